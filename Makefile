@@ -1,0 +1,45 @@
+# `make demo` and `make test` set up their own virtual environment when there is none.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+RUN := demo/digits
+
+.PHONY: demo test lint types unit format bench docs setup clean
+
+setup: $(VENV)/.installed
+
+$(VENV)/.installed: pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || (echo "error: Python 3.11 or newer is needed; set PYTHON=..." && exit 1)
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev,docs]'
+	touch $@
+
+demo: setup ## train on scikit-learn's digits, sample, evaluate, write demo/digits/report.html
+	$(BIN)/sdekit-diffusion train $(RUN) --data digits --overwrite
+	$(BIN)/sdekit-diffusion report $(RUN)
+
+test: lint types unit ## everything that must pass
+
+lint: setup
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+
+types: setup
+	$(BIN)/pyright --pythonpath $(BIN)/python
+
+unit: setup
+	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal --quiet
+
+format: setup
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: setup ## every number of the README; needs a quiet machine
+	$(BIN)/python benchmarks/throughput.py
+	$(BIN)/python benchmarks/mixture.py
+
+docs: setup
+	$(BIN)/sphinx-build -W -b html docs docs/_build/html
+
+clean:
+	rm -rf $(VENV) demo docs/_build build dist .pytest_cache .ruff_cache .hypothesis

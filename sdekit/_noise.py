@@ -1,0 +1,116 @@
+"""The noise of a solve: what a step receives, and the fast stream that fixed grids draw it from."""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple, Self
+
+import torch
+from torch import Tensor
+
+from sdekit import _random
+
+_BLOCK = 1 << 15  # normals drawn together: a call costs 40 microseconds however few it makes
+_DRAWS = 1 << 16  # counters of one step: W, H, then fresh normals
+
+
+class Increment(NamedTuple):
+    """What a step may use of the noise over [t0, t1]; None is what the problem or the solver does not ask for.
+
+    w: the increment of W, `(batch, *noise_shape)`, variance |t1 - t0|.
+    h: its space-time Levy area, likewise, variance |t1 - t0| / 12, independent of w.
+    z: fresh standard normals, `(normals, batch, *event)`.
+    """
+
+    w: Tensor | None = None
+    h: Tensor | None = None
+    z: Tensor | None = None
+
+
+class AbstractNoise(ABC):
+    """A source of increments, random access in the samples."""
+
+    seed: int
+
+    @abstractmethod
+    def rows(self, index: Tensor) -> Self:
+        """The same noise for some of the samples."""
+
+    @abstractmethod
+    def increments(
+        self, ts: Sequence[float], x: Tensor, shape: tuple[int, ...] | None, *, levy: bool, normals: int, start: int
+    ) -> Iterator[Increment]:
+        """The increments over the intervals of a grid, from interval number `start` on.
+
+        Arguments:
+            ts: all times of the grid.
+            x: a state, for batch, event shape, dtype and device.
+            shape: the event shape of W, None without noise.
+            levy: whether H is wanted.
+            normals: how many fresh normals a step wants.
+            start: the first interval wanted.
+        """
+
+
+@dataclass(frozen=True, eq=False)
+class WhiteNoise(AbstractNoise):
+    """Independent normals, one stream a sample: those of step i of sample n depend on (seed, n, i) alone.
+
+    They do not depend on the batch, on how many steps are drawn together, on the dtype (drawn in float32, then cast) or on
+    the device (to rounding). Another grid gets other noise: increments are not those of one path.
+
+    Arguments:
+        seed: any integer; None takes one from torch's default generator.
+        index: the samples' indices, `(batch,)` int64; None counts from `first`.
+        first: the index of the first sample where index is None.
+    """
+
+    seed: int = None  # pyright: ignore[reportAssignmentType] - filled in below
+    index: Tensor | None = None
+    first: int = field(default=0, kw_only=True)
+
+    def __post_init__(self) -> None:
+        if self.seed is None:
+            object.__setattr__(self, "seed", _random.fresh_seed())
+
+    def _index(self, x: Tensor) -> Tensor:
+        if self.index is None:
+            return torch.arange(self.first, self.first + len(x), device=x.device)
+        if len(self.index) != len(x):
+            raise ValueError(f"this noise is for {len(self.index)} samples and the state has {len(x)}; use rows(index)")
+        return self.index.to(x.device)
+
+    def rows(self, index: Tensor) -> Self:
+        return replace(self, index=index + self.first if self.index is None else self.index[index])
+
+    def increments(
+        self,
+        ts: Sequence[float],
+        x: Tensor,
+        shape: tuple[int, ...] | None,
+        *,
+        levy: bool = False,
+        normals: int = 0,
+        start: int = 0,
+    ) -> Iterator[Increment]:
+        key, event, steps = _random.keys(self.seed, self._index(x)), tuple(x.shape[1:]), len(ts) - 1
+        drawn = max(1, len(x)) * max(1, math.prod(shape or ()), math.prod(event))
+        block = max(1, _BLOCK // drawn)
+
+        def draw(steps: Tensor, kind: int, event: tuple[int, ...]) -> Tensor:
+            numbers = _random.standard_normal(key, steps * _DRAWS + kind, math.prod(event))
+            return numbers.to(x.dtype).reshape(len(steps), len(x), *event)
+
+        for i in range(start, steps, block):
+            j = min(i + block, steps)
+            counters = torch.arange(i, j, device=x.device)
+            widths = [math.sqrt(abs(t1 - t0)) for t0, t1 in zip(ts[i:j], ts[i + 1 : j + 1], strict=True)]
+            w = h = z = [None] * (j - i)
+            if shape is not None:
+                scale = torch.tensor(widths, dtype=x.dtype).to(x.device).reshape(-1, *[1] * (1 + len(shape)))
+                w = draw(counters, 0, shape).mul_(scale).unbind(0)
+                h = draw(counters, 1, shape).mul_(scale / math.sqrt(12)).unbind(0) if levy else h
+            if normals:
+                z = torch.stack([draw(counters, 2 + k, event) for k in range(normals)], dim=1).unbind(0)
+            yield from map(Increment, w, h, z)

@@ -1,0 +1,113 @@
+"""One counter-based random generator: normal(seed, sample, counter, position), in torch operations on any device.
+
+A 64-bit word is the SplitMix64 finaliser (Steele, Lea, Flood 2014, "Fast splittable pseudorandom number generators") of a
+key plus a multiple of the golden ratio; the key of a draw is itself such a word, of (seed, sample) and then of the
+counter. Box and Muller's transform (1958) makes two normals from each word: its upper half gives the radius, its lower
+half the angle. Nothing is stored and nothing is sequential, so a number depends on its four coordinates alone: not on
+the batch it is drawn in, the block of steps, the dtype or the order. Numbers are drawn in float32 and cast; devices agree
+to rounding.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+GOLDEN = 0x9E3779B97F4A7C15 - 2**64
+_MIX_1 = 0xBF58476D1CE4E5B9 - 2**64
+_MIX_2 = 0x94D049BB133111EB - 2**64
+_WORDS = 1 << 15  # evaluated together: what the second-level cache holds
+
+# Counters below zero belong to draws that are not steps of a solve.
+PRIOR, PROBES, DEQUANTISATION, TIMES = -1, -2, -3, -4
+
+
+def fresh_seed() -> int:
+    """A seed in [0, 2^63) from torch's default generator: the only place where the library reads it."""
+    return int(torch.randint(2**63 - 1, ()).item())
+
+
+def _shifted(word: Tensor, bits: int) -> Tensor:
+    """A logical shift to the right: torch's own repeats the sign bit."""
+    return torch.bitwise_right_shift(word, bits).bitwise_and_((1 << (64 - bits)) - 1)
+
+
+def _mix(word: Tensor) -> Tensor:
+    """SplitMix64's finaliser, in place: a bijection of 64-bit words in which each bit of the input moves half the output."""
+    word.bitwise_xor_(_shifted(word, 30)).mul_(_MIX_1)
+    word.bitwise_xor_(_shifted(word, 27)).mul_(_MIX_2)
+    return word.bitwise_xor_(_shifted(word, 31))
+
+
+def keys(seed: int, index: Tensor) -> Tensor:
+    """One 64-bit key a sample.
+
+    Arguments:
+        seed: any integer; its lowest 64 bits count.
+        index: the samples' indices, int64, shape `(batch,)`.
+    """
+    word = torch.full((), (seed + 2**63) % 2**64 - 2**63, dtype=torch.int64, device=index.device)
+    return _mix(index * GOLDEN + _mix(word))
+
+
+def _normals(key: Tensor, offsets: Tensor, out: Tensor) -> None:
+    """Fills out `(rows, 2, words)` with the normals of `(rows,)` keys at `(words,)` offsets."""
+    word = _mix(key.unsqueeze(-1) + offsets)
+    # Both halves as signed 32-bit integers. |upper + 1/2| / 2^31 is uniform on (0, 1) and fine where it is small.
+    radius = torch.bitwise_right_shift(word, 32).to(torch.float32)
+    radius.add_(0.5).abs_().mul_(2.0**-31).log_().mul_(-2.0).sqrt_()
+    angle = word.to(torch.int32).to(torch.float32).mul_(math.pi * 2.0**-31)
+    torch.mul(radius, angle.cos(), out=out[:, 0])
+    torch.mul(radius, angle.sin_(), out=out[:, 1])
+
+
+def standard_normal(key: Tensor, counters: Tensor, size: int) -> Tensor:
+    """Standard normals in float32, shape `(counters, batch, size)`.
+
+    Arguments:
+        key: from `keys`, shape `(batch,)`.
+        counters: which draws, int64, shape `(counters,)`.
+        size: how many numbers each sample has in a draw.
+    """
+    rows = _mix(key + _mix(counters * GOLDEN).unsqueeze(-1)).reshape(-1)
+    words = (size + 1) // 2
+    out = torch.empty(rows.numel(), 2, words, device=key.device)
+    offsets = torch.arange(words, device=key.device) * GOLDEN
+    across = min(words, _WORDS)
+    down = max(1, _WORDS // max(across, 1))
+    for i in range(0, rows.numel(), down):
+        for j in range(0, words, max(across, 1)):
+            _normals(rows[i : i + down], offsets[j : j + across], out[i : i + down, :, j : j + across])
+    return out.flatten(1)[:, :size].reshape(counters.numel(), key.numel(), size)
+
+
+def normal(
+    seed: int,
+    index: Tensor,
+    event: tuple[int, ...],
+    *,
+    counter: int = PRIOR,
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    """Standard normals that depend on (seed, sample index, counter) and on nothing else.
+
+    Arguments:
+        seed: any integer.
+        index: the samples' indices, int64, shape `(batch,)`, on the device where the numbers are wanted.
+        event: the shape of one sample.
+        counter: which draw; counters from 0 belong to the steps of a solve, those below to draws outside it.
+        dtype: the result's; the numbers are drawn in float32 and cast.
+
+    Returns:
+        a tensor of shape `(batch, *event)`.
+    """
+    counters = torch.full((1,), counter, dtype=torch.int64, device=index.device)
+    return standard_normal(keys(seed, index), counters, math.prod(event)).to(dtype).reshape(len(index), *event)
+
+
+def uniform01(seed: int, index: Tensor, event: tuple[int, ...], *, counter: int) -> Tensor:
+    """Uniform numbers in [0, 1), float64 with 53 bits, by the same coordinates as `normal`."""
+    row = _mix(keys(seed, index) + _mix(torch.full((1,), counter, dtype=torch.int64, device=index.device) * GOLDEN))
+    size = math.prod(event)
+    word = _mix(row.unsqueeze(-1) + torch.arange(size, device=index.device) * GOLDEN)
+    return _shifted(word, 11).to(torch.float64).mul_(2.0**-53).reshape(len(index), *event)

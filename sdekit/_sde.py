@@ -1,0 +1,179 @@
+"""Stochastic differential equations dx = f(t, x) dt + g(t, x) dW, and ordinary ones as their case g = 0."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, Self
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sdekit._quadrature import polynomial_weights
+from sdekit.elementary import Time, axpy, broadcast
+
+NoiseType = Literal["none", "additive", "diagonal", "scalar", "general"]
+SDEType = Literal["ito", "stratonovich"]
+
+
+class AbstractSDE(ABC):
+    """dx = f(t, x) dt + g(t, x) dW on states of shape `(batch, *event)`.
+
+    Time is physical and runs either way; t is a float on fixed grids and a `(batch,)` tensor where samples have their own
+    times. The noise type says what g is and what shape W has:
+
+    | noise_type | g(t, x) | W |
+    |---|---|---|
+    | none | not asked for | none |
+    | additive | a float or a tensor that multiplies W elementwise, the same for every x | `(batch, *event)` |
+    | diagonal | as additive, but depends on x | `(batch, *event)` |
+    | scalar | `(batch, *event)` | `(batch,)` |
+    | general | `(batch, *event, m)` | `(batch, m)` |
+    """
+
+    noise_type: NoiseType
+    sde_type: SDEType = "ito"
+
+    @abstractmethod
+    def drift(self, t: Time, x: Tensor) -> Tensor:
+        """f(t, x), shaped like x."""
+
+    @abstractmethod
+    def diffusion(self, t: Time, x: Tensor) -> Time:
+        """g(t, x): see the table of the class; a float where it is one number."""
+
+    def diffuse(self, t: Time, x: Tensor, dw: Tensor | None, onto: Tensor) -> Tensor:
+        """onto + g(t, x) . dw: the only place where g meets the noise, so that no solver asks for the noise type."""
+        return _PRODUCTS[self.noise_type](self, t, x, dw, onto)
+
+    def noise_shape(self, x: Tensor) -> tuple[int, ...] | None:
+        """The event shape of W, None where there is no noise."""
+        if self.noise_type == "none":
+            return None
+        return () if self.noise_type == "scalar" else tuple(x.shape[1:])
+
+    def rows(self, index: Tensor) -> Self:
+        """The same equation for some of the samples; itself where nothing is per sample besides x."""
+        return self
+
+    def score(self, t: Time, x: Tensor) -> Tensor:
+        """grad log p_t(x), for the equations that are built from it.
+
+        Raises:
+            TypeError: on an equation without one.
+        """
+        raise TypeError(f"{type(self).__name__} has no score; a Langevin corrector needs a ReverseSDE or ProbabilityFlow")
+
+    def kernel(self, t: float) -> tuple[float, float] | None:
+        """alpha and sigma with x_t | x_0 ~ N(alpha x_0, sigma^2 I), for the equations where they are known."""
+        return None
+
+    def quadrature(self, nodes: np.ndarray, t0: np.ndarray, t1: np.ndarray) -> np.ndarray:
+        """Weights w with sum_j w_j f(node_j) = integral over [t0, t1] of the interpolant through the nodes.
+
+        Here the interpolant is the polynomial in t; `Clocked` has its own.
+
+        Arguments:
+            nodes: `(steps, k)` times; t0, t1: `(steps,)`.
+        """
+        return polynomial_weights(nodes, t0, t1)
+
+
+def _elementwise(sde: AbstractSDE, t: Time, x: Tensor, dw: Tensor, onto: Tensor) -> Tensor:
+    g = sde.diffusion(t, x)
+    return torch.addcmul(onto, broadcast_noise(g, x), dw) if isinstance(g, Tensor) else axpy(g, dw, onto)
+
+
+def _scalar(sde: AbstractSDE, t: Time, x: Tensor, dw: Tensor, onto: Tensor) -> Tensor:
+    return onto + sde.diffusion(t, x) * broadcast(dw, x)
+
+
+def _general(sde: AbstractSDE, t: Time, x: Tensor, dw: Tensor, onto: Tensor) -> Tensor:
+    return onto + torch.einsum("b...m,bm->b...", sde.diffusion(t, x), dw)
+
+
+_PRODUCTS: dict[NoiseType, Callable[..., Tensor]] = {
+    "none": lambda sde, t, x, dw, onto: onto,
+    "additive": _elementwise,
+    "diagonal": _elementwise,
+    "scalar": _scalar,
+    "general": _general,
+}
+
+
+def broadcast_noise(g: Tensor, x: Tensor) -> Tensor:
+    """An elementwise g as a factor of x: a number a sample, `(batch,)`, is spread over the event."""
+    return g if g.ndim == x.ndim else broadcast(g, x)
+
+
+def _as_tensor(t: Time, x: Tensor) -> Tensor:
+    """t as a user's function gets it: 0-dim, on x's device, never coarser than float32."""
+    if isinstance(t, Tensor):
+        return t
+    return torch.full((), t, dtype=torch.float64 if x.dtype == torch.float64 else torch.float32, device=x.device)
+
+
+def _like(name: str, value: Tensor, x: Tensor) -> Tensor:
+    if value.shape != x.shape:
+        raise ValueError(
+            f"{name}(t, x) returned shape {tuple(value.shape)} for x of shape {tuple(x.shape)}; it must return x's shape"
+        )
+    return value
+
+
+@dataclass(frozen=True, eq=False)
+class SDE(AbstractSDE):
+    """dx = f(t, x) dt + g(t, x) dW from two plain functions.
+
+    Arguments:
+        f: `f(t, x)`, shaped like x; t is a 0-dim tensor.
+        g: `g(t, x)`, shaped as the table in `AbstractSDE` says for the noise type.
+        noise_type: "additive", "diagonal", "scalar" or "general".
+        sde_type: "ito" or "stratonovich".
+        noise_size: m, the number of Brownian motions of general noise.
+
+    Raises:
+        ValueError: for an unknown noise type, or noise_size without general noise or the reverse.
+    """
+
+    f: Callable[[Tensor, Tensor], Tensor]
+    g: Callable[[Tensor, Tensor], Tensor]
+    noise_type: NoiseType = "diagonal"
+    sde_type: SDEType = "ito"
+    noise_size: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.noise_type not in _PRODUCTS or self.noise_type == "none":
+            allowed = [name for name in _PRODUCTS if name != "none"]
+            raise ValueError(f"noise_type {self.noise_type!r} is not one of {allowed}; without noise use ODE(f)")
+        if self.sde_type not in ("ito", "stratonovich"):
+            raise ValueError(f"sde_type {self.sde_type!r} is not 'ito' or 'stratonovich'")
+        if (self.noise_size is not None) != (self.noise_type == "general"):
+            raise ValueError("noise_size=m, the number of Brownian motions, goes with noise_type='general' and only there")
+
+    def drift(self, t: Time, x: Tensor) -> Tensor:
+        return _like("f", self.f(_as_tensor(t, x), x), x)
+
+    def diffusion(self, t: Time, x: Tensor) -> Tensor:
+        return self.g(_as_tensor(t, x), x)
+
+    def noise_shape(self, x: Tensor) -> tuple[int, ...] | None:
+        return AbstractSDE.noise_shape(self, x) if self.noise_size is None else (self.noise_size,)
+
+
+@dataclass(frozen=True, eq=False)
+class ODE(AbstractSDE):
+    """dx = f(t, x) dt from a plain function.
+
+    Arguments:
+        f: `f(t, x)`, shaped like x; t is a 0-dim tensor.
+    """
+
+    f: Callable[[Tensor, Tensor], Tensor]
+    noise_type: NoiseType = "none"
+
+    def drift(self, t: Time, x: Tensor) -> Tensor:
+        return _like("f", self.f(_as_tensor(t, x), x), x)
+
+    def diffusion(self, t: Time, x: Tensor) -> float:
+        return 0.0

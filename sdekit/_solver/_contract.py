@@ -1,0 +1,60 @@
+"""What a solver is: a frozen description of one step, with the orders it promises."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, NamedTuple, Self
+
+from torch import Tensor
+
+from sdekit._noise import Increment
+from sdekit._sde import AbstractSDE, NoiseType, SDEType
+
+Tree = Any  # a tensor with the batch first, or a tuple of trees
+
+
+class Order(NamedTuple):
+    """Global orders in the step size: of the mean error of paths, and of the error of means."""
+
+    strong: float
+    weak: float
+
+
+class Step(NamedTuple):
+    """What a step returns; each part is a tensor or a tuple of tensors with the batch first.
+
+    x: the state at t1. error: an estimate of the step's error, or None. dense: what `interpolate` needs. state: what the next
+    step is given.
+    """
+
+    x: Tensor
+    error: Tree = None
+    dense: Tree = None
+    state: Tree = ()
+
+
+class AbstractSolver(ABC):
+    """One step of a one-step or multistep rule, as a pure function. The loops draw the noise and keep the time.
+
+    Attributes:
+        order: the orders by noise type: what it supports and promises. A noise type that is missing is refused.
+        sde_type: the calculus in which it is right where the noise depends on the state.
+        levy: "H" where a step needs the space-time Levy area.
+        normals: how many fresh normals of the state's shape a step uses besides W.
+    """
+
+    order: Mapping[NoiseType, Order]
+    sde_type: SDEType = "ito"
+    levy: Literal["H"] | None = None
+    normals: int = 0
+
+    def plan(self, problem: AbstractSDE, ts: Sequence[float]) -> Self:
+        """The solver with all that depends on the grid computed; itself where nothing does."""
+        return self
+
+    def init(self, problem: AbstractSDE, t0: float, x: Tensor) -> Tree:
+        """The state that the first step is given."""
+        return ()
+
+    @abstractmethod
+    def step(self, problem: AbstractSDE, t0: float, t1: float, x: Tensor, noise: Increment, state: Tree) -> Step:
+        """From x at t0 to t1; t1 < t0 is reverse time."""

@@ -1,0 +1,74 @@
+"""Elementary functions of a time, and the one way in which a coefficient meets a state.
+
+A time is a Python float on fixed grids (no tensor, no synchronisation, no promotion) and a `(batch,)` tensor where every
+sample has its own. Closed forms written with these functions accept both.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Protocol, cast, overload
+
+import torch
+from torch import Tensor
+
+__all__ = ["Time", "asinh", "axpy", "broadcast", "exp", "expm1", "log", "log1p", "norm", "sqrt"]
+
+Time = float | Tensor
+
+
+class _Elementary(Protocol):
+    @overload
+    def __call__(self, value: float, /) -> float: ...
+    @overload
+    def __call__(self, value: Tensor, /) -> Tensor: ...
+    def __call__(self, value: Time, /) -> Time: ...
+
+
+def _elementary(scalar: Callable[[float], float], tensor: Callable[[Tensor], Tensor]) -> _Elementary:
+    def function(value: Time, /) -> Time:
+        return tensor(value) if isinstance(value, Tensor) else scalar(value)
+
+    return cast(_Elementary, function)
+
+
+def _log(value: float) -> float:
+    return math.log(value) if value > 0 else (-math.inf if value == 0 else math.nan)
+
+
+asinh = _elementary(math.asinh, torch.asinh)
+exp = _elementary(math.exp, torch.exp)
+expm1 = _elementary(math.expm1, torch.expm1)
+log = _elementary(_log, torch.log)
+log1p = _elementary(math.log1p, torch.log1p)
+sqrt = _elementary(math.sqrt, torch.sqrt)
+
+
+@overload
+def broadcast(coefficient: float, x: Tensor) -> float: ...
+@overload
+def broadcast(coefficient: Tensor, x: Tensor) -> Tensor: ...
+def broadcast(coefficient: Time, x: Tensor) -> Time:
+    """A coefficient ready to multiply a state: a float as it is, `(batch,)` as `(batch, 1, ...)` in x's dtype and device.
+
+    Arguments:
+        coefficient: a float, a 0-dim tensor or a tensor of shape `(batch,)`.
+        x: the state, shape `(batch, *event)`.
+    """
+    if not isinstance(coefficient, Tensor):
+        return coefficient
+    coefficient = coefficient.to(x)
+    return coefficient.reshape(-1, *[1] * (x.ndim - 1)) if coefficient.ndim else coefficient
+
+
+def axpy(a: float, x: Tensor, y: Tensor) -> Tensor:
+    """y + a x, in one pass over memory where every element then has the same rounding.
+
+    In half precision torch's fused sum rounds the last elements of a tensor in another way than the others, and a sample's
+    bits would depend on its place in the batch.
+    """
+    return torch.add(y, x, alpha=a) if x.dtype.itemsize >= 4 else y + a * x
+
+
+def norm(x: Tensor) -> Tensor:
+    """The Euclidean norm of each sample: `(batch, *event)` to `(batch,)`."""
+    return torch.linalg.vector_norm(x.reshape(x.shape[0], -1), dim=1)

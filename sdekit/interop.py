@@ -1,0 +1,91 @@
+"""torchdiffeq's solvers as an engine: adaptive steps, shared by the batch."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, cast
+
+import torch
+import torchdiffeq
+from torch import Tensor
+
+from sdekit._grid import times
+from sdekit._integrate import Counted, NotFiniteError, Point, Solution, not_finite, require_state
+from sdekit._sde import AbstractSDE
+
+State = tuple[Tensor, ...]
+
+
+def odeint(
+    f: Callable[[float, State], State],
+    state: State,
+    ts: Tensor | Sequence[float],
+    *,
+    rtol: float,
+    atol: float,
+    method: str,
+) -> tuple[State, int]:
+    """The state at the last time of d state / dt = f(t, state), and the number of evaluations.
+
+    Two things that torchdiffeq leaves to its caller are done here: f is never asked for a time outside the interval, and a
+    value that is not finite is reported instead of shrinking the step for ever.
+    """
+    grid = times(ts)
+    low, high = min(grid), max(grid)
+    calls = 0
+
+    def checked(t: Tensor, state: State) -> State:
+        nonlocal calls
+        calls += 1
+        now = min(max(float(t), low), high)
+        slopes = f(now, state)
+        for slope in slopes:
+            rows = slope if slope.shape[0] == len(state[0]) else slope.transpose(0, 1)
+            if error := not_finite(Point(calls, now, rows)):
+                raise NotFiniteError(calls, now, error.samples, len(rows))
+        return slopes
+
+    points = torch.tensor(grid, dtype=torch.float64, device=state[0].device)
+    try:
+        solution = torchdiffeq.odeint(
+            checked, state, points, rtol=rtol, atol=atol, method=method, options={"step_t": points[1:]}
+        )
+    except AssertionError as error:
+        raise ValueError(
+            f"torchdiffeq's {method} stopped ({error}); ask for a larger rtol or atol than {rtol:g} and {atol:g}"
+        ) from error
+    return tuple(part[-1] for part in cast(Any, solution)), calls
+
+
+def solve_ode(
+    problem: AbstractSDE,
+    x0: Tensor,
+    ts: Tensor | Sequence[float],
+    *,
+    rtol: float = 1e-5,
+    atol: float = 1e-5,
+    method: str = "dopri5",
+) -> Solution:
+    """Solves dx = f(t, x) dt with one of torchdiffeq's adaptive methods, whose steps the whole batch shares.
+
+    Arguments:
+        problem: an equation without noise.
+        x0: the initial states, floating, `(batch, *event)`.
+        ts: the times, strictly monotone; the steps are chosen between them.
+        rtol, atol: the tolerances.
+        method: "dopri5", "dopri8", "bosh3", "fehlberg2" or "adaptive_heun".
+
+    Raises:
+        NotFiniteError: when the drift is; `step` is then the number of the evaluation.
+        ValueError: for a problem with noise, or tolerances that cannot be met.
+    """
+    if problem.noise_type != "none":
+        raise ValueError(f"this equation has {problem.noise_type} noise; adaptive steps through torchdiffeq are for ODEs")
+    require_state(x0)
+    counted, grid = Counted(problem), torch.tensor(times(ts), dtype=torch.float64)
+    if not len(x0):
+        return Solution(x0, grid, None, 0, None)
+
+    def drift(t: float, state: State) -> State:
+        return (counted.drift(t, state[0]),)
+
+    (x,), evaluations = odeint(drift, (x0,), grid, rtol=rtol, atol=atol, method=method)
+    return Solution(x, grid, None, evaluations, None)

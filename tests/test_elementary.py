@@ -1,0 +1,34 @@
+import math
+
+import pytest
+import torch
+from sdekit import elementary
+from sdekit.elementary import broadcast, norm
+
+
+@pytest.mark.parametrize("name", ["asinh", "exp", "expm1", "log", "log1p", "sqrt"])
+def test_floats_and_tensors_agree(name):
+    function = getattr(elementary, name)
+    scalar, tensor = function(0.3), function(torch.tensor([0.3, 0.7], dtype=torch.float64))
+    assert isinstance(scalar, float)
+    assert tensor[0].item() == pytest.approx(scalar, rel=1e-15)
+
+
+def test_log_of_zero_is_minus_infinity_as_in_torch():
+    assert elementary.log(0.0) == -math.inf
+    assert math.isnan(elementary.log(-1.0))
+
+
+def test_broadcast():
+    x = torch.zeros(2, 3, 4, dtype=torch.float16)
+    assert broadcast(0.5, x) == 0.5
+    assert broadcast(torch.tensor([1.0, 2.0], dtype=torch.float64), x).shape == (2, 1, 1)
+    assert broadcast(torch.tensor([1.0, 2.0], dtype=torch.float64), x).dtype == torch.float16
+    assert broadcast(torch.tensor(2.0), x).shape == ()
+    assert broadcast(torch.tensor([1.0, 2.0]), torch.zeros(2)).shape == (2,)
+
+
+def test_norm_is_per_sample_for_every_rank():
+    x = torch.randn(5, 2, 3, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(norm(x), x.flatten(1).norm(dim=1))
+    torch.testing.assert_close(norm(x[:, 0, 0]), x[:, 0, 0].abs())

@@ -1,0 +1,47 @@
+import math
+
+import pytest
+import torch
+from sdekit import geometric, uniform
+from sdekit._grid import times
+
+
+def test_ends_are_exact_and_steps_even():
+    grid = uniform(1.0, 1e-3, 7)
+    assert grid.dtype == torch.float64
+    assert (grid[0], grid[-1], len(grid)) == (1.0, 1e-3, 8)
+    torch.testing.assert_close(grid.diff(), torch.full((7,), (1e-3 - 1) / 7, dtype=torch.float64))
+
+
+def test_geometric():
+    grid = geometric(80.0, 0.002, 18)
+    assert (grid[0], grid[-1]) == (80.0, 0.002)
+    torch.testing.assert_close(grid[1:] / grid[:-1], torch.full((18,), (0.002 / 80) ** (1 / 18), dtype=torch.float64))
+    with pytest.raises(ValueError, match="two positive times"):
+        geometric(1.0, 0.0, 3)
+
+
+def test_no_steps():
+    with pytest.raises(ValueError, match="at least one step"):
+        uniform(0.0, 1.0, 0)
+
+
+@pytest.mark.parametrize(
+    ("ts", "message"),
+    [
+        ([0.0], "at least two"),
+        (torch.zeros(2, 2), "one-dimensional"),
+        ([0.0, 0.0], "strictly"),
+        ([0.0, 1.0, 0.5], "strictly"),
+        ([0.0, math.nan], "finite"),
+        ([0.0, math.inf], "finite"),
+    ],
+)
+def test_what_is_not_a_grid(ts, message):
+    with pytest.raises(ValueError, match=message):
+        times(ts)
+
+
+def test_grids_from_lists_tensors_and_integers():
+    assert times([0, 1, 2]) == [0.0, 1.0, 2.0]
+    assert times(torch.tensor([3.0, 1.0])) == [3.0, 1.0]

@@ -1,0 +1,135 @@
+"""The generator: an independent copy in Python integers, pinned values, and its distribution.
+
+Every statistical assertion is a z-score or p-value with a false-alarm rate below 1e-6; seeds are fixed.
+"""
+
+import math
+
+import pytest
+import torch
+from scipy import stats
+from sdekit import fresh_seed, normal, uniform01
+from sdekit._random import keys, standard_normal
+
+Z = 5.5  # two-sided false-alarm rate 4e-8
+_MASK = 2**64 - 1
+
+
+def finaliser(z):
+    z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
+    z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & _MASK
+    return z ^ (z >> 31)
+
+
+def golden(n):
+    return (n * 0x9E3779B97F4A7C15) & _MASK
+
+
+def signed32(v):
+    return v - 2**32 if v >= 2**31 else v
+
+
+def reference(seed, index, counter, position, size):
+    """The definition in `_random`, in unbounded integers and math."""
+    key = finaliser((golden(index) + finaliser(seed & _MASK)) & _MASK)
+    row = finaliser((key + finaliser(golden(counter))) & _MASK)
+    words = (size + 1) // 2
+    word = finaliser((row + golden(position % words)) & _MASK)
+    radius = math.sqrt(-2 * math.log(abs(signed32(word >> 32) + 0.5) / 2**31))
+    angle = math.pi * signed32(word & 0xFFFFFFFF) / 2**31
+    return radius * (math.cos(angle) if position < words else math.sin(angle))
+
+
+@pytest.mark.parametrize(("seed", "index", "counter"), [(0, 0, 0), (1, 2, 3), (-7, 10**6, -1), (2**63 - 1, 5, 2**40)])
+def test_equals_an_independent_implementation(seed, index, counter):
+    drawn = normal(seed, torch.tensor([index]), (5,), counter=counter, dtype=torch.float64)[0]
+    expected = [reference(seed, index, counter, p, 5) for p in range(5)]
+    assert drawn.tolist() == pytest.approx(expected, abs=2e-6)
+
+
+def test_pinned_values():
+    drawn = normal(2026, torch.tensor([0, 1]), (3,), counter=4)
+    expected = torch.tensor([[-0.1995255, -1.6824924, -2.1932609], [-0.5711803, -1.8008415, 1.6525822]])
+    torch.testing.assert_close(drawn, expected, atol=2e-6, rtol=0)
+
+
+@pytest.fixture(scope="module")
+def many():
+    """1e7 normals: 100 samples, 100 counters, 1000 positions."""
+    return standard_normal(keys(3, torch.arange(100)), torch.arange(100), 1000)
+
+
+def test_distribution(many):
+    flat = many.flatten().double()
+    n = flat.numel()
+    assert n == 10_000_000
+    assert stats.kstest(flat.numpy(), "norm").pvalue > 1e-6
+    for power, mean, variance in [(1, 0, 1), (2, 1, 2), (3, 0, 15), (4, 3, 96), (6, 15, 10170)]:
+        assert abs(flat.pow(power).mean() - mean) < Z * math.sqrt(variance / n)
+    assert 4.8 < flat.abs().max() < 6.7
+
+
+@pytest.mark.parametrize("transform", [lambda v: v, torch.square], ids=["values", "squares"])
+def test_no_correlation_between_neighbours(many, transform):
+    """Samples, counters, positions, and the two normals that share a word."""
+    value = transform(many.double())
+    value = (value - value.mean()) / value.std()
+    pairs = {
+        "counter": (value[1:], value[:-1]),
+        "sample": (value[:, 1:], value[:, :-1]),
+        "position": (value[:, :, 1:], value[:, :, :-1]),
+        "word": (value[:, :, :500], value[:, :, 500:]),
+    }
+    for name, (a, b) in pairs.items():
+        assert abs((a * b).mean()) * math.sqrt(a.numel()) < Z, name
+
+
+@pytest.mark.parametrize("step", [1, 2**32, 2**62])
+def test_no_correlation_between_seeds(step):
+    index = torch.arange(2000)
+    draws = [normal(17 + i * step, index, (500,), dtype=torch.float64) for i in range(2)]
+    n = draws[0].numel()
+    assert abs((draws[0] * draws[1]).mean()) * math.sqrt(n) < Z
+    assert abs(((draws[0].square() - 1) * (draws[1].square() - 1)).mean() / 2) * math.sqrt(n) < Z
+
+
+def test_far_apart_seeds_differ():
+    """Torch's own CPU generator keeps 32 bits of a seed; this one keeps 64."""
+    index = torch.arange(4)
+    assert not torch.equal(normal(1, index, (4,)), normal(1 + 2**32, index, (4,)))
+    assert torch.equal(normal(1, index, (4,)), normal(1 + 2**64, index, (4,)))
+
+
+def test_a_number_depends_on_its_coordinates_alone():
+    whole = standard_normal(keys(5, torch.arange(40)), torch.arange(9), 7)
+    part = standard_normal(keys(5, torch.tensor([31, 4])), torch.tensor([8, 0, 3]), 7)
+    assert torch.equal(part, whole[[8, 0, 3]][:, [31, 4]])
+
+
+def test_large_events_are_drawn_in_pieces_that_do_not_show(monkeypatch):
+    whole = normal(1, torch.arange(3), (11, 13))
+    monkeypatch.setattr("sdekit._random._WORDS", 10)
+    assert torch.equal(normal(1, torch.arange(3), (11, 13)), whole)
+
+
+def test_empty_shapes():
+    assert normal(0, torch.arange(0), (3,)).shape == (0, 3)
+    assert normal(0, torch.arange(2), (0,)).shape == (2, 0)
+    assert normal(0, torch.arange(2), ()).shape == (2,)
+
+
+def test_uniform():
+    u = uniform01(9, torch.arange(1000), (1000,), counter=-3).flatten()
+    assert u.dtype == torch.float64
+    assert stats.kstest(u.numpy(), "uniform").pvalue > 1e-6
+    assert u.min() >= 0
+    assert u.max() < 1
+    assert len(u.unique()) == len(u)
+
+
+def test_fresh_seeds_follow_torch_manual_seed():
+    torch.manual_seed(0)
+    first = fresh_seed(), fresh_seed()
+    torch.manual_seed(0)
+    assert (fresh_seed(), fresh_seed()) == first
+    assert first[0] != first[1]

@@ -1,0 +1,137 @@
+"""Equations: what g means for each kind of noise, what a user's functions get, what is refused."""
+
+import pytest
+import torch
+from sdekit import ODE, SDE, Clocked, EulerMaruyama, ProbabilityFlow, ReverseSDE, WhiteNoise, solve, uniform
+
+X = torch.arange(12.0).reshape(2, 3, 2)
+
+
+def one(t, x):
+    return torch.ones_like(x)
+
+
+@pytest.mark.parametrize(
+    ("kind", "size", "w_shape", "g"),
+    [
+        ("additive", None, (2, 3, 2), lambda t, x: 2 * t),
+        ("additive", None, (2, 3, 2), lambda t, x: torch.full((2,), 3.0)),
+        ("diagonal", None, (2, 3, 2), lambda t, x: x),
+        ("scalar", None, (2,), lambda t, x: x),
+        ("general", 4, (2, 4), lambda t, x: x[..., None] * torch.arange(4.0)),
+    ],
+)
+def test_diffuse_is_the_product_that_the_table_says(kind, size, w_shape, g):
+    sde = SDE(one, g, kind, noise_size=size)
+    assert sde.noise_shape(X) == w_shape[1:]
+    dw = torch.randn(w_shape, generator=torch.Generator().manual_seed(0))
+    g_value = torch.as_tensor(g(torch.tensor(0.5), X))
+    if kind == "scalar":
+        expected = g_value * dw[:, None, None]
+    elif kind == "general":
+        expected = (g_value * dw[:, None, None, :]).sum(-1)
+    else:
+        expected = (g_value.reshape(-1, 1, 1) if g_value.ndim == 1 else g_value) * dw
+    torch.testing.assert_close(sde.diffuse(0.5, X, dw, X), X + expected)
+
+
+@pytest.mark.parametrize(("dtype", "given"), [(torch.float64, torch.float64), (torch.float16, torch.float32)])
+def test_a_function_gets_time_as_a_tensor_no_coarser_than_float32(dtype, given):
+    seen = []
+    ODE(lambda t, x: seen.append(t) or x).drift(0.25, X.to(dtype))
+    assert seen[0].shape == ()
+    assert seen[0].dtype == given
+    assert seen[0] == 0.25
+
+
+def test_wrong_shape_is_named():
+    with pytest.raises(ValueError, match=r"f\(t, x\) returned shape \(2,\) for x of shape \(2, 3, 2\)"):
+        ODE(lambda t, x: x[:, 0, 0]).drift(0.0, X)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"noise_type": "none"}, "use ODE"),
+        ({"noise_type": "colored"}, "is not one of"),
+        ({"sde_type": "backward"}, "'ito' or 'stratonovich'"),
+        ({"noise_type": "general"}, "noise_size"),
+        ({"noise_type": "diagonal", "noise_size": 3}, "noise_size"),
+    ],
+)
+def test_what_is_not_an_equation(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        SDE(one, one, **arguments)
+
+
+def test_score_is_only_on_equations_built_from_one():
+    with pytest.raises(TypeError, match="has no score"):
+        SDE(one, one).score(0.0, X)
+
+
+# Reverse time
+
+OU = SDE(lambda t, x: -x, lambda t, x: torch.full_like(x, 2**0.5), "additive")
+
+
+def ou_score(t, x):
+    """N(0, 0.25 e^{-2t} + 1 - e^{-2t}), the law of the Ornstein-Uhlenbeck process from N(0, 0.25)."""
+    t = torch.as_tensor(t)
+    return -x / (1 - 0.75 * torch.exp(-2 * t))
+
+
+@pytest.mark.parametrize("eta", [0.0, 0.5, 1.0, 1.5])
+def test_every_eta_has_the_forward_marginals(eta):
+    """Variance 0.25 at the end, mean 0: within 5.5 standard errors of 40,000 samples (false alarm below 1e-7)."""
+    n = 40_000
+    start = (1 - 0.75 * torch.exp(torch.tensor(-4.0))).sqrt()
+    x = start * WhiteNoise(7).rows(torch.arange(n)).increments([0, 1], torch.zeros(n), (), levy=False, normals=0).__next__().w
+    x = solve(ReverseSDE(OU, ou_score, eta), x, uniform(2.0, 0.0, 400), solver=EulerMaruyama(), noise=WhiteNoise(8)).x
+    assert abs(x.mean()) < 5.5 * 0.5 / n**0.5
+    assert abs(x.var() / 0.25 - 1) < 5.5 * (2 / n) ** 0.5 + 0.01  # 0.01: the bias of 400 Euler steps
+
+
+def test_probability_flow_is_eta_zero():
+    x = torch.linspace(-1, 1, 5)[:, None]
+    flow, reverse = ProbabilityFlow(OU, ou_score), ReverseSDE(OU, ou_score, 0.0)
+    assert flow.noise_type == reverse.noise_type == "none"
+    torch.testing.assert_close(flow.drift(0.3, x), reverse.drift(0.3, x))
+    torch.testing.assert_close(flow.drift(0.3, x), -x - ou_score(0.3, x))
+
+
+def test_state_dependent_noise_is_refused_with_the_reason():
+    forward = SDE(one, lambda t, x: x, "diagonal")
+    for build in (ReverseSDE, ProbabilityFlow):
+        with pytest.raises(TypeError, match="diagonal noise; reversing is supported for additive"):
+            build(forward, ou_score)
+
+
+def test_negative_eta():
+    with pytest.raises(ValueError, match="eta must be"):
+        ReverseSDE(OU, ou_score, -1.0)
+
+
+def test_score_of_the_wrong_shape():
+    with pytest.raises(ValueError, match="score"):
+        ReverseSDE(OU, lambda t, x: x[:, :1]).drift(0.5, X[:, 0])
+
+
+# Clocks
+
+
+@pytest.mark.parametrize(("a", "q"), [(1.0, 0.0), (2.0, 2.0), (1.25, 0.5), (-1.0, 0.0)])
+def test_clocked_drift_is_the_chain_rule(a, q):
+    """d/dtau of the integral of F dA, by a central difference in the clock."""
+    problem = Clocked(lambda l, x: l * x, lambda l: 1.0, a, q)
+    tau, x = problem.time(0.4), torch.ones(1, 1, dtype=torch.float64)
+    h = 1e-6
+    area = lambda t: float(torch.exp(torch.tensor(a * problem.parameter(t), dtype=torch.float64)))  # noqa: E731
+    slope = 0.4 * (area(tau + h) - area(tau - h)) / (2 * h)
+    assert problem.drift(tau, x).item() == pytest.approx(slope, rel=1e-8)
+    assert problem.parameter(problem.time(-3.0)) == pytest.approx(-3.0)
+    assert problem.noise_type == ("additive" if q else "none")
+
+
+def test_clocked_exponents():
+    with pytest.raises(ValueError, match="exponents"):
+        Clocked(lambda l, x: x, lambda l: 1.0, 0.0)
