@@ -1,5 +1,6 @@
 """Traces of Jacobians: exact, or estimated with random probes."""
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Literal
@@ -25,6 +26,10 @@ class AbstractTrace(ABC):
     def estimates(self, products: Tensor) -> Tensor:
         """Independent estimates of the trace from v^T J v: `(vectors, batch)` to `(estimates, batch)`."""
 
+    @abstractmethod
+    def stderr(self, estimates: Tensor) -> Tensor:
+        """The standard error of the mean of estimates: `(estimates, batch)` to `(batch,)`."""
+
 
 @dataclass(frozen=True)
 class Exact(AbstractTrace):
@@ -37,6 +42,9 @@ class Exact(AbstractTrace):
 
     def estimates(self, products: Tensor) -> Tensor:
         return products.sum(dim=0, keepdim=True)
+
+    def stderr(self, estimates: Tensor) -> Tensor:
+        return torch.zeros_like(estimates[0])
 
 
 @dataclass(frozen=True)
@@ -71,6 +79,11 @@ class Hutchinson(AbstractTrace):
 
     def estimates(self, products: Tensor) -> Tensor:
         return products
+
+    def stderr(self, estimates: Tensor) -> Tensor:
+        if len(estimates) == 1:
+            return torch.full_like(estimates[0], math.nan)
+        return estimates.std(dim=0) / math.sqrt(len(estimates))
 
 
 def vector_jacobian_products(y: Tensor, x: Tensor, vectors: Tensor) -> Tensor:

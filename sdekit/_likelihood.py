@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from sdekit._divergence import AbstractTrace, Exact, vector_jacobian_products
+from sdekit._integrate import require_state
 from sdekit._sde import AbstractSDE
 from sdekit.interop import odeint
 
@@ -55,9 +56,14 @@ def log_likelihood(
         rtol, atol: the tolerances of the adaptive solver, on the state and on the log-density.
         method: an adaptive method of torchdiffeq.
 
+    Raises:
+        TypeError: when x is not a floating tensor with a batch dimension.
+        NotFiniteError, ValueError: as `sdekit.interop.solve_ode`.
+
     References:
         Chen et al. 2018, arXiv 1806.07366; Grathwohl et al. 2019, arXiv 1810.01367.
     """
+    require_state(x)
     trace = Exact() if trace is None else trace
     index = torch.arange(len(x), device=x.device) if index is None else index
     if not len(x):
@@ -74,8 +80,5 @@ def log_likelihood(
 
     estimates = trace.estimates(x.new_zeros(len(vectors), len(x), dtype=torch.float64))
     (latent, integrals), evaluations = odeint(augmented, (x, estimates), ts, rtol=rtol, atol=atol, method=method)
-    count = len(integrals)
     value = log_prior(latent).to(torch.float64) + integrals.mean(dim=0)
-    exact = isinstance(trace, Exact)
-    stderr = torch.zeros_like(value) if exact else integrals.std(dim=0) / count**0.5
-    return Likelihood(value, stderr, latent, evaluations)
+    return Likelihood(value, trace.stderr(integrals), latent, evaluations)

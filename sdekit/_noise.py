@@ -11,8 +11,8 @@ from torch import Tensor
 
 from sdekit import _random
 
-_BLOCK = 1 << 15  # normals drawn together: a call costs 40 microseconds however few it makes
-_DRAWS = 1 << 16  # counters of one step: W, H, then fresh normals
+_BLOCK = 1 << 16  # normals drawn together: a call costs as much as 20,000 of them however few it makes
+_DRAWS = 1 << 10  # counters of one step: W, H, then fresh normals
 
 
 class Increment(NamedTuple):

@@ -1,8 +1,7 @@
 """One counter-based random generator: normal(seed, sample, counter, position), in torch operations on any device.
 
 A 64-bit word is the SplitMix64 finaliser (Steele, Lea, Flood 2014, "Fast splittable pseudorandom number generators") of a
-key plus a multiple of the golden ratio; the key of a draw is itself such a word, of (seed, sample) and then of the
-counter. Box and Muller's transform (1958) makes two normals from each word: its upper half gives the radius, its lower
+sample's key plus (2^26 counter + position) times the golden ratio; the key is itself such a word, of (seed, sample). Box and Muller's transform (1958) makes two normals from each word: its upper half gives the radius, its lower
 half the angle. Nothing is stored and nothing is sequential, so a number depends on its four coordinates alone: not on
 the batch it is drawn in, the block of steps, the dtype or the order. Numbers are drawn in float32 and cast; devices agree
 to rounding.
@@ -16,6 +15,7 @@ from torch import Tensor
 GOLDEN = 0x9E3779B97F4A7C15 - 2**64
 _MIX_1 = 0xBF58476D1CE4E5B9 - 2**64
 _MIX_2 = 0x94D049BB133111EB - 2**64
+_POSITIONS = 1 << 26  # words between two counters
 _WORDS = 1 << 15  # evaluated together: what the second-level cache holds
 
 # Counters below zero belong to draws that are not steps of a solve.
@@ -69,7 +69,7 @@ def standard_normal(key: Tensor, counters: Tensor, size: int) -> Tensor:
         counters: which draws, int64, shape `(counters,)`.
         size: how many numbers each sample has in a draw.
     """
-    rows = _mix(key + _mix(counters * GOLDEN).unsqueeze(-1)).reshape(-1)
+    rows = (key + (counters * _POSITIONS * GOLDEN).unsqueeze(-1)).reshape(-1)
     words = (size + 1) // 2
     out = torch.empty(rows.numel(), 2, words, device=key.device)
     offsets = torch.arange(words, device=key.device) * GOLDEN
@@ -107,7 +107,6 @@ def normal(
 
 def uniform01(seed: int, index: Tensor, event: tuple[int, ...], *, counter: int) -> Tensor:
     """Uniform numbers in [0, 1), float64 with 53 bits, by the same coordinates as `normal`."""
-    row = _mix(keys(seed, index) + _mix(torch.full((1,), counter, dtype=torch.int64, device=index.device) * GOLDEN))
-    size = math.prod(event)
-    word = _mix(row.unsqueeze(-1) + torch.arange(size, device=index.device) * GOLDEN)
+    position = counter * _POSITIONS + torch.arange(math.prod(event), device=index.device)
+    word = _mix(keys(seed, index).unsqueeze(-1) + position * GOLDEN)
     return _shifted(word, 11).to(torch.float64).mul_(2.0**-53).reshape(len(index), *event)

@@ -28,7 +28,12 @@ def odeint(
     Two things that torchdiffeq leaves to its caller are done here: f is never asked for a time outside the interval, and a
     value that is not finite is reported instead of shrinking the step for ever.
     """
-    grid = times(ts)
+    grid, finest = times(ts), 4 * torch.finfo(state[0].dtype).eps
+    if max(rtol, atol) < finest:
+        raise ValueError(
+            f"rtol = {rtol:g} and atol = {atol:g} are below what {state[0].dtype} resolves; ask for {finest:.1g} or more, or "
+            "use a wider dtype"
+        )
     low, high = min(grid), max(grid)
     calls = 0
 

@@ -2,6 +2,7 @@ import math
 
 import pytest
 import torch
+
 from sdekit import elementary
 from sdekit.elementary import broadcast, norm
 

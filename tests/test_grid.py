@@ -2,6 +2,7 @@ import math
 
 import pytest
 import torch
+
 from sdekit import geometric, uniform
 from sdekit._grid import times
 

@@ -5,6 +5,7 @@ import tracemalloc
 
 import pytest
 import torch
+
 from sdekit import (
     ODE,
     RK4,

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+
 from sdekit import WhiteNoise, normal
 
 TS = torch.linspace(0, 1, 65).tolist()

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from scipy import integrate
+
 from sdekit import AdamsBashforth, Clocked
 from sdekit._quadrature import polynomial_weights
 
@@ -24,6 +25,7 @@ def test_polynomials_are_integrated_exactly(rate, k, width):
 def test_clocked_multistep_is_exact_for_polynomials_of_its_parameter(a, q):
     """Without x in F the increments are integrals of F dA: exact for degree below k."""
     import torch
+
     from sdekit import WhiteNoise, solve
 
     problem = Clocked(lambda l, x: torch.full_like(x, 1 - l + 0.5 * l**2), lambda l: 1.0, a, q)

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from sdekit import ODE, SDE, Clocked, EulerMaruyama, ProbabilityFlow, ReverseSDE, WhiteNoise, solve, uniform
 
 X = torch.arange(12.0).reshape(2, 3, 2)

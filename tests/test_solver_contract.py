@@ -10,6 +10,7 @@ import math
 import numpy as np
 import pytest
 import torch
+
 from sdekit import (
     ODE,
     RK4,

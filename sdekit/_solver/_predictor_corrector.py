@@ -31,12 +31,12 @@ class AbstractCorrector(ABC):
 
 @dataclass(frozen=True, eq=False)
 class Langevin(AbstractCorrector):
-    """x <- x + e s + sqrt(2 e) z with e = 2 a (snr sigma)^2 (|z|^2 + m) / (sigma^2 |s|^2 + m), the norms being the sample's own.
+    """x <- x + e s + sqrt(2 e) z, e = 2 a (snr sigma)^2 (|z|^2 + m) / (sigma^2 |s|^2 + m), the norms the sample's own.
 
     a = alpha(t_0)^2 / alpha(t_1)^2 and sigma belong to the forward equation. With m = 0 this is the published step,
     2 a (snr |z| / |s|)^2, whose norms there are averages over the batch. The norms of one sample are good averages only in
-    many dimensions: in two, |s| comes close to 0 by chance, and the step jumps (measured on eight narrow Gaussians: weights
-    wrong by 37 standard errors). So both squares get m further coordinates that have their mean, 1.
+    many dimensions: in two, |s| comes close to 0 by chance, the step jumps, and mode weights come out wrong by tens of
+    standard errors. So both squares get m further coordinates that have their mean, 1.
 
     Arguments:
         snr: the ratio of the lengths of signal and noise in a step: 0.16 on CIFAR-10, 0.075 to 0.17 elsewhere.

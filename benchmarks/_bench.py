@@ -1,0 +1,50 @@
+"""What all benchmarks share: the machine's particulars, interleaved timings, and where results go."""
+
+import json
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def environment(**more: Any) -> dict[str, Any]:
+    """Device, dtype, threads, versions; printed and put into every result."""
+    names = ("torch", "torchsde", "torchdiffeq", "numpy", "sdekit")
+    found = {
+        "device": "cpu",
+        "processor": platform.processor() or platform.machine(),
+        "threads": torch.get_num_threads(),
+        "versions": {name: version(name) for name in names},
+        **more,
+    }
+    print(json.dumps(found))
+    return found
+
+
+def interleaved(cases: dict[str, Callable[[], object]], repeats: int) -> dict[str, list[float]]:
+    """Seconds of each case, round by round in one process; the first round is thrown away."""
+    seconds: dict[str, list[float]] = {name: [] for name in cases}
+    for _ in range(repeats + 1):
+        for name, run in cases.items():
+            start = time.perf_counter()
+            run()
+            seconds[name].append(time.perf_counter() - start)
+    return {name: values[1:] for name, values in seconds.items()}
+
+
+def ratio(seconds: dict[str, list[float]], name: str, over: str) -> float:
+    """The median over rounds of the ratio within a round."""
+    return statistics.median(a / b for a, b in zip(seconds[name], seconds[over], strict=True))
+
+
+def save(name: str, result: dict[str, Any]) -> None:
+    """Writes results/NAME.json."""
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / f"{name}.json").write_text(json.dumps(result, indent=2) + "\n")

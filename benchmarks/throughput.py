@@ -1,0 +1,144 @@
+"""Overhead of a fixed-grid solve over the bare loop that a good engineer would write, and memory against steps.
+
+Ratios are medians of interleaved rounds in one process on one thread. `python benchmarks/throughput.py`
+"""
+
+import math
+import statistics
+import subprocess
+import sys
+from collections.abc import Callable
+
+import torch
+import torchsde
+from _bench import environment, interleaved, ratio, save
+from matplotlib.figure import Figure
+from sdekit import EulerMaruyama, ReverseSDE, WhiteNoise, solve, uniform
+from sdekit_diffusion import VPSDE, nets
+from torch import Tensor
+
+SDE = VPSDE()
+Score = Callable[[float, Tensor], Tensor]
+
+
+def bare(score: Score, x: Tensor, ts: list[float]) -> Tensor:
+    """x + f dt + g sqrt(dt) randn for the reverse VP equation."""
+    for t0, t1 in zip(ts, ts[1:], strict=False):
+        dt, beta = t1 - t0, SDE.beta_min + t0 * (SDE.beta_max - SDE.beta_min)
+        f = -0.5 * beta * x - beta * score(t0, x)
+        x = x + f * dt + math.sqrt(beta) * math.sqrt(-dt) * torch.randn_like(x)
+    return x
+
+
+def fused(score: Score, x: Tensor, ts: list[float]) -> Tensor:
+    """The same with the fewest passes over memory."""
+    for t0, t1 in zip(ts, ts[1:], strict=False):
+        dt, beta = t1 - t0, SDE.beta_min + t0 * (SDE.beta_max - SDE.beta_min)
+        x = torch.add(x * (1 - 0.5 * beta * dt), score(t0, x), alpha=-beta * dt)
+        x = torch.add(x, torch.randn_like(x), alpha=math.sqrt(-beta * dt))
+    return x
+
+
+def ours(score: Score, x: Tensor, ts: list[float]) -> Tensor:
+    return solve(ReverseSDE(SDE, score), x, ts, solver=EulerMaruyama(), noise=WhiteNoise(0)).x
+
+
+class ForTorchsde(torch.nn.Module):
+    """The reverse equation with time flipped, as torchsde needs it."""
+
+    noise_type, sde_type = "diagonal", "ito"
+
+    def __init__(self, score: Score) -> None:
+        super().__init__()
+        self.score = score
+
+    def f(self, s: Tensor, x: Tensor) -> Tensor:
+        beta = SDE.beta_min + (1 - s) * (SDE.beta_max - SDE.beta_min)
+        return 0.5 * beta * x + beta * self.score(1 - s, x)  # pyright: ignore[reportArgumentType]
+
+    def g(self, s: Tensor, x: Tensor) -> Tensor:
+        return (SDE.beta_min + (1 - s) * (SDE.beta_max - SDE.beta_min)).sqrt().expand_as(x)
+
+
+def with_torchsde(score: Score, x: Tensor, ts: list[float]) -> Tensor:
+    grid = torch.tensor([0.0, 1 - ts[-1]])
+    return torchsde.sdeint(ForTorchsde(score), x, grid, dt=(1 - ts[-1]) / (len(ts) - 1), method="euler")[-1]
+
+
+def compare(name: str, score: Score, shape: tuple[int, ...], steps: int, repeats: int, bar: float) -> dict[str, float]:
+    x, ts = torch.randn(shape, generator=torch.Generator().manual_seed(0)), uniform(1.0, 1e-3, steps).tolist()
+    cases = {
+        "bare": lambda: bare(score, x, ts),
+        "fused": lambda: fused(score, x, ts),
+        "sdekit": lambda: ours(score, x, ts),
+    }
+    if steps == 500:  # at 100 steps torchsde refines its tree to rounding width (its issue 109)
+        cases["torchsde"] = lambda: with_torchsde(score, x, ts)
+    seconds = interleaved(cases, repeats)
+    row = {f"{case} us/step": 1e6 * statistics.median(values) / steps for case, values in seconds.items()}
+    row |= {f"{case} / bare": ratio(seconds, case, "bare") for case in seconds if case != "bare"}
+    print(f"{name:28s}", "  ".join(f"{k} {v:.2f}" for k, v in row.items()), f"  (bar: sdekit / bare <= {bar})")
+    return row
+
+
+def unet_overhead(repeats: int = 9) -> dict[str, float]:
+    """A solve with a null network over the network's own time, at (8, 1, 28, 28)."""
+    torch.manual_seed(0)
+    net = nets.UNet().eval()
+    x, label, steps = torch.randn(8, 1, 28, 28), torch.full((8,), 0.5), 20
+    ts = uniform(1.0, 1e-3, steps).tolist()
+    seconds = interleaved(
+        {"null": lambda: ours(lambda t, x: x, x, ts), "network": lambda: [net(x, label) for _ in range(steps)]}, repeats
+    )
+    row = {f"{name} us/step": 1e6 * statistics.median(values) / steps for name, values in seconds.items()}
+    row["null / network"] = ratio(seconds, "null", "network")
+    print(f"{'U-Net (8, 1, 28, 28)':28s}", "  ".join(f"{k} {v:.4g}" for k, v in row.items()), "  (bar: <= 0.02)")
+    return row
+
+
+def peak_memory(steps: int) -> float:
+    """How far the resident set rises, in MB, during one solve at (8, 1, 28, 28), in a process of its own (Linux)."""
+    code = f"""
+import torch
+from sdekit import *
+torch.set_num_threads(1)
+
+def high_water():
+    return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM")) / 1024
+
+sde = SDE(lambda t, x: -x, lambda t, x: torch.ones_like(x), "additive")
+x = torch.zeros(8, 1, 28, 28)
+solve(sde, x, uniform(0, 1, 2), solver=EulerMaruyama(), noise=WhiteNoise(0))
+open("/proc/self/clear_refs", "w").write("5")
+before = high_water()
+solve(sde, x, uniform(0, 1, {steps}), solver=EulerMaruyama(), noise=WhiteNoise(0))
+print(high_water() - before)
+"""
+    return float(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)  # noqa: S603
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    result = {"environment": environment(dtype="float32", seed=0)}
+    torch.manual_seed(0)
+    mlp = torch.nn.Sequential(*[m for i in range(3) for m in (torch.nn.Linear(2 if i == 0 else 128, 128), torch.nn.SiLU())][:-1])
+    head = torch.nn.Linear(128, 2)
+    with torch.no_grad():
+        result["linear (64, 2)"] = compare("linear score (64, 2)", lambda t, x: -0.9 * x, (64, 2), 500, 31, 1.5)
+        result["mlp (512, 2)"] = compare("MLP score (512, 2)", lambda t, x: head(mlp(x)), (512, 2), 100, 31, 1.05)
+        result["unet (8, 1, 28, 28)"] = unet_overhead()
+    result["memory MB"] = {str(steps): peak_memory(steps) for steps in (100, 1000, 10_000)}
+    print("memory growth in MB by steps", result["memory MB"])
+    save("throughput", result)
+    figure = Figure(figsize=(6, 3.2), layout="constrained")
+    axes = figure.add_subplot()
+    names = ["bare", "fused", "sdekit", "torchsde"]
+    axes.bar(names, [result["linear (64, 2)"][f"{name} us/step"] for name in names], color=["0.7", "0.7", "C0", "C3"])
+    axes.set_yscale("log")
+    axes.set_ylabel("microseconds a step")
+    axes.set_title("Euler-Maruyama, linear score, batch (64, 2), one thread")
+    figure.savefig("benchmarks/results/throughput.png", dpi=120)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,42 @@
+"""Score-based generative models on top of sdekit: diffusions, score networks, training, sampling, likelihood."""
+
+from sdekit_diffusion import data, metrics, nets
+from sdekit_diffusion._checkpoint import CheckpointError, load, save
+from sdekit_diffusion._diffusion import VESDE, VPSDE, AbstractDiffusion, SubVPSDE
+from sdekit_diffusion._likelihood import BitsPerDim, bits_per_dim, log_likelihood
+from sdekit_diffusion._loss import dsm_loss
+from sdekit_diffusion._mixture import GaussianMixture
+from sdekit_diffusion._model import AbstractModel, ScoreModel
+from sdekit_diffusion._sample import sample
+from sdekit_diffusion._samplers import METHODS, AbstractMethod, AdaptiveFlow, InTime, OnClock
+from sdekit_diffusion._train import Recipe, Record, fit, training
+
+__all__ = [
+    "METHODS",
+    "VESDE",
+    "VPSDE",
+    "AbstractDiffusion",
+    "AbstractMethod",
+    "AbstractModel",
+    "AdaptiveFlow",
+    "BitsPerDim",
+    "CheckpointError",
+    "GaussianMixture",
+    "InTime",
+    "OnClock",
+    "Recipe",
+    "Record",
+    "ScoreModel",
+    "SubVPSDE",
+    "bits_per_dim",
+    "data",
+    "dsm_loss",
+    "fit",
+    "load",
+    "log_likelihood",
+    "metrics",
+    "nets",
+    "sample",
+    "save",
+    "training",
+]

@@ -1,0 +1,9 @@
+"""Which draw of a sample's random stream is which: sdekit keeps the counters from 0 for steps, -1 for the initial state, and
+-2 for probes."""
+
+DEQUANTISATION = -3
+TIME = -4
+NOISE = -5
+COMPONENT = -6
+POINT = -7
+ORDER = -8

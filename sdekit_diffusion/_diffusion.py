@@ -1,0 +1,248 @@
+"""Diffusions with affine drift: x_t = alpha(t) x_0 + sigma(t) eps, eps ~ N(0, I)."""
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sdekit import AbstractSDE, fresh_seed, normal
+from sdekit.elementary import Time, asinh, broadcast, exp, expm1, log, log1p, sqrt
+
+
+@dataclass(frozen=True)
+class AbstractDiffusion(AbstractSDE):
+    """dx = f(t) x dt + g(t) dW on [0, 1] with x_t | x_0 ~ N(alpha(t) x_0, sigma(t)^2 I).
+
+    Divided by alpha every such process is Brownian motion run on the clock sigma^2 / alpha^2; diffusions differ in their
+    range of l = log(alpha / sigma) and in how they spend time on it. A subclass declares alpha, sigma, the inverse of l,
+    and the coefficients f and g. Times are floats or `(batch,)` tensors.
+    """
+
+    noise_type = "additive"
+
+    @abstractmethod
+    def alpha(self, t: Time) -> Time:
+        """The mean's factor."""
+
+    @abstractmethod
+    def sigma(self, t: Time) -> Time:
+        """The standard deviation of the kernel."""
+
+    @abstractmethod
+    def time(self, l: Time) -> Time:
+        """The t at which log(alpha / sigma) = l."""
+
+    @abstractmethod
+    def f(self, t: Time) -> Time:
+        """The drift's coefficient, d log(alpha) / dt."""
+
+    @abstractmethod
+    def g(self, t: Time) -> Time:
+        """The diffusion's coefficient, g^2 = d sigma^2 / dt - 2 f sigma^2."""
+
+    def drift(self, t: Time, x: Tensor) -> Tensor:
+        """f(t) x."""
+        return x * broadcast(self.f(t), x)
+
+    def diffusion(self, t: Time, x: Tensor) -> Time:
+        """g(t)."""
+        return self.g(t)
+
+    def kernel(self, t: float) -> tuple[float, float]:
+        """alpha(t) and sigma(t)."""
+        return float(self.alpha(t)), float(self.sigma(t))
+
+    def log_snr(self, t: Time) -> Time:
+        """l = log(alpha / sigma), half the logarithm of the signal-to-noise ratio; infinite where sigma = 0."""
+        return log(self.alpha(t)) - log(self.sigma(t))
+
+    def marginal(self, t: Time, x0: Tensor) -> tuple[Tensor, Time]:
+        """The mean and the standard deviation of x_t given x_0; the latter ready to multiply a tensor shaped like x_0.
+
+        Raises:
+            ValueError: when t is outside [0, 1].
+        """
+        t = self.checked(t)
+        return x0 * broadcast(self.alpha(t), x0), broadcast(self.sigma(t), x0)
+
+    def transition(self, s: Time, t: Time) -> tuple[Time, Time]:
+        """The factor of x_s and the standard deviation of x_t given x_s, s <= t: alpha_t/alpha_s and the square root of
+        sigma_t^2 - (alpha_t/alpha_s)^2 sigma_s^2 = sigma_t^2 (1 - e^{2 (l_t - l_s)}).
+
+        Raises:
+            ValueError: when s > t, or either is outside [0, 1].
+        """
+        s, t = self.checked(s), self.checked(t)
+        if bool(torch.as_tensor(s > t).any()):
+            raise ValueError(f"transition(s, t) goes forwards: s <= t; here s = {s} and t = {t}")
+        apart = self.log_snr(t) - self.log_snr(s)  # not a number where both are infinite: s = t = 0
+        if isinstance(apart, Tensor):
+            apart = torch.where(torch.as_tensor(s == t), 0.0, apart)
+        elif s == t:
+            apart = 0.0
+        return self.alpha(t) / self.alpha(s), self.sigma(t) * sqrt(-expm1(2 * apart))
+
+    def prior(
+        self,
+        shape: tuple[int, ...],
+        *,
+        seed: int | None = None,
+        first: int = 0,
+        t: float = 1.0,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str | None = None,
+    ) -> Tensor:
+        """Samples of N(0, sigma(t)^2 I), what p_t tends to where alpha / sigma is small.
+
+        Arguments:
+            shape: `(batch, *event)`.
+            seed, first: sample n depends on (seed, first + n) alone; None takes a fresh seed.
+            t: where the prior stands for p_t.
+        """
+        index = torch.arange(first, first + shape[0], device=device)
+        seed = fresh_seed() if seed is None else seed
+        return normal(seed, index, tuple(shape[1:]), dtype=dtype) * float(self.sigma(self.checked(t)))
+
+    def log_prior(self, x: Tensor, t: float = 1.0) -> Tensor:
+        """log N(x; 0, sigma(t)^2 I) in nats, float64: `(batch, *event)` to `(batch,)`."""
+        sigma, flat = float(self.sigma(self.checked(t))), x.reshape(len(x), -1).to(torch.float64)
+        return -0.5 * (flat / sigma).square().sum(dim=1) - flat.shape[1] * (math.log(sigma) + 0.5 * math.log(2 * math.pi))
+
+    def checked(self, t: Time) -> Time:
+        """t itself, refused outside [0, 1]; a tensor is read on the host."""
+        inside = bool(((t >= 0) & (t <= 1)).all()) if isinstance(t, Tensor) else 0 <= t <= 1
+        if not inside:
+            raise ValueError(f"t = {t} is outside the range of {type(self).__name__}, which runs from 0 (data) to 1 (noise)")
+        return t
+
+
+@dataclass(frozen=True)
+class VESDE(AbstractDiffusion):
+    """Variance exploding: f = 0, g^2 = d s^2/dt with s(t) = sigma_min (sigma_max / sigma_min)^t.
+
+    alpha = 1; sigma^2 = s(t)^2 - s(0)^2, the exact kernel.
+
+    Arguments:
+        sigma_min: below it noise is not resolved.
+        sigma_max: at least the largest distance between two points of the data.
+        exact: False for sigma = s(t), which published checkpoints were trained with.
+
+    References:
+        Song et al. 2021, arXiv 2011.13456, appendix C; Song and Ermon 2020, arXiv 2006.09011, technique 1.
+    """
+
+    sigma_min: float = 0.01
+    sigma_max: float = 50.0
+    exact: bool = True
+
+    def __post_init__(self) -> None:
+        if not 0 < self.sigma_min < self.sigma_max < math.inf:
+            raise ValueError(f"VESDE needs 0 < sigma_min < sigma_max, not {self.sigma_min} and {self.sigma_max}")
+
+    @property
+    def growth(self) -> float:
+        """log(sigma_max / sigma_min)."""
+        return math.log(self.sigma_max / self.sigma_min)
+
+    def alpha(self, t: Time) -> Time:
+        return t * 0 + 1.0
+
+    def sigma(self, t: Time) -> Time:
+        return self.sigma_min * (sqrt(expm1(2 * self.growth * t)) if self.exact else exp(self.growth * t))
+
+    def time(self, l: Time) -> Time:
+        if not self.exact:
+            return (-l - math.log(self.sigma_min)) / self.growth
+        return log1p(exp(-2 * l) / self.sigma_min**2) / (2 * self.growth)
+
+    def f(self, t: Time) -> Time:
+        return t * 0.0
+
+    def g(self, t: Time) -> Time:
+        return self.sigma_min * math.sqrt(2 * self.growth) * exp(self.growth * t)
+
+
+@dataclass(frozen=True)
+class AbstractLinearBeta(AbstractDiffusion, ABC):
+    """f = -beta/2 with beta(t) = beta_min + t (beta_max - beta_min), hence alpha = e^{-B/2}, B the integral of beta."""
+
+    beta_min: float = 0.1
+    beta_max: float = 20.0
+
+    def __post_init__(self) -> None:
+        if not (0 <= self.beta_min <= self.beta_max < math.inf and self.beta_max > 0):
+            raise ValueError(
+                f"{type(self).__name__} needs 0 <= beta_min <= beta_max, beta_max > 0, not {self.beta_min} and {self.beta_max}"
+            )
+
+    def beta(self, t: Time) -> Time:
+        """The rate of forgetting."""
+        return self.beta_min + t * (self.beta_max - self.beta_min)
+
+    def integral(self, t: Time) -> Time:
+        """B(t), the integral of beta from 0."""
+        return t * (self.beta_min + 0.5 * t * (self.beta_max - self.beta_min))
+
+    def inverse(self, integral: Time) -> Time:
+        """The t at which B(t) has a value: the root of a quadratic, in the form that does not cancel."""
+        return 2 * integral / (self.beta_min + sqrt(self.beta_min**2 + 2 * (self.beta_max - self.beta_min) * integral))
+
+    def alpha(self, t: Time) -> Time:
+        return exp(-0.5 * self.integral(t))
+
+    def f(self, t: Time) -> Time:
+        return -0.5 * self.beta(t)
+
+
+@dataclass(frozen=True)
+class VPSDE(AbstractLinearBeta):
+    """Variance preserving: g^2 = beta, sigma^2 = 1 - e^{-B}. The limit of DDPM's chain.
+
+    References:
+        Song et al. 2021, arXiv 2011.13456, equation 11; Ho et al. 2020, arXiv 2006.11239.
+    """
+
+    def sigma(self, t: Time) -> Time:
+        return sqrt(-expm1(-self.integral(t)))
+
+    def time(self, l: Time) -> Time:
+        return self.inverse(log1p(exp(-2 * l)))
+
+    def g(self, t: Time) -> Time:
+        return sqrt(self.beta(t))
+
+
+@dataclass(frozen=True)
+class SubVPSDE(AbstractLinearBeta):
+    """Sub-variance preserving: g^2 = beta (1 - e^{-2B}), sigma = 1 - e^{-B}, below VP's.
+
+    References:
+        Song et al. 2021, arXiv 2011.13456, equation 15.
+    """
+
+    def sigma(self, t: Time) -> Time:
+        return -expm1(-self.integral(t))
+
+    def time(self, l: Time) -> Time:
+        return self.inverse(2 * asinh(0.5 * exp(-l)))  # alpha / sigma = 1 / (2 sinh(B/2))
+
+    def g(self, t: Time) -> Time:
+        return sqrt(-self.beta(t) * expm1(-2 * self.integral(t)))
+
+
+DIFFUSIONS: dict[str, type[AbstractDiffusion]] = {"ve": VESDE, "vp": VPSDE, "subvp": SubVPSDE}
+
+
+def diffusion(sde: AbstractDiffusion | str) -> AbstractDiffusion:
+    """A diffusion from its name, with its default parameters; a diffusion is returned as it is.
+
+    Raises:
+        ValueError: for an unknown name.
+    """
+    if isinstance(sde, AbstractDiffusion):
+        return sde
+    if sde not in DIFFUSIONS:
+        raise ValueError(f"unknown sde {sde!r}; choose one of {', '.join(DIFFUSIONS)}, or pass a diffusion such as VPSDE()")
+    return DIFFUSIONS[sde]()

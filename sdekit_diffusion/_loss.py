@@ -1,0 +1,68 @@
+"""Denoising score matching."""
+
+import math
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from sdekit import fresh_seed, normal, uniform01
+from sdekit_diffusion._counters import NOISE, TIME
+from sdekit_diffusion._diffusion import AbstractDiffusion
+from sdekit_diffusion._model import ScoreModel
+
+Weighting = Literal["plain", "likelihood"]
+
+
+def dsm_loss(
+    model: ScoreModel,
+    x0: Tensor,
+    *,
+    weighting: Weighting = "plain",
+    end: float = 1e-3,
+    seed: int | None = None,
+    first: int = 0,
+) -> Tensor:
+    """E lambda(t) |s(x_t, t) - grad log p(x_t | x_0)|^2 for each sample, x_t = alpha x_0 + sigma eps: shape `(batch,)`.
+
+    With sigma s = -eps_hat the loss is lambda / sigma^2 |eps_hat - eps|^2, averaged over the coordinates here.
+
+    Arguments:
+        model: the network and its diffusion.
+        x0: data, floating, `(batch, *shape)`.
+        weighting: "plain", lambda = sigma^2 and t uniform; or "likelihood", lambda = g^2, with t drawn from a density
+            proportional to g^2 / sigma^2 = -2 dl/dt, l = log(alpha / sigma), so that the variance stays finite: l is uniform,
+            and the loss bounds the negative log-likelihood up to a factor and a constant.
+        end: sigma / alpha at the least noise that is trained.
+        seed, first: times and noise of sample i depend on (seed, first + i) alone; None takes a fresh seed.
+
+    Raises:
+        TypeError: when x0 is not floating.
+        ValueError: for an unknown weighting.
+
+    References:
+        Vincent 2011, "A connection between score matching and denoising autoencoders"; Song et al. 2021, arXiv 2101.09258,
+        for the likelihood weighting.
+    """
+    if not x0.is_floating_point():
+        raise TypeError(
+            f"x0 must be floating, in the range that the model is to learn, not {x0.dtype}; scale it, or use .float()"
+        )
+    seed = fresh_seed() if seed is None else seed
+    index = torch.arange(first, first + len(x0), device=x0.device)
+    t = draw_times(model.sde, uniform01(seed, index, (), counter=TIME), weighting, end)
+    eps = normal(seed, index, tuple(x0.shape[1:]), counter=NOISE, dtype=x0.dtype)
+    mean, sigma = model.sde.marginal(t, x0)
+    return (model.noise(t, mean + sigma * eps) - eps).square().reshape(len(x0), -1).mean(dim=1)
+
+
+def draw_times(sde: AbstractDiffusion, u: Tensor, weighting: Weighting, end: float) -> Tensor:
+    """Uniform numbers in [0, 1) as times between sigma / alpha = end and t = 1, distributed as the weighting wants."""
+    latest = -math.log(end)
+    if weighting == "plain":
+        earliest = float(sde.time(latest))
+        return earliest + (1 - earliest) * u
+    if weighting == "likelihood":
+        start = float(sde.log_snr(1.0))
+        return torch.as_tensor(sde.time(start + (latest - start) * u)).clamp(max=1.0)
+    raise ValueError(f"weighting must be 'plain' or 'likelihood', not {weighting!r}")

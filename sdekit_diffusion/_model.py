@@ -1,0 +1,181 @@
+"""Models: whatever knows the mean of the data given a noisy point, under any diffusion."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from sdekit.elementary import Time, axpy, broadcast, exp, sqrt
+from sdekit_diffusion._diffusion import AbstractDiffusion, diffusion
+
+Prediction = Literal["noise", "data", "score", "velocity"]
+Conditioning = Literal["time", "log_snr"]
+
+
+def _velocity(alpha: Time, sigma: Time) -> tuple[Time, Time, Time, Time]:
+    square = alpha * alpha + sigma * sigma
+    return alpha / square, -sigma / square, sigma / square, alpha / square
+
+
+# What a network's output o says about x = alpha x_0 + sigma eps: x_0 = a x + b o and eps = c x + d o.
+_CONVENTIONS: dict[str, Callable[[Time, Time], tuple[Time, Time, Time, Time]]] = {
+    "noise": lambda alpha, sigma: (1 / alpha, -sigma / alpha, 0.0, 1.0),
+    "data": lambda alpha, sigma: (0.0, 1.0, 1 / sigma, -alpha / sigma),
+    "score": lambda alpha, sigma: (1 / alpha, sigma * sigma / alpha, 0.0, -sigma),
+    "velocity": _velocity,
+}
+
+
+class AbstractModel(ABC):
+    """A denoiser D(x, t) = E[x_0 | x_t = x], the same under every diffusion up to the scale of x and the name of t.
+
+    Attributes:
+        shape: the shape of one sample; None where it is not known.
+        sde: the diffusion it was made for; None where every one is as good.
+        data_std: the root mean square of a coordinate of the data, to scale adaptive solves; need not be exact.
+    """
+
+    shape: tuple[int, ...] | None
+    sde: AbstractDiffusion | None
+    data_std: float
+
+    @abstractmethod
+    def denoise(self, t: Time, x: Tensor, sde: AbstractDiffusion | None = None) -> Tensor:
+        """D(x, t), shaped like x, for x at time t of a diffusion; the model's own where none is given."""
+
+    @abstractmethod
+    def score(self, t: Time, x: Tensor, sde: AbstractDiffusion | None = None) -> Tensor:
+        """grad log p_t(x) = (alpha D - x) / sigma^2."""
+
+    @abstractmethod
+    def place(self) -> tuple[torch.dtype, torch.device]:
+        """The dtype and the device of its parameters."""
+
+
+class ScoreModel(nn.Module, AbstractModel):
+    """A network with the diffusion it is trained under and what its output means.
+
+    With x = alpha x_0 + sigma eps a network predicts eps ("noise"), x_0 ("data"), -eps / sigma ("score") or
+    alpha eps - sigma x_0 ("velocity"). Under another diffusion the same network is asked at the same signal-to-noise ratio,
+    at the point with the same x / alpha.
+
+    Arguments:
+        net: `net(x, t)`, shaped like x, t of shape `(batch,)`; a module or a plain function.
+        sde: the diffusion, or "ve", "vp", "subvp".
+        predicts: what the output means.
+        shape: the shape of one sample.
+        conditioning: "time" calls `net(x, t)`; "log_snr" calls `net(u, l)` with l = log(alpha / sigma) and the point scaled
+            to unit noise-plus-signal, u = x / sqrt(alpha^2 + sigma^2): then the network does not depend on the diffusion, and
+            its output means the same for u = alpha' x_0 + sigma' eps, alpha'^2 + sigma'^2 = 1.
+        data_std: the root mean square of a coordinate of the data.
+
+    Raises:
+        ValueError: for a name that is not one of these, or when the network returns another shape than its input's.
+    """
+
+    sde: AbstractDiffusion
+
+    def __init__(
+        self,
+        net: Callable[[Tensor, Tensor], Tensor],
+        sde: AbstractDiffusion | str,
+        predicts: Prediction = "noise",
+        *,
+        shape: tuple[int, ...] | None = None,
+        conditioning: Conditioning = "time",
+        data_std: float = 1.0,
+    ) -> None:
+        super().__init__()
+        if predicts not in _CONVENTIONS:
+            raise ValueError(f"predicts = {predicts!r} is not one of {', '.join(_CONVENTIONS)}")
+        if conditioning not in ("time", "log_snr"):
+            raise ValueError(f"conditioning = {conditioning!r} is not 'time' or 'log_snr'")
+        self.net, self.predicts, self.conditioning = net, predicts, conditioning
+        self.sde = diffusion(sde)  # pyright: ignore[reportIncompatibleVariableOverride] - always known
+        self.shape = None if shape is None else tuple(shape)
+        self.data_std = data_std
+
+    def extra_repr(self) -> str:
+        return f"{self.sde}, predicts={self.predicts!r}, conditioning={self.conditioning!r}, shape={self.shape}"
+
+    def place(self) -> tuple[torch.dtype, torch.device]:
+        parameter = next(self.parameters(), None)
+        return (torch.get_default_dtype(), torch.device("cpu")) if parameter is None else (parameter.dtype, parameter.device)
+
+    def forward(self, point: Tensor, label: Time) -> Tensor:
+        """The network's output at points and labels that are its own, in the dtype of the points.
+
+        Raises:
+            ValueError: when its shape is not that of the points.
+        """
+        parameter = next(self.parameters(), point)
+        if not isinstance(label, Tensor):
+            label = torch.full((len(point),), label, dtype=parameter.dtype, device=point.device)
+        out = self.net(point.to(parameter.dtype), label.to(parameter.dtype).expand(len(point)))
+        if out.shape != point.shape:
+            raise ValueError(
+                f"the network returned shape {tuple(out.shape)} for x of shape {tuple(point.shape)}; it must return x's shape"
+            )
+        return out.to(point.dtype)
+
+    def denoise(self, t: Time, x: Tensor, sde: AbstractDiffusion | None = None) -> Tensor:
+        point, label, alpha, sigma = self._inputs(t, x, sde)
+        a, b, _, _ = _CONVENTIONS[self.predicts](alpha, sigma)
+        return _combined(a, point, b, self(point, label))
+
+    def noise(self, t: Time, x: Tensor, sde: AbstractDiffusion | None = None) -> Tensor:
+        """eps(x, t) = -sigma s, the mean of the noise given the noisy point."""
+        point, label, alpha, sigma = self._inputs(t, x, sde)
+        _, _, c, d = _CONVENTIONS[self.predicts](alpha, sigma)
+        return _combined(c, point, d, self(point, label))
+
+    def score(self, t: Time, x: Tensor, sde: AbstractDiffusion | None = None) -> Tensor:
+        return self.noise(t, x, sde) * broadcast(-1 / (sde or self.sde).sigma(t), x)
+
+    def _inputs(self, t: Time, x: Tensor, sde: AbstractDiffusion | None) -> tuple[Tensor, Time, Time, Time]:
+        """The point and the label that the network expects, with the alpha and sigma of that point."""
+        given = sde or self.sde
+        alpha, sigma = given.alpha(t), given.sigma(t)
+        if self.conditioning == "time" and (sde is None or sde == self.sde):
+            return x, t, alpha, sigma
+        label = given.log_snr(t)
+        if self.conditioning == "time":
+            label = self.sde.time(label)
+            own = self.sde.alpha(label), self.sde.sigma(label)
+        else:
+            own = 1 / sqrt(1 + exp(-2 * label)), 1 / sqrt(1 + exp(2 * label))
+        size = sqrt((own[0] * own[0] + own[1] * own[1]) / (alpha * alpha + sigma * sigma))
+        return x * broadcast(size, x), label, *own
+
+
+def _combined(a: Time, x: Tensor, b: Time, out: Tensor) -> Tensor:
+    """a x + b out."""
+    scaled = out * broadcast(b, out)
+    if isinstance(a, Tensor):
+        return torch.addcmul(scaled, broadcast(a, x), x)
+    return axpy(a, x, scaled) if a else scaled
+
+
+def as_model(
+    model: AbstractModel | Callable[[Tensor, Tensor], Tensor],
+    sde: AbstractDiffusion | str | None,
+    shape: tuple[int, ...] | None = None,
+) -> tuple[AbstractModel, AbstractDiffusion]:
+    """A model and the diffusion to use it under, from what a user passes: a model, or a score `(x, t)` of a given sde.
+
+    Raises:
+        TypeError: when the model is neither.
+        ValueError: when the diffusion is neither given nor the model's.
+    """
+    if not isinstance(model, AbstractModel):
+        if not callable(model):
+            raise TypeError(f"the model must be a ScoreModel, a GaussianMixture or a score (x, t), not {type(model).__name__}")
+        if sde is None:
+            raise ValueError("a plain score function needs the diffusion it belongs to: pass sde='vp', for example")
+        model = ScoreModel(model, sde, "score", shape=shape)
+    chosen = model.sde if sde is None else diffusion(sde)
+    if chosen is None:
+        raise ValueError(f"a {type(model).__name__} has no diffusion of its own: pass sde='ve', 'vp', 'subvp' or a diffusion")
+    return model, chosen

@@ -1,0 +1,13 @@
+"""Score networks that import torch only: modules called as `net(x, t)` that return a tensor of the shape of x.
+
+`config` holds the constructor arguments of a network, JSON-able, so that `registry[name](**net.config)` rebuilds it.
+"""
+
+from torch import nn
+
+from sdekit_diffusion.nets._mlp import MLP
+from sdekit_diffusion.nets._unet import UNet
+
+registry: dict[str, type[nn.Module]] = {"MLP": MLP, "UNet": UNet}
+
+__all__ = ["MLP", "UNet", "registry"]

@@ -1,0 +1,246 @@
+"""Property-based tests of the marginal kernels: every fact of the closed forms, for drawn parameters, times, shapes, dtypes."""
+
+import math
+
+import hypothesis
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import integrate
+
+from sdekit import SDE, EulerMaruyama, WhiteNoise, normal, solve, uniform
+from sdekit_diffusion import VESDE, VPSDE, SubVPSDE
+from sdekit_diffusion._diffusion import diffusion
+
+hypothesis.settings.register_profile("kernels", deadline=None, derandomize=True, max_examples=100)
+hypothesis.settings.load_profile("kernels")
+
+
+@st.composite
+def diffusions(draw, exact=None):
+    kind = draw(st.sampled_from(["ve", "vp", "subvp"]))
+    if kind == "ve":
+        smallest = draw(st.floats(1e-3, 0.5))
+        return VESDE(smallest, smallest * draw(st.floats(2.0, 1e4)), draw(st.booleans()) if exact is None else exact)
+    low = draw(st.floats(0.0, 2.0))
+    return {"vp": VPSDE, "subvp": SubVPSDE}[kind](low, low + draw(st.floats(0.1, 30.0)))
+
+
+times = st.floats(1e-4, 1.0)
+inside = st.floats(0.01, 0.99)
+
+
+def column(t, **kind):
+    return torch.tensor([t], dtype=torch.float64, **kind)
+
+
+def close(a, b, rel=1e-9, abs=0.0):  # noqa: A002 - pytest's own names
+    return float(a) == pytest.approx(float(b), rel=rel, abs=abs)
+
+
+@given(diffusions(), inside)
+def test_drift_and_diffusion_are_the_derivatives_of_alpha_and_sigma(sde, t):
+    """f = d log(alpha)/dt and g^2 = d sigma^2/dt - 2 f sigma^2, the derivatives by autograd."""
+    time = column(t, requires_grad=True)
+    (f,) = torch.autograd.grad(torch.log(sde.alpha(time)), time)
+    (slope,) = torch.autograd.grad(sde.sigma(time).square(), time)
+    assert close(sde.f(t), f, abs=1e-12)
+    assert close(sde.g(t) ** 2, slope - 2 * f * sde.sigma(time.detach()) ** 2, rel=1e-7)
+
+
+@given(diffusions(exact=True), times)
+def test_alpha_and_sigma_are_the_integrals_of_the_coefficients(sde, t):
+    """log(alpha) and (sigma/alpha)^2 by scipy's quadrature of f and of g^2/alpha^2."""
+    log_alpha, _ = integrate.quad(sde.f, 0, t, epsabs=0, epsrel=1e-11)
+    ratio, _ = integrate.quad(lambda s: (sde.g(s) / sde.alpha(s)) ** 2, 0, t, epsabs=0, epsrel=1e-11)
+    assert close(math.log(sde.alpha(t)), log_alpha, rel=1e-8, abs=1e-14)
+    assert close((sde.sigma(t) / sde.alpha(t)) ** 2, ratio, rel=1e-8)
+
+
+@given(diffusions(), st.lists(st.floats(0.0, 1.0), min_size=3, max_size=3, unique=True).map(sorted))
+def test_transitions_compose_and_have_positive_variance(sde, stu):
+    s, u, t = stu
+    hypothesis.assume(min(u - s, t - u) > 1e-6)
+    (a1, d1), (a2, d2), (a, d) = sde.transition(s, u), sde.transition(u, t), sde.transition(s, t)
+    assert close(a1 * a2, a)
+    assert close((a2 * d1) ** 2 + d2**2, d**2, rel=1e-6)
+    assert d > 0
+    expected = sde.sigma(t) ** 2 - (sde.alpha(t) / sde.alpha(s)) ** 2 * sde.sigma(s) ** 2
+    assert close(d**2, expected, rel=1e-6, abs=1e-12 * sde.sigma(t) ** 2)
+
+
+@given(diffusions(exact=True), times)
+def test_transitions_from_the_start_are_the_marginals(sde, t):
+    a, d = sde.transition(0.0, t)
+    assert close(a, sde.alpha(t))
+    assert close(d, sde.sigma(t))
+
+
+@given(diffusions(), st.floats(0.0, 1.0))
+def test_no_time_no_transition(sde, t):
+    assert sde.transition(t, t) == (1.0, 0.0)
+    a, d = sde.transition(column(t), column(t))
+    assert (a.item(), d.item()) == (1.0, 0.0)
+
+
+@given(st.floats(0.0, 2.0), st.floats(0.1, 30.0), st.floats(0.0, 1.0))
+def test_sub_vp_is_below_vp(low, more, t):
+    vp, sub = VPSDE(low, low + more), SubVPSDE(low, low + more)
+    assert sub.sigma(t) <= vp.sigma(t) * (1 + 1e-15)
+    assert close(sub.sigma(t), vp.sigma(t) ** 2, rel=1e-12)
+    assert sub.alpha(t) == vp.alpha(t)
+
+
+@given(diffusions(exact=True))
+def test_the_start_has_no_noise(sde):
+    assert sde.sigma(0.0) == 0.0
+    assert sde.alpha(0.0) == 1.0
+    assert sde.log_snr(0.0) == math.inf
+
+
+@given(diffusions(), st.lists(st.floats(0.0, 1.0), min_size=2, max_size=2, unique=True).map(sorted))
+def test_the_clock_never_turns(sde, st_):
+    """kappa = alpha^2/sigma^2 decreases strictly."""
+    s, t = st_
+    hypothesis.assume(t - s > 1e-9)
+    assert sde.log_snr(s) > sde.log_snr(t)
+
+
+@given(diffusions(), times)
+def test_time_is_the_inverse_of_the_clock(sde, t):
+    assert close(sde.time(sde.log_snr(t)), t, rel=1e-7, abs=1e-12)
+    assert close(sde.time(sde.log_snr(column(t))), t, rel=1e-7, abs=1e-12)
+
+
+@given(diffusions(), times)
+def test_floats_and_tensors_agree(sde, t):
+    for name in ("alpha", "sigma", "f", "g", "log_snr"):
+        assert close(getattr(sde, name)(column(t)), getattr(sde, name)(t), rel=1e-12, abs=1e-12)
+
+
+@given(diffusions(exact=True), st.floats(1e-5, 1.0))
+def test_closed_forms_hold_in_float32(sde, t):
+    """At t = 1e-5 the naive 1 - exp is wrong by a per cent; expm1 is right to the rounding of t and of the exponent."""
+    single = torch.tensor([t], dtype=torch.float32)
+    for name in ("alpha", "sigma", "g"):
+        assert close(getattr(sde, name)(single), getattr(sde, name)(float(single)), rel=3e-5)
+
+
+@given(
+    diffusions(),
+    times,
+    st.lists(st.integers(1, 3), max_size=4).map(tuple),
+    st.sampled_from([torch.float64, torch.float32, torch.bfloat16, torch.float16]),
+)
+def test_marginal_keeps_shape_and_dtype_and_is_per_sample(sde, t, event, dtype):
+    x0 = torch.ones(2, *event, dtype=dtype)
+    t = torch.tensor([t, t / 2], dtype=torch.float64)
+    mean, std = sde.marginal(t, x0)
+    assert mean.dtype == dtype
+    assert mean.shape == x0.shape
+    assert (mean + std * x0).shape == x0.shape
+    for row in range(2):
+        alone, spread = sde.marginal(float(t[row]), x0[row : row + 1])
+        torch.testing.assert_close(mean[row : row + 1], alone, rtol=1e-2 if dtype.itemsize == 2 else 1e-6, atol=0)
+        assert close(std[row].flatten()[0], spread, rel=1e-2 if dtype.itemsize == 2 else 1e-6, abs=1e-7)
+
+
+@given(diffusions(), st.sampled_from([-1e-3, 1.001, math.nan, math.inf]))
+def test_times_outside_are_refused(sde, t):
+    x = torch.zeros(1, 1)
+    for call in (
+        lambda: sde.marginal(t, x),
+        lambda: sde.marginal(column(t), x),
+        lambda: sde.transition(0.1, t),
+        lambda: sde.prior((1, 1), t=t),
+        lambda: sde.log_prior(x, t),
+    ):
+        with pytest.raises(ValueError, match="outside the range"):
+            call()
+
+
+def test_transitions_go_forwards():
+    with pytest.raises(ValueError, match="goes forwards"):
+        VPSDE().transition(0.5, 0.4)
+
+
+@pytest.mark.parametrize("sde", [VESDE(), VESDE(0.1, 5.0, exact=False), VPSDE(), SubVPSDE()], ids=str)
+def test_simulated_transitions_have_the_marginals(sde):
+    """Exact transitions through five times: mean and variance within 6 standard errors of 1e5 paths (false alarm 2e-9)."""
+    n, x0 = 100_000, 0.7
+    index = torch.arange(n)
+    s, x = 0.0, torch.full((n,), x0, dtype=torch.float64)
+    if sde.sigma(0.0) != 0:
+        x = x + sde.sigma(0.0) * normal(1, index, (), counter=50, dtype=torch.float64)
+    for i, t in enumerate([0.01, 0.1, 0.3, 0.7, 1.0]):
+        factor, spread = sde.transition(s, t)
+        x, s = factor * x + spread * normal(1, index, (), counter=i, dtype=torch.float64), t
+        mean, std = sde.marginal(t, torch.full((1,), x0, dtype=torch.float64))
+        assert abs(x.mean() - mean) < 6 * std / math.sqrt(n)
+        assert abs(x.var() / std**2 - 1) < 6 * math.sqrt(2 / n)
+
+
+@pytest.mark.parametrize("sde", [VESDE(0.1, 5.0), VPSDE(), SubVPSDE()], ids=str)
+def test_simulated_equation_has_the_marginals(sde):
+    """Euler-Maruyama on the SDE's own drift and diffusion; 6 standard errors of 20,000 paths and the bias of 2,000 steps."""
+    n = 20_000
+    x0 = torch.full((n, 1), 0.7, dtype=torch.float64)
+    x = solve(sde, x0, uniform(0.0, 0.6, 2000), solver=EulerMaruyama(), noise=WhiteNoise(3)).x
+    mean, std = sde.marginal(0.6, x0[:1])
+    assert abs(x.mean() - mean) < 6 * std / math.sqrt(n) + 2e-3
+    assert abs(x.var() / std**2 - 1) < 6 * math.sqrt(2 / n) + 4e-3
+
+
+def test_published_conventions():
+    """Song et al.'s formulas, written their way."""
+    t = torch.linspace(0.01, 1, 50, dtype=torch.float64)
+    c = -0.25 * t**2 * (20 - 0.1) - 0.5 * t * 0.1
+    torch.testing.assert_close(VPSDE().alpha(t), torch.exp(c))
+    torch.testing.assert_close(VPSDE().sigma(t), torch.sqrt(1 - torch.exp(2 * c)))
+    torch.testing.assert_close(SubVPSDE().sigma(t), 1 - torch.exp(2 * c))
+    beta = 0.1 + t * (20 - 0.1)
+    torch.testing.assert_close(VPSDE().g(t), beta.sqrt())
+    torch.testing.assert_close(SubVPSDE().g(t), torch.sqrt(beta * (1 - torch.exp(4 * c))))
+    published = 0.01 * (50 / 0.01) ** t
+    torch.testing.assert_close(VESDE(exact=False).sigma(t), published)
+    torch.testing.assert_close(VESDE().sigma(t), torch.sqrt(published**2 - 0.01**2))
+    torch.testing.assert_close(VESDE().g(t), published * math.sqrt(2 * math.log(50 / 0.01)))
+
+
+@pytest.mark.parametrize("sde", [VESDE(), VPSDE(), SubVPSDE()], ids=str)
+def test_prior(sde):
+    x = sde.prior((50_000, 2), seed=1, t=0.8, dtype=torch.float64)
+    sigma = sde.sigma(0.8)
+    assert abs(x.var() / sigma**2 - 1) < 6 * math.sqrt(2 / x.numel())
+    expected = torch.distributions.Normal(0.0, torch.tensor(sigma, dtype=torch.float64)).log_prob(x).sum(1)
+    torch.testing.assert_close(sde.log_prior(x, 0.8), expected)
+    assert torch.equal(sde.prior((10, 2), seed=1, first=7, t=0.8, dtype=torch.float64), x[7:17])
+    torch.manual_seed(0)
+    a = sde.prior((2, 3))
+    torch.manual_seed(0)
+    assert torch.equal(sde.prior((2, 3)), a)
+
+
+def test_names():
+    assert [diffusion(name) for name in ("ve", "vp", "subvp")] == [VESDE(), VPSDE(), SubVPSDE()]
+    assert diffusion(VPSDE(0.2)) == VPSDE(0.2)
+    with pytest.raises(ValueError, match="unknown sde 'vpsde'; choose one of ve, vp, subvp"):
+        diffusion("vpsde")
+
+
+@pytest.mark.parametrize(
+    "build",
+    [lambda: VESDE(0.0), lambda: VESDE(2.0, 1.0), lambda: VPSDE(-1.0), lambda: SubVPSDE(3.0, 2.0), lambda: VPSDE(0.0, 0.0)],
+)
+def test_parameters_out_of_range(build):
+    with pytest.raises(ValueError, match="needs 0"):
+        build()
+
+
+def test_drift_and_diffusion_are_an_equation_of_sdekit():
+    sde, x = VPSDE(), torch.randn(3, 2, generator=torch.Generator().manual_seed(0))
+    plain = SDE(lambda t, x: x * sde.f(t), lambda t, x: sde.g(t), "additive")
+    torch.testing.assert_close(sde.drift(0.3, x), plain.drift(0.3, x))
+    assert np.isclose(sde.diffusion(0.3, x), plain.diffusion(0.3, x).item())

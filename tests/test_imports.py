@@ -1,0 +1,121 @@
+"""The walls: who may import whom, and the lists of public names."""
+
+import ast
+from pathlib import Path
+
+import pytest
+import sdekit
+import sdekit_diffusion
+
+ROOT = Path(__file__).parent.parent
+
+# Floor by floor, lowest first; a module imports from lower floors only. docs/architecture.md draws the same picture.
+SDEKIT = [
+    {"elementary", "_random", "_grid", "_quadrature"},
+    {"_noise", "_sde", "_divergence"},
+    {"_clocked", "_reverse"},
+    {"_solver._contract"},
+    {"_solver._euler", "_solver._heun", "_solver._runge_kutta", "_solver._multistep", "_solver._predictor_corrector"},
+    {"_solver"},
+    {"_integrate"},
+    {"interop"},
+    {"_likelihood"},
+    {""},
+]
+DIFFUSION = [
+    {"nets._embedding", "_counters"},
+    {"nets._mlp", "nets._unet"},
+    {"nets", "metrics", "data"},
+    {"_diffusion"},
+    {"_model"},
+    {"_mixture", "_samplers", "_loss"},
+    {"_sample", "_train", "_checkpoint"},
+    {"_likelihood"},
+    {""},
+    {"report"},
+    {"__main__"},
+]
+
+
+def modules(package):
+    for path in (ROOT / package).rglob("*.py"):
+        parts = path.relative_to(ROOT / package).with_suffix("").parts
+        yield ".".join(parts[:-1] if parts[-1] == "__init__" else parts), path
+
+
+def imported(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, None) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            yield from ((node.module, alias.name) for alias in node.names)
+
+
+@pytest.mark.parametrize(("package", "floors"), [("sdekit", SDEKIT), ("sdekit_diffusion", DIFFUSION)])
+def test_imports_go_down(package, floors):
+    height = {name: i for i, floor in enumerate(floors) for name in floor}
+    found = dict(modules(package))
+    assert set(found) == set(height)
+    for name, path in found.items():
+        for module, member in imported(path):
+            if module != package and not module.startswith(package + "."):
+                continue
+            target = module.removeprefix(package).removeprefix(".")
+            inner = f"{target}.{member}".removeprefix(".")
+            target = inner if inner in height else target
+            assert height[target] < height[name], f"{package}.{name} imports {package}.{target}, which is not below it"
+
+
+def test_the_numerical_library_knows_nothing_of_its_client():
+    for _, path in modules("sdekit"):
+        assert not any(module.startswith("sdekit_diffusion") for module, _ in imported(path)), path
+
+
+def test_the_client_uses_public_names_only():
+    for _, path in modules("sdekit_diffusion"):
+        for module, member in imported(path):
+            if module == "sdekit":
+                assert member is None or member in sdekit.__all__, f"{path}: sdekit.{member}"
+            elif module.startswith("sdekit."):
+                assert module == "sdekit.elementary", f"{path}: {module}"
+
+
+def test_networks_import_torch_only():
+    for name, path in modules("sdekit_diffusion"):
+        if name.startswith("nets"):
+            for module, _ in imported(path):
+                assert module.split(".")[0] in {"torch", "math", "collections", "typing", "dataclasses", "abc"} or module.startswith(
+                    "sdekit_diffusion.nets"
+                ), f"{path}: {module}"
+
+
+def test_public_names_of_sdekit():
+    assert sdekit.__all__ == """
+        ODE RK4 SDE AbstractCorrector AbstractNoise AbstractRungeKutta AbstractSDE AbstractSolver AbstractTrace AdamsBashforth
+        Clocked EulerMaruyama Exact Heun Hutchinson Increment Langevin Likelihood NotFiniteError Order Point PredictorCorrector
+        ProbabilityFlow ReverseSDE Solution Step Tableau WhiteNoise elementary fresh_seed geometric integrate interop
+        log_likelihood normal solve uniform uniform01
+    """.split()
+    assert all(hasattr(sdekit, name) for name in sdekit.__all__)
+
+
+def test_public_names_of_sdekit_diffusion():
+    assert sdekit_diffusion.__all__ == """
+        METHODS VESDE VPSDE AbstractDiffusion AbstractMethod AbstractModel AdaptiveFlow BitsPerDim CheckpointError
+        GaussianMixture InTime OnClock Recipe Record ScoreModel SubVPSDE bits_per_dim data dsm_loss fit load log_likelihood metrics nets
+        sample save training
+    """.split()
+    assert all(hasattr(sdekit_diffusion, name) for name in sdekit_diffusion.__all__)
+
+
+@pytest.mark.parametrize("package", [sdekit, sdekit_diffusion])
+def test_everything_public_is_documented(package):
+    for name in package.__all__:
+        item = getattr(package, name)
+        assert name == "METHODS" or (item.__doc__ and not item.__doc__.startswith(f"{name}(")), name
+
+
+def test_both_packages_are_typed():
+    assert (ROOT / "sdekit" / "py.typed").exists()
+    assert (ROOT / "sdekit_diffusion" / "py.typed").exists()

@@ -1,0 +1,99 @@
+"""Models: every convention says the same, under every diffusion; what is refused."""
+
+import pytest
+import torch
+from torch import nn
+
+from sdekit_diffusion import VESDE, VPSDE, GaussianMixture, ScoreModel, SubVPSDE
+from sdekit_diffusion._model import as_model
+
+SDES = [VESDE(), VESDE(0.02, 30.0, exact=False), VPSDE(), SubVPSDE(0.2, 15.0)]
+MIXTURE = GaussianMixture([0.3, 0.7], [[1.0, 2.0], [-1.0, 0.5]], torch.tensor([0.3, 0.2], dtype=torch.float64))
+X = torch.randn(7, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+
+def network(sde, predicts, conditioning):
+    """The exact network of the mixture, in a given convention."""
+
+    def net(x, t):
+        alpha, sigma = sde.alpha(t), sde.sigma(t)
+        if conditioning == "log_snr":
+            alpha, sigma = torch.sigmoid(2 * t).sqrt(), torch.sigmoid(-2 * t).sqrt()
+            t = sde.time(t)
+            size = (sde.alpha(t) ** 2 + sde.sigma(t) ** 2).sqrt()
+            data = MIXTURE.denoise(t, x * size[:, None], sde)
+        else:
+            data = MIXTURE.denoise(t, x, sde)
+        alpha, sigma = alpha[:, None], sigma[:, None]
+        noise = (x - alpha * data) / sigma
+        return {"data": data, "noise": noise, "score": -noise / sigma, "velocity": alpha * noise - sigma * data}[predicts]
+
+    return net
+
+
+@pytest.mark.parametrize("conditioning", ["time", "log_snr"])
+@pytest.mark.parametrize("predicts", ["noise", "data", "score", "velocity"])
+@pytest.mark.parametrize("own", SDES, ids=str)
+@pytest.mark.parametrize("other", [None, *SDES], ids=str)
+def test_conventions_agree_under_every_diffusion(conditioning, predicts, own, other):
+    model = ScoreModel(network(own, predicts, conditioning), own, predicts, conditioning=conditioning)
+    sde = other or own
+    for t in (0.3, torch.linspace(0.25, 0.9, 7, dtype=torch.float64)):
+        x = X * torch.as_tensor(sde.sigma(t)).reshape(-1, 1)
+        exact = MIXTURE.denoise(t, x, sde)
+        torch.testing.assert_close(model.denoise(t, x, other), exact, rtol=1e-7, atol=1e-9)
+        torch.testing.assert_close(model.score(t, x, other), MIXTURE.score(t, x, sde), rtol=1e-6, atol=1e-9)
+        alpha, sigma = (torch.as_tensor(v, dtype=torch.float64).reshape(-1, 1) for v in (sde.alpha(t), sde.sigma(t)))
+        torch.testing.assert_close(alpha * exact + sigma * model.noise(t, x, other), x, rtol=1e-7, atol=1e-9)
+
+
+def test_the_network_sees_its_own_time_and_scale():
+    seen = []
+
+    def net(x, t):
+        seen.append((x, t))
+        return x
+
+    model = ScoreModel(net, VPSDE())
+    model.denoise(0.4, X)
+    assert torch.equal(seen[0][0], X)
+    assert torch.equal(seen[0][1], torch.full((7,), 0.4, dtype=torch.float64))
+    model.denoise(0.4, X, VESDE())
+    l = VESDE().log_snr(0.4)
+    assert seen[1][1][0].item() == pytest.approx(VPSDE().time(l))
+    torch.testing.assert_close(seen[1][0], X * VPSDE().alpha(VPSDE().time(l)))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_the_network_runs_in_its_dtype_and_the_state_keeps_its_own(dtype):
+    net = nn.Linear(2, 2).to(dtype)
+    model = ScoreModel(lambda x, t: net(x), "vp")
+    model.net_ = net
+    out = model.denoise(0.5, X.float())
+    assert out.dtype == torch.float32
+    assert model.place()[0] == dtype
+
+
+def test_what_is_refused():
+    with pytest.raises(ValueError, match="predicts = 'epsilon' is not one of noise, data, score, velocity"):
+        ScoreModel(lambda x, t: x, "vp", "epsilon")
+    with pytest.raises(ValueError, match="conditioning"):
+        ScoreModel(lambda x, t: x, "vp", conditioning="sigma")
+    with pytest.raises(ValueError, match="unknown sde"):
+        ScoreModel(lambda x, t: x, "ddpm")
+    with pytest.raises(ValueError, match=r"network returned shape \(7, 1\) for x of shape \(7, 2\)"):
+        ScoreModel(lambda x, t: x[:, :1], "vp").denoise(0.5, X)
+    with pytest.raises(TypeError, match="the model must be"):
+        as_model("model", "vp")
+    with pytest.raises(ValueError, match="plain score function needs the diffusion"):
+        as_model(lambda x, t: x, None)
+    with pytest.raises(ValueError, match="GaussianMixture has no diffusion of its own"):
+        as_model(MIXTURE, None)
+
+
+def test_a_plain_score_becomes_a_model():
+    sde = VPSDE()
+    model, chosen = as_model(lambda x, t: MIXTURE.score(t, x, sde), "vp", (2,))
+    assert chosen == sde
+    assert model.shape == (2,)
+    torch.testing.assert_close(model.denoise(0.5, X), MIXTURE.denoise(0.5, X, sde))

@@ -1,0 +1,221 @@
+"""Score networks: shapes, dtypes, derivatives, independence of samples, configuration and refusals."""
+
+import json
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from sdekit_diffusion import nets
+from sdekit_diffusion.nets import MLP, UNet
+
+
+def awake(net: nn.Module, seed: int = 0) -> nn.Module:
+    """Replaces the zeros that networks start from: with them every derivative would be zero, and every test pass."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in net.parameters():
+            scale = 0.5 / math.sqrt(parameter[0].numel()) if parameter.dim() > 1 else 0.1
+            parameter.add_(scale * torch.randn(parameter.shape, generator=generator, dtype=torch.float64).to(parameter.dtype))
+    return net.eval()
+
+
+CASES = {
+    "mlp": (lambda: MLP((2,), width=16, depth=2), (2,)),
+    "mlp of scalars": (lambda: MLP((), width=16, depth=1), ()),
+    "mlp of matrices": (lambda: MLP((3, 2), width=16, depth=1), (3, 2)),
+    "unet": (lambda: UNet(1, width=8), (1, 8, 8)),
+    "unet of colours": (lambda: UNet(3, width=8, multipliers=(1, 2, 2), blocks=2, attention=(True, False, True)), (3, 8, 12)),
+    "unet of one level": (lambda: UNet(1, width=6, multipliers=(1,), attention=(False,)), (1, 5, 3)),
+    "unet down to one pixel": (lambda: UNet(1, width=8), (1, 2, 2)),
+}
+
+
+@pytest.fixture(params=CASES)
+def case(request):
+    build, shape = CASES[request.param]
+    torch.manual_seed(0)
+    return build(), shape
+
+
+def inputs(shape, batch=4, dtype=torch.float32):
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(batch, *shape, generator=generator, dtype=torch.float64)
+    return x.to(dtype), torch.linspace(-5.0, 7.0, batch, dtype=torch.float64).to(dtype)
+
+
+def test_a_new_network_returns_zeros_of_the_shape_of_x(case):
+    net, shape = case
+    x, t = inputs(shape)
+    assert torch.equal(net(x, t), torch.zeros_like(x))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_every_dtype_agrees_with_float64(case, dtype):
+    net, shape = case
+    net = awake(net.to(dtype))
+    x, t = inputs(shape, dtype=dtype)
+    out = net(x, t)
+    assert out.dtype == dtype
+    assert out.shape == x.shape
+    exact = net.double()(x.double(), t.double())
+    assert exact.abs().max() > 0.05
+    tolerance = 1e-4 if dtype == torch.float32 else 0.1
+    assert (out.double() - exact).abs().max() < tolerance * exact.abs().max().clamp(min=1)
+
+
+def test_times_may_be_more_precise_than_the_weights():
+    net = awake(MLP(width=32)).to(torch.bfloat16)
+    x = torch.zeros(1, 2, dtype=torch.bfloat16)
+    fine = torch.tensor([5.0, 5.01])  # bfloat16 has nothing between 5 and 5.03125
+    phases = [net.embedding(t[None]) for t in fine]
+    assert not torch.equal(*phases)
+    assert net(x, fine[:1]).dtype == torch.bfloat16
+    assert torch.equal(net(x, torch.tensor([3])), net(x, torch.tensor([3.0])))
+
+
+@pytest.mark.parametrize("times", [torch.linspace(0, 1, 101), torch.linspace(-6, 8, 281)], ids=["time", "log-snr"])
+def test_a_network_can_follow_a_function_of_time(times):
+    """Resolution of the embedding: least squares on its random features follows a bump a twentieth of the range wide."""
+    torch.manual_seed(0)
+    embedding = nets.MLP(width=256).embedding.double()
+    features = torch.cat([embedding(times.double()), torch.ones(len(times), 1).double()], dim=1).detach()
+    span = float(times.max() - times.min())
+    bump = torch.exp(-0.5 * ((times.double() - times.double().mean()) / (0.05 * span)) ** 2)
+    fit = features @ torch.linalg.lstsq(features, bump[:, None], driver="gelsd").solution
+    assert (fit[:, 0] - bump).abs().max() < 0.02
+
+
+def test_a_sample_does_not_depend_on_its_batch(case):
+    net, shape = case
+    net = awake(net).double()
+    x, t = inputs(shape, batch=6, dtype=torch.float64)
+    whole = net(x, t)
+    order = torch.tensor([3, 0, 5, 1, 4, 2])
+    assert torch.allclose(net(x[order], t[order]), whole[order], rtol=0, atol=1e-12)
+    assert torch.allclose(net(x[2:3], t[2:3]), whole[2:3], rtol=0, atol=1e-12)
+    assert net(x[:0], t[:0]).shape == (0, *shape)
+
+
+def test_output_depends_on_x_and_on_t(case):
+    net, shape = case
+    net = awake(net)
+    x, t = inputs(shape)
+    out = net(x, t)
+    assert (net(x, t + 0.5) - out).abs().amax() > 1e-3
+    assert (net(x + 0.5, t) - out).abs().amax() > 1e-3
+
+
+def test_every_parameter_and_every_input_of_every_layer_is_used(case):
+    net, shape = case
+    net = awake(net)
+    net(*inputs(shape)).square().sum().backward()
+    for name, parameter in net.named_parameters():
+        assert parameter.grad is not None, name
+        # A layer's inputs are dimension 1 of its weight: all of them must matter, the skips' too.
+        by_input = parameter.grad.transpose(0, min(1, parameter.dim() - 1)).flatten(1 if parameter.dim() > 1 else 0)
+        assert by_input.any(dim=-1).all(), name
+
+
+@pytest.mark.parametrize("name", ["mlp", "unet"])
+def test_second_derivatives(name):
+    build, shape = CASES[name]
+    net = awake(build()).double()
+    x, t = inputs(shape if name == "mlp" else (1, 2, 4), batch=1, dtype=torch.float64)
+    assert torch.autograd.gradcheck(net, (x.requires_grad_(), t.requires_grad_()))
+    assert torch.autograd.gradgradcheck(net, (x, t))
+
+
+def test_the_gradient_of_a_divergence_reaches_the_weights(case):
+    """As score matching needs it: a probe's divergence, then its derivative by the parameters."""
+    net, shape = case
+    net = awake(net)
+    x, t = inputs(shape)
+    x.requires_grad_()
+    probe = torch.ones_like(x)
+    (product,) = torch.autograd.grad(net(x, t), x, probe, create_graph=True)
+    (product * probe).sum().backward()
+    weights = [parameter for parameter in net.parameters() if parameter.dim() > 1]
+    assert all(weight.grad is not None and weight.grad.isfinite().all() for weight in weights)
+    assert sum(float(weight.grad.abs().sum()) for weight in weights) > 0
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script")
+def test_batched_backward_and_forward_derivatives_agree(case):
+    """Several probes in one backward pass, and forward mode: two ways to the same product with the Jacobian."""
+    net, shape = case
+    net = awake(net).double()
+    x, t = inputs(shape, batch=2, dtype=torch.float64)
+    probes = torch.stack([torch.ones_like(x), torch.linspace(-1, 1, x.numel(), dtype=torch.float64).view_as(x)])
+    x.requires_grad_()
+    (batched,) = torch.autograd.grad(net(x, t), x, probes, is_grads_batched=True)
+    single = [torch.autograd.grad(net(x, t), x, probe)[0] for probe in probes]
+    assert torch.allclose(batched, torch.stack(single))
+    tangent = torch.func.jvp(lambda y: net(y, t), (x.detach(),), (probes[1],))[1]
+    assert torch.allclose((tangent * probes[0]).sum(), (single[0] * probes[1]).sum())
+
+
+def test_the_configuration_rebuilds_the_network(case):
+    net, shape = case
+    net = awake(net)
+    text = json.dumps({"name": type(net).__name__, **net.config})
+    config = json.loads(text)
+    rebuilt = nets.registry[config.pop("name")](**config).eval()
+    rebuilt.load_state_dict(net.state_dict())
+    x, t = inputs(shape)
+    assert rebuilt.config == net.config
+    assert torch.equal(rebuilt(x, t), net(x, t))
+
+
+def test_weights_are_contiguous_as_safetensors_requires(case):
+    assert all(tensor.is_contiguous() for tensor in case[0].state_dict().values())
+
+
+def test_dropout_acts_while_training_only():
+    torch.manual_seed(0)
+    net = awake(UNet(width=8, dropout=0.5))
+    x, t = inputs((1, 8, 8))
+    assert torch.equal(net(x, t), net(x, t))
+    net.train()
+    assert not torch.equal(net(x, t), net(x, t))
+
+
+def test_the_default_unet_has_about_256_000_parameters():
+    assert 250_000 < sum(parameter.numel() for parameter in UNet().parameters()) < 260_000
+
+
+@pytest.mark.parametrize(
+    ("net", "x", "t", "message"),
+    [
+        (MLP(), torch.zeros(3, 4), torch.zeros(3), r"\(3, 4\).*samples of shape \(2,\)"),
+        (MLP(()), torch.zeros(()), torch.zeros(()), r"samples of shape \(\)"),
+        (MLP(), torch.zeros(3, 2), torch.zeros(()), r"one time per sample, shape \(3,\)"),
+        (MLP(), torch.zeros(3, 2), torch.zeros(3, 1), r"t has shape \(3, 1\)"),
+        (UNet(width=4), torch.zeros(2, 3, 8, 8), torch.zeros(2), r"\(2, 3, 8, 8\).*built for \(B, 1, H, W\)"),
+        (UNet(width=4), torch.zeros(2, 8, 8), torch.zeros(2), r"built for \(B, 1, H, W\)"),
+        (UNet(width=4), torch.zeros(2, 1, 8, 7), torch.zeros(2), r"8 x 7.*multiples of 2"),
+        (UNet(width=4), torch.zeros(2, 1, 0, 8), torch.zeros(2), r"0 x 8.*multiples of 2"),
+        (UNet(1, 4, (1, 1, 1), 1, (False,) * 3), torch.zeros(2, 1, 6, 8), torch.zeros(2), r"6 x 8.*2 times.*multiples of 4"),
+        (UNet(width=4), torch.zeros(2, 1, 8, 8), torch.zeros(1), r"one time per sample, shape \(2,\)"),
+    ],
+)
+def test_wrong_inputs_are_refused(net, x, t, message):
+    with pytest.raises(ValueError, match=message):
+        net(x, t)
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda: MLP((0,)),
+        lambda: MLP(depth=0),
+        lambda: UNet(width=0),
+        lambda: UNet(multipliers=()),
+        lambda: UNet(multipliers=(1, 0)),
+        lambda: UNet(multipliers=(1, 2, 2)),
+    ],
+)
+def test_wrong_sizes_are_refused(build):
+    with pytest.raises(ValueError, match="positive sizes"):
+        build()

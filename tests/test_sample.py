@@ -1,0 +1,366 @@
+"""Samples: their law at the end actually used, batch independence, every method under every diffusion, bad input.
+
+Statistical bounds are 5.5 standard errors (false alarm below 4e-8 each, below 1e-6 a test) with fixed seeds.
+"""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from sdekit import EulerMaruyama, Heun, Langevin, NotFiniteError, PredictorCorrector
+from sdekit_diffusion import METHODS, VESDE, VPSDE, AdaptiveFlow, GaussianMixture, InTime, OnClock, ScoreModel, SubVPSDE, sample
+from sdekit_diffusion._samplers import on_clock, span_of
+
+Z = 5.5
+SDES = ["ve", "vp", "subvp"]
+KERNELS = {"ve": VESDE(), "vp": VPSDE(), "subvp": SubVPSDE()}
+
+
+def ring():
+    """Eight narrow Gaussians with unequal weights: the default must be at the statistical floor here."""
+    angle = torch.arange(8) * math.pi / 4
+    weights = torch.arange(1.0, 9.0)
+    return GaussianMixture(weights / weights.sum(), torch.stack([angle.cos(), angle.sin()], 1), torch.full((8,), 0.05**2))
+
+
+def line():
+    return GaussianMixture([0.3, 0.7], torch.tensor([-1.0, 0.5]), [0.04, 0.01])
+
+
+def sixteen():
+    """Centred, as data should be: the prior has mean 0, and p_T of VE at sigma = 50 is off by |mean| / 50 deviations."""
+    generator = torch.Generator().manual_seed(0)
+    factor = torch.randn(3, 16, 16, generator=generator) / 8
+    means, weights = torch.randn(3, 16, generator=generator), torch.tensor([0.2, 0.3, 0.5])
+    return GaussianMixture(weights, means - weights @ means, factor @ factor.mT + 0.01 * torch.eye(16))
+
+
+MIXTURES = {"1": line(), "2": ring(), "16": sixteen()}
+
+
+def floor_scores(x, law):
+    """z-scores of mode weights, mean and covariance against a law whose modes are far apart."""
+    n, flat = len(x), x.reshape(len(x), -1).double()
+    r = law.posterior(x).double()
+    weights = (r.mean(0) - law.weights) / (r.std(0) / math.sqrt(n))
+    mean = (flat.mean(0) - law.mean().reshape(-1)) / (flat.std(0) / math.sqrt(n))
+    centred = flat - law.mean().reshape(-1)
+    products = centred[:, :, None] * centred[:, None]
+    covariance = (products.mean(0) - law.covariance()) / (products.std(0) / math.sqrt(n))
+    return torch.cat([weights, mean, covariance.flatten()]).abs()
+
+
+def mode_scores(x, law):
+    """z-scores of each mode's own mean and variance, for isotropic modes that do not overlap."""
+    scores, mode = [], law.posterior(x).argmax(1)
+    for k, (m, v) in enumerate(zip(law._means, law._variances, strict=True)):
+        part = (x[mode == k].reshape(-1, len(m)) - m) / v.sqrt()
+        scores += [part.mean(0) * math.sqrt(len(part)), (part.var(0) - 1) * math.sqrt(len(part) / 2)]
+    return torch.cat(scores).abs()
+
+
+@pytest.mark.parametrize("sde", SDES)
+@pytest.mark.parametrize("dimensions", MIXTURES)
+def test_default_is_at_the_floor_of_20000_samples(sde, dimensions):
+    mixture = MIXTURES[dimensions]
+    solution = sample(mixture, 20_000, sde=sde, seed=1, return_solution=True)
+    assert solution.evaluations == 100
+    end = float(solution.ts[-1])
+    assert KERNELS[sde].log_snr(end) == pytest.approx(math.log(1000))
+    assert floor_scores(solution.x, mixture.marginal(end, KERNELS[sde])).max() < Z
+
+
+@pytest.mark.parametrize(
+    ("method", "steps"),
+    [("default", None), (OnClock(eta=1.0), 100), ("euler_maruyama", 1000), ("pc", 500), ("ode", None), (OnClock(eta=0.5), 100)],
+    ids=["default", "eta=1", "euler_maruyama", "pc", "ode", "eta=0.5"],
+)
+@pytest.mark.parametrize("sde", SDES)
+def test_every_method_has_the_law_of_narrow_modes(sde, method, steps):
+    mixture = MIXTURES["2"]
+    solution = sample(mixture, 4000, sde=sde, method=method, steps=steps, seed=2, return_solution=True)
+    law = mixture.marginal(float(solution.ts[-1]), KERNELS[sde])
+    assert floor_scores(solution.x, law).max() < Z
+    assert mode_scores(solution.x, law).max() < Z
+
+
+def test_the_tests_have_the_power_to_see_what_matters():
+    """A coarse Euler-Maruyama, and Langevin with one sample's own norms in two dimensions, fail the same tests by far."""
+    mixture = MIXTURES["2"]
+    law = mixture.marginal(1e-3, VESDE())
+    coarse = sample(mixture, 4000, sde="vp", method="euler_maruyama", steps=100, seed=2)
+    assert mode_scores(coarse, law).max() > 2 * Z
+    own = PredictorCorrector(EulerMaruyama(), Langevin(snr=0.16, m=0.0))
+    jumping = sample(mixture, 4000, sde="vp", method=own, steps=500, seed=2)
+    assert floor_scores(jumping, law).max() > 1.5 * Z
+    shifted = sample(mixture, 4000, sde="ve", seed=2) + 0.01
+    assert mode_scores(shifted, law).max() > Z / 2
+
+
+@pytest.mark.parametrize("sde", ["vp", "subvp"])
+def test_other_ends_and_denoising(sde):
+    """At sigma/alpha = 0.1 the samples have that noise; denoised, the law of D(x)."""
+    mixture = MIXTURES["2"]
+    solution = sample(mixture, 4000, sde=sde, end=0.1, seed=3, return_solution=True)
+    law = mixture.marginal(float(solution.ts[-1]), KERNELS[sde])
+    assert mode_scores(solution.x, law).max() < Z
+    denoised = sample(mixture, 4000, sde=sde, end=0.1, seed=3, denoise=True)
+    torch.testing.assert_close(denoised, mixture.denoise(float(solution.ts[-1]), solution.x, KERNELS[sde]))
+
+
+def test_vp_and_subvp_give_the_same_image_on_the_clock():
+    """Up to the ends: both start from the prior at nearly the same signal-to-noise ratio."""
+    mixture = MIXTURES["2"]
+    a, b = (sample(mixture, 500, sde=sde, seed=4) for sde in ("vp", "subvp"))
+    torch.testing.assert_close(a, b, rtol=0, atol=2e-3)
+    assert not torch.equal(a, b)
+
+
+@pytest.mark.parametrize("sde", SDES)
+@pytest.mark.parametrize("method", ["default", "euler_maruyama", "pc", "ode"])
+def test_shapes_are_a_matter_of_reshaping(sde, method):
+    flat = GaussianMixture([0.4, 0.6], torch.tensor([[-1.0, 0.5, 0.2, 0.9], [1.0, 0.0, -0.3, 0.1]]), [0.04, 0.01])
+    image = GaussianMixture([0.4, 0.6], flat._means.reshape(2, 1, 2, 2), [0.04, 0.01])
+    steps = None if method == "ode" else 20
+    x = sample(flat, 6, sde=sde, method=method, steps=steps, seed=1)
+    y = sample(image, 6, sde=sde, method=method, steps=steps, seed=1)
+    assert y.shape == (6, 1, 2, 2)
+    assert torch.equal(y.reshape(6, 4), x)
+    scalar = sample(line(), 6, sde=sde, method=method, steps=steps, seed=1)
+    column = GaussianMixture([0.3, 0.7], torch.tensor([[-1.0], [0.5]]), [0.04, 0.01])
+    assert scalar.shape == (6,)
+    assert torch.equal(sample(column, 6, sde=sde, method=method, steps=steps, seed=1)[:, 0], scalar)
+
+
+class RowWise(nn.Module):
+    def forward(self, x, t):
+        return torch.tanh(x) * (0.2 + t).reshape(-1, *[1] * (x.ndim - 1))
+
+
+@pytest.mark.parametrize("method", ["default", OnClock(eta=1.0), "euler_maruyama", "pc"], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_samples_do_not_depend_on_the_batch(method, dtype):
+    model = ScoreModel(RowWise(), "vp", shape=(2, 3)).to(dtype)
+    settings = {"method": method, "steps": 12, "seed": 5, "dtype": dtype}
+    whole = sample(model, 64, **settings)
+    assert whole.dtype == dtype
+    halves = torch.cat([sample(model, 32, **settings), sample(model, 32, first=32, **settings)])
+    assert torch.equal(halves, whole)
+    for size in (1, 7, 64, 100):
+        assert torch.equal(sample(model, 64, batch_size=size, **settings), whole)
+    assert torch.equal(sample(model, 1, first=63, **settings), whole[63:])
+
+
+def test_networks_agree_between_batches_to_rounding():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(5, 64), nn.SiLU(), nn.Linear(64, 4))
+    model = ScoreModel(lambda x, t: net(torch.cat([x, t[:, None]], 1)), "subvp", "velocity", shape=(4,))
+    whole = sample(model, 64, seed=1)
+    torch.testing.assert_close(sample(model, 64, seed=1, batch_size=5), whole, rtol=1e-5, atol=1e-5)
+
+
+def test_float64_noise_is_that_of_float32():
+    model = ScoreModel(RowWise(), "vp", shape=(3,))
+    single, double = (sample(model, 8, seed=3, steps=5, dtype=dtype) for dtype in (torch.float32, torch.float64))
+    torch.testing.assert_close(single.double(), double, rtol=1e-4, atol=1e-4)
+
+
+def test_seeds():
+    model = MIXTURES["2"]
+    a, b = sample(model, 4, sde="vp", seed=1), sample(model, 4, sde="vp", seed=2)
+    assert not torch.equal(a, b)
+    torch.manual_seed(7)
+    first, second = (sample(model, 4, sde="vp", return_solution=True) for _ in range(2))
+    assert first.seed != second.seed
+    assert torch.equal(sample(model, 4, sde="vp", seed=first.seed), first.x)
+    torch.manual_seed(7)
+    assert torch.equal(sample(model, 4, sde="vp"), first.x)
+
+
+def test_a_model_of_one_diffusion_samples_under_another():
+    mixture, vp = MIXTURES["2"], VPSDE()
+    model = ScoreModel(lambda x, t: mixture.score(t, x, vp), vp, "score", shape=(2,))
+    for sde in SDES:
+        solution = sample(model, 4000, sde=sde, seed=1, return_solution=True)
+        law = mixture.marginal(float(solution.ts[-1]), KERNELS[sde])
+        assert floor_scores(solution.x, law).max() < Z
+        start = KERNELS[sde].log_snr(float(solution.ts[0]))
+        assert start == pytest.approx(max(KERNELS[sde].log_snr(1.0), vp.log_snr(1.0)))
+    torch.testing.assert_close(sample(model, 20, seed=1), sample(mixture, 20, sde="vp", seed=1), rtol=1e-3, atol=1e-4)
+
+
+def test_a_plain_score_and_a_solver_as_method():
+    mixture, vp = MIXTURES["2"], VPSDE()
+    score = lambda x, t: mixture.score(t, x, vp)  # noqa: E731
+    assert sample(score, 3, sde="vp", shape=(2,), seed=1).shape == (3, 2)
+    by_solver = sample(mixture, 3, sde="vp", method=EulerMaruyama(), steps=50, seed=1)
+    assert torch.equal(by_solver, sample(mixture, 3, sde="vp", method="euler_maruyama", steps=50, seed=1))
+    assert sample(mixture, 3, sde="vp", method=InTime(Heun(), eta=0.0), steps=50, seed=1).shape == (3, 2)
+    assert torch.isfinite(sample(mixture, 3, sde="vp", method=OnClock(Heun(), eta=1.0), steps=50, seed=1)).all()
+
+
+def test_a_given_start():
+    x_T = VPSDE().prior((5, 2), seed=9)
+    mixture = MIXTURES["2"]
+    torch.testing.assert_close(sample(mixture, sde="vp", x_T=x_T), sample(mixture, 5, sde="vp", seed=9))
+
+
+def test_trajectory_is_in_the_diffusions_own_scale_and_time():
+    mixture, seen = MIXTURES["2"], []
+    for method in ("default", "euler_maruyama"):
+        seen.clear()
+        solution = sample(
+            mixture, 6, sde="subvp", method=method, steps=10, seed=1, batch_size=4, save="all", return_solution=True,
+            callback=seen.append,
+        )  # fmt: skip
+        assert solution.xs.shape == (11, 6, 2)
+        torch.testing.assert_close(solution.xs[-1], solution.x)
+        assert solution.ts[0] == pytest.approx(1.0)
+        assert [p.step for p in seen] == [*range(11)] * 2
+        for p, t, x in zip(seen[:11], solution.ts, solution.xs, strict=True):
+            assert p.t == pytest.approx(float(t), abs=1e-9)
+            torch.testing.assert_close(p.x, x[:4])
+
+
+def test_one_step_of_one_value_is_ddim_and_ancestral_sampling():
+    """x_s = alpha_s D + sigma_s (x_t - alpha_t D)/sigma_t without noise; with it, the Gaussian q(x_s | x_t, x_0 = D)."""
+    mixture, vp = MIXTURES["2"], VPSDE()
+    x_T = vp.prior((5, 2), seed=1, dtype=torch.float64)
+    start, stop = span_of(mixture, vp, 0.5)
+    t, s = vp.time(start), vp.time(stop)
+    from sdekit import AdamsBashforth
+
+    settings = {"sde": vp, "x_T": x_T, "end": 0.5, "steps": 1, "dtype": torch.float64, "seed": 2}
+    ddim = sample(mixture, method=OnClock(AdamsBashforth(1)), **settings)
+    data = mixture.denoise(t, x_T, vp)
+    expected = vp.alpha(s) * data + vp.sigma(s) * (x_T - vp.alpha(t) * data) / vp.sigma(t)
+    torch.testing.assert_close(ddim, expected, rtol=1e-9, atol=1e-9)
+    many = x_T[:1].expand(100_000, 2)
+    x = sample(mixture, method=OnClock(AdamsBashforth(1), eta=1.0), **{**settings, "x_T": many})
+    factor, spread = vp.transition(s, t)
+    variance = (vp.sigma(s) * spread / vp.sigma(t)) ** 2
+    mean = (vp.alpha(s) * spread**2 * data[0] + factor * vp.sigma(s) ** 2 * x_T[0]) / vp.sigma(t) ** 2
+    assert ((x.mean(0) - mean).abs() < Z * math.sqrt(variance / 1e5)).all()
+    assert ((x.var(0) / variance - 1).abs() < Z * math.sqrt(2 / 1e5)).all()
+
+
+@pytest.mark.parametrize("k", [1, 2, 3])
+def test_deterministic_order_on_the_clock(k):
+    """Against 1,600 steps, on a nonlinear mixture in float64: the slope is the promised order within 0.15."""
+    from sdekit import AdamsBashforth
+
+    mixture = GaussianMixture([0.3, 0.7], torch.tensor([[-1.0, 0.3], [0.5, -0.4]]), [0.3, 0.2])
+    x_T = VPSDE().prior((200, 2), seed=1, dtype=torch.float64)
+
+    def run(k, steps):
+        method = OnClock(AdamsBashforth(k))
+        return sample(mixture, sde="vp", x_T=x_T, end=0.05, method=method, steps=steps, dtype=torch.float64)
+
+    exact = run(3, 3200)
+    errors = [float((run(k, n) - exact).square().mean().sqrt()) for n in (100, 200, 400)]
+    assert math.log2(errors[0] / errors[2]) / 2 == pytest.approx(k, abs=0.15)
+
+
+def test_ode_counts_and_never_leaves_the_interval():
+    times = []
+    mixture, vp = MIXTURES["2"], VPSDE()
+
+    def score(x, t):
+        times.extend(t.tolist())
+        return mixture.score(t, x, vp)
+
+    solution = sample(score, 3, sde=vp, shape=(2,), method="ode", seed=1, return_solution=True)
+    assert len(times) == 3 * solution.evaluations
+    assert max(times) <= 1.0
+    assert min(times) >= float(solution.ts[-1]) * (1 - 1e-9)
+    tight = sample(mixture, 3, sde=vp, method=AdaptiveFlow(1e-9, 1e-9), seed=1, dtype=torch.float64)
+    loose = sample(mixture, 3, sde=vp, method=AdaptiveFlow(1e-6, 1e-6), seed=1, dtype=torch.float64)
+    torch.testing.assert_close(loose, tight, rtol=0, atol=1e-4)
+
+
+def test_dropout_is_off_and_the_mode_is_kept():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.drop = nn.Dropout(0.5)
+
+        def forward(self, x, t):
+            return self.drop(x)
+
+    model = ScoreModel(Net(), "vp", shape=(2,))
+    assert torch.equal(sample(model, 3, seed=1, steps=4), sample(model, 3, seed=1, steps=4))
+    assert model.training
+    assert model.net.drop.training
+
+
+def test_no_gradients_and_progress(capsys):
+    weight = nn.Parameter(torch.ones(()))
+    net = nn.Module()
+    net.weight = weight
+    model = ScoreModel(lambda x, t: weight * x, "vp", shape=(2,))
+    assert not sample(model, 3, seed=1, steps=4, progress=True).requires_grad
+    assert "4/4" in capsys.readouterr().err
+
+
+def test_empty_batch():
+    assert sample(MIXTURES["2"], 0, sde="vp").shape == (0, 2)
+    for method in METHODS:
+        assert sample(MIXTURES["2"], 0, sde="vp", method=method, denoise=True).shape == (0, 2)
+
+
+def test_failures_are_named():
+    def net(x, t):
+        return torch.where((t[:, None] < 0.5) & (torch.arange(len(x)) == 1)[:, None], math.nan, x)
+
+    model = ScoreModel(net, "vp", shape=(2,))
+    for method in ("default", "euler_maruyama", "pc", "ode"):
+        with pytest.raises(NotFiniteError, match="1 of 3 samples") as caught:
+            sample(model, 3, method=method, steps=None if method == "ode" else 20, seed=0)
+        assert caught.value.samples == [1]
+        assert caught.value.step > 0
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "message"),
+    [
+        ({"sde": "vpsde"}, ValueError, "unknown sde"),
+        ({}, ValueError, "no diffusion of its own"),
+        ({"sde": "vp", "method": "ddim++"}, ValueError, "unknown method 'ddim\\+\\+'; choose one of default"),
+        ({"sde": "vp", "end": -1.0}, ValueError, "positive number"),
+        ({"sde": "vp", "end": 1e6}, ValueError, "nothing to solve"),
+        ({"sde": "vp", "steps": 0}, ValueError, "at least one step"),
+        ({"sde": "vp", "n": -1}, ValueError, "from 0 on"),
+        ({"sde": "vp", "shape": (3,)}, ValueError, "makes samples of shape"),
+        ({"sde": "vp", "x_T": torch.zeros(2, 2, dtype=torch.int64)}, TypeError, "floating"),
+        ({"sde": "vp", "method": "ode", "steps": 5}, ValueError, "chooses its own steps"),
+        ({"sde": "vp", "batch_size": 0}, ValueError, "batch_size"),
+        ({"sde": "vp", "save": "none"}, ValueError, "save"),
+    ],
+)
+def test_bad_input(settings, error, message):
+    with pytest.raises(error, match=message):
+        sample(MIXTURES["2"], **settings)
+
+
+def test_shape_must_be_known():
+    with pytest.raises(ValueError, match="pass shape="):
+        sample(ScoreModel(RowWise(), "vp"))
+
+
+def test_clock_is_the_chain_rule_of_the_reverse_equation():
+    """For eta = 0, 1: dy/dtau of the clocked drift equals d(x / scale)/dtau along the reverse drift in t."""
+    mixture, x = MIXTURES["2"], torch.randn(4, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    for sde in KERNELS.values():
+        for eta in (0.0, 0.7, 1.0):
+            t, l = 0.3, sde.log_snr(0.3)
+            problem = on_clock(mixture, sde, eta)
+            scale = problem.scale(l)
+            time = torch.tensor(t, dtype=torch.float64, requires_grad=True)
+            tau = problem.time(sde.log_snr(time))
+            (dtau,) = torch.autograd.grad(tau, time)
+            inverse = 1 / problem.scale(sde.log_snr(time))
+            (slope,) = torch.autograd.grad(inverse, time)
+            drift = sde.drift(t, x) - 0.5 * (1 + eta**2) * sde.g(t) ** 2 * mixture.score(t, x, sde)
+            torch.testing.assert_close(problem.drift(tau.item(), x / scale), (slope * x + drift / scale) / dtau)

@@ -1,0 +1,245 @@
+"""Loss, training, checkpoints."""
+
+import itertools
+import json
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from sdekit_diffusion import (
+    VESDE,
+    VPSDE,
+    CheckpointError,
+    GaussianMixture,
+    Recipe,
+    ScoreModel,
+    SubVPSDE,
+    dsm_loss,
+    fit,
+    load,
+    nets,
+    sample,
+    save,
+    training,
+)
+from sdekit_diffusion._loss import draw_times
+
+TINY = Recipe(steps=20, batch_size=8, warmup=3)
+
+
+def model(sde="vp", **settings):
+    torch.manual_seed(0)
+    return ScoreModel(nets.MLP(shape=(2,), width=16, depth=1), sde, shape=(2,), **settings)
+
+
+@pytest.mark.parametrize("weighting", ["plain", "likelihood"])
+def test_loss_of_the_exact_denoiser_is_the_conditional_variance(weighting):
+    """E |eps_hat - eps|^2 for the exact score of N(0, s^2): s^2 alpha^2 / (s^2 alpha^2 + sigma^2), averaged over the times.
+
+    Within 5.5 standard errors of 40,000 samples.
+    """
+    s, sde = 0.5, VPSDE()
+    gauss = GaussianMixture([1.0], torch.zeros(1, 2, dtype=torch.float64), torch.tensor([s**2], dtype=torch.float64))
+    exact = ScoreModel(lambda x, t: gauss.score(t, x, sde), sde, "score")
+    x0 = gauss.sample(40_000, seed=1)
+    losses = dsm_loss(exact, x0, weighting=weighting, seed=2)
+    u = (torch.arange(100_000, dtype=torch.float64) + 0.5) / 100_000
+    t = draw_times(sde, u, weighting, 1e-3)
+    signal = (s * sde.alpha(t)) ** 2
+    expected = (signal / (signal + sde.sigma(t) ** 2)).mean()
+    assert abs(losses.mean() - expected) < 5.5 * losses.std() / math.sqrt(len(losses))
+    worse = ScoreModel(lambda x, t: 0.9 * gauss.score(t, x, sde), sde, "score")
+    excess = dsm_loss(worse, x0, weighting=weighting, seed=2) - losses
+    assert excess.mean() > 5.5 * excess.std() / math.sqrt(len(excess))
+
+
+@pytest.mark.parametrize("sde", [VESDE(), VPSDE(), SubVPSDE()], ids=str)
+def test_likelihood_times_have_density_g2_over_sigma2(sde):
+    """The distribution function of t against the integral of g^2/sigma^2 by the trapezoidal rule."""
+    u = torch.linspace(0, 1, 2001, dtype=torch.float64)
+    t = draw_times(sde, u, "likelihood", 1e-3)
+    assert float(t.max()) <= 1.0
+    density = (sde.g(t) / sde.sigma(t)) ** 2
+    mass = (0.5 * (density[1:] + density[:-1]) * t.diff().abs()).cumsum(0)
+    torch.testing.assert_close(mass / mass[-1], u.flip(0)[:-1].flip(0) + u[1], rtol=0, atol=2e-3)
+
+
+def test_loss_is_per_sample():
+    x0 = torch.randn(6, 2, generator=torch.Generator().manual_seed(0))
+    whole = dsm_loss(model(), x0, seed=3)
+    assert whole.shape == (6,)
+    torch.testing.assert_close(dsm_loss(model(), x0[4:], seed=3, first=4), whole[4:])
+    assert whole.requires_grad
+
+
+def test_loss_refuses():
+    with pytest.raises(TypeError, match="x0 must be floating"):
+        dsm_loss(model(), torch.zeros(2, 2, dtype=torch.uint8))
+    with pytest.raises(ValueError, match="'plain' or 'likelihood'"):
+        dsm_loss(model(), torch.zeros(2, 2), weighting="snr")
+
+
+def test_training_learns_a_mixture():
+    """From a loss near 1 to that of the exact denoiser within 10 %, and samples near the modes."""
+    mixture = GaussianMixture([0.5, 0.5], [[-1.0, 0.0], [1.0, 0.0]], torch.tensor([0.01, 0.01]))
+    torch.manual_seed(0)
+    net = ScoreModel(nets.MLP(shape=(2,), width=64, depth=2), "vp", "velocity", shape=(2,), conditioning="log_snr")
+    records = fit(net, mixture.sample(2000, seed=1), Recipe(steps=800, lr=3e-3), progress=False)
+    assert len(records) == 800
+    test = mixture.sample(4000, seed=2)
+    vp = VPSDE()
+    exact = ScoreModel(lambda x, t: mixture.score(t, x, vp), vp, "score")
+    with torch.no_grad():
+        ours, best = (float(dsm_loss(m, test, seed=3).mean()) for m in (net, exact))
+    assert ours < 1.1 * best
+    x = sample(net, 500, seed=1, steps=50)
+    assert (mixture.log_prob(x) > -4).float().mean() > 0.95
+    assert abs(float((x[:, 0] > 0).float().mean()) - 0.5) < 0.15
+
+
+def test_training_is_deterministic_and_stops_where_it_should():
+    data = torch.randn(50, 2, generator=torch.Generator().manual_seed(0))
+    first, second = model(), model()
+    a = [float(r.loss) for r in training(first, data, TINY)]
+    assert a == [float(r.loss) for r in training(second, data, TINY)]
+    assert all(torch.equal(p, q) for p, q in zip(first.parameters(), second.parameters(), strict=True))
+    other = [float(r.loss) for r in training(model(), data, Recipe(steps=20, batch_size=8, warmup=3, seed=1))]
+    assert a != other
+    assert not first.training
+
+
+def test_the_average_is_what_remains():
+    """With one step the average is min(ema, 1/10) of the old weights; with ema = 0 it is the trained weights."""
+    data = torch.randn(50, 2, generator=torch.Generator().manual_seed(0))
+    trained, averaged, start = model(), model(), model()
+    list(training(trained, data, Recipe(steps=5, ema=0.0)))
+    list(training(averaged, data, Recipe(steps=5, ema=0.999)))
+    p, q, s = (torch.cat([v.flatten() for v in m.state_dict().values()]) for m in (trained, averaged, start))
+    assert not torch.equal(p, q)
+    assert (q - s).norm() < (p - s).norm()
+
+
+def test_learning_rate():
+    recipe = Recipe(steps=100, warmup=10)
+    rates = [recipe.rate(i) for i in range(101)]
+    assert rates[0] == 0.1
+    assert max(rates) == rates[9] == 1.0
+    assert rates[100] == pytest.approx(0.0)
+    assert all(a >= b for a, b in itertools.pairwise(rates[9:]))
+
+
+def test_dequantisation_is_drawn_anew_each_time():
+    seen = []
+
+    def transform(rows, u):
+        seen.append(u)
+        return (rows + u).float()
+
+    list(training(model(), torch.zeros(4, 2, dtype=torch.int64), TINY, transform=transform))
+    noise = torch.cat(seen)
+    assert noise.unique().numel() == noise.numel()
+    assert 0 <= noise.min() < noise.max() < 1
+
+
+def test_training_refuses():
+    data = torch.zeros(4, 2)
+    with pytest.raises(TypeError, match="need transform="):
+        list(training(model(), data.long(), TINY))
+    with pytest.raises(ValueError, match="no data"):
+        list(training(model(), data[:0], TINY))
+    with pytest.raises(ArithmeticError, match=r"the loss is nan at update"):
+        list(training(model(), data * math.nan, TINY))
+    for bad in ({"steps": 0}, {"lr": -1.0}, {"ema": 1.0}, {"clip": 0.0}):
+        with pytest.raises(ValueError, match=r"must be positive|start at 1"):
+            Recipe(**bad)
+
+
+# Checkpoints
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_round_trip(tmp_path, dtype):
+    a = model(SubVPSDE(0.2, 10.0), predicts="velocity", conditioning="log_snr", data_std=0.7).to(dtype)
+    save(a, tmp_path / "run", {"data": "toy"})
+    b = load(tmp_path / "run")
+    assert (b.sde, b.predicts, b.conditioning, b.shape, b.data_std) == (a.sde, "velocity", "log_snr", (2,), 0.7)
+    assert b.place()[0] == dtype
+    assert torch.equal(sample(a, 3, seed=1, steps=3), sample(b, 3, seed=1, steps=3))
+    assert sorted(p.name for p in (tmp_path / "run").iterdir()) == ["config.json", "weights.safetensors"]
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["notes"] == {"data": "toy"}
+
+
+def test_unet_and_own_networks(tmp_path):
+    unet = ScoreModel(nets.UNet(channels=1, width=8, multipliers=(1, 2)), VESDE(exact=False), shape=(1, 8, 8))
+    save(unet, tmp_path / "unet")
+    again = load(tmp_path / "unet")
+    assert again.sde == VESDE(exact=False)
+    x = torch.zeros(2, 1, 8, 8)
+    assert torch.equal(again.denoise(0.5, x), unet.eval().denoise(0.5, x))
+    own = ScoreModel(nn.Bilinear(2, 1, 2), "vp", shape=(2,))
+    save(own, tmp_path / "own")
+    with pytest.raises(CheckpointError, match=r"pass it as load\(..., net=...\)"):
+        load(tmp_path / "own")
+    filled = load(tmp_path / "own", net=nn.Bilinear(2, 1, 2))
+    assert torch.equal(filled.net.weight, own.net.weight)
+    with pytest.raises(TypeError, match="plain function"):
+        save(ScoreModel(lambda x, t: x, "vp"), tmp_path / "function")
+
+
+def damage(path, what):
+    if what == "missing":
+        path.unlink()
+    elif what == "truncated":
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    elif what == "garbage":
+        path.write_bytes(b"\x80\x04garbage" * 20)
+    elif what == "empty":
+        path.write_bytes(b"")
+
+
+@pytest.mark.parametrize("file", ["config.json", "weights.safetensors"])
+@pytest.mark.parametrize("what", ["missing", "truncated", "garbage", "empty"])
+def test_damaged_checkpoints_say_so(tmp_path, file, what):
+    save(model(), tmp_path)
+    damage(tmp_path / file, what)
+    with pytest.raises(CheckpointError, match=file):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"format": "other"},
+        {"sde": {"name": "ddpm"}},
+        {"sde": {"name": "vp", "gamma": 1}},
+        {"net": {"class": "MLP", "config": {"wdth": 3}}},
+        {"net": {"class": "os.system", "config": {}}},
+        {"dtype": "int8"},
+        {"predicts": "nothing"},
+        {"shape": 3},
+    ],
+)
+def test_foreign_configs_say_so(tmp_path, change):
+    save(model(), tmp_path)
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    with pytest.raises(CheckpointError):
+        load(tmp_path)
+
+
+def test_weights_of_another_network(tmp_path):
+    save(model(), tmp_path / "a")
+    torch.manual_seed(0)
+    save(ScoreModel(nets.MLP(shape=(2,), width=24, depth=1), "vp", shape=(2,)), tmp_path / "b")
+    (tmp_path / "a" / "weights.safetensors").write_bytes((tmp_path / "b" / "weights.safetensors").read_bytes())
+    with pytest.raises(CheckpointError, match="weights of another network"):
+        load(tmp_path / "a")
+
+
+def test_pickles_are_never_loaded(tmp_path):
+    save(model(), tmp_path)
+    torch.save({"a": torch.zeros(2)}, tmp_path / "weights.safetensors")
+    with pytest.raises(CheckpointError, match="safetensors"):
+        load(tmp_path)
