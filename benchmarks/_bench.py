@@ -4,7 +4,7 @@ import json
 import platform
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ import torch
 RESULTS = Path(__file__).parent / "results"
 
 
-def environment(**more: Any) -> dict[str, Any]:
+def environment(**more: object) -> dict[str, Any]:
     """Device, dtype, threads, versions; printed and put into every result."""
     names = ("torch", "torchsde", "torchdiffeq", "numpy", "sdekit")
     found = {
@@ -28,7 +28,7 @@ def environment(**more: Any) -> dict[str, Any]:
     return found
 
 
-def interleaved(cases: dict[str, Callable[[], object]], repeats: int) -> dict[str, list[float]]:
+def interleaved(cases: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, list[float]]:
     """Seconds of each case, round by round in one process; the first round is thrown away."""
     seconds: dict[str, list[float]] = {name: [] for name in cases}
     for _ in range(repeats + 1):

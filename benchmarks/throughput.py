@@ -8,22 +8,25 @@ import statistics
 import subprocess
 import sys
 from collections.abc import Callable
+from itertools import pairwise
 
 import torch
 import torchsde
-from _bench import environment, interleaved, ratio, save
+from _bench import RESULTS, environment, interleaved, ratio, save
 from matplotlib.figure import Figure
-from sdekit import EulerMaruyama, ReverseSDE, WhiteNoise, solve, uniform
-from sdekit_diffusion import VPSDE, nets
 from torch import Tensor
 
+from sdekit import EulerMaruyama, ReverseSDE, WhiteNoise, solve, uniform
+from sdekit.elementary import Time
+from sdekit_diffusion import VPSDE, nets
+
 SDE = VPSDE()
-Score = Callable[[float, Tensor], Tensor]
+Score = Callable[[Time, Tensor], Tensor]
 
 
 def bare(score: Score, x: Tensor, ts: list[float]) -> Tensor:
     """x + f dt + g sqrt(dt) randn for the reverse VP equation."""
-    for t0, t1 in zip(ts, ts[1:], strict=False):
+    for t0, t1 in pairwise(ts):
         dt, beta = t1 - t0, SDE.beta_min + t0 * (SDE.beta_max - SDE.beta_min)
         f = -0.5 * beta * x - beta * score(t0, x)
         x = x + f * dt + math.sqrt(beta) * math.sqrt(-dt) * torch.randn_like(x)
@@ -32,7 +35,7 @@ def bare(score: Score, x: Tensor, ts: list[float]) -> Tensor:
 
 def fused(score: Score, x: Tensor, ts: list[float]) -> Tensor:
     """The same with the fewest passes over memory."""
-    for t0, t1 in zip(ts, ts[1:], strict=False):
+    for t0, t1 in pairwise(ts):
         dt, beta = t1 - t0, SDE.beta_min + t0 * (SDE.beta_max - SDE.beta_min)
         x = torch.add(x * (1 - 0.5 * beta * dt), score(t0, x), alpha=-beta * dt)
         x = torch.add(x, torch.randn_like(x), alpha=math.sqrt(-beta * dt))
@@ -54,7 +57,7 @@ class ForTorchsde(torch.nn.Module):
 
     def f(self, s: Tensor, x: Tensor) -> Tensor:
         beta = SDE.beta_min + (1 - s) * (SDE.beta_max - SDE.beta_min)
-        return 0.5 * beta * x + beta * self.score(1 - s, x)  # pyright: ignore[reportArgumentType]
+        return 0.5 * beta * x + beta * self.score(1 - s, x)
 
     def g(self, s: Tensor, x: Tensor) -> Tensor:
         return (SDE.beta_min + (1 - s) * (SDE.beta_max - SDE.beta_min)).sqrt().expand_as(x)
@@ -121,7 +124,9 @@ def main() -> None:
     torch.set_num_threads(1)
     result = {"environment": environment(dtype="float32", seed=0)}
     torch.manual_seed(0)
-    mlp = torch.nn.Sequential(*[m for i in range(3) for m in (torch.nn.Linear(2 if i == 0 else 128, 128), torch.nn.SiLU())][:-1])
+    mlp = torch.nn.Sequential(
+        *[m for i in range(3) for m in (torch.nn.Linear(2 if i == 0 else 128, 128), torch.nn.SiLU())][:-1]
+    )
     head = torch.nn.Linear(128, 2)
     with torch.no_grad():
         result["linear (64, 2)"] = compare("linear score (64, 2)", lambda t, x: -0.9 * x, (64, 2), 500, 31, 1.5)
@@ -137,7 +142,7 @@ def main() -> None:
     axes.set_yscale("log")
     axes.set_ylabel("microseconds a step")
     axes.set_title("Euler-Maruyama, linear score, batch (64, 2), one thread")
-    figure.savefig("benchmarks/results/throughput.png", dpi=120)
+    figure.savefig(RESULTS / "throughput.png", dpi=120)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
 """One counter-based random generator: normal(seed, sample, counter, position), in torch operations on any device.
 
 A 64-bit word is the SplitMix64 finaliser (Steele, Lea, Flood 2014, "Fast splittable pseudorandom number generators") of a
-sample's key plus (2^26 counter + position) times the golden ratio; the key is itself such a word, of (seed, sample). Box and Muller's transform (1958) makes two normals from each word: its upper half gives the radius, its lower
-half the angle. Nothing is stored and nothing is sequential, so a number depends on its four coordinates alone: not on
-the batch it is drawn in, the block of steps, the dtype or the order. Numbers are drawn in float32 and cast; devices agree
-to rounding.
+sample's key plus (2^26 counter + position) times the golden ratio; the key is itself such a word, of (seed, sample). Box
+and Muller's transform (1958) makes two normals from each word: its upper half gives the radius, its lower half the angle.
+Nothing is stored and nothing is sequential, so a number depends on its four coordinates alone: not on the batch it is drawn
+in, the block of steps, the dtype or the order. Numbers are drawn in float32 and cast; devices agree to rounding.
 """
 
 import math

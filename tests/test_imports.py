@@ -4,6 +4,7 @@ import ast
 from pathlib import Path
 
 import pytest
+
 import sdekit
 import sdekit_diffusion
 
@@ -85,27 +86,38 @@ def test_networks_import_torch_only():
     for name, path in modules("sdekit_diffusion"):
         if name.startswith("nets"):
             for module, _ in imported(path):
-                assert module.split(".")[0] in {"torch", "math", "collections", "typing", "dataclasses", "abc"} or module.startswith(
-                    "sdekit_diffusion.nets"
-                ), f"{path}: {module}"
+                assert module.split(".")[0] in {
+                    "torch",
+                    "math",
+                    "collections",
+                    "typing",
+                    "dataclasses",
+                    "abc",
+                } or module.startswith("sdekit_diffusion.nets"), f"{path}: {module}"
 
 
 def test_public_names_of_sdekit():
-    assert sdekit.__all__ == """
+    assert (
+        sdekit.__all__
+        == """
         ODE RK4 SDE AbstractCorrector AbstractNoise AbstractRungeKutta AbstractSDE AbstractSolver AbstractTrace AdamsBashforth
         Clocked EulerMaruyama Exact Heun Hutchinson Increment Langevin Likelihood NotFiniteError Order Point PredictorCorrector
         ProbabilityFlow ReverseSDE Solution Step Tableau WhiteNoise elementary fresh_seed geometric integrate interop
         log_likelihood normal solve uniform uniform01
     """.split()
+    )
     assert all(hasattr(sdekit, name) for name in sdekit.__all__)
 
 
 def test_public_names_of_sdekit_diffusion():
-    assert sdekit_diffusion.__all__ == """
+    assert (
+        sdekit_diffusion.__all__
+        == """
         METHODS VESDE VPSDE AbstractDiffusion AbstractMethod AbstractModel AdaptiveFlow BitsPerDim CheckpointError
-        GaussianMixture InTime OnClock Recipe Record ScoreModel SubVPSDE bits_per_dim data dsm_loss fit load log_likelihood metrics nets
-        sample save training
+        GaussianMixture InTime OnClock Recipe Record ScoreModel SubVPSDE bits_per_dim data dsm_loss fit load log_likelihood
+        metrics nets sample save training
     """.split()
+    )
     assert all(hasattr(sdekit_diffusion, name) for name in sdekit_diffusion.__all__)
 
 

@@ -1,0 +1,48 @@
+"""Every Python block of the README, the contributor guide and the docs runs, in order, a namespace a page."""
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def blocks(page):
+    text = page.read_text()
+    for match in re.finditer(r"^```python\n(.*?)^```", text, re.S | re.M):
+        yield text[: match.start()].count("\n") + 1, match.group(1)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_examples_run(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    namespace = {"__name__": "example"}
+    for line, code in blocks(page):
+        exec(compile("\n" * line + code, str(page), "exec"), namespace)  # noqa: S102 - our own pages
+
+
+def test_there_are_examples():
+    assert len(list(blocks(ROOT / "README.md"))) >= 4
+    assert len(list(blocks(ROOT / "CONTRIBUTING.md"))) >= 5
+
+
+@pytest.mark.parametrize(("name", "most"), [("Midpoint", 20), ("StochasticMidpoint", 20), ("EDM", 15)])
+def test_a_solver_and_a_diffusion_are_as_short_as_promised(name, most):
+    """Lines from the class statement to its end, decorator, docstring and blank lines not counted."""
+    for _, code in blocks(ROOT / "CONTRIBUTING.md"):
+        for node in ast.parse(code).body:
+            if isinstance(node, ast.ClassDef) and node.name == name:
+                lines = code.splitlines()[node.lineno - 1 : node.end_lineno]
+                docstring = len(ast.get_docstring(node, clean=False).splitlines())
+                assert len([line for line in lines if line.strip()]) - docstring <= most
+                return
+    pytest.fail(f"{name} is not in the guide")
+
+
+def test_readme_commands_are_targets():
+    makefile = (ROOT / "Makefile").read_text()
+    for target in ("demo", "test", "lint", "bench", "docs"):
+        assert re.search(rf"^{target}:", makefile, re.M)
