@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 RUN := demo/digits
 
-.PHONY: demo test lint types unit format bench docs setup clean
+.PHONY: oldest demo test lint types unit format bench docs setup clean
 
 setup: $(VENV)/.installed
 
@@ -29,6 +29,12 @@ types: setup
 
 unit: setup
 	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal --quiet
+
+oldest: ## the tests on the oldest supported dependencies, in an environment of their own
+	$(PYTHON) -m venv .venv-oldest
+	.venv-oldest/bin/python -m pip install --quiet --requirement tests/oldest.txt hypothesis pytest pytest-xdist
+	.venv-oldest/bin/python -m pip install --quiet --no-deps --editable .
+	.venv-oldest/bin/python -m pytest --numprocesses 2 --quiet
 
 format: setup
 	$(BIN)/ruff format .

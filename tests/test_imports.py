@@ -33,6 +33,8 @@ DIFFUSION = [
     {"_sample", "_train", "_checkpoint"},
     {"_likelihood"},
     {""},
+    {"_evaluation"},
+    {"_figures"},
     {"report"},
     {"__main__"},
 ]

@@ -1,0 +1,307 @@
+"""The command line: train, sample, likelihood, report."""
+
+import contextlib
+import functools
+import inspect
+import io
+import json
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+from tqdm.auto import tqdm
+
+import sdekit_diffusion
+from sdekit_diffusion import Recipe, ScoreModel, _evaluation, _figures, nets, report
+from sdekit_diffusion.data import Dataset
+
+_EVERY = 10  # updates between two lines of metrics.jsonl
+_ERRORS = (ValueError, TypeError, ArithmeticError, OSError, ImportError, RuntimeError)  # CheckpointError is a ValueError
+
+
+@dataclass(frozen=True)
+class Net:
+    """The network: a U-Net for images, a multilayer perceptron for other data. What is left out is as the network has it.
+
+    Attributes:
+        width: features of a layer; of the U-Net at full resolution.
+        multipliers: U-Net: features of each level in units of width, such as 1 2; each level halves the image.
+        blocks: U-Net: residual blocks of a level.
+        attention: U-Net: whether the blocks of each level end in attention, such as False True.
+        dropout: U-Net: probability of dropping a feature in training.
+        depth: perceptron: residual blocks.
+    """
+
+    width: int | None = None
+    multipliers: tuple[int, ...] | None = None
+    blocks: int | None = None
+    attention: tuple[bool, ...] | None = None
+    dropout: float | None = None
+    depth: int | None = None
+
+    def built(self, source: Dataset) -> nn.Module:
+        """The network for a data set.
+
+        Raises:
+            ValueError: for an option that this network does not have, or images of a size that it does not take.
+        """
+        kind = nets.MLP if source.levels is None else nets.UNet
+        given = {name: value for name, value in asdict(self).items() if value is not None}
+        known = inspect.signature(kind).parameters
+        for name in given:
+            if name not in known:
+                raise ValueError(f"--{name} is no option of the {kind.__name__} that {source.name} needs; leave it out")
+        shape = tuple(source.train.shape[1:])
+        net = nets.MLP(shape, **given) if source.levels is None else nets.UNet(shape[0], **given)
+        with torch.no_grad():
+            net(torch.zeros(1, *shape), torch.zeros(1))
+        return net
+
+
+def train(
+    run: Path,
+    /,
+    *,
+    data: str,
+    sde: str = "subvp",
+    predicts: str = "velocity",
+    net: Net = Net(),
+    recipe: Recipe = Recipe(),  # noqa: B008 - frozen
+    device: str = "cpu",
+    overwrite: bool = False,
+) -> None:
+    """Train a score model and write a run folder: config.json, weights.safetensors, metrics.jsonl.
+
+    Args:
+        run: the folder to write.
+        data: digits, moons, swissroll, eight_gaussians, checkerboard, spiral; a .npy or .npz file; or a folder of images.
+        sde: the diffusion to train under: ve, vp or subvp.
+        predicts: what the network's output means: noise, data, score or velocity.
+        net: the network.
+        recipe: the training.
+        device: where to train: cpu, cuda, cuda:1, ...
+        overwrite: write into a folder that is not empty, over an older run.
+    """
+    source = sdekit_diffusion.data.load(data)
+    place = _place(device)
+    torch.manual_seed(recipe.seed)
+    model = _model(source, net, sde, predicts).to(place)
+    _prepare(run, overwrite)
+    seconds = _trained(model, source, recipe, run / _figures.METRICS)
+    scale = {
+        "name": data if data in sdekit_diffusion.data.sources() else str(Path(data).expanduser().resolve()),
+        "levels": source.levels,
+        "low": source.low,
+        "high": source.high,
+    }
+    notes = {"data": scale, "recipe": asdict(recipe), "versions": _evaluation.versions(), "device": device}
+    sdekit_diffusion.save(model, run, notes)
+    size = sum(p.numel() for p in model.parameters())
+    print(f"trained {size:,} parameters on {len(source.train)} samples of {data} in {seconds:.0f} s; wrote {run}")
+
+
+def sample(
+    run: Path,
+    /,
+    *,
+    n: int = 64,
+    out: Path | None = None,
+    sde: str | None = None,
+    method: str = "default",
+    steps: int | None = None,
+    seed: int = 0,
+    first: int = 0,
+    batch_size: int = 256,
+    device: str = "cpu",
+) -> None:
+    """Draw samples from a trained model: the levels of images, or floats.
+
+    Args:
+        run: the folder that train wrote.
+        n: how many.
+        out: a .npz file with the array `samples`, a .npy file, or a .png picture; samples.npz in the folder unless given.
+        sde: the diffusion to sample under, ve, vp or subvp; the model's own unless given.
+        method: default, euler_maruyama, pc, ode or another method of the library; a name that is none lists them.
+        steps: how many steps; the method's own number unless given.
+        seed: of all noise.
+        first: the index of the first sample; sample i depends on the seed and on i alone.
+        batch_size: how many are solved together.
+        device: where to: cpu, cuda, cuda:1, ...
+    """
+    out = run / "samples.npz" if out is None else out
+    if out.suffix not in (".npz", ".npy", ".png"):
+        raise ValueError(f"{out} ends in none of .npz, .npy and .png; choose a name that does")
+    model, scale = _evaluation.opened(run, _place(device))
+    x = sdekit_diffusion.sample(
+        model, n, sde=sde, method=method, steps=steps, seed=seed, first=first, batch_size=batch_size, progress=True
+    ).cpu()
+    x = x if scale.levels is None else scale.quantise(x)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    if out.suffix == ".png":
+        _figures.picture(x, scale).savefig(out)
+    elif out.suffix == ".npz":
+        np.savez(out, samples=x.numpy())
+    else:
+        np.save(out, x.numpy())
+    print(f"{n} samples in {out}, of shape {tuple(x.shape)}; seed {seed}, the first is number {first}")
+
+
+def likelihood(
+    run: Path,
+    /,
+    *,
+    data: str | None = None,
+    n: int = 500,
+    probes: int = 8,
+    sde: str | None = None,
+    seed: int = 0,
+    tolerance: float = 1e-4,
+    batch_size: int = 100,
+    csv: Path | None = None,
+    device: str = "cpu",
+) -> None:
+    """Print the mean log-likelihood of held-out samples: bits per dimension of images, nats of other data.
+
+    Args:
+        run: the folder that train wrote.
+        data: a data set as for train, whose held-out part is taken; the run's own unless given.
+        n: how many samples, or all where there are fewer.
+        probes: random probes of each trace; up to 32 dimensions traces are exact.
+        sde: the diffusion, ve, vp or subvp; the model's own unless given.
+        seed: of the dequantisation and of the probes.
+        tolerance: relative and absolute, of the adaptive solver.
+        batch_size: how many samples are solved together.
+        csv: a file for the values of all samples.
+        device: where to: cpu, cuda, cuda:1, ...
+    """
+    if n < 1:
+        raise ValueError(f"n is the number of samples, from 1 on; not {n}")
+    model, scale = _evaluation.opened(run, _place(device))
+    x = _evaluation.source_of(scale, data).test[:n]
+    result = _evaluation.held_out(
+        model, x, scale, probes=probes, sde=sde, seed=seed, tolerance=tolerance, batch_size=batch_size
+    )
+    found = result.numbers()
+    if csv is not None:
+        table = np.stack([np.arange(len(x)), result.value, result.stderr], axis=1)
+        np.savetxt(csv, table, "%.17g", ",", header=f"sample,{result.unit},probe_stderr", comments="")
+    of = f"over {found['n']} held-out samples of {data or scale.name}"
+    print(f"mean: {found['mean']:.4f} ± {found['stderr']:.4f} {found['unit']} (standard error, {of})")
+    made = f"what {probes} probes a sample leave" if found["probes"] else "traces are exact"
+    print(f"of that error, from probes: {found['probe_stderr']:.4f} {found['unit']} ({made}, {of})")
+
+
+def summarise(run: Path, /, *, samples: int | None = None, out: Path | None = None, seed: int = 0, device: str = "cpu") -> None:
+    """Write report.html, its pictures and report.json: samples, distances with their anchors, held-out likelihood.
+
+    Args:
+        run: the folder that train wrote.
+        samples: how many to draw, and held-out ones to compare with, or all where there are fewer; 500 images or 2000 others.
+        out: the page; report.html in the folder unless given.
+        seed: of all noise.
+        device: where to: cpu, cuda, cuda:1, ...
+    """
+    numbers = report.write_report(run, samples=samples, out=out, seed=seed, device=_place(device))
+    print(f"wrote {numbers['page']}, its pictures and {run / 'report.json'} in {numbers['seconds']:.0f} s")
+
+
+def _model(source: Dataset, net: Net, sde: str, predicts: str) -> ScoreModel:
+    values = source.train.float() if source.levels is None else source.dequantised(source.train, torch.tensor(0.5))
+    return ScoreModel(
+        net.built(source),
+        sde,
+        predicts,  # pyright: ignore[reportArgumentType] - checked there
+        shape=tuple(source.train.shape[1:]),
+        conditioning="log_snr",
+        data_std=float(values.square().mean().sqrt()),
+    )
+
+
+def _trained(model: ScoreModel, source: Dataset, recipe: Recipe, log: Path) -> float:
+    """Trains in place, a line of log every few updates; returns the seconds that it took."""
+    transform = None if source.levels is None else source.dequantised
+    begun, losses = time.perf_counter(), []
+    with log.open("w", encoding="utf-8") as file, tqdm(total=recipe.steps, unit="step", desc="training") as bar:
+        for record in sdekit_diffusion.training(model, source.train, recipe, transform=transform):
+            losses.append(record.loss)
+            bar.update()
+            if record.step % _EVERY == 0 or record.step == recipe.steps:
+                loss, seconds = float(torch.stack(losses).mean()), time.perf_counter() - begun
+                losses.clear()
+                bar.set_postfix(loss=f"{loss:.4f}", lr=f"{record.lr:.1e}", refresh=False)
+                file.write(json.dumps({"step": record.step, "loss": loss, "lr": record.lr, "seconds": seconds}) + "\n")
+    return time.perf_counter() - begun
+
+
+def _prepare(run: Path, overwrite: bool) -> None:
+    """Makes the folder of a run; what an older run left there goes, other files stay."""
+    if run.is_dir() and any(run.iterdir()) and not overwrite:
+        raise ValueError(f"{run} is not empty; choose another folder, or add --overwrite to write over an older run")
+    run.mkdir(parents=True, exist_ok=True)
+    for name in ("config.json", "weights.safetensors", "report.html", "report.json"):
+        (run / name).unlink(missing_ok=True)
+
+
+def _place(device: str) -> torch.device:
+    try:
+        return torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"the device {device!r} cannot be used ({str(error).splitlines()[0]}); cpu always can") from error
+
+
+_COMMANDS = {"train": train, "sample": sample, "likelihood": likelihood, "report": summarise}
+
+
+def _parsed(argv: Sequence[str] | None) -> Callable[[], None]:
+    """The command that the arguments name, ready to run.
+
+    Raises:
+        ValueError: for arguments that name none, in one line.
+    """
+    try:
+        import tyro
+    except ImportError as error:
+        raise ImportError("the command line needs tyro: pip install 'sdekit[app]'") from error
+
+    def deferred(command: Callable[..., None]) -> Callable[..., Callable[[], None]]:
+        return functools.wraps(command)(lambda *args, **options: functools.partial(command, *args, **options))
+
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            return tyro.extras.subcommand_cli_from_dict(
+                {name: deferred(command) for name, command in _COMMANDS.items()},
+                prog="sdekit-diffusion",
+                description="Score-based generative models: train, sample, evaluate.",
+                args=argv,
+                config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff),
+            )
+    except SystemExit as stop:
+        if not stop.code:
+            raise
+        # tyro draws a box; the message stands above its first rule.
+        lines = [line.strip("│ ") for line in said.getvalue().splitlines() if line.startswith("│")]
+        message = " ".join(line for line in lines[: next((i for i, line in enumerate(lines) if line[:2] == "──"), None)])
+        raise ValueError(f"{message or said.getvalue()}; add --help to see what is allowed") from None
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command; returns the exit code, 0, or 2 after an error, told in one line on stderr."""
+    try:
+        _parsed(argv)()
+    except _ERRORS as error:
+        print(f"error: {' '.join(str(error).split()) or type(error).__name__}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("error: interrupted; nothing is left running", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,212 @@
+"""What is measured of a run: distances of its samples beside their anchors, and held-out likelihood."""
+
+import math
+import platform
+import warnings
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from sdekit import Exact, Hutchinson
+from sdekit_diffusion import data as datasets
+from sdekit_diffusion._checkpoint import CheckpointError, load, read_config
+from sdekit_diffusion._diffusion import AbstractDiffusion
+from sdekit_diffusion._likelihood import bits_per_dim, log_likelihood
+from sdekit_diffusion._model import ScoreModel
+from sdekit_diffusion.data import Dataset
+from sdekit_diffusion.metrics import energy_distance, frechet, nearest, sliced_wasserstein
+
+_DRAWS = 10  # sets over which a distance between data and data is averaged
+_EXACT_UP_TO = 32  # dimensions: up to here the exact trace costs little more than probes
+
+Array = NDArray[Any]
+
+
+def versions() -> dict[str, str]:
+    """Of Python and of what the numbers depend on."""
+    return {"python": platform.python_version()} | {name: version(name) for name in ("sdekit", "torch", "numpy", "scipy")}
+
+
+def opened(run: str | Path, device: torch.device | str = "cpu") -> tuple[ScoreModel, Dataset]:
+    """The model of a run, and the scale of its data as a data set without samples.
+
+    Raises:
+        CheckpointError: when the folder is no checkpoint, a damaged one, or one without the scale of its data.
+    """
+    model, notes = load(run, device=device), read_config(run).get("notes")
+    try:
+        return model, Dataset(torch.empty(0), torch.empty(0), **notes["data"])  # pyright: ignore[reportOptionalSubscript]
+    except (KeyError, TypeError) as error:
+        raise CheckpointError(
+            f"{Path(run) / 'config.json'} does not say what data the model is for; give a folder that `sdekit-diffusion train` "
+            "wrote"
+        ) from error
+
+
+def source_of(scale: Dataset, name: str | None = None) -> Dataset:
+    """The data set of a run, or another of the same kind.
+
+    Raises:
+        ValueError: when it cannot be found, or is not of that kind.
+    """
+    source = datasets.load(scale.name if name is None else name)
+    if (source.levels is None) != (scale.levels is None):
+        kinds = ["continuous data" if levels is None else "images" for levels in (source.levels, scale.levels)]
+        raise ValueError(f"{source.name} holds {kinds[0]} and the model is for {kinds[1]}; give it data like {scale.name}")
+    return source
+
+
+@dataclass(frozen=True, eq=False)
+class HeldOut:
+    """Likelihoods of held-out samples and what is known of their error.
+
+    Attributes:
+        value: bits per dimension of images, nats of other data; `(n,)`.
+        stderr: the standard error that the probes leave in each; 0 for exact traces, not a number for one probe.
+        unit: "bits/dim" or "nats".
+        probes: of each trace; 0 for exact traces.
+        evaluations: of the model, the most of any batch.
+    """
+
+    value: Tensor
+    stderr: Tensor
+    unit: str
+    probes: int
+    evaluations: int
+
+    def numbers(self) -> dict[str, Any]:
+        """The mean, its standard error, the part of that which the probes make, and what they rest on."""
+        n = len(self.value)
+        return {
+            "unit": self.unit,
+            "mean": float(self.value.mean()),
+            "stderr": float(self.value.std(correction=1)) / math.sqrt(n) if n > 1 else math.nan,
+            "probe_stderr": float(self.stderr.square().sum().sqrt()) / n,
+            "probes": self.probes,
+            "n": n,
+            "evaluations": self.evaluations,
+        }
+
+
+def held_out(
+    model: ScoreModel,
+    x: Tensor,
+    scale: Dataset,
+    *,
+    probes: int = 8,
+    sde: AbstractDiffusion | str | None = None,
+    seed: int = 0,
+    tolerance: float = 1e-5,
+    batch_size: int = 100,
+) -> HeldOut:
+    """Likelihoods of samples `(n, *shape)`, batch by batch under a progress bar; see `bits_per_dim` and `log_likelihood`."""
+    exact = x[0].numel() <= _EXACT_UP_TO
+    trace, (_, device) = Exact() if exact else Hutchinson(probes, seed=seed), model.place()
+    values, errors, evaluations = [], [], 0
+    with tqdm(total=len(x), unit="sample", desc="likelihood") as bar:
+        for i in range(0, len(x), batch_size):
+            some = x[i : i + batch_size].to(device)
+            if scale.levels is None:
+                part = log_likelihood(model, some, sde=sde, trace=trace, first=i, rtol=tolerance, atol=tolerance)
+            else:
+                part = bits_per_dim(
+                    model, some, low=scale.low, high=scale.high, levels=scale.levels, seed=seed, first=i, sde=sde, trace=trace,
+                    rtol=tolerance, atol=tolerance,
+                )  # fmt: skip
+            values.append(part.value.cpu())
+            errors.append(part.stderr.cpu())
+            evaluations = max(evaluations, part.evaluations)
+            bar.update(len(some))
+    unit = "nats" if scale.levels is None else "bits/dim"
+    return HeldOut(torch.cat(values), torch.cat(errors), unit, 0 if exact else probes, evaluations)
+
+
+def labels_of(source: Dataset) -> tuple[Array, Array] | None:
+    """The classes of training and test images of scikit-learn's digits, in whatever order they are; None for other data."""
+    if source.name != "digits":
+        return None
+    from sklearn.datasets import load_digits
+
+    known, classes = load_digits(return_X_y=True)
+    table = {row.tobytes(): label for row, label in zip(known.astype(np.uint8), classes, strict=True)}
+    train, test = ([table[row.tobytes()] for row in part.flatten(1).numpy()] for part in (source.train, source.test))
+    return np.array(train), np.array(test)
+
+
+def _anchors(train: Array, labels: Array, levels: int, n: int, rng: np.random.Generator) -> dict[str, Array]:
+    """Sets of n images that a model should be told from, levels `(n, d)`."""
+    gaussians = [
+        rng.multivariate_normal(train[labels == label].mean(0), np.cov(train[labels == label].T), method="eigh")
+        for label in rng.choice(labels, n)
+    ]
+    noisy = train[rng.permutation(len(train))[:n]] + rng.normal(0, 0.1 * levels, (min(n, len(train)), train.shape[1]))
+    return {
+        "gaussians": np.clip(np.rint(gaussians), 0, levels - 1),
+        "noisy": np.clip(np.rint(noisy), 0, levels - 1),
+        "noise": rng.integers(levels, size=(n, train.shape[1])).astype(float),
+    }
+
+
+def classified(x: Tensor, source: Dataset, labels: Array, test_labels: Array, seed: int) -> dict[str, Any]:
+    """Fréchet distances to the training images in the features of a classifier of these, with bootstrapped standard errors.
+
+    The classifier is regularised, so that its features differ little between images that it was trained on and others.
+    """
+    from sklearn.neural_network import MLPClassifier
+
+    assert source.levels is not None
+    levels, rng = source.levels, np.random.default_rng(seed)
+    train, test, made = (part.flatten(1).double().numpy() for part in (source.train, source.test, x))
+    classifier = MLPClassifier((64,), alpha=1.0, max_iter=200, random_state=seed)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it need not converge
+        classifier.fit(train / levels, labels)
+
+    def distance(images: Array) -> float:
+        hidden = [np.maximum(part / levels @ classifier.coefs_[0] + classifier.intercepts_[0], 0) for part in (images, train)]
+        return frechet(*hidden)
+
+    sets = {"model": made, "real": test[: len(made)], **_anchors(train, labels, levels, len(made), rng)}
+    real, rows = distance(sets["real"]), {}
+    span = distance(sets["noise"]) - real
+    for name, images in sets.items():
+        value = distance(images)
+        again = [distance(images[rng.integers(len(images), size=len(images))]) for _ in range(_DRAWS)]
+        stderr = float(np.std(again, ddof=1)) / span
+        rows[name] = {"distance": value, "relative": (value - real) / span, "stderr": stderr, "n": len(images)}
+    accuracy = float(classifier.score(test / levels, test_labels))
+    return {"rows": rows, "features": 64, "accuracy": accuracy, "n_train": len(train), "n_held_out": len(test)}
+
+
+def against_floor(x: Tensor, source: Dataset, seed: int) -> dict[str, Any]:
+    """Distances of samples to held-out data, beside those of as many training data: what a perfect model would have."""
+    n = min(len(x), len(source.test), len(source.train))
+    test, rng = source.test[:n], np.random.default_rng(seed)
+    picks = [source.train[rng.permutation(len(source.train))[:n]] for _ in range(_DRAWS)]
+    rows = {}
+    for name, distance in {"sliced_wasserstein": sliced_wasserstein, "energy": energy_distance}.items():
+        floor = [distance(pick.float(), test.float()) for pick in picks]
+        rows[name] = {
+            "distance": distance(x[:n].float(), test.float()),
+            "floor": float(np.mean(floor)),
+            "floor_max": max(floor),
+        }
+    return {"rows": rows, "n": n, "draws": _DRAWS}
+
+
+def neighbours(x: Tensor, source: Dataset) -> tuple[dict[str, Any], Array]:
+    """Median distances of samples and of held-out data to their nearest training sample; and the samples' nearest."""
+    test = source.test[: len(x)]
+    made, index = nearest(x, source.train)
+    real, _ = nearest(test, source.train)
+    medians = float(np.median(made)), float(np.median(real))
+    ratio = medians[0] / medians[1] if medians[1] else math.nan
+    numbers = {"ratio": ratio, "samples": medians[0], "held_out": medians[1]}
+    return numbers | {"n_samples": len(x), "n_held_out": len(test), "n_train": len(source.train)}, index

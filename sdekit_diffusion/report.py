@@ -1,0 +1,279 @@
+"""A report on a run folder: pictures, distances beside their anchors, held-out likelihood; a page that opens offline."""
+
+import base64
+import io
+import json
+import math
+import time
+from html import escape
+from pathlib import Path
+from string import Template
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sdekit_diffusion._checkpoint import read_config
+from sdekit_diffusion._evaluation import (
+    Array,
+    against_floor,
+    classified,
+    held_out,
+    labels_of,
+    neighbours,
+    opened,
+    source_of,
+    versions,
+)
+from sdekit_diffusion._figures import RATIO, denoising, forward, loss_curve, neighbouring, picture, scatter
+from sdekit_diffusion._model import ScoreModel
+from sdekit_diffusion._sample import sample
+from sdekit_diffusion.data import Dataset
+
+_PAGE = Template("""<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
+<title>$title</title><style>
+body { font: 16px/1.55 system-ui, "Segoe UI", Roboto, sans-serif; color: #1a202c; background: #fff; margin: 0 }
+main { max-width: 60rem; margin: 0 auto; padding: 2.5rem 1.5rem 4rem }
+h1 { font-size: 1.75rem; font-weight: 650; letter-spacing: -.015em; margin: 0 }
+h2 { font-size: 1.1rem; font-weight: 650; margin: 2.75rem 0 .25rem }
+p { margin: .25rem 0 .75rem; max-width: 46rem } .quiet, figcaption, th { color: #718096 } .quiet { font-size: .9rem }
+figure { margin: .75rem 0 } img { display: block; max-width: 100%; height: auto }
+.cards { display: flex; flex-wrap: wrap; gap: 1rem; margin: 1.5rem 0 0 }
+.card { flex: 1 1 15rem; border: 1px solid #e2e8f0; border-radius: .5rem; padding: .9rem 1.1rem }
+.card b { display: block; font-size: 1.5rem; font-weight: 600; font-variant-numeric: tabular-nums }
+.card span { font-size: .85rem }
+table { border-collapse: collapse; margin: .75rem 0; font-size: .92rem; font-variant-numeric: tabular-nums }
+th, td { text-align: right; padding: .35rem 0 .35rem 2rem; border-bottom: 1px solid #e2e8f0 } th { font-weight: 500 }
+th:first-child, td:first-child { text-align: left; padding-left: 0 } tr.ours td { font-weight: 600 }
+</style></head><body><main>
+<h1>$title</h1><p class="quiet">$subtitle</p>
+<div class="cards">$cards</div>
+$body
+</main></body></html>
+""")
+
+_NAMES = {
+    "model": "samples of the model",
+    "real": "held-out images, real against real",
+    "gaussians": "a Gaussian for each class, fitted to the training pixels",
+    "noisy": "training images plus noise of a tenth of the range",
+    "noise": "pure noise, every level as likely",
+}
+
+
+def _table(head: list[str], rows: list[list[str]], ours: int = -1) -> str:
+    lines = ["".join(f"<td>{escape(cell)}</td>" for cell in row) for row in rows]
+    body = "".join(f"<tr{' class=ours' if i == ours else ''}>{line}</tr>" for i, line in enumerate(lines))
+    return f"<table><tr>{''.join(f'<th>{escape(cell)}</th>' for cell in head)}</tr>{body}</table>"
+
+
+def _distances(found: dict[str, Any]) -> tuple[str, list[tuple[str, str]]]:
+    """The section on distances, and its headline figures."""
+    near = found["neighbours"]
+    cards = []
+    if "frechet" in found:
+        table, rows = found["frechet"], found["frechet"]["rows"]
+        text = (
+            f"Fréchet distances to the {table['n_train']} training images, between Gaussian fits to the {table['features']} "
+            f"hidden features of a small classifier, which was trained on these and is right on {table['accuracy']:.1%} of "
+            f"the {table['n_held_out']} held-out ones. The scale runs from 0, held-out images, to 1, noise; ± is the standard "
+            "error that the choice of images leaves."
+        )
+        cells = [
+            [_NAMES[k], f"{r['distance']:.4f}", f"{r['relative']:.4f} ± {r['stderr']:.4f}", str(r["n"])]
+            for k, r in rows.items()
+        ]
+        html = f"<p>{text}</p>" + _table(["against the training images", "distance", "on the scale", "images"], cells, 0)
+        first = rows["model"]
+        cards.append(
+            (
+                f"{first['relative']:.4f} ± {first['stderr']:.4f}",
+                f"Fréchet distance, 0 being real and 1 noise; {first['n']} samples",
+            )
+        )
+    else:
+        table = found["distances"]
+        text = (
+            f"Distances of {table['n']} samples to {table['n']} held-out data, beside those of as many training data: the mean "
+            f"and the largest of {table['draws']} draws. A perfect model is at that floor."
+        )
+        names = {"sliced_wasserstein": "sliced Wasserstein distance", "energy": "energy distance"}
+        cells = [
+            [names[k], f"{r['distance']:.4f}", f"{r['floor']:.4f}", f"{r['floor_max']:.4f}", str(table["n"])]
+            for k, r in table["rows"].items()
+        ]
+        html = f"<p>{text}</p>" + _table(["", "samples", "floor", "largest of floor", "points"], cells)
+        first = table["rows"]["sliced_wasserstein"]
+        cards.append((f"{first['distance']:.4f}", f"sliced Wasserstein, floor {first['floor']:.4f}; {table['n']} samples"))
+    text = (
+        f"The median distance of {near['n_samples']} samples to their nearest of {near['n_train']} training samples is "
+        f"{near['samples']:.4g}; that of {near['n_held_out']} held-out samples is {near['held_out']:.4g}. Their ratio is "
+        f"{near['ratio']:.3f}; far below 1 it would mean that training samples are repeated."
+    )
+    cards.append((f"{near['ratio']:.3f}", f"ratio of distances to the nearest training sample; {near['n_samples']} samples"))
+    return f"<h2>Distances</h2>{html}<p>{text}</p>", cards
+
+
+def _likelihood_text(found: dict[str, Any]) -> tuple[str, tuple[str, str]]:
+    n, unit = found["n"], found["unit"]
+    mean, error = f"{found['mean']:.4f}", f"{found['stderr']:.4f}"
+    part = (
+        "Traces are exact."
+        if not found["probes"]
+        else f"The {found['probes']} random probes of each sample make {found['probe_stderr']:.4f} of the error."
+    )
+    text = f"{mean} ± {error} {unit}: mean and standard error over {n} held-out samples. {part}"
+    more = " Levels are dequantised uniformly, so this bounds the code length from above." if unit == "bits/dim" else ""
+    return (
+        f"<h2>Held-out likelihood</h2><p>{text}{more} {found['evaluations']} evaluations.</p>",
+        (f"{mean} ± {error}", f"held-out {unit}; {n} samples"),
+    )
+
+
+def _drawn(
+    model: ScoreModel, source: Dataset, x: Tensor, index: Array, seed: int, run: Path
+) -> dict[str, tuple[str, str, Any]]:
+    """The pictures by name: a heading, a caption, the picture."""
+    grid, unit = x[:64], f"shown at unit signal plus noise, headed by {RATIO}"
+    found: dict[str, tuple[str, str, Any]] = {}
+    if source.levels is None:
+        n, rows, states = min(len(x), len(source.test)), 500, ""
+        panels = [(f"{n} held-out data", source.test[:n]), (f"{n} samples", x[:n])]
+        found["samples"] = ("Samples and data", "", scatter(panels))
+    else:
+        rows, states = 4, "; on the right, what the model makes of each state"
+        found["samples"] = (f"{len(grid)} samples", "", picture(grid, source))
+        caption = f"Each of {len(grid)} samples, and on its right its nearest of {len(source.train)} training images."
+        found["neighbours"] = ("Nearest training images", caption, neighbouring(grid, index[:64], source))
+    caption = f"States of {500 if source.levels is None else 8} samples on their way from noise to data, {unit}{states}."
+    found["denoising"] = ("Denoising", caption, denoising(model, source, seed))
+    rows = min(rows, len(source.test))
+    caption = f"{rows} held-out samples at times uniform in the logarithm of the signal-to-noise ratio, {unit}."
+    found["forward"] = ("The forward process", caption, forward(model, source, seed))
+    loss = loss_curve(run)
+    if loss is not None:
+        found["loss"] = ("Loss", "Pale: means over ten updates. Dark: their moving average.", loss)
+    return found
+
+
+def _page(found: dict[str, Any], pictures: dict[str, tuple[str, str, bytes]]) -> str:
+    distances, cards = _distances(found)
+    likelihood, card = _likelihood_text(found["likelihood"])
+    sections = {
+        name: f'<h2>{escape(heading)}</h2><figure><img alt="{escape(heading)}" src="data:image/png;base64,'
+        f'{base64.b64encode(png).decode()}"><figcaption class="quiet">{escape(caption)}</figcaption></figure>'
+        for name, (heading, caption, png) in pictures.items()
+    }
+    order = ["samples", "neighbours", distances, likelihood, "denoising", "forward", "loss"]
+    body = "\n".join(sections.get(part, part if part.startswith("<") else "") for part in order)
+    made = [f"<p><b>{name}</b> {escape(_said(found[name]))}</p>" for name in ("data", "recipe", "sampling", "environment")]
+    body += f'\n<h2>How it was made</h2><div class="quiet">{"".join(made)}</div>'
+    shown = "".join(
+        f'<div class="card"><b>{value}</b><span class="quiet">{escape(text)}</span></div>' for value, text in [*cards, card]
+    )
+    model = found["model"]
+    subtitle = (
+        f"{model['network']} of {model['parameters']:,} parameters, trained under {model['sde']} to predict {model['predicts']}"
+    )
+    return _PAGE.substitute(title=escape(found["data"]["name"]), subtitle=escape(subtitle), cards=shown, body=body)
+
+
+def _said(value: Any) -> str:  # noqa: ANN401 - JSON
+    """A nest of dictionaries in words."""
+    if not isinstance(value, dict):
+        return str(value)
+    return ", ".join(f"{name} ({_said(part)})" if isinstance(part, dict) else f"{name} {part}" for name, part in value.items())
+
+
+def write_report(
+    run_folder: str | Path,
+    *,
+    samples: int | None = None,
+    out: str | Path | None = None,
+    seed: int = 0,
+    probes: int = 2,
+    tolerance: float = 3e-4,
+    device: torch.device | str = "cpu",
+) -> dict[str, Any]:
+    """Writes report.html, its pictures as PNG, and report.json with all numbers, into a run folder.
+
+    Arguments:
+        run_folder: what `sdekit-diffusion train` wrote.
+        samples: how many samples to draw, and held-out samples to use, or all where there are fewer; 500 images or 2000 others
+            unless given.
+        out: the page; report.html in the folder unless given.
+        seed: of samples, dequantisation, probes, the classifier and the anchors.
+        probes: of each trace in the likelihood; up to 32 dimensions traces are exact.
+        tolerance: relative and absolute, of the likelihood's solver.
+        device: where to.
+
+    Returns:
+        what report.json holds.
+
+    Raises:
+        CheckpointError: when the folder is not a run's. ValueError: for fewer than two samples, or damaged files.
+        ImportError: when an extra is missing.
+    """
+    begun, run = time.perf_counter(), Path(run_folder)
+    model, scale = opened(run, device)
+    samples = (2000 if scale.levels is None else 500) if samples is None else samples
+    if samples < 2:
+        raise ValueError(f"a report needs two samples or more, not {samples}")
+    source = source_of(scale)
+    if tuple(source.train.shape[1:]) != model.shape:
+        raise ValueError(f"{source.name} has samples of shape {tuple(source.train.shape[1:])}, the model of {model.shape}")
+    solution = sample(model, samples, seed=seed, batch_size=256, progress=True, return_solution=True)
+    x = solution.x.cpu() if scale.levels is None else scale.quantise(solution.x.cpu())
+    likelihood = held_out(model, source.test[:samples], source, probes=probes, seed=seed, tolerance=tolerance)
+    found = _about(run, model, source, seed)
+    steps = len(solution.ts) - 1
+    found["sampling"] = {"n": samples, "method": "default", "steps": steps, "evaluations": solution.evaluations, "seed": seed}
+    found["likelihood"] = likelihood.numbers() | {"tolerance": tolerance}
+    found["neighbours"], index = neighbours(x, source)
+    labels = labels_of(source)
+    found |= (
+        {"distances": against_floor(x, source, seed)} if labels is None else {"frechet": classified(x, source, *labels, seed)}
+    )
+    pictures = {}
+    for name, (heading, caption, figure) in _drawn(model, source, x, index, seed, run).items():
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format="png")
+        pictures[name] = heading, caption, buffer.getvalue()
+        (run / f"{name}.png").write_bytes(buffer.getvalue())
+    page = run / "report.html" if out is None else Path(out)
+    page.parent.mkdir(parents=True, exist_ok=True)
+    page.write_text(_page(found, pictures), encoding="utf-8")
+    found |= {"page": str(page), "seconds": time.perf_counter() - begun}
+    text = json.dumps(_finite(found), indent=2, allow_nan=False)
+    (run / "report.json").write_text(text + "\n", encoding="utf-8")
+    return found
+
+
+def _about(run: Path, model: ScoreModel, source: Dataset, seed: int) -> dict[str, Any]:
+    """What the numbers are of, and where they were found."""
+    dtype, device = model.place()
+    return {
+        "data": {"name": source.name, "train": len(source.train), "test": len(source.test), "levels": source.levels},
+        "model": {
+            "network": type(model.net).__name__,
+            "parameters": sum(p.numel() for p in model.parameters()),
+            "sde": str(model.sde),
+            "predicts": model.predicts,
+        },
+        "recipe": read_config(run)["notes"].get("recipe"),
+        "seed": seed,
+        "environment": {
+            "device": str(device),
+            "dtype": str(dtype).removeprefix("torch."),
+            "threads": torch.get_num_threads(),
+            "versions": versions(),
+        },
+    }
+
+
+def _finite(value: Any) -> Any:  # noqa: ANN401 - JSON
+    """The same with None for numbers that JSON does not have."""
+    if isinstance(value, dict):
+        return {key: _finite(part) for key, part in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value

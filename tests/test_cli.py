@@ -1,0 +1,254 @@
+"""The command line: a tiny run through every command, and one line for every error."""
+
+import csv
+import json
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from sdekit_diffusion.__main__ import main
+from sdekit_diffusion.data import load
+
+TRAIN = ["--steps", "12", "--batch-size", "16", "--warmup", "2"]
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "digits"
+    assert main(["train", str(folder), "--data", "digits", "--width", "8", "--seed", "3", *TRAIN]) == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def moons(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "moons"
+    assert main(["train", str(folder), "--data", "moons", "--width", "16", "--depth", "1", "--sde", "vp", *TRAIN]) == 0
+    return folder
+
+
+@pytest.fixture
+def damaged(digits, tmp_path):
+    """A copy of the run, to be spoiled."""
+    for name in ("config.json", "weights.safetensors", "metrics.jsonl"):
+        (tmp_path / name).write_bytes((digits / name).read_bytes())
+    return tmp_path
+
+
+def error(capsys, *argv):
+    """The one line on stderr of a command that fails; bars that were begun aside."""
+    capsys.readouterr()
+    assert main([str(part) for part in argv]) == 2
+    out, err = capsys.readouterr()
+    lines = [line for line in err.replace("\r", "\n").splitlines() if line.strip() and "/s]" not in line]
+    assert out == ""
+    assert len(lines) == 1, err
+    assert lines[0].startswith("error: ")
+    assert "Traceback" not in err
+    return lines[0]
+
+
+def samples(run, out, *argv):
+    assert main(["sample", str(run), "--out", str(out), "--steps", "5", *argv]) == 0
+    return np.load(out)["samples"]
+
+
+def test_train_writes_a_run(digits):
+    config = json.loads((digits / "config.json").read_text())
+    assert config["notes"]["data"] == {"name": "digits", "levels": 17, "low": -1.0, "high": 1.0}
+    assert (config["notes"]["recipe"]["steps"], config["notes"]["recipe"]["seed"]) == (12, 3)
+    assert config["notes"]["versions"]["torch"] == torch.__version__
+    assert (config["sde"]["name"], config["shape"], config["conditioning"]) == ("subvp", [1, 8, 8], "log_snr")
+    levels = load("digits").train.double()
+    assert config["data_std"] == pytest.approx(float((2 * (levels + 0.5) / 17 - 1).square().mean().sqrt()), rel=1e-5)
+    lines = [json.loads(line) for line in (digits / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [10, 12]
+    assert all(set(line) == {"step", "loss", "lr", "seconds"} and 0 < line["loss"] < 10 for line in lines)
+    assert lines[0]["seconds"] < lines[1]["seconds"]
+
+
+def test_training_depends_on_the_seed_alone(digits, tmp_path):
+    weights = load_file(digits / "weights.safetensors")
+    for seed, same in (("3", True), ("4", False)):
+        torch.manual_seed(int(seed) + 100)
+        run = tmp_path / seed
+        assert main(["train", str(run), "--data", "digits", "--width", "8", "--seed", seed, *TRAIN]) == 0
+        again = load_file(run / "weights.safetensors")
+        assert all(torch.equal(again[name], weights[name]) for name in weights) is same
+
+
+def test_samples_are_levels_and_depend_on_seed_and_number(digits, tmp_path, capsys):
+    first = samples(digits, tmp_path / "a.npz", "--n", "6")
+    assert "6 samples" in capsys.readouterr().out
+    assert (first.shape, first.dtype) == ((6, 1, 8, 8), np.uint8)
+    assert first.max() <= 16
+    assert np.array_equal(first, samples(digits, tmp_path / "b.npz", "--n", "6", "--seed", "0"))
+    assert not np.array_equal(first, samples(digits, tmp_path / "c.npz", "--n", "6", "--seed", "1"))
+    rest = samples(digits, tmp_path / "d.npz", "--n", "2", "--first", "4")
+    assert np.abs(rest.astype(int) - first[4:]).max() <= 1  # a float on the edge of a level may round either way
+
+
+@pytest.mark.parametrize("argv", [["--sde", "ve"], ["--method", "euler_maruyama"], ["--batch-size", "2"]])
+def test_samples_by_other_ways(digits, tmp_path, argv):
+    assert samples(digits, tmp_path / "a.npz", "--n", "3", *argv).shape == (3, 1, 8, 8)
+
+
+def test_samples_as_other_files(digits, moons, tmp_path):
+    for run in (digits, moons):
+        out = tmp_path / run.name / "grid.png"
+        assert main(["sample", str(run), "--n", "5", "--steps", "4", "--out", str(out)]) == 0
+        with Image.open(out) as image:
+            assert min(image.size) > 300
+    assert main(["sample", str(moons), "--n", "5", "--steps", "4", "--out", str(tmp_path / "x.npy")]) == 0
+    assert np.load(tmp_path / "x.npy").shape == (5, 2)
+    assert main(["sample", str(moons), "--n", "5", "--steps", "4"]) == 0
+    assert np.load(moons / "samples.npz")["samples"].dtype == np.float32
+    assert samples(digits, tmp_path / "none.npz", "--n", "0").shape == (0, 1, 8, 8)
+
+
+def test_likelihood_of_images(digits, tmp_path, capsys):
+    argv = ["likelihood", str(digits), "--n", "6", "--probes", "2", "--tolerance", "1e-2", "--batch-size", "4"]
+    assert main([*argv, "--csv", str(tmp_path / "a.csv")]) == 0
+    mean, probes = capsys.readouterr().out.splitlines()
+    rows = list(csv.DictReader((tmp_path / "a.csv").read_text().splitlines()))
+    values = np.array([float(row["bits/dim"]) for row in rows])
+    assert len(values) == 6
+    assert f"{values.mean():.4f} ± {values.std(ddof=1) / 6**0.5:.4f} bits/dim" in mean
+    assert "6 held-out samples of digits" in mean
+    assert "2 probes" in probes
+    assert "6 held-out samples" in probes
+    errors = np.array([float(row["probe_stderr"]) for row in rows])
+    assert f"{np.sqrt(np.square(errors).sum()) / 6:.4f}" in probes
+
+
+def test_likelihood_of_points(moons, tmp_path, capsys):
+    assert main(["likelihood", str(moons), "--n", "20", "--tolerance", "1e-3"]) == 0
+    mean, probes = capsys.readouterr().out.splitlines()
+    assert "nats" in mean
+    assert "exact" in probes
+    np.save(tmp_path / "points.npy", np.random.default_rng(0).standard_normal((40, 2)))
+    assert main(["likelihood", str(moons), "--data", str(tmp_path / "points.npy"), "--tolerance", "1e-2"]) == 0
+    assert "over 4 held-out samples" in capsys.readouterr().out
+
+
+def test_report_command(moons, capsys):
+    assert main(["report", str(moons), "--samples", "40", "--out", str(moons / "page" / "r.html")]) == 0
+    assert "report.json" in capsys.readouterr().out
+    assert (moons / "page" / "r.html").stat().st_size > 50_000
+
+
+def test_own_arrays_keep_their_path(tmp_path, monkeypatch):
+    np.save(tmp_path / "own.npy", np.random.default_rng(0).integers(0, 8, (30, 4, 4)))
+    monkeypatch.chdir(tmp_path)
+    assert (
+        main(["train", "run", "--data", "own.npy", "--width", "8", "--multipliers", "1", "--attention", "False", *TRAIN]) == 0
+    )
+    monkeypatch.chdir(tmp_path.parent)
+    assert main(["likelihood", str(tmp_path / "run"), "--n", "2", "--tolerance", "1e-1", "--probes", "1"]) == 0
+
+
+def test_overwriting(tmp_path, capsys):
+    (tmp_path / "keep.txt").write_text("mine")
+    argv = ["train", tmp_path, "--data", "moons", "--width", "8", *TRAIN]
+    assert "--overwrite" in error(capsys, *argv)
+    assert main([str(part) for part in [*argv, "--overwrite"]]) == 0
+    assert (tmp_path / "keep.txt").read_text() == "mine"
+    assert "--overwrite" in error(capsys, *argv)
+
+
+@pytest.mark.parametrize("command", ["sample", "likelihood", "report"])
+def test_a_missing_run(command, tmp_path, capsys):
+    assert "does not exist" in error(capsys, command, tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["--data", "mnist"], "digits, moons"),
+        (["--data", "moons", "--sde", "vq"], "ve, vp, subvp"),
+        (["--data", "moons", "--predicts", "noises"], "velocity"),
+        (["--data", "moons", "--blocks", "2"], "blocks"),
+        (["--data", "digits", "--multipliers", "1", "1", "1", "1", "1"], "attention"),
+        (["--data", "moons", "--lr", "-1"], "lr"),
+        (["--data", "moons", "--lr", "fast"], "lr"),
+        (["--data", "moons", "--rate", "1"], "--rate"),
+        (["--data", "moons", "--weighting", "heavy"], "likelihood"),
+        (["--data", "moons", "--device", "abacus"], "cpu always can"),
+        ([], "--data"),
+    ],
+)
+def test_what_train_refuses(argv, said, tmp_path, capsys):
+    assert said in error(capsys, "train", tmp_path / "run", *argv)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["--sde", "vq"], "ve, vp, subvp"),
+        (["--method", "rk45"], "euler_maruyama"),
+        (["--out", "grid.bmp"], ".npz"),
+        (["--n", "-1"], "from 0 on"),
+        (["--n", "many"], "many"),
+        (["--steps", "0"], "step"),
+        (["--n", "0", "--out", "none.png"], "no samples"),
+    ],
+)
+def test_what_sample_refuses(digits, argv, said, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert said in error(capsys, "sample", digits, *argv)
+
+
+def test_what_likelihood_refuses(digits, moons, tmp_path, capsys):
+    assert "images" in error(capsys, "likelihood", digits, "--data", "moons")
+    assert "probe" in error(capsys, "likelihood", digits, "--probes", "0")
+    assert "from 1 on" in error(capsys, "likelihood", digits, "--n", "0")
+    np.save(tmp_path / "large.npy", np.full((20, 8, 8), 200))
+    assert "levels" in error(capsys, "likelihood", digits, "--data", tmp_path / "large.npy")
+    np.save(tmp_path / "wide.npy", np.zeros((20, 3)))
+    assert "shape" in error(capsys, "likelihood", moons, "--data", tmp_path / "wide.npy")
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"format": "sdekit-diffusion 1"}'])
+def test_a_damaged_config(damaged, text, capsys):
+    (damaged / "config.json").write_text(text)
+    assert "config.json" in error(capsys, "sample", damaged)
+
+
+def test_a_config_without_notes(damaged, capsys):
+    config = json.loads((damaged / "config.json").read_text())
+    for notes in ({}, {"data": {"name": "digits"}}, None):
+        (damaged / "config.json").write_text(json.dumps(config | {"notes": notes}))
+        assert "what data" in error(capsys, "sample", damaged)
+
+
+def test_damaged_weights(damaged, moons, capsys):
+    save_file({"first.weight": torch.zeros(3)}, damaged / "weights.safetensors")
+    assert "another network" in error(capsys, "sample", damaged)
+    (damaged / "weights.safetensors").write_bytes((moons / "weights.safetensors").read_bytes())
+    assert "another network" in error(capsys, "report", damaged)
+    (damaged / "weights.safetensors").write_bytes(b"\xff" * 40)
+    assert "damaged" in error(capsys, "likelihood", damaged)
+
+
+def test_weights_that_are_not_finite(damaged, capsys):
+    weights = {name: torch.full_like(value, torch.nan) for name, value in load_file(damaged / "weights.safetensors").items()}
+    save_file(weights, damaged / "weights.safetensors")
+    assert "not finite" in error(capsys, "sample", damaged, "--n", "2", "--steps", "3")
+
+
+def test_no_command_and_help(capsys):
+    assert "train" in error(capsys)
+    assert "train" in error(capsys, "draw")
+    with pytest.raises(SystemExit) as stop:
+        main(["train", "--help"])
+    assert not stop.value.code
+    assert "--batch-size" in capsys.readouterr().out
+
+
+def test_without_tyro(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "tyro", None)
+    assert "pip install 'sdekit[app]'" in error(capsys, "sample", "run")

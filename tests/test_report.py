@@ -1,0 +1,190 @@
+"""The report: what it writes, what its numbers say of known sets, and what it leaves out."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import sdekit_diffusion as sd
+from sdekit_diffusion import _evaluation, _figures, report
+from sdekit_diffusion.data import Dataset, load
+
+
+def saved(folder, source, net, steps=8):
+    """A run folder as `train` writes it, hardly trained."""
+    torch.manual_seed(0)
+    model = sd.ScoreModel(net, "subvp", shape=tuple(source.train.shape[1:]), conditioning="log_snr", data_std=0.7)
+    transform = None if source.levels is None else source.dequantised
+    records = list(sd.training(model, source.train, sd.Recipe(steps=steps, batch_size=16), transform=transform))
+    scale = {"name": source.name, "levels": source.levels, "low": source.low, "high": source.high}
+    sd.save(model, folder, {"data": scale})
+    lines = [json.dumps({"step": r.step, "loss": float(r.loss), "lr": r.lr, "seconds": 0.0}) for r in records]
+    (folder / "metrics.jsonl").write_text("\n".join(lines))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory):
+    run = saved(tmp_path_factory.mktemp("digits"), load("digits"), sd.nets.UNet(width=8))
+    return run, report.write_report(run, samples=12, tolerance=3e-2)
+
+
+@pytest.fixture(scope="module")
+def moons(tmp_path_factory):
+    run = saved(tmp_path_factory.mktemp("moons"), load("moons"), sd.nets.MLP((2,), width=16, depth=1))
+    return run, report.write_report(run, samples=50, tolerance=1e-2)
+
+
+def offline(page):
+    """Whether a page has nothing of the net and runs nothing."""
+    rest = re.sub(r'src="data:image/png;base64,[A-Za-z0-9+/=]+"', "", page)
+    return not re.search(r"https?://|<script|<link|@import|url\(|src=|href=", rest)
+
+
+def test_the_page_of_images(digits):
+    run, _ = digits
+    page = (run / "report.html").read_text(encoding="utf-8")
+    assert offline(page)
+    assert page.count("data:image/png;base64,") == 5
+    assert "Fréchet" in page
+    assert "FID" not in re.sub(r"base64,[A-Za-z0-9+/=]+", "", page)
+    for text in ("12 samples", "500 held-out ones", "1297 training images", "4 held-out samples", "bits/dim"):
+        assert text in page, text
+    for name in ("samples", "neighbours", "denoising", "forward", "loss"):
+        with Image.open(run / f"{name}.png") as image:
+            assert min(image.size) > 100
+
+
+def test_the_numbers_of_images(digits):
+    run, numbers = digits
+    written = json.loads((run / "report.json").read_text())
+    assert written == json.loads(json.dumps(numbers))
+    rows = written["frechet"]["rows"]
+    assert list(rows) == ["model", "real", "gaussians", "noisy", "noise"]
+    assert (rows["real"]["relative"], rows["noise"]["relative"]) == (0, 1)
+    assert all(row["n"] == 12 for row in rows.values())
+    assert written["frechet"]["accuracy"] > 0.9
+    assert written["likelihood"].items() >= {"unit": "bits/dim", "n": 12, "probes": 2}.items()
+    assert 0 < written["likelihood"]["probe_stderr"] < 1
+    assert written["neighbours"].items() >= {"n_samples": 12, "n_held_out": 12, "n_train": 1297}.items()
+    assert written["sampling"]["seed"] == 0
+    assert written["sampling"]["evaluations"] > 0
+    assert set(written["environment"]) == {"device", "dtype", "threads", "versions"}
+
+
+def test_the_report_of_points(moons):
+    run, numbers = moons
+    page = (run / "report.html").read_text(encoding="utf-8")
+    assert offline(page)
+    assert "frechet" not in numbers
+    assert "Fréchet" not in page
+    assert numbers["likelihood"].items() >= {"unit": "nats", "n": 50, "probes": 0, "probe_stderr": 0}.items()
+    rows = numbers["distances"]["rows"]
+    assert set(rows) == {"sliced_wasserstein", "energy"}
+    assert all(row["distance"] > row["floor_max"] >= row["floor"] > 0 for row in rows.values())  # it was hardly trained
+    assert "50 held-out data" in page or "50 samples" in page
+    assert not (run / "neighbours.png").exists()
+
+
+def test_the_same_seed_gives_the_same_numbers(moons, tmp_path):
+    run, numbers = moons
+    again = report.write_report(run, samples=50, tolerance=1e-2, out=tmp_path / "again.html")
+    other = report.write_report(run, samples=50, tolerance=1e-2, out=tmp_path / "other.html", seed=1)
+    assert again["distances"] == numbers["distances"]
+    assert other["distances"] != numbers["distances"]
+
+
+@pytest.mark.parametrize(
+    "array",
+    [
+        np.random.default_rng(0).standard_normal(60),
+        np.random.default_rng(0).standard_normal((60, 3)),
+        np.random.default_rng(0).integers(0, 256, (60, 8, 4, 3)).astype(np.uint8),
+    ],
+    ids=["numbers", "vectors", "colour"],
+)
+def test_own_arrays(array, tmp_path):
+    np.save(tmp_path / "own.npy", array)
+    source = load(tmp_path / "own.npy")
+    shape = tuple(source.train.shape[1:])
+    net = sd.nets.MLP(shape, width=8, depth=1) if source.levels is None else sd.nets.UNet(3, width=8)
+    run = saved(tmp_path / "run", source, net)
+    numbers = report.write_report(run, samples=6, tolerance=1e-1)
+    assert "distances" in numbers
+    assert offline((run / "report.html").read_text(encoding="utf-8"))
+
+
+def known(images, n=500):
+    """The rows of the table for images put in the place of the model's samples."""
+    source = load("digits")
+    labels = _evaluation.labels_of(source)
+    return _evaluation.classified(images(source)[:n], source, *labels, seed=0)
+
+
+def test_labels_are_those_of_the_images():
+    labels, test_labels = _evaluation.labels_of(load("digits"))
+    assert (len(labels), len(test_labels)) == (1297, 500)
+    images = load("digits").train.double()
+    zeros, ones = images[torch.from_numpy(labels == 0)].mean(0)[0], images[torch.from_numpy(labels == 1)].mean(0)[0]
+    assert zeros[3:5, 3:5].mean() < 3 < 10 < ones[3:5, 3:5].mean()  # a zero is hollow
+    assert _evaluation.labels_of(load("moons")) is None
+
+
+def test_the_scale_of_known_sets():
+    rows = known(lambda source: source.train)["rows"]
+    assert abs(rows["model"]["relative"]) < 0.02
+    assert rows["gaussians"]["relative"] > 0.01
+    noise = known(lambda source: torch.randint(17, (500, 1, 8, 8), generator=torch.Generator().manual_seed(0)))["rows"]
+    assert noise["model"]["relative"] == pytest.approx(1, abs=0.1)
+    constant = known(lambda source: torch.zeros(500, 1, 8, 8))["rows"]
+    assert constant["model"]["relative"] > 0.2
+
+
+def test_copies_have_no_distance_to_the_training_images():
+    source = load("digits")
+    numbers, index = _evaluation.neighbours(source.train[:100], source)
+    assert (numbers["ratio"], numbers["samples"]) == (0, 0)
+    assert np.array_equal(index, np.arange(100))
+    assert _evaluation.neighbours(source.test[:100], source)[0]["ratio"] == 1
+
+
+def test_tiles_show_levels_and_values_alike():
+    scale = Dataset(torch.empty(0), torch.empty(0), 17, -1.0, 1.0, "digits")
+    x = torch.randint(17, (3, 1, 4, 6), generator=torch.Generator().manual_seed(0))
+    figure, (ax,) = _figures._axes(2, 2)
+    _figures._tiles(ax, x, scale, 2)
+    canvas = np.asarray(ax.images[0].get_array())
+    assert canvas.shape == (9, 13, 3)
+    assert np.allclose(canvas[:4, 7:, 0], x[1, 0] / 16)
+    assert np.allclose(canvas[5:, 7:], 1)
+    _figures._tiles(ax, x / 8.0 - 1, scale, 2)
+    assert np.allclose(np.asarray(ax.images[1].get_array()), canvas)
+    assert figure.axes == [ax]
+
+
+def test_damaged_metrics_and_none(digits, tmp_path):
+    for text in ("{", '{"step": 1}', "[1]"):
+        (tmp_path / "metrics.jsonl").write_text(text)
+        with pytest.raises(ValueError, match=r"metrics\.jsonl is damaged"):
+            _figures.loss_curve(tmp_path)
+    (tmp_path / "metrics.jsonl").unlink()
+    assert _figures.loss_curve(tmp_path) is None
+
+
+def test_what_it_refuses(digits, tmp_path):
+    run, _ = digits
+    with pytest.raises(ValueError, match="two samples"):
+        report.write_report(run, samples=1)
+    with pytest.raises(sd.CheckpointError, match="does not exist"):
+        report.write_report(tmp_path)
+    np.save(tmp_path / "own.npy", np.random.default_rng(0).standard_normal((60, 2)))
+    other = saved(tmp_path / "run", load(tmp_path / "own.npy"), sd.nets.MLP((2,), width=8, depth=1))
+    np.save(tmp_path / "own.npy", np.random.default_rng(0).standard_normal((60, 3)))
+    with pytest.raises(ValueError, match="shape"):
+        report.write_report(other)
+    (tmp_path / "own.npy").unlink()
+    with pytest.raises(ValueError, match="does not exist"):
+        report.write_report(other)
