@@ -1,8 +1,8 @@
 """The loop over a fixed grid, and what it returns. No solver iterates over time; this file does."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
+from dataclasses import dataclass, field, replace
+from typing import Literal, NamedTuple, Self
 
 import numpy as np
 import torch
@@ -30,18 +30,25 @@ class NotFiniteError(ArithmeticError):
     """A state became infinite or not a number.
 
     Attributes:
-        step: the first step after which it was, 0 being the initial state.
+        step: the first step after which it was, 0 being the initial state; the number of the evaluation in adaptive solves.
         t: its time.
         samples: the rows of the batch that were.
+        total: the size of the batch.
     """
 
-    def __init__(self, step: int, t: float, samples: list[int], total: int) -> None:
-        self.step, self.t, self.samples = step, t, samples
+    def __init__(self, step: int, t: float, samples: list[int], total: int, unit: str = "step") -> None:
+        self.step, self.t, self.samples, self.total, self.unit = step, t, samples, total, unit
         shown = ", ".join(map(str, samples[:8])) + (", ..." if len(samples) > 8 else "")
         super().__init__(
-            f"the state is not finite after step {step}, at t = {t:.6g}, in {len(samples)} of {total} samples (rows {shown}); "
-            "look at what the drift returns there, or take smaller steps"
+            f"the state is not finite after {unit} {step}, at t = {t:.6g}, in {len(samples)} of {total} samples (rows "
+            f"{shown}); look at what the drift returns there, or take smaller steps"
         )
+
+    def seen(self, *, t: float | None = None, after: int = 0, total: int | None = None) -> "NotFiniteError":
+        """The same failure as the caller knows it: at its own time, in a batch that begins `after` rows earlier."""
+        rows = [row + after for row in self.samples]
+        time, size = self.t if t is None else t, self.total if total is None else total
+        return NotFiniteError(self.step, time, rows, size, self.unit)
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,6 +105,9 @@ class Counted(AbstractSDE):
 
     def noise_shape(self, x: Tensor) -> tuple[int, ...] | None:
         return self.problem.noise_shape(x)
+
+    def rows(self, index: Tensor) -> Self:
+        return replace(self, problem=self.problem.rows(index))
 
     def kernel(self, t: float) -> tuple[float, float] | None:
         return self.problem.kernel(t)
@@ -168,7 +178,7 @@ def solve(
             xs[point.step] = x
         if callback is not None:
             callback(point)
-    seed = None if noise is None else noise.seed
+    seed = noise.seed if noise is not None and _random(problem, solver) else None
     return Solution(x, torch.tensor(grid, dtype=torch.float64), xs, counted.evaluations, seed)
 
 

@@ -69,16 +69,21 @@ def log_likelihood(
     if not len(x):
         empty = x.new_zeros(0, dtype=torch.float64)
         return Likelihood(empty, empty, x, 0)
-    vectors = trace.vectors(x, index)
+    with torch.inference_mode(False):  # in which the divergence would be forgotten without a word
+        x = x.clone()
+        vectors = trace.vectors(x, index)
 
-    def augmented(t: float, state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        with torch.enable_grad():
-            point = state[0].detach().requires_grad_()
-            slope = flow.drift(t, point)
-            products = vector_jacobian_products(slope, point, vectors) if slope.requires_grad else vectors.new_zeros(1, len(x))
-        return slope.detach(), trace.estimates(products).to(torch.float64)
+        def augmented(t: float, state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+            with torch.enable_grad():
+                point = state[0].detach().requires_grad_()
+                slope = flow.drift(t, point)
+                if slope.requires_grad:
+                    products = vector_jacobian_products(slope, point, vectors)
+                else:  # the drift does not depend on x
+                    products = vectors.new_zeros(len(vectors), len(x))
+            return slope.detach(), trace.estimates(products).to(torch.float64)
 
-    estimates = trace.estimates(x.new_zeros(len(vectors), len(x), dtype=torch.float64))
-    (latent, integrals), evaluations = odeint(augmented, (x, estimates), ts, rtol=rtol, atol=atol, method=method)
-    value = log_prior(latent).to(torch.float64) + integrals.mean(dim=0)
-    return Likelihood(value, trace.stderr(integrals), latent, evaluations)
+        estimates = trace.estimates(x.new_zeros(len(vectors), len(x), dtype=torch.float64))
+        (latent, integrals), evaluations = odeint(augmented, (x, estimates), ts, rtol=rtol, atol=atol, method=method)
+        value = log_prior(latent).to(torch.float64) + integrals.mean(dim=0)
+        return Likelihood(value, trace.stderr(integrals), latent, evaluations)

@@ -8,6 +8,7 @@ in, the block of steps, the dtype or the order. Numbers are drawn in float32 and
 """
 
 import math
+import operator
 
 import torch
 from torch import Tensor
@@ -15,11 +16,12 @@ from torch import Tensor
 GOLDEN = 0x9E3779B97F4A7C15 - 2**64
 _MIX_1 = 0xBF58476D1CE4E5B9 - 2**64
 _MIX_2 = 0x94D049BB133111EB - 2**64
+_SALT = 0x6A09E667F3BCC909  # so that no plain seed or index makes the word 0, which the finaliser leaves alone
 _POSITIONS = 1 << 26  # words between two counters
 _WORDS = 1 << 15  # evaluated together: what the second-level cache holds
 
-# Counters below zero belong to draws that are not steps of a solve.
-PRIOR, PROBES, DEQUANTISATION, TIMES = -1, -2, -3, -4
+# Counters below zero belong to draws that are not steps of a solve; those from -3 on to whoever uses the library.
+PRIOR, PROBES = -1, -2
 
 
 def fresh_seed() -> int:
@@ -46,8 +48,8 @@ def keys(seed: int, index: Tensor) -> Tensor:
         seed: any integer; its lowest 64 bits count.
         index: the samples' indices, int64, shape `(batch,)`.
     """
-    word = torch.full((), (seed + 2**63) % 2**64 - 2**63, dtype=torch.int64, device=index.device)
-    return _mix(index * GOLDEN + _mix(word))
+    word = ((operator.index(seed) ^ _SALT) + 2**63) % 2**64 - 2**63
+    return _mix(index * GOLDEN + _SALT + _mix(torch.full((), word, dtype=torch.int64, device=index.device)))
 
 
 def _normals(key: Tensor, offsets: Tensor, out: Tensor) -> None:

@@ -1,7 +1,9 @@
 """Reverse time: Anderson's equation and the probability flow, from a forward equation and its score."""
 
+import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -39,7 +41,7 @@ class ReverseSDE(AbstractSDE):
 
     Arguments:
         forward: dx = f dt + g dW with additive elementwise noise.
-        score: `s(t, x)`, shaped like x.
+        score: `s(t, x)`, shaped like x. t is a float, or `(batch,)`: `sdekit.elementary` has functions for both.
         eta: the noise level, from 0.
 
     Raises:
@@ -56,7 +58,7 @@ class ReverseSDE(AbstractSDE):
 
     def __post_init__(self) -> None:
         _require_additive(self.forward)
-        if not self.eta >= 0:
+        if not 0 <= self.eta < math.inf:
             raise ValueError(f"eta must be a number from 0 (probability flow) on, 1 being Anderson's equation; not {self.eta}")
 
     @property
@@ -68,6 +70,9 @@ class ReverseSDE(AbstractSDE):
 
     def diffusion(self, t: Time, x: Tensor) -> Time:
         return self.eta * self.forward.diffusion(t, x)
+
+    def rows(self, index: Tensor) -> Self:
+        return replace(self, forward=self.forward.rows(index))
 
     def kernel(self, t: float) -> tuple[float, float] | None:
         return self.forward.kernel(t)
@@ -83,9 +88,10 @@ class ProbabilityFlow(AbstractSDE):
         Song et al. 2021, arXiv 2011.13456, section 4.3.
     """
 
+    noise_type = "none"
+
     forward: AbstractSDE
     score: Score  # pyright: ignore[reportIncompatibleMethodOverride] - the method, given as a function
-    noise_type: NoiseType = "none"
 
     def __post_init__(self) -> None:
         _require_additive(self.forward)
@@ -95,6 +101,9 @@ class ProbabilityFlow(AbstractSDE):
 
     def diffusion(self, t: Time, x: Tensor) -> float:
         return 0.0
+
+    def rows(self, index: Tensor) -> Self:
+        return replace(self, forward=self.forward.rows(index))
 
     def kernel(self, t: float) -> tuple[float, float] | None:
         return self.forward.kernel(t)

@@ -25,7 +25,7 @@ class AbstractSDE(ABC):
     | noise_type | g(t, x) | W |
     |---|---|---|
     | none | not asked for | none |
-    | additive | a float or a tensor that multiplies W elementwise, the same for every x | `(batch, *event)` |
+    | additive | multiplies W elementwise and is the same for every x | `(batch, *event)` |
     | diagonal | as additive, but depends on x | `(batch, *event)` |
     | scalar | `(batch, *event)` | `(batch,)` |
     | general | `(batch, *event, m)` | `(batch, m)` |
@@ -113,12 +113,15 @@ def _as_tensor(t: Time, x: Tensor) -> Tensor:
     return torch.full((), t, dtype=torch.float64 if x.dtype == torch.float64 else torch.float32, device=x.device)
 
 
-def _like(name: str, value: Tensor, x: Tensor) -> Tensor:
-    if value.shape != x.shape:
+def _like(name: str, value: Tensor, shape: tuple[int, ...], x: Tensor) -> Tensor:
+    """What a user's function returned, in x's dtype, refused when it is not of a shape."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name}(t, x) returned {type(value).__name__}; it must return a tensor of shape {tuple(shape)}")
+    if value.shape != shape:
         raise ValueError(
-            f"{name}(t, x) returned shape {tuple(value.shape)} for x of shape {tuple(x.shape)}; it must return x's shape"
+            f"{name}(t, x) returned shape {tuple(value.shape)} for x of shape {tuple(x.shape)}; it must return {tuple(shape)}"
         )
-    return value
+    return value.to(x.dtype)
 
 
 @dataclass(frozen=True, eq=False)
@@ -152,10 +155,17 @@ class SDE(AbstractSDE):
             raise ValueError("noise_size=m, the number of Brownian motions, goes with noise_type='general' and only there")
 
     def drift(self, t: Time, x: Tensor) -> Tensor:
-        return _like("f", self.f(_as_tensor(t, x), x), x)
+        return _like("f", self.f(_as_tensor(t, x), x), x.shape, x)
 
-    def diffusion(self, t: Time, x: Tensor) -> Tensor:
-        return self.g(_as_tensor(t, x), x)
+    def diffusion(self, t: Time, x: Tensor) -> Time:
+        g = self.g(_as_tensor(t, x), x)
+        if self.noise_size is not None:
+            return _like("g", g, (*x.shape, self.noise_size), x)
+        if self.noise_type != "scalar" and isinstance(g, int | float):
+            return float(g)
+        if self.noise_type != "scalar" and isinstance(g, Tensor) and g.ndim < x.ndim:
+            g = torch.broadcast_to(g, x.shape)  # as torch broadcasts: a number a coordinate, or one for all
+        return _like("g", g, x.shape, x)
 
     def noise_shape(self, x: Tensor) -> tuple[int, ...] | None:
         return AbstractSDE.noise_shape(self, x) if self.noise_size is None else (self.noise_size,)
@@ -169,11 +179,12 @@ class ODE(AbstractSDE):
         f: `f(t, x)`, shaped like x; t is a 0-dim tensor.
     """
 
+    noise_type = "none"
+
     f: Callable[[Tensor, Tensor], Tensor]
-    noise_type: NoiseType = "none"
 
     def drift(self, t: Time, x: Tensor) -> Tensor:
-        return _like("f", self.f(_as_tensor(t, x), x), x)
+        return _like("f", self.f(_as_tensor(t, x), x), x.shape, x)
 
     def diffusion(self, t: Time, x: Tensor) -> float:
         return 0.0

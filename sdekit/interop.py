@@ -13,6 +13,8 @@ from sdekit._sde import AbstractSDE
 
 State = tuple[Tensor, ...]
 
+_METHODS = ("dopri5", "dopri8", "bosh3", "fehlberg2", "adaptive_heun")
+
 
 def odeint(
     f: Callable[[float, State], State],
@@ -29,6 +31,10 @@ def odeint(
     value that is not finite is reported instead of shrinking the step for ever.
     """
     grid, finest = times(ts), 4 * torch.finfo(state[0].dtype).eps
+    if method not in _METHODS:
+        raise ValueError(f"method {method!r} is not one of torchdiffeq's adaptive ones: {', '.join(_METHODS)}")
+    if not (rtol >= 0 and atol >= 0):
+        raise ValueError(f"rtol and atol are tolerances, from 0 on; not {rtol} and {atol}")
     if max(rtol, atol) < finest:
         raise ValueError(
             f"rtol = {rtol:g} and atol = {atol:g} are below what {state[0].dtype} resolves; ask for {finest:.1g} or more, or "
@@ -43,9 +49,9 @@ def odeint(
         now = min(max(float(t), low), high)
         slopes = f(now, state)
         for slope in slopes:
-            rows = slope if slope.shape[0] == len(state[0]) else slope.transpose(0, 1)
+            rows = slope if slope.shape == state[0].shape else slope.transpose(0, 1)
             if error := not_finite(Point(calls, now, rows)):
-                raise NotFiniteError(calls, now, error.samples, len(rows))
+                raise NotFiniteError(calls, now, error.samples, len(rows), "evaluation")
         return slopes
 
     points = torch.tensor(grid, dtype=torch.float64, device=state[0].device)
@@ -54,6 +60,8 @@ def odeint(
             checked, state, points, rtol=rtol, atol=atol, method=method, options={"step_t": points[1:]}
         )
     except AssertionError as error:
+        if "dt" not in str(error):  # not torchdiffeq's
+            raise
         raise ValueError(
             f"torchdiffeq's {method} stopped ({error}); ask for a larger rtol or atol than {rtol:g} and {atol:g}"
         ) from error

@@ -2,7 +2,7 @@
 
 from sdekit_diffusion import data, metrics, nets
 from sdekit_diffusion._checkpoint import CheckpointError, load, save
-from sdekit_diffusion._diffusion import VESDE, VPSDE, AbstractDiffusion, SubVPSDE
+from sdekit_diffusion._diffusion import DIFFUSIONS, VESDE, VPSDE, AbstractDiffusion, SubVPSDE
 from sdekit_diffusion._likelihood import BitsPerDim, bits_per_dim, log_likelihood
 from sdekit_diffusion._loss import dsm_loss
 from sdekit_diffusion._mixture import GaussianMixture
@@ -12,6 +12,7 @@ from sdekit_diffusion._samplers import METHODS, AbstractMethod, AdaptiveFlow, In
 from sdekit_diffusion._train import Recipe, Record, fit, training
 
 __all__ = [
+    "DIFFUSIONS",
     "METHODS",
     "VESDE",
     "VPSDE",

@@ -40,6 +40,9 @@ def save(model: ScoreModel, folder: str | Path, notes: Mapping[str, Any] | None 
     folder.mkdir(parents=True, exist_ok=True)
     known = nets.registry.get(type(model.net).__name__) is type(model.net)
     names = {kind: name for name, kind in DIFFUSIONS.items()}
+    if type(model.sde) not in names:
+        kind = type(model.sde).__name__
+        raise TypeError(f"{kind} has no name to save it under: give it one, such as DIFFUSIONS['{kind.lower()}'] = {kind}")
     config = {
         "format": _FORMAT,
         "net": {"class": type(model.net).__name__, "config": model.net.config if known else None},

@@ -6,4 +6,3 @@ TIME = -4
 NOISE = -5
 COMPONENT = -6
 POINT = -7
-ORDER = -8

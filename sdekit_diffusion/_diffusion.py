@@ -44,14 +44,15 @@ class AbstractDiffusion(AbstractSDE):
 
     def drift(self, t: Time, x: Tensor) -> Tensor:
         """f(t) x."""
-        return x * broadcast(self.f(t), x)
+        return x * broadcast(self.f(self._known(t)), x)
 
     def diffusion(self, t: Time, x: Tensor) -> Time:
         """g(t)."""
-        return self.g(t)
+        return self.g(self._known(t))
 
     def kernel(self, t: float) -> tuple[float, float]:
         """alpha(t) and sigma(t)."""
+        self._known(t)
         return float(self.alpha(t)), float(self.sigma(t))
 
     def log_snr(self, t: Time) -> Time:
@@ -111,9 +112,16 @@ class AbstractDiffusion(AbstractSDE):
         return -0.5 * (flat / sigma).square().sum(dim=1) - flat.shape[1] * (math.log(sigma) + 0.5 * math.log(2 * math.pi))
 
     def checked(self, t: Time) -> Time:
-        """t itself, refused outside [0, 1]; a tensor is read on the host."""
-        inside = bool(((t >= 0) & (t <= 1)).all()) if isinstance(t, Tensor) else 0 <= t <= 1
-        if not inside:
+        """t itself, refused outside [0, 1] but for rounding in float32; a tensor is read on the host."""
+        if isinstance(t, Tensor) and t.numel():
+            low, high = (float(v) for v in torch.aminmax(t.detach()))
+            self._known(low)
+            self._known(high)
+        return self._known(t)
+
+    def _known(self, t: Time) -> Time:
+        """t itself; a float is refused outside [0, 1]."""
+        if not isinstance(t, Tensor) and not -1e-6 <= t <= 1 + 1e-6:
             raise ValueError(f"t = {t} is outside the range of {type(self).__name__}, which runs from 0 (data) to 1 (noise)")
         return t
 

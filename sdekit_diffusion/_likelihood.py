@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 import sdekit
-from sdekit import AbstractTrace, Exact, Hutchinson, Likelihood, fresh_seed, uniform01
+from sdekit import AbstractTrace, Exact, Hutchinson, Likelihood, NotFiniteError, fresh_seed, uniform01
 from sdekit_diffusion._counters import DEQUANTISATION
 from sdekit_diffusion._diffusion import AbstractDiffusion
-from sdekit_diffusion._model import as_model
+from sdekit_diffusion._model import AbstractModel, ScoreModel, as_model
 from sdekit_diffusion._sample import Model, evaluating
 from sdekit_diffusion._samplers import span_of, standardised
 
@@ -61,6 +61,8 @@ def log_likelihood(
     model, diffusion = as_model(model, sde)
     if model.shape is not None and tuple(x.shape[1:]) != tuple(model.shape):
         raise ValueError(f"x has shape {tuple(x.shape)}; this model needs (batch, {', '.join(map(str, model.shape))})")
+    if batch_size is not None and batch_size < 1:
+        raise ValueError(f"batch_size counts points from 1 on, not {batch_size}")
     low, high = span_of(model, diffusion, end)
     flow, r = standardised(model, diffusion)
     start, d = float(diffusion.time(low)), x[0].numel() if len(x) else 0
@@ -71,19 +73,35 @@ def log_likelihood(
         value = diffusion.log_prior(x_T, start) if log_prior is None else log_prior(x_T).to(torch.float64)
         return value + d * math.log(r(low) / r(high))  # the densities of x and of w = x / r
 
-    parts = []
-    with evaluating(model):
-        for i in range(0, max(len(x), 1), batch_size or max(len(x), 1)):
-            some = x[i : i + (batch_size or len(x))]
+    parts, size = [], batch_size or max(len(x), 1)
+    with torch.inference_mode(False), evaluating(model):
+        x = x.clone()
+        _require_differentiable(model, diffusion, x)
+        for i in range(0, max(len(x), 1), size):
+            some = x[i : i + size]
             index = torch.arange(first + i, first + i + len(some), device=x.device)
-            w, span = some / r(high) if x.is_floating_point() else some, (high, low)
-            parts.append(sdekit.log_likelihood(flow, w, span, log_p_start, trace=trace, index=index, rtol=rtol, atol=atol))
+            w = some / r(high) if x.is_floating_point() else some
+            try:
+                part = sdekit.log_likelihood(flow, w, (high, low), log_p_start, trace=trace, index=index, rtol=rtol, atol=atol)
+            except NotFiniteError as error:
+                raise error.seen(t=float(diffusion.time(error.t)), after=i, total=len(x)) from None
+            parts.append(part)
     return Likelihood(
         torch.cat([part.value for part in parts]),
         torch.cat([part.stderr for part in parts]),
         torch.cat([part.latent for part in parts]) * r(low),
         max(part.evaluations for part in parts),
     )
+
+
+def _require_differentiable(model: AbstractModel, sde: AbstractDiffusion, x: Tensor) -> None:
+    """Refuses a model whose output autograd cannot follow: its divergence would count as 0."""
+    if len(x) and x.is_floating_point():
+        with torch.enable_grad():
+            point = x[:1].clone().requires_grad_()
+            out = model(point, 0.5) if isinstance(model, ScoreModel) else model.denoise(0.5, point, sde)
+            if not out.requires_grad:
+                raise ValueError("the model's output does not depend on x in a way autograd can see: remove no_grad or detach")
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,7 +127,7 @@ class BitsPerDim:
 
     @property
     def mean_stderr(self) -> float:
-        return float(self.value.std() / math.sqrt(len(self.value)))
+        return float(self.value.std() / math.sqrt(len(self.value))) if len(self.value) > 1 else math.nan
 
 
 def bits_per_dim(
@@ -165,7 +183,7 @@ def bits_per_dim(
 def _require_dequantised(x: Tensor, low: float, high: float, levels: int) -> None:
     if len(x) and not (low <= float(x.min()) and float(x.max()) <= high):
         raise ValueError(f"x runs from {float(x.min()):g} to {float(x.max()):g}, outside [{low}, {high}]")
-    if x.numel() > 4 * levels and len(x.unique()) <= levels:
+    if x.numel() > levels + 8 and len(x.unique()) <= levels:
         raise ValueError(
             f"x has only {len(x.unique())} different values: it looks quantised, where a density has no bound; "
             f"pass the integer levels 0 to {levels - 1} instead"

@@ -58,11 +58,13 @@ def dsm_loss(
 
 def draw_times(sde: AbstractDiffusion, u: Tensor, weighting: Weighting, end: float) -> Tensor:
     """Uniform numbers in [0, 1) as times between sigma / alpha = end and t = 1, distributed as the weighting wants."""
-    latest = -math.log(end)
+    latest = min(-math.log(end), float(sde.log_snr(0.0)))
+    if not latest > float(sde.log_snr(1.0)):
+        raise ValueError(f"end = {end:g} leaves nothing to train on under {sde}; choose a smaller one, such as 1e-3")
     if weighting == "plain":
-        earliest = float(sde.time(latest))
+        earliest = max(0.0, float(sde.time(latest)))
         return earliest + (1 - earliest) * u
     if weighting == "likelihood":
         start = float(sde.log_snr(1.0))
-        return torch.as_tensor(sde.time(start + (latest - start) * u)).clamp(max=1.0)
+        return torch.as_tensor(sde.time(start + (latest - start) * u)).clamp(0.0, 1.0)
     raise ValueError(f"weighting must be 'plain' or 'likelihood', not {weighting!r}")

@@ -11,7 +11,7 @@ from torch import Tensor
 from sdekit import fresh_seed, normal, uniform01
 from sdekit.elementary import Time, broadcast
 from sdekit_diffusion._counters import COMPONENT, POINT
-from sdekit_diffusion._diffusion import AbstractDiffusion
+from sdekit_diffusion._diffusion import AbstractDiffusion, diffusion
 from sdekit_diffusion._model import AbstractModel
 
 
@@ -57,9 +57,9 @@ class GaussianMixture(AbstractModel):
     def place(self) -> tuple[torch.dtype, torch.device]:
         return self._means.dtype, self._means.device
 
-    def marginal(self, t: float, sde: AbstractDiffusion) -> "GaussianMixture":
+    def marginal(self, t: float, sde: AbstractDiffusion | str) -> "GaussianMixture":
         """The law p_t under a diffusion."""
-        alpha, sigma = float(sde.alpha(t)), float(sde.sigma(t))
+        alpha, sigma = (float(v) for v in _kernel(t, sde))
         law = copy.copy(self)
         law._means, law._variances = alpha * self._means, alpha**2 * self._variances + sigma**2
         law.data_std = math.sqrt((alpha * self.data_std) ** 2 + sigma**2)
@@ -95,20 +95,22 @@ class GaussianMixture(AbstractModel):
         """The probability of each component given x: `(batch, *event)` to `(batch, K)`."""
         return torch.softmax(self._components(1.0, 0.0, x)[2], dim=1)
 
-    def denoise(self, t: Time, x: Tensor, sde: AbstractDiffusion | None = None) -> Tensor:
+    def denoise(self, t: Time, x: Tensor, sde: AbstractDiffusion | str | None = None) -> Tensor:
         """D(x, t) = sum_k r_k [m_k + alpha C_k (alpha^2 C_k + sigma^2)^{-1} (x - alpha m_k)]."""
         alpha, sigma = _kernel(t, sde)
         z, variances, logits = self._components(alpha, sigma, x)
         gain = broadcast(alpha, z) * self._variances.to(x) / variances
         return self._mixed(logits, gain * z, self._means.to(x)).reshape(x.shape)
 
-    def score(self, t: Time, x: Tensor, sde: AbstractDiffusion | None = None) -> Tensor:
+    def score(self, t: Time, x: Tensor, sde: AbstractDiffusion | str | None = None) -> Tensor:
         """-sum_k r_k (alpha^2 C_k + sigma^2)^{-1} (x - alpha m_k)."""
         z, variances, logits = self._components(*_kernel(t, sde), x)
         return self._mixed(logits, -z / variances, None).reshape(x.shape)
 
     def _components(self, alpha: Time, sigma: Time, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """x - alpha m_k along each component's axes, its variances there, and log (w_k N_k(x)): (B, K, d) twice, (B, K)."""
+        if not x.is_floating_point() or tuple(x.shape[1:]) != self.shape or not x.ndim:
+            raise ValueError(f"points must be floating, of shape (batch, *{self.shape}), not {x.dtype} of {tuple(x.shape)}")
         z = x.reshape(len(x), 1, -1)
         alpha, sigma = broadcast(alpha, z), broadcast(sigma, z)
         z = z - alpha * self._means.to(x)
@@ -126,9 +128,11 @@ class GaussianMixture(AbstractModel):
         return mixed if offset is None else mixed + r @ offset
 
 
-def _kernel(t: Time, sde: AbstractDiffusion | None) -> tuple[Time, Time]:
+def _kernel(t: Time, sde: AbstractDiffusion | str | None) -> tuple[Time, Time]:
     if sde is None:
         raise ValueError("a GaussianMixture has no diffusion of its own: pass sde=VPSDE(), for example")
+    sde = diffusion(sde)
+    t = sde.checked(t)
     return sde.alpha(t), sde.sigma(t)
 
 

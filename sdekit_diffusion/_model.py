@@ -42,11 +42,11 @@ class AbstractModel(ABC):
     data_std: float
 
     @abstractmethod
-    def denoise(self, t: Time, x: Tensor, sde: AbstractDiffusion | None = None) -> Tensor:
+    def denoise(self, t: Time, x: Tensor, sde: AbstractDiffusion | str | None = None) -> Tensor:
         """D(x, t), shaped like x, for x at time t of a diffusion; the model's own where none is given."""
 
     @abstractmethod
-    def score(self, t: Time, x: Tensor, sde: AbstractDiffusion | None = None) -> Tensor:
+    def score(self, t: Time, x: Tensor, sde: AbstractDiffusion | str | None = None) -> Tensor:
         """grad log p_t(x) = (alpha D - x) / sigma^2."""
 
     @abstractmethod
@@ -114,31 +114,38 @@ class ScoreModel(nn.Module, AbstractModel):
         if not isinstance(label, Tensor):
             label = torch.full((len(point),), label, dtype=parameter.dtype, device=point.device)
         out = self.net(point.to(parameter.dtype), label.to(parameter.dtype).expand(len(point)))
+        if not isinstance(out, Tensor):
+            raise TypeError(f"the network returned {type(out).__name__}; it must return a tensor of x's shape")
         if out.shape != point.shape:
             raise ValueError(
                 f"the network returned shape {tuple(out.shape)} for x of shape {tuple(point.shape)}; it must return x's shape"
             )
         return out.to(point.dtype)
 
-    def denoise(self, t: Time, x: Tensor, sde: AbstractDiffusion | None = None) -> Tensor:
+    def denoise(self, t: Time, x: Tensor, sde: AbstractDiffusion | str | None = None) -> Tensor:
         point, label, alpha, sigma = self._inputs(t, x, sde)
         a, b, _, _ = _CONVENTIONS[self.predicts](alpha, sigma)
         return _combined(a, point, b, self(point, label))
 
-    def noise(self, t: Time, x: Tensor, sde: AbstractDiffusion | None = None) -> Tensor:
+    def noise(self, t: Time, x: Tensor, sde: AbstractDiffusion | str | None = None) -> Tensor:
         """eps(x, t) = -sigma s, the mean of the noise given the noisy point."""
         point, label, alpha, sigma = self._inputs(t, x, sde)
         _, _, c, d = _CONVENTIONS[self.predicts](alpha, sigma)
         return _combined(c, point, d, self(point, label))
 
-    def score(self, t: Time, x: Tensor, sde: AbstractDiffusion | None = None) -> Tensor:
-        return self.noise(t, x, sde) * broadcast(-1 / (sde or self.sde).sigma(t), x)
+    def score(self, t: Time, x: Tensor, sde: AbstractDiffusion | str | None = None) -> Tensor:
+        given = diffusion(sde or self.sde)
+        sigma = given.sigma(given.checked(t))
+        if not isinstance(sigma, Tensor) and sigma == 0:
+            raise ValueError("the score of a network is not known where sigma = 0: ask for it at a later t, such as 1e-3")
+        return self.noise(t, x, sde) * broadcast(-1 / sigma, x)
 
-    def _inputs(self, t: Time, x: Tensor, sde: AbstractDiffusion | None) -> tuple[Tensor, Time, Time, Time]:
+    def _inputs(self, t: Time, x: Tensor, sde: AbstractDiffusion | str | None) -> tuple[Tensor, Time, Time, Time]:
         """The point and the label that the network expects, with the alpha and sigma of that point."""
-        given = sde or self.sde
+        given = diffusion(sde or self.sde)
+        t = given.checked(t)
         alpha, sigma = given.alpha(t), given.sigma(t)
-        if self.conditioning == "time" and (sde is None or sde == self.sde):
+        if self.conditioning == "time" and given == self.sde:
             return x, t, alpha, sigma
         label = given.log_snr(t)
         if self.conditioning == "time":

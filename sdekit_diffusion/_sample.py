@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from sdekit import AbstractSolver, Point, Solution, WhiteNoise, fresh_seed
+from sdekit import AbstractSolver, NotFiniteError, Point, Solution, WhiteNoise, fresh_seed
 from sdekit_diffusion._diffusion import AbstractDiffusion
 from sdekit_diffusion._model import AbstractModel, as_model
 from sdekit_diffusion._samplers import AbstractMethod, method_of, span_of
@@ -87,14 +87,14 @@ def sample(
         seed: what all noise depends on; None takes a fresh one from torch's default generator.
         first: the index of the first sample, to go on where another call stopped.
         shape: the shape of one sample; the model's unless given.
-        x_T: initial states `(n, *shape)` instead of the prior's.
+        x_T: initial states `(n, *shape)` instead of the prior's; n may then be left out.
         end: sigma / alpha where the solve stops; the samples follow the law of the data at that noise.
         denoise: replace the result x by D(x), one evaluation more.
-        dtype, device: the state's; the model's unless given.
+        dtype, device: the result's; the model's unless given. Half precision is solved in float32 and cast at the end.
         batch_size: how many samples are solved together; all unless given.
         progress: show a bar.
-        callback: called with each `Point` (step, t, x) of each batch.
-        save: "all" keeps every state, in `Solution.xs`.
+        callback: called with each `Point` (step, t, x) of each batch; with both ends by "ode".
+        save: "all" keeps every state, in `Solution.xs`; needs return_solution=True.
         return_solution: return the `Solution`, with grid, states, evaluations a sample and seed.
 
     Returns:
@@ -106,26 +106,25 @@ def sample(
     """
     model, diffusion = as_model(model, sde, shape)
     chosen = method_of(method)
-    chosen = chosen if steps is None else replace(chosen, steps=steps)
+    if steps is not None:
+        if steps < 1:
+            raise ValueError(f"steps must be at least one step, not {steps}")
+        chosen = replace(chosen, steps=steps)
+    if n < 0 or (batch_size is not None and batch_size < 1):
+        raise ValueError(f"n counts samples from 0 on and batch_size from 1; not {n} and {batch_size}")
+    if save not in ("last", "all") or (save == "all" and not return_solution):
+        raise ValueError(f"save must be 'last', or 'all' with return_solution=True; not {save!r}")
     span = span_of(model, diffusion, end)
     own_dtype, own_device = model.place()
     dtype, device = dtype or own_dtype, torch.device(device or own_device)
-    start = float(diffusion.time(span[0]))
+    if not dtype.is_floating_point:
+        raise TypeError(f"dtype is the state's and must be floating, not {dtype}")
+    x_T = None if x_T is None else _given(x_T, n, model)
+    n, event = (n, shape_of(model, shape)) if x_T is None else (len(x_T), tuple(x_T.shape[1:]))
     seed = fresh_seed() if seed is None else seed
-    if x_T is None:
-        event = shape_of(model, shape)
-    else:
-        if not x_T.is_floating_point():
-            raise TypeError(f"x_T must be floating, not {x_T.dtype}; use .float()")
-        n, event = len(x_T), tuple(x_T.shape[1:])
-        x_T = x_T.to(device=device, dtype=dtype)
-    if n < 0 or (batch_size is not None and batch_size < 1):
-        raise ValueError(f"n counts samples from 0 on and batch_size from 1; not {n} and {batch_size}")
-    if save not in ("last", "all"):
-        raise ValueError(f"save must be 'last' or 'all', not {save!r}")
-
-    solutions = []
-    size = max(1, n if batch_size is None else batch_size)
+    # Increments of a fine grid are below the rounding of a state in half precision: it is kept in float32 and cast at the end.
+    wide = torch.promote_types(dtype, torch.float32)
+    start, size, solutions = float(diffusion.time(span[0])), max(1, n if batch_size is None else batch_size), []
     bar = tqdm(total=chosen.steps * -(-n // size) or None, disable=not progress, unit="step", desc="sampling")
 
     def report(point: Point) -> None:
@@ -133,19 +132,23 @@ def sample(
         if callback is not None:
             callback(point)
 
+    watch = report if progress or callback is not None else None
     with torch.no_grad(), evaluating(model), bar:
         for i in range(0, max(n, 1), size):
-            count = min(size, n - i)
-            noise = WhiteNoise(seed, first=first + i)
+            count, noise = min(size, n - i), WhiteNoise(seed, first=first + i)
             if x_T is not None:
-                x = x_T[i : i + count]
+                x = x_T[i : i + count].to(device=device, dtype=wide)
             else:
-                x = diffusion.prior((count, *event), seed=noise.seed, first=first + i, t=start, dtype=dtype, device=device)
-            solution = chosen.run(model, diffusion, x, span, noise, save=save == "all", callback=report)
+                x = diffusion.prior((count, *event), seed=seed, first=first + i, t=start, dtype=wide, device=device)
+            try:
+                solution = chosen.run(model, diffusion, x, span, noise, save=save == "all", callback=watch)
+            except NotFiniteError as error:
+                raise error.seen(after=i, total=n) from None
+            x = solution.x
             if denoise and count:
-                x = model.denoise(float(diffusion.time(span[1])), solution.x, diffusion)
-                solution = replace(solution, x=x, evaluations=solution.evaluations + 1)
-            solutions.append(solution)
+                x = model.denoise(float(diffusion.time(span[1])), x, diffusion)
+                solution = replace(solution, evaluations=solution.evaluations + 1)
+            solutions.append(replace(solution, x=x.to(dtype), xs=None if solution.xs is None else solution.xs.to(dtype)))
     if not return_solution:
         return torch.cat([solution.x for solution in solutions])
     xs = torch.cat([solution.xs for solution in solutions], dim=1) if save == "all" else None
@@ -156,6 +159,16 @@ def sample(
         max(solution.evaluations for solution in solutions),
         seed,
     )
+
+
+def _given(x_T: Tensor, n: int, model: AbstractModel) -> Tensor:
+    """Initial states from a user, checked."""
+    if not isinstance(x_T, Tensor) or not x_T.is_floating_point() or x_T.ndim < 1:
+        raise TypeError("x_T must be a floating tensor of shape (n, *shape); use torch.as_tensor and .float()")
+    if n not in (1, len(x_T)) or (model.shape is not None and tuple(x_T.shape[1:]) != tuple(model.shape)):
+        known = "(n, *shape)" if model.shape is None else f"(n, {', '.join(map(str, model.shape))})"
+        raise ValueError(f"x_T has shape {tuple(x_T.shape)}; it must be {known}, with n = {n} left out or the same")
+    return x_T
 
 
 def shape_of(model: AbstractModel, shape: tuple[int, ...] | None) -> tuple[int, ...]:

@@ -15,6 +15,7 @@ from sdekit import (
     Clocked,
     EulerMaruyama,
     Langevin,
+    NotFiniteError,
     Point,
     PredictorCorrector,
     ReverseSDE,
@@ -103,6 +104,10 @@ class OnClock(AbstractMethod):
     eta: float = 0.0
     steps: int = field(default=99, kw_only=True)  # 100 evaluations: the first step of three values takes two
 
+    def __post_init__(self) -> None:
+        if not 0 <= self.eta < math.inf:
+            raise ValueError(f"eta must be a number from 0 (probability flow) on, 1 being the reverse SDE; not {self.eta}")
+
     def run(
         self,
         model: AbstractModel,
@@ -116,6 +121,7 @@ class OnClock(AbstractMethod):
     ) -> Solution:
         problem = on_clock(model, sde, self.eta)
         grid = uniform(*span, self.steps)
+        needed = noise if self.eta or self.solver.normals else None
         times = torch.as_tensor(sde.time(grid))
 
         def report(point: Point) -> None:
@@ -124,15 +130,18 @@ class OnClock(AbstractMethod):
 
         y = x / problem.scale(span[0])
         clock = torch.as_tensor(problem.time(grid))
-        solution = solve(
-            problem,
-            y,
-            clock,
-            solver=self.solver,
-            noise=noise if self.eta else None,
-            save="all" if save else "last",
-            callback=callback and report,
-        )
+        try:
+            solution = solve(
+                problem,
+                y,
+                clock,
+                solver=self.solver,
+                noise=needed,
+                save="all" if save else "last",
+                callback=callback and report,
+            )
+        except NotFiniteError as error:
+            raise error.seen(t=float(sde.time(problem.parameter(error.t)))) from None
         xs = solution.xs
         if xs is not None:
             xs = xs * broadcast(problem.scale(grid), xs)
@@ -202,8 +211,16 @@ class AdaptiveFlow(AbstractMethod):
         if self.steps or save:
             raise ValueError("an adaptive method chooses its own steps: leave steps out and save='last', or set rtol and atol")
         flow, r = standardised(model, sde)
-        solution = interop.solve_ode(flow, x / r(span[0]), list(span), rtol=self.rtol, atol=self.atol, method=self.engine)
-        return replace(solution, x=solution.x * r(span[1]), ts=torch.as_tensor(sde.time(solution.ts)))
+        w, ls = x / r(span[0]), list(span)
+        try:
+            solution = interop.solve_ode(flow, w, ls, rtol=self.rtol, atol=self.atol, method=self.engine)
+        except NotFiniteError as error:
+            raise error.seen(t=float(sde.time(error.t))) from None
+        end = solution.x * r(span[1])
+        if callback is not None:
+            for i, state in enumerate((x, end)):
+                callback(Point(i, float(sde.time(span[i])), state))
+        return replace(solution, x=end, ts=torch.as_tensor(sde.time(solution.ts)))
 
 
 METHODS: dict[str, AbstractMethod] = {

@@ -45,13 +45,15 @@ class Recipe:
     warmup: int = 100
     clip: float = 1.0
     ema: float = 0.999
-    weighting: Weighting = "likelihood"
+    weighting: Weighting = "plain"
     end: float = 1e-3
     seed: int = 0
 
     def __post_init__(self) -> None:
         if not (self.steps >= 1 and self.batch_size >= 1 and self.warmup >= 0):
             raise ValueError(f"steps and batch_size start at 1, warmup at 0: {self}")
+        if self.weighting not in ("plain", "likelihood") or not self.end > 0:
+            raise ValueError(f"weighting must be 'plain' or 'likelihood', and end positive: {self}")
         if not (self.lr > 0 and self.clip > 0 and 0 <= self.ema < 1):
             raise ValueError(f"lr and clip must be positive and ema in [0, 1): {self}")
 
@@ -62,7 +64,7 @@ class Recipe:
         return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - self.warmup) / max(1, self.steps - self.warmup))))
 
     def average(self, old: Tensor, new: Tensor, n: Tensor | int) -> Tensor:
-        """The averaged weights after their n-th update."""
+        """The averaged weights after an update, n updates having gone before; the first copies the weights."""
         return torch.lerp(old, new, 1 - min(self.ema, (1 + float(n)) / (10 + float(n))))
 
 
@@ -97,6 +99,10 @@ def training(
         raise TypeError(
             f"data of {data.dtype} need transform=, such as a data set's dequantised; or scale them and use .float()"
         )
+    if next(model.parameters(), None) is None:
+        raise TypeError("this model's network is a plain function and has no weights to train")
+    if model.shape is not None and tuple(data.shape[1:]) != model.shape:
+        raise ValueError(f"data of shape {tuple(data.shape)} do not fit a model of samples of shape {model.shape}")
     dtype, device = model.place()
     optimiser = torch.optim.AdamW(model.parameters(), lr=recipe.lr)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, recipe.rate)

@@ -97,8 +97,9 @@ def test_linear_flow():
             assert ours.value == pytest.approx(
                 normal(x * math.exp(growth)) + 3 * growth, abs=1e-4 + 6 * float(ours.stderr.max())
             )
-    constant = sdekit.log_likelihood(ODE(lambda t, y: torch.ones_like(y)), x, [0.0, 1.0], normal)
-    assert constant.value == pytest.approx(normal(x + 1), abs=1e-6)
+    for trace in (Exact(), Hutchinson(3)):
+        constant = sdekit.log_likelihood(ODE(lambda t, y: torch.ones_like(y)), x, [0.0, 1.0], normal, trace=trace)
+        assert constant.value == pytest.approx(normal(x + 1), abs=1e-6)
 
 
 def test_products_against_the_jacobian():
@@ -142,11 +143,43 @@ def test_bits_per_dim_by_hand():
 
 
 def test_offsets_of_the_published_conventions():
-    """256 levels: 7 bits in [-1, 1] and 8 in [0, 1]. A uniform density costs log2(levels) bits a dimension."""
-    for low, high, offset in ((-1, 1, 7), (0, 1, 8)):
-        assert -math.log2((high - low) / 256) == offset
-    uniform = -math.log(0.5)  # nats a dimension of the density 1/2 on [-1, 1]
-    assert uniform / math.log(2) - math.log2(2 / 17) == pytest.approx(math.log2(17))
+    """For the same levels of 8-bit images a model of [0, 1] has the bits of one of [-1, 1], by offsets of 8 and 7."""
+    levels = torch.randint(0, 256, (4, 3), generator=torch.Generator().manual_seed(0))
+    deviation = torch.tensor([0.3**2], dtype=torch.float64)
+    wide = GaussianMixture([1.0], torch.zeros(1, 3, dtype=torch.float64), deviation)
+    narrow = GaussianMixture([1.0], torch.full((1, 3), 0.5, dtype=torch.float64), deviation / 4)
+    tight = {"sde": "vp", "rtol": 1e-7, "atol": 1e-7, "end": 1e-5, "levels": 256}
+    a = bits_per_dim(wide, levels, low=-1, high=1, **tight).value
+    b = bits_per_dim(narrow, levels, low=0, high=1, **tight).value
+    torch.testing.assert_close(a, b, rtol=0, atol=1e-2)  # the prior's mean is 0 and this mixture's is not
+    u = sdekit.uniform01(0, torch.arange(4), (3,), counter=-3)
+    nats = wide.log_prob(-1 + 2 * (levels + u) / 256)
+    torch.testing.assert_close(a, 7 - nats / (3 * math.log(2)), rtol=0, atol=2e-3)
+
+
+def test_inference_mode_changes_nothing():
+    outside = log_likelihood(MIXTURE, X[:4], sde="vp").value
+    with torch.inference_mode():
+        inside = log_likelihood(MIXTURE, X[:4] + 0, sde="vp").value
+    torch.testing.assert_close(inside, outside)
+
+
+def test_a_model_that_autograd_cannot_follow_is_refused():
+    score = torch.no_grad()(lambda x, t: MIXTURE.score(t, x, VPSDE()))
+    with pytest.raises(ValueError, match="remove no_grad or detach"):
+        log_likelihood(score, X[:4], sde="vp")
+
+
+def test_failures_are_in_the_diffusions_time_and_the_callers_rows():
+    def net(x, t):
+        return torch.where((t[:, None] > 0.5) & (x[:, :1] > 1e3), math.nan, x)
+
+    x = torch.ones(6, 2)
+    x[5] = 1e6
+    with pytest.raises(NotFiniteError, match="after evaluation") as caught:
+        log_likelihood(ScoreModel(net, "vp", "data", shape=(2,)), x, batch_size=4)
+    assert caught.value.samples == [5]
+    assert 0.5 < caught.value.t <= 1.0
 
 
 @pytest.mark.parametrize(
@@ -192,6 +225,10 @@ def test_solve_ode_both_ways_and_its_refusals():
     back = interop.solve_ode(flow, there.x, [2.0, 0.0], rtol=1e-9, atol=1e-9, method="dopri8")
     torch.testing.assert_close(back.x, x0, rtol=1e-7, atol=0)
     assert there.evaluations > 10
+    with pytest.raises(ValueError, match="not one of torchdiffeq's adaptive ones"):
+        interop.solve_ode(flow, x0, [0.0, 1.0], method="rk4")
+    with pytest.raises(ValueError, match="from 0 on"):
+        interop.solve_ode(flow, x0, [0.0, 1.0], rtol=-1.0)
     with pytest.raises(ValueError, match="has diagonal noise"):
         interop.solve_ode(sdekit.SDE(lambda t, x: x, lambda t, x: x), x0, [0.0, 1.0])
     with pytest.raises(ValueError, match=r"below what torch\.float32 resolves"):

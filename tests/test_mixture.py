@@ -84,6 +84,22 @@ def test_posterior_sums_to_one_and_finds_the_component():
     torch.testing.assert_close(r, torch.eye(3, dtype=torch.float64))
 
 
+@pytest.mark.parametrize("x", [torch.zeros(2, 3, dtype=torch.int64), torch.zeros(3), torch.zeros(2, 1), torch.zeros(2, 3, 1)])
+def test_what_is_not_a_batch_of_points(x):
+    mixture = GaussianMixture(WEIGHTS, MEANS, KINDS["full"])
+    for call in (mixture.log_prob, mixture.posterior, lambda x: mixture.score(0.5, x, "vp")):
+        with pytest.raises(ValueError, match="points must be floating, of shape"):
+            call(x)
+
+
+@pytest.mark.parametrize("t", [-0.1, 1.5, torch.tensor([0.5, 1.5])], ids=str)
+def test_times_outside_are_refused(t):
+    mixture = GaussianMixture(WEIGHTS, MEANS, KINDS["full"])
+    for call in (mixture.score, mixture.denoise):
+        with pytest.raises(ValueError, match="outside the range of VPSDE"):
+            call(t, X[:2], "vp")
+
+
 @pytest.mark.parametrize(
     ("weights", "means", "covariances", "message"),
     [

@@ -38,7 +38,7 @@ def network(sde, predicts, conditioning):
 def test_conventions_agree_under_every_diffusion(conditioning, predicts, own, other):
     model = ScoreModel(network(own, predicts, conditioning), own, predicts, conditioning=conditioning)
     sde = other or own
-    for t in (0.3, torch.linspace(0.25, 0.9, 7, dtype=torch.float64)):
+    for t in (0.3, torch.linspace(0.25, 0.75, 7, dtype=torch.float64)):
         x = X * torch.as_tensor(sde.sigma(t)).reshape(-1, 1)
         exact = MIXTURE.denoise(t, x, sde)
         torch.testing.assert_close(model.denoise(t, x, other), exact, rtol=1e-7, atol=1e-9)
@@ -89,6 +89,19 @@ def test_what_is_refused():
         as_model(lambda x, t: x, None)
     with pytest.raises(ValueError, match="GaussianMixture has no diffusion of its own"):
         as_model(MIXTURE, None)
+
+
+@pytest.mark.parametrize("t", [-0.1, 1.5, torch.linspace(0.5, 1.5, 7)], ids=str)
+def test_times_outside_are_refused(t):
+    model = ScoreModel(lambda x, t: x, "vp", shape=(2,))
+    for sde in (None, "vp", "ve"):
+        for call in (model.denoise, model.score, model.noise):
+            with pytest.raises(ValueError, match="outside the range"):
+                call(t, X, sde)
+    with pytest.raises(ValueError, match="where sigma = 0"):
+        model.score(0.0, X)
+    with pytest.raises(TypeError, match="returned NoneType"):
+        ScoreModel(lambda x, t: None, "vp").denoise(0.5, X)
 
 
 def test_a_plain_score_becomes_a_model():

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from sdekit import EulerMaruyama, Heun, Langevin, NotFiniteError, PredictorCorrector
+from sdekit import RK4, EulerMaruyama, Heun, Langevin, NotFiniteError, PredictorCorrector
 from sdekit_diffusion import METHODS, VESDE, VPSDE, AdaptiveFlow, GaussianMixture, InTime, OnClock, ScoreModel, SubVPSDE, sample
 from sdekit_diffusion._samplers import on_clock, span_of
 
@@ -95,8 +95,8 @@ def test_the_tests_have_the_power_to_see_what_matters():
     own = PredictorCorrector(EulerMaruyama(), Langevin(snr=0.16, m=0.0))
     jumping = sample(mixture, 4000, sde="vp", method=own, steps=500, seed=2)
     assert floor_scores(jumping, law).max() > 1.5 * Z
-    shifted = sample(mixture, 4000, sde="ve", seed=2) + 0.01
-    assert mode_scores(shifted, law).max() > Z / 2
+    shifted = sample(mixture, 4000, sde="ve", seed=2) + 0.02
+    assert mode_scores(shifted, law).max() > Z
 
 
 @pytest.mark.parametrize("sde", ["vp", "subvp"])
@@ -248,18 +248,17 @@ def test_one_step_of_one_value_is_ddim_and_ancestral_sampling():
 
 @pytest.mark.parametrize("k", [1, 2, 3])
 def test_deterministic_order_on_the_clock(k):
-    """Against 1,600 steps, on a nonlinear mixture in float64: the slope is the promised order within 0.15."""
+    """Against RK4 on the clock, on a nonlinear mixture in float64: the slope is the promised order within 0.15."""
     from sdekit import AdamsBashforth
 
     mixture = GaussianMixture([0.3, 0.7], torch.tensor([[-1.0, 0.3], [0.5, -0.4]]), [0.3, 0.2])
     x_T = VPSDE().prior((200, 2), seed=1, dtype=torch.float64)
 
-    def run(k, steps):
-        method = OnClock(AdamsBashforth(k))
-        return sample(mixture, sde="vp", x_T=x_T, end=0.05, method=method, steps=steps, dtype=torch.float64)
+    def run(solver, steps):
+        return sample(mixture, sde="vp", x_T=x_T, end=0.05, method=OnClock(solver), steps=steps, dtype=torch.float64)
 
-    exact = run(3, 3200)
-    errors = [float((run(k, n) - exact).square().mean().sqrt()) for n in (100, 200, 400)]
+    exact = run(RK4(), 800)
+    errors = [float((run(AdamsBashforth(k), n) - exact).square().mean().sqrt()) for n in (100, 200, 400)]
     assert math.log2(errors[0] / errors[2]) / 2 == pytest.approx(k, abs=0.15)
 
 
@@ -310,16 +309,47 @@ def test_empty_batch():
         assert sample(MIXTURES["2"], 0, sde="vp", method=method, denoise=True).shape == (0, 2)
 
 
-def test_failures_are_named():
-    def net(x, t):
-        return torch.where((t[:, None] < 0.5) & (torch.arange(len(x)) == 1)[:, None], math.nan, x)
+@pytest.mark.parametrize("method", ["default", OnClock(eta=1.0), "euler_maruyama", "pc", "ode"], ids=str)
+def test_failures_name_time_and_rows_of_the_whole_call(method):
+    """The network spoils sample 5 from t < 0.5 on; solved in batches of four."""
+    x_T = torch.ones(6, 2)
+    x_T[5] = 5e4
 
-    model = ScoreModel(net, "vp", shape=(2,))
-    for method in ("default", "euler_maruyama", "pc", "ode"):
-        with pytest.raises(NotFiniteError, match="1 of 3 samples") as caught:
-            sample(model, 3, method=method, steps=None if method == "ode" else 20, seed=0)
-        assert caught.value.samples == [1]
-        assert caught.value.step > 0
+    def net(x, t):
+        return torch.where((t[:, None] < 0.5) & (x.abs().amax(1, keepdim=True) > 50), math.nan, 0 * x)
+
+    model = ScoreModel(net, "vp", "data", shape=(2,))
+    steps = None if method == "ode" else 40
+    with pytest.raises(NotFiniteError, match="1 of 6 samples") as caught:
+        sample(model, x_T=x_T, method=method, steps=steps, seed=0, batch_size=4)
+    assert caught.value.samples == [5]
+    assert caught.value.step > 0
+    assert caught.value.t < 0.58
+    assert method == "ode" or caught.value.t > 0.4  # adaptive steps may go far beyond 0.5 at once
+
+
+@pytest.mark.parametrize("eta", [-1.0, math.nan, math.inf])
+def test_eta_is_a_number_from_zero_on(eta):
+    for build in (OnClock, lambda eta: sample(MIXTURES["2"], sde="vp", method=InTime(EulerMaruyama(), eta=eta))):
+        with pytest.raises(ValueError, match="eta must be"):
+            build(eta=eta)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("method", [OnClock(eta=1.0), "euler_maruyama"], ids=str)
+def test_half_precision_has_the_law(dtype, method):
+    """Solved in float32 and cast: the mode weights of a state kept in half precision would be wrong, or overflow."""
+    wide = sample(MIXTURES["2"], 500, sde="ve", method=method, steps=300, seed=2)
+    half = sample(MIXTURES["2"], 500, sde="ve", method=method, steps=300, seed=2, dtype=dtype)
+    assert torch.equal(half, wide.to(dtype))
+
+
+def test_ode_reports_both_ends():
+    seen = []
+    x = sample(MIXTURES["2"], 3, sde="vp", method="ode", seed=1, callback=seen.append)
+    assert [p.step for p in seen] == [0, 1]
+    assert seen[0].t == pytest.approx(1.0)
+    assert torch.equal(seen[1].x, x)
 
 
 @pytest.mark.parametrize(
@@ -334,6 +364,11 @@ def test_failures_are_named():
         ({"sde": "vp", "n": -1}, ValueError, "from 0 on"),
         ({"sde": "vp", "shape": (3,)}, ValueError, "makes samples of shape"),
         ({"sde": "vp", "x_T": torch.zeros(2, 2, dtype=torch.int64)}, TypeError, "floating"),
+        ({"sde": "vp", "x_T": torch.zeros(2, 3)}, ValueError, "x_T has shape"),
+        ({"sde": "vp", "x_T": torch.zeros(2, 2), "n": 7}, ValueError, "x_T has shape"),
+        ({"sde": "vp", "dtype": torch.int64}, TypeError, "must be floating"),
+        ({"sde": "vp", "save": "all"}, ValueError, "return_solution=True"),
+        ({"sde": "vp", "method": "ode", "steps": 0}, ValueError, "at least one step"),
         ({"sde": "vp", "method": "ode", "steps": 5}, ValueError, "chooses its own steps"),
         ({"sde": "vp", "batch_size": 0}, ValueError, "batch_size"),
         ({"sde": "vp", "save": "none"}, ValueError, "save"),

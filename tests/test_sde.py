@@ -70,6 +70,40 @@ def test_score_is_only_on_equations_built_from_one():
         SDE(one, one).score(0.0, X)
 
 
+def test_a_number_a_coordinate_is_broadcast_as_torch_does():
+    dw = torch.ones(2, 3, 2)
+    sde = SDE(one, lambda t, x: torch.tensor([1.0, 0.0]), "additive")
+    torch.testing.assert_close(sde.diffuse(0.0, X, dw, X), X + torch.tensor([1.0, 0.0]))
+    assert SDE(one, lambda t, x: 0.5, "additive").diffusion(0.0, X) == 0.5
+
+
+@pytest.mark.parametrize(
+    ("kind", "size", "g"),
+    [
+        ("diagonal", None, lambda t, x: torch.ones(2, 3, 3)),
+        ("scalar", None, lambda t, x: torch.ones(2)),
+        ("general", 4, lambda t, x: torch.ones(2, 3, 2, 5)),
+    ],
+)
+def test_wrong_shape_of_g_is_named(kind, size, g):
+    with pytest.raises(ValueError, match=r"g\(t, x\) returned shape"):
+        SDE(one, g, kind, noise_size=size).diffusion(0.0, X)
+
+
+def test_the_state_keeps_its_dtype_and_functions_return_tensors():
+    wide = SDE(lambda t, x: x.double(), lambda t, x: x.double())
+    assert solve(wide, X, [0.0, 1.0], solver=EulerMaruyama()).x.dtype == torch.float32
+    with pytest.raises(TypeError, match=r"f\(t, x\) returned float"):
+        ODE(lambda t, x: 1.0).drift(0.0, X)
+
+
+def test_rows_reach_the_forward_equation():
+    forward = SDE(one, lambda t, x: torch.ones_like(x), "additive")
+    object.__setattr__(forward, "rows", lambda index: OU)
+    assert ReverseSDE(forward, ou_score).rows(torch.tensor([1])).forward is OU
+    assert ProbabilityFlow(forward, ou_score).rows(torch.tensor([1])).forward is OU
+
+
 # Reverse time
 
 OU = SDE(lambda t, x: -x, lambda t, x: torch.full_like(x, 2**0.5), "additive")

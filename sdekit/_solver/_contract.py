@@ -22,8 +22,8 @@ class Order(NamedTuple):
 class Step(NamedTuple):
     """What a step returns; each part is a tensor or a tuple of tensors with the batch first.
 
-    x: the state at t1. error: an estimate of the step's error, or None. dense: what `interpolate` needs. state: what the next
-    step is given.
+    x: the state at t1. error: an estimate of the step's error, or None. dense: what describes the step between its ends, or
+    None. state: what the next step is given.
     """
 
     x: Tensor

@@ -4,13 +4,13 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Self
+from typing import Literal, Self
 
 import torch
 from torch import Tensor
 
 from sdekit._noise import Increment
-from sdekit._sde import AbstractSDE, NoiseType
+from sdekit._sde import AbstractSDE, NoiseType, SDEType
 from sdekit._solver._contract import AbstractSolver, Order, Step, Tree
 from sdekit.elementary import broadcast, norm
 
@@ -92,6 +92,14 @@ class PredictorCorrector(AbstractSolver):
     @property
     def normals(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
         return self.predictor.normals + self.corrector.normals
+
+    @property
+    def levy(self) -> Literal["H"] | None:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self.predictor.levy
+
+    @property
+    def sde_type(self) -> SDEType:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self.predictor.sde_type
 
     def plan(self, problem: AbstractSDE, ts: Sequence[float]) -> Self:
         return replace(self, predictor=self.predictor.plan(problem, ts))
