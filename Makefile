@@ -34,7 +34,7 @@ oldest: ## the tests on the oldest supported dependencies, in an environment of 
 	$(PYTHON) -m venv .venv-oldest
 	.venv-oldest/bin/python -m pip install --quiet --requirement tests/oldest.txt hypothesis pytest pytest-xdist
 	.venv-oldest/bin/python -m pip install --quiet --no-deps --editable .
-	.venv-oldest/bin/python -m pytest --numprocesses 2 --quiet
+	.venv-oldest/bin/python -m pytest --numprocesses 2 --quiet -W ignore::DeprecationWarning
 
 format: setup
 	$(BIN)/ruff format .

@@ -60,7 +60,7 @@ def test_train_writes_a_run(digits):
     config = json.loads((digits / "config.json").read_text())
     assert config["notes"]["data"] == {"name": "digits", "levels": 17, "low": -1.0, "high": 1.0}
     assert (config["notes"]["recipe"]["steps"], config["notes"]["recipe"]["seed"]) == (12, 3)
-    assert config["notes"]["versions"]["torch"] == torch.__version__
+    assert config["notes"]["versions"]["torch"].split("+")[0] == torch.__version__.split("+")[0]
     assert (config["sde"]["name"], config["shape"], config["conditioning"]) == ("subvp", [1, 8, 8], "log_snr")
     levels = load("digits").train.double()
     assert config["data_std"] == pytest.approx(float((2 * (levels + 0.5) / 17 - 1).square().mean().sqrt()), rel=1e-5)
@@ -242,7 +242,7 @@ def test_weights_that_are_not_finite(damaged, capsys):
 
 def test_no_command_and_help(capsys):
     assert "train" in error(capsys)
-    assert "train" in error(capsys, "draw")
+    assert "draw" in error(capsys, "draw")
     with pytest.raises(SystemExit) as stop:
         main(["train", "--help"])
     assert not stop.value.code
