@@ -106,14 +106,8 @@ def sample(
     """
     model, diffusion = as_model(model, sde, shape)
     chosen = method_of(method)
-    if steps is not None:
-        if steps < 1:
-            raise ValueError(f"steps must be at least one step, not {steps}")
-        chosen = replace(chosen, steps=steps)
-    if n < 0 or (batch_size is not None and batch_size < 1):
-        raise ValueError(f"n counts samples from 0 on and batch_size from 1; not {n} and {batch_size}")
-    if save not in ("last", "all") or (save == "all" and not return_solution):
-        raise ValueError(f"save must be 'last', or 'all' with return_solution=True; not {save!r}")
+    _require(n, steps, batch_size, save, return_solution)
+    chosen = chosen if steps is None else replace(chosen, steps=steps)
     span = span_of(model, diffusion, end)
     own_dtype, own_device = model.place()
     dtype, device = dtype or own_dtype, torch.device(device or own_device)
@@ -151,14 +145,29 @@ def sample(
             solutions.append(replace(solution, x=x.to(dtype), xs=None if solution.xs is None else solution.xs.to(dtype)))
     if not return_solution:
         return torch.cat([solution.x for solution in solutions])
-    xs = torch.cat([solution.xs for solution in solutions], dim=1) if save == "all" else None
+    return _joined(solutions, seed)
+
+
+def _joined(parts: list[Solution], seed: int) -> Solution:
+    """The solutions of several batches as one."""
+    xs = [part.xs for part in parts if part.xs is not None]
     return Solution(
-        torch.cat([solution.x for solution in solutions]),
-        solutions[0].ts,
-        xs,
-        max(solution.evaluations for solution in solutions),
+        torch.cat([part.x for part in parts]),
+        parts[0].ts,
+        torch.cat(xs, dim=1) if xs else None,
+        max(part.evaluations for part in parts),
         seed,
     )
+
+
+def _require(n: int, steps: int | None, batch_size: int | None, save: str, return_solution: bool) -> None:
+    """Refuses numbers out of range and options that would be ignored."""
+    if steps is not None and steps < 1:
+        raise ValueError(f"steps must be at least one step, not {steps}")
+    if n < 0 or (batch_size is not None and batch_size < 1):
+        raise ValueError(f"n counts samples from 0 on and batch_size from 1; not {n} and {batch_size}")
+    if save not in ("last", "all") or (save == "all" and not return_solution):
+        raise ValueError(f"save must be 'last', or 'all' with return_solution=True; not {save!r}")
 
 
 def _given(x_T: Tensor, n: int, model: AbstractModel) -> Tensor:
