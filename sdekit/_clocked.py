@@ -54,9 +54,9 @@ class Clocked(AbstractSDE):
         """dA / dtau at l."""
         return self.a / self.q * exp((self.a - self.q) * l) if self.q else 1.0
 
-    def state(self, t: Time, y: Tensor) -> Tensor:
-        """x at a time of the clock."""
-        return y * broadcast(self.scale(self.parameter(t)), y)
+    def physical(self, t: Time, x: Tensor) -> Tensor:
+        """The equation's x = y scale(l) at a time of the clock, from its y."""
+        return x * broadcast(self.scale(self.parameter(t)), x)
 
     def drift(self, t: Time, x: Tensor) -> Tensor:
         l = self.parameter(t)

@@ -43,8 +43,16 @@ class AbstractSDE(ABC):
         """g(t, x): see the table of the class; a float where it is one number."""
 
     def diffuse(self, t: Time, x: Tensor, dw: Tensor | None, onto: Tensor) -> Tensor:
-        """onto + g(t, x) . dw: the only place where g meets the noise, so that no solver asks for the noise type."""
-        return _PRODUCTS[self.noise_type](self, t, x, dw, onto)
+        """onto + g(t, x) . dw: what most solvers ask for, so that none asks for the noise type."""
+        return onto if self.noise_type == "none" else self.multiply(self.diffusion(t, x), dw, onto)
+
+    def multiply(self, g: Time, dw: Tensor | None, onto: Tensor) -> Tensor:
+        """onto + g . dw for a g already evaluated: the only place where g meets the noise."""
+        return _PRODUCTS[self.noise_type](g, dw, onto)
+
+    def physical(self, t: Time, x: Tensor) -> Tensor:
+        """A state in the units in which tolerances are meant: x itself, unless the equation is written in another variable."""
+        return x
 
     def noise_shape(self, x: Tensor) -> tuple[int, ...] | None:
         """The event shape of W, None where there is no noise."""
@@ -79,21 +87,20 @@ class AbstractSDE(ABC):
         return polynomial_weights(nodes, t0, t1)
 
 
-def _elementwise(sde: AbstractSDE, t: Time, x: Tensor, dw: Tensor, onto: Tensor) -> Tensor:
-    g = sde.diffusion(t, x)
-    return torch.addcmul(onto, broadcast_noise(g, x), dw) if isinstance(g, Tensor) else axpy(g, dw, onto)
+def _elementwise(g: Time, dw: Tensor, onto: Tensor) -> Tensor:
+    return torch.addcmul(onto, broadcast_noise(g, onto), dw) if isinstance(g, Tensor) else axpy(g, dw, onto)
 
 
-def _scalar(sde: AbstractSDE, t: Time, x: Tensor, dw: Tensor, onto: Tensor) -> Tensor:
-    return onto + sde.diffusion(t, x) * broadcast(dw, x)
+def _scalar(g: Tensor, dw: Tensor, onto: Tensor) -> Tensor:
+    return onto + g * broadcast(dw, onto)
 
 
-def _general(sde: AbstractSDE, t: Time, x: Tensor, dw: Tensor, onto: Tensor) -> Tensor:
-    return onto + torch.einsum("b...m,bm->b...", sde.diffusion(t, x), dw)
+def _general(g: Tensor, dw: Tensor, onto: Tensor) -> Tensor:
+    return onto + torch.einsum("b...m,bm->b...", g, dw)
 
 
 _PRODUCTS: dict[NoiseType, Callable[..., Tensor]] = {
-    "none": lambda sde, t, x, dw, onto: onto,
+    "none": lambda g, dw, onto: onto,
     "additive": _elementwise,
     "diagonal": _elementwise,
     "scalar": _scalar,
@@ -107,10 +114,11 @@ def broadcast_noise(g: Tensor, x: Tensor) -> Tensor:
 
 
 def _as_tensor(t: Time, x: Tensor) -> Tensor:
-    """t as a user's function gets it: 0-dim, on x's device, never coarser than float32."""
+    """t as a user's function gets it: 0-dim, or a number a sample ready to meet x, never coarser than float32."""
+    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
     if isinstance(t, Tensor):
-        return t
-    return torch.full((), t, dtype=torch.float64 if x.dtype == torch.float64 else torch.float32, device=x.device)
+        return t.to(dtype).reshape(-1, *[1] * (x.ndim - 1)) if t.ndim == 1 else t
+    return torch.full((), t, dtype=dtype, device=x.device)
 
 
 def _like(name: str, value: Tensor, shape: tuple[int, ...], x: Tensor) -> Tensor:
@@ -129,7 +137,7 @@ class SDE(AbstractSDE):
     """dx = f(t, x) dt + g(t, x) dW from two plain functions.
 
     Arguments:
-        f: `f(t, x)`, shaped like x; t is a 0-dim tensor.
+        f: `f(t, x)`, shaped like x; t is a 0-dim tensor, or `(batch, 1, ...)` where samples have their own times.
         g: `g(t, x)`, shaped as the table in `AbstractSDE` says for the noise type.
         noise_type: "additive", "diagonal", "scalar" or "general".
         sde_type: "ito" or "stratonovich".
@@ -176,7 +184,7 @@ class ODE(AbstractSDE):
     """dx = f(t, x) dt from a plain function.
 
     Arguments:
-        f: `f(t, x)`, shaped like x; t is a 0-dim tensor.
+        f: `f(t, x)`, shaped like x; t is a 0-dim tensor, or `(batch, 1, ...)` where samples have their own times.
     """
 
     noise_type = "none"

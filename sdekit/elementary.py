@@ -60,12 +60,14 @@ def broadcast(coefficient: Time, x: Tensor) -> Time:
     return coefficient.reshape(-1, *[1] * (x.ndim - 1)) if coefficient.ndim else coefficient
 
 
-def axpy(a: float, x: Tensor, y: Tensor) -> Tensor:
-    """y + a x, in one pass over memory where every element then has the same rounding.
+def axpy(a: Time, x: Tensor, y: Tensor) -> Tensor:
+    """y + a x, in one pass over memory where every element then has the same rounding; a is a float or `(batch,)`.
 
     In half precision torch's fused sum rounds the last elements of a tensor in another way than the others, and a sample's
     bits would depend on its place in the batch.
     """
+    if isinstance(a, Tensor):
+        return torch.addcmul(y, broadcast(a, x), x)
     return torch.add(y, x, alpha=a) if x.dtype.itemsize >= 4 else y + a * x
 
 

@@ -126,7 +126,7 @@ class OnClock(AbstractMethod):
 
         def report(point: Point) -> None:
             assert callback is not None
-            callback(Point(point.step, float(times[point.step]), problem.state(point.t, point.x)))
+            callback(Point(point.step, float(times[point.step]), problem.physical(point.t, point.x)))
 
         y = x / problem.scale(span[0])
         clock = torch.as_tensor(problem.time(grid))

@@ -4,10 +4,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple, Self
 
+import torch
 from torch import Tensor
 
 from sdekit._noise import Increment
 from sdekit._sde import AbstractSDE, NoiseType, SDEType
+from sdekit.elementary import Time, broadcast
 
 Tree = Any  # a tensor with the batch first, or a tuple of trees
 
@@ -40,21 +42,31 @@ class AbstractSolver(ABC):
         sde_type: the calculus in which it is right where the noise depends on the state.
         levy: "H" where a step needs the space-time Levy area.
         normals: how many fresh normals of the state's shape a step uses besides W.
+        embedded: the power of the step size with which the error estimate falls; None where a step has none.
     """
 
     order: Mapping[NoiseType, Order]
     sde_type: SDEType = "ito"
     levy: Literal["H"] | None = None
     normals: int = 0
+    embedded: float | None = None
 
     def plan(self, problem: AbstractSDE, ts: Sequence[float]) -> Self:
         """The solver with all that depends on the grid computed; itself where nothing does."""
         return self
 
-    def init(self, problem: AbstractSDE, t0: float, x: Tensor) -> Tree:
+    def init(self, problem: AbstractSDE, t0: Time, x: Tensor) -> Tree:
         """The state that the first step is given."""
         return ()
 
     @abstractmethod
-    def step(self, problem: AbstractSDE, t0: float, t1: float, x: Tensor, noise: Increment, state: Tree) -> Step:
-        """From x at t0 to t1; t1 < t0 is reverse time."""
+    def step(self, problem: AbstractSDE, t0: Time, t1: Time, x: Tensor, noise: Increment, state: Tree) -> Step:
+        """From x at t0 to t1; t1 < t0 is reverse time. Times are floats, or `(batch,)` where samples have their own."""
+
+    def interpolate(self, dense: Tree, theta: Tensor) -> Tensor:
+        """The state at t_0 + theta (t_1 - t_0), theta `(batch,)`, from what a step returned as `dense`.
+
+        For equations without noise; with noise the path is bridged.
+        """
+        start, end = dense
+        return torch.lerp(start, end, broadcast(theta, start))

@@ -7,7 +7,7 @@ from torch import Tensor
 from sdekit._noise import Increment
 from sdekit._sde import AbstractSDE
 from sdekit._solver._contract import AbstractSolver, Order, Step, Tree
-from sdekit.elementary import axpy
+from sdekit.elementary import Time, axpy
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,6 +26,6 @@ class EulerMaruyama(AbstractSolver):
         "general": Order(0.5, 1),
     }
 
-    def step(self, problem: AbstractSDE, t0: float, t1: float, x: Tensor, noise: Increment, state: Tree) -> Step:
+    def step(self, problem: AbstractSDE, t0: Time, t1: Time, x: Tensor, noise: Increment, state: Tree) -> Step:
         drifted = axpy(t1 - t0, problem.drift(t0, x), x)
         return Step(problem.diffuse(t0, x, noise.w, drifted))

@@ -7,7 +7,7 @@ from torch import Tensor
 from sdekit._noise import Increment
 from sdekit._sde import AbstractSDE
 from sdekit._solver._contract import AbstractSolver, Order, Step, Tree
-from sdekit.elementary import axpy
+from sdekit.elementary import Time, axpy
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,7 +22,7 @@ class Heun(AbstractSolver):
 
     order = {"none": Order(2, 2), "additive": Order(1, 2)}
 
-    def step(self, problem: AbstractSDE, t0: float, t1: float, x: Tensor, noise: Increment, state: Tree) -> Step:
+    def step(self, problem: AbstractSDE, t0: Time, t1: Time, x: Tensor, noise: Increment, state: Tree) -> Step:
         dt = t1 - t0
         half = None if noise.w is None else 0.5 * noise.w
         slope = problem.drift(t0, x)

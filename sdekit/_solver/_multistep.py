@@ -10,7 +10,7 @@ from torch import Tensor
 from sdekit._noise import Increment
 from sdekit._sde import AbstractSDE, NoiseType
 from sdekit._solver._contract import AbstractSolver, Order, Step, Tree
-from sdekit.elementary import axpy
+from sdekit.elementary import Time, axpy
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,7 +55,8 @@ class AdamsBashforth(AbstractSolver):
             start[ts[0]] = tuple(problem.quadrature(grid[None, 1::-1], grid[:1], grid[1:2])[0].tolist())
         return replace(self, weights=weights, start=start)
 
-    def step(self, problem: AbstractSDE, t0: float, t1: float, x: Tensor, noise: Increment, state: Tree) -> Step:
+    def step(self, problem: AbstractSDE, t0: Time, t1: Time, x: Tensor, noise: Increment, state: Tree) -> Step:
+        assert isinstance(t0, float), "multistep weights belong to a fixed grid"
         slopes = (problem.drift(t0, x), *state[: self.k - 1])
         moved = _moved(x, self.weights[t0], slopes)
         if t0 in self.start:

@@ -12,7 +12,7 @@ from torch import Tensor
 from sdekit._noise import Increment
 from sdekit._sde import AbstractSDE, NoiseType, SDEType
 from sdekit._solver._contract import AbstractSolver, Order, Step, Tree
-from sdekit.elementary import broadcast, norm
+from sdekit.elementary import Time, broadcast, norm
 
 
 class AbstractCorrector(ABC):
@@ -104,11 +104,13 @@ class PredictorCorrector(AbstractSolver):
     def plan(self, problem: AbstractSDE, ts: Sequence[float]) -> Self:
         return replace(self, predictor=self.predictor.plan(problem, ts))
 
-    def init(self, problem: AbstractSDE, t0: float, x: Tensor) -> Tree:
+    def init(self, problem: AbstractSDE, t0: Time, x: Tensor) -> Tree:
         return self.predictor.init(problem, t0, x)
 
-    def step(self, problem: AbstractSDE, t0: float, t1: float, x: Tensor, noise: Increment, state: Tree) -> Step:
+    def step(self, problem: AbstractSDE, t0: Time, t1: Time, x: Tensor, noise: Increment, state: Tree) -> Step:
         assert noise.z is not None
+        assert isinstance(t0, float), "correctors live on fixed grids"
+        assert isinstance(t1, float)
         z = noise.z[self.predictor.normals :]
         x = self.corrector.correct(problem, t0, t1, x, z)
         return self.predictor.step(problem, t0, t1, x, noise._replace(z=noise.z[: self.predictor.normals]), state)

@@ -9,7 +9,7 @@ from torch import Tensor
 from sdekit._noise import Increment
 from sdekit._sde import AbstractSDE
 from sdekit._solver._contract import AbstractSolver, Order, Step, Tree
-from sdekit.elementary import axpy
+from sdekit.elementary import Time, axpy
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class AbstractRungeKutta(AbstractSolver, ABC):
 
     tableau: ClassVar[Tableau]
 
-    def step(self, problem: AbstractSDE, t0: float, t1: float, x: Tensor, noise: Increment, state: Tree) -> Step:
+    def step(self, problem: AbstractSDE, t0: Time, t1: Time, x: Tensor, noise: Increment, state: Tree) -> Step:
         dt, stages = t1 - t0, []
         for c, row in zip(self.tableau.c, self.tableau.a, strict=True):
             # The last stage of a step lands on t1 itself, never a rounding beyond it.
@@ -35,7 +35,7 @@ class AbstractRungeKutta(AbstractSolver, ABC):
         return Step(_combined(x, dt, self.tableau.b, stages))
 
 
-def _combined(x: Tensor, dt: float, weights: tuple[float, ...], stages: list[Tensor]) -> Tensor:
+def _combined(x: Tensor, dt: Time, weights: tuple[float, ...], stages: list[Tensor]) -> Tensor:
     for weight, stage in zip(weights, stages, strict=True):
         if weight:
             x = axpy(weight * dt, stage, x)
