@@ -26,6 +26,7 @@ from sdekit._solver import (
     Step,
     Tableau,
 )
+from sdekit.interop import sdeint
 
 __version__ = version("sdekit")
 
@@ -65,6 +66,7 @@ __all__ = [
     "interop",
     "log_likelihood",
     "normal",
+    "sdeint",
     "solve",
     "uniform",
     "uniform01",

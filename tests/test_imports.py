@@ -19,6 +19,9 @@ SDEKIT = [
     {"_solver._euler", "_solver._heun", "_solver._runge_kutta", "_solver._multistep", "_solver._predictor_corrector"},
     {"_solver"},
     {"_integrate"},
+    {"interop._torchdiffeq", "interop._from_torchsde", "interop._to_torchsde", "interop._torchsde_noise"},
+    {"interop._steps"},
+    {"interop._sdeint"},
     {"interop"},
     {"_likelihood"},
     {""},
@@ -105,7 +108,7 @@ def test_public_names_of_sdekit():
         ODE RK4 SDE AbstractCorrector AbstractNoise AbstractRungeKutta AbstractSDE AbstractSolver AbstractTrace AdamsBashforth
         Clocked EulerMaruyama Exact Heun Hutchinson Increment Langevin Likelihood NotFiniteError Order Point PredictorCorrector
         ProbabilityFlow ReverseSDE Solution Step Tableau WhiteNoise elementary fresh_seed geometric integrate interop
-        log_likelihood normal solve uniform uniform01
+        log_likelihood normal sdeint solve uniform uniform01
     """.split()
     )
     assert all(hasattr(sdekit, name) for name in sdekit.__all__)

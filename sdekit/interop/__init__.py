@@ -1,0 +1,9 @@
+"""Bridges to torchdiffeq, whose adaptive solvers are an engine here, and to torchsde, whose programs run here."""
+
+from sdekit.interop._from_torchsde import from_torchsde
+from sdekit.interop._sdeint import sdeint
+from sdekit.interop._to_torchsde import to_torchsde
+from sdekit.interop._torchdiffeq import odeint, solve_ode
+from sdekit.interop._torchsde_noise import TorchsdeNoise
+
+__all__ = ["TorchsdeNoise", "from_torchsde", "odeint", "sdeint", "solve_ode", "to_torchsde"]

@@ -1,0 +1,164 @@
+"""torchsde's equations as ours."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sdekit._sde import AbstractSDE, NoiseType, SDEType
+from sdekit.elementary import Time
+
+Method = Callable[..., Any]
+
+_NOISE_TYPES = ("additive", "diagonal", "scalar", "general")
+_SDE_TYPES = ("ito", "stratonovich")
+_ROLES = {
+    "drift": "f",
+    "diffusion": "g",
+    "diffusion_prod": "g_prod",
+    "drift_and_diffusion": "f_and_g",
+    "drift_and_diffusion_prod": "f_and_g_prod",
+}
+
+
+def from_torchsde(sde: object, *, names: Mapping[str, str] | None = None, noise_size: int | None = None) -> AbstractSDE:
+    """The equation of a torchsde object: dx = f(t, x) dt + g(t, x) dW on states of shape `(batch, d)`.
+
+    Whatever the object defines is used: f, or f_and_g, or f_and_g_prod for the drift; g_prod, or g, or f_and_g, or
+    f_and_g_prod for the noise. Where f_and_g is all there is, a solver that asks for both at one place evaluates it once.
+
+    Arguments:
+        sde: an object with `noise_type`, `sde_type` and such methods; g is `(batch, d)` for diagonal noise and
+            `(batch, d, m)` otherwise, with m = 1 for scalar noise and no dependence on x for additive noise.
+        names: other names for the methods, as torchsde's argument of this name: keys "drift", "diffusion",
+            "diffusion_prod", "drift_and_diffusion", "drift_and_diffusion_prod".
+        noise_size: m, for additive and general noise; None asks g at t = 0 whenever a solve begins.
+
+    Raises:
+        ValueError: when the object does not say its types or has no drift or no diffusion; in a solve, when one of its
+            methods returns another shape.
+    """
+    renamed = names or {}
+    methods = {role: getattr(sde, renamed.get(key, role), None) for key, role in _ROLES.items()}
+    noise_type, sde_type = getattr(sde, "noise_type", None), getattr(sde, "sde_type", None)
+    if noise_type not in _NOISE_TYPES:
+        raise ValueError(f"noise_type is {noise_type!r}; a torchsde equation has one of {', '.join(_NOISE_TYPES)}")
+    if sde_type not in _SDE_TYPES:
+        raise ValueError(f"sde_type is {sde_type!r}; a torchsde equation has one of {', '.join(_SDE_TYPES)}")
+    if not any(methods[name] for name in ("f", "f_and_g", "f_and_g_prod")):
+        raise ValueError(f"{type(sde).__name__} has no drift; define one of f, f_and_g, f_and_g_prod, or pass names")
+    if not any(methods[name] for name in ("g", "g_prod", "f_and_g", "f_and_g_prod")):
+        raise ValueError(
+            f"{type(sde).__name__} has no diffusion; define one of g, f_and_g, g_prod, f_and_g_prod, or pass names"
+        )
+    pair = _Pair(methods["f_and_g"]) if methods["f_and_g"] else None
+    return _Torchsde(
+        methods["f"], methods["g"], methods["g_prod"], pair, methods["f_and_g_prod"], noise_type, sde_type, noise_size
+    )
+
+
+class _Pair:
+    """f_and_g for one who asks for f and then for g: the g that came with f is given away once, at the same place, next.
+
+    A second question, another place or another gradient mode evaluates anew, so that nothing outlives a change of parameters.
+    """
+
+    def __init__(self, f_and_g: Method) -> None:
+        self.f_and_g = f_and_g
+        self.kept: tuple[Time, Tensor, bool, Tensor] | None = None
+
+    def f(self, t: Time, x: Tensor) -> Tensor:
+        f, g = self.f_and_g(_as_tensor(t, x), x)
+        self.kept = (t, x, torch.is_grad_enabled(), g)
+        return f
+
+    def g(self, t: Time, x: Tensor) -> Tensor:
+        kept, self.kept = self.kept, None
+        if kept is not None and kept[1] is x and kept[2] == torch.is_grad_enabled() and _same(kept[0], t):
+            return kept[3]
+        return self.f_and_g(_as_tensor(t, x), x)[1]
+
+
+def _same(s: Time, t: Time) -> bool:
+    return s is t or (isinstance(s, float) and s == t)
+
+
+@dataclass(frozen=True, eq=False)
+class _Torchsde(AbstractSDE):
+    """See `from_torchsde`. Additive noise has a matrix here, so the product with W is general noise's."""
+
+    f: Method | None
+    g: Method | None
+    g_prod: Method | None
+    pair: _Pair | None
+    f_and_g_prod: Method | None
+    noise_type: NoiseType
+    sde_type: SDEType
+    size: int | None = None
+
+    def drift(self, t: Time, x: Tensor) -> Tensor:
+        if self.f is not None:
+            f = self.f(_as_tensor(t, x), x)
+        elif self.pair is not None:
+            f = self.pair.f(t, x)
+        else:
+            assert self.f_and_g_prod is not None
+            still = x.new_zeros(len(x), *(self.noise_shape(x) or (1,)))
+            f = self.f_and_g_prod(_as_tensor(t, x), x, still)[0]
+        return _shaped("the drift", f, tuple(x.shape))
+
+    def diffusion(self, t: Time, x: Tensor) -> Tensor:
+        if self.g is not None:
+            g = self.g(_as_tensor(t, x), x)
+        elif self.pair is not None:
+            g = self.pair.g(t, x)
+        else:
+            raise ValueError("this method needs g itself and the equation has products with it only; define g or f_and_g")
+        if self.noise_type == "diagonal":
+            return _shaped("the diffusion", g, tuple(x.shape))
+        size = 1 if self.noise_type == "scalar" else self.size or g.shape[-1]
+        g = _shaped("the diffusion", g, (*x.shape, size))
+        return g.squeeze(-1) if self.noise_type == "scalar" else g
+
+    def diffuse(self, t: Time, x: Tensor, dw: Tensor | None, onto: Tensor) -> Tensor:
+        assert dw is not None
+        v = dw.unsqueeze(-1) if self.noise_type == "scalar" else dw
+        if self.g_prod is not None:
+            return onto + _shaped("the product g . v", self.g_prod(_as_tensor(t, x), x, v), tuple(x.shape))
+        if self.g is None and self.pair is None:
+            assert self.f_and_g_prod is not None
+            return onto + _shaped("the product g . v", self.f_and_g_prod(_as_tensor(t, x), x, v)[1], tuple(x.shape))
+        return self.multiply(self.diffusion(t, x), dw, onto)
+
+    def multiply(self, g: Time, dw: Tensor | None, onto: Tensor) -> Tensor:
+        if self.noise_type == "additive":
+            assert isinstance(g, Tensor)
+            assert dw is not None
+            return onto + torch.einsum("b...m,bm->b...", g, dw)
+        return AbstractSDE.multiply(self, g, dw, onto)
+
+    def noise_shape(self, x: Tensor) -> tuple[int, ...] | None:
+        if self.noise_type in ("diagonal", "scalar"):
+            return AbstractSDE.noise_shape(self, x)
+        if self.size is None and self.g is None and self.pair is None:
+            raise ValueError(
+                "products with g do not tell how many Brownian motions there are; pass noise_size, or a bm to sdeint"
+            )
+        with torch.no_grad():
+            return (self.diffusion(0.0, x).shape[-1] if self.size is None else self.size,)
+
+
+def _as_tensor(t: Time, x: Tensor) -> Tensor:
+    """t as torchsde gives it: 0-dim, in x's dtype; `(batch, 1, ...)` where samples have their own times."""
+    if isinstance(t, Tensor):
+        return t.to(x).reshape(-1, *[1] * (x.ndim - 1)) if t.ndim else t.to(x)
+    return torch.full((), t, dtype=x.dtype, device=x.device)
+
+
+def _shaped(what: str, value: Tensor, shape: tuple[int, ...]) -> Tensor:
+    if not isinstance(value, Tensor) or value.shape != shape:
+        given = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+        raise ValueError(f"{what} of this equation is {given}; for this state it must be {shape}")
+    return value

@@ -1,0 +1,115 @@
+"""torchsde's sdeint, solved here where the method is ours and by torchsde itself where it is not."""
+
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torchsde
+from torch import Tensor
+
+from sdekit._sde import AbstractSDE
+from sdekit._solver import AbstractSolver, EulerMaruyama
+from sdekit.interop._from_torchsde import from_torchsde
+from sdekit.interop._steps import states
+from sdekit.interop._to_torchsde import to_torchsde
+from sdekit.interop._torchsde_noise import Brownian, brownian
+
+# torchsde's names, for (method, noise type). What is not here, or is for the other calculus, torchsde solves or refuses.
+SOLVERS: dict[tuple[str, str], AbstractSolver] = {
+    ("euler", "additive"): EulerMaruyama(),
+    ("euler", "diagonal"): EulerMaruyama(),
+    ("euler", "scalar"): EulerMaruyama(),
+    ("euler", "general"): EulerMaruyama(),
+    ("milstein", "additive"): EulerMaruyama(),  # the same step where g does not depend on the state
+}
+
+
+def sdeint(
+    sde: object,
+    y0: Tensor,
+    ts: Tensor | Sequence[float],
+    bm: Brownian | None = None,
+    method: str | None = None,
+    dt: float = 1e-3,
+    adaptive: bool = False,
+    rtol: float = 1e-5,
+    atol: float = 1e-4,
+    dt_min: float = 1e-5,
+    options: dict[str, Any] | None = None,
+    names: dict[str, str] | None = None,
+    logqp: bool = False,
+    extra: bool = False,
+    extra_solver_state: tuple[Tensor, ...] | None = None,
+    **unused_kwargs: object,
+) -> Any:  # noqa: ANN401 - a tensor, or the tuple that logqp and extra ask for
+    """Solves an equation as `torchsde.sdeint` does: its arguments, defaults, names of methods and steps, ts[0] + k dt.
+
+    Fixed steps are made here; `adaptive`, `logqp`, `extra`, `extra_solver_state`, `options`, and methods without a solver
+    here are handed to torchsde with the same arguments. Different on purpose, where steps are made here:
+
+    - a state between two steps is (1 - r) x_0 + r x_1 + g(t_0, x_0) . (the path's bridge between them), which has the
+      variance of the solution there, and not half of it;
+    - with bm=None the noise is seeded by torch's default generator, so `torch.manual_seed` repeats a result;
+    - steps are counted, not accumulated, so none has the width of a rounding;
+    - a state that is not finite is an error;
+    - ts may decrease: then the equation is solved as `sdekit.solve` does in reverse time;
+    - sde may be an `AbstractSDE`, with events of any shape.
+
+    Arguments:
+        sde: a torchsde equation, or one of ours.
+        y0: the initial states, `(batch, d)`.
+        ts: the times of the result, strictly monotone; the first is y0's.
+        bm: a Brownian motion of torchsde, a callable like one, or an `AbstractNoise`.
+        method: "euler", "milstein", "srk", "heun", "euler_heun", "midpoint", "reversible_heun", "log_ode"; None is "srk" for
+            Ito equations, "euler" for those with general noise, and "midpoint" for Stratonovich ones.
+        dt: the step, positive.
+        names: other names for the methods of sde, as for `from_torchsde`.
+        adaptive, rtol, atol, dt_min, options, logqp, extra, extra_solver_state: as torchsde's.
+
+    Returns:
+        the states at ts, `(len(ts), batch, d)`; with logqp or extra the tuples that torchsde returns.
+
+    Raises:
+        NotFiniteError: when a state is not finite.
+        ValueError: as torchsde, for arguments that do not fit together.
+    """
+    _require(sde, y0, ts, dt)
+    problem = sde if isinstance(sde, AbstractSDE) else from_torchsde(sde, names=names, noise_size=_size(bm))
+    method = _default(problem) if method is None else method
+    solver = SOLVERS.get((method, problem.noise_type))
+    special = adaptive or logqp or extra or options or extra_solver_state is not None
+    if special or solver is None or solver.sde_type != problem.sde_type:
+        theirs = sde if problem is not sde else to_torchsde(problem, y0.shape[1:])
+        ts = ts if isinstance(ts, Tensor) else torch.tensor(ts, dtype=y0.dtype, device=y0.device)
+        motion = brownian(bm, problem, y0, ts, method=method, dt=None if adaptive else float(dt), logqp=logqp)
+        given = (ts, motion, method, dt, adaptive, rtol, atol, dt_min, options, names, logqp, extra, extra_solver_state)
+        out = torchsde.sdeint(theirs, y0.flatten(1), *given, **unused_kwargs)
+        if isinstance(out, Tensor):
+            return out.reshape(-1, *y0.shape)
+        return (out[0].reshape(-1, *y0.shape), *out[1:])
+    if unused_kwargs:
+        warnings.warn(f"sdeint does not know the arguments {', '.join(unused_kwargs)}", stacklevel=2)
+    return torch.stack(list(states(problem, y0, ts, solver=solver, bm=bm, dt=float(dt))))
+
+
+def _require(sde: object, y0: Tensor, ts: Tensor | Sequence[float], dt: float) -> None:
+    if not isinstance(y0, Tensor) or (y0.ndim != 2 and not isinstance(sde, AbstractSDE)):
+        given = tuple(y0.shape) if isinstance(y0, Tensor) else type(y0).__name__
+        raise ValueError(f"y0 must be a tensor of shape (batch, d), not {given}; an sdekit equation takes events of any shape")
+    for name, value in (("ts", ts), ("dt", dt)):
+        if isinstance(value, Tensor) and value.requires_grad:
+            raise ValueError(f"{name} must not require a gradient; detach it")
+    if not dt > 0:
+        raise ValueError(f"dt is the width of a step, positive, not {dt}; decreasing ts reverse the time")
+
+
+def _size(bm: Brownian | None) -> int | None:
+    shape = getattr(bm, "shape", None)
+    return None if shape is None else shape[-1]
+
+
+def _default(problem: AbstractSDE) -> str:
+    if problem.sde_type == "stratonovich":
+        return "midpoint"
+    return "euler" if problem.noise_type == "general" else "srk"

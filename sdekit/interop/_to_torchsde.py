@@ -1,0 +1,100 @@
+"""Our equations as torchsde's."""
+
+import inspect
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import fields, is_dataclass
+from functools import partial
+from types import FunctionType, MethodType
+
+import torch
+from torch import Tensor, nn
+
+from sdekit._sde import AbstractSDE, broadcast_noise
+
+
+def to_torchsde(problem: AbstractSDE, event: Sequence[int] | None = None, *, modules: Iterable[nn.Module] = ()) -> nn.Module:
+    """An equation as torchsde's solvers take it: states `(batch, d)`, and f, g and g_prod on them.
+
+    | noise_type | g | torchsde's noise_type |
+    |---|---|---|
+    | additive | `(batch, d, m)`: a diagonal matrix where ours is elementwise | additive |
+    | diagonal | `(batch, d)` | diagonal |
+    | scalar | `(batch, d, 1)` | scalar |
+    | general | `(batch, d, m)` | general |
+
+    Modules and parameters that the equation holds become the result's, so that `torchsde.sdeint_adjoint` differentiates with
+    respect to them: those in its fields, and those that its functions close over or name as globals.
+
+    Arguments:
+        problem: the equation.
+        event: the shape of one state, whose numbers torchsde sees as `d`; None means states that are `(batch, d)` already.
+        modules: further modules that it depends on.
+
+    Raises:
+        ValueError: for an equation without noise.
+    """
+    if problem.noise_type == "none":
+        raise ValueError("this equation has no noise, which torchsde's always have; use sdekit.solve or interop.solve_ode")
+    return _AsTorchsde(problem, None if event is None else tuple(event), modules)
+
+
+class _AsTorchsde(nn.Module):
+    """See `to_torchsde`."""
+
+    def __init__(self, problem: AbstractSDE, event: tuple[int, ...] | None, modules: Iterable[nn.Module]) -> None:
+        super().__init__()
+        self.problem, self.event = problem, event
+        self.noise_type, self.sde_type = problem.noise_type, problem.sde_type
+        held = {id(item): item for root in (problem, *modules) for item in _held(root, set())}.values()
+        self.held_modules = nn.ModuleList(item for item in held if isinstance(item, nn.Module))
+        self.held_parameters = nn.ParameterList(item for item in held if isinstance(item, nn.Parameter))
+
+    def _state(self, y: Tensor) -> Tensor:
+        return y if self.event is None else y.reshape(len(y), *self.event)
+
+    def f(self, t: Tensor, y: Tensor) -> Tensor:
+        return self.problem.drift(float(t), self._state(y)).reshape(y.shape)
+
+    def g(self, t: Tensor, y: Tensor) -> Tensor:
+        x = self._state(y)
+        g = torch.as_tensor(self.problem.diffusion(float(t), x), dtype=x.dtype, device=x.device)
+        if self.noise_type == "general" or g.ndim > x.ndim:
+            return g.reshape(*y.shape, -1)
+        g = torch.broadcast_to(broadcast_noise(g, x) if g.ndim else g, x.shape).reshape(y.shape)
+        if self.noise_type == "scalar":
+            return g.unsqueeze(-1)
+        return torch.diag_embed(g) if self.noise_type == "additive" else g
+
+    def g_prod(self, t: Tensor, y: Tensor, v: Tensor) -> Tensor:
+        x = self._state(y)
+        dw = v.reshape(len(v), *(self.problem.noise_shape(x) or ()))
+        return self.problem.diffuse(float(t), x, dw, torch.zeros_like(x)).reshape(y.shape)
+
+
+def _held(value: object, seen: set[int]) -> Iterator[nn.Module | nn.Parameter]:
+    """The modules and parameters within what an equation is made of: dataclasses, containers and functions."""
+    if id(value) in seen:
+        return
+    seen.add(id(value))
+    if isinstance(value, nn.Module | nn.Parameter):
+        yield value
+        return
+    for part in _parts(value):
+        yield from _held(part, seen)
+
+
+def _parts(value: object) -> Iterable[object]:
+    if isinstance(value, FunctionType):
+        known = inspect.getclosurevars(value)
+        return (*known.nonlocals.values(), *known.globals.values())
+    if isinstance(value, MethodType):
+        return (value.__self__, value.__func__)
+    if isinstance(value, partial):
+        return (value.func, *value.args, *value.keywords.values())
+    if isinstance(value, list | tuple | set):
+        return value
+    if isinstance(value, dict):
+        return value.values()
+    if is_dataclass(value) and not isinstance(value, type):
+        return [getattr(value, field.name) for field in fields(value)]
+    return ()

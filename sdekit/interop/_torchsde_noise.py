@@ -1,0 +1,145 @@
+"""torchsde's Brownian motions as the noise of a solve."""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Self
+
+import torch
+import torchsde
+from torch import Tensor
+
+from sdekit._noise import AbstractNoise, Increment, WhiteNoise
+from sdekit._random import fresh_seed
+from sdekit._sde import AbstractSDE
+
+Brownian = AbstractNoise | torchsde.BaseBrownian | Callable[..., Any]  # what sdeint takes as bm
+
+_LEVY = {"srk": "space-time", "log_ode": "foster"}
+
+
+@dataclass(frozen=True, eq=False)
+class TorchsdeNoise(AbstractNoise):
+    """The increments of a torchsde Brownian motion: W(t_b) - W(t_a) = bm(t_a, t_b), in reverse time its negative.
+
+    The space-time Levy area is H = U / (t_b - t_a) - W / 2 with U the integral of W - W(t_a), the same in reverse time.
+
+    Arguments:
+        bm: a BrownianInterval, BrownianPath or BrownianTree of torchsde, or any callable `bm(ta, tb)` that returns
+            `(batch, m)`; with `return_U=True` the pair W, U where its `levy_area_approximation` is not "none".
+        index: which rows of what it returns are this solve's samples, `(batch,)` int64; None means all.
+
+    Raises:
+        ValueError: in a solve, when bm has another shape than the equation's noise, or lacks what the solver asks for.
+    """
+
+    seed = None  # pyright: ignore[reportAssignmentType] - what bm is seeded with is its own affair
+
+    bm: Callable[..., Any]
+    index: Tensor | None = None
+
+    def rows(self, index: Tensor) -> Self:
+        return replace(self, index=index if self.index is None else self.index[index])
+
+    def increments(
+        self,
+        ts: Sequence[float],
+        x: Tensor,
+        shape: tuple[int, ...] | None,
+        *,
+        levy: bool = False,
+        normals: int = 0,
+        start: int = 0,
+    ) -> Iterator[Increment]:
+        if normals:
+            raise ValueError("this solver uses fresh normals and a torchsde Brownian motion has none; use WhiteNoise(seed)")
+        if levy and getattr(self.bm, "levy_area_approximation", "none") == "none":
+            raise ValueError(
+                "this solver uses the space-time Levy area and bm has none; make it with levy_area_approximation='space-time', "
+                "or choose another method"
+            )
+        for t0, t1 in zip(ts[start:-1], ts[start + 1 :], strict=True):
+            yield Increment() if shape is None else self._increment(t0, t1, x, shape, levy)
+
+    def _increment(self, t0: float, t1: float, x: Tensor, shape: tuple[int, ...], levy: bool) -> Increment:
+        low, high, sign = min(t0, t1), max(t0, t1), math.copysign(1.0, t1 - t0)
+        w, u = self.bm(low, high, return_U=True) if levy else (self.bm(low, high), None)
+        w = self._fitted(w, x, shape)
+        h = None if u is None else self._fitted(u, x, shape) / (high - low) - 0.5 * w
+        return Increment(w if sign > 0 else -w, h)
+
+    def _fitted(self, value: Tensor, x: Tensor, shape: tuple[int, ...]) -> Tensor:
+        value = value if self.index is None else value[self.index]
+        if len(value) != len(x) or value[:1].numel() != math.prod(shape) * len(x[:1]):
+            wanted = (len(x), math.prod(shape))
+            raise ValueError(f"bm returned shape {tuple(value.shape)} and this equation's noise for this state is {wanted}")
+        return value.to(x).reshape(len(x), *shape)
+
+
+class _AsBrownian(torchsde.BaseBrownian):
+    """Noise that is a path, as torchsde asks for it: W, or W and its integral, over [ta, tb]."""
+
+    def __init__(self, noise: AbstractNoise, x: Tensor, shape: tuple[int, ...]) -> None:
+        self.noise, self.x, self.event = noise, x, shape
+
+    def __call__(self, ta: Tensor, tb: Tensor | None = None, return_U: bool = False, return_A: bool = False) -> Any:  # noqa: ANN401
+        assert tb is not None
+        assert not return_A
+        t0, t1 = float(ta), float(tb)
+        noise = self.noise.increments([t0, t1], self.x, self.event, levy=return_U, normals=0, start=0)
+        w, h, _ = next(noise)
+        assert w is not None
+        w = w.reshape(self.shape)
+        return w if h is None else (w, (t1 - t0) * (h.reshape(self.shape) + 0.5 * w))
+
+    def __repr__(self) -> str:
+        return f"_AsBrownian({self.noise})"
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.x.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self.x.device
+
+    @property
+    def shape(self) -> torch.Size:
+        return torch.Size((len(self.x), math.prod(self.event)))
+
+    @property
+    def levy_area_approximation(self) -> str:
+        return "space-time"
+
+
+def brownian(
+    bm: Brownian | None, problem: AbstractSDE, y0: Tensor, ts: Tensor, *, method: str, dt: float | None, logqp: bool
+) -> Any:  # noqa: ANN401 - torchsde takes any callable
+    """What torchsde.sdeint is given as bm: the caller's, or a BrownianInterval seeded by torch's default generator.
+
+    With the width of the steps as a hint it does not refine itself to that of a rounding, which takes for ever.
+
+    Raises:
+        ValueError: for WhiteNoise, which is no path.
+    """
+    if bm is not None and not isinstance(bm, AbstractNoise):
+        return bm
+    event = problem.noise_shape(y0) or ()
+    if logqp and problem.noise_type == "diagonal":  # torchsde adds a coordinate, and to it a Brownian motion
+        event = (math.prod(event) + 1,)
+    if isinstance(bm, WhiteNoise):
+        raise ValueError(
+            "WhiteNoise has no path, and this solve is torchsde's, which asks for one; use bm=None or a BrownianPath"
+        )
+    if bm is not None:
+        return _AsBrownian(bm, y0, event)
+    return torchsde.BrownianInterval(
+        t0=float(ts[0]),
+        t1=float(ts[-1]),
+        size=(len(y0), math.prod(event)),
+        dtype=y0.dtype,
+        device=y0.device,
+        entropy=fresh_seed(),
+        dt=dt,
+        levy_area_approximation=_LEVY.get(method, "none"),
+    )
