@@ -170,16 +170,15 @@ def solve(
     require_state(x0)
     if noise is None and _random(problem, solver):
         noise = WhiteNoise()
-    counted, x = Counted(problem), x0
-    xs = x0.new_empty(len(grid), *x0.shape) if save == "all" else None
+    counted, x, xs = Counted(problem), x0, []
     for point in integrate(counted, x0, grid, solver=solver, noise=noise):
         x = point.x
-        if xs is not None:
-            xs[point.step] = x
+        if save == "all":
+            xs.append(x)
         if callback is not None:
             callback(point)
     seed = noise.seed if noise is not None and _random(problem, solver) else None
-    return Solution(x, torch.tensor(grid, dtype=torch.float64), xs, counted.evaluations, seed)
+    return Solution(x, torch.tensor(grid, dtype=torch.float64), torch.stack(xs) if xs else None, counted.evaluations, seed)
 
 
 def _points(
@@ -194,10 +193,20 @@ def _points(
     for i, increment in enumerate(_increments(problem, solver, noise, x, ts, 0), 1):
         x, _, _, state = solver.step(problem, ts[i - 1], ts[i], x, increment, state)
         if i % _CHECK == 0 or i == len(ts) - 1:
-            if not bool(torch.isfinite(x).all()):
+            if not _finite(x):
                 raise _located(problem, ts, solver, noise, *kept, Point(i, ts[i], x))
             kept = (i, x, state)
         yield Point(i, ts[i], x)
+
+
+def _finite(x: Tensor) -> bool:
+    """Whether all of x is finite; True under `torch.func.vmap`, which hides values."""
+    try:
+        return bool(torch.isfinite(x).all())
+    except RuntimeError as error:
+        if "vmap" in str(error):
+            return True
+        raise
 
 
 def _located(
