@@ -1,0 +1,267 @@
+"""How gradients pass back through a fixed-grid solve, when autograd is not to record all of it.
+
+Noise is random access, so a backward pass can repeat any steps of the forward pass on the noise that they had.
+"""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.utils.checkpoint import checkpoint
+
+from sdekit._noise import AbstractNoise, Increment
+from sdekit._sde import AbstractSDE
+from sdekit._solver._contract import AbstractSolver, Tree
+
+_BLOCK = 16  # steps whose noise is drawn together on the way back
+
+
+class AbstractGradient(ABC):
+    """How gradients pass back through a fixed-grid solve."""
+
+    @abstractmethod
+    def states(
+        self,
+        problem: AbstractSDE,
+        x0: Tensor,
+        ts: Sequence[float],
+        solver: AbstractSolver,
+        noise: AbstractNoise | None,
+        *,
+        every: bool,
+    ) -> Iterator[tuple[int, Tensor]]:
+        """The states of a solve after the initial one, each with the number of steps behind it; the last is always there.
+
+        Arguments:
+            problem: the equation.
+            x0: the initial states, `(batch, *event)`.
+            ts: the grid.
+            solver: the method of a step, planned for the grid.
+            noise: where increments come from; None without noise.
+            every: whether all states are wanted.
+        """
+
+
+@dataclass(frozen=True, eq=False)
+class Checkpointed(AbstractGradient):
+    """Keeps every ceil(sqrt n)-th state of n steps; the backward pass repeats the steps between two of them at a time.
+
+    The numbers are those of the plain gradient, bit for bit. Memory for what the steps compute falls from n steps to
+    2 sqrt(n); each evaluation is done twice. Of every operation autograd keeps the bare node, a few hundred bytes, so states
+    of a few numbers gain little. Whatever autograd reaches gets a gradient, and second derivatives work.
+
+    References:
+        Griewank and Walther 2008, "Evaluating derivatives", section 12.2; Chen et al. 2016, arXiv 1604.06174.
+    """
+
+    def states(
+        self,
+        problem: AbstractSDE,
+        x0: Tensor,
+        ts: Sequence[float],
+        solver: AbstractSolver,
+        noise: AbstractNoise | None,
+        *,
+        every: bool,
+    ) -> Iterator[tuple[int, Tensor]]:
+        steps = _Steps(problem, ts, solver, noise)
+        x, state, n = x0, steps.init(x0), len(steps)
+        length = math.isqrt(n - 1) + 1
+        for i in range(0, n, length):
+            j = min(i + length, n)
+            xs, state = checkpoint(steps.run, x, state, i, j, every, use_reentrant=False)
+            yield from zip(range(j + 1 - len(xs), j + 1), xs, strict=True)
+            x = xs[-1]
+
+
+@dataclass(frozen=True, eq=False)
+class Reversible(AbstractGradient):
+    """Keeps only the end; the backward pass runs the solver backwards, exactly to rounding, and differentiates step by step.
+
+    Memory does not depend on the number of steps; three evaluations take the place of one. The solver must be reversible
+    (`ReversibleHeun`). Rounding errors of the way back grow like those of the way there: use float64, or float32 on short
+    solves. First derivatives only.
+
+    Autograd shows a function of this kind its inputs alone, so the tensors that f and g close over have to be made inputs.
+    They are found in the graph of the first step, at the cost of one step: all leaves that require a gradient, such as the
+    parameters of modules. A leaf that turns up in a later step is refused.
+
+    Arguments:
+        parameters: these tensors instead of those found: to leave others out, or to reach a tensor that is not a leaf
+            (`torch.autograd.grad` with respect to it). None of them may be computed from another.
+
+    Raises:
+        TypeError: for a solver that is not reversible.
+        RuntimeError: in the backward pass, where a step meets a leaf that the first step did not.
+
+    References:
+        Kidger, Foster, Li and Lyons 2021, arXiv 2105.13493, algorithms 1 and 2.
+    """
+
+    parameters: Iterable[Tensor] | None = None
+
+    def __post_init__(self) -> None:
+        if self.parameters is not None:
+            object.__setattr__(self, "parameters", tuple(self.parameters))
+
+    def states(
+        self,
+        problem: AbstractSDE,
+        x0: Tensor,
+        ts: Sequence[float],
+        solver: AbstractSolver,
+        noise: AbstractNoise | None,
+        *,
+        every: bool,
+    ) -> Iterator[tuple[int, Tensor]]:
+        if not hasattr(solver, "reverse"):
+            name = type(solver).__name__
+            raise TypeError(f"{name} cannot be run backwards exactly; use ReversibleHeun, or gradient=Checkpointed()")
+        steps = _Steps(problem, ts, solver, noise)
+        parameters = steps.leaves(x0) if self.parameters is None else self.parameters
+        xs = _BackAndForth.apply(steps, every, self.parameters is None, x0, *parameters)
+        yield from zip(range(len(ts) - len(xs), len(ts)), xs, strict=True)
+
+
+@dataclass(frozen=True, eq=False)
+class _Steps:
+    """The steps of a solve, any of which can be done again."""
+
+    problem: AbstractSDE
+    ts: Sequence[float]
+    solver: AbstractSolver
+    noise: AbstractNoise | None
+
+    def __len__(self) -> int:
+        return len(self.ts) - 1
+
+    def init(self, x: Tensor) -> Tree:
+        return self.solver.init(self.problem, self.ts[0], x)
+
+    def increments(self, x: Tensor, i: int, j: int) -> Iterator[Increment]:
+        """The noise of steps i to j - 1."""
+        if self.noise is None:
+            return iter([Increment()] * (j - i))
+        shape, levy = self.problem.noise_shape(x), self.solver.levy == "H"
+        return self.noise.increments(self.ts[: j + 1], x, shape, levy=levy, normals=self.solver.normals, start=i)
+
+    def backwards(self, x: Tensor) -> Iterator[tuple[int, Increment]]:
+        """The numbers of the steps, the last first, and their noise."""
+        for j in range(len(self), 0, -_BLOCK):
+            i = max(0, j - _BLOCK)
+            yield from reversed(list(enumerate(self.increments(x, i, j), i)))
+
+    def step(self, i: int, increment: Increment, x: Tensor, state: Tree) -> tuple[Tensor, Tree]:
+        x, _, _, state = self.solver.step(self.problem, self.ts[i], self.ts[i + 1], x, increment, state)
+        return x, state
+
+    def back(self, i: int, increment: Increment, x: Tensor, state: Tree) -> tuple[Tensor, Tree]:
+        """What step i was given, from what it returned."""
+        reverse: Callable[..., tuple[Tensor, Tree]] = self.solver.reverse  # pyright: ignore[reportAttributeAccessIssue]
+        return reverse(self.problem, self.ts[i], self.ts[i + 1], x, increment, state)
+
+    def run(self, x: Tensor, state: Tree, i: int, j: int, every: bool) -> tuple[list[Tensor], Tree]:
+        """Steps i to j - 1: the states after each of them, or after the last alone, and what the solver remembers."""
+        xs = []
+        for k, increment in enumerate(self.increments(x, i, j), i):
+            x, state = self.step(k, increment, x, state)
+            xs = [*xs, x] if every else [x]
+        return xs, state
+
+    def leaves(self, x: Tensor) -> list[Tensor]:
+        """The leaves with a gradient that the first step reads besides x."""
+        x = x.detach()
+        return _leaves(_flat(self.run(x, self.init(x), 0, 1, every=False))) if torch.is_grad_enabled() else []
+
+
+class _BackAndForth(torch.autograd.Function):
+    """From x(t_0) and parameters to states of a solve, remembering the last; the way back starts from it."""
+
+    @staticmethod
+    def forward(ctx: Any, steps: _Steps, every: bool, found: bool, x: Tensor, *parameters: Tensor) -> tuple[Tensor, ...]:  # noqa: ANN401
+        xs, state = steps.run(x, steps.init(x), 0, len(steps), every)
+        # Parameters are saved, not just kept, so that autograd notices when they are changed before the way back.
+        ctx.save_for_backward(xs[-1], *parameters)
+        ctx.steps, ctx.found, ctx.state = steps, found, _with(state, map(Tensor.detach, _flat(state)))
+        ctx.set_materialize_grads(False)
+        return tuple(xs)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Any, ...]:  # noqa: ANN401 # pyright: ignore[reportIncompatibleMethodOverride]
+        (x, *parameters), state, steps = ctx.saved_tensors, ctx.state, ctx.steps
+        arriving = dict(zip(range(len(steps) - len(gradients), len(steps)), gradients, strict=True))
+        pulled: list[Tensor | None] = [None] * (1 + len(_flat(state)))
+        totals: list[Tensor | None] = [None] * len(parameters)
+        for i, increment in steps.backwards(x):
+            pulled[0] = _sum(pulled[0], arriving.get(i))
+            x, state = steps.back(i, increment, x, state)
+            pulled, more = _pull(partial(steps.step, i, increment), (x, state), parameters, pulled, ctx.found)
+            totals = list(map(_sum, totals, more))
+        (gradient,), more = _pull(steps.init, (x,), parameters, pulled[1:], ctx.found)
+        return None, None, None, _sum(pulled[0], gradient), *map(_sum, totals, more)
+
+
+def _pull(
+    function: Callable[..., Tree],
+    arguments: tuple[Tree, ...],
+    parameters: Sequence[Tensor],
+    gradients: Sequence[Tensor | None],
+    found: bool,
+) -> tuple[list[Tensor | None], list[Tensor | None]]:
+    """Gradients of what a function returns, pulled back to the tensors in its arguments and to parameters."""
+    with torch.enable_grad():
+        inputs = [tensor.detach().requires_grad_() for tensor in _flat(arguments)]
+        outputs = _flat(function(*_with(arguments, iter(inputs))))
+    pairs = [(y, g) for y, g in zip(outputs, gradients, strict=True) if g is not None and y.requires_grad]
+    if not pairs:
+        return [None] * len(inputs), [None] * len(parameters)
+    known = {id(tensor) for tensor in (*inputs, *parameters)}
+    if found and any(id(leaf) not in known for leaf in _leaves(outputs)):
+        raise RuntimeError(
+            "a step depends on a tensor with a gradient that the first step does not read, so that its gradient would be lost; "
+            "list what f and g depend on: Reversible(parameters)"
+        )
+    ys, gs = zip(*pairs, strict=True)
+    # What f closes over may have a graph of its own, which every step passes through.
+    pulled = torch.autograd.grad(ys, [*inputs, *parameters], gs, retain_graph=True, allow_unused=True)
+    return list(pulled[: len(inputs)]), list(pulled[len(inputs) :])
+
+
+def _sum(a: Tensor | None, b: Tensor | None) -> Tensor | None:
+    """a + b, None being zero."""
+    return b if a is None else a if b is None else a + b
+
+
+def _leaves(outputs: Iterable[Tensor]) -> list[Tensor]:
+    """The leaves of the graph of some tensors."""
+    stack, seen, found = [tensor.grad_fn for tensor in outputs], set(), []
+    while stack:
+        node = stack.pop()
+        if node is not None and node not in seen:
+            seen.add(node)
+            stack += [before for before, _ in node.next_functions]
+            # Where gradients accumulate a graph ends, and the node knows its tensor.
+            if not node.next_functions and (leaf := getattr(node, "variable", None)) is not None:
+                found.append(leaf)
+    return found
+
+
+def _flat(tree: Tree) -> list[Tensor]:
+    """The tensors of a tree."""
+    if isinstance(tree, Tensor):
+        return [tree]
+    return [tensor for part in tree for tensor in _flat(part)] if isinstance(tree, tuple | list) else []
+
+
+def _with(tree: Tree, tensors: Iterator[Tensor]) -> Tree:
+    """The tree with other tensors in place of its own."""
+    if isinstance(tree, Tensor):
+        return next(tensors)
+    return tuple(_with(part, tensors) for part in tree) if isinstance(tree, tuple | list) else tree
