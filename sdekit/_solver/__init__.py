@@ -2,22 +2,50 @@
 
 from sdekit._solver._contract import AbstractSolver, Order, Step
 from sdekit._solver._euler import EulerMaruyama
-from sdekit._solver._heun import Heun
+from sdekit._solver._exponential import ExponentialEuler, ExponentialHeun
+from sdekit._solver._heun import EulerHeun, Heun, Midpoint, ReversibleHeun
+from sdekit._solver._milstein import Milstein
 from sdekit._solver._multistep import AdamsBashforth
 from sdekit._solver._predictor_corrector import AbstractCorrector, Langevin, PredictorCorrector
 from sdekit._solver._runge_kutta import RK4, AbstractRungeKutta, Tableau
+from sdekit._solver._stochastic_runge_kutta import (
+    SEA,
+    SRA1,
+    SRA3,
+    SRID2,
+    AbstractStochasticRungeKutta,
+    ShARK,
+    SPaRK,
+    Stage,
+    StochasticTableau,
+)
 
 __all__ = [
     "RK4",
+    "SEA",
+    "SRA1",
+    "SRA3",
+    "SRID2",
     "AbstractCorrector",
     "AbstractRungeKutta",
     "AbstractSolver",
+    "AbstractStochasticRungeKutta",
     "AdamsBashforth",
+    "EulerHeun",
     "EulerMaruyama",
+    "ExponentialEuler",
+    "ExponentialHeun",
     "Heun",
     "Langevin",
+    "Midpoint",
+    "Milstein",
     "Order",
     "PredictorCorrector",
+    "ReversibleHeun",
+    "SPaRK",
+    "ShARK",
+    "Stage",
     "Step",
+    "StochasticTableau",
     "Tableau",
 ]
