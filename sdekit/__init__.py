@@ -3,6 +3,7 @@
 from importlib.metadata import version
 
 from sdekit import elementary, interop
+from sdekit._brownian import BrownianPath
 from sdekit._clocked import Clocked
 from sdekit._divergence import AbstractTrace, Exact, Hutchinson
 from sdekit._grid import geometric, uniform
@@ -40,6 +41,7 @@ __all__ = [
     "AbstractSolver",
     "AbstractTrace",
     "AdamsBashforth",
+    "BrownianPath",
     "Clocked",
     "EulerMaruyama",
     "Exact",

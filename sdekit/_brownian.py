@@ -16,14 +16,14 @@ sum is taken level by level, each term by itself, whatever is asked: an answer h
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
 
 import torch
 from torch import Tensor
 
 from sdekit import _random
+from sdekit._grid import Dyadic
 from sdekit._noise import AbstractSeededNoise, Increment
 
 _NODES = 1 << 37  # counters from here on are nodes; steps of a solve count from 0
@@ -55,40 +55,26 @@ class BrownianPath(AbstractSeededNoise):
 
     def __post_init__(self) -> None:
         AbstractSeededNoise.__post_init__(self)
-        knots = torch.as_tensor(self.knots, dtype=torch.float64).tolist()
-        if len(knots) < 2 or not all(a < b and math.isfinite(b - a) for a, b in pairwise(knots)):
-            raise ValueError(f"knots must be at least two increasing finite times, not {self.knots}")
-        if not 1 <= self.depth <= 32 or (len(knots) - 1) << self.depth > _NODES // 2:
-            raise ValueError(
-                f"depth must be from 1 to 32, and 2^depth times the number of intervals at most 2^36: {self.depth}"
-            )
-        object.__setattr__(self, "knots", tuple(knots))
+        object.__setattr__(self, "knots", self.tree.knots)
 
-    # Times and ticks
+    @property
+    def tree(self) -> Dyadic:
+        """The times of the path as ticks."""
+        return Dyadic(self.knots, self.depth)
 
     def ticks(self, t: Tensor) -> Tensor:
-        """Times as integers: cell * 2^depth + the tick in the cell, nearest to t.
+        """The ticks nearest to times.
 
         Raises:
             ValueError: outside the knots.
         """
-        knots = torch.tensor(self.knots, dtype=torch.float64, device=t.device)
-        cell = torch.searchsorted(knots, t.to(torch.float64), right=True).sub_(1).clamp_(0, len(knots) - 2)
-        start = knots[cell]
-        tick = ((t - start) / (knots[cell + 1] - start)).mul_(1 << self.depth).round_().to(torch.int64)
-        ticks = tick.add_(cell << self.depth)
-        if not t.is_cuda and bool((ticks < 0).any() | (ticks > (len(knots) - 1) << self.depth).any()):
+        ticks = self.tree.ticks(t)
+        if bool((ticks < 0).any() | (ticks > self.tree.cells << self.depth).any()):
             raise ValueError(
                 f"times from {float(t.min())} to {float(t.max())} were asked of a path that lives on "
                 f"[{self.knots[0]}, {self.knots[-1]}]; give BrownianPath the knots of the whole solve"
             )
         return ticks
-
-    def times(self, ticks: Tensor) -> Tensor:
-        """The times of ticks, float64."""
-        knots = torch.tensor(self.knots, dtype=torch.float64, device=ticks.device)
-        cell = (ticks >> self.depth).clamp_(max=len(knots) - 2)
-        return torch.lerp(knots[cell], knots[cell + 1], (ticks - (cell << self.depth)).to(torch.float64) * 2.0**-self.depth)
 
     def snap(self, ts: Tensor | Sequence[float], spare: int = 2) -> Tensor:
         """A grid of coarse ticks near ts, on which the path costs least; the first and the last time stay.
@@ -100,9 +86,7 @@ class BrownianPath(AbstractSeededNoise):
         ticks = self.ticks(torch.as_tensor(ts, dtype=torch.float64))
         bits = max(0, int(ticks.diff().abs().min()).bit_length() - 1 - spare)
         ticks[1:-1] = ((ticks[1:-1] >> bits) + ((ticks[1:-1] >> bits - 1) & 1 if bits else 0)) << bits
-        return self.times(ticks)
-
-    # Increments
+        return self.tree.times(ticks)
 
     def increments(
         self,
@@ -129,18 +113,27 @@ class BrownianPath(AbstractSeededNoise):
                 z = self.fresh(key, torch.arange(i, j, device=x.device), normals, x).unbind(0)
             yield from map(Increment, w, h, z)
 
-    def increment(self, t0: Tensor, t1: Tensor, x: Tensor, shape: tuple[int, ...], *, levy: bool = False) -> Increment:
-        """The increment of each sample over an interval of its own, times `(batch,)`."""
-        key, size, (s, t) = self.keys(x), math.prod(shape), (self.ticks(t0), self.ticks(t1))
-        terms = _Terms.over(self, torch.minimum(s, t), torch.maximum(s, t), levy=levy)
-        term, row = terms.needed.nonzero(as_tuple=True)
-        found = x.new_zeros(2, *terms.nodes.shape, size, dtype=_working(x))
-        found[:, term, row] = _random.normal_pairs(key[row], terms.nodes[term, row], size).to(found.dtype)
-        out = x.new_zeros(1 + levy, len(x), size, dtype=_working(x))
-        for i, weight in enumerate(terms.weights.to(out.dtype)):
-            _add(out, weight, found[:, i])
-        out[0].mul_(torch.where(s > t, -1, 1).unsqueeze(-1))
-        return Increment(*out.to(x.dtype).reshape(1 + levy, len(x), *shape))
+    def reader(self, x: Tensor, shape: tuple[int, ...] | None, *, levy: bool = False) -> Callable[[Tensor, Tensor], Increment]:
+        """What reads the increment of each sample over an interval of its own, from times `(batch,)` to times `(batch,)`."""
+        if shape is None:
+            return lambda t0, t1: Increment()
+        key, size, zeros = self.keys(x), math.prod(shape), x.new_zeros(1 + levy, len(x), math.prod(shape), dtype=_working(x))
+
+        def read(t0: Tensor, t1: Tensor) -> Increment:
+            s, t = ticks = self.ticks(torch.stack([t0, t1]))
+            nodes, weights = _terms(self.tree, ticks.sort(dim=0).values, levy)
+            term, row = nodes.nonzero(as_tuple=True)
+            found = zeros.new_zeros(len(nodes), 2, len(x), size)
+            found[term, :, row] = _random.normal_pairs(key[row], nodes[term, row], size).transpose(0, 1).to(zeros.dtype)
+            out = zeros.clone()
+            for weight, normal in zip(
+                weights.to(out.dtype).flatten(0, 1).unbind(0), found.flatten(0, 1).unbind(0), strict=True
+            ):
+                out.addcmul_(weight, normal)
+            out[0].mul_(torch.where(s > t, -1, 1).unsqueeze(-1))
+            return Increment(*out.to(x.dtype).reshape(1 + levy, len(x), *shape))
+
+        return read
 
     def _block(
         self, key: Tensor, ticks: Tensor, x: Tensor, shape: tuple[int, ...], levy: bool
@@ -148,25 +141,24 @@ class BrownianPath(AbstractSeededNoise):
         """W and H over the intervals between neighbouring ticks, which all samples share."""
         reverse = bool(ticks[-1] < ticks[0])
         ticks = ticks.flip(0) if reverse else ticks
-        terms = _Terms.over(self, ticks[:-1], ticks[1:], levy=levy)
-        nodes, place = torch.unique(terms.nodes, return_inverse=True)
+        nodes, weights = _terms(self.tree, torch.stack([ticks[:-1], ticks[1:]]), levy)
+        used, (nodes, place) = nodes.any(dim=1).tolist(), torch.unique(nodes, return_inverse=True)
         size = math.prod(shape)
         rows = nodes.to(x.device).repeat_interleave(len(x))
         found = _random.normal_pairs(key.repeat(len(nodes)), rows, size).reshape(2, len(nodes), -1)
         out = x.new_zeros(1 + levy, len(ticks) - 1, len(x) * size, dtype=_working(x))
-        used = terms.needed.any(dim=1).tolist()
-        for i, weight in enumerate(terms.weights.to(out)):
-            if not used[i]:
-                continue
+        for where, weight in (
+            pair for pair, needed in zip(zip(place, weights.to(out), strict=True), used, strict=True) if needed
+        ):
             if len(x) * size < _LARGE:
-                _add(out, weight, found[:, place[i].to(x.device)].to(out.dtype))
+                _add(out, weight, found[:, where.to(x.device)].to(out.dtype))
                 continue
-            node, count = torch.unique_consecutive(place[i], return_counts=True)
+            node, count = torch.unique_consecutive(where, return_counts=True)
             start = 0
             for j, n in zip(node.tolist(), count.tolist(), strict=True):  # no copy of what steps in a row share
                 run = slice(start, start := start + n)
                 if nodes[j]:
-                    _add(out[:, run], weight[..., run], found[:, j, None].to(out.dtype))
+                    _add(out[:, run], weight[:, :, run], found[:, j, None].to(out.dtype))
         if reverse:  # the path read backwards: W -> -W, H -> +H
             out = out.flip(1)
             out[0].neg_()
@@ -179,77 +171,77 @@ def _working(x: Tensor) -> torch.dtype:
 
 
 def _add(out: Tensor, weight: Tensor, normals: Tensor) -> None:
-    """out + a term: `(outputs, n, size)`, weights `(2, outputs, n)`, normals `(2, n, size)`."""
+    """out + a term: `(outputs, n, size)`, weights `(2, outputs, n, 1)`, normals `(2, n, size)`."""
     for w, z in zip(weight, normals, strict=True):
-        out.addcmul_(w.unsqueeze(-1), z)
+        out.addcmul_(w, z)
 
 
-@dataclass(frozen=True, eq=False)
-class _Terms:
-    """W, and H, over n intervals [s, t] as a sum of terms, each with at most one node an interval.
+def _terms(tree: Dyadic, ticks: Tensor, levy: bool) -> tuple[Tensor, Tensor]:
+    """W, and H, over n intervals as a sum of terms, each with at most one node an interval.
 
-    nodes: the counters of the nodes, `(terms, n)`; 0 where an interval has none.
-    weights: of a node's two normals in the outputs W and H, `(terms, 2, outputs, n)`, float64.
+    Arguments:
+        ticks: both ends of the intervals, `(2, n)`, increasing.
+
+    Returns:
+        the counters of the nodes, `(terms, n)`, 0 where an interval has none; and the weights of a node's two normals in the
+        outputs W and H, `(terms, 2, outputs, n, 1)`, float64.
     """
-
-    nodes: Tensor
-    weights: Tensor
-
-    @property
-    def needed(self) -> Tensor:
-        return self.nodes != 0
-
-    @staticmethod
-    def over(path: BrownianPath, s: Tensor, t: Tensor, *, levy: bool) -> "_Terms":
-        depth, ends = path.depth, (path.times(s), path.times(t))
-        knots = torch.tensor(path.knots, dtype=torch.float64, device=s.device)
-        h = ends[1] - ends[0]
-        # The roots of the cells that [s, t] meets, then two nodes a level, on the branch of t and on that of s.
-        last = (t - 1) >> depth
-        cells = max(1, int((last - (s >> depth)).max()) + 1)
-        cell = torch.minimum((s >> depth) + torch.arange(cells, device=s.device).unsqueeze(-1), last.clamp(min=0))
-        (w_s, i_s), (w_t, i_t) = (_root(path, k, time, cell, knots) for k, time in zip((s, t), ends, strict=True))
-        new = cell.diff(dim=0, prepend=cell[:1] - 1) > 0
-        nodes, w, i = cell << depth, new * (w_t - w_s), new * (i_t - i_s - h * w_s)
-        if levels := depth - _common_zeros(torch.cat([s, t]), depth):
-            (node_s, w_s, i_s), (node_t, w_t, i_t) = (_branch(k, depth, levels, knots) for k in (s, t))
-            i_s = i_s + h * w_s
-            same = node_s == node_t
-            nodes = torch.cat([nodes, torch.stack([node_t, node_s], dim=1).flatten(0, 1)])
-            w = torch.cat([w, torch.stack([w_t - same * w_s, -(~same * w_s)], dim=2).flatten(1, 2)], dim=1)
-            i = torch.cat([i, torch.stack([i_t - same * i_s, -(~same * i_s)], dim=2).flatten(1, 2)], dim=1)
-        outputs = [w, i / torch.where(h == 0, 1.0, h) - 0.5 * w] if levy else [w]
-        needed = (w != 0).any(dim=0) | (i != 0).any(dim=0)
-        return _Terms(torch.where(needed, nodes + _NODES, 0), torch.stack(outputs).permute(2, 1, 0, 3))
-
-
-def _common_zeros(ticks: Tensor, depth: int) -> int:
-    """How many low bits are 0 in all ticks: on levels below, no node has a part in them."""
+    depth, times = tree.depth, tree.times(ticks)
+    h = times[1] - times[0]
     lowest = ticks & -ticks
-    return min(depth, int(torch.where(lowest == 0, 1 << depth, lowest).min()).bit_length() - 1)
+    # Below the lowest bit that is set anywhere no node has a part.
+    levels = depth + 1 - int(torch.where(lowest == 0, 1 << depth, lowest).min()).bit_length()
+    # The roots of the cells that an interval meets, then two nodes a level, on the branch of its end and of its start.
+    first, last = ticks[0] >> depth, (ticks[1] - 1) >> depth
+    cells = max(0, int((last - first).max())) + 1
+    cell = first + torch.arange(cells, device=ticks.device).unsqueeze(-1)
+    w, i = _root(tree, ticks, times, torch.minimum(cell, last.clamp(min=0)))
+    w, i = w[:, 1] - w[:, 0], i[:, 1] - i[:, 0] - h * w[:, 0]
+    nodes = cell << depth
+    if cells > 1:
+        w, i = w * (cell <= last), i * (cell <= last)
+    if levels > 0:
+        node, value, integral = _branch(tree, ticks, levels)
+        same = node[0] == node[1]
+        integral[:, 0] += h * value[:, 0]
+        parts = torch.stack([value, integral])  # (2, 2, ends, levels, n)
+        end = parts[:, :, 1] - same * parts[:, :, 0]
+        start = -parts[:, :, 0] * ~same
+        both = torch.stack([end, start], dim=3).flatten(2, 3)
+        nodes = torch.cat([nodes, node.flip(0).transpose(0, 1).flatten(0, 1)])
+        w, i = torch.cat([w, both[0]], dim=1), torch.cat([i, both[1]], dim=1)
+    outputs = torch.stack([w, i / torch.where(h == 0, 1.0, h) - 0.5 * w]) if levy else w.unsqueeze(0)
+    needed = (w.abs() + i.abs()).sum(dim=0) > 0
+    return torch.where(needed, nodes + _NODES, 0), outputs.permute(2, 1, 0, 3).unsqueeze(-1)
 
 
-def _root(path: BrownianPath, k: Tensor, time: Tensor, cell: Tensor, knots: Tensor) -> tuple[Tensor, Tensor]:
-    """W and its integral at a tick as weights of the W and H of a cell, which it need not be in: `(2, cells, n)`."""
-    length = knots[cell + 1] - knots[cell]
-    u = (k - (cell << path.depth)).clamp(0, 1 << path.depth).to(torch.float64) * 2.0**-path.depth
-    w, h = length.sqrt(), (length / 12).sqrt()
-    after = (time - knots[cell + 1]).clamp(min=0)
-    value = torch.stack([w * u, h * 6 * u * (1 - u)])
+def _root(tree: Dyadic, ticks: Tensor, times: Tensor, cell: Tensor) -> tuple[Tensor, Tensor]:
+    """W and its integral at ticks `(2, n)` as weights of the W and H of cells `(cells, n)` around or before: `(2, 2, cells, n)`."""
+    knots = tree.knots_on(ticks.device)
+    ends = knots[cell + 1]
+    length = ends - knots[cell]
+    u = (ticks.unsqueeze(1) - (cell << tree.depth)).clamp(0, 1 << tree.depth).to(torch.float64) * 2.0**-tree.depth
+    w = length.sqrt()
+    h = w * (1 / math.sqrt(12))
+    after = (times.unsqueeze(1) - ends).clamp(min=0)
+    value = torch.stack([w * u, 6 * h * u * (1 - u)])
     return value, torch.stack([w * (0.5 * length * u * u + after), h * length * u * u * (3 - 2 * u)])
 
 
-def _branch(k: Tensor, depth: int, levels: int, knots: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The nodes above tick k, `(levels, n)`, and W and its integral there as weights of their normals, `(2, levels, n)`."""
-    level = torch.arange(levels, device=k.device).unsqueeze(-1)
-    cell, tick, below = k >> depth, k & ((1 << depth) - 1), depth - level
-    last = knots.numel() - 2
-    length = knots.diff()[cell.clamp(max=last)] * torch.exp2(-level.to(torch.float64))
-    v = (tick & ((1 << below) - 1)).to(torch.float64) * torch.exp2(1.0 - below.to(torch.float64))
+def _branch(tree: Dyadic, ticks: Tensor, levels: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The nodes above ticks, `(2, levels, n)`, and W and its integral there as weights of their normals, `(2, 2, levels, n)`."""
+    depth, knots, ticks = tree.depth, tree.knots_on(ticks.device), ticks.unsqueeze(1)
+    level = torch.arange(levels, device=ticks.device).unsqueeze(-1)
+    scale = torch.exp2(-level.to(torch.float64))
+    cell, tick, below = ticks >> depth, ticks & ((1 << depth) - 1), depth - level
+    length = knots.diff()[cell.clamp(max=tree.cells - 1)] * scale
+    v = (tick & ((1 << below) - 1)).to(torch.float64) * (2.0 ** (1 - depth) / scale)
     left = v < 1
     v = torch.where(left, v, v - 1)
-    q, cubic = 3 * v * (1 - v), v * v * (1.5 - v)
-    z, n = length.sqrt() / 4, (length / 12).sqrt()
-    value = torch.stack([z * (torch.where(left, v, 1 - v) - q), n * torch.where(left, q, -q)])
-    integral = torch.stack([z * v * (1 - v) * torch.where(left, -v, 1 - v), n * torch.where(left, cubic, 0.5 - cubic)])
+    sign, mirrored, q = torch.where(left, 1.0, -1.0), torch.where(left, v, 1 - v), v * (1 - v)
+    z = 0.25 * length.sqrt()
+    n = z * (4 / math.sqrt(12))
+    cubic = v * v * (1.5 - v)
+    value = torch.stack([z * (mirrored - 3 * q), 3 * n * sign * q])
+    integral = torch.stack([-z * q * sign * mirrored, n * torch.where(left, cubic, 0.5 - cubic)])
     return (cell << depth) + (1 << level) + (tick >> below), value, 0.5 * length * integral

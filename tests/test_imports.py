@@ -14,7 +14,7 @@ ROOT = Path(__file__).parent.parent
 SDEKIT = [
     {"elementary", "_random", "_grid", "_quadrature"},
     {"_noise", "_sde", "_divergence"},
-    {"_clocked", "_reverse"},
+    {"_clocked", "_reverse", "_brownian"},
     {"_solver._contract"},
     {"_solver._euler", "_solver._heun", "_solver._runge_kutta", "_solver._multistep", "_solver._predictor_corrector"},
     {"_solver"},
@@ -103,7 +103,7 @@ def test_public_names_of_sdekit():
         sdekit.__all__
         == """
         ODE RK4 SDE AbstractCorrector AbstractNoise AbstractRungeKutta AbstractSDE AbstractSolver AbstractTrace AdamsBashforth
-        Clocked EulerMaruyama Exact Heun Hutchinson Increment Langevin Likelihood NotFiniteError Order Point PredictorCorrector
+        BrownianPath Clocked EulerMaruyama Exact Heun Hutchinson Increment Langevin Likelihood NotFiniteError Order Point PredictorCorrector
         ProbabilityFlow ReverseSDE Solution Step Tableau WhiteNoise elementary fresh_seed geometric integrate interop
         log_likelihood normal solve uniform uniform01
     """.split()
