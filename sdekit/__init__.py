@@ -3,6 +3,7 @@
 from importlib.metadata import version
 
 from sdekit import elementary, interop
+from sdekit._brownian import BrownianPath
 from sdekit._clocked import Clocked
 from sdekit._divergence import AbstractTrace, Exact, Hutchinson
 from sdekit._grid import geometric, uniform
@@ -62,6 +63,7 @@ __all__ = [
     "AbstractStochasticRungeKutta",
     "AbstractTrace",
     "AdamsBashforth",
+    "BrownianPath",
     "Clocked",
     "EulerHeun",
     "EulerMaruyama",

@@ -2,6 +2,8 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -46,3 +48,63 @@ def times(ts: Tensor | Sequence[float]) -> list[float]:
     if not (bool((steps > 0).all()) or bool((steps < 0).all())):
         raise ValueError("ts must increase strictly or decrease strictly; sort it and drop the repeated times")
     return values.tolist()
+
+
+@dataclass(frozen=True, eq=False)
+class Dyadic:
+    """Times as integers: each interval between neighbouring knots, a cell, is 2^depth ticks long.
+
+    Arguments:
+        knots: at least two increasing times.
+        depth: from 1 to 32.
+
+    Raises:
+        ValueError: for knots that do not increase, or a depth out of range.
+    """
+
+    knots: Sequence[float]
+    depth: int
+
+    def __post_init__(self) -> None:
+        knots = torch.as_tensor(self.knots, dtype=torch.float64).tolist()
+        if len(knots) < 2 or not all(a < b and math.isfinite(b - a) for a, b in pairwise(knots)):
+            raise ValueError(f"knots must be at least two increasing finite times, not {self.knots}")
+        if not 1 <= self.depth <= 32 or self.cells << self.depth > 1 << 36:
+            raise ValueError(
+                f"depth must be from 1 to 32, and 2^depth times the number of cells at most 2^36, not {self.depth}"
+            )
+        object.__setattr__(self, "knots", tuple(knots))
+
+    @property
+    def cells(self) -> int:
+        return len(self.knots) - 1
+
+    def knots_on(self, device: torch.device) -> Tensor:
+        """The knots as a tensor, float64."""
+        return torch.tensor(self.knots, dtype=torch.float64, device=device)
+
+    def ticks(self, t: Tensor) -> Tensor:
+        """The tick nearest to a time: cell 2^depth + the tick in the cell. Outside the knots the outer cells go on."""
+        knots = self.knots_on(t.device)
+        cell = torch.searchsorted(knots, t.to(torch.float64), right=True).sub_(1).clamp_(0, self.cells - 1)
+        start = knots[cell]
+        return ((t - start) / (knots[cell + 1] - start)).mul_(1 << self.depth).round_().to(torch.int64).add_(cell << self.depth)
+
+    def times(self, ticks: Tensor) -> Tensor:
+        """The times of ticks, float64."""
+        knots = self.knots_on(ticks.device)
+        cell = (ticks >> self.depth).clamp_(0, self.cells - 1)
+        return torch.lerp(knots[cell], knots[cell + 1], (ticks - (cell << self.depth)).to(torch.float64) * 2.0**-self.depth)
+
+    def after(self, t: Tensor, h: Tensor, direction: int) -> Tensor:
+        """Where the longest dyadic interval ends that begins at t, goes in a direction and is at most h long; one tick at least.
+
+        Dyadic intervals are nested, so a walk along them that shortens a step comes by the point it had tried before.
+        """
+        ticks, knots = self.ticks(t), self.knots_on(t.device)
+        cell = ((ticks if direction > 0 else ticks - 1) >> self.depth).clamp_(0, self.cells - 1)
+        whole = (h / (knots[cell + 1] - knots[cell])).mul_(1 << self.depth).clamp_(1, 1 << self.depth)
+        longest = torch.exp2(whole.log2_().add_(1e-9).floor_()).to(torch.int64)
+        inside = ticks - (cell << self.depth)
+        aligned = torch.where(inside == 0, 1 << self.depth, inside & -inside)
+        return self.times(ticks + direction * torch.minimum(longest, aligned))

@@ -54,7 +54,41 @@ class AbstractNoise(ABC):
 
 
 @dataclass(frozen=True, eq=False)
-class WhiteNoise(AbstractNoise):
+class AbstractSeededNoise(AbstractNoise):
+    """Noise that is a function of (seed, sample index): what such kinds share."""
+
+    seed: int = None  # pyright: ignore[reportAssignmentType] - filled in below
+    index: Tensor | None = field(default=None, kw_only=True)
+    first: int = field(default=0, kw_only=True)
+
+    def __post_init__(self) -> None:
+        if self.seed is None:
+            object.__setattr__(self, "seed", _random.fresh_seed())
+
+    def rows(self, index: Tensor) -> Self:
+        return replace(self, index=index + self.first if self.index is None else self.index[index])
+
+    def keys(self, x: Tensor) -> Tensor:
+        """The samples' keys, `(batch,)`, on x's device."""
+        if self.index is None:
+            return _random.keys(self.seed, torch.arange(self.first, self.first + len(x), device=x.device))
+        if len(self.index) != len(x):
+            raise ValueError(f"this noise is for {len(self.index)} samples and the state has {len(x)}; use rows(index)")
+        return _random.keys(self.seed, self.index.to(x.device))
+
+    @staticmethod
+    def draw(key: Tensor, steps: Tensor, kind: int, event: tuple[int, ...], x: Tensor) -> Tensor:
+        """Fresh normals of some steps, `(steps, batch, *event)`."""
+        numbers = _random.standard_normal(key, steps * _DRAWS + kind, math.prod(event))
+        return numbers.to(x.dtype).reshape(len(steps), len(x), *event)
+
+    def fresh(self, key: Tensor, steps: Tensor, normals: int, x: Tensor) -> Tensor:
+        """The normals that steps want besides the increments of W, `(steps, normals, batch, *event)`."""
+        return torch.stack([self.draw(key, steps, 2 + k, tuple(x.shape[1:]), x) for k in range(normals)], dim=1)
+
+
+@dataclass(frozen=True, eq=False)
+class WhiteNoise(AbstractSeededNoise):
     """Independent normals, one stream a sample: those of step i of sample n depend on (seed, n, i) alone.
 
     They do not depend on the batch, on how many steps are drawn together, on the dtype (drawn in float32, then cast) or on
@@ -66,24 +100,6 @@ class WhiteNoise(AbstractNoise):
         first: the index of the first sample where index is None.
     """
 
-    seed: int = None  # pyright: ignore[reportAssignmentType] - filled in below
-    index: Tensor | None = None
-    first: int = field(default=0, kw_only=True)
-
-    def __post_init__(self) -> None:
-        if self.seed is None:
-            object.__setattr__(self, "seed", _random.fresh_seed())
-
-    def _index(self, x: Tensor) -> Tensor:
-        if self.index is None:
-            return torch.arange(self.first, self.first + len(x), device=x.device)
-        if len(self.index) != len(x):
-            raise ValueError(f"this noise is for {len(self.index)} samples and the state has {len(x)}; use rows(index)")
-        return self.index.to(x.device)
-
-    def rows(self, index: Tensor) -> Self:
-        return replace(self, index=index + self.first if self.index is None else self.index[index])
-
     def increments(
         self,
         ts: Sequence[float],
@@ -94,14 +110,9 @@ class WhiteNoise(AbstractNoise):
         normals: int = 0,
         start: int = 0,
     ) -> Iterator[Increment]:
-        key, event, steps = _random.keys(self.seed, self._index(x)), tuple(x.shape[1:]), len(ts) - 1
-        drawn = max(1, len(x)) * max(1, math.prod(shape or ()), math.prod(event))
+        key, steps = self.keys(x), len(ts) - 1
+        drawn = max(1, len(x)) * max(1, math.prod(shape or ()), math.prod(x.shape[1:]))
         block = max(1, _BLOCK // drawn)
-
-        def draw(steps: Tensor, kind: int, event: tuple[int, ...]) -> Tensor:
-            numbers = _random.standard_normal(key, steps * _DRAWS + kind, math.prod(event))
-            return numbers.to(x.dtype).reshape(len(steps), len(x), *event)
-
         for i in range(start, steps, block):
             j = min(i + block, steps)
             counters = torch.arange(i, j, device=x.device)
@@ -109,8 +120,8 @@ class WhiteNoise(AbstractNoise):
             w = h = z = [None] * (j - i)
             if shape is not None:
                 scale = torch.tensor(widths, dtype=x.dtype).to(x.device).reshape(-1, *[1] * (1 + len(shape)))
-                w = draw(counters, 0, shape).mul_(scale).unbind(0)
-                h = draw(counters, 1, shape).mul_(scale / math.sqrt(12)).unbind(0) if levy else h
+                w = self.draw(key, counters, 0, shape, x).mul_(scale).unbind(0)
+                h = self.draw(key, counters, 1, shape, x).mul_(scale / math.sqrt(12)).unbind(0) if levy else h
             if normals:
-                z = torch.stack([draw(counters, 2 + k, event) for k in range(normals)], dim=1).unbind(0)
+                z = self.fresh(key, counters, normals, x).unbind(0)
             yield from map(Increment, w, h, z)

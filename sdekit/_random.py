@@ -63,6 +63,18 @@ def _normals(key: Tensor, offsets: Tensor, out: Tensor) -> None:
     torch.mul(radius, angle.sin_(), out=out[:, 1])
 
 
+def _fill(rows: Tensor, out: Tensor) -> Tensor:
+    """Fills out `(rows, 2, words)` from `(rows,)` keys, a cacheful at a time."""
+    words = out.shape[-1]
+    offsets = torch.arange(words, device=rows.device) * GOLDEN
+    across = max(1, min(words, _WORDS))
+    down = max(1, _WORDS // across)
+    for i in range(0, rows.numel(), down):
+        for j in range(0, words, across):
+            _normals(rows[i : i + down], offsets[j : j + across], out[i : i + down, :, j : j + across])
+    return out
+
+
 def standard_normal(key: Tensor, counters: Tensor, size: int) -> Tensor:
     """Standard normals in float32, shape `(counters, batch, size)`.
 
@@ -72,15 +84,20 @@ def standard_normal(key: Tensor, counters: Tensor, size: int) -> Tensor:
         size: how many numbers each sample has in a draw.
     """
     rows = (key + (counters * _POSITIONS * GOLDEN).unsqueeze(-1)).reshape(-1)
-    words = (size + 1) // 2
-    out = torch.empty(rows.numel(), 2, words, device=key.device)
-    offsets = torch.arange(words, device=key.device) * GOLDEN
-    across = min(words, _WORDS)
-    down = max(1, _WORDS // max(across, 1))
-    for i in range(0, rows.numel(), down):
-        for j in range(0, words, max(across, 1)):
-            _normals(rows[i : i + down], offsets[j : j + across], out[i : i + down, :, j : j + across])
+    out = _fill(rows, torch.empty(rows.numel(), 2, (size + 1) // 2, device=key.device))
     return out.flatten(1)[:, :size].reshape(counters.numel(), key.numel(), size)
+
+
+def normal_pairs(key: Tensor, counters: Tensor, size: int) -> Tensor:
+    """Two independent sets of standard normals in float32, shape `(2, rows, size)`: one word makes a number of each.
+
+    Arguments:
+        key, counters: a key and a draw for each row, int64, shape `(rows,)`.
+        size: how many numbers each set has.
+    """
+    out = torch.empty(2, key.numel(), size, device=key.device)
+    _fill(key + counters * _POSITIONS * GOLDEN, out.transpose(0, 1))
+    return out
 
 
 def normal(

@@ -14,7 +14,7 @@ ROOT = Path(__file__).parent.parent
 SDEKIT = [
     {"elementary", "_random", "_grid", "_quadrature"},
     {"_noise", "_sde", "_divergence"},
-    {"_clocked", "_reverse", "_semilinear"},
+    {"_clocked", "_reverse", "_semilinear", "_brownian"},
     {"_solver._contract"},
     {"_solver._euler", "_solver._heun", "_solver._runge_kutta", "_solver._multistep", "_solver._predictor_corrector"}
     | {"_solver._milstein", "_solver._exponential", "_solver._stochastic_runge_kutta"},
@@ -107,7 +107,7 @@ def test_public_names_of_sdekit():
         sdekit.__all__
         == """
         ODE RK4 SDE SEA SRA1 SRA3 SRID2 AbstractCorrector AbstractNoise AbstractRungeKutta AbstractSDE AbstractSolver
-        AbstractStochasticRungeKutta AbstractTrace AdamsBashforth Clocked EulerHeun EulerMaruyama Exact ExponentialEuler
+        AbstractStochasticRungeKutta AbstractTrace AdamsBashforth BrownianPath Clocked EulerHeun EulerMaruyama Exact ExponentialEuler
         ExponentialHeun Heun Hutchinson Increment Langevin Likelihood Midpoint Milstein NotFiniteError Order Point
         PredictorCorrector ProbabilityFlow ReverseSDE ReversibleHeun SPaRK SemiLinear ShARK Solution Stage Step
         StochasticTableau Tableau WhiteNoise elementary fresh_seed geometric integrate interop log_likelihood normal sdeint

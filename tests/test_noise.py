@@ -84,4 +84,4 @@ def test_a_fresh_seed_is_taken_and_kept():
 
 def test_wrong_number_of_samples_is_refused():
     with pytest.raises(ValueError, match="for 2 samples and the state has 3"):
-        drawn(WhiteNoise(0, torch.arange(2)), torch.zeros(3, 1))
+        drawn(WhiteNoise(0, index=torch.arange(2)), torch.zeros(3, 1))

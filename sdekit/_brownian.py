@@ -1,0 +1,247 @@
+"""A Brownian path that can be asked anything, in any order, and remembers nothing.
+
+On an interval of length h, with r the relative position, the mean of W given its increment W_h and its space-time Levy area H
+is r W_h + 6 r (1 - r) H. Halving the interval adds two independent normals, Z ~ N(0, h/16) and N ~ N(0, h/12), such that
+with v the relative position in a half
+
+    left:   Z (v - 3 v (1 - v))     + N 3 v (1 - v)
+    right:  Z (1 - v - 3 v (1 - v)) - N 3 v (1 - v),
+
+and so on in each half (Foster, Lyons, Oberhauser 2020, arXiv 1904.06961; Jelincic, Foster, Kidger 2024, arXiv 2405.06464). So
+W is a sum of wavelets over the nodes of a dyadic tree, one a level, and so is its integral, whose terms are cubics: W and H over any
+interval are weighted sums of the normals of two branches. The normals are hashes of (seed, sample, node).
+
+Weights are computed in float64 and subtracted where the two branches share a node, so that nothing cancels in float32. The
+sum is taken level by level, each term by itself, whatever is asked: an answer has the same bits in every batch and block.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from sdekit import _random
+from sdekit._grid import Dyadic
+from sdekit._noise import AbstractSeededNoise, Increment
+
+_NODES = 1 << 37  # counters from here on are nodes; steps of a solve count from 0
+_BLOCK = 1 << 20  # normals of a block of steps on a grid that is known
+_LARGE = 1 << 12  # numbers of a batch from which a copy costs more than a call
+
+
+@dataclass(frozen=True, eq=False)
+class BrownianPath(AbstractSeededNoise):
+    """One Brownian path a sample, the same whatever the grid, the order of the queries, the batch and the device.
+
+    The tree is rooted in each interval between neighbouring knots and resolves 2^-depth of it: times are rounded to such
+    ticks, and at ticks the law is exact. Knots in geometric progression make a tree that resolves a geometric grid. On a grid of
+    coarse ticks (`snap`) an increment costs two or three new nodes, on others about depth - log2(steps).
+
+    Arguments:
+        seed: any integer; None takes one from torch's default generator.
+        knots: at least two increasing times; the path lives between the first and the last.
+        depth: levels of the tree, 1 to 32.
+        index: the samples' indices, `(batch,)` int64; None counts from `first`.
+        first: the index of the first sample where index is None.
+
+    Raises:
+        ValueError: for knots that do not increase, or a depth out of range.
+    """
+
+    knots: Sequence[float] = (0.0, 1.0)
+    depth: int = field(default=20, kw_only=True)
+
+    def __post_init__(self) -> None:
+        AbstractSeededNoise.__post_init__(self)
+        object.__setattr__(self, "knots", self.tree.knots)
+
+    @property
+    def tree(self) -> Dyadic:
+        """The times of the path as ticks."""
+        return Dyadic(self.knots, self.depth)
+
+    def ticks(self, t: Tensor) -> Tensor:
+        """The ticks nearest to times.
+
+        Raises:
+            ValueError: outside the knots.
+        """
+        ticks = self.tree.ticks(t)
+        if bool((ticks < 0).any() | (ticks > self.tree.cells << self.depth).any()):
+            raise ValueError(
+                f"times from {float(t.min())} to {float(t.max())} were asked of a path that lives on "
+                f"[{self.knots[0]}, {self.knots[-1]}]; give BrownianPath the knots of the whole solve"
+            )
+        return ticks
+
+    def snap(self, ts: Tensor | Sequence[float], spare: int = 2) -> Tensor:
+        """A grid of coarse ticks near ts, on which the path costs least; the first and the last time stay.
+
+        Arguments:
+            ts: a monotone grid.
+            spare: ticks are 2^-spare of the smallest interval of ts, or finer.
+        """
+        ticks = self.ticks(torch.as_tensor(ts, dtype=torch.float64))
+        bits = max(0, int(ticks.diff().abs().min()).bit_length() - 1 - spare)
+        ticks[1:-1] = ((ticks[1:-1] >> bits) + ((ticks[1:-1] >> bits - 1) & 1 if bits else 0)) << bits
+        return self.tree.times(ticks)
+
+    def increments(
+        self,
+        ts: Sequence[float],
+        x: Tensor,
+        shape: tuple[int, ...] | None,
+        *,
+        levy: bool = False,
+        normals: int = 0,
+        start: int = 0,
+    ) -> Iterator[Increment]:
+        key, steps = self.keys(x), len(ts) - 1
+        ticks = self.ticks(torch.tensor(ts, dtype=torch.float64))
+        if not bool((ticks.diff() != 0).all()):
+            raise ValueError(f"ts has steps below the path's resolution, 2^-{self.depth} of an interval of knots; raise depth")
+        size = max(1, len(x)) * max(1, math.prod(shape or x.shape[1:]))
+        block = min(64, max(4, _BLOCK // (8 * size)))
+        for i in range(start, steps, block):
+            j = min(i + block, steps)
+            w = h = z = [None] * (j - i)
+            if shape is not None:
+                w, h = self._block(key, ticks[i : j + 1], x, shape, levy)
+            if normals:
+                z = self.fresh(key, torch.arange(i, j, device=x.device), normals, x).unbind(0)
+            yield from map(Increment, w, h, z)
+
+    def reader(self, x: Tensor, shape: tuple[int, ...] | None, *, levy: bool = False) -> Callable[[Tensor, Tensor], Increment]:
+        """What reads the increment of each sample over an interval of its own, from times `(batch,)` to times `(batch,)`."""
+        if shape is None:
+            return lambda t0, t1: Increment()
+        key, size, zeros = self.keys(x), math.prod(shape), x.new_zeros(1 + levy, len(x), math.prod(shape), dtype=_working(x))
+
+        def read(t0: Tensor, t1: Tensor) -> Increment:
+            s, t = ticks = self.ticks(torch.stack([t0, t1]))
+            nodes, weights = _terms(self.tree, ticks.sort(dim=0).values, levy)
+            term, row = nodes.nonzero(as_tuple=True)
+            found = zeros.new_zeros(len(nodes), 2, len(x), size)
+            found[term, :, row] = _random.normal_pairs(key[row], nodes[term, row], size).transpose(0, 1).to(zeros.dtype)
+            out = zeros.clone()
+            for weight, normal in zip(
+                weights.to(out.dtype).flatten(0, 1).unbind(0), found.flatten(0, 1).unbind(0), strict=True
+            ):
+                out.addcmul_(weight, normal)
+            out[0].mul_(torch.where(s > t, -1, 1).unsqueeze(-1))
+            return Increment(*out.to(x.dtype).reshape(1 + levy, len(x), *shape))
+
+        return read
+
+    def _block(
+        self, key: Tensor, ticks: Tensor, x: Tensor, shape: tuple[int, ...], levy: bool
+    ) -> tuple[Sequence[Tensor], Sequence[Tensor | None]]:
+        """W and H over the intervals between neighbouring ticks, which all samples share."""
+        reverse = bool(ticks[-1] < ticks[0])
+        ticks = ticks.flip(0) if reverse else ticks
+        nodes, weights = _terms(self.tree, torch.stack([ticks[:-1], ticks[1:]]), levy)
+        used, (nodes, place) = nodes.any(dim=1).tolist(), torch.unique(nodes, return_inverse=True)
+        size = math.prod(shape)
+        rows = nodes.to(x.device).repeat_interleave(len(x))
+        found = _random.normal_pairs(key.repeat(len(nodes)), rows, size).reshape(2, len(nodes), -1)
+        out = x.new_zeros(1 + levy, len(ticks) - 1, len(x) * size, dtype=_working(x))
+        for where, weight in (
+            pair for pair, needed in zip(zip(place, weights.to(out), strict=True), used, strict=True) if needed
+        ):
+            if len(x) * size < _LARGE:
+                _add(out, weight, found[:, where.to(x.device)].to(out.dtype))
+                continue
+            node, count = torch.unique_consecutive(where, return_counts=True)
+            start = 0
+            for j, n in zip(node.tolist(), count.tolist(), strict=True):  # no copy of what steps in a row share
+                run = slice(start, start := start + n)
+                if nodes[j]:
+                    _add(out[:, run], weight[:, :, run], found[:, j, None].to(out.dtype))
+        if reverse:  # the path read backwards: W -> -W, H -> +H
+            out = out.flip(1)
+            out[0].neg_()
+        w, *h = out.to(x.dtype).reshape(*out.shape[:2], len(x), *shape)
+        return w.unbind(0), h[0].unbind(0) if h else [None] * len(w)
+
+
+def _working(x: Tensor) -> torch.dtype:
+    return x.dtype if x.dtype.itemsize >= 4 else torch.float32
+
+
+def _add(out: Tensor, weight: Tensor, normals: Tensor) -> None:
+    """out + a term: `(outputs, n, size)`, weights `(2, outputs, n, 1)`, normals `(2, n, size)`."""
+    for w, z in zip(weight, normals, strict=True):
+        out.addcmul_(w, z)
+
+
+def _terms(tree: Dyadic, ticks: Tensor, levy: bool) -> tuple[Tensor, Tensor]:
+    """W, and H, over n intervals as a sum of terms, each with at most one node an interval.
+
+    Arguments:
+        ticks: both ends of the intervals, `(2, n)`, increasing.
+
+    Returns:
+        the counters of the nodes, `(terms, n)`, 0 where an interval has none; and the weights of a node's two normals in the
+        outputs W and H, `(terms, 2, outputs, n, 1)`, float64.
+    """
+    depth, times = tree.depth, tree.times(ticks)
+    h = times[1] - times[0]
+    lowest = ticks & -ticks
+    # Below the lowest bit that is set anywhere no node has a part.
+    levels = depth + 1 - int(torch.where(lowest == 0, 1 << depth, lowest).min()).bit_length()
+    # The roots of the cells that an interval meets, then two nodes a level, on the branch of its end and of its start.
+    first, last = ticks[0] >> depth, (ticks[1] - 1) >> depth
+    cells = max(0, int((last - first).max())) + 1
+    cell = first + torch.arange(cells, device=ticks.device).unsqueeze(-1)
+    w, i = _root(tree, ticks, times, torch.minimum(cell, last.clamp(min=0)))
+    w, i = w[:, 1] - w[:, 0], i[:, 1] - i[:, 0] - h * w[:, 0]
+    nodes = cell << depth
+    if cells > 1:
+        w, i = w * (cell <= last), i * (cell <= last)
+    if levels > 0:
+        node, value, integral = _branch(tree, ticks, levels)
+        same = node[0] == node[1]
+        integral[:, 0] += h * value[:, 0]
+        parts = torch.stack([value, integral])  # (2, 2, ends, levels, n)
+        end = parts[:, :, 1] - same * parts[:, :, 0]
+        start = -parts[:, :, 0] * ~same
+        both = torch.stack([end, start], dim=3).flatten(2, 3)
+        nodes = torch.cat([nodes, node.flip(0).transpose(0, 1).flatten(0, 1)])
+        w, i = torch.cat([w, both[0]], dim=1), torch.cat([i, both[1]], dim=1)
+    outputs = torch.stack([w, i / torch.where(h == 0, 1.0, h) - 0.5 * w]) if levy else w.unsqueeze(0)
+    needed = (w.abs() + i.abs()).sum(dim=0) > 0
+    return torch.where(needed, nodes + _NODES, 0), outputs.permute(2, 1, 0, 3).unsqueeze(-1)
+
+
+def _root(tree: Dyadic, ticks: Tensor, times: Tensor, cell: Tensor) -> tuple[Tensor, Tensor]:
+    """W and its integral at ticks `(2, n)` as weights of the W and H of cells `(cells, n)` around or before: `(2, 2, cells, n)`."""
+    knots = tree.knots_on(ticks.device)
+    ends = knots[cell + 1]
+    length = ends - knots[cell]
+    u = (ticks.unsqueeze(1) - (cell << tree.depth)).clamp(0, 1 << tree.depth).to(torch.float64) * 2.0**-tree.depth
+    w = length.sqrt()
+    h = w * (1 / math.sqrt(12))
+    after = (times.unsqueeze(1) - ends).clamp(min=0)
+    value = torch.stack([w * u, 6 * h * u * (1 - u)])
+    return value, torch.stack([w * (0.5 * length * u * u + after), h * length * u * u * (3 - 2 * u)])
+
+
+def _branch(tree: Dyadic, ticks: Tensor, levels: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The nodes above ticks, `(2, levels, n)`, and W and its integral there as weights of their normals, `(2, 2, levels, n)`."""
+    depth, knots, ticks = tree.depth, tree.knots_on(ticks.device), ticks.unsqueeze(1)
+    level = torch.arange(levels, device=ticks.device).unsqueeze(-1)
+    scale = torch.exp2(-level.to(torch.float64))
+    cell, tick, below = ticks >> depth, ticks & ((1 << depth) - 1), depth - level
+    length = knots.diff()[cell.clamp(max=tree.cells - 1)] * scale
+    v = (tick & ((1 << below) - 1)).to(torch.float64) * (2.0 ** (1 - depth) / scale)
+    left = v < 1
+    v = torch.where(left, v, v - 1)
+    sign, mirrored, q = torch.where(left, 1.0, -1.0), torch.where(left, v, 1 - v), v * (1 - v)
+    z = 0.25 * length.sqrt()
+    n = z * (4 / math.sqrt(12))
+    cubic = v * v * (1.5 - v)
+    value = torch.stack([z * (mirrored - 3 * q), 3 * n * sign * q])
+    integral = torch.stack([-z * q * sign * mirrored, n * torch.where(left, cubic, 0.5 - cubic)])
+    return (cell << depth) + (1 << level) + (tick >> below), value, 0.5 * length * integral
