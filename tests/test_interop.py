@@ -21,7 +21,16 @@ from sdekit.interop._sdeint import SOLVERS
 
 F64 = torch.float64
 KINDS = ("additive", "diagonal", "scalar", "general")
+# torch's own: it scripts decompositions when a directional derivative is first taken.
+pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")
+
 Z = 5.0  # standard errors: a fresh seed would fail one comparison in 1.7 million; the seeds are fixed
+
+
+@pytest.fixture(autouse=True)
+def _seeds():
+    torch.manual_seed(0)
+    np.random.seed(0)
 
 
 class Equation(nn.Module):
@@ -159,8 +168,18 @@ def test_products_only_need_the_number_of_brownian_motions():
     assert from_torchsde(sde, noise_size=3).noise_shape(start()) == (3,)
     with pytest.raises(ValueError, match="pass noise_size"):
         sdeint(sde, start(), [0.0, 1.0], method="euler")
-    with pytest.raises(ValueError, match="define g or f_and_g"):
-        from_torchsde(sde, noise_size=3).diffusion(0.0, start())
+
+
+@pytest.mark.parametrize("methods", [("f", "g_prod"), ("f_and_g_prod",)], ids="+".join)
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_diffusion_from_products(kind, methods):
+    sde, x = Equation(kind), start()
+    t = torch.tensor(0.3, dtype=F64)
+    g = from_torchsde(Only(sde, *methods), noise_size=sde.size).diffusion(0.3, x)
+    close(g, sde.g(t, x).squeeze(-1) if kind == "scalar" else sde.g(t, x))
+    if kind == "additive":  # torchsde's srk asks for products only
+        bm = brownian(3)
+        close(*(solve(sde, x, [0.0, 1.0], bm=bm, dt=1 / 16, method="srk") for solve in (sdeint, torchsde.sdeint)), 1e-10)
 
 
 def test_methods_by_other_names():
@@ -359,11 +378,11 @@ def test_gradients_of_the_ito_adjoint(kind, method):
 
 
 @pytest.mark.parametrize("sde_type", ["ito", "stratonovich"])
-@pytest.mark.parametrize(("method", "kind"), sorted(SOLVERS), ids="-".join)
+@pytest.mark.parametrize(("method", "kind"), [(m, kind) for m in SOLVERS for kind in SOLVERS[m]])
 def test_pathwise_as_torchsde(method, kind, sde_type):
     sde, ts = Equation(kind, sde_type), torch.linspace(0, 1, 5, dtype=F64)
     bm, arguments = brownian(sde.size), {"dt": 1 / 32, "method": method}
-    if sde_type != SOLVERS[method, kind].sde_type and method != "milstein":
+    if sde_type != SOLVERS[method][kind].sde_type and method != "milstein":
         with pytest.raises(ValueError, match="SDE is of type"):
             sdeint(sde, start(), ts, bm=bm, **arguments)
         return
@@ -516,7 +535,6 @@ class Brownian(nn.Module):
 
 def test_variance_between_steps():
     """At t = dt / 2 a Brownian motion has variance 0.05; torchsde's straight line has half."""
-    torch.manual_seed(0)
     y0, ts, n = torch.zeros(40_000, 1), [0.0, 0.05, 0.1, 0.125, 0.2], 40_000
     ys = sdeint(Brownian(), y0, ts, dt=0.1, method="euler").squeeze(-1)
     covariance = ys[1:] @ ys[1:].T / n
@@ -524,7 +542,6 @@ def test_variance_between_steps():
     exact = torch.minimum(t[:, None], t)
     error = ((exact**2 + exact.diagonal()[:, None] * exact.diagonal()) / n).sqrt()
     assert bool(((covariance - exact).abs() < Z * error).all())
-    np.random.seed(0)
     theirs = torchsde.sdeint(Brownian(), y0, ts, dt=0.1, method="euler")[1].var().item()
     assert theirs == pytest.approx(0.025, rel=0.1)
 
@@ -542,8 +559,8 @@ def test_states_between_steps_for_every_kind_of_noise():
     """The state between is near a finer solve on the same path: the error falls with dt, faster than sqrt(dt)."""
     for kind in KINDS:
         sde, ts = Equation(kind), [0.0, 0.3, 0.7, 1.0]
-        bm, y0 = brownian(sde.size, 2000), start(2000)
-        fine = sdeint(sde, y0, ts, bm=bm, dt=1 / 512, method="euler")
+        bm, y0 = brownian(sde.size, 500), start(500)
+        fine = sdeint(sde, y0, ts, bm=bm, dt=1 / 256, method="euler")
         errors = [
             (sdeint(sde, y0, ts, bm=bm, dt=dt, method="euler") - fine)[1:3].square().mean().sqrt() for dt in (1 / 4, 1 / 16)
         ]
@@ -583,6 +600,29 @@ def test_a_long_solve():
     assert bool(torch.isfinite(ys).all())
 
 
+def test_milstein_for_scalar_noise_that_mixes_coordinates():
+    """dy = A y dW has the solution exp(A W - A^2 t / 2) y_0; torchsde takes A's transpose, and does worse than Euler."""
+    a = torch.tensor([[0.2, 0.9], [-0.1, 0.3]], dtype=F64)
+
+    class Linear:
+        noise_type, sde_type = "scalar", "ito"
+
+        def f(self, t, y):
+            return torch.zeros_like(y)
+
+        def g(self, t, y):
+            return (y @ a.T).unsqueeze(-1)
+
+    y0, bm = torch.tensor([1.0, -0.5], dtype=F64).expand(500, 2), brownian(1, 500)
+    exact = (torch.matrix_exp(a * bm(0.0, 1.0).unsqueeze(-1) - a @ a / 2) @ y0.unsqueeze(-1)).squeeze(-1)
+
+    def error(solve, method, dt):
+        return (solve(Linear(), y0, [0.0, 1.0], bm=bm, dt=dt, method=method)[-1] - exact).square().mean().sqrt()
+
+    assert error(sdeint, "milstein", 1 / 64) < 0.35 * error(sdeint, "milstein", 1 / 16)  # order one: a quarter
+    assert error(torchsde.sdeint, "milstein", 1 / 64) > error(torchsde.sdeint, "euler", 1 / 64)
+
+
 def test_seeds_are_torchs():
     y0, ts = start(8), [0.0, 0.33, 1.0]
 
@@ -618,7 +658,6 @@ def test_reverse_time():
     there = sdeint(sde, start(), [0.0, 1.0], bm=bm, dt=1 / 512, method="euler")
     back = sdeint(sde, there[-1], [1.0, 0.0], bm=bm, dt=1 / 512, method="euler")
     assert (back[-1] - start()).abs().max() < 0.02
-    torch.manual_seed(0)
     wide = sdeint(Brownian(), torch.zeros(40_000, 1), [1.0, 0.93, 0.0], dt=0.1, method="euler").squeeze(-1)
     for variance, exact in zip(wide[1:].var(dim=1), (0.07, 1.0), strict=True):
         assert abs(variance / exact - 1) < Z * (2 / 40_000) ** 0.5

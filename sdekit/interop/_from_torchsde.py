@@ -110,27 +110,36 @@ class _Torchsde(AbstractSDE):
         return _shaped("the drift", f, tuple(x.shape))
 
     def diffusion(self, t: Time, x: Tensor) -> Tensor:
-        if self.g is not None:
-            g = self.g(_as_tensor(t, x), x)
-        elif self.pair is not None:
-            g = self.pair.g(t, x)
-        else:
-            raise ValueError("this method needs g itself and the equation has products with it only; define g or f_and_g")
+        g = self._matrix(t, x)
         if self.noise_type == "diagonal":
             return _shaped("the diffusion", g, tuple(x.shape))
         size = 1 if self.noise_type == "scalar" else self.size or g.shape[-1]
         g = _shaped("the diffusion", g, (*x.shape, size))
         return g.squeeze(-1) if self.noise_type == "scalar" else g
 
+    def _matrix(self, t: Time, x: Tensor) -> Tensor:
+        """g as torchsde shapes it; where there are products only, from those with one, or with each Brownian motion."""
+        if self.g is not None:
+            return self.g(_as_tensor(t, x), x)
+        if self.pair is not None:
+            return self.pair.g(t, x)
+        if self.noise_type == "diagonal":
+            return self._product(t, x, torch.ones_like(x))
+        (size,) = self.noise_shape(x) or (1,)
+        units = torch.eye(size, dtype=x.dtype, device=x.device)
+        return torch.stack([self._product(t, x, unit.expand(len(x), -1)) for unit in units], dim=-1)
+
+    def _product(self, t: Time, x: Tensor, v: Tensor) -> Tensor:
+        if self.g_prod is not None:
+            return _shaped("the product g . v", self.g_prod(_as_tensor(t, x), x, v), tuple(x.shape))
+        assert self.f_and_g_prod is not None
+        return _shaped("the product g . v", self.f_and_g_prod(_as_tensor(t, x), x, v)[1], tuple(x.shape))
+
     def diffuse(self, t: Time, x: Tensor, dw: Tensor | None, onto: Tensor) -> Tensor:
         assert dw is not None
-        v = dw.unsqueeze(-1) if self.noise_type == "scalar" else dw
-        if self.g_prod is not None:
-            return onto + _shaped("the product g . v", self.g_prod(_as_tensor(t, x), x, v), tuple(x.shape))
-        if self.g is None and self.pair is None:
-            assert self.f_and_g_prod is not None
-            return onto + _shaped("the product g . v", self.f_and_g_prod(_as_tensor(t, x), x, v)[1], tuple(x.shape))
-        return self.multiply(self.diffusion(t, x), dw, onto)
+        if self.g_prod is None and (self.g is not None or self.pair is not None):
+            return self.multiply(self.diffusion(t, x), dw, onto)
+        return onto + self._product(t, x, dw.unsqueeze(-1) if self.noise_type == "scalar" else dw)
 
     def multiply(self, g: Time, dw: Tensor | None, onto: Tensor) -> Tensor:
         if self.noise_type == "additive":

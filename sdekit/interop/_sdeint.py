@@ -8,20 +8,34 @@ import torch
 import torchsde
 from torch import Tensor
 
-from sdekit._sde import AbstractSDE
-from sdekit._solver import AbstractSolver, EulerMaruyama
+from sdekit._sde import AbstractSDE, NoiseType
+from sdekit._solver import (
+    SRA1,
+    SRID2,
+    AbstractSolver,
+    EulerHeun,
+    EulerMaruyama,
+    Heun,
+    Midpoint,
+    Milstein,
+    ReversibleHeun,
+)
 from sdekit.interop._from_torchsde import from_torchsde
 from sdekit.interop._steps import states
 from sdekit.interop._to_torchsde import to_torchsde
 from sdekit.interop._torchsde_noise import Brownian, brownian
 
-# torchsde's names, for (method, noise type). What is not here, or is for the other calculus, torchsde solves or refuses.
-SOLVERS: dict[tuple[str, str], AbstractSolver] = {
-    ("euler", "additive"): EulerMaruyama(),
-    ("euler", "diagonal"): EulerMaruyama(),
-    ("euler", "scalar"): EulerMaruyama(),
-    ("euler", "general"): EulerMaruyama(),
-    ("milstein", "additive"): EulerMaruyama(),  # the same step where g does not depend on the state
+_KINDS: tuple[NoiseType, ...] = ("additive", "diagonal", "scalar", "general")
+
+# torchsde's names, and the noise they are for. What is not here, or is for the other calculus, torchsde solves or refuses.
+SOLVERS: dict[str, dict[NoiseType, AbstractSolver]] = {
+    "euler": dict.fromkeys(_KINDS, EulerMaruyama()),
+    "milstein": {"additive": EulerMaruyama(), "diagonal": Milstein(), "scalar": Milstein()},  # Euler's where g' is zero
+    "srk": {"additive": SRA1(), "diagonal": SRID2(), "scalar": SRID2()},
+    "heun": dict.fromkeys(_KINDS, Heun()),
+    "euler_heun": dict.fromkeys(_KINDS, EulerHeun()),
+    "midpoint": dict.fromkeys(_KINDS, Midpoint()),
+    "reversible_heun": dict.fromkeys(_KINDS, ReversibleHeun()),
 }
 
 
@@ -77,7 +91,7 @@ def sdeint(
     _require(sde, y0, ts, dt)
     problem = sde if isinstance(sde, AbstractSDE) else from_torchsde(sde, names=names, noise_size=_size(bm))
     method = _default(problem) if method is None else method
-    solver = SOLVERS.get((method, problem.noise_type))
+    solver = SOLVERS.get(method, {}).get(problem.noise_type)
     special = adaptive or logqp or extra or options or extra_solver_state is not None
     if special or solver is None or solver.sde_type != problem.sde_type:
         theirs = sde if problem is not sde else to_torchsde(problem, y0.shape[1:])
@@ -90,7 +104,7 @@ def sdeint(
         return (out[0].reshape(-1, *y0.shape), *out[1:])
     if unused_kwargs:
         warnings.warn(f"sdeint does not know the arguments {', '.join(unused_kwargs)}", stacklevel=2)
-    return torch.stack(list(states(problem, y0, ts, solver=solver, bm=bm, dt=float(dt))))
+    return torch.stack(list(states(problem, y0.contiguous(), ts, solver=solver, bm=bm, dt=float(dt))))
 
 
 def _require(sde: object, y0: Tensor, ts: Tensor | Sequence[float], dt: float) -> None:
