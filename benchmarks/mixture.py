@@ -57,9 +57,9 @@ def accuracy() -> list[dict[str, Any]]:
                 t = float(solution.ts[-1])
                 spread = math.hypot(float(kernel.alpha(t)) * deviation, float(kernel.sigma(t)))
                 score = worst(solution.x, mixture.marginal(t, kernel), float(kernel.alpha(t)) * means, spread)
-                row = {"method": name, "sde": sde, "evaluations": solution.evaluations, "worst": score}
+                row = {"method": name, "sde": sde, "evaluations": int(solution.evaluations[0]), "worst": score}
                 rows.append({**row, "seconds": time.perf_counter() - start})
-                print(f"{name:22s} {sde:6s} {solution.evaluations:5d} evaluations   worst {score:6.1f} standard errors")
+                print(f"{name:22s} {sde:6s} {row['evaluations']:5d} evaluations   worst {score:6.1f} standard errors")
     return rows
 
 

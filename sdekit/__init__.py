@@ -5,15 +5,17 @@ from importlib.metadata import version
 from sdekit import elementary, interop
 from sdekit._brownian import BrownianPath
 from sdekit._clocked import Clocked
+from sdekit._control import PIDController
 from sdekit._divergence import AbstractTrace, Exact, Hutchinson
 from sdekit._grid import geometric, uniform
-from sdekit._integrate import NotFiniteError, Point, Solution, integrate, solve
+from sdekit._integrate import integrate, solve
 from sdekit._likelihood import Likelihood, log_likelihood
 from sdekit._noise import AbstractNoise, Increment, WhiteNoise
 from sdekit._random import fresh_seed, normal, uniform01
 from sdekit._reverse import ProbabilityFlow, ReverseSDE
 from sdekit._sde import ODE, SDE, AbstractSDE
 from sdekit._semilinear import SemiLinear
+from sdekit._solution import NotFiniteError, Point, Solution, Status, UnfinishedError
 from sdekit._solver import (
     RK4,
     SEA,
@@ -21,10 +23,13 @@ from sdekit._solver import (
     SRA3,
     SRID2,
     AbstractCorrector,
+    AbstractEmbeddedRungeKutta,
     AbstractRungeKutta,
     AbstractSolver,
     AbstractStochasticRungeKutta,
     AdamsBashforth,
+    Bosh3,
+    Dopri5,
     EulerHeun,
     EulerMaruyama,
     ExponentialEuler,
@@ -42,6 +47,7 @@ from sdekit._solver import (
     Step,
     StochasticTableau,
     Tableau,
+    Tsit5,
 )
 from sdekit.interop import sdeint
 
@@ -56,6 +62,7 @@ __all__ = [
     "SRA3",
     "SRID2",
     "AbstractCorrector",
+    "AbstractEmbeddedRungeKutta",
     "AbstractNoise",
     "AbstractRungeKutta",
     "AbstractSDE",
@@ -63,8 +70,10 @@ __all__ = [
     "AbstractStochasticRungeKutta",
     "AbstractTrace",
     "AdamsBashforth",
+    "Bosh3",
     "BrownianPath",
     "Clocked",
+    "Dopri5",
     "EulerHeun",
     "EulerMaruyama",
     "Exact",
@@ -79,6 +88,7 @@ __all__ = [
     "Milstein",
     "NotFiniteError",
     "Order",
+    "PIDController",
     "Point",
     "PredictorCorrector",
     "ProbabilityFlow",
@@ -89,9 +99,12 @@ __all__ = [
     "ShARK",
     "Solution",
     "Stage",
+    "Status",
     "Step",
     "StochasticTableau",
     "Tableau",
+    "Tsit5",
+    "UnfinishedError",
     "WhiteNoise",
     "elementary",
     "fresh_seed",

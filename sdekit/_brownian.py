@@ -7,16 +7,16 @@ with v the relative position in a half
     left:   Z (v - 3 v (1 - v))     + N 3 v (1 - v)
     right:  Z (1 - v - 3 v (1 - v)) - N 3 v (1 - v),
 
-and so on in each half (Foster, Lyons, Oberhauser 2020, arXiv 1904.06961; Jelincic, Foster, Kidger 2024, arXiv 2405.06464). So
-W is a sum of wavelets over the nodes of a dyadic tree, one a level, and so is its integral, whose terms are cubics: W and H over any
-interval are weighted sums of the normals of two branches. The normals are hashes of (seed, sample, node).
+and so on in each half (Foster, Lyons, Oberhauser 2020, arXiv 1904.06961; Jelincic, Foster, Kidger 2024, arXiv 2405.06464).
+So W is a sum of wavelets over the nodes of a dyadic tree, one a level, and so is its integral, whose terms are cubics: W and H
+over any interval are weighted sums of the normals of two branches. The normals are hashes of (seed, sample, node).
 
 Weights are computed in float64 and subtracted where the two branches share a node, so that nothing cancels in float32. The
 sum is taken level by level, each term by itself, whatever is asked: an answer has the same bits in every batch and block.
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -24,7 +24,7 @@ from torch import Tensor
 
 from sdekit import _random
 from sdekit._grid import Dyadic
-from sdekit._noise import AbstractSeededNoise, Increment
+from sdekit._noise import AbstractSeededNoise, Increment, Reader
 
 _NODES = 1 << 37  # counters from here on are nodes; steps of a solve count from 0
 _BLOCK = 1 << 20  # normals of a block of steps on a grid that is known
@@ -36,8 +36,8 @@ class BrownianPath(AbstractSeededNoise):
     """One Brownian path a sample, the same whatever the grid, the order of the queries, the batch and the device.
 
     The tree is rooted in each interval between neighbouring knots and resolves 2^-depth of it: times are rounded to such
-    ticks, and at ticks the law is exact. Knots in geometric progression make a tree that resolves a geometric grid. On a grid of
-    coarse ticks (`snap`) an increment costs two or three new nodes, on others about depth - log2(steps).
+    ticks, and at ticks the law is exact. Knots in geometric progression make a tree that resolves a geometric grid. On a
+    grid of coarse ticks (`snap`) an increment costs two or three new nodes, on others about depth - log2(steps).
 
     Arguments:
         seed: any integer; None takes one from torch's default generator.
@@ -113,8 +113,7 @@ class BrownianPath(AbstractSeededNoise):
                 z = self.fresh(key, torch.arange(i, j, device=x.device), normals, x).unbind(0)
             yield from map(Increment, w, h, z)
 
-    def reader(self, x: Tensor, shape: tuple[int, ...] | None, *, levy: bool = False) -> Callable[[Tensor, Tensor], Increment]:
-        """What reads the increment of each sample over an interval of its own, from times `(batch,)` to times `(batch,)`."""
+    def reader(self, x: Tensor, shape: tuple[int, ...] | None, *, levy: bool = False) -> Reader:
         if shape is None:
             return lambda t0, t1: Increment()
         key, size, zeros = self.keys(x), math.prod(shape), x.new_zeros(1 + levy, len(x), math.prod(shape), dtype=_working(x))
@@ -216,7 +215,7 @@ def _terms(tree: Dyadic, ticks: Tensor, levy: bool) -> tuple[Tensor, Tensor]:
 
 
 def _root(tree: Dyadic, ticks: Tensor, times: Tensor, cell: Tensor) -> tuple[Tensor, Tensor]:
-    """W and its integral at ticks `(2, n)` as weights of the W and H of cells `(cells, n)` around or before: `(2, 2, cells, n)`."""
+    """W and its integral at ticks `(2, n)` as weights of the W and H of `(cells, n)`: `(2 normals, 2 ends, cells, n)`."""
     knots = tree.knots_on(ticks.device)
     ends = knots[cell + 1]
     length = ends - knots[cell]
@@ -229,10 +228,10 @@ def _root(tree: Dyadic, ticks: Tensor, times: Tensor, cell: Tensor) -> tuple[Ten
 
 
 def _branch(tree: Dyadic, ticks: Tensor, levels: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The nodes above ticks, `(2, levels, n)`, and W and its integral there as weights of their normals, `(2, 2, levels, n)`."""
+    """The nodes above ticks, `(2, levels, n)`, and W and its integral as weights of their normals, `(2, 2, levels, n)`."""
     depth, knots, ticks = tree.depth, tree.knots_on(ticks.device), ticks.unsqueeze(1)
     level = torch.arange(levels, device=ticks.device).unsqueeze(-1)
-    scale = torch.exp2(-level.to(torch.float64))
+    scale = 1 / (1 << level).to(torch.float64)
     cell, tick, below = ticks >> depth, ticks & ((1 << depth) - 1), depth - level
     length = knots.diff()[cell.clamp(max=tree.cells - 1)] * scale
     v = (tick & ((1 << below) - 1)).to(torch.float64) * (2.0 ** (1 - depth) / scale)

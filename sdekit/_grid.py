@@ -79,6 +79,11 @@ class Dyadic:
     def cells(self) -> int:
         return len(self.knots) - 1
 
+    @property
+    def finest(self) -> float:
+        """The length of the shortest tick."""
+        return min(b - a for a, b in pairwise(self.knots)) * 2.0**-self.depth
+
     def knots_on(self, device: torch.device) -> Tensor:
         """The knots as a tensor, float64."""
         return torch.tensor(self.knots, dtype=torch.float64, device=device)
@@ -97,14 +102,14 @@ class Dyadic:
         return torch.lerp(knots[cell], knots[cell + 1], (ticks - (cell << self.depth)).to(torch.float64) * 2.0**-self.depth)
 
     def after(self, t: Tensor, h: Tensor, direction: int) -> Tensor:
-        """Where the longest dyadic interval ends that begins at t, goes in a direction and is at most h long; one tick at least.
+        """The end of the longest dyadic interval that begins at t and is at most h long; one tick at least.
 
         Dyadic intervals are nested, so a walk along them that shortens a step comes by the point it had tried before.
         """
         ticks, knots = self.ticks(t), self.knots_on(t.device)
         cell = ((ticks if direction > 0 else ticks - 1) >> self.depth).clamp_(0, self.cells - 1)
         whole = (h / (knots[cell + 1] - knots[cell])).mul_(1 << self.depth).clamp_(1, 1 << self.depth)
-        longest = torch.exp2(whole.log2_().add_(1e-9).floor_()).to(torch.int64)
+        longest = torch.ones_like(ticks) << whole.log2_().add_(1e-9).floor_().to(torch.int64)
         inside = ticks - (cell << self.depth)
         aligned = torch.where(inside == 0, 1 << self.depth, inside & -inside)
         return self.times(ticks + direction * torch.minimum(longest, aligned))

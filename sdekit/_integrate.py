@@ -1,119 +1,34 @@
-"""The loop over a fixed grid, and what it returns. No solver iterates over time; this file does."""
+"""integrate and solve: what is checked before a loop, and the loop over a fixed grid."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Literal, NamedTuple, Self
+from dataclasses import replace
+from typing import Literal
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from sdekit._adaptive import adaptive
+from sdekit._brownian import BrownianPath
+from sdekit._control import PIDController
 from sdekit._grid import times
 from sdekit._noise import AbstractNoise, Increment, WhiteNoise
-from sdekit._sde import AbstractSDE, NoiseType, SDEType
+from sdekit._sde import AbstractSDE
+from sdekit._solution import (
+    Counted,
+    NotFiniteError,
+    Point,
+    Solution,
+    Status,
+    UnfinishedError,
+    finite,
+    not_finite,
+    require_state,
+    shared,
+)
 from sdekit._solver import AbstractSolver
 from sdekit._solver._contract import Tree
-from sdekit.elementary import Time
 
 _CHECK = 128  # steps between two looks at whether the state is finite: the only host reads of the loop
-
-
-class Point(NamedTuple):
-    """A state on the way: after how many steps, at which time, `(batch, *event)`."""
-
-    step: int
-    t: float
-    x: Tensor
-
-
-class NotFiniteError(ArithmeticError):
-    """A state became infinite or not a number.
-
-    Attributes:
-        step: the first step after which it was, 0 being the initial state; the number of the evaluation in adaptive solves.
-        t: its time.
-        samples: the rows of the batch that were.
-        total: the size of the batch.
-    """
-
-    def __init__(self, step: int, t: float, samples: list[int], total: int, unit: str = "step") -> None:
-        self.step, self.t, self.samples, self.total, self.unit = step, t, samples, total, unit
-        shown = ", ".join(map(str, samples[:8])) + (", ..." if len(samples) > 8 else "")
-        super().__init__(
-            f"the state is not finite after {unit} {step}, at t = {t:.6g}, in {len(samples)} of {total} samples (rows "
-            f"{shown}); look at what the drift returns there, or take smaller steps"
-        )
-
-    def seen(self, *, t: float | None = None, after: int = 0, total: int | None = None) -> "NotFiniteError":
-        """The same failure as the caller knows it: at its own time, in a batch that begins `after` rows earlier."""
-        rows = [row + after for row in self.samples]
-        time, size = self.t if t is None else t, self.total if total is None else total
-        return NotFiniteError(self.step, time, rows, size, self.unit)
-
-
-@dataclass(frozen=True, eq=False)
-class Solution:
-    """What a solve returns.
-
-    Attributes:
-        x: the state at the last time, `(batch, *event)`.
-        ts: the grid, float64, `(steps + 1,)`.
-        xs: all states, `(steps + 1, batch, *event)`, or None unless asked for.
-        evaluations: how often the drift, or the score, was evaluated on the batch.
-        seed: the seed of the noise; None where there was none.
-    """
-
-    x: Tensor
-    ts: Tensor
-    xs: Tensor | None
-    evaluations: int
-    seed: int | None
-
-
-@dataclass(frozen=True, eq=False)
-class Counted(AbstractSDE):
-    """A problem that counts its evaluations."""
-
-    problem: AbstractSDE
-    calls: list[int] = field(default_factory=lambda: [0])
-
-    @property
-    def noise_type(self) -> NoiseType:  # pyright: ignore[reportIncompatibleVariableOverride]
-        return self.problem.noise_type
-
-    @property
-    def sde_type(self) -> SDEType:  # pyright: ignore[reportIncompatibleVariableOverride]
-        return self.problem.sde_type
-
-    @property
-    def evaluations(self) -> int:
-        return self.calls[0]
-
-    def drift(self, t: Time, x: Tensor) -> Tensor:
-        self.calls[0] += 1
-        return self.problem.drift(t, x)
-
-    def score(self, t: Time, x: Tensor) -> Tensor:
-        self.calls[0] += 1
-        return self.problem.score(t, x)
-
-    def diffusion(self, t: Time, x: Tensor) -> Time:
-        return self.problem.diffusion(t, x)
-
-    def diffuse(self, t: Time, x: Tensor, dw: Tensor | None, onto: Tensor) -> Tensor:
-        return self.problem.diffuse(t, x, dw, onto)
-
-    def noise_shape(self, x: Tensor) -> tuple[int, ...] | None:
-        return self.problem.noise_shape(x)
-
-    def rows(self, index: Tensor) -> Self:
-        return replace(self, problem=self.problem.rows(index))
-
-    def kernel(self, t: float) -> tuple[float, float] | None:
-        return self.problem.kernel(t)
-
-    def quadrature(self, nodes: np.ndarray, t0: np.ndarray, t1: np.ndarray) -> np.ndarray:
-        return self.problem.quadrature(nodes, t0, t1)
 
 
 def integrate(
@@ -144,45 +59,70 @@ def solve(
     solver: AbstractSolver,
     noise: AbstractNoise | None = None,
     save: Literal["last", "all"] = "last",
+    control: PIDController | None = None,
     callback: Callable[[Point], None] | None = None,
+    throw: bool = True,
 ) -> Solution:
-    """Solves dx = f dt + g dW from x(ts[0]) = x0 on the grid ts, one solver step an interval.
+    """Solves dx = f dt + g dW from x(ts[0]) = x0.
 
-    Where ts decreases the equation is solved as an Ito equation with respect to the reversed path.
+    Without `control` ts is the grid, one solver step an interval. With it each sample takes steps of its own, of a length
+    that keeps its own error within the tolerances, and ts are the times of output. Where ts decreases the equation is
+    solved as an Ito equation with respect to the reversed path.
 
     Arguments:
         problem: the equation.
         x0: the initial states, floating, `(batch, *event)`; an empty batch gives an empty result.
-        ts: the grid, strictly monotone, at least two times.
+        ts: strictly monotone, at least two times.
         solver: the method of a step.
-        noise: where increments come from; None is `WhiteNoise()` with a fresh seed, which the result reports.
-        save: "all" keeps every state.
-        callback: called with each `Point`.
+        noise: where increments come from. None has a fresh seed, which the result reports: `WhiteNoise()` on a grid,
+            `BrownianPath(knots=the two ends)` with adaptive steps.
+        save: "all" keeps the states at all ts.
+        control: how steps are adapted.
+        callback: called with each `Point` of a fixed grid.
+        throw: False returns what there is, with the status of each sample, where True raises.
 
     Raises:
-        NotFiniteError: when a state stops being finite; it names the step, the time and the samples.
-        TypeError: when x0 is not a floating tensor with a batch dimension.
-        ValueError: for a grid that is not monotone, or a solver that does not support the problem's noise.
+        NotFiniteError: when a state on a fixed grid stops being finite; it names the step, the time and the samples.
+        UnfinishedError: when samples with adaptive steps fail; it holds the solution of the others.
+        TypeError: when x0 is not a floating tensor with a batch dimension, or noise that cannot be read twice meets
+            adaptive steps.
+        ValueError: for times that are not monotone, or a solver that does not support the problem's noise or adaptive steps.
     """
     if save not in ("last", "all"):
         raise ValueError(f"save must be 'last' or 'all', not {save!r}")
     grid = times(ts)
     require_state(x0)
-    if noise is None and _random(problem, solver):
-        noise = WhiteNoise()
-    counted, x, xs = Counted(problem), x0, []
-    for point in integrate(counted, x0, grid, solver=solver, noise=noise):
+    _require_pairing(problem, solver)
+    random = _random(problem, solver)
+    if noise is None and random:
+        noise = WhiteNoise() if control is None else BrownianPath(knots=(min(grid), max(grid)))
+    noise = noise if random else None
+    counted = Counted(problem)
+    if control is not None and len(x0):
+        _require_adaptive(solver, control, callback, x0)
+        solution, reached = adaptive(counted, x0, grid, solver=solver, noise=noise, control=control, save=save == "all")
+        if throw and bool((solution.status != Status.DONE).any()):
+            raise UnfinishedError(solution, reached)
+        return solution
+    x, xs = x0, None
+    for point in _points(counted, x0, grid, solver.plan(counted, grid), noise, check=throw):
         x = point.x
         if save == "all":
-            xs.append(x)
+            xs = x.new_empty(len(grid), *x.shape) if point.step == 1 else xs
+            if xs is not None:
+                xs[point.step] = x
         if callback is not None:
             callback(point)
-    seed = noise.seed if noise is not None and _random(problem, solver) else None
-    return Solution(x, torch.tensor(grid, dtype=torch.float64), torch.stack(xs) if xs else None, counted.evaluations, seed)
+    if xs is not None:
+        xs[0] = x0
+    seed = None if noise is None else noise.seed
+    evaluations, steps = counted.evaluations, len(grid) - 1
+    solution = shared(x, torch.tensor(grid, dtype=torch.float64), xs, seed, evaluations=evaluations, steps=steps)
+    return solution if throw else replace(solution, status=torch.where(finite(x), Status.DONE, Status.NOT_FINITE))
 
 
 def _points(
-    problem: AbstractSDE, x: Tensor, ts: list[float], solver: AbstractSolver, noise: AbstractNoise | None
+    problem: AbstractSDE, x: Tensor, ts: list[float], solver: AbstractSolver, noise: AbstractNoise | None, *, check: bool = True
 ) -> Iterator[Point]:
     yield Point(0, ts[0], x)
     if not len(x):
@@ -192,7 +132,7 @@ def _points(
     kept = (0, x, state)
     for i, increment in enumerate(_increments(problem, solver, noise, x, ts, 0), 1):
         x, _, _, state = solver.step(problem, ts[i - 1], ts[i], x, increment, state)
-        if i % _CHECK == 0 or i == len(ts) - 1:
+        if check and (i % _CHECK == 0 or i == len(ts) - 1):
             if not _finite(x):
                 raise _located(problem, ts, solver, noise, *kept, Point(i, ts[i], x))
             kept = (i, x, state)
@@ -230,13 +170,6 @@ def _located(
     return not_finite(Point(i, ts[i], x)) or not_finite(seen) or NotFiniteError(seen.step, seen.t, [], len(x))
 
 
-def not_finite(point: Point) -> NotFiniteError | None:
-    """The error to raise for a state, None where it is finite."""
-    bad = ~torch.isfinite(point.x.reshape(len(point.x), -1)).all(dim=1)
-    rows = bad.nonzero().flatten().tolist()
-    return NotFiniteError(point.step, point.t, rows, len(bad)) if rows else None
-
-
 def _increments(
     problem: AbstractSDE, solver: AbstractSolver, noise: AbstractNoise | None, x: Tensor, ts: list[float], start: int
 ) -> Iterator[Increment]:
@@ -250,20 +183,24 @@ def _random(problem: AbstractSDE, solver: AbstractSolver) -> bool:
     return problem.noise_type != "none" or solver.normals > 0
 
 
+def _require_adaptive(
+    solver: AbstractSolver, control: PIDController, callback: Callable[[Point], None] | None, x: Tensor
+) -> None:
+    name = type(solver).__name__
+    if solver.embedded is None or solver.normals:
+        raise ValueError(
+            f"{name} does not estimate its error; for adaptive steps use SRA1, SRID2, SPaRK, Bosh3, Dopri5 or Tsit5"
+        )
+    if callback is not None:
+        raise ValueError(
+            "a callback goes with a fixed grid: with adaptive steps no two samples have the same times; use save='all'"
+        )
+    control.require_resolved(x.dtype)
+
+
 def _require_pairing(problem: AbstractSDE, solver: AbstractSolver) -> None:
     name, noise = type(solver).__name__, problem.noise_type
     if noise not in solver.order:
         raise ValueError(f"{name} does not support {noise} noise, only {', '.join(solver.order)}; choose another solver")
     if noise not in ("none", "additive") and problem.sde_type != solver.sde_type:
         raise ValueError(f"{name} solves {solver.sde_type} equations and this one is {problem.sde_type}; choose another solver")
-
-
-def require_state(x: Tensor) -> None:
-    """Refuses what cannot be a state.
-
-    Raises:
-        TypeError: when x is not a floating tensor with a batch dimension.
-    """
-    if not isinstance(x, Tensor) or not x.is_floating_point() or x.ndim < 1:
-        given = f"{x.dtype} of shape {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
-        raise TypeError(f"the state must be a floating tensor of shape (batch, *event), not {given}; convert it with .float()")

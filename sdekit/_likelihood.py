@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from sdekit._divergence import AbstractTrace, Exact, vector_jacobian_products
-from sdekit._integrate import require_state
 from sdekit._sde import AbstractSDE
+from sdekit._solution import require_state
 from sdekit.interop import odeint
 
 

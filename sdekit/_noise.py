@@ -2,7 +2,7 @@
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple, Self
 
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from sdekit import _random
+from sdekit._grid import Dyadic
 
 _BLOCK = 1 << 16  # normals drawn together: a call costs as much as 20,000 of them however few it makes
 _DRAWS = 1 << 10  # counters of one step: W, H, then fresh normals
@@ -26,6 +27,9 @@ class Increment(NamedTuple):
     w: Tensor | None = None
     h: Tensor | None = None
     z: Tensor | None = None
+
+
+Reader = Callable[[Tensor, Tensor], Increment]  # from times `(batch,)` to times `(batch,)`
 
 
 class AbstractNoise(ABC):
@@ -51,6 +55,24 @@ class AbstractNoise(ABC):
             normals: how many fresh normals a step wants.
             start: the first interval wanted.
         """
+
+    def reader(self, x: Tensor, shape: tuple[int, ...] | None, *, levy: bool) -> Reader:
+        """What reads the increment of each sample over an interval of its own, as often as wanted: noise that is one path.
+
+        Arguments as in `increments`.
+
+        Raises:
+            TypeError: for noise that is not.
+        """
+        raise TypeError(
+            f"{type(self).__name__} cannot be read twice, and adaptive steps that draw new noise after a rejection bias the "
+            "result; use BrownianPath"
+        )
+
+    @property
+    def tree(self) -> Dyadic:
+        """The times between which a path is read, for those that have a `reader`."""
+        raise TypeError(f"{type(self).__name__} is not one path; use BrownianPath")
 
 
 @dataclass(frozen=True, eq=False)

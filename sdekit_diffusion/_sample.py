@@ -145,19 +145,7 @@ def sample(
             solutions.append(replace(solution, x=x.to(dtype), xs=None if solution.xs is None else solution.xs.to(dtype)))
     if not return_solution:
         return torch.cat([solution.x for solution in solutions])
-    return _joined(solutions, seed)
-
-
-def _joined(parts: list[Solution], seed: int) -> Solution:
-    """The solutions of several batches as one."""
-    xs = [part.xs for part in parts if part.xs is not None]
-    return Solution(
-        torch.cat([part.x for part in parts]),
-        parts[0].ts,
-        torch.cat(xs, dim=1) if xs else None,
-        max(part.evaluations for part in parts),
-        seed,
-    )
+    return replace(Solution.joined(solutions), seed=seed)
 
 
 def _require(n: int, steps: int | None, batch_size: int | None, save: str, return_solution: bool) -> None:

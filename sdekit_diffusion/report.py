@@ -228,7 +228,13 @@ def write_report(
     likelihood = held_out(model, source.test[:samples], source, probes=probes, seed=seed, tolerance=tolerance)
     found = _about(run, model, source, seed)
     steps = len(solution.ts) - 1
-    found["sampling"] = {"n": samples, "method": "default", "steps": steps, "evaluations": solution.evaluations, "seed": seed}
+    found["sampling"] = {
+        "n": samples,
+        "method": "default",
+        "steps": steps,
+        "evaluations": int(solution.evaluations[0]),
+        "seed": seed,
+    }
     found["likelihood"] = likelihood.numbers() | {"tolerance": tolerance}
     found["neighbours"], index = neighbours(x, source)
     labels = labels_of(source)

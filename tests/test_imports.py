@@ -19,6 +19,8 @@ SDEKIT = [
     {"_solver._euler", "_solver._heun", "_solver._runge_kutta", "_solver._multistep", "_solver._predictor_corrector"}
     | {"_solver._milstein", "_solver._exponential", "_solver._stochastic_runge_kutta"},
     {"_solver"},
+    {"_solution", "_control", "_gradient"},
+    {"_adaptive"},
     {"_integrate"},
     {"interop._torchdiffeq", "interop._from_torchsde", "interop._to_torchsde", "interop._torchsde_noise"},
     {"interop._steps"},
@@ -106,12 +108,13 @@ def test_public_names_of_sdekit():
     assert (
         sdekit.__all__
         == """
-        ODE RK4 SDE SEA SRA1 SRA3 SRID2 AbstractCorrector AbstractNoise AbstractRungeKutta AbstractSDE AbstractSolver
-        AbstractStochasticRungeKutta AbstractTrace AdamsBashforth BrownianPath Clocked EulerHeun EulerMaruyama Exact ExponentialEuler
-        ExponentialHeun Heun Hutchinson Increment Langevin Likelihood Midpoint Milstein NotFiniteError Order Point
-        PredictorCorrector ProbabilityFlow ReverseSDE ReversibleHeun SPaRK SemiLinear ShARK Solution Stage Step
-        StochasticTableau Tableau WhiteNoise elementary fresh_seed geometric integrate interop log_likelihood normal sdeint
-        solve uniform uniform01
+        ODE RK4 SDE SEA SRA1 SRA3 SRID2 AbstractCorrector AbstractEmbeddedRungeKutta AbstractNoise AbstractRungeKutta
+        AbstractSDE AbstractSolver AbstractStochasticRungeKutta AbstractTrace AdamsBashforth Bosh3 BrownianPath
+        Clocked Dopri5 EulerHeun EulerMaruyama Exact ExponentialEuler ExponentialHeun Heun Hutchinson Increment
+        Langevin Likelihood Midpoint Milstein NotFiniteError Order PIDController Point PredictorCorrector
+        ProbabilityFlow ReverseSDE ReversibleHeun SPaRK SemiLinear ShARK Solution Stage Status Step StochasticTableau
+        Tableau Tsit5 UnfinishedError WhiteNoise elementary fresh_seed geometric integrate interop log_likelihood
+        normal sdeint solve uniform uniform01
     """.split()
     )
     assert all(hasattr(sdekit, name) for name in sdekit.__all__)

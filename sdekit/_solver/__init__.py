@@ -7,7 +7,7 @@ from sdekit._solver._heun import EulerHeun, Heun, Midpoint, ReversibleHeun
 from sdekit._solver._milstein import Milstein
 from sdekit._solver._multistep import AdamsBashforth
 from sdekit._solver._predictor_corrector import AbstractCorrector, Langevin, PredictorCorrector
-from sdekit._solver._runge_kutta import RK4, AbstractRungeKutta, Tableau
+from sdekit._solver._runge_kutta import RK4, AbstractEmbeddedRungeKutta, AbstractRungeKutta, Bosh3, Dopri5, Tableau, Tsit5
 from sdekit._solver._stochastic_runge_kutta import (
     SEA,
     SRA1,
@@ -27,10 +27,13 @@ __all__ = [
     "SRA3",
     "SRID2",
     "AbstractCorrector",
+    "AbstractEmbeddedRungeKutta",
     "AbstractRungeKutta",
     "AbstractSolver",
     "AbstractStochasticRungeKutta",
     "AdamsBashforth",
+    "Bosh3",
+    "Dopri5",
     "EulerHeun",
     "EulerMaruyama",
     "ExponentialEuler",
@@ -48,4 +51,5 @@ __all__ = [
     "Step",
     "StochasticTableau",
     "Tableau",
+    "Tsit5",
 ]

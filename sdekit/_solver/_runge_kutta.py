@@ -1,24 +1,38 @@
 """Explicit Runge-Kutta methods for ordinary equations: coefficients as data, one step for all."""
 
 from abc import ABC
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
 from sdekit._noise import Increment
 from sdekit._sde import AbstractSDE
 from sdekit._solver._contract import AbstractSolver, Order, Step, Tree
-from sdekit.elementary import Time, axpy
+from sdekit.elementary import Time, axpy, broadcast
 
 
 @dataclass(frozen=True)
 class Tableau:
-    """Butcher's coefficients: stage i is at c_i and starts from sum_j a_ij k_j; the step ends at sum_i b_i k_i."""
+    """Butcher's coefficients: stage i is at c_i and starts from sum_j a_ij k_j; the step ends at sum_i b_i k_i.
+
+    embedded: the b of a method of lower order, or None; both then have one more number, for the slope at the end, which is the
+    first stage of the next step.
+    """
 
     a: tuple[tuple[float, ...], ...]
     b: tuple[float, ...]
     c: tuple[float, ...]
+    embedded: tuple[float, ...] | None = None
+
+    @cached_property
+    def difference(self) -> tuple[float, ...]:
+        """b less the embedded b."""
+        assert self.embedded is not None
+        return tuple(x - y for x, y in zip(self.b, self.embedded, strict=True))
 
 
 class AbstractRungeKutta(AbstractSolver, ABC):
@@ -27,18 +41,45 @@ class AbstractRungeKutta(AbstractSolver, ABC):
     tableau: ClassVar[Tableau]
 
     def step(self, problem: AbstractSDE, t0: Time, t1: Time, x: Tensor, noise: Increment, state: Tree) -> Step:
-        dt, stages = t1 - t0, []
-        for c, row in zip(self.tableau.c, self.tableau.a, strict=True):
+        tableau, dt, slopes = self.tableau, t1 - t0, []
+        for c, row in zip(tableau.c, tableau.a, strict=True):
             # The last stage of a step lands on t1 itself, never a rounding beyond it.
             t = t1 if c == 1 else t0 + c * dt
-            stages.append(problem.drift(t, _combined(x, dt, row, stages)))
-        return Step(_combined(x, dt, self.tableau.b, stages))
+            slopes.append(problem.drift(t, _combined(x, dt, row, slopes)))
+        return Step(_combined(x, dt, tableau.b, slopes))
 
 
-def _combined(x: Tensor, dt: Time, weights: tuple[float, ...], stages: list[Tensor]) -> Tensor:
-    for weight, stage in zip(weights, stages, strict=True):
+class AbstractEmbeddedRungeKutta(AbstractRungeKutta, ABC):
+    """The same with an embedded error; the slope at the end of a step is the first stage of the next one (FSAL)."""
+
+    def init(self, problem: AbstractSDE, t0: Time, x: Tensor) -> Tree:
+        return (problem.drift(t0, x),)
+
+    def step(self, problem: AbstractSDE, t0: Time, t1: Time, x: Tensor, noise: Increment, state: Tree) -> Step:
+        tableau, dt = self.tableau, t1 - t0
+        # Slopes times the step: with a step a sample this is one product a stage, and weights are numbers.
+        width = broadcast(dt, x)
+        moves = [width * state[0]]
+        for c, row in zip(tableau.c[1:], tableau.a[1:], strict=True):
+            moves.append(width * problem.drift(t1 if c == 1 else t0 + c * dt, _combined(x, 1, row, moves)))
+        end = _combined(x, 1, tableau.b, moves)
+        slope = problem.drift(t1, end)
+        moves.append(width * slope)
+        error = _combined(moves[0] * tableau.difference[0], 1, tableau.difference[1:], moves[1:])
+        return Step(end, error, (x, end, moves[0], moves[-1]), (slope,))
+
+    def interpolate(self, dense: Tree, theta: Tensor) -> Tensor:
+        """Hermite's cubic through both ends, their slopes known."""
+        start, end, rise, fall = dense
+        s = broadcast(theta, start)
+        bend = (1 - 2 * s) * (end - start) + (s - 1) * rise + s * fall
+        return torch.lerp(start, end, s) + s * (s - 1) * bend
+
+
+def _combined(x: Tensor, dt: Time, weights: Sequence[float], slopes: Sequence[Tensor]) -> Tensor:
+    for weight, slope in zip(weights, slopes, strict=False):
         if weight:
-            x = axpy(weight * dt, stage, x)
+            x = axpy(weight * dt, slope, x)
     return x
 
 
@@ -51,4 +92,88 @@ class RK4(AbstractRungeKutta):
         a=((), (1 / 2,), (0, 1 / 2), (0, 0, 1)),
         b=(1 / 6, 1 / 3, 1 / 3, 1 / 6),
         c=(0, 1 / 2, 1 / 2, 1),
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class Bosh3(AbstractEmbeddedRungeKutta):
+    """Order three with an embedded error of order two, three evaluations a step.
+
+    References:
+        Bogacki and Shampine 1989, "A 3(2) pair of Runge-Kutta formulas".
+    """
+
+    order = {"none": Order(3, 3)}
+    embedded = 3
+    tableau = Tableau(
+        a=((), (1 / 2,), (0, 3 / 4)),
+        b=(2 / 9, 1 / 3, 4 / 9, 0),
+        c=(0, 1 / 2, 3 / 4),
+        embedded=(7 / 24, 1 / 4, 1 / 3, 1 / 8),
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class Dopri5(AbstractEmbeddedRungeKutta):
+    """Order five with an embedded error of order four, six evaluations a step.
+
+    References:
+        Dormand and Prince 1980, "A family of embedded Runge-Kutta formulae".
+    """
+
+    order = {"none": Order(5, 5)}
+    embedded = 5
+    tableau = Tableau(
+        a=(
+            (),
+            (1 / 5,),
+            (3 / 40, 9 / 40),
+            (44 / 45, -56 / 15, 32 / 9),
+            (19372 / 6561, -25360 / 2187, 64448 / 6561, -212 / 729),
+            (9017 / 3168, -355 / 33, 46732 / 5247, 49 / 176, -5103 / 18656),
+        ),
+        b=(35 / 384, 0, 500 / 1113, 125 / 192, -2187 / 6784, 11 / 84, 0),
+        c=(0, 1 / 5, 3 / 10, 4 / 5, 8 / 9, 1),
+        embedded=(5179 / 57600, 0, 7571 / 16695, 393 / 640, -92097 / 339200, 187 / 2100, 1 / 40),
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class Tsit5(AbstractEmbeddedRungeKutta):
+    """Order five with an embedded error of order four, six evaluations a step; smaller errors than `Dopri5`.
+
+    References:
+        Tsitouras 2011, "Runge-Kutta pairs of order 5(4) satisfying only the first column simplifying assumption".
+    """
+
+    order = {"none": Order(5, 5)}
+    embedded = 5
+    tableau = Tableau(
+        a=(
+            (),
+            (0.161,),
+            (-0.008480655492356989, 0.335480655492357),
+            (2.8971530571054935, -6.359448489975075, 4.3622954328695815),
+            (5.325864828439257, -11.748883564062828, 7.4955393428898365, -0.09249506636175525),
+            (5.86145544294642, -12.92096931784711, 8.159367898576159, -0.071584973281401, -0.028269050394068383),
+        ),
+        b=(
+            0.09646076681806523,
+            0.01,
+            0.4798896504144996,
+            1.379008574103742,
+            -3.290069515436081,
+            2.324710524099774,
+            0,
+        ),
+        c=(0, 0.161, 0.327, 0.9, 0.9800255409045097, 1),
+        embedded=(
+            0.09646076681806523 + 0.001780011052225777,
+            0.01 + 0.0008164344596567469,
+            0.4798896504144996 - 0.007880878010261995,
+            1.379008574103742 + 0.1447110071732629,
+            -3.290069515436081 - 0.5823571654525552,
+            2.324710524099774 + 0.45808210592918697,
+            -1 / 66,
+        ),
     )

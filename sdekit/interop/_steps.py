@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from sdekit._grid import times
-from sdekit._integrate import Point, integrate
+from sdekit._integrate import integrate
 from sdekit._noise import AbstractNoise, WhiteNoise
 from sdekit._sde import AbstractSDE
+from sdekit._solution import Point
 from sdekit._solver import AbstractSolver
 from sdekit.interop._torchsde_noise import Brownian, TorchsdeNoise
 

@@ -8,8 +8,8 @@ import torchdiffeq
 from torch import Tensor
 
 from sdekit._grid import times
-from sdekit._integrate import Counted, NotFiniteError, Point, Solution, not_finite, require_state
 from sdekit._sde import AbstractSDE
+from sdekit._solution import Counted, NotFiniteError, Point, Solution, not_finite, require_state, shared
 
 State = tuple[Tensor, ...]
 
@@ -95,10 +95,10 @@ def solve_ode(
     require_state(x0)
     counted, grid = Counted(problem), torch.tensor(times(ts), dtype=torch.float64)
     if not len(x0):
-        return Solution(x0, grid, None, 0, None)
+        return shared(x0, grid, None, None, evaluations=0, steps=None)
 
     def drift(t: float, state: State) -> State:
         return (counted.drift(t, state[0]),)
 
     (x,), evaluations = odeint(drift, (x0,), grid, rtol=rtol, atol=atol, method=method)
-    return Solution(x, grid, None, evaluations, None)
+    return shared(x, grid, None, None, evaluations=evaluations, steps=None)
