@@ -95,7 +95,8 @@ class ReversibleHeun(AbstractSolver):
     """x^_1 = 2 x_0 - x^_0 + f^_0 dt + g^_0 dW, then x_1 = x_0 + (f^_0 + f^_1) dt / 2 + (g^_0 + g^_1) dW / 2.
 
     f^ and g^ are taken at x^, which begins as x: one evaluation a step besides the first. A step can be undone exactly but for
-    rounding, see `reverse`. The state is (x^, f^, g^).
+    rounding, see `reverse`. The state is (x^, f^, g^). The paper proves strong order one for additive noise and 0.5 for other;
+    one for noise that commutes, diagonal and scalar noise among it, is what is measured.
 
     References:
         Kidger, Foster, Li and Lyons 2021, "Efficient and accurate gradients for neural SDEs", arXiv 2105.13493.
@@ -104,8 +105,8 @@ class ReversibleHeun(AbstractSolver):
     order = {
         "none": Order(2, 2),
         "additive": Order(1, 1),
-        "diagonal": Order(0.5, 1),
-        "scalar": Order(0.5, 1),
+        "diagonal": Order(1, 1),
+        "scalar": Order(1, 1),
         "general": Order(0.5, 1),
     }
     sde_type = "stratonovich"

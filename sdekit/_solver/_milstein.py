@@ -1,5 +1,7 @@
 """Milstein's method, with exact directional derivatives of g."""
 
+import functools
+import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
@@ -29,6 +31,14 @@ _UNITS: dict[NoiseType, Callable[[Tensor], Iterable[Tensor]]] = {
 }
 
 
+@functools.cache
+def _load_forward_mode() -> None:
+    """torch compiles rules of forward differentiation at the first use, and warns of a deprecation inside itself."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        torch.func.jvp(torch.sin, (torch.zeros(()),), (torch.zeros(()),))
+
+
 @dataclass(frozen=True, eq=False)
 class Milstein(AbstractSolver):
     """x_1 = x_0 + f dt + g dW + D(g dW)[g dW] / 2 - |dt| / 2 sum_j D g^j[g^j], all at (t_0, x_0), for Ito equations.
@@ -48,6 +58,9 @@ class Milstein(AbstractSolver):
         "scalar": Order(1, 1),
         "general": Order(0.5, 1),
     }
+
+    def __post_init__(self) -> None:
+        _load_forward_mode()
 
     def step(self, problem: AbstractSDE, t0: Time, t1: Time, x: Tensor, noise: Increment, state: Tree) -> Step:
         assert noise.w is not None

@@ -193,7 +193,7 @@ class SRID2(AbstractStochasticRungeKutta):
         stochastic differential equations via natural embeddings and rejection sampling with memory".
     """
 
-    order = {"additive": Order(1.5, 2), "diagonal": Order(1.5, 2), "scalar": Order(1.5, 2)}
+    order = {"additive": Order(1.5, 2), "diagonal": Order(1.5, 1.5), "scalar": Order(1.5, 1.5)}
     embedded = 1.5
     tableau = StochasticTableau(
         stages=(
