@@ -209,6 +209,17 @@ def test_strong_order_is_one_where_general_noise_commutes(solver, direction):
     assert strong_slope(solver, "commutative", direction) == pytest.approx(1, abs=0.15)
 
 
+@DIRECTIONS
+@pytest.mark.parametrize(("solver", "promised"), [(Milstein(), 1), (SRID2(), 1.5)], ids=str)
+def test_scalar_noise_may_couple_coordinates(solver, promised, direction):
+    """Where g_i depends on all of x, the derivative of g is a matrix and not symmetric."""
+    equation = SDE(lambda t, x: f(t, x.flip(1)), lambda t, x: b(t, x.flip(1)), "scalar")
+    x0, ends, steps = torch.cat([START, START.flip(0)], dim=1), (0.0, 1.0)[::direction], np.array([16, 32, 64, 128])
+    exact = solve(equation, x0, uniform(*ends, 2**10), solver=SRID2(), noise=fine(1)).x
+    errors = [(solve(equation, x0, uniform(*ends, n), solver=solver, noise=fine(1)).x - exact).norm() for n in steps]
+    assert slope(steps, errors) == pytest.approx(promised, abs=0.15)
+
+
 class Without(FinePath):
     """The fine noise without H, or with its sign reversed in reverse time, as where a reversed path is taken for a path."""
 
@@ -270,7 +281,8 @@ def moved(solver, kind, direction, t, x, h):
     parts = (None,) * 2 if grid is None else (p.reshape(-1, *shape) * math.sqrt(h) for p in grid.split(size, dim=1))
     w, h_ = (*parts, None)[:2]
     noise = Increment(w, None if h_ is None else h_ / math.sqrt(12))
-    return solver.step(problem(kind, solver), t, t + direction * h, batch, noise, ()).x, mass
+    equation = problem(kind, solver)
+    return solver.step(equation, t, t + direction * h, batch, noise, solver.init(equation, t, batch)).x, mass
 
 
 @DIRECTIONS

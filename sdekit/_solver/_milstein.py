@@ -59,8 +59,9 @@ class Milstein(AbstractSolver):
         "general": Order(0.5, 1),
     }
 
-    def __post_init__(self) -> None:
+    def init(self, problem: AbstractSDE, t0: Time, x: Tensor) -> Tree:
         _load_forward_mode()
+        return ()
 
     def step(self, problem: AbstractSDE, t0: Time, t1: Time, x: Tensor, noise: Increment, state: Tree) -> Step:
         assert noise.w is not None

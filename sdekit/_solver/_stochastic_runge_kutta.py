@@ -39,7 +39,7 @@ class Stage(NamedTuple):
     f_j and g_j are the drifts and diffusions evaluated so far; asks: which of the two are evaluated here.
     """
 
-    asks: Literal["", "f", "g", "fg"]
+    asks: Literal["", "f", "g", "fg"] = ""
     c: float = 0.0
     a: Row = ()
     b: tuple[Row, ...] = ()
@@ -64,7 +64,7 @@ class StochasticTableau:
             return None
         a = tuple(x - y for x, y in zip(self.end.a, self.embedded.a, strict=True))
         pairs = zip(self.end.b, self.embedded.b, strict=True)
-        return Stage("", a=a, b=tuple(tuple(x - y for x, y in zip(*rows, strict=True)) for rows in pairs))
+        return Stage(a=a, b=tuple(tuple(x - y for x, y in zip(*rows, strict=True)) for rows in pairs))
 
 
 class AbstractStochasticRungeKutta(AbstractSolver, ABC):
@@ -117,7 +117,7 @@ class SEA(AbstractStochasticRungeKutta):
     """
 
     order = {"additive": Order(1, 1)}
-    tableau = StochasticTableau(stages=(*_ENDS, Stage("f", b=((1 / 2, 1),))), end=Stage("", 1, (1,), _SPREAD))
+    tableau = StochasticTableau(stages=(*_ENDS, Stage("f", b=((1 / 2, 1),))), end=Stage(a=(1,), b=_SPREAD))
 
 
 @dataclass(frozen=True, eq=False)
@@ -133,8 +133,8 @@ class SRA1(AbstractStochasticRungeKutta):
     embedded = 1.5
     tableau = StochasticTableau(
         stages=(Stage("fg"), Stage("g", c=1), Stage("f", 3 / 4, (3 / 4,), ((0, 0), (3 / 4, 3 / 2)))),
-        end=Stage("", 1, (1 / 3, 2 / 3), _SPREAD),
-        embedded=Stage("", 1, (1, 0), _SPREAD),
+        end=Stage(a=(1 / 3, 2 / 3), b=_SPREAD),
+        embedded=Stage(a=(1, 0), b=_SPREAD),
     )
 
 
@@ -155,8 +155,8 @@ class SRA3(AbstractStochasticRungeKutta):
             Stage("f", 1, (1,)),
             Stage("f", 1 / 2, (1 / 4, 1 / 4), ((1 / 4, 1 / 2), (1 / 2, 1))),
         ),
-        end=Stage("", 1, (1 / 6, 1 / 6, 2 / 3), _SPREAD),
-        embedded=Stage("", 1, (1 / 2, 1 / 2, 0), _SPREAD),
+        end=Stage(a=(1 / 6, 1 / 6, 2 / 3), b=_SPREAD),
+        embedded=Stage(a=(1 / 2, 1 / 2, 0), b=_SPREAD),
     )
 
 
@@ -172,8 +172,8 @@ class ShARK(AbstractStochasticRungeKutta):
     embedded = 1.5
     tableau = StochasticTableau(
         stages=(*_ENDS, Stage("f", b=((0, 1),)), Stage("f", 5 / 6, (5 / 6,), ((5 / 6, 1),))),
-        end=Stage("", 1, (2 / 5, 3 / 5), _SPREAD),
-        embedded=Stage("", 1, (1, 0), _SPREAD),
+        end=Stage(a=(2 / 5, 3 / 5), b=_SPREAD),
+        embedded=Stage(a=(1, 0), b=_SPREAD),
     )
 
 
@@ -205,10 +205,8 @@ class SRID2(AbstractStochasticRungeKutta):
             Stage("g", 1 / 4, (0, 0, 1 / 4), (_ito(s=2), _ito(s=-1), _ito(s=1 / 2))),
         ),
         end=Stage(
-            "",
-            1,
-            (1 / 6, 1 / 6, 2 / 3),
-            (
+            a=(1 / 6, 1 / 6, 2 / 3),
+            b=(
                 _ito(I1=-1, I11=1, I10=2, I111=-2),
                 _ito(I1=4 / 3, I11=-4 / 3, I10=-4 / 3, I111=5 / 3),
                 _ito(I1=2 / 3, I11=1 / 3, I10=-2 / 3, I111=-2 / 3),
@@ -216,7 +214,7 @@ class SRID2(AbstractStochasticRungeKutta):
             ),
         ),
         embedded=Stage(
-            "", 1, (1 / 2, 1 / 2, 0), (_ito(I1=-1, I11=1), _ito(I1=4 / 3, I11=-4 / 3), _ito(I1=2 / 3, I11=1 / 3), _ito())
+            a=(1 / 2, 1 / 2, 0), b=(_ito(I1=-1, I11=1), _ito(I1=4 / 3, I11=-4 / 3), _ito(I1=2 / 3, I11=1 / 3), _ito())
         ),
         basis=iterated,
     )
@@ -248,6 +246,6 @@ class SPaRK(AbstractStochasticRungeKutta):
     embedded = 1.0
     tableau = StochasticTableau(
         stages=(Stage("fg"), Stage("fg", 1 / 2, (1 / 2,), ((1 / 2, _R),)), Stage("fg", 1, (0, 1), ((0, 0), (1, 0)))),
-        end=Stage("", 1, (_P, _Q, _P), ((_P, 1), (_Q, 0), (_P, -1))),
-        embedded=Stage("", 1, (1 / 2, 0, 1 / 2), ((1 / 2, 0), (0, 0), (1 / 2, 0))),
+        end=Stage(a=(_P, _Q, _P), b=((_P, 1), (_Q, 0), (_P, -1))),
+        embedded=Stage(a=(1 / 2, 0, 1 / 2), b=((1 / 2, 0), (0, 0), (1 / 2, 0))),
     )
