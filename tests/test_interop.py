@@ -533,16 +533,17 @@ class Brownian(nn.Module):
         return torch.full_like(y, self.volatility)
 
 
-def test_variance_between_steps():
+@pytest.mark.parametrize("method", ["euler", "srk"])
+def test_variance_between_steps(method):
     """At t = dt / 2 a Brownian motion has variance 0.05; torchsde's straight line has half."""
     y0, ts, n = torch.zeros(40_000, 1), [0.0, 0.05, 0.1, 0.125, 0.2], 40_000
-    ys = sdeint(Brownian(), y0, ts, dt=0.1, method="euler").squeeze(-1)
+    ys = sdeint(Brownian(), y0, ts, dt=0.1, method=method).squeeze(-1)
     covariance = ys[1:] @ ys[1:].T / n
     t = torch.tensor(ts[1:])
     exact = torch.minimum(t[:, None], t)
     error = ((exact**2 + exact.diagonal()[:, None] * exact.diagonal()) / n).sqrt()
     assert bool(((covariance - exact).abs() < Z * error).all())
-    theirs = torchsde.sdeint(Brownian(), y0, ts, dt=0.1, method="euler")[1].var().item()
+    theirs = torchsde.sdeint(Brownian(), y0, ts, dt=0.1, method=method)[1].var().item()
     assert theirs == pytest.approx(0.025, rel=0.1)
 
 
@@ -634,6 +635,28 @@ def test_seeds_are_torchs():
     assert torch.equal(run(1), run(1, numpy_seed=5))
     assert not torch.equal(run(1), run(2))
     close(run(1, rows=3), run(1)[:, :3])  # and a sample does not depend on the others
+
+
+def test_noise_of_ours():
+    """A path gives one solution for all steps and times; white noise repeats its own, whichever times are asked for."""
+    sde, y0, path = Equation("additive"), start(500), sdekit.BrownianPath(3, (0.0, 1.0))
+    coarse, fine = (sdeint(sde, y0, [0.0, 0.3, 1.0], bm=path, dt=dt, method="srk") for dt in (1 / 8, 1 / 64))
+    assert (coarse - fine)[-1].abs().max() < 0.01
+    assert (coarse - fine)[1].square().mean().sqrt() < 0.03
+    white = sdekit.WhiteNoise(5)
+    some = sdeint(sde, y0, [0.0, 0.3, 1.0], bm=white, dt=1 / 8, method="srk")
+    assert torch.equal(some, sdeint(sde, y0, [0.0, 0.3, 1.0], bm=white, dt=1 / 8, method="srk"))
+    assert torch.equal(some[-1], sdeint(sde, y0, [0.0, 1.0], bm=white, dt=1 / 8, method="srk")[-1])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_path_of_ours_drives_torchsde(kind):
+    sde, y0, path = Equation(kind), start(), sdekit.BrownianPath(3, (0.0, 1.0))
+    arguments = {"bm": path, "dt": 1 / 16, "method": "euler" if kind == "general" else "srk"}
+    there, _ = sdeint(sde, y0, [0.0, 0.5, 1.0], extra=True, **arguments)
+    close(sdeint(sde, y0, [0.0, 0.5, 1.0], **arguments), there, 1e-10)
+    with pytest.raises(ValueError, match="SDE solver requires"):
+        sdeint(Equation(kind, "stratonovich"), y0, [0.0, 1.0], bm=path, dt=1 / 16, method="log_ode")
 
 
 def test_a_drift_that_is_not_a_number_is_reported():
