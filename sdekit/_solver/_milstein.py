@@ -2,7 +2,7 @@
 
 import functools
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -11,23 +11,28 @@ from torch import Tensor
 from sdekit._noise import Increment
 from sdekit._sde import AbstractSDE, NoiseType
 from sdekit._solver._contract import AbstractSolver, Order, Step, Tree
-from sdekit.elementary import Time, axpy
+from sdekit.elementary import Time, axpy, broadcast
+
+Push = Callable[[Tensor], Tensor]  # from a noise v, shaped like W, to D(g v)[g v], shaped like x
 
 
-def _ones(w: Tensor) -> Iterable[Tensor]:
-    return (torch.ones_like(w),)
+def _single(problem: AbstractSDE, push: Push, w: Tensor, dt: Time, onto: Tensor) -> Tensor:
+    """One Brownian motion a coordinate, or one in all: the correction is D g[g] (W^2 - |dt|) / 2."""
+    return problem.multiply(push(torch.ones_like(w)), 0.5 * (w * w - broadcast(dt, w)), onto)
 
 
-def _basis(w: Tensor) -> Iterable[Tensor]:
-    return torch.eye(w.shape[1], dtype=w.dtype, device=w.device).unsqueeze(1).expand(-1, *w.shape)
+def _several(problem: AbstractSDE, push: Push, w: Tensor, dt: Time, onto: Tensor) -> Tensor:
+    onto = onto + 0.5 * push(w)
+    for unit in torch.eye(w.shape[1], dtype=w.dtype, device=w.device):
+        onto = axpy(-0.5 * dt, push(unit.expand_as(w)), onto)
+    return onto
 
 
-# Noises v, shaped like W, for which the sum of D(g v)[g v] is the sum of D g^j[g^j] over the Brownian motions.
-_UNITS: dict[NoiseType, Callable[[Tensor], Iterable[Tensor]]] = {
-    "additive": _ones,
-    "diagonal": _ones,
-    "scalar": _ones,
-    "general": _basis,
+_CORRECTIONS: dict[NoiseType, Callable[[AbstractSDE, Push, Tensor, Time, Tensor], Tensor]] = {
+    "additive": _single,
+    "diagonal": _single,
+    "scalar": _single,
+    "general": _several,
 }
 
 
@@ -46,7 +51,7 @@ class Milstein(AbstractSolver):
     D is the derivative in x; g^j is what multiplies the j-th Brownian motion. Diagonal noise is meant as by Kloeden and Platen:
     g_i depends on x_i only, not on the other coordinates. With general noise that commutes, D g^j[g^k] = D g^k[g^j], the strong
     order is one; with other general noise it is that of Euler-Maruyama, because Levy's area is missing. m Brownian motions
-    cost m + 1 directional derivatives, other noise two.
+    cost m + 1 directional derivatives, other noise one.
 
     References:
         Milstein 1975; Kloeden and Platen 1992, section 10.3.
@@ -67,12 +72,11 @@ class Milstein(AbstractSolver):
         assert noise.w is not None
         dt, zero, g = t1 - t0, torch.zeros_like(x), problem.diffusion(t0, x)
 
-        def pushed(v: Tensor, gv: Tensor) -> Tensor:
-            """D(g v)[g v]."""
-            return torch.func.jvp(lambda y: problem.multiply(problem.diffusion(t0, y), v, zero), (x,), (gv,))[1]
+        def push(v: Tensor) -> Tensor:
+            def product(y: Tensor) -> Tensor:
+                return problem.multiply(problem.diffusion(t0, y), v, zero)
 
-        kick = problem.multiply(g, noise.w, zero)
-        x1 = axpy(dt, problem.drift(t0, x), x) + kick + 0.5 * pushed(noise.w, kick)
-        for v in _UNITS[problem.noise_type](noise.w):
-            x1 = axpy(-0.5 * abs(dt), pushed(v, problem.multiply(g, v, zero)), x1)
-        return Step(x1)
+            return torch.func.jvp(product, (x,), (problem.multiply(g, v, zero),))[1]
+
+        euler = problem.multiply(g, noise.w, axpy(dt, problem.drift(t0, x), x))
+        return Step(_CORRECTIONS[problem.noise_type](problem, push, noise.w, abs(dt), euler))
