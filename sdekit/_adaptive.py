@@ -5,6 +5,7 @@ before. So all that was learned of the path is used, and results are consistent 
 where it costs least.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -35,13 +36,15 @@ def where(accept: Tensor, new: Tree, old: Tree) -> Tree:
 class _Working:
     """The samples still on their way; tensors with the batch first.
 
-    index: their rows in the whole batch. h: the length of the next step. before: q of the last two accepted steps. due: the
-    number of the output that comes next. gone: those that have finished or failed and not left yet.
+    index: their rows in the whole batch. left: the time to the end. h: the length of the next step, without sign. before: q of
+    the last two accepted steps. due: the number of the output that comes next. gone: infinity for those that have finished or
+    failed and not left yet, else 0.
     """
 
     index: Tensor
     x: Tensor
     t: Tensor
+    left: Tensor
     h: Tensor
     state: Tree
     before: Tensor
@@ -50,7 +53,7 @@ class _Working:
     gone: Tensor
 
     def rows(self, keep: Tensor) -> "_Working":
-        parts = (self.index, self.x, self.t, self.h, self.state, self.before, self.accepted, self.due, self.gone)
+        parts = (self.index, self.x, self.t, self.left, self.h, self.state, self.before, self.accepted, self.due, self.gone)
         return _Working(*take(parts, keep))
 
 
@@ -67,61 +70,63 @@ def adaptive(
     """The solution, and the times that the samples reached."""
     assert solver.embedded is not None
     whole, power, total = problem, solver.embedded, len(x0)
-    direction, span, end = (1 if ts[-1] > ts[0] else -1), abs(ts[-1] - ts[0]), ts[-1]
+    direction, span, levy = (1 if ts[-1] > ts[0] else -1), abs(ts[-1] - ts[0]), solver.levy == "H"
     outputs = torch.tensor(ts, dtype=torch.float64, device=x0.device)
-    ladder = None if noise is None else _ladder(noise.tree, ts)
-    floor = 16 * torch.finfo(torch.float64).eps * max(abs(ts[0]), abs(end), span) if ladder is None else ladder.finest
+    end, ladder = outputs[-1], None if noise is None else _ladder(noise.tree, ts)
+    floor = 16 * torch.finfo(torch.float64).eps * max(map(abs, ts)) if ladder is None else 0.5 * ladder.finest
     # What there is to return.
-    x_end, reached = torch.full_like(x0, torch.nan), x0.new_empty(total, dtype=torch.float64)
+    x_end, reached = torch.full_like(x0, torch.nan), outputs.new_empty(total)
+    evaluations, accepted, rejected, status = reached.new_zeros(4, total, dtype=torch.int64)
     xs = x0.new_full((len(ts), *x0.shape), torch.nan) if save else None
     if xs is not None:
         xs[0] = x0
-    evaluations, accepted, rejected, status = reached.new_zeros(4, total, dtype=torch.int64)
 
     t = reached.new_full((total,), ts[0])
     h = _first(problem, t, x0, control, power, direction, span)
-    state = solver.init(problem, t, x0)
-    ones = t.new_ones(total, 2)
-    index = torch.arange(total, device=t.device)
-    now = _Working(index, x0, t, h, state, ones, 0 * index, 0 * index + 1, index < 0)
-    read = noise and noise.reader(x0, problem.noise_shape(x0), levy=solver.levy == "H")
+    index, state = torch.arange(total, device=t.device), solver.init(problem, t, x0)
+    zero, ones = torch.zeros_like(t), torch.ones_like(index)
+    now = _Working(index, x0, t, zero + span, h, state, t.new_ones(total, 2), 0 * ones, ones, zero)
+    read = noise and noise.reader(x0, problem.noise_shape(x0), levy=levy)
     tries = 0
     while len(now.index):
         if ladder is None:
-            t1 = torch.where((end - now.t).abs() <= 1.01 * now.h, end, now.t + direction * now.h)
+            length = torch.minimum(now.h, now.left)
+            left = now.left - length
+            t1 = torch.add(end, left, alpha=-direction)
         else:
             t1 = ladder.after(now.t, now.h, direction)
+            left, length = (end - t1).abs(), (t1 - now.t).abs()
         increment = read(now.t, t1) if read else Increment()
         step = solver.step(problem, now.t, t1, now.x, increment, now.state)
         with torch.no_grad():
-            known = (problem.physical(time, x.detach()) for time, x in ((t1, step.error), (now.t, now.x), (t1, step.x)))
-            q = control.error(*known)
-            accept = (q <= 1) & ~now.gone
-            now.h = (t1 - now.t).abs() * control.factor(q, now.before.T, power)
-            now.before = where(accept, torch.stack([q.clamp(min=1e-10), now.before[:, 0]], dim=1), now.before)
-            now.accepted = now.accepted + accept
+            q = control.error(problem.physical(t1, step.error), problem.physical(now.t, now.x), problem.physical(t1, step.x))
+            accept = q <= 1
+            now.h = length.mul_(control.factor(q, now.before, power))
+            if control.remembers:
+                now.before = where(accept, torch.stack([q.clamp(min=1e-10), now.before[:, 0]], dim=1), now.before)
         if xs is not None:
             _output(xs, outputs, problem, solver, now, t1, accept, step, increment, read)
-        now.x, now.state, now.t = where(accept, (step.x, step.state, t1), (now.x, now.state, now.t))
-        tries += 1
-        failed = (now.h < floor) & ~accept
-        gone = (now.t == end) | failed | (tries == control.max_steps)
-        new = gone & ~now.gone
-        if not bool(new.any()):
+        tries, now.accepted = tries + 1, now.accepted + accept
+        now.x, now.state = where(accept, (step.x, step.state), (now.x, now.state))
+        now.t, now.left = torch.where(accept, t1, now.t), torch.where(accept, left, now.left)
+        last = tries == control.max_steps
+        if not last and not bool(torch.minimum(now.left, now.h).add_(now.gone).amin() <= 2 * floor):
             continue
-        rows = new.nonzero().flatten()
-        index, done = now.index[rows], now.t[rows] == end
-        reached[index], accepted[index], rejected[index] = now.t[rows], now.accepted[rows], tries - now.accepted[rows]
-        evaluations[index] = problem.evaluations
-        why = torch.where(failed, torch.where(q.isfinite(), Status.UNDERFLOW, Status.NOT_FINITE), Status.TOO_MANY_STEPS)
-        status[index] = torch.where(done, Status.DONE, why[rows])
-        x_end[index[done]] = now.x[rows][done]
-        now.gone, now.h = now.gone | new, torch.where(gone, 0.0, now.h)
-        # Without noise a step of length 0 is harmless, and leaving one by one would cost more than staying.
-        if ladder is not None or 8 * int(now.gone.sum()) >= len(now.index):
-            now = now.rows((~now.gone).nonzero().flatten())
+        # Somebody may have finished or failed.
+        done, short = now.left == 0, (now.h < floor) & ~accept
+        new = ((done | short | last) & (now.gone == 0)).nonzero().flatten()
+        index = now.index[new]
+        why = torch.where(short, torch.where(q.isinf(), Status.NOT_FINITE, Status.UNDERFLOW), Status.TOO_MANY_STEPS)
+        status[index], reached[index] = torch.where(done, Status.DONE, why)[new], now.t[new]
+        accepted[index], rejected[index], evaluations[index] = now.accepted[new], tries - now.accepted[new], problem.evaluations
+        x_end[index] = torch.where(broadcast(done[new], now.x) != 0, now.x[new], torch.nan)
+        now.gone[new], now.h[new] = math.inf, 0.0
+        # They leave at once where a step of length 0 could spoil gradients, else together, which is cheaper.
+        stay = (now.gone == 0).nonzero().flatten()
+        if last or (len(stay) < len(now.gone) if ladder else 8 * len(stay) <= 7 * len(now.gone)):
+            now = now.rows(stay)
             problem = whole.rows(now.index)
-            read = noise and noise.rows(now.index).reader(now.x, problem.noise_shape(now.x), levy=solver.levy == "H")
+            read = noise and noise.rows(now.index).reader(now.x, problem.noise_shape(now.x), levy=levy)
     if xs is not None:
         xs[-1] = x_end
     seed = None if noise is None else noise.seed

@@ -64,21 +64,24 @@ class PIDController:
                 "or use a wider dtype"
             )
 
+    @property
+    def remembers(self) -> bool:
+        """Whether earlier errors matter."""
+        return bool(self.proportional or self.derivative)
+
     def error(self, error: Tensor, x0: Tensor, x1: Tensor) -> Tensor:
-        """q of each sample, float64, `(batch,)`; NaN where x1 is not finite."""
+        """q of each sample, float64, `(batch,)`; infinite where anything is not finite."""
         # + 0 x1 makes an infinite state NaN: its scale would be infinite too, and the ratio 0.
         scale = torch.maximum(x0.abs(), x1.abs()).mul_(self.rtol).add_(self.atol)
         ratio = torch.add(error, x1, alpha=0).div_(scale).reshape(len(x1), -1)
-        return torch.linalg.vector_norm(ratio, dim=1, dtype=torch.float64).mul_(ratio.shape[1] ** -0.5)
+        q = torch.linalg.vector_norm(ratio, dim=1, dtype=torch.float64).mul_(ratio.shape[1] ** -0.5)
+        return torch.nan_to_num_(q, nan=math.inf, posinf=math.inf)
 
     def factor(self, q: Tensor, before: Tensor, power: float) -> Tensor:
-        """The change of the step, from q and the two accepted ones before, `(2, batch)`."""
+        """The change of the step, from q and the two accepted ones before, `(batch, 2)`."""
         p, i, d = self.proportional / power, self.integral / power, self.derivative / power
         # Powers through logarithms: torch's own power rounds the tail of a tensor differently from its body.
-        log = -(p + i + d) * q.clamp(min=1e-10).log()
-        if p or d:
-            log = log + (p + 2 * d) * before[0].log()
-        if d:
-            log = log - d * before[1].log()
-        # NaN, which compares as false, shortens the step as much as allowed.
-        return torch.nan_to_num(log.exp_(), nan=0.0).mul_(self.safety).clamp_(self.smallest, self.largest)
+        log = q.log().mul_(-(p + i + d))
+        if self.remembers:
+            log.add_(before[:, 0].log(), alpha=p + 2 * d).sub_(before[:, 1].log(), alpha=d)
+        return log.exp_().mul_(self.safety).clamp_(self.smallest, self.largest)

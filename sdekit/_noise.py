@@ -64,15 +64,19 @@ class AbstractNoise(ABC):
         Raises:
             TypeError: for noise that is not.
         """
+        raise TypeError(f"{type(self).__name__} is not one path that can be read at any times; use BrownianPath")
+
+    @property
+    def tree(self) -> Dyadic:
+        """The times between which a path can be read, and how finely.
+
+        Raises:
+            TypeError: for noise that is not one path.
+        """
         raise TypeError(
             f"{type(self).__name__} cannot be read twice, and adaptive steps that draw new noise after a rejection bias the "
             "result; use BrownianPath"
         )
-
-    @property
-    def tree(self) -> Dyadic:
-        """The times between which a path is read, for those that have a `reader`."""
-        raise TypeError(f"{type(self).__name__} is not one path; use BrownianPath")
 
 
 @dataclass(frozen=True, eq=False)

@@ -117,7 +117,8 @@ def _as_tensor(t: Time, x: Tensor) -> Tensor:
     """t as a user's function gets it: 0-dim, or a number a sample ready to meet x, never coarser than float32."""
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
     if isinstance(t, Tensor):
-        return t.to(dtype).reshape(-1, *[1] * (x.ndim - 1)) if t.ndim == 1 else t
+        t = t if t.dtype == dtype else t.to(dtype)
+        return t.reshape(-1, *[1] * (x.ndim - 1)) if t.ndim == 1 else t
     return torch.full((), t, dtype=dtype, device=x.device)
 
 
@@ -129,7 +130,7 @@ def _like(name: str, value: Tensor, shape: tuple[int, ...], x: Tensor) -> Tensor
         raise ValueError(
             f"{name}(t, x) returned shape {tuple(value.shape)} for x of shape {tuple(x.shape)}; it must return {tuple(shape)}"
         )
-    return value.to(x.dtype)
+    return value if value.dtype == x.dtype else value.to(x.dtype)
 
 
 @dataclass(frozen=True, eq=False)

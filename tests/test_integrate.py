@@ -109,7 +109,7 @@ def test_failure_that_does_not_repeat_is_still_reported():
     ("problem", "solver", "message"),
     [
         (GBM, RK4(), "RK4 does not support diagonal noise, only none"),
-        (GBM, Heun(), "Heun does not support diagonal noise"),
+        (GBM, Heun(), "Heun solves stratonovich equations and this one is ito"),
         (SDE(lambda t, x: x, lambda t, x: x, sde_type="stratonovich"), EulerMaruyama(), "solves ito equations"),
     ],
 )

@@ -224,7 +224,7 @@ def test_solve_ode_both_ways_and_its_refusals():
     torch.testing.assert_close(there.x, x0 * math.exp(math.sin(2.0)), rtol=1e-7, atol=0)
     back = interop.solve_ode(flow, there.x, [2.0, 0.0], rtol=1e-9, atol=1e-9, method="dopri8")
     torch.testing.assert_close(back.x, x0, rtol=1e-7, atol=0)
-    assert there.evaluations > 10
+    assert int(there.evaluations.min()) > 10
     with pytest.raises(ValueError, match="not one of torchdiffeq's adaptive ones"):
         interop.solve_ode(flow, x0, [0.0, 1.0], method="rk4")
     with pytest.raises(ValueError, match="from 0 on"):

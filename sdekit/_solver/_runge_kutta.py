@@ -3,7 +3,7 @@
 from abc import ABC
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from typing import ClassVar
 
 import torch
@@ -41,12 +41,11 @@ class AbstractRungeKutta(AbstractSolver, ABC):
     tableau: ClassVar[Tableau]
 
     def step(self, problem: AbstractSDE, t0: Time, t1: Time, x: Tensor, noise: Increment, state: Tree) -> Step:
-        tableau, dt, slopes = self.tableau, t1 - t0, []
-        for c, row in zip(tableau.c, tableau.a, strict=True):
-            # The last stage of a step lands on t1 itself, never a rounding beyond it.
-            t = t1 if c == 1 else t0 + c * dt
-            slopes.append(problem.drift(t, _combined(x, dt, row, slopes)))
-        return Step(_combined(x, dt, tableau.b, slopes))
+        tableau, dt = self.tableau, t1 - t0
+        width, moves, times = broadcast(dt, x), [], _stage_times(tableau.c, t0, t1, x)
+        for t, row in zip(times, tableau.a, strict=False):
+            moves.append(width * problem.drift(t, _combined(x, row, moves)))
+        return Step(_combined(x, tableau.b, moves))
 
 
 class AbstractEmbeddedRungeKutta(AbstractRungeKutta, ABC):
@@ -58,14 +57,14 @@ class AbstractEmbeddedRungeKutta(AbstractRungeKutta, ABC):
     def step(self, problem: AbstractSDE, t0: Time, t1: Time, x: Tensor, noise: Increment, state: Tree) -> Step:
         tableau, dt = self.tableau, t1 - t0
         # Slopes times the step: with a step a sample this is one product a stage, and weights are numbers.
-        width = broadcast(dt, x)
-        moves = [width * state[0]]
-        for c, row in zip(tableau.c[1:], tableau.a[1:], strict=True):
-            moves.append(width * problem.drift(t1 if c == 1 else t0 + c * dt, _combined(x, 1, row, moves)))
-        end = _combined(x, 1, tableau.b, moves)
-        slope = problem.drift(t1, end)
+        width, moves, times = broadcast(dt, x), [], _stage_times(tableau.c, t0, t1, x)
+        for t, row in zip(times, tableau.a, strict=False):
+            slope = problem.drift(t, _combined(x, row, moves)) if moves else state[0]
+            moves.append(width * slope)
+        end = _combined(x, tableau.b, moves)
+        slope = problem.drift(times[-1], end)
         moves.append(width * slope)
-        error = _combined(moves[0] * tableau.difference[0], 1, tableau.difference[1:], moves[1:])
+        error = _combined(moves[0] * tableau.difference[0], tableau.difference[1:], moves[1:])
         return Step(end, error, (x, end, moves[0], moves[-1]), (slope,))
 
     def interpolate(self, dense: Tree, theta: Tensor) -> Tensor:
@@ -76,10 +75,28 @@ class AbstractEmbeddedRungeKutta(AbstractRungeKutta, ABC):
         return torch.lerp(start, end, s) + s * (s - 1) * bend
 
 
-def _combined(x: Tensor, dt: Time, weights: Sequence[float], slopes: Sequence[Tensor]) -> Tensor:
-    for weight, slope in zip(weights, slopes, strict=False):
-        if weight:
-            x = axpy(weight * dt, slope, x)
+def _stage_times(c: tuple[float, ...], t0: Time, t1: Time, x: Tensor) -> Sequence[Time]:
+    """t_0 + c dt, then t_1; a stage at the end of a step is on t_1 itself, never a rounding beyond it."""
+    if not isinstance(t0, Tensor) or not isinstance(t1, Tensor):
+        return [*(t1 if ci == 1 else t0 + ci * (t1 - t0) for ci in c), t1]
+    # All in one call, in the precision of the state.
+    times = torch.lerp(t0, t1, _nodes(c, t0.device).reshape(-1, *[1] * t0.ndim))
+    return times.to(x.dtype if x.dtype.itemsize >= 4 else torch.float32).unbind(0)
+
+
+@cache
+def _nodes(c: tuple[float, ...], device: torch.device) -> Tensor:
+    return torch.tensor([*c, 1.0], dtype=torch.float64, device=device)
+
+
+def _combined(x: Tensor, weights: Sequence[float], moves: Sequence[Tensor]) -> Tensor:
+    """x + sum_j w_j k_j."""
+    if x.dtype.itemsize < 4:
+        for weight, move in zip(weights, moves, strict=False):
+            x = axpy(weight, move, x) if weight else x
+        return x
+    for weight, move in zip(weights, moves, strict=False):
+        x = torch.add(x, move, alpha=weight) if weight else x
     return x
 
 

@@ -1,0 +1,334 @@
+"""Adaptive steps: tolerances, one path whatever is rejected, and that no sample knows of the others."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from sdekit import (
+    ODE,
+    RK4,
+    SDE,
+    SRA1,
+    SRID2,
+    Bosh3,
+    BrownianPath,
+    Clocked,
+    Dopri5,
+    EulerMaruyama,
+    PIDController,
+    SPaRK,
+    Status,
+    Tsit5,
+    UnfinishedError,
+    WhiteNoise,
+    geometric,
+    solve,
+    uniform,
+)
+from sdekit.elementary import broadcast, exp
+
+START = torch.randn(64, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+PAIRS = pytest.mark.parametrize("solver", [Bosh3(), Dopri5(), Tsit5()], ids=str)
+
+
+def oscillator(t, x):
+    """Van der Pol's, written row by row."""
+    return torch.stack([x[:, 1], 2 * (1 - x[:, 0] * x[:, 0]) * x[:, 1] - x[:, 0]], dim=1)
+
+
+def f(t, x):
+    return torch.sin(2 * x) + 0.5 * torch.cos(3 * t) - 0.3 * x
+
+
+def g(t, x):
+    return 0.8 + 0.3 * torch.cos(2 * x)
+
+
+EQUATION = SDE(f, g, "diagonal")
+LINE = torch.linspace(-2, 2, 400, dtype=torch.float64)[:, None]
+
+
+# Tolerances
+
+
+@PAIRS
+@pytest.mark.parametrize("ends", [(0.0, 2.0), (2.0, 0.0)], ids=["forwards", "backwards"])
+def test_errors_follow_the_tolerance(solver, ends):
+    exact = solve(ODE(f), START, uniform(*ends, 4000), solver=RK4()).x
+    errors, evaluations = [], []
+    for tol in (1e-4, 1e-6, 1e-8):
+        solution = solve(ODE(f), START, ends, solver=solver, control=PIDController(tol, tol))
+        errors.append(float((solution.x - exact).abs().max()) / tol)
+        evaluations.append(int(solution.evaluations.max()))
+        assert (solution.status == Status.DONE).all()
+    assert max(errors) < 100
+    # Error per step to the tolerance: evaluations grow as tol^(-1/k).
+    assert math.log(evaluations[2] / evaluations[1]) / math.log(100) == pytest.approx(1 / solver.embedded, abs=0.1)
+
+
+@PAIRS
+def test_outputs_between_steps_are_as_good_as_hermite_can_make_them(solver):
+    ts = [0.0, 0.1, 0.7, 1.55, 2.0]
+    solution = solve(ODE(f), START, ts, solver=solver, control=PIDController(1e-7, 1e-7), save="all")
+    assert torch.equal(solution.xs[0], START)
+    assert torch.equal(solution.xs[-1], solution.x)
+    for t, x in zip(ts[1:], solution.xs[1:], strict=True):
+        torch.testing.assert_close(x, solve(ODE(f), START, uniform(0, t, 2000), solver=RK4()).x, rtol=0, atol=2e-4)
+    last = solve(ODE(f), START, [0.0, 2.0], solver=solver, control=PIDController(1e-7, 1e-7))
+    assert torch.equal(last.x, solution.x), "asking for outputs changed the steps"
+
+
+def test_the_first_step_and_pi_control():
+    exact = solve(ODE(f), START, uniform(0, 2.0, 4000), solver=RK4()).x
+    for control in (
+        PIDController(1e-6, 1e-6, first=1.9),
+        PIDController(1e-6, 1e-6, first=1e-7),
+        PIDController(1e-6, 1e-6, proportional=0.3, integral=0.4),
+        PIDController(1e-6, 1e-6, proportional=0.2, integral=0.4, derivative=0.1),
+    ):
+        solution = solve(ODE(f), START, [0.0, 2.0], solver=Dopri5(), control=control)
+        assert (solution.x - exact).abs().max() < 5e-5
+
+
+def test_evaluations_are_those_of_the_tableau():
+    for solver, stages in ((Bosh3(), 3), (Dopri5(), 6)):
+        solution = solve(ODE(f), START, [0.0, 2.0], solver=solver, control=PIDController(1e-6, 1e-6))
+        # Two choose the first step, one begins; then a sample has exactly its tries, accepted or not.
+        assert torch.equal(solution.evaluations, 3 + stages * (solution.accepted + solution.rejected))
+        known = solve(ODE(f), START, [0.0, 2.0], solver=solver, control=PIDController(1e-6, 1e-6, first=0.01))
+        assert torch.equal(known.evaluations, 1 + stages * (known.accepted + known.rejected))
+
+
+# No sample knows of the others
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+@pytest.mark.parametrize("kind", ["ode", "sde"])
+def test_a_sample_is_the_same_alone(kind, dtype):
+    x0, control = START.to(dtype), PIDController(1e-3, 1e-3)
+
+    def run(x0, index):
+        if kind == "ode":
+            return solve(ODE(oscillator), x0, [0.0, 1.0, 2.0], solver=Dopri5(), control=control, save="all")
+        noise = BrownianPath(4, (0.0, 2.0)).rows(index)
+        return solve(EQUATION, x0, [0.0, 1.0, 2.0], solver=SRID2(), noise=noise, control=control, save="all")
+
+    whole = run(x0, torch.arange(64))
+    for i in (0, 17, 63):
+        alone = run(x0[i : i + 1], torch.tensor([i]))
+        assert torch.equal(alone.xs[:, 0], whole.xs[:, i])
+        assert (alone.evaluations, alone.rejected) == (whole.evaluations[i], whole.rejected[i])
+    order = torch.randperm(64, generator=torch.Generator().manual_seed(1))
+    assert torch.equal(run(x0[order], order).x, whole.x[order])
+
+
+def test_one_fast_sample_changes_nothing_for_the_others():
+    """torchdiffeq goes from 32 to 530 evaluations for all 64."""
+    speed = torch.ones(64, dtype=torch.float64)
+    fast = torch.where(torch.arange(64) == 11, 100.0, speed)
+
+    def run(rates):
+        equation = Rated(rates)
+        return solve(equation, START, [0.0, 2.0], solver=Dopri5(), control=PIDController(1e-6, 1e-6))
+
+    a, b = run(speed), run(fast)
+    others = torch.arange(64) != 11
+    assert torch.equal(a.x[others], b.x[others])
+    assert torch.equal(a.evaluations[others], b.evaluations[others])
+    assert b.evaluations[11] > 5 * a.evaluations[11]
+
+
+class Rated(ODE):
+    """dx = -rate sin(x) dt with a rate a sample."""
+
+    def __init__(self, rate):
+        super().__init__(lambda t, x: -rate[:, None] * torch.sin(x))
+        object.__setattr__(self, "rate", rate)
+
+    def rows(self, index):
+        return Rated(self.rate[index])
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+def test_a_sample_that_is_not_finite_leaves_the_others_bit_identical(bad):
+    x0 = START.clone()
+    x0[5, 1] = bad
+    others = torch.arange(64) != 5
+    for equation, solver, tol in ((ODE(oscillator), Dopri5(), 1e-5), (EQUATION, SRID2(), 1e-2)):
+        control = PIDController(tol, tol)
+        whole = solve(equation, START, [0.0, 1.0], solver=solver, control=control, noise=BrownianPath(1))
+        spoilt = solve(equation, x0, [0.0, 1.0], solver=solver, control=control, noise=BrownianPath(1), throw=False)
+        assert torch.equal(spoilt.x[others], whole.x[others])
+        assert torch.equal(spoilt.evaluations[others], whole.evaluations[others])
+        assert spoilt.x[5].isnan().all()
+        assert spoilt.status[5] == Status.NOT_FINITE
+        assert (spoilt.status[others] == Status.DONE).all()
+
+
+def test_failures_say_which_samples_where_and_why_and_keep_the_rest():
+    def wall(t, x):
+        return torch.where((t > 0.5) & (x > 1), torch.nan, torch.ones_like(x))
+
+    x0 = torch.tensor([[0.0], [1.0], [-3.0]])
+    with pytest.raises(UnfinishedError, match=r"1 of 3 samples .*row 1: .*NaN.* at t = 0.5") as caught:
+        solve(ODE(wall), x0, [0.0, 1.0], solver=Dopri5(), control=PIDController(1e-4, 1e-4))
+    assert caught.value.solution.status.tolist() == [Status.DONE, Status.NOT_FINITE, Status.DONE]
+    torch.testing.assert_close(caught.value.solution.x[[0, 2]], x0[[0, 2]] + 1)
+    assert caught.value.reached[1] == pytest.approx(0.5, abs=1e-3)
+
+
+def test_explosions_and_limits_have_their_status():
+    x0 = torch.tensor([[0.1], [2.0]], dtype=torch.float64)
+    blow = solve(ODE(lambda t, x: x * x), x0, [0.0, 1.0], solver=Dopri5(), control=PIDController(1e-6, 1e-6), throw=False)
+    assert blow.status[0] == Status.DONE
+    assert blow.status[1] in (Status.NOT_FINITE, Status.UNDERFLOW)
+    few = PIDController(1e-9, 1e-9, max_steps=3)
+    limited = solve(ODE(f), x0, [0.0, 1.0], solver=Dopri5(), control=few, throw=False)
+    assert limited.status.tolist() == [Status.TOO_MANY_STEPS] * 2
+    assert (limited.accepted + limited.rejected == 3).all()
+    rough = BrownianPath(0, depth=5)
+    short = solve(EQUATION, x0, [0.0, 1.0], solver=SRID2(), noise=rough, control=PIDController(1e-6, 1e-6), throw=False)
+    assert (short.status == Status.UNDERFLOW).all()
+
+
+# One path
+
+
+@pytest.mark.parametrize(
+    ("equation", "solver"), [(EQUATION, SRID2()), (SDE(f, lambda t, x: 0.8, "additive"), SRA1())], ids=["diagonal", "additive"]
+)
+@pytest.mark.parametrize("ends", [(0.0, 1.0), (1.0, 0.0)], ids=["forwards", "backwards"])
+def test_adaptive_paths_converge_to_the_solution_on_the_same_path(equation, solver, ends):
+    path = BrownianPath(3)
+    exact = solve(equation, LINE, uniform(*ends, 2**13), solver=solver, noise=path).x
+    errors = []
+    for tol in (3e-2, 3e-3, 3e-4):
+        solution = solve(equation, LINE, ends, solver=solver, noise=path, control=PIDController(tol, tol))
+        errors.append(float((solution.x - exact).square().mean().sqrt()))
+        assert solution.rejected.sum() > 0
+    assert errors[0] < 0.15
+    assert errors[1] < errors[0] / 2.5
+    assert errors[2] < errors[1] / 2.5
+
+
+def test_stratonovich_general_noise_with_revisited_times():
+    """Noises that do not commute: rejected times are revisited, so what is learned of the path is not lost."""
+
+    def columns(t, x):
+        return torch.stack([torch.stack([x[:, 1], 0 * x[:, 0]], 1), torch.stack([0 * x[:, 0], x[:, 0]], 1)], dim=2)
+
+    equation = SDE(lambda t, x: -0.5 * x, columns, "general", "stratonovich", noise_size=2)
+    x0 = torch.ones(400, 2, dtype=torch.float64)
+    path = BrownianPath(3)
+    exact = solve(equation, x0, uniform(0, 1, 2**12), solver=SPaRK(), noise=path).x
+    errors = []
+    for tol in (1e-1, 1e-2, 1e-3):
+        x = solve(equation, x0, [0.0, 1.0], solver=SPaRK(), noise=path, control=PIDController(tol, tol)).x
+        errors.append(float((x - exact).square().mean().sqrt()))
+    assert errors[0] > 1.5 * errors[1] > 2.25 * errors[2]
+
+
+@pytest.mark.parametrize("dim", [1, 2, 4, 16])
+def test_the_variance_of_a_reversed_gaussian_has_no_bias_that_tolerances_do_not_remove(dim):
+    """VE from sigma 50 to 1e-3, variance 0.25, against a fine grid on the same paths.
+
+    Drawing new noise after a rejection gives 130 % too much in one dimension and 33 % in four. Common paths make the
+    comparison free of sampling noise: no false alarms; a bias of the bars' size is what it sees.
+    """
+    k0, k1 = 50.0**-2, 1e-3**-2
+
+    def denoiser(l, x):
+        return x * broadcast(0.25 / (0.25 + exp(-2 * l)), x)
+
+    equation = Clocked(denoiser, lambda l: exp(-2 * l), a=2.0, q=2.0)
+    path, n = BrownianPath(5, geometric(k0, k1, 12)), 1000
+    y0 = k0 * math.sqrt(0.25 + 50**2) * torch.randn(n, dim, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    exact = (solve(equation, y0, geometric(k0, k1, 1000), solver=SRA1(), noise=path).x / k1).square().mean()
+    for tol, bar in ((1e-2, 0.01), (2e-3, 0.001)):
+        x = solve(equation, y0, [k0, k1], solver=SRA1(), noise=path, control=PIDController(tol, tol)).x / k1
+        assert abs(float(x.square().mean() / exact) - 1) < bar
+
+
+def test_outputs_between_steps_have_the_variance_of_the_path():
+    """A straight line has half of it in the middle: torchsde's 0.025 for 0.050."""
+    brownian = SDE(lambda t, x: 0 * x, lambda t, x: 1.0, "additive")
+    n, ts = 40_000, [0.0, 0.05, 0.1, 0.55, 1.0]
+    x0 = torch.zeros(n, 1, dtype=torch.float64)
+    noise, control = BrownianPath(9), PIDController(1e-1, 1e-1, first=1.0)
+    solution = solve(brownian, x0, ts, solver=SRA1(), noise=noise, control=control, save="all")
+    assert solution.accepted.max() == 1
+    w = torch.stack([i.w for i in noise.increments(ts, x0, (1,), levy=False)]).cumsum(0)
+    torch.testing.assert_close(solution.xs[1:], w, rtol=0, atol=1e-12)
+    error = 5.3 * math.sqrt(2 / n)  # two-sided 1e-7 each
+    assert ((solution.xs[1:, :, 0].var(dim=1) / torch.tensor(ts[1:]) - 1).abs() < error).all()
+
+
+def test_bridged_outputs_are_on_the_path_of_the_solution():
+    ts = uniform(0.0, 1.0, 10).tolist()
+    path = BrownianPath(3)
+    exact = solve(EQUATION, LINE, uniform(0.0, 1.0, 2560), solver=SRID2(), noise=path, save="all").xs[::256]
+    bridged = solve(EQUATION, LINE, ts, solver=SRID2(), noise=path, control=PIDController(1e-3, 1e-3), save="all").xs
+    assert (bridged - exact).square().mean(dim=(1, 2)).sqrt().max() < 0.02
+
+
+def test_gradients_flow_through_adaptive_steps():
+    x0 = torch.linspace(-1, 1.2, 5, dtype=torch.float64)[:, None].requires_grad_()
+    control = PIDController(1e-2, 1e-2)
+
+    def sde(x):
+        return solve(EQUATION, x, [0.0, 1.0], solver=SRID2(), noise=BrownianPath(1), control=control).x
+
+    # Steps are chosen from values: their dependence on x0 is not differentiated, and small changes leave them alone here.
+    assert torch.autograd.gradcheck(sde, x0, atol=1e-4)
+    exact = torch.autograd.functional.jvp(
+        lambda x: solve(ODE(f), x, uniform(0, 1, 500), solver=RK4()).x, x0, torch.ones_like(x0)
+    )
+    fine = PIDController(1e-8, 1e-8)
+    end = solve(ODE(f), x0, [0.0, 0.3, 1.0], solver=Dopri5(), control=fine, save="all").xs[-1]
+    torch.testing.assert_close(torch.autograd.grad(end.sum(), x0)[0], exact[1], rtol=0, atol=1e-5)
+
+
+# What is refused
+
+
+def test_refusals():
+    x0, control = torch.zeros(2, 1), PIDController()
+    with pytest.raises(TypeError, match="WhiteNoise cannot be read twice"):
+        solve(EQUATION, x0, [0.0, 1.0], solver=SRID2(), noise=WhiteNoise(0), control=control)
+    with pytest.raises(ValueError, match="EulerMaruyama does not estimate its error"):
+        solve(EQUATION, x0, [0.0, 1.0], solver=EulerMaruyama(), control=control)
+    with pytest.raises(ValueError, match="callback goes with a fixed grid"):
+        solve(ODE(f), x0, [0.0, 1.0], solver=Dopri5(), control=control, callback=print)
+    with pytest.raises(ValueError, match=r"below what torch.float32 resolves; ask for 5e-07"):
+        solve(ODE(f), x0, [0.0, 1.0], solver=Dopri5(), control=PIDController(1e-12, 1e-12))
+    with pytest.raises(ValueError, match="lives on"):
+        solve(EQUATION, x0, [0.0, 2.0], solver=SRID2(), noise=BrownianPath(0), control=control)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"rtol": -1.0}, "tolerances"),
+        ({"rtol": 0.0, "atol": 0.0}, "not both 0"),
+        ({"safety": 1.5}, "order 0 < smallest"),
+        ({"max_steps": 0}, "max_steps"),
+        ({"first": 0.0}, "first"),
+    ],
+)
+def test_controllers_are_checked(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        PIDController(**arguments)
+
+
+def test_empty_batches_and_default_noise():
+    empty = solve(EQUATION, torch.zeros(0, 3), [0.0, 1.0], solver=SRID2(), control=PIDController())
+    assert empty.x.shape == (0, 3)
+    torch.manual_seed(0)
+    a = solve(EQUATION, LINE, [0.5, 2.0], solver=SRID2(), control=PIDController(1e-2, 1e-2))
+    b = solve(
+        EQUATION, LINE, [0.5, 2.0], solver=SRID2(), noise=BrownianPath(a.seed, (0.5, 2.0)), control=PIDController(1e-2, 1e-2)
+    )
+    assert torch.equal(a.x, b.x)
+    assert np.isfinite(a.x.numpy()).all()
