@@ -3,6 +3,8 @@
 Ratios are medians of interleaved rounds in one process on one thread. `python benchmarks/throughput.py`
 """
 
+import functools
+import itertools
 import math
 import statistics
 import subprocess
@@ -11,12 +13,28 @@ from collections.abc import Callable
 from itertools import pairwise
 
 import torch
+import torchdiffeq
 import torchsde
 from _bench import RESULTS, environment, interleaved, ratio, save
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from sdekit import EulerMaruyama, ReverseSDE, WhiteNoise, solve, uniform
+import sdekit
+from sdekit import (
+    ODE,
+    SRID2,
+    AbstractSolver,
+    BrownianPath,
+    Dopri5,
+    EulerMaruyama,
+    Milstein,
+    PIDController,
+    ReverseSDE,
+    Solution,
+    WhiteNoise,
+    solve,
+    uniform,
+)
 from sdekit.elementary import Time
 from sdekit_diffusion import VPSDE, nets
 
@@ -84,6 +102,121 @@ def compare(name: str, score: Score, shape: tuple[int, ...], steps: int, repeats
     return row
 
 
+def against_torchsde(repeats: int = 15, steps: int = 512) -> dict[str, dict[str, float]]:
+    """dx = -sin(x) dt + g dW at (64, 2): its solvers and ours, each with its default noise; evaluations counted."""
+    x, counts = torch.randn(64, 2, generator=torch.Generator().manual_seed(0)), [0, 0]
+
+    class Theirs(torch.nn.Module):
+        sde_type = "ito"
+
+        def __init__(self, noise_type: str) -> None:
+            super().__init__()
+            self.noise_type = noise_type
+
+        def f(self, t: Tensor, x: Tensor) -> Tensor:
+            counts[0] += 1
+            return -torch.sin(x)
+
+        def g(self, t: Tensor, x: Tensor) -> Tensor:
+            counts[1] += 1
+            return 0.5 + 0.1 * torch.sin(x)
+
+    theirs, ours = Theirs("diagonal"), sdekit.SDE(lambda t, x: -torch.sin(x), lambda t, x: 0.5 + 0.1 * torch.sin(x))
+    ts, grid = torch.tensor([0.0, 1.0]), uniform(0.0, 1.0, steps)
+    solvers = {"euler": EulerMaruyama(), "milstein": Milstein(), "srk": SRID2()}
+    rows = {}
+    for name, solver in solvers.items():
+
+        def run_theirs(name: str = name) -> Tensor:
+            return torchsde.sdeint(theirs, x, ts, dt=1 / steps, method=name)[-1]
+
+        def run_ours(solver: AbstractSolver = solver) -> Solution:
+            return solve(ours, x, grid, solver=solver, noise=WhiteNoise(0))
+
+        seconds = interleaved({"torchsde": run_theirs, "sdekit": run_ours}, repeats)
+        counts[:] = 0, 0
+        run_theirs()
+        row = {f"{case} us/step": 1e6 * statistics.median(values) / steps for case, values in seconds.items()}
+        row["sdekit / torchsde"] = ratio(seconds, "sdekit", "torchsde")
+        row |= {"torchsde drifts/step": counts[0] / steps, "torchsde diffusions/step": counts[1] / steps}
+        row["sdekit drifts/step"] = int(run_ours().evaluations[0]) / steps
+        print(f"{name + ' (64, 2)':28s}", "  ".join(f"{k} {v:.3g}" for k, v in row.items()))
+        rows[name] = row
+    return rows
+
+
+def paths(repeats: int = 7) -> dict[str, dict[str, float]]:
+    """Increments of a Brownian path: torchsde's tree that does not depend on the grid (tolerance 1e-6) and ours."""
+    rows = {}
+    for shape, steps in itertools.product(((64, 2), (8, 784)), (100, 999)):
+        x, path = torch.zeros(shape), BrownianPath(0)
+        grid = uniform(0.0, 1.0, steps)
+        known, times = grid.tolist(), torch.linspace(0, 1, steps + 1)
+        snapped = path.snap(grid, spare=1).tolist()
+        spread = torch.rand(shape[0], generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+        ticks = (256 * spread).floor() / 256
+
+        def tree(levy: str, shape: tuple[int, ...] = shape, times: Tensor = times) -> None:
+            bm = torchsde.BrownianInterval(0.0, 1.0, shape, halfway_tree=True, tol=1e-6, levy_area_approximation=levy)  # pyright: ignore[reportArgumentType]
+            for t0, t1 in pairwise(times):
+                bm(t0, t1, return_U=levy != "none")
+
+        def ours(ts: list[float], *, levy: bool, x: Tensor = x, path: BrownianPath = path) -> None:
+            for _ in path.increments(ts, x, tuple(x.shape[1:]), levy=levy):
+                pass
+
+        def own_times(*, levy: bool, x: Tensor = x, path: BrownianPath = path, ticks: Tensor = ticks, n: int = steps) -> None:
+            read = path.reader(x, tuple(x.shape[1:]), levy=levy)
+            for i in range(n):
+                t = (ticks + i / 256) % 1.0
+                read(t, t + 1 / 256)
+
+        for levy in (False, True):
+            cases = {
+                "torchsde": functools.partial(tree, "space-time" if levy else "none"),
+                "known grid": functools.partial(ours, known, levy=levy),
+                "snapped grid": functools.partial(ours, snapped, levy=levy),
+                "times of each sample": functools.partial(own_times, levy=levy),
+            }
+            seconds = interleaved(cases, repeats)
+            row = {f"{case} us/step": 1e6 * statistics.median(values) / steps for case, values in seconds.items()}
+            row |= {f"{case} / torchsde": ratio(seconds, case, "torchsde") for case in cases if case != "torchsde"}
+            name = f"path {shape}, {steps} steps, {'W and H' if levy else 'W'}"
+            print(f"{name:38s}", "  ".join(f"{k} {v:.3g}" for k, v in row.items()))
+            rows[name] = row
+    return rows
+
+
+def adaptive_overhead(repeats: int = 15) -> dict[str, float]:
+    """Time of an adaptive step beyond its evaluations, dopri5 at (64, 2): torchdiffeq's for all samples together, ours for each."""
+    x, calls = torch.randn(64, 2, generator=torch.Generator().manual_seed(0)), [0]
+
+    def f(t: Tensor, x: Tensor) -> Tensor:
+        calls[0] += 1
+        return torch.cos(3 * t) - x
+
+    def theirs() -> None:
+        torchdiffeq.odeint(f, x, torch.tensor([0.0, 20.0]), rtol=1e-6, atol=1e-6)
+
+    def own() -> None:
+        solve(ODE(f), x, [0.0, 20.0], solver=Dopri5(), control=PIDController(1e-6, 1e-6))
+
+    t, counts = torch.tensor(0.3), {}
+    for name, run in (("torchdiffeq", theirs), ("sdekit", own)):
+        calls[0] = 0
+        run()
+        counts[name] = calls[0]
+    bare = {"evaluation": lambda: [f(t, x) for _ in range(600)]}
+    seconds = interleaved({"torchdiffeq": theirs, "sdekit": own} | bare, repeats)
+    each = statistics.median(seconds["evaluation"]) / 600
+    row = {f"{name} evaluations": float(n) for name, n in counts.items()}
+    for name, n in counts.items():
+        row[f"{name} overhead us/step"] = 1e6 * (statistics.median(seconds[name]) - n * each) / (n / 6)
+    row["sdekit / torchdiffeq"] = row["sdekit overhead us/step"] / row["torchdiffeq overhead us/step"]
+    print(f"{'adaptive dopri5 (64, 2)':28s}", "  ".join(f"{k} {v:.3g}" for k, v in row.items()), "  (bar: <= 0.5)")
+    return row
+
+
 def unet_overhead(repeats: int = 9) -> dict[str, float]:
     """A solve with a null network over the network's own time, at (8, 1, 28, 28)."""
     torch.manual_seed(0)
@@ -132,6 +265,9 @@ def main() -> None:
         result["linear (64, 2)"] = compare("linear score (64, 2)", lambda t, x: -0.9 * x, (64, 2), 500, 31, 1.5)
         result["mlp (512, 2)"] = compare("MLP score (512, 2)", lambda t, x: head(mlp(x)), (512, 2), 100, 31, 1.05)
         result["unet (8, 1, 28, 28)"] = unet_overhead()
+        result["against torchsde"] = against_torchsde()
+        result["paths"] = paths()
+        result["adaptive"] = adaptive_overhead()
     result["memory MB"] = {str(steps): peak_memory(steps) for steps in (100, 1000, 10_000)}
     print("memory growth in MB by steps", result["memory MB"])
     save("throughput", result)

@@ -14,38 +14,50 @@ from sdekit.elementary import Time, axpy
 Score = Callable[[Time, Tensor], Tensor]
 
 
-def _require_additive(forward: AbstractSDE) -> None:
-    if forward.noise_type != "additive":
+def _require_elementwise(forward: AbstractSDE) -> None:
+    if forward.noise_type not in ("additive", "diagonal"):
         raise TypeError(
-            f"the forward equation has {forward.noise_type} noise; reversing is supported for additive (state-independent, "
-            "elementwise) noise, because other noise adds div(g g^T) to the drift"
+            f"the forward equation has {forward.noise_type} noise; reversing is supported for additive and diagonal noise, "
+            "where div(g g^T) is a number a coordinate"
         )
+    if forward.noise_type == "diagonal" and forward.sde_type != "ito":
+        raise TypeError("the forward equation is a Stratonovich one; write it as an Ito equation, with g g' / 2 in its drift")
 
 
 def _anderson(forward: AbstractSDE, score: Score, factor: float, t: Time, x: Tensor) -> Tensor:
-    """f - factor g^2 s."""
+    """f - factor [div(g g^T) + g g^T s]."""
     f, s, g = forward.drift(t, x), score(t, x), forward.diffusion(t, x)
     if s.shape != x.shape:
         raise ValueError(f"score(t, x) returned shape {tuple(s.shape)} for x of shape {tuple(x.shape)}; it must return x's")
-    if isinstance(g, Tensor):
-        return torch.addcmul(f, broadcast_noise(g.square(), x), s, value=-factor)
-    return axpy(-factor * g * g, s, f)
+    if not isinstance(g, Tensor):
+        return axpy(-factor * g * g, s, f)
+    if forward.noise_type == "diagonal":
+
+        def total(y: Tensor) -> Tensor:
+            g = forward.diffusion(t, y)
+            assert isinstance(g, Tensor)
+            return g.square().sum()
+
+        # g_i depends on x_i alone, so that the gradient of the sum is the derivative of each square.
+        f = axpy(-factor, torch.func.grad(total)(x), f)
+    return torch.addcmul(f, broadcast_noise(g.square(), x), s, value=-factor)
 
 
 @dataclass(frozen=True, eq=False)
 class ReverseSDE(AbstractSDE):
-    """dx = [f - (1 + eta^2)/2 g^2 s] dt + eta g dW, to be solved from late to early times.
+    """dx = [f - (1 + eta^2)/2 (div(g g^T) + g g^T s)] dt + eta g dW, to be solved from late to early times.
 
     With s(t, x) = grad log p_t(x) its solution has the forward equation's marginals for every eta: 1 is Anderson's
     equation, 0 the probability flow.
 
     Arguments:
-        forward: dx = f dt + g dW with additive elementwise noise.
+        forward: dx = f dt + g dW, an Ito equation with additive or diagonal noise. The divergence is 0 for the one; for the
+            other it is d(g_i^2)/dx_i by autograd, g_i being a function of x_i (and t) alone.
         score: `s(t, x)`, shaped like x. t is a float, or `(batch,)`: `sdekit.elementary` has functions for both.
         eta: the noise level, from 0.
 
     Raises:
-        TypeError: when the forward noise depends on the state.
+        TypeError: when the forward noise is of another kind.
         ValueError: for a negative eta.
 
     References:
@@ -57,13 +69,13 @@ class ReverseSDE(AbstractSDE):
     eta: float = 1.0
 
     def __post_init__(self) -> None:
-        _require_additive(self.forward)
+        _require_elementwise(self.forward)
         if not 0 <= self.eta < math.inf:
             raise ValueError(f"eta must be a number from 0 (probability flow) on, 1 being Anderson's equation; not {self.eta}")
 
     @property
     def noise_type(self) -> NoiseType:  # pyright: ignore[reportIncompatibleVariableOverride]
-        return "additive" if self.eta else "none"
+        return self.forward.noise_type if self.eta else "none"
 
     def drift(self, t: Time, x: Tensor) -> Tensor:
         return _anderson(self.forward, self.score, 0.5 * (1 + self.eta**2), t, x)
@@ -80,7 +92,7 @@ class ReverseSDE(AbstractSDE):
 
 @dataclass(frozen=True, eq=False)
 class ProbabilityFlow(AbstractSDE):
-    """dx = [f - g^2 s / 2] dt: the ordinary equation with the forward equation's marginals.
+    """dx = [f - (div(g g^T) + g g^T s) / 2] dt: the ordinary equation with the forward equation's marginals.
 
     Arguments and errors as in `ReverseSDE`.
 
@@ -94,7 +106,7 @@ class ProbabilityFlow(AbstractSDE):
     score: Score  # pyright: ignore[reportIncompatibleMethodOverride] - the method, given as a function
 
     def __post_init__(self) -> None:
-        _require_additive(self.forward)
+        _require_elementwise(self.forward)
 
     def drift(self, t: Time, x: Tensor) -> Tensor:
         return _anderson(self.forward, self.score, 0.5, t, x)
