@@ -205,6 +205,25 @@ def test_it_is_solved_by_every_loop():
     assert (solution.evaluations.unique().tolist(), solution.seed) == ([16], None)
 
 
+@pytest.mark.parametrize("kind", ["additive", "diagonal", "scalar"])
+def test_it_is_solved_to_order_one_and_a_half(kind):
+    """A matrix of additive noise included, which only the equation knows how to multiply."""
+    sde, grid = Equation(kind), torch.linspace(0, 1, 17, dtype=F64)
+    bm, solver = brownian(sde.size), sdekit.SRA1() if kind == "additive" else sdekit.SRID2()
+    solution = sdekit.solve(from_torchsde(sde), start(), grid, solver=solver, noise=TorchsdeNoise(bm))
+    close(solution.x, torchsde.sdeint(sde, start(), [0.0, 1.0], bm=bm, dt=1 / 16, method="srk")[-1], 1e-10)
+
+
+def test_it_is_solved_with_adaptive_steps():
+    sde, path, control = Equation("diagonal"), sdekit.BrownianPath(3, (0.0, 1.0)), sdekit.PIDController(rtol=1e-4, atol=1e-4)
+    own = sdekit.solve(from_torchsde(sde), start(), [0.0, 1.0], solver=sdekit.SRID2(), noise=path, control=control)
+    close(own.x, sdeint(sde, start(), [0.0, 1.0], bm=path, dt=1 / 512)[-1], 2e-3)
+    with pytest.raises(TypeError, match="use BrownianPath"):
+        sdekit.solve(
+            from_torchsde(sde), start(), [0.0, 1.0], solver=sdekit.SRID2(), noise=TorchsdeNoise(brownian(2)), control=control
+        )
+
+
 # Brownian motions of torchsde
 
 
@@ -622,6 +641,14 @@ def test_milstein_for_scalar_noise_that_mixes_coordinates():
 
     assert error(sdeint, "milstein", 1 / 64) < 0.35 * error(sdeint, "milstein", 1 / 16)  # order one: a quarter
     assert error(torchsde.sdeint, "milstein", 1 / 64) > error(torchsde.sdeint, "euler", 1 / 64)
+
+
+def test_srk_evaluates_what_the_tableau_needs():
+    ours, theirs = (Only(Equation("diagonal"), "f", "g") for _ in range(2))
+    sdeint(ours, start(), [0.0, 1.0], dt=1 / 16, method="srk")
+    assert ours.calls == {"f": 3 * 16, "g": 4 * 16}
+    torchsde.sdeint(theirs, start(), [0.0, 1.0], dt=1 / 16, method="srk")
+    assert theirs.calls == {"f": 10 * 16 + 1, "g": 10 * 16 + 1}  # one of each to check shapes
 
 
 def test_seeds_are_torchs():

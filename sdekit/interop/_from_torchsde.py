@@ -47,13 +47,13 @@ def from_torchsde(sde: object, *, names: Mapping[str, str] | None = None, noise_
         raise ValueError(f"noise_type is {noise_type!r}; a torchsde equation has one of {', '.join(_NOISE_TYPES)}")
     if sde_type not in _SDE_TYPES:
         raise ValueError(f"sde_type is {sde_type!r}; a torchsde equation has one of {', '.join(_SDE_TYPES)}")
-    if not any(methods[name] for name in ("f", "f_and_g", "f_and_g_prod")):
+    if all(methods[name] is None for name in ("f", "f_and_g", "f_and_g_prod")):
         raise ValueError(f"{type(sde).__name__} has no drift; define one of f, f_and_g, f_and_g_prod, or pass names")
-    if not any(methods[name] for name in ("g", "g_prod", "f_and_g", "f_and_g_prod")):
+    if all(methods[name] is None for name in ("g", "g_prod", "f_and_g", "f_and_g_prod")):
         raise ValueError(
             f"{type(sde).__name__} has no diffusion; define one of g, f_and_g, g_prod, f_and_g_prod, or pass names"
         )
-    pair = _Pair(methods["f_and_g"]) if methods["f_and_g"] else None
+    pair = None if methods["f_and_g"] is None else _Pair(methods["f_and_g"])
     return _Torchsde(
         methods["f"], methods["g"], methods["g_prod"], pair, methods["f_and_g_prod"], noise_type, sde_type, noise_size
     )
