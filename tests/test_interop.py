@@ -17,6 +17,7 @@ from torch import nn
 import sdekit
 from sdekit import NotFiniteError
 from sdekit.interop import TorchsdeNoise, from_torchsde, sdeint, to_torchsde
+from sdekit.interop._from_torchsde import for_one_solve
 from sdekit.interop._sdeint import SOLVERS
 
 F64 = torch.float64
@@ -145,12 +146,10 @@ def test_what_is_evaluated_together_is_evaluated_once():
 def test_a_pair_is_given_away_once_and_at_one_place_only():
     equation = Equation("diagonal")
     sde, x = Only(equation, "f_and_g"), start()
-    problem = from_torchsde(sde)
+    problem = for_one_solve(from_torchsde(sde))
     problem.drift(0.0, x)
-    with torch.no_grad():
-        equation.a += 1.0
     problem.diffusion(0.0, x.clone())  # another place
-    close(problem.diffusion(0.0, x), equation.g(None, x))  # nothing is left of before
+    problem.diffusion(0.0, x)  # nothing is left
     problem.drift(0.0, x)
     with torch.no_grad():
         assert not problem.diffusion(0.0, x).requires_grad
@@ -161,6 +160,15 @@ def test_a_pair_is_given_away_once_and_at_one_place_only():
     del x
     gc.collect()
     assert held() is None
+
+
+def test_outside_a_solve_nothing_is_kept():
+    equation, x = Equation("diagonal"), start()
+    problem = from_torchsde(Only(equation, "f_and_g"))
+    problem.drift(0.0, x)
+    with torch.no_grad():
+        equation.a += 1.0
+    close(problem.diffusion(0.0, x), equation.g(None, x))
 
 
 def test_products_only_need_the_number_of_brownian_motions():
@@ -702,8 +710,9 @@ def test_reverse_time():
     ys = sdeint(Brownian(2.0), start(), ts, bm=bm, dt=0.25, method="euler")
     for t, y in zip(ts, ys, strict=True):
         close(y, start() - 2.0 * (bm(t, 1.0) if t < 1 else 0))
-    with pytest.raises(ValueError, match="strictly increasing"):
-        torchsde.sdeint(Brownian(), start(), ts)
+    for refused in (torchsde.sdeint, partial(sdeint, extra=True)):
+        with pytest.raises(ValueError, match="strictly increasing"):
+            refused(Brownian(), start(), ts)
     sde, bm = Equation("additive"), brownian(3)
     there = sdeint(sde, start(), [0.0, 1.0], bm=bm, dt=1 / 512, method="euler")
     back = sdeint(sde, there[-1], [1.0, 0.0], bm=bm, dt=1 / 512, method="euler")
