@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
+from torch.autograd.graph import Node
 from torch.utils.checkpoint import checkpoint
 
 from sdekit._noise import AbstractNoise, Increment
@@ -124,8 +124,9 @@ class Reversible(AbstractGradient):
             name = type(solver).__name__
             raise TypeError(f"{name} cannot be run backwards exactly; use ReversibleHeun, or gradient=Checkpointed()")
         steps = _Steps(problem, ts, solver, noise)
-        parameters = steps.leaves(x0) if self.parameters is None else self.parameters
-        xs = _BackAndForth.apply(steps, every, self.parameters is None, x0, *parameters)
+        leaves, behind = steps.closure(x0)
+        parameters = leaves if self.parameters is None else tuple(self.parameters)
+        xs = _BackAndForth.apply(steps, every, _Pull(parameters, self.parameters is None, behind), x0, *parameters)
         yield from zip(range(len(ts) - len(xs), len(ts)), xs, strict=True)
 
 
@@ -174,64 +175,80 @@ class _Steps:
             xs = [*xs, x] if every else [x]
         return xs, state
 
-    def leaves(self, x: Tensor) -> list[Tensor]:
-        """The leaves with a gradient that the first step reads besides x."""
+    def closure(self, x: Tensor) -> tuple[list[Tensor], bool]:
+        """The leaves with a gradient that f and g read besides x, and whether they read them through a graph of its own."""
+        if not torch.is_grad_enabled():
+            return [], False
         x = x.detach()
-        return _leaves(_flat(self.run(x, self.init(x), 0, 1, every=False))) if torch.is_grad_enabled() else []
+        state, increment = self.init(x), next(self.increments(x, 0, 1))
+        first = _nodes(_flat(state))
+        second = _nodes(_flat(self.step(0, increment, x, _with(state, map(Tensor.detach, _flat(state))))))
+        return _leaves(first | second), any(node.next_functions for node in first & second)
 
 
 class _BackAndForth(torch.autograd.Function):
     """From x(t_0) and parameters to states of a solve, remembering the last; the way back starts from it."""
 
     @staticmethod
-    def forward(ctx: Any, steps: _Steps, every: bool, found: bool, x: Tensor, *parameters: Tensor) -> tuple[Tensor, ...]:  # noqa: ANN401
+    def forward(ctx: Any, steps: _Steps, every: bool, pull: "_Pull", x: Tensor, *parameters: Tensor) -> tuple[Tensor, ...]:  # noqa: ANN401
         xs, state = steps.run(x, steps.init(x), 0, len(steps), every)
         # Parameters are saved, not just kept, so that autograd notices when they are changed before the way back.
         ctx.save_for_backward(xs[-1], *parameters)
-        ctx.steps, ctx.found, ctx.state = steps, found, _with(state, map(Tensor.detach, _flat(state)))
+        ctx.steps, ctx.pull, ctx.state = steps, pull, _with(state, map(Tensor.detach, _flat(state)))
         ctx.set_materialize_grads(False)
         return tuple(xs)
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Any, ...]:  # noqa: ANN401 # pyright: ignore[reportIncompatibleMethodOverride]
-        (x, *parameters), state, steps = ctx.saved_tensors, ctx.state, ctx.steps
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Any, ...]:  # noqa: ANN401
+        if torch.is_grad_enabled():
+            raise RuntimeError("Reversible() gives first derivatives only; use gradient=Checkpointed() for second ones")
+        (x, *_), state, steps, pull = ctx.saved_tensors, ctx.state, ctx.steps, ctx.pull
         arriving = dict(zip(range(len(steps) - len(gradients), len(steps)), gradients, strict=True))
         pulled: list[Tensor | None] = [None] * (1 + len(_flat(state)))
-        totals: list[Tensor | None] = [None] * len(parameters)
+        totals: list[Tensor | None] = [None] * len(pull.parameters)
         for i, increment in steps.backwards(x):
             pulled[0] = _sum(pulled[0], arriving.get(i))
             x, state = steps.back(i, increment, x, state)
-            pulled, more = _pull(partial(steps.step, i, increment), (x, state), parameters, pulled, ctx.found)
+            pulled, more = pull(partial(steps.step, i, increment), (x, state), pulled)
             totals = list(map(_sum, totals, more))
-        (gradient,), more = _pull(steps.init, (x,), parameters, pulled[1:], ctx.found)
+        (gradient,), more = pull(steps.init, (x,), pulled[1:])
         return None, None, None, _sum(pulled[0], gradient), *map(_sum, totals, more)
 
 
-def _pull(
-    function: Callable[..., Tree],
-    arguments: tuple[Tree, ...],
-    parameters: Sequence[Tensor],
-    gradients: Sequence[Tensor | None],
-    found: bool,
-) -> tuple[list[Tensor | None], list[Tensor | None]]:
-    """Gradients of what a function returns, pulled back to the tensors in its arguments and to parameters."""
-    with torch.enable_grad():
-        inputs = [tensor.detach().requires_grad_() for tensor in _flat(arguments)]
-        outputs = _flat(function(*_with(arguments, iter(inputs))))
-    pairs = [(y, g) for y, g in zip(outputs, gradients, strict=True) if g is not None and y.requires_grad]
-    if not pairs:
-        return [None] * len(inputs), [None] * len(parameters)
-    known = {id(tensor) for tensor in (*inputs, *parameters)}
-    if found and any(id(leaf) not in known for leaf in _leaves(outputs)):
-        raise RuntimeError(
-            "a step depends on a tensor with a gradient that the first step does not read, so that its gradient would be lost; "
-            "list what f and g depend on: Reversible(parameters)"
-        )
-    ys, gs = zip(*pairs, strict=True)
-    # What f closes over may have a graph of its own, which every step passes through.
-    pulled = torch.autograd.grad(ys, [*inputs, *parameters], gs, retain_graph=True, allow_unused=True)
-    return list(pulled[: len(inputs)]), list(pulled[len(inputs) :])
+@dataclass(frozen=True, eq=False)
+class _Pull:
+    """Pulls gradients of what a function returns back to the tensors in its arguments and to parameters.
+
+    found: whether the parameters are all the leaves that were found, and no others may be met.
+    behind: whether f and g close over tensors with a graph of their own, which every step then passes through.
+    """
+
+    parameters: Sequence[Tensor]
+    found: bool
+    behind: bool
+
+    def __call__(
+        self, function: Callable[..., Tree], arguments: tuple[Tree, ...], gradients: Sequence[Tensor | None]
+    ) -> tuple[list[Tensor | None], list[Tensor | None]]:
+        with torch.enable_grad():
+            inputs = [tensor.detach().requires_grad_() for tensor in _flat(arguments)]
+            outputs = _flat(function(*_with(arguments, iter(inputs))))
+        if self.found:
+            self.require_known(inputs, outputs)
+        pairs = [(y, g) for y, g in zip(outputs, gradients, strict=True) if g is not None and y.requires_grad]
+        if not pairs:
+            return [None] * len(inputs), [None] * len(self.parameters)
+        ys, gs = zip(*pairs, strict=True)
+        pulled = torch.autograd.grad(ys, [*inputs, *self.parameters], gs, retain_graph=self.behind, allow_unused=True)
+        return list(pulled[: len(inputs)]), list(pulled[len(inputs) :])
+
+    def require_known(self, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> None:
+        known = {id(tensor) for tensor in (*inputs, *self.parameters)}
+        if any(id(leaf) not in known for leaf in _leaves(_nodes(outputs))):
+            raise RuntimeError(
+                "a step depends on a tensor with a gradient that the first step does not read, so that its gradient would be "
+                "lost; list what f and g depend on: Reversible(parameters)"
+            )
 
 
 def _sum(a: Tensor | None, b: Tensor | None) -> Tensor | None:
@@ -239,18 +256,21 @@ def _sum(a: Tensor | None, b: Tensor | None) -> Tensor | None:
     return b if a is None else a if b is None else a + b
 
 
-def _leaves(outputs: Iterable[Tensor]) -> list[Tensor]:
-    """The leaves of the graph of some tensors."""
-    stack, seen, found = [tensor.grad_fn for tensor in outputs], set(), []
+def _nodes(outputs: Iterable[Tensor]) -> set[Node]:
+    """The graph of some tensors."""
+    stack, seen = [tensor.grad_fn for tensor in outputs], set()
     while stack:
         node = stack.pop()
         if node is not None and node not in seen:
             seen.add(node)
             stack += [before for before, _ in node.next_functions]
-            # Where gradients accumulate a graph ends, and the node knows its tensor.
-            if not node.next_functions and (leaf := getattr(node, "variable", None)) is not None:
-                found.append(leaf)
-    return found
+    return seen
+
+
+def _leaves(nodes: Iterable[Node]) -> list[Tensor]:
+    """The leaves of a graph: where gradients accumulate it ends, and the node knows its tensor."""
+    ends = [getattr(node, "variable", None) for node in nodes if not node.next_functions]
+    return [leaf for leaf in ends if leaf is not None]
 
 
 def _flat(tree: Tree) -> list[Tensor]:

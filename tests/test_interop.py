@@ -17,6 +17,7 @@ from torch import nn
 import sdekit
 from sdekit import NotFiniteError
 from sdekit.interop import TorchsdeNoise, from_torchsde, sdeint, to_torchsde
+from sdekit.interop._from_torchsde import for_one_solve
 from sdekit.interop._sdeint import SOLVERS
 
 F64 = torch.float64
@@ -145,12 +146,10 @@ def test_what_is_evaluated_together_is_evaluated_once():
 def test_a_pair_is_given_away_once_and_at_one_place_only():
     equation = Equation("diagonal")
     sde, x = Only(equation, "f_and_g"), start()
-    problem = from_torchsde(sde)
+    problem = for_one_solve(from_torchsde(sde))
     problem.drift(0.0, x)
-    with torch.no_grad():
-        equation.a += 1.0
     problem.diffusion(0.0, x.clone())  # another place
-    close(problem.diffusion(0.0, x), equation.g(None, x))  # nothing is left of before
+    problem.diffusion(0.0, x)  # nothing is left
     problem.drift(0.0, x)
     with torch.no_grad():
         assert not problem.diffusion(0.0, x).requires_grad
@@ -161,6 +160,15 @@ def test_a_pair_is_given_away_once_and_at_one_place_only():
     del x
     gc.collect()
     assert held() is None
+
+
+def test_outside_a_solve_nothing_is_kept():
+    equation, x = Equation("diagonal"), start()
+    problem = from_torchsde(Only(equation, "f_and_g"))
+    problem.drift(0.0, x)
+    with torch.no_grad():
+        equation.a += 1.0
+    close(problem.diffusion(0.0, x), equation.g(None, x))
 
 
 def test_products_only_need_the_number_of_brownian_motions():
@@ -203,6 +211,25 @@ def test_it_is_solved_by_every_loop():
     solution = sdekit.solve(from_torchsde(sde), start(), grid, solver=sdekit.EulerMaruyama(), noise=TorchsdeNoise(bm))
     close(solution.x, torchsde.sdeint(sde, start(), [0.0, 1.0], bm=bm, dt=1 / 16, method="euler")[-1])
     assert (solution.evaluations.unique().tolist(), solution.seed) == ([16], None)
+
+
+@pytest.mark.parametrize("kind", ["additive", "diagonal", "scalar"])
+def test_it_is_solved_to_order_one_and_a_half(kind):
+    """A matrix of additive noise included, which only the equation knows how to multiply."""
+    sde, grid = Equation(kind), torch.linspace(0, 1, 17, dtype=F64)
+    bm, solver = brownian(sde.size), sdekit.SRA1() if kind == "additive" else sdekit.SRID2()
+    solution = sdekit.solve(from_torchsde(sde), start(), grid, solver=solver, noise=TorchsdeNoise(bm))
+    close(solution.x, torchsde.sdeint(sde, start(), [0.0, 1.0], bm=bm, dt=1 / 16, method="srk")[-1], 1e-10)
+
+
+def test_it_is_solved_with_adaptive_steps():
+    sde, path, control = Equation("diagonal"), sdekit.BrownianPath(3, (0.0, 1.0)), sdekit.PIDController(rtol=1e-4, atol=1e-4)
+    own = sdekit.solve(from_torchsde(sde), start(), [0.0, 1.0], solver=sdekit.SRID2(), noise=path, control=control)
+    close(own.x, sdeint(sde, start(), [0.0, 1.0], bm=path, dt=1 / 512)[-1], 2e-3)
+    with pytest.raises(TypeError, match="use BrownianPath"):
+        sdekit.solve(
+            from_torchsde(sde), start(), [0.0, 1.0], solver=sdekit.SRID2(), noise=TorchsdeNoise(brownian(2)), control=control
+        )
 
 
 # Brownian motions of torchsde
@@ -624,6 +651,14 @@ def test_milstein_for_scalar_noise_that_mixes_coordinates():
     assert error(torchsde.sdeint, "milstein", 1 / 64) > error(torchsde.sdeint, "euler", 1 / 64)
 
 
+def test_srk_evaluates_what_the_tableau_needs():
+    ours, theirs = (Only(Equation("diagonal"), "f", "g") for _ in range(2))
+    sdeint(ours, start(), [0.0, 1.0], dt=1 / 16, method="srk")
+    assert ours.calls == {"f": 3 * 16, "g": 4 * 16}
+    torchsde.sdeint(theirs, start(), [0.0, 1.0], dt=1 / 16, method="srk")
+    assert theirs.calls == {"f": 10 * 16 + 1, "g": 10 * 16 + 1}  # one of each to check shapes
+
+
 def test_seeds_are_torchs():
     y0, ts = start(8), [0.0, 0.33, 1.0]
 
@@ -675,8 +710,9 @@ def test_reverse_time():
     ys = sdeint(Brownian(2.0), start(), ts, bm=bm, dt=0.25, method="euler")
     for t, y in zip(ts, ys, strict=True):
         close(y, start() - 2.0 * (bm(t, 1.0) if t < 1 else 0))
-    with pytest.raises(ValueError, match="strictly increasing"):
-        torchsde.sdeint(Brownian(), start(), ts)
+    for refused in (torchsde.sdeint, partial(sdeint, extra=True)):
+        with pytest.raises(ValueError, match="strictly increasing"):
+            refused(Brownian(), start(), ts)
     sde, bm = Equation("additive"), brownian(3)
     there = sdeint(sde, start(), [0.0, 1.0], bm=bm, dt=1 / 512, method="euler")
     back = sdeint(sde, there[-1], [1.0, 0.0], bm=bm, dt=1 / 512, method="euler")

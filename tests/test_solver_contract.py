@@ -5,12 +5,12 @@ of the semigroup, whose generator is differentiated by autograd. Strong orders c
 the Taylor method of order 1.5 on that noise, which shares nothing with the solvers.
 """
 
-import functools
 import math
 
 import numpy as np
 import pytest
 import torch
+from convergence import SIZES, START, FinePath, b, f, fine, ito, problem, quadrature, slope, strong_slope, taylor, weak_slope
 
 from sdekit import (
     ODE,
@@ -51,150 +51,11 @@ SOLVERS = [
 DIRECTIONS = pytest.mark.parametrize("direction", [1, -1], ids=["forwards", "backwards"])
 
 
-def f(t, x):
-    return torch.sin(2 * x) + 0.5 * torch.cos(3 * t) - 0.3 * x
-
-
-def b(t, x):
-    return 0.8 + 0.3 * torch.cos(2 * x) + 0.2 * torch.sin(3 * t)
-
-
-COEFFICIENTS = {
-    "none": lambda t, x: torch.zeros_like(x),
-    "additive": lambda t, x: (0.6 + 0.3 * torch.sin(2 * t)) * torch.ones_like(x),
-    "diagonal": b,
-    "scalar": b,
-    "general": lambda t, x: 0.9 * torch.stack([torch.cos(x + t), torch.sin(x + t)], dim=-1),
-    "commutative": lambda t, x: torch.stack([0.6 * b(t, x), 0.8 * b(t, x)], dim=-1),
-}
-SIZES = {"general": 2, "commutative": 2}
-
-
-def problem(kind, solver):
-    if kind == "none":
-        return ODE(f)
-    sde_type = "ito" if kind == "additive" else solver.sde_type
-    return SDE(f, COEFFICIENTS[kind], "general" if kind in SIZES else kind, sde_type, noise_size=SIZES.get(kind))
-
-
-def slope(steps, errors):
-    return -np.polyfit(np.log(steps), np.log(errors), 1)[0]
-
-
-class FinePath(AbstractNoise):
-    """W and its integral on fine cells, each with an H of its own, for the intervals of coarser grids on [0, 1].
-
-    Grids may run in either direction: then W changes its sign and H does not.
-    """
-
-    seed = 0
-
-    def __init__(self, cells, paths, size, seed=0):
-        generator = torch.Generator().manual_seed(seed)
-        w, h = torch.randn(2, cells, paths, size, generator=generator, dtype=torch.float64) / math.sqrt(cells)
-        self.cells, self.path = cells, torch.cat([torch.zeros(1, paths, size), w.cumsum(0)])
-        means = self.path[:-1] + w / 2 + h / math.sqrt(12)
-        self.integral = torch.cat([torch.zeros(1, paths, size), means.cumsum(0) / cells])
-
-    def rows(self, index):
-        raise NotImplementedError
-
-    def increments(self, ts, x, shape, *, levy, normals, start):
-        assert not normals
-        at = [round(t * self.cells) for t in ts]
-        for t0, t1, i, j in zip(ts[start:], ts[start + 1 :], at[start:], at[start + 1 :], strict=False):
-            w = self.path[j] - self.path[i]
-            h = (self.integral[j] - self.integral[i]) / (t1 - t0) - (self.path[i] + self.path[j]) / 2
-            yield Increment(w.reshape(len(x), *shape), h.reshape(len(x), *shape) if levy else None)
-
-
 # Convergence of paths
-
-
-START = torch.linspace(-2, 2, 2000, dtype=torch.float64)[:, None]
-
-
-@functools.cache
-def fine(size):
-    return FinePath(2**10 if size == 1 else 2**12, 2000, size)
-
-
-def derivative(p, v):
-    if not p.requires_grad:
-        return torch.zeros_like(v)
-    (d,) = torch.autograd.grad(p.sum(), v, create_graph=True, allow_unused=True)
-    return torch.zeros_like(v) if d is None else d
-
-
-def ito(kind, sde_type, direction):
-    """Drift and columns of the Ito equation in the running time s = direction t; commuting columns in one."""
-    g = COEFFICIENTS[kind]
-
-    def columns(t, x):
-        return g(t, x).unbind(-1) if kind == "general" else (b(t, x) if kind == "commutative" else g(t, x),)
-
-    def drift(t, x):
-        correction = sum(c * derivative(c, x) for c in columns(t, x)) if sde_type == "stratonovich" else 0.0
-        return direction * f(t, x) + 0.5 * correction
-
-    return drift, columns
-
-
-@functools.cache
-def reference(kind, sde_type, ends):
-    """Paths at the end of [0, 1] on a fine grid: Milstein's method for general noise, Taylor's of order 1.5 for other."""
-    direction, size = int(ends[1] - ends[0]), SIZES.get(kind, 1)
-    noise, x, step = fine(size), START, milstein if kind == "general" else taylor
-    drift, columns = ito(kind, sde_type, direction)
-    steps = noise.cells if kind == "general" else 2**10
-    ts = uniform(*ends, steps).tolist()
-    for t, dw in zip(ts, noise.increments(ts, x, (size,), levy=True, normals=0, start=0), strict=False):
-        if kind == "commutative":
-            dw = Increment(*(0.6 * part[:, :1] + 0.8 * part[:, 1:] for part in (dw.w, dw.h)))
-        t = torch.full_like(x, t, requires_grad=True)
-        x = step(drift, columns, direction, t, x.detach().requires_grad_(), 1 / steps, dw).detach()
-    return x
-
-
-def milstein(drift, columns, direction, t, x, dt, noise):
-    """Milstein's method without Levy's area."""
-    g = columns(t, x)
-    slopes, dw = [derivative(c, x) for c in g], noise.w.split(1, dim=1)
-    kick = sum(c * w for c, w in zip(g, dw, strict=True))
-    turn = sum(c * w for c, w in zip(slopes, dw, strict=True))
-    return x + drift(t, x) * dt + kick + 0.5 * (turn * kick - dt * sum(c * d for c, d in zip(g, slopes, strict=True)))
-
-
-def taylor(drift, columns, direction, t, x, dt, noise):
-    """Kloeden and Platen 1992, equation 10.4.1: strong order 1.5."""
-    a, (b,), w, z = drift(t, x), columns(t, x), noise.w, dt * (noise.w / 2 + noise.h)
-    a_x, b_x = derivative(a, x), derivative(b, x)
-
-    def l0(p, p_x):
-        return direction * derivative(p, t) + a * p_x + 0.5 * b**2 * derivative(p_x, x)
-
-    third = b * derivative(b * b_x, x) * (w**2 / 3 - dt) * w / 2
-    first = x + a * dt + b * w + b * b_x * (w**2 - dt) / 2
-    return first + b * a_x * z + l0(a, a_x) * dt**2 / 2 + l0(b, b_x) * (w * dt - z) + third
 
 
 def cases(solvers, *extra):
     return [pytest.param(solver, kind, id=f"{solver}-{kind}") for solver in solvers for kind in (*solver.order, *extra)]
-
-
-def strong_slope(solver, kind, direction, noise=None):
-    """The measured order; against another noise than the fine one, the order that wrong increments leave."""
-    ends, equation, promised = (0.0, 1.0)[::direction], problem(kind, solver), solver.order.get(kind, (1,))[0]
-    if kind == "none":
-        steps, x0 = np.array([24, 48, 96] if promised > 2 else [16, 32, 64, 128]), START[::100]
-        exact = solve(equation, x0, uniform(*ends, 2048), solver=RK4()).x
-    else:
-        steps, x0 = np.array([32, 64, 128] if promised == 0.5 else [16, 32, 64, 128]), START
-        exact, noise = reference(kind, equation.sde_type, ends), noise or fine(SIZES.get(kind, 1))
-    errors = [
-        (solve(equation, x0, uniform(*ends, n), solver=solver, noise=noise).x - exact).square().mean().sqrt() for n in steps
-    ]
-    return slope(steps, errors)
 
 
 @DIRECTIONS
@@ -241,70 +102,28 @@ def test_without_its_area_or_with_the_area_of_a_path_not_reversed_the_strong_ord
     assert strong_slope(solver, kind, -1, Without(fine(1), -1.0)) < 1.15
 
 
+@pytest.mark.parametrize(("factor", "power"), [(1, 2), (0, 1.5)], ids=["with H", "without H"])
+def test_the_shift_of_euler_needs_the_area(factor, power):
+    """The error of one step of SEA; the global order is one either way."""
+    h, errors = 2.0 ** -np.arange(5, 11), []
+    w, z = torch.randn(2, len(START), 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    drift, columns = ito("additive", "ito", 1)
+    t, x = torch.full_like(START, 0.3, requires_grad=True), START.clone().requires_grad_()
+    for step in h:
+        noise = Increment(w * math.sqrt(step), z * math.sqrt(step / 12))
+        exact = taylor(drift, columns, 1, t, x, step, noise).detach()
+        end = SEA().step(problem("additive", SEA()), 0.3, 0.3 + step, START, noise._replace(h=factor * noise.h), ()).x
+        errors.append((end - exact).norm())
+    assert slope(1 / h, errors) == pytest.approx(power, abs=0.05)
+
+
 # Convergence of means
-
-
-def expansion(phi, kind, sde_type, direction, t, x, h, terms):
-    """E phi after h by sum_k h^k L^k phi / k!, L the generator of the equation, differentiated by autograd."""
-    drift, columns = ito(kind, sde_type, direction)
-
-    def generator(phi):
-        def applied(t, x):
-            p = phi(t, x)
-            p_x = derivative(p, x)
-            square = sum(c.square() for c in columns(t, x))
-            return direction * derivative(p, t) + drift(t, x) * p_x + 0.5 * square * derivative(p_x, x)
-
-        return applied
-
-    value, term, factor = 0.0, phi, 1.0
-    for k in range(terms + 1):
-        value, factor = value + factor * term(t, x).detach(), factor * h / (k + 1)
-        term = generator(term)
-    return value.item()
-
-
-def quadrature(nodes, size):
-    """Product Gauss-Hermite nodes `(n, size)` and their masses."""
-    points, weights = np.polynomial.hermite_e.hermegauss(nodes)
-    grid, mass = (np.stack(np.meshgrid(*[v] * size, indexing="ij"), -1).reshape(-1, size) for v in (points, weights))
-    mass = torch.tensor(mass.prod(-1))
-    return torch.tensor(grid), mass / mass.sum()
-
-
-def moved(solver, kind, direction, t, x, h):
-    """The ends of one step from x and their masses, by quadrature over all that the step draws."""
-    size = 0 if kind == "none" else SIZES.get(kind, 1)
-    shape = () if kind == "scalar" else (size,)
-    grid, mass = quadrature(12 if size == 1 else 8, size * (2 if solver.levy else 1)) if size else (None, torch.ones(1))
-    batch = torch.full((len(mass), 1), x, dtype=torch.float64)
-    parts = (None,) * 2 if grid is None else (p.reshape(-1, *shape) * math.sqrt(h) for p in grid.split(size, dim=1))
-    w, h_ = (*parts, None)[:2]
-    noise = Increment(w, None if h_ is None else h_ / math.sqrt(12))
-    equation = problem(kind, solver)
-    return solver.step(equation, t, t + direction * h, batch, noise, solver.init(equation, t, batch)).x, mass
 
 
 @DIRECTIONS
 @pytest.mark.parametrize(("solver", "kind"), cases(s for s in SOLVERS if s not in MULTISTEP))
 def test_weak_order_of_one_step(solver, kind, direction):
     assert weak_slope(solver, kind, direction) == pytest.approx(solver.order[kind].weak + 1, abs=0.1)
-
-
-def weak_slope(solver, kind, direction, t=0.3, x=0.9):
-    promised = solver.order[kind].weak
-    h = 2.0 ** -np.arange(*((9, 13) if promised < 3 else (6, 9)))
-    errors = []
-    for step in h:
-        start = torch.tensor([[t]], dtype=torch.float64, requires_grad=True)
-        point = torch.tensor([[x]], dtype=torch.float64, requires_grad=True)
-        ends, mass = moved(solver, kind, direction, t, x, step)
-        error = 0.0
-        for phi in (lambda t, x: torch.cos(x), lambda t, x: x + x**2):
-            exact = expansion(phi, kind, problem(kind, solver).sde_type, direction, start, point, step, int(promised) + 2)
-            error += abs((mass * phi(t, ends)[:, 0]).sum().item() - exact)
-        errors.append(error)
-    return slope(1 / h, errors)
 
 
 def clocked(q):
@@ -357,23 +176,54 @@ def test_weak_order_of_several_steps(solver, kind, direction):
 EMBEDDED = [s for s in SOLVERS if s.embedded is not None]
 
 
-@pytest.mark.parametrize(("solver", "kind"), cases(EMBEDDED, "commutative"))
+@pytest.mark.parametrize(("solver", "kind"), [*cases(EMBEDDED), pytest.param(SPaRK(), "commutative", id="SPaRK()-commutative")])
 def test_the_error_estimate_falls_with_its_power(solver, kind):
-    if kind == "commutative" and "general" not in solver.order:
-        pytest.skip("not for general noise")
-    h, errors, size = 2.0 ** -np.arange(5, 11), [], SIZES.get(kind, 1)
-    x = START[:, 0]
-    w, z = torch.randn(2, len(x), size, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    w, z = (v if kind in SIZES else v[:, 0] for v in (w, z))
+    h, errors, shape = 2.0 ** -np.arange(5, 11), [], SIZES.get(kind, ())
+    x, noise = START[:, 0], torch.randn(2, len(START), 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    w, z = noise if shape else noise[..., 0]
     for step in h:
-        noise = Increment(w * math.sqrt(step), z * math.sqrt(step / 12))
-        errors.append(solver.step(problem(kind, solver), 0.3, 0.3 + step, x, noise, ()).error.square().mean().sqrt())
-    # With general noise SPaRK's estimate is of Levy's area; what it promises is the least power.
-    promised = solver.embedded if kind == "general" or solver.embedded == 1.5 else 1.5
+        drawn = Increment(w * math.sqrt(step), z * math.sqrt(step / 12))
+        errors.append(solver.step(problem(kind, solver), 0.3, 0.3 + step, x, drawn, ()).error.square().mean().sqrt())
+    # What SPaRK promises is the least power: its estimate is of Levy's area, which is only there with general noise.
+    promised = 1.5 if solver.embedded == 1 and kind != "general" else solver.embedded
     assert slope(1 / h, errors) == pytest.approx(promised, abs=0.1)
 
 
-# Multistep coefficients
+# Coefficients
+
+
+def conditions(a, b, c):
+    """The eight order conditions of a fourth-order Runge-Kutta method, and that rows sum to c."""
+    a = np.array([[*row, *[0] * (len(b) - len(row))] for row in a], dtype=float)
+    b, c = np.array(b, dtype=float), np.array(c, dtype=float)
+    return np.array(
+        [
+            b.sum() - 1,
+            b @ c - 1 / 2,
+            b @ c**2 - 1 / 3,
+            b @ a @ c - 1 / 6,
+            b @ c**3 - 1 / 4,
+            (b * c) @ a @ c - 1 / 8,
+            b @ a @ c**2 - 1 / 12,
+            b @ a @ a @ c - 1 / 24,
+            *(a.sum(1) - c),
+        ]
+    )
+
+
+def test_rk4_satisfies_the_order_conditions_and_no_neighbour_does():
+    tableau = RK4.tableau
+    assert np.abs(conditions(tableau.a, tableau.b, tableau.c)).max() < 1e-14
+    for i, row in enumerate(tableau.a):
+        for j, value in enumerate(row):
+            if value:
+                a = [list(r) for r in tableau.a]
+                a[i][j] *= 1.05
+                assert np.abs(conditions(a, tableau.b, tableau.c)).max() > 1e-3
+    for i in range(4):
+        b = list(tableau.b)
+        b[i] *= 1.05
+        assert np.abs(conditions(tableau.a, b, tableau.c)).max() > 1e-3
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,7 @@ def _several(problem: AbstractSDE, push: Push, w: Tensor, dt: Time, onto: Tensor
 
 
 _CORRECTIONS: dict[NoiseType, Callable[[AbstractSDE, Push, Tensor, Time, Tensor], Tensor]] = {
-    "additive": _single,
+    "additive": lambda problem, push, w, dt, onto: onto,
     "diagonal": _single,
     "scalar": _single,
     "general": _several,

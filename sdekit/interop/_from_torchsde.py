@@ -1,7 +1,7 @@
 """torchsde's equations as ours."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -27,7 +27,7 @@ def from_torchsde(sde: object, *, names: Mapping[str, str] | None = None, noise_
     """The equation of a torchsde object: dx = f(t, x) dt + g(t, x) dW on states of shape `(batch, d)`.
 
     Whatever the object defines is used: f, or f_and_g, or f_and_g_prod for the drift; g_prod, or g, or f_and_g, or
-    f_and_g_prod for the noise. Where f_and_g is all there is, a solver that asks for both at one place evaluates it once.
+    f_and_g_prod for the noise.
 
     Arguments:
         sde: an object with `noise_type`, `sde_type` and such methods; g is `(batch, d)` for diagonal noise and
@@ -47,42 +47,21 @@ def from_torchsde(sde: object, *, names: Mapping[str, str] | None = None, noise_
         raise ValueError(f"noise_type is {noise_type!r}; a torchsde equation has one of {', '.join(_NOISE_TYPES)}")
     if sde_type not in _SDE_TYPES:
         raise ValueError(f"sde_type is {sde_type!r}; a torchsde equation has one of {', '.join(_SDE_TYPES)}")
-    if not any(methods[name] for name in ("f", "f_and_g", "f_and_g_prod")):
+    if all(methods[name] is None for name in ("f", "f_and_g", "f_and_g_prod")):
         raise ValueError(f"{type(sde).__name__} has no drift; define one of f, f_and_g, f_and_g_prod, or pass names")
-    if not any(methods[name] for name in ("g", "g_prod", "f_and_g", "f_and_g_prod")):
+    if all(methods[name] is None for name in ("g", "g_prod", "f_and_g", "f_and_g_prod")):
         raise ValueError(
             f"{type(sde).__name__} has no diffusion; define one of g, f_and_g, g_prod, f_and_g_prod, or pass names"
         )
-    pair = _Pair(methods["f_and_g"]) if methods["f_and_g"] else None
-    return _Torchsde(
-        methods["f"], methods["g"], methods["g_prod"], pair, methods["f_and_g_prod"], noise_type, sde_type, noise_size
-    )
+    return _Torchsde(**methods, noise_type=noise_type, sde_type=sde_type, size=noise_size)
 
 
-class _Pair:
-    """f_and_g for one who asks for f and then for g: the g that came with f is given away once, at the same place, next.
+def for_one_solve(problem: AbstractSDE) -> AbstractSDE:
+    """The same equation for a solve that begins and ends before a parameter changes.
 
-    A second question, another place or another gradient mode evaluates anew, so that nothing outlives a change of parameters.
+    Where f_and_g is all there is, the g that came with f is kept for the next question, which is for g at the same place.
     """
-
-    def __init__(self, f_and_g: Method) -> None:
-        self.f_and_g = f_and_g
-        self.kept: tuple[Time, Tensor, bool, Tensor] | None = None
-
-    def f(self, t: Time, x: Tensor) -> Tensor:
-        f, g = self.f_and_g(_as_tensor(t, x), x)
-        self.kept = (t, x, torch.is_grad_enabled(), g)
-        return f
-
-    def g(self, t: Time, x: Tensor) -> Tensor:
-        kept, self.kept = self.kept, None
-        if kept is not None and kept[1] is x and kept[2] == torch.is_grad_enabled() and _same(kept[0], t):
-            return kept[3]
-        return self.f_and_g(_as_tensor(t, x), x)[1]
-
-
-def _same(s: Time, t: Time) -> bool:
-    return s is t or (isinstance(s, float) and s == t)
+    return replace(problem, kept=[]) if isinstance(problem, _Torchsde) else problem
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,17 +71,20 @@ class _Torchsde(AbstractSDE):
     f: Method | None
     g: Method | None
     g_prod: Method | None
-    pair: _Pair | None
+    f_and_g: Method | None
     f_and_g_prod: Method | None
     noise_type: NoiseType
     sde_type: SDEType
     size: int | None = None
+    kept: list[tuple[Time, Tensor, bool, Tensor]] | None = None
 
     def drift(self, t: Time, x: Tensor) -> Tensor:
         if self.f is not None:
             f = self.f(_as_tensor(t, x), x)
-        elif self.pair is not None:
-            f = self.pair.f(t, x)
+        elif self.f_and_g is not None:
+            f, g = self.f_and_g(_as_tensor(t, x), x)
+            if self.kept is not None:
+                self.kept[:] = [(t, x, torch.is_grad_enabled(), g)]
         else:
             assert self.f_and_g_prod is not None
             still = x.new_zeros(len(x), *(self.noise_shape(x) or (1,)))
@@ -121,13 +103,20 @@ class _Torchsde(AbstractSDE):
         """g as torchsde shapes it; where there are products only, from those with one, or with each Brownian motion."""
         if self.g is not None:
             return self.g(_as_tensor(t, x), x)
-        if self.pair is not None:
-            return self.pair.g(t, x)
+        if self.f_and_g is not None:
+            return self._came_with_f(t, x) if self.kept else self.f_and_g(_as_tensor(t, x), x)[1]
         if self.noise_type == "diagonal":
             return self._product(t, x, torch.ones_like(x))
         (size,) = self.noise_shape(x) or (1,)
         units = torch.eye(size, dtype=x.dtype, device=x.device)
         return torch.stack([self._product(t, x, unit.expand(len(x), -1)) for unit in units], dim=-1)
+
+    def _came_with_f(self, t: Time, x: Tensor) -> Tensor:
+        assert self.kept is not None
+        assert self.f_and_g is not None
+        s, y, with_grad, g = self.kept.pop()
+        same = y is x and with_grad == torch.is_grad_enabled() and (s is t or (isinstance(s, float) and s == t))
+        return g if same else self.f_and_g(_as_tensor(t, x), x)[1]
 
     def _product(self, t: Time, x: Tensor, v: Tensor) -> Tensor:
         if self.g_prod is not None:
@@ -137,7 +126,7 @@ class _Torchsde(AbstractSDE):
 
     def diffuse(self, t: Time, x: Tensor, dw: Tensor | None, onto: Tensor) -> Tensor:
         assert dw is not None
-        if self.g_prod is None and (self.g is not None or self.pair is not None):
+        if self.g_prod is None and (self.g is not None or self.f_and_g is not None):
             return self.multiply(self.diffusion(t, x), dw, onto)
         return onto + self._product(t, x, dw.unsqueeze(-1) if self.noise_type == "scalar" else dw)
 
@@ -151,7 +140,7 @@ class _Torchsde(AbstractSDE):
     def noise_shape(self, x: Tensor) -> tuple[int, ...] | None:
         if self.noise_type in ("diagonal", "scalar"):
             return AbstractSDE.noise_shape(self, x)
-        if self.size is None and self.g is None and self.pair is None:
+        if self.size is None and self.g is None and self.f_and_g is None:
             raise ValueError(
                 "products with g do not tell how many Brownian motions there are; pass noise_size, or a bm to sdeint"
             )

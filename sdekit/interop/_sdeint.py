@@ -20,7 +20,7 @@ from sdekit._solver import (
     Milstein,
     ReversibleHeun,
 )
-from sdekit.interop._from_torchsde import from_torchsde
+from sdekit.interop._from_torchsde import for_one_solve, from_torchsde
 from sdekit.interop._steps import states
 from sdekit.interop._to_torchsde import to_torchsde
 from sdekit.interop._torchsde_noise import Brownian, brownian
@@ -104,7 +104,7 @@ def sdeint(
         return (out[0].reshape(-1, *y0.shape), *out[1:])
     if unused_kwargs:
         warnings.warn(f"sdeint does not know the arguments {', '.join(unused_kwargs)}", stacklevel=2)
-    return torch.stack(list(states(problem, y0.contiguous(), ts, solver=solver, bm=bm, dt=float(dt))))
+    return torch.stack(list(states(for_one_solve(problem), y0.contiguous(), ts, solver=solver, bm=bm, dt=float(dt))))
 
 
 def _require(sde: object, y0: Tensor, ts: Tensor | Sequence[float], dt: float) -> None:

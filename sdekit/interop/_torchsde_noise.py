@@ -122,8 +122,8 @@ def brownian(
     Raises:
         ValueError: for WhiteNoise, which is no path.
     """
-    if bm is not None and not isinstance(bm, AbstractNoise):
-        return bm
+    if (bm is not None and not isinstance(bm, AbstractNoise)) or (bm is None and ts[-1] <= ts[0]):
+        return bm  # and what is wrong with the times is torchsde's to say
     event = problem.noise_shape(y0) or ()
     if logqp and problem.noise_type == "diagonal":  # torchsde adds a coordinate, and to it a Brownian motion
         event = (math.prod(event) + 1,)

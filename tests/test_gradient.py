@@ -1,0 +1,460 @@
+"""Gradients through a solve: right, second ones too, in the memory promised; torch.func and torch.compile."""
+
+import functools
+import inspect
+import shutil
+import weakref
+from dataclasses import dataclass
+
+import pytest
+import torch
+import torch._dynamo
+from torch._dynamo.utils import counters
+from torch.func import jacfwd, jacrev, jvp, vmap
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+import sdekit
+from sdekit import (
+    ODE,
+    SDE,
+    AbstractSolver,
+    AdamsBashforth,
+    EulerMaruyama,
+    Heun,
+    Langevin,
+    Order,
+    PredictorCorrector,
+    ReverseSDE,
+    Step,
+    WhiteNoise,
+    solve,
+    uniform,
+)
+from sdekit._gradient import Checkpointed, Reversible
+from sdekit.elementary import axpy
+
+# torch itself still scripts some of its derivatives.
+pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
+
+DIRECTIONS = pytest.mark.parametrize("ends", [(0.2, 1.0), (1.0, 0.2)], ids=["forwards", "backwards"])
+KINDS = ["none", "additive", "diagonal", "scalar", "general"]
+
+
+@dataclass(frozen=True, eq=False)
+class ReversibleHeun(AbstractSolver):
+    """The reversible Heun method, as short as it can be."""
+
+    order = dict.fromkeys(KINDS, Order(0.5, 1))
+    sde_type = "stratonovich"
+
+    def init(self, problem, t0, x):
+        return x, problem.drift(t0, x), problem.diffusion(t0, x)
+
+    def moved(self, problem, t, dt, x, dw, state):
+        z, f, g = state
+        z = problem.multiply(g, dw, axpy(dt, f, 2 * x - z))
+        f1, g1 = problem.drift(t, z), problem.diffusion(t, z)
+        half = None if dw is None else 0.5 * dw
+        x = problem.multiply(g1, half, problem.multiply(g, half, axpy(0.5 * dt, f + f1, x)))
+        return x, (z, f1, g1)
+
+    def step(self, problem, t0, t1, x, noise, state):
+        x, state = self.moved(problem, t1, t1 - t0, x, noise.w, state)
+        return Step(x, state=state)
+
+    def reverse(self, problem, t0, t1, x, noise, state):
+        return self.moved(problem, t0, t0 - t1, x, None if noise.w is None else -noise.w, state)
+
+
+def equation(kind, theta, sde_type="stratonovich"):
+    """A nonlinear equation with a parameter in f, another in g."""
+    a, b = theta
+
+    def f(t, x):
+        return torch.sin(a * x) + 0.5 * torch.cos(3 * t) - 0.3 * x.flip(-1)
+
+    g = {
+        "additive": lambda t, x: (0.6 + 0.3 * torch.sin(b * t)) * torch.ones_like(x),
+        "diagonal": lambda t, x: 0.8 + 0.3 * torch.cos(b * x),
+        "scalar": lambda t, x: 0.8 + 0.3 * torch.cos(b * x),
+        "general": lambda t, x: torch.stack([0.6 + 0.3 * torch.cos(b * x), 0.4 * torch.sin(2 * x) - 0.3 * t], dim=-1),
+    }
+    return ODE(f) if kind == "none" else SDE(f, g[kind], kind, sde_type, noise_size=2 if kind == "general" else None)
+
+
+def states(problem, x0, ts, *, solver, gradient=None):
+    """All states of a solve after the first."""
+    if gradient is None:
+        return solve(problem, x0, ts, solver=solver, noise=WhiteNoise(1), save="all").xs[1:]
+    return torch.stack(list(_states(problem, x0, ts, solver, gradient, every=True)))
+
+
+def end(problem, x0, ts, *, solver, gradient=None):
+    """The last state of a solve."""
+    if gradient is None:
+        return solve(problem, x0, ts, solver=solver, noise=WhiteNoise(1)).x
+    return _states(problem, x0, ts, solver, gradient, every=False)[-1]
+
+
+def _states(problem, x0, ts, solver, gradient, *, every):
+    grid, noise = ts.tolist(), None if problem.noise_type == "none" else WhiteNoise(1)
+    return [x for _, x in gradient.states(problem, x0, grid, solver.plan(problem, grid), noise, every=every)]
+
+
+def tensors(*shapes):
+    generator = torch.Generator().manual_seed(0)
+    return [torch.randn(shape, generator=generator, dtype=torch.float64).requires_grad_() for shape in shapes]
+
+
+def network(width=16, dtype=torch.float64):
+    torch.manual_seed(0)
+    return torch.nn.Sequential(torch.nn.Linear(2, width), torch.nn.Tanh(), torch.nn.Linear(width, 2)).to(dtype)
+
+
+# The numbers
+
+
+@DIRECTIONS
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("gradient", [None, Checkpointed(), Reversible()], ids=["plain", "checkpointed", "reversible"])
+def test_gradients_are_those_of_finite_differences(gradient, kind, ends):
+    x0, a, b = tensors((2, 2), (), ())
+
+    def solved(x0, a, b):
+        problem, ts = equation(kind, (a, b)), uniform(*ends, 5)
+        return (
+            end(problem, x0, ts, solver=ReversibleHeun(), gradient=gradient),
+            states(problem, x0, ts, solver=ReversibleHeun(), gradient=gradient),
+        )
+
+    assert torch.autograd.gradcheck(solved, (x0, a, b))
+
+
+@DIRECTIONS
+@pytest.mark.parametrize("kind", ["additive", "diagonal", "general"])
+@pytest.mark.parametrize("gradient", [None, Checkpointed()], ids=["plain", "checkpointed"])
+def test_second_derivatives(gradient, kind, ends):
+    x0, a, b = tensors((1, 2), (), ())
+
+    def solved(x0, a, b):
+        return end(equation(kind, (a, b)), x0, uniform(*ends, 4), solver=ReversibleHeun(), gradient=gradient)
+
+    assert torch.autograd.gradgradcheck(solved, (x0, a, b))
+
+
+@DIRECTIONS
+@pytest.mark.parametrize("value", [end, states])
+@pytest.mark.parametrize(
+    ("gradient", "tolerance"), [(Checkpointed(), 1e-13), (Reversible(), 1e-9)], ids=["checkpointed", "reversible"]
+)
+def test_a_thousand_steps_give_the_plain_gradient(gradient, tolerance, value, ends):
+    net = network()
+    (x0, scale) = tensors((8, 2), 2)
+    problem = SDE(lambda t, x: net(x) - x, lambda t, x: 0.2 + scale * torch.cos(x), "diagonal", "stratonovich")
+    wanted = [x0, scale, *net.parameters()]
+
+    def solved(gradient):
+        x = value(problem, x0, uniform(*ends, 1000), solver=ReversibleHeun(), gradient=gradient)
+        return x.detach(), torch.autograd.grad((x * torch.cos(x)).sum(), wanted)
+
+    (x, ours), (y, plain) = solved(gradient), solved(None)
+    assert torch.equal(x, y)
+    for a, b in zip(ours, plain, strict=True):
+        torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance * float(b.abs().max()))
+
+
+@pytest.mark.parametrize("solver", [EulerMaruyama(), Heun(), AdamsBashforth(3)], ids=str)
+@pytest.mark.parametrize("steps", [1, 2, 9, 11])
+def test_checkpointing_serves_every_solver(solver, steps):
+    x0, a, b = tensors((3, 2), (), ())
+    for kind in solver.order:
+        problem = equation(kind, (a, b), solver.sde_type)
+        x, y = (end(problem, x0, uniform(0.0, 1.0, steps), solver=solver, gradient=g) for g in (Checkpointed(), None))
+        ours, plain = (torch.autograd.grad(x.sum(), (x0, a, b), materialize_grads=True) for x in (x, y))
+        assert torch.equal(x, y)
+        torch.testing.assert_close(ours, plain, rtol=1e-13, atol=1e-13)
+
+
+def test_checkpointing_repeats_dropout():
+    net = torch.nn.Sequential(torch.nn.Linear(2, 8), torch.nn.Dropout(0.5), torch.nn.Tanh(), torch.nn.Linear(8, 2))
+
+    def solved(gradient):
+        torch.manual_seed(5)
+        x = end(ODE(lambda t, x: net(x)), torch.ones(4, 2), uniform(0.0, 1.0, 10), solver=Heun(), gradient=gradient)
+        return torch.autograd.grad(x.sum(), list(net.parameters()))
+
+    torch.testing.assert_close(solved(Checkpointed()), solved(None))
+
+
+@pytest.mark.parametrize("gradient", [Checkpointed(), Reversible()], ids=["checkpointed", "reversible"])
+def test_without_autograd_nothing_is_kept_or_repeated(gradient):
+    x0, a, b = tensors((3, 2), (), ())
+    problem, calls = counted(equation("diagonal", (a, b)))
+    with torch.no_grad():
+        x = end(problem, x0, uniform(0.0, 1.0, 10), solver=ReversibleHeun(), gradient=gradient)
+    assert not x.requires_grad
+    assert len(calls) == 11
+
+
+# What the reversible solve has to find
+
+
+def test_leaves_behind_a_graph_get_their_gradient():
+    """What f closes over may be computed from leaves: a hypernetwork, say."""
+    x0, z = tensors((3, 2), (4,))
+    problem_of = lambda a: equation("diagonal", (a, 1.5))  # noqa: E731
+    grid = uniform(0.0, 1.0, 20)
+    a = torch.sin(z).sum()
+    x = end(problem_of(a), x0, grid, solver=ReversibleHeun(), gradient=Reversible())
+    y = end(problem_of(a), x0, grid, solver=ReversibleHeun())
+    for wanted in ([x0, z], [x0]):
+        ours, plain = (torch.autograd.grad(x.square().sum() + a, wanted, retain_graph=True) for x in (x, y))
+        torch.testing.assert_close(ours, plain, rtol=1e-12, atol=1e-12)
+    named = end(problem_of(a), x0, grid, solver=ReversibleHeun(), gradient=Reversible([a]))
+    for wanted in ([x0, z], [a], [x0]):
+        ours, plain = (torch.autograd.grad(x.square().sum(), wanted, retain_graph=True) for x in (named, y))
+        torch.testing.assert_close(ours, plain, rtol=1e-12, atol=1e-12)
+
+
+def test_gradients_accumulate_in_leaves():
+    net, found = network(), []
+    for gradient in (None, Reversible(), Reversible(net.parameters()), Checkpointed()):
+        net.zero_grad()
+        x0 = torch.ones(3, 2, dtype=torch.float64)
+        end(ODE(lambda t, x: net(x)), x0, uniform(0, 1, 20), solver=ReversibleHeun(), gradient=gradient).sum().backward()
+        found.append([p.grad.clone() for p in net.parameters()])
+    for ours in found[1:]:
+        torch.testing.assert_close(ours, found[0], rtol=1e-12, atol=1e-12)
+
+
+def test_only_the_parameters_given_get_a_gradient():
+    x0, a, b = tensors((3, 2), (), ())
+    x = end(equation("diagonal", (a, b)), x0, uniform(0, 1, 5), solver=ReversibleHeun(), gradient=Reversible([a]))
+    found = torch.autograd.grad(x.sum(), (x0, a, b), allow_unused=True)
+    assert [g is None for g in found] == [False, False, True]
+
+
+def test_a_leaf_that_turns_up_late_is_refused():
+    x0, a = tensors((3, 2), ())
+    problem = ODE(lambda t, x: torch.sin(a * x) if t > 0.5 else torch.sin(x))
+    for gradient in (Reversible(), Reversible([a])):
+        x = end(problem, x0, uniform(0.0, 1.0, 10), solver=ReversibleHeun(), gradient=gradient)
+        if gradient.parameters is None:
+            with pytest.raises(RuntimeError, match=r"list what f and g depend on: Reversible\(parameters\)"):
+                x.sum().backward()
+        else:
+            (found,) = torch.autograd.grad(x.sum(), a)
+            plain = end(problem, x0, uniform(0.0, 1.0, 10), solver=ReversibleHeun())
+            torch.testing.assert_close(found, *torch.autograd.grad(plain.sum(), a))
+
+
+def test_parameters_changed_before_the_backward_pass_are_noticed():
+    net = network()
+    x = end(ODE(lambda t, x: net(x)), *tensors((3, 2)), uniform(0, 1, 5), solver=ReversibleHeun(), gradient=Reversible())
+    with torch.no_grad():
+        net[0].weight.add_(1.0)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        x.sum().backward()
+
+
+def test_what_reversible_refuses():
+    x0, a, b = tensors((3, 2), (), ())
+    problem = equation("none", (a, b))
+    with pytest.raises(TypeError, match="Heun cannot be run backwards exactly; use ReversibleHeun"):
+        end(problem, x0, uniform(0, 1, 5), solver=Heun(), gradient=Reversible())
+    x = end(problem, x0, uniform(0, 1, 5), solver=ReversibleHeun(), gradient=Reversible())
+    with pytest.raises(RuntimeError, match="first derivatives only"):
+        torch.autograd.grad(x.sum(), x0, create_graph=True)
+
+
+# What it costs
+
+
+class Peak(TorchDispatchMode):
+    """The most bytes in tensors made under it that were alive together."""
+
+    def __init__(self):
+        super().__init__()
+        self.known, self.now, self.most = set(), 0, 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(out):
+            if isinstance(tensor, torch.Tensor) and tensor.untyped_storage().data_ptr() not in self.known:
+                storage = tensor.untyped_storage()
+                self.known.add(storage.data_ptr())
+                self.now += storage.nbytes()
+                self.most = max(self.most, self.now)
+                weakref.finalize(storage, self.drop, storage.data_ptr(), storage.nbytes())
+        return out
+
+    def drop(self, pointer, size):
+        self.known.discard(pointer)
+        self.now -= size
+
+
+def peak(gradient, steps):
+    net, x0, ts = network(32, torch.float32), torch.ones(16, 2), uniform(0.0, 1.0, steps)
+    problem = SDE(lambda t, x: net(x) - x, lambda t, x: 0.2 + 0.1 * torch.cos(x), "diagonal", "stratonovich")
+    with Peak() as seen:
+        x = end(problem, x0, ts, solver=ReversibleHeun(), gradient=gradient)
+        torch.autograd.grad(x.sum(), list(net.parameters()))
+    return seen.most
+
+
+def test_peak_memory_of_forward_and_backward_pass(monkeypatch):
+    """As n without help, as sqrt(n) with checkpoints, constant on the way back."""
+    monkeypatch.setattr("sdekit._noise._BLOCK", 1 << 9)
+    plain = [peak(None, n) for n in (25, 100)]
+    checkpointed = [peak(Checkpointed(), n) for n in (100, 400, 1600)]
+    reversible = [peak(Reversible(), n) for n in (100, 400, 1600)]
+    assert plain[1] / plain[0] == pytest.approx(4, rel=0.1)
+    assert checkpointed[1] / checkpointed[0] == pytest.approx(2, rel=0.15)
+    assert checkpointed[2] / checkpointed[1] == pytest.approx(2, rel=0.15)
+    assert checkpointed[0] < 0.2 * plain[1]
+    assert reversible[2] == reversible[1] == reversible[0] < 0.5 * checkpointed[0]
+
+
+def counted(problem):
+    """The same equation, and a list that grows by one with each evaluation of the drift."""
+    calls = []
+
+    def f(t, x):
+        calls.append(None)
+        return problem.drift(t, x)
+
+    return SDE(f, problem.diffusion, problem.noise_type, problem.sde_type), calls
+
+
+def evaluations(gradient, steps):
+    x0, a, b = tensors((3, 2), (), ())
+    problem, calls = counted(equation("diagonal", (a, b)))
+    x = end(problem, x0, uniform(0.0, 1.0, steps), solver=ReversibleHeun(), gradient=gradient)
+    forward = len(calls)
+    x.sum().backward()
+    return forward, len(calls) - forward
+
+
+def test_evaluations_of_the_drift():
+    """Twice with checkpoints; reversibly three times, and two for finding the leaves."""
+    assert evaluations(None, 100) == (101, 0)
+    assert evaluations(Checkpointed(), 100) == (101, 100)
+    assert evaluations(Reversible(), 100) == (103, 201)
+
+
+# torch.func and torch.compile
+
+
+def solvers():
+    made = {"PredictorCorrector": PredictorCorrector(EulerMaruyama(), Langevin())}
+    for name in sdekit.__all__:
+        item = getattr(sdekit, name)
+        if name.startswith("Abstract") or name in made or not inspect.isclass(item) or not issubclass(item, AbstractSolver):
+            continue
+        required = [p for p in inspect.signature(item).parameters.values() if p.default is p.empty]
+        if not required:
+            made[name] = item()
+    return list(made.values())
+
+
+def cases():
+    return [
+        pytest.param(solver, kind, id=f"{type(solver).__name__}-{kind}")
+        for solver in solvers()
+        for kind in (["additive"] if solver.normals else solver.order)
+    ]
+
+
+SOLVERS = pytest.mark.parametrize(("solver", "kind"), cases())
+
+
+def with_parameter(solver, kind, a):
+    if solver.normals:
+        forward = SDE(lambda t, x: -x, lambda t, x: torch.ones_like(x), "additive")
+        return ReverseSDE(forward, lambda t, x: -torch.tanh(a * x))
+    return equation(kind, (a, 1.5), solver.sde_type)
+
+
+@SOLVERS
+def test_solves_under_torch_func(solver, kind):
+    """The finite check reads values, which vmap hides: it passes there."""
+    x0, a = torch.linspace(-1, 1.2, 4, dtype=torch.float64).reshape(2, 2), torch.tensor(1.3, dtype=torch.float64)
+
+    def last(x0, a=a):
+        return end(with_parameter(solver, kind, a), x0, uniform(1.0, 0.0, 4), solver=solver)
+
+    def every(x0, a=a):
+        return states(with_parameter(solver, kind, a), x0, uniform(1.0, 0.0, 4), solver=solver)
+
+    parameters, starts = torch.tensor([0.5, 1.0, 2.0], dtype=torch.float64), torch.stack([x0, 2 * x0])
+    for solved in (last, every):
+        close = functools.partial(torch.testing.assert_close, rtol=1e-12, atol=1e-12)
+        close(vmap(functools.partial(solved, x0))(parameters), torch.stack([solved(x0, a) for a in parameters]))
+        close(vmap(solved)(starts), torch.stack([solved(x) for x in starts]))
+        jacobian = torch.autograd.functional.jacobian(solved, x0)
+        close(jacrev(solved)(x0), jacobian)
+        close(jacfwd(solved)(x0), jacobian)
+        value, along = jvp(solved, (x0,), (torch.cos(x0),))
+        close(value, solved(x0))
+        close(along, torch.einsum("...ij,ij->...", jacobian, torch.cos(x0)))
+
+
+def compiled_steps(solver, kind, time, backend, steps=4):
+    """The end of a solve whose steps are compiled, the end of one whose steps are not, and how often there was compiling."""
+    torch._dynamo.reset()
+    counters.clear()
+    x0, a = torch.linspace(-1, 1.2, 6, dtype=torch.float64).reshape(3, 2), torch.tensor(1.3, dtype=torch.float64)
+    ts = uniform(1.0, 0.0, steps).tolist()
+    problem = with_parameter(solver, kind, a)
+    solver, ends = solver.plan(problem, ts), []
+    for step in (torch.compile(solver.step, backend=backend, fullgraph=True), solver.step):
+        x, state = x0, solver.init(problem, time(ts[0]), x0)
+        increments = WhiteNoise(1).increments(
+            ts, x0, problem.noise_shape(x0), levy=solver.levy == "H", normals=solver.normals, start=0
+        )
+        for t0, t1, increment in zip(ts, ts[1:], increments, strict=False):
+            x, _, _, state = step(problem, time(t0), time(t1), x, increment, state)
+        ends.append(x)
+    return *ends, counters["stats"]["unique_graphs"]
+
+
+TIMES = {
+    "floats": lambda t: t,
+    "one tensor": lambda t: torch.tensor(t, dtype=torch.float64),
+    "a time a sample": lambda t: torch.full((3,), t, dtype=torch.float64),
+}
+ON_GRIDS = (AdamsBashforth, PredictorCorrector)  # times are floats there
+
+
+@SOLVERS
+@pytest.mark.parametrize("time", TIMES, ids=str)
+def test_a_step_compiles_whole(solver, kind, time):
+    """As tensors, times do not make a step compile again; a state that appears with the first step may, once."""
+    if isinstance(solver, ON_GRIDS) and time != "floats":
+        pytest.skip("takes floats")
+    compiled, eager, count = compiled_steps(solver, kind, TIMES[time], "eager")
+    torch.testing.assert_close(compiled, eager, rtol=1e-14, atol=1e-14)
+    assert count <= 2 or time == "floats"
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="inductor needs a C++ compiler")
+def test_inductor_gives_the_same_numbers():
+    for solver in (EulerMaruyama(), ReversibleHeun()):
+        compiled, eager, _ = compiled_steps(solver, "diagonal", TIMES["one tensor"], "inductor", steps=3)
+        torch.testing.assert_close(compiled, eager, rtol=1e-12, atol=1e-12)
+
+
+def test_a_compiled_drift_is_compiled_once_and_gets_gradients():
+    """f sees its time as a tensor: it compiles for each way in which autograd is on or off, not for each step."""
+    torch._dynamo.reset()
+    counters.clear()
+    net, x0 = network(), tensors((3, 2))[0]
+    f = torch.compile(lambda t, x: net(x) * torch.cos(t), backend="aot_eager", fullgraph=True)
+    found = []
+    for gradient in (None, Checkpointed(), Reversible()):
+        x = end(ODE(f), x0, uniform(0.0, 1.0, 12), solver=ReversibleHeun(), gradient=gradient)
+        found.append(torch.autograd.grad(x.sum(), [x0, *net.parameters()]))
+    for ours in found[1:]:
+        torch.testing.assert_close(ours, found[0], rtol=1e-12, atol=1e-12)
+    assert counters["stats"]["unique_graphs"] <= 5
