@@ -157,7 +157,7 @@ def paths(repeats: int = 7) -> dict[str, dict[str, float]]:
         ticks = (256 * spread).floor() / 256
 
         def tree(levy: str, shape: tuple[int, ...] = shape, times: Tensor = times) -> None:
-            bm = torchsde.BrownianInterval(0.0, 1.0, shape, halfway_tree=True, tol=1e-6, levy_area_approximation=levy)  # pyright: ignore[reportArgumentType]
+            bm = torchsde.BrownianInterval(0.0, 1.0, shape, halfway_tree=True, tol=1e-6, levy_area_approximation=levy)
             for t0, t1 in pairwise(times):
                 bm(t0, t1, return_U=levy != "none")
 
@@ -188,7 +188,7 @@ def paths(repeats: int = 7) -> dict[str, dict[str, float]]:
 
 
 def adaptive_overhead(repeats: int = 15) -> dict[str, float]:
-    """Time of an adaptive step beyond its evaluations, dopri5 at (64, 2): torchdiffeq's for all samples together, ours for each."""
+    """Time of a dopri5 step beyond its evaluations at (64, 2): torchdiffeq's for all samples together, ours for each."""
     x, calls = torch.randn(64, 2, generator=torch.Generator().manual_seed(0)), [0]
 
     def f(t: Tensor, x: Tensor) -> Tensor:

@@ -40,7 +40,8 @@ class BrownianPath(AbstractSeededNoise):
     grid of coarse ticks (`snap`) an increment costs two or three new nodes, on others about depth - log2(steps).
 
     Arguments:
-        seed: any integer; None takes one from torch's default generator.
+        seed: any integer; None takes one from torch's default generator; or one a sample, `(batch,)`, each of which then has
+            the path that it would have alone.
         knots: at least two increasing times; the path lives between the first and the last.
         depth: levels of the tree, 1 to 32.
         index: the samples' indices, `(batch,)` int64; None counts from `first`.

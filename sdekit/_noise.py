@@ -35,7 +35,7 @@ Reader = Callable[[Tensor, Tensor], Increment]  # from times `(batch,)` to times
 class AbstractNoise(ABC):
     """A source of increments, random access in the samples."""
 
-    seed: int
+    seed: int | Tensor
 
     @abstractmethod
     def rows(self, index: Tensor) -> Self:
@@ -83,24 +83,33 @@ class AbstractNoise(ABC):
 class AbstractSeededNoise(AbstractNoise):
     """Noise that is a function of (seed, sample index): what such kinds share."""
 
-    seed: int = None  # pyright: ignore[reportAssignmentType] - filled in below
+    seed: int | Tensor = None  # pyright: ignore[reportAssignmentType] - filled in below
     index: Tensor | None = field(default=None, kw_only=True)
     first: int = field(default=0, kw_only=True)
 
     def __post_init__(self) -> None:
         if self.seed is None:
             object.__setattr__(self, "seed", _random.fresh_seed())
+        elif isinstance(self.seed, Sequence | Tensor):
+            object.__setattr__(self, "seed", torch.as_tensor(self.seed, dtype=torch.int64).reshape(-1))
 
     def rows(self, index: Tensor) -> Self:
+        if isinstance(self.seed, Tensor):
+            return replace(self, seed=self.seed[index.to(self.seed.device)])
         return replace(self, index=index + self.first if self.index is None else self.index[index])
 
     def keys(self, x: Tensor) -> Tensor:
         """The samples' keys, `(batch,)`, on x's device."""
-        if self.index is None:
-            return _random.keys(self.seed, torch.arange(self.first, self.first + len(x), device=x.device))
-        if len(self.index) != len(x):
-            raise ValueError(f"this noise is for {len(self.index)} samples and the state has {len(x)}; use rows(index)")
-        return _random.keys(self.seed, self.index.to(x.device))
+        known = self.seed if isinstance(self.seed, Tensor) else self.index
+        if known is not None and len(known) != len(x):
+            raise ValueError(f"this noise is for {len(known)} samples and the state has {len(x)}; use rows(index)")
+        if isinstance(self.seed, Tensor):
+            index = torch.full_like(self.seed, self.first, device=x.device)
+        elif self.index is None:
+            index = torch.arange(self.first, self.first + len(x), device=x.device)
+        else:
+            index = self.index.to(x.device)
+        return _random.keys(self.seed, index)
 
     @staticmethod
     def draw(key: Tensor, steps: Tensor, kind: int, event: tuple[int, ...], x: Tensor) -> Tensor:
@@ -121,7 +130,8 @@ class WhiteNoise(AbstractSeededNoise):
     the device (to rounding). Another grid gets other noise: increments are not those of one path.
 
     Arguments:
-        seed: any integer; None takes one from torch's default generator.
+        seed: any integer; None takes one from torch's default generator; or one a sample, `(batch,)`, each of which then has
+            the noise that it would have alone.
         index: the samples' indices, `(batch,)` int64; None counts from `first`.
         first: the index of the first sample where index is None.
     """

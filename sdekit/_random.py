@@ -41,15 +41,19 @@ def _mix(word: Tensor) -> Tensor:
     return word.bitwise_xor_(_shifted(word, 31))
 
 
-def keys(seed: int, index: Tensor) -> Tensor:
+def keys(seed: int | Tensor, index: Tensor) -> Tensor:
     """One 64-bit key a sample.
 
     Arguments:
-        seed: any integer; its lowest 64 bits count.
+        seed: any integer, of which the lowest 64 bits count; or one a sample, int64, shape `(batch,)`.
         index: the samples' indices, int64, shape `(batch,)`.
     """
-    word = ((operator.index(seed) ^ _SALT) + 2**63) % 2**64 - 2**63
-    return _mix(index * GOLDEN + _SALT + _mix(torch.full((), word, dtype=torch.int64, device=index.device)))
+    if isinstance(seed, Tensor):
+        word = seed.to(index.device) ^ _SALT
+    else:
+        salted = ((operator.index(seed) ^ _SALT) + 2**63) % 2**64 - 2**63
+        word = torch.full((), salted, dtype=torch.int64, device=index.device)
+    return _mix(index * GOLDEN + _SALT + _mix(word))
 
 
 def _normals(key: Tensor, offsets: Tensor, out: Tensor) -> None:

@@ -72,7 +72,7 @@ class Solution:
     x: Tensor
     ts: Tensor
     xs: Tensor | None
-    seed: int | None
+    seed: int | Tensor | None
     evaluations: Tensor
     accepted: Tensor | None
     rejected: Tensor | None
@@ -91,7 +91,9 @@ class Solution:
         return Solution(x, first.ts, xs, first.seed, evaluations, accepted, rejected, status)
 
 
-def shared(x: Tensor, ts: Tensor, xs: Tensor | None, seed: int | None, *, evaluations: int, steps: int | None) -> Solution:
+def shared(
+    x: Tensor, ts: Tensor, xs: Tensor | None, seed: int | Tensor | None, *, evaluations: int, steps: int | None
+) -> Solution:
     """The solution of samples that made the same steps."""
     zeros = torch.zeros(len(x), dtype=torch.int64, device=x.device)
     accepted, rejected = (None, None) if steps is None else (zeros + steps, zeros)

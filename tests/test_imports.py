@@ -22,7 +22,7 @@ SDEKIT = [
     {"_solution", "_control", "_gradient"},
     {"_adaptive"},
     {"_integrate"},
-    {"interop._torchdiffeq", "interop._from_torchsde", "interop._to_torchsde", "interop._torchsde_noise"},
+    {"interop._torchdiffeq", "interop._from_torchsde", "interop._to_torchsde", "interop._torchsde_noise", "interop._brownian"},
     {"interop._steps"},
     {"interop._sdeint"},
     {"interop"},

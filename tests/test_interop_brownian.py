@@ -1,0 +1,75 @@
+"""Our paths under torchsde's and k-diffusion's interfaces."""
+
+import math
+
+import pytest
+import torch
+import torchsde
+
+from sdekit import SDE, BrownianPath, EulerMaruyama, solve, uniform
+from sdekit.interop import BrownianTreeNoiseSampler, TorchsdeBrownian
+
+
+class Diagonal(torch.nn.Module):
+    noise_type, sde_type = "diagonal", "ito"
+
+    def f(self, t, x):
+        return torch.sin(x)
+
+    def g(self, t, x):
+        return 0.5 + 0.1 * torch.cos(x)
+
+
+def test_torchsde_solves_on_our_path():
+    x0, path = torch.linspace(-1, 1, 6, dtype=torch.float64).reshape(3, 2), BrownianPath(1)
+    bm = TorchsdeBrownian(path, (3, 2), dtype=torch.float64)
+    for method in ("euler", "milstein", "srk"):
+        theirs = torchsde.sdeint(Diagonal(), x0, torch.tensor([0.0, 1.0]), bm=bm, dt=1 / 64, method=method)[-1]
+        assert theirs.isfinite().all()
+        if method == "euler":
+            equation = SDE(Diagonal().f, Diagonal().g)
+            ours = solve(equation, x0, uniform(0, 1, 64), solver=EulerMaruyama(), noise=path).x
+            torch.testing.assert_close(theirs, ours, rtol=0, atol=1e-12)
+
+
+def test_w_and_u_are_those_of_the_path():
+    bm = TorchsdeBrownian(BrownianPath(1), (4, 3), dtype=torch.float64)
+    w, u = bm(0.25, 0.75, return_U=True)
+    a, ua = bm(0.25, 0.5, return_U=True)
+    b, ub = bm(0.5, 0.75, return_U=True)
+    torch.testing.assert_close(w, a + b)
+    torch.testing.assert_close(u, ua + ub + 0.25 * a)
+    torch.testing.assert_close(bm(0.5), bm(0.0, 0.25) + a)
+    assert torch.equal(bm(0.5, 0.5), torch.zeros(4, 3, dtype=torch.float64))
+    assert bm.to(torch.float32)(0.0, 1.0).dtype == torch.float32
+    with pytest.raises(ValueError, match="return_A"):
+        bm(0.0, 1.0, return_A=True)
+    with pytest.raises(ValueError, match="ta <= tb"):
+        bm(1.0, 0.0)
+
+
+@pytest.mark.parametrize("shape", [(4, 3, 8, 8), (4, 2)], ids=str)
+def test_k_diffusion_noise_is_the_same_for_any_batch_and_number_of_steps(shape):
+    x = torch.zeros(shape)
+    whole = BrownianTreeNoiseSampler(x, 0.03, 14.6, seed=[5, 6, 7, 8])
+    alone = BrownianTreeNoiseSampler(x[2:3], torch.tensor(0.03), torch.tensor(14.6), seed=7)
+    sigmas = torch.tensor([14.6, 9.0, 4.0, 1.0, 0.03])
+    for a, b in zip(sigmas, sigmas[1:], strict=False):
+        assert torch.equal(whole(a, b)[2:3], alone(a, b))
+    # Twice the steps: increments add up to those of the long step.
+    long, first, second = alone(14.6, 4.0), alone(14.6, 9.0), alone(9.0, 4.0)
+    torch.testing.assert_close(math.sqrt(10.6) * long, math.sqrt(5.6) * first + math.sqrt(5.0) * second, rtol=0, atol=2e-6)
+
+
+def test_k_diffusion_noise_is_standard_normal_and_a_rounding_beyond_the_range_is_forgiven():
+    x = torch.zeros(200_000, 1)
+    sampler = BrownianTreeNoiseSampler(x, 0.1, 10.0, seed=1, transform=lambda s: s.log(), cpu=True)
+    z = sampler(torch.tensor(10.0), torch.tensor(0.5))
+    # 5.3 standard errors: two-sided 1e-7 each.
+    assert abs(z.mean()) < 5.3 / math.sqrt(2e5)
+    assert abs(z.var() - 1) < 5.3 * math.sqrt(2 / 2e5)
+    assert torch.equal(sampler(10.0 * (1 + 1e-7), 0.5), sampler(10.0, 0.5))
+    torch.manual_seed(0)
+    a = BrownianTreeNoiseSampler(x, 0.1, 10.0)
+    torch.manual_seed(0)
+    assert torch.equal(a(1.0, 0.5), BrownianTreeNoiseSampler(x, 0.1, 10.0)(1.0, 0.5))
