@@ -81,6 +81,19 @@ def test_scalar_noise_may_couple_coordinates(solver, promised, direction):
     assert slope(steps, errors) == pytest.approx(promised, abs=0.15)
 
 
+@pytest.mark.parametrize("solver", [s for s in SOLVERS if "additive" in s.order], ids=str)
+def test_time_runs_backwards_where_the_grid_does(solver):
+    """dx = x dt with hardly any noise, from 1 to 0: x falls, by e."""
+    x = solve(
+        SDE(lambda t, x: x, lambda t, x: 1e-9, "additive"),
+        torch.ones(1, 1, dtype=torch.float64),
+        uniform(1.0, 0.0, 400),
+        solver=solver,
+        noise=WhiteNoise(0),
+    ).x
+    assert x.item() == pytest.approx(math.exp(-1), abs=2e-3)
+
+
 class Without(FinePath):
     """The fine noise without H, or with its sign reversed in reverse time, as where a reversed path is taken for a path."""
 
@@ -248,7 +261,8 @@ def every_problem(solver):
     if solver.normals:
         forward = SDE(lambda t, x: -x, lambda t, x: torch.ones_like(x), "additive")
         return [ReverseSDE(forward, lambda t, x: -torch.tanh(x))]
-    return [problem(kind, solver) for kind in solver.order]
+    constant = SDE(f, lambda t, x: 0.7, "additive")  # g as one number
+    return [*([constant] if "additive" in solver.order else []), *(problem(kind, solver) for kind in solver.order)]
 
 
 @pytest.mark.parametrize("solver", ALL, ids=str)

@@ -120,6 +120,12 @@ def test_order_conditions(solver, conditions):
     assert np.abs(conditions(solver.tableau)).max() < 1e-14
 
 
+def test_sra3_without_noise_is_of_order_three():
+    (c, A, _), _, alpha, _ = read(SRA3.tableau, 2)
+    assert alpha @ c**2 == pytest.approx(1 / 3, abs=1e-15)
+    assert alpha @ A @ c == pytest.approx(1 / 6, abs=1e-15)
+
+
 def neighbours(tree):
     """Every copy with one nonzero number 5 % off."""
     if isinstance(tree, int | float):

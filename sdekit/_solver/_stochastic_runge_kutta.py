@@ -186,7 +186,8 @@ def _ito(s: float = 0, I10: float = 0, I1: float = 0, I11: float = 0, I111: floa
 class SRID2(AbstractStochasticRungeKutta):
     """Roessler's SRID2 for diagonal and scalar noise in Ito equations, three drift and four diffusion evaluations a step.
 
-    Diagonal noise is meant as in `Milstein`: g_i depends on x_i only.
+    Diagonal noise is meant as in `Milstein`: g_i depends on x_i only. Stages at g sqrt(|dt|) leave half powers of dt in means,
+    so the weak order is 1.5 as well; with additive noise they cancel.
 
     References:
         Roessler 2010, as for `SRA1`; the embedded error as by Rackauckas and Nie 2017, "Adaptive methods for
@@ -220,16 +221,15 @@ class SRID2(AbstractStochasticRungeKutta):
     )
 
 
-_P, _Q, _R = (3 - 3**0.5) / 6, 3**0.5 / 3, 3**0.5
+_P, _Q, _R = (3 - 3**0.5) / 6, 3**0.5 / 3, 3**0.5  # P + Q + P = 1
 
 
 @dataclass(frozen=True, eq=False)
 class SPaRK(AbstractStochasticRungeKutta):
     """Splitting-path Runge-Kutta for every noise in Stratonovich equations, three evaluations a step.
 
-    The rule of three stages along a path of straight pieces that has the increment and the area of W. With general noise that
-    commutes strong order one. The embedded error falls with dt, what is missing of Levy's area, and where noise commutes with
-    dt^1.5.
+    Made from a path of straight pieces with the increment and the area of W. With general noise that commutes strong order one.
+    The embedded error falls with dt, as what is missing of Levy's area does, and where noise commutes with dt^1.5.
 
     References:
         Foster 2023, "On the convergence of adaptive approximations for stochastic differential equations", arXiv 2311.14201,
