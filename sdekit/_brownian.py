@@ -18,6 +18,7 @@ sum is taken level by level, each term by itself, whatever is asked: an answer h
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property, lru_cache
 
 import torch
 from torch import Tensor
@@ -27,7 +28,7 @@ from sdekit._grid import Dyadic
 from sdekit._noise import AbstractSeededNoise, Increment, Reader
 
 _NODES = 1 << 37  # counters from here on are nodes; steps of a solve count from 0
-_BLOCK = 1 << 20  # normals of a block of steps on a grid that is known
+_BLOCK = 1 << 21  # normals of a block of steps on a grid that is known
 _LARGE = 1 << 12  # numbers of a batch from which a copy costs more than a call
 
 
@@ -58,7 +59,7 @@ class BrownianPath(AbstractSeededNoise):
         AbstractSeededNoise.__post_init__(self)
         object.__setattr__(self, "knots", self.tree.knots)
 
-    @property
+    @cached_property
     def tree(self) -> Dyadic:
         """The times of the path as ticks."""
         return Dyadic(self.knots, self.depth)
@@ -120,14 +121,15 @@ class BrownianPath(AbstractSeededNoise):
         key, size, zeros = self.keys(x), math.prod(shape), x.new_zeros(1 + levy, len(x), math.prod(shape), dtype=_working(x))
 
         def read(t0: Tensor, t1: Tensor) -> Increment:
-            s, t = ticks = self.ticks(torch.stack([t0, t1]))
-            nodes, weights = _terms(self.tree, ticks.sort(dim=0).values, levy)
-            term, row = nodes.nonzero(as_tuple=True)
-            found = zeros.new_zeros(len(nodes), 2, len(x), size)
-            found[term, :, row] = _random.normal_pairs(key[row], nodes[term, row], size).transpose(0, 1).to(zeros.dtype)
+            s, t = self.ticks(torch.stack([t0, t1]))
+            nodes, weights = _terms(self.tree, torch.stack([torch.minimum(s, t), torch.maximum(s, t)]), levy)
+            place = nodes.reshape(-1).nonzero().squeeze(1)
+            drawn = _random.normal_pairs(key[place % len(x)], nodes.reshape(-1)[place], size, outer=False)
+            found = zeros.new_zeros(nodes.numel(), 2, size).index_copy_(0, place, drawn.to(zeros.dtype))
+            found = found.reshape(len(nodes), len(x), 2, size).transpose(1, 2).unbind(0)
             out = zeros.clone()
             for weight, normal in zip(
-                weights.to(out.dtype).flatten(0, 1).unbind(0), found.flatten(0, 1).unbind(0), strict=True
+                weights.to(out.dtype).flatten(0, 1).unbind(0), (z for pair in found for z in pair.unbind(0)), strict=True
             ):
                 out.addcmul_(weight, normal)
             out[0].mul_(torch.where(s > t, -1, 1).unsqueeze(-1))
@@ -187,61 +189,80 @@ def _terms(tree: Dyadic, ticks: Tensor, levy: bool) -> tuple[Tensor, Tensor]:
         outputs W and H, `(terms, 2, outputs, n, 1)`, float64.
     """
     depth, times = tree.depth, tree.times(ticks)
-    h = times[1] - times[0]
-    lowest = ticks & -ticks
     # Below the lowest bit that is set anywhere no node has a part.
-    levels = depth + 1 - int(torch.where(lowest == 0, 1 << depth, lowest).min()).bit_length()
+    lowest = ticks & -ticks
+    levels = depth + 1 - int(lowest.masked_fill_(lowest == 0, 1 << depth).amin()).bit_length()
     # The roots of the cells that an interval meets, then two nodes a level, on the branch of its end and of its start.
-    first, last = ticks[0] >> depth, (ticks[1] - 1) >> depth
-    cells = max(0, int((last - first).max())) + 1
+    last = (ticks[1] - 1).clamp_(min=0) >> depth
+    first = torch.minimum(ticks[0] >> depth, last)
+    cells = 1 if tree.cells == 1 else int((last - first).amax()) + 1
     cell = first + torch.arange(cells, device=ticks.device).unsqueeze(-1)
-    w, i = _root(tree, ticks, times, torch.minimum(cell, last.clamp(min=0)))
-    w, i = w[:, 1] - w[:, 0], i[:, 1] - i[:, 0] - h * w[:, 0]
-    nodes = cell << depth
+    nodes, parts = torch.minimum(cell, last) << depth, _root(tree, ticks, times, torch.minimum(cell, last), levy)
     if cells > 1:
-        w, i = w * (cell <= last), i * (cell <= last)
+        parts = parts * (cell <= last)
+    h = times[1] - times[0]
+    if levy:
+        parts[1, :, 0] += h * parts[0, :, 0]
+    parts = parts[:, :, 1] - parts[:, :, 0]
     if levels > 0:
-        node, value, integral = _branch(tree, ticks, levels)
-        same = node[0] == node[1]
-        integral[:, 0] += h * value[:, 0]
-        parts = torch.stack([value, integral])  # (2, 2, ends, levels, n)
-        end = parts[:, :, 1] - same * parts[:, :, 0]
-        start = -parts[:, :, 0] * ~same
-        both = torch.stack([end, start], dim=3).flatten(2, 3)
+        node, branch = _branch(tree, ticks, levels, levy)
+        if levy:
+            branch[1, :, 0] += h * branch[0, :, 0]
+        # A node on both branches counts once, with the difference of its weights, exact where small.
+        shared = branch[:, :, 0] * (node[0] == node[1])
+        both = torch.stack([branch[:, :, 1] - shared, shared - branch[:, :, 0]], dim=3).flatten(2, 3)
         nodes = torch.cat([nodes, node.flip(0).transpose(0, 1).flatten(0, 1)])
-        w, i = torch.cat([w, both[0]], dim=1), torch.cat([i, both[1]], dim=1)
-    outputs = torch.stack([w, i / torch.where(h == 0, 1.0, h) - 0.5 * w]) if levy else w.unsqueeze(0)
-    needed = (w.abs() + i.abs()).sum(dim=0) > 0
-    return torch.where(needed, nodes + _NODES, 0), outputs.permute(2, 1, 0, 3).unsqueeze(-1)
+        parts = torch.cat([parts, both], dim=2)
+    nodes = torch.where((parts != 0).any(dim=1).any(dim=0), nodes + _NODES, 0)
+    if levy:
+        parts[1] = parts[1] / torch.where(h == 0, 1.0, h) - 0.5 * parts[0]
+    return nodes, parts.permute(2, 1, 0, 3).unsqueeze(-1)
 
 
-def _root(tree: Dyadic, ticks: Tensor, times: Tensor, cell: Tensor) -> tuple[Tensor, Tensor]:
-    """W and its integral at ticks `(2, n)` as weights of the W and H of `(cells, n)`: `(2 normals, 2 ends, cells, n)`."""
+def _root(tree: Dyadic, ticks: Tensor, times: Tensor, cell: Tensor, levy: bool) -> Tensor:
+    """W, and its integral, at both ends of intervals as weights of the W and H of cells: `(outputs, 2, ends, cells, n)`."""
     knots = tree.knots_on(ticks.device)
     ends = knots[cell + 1]
     length = ends - knots[cell]
-    u = (ticks.unsqueeze(1) - (cell << tree.depth)).clamp(0, 1 << tree.depth).to(torch.float64) * 2.0**-tree.depth
+    u = (ticks.unsqueeze(1) - (cell << tree.depth)).clamp_(0, 1 << tree.depth).to(torch.float64) * 2.0**-tree.depth
     w = length.sqrt()
     h = w * (1 / math.sqrt(12))
-    after = (times.unsqueeze(1) - ends).clamp(min=0)
     value = torch.stack([w * u, 6 * h * u * (1 - u)])
-    return value, torch.stack([w * (0.5 * length * u * u + after), h * length * u * u * (3 - 2 * u)])
+    if not levy:
+        return value.unsqueeze(0)
+    after = (times.unsqueeze(1) - ends).clamp_(min=0)
+    integral = torch.stack([w * (0.5 * length * u * u + after), h * length * u * u * (3 - 2 * u)])
+    return torch.stack([value, integral])
 
 
-def _branch(tree: Dyadic, ticks: Tensor, levels: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The nodes above ticks, `(2, levels, n)`, and W and its integral as weights of their normals, `(2, 2, levels, n)`."""
+def _branch(tree: Dyadic, ticks: Tensor, levels: int, levy: bool) -> tuple[Tensor, Tensor]:
+    """The nodes above ticks `(ends, n)`, `(ends, levels, n)`, and W, and its integral, there as weights of their normals.
+
+    The weights have the shape `(outputs, 2, ends, levels, n)`.
+    """
     depth, knots, ticks = tree.depth, tree.knots_on(ticks.device), ticks.unsqueeze(1)
-    level = torch.arange(levels, device=ticks.device).unsqueeze(-1)
-    scale = 1 / (1 << level).to(torch.float64)
-    cell, tick, below = ticks >> depth, ticks & ((1 << depth) - 1), depth - level
-    length = knots.diff()[cell.clamp(max=tree.cells - 1)] * scale
-    v = (tick & ((1 << below) - 1)).to(torch.float64) * (2.0 ** (1 - depth) / scale)
+    first, below, inside, scale, inverse = _levels(depth, levels, ticks.device)
+    cell, tick = ticks >> depth, ticks & ((1 << depth) - 1)
+    length = scale * (knots.diff()[cell.clamp(max=tree.cells - 1)] if tree.cells > 1 else knots[1] - knots[0])
+    v = (tick & inside).to(torch.float64) * inverse
     left = v < 1
     v = torch.where(left, v, v - 1)
-    sign, mirrored, q = torch.where(left, 1.0, -1.0), torch.where(left, v, 1 - v), v * (1 - v)
+    sign, mirrored, q = 2.0 * left - 1.0, torch.where(left, v, 1 - v), v * (1 - v)
     z = 0.25 * length.sqrt()
     n = z * (4 / math.sqrt(12))
-    cubic = v * v * (1.5 - v)
     value = torch.stack([z * (mirrored - 3 * q), 3 * n * sign * q])
+    node = (cell << depth) + first + (tick >> below)
+    if not levy:
+        return node, value.unsqueeze(0)
+    cubic = v * v * (1.5 - v)
     integral = torch.stack([-z * q * sign * mirrored, n * torch.where(left, cubic, 0.5 - cubic)])
-    return (cell << depth) + (1 << level) + (tick >> below), value, 0.5 * length * integral
+    return node, torch.stack([value, 0.5 * length * integral])
+
+
+@lru_cache(maxsize=64)
+def _levels(depth: int, levels: int, device: torch.device) -> tuple[Tensor, ...]:
+    """By level, `(levels, 1)`: the first node, the bits below it, their mask, a node's part of its cell, and two a tick."""
+    level = torch.arange(levels, device=device).unsqueeze(-1)
+    below = depth - level
+    ticks = (1 << below).to(torch.float64)
+    return 1 << level, below, (1 << below) - 1, ticks * 2.0**-depth, 2.0 / ticks

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import pairwise
 
 import torch
@@ -86,7 +87,7 @@ class Dyadic:
 
     def knots_on(self, device: torch.device) -> Tensor:
         """The knots as a tensor, float64."""
-        return torch.tensor(self.knots, dtype=torch.float64, device=device)
+        return _on(tuple(self.knots), device)
 
     def ticks(self, t: Tensor) -> Tensor:
         """The tick nearest to a time: cell 2^depth + the tick in the cell. Outside the knots the outer cells go on."""
@@ -113,3 +114,8 @@ class Dyadic:
         inside = ticks - (cell << self.depth)
         aligned = torch.where(inside == 0, 1 << self.depth, inside & -inside)
         return self.times(ticks + direction * torch.minimum(longest, aligned))
+
+
+@lru_cache(maxsize=64)
+def _on(values: tuple[float, ...], device: torch.device) -> Tensor:
+    return torch.tensor(values, dtype=torch.float64, device=device)

@@ -92,15 +92,17 @@ def standard_normal(key: Tensor, counters: Tensor, size: int) -> Tensor:
     return out.flatten(1)[:, :size].reshape(counters.numel(), key.numel(), size)
 
 
-def normal_pairs(key: Tensor, counters: Tensor, size: int) -> Tensor:
-    """Two independent sets of standard normals in float32, shape `(2, rows, size)`: one word makes a number of each.
+def normal_pairs(key: Tensor, counters: Tensor, size: int, *, outer: bool = True) -> Tensor:
+    """Two independent sets of standard normals in float32, `(2, rows, size)`: one word makes a number of each.
 
     Arguments:
         key, counters: a key and a draw for each row, int64, shape `(rows,)`.
         size: how many numbers each set has.
+        outer: False puts the rows first, `(rows, 2, size)`.
     """
-    out = torch.empty(2, key.numel(), size, device=key.device)
-    _fill(key + counters * _POSITIONS * GOLDEN, out.transpose(0, 1))
+    shape = (2, key.numel(), size) if outer else (key.numel(), 2, size)
+    out = torch.empty(shape, device=key.device)
+    _fill(key + counters * _POSITIONS * GOLDEN, out.transpose(0, 1) if outer else out)
     return out
 
 

@@ -103,7 +103,8 @@ class BrownianTreeNoiseSampler:
         self.path = BrownianPath(seed, ends)  # pyright: ignore[reportArgumentType] - None takes a fresh one
 
     def _time(self, sigma: float | Tensor) -> float:
-        return float(self._transform(torch.as_tensor(sigma, dtype=torch.float64)))
+        # Through float32, so that a level given as a number and as a tensor is the same time.
+        return float(self._transform(torch.as_tensor(sigma, dtype=torch.float32).to(torch.float64)))
 
     def __call__(self, sigma: float | Tensor, sigma_next: float | Tensor) -> Tensor:
         """Unit normals for the step between two noise levels: (W(t1) - W(t0)) / sqrt|t1 - t0|."""
