@@ -1,0 +1,121 @@
+"""Gradients through a solve: peak memory and time of plain autograd, checkpoints, the way back, and torchsde's adjoint.
+
+One equation with an MLP as its drift; times are interleaved in one process on one thread, memory is the rise of the resident
+set in a process of its own (Linux). `python benchmarks/gradient.py`
+"""
+
+import os
+import statistics
+import subprocess
+import sys
+from collections.abc import Callable
+
+import torch
+import torchsde
+from _bench import environment, interleaved, ratio, save
+from torch import Tensor
+
+from sdekit import SDE, ReversibleHeun, WhiteNoise, solve, uniform
+from sdekit._gradient import AbstractGradient, Checkpointed, Reversible
+
+STEPS, BATCH, EVENT, WIDTH = 256, 256, 8, 64
+GRADIENTS: dict[str, AbstractGradient | None] = {
+    "plain": None,
+    "checkpointed": Checkpointed(),
+    "reversible": Reversible(),
+}
+
+
+class Equation(torch.nn.Module):
+    """dx = (net(x) - x) dt + (0.3 + 0.1 cos x) dW, as torchsde wants it."""
+
+    noise_type, sde_type = "diagonal", "stratonovich"
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.net = torch.nn.Sequential(torch.nn.Linear(EVENT, WIDTH), torch.nn.SiLU(), torch.nn.Linear(WIDTH, EVENT))
+        self.calls = 0
+
+    def f(self, t: Tensor, x: Tensor) -> Tensor:
+        self.calls += 1
+        return self.net(x) - x
+
+    def g(self, t: Tensor, x: Tensor) -> Tensor:
+        return 0.3 + 0.1 * torch.cos(x)
+
+
+def ours(equation: Equation, gradient: AbstractGradient | None, steps: int) -> Tensor:
+    problem = SDE(equation.f, equation.g, "diagonal", "stratonovich")
+    return solve(problem, start(), uniform(0.0, 1.0, steps), solver=ReversibleHeun(), noise=WhiteNoise(0), gradient=gradient).x
+
+
+def theirs(equation: Equation, steps: int) -> Tensor:
+    x, ts = start(), torch.tensor([0.0, 1.0])
+    path = torchsde.BrownianInterval(0.0, 1.0, size=(BATCH, EVENT), entropy=0, dt=1 / steps)
+    arguments = {"bm": path, "dt": 1 / steps, "method": "reversible_heun", "adjoint_method": "adjoint_reversible_heun"}
+    return torchsde.sdeint_adjoint(equation, x, ts, **arguments)[-1]
+
+
+def start() -> Tensor:
+    return torch.randn(BATCH, EVENT, generator=torch.Generator().manual_seed(0))
+
+
+def case(name: str, steps: int) -> Callable[[], tuple[list[Tensor], int]]:
+    """The gradients of one solve, and how often the drift was evaluated."""
+
+    def run() -> tuple[list[Tensor], int]:
+        equation = Equation()
+        x = theirs(equation, steps) if name == "torchsde adjoint" else ours(equation, GRADIENTS[name], steps)
+        x.square().mean().backward()
+        return [p.grad for p in equation.parameters() if p.grad is not None], equation.calls
+
+    return run
+
+
+def peak_memory(name: str, steps: int) -> float:
+    """How far the resident set rises, in MB, over what two steps need, in a process of its own."""
+    code = f"""
+import torch
+from gradient import case
+torch.set_num_threads(1)
+
+def high_water():
+    return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM")) / 1024
+
+case({name!r}, 4)()
+open("/proc/self/clear_refs", "w").write("5")
+before = high_water()
+case({name!r}, {steps})()
+print(high_water() - before)
+"""
+    paths = {"PYTHONPATH": os.pathsep.join([os.path.dirname(os.path.abspath(__file__)), *sys.path])}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env={**os.environ, **paths})  # noqa: S603
+    return float(done.stdout)
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    shape = {"steps": STEPS, "batch": BATCH, "event": EVENT, "width": WIDTH}
+    result = {"environment": environment(dtype="float32", seed=0, **shape)}
+    names = [*GRADIENTS, "torchsde adjoint"]
+    plain, _ = case("plain", STEPS)()
+    seconds = interleaved({name: case(name, STEPS) for name in names}, 5)
+    for name in names:
+        gradients, evaluations = case(name, STEPS)()
+        row = {
+            "evaluations a step": evaluations / STEPS,
+            "ms a step": 1e3 * statistics.median(seconds[name]) / STEPS,
+            "time / plain": ratio(seconds, name, "plain"),
+            **{f"peak MB, {steps} steps": peak_memory(name, steps) for steps in (STEPS, 4 * STEPS)},
+        }
+        if name in GRADIENTS:  # torchsde has a noise of its own
+            errors = [float((a - b).abs().max() / b.abs().max()) for a, b in zip(gradients, plain, strict=True)]
+            row["relative difference"] = max(errors)
+        result[name] = row
+        print(f"{name:17s}", "  ".join(f"{key} {value:.3g}" for key, value in row.items()))
+    save("gradient", result)
+
+
+if __name__ == "__main__":
+    main()
