@@ -60,7 +60,7 @@ class BrownianPath(AbstractSeededNoise):
         object.__setattr__(self, "knots", self.tree.knots)
 
     @cached_property
-    def tree(self) -> Dyadic:
+    def tree(self) -> Dyadic:  # pyright: ignore[reportIncompatibleMethodOverride] - a property, kept
         """The times of the path as ticks."""
         return Dyadic(self.knots, self.depth)
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from sdekit._adaptive import adaptive
 from sdekit._brownian import BrownianPath
 from sdekit._control import PIDController
+from sdekit._gradient import AbstractGradient
 from sdekit._grid import times
 from sdekit._noise import AbstractNoise, Increment, WhiteNoise
 from sdekit._sde import AbstractSDE
@@ -60,6 +61,7 @@ def solve(
     noise: AbstractNoise | None = None,
     save: Literal["last", "all"] = "last",
     control: PIDController | None = None,
+    gradient: AbstractGradient | None = None,
     callback: Callable[[Point], None] | None = None,
     throw: bool = True,
 ) -> Solution:
@@ -78,6 +80,8 @@ def solve(
             `BrownianPath(knots=the two ends)` with adaptive steps.
         save: "all" keeps the states at all ts.
         control: how steps are adapted.
+        gradient: how gradients pass back through a fixed grid, `Checkpointed()` or `Reversible()`; None leaves it to autograd,
+            which records every step.
         callback: called with each `Point` of a fixed grid.
         throw: False returns what there is, with the status of each sample, where True raises.
 
@@ -99,18 +103,20 @@ def solve(
     noise = noise if random else None
     counted = Counted(problem)
     if control is not None and len(x0):
-        _require_adaptive(solver, control, callback, x0)
+        _require_adaptive(solver, control, gradient, callback, x0)
         solution, reached = adaptive(counted, x0, grid, solver=solver, noise=noise, control=control, save=save == "all")
         if throw and bool((solution.status != Status.DONE).any()):
             raise UnfinishedError(solution, reached)
         return solution
-    x, xs = x0, None
-    for point in _points(counted, x0, grid, solver.plan(counted, grid), noise, check=throw):
+    planned, x, xs = solver.plan(counted, grid), x0, None
+    points = _points(counted, x0, grid, planned, noise, check=throw)
+    if gradient is not None and len(x0):
+        points = _checked(gradient.states(counted, x0, grid, planned, noise, every=save == "all"), x0, grid, check=throw)
+    for point in points:
         x = point.x
-        if save == "all":
-            xs = x.new_empty(len(grid), *x.shape) if point.step == 1 else xs
-            if xs is not None:
-                xs[point.step] = x
+        if save == "all" and point.step:
+            xs = x.new_empty(len(grid), *x.shape) if xs is None else xs
+            xs[point.step] = x
         if callback is not None:
             callback(point)
     if xs is not None:
@@ -119,6 +125,16 @@ def solve(
     evaluations, steps = counted.evaluations, len(grid) - 1
     solution = shared(x, torch.tensor(grid, dtype=torch.float64), xs, seed, evaluations=evaluations, steps=steps)
     return solution if throw else replace(solution, status=torch.where(finite(x), Status.DONE, Status.NOT_FINITE))
+
+
+def _checked(states: Iterator[tuple[int, Tensor]], x0: Tensor, ts: list[float], *, check: bool) -> Iterator[Point]:
+    """The initial state and those that a gradient's own loop makes, the last of them looked at."""
+    yield Point(0, ts[0], x0)
+    for i, x in states:
+        point = Point(i, ts[i], x)
+        if check and i == len(ts) - 1 and (error := not_finite(point)):
+            raise error
+        yield point
 
 
 def _points(
@@ -184,7 +200,11 @@ def _random(problem: AbstractSDE, solver: AbstractSolver) -> bool:
 
 
 def _require_adaptive(
-    solver: AbstractSolver, control: PIDController, callback: Callable[[Point], None] | None, x: Tensor
+    solver: AbstractSolver,
+    control: PIDController,
+    gradient: AbstractGradient | None,
+    callback: Callable[[Point], None] | None,
+    x: Tensor,
 ) -> None:
     name = type(solver).__name__
     if solver.embedded is None or solver.normals:

@@ -179,7 +179,7 @@ COSTS = [
     (SPaRK(), "diagonal", 3, 3),
     (ExponentialEuler(-1.0), "diagonal", 1, 1),
     (ExponentialHeun(-1.0), "additive", 2, 1),
-    (Milstein(), "diagonal", 1, 2),
+    (Milstein(), "diagonal", 1, 1),
 ]
 
 

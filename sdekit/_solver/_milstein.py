@@ -13,26 +13,55 @@ from sdekit._sde import AbstractSDE, NoiseType
 from sdekit._solver._contract import AbstractSolver, Order, Step, Tree
 from sdekit.elementary import Time, axpy, broadcast
 
-Push = Callable[[Tensor], Tensor]  # from a noise v, shaped like W, to D(g v)[g v], shaped like x
+Correction = Callable[[AbstractSDE, Time, Tensor, Tensor, Time, Tensor], Tensor]
 
 
-def _single(problem: AbstractSDE, push: Push, w: Tensor, dt: Time, onto: Tensor) -> Tensor:
-    """One Brownian motion a coordinate, or one in all: the correction is D g[g] (W^2 - |dt|) / 2."""
+def _additive(problem: AbstractSDE, t: Time, x: Tensor, w: Tensor, dt: Time, onto: Tensor) -> Tensor:
+    return problem.diffuse(t, x, w, onto)
+
+
+def _diagonal(problem: AbstractSDE, t: Time, x: Tensor, w: Tensor, dt: Time, onto: Tensor) -> Tensor:
+    """g W + g' g (W^2 - dt) / 2: where g_i depends on x_i alone the Jacobian is its transpose, which torch applies faster."""
+    one, zero = torch.ones_like(w), torch.zeros_like(x)
+    g, pull, *_ = torch.func.vjp(lambda y: problem.multiply(problem.diffusion(t, y), one, zero), x)
+    (correction,) = pull(0.5 * g * (w * w - broadcast(dt, w)))
+    return torch.addcmul(onto, g, w) + correction
+
+
+def _scalar(problem: AbstractSDE, t: Time, x: Tensor, w: Tensor, dt: Time, onto: Tensor) -> Tensor:
+    """g W + D g[g] (W^2 - dt) / 2."""
+    g, push = _pushing(problem, t, x)
+    onto = problem.multiply(g, w, onto)
     return problem.multiply(push(torch.ones_like(w)), 0.5 * (w * w - broadcast(dt, w)), onto)
 
 
-def _several(problem: AbstractSDE, push: Push, w: Tensor, dt: Time, onto: Tensor) -> Tensor:
-    onto = onto + 0.5 * push(w)
+def _general(problem: AbstractSDE, t: Time, x: Tensor, w: Tensor, dt: Time, onto: Tensor) -> Tensor:
+    """g W + D(g W)[g W] / 2 - dt / 2 sum_j D g^j[g^j]."""
+    g, push = _pushing(problem, t, x)
+    onto = problem.multiply(g, w, onto) + 0.5 * push(w)
     for unit in torch.eye(w.shape[1], dtype=w.dtype, device=w.device):
         onto = axpy(-0.5 * dt, push(unit.expand_as(w)), onto)
     return onto
 
 
-_CORRECTIONS: dict[NoiseType, Callable[[AbstractSDE, Push, Tensor, Time, Tensor], Tensor]] = {
-    "additive": lambda problem, push, w, dt, onto: onto,
-    "diagonal": _single,
-    "scalar": _single,
-    "general": _several,
+def _pushing(problem: AbstractSDE, t: Time, x: Tensor) -> tuple[Time, Callable[[Tensor], Tensor]]:
+    """g, and the function from v, shaped like W, to D(g v)[g v], shaped like x."""
+    zero, g = torch.zeros_like(x), problem.diffusion(t, x)
+
+    def push(v: Tensor) -> Tensor:
+        def product(y: Tensor) -> Tensor:
+            return problem.multiply(problem.diffusion(t, y), v, zero)
+
+        return torch.func.jvp(product, (x.contiguous(),), (problem.multiply(g, v, zero).contiguous(),))[1]
+
+    return g, push
+
+
+_NOISE: dict[NoiseType, Correction] = {
+    "additive": _additive,
+    "diagonal": _diagonal,
+    "scalar": _scalar,
+    "general": _general,
 }
 
 
@@ -65,18 +94,12 @@ class Milstein(AbstractSolver):
     }
 
     def init(self, problem: AbstractSDE, t0: Time, x: Tensor) -> Tree:
-        _load_forward_mode()
+        if problem.noise_type in ("scalar", "general"):
+            _load_forward_mode()
         return ()
 
     def step(self, problem: AbstractSDE, t0: Time, t1: Time, x: Tensor, noise: Increment, state: Tree) -> Step:
         assert noise.w is not None
-        dt, zero, g = t1 - t0, torch.zeros_like(x), problem.diffusion(t0, x)
-
-        def push(v: Tensor) -> Tensor:
-            def product(y: Tensor) -> Tensor:
-                return problem.multiply(problem.diffusion(t0, y), v, zero)
-
-            return torch.func.jvp(product, (x,), (problem.multiply(g, v, zero),))[1]
-
-        euler = problem.multiply(g, noise.w, axpy(dt, problem.drift(t0, x), x))
-        return Step(_CORRECTIONS[problem.noise_type](problem, push, noise.w, abs(dt), euler))
+        dt = t1 - t0
+        drifted = axpy(dt, problem.drift(t0, x), x)
+        return Step(_NOISE[problem.noise_type](problem, t0, x, noise.w, abs(dt), drifted))
