@@ -411,7 +411,7 @@ def compiled_cases():
         yield from (pytest.param(solver, *pair, id=f"{type(solver).__name__}-{'-'.join(pair)}") for pair in tried)
 
 
-@pytest.mark.parametrize(("solver", "kind", "time"), compiled_cases())
+@pytest.mark.parametrize(("solver", "kind", "time"), list(compiled_cases()))
 def test_a_step_compiles_whole(solver, kind, time):
     """As tensors, times do not make a step compile again; a state that appears with the first step may, once."""
     compiled, eager, count = compiled_steps(solver, kind, TIMES[time], "eager")
