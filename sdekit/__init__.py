@@ -7,6 +7,7 @@ from sdekit._brownian import BrownianPath
 from sdekit._clocked import Clocked
 from sdekit._control import PIDController
 from sdekit._divergence import AbstractTrace, Exact, Hutchinson
+from sdekit._gradient import AbstractGradient, Checkpointed, Reversible
 from sdekit._grid import geometric, uniform
 from sdekit._integrate import integrate, solve
 from sdekit._likelihood import Likelihood, log_likelihood
@@ -63,6 +64,7 @@ __all__ = [
     "SRID2",
     "AbstractCorrector",
     "AbstractEmbeddedRungeKutta",
+    "AbstractGradient",
     "AbstractNoise",
     "AbstractRungeKutta",
     "AbstractSDE",
@@ -72,6 +74,7 @@ __all__ = [
     "AdamsBashforth",
     "Bosh3",
     "BrownianPath",
+    "Checkpointed",
     "Clocked",
     "Dopri5",
     "EulerHeun",
@@ -93,6 +96,7 @@ __all__ = [
     "PredictorCorrector",
     "ProbabilityFlow",
     "ReverseSDE",
+    "Reversible",
     "ReversibleHeun",
     "SPaRK",
     "SemiLinear",

@@ -108,13 +108,13 @@ def test_public_names_of_sdekit():
     assert (
         sdekit.__all__
         == """
-        ODE RK4 SDE SEA SRA1 SRA3 SRID2 AbstractCorrector AbstractEmbeddedRungeKutta AbstractNoise AbstractRungeKutta
-        AbstractSDE AbstractSolver AbstractStochasticRungeKutta AbstractTrace AdamsBashforth Bosh3 BrownianPath
-        Clocked Dopri5 EulerHeun EulerMaruyama Exact ExponentialEuler ExponentialHeun Heun Hutchinson Increment
-        Langevin Likelihood Midpoint Milstein NotFiniteError Order PIDController Point PredictorCorrector
-        ProbabilityFlow ReverseSDE ReversibleHeun SPaRK SemiLinear ShARK Solution Stage Status Step StochasticTableau
-        Tableau Tsit5 UnfinishedError WhiteNoise elementary fresh_seed geometric integrate interop log_likelihood
-        normal sdeint solve uniform uniform01
+        ODE RK4 SDE SEA SRA1 SRA3 SRID2 AbstractCorrector AbstractEmbeddedRungeKutta AbstractGradient AbstractNoise
+        AbstractRungeKutta AbstractSDE AbstractSolver AbstractStochasticRungeKutta AbstractTrace AdamsBashforth Bosh3
+        BrownianPath Checkpointed Clocked Dopri5 EulerHeun EulerMaruyama Exact ExponentialEuler ExponentialHeun Heun
+        Hutchinson Increment Langevin Likelihood Midpoint Milstein NotFiniteError Order PIDController Point
+        PredictorCorrector ProbabilityFlow ReverseSDE Reversible ReversibleHeun SPaRK SemiLinear ShARK Solution Stage
+        Status Step StochasticTableau Tableau Tsit5 UnfinishedError WhiteNoise elementary fresh_seed geometric
+        integrate interop log_likelihood normal sdeint solve uniform uniform01
     """.split()
     )
     assert all(hasattr(sdekit, name) for name in sdekit.__all__)
