@@ -15,8 +15,7 @@ import torchsde
 from _bench import environment, interleaved, ratio, save
 from torch import Tensor
 
-from sdekit import SDE, ReversibleHeun, WhiteNoise, solve, uniform
-from sdekit._gradient import AbstractGradient, Checkpointed, Reversible
+from sdekit import SDE, AbstractGradient, Checkpointed, Reversible, ReversibleHeun, WhiteNoise, solve, uniform
 
 STEPS, BATCH, EVENT, WIDTH = 256, 256, 8, 64
 GRADIENTS: dict[str, AbstractGradient | None] = {

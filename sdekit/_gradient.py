@@ -120,7 +120,7 @@ class Reversible(AbstractGradient):
         *,
         every: bool,
     ) -> Iterator[tuple[int, Tensor]]:
-        if not hasattr(solver, "reverse"):
+        if not solver.reversible:
             name = type(solver).__name__
             raise TypeError(f"{name} cannot be run backwards exactly; use ReversibleHeun, or gradient=Checkpointed()")
         steps = _Steps(problem, ts, solver, noise)
@@ -164,8 +164,7 @@ class _Steps:
 
     def back(self, i: int, increment: Increment, x: Tensor, state: Tree) -> tuple[Tensor, Tree]:
         """What step i was given, from what it returned."""
-        reverse: Callable[..., tuple[Tensor, Tree]] = self.solver.reverse  # pyright: ignore[reportAttributeAccessIssue]
-        return reverse(self.problem, self.ts[i], self.ts[i + 1], x, increment, state)
+        return self.solver.reverse(self.problem, self.ts[i], self.ts[i + 1], x, increment, state)
 
     def run(self, x: Tensor, state: Tree, i: int, j: int, every: bool) -> tuple[list[Tensor], Tree]:
         """Steps i to j - 1: the states after each of them, or after the last alone, and what the solver remembers."""

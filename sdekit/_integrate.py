@@ -1,7 +1,9 @@
 """integrate and solve: what is checked before a loop, and the loop over a fixed grid."""
 
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from itertools import chain
 from typing import Literal
 
 import torch
@@ -108,33 +110,41 @@ def solve(
         if throw and bool((solution.status != Status.DONE).any()):
             raise UnfinishedError(solution, reached)
         return solution
-    planned, x, xs = solver.plan(counted, grid), x0, None
+    planned = solver.plan(counted, grid)
     points = _points(counted, x0, grid, planned, noise, check=throw)
     if gradient is not None and len(x0):
-        points = _checked(gradient.states(counted, x0, grid, planned, noise, every=save == "all"), x0, grid, check=throw)
-    for point in points:
-        x = point.x
-        if save == "all" and point.step:
-            xs = x.new_empty(len(grid), *x.shape) if xs is None else xs
-            xs[point.step] = x
-        if callback is not None:
-            callback(point)
-    if xs is not None:
-        xs[0] = x0
+        every = save == "all" or callback is not None
+        states = gradient.states(counted, x0, grid, planned, noise, every=every)
+        points = chain([Point(0, grid[0], x0)], (Point(i, grid[i], state) for i, state in states))
+    points = points if callback is None else _watched(points, callback)
+    xs = _collected(points, len(grid)) if save == "all" else None
+    x = deque(points, maxlen=1).pop().x if xs is None else xs[-1]
+    if gradient is not None and throw and len(x0) and (failure := not_finite(Point(len(grid) - 1, grid[-1], x))):
+        with torch.no_grad():  # the plain loop finds the step
+            deque(_points(counted, x0, grid, planned, noise), maxlen=0)
+        raise failure
     seed = None if noise is None else noise.seed
     evaluations, steps = counted.evaluations, len(grid) - 1
     solution = shared(x, torch.tensor(grid, dtype=torch.float64), xs, seed, evaluations=evaluations, steps=steps)
     return solution if throw else replace(solution, status=torch.where(finite(x), Status.DONE, Status.NOT_FINITE))
 
 
-def _checked(states: Iterator[tuple[int, Tensor]], x0: Tensor, ts: list[float], *, check: bool) -> Iterator[Point]:
-    """The initial state and those that a gradient's own loop makes, the last of them looked at."""
-    yield Point(0, ts[0], x0)
-    for i, x in states:
-        point = Point(i, ts[i], x)
-        if check and i == len(ts) - 1 and (error := not_finite(point)):
-            raise error
+def _watched(points: Iterator[Point], callback: Callable[[Point], None]) -> Iterator[Point]:
+    for point in points:
+        callback(point)
         yield point
+
+
+def _collected(points: Iterator[Point], size: int) -> Tensor:
+    """All states as one tensor, `(size, batch, *event)`."""
+    if torch.is_grad_enabled():  # to write in place would copy the gradient of all states at each step
+        return torch.stack([point.x for point in points])
+    first, second = next(points).x, next(points).x
+    xs = second.new_empty(size, *second.shape)
+    xs[0], xs[1] = first, second
+    for point in points:
+        xs[point.step] = point.x
+    return xs
 
 
 def _points(
@@ -211,6 +221,8 @@ def _require_adaptive(
         raise ValueError(
             f"{name} does not estimate its error; for adaptive steps use SRA1, SRID2, SPaRK, Bosh3, Dopri5 or Tsit5"
         )
+    if gradient is not None:
+        raise ValueError("gradient= goes with a fixed grid, and control= makes steps adaptive; leave out one of them")
     if callback is not None:
         raise ValueError(
             "a callback goes with a fixed grid: with adaptive steps no two samples have the same times; use save='all'"

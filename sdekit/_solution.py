@@ -1,5 +1,6 @@
 """What a solve returns, and how it says that something went wrong."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from enum import IntEnum
@@ -181,7 +182,7 @@ class Counted(AbstractSDE):
 
 def finite(x: Tensor) -> Tensor:
     """Which samples are finite, `(batch,)`."""
-    return torch.isfinite(x.reshape(len(x), -1)).all(dim=1)
+    return torch.isfinite(x).reshape(len(x), math.prod(x.shape[1:])).all(dim=1)
 
 
 def not_finite(point: Point) -> NotFiniteError | None:

@@ -19,17 +19,20 @@ from sdekit import (
     SDE,
     AbstractSolver,
     AdamsBashforth,
+    Checkpointed,
     EulerMaruyama,
     Heun,
     Langevin,
+    NotFiniteError,
+    PIDController,
     PredictorCorrector,
     ReverseSDE,
+    Reversible,
     ReversibleHeun,
     WhiteNoise,
     solve,
     uniform,
 )
-from sdekit._gradient import Checkpointed, Reversible
 
 # torch itself still scripts some of its derivatives; dynamo warns where it traces through a cache.
 pytestmark = [
@@ -59,21 +62,12 @@ def equation(kind, theta, sde_type="stratonovich"):
 
 def states(problem, x0, ts, *, solver, gradient=None):
     """All states of a solve after the first."""
-    if gradient is None:
-        return solve(problem, x0, ts, solver=solver, noise=WhiteNoise(1), save="all").xs[1:]
-    return torch.stack(list(_states(problem, x0, ts, solver, gradient, every=True)))
+    return solve(problem, x0, ts, solver=solver, noise=WhiteNoise(1), gradient=gradient, save="all").xs[1:]
 
 
 def end(problem, x0, ts, *, solver, gradient=None):
     """The last state of a solve."""
-    if gradient is None:
-        return solve(problem, x0, ts, solver=solver, noise=WhiteNoise(1)).x
-    return _states(problem, x0, ts, solver, gradient, every=False)[-1]
-
-
-def _states(problem, x0, ts, solver, gradient, *, every):
-    grid, noise = ts.tolist(), None if problem.noise_type == "none" else WhiteNoise(1)
-    return [x for _, x in gradient.states(problem, x0, grid, solver.plan(problem, grid), noise, every=every)]
+    return solve(problem, x0, ts, solver=solver, noise=WhiteNoise(1), gradient=gradient).x
 
 
 def tensors(*shapes):
@@ -242,6 +236,43 @@ def test_what_reversible_refuses():
         torch.autograd.grad(x.sum(), x0, create_graph=True)
 
 
+@pytest.mark.parametrize("save", ["last", "all"])
+@pytest.mark.parametrize("gradient", [Checkpointed(), Reversible()], ids=["checkpointed", "reversible"])
+def test_failures_are_located(gradient, save):
+    problem = ODE(lambda t, x: torch.where(t > 0.5, torch.nan, -x))
+    options = {"solver": ReversibleHeun(), "gradient": gradient, "save": save}
+    with pytest.raises(NotFiniteError, match=r"after step 6, at t = 0\.6, in 3 of 3 samples"):
+        solve(problem, torch.ones(3, 2), uniform(0, 1, 10), **options)
+    assert solve(problem, torch.ones(3, 2), uniform(0, 1, 10), **options, throw=False).status.tolist() == [1, 1, 1]
+    assert solve(problem, torch.ones(0, 2), uniform(0, 1, 10), **options).x.shape == (0, 2)
+
+
+def test_adaptive_steps_are_refused():
+    with pytest.raises(ValueError, match="gradient= goes with a fixed grid"):
+        solve(
+            ODE(lambda t, x: x),
+            torch.ones(3, 2),
+            [0.0, 1.0],
+            solver=sdekit.Dopri5(),
+            control=PIDController(),
+            gradient=Checkpointed(),
+        )
+
+
+def test_callbacks_see_every_state():
+    for gradient in (Checkpointed(), Reversible()):
+        seen = []
+        solve(
+            ODE(lambda t, x: x),
+            torch.ones(3, 2),
+            uniform(0, 1, 10),
+            solver=ReversibleHeun(),
+            gradient=gradient,
+            callback=seen.append,
+        )
+        assert [point.step for point in seen] == list(range(11))
+
+
 # What it costs
 
 
@@ -287,7 +318,8 @@ def test_peak_memory_of_forward_and_backward_pass(monkeypatch):
     assert checkpointed[1] / checkpointed[0] == pytest.approx(2, rel=0.15)
     assert checkpointed[2] / checkpointed[1] == pytest.approx(2, rel=0.15)
     assert checkpointed[0] < 0.2 * plain[1]
-    assert reversible[2] == reversible[1] == reversible[0] < 0.5 * checkpointed[0]
+    assert reversible[2] - reversible[0] < 32 * 1500  # the grid itself: a few float64 a step
+    assert reversible[2] < 0.5 * checkpointed[2]
 
 
 def counted(problem):

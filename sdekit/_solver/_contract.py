@@ -43,6 +43,7 @@ class AbstractSolver(ABC):
         levy: "H" where a step needs the space-time Levy area.
         normals: how many fresh normals of the state's shape a step uses besides W.
         embedded: the power of the step size with which the error estimate falls; None where a step has none.
+        reversible: whether `reverse` undoes a step.
     """
 
     order: Mapping[NoiseType, Order]
@@ -50,6 +51,7 @@ class AbstractSolver(ABC):
     levy: Literal["H"] | None = None
     normals: int = 0
     embedded: float | None = None
+    reversible: bool = False
 
     def plan(self, problem: AbstractSDE, ts: Sequence[float]) -> Self:
         """The solver with all that depends on the grid computed; itself where nothing does."""
@@ -70,3 +72,9 @@ class AbstractSolver(ABC):
         """
         start, end = dense
         return torch.lerp(start, end, broadcast(theta, start))
+
+    def reverse(
+        self, problem: AbstractSDE, t0: Time, t1: Time, x1: Tensor, noise: Increment, state1: Tree
+    ) -> tuple[Tensor, Tree]:
+        """x and the state at t_0 from those at t_1, given the noise of the step; where the solver is reversible."""
+        raise NotImplementedError

@@ -110,6 +110,7 @@ class ReversibleHeun(AbstractSolver):
         "general": Order(0.5, 1),
     }
     sde_type = "stratonovich"
+    reversible = True
 
     def init(self, problem: AbstractSDE, t0: Time, x: Tensor) -> Tree:
         g = 0.0 if problem.noise_shape(x) is None else problem.diffusion(t0, x)

@@ -2,8 +2,8 @@
 
 from abc import ABC
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cache, cached_property
+from dataclasses import dataclass, field
+from functools import cache
 from typing import ClassVar
 
 import torch
@@ -20,19 +20,19 @@ class Tableau:
     """Butcher's coefficients: stage i is at c_i and starts from sum_j a_ij k_j; the step ends at sum_i b_i k_i.
 
     embedded: the b of a method of lower order, or None; both then have one more number, for the slope at the end, which is the
-    first stage of the next step.
+    first stage of the next step. difference: b less that.
     """
 
     a: tuple[tuple[float, ...], ...]
     b: tuple[float, ...]
     c: tuple[float, ...]
     embedded: tuple[float, ...] | None = None
+    difference: tuple[float, ...] = field(default=(), init=False)
 
-    @cached_property
-    def difference(self) -> tuple[float, ...]:
-        """b less the embedded b."""
-        assert self.embedded is not None
-        return tuple(x - y for x, y in zip(self.b, self.embedded, strict=True))
+    def __post_init__(self) -> None:
+        if self.embedded is not None:
+            weights = tuple(x - y for x, y in zip(self.b, self.embedded, strict=True))
+            object.__setattr__(self, "difference", weights)
 
 
 class AbstractRungeKutta(AbstractSolver, ABC):

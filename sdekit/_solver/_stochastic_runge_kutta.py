@@ -2,8 +2,7 @@
 
 from abc import ABC
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
 from typing import ClassVar, Literal, NamedTuple
 
 import torch
@@ -49,22 +48,23 @@ class Stage(NamedTuple):
 class StochasticTableau:
     """Stages in the order of their evaluation, and where the step ends.
 
-    embedded: the end of a method of lower order, or None. basis: the random variables that weights of noise are for.
+    embedded: the end of a method of lower order, or None. difference: the weights of the end less those.
+    basis: the random variables that weights of noise are for.
     """
 
     stages: tuple[Stage, ...]
     end: Stage
     embedded: Stage | None = None
     basis: Basis = area
+    difference: Stage | None = field(default=None, init=False)
 
-    @cached_property
-    def difference(self) -> Stage | None:
-        """The weights of the end less those of the embedded end."""
+    def __post_init__(self) -> None:
         if self.embedded is None:
-            return None
+            return
         a = tuple(x - y for x, y in zip(self.end.a, self.embedded.a, strict=True))
         pairs = zip(self.end.b, self.embedded.b, strict=True)
-        return Stage(a=a, b=tuple(tuple(x - y for x, y in zip(*rows, strict=True)) for rows in pairs))
+        b = tuple(tuple(x - y for x, y in zip(*rows, strict=True)) for rows in pairs)
+        object.__setattr__(self, "difference", Stage(a=a, b=b))
 
 
 class AbstractStochasticRungeKutta(AbstractSolver, ABC):
