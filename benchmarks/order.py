@@ -1,0 +1,334 @@
+"""Strong and weak orders of every solver, forwards and backwards in time, with torchsde's errors on the same paths.
+
+Errors are root mean squares over paths at the end of the solve, against a fine grid on the same Brownian paths or the exact
+solution. Weak errors are those of E cos(2 x), paired path by path, with their standard error. torchsde's solvers read our
+paths; it solves increasing times only, so that backwards they are given the equation in reversed time and the reversed path.
+
+    python benchmarks/order.py [--quick]
+"""
+
+import math
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torchsde
+from _bench import RESULTS, environment, save
+from matplotlib.figure import Figure
+from torch import Tensor
+
+import sdekit as sk
+from sdekit import AbstractSDE, AbstractSolver, BrownianPath
+from sdekit.elementary import Time, broadcast, exp
+
+PATHS, MANY = 2000, 100_000  # for strong and for weak errors
+STEPS, FEW = (16, 32, 64, 128, 256), (4, 8, 16, 32)
+AT = 128  # steps at which errors are compared
+
+
+@dataclass(frozen=True)
+class Case:
+    """An equation on [start, stop] of its own time, with the solvers that are for it.
+
+    exact: the end from x_0, W and the direction, or None: then a fine solve by `reference`. theirs: torchsde's methods.
+    """
+
+    name: str
+    equation: AbstractSDE
+    solvers: list[AbstractSolver]
+    reference: AbstractSolver
+    theirs: tuple[str, ...] = ()
+    exact: Callable[[Tensor, Tensor, int], Tensor] | None = None
+    span: tuple[float, float] = (0.0, 1.0)
+    geometric: bool = False
+    fine: int = 4096
+    slow: bool = False  # strong order one half: only the finer grids are in the asymptotic range
+
+    def grid(self, steps: int, direction: int) -> list[float]:
+        ends = self.span[::direction]
+        return (sk.geometric if self.geometric else sk.uniform)(ends[0], ends[1], steps).tolist()
+
+    def path(self, seed: int) -> BrownianPath:
+        return BrownianPath(
+            seed, sk.geometric(self.span[0], self.span[1], 8).tolist() if self.geometric else self.span, depth=24
+        )
+
+
+def drift(t: Tensor, x: Tensor) -> Tensor:
+    return torch.sin(2 * x) + 0.5 * torch.cos(3 * t) - 0.3 * x
+
+
+def state_free(t: Tensor, x: Tensor) -> Tensor:
+    return (0.6 + 0.3 * torch.sin(2 * t)) * torch.ones_like(x)
+
+
+def elementwise(t: Tensor, x: Tensor) -> Tensor:
+    return 0.8 + 0.3 * torch.cos(2 * x) + 0.2 * torch.sin(3 * t)
+
+
+def columns(t: Tensor, x: Tensor) -> Tensor:
+    return 0.9 * torch.stack([torch.cos(x + t), torch.sin(x + t)], dim=-1)
+
+
+def denoiser(l: Time, x: Tensor) -> Tensor:
+    """E[x_0 | x] for modes at -1, 0.4 and 1.2 of deviation 0.15, alpha = 1 and sigma = e^-l."""
+    means, weights, s2 = torch.tensor([-1.0, 0.4, 1.2]).to(x), torch.tensor([0.3, 0.3, 0.4]).to(x), 0.15**2
+    noise = broadcast(exp(-2.0 * l), x)
+    total = (s2 + noise).unsqueeze(-1) if isinstance(noise, Tensor) else s2 + noise
+    posterior = torch.softmax(weights.log() - 0.5 * (x.unsqueeze(-1) - means) ** 2 / total, dim=-1)
+    return ((means * noise + s2 * x.unsqueeze(-1)) / total * posterior).sum(-1)
+
+
+MU, NU = 0.3, 0.5
+
+
+def ito_geometric(x0: Tensor, w: Tensor, direction: int) -> Tensor:
+    return x0 * torch.exp(direction * MU - 0.5 * NU**2 + NU * w)
+
+
+def stratonovich_geometric(x0: Tensor, w: Tensor, direction: int) -> Tensor:
+    return x0 * torch.exp(direction * MU + NU * w)
+
+
+ITO = [sk.EulerMaruyama(), sk.Milstein(), sk.SRID2()]
+STRATONOVICH = [sk.Heun(), sk.EulerHeun(), sk.Midpoint(), sk.ReversibleHeun(), sk.SPaRK()]
+ADDITIVE = [sk.EulerMaruyama(), sk.Heun(), sk.ReversibleHeun(), sk.AdamsBashforth(2), sk.SEA()]
+ADDITIVE += [sk.SRA1(), sk.SRA3(), sk.ShARK(), sk.SRID2(), sk.SPaRK()]
+ODES = [sk.EulerMaruyama(), sk.Heun(), sk.Midpoint(), sk.AdamsBashforth(2), sk.AdamsBashforth(3)]
+ODES += [sk.Bosh3(), sk.RK4(), sk.Dopri5(), sk.Tsit5()]
+THEIRS = ("heun", "euler_heun", "midpoint", "reversible_heun")
+
+CASES = [
+    Case(
+        "geometric Brownian motion",
+        sk.SDE(lambda t, x: MU * x, lambda t, x: NU * x),
+        ITO,
+        sk.SRID2(),
+        ("euler", "milstein", "srk"),
+        ito_geometric,
+    ),
+    Case(
+        "geometric Brownian motion, Stratonovich",
+        sk.SDE(lambda t, x: MU * x, lambda t, x: NU * x, sde_type="stratonovich"),
+        STRATONOVICH,
+        sk.Heun(),
+        THEIRS,
+        stratonovich_geometric,
+    ),
+    Case("additive", sk.SDE(drift, state_free, "additive"), ADDITIVE, sk.SRA3(), ("euler", "heun", "srk")),
+    Case(
+        "mixture score on the clock",
+        sk.Clocked(denoiser, lambda l: exp(-2.0 * l), a=2.0, q=2.0),
+        ADDITIVE,
+        sk.SRA3(),
+        span=(math.exp(-4.0), math.exp(3.0)),
+        geometric=True,
+    ),
+    Case("diagonal", sk.SDE(drift, elementwise), ITO, sk.SRID2(), ("euler", "milstein", "srk")),
+    Case(
+        "diagonal, Stratonovich",
+        sk.SDE(drift, elementwise, sde_type="stratonovich"),
+        STRATONOVICH,
+        sk.SPaRK(),
+        THEIRS,
+        fine=2**14,
+    ),
+    Case(
+        "noises that do not commute, Ito",
+        sk.SDE(drift, columns, "general", noise_size=2),
+        [sk.EulerMaruyama(), sk.Milstein()],
+        sk.Milstein(),
+        ("euler",),
+        fine=2**14,
+        slow=True,
+    ),
+    Case(
+        "noises that do not commute, Stratonovich",
+        sk.SDE(drift, columns, "general", "stratonovich", noise_size=2),
+        STRATONOVICH,
+        sk.Heun(),
+        THEIRS,
+        fine=2**14,
+        slow=True,
+    ),
+    Case(
+        "semi-linear, dx = (-4 x + f) dt + g dW",
+        sk.SemiLinear(-4.0, drift, state_free, "additive"),
+        [sk.ExponentialEuler(-4.0), sk.ExponentialHeun(-4.0), sk.EulerMaruyama(), sk.Heun()],
+        sk.SRA3(),
+    ),
+    Case("ordinary", sk.ODE(drift), ODES, sk.RK4()),
+]
+
+
+def name_of(solver: AbstractSolver) -> str:
+    return str(solver).replace("()", "")
+
+
+def start(paths: int) -> Tensor:
+    return torch.linspace(0.5, 1.5, paths, dtype=torch.float64).unsqueeze(-1)
+
+
+def initial(case: Case, paths: int, direction: int) -> Tensor:
+    x0 = start(paths)
+    return x0 * (case.span[::direction][0]) if case.geometric else x0  # the clock's state is y = x kappa
+
+
+def ends(case: Case, solver: AbstractSolver, steps: int, direction: int, x0: Tensor, path: BrownianPath) -> Tensor:
+    grid = case.grid(steps, direction)
+    x = sk.solve(case.equation, x0, grid, solver=solver, noise=path).x
+    return case.equation.physical(grid[-1], x)
+
+
+def truth(case: Case, direction: int, x0: Tensor, path: BrownianPath, fine: int) -> Tensor:
+    if case.exact is not None:
+        w = next(iter(path.increments(list(case.span[::direction]), x0, tuple(x0.shape[1:]), levy=False))).w
+        assert w is not None
+        return case.exact(x0, w, direction)
+    return ends(case, case.reference, fine, direction, x0, path)
+
+
+class Theirs(torch.nn.Module):
+    """An equation as torchsde's, run backwards by s = 1 - t with the drift's sign changed."""
+
+    def __init__(self, equation: AbstractSDE, direction: int) -> None:
+        super().__init__()
+        self.equation, self.direction = equation, direction
+        self.sde_type = equation.sde_type
+        self.noise_type = "diagonal" if equation.noise_type in ("additive", "diagonal") else "general"
+        if equation.noise_type == "additive":
+            self.noise_type = "additive"
+
+    def _t(self, s: Tensor) -> float:
+        return float(s) if self.direction > 0 else 1.0 - float(s)
+
+    def f(self, s: Tensor, x: Tensor) -> Tensor:
+        return self.direction * self.equation.drift(self._t(s), x)
+
+    def g(self, s: Tensor, x: Tensor) -> Tensor:
+        g = torch.as_tensor(self.equation.diffusion(self._t(s), x))
+        return g.unsqueeze(-1) if self.noise_type == "additive" else g
+
+
+class Reversed(sk.interop.TorchsdeBrownian):
+    """The path read backwards from its end: W -> -W, and U follows from H -> +H."""
+
+    def __call__(self, ta: Any, tb: Any = None, return_U: bool = False, return_A: bool = False) -> Any:  # noqa: ANN401
+        like = torch.empty(self.shape, dtype=self.dtype)
+        t0, t1 = 1.0 - float(ta), 1.0 - float(tb)
+        w, h, _ = next(iter(self.path.increments([t0, t1], like, tuple(like.shape[1:]), levy=return_U)))
+        assert w is not None
+        return w if h is None else (w, (t0 - t1) * (0.5 * w + h))
+
+
+def torchsde_errors(case: Case, direction: int, x0: Tensor, path: BrownianPath, exact: Tensor) -> dict[str, float]:
+    shape = (len(x0), *(case.equation.noise_shape(x0) or ()))
+    bm = (sk.interop.TorchsdeBrownian if direction > 0 else Reversed)(path, shape, dtype=torch.float64)
+    found = {}
+    for method in case.theirs:
+        sde = Theirs(case.equation, direction)
+        if sde.noise_type == "additive" and method in THEIRS:
+            sde.sde_type = "stratonovich"  # the same equation
+        ts = torch.tensor([0.0, 1.0], dtype=torch.float64)
+        x = torchsde.sdeint(sde, x0, ts, bm=bm, dt=1 / AT, method=method)[-1]
+        found[method] = rms(x - exact)
+    return found
+
+
+def rms(error: Tensor) -> float:
+    return float(error.square().mean().sqrt())
+
+
+def order(steps: tuple[int, ...], errors: list[float]) -> float:
+    good = [(n, e) for n, e in zip(steps, errors, strict=True) if e > 1e-12]
+    if len(good) < 2:
+        return math.nan
+    return -float(np.polyfit(np.log([n for n, _ in good]), np.log([e for _, e in good]), 1)[0])
+
+
+def weak(case: Case, solver: AbstractSolver, direction: int, x0: Tensor, path: BrownianPath, exact: Tensor) -> dict[str, Any]:
+    """|E cos 2x - E cos 2x_exact| with standard errors; the fit takes what is known to a third."""
+    errors, deviations = [], []
+    for n in FEW:
+        difference = torch.cos(2 * ends(case, solver, n, direction, x0, path)) - torch.cos(2 * exact)
+        errors.append(abs(float(difference.mean())))
+        deviations.append(float(difference.std()) / len(x0) ** 0.5)
+    known = [(n, e) for n, e, s in zip(FEW, errors, deviations, strict=True) if e > 3 * s]
+    fit = order(tuple(n for n, _ in known), [e for _, e in known]) if len(known) > 1 else math.nan
+    return {"weak errors": errors, "standard errors": deviations, "weak order": fit}
+
+
+def study(case: Case, direction: int, quick: bool) -> list[dict[str, Any]]:
+    paths, many = (200, 2000) if quick else (PATHS, MANY if case.equation.noise_type != "none" else PATHS)
+    fine = 1024 if quick else case.fine
+    x0, path = initial(case, paths, direction), case.path(1)
+    exact = truth(case, direction, x0, path, fine)
+    y0, other = initial(case, many, direction), case.path(2)
+    limit = truth(case, direction, y0, other, 512)
+    theirs = torchsde_errors(case, direction, x0, path, exact)
+    rows = []
+    for solver in case.solvers:
+        errors = [rms(ends(case, solver, n, direction, x0, path) - exact) for n in STEPS]
+        steps, used = (STEPS[2:], errors[2:]) if case.slow else (STEPS, errors)
+        row = {"problem": case.name, "direction": direction, "solver": name_of(solver)}
+        row |= {"promised": list(solver.order[case.equation.noise_type])}
+        row |= {"strong errors": errors, "strong order": order(steps, used)}
+        row |= weak(case, solver, direction, y0, other, limit)
+        rows.append(row)
+        print(
+            f"  {row['solver']:22s} promised {row['promised'][0]:3.1f}/{row['promised'][1]:3.1f}  strong "
+            f"{row['strong order']:5.2f}  weak {row['weak order']:5.2f}  error at {AT} steps {errors[STEPS.index(AT)]:.2e}",
+            flush=True,
+        )
+    best = min(row["strong errors"][STEPS.index(AT)] for row in rows)
+    for method, error in theirs.items():
+        rows.append({"problem": case.name, "direction": direction, "solver": f"torchsde {method}", "error": error})
+        print(f"  {'torchsde ' + method:22s} {'':40s} error at {AT} steps {error:.2e}")
+    if theirs:
+        print(f"  best of ours {best:.2e}, best of torchsde {min(theirs.values()):.2e}")
+    return rows
+
+
+def draw(rows: list[dict[str, Any]]) -> None:
+    figure = Figure(figsize=(15, 6.4), layout="constrained")
+    for axes, case in zip(figure.subplots(2, 5).flat, CASES, strict=True):
+        names = [name_of(solver) for solver in case.solvers]
+        for row in rows:
+            if row["problem"] != case.name:
+                continue
+            if "error" in row:
+                axes.plot(AT, row["error"], "k_", markersize=9, markeredgewidth=0.8)
+                continue
+            style = {"color": f"C{names.index(row['solver'])}", "linestyle": "-" if row["direction"] > 0 else ":"}
+            axes.plot(STEPS, row["strong errors"], label=row["solver"] if row["direction"] > 0 else None, **style)
+        axes.set(xscale="log", yscale="log", xticks=STEPS, xticklabels=map(str, STEPS))
+        axes.minorticks_off()
+        axes.set_title(case.name, fontsize=8)
+        axes.tick_params(labelsize=7)
+        axes.legend(fontsize=5.5, frameon=False)
+    figure.supxlabel("steps (dotted: backwards in time; dashes: torchsde's methods on the same paths)", fontsize=9)
+    figure.supylabel("strong error", fontsize=9)
+    figure.savefig(RESULTS / "order.png", dpi=130)
+
+
+def main() -> None:
+    quick = "--quick" in sys.argv
+    torch.set_num_threads(1)
+    found = {"environment": environment(dtype="float64", seed=[1, 2], paths=[PATHS, MANY], quick=quick), "rows": []}
+    begun = time.perf_counter()
+    for case in CASES:
+        for direction in (1, -1):
+            print(f"{case.name}, {'forwards' if direction > 0 else 'backwards'}", flush=True)
+            found["rows"] += study(case, direction, quick)
+    print(f"{time.perf_counter() - begun:.0f} s")
+    save("order", found)
+    draw(found["rows"])
+
+
+if __name__ == "__main__":
+    with torch.no_grad():
+        main()
