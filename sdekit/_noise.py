@@ -43,7 +43,14 @@ class AbstractNoise(ABC):
 
     @abstractmethod
     def increments(
-        self, ts: Sequence[float], x: Tensor, shape: tuple[int, ...] | None, *, levy: bool, normals: int, start: int
+        self,
+        ts: Sequence[float],
+        x: Tensor,
+        shape: tuple[int, ...] | None,
+        *,
+        levy: bool = False,
+        normals: int = 0,
+        start: int = 0,
     ) -> Iterator[Increment]:
         """The increments over the intervals of a grid, from interval number `start` on.
 

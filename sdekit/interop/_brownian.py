@@ -8,21 +8,21 @@ import torchsde
 from torch import Tensor
 
 from sdekit._brownian import BrownianPath
-from sdekit._noise import Increment
+from sdekit._noise import AbstractNoise, Increment
 
 
 class TorchsdeBrownian(torchsde.BaseBrownian):
     """A path as torchsde's solvers ask for it: bm(ta, tb) = W(tb) - W(ta), with `return_U=True` also U = int (W - W(ta)) dt.
 
     Arguments:
-        path: a `BrownianPath`, whose knots are the times of the solve.
+        path: a `BrownianPath` whose knots are the times of the solve, or other noise that is a path.
         size: the shape of W, `(batch, m)` for torchsde.
         dtype, device: of what is returned.
     """
 
     def __init__(
         self,
-        path: BrownianPath,
+        path: AbstractNoise,
         size: tuple[int, ...],
         *,
         dtype: torch.dtype | None = None,
@@ -36,7 +36,7 @@ class TorchsdeBrownian(torchsde.BaseBrownian):
     ) -> Any:  # noqa: ANN401 - one tensor or two, as torchsde's
         if return_A:
             raise ValueError("the path knows W and its space-time area U, not the areas between coordinates: return_A=False")
-        start, end = (self.path.knots[0], float(ta)) if tb is None else (float(ta), float(tb))
+        start, end = (self.path.tree.knots[0], float(ta)) if tb is None else (float(ta), float(tb))
         if start > end:
             raise ValueError(f"bm(ta, tb) asks for ta <= tb, not {start} and {end}")
         if start == end:
@@ -115,5 +115,5 @@ class BrownianTreeNoiseSampler:
         return (w / abs(t1 - t0) ** 0.5).to(self._target)
 
 
-def _read(path: BrownianPath, t0: float, t1: float, x: Tensor, *, levy: bool) -> Increment:
-    return next(iter(path.increments([t0, t1], x, tuple(x.shape[1:]), levy=levy)))
+def _read(path: AbstractNoise, t0: float, t1: float, x: Tensor, *, levy: bool) -> Increment:
+    return next(iter(path.increments([t0, t1], x, tuple(x.shape[1:]), levy=levy, normals=0, start=0)))

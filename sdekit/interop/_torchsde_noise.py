@@ -5,13 +5,13 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
-import torch
 import torchsde
 from torch import Tensor
 
 from sdekit._noise import AbstractNoise, Increment, WhiteNoise
 from sdekit._random import fresh_seed
 from sdekit._sde import AbstractSDE
+from sdekit.interop._brownian import TorchsdeBrownian
 
 Brownian = AbstractNoise | torchsde.BaseBrownian | Callable[..., Any]  # what sdeint takes as bm
 
@@ -76,42 +76,6 @@ class TorchsdeNoise(AbstractNoise):
         return value.to(x).reshape(len(x), *shape)
 
 
-class _AsBrownian(torchsde.BaseBrownian):
-    """Noise that is a path, as torchsde asks for it: W, or W and its integral, over [ta, tb]."""
-
-    def __init__(self, noise: AbstractNoise, x: Tensor, shape: tuple[int, ...]) -> None:
-        self.noise, self.x, self.event = noise, x, shape
-
-    def __call__(self, ta: Tensor, tb: Tensor | None = None, return_U: bool = False, return_A: bool = False) -> Any:  # noqa: ANN401
-        assert tb is not None
-        assert not return_A
-        t0, t1 = float(ta), float(tb)
-        noise = self.noise.increments([t0, t1], self.x, self.event, levy=return_U, normals=0, start=0)
-        w, h, _ = next(noise)
-        assert w is not None
-        w = w.reshape(self.shape)
-        return w if h is None else (w, (t1 - t0) * (h.reshape(self.shape) + 0.5 * w))
-
-    def __repr__(self) -> str:
-        return f"_AsBrownian({self.noise})"
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.x.dtype
-
-    @property
-    def device(self) -> torch.device:
-        return self.x.device
-
-    @property
-    def shape(self) -> torch.Size:
-        return torch.Size((len(self.x), math.prod(self.event)))
-
-    @property
-    def levy_area_approximation(self) -> str:
-        return "space-time"
-
-
 def brownian(
     bm: Brownian | None, problem: AbstractSDE, y0: Tensor, ts: Tensor, *, method: str, dt: float | None, logqp: bool
 ) -> Any:  # noqa: ANN401 - torchsde takes any callable
@@ -132,7 +96,7 @@ def brownian(
             "WhiteNoise has no path, and this solve is torchsde's, which asks for one; use bm=None or a BrownianPath"
         )
     if bm is not None:
-        return _AsBrownian(bm, y0, event)
+        return TorchsdeBrownian(bm, (len(y0), math.prod(event)), dtype=y0.dtype, device=y0.device)
     return torchsde.BrownianInterval(
         t0=float(ts[0]),
         t1=float(ts[-1]),
