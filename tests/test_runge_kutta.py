@@ -120,7 +120,7 @@ def one_step(solver, t0, h, x):
 @pytest.mark.parametrize("direction", [1, -1], ids=["forwards", "backwards"])
 def test_slopes_of_one_step_and_of_its_error_estimate(solver, direction):
     """dx = x^2 cos(t) dt, x = 1 / (1 / x_0 + sin t_0 - sin t)."""
-    t0, x0, h = 0.3, torch.tensor([[0.9]], dtype=torch.float64), 2.0 ** -np.arange(2, 6)
+    t0, x0, h = 0.3, torch.tensor([[0.9]], dtype=torch.float64), 2.0 ** -np.arange(2, 8)
     errors, estimates = [], []
     for step in direction * h:
         exact = 1 / (1 / 0.9 + math.sin(t0) - math.sin(t0 + step))
@@ -130,9 +130,16 @@ def test_slopes_of_one_step_and_of_its_error_estimate(solver, direction):
             estimates.append(abs(float(found.error)))
     order = solver.order["none"].strong
     # From below: one problem may be kinder than the order, which the test before this one shows not to be higher.
-    assert np.polyfit(np.log(h), np.log(errors), 1)[0] > order + 1 - 0.2
+    assert finest_slope(h, errors) > order + 1 - 0.3
     if solver.embedded:
-        assert np.polyfit(np.log(h), np.log(estimates), 1)[0] > solver.embedded - 0.2
+        assert finest_slope(h, estimates) > solver.embedded - 0.3
+
+
+def finest_slope(h, errors):
+    """Over the three finest steps whose error is above rounding."""
+    h, errors = (np.array(values)[np.array(errors) > 1e-13][-3:] for values in (h, errors))
+    assert len(h) == 3
+    return np.polyfit(np.log(h), np.log(errors), 1)[0]
 
 
 @METHODS
