@@ -309,7 +309,9 @@ def draw(rows: list[dict[str, Any]]) -> None:
         axes.minorticks_off()
         axes.set_title(case.name, fontsize=8)
         axes.tick_params(labelsize=7)
-        axes.legend(fontsize=5.5, frameon=False)
+        low, high = axes.get_ylim()
+        axes.set_ylim(low * (low / high) ** 0.5, high)  # room for the legend
+        axes.legend(fontsize=5.5, frameon=False, loc="lower left", ncols=2)
     figure.supxlabel("steps (dotted: backwards in time; dashes: torchsde's methods on the same paths)", fontsize=9)
     figure.supylabel("strong error", fontsize=9)
     figure.savefig(RESULTS / "order.png", dpi=130)
