@@ -43,6 +43,9 @@ format: setup
 bench: setup ## every number of the README; needs a quiet machine
 	$(BIN)/python benchmarks/throughput.py
 	$(BIN)/python benchmarks/mixture.py
+	$(BIN)/python benchmarks/order.py
+	$(BIN)/python benchmarks/adaptive.py
+	$(BIN)/python benchmarks/gradient.py
 
 docs: setup
 	$(BIN)/sphinx-build -W -b html docs docs/_build/html

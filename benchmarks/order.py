@@ -1,8 +1,9 @@
 """Strong and weak orders of every solver, forwards and backwards in time, with torchsde's errors on the same paths.
 
 Errors are root mean squares over paths at the end of the solve, against a fine grid on the same Brownian paths or the exact
-solution. Weak errors are those of E cos(2 x), paired path by path, with their standard error. torchsde's solvers read our
-paths; it solves increasing times only, so that backwards they are given the equation in reversed time and the reversed path.
+solution. Weak errors are those of E cos(2 x), paired path by path, with their standard error; a fit from samples is coarse,
+and the tests measure weak orders by quadrature. torchsde's solvers read our paths; it solves increasing times only, so that
+backwards they are given the equation in reversed time and the reversed path. diffrax's do where it is installed, forwards.
 
     python benchmarks/order.py [--quick]
 """
@@ -14,6 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import _diffrax
 import numpy as np
 import torch
 import torchsde
@@ -95,7 +97,7 @@ def stratonovich_geometric(x0: Tensor, w: Tensor, direction: int) -> Tensor:
 
 
 ITO = [sk.EulerMaruyama(), sk.Milstein(), sk.SRID2()]
-STRATONOVICH = [sk.Heun(), sk.EulerHeun(), sk.Midpoint(), sk.ReversibleHeun(), sk.SPaRK()]
+STRATONOVICH = [sk.Heun(), sk.EulerHeun(), sk.Midpoint(), sk.ReversibleHeun(), sk.SPaRK(), sk.SlowRK()]
 ADDITIVE = [sk.EulerMaruyama(), sk.Heun(), sk.ReversibleHeun(), sk.AdamsBashforth(2), sk.SEA()]
 ADDITIVE += [sk.SRA1(), sk.SRA3(), sk.ShARK(), sk.SRID2(), sk.SPaRK()]
 ODES = [sk.EulerMaruyama(), sk.Heun(), sk.Midpoint(), sk.AdamsBashforth(2), sk.AdamsBashforth(3)]
@@ -133,9 +135,8 @@ CASES = [
         "diagonal, Stratonovich",
         sk.SDE(drift, elementwise, sde_type="stratonovich"),
         STRATONOVICH,
-        sk.SPaRK(),
+        sk.SlowRK(),
         THEIRS,
-        fine=2**14,
     ),
     Case(
         "noises that do not commute, Ito",
@@ -269,7 +270,9 @@ def study(case: Case, direction: int, quick: bool) -> list[dict[str, Any]]:
     exact = truth(case, direction, x0, path, fine)
     y0, other = initial(case, many, direction), case.path(2)
     limit = truth(case, direction, y0, other, 512)
-    theirs = torchsde_errors(case, direction, x0, path, exact)
+    theirs = {f"torchsde {k}": v for k, v in torchsde_errors(case, direction, x0, path, exact).items()}
+    if _diffrax.INSTALLED and direction > 0:
+        theirs |= {f"diffrax {k}": rms(x - exact) for k, x in _diffrax.ends(case.name, x0, path, AT).items()}
     rows = []
     for solver in case.solvers:
         errors = [rms(ends(case, solver, n, direction, x0, path) - exact) for n in STEPS]
@@ -286,10 +289,10 @@ def study(case: Case, direction: int, quick: bool) -> list[dict[str, Any]]:
         )
     best = min(row["strong errors"][STEPS.index(AT)] for row in rows)
     for method, error in theirs.items():
-        rows.append({"problem": case.name, "direction": direction, "solver": f"torchsde {method}", "error": error})
-        print(f"  {'torchsde ' + method:22s} {'':40s} error at {AT} steps {error:.2e}")
+        rows.append({"problem": case.name, "direction": direction, "solver": method, "error": error})
+        print(f"  {method:22s} {'':40s} error at {AT} steps {error:.2e}")
     if theirs:
-        print(f"  best of ours {best:.2e}, best of torchsde {min(theirs.values()):.2e}")
+        print(f"  best of ours {best:.2e}, best of theirs {min(theirs.values()):.2e}")
     return rows
 
 
@@ -312,7 +315,7 @@ def draw(rows: list[dict[str, Any]]) -> None:
         low, high = axes.get_ylim()
         axes.set_ylim(low * (low / high) ** 0.5, high)  # room for the legend
         axes.legend(fontsize=5.5, frameon=False, loc="lower left", ncols=2)
-    figure.supxlabel("steps (dotted: backwards in time; dashes: torchsde's methods on the same paths)", fontsize=9)
+    figure.supxlabel("steps (dotted: backwards in time; dashes: methods of torchsde and diffrax on the same paths)", fontsize=9)
     figure.supylabel("strong error", fontsize=9)
     figure.savefig(RESULTS / "order.png", dpi=130)
 

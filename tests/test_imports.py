@@ -113,8 +113,8 @@ def test_public_names_of_sdekit():
         AbstractRungeKutta AbstractSDE AbstractSolver AbstractStochasticRungeKutta AbstractTrace AdamsBashforth Bosh3
         BrownianPath Checkpointed Clocked Dopri5 EulerHeun EulerMaruyama Exact ExponentialEuler ExponentialHeun Heun
         Hutchinson Increment Langevin Likelihood Midpoint Milstein NotFiniteError Order PIDController Point
-        PredictorCorrector ProbabilityFlow ReverseSDE Reversible ReversibleHeun SPaRK SemiLinear ShARK Solution Stage
-        Status Step StochasticTableau Tableau Tsit5 UnfinishedError WhiteNoise elementary fresh_seed geometric
+        PredictorCorrector ProbabilityFlow ReverseSDE Reversible ReversibleHeun SPaRK SemiLinear ShARK SlowRK Solution
+        Stage Status Step StochasticTableau Tableau Tsit5 UnfinishedError WhiteNoise elementary fresh_seed geometric
         integrate interop log_likelihood normal sdeint solve uniform uniform01
     """.split()
     )

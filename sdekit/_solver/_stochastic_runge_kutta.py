@@ -249,3 +249,34 @@ class SPaRK(AbstractStochasticRungeKutta):
         end=Stage(a=(_P, _Q, _P), b=((_P, 1), (_Q, 0), (_P, -1))),
         embedded=Stage(a=(1 / 2, 0, 1 / 2), b=((1 / 2, 0), (0, 0), (1 / 2, 0))),
     )
+
+
+@dataclass(frozen=True, eq=False)
+class SlowRK(AbstractStochasticRungeKutta):
+    """Strong order 1.5 for Stratonovich equations whose noises commute, two evaluations of the drift and five of g a step.
+
+    Noises that do not commute leave strong order 0.5.
+
+    References:
+        Foster, dos Reis and Strange 2022, arXiv 2210.17543, equation 6.2.
+    """
+
+    order = {
+        "additive": Order(1.5, 2),
+        "diagonal": Order(1.5, 2),
+        "scalar": Order(1.5, 2),
+        "general": Order(0.5, 1),
+    }
+    sde_type = "stratonovich"
+    tableau = StochasticTableau(
+        stages=(
+            Stage("f"),
+            Stage("g", 1 / 2, (1 / 2,)),
+            Stage("g", 1 / 2, (1 / 2,), ((1 / 2, 0),)),
+            Stage("g", 1 / 2, (1 / 2,), ((0, 0), (1 / 2, 0))),
+            Stage("g", 1 / 2, (1 / 2,), ((0, 0), (0, 0), (1, 0))),
+            Stage("f", 3 / 4, (3 / 4,), ((0, 0), (0, 0), (3 / 4, 3 / 2))),
+            Stage("g", 1, (1,), ((0, 0), (1 / 2, 0))),
+        ),
+        end=Stage(a=(1 / 3, 2 / 3), b=((1 / 6, 0), (1 / 3, 0), (1 / 3, 2), (1 / 6, 0), (0, -2))),
+    )
