@@ -16,7 +16,7 @@ sum is taken level by level, each term by itself, whatever is asked: an answer h
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 
@@ -30,6 +30,7 @@ from sdekit._noise import AbstractSeededNoise, Increment, Reader
 _NODES = 1 << 37  # counters from here on are nodes; steps of a solve count from 0
 _BLOCK = 1 << 21  # normals of a block of steps on a grid that is known
 _LARGE = 1 << 12  # numbers of a batch from which a copy costs more than a call
+_HELD = 1 << 23  # normals of one kind held at once: 64 MB of both
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,20 +119,18 @@ class BrownianPath(AbstractSeededNoise):
     def reader(self, x: Tensor, shape: tuple[int, ...] | None, *, levy: bool = False) -> Reader:
         if shape is None:
             return lambda t0, t1: Increment()
-        key, size, zeros = self.keys(x), math.prod(shape), x.new_zeros(1 + levy, len(x), math.prod(shape), dtype=_working(x))
+        key, size = self.keys(x), math.prod(shape)
 
         def read(t0: Tensor, t1: Tensor) -> Increment:
             s, t = self.ticks(torch.stack([t0, t1]))
             nodes, weights = _terms(self.tree, torch.stack([torch.minimum(s, t), torch.maximum(s, t)]), levy)
-            place = nodes.reshape(-1).nonzero().squeeze(1)
-            drawn = _random.normal_pairs(key[place % len(x)], nodes.reshape(-1)[place], size, outer=False)
-            found = zeros.new_zeros(nodes.numel(), 2, size).index_copy_(0, place, drawn.to(zeros.dtype))
-            found = found.reshape(len(nodes), len(x), 2, size).transpose(1, 2).unbind(0)
-            out = zeros.clone()
-            for weight, normal in zip(
-                weights.to(out.dtype).flatten(0, 1).unbind(0), (z for pair in found for z in pair.unbind(0)), strict=True
-            ):
-                out.addcmul_(weight, normal)
+            out = x.new_zeros(1 + levy, len(x), size, dtype=_working(x))
+            for part, weight in _pieces(nodes, weights.to(out.dtype), 1, nodes.numel() * size):
+                place = part.reshape(-1).nonzero().squeeze(1)
+                drawn = _random.normal_pairs(key[place % len(x)], part.reshape(-1)[place], size, outer=False)
+                found = out.new_zeros(part.numel(), 2, size).index_copy_(0, place, drawn.to(out.dtype))
+                for w, z in zip(weight, found.reshape(len(part), len(x), 2, size).unbind(0), strict=True):
+                    _add(out, w, z.unbind(1))
             out[0].mul_(torch.where(s > t, -1, 1).unsqueeze(-1))
             return Increment(*out.to(x.dtype).reshape(1 + levy, len(x), *shape))
 
@@ -144,36 +143,47 @@ class BrownianPath(AbstractSeededNoise):
         reverse = bool(ticks[-1] < ticks[0])
         ticks = ticks.flip(0) if reverse else ticks
         nodes, weights = _terms(self.tree, torch.stack([ticks[:-1], ticks[1:]]), levy)
-        used, (nodes, place) = nodes.any(dim=1).tolist(), torch.unique(nodes, return_inverse=True)
-        size = math.prod(shape)
-        rows = nodes.to(x.device).repeat_interleave(len(x))
-        found = _random.normal_pairs(key.repeat(len(nodes)), rows, size).reshape(2, len(nodes), -1)
-        out = x.new_zeros(1 + levy, len(ticks) - 1, len(x) * size, dtype=_working(x))
-        for where, weight in (
-            pair for pair, needed in zip(zip(place, weights.to(out), strict=True), used, strict=True) if needed
-        ):
-            if len(x) * size < _LARGE:
-                _add(out, weight, found[:, where.to(x.device)].to(out.dtype))
-                continue
-            node, count = torch.unique_consecutive(where, return_counts=True)
-            start = 0
-            for j, n in zip(node.tolist(), count.tolist(), strict=True):  # no copy of what steps in a row share
-                run = slice(start, start := start + n)
-                if nodes[j]:
-                    _add(out[:, run], weight[:, :, run], found[:, j, None].to(out.dtype))
+        out = x.new_zeros(1 + levy, len(ticks) - 1, len(x) * math.prod(shape), dtype=_working(x))
+        for part, weight in _pieces(nodes, weights.to(out), 2, nodes.unique().numel() * out.shape[2]):
+            self._sum(key, part, weight, out)
         if reverse:  # the path read backwards: W -> -W, H -> +H
             out = out.flip(1)
             out[0].neg_()
         w, *h = out.to(x.dtype).reshape(*out.shape[:2], len(x), *shape)
         return w.unbind(0), h[0].unbind(0) if h else [None] * len(w)
 
+    @staticmethod
+    def _sum(key: Tensor, nodes: Tensor, weights: Tensor, out: Tensor) -> None:
+        """out + terms that all samples share; each node is hashed once."""
+        found, place = torch.unique(nodes, return_inverse=True)
+        rows = found.to(out.device).repeat_interleave(len(key))
+        normals = _random.normal_pairs(key.repeat(len(found)), rows, out.shape[2] // max(1, len(key)))
+        normals, found = normals.reshape(2, len(found), -1).to(out.dtype), found.tolist()
+        for where, weight in zip(place, weights, strict=True):
+            if out.shape[2] < _LARGE:
+                _add(out, weight, normals[:, where.to(out.device)])
+                continue
+            node, count = torch.unique_consecutive(where, return_counts=True)
+            start = 0
+            for j, n in zip(node.tolist(), count.tolist(), strict=True):  # no copy of what steps in a row share
+                run = slice(start, start := start + n)
+                if found[j]:
+                    _add(out[:, run], weight[:, :, run], normals[:, j, None])
+
+
+def _pieces(nodes: Tensor, weights: Tensor, fewest: int, numbers: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """All terms at once, or where their normals would fill the memory `fewest` at a time."""
+    length = len(nodes) if numbers < _HELD else fewest
+    pairs = zip(nodes.split(length), weights.split(length), strict=True)
+    return ((part, weight) for part, weight in pairs if bool(part.any()))
+
 
 def _working(x: Tensor) -> torch.dtype:
     return x.dtype if x.dtype.itemsize >= 4 else torch.float32
 
 
-def _add(out: Tensor, weight: Tensor, normals: Tensor) -> None:
-    """out + a term: `(outputs, n, size)`, weights `(2, outputs, n, 1)`, normals `(2, n, size)`."""
+def _add(out: Tensor, weight: Tensor, normals: Iterable[Tensor]) -> None:
+    """out + a term: `(outputs, n, size)`, weights `(2, outputs, n, 1)`, the two normals `(n, size)`."""
     for w, z in zip(weight, normals, strict=True):
         out.addcmul_(w, z)
 
@@ -192,7 +202,7 @@ def _terms(tree: Dyadic, ticks: Tensor, levy: bool) -> tuple[Tensor, Tensor]:
     # Below the lowest bit that is set anywhere no node has a part.
     lowest = ticks & -ticks
     levels = depth + 1 - int(lowest.masked_fill_(lowest == 0, 1 << depth).amin()).bit_length()
-    # The roots of the cells that an interval meets, then two nodes a level, on the branch of its end and of its start.
+    # Two nodes a level, on the branch of an interval's start and of its end, then the roots of the cells that it meets.
     last = (ticks[1] - 1).clamp_(min=0) >> depth
     first = torch.minimum(ticks[0] >> depth, last)
     cells = 1 if tree.cells == 1 else int((last - first).amax()) + 1
@@ -210,9 +220,9 @@ def _terms(tree: Dyadic, ticks: Tensor, levy: bool) -> tuple[Tensor, Tensor]:
             branch[1, :, 0] += h * branch[0, :, 0]
         # A node on both branches counts once, with the difference of its weights, exact where small.
         shared = branch[:, :, 0] * (node[0] == node[1])
-        both = torch.stack([branch[:, :, 1] - shared, shared - branch[:, :, 0]], dim=3).flatten(2, 3)
-        nodes = torch.cat([nodes, node.flip(0).transpose(0, 1).flatten(0, 1)])
-        parts = torch.cat([parts, both], dim=2)
+        both = torch.stack([shared - branch[:, :, 0], branch[:, :, 1] - shared], dim=3).flatten(2, 3)
+        nodes = torch.cat([node.transpose(0, 1).flatten(0, 1), nodes])
+        parts = torch.cat([both, parts], dim=2)
     nodes = torch.where((parts != 0).any(dim=1).any(dim=0), nodes + _NODES, 0)
     if levy:
         parts[1] = parts[1] / torch.where(h == 0, 1.0, h) - 0.5 * parts[0]

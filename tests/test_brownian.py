@@ -106,6 +106,21 @@ def test_answers_do_not_depend_on_grid_order_block_or_batch(dtype, knots):
     assert torch.equal(read(path, ts[:9], batch=1500, event=event, dtype=dtype)[1][:, :9], h[:8])
 
 
+def test_what_does_not_fit_is_made_piece_by_piece_with_the_same_bits(monkeypatch):
+    path, x, ts = BrownianPath(7, (0.0, 0.3, 2.0)), torch.zeros(3, 40), uniform(0.0, 2.0, 13).tolist()
+    t = torch.tensor([[0.1, 0.5, 1.9], [0.4, 0.6, 0.2]], dtype=torch.float64)
+
+    def ask():
+        own = path.reader(x, (40,), levy=True)(*t)
+        return [own.w, own.h, *(part for i in path.increments(ts, x, (40,), levy=True) for part in (i.w, i.h))]
+
+    whole = ask()
+    for large in (1, 1 << 12):
+        monkeypatch.setattr("sdekit._brownian._HELD", 1)
+        monkeypatch.setattr("sdekit._brownian._LARGE", large)
+        assert all(map(torch.equal, whole, ask()))
+
+
 def test_samples_with_times_of_their_own_read_the_same_path():
     path, x, event = BrownianPath(7, (0.0, 0.3, 2.0)), torch.zeros(50, 2), (2,)
     generator = torch.Generator().manual_seed(0)
