@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+import sdekit
+
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 
@@ -46,3 +48,21 @@ def test_readme_commands_are_targets():
     makefile = (ROOT / "Makefile").read_text()
     for target in ("demo", "test", "lint", "bench", "docs"):
         assert re.search(rf"^{target}:", makefile, re.M)
+
+
+def test_the_table_of_solvers_says_what_the_classes_declare():
+    lines = (ROOT / "docs" / "solvers.md").read_text().splitlines()
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines if line[:3] == "| `"]
+    assert len(rows) >= 14
+    for names, calculus, additive, diagonal, general, _ in rows:
+        for name in re.findall(r"`(\w+)", names):
+            solver = getattr(sdekit, name)
+            solver = solver(-1.0) if name.startswith("Exponential") else solver()
+            for kind, cell in (("additive", additive), ("diagonal", diagonal), ("scalar", diagonal), ("general", general)):
+                given = re.match(r"\(([\d.]+), ([\d.]+)\)", cell)
+                if given:
+                    assert solver.order[kind] == tuple(map(float, given.groups())), (name, kind)
+                elif name != "AdamsBashforth":
+                    assert kind not in solver.order, (name, kind)
+            if calculus != "either":
+                assert solver.sde_type == calculus.lower(), name
