@@ -130,14 +130,23 @@ def against_torchsde(repeats: int = 15, steps: int = 512) -> dict[str, dict[str,
         def run_theirs(name: str = name) -> Tensor:
             return torchsde.sdeint(theirs, x, ts, dt=1 / steps, method=name)[-1]
 
+        def run_hinted(name: str = name) -> Tensor:
+            levy = "space-time" if name == "srk" else "none"
+            bm = torchsde.BrownianInterval(0.0, 1.0, (64, 2), dt=1 / steps, levy_area_approximation=levy)
+            return torchsde.sdeint(theirs, x, ts, bm=bm, dt=1 / steps, method=name)[-1]
+
         def run_ours(solver: AbstractSolver = solver) -> Solution:
             return solve(ours, x, grid, solver=solver, noise=WhiteNoise(0))
 
-        seconds = interleaved({"torchsde": run_theirs, "sdekit": run_ours}, repeats)
+        def run_sdeint(name: str = name) -> Tensor:
+            return sdekit.sdeint(theirs, x, ts, dt=1 / steps, method=name)[-1]
+
+        cases = {"torchsde": run_theirs, "torchsde with a hint": run_hinted, "sdekit": run_ours, "sdeint": run_sdeint}
+        seconds = interleaved(cases, repeats)
         counts[:] = 0, 0
         run_theirs()
         row = {f"{case} us/step": 1e6 * statistics.median(values) / steps for case, values in seconds.items()}
-        row["sdekit / torchsde"] = ratio(seconds, "sdekit", "torchsde")
+        row |= {f"{case} / torchsde": ratio(seconds, case, "torchsde") for case in cases if case != "torchsde"}
         row |= {"torchsde drifts/step": counts[0] / steps, "torchsde diffusions/step": counts[1] / steps}
         row["sdekit drifts/step"] = int(run_ours().evaluations[0]) / steps
         print(f"{name + ' (64, 2)':28s}", "  ".join(f"{k} {v:.3g}" for k, v in row.items()))
@@ -154,7 +163,7 @@ def paths(repeats: int = 7) -> dict[str, dict[str, float]]:
         known, times = grid.tolist(), torch.linspace(0, 1, steps + 1)
         snapped = path.snap(grid, spare=1).tolist()
         spread = torch.rand(shape[0], generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-        ticks = (256 * spread).floor() / 256
+        aligned = (256 * spread).floor() / 256
 
         def tree(levy: str, shape: tuple[int, ...] = shape, times: Tensor = times) -> None:
             bm = torchsde.BrownianInterval(0.0, 1.0, shape, halfway_tree=True, tol=1e-6, levy_area_approximation=levy)
@@ -165,18 +174,19 @@ def paths(repeats: int = 7) -> dict[str, dict[str, float]]:
             for _ in path.increments(ts, x, tuple(x.shape[1:]), levy=levy):
                 pass
 
-        def own_times(*, levy: bool, x: Tensor = x, path: BrownianPath = path, ticks: Tensor = ticks, n: int = steps) -> None:
+        def own_times(starts: Tensor, *, levy: bool, x: Tensor = x, path: BrownianPath = path, n: int = steps) -> None:
             read = path.reader(x, tuple(x.shape[1:]), levy=levy)
             for i in range(n):
-                t = (ticks + i / 256) % 1.0
-                read(t, t + 1 / 256)
+                t = (starts + i / 256) % 1.0
+                read(t, (t + 1 / 256).clamp(max=1.0))
 
         for levy in (False, True):
             cases = {
                 "torchsde": functools.partial(tree, "space-time" if levy else "none"),
                 "known grid": functools.partial(ours, known, levy=levy),
                 "snapped grid": functools.partial(ours, snapped, levy=levy),
-                "times of each sample": functools.partial(own_times, levy=levy),
+                "dyadic times of each sample": functools.partial(own_times, aligned, levy=levy),
+                "any times of each sample": functools.partial(own_times, spread, levy=levy),
             }
             seconds = interleaved(cases, repeats)
             row = {f"{case} us/step": 1e6 * statistics.median(values) / steps for case, values in seconds.items()}

@@ -7,13 +7,15 @@ where it costs least.
 
 import math
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
 
 from sdekit._control import PIDController
 from sdekit._grid import Dyadic
-from sdekit._noise import AbstractNoise, Increment, Reader
+from sdekit._noise import AbstractNoise, Increment
+from sdekit._sde import AbstractSDE
 from sdekit._solution import Counted, Solution, Status
 from sdekit._solver import AbstractSolver
 from sdekit._solver._contract import Step, Tree
@@ -72,8 +74,8 @@ def adaptive(
     whole, power, total = problem, solver.embedded, len(x0)
     direction, span, levy = (1 if ts[-1] > ts[0] else -1), abs(ts[-1] - ts[0]), solver.levy == "H"
     outputs = torch.tensor(ts, dtype=torch.float64, device=x0.device)
-    end, ladder = outputs[-1], None if noise is None else _ladder(noise.tree, ts)
-    floor = 16 * torch.finfo(torch.float64).eps * max(map(abs, ts)) if ladder is None else 0.5 * ladder.finest
+    end, (ladder, coarse) = outputs[-1], (None, None) if noise is None else _ladder(noise.tree, ts, outputs.device)
+    floor = 16 * torch.finfo(torch.float64).eps * max(map(abs, ts))
     # What there is to return.
     x_end, reached = torch.full_like(x0, torch.nan), outputs.new_empty(total)
     evaluations, accepted, rejected, status = reached.new_zeros(4, total, dtype=torch.int64)
@@ -82,39 +84,54 @@ def adaptive(
         xs[0] = x0
 
     t = reached.new_full((total,), ts[0])
-    h = _first(problem, t, x0, control, power, direction, span)
-    index, state = torch.arange(total, device=t.device), solver.init(problem, t, x0)
+    if control.first is not None or ladder is not None:
+        h = torch.full_like(t, min(control.first or 0.1 * span, span))
+    else:
+        h = _first(problem, t, x0, control, power, direction, span)
+    # Zeros for what is not finite, which would make the gradient of whatever it is multiplied with NaN.
+    index, state = torch.arange(total, device=t.device), solver.init(problem, t, torch.nan_to_num(x0, 0.0, 0.0, 0.0))
     zero, ones = torch.zeros_like(t), torch.ones_like(index)
     now = _Working(index, x0, t, zero + span, h, state, t.new_ones(total, 2), 0 * ones, ones, zero)
     read = noise and noise.reader(x0, problem.noise_shape(x0), levy=levy)
     tries = 0
     while len(now.index):
-        if ladder is None:
+        shortest = None
+        if ladder is None or coarse is None:
             length = torch.minimum(now.h, now.left)
             left = now.left - length
             t1 = torch.add(end, left, alpha=-direction)
         else:
-            t1 = ladder.after(now.t, now.h, direction)
+            t1, shortest = ladder.after(now.t, now.h, direction, coarse)
             left, length = (end - t1).abs(), (t1 - now.t).abs()
         increment = read(now.t, t1) if read else Increment()
         step = solver.step(problem, now.t, t1, now.x, increment, now.state)
         with torch.no_grad():
             q = control.error(problem.physical(t1, step.error), problem.physical(now.t, now.x), problem.physical(t1, step.x))
-            accept = q <= 1
-            now.h = length.mul_(control.factor(q, now.before, power))
+            accept, factor = q <= 1, control.factor(q, now.before, power)
+            # Where alignment made a step shorter than it was allowed to be, it stays allowed.
+            allowed = length if shortest is None else torch.where(factor > 1, torch.maximum(length, now.h / factor), length)
+            now.h = allowed * factor
             if control.remembers:
                 now.before = where(accept, torch.stack([q.clamp(min=1e-10), now.before[:, 0]], dim=1), now.before)
+        if step.x.requires_grad and not bool(accept.all()):
+            step = _again(whole.problem, solver, now, t1, increment, accept)
         if xs is not None:
-            _output(xs, outputs, problem, solver, now, t1, accept, step, increment, read)
+            _output(xs, outputs, whole, solver, noise, now, t1, accept, step, increment)
         tries, now.accepted = tries + 1, now.accepted + accept
         now.x, now.state = where(accept, (step.x, step.state), (now.x, now.state))
         now.t, now.left = torch.where(accept, t1, now.t), torch.where(accept, left, now.left)
         last = tries == control.max_steps
-        if not last and not bool(torch.minimum(now.left, now.h).add_(now.gone).amin() <= 2 * floor):
-            continue
+        if shortest is None:
+            if not last and not bool(torch.minimum(now.left, now.h).add_(now.gone).amin() <= 2 * floor):
+                continue
+            short = (now.h < floor) & ~accept
+        else:
+            short = (length < 1.5 * shortest) & ~accept
         # Somebody may have finished or failed.
-        done, short = now.left == 0, (now.h < floor) & ~accept
+        done = now.left == 0
         new = ((done | short | last) & (now.gone == 0)).nonzero().flatten()
+        if not len(new):
+            continue
         index = now.index[new]
         why = torch.where(short, torch.where(q.isinf(), Status.NOT_FINITE, Status.UNDERFLOW), Status.TOO_MANY_STEPS)
         status[index], reached[index] = torch.where(done, Status.DONE, why)[new], now.t[new]
@@ -133,16 +150,56 @@ def adaptive(
     return Solution(x_end, outputs.cpu(), xs, seed, evaluations, accepted, rejected, status), reached
 
 
-def _ladder(tree: Dyadic, ts: list[float]) -> Dyadic:
-    """The dyadic times of a path between the ends of a solve."""
+def _again(
+    problem: AbstractSDE, solver: AbstractSolver, now: _Working, t1: Tensor, increment: Increment, accept: Tensor
+) -> Step:
+    """The step of those that are accepted, recorded for gradients: a trial that is not finite would make them all NaN."""
+    rows = accept.nonzero().flatten()
+    if not len(rows):
+        return Step(now.x, dense=None, state=now.state)
+    noise = Increment(*(None if part is None else part[rows] for part in increment))
+    step = solver.step(problem.rows(now.index[rows]), now.t[rows], t1[rows], now.x[rows], noise, take(now.state, rows))
+    x = now.x.index_copy(0, rows, step.x)
+    dense = None if step.dense is None else spread(step.dense, rows, len(accept))
+    return Step(x, dense=dense, state=spread(step.state, rows, len(accept)))
+
+
+def spread(tree: Tree, rows: Tensor, size: int) -> Tree:
+    """Every tensor as some rows of a larger one, else 0."""
+    if isinstance(tree, Tensor):
+        return tree.new_zeros(size, *tree.shape[1:]).index_copy(0, rows, tree)
+    return tuple(spread(part, rows, size) for part in tree)
+
+
+def _ladder(tree: Dyadic, ts: list[float], device: torch.device) -> tuple[Dyadic, Tensor]:
+    """The dyadic times of a solve, and how many of the lowest bits are not used in each cell.
+
+    The cells are those of the path between the ends of the solve. Where an end cuts a cell, its dyadic times are not the
+    path's: then an interval is 32 of the path's ticks long at least, and one of them where they are.
+
+    Raises:
+        ValueError: for a solve so short that the path does not resolve it.
+    """
     low, high = min(ts[0], ts[-1]), max(ts[0], ts[-1])
-    return Dyadic((low, *(knot for knot in tree.knots if low < knot < high), high), tree.depth)
+    cells = [(a, b) for a, b in pairwise(tree.knots) if a < high and b > low]
+    # A cell of which hardly anything is left is joined to its neighbour: an end is often a rounding away from a knot.
+    inner = [b for (a, b), (_, d) in pairwise(cells) if b - low > (b - a) / 64 and high - b > (d - b) / 64]
+    knots = (low, *inner, high)
+    coarse = []
+    for start, stop in pairwise(knots):
+        length = max((b - a for a, b in cells if a < stop and b > start), default=stop - start)
+        whole = any((start, stop) == cell for cell in cells)
+        coarse.append(max(0, math.ceil(math.log2((1 if whole else 32) * length / (stop - start)))))
+    if max(coarse) >= tree.depth:
+        raise ValueError(
+            f"the solve from {ts[0]} to {ts[-1]} is shorter than the path resolves, 2^-{tree.depth} of an interval of knots; "
+            "give BrownianPath knots at the ends of the solve"
+        )
+    return Dyadic(knots, tree.depth), torch.tensor(coarse, device=device)
 
 
 def _first(problem: Counted, t: Tensor, x: Tensor, control: PIDController, power: float, direction: int, span: float) -> Tensor:
-    """The length of the first step of each sample (Hairer, Norsett and Wanner 1993, section II.4), two evaluations."""
-    if control.first is not None:
-        return torch.full_like(t, min(control.first, span))
+    """The first step of each sample of an ordinary equation by two evaluations (Hairer, Norsett and Wanner 1993, II.4)."""
     with torch.no_grad():
         slope = problem.drift(t, x)
         size, speed = (control.error(problem.physical(t, v), *[problem.physical(t, x)] * 2) for v in (x, slope))
@@ -157,14 +214,14 @@ def _first(problem: Counted, t: Tensor, x: Tensor, control: PIDController, power
 def _output(
     xs: Tensor,
     outputs: Tensor,
-    problem: Counted,
+    whole: Counted,
     solver: AbstractSolver,
+    noise: AbstractNoise | None,
     now: _Working,
     t1: Tensor,
     accept: Tensor,
     step: Step,
     increment: Increment,
-    read: Reader | None,
 ) -> None:
     """Writes the states at the output times that accepted steps go by; the last output is the end of the solve.
 
@@ -172,18 +229,22 @@ def _output(
     the variance of the path there, and not that of a straight line, half as much in the middle.
     """
     direction = 1 if outputs[-1] > outputs[0] else -1
-    while True:
-        at = outputs[now.due.clamp(max=len(outputs) - 1)]
-        passed = accept & (now.due < len(outputs) - 1) & (direction * (t1 - at) >= 0)
-        if not bool(passed.any()):
-            return
-        theta = ((at - now.t) / (t1 - now.t)).clamp(0, 1)
-        if read is None or increment.w is None:
-            x = solver.interpolate((now.x, step.x) if step.dense is None else step.dense, theta)
-        else:
-            part = read(now.t, torch.where(passed, at, t1)).w
-            assert part is not None
-            bend = part - broadcast(theta, part) * increment.w
-            x = problem.diffuse(now.t, now.x, bend, torch.lerp(now.x, step.x, broadcast(theta, now.x)))
-        xs[now.due[passed], now.index[passed]] = x[passed]
-        now.due = now.due + passed
+    passed = torch.searchsorted(direction * outputs[:-1], direction * t1, right=True) - now.due
+    passed = torch.where(accept, passed.clamp(min=0), 0)
+    row = torch.arange(len(passed), device=passed.device).repeat_interleave(passed)
+    if not len(row):
+        return
+    # All outputs of all samples at once, a row each.
+    number = now.due[row] + torch.arange(len(row), device=row.device) - (passed.cumsum(0) - passed)[row]
+    t0, at, x0, x1 = now.t[row], outputs[number], now.x[row], step.x[row]
+    theta = (at - t0) / (t1[row] - t0)
+    if noise is None or increment.w is None:
+        x = solver.interpolate((x0, x1) if step.dense is None else take(step.dense, row), theta)
+    else:
+        problem = whole.rows(now.index[row])
+        part = noise.rows(now.index[row]).reader(x0, problem.noise_shape(x0), levy=False)(t0, at).w
+        assert part is not None
+        bend = part - broadcast(theta, part) * increment.w[row]
+        x = problem.diffuse(t0, x0, bend, torch.lerp(x0, x1, broadcast(theta, x0)))
+    xs[number, now.index[row]] = x
+    now.due = now.due + passed

@@ -30,6 +30,7 @@ from sdekit._noise import AbstractSeededNoise, Increment, Reader
 _NODES = 1 << 37  # counters from here on are nodes; steps of a solve count from 0
 _BLOCK = 1 << 21  # normals of a block of steps on a grid that is known
 _LARGE = 1 << 12  # numbers of a batch from which a copy costs more than a call
+_ROUNDING = 0.02  # how much of a step may be lost or won by rounding its ends to ticks
 _HELD = 1 << 23  # normals of one kind held at once: 64 MB of both
 
 
@@ -80,12 +81,14 @@ class BrownianPath(AbstractSeededNoise):
         return ticks
 
     def snap(self, ts: Tensor | Sequence[float], spare: int = 2) -> Tensor:
-        """A grid of coarse ticks near ts, on which the path costs least; the first and the last time stay.
+        """A grid of coarse ticks near ts, on which the path costs least; the first and the last time keep their own ticks.
 
         Arguments:
             ts: a monotone grid.
-            spare: ticks are 2^-spare of the smallest interval of ts, or finer.
+            spare: ticks are 2^-spare of the smallest interval of ts, or finer; from 0.
         """
+        if spare < 0:
+            raise ValueError(f"spare counts bits from 0 on, not {spare}")
         ticks = self.ticks(torch.as_tensor(ts, dtype=torch.float64))
         bits = max(0, int(ticks.diff().abs().min()).bit_length() - 1 - spare)
         ticks[1:-1] = ((ticks[1:-1] >> bits) + ((ticks[1:-1] >> bits - 1) & 1 if bits else 0)) << bits
@@ -101,20 +104,35 @@ class BrownianPath(AbstractSeededNoise):
         normals: int = 0,
         start: int = 0,
     ) -> Iterator[Increment]:
-        key, steps = self.keys(x), len(ts) - 1
-        ticks = self.ticks(torch.tensor(ts, dtype=torch.float64))
-        if not bool((ticks.diff() != 0).all()):
-            raise ValueError(f"ts has steps below the path's resolution, 2^-{self.depth} of an interval of knots; raise depth")
-        size = max(1, len(x)) * max(1, math.prod(shape or x.shape[1:]))
-        block = min(64, max(4, _BLOCK // (8 * size)))
-        for i in range(start, steps, block):
-            j = min(i + block, steps)
-            w = h = z = [None] * (j - i)
-            if shape is not None:
-                w, h = self._block(key, ticks[i : j + 1], x, shape, levy)
-            if normals:
-                z = self.fresh(key, torch.arange(i, j, device=x.device), normals, x).unbind(0)
-            yield from map(Increment, w, h, z)
+        times = torch.tensor(ts[start:], dtype=torch.float64)
+        steps = times.diff()
+        if not bool(((self.tree.times(self.ticks(times)).diff() - steps).abs() <= _ROUNDING * steps.abs()).all()):
+            raise ValueError(
+                f"ts has steps that ticks of 2^-{self.depth} of an interval of knots change by more than {_ROUNDING:.0%}; give "
+                f"BrownianPath a larger depth, knots nearer to each other where ts is finer, or snap(ts)"
+            )
+        key = self.keys(x)
+        found = self._readings(key, times, x, shape, levy)
+        for i, (w, h) in enumerate(found, start):
+            z = self.fresh(key, torch.full((1,), i, device=x.device), normals, x)[0] if normals else None
+            yield Increment(w, h, z)
+
+    def readings(
+        self, ts: Sequence[float], x: Tensor, shape: tuple[int, ...] | None, *, levy: bool = False
+    ) -> Iterator[Increment]:
+        return (Increment(w, h) for w, h in self._readings(self.keys(x), torch.tensor(ts, dtype=torch.float64), x, shape, levy))
+
+    def _readings(
+        self, key: Tensor, ts: Tensor, x: Tensor, shape: tuple[int, ...] | None, levy: bool
+    ) -> Iterator[tuple[Tensor | None, Tensor | None]]:
+        """W and H between neighbouring times, in blocks."""
+        ticks, steps = self.ticks(ts), len(ts) - 1
+        if shape is None:
+            yield from [(None, None)] * steps
+            return
+        block = min(64, max(4, _BLOCK // (8 * max(1, len(x) * math.prod(shape)))))
+        for i in range(0, steps, block):
+            yield from zip(*self._block(key, ticks[i : i + block + 1], x, shape, levy), strict=True)
 
     def reader(self, x: Tensor, shape: tuple[int, ...] | None, *, levy: bool = False) -> Reader:
         if shape is None:

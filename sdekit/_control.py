@@ -21,7 +21,8 @@ class PIDController:
             equations, and (0.1, 0.3, 0) noise.
         safety: the factor that leaves room for the estimate to be wrong.
         smallest, largest: the limits of the change of a step.
-        first: the length of the first step; None estimates it.
+        first: the length of the first step; None estimates it, or with noise begins with a tenth of the span: the walk along
+            nested intervals can double a step at most, while a rejection makes it shorter as fast as needed.
         max_steps: how many steps a sample may try.
 
     Raises:
@@ -48,6 +49,8 @@ class PIDController:
             raise ValueError(f"rtol and atol are tolerances, from 0 on and not both 0; not {self.rtol} and {self.atol}")
         if not 0 < self.smallest < self.safety <= 1 <= self.largest:
             raise ValueError("the factors must be in the order 0 < smallest < safety <= 1 <= largest")
+        if not (self.integral > 0 and self.proportional >= 0 and self.derivative >= 0):
+            raise ValueError("integral must be positive, proportional and derivative not negative")
         if self.max_steps < 1 or (self.first is not None and not self.first > 0):
             raise ValueError(f"max_steps must be from 1 on and first positive, not {self.max_steps} and {self.first}")
 
@@ -72,16 +75,17 @@ class PIDController:
     def error(self, error: Tensor, x0: Tensor, x1: Tensor) -> Tensor:
         """q of each sample, float64, `(batch,)`; infinite where anything is not finite."""
         # + 0 x1 makes an infinite state NaN: its scale would be infinite too, and the ratio 0.
-        scale = torch.maximum(x0.abs(), x1.abs()).mul_(self.rtol).add_(self.atol)
-        ratio = torch.add(error, x1, alpha=0).div_(scale).reshape(len(x1), -1)
-        q = torch.linalg.vector_norm(ratio, dim=1, dtype=torch.float64).mul_(ratio.shape[1] ** -0.5)
+        scale = torch.maximum(x0.abs(), x1.abs()).mul_(self.rtol).add_(self.atol or torch.finfo(x0.dtype).tiny ** 0.5)
+        ratio = torch.add(error, x1, alpha=0).div_(scale).reshape(len(x1), math.prod(x1.shape[1:]))
+        q = torch.linalg.vector_norm(ratio, dim=1, dtype=torch.float64).mul_(max(1, ratio.shape[1]) ** -0.5)
         return torch.nan_to_num_(q, nan=math.inf, posinf=math.inf)
 
     def factor(self, q: Tensor, before: Tensor, power: float) -> Tensor:
-        """The change of the step, from q and the two accepted ones before, `(batch, 2)`."""
+        """The change of the step, from q and the two accepted ones before, `(batch, 2)`; a rejected one becomes shorter."""
         p, i, d = self.proportional / power, self.integral / power, self.derivative / power
         # Powers through logarithms: torch's own power rounds the tail of a tensor differently from its body.
         log = q.log().mul_(-(p + i + d))
         if self.remembers:
             log.add_(before[:, 0].log(), alpha=p + 2 * d).sub_(before[:, 1].log(), alpha=d)
-        return log.exp_().mul_(self.safety).clamp_(self.smallest, self.largest)
+        factor = log.exp_().mul_(self.safety).clamp_(self.smallest, self.largest)
+        return torch.where(q > 1, factor.clamp(max=self.safety), factor) if self.remembers else factor

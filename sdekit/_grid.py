@@ -80,11 +80,6 @@ class Dyadic:
     def cells(self) -> int:
         return len(self.knots) - 1
 
-    @property
-    def finest(self) -> float:
-        """The length of the shortest tick."""
-        return min(b - a for a, b in pairwise(self.knots)) * 2.0**-self.depth
-
     def knots_on(self, device: torch.device) -> Tensor:
         """The knots as a tensor, float64."""
         return _on(tuple(self.knots), device)
@@ -102,18 +97,24 @@ class Dyadic:
         cell = (ticks >> self.depth).clamp_(0, self.cells - 1)
         return torch.lerp(knots[cell], knots[cell + 1], (ticks - (cell << self.depth)).to(torch.float64) * 2.0**-self.depth)
 
-    def after(self, t: Tensor, h: Tensor, direction: int) -> Tensor:
-        """The end of the longest dyadic interval that begins at t and is at most h long; one tick at least.
+    def after(self, t: Tensor, h: Tensor, direction: int, coarse: Tensor) -> tuple[Tensor, Tensor]:
+        """The end of the longest dyadic interval that begins at t and is at most h long, and the length of the shortest.
 
         Dyadic intervals are nested, so a walk along them that shortens a step comes by the point it had tried before.
+
+        Arguments:
+            t, h: times and lengths, `(n,)`.
+            direction: 1 or -1.
+            coarse: how many of the lowest bits of a tick are not used, by cell, `(cells,)`.
         """
         ticks, knots = self.ticks(t), self.knots_on(t.device)
         cell = ((ticks if direction > 0 else ticks - 1) >> self.depth).clamp_(0, self.cells - 1)
-        whole = (h / (knots[cell + 1] - knots[cell])).mul_(1 << self.depth).clamp_(1, 1 << self.depth)
+        tick, least = (knots[cell + 1] - knots[cell]) * 2.0**-self.depth, torch.ones_like(ticks) << coarse[cell]
+        whole = torch.minimum(torch.maximum(h / tick, least.to(torch.float64)), least.new_tensor(1 << self.depth))
         longest = torch.ones_like(ticks) << whole.log2_().add_(1e-9).floor_().to(torch.int64)
         inside = ticks - (cell << self.depth)
         aligned = torch.where(inside == 0, 1 << self.depth, inside & -inside)
-        return self.times(ticks + direction * torch.minimum(longest, aligned))
+        return self.times(ticks + direction * torch.minimum(longest, aligned)), tick * least
 
 
 @lru_cache(maxsize=64)

@@ -46,6 +46,7 @@ def integrate(
 
     Arguments, errors and meaning as in `solve`. Memory does not grow with the number of steps.
     """
+    _require_kinds(problem, solver, noise, None, None)
     grid = times(ts)
     require_state(x0)
     _require_pairing(problem, solver)
@@ -96,16 +97,18 @@ def solve(
     """
     if save not in ("last", "all"):
         raise ValueError(f"save must be 'last' or 'all', not {save!r}")
+    _require_kinds(problem, solver, noise, control, gradient)
     grid = times(ts)
     require_state(x0)
     _require_pairing(problem, solver)
+    if control is not None:
+        _require_adaptive(problem, solver, control, gradient, callback, x0)
     random = _random(problem, solver)
     if noise is None and random:
         noise = WhiteNoise() if control is None else BrownianPath(knots=(min(grid), max(grid)))
     noise = noise if random else None
     counted = Counted(problem)
     if control is not None and len(x0):
-        _require_adaptive(solver, control, gradient, callback, x0)
         solution, reached = adaptive(counted, x0, grid, solver=solver, noise=noise, control=control, save=save == "all")
         if throw and bool((solution.status != Status.DONE).any()):
             raise UnfinishedError(solution, reached)
@@ -209,17 +212,56 @@ def _random(problem: AbstractSDE, solver: AbstractSolver) -> bool:
     return problem.noise_type != "none" or solver.normals > 0
 
 
+_ABLE = {
+    ("none", "ito"): "Bosh3, Dopri5, Tsit5",
+    ("none", "stratonovich"): "Bosh3, Dopri5, Tsit5",
+    ("additive", "ito"): "SRA1, SRA3, ShARK, SRID2, SPaRK",
+    ("additive", "stratonovich"): "SRA1, SRA3, ShARK, SRID2, SPaRK",
+    ("diagonal", "ito"): "SRID2",
+    ("scalar", "ito"): "SRID2",
+    ("diagonal", "stratonovich"): "SPaRK",
+    ("scalar", "stratonovich"): "SPaRK",
+    ("general", "stratonovich"): "SPaRK",
+    ("general", "ito"): "none in Ito form; write it as a Stratonovich equation, for which SPaRK does",
+}
+
+
+def _require_kinds(problem: object, solver: object, noise: object, control: object, gradient: object) -> None:
+    """Refuses what is no equation, solver, noise, controller or gradient, and says what makes one of it.
+
+    Raises:
+        TypeError: always with what was given and what is wanted.
+    """
+    wanted = [
+        ("the equation", problem, AbstractSDE, "SDE(f, g), ODE(f), or interop.from_torchsde(sde) for one of torchsde's"),
+        ("solver", solver, AbstractSolver, "an object such as EulerMaruyama()"),
+        (
+            "noise",
+            noise,
+            AbstractNoise,
+            "WhiteNoise(seed), BrownianPath(seed, knots), or interop.TorchsdeNoise(bm) for torchsde's",
+        ),
+        ("control", control, PIDController, "PIDController(rtol, atol)"),
+        ("gradient", gradient, AbstractGradient, "Checkpointed() or Reversible()"),
+    ]
+    for name, value, kind, remedy in wanted:
+        if not isinstance(value, kind) and (value is not None or name in ("the equation", "solver")):
+            given = f"the class {value.__name__}" if isinstance(value, type) else f"{type(value).__name__} {value!r:.40}"
+            raise TypeError(f"{name} must be {remedy}; not {given}")
+
+
 def _require_adaptive(
+    problem: AbstractSDE,
     solver: AbstractSolver,
     control: PIDController,
     gradient: AbstractGradient | None,
     callback: Callable[[Point], None] | None,
     x: Tensor,
 ) -> None:
-    name = type(solver).__name__
     if solver.embedded is None or solver.normals:
+        able = _ABLE[problem.noise_type, problem.sde_type]
         raise ValueError(
-            f"{name} does not estimate its error; for adaptive steps use SRA1, SRID2, SPaRK, Bosh3, Dopri5 or Tsit5"
+            f"{type(solver).__name__} does not estimate its error; for {problem.noise_type} noise these do: {able}"
         )
     if gradient is not None:
         raise ValueError("gradient= goes with a fixed grid, and control= makes steps adaptive; leave out one of them")

@@ -4,7 +4,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor
@@ -63,6 +63,12 @@ class AbstractNoise(ABC):
             start: the first interval wanted.
         """
 
+    def readings(
+        self, ts: Sequence[float], x: Tensor, shape: tuple[int, ...] | None, *, levy: bool = False
+    ) -> Iterator[Increment]:
+        """The increments between times that need not be steps of a solve: as near as they like, or equal."""
+        return self.increments(ts, x, shape, levy=levy)
+
     def reader(self, x: Tensor, shape: tuple[int, ...] | None, *, levy: bool) -> Reader:
         """What reads the increment of each sample over an interval of its own, as often as wanted: noise that is one path.
 
@@ -86,6 +92,22 @@ class AbstractNoise(ABC):
         )
 
 
+def _whole(name: str, values: Any) -> Tensor:  # noqa: ANN401 - whatever a user gives
+    """A sequence of integers as an int64 tensor `(batch,)`; of larger ones the lowest 64 bits count.
+
+    Raises:
+        TypeError: for what is not one.
+    """
+    try:
+        if isinstance(values, Tensor):
+            if values.is_floating_point() or values.is_complex():
+                raise TypeError
+            return values.to(torch.int64).reshape(-1)
+        return torch.tensor([_random.signed(value) for value in values], dtype=torch.int64)
+    except TypeError:
+        raise TypeError(f"{name} must be an integer, or one a sample; not {values!r}") from None
+
+
 @dataclass(frozen=True, eq=False)
 class AbstractSeededNoise(AbstractNoise):
     """Noise that is a function of (seed, sample index): what such kinds share."""
@@ -95,15 +117,22 @@ class AbstractSeededNoise(AbstractNoise):
     first: int = field(default=0, kw_only=True)
 
     def __post_init__(self) -> None:
-        if self.seed is None:
-            object.__setattr__(self, "seed", _random.fresh_seed())
-        elif isinstance(self.seed, Sequence | Tensor):
-            object.__setattr__(self, "seed", torch.as_tensor(self.seed, dtype=torch.int64).reshape(-1))
+        seed: Any = self.seed
+        if seed is None:
+            seed = _random.fresh_seed()
+        elif isinstance(seed, Tensor) or not hasattr(seed, "__index__"):
+            seed = _whole("seed", seed)
+        object.__setattr__(self, "seed", seed)
+        if self.index is not None:
+            if isinstance(seed, Tensor):
+                raise ValueError("a seed a sample is what tells them apart: leave out index, or give one seed and the index")
+            object.__setattr__(self, "index", _whole("index", self.index))
 
     def rows(self, index: Tensor) -> Self:
+        index = index.nonzero().flatten() if index.dtype == torch.bool else index
         if isinstance(self.seed, Tensor):
             return replace(self, seed=self.seed[index.to(self.seed.device)])
-        return replace(self, index=index + self.first if self.index is None else self.index[index])
+        return replace(self, index=index + self.first if self.index is None else self.index[index.to(self.index.device)])
 
     def keys(self, x: Tensor) -> Tensor:
         """The samples' keys, `(batch,)`, on x's device."""

@@ -29,6 +29,11 @@ def fresh_seed() -> int:
     return int(torch.randint(2**63 - 1, ()).item())
 
 
+def signed(value: int) -> int:
+    """The lowest 64 bits of an integer as torch stores them."""
+    return (operator.index(value) + 2**63) % 2**64 - 2**63
+
+
 def _shifted(word: Tensor, bits: int) -> Tensor:
     """A logical shift to the right: torch's own repeats the sign bit."""
     return torch.bitwise_right_shift(word, bits).bitwise_and_((1 << (64 - bits)) - 1)
@@ -51,8 +56,7 @@ def keys(seed: int | Tensor, index: Tensor) -> Tensor:
     if isinstance(seed, Tensor):
         word = seed.to(index.device) ^ _SALT
     else:
-        salted = ((operator.index(seed) ^ _SALT) + 2**63) % 2**64 - 2**63
-        word = torch.full((), salted, dtype=torch.int64, device=index.device)
+        word = torch.full((), signed(operator.index(seed) ^ _SALT), dtype=torch.int64, device=index.device)
     return _mix(index * GOLDEN + _SALT + _mix(word))
 
 

@@ -8,7 +8,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from sdekit._sde import AbstractSDE, NoiseType, broadcast_noise
+from sdekit._sde import AbstractSDE, NoiseType, broadcast_noise, pulled
 from sdekit.elementary import Time, axpy
 
 Score = Callable[[Time, Tensor], Tensor]
@@ -33,13 +33,13 @@ def _anderson(forward: AbstractSDE, score: Score, factor: float, t: Time, x: Ten
         return axpy(-factor * g * g, s, f)
     if forward.noise_type == "diagonal":
 
-        def total(y: Tensor) -> Tensor:
+        def square(y: Tensor) -> Tensor:
             g = forward.diffusion(t, y)
             assert isinstance(g, Tensor)
-            return g.square().sum()
+            return g.square()
 
-        # g_i depends on x_i alone, so that the gradient of the sum is the derivative of each square.
-        f = axpy(-factor, torch.func.grad(total)(x), f)
+        # g_i depends on x_i alone, so that the transposed derivative applied to ones is the derivative of each square.
+        f = axpy(-factor, pulled(square, x, torch.ones_like)[1], f)
     return torch.addcmul(f, broadcast_noise(g.square(), x), s, value=-factor)
 
 

@@ -43,7 +43,10 @@ class AbstractSDE(ABC):
         """g(t, x): see the table of the class; a float where it is one number."""
 
     def diffuse(self, t: Time, x: Tensor, dw: Tensor | None, onto: Tensor) -> Tensor:
-        """onto + g(t, x) . dw: what most solvers ask for, so that none asks for the noise type."""
+        """onto + g(t, x) . dw: what most solvers ask for, so that none asks for the noise type.
+
+        Others ask for `diffusion` and `multiply`: an equation that overrides one of these keeps them in agreement.
+        """
         return onto if self.noise_type == "none" else self.multiply(self.diffusion(t, x), dw, onto)
 
     def multiply(self, g: Time, dw: Tensor | None, onto: Tensor) -> Tensor:
@@ -106,6 +109,26 @@ _PRODUCTS: dict[NoiseType, Callable[..., Tensor]] = {
     "scalar": _scalar,
     "general": _general,
 }
+
+
+def pulled(function: Callable[[Tensor], Tensor], x: Tensor, weigh: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+    """y = function(x), and the transposed derivative of the function at x applied to weigh(y).
+
+    `torch.func` works inside its own transforms and in compiled code, and refuses where saved tensors have hooks, as under
+    checkpointing; there autograd does it.
+    """
+    try:
+        y, pull, *_ = torch.func.vjp(function, x)
+        return y, pull(weigh(y))[0]
+    except RuntimeError as error:
+        if "saved tensor hooks" not in str(error):
+            raise
+    record = torch.is_grad_enabled()
+    with torch.enable_grad():
+        at = x.view_as(x) if x.requires_grad else x.detach().requires_grad_()
+        y = function(at)
+        (product,) = torch.autograd.grad(y, at, weigh(y), create_graph=record, allow_unused=True, materialize_grads=True)
+    return (y, product) if record else (y.detach(), product)
 
 
 def broadcast_noise(g: Tensor, x: Tensor) -> Tensor:

@@ -200,4 +200,6 @@ def require_state(x: Tensor) -> None:
     """
     if not isinstance(x, Tensor) or not x.is_floating_point() or x.ndim < 1:
         given = f"{x.dtype} of shape {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
-        raise TypeError(f"the state must be a floating tensor of shape (batch, *event), not {given}; convert it with .float()")
+        whole = isinstance(x, Tensor) and not x.is_floating_point() and not x.is_complex()
+        remedy = "convert it with .float()" if whole else "give one tensor of real numbers, with the batch first"
+        raise TypeError(f"the state must be a floating tensor of shape (batch, *event), not {given}; {remedy}")

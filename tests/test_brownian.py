@@ -207,7 +207,7 @@ def test_times_outside_the_knots_and_below_the_resolution_are_refused():
     x = torch.zeros(1, 1)
     with pytest.raises(ValueError, match="lives on"):
         list(BrownianPath(0).increments([0.0, 1.5], x, (1,)))
-    with pytest.raises(ValueError, match="raise depth"):
+    with pytest.raises(ValueError, match="larger depth"):
         list(BrownianPath(0, depth=4).increments(uniform(0, 1, 33).tolist(), x, (1,)))
 
 
@@ -225,6 +225,21 @@ def test_times_outside_the_knots_and_below_the_resolution_are_refused():
 def test_knots_and_depth_are_checked(arguments, message):
     with pytest.raises(ValueError, match=message):
         BrownianPath(0, **arguments)
+
+
+def test_seeds_of_samples_of_any_size_and_kind():
+    big = [2**64 - 1, 2, np.int64(3)]
+    w = read(BrownianPath(big), GRID, batch=3)[0]
+    for i, seed in enumerate(big):
+        assert torch.equal(read(BrownianPath(seed), GRID, batch=1)[0][:, 0], w[:, i])
+    assert torch.equal(read(BrownianPath(torch.tensor([5, 2])), GRID, batch=2)[0][:, 1], w[:, 1])
+
+
+def test_readings_may_be_of_no_time_at_all():
+    path, x = BrownianPath(1), torch.zeros(2, 1)
+    found = list(path.readings([0.3, 0.3, 0.3 + 1e-9, 0.5], x, (1,), levy=True))
+    assert [bool(i.w.any()) for i in found] == [False, False, True]
+    assert all(bool(i.h.isfinite().all()) for i in found)
 
 
 def test_a_seed_is_taken_from_the_default_generator():
@@ -247,7 +262,7 @@ def test_ticks_and_times_are_inverse_and_walks_are_nested():
         for _ in range(60):
             # Any length after an accepted step, a shorter one after a rejected one.
             h = torch.minimum(0.9 * length, 10 ** (-3 * torch.rand(200, generator=generator, dtype=torch.float64)))
-            t1 = torch.where(t == end, t, tree.after(t, h, 1 if end > t0 else -1))
+            t1 = torch.where(t == end, t, tree.after(t, h, 1 if end > t0 else -1, torch.tensor([0, 0]))[0])
             for i, (a, b) in enumerate(zip(t.tolist(), t1.tolist(), strict=True)):
                 assert not any(min(a, b) < time < max(a, b) for time in tried[i]), "a time that was tried is jumped over"
                 assert a == b or abs(b - a) <= max(float(h[i]) * (1 + 1e-8), 1.7 / 1024 + 1e-9)

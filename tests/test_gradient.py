@@ -23,6 +23,7 @@ from sdekit import (
     EulerMaruyama,
     Heun,
     Langevin,
+    Milstein,
     NotFiniteError,
     PIDController,
     PredictorCorrector,
@@ -234,6 +235,30 @@ def test_what_reversible_refuses():
     x = end(problem, x0, uniform(0, 1, 5), solver=ReversibleHeun(), gradient=Reversible())
     with pytest.raises(RuntimeError, match="first derivatives only"):
         torch.autograd.grad(x.sum(), x0, create_graph=True)
+
+
+def test_reversible_refuses_a_way_back_that_does_not_return():
+    theta = torch.tensor(6.0, requires_grad=True)
+    problem = SDE(lambda t, x: torch.tanh(x) - theta * x, lambda t, x: 0.3 * torch.ones_like(x), "additive", "stratonovich")
+    x = solve(
+        problem, torch.ones(3, 2), uniform(0, 5, 500), solver=ReversibleHeun(), noise=WhiteNoise(0), gradient=Reversible()
+    ).x
+    with pytest.raises(ArithmeticError, match="away from x0"):
+        x.sum().backward()
+
+
+@pytest.mark.parametrize("solver", [EulerMaruyama(), Milstein()], ids=str)
+def test_checkpoints_hold_solvers_that_differentiate(solver):
+    """Derivatives inside a step, as of g in Milstein's method and of g g^T in reverse time."""
+    theta = torch.tensor(0.4, dtype=torch.float64, requires_grad=True)
+    forward = SDE(lambda t, x: -theta * x, lambda t, x: 0.1 + theta * x)
+    x0 = torch.ones(3, 1, dtype=torch.float64)
+    for problem, ts in ((forward, uniform(0, 1, 16)), (ReverseSDE(forward, lambda t, x: -x), uniform(1, 0, 16))):
+        plain, checkpointed = (
+            torch.autograd.grad(solve(problem, x0, ts, solver=solver, noise=WhiteNoise(0), gradient=gradient).x.sum(), theta)[0]
+            for gradient in (None, Checkpointed())
+        )
+        torch.testing.assert_close(plain, checkpointed, rtol=1e-12, atol=0)
 
 
 @pytest.mark.parametrize("save", ["last", "all"])

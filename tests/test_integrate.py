@@ -184,3 +184,21 @@ def test_python_memory_is_flat_in_the_number_of_steps(monkeypatch):
 
     peak(10)
     assert peak(4000) < peak(400) + 4000 * 64  # the grid itself: one Python float a step, and its place in a list
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"problem": "gbm"}, "the equation must be SDE"),
+        ({"solver": "euler"}, "solver must be an object such as EulerMaruyama"),
+        ({"solver": EulerMaruyama}, "not the class EulerMaruyama"),
+        ({"noise": 0}, "noise must be WhiteNoise"),
+        ({"noise": WhiteNoise}, "not the class WhiteNoise"),
+        ({"control": True}, "control must be PIDController"),
+        ({"gradient": "checkpointed"}, "gradient must be Checkpointed"),
+    ],
+)
+def test_what_is_no_equation_solver_or_noise_is_named(change, message):
+    arguments = {"problem": GBM, "x0": ONE, "ts": [0.0, 1.0], "solver": EulerMaruyama()} | change
+    with pytest.raises(TypeError, match=message):
+        solve(**arguments)

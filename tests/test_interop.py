@@ -146,7 +146,7 @@ def test_what_is_evaluated_together_is_evaluated_once():
 def test_a_pair_is_given_away_once_and_at_one_place_only():
     equation = Equation("diagonal")
     sde, x = Only(equation, "f_and_g"), start()
-    problem = for_one_solve(from_torchsde(sde))
+    problem = for_one_solve(from_torchsde(sde), x, [0.0, 1.0])
     problem.drift(0.0, x)
     problem.diffusion(0.0, x.clone())  # another place
     problem.diffusion(0.0, x)  # nothing is left
@@ -592,7 +592,7 @@ def test_states_between_steps_for_every_kind_of_noise():
         errors = [
             (sdeint(sde, y0, ts, bm=bm, dt=dt, method="euler") - fine)[1:3].square().mean().sqrt() for dt in (1 / 4, 1 / 16)
         ]
-        assert errors[1] < 0.6 * errors[0]
+        assert errors[1] < 0.4 * errors[0]
 
 
 @pytest.mark.parametrize(("end", "dt", "dtype"), [(3.0, 0.03, F64), (1.0, 0.01, torch.float32)], ids=["float64", "float32"])

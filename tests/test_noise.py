@@ -85,3 +85,28 @@ def test_a_fresh_seed_is_taken_and_kept():
 def test_wrong_number_of_samples_is_refused():
     with pytest.raises(ValueError, match="for 2 samples and the state has 3"):
         drawn(WhiteNoise(0, index=torch.arange(2)), torch.zeros(3, 1))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"seed": 1.5}, "seed must be an integer"),
+        ({"seed": [1.5, 2.5]}, "seed must be an integer"),
+        ({"seed": torch.tensor([1.5])}, "seed must be an integer"),
+        ({"seed": 1, "index": torch.tensor([0.5])}, "index must be an integer"),
+    ],
+)
+def test_seeds_and_indices_are_integers(arguments, message):
+    with pytest.raises(TypeError, match=message):
+        WhiteNoise(**arguments)
+
+
+def test_indices_of_any_integer_kind_and_masks_are_the_same_samples():
+    x = torch.zeros(2, 1)
+    expected = drawn(WhiteNoise(1, index=torch.tensor([3, 5])), x)[0].w
+    for index in ([3, 5], torch.tensor([3, 5], dtype=torch.int32)):
+        assert torch.equal(drawn(WhiteNoise(1, index=index), x)[0].w, expected)
+    mask = torch.tensor([False, True, False, True])
+    assert torch.equal(drawn(WhiteNoise(1, first=2).rows(mask), x)[0].w, expected)
+    with pytest.raises(ValueError, match="leave out index"):
+        WhiteNoise([1, 2], index=[3, 4])

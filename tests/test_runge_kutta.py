@@ -70,6 +70,20 @@ def everything(tableau, order):
     return np.concatenate([conditions(tableau, order, tableau.b), embedded])
 
 
+@pytest.mark.parametrize("solver", [Dopri5(), Tsit5()], ids=str)
+def test_the_middle_is_of_order_four_and_no_neighbour_is(solver):
+    middle = np.array(solver.tableau.middle)
+
+    def halfway(b):
+        a, _ = arrays(solver.tableau)
+        trees_ = [t for p in range(1, 5) for t in trees(p)]
+        return np.array([b @ weights(t, a) - 0.5 ** size(t) / density(t) for t in trees_])
+
+    assert np.abs(halfway(middle)).max() < 1e-12
+    for i in np.nonzero(middle)[0]:
+        assert np.abs(halfway(middle * (1 + 0.05 * (np.arange(len(middle)) == i)))).max() > 1e-5
+
+
 def test_the_number_of_trees():
     assert [len(trees(p)) for p in range(1, 7)] == [1, 1, 2, 4, 9, 20]
 

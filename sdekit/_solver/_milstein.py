@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from sdekit._noise import Increment
-from sdekit._sde import AbstractSDE, NoiseType
+from sdekit._sde import AbstractSDE, NoiseType, pulled
 from sdekit._solver._contract import AbstractSolver, Order, Step, Tree
 from sdekit.elementary import Time, axpy, broadcast
 
@@ -23,8 +23,8 @@ def _additive(problem: AbstractSDE, t: Time, x: Tensor, w: Tensor, dt: Time, ont
 def _diagonal(problem: AbstractSDE, t: Time, x: Tensor, w: Tensor, dt: Time, onto: Tensor) -> Tensor:
     """g W + g' g (W^2 - dt) / 2: where g_i depends on x_i alone the Jacobian is its transpose, which torch applies faster."""
     one, zero = torch.ones_like(w), torch.zeros_like(x)
-    g, pull, *_ = torch.func.vjp(lambda y: problem.multiply(problem.diffusion(t, y), one, zero), x)
-    (correction,) = pull(0.5 * g * (w * w - broadcast(dt, w)))
+    half = 0.5 * (w * w - broadcast(dt, w))
+    g, correction = pulled(lambda y: problem.multiply(problem.diffusion(t, y), one, zero), x, lambda g: g * half)
     return torch.addcmul(onto, g, w) + correction
 
 

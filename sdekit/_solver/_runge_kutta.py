@@ -20,13 +20,14 @@ class Tableau:
     """Butcher's coefficients: stage i is at c_i and starts from sum_j a_ij k_j; the step ends at sum_i b_i k_i.
 
     embedded: the b of a method of lower order, or None; both then have one more number, for the slope at the end, which is the
-    first stage of the next step. difference: b less that.
+    first stage of the next step. difference: b less that. middle: the b of a method of order four that ends halfway, or None.
     """
 
     a: tuple[tuple[float, ...], ...]
     b: tuple[float, ...]
     c: tuple[float, ...]
     embedded: tuple[float, ...] | None = None
+    middle: tuple[float, ...] | None = None
     difference: tuple[float, ...] = field(default=(), init=False)
 
     def __post_init__(self) -> None:
@@ -65,13 +66,17 @@ class AbstractEmbeddedRungeKutta(AbstractRungeKutta, ABC):
         slope = problem.drift(times[-1], end)
         moves.append(width * slope)
         error = _combined(moves[0] * tableau.difference[0], tableau.difference[1:], moves[1:])
-        return Step(end, error, (x, end, moves[0], moves[-1]), (slope,))
+        return Step(end, error, (x, end, *moves), (slope,))
 
     def interpolate(self, dense: Tree, theta: Tensor) -> Tensor:
-        """Hermite's cubic through both ends, their slopes known."""
-        start, end, rise, fall = dense
+        """Hermite's cubic through both ends with their slopes; with a middle the quartic through that as well."""
+        start, end, *moves = dense
         s = broadcast(theta, start)
-        bend = (1 - 2 * s) * (end - start) + (s - 1) * rise + s * fall
+        bend = (1 - 2 * s) * (end - start) + (s - 1) * moves[0] + s * moves[-1]
+        if self.tableau.middle is not None:
+            # A quartic that vanishes at both ends with its slope takes up what the cubic misses halfway.
+            cubic = 0.5 * (start + end) + 0.125 * (moves[0] - moves[-1])
+            bend = bend + 16 * s * (s - 1) * (_combined(start, self.tableau.middle, moves) - cubic)
         return torch.lerp(start, end, s) + s * (s - 1) * bend
 
 
@@ -152,6 +157,15 @@ class Dopri5(AbstractEmbeddedRungeKutta):
         b=(35 / 384, 0, 500 / 1113, 125 / 192, -2187 / 6784, 11 / 84, 0),
         c=(0, 1 / 5, 3 / 10, 4 / 5, 8 / 9, 1),
         embedded=(5179 / 57600, 0, 7571 / 16695, 393 / 640, -92097 / 339200, 187 / 2100, 1 / 40),
+        middle=(
+            6025192743 / 30085553152 / 2,
+            0,
+            51252292925 / 65400821598 / 2,
+            -2691868925 / 45128329728 / 2,
+            187940372067 / 1594534317056 / 2,
+            -1776094331 / 19743644256 / 2,
+            11237099 / 235043384 / 2,
+        ),
     )
 
 
@@ -192,5 +206,14 @@ class Tsit5(AbstractEmbeddedRungeKutta):
             -3.290069515436081 - 0.5823571654525552,
             2.324710524099774 + 0.45808210592918697,
             -1 / 66,
+        ),
+        middle=(
+            0.10741235230096871,
+            0.01135625,
+            0.39560903056045305,
+            -0.34475214352593553,
+            1.3161853649581645,
+            -1.0170608542936508,
+            0.031249999999999993,
         ),
     )

@@ -1,5 +1,6 @@
 """Our Brownian paths under the interfaces that torchsde's solvers and k-diffusion's samplers ask."""
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -8,6 +9,7 @@ import torchsde
 from torch import Tensor
 
 from sdekit._brownian import BrownianPath
+from sdekit._grid import geometric
 from sdekit._noise import AbstractNoise, Increment
 
 
@@ -39,10 +41,7 @@ class TorchsdeBrownian(torchsde.BaseBrownian):
         start, end = (self.path.tree.knots[0], float(ta)) if tb is None else (float(ta), float(tb))
         if start > end:
             raise ValueError(f"bm(ta, tb) asks for ta <= tb, not {start} and {end}")
-        if start == end:
-            w = h = torch.zeros_like(self._like)
-        else:
-            w, h = _read(self.path, start, end, self._like, levy=return_U)[:2]
+        w, h = _read(self.path, start, end, self._like, levy=return_U)[:2]
         if not return_U:
             return w
         assert w is not None
@@ -77,11 +76,12 @@ class TorchsdeBrownian(torchsde.BaseBrownian):
 class BrownianTreeNoiseSampler:
     """Noise for k-diffusion's stochastic samplers, with the signature of its sampler of that name.
 
-    A seed gives the same noise for any batch size, device and number of steps, and never a step of rounding width.
+    A seed gives the same noise for any batch size, device and number of steps. The path is laid over octaves of the time where
+    that is positive, so that steps near sigma_min are resolved as well as those near sigma_max.
 
     Arguments:
         x: a state, for shape, dtype and device, `(batch, *event)`.
-        sigma_min, sigma_max: the range of noise levels.
+        sigma_min, sigma_max: the range of noise levels; levels outside are taken for the nearer end.
         seed: an integer; one a sample, with which each image is what it would be alone; None takes one from torch's
             default generator.
         transform: from sigma to the time of the path.
@@ -99,21 +99,30 @@ class BrownianTreeNoiseSampler:
     ) -> None:
         self._transform, self._target = transform, x[:0]
         self._like = torch.empty_like(x, device="cpu" if cpu else None)
-        ends = sorted(self._time(sigma) for sigma in (sigma_min, sigma_max))
-        self.path = BrownianPath(seed, ends)  # pyright: ignore[reportArgumentType] - None takes a fresh one
+        low, high = sorted(self._time(sigma) for sigma in (sigma_min, sigma_max))
+        high = high if high > low else low + 1.0  # one level alone: no step will be read
+        knots = (low, high)
+        if low > 0:
+            octaves = max(1, math.ceil(math.log2(high / low)))
+            knots = geometric(low, high, octaves).tolist() if octaves <= _OCTAVES else knots
+        self.path = BrownianPath(seed, knots)  # pyright: ignore[reportArgumentType] - None takes a fresh one
 
     def _time(self, sigma: float | Tensor) -> float:
         # Through float32, so that a level given as a number and as a tensor is the same time.
         return float(self._transform(torch.as_tensor(sigma, dtype=torch.float32).to(torch.float64)))
 
     def __call__(self, sigma: float | Tensor, sigma_next: float | Tensor) -> Tensor:
-        """Unit normals for the step between two noise levels: (W(t1) - W(t0)) / sqrt|t1 - t0|."""
+        """Unit normals for the step between two noise levels: (W(t1) - W(t0)) / sqrt|t1 - t0|; 0 for a step of no length."""
         low, high = self.path.knots[0], self.path.knots[-1]
-        t0, t1 = (min(max(self._time(s), low), high) for s in (sigma, sigma_next))  # not a rounding outside
+        ends = torch.tensor([min(max(self._time(s), low), high) for s in (sigma, sigma_next)], dtype=torch.float64)
+        t0, t1 = self.path.tree.times(self.path.ticks(ends)).tolist()  # of which W has exactly the variance |t1 - t0|
         w = _read(self.path, t0, t1, self._like, levy=False).w
         assert w is not None
-        return (w / abs(t1 - t0) ** 0.5).to(self._target)
+        return (w / (abs(t1 - t0) ** 0.5 or 1.0)).to(self._target)
+
+
+_OCTAVES = 1 << 12
 
 
 def _read(path: AbstractNoise, t0: float, t1: float, x: Tensor, *, levy: bool) -> Increment:
-    return next(iter(path.increments([t0, t1], x, tuple(x.shape[1:]), levy=levy, normals=0, start=0)))
+    return next(iter(path.readings([t0, t1], x, tuple(x.shape[1:]), levy=levy)))

@@ -1,6 +1,6 @@
 """torchsde's equations as ours."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -41,7 +41,7 @@ def from_torchsde(sde: object, *, names: Mapping[str, str] | None = None, noise_
             methods returns another shape.
     """
     renamed = names or {}
-    methods = {role: getattr(sde, renamed.get(key, role), None) for key, role in _ROLES.items()}
+    methods: dict[str, Any] = {role: getattr(sde, renamed.get(key, role), None) for key, role in _ROLES.items()}
     noise_type, sde_type = getattr(sde, "noise_type", None), getattr(sde, "sde_type", None)
     if noise_type not in _NOISE_TYPES:
         raise ValueError(f"noise_type is {noise_type!r}; a torchsde equation has one of {', '.join(_NOISE_TYPES)}")
@@ -56,12 +56,20 @@ def from_torchsde(sde: object, *, names: Mapping[str, str] | None = None, noise_
     return _Torchsde(**methods, noise_type=noise_type, sde_type=sde_type, size=noise_size)
 
 
-def for_one_solve(problem: AbstractSDE) -> AbstractSDE:
-    """The same equation for a solve that begins and ends before a parameter changes.
+def for_one_solve(problem: AbstractSDE, y0: Tensor, ts: Tensor | Sequence[float]) -> AbstractSDE:
+    """The same equation for one solve from y0 at ts[0], given times in the dtype of ts.
 
-    Where f_and_g is all there is, the g that came with f is kept for the next question, which is for g at the same place.
+    The number of Brownian motions is asked for once, at ts[0]. Where f_and_g is all there is, the g that came with f is
+    kept for the next question, which is for g at the same place.
     """
-    return replace(problem, kept=[]) if isinstance(problem, _Torchsde) else problem
+    if not isinstance(problem, _Torchsde):
+        return problem
+    dtype = ts.dtype if isinstance(ts, Tensor) and ts.is_floating_point() else torch.float32
+    problem = replace(problem, dtype=torch.promote_types(dtype, torch.float32))
+    if problem.noise_type in ("additive", "general") and problem.size is None and (problem.g or problem.f_and_g):
+        with torch.no_grad():
+            problem = replace(problem, size=problem.diffusion(float(ts[0]), y0).shape[-1])
+    return replace(problem, kept=[])
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,18 +85,26 @@ class _Torchsde(AbstractSDE):
     sde_type: SDEType
     size: int | None = None
     kept: list[tuple[Time, Tensor, bool, Tensor]] | None = None
+    dtype: torch.dtype = torch.float32
+
+    def _time(self, t: Time, x: Tensor) -> Tensor:
+        """t as torchsde gives it, 0-dim; `(batch, 1, ...)` where samples have their own times. Not coarser than x."""
+        dtype = torch.promote_types(self.dtype, x.dtype)
+        if isinstance(t, Tensor):
+            return t.to(dtype).reshape(-1, *[1] * (x.ndim - 1)) if t.ndim else t.to(dtype)
+        return torch.full((), t, dtype=dtype, device=x.device)
 
     def drift(self, t: Time, x: Tensor) -> Tensor:
         if self.f is not None:
-            f = self.f(_as_tensor(t, x), x)
+            f = self.f(self._time(t, x), x)
         elif self.f_and_g is not None:
-            f, g = self.f_and_g(_as_tensor(t, x), x)
+            f, g = self.f_and_g(self._time(t, x), x)
             if self.kept is not None:
                 self.kept[:] = [(t, x, torch.is_grad_enabled(), g)]
         else:
             assert self.f_and_g_prod is not None
             still = x.new_zeros(len(x), *(self.noise_shape(x) or (1,)))
-            f = self.f_and_g_prod(_as_tensor(t, x), x, still)[0]
+            f = self.f_and_g_prod(self._time(t, x), x, still)[0]
         return _shaped("the drift", f, tuple(x.shape))
 
     def diffusion(self, t: Time, x: Tensor) -> Tensor:
@@ -102,9 +118,9 @@ class _Torchsde(AbstractSDE):
     def _matrix(self, t: Time, x: Tensor) -> Tensor:
         """g as torchsde shapes it; where there are products only, from those with one, or with each Brownian motion."""
         if self.g is not None:
-            return self.g(_as_tensor(t, x), x)
+            return self.g(self._time(t, x), x)
         if self.f_and_g is not None:
-            return self._came_with_f(t, x) if self.kept else self.f_and_g(_as_tensor(t, x), x)[1]
+            return self._came_with_f(t, x) if self.kept else self.f_and_g(self._time(t, x), x)[1]
         if self.noise_type == "diagonal":
             return self._product(t, x, torch.ones_like(x))
         (size,) = self.noise_shape(x) or (1,)
@@ -116,13 +132,13 @@ class _Torchsde(AbstractSDE):
         assert self.f_and_g is not None
         s, y, with_grad, g = self.kept.pop()
         same = y is x and with_grad == torch.is_grad_enabled() and (s is t or (isinstance(s, float) and s == t))
-        return g if same else self.f_and_g(_as_tensor(t, x), x)[1]
+        return g if same else self.f_and_g(self._time(t, x), x)[1]
 
     def _product(self, t: Time, x: Tensor, v: Tensor) -> Tensor:
         if self.g_prod is not None:
-            return _shaped("the product g . v", self.g_prod(_as_tensor(t, x), x, v), tuple(x.shape))
+            return _shaped("the product g . v", self.g_prod(self._time(t, x), x, v), tuple(x.shape))
         assert self.f_and_g_prod is not None
-        return _shaped("the product g . v", self.f_and_g_prod(_as_tensor(t, x), x, v)[1], tuple(x.shape))
+        return _shaped("the product g . v", self.f_and_g_prod(self._time(t, x), x, v)[1], tuple(x.shape))
 
     def diffuse(self, t: Time, x: Tensor, dw: Tensor | None, onto: Tensor) -> Tensor:
         assert dw is not None
@@ -146,13 +162,6 @@ class _Torchsde(AbstractSDE):
             )
         with torch.no_grad():
             return (self.diffusion(0.0, x).shape[-1] if self.size is None else self.size,)
-
-
-def _as_tensor(t: Time, x: Tensor) -> Tensor:
-    """t as torchsde gives it: 0-dim, in x's dtype; `(batch, 1, ...)` where samples have their own times."""
-    if isinstance(t, Tensor):
-        return t.to(x).reshape(-1, *[1] * (x.ndim - 1)) if t.ndim else t.to(x)
-    return torch.full((), t, dtype=x.dtype, device=x.device)
 
 
 def _shaped(what: str, value: Tensor, shape: tuple[int, ...]) -> Tensor:

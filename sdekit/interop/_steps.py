@@ -12,6 +12,7 @@ from torch import Tensor
 from sdekit._grid import times
 from sdekit._integrate import Point, integrate
 from sdekit._noise import AbstractNoise, WhiteNoise
+from sdekit._random import signed
 from sdekit._sde import AbstractSDE
 from sdekit._solver import AbstractSolver
 from sdekit.interop._torchsde_noise import Brownian, TorchsdeNoise
@@ -54,18 +55,17 @@ def steps(t0: float, t1: float, dt: float, slack: float) -> list[float]:
 
 def bridged(problem: AbstractSDE, noise: AbstractNoise, before: Point, after: Point, ts: list[float]) -> Iterator[Tensor]:
     """(1 - r) x_0 + r x_1 + g(t_0, x_0) . (W(t) - W(t_0) - r (W(t_1) - W(t_0))), r the relative position of t."""
-    shape = problem.noise_shape(before.x)
-    grid = [before.t, *ts, after.t]
-    increments = noise.increments(grid, before.x, shape, levy=False, normals=0, start=0)
+    increments = noise.readings([before.t, *ts, after.t], before.x, problem.noise_shape(before.x))
     *path, end = accumulate(i.w for i in increments if i.w is not None)
+    g = problem.diffusion(before.t, before.x)
     for t, w in zip(ts, path, strict=True):
         r = (t - before.t) / (after.t - before.t)
-        yield problem.diffuse(before.t, before.x, w - r * end, torch.lerp(before.x, after.x, r))
+        yield problem.multiply(g, w - r * end, torch.lerp(before.x, after.x, r))
 
 
 def _within(noise: AbstractNoise, step: int) -> AbstractNoise:
     """What a step is bridged by: the path itself, or independent noise, as a bridge is of the increment it spans."""
-    return replace(noise, seed=noise.seed + step * _APART) if isinstance(noise, WhiteNoise) else noise
+    return replace(noise, seed=noise.seed + signed(step * _APART)) if isinstance(noise, WhiteNoise) else noise
 
 
 def _slack(ts: Tensor | Sequence[float], dt: float) -> float:
