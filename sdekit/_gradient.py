@@ -225,8 +225,8 @@ def _require_return(x: Tensor, x0: Tensor) -> None:
     off = float((x - x0).abs().max()) / (1 + float(x0.abs().max()))
     if not off <= torch.finfo(x.dtype).eps ** (1 / 3):
         raise ArithmeticError(
-            f"run backwards, the solve ends {off:.1e} away from x0 in relative terms: rounding errors grow like e^(rate t) where "
-            "the drift contracts at a rate; use gradient=Checkpointed(), a wider dtype, or a shorter solve"
+            f"run backwards, the solve ends {off:.1e} away from x0 in relative terms: rounding errors grow like e^(rate t) "
+            "where the drift contracts at a rate; use gradient=Checkpointed(), a wider dtype, or a shorter solve"
         )
 
 
