@@ -96,8 +96,8 @@ class ReversibleHeun(AbstractSolver):
 
     f^ and g^ are taken at x^, which begins as x: one evaluation a step besides the first. A step can be undone exactly but for
     rounding, see `reverse`. The state is (x^, f^, g^). The paper proves strong order one for additive noise and 0.5 for other;
-    one for noise that commutes, diagonal and scalar noise among it, is what is measured. The difference of x^ and x is not damped:
-    where the drift contracts at a rate, it grows like e^(rate t) however small dt is, so that solves have to be short.
+    one for noise that commutes, diagonal and scalar noise among it, is what is measured. The difference of x^ and x is not
+    damped: where the drift contracts at a rate, it grows like e^(rate t) however small dt is, so that solves have to be short.
 
     References:
         Kidger, Foster, Li and Lyons 2021, "Efficient and accurate gradients for neural SDEs", arXiv 2105.13493.
