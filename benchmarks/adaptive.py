@@ -4,6 +4,9 @@ The reverse equation of a Gaussian of variance 0.25 in 1, 2, 4 and 16 dimensions
 dy = D dkappa + dB. The bias of the variance is measured against a fine grid on the same paths, so that it has no sampling
 noise. "Drawn again" takes the same steps with the same controller, but new noise after a rejection, as many samplers do.
 
+Then geometric Brownian motion by SRID2, where g depends on the state: errors against the exact solution on the same paths,
+beside a grid of about as many equal steps.
+
     python benchmarks/adaptive.py
 """
 
@@ -16,7 +19,7 @@ from _bench import RESULTS, environment, save
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from sdekit import SRA1, BrownianPath, Clocked, Increment, PIDController, geometric, solve
+from sdekit import SDE, SRA1, SRID2, BrownianPath, Clocked, Increment, PIDController, geometric, solve, uniform
 from sdekit.elementary import Time, broadcast, exp
 
 SAMPLES, LOW, HIGH = 20_000, 50.0**-2, 1e-3**-2
@@ -45,6 +48,31 @@ class DrawnAgain(BrownianPath):
         return read
 
 
+def state_dependent() -> list[dict[str, float]]:
+    """dx = -x dt + 0.8 x dW on [0, 1], 20,000 paths."""
+    equation, x0, path = (
+        SDE(lambda t, x: -x, lambda t, x: 0.8 * x),
+        torch.ones(SAMPLES, 1, dtype=torch.float64),
+        BrownianPath(5),
+    )
+    w = next(iter(path.increments([0.0, 1.0], x0, (1,)))).w
+    assert w is not None
+    exact, rows = torch.exp(-1 - 0.32 + 0.8 * w), []
+    for tol in (1e-2, 1e-3, 1e-4):
+        solution = solve(equation, x0, [0.0, 1.0], solver=SRID2(), noise=path, control=PIDController(tol, tol))
+        assert solution.accepted is not None
+        steps = round(float((solution.evaluations / 3).double().mean()))
+        even = solve(equation, x0, path.snap(uniform(0.0, 1.0, steps)), solver=SRID2(), noise=path).x
+        row = {"tolerance": tol, "steps tried": float(steps)}
+        for name, x in (("adaptive", solution.x), ("equal steps", even)):
+            error = x - exact
+            row |= {f"{name}, rms": float(error.square().mean().sqrt()), f"{name}, bias": float(error.mean() / exact.mean())}
+        row["standard error of the adaptive bias"] = float((solution.x - exact).std() / exact.mean() / SAMPLES**0.5)
+        rows.append(row)
+        print("  ".join(f"{k} {v:.3g}" for k, v in row.items()), flush=True)
+    return rows
+
+
 def main() -> None:
     torch.set_num_threads(1)
     result: dict[str, Any] = {"environment": environment(dtype="float64", seed=5, samples=SAMPLES), "rows": []}
@@ -70,6 +98,7 @@ def main() -> None:
                 f"drawn again: bias {100 * row['drawn again']:7.3f} % +- {100 * math.sqrt(2 / SAMPLES):.1f} %",
                 flush=True,
             )
+    result["state-dependent noise"] = state_dependent()
     save("adaptive", result)
     figure = Figure(figsize=(5, 3.4), layout="constrained")
     axes = figure.add_subplot()

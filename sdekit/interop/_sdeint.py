@@ -104,6 +104,8 @@ def sdeint(
         return (out[0].reshape(-1, *y0.shape), *out[1:])
     if unused_kwargs:
         warnings.warn(f"sdeint does not know the arguments {', '.join(unused_kwargs)}", stacklevel=2)
+    if len(ts) == 1:
+        return y0.unsqueeze(0)
     y0, problem = y0.contiguous(), for_one_solve(problem, y0, ts)
     return torch.stack(list(states(problem, y0, ts, solver=solver, bm=bm, dt=float(dt))))
 
