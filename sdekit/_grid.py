@@ -48,7 +48,10 @@ def times(ts: Tensor | Sequence[float]) -> list[float]:
         raise ValueError("ts holds a time that is not finite; give finite times")
     if not (bool((steps > 0).all()) or bool((steps < 0).all())):
         raise ValueError("ts must increase strictly or decrease strictly; sort it and drop the repeated times")
-    return values.tolist()
+    try:
+        return values.tolist()
+    except RuntimeError:  # under a transform of torch.func some versions of torch show single numbers only
+        return [float(value) for value in values]
 
 
 @dataclass(frozen=True, eq=False)

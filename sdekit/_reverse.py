@@ -8,7 +8,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from sdekit._sde import AbstractSDE, NoiseType, broadcast_noise, pulled
+from sdekit._sde import AbstractSDE, NoiseType, broadcast_noise, derivative
 from sdekit.elementary import Time, axpy
 
 Score = Callable[[Time, Tensor], Tensor]
@@ -39,7 +39,7 @@ def _anderson(forward: AbstractSDE, score: Score, factor: float, t: Time, x: Ten
             return g.square()
 
         # g_i depends on x_i alone, so that the transposed derivative applied to ones is the derivative of each square.
-        f = axpy(-factor, pulled(square, x, torch.ones_like)[1], f)
+        f = axpy(-factor, derivative(square, x, torch.ones_like)[1], f)
     return torch.addcmul(f, broadcast_noise(g.square(), x), s, value=-factor)
 
 

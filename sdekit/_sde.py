@@ -111,23 +111,26 @@ _PRODUCTS: dict[NoiseType, Callable[..., Tensor]] = {
 }
 
 
-def pulled(function: Callable[[Tensor], Tensor], x: Tensor, weigh: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
-    """y = function(x), and the transposed derivative of the function at x applied to weigh(y).
+def derivative(function: Callable[[Tensor], Tensor], x: Tensor, weigh: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+    """y = function(x), and its derivative at x times weigh(y), for a function that acts on each coordinate alone.
 
-    `torch.func` works inside its own transforms and in compiled code, and refuses where saved tensors have hooks, as under
-    checkpointing; there autograd does it.
+    Its Jacobian is its own transpose, which torch applies faster. `torch.func` works inside its own transforms and in compiled
+    code; autograd does it where that refuses, which is where saved tensors have hooks, as under checkpointing, and in
+    inference mode, where older versions of torch return zeros.
     """
-    try:
-        y, pull, *_ = torch.func.vjp(function, x)
-        return y, pull(weigh(y))[0]
-    except RuntimeError as error:
-        if "saved tensor hooks" not in str(error):
-            raise
+    if torch.compiler.is_compiling() or not torch.is_inference_mode_enabled():
+        try:
+            y, pull, *_ = torch.func.vjp(function, x)
+            return y, pull(weigh(y))[0]
+        except RuntimeError as error:
+            if "saved tensor hooks" not in str(error):
+                raise
     record = torch.is_grad_enabled()
-    with torch.enable_grad():
-        at = x.view_as(x) if x.requires_grad else x.detach().requires_grad_()
+    with torch.inference_mode(mode=False), torch.enable_grad():
+        at = x.view_as(x) if x.requires_grad else x.clone().requires_grad_()
         y = function(at)
-        (product,) = torch.autograd.grad(y, at, weigh(y), create_graph=record, allow_unused=True, materialize_grads=True)
+        weight = weigh(y if record else y.detach()).clone()
+        (product,) = torch.autograd.grad(y, at, weight, create_graph=record, allow_unused=True, materialize_grads=True)
     return (y, product) if record else (y.detach(), product)
 
 
@@ -193,7 +196,7 @@ class SDE(AbstractSDE):
         g = self.g(_as_tensor(t, x), x)
         if self.noise_size is not None:
             return _like("g", g, (*x.shape, self.noise_size), x)
-        if self.noise_type != "scalar" and isinstance(g, int | float):
+        if self.noise_type != "scalar" and isinstance(g, (int, float)):
             return float(g)
         if self.noise_type != "scalar" and isinstance(g, Tensor) and g.ndim < x.ndim:
             g = torch.broadcast_to(g, x.shape)  # as torch broadcasts: a number a coordinate, or one for all

@@ -476,6 +476,7 @@ def test_a_step_compiles_whole(solver, kind, time):
     assert count <= 2 or time == "floats"
 
 
+@pytest.mark.filterwarnings("ignore:Skipping serialization:UserWarning")
 @pytest.mark.skipif(shutil.which("g++") is None, reason="inductor needs a C++ compiler")
 def test_inductor_gives_the_same_numbers():
     for solver in (EulerMaruyama(), ReversibleHeun()):

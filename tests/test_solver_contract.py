@@ -331,7 +331,9 @@ def test_no_solver_needs_gradients_enabled(solver, mode):
         x0 = torch.linspace(-1, 1.2, 3)[:, None]
         expected = solve(equation, x0, uniform(0.0, 0.5, 4), solver=solver, noise=WhiteNoise(1)).x
         with mode():
-            assert torch.equal(solve(equation, x0, uniform(0.0, 0.5, 4), solver=solver, noise=WhiteNoise(1)).x, expected)
+            x = solve(equation, x0, uniform(0.0, 0.5, 4), solver=solver, noise=WhiteNoise(1)).x
+            # Milstein's derivative is then taken forwards, with another rounding.
+            torch.testing.assert_close(x, expected, rtol=1e-6, atol=1e-7)
 
 
 @DIRECTIONS

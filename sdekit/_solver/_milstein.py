@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from sdekit._noise import Increment
-from sdekit._sde import AbstractSDE, NoiseType, pulled
+from sdekit._sde import AbstractSDE, NoiseType, derivative
 from sdekit._solver._contract import AbstractSolver, Order, Step, Tree
 from sdekit.elementary import Time, axpy, broadcast
 
@@ -22,9 +22,12 @@ def _additive(problem: AbstractSDE, t: Time, x: Tensor, w: Tensor, dt: Time, ont
 
 def _diagonal(problem: AbstractSDE, t: Time, x: Tensor, w: Tensor, dt: Time, onto: Tensor) -> Tensor:
     """g W + g' g (W^2 - dt) / 2: where g_i depends on x_i alone the Jacobian is its transpose, which torch applies faster."""
-    one, zero = torch.ones_like(w), torch.zeros_like(x)
     half = 0.5 * (w * w - broadcast(dt, w))
-    g, correction = pulled(lambda y: problem.multiply(problem.diffusion(t, y), one, zero), x, lambda g: g * half)
+
+    def diffusion(y: Tensor) -> Tensor:
+        return problem.multiply(problem.diffusion(t, y), torch.ones_like(y), torch.zeros_like(y))
+
+    g, correction = derivative(diffusion, x, lambda g: g * half)
     return torch.addcmul(onto, g, w) + correction
 
 
@@ -52,7 +55,11 @@ def _pushing(problem: AbstractSDE, t: Time, x: Tensor) -> tuple[Time, Callable[[
         def product(y: Tensor) -> Tensor:
             return problem.multiply(problem.diffusion(t, y), v, zero)
 
-        return torch.func.jvp(product, (x.contiguous(),), (problem.multiply(g, v, zero).contiguous(),))[1]
+        at, along = x.contiguous(), problem.multiply(g, v, zero).contiguous()
+        if torch.compiler.is_compiling() or not torch.is_inference_mode_enabled():
+            return torch.func.jvp(product, (at,), (along,))[1]
+        with torch.inference_mode(mode=False):  # in that mode older versions of torch return zeros
+            return torch.func.jvp(product, (at.clone(),), (along.clone(),))[1]
 
     return g, push
 

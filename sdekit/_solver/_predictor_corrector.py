@@ -113,4 +113,4 @@ class PredictorCorrector(AbstractSolver):
         assert isinstance(t1, float)
         z = noise.z[self.predictor.normals :]
         x = self.corrector.correct(problem, t0, t1, x, z)
-        return self.predictor.step(problem, t0, t1, x, noise._replace(z=noise.z[: self.predictor.normals]), state)
+        return self.predictor.step(problem, t0, t1, x, Increment(noise.w, noise.h, noise.z[: self.predictor.normals]), state)

@@ -44,7 +44,7 @@ class AbstractRungeKutta(AbstractSolver, ABC):
     def step(self, problem: AbstractSDE, t0: Time, t1: Time, x: Tensor, noise: Increment, state: Tree) -> Step:
         tableau, dt = self.tableau, t1 - t0
         width, moves, times = broadcast(dt, x), [], _stage_times(tableau.c, t0, t1, x)
-        for t, row in zip(times, tableau.a, strict=False):
+        for t, row in zip(times[:-1], tableau.a, strict=True):
             moves.append(width * problem.drift(t, _combined(x, row, moves)))
         return Step(_combined(x, tableau.b, moves))
 
@@ -59,7 +59,7 @@ class AbstractEmbeddedRungeKutta(AbstractRungeKutta, ABC):
         tableau, dt = self.tableau, t1 - t0
         # Slopes times the step: with a step a sample this is one product a stage, and weights are numbers.
         width, moves, times = broadcast(dt, x), [], _stage_times(tableau.c, t0, t1, x)
-        for t, row in zip(times, tableau.a, strict=False):
+        for t, row in zip(times[:-1], tableau.a, strict=True):
             slope = problem.drift(t, _combined(x, row, moves)) if moves else state[0]
             moves.append(width * slope)
         end = _combined(x, tableau.b, moves)
@@ -97,10 +97,10 @@ def _nodes(c: tuple[float, ...], device: torch.device) -> Tensor:
 def _combined(x: Tensor, weights: Sequence[float], moves: Sequence[Tensor]) -> Tensor:
     """x + sum_j w_j k_j."""
     if x.dtype.itemsize < 4:
-        for weight, move in zip(weights, moves, strict=False):
+        for weight, move in zip(weights[: len(moves)], moves, strict=True):
             x = axpy(weight, move, x) if weight else x
         return x
-    for weight, move in zip(weights, moves, strict=False):
+    for weight, move in zip(weights[: len(moves)], moves, strict=True):
         x = torch.add(x, move, alpha=weight) if weight else x
     return x
 

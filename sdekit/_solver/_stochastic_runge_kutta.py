@@ -78,9 +78,9 @@ class AbstractStochasticRungeKutta(AbstractSolver, ABC):
         basis, f, g = tableau.basis(dt, noise), [], []
 
         def moved(stage: Stage, y: Tensor) -> Tensor:
-            for weight, slope in zip(stage.a, f, strict=False):
+            for weight, slope in zip(stage.a, f[: len(stage.a)], strict=True):
                 y = axpy(weight * dt, slope, y) if weight else y
-            for weights, factor in zip(stage.b, g, strict=False):
+            for weights, factor in zip(stage.b, g[: len(stage.b)], strict=True):
                 y = problem.multiply(factor, _mixed(weights, basis), y) if any(weights) else y
             return y
 
