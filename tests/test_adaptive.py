@@ -193,6 +193,25 @@ def test_explosions_and_limits_have_their_status():
     assert (short.status == Status.UNDERFLOW).all()
 
 
+def test_the_limit_of_steps_is_for_the_whole_solve_not_for_each_output():
+    few = PIDController(1e-9, 1e-9, max_steps=5)
+    ts = uniform(0.0, 2.0, 40)
+    limited = solve(ODE(f), START, ts, solver=Dopri5(), control=few, save="all", throw=False)
+    assert (limited.accepted + limited.rejected == 5).all()
+    assert (limited.status == Status.TOO_MANY_STEPS).all()
+    assert limited.xs[-1].isnan().all()
+
+
+def test_errors_are_not_diluted_by_a_batch():
+    """torchdiffeq's norm over the batch lets one sample's error grow: 1.2e-6 alone, 2.1e-5 among 4,096."""
+    hard = torch.tensor([[2.0, 2.0]], dtype=torch.float64)
+    easy = torch.zeros(500, 2, dtype=torch.float64)
+    control = PIDController(1e-6, 1e-6)
+    alone = solve(ODE(oscillator), hard, [0.0, 5.0], solver=Dopri5(), control=control).x
+    among = solve(ODE(oscillator), torch.cat([easy, hard]), [0.0, 5.0], solver=Dopri5(), control=control).x
+    assert torch.equal(among[-1:], alone)
+
+
 @pytest.mark.parametrize(("depth", "tol"), [(6, 1e-4), (10, 1e-6)])
 def test_what_the_path_cannot_resolve_is_an_underflow_at_once(depth, tol):
     control = PIDController(tol, tol, max_steps=3000)
