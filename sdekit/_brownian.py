@@ -73,7 +73,7 @@ class BrownianPath(AbstractSeededNoise):
             ValueError: outside the knots.
         """
         ticks = self.tree.ticks(t)
-        if bool((ticks < 0).any() | (ticks > self.tree.cells << self.depth).any()):
+        if ticks.numel() and not 0 <= int(ticks.amin()) <= int(ticks.amax()) <= self.tree.cells << self.depth:
             raise ValueError(
                 f"times from {float(t.min())} to {float(t.max())} were asked of a path that lives on "
                 f"[{self.knots[0]}, {self.knots[-1]}]; give BrownianPath the knots of the whole solve"
@@ -140,8 +140,8 @@ class BrownianPath(AbstractSeededNoise):
         key, size = self.keys(x), math.prod(shape)
 
         def read(t0: Tensor, t1: Tensor) -> Increment:
-            s, t = self.ticks(torch.stack([t0, t1]))
-            nodes, weights = _terms(self.tree, torch.stack([torch.minimum(s, t), torch.maximum(s, t)]), levy)
+            ticks = self.ticks(torch.stack([t0, t1]))
+            nodes, weights = _terms(self.tree, torch.stack(torch.aminmax(ticks, dim=0)), levy)
             out = x.new_zeros(1 + levy, len(x), size, dtype=_working(x))
             for part, weight in _pieces(nodes, weights.to(out.dtype), 1, nodes.numel() * size):
                 place = part.reshape(-1).nonzero().squeeze(1)
@@ -149,7 +149,7 @@ class BrownianPath(AbstractSeededNoise):
                 found = out.new_zeros(part.numel(), 2, size).index_copy_(0, place, drawn.to(out.dtype))
                 for w, z in zip(weight, found.reshape(len(part), len(x), 2, size).unbind(0), strict=True):
                     _add(out, w, z.unbind(1))
-            out[0].mul_(torch.where(s > t, -1, 1).unsqueeze(-1))
+            out[0].mul_(torch.where(ticks[0] > ticks[1], -1, 1).unsqueeze(-1))
             return Increment(*out.to(x.dtype).reshape(1 + levy, len(x), *shape))
 
         return read
@@ -191,9 +191,12 @@ class BrownianPath(AbstractSeededNoise):
 
 def _pieces(nodes: Tensor, weights: Tensor, fewest: int, numbers: int) -> Iterator[tuple[Tensor, Tensor]]:
     """All terms at once, or where their normals would fill the memory `fewest` at a time."""
-    length = len(nodes) if numbers < _HELD else fewest
-    pairs = zip(nodes.split(length), weights.split(length), strict=True)
-    return ((part, weight) for part, weight in pairs if bool(part.any()))
+    if numbers < _HELD:
+        yield nodes, weights
+        return
+    for part, weight in zip(nodes.split(fewest), weights.split(fewest), strict=True):
+        if bool(part.any()):
+            yield part, weight
 
 
 def _working(x: Tensor) -> torch.dtype:
