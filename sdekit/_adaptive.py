@@ -59,6 +59,39 @@ class _Working:
         return _Working(*take(parts, keep))
 
 
+@dataclass(frozen=True)
+class _Found:
+    """What there is to return, a row a sample of the whole batch."""
+
+    x: Tensor
+    xs: Tensor | None
+    reached: Tensor
+    evaluations: Tensor
+    accepted: Tensor
+    rejected: Tensor
+    status: Tensor
+
+    @staticmethod
+    def of(x0: Tensor, ts: list[float], *, save: bool) -> "_Found":
+        reached = x0.new_zeros(len(x0), dtype=torch.float64)
+        xs = x0.new_full((len(ts), *x0.shape), torch.nan) if save else None
+        if xs is not None:
+            xs[0] = x0
+        return _Found(torch.full_like(x0, torch.nan), xs, reached, *reached.new_zeros(4, len(x0), dtype=torch.int64))
+
+    def keep(self, now: _Working, rows: Tensor, status: Tensor, tries: int, evaluations: int) -> None:
+        """Writes down those that have finished or failed."""
+        index, done = now.index[rows], status[rows] == Status.DONE
+        self.status[index], self.reached[index], self.evaluations[index] = status[rows], now.t[rows], evaluations
+        self.accepted[index], self.rejected[index] = now.accepted[rows], tries - now.accepted[rows]
+        self.x[index] = torch.where(broadcast(done, now.x) != 0, now.x[rows], torch.nan)
+
+    def solution(self, ts: Tensor, seed: int | Tensor | None) -> Solution:
+        if self.xs is not None:
+            self.xs[-1] = self.x
+        return Solution(self.x, ts, self.xs, seed, self.evaluations, self.accepted, self.rejected, self.status)
+
+
 def adaptive(
     problem: Counted,
     x0: Tensor,
@@ -76,14 +109,9 @@ def adaptive(
     outputs = torch.tensor(ts, dtype=torch.float64, device=x0.device)
     end, (ladder, coarse) = outputs[-1], (None, None) if noise is None else _ladder(noise.tree, ts, outputs.device)
     floor = 16 * torch.finfo(torch.float64).eps * max(map(abs, ts))
-    # What there is to return.
-    x_end, reached = torch.full_like(x0, torch.nan), outputs.new_empty(total)
-    evaluations, accepted, rejected, status = reached.new_zeros(4, total, dtype=torch.int64)
-    xs = x0.new_full((len(ts), *x0.shape), torch.nan) if save else None
-    if xs is not None:
-        xs[0] = x0
+    found = _Found.of(x0, ts, save=save)
 
-    t = reached.new_full((total,), ts[0])
+    t = outputs.new_full((total,), ts[0])
     if control.first is not None or ladder is not None:
         h = torch.full_like(t, min(control.first or 0.1 * span, span))
     else:
@@ -115,8 +143,8 @@ def adaptive(
                 now.before = where(accept, torch.stack([q.clamp(min=1e-10), now.before[:, 0]], dim=1), now.before)
         if step.x.requires_grad and not bool(accept.all()):
             step = _again(whole.problem, solver, now, t1, increment, accept)
-        if xs is not None:
-            _output(xs, outputs, whole, solver, noise, now, t1, accept, step, increment)
+        if found.xs is not None:
+            _output(found.xs, outputs, whole, solver, noise, now, t1, accept, step, increment)
         tries, now.accepted = tries + 1, now.accepted + accept
         now.x, now.state = where(accept, (step.x, step.state), (now.x, now.state))
         now.t, now.left = torch.where(accept, t1, now.t), torch.where(accept, left, now.left)
@@ -132,11 +160,8 @@ def adaptive(
         new = ((done | short | last) & (now.gone == 0)).nonzero().flatten()
         if not len(new):
             continue
-        index = now.index[new]
         why = torch.where(short, torch.where(q.isinf(), Status.NOT_FINITE, Status.UNDERFLOW), Status.TOO_MANY_STEPS)
-        status[index], reached[index] = torch.where(done, Status.DONE, why)[new], now.t[new]
-        accepted[index], rejected[index], evaluations[index] = now.accepted[new], tries - now.accepted[new], problem.evaluations
-        x_end[index] = torch.where(broadcast(done[new], now.x) != 0, now.x[new], torch.nan)
+        found.keep(now, new, torch.where(done, Status.DONE, why), tries, problem.evaluations)
         now.gone[new], now.h[new] = math.inf, 0.0
         # They leave at once where a step of length 0 could spoil gradients, else together, which is cheaper.
         stay = (now.gone == 0).nonzero().flatten()
@@ -144,10 +169,7 @@ def adaptive(
             now = now.rows(stay)
             problem = whole.rows(now.index)
             read = noise and noise.rows(now.index).reader(now.x, problem.noise_shape(now.x), levy=levy)
-    if xs is not None:
-        xs[-1] = x_end
-    seed = None if noise is None else noise.seed
-    return Solution(x_end, outputs.cpu(), xs, seed, evaluations, accepted, rejected, status), reached
+    return found.solution(outputs.cpu(), None if noise is None else noise.seed), found.reached
 
 
 def _again(

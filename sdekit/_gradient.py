@@ -15,35 +15,20 @@ from torch import Tensor
 from torch.autograd.graph import Node
 from torch.utils.checkpoint import checkpoint
 
-from sdekit._noise import AbstractNoise, Increment
-from sdekit._sde import AbstractSDE
-from sdekit._solver._contract import AbstractSolver, Tree
-
-_BLOCK = 16  # steps whose noise is drawn together on the way back
+from sdekit._solver._contract import Tree
+from sdekit._steps import Steps
 
 
 class AbstractGradient(ABC):
     """How gradients pass back through a fixed-grid solve."""
 
     @abstractmethod
-    def states(
-        self,
-        problem: AbstractSDE,
-        x0: Tensor,
-        ts: Sequence[float],
-        solver: AbstractSolver,
-        noise: AbstractNoise | None,
-        *,
-        every: bool,
-    ) -> Iterator[tuple[int, Tensor]]:
+    def states(self, steps: Steps, x0: Tensor, *, every: bool) -> Iterator[tuple[int, Tensor]]:
         """The states of a solve after the initial one, each with the number of steps behind it; the last is always there.
 
         Arguments:
-            problem: the equation.
+            steps: the steps of the solve.
             x0: the initial states, `(batch, *event)`.
-            ts: the grid.
-            solver: the method of a step, planned for the grid.
-            noise: where increments come from; None without noise.
             every: whether all states are wanted.
         """
 
@@ -53,24 +38,14 @@ class Checkpointed(AbstractGradient):
     """Keeps every ceil(sqrt n)-th state of n steps; the backward pass repeats the steps between two of them at a time.
 
     The numbers are those of the plain gradient to the order of its sums. Tensors of n steps become those of 2 sqrt(n); each
-    evaluation is done twice. Of every operation the bare node of autograd stays, 20 kB a step for a small network whatever
-    the batch, so that small states gain little. Whatever autograd reaches gets a gradient, and second derivatives work.
+    evaluation is done twice. Of every operation the bare node of autograd stays, whatever the batch, so that small states gain
+    little. Whatever autograd reaches gets a gradient, and second derivatives work.
 
     References:
         Griewank and Walther 2008, "Evaluating derivatives", section 12.2; Chen et al. 2016, arXiv 1604.06174.
     """
 
-    def states(
-        self,
-        problem: AbstractSDE,
-        x0: Tensor,
-        ts: Sequence[float],
-        solver: AbstractSolver,
-        noise: AbstractNoise | None,
-        *,
-        every: bool,
-    ) -> Iterator[tuple[int, Tensor]]:
-        steps = _Steps(problem, ts, solver, noise)
+    def states(self, steps: Steps, x0: Tensor, *, every: bool) -> Iterator[tuple[int, Tensor]]:
         x, state, n = x0, steps.init(x0), len(steps)
         length = math.isqrt(n - 1) + 1
         for i in range(0, n, length):
@@ -111,86 +86,32 @@ class Reversible(AbstractGradient):
         if self.parameters is not None:
             object.__setattr__(self, "parameters", tuple(self.parameters))
 
-    def states(
-        self,
-        problem: AbstractSDE,
-        x0: Tensor,
-        ts: Sequence[float],
-        solver: AbstractSolver,
-        noise: AbstractNoise | None,
-        *,
-        every: bool,
-    ) -> Iterator[tuple[int, Tensor]]:
-        if not solver.reversible:
-            name = type(solver).__name__
+    def states(self, steps: Steps, x0: Tensor, *, every: bool) -> Iterator[tuple[int, Tensor]]:
+        if not steps.solver.reversible:
+            name = type(steps.solver).__name__
             raise TypeError(f"{name} cannot be run backwards exactly; use ReversibleHeun, or gradient=Checkpointed()")
-        steps = _Steps(problem, ts, solver, noise)
-        leaves, behind = steps.closure(x0)
+        leaves, behind = _closure(steps, x0)
         parameters = leaves if self.parameters is None else tuple(self.parameters)
         xs = _BackAndForth.apply(steps, every, _Pull(parameters, self.parameters is None, behind), x0, *parameters)
-        yield from zip(range(len(ts) - len(xs), len(ts)), xs, strict=True)
+        yield from zip(range(len(steps) + 1 - len(xs), len(steps) + 1), xs, strict=True)
 
 
-@dataclass(frozen=True, eq=False)
-class _Steps:
-    """The steps of a solve, any of which can be done again."""
-
-    problem: AbstractSDE
-    ts: Sequence[float]
-    solver: AbstractSolver
-    noise: AbstractNoise | None
-
-    def __len__(self) -> int:
-        return len(self.ts) - 1
-
-    def init(self, x: Tensor) -> Tree:
-        return self.solver.init(self.problem, self.ts[0], x)
-
-    def increments(self, x: Tensor, i: int, j: int) -> Iterator[Increment]:
-        """The noise of steps i to j - 1."""
-        if self.noise is None:
-            return iter([Increment()] * (j - i))
-        shape, levy = self.problem.noise_shape(x), self.solver.levy == "H"
-        return self.noise.increments(self.ts[: j + 1], x, shape, levy=levy, normals=self.solver.normals, start=i)
-
-    def backwards(self, x: Tensor) -> Iterator[tuple[int, Increment]]:
-        """The numbers of the steps, the last first, and their noise."""
-        for j in range(len(self), 0, -_BLOCK):
-            i = max(0, j - _BLOCK)
-            yield from reversed(list(enumerate(self.increments(x, i, j), i)))
-
-    def step(self, i: int, increment: Increment, x: Tensor, state: Tree) -> tuple[Tensor, Tree]:
-        x, _, _, state = self.solver.step(self.problem, self.ts[i], self.ts[i + 1], x, increment, state)
-        return x, state
-
-    def back(self, i: int, increment: Increment, x: Tensor, state: Tree) -> tuple[Tensor, Tree]:
-        """What step i was given, from what it returned."""
-        return self.solver.reverse(self.problem, self.ts[i], self.ts[i + 1], x, increment, state)
-
-    def run(self, x: Tensor, state: Tree, i: int, j: int, every: bool) -> tuple[list[Tensor], Tree]:
-        """Steps i to j - 1: the states after each of them, or after the last alone, and what the solver remembers."""
-        xs = []
-        for k, increment in enumerate(self.increments(x, i, j), i):
-            x, state = self.step(k, increment, x, state)
-            xs = [*xs, x] if every else [x]
-        return xs, state
-
-    def closure(self, x: Tensor) -> tuple[list[Tensor], bool]:
-        """The leaves with a gradient that f and g read besides x, and whether they read them through a graph of its own."""
-        if not torch.is_grad_enabled():
-            return [], False
-        x = x.detach()
-        state, increment = self.init(x), next(self.increments(x, 0, 1))
-        first = _nodes(_flat(state))
-        second = _nodes(_flat(self.step(0, increment, x, _with(state, map(Tensor.detach, _flat(state))))))
-        return _leaves(first | second), any(node.next_functions for node in first & second)
+def _closure(steps: Steps, x: Tensor) -> tuple[list[Tensor], bool]:
+    """The leaves with a gradient that f and g read besides x, and whether they read them through a graph of its own."""
+    if not torch.is_grad_enabled():
+        return [], False
+    x = x.detach()
+    state, increment = steps.init(x), next(steps.increments(x, 0, 1))
+    first = _nodes(_flat(state))
+    second = _nodes(_flat(steps.step(0, increment, x, _with(state, map(Tensor.detach, _flat(state))))))
+    return _leaves(first | second), any(node.next_functions for node in first & second)
 
 
 class _BackAndForth(torch.autograd.Function):
     """From x(t_0) and parameters to states of a solve, remembering the last; the way back starts from it."""
 
     @staticmethod
-    def forward(ctx: Any, steps: _Steps, every: bool, pull: "_Pull", x: Tensor, *parameters: Tensor) -> tuple[Tensor, ...]:  # noqa: ANN401
+    def forward(ctx: Any, steps: Steps, every: bool, pull: "_Pull", x: Tensor, *parameters: Tensor) -> tuple[Tensor, ...]:  # noqa: ANN401
         xs, state = steps.run(x, steps.init(x), 0, len(steps), every)
         # Parameters are saved, not just kept, so that autograd notices when they are changed before the way back.
         ctx.save_for_backward(x, xs[-1], *parameters)

@@ -9,12 +9,13 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from sdekit import _solver
 from sdekit._adaptive import adaptive
 from sdekit._brownian import BrownianPath
 from sdekit._control import PIDController
 from sdekit._gradient import AbstractGradient
 from sdekit._grid import times
-from sdekit._noise import AbstractNoise, Increment, WhiteNoise
+from sdekit._noise import AbstractNoise, WhiteNoise
 from sdekit._sde import AbstractSDE
 from sdekit._solution import (
     Counted,
@@ -30,6 +31,7 @@ from sdekit._solution import (
 )
 from sdekit._solver import AbstractSolver
 from sdekit._solver._contract import Tree
+from sdekit._steps import Steps
 
 _CHECK = 128  # steps between two looks at whether the state is finite: the only host reads of the loop
 
@@ -52,7 +54,7 @@ def integrate(
     _require_pairing(problem, solver)
     if noise is None and _random(problem, solver):
         noise = WhiteNoise()
-    return _points(problem, x0, grid, solver.plan(problem, grid), noise)
+    return _points(Steps(problem, grid, solver.plan(problem, grid), noise), x0)
 
 
 def solve(
@@ -113,22 +115,22 @@ def solve(
         if throw and bool((solution.status != Status.DONE).any()):
             raise UnfinishedError(solution, reached)
         return solution
-    planned = solver.plan(counted, grid)
-    points = _points(counted, x0, grid, planned, noise, check=throw)
+    steps = Steps(counted, grid, solver.plan(counted, grid), noise)
+    points = _points(steps, x0, check=throw)
     if gradient is not None and len(x0):
         every = save == "all" or callback is not None
-        states = gradient.states(counted, x0, grid, planned, noise, every=every)
+        states = gradient.states(steps, x0, every=every)
         points = chain([Point(0, grid[0], x0)], (Point(i, grid[i], state) for i, state in states))
     points = points if callback is None else _watched(points, callback)
     xs = _collected(points, len(grid)) if save == "all" else None
     x = deque(points, maxlen=1).pop().x if xs is None else xs[-1]
     if gradient is not None and throw and len(x0) and (failure := not_finite(Point(len(grid) - 1, grid[-1], x))):
         with torch.no_grad():  # the plain loop finds the step
-            deque(_points(counted, x0, grid, planned, noise), maxlen=0)
+            deque(_points(steps, x0), maxlen=0)
         raise failure
     seed = None if noise is None else noise.seed
-    evaluations, steps = counted.evaluations, len(grid) - 1
-    solution = shared(x, torch.tensor(grid, dtype=torch.float64), xs, seed, evaluations=evaluations, steps=steps)
+    at = torch.tensor(grid, dtype=torch.float64)
+    solution = shared(x, at, xs, seed, evaluations=counted.evaluations, steps=len(steps))
     return solution if throw else replace(solution, status=torch.where(finite(x), Status.DONE, Status.NOT_FINITE))
 
 
@@ -150,20 +152,19 @@ def _collected(points: Iterator[Point], size: int) -> Tensor:
     return xs
 
 
-def _points(
-    problem: AbstractSDE, x: Tensor, ts: list[float], solver: AbstractSolver, noise: AbstractNoise | None, *, check: bool = True
-) -> Iterator[Point]:
+def _points(steps: Steps, x: Tensor, *, check: bool = True) -> Iterator[Point]:
+    ts, n = steps.ts, len(steps)
     yield Point(0, ts[0], x)
     if not len(x):
         yield from (Point(i, t, x) for i, t in enumerate(ts[1:], 1))
         return
-    state = solver.init(problem, ts[0], x)
+    state = steps.init(x)
     kept = (0, x, state)
-    for i, increment in enumerate(_increments(problem, solver, noise, x, ts, 0), 1):
-        x, _, _, state = solver.step(problem, ts[i - 1], ts[i], x, increment, state)
-        if check and (i % _CHECK == 0 or i == len(ts) - 1):
+    for i, increment in enumerate(steps.increments(x, 0, n), 1):
+        x, state = steps.step(i - 1, increment, x, state)
+        if check and (i % _CHECK == 0 or i == n):
             if not _finite(x):
-                raise _located(problem, ts, solver, noise, *kept, Point(i, ts[i], x))
+                raise _located(steps, *kept, Point(i, ts[i], x))
             kept = (i, x, state)
         yield Point(i, ts[i], x)
 
@@ -178,52 +179,20 @@ def _finite(x: Tensor) -> bool:
         raise
 
 
-def _located(
-    problem: AbstractSDE,
-    ts: list[float],
-    solver: AbstractSolver,
-    noise: AbstractNoise | None,
-    i: int,
-    x: Tensor,
-    state: Tree,
-    seen: Point,
-) -> NotFiniteError:
+def _located(steps: Steps, i: int, x: Tensor, state: Tree, seen: Point) -> NotFiniteError:
     """Repeats the steps since the last finite state and finds the first that spoils it: noise is random access."""
     with torch.no_grad():
-        for increment in _increments(problem, solver, noise, x, ts, i):
+        for increment in steps.increments(x, i, len(steps)):
             if i == seen.step or not bool(torch.isfinite(x).all()):
                 break
-            x, _, _, state = solver.step(problem, ts[i], ts[i + 1], x, increment, state)
+            x, state = steps.step(i, increment, x, state)
             i += 1
     # A model that is not deterministic may pass the second time; then what was seen first is all that is known.
-    return not_finite(Point(i, ts[i], x)) or not_finite(seen) or NotFiniteError(seen.step, seen.t, [], len(x))
-
-
-def _increments(
-    problem: AbstractSDE, solver: AbstractSolver, noise: AbstractNoise | None, x: Tensor, ts: list[float], start: int
-) -> Iterator[Increment]:
-    if noise is None:
-        return iter([Increment()] * (len(ts) - 1 - start))
-    shape = problem.noise_shape(x)
-    return noise.increments(ts, x, shape, levy=solver.levy == "H", normals=solver.normals, start=start)
+    return not_finite(Point(i, steps.ts[i], x)) or not_finite(seen) or NotFiniteError(seen.step, seen.t, [], len(x))
 
 
 def _random(problem: AbstractSDE, solver: AbstractSolver) -> bool:
     return problem.noise_type != "none" or solver.normals > 0
-
-
-_ABLE = {
-    ("none", "ito"): "Bosh3, Dopri5, Tsit5",
-    ("none", "stratonovich"): "Bosh3, Dopri5, Tsit5",
-    ("additive", "ito"): "SRA1, SRA3, ShARK, SRID2, SPaRK",
-    ("additive", "stratonovich"): "SRA1, SRA3, ShARK, SRID2, SPaRK",
-    ("diagonal", "ito"): "SRID2",
-    ("scalar", "ito"): "SRID2",
-    ("diagonal", "stratonovich"): "SPaRK",
-    ("scalar", "stratonovich"): "SPaRK",
-    ("general", "stratonovich"): "SPaRK",
-    ("general", "ito"): "none in Ito form; write it as a Stratonovich equation, for which SPaRK does",
-}
 
 
 def _require_kinds(problem: object, solver: object, noise: object, control: object, gradient: object) -> None:
@@ -259,9 +228,8 @@ def _require_adaptive(
     x: Tensor,
 ) -> None:
     if solver.embedded is None or solver.normals:
-        able = _ABLE[problem.noise_type, problem.sde_type]
         raise ValueError(
-            f"{type(solver).__name__} does not estimate its error; for {problem.noise_type} noise these do: {able}"
+            f"{type(solver).__name__} does not estimate its error; for {problem.noise_type} noise these do: {_able(problem)}"
         )
     if gradient is not None:
         raise ValueError("gradient= goes with a fixed grid, and control= makes steps adaptive; leave out one of them")
@@ -270,6 +238,14 @@ def _require_adaptive(
             "a callback goes with a fixed grid: with adaptive steps no two samples have the same times; use save='all'"
         )
     control.require_resolved(x.dtype)
+
+
+def _able(problem: AbstractSDE) -> str:
+    """The solvers with an error estimate that suit an equation."""
+    kinds = [kind for kind in vars(_solver).values() if isinstance(kind, type) and getattr(kind, "embedded", None)]
+    state_free = problem.noise_type in ("none", "additive")
+    suited = [k for k in kinds if problem.noise_type in k.order and (state_free or k.sde_type == problem.sde_type)]
+    return ", ".join(k.__name__ for k in suited) or "none in this calculus; write it in Stratonovich form, for SPaRK"
 
 
 def _require_pairing(problem: AbstractSDE, solver: AbstractSolver) -> None:

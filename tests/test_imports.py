@@ -19,7 +19,8 @@ SDEKIT = [
     {"_solver._euler", "_solver._heun", "_solver._runge_kutta", "_solver._multistep", "_solver._predictor_corrector"}
     | {"_solver._milstein", "_solver._exponential", "_solver._stochastic_runge_kutta"},
     {"_solver"},
-    {"_solution", "_control", "_gradient"},
+    {"_solution", "_control", "_steps"},
+    {"_gradient"},
     {"_adaptive"},
     {"_integrate"},
     {"interop._torchdiffeq", "interop._from_torchsde", "interop._to_torchsde", "interop._brownian"},
