@@ -16,7 +16,7 @@ sum is taken level by level, each term by itself, whatever is asked: an answer h
 """
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 
@@ -32,6 +32,7 @@ _BLOCK = 1 << 21  # normals of a block of steps on a grid that is known
 _LARGE = 1 << 12  # numbers of a batch from which a copy costs more than a call
 _ROUNDING = 0.02  # how much of a step may be lost or won by rounding its ends to ticks
 _HELD = 1 << 23  # normals of one kind held at once: 64 MB of both
+_LANES = slice(0, 2), slice(2, 3)  # what is summed by itself: the branches of both ends, and the roots
 
 
 @dataclass(frozen=True, eq=False)
@@ -138,18 +139,21 @@ class BrownianPath(AbstractSeededNoise):
         if shape is None:
             return lambda t0, t1: Increment()
         key, size = self.keys(x), math.prod(shape)
+        kept, slots = [_Kept(key, x.new_zeros(0, size, dtype=_working(x))) for _ in range(2)], torch.full((2, len(x)), -1)
+        slots = slots.to(x.device)
 
         def read(t0: Tensor, t1: Tensor) -> Increment:
-            ticks = self.ticks(torch.stack([t0, t1]))
-            nodes, weights = _terms(self.tree, torch.stack(torch.aminmax(ticks, dim=0)), levy)
-            out = x.new_zeros(1 + levy, len(x), size, dtype=_working(x))
-            for part, weight in _pieces(nodes, weights.to(out.dtype), 1, nodes.numel() * size):
-                place = part.reshape(-1).nonzero().squeeze(1)
-                drawn = _random.normal_pairs(key[place % len(x)], part.reshape(-1)[place], size, outer=False)
-                found = out.new_zeros(part.numel(), 2, size).index_copy_(0, place, drawn.to(out.dtype))
-                for w, z in zip(weight, found.reshape(len(part), len(x), 2, size).unbind(0), strict=True):
-                    _add(out, w, z.unbind(1))
-            out[0].mul_(torch.where(ticks[0] > ticks[1], -1, 1).unsqueeze(-1))
+            asked = self.ticks(torch.stack([t0, t1]))
+            other = asked.flip(0)
+            # A tick of the last query stays in its slot, where its branch is kept.
+            slots.copy_(torch.where((other == slots).any(dim=0), other, asked))
+            out = x.new_zeros(1 + levy, 3, len(x), 2, size, dtype=_working(x))
+            for lanes, of, (nodes, weights) in zip(_LANES, kept, _terms(self.tree, slots, levy), strict=True):
+                for part, weight in _pieces(nodes, weights.to(out.dtype), nodes.numel() * size):
+                    for w, z in zip(weight, of(part), strict=True):
+                        out[:, lanes].addcmul_(w, z)
+            out = _total(out.unbind(3))
+            out[0].mul_(torch.where(asked[0] > asked[1], -1, 1).unsqueeze(-1))
             return Increment(*out.to(x.dtype).reshape(1 + levy, len(x), *shape))
 
         return read
@@ -160,10 +164,12 @@ class BrownianPath(AbstractSeededNoise):
         """W and H over the intervals between neighbouring ticks, which all samples share."""
         reverse = bool(ticks[-1] < ticks[0])
         ticks = ticks.flip(0) if reverse else ticks
-        nodes, weights = _terms(self.tree, torch.stack([ticks[:-1], ticks[1:]]), levy)
-        out = x.new_zeros(1 + levy, len(ticks) - 1, len(x) * math.prod(shape), dtype=_working(x))
-        for part, weight in _pieces(nodes, weights.to(out), 2, nodes.unique().numel() * out.shape[2]):
-            self._sum(key, part, weight, out)
+        terms = _terms(self.tree, torch.stack([ticks[:-1], ticks[1:]]), levy)
+        out = x.new_zeros(1 + levy, 3, 2, len(ticks) - 1, len(x) * math.prod(shape), dtype=_working(x))
+        for lanes, (nodes, weights) in zip(_LANES, terms, strict=True):
+            for part, weight in _pieces(nodes, weights.to(out), nodes.unique().numel() * out.shape[4]):
+                self._sum(key, part, weight.transpose(-2, -3), out[:, lanes])
+        out = _total(out.unbind(2))
         if reverse:  # the path read backwards: W -> -W, H -> +H
             out = out.flip(1)
             out[0].neg_()
@@ -174,126 +180,145 @@ class BrownianPath(AbstractSeededNoise):
     def _sum(key: Tensor, nodes: Tensor, weights: Tensor, out: Tensor) -> None:
         """out + terms that all samples share; each node is hashed once."""
         found, place = torch.unique(nodes, return_inverse=True)
-        rows = found.to(out.device).repeat_interleave(len(key))
-        normals = _random.normal_pairs(key.repeat(len(found)), rows, out.shape[2] // max(1, len(key)))
-        normals, found = normals.reshape(2, len(found), -1).to(out.dtype), found.tolist()
-        for where, weight in zip(place, weights, strict=True):
-            if out.shape[2] < _LARGE:
-                _add(out, weight, normals[:, where.to(out.device)])
-                continue
-            node, count = torch.unique_consecutive(where, return_counts=True)
-            start = 0
-            for j, n in zip(node.tolist(), count.tolist(), strict=True):  # no copy of what steps in a row share
-                run = slice(start, start := start + n)
-                if found[j]:
-                    _add(out[:, run], weight[:, :, run], normals[:, j, None])
+        rows, size = found.to(out.device).repeat_interleave(len(key)), out.shape[4] // max(1, len(key))
+        normals = _random.normal_pairs(key.repeat(len(found)), rows, size)
+        normals, found = normals.reshape(2, len(found), out.shape[4]).to(out.dtype), found.tolist()
+        for row, weight in zip(place, weights, strict=True):
+            for where, w, lane in zip(row, weight.unbind(1), out.unbind(1), strict=True):
+                if out.shape[4] < _LARGE:
+                    lane.addcmul_(w, normals[:, where.to(out.device)])
+                    continue
+                node, count = torch.unique_consecutive(where, return_counts=True)
+                start = 0
+                for j, n in zip(node.tolist(), count.tolist(), strict=True):  # no copy of what steps in a row share
+                    run = slice(start, start := start + n)
+                    if found[j]:
+                        lane[:, :, run].addcmul_(w[:, :, run], normals[:, j, None])
 
 
-def _pieces(nodes: Tensor, weights: Tensor, fewest: int, numbers: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """All terms at once, or where their normals would fill the memory `fewest` at a time."""
+class _Kept:
+    """The normals of the last query, by the place of their terms: those of nodes that are there again are not drawn again."""
+
+    def __init__(self, key: Tensor, like: Tensor) -> None:
+        self.key, self.normals = key, like
+        self.nodes = key.new_zeros(0)
+
+    def __call__(self, nodes: Tensor) -> Tensor:
+        """The normals of nodes `(terms, lanes, batch)`, `(terms, lanes, batch, 2, size)`; anything where a node is 0."""
+        size = self.normals.shape[-1]
+        if len(nodes) > len(self.nodes):
+            self.nodes, self.normals = torch.zeros_like(nodes), self.normals.new_zeros(*nodes.shape, 2, size)
+        held, normals = self.nodes[: len(nodes)], self.normals[: len(nodes)]
+        place = ((nodes != held) & (nodes != 0)).view(-1).nonzero().squeeze(1)
+        if len(place):
+            new = nodes.view(-1)[place]
+            drawn = _random.normal_pairs(self.key[place % len(self.key)], new, size, outer=False)
+            normals.view(-1, 2, size).index_copy_(0, place, drawn.to(normals.dtype))
+            held.view(-1).index_copy_(0, place, new)
+        return normals
+
+
+def _pieces(nodes: Tensor, weights: Tensor, numbers: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """All terms at once, or where their normals would fill the memory one at a time."""
     if numbers < _HELD:
         yield nodes, weights
         return
-    for part, weight in zip(nodes.split(fewest), weights.split(fewest), strict=True):
+    for part, weight in zip(nodes.split(1), weights.split(1), strict=True):
         if bool(part.any()):
             yield part, weight
+
+
+def _total(out: Sequence[Tensor]) -> Tensor:
+    """The sum of the two normals' terms, then of the two branches and the roots, `(outputs, lanes, ...)`."""
+    lanes = out[0] + out[1]
+    return (lanes[:, 0] + lanes[:, 1]).add_(lanes[:, 2])
 
 
 def _working(x: Tensor) -> torch.dtype:
     return x.dtype if x.dtype.itemsize >= 4 else torch.float32
 
 
-def _add(out: Tensor, weight: Tensor, normals: Iterable[Tensor]) -> None:
-    """out + a term: `(outputs, n, size)`, weights `(2, outputs, n, 1)`, the two normals `(n, size)`."""
-    for w, z in zip(weight, normals, strict=True):
-        out.addcmul_(w, z)
-
-
-def _terms(tree: Dyadic, ticks: Tensor, levy: bool) -> tuple[Tensor, Tensor]:
-    """W, and H, over n intervals as a sum of terms, each with at most one node an interval.
-
-    Arguments:
-        ticks: both ends of the intervals, `(2, n)`, increasing.
+def _terms(tree: Dyadic, ticks: Tensor, levy: bool) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """W, and H, between two ticks `(2, n)`, in any order, as sums over the nodes of their branches and over roots.
 
     Returns:
-        the counters of the nodes, `(terms, n)`, 0 where an interval has none; and the weights of a node's two normals in the
-        outputs W and H, `(terms, 2, outputs, n, 1)`, float64.
+        both times the counters of the nodes, `(terms, lanes, n)`, 0 where there is none; and the weights of a node's two
+        normals in the outputs W and H, `(terms, outputs, lanes, n, 2, 1)`, float64. The branches are the lanes; roots have
+        one.
     """
-    depth, times = tree.depth, tree.times(ticks)
+    sign = (ticks - ticks.flip(0)).sign_().to(torch.float64)
+    times = tree.times(ticks) if levy else None
+    return _branches(tree, ticks, sign, times), _roots(tree, ticks, sign, times)
+
+
+def _outputs(value: Tensor, area: Callable[[], Tensor], sign: Tensor, times: Tensor | None) -> Tensor:
+    """The parts of both ends in W and H from the weights of W and its integral there, `(terms, outputs, 2, n, 2)`."""
+    w = value * sign.unsqueeze(-1)
+    if times is None:
+        return w.unsqueeze(1)
+    dt = (times[1] - times[0]).abs()
+    h = area() * (sign / torch.where(dt == 0, 1.0, dt)).unsqueeze(-1) - value * (0.5 * sign.abs()).unsqueeze(-1)
+    return torch.stack([w, h], dim=1)
+
+
+def _branches(tree: Dyadic, ticks: Tensor, sign: Tensor, times: Tensor | None) -> tuple[Tensor, Tensor]:
+    depth, knots, cell = tree.depth, tree.knots_on(ticks.device), ticks >> tree.depth
+    tick = ticks & ((1 << depth) - 1) | (1 << depth)
     # Below the lowest bit that is set anywhere no node has a part.
-    lowest = ticks & -ticks
-    levels = depth + 1 - int(lowest.masked_fill_(lowest == 0, 1 << depth).amin()).bit_length()
-    # Two nodes a level, on the branch of an interval's start and of its end, then the roots of the cells that it meets.
-    last = (ticks[1] - 1).clamp_(min=0) >> depth
-    first = torch.minimum(ticks[0] >> depth, last)
-    cells = 1 if tree.cells == 1 else int((last - first).amax()) + 1
-    cell = first + torch.arange(cells, device=ticks.device).unsqueeze(-1)
-    nodes, parts = torch.minimum(cell, last) << depth, _root(tree, ticks, times, torch.minimum(cell, last), levy)
-    if cells > 1:
-        parts = parts * (cell <= last)
-    h = times[1] - times[0]
-    if levy:
-        parts[1, :, 0] += h * parts[0, :, 0]
-    parts = parts[:, :, 1] - parts[:, :, 0]
-    if levels > 0:
-        node, branch = _branch(tree, ticks, levels, levy)
-        if levy:
-            branch[1, :, 0] += h * branch[0, :, 0]
-        # A node on both branches counts once, with the difference of its weights, exact where small.
-        shared = branch[:, :, 0] * (node[0] == node[1])
-        both = torch.stack([shared - branch[:, :, 0], branch[:, :, 1] - shared], dim=3).flatten(2, 3)
-        nodes = torch.cat([node.transpose(0, 1).flatten(0, 1), nodes])
-        parts = torch.cat([both, parts], dim=2)
-    nodes = torch.where((parts != 0).any(dim=1).any(dim=0), nodes + _NODES, 0)
-    if levy:
-        parts[1] = parts[1] / torch.where(h == 0, 1.0, h) - 0.5 * parts[0]
-    return nodes, parts.permute(2, 1, 0, 3).unsqueeze(-1)
+    below, inside, inverse, root = _levels(depth, depth + 1 - int((tick & -tick).amin()).bit_length(), ticks.device)
+    if tree.cells > 1:
+        root = root * knots.diff()[cell.clamp(max=tree.cells - 1)].sqrt()
+    else:
+        root = root * math.sqrt(tree.knots[1] - tree.knots[0])
+    # Along a node s falls from 1 to -1, and m rises from 0 to 1 and falls again.
+    s = 1 - (tick & inside) * inverse
+    a = s.abs()
+    m = 1 - a
+    z = m * root
+    value = torch.stack([z * torch.rsub(a, 1, alpha=3), z * s * math.sqrt(12)], dim=-1)
+
+    def area() -> Tensor:
+        n = 8 * root * root * m * z
+        return torch.stack([-s * n, (1.5 - m) * n * (4 / math.sqrt(12))], dim=-1)
+
+    ends = _outputs(value, area, sign, times)
+    # A node on both branches counts once, at the upper end, with the difference of its weights, exact where small.
+    node = (cell << depth) + (tick >> below)
+    shared, upper = (node[:, 0] == node[:, 1]).unsqueeze(1), sign > 0
+    both = (ends[:, :, 0] + ends[:, :, 1]).unsqueeze(2) * upper.unsqueeze(-1)
+    ends = torch.where(shared[:, None, ..., None], both, ends)
+    return torch.where((shared & ~upper) | (m == 0), 0, node + _NODES), ends.unsqueeze(-1)
 
 
-def _root(tree: Dyadic, ticks: Tensor, times: Tensor, cell: Tensor, levy: bool) -> Tensor:
-    """W, and its integral, at both ends of intervals as weights of the W and H of cells: `(outputs, 2, ends, cells, n)`."""
-    knots = tree.knots_on(ticks.device)
-    ends = knots[cell + 1]
-    length = ends - knots[cell]
-    u = (ticks.unsqueeze(1) - (cell << tree.depth)).clamp_(0, 1 << tree.depth).to(torch.float64) * 2.0**-tree.depth
-    w = length.sqrt()
-    h = w * (1 / math.sqrt(12))
-    value = torch.stack([w * u, 6 * h * u * (1 - u)])
-    if not levy:
-        return value.unsqueeze(0)
-    after = (times.unsqueeze(1) - ends).clamp_(min=0)
-    integral = torch.stack([w * (0.5 * length * u * u + after), h * length * u * u * (3 - 2 * u)])
-    return torch.stack([value, integral])
+def _roots(tree: Dyadic, ticks: Tensor, sign: Tensor, times: Tensor | None) -> tuple[Tensor, Tensor]:
+    depth, knots = tree.depth, tree.knots_on(ticks.device)
+    first = last = torch.zeros_like(ticks[0])
+    cells = 1
+    if tree.cells > 1:
+        last = (ticks.amax(dim=0) - 1).clamp_(min=0) >> depth
+        first = torch.minimum(ticks.amin(dim=0) >> depth, last)
+        cells = int((last - first).amax()) + 1
+    cell = (first + torch.arange(cells, device=ticks.device).unsqueeze(-1)).unsqueeze(1)
+    met, cell = cell <= last, torch.minimum(cell, last)
+    end = knots[cell + 1]
+    length = end - knots[cell]
+    u = (ticks - (cell << depth)).clamp_(0, 1 << depth).to(torch.float64) * 2.0**-depth
+    w = length.sqrt() * u
+    rest = 1 - u
+    value = torch.stack([w, w * rest * math.sqrt(3)], dim=-1)
 
+    def area() -> Tensor:
+        assert times is not None
+        after = (times - end).clamp_(min=0) * length.sqrt()
+        return torch.stack([w * (0.5 * length * u) + after, w * length * u * (1 + 2 * rest) * (1 / math.sqrt(12))], dim=-1)
 
-def _branch(tree: Dyadic, ticks: Tensor, levels: int, levy: bool) -> tuple[Tensor, Tensor]:
-    """The nodes above ticks `(ends, n)`, `(ends, levels, n)`, and W, and its integral, there as weights of their normals.
-
-    The weights have the shape `(outputs, 2, ends, levels, n)`.
-    """
-    depth, knots, ticks = tree.depth, tree.knots_on(ticks.device), ticks.unsqueeze(1)
-    first, below, inside, scale, inverse = _levels(depth, levels, ticks.device)
-    cell, tick = ticks >> depth, ticks & ((1 << depth) - 1)
-    length = scale * (knots.diff()[cell.clamp(max=tree.cells - 1)] if tree.cells > 1 else knots[1] - knots[0])
-    v = (tick & inside).to(torch.float64) * inverse
-    left = v < 1
-    v = torch.where(left, v, v - 1)
-    sign, mirrored, q = 2.0 * left - 1.0, torch.where(left, v, 1 - v), v * (1 - v)
-    z = 0.25 * length.sqrt()
-    n = z * (4 / math.sqrt(12))
-    value = torch.stack([z * (mirrored - 3 * q), 3 * n * sign * q])
-    node = (cell << depth) + first + (tick >> below)
-    if not levy:
-        return node, value.unsqueeze(0)
-    cubic = v * v * (1.5 - v)
-    integral = torch.stack([-z * q * sign * mirrored, n * torch.where(left, cubic, 0.5 - cubic)])
-    return node, torch.stack([value, 0.5 * length * integral])
+    ends = _outputs(value, area, sign, times) * met[:, None, ..., None]
+    return torch.where(met, (cell << depth) + _NODES, 0), (ends[:, :, :1] + ends[:, :, 1:]).unsqueeze(-1)
 
 
 @lru_cache(maxsize=64)
 def _levels(depth: int, levels: int, device: torch.device) -> tuple[Tensor, ...]:
-    """By level, `(levels, 1)`: the first node, the bits below it, their mask, a node's part of its cell, and two a tick."""
-    level = torch.arange(levels, device=device).unsqueeze(-1)
-    below = depth - level
+    """By level, `(levels, 1, 1)`: the bits below a node, their mask, two a tick, and the root of a 16th of its length."""
+    below = depth - torch.arange(levels, device=device).reshape(-1, 1, 1)
     ticks = (1 << below).to(torch.float64)
-    return 1 << level, below, (1 << below) - 1, ticks * 2.0**-depth, 2.0 / ticks
+    return below, (1 << below) - 1, 2.0 / ticks, 0.25 * (ticks * 2.0**-depth).sqrt()
