@@ -16,7 +16,7 @@ sum is taken level by level, each term by itself, whatever is asked: an answer h
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 
@@ -32,7 +32,6 @@ _BLOCK = 1 << 21  # normals of a block of steps on a grid that is known
 _LARGE = 1 << 12  # numbers of a batch from which a copy costs more than a call
 _ROUNDING = 0.02  # how much of a step may be lost or won by rounding its ends to ticks
 _HELD = 1 << 23  # normals of one kind held at once: 64 MB of both
-_LANES = slice(0, 2), slice(2, 3)  # what is summed by itself: the branches of both ends, and the roots
 
 
 @dataclass(frozen=True, eq=False)
@@ -138,21 +137,21 @@ class BrownianPath(AbstractSeededNoise):
     def reader(self, x: Tensor, shape: tuple[int, ...] | None, *, levy: bool = False) -> Reader:
         if shape is None:
             return lambda t0, t1: Increment()
-        key, size = self.keys(x), math.prod(shape)
-        kept, slots = [_Kept(key, x.new_zeros(0, size, dtype=_working(x))) for _ in range(2)], torch.full((2, len(x)), -1)
-        slots = slots.to(x.device)
+        size, dtype = math.prod(shape), _working(x)
+        kept = _Kept(self.keys(x), x.new_zeros(0, size, dtype=dtype))
+        slots = torch.full((2, len(x)), -1, device=x.device)
 
         def read(t0: Tensor, t1: Tensor) -> Increment:
             asked = self.ticks(torch.stack([t0, t1]))
             other = asked.flip(0)
-            # A tick of the last query stays in its slot, where its branch is kept.
-            slots.copy_(torch.where((other == slots).any(dim=0), other, asked))
-            out = x.new_zeros(1 + levy, 3, len(x), 2, size, dtype=_working(x))
-            for lanes, of, (nodes, weights) in zip(_LANES, kept, _terms(self.tree, slots, levy), strict=True):
-                for part, weight in _pieces(nodes, weights.to(out.dtype), nodes.numel() * size):
-                    for w, z in zip(weight, of(part), strict=True):
-                        out[:, lanes].addcmul_(w, z)
-            out = _total(out.unbind(3))
+            # A tick of the last query stays in its slot, where the normals of its branch are kept.
+            torch.where((other == slots).any(dim=0), other, asked, out=slots)
+            nodes, weights = _terms(self.tree, slots, levy)
+            out = x.new_zeros(1 + levy, 2, len(x), 2, size, dtype=dtype)
+            for part, weight in _pieces(nodes, weights.to(dtype), nodes.numel() * size):
+                for w, z in zip(weight, kept(part), strict=True):
+                    out.addcmul_(w, z)
+            out = _total(out, 3)
             out[0].mul_(torch.where(asked[0] > asked[1], -1, 1).unsqueeze(-1))
             return Increment(*out.to(x.dtype).reshape(1 + levy, len(x), *shape))
 
@@ -164,12 +163,11 @@ class BrownianPath(AbstractSeededNoise):
         """W and H over the intervals between neighbouring ticks, which all samples share."""
         reverse = bool(ticks[-1] < ticks[0])
         ticks = ticks.flip(0) if reverse else ticks
-        terms = _terms(self.tree, torch.stack([ticks[:-1], ticks[1:]]), levy)
-        out = x.new_zeros(1 + levy, 3, 2, len(ticks) - 1, len(x) * math.prod(shape), dtype=_working(x))
-        for lanes, (nodes, weights) in zip(_LANES, terms, strict=True):
-            for part, weight in _pieces(nodes, weights.to(out), nodes.unique().numel() * out.shape[4]):
-                self._sum(key, part, weight.transpose(-2, -3), out[:, lanes])
-        out = _total(out.unbind(2))
+        nodes, weights = _terms(self.tree, torch.stack([ticks[:-1], ticks[1:]]), levy)
+        out = x.new_zeros(1 + levy, 2, 2, len(ticks) - 1, len(x) * math.prod(shape), dtype=_working(x))
+        for part, weight in _pieces(nodes, weights.to(out), nodes.unique().numel() * out.shape[4]):
+            self._sum(key, part, weight.transpose(-2, -3), out)
+        out = _total(out, 2)
         if reverse:  # the path read backwards: W -> -W, H -> +H
             out = out.flip(1)
             out[0].neg_()
@@ -228,40 +226,42 @@ def _pieces(nodes: Tensor, weights: Tensor, numbers: int) -> Iterator[tuple[Tens
             yield part, weight
 
 
-def _total(out: Sequence[Tensor]) -> Tensor:
-    """The sum of the two normals' terms, then of the two branches and the roots, `(outputs, lanes, ...)`."""
-    lanes = out[0] + out[1]
-    return (lanes[:, 0] + lanes[:, 1]).add_(lanes[:, 2])
+def _total(out: Tensor, normals: int) -> Tensor:
+    """The sum over the two normals, a dimension of out, then over the two branches, `(outputs, 2, ...)`."""
+    first, second = out.unbind(normals)
+    first, second = (first + second).unbind(1)
+    return first + second
 
 
 def _working(x: Tensor) -> torch.dtype:
     return x.dtype if x.dtype.itemsize >= 4 else torch.float32
 
 
-def _terms(tree: Dyadic, ticks: Tensor, levy: bool) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-    """W, and H, between two ticks `(2, n)`, in any order, as sums over the nodes of their branches and over roots.
+def _terms(tree: Dyadic, ticks: Tensor, levy: bool) -> tuple[Tensor, Tensor]:
+    """W, and H, between two ticks `(2, n)`, in any order, as sums over the nodes of the branch of each and over the roots.
 
     Returns:
-        both times the counters of the nodes, `(terms, lanes, n)`, 0 where there is none; and the weights of a node's two
-        normals in the outputs W and H, `(terms, outputs, lanes, n, 2, 1)`, float64. The branches are the lanes; roots have
-        one.
+        the counters of the nodes, `(terms, 2, n)`, 0 where a branch has none; and the weights of a node's two normals in the
+        outputs W and H, `(terms, outputs, 2, n, 2, 1)`, float64.
     """
-    sign = (ticks - ticks.flip(0)).sign_().to(torch.float64)
     times = tree.times(ticks) if levy else None
-    return _branches(tree, ticks, sign, times), _roots(tree, ticks, sign, times)
+    parts = zip(_branches(tree, ticks, levy=levy), _roots(tree, ticks, times), strict=True)
+    node, value, *area = [torch.cat(part) for part in parts]
+    sign = (ticks - ticks.flip(0)).sign_().to(torch.float64).unsqueeze(-1)
+    ends = (value * sign).unsqueeze(1)
+    if times is not None:
+        h = (times[1] - times[0]).abs_().unsqueeze(-1)
+        area = area[0] * (sign / torch.where(h == 0, 1.0, h)) - value * (0.5 * sign.abs())
+        ends = torch.cat([ends, area.unsqueeze(1)], dim=1)
+    # A node on both branches counts once, at the upper end, with the difference of its weights, exact where small.
+    shared, upper = (node[:, 0] == node[:, 1]).unsqueeze(1), sign > 0
+    both = (ends[:, :, 0] + ends[:, :, 1]).unsqueeze(2) * upper
+    nodes = torch.where(shared & ~upper.squeeze(-1), 0, node)
+    return nodes, torch.where(shared[:, None, ..., None], both, ends).unsqueeze(-1)
 
 
-def _outputs(value: Tensor, area: Callable[[], Tensor], sign: Tensor, times: Tensor | None) -> Tensor:
-    """The parts of both ends in W and H from the weights of W and its integral there, `(terms, outputs, 2, n, 2)`."""
-    w = value * sign.unsqueeze(-1)
-    if times is None:
-        return w.unsqueeze(1)
-    dt = (times[1] - times[0]).abs()
-    h = area() * (sign / torch.where(dt == 0, 1.0, dt)).unsqueeze(-1) - value * (0.5 * sign.abs()).unsqueeze(-1)
-    return torch.stack([w, h], dim=1)
-
-
-def _branches(tree: Dyadic, ticks: Tensor, sign: Tensor, times: Tensor | None) -> tuple[Tensor, Tensor]:
+def _branches(tree: Dyadic, ticks: Tensor, *, levy: bool) -> Iterator[Tensor]:
+    """The nodes above ticks, `(levels, 2, n)`, and W, and its integral, there as weights of their normals, `(..., 2)`."""
     depth, knots, cell = tree.depth, tree.knots_on(ticks.device), ticks >> tree.depth
     tick = ticks & ((1 << depth) - 1) | (1 << depth)
     # Below the lowest bit that is set anywhere no node has a part.
@@ -275,45 +275,34 @@ def _branches(tree: Dyadic, ticks: Tensor, sign: Tensor, times: Tensor | None) -
     a = s.abs()
     m = 1 - a
     z = m * root
-    value = torch.stack([z * torch.rsub(a, 1, alpha=3), z * s * math.sqrt(12)], dim=-1)
-
-    def area() -> Tensor:
+    yield torch.where(m == 0, 0, (cell << depth) + _NODES + (tick >> below))
+    yield torch.stack([z * torch.rsub(a, 1, alpha=3), z * s * math.sqrt(12)], dim=-1)
+    if levy:
         n = 8 * root * root * m * z
-        return torch.stack([-s * n, (1.5 - m) * n * (4 / math.sqrt(12))], dim=-1)
-
-    ends = _outputs(value, area, sign, times)
-    # A node on both branches counts once, at the upper end, with the difference of its weights, exact where small.
-    node = (cell << depth) + (tick >> below)
-    shared, upper = (node[:, 0] == node[:, 1]).unsqueeze(1), sign > 0
-    both = (ends[:, :, 0] + ends[:, :, 1]).unsqueeze(2) * upper.unsqueeze(-1)
-    ends = torch.where(shared[:, None, ..., None], both, ends)
-    return torch.where((shared & ~upper) | (m == 0), 0, node + _NODES), ends.unsqueeze(-1)
+        yield torch.stack([-s * n, (1.5 - m) * n * (4 / math.sqrt(12))], dim=-1)
 
 
-def _roots(tree: Dyadic, ticks: Tensor, sign: Tensor, times: Tensor | None) -> tuple[Tensor, Tensor]:
-    depth, knots = tree.depth, tree.knots_on(ticks.device)
-    first = last = torch.zeros_like(ticks[0])
-    cells = 1
+def _roots(tree: Dyadic, ticks: Tensor, times: Tensor | None) -> Iterator[Tensor]:
+    """The same of the cells between two ticks, whose normals make the W and H of a cell: `(cells, 2, n)`."""
+    depth, knots, cell = tree.depth, tree.knots_on(ticks.device), torch.zeros_like(ticks).unsqueeze(0)
     if tree.cells > 1:
-        last = (ticks.amax(dim=0) - 1).clamp_(min=0) >> depth
-        first = torch.minimum(ticks.amin(dim=0) >> depth, last)
-        cells = int((last - first).amax()) + 1
-    cell = (first + torch.arange(cells, device=ticks.device).unsqueeze(-1)).unsqueeze(1)
-    met, cell = cell <= last, torch.minimum(cell, last)
-    end = knots[cell + 1]
-    length = end - knots[cell]
+        low, high = torch.aminmax(ticks, dim=0)
+        last = (high - 1).clamp_(min=0) >> depth
+        first = torch.minimum(low >> depth, last)
+        cell = (first + torch.arange(int((last - first).amax()) + 1, device=ticks.device).unsqueeze(-1)).unsqueeze(1)
+        cell = cell.expand(-1, 2, -1)
+        yield torch.where(cell <= last, (cell << depth) + _NODES, 0)
+    else:
+        yield cell + _NODES
     u = (ticks - (cell << depth)).clamp_(0, 1 << depth).to(torch.float64) * 2.0**-depth
-    w = length.sqrt() * u
-    rest = 1 - u
-    value = torch.stack([w, w * rest * math.sqrt(3)], dim=-1)
-
-    def area() -> Tensor:
-        assert times is not None
-        after = (times - end).clamp_(min=0) * length.sqrt()
-        return torch.stack([w * (0.5 * length * u) + after, w * length * u * (1 + 2 * rest) * (1 / math.sqrt(12))], dim=-1)
-
-    ends = _outputs(value, area, sign, times) * met[:, None, ..., None]
-    return torch.where(met, (cell << depth) + _NODES, 0), (ends[:, :, :1] + ends[:, :, 1:]).unsqueeze(-1)
+    cell = cell.clamp(max=tree.cells - 1)
+    length = knots.diff()[cell]
+    root, rest = length.sqrt(), 1 - u
+    w = root * u
+    yield torch.stack([w, w * rest * math.sqrt(3)], dim=-1)
+    if times is not None:
+        w, after = w * length * u, (times - knots[cell + 1]).clamp_(min=0)
+        yield torch.stack([0.5 * w + root * after, w * (1 + 2 * rest) * (1 / math.sqrt(12))], dim=-1)
 
 
 @lru_cache(maxsize=64)
