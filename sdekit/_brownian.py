@@ -12,7 +12,8 @@ So W is a sum of wavelets over the nodes of a dyadic tree, one a level, and so i
 over any interval are weighted sums of the normals of two branches. The normals are hashes of (seed, sample, node).
 
 Weights are computed in float64 and subtracted where the two branches share a node, so that nothing cancels in float32. The
-sum is taken level by level, each term by itself, whatever is asked: an answer has the same bits in every batch and block.
+terms of either branch, and of either kind of normal, are summed by themselves, level by level, whatever is asked: an answer has
+the same bits in every batch and block, and which branch comes first does not matter.
 """
 
 import math
@@ -148,7 +149,7 @@ class BrownianPath(AbstractSeededNoise):
             torch.where((other == slots).any(dim=0), other, asked, out=slots)
             nodes, weights = _terms(self.tree, slots, levy)
             out = x.new_zeros(1 + levy, 2, len(x), 2, size, dtype=dtype)
-            for part, weight in _pieces(nodes, weights.to(dtype), nodes.numel() * size):
+            for part, weight in _pieces(nodes, weights.to(dtype).movedim(2, 4), nodes.numel() * size):
                 for w, z in zip(weight, kept(part), strict=True):
                     out.addcmul_(w, z)
             out = _total(out, 3)
@@ -166,8 +167,8 @@ class BrownianPath(AbstractSeededNoise):
         nodes, weights = _terms(self.tree, torch.stack([ticks[:-1], ticks[1:]]), levy)
         out = x.new_zeros(1 + levy, 2, 2, len(ticks) - 1, len(x) * math.prod(shape), dtype=_working(x))
         for part, weight in _pieces(nodes, weights.to(out), nodes.unique().numel() * out.shape[4]):
-            self._sum(key, part, weight.transpose(-2, -3), out)
-        out = _total(out, 2)
+            self._sum(key, part, weight, out)
+        out = _total(out, 1)
         if reverse:  # the path read backwards: W -> -W, H -> +H
             out = out.flip(1)
             out[0].neg_()
@@ -182,7 +183,7 @@ class BrownianPath(AbstractSeededNoise):
         normals = _random.normal_pairs(key.repeat(len(found)), rows, size)
         normals, found = normals.reshape(2, len(found), out.shape[4]).to(out.dtype), found.tolist()
         for row, weight in zip(place, weights, strict=True):
-            for where, w, lane in zip(row, weight.unbind(1), out.unbind(1), strict=True):
+            for where, w, lane in zip(row, weight.unbind(2), out.unbind(2), strict=True):
                 if out.shape[4] < _LARGE:
                     lane.addcmul_(w, normals[:, where.to(out.device)])
                     continue
@@ -242,26 +243,26 @@ def _terms(tree: Dyadic, ticks: Tensor, levy: bool) -> tuple[Tensor, Tensor]:
 
     Returns:
         the counters of the nodes, `(terms, 2, n)`, 0 where a branch has none; and the weights of a node's two normals in the
-        outputs W and H, `(terms, outputs, 2, n, 2, 1)`, float64.
+        outputs W and H, `(terms, outputs, 2, 2, n, 1)`, float64.
     """
     times = tree.times(ticks) if levy else None
     parts = zip(_branches(tree, ticks, levy=levy), _roots(tree, ticks, times), strict=True)
     node, value, *area = [torch.cat(part) for part in parts]
-    sign = (ticks - ticks.flip(0)).sign_().to(torch.float64).unsqueeze(-1)
+    sign = (ticks - ticks.flip(0)).sign_().to(torch.float64)
     ends = (value * sign).unsqueeze(1)
     if times is not None:
-        h = (times[1] - times[0]).abs_().unsqueeze(-1)
+        h = (times[1] - times[0]).abs_()
         area = area[0] * (sign / torch.where(h == 0, 1.0, h)) - value * (0.5 * sign.abs())
         ends = torch.cat([ends, area.unsqueeze(1)], dim=1)
     # A node on both branches counts once, at the upper end, with the difference of its weights, exact where small.
     shared, upper = (node[:, 0] == node[:, 1]).unsqueeze(1), sign > 0
-    both = (ends[:, :, 0] + ends[:, :, 1]).unsqueeze(2) * upper
-    nodes = torch.where(shared & ~upper.squeeze(-1), 0, node)
-    return nodes, torch.where(shared[:, None, ..., None], both, ends).unsqueeze(-1)
+    both = (ends[..., 0, :] + ends[..., 1, :]).unsqueeze(-2) * upper
+    nodes = torch.where(shared & ~upper, 0, node)
+    return nodes, torch.where(shared[:, None, None], both, ends).unsqueeze(-1)
 
 
 def _branches(tree: Dyadic, ticks: Tensor, *, levy: bool) -> Iterator[Tensor]:
-    """The nodes above ticks, `(levels, 2, n)`, and W, and its integral, there as weights of their normals, `(..., 2)`."""
+    """The nodes above ticks, `(levels, 2, n)`; W, and its integral, there as weights of the normals, `(levels, 2, 2, n)`."""
     depth, knots, cell = tree.depth, tree.knots_on(ticks.device), ticks >> tree.depth
     tick = ticks & ((1 << depth) - 1) | (1 << depth)
     # Below the lowest bit that is set anywhere no node has a part.
@@ -276,10 +277,10 @@ def _branches(tree: Dyadic, ticks: Tensor, *, levy: bool) -> Iterator[Tensor]:
     m = 1 - a
     z = m * root
     yield torch.where(m == 0, 0, (cell << depth) + _NODES + (tick >> below))
-    yield torch.stack([z * torch.rsub(a, 1, alpha=3), z * s * math.sqrt(12)], dim=-1)
+    yield torch.stack([z * torch.rsub(a, 1, alpha=3), z * s * math.sqrt(12)], dim=1)
     if levy:
         n = 8 * root * root * m * z
-        yield torch.stack([-s * n, (1.5 - m) * n * (4 / math.sqrt(12))], dim=-1)
+        yield torch.stack([-s * n, (1.5 - m) * n * (4 / math.sqrt(12))], dim=1)
 
 
 def _roots(tree: Dyadic, ticks: Tensor, times: Tensor | None) -> Iterator[Tensor]:
@@ -299,10 +300,10 @@ def _roots(tree: Dyadic, ticks: Tensor, times: Tensor | None) -> Iterator[Tensor
     length = knots.diff()[cell]
     root, rest = length.sqrt(), 1 - u
     w = root * u
-    yield torch.stack([w, w * rest * math.sqrt(3)], dim=-1)
+    yield torch.stack([w, w * rest * math.sqrt(3)], dim=1)
     if times is not None:
         w, after = w * length * u, (times - knots[cell + 1]).clamp_(min=0)
-        yield torch.stack([0.5 * w + root * after, w * (1 + 2 * rest) * (1 / math.sqrt(12))], dim=-1)
+        yield torch.stack([0.5 * w + root * after, w * (1 + 2 * rest) * (1 / math.sqrt(12))], dim=1)
 
 
 @lru_cache(maxsize=64)

@@ -134,6 +134,30 @@ def test_samples_with_times_of_their_own_read_the_same_path():
     assert torch.equal(again.h, own.h[20:])
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+@pytest.mark.parametrize("knots", [(0.0, 1.0), (0.0, 0.3, 0.35, 1.0)], ids=["one cell", "three cells"])
+def test_a_reader_answers_alike_whatever_it_was_asked_before(knots, dtype):
+    """It keeps the branches of its last query: steps that go on, are shortened, go back, jump, stay or meet coarse ticks."""
+    path, x, generator = BrownianPath(7, knots), torch.zeros(9, 3, dtype=dtype), torch.Generator().manual_seed(0)
+
+    def uniform01():
+        return torch.rand(9, generator=generator, dtype=torch.float64)
+
+    for levy in (False, True):
+        kept, (t0, t1) = path.reader(x, (3,), levy=levy), (uniform01(), uniform01())
+        for i in range(60):
+            found = kept(t0, t1)
+            assert all(map(torch.equal, found[: 1 + levy], path.reader(x, (3,), levy=levy)(t0, t1)[: 1 + levy]))
+            accept, length = uniform01() < 0.7, 10 ** (-4 * uniform01())
+            t0, t1 = torch.where(accept, t1, t0), torch.where(accept, t1 + length, (t0 + t1) / 2).clamp(max=1.0)
+            if i % 10 == 5:
+                t0, t1 = t1, t0
+            elif i % 10 == 7:
+                t0, t1 = torch.where(accept, t0, uniform01()), torch.where(accept, t0, uniform01())
+            elif i % 10 == 9:
+                t0, t1 = (8 * uniform01()).round() / 8, (8 * uniform01()).round() / 8
+
+
 def test_any_grid_adds_up_to_the_same_path():
     path = BrownianPath(2, (0.0, 0.2, 1.0), depth=30)
     whole = read(path, [0.0, 1.0], batch=100)
