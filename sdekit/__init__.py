@@ -31,6 +31,7 @@ from sdekit._solver import (
     AdamsBashforth,
     Bosh3,
     Dopri5,
+    Dopri8,
     EulerHeun,
     EulerMaruyama,
     ExponentialEuler,
@@ -51,7 +52,7 @@ from sdekit._solver import (
     Tableau,
     Tsit5,
 )
-from sdekit.interop import sdeint
+from sdekit.interop import odeint, odeint_adjoint, odeint_event, sdeint
 
 __version__ = version("sdekit")
 
@@ -78,6 +79,7 @@ __all__ = [
     "Checkpointed",
     "Clocked",
     "Dopri5",
+    "Dopri8",
     "EulerHeun",
     "EulerMaruyama",
     "Exact",
@@ -119,6 +121,9 @@ __all__ = [
     "interop",
     "log_likelihood",
     "normal",
+    "odeint",
+    "odeint_adjoint",
+    "odeint_event",
     "sdeint",
     "solve",
     "uniform",

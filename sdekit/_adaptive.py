@@ -6,7 +6,7 @@ where it costs least.
 """
 
 import math
-from dataclasses import dataclass
+from collections.abc import Callable
 from itertools import pairwise
 
 import torch
@@ -19,77 +19,8 @@ from sdekit._sde import AbstractSDE
 from sdekit._solution import Counted, Solution, Status
 from sdekit._solver import AbstractSolver
 from sdekit._solver._contract import Step, Tree
+from sdekit._working import Found, Move, Working, spread, take, where
 from sdekit.elementary import broadcast
-
-
-def take(tree: Tree, rows: Tensor) -> Tree:
-    """Some rows of every tensor."""
-    return tree[rows] if isinstance(tree, Tensor) else tuple(take(part, rows) for part in tree)
-
-
-def where(accept: Tensor, new: Tree, old: Tree) -> Tree:
-    """By row, the new or the old of every tensor."""
-    if isinstance(new, Tensor):
-        return torch.where(accept.reshape(-1, *[1] * (new.ndim - 1)), new, old)
-    return tuple(where(accept, a, b) for a, b in zip(new, old, strict=True))
-
-
-@dataclass
-class _Working:
-    """The samples still on their way; tensors with the batch first.
-
-    index: their rows in the whole batch. left: the time to the end. h: the length of the next step, without sign. before: q of
-    the last two accepted steps. due: the number of the output that comes next. gone: infinity for those that have finished or
-    failed and not left yet, else 0.
-    """
-
-    index: Tensor
-    x: Tensor
-    t: Tensor
-    left: Tensor
-    h: Tensor
-    state: Tree
-    before: Tensor
-    accepted: Tensor
-    due: Tensor
-    gone: Tensor
-
-    def rows(self, keep: Tensor) -> "_Working":
-        parts = (self.index, self.x, self.t, self.left, self.h, self.state, self.before, self.accepted, self.due, self.gone)
-        return _Working(*take(parts, keep))
-
-
-@dataclass(frozen=True)
-class _Found:
-    """What there is to return, a row a sample of the whole batch."""
-
-    x: Tensor
-    xs: Tensor | None
-    reached: Tensor
-    evaluations: Tensor
-    accepted: Tensor
-    rejected: Tensor
-    status: Tensor
-
-    @staticmethod
-    def of(x0: Tensor, ts: list[float], *, save: bool) -> "_Found":
-        reached = x0.new_zeros(len(x0), dtype=torch.float64)
-        xs = x0.new_full((len(ts), *x0.shape), torch.nan) if save else None
-        if xs is not None:
-            xs[0] = x0
-        return _Found(torch.full_like(x0, torch.nan), xs, reached, *reached.new_zeros(4, len(x0), dtype=torch.int64))
-
-    def keep(self, now: _Working, rows: Tensor, status: Tensor, tries: int, evaluations: int) -> None:
-        """Writes down those that have finished or failed."""
-        index, done = now.index[rows], status[rows] == Status.DONE
-        self.status[index], self.reached[index], self.evaluations[index] = status[rows], now.t[rows], evaluations
-        self.accepted[index], self.rejected[index] = now.accepted[rows], tries - now.accepted[rows]
-        self.x[index] = torch.where(broadcast(done, now.x) != 0, now.x[rows], torch.nan)
-
-    def solution(self, ts: Tensor, seed: int | Tensor | None) -> Solution:
-        if self.xs is not None:
-            self.xs[-1] = self.x
-        return Solution(self.x, ts, self.xs, seed, self.evaluations, self.accepted, self.rejected, self.status)
 
 
 def adaptive(
@@ -101,6 +32,7 @@ def adaptive(
     noise: AbstractNoise | None,
     control: PIDController,
     save: bool,
+    callback: Callable[[Move], None] | None = None,
 ) -> tuple[Solution, Tensor]:
     """The solution, and the times that the samples reached."""
     assert solver.embedded is not None
@@ -109,17 +41,17 @@ def adaptive(
     outputs = torch.tensor(ts, dtype=torch.float64, device=x0.device)
     end, (ladder, coarse) = outputs[-1], (None, None) if noise is None else _ladder(noise.tree, ts, outputs.device)
     floor = 16 * torch.finfo(torch.float64).eps * max(map(abs, ts))
-    found = _Found.of(x0, ts, save=save)
+    found = Found.of(x0, ts, save=save)
 
     t = outputs.new_full((total,), ts[0])
     if control.first is not None or ladder is not None:
         h = torch.full_like(t, min(control.first or 0.1 * span, span))
     else:
-        h = _first(problem, t, x0, control, power, direction, span)
+        h = _first(problem, t, x0, control, power, end)
     # Zeros for what is not finite, which would make the gradient of whatever it is multiplied with NaN.
     index, state = torch.arange(total, device=t.device), solver.init(problem, t, torch.nan_to_num(x0, 0.0, 0.0, 0.0))
     zero, ones = torch.zeros_like(t), torch.ones_like(index)
-    now = _Working(index, x0, t, zero + span, h, state, t.new_ones(total, 2), 0 * ones, ones, zero)
+    now = Working(index, x0, t, zero + span, h, state, t.new_ones(total, 2), 0 * ones, ones, zero, 0 * ones)
     read = noise and noise.reader(x0, problem.noise_shape(x0), levy=levy)
     tries = 0
     while len(now.index):
@@ -134,7 +66,7 @@ def adaptive(
         increment = read(now.t, t1) if read else Increment()
         step = solver.step(problem, now.t, t1, now.x, increment, now.state)
         with torch.no_grad():
-            q = control.error(problem.physical(t1, step.error), problem.physical(now.t, now.x), problem.physical(t1, step.x))
+            q = _quotient(problem, solver, control, now, t1, step)
             accept, factor = q <= 1, control.factor(q, now.before, power)
             # Where alignment made a step shorter than it was allowed to be, it stays allowed.
             allowed = length if shortest is None else torch.where(factor > 1, torch.maximum(length, now.h / factor), length)
@@ -143,6 +75,8 @@ def adaptive(
                 now.before = where(accept, torch.stack([q.clamp(min=1e-10), now.before[:, 0]], dim=1), now.before)
         if step.x.requires_grad and not bool(accept.all()):
             step = _again(whole.problem, solver, now, t1, increment, accept)
+        if callback is not None and bool(accept.any()):
+            callback(_moved(now, t1, accept, step))
         if found.xs is not None:
             _output(found.xs, outputs, whole, solver, noise, now, t1, accept, step, increment)
         tries, now.accepted = tries + 1, now.accepted + accept
@@ -172,8 +106,16 @@ def adaptive(
     return found.solution(outputs.cpu(), None if noise is None else noise.seed), found.reached
 
 
+def _moved(now: Working, t1: Tensor, accept: Tensor, step: Step) -> Move:
+    """The steps that count: those accepted of samples that are still on their way."""
+    parts = (now.index, now.t, t1, step.x, () if step.dense is None else step.dense)
+    rows = (accept & (now.gone == 0)).nonzero().flatten()
+    samples, t0, t1, x, dense = parts if len(rows) == len(accept) else take(parts, rows)
+    return Move(samples, t0, t1, x, None if step.dense is None else dense)
+
+
 def _again(
-    problem: AbstractSDE, solver: AbstractSolver, now: _Working, t1: Tensor, increment: Increment, accept: Tensor
+    problem: AbstractSDE, solver: AbstractSolver, now: Working, t1: Tensor, increment: Increment, accept: Tensor
 ) -> Step:
     """The step of those that are accepted, recorded for gradients: a trial that is not finite would make them all NaN."""
     rows = accept.nonzero().flatten()
@@ -184,13 +126,6 @@ def _again(
     x = now.x.index_copy(0, rows, step.x)
     dense = None if step.dense is None else spread(step.dense, rows, len(accept))
     return Step(x, dense=dense, state=spread(step.state, rows, len(accept)))
-
-
-def spread(tree: Tree, rows: Tensor, size: int) -> Tree:
-    """Every tensor as some rows of a larger one, else 0."""
-    if isinstance(tree, Tensor):
-        return tree.new_zeros(size, *tree.shape[1:]).index_copy(0, rows, tree)
-    return tuple(spread(part, rows, size) for part in tree)
 
 
 def _ladder(tree: Dyadic, ts: list[float], device: torch.device) -> tuple[Dyadic, Tensor]:
@@ -220,17 +155,26 @@ def _ladder(tree: Dyadic, ts: list[float], device: torch.device) -> tuple[Dyadic
     return Dyadic(knots, tree.depth), torch.tensor(coarse, device=device)
 
 
-def _first(problem: Counted, t: Tensor, x: Tensor, control: PIDController, power: float, direction: int, span: float) -> Tensor:
+def _quotient(problem: Counted, solver: AbstractSolver, control: PIDController, now: Working, t1: Tensor, step: Step) -> Tensor:
+    """q of each sample: its error relative to the tolerance."""
+    ends = problem.physical(now.t, now.x), problem.physical(t1, step.x)
+    return solver.quotient(lambda error: control.error(problem.physical(t1, error), *ends), step.error)
+
+
+def _first(problem: Counted, t: Tensor, x: Tensor, control: PIDController, power: float, end: Tensor) -> Tensor:
     """The first step of each sample of an ordinary equation by two evaluations (Hairer, Norsett and Wanner 1993, II.4)."""
+    way, span = (end - t).sign(), (end - t).abs()
     with torch.no_grad():
         slope = problem.drift(t, x)
         size, speed = (control.error(problem.physical(t, v), *[problem.physical(t, x)] * 2) for v in (x, slope))
-        h = torch.where((size < 1e-5) | (speed < 1e-5), 1e-6 * span, 0.01 * size / speed).clamp(max=span)
-        there = problem.drift(t + direction * h, torch.addcmul(x, broadcast(direction * h, x), slope))
+        h = torch.where((size < 1e-5) | (speed < 1e-5), 1e-6 * span, 0.01 * size / speed).minimum(span)
+        # lerp ends on the end itself, not a rounding beyond it.
+        there = problem.drift(torch.lerp(t, end, h / span), torch.addcmul(x, broadcast(way * h, x), slope))
         bend = control.error(problem.physical(t, there - slope), *[problem.physical(t, x)] * 2) / h
-        fastest = torch.maximum(speed, bend)
+        fastest = torch.maximum(speed, bend).clamp(max=1e30)  # there may be no slope at all so far away
         second = torch.where(fastest <= 1e-15, 1e-3 * h, ((0.01 / fastest).log() / power).exp())
-        return torch.nan_to_num(torch.minimum(100 * h, second), nan=1e-6 * span).clamp(max=span)
+        h = torch.minimum(100 * h, second)
+        return torch.where(h.isnan(), 1e-6 * span, h).minimum(span)
 
 
 def _output(
@@ -239,7 +183,7 @@ def _output(
     whole: Counted,
     solver: AbstractSolver,
     noise: AbstractNoise | None,
-    now: _Working,
+    now: Working,
     t1: Tensor,
     accept: Tensor,
     step: Step,
@@ -261,7 +205,7 @@ def _output(
     t0, at, x0, x1 = now.t[row], outputs[number], now.x[row], step.x[row]
     theta = (at - t0) / (t1[row] - t0)
     if noise is None or increment.w is None:
-        x = solver.interpolate((x0, x1) if step.dense is None else take(step.dense, row), theta)
+        x = solver.interpolate(_dense(whole, solver, now, t1, step, row), theta)
     else:
         problem = whole.rows(now.index[row])
         part = noise.rows(now.index[row]).reader(x0, problem.noise_shape(x0), levy=False)(t0, at).w
@@ -270,3 +214,13 @@ def _output(
         x = problem.diffuse(t0, x0, bend, torch.lerp(x0, x1, broadcast(theta, x0)))
     xs[number, now.index[row]] = x
     now.due = now.due + passed
+
+
+def _dense(whole: Counted, solver: AbstractSolver, now: Working, t1: Tensor, step: Step, row: Tensor) -> Tree:
+    """What the solver interpolates, a row an output, made once for each sample that has any; its evaluations are counted."""
+    rows, of = row.unique_consecutive(return_inverse=True)
+    problem = Counted(whole.problem.rows(now.index[rows]))
+    dense = (now.x, step.x) if step.dense is None else step.dense
+    dense = solver.dense(problem, now.t[rows], t1[rows], take(dense, rows))
+    now.extra = now.extra.index_add(0, rows, torch.full_like(rows, problem.evaluations))
+    return take(dense, of)

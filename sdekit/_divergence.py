@@ -2,29 +2,36 @@
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from sdekit._random import PROBES, normal
+from sdekit._random import PROBES, keys, normal_pairs, signs
+
+_PROBES = 1 << 12  # counters between the probes of two points of a trajectory
 
 
 class AbstractTrace(ABC):
-    """An estimator of tr(dF/dx), given vectors v with E v v^T = I (or the unit vectors): tr = E v^T (dF/dx) v."""
+    """An estimator of tr J from vectors v with E v v^T = I (or the unit vectors): tr J = E v^T J v."""
+
+    probes: int  # the number of independent estimates; 0 where there is nothing to estimate
 
     @abstractmethod
-    def vectors(self, x: Tensor, index: Tensor) -> Tensor:
-        """The vectors of every sample, `(vectors, batch, *event)`, held fixed along its trajectory.
+    def vectors(self, x: Tensor, index: Tensor, node: Tensor) -> Iterator[Tensor]:
+        """The vectors, each shaped like x.
 
         Arguments:
-            x: the states; index: the samples' indices, `(batch,)`: a sample's probes do not depend on its batch.
+            x: points on trajectories, `(rows, *event)`.
+            index: which sample's they are, `(rows,)`: a sample's probes do not depend on its batch.
+            node: which point of its trajectory each is, `(rows,)`.
         """
 
     @abstractmethod
     def estimates(self, products: Tensor) -> Tensor:
-        """Independent estimates of the trace from v^T J v: `(vectors, batch)` to `(estimates, batch)`."""
+        """Independent estimates of the trace from v^T J v: `(vectors, rows)` to `(estimates, rows)`."""
 
     @abstractmethod
     def stderr(self, estimates: Tensor) -> Tensor:
@@ -35,13 +42,14 @@ class AbstractTrace(ABC):
 class Exact(AbstractTrace):
     """The trace itself, one vector-Jacobian product for each dimension."""
 
-    def vectors(self, x: Tensor, index: Tensor) -> Tensor:
-        size = x[0].numel()
-        unit = torch.eye(size, dtype=x.dtype, device=x.device).reshape(size, 1, *x.shape[1:])
-        return unit.expand(size, *x.shape)
+    probes = 0
+
+    def vectors(self, x: Tensor, index: Tensor, node: Tensor) -> Iterator[Tensor]:
+        for unit in torch.eye(math.prod(x.shape[1:]), dtype=x.dtype, device=x.device):
+            yield unit.reshape(x.shape[1:]).expand_as(x)
 
     def estimates(self, products: Tensor) -> Tensor:
-        return products.sum(dim=0, keepdim=True)
+        return by_row(products).sum(dim=1).unsqueeze(0)
 
     def stderr(self, estimates: Tensor) -> Tensor:
         return torch.zeros_like(estimates[0])
@@ -52,12 +60,20 @@ class Hutchinson(AbstractTrace):
     """tr J = E v^T J v from K random probes, each an unbiased estimate.
 
     With S = (J + J^T) / 2 one estimate has variance 2 (|S|_F^2 - sum S_ii^2) for Rademacher probes and 2 |S|_F^2 for
-    Gaussian ones.
+    Gaussian ones. An integral of traces, sum_n w_n tr J_n over the points of a trajectory, has the variance of
+    sum_n w_n J_n while a probe is held fixed along it. Fresh probes at each point leave the sum of the variances of the
+    w_n J_n, which is less by about the number of points, and costs nothing: the K estimates of the integral stay
+    independent and unbiased.
 
     Arguments:
         probes: K. One probe has no standard error.
         kind: "rademacher" or "gaussian".
         seed: what the probes depend on, besides a sample's index.
+        fresh: False holds a sample's probes fixed along its trajectory, as is usual where the trace is part of the equation
+            that is solved.
+
+    Raises:
+        ValueError: for fewer than 1 or more than 4,096 probes, or an unknown kind.
 
     References:
         Hutchinson 1990, "A stochastic estimator of the trace of the influence matrix for Laplacian smoothing splines".
@@ -66,16 +82,23 @@ class Hutchinson(AbstractTrace):
     probes: int = 8
     kind: Literal["rademacher", "gaussian"] = "rademacher"
     seed: int = 0
+    fresh: bool = True
 
     def __post_init__(self) -> None:
-        if self.probes < 1:
-            raise ValueError(f"Hutchinson needs at least one probe, not {self.probes}")
+        if not 1 <= self.probes <= _PROBES:
+            raise ValueError(f"Hutchinson needs from one probe to {_PROBES:,}, not {self.probes}")
         if self.kind not in ("rademacher", "gaussian"):
             raise ValueError(f"kind must be 'rademacher' or 'gaussian', not {self.kind!r}")
 
-    def vectors(self, x: Tensor, index: Tensor) -> Tensor:
-        v = normal(self.seed, index, (self.probes, *x.shape[1:]), counter=PROBES, dtype=x.dtype).transpose(0, 1)
-        return v if self.kind == "gaussian" else torch.where(v < 0, -1.0, 1.0).to(x.dtype)
+    def vectors(self, x: Tensor, index: Tensor, node: Tensor) -> Iterator[Tensor]:
+        key, size = keys(self.seed, index), math.prod(x.shape[1:])
+        draw = PROBES - (node if self.fresh else torch.zeros_like(node)) * _PROBES
+        for k in range(self.probes):
+            if self.kind == "rademacher":
+                v = signs(key, draw - k, size)
+            else:
+                v = normal_pairs(key, draw - k, (size + 1) // 2, outer=False).flatten(1)[:, :size]
+            yield v.to(x.dtype).reshape(x.shape)
 
     def estimates(self, products: Tensor) -> Tensor:
         return products
@@ -83,17 +106,28 @@ class Hutchinson(AbstractTrace):
     def stderr(self, estimates: Tensor) -> Tensor:
         if len(estimates) == 1:
             return torch.full_like(estimates[0], math.nan)
-        return estimates.std(dim=0) / math.sqrt(len(estimates))
+        values, n = by_row(estimates), len(estimates)
+        return ((values - values.mean(dim=1, keepdim=True)).square().sum(dim=1) / (n * (n - 1))).sqrt()
 
 
-def vector_jacobian_products(y: Tensor, x: Tensor, vectors: Tensor) -> Tensor:
-    """v^T (dy/dx) v for each vector and sample, from one forward pass: `(vectors, batch)`.
+def by_row(values: Tensor) -> Tensor:
+    """`(n, rows)` as `(rows, n)` in memory: sums over n then have the same rounding wherever a row stands in its batch."""
+    return values.mT.contiguous()
+
+
+def quadratic_forms(y: Tensor, x: Tensor, vectors: Iterator[Tensor], *, record: bool = False) -> Tensor:
+    """v^T (dy/dx) v for each vector and row, from one forward pass: `(vectors, rows)`, float64.
 
     Arguments:
-        y: F(x), computed from x with gradients; x: `(batch, *event)`; vectors: `(vectors, batch, *event)`.
+        y: F(x), computed from x with gradients; x: `(rows, *event)`; vectors: shaped like x.
+        record: whether the result shall have gradients itself.
     """
+    if not y.requires_grad:  # it does not depend on x
+        return torch.stack([torch.zeros(len(x), dtype=torch.float64, device=x.device) for _ in vectors])
     products = []
     for v in vectors:
-        (vjp,) = torch.autograd.grad(y, x, v, retain_graph=True, allow_unused=True)
-        products.append(torch.zeros(len(x)).to(x) if vjp is None else (vjp * v).reshape(len(x), -1).sum(dim=1))
+        (vjp,) = torch.autograd.grad(y, x, v, retain_graph=True, create_graph=record, allow_unused=True, materialize_grads=True)
+        # In pieces that torch sums on one thread: cut among several, a row alone would be summed in another order.
+        pieces = (vjp * v).reshape(len(x), math.prod(x.shape[1:])).split(1 << 14, dim=1)
+        products.append(torch.stack([piece.sum(dim=1, dtype=torch.float64) for piece in pieces]).cumsum(dim=0)[-1])
     return torch.stack(products)

@@ -4,7 +4,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from itertools import chain
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -67,7 +67,7 @@ def solve(
     save: Literal["last", "all"] = "last",
     control: PIDController | None = None,
     gradient: AbstractGradient | None = None,
-    callback: Callable[[Point], None] | None = None,
+    callback: Callable[[Any], None] | None = None,
     throw: bool = True,
 ) -> Solution:
     """Solves dx = f dt + g dW from x(ts[0]) = x0.
@@ -87,7 +87,8 @@ def solve(
         control: how steps are adapted.
         gradient: how gradients pass back through a fixed grid, `Checkpointed()` or `Reversible()`; None leaves it to autograd,
             which records every step.
-        callback: called with each `Point` of a fixed grid.
+        callback: called with each `Point` of a fixed grid, or after each round of adaptive steps with the `Move` that says
+            which samples went from where to where.
         throw: False returns what there is, with the status of each sample, where True raises.
 
     Raises:
@@ -104,14 +105,16 @@ def solve(
     require_state(x0)
     _require_pairing(problem, solver)
     if control is not None:
-        _require_adaptive(problem, solver, control, gradient, callback, x0)
+        _require_adaptive(problem, solver, control, gradient, x0)
     random = _random(problem, solver)
     if noise is None and random:
         noise = WhiteNoise() if control is None else BrownianPath(knots=(min(grid), max(grid)))
     noise = noise if random else None
     counted = Counted(problem)
     if control is not None and len(x0):
-        solution, reached = adaptive(counted, x0, grid, solver=solver, noise=noise, control=control, save=save == "all")
+        solution, reached = adaptive(
+            counted, x0, grid, solver=solver, noise=noise, control=control, save=save == "all", callback=callback
+        )
         if throw and bool((solution.status != Status.DONE).any()):
             raise UnfinishedError(solution, reached)
         return solution
@@ -121,7 +124,7 @@ def solve(
         every = save == "all" or callback is not None
         states = gradient.states(steps, x0, every=every)
         points = chain([Point(0, grid[0], x0)], (Point(i, grid[i], state) for i, state in states))
-    points = points if callback is None else _watched(points, callback)
+    points = points if callback is None or control is not None else _watched(points, callback)
     xs = _collected(points, len(grid)) if save == "all" else None
     x = deque(points, maxlen=1).pop().x if xs is None else xs[-1]
     if gradient is not None and throw and len(x0) and (failure := not_finite(Point(len(grid) - 1, grid[-1], x))):
@@ -224,7 +227,6 @@ def _require_adaptive(
     solver: AbstractSolver,
     control: PIDController,
     gradient: AbstractGradient | None,
-    callback: Callable[[Point], None] | None,
     x: Tensor,
 ) -> None:
     if solver.embedded is None or solver.normals:
@@ -233,10 +235,6 @@ def _require_adaptive(
         )
     if gradient is not None:
         raise ValueError("gradient= goes with a fixed grid, and control= makes steps adaptive; leave out one of them")
-    if callback is not None:
-        raise ValueError(
-            "a callback goes with a fixed grid: with adaptive steps no two samples have the same times; use save='all'"
-        )
     control.require_resolved(x.dtype)
 
 

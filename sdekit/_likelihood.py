@@ -1,32 +1,68 @@
-"""Log-likelihoods under the flow of an ordinary equation, with the error that random probes leave."""
+"""Log-likelihoods under the flow of an ordinary equation, with the error that random probes leave.
 
+The trajectory does not need the trace: it is solved first, each sample with its own steps; then the divergence is evaluated
+in bulk, at Gauss's nodes of every accepted step's dense output, and summed in float64.
+"""
+
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from scipy.special import stdtrit
 from torch import Tensor
 
-from sdekit._divergence import AbstractTrace, Exact, vector_jacobian_products
+from sdekit._control import PIDController
+from sdekit._divergence import AbstractTrace, Exact, by_row, quadratic_forms
+from sdekit._integrate import solve
 from sdekit._sde import AbstractSDE
-from sdekit._solution import require_state
-from sdekit.interop import odeint
+from sdekit._solution import Counted, Status, UnfinishedError, finite, require_state
+from sdekit._solver import AbstractSolver, Dopri5
+from sdekit._solver._contract import Tree
+from sdekit._working import Move
+
+_ROWS = 1 << 12  # points of trajectories whose traces are evaluated together, where events are small
+_NUMBERS = 1 << 15  # numbers of such points, or as many points as there are samples
 
 
 @dataclass(frozen=True, eq=False)
 class Likelihood:
-    """Log-densities and what is known of their error.
+    """Log-densities and what is known of their error; all by sample, `(batch,)`.
 
     Attributes:
-        value: log p(x) of every sample in nats, float64, `(batch,)`.
-        stderr: the standard error that the probes leave, `(batch,)`: 0 for exact traces, not a number for one probe.
+        value: log p(x) in nats, float64; NaN for a sample that did not reach the end.
+        stderr: the standard error that the probes leave: 0 for exact traces, NaN for one probe.
         latent: where the flow takes x, `(batch, *event)`.
-        evaluations: how often the drift was evaluated on the batch.
+        evaluations: of the drift, on the way and for the traces, int64.
+        status: how the solve of each sample ended, see `Status`.
+        probes: K, the number of independent estimates behind each standard error; 0 for exact traces.
     """
 
     value: Tensor
     stderr: Tensor
     latent: Tensor
-    evaluations: int
+    evaluations: Tensor
+    status: Tensor
+    probes: int
+
+    def __repr__(self) -> str:
+        n, done = len(self.value), int((self.status == Status.DONE).sum())
+        of = f"{self.probes} probes, standard errors of {self.stderr.nanmean():.3g}" if self.probes else "exact traces"
+        return f"Likelihood({n} samples, {done} done, mean {self.value.nanmean():.6g} nats, {of})"
+
+    def interval(self, level: float = 0.95) -> tuple[Tensor, Tensor]:
+        """The ends of an interval that covers what exact traces would give with this probability.
+
+        value -+ q stderr, with q a quantile of Student's t of K - 1 degrees of freedom.
+
+        Raises:
+            ValueError: for a level that is not between 0 and 1.
+        """
+        if not 0 < level < 1:
+            raise ValueError(f"the level is a probability between 0 and 1, such as 0.95; not {level}")
+        q = float(stdtrit(self.probes - 1, 0.5 + 0.5 * level)) if self.probes > 1 else 1.0
+        return self.value - q * self.stderr, self.value + q * self.stderr
 
 
 def log_likelihood(
@@ -37,53 +73,155 @@ def log_likelihood(
     *,
     trace: AbstractTrace | None = None,
     index: Tensor | None = None,
-    rtol: float = 1e-5,
-    atol: float = 1e-5,
-    method: str = "dopri5",
+    solver: AbstractSolver | None = None,
+    control: PIDController | None = None,
+    differentiable: bool = False,
 ) -> Likelihood:
     """log p(x) where x(ts[0]) = x, dx = f(t, x) dt, and x(ts[-1]) has the density of log_prior.
 
     log p(x(t_0)) = log p(x(t_1)) + integral from t_0 to t_1 of div f(t, x(t)) dt along the trajectory, in either direction
-    of time. The integral runs in float64 whatever the dtype of the state.
+    of time. The trajectory is solved first, with adaptive steps of each sample; the integral is taken on it by Gauss's rule,
+    four nodes a step of order five, one evaluation of f and as many vector-Jacobian products as `trace` has vectors at each.
 
     Arguments:
         flow: the ordinary equation.
-        x: the points, floating, `(batch, *event)`.
+        x: the points, floating, `(batch, *event)`; what the batch holds besides a sample does not change its result.
         ts: the first and the last time, in that order.
         log_prior: the log-density at the last time, `(batch, *event)` to `(batch,)`.
         trace: how the divergence is found; `Exact()` unless given.
         index: the samples' indices, `(batch,)`, on which their probes depend; counted from 0 unless given.
-        rtol, atol: the tolerances of the adaptive solver, on the state and on the log-density.
-        method: an adaptive method of torchdiffeq.
+        solver: an explicit Runge-Kutta method with an error estimate; `Dopri5()` unless given.
+        control: the tolerances, `PIDController()` unless given, in the units of `AbstractSDE.physical`.
+        differentiable: whether value and latent shall have gradients, with respect to x and to what f depends on: those of
+            the discretised integral. Every step is then recorded.
+
+    Returns:
+        a `Likelihood`. A sample that needed more than `PIDController.max_steps`, or whose tolerance could not be met, has NaN
+        as its value, and its status.
 
     Raises:
         TypeError: when x is not a floating tensor with a batch dimension.
-        NotFiniteError, ValueError: as `sdekit.interop.solve_ode`.
+        UnfinishedError: when the drift of some samples is not finite: which ones, and where.
+        ValueError: for an equation with noise, a tolerance that the dtype does not resolve, or fewer than two times.
 
     References:
         Chen et al. 2018, arXiv 1806.07366; Grathwohl et al. 2019, arXiv 1810.01367.
     """
-    require_state(x)
-    trace = Exact() if trace is None else trace
-    index = torch.arange(len(x), device=x.device) if index is None else index
-    if not len(x):
-        empty = x.new_zeros(0, dtype=torch.float64)
-        return Likelihood(empty, empty, x, 0)
-    with torch.inference_mode(False):  # in which the divergence would be forgotten without a word
-        x = x.clone()
-        vectors = trace.vectors(x, index)
+    _require_kinds(flow, x, log_prior, trace)
+    if flow.noise_type != "none":
+        raise ValueError(f"this equation has {flow.noise_type} noise; likelihoods are those of an ODE or a ProbabilityFlow")
+    trace, solver = trace or Exact(), solver or Dopri5()
+    ends = [float(t) for t in (ts[0], ts[-1])]
+    # In inference mode the divergence would be forgotten without a word.
+    with torch.inference_mode(False), torch.set_grad_enabled(differentiable):
+        x = x.clone() if isinstance(x, Tensor) and x.is_inference() else x
+        require_state(x)
+        if not bool(torch.isfinite(x).all()):
+            raise ValueError(f"x is not finite in rows {(~finite(x)).nonzero().flatten().tolist()[:8]}; leave these out")
+        integral = _Integral(flow, solver, trace, torch.arange(len(x), device=x.device) if index is None else index)
+        try:
+            solution = solve(flow, x, ends, solver=solver, control=control or PIDController(), callback=integral.add)
+        except UnfinishedError as error:
+            if bool((error.solution.status == Status.NOT_FINITE).any()):
+                raise
+            solution = error.solution
+        estimates, done = integral.estimates(), solution.status == Status.DONE
+        rows = done.nonzero().flatten()
+        value = estimates.new_full((len(x),), math.nan)
+        if len(rows):
+            prior = log_prior(solution.x[rows])
+            if not isinstance(prior, Tensor) or prior.shape != rows.shape:
+                given = f"shape {tuple(prior.shape)}" if isinstance(prior, Tensor) else type(prior).__name__
+                raise ValueError(
+                    f"log_prior returned {given} for {len(rows)} samples; it must return one number for each: sum over events"
+                )
+            known = prior.to(torch.float64) + by_row(estimates).mean(dim=1)[rows]
+            value = value.index_copy(0, rows, known)
+        stderr = torch.where(done, trace.stderr(estimates.detach()), math.nan)
+    return Likelihood(value, stderr, solution.x, solution.evaluations + integral.evaluations, solution.status, trace.probes)
 
-        def augmented(t: float, state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-            with torch.enable_grad():
-                point = state[0].detach().requires_grad_()
-                slope = flow.drift(t, point)
-                if slope.requires_grad:
-                    products = vector_jacobian_products(slope, point, vectors)
-                else:  # the drift does not depend on x
-                    products = vectors.new_zeros(len(vectors), len(x))
-            return slope.detach(), trace.estimates(products).to(torch.float64)
 
-        estimates = trace.estimates(x.new_zeros(len(vectors), len(x), dtype=torch.float64))
-        (latent, integrals), evaluations = odeint(augmented, (x, estimates), ts, rtol=rtol, atol=atol, method=method)
-        value = log_prior(latent).to(torch.float64) + integrals.mean(dim=0)
-        return Likelihood(value, trace.stderr(integrals), latent, evaluations)
+def _require_kinds(flow: object, x: object, log_prior: object, trace: object) -> None:
+    """Refuses what is no equation, tensor, density or trace, and says what makes one of it.
+
+    Raises:
+        TypeError: always.
+    """
+    if not isinstance(flow, AbstractSDE):
+        raise TypeError(f"the flow must be an equation such as ODE(f), not {type(flow).__name__}")
+    if not isinstance(x, Tensor):
+        raise TypeError(f"x must be a tensor, not {type(x).__name__}; use torch.as_tensor")
+    if not callable(log_prior):
+        raise TypeError(f"log_prior must be a function of the latents, such as a distribution's log_prob; not {log_prior!r}")
+    if trace is not None and not isinstance(trace, AbstractTrace):
+        raise TypeError(f"trace must be Exact() or Hutchinson(probes), an object; not {trace!r}")
+
+
+class _Integral:
+    """The integral of the divergence along trajectories, out of the moves of a solve: estimates of it, `(estimates, batch)`.
+
+    A sample's terms are added one by one in the order of its own time, so that the batch cannot show.
+    """
+
+    def __init__(self, flow: AbstractSDE, solver: AbstractSolver, trace: AbstractTrace, index: Tensor) -> None:
+        self.flow, self.solver, self.trace, self.index = flow, solver, trace, index
+        # Gauss and Legendre's rule on [0, 1]. With three nodes for order five its error would be that of everything else.
+        nodes, weights = np.polynomial.legendre.leggauss(int(solver.order["none"].strong + 3) // 2)
+        self.nodes, self.weights = (torch.from_numpy(part).to(index.device) for part in (0.5 + 0.5 * nodes, 0.5 * weights))
+        self.evaluations = torch.zeros_like(index)
+        self._steps = torch.zeros_like(index)
+        self._waiting: list[tuple[Move, Tensor]] = []
+        self._sums = index.new_zeros(max(1, trace.probes), len(index), dtype=torch.float64)
+
+    def add(self, move: Move) -> None:
+        """Takes note of steps; the traces wait until there are enough of them."""
+        self._waiting.append((move, self._steps[move.samples]))
+        self._steps[move.samples] += 1
+        if sum(len(m.samples) for m, _ in self._waiting) * len(self.nodes) >= self._most(move.x):
+            self._evaluate()
+
+    def estimates(self) -> Tensor:
+        """The integral, when the solve has come to its end."""
+        self._evaluate()
+        return self._sums
+
+    def _most(self, x: Tensor) -> int:
+        return max(len(self.index), min(_ROWS, _NUMBERS // max(1, math.prod(x.shape[1:]))))
+
+    def _evaluate(self) -> None:
+        if not self._waiting:
+            return
+        moves, steps = zip(*self._waiting, strict=True)
+        self._waiting = []
+        index, t0, t1, dense = (_joined([getattr(m, name) for m in moves]) for name in ("samples", "t0", "t1", "dense"))
+        flow = Counted(self.flow.rows(index))
+        dense = self.solver.dense(flow, t0, t1, dense)
+        n = len(self.nodes)
+        x = torch.stack([self.solver.interpolate(dense, part.expand_as(t0)) for part in self.nodes], dim=1).flatten(0, 1)
+        t = torch.lerp(t0.unsqueeze(1), t1.unsqueeze(1), self.nodes).flatten()
+        weight = torch.outer(t1 - t0, self.weights).flatten()
+        rows, node = index.repeat_interleave(n), torch.cat(steps).unsqueeze(1) * n + torch.arange(n, device=index.device)
+        node = node.flatten()
+        most = self._most(x)
+        parts = (slice(i, i + most) for i in range(0, len(rows), most))
+        found = torch.cat([self._traces(t[part], x[part], rows[part], node[part]) for part in parts], dim=1) * weight
+        steps = sum(found.unflatten(1, (-1, n)).unbind(2))
+        assert isinstance(steps, Tensor)
+        for move, step in zip(moves, steps.split([len(move.samples) for move in moves], dim=1), strict=True):
+            self._sums = self._sums.index_add(1, move.samples, step)  # each sample once: the order is that of time
+        self.evaluations.index_add_(0, index, torch.full_like(index, flow.evaluations + n))
+
+    def _traces(self, t: Tensor, x: Tensor, rows: Tensor, node: Tensor) -> Tensor:
+        record = torch.is_grad_enabled()
+        with torch.enable_grad():
+            x = x if record and x.requires_grad else x.detach().requires_grad_()
+            slope = self.flow.rows(rows).drift(t, x)
+            vectors = self.trace.vectors(x.detach(), self.index[rows], node)
+            return self.trace.estimates(quadratic_forms(slope, x, vectors, record=record))
+
+
+def _joined(trees: Sequence[Tree]) -> Tree:
+    """Every tensor of several trees as one."""
+    if isinstance(trees[0], Tensor):
+        return torch.cat(list(trees))
+    return tuple(_joined(parts) for parts in zip(*trees, strict=True))

@@ -21,7 +21,7 @@ _POSITIONS = 1 << 26  # words between two counters
 _WORDS = 1 << 15  # evaluated together: what the second-level cache holds
 
 # Counters below zero belong to draws that are not steps of a solve; those from -3 on to whoever uses the library.
-PRIOR, PROBES = -1, -2
+PRIOR, PROBES = -1, -(1 << 20)  # probes go on downwards
 
 
 def fresh_seed() -> int:
@@ -108,6 +108,14 @@ def normal_pairs(key: Tensor, counters: Tensor, size: int, *, outer: bool = True
     out = torch.empty(shape, device=key.device)
     _fill(key + counters * _POSITIONS * GOLDEN, out.transpose(0, 1) if outer else out)
     return out
+
+
+def signs(key: Tensor, counters: Tensor, size: int) -> Tensor:
+    """-1 or 1 in float32, 64 from one word, `(rows, size)`; arguments as in `normal_pairs`."""
+    word = _mix((key + counters * _POSITIONS * GOLDEN).unsqueeze(-1) + torch.arange(-(-size // 64), device=key.device) * GOLDEN)
+    bits = 1 << torch.arange(8, dtype=torch.uint8, device=key.device)
+    ones = word.view(torch.uint8).unsqueeze(-1).bitwise_and(bits).reshape(len(key), -1)[:, :size] != 0
+    return ones.to(torch.float32).mul_(2).sub_(1)
 
 
 def normal(

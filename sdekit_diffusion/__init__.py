@@ -3,6 +3,7 @@
 from sdekit_diffusion import data, metrics, nets
 from sdekit_diffusion._checkpoint import CheckpointError, load, save
 from sdekit_diffusion._diffusion import DIFFUSIONS, VESDE, VPSDE, AbstractDiffusion, SubVPSDE
+from sdekit_diffusion._latent import decode, encode, interpolate
 from sdekit_diffusion._likelihood import BitsPerDim, bits_per_dim, log_likelihood
 from sdekit_diffusion._loss import dsm_loss
 from sdekit_diffusion._mixture import GaussianMixture
@@ -31,8 +32,11 @@ __all__ = [
     "SubVPSDE",
     "bits_per_dim",
     "data",
+    "decode",
     "dsm_loss",
+    "encode",
     "fit",
+    "interpolate",
     "load",
     "log_likelihood",
     "metrics",

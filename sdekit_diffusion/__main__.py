@@ -158,9 +158,10 @@ def likelihood(
     data: str | None = None,
     n: int = 500,
     probes: int = 8,
+    draws: int = 2,
     sde: str | None = None,
     seed: int = 0,
-    tolerance: float = 1e-4,
+    tolerance: float = 1e-5,
     batch_size: int = 100,
     csv: Path | None = None,
     device: str = "cpu",
@@ -172,6 +173,7 @@ def likelihood(
         data: a data set as for train, whose held-out part is taken; the run's own unless given.
         n: how many samples, or all where there are fewer.
         probes: random probes of each trace; up to 32 dimensions traces are exact.
+        draws: how often each image is dequantised.
         sde: the diffusion, ve, vp or subvp; the model's own unless given.
         seed: of the dequantisation and of the probes.
         tolerance: relative and absolute, of the adaptive solver.
@@ -181,19 +183,17 @@ def likelihood(
     """
     if n < 1:
         raise ValueError(f"n is the number of samples, from 1 on; not {n}")
+    if csv is not None and not csv.parent.is_dir():
+        raise ValueError(f"the folder of {csv} does not exist; make it, or choose another file")
     model, scale = _evaluation.opened(run, _place(device))
     x = _evaluation.source_of(scale, data).test[:n]
     result = _evaluation.held_out(
-        model, x, scale, probes=probes, sde=sde, seed=seed, tolerance=tolerance, batch_size=batch_size
+        model, x, scale, probes=probes, draws=draws, sde=sde, seed=seed, tolerance=tolerance, batch_size=batch_size
     )
-    found = result.numbers()
     if csv is not None:
         table = np.stack([np.arange(len(x)), result.value, result.stderr], axis=1)
-        np.savetxt(csv, table, "%.17g", ",", header=f"sample,{result.unit},probe_stderr", comments="")
-    of = f"over {found['n']} held-out samples of {data or scale.name}"
-    print(f"mean: {found['mean']:.4f} ± {found['stderr']:.4f} {found['unit']} (standard error, {of})")
-    made = f"what {probes} probes a sample leave" if found["probes"] else "traces are exact"
-    print(f"of that error, from probes: {found['probe_stderr']:.4f} {found['unit']} ({made}, {of})")
+        np.savetxt(csv, table, "%.17g", ",", header=f"sample,{result.unit},stderr", comments="")
+    print("\n".join([f"{data or scale.name}: {line}" for line in result.sentences()]))
 
 
 def summarise(run: Path, /, *, samples: int | None = None, out: Path | None = None, seed: int = 0, device: str = "cpu") -> None:

@@ -1,5 +1,5 @@
 """Which draw of a sample's random stream is which: sdekit keeps the counters from 0 for steps, -1 for the initial state, and
--2 for probes."""
+those from -2^20 down for probes."""
 
 DEQUANTISATION = -3
 TIME = -4

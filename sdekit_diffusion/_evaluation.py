@@ -1,9 +1,8 @@
 """What is measured of a run: distances of its samples beside their anchors, and held-out likelihood."""
 
-import math
 import platform
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -12,14 +11,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from tqdm.auto import tqdm
 
-from sdekit import Exact, Hutchinson
+from sdekit import Exact, Hutchinson, Status
 from sdekit_diffusion import data as datasets
 from sdekit_diffusion._checkpoint import CheckpointError, load, read_config
 from sdekit_diffusion._diffusion import AbstractDiffusion
-from sdekit_diffusion._likelihood import bits_per_dim, log_likelihood
+from sdekit_diffusion._likelihood import BitsPerDim, bits_per_dim, log_likelihood
 from sdekit_diffusion._model import ScoreModel
+from sdekit_diffusion._samplers import AdaptiveFlow
 from sdekit_diffusion.data import Dataset
 from sdekit_diffusion.metrics import energy_distance, frechet, nearest, sliced_wasserstein
 
@@ -69,29 +68,51 @@ class HeldOut:
 
     Attributes:
         value: bits per dimension of images, nats of other data; `(n,)`.
-        stderr: the standard error that the probes leave in each; 0 for exact traces, not a number for one probe.
+        stderr: the standard error that probes and dequantisation leave in each; 0 for exact traces of data as they are.
         unit: "bits/dim" or "nats".
+        parts: what the standard error of the mean is made of, see `BitsPerDim.parts`.
         probes: of each trace; 0 for exact traces.
-        evaluations: of the model, the most of any batch.
+        draws: of the dequantisation; 0 where there is none.
+        evaluations: of the model, the mean over the samples.
+        failed: how many samples the solve gave up.
     """
 
     value: Tensor
     stderr: Tensor
     unit: str
+    parts: dict[str, float]
     probes: int
-    evaluations: int
+    draws: int
+    evaluations: float
+    failed: int
+
+    def sentences(self) -> list[str]:
+        """The mean with its standard error, and what that error is made of, for people."""
+        found = self.numbers()
+        notes = {"probes": f" ({self.probes} a trace)" if self.probes else " (traces are exact)"}
+        notes |= {"data": ", dequantisation with it (1 draw)" if self.draws == 1 else ""}
+        notes |= {"dequantisation": f" ({self.draws} draws)"}
+        shares = {name: "unknown" if share != share else f"{share:.4f}" for name, share in self.parts.items()}
+        made = [f"{name} {share}{notes[name]}" for name, share in shares.items()]
+        said = [
+            f"{found['mean']:.4f} ± {found['stderr']:.4f} {self.unit} (standard error, over {found['n']} held-out samples)",
+            f"of that error: {', '.join(made)}; {self.evaluations:.0f} evaluations a sample",
+        ]
+        return said + ([f"{self.failed} samples were given up and are not in the mean"] if self.failed else [])
 
     def numbers(self) -> dict[str, Any]:
-        """The mean, its standard error, the part of that which the probes make, and what they rest on."""
-        n = len(self.value)
+        """The mean, its standard error, what that is made of, and what they rest on."""
+        n, known = len(self.value), self.value[~self.value.isnan()]
         return {
             "unit": self.unit,
-            "mean": float(self.value.mean()),
-            "stderr": float(self.value.std(correction=1)) / math.sqrt(n) if n > 1 else math.nan,
-            "probe_stderr": float(self.stderr.square().sum().sqrt()) / n,
+            "mean": float(known.mean()),
+            "stderr": float(known.std(correction=1)) / len(known) ** 0.5 if len(known) > 1 else float("nan"),
+            "parts": self.parts,
             "probes": self.probes,
             "n": n,
+            "draws": self.draws,
             "evaluations": self.evaluations,
+            "failed": self.failed,
         }
 
 
@@ -101,31 +122,28 @@ def held_out(
     scale: Dataset,
     *,
     probes: int = 8,
+    draws: int = 1,
     sde: AbstractDiffusion | str | None = None,
     seed: int = 0,
     tolerance: float = 1e-5,
     batch_size: int = 100,
 ) -> HeldOut:
-    """Likelihoods of samples `(n, *shape)`, batch by batch under a progress bar; see `bits_per_dim` and `log_likelihood`."""
-    exact = x[0].numel() <= _EXACT_UP_TO
-    trace, (_, device) = Exact() if exact else Hutchinson(probes, seed=seed), model.place()
-    values, errors, evaluations = [], [], 0
-    with tqdm(total=len(x), unit="sample", desc="likelihood") as bar:
-        for i in range(0, len(x), batch_size):
-            some = x[i : i + batch_size].to(device)
-            if scale.levels is None:
-                part = log_likelihood(model, some, sde=sde, trace=trace, first=i, rtol=tolerance, atol=tolerance)
-            else:
-                part = bits_per_dim(
-                    model, some, low=scale.low, high=scale.high, levels=scale.levels, seed=seed, first=i, sde=sde, trace=trace,
-                    rtol=tolerance, atol=tolerance,
-                )  # fmt: skip
-            values.append(part.value.cpu())
-            errors.append(part.stderr.cpu())
-            evaluations = max(evaluations, part.evaluations)
-            bar.update(len(some))
+    """Likelihoods of samples `(n, *shape)` under a progress bar; see `bits_per_dim` and `log_likelihood`."""
+    trace = Exact() if x[0].numel() <= _EXACT_UP_TO else Hutchinson(probes, seed=seed)
+    settings = {"sde": sde, "trace": trace, "method": AdaptiveFlow(tolerance, tolerance), "batch_size": batch_size}
+    x = x.to(model.place()[1])
+    if scale.levels is None:
+        found = log_likelihood(model, x, progress=True, **settings)
+        bits = BitsPerDim(found.value[None], found.stderr, found.evaluations, found.status, found.probes)
+    else:
+        bits = bits_per_dim(
+            model, x, low=scale.low, high=scale.high, levels=scale.levels, draws=draws, seed=seed, progress=True, **settings
+        )
     unit = "nats" if scale.levels is None else "bits/dim"
-    return HeldOut(torch.cat(values), torch.cat(errors), unit, 0 if exact else probes, evaluations)
+    evaluations, done = float(bits.evaluations.double().mean()), bits.status == Status.DONE
+    failed, parts = int((~done).sum()), replace(bits, draws=bits.draws[:, done], probe_stderr=bits.probe_stderr[done]).parts
+    draws = 0 if scale.levels is None else draws
+    return HeldOut(bits.value.cpu(), bits.stderr.cpu(), unit, parts, bits.probes, draws, evaluations, failed)
 
 
 def labels_of(source: Dataset) -> tuple[Array, Array] | None:
@@ -207,6 +225,6 @@ def neighbours(x: Tensor, source: Dataset) -> tuple[dict[str, Any], Array]:
     made, index = nearest(x, source.train)
     real, _ = nearest(test, source.train)
     medians = float(np.median(made)), float(np.median(real))
-    ratio = medians[0] / medians[1] if medians[1] else math.nan
+    ratio = medians[0] / medians[1] if medians[1] else float("nan")
     numbers = {"ratio": ratio, "samples": medians[0], "held_out": medians[1]}
     return numbers | {"n_samples": len(x), "n_held_out": len(test), "n_train": len(source.train)}, index

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from sdekit import normal
 from sdekit_diffusion._evaluation import Array
+from sdekit_diffusion._flow import span_of
 from sdekit_diffusion._model import ScoreModel
 from sdekit_diffusion._sample import sample
-from sdekit_diffusion._samplers import span_of
 from sdekit_diffusion.data import Dataset
 
 if TYPE_CHECKING:

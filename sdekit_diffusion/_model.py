@@ -1,8 +1,9 @@
 """Models: whatever knows the mean of the data given a noisy point, under any diffusion."""
 
+import copy
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from typing import Literal
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -35,11 +36,13 @@ class AbstractModel(ABC):
         shape: the shape of one sample; None where it is not known.
         sde: the diffusion it was made for; None where every one is as good.
         data_std: the root mean square of a coordinate of the data, to scale adaptive solves; need not be exact.
+        conditions: what else its network is given, see `ScoreModel.given`.
     """
 
     shape: tuple[int, ...] | None
     sde: AbstractDiffusion | None
     data_std: float
+    conditions: Mapping[str, Any] = {}
 
     @abstractmethod
     def denoise(self, t: Time, x: Tensor, sde: AbstractDiffusion | str | None = None) -> Tensor:
@@ -48,6 +51,10 @@ class AbstractModel(ABC):
     @abstractmethod
     def score(self, t: Time, x: Tensor, sde: AbstractDiffusion | str | None = None) -> Tensor:
         """grad log p_t(x) = (alpha D - x) / sigma^2."""
+
+    def rows(self, index: Tensor) -> Self:
+        """The same model for some of the samples; itself where nothing is per sample besides x."""
+        return self
 
     @abstractmethod
     def place(self) -> tuple[torch.dtype, torch.device]:
@@ -96,6 +103,22 @@ class ScoreModel(nn.Module, AbstractModel):
         self.sde = diffusion(sde)  # pyright: ignore[reportIncompatibleVariableOverride] - always known
         self.shape = None if shape is None else tuple(shape)
         self.data_std = data_std
+        self.conditions = {}
+
+    def given(self, **conditions: Any) -> Self:  # noqa: ANN401 - whatever the network takes
+        """The same model with more arguments of its network: `net(x, t, **conditions)`.
+
+        A tensor with a dimension is one entry a sample, such as labels `(batch,)`; anything else is passed on as it is.
+        """
+        model = copy.copy(self)  # shares the network
+        model.conditions = {**self.conditions, **conditions}
+        return model
+
+    def rows(self, index: Tensor) -> Self:
+        own = {name: v for name, v in self.conditions.items() if isinstance(v, Tensor) and v.ndim}
+        if not own:
+            return self
+        return self.given(**{name: value[index.to(value.device)] for name, value in own.items()})
 
     def extra_repr(self) -> str:
         return f"{self.sde}, predicts={self.predicts!r}, conditioning={self.conditioning!r}, shape={self.shape}"
@@ -113,7 +136,10 @@ class ScoreModel(nn.Module, AbstractModel):
         parameter = next(self.parameters(), point)
         if not isinstance(label, Tensor):
             label = torch.full((len(point),), label, dtype=parameter.dtype, device=point.device)
-        out = self.net(point.to(parameter.dtype), label.to(parameter.dtype).expand(len(point)))
+        for name, value in self.conditions.items():
+            if isinstance(value, Tensor) and value.ndim and len(value) != len(point):
+                raise ValueError(f"{name} has {len(value)} entries for {len(point)} samples; give one entry a sample")
+        out = self.net(point.to(parameter.dtype), label.to(parameter.dtype).expand(len(point)), **self.conditions)
         if not isinstance(out, Tensor):
             raise TypeError(f"the network returned {type(out).__name__}; it must return a tensor of x's shape")
         if out.shape != point.shape:

@@ -9,17 +9,25 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from sdekit import AbstractSolver, NotFiniteError, Point, Solution, WhiteNoise, fresh_seed
+from sdekit import AbstractSolver, NotFiniteError, Point, Solution, UnfinishedError, WhiteNoise, fresh_seed
 from sdekit_diffusion._diffusion import AbstractDiffusion
+from sdekit_diffusion._flow import span_of
 from sdekit_diffusion._model import AbstractModel, as_model
-from sdekit_diffusion._samplers import AbstractMethod, method_of, span_of
+from sdekit_diffusion._samplers import AbstractMethod, method_of
 
 Model = AbstractModel | Callable[[Tensor, Tensor], Tensor]
 
 
 @contextmanager
-def evaluating(model: AbstractModel) -> Iterator[None]:
-    """The model without dropout, and afterwards as it was."""
+def evaluating(model: AbstractModel, n: int) -> Iterator[None]:
+    """The model without dropout, and afterwards as it was; what it was given by sample must be for n samples.
+
+    Raises:
+        ValueError: where it was given for another number.
+    """
+    for name, value in model.conditions.items():
+        if isinstance(value, Tensor) and value.ndim and len(value) != n:
+            raise ValueError(f"{name} has {len(value)} entries for {n} samples; give one entry a sample")
     modules = [m for m in model.modules() if m.training] if isinstance(model, nn.Module) else []
     for module in modules:
         module.training = False
@@ -103,6 +111,7 @@ def sample(
     Raises:
         ValueError: for unknown names, a missing shape or diffusion, or a range with nothing to solve.
         sdekit.NotFiniteError: when the model spoils the state; it names the step, the time and the samples.
+        sdekit.UnfinishedError: when samples of "ode" do not reach the end; it names them, with the time.
     """
     model, diffusion = as_model(model, sde, shape)
     chosen = method_of(method)
@@ -127,20 +136,23 @@ def sample(
             callback(point)
 
     watch = report if progress or callback is not None else None
-    with torch.no_grad(), evaluating(model), bar:
+    with torch.no_grad(), evaluating(model, n), bar:
         for i in range(0, max(n, 1), size):
             count, noise = min(size, n - i), WhiteNoise(seed, first=first + i)
             if x_T is not None:
                 x = x_T[i : i + count].to(device=device, dtype=wide)
             else:
                 x = diffusion.prior((count, *event), seed=seed, first=first + i, t=start, dtype=wide, device=device)
+            some = model.rows(torch.arange(i, i + count, device=device))
             try:
-                solution = chosen.run(model, diffusion, x, span, noise, save=save == "all", callback=watch)
+                solution = chosen.run(some, diffusion, x, span, noise, save=save == "all", callback=watch)
             except NotFiniteError as error:
                 raise error.seen(after=i, total=n) from None
+            except UnfinishedError as error:
+                raise UnfinishedError(error.solution, error.reached, after=i) from None
             x = solution.x
             if denoise and count:
-                x = model.denoise(float(diffusion.time(span[1])), x, diffusion)
+                x = some.denoise(float(diffusion.time(span[1])), x, diffusion)
                 solution = replace(solution, evaluations=solution.evaluations + 1)
             solutions.append(replace(solution, x=x.to(dtype), xs=None if solution.xs is None else solution.xs.to(dtype)))
     if not return_solution:

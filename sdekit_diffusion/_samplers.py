@@ -9,24 +9,25 @@ import torch
 from torch import Tensor
 
 from sdekit import (
-    ODE,
     AbstractSolver,
     AdamsBashforth,
     Clocked,
+    Dopri5,
     EulerMaruyama,
     Langevin,
     NotFiniteError,
+    PIDController,
     Point,
     PredictorCorrector,
     ReverseSDE,
     Solution,
     WhiteNoise,
-    interop,
     solve,
     uniform,
 )
-from sdekit.elementary import Time, broadcast, exp, sqrt
+from sdekit.elementary import Time, broadcast, exp
 from sdekit_diffusion._diffusion import AbstractDiffusion
+from sdekit_diffusion._flow import flow
 from sdekit_diffusion._model import AbstractModel
 
 
@@ -46,26 +47,6 @@ def on_clock(model: AbstractModel, sde: AbstractDiffusion, eta: float = 0.0) -> 
         return sde.sigma(sde.time(l)) * exp(-(eta**2) * l)
 
     return Clocked(denoised, scale, a=1 + eta**2, q=2 * eta**2)
-
-
-def standardised(model: AbstractModel, sde: AbstractDiffusion) -> tuple[ODE, Callable[[float], float]]:
-    """The probability flow in l = log(alpha / sigma) for w = x / r with r^2 = alpha^2 s^2 + sigma^2, s the data's deviation.
-
-    dw/dl = (alpha / r) (D - alpha s^2 x / r^2): the denoiser less that of a Gaussian of deviation s, so that the right-hand
-    side vanishes where the data are such. Returns the equation and r as a function of l.
-    """
-    s = model.data_std
-
-    def kernel(l: Time) -> tuple[Time, Time, Time]:
-        t = sde.time(l)
-        alpha, sigma = sde.alpha(t), sde.sigma(t)
-        return t, alpha, sqrt((alpha * s) ** 2 + sigma * sigma)
-
-    def slope(l: Tensor, w: Tensor) -> Tensor:
-        t, alpha, r = kernel(float(l))
-        return (alpha / r) * (model.denoise(t, w * r, sde) - w * (alpha * s * s / r))
-
-    return ODE(slope), lambda l: float(kernel(l)[2])
 
 
 @dataclass(frozen=True, eq=False)
@@ -184,18 +165,30 @@ class InTime(AbstractMethod):
 
 @dataclass(frozen=True, eq=False)
 class AdaptiveFlow(AbstractMethod):
-    """The probability flow with steps chosen by torchdiffeq, the same for the whole batch.
-
-    A sample then depends on its batch to within the tolerance; with the other methods it does not at all.
+    """The probability flow with adaptive steps, each sample's own.
 
     Arguments:
         rtol, atol: the tolerances, in units of x.
-        engine: an adaptive method of torchdiffeq.
+        solver: an explicit Runge-Kutta method with an error estimate.
+        max_steps: how many a sample may try.
     """
 
     rtol: float = 1e-5
     atol: float = 1e-5
-    engine: str = "dopri5"
+    solver: AbstractSolver = field(default_factory=Dopri5)
+    max_steps: int = 100_000
+
+    @property
+    def control(self) -> PIDController:
+        """The controller of the steps.
+
+        On the flow's clock, some 2 long whatever the model, tol^(1/k) is a first step about as good as an estimate, which
+        costs two evaluations; and PI control has a third of the rejections.
+        """
+        first = max(self.rtol, self.atol) ** (1 / (self.solver.embedded or 1))
+        return PIDController(
+            self.rtol, self.atol, proportional=0.3, integral=0.4, first=first or None, max_steps=self.max_steps
+        )
 
     def run(
         self,
@@ -210,17 +203,12 @@ class AdaptiveFlow(AbstractMethod):
     ) -> Solution:
         if self.steps or save:
             raise ValueError("an adaptive method chooses its own steps: leave steps out and save='last', or set rtol and atol")
-        flow, r = standardised(model, sde)
-        w, ls = x / r(span[0]), list(span)
-        try:
-            solution = interop.solve_ode(flow, w, ls, rtol=self.rtol, atol=self.atol, method=self.engine)
-        except NotFiniteError as error:
-            raise error.seen(t=float(sde.time(error.t))) from None
-        end = solution.x * r(span[1])
+        solution = flow(model, sde, x, span, self.solver, self.control)
+        solution = replace(solution, x=solution.x * float(sde.alpha(float(solution.ts[-1]))))
         if callback is not None:
-            for i, state in enumerate((x, end)):
-                callback(Point(i, float(sde.time(span[i])), state))
-        return replace(solution, x=end, ts=torch.as_tensor(sde.time(solution.ts)))
+            for i, state in enumerate((x, solution.x)):
+                callback(Point(i, float(solution.ts[i]), state))
+        return solution
 
 
 METHODS: dict[str, AbstractMethod] = {
@@ -244,22 +232,3 @@ def method_of(given: AbstractMethod | AbstractSolver | str) -> AbstractMethod:
     if given not in METHODS:
         raise ValueError(f"unknown method {given!r}; choose one of {', '.join(METHODS)}, or pass a solver or a method object")
     return METHODS[given]
-
-
-def span_of(model: AbstractModel, sde: AbstractDiffusion, end: float) -> tuple[float, float]:
-    """The range of l = log(alpha / sigma) that the model and the diffusion share, down to sigma / alpha = end.
-
-    Raises:
-        ValueError: when nothing is left of it.
-    """
-    if not end > 0:
-        raise ValueError(f"end is sigma / alpha where the solve stops, a positive number such as 1e-3; not {end}")
-    parts = [sde] if model.sde is None else [sde, model.sde]
-    start = max(float(part.log_snr(1.0)) for part in parts)
-    stop = min(-math.log(end), *(float(part.log_snr(0.0)) for part in parts), math.inf)
-    if not start < stop:
-        raise ValueError(
-            f"nothing to solve: sigma / alpha runs from {math.exp(-start):.3g} to {math.exp(-stop):.3g} under {sde}"
-            f"{'' if model.sde is None else f' with a model of {model.sde}'}; choose a smaller end or another diffusion"
-        )
-    return start, stop

@@ -121,12 +121,12 @@ def _likelihood_text(found: dict[str, Any]) -> tuple[str, tuple[str, str]]:
     part = (
         "Traces are exact."
         if not found["probes"]
-        else f"The {found['probes']} random probes of each sample make {found['probe_stderr']:.4f} of the error."
+        else f"The {found['probes']} random probes of each trace make {found['parts']['probes']:.4f} of the error."
     )
     text = f"{mean} ± {error} {unit}: mean and standard error over {n} held-out samples. {part}"
     more = " Levels are dequantised uniformly, so this bounds the code length from above." if unit == "bits/dim" else ""
     return (
-        f"<h2>Held-out likelihood</h2><p>{text}{more} {found['evaluations']} evaluations.</p>",
+        f"<h2>Held-out likelihood</h2><p>{text}{more} {found['evaluations']:.0f} evaluations a sample.</p>",
         (f"{mean} ± {error}", f"held-out {unit}; {n} samples"),
     )
 

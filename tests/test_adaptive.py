@@ -16,6 +16,7 @@ from sdekit import (
     BrownianPath,
     Clocked,
     Dopri5,
+    Dopri8,
     EulerMaruyama,
     PIDController,
     SPaRK,
@@ -30,7 +31,7 @@ from sdekit import (
 from sdekit.elementary import broadcast, exp
 
 START = torch.randn(64, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-PAIRS = pytest.mark.parametrize("solver", [Bosh3(), Dopri5(), Tsit5()], ids=str)
+PAIRS = pytest.mark.parametrize("solver", [Bosh3(), Dopri5(), Tsit5(), Dopri8()], ids=str)
 
 
 def oscillator(t, x):
@@ -93,12 +94,36 @@ def test_the_first_step_and_pi_control():
 
 
 def test_evaluations_are_those_of_the_tableau():
-    for solver, stages in ((Bosh3(), 3), (Dopri5(), 6)):
+    for solver, stages in ((Bosh3(), 3), (Dopri5(), 6), (Dopri8(), 12)):
         solution = solve(ODE(f), START, [0.0, 2.0], solver=solver, control=PIDController(1e-6, 1e-6))
         # Two choose the first step, one begins; then a sample has exactly its tries, accepted or not.
         assert torch.equal(solution.evaluations, 3 + stages * (solution.accepted + solution.rejected))
         known = solve(ODE(f), START, [0.0, 2.0], solver=solver, control=PIDController(1e-6, 1e-6, first=0.01))
         assert torch.equal(known.evaluations, 1 + stages * (known.accepted + known.rejected))
+
+
+def test_evaluations_for_output_are_made_and_counted_where_there_is_output():
+    """Three a step that has any, however many it has, for the samples whose steps these are."""
+    control, calls = PIDController(1e-9, 1e-9), []
+
+    def counted(t, x):
+        calls.append(len(x))
+        return f(t, x)
+
+    def run(x0, ts):
+        calls.clear()
+        return solve(ODE(counted), x0, ts, solver=Dopri8(), control=control, save="all")
+
+    plain = run(START, [0.0, 2.0])
+    assert torch.equal(plain.evaluations, 3 + 12 * (plain.accepted + plain.rejected))
+    inside = run(START, [0.0, 0.1, 0.7, 0.7001, 1.55, 2.0])
+    extra = inside.evaluations - plain.evaluations
+    assert torch.equal(inside.x, plain.x)
+    assert set(extra.tolist()) <= {3, 6, 9, 12}
+    assert extra.double().mean() < 10
+    alone = run(START[5:6], [0.0, 0.1, 0.7, 0.7001, 1.55, 2.0])
+    assert len(calls) == int(alone.evaluations)
+    assert int(alone.evaluations) == int(inside.evaluations[5])
 
 
 # No sample knows of the others
@@ -410,6 +435,36 @@ def test_a_trial_that_is_not_finite_does_not_spoil_gradients():
     assert float(gradient) == pytest.approx(-0.5 / math.e, rel=1e-3)
 
 
+def test_a_callback_sees_every_step_that_counts():
+    """Steps of a sample join, and their dense output is the solution between."""
+    moves = []
+    control, ends = PIDController(1e-8, 1e-8), (2.0, 0.0)
+    solution = solve(ODE(f), START, ends, solver=Tsit5(), control=control, callback=moves.append)
+    for sample in (0, 17):
+        mine = [(m, int((m.samples == sample).nonzero())) for m in moves if sample in m.samples]
+        assert len(mine) == solution.accepted[sample]
+        times = [float(m.t0[i]) for m, i in mine] + [float(mine[-1][0].t1[mine[-1][1]])]
+        assert times[0] == 2.0
+        assert times[-1] == 0.0
+        assert times[1:] == [float(m.t1[i]) for m, i in mine]
+        assert torch.equal(mine[-1][0].x[mine[-1][1]], solution.x[sample])
+    middle = moves[3]
+    half = Tsit5().interpolate(middle.dense, torch.full_like(middle.t0, 0.5))
+    for row in (0, 5):
+        at = float(0.5 * (middle.t0 + middle.t1)[row])
+        exact = solve(ODE(f), START[middle.samples[row]][None], [2.0, at], solver=Tsit5(), control=control).x
+        torch.testing.assert_close(half[row : row + 1], exact, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("far", [math.nan, math.inf, 1e300])
+def test_a_first_step_is_never_of_length_zero(far):
+    """The estimate of the first step looks ahead, where there may be nothing."""
+    drift = ODE(lambda t, x: torch.where(t > 0.1, far, 0.01 * x))
+    solution = solve(drift, START, [0.0, 1.0], solver=Dopri5(), control=PIDController(max_steps=500), throw=False)
+    assert (solution.status == Status.NOT_FINITE).all() or far == 1e300
+    assert (solution.accepted > 3).all()
+
+
 # What is refused
 
 
@@ -419,8 +474,6 @@ def test_refusals():
         solve(EQUATION, x0, [0.0, 1.0], solver=SRID2(), noise=WhiteNoise(0), control=control)
     with pytest.raises(ValueError, match="EulerMaruyama does not estimate its error; for diagonal noise these do: SRID2"):
         solve(EQUATION, x0, [0.0, 1.0], solver=EulerMaruyama(), control=control)
-    with pytest.raises(ValueError, match="callback goes with a fixed grid"):
-        solve(ODE(f), x0, [0.0, 1.0], solver=Dopri5(), control=control, callback=print)
     with pytest.raises(ValueError, match=r"below what torch.float32 resolves; ask for 5e-07"):
         solve(ODE(f), x0, [0.0, 1.0], solver=Dopri5(), control=PIDController(1e-12, 1e-12))
     with pytest.raises(ValueError, match="lives on"):

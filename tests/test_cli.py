@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import sys
 
 import numpy as np
@@ -112,23 +113,30 @@ def test_samples_as_other_files(digits, moons, tmp_path):
 def test_likelihood_of_images(digits, tmp_path, capsys):
     argv = ["likelihood", str(digits), "--n", "6", "--probes", "2", "--tolerance", "1e-2", "--batch-size", "4"]
     assert main([*argv, "--csv", str(tmp_path / "a.csv")]) == 0
-    mean, probes = capsys.readouterr().out.splitlines()
+    mean, parts = capsys.readouterr().out.splitlines()
     rows = list(csv.DictReader((tmp_path / "a.csv").read_text().splitlines()))
     values = np.array([float(row["bits/dim"]) for row in rows])
     assert len(values) == 6
     assert f"{values.mean():.4f} ± {values.std(ddof=1) / 6**0.5:.4f} bits/dim" in mean
-    assert "6 held-out samples of digits" in mean
-    assert "2 probes" in probes
-    assert "6 held-out samples" in probes
-    errors = np.array([float(row["probe_stderr"]) for row in rows])
-    assert f"{np.sqrt(np.square(errors).sum()) / 6:.4f}" in probes
+    assert mean.startswith("digits: ")
+    assert "6 held-out samples" in mean
+    assert "(2 a trace)" in parts
+    assert "(2 draws)" in parts
+    shares = [float(re.search(rf"{name} ([0-9.]+)", parts)[1]) for name in ("data", "probes", "dequantisation")]
+    assert all(share > 0 for share in shares)
+    assert np.hypot.reduce(shares) == pytest.approx(values.std(ddof=1) / 6**0.5, rel=0.01)
+    errors = np.array([float(row["stderr"]) for row in rows])
+    assert (errors > 0).all()
+    assert main([*argv, "--draws", "1"]) == 0
+    assert "dequantisation with it (1 draw)" in capsys.readouterr().out
 
 
 def test_likelihood_of_points(moons, tmp_path, capsys):
     assert main(["likelihood", str(moons), "--n", "20", "--tolerance", "1e-3"]) == 0
-    mean, probes = capsys.readouterr().out.splitlines()
+    mean, parts = capsys.readouterr().out.splitlines()
     assert "nats" in mean
-    assert "exact" in probes
+    assert "exact" in parts
+    assert "dequantisation" not in parts
     np.save(tmp_path / "points.npy", np.random.default_rng(0).standard_normal((40, 2)))
     assert main(["likelihood", str(moons), "--data", str(tmp_path / "points.npy"), "--tolerance", "1e-2"]) == 0
     assert "over 4 held-out samples" in capsys.readouterr().out

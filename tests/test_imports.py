@@ -18,17 +18,20 @@ SDEKIT = [
     {"_solver._contract"},
     {"_solver._euler", "_solver._heun", "_solver._runge_kutta", "_solver._multistep", "_solver._predictor_corrector"}
     | {"_solver._milstein", "_solver._exponential", "_solver._stochastic_runge_kutta"},
+    {"_solver._dopri8"},
     {"_solver"},
     {"_solution", "_control", "_steps"},
     {"_gradient"},
+    {"_working"},
     {"_adaptive"},
     {"_integrate"},
-    {"interop._torchdiffeq", "interop._from_torchsde", "interop._to_torchsde", "interop._brownian"},
-    {"interop._torchsde_noise"},
-    {"interop._steps"},
-    {"interop._sdeint"},
-    {"interop"},
     {"_likelihood"},
+    {"interop._from_torchsde", "interop._to_torchsde", "interop._brownian"},
+    {"interop._torchsde_noise", "interop._torchdiffeq"},
+    {"interop._steps"},
+    {"interop._sdeint", "interop._odeint"},
+    {"interop._odeint_adjoint"},
+    {"interop"},
     {""},
 ]
 DIFFUSION = [
@@ -37,9 +40,11 @@ DIFFUSION = [
     {"nets", "metrics", "data"},
     {"_diffusion"},
     {"_model"},
-    {"_mixture", "_samplers", "_loss"},
+    {"_mixture", "_flow", "_loss"},
+    {"_samplers"},
     {"_sample", "_train", "_checkpoint"},
     {"_likelihood"},
+    {"_latent"},
     {""},
     {"_evaluation"},
     {"_figures"},
@@ -112,11 +117,11 @@ def test_public_names_of_sdekit():
         == """
         ODE RK4 SDE SEA SRA1 SRA3 SRID2 AbstractCorrector AbstractEmbeddedRungeKutta AbstractGradient AbstractNoise
         AbstractRungeKutta AbstractSDE AbstractSolver AbstractStochasticRungeKutta AbstractTrace AdamsBashforth Bosh3
-        BrownianPath Checkpointed Clocked Dopri5 EulerHeun EulerMaruyama Exact ExponentialEuler ExponentialHeun Heun
+        BrownianPath Checkpointed Clocked Dopri5 Dopri8 EulerHeun EulerMaruyama Exact ExponentialEuler ExponentialHeun Heun
         Hutchinson Increment Langevin Likelihood Midpoint Milstein NotFiniteError Order PIDController Point
         PredictorCorrector ProbabilityFlow ReverseSDE Reversible ReversibleHeun SPaRK SemiLinear ShARK SlowRK Solution
         Stage Status Step StochasticTableau Tableau Tsit5 UnfinishedError WhiteNoise elementary fresh_seed geometric
-        integrate interop log_likelihood normal sdeint solve uniform uniform01
+        integrate interop log_likelihood normal odeint odeint_adjoint odeint_event sdeint solve uniform uniform01
     """.split()
     )
     assert all(hasattr(sdekit, name) for name in sdekit.__all__)
@@ -127,8 +132,8 @@ def test_public_names_of_sdekit_diffusion():
         sdekit_diffusion.__all__
         == """
         DIFFUSIONS METHODS VESDE VPSDE AbstractDiffusion AbstractMethod AbstractModel AdaptiveFlow BitsPerDim CheckpointError
-        GaussianMixture InTime OnClock Recipe Record ScoreModel SubVPSDE bits_per_dim data dsm_loss fit load log_likelihood
-        metrics nets sample save training
+        GaussianMixture InTime OnClock Recipe Record ScoreModel SubVPSDE bits_per_dim data decode dsm_loss
+        encode fit interpolate load log_likelihood metrics nets sample save training
     """.split()
     )
     assert all(hasattr(sdekit_diffusion, name) for name in sdekit_diffusion.__all__)

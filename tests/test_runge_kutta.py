@@ -8,10 +8,11 @@ import math
 import numpy as np
 import pytest
 import torch
+from scipy.integrate import solve_ivp
 
-from sdekit import ODE, RK4, Bosh3, Dopri5, Increment, Tableau, Tsit5
+from sdekit import ODE, RK4, AbstractSDE, Bosh3, Dopri5, Dopri8, Increment, PIDController, Tableau, Tsit5, solve
 
-METHODS = pytest.mark.parametrize("solver", [RK4(), Bosh3(), Dopri5(), Tsit5()], ids=str)
+METHODS = pytest.mark.parametrize("solver", [RK4(), Bosh3(), Dopri5(), Tsit5(), Dopri8()], ids=str)
 
 
 # Order conditions
@@ -64,9 +65,14 @@ def conditions(tableau, order, b):
     return np.array([*rows, *(np.array(b) @ weights(t, a) - 1 / density(t) for p in range(1, order + 1) for t in trees(p))])
 
 
+def lower(order):
+    """The order of the embedded method: one less, but for the method of order eight."""
+    return 5 if order == 8 else order - 1
+
+
 def everything(tableau, order):
-    """The conditions of the method, and of the embedded one an order lower."""
-    embedded = [] if tableau.embedded is None else conditions(tableau, order - 1, tableau.embedded)
+    """The conditions of the method, and of the embedded one."""
+    embedded = [] if tableau.embedded is None else conditions(tableau, lower(order), tableau.embedded)
     return np.concatenate([conditions(tableau, order, tableau.b), embedded])
 
 
@@ -85,12 +91,14 @@ def test_the_middle_is_of_order_four_and_no_neighbour_is(solver):
 
 
 def test_the_number_of_trees():
-    assert [len(trees(p)) for p in range(1, 7)] == [1, 1, 2, 4, 9, 20]
+    assert [len(trees(p)) for p in range(1, 9)] == [1, 1, 2, 4, 9, 20, 48, 115]
 
 
 @METHODS
 def test_order_conditions_hold(solver):
-    assert np.abs(everything(solver.tableau, solver.order["none"].strong)).max() < 2e-14
+    assert np.abs(everything(solver.tableau, solver.order["none"].strong)).max() < (
+        2e-14 if isinstance(solver, Tsit5) else 1e-14
+    )
 
 
 @METHODS
@@ -117,7 +125,7 @@ def test_no_further_order_is_hidden(solver):
     order = solver.order["none"].strong
     assert np.abs(conditions(solver.tableau, order + 1, solver.tableau.b)).max() > 1e-5
     if solver.tableau.embedded:
-        assert np.abs(conditions(solver.tableau, order, solver.tableau.embedded)).max() > 1e-5
+        assert np.abs(conditions(solver.tableau, lower(order) + 1, solver.tableau.embedded)).max() > 1e-5
 
 
 # Slopes
@@ -133,20 +141,25 @@ def one_step(solver, t0, h, x):
 @METHODS
 @pytest.mark.parametrize("direction", [1, -1], ids=["forwards", "backwards"])
 def test_slopes_of_one_step_and_of_its_error_estimate(solver, direction):
-    """dx = x^2 cos(t) dt, x = 1 / (1 / x_0 + sin t_0 - sin t)."""
-    t0, x0, h = 0.3, torch.tensor([[0.9]], dtype=torch.float64), 2.0 ** -np.arange(2, 8)
+    """dx = x^2 cos(t) dt, x = 1 / (1 / x_0 + sin t_0 - sin t), in the mean square of some x_0."""
+    order = solver.order["none"].strong
+    h = 2.0 ** -np.linspace(*((0.5, 3) if order == 8 else (2, 7)), 6)
+    t0, x0 = 0.3, torch.linspace(0.4, 1.3, 15, dtype=torch.float64)[:, None]
     errors, estimates = [], []
     for step in direction * h:
-        exact = 1 / (1 / 0.9 + math.sin(t0) - math.sin(t0 + step))
+        exact = 1 / (1 / x0 + math.sin(t0) - math.sin(t0 + step))
         found = one_step(solver, t0, step, x0)
-        errors.append(abs(float(found.x) - exact))
+        errors.append(mean_square(found.x - exact))
         if solver.embedded:
-            estimates.append(abs(float(found.error)))
-    order = solver.order["none"].strong
+            estimates.append(float(solver.quotient(mean_square, found.error)))
     # From below: one problem may be kinder than the order, which the test before this one shows not to be higher.
     assert finest_slope(h, errors) > order + 1 - 0.3
     if solver.embedded:
         assert finest_slope(h, estimates) > solver.embedded - 0.3
+
+
+def mean_square(x):
+    return x.square().mean().sqrt()
 
 
 def finest_slope(h, errors):
@@ -154,6 +167,101 @@ def finest_slope(h, errors):
     h, errors = (np.array(values)[np.array(errors) > 1e-13][-3:] for values in (h, errors))
     assert len(h) == 3
     return np.polyfit(np.log(h), np.log(errors), 1)[0]
+
+
+# Order eight
+
+
+class Unit(AbstractSDE):
+    """Slopes that are unit vectors, one after another from a number on: what is made of them are a method's weights."""
+
+    noise_type = "none"
+
+    def __init__(self, number):
+        self.vectors, self.points = iter(torch.eye(16, dtype=torch.float64)[number:, None]), []
+
+    def drift(self, t, x):
+        self.points.append((t, x[0].numpy()))
+        return next(self.vectors)
+
+    def diffusion(self, t, x):
+        return 0.0
+
+
+def output_of_dopri8():
+    """A, c with the three stages of the output, and its weights by theta."""
+    start, first = torch.zeros(1, 16, dtype=torch.float64), torch.eye(16, dtype=torch.float64)[:1]
+    step = Dopri8().step(Unit(1), 0.0, 1.0, start, Increment(), (first,))
+    more = Unit(13)
+    dense = Dopri8().dense(more, 0.0, 1.0, step.dense)
+    a, c = arrays(Dopri8.tableau)
+    a = np.concatenate([np.pad(a, ((0, 0), (0, 3))), [x for _, x in more.points]])
+    c = np.array([*c, *(t for t, _ in more.points)])
+    return a, c, lambda theta: Dopri8().interpolate(dense, torch.tensor([theta], dtype=torch.float64))[0].numpy()
+
+
+def test_output_of_dopri8_is_of_order_seven_and_no_higher():
+    a, c, b = output_of_dopri8()
+    assert a.shape == (16, 16)
+    assert np.abs(a.sum(1) - c).max() < 1e-14
+    for theta in (0.0, 0.1, 0.5, 0.77, 1.0):
+        by_order = [max(abs(b(theta) @ weights(t, a) - theta**p / density(t)) for t in trees(p)) for p in range(1, 9)]
+        assert max(by_order[:7]) < 1e-13
+        assert by_order[7] > 1e-8 or theta in (0.0, 1.0)
+    assert np.abs(b(1.0)[:13] - Dopri8.tableau.b).max() < 1e-14
+
+
+def test_the_second_estimate_of_dopri8_is_less_a_method_of_order_three():
+    unit = torch.eye(16, dtype=torch.float64)[:1]
+    _, third = Dopri8().step(Unit(1), 0.0, 1.0, 0 * unit, Increment(), (unit,)).error
+    embedded = np.array(Dopri8.tableau.b) - third[0, :13].numpy()
+    assert np.abs(conditions(Dopri8.tableau, 3, embedded)).max() < 1e-14
+    assert np.abs(conditions(Dopri8.tableau, 4, embedded)).max() > 1e-3
+
+
+def test_the_coefficients_of_dopri8_are_those_of_scipy():
+    from scipy.integrate._ivp import dop853_coefficients as theirs
+
+    a, c, b = output_of_dopri8()
+    np.testing.assert_allclose(a, theirs.A, rtol=0, atol=1e-15)
+    np.testing.assert_allclose(c, theirs.C, rtol=0, atol=1e-15)
+    np.testing.assert_allclose(Dopri8.tableau.difference, theirs.E5, rtol=0, atol=1e-15)
+    # The polynomial through the coefficients as scipy's: s (d_1 + (1 - s) (d_2 + ...)).
+    rise = np.append(theirs.B, [0] * 4)
+    first, last = np.eye(16)[0], np.eye(16)[12]
+    expected, s = np.zeros(16), 0.3
+    for i, term in reversed(list(enumerate([rise, first - rise, 2 * rise - first - last, *theirs.D]))):
+        expected = (expected + term) * (1 - s if i % 2 else s)
+    np.testing.assert_allclose(b(s), expected, rtol=0, atol=1e-12)
+
+
+def test_the_quotient_of_dopri8():
+    fifth, third = (
+        torch.tensor(v, dtype=torch.float64) for v in ([3.0, 0.0, 0.0, torch.inf, 1.0], [40.0, 0.0, 1.0, 1.0, torch.inf])
+    )
+    q = Dopri8().quotient(lambda e: e, (fifth, third))
+    torch.testing.assert_close(q, torch.tensor([9 / 5, 0.0, 0.0, torch.inf, torch.inf], dtype=torch.float64))
+
+
+@pytest.mark.parametrize("ends", [(0.0, 10.0), (3.0, 0.0)], ids=["forwards", "backwards"])
+@pytest.mark.parametrize("tol", [1e-5, 1e-8, 1e-11])
+def test_dopri8_steps_as_scipys_dop853(ends, tol):
+    """Van der Pol's equation. Steps may differ by their first; evaluations do not by more than a tenth."""
+
+    def f(t, y):
+        return [y[1], 2 * (1 - y[0] ** 2) * y[1] - y[0]]
+
+    inside = [ends[0], *(ends[0] + (ends[1] - ends[0]) * part for part in (0.21, 0.5, 0.93)), ends[1]]
+    theirs = solve_ivp(f, ends, [2.0, 0.0], method="DOP853", rtol=tol, atol=tol)
+    exact = solve_ivp(f, ends, [2.0, 0.0], method="DOP853", rtol=3e-14, atol=3e-14, t_eval=inside).y.T
+    equation = ODE(lambda t, x: torch.stack(f(t, x.unbind(1)), dim=1))
+    x0 = torch.tensor([[2.0, 0.0]], dtype=torch.float64)
+    ours = solve(equation, x0, inside, solver=Dopri8(), control=PIDController(tol, tol), save="all")
+    assert int(ours.evaluations) - 3 * 3 == pytest.approx(theirs.nfev, rel=0.1)
+    assert np.abs(ours.xs[:, 0].numpy() - exact).max() < 20 * max(tol, np.abs(theirs.y[:, -1] - exact[-1]).max())
+
+
+# Times
 
 
 @METHODS

@@ -9,9 +9,10 @@ import pytest
 import torch
 from torch import nn
 
-from sdekit import RK4, EulerMaruyama, Heun, Langevin, NotFiniteError, PredictorCorrector
+from sdekit import RK4, EulerMaruyama, Heun, Langevin, NotFiniteError, PredictorCorrector, UnfinishedError
 from sdekit_diffusion import METHODS, VESDE, VPSDE, AdaptiveFlow, GaussianMixture, InTime, OnClock, ScoreModel, SubVPSDE, sample
-from sdekit_diffusion._samplers import on_clock, span_of
+from sdekit_diffusion._flow import span_of
+from sdekit_diffusion._samplers import on_clock
 
 Z = 5.5
 SDES = ["ve", "vp", "subvp"]
@@ -271,9 +272,9 @@ def test_ode_counts_and_never_leaves_the_interval():
         return mixture.score(t, x, vp)
 
     solution = sample(score, 3, sde=vp, shape=(2,), method="ode", seed=1, return_solution=True)
-    assert len(times) == 3 * int(solution.evaluations[0])
+    assert len(times) >= int(solution.evaluations.sum())
     assert max(times) <= 1.0
-    assert min(times) >= float(solution.ts[-1]) * (1 - 1e-9)
+    assert min(times) >= float(solution.ts[-1]) * (1 - 1e-6)  # float32
     tight = sample(mixture, 3, sde=vp, method=AdaptiveFlow(1e-9, 1e-9), seed=1, dtype=torch.float64)
     loose = sample(mixture, 3, sde=vp, method=AdaptiveFlow(1e-6, 1e-6), seed=1, dtype=torch.float64)
     torch.testing.assert_close(loose, tight, rtol=0, atol=1e-4)
@@ -319,13 +320,15 @@ def test_failures_name_time_and_rows_of_the_whole_call(method):
         return torch.where((t[:, None] < 0.5) & (x.abs().amax(1, keepdim=True) > 50), math.nan, 0 * x)
 
     model = ScoreModel(net, "vp", "data", shape=(2,))
-    steps = None if method == "ode" else 40
+    if method == "ode":
+        with pytest.raises(UnfinishedError, match=r"1 of 2 samples did not reach the end \(row 5: .* at t = 0\.5"):
+            sample(model, x_T=x_T, method=method, batch_size=4)
+        return
     with pytest.raises(NotFiniteError, match="1 of 6 samples") as caught:
-        sample(model, x_T=x_T, method=method, steps=steps, seed=0, batch_size=4)
+        sample(model, x_T=x_T, method=method, steps=40, seed=0, batch_size=4)
     assert caught.value.samples == [5]
     assert caught.value.step > 0
-    assert caught.value.t < 0.58
-    assert method == "ode" or caught.value.t > 0.4  # adaptive steps may go far beyond 0.5 at once
+    assert 0.4 < caught.value.t < 0.58
 
 
 @pytest.mark.parametrize("eta", [-1.0, math.nan, math.inf])

@@ -21,7 +21,10 @@ from sdekit import (
     SRA3,
     SRID2,
     AdamsBashforth,
+    Bosh3,
     Clocked,
+    Dopri5,
+    Dopri8,
     EulerHeun,
     EulerMaruyama,
     ExponentialEuler,
@@ -37,6 +40,7 @@ from sdekit import (
     ShARK,
     SlowRK,
     SPaRK,
+    Tsit5,
     WhiteNoise,
     solve,
     uniform,
@@ -256,7 +260,8 @@ def test_adams_bashforth_has_the_classical_weights_on_even_grids(k, published):
 # What every solver keeps
 
 
-ALL = [*SOLVERS, PredictorCorrector(EulerMaruyama(), Langevin(steps=2))]
+PAIRS = [Bosh3(), Dopri5(), Tsit5(), Dopri8()]  # their orders are in test_runge_kutta.py
+ALL = [*SOLVERS, *PAIRS, PredictorCorrector(EulerMaruyama(), Langevin(steps=2))]
 
 
 def every_problem(solver):
@@ -289,7 +294,7 @@ def test_shapes_dtypes_and_batch_independence(solver, event, dtype):
         assert run(x0[:0], WhiteNoise(1)).shape == (0, *event)
 
 
-@pytest.mark.parametrize("solver", [s for s in SOLVERS if not isinstance(s, AdamsBashforth)], ids=str)
+@pytest.mark.parametrize("solver", [s for s in [*SOLVERS, *PAIRS] if not isinstance(s, AdamsBashforth)], ids=str)
 @pytest.mark.parametrize("event", [(), (3,), (2, 1, 3)], ids=str)
 def test_samples_may_have_times_of_their_own(solver, event):
     generator = torch.Generator().manual_seed(0)
@@ -309,8 +314,10 @@ def test_samples_may_have_times_of_their_own(solver, event):
             single = solver.step(equation, t0[i].item(), t1[i].item(), x[row], alone, state)
             torch.testing.assert_close(end.x[row], single.x, rtol=1e-12, atol=1e-12)
             if end.error is not None:
-                assert end.error.shape == x.shape
-                torch.testing.assert_close(end.error[row], single.error, rtol=1e-12, atol=1e-12)
+                estimates = (end.error, single.error) if isinstance(end.error, tuple) else ((end.error,), (single.error,))
+                for error, other in zip(*estimates, strict=True):
+                    assert error.shape == x.shape
+                    torch.testing.assert_close(error[row], other, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("solver", ALL, ids=str)

@@ -1,6 +1,7 @@
 """Solvers: the contract in `_contract`, one family a file."""
 
 from sdekit._solver._contract import AbstractSolver, Order, Step
+from sdekit._solver._dopri8 import Dopri8
 from sdekit._solver._euler import EulerMaruyama
 from sdekit._solver._exponential import ExponentialEuler, ExponentialHeun
 from sdekit._solver._heun import EulerHeun, Heun, Midpoint, ReversibleHeun
@@ -35,6 +36,7 @@ __all__ = [
     "AdamsBashforth",
     "Bosh3",
     "Dopri5",
+    "Dopri8",
     "EulerHeun",
     "EulerMaruyama",
     "ExponentialEuler",

@@ -1,7 +1,7 @@
 """What a solver is: a frozen description of one step, with the orders it promises."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, Self
 
 import torch
@@ -24,8 +24,8 @@ class Order(NamedTuple):
 class Step(NamedTuple):
     """What a step returns; each part is a tensor or a tuple of tensors with the batch first.
 
-    x: the state at t1. error: an estimate of the step's error, or None. dense: what describes the step between its ends, or
-    None. state: what the next step is given.
+    x: the state at t1. error: an estimate of the step's error, or what `quotient` makes one number a sample of; or None.
+    dense: what describes the step between its ends, or None. state: what the next step is given.
     """
 
     x: Tensor
@@ -65,8 +65,21 @@ class AbstractSolver(ABC):
     def step(self, problem: AbstractSDE, t0: Time, t1: Time, x: Tensor, noise: Increment, state: Tree) -> Step:
         """From x at t0 to t1; t1 < t0 is reverse time. Times are floats, or `(batch,)` where samples have their own."""
 
+    def quotient(self, measure: Callable[[Tensor], Tensor], error: Tree) -> Tensor:
+        """q, the error of a step relative to the tolerance, `(batch,)`, from what the step returned as `error`.
+
+        measure is the controller's norm, `(batch, *event)` to `(batch,)`, infinite where a sample is not finite; so is q.
+        """
+        return measure(error)
+
+    def dense(self, problem: AbstractSDE, t0: Time, t1: Time, dense: Tree) -> Tree:
+        """What `interpolate` is given, from what the step from t0 to t1 returned as `dense`: evaluations that only output
+        between steps needs are made here, and asked for only where there is one.
+        """
+        return dense
+
     def interpolate(self, dense: Tree, theta: Tensor) -> Tensor:
-        """The state at t_0 + theta (t_1 - t_0), theta `(batch,)`, from what a step returned as `dense`.
+        """The state at t_0 + theta (t_1 - t_0), theta `(batch,)`, from what the method `dense` returned.
 
         For equations without noise; with noise the path is bridged.
         """

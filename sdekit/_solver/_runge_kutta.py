@@ -43,10 +43,10 @@ class AbstractRungeKutta(AbstractSolver, ABC):
 
     def step(self, problem: AbstractSDE, t0: Time, t1: Time, x: Tensor, noise: Increment, state: Tree) -> Step:
         tableau, dt = self.tableau, t1 - t0
-        width, moves, times = broadcast(dt, x), [], _stage_times(tableau.c, t0, t1, x)
+        width, moves, times = broadcast(dt, x), [], stage_times(tableau.c, t0, t1, x)
         for t, row in zip(times[:-1], tableau.a, strict=True):
-            moves.append(width * problem.drift(t, _combined(x, row, moves)))
-        return Step(_combined(x, tableau.b, moves))
+            moves.append(width * problem.drift(t, combined(x, row, moves)))
+        return Step(combined(x, tableau.b, moves))
 
 
 class AbstractEmbeddedRungeKutta(AbstractRungeKutta, ABC):
@@ -58,14 +58,14 @@ class AbstractEmbeddedRungeKutta(AbstractRungeKutta, ABC):
     def step(self, problem: AbstractSDE, t0: Time, t1: Time, x: Tensor, noise: Increment, state: Tree) -> Step:
         tableau, dt = self.tableau, t1 - t0
         # Slopes times the step: with a step a sample this is one product a stage, and weights are numbers.
-        width, moves, times = broadcast(dt, x), [], _stage_times(tableau.c, t0, t1, x)
+        width, moves, times = broadcast(dt, x), [], stage_times(tableau.c, t0, t1, x)
         for t, row in zip(times[:-1], tableau.a, strict=True):
-            slope = problem.drift(t, _combined(x, row, moves)) if moves else state[0]
+            slope = problem.drift(t, combined(x, row, moves)) if moves else state[0]
             moves.append(width * slope)
-        end = _combined(x, tableau.b, moves)
+        end = combined(x, tableau.b, moves)
         slope = problem.drift(times[-1], end)
         moves.append(width * slope)
-        error = _combined(moves[0] * tableau.difference[0], tableau.difference[1:], moves[1:])
+        error = combined(moves[0] * tableau.difference[0], tableau.difference[1:], moves[1:])
         return Step(end, error, (x, end, *moves), (slope,))
 
     def interpolate(self, dense: Tree, theta: Tensor) -> Tensor:
@@ -76,17 +76,15 @@ class AbstractEmbeddedRungeKutta(AbstractRungeKutta, ABC):
         if self.tableau.middle is not None:
             # A quartic that vanishes at both ends with its slope takes up what the cubic misses halfway.
             cubic = 0.5 * (start + end) + 0.125 * (moves[0] - moves[-1])
-            bend = bend + 16 * s * (s - 1) * (_combined(start, self.tableau.middle, moves) - cubic)
+            bend = bend + 16 * s * (s - 1) * (combined(start, self.tableau.middle, moves) - cubic)
         return torch.lerp(start, end, s) + s * (s - 1) * bend
 
 
-def _stage_times(c: tuple[float, ...], t0: Time, t1: Time, x: Tensor) -> Sequence[Time]:
+def stage_times(c: tuple[float, ...], t0: Time, t1: Time, x: Tensor) -> Sequence[Time]:
     """t_0 + c dt, then t_1; a stage at the end of a step is on t_1 itself, never a rounding beyond it."""
     if not isinstance(t0, Tensor) or not isinstance(t1, Tensor):
         return [*(t1 if ci == 1 else t0 + ci * (t1 - t0) for ci in c), t1]
-    # All in one call, in the precision of the state.
-    times = torch.lerp(t0, t1, _nodes(c, t0.device).reshape(-1, *[1] * t0.ndim))
-    return times.to(x.dtype if x.dtype.itemsize >= 4 else torch.float32).unbind(0)
+    return torch.lerp(t0, t1, _nodes(c, t0.device).reshape(-1, *[1] * t0.ndim)).unbind(0)  # all in one call
 
 
 @cache
@@ -94,7 +92,7 @@ def _nodes(c: tuple[float, ...], device: torch.device) -> Tensor:
     return torch.tensor([*c, 1.0], dtype=torch.float64, device=device)
 
 
-def _combined(x: Tensor, weights: Sequence[float], moves: Sequence[Tensor]) -> Tensor:
+def combined(x: Tensor, weights: Sequence[float], moves: Sequence[Tensor]) -> Tensor:
     """x + sum_j w_j k_j."""
     if x.dtype.itemsize < 4:
         for weight, move in zip(weights[: len(moves)], moves, strict=True):

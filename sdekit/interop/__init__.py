@@ -1,10 +1,14 @@
-"""Bridges to torchdiffeq, whose adaptive solvers are an engine here, and to torchsde, whose programs run here."""
+"""Bridges to torchdiffeq and torchsde: their programs run here, and their solvers are engines for equations of ours."""
+
+from torchdiffeq import odeint_event
 
 from sdekit.interop._brownian import BrownianTreeNoiseSampler, TorchsdeBrownian
 from sdekit.interop._from_torchsde import from_torchsde
+from sdekit.interop._odeint import odeint
+from sdekit.interop._odeint_adjoint import odeint_adjoint
 from sdekit.interop._sdeint import sdeint
 from sdekit.interop._to_torchsde import to_torchsde
-from sdekit.interop._torchdiffeq import odeint, solve_ode
+from sdekit.interop._torchdiffeq import solve_ode
 from sdekit.interop._torchsde_noise import TorchsdeNoise
 
 __all__ = [
@@ -13,6 +17,8 @@ __all__ = [
     "TorchsdeNoise",
     "from_torchsde",
     "odeint",
+    "odeint_adjoint",
+    "odeint_event",
     "sdeint",
     "solve_ode",
     "to_torchsde",

@@ -45,9 +45,9 @@ class _AsTorchsde(nn.Module):
         super().__init__()
         self.problem, self.event = problem, event
         self.noise_type, self.sde_type = problem.noise_type, problem.sde_type
-        held = {id(item): item for root in (problem, *modules) for item in _held(root, set())}.values()
-        self.held_modules = nn.ModuleList(item for item in held if isinstance(item, nn.Module))
-        self.held_parameters = nn.ParameterList(item for item in held if isinstance(item, nn.Parameter))
+        items = {id(item): item for root in (problem, *modules) for item in held(root)}.values()
+        self.held_modules = nn.ModuleList(item for item in items if isinstance(item, nn.Module))
+        self.held_parameters = nn.ParameterList(item for item in items if isinstance(item, nn.Parameter))
 
     def _state(self, y: Tensor) -> Tensor:
         return y if self.event is None else y.reshape(len(y), *self.event)
@@ -71,8 +71,9 @@ class _AsTorchsde(nn.Module):
         return self.problem.diffuse(float(t), x, dw, torch.zeros_like(x)).reshape(y.shape)
 
 
-def _held(value: object, seen: set[int]) -> Iterator[nn.Module | nn.Parameter]:
+def held(value: object, seen: set[int] | None = None) -> Iterator[nn.Module | nn.Parameter]:
     """The modules and parameters within what an equation is made of: dataclasses, containers and functions."""
+    seen = set() if seen is None else seen
     if id(value) in seen:
         return
     seen.add(id(value))
@@ -80,7 +81,7 @@ def _held(value: object, seen: set[int]) -> Iterator[nn.Module | nn.Parameter]:
         yield value
         return
     for part in _parts(value):
-        yield from _held(part, seen)
+        yield from held(part, seen)
 
 
 def _parts(value: object) -> Iterable[object]:

@@ -1,0 +1,272 @@
+"""torchdiffeq's odeint, solved here where the method is ours and by torchdiffeq itself where it is not."""
+
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import Any
+
+import torch
+import torchdiffeq
+from torch import Tensor
+
+from sdekit._adaptive import adaptive
+from sdekit._control import PIDController
+from sdekit._grid import times
+from sdekit._integrate import integrate
+from sdekit._sde import AbstractSDE
+from sdekit._solution import Counted, Point, Status, UnfinishedError
+from sdekit._solver import (
+    AbstractRungeKutta,
+    AbstractSolver,
+    Bosh3,
+    Dopri5,
+    Dopri8,
+    EulerMaruyama,
+    Heun,
+    Midpoint,
+    Order,
+    Tableau,
+)
+from sdekit.elementary import Time
+from sdekit.interop._steps import steps
+
+State = Tensor | tuple[Tensor, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class _Heun3(AbstractRungeKutta):
+    """Heun's method of order three (1900)."""
+
+    order = {"none": Order(3, 3)}
+    tableau = Tableau(a=((), (1 / 3,), (0, 2 / 3)), b=(1 / 4, 0, 3 / 4), c=(0, 1 / 3, 2 / 3))
+
+
+@dataclass(frozen=True, eq=False)
+class _ThreeEighths(AbstractRungeKutta):
+    """Kutta's other method of order four (1901), which is torchdiffeq's "rk4"."""
+
+    order = {"none": Order(4, 4)}
+    tableau = Tableau(
+        a=((), (1 / 3,), (-1 / 3, 1), (1, -1, 1)),
+        b=(1 / 8, 3 / 8, 3 / 8, 1 / 8),
+        c=(0, 1 / 3, 2 / 3, 1),
+    )
+
+
+# torchdiffeq's names. What is not here, torchdiffeq solves or refuses.
+ADAPTIVE: dict[str, AbstractSolver] = {"dopri5": Dopri5(), "dopri8": Dopri8(), "bosh3": Bosh3()}
+FIXED: dict[str, AbstractSolver] = {
+    "euler": EulerMaruyama(),
+    "midpoint": Midpoint(),
+    "heun2": Heun(),
+    "heun3": _Heun3(),
+    "rk4": _ThreeEighths(),
+}
+
+# The options of adaptive methods, their names in PIDController, and what they are.
+_CONTROL: dict[str, tuple[str, type]] = {
+    "first_step": ("first", float),
+    "safety": ("safety", float),
+    "ifactor": ("largest", float),
+    "dfactor": ("smallest", float),
+    "max_num_steps": ("max_steps", int),
+}
+_ENDLESS = 2**31 - 1  # steps, as in torchdiffeq
+_CALLBACKS = ("callback_step", "callback_accept_step", "callback_reject_step")
+
+
+def odeint(
+    func: Callable[..., Any],
+    y0: State,
+    t: Tensor | Sequence[float],
+    *,
+    rtol: Any = 1e-7,  # noqa: ANN401 - a number, or what torchdiffeq takes
+    atol: Any = 1e-9,  # noqa: ANN401
+    method: str | None = None,
+    options: dict[str, Any] | None = None,
+    event_fn: Callable[..., Any] | None = None,
+) -> Any:  # noqa: ANN401 - as y0, or the pair that event_fn asks for
+    """Solves dy = func(t, y) dt as `torchdiffeq.odeint` does: its arguments, defaults and names of methods.
+
+    The whole of y is one system with one step. The methods "dopri5", "dopri8" (of another pair of order eight, `Dopri8`),
+    "bosh3", "euler", "midpoint", "heun2", "heun3" and "rk4" are made here, with the options "first_step", "safety", "ifactor",
+    "dfactor" and "max_num_steps", or "step_size". Other methods and options, `event_fn`, gradients with respect to t, complex
+    states, tolerances of each element and callbacks of func are handed to torchdiffeq with the same arguments. Different on
+    purpose, where steps are made here:
+
+    - func is never asked for a time outside the interval;
+    - what cannot be solved is an error: a state that is not finite, and a tolerance below the rounding of y's dtype;
+    - max_num_steps, by default 2^31 - 1 as there, is for the whole solve, times the number of its intervals;
+    - with step_size steps are counted, not accumulated, so none has the width of a rounding.
+
+    Arguments:
+        func: `func(t, y)`, shaped as y; t is a 0-dim tensor of y's dtype.
+        y0: the state at t[0], floating, of any shape, or a tuple of such tensors.
+        t: the times of the result, strictly monotone.
+        rtol, atol: the tolerances of the root mean square of y; of a tuple, of each of its tensors.
+        method: a name of torchdiffeq's; None is "dopri5".
+        options, event_fn: as torchdiffeq's.
+
+    Returns:
+        the states at t, `(len(t), *y0.shape)`, the first of them y0; for a tuple a tuple of these.
+
+    Raises:
+        UnfinishedError: where adaptive steps fail: it says when and why.
+        NotFiniteError: where fixed steps reach a state that is not finite.
+        TypeError: for a state that is not floating.
+        ValueError: for times that are not monotone, tolerances that are negative or cannot be met, or an unknown method.
+
+    References:
+        Chen 2018, torchdiffeq, https://github.com/rtqichen/torchdiffeq.
+    """
+    given: dict[str, Any] = {"rtol": rtol, "atol": atol, "method": method, "options": options}
+    if not solved_here(func, y0, t, event_fn, **given):
+        return torchdiffeq.odeint(
+            func, y0, t if isinstance(t, Tensor) else torch.tensor(t, dtype=torch.float64), **given, event_fn=event_fn
+        )
+    method, options, system = method or "dopri5", options or {}, System(func, y0)
+    x0 = system.flat(y0)
+    if isinstance(t, Tensor) and t.ndim != 1:
+        raise ValueError(f"t must have one dimension, the times of the result, not shape {tuple(t.shape)}")
+    if len(t) == 1 or not x0.numel():
+        xs = x0.expand(len(t), *x0.shape)
+    elif method in ADAPTIVE:
+        xs = _adaptive(system, x0, times(t), ADAPTIVE[method], float(rtol), float(atol), options)
+    else:
+        size = options.get("step_size")
+        xs = torch.stack(list(_stepped(system, x0, times(t), FIXED[method], None if size is None else float(size))))
+    return system.shaped(xs[:, 0])
+
+
+def solved_here(
+    func: object,
+    y0: object,
+    t: Tensor | Sequence[float],
+    event_fn: object,
+    *,
+    rtol: object,
+    atol: object,
+    method: str | None,
+    options: dict[str, Any] | None,
+) -> bool:
+    """Whether the arguments of odeint ask for nothing that only torchdiffeq has."""
+    parts = y0 if isinstance(y0, tuple) else (y0,)
+    theirs = (
+        event_fn is not None,
+        isinstance(t, Tensor) and t.requires_grad,
+        any(hasattr(func, name + way) for name in _CALLBACKS for way in ("", "_adjoint")),
+        any(isinstance(part, Tensor) and part.is_complex() for part in parts),
+        any(isinstance(tol, tuple | list) or (isinstance(tol, Tensor) and tol.numel() != 1) for tol in (rtol, atol)),
+    )
+    if method is None or method in ADAPTIVE:
+        return not any(theirs) and set(options or ()) <= set(_CONTROL)
+    return not any(theirs) and method in FIXED and set(options or ()) <= {"step_size"}
+
+
+class System(AbstractSDE):
+    """func as an equation whose batch is one state, flat: `(1, n)`.
+
+    Arguments:
+        func, y0: as of `odeint`.
+
+    Raises:
+        TypeError: for a y0 that is not a floating tensor or a tuple of them; in a solve for what else func returns.
+        ValueError: in a solve, where func returns another number of elements.
+    """
+
+    noise_type = "none"
+
+    def __init__(self, func: Callable[..., Any], y0: State) -> None:
+        parts = y0 if isinstance(y0, tuple) else (y0,)
+        if not parts or not all(isinstance(part, Tensor) and part.is_floating_point() for part in parts):
+            given = [str(part.dtype) if isinstance(part, Tensor) else type(part).__name__ for part in parts]
+            raise TypeError(
+                f"y0 must be a floating tensor or a tuple of them, not {', '.join(given) or 'an empty tuple'}; convert "
+                "integers with .float(), and a list with tuple()"
+            )
+        self.func, self.single = func, isinstance(y0, Tensor)
+        self.shapes = [part.shape for part in parts]
+        self.sizes = [part.numel() for part in parts]
+
+    def flat(self, y: State) -> Tensor:
+        """A state as `(1, n)`."""
+        parts = (y,) if isinstance(y, Tensor) else y
+        return torch.cat([part.reshape(1, -1) for part in parts], dim=1)
+
+    def shaped(self, x: Tensor) -> State:
+        """States `(*times, n)` as func knows them."""
+        ends = [*accumulate(self.sizes)]  # slices, which unlike the parts of a split func may change in place
+        parts = (x[..., end - size : end] for end, size in zip(ends, self.sizes, strict=True))
+        parts = tuple(part.reshape((*x.shape[:-1], *shape)) for part, shape in zip(parts, self.shapes, strict=True))
+        return parts[0] if self.single else parts
+
+    def drift(self, t: Time, x: Tensor) -> Tensor:
+        t = t.reshape(()).to(x.dtype) if isinstance(t, Tensor) else torch.full((), t, dtype=x.dtype, device=x.device)
+        slopes = self.func(t, self.shaped(x[0]))
+        parts = (slopes,) if self.single else tuple(slopes)
+        if not all(isinstance(part, Tensor) for part in parts):
+            wanted = "a tensor" if self.single else f"{len(self.shapes)} tensors"
+            raise TypeError(f"func(t, y) returned {type(slopes).__name__}; it must return {wanted}, shaped as y")
+        # Of a tuple torchdiffeq asks for the numbers of elements alone.
+        if [part.numel() for part in parts] != self.sizes or (self.single and parts[0].shape != self.shapes[0]):
+            given, wanted = [tuple(part.shape) for part in parts], [tuple(shape) for shape in self.shapes]
+            raise ValueError(f"func(t, y) returned {given} for a state of shapes {wanted}; return the state's")
+        return self.flat(parts).to(x.dtype)
+
+    def diffusion(self, t: Time, x: Tensor) -> float:
+        return 0.0
+
+
+@dataclass(frozen=True, eq=False)
+class _Control(PIDController):
+    """q is the largest of those of the parts of a tuple, so that a small part is not lost in a large one."""
+
+    sizes: Sequence[int] = ()
+
+    def error(self, error: Tensor, x0: Tensor, x1: Tensor) -> Tensor:
+        parts = zip(*(value.split(self.sizes, dim=1) for value in (error, x0, x1)), strict=True)
+        return torch.stack([PIDController.error(self, *part) for part in parts]).amax(dim=0)
+
+
+def _adaptive(
+    system: System, x0: Tensor, ts: list[float], solver: AbstractSolver, rtol: float, atol: float, options: dict[str, Any]
+) -> Tensor:
+    settings: dict[str, Any] = {"max_steps": _ENDLESS}
+    for option, value in options.items():
+        name, kind = _CONTROL[option]
+        settings |= {} if value is None else {name: kind(value)}
+        if value is not None and not value > 0:
+            raise ValueError(f"options[{option!r}] must be positive, not {value}")
+    settings["max_steps"] *= len(ts) - 1
+    control, finest = _Control(rtol, atol, **settings, sizes=system.sizes), torch.finfo(x0.dtype).eps
+    if max(rtol, atol) < finest / 2:
+        raise ValueError(
+            f"rtol = {rtol:g} and atol = {atol:g} are below the rounding of {x0.dtype}; ask for {finest:.1g} or more, or use a "
+            "wider dtype"
+        )
+    solution, reached = adaptive(Counted(system), x0, ts, solver=solver, noise=None, control=control, save=True)
+    if bool((solution.status != Status.DONE).any()):
+        raise UnfinishedError(
+            solution,
+            reached,
+            advice="look at what func returns there, or ask for a larger rtol or atol; the limit of steps is "
+            "options={'max_num_steps': ...}",
+        )
+    assert solution.xs is not None
+    return solution.xs
+
+
+def _stepped(system: System, x0: Tensor, ts: list[float], solver: AbstractSolver, size: float | None) -> Iterator[Tensor]:
+    """The states at ts by fixed steps, of one size or from each of ts to the next, with straight lines within them."""
+    if size is not None and not size > 0:
+        raise ValueError(f"step_size is the width of a step, positive, not {size}; decreasing t reverse the time")
+    span, left = abs(ts[-1] - ts[0]), deque(ts[1:])
+    grid = ts if size is None else steps(ts[0], ts[-1], size, 1e-6 * min(size, span))
+    before, sign = Point(0, ts[0], x0), 1 if ts[-1] > ts[0] else -1
+    for point in integrate(system, x0, grid, solver=solver):
+        if point.step == 0:
+            yield point.x
+        while point.step and left and sign * (point.t - left[0]) >= 0:
+            yield torch.lerp(before.x, point.x, (left.popleft() - before.t) / (point.t - before.t))
+        before = point

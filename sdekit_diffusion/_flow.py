@@ -1,0 +1,133 @@
+"""The probability flow as the likelihood and the adaptive sampler solve it, and the range over which a solve runs."""
+
+import math
+from dataclasses import dataclass, replace
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from sdekit import AbstractSDE, AbstractSolver, PIDController, Solution, UnfinishedError, solve
+from sdekit.elementary import Time, broadcast, expm1, log, sqrt
+from sdekit_diffusion._diffusion import AbstractDiffusion
+from sdekit_diffusion._model import AbstractModel
+
+
+@dataclass(frozen=True, eq=False)
+class StandardFlow(AbstractSDE):
+    """The probability flow for w = x / r, r^2 = alpha^2 s^2 + sigma^2 with s the data's deviation, on a clock of its own.
+
+    dw/dl = (alpha / r) (D - alpha s^2 x / r^2), l = log(alpha / sigma): the denoiser less that of a Gaussian of deviation s, so
+    that the right-hand side and its divergence vanish where the data are such.
+
+    The clock is v = log(1 + 9 y / (y + s)), y = sigma / alpha, from 0 to log 10: as y below s/10, as log y from there to s, as
+    -1/y beyond. The flow is smooth in y as y goes to 0 and in 1/y as it goes to infinity, and its features lie between; l would
+    run on without end on both sides. dl/dv = -(10 y + s)(y + s) / (9 s y).
+    """
+
+    noise_type = "none"
+
+    model: AbstractModel
+    sde: AbstractDiffusion
+
+    def clock(self, l: float) -> float:
+        """v at l."""
+        y = math.exp(-l)
+        return math.log1p(9 * y / (y + self.model.data_std))
+
+    def ratio(self, v: Time) -> Time:
+        """y = sigma / alpha at v."""
+        rise = expm1(v)
+        return self.model.data_std * rise / (9 - rise)
+
+    def scale(self, v: Time) -> tuple[Time, Time, Time]:
+        """t, alpha and r at v."""
+        # In float32 v is so coarse near log 10 that t may come out beyond 1.
+        t = self.sde.time(-log(self.ratio(v)))
+        t = t.clamp(max=1.0) if isinstance(t, Tensor) else min(t, 1.0)
+        alpha, sigma = self.sde.alpha(t), self.sde.sigma(t)
+        signal = alpha * self.model.data_std
+        return t, alpha, sqrt(signal * signal + sigma * sigma)
+
+    def radii(self, clock: tuple[float, float]) -> tuple[float, float]:
+        """What w is to be multiplied with at two times: r where there is more noise, which gives x_T; r / alpha where there is
+        less, which gives data + eps sigma / alpha, in the scale of the data.
+        """
+        (_, alpha0, r0), (_, alpha1, r1) = (tuple(map(float, self.scale(v))) for v in clock)
+        return (r0 / alpha0, r1) if clock[0] < clock[1] else (r0, r1 / alpha1)
+
+    def physical(self, t: Time, x: Tensor) -> Tensor:
+        """The diffusion's x = w r."""
+        return x * broadcast(self.scale(t)[2], x)
+
+    def drift(self, t: Time, x: Tensor) -> Tensor:
+        y, s = self.ratio(t), self.model.data_std
+        rate = -(10 * y + s) * (y + s) / (9 * s * y)
+        t, alpha, r = self.scale(t)
+        part = alpha / r
+        denoised = self.model.denoise(t, x * broadcast(r, x), self.sde)
+        return denoised * broadcast(rate * part, x) - x * broadcast(rate * (part * s) ** 2, x)
+
+    def seen(self, error: UnfinishedError, r: float, after: int) -> UnfinishedError:
+        """A failure as the caller knows it: x = w r, the diffusion's own time, `after` rows earlier."""
+        solution, reached = error.solution, torch.as_tensor(self.scale(error.reached)[0])
+        ts = torch.as_tensor(self.scale(solution.ts)[0])
+        advice = "look at what the model returns there, or leave these rows out; see `.solution` of this error"
+        return UnfinishedError(replace(solution, x=solution.x * r, ts=ts), reached, after, advice)
+
+    def diffusion(self, t: Time, x: Tensor) -> float:
+        return 0.0
+
+    def rows(self, index: Tensor) -> Self:
+        return replace(self, model=self.model.rows(index))
+
+
+def flow(
+    model: AbstractModel,
+    sde: AbstractDiffusion,
+    x: Tensor,
+    span: tuple[float, float],
+    solver: AbstractSolver,
+    control: PIDController,
+    *,
+    after: int = 0,
+) -> Solution:
+    """The solution from one end of a span of l to the other; its times are the diffusion's own.
+
+    At the noisy end x is x_T, at the other x_t / alpha, which is data with noise of deviation sigma / alpha.
+
+    Arguments:
+        after: how many rows of the caller's batch come before those of x.
+
+    Raises:
+        UnfinishedError: with such a solution, where some samples do not reach the end.
+    """
+    equation = StandardFlow(model, sde)
+    clock = equation.clock(span[0]), equation.clock(span[1])
+    r0, r1 = equation.radii(clock)
+    w = x / r0 if x.is_floating_point() else x
+    ts = torch.tensor([float(sde.time(l)) for l in span], dtype=torch.float64)
+    try:
+        solution = solve(equation, w, clock, solver=solver, control=control)
+    except UnfinishedError as error:
+        raise equation.seen(error, r1, after) from None
+    return replace(solution, x=solution.x * r1, ts=ts)
+
+
+def span_of(model: AbstractModel, sde: AbstractDiffusion, end: float) -> tuple[float, float]:
+    """The range of l = log(alpha / sigma) that the model and the diffusion share, down to sigma / alpha = end.
+
+    Raises:
+        ValueError: when nothing is left of it.
+    """
+    if not end > 0:
+        raise ValueError(f"end is sigma / alpha where the solve stops, a positive number such as 1e-3; not {end}")
+    parts = [sde] if model.sde is None else [sde, model.sde]
+    start = max(float(part.log_snr(1.0)) for part in parts)
+    stop = min(-math.log(end), *(float(part.log_snr(0.0)) for part in parts), math.inf)
+    if not start < stop:
+        raise ValueError(
+            f"nothing to solve: sigma / alpha runs from {math.exp(-start):.3g} to {math.exp(-stop):.3g} under {sde}"
+            f"{'' if model.sde is None else f' with a model of {model.sde}'}; choose a smaller end or another diffusion"
+        )
+    return start, stop
