@@ -46,6 +46,9 @@ bench: setup ## every number of the README; needs a quiet machine
 	$(BIN)/python benchmarks/order.py
 	$(BIN)/python benchmarks/adaptive.py
 	$(BIN)/python benchmarks/gradient.py
+	$(BIN)/python benchmarks/likelihood.py
+	$(BIN)/python benchmarks/calibration.py
+	$(BIN)/python benchmarks/probability_flow.py
 
 docs: setup
 	$(BIN)/sphinx-build -W -b html docs docs/_build/html

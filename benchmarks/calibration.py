@@ -1,0 +1,182 @@
+"""How often the 95 % interval of a log-likelihood with random probes covers what exact traces give, in 5,000 runs each.
+
+A run is a point with K = 8 probes of its own; there are 20 points and 250 runs of each, with the trajectory and the nodes of
+the exact trace. Then the standard deviation of one probe's log p, held fixed on the way or fresh at every node.
+`python benchmarks/calibration.py`
+"""
+
+import itertools
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from _bench import RESULTS, environment, save
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from sdekit import Exact, Hutchinson
+from sdekit.elementary import Time
+from sdekit_diffusion import (
+    AbstractDiffusion,
+    AbstractModel,
+    AdaptiveFlow,
+    GaussianMixture,
+    Recipe,
+    ScoreModel,
+    data,
+    fit,
+    log_likelihood,
+    nets,
+)
+
+SEED, POINTS, COPIES, PROBES = 0, 20, 250, 8
+PROBE_KINDS: tuple[Literal["rademacher", "gaussian"], ...] = ("rademacher", "gaussian")
+KINDS = list(itertools.product(PROBE_KINDS, (True, False)))
+
+
+@dataclass(eq=False)
+class Once(AbstractModel):
+    """A model that is evaluated once where rows are equal, as those of runs of one point are.
+
+    Where gradients are wanted its Jacobian is found in full, once for a point of a trajectory; each row's vector-Jacobian
+    products are then products with that matrix.
+    """
+
+    model: ScoreModel
+    known: dict[bytes, tuple[Tensor, Tensor]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.shape, self.sde, self.data_std = self.model.shape, self.model.sde, self.model.data_std
+
+    def place(self) -> tuple[torch.dtype, torch.device]:
+        return self.model.place()
+
+    def score(self, t: Time, x: Tensor, sde: AbstractDiffusion | str | None = None) -> Tensor:
+        raise NotImplementedError("the flow asks for the denoiser")
+
+    def denoise(self, t: Time, x: Tensor, sde: AbstractDiffusion | str | None = None) -> Tensor:
+        times = torch.as_tensor(t, dtype=torch.float64).expand(len(x))
+        rows = torch.cat([times[:, None], x.detach().flatten(1).double()], dim=1).contiguous()
+        keys = [row.tobytes() for row in rows.numpy()]
+        last = {key: i for i, key in enumerate(keys)}  # a row for each point
+        place = {key: i for i, key in enumerate(last)}
+        number = torch.tensor([place[key] for key in keys])
+        if not x.requires_grad:
+            some = torch.tensor(list(last.values()))
+            return self.model.denoise(times[some], x[some], sde)[number]
+        new = torch.tensor([i for key, i in last.items() if key not in self.known], dtype=torch.int64)
+        if len(new):
+            found = zip(*self._jacobian(times[new], x.detach()[new], sde), strict=True)
+            self.known |= {keys[i]: pair for i, pair in zip(new.tolist(), found, strict=True)}
+        value, jacobian = (torch.stack([self.known[key][i] for key in last])[number] for i in (0, 1))
+        move = (x - x.detach()).flatten(1).unsqueeze(2)
+        return value + (jacobian @ move).reshape(x.shape)
+
+    def _jacobian(self, t: Tensor, x: Tensor, sde: AbstractDiffusion | str | None) -> tuple[Tensor, Tensor]:
+        with torch.enable_grad():
+            x = x.requires_grad_()
+            out = self.model.denoise(t, x, sde)
+            flat = out.flatten(1)
+            rows = [torch.autograd.grad(flat[:, i].sum(), x, retain_graph=True)[0].flatten(1) for i in range(flat.shape[1])]
+        return out.detach(), torch.stack(rows, dim=1)
+
+
+def mixture(dim: int) -> GaussianMixture:
+    """Four modes with full covariances of condition 10, at distances of a few deviations."""
+    generator = torch.Generator().manual_seed(dim)
+    means = 0.5 * torch.randn(4, dim, generator=generator, dtype=torch.float64)
+    axes = torch.linalg.qr(torch.randn(4, dim, dim, generator=generator, dtype=torch.float64))[0]
+    variances = torch.logspace(-1.5, -0.5, dim, dtype=torch.float64).expand(4, dim)
+    return GaussianMixture([0.1, 0.2, 0.3, 0.4], means, axes @ torch.diag_embed(variances) @ axes.mT)
+
+
+MIXTURES = [(16, mixture(16), "vp"), (32, mixture(32), "ve")]
+
+
+def digits() -> tuple[Once, Tensor]:
+    """A small U-Net after 500 updates on scikit-learn's digits, and test images that it has not seen."""
+    source = data.load("digits")
+    torch.manual_seed(SEED)
+    net = nets.UNet(1, 16)
+    scale = float(source.dequantised(source.train, torch.tensor(0.5)).square().mean().sqrt())
+    model = ScoreModel(net, "subvp", "velocity", shape=(1, 8, 8), conditioning="log_snr", data_std=scale)
+    fit(model, source.train, Recipe(steps=500, batch_size=64), transform=source.dequantised, progress=False)
+    x = source.test[:POINTS]
+    noise = torch.rand(x.shape, generator=torch.Generator().manual_seed(SEED))
+    return Once(model.eval().requires_grad_(requires_grad=False)), source.dequantised(x, noise)
+
+
+def calibration(name: str, model: AbstractModel, x: Tensor, sde: str) -> list[dict[str, Any]]:
+    """Coverage by kind of probe, of all runs and of the point with the least; at a tolerance of 1e-3, also for the truth."""
+    method, rows = AdaptiveFlow(1e-3, 1e-3), []
+    truth = log_likelihood(model, x, sde=sde, trace=Exact(), method=method).value
+    many, exact = x.repeat(COPIES, *[1] * (x.ndim - 1)), truth.repeat(COPIES)
+    for kind, fresh in KINDS:
+        found = log_likelihood(model, many, sde=sde, trace=Hutchinson(PROBES, kind, SEED, fresh), method=method)
+        low, high = found.interval(0.95)
+        covered = ((low <= exact) & (exact <= high)).double().reshape(COPIES, POINTS)
+        z = (found.value - exact).reshape(COPIES, POINTS)
+        row: dict[str, Any] = {"problem": name, "kind": kind, "fresh": fresh, "runs": covered.numel()}
+        row |= {"coverage": float(covered.mean()), "lowest of a point": float(covered.mean(dim=0).min())}
+        row["bias in standard errors"] = float(z.mean() / z.std() * covered.numel() ** 0.5)
+        row["evaluations"] = float(found.evaluations.double().mean())
+        rows.append(row)
+        print(
+            f"{name:16s} {kind:10s} {'fresh' if fresh else 'fixed'}  coverage {100 * row['coverage']:5.2f} % of "
+            f"{row['runs']:,} (bar: 93 to 97), of the worst point {100 * row['lowest of a point']:.1f} %;  "
+            f"bias {row['bias in standard errors']:+.1f} standard errors;  {row['evaluations']:.0f} evaluations",
+            flush=True,
+        )
+    return rows
+
+
+def one_probe(name: str, model: AbstractModel, x: Tensor, sde: str) -> list[dict[str, Any]]:
+    """The standard deviation of log p from one probe, at the default tolerance; over 20 points and 20 runs of 8 probes each.
+
+    Fresh probes average over the nodes of the integral what fixed ones repeat at all of them.
+    """
+    rows = []
+    for kind in PROBE_KINDS:
+        row: dict[str, Any] = {"problem": name, "kind": kind}
+        for fresh in (True, False):
+            found = log_likelihood(
+                model, x.repeat(20, *[1] * (x.ndim - 1)), sde=sde, trace=Hutchinson(PROBES, kind, SEED, fresh)
+            )
+            row["fresh" if fresh else "fixed"] = float((PROBES * found.stderr.square().mean()).sqrt())
+        row |= {
+            "variance, fixed / fresh": (row["fixed"] / row["fresh"]) ** 2,
+            "evaluations": float(found.evaluations.double().mean()),
+        }
+        rows.append(row)
+        print(
+            f"{name:16s} {kind:10s} one probe: {row['fixed']:6.2f} nats fixed, {row['fresh']:6.2f} fresh; variance ratio "
+            f"{row['variance, fixed / fresh']:.1f}; {row['evaluations']:.0f} evaluations",
+            flush=True,
+        )
+    return rows
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    result: dict[str, Any] = {"environment": environment(dtype="float64, digits float32", seed=SEED, probes=PROBES)}
+    problems: list[tuple[str, AbstractModel, Tensor, str]] = [("digits, d = 64", *digits(), "subvp")]
+    problems += [(f"mixture, d = {d}", law, law.sample(POINTS, seed=SEED), sde) for d, law, sde in MIXTURES]
+    rows = [row for problem in problems for row in calibration(*problem)]
+    result |= {"coverage": rows, "one probe": [row for problem in problems for row in one_probe(*problem)]}
+    save("calibration", result)
+    figure = Figure(figsize=(6, 3.2), layout="constrained")
+    axes, names = figure.add_subplot(), list(dict.fromkeys(row["problem"] for row in rows))
+    axes.axhspan(93, 97, color="0.92")
+    axes.axhline(95, color="0.7", linewidth=1)
+    for i, (kind, fresh) in enumerate(KINDS):
+        values = [100 * row["coverage"] for row in rows if (row["kind"], row["fresh"]) == (kind, fresh)]
+        at = [n + 0.12 * (i - 1.5) for n in range(len(names))]
+        axes.plot(at, values, "o" if fresh else "s", color=f"C{i // 2}", label=f"{kind}, {'fresh' if fresh else 'fixed'}")
+    axes.set_xticks(range(len(names)), names)
+    axes.set(ylabel="coverage of 95 % intervals (%)", ylim=(88, 100), title=f"5,000 runs each, {PROBES} probes")
+    axes.legend(fontsize=7, frameon=False, ncols=2)
+    figure.savefig(RESULTS / "calibration.png", dpi=120)
+
+
+if __name__ == "__main__":
+    main()
