@@ -11,7 +11,10 @@ from typing import Protocol, cast, overload
 import torch
 from torch import Tensor
 
-__all__ = ["Time", "asinh", "axpy", "broadcast", "exp", "expm1", "log", "log1p", "norm", "sqrt"]
+__all__ = [
+    "Time", "asinh", "atan", "axpy", "broadcast", "clip", "exp", "expm1", "log", "log1p", "norm", "reciprocal", "sigmoid",
+    "sin", "sqrt",
+]  # fmt: skip
 
 Time = float | Tensor
 
@@ -35,12 +38,33 @@ def _log(value: float) -> float:
     return math.log(value) if value > 0 else (-math.inf if value == 0 else math.nan)
 
 
+def _reciprocal(value: float) -> float:
+    return 1 / value if value else math.copysign(math.inf, value)
+
+
+def _sigmoid(value: float) -> float:
+    return math.exp(min(value, 0.0)) / (1 + math.exp(-abs(value)))
+
+
 asinh = _elementary(math.asinh, torch.asinh)
+atan = _elementary(math.atan, torch.atan)
 exp = _elementary(math.exp, torch.exp)
 expm1 = _elementary(math.expm1, torch.expm1)
 log = _elementary(_log, torch.log)
 log1p = _elementary(math.log1p, torch.log1p)
+reciprocal = _elementary(_reciprocal, torch.reciprocal)
+sigmoid = _elementary(_sigmoid, torch.sigmoid)
+sin = _elementary(math.sin, torch.sin)
 sqrt = _elementary(math.sqrt, torch.sqrt)
+
+
+@overload
+def clip(value: float, low: float, high: float) -> float: ...
+@overload
+def clip(value: Tensor, low: float, high: float) -> Tensor: ...
+def clip(value: Time, low: float, high: float) -> Time:
+    """The nearest number from low to high."""
+    return value.clamp(low, high) if isinstance(value, Tensor) else min(max(value, low), high)
 
 
 @overload

@@ -2,7 +2,8 @@
 
 from sdekit_diffusion import data, metrics, nets
 from sdekit_diffusion._checkpoint import CheckpointError, load, save
-from sdekit_diffusion._diffusion import DIFFUSIONS, VESDE, VPSDE, AbstractDiffusion, SubVPSDE
+from sdekit_diffusion._diffusion import VESDE, VPSDE, AbstractDiffusion, SubVPSDE
+from sdekit_diffusion._discrete import DDPM, NCSN, cosine_betas, linear_betas
 from sdekit_diffusion._latent import decode, encode, interpolate
 from sdekit_diffusion._likelihood import BitsPerDim, bits_per_dim, log_likelihood
 from sdekit_diffusion._loss import dsm_loss
@@ -10,11 +11,15 @@ from sdekit_diffusion._mixture import GaussianMixture
 from sdekit_diffusion._model import AbstractModel, ScoreModel
 from sdekit_diffusion._sample import sample
 from sdekit_diffusion._samplers import METHODS, AbstractMethod, AdaptiveFlow, InTime, OnClock
+from sdekit_diffusion._schedules import DIFFUSIONS, EDMSDE, CosineVPSDE, RectifiedFlow
 from sdekit_diffusion._train import Recipe, Record, fit, training
 
 __all__ = [
+    "DDPM",
     "DIFFUSIONS",
+    "EDMSDE",
     "METHODS",
+    "NCSN",
     "VESDE",
     "VPSDE",
     "AbstractDiffusion",
@@ -23,20 +28,24 @@ __all__ = [
     "AdaptiveFlow",
     "BitsPerDim",
     "CheckpointError",
+    "CosineVPSDE",
     "GaussianMixture",
     "InTime",
     "OnClock",
     "Recipe",
     "Record",
+    "RectifiedFlow",
     "ScoreModel",
     "SubVPSDE",
     "bits_per_dim",
+    "cosine_betas",
     "data",
     "decode",
     "dsm_loss",
     "encode",
     "fit",
     "interpolate",
+    "linear_betas",
     "load",
     "log_likelihood",
     "metrics",

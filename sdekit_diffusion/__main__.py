@@ -80,8 +80,8 @@ def train(
     Args:
         run: the folder to write.
         data: digits, moons, swissroll, eight_gaussians, checkerboard, spiral; a .npy or .npz file; or a folder of images.
-        sde: the diffusion to train under: ve, vp or subvp.
-        predicts: what the network's output means: noise, data, score or velocity.
+        sde: the diffusion to train under: ve, vp, subvp, cosine, edm, flow, ddpm or ncsn.
+        predicts: what the network's output means: noise, data, score, velocity or flow.
         net: the network.
         recipe: the training.
         device: where to train: cpu, cuda, cuda:1, ...
@@ -125,7 +125,7 @@ def sample(
         run: the folder that train wrote.
         n: how many.
         out: a .npz file with the array `samples`, a .npy file, or a .png picture; samples.npz in the folder unless given.
-        sde: the diffusion to sample under, ve, vp or subvp; the model's own unless given.
+        sde: the diffusion to sample under: ve, vp, subvp, cosine, edm, flow, ddpm or ncsn; the model's own unless given.
         method: default, euler_maruyama, pc, ode or another method of the library; a name that is none lists them.
         steps: how many steps; the method's own number unless given.
         seed: of all noise.
@@ -174,7 +174,7 @@ def likelihood(
         n: how many samples, or all where there are fewer.
         probes: random probes of each trace; up to 32 dimensions traces are exact.
         draws: how often each image is dequantised.
-        sde: the diffusion, ve, vp or subvp; the model's own unless given.
+        sde: the diffusion: ve, vp, subvp, cosine, edm, flow, ddpm or ncsn; the model's own unless given.
         seed: of the dequantisation and of the probes.
         tolerance: relative and absolute, of the adaptive solver.
         batch_size: how many samples are solved together.

@@ -12,8 +12,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from sdekit_diffusion import nets
-from sdekit_diffusion._diffusion import DIFFUSIONS
 from sdekit_diffusion._model import ScoreModel
+from sdekit_diffusion._schedules import DIFFUSIONS
 
 _FORMAT = "sdekit-diffusion 1"
 _CONFIG, _WEIGHTS = "config.json", "weights.safetensors"

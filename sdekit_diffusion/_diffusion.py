@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 
 from sdekit import AbstractSDE, fresh_seed, normal
-from sdekit.elementary import Time, asinh, broadcast, exp, expm1, log, log1p, sqrt
+from sdekit.elementary import Time, asinh, broadcast, exp, expm1, log, log1p, reciprocal, sqrt
 
 
 @dataclass(frozen=True)
 class AbstractDiffusion(AbstractSDE):
-    """dx = f(t) x dt + g(t) dW on [0, 1] with x_t | x_0 ~ N(alpha(t) x_0, sigma(t)^2 I).
+    """dx = f(t) x dt + g(t) dW on [0, T] with x_t | x_0 ~ N(alpha(t) x_0, sigma(t)^2 I).
 
     Divided by alpha every such process is Brownian motion run on the clock sigma^2 / alpha^2; diffusions differ in their
     range of l = log(alpha / sigma) and in how they spend time on it. A subclass declares alpha, sigma, the inverse of l,
@@ -21,6 +21,11 @@ class AbstractDiffusion(AbstractSDE):
     """
 
     noise_type = "additive"
+
+    @property
+    def T(self) -> float:
+        """The end of time, where nearly all is noise; 1 unless a subclass has another."""
+        return 1.0
 
     @abstractmethod
     def alpha(self, t: Time) -> Time:
@@ -59,11 +64,26 @@ class AbstractDiffusion(AbstractSDE):
         """l = log(alpha / sigma), half the logarithm of the signal-to-noise ratio; infinite where sigma = 0."""
         return log(self.alpha(t)) - log(self.sigma(t))
 
+    def spaced(self, t0: float, t1: float, u: Tensor) -> Tensor:
+        """The times between t0 and t1 at u in [0, 1]: equal parts, but where a diffusion's own time is not for such."""
+        return t0 + (t1 - t0) * u
+
+    def latest(self, data_std: float = 1.0) -> float:
+        """The time up to which models are trained, and from which solves run, with the prior in the place of p_t.
+
+        It is T, or where alpha(T) = 0, and the clock has no end, the time of sigma / alpha = 1000 data_std: there the mean of
+        p_t, which the prior lacks, is that of the data over 1000 data_std, in units of sigma.
+
+        Arguments:
+            data_std: the root mean square of a coordinate of the data.
+        """
+        return self.T if float(self.alpha(self.T)) > 0 else float(self.time(-math.log(1000 * data_std)))
+
     def marginal(self, t: Time, x0: Tensor) -> tuple[Tensor, Time]:
         """The mean and the standard deviation of x_t given x_0; the latter ready to multiply a tensor shaped like x_0.
 
         Raises:
-            ValueError: when t is outside [0, 1].
+            ValueError: when t is outside [0, T].
         """
         t = self.checked(t)
         return x0 * broadcast(self.alpha(t), x0), broadcast(self.sigma(t), x0)
@@ -73,17 +93,19 @@ class AbstractDiffusion(AbstractSDE):
         sigma_t^2 - (alpha_t/alpha_s)^2 sigma_s^2 = sigma_t^2 (1 - e^{2 (l_t - l_s)}).
 
         Raises:
-            ValueError: when s > t, or either is outside [0, 1].
+            ValueError: when s > t, or either is outside [0, T].
         """
         s, t = self.checked(s), self.checked(t)
         if bool(torch.as_tensor(s > t).any()):
             raise ValueError(f"transition(s, t) goes forwards: s <= t; here s = {s} and t = {t}")
-        apart = self.log_snr(t) - self.log_snr(s)  # not a number where both are infinite: s = t = 0
+        if not isinstance(s, Tensor) and not isinstance(t, Tensor) and s == t:
+            return 1.0, 0.0
+        # Where s = t both are infinite at the ends, and alpha may be 0.
+        factor, apart = self.alpha(t) * reciprocal(self.alpha(s)), self.log_snr(t) - self.log_snr(s)
         if isinstance(apart, Tensor):
-            apart = torch.where(torch.as_tensor(s == t), 0.0, apart)
-        elif s == t:
-            apart = 0.0
-        return self.alpha(t) / self.alpha(s), self.sigma(t) * sqrt(-expm1(2 * apart))
+            same = torch.as_tensor(s == t)
+            factor, apart = torch.where(same, 1.0, torch.as_tensor(factor)), torch.where(same, 0.0, apart)
+        return factor, self.sigma(t) * sqrt(-expm1(2 * apart))
 
     def prior(
         self,
@@ -91,7 +113,7 @@ class AbstractDiffusion(AbstractSDE):
         *,
         seed: int | None = None,
         first: int = 0,
-        t: float = 1.0,
+        t: float | None = None,
         dtype: torch.dtype = torch.float32,
         device: torch.device | str | None = None,
     ) -> Tensor:
@@ -100,21 +122,22 @@ class AbstractDiffusion(AbstractSDE):
         Arguments:
             shape: `(batch, *event)`.
             seed, first: sample n depends on (seed, first + n) alone; None takes a fresh seed.
-            t: where the prior stands for p_t.
+            t: where the prior stands for p_t; T unless given.
         """
         index = torch.arange(first, first + shape[0], device=device)
         seed = fresh_seed() if seed is None else seed
-        return normal(seed, index, tuple(shape[1:]), dtype=dtype) * float(self.sigma(self.checked(t)))
+        return normal(seed, index, tuple(shape[1:]), dtype=dtype) * float(self.sigma(self.checked(self.T if t is None else t)))
 
-    def log_prior(self, x: Tensor, t: float = 1.0) -> Tensor:
-        """log N(x; 0, sigma(t)^2 I) in nats, float64: `(batch, *event)` to `(batch,)`."""
-        sigma, flat = float(self.sigma(self.checked(t))), x.reshape(len(x), math.prod(x.shape[1:])).to(torch.float64)
+    def log_prior(self, x: Tensor, t: float | None = None) -> Tensor:
+        """log N(x; 0, sigma(t)^2 I) in nats, float64: `(batch, *event)` to `(batch,)`; t is T unless given."""
+        sigma = float(self.sigma(self.checked(self.T if t is None else t)))
+        flat = x.reshape(len(x), math.prod(x.shape[1:])).to(torch.float64)
         pieces = (flat / sigma).square().split(1 << 14, dim=1)  # each summed on one thread, in one order
         squares = torch.stack([piece.sum(dim=1) for piece in pieces]).cumsum(dim=0)[-1]
         return -0.5 * squares - flat.shape[1] * (math.log(sigma) + 0.5 * math.log(2 * math.pi))
 
     def checked(self, t: Time) -> Time:
-        """t itself, refused outside [0, 1] but for rounding in float32; a tensor is read on the host."""
+        """t itself, refused outside [0, T] but for rounding in float32; a tensor is read on the host."""
         if isinstance(t, Tensor) and t.numel():
             low, high = (float(v) for v in torch.aminmax(t.detach()))
             self._known(low)
@@ -122,14 +145,26 @@ class AbstractDiffusion(AbstractSDE):
         return self._known(t)
 
     def _known(self, t: Time) -> Time:
-        """t itself; a float is refused outside [0, 1]."""
-        if not isinstance(t, Tensor) and not -1e-6 <= t <= 1 + 1e-6:
-            raise ValueError(f"t = {t} is outside the range of {type(self).__name__}, which runs from 0 (data) to 1 (noise)")
+        """t itself; a float is refused outside [0, T]."""
+        if not isinstance(t, Tensor) and not -1e-6 <= t / self.T <= 1 + 1e-6:
+            kind = type(self).__name__
+            raise ValueError(f"t = {t} is outside the range of {kind}, which runs from 0 (data) to {self.T:g} (noise)")
         return t
 
 
 @dataclass(frozen=True)
-class VESDE(AbstractDiffusion):
+class AbstractExploding(AbstractDiffusion, ABC):
+    """alpha = 1, hence f = 0 and g^2 = d sigma^2/dt: the data stay as they are and the noise grows."""
+
+    def alpha(self, t: Time) -> Time:
+        return t * 0 + 1.0
+
+    def f(self, t: Time) -> Time:
+        return t * 0.0
+
+
+@dataclass(frozen=True)
+class VESDE(AbstractExploding):
     """Variance exploding: f = 0, g^2 = d s^2/dt with s(t) = sigma_min (sigma_max / sigma_min)^t.
 
     alpha = 1; sigma^2 = s(t)^2 - s(0)^2, the exact kernel.
@@ -156,9 +191,6 @@ class VESDE(AbstractDiffusion):
         """log(sigma_max / sigma_min)."""
         return math.log(self.sigma_max / self.sigma_min)
 
-    def alpha(self, t: Time) -> Time:
-        return t * 0 + 1.0
-
     def sigma(self, t: Time) -> Time:
         return self.sigma_min * (sqrt(expm1(2 * self.growth * t)) if self.exact else exp(self.growth * t))
 
@@ -166,9 +198,6 @@ class VESDE(AbstractDiffusion):
         if not self.exact:
             return (-l - math.log(self.sigma_min)) / self.growth
         return log1p(exp(-2 * l) / self.sigma_min**2) / (2 * self.growth)
-
-    def f(self, t: Time) -> Time:
-        return t * 0.0
 
     def g(self, t: Time) -> Time:
         return self.sigma_min * math.sqrt(2 * self.growth) * exp(self.growth * t)
@@ -240,19 +269,3 @@ class SubVPSDE(AbstractLinearBeta):
 
     def g(self, t: Time) -> Time:
         return sqrt(-self.beta(t) * expm1(-2 * self.integral(t)))
-
-
-DIFFUSIONS: dict[str, type[AbstractDiffusion]] = {"ve": VESDE, "vp": VPSDE, "subvp": SubVPSDE}
-
-
-def diffusion(sde: AbstractDiffusion | str) -> AbstractDiffusion:
-    """A diffusion from its name, with its default parameters; a diffusion is returned as it is.
-
-    Raises:
-        ValueError: for an unknown name.
-    """
-    if isinstance(sde, AbstractDiffusion):
-        return sde
-    if sde not in DIFFUSIONS:
-        raise ValueError(f"unknown sde {sde!r}; choose one of {', '.join(DIFFUSIONS)}, or pass a diffusion such as VPSDE()")
-    return DIFFUSIONS[sde]()

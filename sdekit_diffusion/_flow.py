@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from sdekit import AbstractSDE, AbstractSolver, PIDController, Solution, UnfinishedError, solve
-from sdekit.elementary import Time, broadcast, expm1, log, sqrt
+from sdekit.elementary import Time, broadcast, clip, expm1, log, sqrt
 from sdekit_diffusion._diffusion import AbstractDiffusion
 from sdekit_diffusion._model import AbstractModel
 
@@ -42,9 +42,8 @@ class StandardFlow(AbstractSDE):
 
     def scale(self, v: Time) -> tuple[Time, Time, Time]:
         """t, alpha and r at v."""
-        # In float32 v is so coarse near log 10 that t may come out beyond 1.
-        t = self.sde.time(-log(self.ratio(v)))
-        t = t.clamp(max=1.0) if isinstance(t, Tensor) else min(t, 1.0)
+        # In float32 v is so coarse near log 10 that t may come out beyond T.
+        t = clip(self.sde.time(-log(self.ratio(v))), 0.0, self.sde.T)
         alpha, sigma = self.sde.alpha(t), self.sde.sigma(t)
         signal = alpha * self.model.data_std
         return t, alpha, sqrt(signal * signal + sigma * sigma)
@@ -123,7 +122,7 @@ def span_of(model: AbstractModel, sde: AbstractDiffusion, end: float) -> tuple[f
     if not end > 0:
         raise ValueError(f"end is sigma / alpha where the solve stops, a positive number such as 1e-3; not {end}")
     parts = [sde] if model.sde is None else [sde, model.sde]
-    start = max(float(part.log_snr(1.0)) for part in parts)
+    start = max(float(part.log_snr(part.latest(model.data_std))) for part in parts)
     stop = min(-math.log(end), *(float(part.log_snr(0.0)) for part in parts), math.inf)
     if not start < stop:
         raise ValueError(

@@ -151,7 +151,7 @@ def _require_differentiable(model: AbstractModel, sde: AbstractDiffusion, x: Ten
     if len(x) and x.is_floating_point():
         with torch.inference_mode(False), torch.enable_grad():
             point, model = x[:1].detach().clone().requires_grad_(), model.rows(torch.zeros(1, dtype=torch.int64))
-            out = model(point, 0.5) if isinstance(model, ScoreModel) else model.denoise(0.5, point, sde)
+            out = model(point, 0.5) if isinstance(model, ScoreModel) else model.denoise(0.5 * sde.T, point, sde)
             if not out.requires_grad or torch.autograd.grad(out.sum(), point, allow_unused=True)[0] is None:
                 raise ValueError(
                     "the model's output does not depend on x in a way autograd can see: remove no_grad or detach, or give a "

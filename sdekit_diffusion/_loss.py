@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from sdekit import fresh_seed, normal, uniform01
+from sdekit.elementary import clip
 from sdekit_diffusion._counters import NOISE, TIME
 from sdekit_diffusion._diffusion import AbstractDiffusion
 from sdekit_diffusion._model import ScoreModel
@@ -30,9 +31,9 @@ def dsm_loss(
     Arguments:
         model: the network and its diffusion.
         x0: data, floating, `(batch, *shape)`.
-        weighting: "plain", lambda = sigma^2 and t uniform; or "likelihood", lambda = g^2, with t drawn from a density
-            proportional to g^2 / sigma^2 = -2 dl/dt, l = log(alpha / sigma), so that the variance stays finite: l is uniform,
-            and the loss bounds the negative log-likelihood up to a factor and a constant.
+        weighting: "plain", lambda = sigma^2 and t uniform (EDM: t^(1/7)); or "likelihood", lambda = g^2, with t drawn from a
+            density proportional to g^2 / sigma^2 = -2 dl/dt, l = log(alpha / sigma), so that the variance stays finite: l is
+            uniform, and the loss bounds the negative log-likelihood up to a factor and a constant.
         end: sigma / alpha at the least noise that is trained.
         seed, first: times and noise of sample i depend on (seed, first + i) alone; None takes a fresh seed.
 
@@ -50,21 +51,21 @@ def dsm_loss(
         )
     seed = fresh_seed() if seed is None else seed
     index = torch.arange(first, first + len(x0), device=x0.device)
-    t = draw_times(model.sde, uniform01(seed, index, (), counter=TIME), weighting, end)
+    t = draw_times(model.sde, uniform01(seed, index, (), counter=TIME), weighting, end, model.data_std)
     eps = normal(seed, index, tuple(x0.shape[1:]), counter=NOISE, dtype=x0.dtype)
     mean, sigma = model.sde.marginal(t, x0)
     return (model.noise(t, mean + sigma * eps) - eps).square().reshape(len(x0), -1).mean(dim=1)
 
 
-def draw_times(sde: AbstractDiffusion, u: Tensor, weighting: Weighting, end: float) -> Tensor:
-    """Uniform numbers in [0, 1) as times between sigma / alpha = end and t = 1, distributed as the weighting wants."""
-    latest = min(-math.log(end), float(sde.log_snr(0.0)))
-    if not latest > float(sde.log_snr(1.0)):
+def draw_times(sde: AbstractDiffusion, u: Tensor, weighting: Weighting, end: float, data_std: float = 1.0) -> Tensor:
+    """Uniform numbers in [0, 1) as times from sigma / alpha = end to the diffusion's latest, as the weighting wants them."""
+    last = sde.latest(data_std)
+    low, high = float(sde.log_snr(last)), min(-math.log(end), float(sde.log_snr(0.0)))
+    if not high > low:
         raise ValueError(f"end = {end:g} leaves nothing to train on under {sde}; choose a smaller one, such as 1e-3")
     if weighting == "plain":
-        earliest = max(0.0, float(sde.time(latest)))
-        return earliest + (1 - earliest) * u
+        earliest = max(0.0, float(sde.time(high)))
+        return sde.spaced(earliest, last, u)
     if weighting == "likelihood":
-        start = float(sde.log_snr(1.0))
-        return torch.as_tensor(sde.time(start + (latest - start) * u)).clamp(0.0, 1.0)
+        return clip(torch.as_tensor(sde.time(low + (high - low) * u)), 0.0, last)
     raise ValueError(f"weighting must be 'plain' or 'likelihood', not {weighting!r}")

@@ -11,8 +11,9 @@ from torch import Tensor
 from sdekit import fresh_seed, normal, uniform01
 from sdekit.elementary import Time, broadcast
 from sdekit_diffusion._counters import COMPONENT, POINT
-from sdekit_diffusion._diffusion import AbstractDiffusion, diffusion
+from sdekit_diffusion._diffusion import AbstractDiffusion
 from sdekit_diffusion._model import AbstractModel
+from sdekit_diffusion._schedules import diffusion
 
 
 class GaussianMixture(AbstractModel):

@@ -8,11 +8,19 @@ from typing import Any, Literal, Self
 import torch
 from torch import Tensor, nn
 
-from sdekit.elementary import Time, axpy, broadcast, exp, sqrt
-from sdekit_diffusion._diffusion import AbstractDiffusion, diffusion
+from sdekit.elementary import Time, axpy, broadcast, clip, exp, sqrt
+from sdekit_diffusion._diffusion import AbstractDiffusion
+from sdekit_diffusion._schedules import diffusion
 
-Prediction = Literal["noise", "data", "score", "velocity"]
+Prediction = Literal["noise", "data", "score", "velocity", "flow"]
 Conditioning = Literal["time", "log_snr"]
+
+
+def _inverse(value: Time) -> Time:
+    """1 / value, and 0 for 0: a point says nothing of x_0 where alpha = 0, nor of eps where sigma = 0; their mean is 0."""
+    if isinstance(value, Tensor):
+        return torch.where(value == 0, 0.0, 1 / value)
+    return 1 / value if value else 0.0
 
 
 def _velocity(alpha: Time, sigma: Time) -> tuple[Time, Time, Time, Time]:
@@ -20,13 +28,22 @@ def _velocity(alpha: Time, sigma: Time) -> tuple[Time, Time, Time, Time]:
     return alpha / square, -sigma / square, sigma / square, alpha / square
 
 
+def _flow(alpha: Time, sigma: Time) -> tuple[Time, Time, Time, Time]:
+    total = alpha + sigma
+    return 1 / total, -sigma / total, 1 / total, alpha / total
+
+
 # What a network's output o says about x = alpha x_0 + sigma eps: x_0 = a x + b o and eps = c x + d o.
 _CONVENTIONS: dict[str, Callable[[Time, Time], tuple[Time, Time, Time, Time]]] = {
-    "noise": lambda alpha, sigma: (1 / alpha, -sigma / alpha, 0.0, 1.0),
-    "data": lambda alpha, sigma: (0.0, 1.0, 1 / sigma, -alpha / sigma),
-    "score": lambda alpha, sigma: (1 / alpha, sigma * sigma / alpha, 0.0, -sigma),
+    "noise": lambda alpha, sigma: (_inverse(alpha), -sigma * _inverse(alpha), 0.0, 1.0),
+    "data": lambda alpha, sigma: (0.0, 1.0, _inverse(sigma), -alpha * _inverse(sigma)),
+    "score": lambda alpha, sigma: (_inverse(alpha), sigma * sigma * _inverse(alpha), 0.0, -sigma),
     "velocity": _velocity,
+    "flow": _flow,
 }
+
+
+_FINITE = 20.0  # |log(alpha / sigma)| that a network may see; where sigma or alpha is 0 it is infinite
 
 
 class AbstractModel(ABC):
@@ -64,13 +81,13 @@ class AbstractModel(ABC):
 class ScoreModel(nn.Module, AbstractModel):
     """A network with the diffusion it is trained under and what its output means.
 
-    With x = alpha x_0 + sigma eps a network predicts eps ("noise"), x_0 ("data"), -eps / sigma ("score") or
-    alpha eps - sigma x_0 ("velocity"). Under another diffusion the same network is asked at the same signal-to-noise ratio,
-    at the point with the same x / alpha.
+    With x = alpha x_0 + sigma eps a network predicts eps ("noise"), x_0 ("data"), -eps / sigma ("score"),
+    alpha eps - sigma x_0 ("velocity") or eps - x_0 ("flow", the velocity of flow matching). Under another diffusion the same
+    network is asked at the same signal-to-noise ratio, at the point with the same x / alpha.
 
     Arguments:
         net: `net(x, t)`, shaped like x, t of shape `(batch,)`; a module or a plain function.
-        sde: the diffusion, or "ve", "vp", "subvp".
+        sde: the diffusion, or its name in `DIFFUSIONS`, such as "vp".
         predicts: what the output means.
         shape: the shape of one sample.
         conditioning: "time" calls `net(x, t)`; "log_snr" calls `net(u, l)` with l = log(alpha / sigma) and the point scaled
@@ -162,7 +179,7 @@ class ScoreModel(nn.Module, AbstractModel):
     def score(self, t: Time, x: Tensor, sde: AbstractDiffusion | str | None = None) -> Tensor:
         given = diffusion(sde or self.sde)
         sigma = given.sigma(given.checked(t))
-        if not isinstance(sigma, Tensor) and sigma == 0:
+        if bool((sigma == 0).any()) if isinstance(sigma, Tensor) else sigma == 0:
             raise ValueError("the score of a network is not known where sigma = 0: ask for it at a later t, such as 1e-3")
         return self.noise(t, x, sde) * broadcast(-1 / sigma, x)
 
@@ -173,7 +190,7 @@ class ScoreModel(nn.Module, AbstractModel):
         alpha, sigma = given.alpha(t), given.sigma(t)
         if self.conditioning == "time" and given == self.sde:
             return x, t, alpha, sigma
-        label = given.log_snr(t)
+        label = clip(given.log_snr(t), -_FINITE, _FINITE)
         if self.conditioning == "time":
             label = self.sde.time(label)
             own = self.sde.alpha(label), self.sde.sigma(label)
@@ -210,5 +227,5 @@ def as_model(
         model = ScoreModel(model, sde, "score", shape=shape)
     chosen = model.sde if sde is None else diffusion(sde)
     if chosen is None:
-        raise ValueError(f"a {type(model).__name__} has no diffusion of its own: pass sde='ve', 'vp', 'subvp' or a diffusion")
+        raise ValueError(f"a {type(model).__name__} has no diffusion of its own: pass sde='vp', another name or a diffusion")
     return model, chosen

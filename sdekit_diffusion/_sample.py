@@ -81,15 +81,16 @@ def sample(
 ) -> Tensor | Solution:
     """Draws n samples: x_T from the prior N(0, sigma_T^2 I), then the reverse equation down to sigma / alpha = end.
 
-    The prior stands for p_T, whose mean is alpha_T times that of the data: centre the data, or raise VE's sigma_max.
+    The prior stands for p_T, whose mean is alpha_T times that of the data: centre the data, or raise VE's sigma_max. Where
+    alpha(T) = 0 ("cosine", "flow") the solve starts at sigma / alpha = 1000 data_std, data_std the model's.
 
     Sample i depends on (seed, first + i) and on nothing else: not on n, nor on batch_size.
 
     Arguments:
         model: a `ScoreModel`, a `GaussianMixture`, or a plain score `(x, t)` with shape= and sde=.
         n: how many.
-        sde: the diffusion to sample under, "ve", "vp", "subvp" or an object; the model's own unless given. Under another one
-            the solve runs over the range of sigma / alpha that both share.
+        sde: the diffusion to sample under, an object or a name in `DIFFUSIONS`, such as "vp"; the model's own unless given.
+            Under another one the solve runs over the range of sigma / alpha that both share.
         method: "default", "euler_maruyama", "pc", "ode", a method object with its own parameters, or a solver.
         steps: the number of steps; the method's own unless given.
         seed: what all noise depends on; None takes a fresh one from torch's default generator.

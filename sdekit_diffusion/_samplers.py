@@ -158,7 +158,9 @@ class InTime(AbstractMethod):
         callback: Callable[[Point], None] | None,
     ) -> Solution:
         problem = ReverseSDE(sde, lambda t, x: model.score(t, x, sde), self.eta)
-        grid = uniform(float(sde.time(span[0])), float(sde.time(span[1])), self.steps)
+        start, stop = (float(sde.time(l)) for l in span)
+        grid = sde.spaced(start, stop, uniform(0.0, 1.0, self.steps))
+        grid[0], grid[-1] = start, stop
         needed = noise if self.eta or self.solver.normals else None
         return solve(problem, x, grid, solver=self.solver, noise=needed, save="all" if save else "last", callback=callback)
 

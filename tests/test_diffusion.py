@@ -1,5 +1,6 @@
 """Property-based tests of the marginal kernels: every fact of the closed forms, for drawn parameters, times, shapes, dtypes."""
 
+import itertools
 import math
 
 import hypothesis
@@ -11,23 +12,52 @@ from hypothesis import strategies as st
 from scipy import integrate
 
 from sdekit import SDE, EulerMaruyama, WhiteNoise, normal, solve, uniform
-from sdekit_diffusion import VESDE, VPSDE, SubVPSDE
-from sdekit_diffusion._diffusion import diffusion
+from sdekit_diffusion import (
+    DDPM,
+    DIFFUSIONS,
+    EDMSDE,
+    NCSN,
+    VESDE,
+    VPSDE,
+    CosineVPSDE,
+    RectifiedFlow,
+    SubVPSDE,
+    cosine_betas,
+    linear_betas,
+)
+from sdekit_diffusion._schedules import diffusion
 
 hypothesis.settings.register_profile("kernels", deadline=None, derandomize=True, max_examples=100)
 hypothesis.settings.load_profile("kernels")
 
 
-@st.composite
-def diffusions(draw, exact=None):
-    kind = draw(st.sampled_from(["ve", "vp", "subvp"]))
-    if kind == "ve":
-        smallest = draw(st.floats(1e-3, 0.5))
-        return VESDE(smallest, smallest * draw(st.floats(2.0, 1e4)), draw(st.booleans()) if exact is None else exact)
-    low = draw(st.floats(0.0, 2.0))
-    return {"vp": VPSDE, "subvp": SubVPSDE}[kind](low, low + draw(st.floats(0.1, 30.0)))
+def ve(exact):
+    return st.builds(lambda low, ratio, exact: VESDE(low, low * ratio, exact), st.floats(1e-3, 0.5), st.floats(2.0, 1e4), exact)
 
 
+def linear_beta(kind):
+    return st.builds(lambda low, more: kind(low, low + more), st.floats(0.0, 2.0), st.floats(0.1, 30.0))
+
+
+def levels(ratios):
+    """Noise levels from 0.01 up, by their ratios."""
+    return NCSN(0.01 * np.cumprod([1.0, *ratios]))
+
+
+NOISELESS = st.one_of(  # at t = 0
+    ve(st.just(True)),
+    linear_beta(VPSDE),
+    linear_beta(SubVPSDE),
+    st.builds(CosineVPSDE, st.floats(4e-3, 0.1)),
+    st.builds(EDMSDE, st.floats(1.0, 100.0)),
+    st.just(RectifiedFlow()),
+    st.builds(DDPM, st.lists(st.floats(1e-4, 0.9), min_size=2, max_size=12)),
+    st.builds(DDPM, st.sampled_from([linear_betas(), linear_betas(100, 1e-3, 0.2), cosine_betas(50)])),
+)
+ALL = st.one_of(NOISELESS, ve(st.just(False)), st.builds(levels, st.lists(st.floats(1.1, 4.0), min_size=1, max_size=8)))
+DEFAULTS = [kind() for kind in DIFFUSIONS.values()]
+
+# Times in units of the end of time.
 times = st.floats(1e-4, 1.0)
 inside = st.floats(0.01, 0.99)
 
@@ -40,9 +70,10 @@ def close(a, b, rel=1e-9, abs=0.0):  # noqa: A002 - pytest's own names
     return float(a) == pytest.approx(float(b), rel=rel, abs=abs)
 
 
-@given(diffusions(), inside)
+@given(ALL, inside)
 def test_drift_and_diffusion_are_the_derivatives_of_alpha_and_sigma(sde, t):
     """f = d log(alpha)/dt and g^2 = d sigma^2/dt - 2 f sigma^2, the derivatives by autograd."""
+    t *= sde.T
     time = column(t, requires_grad=True)
     (f,) = torch.autograd.grad(torch.log(sde.alpha(time)), time)
     (slope,) = torch.autograd.grad(sde.sigma(time).square(), time)
@@ -50,18 +81,25 @@ def test_drift_and_diffusion_are_the_derivatives_of_alpha_and_sigma(sde, t):
     assert close(sde.g(t) ** 2, slope - 2 * f * sde.sigma(time.detach()) ** 2, rel=1e-7)
 
 
-@given(diffusions(exact=True), times)
+@given(NOISELESS, st.floats(1e-4, 0.99))
 def test_alpha_and_sigma_are_the_integrals_of_the_coefficients(sde, t):
-    """log(alpha) and (sigma/alpha)^2 by scipy's quadrature of f and of g^2/alpha^2."""
-    log_alpha, _ = integrate.quad(sde.f, 0, t, epsabs=0, epsrel=1e-11)
-    ratio, _ = integrate.quad(lambda s: (sde.g(s) / sde.alpha(s)) ** 2, 0, t, epsabs=0, epsrel=1e-11)
+    """log(alpha) and (sigma/alpha)^2 by scipy's quadrature of f and of g^2/alpha^2, over each step of a chain."""
+    t *= sde.T
+    jumps = sde.integral.x[1:-1] if isinstance(sde, DDPM) else ()
+    hypothesis.assume(len(jumps) < 50)
+    ends = [0.0, *(jump for jump in jumps if jump < t), t]
+
+    def integral(function):
+        return sum(integrate.quad(function, a, b, epsabs=0, epsrel=1e-11)[0] for a, b in itertools.pairwise(ends))
+
+    log_alpha, ratio = integral(sde.f), integral(lambda s: (sde.g(s) / sde.alpha(s)) ** 2)
     assert close(math.log(sde.alpha(t)), log_alpha, rel=1e-8, abs=1e-14)
     assert close((sde.sigma(t) / sde.alpha(t)) ** 2, ratio, rel=1e-8)
 
 
-@given(diffusions(), st.lists(st.floats(0.0, 1.0), min_size=3, max_size=3, unique=True).map(sorted))
+@given(ALL, st.lists(st.floats(0.0, 1.0), min_size=3, max_size=3, unique=True).map(sorted))
 def test_transitions_compose_and_have_positive_variance(sde, stu):
-    s, u, t = stu
+    s, u, t = (sde.T * v for v in stu)
     hypothesis.assume(min(u - s, t - u) > 1e-6)
     (a1, d1), (a2, d2), (a, d) = sde.transition(s, u), sde.transition(u, t), sde.transition(s, t)
     assert close(a1 * a2, a)
@@ -71,15 +109,17 @@ def test_transitions_compose_and_have_positive_variance(sde, stu):
     assert close(d**2, expected, rel=1e-6, abs=1e-12 * sde.sigma(t) ** 2)
 
 
-@given(diffusions(exact=True), times)
+@given(NOISELESS, times)
 def test_transitions_from_the_start_are_the_marginals(sde, t):
+    t *= sde.T
     a, d = sde.transition(0.0, t)
     assert close(a, sde.alpha(t))
     assert close(d, sde.sigma(t))
 
 
-@given(diffusions(), st.floats(0.0, 1.0))
+@given(ALL, st.floats(0.0, 1.0))
 def test_no_time_no_transition(sde, t):
+    t *= sde.T
     assert sde.transition(t, t) == (1.0, 0.0)
     a, d = sde.transition(column(t), column(t))
     assert (a.item(), d.item()) == (1.0, 0.0)
@@ -93,67 +133,77 @@ def test_sub_vp_is_below_vp(low, more, t):
     assert sub.alpha(t) == vp.alpha(t)
 
 
-@given(diffusions(exact=True))
+@given(NOISELESS)
 def test_the_start_has_no_noise(sde):
     assert sde.sigma(0.0) == 0.0
     assert sde.alpha(0.0) == 1.0
     assert sde.log_snr(0.0) == math.inf
 
 
-@given(diffusions(), st.lists(st.floats(0.0, 1.0), min_size=2, max_size=2, unique=True).map(sorted))
+@given(ALL, st.lists(st.floats(0.0, 1.0), min_size=2, max_size=2, unique=True).map(sorted))
 def test_the_clock_never_turns(sde, st_):
     """kappa = alpha^2/sigma^2 decreases strictly."""
-    s, t = st_
+    s, t = (sde.T * v for v in st_)
     hypothesis.assume(t - s > 1e-9)
     assert sde.log_snr(s) > sde.log_snr(t)
 
 
-@given(diffusions(), times)
+@given(ALL, times)
 def test_time_is_the_inverse_of_the_clock(sde, t):
+    t *= sde.T
     assert close(sde.time(sde.log_snr(t)), t, rel=1e-7, abs=1e-12)
     assert close(sde.time(sde.log_snr(column(t))), t, rel=1e-7, abs=1e-12)
 
 
-@given(diffusions(), times)
+@given(ALL, times)
 def test_floats_and_tensors_agree(sde, t):
+    t *= sde.T
     for name in ("alpha", "sigma", "f", "g", "log_snr"):
         assert close(getattr(sde, name)(column(t)), getattr(sde, name)(t), rel=1e-12, abs=1e-12)
 
 
-@given(diffusions(exact=True), st.floats(1e-5, 1.0))
+@given(NOISELESS, st.floats(1e-5, 1.0))
 def test_closed_forms_hold_in_float32(sde, t):
     """At t = 1e-5 the naive 1 - exp is wrong by a per cent; expm1 is right to the rounding of t and of the exponent."""
-    single = torch.tensor([t], dtype=torch.float32)
-    for name in ("alpha", "sigma", "g"):
+    single = torch.tensor([sde.T * t], dtype=torch.float32).clamp(max=sde.T)
+    hypothesis.assume(not isinstance(sde, DDPM) or close(sde.f(single), sde.f(float(single)), rel=1e-5))  # rounded over a jump
+    for name in ("alpha", "sigma", "f", "g"):
         assert close(getattr(sde, name)(single), getattr(sde, name)(float(single)), rel=3e-5)
 
 
+@given(NOISELESS, st.floats(1e-5, 0.99))
+def test_the_clock_is_inverted_in_float32(sde, t):
+    l = torch.tensor([sde.log_snr(sde.T * t)], dtype=torch.float32)
+    assert close(sde.log_snr(float(sde.time(l))), l, abs=3e-5)
+
+
 @given(
-    diffusions(),
+    ALL,
     times,
     st.lists(st.integers(1, 3), max_size=4).map(tuple),
     st.sampled_from([torch.float64, torch.float32, torch.bfloat16, torch.float16]),
 )
 def test_marginal_keeps_shape_and_dtype_and_is_per_sample(sde, t, event, dtype):
     x0 = torch.ones(2, *event, dtype=dtype)
-    t = torch.tensor([t, t / 2], dtype=torch.float64)
+    t = torch.tensor([t, t / 2], dtype=torch.float64) * sde.T
     mean, std = sde.marginal(t, x0)
     assert mean.dtype == dtype
     assert mean.shape == x0.shape
     assert (mean + std * x0).shape == x0.shape
     for row in range(2):
         alone, spread = sde.marginal(float(t[row]), x0[row : row + 1])
-        torch.testing.assert_close(mean[row : row + 1], alone, rtol=1e-2 if dtype.itemsize == 2 else 1e-6, atol=0)
+        torch.testing.assert_close(mean[row : row + 1], alone, rtol=1e-2 if dtype.itemsize == 2 else 1e-6, atol=1e-7)
         assert close(std[row].flatten()[0], spread, rel=1e-2 if dtype.itemsize == 2 else 1e-6, abs=1e-7)
 
 
-@given(diffusions(), st.sampled_from([-1e-3, 1.001, math.nan, math.inf]))
+@given(ALL, st.sampled_from([-1e-3, 1.001, math.nan, math.inf]))
 def test_times_outside_are_refused(sde, t):
+    t *= sde.T
     x = torch.zeros(1, 1)
     for call in (
         lambda: sde.marginal(t, x),
         lambda: sde.marginal(column(t), x),
-        lambda: sde.transition(0.1, t),
+        lambda: sde.transition(0.1 * sde.T, t),
         lambda: sde.prior((1, 1), t=t),
         lambda: sde.log_prior(x, t),
     ):
@@ -166,7 +216,7 @@ def test_transitions_go_forwards():
         VPSDE().transition(0.5, 0.4)
 
 
-@pytest.mark.parametrize("sde", [VESDE(), VESDE(0.1, 5.0, exact=False), VPSDE(), SubVPSDE()], ids=str)
+@pytest.mark.parametrize("sde", [*DEFAULTS, VESDE(0.1, 5.0, exact=False), DDPM(cosine_betas(20))], ids=str)
 def test_simulated_transitions_have_the_marginals(sde):
     """Exact transitions through five times: mean and variance within 6 standard errors of 1e5 paths (false alarm 2e-9)."""
     n, x0 = 100_000, 0.7
@@ -174,7 +224,7 @@ def test_simulated_transitions_have_the_marginals(sde):
     s, x = 0.0, torch.full((n,), x0, dtype=torch.float64)
     if sde.sigma(0.0) != 0:
         x = x + sde.sigma(0.0) * normal(1, index, (), counter=50, dtype=torch.float64)
-    for i, t in enumerate([0.01, 0.1, 0.3, 0.7, 1.0]):
+    for i, t in enumerate(sde.T * u for u in (0.01, 0.1, 0.3, 0.7, 1.0)):
         factor, spread = sde.transition(s, t)
         x, s = factor * x + spread * normal(1, index, (), counter=i, dtype=torch.float64), t
         mean, std = sde.marginal(t, torch.full((1,), x0, dtype=torch.float64))
@@ -182,13 +232,16 @@ def test_simulated_transitions_have_the_marginals(sde):
         assert abs(x.var() / std**2 - 1) < 6 * math.sqrt(2 / n)
 
 
-@pytest.mark.parametrize("sde", [VESDE(0.1, 5.0), VPSDE(), SubVPSDE()], ids=str)
+@pytest.mark.parametrize(
+    "sde", [VESDE(0.1, 5.0), VPSDE(), SubVPSDE(), CosineVPSDE(), EDMSDE(), RectifiedFlow(), DDPM(linear_betas(100, 1e-3, 0.2))],
+    ids=str,
+)  # fmt: skip
 def test_simulated_equation_has_the_marginals(sde):
     """Euler-Maruyama on the SDE's own drift and diffusion; 6 standard errors of 20,000 paths and the bias of 2,000 steps."""
     n = 20_000
     x0 = torch.full((n, 1), 0.7, dtype=torch.float64)
-    x = solve(sde, x0, uniform(0.0, 0.6, 2000), solver=EulerMaruyama(), noise=WhiteNoise(3)).x
-    mean, std = sde.marginal(0.6, x0[:1])
+    x = solve(sde, x0, uniform(0.0, 0.6 * sde.T, 2000), solver=EulerMaruyama(), noise=WhiteNoise(3)).x
+    mean, std = sde.marginal(0.6 * sde.T, x0[:1])
     assert abs(x.mean() - mean) < 6 * std / math.sqrt(n) + 2e-3
     assert abs(x.var() / std**2 - 1) < 6 * math.sqrt(2 / n) + 4e-3
 
@@ -209,14 +262,16 @@ def test_published_conventions():
     torch.testing.assert_close(VESDE().g(t), published * math.sqrt(2 * math.log(50 / 0.01)))
 
 
-@pytest.mark.parametrize("sde", [VESDE(), VPSDE(), SubVPSDE()], ids=str)
+@pytest.mark.parametrize("sde", DEFAULTS, ids=str)
 def test_prior(sde):
-    x = sde.prior((50_000, 2), seed=1, t=0.8, dtype=torch.float64)
-    sigma = sde.sigma(0.8)
+    t = 0.8 * sde.T
+    x = sde.prior((50_000, 2), seed=1, t=t, dtype=torch.float64)
+    sigma = sde.sigma(t)
     assert abs(x.var() / sigma**2 - 1) < 6 * math.sqrt(2 / x.numel())
     expected = torch.distributions.Normal(0.0, torch.tensor(sigma, dtype=torch.float64)).log_prob(x).sum(1)
-    torch.testing.assert_close(sde.log_prior(x, 0.8), expected)
-    assert torch.equal(sde.prior((10, 2), seed=1, first=7, t=0.8, dtype=torch.float64), x[7:17])
+    torch.testing.assert_close(sde.log_prior(x, t), expected)
+    assert torch.equal(sde.log_prior(x), sde.log_prior(x, sde.T))
+    assert torch.equal(sde.prior((10, 2), seed=1, first=7, t=t, dtype=torch.float64), x[7:17])
     torch.manual_seed(0)
     a = sde.prior((2, 3))
     torch.manual_seed(0)
@@ -224,7 +279,9 @@ def test_prior(sde):
 
 
 def test_names():
-    assert [diffusion(name) for name in ("ve", "vp", "subvp")] == [VESDE(), VPSDE(), SubVPSDE()]
+    known = [VESDE(), VPSDE(), SubVPSDE(), CosineVPSDE(), EDMSDE(), RectifiedFlow(), DDPM(), NCSN()]
+    assert [diffusion(name) for name in "ve vp subvp cosine edm flow ddpm ncsn".split()] == known
+    assert len(DIFFUSIONS) == len(known)
     assert diffusion(VPSDE(0.2)) == VPSDE(0.2)
     with pytest.raises(ValueError, match="unknown sde 'vpsde'; choose one of ve, vp, subvp"):
         diffusion("vpsde")

@@ -7,7 +7,7 @@ from sdekit import elementary
 from sdekit.elementary import broadcast, norm
 
 
-@pytest.mark.parametrize("name", ["asinh", "exp", "expm1", "log", "log1p", "sqrt"])
+@pytest.mark.parametrize("name", ["asinh", "atan", "exp", "expm1", "log", "log1p", "reciprocal", "sigmoid", "sin", "sqrt"])
 def test_floats_and_tensors_agree(name):
     function = getattr(elementary, name)
     scalar, tensor = function(0.3), function(torch.tensor([0.3, 0.7], dtype=torch.float64))
@@ -18,6 +18,19 @@ def test_floats_and_tensors_agree(name):
 def test_log_of_zero_is_minus_infinity_as_in_torch():
     assert elementary.log(0.0) == -math.inf
     assert math.isnan(elementary.log(-1.0))
+
+
+@pytest.mark.parametrize("name", ["reciprocal", "sigmoid"])
+@pytest.mark.parametrize("value", [0.0, -0.0, -1000.0, 1000.0, -40.0, math.inf, -math.inf, math.nan])
+def test_floats_go_to_the_limits_as_tensors_do(name, value):
+    function = getattr(elementary, name)
+    expected = function(torch.tensor(value, dtype=torch.float64)).item()
+    assert function(value) == pytest.approx(expected, rel=1e-12, abs=1e-300, nan_ok=True)
+
+
+def test_clip():
+    assert [elementary.clip(value, 0.0, 1.0) for value in (-1.0, 0.5, math.inf)] == [0.0, 0.5, 1.0]
+    assert elementary.clip(torch.tensor([-1.0, 0.5, math.inf]), 0.0, 1.0).tolist() == [0.0, 0.5, 1.0]
 
 
 def test_broadcast():

@@ -39,6 +39,8 @@ DIFFUSION = [
     {"nets._mlp", "nets._unet"},
     {"nets", "metrics", "data"},
     {"_diffusion"},
+    {"_discrete"},
+    {"_schedules"},
     {"_model"},
     {"_mixture", "_flow", "_loss"},
     {"_samplers"},
@@ -131,9 +133,10 @@ def test_public_names_of_sdekit_diffusion():
     assert (
         sdekit_diffusion.__all__
         == """
-        DIFFUSIONS METHODS VESDE VPSDE AbstractDiffusion AbstractMethod AbstractModel AdaptiveFlow BitsPerDim CheckpointError
-        GaussianMixture InTime OnClock Recipe Record ScoreModel SubVPSDE bits_per_dim data decode dsm_loss
-        encode fit interpolate load log_likelihood metrics nets sample save training
+        DDPM DIFFUSIONS EDMSDE METHODS NCSN VESDE VPSDE AbstractDiffusion AbstractMethod AbstractModel AdaptiveFlow BitsPerDim
+        CheckpointError CosineVPSDE GaussianMixture InTime OnClock Recipe Record RectifiedFlow ScoreModel SubVPSDE bits_per_dim
+        cosine_betas data decode dsm_loss encode fit interpolate linear_betas load log_likelihood metrics nets sample save
+        training
     """.split()
     )
     assert all(hasattr(sdekit_diffusion, name) for name in sdekit_diffusion.__all__)

@@ -75,12 +75,12 @@ def test_the_network_runs_in_its_dtype_and_the_state_keeps_its_own(dtype):
 
 
 def test_what_is_refused():
-    with pytest.raises(ValueError, match="predicts = 'epsilon' is not one of noise, data, score, velocity"):
+    with pytest.raises(ValueError, match="predicts = 'epsilon' is not one of noise, data, score, velocity, flow"):
         ScoreModel(lambda x, t: x, "vp", "epsilon")
     with pytest.raises(ValueError, match="conditioning"):
         ScoreModel(lambda x, t: x, "vp", conditioning="sigma")
     with pytest.raises(ValueError, match="unknown sde"):
-        ScoreModel(lambda x, t: x, "ddpm")
+        ScoreModel(lambda x, t: x, "ddim")
     with pytest.raises(ValueError, match=r"network returned shape \(7, 1\) for x of shape \(7, 2\)"):
         ScoreModel(lambda x, t: x[:, :1], "vp").denoise(0.5, X)
     with pytest.raises(TypeError, match="the model must be"):

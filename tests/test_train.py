@@ -245,7 +245,8 @@ def test_damaged_checkpoints_say_so(tmp_path, file, what):
     "change",
     [
         {"format": "other"},
-        {"sde": {"name": "ddpm"}},
+        {"sde": {"name": "ddim"}},
+        {"sde": {"name": "ddpm", "betas": [0.1, 2.0]}},
         {"sde": {"name": "vp", "gamma": 1}},
         {"net": {"class": "MLP", "config": {"wdth": 3}}},
         {"net": {"class": "os.system", "config": {}}},

@@ -1,0 +1,345 @@
+"""Cosine, EDM, flow, DDPM and NCSN: published formulas, ends where alpha or sigma is 0, and the same samples as under VP."""
+
+import itertools
+import math
+
+import pytest
+import torch
+from torch import nn
+
+import sdekit
+from sdekit_diffusion import (
+    DDPM,
+    DIFFUSIONS,
+    EDMSDE,
+    NCSN,
+    VESDE,
+    VPSDE,
+    AdaptiveFlow,
+    CosineVPSDE,
+    GaussianMixture,
+    OnClock,
+    Recipe,
+    RectifiedFlow,
+    ScoreModel,
+    SubVPSDE,
+    cosine_betas,
+    decode,
+    dsm_loss,
+    encode,
+    fit,
+    linear_betas,
+    load,
+    log_likelihood,
+    sample,
+    save,
+)
+from sdekit_diffusion._flow import span_of
+from sdekit_diffusion._loss import draw_times
+
+DEFAULTS = {name: kind() for name, kind in DIFFUSIONS.items()}
+NEW = ["cosine", "edm", "flow", "ddpm", "ncsn"]
+PREDICTIONS = ["noise", "data", "score", "velocity", "flow"]
+# Centred, as data should be: then p_T differs from the prior by the square of alpha / sigma only.
+MIXTURE = GaussianMixture([0.25, 0.75], torch.tensor([[-0.9, 0.6], [0.3, -0.2]], dtype=torch.float64), [0.05, 0.02])
+X = MIXTURE.sample(20, seed=3)
+FINE = AdaptiveFlow(1e-8, 1e-8)
+T = torch.linspace(0, 1, 101, dtype=torch.float64)
+
+
+def exact(sde, predicts, conditioning="time"):
+    """A network that knows the mixture, in the convention given."""
+
+    def net(x, t):
+        alpha, sigma = (
+            (sde.alpha(t), sde.sigma(t)) if conditioning == "time" else ((2 * t).sigmoid().sqrt(), (-2 * t).sigmoid().sqrt())
+        )
+        data = MIXTURE.denoise(sde.time((alpha / sigma).log()), x * (sde_scale(sde, alpha, sigma))[:, None], sde)
+        alpha, sigma = alpha[:, None], sigma[:, None]
+        noise = (x - alpha * data) / sigma
+        outputs = {"data": data, "noise": noise, "score": -noise / sigma, "velocity": alpha * noise - sigma * data}
+        return (outputs | {"flow": noise - data})[predicts]
+
+    return ScoreModel(net, sde, predicts, shape=(2,), conditioning=conditioning, data_std=MIXTURE.data_std)
+
+
+def sde_scale(sde, alpha, sigma):
+    """From a point with the kernel (alpha, sigma) to the diffusion's with the same ratio."""
+    return sde.sigma(sde.time((alpha / sigma).log())) / sigma
+
+
+def test_cosine_is_as_published():
+    """Nichol and Dhariwal's alpha-bar, their equation 17."""
+    f = torch.cos((T + 0.008) / 1.008 * math.pi / 2) ** 2
+    torch.testing.assert_close(CosineVPSDE().alpha(T) ** 2, f / f[0], rtol=1e-9, atol=1e-15)
+    torch.testing.assert_close(CosineVPSDE().alpha(T) ** 2 + CosineVPSDE().sigma(T) ** 2, torch.ones_like(T))
+
+
+def test_edm_is_as_published():
+    """Karras et al., table 1: s(t) = 1, sigma(t) = t, and their dx/dt = (x - D)/t."""
+    sde, t = EDMSDE(), 3.0
+    flow = sdekit.ProbabilityFlow(sde, lambda t, x: MIXTURE.score(t, x, sde))
+    torch.testing.assert_close(flow.drift(t, X), (X - MIXTURE.denoise(t, X, sde)) / t)
+    assert (sde.T, sde.kernel(80.0)) == (80.0, (1.0, 80.0))
+    i = torch.arange(18, dtype=torch.float64)
+    steps = (80 ** (1 / 7) + i / 17 * (0.002 ** (1 / 7) - 80 ** (1 / 7))) ** 7
+    torch.testing.assert_close(sde.spaced(80.0, 0.002, i / 17), steps)
+
+
+def test_the_flow_of_rectified_flow_is_the_mean_velocity():
+    """dx/dt = E[eps - x_0 | x_t = x], what a "flow" network predicts."""
+    sde, t = RectifiedFlow(), 0.3
+    flow = sdekit.ProbabilityFlow(sde, lambda t, x: MIXTURE.score(t, x, sde))
+    torch.testing.assert_close(flow.drift(t, X), exact(sde, "flow").net(X, torch.full((20,), t, dtype=torch.float64)))
+
+
+def test_ddpm_is_the_chain_at_its_steps():
+    betas = linear_betas(50, 1e-3, 0.3)
+    sde, kept = DDPM(betas), (1 - torch.tensor(betas, dtype=torch.float64)).cumprod(0)
+    t = torch.arange(1, 51, dtype=torch.float64) / 50
+    torch.testing.assert_close(sde.alpha(t), kept.sqrt())
+    torch.testing.assert_close(sde.sigma(t), (1 - kept).sqrt())
+    for i in (0, 1, 20, 49):
+        factor, spread = sde.transition(i / 50, (i + 1) / 50)
+        assert (factor, spread) == pytest.approx((math.sqrt(1 - betas[i]), math.sqrt(betas[i])), rel=1e-9)
+    middle = sde.alpha(0.5 * (t[1:] + t[:-1]))
+    torch.testing.assert_close(middle, (sde.alpha(t[1:]) * sde.alpha(t[:-1])).sqrt())  # log(alpha) is linear between
+
+
+def test_ddpm_tends_to_vp():
+    """beta_i = beta(i/N)/N for more and more steps: the difference falls as 1/N."""
+
+    def difference(n):
+        sde = DDPM([(0.1 + 19.9 * i / n) / n for i in range(1, n + 1)])
+        return float((sde.alpha(T) - VPSDE().alpha(T)).abs().max())
+
+    errors = [difference(n) for n in (100, 200, 400, 800)]
+    assert errors[-1] < 0.01
+    assert all(1.8 < coarse / fine < 2.2 for coarse, fine in itertools.pairwise(errors))
+
+
+def test_betas():
+    assert DDPM() == DDPM(linear_betas(1000, 1e-4, 0.02)) == DDPM(torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64))
+    assert hash(DDPM()) == hash(DDPM(list(linear_betas())))
+    assert (linear_betas()[0], linear_betas()[-1], len(linear_betas())) == pytest.approx((1e-4, 0.02, 1000))
+    cosine = DDPM(cosine_betas(500))
+    t = torch.arange(0, 450, dtype=torch.float64) / 500  # the last of them are cut at 0.999
+    torch.testing.assert_close(cosine.alpha(t), CosineVPSDE().alpha(t))
+    assert max(cosine_betas(500)) == 0.999
+    assert math.isfinite(cosine.log_snr(1.0))
+
+
+def test_ncsn_of_geometric_levels_is_ve():
+    published = VESDE(0.01, 50.0, exact=False)
+    for levels in (sdekit.geometric(50.0, 0.01, 9), [0.01, 50.0], NCSN().sigmas):
+        for name in ("sigma", "g", "log_snr"):
+            torch.testing.assert_close(getattr(NCSN(levels), name)(T), getattr(published, name)(T))
+    uneven = NCSN([1.0, 0.5, 0.1])
+    assert [uneven.sigma(t) for t in (0.0, 0.5, 1.0)] == pytest.approx([0.1, 0.5, 1.0])
+    assert uneven == NCSN([0.1, 0.5, 1.0])
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: CosineVPSDE(0.0), "needs s > 0, such as 0.008, not 0.0"),
+        (lambda: EDMSDE(-1.0), "needs sigma_max > 0, such as 80, not -1.0"),
+        (lambda: EDMSDE(math.inf), "needs sigma_max > 0"),
+        (lambda: DDPM([0.1]), "two betas or more, each between 0 and 1, not 0.1"),
+        (lambda: DDPM([0.1, 1.0]), "not 0.1, 1"),
+        (lambda: DDPM([0.5] * 999 + [math.nan]), "not 1000 values from 0.5 to nan"),
+        (lambda: NCSN([1.0]), "in order, not 1"),
+        (lambda: NCSN([1.0, 1.0]), "in order, not 1, 1"),
+        (lambda: NCSN([1.0, 0.1, 0.5]), "in order, not 1, 0.1, 0.5"),
+        (lambda: NCSN([1.0, 0.0]), "in order, not 1, 0"),
+        (lambda: NCSN([1.0, math.nan]), "in order, not 1, nan"),
+    ],
+)
+def test_parameters_out_of_range(build, message):
+    with pytest.raises(ValueError, match=message):
+        build()
+
+
+def test_many_numbers_are_counted_not_shown():
+    assert str(DDPM()) == "DDPM(1000 values from 0.0001 to 0.02)"
+    assert str(NCSN([1, 0.1])) == "NCSN(0.1, 1)"
+
+
+@pytest.mark.parametrize("sde", DEFAULTS.values(), ids=DEFAULTS)
+def test_nothing_is_undefined_at_the_ends(sde):
+    """Where alpha = 0 or sigma = 0 a value may be infinite, but it is a number."""
+    x = torch.ones(2, 2, dtype=torch.float64)
+    ends = torch.tensor([0.0, sde.T], dtype=torch.float64)
+    for name in ("alpha", "sigma", "f", "g", "log_snr"):
+        values = getattr(sde, name)(ends)
+        assert not values.isnan().any()
+        assert values.tolist() == pytest.approx([getattr(sde, name)(t) for t in ends.tolist()])
+    assert math.isfinite(sde.log_snr(sde.latest(0.5)))
+    assert sde.alpha(sde.T) >= 0
+    for s in (0.0, 0.5 * sde.T, sde.T):
+        for t in (column(sde.T), sde.T):
+            assert not any(torch.as_tensor(v).isnan().any() for v in sde.transition(s, t))
+    assert sde.marginal(ends, x)[0].isfinite().all()
+    assert sde.prior((2, 2), seed=0).isfinite().all()
+    assert sde.log_prior(x).isfinite().all()
+
+
+def column(t):
+    return torch.tensor([t], dtype=torch.float64)
+
+
+def test_where_a_solve_starts():
+    """At T, unless alpha is 0 there: then at sigma/alpha = 1000 deviations of the data."""
+    for name, sde in DEFAULTS.items():
+        start = span_of(MIXTURE, sde, 1e-3)[0]
+        expected = -math.log(1000 * MIXTURE.data_std) if name in ("cosine", "flow") else sde.log_snr(sde.T)
+        assert start == pytest.approx(expected, rel=1e-9)
+        model = exact(VPSDE(), "data")
+        assert span_of(model, sde, 1e-3)[0] == pytest.approx(max(start, VPSDE().log_snr(1.0)))
+
+
+@pytest.mark.parametrize("conditioning", ["time", "log_snr"])
+@pytest.mark.parametrize("predicts", PREDICTIONS)
+@pytest.mark.parametrize("own", DEFAULTS)
+def test_models_are_finite_at_the_ends(own, predicts, conditioning):
+    """A network that is finite makes denoisers that are, under its own diffusion and under others."""
+    net = lambda x, t: torch.sin(x + t[:, None].clamp(-1e3, 1e3))  # noqa: E731
+    model = ScoreModel(net, own, predicts, shape=(2,), conditioning=conditioning)
+    for other in (own, "vp", "flow", "edm", "cosine"):
+        sde = DEFAULTS[other]
+        for t in (0.0, sde.T, torch.linspace(0, sde.T, 20, dtype=torch.float64)):
+            assert model.denoise(t, X, other).isfinite().all()
+            assert model.noise(t, X, other).isfinite().all()
+        assert model.score(sde.T, X, other).isfinite().all()
+        if sde.sigma(0.0) == 0:
+            for t in (0.0, torch.zeros(20)):
+                with pytest.raises(ValueError, match="where sigma = 0"):
+                    model.score(t, X, other)
+
+
+@pytest.mark.parametrize("conditioning", ["time", "log_snr"])
+@pytest.mark.parametrize("predicts", PREDICTIONS)
+@pytest.mark.parametrize("own", DEFAULTS)
+def test_conventions_agree_under_every_diffusion(own, predicts, conditioning):
+    model = exact(DEFAULTS[own], predicts, conditioning)
+    for sde in DEFAULTS.values():
+        for t in (float(sde.time(0.4)), torch.as_tensor(sde.time(torch.linspace(-2, 3, 20, dtype=torch.float64)))):
+            x = X * torch.as_tensor(sde.sigma(t)).reshape(-1, 1)
+            data = MIXTURE.denoise(t, x, sde)
+            torch.testing.assert_close(model.denoise(t, x, sde), data, rtol=1e-7, atol=1e-8)
+            torch.testing.assert_close(model.score(t, x, sde), MIXTURE.score(t, x, sde), rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.parametrize("sde", NEW)
+@pytest.mark.parametrize(("method", "atol"), [("default", 1.5e-3), (FINE, 5e-4)], ids=["default", "ode"])
+def test_on_the_clock_all_diffusions_give_the_same_samples(sde, method, atol):
+    """Up to the ends: where they start, and for NCSN where it stops. Deviations of the modes are 0.14 and 0.22."""
+    a, b = (sample(MIXTURE, 300, sde=name, method=method, seed=4) / DEFAULTS[name].alpha(end(name)) for name in ("vp", sde))
+    torch.testing.assert_close(b, a, rtol=0, atol=atol if sde != "ncsn" else 6e-3)
+
+
+def end(name):
+    """The time at which samples under a diffusion are."""
+    return float(DEFAULTS[name].time(span_of(MIXTURE, DEFAULTS[name], 1e-3)[1]))
+
+
+@pytest.mark.parametrize("method", ["default", OnClock(eta=1.0), "ode", "euler_maruyama", "pc"], ids=str)
+@pytest.mark.parametrize("sde", NEW)
+def test_every_method_has_the_law(sde, method):
+    """Mean and covariance within 5.5 standard errors of 4000 samples and the bias of 1000 steps."""
+    n = 4000
+    solution = sample(MIXTURE, n, sde=sde, method=method, seed=2, return_solution=True)
+    law = MIXTURE.marginal(float(solution.ts[-1]), DEFAULTS[sde])
+    x, exactly = solution.x, law.sample(n, seed=9)
+    assert ((x.mean(0) - law.mean()).abs() < 5.5 * exactly.std(0) / math.sqrt(n)).all()
+    products, known = (v[:, :, None] * v[:, None] for v in (x, exactly))
+    assert ((products.mean(0) - law.covariance()).abs() < 5.5 * known.std(0) / math.sqrt(n)).all()
+    assert float(law.posterior(x)[:, 0].mean()) == pytest.approx(0.25, abs=5.5 * math.sqrt(0.1875 / n))
+
+
+def data_with_noise(l):
+    """log p of data + e^{-l} eps: the same under every diffusion."""
+    return MIXTURE.marginal(math.exp(-l), EDMSDE()).log_prob(X)
+
+
+@pytest.mark.parametrize("sde", DEFAULTS)
+def test_likelihood_equals_the_closed_form(sde):
+    kernel = DEFAULTS[sde]
+    low, high = span_of(MIXTURE, kernel, 1e-3)
+    t1 = float(kernel.time(low))
+    expected = data_with_noise(high)
+    ours = log_likelihood(MIXTURE, X, sde=sde, log_prior=MIXTURE.marginal(t1, kernel).log_prob, method=FINE)
+    torch.testing.assert_close(ours.value, expected, rtol=0, atol=1e-4)
+    torch.testing.assert_close(log_likelihood(MIXTURE, X, sde=sde, method=FINE).value, expected, rtol=0, atol=2e-3)
+    back = decode(MIXTURE, encode(MIXTURE, X, sde=sde, method=FINE), sde=sde, method=FINE)
+    torch.testing.assert_close(back, X, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("predicts", PREDICTIONS)
+def test_a_model_of_one_diffusion_under_the_others(predicts):
+    """Trained under VP, or under the flow, sampled and measured under EDM, flow and cosine: as the mixture itself."""
+    expected = sample(MIXTURE, 50, sde="vp", method=FINE, seed=1)
+    for own in ("vp", "flow"):
+        model = exact(DEFAULTS[own], predicts, "time")
+        for sde in ("edm", "flow", "cosine"):
+            x = sample(model, 50, sde=sde, method=FINE, seed=1, dtype=torch.float64)
+            torch.testing.assert_close(x / DEFAULTS[sde].alpha(end(sde)), expected, rtol=0, atol=1e-3)
+            density = data_with_noise(-math.log(1e-3))
+            torch.testing.assert_close(log_likelihood(model, X, sde=sde, method=FINE).value, density, rtol=0, atol=2e-3)
+
+
+class Small(nn.Module):
+    """A perceptron of x and of a few functions of the label."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(5, 64), nn.SiLU(), nn.Linear(64, 64), nn.SiLU(), nn.Linear(64, 2))
+
+    def forward(self, x, t):
+        return self.layers(torch.cat([x, torch.stack([torch.sin(t), torch.cos(t), t / 8], dim=1)], dim=1))
+
+
+@pytest.mark.parametrize("weighting", ["plain", "likelihood"])
+@pytest.mark.parametrize("sde", DEFAULTS)
+def test_training_under_every_diffusion(sde, weighting, tmp_path):
+    """Times stay where the clock is finite; the loss is; the checkpoint comes back with its diffusion."""
+    u = torch.linspace(0, 1, 101, dtype=torch.float64)[:-1]
+    t = draw_times(DEFAULTS[sde], u, weighting, 1e-3, 0.5)
+    assert DEFAULTS[sde].log_snr(t).isfinite().all()
+    assert t.min() >= 0
+    assert t.max() <= DEFAULTS[sde].latest(0.5)
+    torch.manual_seed(0)
+    for predicts in PREDICTIONS:
+        model = ScoreModel(Small(), sde, predicts, shape=(2,), conditioning="log_snr", data_std=0.5)
+        records = fit(model, X.float(), Recipe(steps=2, batch_size=16, weighting=weighting), progress=False)
+        assert all(record.loss.isfinite() for record in records)
+    save(model, tmp_path)
+    assert load(tmp_path, net=Small()).sde == DEFAULTS[sde]
+
+
+def test_training_ends_where_solves_start():
+    """For data of deviation 0.01 under the flow at sigma/alpha = 10, t = 10/11."""
+    seen = []
+    model = ScoreModel(lambda x, t: seen.append(t) or x, "flow", "flow", shape=(2,), data_std=0.01)
+    dsm_loss(model, 0.01 * X.repeat(200, 1), seed=0)
+    assert 0.9 < seen[0].max() < 10 / 11
+
+
+def test_flow_matching_learns():
+    """A "flow" network trained under RectifiedFlow approaches the least loss there is; sampled under VP it has the law."""
+    torch.manual_seed(0)
+    model = ScoreModel(Small(), "flow", "flow", shape=(2,), conditioning="log_snr", data_std=MIXTURE.data_std)
+    fit(model, MIXTURE.sample(5000, seed=1).float(), Recipe(steps=1500, batch_size=256, lr=4e-3), progress=False)
+    held_out = MIXTURE.sample(5000, seed=2)
+    known = exact(RectifiedFlow(), "flow")
+    losses = [dsm_loss(m, x0, seed=3).mean().item() for m, x0 in ((model, held_out.float()), (known, held_out))]
+    assert losses[0] < losses[1] + 0.02
+    for sde in ("flow", "vp"):
+        x = sample(model, 2000, sde=sde, seed=4)
+        assert MIXTURE.posterior(x)[:, 0].mean() == pytest.approx(0.25, abs=0.06)
+        assert (x.double().T.cov() - MIXTURE.covariance()).abs().max() < 0.05
+
+
+def test_solves_start_at_the_end_of_time_where_the_clock_has_one():
+    for sde in (VPSDE(), SubVPSDE(), VESDE(), EDMSDE(), DDPM(), NCSN()):
+        assert sde.latest(0.01) == sde.T
