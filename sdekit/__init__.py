@@ -18,6 +18,7 @@ from sdekit._sde import ODE, SDE, AbstractSDE
 from sdekit._semilinear import SemiLinear
 from sdekit._solution import NotFiniteError, Point, Solution, Status, UnfinishedError
 from sdekit._solver import (
+    DEIS,
     RK4,
     SEA,
     SRA1,
@@ -25,13 +26,16 @@ from sdekit._solver import (
     SRID2,
     AbstractCorrector,
     AbstractEmbeddedRungeKutta,
+    AbstractMultistep,
     AbstractRungeKutta,
     AbstractSolver,
     AbstractStochasticRungeKutta,
     AdamsBashforth,
+    AdamsMoulton,
     Bosh3,
     Dopri5,
     Dopri8,
+    DPMSolver,
     EulerHeun,
     EulerMaruyama,
     ExponentialEuler,
@@ -51,12 +55,14 @@ from sdekit._solver import (
     StochasticTableau,
     Tableau,
     Tsit5,
+    UniPC,
 )
 from sdekit.interop import odeint, odeint_adjoint, odeint_event, sdeint
 
 __version__ = version("sdekit")
 
 __all__ = [
+    "DEIS",
     "ODE",
     "RK4",
     "SDE",
@@ -67,6 +73,7 @@ __all__ = [
     "AbstractCorrector",
     "AbstractEmbeddedRungeKutta",
     "AbstractGradient",
+    "AbstractMultistep",
     "AbstractNoise",
     "AbstractRungeKutta",
     "AbstractSDE",
@@ -74,10 +81,12 @@ __all__ = [
     "AbstractStochasticRungeKutta",
     "AbstractTrace",
     "AdamsBashforth",
+    "AdamsMoulton",
     "Bosh3",
     "BrownianPath",
     "Checkpointed",
     "Clocked",
+    "DPMSolver",
     "Dopri5",
     "Dopri8",
     "EulerHeun",
@@ -113,6 +122,7 @@ __all__ = [
     "Tableau",
     "Tsit5",
     "UnfinishedError",
+    "UniPC",
     "WhiteNoise",
     "elementary",
     "fresh_seed",

@@ -4,9 +4,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from torch import Tensor
 
-from sdekit._quadrature import polynomial_weights
+from sdekit._quadrature import Panels, Rule
 from sdekit._sde import AbstractSDE, NoiseType
 from sdekit.elementary import Time, broadcast, exp, log
 
@@ -20,19 +21,21 @@ class Clocked(AbstractSDE):
 
         dy = F(l, x) dA/dtau dtau + dB_tau.
 
-    Multistep rules interpolate F as a polynomial in l, where it is smooth, and integrate it against dA exactly.
+    Multistep rules interpolate F as a polynomial in l, where it is smooth, or as their authors chose, and integrate against dA.
 
     Arguments:
         integrand: `F(l, x)`, shaped like x; l is a float, or `(batch,)`.
         scale: x / y as a function of l.
         a: the exponent of A, not zero.
         q: the exponent of Q; 0 for an ordinary equation.
+        own: the time in which F is known outside, as a function of l: a diffusion's t, in which some rules interpolate.
     """
 
     integrand: Callable[[Time, Tensor], Tensor]
     scale: Callable[[Time], Time]
     a: float
     q: float = 0.0
+    own: Callable[[Time], Time] = lambda l: l
 
     def __post_init__(self) -> None:
         if not self.a or self.q < 0:
@@ -66,8 +69,9 @@ class Clocked(AbstractSDE):
     def diffusion(self, t: Time, x: Tensor) -> float:
         return 1.0
 
-    def quadrature(self, nodes: np.ndarray, t0: np.ndarray, t1: np.ndarray) -> np.ndarray:
+    def quadrature(self, rule: Rule, nodes: np.ndarray, t0: np.ndarray, t1: np.ndarray) -> np.ndarray:
         clock = self.q or self.a
         l, start, stop = np.log(nodes) / clock, np.log(t0) / clock, np.log(t1) / clock
         rate = self.a / self.q * np.exp((self.a - self.q) * l) if self.q else 1.0
-        return polynomial_weights(l, start, stop, self.a) * np.exp(self.a * stop)[:, None] / rate
+        panels = Panels(l, start, stop, self.a, lambda l: np.asarray(self.own(torch.from_numpy(l))))
+        return rule(panels) * np.exp(self.a * stop)[:, None] / rate

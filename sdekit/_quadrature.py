@@ -1,26 +1,64 @@
-"""Exact integrals of interpolating polynomials against dt or against d e^{a l}: the weights of multistep rules."""
+"""Integrals of interpolating polynomials against dt or against d e^{a l}: what the weights of multistep rules are made of."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
+
+Map = Callable[[np.ndarray], np.ndarray]
 
 # Gauss-Legendre on [0, 1]: exact to rounding for a polynomial times e^{a s} with |a| up to about 30.
 _NODES, _WEIGHTS = np.polynomial.legendre.leggauss(32)
 _NODES, _WEIGHTS = (_NODES + 1) / 2, _WEIGHTS / 2
 
 
-def polynomial_weights(nodes: np.ndarray, start: np.ndarray, stop: np.ndarray, rate: float = 0.0) -> np.ndarray:
-    """w with sum_j w_j p(node_j) = integral from start to stop of p(l) dA(l), for every polynomial p of degree < k.
+def _itself(l: np.ndarray) -> np.ndarray:
+    return l
+
+
+@dataclass(frozen=True, eq=False)
+class Panels:
+    """Steps of an integral against dA(l), and where the values are known that each may use.
 
     A(l) = l when rate = 0; else A(l) = e^{rate (l - stop)}, normalised to 1 at the end so that nothing overflows.
 
     Arguments:
         nodes: `(steps, k)`, distinct in each row; start, stop: `(steps,)`.
-
-    Returns:
-        `(steps, k)` in float64.
+        rate: the exponent of A.
+        own: the time that the equation itself is written in, as a function of l.
     """
-    width = stop - start
-    s = (stop[:, None] - nodes) / width[:, None]  # 0 at the end of the step, 1 at its start, above 1 before it
-    density = np.exp(-rate * width[:, None] * _NODES) * (rate or 1.0) * width[:, None]
-    powers = np.arange(nodes.shape[1])
-    moments = (_NODES ** powers[:, None]) @ (density * _WEIGHTS).T
-    return np.linalg.solve(s[:, None, :] ** powers[:, None], moments.T[:, :, None])[:, :, 0]
+
+    nodes: np.ndarray
+    start: np.ndarray
+    stop: np.ndarray
+    rate: float = 0.0
+    own: Map = _itself
+
+    @property
+    def k(self) -> int:
+        """How many values a step may use."""
+        return self.nodes.shape[1]
+
+    def moments(self, variable: Map = _itself) -> np.ndarray:
+        """The integrals of 1, s, ..., s^{k-1} against dA, `(steps, k)`; s goes from 0 to 1 over the step as a variable does."""
+        width = (self.stop - self.start)[:, None]
+        s = self._place(self.stop[:, None] - _NODES * width, variable)
+        density = np.exp(-self.rate * width * _NODES) * (self.rate or 1.0) * width * _WEIGHTS
+        return np.einsum("iq,iqj->ij", density, s[:, :, None] ** np.arange(self.k))
+
+    def weights(self, moments: np.ndarray, variable: Map = _itself) -> np.ndarray:
+        """w with sum_j w_j p(s_j) = sum_i moments_i c_i for every p = sum_i c_i s^i of degree < k: `(steps, k)`."""
+        powers = np.arange(self.k)[:, None]
+        return np.linalg.solve(self._place(self.nodes, variable)[:, None, :] ** powers, moments[:, :, None])[:, :, 0]
+
+    def exact(self, variable: Map = _itself) -> np.ndarray:
+        """w with sum_j w_j p(node_j) = the integral of p dA, for every polynomial p of degree < k in a variable."""
+        return self.weights(self.moments(variable), variable)
+
+    def _place(self, l: np.ndarray, variable: Map) -> np.ndarray:
+        """s at places `(steps, n)`."""
+        start, stop = variable(self.start)[:, None], variable(self.stop)[:, None]
+        return (variable(l) - start) / (stop - start)
+
+
+Rule = Callable[[Panels], np.ndarray]  # to weights (steps, k) of the values, in units of A(stop)

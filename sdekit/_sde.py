@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sdekit._quadrature import polynomial_weights
+from sdekit._quadrature import Panels, Rule
 from sdekit.elementary import Time, axpy, broadcast
 
 NoiseType = Literal["none", "additive", "diagonal", "scalar", "general"]
@@ -79,15 +79,15 @@ class AbstractSDE(ABC):
         """alpha and sigma with x_t | x_0 ~ N(alpha x_0, sigma^2 I), for the equations where they are known."""
         return None
 
-    def quadrature(self, nodes: np.ndarray, t0: np.ndarray, t1: np.ndarray) -> np.ndarray:
-        """Weights w with sum_j w_j f(node_j) = integral over [t0, t1] of the interpolant through the nodes.
+    def quadrature(self, rule: Rule, nodes: np.ndarray, t0: np.ndarray, t1: np.ndarray) -> np.ndarray:
+        """Weights w of the drifts at the nodes in a step from t0 to t1, by a rule; `Panels.exact` integrates the interpolant.
 
-        Here the interpolant is the polynomial in t; `Clocked` has its own.
+        Here rules see t; `Clocked` shows them its parameter and its clock.
 
         Arguments:
             nodes: `(steps, k)` times; t0, t1: `(steps,)`.
         """
-        return polynomial_weights(nodes, t0, t1)
+        return rule(Panels(nodes, t0, t1))
 
 
 def _elementwise(g: Time, dw: Tensor, onto: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sdekit._quadrature import Rule
 from sdekit._sde import AbstractSDE, NoiseType, SDEType
 from sdekit.elementary import Time
 
@@ -183,8 +184,8 @@ class Counted(AbstractSDE):
     def kernel(self, t: float) -> tuple[float, float] | None:
         return self.problem.kernel(t)
 
-    def quadrature(self, nodes: np.ndarray, t0: np.ndarray, t1: np.ndarray) -> np.ndarray:
-        return self.problem.quadrature(nodes, t0, t1)
+    def quadrature(self, rule: Rule, nodes: np.ndarray, t0: np.ndarray, t1: np.ndarray) -> np.ndarray:
+        return self.problem.quadrature(rule, nodes, t0, t1)
 
 
 def finite(x: Tensor) -> Tensor:

@@ -91,7 +91,7 @@ def sample(
         n: how many.
         sde: the diffusion to sample under, an object or a name in `DIFFUSIONS`, such as "vp"; the model's own unless given.
             Under another one the solve runs over the range of sigma / alpha that both share.
-        method: "default", "euler_maruyama", "pc", "ode", a method object with its own parameters, or a solver.
+        method: a name in `METHODS`, a method object with its own parameters, or a solver.
         steps: the number of steps; the method's own unless given.
         seed: what all noise depends on; None takes a fresh one from torch's default generator.
         first: the index of the first sample, to go on where another call stopped.

@@ -4,15 +4,19 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from sdekit import (
+    DEIS,
     AbstractSolver,
     AdamsBashforth,
+    AdamsMoulton,
     Clocked,
     Dopri5,
+    DPMSolver,
     EulerMaruyama,
     Langevin,
     NotFiniteError,
@@ -21,6 +25,7 @@ from sdekit import (
     PredictorCorrector,
     ReverseSDE,
     Solution,
+    UniPC,
     WhiteNoise,
     solve,
     uniform,
@@ -31,14 +36,19 @@ from sdekit_diffusion._flow import flow
 from sdekit_diffusion._model import AbstractModel
 
 
-def on_clock(model: AbstractModel, sde: AbstractDiffusion, eta: float = 0.0) -> Clocked:
-    """The reverse equation of noise level eta without its linear part.
+def on_clock(
+    model: AbstractModel, sde: AbstractDiffusion, eta: float = 0.0, integrand: Literal["data", "noise"] = "data"
+) -> Clocked:
+    """The reverse equation of noise level eta without its linear part, l = log(alpha / sigma).
 
-    y = x e^{eta^2 l} / sigma,  dy = D d e^{(1 + eta^2) l} + dB_Q,  Q = e^{2 eta^2 l}, with l = log(alpha / sigma).
+    With the data predicted, y = x e^{eta^2 l} / sigma,  dy = D d e^{(1 + eta^2) l} + dB_Q,  Q = e^{2 eta^2 l}; with the noise,
+    for eta = 0, y = x / alpha,  dy = eps d e^{-l}.
 
     References:
         Zhang and Chen 2023, arXiv 2204.13902; Lu et al. 2022, arXiv 2211.01095, for eta = 0 and 1.
     """
+    if integrand == "noise":
+        return Clocked(lambda l, x: _noise(model, sde, l, x), lambda l: sde.alpha(sde.time(l)), a=-1.0, own=sde.time)
 
     def denoised(l: Time, x: Tensor) -> Tensor:
         return model.denoise(sde.time(l), x, sde)
@@ -46,7 +56,13 @@ def on_clock(model: AbstractModel, sde: AbstractDiffusion, eta: float = 0.0) -> 
     def scale(l: Time) -> Time:
         return sde.sigma(sde.time(l)) * exp(-(eta**2) * l)
 
-    return Clocked(denoised, scale, a=1 + eta**2, q=2 * eta**2)
+    return Clocked(denoised, scale, a=1 + eta**2, q=2 * eta**2, own=sde.time)
+
+
+def _noise(model: AbstractModel, sde: AbstractDiffusion, l: Time, x: Tensor) -> Tensor:
+    """eps = -sigma score, E[eps | x]."""
+    t = sde.time(l)
+    return model.score(t, x, sde) * broadcast(-sde.sigma(t), x)
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,16 +94,20 @@ class OnClock(AbstractMethod):
         solver: `AdamsBashforth(k)`, whose weights are then exponential integrals; k = 1 is DDIM for eta = 0 and DDPM's
             ancestral sampler for eta = 1. Or any other solver, on the clock as its time.
         eta: the noise level: 0 the probability flow, 1 the reverse SDE.
+        integrand: what rules take for a polynomial: "data", the denoiser; or "noise", for eta = 0.
         steps: how many, unless `sample` says otherwise.
     """
 
     solver: AbstractSolver = field(default_factory=AdamsBashforth)
     eta: float = 0.0
+    integrand: Literal["data", "noise"] = "data"
     steps: int = field(default=99, kw_only=True)  # 100 evaluations: the first step of three values takes two
 
     def __post_init__(self) -> None:
         if not 0 <= self.eta < math.inf:
             raise ValueError(f"eta must be a number from 0 (probability flow) on, 1 being the reverse SDE; not {self.eta}")
+        if self.integrand not in ("data", "noise") or (self.integrand == "noise" and self.eta):
+            raise ValueError(f"integrand must be 'data', or 'noise' for eta = 0; not {self.integrand!r} for eta = {self.eta}")
 
     def run(
         self,
@@ -100,7 +120,7 @@ class OnClock(AbstractMethod):
         save: bool,
         callback: Callable[[Point], None] | None,
     ) -> Solution:
-        problem = on_clock(model, sde, self.eta)
+        problem = on_clock(model, sde, self.eta, self.integrand)
         grid = uniform(*span, self.steps)
         needed = noise if self.eta or self.solver.normals else None
         times = torch.as_tensor(sde.time(grid))
@@ -215,6 +235,17 @@ class AdaptiveFlow(AbstractMethod):
 
 METHODS: dict[str, AbstractMethod] = {
     "default": OnClock(),
+    "ddim": OnClock(AdamsBashforth(1), steps=100),
+    "ddpm": OnClock(AdamsBashforth(1), eta=1.0, steps=1000),
+    "dpmpp_2m": OnClock(DPMSolver(2), steps=100),
+    "dpmpp_3m": OnClock(DPMSolver(3), steps=100),
+    "dpmpp_2m_sde": OnClock(DPMSolver(2), eta=1.0, steps=100),
+    "dpmpp_3m_sde": OnClock(DPMSolver(3, "heun"), eta=1.0, steps=100),
+    "deis": OnClock(DEIS(3), integrand="noise", steps=100),
+    "lms": OnClock(DEIS(4, "rho"), integrand="noise", steps=100),
+    "unipc": OnClock(UniPC(2), steps=100),
+    "abm": OnClock(AdamsMoulton(2), steps=100),
+    "sa": OnClock(AdamsMoulton(2), eta=1.0, steps=100),
     "euler_maruyama": InTime(EulerMaruyama()),
     "pc": InTime(PredictorCorrector(EulerMaruyama(), Langevin(snr=0.16))),
     "ode": AdaptiveFlow(),

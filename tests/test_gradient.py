@@ -17,6 +17,7 @@ import sdekit
 from sdekit import (
     ODE,
     SDE,
+    AbstractMultistep,
     AbstractSolver,
     AdamsBashforth,
     Checkpointed,
@@ -455,7 +456,7 @@ TIMES = {
     "one tensor": lambda t: torch.tensor(t, dtype=torch.float64),
     "a time a sample": lambda t: torch.full((3,), t, dtype=torch.float64),
 }
-ON_GRIDS = (AdamsBashforth, PredictorCorrector)  # times are floats there
+ON_GRIDS = (AbstractMultistep, PredictorCorrector)  # times are floats there
 
 
 def compiled_cases():

@@ -18,7 +18,7 @@ SDEKIT = [
     {"_solver._contract"},
     {"_solver._euler", "_solver._heun", "_solver._runge_kutta", "_solver._multistep", "_solver._predictor_corrector"}
     | {"_solver._milstein", "_solver._exponential", "_solver._stochastic_runge_kutta"},
-    {"_solver._dopri8"},
+    {"_solver._dopri8", "_solver._published"},
     {"_solver"},
     {"_solution", "_control", "_steps"},
     {"_gradient"},
@@ -117,13 +117,14 @@ def test_public_names_of_sdekit():
     assert (
         sdekit.__all__
         == """
-        ODE RK4 SDE SEA SRA1 SRA3 SRID2 AbstractCorrector AbstractEmbeddedRungeKutta AbstractGradient AbstractNoise
-        AbstractRungeKutta AbstractSDE AbstractSolver AbstractStochasticRungeKutta AbstractTrace AdamsBashforth Bosh3
-        BrownianPath Checkpointed Clocked Dopri5 Dopri8 EulerHeun EulerMaruyama Exact ExponentialEuler ExponentialHeun Heun
-        Hutchinson Increment Langevin Likelihood Midpoint Milstein NotFiniteError Order PIDController Point
-        PredictorCorrector ProbabilityFlow ReverseSDE Reversible ReversibleHeun SPaRK SemiLinear ShARK SlowRK Solution
-        Stage Status Step StochasticTableau Tableau Tsit5 UnfinishedError WhiteNoise elementary fresh_seed geometric
-        integrate interop log_likelihood normal odeint odeint_adjoint odeint_event sdeint solve uniform uniform01
+        DEIS ODE RK4 SDE SEA SRA1 SRA3 SRID2 AbstractCorrector AbstractEmbeddedRungeKutta AbstractGradient AbstractMultistep
+        AbstractNoise AbstractRungeKutta AbstractSDE AbstractSolver AbstractStochasticRungeKutta AbstractTrace
+        AdamsBashforth AdamsMoulton Bosh3 BrownianPath Checkpointed Clocked DPMSolver Dopri5 Dopri8 EulerHeun EulerMaruyama
+        Exact ExponentialEuler ExponentialHeun Heun Hutchinson Increment Langevin Likelihood Midpoint Milstein
+        NotFiniteError Order PIDController Point PredictorCorrector ProbabilityFlow ReverseSDE Reversible ReversibleHeun
+        SPaRK SemiLinear ShARK SlowRK Solution Stage Status Step StochasticTableau Tableau Tsit5 UnfinishedError UniPC
+        WhiteNoise elementary fresh_seed geometric integrate interop log_likelihood normal odeint odeint_adjoint
+        odeint_event sdeint solve uniform uniform01
     """.split()
     )
     assert all(hasattr(sdekit, name) for name in sdekit.__all__)

@@ -5,7 +5,7 @@ import pytest
 from scipy import integrate
 
 from sdekit import AdamsBashforth, Clocked
-from sdekit._quadrature import polynomial_weights
+from sdekit._quadrature import Panels
 
 
 @pytest.mark.parametrize("rate", [0.0, 1.0, 2.0, 1.25, -1.0])
@@ -14,7 +14,7 @@ from sdekit._quadrature import polynomial_weights
 def test_polynomials_are_integrated_exactly(rate, k, width):
     start, stop = 0.7, 0.7 + width
     nodes = start - np.array([0, 0.5, 1.3, 1.9])[:k] * width
-    (weights,) = polynomial_weights(nodes[None], np.array([start]), np.array([stop]), rate)
+    (weights,) = Panels(nodes[None], np.array([start]), np.array([stop]), rate).exact()
     for power in range(k):
         density = lambda l: ((l - stop) / width) ** power * np.exp(rate * (l - stop)) * (rate or 1)  # noqa: B023, E731
         exact = integrate.quad(density, start, stop, epsabs=0, epsrel=1e-13)[0]

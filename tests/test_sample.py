@@ -9,7 +9,17 @@ import pytest
 import torch
 from torch import nn
 
-from sdekit import RK4, EulerMaruyama, Heun, Langevin, NotFiniteError, PredictorCorrector, UnfinishedError
+from sdekit import (
+    RK4,
+    AdamsBashforth,
+    DPMSolver,
+    EulerMaruyama,
+    Heun,
+    Langevin,
+    NotFiniteError,
+    PredictorCorrector,
+    UnfinishedError,
+)
 from sdekit_diffusion import METHODS, VESDE, VPSDE, AdaptiveFlow, GaussianMixture, InTime, OnClock, ScoreModel, SubVPSDE, sample
 from sdekit_diffusion._flow import span_of
 from sdekit_diffusion._samplers import on_clock
@@ -75,8 +85,16 @@ def test_default_is_at_the_floor_of_20000_samples(sde, dimensions):
 
 @pytest.mark.parametrize(
     ("method", "steps"),
-    [("default", None), (OnClock(eta=1.0), 100), ("euler_maruyama", 1000), ("pc", 500), ("ode", None), (OnClock(eta=0.5), 100)],
-    ids=["default", "eta=1", "euler_maruyama", "pc", "ode", "eta=0.5"],
+    [
+        *[
+            (OnClock(eta=1.0), 100),
+            (OnClock(eta=0.5), 100),
+            (OnClock(DPMSolver(3), eta=0.5), 100),
+            (OnClock(AdamsBashforth(4)), 99),
+        ],
+        *((name, {"ddim": 400, "pc": 500}.get(name)) for name in METHODS),
+    ],
+    ids=str,
 )
 @pytest.mark.parametrize("sde", SDES)
 def test_every_method_has_the_law_of_narrow_modes(sde, method, steps):
@@ -140,7 +158,7 @@ class RowWise(nn.Module):
         return torch.tanh(x) * (0.2 + t).reshape(-1, *[1] * (x.ndim - 1))
 
 
-@pytest.mark.parametrize("method", ["default", OnClock(eta=1.0), "euler_maruyama", "pc"], ids=str)
+@pytest.mark.parametrize("method", ["default", "unipc", "abm", "sa", "lms", "dpmpp_3m_sde", "euler_maruyama", "pc"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 def test_samples_do_not_depend_on_the_batch(method, dtype):
     model = ScoreModel(RowWise(), "vp", shape=(2, 3)).to(dtype)
@@ -231,8 +249,6 @@ def test_one_step_of_one_value_is_ddim_and_ancestral_sampling():
     x_T = vp.prior((5, 2), seed=1, dtype=torch.float64)
     start, stop = span_of(mixture, vp, 0.5)
     t, s = vp.time(start), vp.time(stop)
-    from sdekit import AdamsBashforth
-
     settings = {"sde": vp, "x_T": x_T, "end": 0.5, "steps": 1, "dtype": torch.float64, "seed": 2}
     ddim = sample(mixture, method=OnClock(AdamsBashforth(1)), **settings)
     data = mixture.denoise(t, x_T, vp)
@@ -250,8 +266,6 @@ def test_one_step_of_one_value_is_ddim_and_ancestral_sampling():
 @pytest.mark.parametrize("k", [1, 2, 3])
 def test_deterministic_order_on_the_clock(k):
     """Against RK4 on the clock, on a nonlinear mixture in float64: the slope is the promised order within 0.15."""
-    from sdekit import AdamsBashforth
-
     mixture = GaussianMixture([0.3, 0.7], torch.tensor([[-1.0, 0.3], [0.5, -0.4]]), [0.3, 0.2])
     x_T = VPSDE().prior((200, 2), seed=1, dtype=torch.float64)
 

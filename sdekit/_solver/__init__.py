@@ -6,8 +6,9 @@ from sdekit._solver._euler import EulerMaruyama
 from sdekit._solver._exponential import ExponentialEuler, ExponentialHeun
 from sdekit._solver._heun import EulerHeun, Heun, Midpoint, ReversibleHeun
 from sdekit._solver._milstein import Milstein
-from sdekit._solver._multistep import AdamsBashforth
+from sdekit._solver._multistep import AbstractMultistep, AdamsBashforth, AdamsMoulton
 from sdekit._solver._predictor_corrector import AbstractCorrector, Langevin, PredictorCorrector
+from sdekit._solver._published import DEIS, DPMSolver, UniPC
 from sdekit._solver._runge_kutta import RK4, AbstractEmbeddedRungeKutta, AbstractRungeKutta, Bosh3, Dopri5, Tableau, Tsit5
 from sdekit._solver._stochastic_runge_kutta import (
     SEA,
@@ -23,6 +24,7 @@ from sdekit._solver._stochastic_runge_kutta import (
 )
 
 __all__ = [
+    "DEIS",
     "RK4",
     "SEA",
     "SRA1",
@@ -30,11 +32,14 @@ __all__ = [
     "SRID2",
     "AbstractCorrector",
     "AbstractEmbeddedRungeKutta",
+    "AbstractMultistep",
     "AbstractRungeKutta",
     "AbstractSolver",
     "AbstractStochasticRungeKutta",
     "AdamsBashforth",
+    "AdamsMoulton",
     "Bosh3",
+    "DPMSolver",
     "Dopri5",
     "Dopri8",
     "EulerHeun",
@@ -56,4 +61,5 @@ __all__ = [
     "StochasticTableau",
     "Tableau",
     "Tsit5",
+    "UniPC",
 ]

@@ -1,72 +1,187 @@
-"""Multistep methods whose weights are exact integrals, on the time axis or on a clock."""
+"""Multistep methods: a rule for the weights, on the time axis or on a clock; the loop over steps knows one class of them."""
 
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Self
+from typing import ClassVar, NamedTuple, Self
 
 import numpy as np
 from torch import Tensor
 
 from sdekit._noise import Increment
+from sdekit._quadrature import Panels
 from sdekit._sde import AbstractSDE, NoiseType
 from sdekit._solver._contract import AbstractSolver, Order, Step, Tree
 from sdekit.elementary import Time, axpy
 
 
-@dataclass(frozen=True, eq=False)
-class AdamsBashforth(AbstractSolver):
-    """x_1 = x_0 + integral over [t_0, t_1] of the interpolant of f through the last k values + g((t_0 + t_1)/2) dW.
+class Row(NamedTuple):
+    """One step in numbers; weights are those of the slopes, the newest first.
 
-    One evaluation a step. The weights are the exact integrals that the problem's `quadrature` gives: of a polynomial in t,
-    or, for a `Clocked` problem, of one in its parameter against its clock (an exponential integrator). The first steps use
-    as many values as there are; for k = 3 without noise the very first is corrected once with the value at its end (one
-    evaluation more), because Euler's error there would keep the order at two.
+    known: whether the state holds the slope at t_0. stages: where slopes are evaluated on the way, and the weights with which
+    one gets there. weights: of the step. kept: which slopes the next step is given.
+    """
+
+    known: bool
+    stages: tuple[tuple[float, tuple[float, ...]], ...]
+    weights: tuple[float, ...]
+    kept: tuple[int, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class AbstractMultistep(AbstractSolver):
+    """x_1 = x_0 + sum_j w_j f_j + g((t_0 + t_1)/2) dW, f_j the drifts at the last k times.
+
+    A subclass says by which `rule` the weights follow from the times. Where it `corrects`, f is evaluated at the x_1 so
+    predicted, the same rule is used once more with that value among them, and the value serves the next step: one evaluation a
+    step as well. The last step is not corrected. The first steps use as many values as there are.
 
     Arguments:
-        k: how many values, 1 to 3.
+        k: how many values a prediction uses.
+        lower_final: whether the last steps use as many values as there are steps left, as some samplers do for the sake of a
+            last step of infinite length in log(alpha / sigma). It leaves at most order two.
+        planned: the steps of a grid by their t_0; `plan` fills it in.
+    """
+
+    accuracy: ClassVar[Mapping[int, int]]  # k to the order without noise, as measured
+    corrects: ClassVar[bool] = False
+    starting: ClassVar[Mapping[int, int]] = {}  # k to how many values the first step makes for itself, without noise
+    choices: ClassVar[Mapping[str, tuple[str, ...]]] = {}  # the names that further arguments may have
+
+    k: int = 3
+    lower_final: bool = field(default=False, kw_only=True)
+    planned: Mapping[float, Row] = field(default_factory=dict, repr=False, kw_only=True)
+
+    def __post_init__(self) -> None:
+        if self.k not in self.accuracy:
+            raise ValueError(f"{type(self).__name__} is offered for k in {', '.join(map(str, self.accuracy))}, not {self.k}")
+        for name, allowed in self.choices.items():
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, not {getattr(self, name)!r}")
+
+    @property
+    def order(self) -> Mapping[NoiseType, Order]:  # pyright: ignore[reportIncompatibleVariableOverride]
+        p = min(self.accuracy[self.k], 2) if self.lower_final else self.accuracy[self.k]
+        return {"none": Order(p, p), "additive": Order(1, min(p, 2))}
+
+    @abstractmethod
+    def rule(self, panels: Panels) -> np.ndarray:
+        """The weights of the values at panels.nodes, newest first, `(steps, k)`, in units of A(stop)."""
+
+    def plan(self, problem: AbstractSDE, ts: Sequence[float]) -> Self:
+        grid, steps, rows = np.asarray(ts), np.arange(len(ts) - 1), {}
+        start = self.starting.get(self.k, 1) if problem.noise_type == "none" else 1
+        points, at = grid, steps  # where there are values, and which is the last when a step begins
+        if start == 3:
+            points, at = np.insert(grid, 1, 0.5 * (grid[0] + grid[1])), np.where(steps > 0, steps + 1, 0)
+        sizes = np.minimum(self.k, at + 1)
+        if self.lower_final:
+            sizes = np.minimum(sizes, len(steps) - steps)
+        for size in np.unique(sizes).tolist():
+            those = steps[sizes == size]
+            nodes, begins, ends = points[at[those, None] - np.arange(size)], grid[those], grid[those + 1]
+            rows |= self._rows(problem, nodes, begins, ends)
+        if start > 1:
+            rows[ts[0]] = self._first(problem, points[: start - 1].tolist(), ts[1])
+        elif self.corrects:
+            rows[ts[0]] = rows[ts[0]]._replace(known=False)
+        last = rows[ts[-2]]
+        if self.corrects and len(last.stages) == 1:
+            rows[ts[-2]] = last._replace(stages=(), weights=last.stages[0][1], kept=())
+        return replace(self, planned=rows)
+
+    def _rows(self, problem: AbstractSDE, nodes: np.ndarray, begins: np.ndarray, ends: np.ndarray) -> dict[float, Row]:
+        """Steps with the same number of values, by their t_0."""
+        size, times = nodes.shape[1], begins.tolist()
+        predicted = map(tuple, problem.quadrature(self.rule, nodes, begins, ends).tolist())
+        if not self.corrects:
+            kept = tuple(range(min(self.k - 1, size)))
+            return {t: Row(False, (), weights, kept) for t, weights in zip(times, predicted, strict=True)}
+        stages = [(stage,) for stage in zip(ends.tolist(), predicted, strict=True)]
+        nodes, kept = np.column_stack([ends, nodes]), tuple(range(min(self.k, size + 1)))
+        corrected = map(tuple, problem.quadrature(self.rule, nodes, begins, ends).tolist())
+        rows = zip(times, stages, corrected, strict=True)
+        return {t: Row(True, stage, weights, kept) for t, stage, weights in rows}
+
+    def _first(self, problem: AbstractSDE, begin: Sequence[float], end: float) -> Row:
+        """The first step as a Runge-Kutta method: its error, made once, must fall as fast as all later ones together.
+
+        With t_0 alone the value at the end is predicted and the step corrected: an error of h^3. With the middle m as well,
+        m, the end and m again are predicted, each with all values so far: an error of h^4.
+        """
+
+        def over(stop: float, *nodes: float) -> tuple[float, ...]:
+            ends = np.array([begin[0]]), np.array([stop])
+            return tuple(problem.quadrature(self.rule, np.array([nodes]), *ends)[0].tolist())
+
+        t0, *middle = begin
+        if not middle:
+            return Row(False, ((end, over(end, t0)),), over(end, end, t0), (1,))
+        m = middle[0]
+        stages = (m, over(m, t0)), (end, over(end, m, t0)), (m, over(m, end, m, t0))
+        weight_m, weight_end, weight_0 = over(end, m, end, t0)
+        return Row(False, stages, (weight_m, weight_end, 0.0, weight_0), (1, 0, 3) if self.corrects else (0, 3))
+
+    def step(self, problem: AbstractSDE, t0: Time, t1: Time, x: Tensor, noise: Increment, state: Tree) -> Step:
+        assert isinstance(t0, float), "multistep weights belong to a fixed grid"
+        row = self.planned[t0]
+        slopes = state if row.known else (problem.drift(t0, x), *state)
+        # Additive noise takes g at the middle of the step: at its start the variance would be right to first order only.
+        kicked = problem.diffuse(0.5 * (t0 + t1), x, noise.w, x)
+        for t, weights in row.stages:
+            slopes = (problem.drift(t, _moved(kicked, weights, slopes)), *slopes)
+        return Step(_moved(kicked, row.weights, slopes), state=tuple(map(slopes.__getitem__, row.kept)))
+
+
+def _moved(x: Tensor, weights: Sequence[float], slopes: Sequence[Tensor]) -> Tensor:
+    """x + sum_j w_j f_j over the newest values, as many as there are weights."""
+    for weight, slope in zip(weights, slopes, strict=False):
+        x = axpy(weight, slope, x)
+    return x
+
+
+@dataclass(frozen=True, eq=False)
+class AdamsBashforth(AbstractMultistep):
+    """x_1 = x_0 + integral over [t_0, t_1] of the interpolant of f through the last k values + g((t_0 + t_1)/2) dW.
+
+    One evaluation a step. The interpolant is a polynomial in t, or, for a `Clocked` problem, one in its parameter l that is
+    integrated against its clock (an exponential integrator). Without noise the first step evaluates f once more for k = 3 and
+    three times more for k = 4, because Euler's error there would keep the order at two: order k. With additive noise strong
+    order one and weak order min(k, 2).
+
+    Arguments:
+        k: how many values, 1 to 4.
 
     References:
         Hairer, Noersett and Wanner 1993, "Solving ordinary differential equations I", section III.1; with noise: Buckwar
         and Winkler 2006, "Multistep methods for SDEs and their application to problems with small noise".
     """
 
-    k: int = 3
-    weights: Mapping[float, tuple[float, ...]] = field(default_factory=dict, repr=False)
-    start: Mapping[float, tuple[float, ...]] = field(default_factory=dict, repr=False)
+    accuracy = {1: 1, 2: 2, 3: 3, 4: 4}
+    starting = {3: 2, 4: 3}
 
-    def __post_init__(self) -> None:
-        if self.k not in (1, 2, 3):
-            raise ValueError(f"Adams-Bashforth is offered for 1, 2 or 3 values, not {self.k}")
-
-    @property
-    def order(self) -> Mapping[NoiseType, Order]:  # pyright: ignore[reportIncompatibleVariableOverride]
-        return {"none": Order(self.k, self.k), "additive": Order(1, min(self.k, 2))}
-
-    def plan(self, problem: AbstractSDE, ts: Sequence[float]) -> Self:
-        grid, weights, start = np.asarray(ts), {}, {}
-        for k in range(1, self.k + 1):  # step i has i + 1 values behind it
-            steps = np.arange(k - 1, len(ts) - 1)
-            steps = steps if k == self.k else steps[:1]
-            if len(steps):
-                nodes = grid[steps[:, None] - np.arange(k)]
-                rows = problem.quadrature(nodes, grid[steps], grid[steps + 1]).tolist()
-                weights.update(zip(grid[steps].tolist(), map(tuple, rows), strict=True))
-        if self.k == 3 and problem.noise_type == "none":
-            start[ts[0]] = tuple(problem.quadrature(grid[None, 1::-1], grid[:1], grid[1:2])[0].tolist())
-        return replace(self, weights=weights, start=start)
-
-    def step(self, problem: AbstractSDE, t0: Time, t1: Time, x: Tensor, noise: Increment, state: Tree) -> Step:
-        assert isinstance(t0, float), "multistep weights belong to a fixed grid"
-        slopes = (problem.drift(t0, x), *state[: self.k - 1])
-        moved = _moved(x, self.weights[t0], slopes)
-        if t0 in self.start:
-            moved = _moved(x, self.start[t0], (problem.drift(t1, moved), *slopes))
-        # Additive noise takes g at the middle of the step: at its start the variance would be right to first order only.
-        return Step(problem.diffuse(0.5 * (t0 + t1), x, noise.w, moved), state=slopes)
+    def rule(self, panels: Panels) -> np.ndarray:
+        return panels.exact()
 
 
-def _moved(x: Tensor, weights: Sequence[float], slopes: Sequence[Tensor]) -> Tensor:
-    """x + sum_j w_j f_j."""
-    for weight, slope in zip(weights, slopes, strict=True):
-        x = axpy(weight, slope, x)
-    return x
+@dataclass(frozen=True, eq=False)
+class AdamsMoulton(AbstractMultistep):
+    """`AdamsBashforth(k)`, then the same with the value at the predicted x_1 among them: the interpolant of k + 1 values.
+
+    One evaluation a step, two more for k = 3 without noise; the value at the predicted point is kept and not made again. Order
+    k + 1 without noise; with additive noise strong order one and weak order two, predictor and corrector having the same dW.
+    On the clock of a diffusion's reverse equation this is SA-Solver.
+
+    Arguments:
+        k: how many values the predictor uses, 1 to 3.
+
+    References:
+        Hairer, Noersett and Wanner 1993, section III.1; Xue et al. 2023, arXiv 2309.05019, with noise.
+    """
+
+    accuracy = {1: 2, 2: 3, 3: 4}
+    corrects = True
+    starting = {3: 3}
+
+    def rule(self, panels: Panels) -> np.ndarray:
+        return panels.exact()

@@ -77,7 +77,7 @@ class PredictorCorrector(AbstractSolver):
     """The corrector at t_0, then the predictor from t_0 to t_1.
 
     Arguments:
-        predictor: any solver.
+        predictor: any solver; multistep rules use values from before the corrections, and lose their order by it.
         corrector: a chain with p_t invariant, such as `Langevin`; the problem must have a score.
     """
 

@@ -1,0 +1,151 @@
+"""The table of methods and the rules behind it: orders on a mixture, coefficients that matter, evaluations, brevity."""
+
+import ast
+import inspect
+import math
+from dataclasses import replace
+from functools import cache
+
+import pytest
+import torch
+from peers import Case
+
+import sdekit
+from sdekit import DEIS, RK4, AdamsBashforth, AdamsMoulton, DPMSolver, UniPC, solve, uniform
+from sdekit._quadrature import Panels
+from sdekit._solver import _multistep, _published
+from sdekit_diffusion import METHODS, VESDE, VPSDE, GaussianMixture, OnClock, sample
+from sdekit_diffusion._samplers import on_clock
+
+MIXTURE = GaussianMixture([0.3, 0.7], torch.tensor([[-1.0, 0.3], [0.5, -0.4]], dtype=torch.float64), [0.3, 0.2])
+ON_CLOCK = [name for name, method in METHODS.items() if isinstance(method, OnClock)]
+EXACT = [*(AdamsBashforth(k) for k in (1, 2, 3, 4)), *(AdamsMoulton(k) for k in (1, 2, 3))]
+PUBLISHED = [
+    *(DPMSolver(k, form) for k, form in ((1, "midpoint"), (2, "midpoint"), (2, "heun"), (3, "midpoint"), (3, "heun"))),
+    *(UniPC(k, form) for k in (1, 2, 3) for form in ("bh1", "bh2")),
+    *(DEIS(k, variable) for k in (1, 2, 3, 4) for variable in ("t", "rho", "log_rho")),
+]
+FINAL = [rule(k, lower_final=True) for rule in (AdamsBashforth, AdamsMoulton, DPMSolver, UniPC) for k in (2, 3)]
+
+
+def flowed(solver, steps, integrand="data"):
+    """The probability flow from l = -1/2, where the denoiser is as far from constant as anywhere, to 3/2."""
+    problem = on_clock(MIXTURE, VPSDE(), integrand=integrand)
+    x = torch.randn(50, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    solution = solve(problem, x / problem.scale(-0.5), problem.time(uniform(-0.5, 1.5, steps)), solver=solver)
+    return solution.x * problem.scale(1.5)
+
+
+@cache
+def reference():
+    return flowed(RK4(), 1000)
+
+
+def measured(solver, integrand="data"):
+    errors = [(flowed(solver, n, integrand) - reference()).norm() for n in (128, 256)]
+    return math.log2(errors[0] / errors[1])
+
+
+@pytest.mark.parametrize("integrand", ["data", "noise"])
+@pytest.mark.parametrize("solver", [*EXACT, *PUBLISHED, *FINAL], ids=str)
+def test_order_of_the_probability_flow(solver, integrand):
+    assert measured(solver, integrand) == pytest.approx(solver.order["none"].strong, abs=0.15)
+
+
+def scaled(j, weights=Panels.weights):
+    """`Panels.weights` with one of the integrals of powers off by a tenth."""
+
+    def wrong(panels, moments, *variable):
+        moments = moments * torch.where(torch.arange(panels.k) == j, 1.1, 1.0).numpy()
+        return weights(panels, moments, *variable)
+
+    return wrong
+
+
+@pytest.mark.parametrize(("solver", "j"), [(s, j) for s in EXACT for j in range(s.k + s.corrects)], ids=str)
+def test_every_coefficient_of_exact_rules_matters_to_the_order(solver, j, monkeypatch):
+    monkeypatch.setattr(Panels, "weights", scaled(j))
+    assert measured(solver) < solver.order["none"].strong - 0.2
+
+
+@pytest.mark.parametrize(("solver", "j"), [(s, j) for s in PUBLISHED for j in range(s.k + s.corrects)], ids=str)
+def test_every_coefficient_of_published_rules_shows_in_the_comparison_with_peers(solver, j, monkeypatch):
+    case = Case(VESDE())
+    x = case.ours(solver)
+    monkeypatch.setattr(Panels, "weights", scaled(j))
+    assert (case.ours(solver) - x).abs().max() > 1e-6
+
+
+def test_a_start_of_too_low_an_order_would_show(monkeypatch):
+    for solver in (AdamsBashforth(3), AdamsBashforth(4), AdamsMoulton(3)):
+        with monkeypatch.context() as patch:
+            patch.setattr(type(solver), "starting", {})
+            assert measured(solver) < solver.order["none"].strong - 0.5
+
+
+@pytest.mark.parametrize("name", ON_CLOCK)
+def test_evaluations(name):
+    method = METHODS[name]
+    counted = sample(MIXTURE, 2, sde="vp", method=name, seed=0, return_solution=True).evaluations
+    assert counted.tolist() == [1000 if name == "ddpm" else 100] * 2
+    for k, extra in ((1, 0), (2, 0), (3, 1), (4, 3)):
+        solver = OnClock(AdamsBashforth(k), eta=method.eta)
+        counted = sample(MIXTURE, 2, sde="vp", method=solver, steps=10, seed=0, return_solution=True).evaluations
+        assert counted.tolist() == [10 if method.eta else 10 + extra] * 2
+
+
+@pytest.mark.parametrize("name", ON_CLOCK)
+@pytest.mark.parametrize("steps", [1, 2, 3, 4, 5])
+@pytest.mark.parametrize("lower_final", [False, True])
+def test_short_solves(name, steps, lower_final):
+    """Fewer steps than values: finite, and one step is DDIM or ancestral sampling, whatever the rule, but for our start-up."""
+    method = replace(METHODS[name], solver=replace(METHODS[name].solver, lower_final=lower_final))
+    x = sample(MIXTURE, 4, sde="vp", method=method, steps=steps, end=0.3, seed=0)
+    assert x.isfinite().all()
+    if name == "default":
+        two = sample(MIXTURE, 4, sde="vp", steps=steps, end=0.3, seed=0, return_solution=True)
+        assert two.evaluations.tolist() == [steps + 1] * 4
+    elif steps == 1:
+        one = sample(MIXTURE, 4, sde="vp", method=METHODS["ddpm" if method.eta else "ddim"], steps=1, end=0.3, seed=0)
+        torch.testing.assert_close(x, one)
+
+
+@pytest.mark.parametrize("name", ON_CLOCK)
+def test_solves_are_replayed(name):
+    """A solve repeated, whole or in part of the batch, has the same bits, in any dtype that is solved in."""
+    for dtype in (torch.float32, torch.float64):
+        whole = sample(MIXTURE, 7, sde="subvp", method=name, steps=12, seed=3, dtype=dtype)
+        assert torch.equal(sample(MIXTURE, 7, sde="subvp", method=name, steps=12, seed=3, dtype=dtype, batch_size=3), whole)
+        assert torch.equal(sample(MIXTURE, 2, sde="subvp", method=name, steps=12, seed=3, dtype=dtype, first=4), whole[4:6])
+
+
+@pytest.mark.parametrize("rule", [AdamsBashforth, AdamsMoulton, DPMSolver, UniPC, DEIS])
+def test_rules_refuse_other_numbers_of_values(rule):
+    for k in (0, max(rule.accuracy) + 1):
+        with pytest.raises(ValueError, match=f"{rule.__name__} is offered for k in 1, 2, 3"):
+            rule(k)
+
+
+@pytest.mark.parametrize(("rule", "name"), [(DPMSolver, "form"), (UniPC, "form"), (DEIS, "variable")])
+def test_rules_refuse_unknown_forms(rule, name):
+    with pytest.raises(ValueError, match=f"{name} must be one of .*, not 'other'"):
+        rule(2, "other")
+
+
+@pytest.mark.parametrize("settings", [{"integrand": "score"}, {"integrand": "noise", "eta": 1.0}])
+def test_noise_is_integrated_without_noise(settings):
+    with pytest.raises(ValueError, match="integrand must be 'data', or 'noise' for eta = 0"):
+        OnClock(**settings)
+
+
+@pytest.mark.parametrize("module", [_multistep, _published])
+def test_a_rule_takes_twenty_lines(module):
+    """Decorator, docstring and blank lines not counted; and every rule is public."""
+    source = inspect.getsource(module)
+    rules = [node for node in ast.parse(source).body if isinstance(node, ast.ClassDef) and node.name in sdekit.__all__]
+    for node in rules:
+        if node.name != "AbstractMultistep":
+            lines = source.splitlines()[node.lineno - 1 : node.end_lineno]
+            docstring = len(ast.get_docstring(node, clean=False).splitlines())
+            assert len([line for line in lines if line.strip()]) - docstring <= 20
+    assert len(rules) == 3
