@@ -69,6 +69,7 @@ class Solution:
         evaluations: of the drift, or the score.
         accepted, rejected: steps; None where an engine does not tell.
         status: see `Status`.
+        pilot: evaluations of all samples together to find the grid, before the solve.
     """
 
     x: Tensor
@@ -79,6 +80,7 @@ class Solution:
     accepted: Tensor | None
     rejected: Tensor | None
     status: Tensor
+    pilot: int = 0
 
     @staticmethod
     def joined(parts: "Sequence[Solution]") -> "Solution":

@@ -1,9 +1,20 @@
 """Score-based generative models on top of sdekit: diffusions, score networks, training, sampling, likelihood."""
 
 from sdekit_diffusion import data, metrics, nets
+from sdekit_diffusion._adapted import GRIDS, Adapted
 from sdekit_diffusion._checkpoint import CheckpointError, load, save
 from sdekit_diffusion._diffusion import VESDE, VPSDE, AbstractDiffusion, SubVPSDE
 from sdekit_diffusion._discrete import DDPM, NCSN, cosine_betas, linear_betas
+from sdekit_diffusion._grids import (
+    AbstractGrid,
+    Equidistributed,
+    GeometricInSigma,
+    Karras,
+    Native,
+    Quadratic,
+    UniformInLogSNR,
+    UniformInTime,
+)
 from sdekit_diffusion._latent import decode, encode, interpolate
 from sdekit_diffusion._likelihood import BitsPerDim, bits_per_dim, log_likelihood
 from sdekit_diffusion._loss import dsm_loss
@@ -18,25 +29,35 @@ __all__ = [
     "DDPM",
     "DIFFUSIONS",
     "EDMSDE",
+    "GRIDS",
     "METHODS",
     "NCSN",
     "VESDE",
     "VPSDE",
     "AbstractDiffusion",
+    "AbstractGrid",
     "AbstractMethod",
     "AbstractModel",
+    "Adapted",
     "AdaptiveFlow",
     "BitsPerDim",
     "CheckpointError",
     "CosineVPSDE",
+    "Equidistributed",
     "GaussianMixture",
+    "GeometricInSigma",
     "InTime",
+    "Karras",
+    "Native",
     "OnClock",
+    "Quadratic",
     "Recipe",
     "Record",
     "RectifiedFlow",
     "ScoreModel",
     "SubVPSDE",
+    "UniformInLogSNR",
+    "UniformInTime",
     "bits_per_dim",
     "cosine_betas",
     "data",

@@ -6,3 +6,4 @@ TIME = -4
 NOISE = -5
 COMPONENT = -6
 POINT = -7
+PILOT = -8

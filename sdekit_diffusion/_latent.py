@@ -11,8 +11,8 @@ from sdekit import AbstractTrace, Likelihood
 from sdekit_diffusion._diffusion import AbstractDiffusion
 from sdekit_diffusion._flow import flow, span_of
 from sdekit_diffusion._likelihood import along, points_of
-from sdekit_diffusion._model import AbstractModel, as_model
-from sdekit_diffusion._sample import Model, evaluating
+from sdekit_diffusion._model import AbstractModel, as_model, evaluating
+from sdekit_diffusion._sample import Model
 from sdekit_diffusion._samplers import AdaptiveFlow
 
 

@@ -13,8 +13,8 @@ from sdekit import AbstractTrace, Exact, Hutchinson, Likelihood, UnfinishedError
 from sdekit_diffusion._counters import DEQUANTISATION
 from sdekit_diffusion._diffusion import AbstractDiffusion
 from sdekit_diffusion._flow import StandardFlow, span_of
-from sdekit_diffusion._model import AbstractModel, ScoreModel, as_model
-from sdekit_diffusion._sample import Model, evaluating
+from sdekit_diffusion._model import AbstractModel, ScoreModel, as_model, evaluating
+from sdekit_diffusion._sample import Model
 from sdekit_diffusion._samplers import AdaptiveFlow
 
 _EXACT_UP_TO = 32  # dimensions: above, eight probes cost less than a quarter of the exact trace

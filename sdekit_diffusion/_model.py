@@ -2,7 +2,8 @@
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, Literal, Self
 
 import torch
@@ -206,6 +207,26 @@ def _combined(a: Time, x: Tensor, b: Time, out: Tensor) -> Tensor:
     if isinstance(a, Tensor):
         return torch.addcmul(scaled, broadcast(a, x), x)
     return axpy(a, x, scaled) if a else scaled
+
+
+@contextmanager
+def evaluating(model: AbstractModel, n: int) -> Iterator[None]:
+    """The model without dropout, and afterwards as it was; what it was given by sample must be for n samples.
+
+    Raises:
+        ValueError: where it was given for another number.
+    """
+    for name, value in model.conditions.items():
+        if isinstance(value, Tensor) and value.ndim and len(value) != n:
+            raise ValueError(f"{name} has {len(value)} entries for {n} samples; give one entry a sample")
+    modules = [m for m in model.modules() if m.training] if isinstance(model, nn.Module) else []
+    for module in modules:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module in modules:
+            module.training = True
 
 
 def as_model(

@@ -1,59 +1,42 @@
 """The one call: samples from a model, under any diffusion, by any method."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Literal, overload
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm.auto import tqdm
 
 from sdekit import AbstractSolver, NotFiniteError, Point, Solution, UnfinishedError, WhiteNoise, fresh_seed
+from sdekit_diffusion._adapted import grid_of
 from sdekit_diffusion._diffusion import AbstractDiffusion
 from sdekit_diffusion._flow import span_of
-from sdekit_diffusion._model import AbstractModel, as_model
+from sdekit_diffusion._grids import AbstractGrid
+from sdekit_diffusion._model import AbstractModel, as_model, evaluating
 from sdekit_diffusion._samplers import AbstractMethod, method_of
 
 Model = AbstractModel | Callable[[Tensor, Tensor], Tensor]
-
-
-@contextmanager
-def evaluating(model: AbstractModel, n: int) -> Iterator[None]:
-    """The model without dropout, and afterwards as it was; what it was given by sample must be for n samples.
-
-    Raises:
-        ValueError: where it was given for another number.
-    """
-    for name, value in model.conditions.items():
-        if isinstance(value, Tensor) and value.ndim and len(value) != n:
-            raise ValueError(f"{name} has {len(value)} entries for {n} samples; give one entry a sample")
-    modules = [m for m in model.modules() if m.training] if isinstance(model, nn.Module) else []
-    for module in modules:
-        module.training = False
-    try:
-        yield
-    finally:
-        for module in modules:
-            module.training = True
 
 
 # fmt: off
 @overload
 def sample(
     model: Model, n: int = 1, *, sde: AbstractDiffusion | str | None = None,
-    method: AbstractMethod | AbstractSolver | str = "default", steps: int | None = None, seed: int | None = None,
-    first: int = 0, shape: tuple[int, ...] | None = None, x_T: Tensor | None = None, end: float = 1e-3, denoise: bool = False,
-    dtype: torch.dtype | None = None, device: torch.device | str | None = None, batch_size: int | None = None,
+    method: AbstractMethod | AbstractSolver | str = "default", steps: int | None = None,
+    grid: AbstractGrid | str | None = None, seed: int | None = None, first: int = 0, shape: tuple[int, ...] | None = None,
+    x_T: Tensor | None = None, end: float = 1e-3, denoise: bool = False, dtype: torch.dtype | None = None,
+    device: torch.device | str | None = None, batch_size: int | None = None,
     progress: bool = False, callback: Callable[[Point], None] | None = None, save: Literal["last", "all"] = "last",
     return_solution: Literal[False] = False,
 ) -> Tensor: ...
 @overload
 def sample(
     model: Model, n: int = 1, *, sde: AbstractDiffusion | str | None = None,
-    method: AbstractMethod | AbstractSolver | str = "default", steps: int | None = None, seed: int | None = None,
-    first: int = 0, shape: tuple[int, ...] | None = None, x_T: Tensor | None = None, end: float = 1e-3, denoise: bool = False,
-    dtype: torch.dtype | None = None, device: torch.device | str | None = None, batch_size: int | None = None,
+    method: AbstractMethod | AbstractSolver | str = "default", steps: int | None = None,
+    grid: AbstractGrid | str | None = None, seed: int | None = None, first: int = 0, shape: tuple[int, ...] | None = None,
+    x_T: Tensor | None = None, end: float = 1e-3, denoise: bool = False, dtype: torch.dtype | None = None,
+    device: torch.device | str | None = None, batch_size: int | None = None,
     progress: bool = False, callback: Callable[[Point], None] | None = None, save: Literal["last", "all"] = "last",
     return_solution: Literal[True],
 ) -> Solution: ...
@@ -65,6 +48,7 @@ def sample(
     sde: AbstractDiffusion | str | None = None,
     method: AbstractMethod | AbstractSolver | str = "default",
     steps: int | None = None,
+    grid: AbstractGrid | str | None = None,
     seed: int | None = None,
     first: int = 0,
     shape: tuple[int, ...] | None = None,
@@ -93,6 +77,8 @@ def sample(
             Under another one the solve runs over the range of sigma / alpha that both share.
         method: a name in `METHODS`, a method object with its own parameters, or a solver.
         steps: the number of steps; the method's own unless given.
+        grid: where they are, "native", "time", "quadratic", "sigma", "karras", "log_snr", "adapted" or an object
+            such as `Karras(rho=7)`; the method's own unless given. "adapted" is found from the model first, by a pilot solve.
         seed: what all noise depends on; None takes a fresh one from torch's default generator.
         first: the index of the first sample, to go on where another call stopped.
         shape: the shape of one sample; the model's unless given.
@@ -104,7 +90,7 @@ def sample(
         progress: show a bar.
         callback: called with each `Point` (step, t, x) of each batch; with both ends by "ode".
         save: "all" keeps every state, in `Solution.xs`; needs return_solution=True.
-        return_solution: return the `Solution`, with grid, states, evaluations a sample and seed.
+        return_solution: return the `Solution`, with grid, states, evaluations a sample and of the pilot, and seed.
 
     Returns:
         a tensor of shape `(n, *shape)`, or a `sdekit.Solution` whose x it is.
@@ -118,6 +104,7 @@ def sample(
     chosen = method_of(method)
     _require(n, steps, batch_size, save, return_solution)
     chosen = chosen if steps is None else replace(chosen, steps=steps)
+    chosen = chosen if grid is None else replace(chosen, grid=grid_of(grid))
     span = span_of(model, diffusion, end)
     own_dtype, own_device = model.place()
     dtype, device = dtype or own_dtype, torch.device(device or own_device)
@@ -126,6 +113,7 @@ def sample(
     x_T = None if x_T is None else _given(x_T, n, model)
     n, event = (n, shape_of(model, shape)) if x_T is None else (len(x_T), tuple(x_T.shape[1:]))
     seed = fresh_seed() if seed is None else seed
+    chosen, pilot = chosen.fitted(model, diffusion, span)
     # Increments of a fine grid are below the rounding of a state in half precision: it is kept in float32 and cast at the end.
     wide = torch.promote_types(dtype, torch.float32)
     start, size, solutions = float(diffusion.time(span[0])), max(1, n if batch_size is None else batch_size), []
@@ -158,7 +146,7 @@ def sample(
             solutions.append(replace(solution, x=x.to(dtype), xs=None if solution.xs is None else solution.xs.to(dtype)))
     if not return_solution:
         return torch.cat([solution.x for solution in solutions])
-    return replace(Solution.joined(solutions), seed=seed)
+    return replace(Solution.joined(solutions), seed=seed, pilot=pilot)
 
 
 def _require(n: int, steps: int | None, batch_size: int | None, save: str, return_solution: bool) -> None:

@@ -4,7 +4,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Literal, Self
 
 import torch
 from torch import Tensor
@@ -28,11 +28,11 @@ from sdekit import (
     UniPC,
     WhiteNoise,
     solve,
-    uniform,
 )
 from sdekit.elementary import Time, broadcast, exp
 from sdekit_diffusion._diffusion import AbstractDiffusion
 from sdekit_diffusion._flow import flow
+from sdekit_diffusion._grids import AbstractGrid, Native, UniformInLogSNR
 from sdekit_diffusion._model import AbstractModel
 
 
@@ -70,6 +70,13 @@ class AbstractMethod(ABC):
     """A way from x at the noisy end of a span of l = log(alpha / sigma) to x at its clean end."""
 
     steps: int = field(default=0, kw_only=True)
+    grid: AbstractGrid | None = field(default=None, kw_only=True)
+
+    def fitted(self, model: AbstractModel, sde: AbstractDiffusion, span: tuple[float, float]) -> tuple[Self, int]:
+        """The method with its grid fitted to a model, and the evaluations that this took."""
+        if self.grid is None or (grid := self.grid.fitted(model, sde, span)) is self.grid:
+            return self, 0
+        return replace(self, grid=grid), grid.evaluations
 
     @abstractmethod
     def run(
@@ -88,20 +95,21 @@ class AbstractMethod(ABC):
 
 @dataclass(frozen=True, eq=False)
 class OnClock(AbstractMethod):
-    """A solver on the clock of the signal-to-noise ratio, where the linear part is exact; steps uniform in log(alpha / sigma).
+    """A solver on the clock of the signal-to-noise ratio, where the linear part is exact.
 
     Arguments:
         solver: `AdamsBashforth(k)`, whose weights are then exponential integrals; k = 1 is DDIM for eta = 0 and DDPM's
             ancestral sampler for eta = 1. Or any other solver, on the clock as its time.
         eta: the noise level: 0 the probability flow, 1 the reverse SDE.
         integrand: what rules take for a polynomial: "data", the denoiser; or "noise", for eta = 0.
-        steps: how many, unless `sample` says otherwise.
+        steps, grid: how many and where, unless `sample` says otherwise.
     """
 
     solver: AbstractSolver = field(default_factory=AdamsBashforth)
     eta: float = 0.0
     integrand: Literal["data", "noise"] = "data"
     steps: int = field(default=99, kw_only=True)  # 100 evaluations: the first step of three values takes two
+    grid: AbstractGrid = field(default=UniformInLogSNR(), kw_only=True)
 
     def __post_init__(self) -> None:
         if not 0 <= self.eta < math.inf:
@@ -121,7 +129,7 @@ class OnClock(AbstractMethod):
         callback: Callable[[Point], None] | None,
     ) -> Solution:
         problem = on_clock(model, sde, self.eta, self.integrand)
-        grid = uniform(*span, self.steps)
+        grid = self.grid.fitted(model, sde, span).points(sde, span, self.steps)
         needed = noise if self.eta or self.solver.normals else None
         times = torch.as_tensor(sde.time(grid))
 
@@ -151,12 +159,12 @@ class OnClock(AbstractMethod):
 
 @dataclass(frozen=True, eq=False)
 class InTime(AbstractMethod):
-    """A solver in the diffusion's own time, on dx = [f - (1 + eta^2)/2 g^2 s] dt + eta g dW; steps uniform in t.
+    """A solver in the diffusion's own time, on dx = [f - (1 + eta^2)/2 g^2 s] dt + eta g dW.
 
     Arguments:
         solver: any, such as `EulerMaruyama()` or `PredictorCorrector(EulerMaruyama(), Langevin(snr=0.16))`.
         eta: the noise level: 1 the reverse SDE, 0 the probability flow.
-        steps: how many, unless `sample` says otherwise.
+        steps, grid: how many and where, unless `sample` says otherwise.
 
     References:
         Song et al. 2021, arXiv 2011.13456, section 4.
@@ -165,6 +173,7 @@ class InTime(AbstractMethod):
     solver: AbstractSolver
     eta: float = 1.0
     steps: int = field(default=1000, kw_only=True)
+    grid: AbstractGrid = field(default=Native(), kw_only=True)
 
     def run(
         self,
@@ -178,9 +187,7 @@ class InTime(AbstractMethod):
         callback: Callable[[Point], None] | None,
     ) -> Solution:
         problem = ReverseSDE(sde, lambda t, x: model.score(t, x, sde), self.eta)
-        start, stop = (float(sde.time(l)) for l in span)
-        grid = sde.spaced(start, stop, uniform(0.0, 1.0, self.steps))
-        grid[0], grid[-1] = start, stop
+        grid = torch.as_tensor(sde.time(self.grid.fitted(model, sde, span).points(sde, span, self.steps)))
         needed = noise if self.eta or self.solver.normals else None
         return solve(problem, x, grid, solver=self.solver, noise=needed, save="all" if save else "last", callback=callback)
 
@@ -199,6 +206,10 @@ class AdaptiveFlow(AbstractMethod):
     atol: float = 1e-5
     solver: AbstractSolver = field(default_factory=Dopri5)
     max_steps: int = 100_000
+
+    def __post_init__(self) -> None:
+        if self.grid is not None:
+            raise ValueError("an adaptive method chooses its own steps: leave grid out, or take a method with fixed steps")
 
     @property
     def control(self) -> PIDController:

@@ -42,8 +42,9 @@ DIFFUSION = [
     {"_discrete"},
     {"_schedules"},
     {"_model"},
-    {"_mixture", "_flow", "_loss"},
+    {"_mixture", "_flow", "_loss", "_grids"},
     {"_samplers"},
+    {"_adapted"},
     {"_sample", "_train", "_checkpoint"},
     {"_likelihood"},
     {"_latent"},
@@ -134,10 +135,11 @@ def test_public_names_of_sdekit_diffusion():
     assert (
         sdekit_diffusion.__all__
         == """
-        DDPM DIFFUSIONS EDMSDE METHODS NCSN VESDE VPSDE AbstractDiffusion AbstractMethod AbstractModel AdaptiveFlow BitsPerDim
-        CheckpointError CosineVPSDE GaussianMixture InTime OnClock Recipe Record RectifiedFlow ScoreModel SubVPSDE bits_per_dim
-        cosine_betas data decode dsm_loss encode fit interpolate linear_betas load log_likelihood metrics nets sample save
-        training
+        DDPM DIFFUSIONS EDMSDE GRIDS METHODS NCSN VESDE VPSDE AbstractDiffusion AbstractGrid AbstractMethod
+        AbstractModel Adapted AdaptiveFlow BitsPerDim CheckpointError CosineVPSDE Equidistributed GaussianMixture
+        GeometricInSigma InTime Karras Native OnClock Quadratic Recipe Record RectifiedFlow ScoreModel SubVPSDE
+        UniformInLogSNR UniformInTime bits_per_dim cosine_betas data decode dsm_loss encode fit interpolate linear_betas
+        load log_likelihood metrics nets sample save training
     """.split()
     )
     assert all(hasattr(sdekit_diffusion, name) for name in sdekit_diffusion.__all__)
@@ -147,7 +149,7 @@ def test_public_names_of_sdekit_diffusion():
 def test_everything_public_is_documented(package):
     for name in package.__all__:
         item = getattr(package, name)
-        assert name in ("DIFFUSIONS", "METHODS") or (item.__doc__ and not item.__doc__.startswith(f"{name}(")), name
+        assert name in ("DIFFUSIONS", "GRIDS", "METHODS") or (item.__doc__ and not item.__doc__.startswith(f"{name}(")), name
 
 
 def test_both_packages_are_typed():

@@ -1,0 +1,176 @@
+"""The grid that is adapted to a model: a pilot solve, its local errors, and steps that share them out."""
+
+import math
+from collections import deque
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sdekit import Solution, WhiteNoise, normal
+from sdekit.elementary import broadcast
+from sdekit_diffusion._counters import PILOT
+from sdekit_diffusion._diffusion import AbstractDiffusion
+from sdekit_diffusion._flow import span_of
+from sdekit_diffusion._grids import (
+    AbstractGrid,
+    Equidistributed,
+    GeometricInSigma,
+    Karras,
+    Native,
+    Quadratic,
+    Span,
+    UniformInLogSNR,
+    UniformInTime,
+)
+from sdekit_diffusion._model import AbstractModel, as_model, evaluating
+from sdekit_diffusion._samplers import OnClock
+
+
+@dataclass(frozen=True, eq=False)
+class Adapted(AbstractGrid):
+    """Steps that share out the error of an exponential multistep rule on the probability flow of one model.
+
+    A rule through k values makes the error C h^{k+1} D^{(k)}(l) in x / alpha in a step of length h, D the denoiser along the
+    trajectory. Of N steps with errors h^{k+1} w(l) those have the least sum whose density is
+
+        1/h ~ w^{1/(k+1)},  w(l)^2 = E |Phi(l) D^{(k)}(l)|^2,
+
+    Phi(l) the change of the end of the trajectory with its x / alpha at l. A pilot solve of a few samples on a fine grid
+    shows D^{(k)} by differences, and p = Phi^T v, for a random v, by dp/dl = p - (dD/d(x / alpha))^T p from the end backwards.
+
+    The density is smoothed: D^{(k)} changes sign along a trajectory, and the errors of neighbouring steps cancel as long as
+    their lengths change slowly. A part of the steps is spread evenly, for what few samples do not show, and because the next
+    order of the error is not small in long steps.
+
+    The grid is a function of the weights, and of nothing else: it is found anew in each call of `sample`, which tells the
+    evaluations in `Solution.pilot`. `fitted` finds it once, to be used again and again until the weights change. It is made
+    for the probability flow, and may be used for any eta.
+
+    Arguments:
+        order: k, 1 to 3: the number of values of the rule.
+        pilots: how many samples, all in one batch, with gradients: fewer where they are large.
+        pilot_steps: how many steps they take; each is about two evaluations, one of them with a gradient.
+        seed: what the pilots depend on.
+        width: the deviation of the Gaussian that smooths the density, in units of l.
+        even: the density of the steps spread evenly over that of the others.
+
+    References:
+        Hochbruck and Ostermann 2010, "Exponential integrators", for the errors; de Boor 1974, "Good approximation by splines
+        with variable knots II", for equidistribution; Xue et al. 2024, arXiv 2402.17376, for grids from bounds of the error.
+    """
+
+    order: int = 3
+    pilots: int = 32
+    pilot_steps: int = 100
+    seed: int = 0
+    width: float = 1.5
+    even: float = 0.1
+
+    def __post_init__(self) -> None:
+        if self.order not in (1, 2, 3):
+            raise ValueError(f"order is the number of values of a multistep rule, 1, 2 or 3, not {self.order}")
+        if self.pilots < 1 or self.pilot_steps < 10:
+            raise ValueError(f"a pilot solve needs a sample and 10 steps or more, not {self.pilots} and {self.pilot_steps}")
+        if not (0 < self.width < math.inf and 0 < self.even < math.inf):
+            raise ValueError(f"width and even must be positive numbers, not {self.width} and {self.even}")
+
+    def points(self, sde: AbstractDiffusion, span: Span, steps: int) -> Tensor:
+        raise ValueError("an adapted grid comes from a model: ask Adapted().fitted(model, sde) for its points")
+
+    def fitted(
+        self, model: AbstractModel, sde: AbstractDiffusion | str | None = None, span: Span | None = None
+    ) -> Equidistributed:
+        """The grid of a model, for the weights that it has now.
+
+        Arguments:
+            model: what it is given by sample must be for as many samples as there are pilots.
+            sde: the diffusion; the model's own unless given.
+            span: the range of l; down to sigma / alpha = 1e-3 unless given.
+        """
+        model, sde = as_model(model, sde)
+        span = span or span_of(model, sde, 1e-3)
+        self._require(model)
+        with torch.no_grad(), evaluating(model, self.pilots):
+            pilot = self._pilot(model, sde, span)
+            errors = self._errors(model, sde, pilot, (span[1] - span[0]) / self.pilot_steps)
+        return self._shared(errors, span, int(pilot.evaluations.sum()) + self.pilots * len(pilot.ts))
+
+    def _pilot(self, model: AbstractModel, sde: AbstractDiffusion, span: Span) -> Solution:
+        """Trajectories at points uniform in l."""
+        if model.shape is None:
+            raise ValueError("the shape of one sample is not known: a model for an adapted grid needs its shape=")
+        dtype, device = model.place()
+        dtype, start = torch.promote_types(dtype, torch.float32), float(sde.time(span[0]))
+        x = sde.prior((self.pilots, *model.shape), seed=self.seed, t=start, dtype=dtype, device=device)
+        method = OnClock(steps=self.pilot_steps)
+        return method.run(model, sde, x, span, WhiteNoise(self.seed), save=True, callback=None)
+
+    def _errors(self, model: AbstractModel, sde: AbstractDiffusion, pilot: Solution, h: float) -> Tensor:
+        """w in the middle of each k + 1 neighbouring points, `(pilot_steps + 1 - k,)`, found from the end backwards."""
+        assert pilot.xs is not None
+        dual = normal(self.seed, torch.arange(len(pilot.x), device=pilot.x.device), tuple(pilot.x.shape[1:]), counter=PILOT)
+        dual, decay, errors = dual.to(pilot.x.dtype), math.exp(-h), []
+        recent, duals = deque[Tensor](maxlen=self.order + 1), deque[Tensor](maxlen=self.order // 2 + 1)
+        for t, x in zip(pilot.ts.flip(0).tolist(), pilot.xs.flip(0), strict=True):
+            denoised, pulled = _pulled(model, sde, t, x, dual)
+            recent.append(denoised.to(torch.float64))
+            duals.append(dual)
+            if len(recent) == self.order + 1:
+                derivative = torch.stack(tuple(recent)).diff(n=self.order, dim=0)[0] / h**self.order
+                errors.append((duals[0] * derivative).flatten(1).sum(dim=1).square().mean().sqrt())
+            dual = decay * dual + (1 - decay) * pulled  # the linear part exactly, the other frozen
+        return torch.stack(errors).flip(0).cpu()
+
+    def _shared(self, errors: Tensor, span: Span, evaluations: int) -> Equidistributed:
+        """The grid from errors w at points spread evenly over the span, but for half of k steps at its ends."""
+        edge = 0.5 * self.order / self.pilot_steps * (span[1] - span[0])
+        l = torch.linspace(span[0] + edge, span[1] - edge, len(errors), dtype=torch.float64)
+        fine = torch.linspace(*span, 1001, dtype=torch.float64)
+        kernel = torch.softmax(-0.5 * ((fine[:, None] - l) / self.width).square(), dim=1)
+        density = kernel @ errors ** (1 / (self.order + 1))
+        share = density / density.mean() if bool(density.mean() > 0) else torch.zeros_like(density)
+        return Equidistributed(fine, share + self.even, evaluations)
+
+    def _require(self, model: AbstractModel) -> None:
+        for name, value in model.conditions.items():
+            if isinstance(value, Tensor) and value.ndim and len(value) != self.pilots:
+                raise ValueError(
+                    f"{name} has {len(value)} entries for {self.pilots} pilots: fit the grid beforehand, by "
+                    f"Adapted().fitted(model.given({name}=...)) with {self.pilots} entries, and pass it as grid="
+                )
+
+
+def _pulled(model: AbstractModel, sde: AbstractDiffusion, t: float, x: Tensor, dual: Tensor) -> tuple[Tensor, Tensor]:
+    """D and (dD / d(x / alpha))^T p."""
+    with torch.enable_grad():
+        x = x.detach().requires_grad_()
+        denoised = model.denoise(t, x, sde)
+        if not denoised.requires_grad:  # it does not depend on x
+            return denoised, torch.zeros_like(dual)
+        (pulled,) = torch.autograd.grad(denoised, x, dual, allow_unused=True, materialize_grads=True)
+    return denoised.detach(), pulled * broadcast(sde.alpha(t), x)
+
+
+GRIDS: dict[str, AbstractGrid] = {
+    "native": Native(),
+    "time": UniformInTime(),
+    "quadratic": Quadratic(),
+    "sigma": GeometricInSigma(),
+    "karras": Karras(),
+    "log_snr": UniformInLogSNR(),
+    "adapted": Adapted(),
+}
+
+
+def grid_of(given: AbstractGrid | str) -> AbstractGrid:
+    """A grid from its name.
+
+    Raises:
+        ValueError: for an unknown name.
+    """
+    if isinstance(given, AbstractGrid):
+        return given
+    if given not in GRIDS:
+        raise ValueError(f"unknown grid {given!r}; choose one of {', '.join(GRIDS)}, or pass a grid such as Karras(rho=7)")
+    return GRIDS[given]

@@ -1,0 +1,176 @@
+"""Grids: where a solve from noise to data takes its steps."""
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sdekit import uniform
+from sdekit_diffusion._diffusion import AbstractDiffusion
+from sdekit_diffusion._model import AbstractModel
+
+Span = tuple[float, float]
+
+
+@dataclass(frozen=True, eq=False)
+class AbstractGrid(ABC):
+    """A rule that divides a span of l = log(alpha / sigma), from the noisy end to the clean one, into steps.
+
+    Attributes:
+        evaluations: what it took to find the rule, of all samples together; 0 for a formula.
+    """
+
+    evaluations = 0
+
+    @abstractmethod
+    def points(self, sde: AbstractDiffusion, span: Span, steps: int) -> Tensor:
+        """l at the ends of the steps: float64, `(steps + 1,)`, increasing strictly; the first and the last are the span's."""
+
+    def fitted(
+        self, model: AbstractModel, sde: AbstractDiffusion | str | None = None, span: Span | None = None
+    ) -> "AbstractGrid":
+        """The grid with what it must know of a model; itself where that is nothing."""
+        return self
+
+
+@dataclass(frozen=True, eq=False)
+class Native(AbstractGrid):
+    """The diffusion's own, `AbstractDiffusion.spaced`: equal steps of t, but `Karras(7)` for `EDMSDE`, whose t is sigma."""
+
+    def points(self, sde: AbstractDiffusion, span: Span, steps: int) -> Tensor:
+        t0, t1 = (float(sde.time(l)) for l in span)
+        return _ended(sde.log_snr(sde.spaced(t0, t1, uniform(0.0, 1.0, steps))), span)
+
+
+@dataclass(frozen=True, eq=False)
+class UniformInTime(AbstractGrid):
+    """t_i = t_0 + (i / N) (t_N - t_0) in the diffusion's own time.
+
+    References:
+        Song et al. 2021, arXiv 2011.13456.
+    """
+
+    def points(self, sde: AbstractDiffusion, span: Span, steps: int) -> Tensor:
+        t0, t1 = (float(sde.time(l)) for l in span)
+        return _ended(sde.log_snr(uniform(t0, t1, steps)), span)
+
+
+@dataclass(frozen=True, eq=False)
+class Quadratic(AbstractGrid):
+    """sqrt(t) in equal steps: t_i = (sqrt(t_0) + (i / N) (sqrt(t_N) - sqrt(t_0)))^2, shorter steps towards the data.
+
+    References:
+        Song, Meng and Ermon 2021, arXiv 2010.02502, appendix D.2.
+    """
+
+    def points(self, sde: AbstractDiffusion, span: Span, steps: int) -> Tensor:
+        t0, t1 = (float(sde.time(l)) for l in span)
+        return _ended(sde.log_snr(uniform(math.sqrt(t0), math.sqrt(t1), steps).square()), span)
+
+
+@dataclass(frozen=True, eq=False)
+class GeometricInSigma(AbstractGrid):
+    """sigma_i = sigma_0 (sigma_N / sigma_0)^{i / N}, sigma the diffusion's own.
+
+    Where alpha = 1 that is uniform in l; where variance is preserved the first steps are long, for sigma is flat there.
+
+    References:
+        Song and Ermon 2019, arXiv 1907.05600.
+    """
+
+    def points(self, sde: AbstractDiffusion, span: Span, steps: int) -> Tensor:
+        start, stop = (math.log(float(sde.sigma(float(sde.time(l))))) for l in span)
+        wanted = uniform(start, stop, steps)
+        low, high = torch.full_like(wanted, span[0]), torch.full_like(wanted, span[1])
+        for _ in range(64):  # bisection: sigma falls as l rises
+            l = 0.5 * (low + high)
+            above = torch.as_tensor(sde.sigma(sde.time(l))).log() > wanted
+            low, high = torch.where(above, l, low), torch.where(above, high, l)
+        return _ended(0.5 * (low + high), span)
+
+
+@dataclass(frozen=True, eq=False)
+class Karras(AbstractGrid):
+    """y_i = (y_0^{1/rho} + (i / N) (y_N^{1/rho} - y_0^{1/rho}))^rho with y = sigma / alpha.
+
+    Arguments:
+        rho: 1 is uniform in y; the larger, the shorter the steps towards the data; uniform in log y in the limit.
+
+    References:
+        Karras et al. 2022, arXiv 2206.00364, equation 5.
+    """
+
+    rho: float = 7.0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.rho < math.inf:
+            raise ValueError(f"rho must be a positive number, such as 7; not {self.rho}")
+
+    def points(self, sde: AbstractDiffusion, span: Span, steps: int) -> Tensor:
+        root0, root1 = (math.exp(-l / self.rho) for l in span)
+        return _ended(-self.rho * uniform(root0, root1, steps).log(), span)
+
+
+@dataclass(frozen=True, eq=False)
+class UniformInLogSNR(AbstractGrid):
+    """l_i = l_0 + (i / N) (l_N - l_0): sigma / alpha falls by the same factor in each step.
+
+    References:
+        Lu et al. 2022, arXiv 2206.00927.
+    """
+
+    def points(self, sde: AbstractDiffusion, span: Span, steps: int) -> Tensor:
+        return uniform(*span, steps)
+
+
+@dataclass(frozen=True, eq=False)
+class Equidistributed(AbstractGrid):
+    """Steps with the same integral of a density of steps over l.
+
+    Arguments:
+        l: increasing, `(points,)`, float64.
+        density: positive, `(points,)`; linear between the points.
+        evaluations: what it took to find the density, of all samples together.
+
+    References:
+        de Boor 1974, "Good approximation by splines with variable knots II".
+    """
+
+    l: Tensor
+    density: Tensor
+    evaluations: int = 0
+
+    def __post_init__(self) -> None:
+        l, density = (torch.as_tensor(v, dtype=torch.float64, device="cpu") for v in (self.l, self.density))
+        if (
+            l.ndim != 1
+            or l.shape != density.shape
+            or len(l) < 2
+            or not (bool((l.diff() > 0).all()) and bool((density > 0).all()))
+        ):
+            raise ValueError("l must increase, and the density be as many positive numbers, two or more")
+        object.__setattr__(self, "l", l)
+        object.__setattr__(self, "density", density)
+
+    def points(self, sde: AbstractDiffusion, span: Span, steps: int) -> Tensor:
+        l = self.l.numpy()
+        if not l[0] <= span[0] < span[1] <= l[-1]:
+            known, asked = (f"{math.exp(-a):.3g} to {math.exp(-b):.3g}" for a, b in ((l[0], l[-1]), span))
+            raise ValueError(
+                f"the grid is known from sigma / alpha = {known}, and asked for from {asked}; fit it for that range, or leave "
+                "that to sample by grid='adapted'"
+            )
+        mass = torch.cat([torch.zeros(1), torch.cumulative_trapezoid(self.density, self.l)]).numpy()
+        start, stop = np.interp(span, l, mass).tolist()
+        wanted = uniform(start, stop, steps).numpy()
+        return _ended(torch.from_numpy(np.interp(wanted, mass, l)), span)
+
+
+def _ended(l: Tensor | float, span: Span) -> Tensor:
+    """Points whose ends are exact, where formulas round."""
+    points = torch.as_tensor(l)
+    points[0], points[-1] = span
+    return points
