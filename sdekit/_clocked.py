@@ -75,3 +75,6 @@ class Clocked(AbstractSDE):
         rate = self.a / self.q * np.exp((self.a - self.q) * l) if self.q else 1.0
         panels = Panels(l, start, stop, self.a, lambda l: np.asarray(self.own(torch.from_numpy(l))))
         return rule(panels) * np.exp(self.a * stop)[:, None] / rate
+
+    def between(self, t0: np.ndarray, t1: np.ndarray, c: float) -> np.ndarray:
+        return t0 * (t1 / t0) ** c

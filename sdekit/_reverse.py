@@ -89,6 +89,11 @@ class ReverseSDE(AbstractSDE):
     def kernel(self, t: float) -> tuple[float, float] | None:
         return self.forward.kernel(t)
 
+    def chain(self, s: float, t: float) -> tuple[float, float, float]:
+        if self.eta != 1:
+            raise ValueError(f"the predictors are for Anderson's equation, eta = 1, not {self.eta}; take EulerMaruyama()")
+        return self.forward.chain(s, t)
+
 
 @dataclass(frozen=True, eq=False)
 class ProbabilityFlow(AbstractSDE):

@@ -79,6 +79,29 @@ class AbstractSDE(ABC):
         """alpha and sigma with x_t | x_0 ~ N(alpha x_0, sigma^2 I), for the equations where they are known."""
         return None
 
+    def chain(self, s: float, t: float) -> tuple[float, float, float]:
+        """r, v and w of a step x_t = r x_s + sqrt(v) z of the chain that stands for the equation, s < t; w is the variance of
+        the step back, which has the mean (x_t + v score) / r.
+
+        Here they are exact: r = alpha_t / alpha_s, v = sigma_t^2 - r^2 sigma_s^2, and w = v sigma_s^2 / sigma_t^2 that of
+        q(x_s | x_t, x_0). Equations with a published chain return its numbers.
+
+        Raises:
+            TypeError: where the kernel is not known.
+            ValueError: unless s < t.
+        """
+        early, late = self.kernel(s), self.kernel(t)
+        if early is None or late is None:
+            raise TypeError(
+                f"{type(self).__name__} has no kernel alpha, sigma, from which the predictors take their steps; give a "
+                "ReverseSDE of a diffusion that has, or take EulerMaruyama()"
+            )
+        if not s < t:
+            raise ValueError(f"the predictors go from late times to early ones, and this step goes from {t} to {s}")
+        r = late[0] / early[0]
+        v = (late[1] - r * early[1]) * (late[1] + r * early[1])
+        return r, v, v * (early[1] / late[1]) ** 2
+
     def quadrature(self, rule: Rule, nodes: np.ndarray, t0: np.ndarray, t1: np.ndarray) -> np.ndarray:
         """Weights w of the drifts at the nodes in a step from t0 to t1, by a rule; `Panels.exact` integrates the interpolant.
 
@@ -88,6 +111,10 @@ class AbstractSDE(ABC):
             nodes: `(steps, k)` times; t0, t1: `(steps,)`.
         """
         return rule(Panels(nodes, t0, t1))
+
+    def between(self, t0: np.ndarray, t1: np.ndarray, c: float) -> np.ndarray:
+        """The times a fraction c of the way from t0 to t1, in the variable that rules see."""
+        return t0 + c * (t1 - t0)
 
 
 def _elementwise(g: Time, dw: Tensor, onto: Tensor) -> Tensor:

@@ -186,8 +186,14 @@ class Counted(AbstractSDE):
     def kernel(self, t: float) -> tuple[float, float] | None:
         return self.problem.kernel(t)
 
+    def chain(self, s: float, t: float) -> tuple[float, float, float]:
+        return self.problem.chain(s, t)
+
     def quadrature(self, rule: Rule, nodes: np.ndarray, t0: np.ndarray, t1: np.ndarray) -> np.ndarray:
         return self.problem.quadrature(rule, nodes, t0, t1)
+
+    def between(self, t0: np.ndarray, t1: np.ndarray, c: float) -> np.ndarray:
+        return self.problem.between(t0, t1, c)
 
 
 def finite(x: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ from sdekit_diffusion._adapted import GRIDS, Adapted
 from sdekit_diffusion._checkpoint import CheckpointError, load, save
 from sdekit_diffusion._diffusion import VESDE, VPSDE, AbstractDiffusion, SubVPSDE
 from sdekit_diffusion._discrete import DDPM, NCSN, cosine_betas, linear_betas
+from sdekit_diffusion._edm import EDM
 from sdekit_diffusion._grids import (
     AbstractGrid,
     Equidistributed,
@@ -18,16 +19,18 @@ from sdekit_diffusion._grids import (
 from sdekit_diffusion._latent import decode, encode, interpolate
 from sdekit_diffusion._likelihood import BitsPerDim, bits_per_dim, log_likelihood
 from sdekit_diffusion._loss import dsm_loss
+from sdekit_diffusion._methods import METHODS
 from sdekit_diffusion._mixture import GaussianMixture
 from sdekit_diffusion._model import AbstractModel, ScoreModel
 from sdekit_diffusion._sample import sample
-from sdekit_diffusion._samplers import METHODS, AbstractMethod, AdaptiveFlow, InTime, OnClock
+from sdekit_diffusion._samplers import AbstractMethod, AdaptiveFlow, InTime, OnClock
 from sdekit_diffusion._schedules import DIFFUSIONS, EDMSDE, CosineVPSDE, RectifiedFlow
 from sdekit_diffusion._train import Recipe, Record, fit, training
 
 __all__ = [
     "DDPM",
     "DIFFUSIONS",
+    "EDM",
     "EDMSDE",
     "GRIDS",
     "METHODS",

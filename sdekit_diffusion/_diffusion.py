@@ -249,6 +249,22 @@ class VPSDE(AbstractLinearBeta):
     def time(self, l: Time) -> Time:
         return self.inverse(log1p(exp(-2 * l)))
 
+    def chain(self, s: float, t: float) -> tuple[float, float, float]:
+        """DDPM's chain as Song et al. have it, with beta_i = beta(t) (t - s): sqrt(1 - beta_i), beta_i and beta_i.
+
+        The exact numbers have 1 - e^{-(B(t) - B(s))} for beta_i, and DDPM's smaller variance for the third.
+
+        Raises:
+            ValueError: when beta_i is not between 0 and 1.
+        """
+        beta = float(self.beta(t)) * (t - s)
+        if not 0 < beta < 1:
+            raise ValueError(
+                f"the chain needs steps with beta(t) dt between 0 and 1, and from t = {t:g} to {s:g} it is {beta:g}; "
+                f"take more than {self.beta_max * self.T:.0f} steps, back in time"
+            )
+        return math.sqrt(1 - beta), beta, beta
+
     def g(self, t: Time) -> Time:
         return sqrt(self.beta(t))
 

@@ -8,13 +8,24 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from sdekit import AbstractSolver, NotFiniteError, Point, Solution, UnfinishedError, WhiteNoise, fresh_seed
+from sdekit import (
+    AbstractNoise,
+    AbstractSolver,
+    BrownianPath,
+    NotFiniteError,
+    Point,
+    Solution,
+    UnfinishedError,
+    WhiteNoise,
+    fresh_seed,
+)
 from sdekit_diffusion._adapted import grid_of
 from sdekit_diffusion._diffusion import AbstractDiffusion
 from sdekit_diffusion._flow import span_of
 from sdekit_diffusion._grids import AbstractGrid
+from sdekit_diffusion._methods import method_of
 from sdekit_diffusion._model import AbstractModel, as_model, evaluating
-from sdekit_diffusion._samplers import AbstractMethod, method_of
+from sdekit_diffusion._samplers import AbstractMethod
 
 Model = AbstractModel | Callable[[Tensor, Tensor], Tensor]
 
@@ -24,7 +35,8 @@ Model = AbstractModel | Callable[[Tensor, Tensor], Tensor]
 def sample(
     model: Model, n: int = 1, *, sde: AbstractDiffusion | str | None = None,
     method: AbstractMethod | AbstractSolver | str = "default", steps: int | None = None,
-    grid: AbstractGrid | str | None = None, seed: int | None = None, first: int = 0, shape: tuple[int, ...] | None = None,
+    grid: AbstractGrid | str | None = None, seed: int | None = None,
+    noise: Literal["white", "path"] | AbstractNoise = "white", first: int = 0, shape: tuple[int, ...] | None = None,
     x_T: Tensor | None = None, end: float = 1e-3, denoise: bool = False, dtype: torch.dtype | None = None,
     device: torch.device | str | None = None, batch_size: int | None = None,
     progress: bool = False, callback: Callable[[Point], None] | None = None, save: Literal["last", "all"] = "last",
@@ -34,7 +46,8 @@ def sample(
 def sample(
     model: Model, n: int = 1, *, sde: AbstractDiffusion | str | None = None,
     method: AbstractMethod | AbstractSolver | str = "default", steps: int | None = None,
-    grid: AbstractGrid | str | None = None, seed: int | None = None, first: int = 0, shape: tuple[int, ...] | None = None,
+    grid: AbstractGrid | str | None = None, seed: int | None = None,
+    noise: Literal["white", "path"] | AbstractNoise = "white", first: int = 0, shape: tuple[int, ...] | None = None,
     x_T: Tensor | None = None, end: float = 1e-3, denoise: bool = False, dtype: torch.dtype | None = None,
     device: torch.device | str | None = None, batch_size: int | None = None,
     progress: bool = False, callback: Callable[[Point], None] | None = None, save: Literal["last", "all"] = "last",
@@ -50,6 +63,7 @@ def sample(
     steps: int | None = None,
     grid: AbstractGrid | str | None = None,
     seed: int | None = None,
+    noise: Literal["white", "path"] | AbstractNoise = "white",
     first: int = 0,
     shape: tuple[int, ...] | None = None,
     x_T: Tensor | None = None,
@@ -80,6 +94,8 @@ def sample(
         grid: where they are, "native", "time", "quadratic", "sigma", "karras", "log_snr", "adapted" or an object
             such as `Karras(rho=7)`; the method's own unless given. "adapted" is found from the model first, by a pilot solve.
         seed: what all noise depends on; None takes a fresh one from torch's default generator.
+        noise: "white", other noise on every grid; "path", a `BrownianPath` a sample on the clock of the method's noise, so
+            that more steps refine the same samples; or an object whose row i is the noise of sample i of this call.
         first: the index of the first sample, to go on where another call stopped.
         shape: the shape of one sample; the model's unless given.
         x_T: initial states `(n, *shape)` instead of the prior's; n may then be left out.
@@ -102,7 +118,7 @@ def sample(
     """
     model, diffusion = as_model(model, sde, shape)
     chosen = method_of(method)
-    _require(n, steps, batch_size, save, return_solution)
+    _require(n, steps, batch_size, save, return_solution, noise)
     chosen = chosen if steps is None else replace(chosen, steps=steps)
     chosen = chosen if grid is None else replace(chosen, grid=grid_of(grid))
     span = span_of(model, diffusion, end)
@@ -116,6 +132,10 @@ def sample(
     chosen, pilot = chosen.fitted(model, diffusion, span)
     # Increments of a fine grid are below the rounding of a state in half precision: it is kept in float32 and cast at the end.
     wide = torch.promote_types(dtype, torch.float32)
+    if noise == "white":
+        noise = WhiteNoise(seed, first=first)
+    elif noise == "path":
+        noise = BrownianPath(seed, chosen.knots(diffusion, span).tolist(), first=first)
     start, size, solutions = float(diffusion.time(span[0])), max(1, n if batch_size is None else batch_size), []
     bar = tqdm(total=chosen.steps * -(-n // size) or None, disable=not progress, unit="step", desc="sampling")
 
@@ -127,14 +147,15 @@ def sample(
     watch = report if progress or callback is not None else None
     with torch.no_grad(), evaluating(model, n), bar:
         for i in range(0, max(n, 1), size):
-            count, noise = min(size, n - i), WhiteNoise(seed, first=first + i)
+            count = min(size, n - i)
+            index = torch.arange(i, i + count, device=device)
             if x_T is not None:
                 x = x_T[i : i + count].to(device=device, dtype=wide)
             else:
                 x = diffusion.prior((count, *event), seed=seed, first=first + i, t=start, dtype=wide, device=device)
-            some = model.rows(torch.arange(i, i + count, device=device))
+            some = model.rows(index)
             try:
-                solution = chosen.run(some, diffusion, x, span, noise, save=save == "all", callback=watch)
+                solution = chosen.run(some, diffusion, x, span, noise.rows(index), save=save == "all", callback=watch)
             except NotFiniteError as error:
                 raise error.seen(after=i, total=n) from None
             except UnfinishedError as error:
@@ -149,7 +170,7 @@ def sample(
     return replace(Solution.joined(solutions), seed=seed, pilot=pilot)
 
 
-def _require(n: int, steps: int | None, batch_size: int | None, save: str, return_solution: bool) -> None:
+def _require(n: int, steps: int | None, batch_size: int | None, save: str, return_solution: bool, noise: object) -> None:
     """Refuses numbers out of range and options that would be ignored."""
     if steps is not None and steps < 1:
         raise ValueError(f"steps must be at least one step, not {steps}")
@@ -157,6 +178,8 @@ def _require(n: int, steps: int | None, batch_size: int | None, save: str, retur
         raise ValueError(f"n counts samples from 0 on and batch_size from 1; not {n} and {batch_size}")
     if save not in ("last", "all") or (save == "all" and not return_solution):
         raise ValueError(f"save must be 'last', or 'all' with return_solution=True; not {save!r}")
+    if noise not in ("white", "path") and not isinstance(noise, AbstractNoise):
+        raise ValueError(f"noise must be 'white', 'path', or an object such as BrownianPath(seed, knots); not {noise!r}")
 
 
 def _given(x_T: Tensor, n: int, model: AbstractModel) -> Tensor:

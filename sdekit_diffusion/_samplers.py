@@ -1,4 +1,4 @@
-"""Sampling methods: an equation for reverse time, a solver for it, and a grid. Each named sampler is a line of a table."""
+"""Sampling methods: an equation for reverse time, a solver for it, and a grid."""
 
 import math
 from abc import ABC, abstractmethod
@@ -10,23 +10,17 @@ import torch
 from torch import Tensor
 
 from sdekit import (
-    DEIS,
+    AbstractNoise,
     AbstractSolver,
     AdamsBashforth,
-    AdamsMoulton,
     Clocked,
     Dopri5,
-    DPMSolver,
-    EulerMaruyama,
-    Langevin,
     NotFiniteError,
     PIDController,
     Point,
-    PredictorCorrector,
     ReverseSDE,
     Solution,
-    UniPC,
-    WhiteNoise,
+    geometric,
     solve,
 )
 from sdekit.elementary import Time, broadcast, exp
@@ -85,12 +79,22 @@ class AbstractMethod(ABC):
         sde: AbstractDiffusion,
         x: Tensor,
         span: tuple[float, float],
-        noise: WhiteNoise,
+        noise: AbstractNoise,
         *,
         save: bool,
         callback: Callable[[Point], None] | None,
     ) -> Solution:
         """The solution in x; its grid and the points given to the callback are in the diffusion's own time."""
+
+    def knots(self, sde: AbstractDiffusion, span: tuple[float, float]) -> Tensor:
+        """The knots of a Brownian path that resolves this method's noise over a span, whatever the number of steps.
+
+        Raises:
+            ValueError: for a method whose noise is not one path.
+        """
+        raise ValueError(
+            f"{type(self).__name__} reads no Brownian path; leave out noise='path', or choose a method such as 'ddpm'"
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,7 +127,7 @@ class OnClock(AbstractMethod):
         sde: AbstractDiffusion,
         x: Tensor,
         span: tuple[float, float],
-        noise: WhiteNoise,
+        noise: AbstractNoise,
         *,
         save: bool,
         callback: Callable[[Point], None] | None,
@@ -156,13 +160,20 @@ class OnClock(AbstractMethod):
             xs = xs * broadcast(problem.scale(grid), xs)
         return replace(solution, x=solution.x * problem.scale(span[1]), xs=xs, ts=times)
 
+    def knots(self, sde: AbstractDiffusion, span: tuple[float, float]) -> Tensor:
+        """Geometric on the clock (alpha / sigma)^(2 eta^2), the ratio of neighbours at most 4."""
+        if not self.eta:
+            raise ValueError(f"a method without noise reads no Brownian path; leave out noise='path', or give eta > 0: {self}")
+        start, stop = (math.exp(2 * self.eta**2 * l) for l in span)
+        return geometric(start, stop, math.ceil(math.log(stop / start, 4)))
+
 
 @dataclass(frozen=True, eq=False)
 class InTime(AbstractMethod):
     """A solver in the diffusion's own time, on dx = [f - (1 + eta^2)/2 g^2 s] dt + eta g dW.
 
     Arguments:
-        solver: any, such as `EulerMaruyama()` or `PredictorCorrector(EulerMaruyama(), Langevin(snr=0.16))`.
+        solver: any, such as `EulerMaruyama()` or `PredictorCorrector(ReverseDiffusion(), Langevin(snr=0.16, steps=2))`.
         eta: the noise level: 1 the reverse SDE, 0 the probability flow.
         steps, grid: how many and where, unless `sample` says otherwise.
 
@@ -181,7 +192,7 @@ class InTime(AbstractMethod):
         sde: AbstractDiffusion,
         x: Tensor,
         span: tuple[float, float],
-        noise: WhiteNoise,
+        noise: AbstractNoise,
         *,
         save: bool,
         callback: Callable[[Point], None] | None,
@@ -190,6 +201,15 @@ class InTime(AbstractMethod):
         grid = torch.as_tensor(sde.time(self.grid.fitted(model, sde, span).points(sde, span, self.steps)))
         needed = noise if self.eta or self.solver.normals else None
         return solve(problem, x, grid, solver=self.solver, noise=needed, save="all" if save else "last", callback=callback)
+
+    def knots(self, sde: AbstractDiffusion, span: tuple[float, float]) -> Tensor:
+        """Sixteen, spaced as the steps are, which may be much smaller at one end than at the other."""
+        if self.solver.normals or not self.eta:
+            raise ValueError(
+                "one Brownian path is for eta > 0 and solvers that draw nothing else; without noise there is none, and a "
+                "corrector draws anew on each grid: leave out noise='path'"
+            )
+        return torch.as_tensor(sde.time(Native().points(sde, span, 16))).flip(0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -229,7 +249,7 @@ class AdaptiveFlow(AbstractMethod):
         sde: AbstractDiffusion,
         x: Tensor,
         span: tuple[float, float],
-        noise: WhiteNoise,
+        noise: AbstractNoise,
         *,
         save: bool,
         callback: Callable[[Point], None] | None,
@@ -242,37 +262,3 @@ class AdaptiveFlow(AbstractMethod):
             for i, state in enumerate((x, solution.x)):
                 callback(Point(i, float(solution.ts[i]), state))
         return solution
-
-
-METHODS: dict[str, AbstractMethod] = {
-    "default": OnClock(),
-    "ddim": OnClock(AdamsBashforth(1), steps=100),
-    "ddpm": OnClock(AdamsBashforth(1), eta=1.0, steps=1000),
-    "dpmpp_2m": OnClock(DPMSolver(2), steps=100),
-    "dpmpp_3m": OnClock(DPMSolver(3), steps=100),
-    "dpmpp_2m_sde": OnClock(DPMSolver(2), eta=1.0, steps=100),
-    "dpmpp_3m_sde": OnClock(DPMSolver(3, "heun"), eta=1.0, steps=100),
-    "deis": OnClock(DEIS(3), integrand="noise", steps=100),
-    "lms": OnClock(DEIS(4, "rho"), integrand="noise", steps=100),
-    "unipc": OnClock(UniPC(2), steps=100),
-    "abm": OnClock(AdamsMoulton(2), steps=100),
-    "sa": OnClock(AdamsMoulton(2), eta=1.0, steps=100),
-    "euler_maruyama": InTime(EulerMaruyama()),
-    "pc": InTime(PredictorCorrector(EulerMaruyama(), Langevin(snr=0.16))),
-    "ode": AdaptiveFlow(),
-}
-
-
-def method_of(given: AbstractMethod | AbstractSolver | str) -> AbstractMethod:
-    """A method from its name or from a solver, which is then used in the diffusion's own time.
-
-    Raises:
-        ValueError: for an unknown name.
-    """
-    if isinstance(given, AbstractMethod):
-        return given
-    if isinstance(given, AbstractSolver):
-        return InTime(given, eta=1.0 if "additive" in given.order else 0.0)
-    if given not in METHODS:
-        raise ValueError(f"unknown method {given!r}; choose one of {', '.join(METHODS)}, or pass a solver or a method object")
-    return METHODS[given]

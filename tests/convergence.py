@@ -6,7 +6,7 @@ import math
 import numpy as np
 import torch
 
-from sdekit import ODE, RK4, SDE, Increment, solve, uniform
+from sdekit import ODE, RK4, SDE, Increment, ReverseSDE, solve, uniform
 from sdekit._noise import AbstractNoise
 
 
@@ -34,6 +34,21 @@ def problem(kind, solver):
         return ODE(f)
     sde_type = "ito" if kind == "additive" else solver.sde_type
     return SDE(f, COEFFICIENTS[kind], "general" if kind in SIZES else kind, sde_type, noise_size=SIZES.get(kind))
+
+
+class Decay(SDE):
+    """dx = -x dt + dW with its kernel."""
+
+    def __init__(self):
+        super().__init__(lambda t, x: -x, lambda t, x: torch.ones_like(x), "additive")
+
+    def kernel(self, t):
+        return math.exp(-t), math.sqrt(-math.expm1(-2 * t) / 2)
+
+
+def reverse_decay(a=1.0):
+    """A reverse-time equation with a kernel and a score -tanh(a x), for solvers that ask for them."""
+    return ReverseSDE(Decay(), lambda t, x: -torch.tanh(a * x))
 
 
 def slope(steps, errors):

@@ -38,16 +38,110 @@ class Case:
     def ours(self, solver, integrand="data"):
         problem = self.problem(integrand)
         y, clock = self.x / problem.scale(self.l[0]), problem.time(torch.tensor(self.l))
-        x = solve(problem, y, clock, solver=solver, noise=WhiteNoise(3) if self.eta else None).x
+        x = solve(problem, y, clock, solver=solver, noise=WhiteNoise(3) if self.eta or solver.normals else None).x
         return x * problem.scale(self.l[-1])
 
     def data(self, i, x):
-        return MIXTURE.denoise(self.sde.time(self.l[i]), x, self.sde)
+        return self.denoised(self.l[i], x)
 
     def noise(self, i, x):
-        t = self.sde.time(self.l[i])
+        return self.predicted(self.l[i], x)
+
+    def denoised(self, l, x):
+        return MIXTURE.denoise(self.sde.time(l), x, self.sde)
+
+    def predicted(self, l, x):
+        t = self.sde.time(l)
         return -self.sde.sigma(t) * MIXTURE.score(t, x, self.sde)
+
+    def kernel(self, l):
+        return float(self.sde.alpha(self.sde.time(l))), float(self.sde.sigma(self.sde.time(l)))
 
 
 def agree(x, y):
     torch.testing.assert_close(x, y, rtol=0, atol=1e-10)
+
+
+# Single-step methods, as k-diffusion has them: variance exploding, x = x_0 + sigma eps, t = -log sigma
+
+
+def slope(case, s, x):
+    return (x - case.denoised(-math.log(s), x)) / s
+
+
+def heun(case, s_churn=0.0, s_tmin=0.0, s_tmax=math.inf, s_noise=1.0, largest=math.inf):
+    """Karras et al. 2022, algorithm 2, for largest = inf; the normals are those that a solver gets besides W."""
+    x, fresh = case.x, WhiteNoise(3).increments(case.sigmas.tolist(), case.x, None, normals=1)
+    for s, t, drawn in zip(case.sigmas, case.sigmas[1:], fresh, strict=False):
+        gamma = min(s_churn / case.steps, math.sqrt(2) - 1) if s_tmin <= s <= s_tmax else 0.0
+        hat = min(s * (1 + gamma), largest)
+        if gamma:
+            x = x + drawn.z[0] * s_noise * math.sqrt(max(0, hat**2 - s**2))
+        d = slope(case, hat, x)
+        x = x + (d + slope(case, t, x + d * (t - hat))) / 2 * (t - hat)
+    return x
+
+
+def dpm_2(case):
+    x = case.x
+    for s, t in zip(case.sigmas, case.sigmas[1:], strict=False):
+        middle = math.exp((math.log(s) + math.log(t)) / 2)
+        x = x + slope(case, middle, x + slope(case, s, x) * (middle - s)) * (t - s)
+    return x
+
+
+def dpmpp_2s(case):
+    """The ancestral form at eta = 0."""
+    x, t = case.x, -np.log(case.sigmas)
+    for i in range(case.steps):
+        h = t[i + 1] - t[i]
+        middle = t[i] + h / 2
+        x_2 = math.exp(t[i] - middle) * x - math.expm1(-h / 2) * case.data(i, x)
+        x = math.exp(-h) * x - math.expm1(-h) * case.denoised(middle, x_2)
+    return x
+
+
+def exp_heun(case):
+    """The predictor is SDE-DPM-Solver++(1) with noise level eta; the corrector adds phi_2 (D_1 - D_0), with the same noise."""
+    x = case.x
+    for i in range(case.steps):
+        d, h = case.data(i, x), case.l[i + 1] - case.l[i]
+        z = (1 + case.eta**2) * h
+        x = math.exp(-z) * x - math.expm1(-z) * d
+        if case.eta:
+            x = x + case.sigmas[i + 1] * math.sqrt(-math.expm1(-2 * case.eta**2 * h)) * case.z[i]
+        x = x + (math.expm1(-z) / z + 1) * (case.data(i + 1, x) - d)
+    return x
+
+
+# Lu et al. 2022: r_1 = 1/3, r_2 = 2/3
+
+
+def dpm_3(case):
+    """arXiv 2206.00927, algorithm 2."""
+    x, l = case.x, case.l
+    for i in range(case.steps):
+        h, eps = l[i + 1] - l[i], case.noise(i, x)
+        (a, _), (a_1, s_1), (a_2, s_2), (a_t, s_t) = (case.kernel(l[i] + r * h) for r in (0, 1 / 3, 2 / 3, 1))
+        u = a_1 / a * x - s_1 * math.expm1(h / 3) * eps
+        d = case.predicted(l[i] + h / 3, u) - eps
+        grown = math.expm1(2 * h / 3)
+        u = a_2 / a * x - s_2 * grown * eps - s_2 * 2 * (grown / (2 * h / 3) - 1) * d
+        d = case.predicted(l[i] + 2 * h / 3, u) - eps
+        x = a_t / a * x - s_t * math.expm1(h) * eps - s_t * 1.5 * (math.expm1(h) / h - 1) * d
+    return x
+
+
+def dpmpp_3s(case):
+    """The same on the data, as in the authors' code with algorithm_type="dpmsolver++"."""
+    x, l = case.x, case.l
+    for i in range(case.steps):
+        h, d_0 = l[i + 1] - l[i], case.data(i, x)
+        (_, s), (a_1, s_1), (a_2, s_2), (a_t, s_t) = (case.kernel(l[i] + r * h) for r in (0, 1 / 3, 2 / 3, 1))
+        u = s_1 / s * x - a_1 * math.expm1(-h / 3) * d_0
+        d = case.denoised(l[i] + h / 3, u) - d_0
+        fallen = math.expm1(-2 * h / 3)
+        u = s_2 / s * x - a_2 * fallen * d_0 + a_2 * 2 * (fallen / (2 * h / 3) + 1) * d
+        d = case.denoised(l[i] + 2 * h / 3, u) - d_0
+        x = s_t / s * x - a_t * math.expm1(-h) * d_0 + a_t * 1.5 * (math.expm1(-h) / h + 1) * d
+    return x

@@ -2,6 +2,7 @@
 
 import ast
 import re
+from fractions import Fraction
 from pathlib import Path
 
 import pytest
@@ -72,10 +73,22 @@ def test_the_table_of_solvers_says_what_the_classes_declare():
 
 
 def test_the_table_of_multistep_rules_says_what_the_classes_declare():
-    text = (ROOT / "docs" / "solvers.md").read_text().split("## Multistep rules")[1]
+    text = (ROOT / "docs" / "solvers.md").read_text().split("## Multistep rules")[1].split("\n## ")[0]
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line[:3] == "| `"]
     rules = {name for name in sdekit.__all__ if hasattr(getattr(sdekit, name), "accuracy")}
     assert {re.findall(r"`(\w+)", row[0])[0] for row in rows} == rules
     for name, _, *orders in rows:
         rule = getattr(sdekit, re.findall(r"`(\w+)", name)[0])
         assert {k: int(order) for k, order in enumerate(orders, 1) if order} == rule.accuracy
+
+
+def test_the_table_of_single_steps_says_what_the_classes_declare():
+    text = (ROOT / "docs" / "solvers.md").read_text().split("## Single-step methods")[1].split("\n## ")[0]
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line[:3] == "| `"]
+    assert len(rows) == 3
+    for call, c, _, order, evaluations, _ in rows:
+        name, k = re.fullmatch(r"`(\w+)\((\d?)\)`", call).groups()
+        solver = getattr(sdekit, name)(*([int(k)] if k else []))
+        assert solver.c == tuple(float(Fraction(part)) for part in c.split(", "))
+        assert solver.order["none"] == (int(order), int(order))
+        assert len(solver.c) + 1 == int(evaluations)

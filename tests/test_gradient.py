@@ -8,6 +8,7 @@ import weakref
 import pytest
 import torch
 import torch._dynamo
+from convergence import reverse_decay
 from torch._dynamo.utils import counters
 from torch.func import jacfwd, jacrev, jvp, vmap
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -17,7 +18,7 @@ import sdekit
 from sdekit import (
     ODE,
     SDE,
-    AbstractMultistep,
+    AbstractPredictor,
     AbstractSolver,
     AdamsBashforth,
     Checkpointed,
@@ -35,6 +36,7 @@ from sdekit import (
     solve,
     uniform,
 )
+from sdekit._solver._planned import AbstractPlanned
 
 # torch itself still scripts some of its derivatives; dynamo warns where it traces through a cache.
 pytestmark = [
@@ -402,9 +404,8 @@ SOLVERS = pytest.mark.parametrize(("solver", "kind"), cases())
 
 
 def with_parameter(solver, kind, a):
-    if solver.normals:
-        forward = SDE(lambda t, x: -x, lambda t, x: torch.ones_like(x), "additive")
-        return ReverseSDE(forward, lambda t, x: -torch.tanh(a * x))
+    if solver.normals or isinstance(solver, AbstractPredictor):
+        return reverse_decay(a)
     return equation(kind, (a, 1.5), solver.sde_type)
 
 
@@ -456,7 +457,7 @@ TIMES = {
     "one tensor": lambda t: torch.tensor(t, dtype=torch.float64),
     "a time a sample": lambda t: torch.full((3,), t, dtype=torch.float64),
 }
-ON_GRIDS = (AbstractMultistep, PredictorCorrector)  # times are floats there
+ON_GRIDS = (AbstractPlanned, AbstractPredictor, PredictorCorrector)  # times are floats there
 
 
 def compiled_cases():

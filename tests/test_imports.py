@@ -16,8 +16,10 @@ SDEKIT = [
     {"_noise", "_sde", "_divergence"},
     {"_clocked", "_reverse", "_semilinear", "_brownian"},
     {"_solver._contract"},
+    {"_solver._planned"},
     {"_solver._euler", "_solver._heun", "_solver._runge_kutta", "_solver._multistep", "_solver._predictor_corrector"}
-    | {"_solver._milstein", "_solver._exponential", "_solver._stochastic_runge_kutta"},
+    | {"_solver._milstein", "_solver._exponential", "_solver._stochastic_runge_kutta"}
+    | {"_solver._single", "_solver._predictors"},
     {"_solver._dopri8", "_solver._published"},
     {"_solver"},
     {"_solution", "_control", "_steps"},
@@ -44,7 +46,8 @@ DIFFUSION = [
     {"_model"},
     {"_mixture", "_flow", "_loss", "_grids"},
     {"_samplers"},
-    {"_adapted"},
+    {"_adapted", "_edm"},
+    {"_methods"},
     {"_sample", "_train", "_checkpoint"},
     {"_likelihood"},
     {"_latent"},
@@ -119,13 +122,14 @@ def test_public_names_of_sdekit():
         sdekit.__all__
         == """
         DEIS ODE RK4 SDE SEA SRA1 SRA3 SRID2 AbstractCorrector AbstractEmbeddedRungeKutta AbstractGradient AbstractMultistep
-        AbstractNoise AbstractRungeKutta AbstractSDE AbstractSolver AbstractStochasticRungeKutta AbstractTrace
-        AdamsBashforth AdamsMoulton Bosh3 BrownianPath Checkpointed Clocked DPMSolver Dopri5 Dopri8 EulerHeun EulerMaruyama
-        Exact ExponentialEuler ExponentialHeun Heun Hutchinson Increment Langevin Likelihood Midpoint Milstein
-        NotFiniteError Order PIDController Point PredictorCorrector ProbabilityFlow ReverseSDE Reversible ReversibleHeun
-        SPaRK SemiLinear ShARK SlowRK Solution Stage Status Step StochasticTableau Tableau Tsit5 UnfinishedError UniPC
-        WhiteNoise elementary fresh_seed geometric integrate interop log_likelihood normal odeint odeint_adjoint
-        odeint_event sdeint solve uniform uniform01
+        AbstractNoise AbstractPredictor AbstractRungeKutta AbstractSDE AbstractSingleStep AbstractSolver
+        AbstractStochasticRungeKutta AbstractTrace AdamsBashforth AdamsMoulton Ancestral Bosh3 BrownianPath Checkpointed
+        Clocked ClockedHeun DPMSolver DPMSolverSingle Dopri5 Dopri8 EulerHeun EulerMaruyama Exact ExponentialEuler
+        ExponentialHeun Heun Hutchinson Increment Langevin Likelihood Midpoint Milstein NotFiniteError Order PIDController
+        Point PredictorCorrector ProbabilityFlow ReverseDiffusion ReverseSDE Reversible ReversibleHeun SPaRK SemiLinear ShARK
+        SlowRK Solution Stage Status Step StochasticTableau Tableau Tsit5 UnfinishedError UniPC WhiteNoise elementary
+        fresh_seed geometric integrate interop log_likelihood normal odeint odeint_adjoint odeint_event sdeint solve uniform
+        uniform01
     """.split()
     )
     assert all(hasattr(sdekit, name) for name in sdekit.__all__)
@@ -135,7 +139,7 @@ def test_public_names_of_sdekit_diffusion():
     assert (
         sdekit_diffusion.__all__
         == """
-        DDPM DIFFUSIONS EDMSDE GRIDS METHODS NCSN VESDE VPSDE AbstractDiffusion AbstractGrid AbstractMethod
+        DDPM DIFFUSIONS EDM EDMSDE GRIDS METHODS NCSN VESDE VPSDE AbstractDiffusion AbstractGrid AbstractMethod
         AbstractModel Adapted AdaptiveFlow BitsPerDim CheckpointError CosineVPSDE Equidistributed GaussianMixture
         GeometricInSigma InTime Karras Native OnClock Quadratic Recipe Record RectifiedFlow ScoreModel SubVPSDE
         UniformInLogSNR UniformInTime bits_per_dim cosine_betas data decode dsm_loss encode fit interpolate linear_betas

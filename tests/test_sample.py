@@ -18,6 +18,7 @@ from sdekit import (
     Langevin,
     NotFiniteError,
     PredictorCorrector,
+    ReverseDiffusion,
     UnfinishedError,
 )
 from sdekit_diffusion import METHODS, VESDE, VPSDE, AdaptiveFlow, GaussianMixture, InTime, OnClock, ScoreModel, SubVPSDE, sample
@@ -25,6 +26,7 @@ from sdekit_diffusion._flow import span_of
 from sdekit_diffusion._samplers import on_clock
 
 Z = 5.5
+IN_TIME = ["euler_maruyama", "reverse_diffusion", "ancestral", "pc"]
 SDES = ["ve", "vp", "subvp"]
 KERNELS = {"ve": VESDE(), "vp": VPSDE(), "subvp": SubVPSDE()}
 
@@ -91,6 +93,7 @@ def test_default_is_at_the_floor_of_20000_samples(sde, dimensions):
             (OnClock(eta=0.5), 100),
             (OnClock(DPMSolver(3), eta=0.5), 100),
             (OnClock(AdamsBashforth(4)), 99),
+            (InTime(PredictorCorrector(ReverseDiffusion(), Langevin(steps=2))), 500),
         ],
         *((name, {"ddim": 400, "pc": 500}.get(name)) for name in METHODS),
     ],
@@ -138,7 +141,7 @@ def test_vp_and_subvp_give_the_same_image_on_the_clock():
 
 
 @pytest.mark.parametrize("sde", SDES)
-@pytest.mark.parametrize("method", ["default", "euler_maruyama", "pc", "ode"])
+@pytest.mark.parametrize("method", ["default", *IN_TIME, "ode"])
 def test_shapes_are_a_matter_of_reshaping(sde, method):
     flat = GaussianMixture([0.4, 0.6], torch.tensor([[-1.0, 0.5, 0.2, 0.9], [1.0, 0.0, -0.3, 0.1]]), [0.04, 0.01])
     image = GaussianMixture([0.4, 0.6], flat._means.reshape(2, 1, 2, 2), [0.04, 0.01])
@@ -158,11 +161,11 @@ class RowWise(nn.Module):
         return torch.tanh(x) * (0.2 + t).reshape(-1, *[1] * (x.ndim - 1))
 
 
-@pytest.mark.parametrize("method", ["default", "unipc", "abm", "sa", "lms", "dpmpp_3m_sde", "euler_maruyama", "pc"])
+@pytest.mark.parametrize("method", ["default", "unipc", "abm", "sa", "lms", "dpmpp_3m_sde", "dpmpp_3s", "edm", *IN_TIME])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 def test_samples_do_not_depend_on_the_batch(method, dtype):
     model = ScoreModel(RowWise(), "vp", shape=(2, 3)).to(dtype)
-    settings = {"method": method, "steps": 12, "seed": 5, "dtype": dtype}
+    settings = {"method": method, "steps": 24, "seed": 5, "dtype": dtype}
     whole = sample(model, 64, **settings)
     assert whole.dtype == dtype
     halves = torch.cat([sample(model, 32, **settings), sample(model, 32, first=32, **settings)])

@@ -11,14 +11,28 @@ import torch
 from peers import Case
 
 import sdekit
-from sdekit import DEIS, RK4, AdamsBashforth, AdamsMoulton, DPMSolver, UniPC, solve, uniform
+from sdekit import (
+    DEIS,
+    RK4,
+    AbstractMultistep,
+    AdamsBashforth,
+    AdamsMoulton,
+    ClockedHeun,
+    DPMSolver,
+    DPMSolverSingle,
+    UniPC,
+    solve,
+    uniform,
+)
 from sdekit._quadrature import Panels
-from sdekit._solver import _multistep, _published
+from sdekit._solver import _multistep, _published, _single
 from sdekit_diffusion import METHODS, VESDE, VPSDE, GaussianMixture, OnClock, sample
 from sdekit_diffusion._samplers import on_clock
 
 MIXTURE = GaussianMixture([0.3, 0.7], torch.tensor([[-1.0, 0.3], [0.5, -0.4]], dtype=torch.float64), [0.3, 0.2])
 ON_CLOCK = [name for name, method in METHODS.items() if isinstance(method, OnClock)]
+MULTISTEP = [name for name in ON_CLOCK if isinstance(METHODS[name].solver, AbstractMultistep)]
+SINGLE = [DPMSolverSingle(2), DPMSolverSingle(3), ClockedHeun()]
 EXACT = [*(AdamsBashforth(k) for k in (1, 2, 3, 4)), *(AdamsMoulton(k) for k in (1, 2, 3))]
 PUBLISHED = [
     *(DPMSolver(k, form) for k, form in ((1, "midpoint"), (2, "midpoint"), (2, "heun"), (3, "midpoint"), (3, "heun"))),
@@ -47,7 +61,7 @@ def measured(solver, integrand="data"):
 
 
 @pytest.mark.parametrize("integrand", ["data", "noise"])
-@pytest.mark.parametrize("solver", [*EXACT, *PUBLISHED, *FINAL], ids=str)
+@pytest.mark.parametrize("solver", [*EXACT, *PUBLISHED, *FINAL, *SINGLE], ids=str)
 def test_order_of_the_probability_flow(solver, integrand):
     assert measured(solver, integrand) == pytest.approx(solver.order["none"].strong, abs=0.15)
 
@@ -68,6 +82,13 @@ def test_every_coefficient_of_exact_rules_matters_to_the_order(solver, j, monkey
     assert measured(solver) < solver.order["none"].strong - 0.2
 
 
+@pytest.mark.parametrize("solver", SINGLE, ids=str)
+@pytest.mark.parametrize("j", [0, 1])
+def test_every_coefficient_of_a_single_step_matters_to_the_order(solver, j, monkeypatch):
+    monkeypatch.setattr(Panels, "weights", scaled(j))
+    assert measured(solver) < solver.order["none"].strong - 0.2
+
+
 @pytest.mark.parametrize(("solver", "j"), [(s, j) for s in PUBLISHED for j in range(s.k + s.corrects)], ids=str)
 def test_every_coefficient_of_published_rules_shows_in_the_comparison_with_peers(solver, j, monkeypatch):
     case = Case(VESDE())
@@ -83,7 +104,7 @@ def test_a_start_of_too_low_an_order_would_show(monkeypatch):
             assert measured(solver) < solver.order["none"].strong - 0.5
 
 
-@pytest.mark.parametrize("name", ON_CLOCK)
+@pytest.mark.parametrize("name", MULTISTEP)
 def test_evaluations(name):
     method = METHODS[name]
     counted = sample(MIXTURE, 2, sde="vp", method=name, seed=0, return_solution=True).evaluations
@@ -94,7 +115,7 @@ def test_evaluations(name):
         assert counted.tolist() == [10 if method.eta else 10 + extra] * 2
 
 
-@pytest.mark.parametrize("name", ON_CLOCK)
+@pytest.mark.parametrize("name", MULTISTEP)
 @pytest.mark.parametrize("steps", [1, 2, 3, 4, 5])
 @pytest.mark.parametrize("lower_final", [False, True])
 def test_short_solves(name, steps, lower_final):
@@ -110,7 +131,7 @@ def test_short_solves(name, steps, lower_final):
         torch.testing.assert_close(x, one)
 
 
-@pytest.mark.parametrize("name", ON_CLOCK)
+@pytest.mark.parametrize("name", [*ON_CLOCK, "edm"])
 def test_solves_are_replayed(name):
     """A solve repeated, whole or in part of the batch, has the same bits, in any dtype that is solved in."""
     for dtype in (torch.float32, torch.float64):
@@ -138,13 +159,13 @@ def test_noise_is_integrated_without_noise(settings):
         OnClock(**settings)
 
 
-@pytest.mark.parametrize("module", [_multistep, _published])
+@pytest.mark.parametrize("module", [_multistep, _published, _single])
 def test_a_rule_takes_twenty_lines(module):
     """Decorator, docstring and blank lines not counted; and every rule is public."""
     source = inspect.getsource(module)
     rules = [node for node in ast.parse(source).body if isinstance(node, ast.ClassDef) and node.name in sdekit.__all__]
     for node in rules:
-        if node.name != "AbstractMultistep":
+        if not node.name.startswith("Abstract"):
             lines = source.splitlines()[node.lineno - 1 : node.end_lineno]
             docstring = len(ast.get_docstring(node, clean=False).splitlines())
             assert len([line for line in lines if line.strip()]) - docstring <= 20

@@ -243,7 +243,9 @@ def end(name):
     return float(DEFAULTS[name].time(span_of(MIXTURE, DEFAULTS[name], 1e-3)[1]))
 
 
-@pytest.mark.parametrize("method", ["default", OnClock(eta=1.0), "ode", "euler_maruyama", "pc"], ids=str)
+@pytest.mark.parametrize(
+    "method", ["default", OnClock(eta=1.0), "ode", "euler_maruyama", "pc", "reverse_diffusion", "ancestral"], ids=str
+)
 @pytest.mark.parametrize("sde", NEW)
 def test_every_method_has_the_law(sde, method):
     """Mean and covariance within 5.5 standard errors of 4000 samples and the bias of 1000 steps."""

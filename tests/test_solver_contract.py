@@ -10,7 +10,22 @@ import math
 import numpy as np
 import pytest
 import torch
-from convergence import SIZES, START, FinePath, b, f, fine, ito, problem, quadrature, slope, strong_slope, taylor, weak_slope
+from convergence import (
+    SIZES,
+    START,
+    FinePath,
+    b,
+    f,
+    fine,
+    ito,
+    problem,
+    quadrature,
+    reverse_decay,
+    slope,
+    strong_slope,
+    taylor,
+    weak_slope,
+)
 
 from sdekit import (
     DEIS,
@@ -21,14 +36,17 @@ from sdekit import (
     SRA1,
     SRA3,
     SRID2,
-    AbstractMultistep,
+    AbstractPredictor,
     AdamsBashforth,
     AdamsMoulton,
+    Ancestral,
     Bosh3,
     Clocked,
+    ClockedHeun,
     Dopri5,
     Dopri8,
     DPMSolver,
+    DPMSolverSingle,
     EulerHeun,
     EulerMaruyama,
     ExponentialEuler,
@@ -39,7 +57,7 @@ from sdekit import (
     Midpoint,
     Milstein,
     PredictorCorrector,
-    ReverseSDE,
+    ReverseDiffusion,
     ReversibleHeun,
     ShARK,
     SlowRK,
@@ -51,6 +69,7 @@ from sdekit import (
     uniform,
 )
 from sdekit._noise import AbstractNoise
+from sdekit._solver._planned import AbstractPlanned
 from sdekit.elementary import exp
 
 RULES = [
@@ -61,7 +80,8 @@ RULES = [
     *(DEIS(k, variable) for k, variable in ((2, "rho"), (3, "t"), (4, "rho"), (4, "log_rho"))),
     *(rule(lower_final=True) for rule in (AdamsBashforth, AdamsMoulton, DPMSolver, UniPC)),
 ]
-MULTISTEP = [*RULES, ReversibleHeun()]
+PLANNED = [*RULES, DPMSolverSingle(2), DPMSolverSingle(3), ClockedHeun()]
+MULTISTEP = [*PLANNED, ReversibleHeun()]
 SOLVERS = [
     *(EulerMaruyama(), Milstein(), Heun(), EulerHeun(), Midpoint(), SEA(), SRA1(), SRA3(), ShARK(), SRID2(), SPaRK(), SlowRK()),
     *(ExponentialEuler(-1.3), ExponentialHeun(-1.3), RK4(), *MULTISTEP),
@@ -181,6 +201,7 @@ class Nodes(AbstractNoise):
 
 SEVERAL = [
     *((rule, kind) for rule in RULES if not rule.lower_final for kind in ("additive", "clock, eta = 1", "clock, eta = 0.5")),
+    *((ClockedHeun(), kind) for kind in ("additive", "clock, eta = 1", "clock, eta = 0.5")),
     *((ReversibleHeun(), kind) for kind in ("additive", "diagonal")),
 ]
 
@@ -192,7 +213,8 @@ def test_weak_order_of_several_steps(solver, kind, direction):
     clocks = {"clock, eta = 1": clocked(2.0), "clock, eta = 0.5": clocked(0.5)}
     equation, values = clocks[kind] if kind in clocks else problem(kind, solver), []
     start = 1.0 if kind in clocks else 0.5
-    span = 0.05 if getattr(solver, "k", 1) > 1 else 0.1 if kind == "diagonal" else 0.2
+    # Longer spans of ClockedHeun have errors of order two that change their sign.
+    span = 0.05 if getattr(solver, "k", 1) > 1 or isinstance(solver, ClockedHeun) else 0.1 if kind == "diagonal" else 0.2
     for n in (1, 2, 4, 8):
         grid, mass = quadrature(4, n)
         x0 = torch.full((len(grid), 1), 0.4, dtype=torch.float64)
@@ -275,13 +297,12 @@ def test_adams_bashforth_has_the_classical_weights_on_even_grids(k, published):
 
 
 PAIRS = [Bosh3(), Dopri5(), Tsit5(), Dopri8()]  # their orders are in test_runge_kutta.py
-ALL = [*SOLVERS, *PAIRS, PredictorCorrector(EulerMaruyama(), Langevin(steps=2))]
+ALL = [*SOLVERS, *PAIRS, PredictorCorrector(EulerMaruyama(), Langevin(steps=2)), ReverseDiffusion(), Ancestral()]
 
 
 def every_problem(solver):
-    if solver.normals:
-        forward = SDE(lambda t, x: -x, lambda t, x: torch.ones_like(x), "additive")
-        return [ReverseSDE(forward, lambda t, x: -torch.tanh(x))]
+    if solver.normals or isinstance(solver, AbstractPredictor):
+        return [reverse_decay()]
     constant = SDE(f, lambda t, x: 0.7, "additive")  # g as one number
     return [*([constant] if "additive" in solver.order else []), *(problem(kind, solver) for kind in solver.order)]
 
@@ -308,7 +329,7 @@ def test_shapes_dtypes_and_batch_independence(solver, event, dtype):
         assert run(x0[:0], WhiteNoise(1)).shape == (0, *event)
 
 
-@pytest.mark.parametrize("solver", [s for s in [*SOLVERS, *PAIRS] if not isinstance(s, AbstractMultistep)], ids=str)
+@pytest.mark.parametrize("solver", [s for s in [*SOLVERS, *PAIRS] if not isinstance(s, AbstractPlanned)], ids=str)
 @pytest.mark.parametrize("event", [(), (3,), (2, 1, 3)], ids=str)
 def test_samples_may_have_times_of_their_own(solver, event):
     generator = torch.Generator().manual_seed(0)
@@ -339,7 +360,7 @@ def test_gradients_flow_through_a_solve(solver):
     equation = every_problem(solver)[-1]
 
     def end(x0):
-        return solve(equation, x0, uniform(0.0, 0.5, 4), solver=solver, noise=WhiteNoise(1)).x
+        return solve(equation, x0, uniform(0.5, 0.0, 4), solver=solver, noise=WhiteNoise(1)).x
 
     x0 = torch.linspace(-1, 1.2, 3, dtype=torch.float64)[:, None].requires_grad_()
     assert torch.autograd.gradcheck(end, x0)
@@ -350,9 +371,9 @@ def test_gradients_flow_through_a_solve(solver):
 def test_no_solver_needs_gradients_enabled(solver, mode):
     for equation in every_problem(solver):
         x0 = torch.linspace(-1, 1.2, 3)[:, None]
-        expected = solve(equation, x0, uniform(0.0, 0.5, 4), solver=solver, noise=WhiteNoise(1)).x
+        expected = solve(equation, x0, uniform(0.5, 0.0, 4), solver=solver, noise=WhiteNoise(1)).x
         with mode():
-            x = solve(equation, x0, uniform(0.0, 0.5, 4), solver=solver, noise=WhiteNoise(1)).x
+            x = solve(equation, x0, uniform(0.5, 0.0, 4), solver=solver, noise=WhiteNoise(1)).x
             # Milstein's derivative is then taken forwards, with another rounding.
             torch.testing.assert_close(x, expected, rtol=1e-6, atol=1e-7)
 

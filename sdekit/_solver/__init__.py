@@ -8,8 +8,10 @@ from sdekit._solver._heun import EulerHeun, Heun, Midpoint, ReversibleHeun
 from sdekit._solver._milstein import Milstein
 from sdekit._solver._multistep import AbstractMultistep, AdamsBashforth, AdamsMoulton
 from sdekit._solver._predictor_corrector import AbstractCorrector, Langevin, PredictorCorrector
+from sdekit._solver._predictors import AbstractPredictor, Ancestral, ReverseDiffusion
 from sdekit._solver._published import DEIS, DPMSolver, UniPC
 from sdekit._solver._runge_kutta import RK4, AbstractEmbeddedRungeKutta, AbstractRungeKutta, Bosh3, Dopri5, Tableau, Tsit5
+from sdekit._solver._single import AbstractSingleStep, ClockedHeun, DPMSolverSingle
 from sdekit._solver._stochastic_runge_kutta import (
     SEA,
     SRA1,
@@ -33,13 +35,18 @@ __all__ = [
     "AbstractCorrector",
     "AbstractEmbeddedRungeKutta",
     "AbstractMultistep",
+    "AbstractPredictor",
     "AbstractRungeKutta",
+    "AbstractSingleStep",
     "AbstractSolver",
     "AbstractStochasticRungeKutta",
     "AdamsBashforth",
     "AdamsMoulton",
+    "Ancestral",
     "Bosh3",
+    "ClockedHeun",
     "DPMSolver",
+    "DPMSolverSingle",
     "Dopri5",
     "Dopri8",
     "EulerHeun",
@@ -52,6 +59,7 @@ __all__ = [
     "Milstein",
     "Order",
     "PredictorCorrector",
+    "ReverseDiffusion",
     "ReversibleHeun",
     "SPaRK",
     "ShARK",

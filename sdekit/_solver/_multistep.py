@@ -3,33 +3,18 @@
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import ClassVar, NamedTuple, Self
+from typing import ClassVar, Self
 
 import numpy as np
-from torch import Tensor
 
-from sdekit._noise import Increment
 from sdekit._quadrature import Panels
 from sdekit._sde import AbstractSDE, NoiseType
-from sdekit._solver._contract import AbstractSolver, Order, Step, Tree
-from sdekit.elementary import Time, axpy
-
-
-class Row(NamedTuple):
-    """One step in numbers; weights are those of the slopes, the newest first.
-
-    known: whether the state holds the slope at t_0. stages: where slopes are evaluated on the way, and the weights with which
-    one gets there. weights: of the step. kept: which slopes the next step is given.
-    """
-
-    known: bool
-    stages: tuple[tuple[float, tuple[float, ...]], ...]
-    weights: tuple[float, ...]
-    kept: tuple[int, ...]
+from sdekit._solver._contract import Order
+from sdekit._solver._planned import AbstractPlanned, Row
 
 
 @dataclass(frozen=True, eq=False)
-class AbstractMultistep(AbstractSolver):
+class AbstractMultistep(AbstractPlanned):
     """x_1 = x_0 + sum_j w_j f_j + g((t_0 + t_1)/2) dW, f_j the drifts at the last k times.
 
     A subclass says by which `rule` the weights follow from the times. Where it `corrects`, f is evaluated at the x_1 so
@@ -40,7 +25,6 @@ class AbstractMultistep(AbstractSolver):
         k: how many values a prediction uses.
         lower_final: whether the last steps use as many values as there are steps left, as some samplers do for the sake of a
             last step of infinite length in log(alpha / sigma). It leaves at most order two.
-        planned: the steps of a grid by their t_0; `plan` fills it in.
     """
 
     accuracy: ClassVar[Mapping[int, int]]  # k to the order without noise, as measured
@@ -50,7 +34,6 @@ class AbstractMultistep(AbstractSolver):
 
     k: int = 3
     lower_final: bool = field(default=False, kw_only=True)
-    planned: Mapping[float, Row] = field(default_factory=dict, repr=False, kw_only=True)
 
     def __post_init__(self) -> None:
         if self.k not in self.accuracy:
@@ -121,23 +104,6 @@ class AbstractMultistep(AbstractSolver):
         stages = (m, over(m, t0)), (end, over(end, m, t0)), (m, over(m, end, m, t0))
         weight_m, weight_end, weight_0 = over(end, m, end, t0)
         return Row(False, stages, (weight_m, weight_end, 0.0, weight_0), (1, 0, 3) if self.corrects else (0, 3))
-
-    def step(self, problem: AbstractSDE, t0: Time, t1: Time, x: Tensor, noise: Increment, state: Tree) -> Step:
-        assert isinstance(t0, float), "multistep weights belong to a fixed grid"
-        row = self.planned[t0]
-        slopes = state if row.known else (problem.drift(t0, x), *state)
-        # Additive noise takes g at the middle of the step: at its start the variance would be right to first order only.
-        kicked = problem.diffuse(0.5 * (t0 + t1), x, noise.w, x)
-        for t, weights in row.stages:
-            slopes = (problem.drift(t, _moved(kicked, weights, slopes)), *slopes)
-        return Step(_moved(kicked, row.weights, slopes), state=tuple(map(slopes.__getitem__, row.kept)))
-
-
-def _moved(x: Tensor, weights: Sequence[float], slopes: Sequence[Tensor]) -> Tensor:
-    """x + sum_j w_j f_j over the newest values, as many as there are weights."""
-    for weight, slope in zip(weights, slopes, strict=False):
-        x = axpy(weight, slope, x)
-    return x
 
 
 @dataclass(frozen=True, eq=False)

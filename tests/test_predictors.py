@@ -1,0 +1,176 @@
+"""Song et al.'s samplers against plain loops that are written as the papers have them, and the chains they step along.
+
+That each method has the right law under each diffusion is in test_sample.py and test_schedules.py: bounds of 5.5 standard
+errors with fixed seeds, false alarm below 1e-6 a test.
+"""
+
+import ast
+import inspect
+import math
+
+import pytest
+import torch
+from convergence import reverse_decay, slope
+
+import sdekit
+from sdekit import (
+    SDE,
+    AbstractSDE,
+    Ancestral,
+    EulerMaruyama,
+    Langevin,
+    PredictorCorrector,
+    ReverseDiffusion,
+    ReverseSDE,
+    WhiteNoise,
+    solve,
+    uniform,
+)
+from sdekit._solver import _predictors
+from sdekit_diffusion import DDPM, DIFFUSIONS, VESDE, VPSDE, GaussianMixture, InTime, SubVPSDE, sample
+from sdekit_diffusion._flow import span_of
+
+MIXTURE = GaussianMixture([0.3, 0.7], torch.tensor([[-1.0, 0.3], [0.5, -0.4]], dtype=torch.float64), [0.09, 0.04])
+STEPS, SEED = 60, 3
+close = torch.testing.assert_close
+VES = [VESDE(sigma_max=5.0), VESDE(sigma_max=5.0, exact=False)]
+
+
+def setting(sde, normals=0):
+    """The start, the times, and of each step the standard normals of W and the fresh ones."""
+    ends = [float(sde.time(l)) for l in span_of(MIXTURE, sde, 1e-3)]
+    ts = sde.spaced(*ends, uniform(0.0, 1.0, STEPS))
+    ts[0], ts[-1] = ends
+    x = sde.prior((4, 2), seed=SEED, t=ends[0], dtype=torch.float64)
+    ts = ts.tolist()
+    drawn = list(WhiteNoise(SEED).increments(ts, x, (2,), normals=normals))
+    return x, ts, [(d.w / math.sqrt(t - s), d.z) for d, t, s in zip(drawn, ts, ts[1:], strict=False)]
+
+
+def ours(sde, solver):
+    return sample(MIXTURE, 4, sde=sde, method=InTime(solver, steps=STEPS), seed=SEED, dtype=torch.float64)
+
+
+def test_reverse_diffusion_under_vp_is_the_published_loop():
+    sde = VPSDE()
+    x, ts, noise = setting(sde)
+    for t, s, (z, _) in zip(ts, ts[1:], noise, strict=False):
+        beta = (0.1 + t * 19.9) * (t - s)
+        f = (math.sqrt(1 - beta) - 1) * x
+        x = x - f + beta * MIXTURE.score(t, x, sde) + math.sqrt(beta) * z
+    close(ours(sde, ReverseDiffusion()), x, rtol=1e-12, atol=1e-12)
+
+
+def test_ancestral_under_vp_is_the_published_loop():
+    sde = VPSDE()
+    x, ts, noise = setting(sde)
+    for t, s, (z, _) in zip(ts, ts[1:], noise, strict=False):
+        beta = (0.1 + t * 19.9) * (t - s)
+        x = (x + beta * MIXTURE.score(t, x, sde)) / math.sqrt(1 - beta) + math.sqrt(beta) * z
+    close(ours(sde, Ancestral()), x, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("sde", VES, ids=str)
+@pytest.mark.parametrize("ancestral", [False, True])
+def test_under_ve_both_are_the_published_loops(sde, ancestral):
+    x, ts, noise = setting(sde)
+    for t, s, (z, _) in zip(ts, ts[1:], noise, strict=False):
+        late, early = sde.sigma(t), sde.sigma(s)
+        v = late**2 - early**2
+        variance = early**2 * v / late**2 if ancestral else v
+        x = x + v * MIXTURE.score(t, x, sde) + math.sqrt(variance) * z
+    close(ours(sde, Ancestral() if ancestral else ReverseDiffusion()), x, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", [name for name in DIFFUSIONS if name != "vp"])
+def test_ancestral_samples_the_posterior_of_frozen_data(name):
+    """q(x_s | x_t, x_0 = D), as Bayes' formula has it."""
+    sde = DIFFUSIONS[name]()
+    x, ts, noise = setting(sde)
+    for t, s, (z, _) in zip(ts, ts[1:], noise, strict=False):
+        r, spread = sde.transition(s, t)
+        precision = r**2 / spread**2 + 1 / sde.sigma(s) ** 2
+        mean = (r * x / spread**2 + sde.alpha(s) * MIXTURE.denoise(t, x, sde) / sde.sigma(s) ** 2) / precision
+        x = mean + z / math.sqrt(precision)
+    close(ours(sde, Ancestral()), x, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("name", [name for name in DIFFUSIONS if name != "vp"])
+def test_reverse_diffusion_takes_the_increments_of_drift_and_noise(name):
+    sde = DIFFUSIONS[name]()
+    x, ts, noise = setting(sde)
+    for t, s, (z, _) in zip(ts, ts[1:], noise, strict=False):
+        r, spread = sde.transition(s, t)
+        x = x - (r - 1) * x + spread**2 * MIXTURE.score(t, x, sde) + spread * z
+    close(ours(sde, ReverseDiffusion()), x, rtol=1e-10, atol=1e-10)
+
+
+def test_ddpm_has_its_own_betas_between_its_own_times():
+    sde = DDPM()
+    for i in (1, 500, 1000):
+        r, v, w = sde.chain((i - 1) / 1000, i / 1000)
+        beta, kept = sde.betas[i - 1], [float(sde.alpha(j / 1000)) ** 2 for j in (i - 1, i)]
+        assert (r, v) == pytest.approx((math.sqrt(1 - beta), beta), rel=1e-9)
+        assert w == pytest.approx(beta * (1 - kept[0]) / (1 - kept[1]), rel=1e-9)
+
+
+def test_the_published_chain_of_vp_tends_to_the_exact_one():
+    """r and v differ by O(dt^2), w too where the noise has not just begun."""
+    sde, h = VPSDE(), [2.0**-k for k in range(8, 13)]
+    for which in range(3):
+        errors = [abs(sde.chain(0.5 - dt, 0.5)[which] - AbstractSDE.chain(sde, 0.5 - dt, 0.5)[which]) for dt in h]
+        assert slope([1 / dt for dt in h], errors) == pytest.approx(2, abs=0.05)
+
+
+@pytest.mark.parametrize("sde", [VPSDE(), SubVPSDE(), VES[0]], ids=str)
+@pytest.mark.parametrize("predictor", [ReverseDiffusion(), Ancestral()], ids=str)
+@pytest.mark.parametrize("moves", [1, 3])
+def test_the_corrector_is_the_published_loop_with_norms_of_one_sample(sde, predictor, moves):
+    """Corrector, then predictor, at the same t; each move has a step size a sample."""
+    x, ts, noise = setting(sde, moves)
+    problem = ReverseSDE(sde, lambda t, x: MIXTURE.score(t, x, sde))
+    for t, s, (w, fresh) in zip(ts, ts[1:], noise, strict=False):
+        a = 1.0 if isinstance(sde, VESDE) else (sde.alpha(t) / sde.alpha(s)) ** 2
+        for z in fresh:
+            score = MIXTURE.score(t, x, sde)
+            e = torch.stack([2 * a * (0.16 * zi.norm() / si.norm()) ** 2 for zi, si in zip(z, score, strict=True)])[:, None]
+            x = x + e * score + (2 * e).sqrt() * z
+        x = predictor.step(problem, t, s, x, sdekit.Increment(w * math.sqrt(t - s)), ()).x
+    solver = PredictorCorrector(predictor, Langevin(snr=0.16, steps=moves, m=0.0))
+    close(ours(sde, solver), x, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("method", ["reverse_diffusion", "ancestral"])
+def test_replay_and_batches(method):
+    settings = {"sde": "subvp", "method": method, "steps": 40, "seed": 3}
+    for dtype in (torch.float32, torch.float64):
+        whole = sample(MIXTURE, 7, dtype=dtype, **settings)
+        assert torch.equal(sample(MIXTURE, 7, dtype=dtype, **settings), whole)
+        assert torch.equal(sample(MIXTURE, 7, dtype=dtype, batch_size=3, **settings), whole)
+        assert torch.equal(sample(MIXTURE, 2, dtype=dtype, first=4, **settings), whole[4:6])
+    assert sample(MIXTURE, 2, return_solution=True, **settings).evaluations.tolist() == [40, 40]
+
+
+@pytest.mark.parametrize("solver", [ReverseDiffusion(), Ancestral()], ids=str)
+def test_what_the_predictors_refuse(solver):
+    x, noise = torch.zeros(2, 1), WhiteNoise(0)
+    plain = ReverseSDE(SDE(lambda t, x: -x, lambda t, x: 1.0, "additive"), lambda t, x: -x)
+    with pytest.raises(TypeError, match="SDE has no kernel"):
+        solve(plain, x, [1.0, 0.5], solver=solver, noise=noise)
+    with pytest.raises(ValueError, match="from late times to early ones"):
+        solve(reverse_decay(), x, [0.5, 1.0], solver=solver, noise=noise)
+    for eta, message in ((0.5, "eta = 1, not 0.5"), (0.0, "does not support none noise")):
+        with pytest.raises(ValueError, match=message):
+            sample(MIXTURE, 2, sde="ve", method=InTime(solver, eta=eta), steps=9)
+    with pytest.raises(ValueError, match="take more than 20 steps"):
+        sample(MIXTURE, 2, sde="vp", method=InTime(solver), steps=15)
+    sample(MIXTURE, 2, sde="vp", method=InTime(EulerMaruyama()), steps=15)
+
+
+def test_a_predictor_takes_twenty_lines():
+    source = inspect.getsource(_predictors)
+    for node in ast.parse(source).body:
+        if isinstance(node, ast.ClassDef):
+            lines = source.splitlines()[node.lineno - 1 : node.end_lineno]
+            docstring = len(ast.get_docstring(node, clean=False).splitlines())
+            assert len([line for line in lines if line.strip()]) - docstring <= 20

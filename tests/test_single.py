@@ -1,0 +1,146 @@
+"""Single-step samplers: step for step those that are published, and the law of EDM's with churn.
+
+Orders without noise are in test_samplers.py and test_solver_contract.py, laws on narrow modes in test_sample.py.
+"""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from peers import MIXTURE, Case, agree, dpm_2, dpm_3, dpmpp_2s, dpmpp_3s, exp_heun, heun
+
+from sdekit import ClockedHeun, DPMSolverSingle, Heun, Increment, solve, uniform
+from sdekit._noise import AbstractNoise
+from sdekit_diffusion import EDM, METHODS, VESDE, VPSDE, GaussianMixture, sample
+from sdekit_diffusion._edm import Churn
+from sdekit_diffusion._flow import span_of
+from sdekit_diffusion._samplers import on_clock
+
+PUBLISHED = {
+    "heun": (VESDE(), Heun(), "noise", heun),
+    "dpm_2": (VESDE(), DPMSolverSingle(2), "noise", dpm_2),
+    "dpmpp_2s": (VESDE(), DPMSolverSingle(2), "data", dpmpp_2s),
+    "dpm_3": (VPSDE(), DPMSolverSingle(3), "noise", dpm_3),
+    "dpmpp_3s": (VPSDE(), DPMSolverSingle(3), "data", dpmpp_3s),
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published(name):
+    sde, solver, integrand, published = PUBLISHED[name]
+    case = Case(sde)
+    agree(case.ours(solver, integrand), published(case))
+
+
+@pytest.mark.parametrize("eta", [0.0, 0.6, 1.0])
+def test_exponential_heun(eta):
+    case = Case(VESDE(), eta=eta)
+    agree(case.ours(ClockedHeun()), exp_heun(case))
+
+
+CHURNS = [{}, {"s_churn": 5.0}, {"s_churn": 40.0, "s_tmin": 0.1, "s_tmax": 5.0, "s_noise": 1.003}]
+
+
+def named(steps, **settings):
+    """A call of sample down to sigma = 0.05, and the case that it is compared with."""
+    ve = VESDE()
+    case = Case(ve, steps, 0.0, np.linspace(*span_of(MIXTURE, ve, 0.05), steps + 1))
+    return sample(MIXTURE, sde=ve, steps=steps, end=0.05, x_T=case.x, seed=3, dtype=torch.float64, **settings), case
+
+
+@pytest.mark.parametrize("settings", CHURNS, ids=str)
+@pytest.mark.parametrize("steps", [10, 20])
+def test_edm(settings, steps):
+    """Also where gamma is at its bound, sqrt(2) - 1."""
+    case = Case(VESDE(), steps)
+    agree(case.ours(Churn(**settings), "noise"), heun(case, **settings))
+
+
+@pytest.mark.parametrize("settings", CHURNS, ids=str)
+def test_edm_by_the_one_call(settings):
+    """The noise is never raised above that of the start, which is the diffusion's largest."""
+    ours, case = named(30, method=EDM(**settings))
+    agree(ours, heun(case, **settings, largest=case.sigmas[0]))
+
+
+@pytest.mark.parametrize("name", ["heun", "edm", "dpm_2", "dpmpp_2s", "exp_heun", "dpmpp_3s"])
+def test_names(name):
+    ours, case = named(30, method=name)
+    references = {
+        "edm": lambda case: heun(case, 40, 0.05, 50, largest=case.sigmas[0]),
+        "exp_heun": exp_heun,
+        "dpmpp_3s": dpmpp_3s,
+    }
+    agree(ours, references[name](case) if name in references else PUBLISHED[name][3](case))
+
+
+def test_these_tests_tell_methods_apart():
+    case = Case(VESDE())
+    ends = [case.ours(solver, integrand) for _, solver, integrand, _ in PUBLISHED.values()] + [case.ours(ClockedHeun())]
+    ends += [heun(case, **settings) for settings in CHURNS[1:]]
+    for i, a in enumerate(ends):
+        assert all((a - b).abs().max() > 1e-6 for b in ends[:i])
+
+
+class Impulses(AbstractNoise):
+    """Row j gets z = 1 in step j - 1 and nothing else: what one normal becomes by the end."""
+
+    seed = 0
+
+    def rows(self, index):
+        raise NotImplementedError
+
+    def increments(self, ts, x, shape, *, levy, normals, start):
+        for i in range(start, len(ts) - 1):
+            yield Increment(z=(torch.arange(len(x)) == i + 1).to(x)[None, :, None])
+
+
+def excess(steps, s_noise=1.0):
+    """The variance in the end minus what it should be, for Gaussian data: steps are linear, so that it is exact."""
+    gaussian, ve, s = GaussianMixture([1.0], torch.zeros(1, 1, dtype=torch.float64), [0.09]), VESDE(), (5.0, 0.1)
+    problem, solver = on_clock(gaussian, ve, integrand="noise"), Churn(s_churn=10.0, s_noise=s_noise)
+    x = torch.zeros(steps + 1, 1, dtype=torch.float64)
+    x[0] = math.sqrt(0.09 + s[0] ** 2)
+    clock = problem.time(uniform(-math.log(s[0]), -math.log(s[1]), steps))
+    return abs(float(solve(problem, x, clock, solver=solver, noise=Impulses()).x.square().sum()) - 0.09 - s[1] ** 2)
+
+
+def test_churn_converges_to_the_law_with_order_two_and_other_noise_does_not():
+    assert math.log2(excess(64) / excess(128)) == pytest.approx(2, abs=0.15)
+    assert excess(128, s_noise=1.02) > 10 * excess(128)
+
+
+def test_no_churn_is_heun_and_draws_nothing():
+    a = sample(MIXTURE, 4, sde="vp", method=EDM(), seed=0, return_solution=True)
+    b = sample(MIXTURE, 4, sde="vp", method="heun", seed=0, return_solution=True)
+    assert torch.equal(a.x, b.x)
+    assert a.evaluations.tolist() == [100] * 4
+    assert a.seed == b.seed
+    assert Churn().normals == 0
+
+
+def test_noise_outside_the_range_is_not_added():
+    a = sample(MIXTURE, 4, sde="vp", method=EDM(s_churn=40, s_tmin=1e3, s_tmax=1e4), seed=0)
+    assert torch.equal(a, sample(MIXTURE, 4, sde="vp", method="heun", seed=0))
+
+
+@pytest.mark.parametrize(
+    "settings", [{"s_churn": -1.0}, {"s_churn": math.inf}, {"s_tmin": 2.0, "s_tmax": 1.0}, {"s_noise": math.nan}], ids=str
+)
+def test_edm_refuses(settings):
+    with pytest.raises(ValueError, match="EDM needs s_churn >= 0"):
+        EDM(**settings)
+
+
+@pytest.mark.parametrize("k", [0, 1, 4])
+def test_a_single_step_has_two_or_three_evaluations(k):
+    with pytest.raises(ValueError, match="DPMSolverSingle is offered for k in 2, 3"):
+        DPMSolverSingle(k)
+
+
+def test_evaluations():
+    for name, count in {"heun": 100, "edm": 100, "exp_heun": 100, "dpm_2": 100, "dpmpp_2s": 100, "dpmpp_3s": 99}.items():
+        assert (
+            sample(MIXTURE, 2, sde="vp", method=METHODS[name], seed=0, return_solution=True).evaluations.tolist() == [count] * 2
+        )
