@@ -85,7 +85,7 @@ class Dopri8(AbstractEmbeddedRungeKutta):
     def step(self, problem: AbstractSDE, t0: Time, t1: Time, x: Tensor, noise: Increment, state: Tree) -> Step:
         step = super().step(problem, t0, t1, x, noise, state)
         _, _, *moves = step.dense
-        return step._replace(error=(step.error, combined(torch.zeros_like(x), _E3, moves)))
+        return Step(step.x, (step.error, combined(torch.zeros_like(x), _E3, moves)), step.dense, step.state)
 
     def quotient(self, measure: Callable[[Tensor], Tensor], error: Tree) -> Tensor:
         fifth, third = map(measure, error)
