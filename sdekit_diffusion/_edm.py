@@ -10,6 +10,7 @@ from torch import Tensor
 from sdekit import AbstractNoise, AbstractSDE, AbstractSolver, Heun, Increment, Order, Point, Solution, Step
 from sdekit.elementary import Time, axpy
 from sdekit_diffusion._diffusion import AbstractDiffusion
+from sdekit_diffusion._grids import AbstractGrid, UniformInLogSNR
 from sdekit_diffusion._model import AbstractModel
 from sdekit_diffusion._samplers import AbstractMethod, OnClock
 
@@ -63,7 +64,7 @@ class EDM(AbstractMethod):
         s_churn: how much noise, in all; 0 for none.
         s_tmin, s_tmax: the range of sigma / alpha in which it is added.
         s_noise: its deviation relative to what the step takes off.
-        steps: N, unless `sample` says otherwise.
+        steps, grid: N and where they are, unless `sample` says otherwise.
 
     References:
         Karras et al. 2022, arXiv 2206.00364, algorithm 2.
@@ -74,6 +75,7 @@ class EDM(AbstractMethod):
     s_tmax: float = math.inf
     s_noise: float = 1.0
     steps: int = field(default=50, kw_only=True)
+    grid: AbstractGrid = field(default=UniformInLogSNR(), kw_only=True)
 
     def __post_init__(self) -> None:
         if not (0 <= self.s_churn < math.inf and 0 <= self.s_tmin <= self.s_tmax and 0 <= self.s_noise < math.inf):
@@ -92,5 +94,5 @@ class EDM(AbstractMethod):
         callback: Callable[[Point], None] | None,
     ) -> Solution:
         solver = Churn(self.s_churn, self.s_tmin, self.s_tmax, self.s_noise, largest=math.exp(-span[0]))
-        method = OnClock(solver, integrand="noise", steps=self.steps)
+        method = OnClock(solver, integrand="noise", steps=self.steps, grid=self.grid)
         return method.run(model, sde, x, span, noise, save=save, callback=callback)

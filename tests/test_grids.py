@@ -141,6 +141,21 @@ def test_each_method_has_its_own_grid_by_default(method, name):
     assert not torch.equal(sample(narrow(), 5, sde="vp", method=method, steps=20, seed=1, grid=Quadratic()), x)
 
 
+@pytest.mark.parametrize("name", [name for name, method in METHODS.items() if not isinstance(method, AdaptiveFlow)])
+def test_no_method_forgets_its_grid(name):
+    """The times of the solution are the grid's, whatever the method makes of it."""
+    mixture = GaussianMixture([1.0], torch.zeros(1, 2, dtype=torch.float64), torch.ones(1, dtype=torch.float64))
+    own, karras = (
+        sample(mixture, 2, sde="vp", method=name, steps=200, grid=grid, seed=0, return_solution=True)
+        for grid in (None, "karras")
+    )
+    sde = VPSDE()
+    expected = sde.time(Karras().points(sde, span_of(mixture, sde, 1e-3), 200))
+    torch.testing.assert_close(karras.ts, expected, rtol=1e-9, atol=1e-12)
+    assert not torch.allclose(own.ts, karras.ts)
+    assert own.ts[0] == pytest.approx(float(karras.ts[0]))
+
+
 def test_a_method_object_and_a_grid_of_ones_own():
     class Halves(AbstractGrid):
         def points(self, sde, span, steps):
