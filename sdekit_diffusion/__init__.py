@@ -9,6 +9,7 @@ from sdekit_diffusion._edm import EDM
 from sdekit_diffusion._grids import (
     AbstractGrid,
     Equidistributed,
+    Focused,
     GeometricInSigma,
     Karras,
     Native,
@@ -48,6 +49,7 @@ __all__ = [
     "CosineVPSDE",
     "Descent",
     "Equidistributed",
+    "Focused",
     "GaussianMixture",
     "GeometricInSigma",
     "InTime",
