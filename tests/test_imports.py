@@ -49,7 +49,7 @@ DIFFUSION = [
     {"_adapted", "_edm"},
     {"_methods"},
     {"_sample", "_train", "_checkpoint"},
-    {"_likelihood"},
+    {"_likelihood", "_bound"},
     {"_latent"},
     {""},
     {"_evaluation"},
@@ -142,8 +142,8 @@ def test_public_names_of_sdekit_diffusion():
         DDPM DIFFUSIONS EDM EDMSDE GRIDS METHODS NCSN VESDE VPSDE AbstractDiffusion AbstractGrid AbstractMethod
         AbstractModel Adapted AdaptiveFlow BitsPerDim CheckpointError CosineVPSDE Equidistributed GaussianMixture
         GeometricInSigma InTime Karras Native OnClock Quadratic Recipe Record RectifiedFlow ScoreModel SubVPSDE
-        UniformInLogSNR UniformInTime bits_per_dim cosine_betas data decode dsm_loss encode fit interpolate linear_betas
-        load log_likelihood metrics nets sample save training
+        UniformInLogSNR UniformInTime VariationalBound bits_per_dim cosine_betas data decode dsm_loss encode fit interpolate
+        linear_betas load log_likelihood metrics nets sample save training variational_bound
     """.split()
     )
     assert all(hasattr(sdekit_diffusion, name) for name in sdekit_diffusion.__all__)
