@@ -26,6 +26,7 @@ from sdekit_diffusion import (
 )
 from sdekit_diffusion._bound import _DRAW, _binned, _Bins
 from sdekit_diffusion._counters import BOUND
+from sdekit_diffusion.metrics import modes
 
 CHAIN = DDPM(linear_betas(20, 1e-3, 0.4))
 CHAINS = [CHAIN, DDPM(cosine_betas(30)), NCSN(sdekit.geometric(5.0, 0.02, 20))]
@@ -304,6 +305,17 @@ def test_ancestral_sampling_along_the_chain_tends_to_the_law_of_the_data(s2):
         errors.append(abs(variance / s2 - 1))
     assert errors[-1] < 0.1
     assert all(1.7 < coarse / fine < 2.3 for coarse, fine in itertools.pairwise(errors))
+
+
+@pytest.mark.parametrize("sde", ["ddpm", "vp"])
+def test_ancestral_sampling_is_at_the_floor(sde):
+    """A thousand steps with the exact score, along DDPM's chain and under the VP SDE: weights, means and covariances of modes.
+
+    Twelve figures within 5.5 standard errors of 4000 samples, which are 14 % of the larger mode's variance.
+    """
+    law = GaussianMixture([0.2, 0.8], torch.tensor([[-1.0, 0.4], [0.25, -0.1]], dtype=torch.float64), [0.02, 0.01])
+    solution = sample(law, 4000, sde=sde, method="ddpm", steps=1000, seed=1, return_solution=True)
+    assert modes(solution.x, law.marginal(float(solution.ts[-1]), sde)).worst < 5.5
 
 
 def test_the_ddpm_method_takes_the_chains_steps():

@@ -7,6 +7,7 @@ import pytest
 
 import sdekit
 import sdekit_diffusion
+from sdekit_diffusion import metrics
 
 ROOT = Path(__file__).parent.parent
 
@@ -37,8 +38,10 @@ SDEKIT = [
     {""},
 ]
 DIFFUSION = [
-    {"nets._embedding", "_counters"},
-    {"nets._mlp", "nets._unet"},
+    {"nets._embedding", "_counters", "metrics._points"},
+    {"nets._mlp", "nets._unet"}
+    | {"metrics._distances", "metrics._features", "metrics._floor", "metrics._inception", "metrics._modes"}
+    | {"metrics._neighbours"},
     {"nets", "metrics", "data"},
     {"_diffusion"},
     {"_discrete"},
@@ -149,7 +152,17 @@ def test_public_names_of_sdekit_diffusion():
     assert all(hasattr(sdekit_diffusion, name) for name in sdekit_diffusion.__all__)
 
 
-@pytest.mark.parametrize("package", [sdekit, sdekit_diffusion])
+def test_public_names_of_metrics():
+    assert (
+        metrics.__all__
+        == """
+        ClassifierFeatures Floor InceptionScores Modes PrecisionRecall classifier_features energy_distance frechet
+        inception_scores mmd modes nearest precision_recall sampling_floor sliced_wasserstein
+    """.split()
+    )
+
+
+@pytest.mark.parametrize("package", [sdekit, sdekit_diffusion, metrics])
 def test_everything_public_is_documented(package):
     for name in package.__all__:
         item = getattr(package, name)
