@@ -1,5 +1,6 @@
 """The variational bound of the chain that samples step by step, in bits per dimension, term by term."""
 
+import itertools
 import math
 from dataclasses import dataclass
 from typing import Literal
@@ -10,6 +11,7 @@ from tqdm.auto import tqdm
 
 from sdekit import fresh_seed, normal
 from sdekit_diffusion._counters import BOUND
+from sdekit_diffusion._decoder import Density, Levels, decoder_of
 from sdekit_diffusion._diffusion import AbstractDiffusion
 from sdekit_diffusion._model import AbstractModel, as_model, evaluating
 from sdekit_diffusion._sample import Model
@@ -124,37 +126,32 @@ def variational_bound(
         Ho et al. 2020, arXiv 2006.11239, equation 5 and section 3.3; their code has beta~_2 for decoder_std^2.
     """
     model, sde = as_model(model, sde)
-    chain = _Chain(sde, _times_of(sde, times), variance, decoder_std)
-    if draws < 1 or (batch_size is not None and batch_size < 1):
-        raise ValueError(f"draws and batch_size count from 1 on; not {draws} and {batch_size}")
-    x0, bins = _scaled(model, x, low, high, levels)
+    chain, decoder = _Chain(sde, _times_of(sde, times), variance, decoder_std), decoder_of(x, low, high, levels)
+    _require(model, x, draws, batch_size)
+    dtype = torch.promote_types(x.dtype if x.is_floating_point() else model.place()[0], torch.float32)
     seed, size, parts = fresh_seed() if seed is None else seed, batch_size or max(len(x), 1), []
     bar = tqdm(total=len(chain.times) * draws * -(-len(x) // size), unit="step", desc="bound", disable=not progress)
     with torch.no_grad(), evaluating(model, len(x)), bar:
         for i in range(0, max(len(x), 1), size):
-            rows = torch.arange(i, min(i + size, len(x)), device=x.device)
-            some, part = model.rows(rows), x0[i : i + size]
-            found = torch.empty(draws, len(chain.times), len(part), dtype=torch.float64, device=x.device)
-            for k in range(draws):
-                for step, t in enumerate(chain.times):
-                    index = first + k * _DRAW + rows
-                    eps = normal(seed, index, tuple(x.shape[1:]), counter=BOUND + step, dtype=x0.dtype)
-                    x_t = sde.alpha(t) * part + sde.sigma(t) * eps
-                    found[k, step] = chain.term(step, part.double(), some.denoise(t, x_t, sde).double(), bins)
-                    bar.update()
-            parts.append((found, chain.prior(part.double())))
+            rows, x0 = torch.arange(i, min(i + size, len(x)), device=x.device), decoder.values(x[i : i + size])
+            some, found = model.rows(rows), x0.new_empty(draws, len(chain.times), len(x0))
+            for k, (step, t) in itertools.product(range(draws), enumerate(chain.times)):
+                eps = normal(seed, first + k * _DRAW + rows, tuple(x.shape[1:]), counter=BOUND + step, dtype=dtype)
+                x_t = sde.alpha(t) * x0.to(dtype) + sde.sigma(t) * eps
+                found[k, step] = chain.term(step, x0, some.denoise(t, x_t, sde).double(), decoder)
+                bar.update()
+            parts.append((found, chain.prior(x0)))
     unit = (x[0].numel() if len(x) else 1) * math.log(2)
     terms, prior = torch.cat([part[0] for part in parts], dim=2), torch.cat([part[1] for part in parts])
     return VariationalBound(terms / unit, prior / unit, torch.tensor(chain.times, dtype=torch.float64))
 
 
-@dataclass(frozen=True)
-class _Bins:
-    """Where the levels lie: bins of one width whose middles are from first to last."""
-
-    first: float
-    last: float
-    width: float
+def _require(model: AbstractModel, x: Tensor, draws: int, batch_size: int | None) -> None:
+    """Refuses numbers out of range, and points of another shape than the model's."""
+    if draws < 1 or (batch_size is not None and batch_size < 1):
+        raise ValueError(f"draws and batch_size count from 1 on; not {draws} and {batch_size}")
+    if model.shape is not None and tuple(x.shape[1:]) != tuple(model.shape):
+        raise ValueError(f"x has shape {tuple(x.shape)}; this model needs (batch, {', '.join(map(str, model.shape))})")
 
 
 @dataclass(frozen=True)
@@ -172,11 +169,11 @@ class _Chain:
         if self.decoder_std is not None and not self.decoder_std > 0:
             raise ValueError(f"decoder_std must be positive, such as 0.01, not {self.decoder_std}")
 
-    def term(self, i: int, x0: Tensor, denoised: Tensor, bins: _Bins | None) -> Tensor:
+    def term(self, i: int, x0: Tensor, denoised: Tensor, decoder: Density | Levels) -> Tensor:
         """L_i."""
         if i == 0:
             std = float(self.sde.sigma(self.times[0])) if self.decoder_std is None else self.decoder_std
-            return (_gaussian(x0 - denoised, std) if bins is None else _binned(x0, denoised, std, bins)).flatten(1).sum(dim=1)
+            return decoder.surprise(x0, denoised, std).flatten(1).sum(dim=1)
         s, t = self.times[i - 1], self.times[i]
         _, b, std = (float(value) for value in self.sde.posterior(s, t))
         v = std if self.variance == "smaller" else float(self.sde.transition(s, t)[1])
@@ -200,40 +197,3 @@ def _times_of(sde: AbstractDiffusion, times: Tensor | None) -> list[float]:
     if float(sde.sigma(float(chosen[0]))) == 0:
         raise ValueError(f"the first of the times must have sigma > 0, and t = {float(chosen[0]):g} has none; begin later")
     return chosen.tolist()
-
-
-def _scaled(
-    model: AbstractModel, x: Tensor, low: float | None, high: float | None, levels: int | None
-) -> tuple[Tensor, _Bins | None]:
-    """x in the scale of the model, and the bins of what is quantised."""
-    if model.shape is not None and tuple(x.shape[1:]) != tuple(model.shape):
-        raise ValueError(f"x has shape {tuple(x.shape)}; this model needs (batch, {', '.join(map(str, model.shape))})")
-    if x.is_floating_point():
-        if any(given is not None for given in (low, high, levels)):
-            raise ValueError("low, high and levels are for integers: leave them out for floats, or pass the levels of the data")
-        return x.to(torch.promote_types(x.dtype, torch.float32)), None
-    if low is None or high is None or levels is None:
-        raise TypeError(f"x of {x.dtype} are levels of something: pass low, high and levels, such as -1.0, 1.0 and 256")
-    if not (high > low and levels >= 2):
-        raise ValueError(f"levels need low < high and two or more of them, not {low}, {high} and {levels}")
-    if len(x) and not (int(x.min()) >= 0 and int(x.max()) < levels):
-        raise ValueError(f"integers from {int(x.min())} to {int(x.max())} are not levels 0 to {levels - 1}")
-    width = (high - low) / levels
-    dtype = torch.promote_types(model.place()[0], torch.float32)
-    return (low + width * (x.double() + 0.5)).to(dtype), _Bins(low + 0.5 * width, high - 0.5 * width, width)
-
-
-def _gaussian(apart: Tensor, std: float) -> Tensor:
-    """-log N(apart; 0, std^2)."""
-    return 0.5 * (apart / std).square() + math.log(std * math.sqrt(2 * math.pi))
-
-
-def _binned(x0: Tensor, mean: Tensor, std: float, bins: _Bins) -> Tensor:
-    """-log of the mass that N(mean, std^2) has in the bin about x_0, right to rounding far out in the tails as well."""
-    half = 0.5 * bins.width
-    upper = torch.where(x0 > bins.last - half, math.inf, (x0 + half - mean) / std)
-    lower = torch.where(x0 < bins.first + half, -math.inf, (x0 - half - mean) / std)
-    flip = lower > 0  # by symmetry both in the lower tail, where log_ndtr keeps its digits
-    upper, lower = torch.where(flip, -lower, upper), torch.where(flip, -upper, lower)
-    top, bottom = torch.special.log_ndtr(upper), torch.special.log_ndtr(lower)
-    return -(top + torch.log(-torch.expm1(bottom - top)))

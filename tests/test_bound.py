@@ -24,8 +24,9 @@ from sdekit_diffusion import (
     sample,
     variational_bound,
 )
-from sdekit_diffusion._bound import _DRAW, _binned, _Bins
+from sdekit_diffusion._bound import _DRAW
 from sdekit_diffusion._counters import BOUND
+from sdekit_diffusion._decoder import Levels
 from sdekit_diffusion.metrics import modes
 
 CHAIN = DDPM(linear_betas(20, 1e-3, 0.4))
@@ -191,10 +192,10 @@ def test_levels_of_quantised_data():
 def test_the_decoder_gives_each_level_its_mass(std):
     """The masses of all levels add up to one; each is that of SciPy's normal, far out in the tails as well."""
     levels = torch.arange(17, dtype=torch.float64)
-    bins = _Bins(-1 + 1 / 17, 1 - 1 / 17, 2 / 17)
-    middles = bins.first + levels * bins.width
+    decoder = Levels(-1.0, 1.0, 17)
+    middles = decoder.values(levels)
     for mean in (-1.3, -0.4, 0.111, 1.0):
-        found = _binned(middles, torch.tensor(mean, dtype=torch.float64), std, bins)
+        found = decoder.surprise(middles, torch.tensor(mean, dtype=torch.float64), std)
         assert found.isfinite().all()
         assert (-found).exp().sum() == pytest.approx(1, abs=1e-12)
         near = np.abs(middles.numpy() - mean) < 30 * std
