@@ -111,7 +111,8 @@ def variational_bound(
         variance: of a step back: "smaller", that of q(x_s | x_t, x_0), or "larger", that of q(x_t | x_s); for `DDPM`
             beta_i (1 - abar_{i-1}) / (1 - abar_i) and beta_i.
         decoder_std: sigma at the first of the times unless given: then the variance is beta_1 for `DDPM`.
-        times: of x_1 ... x_N, increasing, sigma > 0; the diffusion's own `levels` unless given.
+        times: of x_1 ... x_N, increasing, sigma > 0; the diffusion's own `levels` unless given. For levels of data the first
+            sigma should be half a bin or more, see the page on likelihoods.
         sde: the diffusion; the model's own unless given.
         draws: of the noise at each step; two or more give each point a standard error.
         seed, first: the noise of sample i depends on (seed, first + i) and its step alone; None takes a fresh seed.

@@ -188,6 +188,24 @@ def test_levels_of_quantised_data():
     torch.testing.assert_close(wide.terms[0], -mass.log2()[x[:, 0]], rtol=1e-4, atol=0)
 
 
+def test_a_chain_that_begins_below_a_bin_says_where_in_it():
+    """A smooth law, quantised: near the entropy where the first noise is half a bin or more, above it by
+    log2(width / (sigma_1 sqrt(2 pi e))) where it is less. Six standard errors of 5000 points are 0.1 bits.
+    """
+    law = GaussianMixture([0.4, 0.6], torch.tensor([[-0.5], [0.4]], dtype=torch.float64), [0.01, 0.02])
+    x = ((law.sample(5000, seed=1) + 1) * 16).floor().clamp(0, 31).long()
+    edges, width = -1 + np.arange(1, 32) / 16, 1 / 16
+    below = 0.4 * scipy.stats.norm.cdf(edges, -0.5, 0.1) + 0.6 * scipy.stats.norm.cdf(edges, 0.4, 0.02**0.5)
+    entropy = -torch.from_numpy(np.log2(np.diff(below, prepend=0, append=1)))
+    sde, gaps = DDPM(linear_betas(300, 1e-4, 0.06)), []
+    for times in (sde.levels, sde.levels[sde.sigma(sde.levels) > width / 2]):
+        found = variational_bound(law, x, low=-1, high=1, levels=32, variance="larger", sde=sde, times=times, seed=2)
+        gaps.append(float((found.value - entropy[x[:, 0]]).mean()))
+        assert 6 * float((found.value - entropy[x[:, 0]]).std()) / math.sqrt(5000) < 0.11
+    assert -0.11 < gaps[1] < 0.12 + 0.11
+    assert gaps[0] - gaps[1] == pytest.approx(math.log2(width / (0.01 * math.sqrt(2 * math.pi * math.e))), abs=0.15)
+
+
 @pytest.mark.parametrize("std", [0.003, 0.05, 3.0])
 def test_the_decoder_gives_each_level_its_mass(std):
     """The masses of all levels add up to one; each is that of SciPy's normal, far out in the tails as well."""

@@ -51,7 +51,7 @@ def inception_scores(
 
     Args:
         x: images (N, ...): uint8 (N, 3, H, W) for the standard network, else whatever the networks take.
-        reference: real images (M, ...).
+        reference: real images (M, ...), on the device of x.
         network: images (B, ...) to features (B, d), for FID and KID; the standard Inception network unless given.
         classifier: images to logits (B, classes), for the Inception Score; the standard network's unless `network` is given,
             in which case there is none.
@@ -75,8 +75,8 @@ def inception_scores(
         raise ValueError(f"there are {len(x)} and {len(reference)} images; scores need two or more of each")
     if network is None:
         _require_standard(x, reference)
-        network = _standard(torchmetrics, _FEATURES, weights)
-        classifier = classifier or _standard(torchmetrics, _LOGITS, weights)
+        network = _standard(torchmetrics, _FEATURES, weights, x.device)
+        classifier = classifier or _standard(torchmetrics, _LOGITS, weights, x.device)
     made, real = (_outputs(network, images, batch_size) for images in (x, reference))
     found = [torch.tensor(torch.nan)] * 2
     with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
@@ -122,11 +122,11 @@ def _torchmetrics() -> ModuleType:
         raise ImportError("FID, KID and Inception Score come with torchmetrics: pip install 'sdekit[metrics]'") from error
 
 
-def _standard(torchmetrics: ModuleType, layer: str, weights: str | Path | None) -> Network:
+def _standard(torchmetrics: ModuleType, layer: str, weights: str | Path | None, device: torch.device) -> Network:
     """Inception v3 with the weights that published scores are made with, up to a layer."""
     try:
         path = None if weights is None else str(weights)
-        return torchmetrics.fid.NoTrainInceptionV3("inception-v3-compat", [layer], path)
+        return torchmetrics.fid.NoTrainInceptionV3("inception-v3-compat", [layer], path).to(device)
     except ModuleNotFoundError as error:
         raise ImportError("the standard Inception network needs torch-fidelity: pip install 'sdekit[metrics]'") from error
     except OSError as error:
