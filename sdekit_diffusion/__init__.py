@@ -24,7 +24,7 @@ from sdekit_diffusion._methods import METHODS
 from sdekit_diffusion._mixture import GaussianMixture
 from sdekit_diffusion._model import AbstractModel, ScoreModel
 from sdekit_diffusion._sample import sample
-from sdekit_diffusion._samplers import AbstractMethod, AdaptiveFlow, InTime, OnClock
+from sdekit_diffusion._samplers import AbstractMethod, AdaptiveFlow, Descent, InTime, OnClock
 from sdekit_diffusion._schedules import DIFFUSIONS, EDMSDE, CosineVPSDE, RectifiedFlow
 from sdekit_diffusion._train import Recipe, Record, fit, training
 
@@ -47,6 +47,7 @@ __all__ = [
     "BitsPerDim",
     "CheckpointError",
     "CosineVPSDE",
+    "Descent",
     "Equidistributed",
     "GaussianMixture",
     "GeometricInSigma",

@@ -143,8 +143,8 @@ def test_public_names_of_sdekit_diffusion():
         sdekit_diffusion.__all__
         == """
         DDPM DIFFUSIONS EDM EDMSDE GRIDS METHODS NCSN VESDE VPSDE AbstractDiffusion AbstractGrid AbstractMethod
-        AbstractModel Adapted AdaptiveFlow BitsPerDim CheckpointError CosineVPSDE Equidistributed GaussianMixture
-        GeometricInSigma InTime Karras Native OnClock Quadratic Recipe Record RectifiedFlow ScoreModel SubVPSDE
+        AbstractModel Adapted AdaptiveFlow BitsPerDim CheckpointError CosineVPSDE Descent Equidistributed
+        GaussianMixture GeometricInSigma InTime Karras Native OnClock Quadratic Recipe Record RectifiedFlow ScoreModel SubVPSDE
         UniformInLogSNR UniformInTime VariationalBound bits_per_dim cosine_betas data decode dsm_loss encode fit interpolate
         linear_betas load log_likelihood metrics nets sample save training variational_bound
     """.split()
