@@ -20,9 +20,9 @@ class StandardFlow(AbstractSDE):
     dw/dl = (alpha / r) (D - alpha s^2 x / r^2), l = log(alpha / sigma): the denoiser less that of a Gaussian of deviation s, so
     that the right-hand side and its divergence vanish where the data are such.
 
-    The clock is v = log(1 + 9 y / (y + s)), y = sigma / alpha, from 0 to log 10: as y below s/10, as log y from there to s, as
+    The clock is v = log(1 + 5 y / (y + s)), y = sigma / alpha, from 0 to log 6: as y below s/6, as log y from there to s, as
     -1/y beyond. The flow is smooth in y as y goes to 0 and in 1/y as it goes to infinity, and its features lie between; l would
-    run on without end on both sides. dl/dv = -(10 y + s)(y + s) / (9 s y).
+    run on without end on both sides. dl/dv = -(6 y + s)(y + s) / (5 s y).
     """
 
     noise_type = "none"
@@ -33,16 +33,16 @@ class StandardFlow(AbstractSDE):
     def clock(self, l: float) -> float:
         """v at l."""
         y = math.exp(-l)
-        return math.log1p(9 * y / (y + self.model.data_std))
+        return math.log1p(5 * y / (y + self.model.data_std))
 
     def ratio(self, v: Time) -> Time:
         """y = sigma / alpha at v."""
         rise = expm1(v)
-        return self.model.data_std * rise / (9 - rise)
+        return self.model.data_std * rise / (5 - rise)
 
     def scale(self, v: Time) -> tuple[Time, Time, Time]:
         """t, alpha and r at v."""
-        # In float32 v is so coarse near log 10 that t may come out beyond T.
+        # In float32 v is so coarse near log 6 that t may come out beyond T.
         t = clip(self.sde.time(-log(self.ratio(v))), 0.0, self.sde.T)
         alpha, sigma = self.sde.alpha(t), self.sde.sigma(t)
         signal = alpha * self.model.data_std
@@ -61,7 +61,7 @@ class StandardFlow(AbstractSDE):
 
     def drift(self, t: Time, x: Tensor) -> Tensor:
         y, s = self.ratio(t), self.model.data_std
-        rate = -(10 * y + s) * (y + s) / (9 * s * y)
+        rate = -(6 * y + s) * (y + s) / (5 * s * y)
         t, alpha, r = self.scale(t)
         part = alpha / r
         denoised = self.model.denoise(t, x * broadcast(r, x), self.sde)
