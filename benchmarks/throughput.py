@@ -10,6 +10,7 @@ import statistics
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import torch
@@ -24,9 +25,11 @@ from sdekit import (
     ODE,
     SRID2,
     AbstractSolver,
+    AdamsBashforth,
     BrownianPath,
     Dopri5,
     EulerMaruyama,
+    Heun,
     Milstein,
     PIDController,
     ReverseSDE,
@@ -36,7 +39,18 @@ from sdekit import (
     uniform,
 )
 from sdekit.elementary import Time
-from sdekit_diffusion import VPSDE, nets
+from sdekit_diffusion import (
+    METHODS,
+    VPSDE,
+    AbstractDiffusion,
+    AbstractMethod,
+    AbstractModel,
+    Descent,
+    InTime,
+    OnClock,
+    UniformInLogSNR,
+    nets,
+)
 
 SDE = VPSDE()
 Score = Callable[[Time, Tensor], Tensor]
@@ -227,6 +241,95 @@ def adaptive_overhead(repeats: int = 15) -> dict[str, float]:
     return row
 
 
+@dataclass(frozen=True)
+class Bare(AbstractModel):
+    """D(x, t) = 0.9 x, with nothing about it."""
+
+    shape: tuple[int, ...]  # pyright: ignore[reportIncompatibleVariableOverride] - always known
+    sde = SDE
+    data_std = 1.0
+
+    def denoise(self, t: Time, x: Tensor, sde: AbstractDiffusion | str | None = None) -> Tensor:
+        return 0.9 * x
+
+    def score(self, t: Time, x: Tensor, sde: AbstractDiffusion | str | None = None) -> Tensor:
+        return -0.9 * x
+
+    def place(self) -> tuple[torch.dtype, torch.device]:
+        return torch.float32, torch.device("cpu")
+
+
+def ddim_loop(x: Tensor, rows: list[tuple[float, float]]) -> Tensor:
+    for a, b in rows:
+        x = a * x + b * (0.9 * x)
+    return x
+
+
+def ab2_loop(x: Tensor, rows: list[tuple[float, float, float]]) -> Tensor:
+    past = torch.zeros_like(x)
+    for a, b, c in rows:
+        d = 0.9 * x
+        x = a * x + b * d + c * past
+        past = d
+    return x
+
+
+def heun_loop(x: Tensor, rows: list[tuple[float, float, float, float]]) -> Tensor:
+    """x over alpha, with eps = -sigma score."""
+    for s0, s1, a0, a1 in rows:
+        d0 = s0 * (0.9 * (a0 * x))
+        d1 = s1 * (0.9 * (a1 * (x + (s1 - s0) * d0)))
+        x = x + (d0 + d1) * (0.5 * (s1 - s0))
+    return x
+
+
+def sampler_overhead(steps: int = 500, repeats: int = 31) -> dict[str, dict[str, float]]:
+    """DDIM, two-value Adams-Bashforth, Heun and Euler-Maruyama at (64, 2) over bare loops that have their coefficients."""
+    model, span = Bare((2,)), (-5.0, 6.9)
+    x = torch.randn(64, 2, generator=torch.Generator().manual_seed(0))
+    t = [float(SDE.time(l)) for l in uniform(*span, steps).tolist()]
+    kernel = [(float(SDE.alpha(s)), float(SDE.sigma(s))) for s in t]
+    exact = [(s1 / s0, a1 - a0 * s1 / s0) for (a0, s0), (a1, s1) in pairwise(kernel)]
+    down = Descent(model, SDE, x, span, WhiteNoise(0))
+    grid, ts = UniformInLogSNR(), uniform(1.0, 1e-3, steps).tolist()
+    cases: dict[str, tuple[AbstractMethod, Callable[[], object], int]] = {
+        "ddim": (OnClock(AdamsBashforth(1), steps=steps, grid=grid), lambda: ddim_loop(x, exact), 1),
+        "ab2": (
+            OnClock(AdamsBashforth(2), steps=steps, grid=grid),
+            lambda: ab2_loop(x, [(a, 1.5 * b, -0.5 * b) for a, b in exact]),
+            1,
+        ),
+        "heun": (
+            OnClock(Heun(), integrand="noise", steps=steps, grid=grid),
+            lambda: heun_loop(x, [(s0 / a0, s1 / a1, a0, a1) for (a0, s0), (a1, s1) in pairwise(kernel)]),
+            2,
+        ),
+        "euler_maruyama": (InTime(EulerMaruyama(), steps=steps), lambda: bare(lambda t, x: -0.9 * x, x, ts), 1),
+    }
+    rows = {}
+    for name, (method, loop, each) in cases.items():
+        seconds = interleaved({"sdekit": functools.partial(method.run, down), "bare": loop}, repeats)
+        row = {f"{case} us/evaluation": 1e6 * statistics.median(values) / steps / each for case, values in seconds.items()}
+        row["sdekit / bare"] = ratio(seconds, "sdekit", "bare")
+        print(f"{name + ' (64, 2)':28s}", "  ".join(f"{k} {v:.3g}" for k, v in row.items()), "  (bar: <= 1.3)")
+        rows[name] = row
+    return rows
+
+
+def sampler_unet_overhead(repeats: int = 9, steps: int = 20) -> dict[str, dict[str, float]]:
+    """Solves with a model that does next to nothing over as many evaluations of a U-Net, at (8, 1, 28, 28)."""
+    torch.manual_seed(0)
+    net = nets.UNet().eval()
+    x, label = torch.randn(8, 1, 28, 28), torch.full((8,), 0.5)
+    down = Descent(Bare((1, 28, 28)), SDE, x, (-5.0, 6.9), WhiteNoise(0))
+    names = {"ddim": 1, "default": 1, "heun": 2, "euler_maruyama": 1}
+    cases = {name: functools.partial(replace(METHODS[name], steps=steps // each).run, down) for name, each in names.items()}
+    seconds = interleaved(cases | {"network": lambda: [net(x, label) for _ in range(steps)]}, repeats)
+    rows = {name: {"null / network": ratio(seconds, name, "network")} for name in names}
+    print(f"{'U-Net, samplers':28s}", "  ".join(f"{k} {v['null / network']:.4g}" for k, v in rows.items()), "  (bar: <= 0.03)")
+    return rows
+
+
 def unet_overhead(repeats: int = 9) -> dict[str, float]:
     """A solve with a null network over the network's own time, at (8, 1, 28, 28)."""
     torch.manual_seed(0)
@@ -275,6 +378,8 @@ def main() -> None:
         result["linear (64, 2)"] = compare("linear score (64, 2)", lambda t, x: -0.9 * x, (64, 2), 500, 31, 1.5)
         result["mlp (512, 2)"] = compare("MLP score (512, 2)", lambda t, x: head(mlp(x)), (512, 2), 100, 31, 1.05)
         result["unet (8, 1, 28, 28)"] = unet_overhead()
+        result["samplers (64, 2)"] = sampler_overhead()
+        result["samplers (8, 1, 28, 28)"] = sampler_unet_overhead()
         result["against torchsde"] = against_torchsde()
         result["paths"] = paths()
         result["adaptive"] = adaptive_overhead()

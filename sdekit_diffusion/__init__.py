@@ -2,6 +2,7 @@
 
 from sdekit_diffusion import data, metrics, nets
 from sdekit_diffusion._adapted import GRIDS, Adapted
+from sdekit_diffusion._adaptive import AdaptiveFlow, AdaptiveSDE
 from sdekit_diffusion._bound import VariationalBound, variational_bound
 from sdekit_diffusion._checkpoint import CheckpointError, load, save
 from sdekit_diffusion._diffusion import VESDE, VPSDE, AbstractDiffusion, SubVPSDE
@@ -25,7 +26,7 @@ from sdekit_diffusion._methods import METHODS
 from sdekit_diffusion._mixture import GaussianMixture
 from sdekit_diffusion._model import AbstractModel, ScoreModel
 from sdekit_diffusion._sample import sample
-from sdekit_diffusion._samplers import AbstractMethod, AdaptiveFlow, Descent, InTime, OnClock
+from sdekit_diffusion._samplers import AbstractMethod, Descent, InTime, OnClock
 from sdekit_diffusion._schedules import DIFFUSIONS, EDMSDE, CosineVPSDE, RectifiedFlow
 from sdekit_diffusion._train import Recipe, Record, fit, training
 
@@ -45,6 +46,7 @@ __all__ = [
     "AbstractModel",
     "Adapted",
     "AdaptiveFlow",
+    "AdaptiveSDE",
     "BitsPerDim",
     "CheckpointError",
     "CosineVPSDE",

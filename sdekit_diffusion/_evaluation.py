@@ -13,11 +13,11 @@ from torch import Tensor
 
 from sdekit import Exact, Hutchinson, Status
 from sdekit_diffusion import data as datasets
+from sdekit_diffusion._adaptive import AdaptiveFlow
 from sdekit_diffusion._checkpoint import CheckpointError, load, read_config
 from sdekit_diffusion._diffusion import AbstractDiffusion
 from sdekit_diffusion._likelihood import BitsPerDim, bits_per_dim, log_likelihood
 from sdekit_diffusion._model import ScoreModel
-from sdekit_diffusion._samplers import AdaptiveFlow
 from sdekit_diffusion.data import Dataset
 from sdekit_diffusion.metrics import classifier_features, energy_distance, frechet, nearest, sliced_wasserstein
 

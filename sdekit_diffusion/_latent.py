@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 
 from sdekit import AbstractTrace, Likelihood
+from sdekit_diffusion._adaptive import AdaptiveFlow
 from sdekit_diffusion._diffusion import AbstractDiffusion
 from sdekit_diffusion._flow import span_of
 from sdekit_diffusion._likelihood import along, points_of
 from sdekit_diffusion._model import AbstractModel, as_model, evaluating
 from sdekit_diffusion._sample import Model
-from sdekit_diffusion._samplers import AdaptiveFlow
 
 
 def encode(

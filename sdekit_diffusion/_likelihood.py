@@ -10,12 +10,12 @@ from tqdm.auto import tqdm
 
 import sdekit
 from sdekit import AbstractTrace, Exact, Hutchinson, Likelihood, UnfinishedError, fresh_seed, uniform01
+from sdekit_diffusion._adaptive import AdaptiveFlow
 from sdekit_diffusion._counters import DEQUANTISATION
 from sdekit_diffusion._diffusion import AbstractDiffusion
 from sdekit_diffusion._flow import StandardFlow, span_of
 from sdekit_diffusion._model import AbstractModel, ScoreModel, as_model, evaluating
 from sdekit_diffusion._sample import Model
-from sdekit_diffusion._samplers import AdaptiveFlow
 
 _EXACT_UP_TO = 32  # dimensions: above, eight probes cost less than a quarter of the exact trace
 _DRAW = 1 << 40  # between the samples' indices of two dequantisations, so that their noise and probes are independent

@@ -19,9 +19,10 @@ from sdekit import (
     ReverseDiffusion,
     UniPC,
 )
+from sdekit_diffusion._adaptive import AdaptiveFlow, AdaptiveSDE
 from sdekit_diffusion._edm import EDM
 from sdekit_diffusion._grids import UniformInLogSNR
-from sdekit_diffusion._samplers import AbstractMethod, AdaptiveFlow, InTime, OnClock
+from sdekit_diffusion._samplers import AbstractMethod, InTime, OnClock
 
 
 def _published(solver: AbstractSolver, steps: int = 100, **settings: Any) -> OnClock:  # noqa: ANN401
@@ -53,6 +54,7 @@ METHODS: dict[str, AbstractMethod] = {
     "ancestral": InTime(Ancestral()),
     "pc": InTime(PredictorCorrector(EulerMaruyama(), Langevin(snr=0.16))),
     "ode": AdaptiveFlow(),
+    "adaptive_sde": AdaptiveSDE(),
 }
 _FEW = OnClock(AdamsMoulton(2))  # below ten steps three values reach too far back
 

@@ -36,7 +36,7 @@ def sample(
     model: Model, n: int = 1, *, sde: AbstractDiffusion | str | None = None,
     method: AbstractMethod | AbstractSolver | str = "default", steps: int | None = None,
     grid: AbstractGrid | str | None = None, seed: int | None = None,
-    noise: Literal["white", "path"] | AbstractNoise = "white", first: int = 0, shape: tuple[int, ...] | None = None,
+    noise: Literal["white", "path"] | AbstractNoise | None = None, first: int = 0, shape: tuple[int, ...] | None = None,
     x_T: Tensor | None = None, end: float = 1e-3, denoise: bool = False, dtype: torch.dtype | None = None,
     device: torch.device | str | None = None, batch_size: int | None = None,
     progress: bool = False, callback: Callable[[Point], None] | None = None, save: Literal["last", "all"] = "last",
@@ -47,7 +47,7 @@ def sample(
     model: Model, n: int = 1, *, sde: AbstractDiffusion | str | None = None,
     method: AbstractMethod | AbstractSolver | str = "default", steps: int | None = None,
     grid: AbstractGrid | str | None = None, seed: int | None = None,
-    noise: Literal["white", "path"] | AbstractNoise = "white", first: int = 0, shape: tuple[int, ...] | None = None,
+    noise: Literal["white", "path"] | AbstractNoise | None = None, first: int = 0, shape: tuple[int, ...] | None = None,
     x_T: Tensor | None = None, end: float = 1e-3, denoise: bool = False, dtype: torch.dtype | None = None,
     device: torch.device | str | None = None, batch_size: int | None = None,
     progress: bool = False, callback: Callable[[Point], None] | None = None, save: Literal["last", "all"] = "last",
@@ -63,7 +63,7 @@ def sample(
     steps: int | None = None,
     grid: AbstractGrid | str | None = None,
     seed: int | None = None,
-    noise: Literal["white", "path"] | AbstractNoise = "white",
+    noise: Literal["white", "path"] | AbstractNoise | None = None,
     first: int = 0,
     shape: tuple[int, ...] | None = None,
     x_T: Tensor | None = None,
@@ -95,7 +95,8 @@ def sample(
             such as `Karras(rho=7)`; the method's own unless given. "adapted" is found from the model first, by a pilot solve.
         seed: what all noise depends on; None takes a fresh one from torch's default generator.
         noise: "white", other noise on every grid; "path", a `BrownianPath` a sample on the clock of the method's noise, so
-            that more steps refine the same samples; or an object whose row i is the noise of sample i of this call.
+            that more steps refine the same samples; or an object whose row i is the noise of sample i of this call. Unless
+            given, "path" for adaptive steps and "white" for all others.
         first: the index of the first sample, to go on where another call stopped.
         shape: the shape of one sample; the model's unless given.
         x_T: initial states `(n, *shape)` instead of the prior's; n may then be left out.
@@ -131,6 +132,7 @@ def sample(
     chosen, pilot = chosen.fitted(model, diffusion, span)
     # Increments of a fine grid are below the rounding of a state in half precision: it is kept in float32 and cast at the end.
     wide = torch.promote_types(dtype, torch.float32)
+    noise = chosen.noise if noise is None else noise
     if noise == "white":
         noise = WhiteNoise(seed, first=first)
     elif noise == "path":
@@ -177,7 +179,7 @@ def _require(n: int, steps: int | None, batch_size: int | None, save: str, retur
         raise ValueError(f"n counts samples from 0 on and batch_size from 1; not {n} and {batch_size}")
     if save not in ("last", "all") or (save == "all" and not return_solution):
         raise ValueError(f"save must be 'last', or 'all' with return_solution=True; not {save!r}")
-    if noise not in ("white", "path") and not isinstance(noise, AbstractNoise):
+    if noise not in (None, "white", "path") and not isinstance(noise, AbstractNoise):
         raise ValueError(f"noise must be 'white', 'path', or an object such as BrownianPath(seed, knots); not {noise!r}")
 
 

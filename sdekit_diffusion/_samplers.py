@@ -4,7 +4,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Literal, Self
+from typing import ClassVar, Literal, Self
 
 import torch
 from torch import Tensor
@@ -14,9 +14,7 @@ from sdekit import (
     AbstractSolver,
     AdamsMoulton,
     Clocked,
-    Dopri5,
     NotFiniteError,
-    PIDController,
     Point,
     ReverseSDE,
     Solution,
@@ -25,7 +23,6 @@ from sdekit import (
 )
 from sdekit.elementary import Time, broadcast, exp
 from sdekit_diffusion._diffusion import AbstractDiffusion
-from sdekit_diffusion._flow import agreed, flow
 from sdekit_diffusion._grids import AbstractGrid, Focused, Native, Span
 from sdekit_diffusion._model import AbstractModel
 
@@ -53,6 +50,12 @@ def on_clock(
         return sde.sigma(sde.time(l)) * exp(-(eta**2) * l)
 
     return Clocked(denoised, scale, a=1 + eta**2, q=2 * eta**2, own=sde.time, smooth=model.clock)
+
+
+def clock_knots(eta: float, span: Span) -> Tensor:
+    """Geometric on the clock (alpha / sigma)^(2 eta^2), the ratio of neighbours at most 4."""
+    start, stop = (math.exp(2 * eta**2 * l) for l in span)
+    return geometric(start, stop, math.ceil(math.log(stop / start, 4)))
 
 
 def _noise(model: AbstractModel, sde: AbstractDiffusion, l: Time, x: Tensor) -> Tensor:
@@ -86,6 +89,8 @@ class Descent:
 @dataclass(frozen=True, eq=False)
 class AbstractMethod(ABC):
     """A way to descend: an equation, a solver, and where it takes its steps."""
+
+    noise: ClassVar[Literal["white", "path"]] = "white"  # what it reads unless told otherwise
 
     steps: int = field(default=0, kw_only=True)
     grid: AbstractGrid | None = field(default=None, kw_only=True)
@@ -161,11 +166,9 @@ class OnClock(AbstractMethod):
         return replace(solution, x=solution.x * problem.scale(down.span[1]), xs=xs, ts=times)
 
     def knots(self, sde: AbstractDiffusion, span: Span) -> Tensor:
-        """Geometric on the clock (alpha / sigma)^(2 eta^2), the ratio of neighbours at most 4."""
         if not self.eta:
             raise ValueError(f"a method without noise reads no Brownian path; leave out noise='path', or give eta > 0: {self}")
-        start, stop = (math.exp(2 * self.eta**2 * l) for l in span)
-        return geometric(start, stop, math.ceil(math.log(stop / start, 4)))
+        return clock_knots(self.eta, span)
 
 
 @dataclass(frozen=True, eq=False)
@@ -199,63 +202,3 @@ class InTime(AbstractMethod):
                 "corrector draws anew on each grid: leave out noise='path'"
             )
         return torch.as_tensor(sde.time(Native().points(sde, span, 16))).flip(0)
-
-
-@dataclass(frozen=True, eq=False)
-class AdaptiveFlow(AbstractMethod):
-    """The probability flow with adaptive steps, each sample's own.
-
-    Arguments:
-        rtol, atol: the tolerances, in units of x.
-        solver: an explicit Runge-Kutta method with an error estimate.
-        max_steps: how many a sample may try.
-        accuracy: of the end, in units of the deviation that x has there, in place of the tolerances: each sample is solved at
-            accuracy/10, accuracy/100, ..., until two solves agree within accuracy/2 in every coordinate. This costs two to ten
-            times the evaluations of the one tolerance that would do.
-    """
-
-    rtol: float = 1e-5
-    atol: float = 1e-5
-    solver: AbstractSolver = field(default_factory=Dopri5)
-    max_steps: int = 100_000
-    accuracy: float | None = field(default=None, kw_only=True)
-
-    def __post_init__(self) -> None:
-        if self.grid is not None:
-            raise ValueError("an adaptive method chooses its own steps: leave grid out, or take a method with fixed steps")
-        if self.accuracy is not None and not 0 < self.accuracy < math.inf:
-            raise ValueError(
-                f"accuracy is the error of x at the end relative to its deviation, such as 1e-3; not {self.accuracy}"
-            )
-
-    @property
-    def control(self) -> PIDController:
-        """The controller of the steps.
-
-        On the flow's clock, some 2 long whatever the model, tol^(1/k) is a first step about as good as an estimate, which
-        costs two evaluations; and PI control has a third of the rejections.
-        """
-        first = max(self.rtol, self.atol) ** (1 / (self.solver.embedded or 1))
-        return PIDController(
-            self.rtol, self.atol, proportional=0.3, integral=0.4, first=first or None, max_steps=self.max_steps
-        )
-
-    def carried(self, model: AbstractModel, sde: AbstractDiffusion, x: Tensor, span: Span, *, after: int = 0) -> Solution:
-        """The `flow` over a span, to the tolerance or the accuracy."""
-        if self.accuracy is None:
-            return flow(model, sde, x, span, self.solver, self.control, after=after)
-
-        def control(tol: float) -> PIDController:
-            return replace(self, rtol=tol, atol=tol).control
-
-        return agreed(model, sde, x, span, self.solver, control, self.accuracy, after=after)
-
-    def run(self, down: Descent) -> Solution:
-        if self.steps or down.save == "all":
-            raise ValueError("an adaptive method chooses its own steps: leave steps out and save='last', or set rtol and atol")
-        solution = self.carried(down.model, down.sde, down.x, down.span)
-        solution = replace(solution, x=solution.x * float(down.sde.alpha(float(solution.ts[-1]))))
-        if down.callback is not None:
-            for i, state in enumerate((down.x, solution.x)):
-                down.callback(Point(i, float(solution.ts[i]), state))
-        return solution

@@ -49,7 +49,7 @@ DIFFUSION = [
     {"_model"},
     {"_mixture", "_flow", "_loss", "_grids"},
     {"_samplers"},
-    {"_adapted", "_edm"},
+    {"_adapted", "_adaptive", "_edm"},
     {"_methods"},
     {"_sample", "_train", "_checkpoint"},
     {"_likelihood", "_bound"},
@@ -143,7 +143,7 @@ def test_public_names_of_sdekit_diffusion():
         sdekit_diffusion.__all__
         == """
         DDPM DIFFUSIONS EDM EDMSDE GRIDS METHODS NCSN VESDE VPSDE AbstractDiffusion AbstractGrid AbstractMethod
-        AbstractModel Adapted AdaptiveFlow BitsPerDim CheckpointError CosineVPSDE Descent Equidistributed Focused
+        AbstractModel Adapted AdaptiveFlow AdaptiveSDE BitsPerDim CheckpointError CosineVPSDE Descent Equidistributed Focused
         GaussianMixture GeometricInSigma InTime Karras Native OnClock Quadratic Recipe Record RectifiedFlow ScoreModel SubVPSDE
         UniformInLogSNR UniformInTime VariationalBound bits_per_dim cosine_betas data decode dsm_loss encode fit interpolate
         linear_betas load log_likelihood metrics nets sample save training variational_bound

@@ -1,0 +1,377 @@
+"""Samplers side by side on Gaussian mixtures with the exact score: error of x(end), and laws against their sampling floor.
+
+Deterministic samplers start from the same x_T and are compared with the probability flow solved to 1e-12, at 10, 20, 50 and 100
+evaluations: root mean square over samples and coordinates, and the median over samples. Ours are the default, on its focused
+grid and on the adapted one, whose pilot is not counted. The others are the samplers of diffusers (its own schedulers' steps,
+where it is installed), those of k-diffusion (by our rules with its weights, which tests/test_peers.py finds equal to its
+formulas), each on the grid of Karras et al., uniform in log-SNR and uniform in the diffusion's time, and torchdiffeq's
+fixed-grid methods in that time. "best" is the best of all these at each number of evaluations, so no single one of them does
+as well.
+
+Stochastic samplers draw 20,000 samples with 30 evaluations and 200,000 with 60 (in 3,072 dimensions 1,000 with 30) and are
+compared with the closed-form law: mode weights, means and covariances of each mode in standard errors, and the sliced
+Wasserstein distance to exact samples; the floor is what exact samples have. The mixtures are not those on which the default was
+chosen.
+
+    python benchmarks/samplers.py [deterministic] [stochastic]
+"""
+
+import argparse
+import functools
+import importlib
+import importlib.util
+import itertools
+import math
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any, cast
+
+import torch
+import torchdiffeq
+import torchsde
+from _bench import RESULTS, environment, save
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from sdekit import DEIS, SRA1, AdamsBashforth, Dopri8, DPMSolver, DPMSolverSingle, Heun, UniPC, WhiteNoise
+from sdekit_diffusion import (
+    METHODS,
+    VESDE,
+    VPSDE,
+    AbstractDiffusion,
+    AbstractGrid,
+    AbstractMethod,
+    Adapted,
+    AdaptiveFlow,
+    Descent,
+    GaussianMixture,
+    InTime,
+    Karras,
+    OnClock,
+    SubVPSDE,
+    UniformInLogSNR,
+    UniformInTime,
+)
+from sdekit_diffusion._flow import span_of
+from sdekit_diffusion.metrics import modes, sliced_wasserstein
+
+SDES: dict[str, AbstractDiffusion] = {"ve": VESDE(), "vp": VPSDE(), "subvp": SubVPSDE()}
+BUDGETS, END, SEED = (10, 20, 50, 100), 1e-3, 1
+GRIDS: dict[str, AbstractGrid] = {"karras": Karras(), "log-SNR": UniformInLogSNR(), "time": UniformInTime()}
+Run = Callable[[int], Tensor]  # from a number of evaluations to x at the end
+
+
+def mixture(seed: int, d: int, k: int, low: float, high: float, *, full: bool = False, spread: float = 1.0) -> GaussianMixture:
+    """k modes with means N(0, spread^2 I), centred, and deviations from low to high, the same in all directions unless full."""
+    draw = torch.Generator().manual_seed(seed)
+    means, weights = torch.randn(k, d, generator=draw).double() * spread, 0.3 + torch.rand(k, generator=draw).double()
+    weights = weights / weights.sum()
+    means = means - weights @ means
+    if not full:
+        return GaussianMixture(weights, means, (low * (high / low) ** torch.rand(k, generator=draw).double()).square())
+    axes = torch.linalg.qr(torch.randn(k, d, d, generator=draw).double()).Q
+    deviations = low * (high / low) ** torch.rand(k, d, generator=draw).double()
+    return GaussianMixture(weights, means, axes @ torch.diag_embed(deviations.square()) @ axes.mT)
+
+
+MIXTURES = {
+    "d = 2, narrow": mixture(101, 2, 6, 0.03, 0.1),
+    "d = 16, full": mixture(102, 16, 5, 0.03, 0.5, full=True),
+    "d = 3072": mixture(103, 3072, 5, 0.05, 0.3, spread=0.5),
+}
+SAMPLES = {"d = 2, narrow": 2000, "d = 16, full": 1000, "d = 3072": 32}
+
+
+def start(law: GaussianMixture, sde: AbstractDiffusion, n: int) -> Descent:
+    span = span_of(law, sde, END)
+    x = sde.prior((n, *law.shape), seed=SEED, t=float(sde.time(span[0])), dtype=torch.float64)
+    return Descent(law, sde, x, span)
+
+
+def by(method: AbstractMethod, down: Descent, each: int = 1) -> Run:
+    """A method with as many steps as a number of evaluations allows."""
+    return lambda evaluations: replace(method, steps=evaluations // each).run(down).x
+
+
+# Others
+
+
+K_DIFFUSION: dict[str, tuple[AbstractMethod, int]] = {
+    "dpmpp_2m": (OnClock(DPMSolver(2)), 1),
+    "lms": (OnClock(DEIS(4, "rho"), integrand="noise"), 1),
+    "heun": (OnClock(Heun(), integrand="noise"), 2),
+    "dpm_2": (OnClock(DPMSolverSingle(2), integrand="noise"), 2),
+    "dpmpp_2s": (OnClock(DPMSolverSingle(2)), 2),
+}
+PUBLISHED: dict[str, tuple[AbstractMethod, int]] = {
+    "DDIM": (OnClock(AdamsBashforth(1)), 1),
+    "DPM-Solver++(3M)": (OnClock(DPMSolver(3, lower_final=True)), 1),
+    "UniPC-2": (OnClock(UniPC(2, lower_final=True)), 1),
+    "UniPC-3": (OnClock(UniPC(3, lower_final=True)), 1),
+    "tAB-DEIS-3": (OnClock(DEIS(3, lower_final=True), integrand="noise"), 1),
+}
+DIFFUSERS: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "DPMSolverMultistep 2": ("dpmsolver_multistep", "DPMSolverMultistepScheduler", {"solver_order": 2}),
+    "DPMSolverMultistep 3": ("dpmsolver_multistep", "DPMSolverMultistepScheduler", {"solver_order": 3}),
+    "UniPCMultistep 2": ("unipc_multistep", "UniPCMultistepScheduler", {"solver_order": 2}),
+    "UniPCMultistep 3": ("unipc_multistep", "UniPCMultistepScheduler", {"solver_order": 3}),
+    "DEISMultistep 3": ("deis_multistep", "DEISMultistepScheduler", {"solver_order": 3}),
+}
+
+
+class Wide:
+    """torch for diffusers, whose schedulers compute in float32 wherever the sample comes from."""
+
+    float32 = torch.float64
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(torch, name)
+
+
+def with_diffusers(down: Descent, module: str, name: str, options: dict[str, Any], grid: AbstractGrid) -> Run:
+    """The steps and the order control of one of its schedulers, in float64; x over sqrt(alpha^2 + sigma^2), as it has it."""
+    source = importlib.import_module(f"diffusers.schedulers.scheduling_{module}")
+    source.__dict__["torch"] = Wide()
+    final = {} if "deis" in module else {"final_sigmas_type": "sigma_min"}
+
+    def run(steps: int) -> Tensor:
+        l = grid.points(down.sde, down.span, steps)
+        t = torch.as_tensor(down.sde.time(l)).tolist()
+        alpha, sigma = ([float(f(s)) for s in t] for f in (down.sde.alpha, down.sde.sigma))
+        size = [math.hypot(a, s) for a, s in zip(alpha, sigma, strict=True)]
+        scheduler = getattr(source, name)(prediction_type="epsilon", **options, **final)
+        scheduler.set_timesteps(steps)
+        scheduler.sigmas = l.neg().exp()
+        scheduler.set_begin_index(0)
+        x = down.x / size[0]
+        for i, step in enumerate(scheduler.timesteps[:steps]):
+            eps = -sigma[i] * down.model.score(t[i], x * size[i], down.sde)
+            x = scheduler.step(eps, step, x).prev_sample
+        return x * size[-1]
+
+    return run
+
+
+def with_torchdiffeq(down: Descent, method: str, each: int) -> Run:
+    t0, t1 = (float(down.sde.time(l)) for l in down.span)
+
+    def slope(t: Tensor, x: Tensor) -> Tensor:
+        at = min(max(float(t), t1), t0)
+        return down.sde.drift(at, x) - 0.5 * float(down.sde.g(at)) ** 2 * down.model.score(at, x, down.sde)
+
+    def run(evaluations: int) -> Tensor:
+        ts = torch.linspace(t0, t1, evaluations // each + 1, dtype=torch.float64)
+        return cast(Tensor, torchdiffeq.odeint(slope, down.x, ts, method=method))[-1]
+
+    return run
+
+
+def others(down: Descent) -> Iterator[tuple[str, Run]]:
+    for name, grid in GRIDS.items():
+        for who, table in (("k-diffusion", K_DIFFUSION), ("published", PUBLISHED)):
+            yield from ((f"{who} {kind}, {name}", by(replace(m, grid=grid), down, each)) for kind, (m, each) in table.items())
+        if importlib.util.find_spec("diffusers"):
+            for kind, (module, scheduler, options) in DIFFUSERS.items():
+                yield f"diffusers {kind}, {name}", with_diffusers(down, module, scheduler, options, grid)
+    for method, each in (("euler", 1), ("midpoint", 2), ("heun2", 2), ("rk4", 4)):
+        yield f"torchdiffeq {method}", with_torchdiffeq(down, method, each)
+
+
+# Deterministic
+
+
+def deterministic() -> list[dict[str, Any]]:
+    rows = []
+    for (problem, law), (sde, kernel) in itertools.product(MIXTURES.items(), SDES.items()):
+        begin = time.perf_counter()
+        down = start(law, kernel, SAMPLES[problem])
+        exact = AdaptiveFlow(1e-12, 1e-12, solver=Dopri8()).run(down).x
+        adapted = Adapted().fitted(law, kernel, down.span)
+        few, many = (OnClock(replace(METHODS["default"].solver, k=k)) for k in (2, 3))  # pyright: ignore[reportAttributeAccessIssue]
+        ours = {
+            "default": by(many, down),
+            "default, k = 2": by(few, down),
+            "default, adapted": by(replace(many, grid=adapted), down),
+            "default, log-SNR": by(replace(many, grid=UniformInLogSNR()), down),
+        }
+        found = {name: errors(run, exact) for name, run in (*ours.items(), *others(down))}
+        for name, by_budget in found.items():
+            rows += [{"problem": problem, "sde": sde, "method": name, "evaluations": n, **e} for n, e in by_budget.items()]
+        seconds = time.perf_counter() - begin
+        print(f"\n{problem}, {sde}, {SAMPLES[problem]} samples; a pilot's evaluations: {adapted.evaluations}; {seconds:.0f} s")
+        for measure in ("rms", "median"):
+            show(measure, found, list(ours))
+    return rows
+
+
+def errors(run: Run, exact: Tensor) -> dict[int, dict[str, float]]:
+    found = {}
+    for n in BUDGETS:
+        each = (run(n) - exact).flatten(1).square().mean(1)
+        found[n] = {"rms": float(each.mean().sqrt()), "median": float(each.median().sqrt())}
+    return found
+
+
+def show(measure: str, found: dict[str, dict[int, dict[str, float]]], ours: list[str]) -> None:
+    theirs = [name for name in found if name not in ours]
+    best = {n: min(theirs, key=lambda name: found[name][n][measure]) for n in BUDGETS}
+    floor = {n: found[best[n]][n][measure] for n in BUDGETS}
+    print(f"  {measure:7s} {'best of the others':22s}", "  ".join(f"{floor[n]:.1e} ({best[n]})" for n in BUDGETS))
+    for name in ours:
+        line = "  ".join(f"{found[name][n][measure]:.1e} x {found[name][n][measure] / floor[n]:.2f}" for n in BUDGETS)
+        print(f"  {measure:7s} {name:22s}", line)
+
+
+# Stochastic
+
+NOISY: dict[str, AbstractMethod] = {
+    "default (no noise)": METHODS["default"],
+    "OnClock(eta=0.5)": OnClock(eta=0.5),
+    "OnClock(eta=0.7)": OnClock(eta=0.7),
+    "OnClock(eta=1)": OnClock(eta=1.0),
+    "sa": METHODS["sa"],
+    "dpmpp_2m_sde": METHODS["dpmpp_2m_sde"],
+    "dpmpp_3m_sde": METHODS["dpmpp_3m_sde"],
+    "ddpm": METHODS["ddpm"],
+    "SRA1 on the clock": OnClock(SRA1(), eta=1.0, grid=UniformInLogSNR()),
+    "edm (churn)": METHODS["edm"],
+    "euler_maruyama": METHODS["euler_maruyama"],
+    "pc": METHODS["pc"],
+}
+EACH = {"SRA1 on the clock": 2, "edm (churn)": 2, "pc": 2}
+SETTINGS = [
+    ("d = 2, narrow", 20_000, 30),
+    ("d = 16, full", 20_000, 30),
+    ("d = 3072", 1_000, 30),
+    ("d = 2, narrow", 200_000, 60),
+]
+SETTINGS += [("d = 16, full", 200_000, 60)]
+
+
+class ForTorchsde(torch.nn.Module):
+    """The reverse equation with time flipped, as torchsde needs it; its srk is for diagonal noise."""
+
+    noise_type, sde_type = "diagonal", "ito"
+
+    def __init__(self, down: Descent) -> None:
+        super().__init__()
+        self.down, self.last = down, float(down.sde.time(down.span[0]))
+
+    def time(self, s: Tensor) -> float:
+        return min(max(self.last - float(s), 0.0), self.last)
+
+    def f(self, s: Tensor, x: Tensor) -> Tensor:
+        t, sde = self.time(s), self.down.sde
+        return float(sde.g(t)) ** 2 * self.down.model.score(t, x, sde) - sde.drift(t, x)
+
+    def g(self, s: Tensor, x: Tensor) -> Tensor:
+        return torch.full_like(x, float(self.down.sde.g(self.time(s))))
+
+
+def with_torchsde(down: Descent, steps: int, method: str) -> Tensor:
+    equation = ForTorchsde(down)
+    span = equation.last - float(down.sde.time(down.span[1]))
+    bm = torchsde.BrownianInterval(
+        0.0, span, down.x.shape, dtype=down.x.dtype, entropy=SEED, dt=span / steps, levy_area_approximation="space-time"
+    )
+    ts = torch.tensor([0.0, span], dtype=torch.float64)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it warns that the last step is cut by rounding
+        found = torchsde.sdeint(equation, down.x, ts, bm=bm, dt=span / steps * (1 + 1e-12), method=method)
+    return cast(Tensor, found)[-1]
+
+
+def stochastic() -> list[dict[str, Any]]:
+    rows = []
+    for (problem, n, evaluations), (sde, kernel) in itertools.product(SETTINGS, SDES.items()):
+        law, down = MIXTURES[problem], replace(start(MIXTURES[problem], kernel, n), noise=WhiteNoise(SEED))
+        end = law.marginal(float(kernel.time(down.span[1])), kernel)
+        reference = end.sample(n, seed=100)
+        runs = {"exact samples": functools.partial(end.sample, n, seed=101)} | noisy(down, evaluations, sde)
+        print(f"\n{problem}, {sde}, {n:,} samples, {evaluations} evaluations")
+        for name, run in runs.items():
+            rows.append({"problem": problem, "sde": sde, "n": n, "evaluations": evaluations, "method": name})
+            rows[-1] |= judged(run(), end, reference)
+            figures = "  ".join(f"{key} {value:.3g}" for key, value in list(rows[-1].items())[5:])
+            print(f"  {name:20s} {figures}", flush=True)
+    return rows
+
+
+def noisy(down: Descent, evaluations: int, sde: str) -> dict[str, Callable[[], Tensor]]:
+    """Samplers at a number of evaluations; most of the others under VP alone: on the clock diffusions differ in their ends."""
+    chosen = {
+        name: m for name, m in NOISY.items() if sde == "vp" or "OnClock" in name or "default" in name or isinstance(m, InTime)
+    }
+    runs: dict[str, Callable[[], Tensor]] = {
+        name: functools.partial(by(method, down, EACH.get(name, 1)), evaluations) for name, method in chosen.items()
+    }
+    if down.x.numel() < 1_000_000:
+        for method, each in (("euler", 1), ("srk", 10)):
+            runs[f"torchsde {method}"] = functools.partial(with_torchsde, down, evaluations // each, method)
+    return runs
+
+
+def judged(x: Tensor, law: GaussianMixture, reference: Tensor) -> dict[str, float]:
+    """Worst deviations in standard errors, of weights, means and covariances; and the sliced Wasserstein distance."""
+    if not bool(torch.isfinite(x).all()):
+        return dict.fromkeys(("weights", "means", "covariances", "floor", "wasserstein"), math.nan)
+    x, reference = x[:, : 64 if x.shape[1] > 64 else None], reference[:, : 64 if x.shape[1] > 64 else None]
+    found = modes(x, seen(law, x.shape[1]))
+    scores = {"weights": found.weight_scores, "means": found.mean_scores, "covariances": found.covariance_scores}
+    worst = {name: float(abs(values).max()) for name, values in scores.items()}
+    size = 5_000
+    return worst | {"floor": found.floor(), "wasserstein": sliced_wasserstein(x[:size], reference[:size])}
+
+
+def seen(law: GaussianMixture, d: int) -> GaussianMixture:
+    """The law of the first d coordinates, of a mixture without axes of its own."""
+    if law.shape[0] == d:
+        return law
+    return GaussianMixture(law.weights, law.means[:, :d], law.covariances[:, :d, :d])
+
+
+def draw(rows: list[dict[str, Any]]) -> None:
+    figure = Figure(figsize=(10, 9), layout="constrained")
+    axes = figure.subplots(3, 3, sharex=True, sharey="row")
+    for (i, problem), (j, sde) in itertools.product(enumerate(MIXTURES), enumerate(SDES)):
+        place: Axes = axes[i, j]
+        here = [r for r in rows if (r["problem"], r["sde"]) == (problem, sde)]
+        for name in dict.fromkeys(r["method"] for r in here):
+            points = [(r["evaluations"], r["rms"]) for r in here if r["method"] == name]
+            style: dict[str, Any] = {"color": "0.8", "linewidth": 0.7, "zorder": 1}
+            if name in ("default", "default, adapted"):
+                style = {"color": "C0" if name == "default" else "C3", "marker": "o", "markersize": 3, "label": name}
+            place.plot(*zip(*points, strict=True), **style)
+        place.set(xscale="log", yscale="log", title=f"{problem}, {sde}", ylim=(1e-7, 3))
+        place.set_xticks(BUDGETS, map(str, BUDGETS))
+        place.xaxis.set_minor_formatter("")
+    for place in axes[2]:
+        place.set_xlabel("evaluations")
+    for place in axes[:, 0]:
+        place.set_ylabel("RMS error of x(end)")
+    axes[0, 0].plot([], [], color="0.8", label="diffusers, k-diffusion, torchdiffeq")
+    axes[0, 0].legend(fontsize=7, frameon=False)
+    figure.savefig(RESULTS / "samplers.png", dpi=120)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parts = ("deterministic", "stochastic")
+    parser.add_argument("parts", nargs="*", choices=parts, default=parts)
+    wanted = parser.parse_args().parts
+    result: dict[str, Any] = {"environment": environment(dtype="float64", seed=SEED)}
+    with torch.no_grad():
+        if "deterministic" in wanted:
+            result["deterministic"] = deterministic()
+        if "stochastic" in wanted:
+            result["stochastic"] = stochastic()
+    save("samplers" if len(wanted) == 2 else f"samplers_{wanted[0]}", result)
+    if "deterministic" in result:
+        draw(result["deterministic"])
+
+
+if __name__ == "__main__":
+    main()
