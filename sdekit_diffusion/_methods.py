@@ -16,6 +16,7 @@ from sdekit import (
     ReverseDiffusion,
     UniPC,
 )
+from sdekit_diffusion._ddim import DDIM
 from sdekit_diffusion._edm import EDM
 from sdekit_diffusion._samplers import AbstractMethod, AdaptiveFlow, InTime, OnClock
 
@@ -38,6 +39,7 @@ METHODS: dict[str, AbstractMethod] = {
     "dpm_2": OnClock(DPMSolverSingle(2), integrand="noise", steps=50),
     "dpmpp_2s": OnClock(DPMSolverSingle(2), steps=50),
     "dpmpp_3s": OnClock(DPMSolverSingle(3), steps=33),
+    "dpmpp_sde": DDIM(eta=1.0, stages=2, steps=50),
     "euler_maruyama": InTime(EulerMaruyama()),
     "reverse_diffusion": InTime(ReverseDiffusion()),
     "ancestral": InTime(Ancestral()),

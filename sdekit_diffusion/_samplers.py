@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Literal, Self
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -17,14 +18,17 @@ from sdekit import (
     Dopri5,
     NotFiniteError,
     PIDController,
+    PiecewiseClocked,
     Point,
     ReverseSDE,
     Solution,
     geometric,
     solve,
+    uniform,
 )
 from sdekit.elementary import Time, broadcast, exp
 from sdekit_diffusion._diffusion import AbstractDiffusion
+from sdekit_diffusion._discrete import PiecewiseLinear
 from sdekit_diffusion._flow import flow
 from sdekit_diffusion._grids import AbstractGrid, Native, Span, UniformInLogSNR
 from sdekit_diffusion._model import AbstractModel
@@ -44,13 +48,44 @@ def on_clock(
     if integrand == "noise":
         return Clocked(lambda l, x: _noise(model, sde, l, x), lambda l: sde.alpha(sde.time(l)), a=-1.0, own=sde.time)
 
-    def denoised(l: Time, x: Tensor) -> Tensor:
-        return model.denoise(sde.time(l), x, sde)
-
     def scale(l: Time) -> Time:
         return sde.sigma(sde.time(l)) * exp(-(eta**2) * l)
 
-    return Clocked(denoised, scale, a=1 + eta**2, q=2 * eta**2, own=sde.time)
+    return Clocked(lambda l, x: model.denoise(sde.time(l), x, sde), scale, a=1 + eta**2, q=2 * eta**2, own=sde.time)
+
+
+def on_steps(model: AbstractModel, sde: AbstractDiffusion, eta: Callable[[float], float], grid: Tensor) -> PiecewiseClocked:
+    """The same with a noise level that depends on l, taken in the middle of each step and kept on it.
+
+    With E the integral of eta^2, y = x e^E / sigma,  dy = D d e^{E + l} + dB_Q,  Q = e^{2 E}.
+
+    Arguments:
+        grid: l at the ends of the steps.
+
+    Raises:
+        ValueError: where eta is not a number from 0 on.
+
+    References:
+        Xue et al. 2023, arXiv 2309.05019, where eta is called tau.
+    """
+    l, middles = grid.numpy(), (0.5 * (grid[1:] + grid[:-1])).tolist()
+    levels = np.array([_level(float(eta(middle))) for middle in middles])
+    total = np.append(0.0, np.cumsum(levels**2 * np.diff(l)))
+    exponent = PiecewiseLinear(tuple(l.tolist()), tuple(total.tolist()))
+
+    def scale(l: Time) -> Time:
+        return sde.sigma(sde.time(l)) * exp(-exponent(l))
+
+    return PiecewiseClocked(
+        lambda l, x: model.denoise(sde.time(l), x, sde), scale, l, log_a=l + total, log_q=2 * total, own=sde.time
+    )
+
+
+def _level(eta: float) -> float:
+    """A noise level, refused unless it is a number from 0 on."""
+    if not 0 <= eta < math.inf:
+        raise ValueError(f"eta must be a number from 0 (probability flow) on, 1 being the reverse SDE; not {eta}")
+    return eta
 
 
 def _noise(model: AbstractModel, sde: AbstractDiffusion, l: Time, x: Tensor) -> Tensor:
@@ -121,26 +156,35 @@ class OnClock(AbstractMethod):
     Arguments:
         solver: `AdamsBashforth(k)`, whose weights are then exponential integrals; k = 1 is DDIM for eta = 0 and DDPM's
             ancestral sampler for eta = 1. Or any other solver, on the clock as its time.
-        eta: the noise level: 0 the probability flow, 1 the reverse SDE.
+        eta: the noise level: 0 the probability flow, 1 the reverse SDE; or a function of l = log(alpha / sigma), such as
+            `lambda l: float(-2 < l < 3)`, whose value in the middle of a step is kept on it: for solvers with planned weights.
         integrand: what rules take for a polynomial: "data", the denoiser; or "noise", for eta = 0.
         steps, grid: how many and where, unless `sample` says otherwise.
     """
 
     solver: AbstractSolver = field(default_factory=AdamsBashforth)
-    eta: float = 0.0
+    eta: float | Callable[[float], float] = 0.0
     integrand: Literal["data", "noise"] = "data"
     steps: int = field(default=99, kw_only=True)  # 100 evaluations: the first step of three values takes two
     grid: AbstractGrid = field(default=UniformInLogSNR(), kw_only=True)
 
     def __post_init__(self) -> None:
-        if not 0 <= self.eta < math.inf:
-            raise ValueError(f"eta must be a number from 0 (probability flow) on, 1 being the reverse SDE; not {self.eta}")
+        if not callable(self.eta):
+            _level(self.eta)
+        elif not self.solver.stepwise:
+            raise ValueError(
+                f"{type(self.solver).__name__} is for one eta: as a function of l it jumps where steps meet, which rules with "
+                "planned weights take exactly; choose one such as AdamsBashforth(2), or give eta as a number"
+            )
         if self.integrand not in ("data", "noise") or (self.integrand == "noise" and self.eta):
             raise ValueError(f"integrand must be 'data', or 'noise' for eta = 0; not {self.integrand!r} for eta = {self.eta}")
 
     def run(self, down: Descent) -> Solution:
-        problem = on_clock(down.model, down.sde, self.eta, self.integrand)
         grid = self.points(down)
+        if callable(self.eta):
+            problem = on_steps(down.model, down.sde, self.eta, grid)
+        else:
+            problem = on_clock(down.model, down.sde, self.eta, self.integrand)
         times, clock = torch.as_tensor(down.sde.time(grid)), torch.as_tensor(problem.time(grid))
 
         def report(point: Point) -> None:
@@ -158,7 +202,11 @@ class OnClock(AbstractMethod):
         return replace(solution, x=solution.x * problem.scale(down.span[1]), xs=xs, ts=times)
 
     def knots(self, sde: AbstractDiffusion, span: Span) -> Tensor:
-        """Geometric on the clock (alpha / sigma)^(2 eta^2), the ratio of neighbours at most 4."""
+        """Geometric on the clock (alpha / sigma)^(2 eta^2), the ratio of neighbours at most 4; where eta is a function of l the
+        time is l, and they are at most log 2 apart.
+        """
+        if callable(self.eta):
+            return uniform(*span, math.ceil((span[1] - span[0]) / math.log(2)))
         if not self.eta:
             raise ValueError(f"a method without noise reads no Brownian path; leave out noise='path', or give eta > 0: {self}")
         start, stop = (math.exp(2 * self.eta**2 * l) for l in span)
