@@ -1,5 +1,6 @@
 """Equations whose linear part is already integrated, run on the clock of their own noise."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -132,8 +133,8 @@ class PiecewiseClocked(AbstractSDE):
     def kick(self, t0: Time, t1: Time, x: Tensor, dw: Tensor | None) -> Tensor:
         if dw is None:
             return x
-        start, stop = np.interp([t0, t1], self.l, self.log_q)
-        return axpy(float(np.sqrt(-np.exp(stop) * np.expm1(start - stop) / (t1 - t0))), dw, x)
+        start, stop = np.interp([float(t0), float(t1)], self.l, self.log_q).tolist()
+        return axpy(math.sqrt(-math.exp(stop) * math.expm1(start - stop) / float(t1 - t0)), dw, x)
 
     def quadrature(self, rule: Rule, nodes: np.ndarray, t0: np.ndarray, t1: np.ndarray) -> np.ndarray:
         start, stop = (np.interp(t, self.l, self.log_a) for t in (t0, t1))

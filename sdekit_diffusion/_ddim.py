@@ -72,7 +72,8 @@ class DDIM(AbstractMethod):
     With one stage D is the denoiser at the start of the step; so is k-diffusion's Euler sampler with ancestral noise. With two
     it is that in the middle of the step in log(tau), reached by such a step: k-diffusion's `sample_dpmpp_sde`, and for eta = 0
     DPM-Solver++(2S). eta is 0 without noise and 1 as in DDPM; elsewhere a step has another variance than that of
-    `OnClock(eta=eta)`, and the same limit. One Brownian path serves all grids, as in `OnClock`.
+    `OnClock(eta=eta)`, and the same limit. One Brownian path serves all grids, as in `OnClock`: on the clock of the noise,
+    while k-diffusion's path has sigma for its time, so that its two normals of a step are correlated otherwise.
 
     Strong order one; weak order two with two stages and eta = 1, else one.
 

@@ -8,7 +8,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from convergence import local_weak_slope, slope
+from convergence import slope, weak_slope_on_clock
 from peers import DTYPES, MIXTURE, Case, agree, dpmpp_2s, dpmpp_sde, euler_ancestral
 
 from sdekit import AdamsBashforth
@@ -87,7 +87,7 @@ def test_weak_order(eta, stages):
     solver = Implicit(eta, stages)
     promised = solver.order["additive" if eta else "none"].weak
     assert promised == (stages if eta in (0, 1) else 1)
-    assert local_weak_slope(solver, on_clock(LINE, VPSDE(), eta)) == pytest.approx(promised + 1, abs=0.1)
+    assert weak_slope_on_clock(solver, on_clock(LINE, VPSDE(), eta)) == pytest.approx(promised + 1, abs=0.1)
 
 
 @pytest.mark.parametrize("stages", [1, 2])

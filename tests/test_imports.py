@@ -126,10 +126,10 @@ def test_public_names_of_sdekit():
         AbstractStochasticRungeKutta AbstractTrace AdamsBashforth AdamsMoulton Ancestral Bosh3 BrownianPath Checkpointed
         Clocked ClockedHeun DPMSolver DPMSolverSingle Dopri5 Dopri8 EulerHeun EulerMaruyama Exact ExponentialEuler
         ExponentialHeun Heun Hutchinson Increment Langevin Likelihood Midpoint Milstein NotFiniteError Order PIDController
-        PiecewiseClocked Point PredictorCorrector ProbabilityFlow ReverseDiffusion ReverseSDE Reversible ReversibleHeun SPaRK SemiLinear ShARK
-        SlowRK Solution Stage Status Step StochasticTableau Tableau Tsit5 UnfinishedError UniPC WhiteNoise elementary
-        fresh_seed geometric integrate interop log_likelihood normal odeint odeint_adjoint odeint_event sdeint solve uniform
-        uniform01
+        PiecewiseClocked Point PredictorCorrector ProbabilityFlow ReverseDiffusion ReverseSDE Reversible ReversibleHeun SPaRK
+        SemiLinear ShARK SlowRK Solution Stage Status Step StochasticTableau Tableau Tsit5 UnfinishedError UniPC WhiteNoise
+        elementary fresh_seed geometric integrate interop log_likelihood normal odeint odeint_adjoint odeint_event sdeint solve
+        uniform uniform01
     """.split()
     )
     assert all(hasattr(sdekit, name) for name in sdekit.__all__)

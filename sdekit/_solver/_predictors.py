@@ -60,8 +60,8 @@ class Ancestral(AbstractPredictor):
     for data that are one point: the step of `AdamsBashforth(1)` on the clock with eta = 1, DDPM's with the smaller variance.
 
     Arguments:
-        large: whether the variance is v under every diffusion, as forwards: beta_i = 1 - alpha_0^2 / alpha_1^2 where variance is
-            preserved.
+        large: whether the variance is v under every diffusion, that of a step forwards: where variance is preserved
+            beta_i = 1 - alpha_0^2 / alpha_1^2.
 
     References:
         Song et al. 2021, arXiv 2011.13456, appendix F; Ho et al. 2020, arXiv 2006.11239, algorithm 2.
