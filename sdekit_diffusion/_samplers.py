@@ -48,16 +48,19 @@ def on_clock(
     if integrand == "noise":
         return Clocked(lambda l, x: _noise(model, sde, l, x), lambda l: sde.alpha(sde.time(l)), a=-1.0, own=sde.time)
 
+    def denoised(l: Time, x: Tensor) -> Tensor:
+        return model.denoise(sde.time(l), x, sde)
+
     def scale(l: Time) -> Time:
         return sde.sigma(sde.time(l)) * exp(-(eta**2) * l)
 
-    return Clocked(lambda l, x: model.denoise(sde.time(l), x, sde), scale, a=1 + eta**2, q=2 * eta**2, own=sde.time)
+    return Clocked(denoised, scale, a=1 + eta**2, q=2 * eta**2, own=sde.time)
 
 
 def on_steps(model: AbstractModel, sde: AbstractDiffusion, eta: Callable[[float], float], grid: Tensor) -> PiecewiseClocked:
     """The same with a noise level that depends on l, taken in the middle of each step and kept on it.
 
-    With E the integral of eta^2, y = x e^E / sigma,  dy = D d e^{E + l} + dB_Q,  Q = e^{2 E}.
+    With E the integral of eta^2 from l = 0, y = x e^E / sigma,  dy = D d e^{E + l} + dB_Q,  Q = e^{2 E}.
 
     Arguments:
         grid: l at the ends of the steps.
@@ -71,14 +74,16 @@ def on_steps(model: AbstractModel, sde: AbstractDiffusion, eta: Callable[[float]
     l, middles = grid.numpy(), (0.5 * (grid[1:] + grid[:-1])).tolist()
     levels = np.array([_level(float(eta(middle))) for middle in middles])
     total = np.append(0.0, np.cumsum(levels**2 * np.diff(l)))
+    total = total - np.interp(0.0, l, total)
     exponent = PiecewiseLinear(tuple(l.tolist()), tuple(total.tolist()))
 
     def scale(l: Time) -> Time:
         return sde.sigma(sde.time(l)) * exp(-exponent(l))
 
-    return PiecewiseClocked(
-        lambda l, x: model.denoise(sde.time(l), x, sde), scale, l, log_a=l + total, log_q=2 * total, own=sde.time
-    )
+    def denoised(l: Time, x: Tensor) -> Tensor:
+        return model.denoise(sde.time(l), x, sde)
+
+    return PiecewiseClocked(denoised, scale, l, log_a=l + total, log_q=2 * total, own=sde.time)
 
 
 def _level(eta: float) -> float:
