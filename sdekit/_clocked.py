@@ -22,7 +22,8 @@ class Clocked(AbstractSDE):
 
         dy = F(l, x) dA/dtau dtau + dB_tau.
 
-    Multistep rules interpolate F as a polynomial in l, where it is smooth, or as their authors chose, and integrate against dA.
+    Multistep rules interpolate F as a polynomial in l, in a variable where it is smooth, or as their authors chose, and
+    integrate against dA.
 
     Arguments:
         integrand: `F(l, x)`, shaped like x; l is a float, or `(batch,)`.
@@ -30,6 +31,7 @@ class Clocked(AbstractSDE):
         a: the exponent of A, not zero.
         q: the exponent of Q; 0 for an ordinary equation.
         own: the time in which F is known outside, as a function of l: a diffusion's t, in which some rules interpolate.
+        smooth: a monotone function of l in which F is nearly a polynomial.
     """
 
     integrand: Callable[[Time, Tensor], Tensor]
@@ -37,6 +39,7 @@ class Clocked(AbstractSDE):
     a: float
     q: float = 0.0
     own: Callable[[Time], Time] = lambda l: l
+    smooth: Callable[[Time], Time] = lambda l: l
 
     def __post_init__(self) -> None:
         if not self.a or self.q < 0:
@@ -74,11 +77,15 @@ class Clocked(AbstractSDE):
         clock = self.q or self.a
         l, start, stop = np.log(nodes) / clock, np.log(t0) / clock, np.log(t1) / clock
         rate = self.a / self.q * np.exp((self.a - self.q) * l) if self.q else 1.0
-        panels = Panels(l, start, stop, self.a, lambda l: np.asarray(self.own(torch.from_numpy(l))))
+        panels = Panels(l, start, stop, self.a, _on_arrays(self.own), _on_arrays(self.smooth))
         return rule(panels) * np.exp(self.a * stop)[:, None] / rate
 
     def between(self, t0: np.ndarray, t1: np.ndarray, c: float) -> np.ndarray:
         return t0 * (t1 / t0) ** c
+
+
+def _on_arrays(function: Callable[[Time], Time]) -> Callable[[np.ndarray], np.ndarray]:
+    return lambda l: np.asarray(function(torch.from_numpy(l)))
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,7 +101,7 @@ class PiecewiseClocked(AbstractSDE):
         l: the grid, increasing.
         log_a: log A at its points, increasing.
         log_q: log Q at its points, not decreasing; without noise where it stays the same.
-        own: the time in which F is known outside, as a function of l.
+        own, smooth: as in `Clocked`.
     """
 
     integrand: Callable[[Time, Tensor], Tensor]
@@ -103,6 +110,7 @@ class PiecewiseClocked(AbstractSDE):
     log_a: np.ndarray
     log_q: np.ndarray
     own: Callable[[Time], Time] = lambda l: l
+    smooth: Callable[[Time], Time] = lambda l: l
 
     def __post_init__(self) -> None:
         if not ((np.diff(self.l) > 0).all() and (np.diff(self.log_a) > 0).all() and (np.diff(self.log_q) >= 0).all()):
@@ -138,7 +146,8 @@ class PiecewiseClocked(AbstractSDE):
 
     def quadrature(self, rule: Rule, nodes: np.ndarray, t0: np.ndarray, t1: np.ndarray) -> np.ndarray:
         start, stop = (np.interp(t, self.l, self.log_a) for t in (t0, t1))
-        panels = Panels(nodes, t0, t1, (stop - start) / (t1 - t0), lambda l: np.asarray(self.own(torch.from_numpy(l))))
+        rate = (stop - start) / (t1 - t0)
+        panels = Panels(nodes, t0, t1, rate, _on_arrays(self.own), _on_arrays(self.smooth))
         return rule(panels) * np.exp(stop)[:, None] / self._speed(self.log_a, nodes)
 
     def _speed(self, log_values: np.ndarray, l: np.ndarray) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from sdekit_diffusion import data, metrics, nets
 from sdekit_diffusion._adapted import GRIDS, Adapted
+from sdekit_diffusion._bound import VariationalBound, variational_bound
 from sdekit_diffusion._checkpoint import CheckpointError, load, save
 from sdekit_diffusion._ddim import DDIM
 from sdekit_diffusion._diffusion import VESDE, VPSDE, AbstractDiffusion, SubVPSDE
@@ -10,6 +11,7 @@ from sdekit_diffusion._edm import EDM
 from sdekit_diffusion._grids import (
     AbstractGrid,
     Equidistributed,
+    Focused,
     GeometricInSigma,
     Karras,
     Native,
@@ -50,6 +52,7 @@ __all__ = [
     "CosineVPSDE",
     "Descent",
     "Equidistributed",
+    "Focused",
     "GaussianMixture",
     "GeometricInSigma",
     "InTime",
@@ -64,6 +67,7 @@ __all__ = [
     "SubVPSDE",
     "UniformInLogSNR",
     "UniformInTime",
+    "VariationalBound",
     "bits_per_dim",
     "cosine_betas",
     "data",
@@ -80,4 +84,5 @@ __all__ = [
     "sample",
     "save",
     "training",
+    "variational_bound",
 ]
