@@ -4,7 +4,7 @@ from importlib.metadata import version
 
 from sdekit import elementary, interop
 from sdekit._brownian import BrownianPath
-from sdekit._clocked import Clocked
+from sdekit._clocked import Clocked, PiecewiseClocked
 from sdekit._control import PIDController
 from sdekit._divergence import AbstractTrace, Exact, Hutchinson
 from sdekit._gradient import AbstractGradient, Checkpointed, Reversible
@@ -115,6 +115,7 @@ __all__ = [
     "NotFiniteError",
     "Order",
     "PIDController",
+    "PiecewiseClocked",
     "Point",
     "PredictorCorrector",
     "ProbabilityFlow",

@@ -20,11 +20,11 @@ def _itself(l: np.ndarray) -> np.ndarray:
 class Panels:
     """Steps of an integral against dA(l), and where the values are known that each may use.
 
-    A(l) = l when rate = 0; else A(l) = e^{rate (l - stop)}, normalised to 1 at the end so that nothing overflows.
+    A(l) = l where rate = 0; else A(l) = e^{rate (l - stop)}, normalised to 1 at the end so that nothing overflows.
 
     Arguments:
         nodes: `(steps, k)`, distinct in each row; start, stop: `(steps,)`.
-        rate: the exponent of A.
+        rate: the exponent of A, a number or `(steps,)`.
         own: the time that the equation itself is written in, as a function of l.
         smooth: a variable in which the values are nearly a polynomial, as a function of l.
     """
@@ -32,7 +32,7 @@ class Panels:
     nodes: np.ndarray
     start: np.ndarray
     stop: np.ndarray
-    rate: float = 0.0
+    rate: float | np.ndarray = 0.0
     own: Map = _itself
     smooth: Map = _itself
 
@@ -41,11 +41,21 @@ class Panels:
         """How many values a step may use."""
         return self.nodes.shape[1]
 
+    @property
+    def speed(self) -> np.ndarray:
+        """dA/dl at the end of each step, `(steps,)`."""
+        return np.where(self.rate, self.rate, np.ones_like(self.stop))
+
+    def clock(self, l: np.ndarray) -> np.ndarray:
+        """A at places `(steps,)` or `(steps, n)`, but for a factor and a constant of each step."""
+        rate = (self.rate + np.zeros_like(self.stop)).reshape(-1, *[1] * (l.ndim - 1))
+        return np.where(rate, np.exp(rate * (l - self.stop.max())), l)
+
     def moments(self, variable: Map = _itself) -> np.ndarray:
         """The integrals of 1, s, ..., s^{k-1} against dA, `(steps, k)`; s goes from 0 to 1 over the step as a variable does."""
         width = (self.stop - self.start)[:, None]
         s = self._place(self.stop[:, None] - _NODES * width, variable)
-        density = np.exp(-self.rate * width * _NODES) * (self.rate or 1.0) * width * _WEIGHTS
+        density = np.exp(-(self.rate * (self.stop - self.start))[:, None] * _NODES) * self.speed[:, None] * width * _WEIGHTS
         return np.einsum("iq,iqj->ij", density, s[:, :, None] ** np.arange(self.k))
 
     def weights(self, moments: np.ndarray, variable: Map = _itself) -> np.ndarray:

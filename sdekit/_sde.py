@@ -53,6 +53,13 @@ class AbstractSDE(ABC):
         """onto + g . dw for a g already evaluated: the only place where g meets the noise."""
         return _PRODUCTS[self.noise_type](g, dw, onto)
 
+    def kick(self, t0: Time, t1: Time, x: Tensor, dw: Tensor | None) -> Tensor:
+        """x + the noise of a whole step, for solvers of additive noise that take g once a step.
+
+        In the middle of the step: at its start the variance would be right to first order only.
+        """
+        return self.diffuse(0.5 * (t0 + t1), x, dw, x)
+
     def physical(self, t: Time, x: Tensor) -> Tensor:
         """A state in the units in which tolerances are meant: x itself, unless the equation is written in another variable."""
         return x

@@ -174,6 +174,10 @@ class Counted(AbstractSDE):
     def multiply(self, g: Time, dw: Tensor | None, onto: Tensor) -> Tensor:
         return self.problem.multiply(g, dw, onto)
 
+    def kick(self, t0: Time, t1: Time, x: Tensor, dw: Tensor | None) -> Tensor:
+        self.calls[1] += 1
+        return self.problem.kick(t0, t1, x, dw)
+
     def physical(self, t: Time, x: Tensor) -> Tensor:
         return self.problem.physical(t, x)
 

@@ -5,6 +5,7 @@ from sdekit_diffusion._adapted import GRIDS, Adapted
 from sdekit_diffusion._adaptive import AdaptiveFlow, AdaptiveSDE
 from sdekit_diffusion._bound import VariationalBound, variational_bound
 from sdekit_diffusion._checkpoint import CheckpointError, load, save
+from sdekit_diffusion._ddim import DDIM
 from sdekit_diffusion._diffusion import VESDE, VPSDE, AbstractDiffusion, SubVPSDE
 from sdekit_diffusion._discrete import DDPM, NCSN, cosine_betas, linear_betas
 from sdekit_diffusion._edm import EDM
@@ -31,6 +32,7 @@ from sdekit_diffusion._schedules import DIFFUSIONS, EDMSDE, CosineVPSDE, Rectifi
 from sdekit_diffusion._train import Recipe, Record, fit, training
 
 __all__ = [
+    "DDIM",
     "DDPM",
     "DIFFUSIONS",
     "EDM",

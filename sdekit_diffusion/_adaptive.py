@@ -17,7 +17,7 @@ from sdekit_diffusion._samplers import AbstractMethod, Descent, clock_knots, on_
 
 @dataclass(frozen=True, eq=False)
 class AbstractAdaptive(AbstractMethod, ABC):
-    """A method that chooses its own steps, hence takes neither their number nor a grid, and keeps no states between the ends."""
+    """A method that chooses its own steps, hence takes neither their number nor a grid, and keeps no states in between."""
 
     def __post_init__(self) -> None:
         if self.grid is not None:

@@ -20,6 +20,7 @@ from sdekit import (
     UniPC,
 )
 from sdekit_diffusion._adaptive import AdaptiveFlow, AdaptiveSDE
+from sdekit_diffusion._ddim import DDIM
 from sdekit_diffusion._edm import EDM
 from sdekit_diffusion._grids import UniformInLogSNR
 from sdekit_diffusion._samplers import AbstractMethod, InTime, OnClock
@@ -49,6 +50,7 @@ METHODS: dict[str, AbstractMethod] = {
     "dpm_2": _published(DPMSolverSingle(2), 50, integrand="noise"),
     "dpmpp_2s": _published(DPMSolverSingle(2), 50),
     "dpmpp_3s": _published(DPMSolverSingle(3), 33),
+    "dpmpp_sde": DDIM(eta=1.0, stages=2, steps=50),
     "euler_maruyama": InTime(EulerMaruyama()),
     "reverse_diffusion": InTime(ReverseDiffusion()),
     "ancestral": InTime(Ancestral()),

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import ClassVar, Literal, Self
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -15,14 +16,17 @@ from sdekit import (
     AdamsMoulton,
     Clocked,
     NotFiniteError,
+    PiecewiseClocked,
     Point,
     ReverseSDE,
     Solution,
     geometric,
     solve,
+    uniform,
 )
 from sdekit.elementary import Time, broadcast, exp
 from sdekit_diffusion._diffusion import AbstractDiffusion
+from sdekit_diffusion._discrete import PiecewiseLinear
 from sdekit_diffusion._grids import AbstractGrid, Focused, Native, Span
 from sdekit_diffusion._model import AbstractModel
 
@@ -56,6 +60,42 @@ def clock_knots(eta: float, span: Span) -> Tensor:
     """Geometric on the clock (alpha / sigma)^(2 eta^2), the ratio of neighbours at most 4."""
     start, stop = (math.exp(2 * eta**2 * l) for l in span)
     return geometric(start, stop, math.ceil(math.log(stop / start, 4)))
+
+
+def on_steps(model: AbstractModel, sde: AbstractDiffusion, eta: Callable[[float], float], grid: Tensor) -> PiecewiseClocked:
+    """The same with a noise level that depends on l, taken in the middle of each step and kept on it.
+
+    With E the integral of eta^2 from l = 0, y = x e^E / sigma,  dy = D d e^{E + l} + dB_Q,  Q = e^{2 E}.
+
+    Arguments:
+        grid: l at the ends of the steps.
+
+    Raises:
+        ValueError: where eta is not a number from 0 on.
+
+    References:
+        Xue et al. 2023, arXiv 2309.05019, where eta is called tau.
+    """
+    l, middles = grid.numpy(), (0.5 * (grid[1:] + grid[:-1])).tolist()
+    levels = np.array([_level(float(eta(middle))) for middle in middles])
+    total = np.append(0.0, np.cumsum(levels**2 * np.diff(l)))
+    total = total - np.interp(0.0, l, total)
+    exponent = PiecewiseLinear(tuple(l.tolist()), tuple(total.tolist()))
+
+    def scale(l: Time) -> Time:
+        return sde.sigma(sde.time(l)) * exp(-exponent(l))
+
+    def denoised(l: Time, x: Tensor) -> Tensor:
+        return model.denoise(sde.time(l), x, sde)
+
+    return PiecewiseClocked(denoised, scale, l, log_a=l + total, log_q=2 * total, own=sde.time, smooth=model.clock)
+
+
+def _level(eta: float) -> float:
+    """A noise level, refused unless it is a number from 0 on."""
+    if not 0 <= eta < math.inf:
+        raise ValueError(f"eta must be a number from 0 (probability flow) on, 1 being the reverse SDE; not {eta}")
+    return eta
 
 
 def _noise(model: AbstractModel, sde: AbstractDiffusion, l: Time, x: Tensor) -> Tensor:
@@ -129,26 +169,35 @@ class OnClock(AbstractMethod):
         solver: `AdamsMoulton(k)` or `AdamsBashforth(k)`, whose weights are then exponential integrals, for a polynomial in
             `AbstractModel.clock`; the latter with k = 1 is DDIM for eta = 0 and DDPM's ancestral sampler for eta = 1. Or any
             other solver, on the clock as its time.
-        eta: the noise level: 0 the probability flow, 1 the reverse SDE.
+        eta: the noise level: 0 the probability flow, 1 the reverse SDE; or a function of l = log(alpha / sigma), such as
+            `lambda l: float(-2 < l < 3)`, whose value in the middle of a step is kept on it: for solvers with planned weights.
         integrand: what rules take for a polynomial: "data", the denoiser; or "noise", for eta = 0.
         steps, grid: how many and where, unless `sample` says otherwise.
     """
 
     solver: AbstractSolver = field(default_factory=lambda: AdamsMoulton(3, self_starting=False))
-    eta: float = 0.0
+    eta: float | Callable[[float], float] = 0.0
     integrand: Literal["data", "noise"] = "data"
     steps: int = field(default=100, kw_only=True)
     grid: AbstractGrid = field(default=Focused(), kw_only=True)
 
     def __post_init__(self) -> None:
-        if not 0 <= self.eta < math.inf:
-            raise ValueError(f"eta must be a number from 0 (probability flow) on, 1 being the reverse SDE; not {self.eta}")
+        if not callable(self.eta):
+            _level(self.eta)
+        elif not self.solver.stepwise:
+            raise ValueError(
+                f"{type(self.solver).__name__} is for one eta: as a function of l it jumps where steps meet, which rules with "
+                "planned weights take exactly; choose one such as AdamsBashforth(2), or give eta as a number"
+            )
         if self.integrand not in ("data", "noise") or (self.integrand == "noise" and self.eta):
             raise ValueError(f"integrand must be 'data', or 'noise' for eta = 0; not {self.integrand!r} for eta = {self.eta}")
 
     def run(self, down: Descent) -> Solution:
-        problem = on_clock(down.model, down.sde, self.eta, self.integrand)
         grid = self.points(down)
+        if callable(self.eta):
+            problem = on_steps(down.model, down.sde, self.eta, grid)
+        else:
+            problem = on_clock(down.model, down.sde, self.eta, self.integrand)
         times, clock = torch.as_tensor(down.sde.time(grid)), torch.as_tensor(problem.time(grid))
 
         def report(point: Point) -> None:
@@ -166,6 +215,9 @@ class OnClock(AbstractMethod):
         return replace(solution, x=solution.x * problem.scale(down.span[1]), xs=xs, ts=times)
 
     def knots(self, sde: AbstractDiffusion, span: Span) -> Tensor:
+        """`clock_knots`; where eta is a function of l the time is l, and they are at most log 2 apart."""
+        if callable(self.eta):
+            return uniform(*span, math.ceil((span[1] - span[0]) / math.log(2)))
         if not self.eta:
             raise ValueError(f"a method without noise reads no Brownian path; leave out noise='path', or give eta > 0: {self}")
         return clock_knots(self.eta, span)

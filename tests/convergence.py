@@ -1,6 +1,7 @@
 """How orders are measured: nonlinear problems, one fine noise with references on it, and expectations without Monte Carlo."""
 
 import functools
+import itertools
 import math
 
 import numpy as np
@@ -227,3 +228,37 @@ def weak_slope(solver, kind, direction, t=0.3, x=0.9):
             error += abs((mass * phi(t, ends)[:, 0]).sum().item() - exact)
         errors.append(error)
     return slope(1 / h, errors)
+
+
+def local_weak_slope(solver, problem, time, scale=lambda s: 1.0, x=0.4):
+    """The power of h with which a step from s = 0 to h differs in mean from two of h/2, for an equation of one dimension.
+
+    By quadrature over all that the steps draw; one less is the weak order of a method whose steps do not remember.
+
+    Arguments:
+        time: the equation's time as a function of s.
+        scale: x over the equation's state, in which means are taken.
+    """
+    lengths, errors = 2.0 ** -np.arange(6, 10), []
+    for h in lengths:
+        ends = []
+        for parts in (1, 2):
+            ts = [float(time(h * i / parts)) for i in range(parts + 1)]
+            drawn = 0 if problem.noise_type == "none" else 1 + solver.normals
+            grid, mass = quadrature(8, drawn * parts) if drawn else (None, torch.ones(1, dtype=torch.float64))
+            y, planned = torch.full((len(mass), 1), x / scale(0.0), dtype=torch.float64), solver.plan(problem, ts)
+            for i, (t0, t1) in enumerate(itertools.pairwise(ts)):
+                noise = Increment()
+                if grid is not None:
+                    w, *z = grid[:, i * drawn : (i + 1) * drawn].split(1, dim=1)
+                    noise = Increment(w * math.sqrt(abs(t1 - t0)), None, torch.stack(z) if z else None)
+                y = planned.step(problem, t0, t1, y, noise, ()).x
+            end = y * scale(h)
+            ends.append((mass * (torch.cos(2 * end) + end**2)[:, 0]).sum())
+        errors.append(abs(ends[0] - ends[1]).item())
+    return slope(1 / lengths, errors)
+
+
+def weak_slope_on_clock(solver, problem, l=0.2):
+    """The same for steps in l."""
+    return local_weak_slope(solver, problem, lambda h: problem.time(l + h), lambda h: problem.scale(l + h))

@@ -49,7 +49,7 @@ DIFFUSION = [
     {"_model"},
     {"_mixture", "_flow", "_loss", "_grids"},
     {"_samplers"},
-    {"_adapted", "_adaptive", "_edm"},
+    {"_adapted", "_adaptive", "_ddim", "_edm"},
     {"_methods"},
     {"_sample", "_train", "_checkpoint"},
     {"_likelihood", "_bound"},
@@ -129,10 +129,10 @@ def test_public_names_of_sdekit():
         AbstractStochasticRungeKutta AbstractTrace AdamsBashforth AdamsMoulton Ancestral Bosh3 BrownianPath Checkpointed
         Clocked ClockedHeun DPMSolver DPMSolverSingle Dopri5 Dopri8 EulerHeun EulerMaruyama Exact ExponentialEuler
         ExponentialHeun Heun Hutchinson Increment Langevin Likelihood Midpoint Milstein NotFiniteError Order PIDController
-        Point PredictorCorrector ProbabilityFlow ReverseDiffusion ReverseSDE Reversible ReversibleHeun SPaRK SemiLinear ShARK
-        SlowRK Solution Stage Status Step StochasticTableau Tableau Tsit5 UnfinishedError UniPC WhiteNoise elementary
-        fresh_seed geometric integrate interop log_likelihood normal odeint odeint_adjoint odeint_event sdeint solve uniform
-        uniform01
+        PiecewiseClocked Point PredictorCorrector ProbabilityFlow ReverseDiffusion ReverseSDE Reversible ReversibleHeun SPaRK
+        SemiLinear ShARK SlowRK Solution Stage Status Step StochasticTableau Tableau Tsit5 UnfinishedError UniPC WhiteNoise
+        elementary fresh_seed geometric integrate interop log_likelihood normal odeint odeint_adjoint odeint_event sdeint solve
+        uniform uniform01
     """.split()
     )
     assert all(hasattr(sdekit, name) for name in sdekit.__all__)
@@ -142,7 +142,7 @@ def test_public_names_of_sdekit_diffusion():
     assert (
         sdekit_diffusion.__all__
         == """
-        DDPM DIFFUSIONS EDM EDMSDE GRIDS METHODS NCSN VESDE VPSDE AbstractDiffusion AbstractGrid AbstractMethod
+        DDIM DDPM DIFFUSIONS EDM EDMSDE GRIDS METHODS NCSN VESDE VPSDE AbstractDiffusion AbstractGrid AbstractMethod
         AbstractModel Adapted AdaptiveFlow AdaptiveSDE BitsPerDim CheckpointError CosineVPSDE Descent Equidistributed Focused
         GaussianMixture GeometricInSigma InTime Karras Native OnClock Quadratic Recipe Record RectifiedFlow ScoreModel SubVPSDE
         UniformInLogSNR UniformInTime VariationalBound bits_per_dim cosine_betas data decode dsm_loss encode fit interpolate

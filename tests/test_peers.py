@@ -8,7 +8,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from peers import MIXTURE, Case, agree
+from peers import DTYPES, MIXTURE, Case, agree
 from scipy import integrate
 
 from sdekit import DEIS, AdamsBashforth, AdamsMoulton, DPMSolver, UniPC
@@ -62,23 +62,26 @@ def dpmpp(case, order, form):
     return x
 
 
+@DTYPES
 @pytest.mark.parametrize("solver", [AdamsBashforth(1), DPMSolver(1), DEIS(1)], ids=str)
 @pytest.mark.parametrize("integrand", ["data", "noise"])
-def test_euler_on_the_noise_is_ddim(solver, integrand):
-    case = Case(VESDE())
+def test_euler_on_the_noise_is_ddim(solver, integrand, dtype):
+    case = Case(VESDE(), dtype=dtype)
     agree(case.ours(solver, integrand), euler(case))
 
 
+@DTYPES
 @pytest.mark.parametrize("k", [1, 2, 3, 4])
-def test_lms(k):
-    case = Case(VESDE())
+def test_lms(k, dtype):
+    case = Case(VESDE(), dtype=dtype)
     agree(case.ours(DEIS(k, "rho"), "noise"), lms(case, k))
 
 
+@DTYPES
 @pytest.mark.parametrize("eta", [0.0, 0.6, 1.0])
 @pytest.mark.parametrize(("order", "form"), [(1, "midpoint"), (2, "midpoint"), (2, "heun"), (3, "midpoint"), (3, "heun")])
-def test_dpm_solver(order, form, eta):
-    case = Case(VESDE(), eta=eta)
+def test_dpm_solver(order, form, eta, dtype):
+    case = Case(VESDE(), eta=eta, dtype=dtype)
     assert len(case.z) == (case.steps if eta else 0)
     past = order if order > 1 else 0
     agree(case.ours(DPMSolver(order, form)), dpmpp(case, past, form) if past else ancestral(case))
@@ -127,11 +130,12 @@ def unipc(case, order, form, lower_final):
     return x
 
 
+@DTYPES
 @pytest.mark.parametrize("lower_final", [False, True])
 @pytest.mark.parametrize("form", ["bh1", "bh2"])
 @pytest.mark.parametrize("k", [1, 2, 3])
-def test_unipc(k, form, lower_final):
-    case = Case(VPSDE())
+def test_unipc(k, form, lower_final, dtype):
+    case = Case(VPSDE(), dtype=dtype)
     agree(case.ours(UniPC(k, form, lower_final=lower_final)), unipc(case, k, form, lower_final))
 
 
@@ -153,9 +157,10 @@ def tab(case, k):
     return x
 
 
+@DTYPES
 @pytest.mark.parametrize("k", [2, 3])
-def test_deis(k):
-    case = Case(VPSDE())
+def test_deis(k, dtype):
+    case = Case(VPSDE(), dtype=dtype)
     agree(case.ours(DEIS(k), "noise"), tab(case, k))
 
 
@@ -172,12 +177,13 @@ NAMED = {
 }
 
 
+@DTYPES
 @pytest.mark.parametrize("name", NAMED)
-def test_names(name):
+def test_names(name, dtype):
     """What a user gets for a name, with and without k-diffusion's last step to sigma = 0."""
     ve, steps = VESDE(), 30
-    case = Case(ve, steps, METHODS[name].eta, np.linspace(*span_of(MIXTURE, ve, 0.05), steps + 1))
-    settings = {"sde": ve, "method": name, "steps": steps, "end": 0.05, "x_T": case.x, "seed": 3, "dtype": torch.float64}
+    case = Case(ve, steps, METHODS[name].eta, np.linspace(*span_of(MIXTURE, ve, 0.05), steps + 1), dtype)
+    settings = {"sde": ve, "method": name, "steps": steps, "end": 0.05, "x_T": case.x, "seed": 3, "dtype": dtype}
     expected = NAMED[name](case)
     agree(sample(MIXTURE, **settings), expected)
     agree(sample(MIXTURE, denoise=True, **settings), case.data(steps, expected))

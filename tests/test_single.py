@@ -8,7 +8,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from peers import MIXTURE, Case, agree, dpm_2, dpm_3, dpmpp_2s, dpmpp_3s, exp_heun, heun
+from peers import DTYPES, MIXTURE, Case, agree, dpm_2, dpm_3, dpmpp_2s, dpmpp_3s, exp_heun, heun
 
 from sdekit import ClockedHeun, DPMSolverSingle, Heun, Increment, solve, uniform
 from sdekit._noise import AbstractNoise
@@ -26,47 +26,52 @@ PUBLISHED = {
 }
 
 
+@DTYPES
 @pytest.mark.parametrize("name", PUBLISHED)
-def test_published(name):
+def test_published(name, dtype):
     sde, solver, integrand, published = PUBLISHED[name]
-    case = Case(sde)
+    case = Case(sde, dtype=dtype)
     agree(case.ours(solver, integrand), published(case))
 
 
+@DTYPES
 @pytest.mark.parametrize("eta", [0.0, 0.6, 1.0])
-def test_exponential_heun(eta):
-    case = Case(VESDE(), eta=eta)
+def test_exponential_heun(eta, dtype):
+    case = Case(VESDE(), eta=eta, dtype=dtype)
     agree(case.ours(ClockedHeun()), exp_heun(case))
 
 
 CHURNS = [{}, {"s_churn": 5.0}, {"s_churn": 40.0, "s_tmin": 0.1, "s_tmax": 5.0, "s_noise": 1.003}]
 
 
-def named(steps, **settings):
+def named(steps, dtype, **settings):
     """A call of sample down to sigma = 0.05, and the case that it is compared with."""
     ve = VESDE()
-    case = Case(ve, steps, 0.0, np.linspace(*span_of(MIXTURE, ve, 0.05), steps + 1))
-    return sample(MIXTURE, sde=ve, steps=steps, end=0.05, x_T=case.x, seed=3, dtype=torch.float64, **settings), case
+    case = Case(ve, steps, 0.0, np.linspace(*span_of(MIXTURE, ve, 0.05), steps + 1), dtype)
+    return sample(MIXTURE, sde=ve, steps=steps, end=0.05, x_T=case.x, seed=3, dtype=dtype, **settings), case
 
 
+@DTYPES
 @pytest.mark.parametrize("settings", CHURNS, ids=str)
 @pytest.mark.parametrize("steps", [10, 20])
-def test_edm(settings, steps):
+def test_edm(settings, steps, dtype):
     """Also where gamma is at its bound, sqrt(2) - 1."""
-    case = Case(VESDE(), steps)
+    case = Case(VESDE(), steps, dtype=dtype)
     agree(case.ours(Churn(**settings), "noise"), heun(case, **settings))
 
 
+@DTYPES
 @pytest.mark.parametrize("settings", CHURNS, ids=str)
-def test_edm_by_the_one_call(settings):
+def test_edm_by_the_one_call(settings, dtype):
     """The noise is never raised above that of the start, which is the diffusion's largest."""
-    ours, case = named(30, method=EDM(**settings))
+    ours, case = named(30, dtype, method=EDM(**settings))
     agree(ours, heun(case, **settings, largest=case.sigmas[0]))
 
 
+@DTYPES
 @pytest.mark.parametrize("name", ["heun", "edm", "dpm_2", "dpmpp_2s", "exp_heun", "dpmpp_3s"])
-def test_names(name):
-    ours, case = named(30, method=name)
+def test_names(name, dtype):
+    ours, case = named(30, dtype, method=name)
     references = {
         "edm": lambda case: heun(case, 40, 0.05, 50, largest=case.sigmas[0]),
         "exp_heun": exp_heun,

@@ -44,6 +44,8 @@ class AbstractSolver(ABC):
         normals: how many fresh normals of the state's shape a step uses besides W.
         embedded: the power of the step size with which the error estimate falls; None where a step has none.
         reversible: whether `reverse` undoes a step.
+        stepwise: whether coefficients may jump from one step to the next, because the weights and the noise of a step are
+            those that `AbstractSDE.quadrature` and `kick` give for it.
     """
 
     order: Mapping[NoiseType, Order]
@@ -52,6 +54,7 @@ class AbstractSolver(ABC):
     normals: int = 0
     embedded: float | None = None
     reversible: bool = False
+    stepwise: bool = False
 
     def plan(self, problem: AbstractSDE, ts: Sequence[float]) -> Self:
         """The solver with all that depends on the grid computed; itself where nothing does."""

@@ -33,14 +33,15 @@ class AbstractPlanned(AbstractSolver):
         planned: the steps of a grid by their t_0; `plan` fills it in.
     """
 
+    stepwise = True
+
     planned: Mapping[float, Row] = field(default_factory=dict, repr=False, kw_only=True)
 
     def step(self, problem: AbstractSDE, t0: Time, t1: Time, x: Tensor, noise: Increment, state: Tree) -> Step:
         assert isinstance(t0, float), "planned weights belong to a fixed grid"
         row = self.planned[t0]
         slopes = state if row.known else (problem.drift(t0, x), *state)
-        # Additive noise takes g at the middle of the step: at its start the variance would be right to first order only.
-        kicked = problem.diffuse(0.5 * (t0 + t1), x, noise.w, x)
+        kicked = problem.kick(t0, t1, x, noise.w)
         for t, weights in row.stages:
             slopes = (problem.drift(t, _moved(kicked, weights, slopes)), *slopes)
         return Step(_moved(kicked, row.weights, slopes), state=tuple(map(slopes.__getitem__, row.kept)))

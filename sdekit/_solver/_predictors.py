@@ -23,9 +23,8 @@ class AbstractPredictor(AbstractSolver, ABC):
 
     order = {"additive": Order(1, 1)}
 
-    @staticmethod
     @abstractmethod
-    def coefficients(r: float, v: float, w: float) -> tuple[float, float, float]:
+    def coefficients(self, r: float, v: float, w: float) -> tuple[float, float, float]:
         """a, b and c^2."""
 
     def step(self, problem: AbstractSDE, t0: Time, t1: Time, x: Tensor, noise: Increment, state: Tree) -> Step:
@@ -48,8 +47,7 @@ class ReverseDiffusion(AbstractPredictor):
         Song et al. 2021, arXiv 2011.13456, appendix E, algorithms 2 and 3.
     """
 
-    @staticmethod
-    def coefficients(r: float, v: float, w: float) -> tuple[float, float, float]:
+    def coefficients(self, r: float, v: float, w: float) -> tuple[float, float, float]:
         return 2 - r, v, v
 
 
@@ -59,12 +57,17 @@ class Ancestral(AbstractPredictor):
 
     VP: (x + beta_i s) / sqrt(1 - beta_i) + sqrt(beta_i) z, DDPM's sampler with the larger of its variances; VE:
     x + v s + sqrt(w) z with w = sigma_{i-1}^2 (sigma_i^2 - sigma_{i-1}^2) / sigma_i^2. Under VE and all others it is exact
-    for data that are one point: the step of `AdamsBashforth(1)` on the clock with eta = 1.
+    for data that are one point: the step of `AdamsBashforth(1)` on the clock with eta = 1, DDPM's with the smaller variance.
+
+    Arguments:
+        large: whether the variance is v under every diffusion, that of a step forwards: where variance is preserved
+            beta_i = 1 - alpha_0^2 / alpha_1^2.
 
     References:
         Song et al. 2021, arXiv 2011.13456, appendix F; Ho et al. 2020, arXiv 2006.11239, algorithm 2.
     """
 
-    @staticmethod
-    def coefficients(r: float, v: float, w: float) -> tuple[float, float, float]:
-        return 1 / r, v / r, w
+    large: bool = False
+
+    def coefficients(self, r: float, v: float, w: float) -> tuple[float, float, float]:
+        return 1 / r, v / r, v if self.large else w

@@ -67,7 +67,7 @@ class UniPC(AbstractMultistep):
     def rule(self, panels: Panels) -> np.ndarray:
         moments = panels.moments()
         if panels.k == 2:
-            short = (panels.rate or 1.0) * (panels.stop - panels.start)
+            short = panels.speed * (panels.stop - panels.start)
             moments[:, 1] = (moments[:, 0] if self.form == "bh2" else short) / 2
         return panels.weights(moments)
 
@@ -95,7 +95,7 @@ class DEIS(AbstractMultistep):
     def rule(self, panels: Panels) -> np.ndarray:
         variables: dict[str, Callable[[np.ndarray], np.ndarray]] = {
             "t": panels.own,
-            "rho": lambda l: np.exp(panels.rate * (l - panels.stop.max())) if panels.rate else l,
+            "rho": panels.clock,
             "log_rho": lambda l: l,
         }
         return panels.exact(variables[self.variable])
