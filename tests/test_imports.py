@@ -38,7 +38,7 @@ SDEKIT = [
 ]
 DIFFUSION = [
     {"nets._embedding", "_counters"},
-    {"nets._mlp", "nets._unet"},
+    {"nets._mlp", "nets._refinenet", "nets._unet"},
     {"nets", "metrics", "data"},
     {"_diffusion"},
     {"_discrete"},
