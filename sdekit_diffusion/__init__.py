@@ -2,6 +2,7 @@
 
 from sdekit_diffusion import data, metrics, nets
 from sdekit_diffusion._adapted import GRIDS, Adapted
+from sdekit_diffusion._check import ModelCheck, check_model
 from sdekit_diffusion._checkpoint import CheckpointError, load, save
 from sdekit_diffusion._diffusion import VESDE, VPSDE, AbstractDiffusion, SubVPSDE
 from sdekit_diffusion._discrete import DDPM, NCSN, cosine_betas, linear_betas
@@ -22,6 +23,7 @@ from sdekit_diffusion._loss import dsm_loss
 from sdekit_diffusion._methods import METHODS
 from sdekit_diffusion._mixture import GaussianMixture
 from sdekit_diffusion._model import AbstractModel, ScoreModel
+from sdekit_diffusion._pretrained import from_diffusers
 from sdekit_diffusion._sample import sample
 from sdekit_diffusion._samplers import AbstractMethod, AdaptiveFlow, InTime, OnClock
 from sdekit_diffusion._schedules import DIFFUSIONS, EDMSDE, CosineVPSDE, RectifiedFlow
@@ -51,6 +53,7 @@ __all__ = [
     "GeometricInSigma",
     "InTime",
     "Karras",
+    "ModelCheck",
     "Native",
     "OnClock",
     "Quadratic",
@@ -62,12 +65,14 @@ __all__ = [
     "UniformInLogSNR",
     "UniformInTime",
     "bits_per_dim",
+    "check_model",
     "cosine_betas",
     "data",
     "decode",
     "dsm_loss",
     "encode",
     "fit",
+    "from_diffusers",
     "interpolate",
     "linear_betas",
     "load",

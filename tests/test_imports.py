@@ -44,7 +44,7 @@ DIFFUSION = [
     {"_discrete"},
     {"_schedules"},
     {"_model"},
-    {"_mixture", "_flow", "_loss", "_grids"},
+    {"_mixture", "_flow", "_loss", "_grids", "_check", "_pretrained"},
     {"_samplers"},
     {"_adapted", "_edm"},
     {"_methods"},
@@ -141,9 +141,9 @@ def test_public_names_of_sdekit_diffusion():
         == """
         DDPM DIFFUSIONS EDM EDMSDE GRIDS METHODS NCSN VESDE VPSDE AbstractDiffusion AbstractGrid AbstractMethod
         AbstractModel Adapted AdaptiveFlow BitsPerDim CheckpointError CosineVPSDE Equidistributed GaussianMixture
-        GeometricInSigma InTime Karras Native OnClock Quadratic Recipe Record RectifiedFlow ScoreModel SubVPSDE
-        UniformInLogSNR UniformInTime bits_per_dim cosine_betas data decode dsm_loss encode fit interpolate linear_betas
-        load log_likelihood metrics nets sample save training
+        GeometricInSigma InTime Karras ModelCheck Native OnClock Quadratic Recipe Record RectifiedFlow ScoreModel SubVPSDE
+        UniformInLogSNR UniformInTime bits_per_dim check_model cosine_betas data decode dsm_loss encode fit from_diffusers
+        interpolate linear_betas load log_likelihood metrics nets sample save training
     """.split()
     )
     assert all(hasattr(sdekit_diffusion, name) for name in sdekit_diffusion.__all__)
