@@ -25,7 +25,7 @@ from sdekit_diffusion._mixture import GaussianMixture
 from sdekit_diffusion._model import AbstractModel, ScoreModel
 from sdekit_diffusion._pretrained import from_diffusers
 from sdekit_diffusion._sample import sample
-from sdekit_diffusion._samplers import AbstractMethod, AdaptiveFlow, InTime, OnClock
+from sdekit_diffusion._samplers import AbstractMethod, AdaptiveFlow, Descent, InTime, OnClock
 from sdekit_diffusion._schedules import DIFFUSIONS, EDMSDE, CosineVPSDE, RectifiedFlow
 from sdekit_diffusion._train import Recipe, Record, fit, training
 
@@ -48,6 +48,7 @@ __all__ = [
     "BitsPerDim",
     "CheckpointError",
     "CosineVPSDE",
+    "Descent",
     "Equidistributed",
     "GaussianMixture",
     "GeometricInSigma",

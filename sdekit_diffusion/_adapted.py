@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sdekit import Solution, WhiteNoise, normal
+from sdekit import Solution, normal
 from sdekit.elementary import broadcast
 from sdekit_diffusion._counters import PILOT
 from sdekit_diffusion._diffusion import AbstractDiffusion
@@ -24,7 +24,7 @@ from sdekit_diffusion._grids import (
     UniformInTime,
 )
 from sdekit_diffusion._model import AbstractModel, as_model, evaluating
-from sdekit_diffusion._samplers import OnClock
+from sdekit_diffusion._samplers import Descent, OnClock
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,8 +103,7 @@ class Adapted(AbstractGrid):
         dtype, device = model.place()
         dtype, start = torch.promote_types(dtype, torch.float32), float(sde.time(span[0]))
         x = sde.prior((self.pilots, *model.shape), seed=self.seed, t=start, dtype=dtype, device=device)
-        method = OnClock(steps=self.pilot_steps)
-        return method.run(model, sde, x, span, WhiteNoise(self.seed), save=True, callback=None)
+        return OnClock(steps=self.pilot_steps).run(Descent(model, sde, x, span, save="all"))
 
     def _errors(self, model: AbstractModel, sde: AbstractDiffusion, pilot: Solution, h: float) -> Tensor:
         """w in the middle of each k + 1 neighbouring points, `(pilot_steps + 1 - k,)`, found from the end backwards."""

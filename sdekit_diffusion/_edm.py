@@ -1,18 +1,16 @@
 """EDM's stochastic sampler: Heun's method with fresh noise before each step, on the clock sigma / alpha."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
 from torch import Tensor
 
-from sdekit import AbstractNoise, AbstractSDE, AbstractSolver, Heun, Increment, Order, Point, Solution, Step
+from sdekit import AbstractSDE, AbstractSolver, Heun, Increment, Order, Solution, Step
 from sdekit.elementary import Time, axpy
-from sdekit_diffusion._diffusion import AbstractDiffusion
 from sdekit_diffusion._grids import AbstractGrid, UniformInLogSNR
-from sdekit_diffusion._model import AbstractModel
-from sdekit_diffusion._samplers import AbstractMethod, OnClock
+from sdekit_diffusion._samplers import AbstractMethod, Descent, OnClock
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,17 +80,6 @@ class EDM(AbstractMethod):
             given = f"{self.s_churn}, {self.s_tmin}, {self.s_tmax} and {self.s_noise}"
             raise ValueError(f"EDM needs s_churn >= 0, 0 <= s_tmin <= s_tmax and s_noise >= 0, not {given}")
 
-    def run(
-        self,
-        model: AbstractModel,
-        sde: AbstractDiffusion,
-        x: Tensor,
-        span: tuple[float, float],
-        noise: AbstractNoise,
-        *,
-        save: bool,
-        callback: Callable[[Point], None] | None,
-    ) -> Solution:
-        solver = Churn(self.s_churn, self.s_tmin, self.s_tmax, self.s_noise, largest=math.exp(-span[0]))
-        method = OnClock(solver, integrand="noise", steps=self.steps, grid=self.grid)
-        return method.run(model, sde, x, span, noise, save=save, callback=callback)
+    def run(self, down: Descent) -> Solution:
+        solver = Churn(self.s_churn, self.s_tmin, self.s_tmax, self.s_noise, largest=math.exp(-down.span[0]))
+        return OnClock(solver, integrand="noise", steps=self.steps, grid=self.grid).run(down)

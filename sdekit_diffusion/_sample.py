@@ -25,7 +25,7 @@ from sdekit_diffusion._flow import span_of
 from sdekit_diffusion._grids import AbstractGrid
 from sdekit_diffusion._methods import method_of
 from sdekit_diffusion._model import AbstractModel, as_model, evaluating
-from sdekit_diffusion._samplers import AbstractMethod
+from sdekit_diffusion._samplers import AbstractMethod, Descent
 
 Model = AbstractModel | Callable[[Tensor, Tensor], Tensor]
 
@@ -155,7 +155,7 @@ def sample(
                 x = diffusion.prior((count, *event), seed=seed, first=first + i, t=start, dtype=wide, device=device)
             some = model.rows(index)
             try:
-                solution = chosen.run(some, diffusion, x, span, noise.rows(index), save=save == "all", callback=watch)
+                solution = chosen.run(Descent(some, diffusion, x, span, noise.rows(index), save, watch))
             except NotFiniteError as error:
                 raise error.seen(after=i, total=n) from None
             except UnfinishedError as error:

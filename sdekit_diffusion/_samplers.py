@@ -26,7 +26,7 @@ from sdekit import (
 from sdekit.elementary import Time, broadcast, exp
 from sdekit_diffusion._diffusion import AbstractDiffusion
 from sdekit_diffusion._flow import flow
-from sdekit_diffusion._grids import AbstractGrid, Native, UniformInLogSNR
+from sdekit_diffusion._grids import AbstractGrid, Native, Span, UniformInLogSNR
 from sdekit_diffusion._model import AbstractModel
 
 
@@ -60,33 +60,50 @@ def _noise(model: AbstractModel, sde: AbstractDiffusion, l: Time, x: Tensor) -> 
 
 
 @dataclass(frozen=True, eq=False)
+class Descent:
+    """What a method solves: the way of some states from the noisy end of a span of l = log(alpha / sigma) to its clean end.
+
+    Arguments:
+        model, sde: whose reverse equation.
+        x: the states at the noisy end, `(batch, *event)`.
+        span: l at both ends.
+        noise: row i is the noise of state i.
+        save: whether the states at all points of the grid are wanted.
+        callback: what is given each `Point`, in the diffusion's own time.
+    """
+
+    model: AbstractModel
+    sde: AbstractDiffusion
+    x: Tensor
+    span: Span
+    noise: AbstractNoise | None = None
+    save: Literal["last", "all"] = "last"
+    callback: Callable[[Point], None] | None = None
+
+
+@dataclass(frozen=True, eq=False)
 class AbstractMethod(ABC):
-    """A way from x at the noisy end of a span of l = log(alpha / sigma) to x at its clean end."""
+    """A way to descend: an equation, a solver, and where it takes its steps."""
 
     steps: int = field(default=0, kw_only=True)
     grid: AbstractGrid | None = field(default=None, kw_only=True)
 
-    def fitted(self, model: AbstractModel, sde: AbstractDiffusion, span: tuple[float, float]) -> tuple[Self, int]:
+    def fitted(self, model: AbstractModel, sde: AbstractDiffusion, span: Span) -> tuple[Self, int]:
         """The method with its grid fitted to a model, and the evaluations that this took."""
         if self.grid is None or (grid := self.grid.fitted(model, sde, span)) is self.grid:
             return self, 0
         return replace(self, grid=grid), grid.evaluations
 
-    @abstractmethod
-    def run(
-        self,
-        model: AbstractModel,
-        sde: AbstractDiffusion,
-        x: Tensor,
-        span: tuple[float, float],
-        noise: AbstractNoise,
-        *,
-        save: bool,
-        callback: Callable[[Point], None] | None,
-    ) -> Solution:
-        """The solution in x; its grid and the points given to the callback are in the diffusion's own time."""
+    def points(self, down: Descent) -> Tensor:
+        """l at the ends of the steps."""
+        assert self.grid is not None
+        return self.grid.fitted(down.model, down.sde, down.span).points(down.sde, down.span, self.steps)
 
-    def knots(self, sde: AbstractDiffusion, span: tuple[float, float]) -> Tensor:
+    @abstractmethod
+    def run(self, down: Descent) -> Solution:
+        """The solution in x; its grid is in the diffusion's own time."""
+
+    def knots(self, sde: AbstractDiffusion, span: Span) -> Tensor:
         """The knots of a Brownian path that resolves this method's noise over a span, whatever the number of steps.
 
         Raises:
@@ -121,46 +138,26 @@ class OnClock(AbstractMethod):
         if self.integrand not in ("data", "noise") or (self.integrand == "noise" and self.eta):
             raise ValueError(f"integrand must be 'data', or 'noise' for eta = 0; not {self.integrand!r} for eta = {self.eta}")
 
-    def run(
-        self,
-        model: AbstractModel,
-        sde: AbstractDiffusion,
-        x: Tensor,
-        span: tuple[float, float],
-        noise: AbstractNoise,
-        *,
-        save: bool,
-        callback: Callable[[Point], None] | None,
-    ) -> Solution:
-        problem = on_clock(model, sde, self.eta, self.integrand)
-        grid = self.grid.fitted(model, sde, span).points(sde, span, self.steps)
-        needed = noise if self.eta or self.solver.normals else None
-        times = torch.as_tensor(sde.time(grid))
+    def run(self, down: Descent) -> Solution:
+        problem = on_clock(down.model, down.sde, self.eta, self.integrand)
+        grid = self.points(down)
+        times, clock = torch.as_tensor(down.sde.time(grid)), torch.as_tensor(problem.time(grid))
 
         def report(point: Point) -> None:
-            assert callback is not None
-            callback(Point(point.step, float(times[point.step]), problem.physical(point.t, point.x)))
+            assert down.callback is not None
+            down.callback(Point(point.step, float(times[point.step]), problem.physical(point.t, point.x)))
 
-        y = x / problem.scale(span[0])
-        clock = torch.as_tensor(problem.time(grid))
+        y, watch = down.x / problem.scale(down.span[0]), down.callback and report
         try:
-            solution = solve(
-                problem,
-                y,
-                clock,
-                solver=self.solver,
-                noise=needed,
-                save="all" if save else "last",
-                callback=callback and report,
-            )
+            solution = solve(problem, y, clock, solver=self.solver, noise=down.noise, save=down.save, callback=watch)
         except NotFiniteError as error:
-            raise error.seen(t=float(sde.time(problem.parameter(error.t)))) from None
+            raise error.seen(t=float(down.sde.time(problem.parameter(error.t)))) from None
         xs = solution.xs
         if xs is not None:
             xs = xs * broadcast(problem.scale(grid), xs)
-        return replace(solution, x=solution.x * problem.scale(span[1]), xs=xs, ts=times)
+        return replace(solution, x=solution.x * problem.scale(down.span[1]), xs=xs, ts=times)
 
-    def knots(self, sde: AbstractDiffusion, span: tuple[float, float]) -> Tensor:
+    def knots(self, sde: AbstractDiffusion, span: Span) -> Tensor:
         """Geometric on the clock (alpha / sigma)^(2 eta^2), the ratio of neighbours at most 4."""
         if not self.eta:
             raise ValueError(f"a method without noise reads no Brownian path; leave out noise='path', or give eta > 0: {self}")
@@ -186,23 +183,12 @@ class InTime(AbstractMethod):
     steps: int = field(default=1000, kw_only=True)
     grid: AbstractGrid = field(default=Native(), kw_only=True)
 
-    def run(
-        self,
-        model: AbstractModel,
-        sde: AbstractDiffusion,
-        x: Tensor,
-        span: tuple[float, float],
-        noise: AbstractNoise,
-        *,
-        save: bool,
-        callback: Callable[[Point], None] | None,
-    ) -> Solution:
-        problem = ReverseSDE(sde, lambda t, x: model.score(t, x, sde), self.eta)
-        grid = torch.as_tensor(sde.time(self.grid.fitted(model, sde, span).points(sde, span, self.steps)))
-        needed = noise if self.eta or self.solver.normals else None
-        return solve(problem, x, grid, solver=self.solver, noise=needed, save="all" if save else "last", callback=callback)
+    def run(self, down: Descent) -> Solution:
+        problem = ReverseSDE(down.sde, lambda t, x: down.model.score(t, x, down.sde), self.eta)
+        grid = torch.as_tensor(down.sde.time(self.points(down)))
+        return solve(problem, down.x, grid, solver=self.solver, noise=down.noise, save=down.save, callback=down.callback)
 
-    def knots(self, sde: AbstractDiffusion, span: tuple[float, float]) -> Tensor:
+    def knots(self, sde: AbstractDiffusion, span: Span) -> Tensor:
         """Sixteen, spaced as the steps are, which may be much smaller at one end than at the other."""
         if self.solver.normals or not self.eta:
             raise ValueError(
@@ -243,22 +229,12 @@ class AdaptiveFlow(AbstractMethod):
             self.rtol, self.atol, proportional=0.3, integral=0.4, first=first or None, max_steps=self.max_steps
         )
 
-    def run(
-        self,
-        model: AbstractModel,
-        sde: AbstractDiffusion,
-        x: Tensor,
-        span: tuple[float, float],
-        noise: AbstractNoise,
-        *,
-        save: bool,
-        callback: Callable[[Point], None] | None,
-    ) -> Solution:
-        if self.steps or save:
+    def run(self, down: Descent) -> Solution:
+        if self.steps or down.save == "all":
             raise ValueError("an adaptive method chooses its own steps: leave steps out and save='last', or set rtol and atol")
-        solution = flow(model, sde, x, span, self.solver, self.control)
-        solution = replace(solution, x=solution.x * float(sde.alpha(float(solution.ts[-1]))))
-        if callback is not None:
-            for i, state in enumerate((x, solution.x)):
-                callback(Point(i, float(solution.ts[i]), state))
+        solution = flow(down.model, down.sde, down.x, down.span, self.solver, self.control)
+        solution = replace(solution, x=solution.x * float(down.sde.alpha(float(solution.ts[-1]))))
+        if down.callback is not None:
+            for i, state in enumerate((down.x, solution.x)):
+                down.callback(Point(i, float(solution.ts[i]), state))
         return solution
