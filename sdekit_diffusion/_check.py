@@ -53,8 +53,8 @@ class ModelCheck:
 
     @property
     def score(self) -> float:
-        """The geometric mean of the ratios."""
-        return math.exp(sum(math.log(max(ratio, 1e-12)) for ratio in self.ratios) / len(self.ratios))
+        """The geometric mean of the ratios, those below 0.001 taken as such: there rounding would be compared."""
+        return math.exp(sum(math.log(max(ratio, 1e-3)) for ratio in self.ratios) / len(self.ratios))
 
 
 def check_model(
@@ -160,7 +160,6 @@ def _alternatives(model: AbstractModel, x: Tensor) -> Iterator[tuple[str, Abstra
         yield change, model, points
     if not isinstance(model, ScoreModel):
         return
-
     for predicts in get_args(Prediction):
         if predicts != model.predicts:
             yield f"predicts={predicts!r}", _variant(model, model.net, predicts, model.conditioning), x

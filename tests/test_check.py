@@ -147,6 +147,15 @@ def test_right_models_pass_on_any_batch(n):
         assert check_model(model, MIXTURE.sample(n, seed=seed), seed=seed).fits
 
 
+def test_few_points_that_are_found_exactly_pass():
+    """Errors at low noise are rounding, which no other convention may seem to improve."""
+    points = GaussianMixture([0.25] * 4, X[:4], [1e-12] * 4)
+    model = ScoreModel(lambda x, t: points.denoise(t / 999, x, "vp"), "vp", "data", conditioning=(999, 0))
+    found = check_model(model, X[:4])
+    assert found.fits
+    assert min(found.ratios) < 1e-9
+
+
 def test_data_of_which_nothing_more_is_known_pass():
     """A Gaussian's exact denoiser is the guess itself: ratios of 1, within 0.1, some 8 standard errors of 4096 numbers."""
     gauss = GaussianMixture([1.0], torch.zeros(1, 2), torch.tensor([0.3]))
