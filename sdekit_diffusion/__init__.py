@@ -10,6 +10,7 @@ from sdekit_diffusion._edm import EDM
 from sdekit_diffusion._grids import (
     AbstractGrid,
     Equidistributed,
+    Focused,
     GeometricInSigma,
     Karras,
     Native,
@@ -50,6 +51,7 @@ __all__ = [
     "CosineVPSDE",
     "Descent",
     "Equidistributed",
+    "Focused",
     "GaussianMixture",
     "GeometricInSigma",
     "InTime",

@@ -140,7 +140,7 @@ def test_public_names_of_sdekit_diffusion():
         sdekit_diffusion.__all__
         == """
         DDPM DIFFUSIONS EDM EDMSDE GRIDS METHODS NCSN VESDE VPSDE AbstractDiffusion AbstractGrid AbstractMethod
-        AbstractModel Adapted AdaptiveFlow BitsPerDim CheckpointError CosineVPSDE Descent Equidistributed
+        AbstractModel Adapted AdaptiveFlow BitsPerDim CheckpointError CosineVPSDE Descent Equidistributed Focused
         GaussianMixture GeometricInSigma InTime Karras ModelCheck Native OnClock Quadratic Recipe Record RectifiedFlow
         ScoreModel SubVPSDE UniformInLogSNR UniformInTime bits_per_dim check_model cosine_betas data decode dsm_loss encode
         fit from_diffusers interpolate linear_betas load log_likelihood metrics nets sample save training
