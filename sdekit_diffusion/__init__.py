@@ -2,6 +2,7 @@
 
 from sdekit_diffusion import data, metrics, nets
 from sdekit_diffusion._adapted import GRIDS, Adapted
+from sdekit_diffusion._bound import VariationalBound, variational_bound
 from sdekit_diffusion._check import ModelCheck, check_model
 from sdekit_diffusion._checkpoint import CheckpointError, load, save
 from sdekit_diffusion._diffusion import VESDE, VPSDE, AbstractDiffusion, SubVPSDE
@@ -67,6 +68,7 @@ __all__ = [
     "SubVPSDE",
     "UniformInLogSNR",
     "UniformInTime",
+    "VariationalBound",
     "bits_per_dim",
     "check_model",
     "cosine_betas",
@@ -85,4 +87,5 @@ __all__ = [
     "sample",
     "save",
     "training",
+    "variational_bound",
 ]

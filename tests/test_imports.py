@@ -7,6 +7,7 @@ import pytest
 
 import sdekit
 import sdekit_diffusion
+from sdekit_diffusion import metrics
 
 ROOT = Path(__file__).parent.parent
 
@@ -37,8 +38,10 @@ SDEKIT = [
     {""},
 ]
 DIFFUSION = [
-    {"nets._embedding", "_counters"},
-    {"nets._mlp", "nets._refinenet", "nets._unet"},
+    {"nets._embedding", "_counters", "_decoder", "metrics._points"},
+    {"nets._mlp", "nets._refinenet", "nets._unet"}
+    | {"metrics._distances", "metrics._features", "metrics._floor", "metrics._inception", "metrics._modes"}
+    | {"metrics._neighbours"},
     {"nets", "metrics", "data"},
     {"_diffusion"},
     {"_discrete"},
@@ -49,7 +52,7 @@ DIFFUSION = [
     {"_adapted", "_edm"},
     {"_methods"},
     {"_sample", "_train", "_checkpoint"},
-    {"_likelihood"},
+    {"_likelihood", "_bound"},
     {"_latent"},
     {""},
     {"_evaluation"},
@@ -142,14 +145,25 @@ def test_public_names_of_sdekit_diffusion():
         DDPM DIFFUSIONS EDM EDMSDE GRIDS METHODS NCSN VESDE VPSDE AbstractDiffusion AbstractGrid AbstractMethod
         AbstractModel Adapted AdaptiveFlow BitsPerDim CheckpointError CosineVPSDE Descent Equidistributed Focused
         GaussianMixture GeometricInSigma InTime Karras ModelCheck Native OnClock Quadratic Recipe Record RectifiedFlow
-        ScoreModel SubVPSDE UniformInLogSNR UniformInTime bits_per_dim check_model cosine_betas data decode dsm_loss encode
-        fit from_diffusers interpolate linear_betas load log_likelihood metrics nets sample save training
+        ScoreModel SubVPSDE UniformInLogSNR UniformInTime VariationalBound bits_per_dim check_model cosine_betas data decode
+        dsm_loss encode fit from_diffusers interpolate linear_betas load log_likelihood metrics nets sample save training
+        variational_bound
     """.split()
     )
     assert all(hasattr(sdekit_diffusion, name) for name in sdekit_diffusion.__all__)
 
 
-@pytest.mark.parametrize("package", [sdekit, sdekit_diffusion])
+def test_public_names_of_metrics():
+    assert (
+        metrics.__all__
+        == """
+        ClassifierFeatures Floor InceptionScores Modes PrecisionRecall classifier_features energy_distance frechet
+        inception_scores mmd modes nearest precision_recall sampling_floor sliced_wasserstein
+    """.split()
+    )
+
+
+@pytest.mark.parametrize("package", [sdekit, sdekit_diffusion, metrics])
 def test_everything_public_is_documented(package):
     for name in package.__all__:
         item = getattr(package, name)
