@@ -4,6 +4,7 @@ from sdekit_diffusion import data, metrics, nets
 from sdekit_diffusion._adapted import GRIDS, Adapted
 from sdekit_diffusion._adaptive import AdaptiveFlow, AdaptiveSDE
 from sdekit_diffusion._bound import VariationalBound, variational_bound
+from sdekit_diffusion._check import ModelCheck, check_model
 from sdekit_diffusion._checkpoint import CheckpointError, load, save
 from sdekit_diffusion._ddim import DDIM
 from sdekit_diffusion._diffusion import VESDE, VPSDE, AbstractDiffusion, SubVPSDE
@@ -26,6 +27,7 @@ from sdekit_diffusion._loss import dsm_loss
 from sdekit_diffusion._methods import METHODS
 from sdekit_diffusion._mixture import GaussianMixture
 from sdekit_diffusion._model import AbstractModel, ScoreModel
+from sdekit_diffusion._pretrained import from_diffusers
 from sdekit_diffusion._sample import sample
 from sdekit_diffusion._samplers import AbstractMethod, Descent, InTime, OnClock
 from sdekit_diffusion._schedules import DIFFUSIONS, EDMSDE, CosineVPSDE, RectifiedFlow
@@ -59,6 +61,7 @@ __all__ = [
     "GeometricInSigma",
     "InTime",
     "Karras",
+    "ModelCheck",
     "Native",
     "OnClock",
     "Quadratic",
@@ -71,12 +74,14 @@ __all__ = [
     "UniformInTime",
     "VariationalBound",
     "bits_per_dim",
+    "check_model",
     "cosine_betas",
     "data",
     "decode",
     "dsm_loss",
     "encode",
     "fit",
+    "from_diffusers",
     "interpolate",
     "linear_betas",
     "load",

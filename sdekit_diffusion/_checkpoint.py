@@ -51,6 +51,7 @@ def save(model: ScoreModel, folder: str | Path, notes: Mapping[str, Any] | None 
         "conditioning": model.conditioning,
         "shape": model.shape,
         "data_std": model.data_std,
+        "data_range": model.data_range,
         "dtype": str(model.place()[0]).removeprefix("torch."),
         "notes": dict(notes or {}),
     }
@@ -100,6 +101,7 @@ def load(folder: str | Path, *, net: nn.Module | None = None, device: torch.devi
             shape=None if config["shape"] is None else tuple(config["shape"]),
             conditioning=config["conditioning"],
             data_std=config["data_std"],
+            data_range=None if config.get("data_range") is None else tuple(config["data_range"]),
         )
         dtype = {"float32": torch.float32, "float64": torch.float64, "float16": torch.float16, "bfloat16": torch.bfloat16}
         model.to(dtype[config["dtype"]])

@@ -15,7 +15,7 @@ from sdekit_diffusion._diffusion import AbstractDiffusion
 from sdekit_diffusion._schedules import diffusion
 
 Prediction = Literal["noise", "data", "score", "velocity", "flow"]
-Conditioning = Literal["time", "log_snr"]
+Conditioning = Literal["time", "log_snr", "sigma"] | tuple[float, float]
 
 
 def _inverse(value: Time) -> Time:
@@ -93,17 +93,21 @@ class ScoreModel(nn.Module, AbstractModel):
 
     With x = alpha x_0 + sigma eps a network predicts eps ("noise"), x_0 ("data"), -eps / sigma ("score"),
     alpha eps - sigma x_0 ("velocity") or eps - x_0 ("flow", the velocity of flow matching). Under another diffusion the same
-    network is asked at the same signal-to-noise ratio, at the point with the same x / alpha.
+    network is asked at the same signal-to-noise ratio, at the point with the same x / alpha. A network that ignores t and
+    predicts "noise" has the score -net(x) / sigma: where alpha = 1, Song and Ermon's (2020) third technique but for the sign.
 
     Arguments:
         net: `net(x, t)`, shaped like x, t of shape `(batch,)`; a module or a plain function.
         sde: the diffusion, or its name in `DIFFUSIONS`, such as "vp".
         predicts: what the output means.
         shape: the shape of one sample.
-        conditioning: "time" calls `net(x, t)`; "log_snr" calls `net(u, l)` with l = log(alpha / sigma) and the point scaled
-            to unit noise-plus-signal, u = x / sqrt(alpha^2 + sigma^2): then the network does not depend on the diffusion, and
-            its output means the same for u = alpha' x_0 + sigma' eps, alpha'^2 + sigma'^2 = 1.
+        conditioning: "time" calls `net(x, t)`; a pair (a, b) `net(x, a t + b)`, so that (N, -1) counts DDPM's N steps from 0,
+            and (1 - L, L - 1) NCSN's L levels from the noisiest; "sigma" `net(x, sigma(t))`. "log_snr" calls `net(u, l)` with
+            l = log(alpha / sigma) and the point scaled to unit noise-plus-signal, u = x / sqrt(alpha^2 + sigma^2): then the
+            network does not depend on the diffusion, and its output means the same for u = alpha' x_0 + sigma' eps,
+            alpha'^2 + sigma'^2 = 1.
         data_std: the root mean square of a coordinate of the data.
+        data_range: the least and the largest value that the data can have, such as (-1, 1); None where there is no bound.
 
     Raises:
         ValueError: for a name that is not one of these, or when the network returns another shape than its input's.
@@ -120,16 +124,20 @@ class ScoreModel(nn.Module, AbstractModel):
         shape: tuple[int, ...] | None = None,
         conditioning: Conditioning = "time",
         data_std: float = 1.0,
+        data_range: tuple[float, float] | None = None,
     ) -> None:
         super().__init__()
         if predicts not in _CONVENTIONS:
             raise ValueError(f"predicts = {predicts!r} is not one of {', '.join(_CONVENTIONS)}")
-        if conditioning not in ("time", "log_snr"):
-            raise ValueError(f"conditioning = {conditioning!r} is not 'time' or 'log_snr'")
-        self.net, self.predicts, self.conditioning = net, predicts, conditioning
+        if data_range is not None and not data_range[0] < data_range[1]:
+            raise ValueError(f"data_range = {data_range} is not a least and a largest value, such as (-1, 1)")
+        self.net = net
+        self.predicts: Prediction = predicts
+        self.conditioning: Conditioning = _known(conditioning)
         self.sde = diffusion(sde)  # pyright: ignore[reportIncompatibleVariableOverride] - always known
         self.shape = None if shape is None else tuple(shape)
         self.data_std = data_std
+        self.data_range = None if data_range is None else (float(data_range[0]), float(data_range[1]))
         self.conditions = {}
 
     def given(self, **conditions: Any) -> Self:  # noqa: ANN401 - whatever the network takes
@@ -198,16 +206,32 @@ class ScoreModel(nn.Module, AbstractModel):
         given = diffusion(sde or self.sde)
         t = given.checked(t)
         alpha, sigma = given.alpha(t), given.sigma(t)
-        if self.conditioning == "time" and given == self.sde:
-            return x, t, alpha, sigma
+        if self.conditioning != "log_snr" and given == self.sde:
+            return x, self._label(t, sigma), alpha, sigma
         label = clip(given.log_snr(t), -_FINITE, _FINITE)
-        if self.conditioning == "time":
+        if self.conditioning == "log_snr":
+            own = 1 / sqrt(1 + exp(-2 * label)), 1 / sqrt(1 + exp(2 * label))
+        else:
             label = self.sde.time(label)
             own = self.sde.alpha(label), self.sde.sigma(label)
-        else:
-            own = 1 / sqrt(1 + exp(-2 * label)), 1 / sqrt(1 + exp(2 * label))
+            label = self._label(label, own[1])
         size = sqrt((own[0] * own[0] + own[1] * own[1]) / (alpha * alpha + sigma * sigma))
         return x * broadcast(size, x), label, *own
+
+    def _label(self, t: Time, sigma: Time) -> Time:
+        """What the network is told at time t of its own diffusion."""
+        if isinstance(self.conditioning, tuple):
+            return self.conditioning[0] * t + self.conditioning[1]
+        return sigma if self.conditioning == "sigma" else t
+
+
+def _known(conditioning: Conditioning) -> Conditioning:
+    """As it is, a pair as a tuple of floats."""
+    if conditioning in ("time", "log_snr", "sigma"):
+        return conditioning
+    if isinstance(conditioning, str) or len(conditioning) != 2:
+        raise ValueError(f"conditioning = {conditioning!r} is not 'time', 'log_snr', 'sigma' or a pair (a, b) for a t + b")
+    return float(conditioning[0]), float(conditioning[1])
 
 
 def _combined(a: Time, x: Tensor, b: Time, out: Tensor) -> Tensor:

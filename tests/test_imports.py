@@ -39,7 +39,7 @@ SDEKIT = [
 ]
 DIFFUSION = [
     {"nets._embedding", "_counters", "_decoder", "metrics._points"},
-    {"nets._mlp", "nets._unet"}
+    {"nets._mlp", "nets._refinenet", "nets._unet"}
     | {"metrics._distances", "metrics._features", "metrics._floor", "metrics._inception", "metrics._modes"}
     | {"metrics._neighbours"},
     {"nets", "metrics", "data"},
@@ -47,7 +47,7 @@ DIFFUSION = [
     {"_discrete"},
     {"_schedules"},
     {"_model"},
-    {"_mixture", "_flow", "_loss", "_grids"},
+    {"_mixture", "_flow", "_loss", "_grids", "_check", "_pretrained"},
     {"_samplers"},
     {"_adapted", "_adaptive", "_ddim", "_edm"},
     {"_methods"},
@@ -144,9 +144,10 @@ def test_public_names_of_sdekit_diffusion():
         == """
         DDIM DDPM DIFFUSIONS EDM EDMSDE GRIDS METHODS NCSN VESDE VPSDE AbstractDiffusion AbstractGrid AbstractMethod
         AbstractModel Adapted AdaptiveFlow AdaptiveSDE BitsPerDim CheckpointError CosineVPSDE Descent Equidistributed Focused
-        GaussianMixture GeometricInSigma InTime Karras Native OnClock Quadratic Recipe Record RectifiedFlow ScoreModel SubVPSDE
-        UniformInLogSNR UniformInTime VariationalBound bits_per_dim cosine_betas data decode dsm_loss encode fit interpolate
-        linear_betas load log_likelihood metrics nets sample save training variational_bound
+        GaussianMixture GeometricInSigma InTime Karras ModelCheck Native OnClock Quadratic Recipe Record RectifiedFlow
+        ScoreModel SubVPSDE UniformInLogSNR UniformInTime VariationalBound bits_per_dim check_model cosine_betas data decode
+        dsm_loss encode fit from_diffusers interpolate linear_betas load log_likelihood metrics nets sample save training
+        variational_bound
     """.split()
     )
     assert all(hasattr(sdekit_diffusion, name) for name in sdekit_diffusion.__all__)

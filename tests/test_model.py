@@ -1,10 +1,12 @@
 """Models: every convention says the same, under every diffusion; what is refused."""
 
+import math
+
 import pytest
 import torch
 from torch import nn
 
-from sdekit_diffusion import VESDE, VPSDE, GaussianMixture, ScoreModel, SubVPSDE
+from sdekit_diffusion import DDPM, NCSN, VESDE, VPSDE, GaussianMixture, ScoreModel, SubVPSDE, nets
 from sdekit_diffusion._model import as_model
 
 SDES = [VESDE(), VESDE(0.02, 30.0, exact=False), VPSDE(), SubVPSDE(0.2, 15.0)]
@@ -64,6 +66,59 @@ def test_the_network_sees_its_own_time_and_scale():
     torch.testing.assert_close(seen[1][0], X * VPSDE().alpha(VPSDE().time(l)))
 
 
+LABELS = {
+    "steps": (DDPM([0.1, 0.2, 0.3]), (3, -1), lambda t: 3 * t - 1),
+    "levels from the noisiest": (NCSN([0.1, 1.0, 10.0]), (-2, 2), lambda t: 2 - 2 * t),
+    "sigma": (NCSN([0.1, 1.0, 10.0]), "sigma", lambda t: 0.1 * 100**t),
+}
+
+
+@pytest.mark.parametrize("name", LABELS)
+@pytest.mark.parametrize("t", [0.4, torch.linspace(0.3, 0.6, 7, dtype=torch.float64)], ids=["float", "tensor"])
+def test_labels(name, t):
+    """a t + b or sigma(t), with t the network's own, under another diffusion too."""
+    seen = []
+
+    def net(x, label):
+        seen.append(label)
+        return x
+
+    sde, conditioning, label = LABELS[name]
+    model = ScoreModel(net, sde, conditioning=conditioning)
+    model.denoise(t, X)
+    expected = torch.as_tensor(label(t), dtype=torch.float64).expand(7)
+    torch.testing.assert_close(seen[0], expected)
+    other = VESDE(0.05, 20.0)
+    model.score(other.time(sde.log_snr(t)), X, other)
+    torch.testing.assert_close(seen[1], expected)
+
+
+def test_a_network_that_ignores_the_level_has_the_score_minus_its_output_over_sigma():
+    """Technique 3 of Song and Ermon (2020) but for the sign: at every level, under the diffusion of its levels."""
+    torch.manual_seed(0)
+    net, x = nets.NCSNv2(1, 4, (1, 2), (1, 1)).double(), torch.randn(3, 1, 8, 8, dtype=torch.float64)
+    torch.nn.init.normal_(net.last.conv.weight)
+    sde = NCSN([50.0, 5.0, 0.5, 0.01])
+    model = ScoreModel(net, sde, "noise", shape=(1, 8, 8))
+    for i, sigma in enumerate(sde.sigmas):
+        torch.testing.assert_close(model.score(i / 3, x), -net(x, torch.zeros(3)) / sigma)
+    times = torch.tensor([0.0, 1 / 3, 1.0], dtype=torch.float64)
+    torch.testing.assert_close(model.score(times, x), -net(x, times) / torch.tensor([0.01, 0.5, 50.0])[:, None, None, None])
+
+
+def test_a_network_of_levels_reads_its_own():
+    """nets.NCSN under NCSN(sigmas) at the sigma of a level: the rows of that level, whatever diffusion asks."""
+    torch.manual_seed(0)
+    net, x = nets.NCSN(1, 4, (1, 2), (1, 1), levels=4).double(), torch.randn(3, 1, 8, 8, dtype=torch.float64)
+    torch.nn.init.normal_(net.last.conv.weight)
+    sde, other = NCSN([50.0, 5.0, 0.5, 0.01]), VESDE(0.001, 100.0)
+    model = ScoreModel(net, sde, "score")
+    for i, sigma in enumerate(sde.sigmas):
+        out = net(x, torch.full((3,), i / 3))
+        torch.testing.assert_close(model.score(i / 3, x), out)
+        torch.testing.assert_close(model.score(other.time(-math.log(sigma)), x, other), out)
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 def test_the_network_runs_in_its_dtype_and_the_state_keeps_its_own(dtype):
     net = nn.Linear(2, 2).to(dtype)
@@ -77,8 +132,11 @@ def test_the_network_runs_in_its_dtype_and_the_state_keeps_its_own(dtype):
 def test_what_is_refused():
     with pytest.raises(ValueError, match="predicts = 'epsilon' is not one of noise, data, score, velocity, flow"):
         ScoreModel(lambda x, t: x, "vp", "epsilon")
-    with pytest.raises(ValueError, match="conditioning"):
-        ScoreModel(lambda x, t: x, "vp", conditioning="sigma")
+    for conditioning in ("snr", (1.0, 2.0, 3.0)):
+        with pytest.raises(ValueError, match=r"conditioning = .* is not 'time', 'log_snr', 'sigma' or a pair"):
+            ScoreModel(lambda x, t: x, "vp", conditioning=conditioning)
+    with pytest.raises(ValueError, match=r"data_range = \(1, 1\) is not a least and a largest value"):
+        ScoreModel(lambda x, t: x, "vp", data_range=(1, 1))
     with pytest.raises(ValueError, match="unknown sde"):
         ScoreModel(lambda x, t: x, "ddim")
     with pytest.raises(ValueError, match=r"network returned shape \(7, 1\) for x of shape \(7, 2\)"):

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from sdekit_diffusion import nets
-from sdekit_diffusion.nets import MLP, UNet
+from sdekit_diffusion.nets import MLP, NCSN, NCSNv2, UNet
 
 
 def awake(net: nn.Module, seed: int = 0) -> nn.Module:
@@ -29,6 +29,10 @@ CASES = {
     "unet of colours": (lambda: UNet(3, width=8, multipliers=(1, 2, 2), blocks=2, attention=(True, False, True)), (3, 8, 12)),
     "unet of one level": (lambda: UNet(1, width=6, multipliers=(1,), attention=(False,)), (1, 5, 3)),
     "unet down to one pixel": (lambda: UNet(1, width=8), (1, 2, 2)),
+    "ncsnv2": (lambda: NCSNv2(1, width=8), (1, 8, 8)),
+    "ncsnv2 of colours, of odd size": (lambda: NCSNv2(3, 4, (1, 2, 2, 4, 4), (1, 1, 1, 2, 4)), (3, 13, 10)),
+    "ncsnv2 of one stage": (lambda: NCSNv2(1, 6, (1,), (1,)), (1, 5, 3)),
+    "ncsn": (lambda: NCSN(1, width=8, levels=5), (1, 8, 8)),
 }
 
 
@@ -103,7 +107,7 @@ def test_output_depends_on_x_and_on_t(case):
     net = awake(net)
     x, t = inputs(shape)
     out = net(x, t)
-    assert (net(x, t + 0.5) - out).abs().amax() > 1e-3
+    assert ((net(x, 0.5 - t) - out).abs().amax() > 1e-3) == (not isinstance(net, NCSNv2))
     assert (net(x + 0.5, t) - out).abs().amax() > 1e-3
 
 
@@ -118,13 +122,16 @@ def test_every_parameter_and_every_input_of_every_layer_is_used(case):
         assert by_input.any(dim=-1).all(), name
 
 
-@pytest.mark.parametrize("name", ["mlp", "unet"])
+@pytest.mark.parametrize("name", ["mlp", "unet", "ncsnv2", "ncsn"])
 def test_second_derivatives(name):
     build, shape = CASES[name]
+    torch.manual_seed(0)
     net = awake(build()).double()
     x, t = inputs(shape if name == "mlp" else (1, 2, 4), batch=1, dtype=torch.float64)
-    assert torch.autograd.gradcheck(net, (x.requires_grad_(), t.requires_grad_()))
-    assert torch.autograd.gradgradcheck(net, (x, t))
+    t = t if name != "ncsn" else t.mul(0).add(0.4)
+    fast = {"fast_mode": name.startswith("ncsn")}
+    assert torch.autograd.gradcheck(net, (x.requires_grad_(), t.requires_grad_()), **fast)
+    assert torch.autograd.gradgradcheck(net, (x, t), **fast)
 
 
 def test_the_gradient_of_a_divergence_reaches_the_weights(case):
@@ -185,6 +192,128 @@ def test_the_default_unet_has_about_256_000_parameters():
     assert 250_000 < sum(parameter.numel() for parameter in UNet().parameters()) < 260_000
 
 
+SIZES = {  # published: multipliers and dilations by size of the image
+    32: ((1, 2, 2, 2), (1, 1, 2, 4)),
+    96: ((1, 2, 2, 4, 4), (1, 1, 1, 2, 4)),
+    256: ((1, 2, 2, 2, 4, 4), (1, 1, 1, 1, 2, 4)),
+}
+
+
+def count(multipliers, dilations, levels, cascades, channels=3, width=128):
+    """Parameters of a RefineNet, added up from the published list of layers: norms of levels or cascades rows."""
+
+    def conv(inputs, outputs, size=3, bias=True):
+        return inputs * outputs * size**2 + bias * outputs
+
+    def units(f, blocks):
+        return 2 * blocks * (conv(f, f, bias=False) + 3 * f * cascades)
+
+    sizes = [width * m for m in multipliers]
+    total = conv(channels, sizes[0]) + 3 * sizes[0] * levels + conv(sizes[0], channels)
+    for i, f in enumerate(sizes):
+        before = sizes[i - 1] if i else f
+        total += conv(before, before) + conv(before, f) + 2 * conv(f, f) + (6 * before + 6 * f) * levels
+        total += conv(before, f, 3 if dilations[i] > 1 else 1) if i else 0
+        after = before if i < len(sizes) - 1 else f
+        if i < len(sizes) - 1:  # the way up has passed one stage: its output has this stage's size
+            total += units(f, 2) + 2 * (conv(f, after) + 3 * f * cascades)
+        total += units(f, 2) + 2 * (conv(after, after, bias=False) + 3 * after * cascades) + units(after, 1 if i else 3)
+    return total
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_refinenets_have_the_published_numbers_of_parameters(size):
+    """29.7 million for NCSNv2 at 32 and 64 pixels, 83.4 at 96 and 128, 94.1 at 256; none depends on the size itself."""
+    stages = SIZES[size]
+    with torch.device("meta"):
+        for net, rows in ((NCSNv2(3, 128, *stages), (1, 0)), (NCSN(3, 128, *stages), (10, 10))):
+            assert sum(parameter.numel() for parameter in net.parameters()) == count(*stages, *rows)
+    assert count(*stages, 1, 0) == {32: 29_694_083, 96: 83_445_379, 256: 94_132_611}[size]
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize(
+    ("size", "stages"),
+    [(8, ((1, 2, 2), (1, 2, 4))), (28, SIZES[32]), (32, SIZES[32]), (64, SIZES[32]), (96, SIZES[96]), (256, SIZES[256])],
+)
+def test_images_of_every_size(channels, size, stages):
+    """Forwards and back; a stage with dilation 1 halves the image, the others keep it."""
+    net = awake(NCSNv2(channels, 2, *stages))
+    seen = []
+    for block in net.down[::2]:
+        block.register_forward_hook(lambda *call: seen.append(call[2].shape[-1]))
+    x, t = inputs((channels, size, size), batch=1)
+    out = net(x.requires_grad_(), t)
+    out.square().sum().backward()
+    assert out.shape == x.shape
+    assert x.grad.isfinite().all()
+    assert all(parameter.grad.isfinite().all() for parameter in net.parameters())
+    halved = [i > 0 and dilation == 1 for i, dilation in enumerate(stages[1])]
+    assert seen == [size // 2 ** sum(halved[: i + 1]) for i in range(len(halved))]
+    assert torch.equal(net.train()(x, t), out)
+
+
+def test_the_receptive_field_of_a_refinenet():
+    """A window of 320 pixels, more than 64 on all sides, by its convolutions and pools alone: norms see the whole image.
+
+    They are left out, and means stand for maxima, which would let one input of 25 through.
+    """
+    net = awake(NCSN(1, 2, *SIZES[32], levels=2)).double()
+    for module in net.modules():
+        if hasattr(module, "norm"):
+            module.norm = None
+    x, t = inputs((1, 400, 400), batch=1, dtype=torch.float64)
+    (gradient,) = torch.autograd.grad(net(x.requires_grad_(), t)[0, 0, 200, 200], x)
+    for dim in (0, 1):
+        seen = (gradient[0, 0] != 0).any(dim=dim).nonzero().flatten() - 200
+        assert (int(seen.min()), int(seen.max()), len(seen)) == (-159, 160, 320)
+
+
+def test_instance_norm_plus_keeps_the_means_of_channels_apart():
+    """Against its definition with numbers: gain (standardised x + pull standardised means) + shift."""
+    net = NCSN(1, 4, (1,), (1,), levels=3).double()
+    norm = net.last.norm
+    x = torch.randn(2, 4, 5, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    x = x * torch.tensor([1.0, 2.0, 3.0, 4.0])[:, None, None] + torch.tensor([5.0, 0.0, -1.0, 2.0])[:, None, None]
+    with torch.no_grad():
+        norm.rows.copy_(torch.arange(36.0).reshape(3, 12))
+    found = norm(x, net._weights(torch.tensor([0.5, 0.75]).double()))
+    for sample, rows in zip(range(2), (norm.rows[1], (norm.rows[1] + norm.rows[2]) / 2), strict=True):
+        gain, pull, shift = rows.chunk(3)
+        means = x[sample].mean(dim=(1, 2))
+        apart = (means - means.mean()) / (means.var(correction=0) + 1e-5).sqrt()
+        for c in range(4):
+            own = (x[sample, c] - means[c]) / (x[sample, c].var(correction=0) + 1e-5).sqrt()
+            torch.testing.assert_close(found[sample, c], gain[c] * (own + pull[c] * apart[c]) + shift[c])
+
+
+def test_an_ncsn_reads_the_rows_of_its_level():
+    """At t = i / (L - 1) those of level i alone; in between a mixture, continuous; outside [0, 1] those of the end."""
+    net = awake(NCSN(1, 4, (1, 2), (1, 1), levels=4)).double()
+    x, _ = inputs((1, 4, 4), batch=4, dtype=torch.float64)
+    levels = torch.arange(4, dtype=torch.float64) / 3
+    out = net(x, levels)
+    with torch.no_grad():
+        for name, parameter in net.named_parameters():
+            if name.endswith("rows"):
+                parameter[2] += 1
+    changed = (net(x, levels) - out).abs().amax(dim=(1, 2, 3))
+    assert (changed > 1e-3).tolist() == [False, False, True, False]
+    near = net(x, torch.full((4,), 2 / 3 - 1e-6, dtype=torch.float64))
+    assert (near[2] - net(x, levels)[2]).abs().max() < 1e-3
+    assert torch.equal(net(x, levels + 2), net(x, torch.ones(4)))
+    assert torch.equal(net(x, -levels), net(x, torch.zeros(4)))
+
+
+@pytest.mark.parametrize("size", [28, 32])
+def test_the_unet_of_ddpm(size):
+    """Forwards and back at the sizes of MNIST and CIFAR-10, with attention at a quarter, in float32."""
+    net = awake(UNet(3, width=8, multipliers=(1, 2, 2), attention=(False, False, True)))
+    x, t = inputs((3, size, size), batch=2)
+    net.train()(x, t).square().sum().backward()
+    assert all(parameter.grad.isfinite().all() for parameter in net.parameters())
+
+
 @pytest.mark.parametrize(
     ("net", "x", "t", "message"),
     [
@@ -198,6 +327,9 @@ def test_the_default_unet_has_about_256_000_parameters():
         (UNet(width=4), torch.zeros(2, 1, 0, 8), torch.zeros(2), r"0 x 8.*multiples of 2"),
         (UNet(1, 4, (1, 1, 1), 1, (False,) * 3), torch.zeros(2, 1, 6, 8), torch.zeros(2), r"6 x 8.*2 times.*multiples of 4"),
         (UNet(width=4), torch.zeros(2, 1, 8, 8), torch.zeros(1), r"one time per sample, shape \(2,\)"),
+        (NCSNv2(width=4), torch.zeros(2, 1, 8, 8), torch.zeros(2), r"this NCSNv2 was built for \(B, 3, H, W\)"),
+        (NCSN(width=4), torch.zeros(2, 3, 0, 8), torch.zeros(2), r"this NCSN was built for \(B, 3, H, W\)"),
+        (NCSN(width=4), torch.zeros(2, 3, 8, 8), torch.zeros(1), r"one time per sample, shape \(2,\)"),
     ],
 )
 def test_wrong_inputs_are_refused(net, x, t, message):
@@ -214,6 +346,10 @@ def test_wrong_inputs_are_refused(net, x, t, message):
         lambda: UNet(multipliers=()),
         lambda: UNet(multipliers=(1, 0)),
         lambda: UNet(multipliers=(1, 2, 2)),
+        lambda: NCSNv2(width=0),
+        lambda: NCSNv2(multipliers=(1, 2)),
+        lambda: NCSN(multipliers=(), dilations=()),
+        lambda: NCSN(levels=0),
     ],
 )
 def test_wrong_sizes_are_refused(build):

@@ -282,6 +282,21 @@ def test_unet_and_own_networks(tmp_path):
         save(ScoreModel(lambda x, t: x, "vp"), tmp_path / "function")
 
 
+@pytest.mark.parametrize(
+    "net", [nets.NCSNv2(1, 4, (1, 2), (1, 2)), nets.NCSN(1, 4, (1, 2), (1, 1), levels=3)], ids=["v2", "v1"]
+)
+def test_refinenets_labels_and_ranges(tmp_path, net):
+    a = ScoreModel(net, NCSN([10.0, 1.0, 0.1]), "noise", shape=(1, 8, 8), conditioning=(2, 3), data_range=(-1, 1)).eval()
+    save(a, tmp_path / "run")
+    b = load(tmp_path / "run")
+    assert (b.sde, b.conditioning, b.data_range, b.net.config) == (a.sde, (2.0, 3.0), (-1.0, 1.0), net.config)
+    assert torch.equal(sample(a, 2, seed=1, steps=3), sample(b, 2, seed=1, steps=3))
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    del config["data_range"]  # as before there was one
+    (tmp_path / "run" / "config.json").write_text(json.dumps(config))
+    assert load(tmp_path / "run").data_range is None
+
+
 def damage(path, what):
     if what == "missing":
         path.unlink()

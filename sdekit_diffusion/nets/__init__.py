@@ -6,8 +6,9 @@
 from torch import nn
 
 from sdekit_diffusion.nets._mlp import MLP
+from sdekit_diffusion.nets._refinenet import NCSN, NCSNv2
 from sdekit_diffusion.nets._unet import UNet
 
-registry: dict[str, type[nn.Module]] = {"MLP": MLP, "UNet": UNet}
+registry: dict[str, type[nn.Module]] = {"MLP": MLP, "NCSN": NCSN, "NCSNv2": NCSNv2, "UNet": UNet}
 
-__all__ = ["MLP", "UNet", "registry"]
+__all__ = ["MLP", "NCSN", "NCSNv2", "UNet", "registry"]

@@ -1,0 +1,228 @@
+"""check_model: right models pass; each usual mistake is found, and named."""
+
+import math
+import re
+
+import pytest
+import torch
+
+from sdekit_diffusion import (
+    DDPM,
+    NCSN,
+    VESDE,
+    VPSDE,
+    CosineVPSDE,
+    GaussianMixture,
+    Recipe,
+    RectifiedFlow,
+    ScoreModel,
+    SubVPSDE,
+    check_model,
+    fit,
+    nets,
+)
+
+# Points in [-1, 1]^4 in three groups, and another 64 of the same law in the place of data.
+MIXTURE = GaussianMixture(
+    [0.3, 0.3, 0.4],
+    torch.tensor([[0.6, -0.7, 0.5, 0.2], [-0.6, -0.5, -0.7, 0.5], [0.5, 0.7, -0.4, -0.6]], dtype=torch.float64),
+    torch.tensor([0.004, 0.002, 0.008], dtype=torch.float64),
+)
+X = MIXTURE.sample(64, seed=1)
+STEPS = DDPM()
+
+
+def exact(sde, predicts="noise", t_of=lambda label: label, sign=1.0):
+    """The network that the mixture would be under a diffusion, told of t by a label."""
+
+    def net(x, label):
+        t = t_of(label).clamp(0.0, sde.T)
+        alpha, sigma = sde.alpha(t)[:, None], sde.sigma(t)[:, None]
+        data = MIXTURE.denoise(t, x, sde)
+        noise = (x - alpha * data) / sigma
+        outputs = {"noise": noise, "data": data, "score": -noise / sigma, "flow": noise - data}
+        return sign * outputs.get(predicts, alpha * noise - sigma * data)
+
+    return net
+
+
+@pytest.mark.parametrize("sde", [VESDE(), VPSDE(), SubVPSDE(), CosineVPSDE(), RectifiedFlow(), STEPS, NCSN()], ids=repr)
+@pytest.mark.parametrize("predicts", ["noise", "data", "score", "velocity", "flow"])
+def test_right_models_pass(sde, predicts):
+    """Errors are below the guess's at every level: the data are four numbers in three groups, of which it knows nothing."""
+    found = check_model(ScoreModel(exact(sde, predicts), sde, predicts), X)
+    assert found.fits
+    assert found.worst <= 1.1
+    assert found.score < 0.7
+    assert "and nowhere more" in found.verdict
+    assert list(found.noise) == sorted(found.noise)
+    assert list(found.errors) == sorted(found.errors)
+
+
+def test_errors_are_those_of_the_posterior():
+    """Against E |D - x_0|^2 by the law of total variance, one Gaussian: v r^2 / (v + r^2), within 5.5 standard errors."""
+    v, n = 0.25, 4000
+    gauss = GaussianMixture([1.0], torch.zeros(1, 3, dtype=torch.float64), torch.tensor([v], dtype=torch.float64))
+    found = check_model(gauss, gauss.sample(n, seed=3), sde="vp")
+    for r, error, guess in zip(found.noise, found.errors, found.guesses, strict=True):
+        expected = v * r * r / (v + r * r)
+        assert abs(error / expected - 1) < 5.5 * math.sqrt(2 / (3 * n))
+        assert abs(guess / expected - 1) < 5.5 * math.sqrt(2 / (3 * n))
+    assert found.noise == pytest.approx([0.1 * s * math.sqrt(v) for s in (1, 2, 5, 10, 20, 50)], rel=0.05)
+
+
+@pytest.mark.parametrize("sde", [VPSDE(), RectifiedFlow()], ids=repr)
+@pytest.mark.parametrize("told", ["noise", "data", "score", "velocity", "flow"])
+@pytest.mark.parametrize("truth", ["noise", "data", "score", "velocity", "flow"])
+def test_a_wrong_output_is_named(sde, truth, told):
+    model = ScoreModel(exact(sde, truth), sde, told)
+    if truth == told:
+        assert check_model(model, X).fits
+    else:
+        with pytest.raises(ValueError, match=f"does not denoise x.*With predicts='{truth}'"):
+            check_model(model, X)
+
+
+@pytest.mark.parametrize("sde", [VPSDE(), NCSN()], ids=repr)
+@pytest.mark.parametrize("predicts", ["noise", "score", "data"])
+def test_a_wrong_sign_is_named(sde, predicts):
+    """As of a network trained to give sigma s, where -sigma s is the noise."""
+    with pytest.raises(ValueError, match="the opposite sign of the output"):
+        check_model(ScoreModel(exact(sde, predicts, sign=-1.0), sde, predicts), X)
+
+
+LABELS = {  # the diffusion, what the network was trained with, how it finds t from that, how it is named
+    "999 t": (VPSDE(), (999.0, 0.0), lambda label: label / 999, r"\(999, 0\)|\(1000, -1\)"),
+    "t": (VPSDE(), "time", lambda label: label, "'time'"),
+    "steps": (STEPS, (1000, -1), lambda label: (label + 1) / 1000, r"\(999, 0\)|\(1000, -1\)"),
+    "few steps": (
+        DDPM([0.02 + 0.005 * i for i in range(50)]),
+        (50, -1),
+        lambda label: (label + 1) / 50,
+        r"\(49, 0\)|\(50, -1\)",
+    ),
+    "levels from the noisiest": (NCSN(), (-231.0, 231.0), lambda label: 1 - label / 231, r"\(-231, 231\)"),
+    "sigma": (NCSN(), "sigma", lambda label: NCSN().time(-label.log()), "'sigma'"),
+    "reversed": (RectifiedFlow(), (-1.0, 1.0), lambda label: 1 - label, r"\(-1, 1\)"),
+}
+
+
+@pytest.mark.parametrize("truth", LABELS)
+@pytest.mark.parametrize("told", ["time", (999.0, 0.0), (-1.0, 1.0)], ids=str)
+def test_a_wrong_label_of_time_is_named(truth, told):
+    """Told t, 999 t or 1 - t: too small, too large, or the other way round; labels that differ by one step are the same."""
+    sde, conditioning, t_of, names = LABELS[truth]
+    net = exact(sde, "noise", t_of)
+    assert check_model(ScoreModel(net, sde, conditioning=conditioning), X).worst <= 1.1
+    found = check_model(ScoreModel(net, sde, conditioning=told), X, throw=False)
+    if told == conditioning or (told, truth) == ((999.0, 0.0), "steps"):
+        assert found.fits
+    else:
+        assert not found.fits
+        assert re.search(f"With conditioning=({names}) it is", found.verdict)
+
+
+@pytest.mark.parametrize(("low", "high"), [(0.0, 1.0), (0.0, 255.0)])
+@pytest.mark.parametrize("known", [None, (-1.0, 1.0)])
+def test_a_wrong_range_is_named(low, high, known):
+    model = ScoreModel(exact(VPSDE()), "vp", data_range=known)
+    x = low + (high - low) * (X + 1) / 2
+    with pytest.raises(ValueError, match=rf"With x moved from \[{low:g}, {high:g}\] to \[-1, 1\] it is"):
+        check_model(model, x)
+
+
+def test_a_model_of_another_range_is_named():
+    """One of images in [0, 1], as NCSN's and Song's VE models are, given x in [-1, 1]."""
+    half = GaussianMixture(MIXTURE.weights, (MIXTURE._means + 1) / 2, MIXTURE._variances[:, 0] / 4)
+    assert check_model(half, (X + 1) / 2, sde=VESDE(0.01, 5.0)).fits
+    with pytest.raises(ValueError, match=r"With x moved from \[-1, 1\] to \[0, 1\] it is"):
+        check_model(half, X, sde=VESDE(0.01, 5.0))
+
+
+@pytest.mark.parametrize("n", [8, 64])
+def test_right_models_pass_on_any_batch(n):
+    """No false alarm in ten batches and noises: the exact network leaves 0.6 of the guess's error, and the limit is 1.1."""
+    model = ScoreModel(exact(VPSDE()), "vp")
+    for seed in range(10):
+        assert check_model(model, MIXTURE.sample(n, seed=seed), seed=seed).fits
+
+
+def test_few_points_that_are_found_exactly_pass():
+    """Errors at low noise are rounding, which no other convention may seem to improve."""
+    x = MIXTURE._means
+    points = GaussianMixture([0.3, 0.3, 0.4], x, [1e-18] * 3)
+    model = ScoreModel(lambda x, t: points.denoise(t / 999, x, "vp"), "vp", "data", conditioning=(999, 0))
+    found = check_model(model, x)
+    assert found.fits
+    assert min(found.ratios) < 1e-9
+
+
+def test_data_of_which_nothing_more_is_known_pass():
+    """A Gaussian's exact denoiser is the guess itself: ratios of 1, within 0.1, some 8 standard errors of 4096 numbers."""
+    gauss = GaussianMixture([1.0], torch.zeros(1, 2), torch.tensor([0.3]))
+    for seed in range(30):
+        found = check_model(gauss, gauss.sample(500, seed=seed), sde="vp", seed=seed)
+        assert abs(found.score - 1) < 0.1
+
+
+def test_a_trained_network_passes_and_its_mistakes_are_named():
+    torch.manual_seed(0)
+    model, x = ScoreModel(nets.MLP((4,), 64, 2), "vp", shape=(4,)), X.float()
+    untrained = check_model(model, x, throw=False)
+    assert not untrained.fits
+    assert "may be untrained" in untrained.verdict
+    fit(model, MIXTURE.sample(4000, seed=9).float(), Recipe(steps=300), progress=False)
+    assert check_model(model.train(), x).score < 0.8
+    assert model.net.training
+    for told in ("data", "score", "velocity", "flow"):
+        with pytest.raises(ValueError, match="With predicts='noise' it is"):
+            check_model(ScoreModel(model.net, "vp", told), x)
+    for conditioning in ((999, 0), (-1, 1), "log_snr", "sigma"):
+        with pytest.raises(ValueError, match="With conditioning='time' it is"):
+            check_model(ScoreModel(model.net, "vp", conditioning=conditioning), x)
+    with pytest.raises(ValueError, match=r"may be untrained, or of other data"):
+        check_model(model, torch.rand(64, 4, generator=torch.Generator().manual_seed(0)) * 2 - 1)
+
+
+def test_other_arguments_of_a_network_go_with_their_samples():
+    """Labels, one a sample: the right ones fit, and repeating the batch keeps them with their points."""
+    net = exact(VPSDE())
+    model = ScoreModel(lambda x, t, shift: net(x - VPSDE().alpha(t)[:, None] * shift[:, None], t), "vp")
+    shift = torch.arange(64.0, dtype=torch.float64)
+    assert check_model(model.given(shift=shift), X + shift[:, None]).fits
+    assert not check_model(model.given(shift=shift.flip(0)), X + shift[:, None], throw=False).fits
+
+
+def test_a_network_that_refuses_other_labels_is_checked():
+    def net(x, t):
+        if t.max() > 1:
+            raise IndexError("no such row")
+        return exact(VPSDE(), "data")(x, t)
+
+    assert check_model(ScoreModel(net, "vp", "data"), X).fits
+    with pytest.raises(IndexError):
+        check_model(ScoreModel(net, "vp", "data", conditioning=(2, 3)), X)
+
+
+def test_a_model_that_is_not_finite_does_not_fit():
+    found = check_model(ScoreModel(lambda x, t: x * math.nan, "vp"), X, throw=False)
+    assert not found.fits
+    assert found.worst == math.inf
+
+
+def test_a_plain_score_and_half_precision():
+    assert check_model(exact(VPSDE(), "score"), X, sde="vp").fits
+    assert check_model(ScoreModel(exact(VPSDE()), "vp"), X.half()).fits
+
+
+def test_what_is_refused():
+    model = ScoreModel(exact(VPSDE()), "vp", shape=(4,))
+    with pytest.raises(TypeError, match=r"x must be floating.*uint8"):
+        check_model(model, X.to(torch.uint8))
+    with pytest.raises(ValueError, match=r"x has shape \(64, 2\); this model needs \(batch, 4\)"):
+        check_model(model, X[:, :2])
+    for x in (torch.ones(3, 4), torch.full((3, 4), math.nan), torch.ones(0, 4)):
+        with pytest.raises(ValueError, match="give a batch of data that vary"):
+            check_model(model, x)
+    with pytest.raises(ValueError, match=r"has no noise between 0.1 and 5 times"):
+        check_model(model, X * 1e6)
