@@ -2,10 +2,13 @@
 
 from sdekit_diffusion import data, metrics, nets
 from sdekit_diffusion._adapted import GRIDS, Adapted
+from sdekit_diffusion._annealed import AnnealedLangevin
+from sdekit_diffusion._between import sample_between
 from sdekit_diffusion._checkpoint import CheckpointError, load, save
 from sdekit_diffusion._diffusion import VESDE, VPSDE, AbstractDiffusion, SubVPSDE
 from sdekit_diffusion._discrete import DDPM, NCSN, cosine_betas, linear_betas
 from sdekit_diffusion._edm import EDM
+from sdekit_diffusion._empirical import EmpiricalMixture
 from sdekit_diffusion._grids import (
     AbstractGrid,
     Equidistributed,
@@ -22,9 +25,11 @@ from sdekit_diffusion._loss import dsm_loss
 from sdekit_diffusion._methods import METHODS
 from sdekit_diffusion._mixture import GaussianMixture
 from sdekit_diffusion._model import AbstractModel, ScoreModel
+from sdekit_diffusion._ncsn import NCSNSettings, ncsnv2_settings
 from sdekit_diffusion._sample import sample
 from sdekit_diffusion._samplers import AbstractMethod, AdaptiveFlow, Descent, InTime, OnClock
 from sdekit_diffusion._schedules import DIFFUSIONS, EDMSDE, CosineVPSDE, RectifiedFlow
+from sdekit_diffusion._techniques import geometric_sigmas, langevin_step_size, level_overlap, max_pairwise_distance
 from sdekit_diffusion._train import Recipe, Record, fit, training
 
 __all__ = [
@@ -43,15 +48,18 @@ __all__ = [
     "AbstractModel",
     "Adapted",
     "AdaptiveFlow",
+    "AnnealedLangevin",
     "BitsPerDim",
     "CheckpointError",
     "CosineVPSDE",
     "Descent",
+    "EmpiricalMixture",
     "Equidistributed",
     "GaussianMixture",
     "GeometricInSigma",
     "InTime",
     "Karras",
+    "NCSNSettings",
     "Native",
     "OnClock",
     "Quadratic",
@@ -69,13 +77,19 @@ __all__ = [
     "dsm_loss",
     "encode",
     "fit",
+    "geometric_sigmas",
     "interpolate",
+    "langevin_step_size",
+    "level_overlap",
     "linear_betas",
     "load",
     "log_likelihood",
+    "max_pairwise_distance",
     "metrics",
+    "ncsnv2_settings",
     "nets",
     "sample",
+    "sample_between",
     "save",
     "training",
 ]

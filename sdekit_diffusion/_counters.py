@@ -7,3 +7,4 @@ NOISE = -5
 COMPONENT = -6
 POINT = -7
 PILOT = -8
+ANCHOR = -9

@@ -16,6 +16,7 @@ from sdekit import (
     ReverseDiffusion,
     UniPC,
 )
+from sdekit_diffusion._annealed import AnnealedLangevin
 from sdekit_diffusion._edm import EDM
 from sdekit_diffusion._samplers import AbstractMethod, AdaptiveFlow, InTime, OnClock
 
@@ -42,6 +43,8 @@ METHODS: dict[str, AbstractMethod] = {
     "reverse_diffusion": InTime(ReverseDiffusion()),
     "ancestral": InTime(Ancestral()),
     "pc": InTime(PredictorCorrector(EulerMaruyama(), Langevin(snr=0.16))),
+    "ncsn": AnnealedLangevin(moves=100, size=0.2, convention="ncsn", steps=10),
+    "ncsnv2": AnnealedLangevin(),
     "ode": AdaptiveFlow(),
 }
 

@@ -44,12 +44,12 @@ DIFFUSION = [
     {"_discrete"},
     {"_schedules"},
     {"_model"},
-    {"_mixture", "_flow", "_loss", "_grids"},
-    {"_samplers"},
-    {"_adapted", "_edm"},
-    {"_methods"},
+    {"_mixture", "_flow", "_loss", "_grids", "_techniques"},
+    {"_samplers", "_empirical"},
+    {"_adapted", "_edm", "_annealed"},
+    {"_methods", "_ncsn"},
     {"_sample", "_train", "_checkpoint"},
-    {"_likelihood"},
+    {"_likelihood", "_between"},
     {"_latent"},
     {""},
     {"_evaluation"},
@@ -140,10 +140,11 @@ def test_public_names_of_sdekit_diffusion():
         sdekit_diffusion.__all__
         == """
         DDPM DIFFUSIONS EDM EDMSDE GRIDS METHODS NCSN VESDE VPSDE AbstractDiffusion AbstractGrid AbstractMethod
-        AbstractModel Adapted AdaptiveFlow BitsPerDim CheckpointError CosineVPSDE Descent Equidistributed
-        GaussianMixture GeometricInSigma InTime Karras Native OnClock Quadratic Recipe Record RectifiedFlow ScoreModel SubVPSDE
-        UniformInLogSNR UniformInTime bits_per_dim cosine_betas data decode dsm_loss encode fit interpolate linear_betas
-        load log_likelihood metrics nets sample save training
+        AbstractModel Adapted AdaptiveFlow AnnealedLangevin BitsPerDim CheckpointError CosineVPSDE Descent
+        EmpiricalMixture Equidistributed GaussianMixture GeometricInSigma InTime Karras NCSNSettings Native OnClock
+        Quadratic Recipe Record RectifiedFlow ScoreModel SubVPSDE UniformInLogSNR UniformInTime bits_per_dim cosine_betas
+        data decode dsm_loss encode fit geometric_sigmas interpolate langevin_step_size level_overlap linear_betas load
+        log_likelihood max_pairwise_distance metrics ncsnv2_settings nets sample sample_between save training
     """.split()
     )
     assert all(hasattr(sdekit_diffusion, name) for name in sdekit_diffusion.__all__)

@@ -21,7 +21,19 @@ from sdekit import (
     ReverseDiffusion,
     UnfinishedError,
 )
-from sdekit_diffusion import METHODS, VESDE, VPSDE, AdaptiveFlow, GaussianMixture, InTime, OnClock, ScoreModel, SubVPSDE, sample
+from sdekit_diffusion import (
+    METHODS,
+    VESDE,
+    VPSDE,
+    AdaptiveFlow,
+    AnnealedLangevin,
+    GaussianMixture,
+    InTime,
+    OnClock,
+    ScoreModel,
+    SubVPSDE,
+    sample,
+)
 from sdekit_diffusion._flow import span_of
 from sdekit_diffusion._samplers import on_clock
 
@@ -95,7 +107,8 @@ def test_default_is_at_the_floor_of_20000_samples(sde, dimensions):
             (OnClock(AdamsBashforth(4)), 99),
             (InTime(PredictorCorrector(ReverseDiffusion(), Langevin(steps=2))), 500),
         ],
-        *((name, {"ddim": 400, "pc": 500}.get(name)) for name in METHODS),
+        # Annealed Langevin dynamics has a bias of its own, which test_annealed.py bounds.
+        *((name, {"ddim": 400, "pc": 500}.get(name)) for name in METHODS if not isinstance(METHODS[name], AnnealedLangevin)),
     ],
     ids=str,
 )
