@@ -21,7 +21,8 @@ class Clocked(AbstractSDE):
 
         dy = F(l, x) dA/dtau dtau + dB_tau.
 
-    Multistep rules interpolate F as a polynomial in l, where it is smooth, or as their authors chose, and integrate against dA.
+    Multistep rules interpolate F as a polynomial in l, in a variable where it is smooth, or as their authors chose, and
+    integrate against dA.
 
     Arguments:
         integrand: `F(l, x)`, shaped like x; l is a float, or `(batch,)`.
@@ -29,6 +30,7 @@ class Clocked(AbstractSDE):
         a: the exponent of A, not zero.
         q: the exponent of Q; 0 for an ordinary equation.
         own: the time in which F is known outside, as a function of l: a diffusion's t, in which some rules interpolate.
+        smooth: a monotone function of l in which F is nearly a polynomial.
     """
 
     integrand: Callable[[Time, Tensor], Tensor]
@@ -36,6 +38,7 @@ class Clocked(AbstractSDE):
     a: float
     q: float = 0.0
     own: Callable[[Time], Time] = lambda l: l
+    smooth: Callable[[Time], Time] = lambda l: l
 
     def __post_init__(self) -> None:
         if not self.a or self.q < 0:
@@ -73,7 +76,8 @@ class Clocked(AbstractSDE):
         clock = self.q or self.a
         l, start, stop = np.log(nodes) / clock, np.log(t0) / clock, np.log(t1) / clock
         rate = self.a / self.q * np.exp((self.a - self.q) * l) if self.q else 1.0
-        panels = Panels(l, start, stop, self.a, lambda l: np.asarray(self.own(torch.from_numpy(l))))
+        own, smooth = (lambda l, f=f: np.asarray(f(torch.from_numpy(l))) for f in (self.own, self.smooth))
+        panels = Panels(l, start, stop, self.a, own, smooth)
         return rule(panels) * np.exp(self.a * stop)[:, None] / rate
 
     def between(self, t0: np.ndarray, t1: np.ndarray, c: float) -> np.ndarray:

@@ -26,6 +26,7 @@ class Panels:
         nodes: `(steps, k)`, distinct in each row; start, stop: `(steps,)`.
         rate: the exponent of A.
         own: the time that the equation itself is written in, as a function of l.
+        smooth: a variable in which the values are nearly a polynomial, as a function of l.
     """
 
     nodes: np.ndarray
@@ -33,6 +34,7 @@ class Panels:
     stop: np.ndarray
     rate: float = 0.0
     own: Map = _itself
+    smooth: Map = _itself
 
     @property
     def k(self) -> int:

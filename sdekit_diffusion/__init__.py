@@ -12,6 +12,7 @@ from sdekit_diffusion._empirical import EmpiricalMixture
 from sdekit_diffusion._grids import (
     AbstractGrid,
     Equidistributed,
+    Focused,
     GeometricInSigma,
     Karras,
     Native,
@@ -55,6 +56,7 @@ __all__ = [
     "Descent",
     "EmpiricalMixture",
     "Equidistributed",
+    "Focused",
     "GaussianMixture",
     "GeometricInSigma",
     "InTime",

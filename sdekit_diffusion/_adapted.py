@@ -15,6 +15,7 @@ from sdekit_diffusion._flow import span_of
 from sdekit_diffusion._grids import (
     AbstractGrid,
     Equidistributed,
+    Focused,
     GeometricInSigma,
     Karras,
     Native,
@@ -31,13 +32,14 @@ from sdekit_diffusion._samplers import Descent, OnClock
 class Adapted(AbstractGrid):
     """Steps that share out the error of an exponential multistep rule on the probability flow of one model.
 
-    A rule through k values makes the error C h^{k+1} D^{(k)}(l) in x / alpha in a step of length h, D the denoiser along the
-    trajectory. Of N steps with errors h^{k+1} w(l) those have the least sum whose density is
+    A rule through k values, a polynomial in v = `AbstractModel.clock(l)`, makes the error C h^{k+1} D^{(k)}(v) v'(l)^k in
+    x / alpha in a step of length h, D the denoiser along the trajectory. Of N steps with errors h^{k+1} w(l) those have the
+    least sum whose density is
 
-        1/h ~ w^{1/(k+1)},  w(l)^2 = E |Phi(l) D^{(k)}(l)|^2,
+        1/h ~ w^{1/(k+1)},  w(l)^2 = E |Phi(l) D^{(k)}(v) v'(l)^k|^2,
 
     Phi(l) the change of the end of the trajectory with its x / alpha at l. A pilot solve of a few samples on a fine grid
-    shows D^{(k)} by differences, and p = Phi^T v, for a random v, by dp/dl = p - (dD/d(x / alpha))^T p from the end backwards.
+    shows D^{(k)} by differences, and p = Phi^T u, for a random u, by dp/dl = p - (dD/d(x / alpha))^T p from the end backwards.
 
     The density is smoothed: D^{(k)} changes sign along a trajectory, and the errors of neighbouring steps cancel as long as
     their lengths change slowly. A part of the steps is spread evenly, for what few samples do not show, and because the next
@@ -48,7 +50,7 @@ class Adapted(AbstractGrid):
     for the probability flow, and may be used for any eta.
 
     Arguments:
-        order: k, 1 to 3: the number of values of the rule.
+        order: k, 1 to 4: the number of values of the rule, corrected ones counted.
         pilots: how many samples, all in one batch, with gradients: fewer where they are large.
         pilot_steps: how many steps they take; each is about two evaluations, one of them with a gradient.
         seed: what the pilots depend on.
@@ -64,12 +66,12 @@ class Adapted(AbstractGrid):
     pilots: int = 32
     pilot_steps: int = 100
     seed: int = 0
-    width: float = 1.5
+    width: float = 0.8
     even: float = 0.1
 
     def __post_init__(self) -> None:
-        if self.order not in (1, 2, 3):
-            raise ValueError(f"order is the number of values of a multistep rule, 1, 2 or 3, not {self.order}")
+        if self.order not in (1, 2, 3, 4):
+            raise ValueError(f"order is the number of values of a multistep rule, 1 to 4, not {self.order}")
         if self.pilots < 1 or self.pilot_steps < 10:
             raise ValueError(f"a pilot solve needs a sample and 10 steps or more, not {self.pilots} and {self.pilot_steps}")
         if not (0 < self.width < math.inf and 0 < self.even < math.inf):
@@ -103,20 +105,21 @@ class Adapted(AbstractGrid):
         dtype, device = model.place()
         dtype, start = torch.promote_types(dtype, torch.float32), float(sde.time(span[0]))
         x = sde.prior((self.pilots, *model.shape), seed=self.seed, t=start, dtype=dtype, device=device)
-        return OnClock(steps=self.pilot_steps).run(Descent(model, sde, x, span, save="all"))
+        return OnClock(steps=self.pilot_steps, grid=UniformInLogSNR()).run(Descent(model, sde, x, span, save="all"))
 
     def _errors(self, model: AbstractModel, sde: AbstractDiffusion, pilot: Solution, h: float) -> Tensor:
         """w in the middle of each k + 1 neighbouring points, `(pilot_steps + 1 - k,)`, found from the end backwards."""
         assert pilot.xs is not None
         dual = normal(self.seed, torch.arange(len(pilot.x), device=pilot.x.device), tuple(pilot.x.shape[1:]), counter=PILOT)
         dual, decay, errors = dual.to(pilot.x.dtype), math.exp(-h), []
-        recent, duals = deque[Tensor](maxlen=self.order + 1), deque[Tensor](maxlen=self.order // 2 + 1)
+        recent = deque[tuple[float, Tensor]](maxlen=self.order + 1)
+        duals = deque[Tensor](maxlen=self.order // 2 + 1)
         for t, x in zip(pilot.ts.flip(0).tolist(), pilot.xs.flip(0), strict=True):
             denoised, pulled = _pulled(model, sde, t, x, dual)
-            recent.append(denoised.to(torch.float64))
+            recent.append((float(model.clock(sde.log_snr(t))), denoised.to(torch.float64)))
             duals.append(dual)
             if len(recent) == self.order + 1:
-                derivative = torch.stack(tuple(recent)).diff(n=self.order, dim=0)[0] / h**self.order
+                derivative = _derivative(*zip(*recent, strict=True), h)
                 errors.append((duals[0] * derivative).flatten(1).sum(dim=1).square().mean().sqrt())
             dual = decay * dual + (1 - decay) * pulled  # the linear part exactly, the other frozen
         return torch.stack(errors).flip(0).cpu()
@@ -140,6 +143,15 @@ class Adapted(AbstractGrid):
                 )
 
 
+def _derivative(v: tuple[float, ...], values: tuple[Tensor, ...], h: float) -> Tensor:
+    """D^{(k)}(v) (dv/dl)^k, but for the sign, from k + 1 values, v the clock at points of l with distance h."""
+    difference, k = torch.stack(values), len(values) - 1
+    for j in range(1, k + 1):
+        apart = [j / (b - a) for a, b in zip(v, v[j:], strict=False)]
+        difference = difference.diff(dim=0) * broadcast(torch.tensor(apart), difference)
+    return difference[0] * ((v[-1] - v[0]) / (k * h)) ** k
+
+
 def _pulled(model: AbstractModel, sde: AbstractDiffusion, t: float, x: Tensor, dual: Tensor) -> tuple[Tensor, Tensor]:
     """D and (dD / d(x / alpha))^T p."""
     with torch.enable_grad():
@@ -158,6 +170,7 @@ GRIDS: dict[str, AbstractGrid] = {
     "sigma": GeometricInSigma(),
     "karras": Karras(),
     "log_snr": UniformInLogSNR(),
+    "focused": Focused(),
     "adapted": Adapted(),
 }
 

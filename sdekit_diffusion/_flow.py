@@ -20,20 +20,13 @@ class StandardFlow(AbstractSDE):
     dw/dl = (alpha / r) (D - alpha s^2 x / r^2), l = log(alpha / sigma): the denoiser less that of a Gaussian of deviation s, so
     that the right-hand side and its divergence vanish where the data are such.
 
-    The clock is v = log(1 + 9 y / (y + s)), y = sigma / alpha, from 0 to log 10: as y below s/10, as log y from there to s, as
-    -1/y beyond. The flow is smooth in y as y goes to 0 and in 1/y as it goes to infinity, and its features lie between; l would
-    run on without end on both sides. dl/dv = -(10 y + s)(y + s) / (9 s y).
+    The clock is v = `AbstractModel.clock(l)`, dl/dv = -(10 y + s)(y + s) / (9 s y), y = sigma / alpha.
     """
 
     noise_type = "none"
 
     model: AbstractModel
     sde: AbstractDiffusion
-
-    def clock(self, l: float) -> float:
-        """v at l."""
-        y = math.exp(-l)
-        return math.log1p(9 * y / (y + self.model.data_std))
 
     def ratio(self, v: Time) -> Time:
         """y = sigma / alpha at v."""
@@ -102,12 +95,12 @@ def flow(
         UnfinishedError: with such a solution, where some samples do not reach the end.
     """
     equation = StandardFlow(model, sde)
-    clock = equation.clock(span[0]), equation.clock(span[1])
-    r0, r1 = equation.radii(clock)
+    ends = float(model.clock(span[0])), float(model.clock(span[1]))
+    r0, r1 = equation.radii(ends)
     w = x / r0 if x.is_floating_point() else x
     ts = torch.tensor([float(sde.time(l)) for l in span], dtype=torch.float64)
     try:
-        solution = solve(equation, w, clock, solver=solver, control=control)
+        solution = solve(equation, w, ends, solver=solver, control=control)
     except UnfinishedError as error:
         raise equation.seen(error, r1, after) from None
     return replace(solution, x=solution.x * r1, ts=ts)

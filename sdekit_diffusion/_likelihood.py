@@ -99,7 +99,7 @@ def along(
     """log_end at the end of the flow over a span of l plus the logarithm of the change of volume of x, batch by batch."""
     x = points_of(model, x, batch_size, method)
     equation = StandardFlow(model, sde)
-    clock = equation.clock(span[0]), equation.clock(span[1])
+    clock = float(model.clock(span[0])), float(model.clock(span[1]))
     r0, r1 = equation.radii(clock)
     scaling = math.prod(x.shape[1:]) * math.log(r1 / r0)  # the flow's own divergence is that of w
 

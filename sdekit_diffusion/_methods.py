@@ -1,5 +1,8 @@
 """Each named sampler is a line of a table."""
 
+from dataclasses import replace
+from typing import Any
+
 from sdekit import (
     DEIS,
     AbstractSolver,
@@ -18,27 +21,34 @@ from sdekit import (
 )
 from sdekit_diffusion._annealed import AnnealedLangevin
 from sdekit_diffusion._edm import EDM
+from sdekit_diffusion._grids import UniformInLogSNR
 from sdekit_diffusion._samplers import AbstractMethod, AdaptiveFlow, InTime, OnClock
+
+
+def _published(solver: AbstractSolver, steps: int = 100, **settings: Any) -> OnClock:  # noqa: ANN401
+    """On the clock, with steps uniform in log-SNR."""
+    return OnClock(solver, steps=steps, grid=UniformInLogSNR(), **settings)
+
 
 METHODS: dict[str, AbstractMethod] = {
     "default": OnClock(),
-    "ddim": OnClock(AdamsBashforth(1), steps=100),
-    "ddpm": OnClock(AdamsBashforth(1), eta=1.0, steps=1000),
-    "dpmpp_2m": OnClock(DPMSolver(2), steps=100),
-    "dpmpp_3m": OnClock(DPMSolver(3), steps=100),
-    "dpmpp_2m_sde": OnClock(DPMSolver(2), eta=1.0, steps=100),
-    "dpmpp_3m_sde": OnClock(DPMSolver(3, "heun"), eta=1.0, steps=100),
-    "deis": OnClock(DEIS(3), integrand="noise", steps=100),
-    "lms": OnClock(DEIS(4, "rho"), integrand="noise", steps=100),
-    "unipc": OnClock(UniPC(2), steps=100),
-    "abm": OnClock(AdamsMoulton(2), steps=100),
-    "sa": OnClock(AdamsMoulton(2), eta=1.0, steps=100),
-    "heun": OnClock(Heun(), integrand="noise", steps=50),
+    "ddim": _published(AdamsBashforth(1)),
+    "ddpm": _published(AdamsBashforth(1), 1000, eta=1.0),
+    "dpmpp_2m": _published(DPMSolver(2)),
+    "dpmpp_3m": _published(DPMSolver(3)),
+    "dpmpp_2m_sde": _published(DPMSolver(2), eta=1.0),
+    "dpmpp_3m_sde": _published(DPMSolver(3, "heun"), eta=1.0),
+    "deis": _published(DEIS(3), integrand="noise"),
+    "lms": _published(DEIS(4, "rho"), integrand="noise"),
+    "unipc": _published(UniPC(2)),
+    "abm": _published(AdamsMoulton(2, variable="l")),
+    "sa": _published(AdamsMoulton(2, variable="l"), eta=1.0),
+    "heun": _published(Heun(), 50, integrand="noise"),
     "edm": EDM(s_churn=40, s_tmin=0.05, s_tmax=50),
-    "exp_heun": OnClock(ClockedHeun(), steps=50),
-    "dpm_2": OnClock(DPMSolverSingle(2), integrand="noise", steps=50),
-    "dpmpp_2s": OnClock(DPMSolverSingle(2), steps=50),
-    "dpmpp_3s": OnClock(DPMSolverSingle(3), steps=33),
+    "exp_heun": _published(ClockedHeun(), 50),
+    "dpm_2": _published(DPMSolverSingle(2), 50, integrand="noise"),
+    "dpmpp_2s": _published(DPMSolverSingle(2), 50),
+    "dpmpp_3s": _published(DPMSolverSingle(3), 33),
     "euler_maruyama": InTime(EulerMaruyama()),
     "reverse_diffusion": InTime(ReverseDiffusion()),
     "ancestral": InTime(Ancestral()),
@@ -47,18 +57,21 @@ METHODS: dict[str, AbstractMethod] = {
     "ncsnv2": AnnealedLangevin(),
     "ode": AdaptiveFlow(),
 }
+_FEW = OnClock(AdamsMoulton(2))  # below ten steps three values reach too far back
 
 
-def method_of(given: AbstractMethod | AbstractSolver | str) -> AbstractMethod:
-    """A method from its name or from a solver, which is then used in the diffusion's own time.
+def method_of(given: AbstractMethod | AbstractSolver | str, steps: int | None = None) -> AbstractMethod:
+    """A method from its name or from a solver, which is then used in the diffusion's own time; with a number of steps.
 
     Raises:
         ValueError: for an unknown name.
     """
     if isinstance(given, AbstractMethod):
-        return given
-    if isinstance(given, AbstractSolver):
-        return InTime(given, eta=1.0 if "additive" in given.order else 0.0)
-    if given not in METHODS:
+        method = given
+    elif isinstance(given, AbstractSolver):
+        method = InTime(given, eta=1.0 if "additive" in given.order else 0.0)
+    elif given not in METHODS:
         raise ValueError(f"unknown method {given!r}; choose one of {', '.join(METHODS)}, or pass a solver or a method object")
-    return METHODS[given]
+    else:
+        method = _FEW if given == "default" and steps is not None and steps < 10 else METHODS[given]
+    return method if steps is None else replace(method, steps=steps)

@@ -1,6 +1,7 @@
 """Models: whatever knows the mean of the data given a noisy point, under any diffusion."""
 
 import copy
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -9,7 +10,7 @@ from typing import Any, Literal, Self
 import torch
 from torch import Tensor, nn
 
-from sdekit.elementary import Time, axpy, broadcast, clip, exp, sqrt
+from sdekit.elementary import Time, axpy, broadcast, clip, exp, log1p, sigmoid, sqrt
 from sdekit_diffusion._diffusion import AbstractDiffusion
 from sdekit_diffusion._schedules import diffusion
 
@@ -69,6 +70,14 @@ class AbstractModel(ABC):
     @abstractmethod
     def score(self, t: Time, x: Tensor, sde: AbstractDiffusion | str | None = None) -> Tensor:
         """grad log p_t(x) = (alpha D - x) / sigma^2."""
+
+    def clock(self, l: Time) -> Time:
+        """v = log(1 + 9 y / (y + s)) with y = sigma / alpha = e^{-l}, s = data_std: from log 10, noise, to 0, the data.
+
+        The denoiser is smooth in y as y goes to 0 and in 1/y as it goes to infinity, and its features lie between. v is as y
+        below s/10, as log y from there to s, as -1/y beyond; l would run on without end on both sides.
+        """
+        return log1p(9 * sigmoid(-l - math.log(self.data_std)))  # y / (y + s)
 
     def rows(self, index: Tensor) -> Self:
         """The same model for some of the samples; itself where nothing is per sample besides x."""

@@ -91,7 +91,7 @@ def sample(
             Under another one the solve runs over the range of sigma / alpha that both share.
         method: a name in `METHODS`, a method object with its own parameters, or a solver.
         steps: the number of steps; the method's own unless given.
-        grid: where they are, "native", "time", "quadratic", "sigma", "karras", "log_snr", "adapted" or an object
+        grid: where they are, "native", "time", "quadratic", "sigma", "karras", "log_snr", "focused", "adapted" or an object
             such as `Karras(rho=7)`; the method's own unless given. "adapted" is found from the model first, by a pilot solve.
         seed: what all noise depends on; None takes a fresh one from torch's default generator.
         noise: "white", other noise on every grid; "path", a `BrownianPath` a sample on the clock of the method's noise, so
@@ -117,9 +117,8 @@ def sample(
         sdekit.UnfinishedError: when samples of "ode" do not reach the end; it names them, with the time.
     """
     model, diffusion = as_model(model, sde, shape)
-    chosen = method_of(method)
     _require(n, steps, batch_size, save, return_solution, noise)
-    chosen = chosen if steps is None else replace(chosen, steps=steps)
+    chosen = method_of(method, steps)
     chosen = chosen if grid is None else replace(chosen, grid=grid_of(grid))
     span = span_of(model, diffusion, end)
     own_dtype, own_device = model.place()

@@ -12,7 +12,7 @@ from torch import Tensor
 from sdekit import (
     AbstractNoise,
     AbstractSolver,
-    AdamsBashforth,
+    AdamsMoulton,
     Clocked,
     Dopri5,
     NotFiniteError,
@@ -26,7 +26,7 @@ from sdekit import (
 from sdekit.elementary import Time, broadcast, exp
 from sdekit_diffusion._diffusion import AbstractDiffusion
 from sdekit_diffusion._flow import flow
-from sdekit_diffusion._grids import AbstractGrid, Native, Span, UniformInLogSNR
+from sdekit_diffusion._grids import AbstractGrid, Focused, Native, Span
 from sdekit_diffusion._model import AbstractModel
 
 
@@ -42,7 +42,9 @@ def on_clock(
         Zhang and Chen 2023, arXiv 2204.13902; Lu et al. 2022, arXiv 2211.01095, for eta = 0 and 1.
     """
     if integrand == "noise":
-        return Clocked(lambda l, x: _noise(model, sde, l, x), lambda l: sde.alpha(sde.time(l)), a=-1.0, own=sde.time)
+        return Clocked(
+            lambda l, x: _noise(model, sde, l, x), lambda l: sde.alpha(sde.time(l)), a=-1.0, own=sde.time, smooth=model.clock
+        )
 
     def denoised(l: Time, x: Tensor) -> Tensor:
         return model.denoise(sde.time(l), x, sde)
@@ -50,7 +52,7 @@ def on_clock(
     def scale(l: Time) -> Time:
         return sde.sigma(sde.time(l)) * exp(-(eta**2) * l)
 
-    return Clocked(denoised, scale, a=1 + eta**2, q=2 * eta**2, own=sde.time)
+    return Clocked(denoised, scale, a=1 + eta**2, q=2 * eta**2, own=sde.time, smooth=model.clock)
 
 
 def _noise(model: AbstractModel, sde: AbstractDiffusion, l: Time, x: Tensor) -> Tensor:
@@ -119,18 +121,19 @@ class OnClock(AbstractMethod):
     """A solver on the clock of the signal-to-noise ratio, where the linear part is exact.
 
     Arguments:
-        solver: `AdamsBashforth(k)`, whose weights are then exponential integrals; k = 1 is DDIM for eta = 0 and DDPM's
-            ancestral sampler for eta = 1. Or any other solver, on the clock as its time.
+        solver: `AdamsMoulton(k)` or `AdamsBashforth(k)`, whose weights are then exponential integrals, for a polynomial in
+            `AbstractModel.clock`; the latter with k = 1 is DDIM for eta = 0 and DDPM's ancestral sampler for eta = 1. Or any
+            other solver, on the clock as its time.
         eta: the noise level: 0 the probability flow, 1 the reverse SDE.
         integrand: what rules take for a polynomial: "data", the denoiser; or "noise", for eta = 0.
         steps, grid: how many and where, unless `sample` says otherwise.
     """
 
-    solver: AbstractSolver = field(default_factory=AdamsBashforth)
+    solver: AbstractSolver = field(default_factory=lambda: AdamsMoulton(3, self_starting=False))
     eta: float = 0.0
     integrand: Literal["data", "noise"] = "data"
-    steps: int = field(default=99, kw_only=True)  # 100 evaluations: the first step of three values takes two
-    grid: AbstractGrid = field(default=UniformInLogSNR(), kw_only=True)
+    steps: int = field(default=100, kw_only=True)
+    grid: AbstractGrid = field(default=Focused(), kw_only=True)
 
     def __post_init__(self) -> None:
         if not 0 <= self.eta < math.inf:

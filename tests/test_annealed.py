@@ -151,13 +151,13 @@ def test_that_test_sees_moves_that_are_left_out():
 
 def test_ncsnv2s_settings_find_the_weights_of_far_modes_and_ncsns_do_not():
     """Two modes in 3,072 dimensions, 6 apart, one with a fifth of the weight; all other coordinates are independent of these
-    and are left out. NCSNv2 with sigma_1 = 6 has 0.226 (200,000 samples: 0.208 with T = 20), NCSN with sigma_1 = 1 has 0.361.
+    and are left out. NCSNv2 with sigma_1 = 6 has 0.228, NCSN with sigma_1 = 1 has 0.361 (20,000 samples).
     Bounds are 5.5 standard errors of 4,000 samples from these, and do not meet.
     """
     n, modes = 4000, GaussianMixture([0.2, 0.8], torch.tensor([[-3.0], [3.0]]), [0.0025, 0.0025])
     settings = ncsnv2_settings(3072, sigma_max=6.0)
     new, old = (float((sample(modes, n, sde=s.sde, method=s.method, seed=1) < 0).double().mean()) for s in (settings, V1))
-    assert abs(new - 0.2) < 0.026 + 5.5 * math.sqrt(0.16 / n)
+    assert abs(new - 0.2) < 0.03 + 5.5 * math.sqrt(0.16 / n)
     assert abs(old - 0.2) > 0.16 - 5.5 * math.sqrt(0.23 / n)
 
 

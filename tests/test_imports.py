@@ -141,10 +141,11 @@ def test_public_names_of_sdekit_diffusion():
         == """
         DDPM DIFFUSIONS EDM EDMSDE GRIDS METHODS NCSN VESDE VPSDE AbstractDiffusion AbstractGrid AbstractMethod
         AbstractModel Adapted AdaptiveFlow AnnealedLangevin BitsPerDim CheckpointError CosineVPSDE Descent
-        EmpiricalMixture Equidistributed GaussianMixture GeometricInSigma InTime Karras NCSNSettings Native OnClock
-        Quadratic Recipe Record RectifiedFlow ScoreModel SubVPSDE UniformInLogSNR UniformInTime bits_per_dim cosine_betas
-        data decode dsm_loss encode fit geometric_sigmas interpolate langevin_step_size level_overlap linear_betas load
-        log_likelihood max_pairwise_distance metrics ncsnv2_settings nets sample sample_between save training
+        EmpiricalMixture Equidistributed Focused GaussianMixture GeometricInSigma InTime Karras NCSNSettings Native
+        OnClock Quadratic Recipe Record RectifiedFlow ScoreModel SubVPSDE UniformInLogSNR UniformInTime bits_per_dim
+        cosine_betas data decode dsm_loss encode fit geometric_sigmas interpolate langevin_step_size level_overlap
+        linear_betas load log_likelihood max_pairwise_distance metrics ncsnv2_settings nets sample sample_between save
+        training
     """.split()
     )
     assert all(hasattr(sdekit_diffusion, name) for name in sdekit_diffusion.__all__)

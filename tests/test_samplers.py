@@ -39,6 +39,8 @@ PUBLISHED = [
     *(UniPC(k, form) for k in (1, 2, 3) for form in ("bh1", "bh2")),
     *(DEIS(k, variable) for k in (1, 2, 3, 4) for variable in ("t", "rho", "log_rho")),
 ]
+IN_L = [*(AdamsBashforth(k, variable="l") for k in (3, 4)), *(AdamsMoulton(k, variable="l") for k in (2, 3))]
+STARTED = [*(AdamsBashforth(k, self_starting=False) for k in (3, 4)), AdamsMoulton(3, self_starting=False)]
 FINAL = [rule(k, lower_final=True) for rule in (AdamsBashforth, AdamsMoulton, DPMSolver, UniPC) for k in (2, 3)]
 
 
@@ -61,7 +63,7 @@ def measured(solver, integrand="data"):
 
 
 @pytest.mark.parametrize("integrand", ["data", "noise"])
-@pytest.mark.parametrize("solver", [*EXACT, *PUBLISHED, *FINAL, *SINGLE], ids=str)
+@pytest.mark.parametrize("solver", [*EXACT, *IN_L, *STARTED, *PUBLISHED, *FINAL, *SINGLE], ids=str)
 def test_order_of_the_probability_flow(solver, integrand):
     assert measured(solver, integrand) == pytest.approx(solver.order["none"].strong, abs=0.15)
 
@@ -119,16 +121,22 @@ def test_evaluations(name):
 @pytest.mark.parametrize("steps", [1, 2, 3, 4, 5])
 @pytest.mark.parametrize("lower_final", [False, True])
 def test_short_solves(name, steps, lower_final):
-    """Fewer steps than values: finite, and one step is DDIM or ancestral sampling, whatever the rule, but for our start-up."""
+    """Fewer steps than values: finite, an evaluation a step, and one step is DDIM or ancestral sampling, whatever the rule."""
     method = replace(METHODS[name], solver=replace(METHODS[name].solver, lower_final=lower_final))
-    x = sample(MIXTURE, 4, sde="vp", method=method, steps=steps, end=0.3, seed=0)
-    assert x.isfinite().all()
-    if name == "default":
-        two = sample(MIXTURE, 4, sde="vp", steps=steps, end=0.3, seed=0, return_solution=True)
-        assert two.evaluations.tolist() == [steps + 1] * 4
-    elif steps == 1:
+    solution = sample(MIXTURE, 4, sde="vp", method=method, steps=steps, end=0.3, seed=0, return_solution=True)
+    assert solution.x.isfinite().all()
+    assert solution.evaluations.tolist() == [steps] * 4
+    if steps == 1:
         one = sample(MIXTURE, 4, sde="vp", method=METHODS["ddpm" if method.eta else "ddim"], steps=1, end=0.3, seed=0)
-        torch.testing.assert_close(x, one)
+        torch.testing.assert_close(solution.x, one)
+
+
+def test_the_default_looks_less_far_back_where_there_are_few_steps():
+    """Below ten steps two values, corrected; from ten on three."""
+    for steps, k in ((2, 2), (9, 2), (10, 3), (30, 3)):
+        method = OnClock(AdamsMoulton(k, self_starting=False))
+        x, same = (sample(MIXTURE, 4, sde="vp", method=m, steps=steps, seed=0) for m in ("default", method))
+        assert torch.equal(x, same)
 
 
 @pytest.mark.parametrize("name", [*ON_CLOCK, "edm"])

@@ -1,9 +1,9 @@
 """Multistep methods: a rule for the weights, on the time axis or on a clock; the loop over steps knows one class of them."""
 
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import ClassVar, Self
+from typing import ClassVar, Literal, Self, get_args
 
 import numpy as np
 
@@ -11,6 +11,8 @@ from sdekit._quadrature import Panels
 from sdekit._sde import AbstractSDE, NoiseType
 from sdekit._solver._contract import Order
 from sdekit._solver._planned import AbstractPlanned, Row
+
+Variable = Literal["l", "smooth"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,6 +27,8 @@ class AbstractMultistep(AbstractPlanned):
         k: how many values a prediction uses.
         lower_final: whether the last steps use as many values as there are steps left, as some samplers do for the sake of a
             last step of infinite length in log(alpha / sigma). It leaves at most order two.
+        self_starting: whether the first step makes values for itself where the order needs them. Where f hardly changes at
+            first, as at the noisy end of a diffusion, those evaluations are better spent on steps.
     """
 
     accuracy: ClassVar[Mapping[int, int]]  # k to the order without noise, as measured
@@ -34,6 +38,7 @@ class AbstractMultistep(AbstractPlanned):
 
     k: int = 3
     lower_final: bool = field(default=False, kw_only=True)
+    self_starting: bool = field(default=True, kw_only=True)
 
     def __post_init__(self) -> None:
         if self.k not in self.accuracy:
@@ -44,8 +49,15 @@ class AbstractMultistep(AbstractPlanned):
 
     @property
     def order(self) -> Mapping[NoiseType, Order]:  # pyright: ignore[reportIncompatibleVariableOverride]
-        p = min(self.accuracy[self.k], 2) if self.lower_final else self.accuracy[self.k]
+        p = min(self.accuracy[self.k], self._most)
         return {"none": Order(p, p), "additive": Order(1, min(p, 2))}
+
+    @property
+    def _most(self) -> int:
+        """The order that the first and the last steps leave: their errors are made once, and are of one order less."""
+        if self.lower_final:
+            return 2
+        return 4 if self.self_starting else 2 + self.corrects
 
     @abstractmethod
     def rule(self, panels: Panels) -> np.ndarray:
@@ -53,7 +65,7 @@ class AbstractMultistep(AbstractPlanned):
 
     def plan(self, problem: AbstractSDE, ts: Sequence[float]) -> Self:
         grid, steps, rows = np.asarray(ts), np.arange(len(ts) - 1), {}
-        start = self.starting.get(self.k, 1) if problem.noise_type == "none" else 1
+        start = self.starting.get(self.k, 1) if problem.noise_type == "none" and self.self_starting else 1
         points, at = grid, steps  # where there are values, and which is the last when a step begins
         if start == 3:
             points, at = np.insert(grid, 1, 0.5 * (grid[0] + grid[1])), np.where(steps > 0, steps + 1, 0)
@@ -107,13 +119,29 @@ class AbstractMultistep(AbstractPlanned):
 
 
 @dataclass(frozen=True, eq=False)
-class AdamsBashforth(AbstractMultistep):
+class AbstractAdams(AbstractMultistep, ABC):
+    """Rules that integrate the interpolant exactly, a polynomial in a variable of choice.
+
+    Arguments:
+        variable: "smooth", the variable in which a `Clocked` problem says that it is smooth, or "l", its parameter; for others
+            both are t.
+    """
+
+    choices = {"variable": get_args(Variable)}
+    variable: Variable = field(default="smooth", kw_only=True)
+
+    def rule(self, panels: Panels) -> np.ndarray:
+        return panels.exact(panels.smooth) if self.variable == "smooth" else panels.exact()
+
+
+@dataclass(frozen=True, eq=False)
+class AdamsBashforth(AbstractAdams):
     """x_1 = x_0 + integral over [t_0, t_1] of the interpolant of f through the last k values + g((t_0 + t_1)/2) dW.
 
-    One evaluation a step. The interpolant is a polynomial in t, or, for a `Clocked` problem, one in its parameter l that is
-    integrated against its clock (an exponential integrator). Without noise the first step evaluates f once more for k = 3 and
-    three times more for k = 4, because Euler's error there would keep the order at two: order k. With additive noise strong
-    order one and weak order min(k, 2).
+    One evaluation a step. The interpolant is a polynomial in t, or, for a `Clocked` problem, one in its parameter l or in a
+    variable of its own, integrated against its clock (an exponential integrator). Without noise the first step evaluates f once
+    more for k = 3 and three times more for k = 4, because Euler's error there would keep the order at two: order k. With
+    additive noise strong order one and weak order min(k, 2).
 
     Arguments:
         k: how many values, 1 to 4.
@@ -126,12 +154,9 @@ class AdamsBashforth(AbstractMultistep):
     accuracy = {1: 1, 2: 2, 3: 3, 4: 4}
     starting = {3: 2, 4: 3}
 
-    def rule(self, panels: Panels) -> np.ndarray:
-        return panels.exact()
-
 
 @dataclass(frozen=True, eq=False)
-class AdamsMoulton(AbstractMultistep):
+class AdamsMoulton(AbstractAdams):
     """`AdamsBashforth(k)`, then the same with the value at the predicted x_1 among them: the interpolant of k + 1 values.
 
     One evaluation a step, two more for k = 3 without noise; the value at the predicted point is kept and not made again. Order
@@ -148,6 +173,3 @@ class AdamsMoulton(AbstractMultistep):
     accuracy = {1: 2, 2: 3, 3: 4}
     corrects = True
     starting = {3: 3}
-
-    def rule(self, panels: Panels) -> np.ndarray:
-        return panels.exact()
