@@ -105,12 +105,13 @@ def cost(n: int = 50_000, dim: int = 3072, points: int = 64) -> dict[str, float]
 
 def picture(images: Tensor, drawn: dict[str, Tensor], reached: dict[str, NDArray[np.int64]], labels: NDArray[np.int64]) -> None:
     figure = Figure(figsize=(10, 6), layout="constrained")
-    above, below = np.ravel(figure.subfigures(2, 1, height_ratios=(3, 2.2)))
-    for axes, (name, x) in zip(above.subplots(1, 3), drawn.items(), strict=True):
+    cells = figure.add_gridspec(2, 6, height_ratios=(3, 2.2))
+    for i, (name, x) in enumerate(drawn.items()):
+        axes = figure.add_subplot(cells[0, 2 * i : 2 * i + 2])
         framed = torch.nn.functional.pad(x[:48, 0] / ENLARGED, (1, 1, 1, 1), value=0.5)
         axes.imshow(framed.reshape(6, 8, 10, 10).permute(0, 2, 1, 3).reshape(60, 80), cmap="gray", vmin=0, vmax=1)
         axes.set(title=name, xticks=(), yticks=())
-    left, right = below.subplots(1, 2)
+    left, right = figure.add_subplot(cells[1, :3]), figure.add_subplot(cells[1, 3:])
     for i, (name, index) in enumerate(reached.items()):
         left.plot(np.sort(np.bincount(index, minlength=len(images)))[::-1], label=name, color=f"C{i}")
         counts = np.bincount(labels[index], minlength=10) / len(index)
