@@ -145,9 +145,12 @@ def alone(whole: Callable[[NDArray[np.float64]], Run], x: NDArray[np.float64]) -
 
 
 def with_ours(sde: AbstractDiffusion, x: NDArray[np.float64], span: tuple[float, float], solver: AbstractSolver) -> Run:
+    # `flow` takes and gives x / alpha at the clean end, x at the noisy one.
+    start, stop = (float(sde.alpha(float(sde.time(l)))) if l == max(span) else 1.0 for l in span)
+
     def run(tol: float) -> tuple[NDArray[np.float64], float]:
-        found = flow(MIXTURE, sde, torch.from_numpy(x), span, solver, AdaptiveFlow(tol, tol).control)
-        return found.x.numpy(), float(found.evaluations.double().mean())
+        found = flow(MIXTURE, sde, torch.from_numpy(x / start), span, solver, AdaptiveFlow(tol, tol).control)
+        return found.x.numpy() * stop, float(found.evaluations.double().mean())
 
     return run
 

@@ -40,6 +40,8 @@ def adaptive(
     direction, span, levy = (1 if ts[-1] > ts[0] else -1), abs(ts[-1] - ts[0]), solver.levy == "H"
     outputs = torch.tensor(ts, dtype=torch.float64, device=x0.device)
     end, (ladder, coarse) = outputs[-1], (None, None) if noise is None else _ladder(noise.tree, ts, outputs.device)
+    # The last step may be a little longer than allowed, lest a sliver be left; less than by what a rejection makes it shorter.
+    stretch = control.safety**-0.9
     floor = 16 * torch.finfo(torch.float64).eps * max(map(abs, ts))
     found = Found.of(x0, ts, save=save)
 
@@ -57,7 +59,7 @@ def adaptive(
     while len(now.index):
         shortest = None
         if ladder is None or coarse is None:
-            length = torch.minimum(now.h, now.left)
+            length = torch.where(now.left <= stretch * now.h, now.left, now.h)
             left = now.left - length
             t1 = torch.add(end, left, alpha=-direction)
         else:

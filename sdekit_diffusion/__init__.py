@@ -4,6 +4,7 @@ from sdekit_diffusion import data, metrics, nets
 from sdekit_diffusion._adapted import GRIDS, Adapted
 from sdekit_diffusion._annealed import AnnealedLangevin
 from sdekit_diffusion._between import sample_between
+from sdekit_diffusion._bound import VariationalBound, variational_bound
 from sdekit_diffusion._checkpoint import CheckpointError, load, save
 from sdekit_diffusion._diffusion import VESDE, VPSDE, AbstractDiffusion, SubVPSDE
 from sdekit_diffusion._discrete import DDPM, NCSN, cosine_betas, linear_betas
@@ -72,6 +73,7 @@ __all__ = [
     "SubVPSDE",
     "UniformInLogSNR",
     "UniformInTime",
+    "VariationalBound",
     "bits_per_dim",
     "cosine_betas",
     "data",
@@ -94,4 +96,5 @@ __all__ = [
     "sample_between",
     "save",
     "training",
+    "variational_bound",
 ]

@@ -1,5 +1,5 @@
 """Which draw of a sample's random stream is which: sdekit keeps the counters from 0 for steps, -1 for the initial state, and
-those from -2^20 down for probes."""
+those from -2^20 down for probes. The steps of a chain go up from BOUND."""
 
 DEQUANTISATION = -3
 TIME = -4
@@ -8,3 +8,4 @@ COMPONENT = -6
 POINT = -7
 PILOT = -8
 ANCHOR = -9
+BOUND = -(1 << 19)

@@ -68,6 +68,15 @@ class AbstractDiffusion(AbstractSDE):
         """The times between t0 and t1 at u in [0, 1]: equal parts, but where a diffusion's own time is not for such."""
         return t0 + (t1 - t0) * u
 
+    @property
+    def levels(self) -> Tensor:
+        """The times of its discrete noise levels, increasing, float64.
+
+        Raises:
+            ValueError: for a diffusion that has none.
+        """
+        raise ValueError(f"{self} has no discrete noise levels; give times, or take DDPM(betas) or NCSN(sigmas), which have")
+
     def latest(self, data_std: float = 1.0) -> float:
         """The time up to which models are trained, and from which solves run, with the prior in the place of p_t.
 
@@ -106,6 +115,22 @@ class AbstractDiffusion(AbstractSDE):
             same = torch.as_tensor(s == t)
             factor, apart = torch.where(same, 1.0, torch.as_tensor(factor)), torch.where(same, 0.0, apart)
         return factor, self.sigma(t) * sqrt(-expm1(2 * apart))
+
+    def posterior(self, s: Time, t: Time) -> tuple[Time, Time, Time]:
+        """q(x_s | x_t, x_0) = N(a x_t + b x_0, std^2 I), s <= t, as (a, b, std); sigma(t) > 0.
+
+        With alpha_ts and sigma_ts of the transition, a = alpha_ts sigma_s^2 / sigma_t^2, b = alpha_s sigma_ts^2 / sigma_t^2 and
+        std = sigma_s sigma_ts / sigma_t.
+
+        Raises:
+            ValueError: as `transition`.
+
+        References:
+            Ho et al. 2020, arXiv 2006.11239, equations 6 and 7.
+        """
+        factor, std = self.transition(s, t)
+        kept, new = self.sigma(s) / self.sigma(t), std / self.sigma(t)
+        return factor * kept * kept, self.alpha(s) * new * new, kept * std
 
     def prior(
         self,

@@ -102,6 +102,11 @@ class DDPM(AbstractDiffusion):
         ends = [i / len(self.betas) for i in range(len(self.betas) + 1)]
         return PiecewiseLinear(tuple(ends), tuple(accumulate((-math.log1p(-beta) for beta in self.betas), initial=0.0)))
 
+    @property
+    def levels(self) -> Tensor:
+        """i/N for i = 1 ... N, at which x_t is x_i of the chain: q(x_i | x_0) = N(sqrt(abar_i) x_0, (1 - abar_i) I)."""
+        return torch.tensor(self.integral.x[1:], dtype=torch.float64)
+
     def alpha(self, t: Time) -> Time:
         return exp(-0.5 * self.integral(t))
 
@@ -151,6 +156,11 @@ class NCSN(AbstractExploding):
         """log(sigma) as a function of t."""
         last = len(self.sigmas) - 1
         return PiecewiseLinear(tuple(i / last for i in range(last + 1)), tuple(math.log(sigma) for sigma in self.sigmas))
+
+    @property
+    def levels(self) -> Tensor:
+        """The times of the sigmas, the smallest at 0, the largest at 1."""
+        return torch.tensor(self.log_sigma.x, dtype=torch.float64)
 
     def sigma(self, t: Time) -> Time:
         return exp(self.log_sigma(t))

@@ -1,7 +1,6 @@
 """What is measured of a run: distances of its samples beside their anchors, and held-out likelihood."""
 
 import platform
-import warnings
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -20,7 +19,7 @@ from sdekit_diffusion._likelihood import BitsPerDim, bits_per_dim, log_likelihoo
 from sdekit_diffusion._model import ScoreModel
 from sdekit_diffusion._samplers import AdaptiveFlow
 from sdekit_diffusion.data import Dataset
-from sdekit_diffusion.metrics import energy_distance, frechet, nearest, sliced_wasserstein
+from sdekit_diffusion.metrics import classifier_features, energy_distance, frechet, nearest, sliced_wasserstein
 
 _DRAWS = 10  # sets over which a distance between data and data is averaged
 _EXACT_UP_TO = 32  # dimensions: up to here the exact trace costs little more than probes
@@ -173,23 +172,15 @@ def _anchors(train: Array, labels: Array, levels: int, n: int, rng: np.random.Ge
 
 
 def classified(x: Tensor, source: Dataset, labels: Array, test_labels: Array, seed: int) -> dict[str, Any]:
-    """Fréchet distances to the training images in the features of a classifier of these, with bootstrapped standard errors.
-
-    The classifier is regularised, so that its features differ little between images that it was trained on and others.
-    """
-    from sklearn.neural_network import MLPClassifier
-
+    """Fréchet distances to the training images in the features of a classifier of these, with bootstrapped standard errors."""
     assert source.levels is not None
     levels, rng = source.levels, np.random.default_rng(seed)
     train, test, made = (part.flatten(1).double().numpy() for part in (source.train, source.test, x))
-    classifier = MLPClassifier((64,), alpha=1.0, max_iter=200, random_state=seed)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # it need not converge
-        classifier.fit(train / levels, labels)
+    features = classifier_features(train / levels, labels, seed=seed)
+    known = features(train / levels)
 
     def distance(images: Array) -> float:
-        hidden = [np.maximum(part / levels @ classifier.coefs_[0] + classifier.intercepts_[0], 0) for part in (images, train)]
-        return frechet(*hidden)
+        return frechet(features(images / levels), known)
 
     sets = {"model": made, "real": test[: len(made)], **_anchors(train, labels, levels, len(made), rng)}
     real, rows = distance(sets["real"]), {}
@@ -199,8 +190,8 @@ def classified(x: Tensor, source: Dataset, labels: Array, test_labels: Array, se
         again = [distance(images[rng.integers(len(images), size=len(images))]) for _ in range(_DRAWS)]
         stderr = float(np.std(again, ddof=1)) / span
         rows[name] = {"distance": value, "relative": (value - real) / span, "stderr": stderr, "n": len(images)}
-    accuracy = float(classifier.score(test / levels, test_labels))
-    return {"rows": rows, "features": 64, "accuracy": accuracy, "n_train": len(train), "n_held_out": len(test)}
+    accuracy = features.accuracy(test / levels, test_labels)
+    return {"rows": rows, "features": known.shape[1], "accuracy": accuracy, "n_train": len(train), "n_held_out": len(test)}
 
 
 def against_floor(x: Tensor, source: Dataset, seed: int) -> dict[str, Any]:

@@ -1,13 +1,14 @@
 """The probability flow as the likelihood and the adaptive sampler solve it, and the range over which a solve runs."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Self
 
 import torch
 from torch import Tensor
 
-from sdekit import AbstractSDE, AbstractSolver, PIDController, Solution, UnfinishedError, solve
+from sdekit import AbstractSDE, AbstractSolver, PIDController, Solution, Status, UnfinishedError, solve
 from sdekit.elementary import Time, broadcast, clip, expm1, log, sqrt
 from sdekit_diffusion._diffusion import AbstractDiffusion
 from sdekit_diffusion._model import AbstractModel
@@ -20,7 +21,7 @@ class StandardFlow(AbstractSDE):
     dw/dl = (alpha / r) (D - alpha s^2 x / r^2), l = log(alpha / sigma): the denoiser less that of a Gaussian of deviation s, so
     that the right-hand side and its divergence vanish where the data are such.
 
-    The clock is v = `AbstractModel.clock(l)`, dl/dv = -(10 y + s)(y + s) / (9 s y), y = sigma / alpha.
+    The clock is v = `AbstractModel.clock(l)`, dl/dv = -(6 y + s)(y + s) / (5 s y), y = sigma / alpha.
     """
 
     noise_type = "none"
@@ -31,11 +32,11 @@ class StandardFlow(AbstractSDE):
     def ratio(self, v: Time) -> Time:
         """y = sigma / alpha at v."""
         rise = expm1(v)
-        return self.model.data_std * rise / (9 - rise)
+        return self.model.data_std * rise / (5 - rise)
 
     def scale(self, v: Time) -> tuple[Time, Time, Time]:
         """t, alpha and r at v."""
-        # In float32 v is so coarse near log 10 that t may come out beyond T.
+        # In float32 v is so coarse near log 6 that t may come out beyond T.
         t = clip(self.sde.time(-log(self.ratio(v))), 0.0, self.sde.T)
         alpha, sigma = self.sde.alpha(t), self.sde.sigma(t)
         signal = alpha * self.model.data_std
@@ -54,7 +55,7 @@ class StandardFlow(AbstractSDE):
 
     def drift(self, t: Time, x: Tensor) -> Tensor:
         y, s = self.ratio(t), self.model.data_std
-        rate = -(10 * y + s) * (y + s) / (9 * s * y)
+        rate = -(6 * y + s) * (y + s) / (5 * s * y)
         t, alpha, r = self.scale(t)
         part = alpha / r
         denoised = self.model.denoise(t, x * broadcast(r, x), self.sde)
@@ -104,6 +105,60 @@ def flow(
     except UnfinishedError as error:
         raise equation.seen(error, r1, after) from None
     return replace(solution, x=solution.x * r1, ts=ts)
+
+
+def agreed(
+    model: AbstractModel,
+    sde: AbstractDiffusion,
+    x: Tensor,
+    span: tuple[float, float],
+    solver: AbstractSolver,
+    control: Callable[[float], PIDController],
+    accuracy: float,
+    *,
+    after: int = 0,
+) -> Solution:
+    """The solution at tolerances accuracy/10, accuracy/100, ... until two in a row agree within accuracy/2; the finer of them.
+
+    Each sample goes on until its own do, in every coordinate, in units of r, the deviation of x. An error rho times that of the
+    solve before is rho / (1 - rho) times the difference, so within accuracy for rho up to 2/3; tolerances alone say nothing,
+    for the errors of steps add up and are magnified. Evaluations and steps are those of all solves together.
+
+    Arguments:
+        control: the controller for a tolerance.
+        Others as in `flow`.
+
+    Raises:
+        UnfinishedError: where some samples fail, or agree at no tolerance that the dtype resolves.
+    """
+    equation = StandardFlow(model, sde)
+    most = accuracy / 2 * equation.radii((float(model.clock(span[0])), float(model.clock(span[1]))))[1]
+    finest = 4 * torch.finfo(x.dtype).eps if x.is_floating_point() else 0.0
+    rows, found, tol = torch.arange(len(x), device=x.device), None, accuracy / 10
+    while found is None or (len(rows) and tol >= finest):
+        try:
+            part = flow(model.rows(rows), sde, x[rows], span, solver, control(tol))
+        except UnfinishedError as error:
+            part = error.solution
+        last = torch.full_like(part.x, math.inf) if found is None else found.x[rows]
+        apart = (part.x - last).abs().unsqueeze(-1).flatten(1).amax(1)
+        found = part if found is None else _renewed(found, part, rows)
+        rows, tol = rows[(part.status == Status.DONE) & (apart > most)], tol / 10
+    found.status[rows], found.x[rows] = Status.UNDERFLOW, math.nan
+    if bool((found.status != Status.DONE).any()):
+        advice = (
+            "ask for less accuracy, a wider dtype or more steps, or look at the model; `.solution` of this error has the others"
+        )
+        raise UnfinishedError(found, found.ts[-1:].expand(len(x)), after, advice)
+    return found
+
+
+def _renewed(found: Solution, part: Solution, rows: Tensor) -> Solution:
+    """What is found, some rows of it anew; what is counted adds up."""
+    counts = {
+        name: getattr(found, name).index_add(0, rows, getattr(part, name)) for name in ("evaluations", "accepted", "rejected")
+    }
+    return replace(found, x=found.x.index_copy(0, rows, part.x), status=found.status.index_copy(0, rows, part.status), **counts)
 
 
 def span_of(model: AbstractModel, sde: AbstractDiffusion, end: float) -> tuple[float, float]:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from sdekit import AbstractTrace, Likelihood
 from sdekit_diffusion._diffusion import AbstractDiffusion
-from sdekit_diffusion._flow import flow, span_of
+from sdekit_diffusion._flow import span_of
 from sdekit_diffusion._likelihood import along, points_of
 from sdekit_diffusion._model import AbstractModel, as_model, evaluating
 from sdekit_diffusion._sample import Model
@@ -52,7 +52,7 @@ def _carried(
         for i in range(0, max(len(x), 1), size):
             part = x[i : i + size]
             some = model.rows(torch.arange(i, i + len(part), device=x.device))
-            parts.append(flow(some, sde, part, span, method.solver, method.control, after=i).x)
+            parts.append(method.carried(some, sde, part, span, after=i).x)
     return torch.cat(parts)
 
 

@@ -98,6 +98,8 @@ def along(
 ) -> Likelihood:
     """log_end at the end of the flow over a span of l plus the logarithm of the change of volume of x, batch by batch."""
     x = points_of(model, x, batch_size, method)
+    if method.accuracy is not None:
+        raise ValueError(f"accuracy={method.accuracy} is that of x at the end; a likelihood takes rtol and atol")
     equation = StandardFlow(model, sde)
     clock = float(model.clock(span[0])), float(model.clock(span[1]))
     r0, r1 = equation.radii(clock)

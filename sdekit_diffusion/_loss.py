@@ -20,13 +20,16 @@ def dsm_loss(
     x0: Tensor,
     *,
     weighting: Weighting = "plain",
+    discrete: bool = False,
     end: float = 1e-3,
     seed: int | None = None,
     first: int = 0,
 ) -> Tensor:
     """E lambda(t) |s(x_t, t) - grad log p(x_t | x_0)|^2 for each sample, x_t = alpha x_0 + sigma eps: shape `(batch,)`.
 
-    With sigma s = -eps_hat the loss is lambda / sigma^2 |eps_hat - eps|^2, averaged over the coordinates here.
+    With sigma s = -eps_hat the loss is lambda / sigma^2 |eps_hat - eps|^2, averaged over the coordinates here. With discrete
+    levels it is DDPM's E |eps - eps_hat(x_i, i)|^2, i uniform on 1 ... N, and twice NCSN's mean over the levels of
+    lambda(sigma) 1/2 |(x_t - x_0) / sigma^2 + s|^2, lambda = sigma^2.
 
     Arguments:
         model: the network and its diffusion.
@@ -34,16 +37,18 @@ def dsm_loss(
         weighting: "plain", lambda = sigma^2 and t uniform (EDM: t^(1/7)); or "likelihood", lambda = g^2, with t drawn from a
             density proportional to g^2 / sigma^2 = -2 dl/dt, l = log(alpha / sigma), so that the variance stays finite: l is
             uniform, and the loss bounds the negative log-likelihood up to a factor and a constant.
-        end: sigma / alpha at the least noise that is trained.
+        discrete: draw t from the diffusion's own `levels`, all equally likely, as DDPM and NCSN do; with "plain" alone.
+        end: sigma / alpha at the least noise that is trained; levels are all trained.
         seed, first: times and noise of sample i depend on (seed, first + i) alone; None takes a fresh seed.
 
     Raises:
         TypeError: when x0 is not floating.
-        ValueError: for an unknown weighting.
+        ValueError: for an unknown weighting, or discrete levels where the diffusion has none or with another weighting.
 
     References:
         Vincent 2011, "A connection between score matching and denoising autoencoders"; Song et al. 2021, arXiv 2101.09258,
-        for the likelihood weighting.
+        for the likelihood weighting; Ho et al. 2020, arXiv 2006.11239, equation 14, and Song and Ermon 2019, arXiv 1907.05600,
+        equation 6, for discrete levels.
     """
     if not x0.is_floating_point():
         raise TypeError(
@@ -51,7 +56,8 @@ def dsm_loss(
         )
     seed = fresh_seed() if seed is None else seed
     index = torch.arange(first, first + len(x0), device=x0.device)
-    t = draw_times(model.sde, uniform01(seed, index, (), counter=TIME), weighting, end, model.data_std)
+    u = uniform01(seed, index, (), counter=TIME)
+    t = draw_levels(model.sde, u, weighting) if discrete else draw_times(model.sde, u, weighting, end, model.data_std)
     eps = normal(seed, index, tuple(x0.shape[1:]), counter=NOISE, dtype=x0.dtype)
     mean, sigma = model.sde.marginal(t, x0)
     return (model.noise(t, mean + sigma * eps) - eps).square().reshape(len(x0), -1).mean(dim=1)
@@ -69,3 +75,11 @@ def draw_times(sde: AbstractDiffusion, u: Tensor, weighting: Weighting, end: flo
     if weighting == "likelihood":
         return clip(torch.as_tensor(sde.time(low + (high - low) * u)), 0.0, last)
     raise ValueError(f"weighting must be 'plain' or 'likelihood', not {weighting!r}")
+
+
+def draw_levels(sde: AbstractDiffusion, u: Tensor, weighting: Weighting) -> Tensor:
+    """Uniform numbers in [0, 1) as times of the diffusion's discrete noise levels, all equally likely."""
+    if weighting != "plain":
+        raise ValueError(f"discrete levels are drawn uniformly, for weighting = 'plain'; not {weighting!r}")
+    levels = sde.levels.to(u.device)
+    return levels[(u * len(levels)).to(torch.int64)]

@@ -103,6 +103,17 @@ class GaussianMixture(AbstractMixture):
     def place(self) -> tuple[torch.dtype, torch.device]:
         return self._means.dtype, self._means.device
 
+    @property
+    def means(self) -> Tensor:
+        """Of the components, `(K, *event)`."""
+        return self._means.reshape(-1, *self.shape)
+
+    @property
+    def covariances(self) -> Tensor:
+        """Of the components' flattened events, `(K, d, d)`."""
+        full = torch.diag_embed(self._variances.expand_as(self._means))
+        return full if self._axes is None else self._axes @ full @ self._axes.mT
+
     def marginal(self, t: float, sde: AbstractDiffusion | str) -> "GaussianMixture":
         """The law p_t under a diffusion."""
         alpha, sigma = (float(v) for v in self._kernel(t, sde))
@@ -118,9 +129,7 @@ class GaussianMixture(AbstractMixture):
     def covariance(self) -> Tensor:
         """The covariance of the flattened event, `(d, d)`."""
         centred = self._means - self.weights @ self._means
-        full = torch.diag_embed(self._variances.expand_as(self._means))
-        full = full if self._axes is None else self._axes @ full @ self._axes.mT
-        return torch.einsum("k,kij->ij", self.weights, full + centred[:, :, None] * centred[:, None, :])
+        return torch.einsum("k,kij->ij", self.weights, self.covariances + centred[:, :, None] * centred[:, None, :])
 
     def _placed(self, k: Tensor, z: Tensor) -> Tensor:
         z = z * self._variances[k].sqrt()

@@ -72,12 +72,12 @@ class AbstractModel(ABC):
         """grad log p_t(x) = (alpha D - x) / sigma^2."""
 
     def clock(self, l: Time) -> Time:
-        """v = log(1 + 9 y / (y + s)) with y = sigma / alpha = e^{-l}, s = data_std: from log 10, noise, to 0, the data.
+        """v = log(1 + 5 y / (y + s)) with y = sigma / alpha = e^{-l}, s = data_std: from log 6, noise, to 0, the data.
 
         The denoiser is smooth in y as y goes to 0 and in 1/y as it goes to infinity, and its features lie between. v is as y
-        below s/10, as log y from there to s, as -1/y beyond; l would run on without end on both sides.
+        below s/6, as log y from there to s, as -1/y beyond; l would run on without end on both sides.
         """
-        return log1p(9 * sigmoid(-l - math.log(self.data_std)))  # y / (y + s)
+        return log1p(5 * sigmoid(-l - math.log(self.data_std)))  # y / (y + s)
 
     def rows(self, index: Tensor) -> Self:
         """The same model for some of the samples; itself where nothing is per sample besides x."""

@@ -32,6 +32,7 @@ class Recipe:
         clip: bound of the gradient's norm.
         ema: decay of the averaged weights, which rises to it as min(ema, (1 + n) / (10 + n)).
         weighting: "plain" or "likelihood", see `dsm_loss`.
+        discrete: train the discrete levels of `DDPM` and `NCSN` and nothing between them, see `dsm_loss`.
         end: sigma / alpha at the least noise that is trained.
         seed: of batches, times, noise and dequantisation.
 
@@ -46,6 +47,7 @@ class Recipe:
     clip: float = 1.0
     ema: float = 0.999
     weighting: Weighting = "plain"
+    discrete: bool = False
     end: float = 1e-3
     seed: int = 0
 
@@ -54,6 +56,8 @@ class Recipe:
             raise ValueError(f"steps and batch_size start at 1, warmup at 0: {self}")
         if self.weighting not in ("plain", "likelihood") or not self.end > 0:
             raise ValueError(f"weighting must be 'plain' or 'likelihood', and end positive: {self}")
+        if self.discrete and self.weighting != "plain":
+            raise ValueError(f"discrete levels are trained with weighting = 'plain': {self}")
         if not (self.lr > 0 and self.clip > 0 and 0 <= self.ema < 1):
             raise ValueError(f"lr and clip must be positive and ema in [0, 1): {self}")
 
@@ -114,8 +118,9 @@ def training(
             index = torch.arange(first, first + len(rows), device=device)
             batch = transform(batch, uniform01(recipe.seed, index, tuple(data.shape[1:]), counter=DEQUANTISATION))
         loss = dsm_loss(
-            model, batch.to(dtype), weighting=recipe.weighting, end=recipe.end, seed=recipe.seed, first=first
-        ).mean()
+            model, batch.to(dtype), weighting=recipe.weighting, discrete=recipe.discrete, end=recipe.end, seed=recipe.seed,
+            first=first,
+        ).mean()  # fmt: skip
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.clip)

@@ -96,11 +96,11 @@ def test_formulas(sde):
 @pytest.mark.parametrize("sde", SDES)
 @pytest.mark.parametrize("weight", [0.0, 12.0])
 def test_a_focused_grid_has_equal_steps_of_its_own_variable(sde, weight):
-    """l - weight log(1 + 9 y / (y + s)), y = sigma / alpha and s the deviation of the data."""
+    """l - weight log(1 + 5 y / (y + s)), y = sigma / alpha and s the deviation of the data."""
     model, kernel = narrow(), SDES[sde]
     l = Focused(weight).fitted(model).points(kernel, span_of(model, kernel, 1e-3), 23)
     y = l.neg().exp()
-    steps = (l - weight * torch.log1p(9 * y / (y + model.data_std))).diff()
+    steps = (l - weight * torch.log1p(5 * y / (y + model.data_std))).diff()
     torch.testing.assert_close(steps, steps.mean().expand(23), rtol=1e-5, atol=0)
 
 

@@ -7,6 +7,7 @@ import pytest
 
 import sdekit
 import sdekit_diffusion
+from sdekit_diffusion import metrics
 
 ROOT = Path(__file__).parent.parent
 
@@ -37,8 +38,10 @@ SDEKIT = [
     {""},
 ]
 DIFFUSION = [
-    {"nets._embedding", "_counters"},
-    {"nets._mlp", "nets._unet"},
+    {"nets._embedding", "_counters", "_decoder", "metrics._points"},
+    {"nets._mlp", "nets._unet"}
+    | {"metrics._distances", "metrics._features", "metrics._floor", "metrics._inception", "metrics._modes"}
+    | {"metrics._neighbours"},
     {"nets", "metrics", "data"},
     {"_diffusion"},
     {"_discrete"},
@@ -49,7 +52,7 @@ DIFFUSION = [
     {"_adapted", "_edm", "_annealed"},
     {"_methods", "_ncsn"},
     {"_sample", "_train", "_checkpoint"},
-    {"_likelihood", "_between"},
+    {"_likelihood", "_bound", "_between"},
     {"_latent"},
     {""},
     {"_evaluation"},
@@ -142,16 +145,26 @@ def test_public_names_of_sdekit_diffusion():
         DDPM DIFFUSIONS EDM EDMSDE GRIDS METHODS NCSN VESDE VPSDE AbstractDiffusion AbstractGrid AbstractMethod
         AbstractModel Adapted AdaptiveFlow AnnealedLangevin BitsPerDim CheckpointError CosineVPSDE Descent
         EmpiricalMixture Equidistributed Focused GaussianMixture GeometricInSigma InTime Karras NCSNSettings Native
-        OnClock Quadratic Recipe Record RectifiedFlow ScoreModel SubVPSDE UniformInLogSNR UniformInTime bits_per_dim
-        cosine_betas data decode dsm_loss encode fit geometric_sigmas interpolate langevin_step_size level_overlap
-        linear_betas load log_likelihood max_pairwise_distance metrics ncsnv2_settings nets sample sample_between save
-        training
+        OnClock Quadratic Recipe Record RectifiedFlow ScoreModel SubVPSDE UniformInLogSNR UniformInTime VariationalBound
+        bits_per_dim cosine_betas data decode dsm_loss encode fit geometric_sigmas interpolate langevin_step_size
+        level_overlap linear_betas load log_likelihood max_pairwise_distance metrics ncsnv2_settings nets sample
+        sample_between save training variational_bound
     """.split()
     )
     assert all(hasattr(sdekit_diffusion, name) for name in sdekit_diffusion.__all__)
 
 
-@pytest.mark.parametrize("package", [sdekit, sdekit_diffusion])
+def test_public_names_of_metrics():
+    assert (
+        metrics.__all__
+        == """
+        ClassifierFeatures Floor InceptionScores Modes PrecisionRecall classifier_features energy_distance frechet
+        inception_scores mmd modes nearest precision_recall sampling_floor sliced_wasserstein
+    """.split()
+    )
+
+
+@pytest.mark.parametrize("package", [sdekit, sdekit_diffusion, metrics])
 def test_everything_public_is_documented(package):
     for name in package.__all__:
         item = getattr(package, name)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import sdekit
-from sdekit import ODE, Exact, Hutchinson, NotFiniteError, PIDController, Status, UnfinishedError, interop
+from sdekit import ODE, Dopri8, Exact, Hutchinson, NotFiniteError, PIDController, Status, UnfinishedError, interop
 from sdekit._divergence import quadratic_forms
 from sdekit_diffusion import (
     VESDE,
@@ -531,6 +531,49 @@ def test_a_trained_network_of_images_encodes_and_decodes():
     assert images[1] < 4e-3
     assert nats[1] < 0.05
     assert latent.std() == pytest.approx(1, abs=0.3)
+    method = AdaptiveFlow(accuracy=0.05)
+    back = decode(model, encode(model, x[:2], method=method), method=method)
+    torch.testing.assert_close(back, x[:2], rtol=0, atol=0.05)
+
+
+@pytest.mark.parametrize("accuracy", [1e-2, 1e-4])
+@pytest.mark.parametrize("name", KERNELS)
+def test_an_accuracy_asked_for_is_that_of_every_sample(name, accuracy):
+    """Of the latents, of the images, and of the way there and back, where a tolerance of the same number misses it."""
+    sde, fine, method = KERNELS[name], AdaptiveFlow(1e-9, 1e-9, Dopri8()), AdaptiveFlow(accuracy=accuracy)
+    scale = float(sde.sigma(sde.T))  # the deviation of x_T; that of the data is 0.8
+    latent = encode(MIXTURE, X, sde=sde, method=method)
+    torch.testing.assert_close(latent, encode(MIXTURE, X, sde=sde, method=fine), rtol=0, atol=accuracy * scale)
+    back = decode(MIXTURE, latent, sde=sde, method=method)
+    torch.testing.assert_close(back, decode(MIXTURE, latent, sde=sde, method=fine), rtol=0, atol=accuracy)
+    torch.testing.assert_close(back, X, rtol=0, atol=accuracy)
+    loose = AdaptiveFlow(accuracy, accuracy)
+    missed = decode(MIXTURE, encode(MIXTURE, X, sde=sde, method=loose), sde=sde, method=loose) - X
+    assert missed.abs().max() > accuracy
+    alone = [sample(MIXTURE, 1, sde=sde, x_T=latent[i : i + 1], method=method, return_solution=True) for i in (0, 7, 30)]
+    whole = sample(MIXTURE, len(X), sde=sde, x_T=latent, method=method, return_solution=True)
+    torch.testing.assert_close(torch.cat([part.x for part in alone]), whole.x[[0, 7, 30]], rtol=0, atol=1e-10)
+    assert torch.equal(torch.cat([part.evaluations for part in alone]), whole.evaluations[[0, 7, 30]])
+    assert whole.evaluations.double().mean() < (90 if accuracy == 1e-2 else 180)
+
+
+def test_an_accuracy_that_cannot_be_had():
+    """Float32 resolves no tolerance that would do; where one sample fails the others are there."""
+    x = X[:6].float()
+    with pytest.raises(UnfinishedError, match="ask for less accuracy, a wider dtype") as caught:
+        encode(MIXTURE, x, sde="vp", method=AdaptiveFlow(accuracy=1e-5))
+    assert bool((caught.value.solution.status == Status.UNDERFLOW).all())
+    with pytest.raises(UnfinishedError, match=r"1 of 51 .*row 7: max_steps was not enough") as caught:
+        encode(MIXTURE, OUTLIER, sde="vp", method=AdaptiveFlow(accuracy=1e-2, max_steps=25))
+    found = caught.value.solution.x
+    assert bool(found[7].isnan().all())
+    exact = encode(MIXTURE, X, sde="vp", method=AdaptiveFlow(accuracy=1e-2))
+    torch.testing.assert_close(found[INSIDE], exact, rtol=0, atol=1e-10)
+    assert encode(MIXTURE, X[:0], sde="vp", method=AdaptiveFlow(accuracy=1e-5)).shape == (0, 2)
+    with pytest.raises(ValueError, match="a likelihood takes rtol and atol"):
+        log_likelihood(MIXTURE, X, sde="vp", method=AdaptiveFlow(accuracy=1e-5))
+    with pytest.raises(ValueError, match="accuracy is the error of x at the end"):
+        AdaptiveFlow(accuracy=0.0)
 
 
 def test_interpolation_of_nothing():

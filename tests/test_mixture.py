@@ -78,6 +78,14 @@ def test_samples_have_the_moments(kind):
     assert torch.equal(mixture.sample(10, seed=5, first=100), x[100:110])
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_components_can_be_read(kind):
+    law = GaussianMixture(WEIGHTS, MEANS.reshape(3, 1, 3), KINDS[kind]).marginal(0.3, VPSDE())
+    alpha, sigma = VPSDE().kernel(0.3)
+    torch.testing.assert_close(law.means, alpha * MEANS.reshape(3, 1, 3))
+    torch.testing.assert_close(law.covariances, alpha**2 * dense(kind) + sigma**2 * torch.eye(3, dtype=torch.float64))
+
+
 def test_posterior_sums_to_one_and_finds_the_component():
     mixture = GaussianMixture(WEIGHTS, 20 * MEANS, KINDS["full"])
     r = mixture.posterior(20 * MEANS)

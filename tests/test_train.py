@@ -8,7 +8,10 @@ import pytest
 import torch
 from torch import nn
 
+from sdekit import normal
 from sdekit_diffusion import (
+    DDPM,
+    NCSN,
     VESDE,
     VPSDE,
     CheckpointError,
@@ -18,13 +21,14 @@ from sdekit_diffusion import (
     SubVPSDE,
     dsm_loss,
     fit,
+    linear_betas,
     load,
     nets,
     sample,
     save,
     training,
 )
-from sdekit_diffusion._loss import draw_times
+from sdekit_diffusion._loss import draw_levels, draw_times
 
 TINY = Recipe(steps=20, batch_size=8, warmup=3)
 
@@ -64,6 +68,63 @@ def test_likelihood_times_have_density_g2_over_sigma2(sde):
     density = (sde.g(t) / sde.sigma(t)) ** 2
     mass = (0.5 * (density[1:] + density[:-1]) * t.diff().abs()).cumsum(0)
     torch.testing.assert_close(mass / mass[-1], u[1:], rtol=0, atol=5e-5 if sde == VPSDE() else 5e-4)
+
+
+class Seen:
+    """Any function as a network that notes what it was given."""
+
+    def __call__(self, x, t):
+        self.x, self.t = x, t
+        self.out = torch.sin(x) * t[:, None]
+        return self.out
+
+
+def test_discrete_loss_of_ddpm():
+    """|eps - eps_hat(x_i, i)|^2 with x_i from abar_i, i uniform on 1 ... N: each of ten within 5.5 standard errors."""
+    net, betas, x0 = Seen(), linear_betas(10, 0.01, 0.5), normal(0, torch.arange(20_000), (2,), dtype=torch.float64)
+    loss = dsm_loss(ScoreModel(net, DDPM(betas)), x0, discrete=True, seed=1)
+    i = (10 * net.t).round()
+    torch.testing.assert_close(i, 10 * net.t)
+    count = torch.bincount(i.long(), minlength=11)
+    assert count[0] == 0
+    assert ((count[1:] - 2000).abs() < 5.5 * math.sqrt(1800)).all()
+    kept = (1 - torch.tensor(betas, dtype=torch.float64)).cumprod(0)[i.long() - 1, None]
+    eps = (net.x - kept.sqrt() * x0) / (1 - kept).sqrt()
+    torch.testing.assert_close(loss, (eps - net.out).square().mean(1))
+    assert abs(eps.square().mean() - 1) < 5.5 * math.sqrt(2 / 40_000)
+
+
+def test_discrete_loss_of_ncsn():
+    """Twice the mean over the levels of sigma^2 / 2 |(x_t - x_0) / sigma^2 + s|^2, averaged over the coordinates."""
+    net, sigmas, x0 = Seen(), [1.0, 0.5, 0.1, 0.05], normal(0, torch.arange(1000), (2,), dtype=torch.float64)
+    loss = dsm_loss(ScoreModel(net, NCSN(sigmas), "score"), x0, discrete=True, seed=1)
+    sigma = NCSN(sigmas).sigma(net.t)[:, None]
+    assert sorted(set(sigma.flatten().tolist()), reverse=True) == pytest.approx(sigmas)
+    published = sigma.square() / 2 * ((net.x - x0) / sigma.square() + net.out).square()
+    torch.testing.assert_close(loss, 2 * published.mean(1))
+
+
+def test_discrete_levels_are_asked_of_the_diffusion():
+    u = torch.tensor([0.0, 0.4999, 0.5, 1 - 2**-53], dtype=torch.float64)
+    assert draw_levels(NCSN([1.0, 0.1]), u, "plain").tolist() == [0.0, 0.0, 1.0, 1.0]
+    with pytest.raises(ValueError, match="no discrete noise levels"):
+        dsm_loss(model("vp"), torch.zeros(2, 2), discrete=True)
+    with pytest.raises(ValueError, match="drawn uniformly, for weighting = 'plain'"):
+        dsm_loss(model("ddpm"), torch.zeros(2, 2), discrete=True, weighting="likelihood")
+    with pytest.raises(ValueError, match="trained with weighting = 'plain'"):
+        Recipe(discrete=True, weighting="likelihood")
+
+
+@pytest.mark.parametrize("sde", ["ddpm", "ncsn"])
+def test_training_on_discrete_levels(sde):
+    """What the network saw: levels and nothing between them; and a loss that differs from that of continuous time."""
+    data, trained = torch.randn(50, 2, generator=torch.Generator().manual_seed(0)), model(sde)
+    times = []
+    trained.net.register_forward_pre_hook(lambda module, given: times.append(given[1]))
+    losses = [float(r.loss) for r in training(trained, data, Recipe(steps=20, batch_size=8, warmup=3, discrete=True))]
+    levels = trained.sde.levels.float()
+    assert torch.isin(torch.cat(times), levels).all()
+    assert losses != [float(r.loss) for r in training(model(sde), data, TINY)]
 
 
 def test_loss_is_per_sample():

@@ -1,36 +1,17 @@
 """Distances between sets of samples, each array of N samples flattened to (N, d) and computed in float64."""
 
+from collections.abc import Callable
+from typing import Literal
+
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
-from scipy.spatial.distance import cdist
-from torch import Tensor
+from scipy.spatial.distance import cdist, pdist
 
-# Numbers in one block of a distance matrix: 128 MB of float64.
-_BLOCK = 2**24
+from sdekit_diffusion.metrics._points import Matrix, Samples, blocks, pair, squares
 
-
-def _points(x: ArrayLike | Tensor, name: str, least: int = 1) -> NDArray[np.float64]:
-    array = np.asarray(x.detach().cpu().double() if isinstance(x, Tensor) else x, dtype=np.float64)
-    if array.ndim == 0 or len(array) < least or array.size == 0:
-        raise ValueError(f"{name} has shape {array.shape}; it needs {least} or more samples along its first dimension")
-    if not np.isfinite(array).all():
-        raise ValueError(f"{name} has NaN or infinite values; remove those samples, or find out why they diverged")
-    return array.reshape(len(array), -1)
+_MEDIAN_OF = 2000  # samples whose distances give the median: two million of them
 
 
-def _pair(
-    a: ArrayLike | Tensor, b: ArrayLike | Tensor, names: tuple[str, str] = ("a", "b"), least: int = 1
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    first, second = _points(a, names[0], least), _points(b, names[1], least)
-    if first.shape[1] != second.shape[1]:
-        raise ValueError(
-            f"samples of {names[0]} have {first.shape[1]} numbers and samples of {names[1]} {second.shape[1]}; "
-            f"compare sets of samples of one shape"
-        )
-    return first, second
-
-
-def frechet(a: ArrayLike | Tensor, b: ArrayLike | Tensor) -> float:
+def frechet(a: Samples, b: Samples) -> float:
     """Squared Fréchet distance between Gaussian fits, the FID when a and b are Inception features.
 
     |mu_a - mu_b|^2 + tr(C_a + C_b - 2 (C_a C_b)^{1/2})
@@ -47,7 +28,7 @@ def frechet(a: ArrayLike | Tensor, b: ArrayLike | Tensor) -> float:
 
     Reference: Dowson and Landau, The Fréchet Distance between Multivariate Normal Distributions, 1982; Heusel et al., 2017.
     """
-    first, second = _pair(a, b, least=2)
+    first, second = pair(a, b, least=2)
     means = first.mean(0), second.mean(0)
     # With C = R^T R, the trace of (C_a C_b)^{1/2} is the sum of the singular values of R_a R_b^T. Unlike the square
     # roots of the eigenvalues of C_a^{1/2} C_b C_a^{1/2}, they lose no digits where the covariances are singular.
@@ -57,39 +38,11 @@ def frechet(a: ArrayLike | Tensor, b: ArrayLike | Tensor) -> float:
     return float(np.square(means[0] - means[1]).sum() + max(spread, 0.0))
 
 
-def nearest(x: ArrayLike | Tensor, reference: ArrayLike | Tensor) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """Euclidean distance from each sample to its nearest neighbour in a reference set, and the neighbour's index.
-
-    Args:
-        x: samples (N, ...).
-        reference: samples (M, ...) of the same shape.
-
-    Returns:
-        distances (N,) and indices (N,) into `reference`.
-
-    Raises:
-        ValueError: no samples, values that are not finite, or samples of unequal size.
-    """
-    queries, points = _pair(x, reference, ("x", "reference"))
-    centre = points.mean(0)
-    centred = points - centre
-    squares = np.square(centred).sum(1)
-    rows = max(1, _BLOCK // len(points))
-    # |x - r|^2 = |x|^2 - 2 x.r + |r|^2, of which |x|^2 does not matter: one matrix product finds the neighbour ...
-    blocks = [
-        np.argmin(squares - 2 * (queries[i : i + rows] - centre) @ centred.T, axis=1) for i in range(0, len(queries), rows)
-    ]
-    indices = np.concatenate(blocks)
-    # ... and a difference gives its distance, without cancellation: exactly zero for a copy.
-    return np.linalg.norm(queries - points[indices], axis=1), indices
+def _mean_distance(a: Matrix, b: Matrix) -> float:
+    return sum(float(cdist(a[rows], b).sum()) for rows in blocks(len(a), len(b))) / (len(a) * len(b))
 
 
-def _mean_distance(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
-    rows = max(1, _BLOCK // len(b))
-    return sum(float(cdist(a[i : i + rows], b).sum()) for i in range(0, len(a), rows)) / (len(a) * len(b))
-
-
-def energy_distance(a: ArrayLike | Tensor, b: ArrayLike | Tensor) -> float:
+def energy_distance(a: Samples, b: Samples) -> float:
     """Energy distance of two sets of samples, zero only if they are the same distribution.
 
     (2 E|a - b| - E|a - a'| - E|b - b'|)^{1/2}, as `scipy.stats.energy_distance` but for samples of any size.
@@ -103,12 +56,12 @@ def energy_distance(a: ArrayLike | Tensor, b: ArrayLike | Tensor) -> float:
 
     Reference: Székely and Rizzo, Energy Statistics, 2013.
     """
-    first, second = _pair(a, b)
+    first, second = pair(a, b)
     square = 2 * _mean_distance(first, second) - _mean_distance(first, first) - _mean_distance(second, second)
     return float(np.sqrt(max(square, 0.0)))
 
 
-def sliced_wasserstein(a: ArrayLike | Tensor, b: ArrayLike | Tensor, *, projections: int = 128, seed: int = 0) -> float:
+def sliced_wasserstein(a: Samples, b: Samples, *, projections: int = 128, seed: int = 0) -> float:
     """Sliced 2-Wasserstein distance: the root mean square, over random directions, of the distance in one dimension.
 
     Args:
@@ -124,7 +77,7 @@ def sliced_wasserstein(a: ArrayLike | Tensor, b: ArrayLike | Tensor, *, projecti
     """
     if projections < 1:
         raise ValueError(f"projections={projections}; take 1 or more directions, 128 as a rule")
-    first, second = _pair(a, b)
+    first, second = pair(a, b)
     n, m = len(first), len(second)
     directions = np.random.default_rng(seed).standard_normal((first.shape[1], projections))
     directions /= np.linalg.norm(directions, axis=0)
@@ -134,3 +87,50 @@ def sliced_wasserstein(a: ArrayLike | Tensor, b: ArrayLike | Tensor, *, projecti
     quantiles = [np.sort(x @ directions, axis=0) for x in (first, second)]
     gaps = quantiles[0][(edges - 1) // m] - quantiles[1][(edges - 1) // n]
     return float(np.sqrt(weights @ np.square(gaps).mean(1)))
+
+
+def mmd(a: Samples, b: Samples, *, kernel: Literal["rbf", "polynomial"] = "rbf", bandwidth: float | None = None) -> float:
+    """The squared maximum mean discrepancy of two sets of samples by its unbiased estimate, which may be negative.
+
+    E k(a, a') + E k(b, b') - 2 E k(a, b), over pairs of different samples. "rbf" is k(x, y) = exp(-|x - y|^2 / (2 h^2));
+    "polynomial" (x.y/d + 1)^3, with which this is the KID when a and b are Inception features.
+
+    Args:
+        a: samples (N, ...).
+        b: samples (M, ...) of the same shape: the reference.
+        kernel: "rbf" or "polynomial".
+        bandwidth: h; unless given the median distance within b, so that all sets compared with b have the same. Of more than
+            2000 samples 2000 evenly spread ones are taken.
+
+    Raises:
+        ValueError: fewer than two samples, values that are not finite, samples of unequal size, an unknown kernel, or a
+            bandwidth that is not positive, or for the polynomial.
+
+    Reference: Gretton et al., A Kernel Two-Sample Test, 2012, lemma 6; Binkowski et al., Demystifying MMD GANs, 2018.
+    """
+    first, second = pair(a, b, least=2)
+    if kernel not in ("rbf", "polynomial") or (kernel == "polynomial" and bandwidth is not None):
+        raise ValueError(f"kernel must be 'rbf', or 'polynomial' without a bandwidth; not {kernel!r} and {bandwidth}")
+    if kernel == "polynomial":
+        d = first.shape[1]
+        return _discrepancy(first, second, lambda x, y: (x @ y.T / d + 1) ** 3)
+    h = float(np.median(pdist(second[:: -(-len(second) // _MEDIAN_OF)]))) if bandwidth is None else bandwidth
+    if not h > 0:
+        raise ValueError(f"the bandwidth is {h:g}; give a positive one, or a reference whose samples differ")
+    centre = second.mean(0)
+    return _discrepancy(first - centre, second - centre, lambda x, y: np.exp(squares(x, y) / (-2 * h * h)))
+
+
+def _discrepancy(a: Matrix, b: Matrix, kernel: Callable[[Matrix, Matrix], Matrix]) -> float:
+    """E k(a, a') + E k(b, b') - 2 E k(a, b) over pairs of different samples."""
+
+    def within(x: Matrix) -> float:
+        total = 0.0
+        for rows in blocks(len(x), len(x)):
+            values = kernel(x[rows], x)
+            np.fill_diagonal(values[:, rows], 0)
+            total += float(values.sum())
+        return total / (len(x) * (len(x) - 1))
+
+    across = sum(float(kernel(a[rows], b).sum()) for rows in blocks(len(a), len(b))) / (len(a) * len(b))
+    return within(a) + within(b) - 2 * across

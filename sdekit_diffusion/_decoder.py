@@ -1,0 +1,75 @@
+"""What the last step of a chain says of the data: a density, or the masses of levels."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Density:
+    """N(mean, std^2) at points."""
+
+    def values(self, x: Tensor) -> Tensor:
+        """x_0, float64."""
+        return x.double()
+
+    def surprise(self, x0: Tensor, mean: Tensor, std: float) -> Tensor:
+        """-log N(x_0; mean, std^2) of each coordinate."""
+        return 0.5 * ((x0 - mean) / std).square() + math.log(std * math.sqrt(2 * math.pi))
+
+
+@dataclass(frozen=True)
+class Levels:
+    """The mass of N(mean, std^2) in bins of equal width from low to high, the outermost going on to infinity.
+
+    Attributes:
+        low, high: the ends of the range.
+        levels: how many bins it has.
+
+    References:
+        Ho et al. 2020, arXiv 2006.11239, equation 13.
+    """
+
+    low: float
+    high: float
+    levels: int
+
+    @property
+    def width(self) -> float:
+        """Of one bin."""
+        return (self.high - self.low) / self.levels
+
+    def values(self, x: Tensor) -> Tensor:
+        """x_0 of levels 0 ... levels - 1, the middles of their bins, float64."""
+        return self.low + self.width * (x.double() + 0.5)
+
+    def surprise(self, x0: Tensor, mean: Tensor, std: float) -> Tensor:
+        """-log of the mass about each coordinate, right to rounding far out in the tails as well."""
+        upper = torch.where(x0 > self.high - self.width, math.inf, (x0 + 0.5 * self.width - mean) / std)
+        lower = torch.where(x0 < self.low + self.width, -math.inf, (x0 - 0.5 * self.width - mean) / std)
+        flip = lower > 0  # by symmetry both in the lower tail, where log_ndtr keeps its digits
+        upper, lower = torch.where(flip, -lower, upper), torch.where(flip, -upper, lower)
+        top, bottom = torch.special.log_ndtr(upper), torch.special.log_ndtr(lower)
+        return -(top + torch.log(-torch.expm1(bottom - top)))
+
+
+def decoder_of(x: Tensor, low: float | None, high: float | None, levels: int | None) -> Density | Levels:
+    """The decoder of data of this kind.
+
+    Raises:
+        TypeError: for integers without levels.
+        ValueError: for floats with levels, or values out of range.
+    """
+    if x.is_floating_point():
+        if any(given is not None for given in (low, high, levels)):
+            raise ValueError("low, high and levels are for integers: leave them out for floats, or pass the levels of the data")
+        return Density()
+    if low is None or high is None or levels is None:
+        raise TypeError(f"x of {x.dtype} are levels of something: pass low, high and levels, such as -1.0, 1.0 and 256")
+    if not (high > low and levels >= 2):
+        raise ValueError(f"levels need low < high and two or more of them, not {low}, {high} and {levels}")
+    if len(x) and not (int(x.min()) >= 0 and int(x.max()) < levels):
+        raise ValueError(f"integers from {int(x.min())} to {int(x.max())} are not levels 0 to {levels - 1}")
+    return Levels(low, high, levels)

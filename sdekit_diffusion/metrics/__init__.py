@@ -1,0 +1,26 @@
+"""Distances and scores of sets of samples, and what they are for samples that are perfect."""
+
+from sdekit_diffusion.metrics._distances import energy_distance, frechet, mmd, sliced_wasserstein
+from sdekit_diffusion.metrics._features import ClassifierFeatures, classifier_features
+from sdekit_diffusion.metrics._floor import Floor, sampling_floor
+from sdekit_diffusion.metrics._inception import InceptionScores, inception_scores
+from sdekit_diffusion.metrics._modes import Modes, modes
+from sdekit_diffusion.metrics._neighbours import PrecisionRecall, nearest, precision_recall
+
+__all__ = [
+    "ClassifierFeatures",
+    "Floor",
+    "InceptionScores",
+    "Modes",
+    "PrecisionRecall",
+    "classifier_features",
+    "energy_distance",
+    "frechet",
+    "inception_scores",
+    "mmd",
+    "modes",
+    "nearest",
+    "precision_recall",
+    "sampling_floor",
+    "sliced_wasserstein",
+]

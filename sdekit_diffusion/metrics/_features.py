@@ -1,0 +1,64 @@
+"""Features of a small classifier of the data, for distances that see what makes classes differ."""
+
+import warnings
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from sdekit_diffusion.metrics._points import Matrix, Samples, points
+
+
+@dataclass(frozen=True, eq=False)
+class ClassifierFeatures:
+    """max(0, x W + b) of a classifier with one hidden layer, and the classes that follow from it.
+
+    Attributes:
+        weight, offset: W, (d, width), and b, (width,).
+        head, bias: from features to the classes' logits, (width, classes) and (classes,).
+        classes: their labels, (classes,).
+    """
+
+    weight: Matrix
+    offset: Matrix
+    head: Matrix
+    bias: Matrix
+    classes: np.ndarray
+
+    def __call__(self, x: Samples) -> Matrix:
+        """Features (N, width) of samples (N, ...)."""
+        return np.maximum(points(x, "x") @ self.weight + self.offset, 0)
+
+    def accuracy(self, x: Samples, labels: ArrayLike) -> float:
+        """The share of samples whose class is right."""
+        return float((self.classes[np.argmax(self(x) @ self.head + self.bias, axis=1)] == np.asarray(labels)).mean())
+
+
+def classifier_features(x: Samples, labels: ArrayLike, *, width: int = 64, seed: int = 0) -> ClassifierFeatures:
+    """Trains a classifier of labelled samples for its features, `frechet(features(a), features(b))` being their distance.
+
+    It is regularised, so that its features differ little between samples that it was trained on and others.
+
+    Args:
+        x: samples (N, ...), scaled to about [0, 1].
+        labels: three classes or more, (N,).
+        width: of the hidden layer: the number of features.
+        seed: of the training.
+
+    Raises:
+        ImportError: scikit-learn is missing.
+        ValueError: values that are not finite, or fewer than three classes.
+    """
+    try:
+        from sklearn.neural_network import MLPClassifier
+    except ImportError as error:
+        raise ImportError("a classifier needs scikit-learn: pip install 'sdekit[app]'") from error
+    known = np.unique(labels)
+    if len(known) < 3:
+        raise ValueError(f"labels name {len(known)} classes; features that tell classes apart need three or more")
+    classifier = MLPClassifier((width,), alpha=1.0, max_iter=200, random_state=seed)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it need not converge
+        classifier.fit(points(x, "x"), np.asarray(labels))
+    (weight, head), (offset, bias) = classifier.coefs_, classifier.intercepts_
+    return ClassifierFeatures(weight, offset, head, bias, classifier.classes_)

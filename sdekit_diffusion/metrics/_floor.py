@@ -1,0 +1,75 @@
+"""What a metric is for real samples: no model can be expected below it."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from sdekit_diffusion.metrics._points import Matrix
+
+
+@dataclass(frozen=True, eq=False)
+class Floor:
+    """A metric between real samples and real samples.
+
+    Attributes:
+        values: of each draw, (draws,), or (draws, ...) for a metric of several numbers.
+    """
+
+    values: Matrix
+
+    @property
+    def mean(self) -> NDArray[np.float64]:
+        """Over the draws."""
+        return self.values.mean(axis=0)
+
+    @property
+    def std(self) -> NDArray[np.float64]:
+        """Of one draw: by so much two perfect models would differ."""
+        return self.values.std(axis=0, ddof=1) if len(self.values) > 1 else np.full(self.values.shape[1:], np.nan)
+
+
+def sampling_floor(
+    metric: Callable[[Any, Any], Any],
+    reference: NDArray[Any] | Tensor,
+    n: int,
+    *,
+    against: int | None = None,
+    draws: int = 10,
+    seed: int = 0,
+) -> Floor:
+    """The metric between two disjoint sets drawn from the reference, again and again.
+
+    Different draws share samples, so that of a reference not much larger than the two sets together the spread comes out
+    too small.
+
+    Args:
+        metric: a function of two sets, to a number or a tuple of numbers; such as `energy_distance`, or
+            `functools.partial(mmd, kernel="polynomial")`.
+        reference: real samples (N, ...).
+        n: how many samples the model's set has.
+        against: how many real samples it is compared with; n unless given.
+        draws: how often.
+        seed: of the draws.
+
+    Raises:
+        ValueError: fewer than n + against samples, or numbers below one.
+    """
+    against = n if against is None else against
+    if min(n, against, draws) < 1:
+        raise ValueError(f"n, against and draws count from 1 on; not {n}, {against} and {draws}")
+    if len(reference) < n + against:
+        raise ValueError(
+            f"the reference has {len(reference)} samples; two disjoint sets of {n} and {against} need {n + against}: "
+            f"take smaller ones"
+        )
+    rng, found = np.random.default_rng(seed), []
+    for _ in range(draws):
+        rows: Any = rng.permutation(len(reference))[: n + against]
+        rows = torch.from_numpy(rows).to(reference.device) if isinstance(reference, Tensor) else rows
+        found.append(metric(reference[rows[:n]], reference[rows[n:]]))
+    return Floor(np.asarray(found, dtype=np.float64))

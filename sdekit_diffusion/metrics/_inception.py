@@ -1,0 +1,145 @@
+"""FID, KID and Inception Score as torchmetrics has them, with its Inception network or with networks that are given."""
+
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+
+import torch
+from torch import Tensor, nn
+
+Network = Callable[[Tensor], Tensor]
+
+_FEATURES, _LOGITS = "2048", "logits_unbiased"  # layers of the standard network
+
+
+@dataclass(frozen=True)
+class InceptionScores:
+    """The scores, each with the deviation that its definition has.
+
+    Attributes:
+        fid: the Fréchet distance of features.
+        kid, kid_std: the polynomial MMD of features, mean and deviation over subsets.
+        inception, inception_std: the Inception Score, mean and deviation over splits; NaN without a classifier.
+    """
+
+    fid: float
+    kid: float
+    kid_std: float
+    inception: float
+    inception_std: float
+
+
+def inception_scores(
+    x: Tensor,
+    reference: Tensor,
+    *,
+    network: Network | None = None,
+    classifier: Network | None = None,
+    weights: str | Path | None = None,
+    subset: int = 1000,
+    splits: int = 10,
+    batch_size: int = 64,
+    seed: int = 0,
+) -> InceptionScores:
+    """FID, KID and Inception Score of images by torchmetrics.
+
+    Only scores of the same network, resizing, numbers of images and subsets compare. For their floor:
+    `sampling_floor(lambda a, b: inception_scores(a, b).fid, reference, n)`.
+
+    Args:
+        x: images (N, ...): uint8 (N, 3, H, W) for the standard network, else whatever the networks take.
+        reference: real images (M, ...), on the device of x.
+        network: images (B, ...) to features (B, d), for FID and KID; the standard Inception network unless given.
+        classifier: images to logits (B, classes), for the Inception Score; the standard network's unless `network` is given,
+            in which case there is none.
+        weights: a file with the standard network's weights, `weights-inception-2015-12-05-6726825d.pth`; without it
+            torch-fidelity downloads them once.
+        subset: images in each of KID's 100 subsets, at most as many as there are.
+        splits: of the Inception Score.
+        batch_size: images in one call of a network.
+        seed: of subsets and splits.
+
+    Raises:
+        ImportError: torchmetrics, or torch-fidelity where the standard network is asked for, is missing.
+        OSError: the standard network's weights cannot be had.
+        ValueError: fewer than two images, or images that the standard network does not take.
+
+    Reference: Heusel et al., 2017; Binkowski et al., Demystifying MMD GANs, 2018; Salimans et al., Improved Techniques for
+        Training GANs, 2016.
+    """
+    torchmetrics = _torchmetrics()
+    if min(len(x), len(reference)) < 2:
+        raise ValueError(f"there are {len(x)} and {len(reference)} images; scores need two or more of each")
+    if network is None:
+        _require_standard(x, reference)
+        network = _standard(torchmetrics, _FEATURES, weights, x.device)
+        classifier = classifier or _standard(torchmetrics, _LOGITS, weights, x.device)
+    made, real = (_outputs(network, images, batch_size) for images in (x, reference))
+    found = [torch.tensor(torch.nan)] * 2
+    with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
+        warnings.simplefilter("ignore")  # that features are kept in memory
+        torch.manual_seed(seed)  # torchmetrics draws from the global generator
+        given = _Given(made.shape[1])
+        fid = torchmetrics.fid.FrechetInceptionDistance(feature=given)
+        kid = torchmetrics.kid.KernelInceptionDistance(feature=given, subset_size=min(subset, len(made), len(real)))
+        for metric in (fid, kid):
+            metric.update(real, real=True)
+            metric.update(made, real=False)
+        if classifier is not None:
+            score = torchmetrics.inception.InceptionScore(feature=given, splits=splits)
+            score.update(_outputs(classifier, x, batch_size))
+            found = score.compute()
+        return InceptionScores(*(float(value) for value in (fid.compute(), *kid.compute(), *found)))
+
+
+class _Given(nn.Module):
+    """The network of a metric whose features are there already."""
+
+    def __init__(self, num_features: int) -> None:
+        super().__init__()
+        self.num_features = num_features
+
+    def forward(self, features: Tensor) -> Tensor:
+        return features
+
+
+def _outputs(network: Network, images: Tensor, batch_size: int) -> Tensor:
+    """A network's outputs, (N, d), in float64 and without gradients."""
+    with torch.no_grad():
+        found = torch.cat([network(batch).flatten(1) for batch in images.split(batch_size)])
+    return found.cpu().double()
+
+
+def _torchmetrics() -> ModuleType:
+    try:
+        for name in ("fid", "kid", "inception"):
+            import_module(f"torchmetrics.image.{name}")
+        return import_module("torchmetrics.image")
+    except ImportError as error:
+        raise ImportError("FID, KID and Inception Score come with torchmetrics: pip install 'sdekit[metrics]'") from error
+
+
+def _standard(torchmetrics: ModuleType, layer: str, weights: str | Path | None, device: torch.device) -> Network:
+    """Inception v3 with the weights that published scores are made with, up to a layer."""
+    try:
+        path = None if weights is None else str(weights)
+        return torchmetrics.fid.NoTrainInceptionV3("inception-v3-compat", [layer], path).to(device)
+    except ModuleNotFoundError as error:
+        raise ImportError("the standard Inception network needs torch-fidelity: pip install 'sdekit[metrics]'") from error
+    except OSError as error:
+        raise OSError(
+            f"the standard Inception network's weights cannot be had ({error}); give weights= a file that holds them, or a "
+            f"network= of your own"
+        ) from error
+
+
+def _require_standard(*sets: Tensor) -> None:
+    for images in sets:
+        if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
+            raise ValueError(
+                f"images are {images.dtype} of shape {tuple(images.shape)}, and the standard network takes uint8 (N, 3, H, W); "
+                f"give levels from 0 to 255, grey ones three times, or a network= of your own"
+            )

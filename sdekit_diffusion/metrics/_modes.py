@@ -1,0 +1,111 @@
+"""What samples have of each mode of a known mixture of Gaussians."""
+
+import math
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from scipy.linalg import solve_triangular
+from scipy.special import ndtri, softmax
+
+from sdekit_diffusion.metrics._points import Matrix, Samples, points
+
+
+class Mixture(Protocol):
+    """sum_k w_k N(m_k, C_k): weights (K,), means (K, ...) and covariances (K, d, d); a `GaussianMixture` is one."""
+
+    @property
+    def weights(self) -> Samples: ...
+    @property
+    def means(self) -> Samples: ...
+    @property
+    def covariances(self) -> Samples: ...
+
+
+@dataclass(frozen=True, eq=False)
+class Modes:
+    """A fit to the samples of each mode, and its deviations from the mixture in standard errors of that many exact samples.
+
+    NaN stands for the mean and the covariance of a mode with fewer than two samples.
+
+    Attributes:
+        weights: the share of the samples, (K,).
+        means, covariances: of the mode's own samples, (K, d) and (K, d, d).
+        weight_scores, mean_scores, covariance_scores: deviations over standard errors, in the shapes of these; those of means
+            and covariances along the columns of the root of the mode's covariance, where it is the identity.
+    """
+
+    weights: Matrix
+    means: Matrix
+    covariances: Matrix
+    weight_scores: Matrix
+    mean_scores: Matrix
+    covariance_scores: Matrix
+
+    @property
+    def scores(self) -> Matrix:
+        """All that are known and different, K (1 + d + d (d + 1) / 2) of them at most."""
+        upper = np.triu_indices(self.means.shape[1])
+        parts = self.weight_scores, self.mean_scores, self.covariance_scores[:, upper[0], upper[1]]
+        every = np.concatenate([part.ravel() for part in parts])
+        return every[~np.isnan(every)]
+
+    @property
+    def worst(self) -> float:
+        """The largest deviation, in standard errors."""
+        return float(np.abs(self.scores).max())
+
+    def floor(self, confidence: float = 0.95) -> float:
+        """What `worst` of exact samples stays below with this probability, were all scores normal and independent.
+
+        They nearly are where each mode has hundreds of samples and modes are apart.
+        """
+        return float(ndtri(0.5 * (1 + confidence ** (1 / len(self.scores)))))
+
+
+def modes(x: Samples, law: Mixture) -> Modes:
+    """Weights, means and covariances of the samples of each mode of a mixture that is known.
+
+    A sample counts for each mode with that mode's probability given the sample, r_k. For exact samples E r_k = w_k,
+    E r_k (x - m_k) = 0 and E r_k (x - m_k)(x - m_k)^T = w_k C_k, also where modes overlap; standard errors are then too large,
+    never too small.
+
+    Args:
+        x: samples (N, ...).
+        law: the mixture that they should follow, such as `GaussianMixture.marginal(t, sde)`.
+
+    Raises:
+        ValueError: no samples, values that are not finite, or samples of another size than the means.
+    """
+    samples, centres, weights = points(x, "x"), points(law.means, "means"), points(law.weights, "weights")[:, 0]
+    n, d = samples.shape
+    if d != centres.shape[1]:
+        raise ValueError(f"x has samples of {d} numbers, and the mixture's means have {centres.shape[1]}; they must agree")
+    roots = np.linalg.cholesky(points(law.covariances, "covariances").reshape(-1, d, d))
+    white = [solve_triangular(r, (samples - m).T, lower=True).T for r, m in zip(roots, centres, strict=True)]
+    volumes = np.log(np.diagonal(roots, axis1=1, axis2=2)).sum(1)
+    logits = np.stack([-0.5 * np.square(u).sum(1) for u in white], axis=1) + np.log(weights) - volumes
+    given = softmax(logits, axis=1)
+    counts = given.sum(0)
+    fits = [_fit(u, r) for u, r in zip(white, given.T, strict=True)]
+    mean, covariance = np.stack([fit[0] for fit in fits]), np.stack([fit[1] for fit in fits])
+    spread = np.sqrt(weights * (1 - weights) / n)
+    errors = np.sqrt(1 + np.eye(d)) / np.sqrt(counts)[:, None, None]
+    return Modes(
+        weights=counts / n,
+        means=centres + np.einsum("kij,kj->ki", roots, mean),
+        covariances=roots @ covariance @ roots.transpose(0, 2, 1),
+        weight_scores=(counts / n - weights) / np.where(spread > 0, spread, math.inf),
+        mean_scores=mean * np.sqrt(counts)[:, None],
+        covariance_scores=(covariance - np.eye(d)) / errors,
+    )
+
+
+def _fit(u: Matrix, given: Matrix) -> tuple[Matrix, Matrix]:
+    """Mean (d,) and covariance (d, d) of weighted points; NaN where they weigh less than two."""
+    count, d = given.sum(), u.shape[1]
+    if count < 2:
+        return np.full(d, math.nan), np.full((d, d), math.nan)
+    mean = given @ u / count
+    centred = u - mean
+    return mean, (given * centred.T) @ centred / (count - 1)

@@ -1,0 +1,80 @@
+"""Nearest neighbours, and what they say of two sets: how much of each lies where the other is."""
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sdekit_diffusion.metrics._points import Matrix, Samples, blocks, pair, squares
+
+_SLACK = 1e-12  # of the squared distances, relative to the sets' own size: their rounding
+
+
+def nearest(x: Samples, reference: Samples) -> tuple[Matrix, NDArray[np.int64]]:
+    """Euclidean distance from each sample to its nearest neighbour in a reference set, and the neighbour's index.
+
+    Args:
+        x: samples (N, ...).
+        reference: samples (M, ...) of the same shape.
+
+    Returns:
+        distances (N,) and indices (N,) into `reference`.
+
+    Raises:
+        ValueError: no samples, values that are not finite, or samples of unequal size.
+    """
+    queries, points = pair(x, reference, ("x", "reference"))
+    centre = points.mean(0)
+    centred = points - centre
+    lengths = np.square(centred).sum(1)
+    # |x - r|^2 = |x|^2 - 2 x.r + |r|^2, of which |x|^2 does not matter: one matrix product finds the neighbour ...
+    found = [
+        np.argmin(lengths - 2 * (queries[rows] - centre) @ centred.T, axis=1) for rows in blocks(len(queries), len(points))
+    ]
+    indices = np.concatenate(found)
+    # ... and a difference gives its distance, without cancellation: exactly zero for a copy.
+    return np.linalg.norm(queries - points[indices], axis=1), indices
+
+
+class PrecisionRecall(NamedTuple):
+    """The share of the samples that lie where the reference is, and of the reference that lies where the samples are."""
+
+    precision: float
+    recall: float
+
+
+def precision_recall(x: Samples, reference: Samples, *, k: int = 3) -> PrecisionRecall:
+    """Precision and recall of samples by manifolds of k-th neighbours.
+
+    The manifold of a set is the union of balls about its points, each as wide as the distance to the point's k-th nearest
+    neighbour in the set. Both shares depend on the numbers of samples: compare sets of one size, beside `sampling_floor`.
+
+    Args:
+        x: samples or features of them (N, ...).
+        reference: real samples or features of them (M, ...) of the same shape.
+        k: which neighbour; 3 as published.
+
+    Returns:
+        (precision, recall), each from 0 to 1.
+
+    Raises:
+        ValueError: k or fewer samples, values that are not finite, samples of unequal size, or k < 1.
+
+    Reference: Kynkäänniemi et al., Improved Precision and Recall Metric for Assessing Generative Models, 2019.
+    """
+    if k < 1:
+        raise ValueError(f"k={k}; take the first neighbour or a later one, the third as a rule")
+    first, second = pair(x, reference, ("x", "reference"), least=k + 1)
+    centre = second.mean(0)
+    first, second = first - centre, second - centre
+    return PrecisionRecall(_covered(first, second, k), _covered(second, first, k))
+
+
+def _covered(x: Matrix, manifold: Matrix, k: int) -> float:
+    """The share of x within the balls about the points of a manifold."""
+    slack = _SLACK * float(np.square(x).sum(1).max() + np.square(manifold).sum(1).max())
+    radii = np.concatenate(
+        [np.partition(squares(manifold[rows], manifold), k, axis=1)[:, k] for rows in blocks(len(manifold), len(manifold))]
+    )  # the nearest is the point itself
+    inside = [(squares(x[rows], manifold) <= radii + slack).any(axis=1) for rows in blocks(len(x), len(manifold))]
+    return float(np.concatenate(inside).mean())

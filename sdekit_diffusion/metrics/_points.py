@@ -1,0 +1,53 @@
+"""Sets of samples as matrices, and their distances block by block."""
+
+from collections.abc import Iterator
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
+
+BLOCK = 2**24  # numbers in one block of a distance matrix: 128 MB of float64
+
+Samples = ArrayLike | Tensor
+Matrix = NDArray[np.float64]
+
+
+def points(x: Samples, name: str, least: int = 1) -> Matrix:
+    """N samples as (N, d), float64.
+
+    Raises:
+        ValueError: fewer than `least` samples, or values that are not finite.
+    """
+    array = np.asarray(x.detach().cpu().double() if isinstance(x, Tensor) else x, dtype=np.float64)
+    if array.ndim == 0 or len(array) < least or array.size == 0:
+        raise ValueError(f"{name} has shape {array.shape}; it needs {least} or more samples along its first dimension")
+    if not np.isfinite(array).all():
+        raise ValueError(f"{name} has NaN or infinite values; remove those samples, or find out why they diverged")
+    return array.reshape(len(array), -1)
+
+
+def pair(a: Samples, b: Samples, names: tuple[str, str] = ("a", "b"), least: int = 1) -> tuple[Matrix, Matrix]:
+    """Both sets as matrices of the same width.
+
+    Raises:
+        ValueError: as `points`, or for samples of unequal size.
+    """
+    first, second = points(a, names[0], least), points(b, names[1], least)
+    if first.shape[1] != second.shape[1]:
+        raise ValueError(
+            f"samples of {names[0]} have {first.shape[1]} numbers and samples of {names[1]} {second.shape[1]}; "
+            f"compare sets of samples of one shape"
+        )
+    return first, second
+
+
+def blocks(n: int, width: int) -> Iterator[slice]:
+    """Runs of the rows of an (n, width) matrix that hold at most BLOCK numbers each."""
+    rows = max(1, BLOCK // width)
+    return (slice(i, min(i + rows, n)) for i in range(0, n, rows))
+
+
+def squares(a: Matrix, b: Matrix) -> Matrix:
+    """|a_i - b_j|^2 by one matrix product, (N, M), up to rounding of |a_i|^2 + |b_j|^2: centre both sets first."""
+    found = np.square(a).sum(1)[:, None] + np.square(b).sum(1) - 2 * a @ b.T
+    return np.maximum(found, 0, out=found)
