@@ -20,9 +20,9 @@ class EmpiricalMixture(AbstractMixture):
     What a score network with unlimited capacity learns from n images, for s = 0. Equal to a `GaussianMixture`, but made for
     many centres in many dimensions: points are taken in blocks, and besides the centres memory holds 2^23 numbers a few times.
 
-    Squared distances are |x|^2 - 2 alpha x . c + alpha^2 |c|^2, a matrix product, which in float32 is off by some
-    1e-7 |x| |c| and the logarithm of a weight by that over v; those to the sixteen nearest centres, which are all that count
-    where v is small, are summed from differences in float64.
+    Squared distances are |x|^2 - 2 alpha x . c + alpha^2 |c|^2, a matrix product, which in float32 is off by up to
+    1e-6 |x| |c|, and the logarithm of a weight by half of that over v; those to the sixteen nearest centres, which are all
+    that count where v is small, are summed from differences in float64.
 
     Arguments:
         centres: `(n, *event)`, in the dtype in which points will come; others cost a copy of the centres a call.

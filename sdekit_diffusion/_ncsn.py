@@ -15,7 +15,8 @@ from sdekit_diffusion._techniques import geometric_sigmas, langevin_step_size, m
 class NCSNSettings:
     """What a score network of noise levels is trained and sampled with.
 
-    `sample(model, n, sde=settings.sde, method=settings.method, denoise=True)`; `Recipe(ema=settings.ema)` for training.
+    `sample(model, n, sde=settings.sde, method=settings.method, denoise=True)`, with end=sigma_L where that is below 1e-3;
+    `Recipe(ema=settings.ema)` for training.
 
     Arguments:
         sigmas: the noise levels, the largest first.

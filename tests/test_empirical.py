@@ -104,7 +104,7 @@ class Largest(TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
         for tensor in out if isinstance(out, (tuple, list)) else (out,):
-            if isinstance(tensor, torch.Tensor) and not func.is_view:
+            if isinstance(tensor, torch.Tensor):
                 self.numbers = max(self.numbers, tensor.numel())
         return out
 
