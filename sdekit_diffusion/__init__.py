@@ -3,6 +3,8 @@
 from sdekit_diffusion import data, metrics, nets
 from sdekit_diffusion._adapted import GRIDS, Adapted
 from sdekit_diffusion._adaptive import AdaptiveFlow, AdaptiveSDE
+from sdekit_diffusion._annealed import AnnealedLangevin
+from sdekit_diffusion._between import sample_between
 from sdekit_diffusion._bound import VariationalBound, variational_bound
 from sdekit_diffusion._check import ModelCheck, check_model
 from sdekit_diffusion._checkpoint import CheckpointError, load, save
@@ -10,6 +12,7 @@ from sdekit_diffusion._ddim import DDIM
 from sdekit_diffusion._diffusion import VESDE, VPSDE, AbstractDiffusion, SubVPSDE
 from sdekit_diffusion._discrete import DDPM, NCSN, cosine_betas, linear_betas
 from sdekit_diffusion._edm import EDM
+from sdekit_diffusion._empirical import EmpiricalMixture
 from sdekit_diffusion._grids import (
     AbstractGrid,
     Equidistributed,
@@ -27,10 +30,12 @@ from sdekit_diffusion._loss import dsm_loss
 from sdekit_diffusion._methods import METHODS
 from sdekit_diffusion._mixture import GaussianMixture
 from sdekit_diffusion._model import AbstractModel, ScoreModel
+from sdekit_diffusion._ncsn import NCSNSettings, ncsnv2_settings
 from sdekit_diffusion._pretrained import from_diffusers
 from sdekit_diffusion._sample import sample
 from sdekit_diffusion._samplers import AbstractMethod, Descent, InTime, OnClock
 from sdekit_diffusion._schedules import DIFFUSIONS, EDMSDE, CosineVPSDE, RectifiedFlow
+from sdekit_diffusion._techniques import geometric_sigmas, langevin_step_size, level_overlap, max_pairwise_distance
 from sdekit_diffusion._train import Recipe, Record, fit, training
 
 __all__ = [
@@ -51,10 +56,12 @@ __all__ = [
     "Adapted",
     "AdaptiveFlow",
     "AdaptiveSDE",
+    "AnnealedLangevin",
     "BitsPerDim",
     "CheckpointError",
     "CosineVPSDE",
     "Descent",
+    "EmpiricalMixture",
     "Equidistributed",
     "Focused",
     "GaussianMixture",
@@ -62,6 +69,7 @@ __all__ = [
     "InTime",
     "Karras",
     "ModelCheck",
+    "NCSNSettings",
     "Native",
     "OnClock",
     "Quadratic",
@@ -82,13 +90,19 @@ __all__ = [
     "encode",
     "fit",
     "from_diffusers",
+    "geometric_sigmas",
     "interpolate",
+    "langevin_step_size",
+    "level_overlap",
     "linear_betas",
     "load",
     "log_likelihood",
+    "max_pairwise_distance",
     "metrics",
+    "ncsnv2_settings",
     "nets",
     "sample",
+    "sample_between",
     "save",
     "training",
     "variational_bound",

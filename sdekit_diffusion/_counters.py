@@ -7,4 +7,5 @@ NOISE = -5
 COMPONENT = -6
 POINT = -7
 PILOT = -8
+ANCHOR = -9
 BOUND = -(1 << 19)

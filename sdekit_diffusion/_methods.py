@@ -20,6 +20,7 @@ from sdekit import (
     UniPC,
 )
 from sdekit_diffusion._adaptive import AdaptiveFlow, AdaptiveSDE
+from sdekit_diffusion._annealed import AnnealedLangevin
 from sdekit_diffusion._ddim import DDIM
 from sdekit_diffusion._edm import EDM
 from sdekit_diffusion._grids import UniformInLogSNR
@@ -55,6 +56,8 @@ METHODS: dict[str, AbstractMethod] = {
     "reverse_diffusion": InTime(ReverseDiffusion()),
     "ancestral": InTime(Ancestral()),
     "pc": InTime(PredictorCorrector(EulerMaruyama(), Langevin(snr=0.16))),
+    "ncsn": AnnealedLangevin(moves=100, size=0.2, convention="ncsn", steps=10),
+    "ncsnv2": AnnealedLangevin(),
     "ode": AdaptiveFlow(),
     "adaptive_sde": AdaptiveSDE(),
 }

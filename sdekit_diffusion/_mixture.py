@@ -2,6 +2,7 @@
 
 import copy
 import math
+from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,7 +17,54 @@ from sdekit_diffusion._model import AbstractModel
 from sdekit_diffusion._schedules import diffusion
 
 
-class GaussianMixture(AbstractModel):
+class AbstractMixture(AbstractModel):
+    """p_0 = sum_k w_k N(m_k, C_k): what all mixtures share, and their exact samples.
+
+    Attributes:
+        weights: `(K,)`.
+    """
+
+    sde = None
+    shape: tuple[int, ...]  # pyright: ignore[reportIncompatibleVariableOverride] - always known
+    weights: Tensor
+
+    def sample(self, n: int = 1, *, seed: int | None = None, first: int = 0) -> Tensor:
+        """Exact samples, `(n, *event)`; sample i depends on (seed, first + i) alone."""
+        seed, (dtype, device) = fresh_seed() if seed is None else seed, self.place()
+        index = torch.arange(first, first + n, device=device)
+        edges = self.weights.to(torch.float64).cumsum(0)[:-1]
+        k = torch.searchsorted(edges, uniform01(seed, index, (), counter=COMPONENT), right=True)
+        z = normal(seed, index, (math.prod(self.shape),), counter=POINT, dtype=dtype)
+        return self._placed(k, z).reshape(n, *self.shape)
+
+    @abstractmethod
+    def _placed(self, k: Tensor, z: Tensor) -> Tensor:
+        """The points of components k `(n,)` whose standard normals are z: `(n, d)`, as z."""
+
+    def _flat(self, x: Tensor) -> Tensor:
+        """Points as vectors, `(batch, d)`.
+
+        Raises:
+            ValueError: for points that are not floating, or of another shape.
+        """
+        if not x.is_floating_point() or tuple(x.shape[1:]) != self.shape or not x.ndim:
+            raise ValueError(f"points must be floating, of shape (batch, *{self.shape}), not {x.dtype} of {tuple(x.shape)}")
+        return x.reshape(len(x), math.prod(self.shape))
+
+    def _kernel(self, t: Time, sde: AbstractDiffusion | str | None) -> tuple[Time, Time]:
+        """alpha and sigma at a time of a diffusion, which must be given.
+
+        Raises:
+            ValueError: where it is not, or t is outside of it.
+        """
+        if sde is None:
+            raise ValueError(f"a {type(self).__name__} has no diffusion of its own: pass sde=VPSDE(), for example")
+        sde = diffusion(sde)
+        t = sde.checked(t)
+        return sde.alpha(t), sde.sigma(t)
+
+
+class GaussianMixture(AbstractMixture):
     """p_0 = sum_k w_k N(m_k, C_k), hence p_t = sum_k w_k N(alpha m_k, alpha^2 C_k + sigma^2 I).
 
     Usable wherever a trained model is; it has no diffusion of its own, so that `sde=` must be given.
@@ -32,9 +80,6 @@ class GaussianMixture(AbstractModel):
             positive definite.
     """
 
-    sde = None
-    shape: tuple[int, ...]
-
     def __init__(
         self, weights: Tensor | Sequence[float], means: Tensor | Sequence[Any], covariances: Tensor | Sequence[Any]
     ) -> None:
@@ -42,7 +87,7 @@ class GaussianMixture(AbstractModel):
         means = means if means.is_floating_point() else means.to(torch.get_default_dtype())
         self.weights = torch.as_tensor(weights).to(means)
         covariances = torch.as_tensor(covariances).to(means)
-        self.shape = tuple(means.shape[1:])  # pyright: ignore[reportIncompatibleVariableOverride] - always known
+        self.shape = tuple(means.shape[1:])
         self._means = means.reshape(len(means), -1)
         self._variances, self._axes = _spectrum(covariances, *self._means.shape)
         if self.weights.shape != (len(means),) or not bool((self.weights > 0).all()):
@@ -71,7 +116,7 @@ class GaussianMixture(AbstractModel):
 
     def marginal(self, t: float, sde: AbstractDiffusion | str) -> "GaussianMixture":
         """The law p_t under a diffusion."""
-        alpha, sigma = (float(v) for v in _kernel(t, sde))
+        alpha, sigma = (float(v) for v in self._kernel(t, sde))
         law = copy.copy(self)
         law._means, law._variances = alpha * self._means, alpha**2 * self._variances + sigma**2
         law.data_std = math.sqrt((alpha * self.data_std) ** 2 + sigma**2)
@@ -86,16 +131,10 @@ class GaussianMixture(AbstractModel):
         centred = self._means - self.weights @ self._means
         return torch.einsum("k,kij->ij", self.weights, self.covariances + centred[:, :, None] * centred[:, None, :])
 
-    def sample(self, n: int = 1, *, seed: int | None = None, first: int = 0) -> Tensor:
-        """Exact samples, `(n, *event)`; sample i depends on (seed, first + i) alone."""
-        seed = fresh_seed() if seed is None else seed
-        index = torch.arange(first, first + n, device=self._means.device)
-        edges = self.weights.to(torch.float64).cumsum(0)[:-1]
-        k = torch.searchsorted(edges, uniform01(seed, index, (), counter=COMPONENT), right=True)
-        z = normal(seed, index, self._means.shape[1:], counter=POINT, dtype=self._means.dtype)
+    def _placed(self, k: Tensor, z: Tensor) -> Tensor:
         z = z * self._variances[k].sqrt()
         z = z if self._axes is None else torch.einsum("nij,nj->ni", self._axes[k], z)
-        return (self._means[k] + z).reshape(n, *self.shape)
+        return self._means[k] + z
 
     def log_prob(self, x: Tensor) -> Tensor:
         """log p_0(x) in nats: `(batch, *event)` to `(batch,)`."""
@@ -107,21 +146,19 @@ class GaussianMixture(AbstractModel):
 
     def denoise(self, t: Time, x: Tensor, sde: AbstractDiffusion | str | None = None) -> Tensor:
         """D(x, t) = sum_k r_k [m_k + alpha C_k (alpha^2 C_k + sigma^2)^{-1} (x - alpha m_k)]."""
-        alpha, sigma = _kernel(t, sde)
+        alpha, sigma = self._kernel(t, sde)
         z, variances, logits = self._components(alpha, sigma, x)
         gain = broadcast(alpha, z) * self._variances.to(x) / variances
         return self._mixed(logits, gain * z, self._means.to(x)).reshape(x.shape)
 
     def score(self, t: Time, x: Tensor, sde: AbstractDiffusion | str | None = None) -> Tensor:
         """-sum_k r_k (alpha^2 C_k + sigma^2)^{-1} (x - alpha m_k)."""
-        z, variances, logits = self._components(*_kernel(t, sde), x)
+        z, variances, logits = self._components(*self._kernel(t, sde), x)
         return self._mixed(logits, -z / variances, None).reshape(x.shape)
 
     def _components(self, alpha: Time, sigma: Time, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """x - alpha m_k along each component's axes, its variances there, and log (w_k N_k(x)): (B, K, d) twice, (B, K)."""
-        if not x.is_floating_point() or tuple(x.shape[1:]) != self.shape or not x.ndim:
-            raise ValueError(f"points must be floating, of shape (batch, *{self.shape}), not {x.dtype} of {tuple(x.shape)}")
-        z = x.reshape(len(x), 1, -1)
+        z = self._flat(x).unsqueeze(1)
         alpha, sigma = broadcast(alpha, z), broadcast(sigma, z)
         z = z - alpha * self._means.to(x)
         z = z if self._axes is None else torch.einsum("bki,kij->bkj", z, self._axes.to(x))
@@ -136,14 +173,6 @@ class GaussianMixture(AbstractModel):
         along = along * r[:, :, None]
         mixed = along.sum(dim=1) if self._axes is None else torch.einsum("bkj,kij->bi", along, self._axes.to(along))
         return mixed if offset is None else mixed + r @ offset
-
-
-def _kernel(t: Time, sde: AbstractDiffusion | str | None) -> tuple[Time, Time]:
-    if sde is None:
-        raise ValueError("a GaussianMixture has no diffusion of its own: pass sde=VPSDE(), for example")
-    sde = diffusion(sde)
-    t = sde.checked(t)
-    return sde.alpha(t), sde.sigma(t)
 
 
 def _spectrum(covariances: Tensor, k: int, d: int) -> tuple[Tensor, Tensor | None]:

@@ -17,6 +17,7 @@ from sdekit_diffusion import (
     AbstractGrid,
     Adapted,
     AdaptiveFlow,
+    AnnealedLangevin,
     Equidistributed,
     Focused,
     GaussianMixture,
@@ -156,9 +157,11 @@ def test_each_method_has_its_own_grid_by_default(method, name):
     assert not torch.equal(sample(narrow(), 5, sde="vp", method=method, steps=20, seed=1, grid=Quadratic()), x)
 
 
-@pytest.mark.parametrize("name", [name for name, method in METHODS.items() if not isinstance(method, AdaptiveFlow)])
+@pytest.mark.parametrize(
+    "name", [name for name, method in METHODS.items() if not isinstance(method, (AdaptiveFlow, AnnealedLangevin))]
+)
 def test_no_method_forgets_its_grid(name):
-    """The times of the solution are the grid's, whatever the method makes of it."""
+    """The times of the solution are the grid's, whatever the method makes of it; for levels see test_annealed.py."""
     mixture = GaussianMixture([1.0], torch.zeros(1, 2, dtype=torch.float64), torch.ones(1, dtype=torch.float64))
     own, karras = (
         sample(mixture, 2, sde="vp", method=name, steps=200, grid=grid, seed=0, return_solution=True)

@@ -47,12 +47,12 @@ DIFFUSION = [
     {"_discrete"},
     {"_schedules"},
     {"_model"},
-    {"_mixture", "_flow", "_loss", "_grids", "_check", "_pretrained"},
-    {"_samplers"},
-    {"_adapted", "_adaptive", "_ddim", "_edm"},
-    {"_methods"},
+    {"_mixture", "_flow", "_loss", "_grids", "_check", "_pretrained", "_techniques"},
+    {"_samplers", "_empirical"},
+    {"_adapted", "_adaptive", "_annealed", "_ddim", "_edm"},
+    {"_methods", "_ncsn"},
     {"_sample", "_train", "_checkpoint"},
-    {"_likelihood", "_bound"},
+    {"_likelihood", "_bound", "_between"},
     {"_latent"},
     {""},
     {"_evaluation"},
@@ -143,11 +143,12 @@ def test_public_names_of_sdekit_diffusion():
         sdekit_diffusion.__all__
         == """
         DDIM DDPM DIFFUSIONS EDM EDMSDE GRIDS METHODS NCSN VESDE VPSDE AbstractDiffusion AbstractGrid AbstractMethod
-        AbstractModel Adapted AdaptiveFlow AdaptiveSDE BitsPerDim CheckpointError CosineVPSDE Descent Equidistributed Focused
-        GaussianMixture GeometricInSigma InTime Karras ModelCheck Native OnClock Quadratic Recipe Record RectifiedFlow
-        ScoreModel SubVPSDE UniformInLogSNR UniformInTime VariationalBound bits_per_dim check_model cosine_betas data decode
-        dsm_loss encode fit from_diffusers interpolate linear_betas load log_likelihood metrics nets sample save training
-        variational_bound
+        AbstractModel Adapted AdaptiveFlow AdaptiveSDE AnnealedLangevin BitsPerDim CheckpointError CosineVPSDE Descent
+        EmpiricalMixture Equidistributed Focused GaussianMixture GeometricInSigma InTime Karras ModelCheck NCSNSettings Native
+        OnClock Quadratic Recipe Record RectifiedFlow ScoreModel SubVPSDE UniformInLogSNR UniformInTime VariationalBound
+        bits_per_dim check_model cosine_betas data decode dsm_loss encode fit from_diffusers geometric_sigmas interpolate
+        langevin_step_size level_overlap linear_betas load log_likelihood max_pairwise_distance metrics ncsnv2_settings nets
+        sample sample_between save training variational_bound
     """.split()
     )
     assert all(hasattr(sdekit_diffusion, name) for name in sdekit_diffusion.__all__)

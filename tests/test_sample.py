@@ -28,6 +28,7 @@ from sdekit_diffusion import (
     VESDE,
     VPSDE,
     AdaptiveFlow,
+    AnnealedLangevin,
     GaussianMixture,
     InTime,
     OnClock,
@@ -111,7 +112,8 @@ def test_default_is_at_the_floor_of_20000_samples(sde, dimensions):
             pytest.param(OnClock(eta=lambda l: float(-1 < l < 2)), 100, id="noise in an interval"),
             (InTime(PredictorCorrector(ReverseDiffusion(), Langevin(steps=2))), 500),
         ],
-        *((name, {"ddim": 400, "pc": 500}.get(name)) for name in METHODS),
+        # Annealed Langevin dynamics has a bias of its own, which test_annealed.py bounds.
+        *((name, {"ddim": 400, "pc": 500}.get(name)) for name in METHODS if not isinstance(METHODS[name], AnnealedLangevin)),
     ],
     ids=str,
 )

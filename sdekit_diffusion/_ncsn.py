@@ -1,0 +1,92 @@
+"""The settings of NCSN and NCSNv2: noise levels, Langevin's moves, and the average of the weights."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor
+
+from sdekit_diffusion._annealed import AnnealedLangevin
+from sdekit_diffusion._discrete import NCSN
+from sdekit_diffusion._grids import Native
+from sdekit_diffusion._techniques import geometric_sigmas, langevin_step_size, max_pairwise_distance, variance_ratio
+
+
+@dataclass(frozen=True)
+class NCSNSettings:
+    """What a score network of noise levels is trained and sampled with.
+
+    `sample(model, n, sde=settings.sde, method=settings.method, denoise=True)`, with end=sigma_L where that is below 1e-3;
+    `Recipe(ema=settings.ema)` for training.
+
+    Arguments:
+        sigmas: the noise levels, the largest first.
+        steps: T, the moves of annealed Langevin dynamics at each.
+        step_size: e, of moves with alpha_i = e sigma_i^2 / sigma_L^2.
+        convention: "ncsnv2", x + alpha s + sqrt(2 alpha) z, or "ncsn", x + alpha s / 2 + sqrt(alpha) z.
+        ema: the decay of the averaged weights; 0 for none.
+
+    References:
+        Song and Ermon 2019, arXiv 1907.05600; 2020, arXiv 2006.09011, table 4.
+    """
+
+    sigmas: tuple[float, ...]
+    steps: int
+    step_size: float
+    convention: Literal["ncsnv2", "ncsn"] = "ncsnv2"
+    ema: float = 0.999
+
+    @property
+    def sde(self) -> NCSN:
+        """The levels as a diffusion, from sigma_1 to sigma_L."""
+        return NCSN(self.sigmas)
+
+    @property
+    def method(self) -> AnnealedLangevin:
+        """The sampler, for that diffusion."""
+        size = self.step_size / self.sigmas[-1] ** 2
+        return AnnealedLangevin(self.steps, size, self.convention, steps=len(self.sigmas), grid=Native())
+
+    @property
+    def variance_ratio(self) -> float:
+        """s^2 / sigma^2 after the moves of a level, for data that are one point: technique 4 wants 1."""
+        ratio = (self.sigmas[0] / self.sigmas[-1]) ** (1 / (len(self.sigmas) - 1))
+        size = self.step_size / self.sigmas[-1] ** 2
+        return variance_ratio(ratio, self.steps, size if self.convention == "ncsnv2" else 0.5 * size)
+
+
+def ncsnv2_settings(
+    data: Tensor | int,
+    *,
+    sigma_max: float | None = None,
+    sigma_min: float = 0.01,
+    overlap: float = 0.5,
+    steps: int = 5,
+    sample: int | None = None,
+    seed: int = 0,
+) -> NCSNSettings:
+    """The settings that NCSNv2's techniques 1, 2, 4 and 5 give; the third is a network's, s(x, sigma) = s(x) / sigma.
+
+    Arguments:
+        data: the data, `(n, *event)`, in the scale in which they are modelled; or the number of coordinates of a point, then
+            with sigma_max.
+        sigma_max: sigma_1; the largest distance in the data unless given.
+        sigma_min: sigma_L, 0.01 for data in [0, 1].
+        overlap: of neighbouring levels; 0.567 gives the published numbers of levels, 0.5 is the paper's text.
+        steps: T, as many as can be afforded.
+        sample, seed: as in `max_pairwise_distance`, for large sets.
+
+    Raises:
+        ValueError: for a dimension without sigma_max, and as the techniques do.
+
+    References:
+        Song and Ermon 2020, arXiv 2006.09011.
+    """
+    if isinstance(data, Tensor):
+        dim = data[0].numel() if len(data) else 0
+        sigma_max = max_pairwise_distance(data, sample=sample, seed=seed) if sigma_max is None else sigma_max
+    elif sigma_max is None:
+        raise ValueError(f"a number of coordinates, {data}, says nothing of distances: pass the data, or sigma_max")
+    else:
+        dim = data
+    sigmas = geometric_sigmas(dim, sigma_max, sigma_min, overlap=overlap)
+    return NCSNSettings(tuple(sigmas.tolist()), steps, langevin_step_size(sigmas, steps))
