@@ -4,6 +4,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import ClassVar, Literal, Self
 
 import numpy as np
@@ -43,17 +44,16 @@ def on_clock(
         Zhang and Chen 2023, arXiv 2204.13902; Lu et al. 2022, arXiv 2211.01095, for eta = 0 and 1.
     """
     if integrand == "noise":
-        return Clocked(
-            lambda l, x: _noise(model, sde, l, x), lambda l: sde.alpha(sde.time(l)), a=-1.0, own=sde.time, smooth=model.clock
-        )
 
-    def denoised(l: Time, x: Tensor) -> Tensor:
-        return model.denoise(sde.time(l), x, sde)
+        def noise(t: Time, x: Tensor) -> Tensor:
+            return model.score(t, x, sde) * broadcast(-sde.sigma(t), x)
+
+        return Clocked(noise, lambda l: sde.alpha(sde.time(l)), a=-1.0, own=sde.time, smooth=model.clock)
 
     def scale(l: Time) -> Time:
         return sde.sigma(sde.time(l)) * exp(-(eta**2) * l)
 
-    return Clocked(denoised, scale, a=1 + eta**2, q=2 * eta**2, own=sde.time, smooth=model.clock)
+    return Clocked(partial(model.denoise, sde=sde), scale, a=1 + eta**2, q=2 * eta**2, own=sde.time, smooth=model.clock)
 
 
 def clock_knots(eta: float, span: Span) -> Tensor:
@@ -85,10 +85,9 @@ def on_steps(model: AbstractModel, sde: AbstractDiffusion, eta: Callable[[float]
     def scale(l: Time) -> Time:
         return sde.sigma(sde.time(l)) * exp(-exponent(l))
 
-    def denoised(l: Time, x: Tensor) -> Tensor:
-        return model.denoise(sde.time(l), x, sde)
-
-    return PiecewiseClocked(denoised, scale, l, log_a=l + total, log_q=2 * total, own=sde.time, smooth=model.clock)
+    return PiecewiseClocked(
+        partial(model.denoise, sde=sde), scale, l, log_a=l + total, log_q=2 * total, own=sde.time, smooth=model.clock
+    )
 
 
 def _level(eta: float) -> float:
@@ -96,12 +95,6 @@ def _level(eta: float) -> float:
     if not 0 <= eta < math.inf:
         raise ValueError(f"eta must be a number from 0 (probability flow) on, 1 being the reverse SDE; not {eta}")
     return eta
-
-
-def _noise(model: AbstractModel, sde: AbstractDiffusion, l: Time, x: Tensor) -> Tensor:
-    """eps = -sigma score, E[eps | x]."""
-    t = sde.time(l)
-    return model.score(t, x, sde) * broadcast(-sde.sigma(t), x)
 
 
 @dataclass(frozen=True, eq=False)
