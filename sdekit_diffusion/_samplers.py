@@ -119,6 +119,23 @@ class Descent:
     callback: Callable[[Point], None] | None = None
 
 
+def require_clock(down: Descent, start: float, stop: float) -> None:
+    """Refuses a clock whose logarithm has these values at the ends, where the dtype of the states does not hold it.
+
+    At the clean end weights and variances are as the clock, at the noisy end y is as its root.
+
+    Raises:
+        ValueError: with what to change.
+    """
+    dtype = down.x.dtype
+    if max(stop, -0.5 * start) > math.log(torch.finfo(dtype).max / 10):
+        wider = ", or dtype=torch.float64" if dtype != torch.float64 else ""
+        raise ValueError(
+            f"at this eta the clock (alpha / sigma)^(2 eta^2) runs from e^{start:.0f} to e^{stop:.0f}, which {dtype} does not "
+            f"hold; take a smaller eta or a larger end{wider}"
+        )
+
+
 @dataclass(frozen=True, eq=False)
 class AbstractMethod(ABC):
     """A way to descend: an equation, a solver, and where it takes its steps."""
@@ -189,8 +206,10 @@ class OnClock(AbstractMethod):
         grid = self.points(down)
         if callable(self.eta):
             problem = on_steps(down.model, down.sde, self.eta, grid)
+            require_clock(down, problem.log_q[0], problem.log_q[-1])
         else:
             problem = on_clock(down.model, down.sde, self.eta, self.integrand)
+            require_clock(down, *(problem.q * l for l in down.span))
         times, clock = torch.as_tensor(down.sde.time(grid)), torch.as_tensor(problem.time(grid))
 
         def report(point: Point) -> None:
@@ -212,7 +231,7 @@ class OnClock(AbstractMethod):
         if callable(self.eta):
             return uniform(*span, math.ceil((span[1] - span[0]) / math.log(2)))
         if not self.eta:
-            raise ValueError(f"a method without noise reads no Brownian path; leave out noise='path', or give eta > 0: {self}")
+            raise ValueError("a method without noise reads no Brownian path; leave out noise='path', or give eta > 0")
         return clock_knots(self.eta, span)
 
 
