@@ -239,8 +239,8 @@ def show(measure: str, found: dict[str, dict[int, dict[str, float]]], ours: list
 
 NOISY: dict[str, AbstractMethod] = {
     "default (no noise)": METHODS["default"],
-    "OnClock(eta=0.5)": OnClock(eta=0.5),
-    "OnClock(eta=0.7)": OnClock(eta=0.7),
+    "sde": METHODS["sde"],
+    "sde, eta = 0.5": replace(METHODS["sde"], eta=0.5),
     "OnClock(eta=1)": OnClock(eta=1.0),
     "sa": METHODS["sa"],
     "dpmpp_2m_sde": METHODS["dpmpp_2m_sde"],

@@ -23,7 +23,7 @@ from sdekit_diffusion._adaptive import AdaptiveFlow, AdaptiveSDE
 from sdekit_diffusion._annealed import AnnealedLangevin
 from sdekit_diffusion._ddim import DDIM
 from sdekit_diffusion._edm import EDM
-from sdekit_diffusion._grids import UniformInLogSNR
+from sdekit_diffusion._grids import Focused, UniformInLogSNR
 from sdekit_diffusion._samplers import AbstractMethod, InTime, OnClock
 
 
@@ -34,6 +34,7 @@ def _published(solver: AbstractSolver, steps: int = 100, **settings: Any) -> OnC
 
 METHODS: dict[str, AbstractMethod] = {
     "default": OnClock(),
+    "sde": OnClock(AdamsMoulton(3, variable="l"), eta=1.0, grid=Focused(0.3)),
     "ddim": _published(AdamsBashforth(1)),
     "ddpm": _published(AdamsBashforth(1), 1000, eta=1.0),
     "dpmpp_2m": _published(DPMSolver(2)),

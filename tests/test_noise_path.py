@@ -29,7 +29,7 @@ def errors(method, sde, noise, steps):
 
 
 def test_which_methods_have_a_path():
-    assert NAMED == ["ddpm", "dpmpp_2m_sde", "dpmpp_3m_sde", "sa", "euler_maruyama", "reverse_diffusion", "ancestral"]
+    assert NAMED == ["sde", "ddpm", "dpmpp_2m_sde", "dpmpp_3m_sde", "sa", "euler_maruyama", "reverse_diffusion", "ancestral"]
 
 
 @pytest.mark.parametrize("sde", ["vp", "ve"])
