@@ -174,18 +174,23 @@ class _Chain:
         """L_i."""
         if i == 0:
             std = float(self.sde.sigma(self.times[0])) if self.decoder_std is None else self.decoder_std
-            return decoder.surprise(x0, denoised, std).flatten(1).sum(dim=1)
+            return _summed(decoder.surprise(x0, denoised, std))
         s, t = self.times[i - 1], self.times[i]
         _, b, std = (float(value) for value in self.sde.posterior(s, t))
         v = std if self.variance == "smaller" else float(self.sde.transition(s, t)[1])
         ratio = (std / v) ** 2
-        apart = (x0 - denoised).flatten(1).mul(b / v).square().sum(dim=1)
+        apart = _summed((x0 - denoised).mul(b / v).square())
         return 0.5 * (x0[:1].numel() * (ratio - 1 - math.log(ratio)) + apart)
 
     def prior(self, x0: Tensor) -> Tensor:
         """L_N = alpha^2 |x_0|^2 / (2 sigma^2)."""
         alpha, sigma = self.sde.kernel(self.times[-1])
-        return 0.5 * (alpha / sigma) ** 2 * x0.flatten(1).square().sum(dim=1)
+        return 0.5 * (alpha / sigma) ** 2 * _summed(x0.square())
+
+
+def _summed(x: Tensor) -> Tensor:
+    """Over the coordinates of each sample, `(batch,)`."""
+    return x.unsqueeze(-1).flatten(1).sum(dim=1)
 
 
 def _times_of(sde: AbstractDiffusion, times: Tensor | None) -> list[float]:

@@ -257,6 +257,15 @@ def test_points_do_not_depend_on_their_batch():
     assert variational_bound(model, X[:0].float()).value.shape == (0,)
 
 
+def test_numbers_are_vectors_of_one():
+    settings = {"sde": CHAIN, "draws": 2}
+    column, numbers = (GaussianMixture([0.3, 0.7], torch.tensor(m), [0.04, 0.01]) for m in ([[-1.0], [0.5]], [-1.0, 0.5]))
+    x = column.sample(5, seed=0)
+    expected, found = variational_bound(column, x, **settings), variational_bound(numbers, x[:, 0], **settings)
+    assert found.terms.shape == (21, 5)
+    assert torch.equal(found.terms, expected.terms)
+
+
 def test_labels_travel_with_their_points():
     def net(x, t, y):
         return x * y[:, None]
