@@ -120,7 +120,7 @@ class Adapted(AbstractGrid):
             duals.append(dual)
             if len(recent) == self.order + 1:
                 derivative = _derivative(*zip(*recent, strict=True), h)
-                errors.append((duals[0] * derivative).flatten(1).sum(dim=1).square().mean().sqrt())
+                errors.append((duals[0] * derivative).reshape(len(dual), -1).sum(dim=1).square().mean().sqrt())
             dual = decay * dual + (1 - decay) * pulled  # the linear part exactly, the other frozen
         return torch.stack(errors).flip(0).cpu()
 

@@ -133,6 +133,8 @@ class ScoreModel(nn.Module, AbstractModel):
             raise ValueError(f"predicts = {predicts!r} is not one of {', '.join(_CONVENTIONS)}")
         if data_range is not None and not data_range[0] < data_range[1]:
             raise ValueError(f"data_range = {data_range} is not a least and a largest value, such as (-1, 1)")
+        if not 0 < data_std < math.inf:
+            raise ValueError(f"data_std = {data_std} is not a positive number; it is the root mean square of a coordinate")
         self.net = net
         self.predicts: Prediction = predicts
         self.conditioning: Conditioning = _known(conditioning)
@@ -281,6 +283,9 @@ def as_model(
         if sde is None:
             raise ValueError("a plain score function needs the diffusion it belongs to: pass sde='vp', for example")
         model = ScoreModel(model, sde, "score", shape=shape)
+    elif isinstance(model, ScoreModel) and model.shape is None and shape is not None:
+        model = model.given()  # a copy
+        model.shape = tuple(shape)
     chosen = model.sde if sde is None else diffusion(sde)
     if chosen is None:
         raise ValueError(f"a {type(model).__name__} has no diffusion of its own: pass sde='vp', another name or a diffusion")

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from numbers import Integral
 from typing import Literal, overload
 
 import torch
@@ -117,7 +118,8 @@ def sample(
         sdekit.NotFiniteError: when the model spoils the state; it names the step, the time and the samples.
         sdekit.UnfinishedError: when samples of "ode" do not reach the end; it names them, with the time.
     """
-    model, diffusion = as_model(model, sde, shape)
+    given = tuple(x_T.shape[1:]) if shape is None and isinstance(x_T, Tensor) else shape
+    model, diffusion = as_model(model, sde, given)
     _require(n, steps, batch_size, save, return_solution, noise)
     chosen = method_of(method, steps)
     chosen = chosen if grid is None else replace(chosen, grid=grid_of(grid))
@@ -173,8 +175,8 @@ def sample(
 
 def _require(n: int, steps: int | None, batch_size: int | None, save: str, return_solution: bool, noise: object) -> None:
     """Refuses numbers out of range and options that would be ignored."""
-    if steps is not None and steps < 1:
-        raise ValueError(f"steps must be at least one step, not {steps}")
+    if steps is not None and (not isinstance(steps, Integral) or steps < 1):
+        raise ValueError(f"steps must be at least one step, a whole number of them; not {steps}")
     if n < 0 or (batch_size is not None and batch_size < 1):
         raise ValueError(f"n counts samples from 0 on and batch_size from 1; not {n} and {batch_size}")
     if save not in ("last", "all") or (save == "all" and not return_solution):

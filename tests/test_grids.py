@@ -280,6 +280,13 @@ def test_a_denoiser_without_features_gets_equal_steps():
     torch.testing.assert_close(l, UniformInLogSNR().points(vp, span, 9))
 
 
+def test_numbers_are_vectors_of_one():
+    column = GaussianMixture([0.3, 0.7], torch.tensor([[-1.0], [0.5]]), [0.04, 0.01])
+    numbers = GaussianMixture([0.3, 0.7], torch.tensor([-1.0, 0.5]), [0.04, 0.01])
+    a, b = (Adapted(pilots=4, pilot_steps=20).fitted(model, "vp") for model in (column, numbers))
+    assert torch.equal(a.density, b.density)
+
+
 def test_labels_of_the_samples_do_not_enter():
     net = lambda x, t, label: torch.tanh(x) * label[:, None]  # noqa: E731
     model = ScoreModel(net, "vp", shape=(2,)).given(label=torch.arange(5.0))
@@ -312,7 +319,7 @@ def test_adaptive_methods_refuse_a_grid(method, grid):
             "unknown grid 'cosine'; choose one of native, time, quadratic, sigma",
         ),
         (lambda: sample(narrow(), 2, sde="vp", grid=Equidistributed(torch.arange(3), torch.ones(3))), "fit it for that range"),
-        (lambda: sample(ScoreModel(Net(), "vp"), 2, grid="adapted", shape=(3,)), "needs its shape="),
+        (lambda: Adapted().fitted(ScoreModel(Net(), "vp")), "needs its shape="),
         (lambda: Adapted().points(VPSDE(), (0.0, 1.0), 3), "comes from a model"),
         (lambda: Karras(rho=0.0), "rho must be a positive number"),
         (lambda: Karras(rho=math.inf), "rho must be a positive number"),

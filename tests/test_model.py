@@ -137,6 +137,9 @@ def test_what_is_refused():
             ScoreModel(lambda x, t: x, "vp", conditioning=conditioning)
     with pytest.raises(ValueError, match=r"data_range = \(1, 1\) is not a least and a largest value"):
         ScoreModel(lambda x, t: x, "vp", data_range=(1, 1))
+    for data_std in (0.0, -1.0, math.inf):
+        with pytest.raises(ValueError, match="is not a positive number; it is the root mean square"):
+            ScoreModel(lambda x, t: x, "vp", data_std=data_std)
     with pytest.raises(ValueError, match="unknown sde"):
         ScoreModel(lambda x, t: x, "ddim")
     with pytest.raises(ValueError, match=r"network returned shape \(7, 1\) for x of shape \(7, 2\)"):

@@ -405,6 +405,7 @@ def test_ode_reports_both_ends():
         ({"sde": "vp", "end": -1.0}, ValueError, "positive number"),
         ({"sde": "vp", "end": 1e6}, ValueError, "nothing to solve"),
         ({"sde": "vp", "steps": 0}, ValueError, "at least one step"),
+        ({"sde": "vp", "steps": 2.5}, ValueError, "a whole number of them; not 2.5"),
         ({"sde": "vp", "n": -1}, ValueError, "from 0 on"),
         ({"sde": "vp", "shape": (3,)}, ValueError, "makes samples of shape"),
         ({"sde": "vp", "x_T": torch.zeros(2, 2, dtype=torch.int64)}, TypeError, "floating"),
@@ -426,6 +427,18 @@ def test_bad_input(settings, error, message):
 def test_shape_must_be_known():
     with pytest.raises(ValueError, match="pass shape="):
         sample(ScoreModel(RowWise(), "vp"))
+
+
+@pytest.mark.parametrize("grid", [None, "adapted"])
+def test_a_shape_told_to_sample_is_as_good_as_the_models_own(grid):
+    """The clock of the default method has the number of coordinates in it."""
+    known, unknown = ScoreModel(RowWise(), "vp", shape=(9,)), ScoreModel(RowWise(), "vp")
+    settings = {"n": 3, "grid": grid, "steps": 12, "seed": 1}
+    x = sample(known, **settings)
+    assert torch.equal(sample(unknown, shape=(9,), **settings), x)
+    x_T = VPSDE().prior((3, 9), seed=1)
+    assert torch.equal(sample(unknown, x_T=x_T, **settings), sample(known, x_T=x_T, **settings))
+    assert unknown.shape is None
 
 
 def test_clock_is_the_chain_rule_of_the_reverse_equation():
