@@ -141,7 +141,7 @@ def agreed(
     equation = StandardFlow(model, sde)
     most = accuracy / 2 * equation.radii((equation.clock(span[0]), equation.clock(span[1])))[1]
     finest = 4 * torch.finfo(x.dtype).eps if x.is_floating_point() else 0.0
-    rows, found, tol = torch.arange(len(x), device=x.device), None, accuracy / 10
+    rows, found, tol = torch.arange(len(x), device=x.device), None, max(accuracy / 10, finest)
     while found is None or (len(rows) and tol >= finest):
         try:
             part = flow(model.rows(rows), sde, x[rows], span, solver, control(tol))
