@@ -45,7 +45,7 @@ class EmpiricalMixture(AbstractMixture):
         if not bool(self._squares.isfinite().all()) or not 0 <= self.std < math.inf:
             raise ValueError(f"centres must be finite and std a number from 0 on; std is {std}")
         self.weights = torch.full_like(self._squares, 1 / len(centres))
-        self.data_std = math.sqrt(float(self._squares.mean()) / self._centres.shape[1] + self.std**2)
+        self.data_std = math.sqrt(float(self._squares.mean()) / self._centres.shape[1] + self.std**2) or 1.0  # of 0 any will do
 
     def __repr__(self) -> str:
         return f"EmpiricalMixture({len(self._centres)} centres, shape={self.shape}, std={self.std:g})"

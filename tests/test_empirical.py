@@ -125,6 +125,13 @@ def test_memory_is_bounded(monkeypatch):
     assert sizes[10_000] <= 2 * 10_000 < 2_000_000 <= sizes[1 << 23]
 
 
+@pytest.mark.parametrize("method", ["default", "ode", "ncsnv2"])
+def test_one_point_at_0_has_no_scale_and_is_found(method):
+    point = EmpiricalMixture(torch.zeros(1, 2, dtype=torch.float64))
+    x = sample(point, 3, sde="vp", method=method, seed=0, denoise=True)
+    assert torch.equal(x, torch.zeros_like(x))
+
+
 def test_shapes_and_empty_batches():
     scalars = EmpiricalMixture(torch.tensor([-1.0, 1.0]), 0.1)
     assert scalars.score(0.3, torch.zeros(4), "vp").shape == (4,)
