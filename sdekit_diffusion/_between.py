@@ -81,16 +81,22 @@ def sample_between(
     Arguments:
         first, last: the seeds of the ends.
         n: from 2 on.
-        Others as in `sample`; a method with adaptive steps has no noise but x_T.
+        Others as in `sample`; "ode" has no noise but x_T.
 
     Raises:
-        ValueError: for fewer than two, and as `sample` does.
+        ValueError: for fewer than two, a method that reads one Brownian path, and as `sample` does.
 
     References:
         Song and Ermon 2020, arXiv 2006.09011, figure 6 and appendix.
     """
     if n < 2:
         raise ValueError(f"n counts the samples with both ends, from 2 on, not {n}")
+    chosen = method_of(method)
+    if chosen.noise == "path":
+        raise ValueError(
+            f"{type(chosen).__name__} reads a Brownian path, which is not turned; choose a method with fixed steps, such as "
+            "OnClock(eta=1.0), or one without noise, such as 'ode'"
+        )
     model, diffusion = as_model(model, sde, shape)
     dtype, device = model.place()
     zero, u = torch.zeros(n, dtype=torch.int64, device=device), torch.linspace(0, 1, n, dtype=torch.float64, device=device)
@@ -101,6 +107,6 @@ def sample_between(
         diffusion.prior((1, *shape_of(model, shape)), seed=seed, t=start, dtype=wide, device=device) for seed in (first, last)
     ]
     return sample(
-        model, sde=diffusion, method=method_of(method), steps=steps, seed=first, noise=noise, end=end, denoise=denoise,
+        model, sde=diffusion, method=chosen, steps=steps, seed=first, noise=noise, end=end, denoise=denoise,
         x_T=noise.mixed(*(end.expand(n, *end.shape[1:]) for end in ends)), batch_size=batch_size, dtype=dtype,
     )  # fmt: skip
