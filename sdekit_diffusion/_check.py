@@ -105,7 +105,7 @@ def _judged(model: AbstractModel, x: Tensor, sde: AbstractDiffusion, seed: int) 
     for change, other, points in _alternatives(model, x):
         try:
             others[change] = _errors(other, points, sde, seed)
-        except (ValueError, RuntimeError, IndexError):
+        except (ValueError, TypeError, RuntimeError, LookupError, ArithmeticError, AssertionError):
             continue  # a network may refuse what it was not made for
     at = given.noise[given.ratios.index(given.worst)]
     said = f"at sigma / alpha = {at:.3g} its error is {given.worst:.3g} times that of a guess from mean and deviation"
