@@ -45,9 +45,15 @@ def from_diffusers(
         data_range: that of its images; diffusers' pipelines have -1 to 1.
 
     Raises:
+        TypeError: for a network without a config, or a scheduler in the place of its config.
         ValueError: for schedules and predictions that are not known here.
     """
-    settings: Any = unet.config
+    settings: Any = getattr(unet, "config", None)
+    if settings is None or not isinstance(config, Mapping):
+        raise TypeError(
+            "from_diffusers takes a network with a config, such as a UNet2DModel, and scheduler.config; not "
+            f"{type(unet).__name__} and {type(config).__name__}"
+        )
     size, channels = settings["sample_size"], settings["in_channels"]
     shape = None if size is None else (channels, size, size) if isinstance(size, int) else (channels, *size)
     sde, predicts, conditioning = _conventions(config)

@@ -102,6 +102,12 @@ def test_what_is_refused(config, message):
         from_diffusers(Stub(), config)
 
 
+def test_a_scheduler_is_not_its_config():
+    for unet, config in ((Stub(), Stub()), (Stub(), "folder"), (torch.nn.Identity(), BETAS)):
+        with pytest.raises(TypeError, match=r"takes a network with a config, .* and scheduler\.config; not"):
+            from_diffusers(unet, config)
+
+
 @pytest.fixture
 def diffusers():
     return pytest.importorskip("diffusers")
