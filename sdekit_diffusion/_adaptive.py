@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from sdekit import AbstractSolver, Dopri5, PIDController, Point, ShARK, Solution, solve
+from sdekit import AbstractSolver, Dopri5, PIDController, Point, ShARK, Solution, UnfinishedError, solve
 from sdekit_diffusion._diffusion import AbstractDiffusion
 from sdekit_diffusion._flow import agreed, flow
 from sdekit_diffusion._grids import Span
@@ -133,9 +133,17 @@ class AdaptiveSDE(AbstractAdaptive):
         require_clock(down, *(problem.q * l for l in down.span))
         y, ends = down.x / problem.scale(down.span[0]), [float(problem.time(l)) for l in down.span]
         control = PIDController(self.rtol, self.atol, proportional=0.1, integral=0.3, max_steps=self.max_steps)
-        solution = solve(problem, y, ends, solver=self.solver, noise=down.noise, control=control)
         ts = torch.tensor([float(down.sde.time(l)) for l in down.span], dtype=torch.float64)
-        return self.told(down, replace(solution, x=solution.x * problem.scale(down.span[1]), ts=ts))
+
+        def seen(solution: Solution) -> Solution:
+            return replace(solution, x=solution.x * problem.scale(down.span[1]), ts=ts)
+
+        try:
+            solution = solve(problem, y, ends, solver=self.solver, noise=down.noise, control=control)
+        except UnfinishedError as error:
+            reached = torch.as_tensor(down.sde.time(problem.parameter(error.reached)))
+            raise UnfinishedError(seen(error.solution), reached) from None
+        return self.told(down, seen(solution))
 
     def knots(self, sde: AbstractDiffusion, span: Span) -> Tensor:
         return clock_knots(self.eta, span)

@@ -32,6 +32,18 @@ from sdekit_diffusion._grids import AbstractGrid, Focused, Native, Span
 from sdekit_diffusion._model import AbstractModel
 
 
+@dataclass(frozen=True, eq=False)
+class Denoising(Clocked):
+    """The equation of `on_clock` with the data predicted: what the network is given besides x goes with its samples."""
+
+    model: AbstractModel = field(kw_only=True)
+    sde: AbstractDiffusion = field(kw_only=True)
+
+    def rows(self, index: Tensor) -> Self:
+        model = self.model.rows(index)
+        return replace(self, model=model, integrand=partial(model.denoise, sde=self.sde))
+
+
 def on_clock(
     model: AbstractModel, sde: AbstractDiffusion, eta: float = 0.0, integrand: Literal["data", "noise"] = "data"
 ) -> Clocked:
@@ -53,7 +65,8 @@ def on_clock(
     def scale(l: Time) -> Time:
         return sde.sigma(sde.time(l)) * exp(-(eta**2) * l)
 
-    return Clocked(partial(model.denoise, sde=sde), scale, a=1 + eta**2, q=2 * eta**2, own=sde.time, smooth=model.clock)
+    denoised, a, q = partial(model.denoise, sde=sde), 1 + eta**2, 2 * eta**2
+    return Denoising(denoised, scale, a, q, own=sde.time, smooth=model.clock, model=model, sde=sde)
 
 
 def clock_knots(eta: float, span: Span) -> Tensor:

@@ -1,10 +1,12 @@
 """AdaptiveSDE: each sample's own steps on one Brownian path, which ends where fine equal steps on that path do."""
 
+import math
+
 import pytest
 import torch
 
-from sdekit import SRA1, BrownianPath, ShARK, WhiteNoise
-from sdekit_diffusion import VPSDE, AdaptiveSDE, GaussianMixture, OnClock, UniformInLogSNR, sample
+from sdekit import SRA1, BrownianPath, ShARK, UnfinishedError, WhiteNoise
+from sdekit_diffusion import VPSDE, AdaptiveSDE, GaussianMixture, OnClock, ScoreModel, UniformInLogSNR, sample
 from sdekit_diffusion._flow import span_of
 
 MIXTURE = GaussianMixture([0.3, 0.7], torch.tensor([[-1.0, 0.3], [0.5, -0.4]], dtype=torch.float64), [0.3, 0.05])
@@ -36,6 +38,20 @@ def test_samples_have_steps_of_their_own_on_the_path_of_their_own():
     assert len(solution.evaluations.unique()) > 5
     assert int(solution.rejected.sum()) > 0
     assert torch.equal(sample(MIXTURE, 50, sde="vp", method="adaptive_sde", seed=5, noise="path"), solution.x)
+
+
+def test_a_failure_is_told_in_x_and_in_the_diffusions_time():
+    """Sample 3 has a label with which the score is NaN below t = 0.3; that of the others is the mixture's."""
+    net = lambda x, t, spoilt: torch.where(spoilt[:, None] & (t < 0.3)[:, None], math.nan, MIXTURE.score(t, x, "vp"))  # noqa: E731
+    model = ScoreModel(net, "vp", "score", shape=(2,))
+    settings = {"method": "adaptive_sde", "seed": 1, "dtype": torch.float64}
+    with pytest.raises(UnfinishedError, match=r"1 of 5 samples did not reach the end \(row 3") as caught:
+        sample(model.given(spoilt=torch.arange(5) == 3), 5, **settings)
+    assert 0.25 < float(caught.value.reached[3]) < 0.4
+    fine, solution = sample(model.given(spoilt=torch.zeros(5, dtype=torch.bool)), 5, **settings), caught.value.solution
+    others = torch.tensor([0, 1, 2, 4])
+    torch.testing.assert_close(solution.x[others], fine[others])
+    assert bool(((solution.ts >= 0) & (solution.ts <= 1)).all())
 
 
 @pytest.mark.parametrize(
