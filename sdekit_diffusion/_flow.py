@@ -142,11 +142,12 @@ def agreed(
     most = accuracy / 2 * equation.radii((equation.clock(span[0]), equation.clock(span[1])))[1]
     finest = 4 * torch.finfo(x.dtype).eps if x.is_floating_point() else 0.0
     rows, found, tol = torch.arange(len(x), device=x.device), None, max(accuracy / 10, finest)
+    reached = torch.full((len(x),), float(sde.time(span[1])), dtype=torch.float64, device=x.device)
     while found is None or (len(rows) and tol >= finest):
         try:
             part = flow(model.rows(rows), sde, x[rows], span, solver, control(tol))
         except UnfinishedError as error:
-            part = error.solution
+            part, reached = error.solution, reached.index_copy(0, rows, error.reached.double())
         last = torch.full_like(part.x, math.inf) if found is None else found.x[rows]
         apart = (part.x - last).abs().unsqueeze(-1).flatten(1).amax(1)
         found = part if found is None else _renewed(found, part, rows)
@@ -156,7 +157,7 @@ def agreed(
         advice = (
             "ask for less accuracy, a wider dtype or more steps, or look at the model; `.solution` of this error has the others"
         )
-        raise UnfinishedError(found, found.ts[-1:].expand(len(x)), after, advice)
+        raise UnfinishedError(found, reached, after, advice)
     return found
 
 

@@ -568,6 +568,7 @@ def test_an_accuracy_that_cannot_be_had():
         encode(MIXTURE, OUTLIER, sde="vp", method=AdaptiveFlow(accuracy=1e-2, max_steps=25))
     found = caught.value.solution.x
     assert bool(found[7].isnan().all())
+    assert 0 < float(caught.value.reached[7]) < 0.9 < float(caught.value.reached[0])
     exact = encode(MIXTURE, X, sde="vp", method=AdaptiveFlow(accuracy=1e-2))
     torch.testing.assert_close(found[INSIDE], exact, rtol=0, atol=1e-10)
     assert encode(MIXTURE, X[:0], sde="vp", method=AdaptiveFlow(accuracy=1e-5)).shape == (0, 2)
