@@ -75,7 +75,8 @@ class DDIM(AbstractMethod):
     `OnClock(eta=eta)`, and the same limit. One Brownian path serves all grids, as in `OnClock`: on the clock of the noise,
     while k-diffusion's path has sigma for its time, so that its two normals of a step are correlated otherwise.
 
-    Strong order one; weak order two with two stages and eta = 1, else one.
+    Without noise the order is that of the stages. With noise strong order one, and weak order two with two stages and eta = 1,
+    else one.
 
     Arguments:
         eta: the noise, from 0; c is at most tau_1.

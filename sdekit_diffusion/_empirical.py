@@ -119,7 +119,7 @@ class EmpiricalMixture(AbstractMixture):
         """By blocks of points, the least squared distance to an alpha c_k, `(block,)` in float64, and the logarithms of the
         weights relative to that of the nearest centre, `(block, n)`.
         """
-        centres, squares = self._centres.to(x), self._squares.to(x.dtype)
+        centres, squares = self._centres.to(x), self._squares.to(x)
         count = min(_NEAREST, len(centres))
         size = self._size(max(len(centres), 2 * count * centres.shape[1]))
         for a, variance, some in zip(alpha.split(size), v.split(size), x.split(size), strict=True):
