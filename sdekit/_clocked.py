@@ -28,7 +28,7 @@ class Clocked(AbstractSDE):
 
     Arguments:
         integrand: `F(t, x)`, shaped like x; t is own(l), a float or `(batch,)`.
-        scale: x / y as a function of l.
+        scale: x / y as a function of l; as own and smooth it is asked with floats and with tensors.
         a: the exponent of A, not zero.
         q: the exponent of Q; 0 for an ordinary equation.
         own: the time in which F is known, as a function of l: l itself, or a diffusion's t; some rules interpolate in it.

@@ -110,6 +110,7 @@ class UnfinishedError(ArithmeticError):
     Attributes:
         solution: the `Solution`, whose status says which samples failed, and how.
         reached: the times where the samples stopped, `(batch,)`.
+        advice: what to do.
 
     Arguments:
         after: how many rows of the caller's batch come before those of the solution.
@@ -118,7 +119,7 @@ class UnfinishedError(ArithmeticError):
     def __init__(self, solution: Solution, reached: Tensor, after: int = 0, advice: str | None = None) -> None:
         self.solution, self.reached = solution, reached
         others = "the others did; " if bool((solution.status == Status.DONE).any()) else ""
-        advice = advice or others + "see `.solution` of this error, which `sdekit.solve` returns with throw=False"
+        self.advice = advice = advice or others + "see `.solution` of this error, which `sdekit.solve` returns with throw=False"
         failed = (solution.status != Status.DONE).nonzero().flatten().tolist()
         shown = "; ".join(
             f"row {after + i}: {_REASONS[Status(int(solution.status[i]))]} at t = {reached[i]:.6g}" for i in failed[:4]

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from sdekit import AbstractSolver, Dopri5, PIDController, Point, ShARK, Solution, UnfinishedError, solve
 from sdekit_diffusion._diffusion import AbstractDiffusion
-from sdekit_diffusion._flow import agreed, flow
+from sdekit_diffusion._flow import ADVICE, agreed, flow
 from sdekit_diffusion._grids import Span
 from sdekit_diffusion._model import AbstractModel
 from sdekit_diffusion._samplers import AbstractMethod, Descent, clock_knots, on_clock, require_clock
@@ -142,7 +142,7 @@ class AdaptiveSDE(AbstractAdaptive):
             solution = solve(problem, y, ends, solver=self.solver, noise=down.noise, control=control)
         except UnfinishedError as error:
             reached = torch.as_tensor(down.sde.time(problem.parameter(error.reached)))
-            raise UnfinishedError(seen(error.solution), reached) from None
+            raise UnfinishedError(seen(error.solution), reached, advice=ADVICE) from None
         return self.told(down, seen(solution))
 
     def knots(self, sde: AbstractDiffusion, span: Span) -> Tensor:

@@ -13,6 +13,8 @@ from sdekit.elementary import Time, broadcast, clip, expm1, log, sqrt
 from sdekit_diffusion._diffusion import AbstractDiffusion
 from sdekit_diffusion._model import AbstractModel
 
+ADVICE = "look at what the model returns there, or leave these rows out; see `.solution` of this error"
+
 
 @dataclass(frozen=True, eq=False)
 class StandardFlow(AbstractSDE):
@@ -72,8 +74,7 @@ class StandardFlow(AbstractSDE):
         """A failure as the caller knows it: x = w r, the diffusion's own time, `after` rows earlier."""
         solution, reached = error.solution, torch.as_tensor(self.scale(error.reached)[0])
         ts = torch.as_tensor(self.scale(solution.ts)[0])
-        advice = "look at what the model returns there, or leave these rows out; see `.solution` of this error"
-        return UnfinishedError(replace(solution, x=solution.x * r, ts=ts), reached, after, advice)
+        return UnfinishedError(replace(solution, x=solution.x * r, ts=ts), reached, after, ADVICE)
 
     def diffusion(self, t: Time, x: Tensor) -> float:
         return 0.0

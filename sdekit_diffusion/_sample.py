@@ -162,7 +162,7 @@ def sample(
             except NotFiniteError as error:
                 raise error.seen(after=i, total=n) from None
             except UnfinishedError as error:
-                raise UnfinishedError(error.solution, error.reached, after=i) from None
+                raise UnfinishedError(error.solution, error.reached, i, error.advice) from None
             x = solution.x
             if denoise and count:
                 x = some.denoise(float(diffusion.time(span[1])), x, diffusion)

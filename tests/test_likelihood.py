@@ -567,6 +567,8 @@ def test_an_accuracy_that_cannot_be_had():
     with pytest.raises(UnfinishedError, match=r"1 of 51 .*row 7: max_steps was not enough") as caught:
         encode(MIXTURE, OUTLIER, sde="vp", method=AdaptiveFlow(accuracy=1e-2, max_steps=25))
     found = caught.value.solution.x
+    with pytest.raises(UnfinishedError, match="ask for less accuracy"):
+        sample(MIXTURE, 2, sde="vp", method=AdaptiveFlow(accuracy=1e-2, max_steps=2), seed=0)
     assert bool(found[7].isnan().all())
     assert 0 < float(caught.value.reached[7]) < 0.9 < float(caught.value.reached[0])
     exact = encode(MIXTURE, X, sde="vp", method=AdaptiveFlow(accuracy=1e-2))
