@@ -50,6 +50,7 @@ from sdekit_diffusion.metrics import classifier_features, frechet, sampling_floo
 SEEDS, SAMPLES, SHAPE, PICTURED = (1, 2, 3), 250, (1, 8, 8), 64
 UPDATES, BATCH, LR = 800, 64, 4e-3
 LIKELIHOODS, PROBES = 100, 2
+NOISE = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
 DIGITS = data.load("digits")
 UNIT = replace(DIGITS, low=0.0, high=1.0)
 LEVELS = DIGITS.levels or 0
@@ -147,9 +148,35 @@ def size(model: ScoreModel) -> dict[str, float]:
     return {"parameters": parameters, "MFLOP": counter.get_total_flops() / 1e6, "ms": 1e3 * min(times) / len(x)}
 
 
-def drawn(judge: Judge, model: ScoreModel, scale: Dataset, uniform: bool, **settings: Any) -> dict[str, Any]:  # noqa: ANN401
-    """Distances of samples as they come and denoised, D(x) at the end, the evaluations of each, and images of the first set."""
+def errors(made: dict[str, tuple[ScoreModel, Dataset]]) -> list[dict[str, float]]:
+    """E |eps_hat - eps|^2 / d on held-out images at noise levels in [0, 1], and that of the best linear denoiser."""
+    draw, rows = torch.Generator().manual_seed(0), []
+    u, eps = torch.rand(DIGITS.test.shape, generator=draw), torch.randn(DIGITS.test.shape, generator=draw)
+    variance = float(UNIT.dequantised(DIGITS.test, u).var())
+    for sigma in NOISE:
+        row = {"sigma": sigma, "linear": variance / (variance + sigma**2)}
+        for name, (model, scale) in made.items():
+            x, noise = scale.dequantised(DIGITS.test, u), sigma * (scale.high - scale.low)
+            sde = VESDE(0.1 * noise, 10 * noise, exact=False)
+            with torch.no_grad():
+                found = model.denoise(0.5, x + noise * eps, sde)
+            row[name] = float(((found - x) / noise).square().mean())
+        print({key: round(value, 4) for key, value in row.items()}, flush=True)
+        rows.append(row)
+    return rows
+
+
+def drawn(
+    judge: Judge,
+    model: ScoreModel,
+    scale: Dataset,
+    *,
+    uniform: bool = False,
+    **settings: Any,  # noqa: ANN401 - those of sample
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Distances of samples as they come and denoised, D(x) at the end; and images of the first set of either."""
     row: dict[str, Any] = {"plain": [], "denoised": []}
+    images: dict[str, Tensor] = {}
     begun = time.process_time()
     for seed in SEEDS:
         draw = torch.Generator().manual_seed(seed)
@@ -161,11 +188,11 @@ def drawn(judge: Judge, model: ScoreModel, scale: Dataset, uniform: bool, **sett
         for key, x in {"plain": solution.x, "denoised": denoised}.items():
             levels = scale.quantise(x)
             row[key].append(judge.distance(levels))
-            row.setdefault(f"images, {key}", levels[:PICTURED])
+            images.setdefault(key, levels[:PICTURED])
     for key in ("plain", "denoised"):
         values = np.asarray(row[key])
         row[key] = {"distance": values.mean(), "stderr": values.std(ddof=1) / len(values) ** 0.5, "sets": row[key]}
-    return row | {"CPU seconds": time.process_time() - begun}
+    return row | {"CPU seconds": time.process_time() - begun}, images
 
 
 def annealed(settings: NCSNSettings) -> dict[str, Any]:
@@ -183,7 +210,8 @@ def samplings() -> dict[str, tuple[str, dict[str, Any]]]:
         "NCSNv2's network": ("NCSNv2", {}),
     }
     for name in ("VE", "VP", "sub-VP"):
-        rows |= {f"{name}": (name, {}), f"{name}, pc": (name, {"method": "pc", "steps": 100})}
+        rows |= {name: (name, {}), f"{name}, pc": (name, {"method": "pc", "steps": 100})}
+    rows["VE, annealed as NCSNv2"] = ("VE", annealed(V2))
     return rows
 
 
@@ -202,24 +230,24 @@ def likelihood(model: ScoreModel, scale: Dataset) -> dict[str, Any]:
     return row | {"CPU seconds": time.process_time() - begun}
 
 
-def picture(rows: dict[str, dict[str, Any]], anchors: dict[str, float]) -> None:
-    """Real digits and samples of each row, as they come and denoised where that is part of the method."""
+def picture(rows: dict[str, dict[str, Any]], images: dict[str, dict[str, Tensor]], anchors: dict[str, float]) -> Figure:
+    """Real digits and samples of each row, denoised, and of NCSN and NCSNv2 as they come."""
     panels = {"held-out digits": DIGITS.test[:PICTURED]}
     for name, row in rows.items():
-        panels[f"{name}, denoised: {row['denoised']['distance']:.2f}"] = row["images, denoised"]
+        panels[f"{name}, denoised: {row['denoised']['distance']:.2f}"] = images[name]["denoised"]
         if name in ("NCSN", "NCSNv2"):
-            panels[f"{name}: {row['plain']['distance']:.2f}"] = row["images, plain"]
+            panels[f"{name}: {row['plain']['distance']:.2f}"] = images[name]["plain"]
     figure = Figure(figsize=(12, 7.6), layout="constrained")
     figure.suptitle(
         f"Fréchet distance of features; real images {anchors['floor']:.2f}, noise {anchors['noise']:.0f}", fontsize=10
     )
-    for place, (title, images) in zip(figure.subplots(3, -(-len(panels) // 3)).flat, panels.items(), strict=False):
-        framed = torch.nn.functional.pad(images[:, 0], (1, 1, 1, 1), value=LEVELS // 2)
+    for place, (title, levels) in zip(figure.subplots(3, -(-len(panels) // 3)).flat, panels.items(), strict=False):
+        framed = torch.nn.functional.pad(levels[:, 0], (1, 1, 1, 1), value=LEVELS // 2)
         place.imshow(framed.reshape(8, 8, 10, 10).permute(0, 2, 1, 3).reshape(80, 80), cmap="gray", vmin=0, vmax=LEVELS - 1)
         place.set_title(title, fontsize=8)
     for place in figure.axes:
         place.set_axis_off()
-    figure.savefig(RESULTS / "ncsn.png", dpi=110)
+    return figure
 
 
 def shown(name: str, row: dict[str, Any]) -> str:
@@ -235,25 +263,25 @@ def main() -> None:
     result["anchors"] = anchors = judge.anchors()
     print(anchors)
     made, result["training"] = trained(seed)
-    rows, smallest = {}, {}
+    result["errors"] = errors(made)
+    rows, images, smallest = {}, {}, {}
     for name, (model, settings) in samplings().items():
-        rows[name] = drawn(judge, *made[model], uniform=name == "NCSN", **settings)
+        rows[name], images[name] = drawn(judge, *made[model], uniform=name == "NCSN", **settings)
         print(shown(name, rows[name]), flush=True)
     for least in SMALLEST:
         settings = ncsnv2_settings(UNIT.train[0].numel(), sigma_max=V2.sigmas[0], sigma_min=least)
-        smallest[least] = drawn(judge, *made["NCSNv2"], uniform=False, **annealed(settings))
+        smallest[least], _ = drawn(judge, *made["NCSNv2"], **annealed(settings))
         print(shown(f"NCSNv2, sigma_L = {least}", smallest[least]), flush=True)
     result["likelihood"] = {}
     for name, (model, scale) in made.items():
         result["likelihood"][name] = likelihood(model, scale)
         print(name, result["likelihood"][name], flush=True)
-    picture(rows, anchors)
-    for row in (*rows.values(), *smallest.values()):
-        del row["images, plain"], row["images, denoised"]
     result |= {"rows": rows, "smallest level": smallest}
     result |= {"seconds": time.perf_counter() - begun, "CPU seconds": time.process_time() - cpu}
     print(f"{result['seconds']:.0f} s, {result['CPU seconds']:.0f} s of CPU")
-    save("ncsn" if seed == 0 else f"ncsn_{seed}", result)
+    name = f"ncsn_{seed}" if seed else "ncsn"
+    save(name, result)
+    picture(rows, images, anchors).savefig(RESULTS / f"{name}.png", dpi=110)
 
 
 if __name__ == "__main__":
