@@ -1,8 +1,9 @@
 """Equations whose linear part is already integrated, run on the clock of their own noise."""
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Self
 
 import numpy as np
 import torch
@@ -15,7 +16,7 @@ from sdekit.elementary import Time, axpy, broadcast, exp, log
 
 @dataclass(frozen=True, eq=False)
 class Clocked(AbstractSDE):
-    """dy = F(l, x) dA(l) + dB_{Q(l)} with x = y scale(l), A(l) = e^{a l}, Q(l) = e^{q l}.
+    """dy = F dA(l) + dB_{Q(l)} with F(t(l), x), x = y scale(l), A(l) = e^{a l}, Q(l) = e^{q l}.
 
     A semi-linear equation in the variable y that removes its linear part. Its time is its clock: tau = Q(l), on which the
     noise is a standard Brownian motion, or tau = A(l) where there is none, so that any solver applies:
@@ -26,12 +27,13 @@ class Clocked(AbstractSDE):
     integrate against dA.
 
     Arguments:
-        integrand: `F(l, x)`, shaped like x; l is a float, or `(batch,)`.
+        integrand: `F(t, x)`, shaped like x; t is own(l), a float or `(batch,)`.
         scale: x / y as a function of l.
         a: the exponent of A, not zero.
         q: the exponent of Q; 0 for an ordinary equation.
-        own: the time in which F is known outside, as a function of l: a diffusion's t, in which some rules interpolate.
+        own: the time in which F is known, as a function of l: l itself, or a diffusion's t; some rules interpolate in it.
         smooth: a monotone function of l in which F is nearly a polynomial.
+        table: `at` for the times of a grid; `tabulated` fills it in.
     """
 
     integrand: Callable[[Time, Tensor], Tensor]
@@ -40,6 +42,7 @@ class Clocked(AbstractSDE):
     q: float = 0.0
     own: Callable[[Time], Time] = lambda l: l
     smooth: Callable[[Time], Time] = lambda l: l
+    table: Mapping[float, tuple[float, float, float]] = field(default_factory=dict, repr=False, kw_only=True)
 
     def __post_init__(self) -> None:
         if not self.a or self.q < 0:
@@ -61,14 +64,24 @@ class Clocked(AbstractSDE):
         """dA / dtau at l."""
         return self.a / self.q * exp((self.a - self.q) * l) if self.q else 1.0
 
+    def at(self, t: Time) -> tuple[Time, Time, Time]:
+        """The own time, the scale and the rate at a time of the clock."""
+        l = self.parameter(t)
+        return self.own(l), self.scale(l), self.rate(l)
+
+    def tabulated(self, ts: Sequence[float]) -> Self:
+        rows = (torch.as_tensor(row).expand(len(ts)).tolist() for row in self.at(torch.tensor(ts, dtype=torch.float64)))
+        return replace(self, table=dict(zip(ts, zip(*rows, strict=True), strict=True)))
+
     def physical(self, t: Time, x: Tensor) -> Tensor:
         """The equation's x = y scale(l) at a time of the clock, from its y."""
         return x * broadcast(self.scale(self.parameter(t)), x)
 
     def drift(self, t: Time, x: Tensor) -> Tensor:
-        l = self.parameter(t)
-        f = self.integrand(l, x * broadcast(self.scale(l), x))
-        return f if self.a == self.q or not self.q else f * broadcast(self.rate(l), x)
+        row = None if isinstance(t, Tensor) else self.table.get(t)
+        own, scale, rate = row or self.at(t)
+        f = self.integrand(own, x * (scale if row else broadcast(scale, x)))
+        return f if self.a == self.q or not self.q else f * broadcast(rate, x)
 
     def diffusion(self, t: Time, x: Tensor) -> float:
         return 1.0
@@ -90,13 +103,13 @@ def _on_arrays(function: Callable[[Time], Time]) -> Callable[[np.ndarray], np.nd
 
 @dataclass(frozen=True, eq=False)
 class PiecewiseClocked(AbstractSDE):
-    """dy = F(l, x) dA(l) + dB_{Q(l)} with x = y scale(l), log A and log Q linear on each step of a grid of l.
+    """dy = F dA(l) + dB_{Q(l)} with F(t(l), x), x = y scale(l), log A and log Q linear on each step of a grid of l.
 
     `Clocked` with exponents that change from step to step. Its time is l, for Q may stand still. The weights of planned rules
     and the noise of a step, N(0, Q(l_1) - Q(l_0)), are exact; other solvers see a drift and a g that jump between steps.
 
     Arguments:
-        integrand: `F(l, x)`, shaped like x.
+        integrand: `F(t, x)`, shaped like x; t is own(l).
         scale: x / y as a function of l.
         l: the grid, increasing.
         log_a: log A at its points, increasing.
@@ -133,7 +146,7 @@ class PiecewiseClocked(AbstractSDE):
         return x * broadcast(self.scale(t), x)
 
     def drift(self, t: Time, x: Tensor) -> Tensor:
-        return self.integrand(t, self.physical(t, x)) * float(self._speed(self.log_a, np.asarray(t)))
+        return self.integrand(self.own(t), self.physical(t, x)) * float(self._speed(self.log_a, np.asarray(t)))
 
     def diffusion(self, t: Time, x: Tensor) -> float:
         return float(self._speed(self.log_q, np.asarray(t))) ** 0.5

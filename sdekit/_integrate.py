@@ -54,7 +54,7 @@ def integrate(
     _require_pairing(problem, solver)
     if noise is None and _random(problem, solver):
         noise = WhiteNoise()
-    return _points(Steps(problem, grid, solver.plan(problem, grid), noise), x0)
+    return _points(Steps(problem.tabulated(grid), grid, solver.plan(problem, grid), noise), x0)
 
 
 def solve(
@@ -110,7 +110,7 @@ def solve(
     if noise is None and random:
         noise = WhiteNoise() if control is None else BrownianPath(knots=(min(grid), max(grid)))
     noise = noise if random else None
-    counted = Counted(problem)
+    counted = Counted(problem if control is not None else problem.tabulated(grid))
     if control is not None and len(x0):
         solution, reached = adaptive(
             counted, x0, grid, solver=solver, noise=noise, control=control, save=save == "all", callback=callback

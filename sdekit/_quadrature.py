@@ -46,10 +46,9 @@ class Panels:
         """dA/dl at the end of each step, `(steps,)`."""
         return np.where(self.rate, self.rate, np.ones_like(self.stop))
 
-    def clock(self, l: np.ndarray) -> np.ndarray:
-        """A at places `(steps,)` or `(steps, n)`, but for a factor and a constant of each step."""
-        rate = (self.rate + np.zeros_like(self.stop)).reshape(-1, *[1] * (l.ndim - 1))
-        return np.where(rate, np.exp(rate * (l - self.stop.max())), l)
+    def inverse(self, l: np.ndarray) -> np.ndarray:
+        """e^{-l} but for a factor; l itself where A(l) = l."""
+        return np.exp(self.stop.max() - l) if np.any(self.rate) else l
 
     def moments(self, variable: Map = _itself) -> np.ndarray:
         """The integrals of 1, s, ..., s^{k-1} against dA, `(steps, k)`; s goes from 0 to 1 over the step as a variable does."""

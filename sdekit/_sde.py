@@ -1,7 +1,7 @@
 """Stochastic differential equations dx = f(t, x) dt + g(t, x) dW, and ordinary ones as their case g = 0."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, Self
 
@@ -72,6 +72,10 @@ class AbstractSDE(ABC):
 
     def rows(self, index: Tensor) -> Self:
         """The same equation for some of the samples; itself where nothing is per sample besides x."""
+        return self
+
+    def tabulated(self, ts: Sequence[float]) -> Self:
+        """The same equation with what depends on the times of a grid computed at once; itself where nothing is worth it."""
         return self
 
     def score(self, t: Time, x: Tensor) -> Tensor:

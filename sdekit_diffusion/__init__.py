@@ -35,7 +35,7 @@ from sdekit_diffusion._pretrained import from_diffusers
 from sdekit_diffusion._sample import sample
 from sdekit_diffusion._samplers import AbstractMethod, Descent, InTime, OnClock
 from sdekit_diffusion._schedules import DIFFUSIONS, EDMSDE, CosineVPSDE, RectifiedFlow
-from sdekit_diffusion._techniques import geometric_sigmas, langevin_step_size, level_overlap, max_pairwise_distance
+from sdekit_diffusion._techniques import geometric_sigmas, langevin_step_size, max_pairwise_distance
 from sdekit_diffusion._train import Recipe, Record, fit, training
 
 __all__ = [
@@ -93,7 +93,6 @@ __all__ = [
     "geometric_sigmas",
     "interpolate",
     "langevin_step_size",
-    "level_overlap",
     "linear_betas",
     "load",
     "log_likelihood",

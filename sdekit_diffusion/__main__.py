@@ -2,65 +2,25 @@
 
 import contextlib
 import functools
-import inspect
 import io
 import json
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import nn
 from tqdm.auto import tqdm
 
 import sdekit_diffusion
-from sdekit_diffusion import Recipe, ScoreModel, _evaluation, _figures, nets, report
+from sdekit_diffusion import Recipe, ScoreModel, _evaluation, _figures, report
+from sdekit_diffusion._options import Net, Sampler
 from sdekit_diffusion.data import Dataset
 
 _EVERY = 10  # updates between two lines of metrics.jsonl
 _ERRORS = (ValueError, TypeError, ArithmeticError, OSError, ImportError, RuntimeError)  # CheckpointError is a ValueError
-
-
-@dataclass(frozen=True)
-class Net:
-    """The network: a U-Net for images, a multilayer perceptron for other data. What is left out is as the network has it.
-
-    Attributes:
-        width: features of a layer; of the U-Net at full resolution.
-        multipliers: U-Net: features of each level in units of width, such as 1 2; each level halves the image.
-        blocks: U-Net: residual blocks of a level.
-        attention: U-Net: whether the blocks of each level end in attention, such as False True.
-        dropout: U-Net: probability of dropping a feature in training.
-        depth: perceptron: residual blocks.
-    """
-
-    width: int | None = None
-    multipliers: tuple[int, ...] | None = None
-    blocks: int | None = None
-    attention: tuple[bool, ...] | None = None
-    dropout: float | None = None
-    depth: int | None = None
-
-    def built(self, source: Dataset) -> nn.Module:
-        """The network for a data set.
-
-        Raises:
-            ValueError: for an option that this network does not have, or images of a size that it does not take.
-        """
-        kind = nets.MLP if source.levels is None else nets.UNet
-        given = {name: value for name, value in asdict(self).items() if value is not None}
-        known = inspect.signature(kind).parameters
-        for name in given:
-            if name not in known:
-                raise ValueError(f"--{name} is no option of the {kind.__name__} that {source.name} needs; leave it out")
-        shape = tuple(source.train.shape[1:])
-        net = nets.MLP(shape, **given) if source.levels is None else nets.UNet(shape[0], **given)
-        with torch.no_grad():
-            net(torch.zeros(1, *shape), torch.zeros(1))
-        return net
 
 
 def train(
@@ -69,8 +29,7 @@ def train(
     *,
     data: str,
     sde: str = "subvp",
-    predicts: str = "velocity",
-    net: Net = Net(),
+    net: Net = Net(),  # noqa: B008 - frozen
     recipe: Recipe = Recipe(),  # noqa: B008 - frozen
     device: str = "cpu",
     overwrite: bool = False,
@@ -81,8 +40,7 @@ def train(
         run: the folder to write.
         data: digits, moons, swissroll, eight_gaussians, checkerboard, spiral; a .npy or .npz file; or a folder of images.
         sde: the diffusion to train under: ve, vp, subvp, cosine, edm, flow, ddpm or ncsn.
-        predicts: what the network's output means: noise, data, score, velocity or flow.
-        net: the network.
+        net: the network, what it is told and what it predicts.
         recipe: the training.
         device: where to train: cpu, cuda, cuda:1, ...
         overwrite: write into a folder that is not empty, over an older run.
@@ -90,7 +48,9 @@ def train(
     source = sdekit_diffusion.data.load(data)
     place = _place(device)
     torch.manual_seed(recipe.seed)
-    model = _model(source, net, sde, predicts).to(place)
+    model = net.model(source, sde).to(place)
+    if recipe.discrete:
+        len(model.sde.levels)  # refused here where there are none, before an older run goes
     _prepare(run, overwrite)
     seconds = _trained(model, source, recipe, run / _figures.METRICS)
     scale = {
@@ -112,8 +72,7 @@ def sample(
     n: int = 64,
     out: Path | None = None,
     sde: str | None = None,
-    method: str = "default",
-    steps: int | None = None,
+    sampler: Sampler = Sampler(),  # noqa: B008 - frozen
     seed: int = 0,
     first: int = 0,
     batch_size: int = 256,
@@ -126,8 +85,7 @@ def sample(
         n: how many.
         out: a .npz file with the array `samples`, a .npy file, or a .png picture; samples.npz in the folder unless given.
         sde: the diffusion to sample under: ve, vp, subvp, cosine, edm, flow, ddpm or ncsn; the model's own unless given.
-        method: default, euler_maruyama, pc, ode or another method of the library; a name that is none lists them.
-        steps: how many steps; the method's own number unless given.
+        sampler: how to sample.
         seed: of all noise.
         first: the index of the first sample; sample i depends on the seed and on i alone.
         batch_size: how many are solved together.
@@ -138,7 +96,7 @@ def sample(
         raise ValueError(f"{out} ends in none of .npz, .npy and .png; choose a name that does")
     model, scale = _evaluation.opened(run, _place(device))
     x = sdekit_diffusion.sample(
-        model, n, sde=sde, method=method, steps=steps, seed=seed, first=first, batch_size=batch_size, progress=True
+        model, n, sde=sde, seed=seed, first=first, batch_size=batch_size, progress=True, **sampler.settings()
     ).cpu()
     x = x if scale.levels is None else scale.quantise(x)
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -196,30 +154,29 @@ def likelihood(
     print("\n".join([f"{data or scale.name}: {line}" for line in result.sentences()]))
 
 
-def summarise(run: Path, /, *, samples: int | None = None, out: Path | None = None, seed: int = 0, device: str = "cpu") -> None:
+def summarise(
+    run: Path,
+    /,
+    *,
+    samples: int | None = None,
+    out: Path | None = None,
+    sampler: Sampler = Sampler(),  # noqa: B008 - frozen
+    seed: int = 0,
+    device: str = "cpu",
+) -> None:
     """Write report.html, its pictures and report.json: samples, distances with their anchors, held-out likelihood.
 
     Args:
         run: the folder that train wrote.
         samples: how many to draw, and held-out ones to compare with, or all where there are fewer; 500 images or 2000 others.
         out: the page; report.html in the folder unless given.
+        sampler: how to sample.
         seed: of all noise.
         device: where to: cpu, cuda, cuda:1, ...
     """
-    numbers = report.write_report(run, samples=samples, out=out, seed=seed, device=_place(device))
+    place = _place(device)
+    numbers = report.write_report(run, samples=samples, out=out, seed=seed, device=place, **sampler.settings())
     print(f"wrote {numbers['page']}, its pictures and {run / 'report.json'} in {numbers['seconds']:.0f} s")
-
-
-def _model(source: Dataset, net: Net, sde: str, predicts: str) -> ScoreModel:
-    values = source.train.float() if source.levels is None else source.dequantised(source.train, torch.tensor(0.5))
-    return ScoreModel(
-        net.built(source),
-        sde,
-        predicts,  # pyright: ignore[reportArgumentType] - checked there
-        shape=tuple(source.train.shape[1:]),
-        conditioning="log_snr",
-        data_std=float(values.square().mean().sqrt()),
-    )
 
 
 def _trained(model: ScoreModel, source: Dataset, recipe: Recipe, log: Path) -> float:
@@ -287,6 +244,7 @@ def _parsed(argv: Sequence[str] | None) -> Callable[[], None]:
         # tyro draws a box; the message stands above its first rule.
         lines = [line.strip("│ ") for line in said.getvalue().splitlines() if line.startswith("│")]
         message = " ".join(line for line in lines[: next((i for i, line in enumerate(lines) if line[:2] == "──"), None)])
+        message = message.partition(" Got errors: ")[0]  # of each type in turn
         raise ValueError(f"{message or said.getvalue()}; add --help to see what is allowed") from None
 
 

@@ -12,7 +12,7 @@ from sdekit_diffusion._diffusion import AbstractDiffusion
 from sdekit_diffusion._flow import agreed, flow
 from sdekit_diffusion._grids import Span
 from sdekit_diffusion._model import AbstractModel
-from sdekit_diffusion._samplers import AbstractMethod, Descent, clock_knots, on_clock
+from sdekit_diffusion._samplers import AbstractMethod, Descent, clock_knots, on_clock, require_clock
 
 
 @dataclass(frozen=True, eq=False)
@@ -130,6 +130,7 @@ class AdaptiveSDE(AbstractAdaptive):
     def run(self, down: Descent) -> Solution:
         self.require(down)
         problem = on_clock(down.model, down.sde, self.eta)
+        require_clock(down, *(problem.q * l for l in down.span))
         y, ends = down.x / problem.scale(down.span[0]), [float(problem.time(l)) for l in down.span]
         control = PIDController(self.rtol, self.atol, proportional=0.1, integral=0.3, max_steps=self.max_steps)
         solution = solve(problem, y, ends, solver=self.solver, noise=down.noise, control=control)

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from sdekit import normal
 from sdekit_diffusion._counters import NOISE
 from sdekit_diffusion._diffusion import AbstractDiffusion
-from sdekit_diffusion._discrete import DDPM, NCSN
 from sdekit_diffusion._model import AbstractModel, Conditioning, Prediction, ScoreModel, as_model, evaluating
 
 _NOISE = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0)  # in units of the data's deviation; beyond, small errors of a network are magnified
@@ -177,7 +176,10 @@ def _variant(model: ScoreModel, net: Callable[..., Tensor], predicts: Prediction
 def _labels(model: ScoreModel) -> list[Conditioning]:
     """The other labels that a network may have been trained with: names, steps or levels counted up or down, time reversed."""
     sde = model.sde
-    n = len(sde.betas) if isinstance(sde, DDPM) else len(sde.sigmas) if isinstance(sde, NCSN) else 1000
+    try:
+        n = len(sde.levels)
+    except ValueError:
+        n = 1000  # as many as most networks count where the diffusion has none
     a, b = model.conditioning if isinstance(model.conditioning, tuple) else (1.0, 0.0)
     known: list[Conditioning] = ["time", "sigma", "log_snr", (n, -1), (n - 1, 0), (1 - n, n - 1)]
     known += [(-1, sde.T), (-a, a * sde.T + b)]

@@ -21,13 +21,20 @@ class StandardFlow(AbstractSDE):
     dw/dl = (alpha / r) (D - alpha s^2 x / r^2), l = log(alpha / sigma): the denoiser less that of a Gaussian of deviation s, so
     that the right-hand side and its divergence vanish where the data are such.
 
-    The clock is v = `AbstractModel.clock(l)`, dl/dv = -(6 y + s)(y + s) / (5 s y), y = sigma / alpha.
+    The clock is v = log(1 + 5 y / (y + s)), y = sigma / alpha, from 0 to log 6: as y below s/6, as log y from there to s, as
+    -1/y beyond. The flow is smooth in y as y goes to 0 and in 1/y as it goes to infinity, and its features lie between; l would
+    run on without end on both sides. dl/dv = -(6 y + s)(y + s) / (5 s y).
     """
 
     noise_type = "none"
 
     model: AbstractModel
     sde: AbstractDiffusion
+
+    def clock(self, l: float) -> float:
+        """v at l."""
+        y = math.exp(-l)
+        return math.log1p(5 * y / (y + self.model.data_std))
 
     def ratio(self, v: Time) -> Time:
         """y = sigma / alpha at v."""
@@ -96,7 +103,7 @@ def flow(
         UnfinishedError: with such a solution, where some samples do not reach the end.
     """
     equation = StandardFlow(model, sde)
-    ends = float(model.clock(span[0])), float(model.clock(span[1]))
+    ends = equation.clock(span[0]), equation.clock(span[1])
     r0, r1 = equation.radii(ends)
     w = x / r0 if x.is_floating_point() else x
     ts = torch.tensor([float(sde.time(l)) for l in span], dtype=torch.float64)
@@ -132,7 +139,7 @@ def agreed(
         UnfinishedError: where some samples fail, or agree at no tolerance that the dtype resolves.
     """
     equation = StandardFlow(model, sde)
-    most = accuracy / 2 * equation.radii((float(model.clock(span[0])), float(model.clock(span[1]))))[1]
+    most = accuracy / 2 * equation.radii((equation.clock(span[0]), equation.clock(span[1])))[1]
     finest = 4 * torch.finfo(x.dtype).eps if x.is_floating_point() else 0.0
     rows, found, tol = torch.arange(len(x), device=x.device), None, accuracy / 10
     while found is None or (len(rows) and tol >= finest):

@@ -128,22 +128,22 @@ class UniformInLogSNR(AbstractGrid):
 
 @dataclass(frozen=True, eq=False)
 class Focused(AbstractGrid):
-    """Equal steps of l - weight v, v = `AbstractModel.clock(l)`: as uniform in l, with more steps about the scale of the data.
+    """A share of the steps spread evenly over v = `AbstractModel.clock(l)`, the others over l.
 
-    There, where sigma / alpha is from a tenth of the deviation of the data to all of it, the denoiser finds out where the
-    sample goes: steps are up to 1 + weight / 2 times closer than at both ends.
+    The former are where the denoiser finds out what the sample is, sigma / alpha from a fifth of the deviation of the data to
+    the length of a sample; the latter are for what is finer.
 
     Arguments:
-        weight: 0 is uniform in l; the larger, the fewer steps for what is finer than a tenth of the data's deviation.
+        share: 0 is uniform in l.
         model: whose clock; `fitted` fills it in.
     """
 
-    weight: float = 12.0
+    share: float = 0.7
     model: AbstractModel | None = None
 
     def __post_init__(self) -> None:
-        if not 0 <= self.weight < math.inf:
-            raise ValueError(f"weight must be a number from 0 on, such as 12; not {self.weight}")
+        if not 0 <= self.share < 1:
+            raise ValueError(f"share is a number from 0 on and less than 1, such as 0.7; not {self.share}")
 
     def fitted(
         self, model: AbstractModel, sde: AbstractDiffusion | str | None = None, span: Span | None = None
@@ -154,9 +154,10 @@ class Focused(AbstractGrid):
         if self.model is None:
             raise ValueError("a focused grid needs the deviation of the data: ask Focused().fitted(model) for its points")
         l = uniform(*span, 4000)
-        mass = (l - self.weight * torch.as_tensor(self.model.clock(l))).numpy()
-        wanted = np.linspace(mass[0], mass[-1], steps + 1)
-        return _ended(torch.from_numpy(np.interp(wanted, mass, l.numpy())), span)
+        v = torch.as_tensor(self.model.clock(l))
+        mass = self.share * (v - v[0]) / (v[-1] - v[0]) + (1 - self.share) * torch.linspace(0, 1, len(l), dtype=torch.float64)
+        wanted = uniform(0.0, 1.0, steps).numpy()
+        return _ended(torch.from_numpy(np.interp(wanted, mass.numpy(), l.numpy())), span)
 
 
 @dataclass(frozen=True, eq=False)

@@ -101,7 +101,7 @@ def along(
     if method.accuracy is not None:
         raise ValueError(f"accuracy={method.accuracy} is that of x at the end; a likelihood takes rtol and atol")
     equation = StandardFlow(model, sde)
-    clock = float(model.clock(span[0])), float(model.clock(span[1]))
+    clock = equation.clock(span[0]), equation.clock(span[1])
     r0, r1 = equation.radii(clock)
     scaling = math.prod(x.shape[1:]) * math.log(r1 / r0)  # the flow's own divergence is that of w
 

@@ -72,12 +72,14 @@ class AbstractModel(ABC):
         """grad log p_t(x) = (alpha D - x) / sigma^2."""
 
     def clock(self, l: Time) -> Time:
-        """v = log(1 + 5 y / (y + s)) with y = sigma / alpha = e^{-l}, s = data_std: from log 6, noise, to 0, the data.
+        """v = log(1 + 5 y / (y / r + s)) with y = sigma / alpha = e^{-l}, s = data_std and r^2 the number of coordinates.
 
-        The denoiser is smooth in y as y goes to 0 and in 1/y as it goes to infinity, and its features lie between. v is as y
-        below s/6, as log y from there to s, as -1/y beyond; l would run on without end on both sides.
+        From log(1 + 5 r), all noise, down to 0, the data. The denoiser is smooth in y as y goes to 0 and in 1/y as it goes to
+        infinity; where the sample is decided upon, from s/5 up to the length r s of a whole sample, it is so in log y. v is as
+        y, as log y and as -1/y there; l would run on without end on both sides.
         """
-        return log1p(5 * sigmoid(-l - math.log(self.data_std)))  # y / (y + s)
+        r = math.sqrt(math.prod(self.shape or ()))
+        return log1p(5 * r * sigmoid(-l - math.log(r * self.data_std)))
 
     def rows(self, index: Tensor) -> Self:
         """The same model for some of the samples; itself where nothing is per sample besides x."""

@@ -4,6 +4,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import ClassVar, Literal, Self
 
 import numpy as np
@@ -43,17 +44,16 @@ def on_clock(
         Zhang and Chen 2023, arXiv 2204.13902; Lu et al. 2022, arXiv 2211.01095, for eta = 0 and 1.
     """
     if integrand == "noise":
-        return Clocked(
-            lambda l, x: _noise(model, sde, l, x), lambda l: sde.alpha(sde.time(l)), a=-1.0, own=sde.time, smooth=model.clock
-        )
 
-    def denoised(l: Time, x: Tensor) -> Tensor:
-        return model.denoise(sde.time(l), x, sde)
+        def noise(t: Time, x: Tensor) -> Tensor:
+            return model.score(t, x, sde) * broadcast(-sde.sigma(t), x)
+
+        return Clocked(noise, lambda l: sde.alpha(sde.time(l)), a=-1.0, own=sde.time, smooth=model.clock)
 
     def scale(l: Time) -> Time:
         return sde.sigma(sde.time(l)) * exp(-(eta**2) * l)
 
-    return Clocked(denoised, scale, a=1 + eta**2, q=2 * eta**2, own=sde.time, smooth=model.clock)
+    return Clocked(partial(model.denoise, sde=sde), scale, a=1 + eta**2, q=2 * eta**2, own=sde.time, smooth=model.clock)
 
 
 def clock_knots(eta: float, span: Span) -> Tensor:
@@ -85,10 +85,9 @@ def on_steps(model: AbstractModel, sde: AbstractDiffusion, eta: Callable[[float]
     def scale(l: Time) -> Time:
         return sde.sigma(sde.time(l)) * exp(-exponent(l))
 
-    def denoised(l: Time, x: Tensor) -> Tensor:
-        return model.denoise(sde.time(l), x, sde)
-
-    return PiecewiseClocked(denoised, scale, l, log_a=l + total, log_q=2 * total, own=sde.time, smooth=model.clock)
+    return PiecewiseClocked(
+        partial(model.denoise, sde=sde), scale, l, log_a=l + total, log_q=2 * total, own=sde.time, smooth=model.clock
+    )
 
 
 def _level(eta: float) -> float:
@@ -96,12 +95,6 @@ def _level(eta: float) -> float:
     if not 0 <= eta < math.inf:
         raise ValueError(f"eta must be a number from 0 (probability flow) on, 1 being the reverse SDE; not {eta}")
     return eta
-
-
-def _noise(model: AbstractModel, sde: AbstractDiffusion, l: Time, x: Tensor) -> Tensor:
-    """eps = -sigma score, E[eps | x]."""
-    t = sde.time(l)
-    return model.score(t, x, sde) * broadcast(-sde.sigma(t), x)
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,6 +117,23 @@ class Descent:
     noise: AbstractNoise | None = None
     save: Literal["last", "all"] = "last"
     callback: Callable[[Point], None] | None = None
+
+
+def require_clock(down: Descent, start: float, stop: float) -> None:
+    """Refuses a clock whose logarithm has these values at the ends, where the dtype of the states does not hold it.
+
+    At the clean end weights and variances are as the clock, at the noisy end y is as its root.
+
+    Raises:
+        ValueError: with what to change.
+    """
+    dtype = down.x.dtype
+    if max(stop, -0.5 * start) > math.log(torch.finfo(dtype).max / 10):
+        wider = ", or dtype=torch.float64" if dtype != torch.float64 else ""
+        raise ValueError(
+            f"at this eta the clock (alpha / sigma)^(2 eta^2) runs from e^{start:.0f} to e^{stop:.0f}, which {dtype} does not "
+            f"hold; take a smaller eta or a larger end{wider}"
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -196,8 +206,10 @@ class OnClock(AbstractMethod):
         grid = self.points(down)
         if callable(self.eta):
             problem = on_steps(down.model, down.sde, self.eta, grid)
+            require_clock(down, problem.log_q[0], problem.log_q[-1])
         else:
             problem = on_clock(down.model, down.sde, self.eta, self.integrand)
+            require_clock(down, *(problem.q * l for l in down.span))
         times, clock = torch.as_tensor(down.sde.time(grid)), torch.as_tensor(problem.time(grid))
 
         def report(point: Point) -> None:
@@ -219,7 +231,7 @@ class OnClock(AbstractMethod):
         if callable(self.eta):
             return uniform(*span, math.ceil((span[1] - span[0]) / math.log(2)))
         if not self.eta:
-            raise ValueError(f"a method without noise reads no Brownian path; leave out noise='path', or give eta > 0: {self}")
+            raise ValueError("a method without noise reads no Brownian path; leave out noise='path', or give eta > 0")
         return clock_knots(self.eta, span)
 
 

@@ -8,7 +8,7 @@ import time
 from html import escape
 from pathlib import Path
 from string import Template
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -26,8 +26,10 @@ from sdekit_diffusion._evaluation import (
     versions,
 )
 from sdekit_diffusion._figures import RATIO, denoising, forward, loss_curve, neighbouring, picture, scatter
+from sdekit_diffusion._grids import AbstractGrid
 from sdekit_diffusion._model import ScoreModel
 from sdekit_diffusion._sample import sample
+from sdekit_diffusion._samplers import AbstractMethod
 from sdekit_diffusion.data import Dataset
 
 _PAGE = Template("""<!doctype html>
@@ -191,6 +193,10 @@ def write_report(
     *,
     samples: int | None = None,
     out: str | Path | None = None,
+    method: AbstractMethod | str = "default",
+    steps: int | None = None,
+    grid: AbstractGrid | str | None = None,
+    noise: Literal["white", "path"] | None = None,
     seed: int = 0,
     probes: int = 2,
     tolerance: float = 3e-4,
@@ -203,6 +209,7 @@ def write_report(
         samples: how many samples to draw, and held-out samples to use, or all where there are fewer; 500 images or 2000 others
             unless given.
         out: the page; report.html in the folder unless given.
+        method, steps, grid, noise: how to sample, as in `sample`.
         seed: of samples, dequantisation, probes, the classifier and the anchors.
         probes: of each trace in the likelihood; up to 32 dimensions traces are exact.
         tolerance: relative and absolute, of the likelihood's solver.
@@ -223,18 +230,20 @@ def write_report(
     source = source_of(scale)
     if tuple(source.train.shape[1:]) != model.shape:
         raise ValueError(f"{source.name} has samples of shape {tuple(source.train.shape[1:])}, the model of {model.shape}")
-    solution = sample(model, samples, seed=seed, batch_size=256, progress=True, return_solution=True)
+    solution = sample(
+        model, samples, method=method, steps=steps, grid=grid, noise=noise, seed=seed, batch_size=256, progress=True,
+        return_solution=True,
+    )  # fmt: skip
     x = solution.x.cpu() if scale.levels is None else scale.quantise(solution.x.cpu())
     likelihood = held_out(model, source.test[:samples], source, probes=probes, seed=seed, tolerance=tolerance)
     found = _about(run, model, source, seed)
-    steps = len(solution.ts) - 1
     found["sampling"] = {
         "n": samples,
-        "method": "default",
-        "steps": steps,
+        "method": str(method),
+        "steps": len(solution.ts) - 1,
         "evaluations": int(solution.evaluations[0]),
         "seed": seed,
-    }
+    } | {name: str(value) for name, value in (("grid", grid), ("noise", noise)) if value is not None}
     found["likelihood"] = likelihood.numbers() | {"tolerance": tolerance}
     found["neighbours"], index = neighbours(x, source)
     labels = labels_of(source)

@@ -201,6 +201,22 @@ def quadrature(nodes, size):
     return torch.tensor(grid), mass / mass.sum()
 
 
+class Nodes(AbstractNoise):
+    """Quadrature nodes as increments, a column an interval."""
+
+    seed = 0
+
+    def __init__(self, w):
+        self.w = w
+
+    def rows(self, index):
+        raise NotImplementedError
+
+    def increments(self, ts, x, shape, *, levy, normals, start):
+        for dw, (t0, t1) in zip(self.w.T, itertools.pairwise(ts), strict=True):
+            yield Increment(dw[:, None] * math.sqrt(abs(t1 - t0)))
+
+
 def moved(solver, kind, direction, t, x, h):
     """The ends of one step from x and their masses, by quadrature over all that the step draws."""
     size = 0 if kind == "none" else SIZES.get(kind, 1)

@@ -4,6 +4,7 @@ import csv
 import json
 import re
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,6 +12,8 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from sdekit_diffusion import METHODS, sample
+from sdekit_diffusion import load as load_model
 from sdekit_diffusion.__main__ import main
 from sdekit_diffusion.data import load
 
@@ -97,6 +100,48 @@ def test_samples_by_other_ways(digits, tmp_path, argv):
     assert samples(digits, tmp_path / "a.npz", "--n", "3", *argv).shape == (3, 1, 8, 8)
 
 
+def test_sampling_is_that_of_the_library(moons, tmp_path):
+    """Grid, noise and noise level reach `sample`: the same numbers."""
+    argv = ["--n", "6", "--method", "ddim", "--grid", "karras", "--noise", "path", "--eta", "0.7", "--seed", "2"]
+    method = replace(METHODS["ddim"], eta=0.7)
+    expected = sample(load_model(moons), 6, method=method, steps=5, grid="karras", noise="path", seed=2)
+    assert np.array_equal(samples(moons, tmp_path / "a.npz", *argv), expected.numpy())
+
+
+def test_few_steps_keep_the_default_for_few(moons, tmp_path):
+    """--eta 0, which changes nothing, takes the method that `sample` takes."""
+    plain, told = (samples(moons, tmp_path / f"{i}.npz", "--n", "4", *argv) for i, argv in enumerate([[], ["--eta", "0"]]))
+    assert np.array_equal(plain, told)
+
+
+REFINENET = ["--width", "4", "--multipliers", "1", "2", "--dilations", "1", "2"]
+
+
+@pytest.mark.parametrize(
+    ("argv", "kind", "predicts", "conditioning"),
+    [
+        (["--data", "digits", "--sde", "ncsn", "--network", "NCSNv2", *REFINENET], "NCSNv2", "noise", "time"),
+        (["--data", "digits", "--sde", "ncsn", "--discrete", "--network", "NCSN", *REFINENET], "NCSN", "score", "time"),
+        (["--data", "digits", "--network", "NCSN", "--levels", "3", *REFINENET], "NCSN", "score", "time"),
+        (
+            ["--data", "moons", "--sde", "ddpm", "--discrete", "--predicts", "noise", "--conditioning", "1000", "-1"],
+            "MLP",
+            "noise",
+            [1000.0, -1.0],
+        ),
+        (["--data", "digits", "--network", "MLP", "--conditioning", "sigma"], "MLP", "velocity", "sigma"),
+    ],
+)
+def test_networks_and_what_they_are_told(tmp_path, argv, kind, predicts, conditioning):
+    """What was not said is as published; NCSN has norms for each level of the diffusion, or for as many as are asked for."""
+    assert main(["train", str(tmp_path / "run"), *argv, *TRAIN, "--steps", "2"]) == 0
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert (config["net"]["class"], config["predicts"], config["conditioning"]) == (kind, predicts, conditioning)
+    assert config["net"]["config"].get("levels") == ({True: 3, False: 232}["--levels" in argv] if kind == "NCSN" else None)
+    assert config["notes"]["recipe"]["discrete"] is ("--discrete" in argv)
+    assert len(samples(tmp_path / "run", tmp_path / "a.npz", "--n", "2")) == 2
+
+
 def test_samples_as_other_files(digits, moons, tmp_path):
     for run in (digits, moons):
         out = tmp_path / run.name / "grid.png"
@@ -143,9 +188,13 @@ def test_likelihood_of_points(moons, tmp_path, capsys):
 
 
 def test_report_command(moons, capsys):
-    assert main(["report", str(moons), "--samples", "40", "--out", str(moons / "page" / "r.html")]) == 0
+    argv = ["--steps", "20", "--grid", "karras", "--noise", "path", "--eta", "0.5"]
+    assert main(["report", str(moons), "--samples", "40", "--out", str(moons / "page" / "r.html"), *argv]) == 0
     assert "report.json" in capsys.readouterr().out
     assert (moons / "page" / "r.html").stat().st_size > 50_000
+    told = json.loads((moons / "report.json").read_text())["sampling"]
+    assert (told["steps"], told["grid"], told["noise"]) == (20, "karras", "path")
+    assert "eta=0.5" in told["method"]
 
 
 def test_own_arrays_keep_their_path(tmp_path, monkeypatch):
@@ -179,6 +228,11 @@ def test_a_missing_run(command, tmp_path, capsys):
         (["--data", "moons", "--sde", "vq"], "ve, vp, subvp"),
         (["--data", "moons", "--predicts", "noises"], "velocity"),
         (["--data", "moons", "--blocks", "2"], "blocks"),
+        (["--data", "moons", "--network", "unet"], "MLP, NCSN, NCSNv2, UNet"),
+        (["--data", "moons", "--network", "UNet"], "this UNet was built for"),
+        (["--data", "digits", "--network", "NCSN"], "no discrete noise levels"),
+        (["--data", "moons", "--sde", "vp", "--discrete"], "no discrete noise levels"),
+        (["--data", "moons", "--conditioning", "times"], "--conditioning"),
         (["--data", "digits", "--multipliers", "1", "1", "1", "1", "1"], "attention"),
         (["--data", "moons", "--lr", "-1"], "lr"),
         (["--data", "moons", "--lr", "fast"], "lr"),
@@ -198,6 +252,13 @@ def test_what_train_refuses(argv, said, tmp_path, capsys):
     [
         (["--sde", "vq"], "ve, vp, subvp"),
         (["--method", "rk45"], "euler_maruyama"),
+        (["--method", "rk45", "--eta", "1"], "euler_maruyama"),
+        (["--method", "ode", "--eta", "1"], "no noise level"),
+        (["--method", "lms", "--eta", "1"], "integrand"),
+        (["--eta", "-1"], "eta must be a number from 0"),
+        (["--grid", "squares"], "karras, log_snr"),
+        (["--noise", "pink"], "white"),
+        (["--noise", "path"], "reads no Brownian path"),
         (["--out", "grid.bmp"], ".npz"),
         (["--n", "-1"], "from 0 on"),
         (["--n", "many"], "many"),
@@ -254,7 +315,13 @@ def test_no_command_and_help(capsys):
     with pytest.raises(SystemExit) as stop:
         main(["train", "--help"])
     assert not stop.value.code
-    assert "--batch-size" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert all(option in told for option in ("--batch-size", "--network", "--conditioning", "--discrete", "UNet: residual"))
+    for command in ("sample", "report"):
+        with pytest.raises(SystemExit):
+            main([command, "--help"])
+        told = capsys.readouterr().out
+        assert all(option in told for option in ("--method", "--steps", "--grid", "--noise", "--eta", "karras"))
 
 
 def test_without_tyro(monkeypatch, capsys):

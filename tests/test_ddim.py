@@ -62,7 +62,9 @@ def test_two_stages(eta, s_noise, dtype):
 
 
 @DTYPES
-@pytest.mark.parametrize(("method", "published"), [("dpmpp_sde", dpmpp_sde), (DDIM(0.5), euler_ancestral)], ids=str)
+@pytest.mark.parametrize(
+    ("method", "published"), [("dpmpp_sde", dpmpp_sde), (DDIM(0.5), euler_ancestral)], ids=["dpmpp_sde", "euler_ancestral"]
+)
 def test_by_the_one_call(method, published, dtype):
     ve, steps = VESDE(), 30
     eta = 0.5 if method != "dpmpp_sde" else 1.0

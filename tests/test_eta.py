@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 import torch
-from convergence import quadrature, slope
+from convergence import Nodes, quadrature, slope
 from peers import DTYPES, MIXTURE, Case, agree
 
 from sdekit import (
@@ -22,15 +22,13 @@ from sdekit import (
     DPMSolver,
     DPMSolverSingle,
     Heun,
-    Increment,
     PiecewiseClocked,
     UniPC,
     WhiteNoise,
     solve,
     uniform,
 )
-from sdekit._noise import AbstractNoise
-from sdekit_diffusion import VESDE, VPSDE, GaussianMixture, OnClock, sample
+from sdekit_diffusion import VESDE, VPSDE, AdaptiveSDE, GaussianMixture, OnClock, sample
 from sdekit_diffusion._samplers import on_clock, on_steps
 
 WIDE = GaussianMixture([0.3, 0.7], torch.tensor([[-1.0, 0.3], [0.5, -0.4]], dtype=torch.float64), [0.3, 0.2])
@@ -38,7 +36,7 @@ LINE = GaussianMixture([0.3, 0.7], torch.tensor([[-1.0], [0.5]], dtype=torch.flo
 RULES = [
     *(AdamsBashforth(k) for k in (1, 2, 3, 4)),
     *(AdamsMoulton(k) for k in (1, 2, 3)),
-    *(DPMSolver(2), DPMSolver(2, "heun"), DPMSolver(3), UniPC(2), UniPC(3, "bh1"), DEIS(3), DEIS(3, "log_rho")),
+    *(DPMSolver(2), DPMSolver(2, "heun"), DPMSolver(3), UniPC(2), UniPC(3, "bh1"), DEIS(3), DEIS(3, "log_rho"), DEIS(4, "rho")),
     *(AdamsBashforth(3, lower_final=True), ClockedHeun()),
 ]
 
@@ -96,22 +94,6 @@ def test_each_step_has_its_own_level(k, eta, dtype):
             x = x + (math.expm1(-z) / z + 1) * (d - before) / ((start - case.l[i - 1]) / h)
         before, x = d, x + case.sigmas[i + 1] * math.sqrt(-math.expm1(-2 * level * h)) * case.z[i]
     agree(solved(case, DPMSolver(k, "heun"), eta), x)
-
-
-class Nodes(AbstractNoise):
-    """Quadrature nodes as increments, a column a step."""
-
-    seed = 0
-
-    def __init__(self, w):
-        self.w = w
-
-    def rows(self, index):
-        raise NotImplementedError
-
-    def increments(self, ts, x, shape, *, levy, normals, start):
-        for dw, (t0, t1) in zip(self.w.T, itertools.pairwise(ts), strict=True):
-            yield Increment(dw[:, None] * math.sqrt(t1 - t0))
 
 
 @pytest.mark.parametrize(
@@ -201,6 +183,24 @@ def test_levels_are_numbers_from_zero_on(value):
         sample(MIXTURE, 2, sde="vp", method=OnClock(eta=Constant(value)))
     with pytest.raises(ValueError, match="integrand must be 'data'"):
         OnClock(eta=between, integrand="noise")
+
+
+@pytest.mark.parametrize("method", [OnClock(eta=3.0), OnClock(eta=Constant(3.0)), AdaptiveSDE(eta=3.0)], ids=repr)
+def test_a_clock_that_the_dtype_does_not_hold_is_refused(method):
+    with pytest.raises(ValueError, match=r"from e\^-90 to e\^124, which torch.float32 does not hold; take a smaller eta"):
+        sample(MIXTURE, 2, sde="vp", method=method, seed=0, dtype=torch.float32)
+
+
+def test_a_clock_that_the_dtype_just_holds():
+    """Nothing overflows, or is rounded away, below what is refused: in float32 it is the sample of float64, in float64 that of
+    the other equation, whose time is l.
+    """
+    settings = {"sde": "flow", "seed": 0, "steps": 200}
+    for solver in (AdamsBashforth(1), AdamsMoulton(2), ClockedHeun()):
+        a, b = (sample(MIXTURE, 50, method=OnClock(solver, 2.5), dtype=d, **settings) for d in (torch.float32, torch.float64))
+        torch.testing.assert_close(a.double(), b, rtol=0, atol=1e-3)
+        a, b = (sample(MIXTURE, 50, method=OnClock(solver, e), dtype=b.dtype, **settings) for e in (7.1, Constant(7.1)))
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-9)
 
 
 def test_exponents_out_of_order_are_refused():

@@ -55,7 +55,7 @@ DIFFUSION = [
     {"_likelihood", "_bound", "_between"},
     {"_latent"},
     {""},
-    {"_evaluation"},
+    {"_evaluation", "_options"},
     {"_figures"},
     {"report"},
     {"__main__"},
@@ -147,7 +147,7 @@ def test_public_names_of_sdekit_diffusion():
         EmpiricalMixture Equidistributed Focused GaussianMixture GeometricInSigma InTime Karras ModelCheck NCSNSettings Native
         OnClock Quadratic Recipe Record RectifiedFlow ScoreModel SubVPSDE UniformInLogSNR UniformInTime VariationalBound
         bits_per_dim check_model cosine_betas data decode dsm_loss encode fit from_diffusers geometric_sigmas interpolate
-        langevin_step_size level_overlap linear_betas load log_likelihood max_pairwise_distance metrics ncsnv2_settings nets
+        langevin_step_size linear_betas load log_likelihood max_pairwise_distance metrics ncsnv2_settings nets
         sample sample_between save training variational_bound
     """.split()
     )

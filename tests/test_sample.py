@@ -36,6 +36,7 @@ from sdekit_diffusion import (
     SubVPSDE,
     sample,
 )
+from sdekit_diffusion._adaptive import AbstractAdaptive
 from sdekit_diffusion._flow import span_of
 from sdekit_diffusion._samplers import on_clock
 
@@ -158,10 +159,16 @@ def test_vp_and_subvp_give_the_same_image_on_the_clock():
     assert not torch.equal(a, b)
 
 
+def steps_of(method, n):
+    """Adaptive methods take no number; a step of annealed Langevin dynamics is five or a hundred moves."""
+    chosen = METHODS.get(method) if isinstance(method, str) else method
+    return None if isinstance(chosen, AbstractAdaptive) else n // 8 if isinstance(chosen, AnnealedLangevin) else n
+
+
 @pytest.mark.parametrize(("method", "sde"), [*((name, "vp") for name in METHODS), *itertools.product(IN_TIME, ["ve", "subvp"])])
 def test_shapes_are_a_matter_of_reshaping(method, sde):
     flat = GaussianMixture([0.4, 0.6], torch.tensor([[-1.0, 0.5, 0.2, 0.9], [1.0, 0.0, -0.3, 0.1]]), [0.04, 0.01])
-    settings = {"sde": sde, "method": method, "steps": None if method == "ode" else 22, "seed": 1, "end": 0.02}
+    settings = {"sde": sde, "method": method, "steps": steps_of(method, 22), "seed": 1, "end": 0.02}
     x = sample(flat, 6, **settings)
     for shape in ((1, 2, 2), (2, 1, 2, 1)):
         y = sample(GaussianMixture([0.4, 0.6], flat._means.reshape(2, *shape), [0.04, 0.01]), 6, **settings)
@@ -178,11 +185,11 @@ class RowWise(nn.Module):
         return torch.tanh(x) * (0.2 + t).reshape(-1, *[1] * (x.ndim - 1))
 
 
-@pytest.mark.parametrize("method", [name for name in METHODS if name != "ode"])  # that one is in test_samplers.py
+@pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 def test_samples_do_not_depend_on_the_batch(method, dtype):
     model = ScoreModel(RowWise(), "vp", shape=(2, 3)).to(dtype)
-    settings = {"method": method, "steps": 24, "seed": 5, "dtype": dtype}
+    settings = {"method": method, "steps": steps_of(method, 24), "seed": 5, "dtype": dtype}
     whole = sample(model, 17, **settings)
     assert whole.dtype == dtype
     halves = torch.cat([sample(model, 9, **settings), sample(model, 8, first=9, **settings)])

@@ -14,6 +14,7 @@ from convergence import (
     SIZES,
     START,
     FinePath,
+    Nodes,
     b,
     f,
     fine,
@@ -68,7 +69,6 @@ from sdekit import (
     solve,
     uniform,
 )
-from sdekit._noise import AbstractNoise
 from sdekit._solver._planned import AbstractPlanned
 from sdekit.elementary import exp
 
@@ -181,22 +181,6 @@ def test_weak_order_of_one_step(solver, kind, direction):
 def clocked(q):
     """A nonlinear semi-linear equation on the clock e^{q l}, F a function of l and x = y scale(l)."""
     return Clocked(lambda l, x: torch.sin(2 * x) + 0.5 * l, lambda l: exp(-l), a=1 + q / 2, q=q)
-
-
-class Nodes(AbstractNoise):
-    """Quadrature nodes as increments, a column an interval."""
-
-    seed = 0
-
-    def __init__(self, w):
-        self.w = w
-
-    def rows(self, index):
-        raise NotImplementedError
-
-    def increments(self, ts, x, shape, *, levy, normals, start):
-        for dw, t0, t1 in zip(self.w.T, ts, ts[1:], strict=False):
-            yield Increment(dw[:, None] * math.sqrt(abs(t1 - t0)))
 
 
 SEVERAL = [

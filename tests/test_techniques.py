@@ -12,11 +12,10 @@ from sdekit_diffusion import (
     NCSNSettings,
     geometric_sigmas,
     langevin_step_size,
-    level_overlap,
     max_pairwise_distance,
     ncsnv2_settings,
 )
-from sdekit_diffusion._techniques import variance_ratio
+from sdekit_diffusion._techniques import level_overlap, variance_ratio
 
 # Song and Ermon 2020, table 4: dimension, sigma_1, L, T and e; and what the formulas give: L at overlap 0.5, the overlap of the
 # published L, e. The published e of church and of FFHQ are not the minimiser.

@@ -39,12 +39,12 @@ class AbstractPlanned(AbstractSolver):
 
     def step(self, problem: AbstractSDE, t0: Time, t1: Time, x: Tensor, noise: Increment, state: Tree) -> Step:
         assert isinstance(t0, float), "planned weights belong to a fixed grid"
-        row = self.planned[t0]
-        slopes = state if row.known else (problem.drift(t0, x), *state)
-        kicked = problem.kick(t0, t1, x, noise.w)
-        for t, weights in row.stages:
-            slopes = (problem.drift(t, _moved(kicked, weights, slopes)), *slopes)
-        return Step(_moved(kicked, row.weights, slopes), state=tuple(map(slopes.__getitem__, row.kept)))
+        known, stages, weights, kept = self.planned[t0]
+        slopes = state if known else (problem.drift(t0, x), *state)
+        kicked = x if noise.w is None else problem.kick(t0, t1, x, noise.w)
+        for t, on_the_way in stages:
+            slopes = (problem.drift(t, _moved(kicked, on_the_way, slopes)), *slopes)
+        return Step(_moved(kicked, weights, slopes), None, None, tuple([slopes[i] for i in kept]))
 
 
 def _moved(x: Tensor, weights: Sequence[float], slopes: Sequence[Tensor]) -> Tensor:

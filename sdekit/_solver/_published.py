@@ -77,8 +77,11 @@ class DEIS(AbstractMultistep):
     """DEIS: the interpolant of F through the last k values, a polynomial in a variable of choice, integrated exactly.
 
     On the clock of noise prediction, F = eps and A = sigma / alpha, this is tAB-DEIS with the variable "t", the diffusion's
-    own time; rhoAB-DEIS, and the linear multistep method of k-diffusion with k = 4, with "rho" = A; and the DEIS of diffusers
-    with "log_rho" = l. The first steps use as many values as there are, which leaves order min(k, 2), as with noise.
+    own time; rhoAB-DEIS, and the linear multistep method of k-diffusion with k = 4, with "rho" = e^{-l} = A; and the DEIS of
+    diffusers with "log_rho" = l. The first steps use as many values as there are, which leaves order min(k, 2), as with noise.
+
+    With the data predicted A = e^{a l} grows, and polynomials in it, fitted where it is small, explode; so "rho" is e^{-l} for
+    every clock.
 
     Arguments:
         k: how many values, 1 to 4.
@@ -95,7 +98,7 @@ class DEIS(AbstractMultistep):
     def rule(self, panels: Panels) -> np.ndarray:
         variables: dict[str, Callable[[np.ndarray], np.ndarray]] = {
             "t": panels.own,
-            "rho": panels.clock,
+            "rho": panels.inverse,
             "log_rho": lambda l: l,
         }
         return panels.exact(variables[self.variable])

@@ -1,0 +1,120 @@
+"""Options of the command line that belong together: the network, and how to sample."""
+
+import inspect
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from sdekit_diffusion import nets
+from sdekit_diffusion._diffusion import AbstractDiffusion
+from sdekit_diffusion._methods import method_of
+from sdekit_diffusion._model import Conditioning, Prediction, ScoreModel
+from sdekit_diffusion._schedules import diffusion
+from sdekit_diffusion.data import Dataset
+
+# What is predicted and what is told of the noise, as published; other networks do as well with the default.
+_PUBLISHED: dict[str, tuple[Prediction, Conditioning]] = {"NCSN": ("score", "time"), "NCSNv2": ("noise", "time")}
+_DEFAULT: tuple[Prediction, Conditioning] = ("velocity", "log_snr")
+
+
+@dataclass(frozen=True)
+class Net:
+    """The network, and what it is told and predicts. What is left out is as the network has it.
+
+    Attributes:
+        network: MLP, UNet, NCSN or NCSNv2; a UNet for images and an MLP for other data unless given.
+        predicts: what the output means: noise, data, score, velocity or flow. Velocity unless given, but as published score for
+            NCSN and noise for NCSNv2.
+        conditioning: what it is told of the noise: log_snr, time, sigma, or two numbers a b for a t + b, such as 1000 -1 for
+            DDPM's steps from 0. Unless given log_snr, but time for NCSN and NCSNv2, which is told nothing.
+        width: features of a layer; of images at full resolution.
+        multipliers: images: features of each level in units of width, such as 1 2; each level of a UNet halves the image.
+        dilations: NCSN, NCSNv2: of the convolutions of each level, such as 1 2; where it is 1 a level halves the image.
+        levels: NCSN: how many noise levels have norms of their own; those of the diffusion unless given.
+        blocks: UNet: residual blocks of a level.
+        attention: UNet: whether the blocks of each level end in attention, such as False True.
+        dropout: UNet: probability of dropping a feature in training.
+        depth: MLP: residual blocks.
+    """
+
+    network: str | None = None
+    predicts: str | None = None
+    conditioning: Conditioning | None = None
+    width: int | None = None
+    multipliers: tuple[int, ...] | None = None
+    dilations: tuple[int, ...] | None = None
+    levels: int | None = None
+    blocks: int | None = None
+    attention: tuple[bool, ...] | None = None
+    dropout: float | None = None
+    depth: int | None = None
+
+    def model(self, source: Dataset, sde: str) -> ScoreModel:
+        """An untrained model of a data set.
+
+        Raises:
+            ValueError: for a name that is not one of these, an option that this network does not have, or images of a size
+                that it does not take.
+        """
+        chosen, name = diffusion(sde), self.network or ("MLP" if source.levels is None else "UNet")
+        predicts, conditioning = _PUBLISHED.get(name, _DEFAULT)
+        values = source.train.float() if source.levels is None else source.dequantised(source.train, torch.tensor(0.5))
+        return ScoreModel(
+            self._built(name, tuple(source.train.shape[1:]), chosen),
+            chosen,
+            self.predicts or predicts,  # pyright: ignore[reportArgumentType] - checked there
+            shape=tuple(source.train.shape[1:]),
+            conditioning=self.conditioning or conditioning,
+            data_std=float(values.square().mean().sqrt()),
+        )
+
+    def _built(self, name: str, shape: tuple[int, ...], sde: AbstractDiffusion) -> nn.Module:
+        if name not in nets.registry:
+            raise ValueError(f"unknown network {name!r}; choose one of {', '.join(nets.registry)}")
+        known, others = inspect.signature(nets.registry[name]).parameters, ("network", "predicts", "conditioning")
+        given = {option: value for option, value in asdict(self).items() if value is not None and option not in others}
+        for option in given:
+            if option not in known:
+                raise ValueError(f"--{option} is no option of an {name}; leave it out, or choose another --network")
+        given |= {"shape": shape} if "shape" in known else {"channels": shape[0]}
+        if "levels" in known and self.levels is None:
+            given["levels"] = len(sde.levels)
+        net = nets.registry[name](**given)
+        with torch.no_grad():
+            net(torch.zeros(1, *shape), torch.zeros(1))
+        return net
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """How to sample. What is left out is as the method has it.
+
+    Attributes:
+        method: default, euler_maruyama, pc, ode or another method of the library; a name that is none lists them.
+        steps: how many steps.
+        grid: where they are: native, time, quadratic, sigma, karras, log_snr, focused, or adapted, found from the model.
+        noise: white, other noise for every number of steps; or path, one Brownian path a sample, which more steps refine.
+        eta: the noise level: 0 the probability flow, 1 the reverse SDE.
+    """
+
+    method: str = "default"
+    steps: int | None = None
+    grid: str | None = None
+    noise: Literal["white", "path"] | None = None
+    eta: float | None = None
+
+    def settings(self) -> dict[str, Any]:
+        """The arguments of `sample`.
+
+        Raises:
+            ValueError: for an eta that the method does not have, or does not take.
+        """
+        chosen = self.method
+        if self.eta is not None:
+            chosen = method_of(self.method, self.steps)
+            if "eta" not in [field.name for field in fields(chosen)]:
+                raise ValueError(f"the method {self.method!r} has no noise level; leave out --eta, or choose default or ddim")
+            chosen = replace(chosen, eta=self.eta)
+        return {"method": chosen, "steps": self.steps, "grid": self.grid, "noise": self.noise}

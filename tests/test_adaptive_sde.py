@@ -1,0 +1,59 @@
+"""AdaptiveSDE: each sample's own steps on one Brownian path, which ends where fine equal steps on that path do."""
+
+import pytest
+import torch
+
+from sdekit import SRA1, BrownianPath, ShARK, WhiteNoise
+from sdekit_diffusion import VPSDE, AdaptiveSDE, GaussianMixture, OnClock, UniformInLogSNR, sample
+from sdekit_diffusion._flow import span_of
+
+MIXTURE = GaussianMixture([0.3, 0.7], torch.tensor([[-1.0, 0.3], [0.5, -0.4]], dtype=torch.float64), [0.3, 0.05])
+
+
+def on_a_path(method, noise, **settings):
+    return sample(MIXTURE, 200, sde="vp", method=method, noise=noise, seed=1, return_solution=True, **settings)
+
+
+@pytest.mark.parametrize("solver", [SRA1(), ShARK()], ids=str)
+def test_it_follows_the_path_as_the_tolerance_falls(solver):
+    """Medians over samples: some pass close to where modes part. White noise would leave errors of the size of x."""
+    knots = AdaptiveSDE().knots(VPSDE(), span_of(MIXTURE, VPSDE(), 1e-3)).tolist()
+    path = BrownianPath(3, knots)
+    exact = on_a_path(OnClock(SRA1(), eta=1.0, grid=UniformInLogSNR()), path, steps=8000).x
+    errors, evaluations = [], []
+    for tol in (0.1, 0.01, 0.001):
+        solution = on_a_path(AdaptiveSDE(tol, tol, solver), path)
+        errors.append(float((solution.x - exact).norm(dim=1).median()))
+        evaluations.append(float(solution.evaluations.double().mean()))
+    assert errors[0] < 0.1
+    assert errors[0] > 3 * errors[1] > 9 * errors[2]
+    assert evaluations[0] < evaluations[1] < evaluations[2]
+
+
+def test_samples_have_steps_of_their_own_on_the_path_of_their_own():
+    """By default a path is read, the one that noise="path" gives."""
+    solution = sample(MIXTURE, 50, sde="vp", method="adaptive_sde", seed=5, return_solution=True)
+    assert len(solution.evaluations.unique()) > 5
+    assert int(solution.rejected.sum()) > 0
+    assert torch.equal(sample(MIXTURE, 50, sde="vp", method="adaptive_sde", seed=5, noise="path"), solution.x)
+
+
+@pytest.mark.parametrize(
+    ("settings", "kind", "message"),
+    [
+        ({"noise": "white"}, TypeError, "cannot be read twice"),
+        ({"noise": WhiteNoise(0)}, TypeError, "cannot be read twice"),
+        ({"steps": 5}, ValueError, "chooses its own steps"),
+        ({"grid": "karras"}, ValueError, "chooses its own steps"),
+        ({"save": "all", "return_solution": True}, ValueError, "chooses its own steps"),
+    ],
+)
+def test_refusals(settings, kind, message):
+    with pytest.raises(kind, match=message):
+        sample(MIXTURE, 2, sde="vp", method="adaptive_sde", **settings)
+
+
+@pytest.mark.parametrize("eta", [0.0, -1.0, float("inf")])
+def test_eta_is_positive(eta):
+    with pytest.raises(ValueError, match="eta must be a positive number"):
+        AdaptiveSDE(eta=eta)
