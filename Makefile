@@ -49,6 +49,9 @@ bench: setup ## every number of the README; needs a quiet machine
 	$(BIN)/python benchmarks/likelihood.py
 	$(BIN)/python benchmarks/calibration.py
 	$(BIN)/python benchmarks/probability_flow.py
+	$(BIN)/python benchmarks/samplers.py
+	$(BIN)/python benchmarks/images.py
+	$(BIN)/python benchmarks/ncsn.py
 
 docs: setup
 	$(BIN)/sphinx-build -W -b html docs docs/_build/html

@@ -62,7 +62,11 @@ METHODS: dict[str, AbstractMethod] = {
     "ode": AdaptiveFlow(),
     "adaptive_sde": AdaptiveSDE(),
 }
-_FEW = OnClock(AdamsMoulton(2))  # below ten steps three values reach too far back
+# Where steps are so long that three values reach too far back: below how many, and what is taken instead.
+_FEW: dict[str, tuple[int, AbstractMethod]] = {
+    "default": (10, OnClock(AdamsMoulton(2))),
+    "sde": (25, OnClock(AdamsMoulton(2), eta=1.0, grid=Focused(0.3))),
+}
 
 
 def method_of(given: AbstractMethod | AbstractSolver | str, steps: int | None = None) -> AbstractMethod:
@@ -78,5 +82,6 @@ def method_of(given: AbstractMethod | AbstractSolver | str, steps: int | None = 
     elif given not in METHODS:
         raise ValueError(f"unknown method {given!r}; choose one of {', '.join(METHODS)}, or pass a solver or a method object")
     else:
-        method = _FEW if given == "default" and steps is not None and steps < 10 else METHODS[given]
+        below, few = _FEW.get(given, (0, METHODS[given]))
+        method = few if steps is not None and steps < below else METHODS[given]
     return method if steps is None else replace(method, steps=steps)

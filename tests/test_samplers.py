@@ -26,7 +26,7 @@ from sdekit import (
 )
 from sdekit._quadrature import Panels
 from sdekit._solver import _multistep, _published, _single
-from sdekit_diffusion import METHODS, VESDE, VPSDE, GaussianMixture, OnClock, sample
+from sdekit_diffusion import METHODS, VESDE, VPSDE, Focused, GaussianMixture, OnClock, sample
 from sdekit_diffusion._adaptive import AbstractAdaptive
 from sdekit_diffusion._samplers import on_clock
 from sdekit_diffusion.metrics import modes
@@ -134,10 +134,15 @@ def test_short_solves(name, steps, lower_final):
 
 
 def test_the_default_looks_less_far_back_where_there_are_few_steps():
-    """Below ten steps two values, corrected; from ten on three."""
+    """Below ten steps two values, corrected, from ten on three; "sde" below and from 25 on."""
     for steps, k in ((2, 2), (9, 2), (10, 3), (30, 3)):
         method = OnClock(AdamsMoulton(k, self_starting=False))
         x, same = (sample(MIXTURE, 4, sde="vp", method=m, steps=steps, seed=0) for m in ("default", method))
+        assert torch.equal(x, same)
+    grid = Focused(0.3)
+    for steps, solver in ((24, AdamsMoulton(2)), (25, AdamsMoulton(3, variable="l"))):
+        method = OnClock(solver, eta=1.0, grid=grid)
+        x, same = (sample(MIXTURE, 4, sde="vp", method=m, steps=steps, seed=0) for m in ("sde", method))
         assert torch.equal(x, same)
 
 
