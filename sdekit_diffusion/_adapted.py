@@ -148,7 +148,7 @@ def _derivative(v: tuple[float, ...], values: tuple[Tensor, ...], h: float) -> T
     difference, k = torch.stack(values), len(values) - 1
     for j in range(1, k + 1):
         apart = [j / (b - a) for a, b in zip(v, v[j:], strict=False)]
-        difference = difference.diff(dim=0) * broadcast(torch.tensor(apart), difference)
+        difference = difference.diff(dim=0) * broadcast(torch.tensor(apart, dtype=torch.float64), difference)
     return difference[0] * ((v[-1] - v[0]) / (k * h)) ** k
 
 

@@ -280,6 +280,17 @@ def test_a_denoiser_without_features_gets_equal_steps():
     torch.testing.assert_close(l, UniformInLogSNR().points(vp, span, 9))
 
 
+def test_the_adapted_grid_does_not_depend_on_torchs_default_dtype():
+    model = narrow()
+    one = Adapted(pilots=4, pilot_steps=20).fitted(model, "vp").density
+    torch.set_default_dtype(torch.float64)
+    try:
+        same = Adapted(pilots=4, pilot_steps=20).fitted(model, "vp").density
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert torch.equal(one, same)
+
+
 def test_numbers_are_vectors_of_one():
     column = GaussianMixture([0.3, 0.7], torch.tensor([[-1.0], [0.5]]), [0.04, 0.01])
     numbers = GaussianMixture([0.3, 0.7], torch.tensor([-1.0, 0.5]), [0.04, 0.01])
