@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 from sdekit_diffusion._annealed import AnnealedLangevin
@@ -81,7 +82,8 @@ def ncsnv2_settings(
     References:
         Song and Ermon 2020, arXiv 2006.09011.
     """
-    if isinstance(data, Tensor):
+    if not isinstance(data, int):
+        data = torch.as_tensor(data)
         dim = data[0].numel() if len(data) else 0
         sigma_max = max_pairwise_distance(data, sample=sample, seed=seed) if sigma_max is None else sigma_max
     elif sigma_max is None:

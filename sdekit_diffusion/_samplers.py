@@ -212,6 +212,9 @@ class OnClock(AbstractMethod):
                 f"{type(self.solver).__name__} is for one eta: as a function of l it jumps where steps meet, which rules with "
                 "planned weights take exactly; choose one such as AdamsBashforth(2), or give eta as a number"
             )
+        if self.eta and not callable(self.eta) and "additive" not in self.solver.order:
+            name = type(self.solver).__name__
+            raise ValueError(f"{name} is for the probability flow, eta = 0; with noise take ClockedHeun() or AdamsMoulton(2)")
         if self.integrand not in ("data", "noise") or (self.integrand == "noise" and self.eta):
             raise ValueError(f"integrand must be 'data', or 'noise' for eta = 0; not {self.integrand!r} for eta = {self.eta}")
 

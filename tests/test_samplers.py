@@ -194,6 +194,11 @@ def test_noise_is_integrated_without_noise(settings):
         OnClock(**settings)
 
 
+def test_solvers_without_noise_are_refused_at_once_with_it():
+    with pytest.raises(ValueError, match=r"DPMSolverSingle is for the probability flow, eta = 0; .* ClockedHeun"):
+        OnClock(DPMSolverSingle(2), eta=1.0)
+
+
 @pytest.mark.parametrize("module", [_multistep, _published, _single])
 def test_a_rule_takes_twenty_lines(module):
     """Decorator, docstring and blank lines not counted; and every rule is public."""
