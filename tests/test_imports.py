@@ -38,7 +38,7 @@ SDEKIT = [
     {""},
 ]
 DIFFUSION = [
-    {"nets._embedding", "_counters", "_decoder", "metrics._points"},
+    {"nets._embedding", "_batches", "_counters", "_decoder", "_distributed", "metrics._points"},
     {"nets._mlp", "nets._refinenet", "nets._unet"}
     | {"metrics._distances", "metrics._features", "metrics._floor", "metrics._inception", "metrics._modes"}
     | {"metrics._neighbours"},

@@ -1,0 +1,61 @@
+"""In which order a training sees its samples: a function of the seed and of nothing else."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+class Rows(Protocol):
+    """Samples by their number: a tensor, or whatever has a length and takes a tensor of row numbers."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, rows: Tensor, /) -> Tensor: ...
+
+
+class AbstractSource(ABC):
+    """Samples for a training, in an endless order that depends on the seed alone: on no batch size, process or worker."""
+
+    @abstractmethod
+    def batches(self, size: int, *, seed: int = 0, first: int = 0, part: slice = slice(None)) -> Iterator[Tensor]:
+        """Batches of `size` samples without end, the first of which begins with number `first` of the order.
+
+        Arguments:
+            size: samples of a batch; one may span epochs.
+            seed: of the order.
+            first: where to begin, so that a training can go on: the samples seen before.
+            part: which samples of each batch to load; all unless given.
+        """
+
+
+class Shuffled(AbstractSource):
+    """Each epoch a new permutation of all samples, which depends on (seed, epoch).
+
+    Arguments:
+        rows: `(n, *shape)`, a tensor or other `Rows`.
+
+    Raises:
+        ValueError: for no rows.
+    """
+
+    def __init__(self, rows: Rows) -> None:
+        if len(rows) < 1:
+            raise ValueError(f"there are no data to train on: {len(rows)} samples")
+        self.rows = rows
+
+    def batches(self, size: int, *, seed: int = 0, first: int = 0, part: slice = slice(None)) -> Iterator[Tensor]:
+        n, known, order = len(self.rows), -1, np.empty(0, dtype=np.int64)
+        numbers = np.arange(size, dtype=np.int64)[part]
+        while True:
+            epochs, places = np.divmod(first + numbers, n)
+            chosen = np.empty_like(places)
+            for epoch in np.unique(epochs):
+                if epoch != known:
+                    known, order = epoch, np.random.default_rng([seed % 2**64, epoch]).permutation(n)
+                chosen[epochs == epoch] = order[places[epochs == epoch]]
+            yield self.rows[torch.from_numpy(chosen)]
+            first += size
