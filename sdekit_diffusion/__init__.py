@@ -31,7 +31,7 @@ from sdekit_diffusion._methods import METHODS
 from sdekit_diffusion._mixture import GaussianMixture
 from sdekit_diffusion._model import AbstractModel, ScoreModel
 from sdekit_diffusion._ncsn import NCSNSettings, ncsnv2_settings
-from sdekit_diffusion._pretrained import from_diffusers
+from sdekit_diffusion._pretrained import from_diffusers, from_edm, from_score_sde
 from sdekit_diffusion._sample import sample
 from sdekit_diffusion._samplers import AbstractMethod, Descent, InTime, OnClock
 from sdekit_diffusion._schedules import DIFFUSIONS, EDMSDE, CosineVPSDE, RectifiedFlow
@@ -90,6 +90,8 @@ __all__ = [
     "encode",
     "fit",
     "from_diffusers",
+    "from_edm",
+    "from_score_sde",
     "geometric_sigmas",
     "interpolate",
     "langevin_step_size",

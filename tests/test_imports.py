@@ -47,13 +47,16 @@ DIFFUSION = [
     {"_discrete"},
     {"_schedules"},
     {"_model"},
-    {"_mixture", "_flow", "_loss", "_grids", "_check", "_pretrained", "_techniques"},
+    {"_mixture", "_flow", "_loss", "_grids", "_check", "_techniques"},
     {"_samplers", "_empirical"},
     {"_adapted", "_adaptive", "_annealed", "_ddim", "_edm"},
     {"_methods", "_ncsn"},
     {"_sample", "_train", "_checkpoint"},
+    {"_pretrained._files"},
+    {"_pretrained._denoiser", "_pretrained._folder", "_pretrained._score_sde"},
+    {"_pretrained._diffusers"},
     {"_likelihood", "_bound", "_between"},
-    {"_latent"},
+    {"_latent", "_pretrained"},
     {""},
     {"_evaluation", "_options"},
     {"_figures"},
@@ -146,9 +149,9 @@ def test_public_names_of_sdekit_diffusion():
         AbstractModel Adapted AdaptiveFlow AdaptiveSDE AnnealedLangevin BitsPerDim CheckpointError CosineVPSDE Descent
         EmpiricalMixture Equidistributed Focused GaussianMixture GeometricInSigma InTime Karras ModelCheck NCSNSettings Native
         OnClock Quadratic Recipe Record RectifiedFlow ScoreModel SubVPSDE UniformInLogSNR UniformInTime VariationalBound
-        bits_per_dim check_model cosine_betas data decode dsm_loss encode fit from_diffusers geometric_sigmas interpolate
-        langevin_step_size linear_betas load log_likelihood max_pairwise_distance metrics ncsnv2_settings nets
-        sample sample_between save training variational_bound
+        bits_per_dim check_model cosine_betas data decode dsm_loss encode fit from_diffusers from_edm from_score_sde
+        geometric_sigmas interpolate langevin_step_size linear_betas load log_likelihood max_pairwise_distance metrics
+        ncsnv2_settings nets sample sample_between save training variational_bound
     """.split()
     )
     assert all(hasattr(sdekit_diffusion, name) for name in sdekit_diffusion.__all__)
