@@ -12,7 +12,7 @@ from sdekit_diffusion._check import checked
 from sdekit_diffusion._diffusion import VESDE, AbstractDiffusion
 from sdekit_diffusion._discrete import DDPM, cosine_betas, linear_betas
 from sdekit_diffusion._model import Conditioning, Prediction, ScoreModel
-from sdekit_diffusion._pretrained._folder import opened
+from sdekit_diffusion._pretrained._folder import opened, shape_of
 
 _PREDICTIONS: dict[str, Prediction] = {"epsilon": "noise", "sample": "data", "v_prediction": "velocity"}
 _SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2")
@@ -71,7 +71,7 @@ def from_diffusers(
         )
     if data_range == "config":
         data_range = (0.0, 1.0) if settings.get("center_input_sample") else (-1.0, 1.0)
-    net, shape = _Sample(unet), _shape(settings)
+    net, shape = _Sample(unet), shape_of(settings)
 
     def model(config: Mapping[str, Any]) -> ScoreModel:
         sde, predicts, label = _conventions(config)
@@ -79,19 +79,6 @@ def from_diffusers(
 
     own = model(config).eval() if read else model(config)
     return checked(own, check, ((change, model(other)) for change, other in _others(config)))
-
-
-def _shape(settings: Mapping[str, Any]) -> tuple[int, ...] | None:
-    """(channels, height, width); None where the size is not known."""
-    channels: Any = settings.get("in_channels")
-    size: Any = settings.get("sample_size")
-    shape = (channels, *(size if isinstance(size, list | tuple) else [] if size is None else [size, size]))
-    if not all(type(n) is int and n > 0 for n in shape) or len(shape) not in (1, 3):
-        raise ValueError(
-            f"the network's config has in_channels = {channels!r} and sample_size = {size!r}; these are a number of channels, "
-            "and of pixels, one for both sides or two, or None"
-        )
-    return shape if size else None
 
 
 def _others(config: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:

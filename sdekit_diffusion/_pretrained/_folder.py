@@ -49,6 +49,23 @@ def opened(
     return _unet(home), config
 
 
+def shape_of(settings: Mapping[str, Any]) -> tuple[int, ...] | None:
+    """(channels, height, width) of a network's config; None where the size is not known.
+
+    Raises:
+        ValueError: when they are no such numbers.
+    """
+    channels: Any = settings.get("in_channels")
+    size: Any = settings.get("sample_size")
+    shape = (channels, *(size if isinstance(size, list | tuple) else [] if size is None else [size, size]))
+    if not all(type(n) is int and n > 0 for n in shape) or len(shape) not in (1, 3):
+        raise ValueError(
+            f"the network's config has in_channels = {channels!r} and sample_size = {size!r}; these are a number of channels, "
+            "and of pixels, one for both sides or two, or None"
+        )
+    return shape if size else None
+
+
 def _unet(folder: Path) -> nn.Module:
     """The UNet2DModel in a folder, in evaluation mode."""
     try:
@@ -63,9 +80,10 @@ def _unet(folder: Path) -> nn.Module:
     if config.get("_class_name") != "UNet2DModel" or strange:
         what = f"has {strange[0]!r}, which it does not know" if strange else f"is of a {config.get('_class_name')!r}"
         raise CheckpointError(f"{path} {what}; it must be of a UNet2DModel, by this version of diffusers; or pass the network")
-    if any(type(n) is int and n > 65536 for n in options.values()) or options.get("layers_per_block", 0) > len(state):
-        raise CheckpointError(f"{path} describes a network far larger than the weights beside it; it is damaged")
     try:
+        shape_of(config)
+        if not 0 < options.get("layers_per_block", 1) <= len(state):  # else building it might never end
+            raise ValueError(f"layers_per_block is {options['layers_per_block']}, and the weights have {len(state)} tensors")
         with torch.device("meta"):  # what it would need is known before it is asked for
             planned = UNet2DModel(**options)
         needed = sum(value.numel() for value in planned.state_dict().values())

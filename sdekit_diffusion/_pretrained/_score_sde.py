@@ -1,5 +1,6 @@
 """Checkpoints of score_sde_pytorch as models."""
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -150,6 +151,8 @@ def _ranged(sde: AbstractDiffusion | str, sigmas: Any, levels: int | None) -> tu
         return given, 1000 if levels is None else levels
     if isinstance(given, VESDE):
         low, high = (float(end) for end in sigmas.double().aminmax())
+        if not 0 < low < high < math.inf:
+            raise CheckpointError(f"the checkpoint's sigmas, from {low:g} to {high:g}, are no noise levels; it is damaged")
         if isinstance(sde, str):
             given = VESDE(low, high)
         elif abs(low / given.sigma_min - 1) > 1e-3 or abs(high / given.sigma_max - 1) > 1e-3:
