@@ -19,6 +19,8 @@ from torch import Tensor, nn
 from sdekit_diffusion import CheckpointError, ScoreModel, data, from_diffusers, from_score_sde, load, nets, save
 
 ODD: list[Any] = [None, True, False, 0, -1, 2**31, 10**30, 0.5, 1e308, float("nan"), "", "x" * 5000, [], {}, [[]], "../../etc"]
+_DEEP = "nested"  # stands for lists in lists
+ODD.append(_DEEP)
 LENGTHS = (0, 1, 2**16, 2**31 - 1, 2**32 - 1, 2**40, 2**63 - 1, 2**64 - 1)
 
 
@@ -138,23 +140,27 @@ def mutate_json(content: bytes, rng: random.Random) -> bytes:
     """Another value, another name, or nested beyond any parser."""
     try:
         found = json.loads(content)
+        places = _places(found)
+        if not places or rng.random() < 0.02:
+            return rng.choice((b"[" * 200_000, b'{"a":' * 100_000, b"1" * 10_000, b"null", b"[]", b'"\xff"'))
+        _edit(places, rng)
+        depth = int(10 ** rng.uniform(1, 5))
+        return json.dumps(found).replace(f'"{_DEEP}"', "[" * depth + "]" * depth).encode()
     except (ValueError, RecursionError):
         return flip(content, rng)
-    places = list(_places(found))
-    if not places or rng.random() < 0.02:
-        return rng.choice((b"[" * 200_000, b'{"a":' * 100_000, b"1" * 10_000, b"null", b"[]", b'"\xff"'))
-    owner, key = rng.choice(places)
-    change = rng.randrange(4)
-    if change == 0 and isinstance(owner, dict):
-        owner[key + rng.choice(("", "x"))[:1] or "y"] = owner.pop(key)
-    elif change == 1:
+
+
+def _edit(places: list[tuple[Any, Any]], rng: random.Random) -> None:
+    """Changes one entry: its name, whether it is there, or its value, to another's or an odd one."""
+    (owner, key), (other, name) = rng.choice(places), rng.choice(places)
+    if rng.random() < 0.2 and isinstance(owner, dict):
+        owner[key + "x" if rng.random() < 0.5 else key[:-1]] = owner.pop(key)
+    elif rng.random() < 0.25:
         del owner[key]
-    elif change == 2:
-        other, name = rng.choice(places)
-        owner[key] = json.loads(json.dumps(other[name])) if name in other or isinstance(other, list) else None
+    elif rng.random() < 0.3:
+        owner[key] = json.loads(json.dumps(other[name]))
     else:
         owner[key] = rng.choice(ODD)
-    return json.dumps(found).encode()
 
 
 def _places(found: Any) -> list[tuple[Any, Any]]:  # noqa: ANN401 - JSON
@@ -261,7 +267,6 @@ def kinds(folder: Path) -> list[Kind]:
     """All kinds; those of our checkpoints are the files that one is found to consist of, saved into the folder."""
     _checkpoint(folder)
     names = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
-    sums = "sha256" in (folder / "config.json").read_text()
     refused, values = (CheckpointError,), (ValueError,)
 
     def ours(folder: Path) -> dict[str, Any]:
@@ -275,7 +280,7 @@ def kinds(folder: Path) -> list[Kind]:
 
     weights = "unet/diffusion_pytorch_model"
     return [
-        *(Kind(f"checkpoint, {name}", name, _checkpoint, ours, refused, sums) for name in names),
+        *(Kind(f"checkpoint, {name.partition('-')[0]}", name, _checkpoint, ours, refused, True) for name in names),
         Kind("data, .npy of levels", "a.npy", lambda f: np.save(f / "a.npy", _IMAGES), _array, values, False),
         Kind("data, .npy of floats", "a.npy", lambda f: np.save(f / "a.npy", _FLOATS), _array, values, False),
         Kind("data, .npz", "a.npz", lambda f: np.savez(f / "a.npz", train=_IMAGES), _array, values, True),

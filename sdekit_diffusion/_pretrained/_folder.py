@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from sdekit_diffusion._checkpoint import CheckpointError
-from sdekit_diffusion._pretrained._files import fill, read_json, read_pickle, read_safetensors
+from sdekit_diffusion._pretrained._weights import fill, read_json, read_pickle, read_safetensors
 
 _RENAMED = {".query.": ".to_q.", ".key.": ".to_k.", ".value.": ".to_v.", ".proj_attn.": ".to_out.0."}  # before diffusers 0.17
 

@@ -13,7 +13,7 @@ from sdekit_diffusion._checkpoint import CheckpointError
 from sdekit_diffusion._diffusion import VESDE, VPSDE, AbstractDiffusion, SubVPSDE
 from sdekit_diffusion._discrete import DDPM, NCSN, linear_betas
 from sdekit_diffusion._model import Conditioning, Prediction, ScoreModel
-from sdekit_diffusion._pretrained._files import fill, read_pickle
+from sdekit_diffusion._pretrained._weights import fill, read_pickle
 from sdekit_diffusion._schedules import diffusion
 
 _PREFIXES = ("module.", "_orig_mod.")  # of nn.DataParallel and torch.compile
