@@ -78,6 +78,8 @@ def damaged(content: bytes, rng: random.Random) -> bytes:
         choices = [*choices, *(5 * [mutate_json])]
     elif content[8:9] == b"{":
         choices = [*choices, *(4 * [mutate_header])]
+    elif b"'shape': (" in content:
+        choices = [*choices, *(3 * [mutate_shape])]
     found = content
     while found == content:
         for _ in range(rng.choice((1, 1, 1, 2, 3))):
@@ -178,6 +180,14 @@ def mutate_header(content: bytes, rng: random.Random) -> bytes:
     return struct.pack("<Q", told) + header + content[8 + min(size, len(content)) :]
 
 
+def mutate_shape(content: bytes, rng: random.Random) -> bytes:
+    """Another digit in the header of a numpy array."""
+    start = content.find(b"'shape': (")
+    digits = [i for i in range(start, min(len(content), start + 30)) if content[i : i + 1].isdigit()] if start >= 0 else []
+    at = rng.choice(digits) if digits else 0
+    return content[:at] + str(rng.randrange(10)).encode() + content[at + 1 :]
+
+
 def repacked(content: bytes, rng: random.Random) -> bytes:
     """A zip archive with one member damaged and its checksum right: what no accident does, to try what is behind it."""
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
@@ -260,6 +270,7 @@ def _pictures(folder: Path) -> None:
 
 
 _IMAGES = np.random.default_rng(0).integers(0, 256, (4, 6, 5), dtype=np.uint8)
+_MANY = np.random.default_rng(0).integers(0, 256, (5000, 3, 4), dtype=np.uint8)  # more than is read at once
 _FLOATS = np.random.default_rng(0).standard_normal((12, 3)).astype(np.float32)
 
 
@@ -284,6 +295,7 @@ def kinds(folder: Path) -> list[Kind]:
         Kind("data, .npy of levels", "a.npy", lambda f: np.save(f / "a.npy", _IMAGES), _array, values, False),
         Kind("data, .npy of floats", "a.npy", lambda f: np.save(f / "a.npy", _FLOATS), _array, values, False),
         Kind("data, .npz", "a.npz", lambda f: np.savez(f / "a.npz", train=_IMAGES), _array, values, True),
+        Kind("data, .npz of many", "a.npz", lambda f: np.savez(f / "a.npz", train=_MANY), _array, values, True),
         Kind("data, .npz compressed", "a.npz", lambda f: np.savez_compressed(f / "a.npz", _FLOATS), _array, values, True),
         Kind("data, png", "2.png", _pictures, _array, values, True),
         Kind("diffusers, unet/config.json", "unet/config.json", _unet, theirs, refused, False),

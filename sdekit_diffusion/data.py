@@ -184,10 +184,16 @@ def _arrays(path: Path) -> tuple[NDArray[np.generic], NDArray[np.generic] | None
     try:
         with path.open("rb") as file:
             if path.suffix == ".npy":
-                return np.lib.format.read_array(file, allow_pickle=False), None
+                array = np.lib.format.read_array(file, allow_pickle=False)
+                if file.read(1):
+                    raise ValueError("it goes on after its array")
+                return array, None
             archive = np.load(file, allow_pickle=False)
             if not isinstance(archive, np.lib.npyio.NpzFile):
                 raise TypeError("it holds a single array, as .npy files do")
+            assert archive.zip is not None
+            if (wrong := archive.zip.testzip()) is not None:  # numpy stops at the end of the array that a header describes
+                raise ValueError(f"the checksum of {wrong} in it is wrong")
             # A member that is not an array comes as bytes.
             arrays = {key: np.asarray(archive[key]) for key in archive.files}
     except Exception as error:  # zipfile, zlib and numpy raise a dozen kinds over damaged bytes
@@ -216,7 +222,10 @@ def _images(folder: Path) -> NDArray[np.uint8]:
     images: list[NDArray[np.uint8]] = []
     for path in paths:
         try:
-            with Image.open(path, formats=[_FORMATS[path.suffix.lower()]]) as image:
+            formats = [_FORMATS[path.suffix.lower()]]
+            with Image.open(path, formats=formats) as image:
+                image.verify()  # the checksums, at which reading does not look
+            with Image.open(path, formats=formats) as image:
                 mode, pixels = image.mode, np.asarray(image)
         except Exception as error:  # pillow and its codecs raise several kinds over damaged bytes
             reason = str(error).partition("\n")[0] or type(error).__name__

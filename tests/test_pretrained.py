@@ -242,6 +242,25 @@ def test_the_scheduler_samples_alike(diffusers, folder, spacing, n):
 
 
 @quiet
+def test_a_folder_of_variance_exploding(diffusers, tmp_path):
+    """NCSN++ by diffusers' blocks: told sigma, it gives the score, and centres its images itself."""
+    torch.manual_seed(0)
+    settings = {"sample_size": 8, "layers_per_block": 1, "norm_num_groups": 4}
+    blocks = {
+        "block_out_channels": (8, 16),
+        "down_block_types": ("SkipDownBlock2D",) * 2,
+        "up_block_types": ("SkipUpBlock2D",) * 2,
+    }
+    unet = diffusers.UNet2DModel(**settings, **blocks, time_embedding_type="fourier", center_input_sample=True)
+    unet.save_pretrained(tmp_path)
+    diffusers.ScoreSdeVeScheduler(num_train_timesteps=20, sigma_max=9.0).save_pretrained(tmp_path)
+    model = from_diffusers(tmp_path)
+    assert (model.sde, model.data_range) == (VESDE(0.01, 9.0, exact=False), (0, 1))
+    x, sigma = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(0)), torch.tensor([0.3, 3.0])
+    torch.testing.assert_close(model.score(model.sde.time(-sigma.log()), x), unet.eval()(x, sigma).sample, rtol=1e-4, atol=1e-4)
+
+
+@quiet
 def test_a_network_that_centres_its_input_has_images_from_0_to_1(diffusers, folder):
     edited(folder / "unet" / "config.json", center_input_sample=True)
     assert from_diffusers(folder).data_range == (0, 1)
