@@ -262,11 +262,14 @@ def _array(folder: Path) -> dict[str, Any]:
     return {"train": found.train, "test": found.test, "levels": found.levels, "low": found.low, "high": found.high}
 
 
-def _pictures(folder: Path) -> None:
-    from PIL import Image
+def _pictures(ending: str) -> Callable[[Path], None]:
+    def write(folder: Path) -> None:
+        from PIL import Image
 
-    for i, image in enumerate(_IMAGES):
-        Image.fromarray(image).save(folder / f"{i}.png")
+        for i, image in enumerate(_IMAGES):
+            Image.fromarray(image).save(folder / f"{i}.{ending}")
+
+    return write
 
 
 _IMAGES = np.random.default_rng(0).integers(0, 256, (4, 6, 5), dtype=np.uint8)
@@ -297,7 +300,8 @@ def kinds(folder: Path) -> list[Kind]:
         Kind("data, .npz", "a.npz", lambda f: np.savez(f / "a.npz", train=_IMAGES), _array, values, True),
         Kind("data, .npz of many", "a.npz", lambda f: np.savez(f / "a.npz", train=_MANY), _array, values, True),
         Kind("data, .npz compressed", "a.npz", lambda f: np.savez_compressed(f / "a.npz", _FLOATS), _array, values, True),
-        Kind("data, png", "2.png", _pictures, _array, values, True),
+        Kind("data, png", "2.png", _pictures("png"), _array, values, True),
+        Kind("data, jpg", "2.jpg", _pictures("jpg"), _array, values, False),
         Kind("diffusers, unet/config.json", "unet/config.json", _unet, theirs, refused, False),
         Kind("diffusers, scheduler_config.json", "scheduler/scheduler_config.json", _unet, theirs, refused, False),
         Kind("diffusers, model_index.json", "model_index.json", _unet, theirs, refused, False),

@@ -194,6 +194,11 @@ def test_what_is_refused(tmp_path):
         with pytest.raises(CheckpointError, match=r"no state dict|not a dict with"):
             from_score_sde(strange, net)
     damaged = checkpoint()
+    damaged["model"]["module.sigmas"] = torch.zeros(100)
+    with pytest.raises(CheckpointError, match="sigmas, from 0 to 0, are no noise levels"):
+        from_score_sde(damaged, net, "ve")
+    assert from_score_sde(damaged, Exact(RUNS["vp"][0]), "vp", check=X).sde == VPSDE()
+    damaged = checkpoint()
     damaged["model"]["module.more"] = torch.ones(1)
     with pytest.raises(CheckpointError, match=r"has 1 that the network has not, such as more"):
         from_score_sde(damaged, net)

@@ -27,7 +27,7 @@ def opened(
         raise CheckpointError(f"{folder} is no folder; give one that save_pretrained of a pipeline or of a UNet2DModel wrote")
     index = folder / "model_index.json"
     parts = read_json(index) if index.exists() else {}
-    more = [name for name, part in parts.items() if name[0:1] != "_" and name not in ("unet", "scheduler") and part]
+    more = [name for name, part in parts.items() if not name.startswith("_") and name not in ("unet", "scheduler") and part]
     if more:
         raise CheckpointError(
             f"{folder} is a pipeline with {', '.join(more)}, in which the network sees something else than images; load its "
@@ -75,7 +75,7 @@ def _unet(folder: Path) -> nn.Module:
     path, (weights, state) = folder / "config.json", _state(folder)
     config = read_json(path)
     known = list(inspect.signature(UNet2DModel.__init__).parameters)[1:]
-    options = {name: value for name, value in config.items() if name[0:1] != "_"}
+    options = {name: value for name, value in config.items() if not name.startswith("_")}
     strange = [name for name in options if name not in known]
     if config.get("_class_name") != "UNet2DModel" or strange:
         what = f"has {strange[0]!r}, which it does not know" if strange else f"is of a {config.get('_class_name')!r}"

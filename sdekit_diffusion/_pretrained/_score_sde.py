@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -104,22 +105,22 @@ def from_score_sde(
             network, chosen, predicts, shape=shape, conditioning=label, data_std=data_std, data_range=(low, 1.0)
         ).eval()
 
-    kinds = {name: _ranged(name, sigmas, levels)[0] for name in ("vp", "subvp", "ve")}
-    return checked(model(sde, continuous), check, _others(model, kinds, sde, continuous))
+    return checked(model(sde, continuous), check, _others(model, sde, continuous, sigmas))
 
 
 def _others(
     model: Callable[[AbstractDiffusion, bool], ScoreModel],
-    kinds: Mapping[str, AbstractDiffusion],
     sde: AbstractDiffusion,
     continuous: bool,
+    sigmas: Any,  # noqa: ANN401 - a tensor, or whatever the checkpoint has
 ) -> Iterator[tuple[str, ScoreModel]]:
     """The same network read in the other ways, and what to write for each."""
-    for name, kind in kinds.items():
-        same = type(kind) is type(sde)
-        for way in (True, False) if name != "subvp" else (True,):
-            if not same or (way != continuous and name != "subvp"):
-                yield f"sde={name!r}, continuous={way}", model(sde if same else kind, way)
+    for name, way in (("vp", True), ("vp", False), ("subvp", True), ("ve", True), ("ve", False)):
+        same = type(diffusion(name)) is type(sde)
+        if same and (way == continuous or name == "subvp"):
+            continue
+        with suppress(CheckpointError):  # of sigmas that are no noise levels
+            yield f"sde={name!r}, continuous={way}", model(sde if same else _ranged(name, sigmas, None)[0], way)
 
 
 def _vp(sde: Any, continuous: bool, n: int) -> Reading:  # noqa: ANN401 - a VPSDE

@@ -95,7 +95,7 @@ def fill(network: nn.Module, state: Mapping[str, Any], source: str) -> None:
                 f"{source} holds {name} of shape {tuple(new.shape)} and {new.dtype}, and the network has {tuple(value.shape)} "
                 f"and {value.dtype}; build the network with the settings that it was trained with"
             )
-        if not bool(new.isfinite().all()):
+        if not bool(new.to(value.dtype).isfinite().all()):
             raise CheckpointError(f"{source} holds NaN or infinite numbers in {name}; it is damaged, or training diverged")
     network.load_state_dict({name: state[name] for name in own})
 
