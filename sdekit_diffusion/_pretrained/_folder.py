@@ -107,7 +107,7 @@ def _state(folder: Path) -> tuple[Path, dict[str, Tensor]]:
         )
     path = safe if safe.exists() else pickled
     state = read_safetensors(path) if safe.exists() else read_pickle(path)
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+    if not isinstance(state, dict) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()):
         raise CheckpointError(f"{path} holds something else than tensors with names")
     for old, new in _RENAMED.items():
         state = {name.replace(old, new) if ".attentions." in name else name: value for name, value in state.items()}
