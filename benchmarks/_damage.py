@@ -212,10 +212,13 @@ class Small(nn.Module):
 
 
 def _described(model: ScoreModel) -> dict[str, Any]:
-    """Weights and conventions."""
+    """Weights, conventions, and what the network makes of a point."""
     assert isinstance(model.net, nn.Module)
     held = ("sde", "predicts", "conditioning", "shape", "data_std", "data_range")
-    return {**model.net.state_dict(), **{f"model.{name}": getattr(model, name) for name in held}}
+    point = torch.linspace(-1, 1, 16).reshape((1, 1, 4, 4) if "net.conv_in.weight" in model.net.state_dict() else (8, 2))
+    with torch.no_grad():
+        found = {"model.net": model.net(point, torch.ones(len(point)))}
+    return {**model.net.state_dict(), **found, **{f"model.{name}": getattr(model, name) for name in held}}
 
 
 def _checkpoint(folder: Path) -> None:

@@ -81,11 +81,11 @@ def _unet(folder: Path) -> nn.Module:
         what = f"has {strange[0]!r}, which it does not know" if strange else f"is of a {config.get('_class_name')!r}"
         raise CheckpointError(f"{path} {what}; it must be of a UNet2DModel, by this version of diffusers; or pass the network")
     try:
-        shape_of(config)
         if not 0 < options.get("layers_per_block", 1) <= len(state):  # else building it might never end
             raise ValueError(f"layers_per_block is {options['layers_per_block']}, and the weights have {len(state)} tensors")
-        with torch.device("meta"):  # what it would need is known before it is asked for
-            planned = UNet2DModel(**options)
+        with torch.device("meta"), torch.no_grad():  # without numbers: nothing is asked for before it is known how much
+            planned = UNet2DModel(**options).eval()
+            _try(planned, shape_of(planned.config) or (planned.config["in_channels"], 64, 64))
         needed = sum(value.numel() for value in planned.state_dict().values())
         if needed != sum(value.numel() for value in state.values()):
             raise ValueError(f"its network has {needed:,} numbers, and {weights.name} another count")
@@ -95,6 +95,14 @@ def _unet(folder: Path) -> nn.Module:
         raise CheckpointError(f"{path} does not describe a UNet2DModel of these weights: {reason}") from error
     fill(unet, state, str(weights))
     return unet.eval()
+
+
+def _try(planned: nn.Module, shape: tuple[int, ...]) -> None:
+    """Refuses a network that cannot work, as far as that is known without its numbers and without labels."""
+    if planned.class_embedding is None:
+        out = planned(torch.zeros(1, *shape), torch.zeros(1)).sample
+        if out.shape[1] < shape[0] or out.shape[2:] != shape[1:]:
+            raise ValueError(f"its output has shape {tuple(out.shape[1:])} for images of shape {shape}")
 
 
 def _state(folder: Path) -> tuple[Path, dict[str, Tensor]]:
