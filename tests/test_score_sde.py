@@ -217,6 +217,19 @@ def test_what_is_refused(tmp_path):
         from_score_sde(tmp_path / "no.pth", net)
 
 
+@needs_safe_torch
+def test_a_bit_that_says_that_numbers_are_a_folder(tmp_path):
+    """torch would return what memory held; the numbers are there, and so they are read."""
+    path = tmp_path / "a.pth"
+    torch.save(checkpoint(), path)
+    content = bytearray(path.read_bytes())
+    for i in range(6):
+        content[content.rindex(f"a/data/{i}".encode()) - 8] |= 0x10  # DOS's attribute, in the directory of the archive
+    path.write_bytes(content)
+    model = from_score_sde(path, Exact(RUNS["vp"][0]), "vp")
+    assert torch.equal(model.score(0.5, X), from_score_sde(checkpoint(), Exact(RUNS["vp"][0]), "vp").score(0.5, X))
+
+
 def test_pickles_are_not_read_by_a_torch_that_executes_some(tmp_path, monkeypatch):
     monkeypatch.setattr(torch, "__version__", torch.torch_version.TorchVersion("2.9.1"))
     with pytest.raises(CheckpointError, match=r"torch 2\.9\.1 does not read crafted ones safely.*pass what it holds"):
