@@ -47,12 +47,10 @@ def from_score_sde(
 ) -> ScoreModel:
     """A `ScoreModel` of a checkpoint of score_sde_pytorch, whose weights are put into a network of its architecture.
 
-    | | diffusion | the network is told | and gives |
-    |---|---|---|---|
-    | VP, sub-VP, continuous | `VPSDE`, `SubVPSDE` | 999 t | eps: the score is -net / sigma |
-    | VP, discrete | `DDPM(linear_betas(N, beta_min / N, beta_max / N))` | the step, from 0 | eps |
-    | VE, continuous | `VESDE(exact=False)`: sigma(t) = sigma_min (sigma_max / sigma_min)^t | sigma | the score |
-    | VE, discrete | `NCSN`, N levels in geometric progression | the level, 0 the noisiest, an integer | the score |
+    VP and sub-VP networks are told 999 t and give eps, so that the score is -net / sigma. Discrete VP is a chain,
+    `DDPM(linear_betas(N, beta_min / N, beta_max / N))`, whose steps the network counts from 0. VE has the kernel
+    sigma(t) = sigma_min (sigma_max / sigma_min)^t, `VESDE(exact=False)`; networks are told sigma and give the score. Discrete
+    VE is `NCSN` with N levels in geometric progression; its network is told their number, an integer, 0 the noisiest.
 
     Arguments:
         weights: a .pth file, read as data, or what is in it: a dict with "model" and "ema"; or a state dict alone.
