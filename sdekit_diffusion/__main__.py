@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 import sdekit_diffusion
 from sdekit_diffusion import Recipe, ScoreModel, _evaluation, _figures, report
 from sdekit_diffusion._options import Net, Sampler
-from sdekit_diffusion.data import Dataset
+from sdekit_diffusion.data import Dataset, Transform, flipped
 
 _EVERY = 10  # updates between two lines of metrics.jsonl
 _ERRORS = (ValueError, TypeError, ArithmeticError, OSError, ImportError, RuntimeError)  # CheckpointError is a ValueError
@@ -31,6 +31,7 @@ def train(
     sde: str = "subvp",
     net: Net = Net(),  # noqa: B008 - frozen
     recipe: Recipe = Recipe(),  # noqa: B008 - frozen
+    flip: bool = False,
     device: str = "cpu",
     overwrite: bool = False,
 ) -> None:
@@ -38,10 +39,12 @@ def train(
 
     Args:
         run: the folder to write.
-        data: digits, moons, swissroll, eight_gaussians, checkerboard, spiral; a .npy or .npz file; or a folder of images.
+        data: digits, mnist, fashion-mnist, moons, swissroll, eight_gaussians, checkerboard, spiral; a .npy or .npz file; a
+            folder of images; hf: and what Hugging Face's datasets can open, such as hf:a/folder, or hf-stream: to stream it.
         sde: the diffusion to train under: ve, vp, subvp, cosine, edm, flow, ddpm or ncsn.
         net: the network, what it is told and what it predicts.
         recipe: the training.
+        flip: images: mirror half of what is seen of them left to right.
         device: where to train: cpu, cuda, cuda:1, ...
         overwrite: write into a folder that is not empty, over an older run.
     """
@@ -52,17 +55,12 @@ def train(
     if recipe.discrete:
         len(model.sde.levels)  # refused here where there are none, before an older run goes
     _prepare(run, overwrite)
-    seconds = _trained(model, source, recipe, run / _figures.METRICS)
-    scale = {
-        "name": data if data in sdekit_diffusion.data.sources() else str(Path(data).expanduser().resolve()),
-        "levels": source.levels,
-        "low": source.low,
-        "high": source.high,
-    }
-    notes = {"data": scale, "recipe": asdict(recipe), "versions": _evaluation.versions(), "device": device}
+    transform = flipped(source.scale.encode) if flip else source.scale.encode
+    seconds = _trained(model, source, recipe, transform, run / _figures.METRICS)
+    notes = {"data": {"name": source.name}, "recipe": asdict(recipe), "versions": _evaluation.versions(), "device": device}
     sdekit_diffusion.save(model, run, notes)
     size = sum(p.numel() for p in model.parameters())
-    print(f"trained {size:,} parameters on {len(source.train)} samples of {data} in {seconds:.0f} s; wrote {run}")
+    print(f"trained {size:,} parameters on {source.size or 'a stream of'} samples of {data} in {seconds:.0f} s; wrote {run}")
 
 
 def sample(
@@ -94,14 +92,14 @@ def sample(
     out = run / "samples.npz" if out is None else out
     if out.suffix not in (".npz", ".npy", ".png"):
         raise ValueError(f"{out} ends in none of .npz, .npy and .png; choose a name that does")
-    model, scale = _evaluation.opened(run, _place(device))
+    model, _ = _evaluation.opened(run, _place(device))
     x = sdekit_diffusion.sample(
         model, n, sde=sde, seed=seed, first=first, batch_size=batch_size, progress=True, **sampler.settings()
-    ).cpu()
-    x = x if scale.levels is None else scale.quantise(x)
+    )
+    x = model.scale.decode(x.cpu())
     out.parent.mkdir(parents=True, exist_ok=True)
     if out.suffix == ".png":
-        _figures.picture(x, scale).savefig(out)
+        _figures.picture(x, model.scale).savefig(out)
     elif out.suffix == ".npz":
         np.savez(out, samples=x.numpy())
     else:
@@ -143,15 +141,15 @@ def likelihood(
         raise ValueError(f"n is the number of samples, from 1 on; not {n}")
     if csv is not None and not csv.parent.is_dir():
         raise ValueError(f"the folder of {csv} does not exist; make it, or choose another file")
-    model, scale = _evaluation.opened(run, _place(device))
-    x = _evaluation.source_of(scale, data).test[:n]
+    model, name = _evaluation.opened(run, _place(device))
+    x = _evaluation.source_of(data or name, model.scale).test[:n]
     result = _evaluation.held_out(
-        model, x, scale, probes=probes, draws=draws, sde=sde, seed=seed, tolerance=tolerance, batch_size=batch_size
+        model, x, probes=probes, draws=draws, sde=sde, seed=seed, tolerance=tolerance, batch_size=batch_size
     )
     if csv is not None:
         table = np.stack([np.arange(len(x)), result.value, result.stderr], axis=1)
         np.savetxt(csv, table, "%.17g", ",", header=f"sample,{result.unit},stderr", comments="")
-    print("\n".join([f"{data or scale.name}: {line}" for line in result.sentences()]))
+    print("\n".join([f"{data or name}: {line}" for line in result.sentences()]))
 
 
 def summarise(
@@ -179,9 +177,8 @@ def summarise(
     print(f"wrote {numbers['page']}, its pictures and {run / 'report.json'} in {numbers['seconds']:.0f} s")
 
 
-def _trained(model: ScoreModel, source: Dataset, recipe: Recipe, log: Path) -> float:
+def _trained(model: ScoreModel, source: Dataset, recipe: Recipe, transform: Transform, log: Path) -> float:
     """Trains in place, a line of log every few updates; returns the seconds that it took."""
-    transform = None if source.levels is None else source.dequantised
     begun, losses = time.perf_counter(), []
     with log.open("w", encoding="utf-8") as file, tqdm(total=recipe.steps, unit="step", desc="training") as bar:
         for record in sdekit_diffusion.training(model, source.train, recipe, transform=transform):

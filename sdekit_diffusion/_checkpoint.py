@@ -14,6 +14,7 @@ from torch import nn
 from sdekit_diffusion import nets
 from sdekit_diffusion._model import ScoreModel
 from sdekit_diffusion._schedules import DIFFUSIONS
+from sdekit_diffusion.data import Scale
 
 _FORMAT = "sdekit-diffusion 1"
 _CONFIG, _WEIGHTS = "config.json", "weights.safetensors"
@@ -29,7 +30,7 @@ def save(model: ScoreModel, folder: str | Path, notes: Mapping[str, Any] | None 
     Arguments:
         model: its network either has a `config` of constructor arguments and a class in `nets.registry`, or must be given
             again to `load`.
-        notes: what else to remember, as JSON: the range of the data, say.
+        notes: what else to remember, as JSON: the name of the data, say.
 
     Raises:
         TypeError: when the network is a plain function, which has no weights to save.
@@ -52,6 +53,7 @@ def save(model: ScoreModel, folder: str | Path, notes: Mapping[str, Any] | None 
         "shape": model.shape,
         "data_std": model.data_std,
         "data_range": model.data_range,
+        "scale": dataclasses.asdict(model.scale),
         "dtype": str(model.place()[0]).removeprefix("torch."),
         "notes": dict(notes or {}),
     }
@@ -102,6 +104,7 @@ def load(folder: str | Path, *, net: nn.Module | None = None, device: torch.devi
             conditioning=config["conditioning"],
             data_std=config["data_std"],
             data_range=None if config.get("data_range") is None else tuple(config["data_range"]),
+            scale=Scale(**config.get("scale", {})),
         )
         dtype = {"float32": torch.float32, "float64": torch.float64, "float16": torch.float16, "bfloat16": torch.bfloat16}
         model.to(dtype[config["dtype"]])

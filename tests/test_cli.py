@@ -62,7 +62,8 @@ def samples(run, out, *argv):
 
 def test_train_writes_a_run(digits):
     config = json.loads((digits / "config.json").read_text())
-    assert config["notes"]["data"] == {"name": "digits", "levels": 17, "low": -1.0, "high": 1.0}
+    assert config["notes"]["data"] == {"name": "digits"}
+    assert config["scale"] == {"shift": 8.5, "unit": 8.5, "levels": 17, "dtype": "uint8"}
     assert (config["notes"]["recipe"]["steps"], config["notes"]["recipe"]["seed"]) == (12, 3)
     assert config["notes"]["versions"]["torch"].split("+")[0] == torch.__version__.split("+")[0]
     assert (config["sde"]["name"], config["shape"], config["conditioning"]) == ("subvp", [1, 8, 8], "log_snr")
@@ -224,7 +225,7 @@ def test_a_missing_run(command, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("argv", "said"),
     [
-        (["--data", "mnist"], "digits, moons"),
+        (["--data", "mnists"], "digits, mnist, fashion-mnist, moons"),
         (["--data", "moons", "--sde", "vq"], "ve, vp, subvp"),
         (["--data", "moons", "--predicts", "noises"], "velocity"),
         (["--data", "moons", "--blocks", "2"], "blocks"),
@@ -289,7 +290,7 @@ def test_a_damaged_config(damaged, text, capsys):
 
 def test_a_config_without_notes(damaged, capsys):
     config = json.loads((damaged / "config.json").read_text())
-    for notes in ({}, {"data": {"name": "digits"}}, None):
+    for notes in ({}, {"data": {"levels": 17}}, None):
         (damaged / "config.json").write_text(json.dumps(config | {"notes": notes}))
         assert "what data" in error(capsys, "sample", damaged)
 
