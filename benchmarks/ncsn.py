@@ -124,7 +124,7 @@ def trained(seed: int) -> tuple[dict[str, tuple[ScoreModel, Scale]], list[dict[s
     made, rows = models(), []
     for name, (model, scale) in made.items():
         discrete = name in ("DDPM", "NCSN", "NCSNv2")
-        recipe = Recipe(UPDATES, BATCH, LR, discrete=discrete, seed=seed)
+        recipe = Recipe(steps=UPDATES, batch_size=BATCH, lr=LR, discrete=discrete, seed=seed)
         begun, wall = time.process_time(), time.perf_counter()
         fit(model, TRAIN, recipe, transform=scale.encode, progress=False)
         row = {"model": name, "CPU seconds": time.process_time() - begun, "seconds": time.perf_counter() - wall}

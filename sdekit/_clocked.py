@@ -146,6 +146,10 @@ class PiecewiseClocked(AbstractSDE):
         return x * broadcast(self.scale(t), x)
 
     def drift(self, t: Time, x: Tensor) -> Tensor:
+        if isinstance(t, Tensor):
+            raise ValueError(
+                "this equation jumps where the steps of its grid meet, so each sample cannot have its own; use Clocked"
+            )
         return self.integrand(self.own(t), self.physical(t, x)) * float(self._speed(self.log_a, np.asarray(t)))
 
     def diffusion(self, t: Time, x: Tensor) -> float:

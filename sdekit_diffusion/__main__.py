@@ -3,23 +3,21 @@
 import contextlib
 import functools
 import io
-import json
+import shutil
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import torch
-from tqdm.auto import tqdm
 
 import sdekit_diffusion
-from sdekit_diffusion import Recipe, ScoreModel, _evaluation, _figures, report
+from sdekit_diffusion import Log, Recipe, _evaluation, _figures, report
+from sdekit_diffusion._distributed import joined, rank, wait
 from sdekit_diffusion._options import Net, Sampler
-from sdekit_diffusion.data import Dataset, Transform, flipped
+from sdekit_diffusion._watch import Watch
 
-_EVERY = 10  # updates between two lines of metrics.jsonl
 _ERRORS = (ValueError, TypeError, ArithmeticError, OSError, ImportError, RuntimeError)  # CheckpointError is a ValueError
 
 
@@ -31,11 +29,15 @@ def train(
     sde: str = "subvp",
     net: Net = Net(),  # noqa: B008 - frozen
     recipe: Recipe = Recipe(),  # noqa: B008 - frozen
-    flip: bool = False,
+    log: Log = Log(),  # noqa: B008 - frozen
+    watch: Watch = Watch(),  # noqa: B008 - frozen
     device: str = "cpu",
+    resume: bool = False,
     overwrite: bool = False,
 ) -> None:
-    """Train a score model and write a run folder: config.json, weights.safetensors, metrics.jsonl.
+    """Train a score model and write a run folder: config.json, weights-*.safetensors, metrics.jsonl, checkpoints.
+
+    Under torchrun all processes train together.
 
     Args:
         run: the folder to write.
@@ -44,23 +46,30 @@ def train(
         sde: the diffusion to train under: ve, vp, subvp, cosine, edm, flow, ddpm or ncsn.
         net: the network, what it is told and what it predicts.
         recipe: the training.
-        flip: images: mirror half of what is seen of them left to right.
+        log: what is written, and how often.
+        watch: what is measured on the way.
         device: where to train: cpu, cuda, cuda:1, ...
+        resume: go on from the newest checkpoint in the folder, or begin where there is none.
         overwrite: write into a folder that is not empty, over an older run.
     """
     source = sdekit_diffusion.data.load(data)
-    place = _place(device)
-    torch.manual_seed(recipe.seed)
-    model = net.model(source, sde).to(place)
-    if recipe.discrete:
-        len(model.sde.levels)  # refused here where there are none, before an older run goes
-    _prepare(run, overwrite)
-    transform = flipped(source.scale.encode) if flip else source.scale.encode
-    seconds = _trained(model, source, recipe, transform, run / _figures.METRICS)
-    notes = {"data": {"name": source.name}, "recipe": asdict(recipe), "versions": _evaluation.versions(), "device": device}
-    sdekit_diffusion.save(model, run, notes)
-    size = sum(p.numel() for p in model.parameters())
-    print(f"trained {size:,} parameters on {source.size or 'a stream of'} samples of {data} in {seconds:.0f} s; wrote {run}")
+    with joined(device) as place:
+        torch.manual_seed(recipe.seed)
+        model = net.model(source, sde).to(_place(place))
+        if recipe.discrete:
+            len(model.sde.levels)  # refused here where there are none, before an older run goes
+        if rank() == 0:
+            _prepare(run, overwrite, resume)
+        wait()
+        begun = time.perf_counter()
+        sdekit_diffusion.fit(
+            model, source.train, recipe, transform=source.scale.encode, folder=run, resume=resume, log=log,
+            measures=watch.measures(source, recipe, run), notes={"data": {"name": source.name}, "device": device},
+        )  # fmt: skip
+    if rank() == 0:
+        size, seconds = sum(p.numel() for p in model.parameters()), time.perf_counter() - begun
+        samples = "a stream" if source.size is None else f"{source.size} samples"
+        print(f"trained {size:,} parameters on {samples} of {data} in {seconds:.0f} s; wrote {run}")
 
 
 def sample(
@@ -177,28 +186,18 @@ def summarise(
     print(f"wrote {numbers['page']}, its pictures and {run / 'report.json'} in {numbers['seconds']:.0f} s")
 
 
-def _trained(model: ScoreModel, source: Dataset, recipe: Recipe, transform: Transform, log: Path) -> float:
-    """Trains in place, a line of log every few updates; returns the seconds that it took."""
-    begun, losses = time.perf_counter(), []
-    with log.open("w", encoding="utf-8") as file, tqdm(total=recipe.steps, unit="step", desc="training") as bar:
-        for record in sdekit_diffusion.training(model, source.train, recipe, transform=transform):
-            losses.append(record.loss)
-            bar.update()
-            if record.step % _EVERY == 0 or record.step == recipe.steps:
-                loss, seconds = float(torch.stack(losses).mean()), time.perf_counter() - begun
-                losses.clear()
-                bar.set_postfix(loss=f"{loss:.4f}", lr=f"{record.lr:.1e}", refresh=False)
-                file.write(json.dumps({"step": record.step, "loss": loss, "lr": record.lr, "seconds": seconds}) + "\n")
-    return time.perf_counter() - begun
-
-
-def _prepare(run: Path, overwrite: bool) -> None:
-    """Makes the folder of a run; what an older run left there goes, other files stay."""
-    if run.is_dir() and any(run.iterdir()) and not overwrite:
-        raise ValueError(f"{run} is not empty; choose another folder, or add --overwrite to write over an older run")
+def _prepare(run: Path, overwrite: bool, resume: bool) -> None:
+    """Makes the folder of a run; what an older run left there goes if it is to, other files stay."""
+    if run.is_dir() and any(run.iterdir()) and not (overwrite or resume):
+        raise ValueError(
+            f"{run} is not empty; add --resume to go on with a run, --overwrite to write over it, or choose another folder"
+        )
     run.mkdir(parents=True, exist_ok=True)
-    for name in ("config.json", "weights.safetensors", "report.html", "report.json"):
-        (run / name).unlink(missing_ok=True)
+    if not resume:
+        for path in [run / "config.json", *run.glob("weights-*.safetensors"), run / "report.html", run / "report.json"]:
+            path.unlink(missing_ok=True)
+        for name in ("checkpoints", "progress", "tensorboard"):
+            shutil.rmtree(run / name, ignore_errors=True)
 
 
 def _place(device: str) -> torch.device:

@@ -1,9 +1,7 @@
 """What is measured of a run: distances of its samples beside their anchors, and held-out likelihood."""
 
 import math
-import platform
 from dataclasses import dataclass, replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +27,6 @@ _DRAWS = 10  # sets over which a distance between data and data is averaged
 _EXACT_UP_TO = 32  # dimensions: up to here the exact trace costs little more than probes
 
 Array = NDArray[Any]
-
-
-def versions() -> dict[str, str]:
-    """Of Python and of what the numbers depend on."""
-    return {"python": platform.python_version()} | {name: version(name) for name in ("sdekit", "torch", "numpy", "scipy")}
 
 
 def opened(run: str | Path, device: torch.device | str = "cpu") -> tuple[ScoreModel, str]:
@@ -129,19 +122,19 @@ def held_out(
     seed: int = 0,
     tolerance: float = 1e-5,
     batch_size: int = 100,
+    progress: bool = True,
 ) -> HeldOut:
-    """Likelihoods of data `(n, *shape)`, in their own units, under a progress bar; see `bits_per_dim` and `log_likelihood`."""
+    """Likelihoods of data `(n, *shape)`, in their own units; see `bits_per_dim` and `log_likelihood`."""
     trace = Exact() if x[0].numel() <= _EXACT_UP_TO else Hutchinson(probes, seed=seed)
-    settings = {"sde": sde, "trace": trace, "method": AdaptiveFlow(tolerance, tolerance), "batch_size": batch_size}
+    settings = {"sde": sde, "trace": trace, "method": AdaptiveFlow(tolerance, tolerance)}
+    settings |= {"batch_size": batch_size, "progress": progress}
     x, scale = x.to(model.place()[1]), model.scale
     if scale.levels is None:
-        found = log_likelihood(model, scale.encode(x).to(model.place()[0]), progress=True, **settings)
+        found = log_likelihood(model, scale.encode(x).to(model.place()[0]), **settings)
         value = found.value - scale.log_volume(tuple(x.shape[1:]))
         bits = BitsPerDim(value[None], found.stderr, found.evaluations, found.status, found.probes)
     else:
-        bits = bits_per_dim(
-            model, x, low=scale.low, high=scale.high, levels=scale.levels, draws=draws, seed=seed, progress=True, **settings
-        )
+        bits = bits_per_dim(model, x, low=scale.low, high=scale.high, levels=scale.levels, draws=draws, seed=seed, **settings)
     unit = "nats" if scale.levels is None else "bits/dim"
     evaluations, done = float(bits.evaluations.double().mean()), bits.status == Status.DONE
     failed, parts = int((~done).sum()), replace(bits, draws=bits.draws[:, done], probe_stderr=bits.probe_stderr[done]).parts

@@ -18,7 +18,7 @@ def saved(folder, source, net, steps=8):
     torch.manual_seed(0)
     shape, scale = tuple(source.test.shape[1:]), source.scale
     model = sd.ScoreModel(net, "subvp", shape=shape, conditioning="log_snr", data_std=0.7, scale=scale)
-    records = list(sd.training(model, source.train, sd.Recipe(steps=steps, batch_size=16), transform=scale.encode))
+    records = list(sd.Training(model, source.train, sd.Recipe(steps=steps, batch_size=16), transform=scale.encode))
     sd.save(model, folder, {"data": {"name": source.name}})
     lines = [json.dumps({"step": r.step, "loss": float(r.loss), "lr": r.lr, "seconds": 0.0}) for r in records]
     (folder / "metrics.jsonl").write_text("\n".join(lines))

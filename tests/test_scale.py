@@ -1,4 +1,4 @@
-"""Scales: there and back in the data's own range and dtype, the volume between them, and images mirrored at random."""
+"""Scales: there and back in the data's own range and dtype, the volume between them; and images mirrored at random."""
 
 import json
 import math
@@ -9,10 +9,8 @@ import pytest
 import torch
 
 import sdekit_diffusion as sd
-from sdekit import uniform01
-from sdekit_diffusion._counters import DEQUANTISATION
 from sdekit_diffusion._evaluation import held_out
-from sdekit_diffusion.data import Scale, flipped, load
+from sdekit_diffusion.data import Scale, load
 
 
 @pytest.mark.parametrize("levels", [2, 17, 256, 1000])
@@ -104,45 +102,42 @@ def test_scales_that_are_none(arguments, said):
         Scale(**arguments)
 
 
-def images(n=4000, seed=0):
-    """Rows that rise to the right, and the noise that training gives them."""
-    rows = torch.arange(8, dtype=torch.uint8).expand(n, 1, 2, 8)
-    return rows, uniform01(seed, torch.arange(n), (1, 2, 8), counter=DEQUANTISATION)
+def seen(monkeypatch, n=64, batch=1000, **recipe):
+    """What a training's loss sees of images that rise to the right, and how much they do."""
+    rows, batches = torch.arange(8, dtype=torch.uint8).expand(n, 1, 2, 8), []
+    model = sd.ScoreModel(sd.nets.UNet(1, width=4, multipliers=(1,), attention=(False,)), "vp", shape=(1, 2, 8))
+
+    def loss(model, x, **_):
+        batches.append(x)
+        return x.new_zeros(len(x)) * next(model.parameters()).sum()
+
+    monkeypatch.setattr("sdekit_diffusion._training.dsm_loss", loss)
+    list(sd.Training(model, rows, sd.Recipe(batch_size=batch, **recipe), transform=Scale.quantised(8).encode))
+    return torch.cat(batches)
 
 
-def test_half_of_the_images_are_flipped():
-    rows, u = images()
-    scale = Scale.quantised(8)
-    x = flipped(scale.encode)(rows, u)
-    mirrored = x[:, 0, 0, 0] > x[:, 0, 0, -1]
-    assert torch.equal(scale.decode(x), torch.where(mirrored[:, None, None, None], rows.flip(-1), rows))
+def test_half_of_the_images_are_flipped(monkeypatch):
+    """After their dequantisation, which is as without flips; others in the next epoch."""
+    plain, x = seen(monkeypatch, steps=4), seen(monkeypatch, steps=4, flip=True)
+    flipped = x[:, 0, 0, 0] > x[:, 0, 0, -1]
+    assert torch.equal(x, torch.where(flipped[:, None, None, None], plain.flip(-1), plain))
     # Binomial(4000, 1/2) is farther than 160 from its mean with a probability of 4e-7.
-    assert abs(int(mirrored.sum()) - 2000) <= 160
+    assert abs(int(flipped.sum()) - 2000) <= 160
+    assert not torch.equal(flipped[:64], flipped[64:128])
 
 
-def test_flips_leave_the_dequantisation_uniform_and_independent():
-    rows, u = images()
-    encode = Scale(0.0, 1.0, 8).encode
-    x = flipped(encode)(rows, u)
-    mirrored = x[:, 0, 0, 0] > x[:, 0, 0, -1]
-    back = torch.where(mirrored[:, None, None, None], x.flip(-1), x)
-    noise = back - rows
-    assert torch.allclose(noise.flatten(1)[:, 1:], u.flatten(1)[:, 1:], rtol=0, atol=1e-14)
-    first = noise[:, 0, 0, 0]
-    for side in (mirrored, ~mirrored):
-        drawn = first[side].sort().values.numpy()
-        n = len(drawn)
-        # Dvoretzky, Kiefer, Wolfowitz and Massart: farther than this with a probability of 5e-7 each.
-        assert np.abs(drawn - (np.arange(n) + 0.5) / n).max() < math.sqrt(math.log(4e6) / (2 * n))
+def test_flips_depend_on_the_seed_and_on_the_number_of_the_sample_alone(monkeypatch):
+    x = seen(monkeypatch, steps=2, batch=30, flip=True)
+    assert torch.equal(seen(monkeypatch, steps=6, batch=10, flip=True), x)
+    assert torch.equal(seen(monkeypatch, steps=1, batch=60, flip=True, accumulate=3), x)
+    other = seen(monkeypatch, steps=2, batch=30, flip=True, seed=1)
+    assert not torch.equal(other[:, 0, 0, 0] > 0, x[:, 0, 0, 0] > 0)
 
 
-def test_flips_depend_on_the_number_of_the_sample_alone():
-    rows, u = images(20)
-    encode = flipped(Scale.quantised(8).encode)
-    assert torch.equal(encode(rows, u)[13:17], encode(rows[13:17], u[13:17]))
-    assert not torch.equal(encode(rows, u), encode(*images(20, seed=1)))
+def test_only_images_are_flipped():
+    model = sd.ScoreModel(sd.nets.MLP((2,), width=8, depth=1), "vp", shape=(2,))
     with pytest.raises(ValueError, match=r"only images .* not samples of shape \(2,\)"):
-        encode(torch.zeros(3, 2), torch.zeros(3, 2))
+        sd.Training(model, torch.zeros(5, 2), sd.Recipe(flip=True))
 
 
 def test_a_model_keeps_its_scale(tmp_path):

@@ -88,13 +88,13 @@ class AbstractMultistep(AbstractPlanned):
     def _rows(self, problem: AbstractSDE, nodes: np.ndarray, begins: np.ndarray, ends: np.ndarray) -> dict[float, Row]:
         """Steps with the same number of values, by their t_0."""
         size, times = nodes.shape[1], begins.tolist()
-        predicted = map(tuple, problem.quadrature(self.rule, nodes, begins, ends).tolist())
+        predicted = zip(*problem.quadrature(self.rule, nodes, begins, ends).T.tolist(), strict=True)
         if not self.corrects:
             kept = tuple(range(min(self.k - 1, size)))
             return {t: Row(False, (), weights, kept) for t, weights in zip(times, predicted, strict=True)}
         stages = [(stage,) for stage in zip(ends.tolist(), predicted, strict=True)]
         nodes, kept = np.column_stack([ends, nodes]), tuple(range(min(self.k, size + 1)))
-        corrected = map(tuple, problem.quadrature(self.rule, nodes, begins, ends).tolist())
+        corrected = zip(*problem.quadrature(self.rule, nodes, begins, ends).T.tolist(), strict=True)
         rows = zip(times, stages, corrected, strict=True)
         return {t: Row(True, stage, weights, kept) for t, stage, weights in rows}
 

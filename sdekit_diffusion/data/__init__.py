@@ -3,6 +3,6 @@
 from sdekit_diffusion.data._dataset import Dataset
 from sdekit_diffusion.data._huggingface import from_datasets
 from sdekit_diffusion.data._load import load, sources
-from sdekit_diffusion.data._scale import Scale, Transform, flipped
+from sdekit_diffusion.data._scale import Scale
 
-__all__ = ["Dataset", "Scale", "Transform", "flipped", "from_datasets", "load", "sources"]
+__all__ = ["Dataset", "Scale", "from_datasets", "load", "sources"]

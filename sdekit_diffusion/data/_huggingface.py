@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sdekit_diffusion._batches import Shuffled
 from sdekit_diffusion.data._dataset import Array, Dataset, require_alike, samples
 from sdekit_diffusion.data._files import reason
 from sdekit_diffusion.data._images import pixels
@@ -170,7 +171,7 @@ def _of_streams(train: _Split, test: _Split | None, buffer: int) -> Dataset:
     known, held_out = train.read(head), (test or train).read(held)
     require_alike(known, held_out, train.name)
     return Dataset(
-        Stream(shards, train.read, buffer),
+        Stream(shards, train.read, buffer, f"the beginning of a stream in {len(shards)} shards: {Shuffled(known).fingerprint}"),
         held_out,
         scale_of(known, train.name),
         train.name,

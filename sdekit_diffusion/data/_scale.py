@@ -1,7 +1,6 @@
 """Between data in their own range and dtype and what a model is given."""
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -10,8 +9,6 @@ from torch import Tensor
 _DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in (torch.float16, torch.float32, torch.float64)} | {
     f"{sign}int{bits}": getattr(torch, f"{sign}int{bits}") for sign in ("", "u") for bits in (8, 16, 32, 64)
 }
-
-Transform = Callable[[Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -112,26 +109,3 @@ class Scale:
     @staticmethod
     def _of(value: float | tuple[float, ...], like: Tensor) -> Tensor | float:
         return like.new_tensor(value) if isinstance(value, tuple) else value
-
-
-def flipped(encode: Transform) -> Transform:
-    """The same transform `(rows, u)`, after which each image `(C, H, W)` is mirrored left to right with probability 1/2.
-
-    Whether it is, the first binary digit of its first u decides; the others are as uniform as u, and take its place. So which
-    samples are mirrored depends on what u depends on: in `training` the seed and the sample's number in the order.
-
-    Args:
-        encode: such as `Scale.encode`.
-    """
-
-    def mirrored(rows: Tensor, u: Tensor) -> Tensor:
-        if rows.ndim != 4:
-            raise ValueError(f"only images (batch, C, H, W) can be flipped, not samples of shape {tuple(rows.shape[1:])}")
-        doubled = 2 * u[:, :1, :1, :1]
-        sides = doubled >= 1
-        u = u.clone()
-        u[:, :1, :1, :1] = doubled - sides.to(u.dtype)
-        x = encode(rows, u)
-        return torch.where(sides.to(x.device), x.flip(-1), x)
-
-    return mirrored

@@ -22,15 +22,19 @@ class Stream(AbstractSource):
         shards: the examples of each, from its beginning whenever it is called.
         read: the samples `(batch, *shape)` of examples.
         buffer: how many examples are shuffled together; they are in memory as they come.
+        fingerprint: what tells these samples from others.
 
     Raises:
         ValueError: for an empty buffer.
     """
 
-    def __init__(self, shards: Sequence[Shard], read: Callable[[Sequence[Any]], Tensor], buffer: int) -> None:
+    def __init__(
+        self, shards: Sequence[Shard], read: Callable[[Sequence[Any]], Tensor], buffer: int, fingerprint: str = ""
+    ) -> None:
         if buffer < 1:
             raise ValueError(f"buffer is a number of samples, from 1 on; not {buffer}")
         self._shards, self._read, self._buffer = shards, read, buffer
+        self.fingerprint = fingerprint
         self._size = 0  # of an epoch; 0 until it is known
 
     def batches(self, size: int, *, seed: int = 0, first: int = 0, part: slice = slice(None)) -> Iterator[Tensor]:
