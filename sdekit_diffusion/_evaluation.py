@@ -18,10 +18,11 @@ from sdekit_diffusion._diffusion import AbstractDiffusion
 from sdekit_diffusion._likelihood import BitsPerDim, bits_per_dim, log_likelihood
 from sdekit_diffusion._model import ScoreModel
 from sdekit_diffusion.data import Dataset, Scale
-from sdekit_diffusion.metrics import classifier_features, energy_distance, frechet, nearest, sliced_wasserstein
+from sdekit_diffusion.metrics import classifier_features, energy_distance, frechet, image_features, nearest, sliced_wasserstein
 
 _LEARNT = 10_000  # training images, which a classifier learns from and distances are to
 _CLASSES = 3  # the fewest that a classifier's features tell apart
+_CONVOLVED = 16  # pixels along a side, from which on the classifier has convolutions
 _SEARCHED = 8  # times 256 MB of samples, among which the nearest are looked for
 _DRAWS = 10  # sets over which a distance between data and data is averaged
 _EXACT_UP_TO = 32  # dimensions: up to here the exact trace costs little more than probes
@@ -174,29 +175,34 @@ def _gaussians(x: Array, labels: Array, n: int, rng: np.random.Generator) -> Arr
 
 
 def classified(x: Tensor, source: Dataset, seed: int) -> dict[str, Any]:
-    """Fréchet distances to training images in the features of a classifier of these, with bootstrapped standard errors."""
+    """Fréchet distances to training images in the features of a classifier of these, with bootstrapped standard errors.
+
+    Of images of less than 16 pixels along a side the classifier has one layer, else convolutions.
+    """
     levels, rng = source.scale.levels, np.random.default_rng(seed)
     images, classes = source.reference(min(_LEARNT, _fitting(source)))
     assert levels is not None
     assert classes is not None
     assert source.test_labels is not None
     train, test, made = (part.flatten(1).double().numpy() for part in (images, source.test, x))
-    labels = classes.numpy()
-    features = classifier_features(train / levels, labels, seed=seed)
-    known = features(train / levels)
+    shape, labels = tuple(x.shape[1:]), classes.numpy()
+    learn = classifier_features if min(shape[1:]) < _CONVOLVED else image_features
+    features = learn(train.reshape(-1, *shape) / levels, labels, seed=seed)
 
-    def distance(images: Array) -> float:
-        return frechet(features(images / levels), known)
+    def featured(images: Array) -> Array:
+        return features(images.reshape(-1, *shape) / levels)
 
+    known = featured(train)
     sets = {"model": made, "real": test[: len(made)], **_anchors(train, labels, levels, len(made), rng)}
-    real, rows = distance(sets["real"]), {}
-    span = distance(sets["noise"]) - real
-    for name, images in sets.items():
-        value = distance(images)
-        again = [distance(images[rng.integers(len(images), size=len(images))]) for _ in range(_DRAWS)]
-        stderr = float(np.std(again, ddof=1)) / span
-        rows[name] = {"distance": value, "relative": (value - real) / span, "stderr": stderr, "n": len(images)}
-    accuracy = features.accuracy(test / levels, source.test_labels.numpy())
+    found = {name: featured(images) for name, images in sets.items()}
+    distances = {name: frechet(some, known) for name, some in found.items()}
+    real, rows = distances["real"], {}
+    span = distances["noise"] - real
+    for name, some in found.items():
+        again = [frechet(some[rng.integers(len(some), size=len(some))], known) for _ in range(_DRAWS)]
+        value, stderr = distances[name], float(np.std(again, ddof=1)) / span
+        rows[name] = {"distance": value, "relative": (value - real) / span, "stderr": stderr, "n": len(some)}
+    accuracy = features.accuracy(test.reshape(-1, *shape) / levels, source.test_labels.numpy())
     return {"rows": rows, "features": known.shape[1], "accuracy": accuracy, "n_train": len(train), "n_held_out": len(test)}
 
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+_ALIKE = 4  # times as wide
 _BLUE, _GREY = "#2b6cb0", "#718096"
 RATIO = "σ/α"  # noqa: RUF001
 
@@ -58,14 +59,17 @@ def scatter(panels: list[tuple[str, Tensor]]) -> "Figure":
     side = min(11 / len(panels), 3.5)
     figure, axes = _axes(side * len(panels), side + 0.2, len(panels))
     points = [x.reshape(len(x), -1)[:, :2].double().cpu().numpy() for _, x in panels]
-    bound = 1.05 * float(np.quantile(np.abs(np.concatenate(points)), 0.999))
+    low, high = np.quantile(np.concatenate(points), (0.001, 0.999), axis=0)
+    centre, half = (low + high) / 2, np.maximum(0.55 * (high - low), 1e-6 * np.abs(high) + 1e-12)
+    half = np.where(half.max() < _ALIKE * half, half.max(), half)  # one unit for both where they are alike
+    low, high = centre - half, centre + half
     for i, (ax, flat) in enumerate(zip(axes, points, strict=True)):
         if flat.shape[1] == 1:
-            ax.hist(flat[:, 0], bins=60, range=(-bound, bound), color=_BLUE, density=True)
+            ax.hist(flat[:, 0], bins=60, range=(low[0], high[0]), color=_BLUE, density=True)
         else:
             ax.scatter(flat[:, 0], flat[:, 1], s=4, alpha=0.6, linewidths=0, color=_BLUE)
-            ax.set(ylim=(-bound, bound), aspect="equal")
-        ax.set(xlim=(-bound, bound))
+            ax.set(ylim=(low[1], high[1]), box_aspect=1)
+        ax.set(xlim=(low[0], high[0]))
         ax.set_title(panels[i][0], fontsize=8)
     return figure
 

@@ -17,7 +17,8 @@ from safetensors.torch import save as serialised
 from sdekit_diffusion import METHODS, sample
 from sdekit_diffusion import load as load_model
 from sdekit_diffusion.__main__ import main
-from sdekit_diffusion.data import load
+from sdekit_diffusion._options import Net
+from sdekit_diffusion.data import Dataset, Scale, load
 
 TRAIN = ["--steps", "12", "--batch-size", "16", "--warmup", "2"]
 
@@ -137,6 +138,39 @@ def test_few_steps_keep_the_default_for_few(moons, tmp_path):
     assert np.array_equal(plain, told)
 
 
+def test_flips_and_samples_in_their_own_type(tmp_path):
+    """Images of another type than bytes, and numbers far from the origin, come back as they were."""
+    np.save(tmp_path / "own.npy", np.random.default_rng(0).integers(0, 8, (30, 8, 8), np.int16))
+    np.save(tmp_path / "far.npy", np.random.default_rng(0).normal([100, -5], [20, 0.01], (400, 2)))
+    small = ["--width", "4", "--steps", "3", "--batch-size", "4"]
+    assert main(["train", str(tmp_path / "a"), "--data", str(tmp_path / "own.npy"), "--flip", *small]) == 0
+    config = json.loads((tmp_path / "a" / "config.json").read_text())
+    assert config["notes"]["recipe"]["flip"] is True
+    assert config["net"]["config"]["multipliers"] == [1, 2]
+    made = samples(tmp_path / "a", tmp_path / "a.npz", "--n", "3")
+    assert (made.dtype, made.shape) == (np.int16, (3, 1, 8, 8))
+    assert 0 <= made.min() <= made.max() <= 7
+    assert main(["train", str(tmp_path / "b"), "--data", str(tmp_path / "far.npy"), *small]) == 0
+    made = samples(tmp_path / "b", tmp_path / "b.npz", "--n", "50")
+    assert made.dtype == np.float64
+    assert np.allclose(made.mean(0), [100, -5], rtol=0.2)
+
+
+def test_a_stream_trains_and_is_reported(tmp_path, monkeypatch):
+    datasets = pytest.importorskip("datasets")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    x = np.random.default_rng(0).integers(0, 256, (80, 8, 8)).astype(np.uint8)
+    features = datasets.Features({"x": datasets.Array2D((8, 8), "uint8"), "label": datasets.Value("int64")})
+    made = datasets.Dataset.from_dict({"x": x, "label": [i % 4 for i in range(80)]}, features=features)
+    made.to_parquet(tmp_path / "a.parquet")
+    run = ["--data", f"hf-stream:{tmp_path}/a.parquet", "--width", "4", "--steps", "3", "--batch-size", "4"]
+    assert main(["train", str(tmp_path / "run"), *run]) == 0
+    assert main(["report", str(tmp_path / "run"), "--samples", "6", "--steps", "3"]) == 0
+    found = json.loads((tmp_path / "run" / "report.json").read_text())
+    assert found["data"].items() >= {"train": None, "test": 8}.items()
+    assert (found["neighbours"]["n_train"], found["frechet"]["n_train"]) == (72, 72)
+
+
 REFINENET = ["--width", "4", "--multipliers", "1", "2", "--dilations", "1", "2"]
 
 
@@ -218,6 +252,22 @@ def test_report_command(moons, capsys):
     told = json.loads((moons / "report.json").read_text())["sampling"]
     assert (told["steps"], told["grid"], told["noise"]) == (20, "karras", "path")
     assert "eta=0.5" in told["method"]
+
+
+@pytest.mark.parametrize(
+    ("shape", "multipliers", "attention"),
+    [
+        ((1, 8, 8), [1, 2], [False, True]),
+        ((1, 28, 28), [1, 2, 2], [False, False, True]),
+        ((3, 32, 32), [1, 2, 2, 2], [False, False, True, True]),
+        ((3, 15, 32), [1], [False]),
+        ((1, 16, 8), [1, 2, 2], [False, True, True]),
+    ],
+)
+def test_levels_of_a_unet_by_size(shape, multipliers, attention):
+    images = torch.zeros(4, *shape, dtype=torch.uint8)
+    net = Net(width=4).model(Dataset(images, images, Scale.quantised(256), "zeros"), "vp").net
+    assert (net.config["multipliers"], net.config["attention"]) == (multipliers, attention)
 
 
 def test_own_arrays_keep_their_path(tmp_path, monkeypatch):

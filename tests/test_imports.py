@@ -41,7 +41,7 @@ DIFFUSION = [
     {"nets._embedding", "_batches", "_counters", "_decoder", "_distributed", "_files", "metrics._points"}
     | {"data._files", "data._scale", "data._toys"},
     {"nets._mlp", "nets._refinenet", "nets._unet"}
-    | {"metrics._distances", "metrics._features", "metrics._floor", "metrics._inception", "metrics._modes"}
+    | {"metrics._distances", "metrics._features", "metrics._floor", "metrics._images", "metrics._inception", "metrics._modes"}
     | {"metrics._neighbours", "data._dataset", "data._stream"},
     {"nets", "metrics", "data._stored"},
     {"data._images"},
@@ -163,8 +163,8 @@ def test_public_names_of_metrics():
     assert (
         metrics.__all__
         == """
-        ClassifierFeatures Floor InceptionScores Modes PrecisionRecall classifier_features energy_distance frechet
-        inception_scores mmd modes nearest precision_recall sampling_floor sliced_wasserstein
+        ClassifierFeatures Floor ImageFeatures InceptionScores Modes PrecisionRecall classifier_features energy_distance frechet
+        image_features inception_scores mmd modes nearest precision_recall sampling_floor sliced_wasserstein
     """.split()
     )
 

@@ -100,10 +100,11 @@ def test_the_same_seed_gives_the_same_numbers(moons, tmp_path):
     "array",
     [
         np.random.default_rng(0).standard_normal(60),
+        100 + 20 * np.random.default_rng(0).standard_normal((60, 2)) * [1, 1e-4],
         np.random.default_rng(0).standard_normal((60, 3)),
         np.random.default_rng(0).integers(0, 256, (60, 8, 4, 3)).astype(np.uint8),
     ],
-    ids=["numbers", "vectors", "colour"],
+    ids=["numbers", "far away", "vectors", "colour"],
 )
 def test_own_arrays(array, tmp_path):
     np.save(tmp_path / "own.npy", array)
@@ -138,6 +139,18 @@ def test_copies_have_no_distance_to_the_training_images():
     assert (numbers["ratio"], numbers["samples"]) == (0, 0)
     assert torch.equal(found, source.train[:100])
     assert _evaluation.neighbours(source.test[:100], source)[0]["ratio"] == 1
+
+
+def test_the_frame_of_points_is_where_they_are():
+    """One unit for both coordinates where they are alike, each its own where they are not."""
+    x = torch.randn(500, 2, generator=torch.Generator().manual_seed(0))
+    for unit, alike in ((torch.tensor([20.0, 10.0]), True), (torch.tensor([20.0, 0.01]), False)):
+        ax = _figures.scatter([("", 100 + x * unit)]).axes[0]
+        (x0, x1), (y0, y1) = ax.get_xlim(), ax.get_ylim()
+        assert (x0 + x1) / 2 == pytest.approx(100, abs=10)
+        assert (y0 + y1) / 2 == pytest.approx(100, abs=5 * float(unit[1]))
+        assert x1 - x0 == pytest.approx(2 * 3.3 * 20, rel=0.2)
+        assert y1 - y0 == pytest.approx(2 * 3.3 * (20 if alike else 0.01), rel=0.2)
 
 
 def test_tiles_show_levels_and_values_alike():
