@@ -147,9 +147,7 @@ class PiecewiseClocked(AbstractSDE):
 
     def drift(self, t: Time, x: Tensor) -> Tensor:
         if isinstance(t, Tensor):
-            raise ValueError(
-                "this equation jumps where the steps of its grid meet, so each sample cannot have its own; use Clocked"
-            )
+            raise ValueError("this equation jumps where its steps meet, so each sample cannot have its own; use Clocked")
         return self.integrand(self.own(t), self.physical(t, x)) * float(self._speed(self.log_a, np.asarray(t)))
 
     def diffusion(self, t: Time, x: Tensor) -> float:
