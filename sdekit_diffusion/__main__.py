@@ -58,6 +58,10 @@ def train(
         model = net.model(source, sde).to(_place(place))
         if recipe.discrete:
             len(model.sde.levels)  # refused here where there are none, before an older run goes
+        if recipe.flip and source.test.ndim != 4:
+            raise ValueError(
+                f"only images can be flipped, not samples of shape {tuple(source.test.shape[1:])}; leave out --flip"
+            )
         if rank() == 0:
             _prepare(run, overwrite, resume)
         wait()
@@ -85,7 +89,7 @@ def sample(
     batch_size: int = 256,
     device: str = "cpu",
 ) -> None:
-    """Draw samples from a trained model: the levels of images, or floats.
+    """Draw samples from a trained model, in the range and the type of its data.
 
     Args:
         run: the folder that train wrote.

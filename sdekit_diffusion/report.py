@@ -73,7 +73,7 @@ def _distances(found: dict[str, Any]) -> tuple[str, list[tuple[str, str]]]:
     if "frechet" in found:
         table, rows = found["frechet"], found["frechet"]["rows"]
         text = (
-            f"Fréchet distances to the {table['n_train']} training images, between Gaussian fits to the {table['features']} "
+            f"Fréchet distances to {table['n_train']} training images, between Gaussian fits to the {table['features']} "
             f"hidden features of a small classifier, which was trained on these and is right on {table['accuracy']:.1%} of "
             f"the {table['n_held_out']} held-out ones. The scale runs from 0, held-out images, to 1, noise; ± is the standard "
             "error that the choice of images leaves."
@@ -94,7 +94,8 @@ def _distances(found: dict[str, Any]) -> tuple[str, list[tuple[str, str]]]:
         table = found["distances"]
         text = (
             f"Distances of {table['n']} samples to {table['n']} held-out data, beside those of as many training data: the mean "
-            f"and the largest of {table['draws']} draws. A perfect model is at that floor."
+            f"and the largest of {table['draws']} draws. A perfect model is at that floor. Numbers are in the model's scale, "
+            "levels of images as they are."
         )
         names = {"sliced_wasserstein": "sliced Wasserstein distance", "energy": "energy distance"}
         cells = [

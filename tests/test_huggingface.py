@@ -224,8 +224,9 @@ def test_damaged_places_are_refused(tmp_path):
         with pytest.raises(ValueError, match=r"hf:.*saved"):
             load(f"hf:{tmp_path / 'saved'}")
         (tmp_path / "saved" / file).write_bytes(content)
-    with pytest.raises(ValueError, match="cannot be opened"):
-        load(f"hf:{tmp_path / 'none'}")
+    for name in (tmp_path / "none", "./none", "~/none", "none.parquet"):
+        with pytest.raises(ValueError, match=r"none.* cannot be opened \(it does not exist\)"):
+            load(f"hf:{name}")
 
 
 def test_damaged_images_are_refused():

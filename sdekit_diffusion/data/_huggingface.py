@@ -88,6 +88,8 @@ def load_datasets(given: str, *, streaming: bool) -> Dataset:
     place = str(path.resolve()) if path.exists() else place
     name = f"{'hf-stream' if streaming else 'hf'}:{place}{mark}{column}"
     try:
+        if not path.exists() and (place[0] in "/.~" or path.suffix in _FILES):
+            raise FileNotFoundError("it does not exist")  # and is no name to ask the hub for
         if any((path / file).is_file() for file in _SAVED):
             found = library.load_from_disk(place)
             if streaming:
