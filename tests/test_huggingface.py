@@ -120,6 +120,15 @@ def test_large_sets_stay_in_their_memory_map(monkeypatch):
     assert (split.size, sorted(levels(split.test))) == (50, list(range(50, 60)))
 
 
+@pytest.mark.parametrize("kind", ["torch", "numpy"])
+def test_formats_of_the_library_do_not_matter(kind):
+    plain, found = from_datasets(pictures()), from_datasets(pictures().with_format(kind))
+    assert torch.equal(found.train, plain.train)
+    assert torch.equal(found.labels, plain.labels)
+    streamed = from_datasets(pictures().to_iterable_dataset(4).with_format(kind), buffer=7)
+    assert take(streamed.train, 20) == take(stream(), 20)
+
+
 def stream(buffer=7, shards=4):
     return from_datasets(pictures().to_iterable_dataset(shards), buffer=buffer).train
 
@@ -200,6 +209,7 @@ def odd(**columns):
         (lambda: odd(x=[[1.0], [float("nan")], [4.0]]), "NaN"),
         (lambda: odd(x=[[1.0]]), "needs 2 or more samples"),
         (lambda: odd(x=[]), "no column|of no samples"),
+        (lambda: pictures().with_transform(dict), "has a transform.* apply it with map"),
         (lambda: {"test": odd(x=[[1.0], [2.0]])}, "has the splits test; one must be called train"),
         (lambda: odd(x=[[1.0]]).to_iterable_dataset(), "needs two or more"),
         (lambda: odd(x=[[[1] * 4] * 4] * 9).to_iterable_dataset(), "store images as uint8"),

@@ -55,6 +55,11 @@ def from_datasets(
     splits = dataset if isinstance(dataset, dict) else {"train": dataset}
     if "train" not in splits:
         raise ValueError(f"{name} has the splits {', '.join(map(str, splits))}; one must be called train")
+    if any(split.format["type"] == "custom" for split in splits.values() if not isinstance(split, streams)):
+        raise ValueError(
+            f"{name} has a transform, which is not applied here; apply it with map, and take it off with reset_format"
+        )
+    splits = {key: split.with_format(None) for key, split in splits.items()}
     first = next(iter(splits["train"]), {})
     column = _column(first, name) if column is None else column
     label = "label" if label is None and isinstance(first.get("label"), int) else label
