@@ -1,5 +1,6 @@
 """Files that loaders meet, damage to them, and what came of loading them: for benchmarks/fuzz.py and tests/test_fuzz.py."""
 
+import gzip
 import io
 import json
 import random
@@ -262,7 +263,7 @@ def _pth(legacy: bool) -> Callable[[Path], None]:
 def _array(folder: Path) -> dict[str, Any]:
     path = next((path for path in folder.iterdir() if path.suffix in (".npy", ".npz")), folder)
     found = data.load(path)
-    return {"train": found.train, "test": found.test, "levels": found.levels, "low": found.low, "high": found.high}
+    return {"train": found.train, "test": found.test, "labels": found.labels, "scale": found.scale}
 
 
 def _pictures(ending: str) -> Callable[[Path], None]:
@@ -273,6 +274,17 @@ def _pictures(ending: str) -> Callable[[Path], None]:
             Image.fromarray(image).save(folder / f"{i}.{ending}")
 
     return write
+
+
+def _idx(folder: Path) -> None:
+    """MNIST's four files, of which one is compressed."""
+    for part, n in (("train", 8), ("t10k", 3)):
+        images, labels = np.repeat(_IMAGES, 2, axis=0)[:n], np.arange(n, dtype=np.uint8)
+        (folder / f"{part}-images-idx3-ubyte").write_bytes(
+            b"\0\0\x08\3" + np.array(images.shape, ">u4").tobytes() + images.tobytes()
+        )
+        content = b"\0\0\x08\1" + np.array([n], ">u4").tobytes() + labels.tobytes()
+        (folder / f"{part}-labels-idx1-ubyte.gz").write_bytes(gzip.compress(content, mtime=0))
 
 
 _IMAGES = np.random.default_rng(0).integers(0, 256, (4, 6, 5), dtype=np.uint8)
@@ -304,6 +316,8 @@ def kinds(folder: Path) -> list[Kind]:
         Kind("data, .npz of many", "a.npz", lambda f: np.savez(f / "a.npz", train=_MANY), _array, values, True),
         Kind("data, .npz compressed", "a.npz", lambda f: np.savez_compressed(f / "a.npz", _FLOATS), _array, values, True),
         Kind("data, png", "2.png", _pictures("png"), _array, values, True),
+        Kind("data, MNIST's", "train-images-idx3-ubyte", _idx, _array, values, False),
+        Kind("data, MNIST's compressed", "train-labels-idx1-ubyte.gz", _idx, _array, values, True),
         Kind("data, jpg", "2.jpg", _pictures("jpg"), _array, values, False),
         Kind("diffusers, unet/config.json", "unet/config.json", _unet, theirs, refused, False),
         Kind("diffusers, scheduler_config.json", "scheduler/scheduler_config.json", _unet, theirs, refused, False),

@@ -103,7 +103,8 @@ class Run:
             self._losses.clear()
             if rank() == 0:
                 seconds = time.perf_counter() - self._begun
-                self._write({"step": step, "loss": float(loss), "lr": record.lr, "seconds": seconds} | dict(found))
+                line = {"step": step, "loss": float(loss), "lr": record.lr, "seconds": seconds} | dict(found)
+                self._write(line, flush=saves)
         if "validation_loss" in found:
             self.notes["validation_loss"] = found["validation_loss"]
         if saves and rank() == 0:
@@ -118,11 +119,13 @@ class Run:
             save(self.training.model, self.folder, self.notes)
         wait()
 
-    def _write(self, line: Mapping[str, float]) -> None:
+    def _write(self, line: Mapping[str, float], flush: bool) -> None:
+        """A line, on the disk before the checkpoint that it belongs to."""
         with (self.folder / METRICS).open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
             file.flush()
-            os.fsync(file.fileno())
+            if flush:
+                os.fsync(file.fileno())
         if self._board is not None:
             for name in set(line) - {"step"}:
                 self._board.add_scalar(name, line[name], line["step"])

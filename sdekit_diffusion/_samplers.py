@@ -78,9 +78,7 @@ def clock_knots(eta: float, span: Span) -> Tensor:
         ValueError: where floats do not hold that clock.
     """
     if max(abs(2 * eta**2 * l) for l in span) > _LARGEST:
-        raise ValueError(
-            f"one path on the clock (alpha / sigma)^(2 eta^2) is not to be had for eta = {eta}; take a smaller one"
-        )
+        raise ValueError(f"one path on the clock (alpha / sigma)^(2 eta^2) is too long for eta = {eta}; take a smaller one")
     start, stop = (math.exp(2 * eta**2 * l) for l in span)
     return geometric(start, stop, math.ceil(math.log(stop / start, 4)))
 

@@ -152,9 +152,7 @@ def langevin_step_size(sigmas: Tensor, steps: int) -> float:
         )
     ratio = float(sigmas[0] / sigmas[-1]) ** (1 / (len(sigmas) - 1))
     if not torch.allclose(sigmas[:-1] / sigmas[1:], sigmas.new_tensor(ratio), rtol=1e-4):
-        raise ValueError(
-            "technique 4 is for levels in a geometric progression; take such levels, or give the size of the moves"
-        )
+        raise ValueError("technique 4 is for a geometric progression; take such levels, or give the size of the moves")
 
     def slope(h: float) -> float:
         limit, left = 1 / (1 - 0.5 * h), (1 - h) ** (2 * steps - 1)
