@@ -337,5 +337,5 @@ def test_less_than_what_was_saved_is_refused(tmp_path):
     content = bytearray((tmp_path / "0.png").read_bytes())
     content[content.index(b"IEND") - 9] ^= 1  # the last byte of the pixels' own checksum
     (tmp_path / "0.png").write_bytes(content)
-    with pytest.raises(ValueError, match=r"0\.png is not a sound \.png image"):
+    with pytest.raises(ValueError, match=r"0\.png is not a sound .* image"):
         load(tmp_path)
