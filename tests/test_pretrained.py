@@ -2,6 +2,7 @@
 
 import json
 import math
+import sys
 
 import pytest
 import torch
@@ -115,6 +116,13 @@ def test_a_scheduler_is_not_its_config():
     for unet, config in ((Stub(), Stub()), (Stub(), "folder"), (Stub(), None), (torch.nn.Identity(), BETAS)):
         with pytest.raises(TypeError, match=r"takes a folder, or a network with a config, .* and scheduler\.config; not"):
             from_diffusers(unet, config)
+
+
+def test_folders_need_diffusers(tmp_path, monkeypatch):
+    (tmp_path / "scheduler_config.json").write_text(json.dumps(BETAS))
+    monkeypatch.setitem(sys.modules, "diffusers", None)
+    with pytest.raises(ImportError, match=r"pip install 'sdekit\[diffusers\]'"):
+        from_diffusers(tmp_path)
 
 
 @pytest.fixture

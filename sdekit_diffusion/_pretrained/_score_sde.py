@@ -80,8 +80,9 @@ def from_score_sde(
     source, found = ("the checkpoint", weights) if isinstance(weights, Mapping) else (str(weights), read_pickle(Path(weights)))
     state, averages = _parts(found, ema, source)
     if net is None:
+        what = "of an NCSN++ or DDPM++" if any("all_modules." in name for name in state) else f"such as {next(iter(state))}"
         raise ValueError(
-            f"{source} holds weights{_architecture(state)}, not their network, and ncsnpp, ddpmpp and their like are not among "
+            f"{source} holds weights {what}, not their network, and ncsnpp, ddpmpp and their like are not among "
             "sdekit's: pass net=, the module that score_sde_pytorch builds from the config of the run, or convert the "
             "checkpoint with diffusers' script and use from_diffusers"
         )
@@ -197,9 +198,3 @@ def _averaged(state: Mapping[str, Any], averages: list[Tensor], net: nn.Module, 
         f"{source} has {len(averages)} averages for {len(names)} parameters of this network, or of other shapes; call "
         "requires_grad_(False) on those that were not trained, such as Fourier features, or pass ema=False"
     )
-
-
-def _architecture(state: Mapping[str, Any]) -> str:
-    if any("all_modules." in name for name in state):
-        return " of an NCSN++ or DDPM++"
-    return f" such as {next(iter(state))}"
