@@ -260,7 +260,8 @@ def test_large_folders_stay_on_disk(tmp_path, monkeypatch, split):
     monkeypatch.setattr(_stored, "_IN_MEMORY", 100)
     lazy = load(folder)
     assert not isinstance(lazy.train, torch.Tensor)
-    assert (lazy.size, lazy.scale, lazy.name) == (whole.size, whole.scale, whole.name)
+    assert (lazy.size, lazy.scale, lazy.name) == (whole.size, whole.scale, str(folder))
+    assert whole.name == str(folder)
     every = lazy.train[torch.arange(lazy.size)]
     assert rows(every) == rows(whole.train)
     assert rows(lazy.test) == rows(whole.test)

@@ -28,13 +28,15 @@ def of_images(folder: Path) -> Dataset:
     if (folder / "train").is_dir():
         train, test = folder / "train", next((folder / name for name in _HELD_OUT if (folder / name).is_dir()), None)
     paths, held = _paths(train), [] if test is None else _paths(test)
-    kinds = [_class(path, train) for path in paths], [_class(path, test or train) for path in held]
-    names = sorted({name for part in kinds for name in part})
-    labels, test_labels = (np.array([names.index(name) for name in part], dtype=np.int64) for part in kinds)
-    stored = None if test is None else _stored(held, test)
-    if "" in names or len(names) < 2:
-        return of_stored(_stored(paths, train), stored)
-    return of_stored(_stored(paths, train), stored, labels, None if test is None else test_labels)
+    kinds, held_kinds = [_class(path, train) for path in paths], [_class(path, test or train) for path in held]
+    numbers = {name: i for i, name in enumerate(sorted({*kinds, *held_kinds}))}
+    labels = test_labels = None
+    if "" not in numbers and len(numbers) > 1:
+        labels, test_labels = (np.array([numbers[name] for name in part], np.int64) for part in (kinds, held_kinds))
+    stored = _stored(paths, str(folder))
+    if test is None:
+        return of_stored(stored, labels=labels)
+    return of_stored(stored, _stored(held, f"the test set of {folder}"), labels, test_labels)
 
 
 def pixels(file: Path | BytesIO, name: str, formats: Sequence[str] = tuple(_FORMATS.values())) -> NDArray[np.uint8]:
@@ -75,8 +77,8 @@ def _class(path: Path, folder: Path) -> str:
     return "/".join(path.relative_to(folder).parts[:-1][:1])
 
 
-def _stored(paths: list[Path], folder: Path) -> Stored:
+def _stored(paths: list[Path], name: str) -> Stored:
     def read(numbers: Sequence[int]) -> list[NDArray[np.uint8]]:
         return [pixels(paths[i], str(paths[i]), [_FORMATS[paths[i].suffix.lower()]]) for i in numbers]
 
-    return Stored(len(paths), read, lambda i: str(paths[i]), str(folder))
+    return Stored(len(paths), read, lambda i: str(paths[i]), name)
