@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 from _bench import environment, save
-from _damage import Fuzz, kinds
+from _kinds import Fuzz, kinds
 
 MEMORY = 8 << 30
 SLOW = 60.0  # seconds, after which a file is taken to hang the loader

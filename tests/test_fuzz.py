@@ -9,7 +9,7 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import pytest
 import torch
-from _damage import Fuzz, kinds
+from _kinds import Fuzz, kinds
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
