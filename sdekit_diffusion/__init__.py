@@ -35,6 +35,7 @@ from sdekit_diffusion._pretrained import from_diffusers
 from sdekit_diffusion._sample import sample
 from sdekit_diffusion._samplers import AbstractMethod, Descent, InTime, OnClock
 from sdekit_diffusion._schedules import DIFFUSIONS, EDMSDE, CosineVPSDE, RectifiedFlow
+from sdekit_diffusion._shards import Shards
 from sdekit_diffusion._techniques import geometric_sigmas, langevin_step_size, max_pairwise_distance
 from sdekit_diffusion._train import Recipe, Record, fit, training
 
@@ -77,6 +78,7 @@ __all__ = [
     "Record",
     "RectifiedFlow",
     "ScoreModel",
+    "Shards",
     "SubVPSDE",
     "UniformInLogSNR",
     "UniformInTime",

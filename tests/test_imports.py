@@ -38,11 +38,11 @@ SDEKIT = [
     {""},
 ]
 DIFFUSION = [
-    {"nets._embedding", "_batches", "_counters", "_decoder", "_distributed", "metrics._points"},
+    {"nets._embedding", "_atomic", "_batches", "_counters", "_decoder", "_distributed", "metrics._points"},
     {"nets._mlp", "nets._refinenet", "nets._unet"}
     | {"metrics._distances", "metrics._features", "metrics._floor", "metrics._inception", "metrics._modes"}
     | {"metrics._neighbours"},
-    {"nets", "metrics", "data"},
+    {"nets", "metrics", "data", "_shards"},
     {"_diffusion"},
     {"_discrete"},
     {"_schedules"},
@@ -57,7 +57,7 @@ DIFFUSION = [
     {""},
     {"_evaluation", "_options"},
     {"_figures"},
-    {"report"},
+    {"report", "_outputs"},
     {"__main__"},
 ]
 
@@ -145,7 +145,7 @@ def test_public_names_of_sdekit_diffusion():
         DDIM DDPM DIFFUSIONS EDM EDMSDE GRIDS METHODS NCSN VESDE VPSDE AbstractDiffusion AbstractGrid AbstractMethod
         AbstractModel Adapted AdaptiveFlow AdaptiveSDE AnnealedLangevin BitsPerDim CheckpointError CosineVPSDE Descent
         EmpiricalMixture Equidistributed Focused GaussianMixture GeometricInSigma InTime Karras ModelCheck NCSNSettings Native
-        OnClock Quadratic Recipe Record RectifiedFlow ScoreModel SubVPSDE UniformInLogSNR UniformInTime VariationalBound
+        OnClock Quadratic Recipe Record RectifiedFlow ScoreModel Shards SubVPSDE UniformInLogSNR UniformInTime VariationalBound
         bits_per_dim check_model cosine_betas data decode dsm_loss encode fit from_diffusers geometric_sigmas interpolate
         langevin_step_size linear_betas load log_likelihood max_pairwise_distance metrics ncsnv2_settings nets
         sample sample_between save training variational_bound
