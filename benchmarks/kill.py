@@ -19,7 +19,7 @@ from _bench import environment, save
 
 import sdekit_diffusion as sd
 
-KILLS, SEED, LONGEST = 20, 0, 9.0  # seconds from the start of a command to its kill, uniform up to the longest
+KILLS, SEED, LONGEST = 20, 0, 12.0  # seconds from the start of a command to its kill, uniform up to the longest
 
 
 def command(processes: int, *arguments: object) -> list[str]:
@@ -102,7 +102,7 @@ def sampling(kills: int = KILLS, seed: int = SEED) -> dict[str, Any]:
         torch.manual_seed(seed)
         model = sd.ScoreModel(sd.nets.UNet(channels=1, width=16), "subvp", "velocity", shape=(1, 8, 8), conditioning="log_snr")
         sd.save(model, run, {"data": {"name": "digits", "levels": 17, "low": -1.0, "high": 1.0}})
-        arguments = ("sample", run, "--n", 1000, "--batch-size", 25, "--steps", 50)
+        arguments = ("sample", run, "--n", 4000, "--batch-size", 25, "--steps", 50)
         return survived(outputs, arguments, outputs / "samples.npy", kills, seed)
 
 

@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -102,16 +103,14 @@ def _store() -> "tuple[Store, int, int]":
     """What torchrun keeps for its processes, the number of this one, and how many they are."""
     from torch.distributed.rendezvous import rendezvous
 
-    store, number, total = next(rendezvous("env://", timeout=timedelta(minutes=1)))  # so long where torchrun is gone
-    store.set_timeout(timedelta(minutes=30))
-    return store, number, total
+    return next(rendezvous("env://"))
 
 
 @cache
 def _first_claim() -> bool:
     try:
         return _store()[0].add("failed", 1) == 1
-    except (RuntimeError, ValueError):  # torchrun is gone
+    except (OSError, RuntimeError, ValueError):  # torchrun is gone
         return os.environ.get("RANK", "0") == "0"
 
 
@@ -119,6 +118,11 @@ def _first_claim() -> bool:
 def _follow() -> None:
     """From now on this process ends as soon as torchrun, its parent, is gone."""
     parent = os.getppid()
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+        try:
+            socket.create_connection((os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])), timeout=60).close()
+        except ConnectionRefusedError:  # it is gone already, and torch would try for half an hour
+            os._exit(1)
 
     def watch() -> None:
         while os.getppid() == parent:
