@@ -19,7 +19,7 @@ from _bench import environment, save
 
 import sdekit_diffusion as sd
 
-KILLS, SEED, LONGEST = 20, 0, 12.0  # seconds from the start of a command to its kill, uniform up to the longest
+KILLS, SEED, LONGEST = 20, 0, 16.0  # seconds from the start of a command to its kill, uniform up to the longest
 
 
 def command(processes: int, *arguments: object) -> list[str]:

@@ -82,7 +82,7 @@ def sample(
     """Draw samples from a trained model: the levels of images, or floats.
 
     They are kept batch by batch in a folder beside the output until that is done: after a kill the same command goes on. By
-    torchrun --nproc-per-node N -m sdekit_diffusion sample ... N processes share the work; the samples are the same.
+    torchrun --nproc-per-node N -m -- sdekit_diffusion sample ... N processes share the work; the samples are the same.
 
     Args:
         run: the folder that train wrote.
@@ -134,8 +134,8 @@ def likelihood(
     """Print the mean log-likelihood of held-out samples: bits per dimension of images, nats of other data.
 
     Values are kept batch by batch in a folder of the run, or beside the csv, until all are there: after a kill the same
-    command goes on. By torchrun --nproc-per-node N -m sdekit_diffusion likelihood ... N processes share the work; the values
-    are the same.
+    command goes on. By torchrun --nproc-per-node N -m -- sdekit_diffusion likelihood ... N processes share the work; the
+    values are the same.
 
     Args:
         run: the folder that train wrote.

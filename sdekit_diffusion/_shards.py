@@ -50,6 +50,7 @@ class Shards:
     settings: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "folder", Path(self.folder))
         if self.n < 0 or self.batch_size < 1:
             raise ValueError(f"n counts samples from 0 on and batch_size from 1; not {self.n} and {self.batch_size}")
 

@@ -60,22 +60,31 @@ def context():
     return found
 
 
-def one_of(number, total, port, argv, said):
+def one_of(number, total, port, what, argument, said):
     """One process as torchrun starts it."""
     os.environ |= {"RANK": str(number), "LOCAL_RANK": str(number), "WORLD_SIZE": str(total), "MASTER_ADDR": "127.0.0.1"}
     os.environ |= {"MASTER_PORT": str(port), "TORCHELASTIC_USE_AGENT_STORE": "True"}
     for stream in (sys.stdout, sys.stderr):
         os.dup2(os.open(f"{said}.{stream.fileno()}", os.O_CREAT | os.O_WRONLY), stream.fileno())
     torch.set_num_threads(1)
-    sys.exit(main(argv))
+    sys.exit(what(argument))
+
+
+def filled_twice(folder):
+    """As from a program of a user's, that did not join the processes itself."""
+    for _ in range(2):
+        shards = sd.Shards(f"{folder}/shards", 10, 2)
+        shards.fill(lambda first, count: {"number": torch.arange(first, first + count)})
+    Path(folder, f"seen{os.environ['RANK']}").write_text(str([part["number"].tolist() for part in shards]))
 
 
 @contextlib.contextmanager
-def started(context, total, argv, folder):
+def started(context, total, argument, folder, what=main):
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    argv = [str(part) for part in argv]
+    argument = [str(part) for part in argument] if what is main else argument
+    said = str(folder / "said")
     processes = [
-        context.Process(target=one_of, args=(i, total, store.port, argv, str(folder / f"said{i}"))) for i in range(total)
+        context.Process(target=one_of, args=(i, total, store.port, what, argument, f"{said}{i}")) for i in range(total)
     ]
     for process in processes:
         process.start()
@@ -87,9 +96,9 @@ def started(context, total, argv, folder):
             process.join()
 
 
-def together(context, total, argv, folder):
+def together(context, total, argument, folder, what=main):
     """The exit codes of so many processes, and what all wrote on stdout and stderr."""
-    with started(context, total, argv, folder) as processes:
+    with started(context, total, argument, folder, what) as processes:
         for process in processes:
             process.join(60)
         codes = [process.exitcode for process in processes]
@@ -122,6 +131,13 @@ def test_several_processes_draw_the_same(points, expected, context, total, tmp_p
     assert said.count("23 samples in") == 1
     assert np.array_equal(np.load(tmp_path / "x.npy"), expected)
     assert not (tmp_path / "x.npy.shards").exists()
+
+
+def test_processes_share_the_work_of_a_program(context, tmp_path):
+    codes, _, _ = together(context, 3, str(tmp_path), tmp_path, filled_twice)
+    assert codes == [0] * 3
+    seen = {path.read_text() for path in tmp_path.glob("seen*")}
+    assert seen == {"[[0, 1], [2, 3], [4, 5], [6, 7], [8, 9]]"}
 
 
 def test_kills_lose_and_alter_nothing(points, context, tmp_path):
@@ -167,7 +183,7 @@ def launcher(total, port, argv, folder):
     os.environ["TORCHELASTIC_RUN_ID"] = "1"
     for i in range(total):
         multiprocessing.get_context("fork").Process(
-            target=one_of, args=(i, total, port, argv, str(folder / f"said{i}"))
+            target=one_of, args=(i, total, port, main, argv, str(folder / f"said{i}"))
         ).start()
     time.sleep(600)
 
