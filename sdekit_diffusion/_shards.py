@@ -77,9 +77,10 @@ class Shards:
                     for first, count in missing[rank() :: world()]:
                         self._write(self._path(first, count), self._done(work, first, count))
                         bar.update(sum(c for i, c in self._parts() if self._path(i, c).exists()) - bar.n)
-            finally:
+            except BaseException:
                 with suppress(OSError):
-                    self.folder.rmdir()  # where there is nothing in it
+                    self.folder.rmdir()  # where there is nothing in it yet
+                raise
             wait()
 
     def __iter__(self) -> Iterator[Arrays]:

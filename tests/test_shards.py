@@ -73,8 +73,8 @@ def one_of(number, total, port, what, argument, said):
 def filled_twice(folder):
     """As from a program of a user's, that did not join the processes itself."""
     for _ in range(2):
-        shards = sd.Shards(f"{folder}/shards", 10, 2)
-        shards.fill(lambda first, count: {"number": torch.arange(first, first + count)})
+        shards = sd.Shards(f"{folder}/shards", 10, 5)  # fewer parts than processes
+        shards.fill(lambda first, count: time.sleep(0.2) or {"number": torch.arange(first, first + count)})
     Path(folder, f"seen{os.environ['RANK']}").write_text(str([part["number"].tolist() for part in shards]))
 
 
@@ -137,7 +137,7 @@ def test_processes_share_the_work_of_a_program(context, tmp_path):
     codes, _, _ = together(context, 3, str(tmp_path), tmp_path, filled_twice)
     assert codes == [0] * 3
     seen = {path.read_text() for path in tmp_path.glob("seen*")}
-    assert seen == {"[[0, 1], [2, 3], [4, 5], [6, 7], [8, 9]]"}
+    assert seen == {"[[0, 1, 2, 3, 4], [5, 6, 7, 8, 9]]"}
 
 
 def test_kills_lose_and_alter_nothing(points, context, tmp_path):
