@@ -125,7 +125,7 @@ def trained(seed: int) -> tuple[dict[str, tuple[ScoreModel, Dataset]], list[dict
     made, rows = models(), []
     for name, (model, scale) in made.items():
         discrete = name in ("DDPM", "NCSN", "NCSNv2")
-        recipe = Recipe(UPDATES, BATCH, LR, discrete=discrete, seed=seed)
+        recipe = Recipe(steps=UPDATES, batch_size=BATCH, lr=LR, discrete=discrete, seed=seed)
         begun, wall = time.process_time(), time.perf_counter()
         fit(model, scale.train, recipe, transform=scale.dequantised, progress=False)
         row = {"model": name, "CPU seconds": time.process_time() - begun, "seconds": time.perf_counter() - wall}

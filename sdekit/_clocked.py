@@ -146,10 +146,10 @@ class PiecewiseClocked(AbstractSDE):
         return x * broadcast(self.scale(t), x)
 
     def drift(self, t: Time, x: Tensor) -> Tensor:
-        return self.integrand(self.own(t), self.physical(t, x)) * float(self._speed(self.log_a, np.asarray(t)))
+        return self.integrand(self.own(t), self.physical(t, x)) * self._float(self.log_a, t)
 
     def diffusion(self, t: Time, x: Tensor) -> float:
-        return float(self._speed(self.log_q, np.asarray(t))) ** 0.5
+        return self._float(self.log_q, t) ** 0.5
 
     def kick(self, t0: Time, t1: Time, x: Tensor, dw: Tensor | None) -> Tensor:
         if dw is None:
@@ -162,6 +162,11 @@ class PiecewiseClocked(AbstractSDE):
         rate = (stop - start) / (t1 - t0)
         panels = Panels(nodes, t0, t1, rate, _on_arrays(self.own), _on_arrays(self.smooth))
         return rule(panels) * np.exp(stop)[:, None] / self._speed(self.log_a, nodes)
+
+    def _float(self, log_values: np.ndarray, t: Time) -> float:
+        if isinstance(t, Tensor) and t.ndim:
+            raise ValueError("this equation jumps where its steps meet, so each sample cannot have its own; use Clocked")
+        return float(self._speed(log_values, np.asarray(t)))
 
     def _speed(self, log_values: np.ndarray, l: np.ndarray) -> np.ndarray:
         """The derivative of what has these logarithms; where steps meet that of the later one."""

@@ -64,6 +64,9 @@ class Panels:
 
     def exact(self, variable: Map = _itself) -> np.ndarray:
         """w with sum_j w_j p(node_j) = the integral of p dA, for every polynomial p of degree < k in a variable."""
+        if self.k == 1:  # A's increment, whatever the variable
+            width, rate = self.stop - self.start, np.where(self.rate, self.rate, 1.0)
+            return np.where(self.rate, -np.expm1(-rate * width), width)[:, None]
         return self.weights(self.moments(variable), variable)
 
     def _place(self, l: np.ndarray, variable: Map) -> np.ndarray:

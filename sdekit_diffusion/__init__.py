@@ -4,6 +4,7 @@ from sdekit_diffusion import data, metrics, nets
 from sdekit_diffusion._adapted import GRIDS, Adapted
 from sdekit_diffusion._adaptive import AdaptiveFlow, AdaptiveSDE
 from sdekit_diffusion._annealed import AnnealedLangevin
+from sdekit_diffusion._batches import AbstractSource
 from sdekit_diffusion._between import sample_between
 from sdekit_diffusion._bound import VariationalBound, variational_bound
 from sdekit_diffusion._check import ModelCheck, check_model
@@ -13,6 +14,7 @@ from sdekit_diffusion._diffusion import VESDE, VPSDE, AbstractDiffusion, SubVPSD
 from sdekit_diffusion._discrete import DDPM, NCSN, cosine_betas, linear_betas
 from sdekit_diffusion._edm import EDM
 from sdekit_diffusion._empirical import EmpiricalMixture
+from sdekit_diffusion._fit import fit, validation_loss
 from sdekit_diffusion._grids import (
     AbstractGrid,
     Equidistributed,
@@ -32,12 +34,14 @@ from sdekit_diffusion._mixture import GaussianMixture
 from sdekit_diffusion._model import AbstractModel, ScoreModel
 from sdekit_diffusion._ncsn import NCSNSettings, ncsnv2_settings
 from sdekit_diffusion._pretrained import from_diffusers
+from sdekit_diffusion._recipe import Recipe
+from sdekit_diffusion._run import Log
 from sdekit_diffusion._sample import sample
 from sdekit_diffusion._samplers import AbstractMethod, Descent, InTime, OnClock
 from sdekit_diffusion._schedules import DIFFUSIONS, EDMSDE, CosineVPSDE, RectifiedFlow
 from sdekit_diffusion._shards import Shards
 from sdekit_diffusion._techniques import geometric_sigmas, langevin_step_size, max_pairwise_distance
-from sdekit_diffusion._train import Recipe, Record, fit, training
+from sdekit_diffusion._training import Record, Training
 
 __all__ = [
     "DDIM",
@@ -54,6 +58,7 @@ __all__ = [
     "AbstractGrid",
     "AbstractMethod",
     "AbstractModel",
+    "AbstractSource",
     "Adapted",
     "AdaptiveFlow",
     "AdaptiveSDE",
@@ -69,6 +74,7 @@ __all__ = [
     "GeometricInSigma",
     "InTime",
     "Karras",
+    "Log",
     "ModelCheck",
     "NCSNSettings",
     "Native",
@@ -80,6 +86,7 @@ __all__ = [
     "ScoreModel",
     "Shards",
     "SubVPSDE",
+    "Training",
     "UniformInLogSNR",
     "UniformInTime",
     "VariationalBound",
@@ -105,6 +112,6 @@ __all__ = [
     "sample",
     "sample_between",
     "save",
-    "training",
+    "validation_loss",
     "variational_bound",
 ]

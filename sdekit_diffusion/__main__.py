@@ -3,7 +3,7 @@
 import contextlib
 import functools
 import io
-import json
+import shutil
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -12,15 +12,14 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 import sdekit_diffusion
-from sdekit_diffusion import Recipe, ScoreModel, Shards, _distributed, _evaluation, _figures, _outputs, report
+from sdekit_diffusion import Log, Recipe, Shards, _evaluation, _outputs, report
+from sdekit_diffusion._distributed import first_to_fail, joined, own, rank, wait
 from sdekit_diffusion._options import Net, Sampler
 from sdekit_diffusion._shards import digest
-from sdekit_diffusion.data import Dataset
+from sdekit_diffusion._watch import Watch
 
-_EVERY = 10  # updates between two lines of metrics.jsonl
 _ERRORS = (ValueError, TypeError, ArithmeticError, OSError, ImportError, RuntimeError)  # CheckpointError is a ValueError
 
 
@@ -32,10 +31,15 @@ def train(
     sde: str = "subvp",
     net: Net = Net(),  # noqa: B008 - frozen
     recipe: Recipe = Recipe(),  # noqa: B008 - frozen
+    log: Log = Log(),  # noqa: B008 - frozen
+    watch: Watch = Watch(),  # noqa: B008 - frozen
     device: str = "cpu",
+    resume: bool = False,
     overwrite: bool = False,
 ) -> None:
-    """Train a score model and write a run folder: config.json, weights.safetensors, metrics.jsonl.
+    """Train a score model and write a run folder: config.json, weights-*.safetensors, metrics.jsonl, checkpoints.
+
+    Under torchrun all processes train together.
 
     Args:
         run: the folder to write.
@@ -43,27 +47,36 @@ def train(
         sde: the diffusion to train under: ve, vp, subvp, cosine, edm, flow, ddpm or ncsn.
         net: the network, what it is told and what it predicts.
         recipe: the training.
+        log: what is written, and how often.
+        watch: what is measured on the way.
         device: where to train: cpu, cuda, cuda:1, ...
+        resume: go on from the newest checkpoint in the folder, or begin where there is none.
         overwrite: write into a folder that is not empty, over an older run.
     """
     source = sdekit_diffusion.data.load(data)
-    place = _place(device)
-    torch.manual_seed(recipe.seed)
-    model = net.model(source, sde).to(place)
-    if recipe.discrete:
-        len(model.sde.levels)  # refused here where there are none, before an older run goes
-    _prepare(run, overwrite)
-    seconds = _trained(model, source, recipe, run / _figures.METRICS)
-    scale = {
-        "name": data if data in sdekit_diffusion.data.sources() else str(Path(data).expanduser().resolve()),
-        "levels": source.levels,
-        "low": source.low,
-        "high": source.high,
-    }
-    notes = {"data": scale, "recipe": asdict(recipe), "versions": _evaluation.versions(), "device": device}
-    sdekit_diffusion.save(model, run, notes)
-    size = sum(p.numel() for p in model.parameters())
-    print(f"trained {size:,} parameters on {len(source.train)} samples of {data} in {seconds:.0f} s; wrote {run}")
+    with joined(device) as place:
+        torch.manual_seed(recipe.seed)
+        model = net.model(source, sde).to(_place(place))
+        if recipe.discrete:
+            len(model.sde.levels)  # refused here where there are none, before an older run goes
+        if rank() == 0:
+            _prepare(run, overwrite, resume)
+        wait()
+        scale = {
+            "name": data if data in sdekit_diffusion.data.sources() else str(Path(data).expanduser().resolve()),
+            "levels": source.levels,
+            "low": source.low,
+            "high": source.high,
+        }
+        transform = None if source.levels is None else source.dequantised
+        begun = time.perf_counter()
+        sdekit_diffusion.fit(
+            model, source.train, recipe, transform=transform, folder=run, resume=resume, log=log,
+            measures=watch.measures(source, recipe, transform, run), notes={"data": scale, "device": device},
+        )  # fmt: skip
+    if rank() == 0:
+        size, seconds = sum(p.numel() for p in model.parameters()), time.perf_counter() - begun
+        print(f"trained {size:,} parameters on {len(source.train)} samples of {data} in {seconds:.0f} s; wrote {run}")
 
 
 def sample(
@@ -98,7 +111,7 @@ def sample(
     """
     out = run / "samples.npz" if out is None else out
     folder = _outputs.shards_of(out)
-    with _distributed.joined("cpu"):
+    with joined("cpu"):
         model, scale = _evaluation.opened(run, _place(device))
         settings = {"sde": sde, **asdict(sampler), "seed": seed, **_evaluation.premises(run, model)}
         shards = Shards(folder, n, batch_size, first, settings)
@@ -110,10 +123,10 @@ def sample(
             return {"samples": x if scale.levels is None else scale.quantise(x)}
 
         shards.fill(draw, "sampling")
-        if _distributed.rank() == 0:
+        if rank() == 0:
             shape = _outputs.assemble(out, shards, scale)
             print(f"{n} samples in {out}, of shape {shape}; seed {seed}, the first is number {first}")
-        _distributed.wait()
+        wait()
 
 
 def likelihood(
@@ -154,7 +167,7 @@ def likelihood(
         raise ValueError(f"n is the number of samples, from 1 on; not {n}")
     if csv is not None and not csv.parent.is_dir():
         raise ValueError(f"the folder of {csv} does not exist; make it, or choose another file")
-    with _distributed.joined("cpu"):
+    with joined("cpu"):
         model, scale = _evaluation.opened(run, _place(device))
         x = _evaluation.source_of(scale, data).test[:n]
         options = {"probes": probes, "draws": draws, "sde": sde, "seed": seed, "tolerance": tolerance}
@@ -167,13 +180,13 @@ def likelihood(
             return _evaluation.columns(_evaluation.measured(model, some, scale, first=first, progress=alone, **options))
 
         shards.fill(measure, "likelihood")
-        if _distributed.rank() == 0:
+        if rank() == 0:
             result = _evaluation.summed(_evaluation.of_columns(shards), scale)
             if csv is not None:
                 _outputs.table(csv, result)
             shards.remove()
             print("\n".join([f"{data or scale.name}: {line}" for line in result.sentences()]))
-        _distributed.wait()
+        wait()
 
 
 def summarise(
@@ -201,34 +214,23 @@ def summarise(
     print(f"wrote {numbers['page']}, its pictures and {run / 'report.json'} in {numbers['seconds']:.0f} s")
 
 
-def _trained(model: ScoreModel, source: Dataset, recipe: Recipe, log: Path) -> float:
-    """Trains in place, a line of log every few updates; returns the seconds that it took."""
-    transform = None if source.levels is None else source.dequantised
-    begun, losses = time.perf_counter(), []
-    with log.open("w", encoding="utf-8") as file, tqdm(total=recipe.steps, unit="step", desc="training") as bar:
-        for record in sdekit_diffusion.training(model, source.train, recipe, transform=transform):
-            losses.append(record.loss)
-            bar.update()
-            if record.step % _EVERY == 0 or record.step == recipe.steps:
-                loss, seconds = float(torch.stack(losses).mean()), time.perf_counter() - begun
-                losses.clear()
-                bar.set_postfix(loss=f"{loss:.4f}", lr=f"{record.lr:.1e}", refresh=False)
-                file.write(json.dumps({"step": record.step, "loss": loss, "lr": record.lr, "seconds": seconds}) + "\n")
-    return time.perf_counter() - begun
-
-
-def _prepare(run: Path, overwrite: bool) -> None:
-    """Makes the folder of a run; what an older run left there goes, other files stay."""
-    if run.is_dir() and any(run.iterdir()) and not overwrite:
-        raise ValueError(f"{run} is not empty; choose another folder, or add --overwrite to write over an older run")
+def _prepare(run: Path, overwrite: bool, resume: bool) -> None:
+    """Makes the folder of a run; what an older run left there goes if it is to, other files stay."""
+    if run.is_dir() and any(run.iterdir()) and not (overwrite or resume):
+        raise ValueError(
+            f"{run} is not empty; add --resume to go on with a run, --overwrite to write over it, or choose another folder"
+        )
     run.mkdir(parents=True, exist_ok=True)
-    for name in ("config.json", "weights.safetensors", "report.html", "report.json"):
-        (run / name).unlink(missing_ok=True)
+    if not resume:
+        for path in [run / "config.json", *run.glob("weights-*.safetensors"), run / "report.html", run / "report.json"]:
+            path.unlink(missing_ok=True)
+        for name in ("checkpoints", "progress", "tensorboard"):
+            shutil.rmtree(run / name, ignore_errors=True)
 
 
 def _place(device: str) -> torch.device:
     try:
-        return torch.empty(0, device=_distributed.own(device)).device
+        return torch.empty(0, device=own(device)).device
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"the device {device!r} cannot be used ({str(error).splitlines()[0]}); cpu always can") from error
 
@@ -283,7 +285,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _failed(reason: str, code: int) -> int:
     """Tells the reason, once for all processes that work together."""
-    if _distributed.first_to_fail():
+    if first_to_fail():
         print(f"error: {reason}", file=sys.stderr)
     return code
 

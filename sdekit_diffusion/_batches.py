@@ -1,5 +1,6 @@
 """In which order a training sees its samples: a function of the seed and of nothing else."""
 
+import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from typing import Protocol
@@ -18,7 +19,13 @@ class Rows(Protocol):
 
 
 class AbstractSource(ABC):
-    """Samples for a training, in an endless order that depends on the seed alone: on no batch size, process or worker."""
+    """Samples for a training, in an endless order that depends on the seed alone: on no batch size, process or worker.
+
+    Attributes:
+        fingerprint: what tells these samples from others, when a training is to go on; "" where nothing does.
+    """
+
+    fingerprint: str = ""
 
     @abstractmethod
     def batches(self, size: int, *, seed: int = 0, first: int = 0, part: slice = slice(None)) -> Iterator[Tensor]:
@@ -45,7 +52,10 @@ class Shuffled(AbstractSource):
     def __init__(self, rows: Rows) -> None:
         if len(rows) < 1:
             raise ValueError(f"there are no data to train on: {len(rows)} samples")
-        self.rows = rows
+        self.rows, n = rows, len(rows)
+        some = rows[torch.tensor([0, n // 2, n - 1])].cpu().contiguous()
+        digest = hashlib.sha256(some.view(torch.uint8).numpy().tobytes()).hexdigest()
+        self.fingerprint = f"{n} samples of {some.dtype} {tuple(some.shape[1:])}, sha256 of three {digest[:16]}"
 
     def batches(self, size: int, *, seed: int = 0, first: int = 0, part: slice = slice(None)) -> Iterator[Tensor]:
         n, known, order = len(self.rows), -1, np.empty(0, dtype=np.int64)

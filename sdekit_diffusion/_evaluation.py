@@ -1,9 +1,7 @@
 """What is measured of a run: distances of its samples beside their anchors, and held-out likelihood."""
 
-import platform
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields, replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +13,7 @@ from torch import Tensor
 from sdekit import Exact, Hutchinson, Status
 from sdekit_diffusion import data as datasets
 from sdekit_diffusion._adaptive import AdaptiveFlow
-from sdekit_diffusion._checkpoint import CheckpointError, load, read_config
+from sdekit_diffusion._checkpoint import CheckpointError, load, read_config, versions
 from sdekit_diffusion._diffusion import AbstractDiffusion
 from sdekit_diffusion._likelihood import BitsPerDim, bits_per_dim, log_likelihood
 from sdekit_diffusion._model import ScoreModel
@@ -27,11 +25,6 @@ _DRAWS = 10  # sets over which a distance between data and data is averaged
 _EXACT_UP_TO = 32  # dimensions: up to here the exact trace costs little more than probes
 
 Array = NDArray[Any]
-
-
-def versions() -> dict[str, str]:
-    """Of Python and of what the numbers depend on."""
-    return {"python": platform.python_version()} | {name: version(name) for name in ("sdekit", "torch", "numpy", "scipy")}
 
 
 def opened(run: str | Path, device: torch.device | str = "cpu") -> tuple[ScoreModel, Dataset]:
@@ -173,22 +166,22 @@ def held_out(
     seed: int = 0,
     tolerance: float = 1e-5,
     batch_size: int = 100,
+    progress: bool = True,
 ) -> HeldOut:
-    """Likelihoods of samples `(n, *shape)` under a progress bar; arguments as of `measured`."""
+    """Likelihoods of samples `(n, *shape)`; arguments as of `measured`."""
     bits = measured(
         model, x, scale, probes=probes, draws=draws, sde=sde, seed=seed, tolerance=tolerance, batch_size=batch_size,
-        progress=True,
+        progress=progress,
     )  # fmt: skip
     return summed(bits, scale)
 
 
 def premises(run: str | Path, model: ScoreModel) -> dict[str, str]:
-    """What the numbers of a run depend on besides the settings: its weights and config, the libraries, the kind of device."""
-    config = {name: value for name, value in read_config(run).items() if name != "notes"}
-    device = model.place()[1].type
-    return {"model": digest(config, model.state_dict()), "device": device} | {
-        name: version(name) for name in ("sdekit", "torch")
-    }
+    """What the numbers of a run depend on besides the settings: its model, the libraries, the kind of device."""
+    others, known = ("files", "notes", "sha256", "versions"), versions()
+    described = {name: value for name, value in read_config(run).items() if name not in others}
+    found = {"model": digest(described, model.state_dict()), "device": model.place()[1].type}
+    return found | {name: known[name] for name in ("sdekit", "torch")}
 
 
 def labels_of(source: Dataset) -> tuple[Array, Array] | None:

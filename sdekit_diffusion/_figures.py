@@ -13,6 +13,7 @@ from sdekit import normal
 from sdekit_diffusion._evaluation import Array
 from sdekit_diffusion._flow import span_of
 from sdekit_diffusion._model import ScoreModel
+from sdekit_diffusion._run import METRICS
 from sdekit_diffusion._sample import sample
 from sdekit_diffusion.data import Dataset
 
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-METRICS = "metrics.jsonl"
 _BLUE, _GREY = "#2b6cb0", "#718096"
 RATIO = "σ/α"  # noqa: RUF001
 

@@ -153,6 +153,14 @@ class ScoreModel(nn.Module, AbstractModel):
         model.conditions = {**self.conditions, **conditions}
         return model
 
+    def around(self, net: Callable[..., Tensor]) -> "ScoreModel":
+        """The same model around another network, such as a compiled one."""
+        model = ScoreModel(
+            net, self.sde, self.predicts, shape=self.shape, conditioning=self.conditioning, data_std=self.data_std,
+            data_range=self.data_range,
+        )  # fmt: skip
+        return model.given(**self.conditions)
+
     def rows(self, index: Tensor) -> Self:
         own = {name: v for name, v in self.conditions.items() if isinstance(v, Tensor) and v.ndim}
         if not own:

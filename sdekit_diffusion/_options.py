@@ -78,7 +78,7 @@ class Net:
         given = {option: value for option, value in asdict(self).items() if value is not None and option not in others}
         for option in given:
             if option not in known:
-                raise ValueError(f"--{option} is no option of an {name}; leave it out, or choose another --network")
+                raise ValueError(f"--{option} is no option of {name}; leave it out, or choose another --network")
         given |= {"shape": shape} if "shape" in known else {"channels": shape[0]}
         if "levels" in known and self.levels is None:
             given["levels"] = len(sde.levels)

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 
 from sdekit_diffusion import _figures
-from sdekit_diffusion._atomic import settle, written
 from sdekit_diffusion._evaluation import Array, HeldOut
+from sdekit_diffusion._files import replacing, settle
 from sdekit_diffusion._shards import Shards
 from sdekit_diffusion.data import Dataset
 
@@ -58,7 +58,7 @@ def assemble(out: Path, shards: Shards, scale: Dataset) -> tuple[int, ...]:
         return shape
     parts = (part["samples"] for part in shards)
     if out.suffix:
-        with written(out, beside=shards.folder) as file:
+        with replacing(out) as beside, beside.open("wb") as file:
             _WRITERS[out.suffix](file, parts, shards.n, scale)
     else:
         _images(out, parts, shards, scale)
@@ -69,8 +69,8 @@ def assemble(out: Path, shards: Shards, scale: Dataset) -> tuple[int, ...]:
 def table(csv: Path, result: HeldOut) -> None:
     """The likelihood of each sample, a line each."""
     columns = np.stack([np.arange(len(result.value)), result.value, result.stderr], axis=1)
-    with written(csv) as file:
-        np.savetxt(file, columns, "%.17g", ",", header=f"sample,{result.unit},stderr", comments="")
+    with replacing(csv) as beside:
+        np.savetxt(beside, columns, "%.17g", ",", header=f"sample,{result.unit},stderr", comments="")
 
 
 def _npy(file: BinaryIO, parts: Iterator[Array], n: int, _: Dataset) -> None:

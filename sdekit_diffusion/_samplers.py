@@ -31,6 +31,8 @@ from sdekit_diffusion._discrete import PiecewiseLinear
 from sdekit_diffusion._grids import AbstractGrid, Focused, Native, Span
 from sdekit_diffusion._model import AbstractModel
 
+_LARGEST = 0.99 * math.log(torch.finfo(torch.float64).max)  # of the logarithm of a clock
+
 
 @dataclass(frozen=True, eq=False)
 class Denoising(Clocked):
@@ -70,7 +72,13 @@ def on_clock(
 
 
 def clock_knots(eta: float, span: Span) -> Tensor:
-    """Geometric on the clock (alpha / sigma)^(2 eta^2), the ratio of neighbours at most 4."""
+    """Geometric on the clock (alpha / sigma)^(2 eta^2), the ratio of neighbours at most 4.
+
+    Raises:
+        ValueError: where floats do not hold that clock.
+    """
+    if max(abs(2 * eta**2 * l) for l in span) > _LARGEST:
+        raise ValueError(f"one path on the clock (alpha / sigma)^(2 eta^2) is too long for eta = {eta}; take a smaller one")
     start, stop = (math.exp(2 * eta**2 * l) for l in span)
     return geometric(start, stop, math.ceil(math.log(stop / start, 4)))
 

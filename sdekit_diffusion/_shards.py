@@ -17,8 +17,8 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from sdekit import NotFiniteError, UnfinishedError
-from sdekit_diffusion._atomic import SUFFIX, written
 from sdekit_diffusion._distributed import joined, rank, wait, world
+from sdekit_diffusion._files import PART, replacing
 
 Arrays = dict[str, NDArray[Any]]
 _SETTINGS = "settings"
@@ -92,7 +92,7 @@ class Shards:
 
     def remove(self) -> None:
         """Removes the files, and the folder if nothing else is in it."""
-        for path in [*(self._path(*part) for part in self._parts()), *self.folder.glob("*" + SUFFIX)]:
+        for path in [*(self._path(*part) for part in self._parts()), *self.folder.glob(f".*{PART}")]:
             path.unlink(missing_ok=True)
         with suppress(OSError):
             self.folder.rmdir()
@@ -155,7 +155,7 @@ class Shards:
         return arrays
 
     def _write(self, path: Path, arrays: Arrays) -> None:
-        with written(path) as file, zipfile.ZipFile(file, "w") as archive:
+        with replacing(path) as beside, zipfile.ZipFile(beside, "w") as archive:
             for name, value in {**arrays, _SETTINGS: np.array(json.dumps(self._all()))}.items():
                 with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
                     np.lib.format.write_array(member, value, allow_pickle=False)

@@ -140,7 +140,7 @@ def langevin_step_size(sigmas: Tensor, steps: int) -> float:
         e in NCSNv2's convention, x + alpha s + sqrt(2 alpha) z with alpha = e sigma_i^2 / sigma_L^2; NCSN's is twice that.
 
     Raises:
-        ValueError: for fewer than two levels, levels not in order, or no steps.
+        ValueError: for fewer than two levels, levels not in order or not in a geometric progression, or no steps.
 
     References:
         Song and Ermon 2020, arXiv 2006.09011, technique 4.
@@ -151,6 +151,8 @@ def langevin_step_size(sigmas: Tensor, steps: int) -> float:
             f"a step size needs decreasing positive levels, two or more, and steps >= 1; not {len(sigmas)} levels and {steps}"
         )
     ratio = float(sigmas[0] / sigmas[-1]) ** (1 / (len(sigmas) - 1))
+    if not torch.allclose(sigmas[:-1] / sigmas[1:], sigmas.new_tensor(ratio), rtol=1e-4):
+        raise ValueError("technique 4 is for a geometric progression; take such levels, or give the size of the moves")
 
     def slope(h: float) -> float:
         limit, left = 1 / (1 - 0.5 * h), (1 - h) ** (2 * steps - 1)

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from sdekit_diffusion._checkpoint import read_config
+from sdekit_diffusion._checkpoint import read_config, versions
 from sdekit_diffusion._evaluation import (
     Array,
     against_floor,
@@ -23,7 +23,6 @@ from sdekit_diffusion._evaluation import (
     neighbours,
     opened,
     source_of,
-    versions,
 )
 from sdekit_diffusion._figures import RATIO, denoising, forward, loss_curve, neighbouring, picture, scatter
 from sdekit_diffusion._grids import AbstractGrid

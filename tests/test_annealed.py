@@ -179,7 +179,7 @@ def test_the_levels_are_the_grids(grid):
         MIXTURE,
         2,
         sde="vp",
-        method="ncsnv2",
+        method=AnnealedLangevin(5, 0.1),
         steps=6,
         grid=grid,
         seed=0,

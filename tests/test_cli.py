@@ -1,6 +1,7 @@
 """The command line: a tiny run through every command, and one line for every error."""
 
 import csv
+import hashlib
 import json
 import re
 import sys
@@ -10,7 +11,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from safetensors.torch import save as serialised
 
 from sdekit_diffusion import METHODS, sample
 from sdekit_diffusion import load as load_model
@@ -37,9 +39,29 @@ def moons(tmp_path_factory):
 @pytest.fixture
 def damaged(digits, tmp_path):
     """A copy of the run, to be spoiled."""
-    for name in ("config.json", "weights.safetensors", "metrics.jsonl"):
-        (tmp_path / name).write_bytes((digits / name).read_bytes())
+    for path in digits.iterdir():
+        if path.is_file():
+            (tmp_path / path.name).write_bytes(path.read_bytes())
     return tmp_path
+
+
+def weights_of(run):
+    (path,) = run.glob("weights-*.safetensors")
+    return path
+
+
+def write_config(run, config):
+    """As its writer could have, checksum and all."""
+    rest = {key: value for key, value in config.items() if key != "sha256"}
+    checksum = hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
+    (run / "config.json").write_text(json.dumps(rest | {"sha256": checksum}))
+
+
+def replace_weights(run, content):
+    path, config = weights_of(run), json.loads((run / "config.json").read_text())
+    path.write_bytes(content)
+    config["files"]["weights"]["sha256"] = hashlib.sha256(content).hexdigest()
+    write_config(run, config)
 
 
 def error(capsys, *argv):
@@ -64,7 +86,7 @@ def test_train_writes_a_run(digits):
     config = json.loads((digits / "config.json").read_text())
     assert config["notes"]["data"] == {"name": "digits", "levels": 17, "low": -1.0, "high": 1.0}
     assert (config["notes"]["recipe"]["steps"], config["notes"]["recipe"]["seed"]) == (12, 3)
-    assert config["notes"]["versions"]["torch"].split("+")[0] == torch.__version__.split("+")[0]
+    assert config["versions"]["torch"].split("+")[0] == torch.__version__.split("+")[0]
     assert (config["sde"]["name"], config["shape"], config["conditioning"]) == ("subvp", [1, 8, 8], "log_snr")
     levels = load("digits").train.double()
     assert config["data_std"] == pytest.approx(float((2 * (levels + 0.5) / 17 - 1).square().mean().sqrt()), rel=1e-5)
@@ -75,12 +97,12 @@ def test_train_writes_a_run(digits):
 
 
 def test_training_depends_on_the_seed_alone(digits, tmp_path):
-    weights = load_file(digits / "weights.safetensors")
+    weights = load_file(weights_of(digits))
     for seed, same in (("3", True), ("4", False)):
         torch.manual_seed(int(seed) + 100)
         run = tmp_path / seed
         assert main(["train", str(run), "--data", "digits", "--width", "8", "--seed", seed, *TRAIN]) == 0
-        again = load_file(run / "weights.safetensors")
+        again = load_file(weights_of(run))
         assert all(torch.equal(again[name], weights[name]) for name in weights) is same
 
 
@@ -290,22 +312,22 @@ def test_a_damaged_config(damaged, text, capsys):
 def test_a_config_without_notes(damaged, capsys):
     config = json.loads((damaged / "config.json").read_text())
     for notes in ({}, {"data": {"name": "digits"}}, None):
-        (damaged / "config.json").write_text(json.dumps(config | {"notes": notes}))
+        write_config(damaged, config | {"notes": notes})
         assert "what data" in error(capsys, "sample", damaged)
 
 
 def test_damaged_weights(damaged, moons, capsys):
-    save_file({"first.weight": torch.zeros(3)}, damaged / "weights.safetensors")
+    replace_weights(damaged, serialised({"first.weight": torch.zeros(3)}))
     assert "another network" in error(capsys, "sample", damaged)
-    (damaged / "weights.safetensors").write_bytes((moons / "weights.safetensors").read_bytes())
+    replace_weights(damaged, weights_of(moons).read_bytes())
     assert "another network" in error(capsys, "report", damaged)
-    (damaged / "weights.safetensors").write_bytes(b"\xff" * 40)
-    assert "damaged" in error(capsys, "likelihood", damaged)
+    weights_of(damaged).write_bytes(b"\xff" * 40)
+    assert "checksum" in error(capsys, "likelihood", damaged)
 
 
 def test_weights_that_are_not_finite(damaged, capsys):
-    weights = {name: torch.full_like(value, torch.nan) for name, value in load_file(damaged / "weights.safetensors").items()}
-    save_file(weights, damaged / "weights.safetensors")
+    weights = {name: torch.full_like(value, torch.nan) for name, value in load_file(weights_of(damaged)).items()}
+    replace_weights(damaged, serialised(weights))
     assert "not finite" in error(capsys, "sample", damaged, "--n", "2", "--steps", "3")
 
 

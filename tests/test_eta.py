@@ -18,11 +18,14 @@ from sdekit import (
     SRA1,
     AdamsBashforth,
     AdamsMoulton,
+    BrownianPath,
     ClockedHeun,
     DPMSolver,
     DPMSolverSingle,
     Heun,
+    PIDController,
     PiecewiseClocked,
+    ShARK,
     UniPC,
     WhiteNoise,
     solve,
@@ -208,3 +211,10 @@ def test_exponents_out_of_order_are_refused():
     for log_a, log_q in ((-l, l), (l, -l)):
         with pytest.raises(ValueError, match="log_a must increase, and log_q must not decrease"):
             PiecewiseClocked(lambda l, x: x, lambda l: 1.0, l, log_a, log_q)
+
+
+def test_steps_of_each_sample_are_refused():
+    problem = on_steps(LINE, VPSDE(), Constant(1.0), uniform(-1.0, 2.0, 6))
+    control, noise = PIDController(1e-3, 1e-3), BrownianPath(0, (-1.0, 2.0))
+    with pytest.raises(ValueError, match="each sample cannot have its own; use Clocked"):
+        solve(problem, torch.zeros(2, 1, dtype=torch.float64), [-1.0, 2.0], solver=ShARK(), control=control, noise=noise)

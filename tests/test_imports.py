@@ -38,7 +38,7 @@ SDEKIT = [
     {""},
 ]
 DIFFUSION = [
-    {"nets._embedding", "_atomic", "_batches", "_counters", "_decoder", "_distributed", "metrics._points"},
+    {"nets._embedding", "_batches", "_counters", "_decoder", "_distributed", "_files", "metrics._points"},
     {"nets._mlp", "nets._refinenet", "nets._unet"}
     | {"metrics._distances", "metrics._features", "metrics._floor", "metrics._inception", "metrics._modes"}
     | {"metrics._neighbours"},
@@ -48,16 +48,16 @@ DIFFUSION = [
     {"_schedules"},
     {"_model"},
     {"_mixture", "_flow", "_loss", "_grids", "_check", "_pretrained", "_techniques"},
-    {"_samplers", "_empirical"},
-    {"_adapted", "_adaptive", "_annealed", "_ddim", "_edm"},
-    {"_methods", "_ncsn"},
-    {"_sample", "_train", "_checkpoint"},
+    {"_samplers", "_empirical", "_recipe", "_checkpoint"},
+    {"_adapted", "_adaptive", "_annealed", "_ddim", "_edm", "_training"},
+    {"_methods", "_ncsn", "_run"},
+    {"_sample", "_fit"},
     {"_likelihood", "_bound", "_between"},
     {"_latent"},
     {""},
     {"_evaluation", "_options"},
     {"_figures"},
-    {"report", "_outputs"},
+    {"report", "_outputs", "_watch"},
     {"__main__"},
 ]
 
@@ -143,12 +143,12 @@ def test_public_names_of_sdekit_diffusion():
         sdekit_diffusion.__all__
         == """
         DDIM DDPM DIFFUSIONS EDM EDMSDE GRIDS METHODS NCSN VESDE VPSDE AbstractDiffusion AbstractGrid AbstractMethod
-        AbstractModel Adapted AdaptiveFlow AdaptiveSDE AnnealedLangevin BitsPerDim CheckpointError CosineVPSDE Descent
-        EmpiricalMixture Equidistributed Focused GaussianMixture GeometricInSigma InTime Karras ModelCheck NCSNSettings Native
-        OnClock Quadratic Recipe Record RectifiedFlow ScoreModel Shards SubVPSDE UniformInLogSNR UniformInTime VariationalBound
-        bits_per_dim check_model cosine_betas data decode dsm_loss encode fit from_diffusers geometric_sigmas interpolate
-        langevin_step_size linear_betas load log_likelihood max_pairwise_distance metrics ncsnv2_settings nets
-        sample sample_between save training variational_bound
+        AbstractModel AbstractSource Adapted AdaptiveFlow AdaptiveSDE AnnealedLangevin BitsPerDim CheckpointError CosineVPSDE
+        Descent EmpiricalMixture Equidistributed Focused GaussianMixture GeometricInSigma InTime Karras Log ModelCheck
+        NCSNSettings Native OnClock Quadratic Recipe Record RectifiedFlow ScoreModel Shards SubVPSDE Training UniformInLogSNR
+        UniformInTime VariationalBound bits_per_dim check_model cosine_betas data decode dsm_loss encode fit from_diffusers
+        geometric_sigmas interpolate langevin_step_size linear_betas load log_likelihood max_pairwise_distance metrics
+        ncsnv2_settings nets sample sample_between save validation_loss variational_bound
     """.split()
     )
     assert all(hasattr(sdekit_diffusion, name) for name in sdekit_diffusion.__all__)

@@ -94,6 +94,7 @@ def test_what_has_no_path():
         (InTime(AdamsBashforth(1), eta=0.0), "without noise there is none"),
         ("pc", "corrector draws anew"),
         (corrected, "corrector draws anew"),
+        (OnClock(AdamsBashforth(1), eta=8.0), "too long for eta = 8"),
     ):
         with pytest.raises(ValueError, match=message):
             sample(MIXTURE, 2, sde="vp", method=method, steps=30 if method != "ode" else None, noise="path")

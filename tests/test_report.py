@@ -18,7 +18,7 @@ def saved(folder, source, net, steps=8):
     torch.manual_seed(0)
     model = sd.ScoreModel(net, "subvp", shape=tuple(source.train.shape[1:]), conditioning="log_snr", data_std=0.7)
     transform = None if source.levels is None else source.dequantised
-    records = list(sd.training(model, source.train, sd.Recipe(steps=steps, batch_size=16), transform=transform))
+    records = list(sd.Training(model, source.train, sd.Recipe(steps=steps, batch_size=16), transform=transform))
     scale = {"name": source.name, "levels": source.levels, "low": source.low, "high": source.high}
     sd.save(model, folder, {"data": scale})
     lines = [json.dumps({"step": r.step, "loss": float(r.loss), "lr": r.lr, "seconds": 0.0}) for r in records]

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from PIL import Image
 from torch.distributed import TCPStore
 
 import sdekit_diffusion as sd
-from sdekit_diffusion import _atomic, _evaluation, nets
+from sdekit_diffusion import _evaluation, _files, nets
 from sdekit_diffusion.__main__ import main
 
 SAMPLE = ("--n", "23", "--batch-size", "4", "--steps", "6", "--seed", "5")
@@ -354,7 +355,7 @@ def failing(function, after, code):
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EIO])
 @pytest.mark.parametrize(
     ("place", "name", "after"),
-    [(Path, "open", 1), (np.lib.format, "write_array", 4), (os, "fsync", 2), (os, "fsync", 3), (os, "replace", 1)],
+    [(zipfile, "ZipFile", 1), (np.lib.format, "write_array", 4), (os, "fsync", 2), (os, "fsync", 3), (os, "replace", 1)],
 )
 def test_faults_leave_what_was_there(shards, place, name, after, code, monkeypatch):
     """The second part fails; `fsync` is called for a file and for its folder."""
@@ -376,15 +377,15 @@ def test_a_file_keeps_its_old_content(tmp_path):
     path.write_bytes(b"old")
 
     def interrupted():
-        with _atomic.written(path) as file:
-            file.write(b"new")
+        with _files.replacing(path) as beside:
+            beside.write_bytes(b"new")
             raise KeyError
 
     with pytest.raises(KeyError):
         interrupted()
     assert path.read_bytes() == b"old"
-    with _atomic.written(path) as file:
-        file.write(b"new")
+    with _files.replacing(path) as beside:
+        beside.write_bytes(b"new")
         assert path.read_bytes() == b"old"
     assert path.read_bytes() == b"new"
     assert list(tmp_path.iterdir()) == [path]

@@ -121,6 +121,7 @@ def test_settings_from_data():
         (lambda: geometric_sigmas(64, 1.0, overlap=0.999), "between 0 and 0.997"),
         (lambda: langevin_step_size(torch.tensor([0.01, 1.0]), 5), "decreasing positive levels"),
         (lambda: langevin_step_size(torch.tensor([1.0, 0.01]), 0), "steps >= 1"),
+        (lambda: langevin_step_size(torch.tensor([1.0, 0.5, 0.1]), 5), "geometric progression"),
         (lambda: ncsnv2_settings(64), "pass the data, or sigma_max"),
     ],
 )

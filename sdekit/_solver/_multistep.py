@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import repeat
 from typing import ClassVar, Literal, Self, get_args
 
 import numpy as np
@@ -88,15 +89,14 @@ class AbstractMultistep(AbstractPlanned):
     def _rows(self, problem: AbstractSDE, nodes: np.ndarray, begins: np.ndarray, ends: np.ndarray) -> dict[float, Row]:
         """Steps with the same number of values, by their t_0."""
         size, times = nodes.shape[1], begins.tolist()
-        predicted = map(tuple, problem.quadrature(self.rule, nodes, begins, ends).tolist())
+        predicted = zip(*problem.quadrature(self.rule, nodes, begins, ends).T.tolist(), strict=True)
         if not self.corrects:
             kept = tuple(range(min(self.k - 1, size)))
-            return {t: Row(False, (), weights, kept) for t, weights in zip(times, predicted, strict=True)}
+            return dict(zip(times, map(Row, repeat(False), repeat(()), predicted, repeat(kept)), strict=True))
         stages = [(stage,) for stage in zip(ends.tolist(), predicted, strict=True)]
         nodes, kept = np.column_stack([ends, nodes]), tuple(range(min(self.k, size + 1)))
-        corrected = map(tuple, problem.quadrature(self.rule, nodes, begins, ends).tolist())
-        rows = zip(times, stages, corrected, strict=True)
-        return {t: Row(True, stage, weights, kept) for t, stage, weights in rows}
+        corrected = zip(*problem.quadrature(self.rule, nodes, begins, ends).T.tolist(), strict=True)
+        return dict(zip(times, map(Row, repeat(True), stages, corrected, repeat(kept)), strict=True))
 
     def _first(self, problem: AbstractSDE, begin: Sequence[float], end: float) -> Row:
         """The first step as a Runge-Kutta method: its error, made once, must fall as fast as all later ones together.

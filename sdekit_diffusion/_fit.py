@@ -1,0 +1,124 @@
+"""A training to its end, and what is measured on the way."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from sdekit import uniform01
+from sdekit_diffusion._batches import AbstractSource, Rows
+from sdekit_diffusion._counters import DEQUANTISATION
+from sdekit_diffusion._distributed import rank, wait
+from sdekit_diffusion._loss import dsm_loss
+from sdekit_diffusion._model import ScoreModel
+from sdekit_diffusion._recipe import Recipe
+from sdekit_diffusion._run import Log, Run
+from sdekit_diffusion._training import Record, Training, Transform
+
+_BAR = 50  # updates between two losses on the bar
+_TOGETHER = 250  # samples of a validation loss that are evaluated together
+
+Measure = Callable[[ScoreModel, int], Mapping[str, float]]
+
+
+def fit(
+    model: ScoreModel,
+    data: Rows | AbstractSource,
+    recipe: Recipe | None = None,
+    *,
+    transform: Transform | None = None,
+    folder: str | Path | None = None,
+    resume: bool = False,
+    log: Log | None = None,
+    measures: Sequence[tuple[int, Measure]] = (),
+    notes: Mapping[str, Any] | None = None,
+    callback: Callable[[Record], None] | None = None,
+    progress: bool = True,
+) -> list[Record]:
+    """Trains a model in place to the end of the recipe, with a progress bar, and returns the records.
+
+    With a folder, checkpoints and metrics.jsonl are written there, and in the end the model, for `load`. A run that came to an
+    end too soon, be it by a loss of power, goes on from its newest sound checkpoint with resume=True; on the CPU its weights
+    and lines are those of a run without a break, but for the seconds. In a process group all processes train together and the
+    first one writes.
+
+    Arguments:
+        model, data, recipe, transform: as for `Training`, which gives the records one by one; errors as there.
+        folder: of the run.
+        resume: go on where the run in the folder stopped, or begin where there is none.
+        log: how often to write what.
+        measures: pairs of a number of updates and what to find each time that so many are done, and at the end: a function of
+            the model with averaged weights and of the step that returns numbers by name for metrics.jsonl, or none; such as
+            `validation_loss`.
+        notes: what to save with the model, as JSON.
+        callback: called with each record.
+        progress: show a bar.
+
+    Returns:
+        the records, from where it began or went on.
+
+    Raises:
+        CheckpointError: when all checkpoints to go on from are damaged.
+        ValueError: when the folder holds a run and resume is false, or the run is of another recipe or other data.
+        OSError: when the folder cannot be written to; its checkpoints are then as they were.
+    """
+    training, records = Training(model, data, recipe, transform=transform), []
+    run = None if folder is None else Run(Path(folder), training, log or Log(), notes or {}, resume)
+    bar = tqdm(
+        total=training.recipe.steps, initial=training.step, disable=not progress or rank() > 0, unit="step", desc="training"
+    )
+    with bar:
+        for record in training:
+            records.append(record)
+            bar.update()
+            if record.step % _BAR == 0:
+                bar.set_postfix(loss=f"{float(torch.stack([r.loss for r in records[-_BAR:]]).mean()):.4f}", refresh=False)
+            if callback is not None:
+                callback(record)
+            found = _found(training, measures)
+            if run is not None:
+                run.note(record, found)
+    if run is not None:
+        run.end()
+    return records
+
+
+def _found(training: Training, measures: Sequence[tuple[int, Measure]]) -> dict[str, float]:
+    """What is due after this update, found by the first process; the others wait."""
+    due = [measure for every, measure in measures if training.step % every == 0 or training.step == training.recipe.steps]
+    found = {}
+    if due and rank() == 0:
+        with training.averaged() as model:
+            for measure in due:
+                found |= measure(model, training.step)
+    if due:
+        wait()
+    return found
+
+
+def validation_loss(x: Tensor, recipe: Recipe | None = None, *, transform: Transform | None = None) -> Measure:
+    """The mean of `dsm_loss` over held-out samples `(n, *shape)` as a measure of `fit`, on the same noise each time.
+
+    With it `fit` keeps the checkpoint where it was least. recipe and transform are those of the training.
+    """
+    recipe = recipe or Recipe()
+
+    def found(model: ScoreModel, step: int) -> dict[str, float]:
+        (dtype, device), total = model.place(), 0.0
+        for first in range(0, len(x), _TOGETHER):
+            batch = x[first : first + _TOGETHER].to(device)
+            if transform is not None:
+                index = torch.arange(first, first + len(batch), device=device)
+                batch = transform(batch, uniform01(recipe.seed, index, tuple(x.shape[1:]), counter=DEQUANTISATION))
+            with torch.no_grad():
+                loss = dsm_loss(
+                    model, batch.to(dtype), weighting=recipe.weighting, discrete=recipe.discrete, end=recipe.end,
+                    seed=recipe.seed, first=first,
+                )  # fmt: skip
+            total += float(loss.sum())
+        return {"validation_loss": total / len(x)}
+
+    return found

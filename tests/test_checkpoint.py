@@ -1,0 +1,314 @@
+"""Checkpoints: what comes back, that nothing wrong does, and that the old or the new one is always there."""
+
+import errno
+import hashlib
+import json
+import os
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from sdekit_diffusion import (
+    NCSN,
+    VESDE,
+    VPSDE,
+    CheckpointError,
+    Log,
+    Recipe,
+    ScoreModel,
+    SubVPSDE,
+    fit,
+    load,
+    nets,
+    sample,
+    save,
+)
+
+
+def model(sde="vp", seed=0, **settings):
+    torch.manual_seed(seed)
+    return ScoreModel(nets.MLP(shape=(2,), width=16, depth=1), sde, shape=(2,), **settings)
+
+
+def weights(folder):
+    (path,) = folder.glob("weights-*.safetensors")
+    return path
+
+
+def reseal(folder, **changes):
+    """Changes a config as its writer could have, checksum and all."""
+    path = folder / "config.json"
+    config = {**json.loads(path.read_text()), **changes}
+    del config["sha256"]
+    config["sha256"] = hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()
+    path.write_text(json.dumps(config))
+
+
+def replace_weights(folder, content):
+    path = weights(folder)
+    path.write_bytes(content)
+    reseal(folder, files={"weights": {"name": path.name, "sha256": hashlib.sha256(content).hexdigest()}})
+
+
+def test_a_diffusion_of_your_own_needs_a_name_to_be_saved(tmp_path):
+    class Mine(VPSDE):
+        pass
+
+    own = model(Mine())
+    with pytest.raises(TypeError, match=r"DIFFUSIONS\['mine'\] = Mine"):
+        save(own, tmp_path)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_round_trip(tmp_path, dtype):
+    a = model(SubVPSDE(0.2, 10.0), predicts="velocity", conditioning="log_snr", data_std=0.7).to(dtype)
+    save(a, tmp_path / "run", {"data": "toy"})
+    b = load(tmp_path / "run")
+    assert (b.sde, b.predicts, b.conditioning, b.shape, b.data_std) == (a.sde, "velocity", "log_snr", (2,), 0.7)
+    assert b.place()[0] == dtype
+    assert torch.equal(sample(a, 3, seed=1, steps=3), sample(b, 3, seed=1, steps=3))
+    assert sorted((tmp_path / "run").iterdir()) == [tmp_path / "run" / "config.json", weights(tmp_path / "run")]
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["notes"] == {"data": "toy"}
+
+
+def test_unet_and_own_networks(tmp_path):
+    unet = ScoreModel(nets.UNet(channels=1, width=8, multipliers=(1, 2)), VESDE(exact=False), shape=(1, 8, 8))
+    save(unet, tmp_path / "unet")
+    again = load(tmp_path / "unet")
+    assert again.sde == VESDE(exact=False)
+    x = torch.zeros(2, 1, 8, 8)
+    assert torch.equal(again.denoise(0.5, x), unet.eval().denoise(0.5, x))
+    own = ScoreModel(nn.Bilinear(2, 1, 2), "vp", shape=(2,))
+    save(own, tmp_path / "own")
+    with pytest.raises(CheckpointError, match=r"pass it as load\(..., net=...\)"):
+        load(tmp_path / "own")
+    filled = load(tmp_path / "own", net=nn.Bilinear(2, 1, 2))
+    assert torch.equal(filled.net.weight, own.net.weight)
+    with pytest.raises(TypeError, match="plain function"):
+        save(ScoreModel(lambda x, t: x, "vp"), tmp_path / "function")
+
+
+@pytest.mark.parametrize(
+    "net", [nets.NCSNv2(1, 4, (1, 2), (1, 2)), nets.NCSN(1, 4, (1, 2), (1, 1), levels=3)], ids=["v2", "v1"]
+)
+def test_refinenets_labels_and_ranges(tmp_path, net):
+    a = ScoreModel(net, NCSN([10.0, 1.0, 0.1]), "noise", shape=(1, 8, 8), conditioning=(2, 3), data_range=(-1, 1)).eval()
+    save(a, tmp_path / "run")
+    b = load(tmp_path / "run")
+    assert (b.sde, b.conditioning, b.data_range, b.net.config) == (a.sde, (2.0, 3.0), (-1.0, 1.0), net.config)
+    assert torch.equal(sample(a, 2, seed=1, steps=3), sample(b, 2, seed=1, steps=3))
+
+
+def damage(path, what):
+    if what == "missing":
+        path.unlink()
+    elif what == "truncated":
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    elif what == "garbage":
+        path.write_bytes(b"\x80\x04garbage" * 20)
+    elif what == "empty":
+        path.write_bytes(b"")
+    elif what == "flipped":
+        content = bytearray(path.read_bytes())
+        content[len(content) // 2] ^= 1
+        path.write_bytes(content)
+
+
+@pytest.mark.parametrize("file", ["config.json", "weights-*.safetensors"])
+@pytest.mark.parametrize("what", ["missing", "truncated", "garbage", "empty", "flipped"])
+def test_damaged_checkpoints_say_so(tmp_path, file, what):
+    save(model(), tmp_path)
+    (path,) = tmp_path.glob(file)
+    damage(path, what)
+    with pytest.raises(CheckpointError, match=path.name):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"format": "other"},
+        {"sde": {"name": "ddim"}},
+        {"sde": {"name": "ddpm", "betas": [0.1, 2.0]}},
+        {"sde": {"name": "vp", "gamma": 1}},
+        {"net": {"class": "MLP", "config": {"wdth": 3}}},
+        {"net": {"class": "os.system", "config": {}}},
+        {"dtype": "int8"},
+        {"predicts": "nothing"},
+        {"shape": 3},
+    ],
+)
+def test_foreign_configs_say_so(tmp_path, change):
+    save(model(), tmp_path)
+    reseal(tmp_path, **change)
+    with pytest.raises(CheckpointError):
+        load(tmp_path)
+
+
+def test_weights_of_another_network(tmp_path):
+    save(model(), tmp_path / "a")
+    torch.manual_seed(0)
+    save(ScoreModel(nets.MLP(shape=(2,), width=24, depth=1), "vp", shape=(2,)), tmp_path / "b")
+    with pytest.raises(CheckpointError, match="weights of another network"):
+        load(tmp_path / "a", net=nets.MLP(shape=(2,), width=24, depth=1))
+    replace_weights(tmp_path / "a", weights(tmp_path / "b").read_bytes())
+    with pytest.raises(CheckpointError, match="weights of another network"):
+        load(tmp_path / "a")
+
+
+def test_pickles_are_never_loaded(tmp_path):
+    save(model(), tmp_path)
+    torch.save({"a": torch.zeros(2)}, tmp_path / "pickle")
+    replace_weights(tmp_path, (tmp_path / "pickle").read_bytes())
+    with pytest.raises(CheckpointError, match="not a readable safetensors file"):
+        load(tmp_path)
+
+
+def test_saving_again_replaces(tmp_path):
+    """One file of weights stays, and what other programs put there."""
+    save(model(), tmp_path)
+    (tmp_path / "report.html").write_text("mine")
+    save(model(seed=1), tmp_path, {"n": 2})
+    assert sorted(tmp_path.iterdir()) == sorted([tmp_path / "config.json", tmp_path / "report.html", weights(tmp_path)])
+    assert all(torch.equal(a, b) for a, b in zip(load(tmp_path).parameters(), model(seed=1).parameters(), strict=True))
+
+
+class Crash(BaseException):
+    """What nothing handles, as a loss of power would not be."""
+
+
+@pytest.mark.parametrize(
+    "fault", [OSError(errno.ENOSPC, "No space left on device"), OSError(errno.EROFS, "Read-only"), Crash()]
+)
+@pytest.mark.parametrize("before", [False, True])
+def test_faults_at_every_operation_leave_the_old_or_the_new_checkpoint(tmp_path, monkeypatch, fault, before):
+    """Each write, fsync, rename and removal of a save fails in turn, before or after it was done; the next save succeeds."""
+    operations = [
+        (os, "fsync"),
+        (os, "replace"),
+        (os, "unlink"),
+        (type(tmp_path), "write_bytes"),
+        (type(tmp_path), "write_text"),
+    ]
+    old, new, outcomes, k = model(), model(seed=1), [], 0
+    while True:
+        folder, count = tmp_path / f"{k}", 0
+        save(old, folder, {"which": "old"})
+
+        def failing(real, k=k):
+            def operation(*arguments, **options):
+                nonlocal count
+                count += 1
+                if count != k + 1:
+                    return real(*arguments, **options)
+                if not before:
+                    real(*arguments, **options)
+                raise fault
+
+            return operation
+
+        with monkeypatch.context() as patch:
+            for owner, name in operations:
+                patch.setattr(owner, name, failing(getattr(owner, name)))
+            try:
+                save(new, folder, {"which": "new"})
+                failed = False
+            except type(fault):
+                failed = True
+        which = json.loads((folder / "config.json").read_text())["notes"]["which"]
+        expected = {"old": old, "new": new}[which]
+        assert all(torch.equal(a, b) for a, b in zip(load(folder).parameters(), expected.parameters(), strict=True))
+        save(new, folder)
+        assert sorted(folder.iterdir()) == [folder / "config.json", weights(folder)]
+        if not failed:
+            break
+        outcomes.append(which)
+        k += 1
+    assert outcomes[0] == "old"
+    assert outcomes == sorted(outcomes, reverse=True)
+    assert len(outcomes) >= 8
+
+
+def test_a_full_disk_is_an_error_and_leaves_no_litter(tmp_path, monkeypatch):
+    save(model(), tmp_path)
+    before = sorted(tmp_path.iterdir())
+
+    def full(*arguments):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(type(tmp_path), "write_bytes", full)
+    with pytest.raises(OSError, match="No space left"):
+        save(model(seed=1), tmp_path)
+    assert sorted(tmp_path.iterdir()) == before
+
+
+# Checkpoints of a run
+
+
+RECIPE = Recipe(steps=40, batch_size=8, warmup=3, ema=(0.9, 0.5))
+DATA = torch.randn(50, 2, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture
+def run(tmp_path):
+    fit(model(), DATA, RECIPE, folder=tmp_path, log=Log(save_every=10), progress=False)
+    return tmp_path
+
+
+def test_the_newest_are_kept_and_the_best(tmp_path):
+    """Three of four, and that of the least validation loss where it would go."""
+    losses = iter([4.0, 1.0, 3.0, 2.0, 5.0])
+    fit(
+        model(), DATA, Recipe(steps=50, batch_size=8), folder=tmp_path, log=Log(save_every=10, keep=2), progress=False,
+        measures=[(10, lambda model, step: {"validation_loss": next(losses)})],
+    )  # fmt: skip
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["00000020", "00000040", "00000050"]
+
+
+def test_a_damaged_checkpoint_is_warned_of_and_the_one_before_is_used(run):
+    final = load(run)
+    damage(next((run / "checkpoints" / "00000040").glob("training-*")), "truncated")
+    damage(run / "checkpoints" / "00000030" / "config.json", "flipped")
+    with pytest.warns(RuntimeWarning, match="the one before it is used") as warned:
+        records = fit(model(), DATA, RECIPE, folder=run, resume=True, log=Log(save_every=10), progress=False)
+    assert len([w for w in warned if "the one before" in str(w.message)]) == 2
+    assert [record.step for record in records] == list(range(21, 41))
+    assert all(torch.equal(a, b) for a, b in zip(load(run).parameters(), final.parameters(), strict=True))
+
+
+def test_no_sound_checkpoint_is_an_error(run):
+    for path in (run / "checkpoints").iterdir():
+        damage(path / "config.json", "truncated")
+    with pytest.warns(RuntimeWarning), pytest.raises(CheckpointError, match="all checkpoints"):
+        fit(model(), DATA, RECIPE, folder=run, resume=True, progress=False)
+
+
+def test_a_checkpoint_that_was_never_finished_is_none(run):
+    """The config is written last: without it a folder is not looked at, and goes with the next checkpoint."""
+    litter = run / "checkpoints" / "00000035"
+    litter.mkdir()
+    (litter / "weights-0.safetensors").write_bytes(b"half")
+    fit(model(), DATA, RECIPE, folder=run, resume=True, progress=False)
+    (run / "config.json").unlink()
+    assert load(run).place()[0] == torch.float32
+
+
+def test_a_run_that_is_not_over_loads_its_newest_checkpoint_and_any_average(run):
+    state = load_file(next((run / "checkpoints" / "00000040").glob("training-*")))
+    for ema, prefix in ((0.9, "average.0."), (0.5, "average.1."), (0, "model."), (None, "average.0.")):
+        loaded = load(run, ema=ema)
+        assert all(torch.equal(state[prefix + name], value) for name, value in loaded.named_parameters())
+    with pytest.raises(CheckpointError, match=r"no average of decay 0.7; choose one of 0.9, 0.5, or 0"):
+        load(run, ema=0.7)
+    (run / "config.json").unlink()
+    (run / "checkpoints" / "00000040" / "config.json").unlink()
+    state = load_file(next((run / "checkpoints" / "00000030").glob("training-*")))
+    assert all(torch.equal(state["average.0." + name], value) for name, value in load(run).named_parameters())
+
+
+def test_a_checkpoint_holds_config_and_versions(run):
+    config = json.loads((run / "checkpoints" / "00000040" / "config.json").read_text())
+    assert config["versions"]["torch"].split("+")[0] == torch.__version__.split("+")[0]
+    assert (config["notes"]["recipe"]["steps"], config["notes"]["step"], config["notes"]["decays"]) == (40, 40, [0.9, 0.5])

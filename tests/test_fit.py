@@ -1,0 +1,391 @@
+"""A training to its end: that it goes on bit for bit, alone and with others, and what it writes and measures."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from torch import distributed, nn
+
+from sdekit_diffusion import Log, Recipe, ScoreModel, Training, dsm_loss, fit, load, nets, validation_loss
+from sdekit_diffusion.__main__ import main
+from sdekit_diffusion._batches import AbstractSource, Shuffled
+
+RECIPE = Recipe(steps=24, batch_size=10, warmup=3, ema=(0.9, 0.5))
+DATA = torch.randn(50, 2, generator=torch.Generator().manual_seed(0))
+LOG = Log(log_every=4, save_every=6)
+
+
+class Dropping(nn.Module):
+    """An MLP with dropout, in which torch's own generator has a say."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(3, 16), nn.SiLU(), nn.Dropout(0.3), nn.Linear(16, 2))
+
+    def forward(self, x, t):
+        return self.layers(torch.cat([x, t[:, None]], dim=1))
+
+
+def model(net=Dropping):
+    torch.manual_seed(0)
+    return ScoreModel(net(), "vp", shape=(2,))
+
+
+def mlp():
+    return nets.MLP(shape=(2,), width=16, depth=1)
+
+
+def equal(a, b):
+    return all(torch.equal(x, y) for x, y in zip(a.parameters(), b.parameters(), strict=True))
+
+
+def lines(folder):
+    """metrics.jsonl but for the seconds."""
+    found = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in line.items() if name != "seconds"} for line in found]
+
+
+# Going on
+
+
+@pytest.mark.parametrize("step", [0, 1, 7, 24])
+def test_a_state_goes_on_bit_for_bit(step):
+    """After any update, dropout and several averages included; what torch's generator does in between does not matter."""
+    whole, stopped, other = model(), model(), model()
+    losses = [record.loss for record in Training(whole, DATA, RECIPE)]
+    training = Training(stopped, DATA, RECIPE)
+    for _ in range(step):
+        next(training)
+    state = training.state_dict()
+    torch.manual_seed(77)
+    going = Training(other, DATA, RECIPE)
+    going.load_state_dict(state)
+    assert going.step == step
+    rest = [record.loss for record in going]
+    assert torch.equal(torch.stack(losses), torch.stack([*losses[:step], *rest]))
+    assert equal(other, whole)
+    assert not other.training
+
+
+def test_states_of_other_trainings_are_refused():
+    training = Training(model(), DATA, RECIPE)
+    next(training)
+    state = training.state_dict()
+    with pytest.raises(ValueError, match="not of such a training"):
+        Training(model(mlp), DATA, RECIPE).load_state_dict(state)
+    with pytest.raises(ValueError, match=r"average\.2"):
+        Training(model(), DATA, Recipe(ema=(0.9, 0.5, 0.1))).load_state_dict(state)
+    list(training)
+    with pytest.raises(ValueError, match="the training is over"):
+        training.state_dict()
+
+
+class Stop(BaseException):
+    """What ends a run too soon."""
+
+
+@pytest.mark.parametrize("at", [3, 6, 11, 23])
+def test_a_run_goes_on_from_its_newest_checkpoint(tmp_path, at):
+    """Weights, lines and checkpoints are those of a run without a break; a line that was cut in two is dropped."""
+    fit(model(), DATA, RECIPE, folder=tmp_path / "whole", log=LOG, progress=False)
+
+    def stop(record):
+        if record.step == at:
+            raise Stop
+
+    run = tmp_path / "stopped"
+    with pytest.raises(Stop):
+        fit(model(), DATA, RECIPE, folder=run, log=LOG, callback=stop, progress=False)
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 3, "lo')
+    trained = model()
+    records = fit(trained, DATA, RECIPE, folder=run, resume=True, log=LOG, progress=False)
+    assert records[0].step == (at - 1) // 6 * 6 + 1
+    assert lines(run) == lines(tmp_path / "whole")
+    for part in ("", "checkpoints/00000024", "checkpoints/00000012"):
+        ours, theirs = (sorted(p.name for p in (folder / part).glob("*.safetensors")) for folder in (run, tmp_path / "whole"))
+        assert ours == theirs  # named by their content
+    assert equal(load(run, net=Dropping()), trained)
+    seconds = [json.loads(line)["seconds"] for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert seconds == sorted(seconds)
+
+
+def test_runs_that_differ_are_refused(tmp_path):
+    fit(model(), DATA, RECIPE, folder=tmp_path, log=LOG, progress=False)
+    with pytest.raises(ValueError, match="holds checkpoints of a run; go on with resume=True"):
+        fit(model(), DATA, RECIPE, folder=tmp_path, progress=False)
+    with pytest.raises(ValueError, match=r"begun with lr = 0\.002, not 0\.1"):
+        fit(model(), DATA, Recipe(steps=24, batch_size=10, warmup=3, ema=(0.9, 0.5), lr=0.1), folder=tmp_path, resume=True)
+    with pytest.raises(ValueError, match="on other data"):
+        fit(model(), DATA[1:], RECIPE, folder=tmp_path, resume=True)
+    with pytest.raises(ValueError, match="start at 1"):
+        Log(save_every=0)
+
+
+def written(run):
+    """Bytes of metrics.jsonl."""
+    path = run / "metrics.jsonl"
+    return path.stat().st_size if path.exists() else 0
+
+
+def train(run, *argv, steps=400):
+    """The command that is killed."""
+    return [
+        *("train", str(run), "--data", "moons", "--width", "16", "--depth", "1", "--steps", str(steps), "--batch-size", "16"),
+        *("--save-every", "20", "--keep", "2", *argv),
+    ]
+
+
+def test_killed_runs_go_on_to_the_same_weights(tmp_path):
+    """SIGKILL at three random moments: nothing before the last checkpoint is lost, nothing at the end differs."""
+    assert main(train(tmp_path / "whole")) == 0
+    draw, run, environment = random.Random(0), tmp_path / "killed", {**os.environ, "OMP_NUM_THREADS": "1"}  # noqa: S311
+    for _ in range(3):
+        process = subprocess.Popen([sys.executable, "-m", "sdekit_diffusion", *train(run, "--resume")], env=environment)  # noqa: S603
+        goal, deadline = written(run) + draw.uniform(0.05, 0.3) * written(tmp_path / "whole"), time.monotonic() + 60
+        while written(run) < goal:
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.002)
+        time.sleep(draw.uniform(0, 0.03))
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert main(train(run, "--resume")) == 0
+    assert equal(load(run), load(tmp_path / "whole"))
+    assert lines(run) == lines(tmp_path / "whole")
+
+
+# Several processes
+
+
+def gradients(recipe, dtype=torch.float64):
+    """Of the first update, and its loss."""
+    trained = model(mlp).to(dtype)
+    record = next(Training(trained, DATA.to(dtype), recipe))
+    return [weight.grad.clone() for weight in trained.parameters()], record.loss
+
+
+def worker(number, folder, recipes):
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
+    distributed.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=number, world_size=2)
+    torch.set_num_threads(1)
+    found = [gradients(recipe) for recipe in recipes]
+    trained = model(mlp).double()
+    records = fit(trained, DATA.double(), recipes[0], folder=f"{folder}/run", log=LOG, progress=False)
+    torch.save({"gradients": found, "losses": [r.loss for r in records], "weights": trained.state_dict()}, f"{folder}/{number}")
+    distributed.destroy_process_group()
+
+
+def test_two_processes_train_as_one(tmp_path):
+    """Gradients and losses to rounding, with a batch that cannot be halved and in parts too; both end with the same weights."""
+    recipes = [
+        Recipe(steps=12, batch_size=9, warmup=3, accumulate=accumulate, weighting=weighting)
+        for accumulate, weighting in [(1, "plain"), (2, "plain"), (3, "likelihood")]
+    ]
+    torch.multiprocessing.spawn(worker, (str(tmp_path), recipes), nprocs=2)
+    first, second = (torch.load(tmp_path / str(i), weights_only=True) for i in range(2))
+    for recipe, *found in zip(recipes, first["gradients"], second["gradients"], strict=True):
+        expected = gradients(recipe)
+        for ours, loss in found:
+            torch.testing.assert_close(loss, expected[1], rtol=1e-12, atol=0)
+            torch.testing.assert_close(ours, expected[0], rtol=1e-12, atol=1e-15)
+    assert all(torch.equal(first["weights"][name], second["weights"][name]) for name in first["weights"])
+    alone = model(mlp).double()
+    records = fit(alone, DATA.double(), recipes[0], progress=False)
+    torch.testing.assert_close([r.loss for r in records], first["losses"], rtol=1e-9, atol=0)
+    assert all(torch.equal(value, first["weights"][name]) for name, value in load(tmp_path / "run").state_dict().items())
+    assert [line["step"] for line in lines(tmp_path / "run")] == [4, 6, 8, 12]
+
+
+@pytest.mark.parametrize("accumulate", [2, 3, 9])
+def test_parts_of_a_batch_add_up(accumulate):
+    whole, parts = gradients(Recipe(batch_size=9)), gradients(Recipe(batch_size=9, accumulate=accumulate))
+    torch.testing.assert_close(parts, whole, rtol=1e-12, atol=1e-15)
+    with pytest.raises(ValueError, match="cannot be taken in 10 parts"):
+        Training(model(), DATA, Recipe(batch_size=9, accumulate=10))
+
+
+# The order of samples
+
+
+@pytest.mark.parametrize(("n", "size"), [(50, 7), (3, 8), (1, 4)])
+def test_samples_come_in_the_order_of_the_seed(n, size):
+    """Each epoch a permutation, not the same twice; from any number on, in any batches, in any parts: the same order."""
+    source, total = Shuffled(torch.arange(n)), 4 * n + size
+
+    def seen(size, first=0, part=slice(None), seed=0):
+        batches, found = source.batches(size, seed=seed, first=first, part=part), []
+        while len(found) * size < total:
+            found.append(next(batches))
+        return torch.stack(found)
+
+    order = seen(1).flatten()
+    epochs = order[: 4 * n].reshape(4, n)
+    assert torch.equal(epochs.sort(dim=1).values, torch.arange(n).expand(4, n))
+    assert n < 50 or len({tuple(epoch.tolist()) for epoch in epochs}) == 4
+    assert torch.equal(seen(size).flatten()[:total], order[:total])
+    assert torch.equal(seen(1, first=n + 1).flatten()[: 2 * n], order[n + 1 : 3 * n + 1])
+    halves = [seen(size, part=part) for part in (slice(0, size // 2), slice(size // 2, size))]
+    assert torch.equal(torch.cat(halves, dim=1), seen(size))
+    assert n < 50 or not torch.equal(seen(1, seed=1).flatten(), order)
+
+
+class Counting(AbstractSource):
+    """A stream of points that has no end and no length."""
+
+    def batches(self, size, *, seed=0, first=0, part=slice(None)):
+        while True:
+            yield torch.arange(first, first + size)[part, None] / torch.tensor([100.0, -100.0])
+            first += size
+
+
+def test_other_sources_and_rows_train():
+    assert len(fit(model(), Counting(), RECIPE, progress=False)) == 24
+
+    class Squares:
+        def __len__(self):
+            return 50
+
+        def __getitem__(self, rows):
+            return DATA[rows]
+
+    first, second = model(), model()
+    fit(first, Squares(), RECIPE, progress=False)
+    fit(second, DATA, RECIPE, progress=False)
+    assert equal(first, second)
+
+
+# What is measured and how it is computed
+
+
+def test_measures_see_the_averaged_weights_and_change_nothing(tmp_path):
+    seen = []
+
+    def measure(averaged, step):
+        assert not averaged.training
+        torch.rand(3)
+        seen.append((step, [weight.clone() for weight in averaged.parameters()]))
+        return {"found": step / 2}
+
+    measured, plain = model(), model()
+    measures = [(10, measure), (24, validation_loss(DATA, RECIPE))]
+    fit(measured, DATA, RECIPE, measures=measures, folder=tmp_path, log=LOG, progress=False)
+    fit(plain, DATA, RECIPE, progress=False)
+    assert equal(measured, plain)
+    assert [step for step, _ in seen] == [10, 20, 24]
+    assert all(torch.equal(a, b) for a, b in zip(seen[-1][1], measured.parameters(), strict=True))
+    assert [line.get("found") for line in lines(tmp_path) if line["step"] in (10, 12, 20, 24)] == [5.0, None, 10.0, 12.0]
+    with torch.no_grad():
+        expected = float(dsm_loss(measured, DATA, seed=0).mean())
+    assert lines(tmp_path)[-1]["validation_loss"] == pytest.approx(expected, rel=1e-6)
+    config = json.loads((tmp_path / "checkpoints" / "00000024" / "config.json").read_text())
+    assert config["notes"]["validation_loss"] == lines(tmp_path)[-1]["validation_loss"]
+
+
+def test_validation_dequantises():
+    levels, recipe = torch.randint(0, 4, (300, 2), generator=torch.Generator().manual_seed(0)), Recipe(seed=3)
+    seen = []
+
+    def transform(rows, u):
+        seen.append(u)
+        return (rows + u) / 4
+
+    measure = validation_loss(levels, recipe, transform=transform)
+    first, second = measure(model().eval(), 1), measure(model().eval(), 2)
+    assert first == second
+    assert [len(u) for u in seen[:2]] == [250, 50]
+    assert torch.cat(seen[:2]).unique().numel() == 600
+
+
+def test_schedules():
+    for schedule, middle in (("cosine", 0.5), ("linear", 0.5), ("constant", 1.0)):
+        recipe = Recipe(steps=110, warmup=10, lr=2.0, schedule=schedule)
+        assert recipe.rate(0) == pytest.approx(0.2)
+        assert recipe.rate(60) == pytest.approx(2 * middle)
+    linear = Recipe(steps=110, warmup=10, lr=2.0, schedule="linear")
+    assert linear.rate(35) == pytest.approx(1.5)
+    for bad in ({"schedule": "step"}, {"precision": "half"}):
+        with pytest.raises(ValueError, match="schedule must be"):
+            Recipe(**bad)
+    with pytest.raises(ValueError, match="ema in"):
+        Recipe(ema=())
+
+
+def test_half_precision_is_of_the_products_alone():
+    """bfloat16 within the network, weights and averages in float32, and a loss that differs by its rounding."""
+    kinds = []
+    trained = model()
+    trained.net.layers[0].register_forward_hook(lambda module, given, out: kinds.append(out.dtype))
+    recipe = Recipe(steps=24, batch_size=10, warmup=3, precision="bfloat16")
+    half = torch.stack([record.loss for record in Training(trained, DATA, recipe)])
+    full = torch.stack([record.loss for record in Training(model(), DATA, Recipe(steps=24, batch_size=10, warmup=3))])
+    assert set(kinds) == {torch.bfloat16}
+    assert {weight.dtype for weight in trained.parameters()} == {torch.float32}
+    assert half.dtype == torch.float32
+    assert not torch.equal(half, full)
+    torch.testing.assert_close(half, full, rtol=0.1, atol=0)
+
+
+def test_what_cannot_be_compiled_is_trained_all_the_same(monkeypatch):
+    def broken(net):
+        def call(*arguments):
+            raise RuntimeError("no compiler\nand more")
+
+        return call
+
+    monkeypatch.setattr(torch, "compile", broken)
+    compiled, plain = model(), model()
+    with pytest.warns(RuntimeWarning, match=r"torch.compile failed \(no compiler\); training goes on without it"):
+        fit(compiled, DATA, Recipe(steps=5, compile=True), progress=False)
+    fit(plain, DATA, Recipe(steps=5), progress=False)
+    assert equal(compiled, plain)
+
+
+def test_compiled_networks_train_the_same_weights(monkeypatch):
+    """Through the compiled call, which here notes that it was made."""
+    calls = []
+
+    def noting(net):
+        return lambda x, t: (calls.append(1), net(x, t))[1]
+
+    monkeypatch.setattr(torch, "compile", noting)
+    compiled, plain = model(), model()
+    fit(compiled, DATA, Recipe(steps=5, compile=True), progress=False)
+    fit(plain, DATA, Recipe(steps=5), progress=False)
+    assert len(calls) == 6
+    assert equal(compiled, plain)
+
+
+def test_the_command_line_measures_and_goes_on(tmp_path, capsys):
+    argv = train(
+        tmp_path / "run",
+        "--validate-every",
+        "10",
+        "--bits-every",
+        "20",
+        "--sample-every",
+        "20",
+        "--ema",
+        "0.9",
+        "0.99",
+        steps=20,
+    )
+    assert main(argv) == 0
+    found = lines(tmp_path / "run")
+    assert {"validation_loss", "nats"} <= set(found[-1])
+    assert "validation_loss" in found[0]
+    assert (tmp_path / "run" / "progress" / "00000020.png").exists()
+    assert main(argv) == 2
+    assert "--resume to go on" in capsys.readouterr().err
+    assert main([*argv, "--resume"]) == 0
+    assert lines(tmp_path / "run") == found
+    assert main([*argv, "--resume", "--lr", "0.5"]) == 2
+    assert "begun with lr" in capsys.readouterr().err
+    assert main([*argv, "--overwrite", "--tensorboard"]) == 0
+    assert list((tmp_path / "run" / "tensorboard").iterdir())

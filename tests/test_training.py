@@ -1,0 +1,159 @@
+"""Training: what is learned, what it depends on, and what is refused."""
+
+import itertools
+import math
+
+import pytest
+import torch
+
+from sdekit import ShARK
+from sdekit_diffusion import (
+    DDPM,
+    VESDE,
+    VPSDE,
+    GaussianMixture,
+    OnClock,
+    Recipe,
+    ScoreModel,
+    SubVPSDE,
+    Training,
+    dsm_loss,
+    fit,
+    linear_betas,
+    nets,
+    sample,
+)
+
+TINY = Recipe(steps=20, batch_size=8, warmup=3)
+
+
+def model(sde="vp", **settings):
+    torch.manual_seed(0)
+    return ScoreModel(nets.MLP(shape=(2,), width=16, depth=1), sde, shape=(2,), **settings)
+
+
+@pytest.mark.parametrize("sde", ["ddpm", "ncsn"])
+def test_training_on_discrete_levels(sde):
+    """What the network saw: levels and nothing between them; and a loss that differs from that of continuous time."""
+    data, trained = torch.randn(50, 2, generator=torch.Generator().manual_seed(0)), model(sde)
+    times = []
+    trained.net.register_forward_pre_hook(lambda module, given: times.append(given[1]))
+    losses = [float(r.loss) for r in Training(trained, data, Recipe(steps=20, batch_size=8, warmup=3, discrete=True))]
+    levels = trained.sde.levels.float()
+    assert torch.isin(torch.cat(times), levels).all()
+    assert losses != [float(r.loss) for r in Training(model(sde), data, TINY)]
+
+
+def test_a_network_trained_on_ddpms_steps_samples_by_every_kind_of_method():
+    """Weights, and samples near the modes, from a network that has seen a hundred times and nothing between them.
+
+    Two of the methods ask in between. A weight's standard error is 0.0145; 0.05 is left to the training.
+    """
+    mixture = GaussianMixture([0.3, 0.7], [[-1.0, 0.0], [1.0, 0.0]], torch.tensor([0.01, 0.01]))
+    torch.manual_seed(0)
+    chain = DDPM(linear_betas(100, 1e-3, 0.2))
+    net = ScoreModel(nets.MLP(shape=(2,), width=64, depth=2), chain, shape=(2,))
+    fit(net, mixture.sample(2000, seed=1), Recipe(steps=800, lr=3e-3, discrete=True), progress=False)
+    for method in ("ddpm", "dpmpp_2m", OnClock(ShARK(), eta=1.0), "ode"):
+        x = sample(net, 1000, method=method, steps=None if method == "ode" else 50, end=0.04, seed=1)
+        assert (mixture.log_prob(x) > -4).float().mean() > 0.95
+        assert abs(float((x[:, 0] < 0).float().mean()) - 0.3) < 0.05 + 5.5 * 0.0145
+
+
+def test_training_learns_a_mixture():
+    """From a loss near 1 to that of the exact denoiser within 10 %, and samples near the modes."""
+    mixture = GaussianMixture([0.5, 0.5], [[-1.0, 0.0], [1.0, 0.0]], torch.tensor([0.01, 0.01]))
+    torch.manual_seed(0)
+    net = ScoreModel(nets.MLP(shape=(2,), width=64, depth=2), "vp", "velocity", shape=(2,), conditioning="log_snr")
+    records = fit(net, mixture.sample(2000, seed=1), Recipe(steps=800, lr=3e-3), progress=False)
+    assert len(records) == 800
+    test = mixture.sample(4000, seed=2)
+    vp = VPSDE()
+    exact = ScoreModel(lambda x, t: mixture.score(t, x, vp), vp, "score")
+    with torch.no_grad():
+        ours, best = (float(dsm_loss(m, test, seed=3).mean()) for m in (net, exact))
+    assert ours < 1.1 * best
+    x = sample(net, 500, seed=1, steps=50)
+    assert (mixture.log_prob(x) > -4).float().mean() > 0.95
+    assert abs(float((x[:, 0] > 0).float().mean()) - 0.5) < 0.15
+
+
+def test_training_is_deterministic_and_stops_where_it_should():
+    data = torch.randn(50, 2, generator=torch.Generator().manual_seed(0))
+    first, second = model(), model()
+    a = [float(r.loss) for r in Training(first, data, TINY)]
+    assert a == [float(r.loss) for r in Training(second, data, TINY)]
+    assert all(torch.equal(p, q) for p, q in zip(first.parameters(), second.parameters(), strict=True))
+    other = [float(r.loss) for r in Training(model(), data, Recipe(steps=20, batch_size=8, warmup=3, seed=1))]
+    assert a != other
+    assert not first.training
+
+
+def test_the_average_is_what_remains():
+    """The recursion replayed: the first update copies the weights, the n-th moves the average by 1 - min(ema, n / (9 + n))."""
+    data = torch.randn(50, 2, generator=torch.Generator().manual_seed(0))
+
+    def flat(net):
+        return torch.cat([v.detach().flatten() for v in net.parameters()])
+
+    trained, averaged, path = model(), model(), []
+    for record in Training(trained, data, Recipe(steps=5, ema=0.0)):
+        assert record.step == len(path) + 1
+        path.append(flat(trained).clone())
+    list(Training(averaged, data, Recipe(steps=5, ema=0.15)))
+    mean = path[0]
+    for n, weights in enumerate(path[1:], 1):
+        mean = torch.lerp(mean, weights, 1 - min(0.15, (1 + n) / (10 + n)))
+    torch.testing.assert_close(flat(averaged), mean)
+
+
+@pytest.mark.parametrize("weighting", ["plain", "likelihood"])
+def test_training_under_every_diffusion(weighting):
+    data = torch.randn(20, 2, generator=torch.Generator().manual_seed(0))
+    for sde in (VESDE(), VESDE(exact=False), VPSDE(), SubVPSDE()):
+        recipe = Recipe(steps=3, batch_size=16, weighting=weighting)
+        assert all(math.isfinite(r.loss) for r in Training(model(sde), data, recipe))
+    with pytest.raises(ValueError, match="leaves nothing to train on"):
+        dsm_loss(model(), data, end=1e6)
+
+
+def test_learning_rate():
+    recipe = Recipe(steps=100, warmup=10, lr=1.0)
+    rates = [recipe.rate(i) for i in range(101)]
+    assert rates[0] == 0.1
+    assert max(rates) == rates[9] == 1.0
+    assert rates[100] == pytest.approx(0.0)
+    assert all(a >= b for a, b in itertools.pairwise(rates[9:]))
+
+
+def test_dequantisation_is_drawn_anew_each_time():
+    seen = []
+
+    def transform(rows, u):
+        seen.append(u)
+        return (rows + u).float()
+
+    list(Training(model(), torch.zeros(4, 2, dtype=torch.int64), TINY, transform=transform))
+    noise = torch.cat(seen)
+    assert noise.unique().numel() == noise.numel()
+    assert 0 <= noise.min() < noise.max() < 1
+
+
+def test_training_refuses():
+    data = torch.zeros(4, 2)
+    with pytest.raises(TypeError, match="need transform="):
+        list(Training(model(), data.long(), TINY))
+    with pytest.raises(ValueError, match="no data"):
+        list(Training(model(), data[:0], TINY))
+    with pytest.raises(ArithmeticError, match=r"the loss is nan at update"):
+        list(Training(model(), data * math.nan, TINY))
+    with pytest.raises(ValueError, match="do not fit"):
+        list(Training(model(), torch.zeros(4, 3), TINY))
+    with pytest.raises(TypeError, match="no weights to train"):
+        list(Training(ScoreModel(lambda x, t: x, "vp"), data, TINY))
+    for bad in ({"end": 0.0}, {"weighting": "snr"}):
+        with pytest.raises(ValueError, match="end positive"):
+            Recipe(**bad)
+    for bad in ({"steps": 0}, {"lr": -1.0}, {"ema": 1.0}, {"clip": 0.0}):
+        with pytest.raises(ValueError, match=r"must be positive|start at 1"):
+            Recipe(**bad)
