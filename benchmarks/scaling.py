@@ -26,10 +26,12 @@ def launched(name: str, *arguments: object) -> None:
     """One of the command line's, by torchrun."""
     processes, threads = LAUNCHES[name]
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-    subprocess.run(  # noqa: S603
+    ended = subprocess.run(  # noqa: S603
         [*launch, "-m", "--", "sdekit_diffusion", *map(str, arguments)],
-        check=True, capture_output=True, env=os.environ | {"OMP_NUM_THREADS": str(threads)},
+        capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": str(threads)},
     )  # fmt: skip
+    if ended.returncode:
+        raise RuntimeError(ended.stderr)
 
 
 def compared(arguments: tuple[object, ...], least: tuple[object, ...], repeats: int = REPEATS) -> dict[str, Any]:
@@ -80,7 +82,7 @@ def main() -> None:
     result = environment(repeats=REPEATS)
     with tempfile.TemporaryDirectory() as folder:
         run, begun = Path(folder) / "run", time.perf_counter()
-        launched(THREADS, "train", run, "--data", "digits", "--steps", 300)
+        launched(THREADS, "train", run, "--data", "digits", "--steps", 100)
         print(f"trained in {time.perf_counter() - begun:.0f} s")
         for name in sys.argv[1:] or CASES:
             result[name] = CASES[name](run)
