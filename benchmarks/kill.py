@@ -100,8 +100,9 @@ def sampling(kills: int = KILLS, seed: int = SEED) -> dict[str, Any]:
         run, outputs = Path(folder) / "run", Path(folder) / "outputs"
         outputs.mkdir()
         torch.manual_seed(seed)
-        model = sd.ScoreModel(sd.nets.UNet(channels=1, width=16), "subvp", "velocity", shape=(1, 8, 8), conditioning="log_snr")
-        sd.save(model, run, {"data": {"name": "digits", "levels": 17, "low": -1.0, "high": 1.0}})
+        net, scale = sd.nets.UNet(channels=1, width=16), sd.data.Scale.quantised(17)
+        model = sd.ScoreModel(net, "subvp", "velocity", shape=(1, 8, 8), conditioning="log_snr", scale=scale)
+        sd.save(model, run, {"data": {"name": "digits"}})
         arguments = ("sample", run, "--n", 4000, "--batch-size", 25, "--steps", 50)
         return survived(outputs, arguments, outputs / "samples.npy", kills, seed)
 

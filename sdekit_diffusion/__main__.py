@@ -43,7 +43,8 @@ def train(
 
     Args:
         run: the folder to write.
-        data: digits, moons, swissroll, eight_gaussians, checkerboard, spiral; a .npy or .npz file; or a folder of images.
+        data: digits, mnist, fashion-mnist, moons, swissroll, eight_gaussians, checkerboard, spiral; a .npy or .npz file; a
+            folder of images; hf: and what Hugging Face's datasets can open, such as hf:a/folder, or hf-stream: to stream it.
         sde: the diffusion to train under: ve, vp, subvp, cosine, edm, flow, ddpm or ncsn.
         net: the network, what it is told and what it predicts.
         recipe: the training.
@@ -59,24 +60,22 @@ def train(
         model = net.model(source, sde).to(_place(place))
         if recipe.discrete:
             len(model.sde.levels)  # refused here where there are none, before an older run goes
+        if recipe.flip and source.test.ndim != 4:
+            raise ValueError(
+                f"only images can be flipped, not samples of shape {tuple(source.test.shape[1:])}; leave out --flip"
+            )
         if rank() == 0:
             _prepare(run, overwrite, resume)
         wait()
-        scale = {
-            "name": data if data in sdekit_diffusion.data.sources() else str(Path(data).expanduser().resolve()),
-            "levels": source.levels,
-            "low": source.low,
-            "high": source.high,
-        }
-        transform = None if source.levels is None else source.dequantised
         begun = time.perf_counter()
         sdekit_diffusion.fit(
-            model, source.train, recipe, transform=transform, folder=run, resume=resume, log=log,
-            measures=watch.measures(source, recipe, transform, run), notes={"data": scale, "device": device},
+            model, source.train, recipe, transform=source.scale.encode, folder=run, resume=resume, log=log,
+            measures=watch.measures(source, recipe, run), notes={"data": {"name": source.name}, "device": device},
         )  # fmt: skip
     if rank() == 0:
         size, seconds = sum(p.numel() for p in model.parameters()), time.perf_counter() - begun
-        print(f"trained {size:,} parameters on {len(source.train)} samples of {data} in {seconds:.0f} s; wrote {run}")
+        samples = "a stream" if source.size is None else f"{source.size} samples"
+        print(f"trained {size:,} parameters on {samples} of {data} in {seconds:.0f} s; wrote {run}")
 
 
 def sample(
@@ -92,7 +91,7 @@ def sample(
     batch_size: int = 256,
     device: str = "cpu",
 ) -> None:
-    """Draw samples from a trained model: the levels of images, or floats.
+    """Draw samples from a trained model, in the range and the type of its data.
 
     They are kept batch by batch in a folder beside the output until that is done: after a kill the same command goes on. By
     torchrun --nproc-per-node N -m -- sdekit_diffusion sample ... N processes share the work; the samples are the same.
@@ -112,19 +111,18 @@ def sample(
     out = run / "samples.npz" if out is None else out
     folder = _outputs.shards_of(out)
     with joined("cpu"):
-        model, scale = _evaluation.opened(run, _place(device))
+        model, _ = _evaluation.opened(run, _place(device))
         settings = {"sde": sde, **asdict(sampler), "seed": seed, **_evaluation.premises(run, model)}
         shards = Shards(folder, n, batch_size, first, settings)
-        _outputs.require(out, shards, scale)
+        _outputs.require(out, shards, model.scale)
         options = {**sampler.fitted(model, sde), "sde": sde, "seed": seed, "progress": n <= batch_size}
 
         def draw(first: int, count: int) -> dict[str, Tensor]:
-            x = sdekit_diffusion.sample(model, count, first=first, **options)
-            return {"samples": x if scale.levels is None else scale.quantise(x)}
+            return {"samples": model.scale.decode(sdekit_diffusion.sample(model, count, first=first, **options).cpu())}
 
         shards.fill(draw, "sampling")
         if rank() == 0:
-            shape = _outputs.assemble(out, shards, scale)
+            shape = _outputs.assemble(out, shards, model.scale)
             print(f"{n} samples in {out}, of shape {shape}; seed {seed}, the first is number {first}")
         wait()
 
@@ -168,24 +166,25 @@ def likelihood(
     if csv is not None and not csv.parent.is_dir():
         raise ValueError(f"the folder of {csv} does not exist; make it, or choose another file")
     with joined("cpu"):
-        model, scale = _evaluation.opened(run, _place(device))
-        x = _evaluation.source_of(scale, data).test[:n]
+        model, name = _evaluation.opened(run, _place(device))
+        x = _evaluation.source_of(data or name, model.scale).test[:n]
         options = {"probes": probes, "draws": draws, "sde": sde, "seed": seed, "tolerance": tolerance}
-        settings = {"data": digest(scale.name, {"x": x}), **options, **_evaluation.premises(run, model)}
-        name = f"likelihood-{digest([settings, len(x), batch_size])}.shards"
-        shards = Shards((run if csv is None else csv.parent) / name, len(x), batch_size, settings=settings)
+        settings = {"data": digest("", {"x": x}), **options, **_evaluation.premises(run, model)}
+        folder = run if csv is None else csv.parent
+        folder /= f"likelihood-{digest([settings, len(x), batch_size])}.shards"
+        shards = Shards(folder, len(x), batch_size, settings=settings)
 
         def measure(first: int, count: int) -> dict[str, Tensor]:
             some, alone = x[first : first + count], len(x) <= batch_size
-            return _evaluation.columns(_evaluation.measured(model, some, scale, first=first, progress=alone, **options))
+            return _evaluation.columns(_evaluation.measured(model, some, first=first, progress=alone, **options))
 
         shards.fill(measure, "likelihood")
         if rank() == 0:
-            result = _evaluation.summed(_evaluation.of_columns(shards), scale)
+            result = _evaluation.summed(_evaluation.of_columns(shards), model.scale)
             if csv is not None:
                 _outputs.table(csv, result)
             shards.remove()
-            print("\n".join([f"{data or scale.name}: {line}" for line in result.sentences()]))
+            print("\n".join([f"{data or name}: {line}" for line in result.sentences()]))
         wait()
 
 

@@ -13,7 +13,7 @@ from sdekit_diffusion import _figures
 from sdekit_diffusion._evaluation import Array, HeldOut
 from sdekit_diffusion._files import replacing, settle
 from sdekit_diffusion._shards import Shards
-from sdekit_diffusion.data import Dataset
+from sdekit_diffusion.data import Scale
 
 SHARDS = ".shards"
 
@@ -29,7 +29,7 @@ def shards_of(out: Path) -> Path:
     return out if out.suffix == SHARDS else out.with_name(out.name + SHARDS)
 
 
-def require(out: Path, shards: Shards, scale: Dataset) -> None:
+def require(out: Path, shards: Shards, scale: Scale) -> None:
     """Refuses what could not be written in the end, before the work.
 
     Raises:
@@ -47,7 +47,7 @@ def require(out: Path, shards: Shards, scale: Dataset) -> None:
         raise ValueError(f"{out} holds {there[0]} already; choose another folder, or remove its images")
 
 
-def assemble(out: Path, shards: Shards, scale: Dataset) -> tuple[int, ...]:
+def assemble(out: Path, shards: Shards, scale: Scale) -> tuple[int, ...]:
     """Makes the output of all parts, in order, and removes them; returns the shape of all samples.
 
     Raises:
@@ -73,7 +73,7 @@ def table(csv: Path, result: HeldOut) -> None:
         np.savetxt(beside, columns, "%.17g", ",", header=f"sample,{result.unit},stderr", comments="")
 
 
-def _npy(file: BinaryIO, parts: Iterator[Array], n: int, _: Dataset) -> None:
+def _npy(file: BinaryIO, parts: Iterator[Array], n: int, _: Scale) -> None:
     first = next(parts)
     described = {"descr": np.lib.format.dtype_to_descr(first.dtype), "fortran_order": False, "shape": (n, *first.shape[1:])}
     np.lib.format.write_array_header_1_0(file, described)
@@ -81,16 +81,16 @@ def _npy(file: BinaryIO, parts: Iterator[Array], n: int, _: Dataset) -> None:
         file.write(part.tobytes())
 
 
-def _npz(file: BinaryIO, parts: Iterator[Array], n: int, scale: Dataset) -> None:
+def _npz(file: BinaryIO, parts: Iterator[Array], n: int, scale: Scale) -> None:
     with zipfile.ZipFile(file, "w") as archive, archive.open("samples.npy", "w", force_zip64=True) as member:
         _npy(member, parts, n, scale)  # pyright: ignore[reportArgumentType] - it writes bytes
 
 
-def _png(file: BinaryIO, parts: Iterator[Array], n: int, scale: Dataset) -> None:
+def _png(file: BinaryIO, parts: Iterator[Array], n: int, scale: Scale) -> None:
     _figures.picture(torch.from_numpy(np.concatenate(list(parts))), scale).savefig(file, format="png")
 
 
-def _images(folder: Path, parts: Iterable[Array], shards: Shards, scale: Dataset) -> None:
+def _images(folder: Path, parts: Iterable[Array], shards: Shards, scale: Scale) -> None:
     """000000.png, ...: by number of the sample; the levels spread over 0 to 255."""
     try:
         from PIL import Image
@@ -110,4 +110,4 @@ def _name(shards: Shards, i: int) -> str:
     return f"{shards.first + i:06d}.png"
 
 
-_WRITERS: dict[str, Callable[[BinaryIO, Iterator[Array], int, Dataset], None]] = {".npz": _npz, ".npy": _npy, ".png": _png}
+_WRITERS: dict[str, Callable[[BinaryIO, Iterator[Array], int, Scale], None]] = {".npz": _npz, ".npy": _npy, ".png": _png}

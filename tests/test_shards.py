@@ -25,26 +25,24 @@ SAMPLE = ("--n", "23", "--batch-size", "4", "--steps", "6", "--seed", "5")
 NAMES = [f"{i:09d}-{min(4, 23 - i)}.npz" for i in range(0, 23, 4)]
 
 
-def saved(folder, net, data, **options):
+def saved(folder, net, name, **options):
     torch.manual_seed(0)
     model = sd.ScoreModel(net(), "subvp", "velocity", conditioning="log_snr", **options)
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.2)
-    return sd.save(model, folder, {"data": data})
+    return sd.save(model, folder, {"data": {"name": name}})
 
 
 @pytest.fixture(scope="module")
 def points(tmp_path_factory):
     net = lambda: nets.MLP(shape=(2,), width=16, depth=1)  # noqa: E731
-    data = {"name": "moons", "levels": None, "low": -2.0, "high": 2.0}
-    return saved(tmp_path_factory.mktemp("points"), net, data, shape=(2,))
+    return saved(tmp_path_factory.mktemp("points"), net, "moons", shape=(2,))
 
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory):
     net = lambda: nets.UNet(channels=1, width=8, multipliers=(1,), attention=(False,))  # noqa: E731
-    data = {"name": "digits", "levels": 17, "low": -1.0, "high": 1.0}
-    return saved(tmp_path_factory.mktemp("images"), net, data, shape=(1, 8, 8))
+    return saved(tmp_path_factory.mktemp("images"), net, "digits", shape=(1, 8, 8), scale=sd.data.Scale.quantised(17))
 
 
 @pytest.fixture(scope="module")
@@ -228,9 +226,9 @@ def test_likelihoods_of_one_process_and_of_two(run, request, context, tmp_path, 
     assert (codes, two) == ([0, 0], one)
     assert (tmp_path / "two.csv").read_bytes() == (tmp_path / "one.csv").read_bytes()
     assert not list(tmp_path.glob("*.shards"))
-    model, scale = _evaluation.opened(folder)
+    model, name = _evaluation.opened(folder)
     whole = _evaluation.held_out(
-        model, _evaluation.source_of(scale).test[:5], scale, probes=2, draws=2, tolerance=1e-2, batch_size=2
+        model, _evaluation.source_of(name, model.scale).test[:5], probes=2, draws=2, tolerance=1e-2, batch_size=2
     )
     assert one.splitlines()[0].endswith(whole.sentences()[0])
     rows = np.loadtxt(tmp_path / "one.csv", delimiter=",", skiprows=1)
@@ -239,11 +237,11 @@ def test_likelihoods_of_one_process_and_of_two(run, request, context, tmp_path, 
 
 def test_likelihoods_depend_on_the_number_of_the_sample(images):
     """Probes and dequantisation of sample i are those of (seed, first + i)."""
-    model, scale = _evaluation.opened(images)
-    x = _evaluation.source_of(scale).test[:1].expand(3, -1, -1, -1)
+    model, name = _evaluation.opened(images)
+    x = _evaluation.source_of(name, model.scale).test[:1].expand(3, -1, -1, -1)
     options = {"probes": 1, "draws": 2, "tolerance": 1e-2, "batch_size": 1}
     whole, last, other = (
-        _evaluation.measured(model, some, scale, first=first, **options) for some, first in ((x, 0), (x[2:], 2), (x[2:], 5))
+        _evaluation.measured(model, some, first=first, **options) for some, first in ((x, 0), (x[2:], 2), (x[2:], 5))
     )
     assert torch.equal(whole.draws[:, 2:], last.draws)
     assert torch.equal(whole.probe_stderr[2:].isnan(), last.probe_stderr.isnan())
