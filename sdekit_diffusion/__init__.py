@@ -39,6 +39,7 @@ from sdekit_diffusion._run import Log
 from sdekit_diffusion._sample import sample
 from sdekit_diffusion._samplers import AbstractMethod, Descent, InTime, OnClock
 from sdekit_diffusion._schedules import DIFFUSIONS, EDMSDE, CosineVPSDE, RectifiedFlow
+from sdekit_diffusion._shards import Shards
 from sdekit_diffusion._techniques import geometric_sigmas, langevin_step_size, max_pairwise_distance
 from sdekit_diffusion._training import Record, Training
 
@@ -83,6 +84,7 @@ __all__ = [
     "Record",
     "RectifiedFlow",
     "ScoreModel",
+    "Shards",
     "SubVPSDE",
     "Training",
     "UniformInLogSNR",

@@ -47,7 +47,7 @@ DIFFUSION = [
     {"data._images"},
     {"data._huggingface"},
     {"data._load"},
-    {"data"},
+    {"data", "_shards"},
     {"_diffusion"},
     {"_discrete"},
     {"_schedules"},
@@ -62,7 +62,7 @@ DIFFUSION = [
     {""},
     {"_evaluation", "_options"},
     {"_figures"},
-    {"report", "_watch"},
+    {"report", "_outputs", "_watch"},
     {"__main__"},
 ]
 
@@ -150,7 +150,7 @@ def test_public_names_of_sdekit_diffusion():
         DDIM DDPM DIFFUSIONS EDM EDMSDE GRIDS METHODS NCSN VESDE VPSDE AbstractDiffusion AbstractGrid AbstractMethod
         AbstractModel AbstractSource Adapted AdaptiveFlow AdaptiveSDE AnnealedLangevin BitsPerDim CheckpointError CosineVPSDE
         Descent EmpiricalMixture Equidistributed Focused GaussianMixture GeometricInSigma InTime Karras Log ModelCheck
-        NCSNSettings Native OnClock Quadratic Recipe Record RectifiedFlow ScoreModel SubVPSDE Training UniformInLogSNR
+        NCSNSettings Native OnClock Quadratic Recipe Record RectifiedFlow ScoreModel Shards SubVPSDE Training UniformInLogSNR
         UniformInTime VariationalBound bits_per_dim check_model cosine_betas data decode dsm_loss encode fit from_diffusers
         from_edm from_score_sde geometric_sigmas interpolate langevin_step_size linear_betas load log_likelihood
         max_pairwise_distance metrics ncsnv2_settings nets sample sample_between save validation_loss variational_bound
