@@ -1,9 +1,11 @@
 """SIGKILL at random moments of commands that torchrun started: each time the same command goes on, and the end is the same.
 
-Killed are all processes, or torchrun alone, or one of those that it started. `python benchmarks/kill.py [sampling]`
+Killed are all processes, or torchrun alone, or one of those that it started. `python benchmarks/kill.py [sampling] [training]`
 """
 
+import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -107,7 +109,48 @@ def sampling(kills: int = KILLS, seed: int = SEED) -> dict[str, Any]:
         return survived(outputs, arguments, outputs / "samples.npy", kills, seed)
 
 
-CASES = {"sampling": sampling}
+def training(kills: int = KILLS, seed: int = SEED) -> dict[str, Any]:
+    """Two processes that train a network for digits: weights and lines of metrics against those of a run without a break.
+
+    No checkpoint that was there before a kill may be lost by it. A run that came to its end begins anew.
+    """
+    rng, moments, victims, finished, reached = np.random.default_rng(seed), [], Counter[str](), 0, []
+    options = ("--data", "digits", "--steps", 200, "--batch-size", 32, "--width", 16, "--save-every", 10, "--resume")
+    with tempfile.TemporaryDirectory() as folder:
+        whole, run = Path(folder) / "whole", Path(folder) / "run"
+        subprocess.run(command(2, "train", whole, *options), check=True, capture_output=True)  # noqa: S603
+        while sum(victims.values()) < kills or finished == 0 or run.exists():
+            running = subprocess.Popen(  # noqa: S603
+                command(2, "train", run, *options), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+            )
+            before, moment = newest(run), rng.uniform(0, LONGEST)
+            try:
+                running.communicate(timeout=moment if sum(victims.values()) < kills else None)
+            except subprocess.TimeoutExpired:
+                victims[kill(running, rng)] += 1
+                moments.append(moment)
+            assert newest(run) >= before
+            reached.append(newest(run))
+            if (run / "config.json").exists():
+                assert written(run) == written(whole)
+                finished += 1
+                shutil.rmtree(run)
+    return {"kills": dict(victims), "moments": moments, "finished": finished, "newest checkpoint after a run": reached}
+
+
+def newest(run: Path) -> int:
+    """The update of the newest checkpoint, 0 where there is none."""
+    return max((int(path.parent.name) for path in run.glob("checkpoints/*/config.json")), default=0)
+
+
+def written(run: Path) -> tuple[list[str], list[dict[str, float]]]:
+    """The names of a run's weights and states, which are checksums of their content, and its lines but for the seconds."""
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    names = sorted(str(path.relative_to(run)) for path in run.rglob("*.safetensors"))
+    return names, [{name: value for name, value in line.items() if name != "seconds"} for line in lines]
+
+
+CASES = {"sampling": sampling, "training": training}
 
 
 def main() -> None:
@@ -116,7 +159,7 @@ def main() -> None:
     for name in sys.argv[1:] or CASES:
         begun = time.perf_counter()
         result[name] = CASES[name]()
-        print(name, result[name], f"{time.perf_counter() - begun:.0f} s: every output the same to the bit")
+        print(name, result[name], f"{time.perf_counter() - begun:.0f} s: all the same to the bit")
     save("kill", result)
 
 

@@ -1,9 +1,10 @@
 """What a second process brings on two cores: time of whole commands and of their work, and whether the numbers are the same.
 
 A network for digits, trained for a little; one process with one thread, one with two, and two with one each, interleaved. The
-work is what a command takes beyond one with next to none. `python benchmarks/scaling.py [sampling] [likelihood]`
+work is what a command takes beyond one with next to none. `python benchmarks/scaling.py [sampling] [likelihood] [training]`
 """
 
+import json
 import os
 import statistics
 import subprocess
@@ -75,7 +76,15 @@ def likelihood(run: Path) -> dict[str, Any]:
     return found | {"values": same({name: np.loadtxt(run / f"{name}.csv", delimiter=",", skiprows=1) for name in LAUNCHES})}
 
 
-CASES = {"sampling": sampling, "likelihood": likelihood}
+def training(run: Path) -> dict[str, Any]:
+    """Batches of 256; losses by update, which are the same to rounding, and drift apart with it."""
+    options = ("--data", "digits", "--steps", 60, "--batch-size", 256, "--log-every", 1, "--overwrite")
+    found = compared(("train", run / "{}", *options), ("--steps", 1))
+    losses = {name: [json.loads(line)["loss"] for line in (run / name / "metrics.jsonl").open()] for name in LAUNCHES}
+    return found | {f"losses of {n} updates": same({k: np.array(v[:n]) for k, v in losses.items()}) for n in (1, 10, 60)}
+
+
+CASES = {"sampling": sampling, "likelihood": likelihood, "training": training}
 
 
 def main() -> None:
