@@ -55,11 +55,6 @@ def train(
     with joined(device) as place:
         torch.manual_seed(recipe.seed)
         model = net.model(source, sde).to(_place(place))
-        if recipe.discrete:
-            len(model.sde.levels)  # refused here where there are none, before an older run goes
-        if rank() == 0:
-            _prepare(run, overwrite, resume)
-        wait()
         scale = {
             "name": data if data in sdekit_diffusion.data.sources() else str(Path(data).expanduser().resolve()),
             "levels": source.levels,
@@ -67,14 +62,18 @@ def train(
             "high": source.high,
         }
         transform = None if source.levels is None else source.dequantised
+        sdekit_diffusion.Training(model, source.train, recipe, transform=transform)  # refuses before an older run goes
+        if rank() == 0:
+            _prepare(run, overwrite, resume)
+        wait()
         begun = time.perf_counter()
         sdekit_diffusion.fit(
             model, source.train, recipe, transform=transform, folder=run, resume=resume, log=log,
             measures=watch.measures(source, recipe, transform, run), notes={"data": scale, "device": device},
         )  # fmt: skip
-    if rank() == 0:
-        size, seconds = sum(p.numel() for p in model.parameters()), time.perf_counter() - begun
-        print(f"trained {size:,} parameters on {len(source.train)} samples of {data} in {seconds:.0f} s; wrote {run}")
+        if rank() == 0:
+            size, seconds = sum(p.numel() for p in model.parameters()), time.perf_counter() - begun
+            print(f"trained {size:,} parameters on {len(source.train)} samples of {data} in {seconds:.0f} s; wrote {run}")
 
 
 def sample(
