@@ -262,16 +262,18 @@ def newest(run: Path) -> Path | None:
     Raises:
         CheckpointError: when all are damaged.
     """
-    found = checkpoints(run)
-    for path in found:
-        try:
-            for part in read_config(path)["files"]:
-                read_tensors(path, part)
-            return path
-        except CheckpointError as error:
-            warnings.warn(f"{error}; the one before it is used", RuntimeWarning, stacklevel=3)
-    if found:
-        raise CheckpointError(f"all checkpoints in {run / _STEPS} are damaged; remove that folder to begin anew")
+    while found := checkpoints(run):
+        for path in found:
+            try:
+                for part in read_config(path)["files"]:
+                    read_tensors(path, part)
+                return path
+            except CheckpointError as error:
+                if not (path / CONFIG).exists():
+                    break  # the training that is going on has removed it meanwhile and has newer ones
+                warnings.warn(f"{error}; the one before it is used", RuntimeWarning, stacklevel=3)
+        else:
+            raise CheckpointError(f"all checkpoints in {run / _STEPS} are damaged; remove that folder to begin anew")
     return None
 
 
@@ -281,19 +283,15 @@ def prune(run: Path, keep: int, step: int) -> None:
     Others are of no use: they were never finished, or they are later and were passed over because they are damaged.
     """
     found = [path for path in checkpoints(run) if int(path.name) <= step]
-    kept = {*found[:keep], min(found, key=_validation_loss, default=None)}
+    kept = {*found[:keep], min(found, key=validation_loss_at, default=None)}
     for path in (run / _STEPS).iterdir():
         if path.is_dir() and path.name.isdecimal() and path not in kept:
             (path / CONFIG).unlink(missing_ok=True)  # first, so that none is found in part
             shutil.rmtree(path)
 
 
-def least_loss(run: Path, step: int) -> float:
-    """The least validation loss of the checkpoints up to an update; infinite where there is none."""
-    return min((_validation_loss(path) for path in checkpoints(run) if int(path.name) <= step), default=math.inf)
-
-
-def _validation_loss(folder: Path) -> float:
+def validation_loss_at(folder: Path) -> float:
+    """That of a checkpoint, infinite where it was not measured."""
     try:
         return read_config(folder)["notes"].get("validation_loss", math.inf)
     except CheckpointError:

@@ -17,12 +17,12 @@ from sdekit_diffusion._checkpoint import (
     checkpoint,
     checkpoints,
     described,
-    least_loss,
     newest,
     prune,
     read_config,
     read_tensors,
     save,
+    validation_loss_at,
 )
 from sdekit_diffusion._distributed import agreed, rank, wait
 from sdekit_diffusion._files import alone, made, naming, replacing
@@ -107,7 +107,8 @@ class Run:
             training.load_state_dict(read_tensors(path, "training"))
         if not agreed(training.step, model.place()[1]):  # all have read before one writes
             raise RuntimeError(f"the processes do not see the same checkpoints; let {folder} be one that all of them share")
-        self._least = least_loss(folder, training.step)
+        earlier = [path for path in checkpoints(folder) if int(path.name) <= training.step]
+        self._least = min(map(validation_loss_at, earlier), default=math.inf)
         lines = _lines(folder / METRICS, training.step)
         self._begun = time.perf_counter() - (lines[-1]["seconds"] if lines else 0.0)
         if rank() == 0:

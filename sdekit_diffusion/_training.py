@@ -50,8 +50,8 @@ class Training(Iterator[Record]):
 
     Raises:
         TypeError: for integers without transform, or a model without weights.
-        ValueError: for no data, data of another shape, fewer samples in a batch than parts it is taken in, or a precision that
-            weights in float64 do not have.
+        ValueError: for no data, data of another shape, fewer samples in a batch than parts it is taken in, weights of half
+            precision, or weights in float64 with precision "bfloat16".
         ArithmeticError: while iterating, when the loss or the weights stop being finite.
     """
 
@@ -84,7 +84,10 @@ class Training(Iterator[Record]):
             raise TypeError(
                 f"data of {row.dtype} need transform=, such as a data set's dequantised; or scale them and use .float()"
             )
-        if self.recipe.precision == "bfloat16" and self.model.place()[0] == torch.float64:
+        dtype = self.model.place()[0]
+        if dtype.itemsize < 4:
+            raise ValueError(f"small updates vanish in weights of {dtype}; use model.float(), and precision='bfloat16' with it")
+        if self.recipe.precision == "bfloat16" and dtype == torch.float64:
             raise ValueError("products of float64 are not taken in bfloat16; use model.float(), or precision='full'")
         if self.recipe.discrete:
             len(self.model.sde.levels)  # refuses where there are none

@@ -4,6 +4,7 @@ import errno
 import hashlib
 import json
 import os
+import shutil
 
 import pytest
 import torch
@@ -315,6 +316,21 @@ def test_a_damaged_checkpoint_takes_no_sound_ones_place(run):
     with pytest.warns(RuntimeWarning, match="the one before"), pytest.raises(Crash):
         fit(model(), DATA, RECIPE, folder=run, resume=True, log=Log(save_every=5, keep=1), callback=stop, progress=False)
     assert [path.name for path in (run / "checkpoints").iterdir()] == ["00000035"]
+
+
+def test_a_checkpoint_that_goes_while_it_is_read_is_passed_over(run, monkeypatch):
+    """As when a training goes on meanwhile: no warning, and the newest of those that are there then."""
+    (run / "config.json").unlink()
+    real, gone = type(run).read_bytes, run / "checkpoints" / "00000040"
+
+    def read(path):
+        if gone in path.parents and gone.exists():
+            shutil.rmtree(gone)
+        return real(path)
+
+    monkeypatch.setattr(type(run), "read_bytes", read)
+    state = load_file(next((run / "checkpoints" / "00000030").glob("training-*")))
+    assert all(torch.equal(state["average.0." + name], value) for name, value in load(run).named_parameters())
 
 
 def test_no_sound_checkpoint_is_an_error(run):

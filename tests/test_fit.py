@@ -499,6 +499,8 @@ def test_half_precision_is_of_the_products_alone():
     assert set(kinds) == {torch.bfloat16}
     with pytest.raises(ValueError, match="products of float64 are not taken in bfloat16"):
         Training(model().double(), DATA, recipe)
+    with pytest.raises(ValueError, match=r"vanish in weights of torch\.bfloat16"):
+        Training(model().bfloat16(), DATA, recipe)
     assert {weight.dtype for weight in trained.parameters()} == {torch.float32}
     assert half.dtype == torch.float32
     assert not torch.equal(half, full)
