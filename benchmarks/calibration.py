@@ -98,12 +98,12 @@ def digits() -> tuple[Once, Tensor]:
     source = data.load("digits")
     torch.manual_seed(SEED)
     net = nets.UNet(1, 16)
-    scale = float(source.dequantised(source.train, torch.tensor(0.5)).square().mean().sqrt())
+    scale = float(source.scale.encode(source.reference(2000)[0]).square().mean().sqrt())
     model = ScoreModel(net, "subvp", "velocity", shape=(1, 8, 8), conditioning="log_snr", data_std=scale)
-    fit(model, source.train, Recipe(steps=500, batch_size=64), transform=source.dequantised, progress=False)
+    fit(model, source.train, Recipe(steps=500, batch_size=64), transform=source.scale.encode, progress=False)
     x = source.test[:POINTS]
     noise = torch.rand(x.shape, generator=torch.Generator().manual_seed(SEED))
-    return Once(model.eval().requires_grad_(requires_grad=False)), source.dequantised(x, noise)
+    return Once(model.eval().requires_grad_(requires_grad=False)), source.scale.encode(x, noise)
 
 
 def calibration(name: str, model: AbstractModel, x: Tensor, sde: str) -> list[dict[str, Any]]:

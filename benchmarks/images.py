@@ -17,7 +17,6 @@ import torch
 from _bench import RESULTS, environment, save
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
-from sklearn.datasets import load_digits
 from torch import Tensor
 
 from sdekit import geometric
@@ -38,10 +37,9 @@ NCSN_V1 = NCSNSettings(tuple(geometric(1.0, 0.01, 9).tolist()), 100, 2e-5, "ncsn
 
 def digits() -> tuple[Tensor, NDArray[np.int64]]:
     """The images along their 64 directions, `(1297, 1, 8, 8)`, and which digits they are."""
-    train = data.load("digits").train
-    images, labels = load_digits(return_X_y=True)
-    _, index = nearest(train, images.reshape(-1, *train.shape[1:]))
-    return ENLARGED * train.to(torch.float32) / 16, np.asarray(labels)[index]
+    train, labels = data.load("digits").reference(2000)
+    assert labels is not None
+    return ENLARGED * train.to(torch.float32) / 16, labels.numpy()
 
 
 def uniform_noise(shape: tuple[int, ...]) -> Tensor:

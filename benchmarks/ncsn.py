@@ -12,7 +12,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -43,8 +43,7 @@ from sdekit_diffusion import (
     sample,
     variational_bound,
 )
-from sdekit_diffusion._evaluation import labels_of
-from sdekit_diffusion.data import Dataset
+from sdekit_diffusion.data import Scale
 from sdekit_diffusion.metrics import classifier_features, frechet, sampling_floor
 
 SEEDS, SAMPLES, SHAPE, PICTURED = (1, 2, 3), 250, (1, 8, 8), 64
@@ -52,34 +51,35 @@ UPDATES, BATCH, LR = 800, 64, 4e-3
 LIKELIHOODS, PROBES = 100, 2
 NOISE = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
 DIGITS = data.load("digits")
-UNIT = replace(DIGITS, low=0.0, high=1.0)
-LEVELS = DIGITS.levels or 0
+TRAIN = DIGITS.reference(2000)[0]
+LEVELS = DIGITS.scale.levels or 0
+UNIT = Scale.quantised(LEVELS, low=0.0, high=1.0)
 V1 = NCSNSettings(tuple(geometric(1.0, 0.01, 9).tolist()), 100, 2e-5, "ncsn")
-V2 = ncsnv2_settings(UNIT.dequantised(UNIT.train, torch.tensor(0.5)))
+V2 = ncsnv2_settings(UNIT.encode(TRAIN))
 REFINE: dict[str, Any] = {"channels": 1, "width": 12, "multipliers": (1, 2, 2), "dilations": (1, 1, 2)}
 CHAIN = DDPM(linear_betas(250, 4e-4, 0.08))  # as many times shorter than Ho et al.'s as its betas are larger
 SMALLEST = (0.04, 0.15)  # the last is 2.5 bins, as 0.01 is where there are 256
 
 
-def deviation(scale: Dataset) -> float:
-    return float(scale.dequantised(scale.train, torch.tensor(0.5)).square().mean().sqrt())
+def deviation(scale: Scale) -> float:
+    return float(scale.encode(TRAIN).square().mean().sqrt())
 
 
-def models() -> dict[str, tuple[ScoreModel, Dataset]]:
+def models() -> dict[str, tuple[ScoreModel, Scale]]:
     """Networks to be trained, and the scale of their data."""
 
-    def unet(sde: Any, scale: Dataset, **conventions: Any) -> tuple[ScoreModel, Dataset]:  # noqa: ANN401
+    def unet(sde: Any, scale: Scale, **conventions: Any) -> tuple[ScoreModel, Scale]:  # noqa: ANN401
         return ScoreModel(nets.UNet(1, 24), sde, shape=SHAPE, data_std=deviation(scale), **conventions), scale
 
     own: dict[str, Any] = {"shape": SHAPE, "data_std": deviation(UNIT)}
     continuous: dict[str, Any] = {"predicts": "velocity", "conditioning": "log_snr"}
     return {
-        "DDPM": unet(CHAIN, DIGITS),
+        "DDPM": unet(CHAIN, DIGITS.scale),
         "NCSN": (ScoreModel(nets.NCSN(**REFINE, levels=10), V1.sde, "score", **own), UNIT),
         "NCSNv2": (ScoreModel(nets.NCSNv2(**REFINE), V2.sde, **own), UNIT),
         "VE": unet(VESDE(0.01, V2.sigmas[0]), UNIT, **continuous),
-        "VP": unet(VPSDE(), DIGITS, **continuous),
-        "sub-VP": unet(SubVPSDE(), DIGITS, **continuous),
+        "VP": unet(VPSDE(), DIGITS.scale, **continuous),
+        "sub-VP": unet(SubVPSDE(), DIGITS.scale, **continuous),
     }
 
 
@@ -89,13 +89,12 @@ class Judge:
 
     @cached_property
     def features(self) -> Callable[[Any], Any]:
-        labels = labels_of(DIGITS)
-        assert labels is not None
-        return classifier_features(DIGITS.train.flatten(1).double().numpy() / LEVELS, labels[0], seed=0)
+        assert DIGITS.labels is not None
+        return classifier_features(TRAIN.flatten(1).double().numpy() / LEVELS, DIGITS.labels.numpy(), seed=0)
 
     @cached_property
     def known(self) -> NDArray[np.float64]:
-        return self.of(DIGITS.train)
+        return self.of(TRAIN)
 
     def of(self, levels: Tensor) -> NDArray[np.float64]:
         return self.features(levels.flatten(1).double().numpy() / LEVELS)
@@ -105,11 +104,11 @@ class Judge:
 
     def anchors(self) -> dict[str, float]:
         """Held-out images, disjoint sets of all images, images of noise, and training images with noise of a tenth."""
-        pool = self.of(torch.cat([DIGITS.train, DIGITS.test]))
-        floor = sampling_floor(frechet, pool, SAMPLES, against=len(DIGITS.train))
+        pool = self.of(torch.cat([TRAIN, DIGITS.test]))
+        floor = sampling_floor(frechet, pool, SAMPLES, against=len(TRAIN))
         draw = torch.Generator().manual_seed(0)
-        noisy = UNIT.dequantised(DIGITS.train[:SAMPLES], torch.tensor(0.5))
-        noisy = UNIT.quantise(noisy + 0.1 * torch.randn(noisy.shape, generator=draw))
+        noisy = UNIT.encode(TRAIN[:SAMPLES])
+        noisy = UNIT.decode(noisy + 0.1 * torch.randn(noisy.shape, generator=draw))
         noise = torch.randint(LEVELS, noisy.shape, generator=draw)
         found = {
             "held out": self.distance(DIGITS.test[:SAMPLES]),
@@ -119,7 +118,7 @@ class Judge:
         return found | {"noisy": self.distance(noisy), "noise": self.distance(noise)}
 
 
-def trained(seed: int) -> tuple[dict[str, tuple[ScoreModel, Dataset]], list[dict[str, Any]]]:
+def trained(seed: int) -> tuple[dict[str, tuple[ScoreModel, Scale]], list[dict[str, Any]]]:
     """The models, and what their networks and their training cost."""
     torch.manual_seed(seed)
     made, rows = models(), []
@@ -127,7 +126,7 @@ def trained(seed: int) -> tuple[dict[str, tuple[ScoreModel, Dataset]], list[dict
         discrete = name in ("DDPM", "NCSN", "NCSNv2")
         recipe = Recipe(steps=UPDATES, batch_size=BATCH, lr=LR, discrete=discrete, seed=seed)
         begun, wall = time.process_time(), time.perf_counter()
-        fit(model, scale.train, recipe, transform=scale.dequantised, progress=False)
+        fit(model, TRAIN, recipe, transform=scale.encode, progress=False)
         row = {"model": name, "CPU seconds": time.process_time() - begun, "seconds": time.perf_counter() - wall}
         rows.append(row | size(model))
         print(rows[-1], flush=True)
@@ -148,15 +147,15 @@ def size(model: ScoreModel) -> dict[str, float]:
     return {"parameters": parameters, "MFLOP": counter.get_total_flops() / 1e6, "ms": 1e3 * min(times) / len(x)}
 
 
-def errors(made: dict[str, tuple[ScoreModel, Dataset]]) -> list[dict[str, float]]:
+def errors(made: dict[str, tuple[ScoreModel, Scale]]) -> list[dict[str, float]]:
     """E |eps_hat - eps|^2 / d on held-out images at noise levels in [0, 1], and that of the best linear denoiser."""
     draw, rows = torch.Generator().manual_seed(0), []
     u, eps = torch.rand(DIGITS.test.shape, generator=draw), torch.randn(DIGITS.test.shape, generator=draw)
-    variance = float(UNIT.dequantised(DIGITS.test, u).var())
+    variance = float(UNIT.encode(DIGITS.test, u).var())
     for sigma in NOISE:
         row = {"sigma": sigma, "linear": variance / (variance + sigma**2)}
         for name, (model, scale) in made.items():
-            x, noise = scale.dequantised(DIGITS.test, u), sigma * (scale.high - scale.low)
+            x, noise = scale.encode(DIGITS.test, u), sigma * (scale.high - scale.low)
             sde = VESDE(0.1 * noise, 10 * noise, exact=False)
             with torch.no_grad():
                 found = model.denoise(0.5, x + noise * eps, sde)
@@ -169,7 +168,7 @@ def errors(made: dict[str, tuple[ScoreModel, Dataset]]) -> list[dict[str, float]
 def drawn(
     judge: Judge,
     model: ScoreModel,
-    scale: Dataset,
+    scale: Scale,
     *,
     uniform: bool = False,
     **settings: Any,  # noqa: ANN401 - those of sample
@@ -186,7 +185,7 @@ def drawn(
             denoised = model.denoise(float(solution.ts[-1]), solution.x, settings.get("sde"))
         row["evaluations"] = float(solution.evaluations.double().mean())
         for key, x in {"plain": solution.x, "denoised": denoised}.items():
-            levels = scale.quantise(x)
+            levels = scale.decode(x)
             row[key].append(judge.distance(levels))
             images.setdefault(key, levels[:PICTURED])
     for key in ("plain", "denoised"):
@@ -215,7 +214,7 @@ def samplings() -> dict[str, tuple[str, dict[str, Any]]]:
     return rows
 
 
-def likelihood(model: ScoreModel, scale: Dataset) -> dict[str, Any]:
+def likelihood(model: ScoreModel, scale: Scale) -> dict[str, Any]:
     """Bits per dimension of held-out images: of the flow, or for chains of levels their bound from half a bin on."""
     x, sde, begun = DIGITS.test[:LIKELIHOODS], model.sde, time.process_time()
     given: dict[str, Any] = {"low": scale.low, "high": scale.high, "levels": LEVELS}
@@ -269,7 +268,7 @@ def main() -> None:
         rows[name], images[name] = drawn(judge, *made[model], uniform=name == "NCSN", **settings)
         print(shown(name, rows[name]), flush=True)
     for least in SMALLEST:
-        settings = ncsnv2_settings(UNIT.train[0].numel(), sigma_max=V2.sigmas[0], sigma_min=least)
+        settings = ncsnv2_settings(TRAIN[0].numel(), sigma_max=V2.sigmas[0], sigma_min=least)
         smallest[least], _ = drawn(judge, *made["NCSNv2"], **annealed(settings))
         print(shown(f"NCSNv2, sigma_L = {least}", smallest[least]), flush=True)
     result["likelihood"] = {}

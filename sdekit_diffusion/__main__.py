@@ -41,7 +41,8 @@ def train(
 
     Args:
         run: the folder to write.
-        data: digits, moons, swissroll, eight_gaussians, checkerboard, spiral; a .npy or .npz file; or a folder of images.
+        data: digits, mnist, fashion-mnist, moons, swissroll, eight_gaussians, checkerboard, spiral; a .npy or .npz file; a
+            folder of images; hf: and what Hugging Face's datasets can open, such as hf:a/folder, or hf-stream: to stream it.
         sde: the diffusion to train under: ve, vp, subvp, cosine, edm, flow, ddpm or ncsn.
         net: the network, what it is told and what it predicts.
         recipe: the training.
@@ -55,25 +56,20 @@ def train(
     with joined(device) as place:
         torch.manual_seed(recipe.seed)
         model = net.model(source, sde).to(_place(place))
-        scale = {
-            "name": data if data in sdekit_diffusion.data.sources() else str(Path(data).expanduser().resolve()),
-            "levels": source.levels,
-            "low": source.low,
-            "high": source.high,
-        }
-        transform = None if source.levels is None else source.dequantised
-        sdekit_diffusion.Training(model, source.train, recipe, transform=transform)  # refuses before an older run goes
+        # What is refused is refused before an older run goes.
+        sdekit_diffusion.Training(model, source.train, recipe, transform=source.scale.encode)
         if rank() == 0:
             _prepare(run, overwrite, resume)
         wait()
         begun = time.perf_counter()
         sdekit_diffusion.fit(
-            model, source.train, recipe, transform=transform, folder=run, resume=resume, log=log,
-            measures=watch.measures(source, recipe, transform, run), notes={"data": scale, "device": device},
+            model, source.train, recipe, transform=source.scale.encode, folder=run, resume=resume, log=log,
+            measures=watch.measures(source, recipe, run), notes={"data": {"name": source.name}, "device": device},
         )  # fmt: skip
         if rank() == 0:
             size, seconds = sum(p.numel() for p in model.parameters()), time.perf_counter() - begun
-            print(f"trained {size:,} parameters on {len(source.train)} samples of {data} in {seconds:.0f} s; wrote {run}")
+            samples = "a stream" if source.size is None else f"{source.size} samples"
+            print(f"trained {size:,} parameters on {samples} of {data} in {seconds:.0f} s; wrote {run}")
 
 
 def sample(
@@ -89,7 +85,7 @@ def sample(
     batch_size: int = 256,
     device: str = "cpu",
 ) -> None:
-    """Draw samples from a trained model: the levels of images, or floats.
+    """Draw samples from a trained model, in the range and the type of its data.
 
     Args:
         run: the folder that train wrote.
@@ -105,14 +101,14 @@ def sample(
     out = run / "samples.npz" if out is None else out
     if out.suffix not in (".npz", ".npy", ".png"):
         raise ValueError(f"{out} ends in none of .npz, .npy and .png; choose a name that does")
-    model, scale = _evaluation.opened(run, _place(device))
+    model, _ = _evaluation.opened(run, _place(device))
     x = sdekit_diffusion.sample(
         model, n, sde=sde, seed=seed, first=first, batch_size=batch_size, progress=True, **sampler.settings()
-    ).cpu()
-    x = x if scale.levels is None else scale.quantise(x)
+    )
+    x = model.scale.decode(x.cpu())
     out.parent.mkdir(parents=True, exist_ok=True)
     if out.suffix == ".png":
-        _figures.picture(x, scale).savefig(out)
+        _figures.picture(x, model.scale).savefig(out)
     elif out.suffix == ".npz":
         np.savez(out, samples=x.numpy())
     else:
@@ -154,15 +150,15 @@ def likelihood(
         raise ValueError(f"n is the number of samples, from 1 on; not {n}")
     if csv is not None and not csv.parent.is_dir():
         raise ValueError(f"the folder of {csv} does not exist; make it, or choose another file")
-    model, scale = _evaluation.opened(run, _place(device))
-    x = _evaluation.source_of(scale, data).test[:n]
+    model, name = _evaluation.opened(run, _place(device))
+    x = _evaluation.source_of(data or name, model.scale).test[:n]
     result = _evaluation.held_out(
-        model, x, scale, probes=probes, draws=draws, sde=sde, seed=seed, tolerance=tolerance, batch_size=batch_size
+        model, x, probes=probes, draws=draws, sde=sde, seed=seed, tolerance=tolerance, batch_size=batch_size
     )
     if csv is not None:
         table = np.stack([np.arange(len(x)), result.value, result.stderr], axis=1)
         np.savetxt(csv, table, "%.17g", ",", header=f"sample,{result.unit},stderr", comments="")
-    print("\n".join([f"{data or scale.name}: {line}" for line in result.sentences()]))
+    print("\n".join([f"{data or name}: {line}" for line in result.sentences()]))
 
 
 def summarise(

@@ -26,6 +26,7 @@ from sdekit_diffusion import nets
 from sdekit_diffusion._files import made, replacing
 from sdekit_diffusion._model import ScoreModel
 from sdekit_diffusion._schedules import DIFFUSIONS
+from sdekit_diffusion.data import Scale
 
 _FORMAT = "sdekit-diffusion 2"
 CONFIG, _STEPS = "config.json", "checkpoints"
@@ -56,7 +57,7 @@ def save(
     Arguments:
         model: its network either has a `config` of constructor arguments and a class in `nets.registry`, or must be given
             again to `load`.
-        notes: what else to remember, as JSON: the range of the data, say.
+        notes: what else to remember, as JSON: the name of the data, say.
         state: that of a training, to go on with: a third file.
 
     Raises:
@@ -87,10 +88,9 @@ def _tidy(folder: Path) -> None:
     except CheckpointError:
         return
     current = [file["name"] for file in files.values()]
-    for part in (_WEIGHTS, _STATE):
-        for path in folder.glob(f"{part}-*.safetensors"):
-            if path.name not in current:
-                path.unlink()
+    for path in [*folder.glob(f"{_WEIGHTS}-*.safetensors"), *folder.glob(f"{_STATE}-*.safetensors")]:
+        if path.name not in current:
+            path.unlink()
 
 
 def described(model: ScoreModel) -> dict[str, Any]:
@@ -109,6 +109,7 @@ def described(model: ScoreModel) -> dict[str, Any]:
         "shape": model.shape,
         "data_std": model.data_std,
         "data_range": model.data_range,
+        "scale": dataclasses.asdict(model.scale),
         "dtype": str(model.place()[0]).removeprefix("torch."),
         "versions": versions(),
     }
@@ -214,6 +215,7 @@ def load(
             conditioning=config["conditioning"],
             data_std=config["data_std"],
             data_range=None if config["data_range"] is None else tuple(config["data_range"]),
+            scale=Scale(**config["scale"]),
         )
         model.to(_DTYPES[config["dtype"]])
     except CheckpointError:

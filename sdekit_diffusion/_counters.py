@@ -8,4 +8,5 @@ COMPONENT = -6
 POINT = -7
 PILOT = -8
 ANCHOR = -9
+FLIP = -10
 BOUND = -(1 << 19)

@@ -1,5 +1,6 @@
 """What is measured of a run: distances of its samples beside their anchors, and held-out likelihood."""
 
+import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,24 +17,28 @@ from sdekit_diffusion._checkpoint import CheckpointError, load, read_config
 from sdekit_diffusion._diffusion import AbstractDiffusion
 from sdekit_diffusion._likelihood import BitsPerDim, bits_per_dim, log_likelihood
 from sdekit_diffusion._model import ScoreModel
-from sdekit_diffusion.data import Dataset
-from sdekit_diffusion.metrics import classifier_features, energy_distance, frechet, nearest, sliced_wasserstein
+from sdekit_diffusion.data import Dataset, Scale
+from sdekit_diffusion.metrics import classifier_features, energy_distance, frechet, image_features, nearest, sliced_wasserstein
 
+_LEARNT = 10_000  # training images, which a classifier learns from and distances are to
+_CLASSES = 3  # the fewest that a classifier's features tell apart
+_CONVOLVED = 16  # pixels along a side, from which on the classifier has convolutions
+_SEARCHED = 8  # times 256 MB of samples, among which the nearest are looked for
 _DRAWS = 10  # sets over which a distance between data and data is averaged
 _EXACT_UP_TO = 32  # dimensions: up to here the exact trace costs little more than probes
 
 Array = NDArray[Any]
 
 
-def opened(run: str | Path, device: torch.device | str = "cpu") -> tuple[ScoreModel, Dataset]:
-    """The model of a run, and the scale of its data as a data set without samples.
+def opened(run: str | Path, device: torch.device | str = "cpu") -> tuple[ScoreModel, str]:
+    """The model of a run and the name of its data.
 
     Raises:
-        CheckpointError: when the folder is no checkpoint, a damaged one, or one without the scale of its data.
+        CheckpointError: when the folder is no checkpoint, a damaged one, or one that does not name its data.
     """
     model, notes = load(run, device=device), read_config(run).get("notes")
     try:
-        return model, Dataset(torch.empty(0), torch.empty(0), **notes["data"])  # pyright: ignore[reportOptionalSubscript]
+        return model, str(notes["data"]["name"])  # pyright: ignore[reportOptionalSubscript]
     except (KeyError, TypeError) as error:
         raise CheckpointError(
             f"{Path(run) / 'config.json'} does not say what data the model is for; give a folder that `sdekit-diffusion train` "
@@ -41,17 +46,17 @@ def opened(run: str | Path, device: torch.device | str = "cpu") -> tuple[ScoreMo
         ) from error
 
 
-def source_of(scale: Dataset, name: str | None = None) -> Dataset:
-    """The data set of a run, or another of the same kind.
+def source_of(name: str, scale: Scale) -> Dataset:
+    """A data set for a model of data in a scale, which is put in the place of its own.
 
     Raises:
         ValueError: when it cannot be found, or is not of that kind.
     """
-    source = datasets.load(scale.name if name is None else name)
-    if (source.levels is None) != (scale.levels is None):
-        kinds = ["continuous data" if levels is None else "images" for levels in (source.levels, scale.levels)]
-        raise ValueError(f"{source.name} holds {kinds[0]} and the model is for {kinds[1]}; give it data like {scale.name}")
-    return source
+    source = datasets.load(name)
+    if (source.scale.levels is None) != (scale.levels is None):
+        kinds = ["continuous data" if levels is None else "images" for levels in (source.scale.levels, scale.levels)]
+        raise ValueError(f"{source.name} holds {kinds[0]} and the model is for {kinds[1]}; give it such data")
+    return replace(source, scale=scale)
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,7 +116,6 @@ class HeldOut:
 def held_out(
     model: ScoreModel,
     x: Tensor,
-    scale: Dataset,
     *,
     probes: int = 8,
     draws: int = 1,
@@ -121,14 +125,15 @@ def held_out(
     batch_size: int = 100,
     progress: bool = True,
 ) -> HeldOut:
-    """Likelihoods of samples `(n, *shape)`; see `bits_per_dim` and `log_likelihood`."""
+    """Likelihoods of data `(n, *shape)`, in their own units; see `bits_per_dim` and `log_likelihood`."""
     trace = Exact() if x[0].numel() <= _EXACT_UP_TO else Hutchinson(probes, seed=seed)
     settings = {"sde": sde, "trace": trace, "method": AdaptiveFlow(tolerance, tolerance)}
     settings |= {"batch_size": batch_size, "progress": progress}
-    x = x.to(model.place()[1])
+    x, scale = x.to(model.place()[1]), model.scale
     if scale.levels is None:
-        found = log_likelihood(model, x, **settings)
-        bits = BitsPerDim(found.value[None], found.stderr, found.evaluations, found.status, found.probes)
+        found = log_likelihood(model, scale.encode(x).to(model.place()[0]), **settings)
+        value = found.value - scale.log_volume(tuple(x.shape[1:]))
+        bits = BitsPerDim(value[None], found.stderr, found.evaluations, found.status, found.probes)
     else:
         bits = bits_per_dim(model, x, low=scale.low, high=scale.high, levels=scale.levels, draws=draws, seed=seed, **settings)
     unit = "nats" if scale.levels is None else "bits/dim"
@@ -138,77 +143,102 @@ def held_out(
     return HeldOut(bits.value.cpu(), bits.stderr.cpu(), unit, parts, bits.probes, draws, evaluations, failed)
 
 
-def labels_of(source: Dataset) -> tuple[Array, Array] | None:
-    """The classes of training and test images of scikit-learn's digits, in whatever order they are; None for other data."""
-    if source.name != "digits":
-        return None
-    from sklearn.datasets import load_digits
-
-    known, classes = load_digits(return_X_y=True)
-    table = {row.tobytes(): label for row, label in zip(known.astype(np.uint8), classes, strict=True)}
-    train, test = ([table[row.tobytes()] for row in part.flatten(1).numpy()] for part in (source.train, source.test))
-    return np.array(train), np.array(test)
+def distances(x: Tensor, source: Dataset, seed: int) -> dict[str, Any]:
+    """Of samples to data: in features of a classifier where the data are images of known classes, else as they are."""
+    classes = 0 if source.labels is None or source.test_labels is None else len(source.labels.unique())
+    if classes >= _CLASSES and source.scale.levels is not None:
+        return {"frechet": classified(x, source, seed)}
+    return {"distances": against_floor(x, source, seed)}
 
 
 def _anchors(train: Array, labels: Array, levels: int, n: int, rng: np.random.Generator) -> dict[str, Array]:
     """Sets of n images that a model should be told from, levels `(n, d)`."""
-    gaussians = [
-        rng.multivariate_normal(train[labels == label].mean(0), np.cov(train[labels == label].T), method="eigh")
-        for label in rng.choice(labels, n)
-    ]
     noisy = train[rng.permutation(len(train))[:n]] + rng.normal(0, 0.1 * levels, (min(n, len(train)), train.shape[1]))
     return {
-        "gaussians": np.clip(np.rint(gaussians), 0, levels - 1),
+        "gaussians": np.clip(np.rint(_gaussians(train, labels, n, rng)), 0, levels - 1),
         "noisy": np.clip(np.rint(noisy), 0, levels - 1),
         "noise": rng.integers(levels, size=(n, train.shape[1])).astype(float),
     }
 
 
-def classified(x: Tensor, source: Dataset, labels: Array, test_labels: Array, seed: int) -> dict[str, Any]:
-    """Fréchet distances to the training images in the features of a classifier of these, with bootstrapped standard errors."""
-    assert source.levels is not None
-    levels, rng = source.levels, np.random.default_rng(seed)
-    train, test, made = (part.flatten(1).double().numpy() for part in (source.train, source.test, x))
-    features = classifier_features(train / levels, labels, seed=seed)
-    known = features(train / levels)
+def _gaussians(x: Array, labels: Array, n: int, rng: np.random.Generator) -> Array:
+    """Samples `(n, d)` of a mixture of Gaussians, one for each class with its mean and covariance.
 
-    def distance(images: Array) -> float:
-        return frechet(features(images / levels), known)
+    A sum of the class's deviations from its mean with normal weights is such a sample, in any number of dimensions.
+    """
+    made = []
+    for label, size in zip(*np.unique(rng.choice(labels, n), return_counts=True), strict=True):
+        own = x[labels == label]
+        weights = rng.standard_normal((size, len(own))) / math.sqrt(max(1, len(own) - 1))
+        made.append(own.mean(0) + weights @ (own - own.mean(0)))
+    return np.concatenate(made)
 
+
+def classified(x: Tensor, source: Dataset, seed: int) -> dict[str, Any]:
+    """Fréchet distances to training images in the features of a classifier of these, with bootstrapped standard errors.
+
+    Of images of less than 16 pixels along a side the classifier has one layer, else convolutions.
+    """
+    levels, rng = source.scale.levels, np.random.default_rng(seed)
+    images, classes = source.reference(min(_LEARNT, _fitting(source)))
+    assert levels is not None
+    assert classes is not None
+    assert source.test_labels is not None
+    train, test, made = (part.flatten(1).double().numpy() for part in (images, source.test, x))
+    shape, labels = tuple(x.shape[1:]), classes.numpy()
+    learn = classifier_features if min(shape[1:]) < _CONVOLVED else image_features
+    features = learn(train.reshape(-1, *shape) / levels, labels, seed=seed)
+
+    def featured(images: Array) -> Array:
+        return features(images.reshape(-1, *shape) / levels)
+
+    known = featured(train)
     sets = {"model": made, "real": test[: len(made)], **_anchors(train, labels, levels, len(made), rng)}
-    real, rows = distance(sets["real"]), {}
-    span = distance(sets["noise"]) - real
-    for name, images in sets.items():
-        value = distance(images)
-        again = [distance(images[rng.integers(len(images), size=len(images))]) for _ in range(_DRAWS)]
-        stderr = float(np.std(again, ddof=1)) / span
-        rows[name] = {"distance": value, "relative": (value - real) / span, "stderr": stderr, "n": len(images)}
-    accuracy = features.accuracy(test / levels, test_labels)
+    found = {name: featured(images) for name, images in sets.items()}
+    distances = {name: frechet(some, known) for name, some in found.items()}
+    real, rows = distances["real"], {}
+    span = distances["noise"] - real
+    for name, some in found.items():
+        again = [frechet(some[rng.integers(len(some), size=len(some))], known) for _ in range(_DRAWS)]
+        value, stderr = distances[name], float(np.std(again, ddof=1)) / span
+        rows[name] = {"distance": value, "relative": (value - real) / span, "stderr": stderr, "n": len(some)}
+    accuracy = features.accuracy(test.reshape(-1, *shape) / levels, source.test_labels.numpy())
     return {"rows": rows, "features": known.shape[1], "accuracy": accuracy, "n_train": len(train), "n_held_out": len(test)}
 
 
 def against_floor(x: Tensor, source: Dataset, seed: int) -> dict[str, Any]:
     """Distances of samples to held-out data, beside those of as many training data: what a perfect model would have."""
-    n = min(len(x), len(source.test), len(source.train))
-    test, rng = source.test[:n], np.random.default_rng(seed)
-    picks = [source.train[rng.permutation(len(source.train))[:n]] for _ in range(_DRAWS)]
+    train, scale = source.reference(_fitting(source))[0], source.scale
+    n, rng = min(len(x), len(source.test), len(train)), np.random.default_rng(seed)
+    made, test = _compared(x[:n], scale), _compared(source.test[:n], scale)
+    picks = [_compared(train[rng.permutation(len(train))[:n]], scale) for _ in range(_DRAWS)]
     rows = {}
     for name, distance in {"sliced_wasserstein": sliced_wasserstein, "energy": energy_distance}.items():
-        floor = [distance(pick.float(), test.float()) for pick in picks]
-        rows[name] = {
-            "distance": distance(x[:n].float(), test.float()),
-            "floor": float(np.mean(floor)),
-            "floor_max": max(floor),
-        }
+        floor = [distance(pick, test) for pick in picks]
+        rows[name] = {"distance": distance(made, test), "floor": float(np.mean(floor)), "floor_max": max(floor)}
     return {"rows": rows, "n": n, "draws": _DRAWS}
 
 
-def neighbours(x: Tensor, source: Dataset) -> tuple[dict[str, Any], Array]:
-    """Median distances of samples and of held-out data to their nearest training sample; and the samples' nearest."""
-    test = source.test[: len(x)]
-    made, index = nearest(x, source.train)
-    real, _ = nearest(test, source.train)
-    medians = float(np.median(made)), float(np.median(real))
-    ratio = medians[0] / medians[1] if medians[1] else float("nan")
-    numbers = {"ratio": ratio, "samples": medians[0], "held_out": medians[1]}
-    return numbers | {"n_samples": len(x), "n_held_out": len(test), "n_train": len(source.train)}, index
+def neighbours(x: Tensor, source: Dataset) -> tuple[dict[str, Any], Tensor]:
+    """Median distances of samples and of held-out data to their nearest training sample; and the nearest of each sample."""
+    test, size = source.test[: len(x)], _fitting(source)
+    train = source.reference(_SEARCHED * size)[0]
+    both = _compared(torch.cat([x.to(test.dtype), test]), source.scale)
+    distance, index = np.full(len(both), np.inf), np.zeros(len(both), dtype=np.int64)
+    for i in range(0, len(train), size):  # as many at a time as fit into memory as floats
+        some, where = nearest(both, _compared(train[i : i + size], source.scale))
+        index = np.where(some < distance, i + where, index)
+        distance = np.minimum(some, distance)
+    made, real = float(np.median(distance[: len(x)])), float(np.median(distance[len(x) :]))
+    numbers = {"ratio": made / real if real else float("nan"), "samples": made, "held_out": real}
+    return numbers | {"n_samples": len(x), "n_held_out": len(test), "n_train": len(train)}, train[index[: len(x)]]
+
+
+def _compared(x: Tensor, scale: Scale) -> Tensor:
+    """Levels of images, and continuous data in a model's scale, in which their coordinates weigh alike."""
+    return x.float() if scale.levels is not None else scale.encode(x).float()
+
+
+def _fitting(source: Dataset) -> int:
+    """How many samples fit into 256 MB of float64."""
+    return max(1, 2**25 // source.test[0].numel())

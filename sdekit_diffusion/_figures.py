@@ -10,17 +10,17 @@ import torch
 from torch import Tensor
 
 from sdekit import normal
-from sdekit_diffusion._evaluation import Array
 from sdekit_diffusion._flow import span_of
 from sdekit_diffusion._model import ScoreModel
 from sdekit_diffusion._run import METRICS
 from sdekit_diffusion._sample import sample
-from sdekit_diffusion.data import Dataset
+from sdekit_diffusion.data import Dataset, Scale
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+_ALIKE = 4  # times as wide
 _BLUE, _GREY = "#2b6cb0", "#718096"
 RATIO = "σ/α"  # noqa: RUF001
 
@@ -38,9 +38,9 @@ def _axes(width: float, height: float, columns: int = 1) -> "tuple[Figure, list[
     return figure, axes
 
 
-def _tiles(ax: "Axes", x: Tensor, scale: Dataset, columns: int, labels: list[str] | None = None, gap: int = 1) -> None:
-    """Images `(n, C, H, W)`, levels or values, row by row in a grid; labels stand over its columns."""
-    levels = scale.levels or 1
+def _tiles(ax: "Axes", x: Tensor, scale: Scale, columns: int, labels: list[str] | None = None, gap: int = 1) -> None:
+    """Images `(n, C, H, W)`, levels or a model's values, row by row in a grid; labels stand over its columns."""
+    levels = scale.levels or 2
     shown = (x.double() - scale.low) / (scale.high - scale.low) if x.is_floating_point() else x.double() / (levels - 1)
     shown = shown.clamp(0, 1)
     (c, h, w), rows = shown.shape[1:], -(-len(x) // columns)
@@ -59,19 +59,22 @@ def scatter(panels: list[tuple[str, Tensor]]) -> "Figure":
     side = min(11 / len(panels), 3.5)
     figure, axes = _axes(side * len(panels), side + 0.2, len(panels))
     points = [x.reshape(len(x), -1)[:, :2].double().cpu().numpy() for _, x in panels]
-    bound = 1.05 * float(np.quantile(np.abs(np.concatenate(points)), 0.999))
+    low, high = np.quantile(np.concatenate(points), (0.001, 0.999), axis=0)
+    centre, half = (low + high) / 2, np.maximum(0.55 * (high - low), 1e-6 * np.abs(high) + 1e-12)
+    half = np.where(half.max() < _ALIKE * half, half.max(), half)  # one unit for both where they are alike
+    low, high = centre - half, centre + half
     for i, (ax, flat) in enumerate(zip(axes, points, strict=True)):
         if flat.shape[1] == 1:
-            ax.hist(flat[:, 0], bins=60, range=(-bound, bound), color=_BLUE, density=True)
+            ax.hist(flat[:, 0], bins=60, range=(low[0], high[0]), color=_BLUE, density=True)
         else:
             ax.scatter(flat[:, 0], flat[:, 1], s=4, alpha=0.6, linewidths=0, color=_BLUE)
-            ax.set(ylim=(-bound, bound), aspect="equal")
-        ax.set(xlim=(-bound, bound))
+            ax.set(ylim=(low[1], high[1]), box_aspect=1)
+        ax.set(xlim=(low[0], high[0]))
         ax.set_title(panels[i][0], fontsize=8)
     return figure
 
 
-def picture(x: Tensor, scale: Dataset) -> "Figure":
+def picture(x: Tensor, scale: Scale) -> "Figure":
     """Samples at a glance: a grid of images, or points by their first two coordinates.
 
     Raises:
@@ -89,9 +92,9 @@ def picture(x: Tensor, scale: Dataset) -> "Figure":
 
 def forward(model: ScoreModel, source: Dataset, seed: int) -> "Figure":
     """Held-out samples noised at times uniform in log(alpha / sigma)."""
-    continuous = source.levels is None
+    continuous = source.scale.levels is None
     x = source.test[: 500 if continuous else 4]
-    x0 = x.float() if continuous else source.dequantised(x, torch.tensor(0.5))
+    x0 = source.scale.encode(x).float()
     eps, panels = normal(seed, torch.arange(len(x)), tuple(x.shape[1:]), dtype=x0.dtype), []
     for l in np.linspace(*span_of(model, model.sde, 1e-3), 5 if continuous else 11)[::-1]:
         alpha, sigma = model.sde.kernel(float(model.sde.time(float(l))))
@@ -99,13 +102,13 @@ def forward(model: ScoreModel, source: Dataset, seed: int) -> "Figure":
     if continuous:
         return scatter(_named(panels, source))
     figure, (ax,) = _axes(9, 9 * len(x) / 11 * x.shape[2] / x.shape[3] + 0.3)
-    _strip(ax, _named(panels, source), source)
+    _strip(ax, _named(panels, source), source.scale)
     return figure
 
 
 def denoising(model: ScoreModel, source: Dataset, seed: int) -> "Figure":
     """States of a solve at steps equally far apart, and for images what the model makes of each."""
-    device, continuous = model.place()[1], source.levels is None
+    device, continuous = model.place()[1], source.scale.levels is None
     solution = sample(model, 500 if continuous else 8, seed=seed, save="all", return_solution=True)
     assert solution.xs is not None
     states, denoised = [], []
@@ -118,14 +121,14 @@ def denoising(model: ScoreModel, source: Dataset, seed: int) -> "Figure":
     if continuous:
         return scatter(_named(states, source))
     figure, axes = _axes(11, 5.5 * 8 / 9 * states[0][2].shape[2] / states[0][2].shape[3] + 0.3, 2)
-    _strip(axes[0], _named(states, source), source)
-    _strip(axes[1], denoised, source)
+    _strip(axes[0], _named(states, source), source.scale)
+    _strip(axes[1], denoised, source.scale)
     return figure
 
 
 def _named(panels: list[tuple[float, float, Tensor]], source: Dataset) -> list[tuple[str, Tensor]]:
     """States at unit signal plus noise, named by sigma / alpha."""
-    prefix = f"{RATIO} = " if source.levels is None else ""
+    prefix = f"{RATIO} = " if source.scale.levels is None else ""
     return [(prefix + _ratio(sigma / alpha), x / math.hypot(alpha, sigma)) for alpha, sigma, x in panels]
 
 
@@ -133,17 +136,17 @@ def _ratio(value: float) -> str:
     return f"{value:.0f}" if value >= 10 else f"{value:.2g}"
 
 
-def _strip(ax: "Axes", panels: list[tuple[str, Tensor]], scale: Dataset) -> None:
+def _strip(ax: "Axes", panels: list[tuple[str, Tensor]], scale: Scale) -> None:
     x = torch.stack([x for _, x in panels], dim=1).flatten(0, 1)
     _tiles(ax, x, scale, len(panels), [label for label, _ in panels])
 
 
-def neighbouring(x: Tensor, index: Array, source: Dataset) -> "Figure":
+def neighbouring(x: Tensor, nearest: Tensor, scale: Scale) -> "Figure":
     """Each sample, and on its right its nearest training image."""
-    between = torch.full((*x.shape[:3], 1), (source.levels or 1) - 1, dtype=x.dtype)
-    pairs = torch.cat([x, between, source.train[torch.from_numpy(index)].to(x.dtype)], dim=3)
+    between = torch.full((*x.shape[:3], 1), (scale.levels or 2) - 1, dtype=x.dtype)
+    pairs = torch.cat([x, between, nearest.to(x.dtype)], dim=3)
     figure, (ax,) = _axes(9, 9 * -(-len(x) // 8) * (x.shape[2] + 3) / (8 * (pairs.shape[3] + 3)) + 0.1)
-    _tiles(ax, pairs, source, 8, gap=3)
+    _tiles(ax, pairs, scale, 8, gap=3)
     return figure
 
 

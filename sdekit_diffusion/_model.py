@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from sdekit.elementary import Time, axpy, broadcast, clip, exp, log1p, sigmoid, sqrt
 from sdekit_diffusion._diffusion import AbstractDiffusion
 from sdekit_diffusion._schedules import diffusion
+from sdekit_diffusion.data import Scale
 
 Prediction = Literal["noise", "data", "score", "velocity", "flow"]
 Conditioning = Literal["time", "log_snr", "sigma"] | tuple[float, float]
@@ -110,6 +111,8 @@ class ScoreModel(nn.Module, AbstractModel):
             alpha'^2 + sigma'^2 = 1.
         data_std: the root mean square of a coordinate of the data.
         data_range: the least and the largest value that the data can have, such as (-1, 1); None where there is no bound.
+        scale: from the data in their own range and dtype to those of this model, and back: `model.scale.decode(x)`. It is kept,
+            and saved, for whoever has samples; everything else here is about data as the model sees them.
 
     Raises:
         ValueError: for a name that is not one of these, or when the network returns another shape than its input's.
@@ -127,6 +130,7 @@ class ScoreModel(nn.Module, AbstractModel):
         conditioning: Conditioning = "time",
         data_std: float = 1.0,
         data_range: tuple[float, float] | None = None,
+        scale: Scale = Scale(),  # noqa: B008 - frozen
     ) -> None:
         super().__init__()
         if predicts not in _CONVENTIONS:
@@ -142,6 +146,7 @@ class ScoreModel(nn.Module, AbstractModel):
         self.shape = None if shape is None else tuple(shape)
         self.data_std = data_std
         self.data_range = None if data_range is None else (float(data_range[0]), float(data_range[1]))
+        self.scale = scale
         self.conditions = {}
 
     def given(self, **conditions: Any) -> Self:  # noqa: ANN401 - whatever the network takes
@@ -157,7 +162,7 @@ class ScoreModel(nn.Module, AbstractModel):
         """The same model around another network, such as a compiled one."""
         model = ScoreModel(
             net, self.sde, self.predicts, shape=self.shape, conditioning=self.conditioning, data_std=self.data_std,
-            data_range=self.data_range,
+            data_range=self.data_range, scale=self.scale,
         )  # fmt: skip
         return model.given(**self.conditions)
 

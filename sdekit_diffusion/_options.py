@@ -16,6 +16,7 @@ from sdekit_diffusion.data import Dataset
 
 # What is predicted and what is told of the noise, as published; other networks do as well with the default.
 _PUBLISHED: dict[str, tuple[Prediction, Conditioning]] = {"NCSN": ("score", "time"), "NCSNv2": ("noise", "time")}
+_ENOUGH = 10_000  # samples, to know the size of their coordinates
 _DEFAULT: tuple[Prediction, Conditioning] = ("velocity", "log_snr")
 
 
@@ -30,7 +31,8 @@ class Net:
         conditioning: what it is told of the noise: log_snr, time, sigma, or two numbers a b for a t + b, such as 1000 -1 for
             DDPM's steps from 0. Unless given log_snr, but time for NCSN and NCSNv2, which is told nothing.
         width: features of a layer; of images at full resolution.
-        multipliers: images: features of each level in units of width, such as 1 2; each level of a UNet halves the image.
+        multipliers: images: features of each level in units of width, such as 1 2; each level of a UNet halves the image, by
+            itself down to 16 pixels or an odd size.
         dilations: NCSN, NCSNv2: of the convolutions of each level, such as 1 2; where it is 1 a level halves the image.
         levels: NCSN: how many noise levels have norms of their own; those of the diffusion unless given.
         blocks: UNet: residual blocks of a level.
@@ -58,16 +60,17 @@ class Net:
             ValueError: for a name that is not one of these, an option that this network does not have, or images of a size
                 that it does not take.
         """
-        chosen, name = diffusion(sde), self.network or ("MLP" if source.levels is None else "UNet")
+        chosen, name = diffusion(sde), self.network or ("MLP" if source.scale.levels is None else "UNet")
         predicts, conditioning = _PUBLISHED.get(name, _DEFAULT)
-        values = source.train.float() if source.levels is None else source.dequantised(source.train, torch.tensor(0.5))
+        values, shape = source.scale.encode(source.reference(_ENOUGH)[0]), tuple(source.test.shape[1:])
         return ScoreModel(
-            self._built(name, tuple(source.train.shape[1:]), chosen),
+            self._built(name, shape, chosen),
             chosen,
             self.predicts or predicts,  # pyright: ignore[reportArgumentType] - checked there
-            shape=tuple(source.train.shape[1:]),
+            shape=shape,
             conditioning=self.conditioning or conditioning,
             data_std=float(values.square().mean().sqrt()),
+            scale=source.scale,
         )
 
     def _built(self, name: str, shape: tuple[int, ...], sde: AbstractDiffusion) -> nn.Module:
@@ -79,12 +82,27 @@ class Net:
             if option not in known:
                 raise ValueError(f"--{option} is no option of {name}; leave it out, or choose another --network")
         given |= {"shape": shape} if "shape" in known else {"channels": shape[0]}
+        if name == "UNet" and len(shape) == 3 and not {"multipliers", "attention"} & set(given):
+            given |= _levels(shape)
         if "levels" in known and self.levels is None:
             given["levels"] = len(sde.levels)
         net = nets.registry[name](**given)
         with torch.no_grad():
             net(torch.zeros(1, *shape), torch.zeros(1))
         return net
+
+
+def _levels(shape: tuple[int, ...]) -> dict[str, list[Any]]:
+    """Levels of a U-Net for images `(C, H, W)`: down to 16 pixels or an odd size, those below the first with attention from
+    64 pixels on.
+    """
+    height, width = shape[1:]
+    areas = [height * width]
+    while areas[-1] > 16 and height % 2 == width % 2 == 0:
+        height, width = height // 2, width // 2
+        areas.append(height * width)
+    below = areas[1:]
+    return {"multipliers": [1, *[2 for _ in below]], "attention": [False, *[area <= 64 for area in below]]}
 
 
 @dataclass(frozen=True)

@@ -27,9 +27,10 @@ class Recipe:
         weighting: "plain" or "likelihood", see `dsm_loss`.
         discrete: train the discrete levels of `DDPM` and `NCSN` and nothing between them, see `dsm_loss`.
         end: sigma / alpha at the least noise that is trained.
+        flip: images: mirror each left to right with probability 1/2 whenever it is seen.
         precision: "full", the weights' own; or "bfloat16" in the network's products, the weights staying what they are.
         compile: whether to try torch.compile on the network.
-        seed: of batches, times, noise, dequantisation and dropout.
+        seed: of batches, flips, times, noise, dequantisation and dropout.
 
     Raises:
         ValueError: for a setting out of range.
@@ -46,6 +47,7 @@ class Recipe:
     weighting: Weighting = "plain"
     discrete: bool = False
     end: float = 1e-3
+    flip: bool = False
     precision: Precision = "full"
     compile: bool = False
     seed: int = 0

@@ -14,7 +14,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from sdekit import uniform01
 from sdekit_diffusion._batches import AbstractSource, Rows, Shuffled
-from sdekit_diffusion._counters import DEQUANTISATION
+from sdekit_diffusion._counters import DEQUANTISATION, FLIP
 from sdekit_diffusion._distributed import rank, world
 from sdekit_diffusion._loss import dsm_loss
 from sdekit_diffusion._model import ScoreModel
@@ -50,8 +50,8 @@ class Training(Iterator[Record]):
 
     Raises:
         TypeError: for integers without transform, or a model without weights.
-        ValueError: for no data, data of another shape, fewer samples in a batch than parts it is taken in, weights of half
-            precision, or weights in float64 with precision "bfloat16".
+        ValueError: for no data, data of another shape, flips of what is no image, fewer samples in a batch than parts it is
+            taken in, weights of half precision, or weights in float64 with precision "bfloat16".
         ArithmeticError: while iterating, when the loss or the weights stop being finite.
     """
 
@@ -80,9 +80,13 @@ class Training(Iterator[Record]):
         model.train()
 
     def _check(self, row: Tensor) -> None:
+        if self.recipe.flip and row.ndim != 4:
+            raise ValueError(
+                f"only images (C, H, W) can be flipped, not samples of shape {tuple(row.shape[1:])}; leave out flip"
+            )
         if self._transform is None and not row.is_floating_point():
             raise TypeError(
-                f"data of {row.dtype} need transform=, such as a data set's dequantised; or scale them and use .float()"
+                f"data of {row.dtype} need transform=, such as a data set's scale.encode; or scale them and use .float()"
             )
         dtype = self.model.place()[0]
         if dtype.itemsize < 4:
@@ -135,10 +139,12 @@ class Training(Iterator[Record]):
         total, parts = torch.zeros((), device=device), rows.tensor_split(self.recipe.accumulate)
         for i, part in enumerate(parts):
             batch = part.to(device)
+            index = torch.arange(first, first + len(part), device=device)
             if self._transform is not None:
-                index = torch.arange(first, first + len(part), device=device)
                 u = uniform01(self.recipe.seed, index, tuple(part.shape[1:]), counter=DEQUANTISATION)
                 batch = self._transform(batch, u)
+            if self.recipe.flip:
+                batch = torch.where(uniform01(self.recipe.seed, index, (1, 1, 1), counter=FLIP) < 0.5, batch.flip(-1), batch)
             batch = batch.to(dtype)
             module = self._loss = self._loss or self._built(batch, first)
             last = i + 1 == len(parts)

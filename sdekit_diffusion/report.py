@@ -15,11 +15,8 @@ from torch import Tensor
 
 from sdekit_diffusion._checkpoint import read_config, versions
 from sdekit_diffusion._evaluation import (
-    Array,
-    against_floor,
-    classified,
+    distances,
     held_out,
-    labels_of,
     neighbours,
     opened,
     source_of,
@@ -76,7 +73,7 @@ def _distances(found: dict[str, Any]) -> tuple[str, list[tuple[str, str]]]:
     if "frechet" in found:
         table, rows = found["frechet"], found["frechet"]["rows"]
         text = (
-            f"Fréchet distances to the {table['n_train']} training images, between Gaussian fits to the {table['features']} "
+            f"Fréchet distances to {table['n_train']} training images, between Gaussian fits to the {table['features']} "
             f"hidden features of a small classifier, which was trained on these and is right on {table['accuracy']:.1%} of "
             f"the {table['n_held_out']} held-out ones. The scale runs from 0, held-out images, to 1, noise; ± is the standard "
             "error that the choice of images leaves."
@@ -97,7 +94,8 @@ def _distances(found: dict[str, Any]) -> tuple[str, list[tuple[str, str]]]:
         table = found["distances"]
         text = (
             f"Distances of {table['n']} samples to {table['n']} held-out data, beside those of as many training data: the mean "
-            f"and the largest of {table['draws']} draws. A perfect model is at that floor."
+            f"and the largest of {table['draws']} draws. A perfect model is at that floor. Numbers are in the model's scale, "
+            "levels of images as they are."
         )
         names = {"sliced_wasserstein": "sliced Wasserstein distance", "energy": "energy distance"}
         cells = [
@@ -133,21 +131,21 @@ def _likelihood_text(found: dict[str, Any]) -> tuple[str, tuple[str, str]]:
 
 
 def _drawn(
-    model: ScoreModel, source: Dataset, x: Tensor, index: Array, seed: int, run: Path
+    model: ScoreModel, source: Dataset, x: Tensor, nearest: Tensor, seed: int, run: Path
 ) -> dict[str, tuple[str, str, Any]]:
     """The pictures by name: a heading, a caption, the picture."""
     grid, unit = x[:64], f"shown at unit signal plus noise, headed by {RATIO}"
     found: dict[str, tuple[str, str, Any]] = {}
-    if source.levels is None:
+    if source.scale.levels is None:
         n, rows, states = min(len(x), len(source.test)), 500, ""
         panels = [(f"{n} held-out data", source.test[:n]), (f"{n} samples", x[:n])]
         found["samples"] = ("Samples and data", "", scatter(panels))
     else:
         rows, states = 4, "; on the right, what the model makes of each state"
-        found["samples"] = (f"{len(grid)} samples", "", picture(grid, source))
-        caption = f"Each of {len(grid)} samples, and on its right its nearest of {len(source.train)} training images."
-        found["neighbours"] = ("Nearest training images", caption, neighbouring(grid, index[:64], source))
-    caption = f"States of {500 if source.levels is None else 8} samples on their way from noise to data, {unit}{states}."
+        found["samples"] = (f"{len(grid)} samples", "", picture(grid, source.scale))
+        caption = f"Each of {len(grid)} samples, and on its right its nearest training image."
+        found["neighbours"] = ("Nearest training images", caption, neighbouring(grid, nearest[:64], source.scale))
+    caption = f"States of {500 if source.scale.levels is None else 8} samples on their way from noise to data, {unit}{states}."
     found["denoising"] = ("Denoising", caption, denoising(model, source, seed))
     rows = min(rows, len(source.test))
     caption = f"{rows} held-out samples at times uniform in the logarithm of the signal-to-noise ratio, {unit}."
@@ -222,19 +220,20 @@ def write_report(
         ImportError: when an extra is missing.
     """
     begun, run = time.perf_counter(), Path(run_folder)
-    model, scale = opened(run, device)
+    model, name = opened(run, device)
+    scale = model.scale
     samples = (2000 if scale.levels is None else 500) if samples is None else samples
     if samples < 2:
         raise ValueError(f"a report needs two samples or more, not {samples}")
-    source = source_of(scale)
-    if tuple(source.train.shape[1:]) != model.shape:
-        raise ValueError(f"{source.name} has samples of shape {tuple(source.train.shape[1:])}, the model of {model.shape}")
+    source = source_of(name, scale)
+    if tuple(source.test.shape[1:]) != model.shape:
+        raise ValueError(f"{source.name} has samples of shape {tuple(source.test.shape[1:])}, the model of {model.shape}")
     solution = sample(
         model, samples, method=method, steps=steps, grid=grid, noise=noise, seed=seed, batch_size=256, progress=True,
         return_solution=True,
     )  # fmt: skip
-    x = solution.x.cpu() if scale.levels is None else scale.quantise(solution.x.cpu())
-    likelihood = held_out(model, source.test[:samples], source, probes=probes, seed=seed, tolerance=tolerance)
+    x = scale.decode(solution.x.cpu())
+    likelihood = held_out(model, source.test[:samples], probes=probes, seed=seed, tolerance=tolerance)
     found = _about(run, model, source, seed)
     found["sampling"] = {
         "n": samples,
@@ -244,13 +243,10 @@ def write_report(
         "seed": seed,
     } | {name: str(value) for name, value in (("grid", grid), ("noise", noise)) if value is not None}
     found["likelihood"] = likelihood.numbers() | {"tolerance": tolerance}
-    found["neighbours"], index = neighbours(x, source)
-    labels = labels_of(source)
-    found |= (
-        {"distances": against_floor(x, source, seed)} if labels is None else {"frechet": classified(x, source, *labels, seed)}
-    )
+    found["neighbours"], nearest = neighbours(x, source)
+    found |= distances(x, source, seed)
     pictures = {}
-    for name, (heading, caption, figure) in _drawn(model, source, x, index, seed, run).items():
+    for name, (heading, caption, figure) in _drawn(model, source, x, nearest, seed, run).items():
         buffer = io.BytesIO()
         figure.savefig(buffer, format="png")
         pictures[name] = heading, caption, buffer.getvalue()
@@ -268,7 +264,7 @@ def _about(run: Path, model: ScoreModel, source: Dataset, seed: int) -> dict[str
     """What the numbers are of, and where they were found."""
     dtype, device = model.place()
     return {
-        "data": {"name": source.name, "train": len(source.train), "test": len(source.test), "levels": source.levels},
+        "data": {"name": source.name, "train": source.size, "test": len(source.test), "levels": source.scale.levels},
         "model": {
             "network": type(model.net).__name__,
             "parameters": sum(p.numel() for p in model.parameters()),

@@ -17,7 +17,8 @@ from safetensors.torch import save as serialised
 from sdekit_diffusion import METHODS, sample
 from sdekit_diffusion import load as load_model
 from sdekit_diffusion.__main__ import main
-from sdekit_diffusion.data import load
+from sdekit_diffusion._options import Net
+from sdekit_diffusion.data import Dataset, Scale, load
 
 TRAIN = ["--steps", "12", "--batch-size", "16", "--warmup", "2"]
 
@@ -84,7 +85,8 @@ def samples(run, out, *argv):
 
 def test_train_writes_a_run(digits):
     config = json.loads((digits / "config.json").read_text())
-    assert config["notes"]["data"] == {"name": "digits", "levels": 17, "low": -1.0, "high": 1.0}
+    assert config["notes"]["data"] == {"name": "digits"}
+    assert config["scale"] == {"shift": 8.5, "unit": 8.5, "levels": 17, "dtype": "uint8"}
     assert (config["notes"]["recipe"]["steps"], config["notes"]["recipe"]["seed"]) == (12, 3)
     assert config["versions"]["torch"].split("+")[0] == torch.__version__.split("+")[0]
     assert (config["sde"]["name"], config["shape"], config["conditioning"]) == ("subvp", [1, 8, 8], "log_snr")
@@ -134,6 +136,39 @@ def test_few_steps_keep_the_default_for_few(moons, tmp_path):
     """--eta 0, which changes nothing, takes the method that `sample` takes."""
     plain, told = (samples(moons, tmp_path / f"{i}.npz", "--n", "4", *argv) for i, argv in enumerate([[], ["--eta", "0"]]))
     assert np.array_equal(plain, told)
+
+
+def test_flips_and_samples_in_their_own_type(tmp_path):
+    """Images of another type than bytes, and numbers far from the origin, come back as they were."""
+    np.save(tmp_path / "own.npy", np.random.default_rng(0).integers(0, 8, (30, 8, 8), np.int16))
+    np.save(tmp_path / "far.npy", np.random.default_rng(0).normal([100, -5], [20, 0.01], (400, 2)))
+    small = ["--width", "4", "--steps", "3", "--batch-size", "4"]
+    assert main(["train", str(tmp_path / "a"), "--data", str(tmp_path / "own.npy"), "--flip", *small]) == 0
+    config = json.loads((tmp_path / "a" / "config.json").read_text())
+    assert config["notes"]["recipe"]["flip"] is True
+    assert config["net"]["config"]["multipliers"] == [1, 2]
+    made = samples(tmp_path / "a", tmp_path / "a.npz", "--n", "3")
+    assert (made.dtype, made.shape) == (np.int16, (3, 1, 8, 8))
+    assert 0 <= made.min() <= made.max() <= 7
+    assert main(["train", str(tmp_path / "b"), "--data", str(tmp_path / "far.npy"), *small]) == 0
+    made = samples(tmp_path / "b", tmp_path / "b.npz", "--n", "50")
+    assert made.dtype == np.float64
+    assert np.allclose(made.mean(0), [100, -5], rtol=0.2)
+
+
+def test_a_stream_trains_and_is_reported(tmp_path, monkeypatch):
+    datasets = pytest.importorskip("datasets")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    x = np.random.default_rng(0).integers(0, 256, (80, 8, 8)).astype(np.uint8)
+    features = datasets.Features({"x": datasets.Array2D((8, 8), "uint8"), "label": datasets.Value("int64")})
+    made = datasets.Dataset.from_dict({"x": x, "label": [i % 4 for i in range(80)]}, features=features)
+    made.to_parquet(tmp_path / "a.parquet")
+    run = ["--data", f"hf-stream:{tmp_path}/a.parquet", "--width", "4", "--steps", "3", "--batch-size", "4"]
+    assert main(["train", str(tmp_path / "run"), *run]) == 0
+    assert main(["report", str(tmp_path / "run"), "--samples", "6", "--steps", "3"]) == 0
+    found = json.loads((tmp_path / "run" / "report.json").read_text())
+    assert found["data"].items() >= {"train": None, "test": 8}.items()
+    assert (found["neighbours"]["n_train"], found["frechet"]["n_train"]) == (72, 72)
 
 
 REFINENET = ["--width", "4", "--multipliers", "1", "2", "--dilations", "1", "2"]
@@ -219,6 +254,22 @@ def test_report_command(moons, capsys):
     assert "eta=0.5" in told["method"]
 
 
+@pytest.mark.parametrize(
+    ("shape", "multipliers", "attention"),
+    [
+        ((1, 8, 8), [1, 2], [False, True]),
+        ((1, 28, 28), [1, 2, 2], [False, False, True]),
+        ((3, 32, 32), [1, 2, 2, 2], [False, False, True, True]),
+        ((3, 15, 32), [1], [False]),
+        ((1, 16, 8), [1, 2, 2], [False, True, True]),
+    ],
+)
+def test_levels_of_a_unet_by_size(shape, multipliers, attention):
+    images = torch.zeros(4, *shape, dtype=torch.uint8)
+    net = Net(width=4).model(Dataset(images, images, Scale.quantised(256), "zeros"), "vp").net
+    assert (net.config["multipliers"], net.config["attention"]) == (multipliers, attention)
+
+
 def test_own_arrays_keep_their_path(tmp_path, monkeypatch):
     np.save(tmp_path / "own.npy", np.random.default_rng(0).integers(0, 8, (30, 4, 4)))
     monkeypatch.chdir(tmp_path)
@@ -246,7 +297,7 @@ def test_a_missing_run(command, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("argv", "said"),
     [
-        (["--data", "mnist"], "digits, moons"),
+        (["--data", "mnists"], "digits, mnist, fashion-mnist, moons"),
         (["--data", "moons", "--sde", "vq"], "ve, vp, subvp"),
         (["--data", "moons", "--predicts", "noises"], "velocity"),
         (["--data", "moons", "--blocks", "2"], "blocks"),
@@ -255,6 +306,8 @@ def test_a_missing_run(command, tmp_path, capsys):
         (["--data", "digits", "--network", "NCSN"], "no discrete noise levels"),
         (["--data", "moons", "--sde", "vp", "--discrete"], "no discrete noise levels"),
         (["--data", "moons", "--conditioning", "times"], "--conditioning"),
+        (["--data", "moons", "--flip"], "leave out flip"),
+        (["--data", "hf:nowhere.parquet"], "it does not exist"),
         (["--data", "digits", "--multipliers", "1", "1", "1", "1", "1"], "attention"),
         (["--data", "moons", "--lr", "-1"], "lr"),
         (["--data", "moons", "--lr", "fast"], "lr"),
@@ -311,7 +364,7 @@ def test_a_damaged_config(damaged, text, capsys):
 
 def test_a_config_without_notes(damaged, capsys):
     config = json.loads((damaged / "config.json").read_text())
-    for notes in ({}, {"data": {"name": "digits"}}, None):
+    for notes in ({}, {"data": {"levels": 17}}, None):
         write_config(damaged, config | {"notes": notes})
         assert "what data" in error(capsys, "sample", damaged)
 

@@ -7,7 +7,7 @@ import pytest
 
 import sdekit
 import sdekit_diffusion
-from sdekit_diffusion import metrics
+from sdekit_diffusion import data, metrics
 
 ROOT = Path(__file__).parent.parent
 
@@ -38,11 +38,16 @@ SDEKIT = [
     {""},
 ]
 DIFFUSION = [
-    {"nets._embedding", "_batches", "_counters", "_decoder", "_distributed", "_files", "metrics._points"},
+    {"nets._embedding", "_batches", "_counters", "_decoder", "_distributed", "_files", "metrics._points"}
+    | {"data._files", "data._scale", "data._toys"},
     {"nets._mlp", "nets._refinenet", "nets._unet"}
-    | {"metrics._distances", "metrics._features", "metrics._floor", "metrics._inception", "metrics._modes"}
-    | {"metrics._neighbours"},
-    {"nets", "metrics", "data"},
+    | {"metrics._distances", "metrics._features", "metrics._floor", "metrics._images", "metrics._inception", "metrics._modes"}
+    | {"metrics._neighbours", "data._dataset", "data._stream"},
+    {"nets", "metrics", "data._stored"},
+    {"data._images"},
+    {"data._huggingface"},
+    {"data._load"},
+    {"data"},
     {"_diffusion"},
     {"_discrete"},
     {"_schedules"},
@@ -158,13 +163,26 @@ def test_public_names_of_metrics():
     assert (
         metrics.__all__
         == """
-        ClassifierFeatures Floor InceptionScores Modes PrecisionRecall classifier_features energy_distance frechet
-        inception_scores mmd modes nearest precision_recall sampling_floor sliced_wasserstein
+        ClassifierFeatures Floor ImageFeatures InceptionScores Modes PrecisionRecall classifier_features energy_distance frechet
+        image_features inception_scores mmd modes nearest precision_recall sampling_floor sliced_wasserstein
     """.split()
     )
 
 
-@pytest.mark.parametrize("package", [sdekit, sdekit_diffusion, metrics])
+def test_public_names_of_data():
+    assert data.__all__ == ["Dataset", "Scale", "from_datasets", "load", "sources"]
+
+
+def test_data_needs_no_extra():
+    """Libraries that read files of others are imported within functions."""
+    for name, path in modules("sdekit_diffusion"):
+        top = [node for node in ast.parse(path.read_text()).body if isinstance(node, ast.Import | ast.ImportFrom)]
+        names = {alias.name for node in top for alias in node.names} | {getattr(node, "module", None) for node in top}
+        roots = {str(found).split(".")[0] for found in names}
+        assert not name.startswith("data") or roots.isdisjoint({"datasets", "fsspec", "mlxtend", "PIL", "sklearn"}), path
+
+
+@pytest.mark.parametrize("package", [sdekit, sdekit_diffusion, metrics, data])
 def test_everything_public_is_documented(package):
     for name in package.__all__:
         item = getattr(package, name)

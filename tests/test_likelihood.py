@@ -516,8 +516,8 @@ def test_a_trained_network_of_images_encodes_and_decodes():
     source = data.load("digits")
     net = nets.UNet(1, width=8, multipliers=(1, 2), blocks=1)
     model = ScoreModel(net, "subvp", "velocity", shape=(1, 8, 8), conditioning="log_snr", data_std=0.75)
-    fit(model, source.train, Recipe(steps=60, batch_size=64), transform=source.dequantised, progress=False)
-    x = source.dequantised(source.test[:6], torch.tensor(0.5)).double()
+    fit(model, source.train, Recipe(steps=60, batch_size=64), transform=source.scale.encode, progress=False)
+    x = source.scale.encode(source.test[:6]).double()
     images, nats = [], []
     for tolerance in (1e-3, 1e-5):
         method = AdaptiveFlow(tolerance, tolerance)

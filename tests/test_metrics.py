@@ -13,10 +13,12 @@ from scipy.spatial.distance import cdist
 
 from sdekit_diffusion import GaussianMixture
 from sdekit_diffusion.metrics import (
+    _images,
     _points,
     classifier_features,
     energy_distance,
     frechet,
+    image_features,
     inception_scores,
     mmd,
     modes,
@@ -344,6 +346,39 @@ def test_classifier_features_tell_classes_apart():
     assert frechet(real, known) < 0.1 * frechet(real[labels[400:] > 0], known)
     with pytest.raises(ValueError, match="labels name 2 classes"):
         classifier_features(x, labels > 0)
+
+
+def bars(n, seed):
+    """Images of a bar at a random place: upright, level or aslant; and their classes."""
+    rng = np.random.default_rng(seed)
+    labels, row, column = rng.integers(3, size=n), *np.mgrid[:16, :16]
+    across = np.stack([column, row, (row + column) % 16])[labels]
+    return ((across - rng.integers(16, size=(n, 1, 1))) % 16 < 4)[:, None].astype(float), labels
+
+
+def test_image_features_see_more_than_moments(monkeypatch):
+    """Gaussians with the moments of each class are far, real images near."""
+    monkeypatch.setattr(_images, "_UPDATES", 120)
+    (x, labels), (real, others) = bars(600, 0), bars(400, 1)
+    rng, flat = np.random.default_rng(0), x.reshape(600, -1)
+    fits = [(flat[labels == k].mean(0), np.cov(flat[labels == k].T)) for k in range(3)]
+    fake = np.stack([rng.multivariate_normal(*fits[k], method="eigh") for k in others]).reshape(real.shape)
+    torch.manual_seed(5)
+    features = image_features(x, labels, width=16)
+    assert features.accuracy(real, others) > 0.97
+    assert features(x).shape == (600, 16)
+    assert frechet(features(fake), features(x)) > 5 * frechet(features(real), features(x))
+    assert torch.random.initial_seed() == 5
+    np.testing.assert_array_equal(image_features(torch.from_numpy(x), labels, width=16)(real), features(real))
+
+
+def test_images_without_features():
+    x, labels = bars(30, 0)
+    for images, classes in ((x, labels > 0), (x[..., :9], labels)):
+        with pytest.raises(ValueError, match="these features need three classes and 16 pixels"):
+            image_features(images, classes)
+    with pytest.raises(ValueError, match=r"shape \(30, 256\); images are \(N, C, H, W\)"):
+        image_features(x.reshape(30, -1), labels)
 
 
 class Projection(torch.nn.Module):

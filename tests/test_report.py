@@ -10,17 +10,16 @@ from PIL import Image
 
 import sdekit_diffusion as sd
 from sdekit_diffusion import _evaluation, _figures, report
-from sdekit_diffusion.data import Dataset, load
+from sdekit_diffusion.data import Scale, load
 
 
 def saved(folder, source, net, steps=8):
     """A run folder as `train` writes it, hardly trained."""
     torch.manual_seed(0)
-    model = sd.ScoreModel(net, "subvp", shape=tuple(source.train.shape[1:]), conditioning="log_snr", data_std=0.7)
-    transform = None if source.levels is None else source.dequantised
-    records = list(sd.Training(model, source.train, sd.Recipe(steps=steps, batch_size=16), transform=transform))
-    scale = {"name": source.name, "levels": source.levels, "low": source.low, "high": source.high}
-    sd.save(model, folder, {"data": scale})
+    shape, scale = tuple(source.test.shape[1:]), source.scale
+    model = sd.ScoreModel(net, "subvp", shape=shape, conditioning="log_snr", data_std=0.7, scale=scale)
+    records = list(sd.Training(model, source.train, sd.Recipe(steps=steps, batch_size=16), transform=scale.encode))
+    sd.save(model, folder, {"data": {"name": source.name}})
     lines = [json.dumps({"step": r.step, "loss": float(r.loss), "lr": r.lr, "seconds": 0.0}) for r in records]
     (folder / "metrics.jsonl").write_text("\n".join(lines))
     return folder
@@ -101,16 +100,17 @@ def test_the_same_seed_gives_the_same_numbers(moons, tmp_path):
     "array",
     [
         np.random.default_rng(0).standard_normal(60),
+        100 + 20 * np.random.default_rng(0).standard_normal((60, 2)) * [1, 1e-4],
         np.random.default_rng(0).standard_normal((60, 3)),
         np.random.default_rng(0).integers(0, 256, (60, 8, 4, 3)).astype(np.uint8),
     ],
-    ids=["numbers", "vectors", "colour"],
+    ids=["numbers", "far away", "vectors", "colour"],
 )
 def test_own_arrays(array, tmp_path):
     np.save(tmp_path / "own.npy", array)
     source = load(tmp_path / "own.npy")
     shape = tuple(source.train.shape[1:])
-    net = sd.nets.MLP(shape, width=8, depth=1) if source.levels is None else sd.nets.UNet(3, width=8)
+    net = sd.nets.MLP(shape, width=8, depth=1) if source.scale.levels is None else sd.nets.UNet(3, width=8)
     run = saved(tmp_path / "run", source, net)
     numbers = report.write_report(run, samples=6, tolerance=1e-1)
     assert "distances" in numbers
@@ -120,23 +120,13 @@ def test_own_arrays(array, tmp_path):
 def known(images, n=500):
     """The rows of the table for images put in the place of the model's samples."""
     source = load("digits")
-    labels = _evaluation.labels_of(source)
-    return _evaluation.classified(images(source)[:n], source, *labels, seed=0)
-
-
-def test_labels_are_those_of_the_images():
-    labels, test_labels = _evaluation.labels_of(load("digits"))
-    assert (len(labels), len(test_labels)) == (1297, 500)
-    images = load("digits").train.double()
-    zeros, ones = images[torch.from_numpy(labels == 0)].mean(0)[0], images[torch.from_numpy(labels == 1)].mean(0)[0]
-    assert zeros[3:5, 3:5].mean() < 3 < 10 < ones[3:5, 3:5].mean()  # a zero is hollow
-    assert _evaluation.labels_of(load("moons")) is None
+    return _evaluation.classified(images(source)[:n], source, seed=0)
 
 
 def test_the_scale_of_known_sets():
     rows = known(lambda source: source.train)["rows"]
-    assert abs(rows["model"]["relative"]) < 0.02
-    assert rows["gaussians"]["relative"] > 0.01
+    assert abs(rows["model"]["relative"]) < 0.03
+    assert rows["gaussians"]["distance"] > 3 * rows["model"]["distance"]
     noise = known(lambda source: torch.randint(17, (500, 1, 8, 8), generator=torch.Generator().manual_seed(0)))["rows"]
     assert noise["model"]["relative"] == pytest.approx(1, abs=0.1)
     constant = known(lambda source: torch.zeros(500, 1, 8, 8))["rows"]
@@ -145,14 +135,26 @@ def test_the_scale_of_known_sets():
 
 def test_copies_have_no_distance_to_the_training_images():
     source = load("digits")
-    numbers, index = _evaluation.neighbours(source.train[:100], source)
+    numbers, found = _evaluation.neighbours(source.train[:100], source)
     assert (numbers["ratio"], numbers["samples"]) == (0, 0)
-    assert np.array_equal(index, np.arange(100))
+    assert torch.equal(found, source.train[:100])
     assert _evaluation.neighbours(source.test[:100], source)[0]["ratio"] == 1
 
 
+def test_the_frame_of_points_is_where_they_are():
+    """One unit for both coordinates where they are alike, each its own where they are not."""
+    x = torch.randn(500, 2, generator=torch.Generator().manual_seed(0))
+    for unit, alike in ((torch.tensor([20.0, 10.0]), True), (torch.tensor([20.0, 0.01]), False)):
+        ax = _figures.scatter([("", 100 + x * unit)]).axes[0]
+        (x0, x1), (y0, y1) = ax.get_xlim(), ax.get_ylim()
+        assert (x0 + x1) / 2 == pytest.approx(100, abs=10)
+        assert (y0 + y1) / 2 == pytest.approx(100, abs=5 * float(unit[1]))
+        assert x1 - x0 == pytest.approx(2 * 3.3 * 20, rel=0.2)
+        assert y1 - y0 == pytest.approx(2 * 3.3 * (20 if alike else 0.01), rel=0.2)
+
+
 def test_tiles_show_levels_and_values_alike():
-    scale = Dataset(torch.empty(0), torch.empty(0), 17, -1.0, 1.0, "digits")
+    scale = Scale.quantised(17)
     x = torch.randint(17, (3, 1, 4, 6), generator=torch.Generator().manual_seed(0))
     figure, (ax,) = _figures._axes(2, 2)
     _figures._tiles(ax, x, scale, 2)

@@ -3,6 +3,7 @@
 from sdekit_diffusion.metrics._distances import energy_distance, frechet, mmd, sliced_wasserstein
 from sdekit_diffusion.metrics._features import ClassifierFeatures, classifier_features
 from sdekit_diffusion.metrics._floor import Floor, sampling_floor
+from sdekit_diffusion.metrics._images import ImageFeatures, image_features
 from sdekit_diffusion.metrics._inception import InceptionScores, inception_scores
 from sdekit_diffusion.metrics._modes import Modes, modes
 from sdekit_diffusion.metrics._neighbours import PrecisionRecall, nearest, precision_recall
@@ -10,12 +11,14 @@ from sdekit_diffusion.metrics._neighbours import PrecisionRecall, nearest, preci
 __all__ = [
     "ClassifierFeatures",
     "Floor",
+    "ImageFeatures",
     "InceptionScores",
     "Modes",
     "PrecisionRecall",
     "classifier_features",
     "energy_distance",
     "frechet",
+    "image_features",
     "inception_scores",
     "mmd",
     "modes",

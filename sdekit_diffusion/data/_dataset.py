@@ -1,0 +1,153 @@
+"""Training and test samples, and how arrays become such."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from sdekit_diffusion._batches import AbstractSource, Rows
+from sdekit_diffusion.data._scale import Scale
+
+_MOST_LEVELS = 2**16
+_ENOUGH = 10_000  # samples, for a mean and a deviation
+
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """Training and test samples.
+
+    Attributes:
+        train: (N, C, H, W) integer levels of images, or (N, ...) floats of continuous data: a tensor, samples that are read
+            by their number, or a stream of them.
+        test: the same for samples that training never sees, a tensor.
+        scale: between them and what a model is given.
+        name: what was loaded.
+        labels: the classes of the training samples, (N,), or None; of a stream those of `known`.
+        test_labels: the classes of the test samples, or None.
+        known: of a stream its first samples, a tensor; else None.
+    """
+
+    train: Rows | AbstractSource
+    test: Tensor
+    scale: Scale
+    name: str
+    labels: Tensor | None = None
+    test_labels: Tensor | None = None
+    known: Tensor | None = None
+
+    @property
+    def size(self) -> int | None:
+        """How many training samples there are; None for a stream."""
+        return None if isinstance(self.train, AbstractSource) else len(self.train)
+
+    def reference(self, n: int) -> tuple[Tensor, Tensor | None]:
+        """At most n training samples and their labels, always the same ones: all in their order, or a random choice."""
+        rows = self.train if self.known is None else self.known
+        assert not isinstance(rows, AbstractSource)
+        if isinstance(rows, Tensor) and len(rows) <= n:
+            return rows, self.labels
+        chosen = shuffled(len(rows))[:n]
+        return rows[chosen], None if self.labels is None else self.labels[chosen]
+
+
+def of_arrays(name: str, arrays: Mapping[str, Array], *, levels: int | None = None) -> Dataset:
+    """Arrays, checked, as a data set; a tenth of the training samples are held out where there is no test set.
+
+    Args:
+        name: what they are called in errors.
+        arrays: "train" and, if they are there, "test", "labels", "test_labels". Samples that are integers are images,
+            `(N, H, W)`, `(N, C, H, W)` or `(N, H, W, C)`, and floats continuous data, `(N, ...)`; labels are integers, `(N,)`.
+        levels: of images; unless given 256 of bytes, and one more than the largest of other integers.
+
+    Raises:
+        ValueError: for arrays that are not as described.
+    """
+    train, test = samples(arrays["train"], name, least=2), arrays.get("test")
+    labels = _classes(arrays.get("labels"), len(train), f"the labels of {name}")
+    if test is None:
+        held, kept = np.split(shuffled(len(train)).numpy(), [max(1, len(train) // 10)])
+        labels, test_labels = (None, None) if labels is None else (labels[kept], labels[held])
+        train, test = train[kept], train[held]
+    else:
+        test = samples(test, f"the test set of {name}")
+        test_labels = _classes(arrays.get("test_labels"), len(test), f"the test labels of {name}")
+    require_alike(train, test, name)
+    if train.dtype.kind == "f":
+        scale, dtype = Scale.standard(torch.from_numpy(train[:_ENOUGH])), None
+    else:
+        levels = levels or (256 if train.dtype == np.uint8 else int(max(train.max(), test.max())) + 1)
+        if levels < 2:
+            raise ValueError(f"{name} has zeros only; images need two levels or more")
+        scale, dtype = Scale.quantised(levels, dtype=train.dtype.name), torch.uint8 if levels <= 256 else torch.int64
+    return Dataset(
+        torch.from_numpy(train).to(dtype),
+        torch.from_numpy(test).to(dtype),
+        scale,
+        name,
+        None if labels is None else torch.from_numpy(labels),
+        None if test_labels is None else torch.from_numpy(test_labels),
+    )
+
+
+def samples(array: Array, name: str, least: int = 1) -> Array:
+    """Checks one array and puts images into `(N, C, H, W)`, in their own type, native.
+
+    Raises:
+        ValueError: for arrays that are no samples.
+    """
+    if array.dtype.kind not in "uif":
+        raise ValueError(
+            f"{name} has type {array.dtype}; save images as integers and other data as floats, with array.astype(...)"
+        )
+    if array.ndim == 0 or array.size == 0 or len(array) < least:
+        raise ValueError(f"{name} has shape {array.shape}; it needs {least} or more samples along its first dimension")
+    if array.dtype.kind != "f":
+        return _images_first(array, name)
+    with np.errstate(over="ignore"):
+        if not np.isfinite(array.astype(np.float32)).all():
+            raise ValueError(f"{name} has values that are NaN, infinite or beyond float32; remove those samples")
+    return np.ascontiguousarray(array, np.float64 if array.itemsize > 8 else array.dtype.newbyteorder("="))
+
+
+def shuffled(n: int) -> Tensor:
+    """The numbers of n samples in an order that is always the same."""
+    return torch.from_numpy(np.random.default_rng(0).permutation(n))
+
+
+def require_alike(train: Array | Tensor, test: Array | Tensor, name: str) -> None:
+    """Raises ValueError when training and test samples differ in shape or type."""
+    if train.shape[1:] != test.shape[1:] or train.dtype != test.dtype:
+        raise ValueError(
+            f"{name} holds training samples of shape {tuple(train.shape[1:])} and type {train.dtype} but test samples of shape "
+            f"{tuple(test.shape[1:])} and type {test.dtype}; save both in one shape and type"
+        )
+
+
+def _images_first(array: Array, name: str) -> Array:
+    if not 0 <= int(array.min()) <= int(array.max()) < _MOST_LEVELS:
+        raise ValueError(
+            f"{name} has integers from {array.min()} to {array.max()}; the levels of an image lie in "
+            f"[0, {_MOST_LEVELS - 1}], and other data are saved as floats"
+        )
+    if array.ndim == 3:
+        images = array[:, None]
+    else:
+        images = np.moveaxis(array, 3, 1) if array.ndim == 4 and array.shape[1] not in (1, 3) else array
+    if images.ndim != 4 or images.shape[1] not in (1, 3):
+        raise ValueError(
+            f"{name} has integers, so images, of shape {array.shape}; allowed are (N, H, W), (N, C, H, W) and "
+            f"(N, H, W, C) with C = 1 or 3; save data that are not images as floats"
+        )
+    return np.ascontiguousarray(images, array.dtype.newbyteorder("="))
+
+
+def _classes(labels: Array | None, n: int, name: str) -> NDArray[np.int64] | None:
+    if labels is not None and (labels.dtype.kind not in "ui" or labels.shape != (n,)):
+        raise ValueError(f"{name} have shape {labels.shape} and type {labels.dtype}; give one integer for each of {n} samples")
+    return None if labels is None else labels.astype(np.int64)

@@ -1,0 +1,92 @@
+"""Files of arrays: numpy's and MNIST's."""
+
+import gzip
+import math
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.generic]
+
+_OPTIONAL = "test", "labels", "test_labels"
+
+# The files of MNIST and of data sets in its format, and how many dimensions each has.
+_IDX = {
+    "train": ("train-images-idx3-ubyte", 3),
+    "labels": ("train-labels-idx1-ubyte", 1),
+    "test": ("t10k-images-idx3-ubyte", 3),
+    "test_labels": ("t10k-labels-idx1-ubyte", 1),
+}
+
+
+def numpy_arrays(path: Path) -> dict[str, Array]:
+    """The training samples of a .npy or .npz file, and what else there is of a test set and labels, by name.
+
+    Raises:
+        ValueError: when it cannot be read, or has several arrays and none is called "train" or "x".
+    """
+    try:
+        with path.open("rb") as file:
+            if path.suffix == ".npy":
+                return {"train": np.lib.format.read_array(file, allow_pickle=False)}
+            archive = np.load(file, allow_pickle=False)
+            if not isinstance(archive, np.lib.npyio.NpzFile):
+                raise TypeError("it holds a single array, as .npy files do")
+            # A member that is not an array comes as bytes.
+            arrays = {key: np.asarray(archive[key]) for key in archive.files}
+    except Exception as error:  # zipfile, zlib and numpy raise a dozen kinds over damaged bytes
+        raise ValueError(
+            f"{path} cannot be read as a {path.suffix} file of numbers ({reason(error)}); save it again with "
+            f"{'np.save(path, array)' if path.suffix == '.npy' else 'np.savez(path, train=array)'}"
+        ) from error
+    for key in ("train", "x", *(arrays if len(arrays) == 1 else ())):
+        if key in arrays:
+            return {"train": arrays[key]} | {name: arrays[name] for name in _OPTIONAL if name in arrays}
+    raise ValueError(
+        f"{path} holds {', '.join(arrays) or 'no arrays'}; it needs an array called train or x, or one array alone"
+    )
+
+
+def has_idx(folder: Path) -> bool:
+    """Whether a folder has MNIST's training images."""
+    return any(_found(folder, _IDX["train"][0]))
+
+
+def idx_arrays(folder: Path) -> dict[str, Array]:
+    """The images and labels in MNIST's files, gzipped or not: train, labels, test, test_labels.
+
+    Raises:
+        ValueError: when one of the files is missing or damaged.
+    """
+    return {key: _idx(folder, name, ndim) for key, (name, ndim) in _IDX.items()}
+
+
+def reason(error: Exception) -> str:
+    """What an error says, in one line."""
+    return str(error).partition("\n")[0] or type(error).__name__
+
+
+def _found(folder: Path, name: str) -> list[Path]:
+    return [path for path in (folder / name, folder / f"{name}.gz") if path.is_file()]
+
+
+def _idx(folder: Path, name: str, ndim: int) -> NDArray[np.uint8]:
+    """One array of bytes: 0, 0, 8 for bytes, the number of dimensions; the sizes as big-endian 32-bit numbers; the bytes."""
+    found = _found(folder, name)
+    if not found:
+        raise ValueError(f"{folder} lacks {name} or {name}.gz; a data set in MNIST's format has {', '.join(_names())}")
+    path = found[0]
+    try:
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+            if (magic := file.read(4)) != bytes((0, 0, 8, ndim)):
+                raise ValueError(f"it begins with {magic.hex()} and not with 000008{ndim:02}")
+            sizes = tuple(int(size) for size in np.frombuffer(file.read(4 * ndim), ">u4"))
+            content = file.read(math.prod(sizes) + 1)  # one more than there should be
+            return np.frombuffer(content, np.uint8).reshape(sizes).copy()
+    except Exception as error:  # gzip, zlib and numpy raise several kinds over damaged bytes
+        raise ValueError(f"{path} is not a sound file in MNIST's format ({reason(error)}); get it anew") from error
+
+
+def _names() -> list[str]:
+    return [name for name, _ in _IDX.values()]

@@ -1,0 +1,248 @@
+"""Data sets of Hugging Face's library `datasets`: by number from a memory map, and as streams."""
+
+import functools
+import itertools
+from collections.abc import Iterator, Sequence
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sdekit_diffusion._batches import Shuffled
+from sdekit_diffusion.data._dataset import Array, Dataset, require_alike, samples
+from sdekit_diffusion.data._files import reason
+from sdekit_diffusion.data._images import pixels
+from sdekit_diffusion.data._stored import Stored, fits, of_stored, scale_of, stacked
+from sdekit_diffusion.data._stream import Shard, Stream
+
+_FORMATS = "PNG", "JPEG", "WEBP", "BMP"
+_HELD_OUT = "test", "validation", "valid"  # the first of these splits that is there
+_FIRST = 1000  # samples of a stream that are held out at most
+_SHARD = 1000  # samples of a shard of what is on disk
+_FILES = {".parquet": "parquet", ".arrow": "arrow"}  # others of the library's readers have unpickled what they found
+_SAVED = "dataset_info.json", "dataset_dict.json"  # written by save_to_disk
+
+
+def from_datasets(
+    dataset: Any,  # noqa: ANN401 - of a library that need not be there
+    column: str | None = None,
+    *,
+    label: str | None = None,
+    buffer: int = 10_000,
+    name: str = "the data set",
+) -> Dataset:
+    """A data set of Hugging Face's library `datasets`.
+
+    Of a `Dataset` up to 1 GiB is loaded; what is larger is read from its memory map when it is asked for. An `IterableDataset`
+    is a stream, whose epochs take the shards in a new order and shuffle what comes within a buffer.
+
+    Args:
+        dataset: a dictionary of splits, of which "train" and, if it is there, "test" or "validation" are read; or one split.
+            Where none is held out a tenth is; of a stream at most the first 1000 samples are.
+        column: the samples: images, integers as levels of images, or floats. The only column of these unless given.
+        label: the classes, integers; the column "label", if there is such, unless given.
+        buffer: how many consecutive samples of a stream are shuffled together.
+        name: what it is called in errors and reports.
+
+    Raises:
+        ValueError: there is no such column, or its samples differ in shape.
+        ImportError: the library is missing.
+    """
+    streams = _library().IterableDataset
+    splits = dataset if isinstance(dataset, dict) else {"train": dataset}
+    if "train" not in splits:
+        raise ValueError(f"{name} has the splits {', '.join(map(str, splits))}; one must be called train")
+    if any(split.format["type"] == "custom" for split in splits.values() if not isinstance(split, streams)):
+        raise ValueError(
+            f"{name} has a transform, which is not applied here; apply it with map, and take it off with reset_format"
+        )
+    splits = {key: split.with_format(None) for key, split in splits.items()}
+    first = next(iter(splits["train"]), {})
+    column = _column(first, name) if column is None else column
+    label = "label" if label is None and isinstance(first.get("label"), int) else label
+    for wanted in (column, label):
+        if wanted is not None and wanted not in first:
+            raise ValueError(f"{name} has no column {wanted!r}; it has {', '.join(first)}")
+    held = next((splits[split] for split in _HELD_OUT if split in splits), None)
+    train, test = _Split(splits["train"], column, label, name), None
+    if held is not None:
+        test = _Split(held, column, label, f"the test set of {name}")
+    if isinstance(splits["train"], streams):
+        return _of_streams(train, test, buffer)
+    if test is None:
+        return of_stored(train.stored(), labels=train.labels())
+    return of_stored(train.stored(), test.stored(), train.labels(), test.labels())
+
+
+def load_datasets(given: str, *, streaming: bool) -> Dataset:
+    """What is named after `hf:` or `hf-stream:`, and after a `#` its column of samples.
+
+    A folder that `save_to_disk` wrote, a Parquet file, or what `load_dataset` takes: a folder of these or of images, or a
+    name on the hub.
+
+    Raises:
+        ValueError: when it cannot be opened, and as `from_datasets`.
+        ImportError: the library is missing.
+    """
+    library = _library()
+    place, mark, column = given.partition("#")
+    path = Path(place).expanduser()
+    place = str(path.resolve()) if path.exists() else place
+    name = f"{'hf-stream' if streaming else 'hf'}:{place}{mark}{column}"
+    try:
+        if not path.exists() and (place[0] in "/.~" or path.suffix in _FILES):
+            raise FileNotFoundError("it does not exist")  # and is no name to ask the hub for
+        if any((path / file).is_file() for file in _SAVED):
+            found = library.load_from_disk(place)
+            if streaming:
+                splits = found if isinstance(found, dict) else {"train": found}
+                found = {key: split.to_iterable_dataset(max(1, len(split) // _SHARD)) for key, split in splits.items()}
+        elif path.is_file():
+            found = library.load_dataset(_FILES[path.suffix], data_files=place, streaming=streaming)
+        else:
+            found = library.load_dataset(place, streaming=streaming)
+    except Exception as error:  # of its own, of Arrow and of the network
+        raise ValueError(
+            f"{name} cannot be opened ({reason(error)}); give a folder that save_to_disk wrote, a .parquet file, a folder of "
+            "such files or of images, or a name on the hub"
+        ) from error
+    return from_datasets(found, column or None, name=name)
+
+
+class _Split:
+    """One split: the column of its samples, images still encoded, and of its labels."""
+
+    def __init__(self, dataset: Any, column: str, label: str | None, name: str) -> None:  # noqa: ANN401
+        features = dataset.features or {}
+        images = isinstance(features.get(column), _library().Image)
+        dataset = dataset.select_columns([column, *([] if label is None else [label])])
+        self._dataset = dataset.cast_column(column, _library().Image(decode=False)) if images else dataset
+        self._dtype = None if images else _dtype(features.get(column))
+        self._column, self._label, self.name = column, label, name
+
+    def stored(self) -> Stored:
+        """The samples by number."""
+        dataset = self._dataset.select_columns([self._column])
+        if self._dtype is not None:
+            dataset = dataset.with_format("numpy", dtype=self._dtype)
+
+        def read(numbers: Sequence[int]) -> list[Array]:
+            return [self._array(value) for value in dataset[list(numbers)][self._column]]
+
+        return Stored(len(dataset), read, lambda i: f"sample {i} of {self.name}", self.name)
+
+    def labels(self) -> Array | None:
+        """The classes of all samples."""
+        if self._label is None:
+            return None
+        return _classes(self._dataset.select_columns([self._label]).with_format("numpy")[:][self._label])
+
+    def labels_of(self, examples: Sequence[dict[str, Any]]) -> Tensor | None:
+        """The classes of examples of a stream."""
+        if self._label is None:
+            return None
+        found = _classes(np.asarray([example[self._label] for example in examples]))
+        return None if found is None else torch.from_numpy(found)
+
+    def shards(self) -> list[Shard]:
+        """The shards of a stream."""
+        n = self._dataset.num_shards
+        return [functools.partial(self._dataset.shard, n, i) for i in range(n)]
+
+    def read(self, examples: Sequence[dict[str, Any]]) -> Tensor:
+        """The samples of examples of a stream."""
+        arrays = [self._array(example[self._column]) for example in examples]
+        return torch.from_numpy(samples(stacked(arrays, lambda _: f"a sample of {self.name}"), self.name))
+
+    def _array(self, value: Any) -> Array:  # noqa: ANN401
+        if isinstance(value, dict):  # an image that is still encoded
+            return pixels(BytesIO(_content(value)), f"an image of {self.name}", _FORMATS)
+        return np.asarray(value, self._dtype)
+
+
+def _of_streams(train: _Split, test: _Split | None, buffer: int) -> Dataset:
+    shards = train.shards()
+    first = list(itertools.islice(shards[0](), _FIRST + 1))
+    head = list(itertools.islice(_chained(shards), fits(train.read(first[:1]).nbytes) if first else 0))
+    if test is None:
+        beginning, n = shards[0], min(max(1, len(head) // 10), len(first) - 1)
+        shards[0] = lambda: itertools.islice(beginning(), n, None)
+        held, head = head[:n], head[n:]
+    else:
+        held = list(itertools.islice(_chained(test.shards()), _FIRST))
+    if not head or not held:
+        raise ValueError(f"{train.name} has no samples to train on or none to hold out; its first shard needs two or more")
+    known, held_out = train.read(head), (test or train).read(held)
+    require_alike(known, held_out, train.name)
+    return Dataset(
+        Stream(shards, train.read, buffer, f"the beginning of a stream in {len(shards)} shards: {Shuffled(known).fingerprint}"),
+        held_out,
+        scale_of(known, train.name),
+        train.name,
+        train.labels_of(head),
+        (test or train).labels_of(held),
+        known,
+    )
+
+
+def _chained(shards: Sequence[Shard]) -> Iterator[Any]:
+    return itertools.chain.from_iterable(shard() for shard in shards)
+
+
+def _column(first: dict[str, Any], name: str) -> str:
+    """The only column of images or numbers in an example.
+
+    Raises:
+        ValueError: when there is none, or more than one.
+    """
+    found = [key for key, value in first.items() if _numbers(value)]
+    if len(found) != 1:
+        raise ValueError(
+            f"{name} has the columns {', '.join(first) or 'of no samples'}, of which {len(found)} hold images or arrays of "
+            f"numbers; name one, as column=... or after a # behind the name"
+        )
+    return found[0]
+
+
+def _numbers(value: Any) -> bool:  # noqa: ANN401
+    try:
+        array = np.asarray(value)
+    except ValueError:  # a ragged list
+        return False
+    return array.ndim > 0 and array.dtype.kind in "uif"
+
+
+def _dtype(feature: Any) -> str | None:  # noqa: ANN401
+    """The type of the numbers in an array or in nested lists of them; None where it is not known."""
+    while hasattr(feature, "feature"):
+        feature = feature.feature
+    return getattr(feature, "dtype", None)
+
+
+def _classes(labels: Array) -> Array | None:
+    """Labels, unless some are missing, which is often told by -1."""
+    return labels if labels.dtype.kind in "ui" and len(labels) and labels.min() >= 0 else None
+
+
+def _content(image: dict[str, Any]) -> bytes:
+    """The bytes of an encoded image, from its file, which may be far away, where they are not at hand."""
+    if image.get("bytes") is not None:
+        return image["bytes"]
+    if image.get("path") is None:
+        return b""
+    import fsspec
+
+    opened: Any = fsspec.open(image["path"], "rb")
+    with opened as file:
+        return file.read()
+
+
+def _library() -> Any:  # noqa: ANN401 - a module
+    try:
+        import datasets
+    except ImportError as error:
+        raise ImportError("Hugging Face's data sets need their library: pip install 'sdekit[datasets]'") from error
+    return datasets

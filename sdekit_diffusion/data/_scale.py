@@ -1,0 +1,111 @@
+"""Between data in their own range and dtype and what a model is given."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+_DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in (torch.float16, torch.float32, torch.float64)} | {
+    f"{sign}int{bits}": getattr(torch, f"{sign}int{bits}") for sign in ("", "u") for bits in (8, 16, 32, 64)
+}
+
+
+@dataclass(frozen=True)
+class Scale:
+    """What a model is given, x = (data + u - shift) / unit, and the way back.
+
+    Levels 0, ..., levels - 1 are dequantised by u, uniform on [0, 1), which makes the density of x a bound on their
+    probability (Theis, van den Oord, Bethge, 2016, arXiv 1511.01844). For continuous data u = 0.
+
+    Attributes:
+        shift: what is subtracted: a number, or one for each coordinate of vectors.
+        unit: what is 1 to the model, likewise.
+        levels: of quantised data; None for continuous data.
+        dtype: of the data, such as "uint8".
+
+    Raises:
+        ValueError: for a unit that is not positive, fewer than two levels, or a dtype of neither integers nor floats.
+    """
+
+    shift: float | tuple[float, ...] = 0.0
+    unit: float | tuple[float, ...] = 1.0
+    levels: int | None = None
+    dtype: str = "float32"
+
+    def __post_init__(self) -> None:
+        for name in ("shift", "unit"):
+            value = getattr(self, name)  # a list where it comes from JSON
+            object.__setattr__(self, name, tuple(map(float, value)) if isinstance(value, list | tuple) else float(value))
+        units = self.unit if isinstance(self.unit, tuple) else (self.unit,)
+        if not all(0 < unit < math.inf for unit in units) or (self.levels is not None and self.levels < 2):
+            raise ValueError(f"a scale has positive units, and two levels or more or None: {self}")
+        if self.dtype not in _DTYPES:
+            raise ValueError(f"dtype {self.dtype!r} is not one of {', '.join(_DTYPES)}")
+
+    @classmethod
+    def quantised(cls, levels: int, low: float = -1.0, high: float = 1.0, dtype: str = "uint8") -> "Scale":
+        """The scale by which levels fill [low, high)."""
+        unit = levels / (high - low)
+        return cls(-low * unit, unit, levels, dtype)
+
+    @classmethod
+    def standard(cls, values: Tensor) -> "Scale":
+        """The scale by which continuous `(N, ...)` have mean 0 and deviation 1, vectors `(N, d)` in each coordinate."""
+        std, mean = torch.std_mean(values.double(), dim=0 if values.ndim == 2 else None, correction=0)
+        constant = std <= torch.finfo(values.dtype).eps * mean.abs()
+        shift, unit = (
+            tuple(value.tolist()) if value.ndim else float(value) for value in (mean, std.masked_fill(constant, 1.0))
+        )
+        return cls(shift, unit, dtype=str(values.dtype).removeprefix("torch."))
+
+    @property
+    def low(self) -> float:
+        """The least x of levels; `low`, `high` and `levels` are what `bits_per_dim` takes."""
+        return float(self._inputs(torch.tensor(0.0, dtype=torch.float64)))
+
+    @property
+    def high(self) -> float:
+        """The bound of x of levels from above."""
+        assert self.levels is not None
+        return float(self._inputs(torch.tensor(self.levels, dtype=torch.float64)))
+
+    def encode(self, x: Tensor, u: Tensor | float = 0.5) -> Tensor:
+        """Inputs of a model, in the dtype of u for levels, of continuous data in theirs, from float32 on.
+
+        Args:
+            x: data, `(batch, *shape)`.
+            u: the dequantisation of levels, in [0, 1), shaped like x; unless given the middle of each level.
+        """
+        if self.levels is None:
+            return self._inputs(x.to(torch.promote_types(x.dtype, torch.float32)))
+        dtype = u.dtype if isinstance(u, Tensor) else torch.get_default_dtype()
+        return self._inputs(x.to(dtype) + u)
+
+    def decode(self, x: Tensor) -> Tensor:
+        """Data in their own range and dtype, shaped like x: undoes `encode`; levels are clipped to 0, ..., levels - 1.
+
+        Raises:
+            ValueError: for levels of an x that is not finite.
+        """
+        dtype = _DTYPES[self.dtype]
+        x = x.to(torch.promote_types(x.dtype, torch.promote_types(dtype, torch.float32)))
+        values = x * self._of(self.unit, x) + self._of(self.shift, x)
+        if self.levels is None:
+            return values.to(dtype)
+        if not bool(x.isfinite().all()):
+            raise ValueError("x has NaN or infinite values, which have no level; find out why those samples diverged")
+        return values.floor().clamp(0, self.levels - 1).to(dtype)
+
+    def log_volume(self, shape: tuple[int, ...]) -> float:
+        """log p(x) - log p(data) of one sample of a shape, in nats: the sum of the logarithms of its units."""
+        if isinstance(self.unit, tuple):
+            return sum(map(math.log, self.unit))
+        return math.prod(shape) * math.log(self.unit)
+
+    def _inputs(self, values: Tensor) -> Tensor:
+        return (values - self._of(self.shift, values)) / self._of(self.unit, values)
+
+    @staticmethod
+    def _of(value: float | tuple[float, ...], like: Tensor) -> Tensor | float:
+        return like.new_tensor(value) if isinstance(value, tuple) else value

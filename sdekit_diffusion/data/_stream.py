@@ -1,0 +1,63 @@
+"""Samples that can only be read one after the other."""
+
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from sdekit_diffusion._batches import AbstractSource
+
+Shard = Callable[[], Iterable[Any]]
+
+
+class Stream(AbstractSource):
+    """Examples of shards, each of which is read from its beginning: sets that may be larger than any disk.
+
+    Each epoch visits the shards in a new order and shuffles every `buffer` consecutive examples, by (seed, epoch) alone. To go
+    on at number `first` is to read over what comes before: of its own epoch where the length of one is known, else of all.
+
+    Args:
+        shards: the examples of each, from its beginning whenever it is called.
+        read: the samples `(batch, *shape)` of examples.
+        buffer: how many examples are shuffled together; they are in memory as they come.
+        fingerprint: what tells these samples from others.
+
+    Raises:
+        ValueError: for an empty buffer.
+    """
+
+    def __init__(
+        self, shards: Sequence[Shard], read: Callable[[Sequence[Any]], Tensor], buffer: int, fingerprint: str = ""
+    ) -> None:
+        if buffer < 1:
+            raise ValueError(f"buffer is a number of samples, from 1 on; not {buffer}")
+        self._shards, self._read, self._buffer = shards, read, buffer
+        self.fingerprint = fingerprint
+        self._size = 0  # of an epoch; 0 until it is known
+
+    def batches(self, size: int, *, seed: int = 0, first: int = 0, part: slice = slice(None)) -> Iterator[Tensor]:
+        examples = self._ordered(seed % 2**64, first)
+        while True:
+            batch = list(itertools.islice(examples, size))
+            yield self._read(batch[part]) if batch[part] else self._read(batch[:1])[:0]
+
+    def _ordered(self, seed: int, first: int) -> Iterator[Any]:
+        """Epoch after epoch, from number `first` on."""
+        for epoch in itertools.count():
+            if 0 < self._size <= first:
+                first -= self._size
+                continue
+            order = np.random.default_rng([seed, epoch]).permutation(len(self._shards))
+            examples, size = itertools.chain.from_iterable(self._shards[shard]() for shard in order), 0
+            for number in itertools.count():
+                block = list(itertools.islice(examples, self._buffer))
+                places = np.random.default_rng([seed, epoch, number]).permutation(len(block))
+                yield from (block[place] for place in places[first:])
+                size, first = size + len(block), max(0, first - len(block))
+                if len(block) < self._buffer:
+                    break
+            if not size:
+                raise ValueError("the stream has no examples when it is read again; give one that can be")
+            self._size = size

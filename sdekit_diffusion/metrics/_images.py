@@ -1,0 +1,98 @@
+"""Features of a small convolutional classifier of images, for distances that see texture as well as shape."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike
+from torch import Tensor, nn
+from torch.nn import functional
+
+from sdekit_diffusion.metrics._points import Matrix, Samples, points
+
+_UPDATES, _BATCH = 400, 128
+_LARGEST = 64  # pixels along a side; larger images are averaged down
+_SMALLEST = 16
+
+
+@dataclass(frozen=True, eq=False)
+class ImageFeatures:
+    """The last hidden layer of a classifier of three convolutions, and the classes that follow from it.
+
+    Attributes:
+        net: from images to features.
+        head: from features to the classes' logits.
+        classes: their labels, (classes,).
+    """
+
+    net: nn.Module
+    head: nn.Module
+    classes: np.ndarray
+
+    def __call__(self, x: Samples) -> Matrix:
+        """Features (N, width) of images (N, C, H, W)."""
+        with torch.no_grad():
+            return torch.cat([self.net(part) for part in _images(x).split(1000)]).double().numpy()
+
+    def accuracy(self, x: Samples, labels: ArrayLike) -> float:
+        """The share of images whose class is right."""
+        with torch.no_grad():
+            logits = self.head(torch.from_numpy(self(x)).float())
+        return float((self.classes[logits.argmax(1).numpy()] == np.asarray(labels)).mean())
+
+
+def image_features(x: Samples, labels: ArrayLike, *, width: int = 64, seed: int = 0) -> ImageFeatures:
+    """Trains a convolutional classifier of labelled images for its features; `frechet(features(a), features(b))` is a distance.
+
+    A linear layer, as `classifier_features` has it, sees little besides means and covariances of the pixels: to it a Gaussian
+    for each class of garments is as good as garments.
+
+    Args:
+        x: images (N, C, H, W) of 16 x 16 pixels or more, scaled to about [0, 1].
+        labels: three classes or more, (N,).
+        width: of the last hidden layer: the number of features.
+        seed: of the training.
+
+    Raises:
+        ValueError: values that are not finite, fewer than three classes, or images that are too small.
+    """
+    images, (known, classes) = _images(x), np.unique(labels, return_inverse=True)
+    if len(known) < 3 or min(images.shape[2:]) < _SMALLEST:
+        raise ValueError(
+            f"{len(known)} classes of images of {images.shape[2]} x {images.shape[3]} pixels; these features need three "
+            f"classes and {_SMALLEST} pixels along each side, or take classifier_features"
+        )
+    targets = torch.from_numpy(classes.reshape(-1))
+    with torch.random.fork_rng([]), torch.enable_grad():
+        torch.manual_seed(seed)
+        net, head = _network(images[:1], width), nn.Linear(width, len(known))
+        optimiser = torch.optim.AdamW([*net.parameters(), *head.parameters()], lr=2e-3, weight_decay=0.1)
+        for rows in _batches(len(images)):
+            optimiser.zero_grad()
+            functional.cross_entropy(head(net(images[rows])), targets[rows]).backward()
+            optimiser.step()
+    return ImageFeatures(net.eval(), head.eval(), known)
+
+
+def _network(image: Tensor, width: int) -> nn.Sequential:
+    net: list[nn.Module] = []
+    for inputs, outputs in ((image.shape[1], 32), (32, 64), (64, 64)):
+        net += [nn.Conv2d(inputs, outputs, 3, stride=2, padding=1), nn.ReLU()]
+    net.append(nn.Flatten())
+    return nn.Sequential(*net, nn.Linear(nn.Sequential(*net)(image).shape[1], width), nn.ReLU())
+
+
+def _batches(n: int) -> Iterator[Tensor]:
+    """Rows of each update, a permutation in each epoch."""
+    order = torch.cat([torch.randperm(n) for _ in range(-(-_UPDATES * _BATCH // n))])
+    return iter(order[: _UPDATES * _BATCH].split(_BATCH))
+
+
+def _images(x: Samples) -> Tensor:
+    """As float32, averaged down to at most 64 pixels along a side."""
+    shape = np.shape(x)
+    if len(shape) != 4:
+        raise ValueError(f"x has shape {tuple(shape)}; images are (N, C, H, W)")
+    images = torch.from_numpy(points(x, "x")).float().reshape(shape)
+    return functional.avg_pool2d(images, -(-max(shape[2:]) // _LARGEST)) if max(shape[2:]) > _LARGEST else images
