@@ -52,6 +52,9 @@ bench: setup ## every number of the README; needs a quiet machine
 	$(BIN)/python benchmarks/samplers.py
 	$(BIN)/python benchmarks/images.py
 	$(BIN)/python benchmarks/ncsn.py
+	$(BIN)/python benchmarks/fuzz.py
+	$(BIN)/python benchmarks/scaling.py
+	$(BIN)/python benchmarks/kill.py
 
 docs: setup
 	$(BIN)/sphinx-build -W -b html docs docs/_build/html

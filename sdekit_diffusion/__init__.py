@@ -33,12 +33,13 @@ from sdekit_diffusion._methods import METHODS
 from sdekit_diffusion._mixture import GaussianMixture
 from sdekit_diffusion._model import AbstractModel, ScoreModel
 from sdekit_diffusion._ncsn import NCSNSettings, ncsnv2_settings
-from sdekit_diffusion._pretrained import from_diffusers
+from sdekit_diffusion._pretrained import from_diffusers, from_edm, from_score_sde
 from sdekit_diffusion._recipe import Recipe
 from sdekit_diffusion._run import Log
 from sdekit_diffusion._sample import sample
 from sdekit_diffusion._samplers import AbstractMethod, Descent, InTime, OnClock
 from sdekit_diffusion._schedules import DIFFUSIONS, EDMSDE, CosineVPSDE, RectifiedFlow
+from sdekit_diffusion._shards import Shards
 from sdekit_diffusion._techniques import geometric_sigmas, langevin_step_size, max_pairwise_distance
 from sdekit_diffusion._training import Record, Training
 
@@ -83,6 +84,7 @@ __all__ = [
     "Record",
     "RectifiedFlow",
     "ScoreModel",
+    "Shards",
     "SubVPSDE",
     "Training",
     "UniformInLogSNR",
@@ -97,6 +99,8 @@ __all__ = [
     "encode",
     "fit",
     "from_diffusers",
+    "from_edm",
+    "from_score_sde",
     "geometric_sigmas",
     "interpolate",
     "langevin_step_size",

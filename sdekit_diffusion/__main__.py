@@ -7,15 +7,17 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 
-import numpy as np
 import torch
+from torch import Tensor
 
 import sdekit_diffusion
-from sdekit_diffusion import Log, Recipe, _evaluation, _figures, report
-from sdekit_diffusion._distributed import joined, rank, wait
+from sdekit_diffusion import Log, Recipe, Shards, _evaluation, _outputs, report
+from sdekit_diffusion._distributed import first_to_fail, joined, own, rank, wait
 from sdekit_diffusion._options import Net, Sampler
+from sdekit_diffusion._shards import digest
 from sdekit_diffusion._watch import Watch
 
 _ERRORS = (ValueError, TypeError, ArithmeticError, OSError, ImportError, RuntimeError)  # CheckpointError is a ValueError
@@ -87,33 +89,38 @@ def sample(
 ) -> None:
     """Draw samples from a trained model, in the range and the type of its data.
 
+    They are kept batch by batch in a folder beside the output until that is done: after a kill the same command goes on. By
+    torchrun --nproc-per-node N -m -- sdekit_diffusion sample ... N processes share the work; the samples are the same.
+
     Args:
         run: the folder that train wrote.
         n: how many.
-        out: a .npz file with the array `samples`, a .npy file, or a .png picture; samples.npz in the folder unless given.
+        out: a .npz file with the array `samples`, a .npy file, a .png picture, a folder of images 000000.png, ..., or a folder
+            .shards of the batches; samples.npz in the folder of the run unless given.
         sde: the diffusion to sample under: ve, vp, subvp, cosine, edm, flow, ddpm or ncsn; the model's own unless given.
         sampler: how to sample.
         seed: of all noise.
         first: the index of the first sample; sample i depends on the seed and on i alone.
         batch_size: how many are solved together.
-        device: where to: cpu, cuda, cuda:1, ...
+        device: where to: cpu, cuda, cuda:1, ...; under torchrun cuda is one GPU for each process.
     """
     out = run / "samples.npz" if out is None else out
-    if out.suffix not in (".npz", ".npy", ".png"):
-        raise ValueError(f"{out} ends in none of .npz, .npy and .png; choose a name that does")
-    model, _ = _evaluation.opened(run, _place(device))
-    x = sdekit_diffusion.sample(
-        model, n, sde=sde, seed=seed, first=first, batch_size=batch_size, progress=True, **sampler.settings()
-    )
-    x = model.scale.decode(x.cpu())
-    out.parent.mkdir(parents=True, exist_ok=True)
-    if out.suffix == ".png":
-        _figures.picture(x, model.scale).savefig(out)
-    elif out.suffix == ".npz":
-        np.savez(out, samples=x.numpy())
-    else:
-        np.save(out, x.numpy())
-    print(f"{n} samples in {out}, of shape {tuple(x.shape)}; seed {seed}, the first is number {first}")
+    folder = _outputs.shards_of(out)
+    with joined("cpu"):
+        model, _ = _evaluation.opened(run, _place(device))
+        settings = {"sde": sde, **asdict(sampler), "seed": seed, **_evaluation.premises(run, model)}
+        shards = Shards(folder, n, batch_size, first, settings)
+        _outputs.require(out, shards, model.scale)
+        options = {**sampler.fitted(model, sde), "sde": sde, "seed": seed, "progress": n <= batch_size}
+
+        def draw(first: int, count: int) -> dict[str, Tensor]:
+            return {"samples": model.scale.decode(sdekit_diffusion.sample(model, count, first=first, **options).cpu())}
+
+        shards.fill(draw, "sampling")
+        if rank() == 0:
+            shape = _outputs.assemble(out, shards, model.scale)
+            print(f"{n} samples in {out}, of shape {shape}; seed {seed}, the first is number {first}")
+        wait()
 
 
 def likelihood(
@@ -133,6 +140,10 @@ def likelihood(
 ) -> None:
     """Print the mean log-likelihood of held-out samples: bits per dimension of images, nats of other data.
 
+    Values are kept batch by batch in a folder of the run, or beside the csv, until all are there: after a kill the same
+    command goes on. By torchrun --nproc-per-node N -m -- sdekit_diffusion likelihood ... N processes share the work; the
+    values are the same.
+
     Args:
         run: the folder that train wrote.
         data: a data set as for train, whose held-out part is taken; the run's own unless given.
@@ -144,21 +155,33 @@ def likelihood(
         tolerance: relative and absolute, of the adaptive solver.
         batch_size: how many samples are solved together.
         csv: a file for the values of all samples.
-        device: where to: cpu, cuda, cuda:1, ...
+        device: where to: cpu, cuda, cuda:1, ...; under torchrun cuda is one GPU for each process.
     """
     if n < 1:
         raise ValueError(f"n is the number of samples, from 1 on; not {n}")
     if csv is not None and not csv.parent.is_dir():
         raise ValueError(f"the folder of {csv} does not exist; make it, or choose another file")
-    model, name = _evaluation.opened(run, _place(device))
-    x = _evaluation.source_of(data or name, model.scale).test[:n]
-    result = _evaluation.held_out(
-        model, x, probes=probes, draws=draws, sde=sde, seed=seed, tolerance=tolerance, batch_size=batch_size
-    )
-    if csv is not None:
-        table = np.stack([np.arange(len(x)), result.value, result.stderr], axis=1)
-        np.savetxt(csv, table, "%.17g", ",", header=f"sample,{result.unit},stderr", comments="")
-    print("\n".join([f"{data or name}: {line}" for line in result.sentences()]))
+    with joined("cpu"):
+        model, name = _evaluation.opened(run, _place(device))
+        x = _evaluation.source_of(data or name, model.scale).test[:n]
+        options = {"probes": probes, "draws": draws, "sde": sde, "seed": seed, "tolerance": tolerance}
+        settings = {"data": digest("", {"x": x}), **options, **_evaluation.premises(run, model)}
+        folder = run if csv is None else csv.parent
+        folder /= f"likelihood-{digest([settings, len(x), batch_size])}.shards"
+        shards = Shards(folder, len(x), batch_size, settings=settings)
+
+        def measure(first: int, count: int) -> dict[str, Tensor]:
+            some, alone = x[first : first + count], len(x) <= batch_size
+            return _evaluation.columns(_evaluation.measured(model, some, first=first, progress=alone, **options))
+
+        shards.fill(measure, "likelihood")
+        if rank() == 0:
+            result = _evaluation.summed(_evaluation.of_columns(shards), model.scale)
+            if csv is not None:
+                _outputs.table(csv, result)
+            shards.remove()
+            print("\n".join([f"{data or name}: {line}" for line in result.sentences()]))
+        wait()
 
 
 def summarise(
@@ -202,7 +225,7 @@ def _prepare(run: Path, overwrite: bool, resume: bool) -> None:
 
 def _place(device: str) -> torch.device:
     try:
-        return torch.empty(0, device=device).device
+        return torch.empty(0, device=own(device)).device
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"the device {device!r} cannot be used ({str(error).splitlines()[0]}); cpu always can") from error
 
@@ -249,12 +272,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         _parsed(argv)()
     except _ERRORS as error:
-        print(f"error: {' '.join(str(error).split()) or type(error).__name__}", file=sys.stderr)
-        return 2
+        return _failed(" ".join(str(error).split()) or type(error).__name__, 2)
     except KeyboardInterrupt:
-        print("error: interrupted; nothing is left running", file=sys.stderr)
-        return 130
+        return _failed("interrupted; nothing is left running", 130)
     return 0
+
+
+def _failed(reason: str, code: int) -> int:
+    """Tells the reason, once for all processes that work together."""
+    if first_to_fail():
+        print(f"error: {reason}", file=sys.stderr)
+    return code
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Does a model denoise a batch of data, and if it does not, with which other convention would it?"""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, get_args
 
@@ -18,6 +18,7 @@ _NUMBERS = 4096  # coordinates with noise of their own, at least: an error is kn
 # Ratios to the guess's error, which are at least 1 for whatever is linear in x, an untrained network too: on average, of a
 # model that passes; at one level, of one that is broken there; of a convention that is named, and what it must gain.
 _PASSES, _BROKEN, _NAMED, _GAIN = 1.1, 10.0, 0.95, 1.25
+_REFUSALS = (ValueError, TypeError, RuntimeError, LookupError, ArithmeticError, AssertionError)  # a network's, of labels
 _RANGES = ((0.0, 1.0), (-1.0, 1.0), (0.0, 255.0))
 
 
@@ -86,6 +87,28 @@ def check_model(
         Karras et al. 2022, arXiv 2206.00364, section 5, for errors in these units.
     """
     model, diffusion = as_model(model, sde)
+    found = _checked(model, x, diffusion, seed, ())
+    if throw and not found.fits:
+        raise ValueError(found.verdict)
+    return found
+
+
+def checked(model: ScoreModel, x: Tensor | None, readings: Iterable[tuple[str, ScoreModel]]) -> ScoreModel:
+    """The model itself, if it denoises x or there is none to try; readings are what else it may be, and how to say so.
+
+    Raises:
+        TypeError, ValueError: as `check_model`.
+    """
+    if x is not None:
+        found = _checked(model, x, model.sde, 0, readings)
+        if not found.fits:
+            raise ValueError(found.verdict)
+    return model
+
+
+def _checked(
+    model: AbstractModel, x: Tensor, sde: AbstractDiffusion, seed: int, readings: Iterable[tuple[str, ScoreModel]]
+) -> ModelCheck:
     if not x.is_floating_point():
         raise TypeError(
             f"x must be floating, in the range that the model has learned, not {x.dtype}; scale it, or use .float()"
@@ -94,52 +117,66 @@ def check_model(
         raise ValueError(f"x has shape {tuple(x.shape)}; this model needs (batch, {', '.join(map(str, model.shape))})")
     x = x.detach().to(torch.promote_types(x.dtype, torch.float32))
     with torch.no_grad(), evaluating(model, len(x)):
-        found = _judged(model, x, diffusion, seed)
-    if throw and not found.fits:
-        raise ValueError(found.verdict)
-    return found
+        return _judged(model, x, sde, seed, readings)
 
 
-def _judged(model: AbstractModel, x: Tensor, sde: AbstractDiffusion, seed: int) -> ModelCheck:
-    given, others = _errors(model, x, sde, seed), {}
-    for change, other, points in _alternatives(model, x):
+def _judged(
+    model: AbstractModel, x: Tensor, sde: AbstractDiffusion, seed: int, readings: Iterable[tuple[str, ScoreModel]]
+) -> ModelCheck:
+    failure, others = None, {}
+    noise = _noise(x, model, sde)
+    try:
+        given = _errors(model, x, sde, seed)
+    except _REFUSALS as error:  # over labels it was not made for, perhaps
+        failure, given = error, ModelCheck(noise, (math.inf,) * len(noise), (1.0,) * len(noise))
+    changed = [(change, other, x, other.sde) for change, other in readings]
+    for change, other, points, under in [*changed, *((*change, sde) for change in _alternatives(model, x))]:
         try:
-            others[change] = _errors(other, points, sde, seed)
-        except (ValueError, TypeError, RuntimeError, LookupError, ArithmeticError, AssertionError):
-            continue  # a network may refuse what it was not made for
+            others[change] = _errors(other, points, under, seed)
+        except _REFUSALS:
+            continue
     at = given.noise[given.ratios.index(given.worst)]
     said = f"at sigma / alpha = {at:.3g} its error is {given.worst:.3g} times that of a guess from mean and deviation"
+    if failure is not None:
+        said = f"its network fails with {type(failure).__name__}: {failure}"
     best = min(others, key=lambda change: others[change].score, default="")
     if best and others[best].score < min(_NAMED, given.score / _GAIN):
-        gain = f"on average {others[best].score:.3g} times instead of {given.score:.3g}"
+        gain = f"on average {others[best].score:.3g} times" + (f" instead of {given.score:.3g}" if failure is None else "")
         return replace(given, verdict=f"the model does not denoise x: {said}. With {best} it is {gain}", fits=False)
+    if failure is not None:
+        raise failure
     if given.score <= _PASSES and given.worst <= _BROKEN:
         return replace(given, verdict=f"the model denoises x: {said}, and nowhere more", fits=True)
     why = "no single change of predicts, conditioning or the range of x explains it; it may be untrained, or of other data"
     return replace(given, verdict=f"the model does not denoise x: {said}, and {why}", fits=False)
 
 
-def _errors(model: AbstractModel, x: Tensor, sde: AbstractDiffusion, seed: int) -> ModelCheck:
-    """Errors on x, repeated until there are numbers enough, at levels within the diffusion's range."""
+def _noise(x: Tensor, model: AbstractModel, sde: AbstractDiffusion) -> tuple[float, ...]:
+    """The levels sigma / alpha that lie within the diffusion's range."""
     variance = float(x.double().var(correction=0)) if x.numel() else 0.0
     if not 0 < variance < math.inf:
         raise ValueError(
             f"x of shape {tuple(x.shape)} has variance {variance:g}; give a batch of data that vary, and are finite"
         )
+    low, high = float(sde.log_snr(0.0)), float(sde.log_snr(sde.latest(model.data_std)))
+    noise = tuple(r for r in (math.sqrt(variance) * unit for unit in _NOISE) if high <= -math.log(r) <= low)
+    if not noise:
+        raise ValueError(f"{sde} has no noise between 0.1 and 5 times the deviation of x, {math.sqrt(variance):.3g}; scale x")
+    return noise
+
+
+def _errors(model: AbstractModel, x: Tensor, sde: AbstractDiffusion, seed: int) -> ModelCheck:
+    """Errors on x, repeated until there are numbers enough."""
+    noise, variance, errors = _noise(x, model, sde), float(x.double().var(correction=0)), []
     rows = torch.arange(len(x), device=x.device).repeat(-(-_NUMBERS // x.numel()))
     x, model = x[rows], model.rows(rows)
     eps = normal(seed, torch.arange(len(x), device=x.device), tuple(x.shape[1:]), counter=NOISE, dtype=x.dtype)
-    low, high = float(sde.log_snr(0.0)), float(sde.log_snr(sde.latest(model.data_std)))
-    noise = [r for r in (math.sqrt(variance) * unit for unit in _NOISE) if high <= -math.log(r) <= low]
-    if not noise:
-        raise ValueError(f"{sde} has no noise between 0.1 and 5 times the deviation of x, {math.sqrt(variance):.3g}; scale x")
-    errors = []
     for r in noise:
         t = float(sde.time(-math.log(r)))
         alpha, sigma = sde.kernel(t)
         error = float((model.denoise(t, alpha * x + sigma * eps, sde) - x).double().square().mean())
         errors.append(error if math.isfinite(error) else math.inf)
-    return ModelCheck(tuple(noise), tuple(errors), tuple(variance * r * r / (variance + r * r) for r in noise))
+    return ModelCheck(noise, tuple(errors), tuple(variance * r * r / (variance + r * r) for r in noise))
 
 
 class _Negative(nn.Module):

@@ -1,11 +1,24 @@
 """Which of several processes this is. torchrun starts them and says so in the environment."""
 
+import itertools
 import os
+import socket
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
+from functools import cache
+from typing import TYPE_CHECKING
 
 import torch
 from torch import distributed
+
+if TYPE_CHECKING:
+    from torch.distributed import Store  # pyright: ignore[reportPrivateImportUsage] - documented as public
+
+_PATIENCE = timedelta(days=30)  # gloo notices at once when a process is gone; how long one computes is nobody's fault
+_TIMES = itertools.count()
 
 
 def world() -> int:
@@ -19,9 +32,26 @@ def rank() -> int:
 
 
 def wait() -> None:
-    """Returns when all processes have come here."""
+    """Returns when all processes have come here.
+
+    Raises:
+        ConnectionError: when one of them is gone.
+    """
     if world() > 1:
-        distributed.barrier()
+        try:
+            distributed.barrier()
+        except RuntimeError as error:
+            raise ConnectionError("another process ended before the work was done; run the same again to go on") from error
+
+
+def own(device: str) -> str:
+    """The device of this process: where GPUs are meant without a number, one for each process of a machine."""
+    return f"cuda:{os.environ['LOCAL_RANK']}" if device == "cuda" and "LOCAL_RANK" in os.environ else device
+
+
+def first_to_fail() -> bool:
+    """Whether none of the other processes failed before this one, which then is the one to say why."""
+    return _started() == 1 or _first_claim()
 
 
 def agreed(number: int, device: torch.device) -> bool:
@@ -37,23 +67,74 @@ def joined(device: str) -> Iterator[str]:
     """For the time of a block the processes that torchrun started work together; yields the device of this one.
 
     With gloo on the CPU; with NCCL on GPUs, one for each process where no number is given. Does nothing without torchrun, or
-    within such a block.
+    within such a block. A process whose torchrun is killed ends as well, and does not go on beside those that take its place.
 
     Raises:
         ValueError: where torchrun started several processes and this torch cannot join them.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or world() > 1:
+    device = own(device)
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        _follow()
+    if _started() == 1 or world() > 1:
         yield device
         return
     if not distributed.is_available():
         raise ValueError("this build of torch has no torch.distributed; run one process, without torchrun")
-    cuda = torch.device(device).type == "cuda"
-    if device == "cuda":
-        device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
-    if cuda:
+    if torch.device(device).type == "cuda":
         torch.cuda.set_device(device)
-    distributed.init_process_group("nccl" if cuda else "gloo")
+        _join("nccl")
+    else:
+        _join("gloo", timeout=_PATIENCE)
     try:
         yield device
+    except BaseException:
+        first_to_fail()  # asked now: when this process leaves, the others fail as well
+        raise
     finally:
         distributed.destroy_process_group()
+
+
+def _started() -> int:
+    """How many processes torchrun started."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def _join(backend: str, timeout: timedelta | None = None) -> None:
+    store, number, total = _store()
+    again = f"joined {next(_TIMES)}"  # what was agreed on the time before is void
+    store = distributed.PrefixStore(again, store)  # pyright: ignore[reportPrivateImportUsage] - documented as public
+    distributed.init_process_group(backend, store=store, rank=number, world_size=total, timeout=timeout)
+
+
+@cache
+def _store() -> "tuple[Store, int, int]":
+    """What torchrun keeps for its processes, the number of this one, and how many they are."""
+    from torch.distributed.rendezvous import rendezvous
+
+    return next(rendezvous("env://"))
+
+
+@cache
+def _first_claim() -> bool:
+    try:
+        return _store()[0].add("failed", 1) == 1
+    except (OSError, RuntimeError, ValueError):  # torchrun is gone
+        return os.environ.get("RANK", "0") == "0"
+
+
+@cache
+def _follow() -> None:
+    """From now on this process ends as soon as torchrun, its parent, is gone."""
+    parent = os.getppid()
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+        try:
+            socket.create_connection((os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])), timeout=60).close()
+        except ConnectionRefusedError:  # it is gone already, and torch would try for half an hour
+            os._exit(1)
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.2)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()

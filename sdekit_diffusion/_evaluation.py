@@ -1,7 +1,8 @@
 """What is measured of a run: distances of its samples beside their anchors, and held-out likelihood."""
 
 import math
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,11 @@ from torch import Tensor
 from sdekit import Exact, Hutchinson, Status
 from sdekit_diffusion import data as datasets
 from sdekit_diffusion._adaptive import AdaptiveFlow
-from sdekit_diffusion._checkpoint import CheckpointError, load, read_config
+from sdekit_diffusion._checkpoint import CheckpointError, load, read_config, versions
 from sdekit_diffusion._diffusion import AbstractDiffusion
 from sdekit_diffusion._likelihood import BitsPerDim, bits_per_dim, log_likelihood
 from sdekit_diffusion._model import ScoreModel
+from sdekit_diffusion._shards import digest
 from sdekit_diffusion.data import Dataset, Scale
 from sdekit_diffusion.metrics import classifier_features, energy_distance, frechet, image_features, nearest, sliced_wasserstein
 
@@ -113,6 +115,54 @@ class HeldOut:
         }
 
 
+def measured(
+    model: ScoreModel,
+    x: Tensor,
+    *,
+    probes: int = 8,
+    draws: int = 1,
+    sde: AbstractDiffusion | str | None = None,
+    seed: int = 0,
+    first: int = 0,
+    tolerance: float = 1e-5,
+    batch_size: int | None = None,
+    progress: bool = False,
+) -> BitsPerDim:
+    """Bits per dimension of data `(n, *shape)`, nats of continuous ones in their own units.
+
+    See `bits_per_dim` and `log_likelihood`.
+    """
+    trace = Exact() if x[:1].numel() <= _EXACT_UP_TO else Hutchinson(probes, seed=seed)
+    settings = {"sde": sde, "trace": trace, "method": AdaptiveFlow(tolerance, tolerance), "first": first}
+    settings |= {"batch_size": batch_size, "progress": progress}
+    x, scale = x.to(model.place()[1]), model.scale
+    if scale.levels is None:
+        found = log_likelihood(model, scale.encode(x).to(model.place()[0]), **settings)
+        value = found.value - scale.log_volume(tuple(x.shape[1:]))
+        return BitsPerDim(value[None], found.stderr, found.evaluations, found.status, found.probes)
+    return bits_per_dim(model, x, low=scale.low, high=scale.high, levels=scale.levels, draws=draws, seed=seed, **settings)
+
+
+def summed(bits: BitsPerDim, scale: Scale) -> HeldOut:
+    """What `measured` returned, and what is known of its error."""
+    unit, draws = ("nats", 0) if scale.levels is None else ("bits/dim", len(bits.draws))
+    evaluations, done = float(bits.evaluations.double().mean()), bits.status == Status.DONE
+    failed, parts = int((~done).sum()), replace(bits, draws=bits.draws[:, done], probe_stderr=bits.probe_stderr[done]).parts
+    return HeldOut(bits.value.cpu(), bits.stderr.cpu(), unit, parts, bits.probes, draws, evaluations, failed)
+
+
+def columns(bits: BitsPerDim) -> dict[str, Tensor]:
+    """What is known of every sample, each with the samples first."""
+    return {**vars(bits), "draws": bits.draws.T, "probes": torch.full_like(bits.status, bits.probes)}
+
+
+def of_columns(parts: Iterable[Mapping[str, Array]]) -> BitsPerDim:
+    """All samples of parts as `columns` made them."""
+    names, parts = [field.name for field in fields(BitsPerDim)], list(parts)
+    found = {name: torch.from_numpy(np.concatenate([part[name] for part in parts])) for name in names}
+    return BitsPerDim(**{**found, "draws": found["draws"].T.contiguous(), "probes": int(found["probes"][0])})
+
+
 def held_out(
     model: ScoreModel,
     x: Tensor,
@@ -125,22 +175,20 @@ def held_out(
     batch_size: int = 100,
     progress: bool = True,
 ) -> HeldOut:
-    """Likelihoods of data `(n, *shape)`, in their own units; see `bits_per_dim` and `log_likelihood`."""
-    trace = Exact() if x[0].numel() <= _EXACT_UP_TO else Hutchinson(probes, seed=seed)
-    settings = {"sde": sde, "trace": trace, "method": AdaptiveFlow(tolerance, tolerance)}
-    settings |= {"batch_size": batch_size, "progress": progress}
-    x, scale = x.to(model.place()[1]), model.scale
-    if scale.levels is None:
-        found = log_likelihood(model, scale.encode(x).to(model.place()[0]), **settings)
-        value = found.value - scale.log_volume(tuple(x.shape[1:]))
-        bits = BitsPerDim(value[None], found.stderr, found.evaluations, found.status, found.probes)
-    else:
-        bits = bits_per_dim(model, x, low=scale.low, high=scale.high, levels=scale.levels, draws=draws, seed=seed, **settings)
-    unit = "nats" if scale.levels is None else "bits/dim"
-    evaluations, done = float(bits.evaluations.double().mean()), bits.status == Status.DONE
-    failed, parts = int((~done).sum()), replace(bits, draws=bits.draws[:, done], probe_stderr=bits.probe_stderr[done]).parts
-    draws = 0 if scale.levels is None else draws
-    return HeldOut(bits.value.cpu(), bits.stderr.cpu(), unit, parts, bits.probes, draws, evaluations, failed)
+    """Likelihoods of samples `(n, *shape)`; arguments as of `measured`."""
+    bits = measured(
+        model, x, probes=probes, draws=draws, sde=sde, seed=seed, tolerance=tolerance, batch_size=batch_size,
+        progress=progress,
+    )  # fmt: skip
+    return summed(bits, model.scale)
+
+
+def premises(run: str | Path, model: ScoreModel) -> dict[str, str]:
+    """What the numbers of a run depend on besides the settings: its model, the libraries, the kind of device."""
+    others, known = ("files", "notes", "sha256", "versions"), versions()
+    described = {name: value for name, value in read_config(run).items() if name not in others}
+    found = {"model": digest(described, model.state_dict()), "device": model.place()[1].type}
+    return found | {name: known[name] for name in ("sdekit", "torch")}
 
 
 def distances(x: Tensor, source: Dataset, seed: int) -> dict[str, Any]:

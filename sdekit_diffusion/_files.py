@@ -2,8 +2,10 @@
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+PART = ".part"  # the end of a name beside
 
 
 @contextmanager
@@ -11,8 +13,11 @@ def replacing(path: Path) -> Iterator[Path]:
     """A name beside `path` to write to; at the end of the block what stands there takes the place of `path`, on the disk.
 
     Whenever the process or the machine dies, `path` is what it was or what it was to become. After an error it is what it was.
+
+    Raises:
+        OSError: when it cannot be written; the message names it.
     """
-    beside = path.with_name(f".{path.name}.part")
+    beside = path.with_name(f".{path.name}{PART}")
     try:
         with naming(path):
             yield beside
@@ -20,7 +25,8 @@ def replacing(path: Path) -> Iterator[Path]:
             os.replace(beside, path)
             _flush(path.parent)
     except BaseException:
-        beside.unlink(missing_ok=True)
+        with suppress(OSError):
+            beside.unlink(missing_ok=True)
         raise
 
 
@@ -30,8 +36,7 @@ def naming(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        error.filename = error.filename or str(path)
-        raise
+        raise OSError(error.errno, f"{path} cannot be written: {error.strerror or error}") from error
 
 
 def made(folder: Path) -> Path:
@@ -71,6 +76,12 @@ def _lock(handle: int, folder: Path) -> None:
         raise OSError(f"another process is training in {folder}; wait for its end, or choose another folder") from None
     except OSError:
         return
+
+
+def settle() -> None:
+    """Returns when all that was written is on the disk: one call for many files."""
+    if os.name != "nt":
+        os.sync()
 
 
 def _flush(path: Path) -> None:

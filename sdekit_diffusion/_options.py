@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from sdekit_diffusion import nets
+from sdekit_diffusion._adapted import grid_of
 from sdekit_diffusion._diffusion import AbstractDiffusion
 from sdekit_diffusion._methods import method_of
 from sdekit_diffusion._model import Conditioning, Prediction, ScoreModel
@@ -136,3 +137,8 @@ class Sampler:
                 raise ValueError(f"the method {self.method!r} has no noise level; leave out --eta, or choose default or ddim")
             chosen = replace(chosen, eta=self.eta)
         return {"method": chosen, "steps": self.steps, "grid": self.grid, "noise": self.noise}
+
+    def fitted(self, model: ScoreModel, sde: str | None) -> dict[str, Any]:
+        """The arguments of `sample` for many calls: what the grid must know of the model is found once."""
+        settings = self.settings()
+        return settings if self.grid is None else {**settings, "grid": grid_of(self.grid).fitted(model, sde)}

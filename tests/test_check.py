@@ -201,8 +201,15 @@ def test_a_network_that_refuses_other_labels_is_checked(refusal):
         return exact(VPSDE(), "data")(x, t)
 
     assert check_model(ScoreModel(net, "vp", "data"), X).fits
-    with pytest.raises(refusal):
+    wrong = f"its network fails with {refusal.__name__}: .*no such row.*With conditioning='time' it is"
+    with pytest.raises(ValueError, match=wrong):
         check_model(ScoreModel(net, "vp", "data", conditioning=(2, 3)), X)
+
+    def broken(x, t):
+        raise refusal("never")
+
+    with pytest.raises(refusal, match="never"):
+        check_model(ScoreModel(broken, "vp", "data"), X)
 
 
 def test_a_model_that_is_not_finite_does_not_fit():

@@ -453,3 +453,19 @@ def test_what_is_not_there_is_refused(tmp_path):
     Image.fromarray(IMAGES[0]).save(tmp_path / "a.png")
     with pytest.raises(ValueError, match="2 or more samples"):
         load(tmp_path)
+
+
+def test_less_than_what_was_saved_is_refused(tmp_path):
+    """A header that describes fewer samples, where numpy would read those alone; a pixel that pillow would show otherwise."""
+    for name, write in (("a.npy", np.save), ("a.npz", np.savez)):
+        path = tmp_path / name
+        write(path, np.zeros((5000, 3, 4), dtype=np.uint8))
+        path.write_bytes(path.read_bytes().replace(b"(5000,", b"(1000,"))
+        with pytest.raises(ValueError, match=r"it goes on after its array|the checksum of arr_0\.npy in it is wrong"):
+            load(path)
+    Image.fromarray(IMAGES[0]).save(tmp_path / "0.png")
+    content = bytearray((tmp_path / "0.png").read_bytes())
+    content[content.index(b"IEND") - 9] ^= 1  # the last byte of the pixels' own checksum
+    (tmp_path / "0.png").write_bytes(content)
+    with pytest.raises(ValueError, match=r"0\.png is not a sound .* image"):
+        load(tmp_path)

@@ -47,22 +47,22 @@ DIFFUSION = [
     {"data._images"},
     {"data._huggingface"},
     {"data._load"},
-    {"data"},
+    {"data", "_shards"},
     {"_diffusion"},
     {"_discrete"},
     {"_schedules"},
     {"_model"},
-    {"_mixture", "_flow", "_loss", "_grids", "_check", "_pretrained", "_techniques"},
+    {"_mixture", "_flow", "_loss", "_grids", "_check", "_techniques"},
     {"_samplers", "_empirical", "_recipe", "_checkpoint"},
-    {"_adapted", "_adaptive", "_annealed", "_ddim", "_edm", "_training"},
-    {"_methods", "_ncsn", "_run"},
-    {"_sample", "_fit"},
+    {"_adapted", "_adaptive", "_annealed", "_ddim", "_edm", "_training"} | {"_pretrained._weights"},
+    {"_methods", "_ncsn", "_run", "_pretrained._denoiser", "_pretrained._folder", "_pretrained._score_sde"},
+    {"_sample", "_fit", "_pretrained._diffusers"},
     {"_likelihood", "_bound", "_between"},
-    {"_latent"},
+    {"_latent", "_pretrained"},
     {""},
     {"_evaluation", "_options"},
     {"_figures"},
-    {"report", "_watch"},
+    {"report", "_outputs", "_watch"},
     {"__main__"},
 ]
 
@@ -150,10 +150,10 @@ def test_public_names_of_sdekit_diffusion():
         DDIM DDPM DIFFUSIONS EDM EDMSDE GRIDS METHODS NCSN VESDE VPSDE AbstractDiffusion AbstractGrid AbstractMethod
         AbstractModel AbstractSource Adapted AdaptiveFlow AdaptiveSDE AnnealedLangevin BitsPerDim CheckpointError CosineVPSDE
         Descent EmpiricalMixture Equidistributed Focused GaussianMixture GeometricInSigma InTime Karras Log ModelCheck
-        NCSNSettings Native OnClock Quadratic Recipe Record RectifiedFlow ScoreModel SubVPSDE Training UniformInLogSNR
+        NCSNSettings Native OnClock Quadratic Recipe Record RectifiedFlow ScoreModel Shards SubVPSDE Training UniformInLogSNR
         UniformInTime VariationalBound bits_per_dim check_model cosine_betas data decode dsm_loss encode fit from_diffusers
-        geometric_sigmas interpolate langevin_step_size linear_betas load log_likelihood max_pairwise_distance metrics
-        ncsnv2_settings nets sample sample_between save validation_loss variational_bound
+        from_edm from_score_sde geometric_sigmas interpolate langevin_step_size linear_betas load log_likelihood
+        max_pairwise_distance metrics ncsnv2_settings nets sample sample_between save validation_loss variational_bound
     """.split()
     )
     assert all(hasattr(sdekit_diffusion, name) for name in sdekit_diffusion.__all__)

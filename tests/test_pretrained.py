@@ -1,19 +1,26 @@
 """Networks of diffusers as models: the same chain, labels and outputs as their schedulers have."""
 
+import json
+import math
+import sys
+
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
 from sdekit_diffusion import (
     DDPM,
     VESDE,
     AdaptiveFlow,
+    CheckpointError,
     Recipe,
     check_model,
     cosine_betas,
     data,
     fit,
     from_diffusers,
+    linear_betas,
     log_likelihood,
     sample,
 )
@@ -92,6 +99,9 @@ def test_betas_may_be_given():
     [
         ({**BETAS, "beta_schedule": "sigmoid"}, "beta_schedule = 'sigmoid' is not one of linear.*trained_betas"),
         ({}, "beta_schedule = None"),
+        ({"beta_schedule": "linear"}, r"beta_start must be a positive number .*, not None; beta_start is 0.0001"),
+        ({**BETAS, "beta_end": "0.02"}, r"beta_end must be a positive number .*, not '0.02'"),
+        ({"trained_betas": ["a"]}, "trained_betas must be numbers"),
         ({**BETAS, "prediction_type": "flow_prediction"}, "prediction_type = 'flow_prediction' is not one of epsilon"),
         ({**BETAS, "rescale_betas_zero_snr": True}, "ends at alpha = 0"),
         ({**BETAS, "timestep_type": "continuous"}, "continuous timesteps"),
@@ -103,9 +113,16 @@ def test_what_is_refused(config, message):
 
 
 def test_a_scheduler_is_not_its_config():
-    for unet, config in ((Stub(), Stub()), (Stub(), "folder"), (torch.nn.Identity(), BETAS)):
-        with pytest.raises(TypeError, match=r"takes a network with a config, .* and scheduler\.config; not"):
+    for unet, config in ((Stub(), Stub()), (Stub(), "folder"), (Stub(), None), (torch.nn.Identity(), BETAS)):
+        with pytest.raises(TypeError, match=r"takes a folder, or a network with a config, .* and scheduler\.config; not"):
             from_diffusers(unet, config)
+
+
+def test_folders_need_diffusers(tmp_path, monkeypatch):
+    (tmp_path / "scheduler_config.json").write_text(json.dumps(BETAS))
+    monkeypatch.setitem(sys.modules, "diffusers", None)
+    with pytest.raises(ImportError, match=r"pip install 'sdekit\[diffusers\]'"):
+        from_diffusers(tmp_path)
 
 
 @pytest.fixture
@@ -147,7 +164,10 @@ def test_the_chain_is_that_of_the_scheduler(diffusers, schedule):
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 def test_a_network_of_diffusers_trains_samples_and_has_a_likelihood(diffusers):
-    """On digits, for a few seconds: it comes to denoise, makes samples of their deviation, and tells them from noise."""
+    """On digits, for a few seconds: it comes to denoise, makes samples of their deviation, and tells them from noise.
+
+    Read by another config it is found out.
+    """
     scheduler = diffusers.DDPMScheduler(prediction_type="v_prediction")
     model, x = from_diffusers(unet_of(diffusers), scheduler.config, data_std=0.7), data.load("digits").train.float() / 8 - 1
     assert not check_model(model, x[:32], throw=False).fits
@@ -157,3 +177,162 @@ def test_a_network_of_diffusers_trains_samples_and_has_a_likelihood(diffusers):
     noise = torch.rand(2, 1, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
     found = log_likelihood(model, torch.cat([x[:2], noise]), end=0.01, method=AdaptiveFlow(rtol=1e-2, atol=1e-2))
     assert found.value[:2].min() - found.value[2:].max() > 10 * found.stderr.max()
+    unet, config = model.net.net, dict(scheduler.config)
+    assert from_diffusers(unet, config, check=x[:32]).predicts == "velocity"
+    with pytest.raises(ValueError, match=r"With prediction_type = 'v_prediction' in the scheduler's config it is"):
+        from_diffusers(unet, {**config, "prediction_type": "epsilon"}, check=x[:32])
+    with pytest.raises(ValueError, match=r"With x moved from \[0, 1\] to \[-1, 1\] it is"):
+        from_diffusers(unet, config, check=(x[:32] + 1) / 2)
+
+
+@pytest.fixture
+def folder(diffusers, tmp_path):
+    """A pipeline that save_pretrained wrote."""
+    scheduler = diffusers.DDPMScheduler(
+        num_train_timesteps=100, prediction_type="v_prediction", beta_schedule="squaredcos_cap_v2"
+    )
+    diffusers.DDPMPipeline(unet_of(diffusers), scheduler).save_pretrained(tmp_path / "pipeline")
+    return tmp_path / "pipeline"
+
+
+def edited(path, **changes):
+    """A JSON file with other entries; None takes one away."""
+    found = {**json.loads(path.read_text()), **changes}
+    path.write_text(json.dumps({name: value for name, value in found.items() if value is not None}))
+
+
+quiet = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+
+
+@quiet
+def test_a_folder_is_the_network_and_its_scheduler(diffusers, folder, tmp_path):
+    """Of a pipeline, or of a network with the scheduler's config beside it: bit for bit what save_pretrained was given."""
+    unet, config = unet_of(diffusers), json.loads((folder / "scheduler" / "scheduler_config.json").read_text())
+    model, expected = from_diffusers(folder), from_diffusers(unet, config)
+    assert not model.training
+    assert not model.net.training
+    x = torch.randn(3, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(model.denoise(0.37, x), expected.eval().denoise(0.37, x))
+    assert (model.sde, model.predicts, model.conditioning, model.shape) == (
+        DDPM(cosine_betas(100)),
+        "velocity",
+        (100, -1),
+        (1, 8, 8),
+    )
+    diffusers.DDPMScheduler(num_train_timesteps=50).save_pretrained(tmp_path / "flat")
+    unet.save_pretrained(tmp_path / "flat")
+    flat = from_diffusers(str(tmp_path / "flat"))
+    assert flat.sde == DDPM(linear_betas(50))
+    assert torch.equal(flat.noise(1.0, x), expected.net(x, torch.full((3,), 49.0)))
+    assert from_diffusers(folder, BETAS).sde == from_diffusers(unet, BETAS).sde
+
+
+@quiet
+@pytest.mark.parametrize(("spacing", "n"), [("linspace", 100), ("trailing", 20)])
+def test_the_scheduler_samples_alike(diffusers, folder, spacing, n):
+    """DDIM with its own spacing of timesteps, x_0 at the end: `grid="time"` from step to step, and `denoise=True`."""
+    model = from_diffusers(folder)
+    last = 0 if spacing == "linspace" else 100 // n - 1
+    options = {"timestep_spacing": spacing, "clip_sample": False, "set_alpha_to_one": True}
+    scheduler = diffusers.DDIMScheduler.from_config(
+        json.loads((folder / "scheduler/scheduler_config.json").read_text()), **options
+    )
+    scheduler.set_timesteps(n)
+    x_T = torch.randn(2, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    x = x_T
+    with torch.no_grad():
+        for t in scheduler.timesteps:
+            x = scheduler.step(model.net(x, t.expand(2)), t, x).prev_sample
+    assert scheduler.timesteps[-1] == last
+    end = math.exp(-float(model.sde.log_snr((last + 1) / 100)))
+    ours = sample(model, x_T=x_T, method="ddim", grid="time", steps=n - 1, end=end, denoise=True)
+    torch.testing.assert_close(ours, x, rtol=0, atol=1e-4)
+
+
+@quiet
+def test_a_folder_of_variance_exploding(diffusers, tmp_path):
+    """NCSN++ by diffusers' blocks: told sigma, it gives the score, and centres its images itself."""
+    torch.manual_seed(0)
+    settings = {"sample_size": 8, "layers_per_block": 1, "norm_num_groups": 4}
+    blocks = {
+        "block_out_channels": (8, 16),
+        "down_block_types": ("SkipDownBlock2D",) * 2,
+        "up_block_types": ("SkipUpBlock2D",) * 2,
+    }
+    unet = diffusers.UNet2DModel(**settings, **blocks, time_embedding_type="fourier", center_input_sample=True)
+    unet.save_pretrained(tmp_path)
+    diffusers.ScoreSdeVeScheduler(num_train_timesteps=20, sigma_max=9.0).save_pretrained(tmp_path)
+    model = from_diffusers(tmp_path)
+    assert (model.sde, model.data_range) == (VESDE(0.01, 9.0, exact=False), (0, 1))
+    x, sigma = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(0)), torch.tensor([0.3, 3.0])
+    torch.testing.assert_close(model.score(model.sde.time(-sigma.log()), x), unet.eval()(x, sigma).sample, rtol=1e-4, atol=1e-4)
+
+
+@quiet
+def test_a_network_that_centres_its_input_has_images_from_0_to_1(diffusers, folder):
+    edited(folder / "unet" / "config.json", center_input_sample=True)
+    assert from_diffusers(folder).data_range == (0, 1)
+    assert from_diffusers(folder, data_range=None).data_range is None
+    assert from_diffusers(folder, data_range=(-1, 1)).data_range == (-1, 1)
+
+
+@quiet
+def test_old_names_and_old_weights(diffusers, folder):
+    """Attention's names before diffusers 0.17, pickled weights, and a config without a prediction type, which was epsilon."""
+    path = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    state, old = load_file(path), {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+    renamed = {}
+    for name, value in state.items():
+        for new, before in old.items():
+            name = name.replace(f".{new}.", f".{before}.")
+        renamed[name] = value.clone()
+    assert set(renamed) != set(state)
+    path.unlink()
+    torch.save(renamed, path.with_suffix(".bin"))
+    edited(folder / "scheduler" / "scheduler_config.json", prediction_type=None)
+    if torch.__version__ < "2.10":
+        with pytest.raises(CheckpointError, match=r"torch 2\.10"):
+            from_diffusers(folder)
+        return
+    model = from_diffusers(folder)
+    assert model.predicts == "noise"
+    x = torch.ones(1, 1, 8, 8)
+    assert torch.equal(model.net(x, torch.ones(1)), unet_of(diffusers)(x, torch.ones(1)).sample)
+    edited(folder / "scheduler" / "scheduler_config.json", predict_epsilon=False)
+    assert from_diffusers(folder).predicts == "data"
+
+
+@quiet
+@pytest.mark.parametrize(
+    ("name", "changes", "message"),
+    [
+        ("unet/config.json", {"_class_name": "UNet2DConditionModel"}, "is of a 'UNet2DConditionModel'"),
+        ("unet/config.json", {"norm_num_group": 4}, "has 'norm_num_group', which it does not know"),
+        ("unet/config.json", {"layers_per_block": 10**9}, "layers_per_block is 1000000000, and the weights have"),
+        ("unet/config.json", {"layers_per_block": 2}, "does not describe a UNet2DModel of these weights: its network has"),
+        ("unet/config.json", {"norm_num_groups": 5}, "does not describe a UNet2DModel"),
+        ("unet/config.json", {"sample_size": "8"}, "sample_size = '8'"),
+        ("scheduler/scheduler_config.json", {"beta_schedule": "sigmoid"}, "beta_schedule = 'sigmoid' is not one of"),
+        ("scheduler/scheduler_config.json", {"num_train_timesteps": 10**12}, "num_train_timesteps must be"),
+        ("model_index.json", {"vqvae": ["diffusers", "VQModel"]}, "a pipeline with vqvae"),
+    ],
+)
+def test_a_folder_that_is_not_understood_is_refused(folder, name, changes, message):
+    edited(folder / name, **changes)
+    with pytest.raises(ValueError, match=message):
+        from_diffusers(folder)
+
+
+@quiet
+def test_a_folder_that_lacks_something_is_refused(folder):
+    for name, message in (
+        ("scheduler/scheduler_config.json", r"has no scheduler_config\.json.*pass from_diffusers\(folder, scheduler\.config\)"),
+        ("unet/diffusion_pytorch_model.safetensors", r"has no diffusion_pytorch_model\.safetensors or \.bin"),
+    ):
+        content = (folder / name).read_bytes()
+        (folder / name).unlink()
+        with pytest.raises(CheckpointError, match=message):
+            from_diffusers(folder)
+        (folder / name).write_bytes(content)
+    with pytest.raises(CheckpointError, match="is no folder"):
+        from_diffusers(folder / "nowhere")

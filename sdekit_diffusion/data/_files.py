@@ -29,10 +29,16 @@ def numpy_arrays(path: Path) -> dict[str, Array]:
     try:
         with path.open("rb") as file:
             if path.suffix == ".npy":
-                return {"train": np.lib.format.read_array(file, allow_pickle=False)}
+                array = np.lib.format.read_array(file, allow_pickle=False)
+                if file.read(1):
+                    raise ValueError("it goes on after its array")
+                return {"train": array}
             archive = np.load(file, allow_pickle=False)
             if not isinstance(archive, np.lib.npyio.NpzFile):
                 raise TypeError("it holds a single array, as .npy files do")
+            assert archive.zip is not None
+            if (wrong := archive.zip.testzip()) is not None:  # numpy stops at the end of the array that a header describes
+                raise ValueError(f"the checksum of {wrong} in it is wrong")
             # A member that is not an array comes as bytes.
             arrays = {key: np.asarray(archive[key]) for key in archive.files}
     except Exception as error:  # zipfile, zlib and numpy raise a dozen kinds over damaged bytes

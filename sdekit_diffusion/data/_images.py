@@ -51,7 +51,10 @@ def pixels(file: Path | BytesIO, name: str, formats: Sequence[str] = tuple(_FORM
     except ImportError as error:
         raise ImportError("images need pillow: pip install 'sdekit[app]'") from error
     try:
-        with Image.open(file, formats=list(formats)) as image:
+        content = file.read_bytes() if isinstance(file, Path) else file.getvalue()
+        with Image.open(BytesIO(content), formats=list(formats)) as image:
+            image.verify()  # the checksums, at which reading does not look
+        with Image.open(BytesIO(content), formats=list(formats)) as image:
             mode, found = image.mode, np.asarray(image)
     except Exception as error:  # pillow and its codecs raise several kinds over damaged bytes
         raise ValueError(
