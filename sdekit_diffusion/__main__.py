@@ -58,12 +58,8 @@ def train(
     with joined(device) as place:
         torch.manual_seed(recipe.seed)
         model = net.model(source, sde).to(_place(place))
-        if recipe.discrete:
-            len(model.sde.levels)  # refused here where there are none, before an older run goes
-        if recipe.flip and source.test.ndim != 4:
-            raise ValueError(
-                f"only images can be flipped, not samples of shape {tuple(source.test.shape[1:])}; leave out --flip"
-            )
+        # What is refused is refused before an older run goes.
+        sdekit_diffusion.Training(model, source.train, recipe, transform=source.scale.encode)
         if rank() == 0:
             _prepare(run, overwrite, resume)
         wait()
@@ -72,10 +68,10 @@ def train(
             model, source.train, recipe, transform=source.scale.encode, folder=run, resume=resume, log=log,
             measures=watch.measures(source, recipe, run), notes={"data": {"name": source.name}, "device": device},
         )  # fmt: skip
-    if rank() == 0:
-        size, seconds = sum(p.numel() for p in model.parameters()), time.perf_counter() - begun
-        samples = "a stream" if source.size is None else f"{source.size} samples"
-        print(f"trained {size:,} parameters on {samples} of {data} in {seconds:.0f} s; wrote {run}")
+        if rank() == 0:
+            size, seconds = sum(p.numel() for p in model.parameters()), time.perf_counter() - begun
+            samples = "a stream" if source.size is None else f"{source.size} samples"
+            print(f"trained {size:,} parameters on {samples} of {data} in {seconds:.0f} s; wrote {run}")
 
 
 def sample(

@@ -3,19 +3,21 @@
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
+_LOOKED_AT = 1000  # rows, evenly spaced, that tell data from others
+
 
 class Rows(Protocol):
-    """Samples by their number: a tensor, or whatever has a length and takes a tensor of row numbers."""
+    """Samples by their number: a tensor, an array, or whatever has a length and takes a tensor of row numbers."""
 
     def __len__(self) -> int: ...
 
-    def __getitem__(self, rows: Tensor, /) -> Tensor: ...
+    def __getitem__(self, rows: Any, /) -> Any: ...  # noqa: ANN401 - of a tensor of numbers a tensor or an array
 
 
 class AbstractSource(ABC):
@@ -53,9 +55,13 @@ class Shuffled(AbstractSource):
         if len(rows) < 1:
             raise ValueError(f"there are no data to train on: {len(rows)} samples")
         self.rows, n = rows, len(rows)
-        some = rows[torch.tensor([0, n // 2, n - 1])].cpu().contiguous()
+        some = self._taken(np.linspace(0, n - 1, min(n, _LOOKED_AT)).astype(np.int64)).cpu().contiguous()
         digest = hashlib.sha256(some.view(torch.uint8).numpy().tobytes()).hexdigest()
-        self.fingerprint = f"{n} samples of {some.dtype} {tuple(some.shape[1:])}, sha256 of three {digest[:16]}"
+        self.fingerprint = f"{n} samples of {some.dtype} {tuple(some.shape[1:])}, sha256 of {len(some)} {digest[:16]}"
+
+    def _taken(self, numbers: np.ndarray) -> Tensor:
+        # an array would take a tensor with one number for that number
+        return torch.as_tensor(self.rows[numbers if isinstance(self.rows, np.ndarray) else torch.from_numpy(numbers)])
 
     def batches(self, size: int, *, seed: int = 0, first: int = 0, part: slice = slice(None)) -> Iterator[Tensor]:
         n, known, order = len(self.rows), -1, np.empty(0, dtype=np.int64)
@@ -67,5 +73,5 @@ class Shuffled(AbstractSource):
                 if epoch != known:
                     known, order = epoch, np.random.default_rng([seed % 2**64, epoch]).permutation(n)
                 chosen[epochs == epoch] = order[places[epochs == epoch]]
-            yield self.rows[torch.from_numpy(chosen)]
+            yield self._taken(chosen)
             first += size

@@ -23,13 +23,13 @@ from safetensors.torch import save as serialised
 from torch import Tensor, nn
 
 from sdekit_diffusion import nets
-from sdekit_diffusion._files import replacing
+from sdekit_diffusion._files import made, replacing
 from sdekit_diffusion._model import ScoreModel
 from sdekit_diffusion._schedules import DIFFUSIONS
 from sdekit_diffusion.data import Scale
 
 _FORMAT = "sdekit-diffusion 2"
-_CONFIG, _STEPS = "config.json", "checkpoints"
+CONFIG, _STEPS = "config.json", "checkpoints"
 _WEIGHTS, _STATE = "weights", "training"
 _DTYPES = {"float32": torch.float32, "float64": torch.float64, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
@@ -66,22 +66,34 @@ def save(
     """
     if not isinstance(model.net, nn.Module):
         raise TypeError("this model's network is a plain function and has no weights to save")
-    config, folder = _described(model) | {"notes": dict(notes or {})}, Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    parts = {_WEIGHTS: model.net.state_dict()} | ({} if state is None else {_STATE: dict(state)})
-    config["files"] = {part: _written(tensors, folder, part) for part, tensors in parts.items()}
-    config["sha256"] = _checksum(config)
-    with replacing(folder / _CONFIG) as path:
-        path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    current = [file["name"] for file in config["files"].values()]
-    for part in (_WEIGHTS, _STATE):
-        for path in folder.glob(f"{part}-*.safetensors"):
-            if path.name not in current:
-                path.unlink()
+    config, folder = described(model) | {"notes": dict(notes or {})}, made(Path(folder))
+    weights = {name: value.clone() for name, value in model.net.state_dict().items()}  # none twice in memory
+    parts = {_WEIGHTS: weights} | ({} if state is None else {_STATE: dict(state)})
+    try:
+        config["files"] = {part: _written(tensors, folder, part) for part, tensors in parts.items()}
+        config["sha256"] = _checksum(config)
+        with replacing(folder / CONFIG) as path:
+            path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    except OSError:
+        _tidy(folder)
+        raise
+    _tidy(folder)
     return folder
 
 
-def _described(model: ScoreModel) -> dict[str, Any]:
+def _tidy(folder: Path) -> None:
+    """Removes the files of tensors that config.json does not name; where it is damaged all stay."""
+    try:
+        files = read_config(folder)["files"] if (folder / CONFIG).exists() else {}
+    except CheckpointError:
+        return
+    current = [file["name"] for file in files.values()]
+    for path in [*folder.glob(f"{_WEIGHTS}-*.safetensors"), *folder.glob(f"{_STATE}-*.safetensors")]:
+        if path.name not in current:
+            path.unlink()
+
+
+def described(model: ScoreModel) -> dict[str, Any]:
     """The config of a model but for its files and notes."""
     known = nets.registry.get(type(model.net).__name__) is type(model.net)
     names = {kind: name for name, kind in DIFFUSIONS.items()}
@@ -125,9 +137,11 @@ def read_config(folder: str | Path) -> dict[str, Any]:
     Raises:
         CheckpointError: when the folder, or its config, is not a checkpoint's.
     """
-    path = Path(folder) / _CONFIG
+    path = Path(folder) / CONFIG
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
+    except PermissionError:
+        raise
     except FileNotFoundError:
         raise CheckpointError(f"{path} does not exist; give the folder that save() or `sdekit-diffusion train` wrote") from None
     except (OSError, ValueError, RecursionError) as error:
@@ -159,6 +173,8 @@ def read_tensors(folder: str | Path, part: str = _WEIGHTS) -> dict[str, Tensor]:
         if hashlib.sha256(content).hexdigest() != file["sha256"]:
             raise CheckpointError(f"{path} is not as it was written: its checksum differs; the checkpoint is damaged")
         return deserialised(content)
+    except PermissionError:
+        raise
     except FileNotFoundError:
         raise CheckpointError(f"{path} does not exist; the checkpoint is incomplete") from None
     except (OSError, SafetensorError) as error:
@@ -185,7 +201,7 @@ def load(
         CheckpointError: when a file is missing, damaged, or fits another network.
     """
     folder = Path(folder)
-    if ema is not None or not (folder / _CONFIG).exists():
+    if ema is not None or not (folder / CONFIG).exists():
         folder = newest(folder) or folder
     config = read_config(folder)
     try:
@@ -205,7 +221,7 @@ def load(
     except CheckpointError:
         raise
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, ArithmeticError, MemoryError) as error:
-        raise CheckpointError(f"{folder / _CONFIG} does not describe a model ({error!r}); the checkpoint is damaged") from error
+        raise CheckpointError(f"{folder / CONFIG} does not describe a model ({error!r}); the checkpoint is damaged") from error
     weights = read_tensors(folder) if ema is None else _averaged(folder, config, ema)
     try:
         network.load_state_dict(weights)
@@ -237,8 +253,9 @@ def checkpoint(run: Path, step: int) -> Path:
 
 
 def checkpoints(run: Path) -> list[Path]:
-    """Those of a run, the newest first; one that was never finished is none."""
-    return sorted((path.parent for path in (run / _STEPS).glob(f"*/{_CONFIG}")), reverse=True)
+    """Those of a run, the newest first; one that was never finished is none, nor is a folder of another kind of name."""
+    found = [path.parent for path in (run / _STEPS).glob(f"*/{CONFIG}") if path.parent.name.isdecimal()]
+    return sorted(found, key=lambda path: int(path.name), reverse=True)
 
 
 def newest(run: Path) -> Path | None:
@@ -247,29 +264,36 @@ def newest(run: Path) -> Path | None:
     Raises:
         CheckpointError: when all are damaged.
     """
-    found = checkpoints(run)
-    for path in found:
-        try:
-            for part in read_config(path)["files"]:
-                read_tensors(path, part)
-            return path
-        except CheckpointError as error:
-            warnings.warn(f"{error}; the one before it is used", RuntimeWarning, stacklevel=3)
-    if found:
-        raise CheckpointError(f"all checkpoints in {run / _STEPS} are damaged; remove that folder to begin anew")
+    while found := checkpoints(run):
+        for path in found:
+            try:
+                for part in read_config(path)["files"]:
+                    read_tensors(path, part)
+                return path
+            except CheckpointError as error:
+                if not (path / CONFIG).exists():
+                    break  # the training that is going on has removed it meanwhile and has newer ones
+                warnings.warn(f"{error}; the one before it is used", RuntimeWarning, stacklevel=3)
+        else:
+            raise CheckpointError(f"all checkpoints in {run / _STEPS} are damaged; remove that folder to begin anew")
     return None
 
 
-def prune(run: Path, keep: int) -> None:
-    """Removes all checkpoints but the newest `keep`, the one with the least validation loss, and what was never finished."""
-    found = checkpoints(run)
-    best = min(found, key=_validation_loss, default=None)
-    for path in set((run / _STEPS).iterdir()) - set(found[:keep]) - {best}:
-        (path / _CONFIG).unlink(missing_ok=True)  # first, so that none is found in part
-        shutil.rmtree(path)
+def prune(run: Path, keep: int, step: int) -> None:
+    """Removes all checkpoints but the newest `keep` up to an update and the one with the least validation loss.
+
+    Others are of no use: they were never finished, or they are later and were passed over because they are damaged.
+    """
+    found = [path for path in checkpoints(run) if int(path.name) <= step]
+    kept = {*found[:keep], min(found, key=validation_loss_at, default=None)}
+    for path in (run / _STEPS).iterdir():
+        if path.is_dir() and path.name.isdecimal() and path not in kept:
+            (path / CONFIG).unlink(missing_ok=True)  # first, so that none is found in part
+            shutil.rmtree(path)
 
 
-def _validation_loss(folder: Path) -> float:
+def validation_loss_at(folder: Path) -> float:
+    """That of a checkpoint, infinite where it was not measured."""
     try:
         return read_config(folder)["notes"].get("validation_loss", math.inf)
     except CheckpointError:

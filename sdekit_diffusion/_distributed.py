@@ -54,6 +54,14 @@ def first_to_fail() -> bool:
     return _started() == 1 or _first_claim()
 
 
+def agreed(number: int, device: torch.device) -> bool:
+    """Whether all processes have come here with the same number, which is known when they have."""
+    ends = torch.tensor([number, -number], device=device)
+    if world() > 1:
+        distributed.all_reduce(ends, distributed.ReduceOp.MAX)
+    return int(ends[0]) == -int(ends[1])
+
+
 @contextmanager
 def joined(device: str) -> Iterator[str]:
     """For the time of a block the processes that torchrun started work together; yields the device of this one.

@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all."""
+"""Files that are there whole or not at all, in folders that one process writes to."""
 
 import os
 from collections.abc import Iterator
@@ -19,16 +19,63 @@ def replacing(path: Path) -> Iterator[Path]:
     """
     beside = path.with_name(f".{path.name}{PART}")
     try:
-        yield beside
-        _flush(beside)
-        os.replace(beside, path)
-        _flush(path.parent)
-    except BaseException as error:
+        with naming(path):
+            yield beside
+            _flush(beside)
+            os.replace(beside, path)
+            _flush(path.parent)
+    except BaseException:
         with suppress(OSError):
             beside.unlink(missing_ok=True)
-        if isinstance(error, OSError):
-            raise OSError(error.errno, f"{path} cannot be written: {error.strerror or error}") from error
         raise
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Errors of the block name the file; those of a full disk do not by themselves."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(error.errno, f"{path} cannot be written: {error.strerror or error}") from error
+
+
+def made(folder: Path) -> Path:
+    """The folder, made where it is missing, and its name on the disk."""
+    if not folder.is_dir():
+        made(folder.parent)
+        folder.mkdir(exist_ok=True)
+        _flush(folder.parent)
+    return folder
+
+
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """For the time of a block, or until its death, this process is the only one that writes to a folder.
+
+    Where the system or the file system has no locks, nothing is known of others.
+
+    Raises:
+        OSError: while another process is within such a block.
+    """
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        _lock(handle, folder)
+        yield
+    finally:
+        os.close(handle)
+
+
+def _lock(handle: int, folder: Path) -> None:
+    try:
+        import fcntl
+    except ImportError:
+        return
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise OSError(f"another process is training in {folder}; wait for its end, or choose another folder") from None
+    except OSError:
+        return
 
 
 def settle() -> None:

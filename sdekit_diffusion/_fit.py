@@ -1,6 +1,7 @@
 """A training to its end, and what is measured on the way."""
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,11 @@ from sdekit_diffusion._distributed import rank, wait
 from sdekit_diffusion._loss import dsm_loss
 from sdekit_diffusion._model import ScoreModel
 from sdekit_diffusion._recipe import Recipe
-from sdekit_diffusion._run import Log, Run
+from sdekit_diffusion._run import VALIDATION, Log, run_in
 from sdekit_diffusion._training import Record, Training, Transform
 
 _BAR = 50  # updates between two losses on the bar
+_OWN = {"step", "loss", "lr", "seconds"}  # names of metrics.jsonl that are not measures
 _TOGETHER = 250  # samples of a validation loss that are evaluated together
 
 Measure = Callable[[ScoreModel, int], Mapping[str, float]]
@@ -62,15 +64,16 @@ def fit(
 
     Raises:
         CheckpointError: when all checkpoints to go on from are damaged.
-        ValueError: when the folder holds a run and resume is false, or the run is of another recipe or other data.
-        OSError: when the folder cannot be written to; its checkpoints are then as they were.
+        ValueError: when the folder holds a run and resume is false, or the run is of another model, recipe or other data; or
+            when a measure is to be taken every 0 updates.
+        OSError: when the folder cannot be written to, or another process trains in it; its checkpoints are then as they were.
     """
+    if any(every < 1 for every, _ in measures):
+        raise ValueError(f"measures are taken every so many updates, from 1 on; not every {min(e for e, _ in measures)}")
     training, records = Training(model, data, recipe, transform=transform), []
-    run = None if folder is None else Run(Path(folder), training, log or Log(), notes or {}, resume)
-    bar = tqdm(
-        total=training.recipe.steps, initial=training.step, disable=not progress or rank() > 0, unit="step", desc="training"
-    )
-    with bar:
+    opened = nullcontext() if folder is None else run_in(Path(folder), training, log or Log(), notes or {}, resume)
+    steps, silent = training.recipe.steps, not progress or rank() > 0
+    with opened as run, tqdm(total=steps, initial=training.step, disable=silent, unit="step", desc="training") as bar:
         for record in training:
             records.append(record)
             bar.update()
@@ -81,8 +84,6 @@ def fit(
             found = _found(training, measures)
             if run is not None:
                 run.note(record, found)
-    if run is not None:
-        run.end()
     return records
 
 
@@ -93,7 +94,9 @@ def _found(training: Training, measures: Sequence[tuple[int, Measure]]) -> dict[
     if due and rank() == 0:
         with training.averaged() as model:
             for measure in due:
-                found |= measure(model, training.step)
+                found |= {name: float(value) for name, value in measure(model, training.step).items()}
+        if found.keys() & _OWN:
+            raise ValueError(f"the names {', '.join(sorted(_OWN))} are the training's own; give what is measured another name")
     if due:
         wait()
     return found
@@ -105,6 +108,8 @@ def validation_loss(x: Tensor, recipe: Recipe | None = None, *, transform: Trans
     With it `fit` keeps the checkpoint where it was least. recipe and transform are those of the training.
     """
     recipe = recipe or Recipe()
+    if len(x) < 1:
+        raise ValueError("there are no samples to find a validation loss of; hold some out")
 
     def found(model: ScoreModel, step: int) -> dict[str, float]:
         (dtype, device), total = model.place(), 0.0
@@ -119,6 +124,6 @@ def validation_loss(x: Tensor, recipe: Recipe | None = None, *, transform: Trans
                     seed=recipe.seed, first=first,
                 )  # fmt: skip
             total += float(loss.sum())
-        return {"validation_loss": total / len(x)}
+        return {VALIDATION: total / len(x)}
 
     return found

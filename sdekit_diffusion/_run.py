@@ -1,21 +1,34 @@
 """The folder of a training: metrics.jsonl, checkpoints, and how it goes on after an end that came too soon."""
 
 import json
+import math
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from sdekit_diffusion._checkpoint import checkpoint, checkpoints, newest, prune, read_config, read_tensors, save
-from sdekit_diffusion._distributed import rank, wait
-from sdekit_diffusion._files import replacing
+from sdekit_diffusion._checkpoint import (
+    CONFIG,
+    checkpoint,
+    checkpoints,
+    described,
+    newest,
+    prune,
+    read_config,
+    read_tensors,
+    save,
+    validation_loss_at,
+)
+from sdekit_diffusion._distributed import agreed, rank, wait
+from sdekit_diffusion._files import alone, made, naming, replacing
 from sdekit_diffusion._training import Record, Training
 
-METRICS = "metrics.jsonl"
+METRICS, VALIDATION = "metrics.jsonl", "validation_loss"
 
 
 @dataclass(frozen=True)
@@ -24,8 +37,8 @@ class Log:
 
     Attributes:
         log_every: updates between two lines of metrics.jsonl.
-        save_every: updates between two checkpoints.
-        keep: how many checkpoints stay besides the one with the least validation loss.
+        save_every: updates between two checkpoints; one with the least validation loss so far is written at once.
+        keep: how many checkpoints stay besides that one.
         tensorboard: write the numbers of metrics.jsonl for TensorBoard too.
 
     Raises:
@@ -42,23 +55,42 @@ class Log:
             raise ValueError(f"log_every, save_every and keep start at 1: {self}")
 
 
+@contextmanager
+def run_in(folder: Path, training: Training, log: Log, notes: Mapping[str, Any], resume: bool) -> Iterator["Run"]:
+    """A run for the time of a block in which no other process writes to its folder; in the end the model is saved for `load`.
+
+    Raises:
+        OSError: when the folder cannot be written to, or another process trains in it; other errors are those of `Run`.
+    """
+    with alone(made(folder)) if rank() == 0 else nullcontext():
+        run = Run(folder, training, log, notes, resume)
+        try:
+            yield run
+        finally:
+            run.close()
+        if rank() == 0:
+            save(training.model, folder, run.notes)
+        wait()
+
+
 class Run:
     """The folder of a training, begun or gone on with. Of several processes the first one writes.
 
     Arguments:
-        folder: is made where it is missing.
+        folder: where.
         training: is put to the state of the newest checkpoint if resume is true and there is one.
         log: how often to write what.
         notes: what to save with the model.
         resume: go on.
 
     Raises:
-        ValueError: when there are checkpoints and resume is false, or they are of another recipe or other data.
+        ValueError: when there is a run or a model and resume is false, or the run is of another model, recipe or other data.
         CheckpointError: when all are damaged.
+        RuntimeError: when the processes do not see the same checkpoints.
     """
 
     def __init__(self, folder: Path, training: Training, log: Log, notes: Mapping[str, Any], resume: bool) -> None:
-        recipe = training.recipe
+        model, recipe = training.model, training.recipe
         self.folder, self.training, self.log, self._losses = folder, training, log, []
         self.notes = dict(notes) | {
             "recipe": json.loads(json.dumps(asdict(recipe))),
@@ -68,23 +100,29 @@ class Run:
         if not resume and checkpoints(folder):
             raise ValueError(f"{folder} holds checkpoints of a run; go on with resume=True, or choose another folder")
         path = newest(folder) if resume else None
+        if path is None and (folder / CONFIG).exists():
+            raise ValueError(f"{folder} holds a model, and no checkpoints to go on from; choose another folder")
         if path is not None:
             self._require_same(path)
             training.load_state_dict(read_tensors(path, "training"))
-        wait()  # all have read before one writes
+        if not agreed(training.step, model.place()[1]):  # all have read before one writes
+            raise RuntimeError(f"the processes do not see the same checkpoints; let {folder} be one that all of them share")
+        earlier = [path for path in checkpoints(folder) if int(path.name) <= training.step]
+        self._least = min(map(validation_loss_at, earlier), default=math.inf)
         lines = _lines(folder / METRICS, training.step)
         self._begun = time.perf_counter() - (lines[-1]["seconds"] if lines else 0.0)
         if rank() == 0:
-            folder.mkdir(parents=True, exist_ok=True)
             with replacing(folder / METRICS) as beside:
                 beside.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
         self._board = _board(folder, training.step) if log.tensorboard and rank() == 0 else None
 
     def _require_same(self, path: Path) -> None:
-        known = read_config(path)["notes"]
-        others = [name for name, value in self.notes["recipe"].items() if known["recipe"].get(name) != value]
+        config = read_config(path)
+        known, model = config["notes"], json.loads(json.dumps(described(self.training.model)))
+        before, now = config | known["recipe"], model | self.notes["recipe"] | {"versions": config["versions"]}
+        others = [f"{name} = {before.get(name)}, not {value}" for name, value in now.items() if before.get(name) != value]
         if others:
-            said = ", ".join(f"{name} = {known['recipe'].get(name)}, not {self.notes['recipe'][name]}" for name in others)
+            said = ", ".join(others)
             raise ValueError(f"the run in {self.folder} was begun with {said}; give the same, or choose another folder")
         if known["samples"] != self.notes["samples"]:
             raise ValueError(
@@ -96,7 +134,9 @@ class Run:
         """Takes note of an update and of what was measured after it; writes what is due."""
         step, last = record.step, record.step == self.training.recipe.steps
         self._losses.append(record.loss)
-        saves = last or step % self.log.save_every == 0
+        better = found.get(VALIDATION, math.inf) < self._least
+        self._least = min(self._least, found.get(VALIDATION, math.inf))
+        saves = last or better or step % self.log.save_every == 0
         if saves or found or step % self.log.log_every == 0:
             loss = torch.stack(self._losses).mean()
             self.training.require_finite(loss)
@@ -105,23 +145,24 @@ class Run:
                 seconds = time.perf_counter() - self._begun
                 line = {"step": step, "loss": float(loss), "lr": record.lr, "seconds": seconds} | dict(found)
                 self._write(line, flush=saves)
-        if "validation_loss" in found:
-            self.notes["validation_loss"] = found["validation_loss"]
         if saves and rank() == 0:
-            state = self.training.state_dict()
-            with self.training.averaged() as model:
-                save(model, checkpoint(self.folder, step), self.notes | {"step": step}, state=state)
-            prune(self.folder, self.log.keep)
+            self._save(step, {name: found[name] for name in (VALIDATION,) if name in found})
 
-    def end(self) -> None:
-        """Saves the model for `load`."""
-        if rank() == 0:
-            save(self.training.model, self.folder, self.notes)
-        wait()
+    def _save(self, step: int, measured: Mapping[str, float]) -> None:
+        state = self.training.state_dict()
+        with self.training.averaged() as model:
+            save(model, checkpoint(self.folder, step), self.notes | {"step": step, **measured}, state=state)
+        prune(self.folder, self.log.keep, step)
+
+    def close(self) -> None:
+        """Nothing more is to be written."""
+        if self._board is not None:
+            self._board.close()
 
     def _write(self, line: Mapping[str, float], flush: bool) -> None:
         """A line, on the disk before the checkpoint that it belongs to."""
-        with (self.folder / METRICS).open("a", encoding="utf-8") as file:
+        path = self.folder / METRICS
+        with naming(path), path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
             file.flush()
             if flush:
@@ -135,13 +176,13 @@ class Run:
 def _lines(path: Path, step: int) -> list[dict[str, float]]:
     """The lines of metrics.jsonl up to an update; one that was not finished is none."""
     found = []
-    for text in path.read_text(encoding="utf-8").splitlines() if path.exists() and step else ():
+    for text in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() and step else ():
         try:
             line = json.loads(text)
-        except json.JSONDecodeError:
+            if line["step"] <= step:
+                found.append(line)
+        except (ValueError, TypeError, KeyError):
             continue
-        if line["step"] <= step:
-            found.append(line)
     return found
 
 

@@ -43,16 +43,16 @@ class Training(Iterator[Record]):
 
     Arguments:
         model: on the device and in the dtype that it is to be trained in.
-        data: `(N, *shape)`, floating and in the scale that the model is to learn, or whatever transform makes so: a tensor,
-            something else with a length that takes a tensor of row numbers, or an `AbstractSource`.
+        data: `(N, *shape)`, floating and in the scale that the model is to learn, or whatever transform makes so: a tensor, an
+            array, something else with a length that takes a tensor of row numbers, or an `AbstractSource`.
         recipe: the settings.
         transform: `(rows, u)` to model inputs, with u uniform on [0, 1) and shaped like the rows: dequantisation.
 
     Raises:
         TypeError: for integers without transform, or a model without weights.
-        ValueError: for no data, data of another shape, flips of what is no image, or fewer samples in a batch than parts it
-            is taken in.
-        ArithmeticError: while iterating, when the loss stops being finite.
+        ValueError: for no data, data of another shape, flips of what is no image, fewer samples in a batch than parts it is
+            taken in, weights of half precision, or weights in float64 with precision "bfloat16".
+        ArithmeticError: while iterating, when the loss or the weights stop being finite.
     """
 
     def __init__(
@@ -88,6 +88,13 @@ class Training(Iterator[Record]):
             raise TypeError(
                 f"data of {row.dtype} need transform=, such as a data set's scale.encode; or scale them and use .float()"
             )
+        dtype = self.model.place()[0]
+        if dtype.itemsize < 4:
+            raise ValueError(f"small updates vanish in weights of {dtype}; use model.float(), and precision='bfloat16' with it")
+        if self.recipe.precision == "bfloat16" and dtype == torch.float64:
+            raise ValueError("products of float64 are not taken in bfloat16; use model.float(), or precision='full'")
+        if self.recipe.discrete:
+            len(self.model.sde.levels)  # refuses where there are none
         if self.model.shape is not None and tuple(row.shape[1:]) != self.model.shape:
             raise ValueError(
                 f"samples of shape {tuple(row.shape[1:])} do not fit a model of samples of shape {self.model.shape}"
@@ -119,9 +126,11 @@ class Training(Iterator[Record]):
         return Record(self.step, loss, recipe.rate(self.step - 1))
 
     def require_finite(self, loss: Tensor) -> None:
-        """Raises ArithmeticError unless a loss is finite."""
+        """Raises ArithmeticError unless a loss and all weights are finite."""
         if not math.isfinite(loss):
             raise ArithmeticError(f"the loss is {float(loss)} at update {self.step}; lower lr, or look for NaN in the data")
+        if not torch.stack([weight.detach().isfinite().all() for weight in self._weights]).all():
+            raise ArithmeticError(f"weights are not finite after update {self.step}; lower lr, or look for NaN in the data")
 
     def _descended(self, rows: Tensor, first: int) -> Tensor:
         """The mean loss of the batch whose samples from number `first` on are this process's rows; leaves its gradient."""
@@ -153,13 +162,18 @@ class Training(Iterator[Record]):
         loss = _Loss(self.model, self.recipe)
         if self.recipe.compile:
             compiled = _Loss(self.model.around(torch.compile(self.model.net)), self.recipe)
+            kept = [(buffer, buffer.clone()) for buffer in self.model.buffers()]  # the trial is no update
             try:
-                compiled(batch, first).sum().backward()
+                with _dropout(self.recipe.seed, first, batch.device):
+                    compiled(batch, first).sum().backward()
                 loss = compiled
             except Exception as error:  # whatever compilers raise
                 reason = (str(error).strip() or type(error).__name__).splitlines()[0]
                 warnings.warn(f"torch.compile failed ({reason}); training goes on without it", RuntimeWarning, stacklevel=4)
             self._optimiser.zero_grad(set_to_none=True)
+            with torch.no_grad():
+                for buffer, value in kept:
+                    buffer.copy_(value)
         return DistributedDataParallel(loss) if world() > 1 else loss
 
     @contextmanager
@@ -190,9 +204,12 @@ class Training(Iterator[Record]):
         if not self.model.training:
             raise ValueError("the training is over, or the model was put into evaluation mode; ask for its state before that")
         names = [name for name, _ in self.model.named_parameters()]
+        numbers = {id(weight): i for i, weight in enumerate(self._weights)}
+        shared = self.model.named_parameters(remove_duplicate=False)  # a weight that is used twice has two names
+        places = {name: numbers[id(weight)] for name, weight in shared}
         state = {f"model.{name}": value for name, value in self.model.state_dict().items()}
         for i, average in enumerate(self._averages):
-            state |= {f"average.{i}.{name}": value for name, value in zip(names, average, strict=True)}
+            state |= {f"average.{i}.{name}": average[j] for name, j in places.items()}
         for i, moments in self._optimiser.state_dict()["state"].items():
             state |= {f"adamw.{names[i]}/{key}": value for key, value in moments.items()}
         return {name: value.detach().clone() for name, value in state.items()} | {"step": torch.tensor(self.step)}
@@ -211,8 +228,11 @@ class Training(Iterator[Record]):
             for i, average in enumerate(self._averages):
                 for name, value in zip(names, average, strict=True):
                     value.copy_(state[f"average.{i}.{name}"])
-            for i, name in enumerate(names) if self.step else ():
-                moments[i] = {key: state[f"adamw.{name}/{key}"] for key in ("step", "exp_avg", "exp_avg_sq")}
+            if f"average.{len(self._averages)}.{names[0]}" in state:
+                raise KeyError(f"it has more than {len(self._averages)} averages")
+            for i, name in enumerate(names):
+                if f"adamw.{name}/step" in state:  # of a weight that was ever moved
+                    moments[i] = {key: state[f"adamw.{name}/{key}"] for key in ("step", "exp_avg", "exp_avg_sq")}
         except (KeyError, RuntimeError) as error:
             raise ValueError(f"this state is not of such a training: {str(error).splitlines()[-1].strip()}") from error
         self._optimiser.load_state_dict({"state": moments, "param_groups": self._optimiser.state_dict()["param_groups"]})

@@ -4,6 +4,7 @@ import errno
 import hashlib
 import json
 import os
+import shutil
 
 import pytest
 import torch
@@ -244,6 +245,32 @@ def test_a_full_disk_is_an_error_and_leaves_no_litter(tmp_path, monkeypatch):
     assert sorted(tmp_path.iterdir()) == before
 
 
+def test_a_disk_that_fills_up_meanwhile_leaves_the_folder_as_it_was(tmp_path, monkeypatch):
+    """The second file does not fit: the first one goes; the message names the file."""
+    save(model(), tmp_path, state={"a": torch.zeros(3)})
+    before, real = sorted(tmp_path.iterdir()), type(tmp_path).write_bytes
+
+    def filling(path, content):
+        if "training" in path.name:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return real(path, content)
+
+    monkeypatch.setattr(type(tmp_path), "write_bytes", filling)
+    with pytest.raises(OSError, match=r"training-.* cannot be written: No space left"):
+        save(model(seed=1), tmp_path, state={"a": torch.ones(3)})
+    assert sorted(tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize("name", ["read_text", "read_bytes"])
+def test_a_file_that_may_not_be_read_is_not_damaged(run, monkeypatch, name):
+    def denied(*arguments, **options):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(type(run), name, denied)
+    with pytest.raises(PermissionError):
+        fit(model(), DATA, RECIPE, folder=run, resume=True, progress=False)
+
+
 # Checkpoints of a run
 
 
@@ -276,6 +303,34 @@ def test_a_damaged_checkpoint_is_warned_of_and_the_one_before_is_used(run):
     assert len([w for w in warned if "the one before" in str(w.message)]) == 2
     assert [record.step for record in records] == list(range(21, 41))
     assert all(torch.equal(a, b) for a, b in zip(load(run).parameters(), final.parameters(), strict=True))
+
+
+def test_a_damaged_checkpoint_takes_no_sound_ones_place(run):
+    """The run goes on from 30, saves at 35 with keep = 1: that one stays, and not 40."""
+
+    def stop(record):
+        if record.step == 36:
+            raise Crash
+
+    damage(next((run / "checkpoints" / "00000040").glob("training-*")), "truncated")
+    with pytest.warns(RuntimeWarning, match="the one before"), pytest.raises(Crash):
+        fit(model(), DATA, RECIPE, folder=run, resume=True, log=Log(save_every=5, keep=1), callback=stop, progress=False)
+    assert [path.name for path in (run / "checkpoints").iterdir()] == ["00000035"]
+
+
+def test_a_checkpoint_that_goes_while_it_is_read_is_passed_over(run, monkeypatch):
+    """As when a training goes on meanwhile: no warning, and the newest of those that are there then."""
+    (run / "config.json").unlink()
+    real, gone = type(run).read_bytes, run / "checkpoints" / "00000040"
+
+    def read(path):
+        if gone in path.parents and gone.exists():
+            shutil.rmtree(gone)
+        return real(path)
+
+    monkeypatch.setattr(type(run), "read_bytes", read)
+    state = load_file(next((run / "checkpoints" / "00000030").glob("training-*")))
+    assert all(torch.equal(state["average.0." + name], value) for name, value in load(run).named_parameters())
 
 
 def test_no_sound_checkpoint_is_an_error(run):

@@ -306,7 +306,7 @@ def test_a_missing_run(command, tmp_path, capsys):
         (["--data", "digits", "--network", "NCSN"], "no discrete noise levels"),
         (["--data", "moons", "--sde", "vp", "--discrete"], "no discrete noise levels"),
         (["--data", "moons", "--conditioning", "times"], "--conditioning"),
-        (["--data", "moons", "--flip"], "leave out --flip"),
+        (["--data", "moons", "--flip"], "leave out flip"),
         (["--data", "hf:nowhere.parquet"], "it does not exist"),
         (["--data", "digits", "--multipliers", "1", "1", "1", "1", "1"], "attention"),
         (["--data", "moons", "--lr", "-1"], "lr"),

@@ -1,13 +1,18 @@
 """A training to its end: that it goes on bit for bit, alone and with others, and what it writes and measures."""
 
+import dataclasses
+import errno
+import itertools
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
 import torch
 from torch import distributed, nn
@@ -32,9 +37,23 @@ class Dropping(nn.Module):
         return self.layers(torch.cat([x, t[:, None]], dim=1))
 
 
-def model(net=Dropping):
+class Odd(nn.Module):
+    """Shares a weight, freezes another, never uses a third, and has statistics of its batches."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second, self.frozen, self.unused = (nn.Linear(3, 3) for _ in range(4))
+        self.second.weight = self.first.weight
+        self.frozen.requires_grad_(False)
+        self.norm, self.last = nn.BatchNorm1d(3), nn.Linear(3, 2)
+
+    def forward(self, x, t):
+        return self.last(self.norm(self.second(torch.tanh(self.first(torch.cat([x, t[:, None]], dim=1))))) + self.frozen.bias)
+
+
+def model(net=Dropping, sde="vp", predicts="noise"):
     torch.manual_seed(0)
-    return ScoreModel(net(), "vp", shape=(2,))
+    return ScoreModel(net(), sde, predicts, shape=(2,))
 
 
 def mlp():
@@ -81,6 +100,8 @@ def test_states_of_other_trainings_are_refused():
         Training(model(mlp), DATA, RECIPE).load_state_dict(state)
     with pytest.raises(ValueError, match=r"average\.2"):
         Training(model(), DATA, Recipe(ema=(0.9, 0.5, 0.1))).load_state_dict(state)
+    with pytest.raises(ValueError, match="more than 1 averages"):
+        Training(model(), DATA, Recipe(ema=0.9)).load_state_dict(state)
     list(training)
     with pytest.raises(ValueError, match="the training is over"):
         training.state_dict()
@@ -122,10 +143,146 @@ def test_runs_that_differ_are_refused(tmp_path):
         fit(model(), DATA, RECIPE, folder=tmp_path, progress=False)
     with pytest.raises(ValueError, match=r"begun with lr = 0\.002, not 0\.1"):
         fit(model(), DATA, Recipe(steps=24, batch_size=10, warmup=3, ema=(0.9, 0.5), lr=0.1), folder=tmp_path, resume=True)
-    with pytest.raises(ValueError, match="on other data"):
-        fit(model(), DATA[1:], RECIPE, folder=tmp_path, resume=True)
+    other = DATA.clone()
+    other[7] = 0.0
+    for data in (DATA[1:], other):
+        with pytest.raises(ValueError, match="on other data"):
+            fit(model(), data, RECIPE, folder=tmp_path, resume=True)
+    for trained, what in [
+        (model(sde="subvp"), r"sde = .*'vp'.*, not .*'subvp'"),
+        (model(predicts="data"), "predicts = noise, not data"),
+        (model().double(), "dtype = float32, not float64"),
+        (model(mlp), "net = "),
+    ]:
+        with pytest.raises(ValueError, match=f"begun with {what}"):
+            fit(trained, DATA, RECIPE, folder=tmp_path, resume=True)
+    assert equal(load(tmp_path, net=Dropping()), load(tmp_path / "checkpoints" / "00000024", net=Dropping()))
+    shutil.rmtree(tmp_path / "checkpoints")
+    for resume in (False, True):
+        with pytest.raises(ValueError, match="holds a model, and no checkpoints"):
+            fit(model(), DATA, RECIPE, folder=tmp_path, resume=resume)
     with pytest.raises(ValueError, match="start at 1"):
         Log(save_every=0)
+
+
+def stopping(at):
+    def stop(record):
+        if record.step == at:
+            raise Stop
+
+    return stop
+
+
+def test_networks_of_every_kind_go_on(tmp_path, monkeypatch):
+    """Weights that are shared, frozen or unused, and statistics, which a trial of the compiler leaves as they were."""
+    monkeypatch.setattr(torch, "compile", lambda net: net)
+    recipe, whole, stopped = dataclasses.replace(RECIPE, compile=True), model(Odd), model(Odd)
+    fit(whole, DATA, recipe, folder=tmp_path / "whole", log=LOG, progress=False)
+    with pytest.raises(Stop):
+        fit(model(Odd), DATA, recipe, folder=tmp_path / "run", log=LOG, callback=stopping(9), progress=False)
+    fit(stopped, DATA, recipe, folder=tmp_path / "run", log=LOG, resume=True, progress=False)
+    plain = model(Odd)
+    fit(plain, DATA, RECIPE, progress=False)
+    for other in (stopped, plain, load(tmp_path / "run", net=Odd()), load(tmp_path / "run", net=Odd(), ema=0.9)):
+        assert all(torch.equal(value, whole.state_dict()[name]) for name, value in other.state_dict().items())
+
+
+@pytest.mark.parametrize("fault", [OSError(errno.ENOSPC, "No space left on device"), Stop()], ids=["full", "gone"])
+def test_faults_at_every_operation_of_a_run_lose_one_interval_at_most(tmp_path, monkeypatch, fault):
+    """Each write, fsync, rename and removal fails in turn; the run then goes on to the same weights and lines."""
+    recipe, log = dataclasses.replace(RECIPE, steps=4, ema=0.9), Log(log_every=1, save_every=2, keep=1)
+    whole = model()
+    fit(whole, DATA, recipe, folder=tmp_path / "whole", log=log, progress=False)
+    operations = [(os, "fsync"), (os, "replace"), (os, "unlink"), (os, "rmdir"), (os, "mkdir")]
+    operations += [(type(tmp_path), "write_bytes"), (type(tmp_path), "write_text")]
+    for k in itertools.count():
+        run, count, steps = tmp_path / f"{k}", itertools.count(), []
+
+        def failing(real, k=k, count=count):
+            def operation(*arguments, **options):
+                if next(count) == k:
+                    raise fault
+                return real(*arguments, **options)
+
+            return operation
+
+        with monkeypatch.context() as patch:
+            for owner, name in operations:
+                patch.setattr(owner, name, failing(getattr(owner, name)))
+            try:
+                fit(model(), DATA, recipe, folder=run, log=log, progress=False, callback=steps.append)
+                failed = False
+            except type(fault):
+                failed = True
+        trained, done = model(), steps[-1].step if steps else 0
+        records = fit(trained, DATA, recipe, folder=run, log=log, resume=True, progress=False)
+        assert len(records) <= 4 - (done - 1) // 2 * 2
+        assert equal(trained, whole)
+        assert equal(load(run, net=Dropping()), whole)
+        assert lines(run) == lines(tmp_path / "whole")
+        assert max(path.name for path in (run / "checkpoints").iterdir()) == "00000004"
+        if not failed:
+            break
+    assert k > 35
+
+
+def test_lines_that_are_not_ours_are_dropped(tmp_path):
+    """What a loss of power may leave."""
+    fit(model(), DATA, RECIPE, folder=tmp_path, log=LOG, progress=False)
+    found = lines(tmp_path)
+    with (tmp_path / "metrics.jsonl").open("ab") as file:
+        file.write(b'3\n[]\n{}\n{"step": null}\n\x00\x00\xff\xfe\n{"st')
+    fit(model(), DATA, RECIPE, folder=tmp_path, log=LOG, resume=True, progress=False)
+    assert lines(tmp_path) == found
+
+
+def test_one_training_at_a_time_writes_to_a_folder(tmp_path):
+    def another(record):
+        if record.step == 7:
+            fit(model(), DATA, RECIPE, folder=tmp_path, log=LOG, resume=True, progress=False)
+
+    with pytest.raises(OSError, match="another process is training in"):
+        fit(model(), DATA, RECIPE, folder=tmp_path, log=LOG, callback=another, progress=False)
+    assert fit(model(), DATA, RECIPE, folder=tmp_path, log=LOG, resume=True, progress=False)[0].step == 7
+
+
+def test_the_checkpoint_that_is_best_is_kept_wherever_it_is(tmp_path):
+    """Between two others, and with the loss that was measured of it; one that was not measured is not taken for it."""
+    losses = iter([3.0, 1.0, 2.0])
+    fit(
+        model(), DATA, RECIPE, folder=tmp_path, log=Log(save_every=6, keep=1), progress=False,
+        measures=[(8, lambda model, step: {"validation_loss": torch.tensor(next(losses))})],
+    )  # fmt: skip
+    found = sorted((tmp_path / "checkpoints").iterdir())
+    assert [path.name for path in found] == ["00000016", "00000024"]
+    assert [json.loads((path / "config.json").read_text())["notes"]["validation_loss"] for path in found] == [1.0, 2.0]
+
+
+def test_other_files_among_the_checkpoints_stay(tmp_path):
+    def mine(record):
+        if record.step == 7:
+            shutil.copytree(tmp_path / "checkpoints" / "00000006", tmp_path / "checkpoints" / "mine")
+            (tmp_path / "checkpoints" / "notes.txt").write_text("mine")
+
+    fit(model(), DATA, RECIPE, folder=tmp_path, log=Log(save_every=6, keep=1), callback=mine, progress=False)
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["00000024", "mine", "notes.txt"]
+    assert fit(model(), DATA, RECIPE, folder=tmp_path, resume=True, progress=False) == []
+
+
+def test_weights_that_are_not_finite_are_not_saved(tmp_path):
+    """The gradient of sqrt at 0 is infinite, and the loss is not."""
+
+    class Steep(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.zeros(()))
+
+        def forward(self, x, t):
+            return x + self.weight.sqrt()
+
+    with pytest.raises(ArithmeticError, match="weights are not finite after update 1"):
+        fit(model(Steep), DATA, RECIPE, folder=tmp_path, log=Log(save_every=1), progress=False)
+    assert not (tmp_path / "checkpoints").exists()
 
 
 def written(run):
@@ -178,6 +335,8 @@ def worker(number, folder, recipes):
     found = [gradients(recipe) for recipe in recipes]
     trained = model(mlp).double()
     records = fit(trained, DATA.double(), recipes[0], folder=f"{folder}/run", log=LOG, progress=False)
+    with pytest.raises(RuntimeError, match="do not see the same checkpoints"):
+        fit(model(mlp).double(), DATA.double(), recipes[0], folder=f"{folder}/{['run', 'else'][number]}", resume=True)
     torch.save({"gradients": found, "losses": [r.loss for r in records], "weights": trained.state_dict()}, f"{folder}/{number}")
     distributed.destroy_process_group()
 
@@ -245,7 +404,7 @@ class Counting(AbstractSource):
             first += size
 
 
-def test_other_sources_and_rows_train():
+def test_other_sources_and_rows_train(tmp_path):
     assert len(fit(model(), Counting(), RECIPE, progress=False)) == 24
 
     class Squares:
@@ -255,10 +414,13 @@ def test_other_sources_and_rows_train():
         def __getitem__(self, rows):
             return DATA[rows]
 
-    first, second = model(), model()
-    fit(first, Squares(), RECIPE, progress=False)
-    fit(second, DATA, RECIPE, progress=False)
-    assert equal(first, second)
+    np.save(tmp_path / "data.npy", DATA.numpy())
+    whole = model()
+    fit(whole, DATA, RECIPE, progress=False)
+    for rows in (Squares(), DATA.numpy(), np.load(tmp_path / "data.npy", mmap_mode="r")):
+        trained = model()
+        fit(trained, rows, RECIPE, progress=False)
+        assert equal(trained, whole)
 
 
 # What is measured and how it is computed
@@ -286,6 +448,15 @@ def test_measures_see_the_averaged_weights_and_change_nothing(tmp_path):
     assert lines(tmp_path)[-1]["validation_loss"] == pytest.approx(expected, rel=1e-6)
     config = json.loads((tmp_path / "checkpoints" / "00000024" / "config.json").read_text())
     assert config["notes"]["validation_loss"] == lines(tmp_path)[-1]["validation_loss"]
+
+
+def test_measures_are_refused():
+    with pytest.raises(ValueError, match="from 1 on; not every 0"):
+        fit(model(), DATA, RECIPE, measures=[(0, lambda model, step: {})], progress=False)
+    with pytest.raises(ValueError, match="names loss, lr, seconds, step are the training's own"):
+        fit(model(), DATA, RECIPE, measures=[(2, lambda model, step: {"loss": 1.0})], progress=False)
+    with pytest.raises(ValueError, match="no samples to find a validation loss of"):
+        validation_loss(DATA[:0])
 
 
 def test_validation_dequantises():
@@ -326,6 +497,10 @@ def test_half_precision_is_of_the_products_alone():
     half = torch.stack([record.loss for record in Training(trained, DATA, recipe)])
     full = torch.stack([record.loss for record in Training(model(), DATA, Recipe(steps=24, batch_size=10, warmup=3))])
     assert set(kinds) == {torch.bfloat16}
+    with pytest.raises(ValueError, match="products of float64 are not taken in bfloat16"):
+        Training(model().double(), DATA, recipe)
+    with pytest.raises(ValueError, match=r"vanish in weights of torch\.bfloat16"):
+        Training(model().bfloat16(), DATA, recipe)
     assert {weight.dtype for weight in trained.parameters()} == {torch.float32}
     assert half.dtype == torch.float32
     assert not torch.equal(half, full)
@@ -387,5 +562,8 @@ def test_the_command_line_measures_and_goes_on(tmp_path, capsys):
     assert lines(tmp_path / "run") == found
     assert main([*argv, "--resume", "--lr", "0.5"]) == 2
     assert "begun with lr" in capsys.readouterr().err
+    assert main([*argv, "--overwrite", "--accumulate", "17"]) == 2
+    assert "cannot be taken in 17 parts" in capsys.readouterr().err
+    assert load(tmp_path / "run", ema=0.99)  # as it was
     assert main([*argv, "--overwrite", "--tensorboard"]) == 0
     assert list((tmp_path / "run" / "tensorboard").iterdir())
