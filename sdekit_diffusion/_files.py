@@ -73,7 +73,7 @@ def _lock(handle: int, folder: Path) -> None:
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        raise OSError(f"another process is training in {folder}; wait for its end, or choose another folder") from None
+        raise OSError(f"another process is at work in {folder}; wait for its end, or choose another folder") from None
     except OSError:
         return
 

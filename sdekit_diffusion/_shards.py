@@ -5,8 +5,9 @@ import json
 import warnings
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from tqdm.auto import tqdm
 
 from sdekit import NotFiniteError, UnfinishedError
 from sdekit_diffusion._distributed import joined, rank, wait, world
-from sdekit_diffusion._files import PART, replacing
+from sdekit_diffusion._files import PART, alone, replacing
 
 Arrays = dict[str, NDArray[Any]]
 _SETTINGS = "settings"
@@ -66,9 +67,11 @@ class Shards:
             ValueError: where the folder has results with other settings.
             OSError: where a file cannot be written; those that are there stay.
         """
-        with joined("cpu"):
+        with joined("cpu"), ExitStack() as held:
             if rank() == 0:
-                self._open()
+                self._make()
+                held.enter_context(alone(self.folder))
+                self._look()
             wait()
             missing = [part for part in self._parts() if not self._path(*part).exists()]
             wait()  # until all know what is missing
@@ -86,9 +89,11 @@ class Shards:
     def __iter__(self) -> Iterator[Arrays]:
         for part in self._parts():
             try:
-                yield _read(self._path(*part))
+                found = _read(self._path(*part))
             except _DamagedError as error:
                 raise ValueError(f"{self._path(*part)} {error}; run the same again, which makes it anew") from error
+            self._require(json.loads(str(found[_SETTINGS])))
+            yield found
 
     def remove(self) -> None:
         """Removes the files, and the folder if nothing else is in it."""
@@ -105,14 +110,16 @@ class Shards:
     def _path(self, first: int, count: int) -> Path:
         return self.folder / f"{first:09d}-{count}.npz"
 
-    def _open(self) -> None:
-        """Makes the folder, or looks through it: all that is left in it is sound and has these settings."""
+    def _make(self) -> None:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise OSError(
                 error.errno, f"the folder {self.folder} cannot be made: {error.strerror}; choose another place"
             ) from error
+
+    def _look(self) -> None:
+        """Looks through the folder: all that is left in it is sound and has these settings."""
         own = {self._path(*part) for part in self._parts()}
         for path in sorted(self.folder.glob("*-*.npz")):
             try:
@@ -167,8 +174,9 @@ class _DamagedError(ValueError):
 
 def _read(path: Path) -> Arrays:
     """The arrays of a file, all bytes checked against their checksums."""
+    content = BytesIO(path.read_bytes())  # that a file cannot be read does not make it damaged
     try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
+        with np.load(content, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files}
         json.loads(str(arrays[_SETTINGS]))
     except Exception as error:  # zipfile, zlib and numpy raise a dozen kinds over damaged bytes

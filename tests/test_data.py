@@ -469,3 +469,20 @@ def test_less_than_what_was_saved_is_refused(tmp_path):
     (tmp_path / "0.png").write_bytes(content)
     with pytest.raises(ValueError, match=r"0\.png is not a sound .* image"):
         load(tmp_path)
+
+
+def test_the_scale_of_sorted_data_is_that_of_all(tmp_path):
+    """A file with a test set of its own is not shuffled; its scale is of rows from everywhere in it."""
+    values = np.sort(np.random.default_rng(0).normal(size=40_000))[:, None]
+    np.savez(tmp_path / "sorted.npz", train=values, test=values[::100])
+    assert float(load(tmp_path / "sorted.npz").scale.encode(torch.from_numpy(values)).std()) == pytest.approx(1, abs=0.05)
+
+
+def test_a_class_called_train_is_a_class(tmp_path):
+    for kind, n in (("bus", 3), ("train", 4)):
+        (tmp_path / kind).mkdir()
+        for i in range(n):
+            Image.fromarray(np.full((4, 4), 10 * i, np.uint8)).save(tmp_path / kind / f"{i}.png")
+    found = load(tmp_path)
+    assert len(found.train) + len(found.test) == 7
+    assert found.labels is not None

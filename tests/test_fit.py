@@ -241,7 +241,7 @@ def test_one_training_at_a_time_writes_to_a_folder(tmp_path):
         if record.step == 7:
             fit(model(), DATA, RECIPE, folder=tmp_path, log=LOG, resume=True, progress=False)
 
-    with pytest.raises(OSError, match="another process is training in"):
+    with pytest.raises(OSError, match="another process is at work in"):
         fit(model(), DATA, RECIPE, folder=tmp_path, log=LOG, callback=another, progress=False)
     assert fit(model(), DATA, RECIPE, folder=tmp_path, log=LOG, resume=True, progress=False)[0].step == 7
 

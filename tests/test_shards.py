@@ -468,3 +468,39 @@ def test_failures_name_samples_of_the_whole(tmp_path):
 
     with pytest.raises(ArithmeticError, match=r"in 1 of 8 samples \(rows 7\)"):
         sd.Shards(tmp_path / "shards", 8, 4, first=10).fill(drawn)
+
+
+def test_parts_of_other_settings_are_not_put_together(tmp_path):
+    """Whoever wrote them, and whenever."""
+    ones, twos = (sd.Shards(tmp_path / name, 4, 2, settings={"seed": seed}) for name, seed in (("a", 1), ("b", 2)))
+    for shards in (ones, twos):
+        shards.fill(lambda first, count: {"x": np.arange(first, first + count)})
+    (tmp_path / "b" / "000000002-2.npz").rename(tmp_path / "a" / "000000002-2.npz")
+    with pytest.raises(ValueError, match="results of another run, with seed 2"):
+        list(ones)
+
+
+def test_what_cannot_be_read_is_not_damaged(tmp_path, monkeypatch):
+    shards = sd.Shards(tmp_path / "a", 4, 2)
+    shards.fill(lambda first, count: {"x": np.arange(first, first + count)})
+
+    def failing(path):
+        raise OSError(errno.EIO, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "read_bytes", failing)
+        with pytest.raises(OSError, match="Input/output error"):
+            shards.fill(lambda first, count: {"x": np.zeros(count)})
+    assert np.concatenate([part["x"] for part in shards]).tolist() == [0, 1, 2, 3]
+
+
+def test_two_runs_do_not_fill_one_folder(tmp_path):
+    shards = sd.Shards(tmp_path / "a", 2, 2)
+
+    def work(first, count):
+        with pytest.raises(OSError, match="another process is at work in"):
+            sd.Shards(tmp_path / "a", 2, 2).fill(lambda first, count: {"x": np.zeros(count)})
+        return {"x": np.ones(count)}
+
+    shards.fill(work)
+    assert next(iter(shards))["x"].tolist() == [1, 1]

@@ -79,7 +79,7 @@ def of_arrays(name: str, arrays: Mapping[str, Array], *, levels: int | None = No
         test_labels = _classes(arrays.get("test_labels"), len(test), f"the test labels of {name}")
     require_alike(train, test, name)
     if train.dtype.kind == "f":
-        scale, dtype = Scale.standard(torch.from_numpy(train[:_ENOUGH])), None
+        scale, dtype = Scale.standard(torch.from_numpy(train[shuffled(len(train))[:_ENOUGH].numpy()])), None
     else:
         levels = levels or (256 if train.dtype == np.uint8 else int(max(train.max(), test.max())) + 1)
         if levels < 2:

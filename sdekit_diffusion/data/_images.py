@@ -12,21 +12,21 @@ from sdekit_diffusion.data._files import reason
 from sdekit_diffusion.data._stored import Stored, of_stored
 
 _FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG"}
-_HELD_OUT = ("test", "validation", "val")
+_HELD_OUT = ("test", "validation", "valid", "val")
 
 
 def of_images(folder: Path) -> Dataset:
     """The png and jpg images of a folder and of those in it, in the order of their names.
 
-    Where it holds folders `train` and `test` (or `validation`, or `val`) these are the two sets. The folders right below are
-    classes when all images are in some.
+    Where it holds folders `train` and `test` (or `validation`, `valid`, `val`) these are the two sets, and where all images are
+    in `train` a part of them is held out. The folders right below are classes when all images are in some.
 
     Raises:
         ValueError: when there are none, one is damaged, or they differ in size or mode.
     """
-    train, test = folder, None
-    if (folder / "train").is_dir():
-        train, test = folder / "train", next((folder / name for name in _HELD_OUT if (folder / name).is_dir()), None)
+    train, test = folder / "train", next((folder / name for name in _HELD_OUT if (folder / name).is_dir()), None)
+    if not train.is_dir() or (test is None and len(_paths(folder)) > len(_paths(train))):
+        train, test = folder, None
     paths, held = _paths(train), [] if test is None else _paths(test)
     kinds, held_kinds = [_class(path, train) for path in paths], [_class(path, test or train) for path in held]
     numbers = {name: i for i, name in enumerate(sorted({*kinds, *held_kinds}))}
