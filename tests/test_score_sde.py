@@ -190,7 +190,7 @@ def test_what_is_refused(tmp_path):
         from_score_sde(checkpoint(), net, "cosine")
     with pytest.raises(CheckpointError, match=r"has no averages.*ema=False"):
         from_score_sde({"model": checkpoint()["model"], "step": 3}, net)
-    for strange in ({"model": [1]}, {"step": 3}, {}, {1: torch.ones(2)}):
+    for strange in ({"model": [1]}, {"step": 3}, {}, {1: torch.ones(2)}, {"model": {3: torch.ones(2)}}):
         with pytest.raises(CheckpointError, match=r"no state dict|not a dict with"):
             from_score_sde(strange, net)
     damaged = checkpoint()
@@ -198,6 +198,18 @@ def test_what_is_refused(tmp_path):
     with pytest.raises(CheckpointError, match="sigmas, from 0 to 0, are no noise levels"):
         from_score_sde(damaged, net, "ve")
     assert from_score_sde(damaged, Exact(RUNS["vp"][0]), "vp", check=X).sde == VPSDE()
+    for sigmas in (
+        torch.ones(1).expand(10**10),
+        torch.ones(100, device="meta"),
+        torch.ones(100).to_sparse(),
+        torch.ones(200_000),
+    ):
+        damaged["model"]["module.sigmas"] = sigmas
+        with pytest.raises(CheckpointError, match="are no noise levels"):
+            from_score_sde(damaged, net, "ve")
+    for levels in (0, 1, 10**9):
+        with pytest.raises(ValueError, match="levels must be a number"):
+            from_score_sde(checkpoint(), net, "vp", levels=levels)
     damaged = checkpoint()
     damaged["model"]["module.more"] = torch.ones(1)
     with pytest.raises(CheckpointError, match=r"has 1 that the network has not, such as more"):

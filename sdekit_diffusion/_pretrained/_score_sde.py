@@ -14,9 +14,10 @@ from sdekit_diffusion._checkpoint import CheckpointError
 from sdekit_diffusion._diffusion import VESDE, VPSDE, AbstractDiffusion, SubVPSDE
 from sdekit_diffusion._discrete import DDPM, NCSN, linear_betas
 from sdekit_diffusion._model import Conditioning, Prediction, ScoreModel
-from sdekit_diffusion._pretrained._weights import fill, read_pickle
+from sdekit_diffusion._pretrained._weights import fill, plain, read_pickle
 from sdekit_diffusion._schedules import diffusion
 
+_MOST_LEVELS = 100_000
 _PREFIXES = ("module.", "_orig_mod.")  # of nn.DataParallel and torch.compile
 Reading = tuple[AbstractDiffusion, Prediction, Conditioning]
 
@@ -146,6 +147,10 @@ def _ranged(sde: AbstractDiffusion | str, sigmas: Any, levels: int | None) -> tu
     given = diffusion(sde)
     if type(given) not in _READINGS:
         raise ValueError(f"sde = {sde!r} is none of score_sde_pytorch's: pass 'vp', 'subvp', 've' or such a diffusion")
+    if levels is not None and not 2 <= levels <= _MOST_LEVELS:
+        raise ValueError(f"levels must be a number of noise levels from 2 to {_MOST_LEVELS}, such as 1000, not {levels}")
+    if isinstance(sigmas, Tensor) and not (plain(sigmas) and sigmas.ndim < 2 and sigmas.numel() <= _MOST_LEVELS):
+        raise CheckpointError(f"the checkpoint's sigmas, of shape {tuple(sigmas.shape)}, are no noise levels; it is damaged")
     held = isinstance(sigmas, Tensor) and sigmas.ndim == 1 and len(sigmas) > 1
     if not held:
         return given, 1000 if levels is None else levels
@@ -167,7 +172,8 @@ def _parts(found: Any, ema: bool, source: str) -> tuple[Mapping[str, Any], list[
     if not isinstance(found, Mapping) or not all(isinstance(name, str) for name in found):
         raise CheckpointError(f"{source} holds {type(found).__name__}, not a dict with 'model' and 'ema'")
     state = found.get("model", found)
-    if not isinstance(state, Mapping) or not state or not all(isinstance(value, Tensor) for value in state.values()):
+    tensors = isinstance(state, Mapping) and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items())
+    if not tensors or not state:
         raise CheckpointError(f"{source} holds {', '.join(map(str, list(found)[:8]))}: no state dict alone, nor one as 'model'")
     if state is found or not ema:
         return state, None
@@ -192,7 +198,7 @@ def _averaged(state: Mapping[str, Any], averages: list[Tensor], net: nn.Module, 
     parameters = dict(net.named_parameters())
     names = [name for name in state if name in parameters]
     for some in ([name for name in names if parameters[name].requires_grad], names):
-        if [state[name].shape for name in some] == [value.shape for value in averages]:
+        if some and [state[name].shape for name in some] == [value.shape for value in averages]:
             return dict(zip(some, averages, strict=True))
     raise CheckpointError(
         f"{source} has {len(averages)} averages for {len(names)} parameters of this network, or of other shapes; call "

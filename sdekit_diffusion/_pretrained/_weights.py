@@ -94,7 +94,7 @@ def fill(network: nn.Module, state: Mapping[str, Any], source: str) -> None:
     _require_same(own, state, source)
     for name, value in own.items():
         new = state[name]
-        if not isinstance(new, Tensor) or new.layout != torch.strided or new.is_quantized or new.is_meta:
+        if not plain(new):
             raise CheckpointError(f"{source} holds no plain tensor of numbers as {name}")
         if new.shape != value.shape or new.is_floating_point() != value.is_floating_point() or new.is_complex():
             raise CheckpointError(
@@ -104,6 +104,16 @@ def fill(network: nn.Module, state: Mapping[str, Any], source: str) -> None:
         if not bool(new.to(value.dtype).isfinite().all()):
             raise CheckpointError(f"{source} holds NaN or infinite numbers in {name}; it is damaged, or training diverged")
     network.load_state_dict({name: state[name] for name in own})
+
+
+def plain(value: object) -> bool:
+    """Whether this is a tensor with numbers of its own, no more of them than memory holds."""
+    return (
+        isinstance(value, Tensor)
+        and value.layout == torch.strided
+        and not (value.is_quantized or value.is_meta or value.is_complex())
+        and value.numel() * value.element_size() <= value.untyped_storage().nbytes()
+    )
 
 
 def _require_same(own: Mapping[str, Any], state: Mapping[str, Any], source: str) -> None:
