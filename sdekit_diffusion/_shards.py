@@ -79,7 +79,8 @@ class Shards:
                 with tqdm(total=self.n, desc=desc, unit="sample", disable=rank() > 0 or len(self._parts()) == 1) as bar:
                     for first, count in missing[rank() :: world()]:
                         self._write(self._path(first, count), self._done(work, first, count))
-                        bar.update(sum(c for i, c in self._parts() if self._path(i, c).exists()) - bar.n)
+                        if not bar.disable:  # of all processes
+                            bar.update(sum(c for i, c in self._parts() if self._path(i, c).exists()) - bar.n)
             except BaseException:
                 with suppress(OSError):
                     self.folder.rmdir()  # where there is nothing in it yet
