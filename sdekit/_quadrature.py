@@ -52,6 +52,9 @@ class Panels:
 
     def moments(self, variable: Map = _itself) -> np.ndarray:
         """The integrals of 1, s, ..., s^{k-1} against dA, `(steps, k)`; s goes from 0 to 1 over the step as a variable does."""
+        if self.k == 1:  # A's increment
+            width, rate = self.stop - self.start, np.where(self.rate, self.rate, 1.0)
+            return np.where(self.rate, -np.expm1(-rate * width), width)[:, None]
         width = (self.stop - self.start)[:, None]
         s = self._place(self.stop[:, None] - _NODES * width, variable)
         density = np.exp(-(self.rate * (self.stop - self.start))[:, None] * _NODES) * self.speed[:, None] * width * _WEIGHTS
@@ -59,14 +62,13 @@ class Panels:
 
     def weights(self, moments: np.ndarray, variable: Map = _itself) -> np.ndarray:
         """w with sum_j w_j p(s_j) = sum_i moments_i c_i for every p = sum_i c_i s^i of degree < k: `(steps, k)`."""
+        if self.k == 1:
+            return moments
         powers = np.arange(self.k)[:, None]
         return np.linalg.solve(self._place(self.nodes, variable)[:, None, :] ** powers, moments[:, :, None])[:, :, 0]
 
     def exact(self, variable: Map = _itself) -> np.ndarray:
         """w with sum_j w_j p(node_j) = the integral of p dA, for every polynomial p of degree < k in a variable."""
-        if self.k == 1:  # A's increment, whatever the variable
-            width, rate = self.stop - self.start, np.where(self.rate, self.rate, 1.0)
-            return np.where(self.rate, -np.expm1(-rate * width), width)[:, None]
         return self.weights(self.moments(variable), variable)
 
     def _place(self, l: np.ndarray, variable: Map) -> np.ndarray:
