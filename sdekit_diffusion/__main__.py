@@ -204,9 +204,11 @@ def summarise(
         seed: of all noise.
         device: where to: cpu, cuda, cuda:1, ...
     """
-    place = _place(device)
-    numbers = report.write_report(run, samples=samples, out=out, seed=seed, device=place, **sampler.settings())
-    print(f"wrote {numbers['page']}, its pictures and {run / 'report.json'} in {numbers['seconds']:.0f} s")
+    with joined("cpu"):
+        if rank() == 0:  # of several processes one is enough
+            numbers = report.write_report(run, samples=samples, out=out, seed=seed, device=_place(device), **sampler.settings())
+            print(f"wrote {numbers['page']}, its pictures and {run / 'report.json'} in {numbers['seconds']:.0f} s")
+        wait()
 
 
 def _prepare(run: Path, overwrite: bool, resume: bool) -> None:

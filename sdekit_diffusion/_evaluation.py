@@ -163,26 +163,6 @@ def of_columns(parts: Iterable[Mapping[str, Array]]) -> BitsPerDim:
     return BitsPerDim(**{**found, "draws": found["draws"].T.contiguous(), "probes": int(found["probes"][0])})
 
 
-def held_out(
-    model: ScoreModel,
-    x: Tensor,
-    *,
-    probes: int = 8,
-    draws: int = 1,
-    sde: AbstractDiffusion | str | None = None,
-    seed: int = 0,
-    tolerance: float = 1e-5,
-    batch_size: int = 100,
-    progress: bool = True,
-) -> HeldOut:
-    """Likelihoods of samples `(n, *shape)`; arguments as of `measured`."""
-    bits = measured(
-        model, x, probes=probes, draws=draws, sde=sde, seed=seed, tolerance=tolerance, batch_size=batch_size,
-        progress=progress,
-    )  # fmt: skip
-    return summed(bits, model.scale)
-
-
 def premises(run: str | Path, model: ScoreModel) -> dict[str, str]:
     """What the numbers of a run depend on besides the settings: its model, the libraries, the kind of device."""
     others, known = ("files", "notes", "sha256", "versions"), versions()

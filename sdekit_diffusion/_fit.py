@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,15 +10,12 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from sdekit import uniform01
 from sdekit_diffusion._batches import AbstractSource, Rows
-from sdekit_diffusion._counters import DEQUANTISATION
 from sdekit_diffusion._distributed import rank, wait
-from sdekit_diffusion._loss import dsm_loss
 from sdekit_diffusion._model import ScoreModel
 from sdekit_diffusion._recipe import Recipe
 from sdekit_diffusion._run import VALIDATION, Log, run_in
-from sdekit_diffusion._training import Record, Training, Transform
+from sdekit_diffusion._training import RecipeLoss, Record, Training, Transform
 
 _BAR = 50  # updates between two losses on the bar
 _OWN = {"step", "loss", "lr", "seconds"}  # names of metrics.jsonl that are not measures
@@ -107,23 +105,14 @@ def validation_loss(x: Tensor, recipe: Recipe | None = None, *, transform: Trans
 
     With it `fit` keeps the checkpoint where it was least. recipe and transform are those of the training.
     """
-    recipe = recipe or Recipe()
+    recipe = replace(recipe or Recipe(), flip=False)
     if len(x) < 1:
         raise ValueError("there are no samples to find a validation loss of; hold some out")
 
     def found(model: ScoreModel, step: int) -> dict[str, float]:
-        (dtype, device), total = model.place(), 0.0
-        for first in range(0, len(x), _TOGETHER):
-            batch = x[first : first + _TOGETHER].to(device)
-            if transform is not None:
-                index = torch.arange(first, first + len(batch), device=device)
-                batch = transform(batch, uniform01(recipe.seed, index, tuple(x.shape[1:]), counter=DEQUANTISATION))
-            with torch.no_grad():
-                loss = dsm_loss(
-                    model, batch.to(dtype), weighting=recipe.weighting, discrete=recipe.discrete, end=recipe.end,
-                    seed=recipe.seed, first=first,
-                )  # fmt: skip
-            total += float(loss.sum())
-        return {VALIDATION: total / len(x)}
+        loss, device = RecipeLoss(model, recipe, transform), model.place()[1]
+        with torch.no_grad():
+            parts = [loss(x[i : i + _TOGETHER].to(device), i).sum() for i in range(0, len(x), _TOGETHER)]
+        return {VALIDATION: float(torch.stack(parts).sum()) / len(x)}
 
     return found

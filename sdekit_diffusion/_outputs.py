@@ -24,7 +24,7 @@ def shards_of(out: Path) -> Path:
     Raises:
         ValueError: for a name that is none of an output.
     """
-    if out.suffix not in (*_WRITERS, SHARDS, ""):
+    if not out.name or out.suffix not in (*_WRITERS, SHARDS, ""):
         raise ValueError(f"{out} ends in none of .npz, .npy, .png and {SHARDS}, nor is it a folder; choose a name that does")
     return out if out.suffix == SHARDS else out.with_name(out.name + SHARDS)
 
@@ -33,8 +33,11 @@ def require(out: Path, shards: Shards, scale: Scale) -> None:
     """Refuses what could not be written in the end, before the work.
 
     Raises:
-        ValueError: for pictures of none, images of data that are none, or images that are there already.
+        ValueError: for a folder in the place of a file or a file in that of a folder, pictures of none, images of data that
+            are none, or images that are there already.
     """
+    if out.exists() and out.is_dir() == bool(out.suffix in _WRITERS):
+        raise ValueError(f"{out} is {'a folder' if out.is_dir() else 'a file'}, which this output is not; choose another name")
     if out.suffix == ".png" and not shards.n:
         raise ValueError("there are no samples to draw; ask for one or more")
     if out.suffix:

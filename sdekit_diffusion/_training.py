@@ -75,7 +75,7 @@ class Training(Iterator[Record]):
         self._weights: list[Tensor] = list(model.parameters())
         self._averages = [[weight.detach().clone() for weight in self._weights] for _ in self.recipe.decays]
         self._optimiser = torch.optim.AdamW(self._weights, lr=self.recipe.lr)
-        self._loss: _Loss | DistributedDataParallel | None = None  # made for the first batch
+        self._loss: RecipeLoss | DistributedDataParallel | None = None  # made for the first batch
         self._batches: Iterator[Tensor] | None = None
         model.train()
 
@@ -135,17 +135,10 @@ class Training(Iterator[Record]):
     def _descended(self, rows: Tensor, first: int) -> Tensor:
         """The mean loss of the batch whose samples from number `first` on are this process's rows; leaves its gradient."""
         self._optimiser.zero_grad(set_to_none=True)
-        dtype, device = self.model.place()
+        device = self.model.place()[1]
         total, parts = torch.zeros((), device=device), rows.tensor_split(self.recipe.accumulate)
         for i, part in enumerate(parts):
             batch = part.to(device)
-            index = torch.arange(first, first + len(part), device=device)
-            if self._transform is not None:
-                u = uniform01(self.recipe.seed, index, tuple(part.shape[1:]), counter=DEQUANTISATION)
-                batch = self._transform(batch, u)
-            if self.recipe.flip:
-                batch = torch.where(uniform01(self.recipe.seed, index, (1, 1, 1), counter=FLIP) < 0.5, batch.flip(-1), batch)
-            batch = batch.to(dtype)
             module = self._loss = self._loss or self._built(batch, first)
             last = i + 1 == len(parts)
             alone = module.no_sync() if isinstance(module, DistributedDataParallel) and not last else nullcontext()
@@ -157,11 +150,11 @@ class Training(Iterator[Record]):
             distributed.all_reduce(total)
         return total
 
-    def _built(self, batch: Tensor, first: int) -> "_Loss | DistributedDataParallel":
+    def _built(self, batch: Tensor, first: int) -> "RecipeLoss | DistributedDataParallel":
         """The loss as a module: compiled if it is to be and can be, and with gradients averaged over processes."""
-        loss = _Loss(self.model, self.recipe)
+        loss = RecipeLoss(self.model, self.recipe, self._transform)
         if self.recipe.compile:
-            compiled = _Loss(self.model.around(torch.compile(self.model.net)), self.recipe)
+            compiled = RecipeLoss(self.model.around(torch.compile(self.model.net)), self.recipe, self._transform)
             kept = [(buffer, buffer.clone()) for buffer in self.model.buffers()]  # the trial is no update
             try:
                 with _dropout(self.recipe.seed, first, batch.device):
@@ -240,19 +233,23 @@ class Training(Iterator[Record]):
         self.model.train()
 
 
-class _Loss(nn.Module):
-    """`dsm_loss` of samples from number `first` on, as a module, which distributed training needs."""
+class RecipeLoss(nn.Module):
+    """`dsm_loss` of a recipe, as a module, which distributed training needs: `(rows, first)` to the loss of each sample."""
 
-    def __init__(self, model: ScoreModel, recipe: Recipe) -> None:
+    def __init__(self, model: ScoreModel, recipe: Recipe, transform: Transform | None) -> None:
         super().__init__()
-        self.model, self.recipe = model, recipe
+        self.model, self.recipe, self.transform = model, recipe, transform
 
-    def forward(self, x0: Tensor, first: int) -> Tensor:
-        recipe = self.recipe
-        with torch.autocast(x0.device.type, torch.bfloat16, enabled=recipe.precision == "bfloat16"):
+    def forward(self, rows: Tensor, first: int) -> Tensor:
+        recipe, index = self.recipe, torch.arange(first, first + len(rows), device=rows.device)
+        if self.transform is not None:
+            rows = self.transform(rows, uniform01(recipe.seed, index, tuple(rows.shape[1:]), counter=DEQUANTISATION))
+        if recipe.flip:
+            rows = torch.where(uniform01(recipe.seed, index, (1, 1, 1), counter=FLIP) < 0.5, rows.flip(-1), rows)
+        with torch.autocast(rows.device.type, torch.bfloat16, enabled=recipe.precision == "bfloat16"):
             return dsm_loss(
-                self.model, x0, weighting=recipe.weighting, discrete=recipe.discrete, end=recipe.end, seed=recipe.seed,
-                first=first,
+                self.model, rows.to(self.model.place()[0]), weighting=recipe.weighting, discrete=recipe.discrete,
+                end=recipe.end, seed=recipe.seed, first=first,
             )  # fmt: skip
 
 

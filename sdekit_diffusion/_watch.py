@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sdekit_diffusion import Recipe, ScoreModel, sample, validation_loss
-from sdekit_diffusion._evaluation import held_out
+from sdekit_diffusion._evaluation import measured, summed
 from sdekit_diffusion._figures import picture
 from sdekit_diffusion._fit import Measure
 from sdekit_diffusion.data import Dataset
@@ -38,7 +38,7 @@ class Watch:
         """The measures of `fit`."""
 
         def bits(model: ScoreModel, step: int) -> Mapping[str, float]:
-            found = held_out(model, source.test[:100], probes=2, tolerance=3e-4, progress=False).numbers()
+            found = summed(measured(model, source.test[:100], probes=2, tolerance=3e-4), model.scale).numbers()
             return {found["unit"]: found["mean"], f"{found['unit']}, standard error": found["stderr"]}
 
         def pictures(model: ScoreModel, step: int) -> Mapping[str, float]:

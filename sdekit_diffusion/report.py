@@ -16,10 +16,11 @@ from torch import Tensor
 from sdekit_diffusion._checkpoint import read_config, versions
 from sdekit_diffusion._evaluation import (
     distances,
-    held_out,
+    measured,
     neighbours,
     opened,
     source_of,
+    summed,
 )
 from sdekit_diffusion._figures import RATIO, denoising, forward, loss_curve, neighbouring, picture, scatter
 from sdekit_diffusion._grids import AbstractGrid
@@ -233,7 +234,8 @@ def write_report(
         return_solution=True,
     )  # fmt: skip
     x = scale.decode(solution.x.cpu())
-    likelihood = held_out(model, source.test[:samples], probes=probes, seed=seed, tolerance=tolerance)
+    bits = measured(model, source.test[:samples], probes=probes, seed=seed, tolerance=tolerance, batch_size=100, progress=True)
+    likelihood = summed(bits, model.scale)
     found = _about(run, model, source, seed)
     found["sampling"] = {
         "n": samples,

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import sdekit_diffusion as sd
-from sdekit_diffusion._evaluation import held_out
+from sdekit_diffusion._evaluation import measured
 from sdekit_diffusion.data import Scale, load
 
 
@@ -166,5 +166,5 @@ def test_continuous_data_far_from_the_origin(tmp_path):
     assert x.dtype == torch.float64
     assert torch.allclose(x.mean(0), law.mean, atol=0, rtol=0.1)
     assert torch.allclose(x.std(0), law.stddev, atol=0, rtol=0.1)
-    nats = held_out(model, source.test[:100], tolerance=1e-4).value
+    nats = measured(model, source.test[:100], tolerance=1e-4).value
     assert nats.mean() == pytest.approx(float(law.log_prob(source.test[:100]).sum(1).mean()), abs=0.15)

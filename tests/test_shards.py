@@ -227,9 +227,8 @@ def test_likelihoods_of_one_process_and_of_two(run, request, context, tmp_path, 
     assert (tmp_path / "two.csv").read_bytes() == (tmp_path / "one.csv").read_bytes()
     assert not list(tmp_path.glob("*.shards"))
     model, name = _evaluation.opened(folder)
-    whole = _evaluation.held_out(
-        model, _evaluation.source_of(name, model.scale).test[:5], probes=2, draws=2, tolerance=1e-2, batch_size=2
-    )
+    x = _evaluation.source_of(name, model.scale).test[:5]
+    whole = _evaluation.summed(_evaluation.measured(model, x, probes=2, draws=2, tolerance=1e-2, batch_size=2), model.scale)
     assert one.splitlines()[0].endswith(whole.sentences()[0])
     rows = np.loadtxt(tmp_path / "one.csv", delimiter=",", skiprows=1)
     assert np.array_equal(rows[:, 1:], np.stack([whole.value, whole.stderr], axis=1))
@@ -468,6 +467,17 @@ def test_failures_name_samples_of_the_whole(tmp_path):
 
     with pytest.raises(ArithmeticError, match=r"in 1 of 8 samples \(rows 7\)"):
         sd.Shards(tmp_path / "shards", 8, 4, first=10).fill(drawn)
+
+
+@pytest.mark.parametrize("name", ["x.npz", "x.png", "images", "x.shards"])
+def test_what_stands_in_the_way_is_refused_before_the_work(points, images, tmp_path, capsys, name):
+    if "." in name and not name.endswith(".shards"):
+        (tmp_path / name).mkdir()
+    else:
+        (tmp_path / name).write_text("mine")
+    assert main(["sample", str(images), *SAMPLE, "--out", str(tmp_path / name)]) == 2
+    assert "choose another" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == [name]
 
 
 def test_parts_of_other_settings_are_not_put_together(tmp_path):
