@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import sdekit
+from sdekit_diffusion import nets
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -22,6 +23,7 @@ def blocks(page):
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
 def test_examples_run(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(nets, "registry", dict(nets.registry))
     namespace = {"__name__": "example"}
     for line, code in blocks(page):
         exec(compile("\n" * line + code, str(page), "exec"), namespace)  # noqa: S102 - our own pages

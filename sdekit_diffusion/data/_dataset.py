@@ -12,6 +12,7 @@ from torch import Tensor
 from sdekit_diffusion._batches import AbstractSource, Rows
 from sdekit_diffusion.data._scale import Scale
 
+HELD_OUT = "test", "validation", "valid", "val"  # of folders and splits the first that is there is held out
 _MOST_LEVELS = 2**16
 _ENOUGH = 10_000  # samples, for a mean and a deviation
 

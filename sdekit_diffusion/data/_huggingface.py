@@ -12,14 +12,13 @@ import torch
 from torch import Tensor
 
 from sdekit_diffusion._batches import Shuffled
-from sdekit_diffusion.data._dataset import Array, Dataset, require_alike, samples
+from sdekit_diffusion.data._dataset import HELD_OUT, Array, Dataset, require_alike, samples
 from sdekit_diffusion.data._files import reason
 from sdekit_diffusion.data._images import pixels
 from sdekit_diffusion.data._stored import Stored, fits, of_stored, scale_of, stacked
 from sdekit_diffusion.data._stream import Shard, Stream
 
 _FORMATS = "PNG", "JPEG", "WEBP", "BMP"
-_HELD_OUT = "test", "validation", "valid"  # the first of these splits that is there
 _FIRST = 1000  # samples of a stream that are held out at most
 _SHARD = 1000  # samples of a shard of what is on disk
 _FILES = {".parquet": "parquet", ".arrow": "arrow"}  # others of the library's readers have unpickled what they found
@@ -66,7 +65,7 @@ def from_datasets(
     for wanted in (column, label):
         if wanted is not None and wanted not in first:
             raise ValueError(f"{name} has no column {wanted!r}; it has {', '.join(first)}")
-    held = next((splits[split] for split in _HELD_OUT if split in splits), None)
+    held = next((splits[split] for split in HELD_OUT if split in splits), None)
     train, test = _Split(splits["train"], column, label, name), None
     if held is not None:
         test = _Split(held, column, label, f"the test set of {name}")

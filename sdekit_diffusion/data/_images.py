@@ -7,12 +7,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from sdekit_diffusion.data._dataset import Dataset
+from sdekit_diffusion.data._dataset import HELD_OUT, Dataset
 from sdekit_diffusion.data._files import reason
 from sdekit_diffusion.data._stored import Stored, of_stored
 
 _FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG"}
-_HELD_OUT = ("test", "validation", "valid", "val")
 
 
 def of_images(folder: Path) -> Dataset:
@@ -24,7 +23,7 @@ def of_images(folder: Path) -> Dataset:
     Raises:
         ValueError: when there are none, one is damaged, or they differ in size or mode.
     """
-    train, test = folder / "train", next((folder / name for name in _HELD_OUT if (folder / name).is_dir()), None)
+    train, test = folder / "train", next((folder / name for name in HELD_OUT if (folder / name).is_dir()), None)
     if not train.is_dir() or (test is None and len(_paths(folder)) > len(_paths(train))):
         train, test = folder, None
     paths, held = _paths(train), [] if test is None else _paths(test)
