@@ -192,12 +192,12 @@ def deterministic() -> list[dict[str, Any]]:
         down = start(law, kernel, SAMPLES[problem])
         exact = AdaptiveFlow(1e-12, 1e-12, solver=Dopri8()).run(down).x
         adapted = Adapted().fitted(law, kernel, down.span)
-        few, many = (OnClock(replace(METHODS["default"].solver, k=k)) for k in (2, 3))  # pyright: ignore[reportAttributeAccessIssue]
+        default = METHODS["default"]
         ours = {
-            "default": by(many, down),
-            "default, k = 2": by(few, down),
-            "default, adapted": by(replace(many, grid=adapted), down),
-            "default, log-SNR": by(replace(many, grid=UniformInLogSNR()), down),
+            "default": by(default, down),
+            "default, adapted": by(replace(default, grid=adapted), down),
+            "default, log-SNR": by(replace(default, grid=UniformInLogSNR()), down),
+            "default, of the data": by(replace(default, integrand="data"), down),
         }
         mode = modes_of(law, exact)
         found = {name: errors(run, exact, law, mode) for name, run in (*ours.items(), *others(down))}

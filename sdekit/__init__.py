@@ -4,7 +4,7 @@ from importlib.metadata import version
 
 from sdekit import elementary, interop
 from sdekit._brownian import BrownianPath
-from sdekit._clocked import Clocked, PiecewiseClocked
+from sdekit._clocked import AngleClocked, Clocked, PiecewiseClocked
 from sdekit._control import PIDController
 from sdekit._divergence import AbstractTrace, Exact, Hutchinson
 from sdekit._gradient import AbstractGradient, Checkpointed, Reversible
@@ -91,6 +91,7 @@ __all__ = [
     "AdamsBashforth",
     "AdamsMoulton",
     "Ancestral",
+    "AngleClocked",
     "Bosh3",
     "BrownianPath",
     "Checkpointed",

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sdekit._quadrature import Panels, Rule
 from sdekit._sde import AbstractSDE, NoiseType
-from sdekit.elementary import Time, axpy, broadcast, exp, log
+from sdekit.elementary import Time, atan, axpy, broadcast, exp, log, scaled, tan
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,10 +78,9 @@ class Clocked(AbstractSDE):
         return x * broadcast(self.scale(self.parameter(t)), x)
 
     def drift(self, t: Time, x: Tensor) -> Tensor:
-        row = None if isinstance(t, Tensor) else self.table.get(t)
-        own, scale, rate = row or self.at(t)
-        f = self.integrand(own, x * (scale if row else broadcast(scale, x)))
-        return f if self.a == self.q or not self.q else f * broadcast(rate, x)
+        own, scale, rate = (None if isinstance(t, Tensor) else self.table.get(t)) or self.at(t)
+        f = self.integrand(own, scaled(scale, x))
+        return f if self.a == self.q or not self.q else scaled(rate, f)
 
     def diffusion(self, t: Time, x: Tensor) -> float:
         return 1.0
@@ -95,6 +94,41 @@ class Clocked(AbstractSDE):
 
     def between(self, t0: np.ndarray, t1: np.ndarray, c: float) -> np.ndarray:
         return t0 * (t1 / t0) ** c
+
+
+@dataclass(frozen=True, eq=False)
+class AngleClocked(Clocked):
+    """dy = F dA(l) with F(t(l), x), x = y scale(l), A(l) = arctan(c e^l): `Clocked`, on an angle from 0 to pi/2, without noise.
+
+    Its time is A. Rules interpolate F in l or in a variable where it is smooth and integrate against dA.
+
+    Arguments:
+        integrand, scale, own, smooth, table: as in `Clocked`.
+        c: positive; the angle is pi/4 at l = -log c.
+    """
+
+    a: float = field(default=1.0, init=False)
+    q: float = field(default=0.0, init=False)
+    c: float = field(kw_only=True)
+
+    def __post_init__(self) -> None:
+        if not 0 < self.c < math.inf:
+            raise ValueError(f"c must be a positive number, not {self.c}")
+
+    def time(self, l: Time) -> Time:
+        """The angle at l."""
+        return atan(self.c * exp(l))
+
+    def parameter(self, t: Time) -> Time:
+        """l at an angle."""
+        return log(tan(t) / self.c)
+
+    def quadrature(self, rule: Rule, nodes: np.ndarray, t0: np.ndarray, t1: np.ndarray) -> np.ndarray:
+        own, smooth = (_on_arrays(lambda t, f=f: f(self.parameter(t))) for f in (self.own, self.smooth))
+        return rule(Panels(nodes, t0, t1, own=own, smooth=smooth))
+
+    def between(self, t0: np.ndarray, t1: np.ndarray, c: float) -> np.ndarray:
+        return AbstractSDE.between(self, t0, t1, c)
 
 
 def _on_arrays(function: Callable[[Time], Time]) -> Callable[[np.ndarray], np.ndarray]:

@@ -119,9 +119,9 @@ def solve(
             raise UnfinishedError(solution, reached)
         return solution
     steps = Steps(counted, grid, solver.plan(counted, grid), noise)
-    points = _points(steps, x0, check=throw)
+    every = save == "all" or callback is not None
+    points = _points(steps, x0, check=throw, every=every)
     if gradient is not None and len(x0):
-        every = save == "all" or callback is not None
         states = gradient.states(steps, x0, every=every)
         points = chain([Point(0, grid[0], x0)], (Point(i, grid[i], state) for i, state in states))
     points = points if callback is None or control is not None else _watched(points, callback)
@@ -155,8 +155,9 @@ def _collected(points: Iterator[Point], size: int) -> Tensor:
     return xs
 
 
-def _points(steps: Steps, x: Tensor, *, check: bool = True) -> Iterator[Point]:
-    ts, n = steps.ts, len(steps)
+def _points(steps: Steps, x: Tensor, *, check: bool = True, every: bool = True) -> Iterator[Point]:
+    """The states of a solve: of every step, or the first and the last."""
+    ts, n, problem, step = steps.ts, len(steps), steps.problem, steps.solver.step
     yield Point(0, ts[0], x)
     if not len(x):
         yield from (Point(i, t, x) for i, t in enumerate(ts[1:], 1))
@@ -164,12 +165,13 @@ def _points(steps: Steps, x: Tensor, *, check: bool = True) -> Iterator[Point]:
     state = steps.init(x)
     kept = (0, x, state)
     for i, increment in enumerate(steps.increments(x, 0, n), 1):
-        x, state = steps.step(i - 1, increment, x, state)
+        x, _, _, state = step(problem, ts[i - 1], ts[i], x, increment, state)
         if check and (i % _CHECK == 0 or i == n):
             if not _finite(x):
                 raise _located(steps, *kept, Point(i, ts[i], x))
             kept = (i, x, state)
-        yield Point(i, ts[i], x)
+        if every or i == n:
+            yield Point(i, ts[i], x)
 
 
 def _finite(x: Tensor) -> bool:

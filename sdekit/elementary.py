@@ -12,11 +12,12 @@ import torch
 from torch import Tensor
 
 __all__ = [
-    "Time", "asinh", "atan", "axpy", "broadcast", "clip", "exp", "expm1", "log", "log1p", "norm", "reciprocal", "sigmoid",
-    "sin", "sqrt",
+    "Time", "asinh", "atan", "axpy", "broadcast", "clip", "exp", "expm1", "log", "log1p", "norm", "reciprocal", "scaled",
+    "sigmoid", "sin", "sqrt", "tan",
 ]  # fmt: skip
 
 Time = float | Tensor
+_ZERO = torch.zeros((), dtype=torch.float32, device="cpu")  # of no dimension, so that it goes with any device
 
 
 class _Elementary(Protocol):
@@ -56,6 +57,7 @@ reciprocal = _elementary(_reciprocal, torch.reciprocal)
 sigmoid = _elementary(_sigmoid, torch.sigmoid)
 sin = _elementary(math.sin, torch.sin)
 sqrt = _elementary(math.sqrt, torch.sqrt)
+tan = _elementary(math.tan, torch.tan)
 
 
 @overload
@@ -93,6 +95,16 @@ def axpy(a: Time, x: Tensor, y: Tensor) -> Tensor:
     if isinstance(a, Tensor):
         return torch.addcmul(y, broadcast(a, x), x)
     return torch.add(y, x, alpha=a) if x.dtype.itemsize >= 4 else y + a * x
+
+
+def scaled(a: Time, x: Tensor) -> Tensor:
+    """a x; a is a float or `(batch,)`.
+
+    For a product torch makes a tensor of a float, which takes as long again as a small product; for a sum's factor it does not.
+    """
+    if isinstance(a, Tensor):
+        return x * broadcast(a, x)
+    return torch.add(_ZERO, x, alpha=a) if x.dtype.itemsize >= 4 else x * a
 
 
 def norm(x: Tensor) -> Tensor:

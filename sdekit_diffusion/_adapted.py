@@ -7,8 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sdekit import Solution, normal
-from sdekit.elementary import broadcast
+from sdekit import Clocked, Solution, normal
+from sdekit.elementary import axpy, broadcast
+from sdekit_diffusion._clock import on_clock
 from sdekit_diffusion._counters import PILOT
 from sdekit_diffusion._diffusion import AbstractDiffusion
 from sdekit_diffusion._flow import span_of
@@ -23,6 +24,7 @@ from sdekit_diffusion._grids import (
     Span,
     UniformInLogSNR,
     UniformInTime,
+    smoothed,
 )
 from sdekit_diffusion._model import AbstractModel, as_model, evaluating
 from sdekit_diffusion._samplers import Descent, OnClock
@@ -32,16 +34,16 @@ from sdekit_diffusion._samplers import Descent, OnClock
 class Adapted(AbstractGrid):
     """Steps that share out the error of an exponential multistep rule on the probability flow of one model.
 
-    A rule through k values, a polynomial in v = `AbstractModel.clock(l)`, makes the error C h^{k+1} D^{(k)}(v) v'(l)^k in
-    x / alpha in a step of length h, D the denoiser along the trajectory. Of N steps with errors h^{k+1} w(l) those have the
-    least sum whose density is
+    A rule through k values, a polynomial in v = `AbstractModel.clock(l)`, makes the error C h^{k+1} F^{(k)}(v) v'(l)^k A'(l)
+    in y in a step of length h, for dy = F dA of `on_clock` with the velocity, F along the trajectory. Of N steps with errors
+    h^{k+1} w(l) those have the least sum whose density is
 
-        1/h ~ w^{1/(k+1)},  w(l)^2 = E |Phi(l) D^{(k)}(v) v'(l)^k|^2,
+        1/h ~ w^{1/(k+1)},  w(l)^2 = E |Phi(l) F^{(k)}(v) v'(l)^k A'(l)|^2,
 
-    Phi(l) the change of the end of the trajectory with its x / alpha at l. A pilot solve of a few samples on a fine grid
-    shows D^{(k)} by differences, and p = Phi^T u, for a random u, by dp/dl = p - (dD/d(x / alpha))^T p from the end backwards.
+    Phi(l) the change of the end of the trajectory with its y at l. A pilot solve of a few samples on a fine grid shows F^{(k)}
+    by differences, and p = Phi^T u, for a random u, by dp/dA = -(dF/dy)^T p from the end backwards.
 
-    The density is smoothed: D^{(k)} changes sign along a trajectory, and the errors of neighbouring steps cancel as long as
+    The density is smoothed: F^{(k)} changes sign along a trajectory, and the errors of neighbouring steps cancel as long as
     their lengths change slowly. A part of the steps is spread evenly, for what few samples do not show, and because the next
     order of the error is not small in long steps.
 
@@ -54,7 +56,7 @@ class Adapted(AbstractGrid):
         pilots: how many samples, all in one batch, with gradients: fewer where they are large.
         pilot_steps: how many steps they take; each is about two evaluations, one of them with a gradient.
         seed: what the pilots depend on.
-        width: the deviation of the Gaussian that smooths the density, in units of l.
+        width: the deviation of the Gaussian that smooths the density, in units of l; that of 0.7 steps comes on top.
         even: the density of the steps spread evenly over that of the others.
 
     References:
@@ -62,11 +64,11 @@ class Adapted(AbstractGrid):
         with variable knots II", for equidistribution; Xue et al. 2024, arXiv 2402.17376, for grids from bounds of the error.
     """
 
-    order: int = 3
+    order: int = 4
     pilots: int = 32
     pilot_steps: int = 100
     seed: int = 0
-    width: float = 0.8
+    width: float = 0.4
     even: float = 0.1
 
     def __post_init__(self) -> None:
@@ -110,18 +112,21 @@ class Adapted(AbstractGrid):
     def _errors(self, model: AbstractModel, sde: AbstractDiffusion, pilot: Solution, h: float) -> Tensor:
         """w in the middle of each k + 1 neighbouring points, `(pilot_steps + 1 - k,)`, found from the end backwards."""
         assert pilot.xs is not None
+        problem = on_clock(model, sde, integrand="velocity")
         dual = normal(self.seed, torch.arange(len(pilot.x), device=pilot.x.device), tuple(pilot.x.shape[1:]), counter=PILOT)
-        dual, decay, errors = dual.to(pilot.x.dtype), math.exp(-h), []
+        dual, errors = dual.to(pilot.x.dtype), []
         recent = deque[tuple[float, Tensor]](maxlen=self.order + 1)
-        duals = deque[Tensor](maxlen=self.order // 2 + 1)
+        weights = deque[tuple[Tensor, float]](maxlen=self.order // 2 + 1)
         for t, x in zip(pilot.ts.flip(0).tolist(), pilot.xs.flip(0), strict=True):
-            denoised, pulled = _pulled(model, sde, t, x, dual)
-            recent.append((float(model.clock(sde.log_snr(t))), denoised.to(torch.float64)))
-            duals.append(dual)
+            l = float(sde.log_snr(t))
+            angle, before = float(problem.time(l)), float(problem.time(l - h))
+            slope, pulled = _pulled(problem, angle, x / float(problem.scale(l)), dual)
+            recent.append((float(model.clock(l)), slope.to(torch.float64)))
+            weights.append((dual, 0.5 * math.sin(2 * angle)))  # dA/dl
             if len(recent) == self.order + 1:
-                derivative = _derivative(*zip(*recent, strict=True), h)
-                errors.append((duals[0] * derivative).reshape(len(dual), -1).sum(dim=1).square().mean().sqrt())
-            dual = decay * dual + (1 - decay) * pulled  # the linear part exactly, the other frozen
+                (adjoint, rate), derivative = weights[0], _derivative(*zip(*recent, strict=True), h)
+                errors.append(rate * (adjoint * derivative).reshape(len(dual), -1).sum(dim=1).square().mean().sqrt())
+            dual = axpy(angle - before, pulled, dual)
         return torch.stack(errors).flip(0).cpu()
 
     def _shared(self, errors: Tensor, span: Span, evaluations: int) -> Equidistributed:
@@ -129,10 +134,9 @@ class Adapted(AbstractGrid):
         edge = 0.5 * self.order / self.pilot_steps * (span[1] - span[0])
         l = torch.linspace(span[0] + edge, span[1] - edge, len(errors), dtype=torch.float64)
         fine = torch.linspace(*span, 1001, dtype=torch.float64)
-        kernel = torch.softmax(-0.5 * ((fine[:, None] - l) / self.width).square(), dim=1)
-        density = kernel @ errors ** (1 / (self.order + 1))
-        share = density / density.mean() if bool(density.mean() > 0) else torch.zeros_like(density)
-        return Equidistributed(fine, share + self.even, evaluations)
+        density = smoothed(errors ** (1 / (self.order + 1)), l, fine, self.width)
+        share = density / density.mean().clamp(min=torch.finfo(torch.float64).tiny)
+        return Equidistributed(fine, share + self.even, evaluations, width=0.7)
 
     def _require(self, model: AbstractModel) -> None:
         for name, value in model.conditions.items():
@@ -152,15 +156,13 @@ def _derivative(v: tuple[float, ...], values: tuple[Tensor, ...], h: float) -> T
     return difference[0] * ((v[-1] - v[0]) / (k * h)) ** k
 
 
-def _pulled(model: AbstractModel, sde: AbstractDiffusion, t: float, x: Tensor, dual: Tensor) -> tuple[Tensor, Tensor]:
-    """D and (dD / d(x / alpha))^T p."""
+def _pulled(problem: Clocked, t: float, x: Tensor, dual: Tensor) -> tuple[Tensor, Tensor]:
+    """f and (df/dx)^T p."""
     with torch.enable_grad():
         x = x.detach().requires_grad_()
-        denoised = model.denoise(t, x, sde)
-        if not denoised.requires_grad:  # it does not depend on x
-            return denoised, torch.zeros_like(dual)
-        (pulled,) = torch.autograd.grad(denoised, x, dual, allow_unused=True, materialize_grads=True)
-    return denoised.detach(), pulled * broadcast(sde.alpha(t), x)
+        slope = problem.drift(t, x)
+        (pulled,) = torch.autograd.grad(slope, x, dual, materialize_grads=True)
+    return slope.detach(), pulled
 
 
 GRIDS: dict[str, AbstractGrid] = {

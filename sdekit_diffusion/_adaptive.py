@@ -8,11 +8,12 @@ import torch
 from torch import Tensor
 
 from sdekit import AbstractSolver, Dopri5, PIDController, Point, ShARK, Solution, UnfinishedError, solve
+from sdekit_diffusion._clock import clock_knots, on_clock
 from sdekit_diffusion._diffusion import AbstractDiffusion
 from sdekit_diffusion._flow import ADVICE, agreed, flow
 from sdekit_diffusion._grids import Span
 from sdekit_diffusion._model import AbstractModel
-from sdekit_diffusion._samplers import AbstractMethod, Descent, clock_knots, on_clock, require_clock
+from sdekit_diffusion._samplers import AbstractMethod, Descent, require_clock
 
 
 @dataclass(frozen=True, eq=False)

@@ -138,12 +138,12 @@ class Focused(AbstractGrid):
         model: whose clock; `fitted` fills it in.
     """
 
-    share: float = 0.7
+    share: float = 0.8
     model: AbstractModel | None = None
 
     def __post_init__(self) -> None:
         if not 0 <= self.share < 1:
-            raise ValueError(f"share is a number from 0 on and less than 1, such as 0.7; not {self.share}")
+            raise ValueError(f"share is a number from 0 on and less than 1, such as 0.8; not {self.share}")
 
     def fitted(
         self, model: AbstractModel, sde: AbstractDiffusion | str | None = None, span: Span | None = None
@@ -168,6 +168,7 @@ class Equidistributed(AbstractGrid):
         l: increasing, `(points,)`, float64.
         density: positive, `(points,)`; linear between the points.
         evaluations: what it took to find the density, of all samples together.
+        width: the deviation of a Gaussian that smooths the density, in mean steps: steps do not follow what is shorter.
 
     References:
         de Boor 1974, "Good approximation by splines with variable knots II".
@@ -176,6 +177,7 @@ class Equidistributed(AbstractGrid):
     l: Tensor
     density: Tensor
     evaluations: int = 0
+    width: float = 0.0
 
     def __post_init__(self) -> None:
         l, density = (torch.as_tensor(v, dtype=torch.float64, device="cpu") for v in (self.l, self.density))
@@ -187,6 +189,8 @@ class Equidistributed(AbstractGrid):
         ):
             raise ValueError("l must increase, and the density be as many positive numbers, two or more")
         object.__setattr__(self, "l", l)
+        if not 0 <= self.width < math.inf:
+            raise ValueError(f"width must be a number of steps from 0 on, not {self.width}")
         object.__setattr__(self, "density", density)
 
     def points(self, sde: AbstractDiffusion, span: Span, steps: int) -> Tensor:
@@ -197,10 +201,16 @@ class Equidistributed(AbstractGrid):
                 f"the grid is known from sigma / alpha = {known}, and asked for from {asked}; fit it for that range, or leave "
                 "that to sample by grid='adapted'"
             )
-        mass = torch.cat([torch.zeros(1), torch.cumulative_trapezoid(self.density, self.l)]).numpy()
+        density = smoothed(self.density, self.l, self.l, self.width * (span[1] - span[0]) / steps)
+        mass = torch.cat([torch.zeros(1), torch.cumulative_trapezoid(density, self.l)]).numpy()
         start, stop = np.interp(span, l, mass).tolist()
         wanted = uniform(start, stop, steps).numpy()
         return _ended(torch.from_numpy(np.interp(wanted, mass, l)), span)
+
+
+def smoothed(values: Tensor, at: Tensor, to: Tensor, width: float) -> Tensor:
+    """Values `(points,)` at some places as their averages at others, by Gaussian weights of a deviation; 0 is no smoothing."""
+    return torch.softmax(-0.5 * ((to[:, None] - at) / width).square(), dim=1) @ values if width else values
 
 
 def _ended(l: Tensor | float, span: Span) -> Tensor:

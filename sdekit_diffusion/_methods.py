@@ -33,7 +33,7 @@ def _published(solver: AbstractSolver, steps: int = 100, **settings: Any) -> OnC
 
 
 METHODS: dict[str, AbstractMethod] = {
-    "default": OnClock(),
+    "default": OnClock(AdamsMoulton(3, self_starting=False), integrand="velocity"),
     "sde": OnClock(AdamsMoulton(3, variable="l"), eta=1.0, grid=Focused(0.3)),
     "ddim": _published(AdamsBashforth(1)),
     "ddpm": _published(AdamsBashforth(1), 1000, eta=1.0),
@@ -64,7 +64,6 @@ METHODS: dict[str, AbstractMethod] = {
 }
 # Where steps are so long that three values reach too far back: below how many, and what is taken instead.
 _FEW: dict[str, tuple[int, AbstractMethod]] = {
-    "default": (10, OnClock(AdamsMoulton(2))),
     "sde": (25, OnClock(AdamsMoulton(2), eta=1.0, grid=Focused(0.3))),
 }
 

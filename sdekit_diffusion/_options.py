@@ -115,7 +115,7 @@ class Sampler:
         steps: how many steps.
         grid: where they are: native, time, quadratic, sigma, karras, log_snr, focused, or adapted, found from the model.
         noise: white, other noise for every number of steps; or path, one Brownian path a sample, which more steps refine.
-        eta: the noise level: 0 the probability flow, 1 the reverse SDE.
+        eta: the noise level: 0 the probability flow, 1 the reverse SDE; above 0 the default method is "sde".
     """
 
     method: str = "default"
@@ -132,7 +132,7 @@ class Sampler:
         """
         chosen = self.method
         if self.eta is not None:
-            chosen = method_of(self.method, self.steps)
+            chosen = method_of("sde" if self.eta and self.method == "default" else self.method, self.steps)
             if "eta" not in [field.name for field in fields(chosen)]:
                 raise ValueError(f"the method {self.method!r} has no noise level; leave out --eta, or choose default or ddim")
             chosen = replace(chosen, eta=self.eta)

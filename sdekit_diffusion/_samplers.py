@@ -4,10 +4,8 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from functools import partial
-from typing import ClassVar, Literal, Self
+from typing import ClassVar, Literal, Self, get_args
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -15,107 +13,18 @@ from sdekit import (
     AbstractNoise,
     AbstractSolver,
     AdamsMoulton,
-    Clocked,
     NotFiniteError,
-    PiecewiseClocked,
     Point,
     ReverseSDE,
     Solution,
-    geometric,
     solve,
     uniform,
 )
-from sdekit.elementary import Time, broadcast, exp
+from sdekit.elementary import broadcast
+from sdekit_diffusion._clock import Integrand, clock_knots, level, on_clock, on_steps
 from sdekit_diffusion._diffusion import AbstractDiffusion
-from sdekit_diffusion._discrete import PiecewiseLinear
 from sdekit_diffusion._grids import AbstractGrid, Focused, Native, Span
 from sdekit_diffusion._model import AbstractModel
-
-_LARGEST = 0.99 * math.log(torch.finfo(torch.float64).max)  # of the logarithm of a clock
-
-
-@dataclass(frozen=True, eq=False)
-class Denoising(Clocked):
-    """The equation of `on_clock` with the data predicted: what the network is given besides x goes with its samples."""
-
-    model: AbstractModel = field(kw_only=True)
-    sde: AbstractDiffusion = field(kw_only=True)
-
-    def rows(self, index: Tensor) -> Self:
-        model = self.model.rows(index)
-        return replace(self, model=model, integrand=partial(model.denoise, sde=self.sde))
-
-
-def on_clock(
-    model: AbstractModel, sde: AbstractDiffusion, eta: float = 0.0, integrand: Literal["data", "noise"] = "data"
-) -> Clocked:
-    """The reverse equation of noise level eta without its linear part, l = log(alpha / sigma).
-
-    With the data predicted, y = x e^{eta^2 l} / sigma,  dy = D d e^{(1 + eta^2) l} + dB_Q,  Q = e^{2 eta^2 l}; with the noise,
-    for eta = 0, y = x / alpha,  dy = eps d e^{-l}.
-
-    References:
-        Zhang and Chen 2023, arXiv 2204.13902; Lu et al. 2022, arXiv 2211.01095, for eta = 0 and 1.
-    """
-    if integrand == "noise":
-
-        def noise(t: Time, x: Tensor) -> Tensor:
-            return model.score(t, x, sde) * broadcast(-sde.sigma(t), x)
-
-        return Clocked(noise, lambda l: sde.alpha(sde.time(l)), a=-1.0, own=sde.time, smooth=model.clock)
-
-    def scale(l: Time) -> Time:
-        return sde.sigma(sde.time(l)) * exp(-(eta**2) * l)
-
-    denoised, a, q = partial(model.denoise, sde=sde), 1 + eta**2, 2 * eta**2
-    return Denoising(denoised, scale, a, q, own=sde.time, smooth=model.clock, model=model, sde=sde)
-
-
-def clock_knots(eta: float, span: Span) -> Tensor:
-    """Geometric on the clock (alpha / sigma)^(2 eta^2), the ratio of neighbours at most 4.
-
-    Raises:
-        ValueError: where floats do not hold that clock.
-    """
-    if max(abs(2 * eta**2 * l) for l in span) > _LARGEST:
-        raise ValueError(f"one path on the clock (alpha / sigma)^(2 eta^2) is too long for eta = {eta}; take a smaller one")
-    start, stop = (math.exp(2 * eta**2 * l) for l in span)
-    return geometric(start, stop, math.ceil(math.log(stop / start, 4)))
-
-
-def on_steps(model: AbstractModel, sde: AbstractDiffusion, eta: Callable[[float], float], grid: Tensor) -> PiecewiseClocked:
-    """The same with a noise level that depends on l, taken in the middle of each step and kept on it.
-
-    With E the integral of eta^2 from l = 0, y = x e^E / sigma,  dy = D d e^{E + l} + dB_Q,  Q = e^{2 E}.
-
-    Arguments:
-        grid: l at the ends of the steps.
-
-    Raises:
-        ValueError: where eta is not a number from 0 on.
-
-    References:
-        Xue et al. 2023, arXiv 2309.05019, where eta is called tau.
-    """
-    l, middles = grid.numpy(), (0.5 * (grid[1:] + grid[:-1])).tolist()
-    levels = np.array([_level(float(eta(middle))) for middle in middles])
-    total = np.append(0.0, np.cumsum(levels**2 * np.diff(l)))
-    total = total - np.interp(0.0, l, total)
-    exponent = PiecewiseLinear(tuple(l.tolist()), tuple(total.tolist()))
-
-    def scale(l: Time) -> Time:
-        return sde.sigma(sde.time(l)) * exp(-exponent(l))
-
-    return PiecewiseClocked(
-        partial(model.denoise, sde=sde), scale, l, log_a=l + total, log_q=2 * total, own=sde.time, smooth=model.clock
-    )
-
-
-def _level(eta: float) -> float:
-    """A noise level, refused unless it is a number from 0 on."""
-    if not 0 <= eta < math.inf:
-        raise ValueError(f"eta must be a number from 0 (probability flow) on, 1 being the reverse SDE; not {eta}")
-    return eta
 
 
 @dataclass(frozen=True, eq=False)
@@ -202,19 +111,20 @@ class OnClock(AbstractMethod):
             other solver, on the clock as its time.
         eta: the noise level: 0 the probability flow, 1 the reverse SDE; or a function of l = log(alpha / sigma), such as
             `lambda l: float(-2 < l < 3)`, whose value in the middle of a step is kept on it: for solvers with planned weights.
-        integrand: what rules take for a polynomial: "data", the denoiser; or "noise", for eta = 0.
+        integrand: what rules take for a polynomial: "data", the denoiser; or, for eta = 0, "noise" or "velocity", a mean of
+            both; see `on_clock`.
         steps, grid: how many and where, unless `sample` says otherwise.
     """
 
     solver: AbstractSolver = field(default_factory=lambda: AdamsMoulton(3, self_starting=False))
     eta: float | Callable[[float], float] = 0.0
-    integrand: Literal["data", "noise"] = "data"
+    integrand: Integrand = "data"
     steps: int = field(default=100, kw_only=True)
     grid: AbstractGrid = field(default=Focused(), kw_only=True)
 
     def __post_init__(self) -> None:
         if not callable(self.eta):
-            _level(self.eta)
+            level(self.eta)
         elif not self.solver.stepwise:
             raise ValueError(
                 f"{type(self.solver).__name__} is for one eta: as a function of l it jumps where steps meet, which rules with "
@@ -223,8 +133,10 @@ class OnClock(AbstractMethod):
         if self.eta and not callable(self.eta) and "additive" not in self.solver.order:
             name = type(self.solver).__name__
             raise ValueError(f"{name} is for the probability flow, eta = 0; with noise take ClockedHeun() or AdamsMoulton(2)")
-        if self.integrand not in ("data", "noise") or (self.integrand == "noise" and self.eta):
-            raise ValueError(f"integrand must be 'data', or 'noise' for eta = 0; not {self.integrand!r} for eta = {self.eta}")
+        if self.integrand not in get_args(Integrand) or (self.integrand != "data" and self.eta):
+            raise ValueError(
+                f"integrand must be 'data', or for eta = 0 'noise' or 'velocity'; not {self.integrand!r} for eta = {self.eta}"
+            )
 
     def run(self, down: Descent) -> Solution:
         grid = self.points(down)

@@ -132,6 +132,13 @@ def test_sampling_is_that_of_the_library(moons, tmp_path):
     assert np.array_equal(samples(moons, tmp_path / "a.npz", *argv), expected.numpy())
 
 
+def test_the_default_with_noise_is_sde(moons, tmp_path):
+    expected = sample(load_model(moons), 6, method=replace(METHODS["sde"], eta=0.5), steps=30, seed=2)
+    assert np.array_equal(
+        samples(moons, tmp_path / "a.npz", "--n", "6", "--eta", "0.5", "--steps", "30", "--seed", "2"), expected
+    )
+
+
 def test_few_steps_keep_the_default_for_few(moons, tmp_path):
     """--eta 0, which changes nothing, takes the method that `sample` takes."""
     plain, told = (samples(moons, tmp_path / f"{i}.npz", "--n", "4", *argv) for i, argv in enumerate([[], ["--eta", "0"]]))

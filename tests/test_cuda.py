@@ -5,7 +5,7 @@ import torch
 
 from sdekit import BrownianPath, EulerMaruyama, WhiteNoise, normal, solve, uniform
 from sdekit_diffusion import VPSDE, GaussianMixture, Recipe, ScoreModel, fit, log_likelihood, nets, sample
-from sdekit_diffusion._samplers import on_clock
+from sdekit_diffusion._clock import on_clock
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
 

@@ -273,13 +273,6 @@ def test_evaluations_of_the_pilot_are_counted():
     assert sample(model, 5, grid=grid, steps=10, seed=1, return_solution=True).pilot == 0
 
 
-def test_a_denoiser_without_features_gets_equal_steps():
-    model, vp = ScoreModel(lambda x, t: torch.zeros_like(x), "vp", "data", shape=(2,)), VPSDE()
-    span = span_of(model, vp, 1e-3)
-    l = Adapted(pilots=2, pilot_steps=20).fitted(model, vp).points(vp, span, 9)
-    torch.testing.assert_close(l, UniformInLogSNR().points(vp, span, 9))
-
-
 def test_the_adapted_grid_does_not_depend_on_torchs_default_dtype():
     model = narrow()
     one = Adapted(pilots=4, pilot_steps=20).fitted(model, "vp").density

@@ -53,6 +53,7 @@ DIFFUSION = [
     {"_schedules"},
     {"_model"},
     {"_mixture", "_flow", "_loss", "_grids", "_check", "_techniques"},
+    {"_clock"},
     {"_samplers", "_empirical", "_recipe", "_checkpoint"},
     {"_adapted", "_adaptive", "_annealed", "_ddim", "_edm", "_training"} | {"_pretrained._weights"},
     {"_methods", "_ncsn", "_run", "_pretrained._denoiser", "_pretrained._folder", "_pretrained._score_sde"},
@@ -131,13 +132,13 @@ def test_public_names_of_sdekit():
         == """
         DEIS ODE RK4 SDE SEA SRA1 SRA3 SRID2 AbstractCorrector AbstractEmbeddedRungeKutta AbstractGradient AbstractMultistep
         AbstractNoise AbstractPredictor AbstractRungeKutta AbstractSDE AbstractSingleStep AbstractSolver
-        AbstractStochasticRungeKutta AbstractTrace AdamsBashforth AdamsMoulton Ancestral Bosh3 BrownianPath Checkpointed
-        Clocked ClockedHeun DPMSolver DPMSolverSingle Dopri5 Dopri8 EulerHeun EulerMaruyama Exact ExponentialEuler
-        ExponentialHeun Heun Hutchinson Increment Langevin Likelihood Midpoint Milstein NotFiniteError Order PIDController
-        PiecewiseClocked Point PredictorCorrector ProbabilityFlow ReverseDiffusion ReverseSDE Reversible ReversibleHeun SPaRK
-        SemiLinear ShARK SlowRK Solution Stage Status Step StochasticTableau Tableau Tsit5 UnfinishedError UniPC WhiteNoise
-        elementary fresh_seed geometric integrate interop log_likelihood normal odeint odeint_adjoint odeint_event sdeint solve
-        uniform uniform01
+        AbstractStochasticRungeKutta AbstractTrace AdamsBashforth AdamsMoulton Ancestral AngleClocked Bosh3 BrownianPath
+        Checkpointed Clocked ClockedHeun DPMSolver DPMSolverSingle Dopri5 Dopri8 EulerHeun EulerMaruyama Exact
+        ExponentialEuler ExponentialHeun Heun Hutchinson Increment Langevin Likelihood Midpoint Milstein NotFiniteError Order
+        PIDController PiecewiseClocked Point PredictorCorrector ProbabilityFlow ReverseDiffusion ReverseSDE Reversible
+        ReversibleHeun SPaRK SemiLinear ShARK SlowRK Solution Stage Status Step StochasticTableau Tableau Tsit5
+        UnfinishedError UniPC WhiteNoise elementary fresh_seed geometric integrate interop log_likelihood normal odeint
+        odeint_adjoint odeint_event sdeint solve uniform uniform01
     """.split()
     )
     assert all(hasattr(sdekit, name) for name in sdekit.__all__)

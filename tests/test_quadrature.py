@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 from scipy import integrate
 
-from sdekit import AdamsBashforth, Clocked
+from sdekit import AdamsBashforth, AngleClocked, Clocked
 from sdekit._quadrature import Panels
+from sdekit.elementary import exp, log1p
 
 
 @pytest.mark.parametrize("rate", [0.0, 1.0, 2.0, 1.25, -1.0])
@@ -19,6 +20,24 @@ def test_polynomials_are_integrated_exactly(rate, k, width):
         density = lambda l: ((l - stop) / width) ** power * np.exp(rate * (l - stop)) * (rate or 1)  # noqa: B023, E731
         exact = integrate.quad(density, start, stop, epsabs=0, epsrel=1e-13)[0]
         assert weights @ ((nodes - stop) / width) ** power == pytest.approx(exact, rel=1e-11, abs=1e-13)
+
+
+@pytest.mark.parametrize("smooth", [lambda l: l, lambda l: log1p(exp(-l))], ids=["l", "another"])
+def test_multistep_on_an_angle_is_exact_for_polynomials_of_the_smooth_variable(smooth):
+    import torch
+
+    from sdekit import solve
+
+    f = lambda v: 1 - v + 0.5 * v**2  # noqa: E731
+    problem = AngleClocked(lambda l, x: torch.full_like(x, f(smooth(l))), lambda l: 1.0, smooth=smooth, c=0.3)
+    ls = np.linspace(-2.0, 5.0, 9)
+    ts = [problem.time(float(l)) for l in ls]
+    y = solve(problem, torch.zeros(1, 1, dtype=torch.float64), ts, solver=AdamsBashforth(3), save="all").xs[:, 0, 0]
+    # The first two steps have fewer than three values behind them: compare from the third on.
+    exact = integrate.quad(lambda l: f(smooth(l)) * 0.3 * np.exp(l) / (1 + 0.09 * np.exp(2 * l)), ls[3], ls[-1], epsrel=1e-13)[
+        0
+    ]
+    assert (y[-1] - y[3]).item() == pytest.approx(exact, rel=1e-10)
 
 
 @pytest.mark.parametrize(("a", "q"), [(1.0, 0.0), (2.0, 2.0), (1.25, 0.5), (-1.0, 0.0)])

@@ -37,8 +37,8 @@ from sdekit_diffusion import (
     sample,
 )
 from sdekit_diffusion._adaptive import AbstractAdaptive
+from sdekit_diffusion._clock import on_clock
 from sdekit_diffusion._flow import span_of
-from sdekit_diffusion._samplers import on_clock
 
 Z = 5.5
 IN_TIME = [name for name, method in METHODS.items() if isinstance(method, InTime)]

@@ -26,9 +26,10 @@ from sdekit import (
 )
 from sdekit._quadrature import Panels
 from sdekit._solver import _multistep, _published, _single
-from sdekit_diffusion import METHODS, VESDE, VPSDE, Focused, GaussianMixture, OnClock, sample
+from sdekit_diffusion import DIFFUSIONS, METHODS, VESDE, VPSDE, Descent, Focused, GaussianMixture, OnClock, sample
 from sdekit_diffusion._adaptive import AbstractAdaptive
-from sdekit_diffusion._samplers import on_clock
+from sdekit_diffusion._clock import on_clock
+from sdekit_diffusion._flow import span_of
 from sdekit_diffusion.metrics import modes
 
 MIXTURE = GaussianMixture([0.3, 0.7], torch.tensor([[-1.0, 0.3], [0.5, -0.4]], dtype=torch.float64), [0.3, 0.2])
@@ -64,7 +65,7 @@ def measured(solver, integrand="data"):
     return math.log2(errors[0] / errors[1])
 
 
-@pytest.mark.parametrize("integrand", ["data", "noise"])
+@pytest.mark.parametrize("integrand", ["data", "noise", "velocity"])
 @pytest.mark.parametrize("solver", [*EXACT, *IN_L, *STARTED, *PUBLISHED, *FINAL, *SINGLE], ids=str)
 def test_order_of_the_probability_flow(solver, integrand):
     assert measured(solver, integrand) == pytest.approx(solver.order["none"].strong, abs=0.15)
@@ -128,22 +129,35 @@ def test_short_solves(name, steps, lower_final):
     solution = sample(MIXTURE, 4, sde="vp", method=method, steps=steps, end=0.3, seed=0, return_solution=True)
     assert solution.x.isfinite().all()
     assert solution.evaluations.tolist() == [steps] * 4
-    if steps == 1:
+    if steps == 1 and method.integrand != "velocity":
         one = sample(MIXTURE, 4, sde="vp", method=METHODS["ddpm" if method.eta else "ddim"], steps=1, end=0.3, seed=0)
         torch.testing.assert_close(solution.x, one)
 
 
-def test_the_default_looks_less_far_back_where_there_are_few_steps():
-    """Below ten steps two values, corrected, from ten on three; "sde" below and from 25 on."""
-    for steps, k in ((2, 2), (9, 2), (10, 3), (30, 3)):
-        method = OnClock(AdamsMoulton(k, self_starting=False))
-        x, same = (sample(MIXTURE, 4, sde="vp", method=m, steps=steps, seed=0) for m in ("default", method))
-        assert torch.equal(x, same)
+def test_sde_looks_less_far_back_where_there_are_few_steps():
+    """Below 25 steps two values, corrected, from there on three."""
     grid = Focused(0.3)
     for steps, solver in ((24, AdamsMoulton(2)), (25, AdamsMoulton(3, variable="l"))):
         method = OnClock(solver, eta=1.0, grid=grid)
         x, same = (sample(MIXTURE, 4, sde="vp", method=m, steps=steps, seed=0) for m in ("sde", method))
         assert torch.equal(x, same)
+
+
+@pytest.mark.parametrize("sde", ["ve", "vp", "subvp", "flow"])
+def test_the_velocity(sde):
+    """One step turns the state by the velocity in closed form; where the data are N(0, c^2 I) there is none, and x is exact."""
+    kernel, velocity = DIFFUSIONS[sde](), OnClock(AdamsBashforth(1), integrand="velocity", steps=1)
+    span = span_of(MIXTURE, kernel, 1e-2)
+    x = kernel.prior((5, 2), seed=0, t=float(kernel.time(span[0])), dtype=torch.float64)
+    (t0, a0, s0), (_, a1, s1) = ((t, kernel.alpha(t), kernel.sigma(t)) for t in (float(kernel.time(l)) for l in span))
+    c = MIXTURE.data_std / 3
+    r0, r1, denoised = math.hypot(c * a0, s0), math.hypot(c * a1, s1), MIXTURE.denoise(t0, x, kernel)
+    turned = math.atan2(c * a1, s1) - math.atan2(c * a0, s0)
+    expected = r1 * (x / r0 + turned * (r0 * denoised / c - c * a0 * x / r0) / s0)
+    torch.testing.assert_close(velocity.run(Descent(MIXTURE, kernel, x, span)).x, expected, rtol=1e-10, atol=1e-10)
+    gaussian = GaussianMixture([1.0], torch.zeros(1, 2, dtype=torch.float64), [c**2])
+    object.__setattr__(gaussian, "data_std", 3 * c)
+    torch.testing.assert_close(velocity.run(Descent(gaussian, kernel, x, span)).x, x * r1 / r0, rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -188,9 +202,12 @@ def test_rules_refuse_unknown_forms(rule, name):
         rule(2, "other")
 
 
-@pytest.mark.parametrize("settings", [{"integrand": "score"}, {"integrand": "noise", "eta": 1.0}])
-def test_noise_is_integrated_without_noise(settings):
-    with pytest.raises(ValueError, match="integrand must be 'data', or 'noise' for eta = 0"):
+WRONG = [{"integrand": "score"}, {"integrand": "noise", "eta": 1.0}, {"integrand": "velocity", "eta": 0.5}]
+
+
+@pytest.mark.parametrize("settings", WRONG)
+def test_noise_and_velocity_are_integrated_without_noise(settings):
+    with pytest.raises(ValueError, match="integrand must be 'data', or for eta = 0 'noise' or 'velocity'"):
         OnClock(**settings)
 
 

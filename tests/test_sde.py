@@ -9,6 +9,7 @@ from sdekit import (
     ODE,
     RK4,
     SDE,
+    AngleClocked,
     Clocked,
     EulerMaruyama,
     Milstein,
@@ -219,3 +220,23 @@ def test_clocked_drift_is_the_chain_rule(a, q):
 def test_clocked_exponents():
     with pytest.raises(ValueError, match="exponents"):
         Clocked(lambda l, x: x, lambda l: 1.0, 0.0)
+
+
+@pytest.mark.parametrize("c", [0.1, 1.0, 7.0])
+def test_angles(c):
+    """tan A = c e^l, from floats and from tensors; the slope of y is F itself."""
+    problem = AngleClocked(lambda l, x: l * x, lambda l: 2.0, c=c)
+    l = torch.linspace(-5, 7, 50, dtype=torch.float64)
+    torch.testing.assert_close(problem.time(l).tan(), c * l.exp(), rtol=1e-11, atol=0)
+    torch.testing.assert_close(problem.parameter(problem.time(l)), l, rtol=0, atol=1e-11)
+    angle = problem.time(0.4)
+    assert angle == pytest.approx(math.atan(c * math.exp(0.4)))
+    assert problem.drift(angle, torch.ones(1, 1)).item() == pytest.approx(0.8)
+    assert problem.tabulated([angle]).drift(angle, torch.ones(1, 1)).item() == pytest.approx(0.8)
+    assert problem.noise_type == "none"
+
+
+@pytest.mark.parametrize("c", [0.0, -1.0, math.inf, math.nan])
+def test_angles_need_a_positive_c(c):
+    with pytest.raises(ValueError, match="c must be a positive number"):
+        AngleClocked(lambda l, x: x, lambda l: 1.0, c=c)

@@ -13,9 +13,9 @@ from peers import DTYPES, MIXTURE, Case, agree, dpm_2, dpm_3, dpmpp_2s, dpmpp_3s
 from sdekit import ClockedHeun, DPMSolverSingle, Heun, Increment, solve, uniform
 from sdekit._noise import AbstractNoise
 from sdekit_diffusion import EDM, METHODS, VESDE, VPSDE, GaussianMixture, sample
+from sdekit_diffusion._clock import on_clock
 from sdekit_diffusion._edm import Churn
 from sdekit_diffusion._flow import span_of
-from sdekit_diffusion._samplers import on_clock
 
 PUBLISHED = {
     "heun": (VESDE(), Heun(), "noise", heun),
