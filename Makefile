@@ -49,6 +49,7 @@ bench: setup ## every number of the README; needs a quiet machine
 	$(BIN)/python benchmarks/likelihood.py
 	$(BIN)/python benchmarks/calibration.py
 	$(BIN)/python benchmarks/probability_flow.py
+	$(BIN)/python benchmarks/choice.py
 	$(BIN)/python benchmarks/samplers.py
 	$(BIN)/python benchmarks/images.py
 	$(BIN)/python benchmarks/ncsn.py

@@ -350,7 +350,7 @@ def draw(rows: list[dict[str, Any]]) -> None:
     for (i, problem), (j, sde) in itertools.product(enumerate(MIXTURES), enumerate(SDES)):
         place: Axes = axes[i, j]
         here = [r for r in rows if (r["problem"], r["sde"]) == (problem, sde)]
-        for name in dict.fromkeys(r["method"] for r in here):
+        for name in dict.fromkeys(r["method"] for r in here if r["method"] not in ("default, log-SNR", "default, of the data")):
             points = [(r["evaluations"], r["rms"]) for r in here if r["method"] == name]
             style: dict[str, Any] = {"color": "0.8", "linewidth": 0.7, "zorder": 1}
             if name in ("default", "default, adapted"):

@@ -4,7 +4,7 @@ from importlib.metadata import version
 
 from sdekit import elementary, interop
 from sdekit._brownian import BrownianPath
-from sdekit._clocked import AngleClocked, Clocked, PiecewiseClocked
+from sdekit._clocked import AbstractClocked, AngleClocked, Clocked, PiecewiseClocked
 from sdekit._control import PIDController
 from sdekit._divergence import AbstractTrace, Exact, Hutchinson
 from sdekit._gradient import AbstractGradient, Checkpointed, Reversible
@@ -76,6 +76,7 @@ __all__ = [
     "SRA1",
     "SRA3",
     "SRID2",
+    "AbstractClocked",
     "AbstractCorrector",
     "AbstractEmbeddedRungeKutta",
     "AbstractGradient",

@@ -1,9 +1,10 @@
 """Equations whose linear part is already integrated, run on the clock of their own noise."""
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Self
+from typing import Any, Self, cast
 
 import numpy as np
 import torch
@@ -14,26 +15,74 @@ from sdekit._sde import AbstractSDE, NoiseType
 from sdekit.elementary import Time, atan, axpy, broadcast, exp, log, scaled, tan
 
 
+class AbstractClocked(AbstractSDE, ABC):
+    """dy = F dA(l) + dB with F(t(l), x), x = y scale(l), in a time tau of its own, on which B is a standard Brownian motion:
+
+        dy = F dA/dtau dtau + dB_tau.
+
+    Attributes:
+        integrand: `F(t, x)`, shaped like x; t is own(l), a float or `(batch,)`.
+        scale: x / y as a function of l; as own and smooth it is asked with floats and with tensors.
+        own: the time in which F is known, as a function of l: l itself, or a diffusion's t; some rules interpolate in it.
+        smooth: a monotone function of l in which F is nearly a polynomial.
+        table: `at` for the times of a grid; `tabulated` fills it in.
+    """
+
+    integrand: Callable[[Time, Tensor], Tensor]
+    scale: Callable[[Time], Time]
+    own: Callable[[Time], Time]
+    smooth: Callable[[Time], Time]
+    table: Mapping[float, tuple[float, float, float]]
+    steady = False  # whether dA / dtau is 1
+
+    @abstractmethod
+    def time(self, l: Time) -> Time:
+        """The time at l."""
+
+    @abstractmethod
+    def parameter(self, t: Time) -> Time:
+        """l at a time."""
+
+    @abstractmethod
+    def rate(self, l: Time) -> Time:
+        """dA / dtau at l."""
+
+    def at(self, t: Time) -> tuple[Time, Time, Time]:
+        """The own time, the scale and the rate at a time."""
+        l = self.parameter(t)
+        return self.own(l), self.scale(l), self.rate(l)
+
+    def tabulated(self, ts: Sequence[float]) -> Self:
+        rows = (torch.as_tensor(row).expand(len(ts)).tolist() for row in self.at(torch.tensor(ts, dtype=torch.float64)))
+        return cast(Self, replace(cast(Any, self), table=dict(zip(ts, zip(*rows, strict=True), strict=True))))
+
+    def physical(self, t: Time, x: Tensor) -> Tensor:
+        """The equation's x = y scale(l) at a time, from its y."""
+        return x * broadcast(self.scale(self.parameter(t)), x)
+
+    def drift(self, t: Time, x: Tensor) -> Tensor:
+        own, scale, rate = (None if isinstance(t, Tensor) else self.table.get(t)) or self.at(t)
+        f = self.integrand(own, scaled(scale, x))
+        return f if self.steady else scaled(rate, f)
+
+    def diffusion(self, t: Time, x: Tensor) -> float:
+        return 1.0
+
+
 @dataclass(frozen=True, eq=False)
-class Clocked(AbstractSDE):
+class Clocked(AbstractClocked):
     """dy = F dA(l) + dB_{Q(l)} with F(t(l), x), x = y scale(l), A(l) = e^{a l}, Q(l) = e^{q l}.
 
     A semi-linear equation in the variable y that removes its linear part. Its time is its clock: tau = Q(l), on which the
-    noise is a standard Brownian motion, or tau = A(l) where there is none, so that any solver applies:
-
-        dy = F(l, x) dA/dtau dtau + dB_tau.
+    noise is a standard Brownian motion, or tau = A(l) where there is none, so that any solver applies.
 
     Multistep rules interpolate F as a polynomial in l, in a variable where it is smooth, or as their authors chose, and
     integrate against dA.
 
     Arguments:
-        integrand: `F(t, x)`, shaped like x; t is own(l), a float or `(batch,)`.
-        scale: x / y as a function of l; as own and smooth it is asked with floats and with tensors.
+        integrand, scale, own, smooth, table: as in `AbstractClocked`.
         a: the exponent of A, not zero.
         q: the exponent of Q; 0 for an ordinary equation.
-        own: the time in which F is known, as a function of l: l itself, or a diffusion's t; some rules interpolate in it.
-        smooth: a monotone function of l in which F is nearly a polynomial.
-        table: `at` for the times of a grid; `tabulated` fills it in.
     """
 
     integrand: Callable[[Time, Tensor], Tensor]
@@ -47,6 +96,7 @@ class Clocked(AbstractSDE):
     def __post_init__(self) -> None:
         if not self.a or self.q < 0:
             raise ValueError(f"the exponents must be a != 0 and q >= 0, not a = {self.a} and q = {self.q}")
+        object.__setattr__(self, "steady", self.a == self.q or not self.q)
 
     @property
     def noise_type(self) -> NoiseType:  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -64,27 +114,6 @@ class Clocked(AbstractSDE):
         """dA / dtau at l."""
         return self.a / self.q * exp((self.a - self.q) * l) if self.q else 1.0
 
-    def at(self, t: Time) -> tuple[Time, Time, Time]:
-        """The own time, the scale and the rate at a time of the clock."""
-        l = self.parameter(t)
-        return self.own(l), self.scale(l), self.rate(l)
-
-    def tabulated(self, ts: Sequence[float]) -> Self:
-        rows = (torch.as_tensor(row).expand(len(ts)).tolist() for row in self.at(torch.tensor(ts, dtype=torch.float64)))
-        return replace(self, table=dict(zip(ts, zip(*rows, strict=True), strict=True)))
-
-    def physical(self, t: Time, x: Tensor) -> Tensor:
-        """The equation's x = y scale(l) at a time of the clock, from its y."""
-        return x * broadcast(self.scale(self.parameter(t)), x)
-
-    def drift(self, t: Time, x: Tensor) -> Tensor:
-        own, scale, rate = (None if isinstance(t, Tensor) else self.table.get(t)) or self.at(t)
-        f = self.integrand(own, scaled(scale, x))
-        return f if self.a == self.q or not self.q else scaled(rate, f)
-
-    def diffusion(self, t: Time, x: Tensor) -> float:
-        return 1.0
-
     def quadrature(self, rule: Rule, nodes: np.ndarray, t0: np.ndarray, t1: np.ndarray) -> np.ndarray:
         clock = self.q or self.a
         l, start, stop = np.log(nodes) / clock, np.log(t0) / clock, np.log(t1) / clock
@@ -97,19 +126,26 @@ class Clocked(AbstractSDE):
 
 
 @dataclass(frozen=True, eq=False)
-class AngleClocked(Clocked):
-    """dy = F dA(l) with F(t(l), x), x = y scale(l), A(l) = arctan(c e^l): `Clocked`, on an angle from 0 to pi/2, without noise.
+class AngleClocked(AbstractClocked):
+    """dy = F dA(l) with F(t(l), x), x = y scale(l), A(l) = -arctan(e^{-l} / c), an angle from -pi/2 to 0, and no noise.
 
-    Its time is A. Rules interpolate F in l or in a variable where it is smooth and integrate against dA.
+    Its time is A, float64 where it is a tensor. Multistep rules interpolate F as a polynomial in A, which stands for l in all
+    rules, or in a variable where it is smooth.
 
     Arguments:
-        integrand, scale, own, smooth, table: as in `Clocked`.
-        c: positive; the angle is pi/4 at l = -log c.
+        integrand, scale, own, smooth, table: as in `AbstractClocked`.
+        c: positive; the angle is -pi/4 at l = -log c.
     """
 
-    a: float = field(default=1.0, init=False)
-    q: float = field(default=0.0, init=False)
+    noise_type = "none"
+    steady = True
+
+    integrand: Callable[[Time, Tensor], Tensor]
+    scale: Callable[[Time], Time]
+    own: Callable[[Time], Time] = lambda l: l
+    smooth: Callable[[Time], Time] = lambda l: l
     c: float = field(kw_only=True)
+    table: Mapping[float, tuple[float, float, float]] = field(default_factory=dict, repr=False, kw_only=True)
 
     def __post_init__(self) -> None:
         if not 0 < self.c < math.inf:
@@ -117,18 +153,19 @@ class AngleClocked(Clocked):
 
     def time(self, l: Time) -> Time:
         """The angle at l."""
-        return atan(self.c * exp(l))
+        return -atan(exp(-l) / self.c)
 
     def parameter(self, t: Time) -> Time:
         """l at an angle."""
-        return log(tan(t) / self.c)
+        return -log(self.c * tan(-t))
+
+    def rate(self, l: Time) -> float:
+        """1."""
+        return 1.0
 
     def quadrature(self, rule: Rule, nodes: np.ndarray, t0: np.ndarray, t1: np.ndarray) -> np.ndarray:
         own, smooth = (_on_arrays(lambda t, f=f: f(self.parameter(t))) for f in (self.own, self.smooth))
         return rule(Panels(nodes, t0, t1, own=own, smooth=smooth))
-
-    def between(self, t0: np.ndarray, t1: np.ndarray, c: float) -> np.ndarray:
-        return AbstractSDE.between(self, t0, t1, c)
 
 
 def _on_arrays(function: Callable[[Time], Time]) -> Callable[[np.ndarray], np.ndarray]:

@@ -157,7 +157,7 @@ def _collected(points: Iterator[Point], size: int) -> Tensor:
 
 def _points(steps: Steps, x: Tensor, *, check: bool = True, every: bool = True) -> Iterator[Point]:
     """The states of a solve: of every step, or the first and the last."""
-    ts, n, problem, step = steps.ts, len(steps), steps.problem, steps.solver.step
+    ts, n = steps.ts, len(steps)
     yield Point(0, ts[0], x)
     if not len(x):
         yield from (Point(i, t, x) for i, t in enumerate(ts[1:], 1))
@@ -165,7 +165,7 @@ def _points(steps: Steps, x: Tensor, *, check: bool = True, every: bool = True) 
     state = steps.init(x)
     kept = (0, x, state)
     for i, increment in enumerate(steps.increments(x, 0, n), 1):
-        x, _, _, state = step(problem, ts[i - 1], ts[i], x, increment, state)
+        x, state = steps.step(i - 1, increment, x, state)
         if check and (i % _CHECK == 0 or i == n):
             if not _finite(x):
                 raise _located(steps, *kept, Point(i, ts[i], x))

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sdekit import Clocked, Solution, normal
+from sdekit import AbstractClocked, Solution, normal
 from sdekit.elementary import axpy, broadcast
 from sdekit_diffusion._clock import on_clock
 from sdekit_diffusion._counters import PILOT
@@ -32,7 +32,7 @@ from sdekit_diffusion._samplers import Descent, OnClock
 
 @dataclass(frozen=True, eq=False)
 class Adapted(AbstractGrid):
-    """Steps that share out the error of an exponential multistep rule on the probability flow of one model.
+    """Steps that share out the error of a multistep rule on the probability flow of one model.
 
     A rule through k values, a polynomial in v = `AbstractModel.clock(l)`, makes the error C h^{k+1} F^{(k)}(v) v'(l)^k A'(l)
     in y in a step of length h, for dy = F dA of `on_clock` with the velocity, F along the trajectory. Of N steps with errors
@@ -52,11 +52,11 @@ class Adapted(AbstractGrid):
     for the probability flow, and may be used for any eta.
 
     Arguments:
-        order: k, 1 to 4: the number of values of the rule, corrected ones counted.
+        order: k, 1 to 4: the larger, the more the rounding of float32 shows in F^{(k)}, as it does with more pilot_steps.
         pilots: how many samples, all in one batch, with gradients: fewer where they are large.
         pilot_steps: how many steps they take; each is about two evaluations, one of them with a gradient.
         seed: what the pilots depend on.
-        width: the deviation of the Gaussian that smooths the density, in units of l; that of 0.7 steps comes on top.
+        width: the deviation of the Gaussian that smooths the density, in units of l; that of a mean step comes on top.
         even: the density of the steps spread evenly over that of the others.
 
     References:
@@ -64,9 +64,9 @@ class Adapted(AbstractGrid):
         with variable knots II", for equidistribution; Xue et al. 2024, arXiv 2402.17376, for grids from bounds of the error.
     """
 
-    order: int = 4
+    order: int = 3
     pilots: int = 32
-    pilot_steps: int = 100
+    pilot_steps: int = 64
     seed: int = 0
     width: float = 0.4
     even: float = 0.1
@@ -122,7 +122,7 @@ class Adapted(AbstractGrid):
             angle, before = float(problem.time(l)), float(problem.time(l - h))
             slope, pulled = _pulled(problem, angle, x / float(problem.scale(l)), dual)
             recent.append((float(model.clock(l)), slope.to(torch.float64)))
-            weights.append((dual, 0.5 * math.sin(2 * angle)))  # dA/dl
+            weights.append((dual, -0.5 * math.sin(2 * angle)))  # dA/dl
             if len(recent) == self.order + 1:
                 (adjoint, rate), derivative = weights[0], _derivative(*zip(*recent, strict=True), h)
                 errors.append(rate * (adjoint * derivative).reshape(len(dual), -1).sum(dim=1).square().mean().sqrt())
@@ -135,8 +135,7 @@ class Adapted(AbstractGrid):
         l = torch.linspace(span[0] + edge, span[1] - edge, len(errors), dtype=torch.float64)
         fine = torch.linspace(*span, 1001, dtype=torch.float64)
         density = smoothed(errors ** (1 / (self.order + 1)), l, fine, self.width)
-        share = density / density.mean().clamp(min=torch.finfo(torch.float64).tiny)
-        return Equidistributed(fine, share + self.even, evaluations, width=0.7)
+        return Equidistributed(fine, density / density.mean() + self.even, evaluations, width=1.0)
 
     def _require(self, model: AbstractModel) -> None:
         for name, value in model.conditions.items():
@@ -148,7 +147,7 @@ class Adapted(AbstractGrid):
 
 
 def _derivative(v: tuple[float, ...], values: tuple[Tensor, ...], h: float) -> Tensor:
-    """D^{(k)}(v) (dv/dl)^k, but for the sign, from k + 1 values, v the clock at points of l with distance h."""
+    """F^{(k)}(v) (dv/dl)^k, but for the sign, from k + 1 values, v the clock at points of l with distance h."""
     difference, k = torch.stack(values), len(values) - 1
     for j in range(1, k + 1):
         apart = [j / (b - a) for a, b in zip(v, v[j:], strict=False)]
@@ -156,7 +155,7 @@ def _derivative(v: tuple[float, ...], values: tuple[Tensor, ...], h: float) -> T
     return difference[0] * ((v[-1] - v[0]) / (k * h)) ** k
 
 
-def _pulled(problem: Clocked, t: float, x: Tensor, dual: Tensor) -> tuple[Tensor, Tensor]:
+def _pulled(problem: AbstractClocked, t: float, x: Tensor, dual: Tensor) -> tuple[Tensor, Tensor]:
     """f and (df/dx)^T p."""
     with torch.enable_grad():
         x = x.detach().requires_grad_()

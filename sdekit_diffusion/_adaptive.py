@@ -131,7 +131,7 @@ class AdaptiveSDE(AbstractAdaptive):
     def run(self, down: Descent) -> Solution:
         self.require(down)
         problem = on_clock(down.model, down.sde, self.eta)
-        require_clock(down, *(problem.q * l for l in down.span))
+        require_clock(down, *(2 * self.eta**2 * l for l in down.span))
         y, ends = down.x / problem.scale(down.span[0]), [float(problem.time(l)) for l in down.span]
         control = PIDController(self.rtol, self.atol, proportional=0.1, integral=0.3, max_steps=self.max_steps)
         ts = torch.tensor([float(down.sde.time(l)) for l in down.span], dtype=torch.float64)

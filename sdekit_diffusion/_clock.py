@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sdekit import AngleClocked, Clocked, PiecewiseClocked, geometric
+from sdekit import AbstractClocked, AngleClocked, Clocked, PiecewiseClocked, geometric
 from sdekit.elementary import Time, axpy, broadcast, exp, scaled, sqrt
 from sdekit_diffusion._diffusion import AbstractDiffusion
 from sdekit_diffusion._discrete import PiecewiseLinear
@@ -33,24 +33,25 @@ class Denoising(Clocked):
         return replace(self, model=model, integrand=partial(model.denoise, sde=self.sde))
 
 
-def on_clock(model: AbstractModel, sde: AbstractDiffusion, eta: float = 0.0, integrand: Integrand = "data") -> Clocked:
+def on_clock(model: AbstractModel, sde: AbstractDiffusion, eta: float = 0.0, integrand: Integrand = "data") -> AbstractClocked:
     """The reverse equation of noise level eta without its linear part, l = log(alpha / sigma).
 
     With the data predicted, y = x e^{eta^2 l} / sigma,  dy = D d e^{(1 + eta^2) l} + dB_Q,  Q = e^{2 eta^2 l}. For eta = 0
-    with the noise, y = x / alpha,  dy = eps d e^{-l}; or with the velocity, r^2 = (c alpha)^2 + sigma^2, c = data_std / 3,
+    with the noise, y = x / alpha,  dy = eps d e^{-l}; or with the velocity, c = data_std / 3, r^2 = (c alpha)^2 + sigma^2 and
+    the angle theta = arctan(c alpha / sigma),
 
-        y = c x / r,  dy = F d arctan(c alpha / sigma),  F = (r D - c^2 alpha x / r) / sigma.
+        y = c x / r,  dy = F d theta,  F = cos(theta) D - c sin(theta) eps = (r D - c^2 alpha x / r) / sigma.
 
-    F is 0 where the data are N(0, c^2 I), nearly D where sigma is larger than alpha c, nearly -c eps where it is smaller. An
-    error of a state that is only predicted is damped in D above the deviations of the data and in eps below them; c stands
-    between the deviation of the data and those of their details. For c = 1 and alpha^2 + sigma^2 = 1, F = sigma D - alpha eps.
+    F is 0 where the data are N(0, c^2 I), nearly D where sigma is larger than c alpha and -c eps where it is smaller. An error
+    of a state that is only predicted is damped in D above the deviations of the data and in eps below them; c stands between
+    the deviation of the data and those of their details. For c = 1 and alpha^2 + sigma^2 = 1, F is -v, v = alpha eps - sigma D.
 
     References:
         Zhang and Chen 2023, arXiv 2204.13902; Lu et al. 2022, arXiv 2211.01095, for eta = 0 and 1; for the velocity Salimans
         and Ho 2022, arXiv 2202.00512, and with c Lu and Song 2024, arXiv 2410.11081.
     """
     if integrand == "velocity":
-        return _turning(model, sde, model.data_std / 3)
+        return turning(model, sde, model.data_std / 3)
     if integrand == "noise":
 
         def noise(t: Time, x: Tensor) -> Tensor:
@@ -65,7 +66,9 @@ def on_clock(model: AbstractModel, sde: AbstractDiffusion, eta: float = 0.0, int
     return Denoising(denoised, scale, a, q, own=sde.time, smooth=model.clock, model=model, sde=sde)
 
 
-def _turning(model: AbstractModel, sde: AbstractDiffusion, c: float) -> AngleClocked:
+def turning(model: AbstractModel, sde: AbstractDiffusion, c: float) -> AngleClocked:
+    """`on_clock` with the velocity of some c."""
+
     def radius(t: Time) -> tuple[Time, Time, Time]:
         alpha, sigma = sde.alpha(t), sde.sigma(t)
         return alpha, sigma, sqrt((c * alpha) * (c * alpha) + sigma * sigma)

@@ -209,8 +209,11 @@ class Equidistributed(AbstractGrid):
 
 
 def smoothed(values: Tensor, at: Tensor, to: Tensor, width: float) -> Tensor:
-    """Values `(points,)` at some places as their averages at others, by Gaussian weights of a deviation; 0 is no smoothing."""
-    return torch.softmax(-0.5 * ((to[:, None] - at) / width).square(), dim=1) @ values if width else values
+    """A piecewise linear function, by its values `(points,)`, averaged with a Gaussian of a deviation; 0 is no smoothing."""
+    if not width:
+        return values
+    log_lengths = torch.cat([at[1:2] - at[:1], at[2:] - at[:-2], at[-1:] - at[-2:-1]]).log()
+    return torch.softmax(log_lengths - 0.5 * ((to[:, None] - at) / width).square(), dim=1) @ values
 
 
 def _ended(l: Tensor | float, span: Span) -> Tensor:

@@ -55,7 +55,8 @@ class AbstractModel(ABC):
     Attributes:
         shape: the shape of one sample; None where it is not known.
         sde: the diffusion it was made for; None where every one is as good.
-        data_std: the root mean square of a coordinate of the data, to scale adaptive solves; need not be exact.
+        data_std: the root mean square of a coordinate of the data, which scales adaptive solves and the default sampler; need
+            not be exact.
         conditions: what else its network is given, see `ScoreModel.given`.
     """
 

@@ -111,8 +111,8 @@ class OnClock(AbstractMethod):
             other solver, on the clock as its time.
         eta: the noise level: 0 the probability flow, 1 the reverse SDE; or a function of l = log(alpha / sigma), such as
             `lambda l: float(-2 < l < 3)`, whose value in the middle of a step is kept on it: for solvers with planned weights.
-        integrand: what rules take for a polynomial: "data", the denoiser; or, for eta = 0, "noise" or "velocity", a mean of
-            both; see `on_clock`.
+        integrand: what rules take for a polynomial: "data", the denoiser; or, for eta = 0, "noise", or "velocity", a
+            combination of both; see `on_clock`.
         steps, grid: how many and where, unless `sample` says otherwise.
     """
 
@@ -135,7 +135,8 @@ class OnClock(AbstractMethod):
             raise ValueError(f"{name} is for the probability flow, eta = 0; with noise take ClockedHeun() or AdamsMoulton(2)")
         if self.integrand not in get_args(Integrand) or (self.integrand != "data" and self.eta):
             raise ValueError(
-                f"integrand must be 'data', or for eta = 0 'noise' or 'velocity'; not {self.integrand!r} for eta = {self.eta}"
+                f"integrand must be 'data', or for eta = 0 'noise' or 'velocity'; not {self.integrand!r} for eta = {self.eta}: "
+                "with noise take integrand='data', or the method 'sde'"
             )
 
     def run(self, down: Descent) -> Solution:
@@ -145,7 +146,7 @@ class OnClock(AbstractMethod):
             require_clock(down, problem.log_q[0], problem.log_q[-1])
         else:
             problem = on_clock(down.model, down.sde, self.eta, self.integrand)
-            require_clock(down, *(problem.q * l for l in down.span))
+            require_clock(down, *(2 * self.eta**2 * l for l in down.span))
         times, clock = torch.as_tensor(down.sde.time(grid)), torch.as_tensor(problem.time(grid))
 
         def report(point: Point) -> None:

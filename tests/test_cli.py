@@ -139,7 +139,7 @@ def test_the_default_with_noise_is_sde(moons, tmp_path):
     )
 
 
-def test_few_steps_keep_the_default_for_few(moons, tmp_path):
+def test_no_noise_is_the_default(moons, tmp_path):
     """--eta 0, which changes nothing, takes the method that `sample` takes."""
     plain, told = (samples(moons, tmp_path / f"{i}.npz", "--n", "4", *argv) for i, argv in enumerate([[], ["--eta", "0"]]))
     assert np.array_equal(plain, told)

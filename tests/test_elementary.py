@@ -7,7 +7,9 @@ from sdekit import elementary
 from sdekit.elementary import broadcast, norm
 
 
-@pytest.mark.parametrize("name", ["asinh", "atan", "exp", "expm1", "log", "log1p", "reciprocal", "sigmoid", "sin", "sqrt"])
+@pytest.mark.parametrize(
+    "name", ["asinh", "atan", "exp", "expm1", "log", "log1p", "reciprocal", "sigmoid", "sin", "sqrt", "tan"]
+)
 def test_floats_and_tensors_agree(name):
     function = getattr(elementary, name)
     scalar, tensor = function(0.3), function(torch.tensor([0.3, 0.7], dtype=torch.float64))
@@ -26,6 +28,19 @@ def test_floats_go_to_the_limits_as_tensors_do(name, value):
     function = getattr(elementary, name)
     expected = function(torch.tensor(value, dtype=torch.float64)).item()
     assert function(value) == pytest.approx(expected, rel=1e-12, abs=1e-300, nan_ok=True)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
+def test_scaled_is_the_product(dtype):
+    x = torch.randn(3, 5, generator=torch.Generator().manual_seed(0)).to(dtype).requires_grad_()
+    for a in (0.0, 1e-3, -0.3, 7.0):
+        y = elementary.scaled(a, x)
+        assert y.dtype == dtype
+        assert torch.equal(y, a * x)
+        (gradient,) = torch.autograd.grad(y.sum(), x)
+        assert torch.equal(gradient, torch.full_like(x, a))
+    rows = torch.tensor([0.5, 2.0, -1.0])
+    assert torch.equal(elementary.scaled(rows, x), rows[:, None].to(dtype) * x)
 
 
 def test_clip():

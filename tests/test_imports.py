@@ -130,8 +130,8 @@ def test_public_names_of_sdekit():
     assert (
         sdekit.__all__
         == """
-        DEIS ODE RK4 SDE SEA SRA1 SRA3 SRID2 AbstractCorrector AbstractEmbeddedRungeKutta AbstractGradient AbstractMultistep
-        AbstractNoise AbstractPredictor AbstractRungeKutta AbstractSDE AbstractSingleStep AbstractSolver
+        DEIS ODE RK4 SDE SEA SRA1 SRA3 SRID2 AbstractClocked AbstractCorrector AbstractEmbeddedRungeKutta AbstractGradient
+        AbstractMultistep AbstractNoise AbstractPredictor AbstractRungeKutta AbstractSDE AbstractSingleStep AbstractSolver
         AbstractStochasticRungeKutta AbstractTrace AdamsBashforth AdamsMoulton Ancestral AngleClocked Bosh3 BrownianPath
         Checkpointed Clocked ClockedHeun DPMSolver DPMSolverSingle Dopri5 Dopri8 EulerHeun EulerMaruyama Exact
         ExponentialEuler ExponentialHeun Heun Hutchinson Increment Langevin Likelihood Midpoint Milstein NotFiniteError Order

@@ -442,12 +442,12 @@ def test_a_shape_told_to_sample_is_as_good_as_the_models_own(grid):
 
 
 def test_clock_is_the_chain_rule_of_the_reverse_equation():
-    """For eta = 0, 1: dy/dtau of the clocked drift equals d(x / scale)/dtau along the reverse drift in t."""
+    """For any integrand: dy/dtau of the clocked drift equals d(x / scale)/dtau along the reverse drift in t."""
     mixture, x = MIXTURES["2"], torch.randn(4, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     for sde in KERNELS.values():
-        for eta in (0.0, 0.7, 1.0):
+        for eta, integrand in ((0.0, "data"), (0.7, "data"), (1.0, "data"), (0.0, "noise"), (0.0, "velocity")):
             t, l = 0.3, sde.log_snr(0.3)
-            problem = on_clock(mixture, sde, eta)
+            problem = on_clock(mixture, sde, eta, integrand)
             scale = problem.scale(l)
             time = torch.tensor(t, dtype=torch.float64, requires_grad=True)
             tau = problem.time(sde.log_snr(time))

@@ -224,13 +224,14 @@ def test_clocked_exponents():
 
 @pytest.mark.parametrize("c", [0.1, 1.0, 7.0])
 def test_angles(c):
-    """tan A = c e^l, from floats and from tensors; the slope of y is F itself."""
+    """tan A = -e^{-l} / c, from floats and from tensors; the slope of y is F itself."""
     problem = AngleClocked(lambda l, x: l * x, lambda l: 2.0, c=c)
     l = torch.linspace(-5, 7, 50, dtype=torch.float64)
-    torch.testing.assert_close(problem.time(l).tan(), c * l.exp(), rtol=1e-11, atol=0)
+    torch.testing.assert_close(problem.time(l).tan(), -l.neg().exp() / c, rtol=1e-11, atol=0)
     torch.testing.assert_close(problem.parameter(problem.time(l)), l, rtol=0, atol=1e-11)
+    assert problem.parameter(problem.time(300.0)) == pytest.approx(300)  # the clean end does not round away
     angle = problem.time(0.4)
-    assert angle == pytest.approx(math.atan(c * math.exp(0.4)))
+    assert angle == pytest.approx(-math.atan(math.exp(-0.4) / c))
     assert problem.drift(angle, torch.ones(1, 1)).item() == pytest.approx(0.8)
     assert problem.tabulated([angle]).drift(angle, torch.ones(1, 1)).item() == pytest.approx(0.8)
     assert problem.noise_type == "none"

@@ -1,0 +1,95 @@
+"""What the default integrates: RMS error of x(end) for the velocity by its c, and for the data, on mixtures of its own.
+
+The rule is `AdamsMoulton(3)` on the focused grid; x(end) is compared with the probability flow from the same x_T, solved to
+1e-12. The digits are the covariances of scikit-learn's, ten Gaussians. benchmarks/samplers.py measures the choice on other
+mixtures.
+
+    python benchmarks/choice.py
+"""
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import torch
+from _bench import RESULTS, environment, save
+from matplotlib.figure import Figure
+from samplers import SEED, mixture, start
+from sklearn.datasets import load_digits
+from torch import Tensor
+
+from sdekit import AdamsMoulton, Dopri8, solve
+from sdekit_diffusion import VESDE, VPSDE, AdaptiveFlow, Descent, Focused, GaussianMixture, OnClock
+from sdekit_diffusion._clock import turning
+
+BUDGETS, FRACTIONS = (10, 20, 50), (1.0, 0.5, 1 / 3, 0.2, 0.1)
+
+
+def digits() -> GaussianMixture:
+    """A Gaussian for each class of the digits, 64 pixels from -1/2 to 1/2 and centred, with deviations of at least 0.01."""
+    images, classes = (torch.as_tensor(part) for part in load_digits(return_X_y=True))
+    images = images / 16 - 0.5
+    parts = [(images - images.mean(dim=0))[classes == k] for k in range(10)]
+    covariances = torch.stack([torch.cov(part.T) + 1e-4 * torch.eye(64) for part in parts])
+    weights = torch.tensor([len(part) / len(images) for part in parts], dtype=torch.float64)
+    return GaussianMixture(weights, torch.stack([part.mean(dim=0) for part in parts]), covariances)
+
+
+PROBLEMS = {
+    "d = 2, narrow": (mixture(11, 2, 6, 0.03, 0.1), 400),
+    "d = 2, wide": (mixture(12, 2, 8, 0.05, 0.3), 400),
+    "d = 16, full": (mixture(13, 16, 5, 0.03, 0.5, full=True), 200),
+    "d = 64, full": (mixture(14, 64, 8, 0.05, 0.5, full=True, spread=0.5), 64),
+    "d = 3072": (mixture(15, 3072, 5, 0.05, 0.3, spread=0.5), 16),
+    "d = 3072, close": (mixture(16, 3072, 12, 0.1, 0.4, spread=0.15), 16),
+    "digits": (digits(), 64),
+}
+
+
+def turned(down: Descent, c: float, steps: int) -> Tensor:
+    """x(end) by the velocity of some c."""
+    l = Focused().fitted(down.model).points(down.sde, down.span, steps)
+    problem = turning(down.model, down.sde, c)
+    before, after = (float(problem.scale(end)) for end in down.span)
+    ts = torch.as_tensor(problem.time(l))
+    return solve(problem, down.x / before, ts, solver=AdamsMoulton(3, self_starting=False)).x * after
+
+
+def main() -> None:
+    rows: list[dict[str, Any]] = []
+    for problem, (law, n) in PROBLEMS.items():
+        for name, sde in (("ve", VESDE()), ("vp", VPSDE())):
+            down = start(law, sde, n)
+            exact = AdaptiveFlow(1e-12, 1e-12, solver=Dopri8()).run(down).x
+            for steps in BUDGETS:
+                ends = {f"{f:.2f}": turned(down, f * law.data_std, steps) for f in FRACTIONS}
+                ends["data"] = replace(OnClock(AdamsMoulton(3, self_starting=False)), steps=steps).run(down).x
+                errors = {kind: float((x - exact).square().mean().sqrt()) for kind, x in ends.items()}
+                rows.append({"problem": problem, "sde": name, "evaluations": steps, **errors})
+                figures = "  ".join(f"{kind} {error:.1e}" for kind, error in errors.items())
+                print(f"{problem:16s} {name}  {steps:3d} evaluations  c / data_std: {figures}", flush=True)
+    kinds = list(rows[0])[3:]
+    summary = {}
+    for steps in BUDGETS:
+        here = [r for r in rows if r["evaluations"] == steps]
+        least = [min(r[kind] for kind in kinds) for r in here]
+        ratios = {kind: [r[kind] / best for r, best in zip(here, least, strict=True)] for kind in kinds}
+        summary[steps] = {k: (math.exp(sum(map(math.log, v)) / len(v)), max(v)) for k, v in ratios.items()}
+        figures = "  ".join(f"{kind} {mean:.2f} ({worst:.1f})" for kind, (mean, worst) in summary[steps].items())
+        print(f"{steps:3d} evaluations, over the least of a row, geometric mean (largest): {figures}")
+    save("choice", {"environment": environment(dtype="float64", seed=SEED), "rows": rows, "summary": summary})
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.add_subplot()
+    for steps in BUDGETS:
+        for measure, style in ((0, "-"), (1, ":")):
+            ratios = [summary[steps][kind][measure] for kind in kinds[:-1]]
+            label = f"{steps} evaluations" if not measure else None
+            axes.plot(FRACTIONS, ratios, style, marker="o", color=f"C{BUDGETS.index(steps)}", label=label)
+    axes.set(xscale="log", yscale="log", xlabel="c / data_std", ylabel="error over the least, mean and largest")
+    axes.legend(frameon=False)
+    figure.savefig(RESULTS / "choice.png", dpi=120)
+
+
+if __name__ == "__main__":
+    with torch.no_grad():
+        main()
