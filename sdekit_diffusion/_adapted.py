@@ -49,11 +49,12 @@ class Adapted(AbstractGrid):
 
     The grid is a function of the weights, and of nothing else: it is found anew in each call of `sample`, which tells the
     evaluations in `Solution.pilot`. `fitted` finds it once, to be used again and again until the weights change. It is made
-    for the probability flow, and may be used for any eta.
+    for the default method on the probability flow. Where there is noise, shorter steps towards the data are better.
 
     Arguments:
         order: k, 1 to 4: the larger, the more the rounding of float32 shows in F^{(k)}, as it does with more pilot_steps.
-        pilots: how many samples, all in one batch, with gradients: fewer where they are large.
+        pilots: how many samples, all in one batch, with gradients in x, which the network must have: fewer where they are
+            large.
         pilot_steps: how many steps they take; each is about two evaluations, one of them with a gradient.
         seed: what the pilots depend on.
         width: the deviation of the Gaussian that smooths the density, in units of l; that of a mean step comes on top.
@@ -95,7 +96,7 @@ class Adapted(AbstractGrid):
         model, sde = as_model(model, sde)
         span = span or span_of(model, sde, 1e-3)
         self._require(model)
-        with torch.no_grad(), evaluating(model, self.pilots):
+        with torch.inference_mode(mode=False), torch.no_grad(), evaluating(model, self.pilots):
             pilot = self._pilot(model, sde, span)
             errors = self._errors(model, sde, pilot, (span[1] - span[0]) / self.pilot_steps)
         return self._shared(errors, span, int(pilot.evaluations.sum()) + self.pilots * len(pilot.ts))

@@ -19,11 +19,12 @@ from sdekit import (
     ReverseDiffusion,
     UniPC,
 )
+from sdekit_diffusion._adapted import grid_of
 from sdekit_diffusion._adaptive import AdaptiveFlow, AdaptiveSDE
 from sdekit_diffusion._annealed import AnnealedLangevin
 from sdekit_diffusion._ddim import DDIM
 from sdekit_diffusion._edm import EDM
-from sdekit_diffusion._grids import Focused, UniformInLogSNR
+from sdekit_diffusion._grids import AbstractGrid, Focused, UniformInLogSNR
 from sdekit_diffusion._samplers import AbstractMethod, InTime, OnClock
 
 
@@ -62,14 +63,16 @@ METHODS: dict[str, AbstractMethod] = {
     "ode": AdaptiveFlow(),
     "adaptive_sde": AdaptiveSDE(),
 }
-# Where steps are so long that three values reach too far back: below how many, and what is taken instead.
+# Where three values reach too far back: below how many steps, or with another grid, and what is taken instead.
 _FEW: dict[str, tuple[int, AbstractMethod]] = {
     "sde": (25, OnClock(AdamsMoulton(2), eta=1.0, grid=Focused(0.3))),
 }
 
 
-def method_of(given: AbstractMethod | AbstractSolver | str, steps: int | None = None) -> AbstractMethod:
-    """A method from its name or from a solver, which is then used in the diffusion's own time; with a number of steps.
+def method_of(
+    given: AbstractMethod | AbstractSolver | str, steps: int | None = None, grid: AbstractGrid | str | None = None
+) -> AbstractMethod:
+    """A method from its name or from a solver, used in the diffusion's own time; with a number of steps and a grid.
 
     Raises:
         ValueError: for an unknown name.
@@ -82,5 +85,6 @@ def method_of(given: AbstractMethod | AbstractSolver | str, steps: int | None = 
         raise ValueError(f"unknown method {given!r}; choose one of {', '.join(METHODS)}, or pass a solver or a method object")
     else:
         below, few = _FEW.get(given, (0, METHODS[given]))
-        method = few if steps is not None and steps < below else METHODS[given]
-    return method if steps is None else replace(method, steps=steps)
+        method = few if grid is not None or (steps is not None and steps < below) else METHODS[given]
+    method = method if steps is None else replace(method, steps=steps)
+    return method if grid is None else replace(method, grid=grid_of(grid))

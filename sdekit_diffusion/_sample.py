@@ -20,7 +20,6 @@ from sdekit import (
     WhiteNoise,
     fresh_seed,
 )
-from sdekit_diffusion._adapted import grid_of
 from sdekit_diffusion._diffusion import AbstractDiffusion
 from sdekit_diffusion._flow import span_of
 from sdekit_diffusion._grids import AbstractGrid
@@ -121,8 +120,7 @@ def sample(
     given = tuple(x_T.shape[1:]) if shape is None and isinstance(x_T, Tensor) else shape
     model, diffusion = as_model(model, sde, given)
     _require(n, steps, batch_size, save, return_solution, noise)
-    chosen = method_of(method, steps)
-    chosen = chosen if grid is None else replace(chosen, grid=grid_of(grid))
+    chosen = method_of(method, steps, grid)
     span = span_of(model, diffusion, end)
     own_dtype, own_device = model.place()
     dtype, device = dtype or own_dtype, torch.device(device or own_device)
@@ -165,7 +163,11 @@ def sample(
                 raise UnfinishedError(error.solution, error.reached, i, error.advice) from None
             x = solution.x
             if denoise and count:
-                x = some.denoise(float(diffusion.time(span[1])), x, diffusion)
+                last = float(diffusion.time(span[1]))
+                x = some.denoise(last, x, diffusion)
+                if bad := (~torch.isfinite(x).reshape(count, -1).all(dim=1)).nonzero().flatten().tolist():
+                    error = NotFiniteError(chosen.steps, last, bad, count, "the denoising that follows step")
+                    raise error.seen(after=i, total=n)
                 solution = replace(solution, evaluations=solution.evaluations + 1)
             solutions.append(replace(solution, x=x.to(dtype), xs=None if solution.xs is None else solution.xs.to(dtype)))
     if not return_solution:

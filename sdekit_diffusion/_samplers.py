@@ -107,8 +107,8 @@ class OnClock(AbstractMethod):
 
     Arguments:
         solver: `AdamsMoulton(k)` or `AdamsBashforth(k)`, whose weights are then exponential integrals, for a polynomial in
-            `AbstractModel.clock`; the latter with k = 1 is DDIM for eta = 0 and DDPM's ancestral sampler for eta = 1. Or any
-            other solver, on the clock as its time.
+            `AbstractModel.clock`; the latter with k = 1 is DDIM for eta = 0, of the data or the noise, and DDPM's ancestral
+            sampler for eta = 1. Or any other solver, on the clock as its time.
         eta: the noise level: 0 the probability flow, 1 the reverse SDE; or a function of l = log(alpha / sigma), such as
             `lambda l: float(-2 < l < 3)`, whose value in the middle of a step is kept on it: for solvers with planned weights.
         integrand: what rules take for a polynomial: "data", the denoiser; or, for eta = 0, "noise", or "velocity", a

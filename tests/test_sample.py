@@ -456,3 +456,13 @@ def test_clock_is_the_chain_rule_of_the_reverse_equation():
             (slope,) = torch.autograd.grad(inverse, time)
             drift = sde.drift(t, x) - 0.5 * (1 + eta**2) * sde.g(t) ** 2 * mixture.score(t, x, sde)
             torch.testing.assert_close(problem.drift(tau.item(), x / scale), (slope * x + drift / scale) / dtau)
+
+
+def test_a_denoising_that_is_not_finite_is_told():
+    def late(x, t):
+        return torch.where((t < 1e-4).reshape(-1, 1) & (x[:, :1] > 0), math.nan, -x)
+
+    model = ScoreModel(late, "vp", "noise", shape=(2,))
+    with pytest.raises(NotFiniteError, match=r"after the denoising that follows step 5, at t = .* of 6 samples") as caught:
+        sample(model, 6, seed=0, steps=5, end=1e-3, denoise=True, batch_size=4)
+    assert caught.value.samples

@@ -137,6 +137,11 @@ def test_short_solves(name, steps, lower_final):
 def test_sde_looks_less_far_back_where_there_are_few_steps():
     """Below 25 steps two values, corrected, from there on three."""
     grid = Focused(0.3)
+    x, same = (
+        sample(MIXTURE, 4, sde="vp", method=m, steps=50, grid="log_snr", seed=0)
+        for m in ("sde", OnClock(AdamsMoulton(2), eta=1.0))
+    )
+    assert torch.equal(x, same)  # three values in l are for its own grid
     for steps, solver in ((24, AdamsMoulton(2)), (25, AdamsMoulton(3, variable="l"))):
         method = OnClock(solver, eta=1.0, grid=grid)
         x, same = (sample(MIXTURE, 4, sde="vp", method=m, steps=steps, seed=0) for m in ("sde", method))
