@@ -133,8 +133,9 @@ class Sampler:
         chosen = self.method
         if self.eta is not None:
             chosen = method_of("sde" if self.eta and self.method == "default" else self.method, self.steps, self.grid)
-            if "eta" not in [field.name for field in fields(chosen)]:
-                raise ValueError(f"the method {self.method!r} has no noise level; leave out --eta, or choose default or ddim")
+            flow = self.eta > 0 and getattr(chosen, "integrand", "data") != "data"
+            if flow or "eta" not in [field.name for field in fields(chosen)]:
+                raise ValueError(f"the method {self.method!r} has no noise level; leave out --eta, or choose default or sde")
             chosen = replace(chosen, eta=self.eta)
         return {"method": chosen, "steps": self.steps, "grid": self.grid, "noise": self.noise}
 

@@ -115,7 +115,8 @@ def sample(
     Raises:
         ValueError: for unknown names, a missing shape or diffusion, or a range with nothing to solve.
         sdekit.NotFiniteError: when the model spoils the state; it names the step, the time and the samples.
-        sdekit.UnfinishedError: when samples of "ode" do not reach the end; it names them, with the time.
+        sdekit.UnfinishedError: when samples of "ode" do not reach the end; it names them, with the time, and its `solution` has
+            the others, of all batches so far.
     """
     given = tuple(x_T.shape[1:]) if shape is None and isinstance(x_T, Tensor) else shape
     model, diffusion = as_model(model, sde, given)
@@ -160,7 +161,9 @@ def sample(
             except NotFiniteError as error:
                 raise error.seen(after=i, total=n) from None
             except UnfinishedError as error:
-                raise UnfinishedError(error.solution, error.reached, i, error.advice) from None
+                found = Solution.joined([*solutions, error.solution])
+                reached = torch.cat([torch.full((i,), float(error.solution.ts[-1])).to(error.reached), error.reached])
+                raise UnfinishedError(found, reached, advice=error.advice) from None
             x = solution.x
             if denoise and count:
                 last = float(diffusion.time(span[1]))

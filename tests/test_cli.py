@@ -336,7 +336,7 @@ def test_what_train_refuses(argv, said, tmp_path, capsys):
         (["--method", "rk45"], "euler_maruyama"),
         (["--method", "rk45", "--eta", "1"], "euler_maruyama"),
         (["--method", "ode", "--eta", "1"], "no noise level"),
-        (["--method", "lms", "--eta", "1"], "integrand"),
+        (["--method", "lms", "--eta", "1"], "the method 'lms' has no noise level"),
         (["--eta", "-1"], "eta must be a number from 0"),
         (["--grid", "squares"], "karras, log_snr"),
         (["--noise", "pink"], "white"),

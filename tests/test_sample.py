@@ -362,8 +362,12 @@ def test_failures_name_time_and_rows_of_the_whole_call(method):
 
     model = ScoreModel(net, "vp", "data", shape=(2,))
     if method == "ode":
-        with pytest.raises(UnfinishedError, match=r"1 of 2 samples did not reach the end \(row 5: .* at t = 0\.5"):
+        with pytest.raises(
+            UnfinishedError, match=r"1 of 6 samples did not reach the end \(row 5: .* at t = 0\.5"
+        ) as unfinished:
             sample(model, x_T=x_T, method=method, batch_size=4)
+        assert unfinished.value.solution.x.isfinite().all(dim=1).tolist() == [True] * 5 + [False]
+        assert (unfinished.value.reached[:5] < 2e-5).all()
         return
     with pytest.raises(NotFiniteError, match="1 of 6 samples") as caught:
         sample(model, x_T=x_T, method=method, steps=40, seed=0, batch_size=4)
