@@ -120,7 +120,7 @@ def sample(
     """
     given = tuple(x_T.shape[1:]) if shape is None and isinstance(x_T, Tensor) else shape
     model, diffusion = as_model(model, sde, given)
-    _require(n, steps, batch_size, save, return_solution, noise)
+    _require(n, steps, batch_size, first, save, return_solution, noise)
     chosen = method_of(method, steps, grid)
     span = span_of(model, diffusion, end)
     own_dtype, own_device = model.place()
@@ -178,8 +178,13 @@ def sample(
     return replace(Solution.joined(solutions), seed=seed, pilot=pilot)
 
 
-def _require(n: int, steps: int | None, batch_size: int | None, save: str, return_solution: bool, noise: object) -> None:
+def _require(
+    n: int, steps: int | None, batch_size: int | None, first: int, save: str, return_solution: bool, noise: object
+) -> None:
     """Refuses numbers out of range and options that would be ignored."""
+    for name, value in (("n", n), ("batch_size", batch_size), ("first", first)):
+        if not isinstance(value, Integral | None):
+            raise TypeError(f"{name} must be an integer, not {value!r}")
     if steps is not None and (not isinstance(steps, Integral) or steps < 1):
         raise ValueError(f"steps must be at least one step, a whole number of them; not {steps}")
     if n < 0 or (batch_size is not None and batch_size < 1):

@@ -76,7 +76,13 @@ class AbstractMethod(ABC):
     grid: AbstractGrid | None = field(default=None, kw_only=True)
 
     def fitted(self, model: AbstractModel, sde: AbstractDiffusion, span: Span) -> tuple[Self, int]:
-        """The method with its grid fitted to a model, and the evaluations that this took."""
+        """The method with its grid fitted to a model, and the evaluations that this took.
+
+        Raises:
+            TypeError: for a grid that is none, such as its name.
+        """
+        if not isinstance(self.grid, AbstractGrid | None):
+            raise TypeError(f"the grid of a method is an object such as Karras(), not {self.grid!r}; names go to sample(grid=)")
         if self.grid is None or (grid := self.grid.fitted(model, sde, span)) is self.grid:
             return self, 0
         return replace(self, grid=grid), grid.evaluations

@@ -470,3 +470,17 @@ def test_a_denoising_that_is_not_finite_is_told():
     with pytest.raises(NotFiniteError, match=r"after the denoising that follows step 5, at t = .* of 6 samples") as caught:
         sample(model, 6, seed=0, steps=5, end=1e-3, denoise=True, batch_size=4)
     assert caught.value.samples
+
+
+@pytest.mark.parametrize(
+    ("settings", "match"),
+    [
+        ({"n": 2.0}, "n must be an integer, not 2.0"),
+        ({"first": "1"}, "first must be an integer, not '1'"),
+        ({"batch_size": 1.5}, "batch_size must be an integer"),
+        ({"method": OnClock(grid="karras")}, r"object such as Karras\(\), not 'karras'; names go to sample"),
+    ],
+)
+def test_wrong_types_are_told(settings, match):
+    with pytest.raises(TypeError, match=match):
+        sample(MIXTURES["2"], sde="vp", **settings)
