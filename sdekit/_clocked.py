@@ -4,7 +4,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Self, cast
+from typing import ClassVar, Self
 
 import numpy as np
 import torch
@@ -15,12 +15,13 @@ from sdekit._sde import AbstractSDE, NoiseType
 from sdekit.elementary import Time, atan, axpy, broadcast, exp, log, scaled, tan
 
 
+@dataclass(frozen=True, eq=False)
 class AbstractClocked(AbstractSDE, ABC):
     """dy = F dA(l) + dB with F(t(l), x), x = y scale(l), in a time tau of its own, on which B is a standard Brownian motion:
 
         dy = F dA/dtau dtau + dB_tau.
 
-    Attributes:
+    Arguments:
         integrand: `F(t, x)`, shaped like x; t is own(l), a float or `(batch,)`.
         scale: x / y as a function of l; as own and smooth it is asked with floats and with tensors.
         own: the time in which F is known, as a function of l: l itself, or a diffusion's t; some rules interpolate in it.
@@ -28,12 +29,13 @@ class AbstractClocked(AbstractSDE, ABC):
         table: `at` for the times of a grid; `tabulated` fills it in.
     """
 
+    steady: ClassVar[bool]  # whether dA / dtau is 1
+
     integrand: Callable[[Time, Tensor], Tensor]
     scale: Callable[[Time], Time]
-    own: Callable[[Time], Time]
-    smooth: Callable[[Time], Time]
-    table: Mapping[float, tuple[float, float, float]]
-    steady = False  # whether dA / dtau is 1
+    own: Callable[[Time], Time] = field(default=lambda l: l, kw_only=True)
+    smooth: Callable[[Time], Time] = field(default=lambda l: l, kw_only=True)
+    table: Mapping[float, tuple[float, float, float]] = field(default_factory=dict, repr=False, kw_only=True)
 
     @abstractmethod
     def time(self, l: Time) -> Time:
@@ -54,7 +56,7 @@ class AbstractClocked(AbstractSDE, ABC):
 
     def tabulated(self, ts: Sequence[float]) -> Self:
         rows = (torch.as_tensor(row).expand(len(ts)).tolist() for row in self.at(torch.tensor(ts, dtype=torch.float64)))
-        return cast(Self, replace(cast(Any, self), table=dict(zip(ts, zip(*rows, strict=True), strict=True))))
+        return replace(self, table=dict(zip(ts, zip(*rows, strict=True), strict=True)))
 
     def physical(self, t: Time, x: Tensor) -> Tensor:
         """The equation's x = y scale(l) at a time, from its y."""
@@ -85,22 +87,20 @@ class Clocked(AbstractClocked):
         q: the exponent of Q; 0 for an ordinary equation.
     """
 
-    integrand: Callable[[Time, Tensor], Tensor]
-    scale: Callable[[Time], Time]
     a: float
     q: float = 0.0
-    own: Callable[[Time], Time] = lambda l: l
-    smooth: Callable[[Time], Time] = lambda l: l
-    table: Mapping[float, tuple[float, float, float]] = field(default_factory=dict, repr=False, kw_only=True)
 
     def __post_init__(self) -> None:
         if not self.a or self.q < 0:
             raise ValueError(f"the exponents must be a != 0 and q >= 0, not a = {self.a} and q = {self.q}")
-        object.__setattr__(self, "steady", self.a == self.q or not self.q)
 
     @property
     def noise_type(self) -> NoiseType:  # pyright: ignore[reportIncompatibleVariableOverride]
         return "additive" if self.q else "none"
+
+    @property
+    def steady(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self.a == self.q or not self.q
 
     def time(self, l: Time) -> Time:
         """The clock at l."""
@@ -140,12 +140,7 @@ class AngleClocked(AbstractClocked):
     noise_type = "none"
     steady = True
 
-    integrand: Callable[[Time, Tensor], Tensor]
-    scale: Callable[[Time], Time]
-    own: Callable[[Time], Time] = lambda l: l
-    smooth: Callable[[Time], Time] = lambda l: l
-    c: float = field(kw_only=True)
-    table: Mapping[float, tuple[float, float, float]] = field(default_factory=dict, repr=False, kw_only=True)
+    c: float
 
     def __post_init__(self) -> None:
         if not 0 < self.c < math.inf:

@@ -100,7 +100,7 @@ def axpy(a: Time, x: Tensor, y: Tensor) -> Tensor:
 def scaled(a: Time, x: Tensor) -> Tensor:
     """a x; a is a float or `(batch,)`.
 
-    For a product torch makes a tensor of a float, a third of the time of a small one; for a sum's factor it does not.
+    For a product torch makes a tensor of a float, which a small one is long about; for a sum's factor it does not.
     """
     if isinstance(a, Tensor):
         return x * broadcast(a, x)

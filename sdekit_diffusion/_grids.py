@@ -188,9 +188,9 @@ class Equidistributed(AbstractGrid):
             or not (bool((l.diff() > 0).all()) and bool((density > 0).all()))
         ):
             raise ValueError("l must increase, and the density be as many positive numbers, two or more")
-        object.__setattr__(self, "l", l)
         if not 0 <= self.width < math.inf:
             raise ValueError(f"width must be a number of steps from 0 on, not {self.width}")
+        object.__setattr__(self, "l", l)
         object.__setattr__(self, "density", density)
 
     def points(self, sde: AbstractDiffusion, span: Span, steps: int) -> Tensor:

@@ -34,7 +34,7 @@ def _published(solver: AbstractSolver, steps: int = 100, **settings: Any) -> OnC
 
 
 METHODS: dict[str, AbstractMethod] = {
-    "default": OnClock(AdamsMoulton(3, self_starting=False), integrand="velocity"),
+    "default": OnClock(integrand="velocity"),
     "sde": OnClock(AdamsMoulton(3, variable="l"), eta=1.0, grid=Focused(0.3)),
     "ddim": _published(AdamsBashforth(1)),
     "ddpm": _published(AdamsBashforth(1), 1000, eta=1.0),
