@@ -37,9 +37,8 @@ def test_multistep_on_an_angle_is_exact_for_polynomials(variable):
     solver = AdamsBashforth(3, variable=variable)
     y = solve(problem, torch.zeros(1, 1, dtype=torch.float64), ts, solver=solver, save="all").xs[:, 0, 0]
     # The first two steps have fewer than three values behind them: compare from the third on.
-    exact = integrate.quad(lambda l: f(smooth(l)) * 0.3 * np.exp(l) / (1 + 0.09 * np.exp(2 * l)), ls[3], ls[-1], epsrel=1e-13)[
-        0
-    ]
+    density = lambda l: f(smooth(l)) * 0.3 * np.exp(l) / (1 + 0.09 * np.exp(2 * l))  # noqa: E731
+    exact = integrate.quad(density, ls[3], ls[-1], epsrel=1e-13)[0]
     assert (y[-1] - y[3]).item() == pytest.approx(exact, rel=1e-10)
 
 
