@@ -3,6 +3,7 @@
 import math
 from collections import deque
 from dataclasses import dataclass, replace
+from numbers import Integral
 
 import torch
 from torch import Tensor
@@ -18,7 +19,6 @@ from sdekit_diffusion._grids import (
     Equidistributed,
     Focused,
     GeometricInSigma,
-    Given,
     Karras,
     Native,
     Quadratic,
@@ -28,10 +28,9 @@ from sdekit_diffusion._grids import (
     smoothed,
 )
 from sdekit_diffusion._model import AbstractModel, as_model, evaluating
-from sdekit_diffusion._refined import refined, remoteness
-from sdekit_diffusion._samplers import AbstractMethod, Descent, InTime, OnClock
+from sdekit_diffusion._samplers import Descent, OnClock
 
-_WIDTHS = (0.5, 1.0)  # of the smoothing in mean steps: the pilots choose where steps are moved, else it is the latter
+_HALVINGS = 5  # of the angle between two pilots
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,27 +46,27 @@ class Adapted(AbstractGrid):
     Phi(l) the change of the end of the trajectory with its y at l. A pilot solve of a few samples on a fine grid shows F^{(k)}
     by differences, and p = Phi^T u, for a random u, by dp/dA = -(dF/dy)^T p from the end backwards.
 
+    Phi is large for the few samples that pass close to where modes part, and a wrong mode is the largest of errors. Half of the
+    pilots are such samples: of the x_T = a cos(phi) + b sin(phi) between two that are drawn, all of the same law, those whose
+    end turns from that of a to that of b.
+
     The density is smoothed: F^{(k)} changes sign along a trajectory, and the errors of neighbouring steps cancel as long as
     their lengths change slowly. A part of the steps is spread evenly, for what few samples do not show, and because the next
     order of the error is not small in long steps.
 
-    What arrives at the end is a sum of local errors with signs. Where a method without noise takes few steps, they are then
-    moved so that more of it cancels, by solves of the same pilots with that method; see `_refined`. That grid is for that
-    method and number of steps.
-
-    The grid is a function of the weights, the method and its steps, and of nothing else: it is found anew in each call of
-    `sample`, which tells the evaluations in `Solution.pilot`. `fitted` finds it once, to be used again and again until the
-    weights change. The density is that of the default method. Where there is noise, shorter steps towards the data are better.
+    The grid is a function of the weights, and of nothing else: it is found anew in each call of `sample`, which tells the
+    evaluations in `Solution.pilot`. `fitted` finds it once, to be used again and again until the weights change. It is made
+    for the default method on the probability flow. Where there is noise, shorter steps towards the data are better.
 
     Arguments:
         order: k, 1 to 4: the larger, the more the rounding of float32 shows in F^{(k)}, as it does with more pilot_steps.
-        pilots: how many samples, all in one batch, with gradients in x, which the network must have; unless given 64, or as
-            many more, up to 1,024, as have 32,768 coordinates together: the fewer a sample has the less it shows.
-        pilot_steps: how many steps they take; each is about two evaluations, one of them with a gradient.
+        pilots: how many samples, all in one batch, with gradients in x, which the network must have: fewer where they are
+            large.
+        pilot_steps: how many steps they take; each is about two evaluations, one of them with a gradient. Some 70 evaluations
+            a pilot go before.
         seed: what the pilots depend on.
         width: the deviation of the Gaussian that smooths the density, in units of l; that of a mean step comes on top.
         even: the density of the steps spread evenly over that of the others.
-        refine: up to how many steps they are moved, at 2 pilot_steps + steps (steps + 17) evaluations a pilot; 0 is never.
 
     References:
         Hochbruck and Ostermann 2010, "Exponential integrators", for the errors; de Boor 1974, "Good approximation by splines
@@ -75,18 +74,19 @@ class Adapted(AbstractGrid):
     """
 
     order: int = 3
-    pilots: int | None = None
+    pilots: int = 32
     pilot_steps: int = 64
     seed: int = 0
     width: float = 0.4
     even: float = 0.1
-    refine: int = 32
 
     def __post_init__(self) -> None:
         if self.order not in (1, 2, 3, 4):
             raise ValueError(f"order is the number of values of a multistep rule, 1 to 4, not {self.order}")
-        if (self.pilots is not None and self.pilots < 1) or self.pilot_steps < 10:
-            raise ValueError(f"a pilot solve needs a sample and 10 steps or more, not {self.pilots} and {self.pilot_steps}")
+        if not (isinstance(self.pilots, Integral) and isinstance(self.pilot_steps, Integral)):
+            raise TypeError(f"pilots and pilot_steps are whole numbers, not {self.pilots!r} and {self.pilot_steps!r}")
+        if self.pilots < 2 or self.pilot_steps < 10:
+            raise ValueError(f"a pilot solve needs 2 samples and 10 steps or more, not {self.pilots} and {self.pilot_steps}")
         if not (0 < self.width < math.inf and 0 < self.even < math.inf):
             raise ValueError(f"width and even must be positive numbers, not {self.width} and {self.even}")
 
@@ -94,64 +94,48 @@ class Adapted(AbstractGrid):
         raise ValueError("an adapted grid comes from a model: ask Adapted().fitted(model, sde) for its points")
 
     def fitted(
-        self,
-        model: AbstractModel,
-        sde: AbstractDiffusion | str | None = None,
-        span: Span | None = None,
-        method: object = None,
-    ) -> Equidistributed | Given:
+        self, model: AbstractModel, sde: AbstractDiffusion | str | None = None, span: Span | None = None
+    ) -> Equidistributed:
         """The grid of a model, for the weights that it has now.
 
         Arguments:
             model: what it is given by sample must be for as many samples as there are pilots.
             sde: the diffusion; the model's own unless given.
             span: the range of l; down to sigma / alpha = 1e-3 unless given.
-            method: whose steps it is for, such as `replace(METHODS["default"], steps=20)`; unless given it is for any number,
-                and none are moved.
         """
         model, sde = as_model(model, sde)
-        down = self._start(model, sde, span or span_of(model, sde, 1e-3))
-        with torch.inference_mode(mode=False), torch.no_grad(), evaluating(model, len(down.x)):
-            pilot = OnClock(steps=self.pilot_steps, grid=UniformInLogSNR()).run(replace(down, save="all"))
-            errors = self._errors(model, sde, pilot, (down.span[1] - down.span[0]) / self.pilot_steps)
-            grid = self._shared(errors, down.span, int(pilot.evaluations.sum()) + pilot.ts.numel() * len(down.x))
-            if isinstance(method, OnClock | InTime) and method.eta == 0 and 1 < method.steps <= self.refine:
-                return self._refined(grid, method, down)
-            return grid
+        span = span or span_of(model, sde, 1e-3)
+        self._require(model)
+        with torch.inference_mode(mode=False), torch.no_grad(), evaluating(model, self.pilots):
+            start, evaluations = self._parting(self._drawn(model, sde, span))
+            pilot = OnClock(steps=self.pilot_steps, grid=UniformInLogSNR()).run(replace(start, save="all"))
+            errors = self._errors(model, sde, pilot, (span[1] - span[0]) / self.pilot_steps)
+        return self._shared(errors, span, evaluations + int(pilot.evaluations.sum()) + self.pilots * len(pilot.ts))
 
-    def _start(self, model: AbstractModel, sde: AbstractDiffusion, span: Span) -> Descent:
-        """The pilots."""
+    def _drawn(self, model: AbstractModel, sde: AbstractDiffusion, span: Span) -> Descent:
+        """Pilots from the prior."""
         if model.shape is None:
             raise ValueError("the shape of one sample is not known: a model for an adapted grid needs its shape=")
-        n = self.pilots or max(64, min(1024, 32768 // math.prod(model.shape)))
-        for name, value in model.conditions.items():
-            if isinstance(value, Tensor) and value.ndim and len(value) != n:
-                raise ValueError(
-                    f"{name} has {len(value)} entries for {n} pilots: fit the grid beforehand, by "
-                    f"Adapted(pilots={n}).fitted(model.given({name}=...)) with {n} entries, and pass it as grid="
-                )
         dtype, device = model.place()
         dtype, start = torch.promote_types(dtype, torch.float32), float(sde.time(span[0]))
-        return Descent(model, sde, sde.prior((n, *model.shape), seed=self.seed, t=start, dtype=dtype, device=device), span)
+        return Descent(
+            model, sde, sde.prior((self.pilots, *model.shape), seed=self.seed, t=start, dtype=dtype, device=device), span
+        )
 
-    def _refined(self, grid: Equidistributed, method: AbstractMethod, down: Descent) -> Given:
-        """The points of a method's steps, those of the grid moved."""
-        evaluations, far = grid.evaluations, 0.3 * down.model.data_std
-
-        def end(method: AbstractMethod) -> Tensor:
-            nonlocal evaluations
-            solution = method.run(down)
-            evaluations += int(solution.evaluations.sum())
-            return solution.x
-
-        def with_shares(shares: Tensor) -> Tensor:
-            return end(replace(method, grid=Given(grid.divided(down.span, shares))))
-
-        exact = end(OnClock(integrand="velocity", steps=2 * self.pilot_steps, grid=grid))
-        tried = [(remoteness(end(replace(method, grid=g)) - exact, far), g) for w in _WIDTHS for g in [replace(grid, width=w)]]
-        grid = min(tried, key=lambda one: one[0])[1]
-        shares = refined(with_shares, exact, method.steps, far)
-        return Given(grid.divided(down.span, shares), evaluations)
+    def _parting(self, down: Descent) -> tuple[Descent, int]:
+        """The latter half of the pilots moved to where ends part, by bisection of phi; and the evaluations that this took."""
+        half, method = self.pilots // 2, OnClock(integrand="velocity", steps=20)
+        index = torch.arange(self.pilots - half, self.pilots, device=down.x.device)
+        a, b, low = down.x[:half], down.x[index], torch.zeros(half, dtype=torch.float64)
+        these, high = replace(down, model=down.model.rows(index), x=b), torch.full_like(low, 0.5 * math.pi)
+        of_a, of_b = (method.run(replace(these, x=one)).x for one in (a, b))
+        for _ in range(_HALVINGS):
+            phi = 0.5 * (low + high)
+            x = method.run(replace(these, x=_between(a, b, phi))).x
+            near_a = ((x - of_a).square() - (x - of_b).square()).reshape(half, -1).sum(dim=1).cpu() < 0
+            low, high = torch.where(near_a, phi, low), torch.where(near_a, high, phi)
+        moved = torch.cat([down.x[: self.pilots - half], _between(a, b, 0.5 * (low + high))])
+        return replace(down, x=moved), half * method.steps * (2 + _HALVINGS)
 
     def _errors(self, model: AbstractModel, sde: AbstractDiffusion, pilot: Solution, h: float) -> Tensor:
         """w in the middle of each k + 1 neighbouring points, `(pilot_steps + 1 - k,)`, found from the end backwards."""
@@ -179,7 +163,20 @@ class Adapted(AbstractGrid):
         l = torch.linspace(span[0] + edge, span[1] - edge, len(errors), dtype=torch.float64)
         fine = torch.linspace(*span, 1001, dtype=torch.float64)
         density = smoothed(errors ** (1 / (self.order + 1)), l, fine, self.width)
-        return Equidistributed(fine, density / density.mean() + self.even, evaluations, width=_WIDTHS[-1])
+        return Equidistributed(fine, density / density.mean() + self.even, evaluations, width=1.0)
+
+    def _require(self, model: AbstractModel) -> None:
+        for name, value in model.conditions.items():
+            if isinstance(value, Tensor) and value.ndim and len(value) != self.pilots:
+                raise ValueError(
+                    f"{name} has {len(value)} entries for {self.pilots} pilots: fit the grid beforehand, by "
+                    f"Adapted().fitted(model.given({name}=...)) with {self.pilots} entries, and pass it as grid="
+                )
+
+
+def _between(a: Tensor, b: Tensor, phi: Tensor) -> Tensor:
+    """a cos(phi) + b sin(phi), phi `(batch,)`."""
+    return a * broadcast(phi.cos().to(a), a) + b * broadcast(phi.sin().to(b), b)
 
 
 def _derivative(v: tuple[float, ...], values: tuple[Tensor, ...], h: float) -> Tensor:

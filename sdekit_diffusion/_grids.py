@@ -30,13 +30,9 @@ class AbstractGrid(ABC):
         """l at the ends of the steps: float64, `(steps + 1,)`, increasing strictly; the first and the last are the span's."""
 
     def fitted(
-        self,
-        model: AbstractModel,
-        sde: AbstractDiffusion | str | None = None,
-        span: Span | None = None,
-        method: object = None,
+        self, model: AbstractModel, sde: AbstractDiffusion | str | None = None, span: Span | None = None
     ) -> "AbstractGrid":
-        """The grid with what it must know of a model, and of an `AbstractMethod` with steps; itself where that is nothing."""
+        """The grid with what it must know of a model; itself where that is nothing."""
         return self
 
 
@@ -150,11 +146,7 @@ class Focused(AbstractGrid):
             raise ValueError(f"share is a number from 0 on and less than 1, such as 0.8; not {self.share}")
 
     def fitted(
-        self,
-        model: AbstractModel,
-        sde: AbstractDiffusion | str | None = None,
-        span: Span | None = None,
-        method: object = None,
+        self, model: AbstractModel, sde: AbstractDiffusion | str | None = None, span: Span | None = None
     ) -> "AbstractGrid":
         return replace(self, model=model)
 
@@ -202,50 +194,18 @@ class Equidistributed(AbstractGrid):
         object.__setattr__(self, "density", density)
 
     def points(self, sde: AbstractDiffusion, span: Span, steps: int) -> Tensor:
-        return self.divided(span, torch.ones(steps, dtype=torch.float64))
-
-    def divided(self, span: Span, shares: Tensor) -> Tensor:
-        """Points between which the integrals of the density are in the proportions of shares, `(steps,)`."""
         l = self.l.numpy()
-        _require_known(l[0] <= span[0] < span[1] <= l[-1], self.l, span)
-        density = smoothed(self.density, self.l, self.l, self.width * (span[1] - span[0]) / len(shares))
+        if not l[0] <= span[0] < span[1] <= l[-1]:
+            known, asked = (f"{math.exp(-a):.3g} to {math.exp(-b):.3g}" for a, b in ((l[0], l[-1]), span))
+            raise ValueError(
+                f"the grid is known from sigma / alpha = {known}, and asked for from {asked}; fit it for that range, or leave "
+                "that to sample by grid='adapted'"
+            )
+        density = smoothed(self.density, self.l, self.l, self.width * (span[1] - span[0]) / steps)
         mass = torch.cat([torch.zeros(1), torch.cumulative_trapezoid(density, self.l)]).numpy()
         start, stop = np.interp(span, l, mass).tolist()
-        wanted = start + (stop - start) * np.append(0.0, np.cumsum(shares.numpy()) / float(shares.sum()))
+        wanted = uniform(start, stop, steps).numpy()
         return _ended(torch.from_numpy(np.interp(wanted, mass, l)), span)
-
-
-@dataclass(frozen=True, eq=False)
-class Given(AbstractGrid):
-    """Points l_i, i = 0, ..., N, that are given; for another number of steps they are interpolated in i / N.
-
-    Arguments:
-        l: log(alpha / sigma), increasing, `(points,)`, from the noisy end of a solve to its clean one.
-        evaluations: what it took to find them, of all samples together.
-    """
-
-    l: Tensor
-    evaluations: int = 0
-
-    def __post_init__(self) -> None:
-        l = torch.as_tensor(self.l, dtype=torch.float64, device="cpu")
-        if l.ndim != 1 or len(l) < 2 or not bool((l.diff() > 0).all()):
-            raise ValueError("l must be two or more numbers that increase")
-        object.__setattr__(self, "l", l)
-
-    def points(self, sde: AbstractDiffusion, span: Span, steps: int) -> Tensor:
-        _require_known(bool(np.allclose(self.l[[0, -1]], span, rtol=0, atol=1e-6)), self.l, span)
-        index = uniform(0.0, len(self.l) - 1.0, steps).numpy()
-        return _ended(torch.from_numpy(np.interp(index, np.arange(len(self.l)), self.l.numpy())), span)
-
-
-def _require_known(known: bool, l: Tensor, span: Span) -> None:
-    if not known:
-        has, asked = (f"{math.exp(-a):.3g} to {math.exp(-b):.3g}" for a, b in ((l[0], l[-1]), span))
-        raise ValueError(
-            f"the grid is known from sigma / alpha = {has}, and asked for from {asked}; fit it for that range, or leave that "
-            "to sample by grid='adapted'"
-        )
 
 
 def smoothed(values: Tensor, at: Tensor, to: Tensor, width: float) -> Tensor:
