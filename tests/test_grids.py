@@ -193,7 +193,7 @@ def test_a_method_object_and_a_grid_of_ones_own():
 def test_what_is_gained_over_steps_uniform_in_log_snr(mixture, sde):
     """RMS error of x over that of as many steps uniform in log-SNR, by the same rule, at 20, 50 and 100 evaluations.
 
-    It was 0.07 to 0.21, 0.07 to 0.13 and 0.03 to 0.07 for the focused grid, at most 0.14, 0.06 and 0.03 for the adapted one.
+    It was 0.07 to 0.21, 0.07 to 0.13 and 0.03 to 0.07 for the focused grid, at most 0.12, 0.05 and 0.03 for the adapted one.
     """
     model, settings = mixture(), {"sde": sde, "seed": 7, "dtype": torch.float64}
     adapted, exact = Adapted().fitted(model, sde), sample(model, 300, steps=1500, **settings)
@@ -201,7 +201,7 @@ def test_what_is_gained_over_steps_uniform_in_log_snr(mixture, sde):
     def error(grid, steps):
         return float((sample(model, 300, grid=grid, steps=steps, **settings) - exact).square().mean().sqrt())
 
-    for steps, focused_at_most, adapted_at_most in ((20, 0.3, 0.2), (50, 0.17, 0.08), (100, 0.1, 0.035)):
+    for steps, focused_at_most, adapted_at_most in ((20, 0.3, 0.17), (50, 0.17, 0.06), (100, 0.1, 0.035)):
         uniform = error("log_snr", steps)
         assert error("focused", steps) < focused_at_most * uniform
         assert error(adapted, steps) < adapted_at_most * uniform
