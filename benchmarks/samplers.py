@@ -191,25 +191,32 @@ def deterministic() -> list[dict[str, Any]]:
         begin = time.perf_counter()
         down = start(law, kernel, SAMPLES[problem])
         exact = AdaptiveFlow(1e-12, 1e-12, solver=Dopri8()).run(down).x
-        adapted = Adapted().fitted(law, kernel, down.span)
-        default = METHODS["default"]
+        default, pilots = METHODS["default"], dict[int, int]()
         ours = {
             "default": by(default, down),
-            "default, adapted": by(replace(default, grid=adapted), down),
+            "default, adapted": functools.partial(adapted, default, down, pilots),
             "default, log-SNR": by(replace(default, grid=UniformInLogSNR()), down),
             "default, of the data": by(replace(default, integrand="data"), down),
         }
         mode = modes_of(law, exact)
         found = {name: errors(run, exact, law, mode) for name, run in (*ours.items(), *others(down))}
         for name, by_budget in found.items():
-            rows += [{"problem": problem, "sde": sde, "method": name, "evaluations": n, **e} for n, e in by_budget.items()]
+            for n, e in by_budget.items():
+                more = {"pilots": pilots[n]} if name == "default, adapted" else {}
+                rows.append({"problem": problem, "sde": sde, "method": name, "evaluations": n, **e, **more})
         seconds = time.perf_counter() - begin
         print(
-            f"\n{problem}, {sde}, {SAMPLES[problem]:,} samples, pilots of {adapted.evaluations:,} evaluations; {seconds:.0f} s"
+            f"\n{problem}, {sde}, {SAMPLES[problem]:,} samples; evaluations of all pilots by steps: {pilots}; {seconds:.0f} s"
         )
         for measure in MEASURES:
             show(measure, found, list(ours))
     return rows
+
+
+def adapted(method: AbstractMethod, down: Descent, pilots: dict[int, int], evaluations: int) -> Tensor:
+    """On the grid that is adapted to the model and the steps; what that took goes to pilots."""
+    fitted, pilots[evaluations] = replace(method, steps=evaluations, grid=Adapted()).fitted(down.model, down.sde, down.span)
+    return fitted.run(down).x
 
 
 def errors(run: Run, exact: Tensor, law: GaussianMixture, mode: Tensor) -> dict[int, dict[str, float]]:

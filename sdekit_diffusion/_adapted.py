@@ -8,7 +8,7 @@ from numbers import Integral
 import torch
 from torch import Tensor
 
-from sdekit import AbstractClocked, Solution, normal
+from sdekit import AbstractClocked, NotFiniteError, Solution, normal
 from sdekit.elementary import axpy, broadcast
 from sdekit_diffusion._clock import on_clock
 from sdekit_diffusion._counters import PILOT
@@ -19,6 +19,7 @@ from sdekit_diffusion._grids import (
     Equidistributed,
     Focused,
     GeometricInSigma,
+    Given,
     Karras,
     Native,
     Quadratic,
@@ -28,9 +29,13 @@ from sdekit_diffusion._grids import (
     smoothed,
 )
 from sdekit_diffusion._model import AbstractModel, as_model, evaluating
-from sdekit_diffusion._samplers import Descent, OnClock
+from sdekit_diffusion._refined import refined, remoteness
+from sdekit_diffusion._samplers import AbstractMethod, Descent, OnClock
 
 _HALVINGS = 5  # of the angle between two pilots
+_PARTING = 0.1  # what a pilot where modes part weighs, one drawn 1
+_FAR = 0.3  # deviations of the data: errors beyond are no longer told apart
+_WIDTHS = (0.5, 1.0)  # of the smoothing in mean steps: the pilots choose where steps are moved, else it is the latter
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,19 +59,25 @@ class Adapted(AbstractGrid):
     their lengths change slowly. A part of the steps is spread evenly, for what few samples do not show, and because the next
     order of the error is not small in long steps.
 
-    The grid is a function of the weights, and of nothing else: it is found anew in each call of `sample`, which tells the
-    evaluations in `Solution.pilot`. `fitted` finds it once, to be used again and again until the weights change. It is made
-    for the default method on the probability flow. Where there is noise, shorter steps towards the data are better.
+    What arrives at the end is a sum of local errors with signs. Where an `OnClock` without noise takes few steps, they are then
+    moved so that more of it cancels, by solves of half of the pilots with that method; the others judge by how much. That
+    grid is for that method and that number of steps.
+
+    The grid is a function of the weights, the method and its steps, and of nothing else: it is found anew in each call of
+    `sample`, which tells the evaluations in `Solution.pilot`. `fitted` finds it once, to be used again and again until the
+    weights change. The density is that of the default method. Where there is noise, shorter steps towards the data are better.
 
     Arguments:
         order: k, 1 to 4: the larger, the more the rounding of float32 shows in F^{(k)}, as it does with more pilot_steps.
-        pilots: how many samples, all in one batch, with gradients in x, which the network must have: fewer where they are
-            large.
+        pilots: how many samples, all in one batch, with gradients in x, which the network must have; unless given 64, or as
+            many more, up to 2,048, as have 65,536 coordinates together: the fewer a sample has the less it shows.
         pilot_steps: how many steps they take; each is about two evaluations, one of them with a gradient. Some 70 evaluations
             a pilot go before.
         seed: what the pilots depend on.
         width: the deviation of the Gaussian that smooths the density, in units of l; that of a mean step comes on top.
         even: the density of the steps spread evenly over that of the others.
+        moved: up to how many steps N are moved, by at most some 2 N + 31 solves of each pilot with the method and one with
+            2 pilot_steps, and with memory for 2 N times the pilots; 0 is never.
 
     References:
         Hochbruck and Ostermann 2010, "Exponential integrators", for the errors; de Boor 1974, "Good approximation by splines
@@ -74,19 +85,26 @@ class Adapted(AbstractGrid):
     """
 
     order: int = 3
-    pilots: int = 32
+    pilots: int | None = None
     pilot_steps: int = 64
     seed: int = 0
     width: float = 0.4
     even: float = 0.1
+    moved: int = 32
 
     def __post_init__(self) -> None:
         if self.order not in (1, 2, 3, 4):
             raise ValueError(f"order is the number of values of a multistep rule, 1 to 4, not {self.order}")
-        if not (isinstance(self.pilots, Integral) and isinstance(self.pilot_steps, Integral)):
-            raise TypeError(f"pilots and pilot_steps are whole numbers, not {self.pilots!r} and {self.pilot_steps!r}")
-        if self.pilots < 2 or self.pilot_steps < 10:
-            raise ValueError(f"a pilot solve needs 2 samples and 10 steps or more, not {self.pilots} and {self.pilot_steps}")
+        counts = (2 if self.pilots is None else self.pilots, self.pilot_steps, self.moved)
+        if not all(isinstance(count, Integral) for count in counts):
+            raise TypeError(
+                f"pilots, pilot_steps and moved are whole numbers, not {self.pilots}, {counts[1]!r} and {counts[2]!r}"
+            )
+        if any(count < least for count, least in zip(counts, (2, 10, 0), strict=True)):
+            raise ValueError(
+                "a pilot solve needs 2 samples and 10 steps or more, and moves 0 or more; "
+                f"not {self.pilots}, {self.pilot_steps} and {self.moved}"
+            )
         if not (0 < self.width < math.inf and 0 < self.even < math.inf):
             raise ValueError(f"width and even must be positive numbers, not {self.width} and {self.even}")
 
@@ -94,38 +112,57 @@ class Adapted(AbstractGrid):
         raise ValueError("an adapted grid comes from a model: ask Adapted().fitted(model, sde) for its points")
 
     def fitted(
-        self, model: AbstractModel, sde: AbstractDiffusion | str | None = None, span: Span | None = None
-    ) -> Equidistributed:
+        self,
+        model: AbstractModel,
+        sde: AbstractDiffusion | str | None = None,
+        span: Span | None = None,
+        method: object = None,
+    ) -> Equidistributed | Given:
         """The grid of a model, for the weights that it has now.
 
         Arguments:
-            model: what it is given by sample must be for as many samples as there are pilots.
+            model: what it is given by sample must be for as many samples as there are pilots, in no order: where steps are
+                moved every other pilot judges.
             sde: the diffusion; the model's own unless given.
             span: the range of l; down to sigma / alpha = 1e-3 unless given.
+            method: whose steps it is for, such as `OnClock(integrand="velocity", steps=20)`; unless given it is for any
+                number, and none are moved.
+
+        Raises:
+            TypeError: for a method that is no object of one, such as its name.
         """
+        if not isinstance(method, AbstractMethod | None):
+            raise TypeError(f"method is an object with steps, such as replace(METHODS['default'], steps=20), not {method!r}")
         model, sde = as_model(model, sde)
-        span = span or span_of(model, sde, 1e-3)
-        self._require(model)
-        with torch.inference_mode(mode=False), torch.no_grad(), evaluating(model, self.pilots):
-            start, evaluations = self._parting(self._drawn(model, sde, span))
+        down = self._drawn(model, sde, span or span_of(model, sde, 1e-3))
+        with torch.inference_mode(mode=False), torch.no_grad(), evaluating(model, len(down.x)):
+            start, evaluations = self._parting(down)
             pilot = OnClock(steps=self.pilot_steps, grid=UniformInLogSNR()).run(replace(start, save="all"))
-            errors = self._errors(model, sde, pilot, (span[1] - span[0]) / self.pilot_steps)
-        return self._shared(errors, span, evaluations + int(pilot.evaluations.sum()) + self.pilots * len(pilot.ts))
+            errors = self._errors(model, sde, pilot, (start.span[1] - start.span[0]) / self.pilot_steps)
+            grid = self._shared(errors, start.span, evaluations + int(pilot.evaluations.sum()) + len(pilot.x) * len(pilot.ts))
+            if isinstance(method, OnClock) and method.eta == 0 and not method.solver.normals and 1 < method.steps <= self.moved:
+                return _moved(grid, method, start, 2 * self.pilot_steps)
+            return grid
 
     def _drawn(self, model: AbstractModel, sde: AbstractDiffusion, span: Span) -> Descent:
         """Pilots from the prior."""
         if model.shape is None:
             raise ValueError("the shape of one sample is not known: a model for an adapted grid needs its shape=")
+        n = self.pilots or max(64, min(2048, 65536 // math.prod(model.shape)))
+        for name, value in model.conditions.items():
+            if isinstance(value, Tensor) and value.ndim and len(value) != n:
+                raise ValueError(
+                    f"{name} has {len(value)} entries for {n} pilots: fit the grid beforehand, by "
+                    f"Adapted(pilots={n}).fitted(model.given({name}=...)) with {n} entries, and pass it as grid="
+                )
         dtype, device = model.place()
         dtype, start = torch.promote_types(dtype, torch.float32), float(sde.time(span[0]))
-        return Descent(
-            model, sde, sde.prior((self.pilots, *model.shape), seed=self.seed, t=start, dtype=dtype, device=device), span
-        )
+        return Descent(model, sde, sde.prior((n, *model.shape), seed=self.seed, t=start, dtype=dtype, device=device), span)
 
     def _parting(self, down: Descent) -> tuple[Descent, int]:
         """The latter half of the pilots moved to where ends part, by bisection of phi; and the evaluations that this took."""
-        half, method = self.pilots // 2, OnClock(integrand="velocity", steps=20)
-        index = torch.arange(self.pilots - half, self.pilots, device=down.x.device)
+        half, method = len(down.x) // 2, OnClock(integrand="velocity", steps=20)
+        index = torch.arange(len(down.x) - half, len(down.x), device=down.x.device)
         a, b, low = down.x[:half], down.x[index], torch.zeros(half, dtype=torch.float64)
         these, high = replace(down, model=down.model.rows(index), x=b), torch.full_like(low, 0.5 * math.pi)
         of_a, of_b = (method.run(replace(these, x=one)).x for one in (a, b))
@@ -134,7 +171,7 @@ class Adapted(AbstractGrid):
             x = method.run(replace(these, x=_between(a, b, phi))).x
             near_a = ((x - of_a).square() - (x - of_b).square()).reshape(half, -1).sum(dim=1).cpu() < 0
             low, high = torch.where(near_a, phi, low), torch.where(near_a, high, phi)
-        moved = torch.cat([down.x[: self.pilots - half], _between(a, b, 0.5 * (low + high))])
+        moved = torch.cat([down.x[: len(down.x) - half], _between(a, b, 0.5 * (low + high))])
         return replace(down, x=moved), half * method.steps * (2 + _HALVINGS)
 
     def _errors(self, model: AbstractModel, sde: AbstractDiffusion, pilot: Solution, h: float) -> Tensor:
@@ -163,15 +200,42 @@ class Adapted(AbstractGrid):
         l = torch.linspace(span[0] + edge, span[1] - edge, len(errors), dtype=torch.float64)
         fine = torch.linspace(*span, 1001, dtype=torch.float64)
         density = smoothed(errors ** (1 / (self.order + 1)), l, fine, self.width)
-        return Equidistributed(fine, density / density.mean() + self.even, evaluations, width=1.0)
+        return Equidistributed(fine, density / density.mean() + self.even, evaluations, width=_WIDTHS[-1])
 
-    def _require(self, model: AbstractModel) -> None:
-        for name, value in model.conditions.items():
-            if isinstance(value, Tensor) and value.ndim and len(value) != self.pilots:
-                raise ValueError(
-                    f"{name} has {len(value)} entries for {self.pilots} pilots: fit the grid beforehand, by "
-                    f"Adapted().fitted(model.given({name}=...)) with {self.pilots} entries, and pass it as grid="
-                )
+
+def _moved(grid: Equidistributed, method: OnClock, down: Descent, exact_steps: int) -> Given:
+    """The points of a method's steps: those of the grid, moved until the errors of the pilots at the end cancel."""
+    n, far = len(down.x), _FAR * down.model.data_std
+    exact = OnClock(integrand="velocity", steps=exact_steps, grid=grid).run(down)
+    evaluations = grid.evaluations + int(exact.evaluations.sum())
+    weights = torch.cat([torch.ones(n - n // 2), torch.full((n // 2,), _PARTING)]).to(down.x)
+    learn, judge = (torch.arange(first, n, 2, device=down.x.device) for first in (0, 1))
+
+    def errors(points: Tensor, index: Tensor) -> Tensor:
+        nonlocal evaluations
+        start = replace(down, x=down.x[index], model=down.model.rows(index))
+        try:
+            solution = replace(method, grid=Given(points)).run(start)
+        except NotFiniteError:  # steps that do not do; what the solve took is not told
+            evaluations += len(index) * method.steps
+            return torch.full_like(start.x, math.inf)
+        evaluations += int(solution.evaluations.sum())
+        return solution.x - exact.x[index]
+
+    def judged(points: Tensor, index: Tensor) -> float:
+        return remoteness(errors(points, index), weights[index], far)
+
+    equal = torch.ones(method.steps, dtype=torch.float64)
+    widths = [replace(grid, width=width) for width in _WIDTHS]
+    grid = min(widths, key=lambda one: judged(one.divided(down.span, equal), torch.arange(n, device=down.x.device)))
+    shares = refined(
+        lambda m: errors(grid.divided(down.span, m), learn),
+        lambda m: judged(grid.divided(down.span, m), judge),
+        weights[learn],
+        method.steps,
+        far,
+    )
+    return Given(grid.divided(down.span, shares), evaluations)
 
 
 def _between(a: Tensor, b: Tensor, phi: Tensor) -> Tensor:

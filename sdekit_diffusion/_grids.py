@@ -30,9 +30,13 @@ class AbstractGrid(ABC):
         """l at the ends of the steps: float64, `(steps + 1,)`, increasing strictly; the first and the last are the span's."""
 
     def fitted(
-        self, model: AbstractModel, sde: AbstractDiffusion | str | None = None, span: Span | None = None
+        self,
+        model: AbstractModel,
+        sde: AbstractDiffusion | str | None = None,
+        span: Span | None = None,
+        method: object = None,
     ) -> "AbstractGrid":
-        """The grid with what it must know of a model; itself where that is nothing."""
+        """The grid with what it must know of a model, and of the `AbstractMethod` that asks; itself where that is nothing."""
         return self
 
 
@@ -146,7 +150,11 @@ class Focused(AbstractGrid):
             raise ValueError(f"share is a number from 0 on and less than 1, such as 0.8; not {self.share}")
 
     def fitted(
-        self, model: AbstractModel, sde: AbstractDiffusion | str | None = None, span: Span | None = None
+        self,
+        model: AbstractModel,
+        sde: AbstractDiffusion | str | None = None,
+        span: Span | None = None,
+        method: object = None,
     ) -> "AbstractGrid":
         return replace(self, model=model)
 
@@ -194,18 +202,50 @@ class Equidistributed(AbstractGrid):
         object.__setattr__(self, "density", density)
 
     def points(self, sde: AbstractDiffusion, span: Span, steps: int) -> Tensor:
+        return self.divided(span, torch.ones(steps, dtype=torch.float64))
+
+    def divided(self, span: Span, shares: Tensor) -> Tensor:
+        """Points between which the integrals of the density are in the proportions of shares, `(steps,)`."""
         l = self.l.numpy()
         if not l[0] <= span[0] < span[1] <= l[-1]:
-            known, asked = (f"{math.exp(-a):.3g} to {math.exp(-b):.3g}" for a, b in ((l[0], l[-1]), span))
-            raise ValueError(
-                f"the grid is known from sigma / alpha = {known}, and asked for from {asked}; fit it for that range, or leave "
-                "that to sample by grid='adapted'"
-            )
-        density = smoothed(self.density, self.l, self.l, self.width * (span[1] - span[0]) / steps)
+            raise ValueError(f"{_known(self.l, span)}; fit it for that range, or leave that to sample by grid='adapted'")
+        density = smoothed(self.density, self.l, self.l, self.width * (span[1] - span[0]) / len(shares))
         mass = torch.cat([torch.zeros(1), torch.cumulative_trapezoid(density, self.l)]).numpy()
         start, stop = np.interp(span, l, mass).tolist()
-        wanted = uniform(start, stop, steps).numpy()
+        wanted = start + (stop - start) * np.append(0.0, np.cumsum(shares.numpy()) / float(shares.sum()))
         return _ended(torch.from_numpy(np.interp(wanted, mass, l)), span)
+
+
+@dataclass(frozen=True, eq=False)
+class Given(AbstractGrid):
+    """Points l_0 < ... < l_N that are given, for N steps.
+
+    Arguments:
+        l: log(alpha / sigma), increasing, `(N + 1,)`, from the noisy end of a solve to its clean one.
+        evaluations: what it took to find them, of all samples together.
+    """
+
+    l: Tensor
+    evaluations: int = 0
+
+    def __post_init__(self) -> None:
+        l = torch.as_tensor(self.l, dtype=torch.float64, device="cpu").detach()
+        if l.ndim != 1 or len(l) < 2 or not bool((l.diff() > 0).all() and l.isfinite().all()):
+            raise ValueError("l must be two or more finite numbers that increase")
+        object.__setattr__(self, "l", l)
+
+    def points(self, sde: AbstractDiffusion, span: Span, steps: int) -> Tensor:
+        if steps != len(self.l) - 1:
+            raise ValueError(f"{len(self.l)} points are {len(self.l) - 1} steps, not {steps}: pass steps={len(self.l) - 1}")
+        points = _ended(self.l.clone(), span)
+        if not (np.allclose(self.l[[0, -1]], span, rtol=0, atol=1e-6) and bool((points.diff() > 0).all())):
+            raise ValueError(f"{_known(self.l, span)}; give points that end there, fit them again, or pass another end=")
+        return points
+
+
+def _known(l: Tensor, span: Span) -> str:
+    has, asked = (f"{math.exp(-a):.6g} to {math.exp(-b):.6g}" for a, b in ((l[0], l[-1]), span))
+    return f"the grid is known from sigma / alpha = {has}, and asked for from {asked}"
 
 
 def smoothed(values: Tensor, at: Tensor, to: Tensor, width: float) -> Tensor:

@@ -142,4 +142,7 @@ class Sampler:
     def fitted(self, model: ScoreModel, sde: str | None) -> dict[str, Any]:
         """The arguments of `sample` for many calls: what the grid must know of the model is found once."""
         settings = self.settings()
-        return settings if self.grid is None else {**settings, "grid": grid_of(self.grid).fitted(model, sde)}
+        if self.grid is None:
+            return settings
+        method = method_of(settings["method"], self.steps, self.grid)
+        return {**settings, "grid": grid_of(self.grid).fitted(model, sde, method=method)}

@@ -83,14 +83,14 @@ class AbstractMethod(ABC):
         """
         if not isinstance(self.grid, AbstractGrid | None):
             raise TypeError(f"the grid of a method is an object such as Karras(), not {self.grid!r}; names go to sample(grid=)")
-        if self.grid is None or (grid := self.grid.fitted(model, sde, span)) is self.grid:
+        if self.grid is None or (grid := self.grid.fitted(model, sde, span, self)) is self.grid:
             return self, 0
         return replace(self, grid=grid), grid.evaluations
 
     def points(self, down: Descent) -> Tensor:
         """l at the ends of the steps."""
         assert self.grid is not None
-        return self.grid.fitted(down.model, down.sde, down.span).points(down.sde, down.span, self.steps)
+        return self.grid.fitted(down.model, down.sde, down.span, self).points(down.sde, down.span, self.steps)
 
     @abstractmethod
     def run(self, down: Descent) -> Solution:

@@ -54,7 +54,7 @@ DIFFUSION = [
     {"_model"},
     {"_mixture", "_flow", "_loss", "_grids", "_check", "_techniques"},
     {"_clock"},
-    {"_samplers", "_empirical", "_recipe", "_checkpoint"},
+    {"_samplers", "_empirical", "_recipe", "_checkpoint", "_refined"},
     {"_adapted", "_adaptive", "_annealed", "_ddim", "_edm", "_training"} | {"_pretrained._weights"},
     {"_methods", "_ncsn", "_run", "_pretrained._denoiser", "_pretrained._folder", "_pretrained._score_sde"},
     {"_sample", "_fit", "_pretrained._diffusers"},
@@ -150,7 +150,7 @@ def test_public_names_of_sdekit_diffusion():
         == """
         DDIM DDPM DIFFUSIONS EDM EDMSDE GRIDS METHODS NCSN VESDE VPSDE AbstractDiffusion AbstractGrid AbstractMethod
         AbstractModel AbstractSource Adapted AdaptiveFlow AdaptiveSDE AnnealedLangevin BitsPerDim CheckpointError CosineVPSDE
-        Descent EmpiricalMixture Equidistributed Focused GaussianMixture GeometricInSigma InTime Karras Log ModelCheck
+        Descent EmpiricalMixture Equidistributed Focused GaussianMixture GeometricInSigma Given InTime Karras Log ModelCheck
         NCSNSettings Native OnClock Quadratic Recipe Record RectifiedFlow ScoreModel Shards SubVPSDE Training UniformInLogSNR
         UniformInTime VariationalBound bits_per_dim check_model cosine_betas data decode dsm_loss encode fit from_diffusers
         from_edm from_score_sde geometric_sigmas interpolate langevin_step_size linear_betas load log_likelihood
