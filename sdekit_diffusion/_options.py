@@ -113,7 +113,8 @@ class Sampler:
     Attributes:
         method: default, euler_maruyama, pc, ode or another method of the library; a name that is none lists them.
         steps: how many steps.
-        grid: where they are: native, time, quadratic, sigma, karras, log_snr, focused, or adapted, found from the model.
+        grid: where they are: native, time, quadratic, sigma, karras, log_snr, focused, or adapted, found from the model, at
+            the cost of thousands of samples.
         noise: white, other noise for every number of steps; or path, one Brownian path a sample, which more steps refine.
         eta: the noise level: 0 the probability flow, 1 the reverse SDE; above 0 the default method is "sde".
     """

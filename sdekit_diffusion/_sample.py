@@ -92,7 +92,8 @@ def sample(
         method: a name in `METHODS`, a method object with its own parameters, or a solver.
         steps: the number of steps; the method's own unless given.
         grid: where they are, "native", "time", "quadratic", "sigma", "karras", "log_snr", "focused", "adapted" or an object
-            such as `Karras(rho=7)`; the method's own unless given. "adapted" is found from the model first, by a pilot solve.
+            such as `Karras(rho=7)`; the method's own unless given. "adapted" is found from the model first, by pilot solves
+            that cost as much as thousands of samples; see `Adapted`.
         seed: what all noise depends on; None takes a fresh one from torch's default generator.
         noise: "white", other noise on every grid; "path", a `BrownianPath` a sample on the clock of the method's noise, so
             that more steps refine the same samples; or an object whose row i is the noise of sample i of this call. Unless
