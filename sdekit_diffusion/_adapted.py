@@ -153,7 +153,7 @@ class Adapted(AbstractGrid):
             if isinstance(value, Tensor) and value.ndim and len(value) != n:
                 raise ValueError(
                     f"{name} has {len(value)} entries for {n} pilots: fit the grid beforehand, by "
-                    f"Adapted(pilots={n}).fitted(model.given({name}=...)) with {n} entries, and pass it as grid="
+                    f"Adapted(pilots={n}).fitted(model.given({name}=...), method=...) with {n} entries, and pass it as grid="
                 )
         dtype, device = model.place()
         dtype, start = torch.promote_types(dtype, torch.float32), float(sde.time(span[0]))
