@@ -12,9 +12,9 @@ as well.
 Stochastic samplers draw 20,000 samples with 30 evaluations and 200,000 with 60 (in 3,072 dimensions 1,000 with 30) and are
 compared with the closed-form law: mode weights, means and covariances of each mode in standard errors, and the sliced
 Wasserstein distance to exact samples; the floor is what exact samples have. The mixtures are not those on which the default was
-chosen.
+chosen; how pilots of the adapted grid weigh, and how many there are, was compared on them too: --mixtures 201 draws others.
 
-    python benchmarks/samplers.py [deterministic] [stochastic]
+    python benchmarks/samplers.py [deterministic] [stochastic] [--mixtures FIRST]
 """
 
 import argparse
@@ -79,11 +79,15 @@ def mixture(seed: int, d: int, k: int, low: float, high: float, *, full: bool = 
     return GaussianMixture(weights, means, axes @ torch.diag_embed(deviations.square()) @ axes.mT)
 
 
-MIXTURES = {
-    "d = 2, narrow": mixture(101, 2, 6, 0.03, 0.1),
-    "d = 16, full": mixture(102, 16, 5, 0.03, 0.5, full=True),
-    "d = 3072": mixture(103, 3072, 5, 0.05, 0.3, spread=0.5),
-}
+def mixtures(first: int) -> dict[str, GaussianMixture]:
+    return {
+        "d = 2, narrow": mixture(first, 2, 6, 0.03, 0.1),
+        "d = 16, full": mixture(first + 1, 16, 5, 0.03, 0.5, full=True),
+        "d = 3072": mixture(first + 2, 3072, 5, 0.05, 0.3, spread=0.5),
+    }
+
+
+MIXTURES = mixtures(101)
 SAMPLES = {"d = 2, narrow": 20_000, "d = 16, full": 20_000, "d = 3072": 32}
 
 
@@ -353,7 +357,7 @@ def seen(law: GaussianMixture, d: int) -> GaussianMixture:
     return GaussianMixture(law.weights, law.means[:, :d], law.covariances[:, :d, :d])
 
 
-def draw(rows: list[dict[str, Any]]) -> None:
+def draw(rows: list[dict[str, Any]], name: str) -> None:
     figure = Figure(figsize=(10, 9), layout="constrained")
     axes = figure.subplots(3, 3, sharex=True, sharey="row")
     for (i, problem), (j, sde) in itertools.product(enumerate(MIXTURES), enumerate(SDES)):
@@ -374,23 +378,27 @@ def draw(rows: list[dict[str, Any]]) -> None:
         place.set_ylabel("RMS error of x(end)")
     axes[0, 0].plot([], [], color="0.8", label="diffusers, k-diffusion, torchdiffeq")
     axes[0, 0].legend(fontsize=7, frameon=False)
-    figure.savefig(RESULTS / "samplers.png", dpi=120)
+    figure.savefig(RESULTS / f"{name}.png", dpi=120)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parts = ("deterministic", "stochastic")
     parser.add_argument("parts", nargs="*", choices=parts, default=parts)
-    wanted = parser.parse_args().parts
-    result: dict[str, Any] = {"environment": environment(dtype="float64", seed=SEED)}
+    parser.add_argument("--mixtures", type=int, default=101, metavar="FIRST", help="the seed of the first of three (101)")
+    arguments = parser.parse_args()
+    wanted = arguments.parts
+    MIXTURES.update(mixtures(arguments.mixtures))
+    result: dict[str, Any] = {"environment": environment(dtype="float64", seed=SEED, mixtures=arguments.mixtures)}
     with torch.no_grad():
         if "deterministic" in wanted:
             result["deterministic"] = deterministic()
         if "stochastic" in wanted:
             result["stochastic"] = stochastic()
-    save("samplers" if len(wanted) == 2 else f"samplers_{wanted[0]}", result)
+    drawn = "" if arguments.mixtures == 101 else f"_{arguments.mixtures}"
+    save(f"samplers{drawn}" if len(wanted) == 2 else f"samplers{drawn}_{wanted[0]}", result)
     if "deterministic" in result:
-        draw(result["deterministic"])
+        draw(result["deterministic"], f"samplers{drawn}")
 
 
 if __name__ == "__main__":
