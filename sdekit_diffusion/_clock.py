@@ -37,7 +37,7 @@ def on_clock(model: AbstractModel, sde: AbstractDiffusion, eta: float = 0.0, int
     """The reverse equation of noise level eta without its linear part, l = log(alpha / sigma).
 
     With the data predicted, y = x e^{eta^2 l} / sigma,  dy = D d e^{(1 + eta^2) l} + dB_Q,  Q = e^{2 eta^2 l}. For eta = 0
-    with the noise, y = x / alpha,  dy = eps d e^{-l}; or with the velocity, c = data_std / 3, r^2 = (c alpha)^2 + sigma^2 and
+    with the noise, y = x / alpha,  dy = eps d e^{-l}; or with the velocity, c = data_std / 4, r^2 = (c alpha)^2 + sigma^2 and
     the angle theta = arctan(c alpha / sigma),
 
         y = c x / r,  dy = F d theta,  F = cos(theta) D - c sin(theta) eps = (r D - c^2 alpha x / r) / sigma.
@@ -51,7 +51,7 @@ def on_clock(model: AbstractModel, sde: AbstractDiffusion, eta: float = 0.0, int
         and Ho 2022, arXiv 2202.00512, and with c Lu and Song 2024, arXiv 2410.11081.
     """
     if integrand == "velocity":
-        return turning(model, sde, model.data_std / 3)
+        return turning(model, sde, model.data_std / 4)
     if integrand == "noise":
 
         def noise(t: Time, x: Tensor) -> Tensor:

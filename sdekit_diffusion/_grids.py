@@ -21,9 +21,10 @@ class AbstractGrid(ABC):
 
     Attributes:
         evaluations: what it took to find the rule, of all samples together; 0 for a formula.
+        follows: whether steps are short where the model is rough, so that polynomials may reach far back.
     """
 
-    evaluations = 0
+    evaluations, follows = 0, False
 
     @abstractmethod
     def points(self, sde: AbstractDiffusion, span: Span, steps: int) -> Tensor:
@@ -142,6 +143,8 @@ class Focused(AbstractGrid):
         model: whose clock; `fitted` fills it in.
     """
 
+    follows = True
+
     share: float = 0.8
     model: AbstractModel | None = None
 
@@ -181,6 +184,8 @@ class Equidistributed(AbstractGrid):
     References:
         de Boor 1974, "Good approximation by splines with variable knots II".
     """
+
+    follows = True
 
     l: Tensor
     density: Tensor
@@ -224,6 +229,8 @@ class Given(AbstractGrid):
         l: log(alpha / sigma), increasing, `(N + 1,)`, from the noisy end of a solve to its clean one.
         evaluations: what it took to find them, of all samples together.
     """
+
+    follows = True
 
     l: Tensor
     evaluations: int = 0

@@ -7,11 +7,10 @@ import torch
 from torch import Tensor
 
 SHIFT = 0.03  # of log M, for the differences that stand for derivatives
-MOVES = 28
-ANEW = 3  # how often derivatives are found anew
-LEAST = 1e-6  # move that is made
+CAUTIONS = (1.0, 0.3, 0.1, 0.03, 0.01)  # weights of small local errors, relative to the median error with equal shares
+MOVES = 6  # with each of them
+GAIN = 0.02  # of the cost: a move that brings less is the last
 WILD = 1e3  # times far: a solve that ends there has failed
-CAUTION = 1.0  # the weight of small local errors, relative to the median error at the end with equal shares
 
 
 def refined(
@@ -27,14 +26,13 @@ def refined(
 
     |e| the root mean square over the coordinates, e_0 the median of w |e|^2 at M = 1. The second term keeps local errors
     small, which is what other samples profit from; and rho leaves out samples that end somewhere else altogether, but not
-    those that nearly do. Of all shares on the way those are taken that other samples find best.
-    Levenberg-Marquardt, the derivatives by differences, N solves, then by Broyden's update, and by differences again when a
-    move does not help, three times at most.
+    those that nearly do. c falls from 1 to 1/100 on the way, and of all shares on it those are taken that are judged
+    best. Levenberg-Marquardt; the derivatives by differences, N solves, for each c, and by Broyden's update after its moves.
 
     Arguments:
         errors: at the end of solves with such shares, `(samples, *event)`; not finite, or a thousand times far, where a solve
             fails.
-        judged: E w rho of other samples with such shares.
+        judged: the error with such shares, of more samples.
         weights: w, `(samples,)`.
         steps: N.
         far: from which size on errors are no longer told apart.
@@ -43,56 +41,66 @@ def refined(
         Nocedal and Wright 2006, "Numerical optimization", sections 10.3 and 11.1; Geman and McClure 1987 for rho.
     """
     identity = torch.eye(steps, dtype=torch.float64)
-    level = identity - 1 / steps  # all log M moved alike are no move
 
     def of(q: Tensor) -> Tensor:
         e = errors(_shares(q))
         e = e.reshape(len(e), -1)
         return torch.where(_sizes(e)[:, None] < (WILD * far) ** 2, e, math.inf)
 
-    def cost(q: Tensor, e: Tensor) -> float:
-        return remoteness(e, weights, far) + c * float(_shares(q).pow(4).mean())
-
-    def differences(q: Tensor, e: Tensor) -> Tensor:
-        return torch.stack([(of(q + SHIFT * unit) - e) / SHIFT for unit in identity]).nan_to_num(0.0, 0.0, 0.0)
+    def cost(q: Tensor, e: Tensor, c: float) -> float:
+        return _mean(weights * _sizes(e) * _nearness(e, far)) + c * float(_shares(q).pow(4).mean())
 
     q = torch.zeros(steps, dtype=torch.float64)
     e = of(q)
-    c = CAUTION * float((weights * _sizes(e)).median())
-    least, damping = cost(q, e), 1e-3
-    if not 0 < least < math.inf:
-        return _shares(q)
+    unit = float((weights * _sizes(e)).median())
     found = [(judged(_shares(q)), q)]
-    slopes, anew, moved = differences(q, e), ANEW, False
-    for _ in range(MOVES):
-        root, m = (weights.sqrt() * _nearness(e, far))[:, None], _shares(q)  # of the derivative of w rho by |e|^2
-        rows = (slopes * root).flatten(1)
-        of_m = 2 * m.square().diag() - 2 * m.square()[:, None] * m / steps  # M^2 by log M
-        normal = level @ ((rows @ rows.T).cpu().double() / e.numel() + c / steps * of_m.T @ of_m) @ level
-        descent = level @ ((rows @ (root * e).flatten()).cpu().double() / e.numel() + c / steps * of_m.T @ m.square())
-        move = -torch.linalg.pinv(normal + damping * normal.diagonal().mean() * level, hermitian=True) @ descent
-        if not move.abs().max() > LEAST:
+    for c in (caution * unit for caution in CAUTIONS):
+        least, damping = cost(q, e, c), 1e-3
+        if not 0 < least < math.inf:
             break
-        move = move / move.abs().max().clamp(min=1)
-        there = of(q + move)
-        if bool(there.isfinite().all()):
-            missed = there - e - torch.tensordot(move.to(e), slopes, 1)
-            for slope, part in zip(slopes, (move / move.square().sum()).tolist(), strict=True):
-                slope.add_(missed, alpha=part)
-        if (reached := cost(q + move, there)) < least:
-            q, e, least, damping, moved = q + move, there, reached, damping / 5, True
+        slopes = torch.stack([(of(q + SHIFT * one) - e) / SHIFT for one in identity]).nan_to_num(0.0, 0.0, 0.0)
+        for _ in range(MOVES):
+            move = _move(e, slopes, _shares(q), (weights.sqrt() * _nearness(e, far))[:, None], c, damping)
+            if not move.abs().max() > 0:
+                break
+            there = of(q + move)
+            if bool(there.isfinite().all()):
+                missed = there - e - torch.tensordot(move.to(e), slopes, 1)
+                for slope, part in zip(slopes, (move / move.square().sum()).tolist(), strict=True):
+                    slope.add_(missed, alpha=part)
+            if not (reached := cost(q + move, there, c)) < least:
+                damping *= 8
+                continue
+            gain, q, e, least, damping = 1 - reached / least, q + move, there, reached, damping / 5
             found.append((judged(_shares(q)), q))
-        elif moved and anew:
-            slopes, anew, moved = differences(q, e), anew - 1, False
-        else:
-            damping *= 8
+            if gain < GAIN:
+                break
     return _shares(min(found, key=lambda one: one[0])[1])
 
 
-def remoteness(e: Tensor, weights: Tensor, far: float) -> float:
-    """E w rho(|e|) of errors `(samples, *event)`; infinite where one is not finite."""
-    value = float((weights * _sizes(e) * _nearness(e, far)).mean())
-    return value if math.isfinite(value) else math.inf
+def _move(e: Tensor, slopes: Tensor, m: Tensor, root: Tensor, c: float, damping: float) -> Tensor:
+    """Of log M, by errors e with their derivatives and c sum_n M_n^4 / N; root^2 is the derivative of w rho by |e|^2."""
+    steps = len(m)
+    level = torch.eye(steps, dtype=torch.float64) - 1 / steps  # all log M moved alike are no move
+    rows = (slopes * root).flatten(1)
+    of_m = 2 * m.square().diag() - 2 * m.square()[:, None] * m / steps  # M^2 by log M
+    normal = level @ ((rows @ rows.T).cpu().double() / e.numel() + c / steps * of_m.T @ of_m) @ level
+    descent = level @ ((rows @ (root * e).flatten()).cpu().double() / e.numel() + c / steps * of_m.T @ m.square())
+    move = -torch.linalg.pinv(normal + damping * normal.diagonal().mean() * level, hermitian=True) @ descent
+    return move / move.abs().max().clamp(min=1)
+
+
+def distance(e: Tensor, weights: Tensor, far: float) -> float:
+    """E w rho(|e|)^(1/2) of errors `(samples, *event)`; infinite where one is not finite.
+
+    In the mean of |e| a sample in a wrong mode takes its share, in that of |e|^2 it would take all.
+    """
+    return _mean(weights * (_sizes(e) * _nearness(e, far)).sqrt())
+
+
+def _mean(values: Tensor) -> float:
+    mean = float(values.mean())
+    return mean if math.isfinite(mean) else math.inf
 
 
 def _sizes(e: Tensor) -> Tensor:

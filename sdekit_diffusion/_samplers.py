@@ -26,6 +26,8 @@ from sdekit_diffusion._diffusion import AbstractDiffusion
 from sdekit_diffusion._grids import AbstractGrid, Focused, Native, Span
 from sdekit_diffusion._model import AbstractModel
 
+_ENOUGH = 20  # steps for a polynomial through five values
+
 
 @dataclass(frozen=True, eq=False)
 class Descent:
@@ -114,7 +116,8 @@ class OnClock(AbstractMethod):
     Arguments:
         solver: `AdamsMoulton(k)` or `AdamsBashforth(k)`, whose weights are then exponential integrals, for a polynomial in
             `AbstractModel.clock`; the latter with k = 1 is DDIM for eta = 0, of the data or the noise, and DDPM's ancestral
-            sampler for eta = 1. Or any other solver, on the clock as its time.
+            sampler for eta = 1. Or any other solver, on the clock as its time. None is `AdamsMoulton(3)`, and for the velocity
+            in 20 steps or more of a grid that `follows` the model `AdamsMoulton(4)`, which others do not bear; see `rule`.
         eta: the noise level: 0 the probability flow, 1 the reverse SDE; or a function of l = log(alpha / sigma), such as
             `lambda l: float(-2 < l < 3)`, whose value in the middle of a step is kept on it: for solvers with planned weights.
         integrand: what rules take for a polynomial: "data", the denoiser; or, for eta = 0, "noise", or "velocity", a
@@ -122,28 +125,38 @@ class OnClock(AbstractMethod):
         steps, grid: how many and where, unless `sample` says otherwise.
     """
 
-    solver: AbstractSolver = field(default_factory=lambda: AdamsMoulton(3, self_starting=False))
+    solver: AbstractSolver | None = None
     eta: float | Callable[[float], float] = 0.0
     integrand: Integrand = "data"
     steps: int = field(default=100, kw_only=True)
     grid: AbstractGrid = field(default=Focused(), kw_only=True)
 
     def __post_init__(self) -> None:
+        if not isinstance(self.solver, AbstractSolver | None):
+            raise TypeError(f"solver is an object such as AdamsMoulton(3), or None for the default, not {self.solver!r}")
         if not callable(self.eta):
             level(self.eta)
-        elif not self.solver.stepwise:
+        elif not self.rule.stepwise:
             raise ValueError(
-                f"{type(self.solver).__name__} is for one eta: as a function of l it jumps where steps meet, which rules with "
+                f"{type(self.rule).__name__} is for one eta: as a function of l it jumps where steps meet, which rules with "
                 "planned weights take exactly; choose one such as AdamsBashforth(2), or give eta as a number"
             )
-        if self.eta and not callable(self.eta) and "additive" not in self.solver.order:
-            name = type(self.solver).__name__
+        if self.eta and not callable(self.eta) and "additive" not in self.rule.order:
+            name = type(self.rule).__name__
             raise ValueError(f"{name} is for the probability flow, eta = 0; with noise take ClockedHeun() or AdamsMoulton(2)")
         if self.integrand not in get_args(Integrand) or (self.integrand != "data" and self.eta):
             raise ValueError(
                 f"integrand must be 'data', or for eta = 0 'noise' or 'velocity'; not {self.integrand!r} for eta = {self.eta}: "
                 "with noise take integrand='data', or the method 'sde'"
             )
+
+    @property
+    def rule(self) -> AbstractSolver:
+        """The solver, or what it is unless given."""
+        if self.solver is not None:
+            return self.solver
+        far = self.integrand == "velocity" and self.steps >= _ENOUGH and self.grid.follows
+        return AdamsMoulton(4 if far else 3, self_starting=False)
 
     def run(self, down: Descent) -> Solution:
         grid = self.points(down)
@@ -161,7 +174,7 @@ class OnClock(AbstractMethod):
 
         y, watch = down.x / problem.scale(down.span[0]), down.callback and report
         try:
-            solution = solve(problem, y, clock, solver=self.solver, noise=down.noise, save=down.save, callback=watch)
+            solution = solve(problem, y, clock, solver=self.rule, noise=down.noise, save=down.save, callback=watch)
         except NotFiniteError as error:
             raise error.seen(t=float(down.sde.time(problem.parameter(error.t)))) from None
         xs = solution.xs

@@ -162,7 +162,7 @@ def strong_slope(solver, kind, direction, noise=None):
     else:
         steps, x0 = np.array([32, 64, 128] if promised == 0.5 else [16, 32, 64, 128]), START
         if getattr(solver, "k", 1) > 2:  # on coarse grids the errors of higher order, which fall faster, are the larger ones
-            steps = np.array([64, 128, 256])
+            steps = np.array([64, 128, 256]) * (2 if solver.k + getattr(solver, "corrects", False) > 4 else 1)
         exact, noise = reference(kind, equation.sde_type, ends), noise or fine(SIZES.get(kind, 1))
     errors = [
         (solve(equation, x0, uniform(*ends, n), solver=solver, noise=noise).x - exact).square().mean().sqrt() for n in steps

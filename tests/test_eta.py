@@ -38,7 +38,7 @@ WIDE = GaussianMixture([0.3, 0.7], torch.tensor([[-1.0, 0.3], [0.5, -0.4]], dtyp
 LINE = GaussianMixture([0.3, 0.7], torch.tensor([[-1.0], [0.5]], dtype=torch.float64), [0.3, 0.2])
 RULES = [
     *(AdamsBashforth(k) for k in (1, 2, 3, 4)),
-    *(AdamsMoulton(k) for k in (1, 2, 3)),
+    *(AdamsMoulton(k) for k in (1, 2, 3, 4)),
     *(DPMSolver(2), DPMSolver(2, "heun"), DPMSolver(3), UniPC(2), UniPC(3, "bh1"), DEIS(3), DEIS(3, "log_rho"), DEIS(4, "rho")),
     *(AdamsBashforth(3, lower_final=True), ClockedHeun()),
 ]

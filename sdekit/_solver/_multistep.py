@@ -58,7 +58,7 @@ class AbstractMultistep(AbstractPlanned):
         """The order that the first and the last steps leave: their errors are made once, and are of one order less."""
         if self.lower_final:
             return 2
-        return 4 if self.self_starting else 2 + self.corrects
+        return max(2 + self.corrects, self.starting.get(self.k, 1) + 1 if self.self_starting else 0)
 
     @abstractmethod
     def rule(self, panels: Panels) -> np.ndarray:
@@ -160,16 +160,18 @@ class AdamsMoulton(AbstractAdams):
     """`AdamsBashforth(k)`, then the same with the value at the predicted x_1 among them: the interpolant of k + 1 values.
 
     One evaluation a step, two more for k = 3 without noise; the value at the predicted point is kept and not made again. Order
-    k + 1 without noise; with additive noise strong order one and weak order two, predictor and corrector having the same dW.
-    On the clock of a diffusion's reverse equation this is SA-Solver.
+    k + 1 without noise, but three for k = 4, which makes no values for its start: it is for solves that begin where f hardly
+    changes, as at the noisy end of a diffusion, and is of order five from there on. With additive noise strong order one and
+    weak order two, predictor and corrector having the same dW. On the clock of a diffusion's reverse equation this is
+    SA-Solver.
 
     Arguments:
-        k: how many values the predictor uses, 1 to 3.
+        k: how many values the predictor uses, 1 to 4.
 
     References:
         Hairer, Noersett and Wanner 1993, section III.1; Xue et al. 2023, arXiv 2309.05019, with noise.
     """
 
-    accuracy = {1: 2, 2: 3, 3: 4}
+    accuracy = {1: 2, 2: 3, 3: 4, 4: 5}
     corrects = True
     starting = {3: 3}
