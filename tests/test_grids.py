@@ -203,7 +203,7 @@ def test_what_is_gained_over_steps_uniform_in_log_snr(mixture, sde):
     def error(grid, steps):
         return float((sample(model, 300, grid=grid, steps=steps, **settings) - exact).square().mean().sqrt())
 
-    for steps, focused_at_most, adapted_at_most in ((20, 0.27, 0.19), (50, 0.1, 0.035), (100, 0.075, 0.02)):
+    for steps, focused_at_most, adapted_at_most in ((20, 0.27, 0.17), (50, 0.1, 0.035), (100, 0.075, 0.02)):
         uniform = error("log_snr", steps)
         assert error("focused", steps) < focused_at_most * uniform
         assert error(adapted, steps) < adapted_at_most * uniform
@@ -281,9 +281,9 @@ def test_evaluations_of_the_pilot_are_counted():
         assert sum(rows) == grid.evaluations
 
 
-@pytest.mark.parametrize(("name", "steps", "at_most"), [("default", 8, 0.5), ("unipc", 20, 0.12), ("heun", 20, 0.75)])
+@pytest.mark.parametrize(("name", "steps", "at_most"), [("default", 8, 0.5), ("unipc", 20, 0.12), ("heun", 10, 0.45)])
 def test_moving_the_steps_of_a_method_gains(name, steps, at_most):
-    """Mean error of x over that without moves; ratios were 0.38, 0.08 and 0.62."""
+    """Mean error of x over that without moves; ratios were 0.38, 0.08 and 0.32."""
     model, settings = narrow(), {"sde": "vp", "seed": 7, "dtype": torch.float64}
     exact, method = sample(model, 300, steps=1500, **settings), replace(METHODS[name], steps=steps)
 
