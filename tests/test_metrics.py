@@ -399,7 +399,6 @@ def levels(n, shift, seed):
 
 def test_torchmetrics_agrees_with_ours():
     """FID and, of one subset of all images, KID; the Inception Score by its definition; batches and seeds."""
-    pytest.importorskip("torchmetrics")
     network, x, reference = Projection(12), levels(80, 0, 1), levels(100, 3, 2)
     settings = {"network": network, "classifier": network, "splits": 1}
     scores = inception_scores(x[:80], reference[:80], **settings)
@@ -420,8 +419,6 @@ def test_torchmetrics_agrees_with_ours():
 
 
 def test_the_standard_network_is_asked_for_as_it_must_be(tmp_path):
-    pytest.importorskip("torchmetrics")
-    pytest.importorskip("torch_fidelity")
     grey, images = levels(4, 0, 1), torch.zeros(4, 3, 8, 8, dtype=torch.uint8)
     with pytest.raises(ValueError, match=r"takes uint8 \(N, 3, H, W\); give levels"):
         inception_scores(grey, grey)
