@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 RUN := demo/digits
 
-.PHONY: oldest demo test lint types unit format bench docs setup clean
+.PHONY: oldest demo test mutants lint types unit format bench docs setup clean
 
 setup: $(VENV)/.installed
 
@@ -30,9 +30,12 @@ types: setup
 unit: setup
 	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal --quiet
 
+mutants: setup ## whether the tests notice mistakes: tests/mutants.toml, about 40 minutes on two cores
+	$(BIN)/python tests/mutants.py
+
 oldest: ## the tests on the oldest supported dependencies, in an environment of their own
 	$(PYTHON) -m venv .venv-oldest
-	.venv-oldest/bin/python -m pip install --quiet --requirement tests/oldest.txt hypothesis pytest pytest-xdist
+	.venv-oldest/bin/python -m pip install --quiet --requirement tests/oldest.txt coverage hypothesis pytest pytest-xdist
 	.venv-oldest/bin/python -m pip install --quiet --no-deps --editable .
 	.venv-oldest/bin/python -m pytest --numprocesses 2 --quiet -W ignore::DeprecationWarning
 
@@ -61,4 +64,4 @@ docs: setup
 	$(BIN)/sphinx-build -W -b html docs docs/_build/html
 
 clean:
-	rm -rf $(VENV) demo docs/_build build dist .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) demo docs/_build .mutants build dist .pytest_cache .ruff_cache .hypothesis

@@ -1,0 +1,194 @@
+"""Runs the mutants of mutants.toml, each against the tests that execute its line; prints survivors.
+
+A copy of the tree is mutated, never the tree. `python tests/mutants.py TEXT ...` runs only the
+mutants whose area, or line, contains one of the texts.
+"""
+
+import argparse
+import ast
+import os
+import re
+import sys
+import time
+import tomllib
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from queue import Queue
+
+from executed import CACHE, ROOT, Records, Source, copied, dependent, depending, recorded, run_tests, sources
+
+AIM = 0.97
+LIMIT = 180.0  # seconds of tests for one mutant, the fastest first
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """`old`, which occurs once in the packages (or in what `inside` names), replaced by `new`."""
+
+    area: str
+    old: str
+    new: str
+    inside: str = ""  # a function, a class or Class.method
+    equivalent: str = ""  # why no test can tell the two apart
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a mutant's text stands."""
+
+    source: Source
+    start: int
+
+    @property
+    def line(self) -> int:
+        return self.source.text.count("\n", 0, self.start) + 1
+
+    def mutated(self, mutant: Mutant) -> str:
+        """The file with the mutant."""
+        text = self.source.text
+        return text[: self.start] + mutant.new + text[self.start + len(mutant.old) :]
+
+
+def mutants() -> list[Mutant]:
+    """The table."""
+    areas = tomllib.loads((ROOT / "tests" / "mutants.toml").read_text())
+    return [Mutant(area, **entry) for area, entries in areas.items() for entry in entries]
+
+
+def _spans(source: Source, inside: str) -> list[tuple[int, int]]:
+    """Beginning and end of each definition of that name; of the whole file without one."""
+    if not inside:
+        return [(0, len(source.text))]
+    found = []
+    waiting: list[tuple[str, ast.AST]] = [("", source.tree)]
+    lines = source.text.splitlines(keepends=True)
+    while waiting:
+        outer, node = waiting.pop()
+        for child in ast.iter_child_nodes(node):
+            name = outer
+            if isinstance(child, ast.FunctionDef | ast.ClassDef):
+                name = f"{outer}.{child.name}"
+                if name.endswith(f".{inside}"):
+                    found.append(tuple(sum(map(len, lines[:end])) for end in (child.lineno - 1, child.end_lineno)))
+            waiting.append((name, child))
+    return found
+
+
+def places(mutant: Mutant, among: list[Source]) -> list[Place]:
+    """Where the mutant's text occurs: one place, if the table is valid."""
+    found = set()
+    for i, source in enumerate(among):
+        for start, end in _spans(source, mutant.inside):
+            at = source.text.find(mutant.old, start, end)
+            while at >= 0:
+                found.add((i, at))
+                at = source.text.find(mutant.old, at + 1, end)
+    return [Place(among[i], at) for i, at in sorted(found)]
+
+
+def tests_of(place: Place, among: list[Source], records: Records) -> list[str]:
+    """The tests to run, the fastest first, as many as fit into the limit."""
+    found = records.executing(depending(place.source, place.line, among))
+    found |= records.naming(dependent(place.source, place.line, among))
+    chosen = []
+    total = 0.0
+    for name in sorted(found, key=lambda name: records.tests[name]["seconds"]):
+        total += records.tests[name]["seconds"]
+        if chosen and total > LIMIT:
+            break
+        chosen.append(name)
+    return chosen
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a mutant."""
+
+    mutant: Mutant
+    tests: int
+    killer: str  # empty if it survived
+    seconds: float
+
+    def __str__(self) -> str:
+        mutant = self.mutant
+        more = " ".join(part for part in (mutant.inside, f"{self.tests} tests", mutant.equivalent) if part)
+        return f"{mutant.area}: {mutant.old}  ->  {mutant.new}  ({more})"
+
+
+def run(mutant: Mutant, tree: Path, among: list[Source], records: Records) -> Outcome:
+    """Runs the tests of one mutant in a copy of the tree, which is then as before."""
+    (place,) = places(mutant, among)
+    tests = tests_of(place, among, records)
+    if not tests:
+        return Outcome(mutant, 0, "", 0.0)
+    names, path = tree / "selected", tree / place.source.path
+    names.write_text("\n".join(tests))
+    path.unlink()
+    path.write_text(place.mutated(mutant))
+    begun = time.perf_counter()
+    limit = 60 + 10 * sum(records.tests[name]["seconds"] for name in tests)
+    status, output = run_tests(tree, sorted({name.split("::")[0] for name in tests}), limit, EXECUTED_SELECT=str(names))
+    path.unlink()
+    os.link(ROOT / place.source.path, path)
+    if status not in (0, 1, 2):
+        raise RuntimeError(f"{mutant}: pytest ended with status {status}:\n{output}")
+    failures = re.findall(r"^(?:FAILED|ERROR) (.*?)(?: - .*)?$", output, re.MULTILINE)
+    return Outcome(
+        mutant, len(tests), failures[0] if status and failures else output[-300:] if status else "", time.perf_counter() - begun
+    )
+
+
+def table(outcomes: list[Outcome]) -> str:
+    """Mutants and survivors by area."""
+    lines = [f"{'area':<16}{'mutants':>8}{'killed':>8}{'explained':>10}{'survive':>8}"]
+    for area in [*dict.fromkeys(outcome.mutant.area for outcome in outcomes), "all"]:
+        those = [outcome for outcome in outcomes if area in ("all", outcome.mutant.area)]
+        killed = sum(bool(outcome.killer) for outcome in those)
+        explained = sum(not outcome.killer and bool(outcome.mutant.equivalent) for outcome in those)
+        lines.append(f"{area:<16}{len(those):>8}{killed:>8}{explained:>10}{len(those) - killed - explained:>8}")
+    return "\n".join(lines)
+
+
+def main() -> int:
+    """Records what is not recorded, runs the mutants, prints what survives."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("only", nargs="*", help="texts: run mutants whose area or lines contain one of them")
+    parser.add_argument("--jobs", type=int, default=2, help="processes")
+    arguments = parser.parse_args()
+    os.environ["OMP_NUM_THREADS"] = "1"
+    among = sources()
+    wanted = [
+        m for m in mutants() if not arguments.only or any(text in f"{m.area} {m.old} {m.inside}" for text in arguments.only)
+    ]
+    trees: Queue[Path] = Queue()
+    for i in range(arguments.jobs):
+        trees.put(copied(CACHE / f"tree{i}"))
+    records = recorded(trees, arguments.jobs)
+    for name in [name for name, test in records.tests.items() if not test["passed"]]:
+        print(f"left out, as it does not pass or is skipped: {name}")
+
+    def work(mutant: Mutant) -> Outcome:
+        tree = trees.get()
+        try:
+            outcome = run(mutant, tree, among, records)
+        finally:
+            trees.put(tree)
+        print(f"{outcome.seconds:5.0f} s, {outcome.killer or 'SURVIVES'}: {outcome}", flush=True)
+        return outcome
+
+    with ThreadPoolExecutor(arguments.jobs) as pool:
+        outcomes = list(pool.map(work, wanted))
+    print(f"\n{table(outcomes)}\n")
+    for outcome in outcomes:
+        if not outcome.killer:
+            print(f"survives: {outcome}")
+        elif outcome.mutant.equivalent:
+            print(f"said to be equivalent, yet killed by {outcome.killer}: {outcome}")
+    share = sum(bool(outcome.killer) for outcome in outcomes) / len(outcomes)
+    print(f"killed: {100 * share:.1f} % of {len(outcomes)}; at least {100 * AIM:.0f} % must be")
+    return int(share < AIM)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

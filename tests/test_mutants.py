@@ -1,0 +1,25 @@
+"""The table of mutants is valid: `make mutants` runs it."""
+
+from collections import Counter
+
+from executed import sources
+from mutants import mutants, places
+
+
+def test_every_mutant_has_one_place_and_compiles():
+    among = sources()
+    for mutant in mutants():
+        found = places(mutant, among)
+        assert len(found) == 1, f"in {len(found)} places: {mutant}"
+        text = found[0].mutated(mutant)
+        assert text != found[0].source.text, mutant
+        assert "\n" not in mutant.old, mutant
+        compile(text, found[0].source.path, "exec")
+
+
+def test_the_table_is_large_and_even():
+    areas = Counter(mutant.area for mutant in mutants())
+    assert areas.total() >= 200
+    assert min(areas.values()) >= 5
+    keys = [(mutant.old, mutant.new, mutant.inside) for mutant in mutants()]
+    assert len(set(keys)) == len(keys)
