@@ -4,7 +4,6 @@ As a plugin of pytest (`-p executed`) this file records, or selects tests. Recor
 .mutants/ until the packages, the test file or what test files share change.
 """
 
-import ast
 import hashlib
 import json
 import multiprocessing
@@ -15,22 +14,18 @@ import signal
 import sys
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from queue import Queue
 from typing import Any
 
 import coverage
 import pytest
+from attribution import PACKAGES, ROOT, Lines, sources
 
-ROOT = Path(__file__).parent.parent
 CACHE = ROOT / ".mutants"
-PACKAGES = ("sdekit", "sdekit_diffusion")
 FOLDERS = (*PACKAGES, "tests", "benchmarks", "docs")
 PROCESSES = multiprocessing.get_context("forkserver")  # which imports once what takes long
 PROCESSES.set_forkserver_preload("coverage matplotlib.figure pytest scipy.stats sklearn torchdiffeq torchsde".split())
-Function = ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda
-Lines = list[tuple[str, set[int]]]  # of files
 
 
 # The plugin
@@ -192,7 +187,7 @@ def _digest(paths: Iterable[Path]) -> str:
 
 def recorded(trees: "Queue[Path]", jobs: int) -> "Records":
     """The records of all test files, made where there are none."""
-    tools = ("executed.py", "mutants.py", "test_mutants.py")
+    tools = ("attribution.py", "executed.py", "mutants.py", "test_mutants.py")
     tests = [path for path in sorted((ROOT / "tests").glob("*.py")) if path.name not in tools]
     shared = [path for path in tests if not path.name.startswith("test_")]
     packages = [ROOT / source.path for source in sources()]
@@ -241,94 +236,12 @@ class Records:
         names = {name for path, some in lines for line in some for name in self._contexts(path).get(line, ())}
         return {name for name, test in self.tests.items() if test["passed"] and not names.isdisjoint([name, *test["shared"]])}
 
+    def at_import(self, lines: Lines) -> bool:
+        """Whether one of the lines is executed outside tests: where modules are imported."""
+        return any("" in self._contexts(path).get(line, ()) for path, some in lines for line in some)
+
     def naming(self, words: set[str]) -> set[str]:
         """Passing tests of files in which one of the words occurs."""
         files = {name.split("::")[0] for name in self.tests}
         named = {file for file in files if not words.isdisjoint(re.findall(r"\w+", (ROOT / file).read_text()))}
         return {name for name, test in self.tests.items() if test["passed"] and name.split("::")[0] in named}
-
-
-# Lines that depend on a line
-
-
-@dataclass(frozen=True)
-class Source:
-    """A file of the packages."""
-
-    path: str
-    text: str
-    tree: ast.Module
-
-
-def sources() -> list[Source]:
-    """All files of the packages."""
-    paths = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
-    return [Source(str(path.relative_to(ROOT)), text := path.read_text(), ast.parse(text)) for path in paths]
-
-
-def within(node: Any, line: int) -> bool:
-    """Whether a line belongs to a node."""
-    return node.lineno <= line <= node.end_lineno
-
-
-def _body(function: Function) -> set[int]:
-    """The lines of a function but for its signature, which is executed at import."""
-    parts = [function.body] if isinstance(function, ast.Lambda) else function.body
-    return set(range(parts[0].lineno, (parts[-1].end_lineno or 0) + 1))
-
-
-def _words(nodes: Iterable[ast.AST]) -> set[str]:
-    """Names and attributes that occur in them."""
-    return {getattr(node, "id", getattr(node, "attr", "")) for node in nodes}
-
-
-def _outside_functions(node: ast.AST) -> Iterator[ast.AST]:
-    """A node and what it holds, except for functions."""
-    if not isinstance(node, Function):
-        yield node
-        for child in ast.iter_child_nodes(node):
-            yield from _outside_functions(child)
-
-
-def _defined(statement: ast.AST) -> set[str]:
-    """The names that an outermost statement defines."""
-    if isinstance(statement, ast.FunctionDef | ast.ClassDef):
-        return {statement.name}
-    targets = getattr(statement, "targets", [getattr(statement, "target", None)])
-    return {node.id for target in targets if target for node in ast.walk(target) if isinstance(node, ast.Name)}
-
-
-def dependent(source: Source, line: int, among: list[Source]) -> set[str]:
-    """Names of the class or constant that holds a line, and of what is made of it.
-
-    None for the line of a function or a method.
-    """
-    statement = next(node for node in source.tree.body if within(node, line))
-    if any(isinstance(node, ast.FunctionDef) and within(node, line) for node in ast.walk(statement)):
-        return set()
-    names = _defined(statement)
-    outer = [(_defined(node), _words(_outside_functions(node))) for other in among for node in other.tree.body]
-    while more := {name for made, used in outer if not used.isdisjoint(names) for name in made} - names:
-        names |= more
-    return names
-
-
-def depending(source: Source, line: int, among: list[Source]) -> Lines:
-    """Lines that are executed where a line matters.
-
-    In the body of a function these are its statement's own. A default argument matters where the
-    body runs; a line of a class or a constant where its methods run, and functions that name it or
-    what is made of it.
-    """
-    around = [node for node in ast.walk(source.tree) if hasattr(node, "lineno") and within(node, line)]
-    if names := dependent(source, line, among):
-        own = [node for statement in source.tree.body if within(statement, line) for node in ast.walk(statement)]
-        users = [(source.path, node) for node in own] + [(other.path, node) for other in among for node in ast.walk(other.tree)]
-        functions = [(path, node) for path, node in users if isinstance(node, Function)]
-        return [(p, _body(node)) for p, node in functions if node in own or not _words(ast.walk(node)).isdisjoint(names)]
-    function = [node for node in around if isinstance(node, ast.FunctionDef)][-1]
-    if line not in _body(function):
-        return [(source.path, _body(function))]
-    inner: Any = [node for node in around if isinstance(node, ast.stmt)][-1]
-    end = inner.body[0].lineno - 1 if hasattr(inner, "body") else inner.end_lineno
-    return [(source.path, set(range(inner.lineno, max(inner.lineno, end) + 1)))]

@@ -6,6 +6,7 @@ mutants whose area, or line, contains one of the texts.
 
 import argparse
 import ast
+import itertools
 import os
 import re
 import sys
@@ -16,10 +17,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from queue import Queue
 
-from executed import CACHE, ROOT, Records, Source, copied, dependent, depending, recorded, run_tests, sources
+from attribution import ROOT, Source, sources, tests_of
+from executed import CACHE, Records, copied, recorded, run_tests
 
 AIM = 0.97
-LIMIT = 180.0  # seconds of tests for one mutant, the fastest first
+LIMIT = 120.0  # seconds of tests for one mutant, the fastest first
 
 
 @dataclass(frozen=True)
@@ -87,18 +89,11 @@ def places(mutant: Mutant, among: list[Source]) -> list[Place]:
     return [Place(among[i], at) for i, at in sorted(found)]
 
 
-def tests_of(place: Place, among: list[Source], records: Records) -> list[str]:
+def chosen(tests: set[str], records: Records) -> list[str]:
     """The tests to run, the fastest first, as many as fit into the limit."""
-    found = records.executing(depending(place.source, place.line, among))
-    found |= records.naming(dependent(place.source, place.line, among))
-    chosen = []
-    total = 0.0
-    for name in sorted(found, key=lambda name: records.tests[name]["seconds"]):
-        total += records.tests[name]["seconds"]
-        if chosen and total > LIMIT:
-            break
-        chosen.append(name)
-    return chosen
+    ordered = sorted(tests, key=lambda name: records.tests[name]["seconds"])
+    ends = itertools.accumulate(records.tests[name]["seconds"] for name in ordered)
+    return [name for i, (name, end) in enumerate(zip(ordered, ends, strict=True)) if i == 0 or end <= LIMIT]
 
 
 @dataclass(frozen=True)
@@ -119,7 +114,7 @@ class Outcome:
 def run(mutant: Mutant, tree: Path, among: list[Source], records: Records) -> Outcome:
     """Runs the tests of one mutant in a copy of the tree, which is then as before."""
     (place,) = places(mutant, among)
-    tests = tests_of(place, among, records)
+    tests = chosen(tests_of(place.source, place.line, among, records), records)
     if not tests:
         return Outcome(mutant, 0, "", 0.0)
     names, path = tree / "selected", tree / place.source.path

@@ -160,6 +160,29 @@ def test_toys_look_like_their_names():
     assert not rows_are_close(load("moons").train, -load("moons").train[:, [1, 0]])
 
 
+def polar(r, angle):
+    return np.stack([r * np.cos(angle), r * np.sin(angle)], axis=1)
+
+
+HALF, ROLL, ARM = (np.linspace(start, stop, 2000) for start, stop in ((0, np.pi), (1.5 * np.pi, 4.5 * np.pi), (0, 3 * np.pi)))
+CURVES = {
+    "moons": (0.05, np.concatenate([polar(1, HALF), [1, 0.5] - polar(1, HALF)])),
+    "swissroll": (0.3, polar(ROLL, ROLL)),
+    "eight_gaussians": (0.1, polar(1, np.pi / 4 * np.arange(8))),
+    "spiral": (0.2, np.concatenate([polar(ARM, ARM), -polar(ARM, ARM)]) * [-1, 1]),
+}
+
+
+@pytest.mark.parametrize("name", CURVES)
+def test_toys_lie_on_their_curves(name):
+    """Within six standard deviations of the noise, and nowhere on the curve is a gap."""
+    noise, curve = CURVES[name]
+    points = _load.TOYS[name](np.random.default_rng(0), 1000)
+    apart = np.linalg.norm(points[:, None] - curve, axis=2)
+    assert apart.min(axis=1).max() < 6 * noise
+    assert apart.min(axis=0).max() < 10 * noise
+
+
 def rows_are_close(a, b):
     return torch.cdist(a[:2000], b).amin(dim=1).median() < 0.03 and torch.cdist(b[:2000], a).amin(dim=1).quantile(0.99) < 0.2
 

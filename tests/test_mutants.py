@@ -2,7 +2,7 @@
 
 from collections import Counter
 
-from executed import sources
+from attribution import sources
 from mutants import mutants, places
 
 

@@ -9,6 +9,7 @@ from torch import nn
 
 from sdekit_diffusion import nets
 from sdekit_diffusion.nets import MLP, NCSN, NCSNv2, UNet
+from sdekit_diffusion.nets._embedding import TimeEmbedding
 
 
 def awake(net: nn.Module, seed: int = 0) -> nn.Module:
@@ -355,3 +356,44 @@ def test_wrong_inputs_are_refused(net, x, t, message):
 def test_wrong_sizes_are_refused(build):
     with pytest.raises(ValueError, match="positive sizes"):
         build()
+
+
+def test_the_features_of_a_time():
+    """t, sin(2^k t) and cos(2^k t) for k from -3 to 5, before the two layers."""
+    embedding = TimeEmbedding(4)
+    embedding.layers = nn.Identity()
+    t = torch.tensor([-5.0, 0.0, 0.3, 7.0], dtype=torch.float64)
+    phases = [2.0**k * t for k in range(-3, 6)]
+    wanted = torch.stack([t, *map(torch.sin, phases), *map(torch.cos, phases)], dim=1)
+    torch.testing.assert_close(embedding(t), wanted.float())
+
+
+def test_a_residual_block_of_the_unet():
+    """x + conv2(SiLU((1 + scale) norm + shift)): the skip where conv2 is 0, SiLU(norm) where the time adds nothing."""
+    net = awake(UNet(1, width=8))
+    block = net.down[0].blocks[0]
+    assert isinstance(block.skip, nn.Identity)
+    x = torch.randn(2, 8, 6, 6, generator=torch.Generator().manual_seed(0))
+    embedding = torch.randn(2, 16, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        h = block.norm2(block.conv1(nn.functional.silu(block.norm1(x))))
+        for parameter in block.modulation.parameters():
+            parameter.zero_()
+        torch.testing.assert_close(block(x, embedding), x + block.conv2(nn.functional.silu(h)))
+        block.modulation.bias[:8] = 0.5
+        block.modulation.bias[8:] = -2.0
+        torch.testing.assert_close(block(x, embedding), x + block.conv2(nn.functional.silu(1.5 * h - 2)))
+        for parameter in block.conv2.parameters():
+            parameter.zero_()
+        assert torch.equal(block(x, embedding), x)
+
+
+def test_units_of_a_refinenet_are_residual():
+    """With convolutions of 0 the units return their input."""
+    net = NCSNv2(1, 4, (1, 2), (1, 1))
+    units = net.up[0].units[0]
+    with torch.no_grad():
+        for parameter in units.parameters():
+            parameter.zero_()
+    x = torch.randn(2, 8, 4, 4, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(units(x, torch.ones(2, 1)), x)

@@ -85,7 +85,7 @@ def test_the_middle_is_of_order_four_and_no_neighbour_is(solver):
         trees_ = [t for p in range(1, 5) for t in trees(p)]
         return np.array([b @ weights(t, a) - 0.5 ** size(t) / density(t) for t in trees_])
 
-    assert np.abs(halfway(middle)).max() < 1e-12
+    assert np.abs(halfway(middle)).max() < 2e-14
     for i in np.nonzero(middle)[0]:
         assert np.abs(halfway(middle * (1 + 0.05 * (np.arange(len(middle)) == i)))).max() > 1e-5
 
