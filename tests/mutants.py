@@ -12,6 +12,7 @@ import re
 import sys
 import time
 import tomllib
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ from attribution import ROOT, Source, sources, tests_of
 from executed import CACHE, Records, copied, recorded, run_tests
 
 AIM = 0.97
+FILES = 3  # of the first round
 LIMIT = 120.0  # seconds of tests for one mutant, the fastest first
 
 
@@ -89,11 +91,25 @@ def places(mutant: Mutant, among: list[Source]) -> list[Place]:
     return [Place(among[i], at) for i, at in sorted(found)]
 
 
-def chosen(tests: set[str], records: Records) -> list[str]:
-    """The tests to run, the fastest first, as many as fit into the limit."""
+def rounds(tests: set[str], records: Records) -> list[list[str]]:
+    """The tests in the order of running, as many as fit into the limit, the fastest first.
+
+    Those of the files that have most to do with the line come in a round of their own, because to
+    open a test file takes long.
+    """
     ordered = sorted(tests, key=lambda name: records.tests[name]["seconds"])
     ends = itertools.accumulate(records.tests[name]["seconds"] for name in ordered)
-    return [name for i, (name, end) in enumerate(zip(ordered, ends, strict=True)) if i == 0 or end <= LIMIT]
+    fitting = [name for i, (name, end) in enumerate(zip(ordered, ends, strict=True)) if i == 0 or end <= LIMIT]
+    held = Counter(map(file_of, fitting))
+    every = Counter(map(file_of, records.tests))
+    nearest = sorted(held, key=lambda file: (-held[file] / every[file], every[file]))[:FILES]
+    parts = [[name for name in fitting if (file_of(name) in nearest) == near] for near in (True, False)]
+    return [part for part in parts if part]
+
+
+def file_of(test: str) -> str:
+    """The file of a test."""
+    return test.split("::")[0]
 
 
 @dataclass(frozen=True)
@@ -114,24 +130,29 @@ class Outcome:
 def run(mutant: Mutant, tree: Path, among: list[Source], records: Records) -> Outcome:
     """Runs the tests of one mutant in a copy of the tree, which is then as before."""
     (place,) = places(mutant, among)
-    tests = chosen(tests_of(place.source, place.line, among, records), records)
-    if not tests:
-        return Outcome(mutant, 0, "", 0.0)
-    names, path = tree / "selected", tree / place.source.path
-    names.write_text("\n".join(tests))
+    tests = rounds(tests_of(place.source, place.line, among, records), records)
+    path = tree / place.source.path
+    begun = time.perf_counter()
     path.unlink()
     path.write_text(place.mutated(mutant))
-    begun = time.perf_counter()
-    limit = 60 + 10 * sum(records.tests[name]["seconds"] for name in tests)
-    status, output = run_tests(tree, sorted({name.split("::")[0] for name in tests}), limit, EXECUTED_SELECT=str(names))
+    killer = next(filter(None, (killer_among(some, tree, records) for some in tests)), "")
     path.unlink()
     os.link(ROOT / place.source.path, path)
-    if status not in (0, 1, 2):
-        raise RuntimeError(f"{mutant}: pytest ended with status {status}:\n{output}")
+    return Outcome(mutant, sum(map(len, tests)), killer, time.perf_counter() - begun)
+
+
+def killer_among(tests: list[str], tree: Path, records: Records) -> str:
+    """The first of the tests that fails, empty if none does."""
+    names = tree / "selected"
+    names.write_text("\n".join(tests))
+    limit = 60 + 10 * sum(records.tests[name]["seconds"] for name in tests)
+    status, output = run_tests(tree, sorted({*map(file_of, tests)}), limit, EXECUTED_SELECT=str(names))
+    if status == 0:
+        return ""
+    if status not in (1, 2):
+        raise RuntimeError(f"pytest ended with status {status}:\n{output}")
     failures = re.findall(r"^(?:FAILED|ERROR) (.*?)(?: - .*)?$", output, re.MULTILINE)
-    return Outcome(
-        mutant, len(tests), failures[0] if status and failures else output[-300:] if status else "", time.perf_counter() - begun
-    )
+    return failures[0] if failures else output[-300:]
 
 
 def table(outcomes: list[Outcome]) -> str:

@@ -16,9 +16,11 @@ from peers import DTYPES, agree
 import sdekit
 from sdekit import (
     SDE,
+    AbstractCorrector,
     AbstractSDE,
     Ancestral,
     EulerMaruyama,
+    Increment,
     Langevin,
     PredictorCorrector,
     ReverseDiffusion,
@@ -185,6 +187,24 @@ def test_replay_and_batches(method):
         assert torch.equal(sample(MIXTURE, 7, dtype=dtype, batch_size=3, **settings), whole)
         assert torch.equal(sample(MIXTURE, 2, dtype=dtype, first=4, **settings), whole[4:6])
     assert sample(MIXTURE, 2, return_solution=True, **settings).evaluations.tolist() == [40, 40]
+
+
+class Shift(AbstractCorrector):
+    """Adds its normals."""
+
+    normals = 1
+
+    def correct(self, problem, t0, t1, x, z):
+        return x + z.sum(dim=0)
+
+
+def test_every_corrector_has_normals_of_its_own():
+    """A predictor that corrects as well reads the first of them, the corrector around it the others."""
+    still = SDE(lambda t, x: 0 * x, lambda t, x: 0.0, "additive")
+    solver = PredictorCorrector(PredictorCorrector(EulerMaruyama(), Shift()), Shift())
+    noise = Increment(torch.zeros(1, 1), None, torch.tensor([1.0, 10.0]).reshape(2, 1, 1))
+    assert solver.normals == 2
+    assert solver.step(still, 1.0, 0.9, torch.zeros(1, 1), noise, ()).x.item() == 11
 
 
 @pytest.mark.parametrize("solver", [ReverseDiffusion(), Ancestral()], ids=str)
