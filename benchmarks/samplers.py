@@ -53,6 +53,7 @@ from sdekit_diffusion import (
     InTime,
     Karras,
     OnClock,
+    Quadratic,
     SubVPSDE,
     UniformInLogSNR,
     UniformInTime,
@@ -62,7 +63,12 @@ from sdekit_diffusion.metrics import modes, sliced_wasserstein
 
 SDES: dict[str, AbstractDiffusion] = {"ve": VESDE(), "vp": VPSDE(), "subvp": SubVPSDE()}
 BUDGETS, END, SEED = (10, 20, 50, 100), 1e-3, 1
-GRIDS: dict[str, AbstractGrid] = {"karras": Karras(), "log-SNR": UniformInLogSNR(), "time": UniformInTime()}
+GRIDS: dict[str, AbstractGrid] = {
+    "karras": Karras(),
+    "log-SNR": UniformInLogSNR(),
+    "time": UniformInTime(),
+    "quadratic": Quadratic(),
+}
 MEASURES = ("mean", "rms", "within mode", "median")
 Run = Callable[[int], Tensor]  # from a number of evaluations to x at the end
 
@@ -163,7 +169,7 @@ def with_diffusers(down: Descent, module: str, name: str, options: dict[str, Any
     return run
 
 
-def with_torchdiffeq(down: Descent, method: str, each: int) -> Run:
+def with_torchdiffeq(down: Descent, method: str, each: int, grid: AbstractGrid) -> Run:
     t0, t1 = (float(down.sde.time(l)) for l in down.span)
 
     def slope(t: Tensor, x: Tensor) -> Tensor:
@@ -171,7 +177,7 @@ def with_torchdiffeq(down: Descent, method: str, each: int) -> Run:
         return down.sde.drift(at, x) - 0.5 * float(down.sde.g(at)) ** 2 * down.model.score(at, x, down.sde)
 
     def run(evaluations: int) -> Tensor:
-        ts = torch.linspace(t0, t1, evaluations // each + 1, dtype=torch.float64)
+        ts = torch.as_tensor(down.sde.time(grid.points(down.sde, down.span, evaluations // each)))
         return cast(Tensor, torchdiffeq.odeint(slope, down.x, ts, method=method))[-1]
 
     return run
@@ -184,8 +190,8 @@ def others(down: Descent) -> Iterator[tuple[str, Run]]:
         if importlib.util.find_spec("diffusers"):
             for kind, (module, scheduler, options) in DIFFUSERS.items():
                 yield f"diffusers {kind}, {name}", with_diffusers(down, module, scheduler, options, grid)
-    for method, each in (("euler", 1), ("midpoint", 2), ("heun2", 2), ("rk4", 4)):
-        yield f"torchdiffeq {method}", with_torchdiffeq(down, method, each)
+        for method, each in (("euler", 1), ("midpoint", 2), ("heun2", 2), ("rk4", 4)):
+            yield f"torchdiffeq {method}, {name}", with_torchdiffeq(down, method, each, grid)
 
 
 # Deterministic
