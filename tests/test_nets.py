@@ -32,6 +32,7 @@ CASES = {
     "unet down to one pixel": (lambda: UNet(1, width=8), (1, 2, 2)),
     "ncsnv2": (lambda: NCSNv2(1, width=8), (1, 8, 8)),
     "ncsnv2 of colours, of odd size": (lambda: NCSNv2(3, 4, (1, 2, 2, 4, 4), (1, 1, 1, 2, 4)), (3, 13, 10)),
+    "ncsnv2, centred": (lambda: NCSNv2(1, 4, (1, 2), (1, 2), centred=True), (1, 6, 6)),
     "ncsnv2 of one stage": (lambda: NCSNv2(1, 6, (1,), (1,)), (1, 5, 3)),
     "ncsn": (lambda: NCSN(1, width=8, levels=5), (1, 8, 8)),
 }
@@ -271,7 +272,10 @@ def test_the_receptive_field_of_a_refinenet():
 
 
 def test_instance_norm_plus_keeps_the_means_of_channels_apart():
-    """Against its definition with numbers: gain (standardised x + pull standardised means) + shift."""
+    """Against its definition with numbers: gain (standardised x + pull standardised means) + shift.
+
+    As in the authors' code the variance within a channel is divided by H W, that of the means by the channels less one.
+    """
     net = NCSN(1, 4, (1,), (1,), levels=3).double()
     norm = net.last.norm
     x = torch.randn(2, 4, 5, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
@@ -282,10 +286,33 @@ def test_instance_norm_plus_keeps_the_means_of_channels_apart():
     for sample, rows in zip(range(2), (norm.rows[1], (norm.rows[1] + norm.rows[2]) / 2), strict=True):
         gain, pull, shift = rows.chunk(3)
         means = x[sample].mean(dim=(1, 2))
-        apart = (means - means.mean()) / (means.var(correction=0) + 1e-5).sqrt()
+        apart = (means - means.mean()) / (means.var(correction=1) + 1e-5).sqrt()
         for c in range(4):
             own = (x[sample, c] - means[c]) / (x[sample, c].var(correction=0) + 1e-5).sqrt()
             torch.testing.assert_close(found[sample, c], gain[c] * (own + pull[c] * apart[c]) + shift[c])
+
+
+def test_instance_norm_plus_of_one_channel_is_finite():
+    """The unbiased variance of one mean is 0 / 0; there is nothing to keep apart."""
+    norm = NCSN(1, 1, (1,), (1,), levels=2).double().last.norm
+    x = torch.arange(12, dtype=torch.float64).reshape(1, 1, 3, 4)
+    found = norm(x, torch.tensor([[1.0, 0.0]], dtype=torch.float64))
+    gain, _, shift = norm.rows[0]
+    torch.testing.assert_close(found, gain * (x - 5.5) / math.sqrt(143 / 12 + 1e-5) + shift)
+
+
+def test_a_centred_network_computes_with_two_x_minus_one():
+    """Of images in [0, 1]; not the same as other weights in the first convolution, which pads with zeros."""
+    plain = awake(NCSNv2(1, 4, (1, 2), (1, 1)))
+    centred = NCSNv2(1, 4, (1, 2), (1, 1), centred=True).eval()
+    centred.load_state_dict(plain.state_dict())
+    x, t = inputs((1, 8, 8))
+    assert torch.equal(centred(x, t), plain(2 * x - 1, t))
+
+
+def test_a_config_without_centred_is_that_of_an_older_checkpoint():
+    config = {"channels": 1, "width": 4, "multipliers": [1, 2], "dilations": [1, 1]}
+    assert nets.registry["NCSNv2"](**config).config == {**config, "centred": False}
 
 
 def test_an_ncsn_reads_the_rows_of_its_level():

@@ -13,10 +13,11 @@ from sdekit_diffusion.nets._embedding import check_time
 class _InstanceNormPlus(nn.Module):
     """gain ((x - m_c) / s_c + pull (m_c - m) / s) + shift: m_c, s_c of each channel, m, s of the m_c over the channels.
 
-    The last term keeps what normalisation takes away, how the channels' means differ. Gain, pull and shift have a row for
-    each level; those of a sample are the sum of the rows with its weights.
+    The last term keeps what normalisation takes away, how the channels' means differ. s_c^2 is the mean square over the
+    pixels; s^2 is the unbiased variance, divided by the channels less one, as in the authors' code. Gain, pull and shift have a
+    row for each level; those of a sample are the sum of the rows with its weights.
 
-    Reference: Song and Ermon 2019, arXiv 1907.05600, appendix A.1.
+    Reference: Song and Ermon 2019, arXiv 1907.05600, appendix A.1; github.com/ermongroup/ncsnv2, models/normalization.py.
     """
 
     def __init__(self, features: int, levels: int) -> None:
@@ -27,12 +28,15 @@ class _InstanceNormPlus(nn.Module):
     def forward(self, x: Tensor, weights: Tensor) -> Tensor:
         gain, pull, shift = (weights @ self.rows)[:, :, None, None].chunk(3, dim=1)
         means = x.mean(dim=(2, 3), keepdim=True)
-        return gain * (_standardised(x, (2, 3)) + pull * _standardised(means, (1,))) + shift
+        channels = x.shape[1]
+        unbiased = channels / max(channels - 1, 1)
+        return gain * (_standardised(x, (2, 3)) + pull * _standardised(means, (1,), unbiased)) + shift
 
 
-def _standardised(x: Tensor, dim: tuple[int, ...]) -> Tensor:
+def _standardised(x: Tensor, dim: tuple[int, ...], factor: float = 1.0) -> Tensor:
+    """(x - mean) / (v + 1e-5)^{1/2}, v the mean square of x - mean times a factor."""
     centred = x - x.mean(dim=dim, keepdim=True)
-    return centred * torch.rsqrt(centred.square().mean(dim=dim, keepdim=True) + 1e-5)
+    return centred * torch.rsqrt(factor * centred.square().mean(dim=dim, keepdim=True) + 1e-5)
 
 
 class _Layer(nn.Module):
@@ -112,13 +116,20 @@ class AbstractRefineNet(nn.Module, ABC):
     """Two residual blocks a stage on the way down, a cascade for each on the way up.
 
     Arguments:
-        channels, width, multipliers, dilations: as in `NCSNv2`.
+        channels, width, multipliers, dilations, centred: as in `NCSNv2`.
         levels: rows of the norms on the way down and at the end.
         cascades: rows of the norms in the cascades, which pool by means; 0 for none, and for maxima.
     """
 
     def __init__(
-        self, channels: int, width: int, multipliers: Sequence[int], dilations: Sequence[int], levels: int, cascades: int
+        self,
+        channels: int,
+        width: int,
+        multipliers: Sequence[int],
+        dilations: Sequence[int],
+        levels: int,
+        cascades: int,
+        centred: bool = False,
     ) -> None:
         super().__init__()
         sizes = (channels, width, levels, *multipliers, *dilations)
@@ -130,6 +141,7 @@ class AbstractRefineNet(nn.Module, ABC):
         given = {"channels": channels, "width": width, "multipliers": list(multipliers), "dilations": list(dilations)}
         self.config: dict[str, int | list[int]] = given
         self.channels, self.levels = channels, levels
+        self.centred = centred
         sizes = [width * m for m in multipliers]
         above = [sizes[0], *sizes[:-1]]
         self.first = nn.Conv2d(channels, sizes[0], 3, padding=1)
@@ -164,7 +176,7 @@ class AbstractRefineNet(nn.Module, ABC):
             )
         check_time(x, t)
         weights = self._weights(t).to(x.dtype)
-        h, skips = self.first(x), []
+        h, skips = self.first(2 * x - 1 if self.centred else x), []
         for first, second in zip(self.down[::2], self.down[1::2], strict=True):
             h = second(first(h, weights), weights)
             skips.append(h)
@@ -194,6 +206,7 @@ class NCSNv2(AbstractRefineNet):
         width: features at full resolution are `width * multipliers[0]`.
         multipliers: features of each stage, in units of `width`.
         dilations: of the convolutions of each stage.
+        centred: whether the network computes with 2 x - 1, as the published ones do, whose images are in [0, 1].
 
     Raises:
         ValueError: a size is not positive, or multipliers and dilations differ in length.
@@ -207,8 +220,10 @@ class NCSNv2(AbstractRefineNet):
         width: int = 128,
         multipliers: Sequence[int] = (1, 2, 2, 2),
         dilations: Sequence[int] = (1, 1, 2, 4),
+        centred: bool = False,
     ) -> None:
-        super().__init__(channels, width, multipliers, dilations, levels=1, cascades=0)
+        super().__init__(channels, width, multipliers, dilations, levels=1, cascades=0, centred=centred)
+        self.config["centred"] = centred
 
 
 class NCSN(AbstractRefineNet):
