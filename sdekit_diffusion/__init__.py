@@ -33,8 +33,8 @@ from sdekit_diffusion._loss import dsm_loss
 from sdekit_diffusion._methods import METHODS
 from sdekit_diffusion._mixture import GaussianMixture
 from sdekit_diffusion._model import AbstractModel, ScoreModel
-from sdekit_diffusion._ncsn import NCSNSettings, ncsnv2_settings
-from sdekit_diffusion._pretrained import from_diffusers, from_edm, from_score_sde
+from sdekit_diffusion._ncsn import NCSNSettings, ncsn_settings, ncsnv2_settings
+from sdekit_diffusion._pretrained import from_diffusers, from_edm, from_ncsnv2, from_score_sde
 from sdekit_diffusion._recipe import Recipe
 from sdekit_diffusion._run import Log
 from sdekit_diffusion._sample import sample
@@ -102,6 +102,7 @@ __all__ = [
     "fit",
     "from_diffusers",
     "from_edm",
+    "from_ncsnv2",
     "from_score_sde",
     "geometric_sigmas",
     "interpolate",
@@ -111,6 +112,7 @@ __all__ = [
     "log_likelihood",
     "max_pairwise_distance",
     "metrics",
+    "ncsn_settings",
     "ncsnv2_settings",
     "nets",
     "sample",

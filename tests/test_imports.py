@@ -56,8 +56,9 @@ DIFFUSION = [
     {"_clock"},
     {"_samplers", "_empirical", "_recipe", "_checkpoint", "_refined"},
     {"_adapted", "_adaptive", "_annealed", "_ddim", "_edm", "_training"} | {"_pretrained._weights"},
-    {"_methods", "_ncsn", "_run", "_pretrained._denoiser", "_pretrained._folder", "_pretrained._score_sde"},
-    {"_sample", "_fit", "_pretrained._diffusers"},
+    {"_methods", "_ncsn", "_run", "_pretrained._denoiser", "_pretrained._folder", "_pretrained._score_sde"}
+    | {"_pretrained._refinenet"},
+    {"_sample", "_fit", "_pretrained._diffusers", "_pretrained._ncsnv2"},
     {"_likelihood", "_bound", "_between"},
     {"_latent", "_pretrained"},
     {""},
@@ -153,8 +154,9 @@ def test_public_names_of_sdekit_diffusion():
         Descent EmpiricalMixture Equidistributed Focused GaussianMixture GeometricInSigma Given InTime Karras Log ModelCheck
         NCSNSettings Native OnClock Quadratic Recipe Record RectifiedFlow ScoreModel Shards SubVPSDE Training UniformInLogSNR
         UniformInTime VariationalBound bits_per_dim check_model cosine_betas data decode dsm_loss encode fit from_diffusers
-        from_edm from_score_sde geometric_sigmas interpolate langevin_step_size linear_betas load log_likelihood
-        max_pairwise_distance metrics ncsnv2_settings nets sample sample_between save validation_loss variational_bound
+        from_edm from_ncsnv2 from_score_sde geometric_sigmas interpolate langevin_step_size linear_betas load log_likelihood
+        max_pairwise_distance metrics ncsn_settings ncsnv2_settings nets sample sample_between save validation_loss
+        variational_bound
     """.split()
     )
     assert all(hasattr(sdekit_diffusion, name) for name in sdekit_diffusion.__all__)

@@ -14,11 +14,10 @@ from sdekit_diffusion._checkpoint import CheckpointError
 from sdekit_diffusion._diffusion import VESDE, VPSDE, AbstractDiffusion, SubVPSDE
 from sdekit_diffusion._discrete import DDPM, NCSN, linear_betas
 from sdekit_diffusion._model import Conditioning, Prediction, ScoreModel
-from sdekit_diffusion._pretrained._weights import fill, plain, read_pickle
+from sdekit_diffusion._pretrained._weights import fill, plain, read_pickle, unwrapped
 from sdekit_diffusion._schedules import diffusion
 
 _MOST_LEVELS = 100_000
-_PREFIXES = ("module.", "_orig_mod.")  # of nn.DataParallel and torch.compile
 Reading = tuple[AbstractDiffusion, Prediction, Conditioning]
 
 
@@ -87,7 +86,7 @@ def from_score_sde(
             "sdekit's: pass net=, the module that score_sde_pytorch builds from the config of the run, or convert the "
             "checkpoint with diffusers' script and use from_diffusers"
         )
-    state = _named(state, net)
+    state = unwrapped(state, net.state_dict())
     sigmas = state.get("sigmas")
     sde, levels = _ranged(sde, sigmas, levels)
     if averages is not None:
@@ -182,15 +181,6 @@ def _parts(found: Any, ema: bool, source: str) -> tuple[Mapping[str, Any], list[
     if not isinstance(averages, list) or not all(isinstance(value, Tensor) for value in averages):
         raise CheckpointError(f"{source} has no averages, a list 'shadow_params' in 'ema'; pass ema=False for the last weights")
     return state, averages
-
-
-def _named(state: Mapping[str, Any], net: nn.Module) -> dict[str, Any]:
-    """The state with the names of the network, without the prefix that a wrapper has put before them."""
-    own = net.state_dict()
-    for prefix in _PREFIXES:
-        if all(name.startswith(prefix) for name in state) and not any(name in own for name in state):
-            state = {name.removeprefix(prefix): value for name, value in state.items()}
-    return dict(state)
 
 
 def _averaged(state: Mapping[str, Any], averages: list[Tensor], net: nn.Module, source: str) -> dict[str, Tensor]:

@@ -3,7 +3,7 @@
 import io
 import json
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from sdekit_diffusion._checkpoint import CheckpointError
 
+_PREFIXES = ("module.", "_orig_mod.")  # of nn.DataParallel and torch.compile
 _SAFE = "2.10"  # torch before it corrupts memory over crafted pickles, even of weights only: CVE-2026-24747
 
 
@@ -104,6 +105,14 @@ def fill(network: nn.Module, state: Mapping[str, Any], source: str) -> None:
         if not bool(new.to(value.dtype).isfinite().all()):
             raise CheckpointError(f"{source} holds NaN or infinite numbers in {name}; it is damaged, or training diverged")
     network.load_state_dict({name: state[name] for name in own})
+
+
+def unwrapped(state: Mapping[str, Any], known: Container[str]) -> dict[str, Any]:
+    """The state with the known names, without the prefix that a wrapper has put before all of them."""
+    for prefix in _PREFIXES:
+        if all(name.startswith(prefix) for name in state) and not any(name in known for name in state):
+            state = {name.removeprefix(prefix): value for name, value in state.items()}
+    return dict(state)
 
 
 def plain(value: object) -> bool:
