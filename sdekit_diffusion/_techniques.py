@@ -72,8 +72,8 @@ def _farthest(a: Tensor, b: Tensor) -> float:
 def level_overlap(dim: int, ratio: float) -> float:
     """Phi(sqrt(2 d) (g - 1) + 3 g) - Phi(sqrt(2 d) (g - 1) - 3 g), left of technique 2's equation.
 
-    Of the lengths of points of the level g sigma, the part that lies within three deviations of those of the level sigma: in
-    d dimensions both are nearly normal.
+    The share of the points of the level sigma whose length lies within three standard deviations of the mean length at the
+    level g sigma: in d dimensions lengths are nearly normal, of mean sqrt(d) sigma and standard deviation sigma / sqrt(2).
 
     Arguments:
         dim: d, the number of coordinates of a point.
