@@ -200,6 +200,19 @@ def test_noise_of_any_shape_and_fresh_normals_beside_it(noise_shape):
     assert found[0].z.unique().numel() == 56
 
 
+def test_fresh_normals_of_late_steps_have_nothing_to_do_with_the_path():
+    """Steps count from 0 and must not reach the counters of the path's nodes, whatever the length of the grid."""
+    x = torch.zeros(2000, 1, dtype=torch.float64)
+    path = BrownianPath(5)
+    w, h = read(path, [0.0, 0.25, 0.5, 1.0], batch=2000)
+    parts = torch.stack([*(w[:2] - w[:2].mean(0)), *h[:2], w[:2].sum(0) - w[2]])[..., 0]
+    for start in (2**8, 2**10, 2**12):
+        step = next(path.increments(uniform(0.0, 1.0, 2**13).tolist(), x, (1,), normals=1, start=start))
+        assert step.z is not None
+        correlations = torch.corrcoef(torch.cat([step.z[0].T, parts]))[0, 1:]
+        assert correlations.abs().max() < 5.3 / math.sqrt(2000)
+
+
 def test_memory_does_not_grow_with_queries():
     """Ten million numbers read, in blocks and one by one: what is kept is nothing."""
     code = """

@@ -108,6 +108,22 @@ def test_scores_are_exact(run):
         torch.testing.assert_close(model.denoise(edm, noisy, "edm"), mixture().denoise(edm, noisy, "edm"), rtol=1e-8, atol=1e-8)
 
 
+@pytest.mark.parametrize("beside", [-0.4, 0.0, 0.4])
+def test_a_network_of_levels_gets_the_nearest(beside):
+    """At every level its own number, counted from the largest sigma; within 0.4 levels of it the same."""
+    seen = []
+
+    def answer(law, x, i):
+        seen.append(i)
+        return x
+
+    model = from_score_sde(checkpoint(), Exact(answer), "ve", continuous=False, shape=(4,))
+    n = len(SIGMAS)
+    times = (torch.arange(n, dtype=torch.float64) + beside) / (n - 1)
+    model.score(times.clamp(0, 1), torch.zeros(n, 4, dtype=torch.float64))
+    assert seen[-1].tolist() == list(reversed(range(n)))
+
+
 @pytest.mark.parametrize("truth", RUNS)
 @pytest.mark.parametrize("told", RUNS)
 def test_a_wrong_convention_is_named(truth, told):
