@@ -23,7 +23,9 @@ from safetensors.torch import save as serialised
 from torch import Tensor, nn
 
 from sdekit_diffusion import nets
+from sdekit_diffusion._bounded import Bounded, shape_from
 from sdekit_diffusion._files import made, replacing
+from sdekit_diffusion._inputs import usable
 from sdekit_diffusion._model import ScoreModel
 from sdekit_diffusion._schedules import DIFFUSIONS
 from sdekit_diffusion.data import Scale
@@ -199,19 +201,21 @@ def load(
 
     Raises:
         CheckpointError: when a file is missing, damaged, or fits another network.
+        ValueError: for a device that cannot be used.
     """
-    folder = Path(folder)
+    place, folder = usable(device), Path(folder)
     if ema is not None or not (folder / CONFIG).exists():
         folder = newest(folder) or folder
     config = read_config(folder)
+    weights = read_tensors(folder) if ema is None else _averaged(folder, config, ema)
     try:
-        network = _network(config["net"]) if net is None else net
+        network = _network(config["net"], weights) if net is None else net
         sde = dict(config["sde"])
         model = ScoreModel(
             network,
             DIFFUSIONS[sde.pop("name")](**sde),
             config["predicts"],
-            shape=None if config["shape"] is None else tuple(config["shape"]),
+            shape=shape_from(config["shape"]),
             conditioning=config["conditioning"],
             data_std=config["data_std"],
             data_range=None if config["data_range"] is None else tuple(config["data_range"]),
@@ -222,20 +226,20 @@ def load(
         raise
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, ArithmeticError, MemoryError) as error:
         raise CheckpointError(f"{folder / CONFIG} does not describe a model ({error!r}); the checkpoint is damaged") from error
-    weights = read_tensors(folder) if ema is None else _averaged(folder, config, ema)
     try:
         network.load_state_dict(weights)
     except RuntimeError as error:
         what = str(error).splitlines()[-1].strip()
         raise CheckpointError(f"{folder} holds the weights of another network: {what}") from error
-    return model.to(device).eval()
+    return model.to(place).eval()
 
 
-def _network(config: dict[str, Any]) -> nn.Module:
+def _network(config: dict[str, Any], weights: Mapping[str, Tensor]) -> nn.Module:
     name = config["class"]
     if config["config"] is None or name not in nets.registry:
         raise CheckpointError(f"the network {name!r} is not one of {', '.join(nets.registry)}: pass it as load(..., net=...)")
-    return nets.registry[name](**config["config"])
+    with Bounded(weights):
+        return nets.registry[name](**config["config"])
 
 
 def _averaged(folder: Path, config: dict[str, Any], ema: float) -> dict[str, Tensor]:

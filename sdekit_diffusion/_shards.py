@@ -20,6 +20,7 @@ from tqdm.auto import tqdm
 from sdekit import NotFiniteError, UnfinishedError
 from sdekit_diffusion._distributed import joined, rank, wait, world
 from sdekit_diffusion._files import PART, alone, replacing
+from sdekit_diffusion.data._files import require_ratio
 
 Arrays = dict[str, NDArray[Any]]
 _SETTINGS = "settings"
@@ -178,6 +179,7 @@ def _read(path: Path) -> Arrays:
     content = BytesIO(path.read_bytes())  # that a file cannot be read does not make it damaged
     try:
         with np.load(content, allow_pickle=False) as archive:
+            require_ratio(sum(member.file_size for member in archive.zip.infolist()), len(content.getbuffer()))
             arrays = {name: archive[name] for name in archive.files}
         json.loads(str(arrays[_SETTINGS]))
     except Exception as error:  # zipfile, zlib and numpy raise a dozen kinds over damaged bytes

@@ -3,6 +3,7 @@
 import errno
 import hashlib
 import json
+import math
 import os
 import shutil
 
@@ -10,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from sdekit_diffusion import (
     NCSN,
@@ -145,6 +147,58 @@ def test_foreign_configs_say_so(tmp_path, change):
     save(model(), tmp_path)
     reseal(tmp_path, **change)
     with pytest.raises(CheckpointError):
+        load(tmp_path)
+
+
+class Largest(TorchFunctionMode):
+    """The most numbers that a constructor asked for at once, and how often it asked."""
+
+    def __init__(self):
+        super().__init__()
+        self.numbers = 0
+        self.calls = 0
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func in (torch.empty, torch.randn):
+            sizes = args[0] if isinstance(args[0], tuple) else args
+            self.numbers = max(self.numbers, math.prod(size for size in sizes if isinstance(size, int)))
+            self.calls += 1
+        return func(*args, **(kwargs or {}))
+
+
+UNET = nets.UNet(1, 8, (1, 2))
+
+
+@pytest.mark.parametrize(
+    ("net", "change"),
+    [
+        (None, {"depth": 10**6}),
+        (None, {"depth": 10**12}),
+        (None, {"width": 20_000}),
+        (None, {"shape": [10**7]}),
+        (None, {"shape": [2.5]}),
+        (UNET, {"blocks": 10**9}),
+        (UNET, {"multipliers": [1, 10**4]}),
+        (nets.NCSN(1, 4, (1,), (1,), levels=3), {"levels": 10**9}),
+    ],
+)
+def test_networks_larger_than_their_weights_are_refused_before_memory_is_used(tmp_path, net, change):
+    """By counting: no more than some thousand tensors are asked for, none of them larger than 64 MB."""
+    a = model() if net is None else ScoreModel(net, "vp", shape=(1, 8, 8))
+    save(a, tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())["net"]
+    reseal(tmp_path, net=config | {"config": config["config"] | change})
+    with pytest.raises(CheckpointError, match="does not describe a model"), Largest() as seen:
+        load(tmp_path)
+    assert seen.numbers <= 2**24
+    assert seen.calls < 5000
+
+
+@pytest.mark.parametrize("shape", [[2.5], [2.0], [0], [-1], [True], ["2"], [2**16, 2**16], {"2": 2}, 2])
+def test_shapes_are_lists_of_sizes(tmp_path, shape):
+    save(model(), tmp_path)
+    reseal(tmp_path, shape=shape)
+    with pytest.raises(CheckpointError, match=r"shape|numbers or more"):
         load(tmp_path)
 
 

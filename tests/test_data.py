@@ -3,6 +3,7 @@
 import gzip
 import io
 import sys
+import tracemalloc
 import types
 import zipfile
 
@@ -421,6 +422,36 @@ def test_damaged_arrays_are_refused(tmp_path, name):
     ) as caught:
         load(tmp_path / name)
     assert "\n" not in str(caught.value)
+
+
+def test_archives_that_unpack_to_far_more_than_their_size_are_refused(tmp_path, monkeypatch):
+    """Before they are read: 4 MB of zeros in some kB, alone, in a member beside others, and in MNIST's format."""
+    zeros = np.zeros((4000, 1000), np.uint8)
+    np.savez_compressed(tmp_path / "alone.npz", train=zeros)
+    np.savez_compressed(tmp_path / "beside.npz", train=np.ones((5, 2)), test_labels=zeros)
+    for name in ("alone", "beside"):
+        tracemalloc.start()
+        with pytest.raises(ValueError, match=r"bytes unpack to 4,00\d,\d+, more than 500 times as many"):
+            load(tmp_path / f"{name}.npz")
+        assert tracemalloc.get_traced_memory()[1] < 2**20
+        tracemalloc.stop()
+    packed = gzip.compress(idx(zeros.reshape(40, 1000, 100)))
+    assert len(packed) < 4_000_000 / 500
+    folder = in_mnists_format(tmp_path, **{"train-images-idx3-ubyte.gz": packed})
+    with pytest.raises(ValueError, match=r"bytes unpack to 4,000,000, more than 500 times as many"):
+        load(folder)
+
+
+def test_archives_that_are_compressed_well_are_read(tmp_path):
+    """Up to 1 MiB whatever the ratio; above, black-and-white images at a ratio beyond a hundred."""
+    np.savez_compressed(tmp_path / "small.npz", train=np.tile(np.eye(2), (2**15, 1)).astype(np.float32))
+    assert len(load(tmp_path / "small.npz").train) == 2**16 * 9 // 10 + 1
+    rng, images = np.random.default_rng(0), np.zeros((600, 64, 64), np.uint8)
+    for image, (row, column, height, width) in zip(images, rng.integers(3, 50, (600, 4)), strict=True):
+        image[row : row + height, column : column + width] = 1
+    np.savez_compressed(tmp_path / "sprites.npz", train=images)
+    assert images.nbytes > 100 * (tmp_path / "sprites.npz").stat().st_size
+    assert load(tmp_path / "sprites.npz").train.shape == (540, 1, 64, 64)
 
 
 def test_members_that_are_not_arrays_are_refused(tmp_path):

@@ -307,6 +307,16 @@ def test_a_damaged_part_is_made_again(shards):
     assert third.read_bytes() == kept
 
 
+def test_a_part_that_unpacks_to_far_more_than_its_size_is_damaged(shards):
+    shards.fill(squares)
+    path, *_ = sorted(shards.folder.iterdir())
+    with np.load(path) as archive:
+        settings = archive["settings"]
+    np.savez_compressed(path, x=np.zeros(10**7), settings=settings)
+    with pytest.raises(ValueError, match=r"is damaged .*more than 500 times as many"):
+        list(shards)
+
+
 def test_no_bit_turns_unseen(tmp_path):
     shards = sd.Shards(tmp_path / "shards", 2, 2)
     shards.fill(squares)

@@ -9,6 +9,9 @@ from numpy.typing import NDArray
 
 Array = NDArray[np.generic]
 
+_RATIO = 500  # deflate reaches 1032, with nothing but zeros; black-and-white images of one rectangle each 380
+_SMALL = 2**20  # bytes to which any file may unpack
+
 _OPTIONAL = "test", "labels", "test_labels"
 
 # The files of MNIST and of data sets in its format, and how many dimensions each has.
@@ -37,6 +40,7 @@ def numpy_arrays(path: Path) -> dict[str, Array]:
             if not isinstance(archive, np.lib.npyio.NpzFile):
                 raise TypeError("it holds a single array, as .npy files do")
             assert archive.zip is not None
+            require_ratio(sum(member.file_size for member in archive.zip.infolist()), path.stat().st_size)
             if (wrong := archive.zip.testzip()) is not None:  # numpy stops at the end of the array that a header describes
                 raise ValueError(f"the checksum of {wrong} in it is wrong")
             # A member that is not an array comes as bytes.
@@ -73,6 +77,18 @@ def reason(error: Exception) -> str:
     return str(error).partition("\n")[0] or type(error).__name__
 
 
+def require_ratio(unpacked: int, size: int) -> None:
+    """Refuses a file of `size` bytes that unpacks to far more.
+
+    Raises:
+        ValueError: for more than 1 MiB and more than 500 times the size of the file.
+    """
+    if unpacked > max(_SMALL, _RATIO * size):
+        raise ValueError(
+            f"its {size:,} bytes unpack to {unpacked:,}, more than {_RATIO} times as many; save data without compression"
+        )
+
+
 def _found(folder: Path, name: str) -> list[Path]:
     return [path for path in (folder / name, folder / f"{name}.gz") if path.is_file()]
 
@@ -88,6 +104,7 @@ def _idx(folder: Path, name: str, ndim: int) -> NDArray[np.uint8]:
             if (magic := file.read(4)) != bytes((0, 0, 8, ndim)):
                 raise ValueError(f"it begins with {magic.hex()} and not with 000008{ndim:02}")
             sizes = tuple(int(size) for size in np.frombuffer(file.read(4 * ndim), ">u4"))
+            require_ratio(math.prod(sizes), path.stat().st_size)
             content = file.read(math.prod(sizes) + 1)  # one more than there should be
             return np.frombuffer(content, np.uint8).reshape(sizes).copy()
     except Exception as error:  # gzip, zlib and numpy raise several kinds over damaged bytes

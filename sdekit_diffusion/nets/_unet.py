@@ -66,8 +66,9 @@ class _Level(nn.Module):
 
     def __init__(self, inputs: int, outputs: int, blocks: int, embedding: int, dropout: float, attend: bool) -> None:
         super().__init__()
-        sizes = [inputs] + [outputs] * (blocks - 1)
-        self.blocks = nn.ModuleList([_Block(size, outputs, embedding, dropout, attend) for size in sizes])
+        first = _Block(inputs, outputs, embedding, dropout, attend)
+        rest = (_Block(outputs, outputs, embedding, dropout, attend) for _ in range(blocks - 1))
+        self.blocks = nn.ModuleList([first, *rest])
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
         for block in self.blocks:

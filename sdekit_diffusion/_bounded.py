@@ -1,0 +1,64 @@
+"""Networks that are built from a file are bounded by their weights, before memory is used."""
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+_MAKERS = (torch.empty, torch.zeros, torch.ones, torch.rand, torch.randn, torch.full)
+_TIMES = 4  # as many tensors and numbers as the weights have: constructors make some that they do not keep
+_MORE_TENSORS = 1000
+_MORE_NUMBERS = 2**24
+_LARGEST = 2**31  # numbers in one sample
+
+
+class Bounded(TorchFunctionMode):
+    """A block in which constructors of networks make few more tensors, and numbers in them, than some weights have.
+
+    Arguments:
+        weights: those of the network.
+
+    Raises:
+        ValueError: within the block, before a tensor is made that is too many or too large.
+    """
+
+    def __init__(self, weights: Mapping[str, Tensor]) -> None:
+        super().__init__()
+        self.known = f"{len(weights)} tensors of {sum(value.numel() for value in weights.values()):,} numbers"
+        self.tensors = _TIMES * len(weights) + _MORE_TENSORS
+        self.numbers = _TIMES * sum(value.numel() for value in weights.values()) + _MORE_NUMBERS
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: object,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:  # noqa: ANN401
+        kwargs = kwargs or {}
+        if func in _MAKERS:
+            first = args[0] if args else kwargs.get("size", ())
+            sizes = first if isinstance(first, tuple | list) else [size for size in args if isinstance(size, int)]
+            self.tensors -= 1
+            self.numbers -= math.prod(sizes)
+            if self.tensors < 0 or self.numbers < 0:
+                raise ValueError(f"the network it describes is larger than its weights, {self.known}")
+        return func(*args, **kwargs)
+
+
+def shape_from(sizes: Any) -> tuple[int, ...] | None:  # noqa: ANN401 - JSON
+    """The shape of a sample, None where it is not known.
+
+    Raises:
+        ValueError: for sizes that are not positive integers, or a sample of 2^31 numbers or more.
+    """
+    if sizes is None:
+        return None
+    if not isinstance(sizes, list) or not all(type(size) is int and size > 0 for size in sizes):
+        raise ValueError(f"the shape of a sample is a list of positive integers, not {sizes!r:.60}")
+    if math.prod(sizes) >= _LARGEST:
+        raise ValueError(f"a sample of shape {sizes!r:.60} has {_LARGEST} numbers or more")
+    return tuple(sizes)
