@@ -38,9 +38,14 @@ def times(ts: Tensor | Sequence[float]) -> list[float]:
     """A grid as Python floats, checked.
 
     Raises:
+        TypeError: when ts holds something else than numbers.
         ValueError: when ts is not one-dimensional, has fewer than two points, is not finite or not strictly monotone.
     """
-    values = torch.as_tensor(ts, dtype=torch.float64)
+    try:
+        values = torch.as_tensor(ts, dtype=torch.float64)
+    except (TypeError, ValueError, RuntimeError) as error:
+        given = f"{ts!r:.60}"
+        raise TypeError(f"ts must be a tensor or a sequence of numbers, not {given}; give [0.0, 1.0], for example") from error
     if values.ndim != 1 or values.numel() < 2:
         raise ValueError(f"ts must be one-dimensional with at least two times, not of shape {tuple(values.shape)}")
     steps = values.diff()

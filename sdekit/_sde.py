@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from sdekit._quadrature import Panels, Rule
+from sdekit.calling import require_call
 from sdekit.elementary import Time, axpy, broadcast
 
 NoiseType = Literal["none", "additive", "diagonal", "scalar", "general"]
@@ -186,6 +187,15 @@ def _as_tensor(t: Time, x: Tensor) -> Tensor:
     return torch.full((), t, dtype=dtype, device=x.device)
 
 
+def _called(name: str, function: Callable[[Tensor, Tensor], Tensor], t: Tensor, x: Tensor) -> Tensor:
+    """function(t, x), which says so where it takes other arguments."""
+    try:
+        return function(t, x)
+    except TypeError:
+        require_call(function, f"{name}(t, x)", t, x)
+        raise
+
+
 def _like(name: str, value: Tensor, shape: tuple[int, ...], x: Tensor) -> Tensor:
     """What a user's function returned, in x's dtype, refused when it is not of a shape."""
     if not isinstance(value, Tensor):
@@ -228,10 +238,10 @@ class SDE(AbstractSDE):
             raise ValueError("noise_size=m, the number of Brownian motions, goes with noise_type='general' and only there")
 
     def drift(self, t: Time, x: Tensor) -> Tensor:
-        return _like("f", self.f(_as_tensor(t, x), x), x.shape, x)
+        return _like("f", _called("f", self.f, _as_tensor(t, x), x), x.shape, x)
 
     def diffusion(self, t: Time, x: Tensor) -> Time:
-        g = self.g(_as_tensor(t, x), x)
+        g = _called("g", self.g, _as_tensor(t, x), x)
         if self.noise_size is not None:
             return _like("g", g, (*x.shape, self.noise_size), x)
         if self.noise_type != "scalar" and isinstance(g, (int, float)):
@@ -257,7 +267,7 @@ class ODE(AbstractSDE):
     f: Callable[[Tensor, Tensor], Tensor]
 
     def drift(self, t: Time, x: Tensor) -> Tensor:
-        return _like("f", self.f(_as_tensor(t, x), x), x.shape, x)
+        return _like("f", _called("f", self.f, _as_tensor(t, x), x), x.shape, x)
 
     def diffusion(self, t: Time, x: Tensor) -> float:
         return 0.0

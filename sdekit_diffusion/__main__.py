@@ -16,6 +16,7 @@ from torch import Tensor
 import sdekit_diffusion
 from sdekit_diffusion import Log, Recipe, Shards, _evaluation, _outputs, report
 from sdekit_diffusion._distributed import first_to_fail, joined, own, rank, wait
+from sdekit_diffusion._inputs import usable
 from sdekit_diffusion._options import Net, Sampler
 from sdekit_diffusion._shards import digest
 from sdekit_diffusion._watch import Watch
@@ -57,7 +58,7 @@ def train(
     source = sdekit_diffusion.data.load(data)
     with joined(device) as place:
         torch.manual_seed(recipe.seed)
-        model = net.model(source, sde).to(_place(place))
+        model = net.model(source, sde).to(usable(place))
         # What is refused is refused before an older run goes.
         sdekit_diffusion.Training(model, source.train, recipe, transform=source.scale.encode)
         if rank() == 0:
@@ -107,7 +108,7 @@ def sample(
     out = run / "samples.npz" if out is None else out
     folder = _outputs.shards_of(out)
     with joined("cpu"):
-        model, _ = _evaluation.opened(run, _place(device))
+        model, _ = _evaluation.opened(run, usable(own(device)))
         settings = {"sde": sde, **asdict(sampler), "seed": seed, **_evaluation.premises(run, model)}
         shards = Shards(folder, n, batch_size, first, settings)
         _outputs.require(out, shards, model.scale)
@@ -162,7 +163,7 @@ def likelihood(
     if csv is not None and not csv.parent.is_dir():
         raise ValueError(f"the folder of {csv} does not exist; make it, or choose another file")
     with joined("cpu"):
-        model, name = _evaluation.opened(run, _place(device))
+        model, name = _evaluation.opened(run, usable(own(device)))
         x = _evaluation.source_of(data or name, model.scale).test[:n]
         options = {"probes": probes, "draws": draws, "sde": sde, "seed": seed, "tolerance": tolerance}
         settings = {"data": digest("", {"x": x}), **options, **_evaluation.premises(run, model)}
@@ -206,7 +207,8 @@ def summarise(
     """
     with joined("cpu"):
         if rank() == 0:  # of several processes one is enough
-            numbers = report.write_report(run, samples=samples, out=out, seed=seed, device=_place(device), **sampler.settings())
+            place = usable(own(device))
+            numbers = report.write_report(run, samples=samples, out=out, seed=seed, device=place, **sampler.settings())
             print(f"wrote {numbers['page']}, its pictures and {run / 'report.json'} in {numbers['seconds']:.0f} s")
         wait()
 
@@ -223,13 +225,6 @@ def _prepare(run: Path, overwrite: bool, resume: bool) -> None:
             path.unlink(missing_ok=True)
         for name in ("checkpoints", "progress", "tensorboard"):
             shutil.rmtree(run / name, ignore_errors=True)
-
-
-def _place(device: str) -> torch.device:
-    try:
-        return torch.empty(0, device=own(device)).device
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"the device {device!r} cannot be used ({str(error).splitlines()[0]}); cpu always can") from error
 
 
 _COMMANDS = {"train": train, "sample": sample, "likelihood": likelihood, "report": summarise}

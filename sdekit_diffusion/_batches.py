@@ -2,13 +2,14 @@
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
+_TOGETHER = 4096  # rows of a tensor that are looked at together
 _LOOKED_AT = 1000  # rows, evenly spaced, that tell data from others
 
 
@@ -18,6 +19,19 @@ class Rows(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, rows: Any, /) -> Any: ...  # noqa: ANN401 - of a tensor of numbers a tensor or an array
+
+
+def require_finite(rows: Tensor, numbers: Sequence[int] | np.ndarray) -> None:
+    """Refuses samples that have NaN or infinite values, by their numbers.
+
+    Raises:
+        ValueError: names the first eight.
+    """
+    if not rows.is_floating_point() or bool(torch.isfinite(rows).all()):
+        return
+    bad = (~torch.isfinite(rows)).reshape(len(rows), -1).any(dim=1).nonzero().flatten().tolist()
+    shown = ", ".join(str(int(numbers[i])) for i in bad[:8]) + (", ..." if len(bad) > 8 else "")
+    raise ValueError(f"the data have NaN or infinite values in rows {shown}; remove or repair these samples")
 
 
 class AbstractSource(ABC):
@@ -48,20 +62,32 @@ class Shuffled(AbstractSource):
         rows: `(n, *shape)`, a tensor or other `Rows`.
 
     Raises:
-        ValueError: for no rows.
+        TypeError: for a list, or anything else that does not take a tensor of row numbers.
+        ValueError: for no rows, or rows with NaN or infinite values: of a tensor at once, of others when they are read.
     """
 
     def __init__(self, rows: Rows) -> None:
+        if isinstance(rows, list | tuple | dict | str) or not (hasattr(rows, "__len__") and hasattr(rows, "__getitem__")):
+            raise TypeError(
+                f"data must be a tensor, an array, or an object with a length that takes a tensor of row numbers, not "
+                f"{type(rows).__name__}; use torch.as_tensor"
+            )
         if len(rows) < 1:
             raise ValueError(f"there are no data to train on: {len(rows)} samples")
         self.rows, n = rows, len(rows)
+        if isinstance(rows, Tensor):
+            for first in range(0, n, _TOGETHER):
+                require_finite(rows[first : first + _TOGETHER], range(first, n))
         some = self._taken(np.linspace(0, n - 1, min(n, _LOOKED_AT)).astype(np.int64)).cpu().contiguous()
         digest = hashlib.sha256(some.view(torch.uint8).numpy().tobytes()).hexdigest()
         self.fingerprint = f"{n} samples of {some.dtype} {tuple(some.shape[1:])}, sha256 of {len(some)} {digest[:16]}"
 
     def _taken(self, numbers: np.ndarray) -> Tensor:
         # an array would take a tensor with one number for that number
-        return torch.as_tensor(self.rows[numbers if isinstance(self.rows, np.ndarray) else torch.from_numpy(numbers)])
+        found = torch.as_tensor(self.rows[numbers if isinstance(self.rows, np.ndarray) else torch.from_numpy(numbers)])
+        if not isinstance(self.rows, Tensor) and found.device.type == "cpu":  # elsewhere each look would synchronise
+            require_finite(found, numbers)
+        return found
 
     def batches(self, size: int, *, seed: int = 0, first: int = 0, part: slice = slice(None)) -> Iterator[Tensor]:
         n, known, order = len(self.rows), -1, np.empty(0, dtype=np.int64)

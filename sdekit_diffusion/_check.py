@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from sdekit import normal
 from sdekit_diffusion._counters import NOISE
 from sdekit_diffusion._diffusion import AbstractDiffusion
+from sdekit_diffusion._inputs import require_tensor
 from sdekit_diffusion._model import AbstractModel, Conditioning, Prediction, ScoreModel, as_model, evaluating
 
 _NOISE = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0)  # in units of the data's deviation; beyond, small errors of a network are magnified
@@ -80,7 +81,7 @@ def check_model(
             be asked for one that does not exist: then check them on the CPU.
 
     Raises:
-        TypeError: when x is not floating.
+        TypeError: when x is not a floating tensor.
         ValueError: when the model does not fit x, with what would fit better; or when x does not vary.
 
     References:
@@ -109,6 +110,7 @@ def checked(model: ScoreModel, x: Tensor | None, readings: Iterable[tuple[str, S
 def _checked(
     model: AbstractModel, x: Tensor, sde: AbstractDiffusion, seed: int, readings: Iterable[tuple[str, ScoreModel]]
 ) -> ModelCheck:
+    require_tensor("x", x)
     if not x.is_floating_point():
         raise TypeError(
             f"x must be floating, in the range that the model has learned, not {x.dtype}; scale it, or use .float()"

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from sdekit import AbstractSDE, fresh_seed, normal
 from sdekit.elementary import Time, asinh, broadcast, exp, expm1, log, log1p, reciprocal, sqrt
+from sdekit_diffusion._inputs import usable
 
 
 @dataclass(frozen=True)
@@ -149,7 +150,8 @@ class AbstractDiffusion(AbstractSDE):
             seed, first: sample n depends on (seed, first + n) alone; None takes a fresh seed.
             t: where the prior stands for p_t; T unless given.
         """
-        index = torch.arange(first, first + shape[0], device=device)
+        place = None if device is None else usable(device)
+        index = torch.arange(first, first + shape[0], device=place)
         seed = fresh_seed() if seed is None else seed
         return normal(seed, index, tuple(shape[1:]), dtype=dtype) * float(self.sigma(self.checked(self.T if t is None else t)))
 

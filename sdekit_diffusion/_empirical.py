@@ -8,6 +8,7 @@ from torch import Tensor
 
 from sdekit.elementary import Time
 from sdekit_diffusion._diffusion import AbstractDiffusion
+from sdekit_diffusion._inputs import require_tensor
 from sdekit_diffusion._mixture import AbstractMixture
 
 _BLOCK = 1 << 23  # numbers of one block: 84 points at a time for 50,000 centres
@@ -36,6 +37,7 @@ class EmpiricalMixture(AbstractMixture):
     """
 
     def __init__(self, centres: Tensor, std: float = 0.0) -> None:
+        require_tensor("centres", centres, "(n, *event)")
         if centres.ndim < 1 or not centres.numel() or not centres.is_floating_point():
             raise ValueError(f"centres must be floating, of shape (n, *event), not {centres.dtype} of {tuple(centres.shape)}")
         self.shape, self.std = tuple(centres.shape[1:]), float(std)

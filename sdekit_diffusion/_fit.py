@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from sdekit_diffusion._batches import AbstractSource, Rows
+from sdekit_diffusion._batches import AbstractSource, Rows, require_finite
 from sdekit_diffusion._distributed import rank, wait
+from sdekit_diffusion._inputs import require_tensor
 from sdekit_diffusion._model import ScoreModel
 from sdekit_diffusion._recipe import Recipe
 from sdekit_diffusion._run import VALIDATION, Log, run_in
@@ -104,10 +105,16 @@ def validation_loss(x: Tensor, recipe: Recipe | None = None, *, transform: Trans
     """The mean of `dsm_loss` over held-out samples `(n, *shape)` as a measure of `fit`, on the same noise each time.
 
     With it `fit` keeps the checkpoint where it was least. recipe and transform are those of the training.
+
+    Raises:
+        TypeError: when x is no tensor.
+        ValueError: for no samples, or samples that are not finite.
     """
     recipe = replace(recipe or Recipe(), flip=False)
+    require_tensor("x", x)
     if len(x) < 1:
         raise ValueError("there are no samples to find a validation loss of; hold some out")
+    require_finite(x, range(len(x)))
 
     def found(model: ScoreModel, step: int) -> dict[str, float]:
         loss, device = RecipeLoss(model, recipe, transform), model.place()[1]

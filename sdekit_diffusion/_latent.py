@@ -11,6 +11,7 @@ from sdekit import AbstractTrace, Likelihood
 from sdekit_diffusion._adaptive import AdaptiveFlow
 from sdekit_diffusion._diffusion import AbstractDiffusion
 from sdekit_diffusion._flow import span_of
+from sdekit_diffusion._inputs import require_tensor
 from sdekit_diffusion._likelihood import along, points_of
 from sdekit_diffusion._model import AbstractModel, as_model, evaluating
 from sdekit_diffusion._sample import Model
@@ -142,6 +143,8 @@ def interpolate(
     References:
         Shoemake 1985, "Animating rotation with quaternion curves"; Song et al. 2021, arXiv 2011.13456, appendix D.3.
     """
+    require_tensor("a", a)
+    require_tensor("b", b)
     if n < 2 or a.shape != b.shape:
         shapes = f"{tuple(a.shape)} and {tuple(b.shape)}"
         raise ValueError(f"n counts points with both ends, from 2 on, and a and b have one shape; not {n}, {shapes}")

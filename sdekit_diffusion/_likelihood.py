@@ -14,6 +14,7 @@ from sdekit_diffusion._adaptive import AdaptiveFlow
 from sdekit_diffusion._counters import DEQUANTISATION
 from sdekit_diffusion._diffusion import AbstractDiffusion
 from sdekit_diffusion._flow import StandardFlow, span_of
+from sdekit_diffusion._inputs import require_tensor
 from sdekit_diffusion._model import AbstractModel, ScoreModel, as_model, evaluating
 from sdekit_diffusion._sample import Model
 
@@ -139,8 +140,10 @@ def points_of(model: AbstractModel, x: object, batch_size: int | None, method: o
         TypeError: for an x that is no tensor, or a method that is no `AdaptiveFlow`.
         ValueError: for points of another shape than the model's, or an empty batch_size.
     """
-    if not isinstance(x, Tensor) or not isinstance(method, AdaptiveFlow):
-        raise TypeError(f"x must be a tensor and method an AdaptiveFlow(rtol, atol); not {type(x).__name__} and {method!r}")
+    require_tensor("x", x)
+    assert isinstance(x, Tensor)
+    if not isinstance(method, AdaptiveFlow):
+        raise TypeError(f"method must be an AdaptiveFlow(rtol, atol), not {method!r}")
     if model.shape is not None and tuple(x.shape[1:]) != tuple(model.shape):
         raise ValueError(f"x has shape {tuple(x.shape)}; this model needs (batch, {', '.join(map(str, model.shape))})")
     if batch_size is not None and batch_size < 1:
@@ -250,11 +253,13 @@ def bits_per_dim(
         Others as in `log_likelihood`.
 
     Raises:
+        TypeError: when x is no tensor.
         ValueError: for values outside the range, floats that look quantised, or several draws of floats.
 
     References:
         Theis et al. 2016, arXiv 1511.01844, section 3.1.
     """
+    require_tensor("x", x)
     if not (high > low and levels >= 1):
         raise ValueError(f"bits per dimension need low < high and levels >= 1, not {low}, {high} and {levels}")
     if draws < 1 or (draws > 1 and x.is_floating_point()):

@@ -10,6 +10,7 @@ from sdekit import fresh_seed, normal, uniform01
 from sdekit.elementary import clip
 from sdekit_diffusion._counters import NOISE, TIME
 from sdekit_diffusion._diffusion import AbstractDiffusion
+from sdekit_diffusion._inputs import require_tensor
 from sdekit_diffusion._model import ScoreModel
 
 Weighting = Literal["plain", "likelihood"]
@@ -42,7 +43,7 @@ def dsm_loss(
         seed, first: times and noise of sample i depend on (seed, first + i) alone; None takes a fresh seed.
 
     Raises:
-        TypeError: when x0 is not floating.
+        TypeError: when x0 is not a floating tensor.
         ValueError: for an unknown weighting, or discrete levels where the diffusion has none or with another weighting.
 
     References:
@@ -50,6 +51,7 @@ def dsm_loss(
         for the likelihood weighting; Ho et al. 2020, arXiv 2006.11239, equation 14, and Song and Ermon 2019, arXiv 1907.05600,
         equation 6, for discrete levels.
     """
+    require_tensor("x0", x0)
     if not x0.is_floating_point():
         raise TypeError(
             f"x0 must be floating, in the range that the model is to learn, not {x0.dtype}; scale it, or use .float()"

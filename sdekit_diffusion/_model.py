@@ -10,6 +10,7 @@ from typing import Any, Literal, Self
 import torch
 from torch import Tensor, nn
 
+from sdekit.calling import require_call
 from sdekit.elementary import Time, axpy, broadcast, clip, exp, log1p, sigmoid, sqrt
 from sdekit_diffusion._diffusion import AbstractDiffusion
 from sdekit_diffusion._schedules import diffusion
@@ -184,6 +185,7 @@ class ScoreModel(nn.Module, AbstractModel):
         """The network's output at points and labels that are its own, in the dtype of the points.
 
         Raises:
+            TypeError: when its signature does not fit, or it returns no tensor.
             ValueError: when its shape is not that of the points.
         """
         parameter = next(self.parameters(), point)
@@ -192,7 +194,12 @@ class ScoreModel(nn.Module, AbstractModel):
         for name, value in self.conditions.items():
             if isinstance(value, Tensor) and value.ndim and len(value) != len(point):
                 raise ValueError(f"{name} has {len(value)} entries for {len(point)} samples; give one entry a sample")
-        out = self.net(point.to(parameter.dtype), label.to(parameter.dtype).expand(len(point)), **self.conditions)
+        arguments = point.to(parameter.dtype), label.to(parameter.dtype).expand(len(point))
+        try:
+            out = self.net(*arguments, **self.conditions)
+        except TypeError:
+            require_call(self.net, f"net({', '.join(['x', 't', *self.conditions])})", *arguments, **self.conditions)
+            raise
         if not isinstance(out, Tensor):
             raise TypeError(f"the network returned {type(out).__name__}; it must return a tensor of x's shape")
         if out.shape != point.shape:

@@ -23,6 +23,7 @@ from sdekit import (
 from sdekit_diffusion._diffusion import AbstractDiffusion
 from sdekit_diffusion._flow import span_of
 from sdekit_diffusion._grids import AbstractGrid
+from sdekit_diffusion._inputs import usable
 from sdekit_diffusion._methods import method_of
 from sdekit_diffusion._model import AbstractModel, as_model, evaluating
 from sdekit_diffusion._samplers import AbstractMethod, Descent
@@ -114,7 +115,9 @@ def sample(
         a tensor of shape `(n, *shape)`, or a `sdekit.Solution` whose x it is.
 
     Raises:
-        ValueError: for unknown names, a missing shape or diffusion, or a range with nothing to solve.
+        TypeError: for an x_T that is no floating tensor, or a network whose signature does not fit.
+        ValueError: for unknown names, a device that cannot be used, a missing shape or diffusion, or a range with nothing to
+            solve.
         sdekit.NotFiniteError: when the model spoils the state; it names the step, the time and the samples.
         sdekit.UnfinishedError: when samples of "ode" do not reach the end; it names them, with the time, and its `solution` has
             the others, of all batches so far.
@@ -125,8 +128,8 @@ def sample(
     chosen = method_of(method, steps, grid)
     span = span_of(model, diffusion, end)
     own_dtype, own_device = model.place()
-    dtype, device = dtype or own_dtype, torch.device(device or own_device)
-    if not dtype.is_floating_point:
+    dtype, device = dtype or own_dtype, own_device if device is None else usable(device)
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
         raise TypeError(f"dtype is the state's and must be floating, not {dtype}")
     x_T = None if x_T is None else _given(x_T, n, model)
     n, event = (n, shape_of(model, shape)) if x_T is None else (len(x_T), tuple(x_T.shape[1:]))
@@ -199,7 +202,8 @@ def _require(
 def _given(x_T: Tensor, n: int, model: AbstractModel) -> Tensor:
     """Initial states from a user, checked."""
     if not isinstance(x_T, Tensor) or not x_T.is_floating_point() or x_T.ndim < 1:
-        raise TypeError("x_T must be a floating tensor of shape (n, *shape); use torch.as_tensor and .float()")
+        given = x_T.dtype if isinstance(x_T, Tensor) else type(x_T).__name__
+        raise TypeError(f"x_T must be a floating tensor of shape (n, *shape), not {given}; use torch.as_tensor and .float()")
     if n not in (1, len(x_T)) or (model.shape is not None and tuple(x_T.shape[1:]) != tuple(model.shape)):
         known = "(n, *shape)" if model.shape is None else f"(n, {', '.join(map(str, model.shape))})"
         raise ValueError(f"x_T has shape {tuple(x_T.shape)}; it must be {known}, with n = {n} left out or the same")

@@ -1,6 +1,7 @@
 """torchsde's equations as ours."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -8,6 +9,7 @@ import torch
 from torch import Tensor
 
 from sdekit._sde import AbstractSDE, NoiseType, SDEType
+from sdekit.calling import require_call
 from sdekit.elementary import Time
 
 Method = Callable[..., Any]
@@ -70,6 +72,24 @@ def for_one_solve(problem: AbstractSDE, y0: Tensor, ts: Tensor | Sequence[float]
         with torch.no_grad():
             problem = replace(problem, size=problem.diffusion(float(ts[0]), y0).shape[-1])
     return replace(problem, kept=[])
+
+
+@contextmanager
+def calls_of(problem: AbstractSDE, y: Tensor) -> Iterator[None]:
+    """A block in which an equation of torchsde's whose methods take other arguments than they should is named.
+
+    Raises:
+        TypeError: says which method, and what it is called with.
+    """
+    try:
+        yield
+    except TypeError:
+        products = ("g_prod", "f_and_g_prod")
+        for name in ("f", "g", "f_and_g", *products) if isinstance(problem, _Torchsde) else ():
+            method, more = getattr(problem, name), [y] if name in products else []
+            if method is not None:
+                require_call(method, f"{name}(t, y{', v' if more else ''})", y.new_zeros(()), y, *more)
+        raise
 
 
 @dataclass(frozen=True, eq=False)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
 
+import numpy as np
 import torch
 import torchdiffeq
 from torch import Tensor
@@ -28,6 +29,7 @@ from sdekit._solver import (
     Order,
     Tableau,
 )
+from sdekit.calling import require_call
 from sdekit.elementary import Time
 from sdekit.interop._steps import steps
 
@@ -114,12 +116,31 @@ def odeint(
     Raises:
         UnfinishedError: where adaptive steps fail: it says when and why.
         NotFiniteError: where fixed steps reach a state that is not finite.
-        TypeError: for a state that is not floating.
+        TypeError: for a state that is not floating, times that are no numbers, or a func that does not take (t, y).
         ValueError: for times that are not monotone, tolerances that are negative or cannot be met, or an unknown method.
 
     References:
         Chen 2018, torchdiffeq, https://github.com/rtqichen/torchdiffeq.
     """
+    require_arguments(y0, t)
+    try:
+        return _solved(func, y0, t, event_fn, rtol=rtol, atol=atol, method=method, options=options)
+    except TypeError:
+        require_call(func, "func(t, y)", t, y0)
+        raise
+
+
+def _solved(
+    func: Callable[..., Any],
+    y0: State,
+    t: Tensor | Sequence[float],
+    event_fn: Callable[..., Any] | None,
+    *,
+    rtol: Any,  # noqa: ANN401
+    atol: Any,  # noqa: ANN401
+    method: str | None,
+    options: dict[str, Any] | None,
+) -> Any:  # noqa: ANN401
     given: dict[str, Any] = {"rtol": rtol, "atol": atol, "method": method, "options": options}
     if not solved_here(func, y0, t, event_fn, **given):
         return torchdiffeq.odeint(
@@ -137,6 +158,27 @@ def odeint(
         size = options.get("step_size")
         xs = torch.stack(list(_stepped(system, x0, times(t), FIXED[method], None if size is None else float(size))))
     return system.shaped(xs[:, 0])
+
+
+def require_arguments(y0: object, t: object) -> None:
+    """Refuses what is no state and what are no times.
+
+    Raises:
+        TypeError: for a y0 that is not a floating or complex tensor or a tuple of them, or a t that holds no numbers.
+    """
+    parts = y0 if isinstance(y0, tuple) else (y0,)
+    if not parts or not all(isinstance(part, Tensor) and _continuous(part) for part in parts):
+        given = [str(part.dtype) if isinstance(part, Tensor) else type(part).__name__ for part in parts]
+        raise TypeError(
+            f"y0 must be a floating tensor or a tuple of them, not {', '.join(given) or 'an empty tuple'}; convert "
+            "integers with .float(), and a list with tuple()"
+        )
+    if not isinstance(t, Tensor | Sequence | np.ndarray) or isinstance(t, str):
+        raise TypeError(f"t must be a tensor or a sequence of numbers, not {t!r:.60}; give [0.0, 1.0], for example")
+
+
+def _continuous(part: Tensor) -> bool:
+    return part.is_floating_point() or part.is_complex()
 
 
 def solved_here(
@@ -171,7 +213,7 @@ class System(AbstractSDE):
         func, y0: as of `odeint`.
 
     Raises:
-        TypeError: for a y0 that is not a floating tensor or a tuple of them; in a solve for what else func returns.
+        TypeError: in a solve, where func returns something else than tensors.
         ValueError: in a solve, where func returns another number of elements.
     """
 
@@ -179,12 +221,6 @@ class System(AbstractSDE):
 
     def __init__(self, func: Callable[..., Any], y0: State) -> None:
         parts = y0 if isinstance(y0, tuple) else (y0,)
-        if not parts or not all(isinstance(part, Tensor) and part.is_floating_point() for part in parts):
-            given = [str(part.dtype) if isinstance(part, Tensor) else type(part).__name__ for part in parts]
-            raise TypeError(
-                f"y0 must be a floating tensor or a tuple of them, not {', '.join(given) or 'an empty tuple'}; convert "
-                "integers with .float(), and a list with tuple()"
-            )
         self.func, self.single = func, isinstance(y0, Tensor)
         self.shapes = [part.shape for part in parts]
         self.sizes = [part.numel() for part in parts]

@@ -9,7 +9,8 @@ import torchdiffeq
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from sdekit.interop._odeint import State, System, odeint, solved_here
+from sdekit.calling import require_call
+from sdekit.interop._odeint import State, System, odeint, require_arguments, solved_here
 
 
 def odeint_adjoint(
@@ -49,6 +50,7 @@ def odeint_adjoint(
     References:
         Chen et al. 2018, "Neural ordinary differential equations", arXiv 1806.07366.
     """
+    require_arguments(y0, t)
     there: dict[str, Any] = {"rtol": rtol, "atol": atol, "method": method, "options": options}
     back: dict[str, Any] = {
         "rtol": rtol if adjoint_rtol is None else adjoint_rtol,
@@ -63,7 +65,11 @@ def odeint_adjoint(
         given: dict[str, Any] = {f"adjoint_{name}": value for name, value in back.items()}
         given["adjoint_options"] = adjoint_options
         t = t if isinstance(t, Tensor) else torch.tensor(t, dtype=torch.float64)
-        return torchdiffeq.odeint_adjoint(func, y0, t, **there, **given, event_fn=event_fn, adjoint_params=adjoint_params)
+        try:
+            return torchdiffeq.odeint_adjoint(func, y0, t, **there, **given, event_fn=event_fn, adjoint_params=adjoint_params)
+        except TypeError:
+            require_call(func, "func(t, y)", t, y0)
+            raise
     found = func.parameters() if adjoint_params is None and isinstance(func, nn.Module) else adjoint_params
     params = [param for param in found or () if param.requires_grad]
     system = System(func, y0)

@@ -4,6 +4,7 @@ import warnings
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 import torchsde
 from torch import Tensor
@@ -20,7 +21,7 @@ from sdekit._solver import (
     Milstein,
     ReversibleHeun,
 )
-from sdekit.interop._from_torchsde import for_one_solve, from_torchsde
+from sdekit.interop._from_torchsde import calls_of, for_one_solve, from_torchsde
 from sdekit.interop._steps import states
 from sdekit.interop._to_torchsde import to_torchsde
 from sdekit.interop._torchsde_noise import Brownian, brownian
@@ -86,6 +87,7 @@ def sdeint(
 
     Raises:
         NotFiniteError: when a state is not finite.
+        TypeError: for ts that are no numbers, or methods that take other arguments than (t, y).
         ValueError: as torchsde, for arguments that do not fit together.
     """
     _require(sde, y0, ts, dt)
@@ -98,7 +100,8 @@ def sdeint(
         ts = ts if isinstance(ts, Tensor) else torch.tensor(ts, dtype=y0.dtype, device=y0.device)
         motion = brownian(bm, problem, y0, ts, method=method, dt=None if adaptive else float(dt), logqp=logqp)
         given = (ts, motion, method, dt, adaptive, rtol, atol, dt_min, options, names, logqp, extra, extra_solver_state)
-        out = torchsde.sdeint(theirs, y0.flatten(1), *given, **unused_kwargs)
+        with calls_of(problem, y0):
+            out = torchsde.sdeint(theirs, y0.flatten(1), *given, **unused_kwargs)
         if isinstance(out, Tensor):
             return out.reshape(-1, *y0.shape)
         return (out[0].reshape(-1, *y0.shape), *out[1:])
@@ -106,14 +109,17 @@ def sdeint(
         warnings.warn(f"sdeint does not know the arguments {', '.join(unused_kwargs)}", stacklevel=2)
     if len(ts) == 1:
         return y0.unsqueeze(0)
-    y0, problem = y0.contiguous(), for_one_solve(problem, y0, ts)
-    return torch.stack(list(states(problem, y0, ts, solver=solver, bm=bm, dt=float(dt))))
+    with calls_of(problem, y0):
+        y0, problem = y0.contiguous(), for_one_solve(problem, y0, ts)
+        return torch.stack(list(states(problem, y0, ts, solver=solver, bm=bm, dt=float(dt))))
 
 
 def _require(sde: object, y0: Tensor, ts: Tensor | Sequence[float], dt: float) -> None:
     if not isinstance(y0, Tensor) or (y0.ndim != 2 and not isinstance(sde, AbstractSDE)):
         given = tuple(y0.shape) if isinstance(y0, Tensor) else type(y0).__name__
         raise ValueError(f"y0 must be a tensor of shape (batch, d), not {given}; an sdekit equation takes events of any shape")
+    if not isinstance(ts, Tensor | Sequence | np.ndarray) or isinstance(ts, str):
+        raise TypeError(f"ts must be a tensor or a sequence of numbers, not {ts!r:.60}; give [0.0, 1.0], for example")
     for name, value in (("ts", ts), ("dt", dt)):
         if isinstance(value, Tensor) and value.requires_grad:
             raise ValueError(f"{name} must not require a gradient; detach it")

@@ -1,0 +1,29 @@
+"""What callers give to public functions: tensors, devices; refused where they cannot be used."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def require_tensor(name: str, value: Any, shape: str = "(batch, *shape)") -> None:  # noqa: ANN401
+    """Refuses lists, arrays and whatever else is no tensor.
+
+    Raises:
+        TypeError: says what makes a tensor of it.
+    """
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name} must be a tensor of shape {shape}, not {type(value).__name__}; use torch.as_tensor({name})")
+
+
+def usable(device: torch.device | str) -> torch.device:
+    """The device, with its number where it has one.
+
+    Raises:
+        ValueError: where this machine, or this build of torch, cannot use it.
+    """
+    try:
+        return torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError, TypeError) as error:
+        reason = str(error).partition("\n")[0]
+        raise ValueError(f"the device {str(device)!r} cannot be used ({reason}); cpu always can") from error

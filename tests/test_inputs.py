@@ -1,0 +1,189 @@
+"""What callers get wrong: lists, functions without t, devices that are not there, data with NaN. Each is refused by name."""
+
+import math
+import re
+
+import pytest
+import torch
+
+import sdekit
+import sdekit_diffusion as sd
+from sdekit.calling import require_call
+
+X = torch.linspace(-0.9, 0.9, 16).reshape(8, 2)
+NO_T = "signature \\((x|y)\\), which does not fit"
+RECIPE = sd.Recipe(steps=1, batch_size=4, warmup=0)
+
+ENTRIES = {
+    "sample": lambda model, x: sd.sample(model, x_T=x, steps=2),
+    "log_likelihood": lambda model, x: sd.log_likelihood(model, x),
+    "bits_per_dim": lambda model, x: sd.bits_per_dim(model, x, low=-1, high=1, levels=256),
+    "encode": lambda model, x: sd.encode(model, x),
+    "decode": lambda model, x: sd.decode(model, x),
+    "decode with likelihood": lambda model, x: sd.decode(model, x, return_likelihood=True),
+    "interpolate": lambda model, x: sd.interpolate(model, x, x, 3),
+    "fit": lambda model, x: sd.fit(model, x, RECIPE, progress=False),
+    "validation_loss": lambda model, x: sd.validation_loss(x, RECIPE)(model, 1),
+    "dsm_loss": lambda model, x: sd.dsm_loss(model, x),
+    "check_model": lambda model, x: sd.check_model(model, x),
+}
+
+
+class Timeless(torch.nn.Module):
+    """A network that does not take t."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = torch.nn.Linear(2, 2)
+
+    def forward(self, x):
+        return self.layer(x)
+
+
+class Equation:
+    """torchsde's, one of whose methods does not take t."""
+
+    noise_type = "diagonal"
+    sde_type = "ito"
+
+    def __init__(self, wrong):
+        methods = {"f": lambda t, y: -y, "g": lambda t, y: y} | {wrong: lambda y: -y}
+        self.f = methods["f"]
+        self.g = methods["g"]
+
+
+def solved(x, function=lambda t, x: -x, ts=(0.0, 1.0), noise=None):
+    equation = sdekit.ODE(function) if noise is None else sdekit.SDE(function, noise)
+    return sdekit.solve(equation, x, ts, solver=sdekit.EulerMaruyama())
+
+
+@pytest.mark.parametrize("entry", ENTRIES)
+@pytest.mark.parametrize("x", [X.tolist(), X.numpy()], ids=["list", "array"])
+def test_lists_and_arrays_are_no_tensors(entry, x):
+    if entry == "fit":
+        x = X.tolist()  # arrays are data
+    model = sd.ScoreModel(sd.nets.MLP((2,), 8, 1), "vp", shape=(2,))
+    with pytest.raises(TypeError, match=f"must be a .*tensor.*, not {type(x).__name__}; use torch.as_tensor"):
+        ENTRIES[entry](model, x)
+
+
+@pytest.mark.parametrize("entry", ENTRIES)
+def test_a_network_without_t_is_named(entry):
+    model = sd.ScoreModel(Timeless(), "vp", shape=(2,))
+    with pytest.raises(TypeError, match=f"called as net\\(x, t\\) has the {NO_T}"):
+        ENTRIES[entry](model, X.clone())
+
+
+def test_a_network_without_its_conditions_is_named():
+    model = sd.ScoreModel(sd.nets.MLP((2,), 8, 1), "vp", shape=(2,)).given(y=torch.zeros(3))
+    with pytest.raises(TypeError, match=r"called as net\(x, t, y\) has the signature .* unexpected keyword argument 'y'"):
+        sd.sample(model, 3, steps=2)
+
+
+def test_other_type_errors_pass():
+    """The message of a failure within the function stays; so does that of a function without a signature."""
+
+    def broken(x, t):
+        raise TypeError("mine")
+
+    with pytest.raises(TypeError, match=r"^mine$"):
+        sd.sample(broken, 3, sde="vp", shape=(2,))
+    require_call(math.hypot, "f(t, x)", 1, 2)
+    require_call(dict.fromkeys, "f(t, x)", 1, 2)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: solved(X, lambda x: -x),
+        lambda: solved(X, noise=lambda x: x),
+        lambda: sdekit.sdeint(Equation("f"), X, [0.0, 1.0], dt=0.5),
+        lambda: sdekit.sdeint(Equation("g"), X, [0.0, 1.0], dt=0.5),
+        lambda: sdekit.sdeint(Equation("f"), X, [0.0, 1.0], dt=0.5, adaptive=True),
+        lambda: sdekit.odeint(lambda y: -y, X, [0.0, 1.0]),
+        lambda: sdekit.odeint(lambda y: -y, X, [0.0, 1.0], method="rk4"),
+        lambda: sdekit.odeint(lambda y: -y, X, [0.0, 1.0], method="explicit_adams"),
+        lambda: sdekit.odeint_adjoint(Timeless(), X, [0.0, 1.0]),
+        lambda: sdekit.odeint_adjoint(Timeless(), X, [0.0, 1.0], method="explicit_adams"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore")
+def test_an_equation_without_t_is_named(call):
+    with pytest.raises(TypeError, match=f"called as .*\\(t, [xy]\\) has the {NO_T}"):
+        call()
+
+
+@pytest.mark.parametrize("solve", [solved, lambda x: sdekit.odeint(lambda t, y: -y, x, [0.0, 1.0])])
+def test_lists_are_no_states(solve):
+    for x in (X.tolist(), X.numpy()):
+        with pytest.raises(TypeError, match=f"floating tensor .*, not {type(x).__name__}"):
+            solve(x)
+
+
+def test_lists_are_no_states_of_the_interop():
+    with pytest.raises(ValueError, match=r"y0 must be a tensor of shape \(batch, d\), not list"):
+        sdekit.sdeint(Equation("none"), X.tolist(), [0.0, 1.0])
+    for method in ("explicit_adams", "dopri5"):
+        for call in (sdekit.odeint, sdekit.odeint_adjoint):
+            with pytest.raises(TypeError, match="y0 must be a floating tensor or a tuple of them, not list"):
+                call(Timeless(), X.tolist(), [0.0, 1.0], method=method)
+
+
+@pytest.mark.parametrize("ts", [None, "ab", ["a", "b"]])
+def test_times_are_numbers(ts):
+    equation = Equation("none")
+    for call in (
+        lambda: solved(X, ts=ts),
+        lambda: sdekit.odeint(lambda t, y: -y, X, ts),
+        lambda: sdekit.odeint_adjoint(sd.nets.MLP((2,), 8, 1), X, ts),
+        lambda: sdekit.sdeint(equation, X, ts, dt=0.5),
+    ):
+        with pytest.raises(TypeError, match="must be a tensor or a sequence of numbers, not"):
+            call()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_a_device_that_is_not_there(tmp_path):
+    model = sd.ScoreModel(sd.nets.MLP((2,), 8, 1), "vp", shape=(2,))
+    sd.save(model, tmp_path)
+    for device in ("cuda", "cuda:1", torch.device("cuda"), "abacus"):
+        for call in (
+            lambda device=device: sd.sample(model, 2, device=device),
+            lambda device=device: sd.load(tmp_path, device=device),
+            lambda device=device: sd.VPSDE().prior((2, 2), device=device),
+        ):
+            with pytest.raises(ValueError, match=f"the device '{device}' cannot be used .*; cpu always can"):
+                call()
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("kind", ["tensor", "array", "rows"])
+def test_data_that_are_not_finite_are_refused_when_they_are_read(kind, value):
+    """Of a tensor at once, of other data in the batch that holds them: before an update by a loss that is not finite."""
+    x = torch.zeros(40, 2)
+    x[17, 1] = value
+    x[30] = value
+    data = {"tensor": x, "array": x.numpy(), "rows": Lazy(x)}[kind]
+    model = sd.ScoreModel(sd.nets.MLP((2,), 8, 1), "vp", shape=(2,))
+    with pytest.raises(ValueError, match=r"NaN or infinite values in rows \d+") as error:
+        sd.fit(model, data, sd.Recipe(steps=10, batch_size=8, warmup=0), progress=False)
+    assert int(re.search(r"rows (\d+)", str(error.value))[1]) % 40 in (17, 30)
+    assert all(weight.isfinite().all() for weight in model.parameters())
+    if kind == "tensor":
+        with pytest.raises(ValueError, match="in rows 17, 30; remove"):
+            sd.Training(model, data)
+        with pytest.raises(ValueError, match="in rows 17, 30; remove"):
+            sd.validation_loss(x)
+
+
+class Lazy:
+    """Rows that are read when they are asked for; those of the fingerprint are finite."""
+
+    def __init__(self, x):
+        self.x = x
+
+    def __len__(self):
+        return 4000
+
+    def __getitem__(self, rows):
+        return self.x[rows % 40] if len(rows) < 1000 else torch.zeros(len(rows), 2)
