@@ -146,7 +146,7 @@ def test_training_refuses():
     with pytest.raises(ValueError, match="no data"):
         list(Training(model(), data[:0], TINY))
     with pytest.raises(ArithmeticError, match=r"the loss is nan at update"):
-        list(Training(model(), data * math.nan, TINY))
+        list(Training(model(), data, TINY, transform=lambda rows, u: rows * math.nan))
     with pytest.raises(ValueError, match="do not fit"):
         list(Training(model(), torch.zeros(4, 3), TINY))
     with pytest.raises(TypeError, match="no weights to train"):
