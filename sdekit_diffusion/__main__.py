@@ -81,11 +81,7 @@ def sample(
     *,
     n: int = 64,
     out: Path | None = None,
-    sde: str | None = None,
     sampler: Sampler = Sampler(),  # noqa: B008 - frozen
-    seed: int = 0,
-    first: int = 0,
-    batch_size: int = 256,
     device: str = "cpu",
 ) -> None:
     """Draw samples from a trained model, in the range and the type of its data.
@@ -98,21 +94,17 @@ def sample(
         n: how many.
         out: a .npz file with the array `samples`, a .npy file, a .png picture, a folder of images 000000.png, ..., or a folder
             .shards of the batches; samples.npz in the folder of the run unless given.
-        sde: the diffusion to sample under: ve, vp, subvp, cosine, edm, flow, ddpm or ncsn; the model's own unless given.
         sampler: how to sample.
-        seed: of all noise.
-        first: the index of the first sample; sample i depends on the seed and on i alone.
-        batch_size: how many are solved together.
         device: where to: cpu, cuda, cuda:1, ...; under torchrun cuda is one GPU for each process.
     """
     out = run / "samples.npz" if out is None else out
     folder = _outputs.shards_of(out)
     with joined("cpu"):
         model, _ = _evaluation.opened(run, usable(own(device)))
-        settings = {"sde": sde, **asdict(sampler), "seed": seed, **_evaluation.premises(run, model)}
-        shards = Shards(folder, n, batch_size, first, settings)
+        settings = {**asdict(sampler), **_evaluation.premises(run, model)}
+        shards = Shards(folder, n, sampler.batch_size, sampler.first, settings)
         _outputs.require(out, shards, model.scale)
-        options = {**sampler.fitted(model, sde), "sde": sde, "seed": seed, "progress": n <= batch_size}
+        options = {**sampler.fitted(model), "progress": n <= sampler.batch_size}
 
         def draw(first: int, count: int) -> dict[str, Tensor]:
             return {"samples": model.scale.decode(sdekit_diffusion.sample(model, count, first=first, **options).cpu())}
@@ -120,7 +112,7 @@ def sample(
         shards.fill(draw, "sampling")
         if rank() == 0:
             shape = _outputs.assemble(out, shards, model.scale)
-            print(f"{n} samples in {out}, of shape {shape}; seed {seed}, the first is number {first}")
+            print(f"{n} samples in {out}, of shape {shape}; seed {sampler.seed}, the first is number {sampler.first}")
         wait()
 
 
@@ -192,7 +184,9 @@ def summarise(
     samples: int | None = None,
     out: Path | None = None,
     sampler: Sampler = Sampler(),  # noqa: B008 - frozen
-    seed: int = 0,
+    probes: int = 2,
+    tolerance: float = 3e-4,
+    inception: Path | None = None,
     device: str = "cpu",
 ) -> None:
     """Write report.html, its pictures and report.json: samples, distances with their anchors, held-out likelihood.
@@ -201,14 +195,19 @@ def summarise(
         run: the folder that train wrote.
         samples: how many to draw, and held-out ones to compare with, or all where there are fewer; 500 images or 2000 others.
         out: the page; report.html in the folder unless given.
-        sampler: how to sample.
-        seed: of all noise.
+        sampler: how to sample; sde and seed are those of the likelihood too.
+        probes: random probes of each trace in the likelihood; up to 32 dimensions traces are exact.
+        tolerance: relative and absolute, of the likelihood's solver.
+        inception: a file with the weights of the standard Inception network, such as weights-inception-2015-12-05-6726825d.pth,
+            for FID, KID and Inception Score of images; without it distances are in the features of a small classifier.
         device: where to: cpu, cuda, cuda:1, ...
     """
     with joined("cpu"):
         if rank() == 0:  # of several processes one is enough
-            place = usable(own(device))
-            numbers = report.write_report(run, samples=samples, out=out, seed=seed, device=place, **sampler.settings())
+            numbers = report.write_report(
+                run, samples=samples, out=out, probes=probes, tolerance=tolerance, inception=inception,
+                device=usable(own(device)), first=sampler.first, batch_size=sampler.batch_size, **sampler.settings(),
+            )  # fmt: skip
             print(f"wrote {numbers['page']}, its pictures and {run / 'report.json'} in {numbers['seconds']:.0f} s")
         wait()
 

@@ -203,7 +203,7 @@ def load(
         CheckpointError: when a file is missing, damaged, or fits another network.
         ValueError: for a device that cannot be used.
     """
-    place, folder = usable(device), Path(folder)
+    device, folder = usable(device), Path(folder)
     if ema is not None or not (folder / CONFIG).exists():
         folder = newest(folder) or folder
     config = read_config(folder)
@@ -231,7 +231,7 @@ def load(
     except RuntimeError as error:
         what = str(error).splitlines()[-1].strip()
         raise CheckpointError(f"{folder} holds the weights of another network: {what}") from error
-    return model.to(place).eval()
+    return model.to(device).eval()
 
 
 def _network(config: dict[str, Any], weights: Mapping[str, Tensor]) -> nn.Module:

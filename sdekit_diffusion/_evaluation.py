@@ -2,13 +2,14 @@
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy.special import log_softmax, logsumexp
 from torch import Tensor
 
 from sdekit import Exact, Hutchinson, Status
@@ -20,12 +21,23 @@ from sdekit_diffusion._likelihood import BitsPerDim, bits_per_dim, log_likelihoo
 from sdekit_diffusion._model import ScoreModel
 from sdekit_diffusion._shards import digest
 from sdekit_diffusion.data import Dataset, Scale
-from sdekit_diffusion.metrics import classifier_features, energy_distance, frechet, image_features, nearest, sliced_wasserstein
+from sdekit_diffusion.metrics import (
+    classifier_features,
+    energy_distance,
+    frechet,
+    image_features,
+    inception_scores,
+    mmd,
+    nearest,
+    sliced_wasserstein,
+)
+from sdekit_diffusion.metrics._inception import Network, outputs, standard_networks
 
 _LEARNT = 10_000  # training images, which a classifier learns from and distances are to
 _CLASSES = 3  # the fewest that a classifier's features tell apart
 _CONVOLVED = 16  # pixels along a side, from which on the classifier has convolutions
 _SEARCHED = 8  # times 256 MB of samples, among which the nearest are looked for
+_KERNEL = 2000  # training images to which the unbiased kernel distance is taken
 _DRAWS = 10  # sets over which a distance between data and data is averaged
 _EXACT_UP_TO = 32  # dimensions: up to here the exact trace costs little more than probes
 
@@ -205,6 +217,7 @@ def _gaussians(x: Array, labels: Array, n: int, rng: np.random.Generator) -> Arr
 def classified(x: Tensor, source: Dataset, seed: int) -> dict[str, Any]:
     """Fréchet distances to training images in the features of a classifier of these, with bootstrapped standard errors.
 
+    Beside them the unbiased squared MMD of the same features with KID's kernel, and the Inception Score of the classifier.
     Of images of less than 16 pixels along a side the classifier has one layer, else convolutions.
     """
     levels, rng = source.scale.levels, np.random.default_rng(seed)
@@ -216,13 +229,18 @@ def classified(x: Tensor, source: Dataset, seed: int) -> dict[str, Any]:
     shape, labels = tuple(x.shape[1:]), classes.numpy()
     learn = classifier_features if min(shape[1:]) < _CONVOLVED else image_features
     features = learn(train.reshape(-1, *shape) / levels, labels, seed=seed)
-
-    def featured(images: Array) -> Array:
-        return features(images.reshape(-1, *shape) / levels)
-
-    known = featured(train)
     sets = {"model": made, "real": test[: len(made)], **_anchors(train, labels, levels, len(made), rng)}
-    found = {name: featured(images) for name, images in sets.items()}
+    scaled = {name: part.reshape(-1, *shape) / levels for name, part in sets.items()}
+    known = features(train.reshape(-1, *shape) / levels)
+    rows = _rows({name: features(part) for name, part in scaled.items()}, known, rng)
+    for name, part in scaled.items():
+        rows[name]["score"] = classes_score(features.logits(part))
+    accuracy = features.accuracy(test.reshape(-1, *shape) / levels, source.test_labels.numpy())
+    return {"rows": rows, "features": known.shape[1], "accuracy": accuracy, "n_train": len(train), "n_held_out": len(test)}
+
+
+def _rows(found: dict[str, Array], known: Array, rng: np.random.Generator) -> dict[str, dict[str, Any]]:
+    """Distances of the features of sets, by name, to known ones: on the scale from "real" to "noise" with standard errors."""
     distances = {name: frechet(some, known) for name, some in found.items()}
     real, rows = distances["real"], {}
     span = distances["noise"] - real
@@ -230,8 +248,53 @@ def classified(x: Tensor, source: Dataset, seed: int) -> dict[str, Any]:
         again = [frechet(some[rng.integers(len(some), size=len(some))], known) for _ in range(_DRAWS)]
         value, stderr = distances[name], float(np.std(again, ddof=1)) / span
         rows[name] = {"distance": value, "relative": (value - real) / span, "stderr": stderr, "n": len(some)}
-    accuracy = features.accuracy(test.reshape(-1, *shape) / levels, source.test_labels.numpy())
-    return {"rows": rows, "features": known.shape[1], "accuracy": accuracy, "n_train": len(train), "n_held_out": len(test)}
+        rows[name]["kid"] = mmd(some, known[:_KERNEL], kernel="polynomial")
+    return rows
+
+
+def classes_score(logits: Array) -> float:
+    """exp E KL(p(class | image) | p(class)), the Inception Score of one set of logits `(n, classes)`: from 1 to the classes."""
+    given = log_softmax(logits, axis=1)
+    mean = logsumexp(given, axis=0) - math.log(len(given))
+    return float(np.exp((np.exp(given) * (given - mean)).sum(axis=1).mean()))
+
+
+def inception_networks(weights: str | Path, source: Dataset, device: torch.device) -> tuple[Network, Network]:
+    """The standard Inception networks, before the work that ends with them.
+
+    Raises:
+        OSError, ImportError: when the weights, or a library, cannot be had.
+        ValueError: for data that are no images, or weights that are none.
+    """
+    if source.scale.levels is None:
+        raise ValueError(f"{source.name} holds no images, which the Inception network is for; leave out inception")
+    return standard_networks(weights, device)
+
+
+def inception_table(
+    x: Tensor, source: Dataset, networks: tuple[Network, Network], device: torch.device, seed: int
+) -> dict[str, Any]:
+    """FID, KID and Inception Score of samples, and of as many held-out images, against training images."""
+    levels = source.scale.levels
+    assert levels is not None
+    parts = {"known": source.reference(_LEARNT)[0], "model": x, "real": source.test[: len(x)]}
+    images = {name: coloured(part, levels).to(device) for name, part in parts.items()}
+    found = {name: [outputs(network, part) for network in networks] for name, part in images.items()}
+    width = found["known"][0].shape[1]
+    joined = {name: torch.cat(pair, dim=1) for name, pair in found.items()}
+    # The outputs are there: all that is left of each network is to choose its own.
+    chosen: dict[str, Any] = {"network": lambda both: both[:, :width], "classifier": lambda both: both[:, width:]}
+    rows: dict[str, Any] = {}
+    for name in ("model", "real"):
+        scores = inception_scores(joined[name], joined["known"], seed=seed, **chosen)
+        rows[name] = {"n": len(parts[name]), **asdict(scores)}
+    return {"rows": rows, "n_train": len(parts["known"])}
+
+
+def coloured(x: Tensor, levels: int) -> Tensor:
+    """Images of levels as uint8 `(n, 3, H, W)`, the levels spread over 0 to 255, grey three times."""
+    shades = (torch.arange(levels, dtype=torch.float64) * (255 / (levels - 1))).round().to(torch.uint8)
+    return shades[x.long()].expand(-1, 3, -1, -1)
 
 
 def against_floor(x: Tensor, source: Dataset, seed: int) -> dict[str, Any]:

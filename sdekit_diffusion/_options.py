@@ -10,6 +10,7 @@ from torch import nn
 from sdekit_diffusion import nets
 from sdekit_diffusion._adapted import grid_of
 from sdekit_diffusion._diffusion import AbstractDiffusion
+from sdekit_diffusion._flow import span_of
 from sdekit_diffusion._methods import method_of
 from sdekit_diffusion._model import Conditioning, Prediction, ScoreModel
 from sdekit_diffusion._schedules import diffusion
@@ -108,7 +109,7 @@ def _levels(shape: tuple[int, ...]) -> dict[str, list[Any]]:
 
 @dataclass(frozen=True)
 class Sampler:
-    """How to sample. What is left out is as the method has it.
+    """How to sample, the same for all commands that do. What is left out is as the method has it.
 
     Attributes:
         method: default, euler_maruyama, pc, ode or another method of the library; a name that is none lists them.
@@ -117,6 +118,13 @@ class Sampler:
             the cost of thousands of samples.
         noise: white, other noise for every number of steps; or path, one Brownian path a sample, which more steps refine.
         eta: the noise level: 0 the probability flow, 1 the reverse SDE; above 0 the default method is "sde".
+        sde: the diffusion to sample under: ve, vp, subvp, cosine, edm, flow, ddpm or ncsn; the model's own unless given.
+        end: sigma / alpha where the solve stops.
+        denoise: replace each sample by the mean of the data given it, one evaluation more.
+        dtype: of the solve; the model's unless given.
+        seed: of all noise.
+        first: the index of the first sample; sample i depends on the seed and on i alone.
+        batch_size: how many are solved together.
     """
 
     method: str = "default"
@@ -124,9 +132,16 @@ class Sampler:
     grid: str | None = None
     noise: Literal["white", "path"] | None = None
     eta: float | None = None
+    sde: str | None = None
+    end: float = 1e-3
+    denoise: bool = False
+    dtype: Literal["float16", "bfloat16", "float32", "float64"] | None = None
+    seed: int = 0
+    first: int = 0
+    batch_size: int = 256
 
     def settings(self) -> dict[str, Any]:
-        """The arguments of `sample`.
+        """The arguments of `sample` but for first and batch_size.
 
         Raises:
             ValueError: for an eta that the method does not have, or does not take.
@@ -138,12 +153,15 @@ class Sampler:
             if flow or "eta" not in [field.name for field in fields(chosen)]:
                 raise ValueError(f"the method {self.method!r} has no noise level; leave out --eta, or choose default or sde")
             chosen = replace(chosen, eta=self.eta)
-        return {"method": chosen, "steps": self.steps, "grid": self.grid, "noise": self.noise}
+        same = {name: getattr(self, name) for name in ("steps", "grid", "noise", "sde", "end", "denoise", "seed")}
+        return {**same, "method": chosen, "dtype": None if self.dtype is None else getattr(torch, self.dtype)}
 
-    def fitted(self, model: ScoreModel, sde: str | None) -> dict[str, Any]:
+    def fitted(self, model: ScoreModel) -> dict[str, Any]:
         """The arguments of `sample` for many calls: what the grid must know of the model is found once."""
         settings = self.settings()
         if self.grid is None:
             return settings
         method = method_of(settings["method"], self.steps, self.grid)
-        return {**settings, "grid": grid_of(self.grid).fitted(model, sde, method=method)}
+        sde = diffusion(self.sde or model.sde)
+        span = span_of(model, sde, self.end)
+        return {**settings, "grid": grid_of(self.grid).fitted(model, sde, span, method)}

@@ -14,8 +14,11 @@ import torch
 from torch import Tensor
 
 from sdekit_diffusion._checkpoint import read_config, versions
+from sdekit_diffusion._diffusion import AbstractDiffusion
 from sdekit_diffusion._evaluation import (
     distances,
+    inception_networks,
+    inception_table,
     measured,
     neighbours,
     opened,
@@ -77,13 +80,13 @@ def _distances(found: dict[str, Any]) -> tuple[str, list[tuple[str, str]]]:
             f"Fréchet distances to {table['n_train']} training images, between Gaussian fits to the {table['features']} "
             f"hidden features of a small classifier, which was trained on these and is right on {table['accuracy']:.1%} of "
             f"the {table['n_held_out']} held-out ones. The scale runs from 0, held-out images, to 1, noise; ± is the standard "
-            "error that the choice of images leaves."
+            "error that the choice of images leaves. The kernel distance is the squared MMD of the same features with KID's "
+            "kernel, unbiased; the score is exp E KL(p(class | image) | p(class)), as the Inception Score is, from 1 to the "
+            "number of classes."
         )
-        cells = [
-            [_NAMES[k], f"{r['distance']:.4f}", f"{r['relative']:.4f} ± {r['stderr']:.4f}", str(r["n"])]
-            for k, r in rows.items()
-        ]
-        html = f"<p>{text}</p>" + _table(["against the training images", "distance", "on the scale", "images"], cells, 0)
+        cells = [[_NAMES[name], *_numbers(row)] for name, row in rows.items()]
+        head = ["against the training images", "distance", "on the scale", "kernel distance", "score", "images"]
+        html = f"<p>{text}</p>" + _table(head, cells, 0)
         first = rows["model"]
         cards.append(
             (
@@ -112,7 +115,35 @@ def _distances(found: dict[str, Any]) -> tuple[str, list[tuple[str, str]]]:
         f"{near['ratio']:.3f}; far below 1 it would mean that training samples are repeated."
     )
     cards.append((f"{near['ratio']:.3f}", f"ratio of distances to the nearest training sample; {near['n_samples']} samples"))
+    if "inception" in found:
+        html += _inception(found["inception"])
     return f"<h2>Distances</h2>{html}<p>{text}</p>", cards
+
+
+def _numbers(row: dict[str, Any]) -> list[str]:
+    """The cells of a set of images in the table of a classifier's features."""
+    scaled = f"{row['relative']:.4f} ± {row['stderr']:.4f}"
+    return [f"{row['distance']:.4f}", scaled, f"{row['kid']:.4g}", f"{row['score']:.3f}", str(row["n"])]
+
+
+def _inception(found: dict[str, Any]) -> str:
+    """The paragraph and the table of FID, KID and Inception Score."""
+    text = (
+        f"FID, KID and Inception Score against {found['n_train']} training images, with the standard Inception network as "
+        "torchmetrics has it; ± is the standard deviation over KID's subsets and the score's splits. They compare only with "
+        "scores of as many images."
+    )
+    cells = [
+        [
+            _NAMES[name],
+            f"{row['fid']:.3f}",
+            f"{row['kid']:.4g} ± {row['kid_std']:.2g}",
+            f"{row['inception']:.3f} ± {row['inception_std']:.2g}",
+            str(row["n"]),
+        ]
+        for name, row in found["rows"].items()
+    ]
+    return f"<p>{text}</p>" + _table(["", "FID", "KID", "Inception Score", "images"], cells, 0)
 
 
 def _likelihood_text(found: dict[str, Any]) -> tuple[str, tuple[str, str]]:
@@ -195,9 +226,16 @@ def write_report(
     steps: int | None = None,
     grid: AbstractGrid | str | None = None,
     noise: Literal["white", "path"] | None = None,
+    sde: AbstractDiffusion | str | None = None,
+    end: float = 1e-3,
+    denoise: bool = False,
+    dtype: torch.dtype | None = None,
     seed: int = 0,
+    first: int = 0,
+    batch_size: int = 256,
     probes: int = 2,
     tolerance: float = 3e-4,
+    inception: str | Path | None = None,
     device: torch.device | str = "cpu",
 ) -> dict[str, Any]:
     """Writes report.html, its pictures as PNG, and report.json with all numbers, into a run folder.
@@ -207,17 +245,20 @@ def write_report(
         samples: how many samples to draw, and held-out samples to use, or all where there are fewer; 500 images or 2000 others
             unless given.
         out: the page; report.html in the folder unless given.
-        method, steps, grid, noise: how to sample, as in `sample`.
+        method, steps, grid, noise, end, denoise, dtype, first, batch_size: how to sample, as in `sample`.
+        sde: the diffusion of samples and likelihood; the model's own unless given.
         seed: of samples, dequantisation, probes, the classifier and the anchors.
         probes: of each trace in the likelihood; up to 32 dimensions traces are exact.
         tolerance: relative and absolute, of the likelihood's solver.
+        inception: a file with the weights of the standard Inception network, for FID, KID and Inception Score.
         device: where to.
 
     Returns:
         what report.json holds.
 
     Raises:
-        CheckpointError: when the folder is not a run's. ValueError: for fewer than two samples, or damaged files.
+        CheckpointError: when the folder is not a run's. ValueError: for fewer than two samples, or damaged files, or Inception
+        weights where the data are no images. OSError: when the weights cannot be read.
         ImportError: when an extra is missing.
     """
     begun, run = time.perf_counter(), Path(run_folder)
@@ -229,12 +270,14 @@ def write_report(
     source = source_of(name, scale)
     if tuple(source.test.shape[1:]) != model.shape:
         raise ValueError(f"{source.name} has samples of shape {tuple(source.test.shape[1:])}, the model of {model.shape}")
-    solution = sample(
-        model, samples, method=method, steps=steps, grid=grid, noise=noise, seed=seed, batch_size=256, progress=True,
-        return_solution=True,
-    )  # fmt: skip
+    networks = None if inception is None else inception_networks(inception, source, model.place()[1])
+    options = {"method": method, "steps": steps, "grid": grid, "noise": noise, "sde": sde, "end": end, "denoise": denoise}
+    options |= {"dtype": dtype, "seed": seed, "first": first, "batch_size": batch_size}
+    solution = sample(model, samples, progress=True, return_solution=True, **options)
     x = scale.decode(solution.x.cpu())
-    bits = measured(model, source.test[:samples], probes=probes, seed=seed, tolerance=tolerance, batch_size=100, progress=True)
+    bits = measured(
+        model, source.test[:samples], probes=probes, sde=sde, seed=seed, tolerance=tolerance, batch_size=100, progress=True
+    )  # fmt: skip
     likelihood = summed(bits, model.scale)
     found = _about(run, model, source, seed)
     found["sampling"] = {
@@ -243,10 +286,15 @@ def write_report(
         "steps": len(solution.ts) - 1,
         "evaluations": int(solution.evaluations[0]),
         "seed": seed,
-    } | {name: str(value) for name, value in (("grid", grid), ("noise", noise)) if value is not None}
+        "end": end,
+        "denoise": denoise,
+        "first": first,
+    } | {name: str(options[name]) for name in ("grid", "noise", "sde", "dtype") if options[name] is not None}
     found["likelihood"] = likelihood.numbers() | {"tolerance": tolerance}
     found["neighbours"], nearest = neighbours(x, source)
     found |= distances(x, source, seed)
+    if networks is not None:
+        found["inception"] = inception_table(x, source, networks, model.place()[1], seed)
     pictures = {}
     for name, (heading, caption, figure) in _drawn(model, source, x, nearest, seed, run).items():
         buffer = io.BytesIO()

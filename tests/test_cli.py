@@ -13,12 +13,15 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 from safetensors.torch import save as serialised
+from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
-from sdekit_diffusion import METHODS, sample
+from sdekit_diffusion import METHODS, _evaluation, sample
 from sdekit_diffusion import load as load_model
 from sdekit_diffusion.__main__ import main
+from sdekit_diffusion._evaluation import distances, measured
 from sdekit_diffusion._options import Net
 from sdekit_diffusion.data import Dataset, Scale, load
+from sdekit_diffusion.metrics import inception_scores
 
 TRAIN = ["--steps", "12", "--batch-size", "16", "--warmup", "2"]
 
@@ -259,6 +262,114 @@ def test_report_command(moons, capsys):
     told = json.loads((moons / "report.json").read_text())["sampling"]
     assert (told["steps"], told["grid"], told["noise"]) == (20, "karras", "path")
     assert "eta=0.5" in told["method"]
+
+
+OPTIONS = [
+    *["--sde", "ve", "--method", "ddpm", "--steps", "6", "--grid", "karras", "--noise", "white", "--eta", "0.5"],
+    *["--end", "0.02", "--denoise", "--dtype", "float64", "--seed", "2", "--first", "3", "--batch-size", "16"],
+]
+
+
+def test_the_report_samples_as_sample_does(moons, tmp_path):
+    """Every option that `sample` takes, in `report` too: the same samples, and the likelihood under the same diffusion."""
+    argv = ["--samples", "24", "--out", str(tmp_path / "r.html"), "--tolerance", "1e-2", *OPTIONS]
+    assert main(["report", str(moons), *argv]) == 0
+    found = json.loads((moons / "report.json").read_text())
+    assert main(["sample", str(moons), "--n", "24", "--out", str(tmp_path / "x.npz"), *OPTIONS]) == 0
+    x = torch.from_numpy(np.load(tmp_path / "x.npz")["samples"])
+    model, source = load_model(moons), load("moons")
+    assert found["distances"] == distances(x, source, 2)["distances"]
+    method = replace(METHODS["ddpm"], eta=0.5)
+    settings = {"method": method, "steps": 6, "grid": "karras", "noise": "white", "sde": "ve", "end": 0.02, "denoise": True}
+    same = sample(model, 24, dtype=torch.float64, seed=2, first=3, **settings)
+    assert torch.allclose(x.double(), same, atol=1e-5)
+    assert found["sampling"].items() >= {"n": 24, "seed": 2, "end": 0.02, "denoise": True, "first": 3, "sde": "ve"}.items()
+    assert found["sampling"]["evaluations"] == 7
+    held = measured(model, source.test[:24], probes=2, sde="ve", seed=2, tolerance=1e-2)
+    assert found["likelihood"]["mean"] == pytest.approx(float(held.value.mean()), abs=1e-6)
+
+
+def test_every_option_of_sample_is_one_of_the_report(capsys):
+    said = {}
+    for command in ("sample", "report"):
+        with pytest.raises(SystemExit):
+            main([command, "--help"])
+        said[command] = set(re.findall(r"--[a-z]+(?:-[a-z]+)*", capsys.readouterr().out)) - {"--nproc-per-node"}
+    assert said["sample"] - {"--n"} <= said["report"]  # --samples in the report, which counts held-out ones too
+    assert {"--denoise", "--end", "--first", "--sde", "--batch-size", "--dtype", "--seed"} <= said["report"]
+
+
+@pytest.fixture(scope="module")
+def inception(tmp_path_factory):
+    """Weights of the standard network's shapes, at random."""
+    folder = tmp_path_factory.mktemp("inception")
+    torch.save({}, folder / "none.pth")
+
+    class Blank(FeatureExtractorInceptionV3):
+        def load_state_dict(self, *args, **options):
+            return None
+
+    torch.manual_seed(0)
+    torch.save(Blank("blank", ["2048"], str(folder / "none.pth")).state_dict(), folder / "random.pth")
+    return folder
+
+
+def test_a_report_with_inception_scores(digits, inception, tmp_path, monkeypatch):
+    """Those of torchmetrics with the file's network, of the same images in colour, against the training images."""
+    monkeypatch.setattr(_evaluation, "_LEARNT", 8)
+    argv = ["--samples", "3", "--steps", "3", "--tolerance", "1e-1", "--probes", "1", "--out", str(tmp_path / "r.html")]
+    assert main(["report", str(digits), *argv, "--inception", str(inception / "random.pth")]) == 0
+    found = json.loads((digits / "report.json").read_text())["inception"]
+    assert (list(found["rows"]), found["n_train"]) == (["model", "real"], 8)
+    source = load("digits")
+    known = source.reference(8)[0]
+    shades = np.rint(np.arange(17) * 255 / 16).astype(np.uint8)
+    coloured = [torch.from_numpy(shades[part.numpy()]).expand(-1, 3, -1, -1) for part in (source.test[:3], known)]
+    expected = inception_scores(*coloured, weights=inception / "random.pth", seed=0)
+    row = found["rows"]["real"]
+    assert row["n"] == 3
+    assert [row["fid"], row["kid"], row["inception"]] == pytest.approx(
+        [expected.fid, expected.kid, expected.inception], rel=1e-4
+    )
+    page = (tmp_path / "r.html").read_text(encoding="utf-8")
+    assert "FID, KID and Inception Score against 8 training images" in page
+    assert f"<td>{row['fid']:.3f}</td>" in page
+
+
+class Executed:
+    """A pickle of this runs code."""
+
+    def __reduce__(self):
+        return (exec, ("raise SystemExit('executed')",))
+
+
+def test_inception_weights_that_are_none(digits, moons, inception, tmp_path, capsys):
+    """Refused before the work, and a pickle that runs code is not run."""
+    torch.save({"a": Executed()}, tmp_path / "evil.pth")
+    torch.save([torch.zeros(2)], tmp_path / "list.pth")
+    (tmp_path / "text.pth").write_text("weights")
+    for name in ("evil", "text"):
+        assert "is not a file of weights alone" in error(capsys, "report", digits, "--inception", tmp_path / f"{name}.pth")
+    assert "something else than tensors by name" in error(capsys, "report", digits, "--inception", tmp_path / "list.pth")
+    assert "does not fit" in error(capsys, "report", digits, "--inception", inception / "none.pth")
+    assert "weights cannot be had" in error(capsys, "report", digits, "--inception", tmp_path / "missing.pth")
+    assert "holds no images" in error(capsys, "report", moons, "--inception", tmp_path / "missing.pth")
+
+
+def test_the_likelihood_reads_its_seed_and_its_tolerance(digits, capsys):
+    """The line that is printed: the same for one seed, another for another, and more evaluations for a finer tolerance."""
+    argv = ["likelihood", str(digits), "--n", "3", "--probes", "1", "--draws", "1"]
+    lines = []
+    for more in (["--seed", "0"], ["--seed", "0"], ["--seed", "1"], ["--seed", "0", "--tolerance", "1e-2"]):
+        assert main([*argv, "--tolerance", "1e-1", *more]) == 0
+        lines.append(capsys.readouterr().out)
+    assert lines[0] == lines[1]
+    assert lines[0].splitlines()[0] != lines[2].splitlines()[0]
+    evaluations = [int(re.search(r"(\d+) evaluations", line)[1]) for line in lines]
+    assert evaluations[3] > evaluations[0]
+    model = load_model(digits)
+    held = measured(model, load("digits").test[:3], probes=1, draws=1, seed=1, tolerance=1e-1)
+    assert f"digits: {float(held.value.mean()):.4f} ±" in lines[2]
 
 
 @pytest.mark.parametrize(

@@ -29,9 +29,13 @@ class ClassifierFeatures:
         """Features (N, width) of samples (N, ...)."""
         return np.maximum(points(x, "x") @ self.weight + self.offset, 0)
 
+    def logits(self, x: Samples) -> Matrix:
+        """Logits (N, classes) of samples (N, ...)."""
+        return self(x) @ self.head + self.bias
+
     def accuracy(self, x: Samples, labels: ArrayLike) -> float:
         """The share of samples whose class is right."""
-        return float((self.classes[np.argmax(self(x) @ self.head + self.bias, axis=1)] == np.asarray(labels)).mean())
+        return float((self.classes[np.argmax(self.logits(x), axis=1)] == np.asarray(labels)).mean())
 
 
 def classifier_features(x: Samples, labels: ArrayLike, *, width: int = 64, seed: int = 0) -> ClassifierFeatures:

@@ -35,11 +35,14 @@ class ImageFeatures:
         with torch.no_grad():
             return torch.cat([self.net(part) for part in _images(x).split(1000)]).double().numpy()
 
+    def logits(self, x: Samples) -> Matrix:
+        """Logits (N, classes) of images (N, C, H, W)."""
+        with torch.no_grad():
+            return self.head(torch.from_numpy(self(x)).float()).double().numpy()
+
     def accuracy(self, x: Samples, labels: ArrayLike) -> float:
         """The share of images whose class is right."""
-        with torch.no_grad():
-            logits = self.head(torch.from_numpy(self(x)).float())
-        return float((self.classes[logits.argmax(1).numpy()] == np.asarray(labels)).mean())
+        return float((self.classes[np.argmax(self.logits(x), axis=1)] == np.asarray(labels)).mean())
 
 
 def image_features(x: Samples, labels: ArrayLike, *, width: int = 64, seed: int = 0) -> ImageFeatures:

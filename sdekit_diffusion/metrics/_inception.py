@@ -65,7 +65,7 @@ def inception_scores(
     Raises:
         ImportError: torchmetrics, or torch-fidelity where the standard network is asked for, is missing.
         OSError: the standard network's weights cannot be had.
-        ValueError: fewer than two images, or images that the standard network does not take.
+        ValueError: fewer than two images, images that the standard network does not take, or weights that are no such weights.
 
     Reference: Heusel et al., 2017; Binkowski et al., Demystifying MMD GANs, 2018; Salimans et al., Improved Techniques for
         Training GANs, 2016.
@@ -75,9 +75,9 @@ def inception_scores(
         raise ValueError(f"there are {len(x)} and {len(reference)} images; scores need two or more of each")
     if network is None:
         _require_standard(x, reference)
-        network = _standard(torchmetrics, _FEATURES, weights, x.device)
-        classifier = classifier or _standard(torchmetrics, _LOGITS, weights, x.device)
-    made, real = (_outputs(network, images, batch_size) for images in (x, reference))
+        network, logits = standard_networks(weights, x.device)
+        classifier = classifier or logits
+    made, real = (outputs(network, images, batch_size) for images in (x, reference))
     found = [torch.tensor(torch.nan)] * 2
     with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
         warnings.simplefilter("ignore")  # that features are kept in memory
@@ -90,7 +90,7 @@ def inception_scores(
             metric.update(made, real=False)
         if classifier is not None:
             score = torchmetrics.inception.InceptionScore(feature=given, splits=splits)
-            score.update(_outputs(classifier, x, batch_size))
+            score.update(outputs(classifier, x, batch_size))
             found = score.compute()
         return InceptionScores(*(float(value) for value in (fid.compute(), *kid.compute(), *found)))
 
@@ -106,7 +106,7 @@ class _Given(nn.Module):
         return features
 
 
-def _outputs(network: Network, images: Tensor, batch_size: int) -> Tensor:
+def outputs(network: Network, images: Tensor, batch_size: int = 64) -> Tensor:
     """A network's outputs, (N, d), in float64 and without gradients."""
     with torch.no_grad():
         found = torch.cat([network(batch).flatten(1) for batch in images.split(batch_size)])
@@ -122,18 +122,51 @@ def _torchmetrics() -> ModuleType:
         raise ImportError("FID, KID and Inception Score come with torchmetrics: pip install 'sdekit[metrics]'") from error
 
 
+def standard_networks(weights: str | Path | None, device: torch.device) -> tuple[Network, Network]:
+    """Inception v3 with the weights that published scores are made with: images to features, and images to logits.
+
+    Raises:
+        ImportError, OSError: as `inception_scores`.
+        ValueError: for a file that holds something else than tensors, or those of another network.
+    """
+    torchmetrics = _torchmetrics()
+    if weights is not None:
+        _require_tensors(weights)
+    return _standard(torchmetrics, _FEATURES, weights, device), _standard(torchmetrics, _LOGITS, weights, device)
+
+
+def _require_tensors(weights: str | Path) -> None:
+    """Refuses a file whose pickle would run code: torch-fidelity would load that too."""
+    try:
+        found = torch.load(weights, map_location="meta", weights_only=True)
+    except OSError as error:
+        raise _missing(error) from error
+    except Exception as error:  # of pickle, zipfile and torch
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        raise ValueError(f"{weights} is not a file of weights alone ({reason}); get it anew from torch-fidelity") from error
+    if not isinstance(found, dict) or not all(isinstance(value, Tensor) for value in found.values()):
+        raise ValueError(f"{weights} holds something else than tensors by name; get it anew from torch-fidelity")
+
+
+def _missing(error: Exception) -> OSError:
+    return OSError(
+        f"the standard Inception network's weights cannot be had ({error}); give weights= a file that holds them, or a "
+        "network= of your own"
+    )
+
+
 def _standard(torchmetrics: ModuleType, layer: str, weights: str | Path | None, device: torch.device) -> Network:
-    """Inception v3 with the weights that published scores are made with, up to a layer."""
+    """The standard network up to a layer."""
     try:
         path = None if weights is None else str(weights)
         return torchmetrics.fid.NoTrainInceptionV3("inception-v3-compat", [layer], path).to(device)
     except ModuleNotFoundError as error:
         raise ImportError("the standard Inception network needs torch-fidelity: pip install 'sdekit[metrics]'") from error
     except OSError as error:
-        raise OSError(
-            f"the standard Inception network's weights cannot be had ({error}); give weights= a file that holds them, or a "
-            f"network= of your own"
-        ) from error
+        raise _missing(error) from error
+    except RuntimeError as error:
+        reason = str(error).partition("\n")[0]
+        raise ValueError(f"{weights} does not fit the standard Inception network ({reason})") from error
 
 
 def _require_standard(*sets: Tensor) -> None:
