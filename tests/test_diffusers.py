@@ -14,7 +14,6 @@ from sdekit import DEIS, AdamsBashforth, Ancestral, DPMSolver, Heun, UniPC, Whit
 from sdekit_diffusion import DDPM, METHODS, VESDE, VPSDE, InTime, Native, OnClock, linear_betas, sample
 from sdekit_diffusion._ddim import Implicit
 
-pytest.importorskip("diffusers")
 pytestmark = [pytest.mark.filterwarnings(f"ignore::{kind}") for kind in ("DeprecationWarning", "FutureWarning")]
 
 
@@ -30,6 +29,7 @@ class Wide:
 @pytest.fixture
 def scheduler(monkeypatch):
     """Makes one of diffusers' schedulers that computes in a dtype, with normals of ours where it draws its own."""
+    pytest.importorskip("diffusers")  # here, since it takes seconds, in every process that collects tests
     before = torch.get_default_dtype()
 
     def make(dtype, module, name, normals=(), **config):

@@ -1,4 +1,4 @@
-"""Models: every convention says the same, under every diffusion; what is refused."""
+"""Models: what a network is given, labels, dtypes, and what is refused; its conventions are in test_schedules.py."""
 
 import math
 
@@ -6,47 +6,11 @@ import pytest
 import torch
 from torch import nn
 
-from sdekit_diffusion import DDPM, NCSN, VESDE, VPSDE, GaussianMixture, ScoreModel, SubVPSDE, nets
+from sdekit_diffusion import DDPM, NCSN, VESDE, VPSDE, GaussianMixture, ScoreModel, nets
 from sdekit_diffusion._model import as_model
 
-SDES = [VESDE(), VESDE(0.02, 30.0, exact=False), VPSDE(), SubVPSDE(0.2, 15.0)]
 MIXTURE = GaussianMixture([0.3, 0.7], [[1.0, 2.0], [-1.0, 0.5]], torch.tensor([0.3, 0.2], dtype=torch.float64))
 X = torch.randn(7, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-
-
-def network(sde, predicts, conditioning):
-    """The exact network of the mixture, in a given convention."""
-
-    def net(x, t):
-        alpha, sigma = sde.alpha(t), sde.sigma(t)
-        if conditioning == "log_snr":
-            alpha, sigma = torch.sigmoid(2 * t).sqrt(), torch.sigmoid(-2 * t).sqrt()
-            t = sde.time(t)
-            size = (sde.alpha(t) ** 2 + sde.sigma(t) ** 2).sqrt()
-            data = MIXTURE.denoise(t, x * size[:, None], sde)
-        else:
-            data = MIXTURE.denoise(t, x, sde)
-        alpha, sigma = alpha[:, None], sigma[:, None]
-        noise = (x - alpha * data) / sigma
-        return {"data": data, "noise": noise, "score": -noise / sigma, "velocity": alpha * noise - sigma * data}[predicts]
-
-    return net
-
-
-@pytest.mark.parametrize("conditioning", ["time", "log_snr"])
-@pytest.mark.parametrize("predicts", ["noise", "data", "score", "velocity"])
-@pytest.mark.parametrize("own", SDES, ids=str)
-@pytest.mark.parametrize("other", [None, *SDES], ids=str)
-def test_conventions_agree_under_every_diffusion(conditioning, predicts, own, other):
-    model = ScoreModel(network(own, predicts, conditioning), own, predicts, conditioning=conditioning)
-    sde = other or own
-    for t in (0.3, torch.linspace(0.25, 0.75, 7, dtype=torch.float64)):
-        x = X * torch.as_tensor(sde.sigma(t)).reshape(-1, 1)
-        exact = MIXTURE.denoise(t, x, sde)
-        torch.testing.assert_close(model.denoise(t, x, other), exact, rtol=1e-7, atol=1e-9)
-        torch.testing.assert_close(model.score(t, x, other), MIXTURE.score(t, x, sde), rtol=1e-6, atol=1e-9)
-        alpha, sigma = (torch.as_tensor(v, dtype=torch.float64).reshape(-1, 1) for v in (sde.alpha(t), sde.sigma(t)))
-        torch.testing.assert_close(alpha * exact + sigma * model.noise(t, x, other), x, rtol=1e-7, atol=1e-9)
 
 
 def test_the_network_sees_its_own_time_and_scale():

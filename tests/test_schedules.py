@@ -211,17 +211,24 @@ def test_models_are_finite_at_the_ends(own, predicts, conditioning):
                     model.score(t, X, other)
 
 
+VARIANTS = DEFAULTS | {"ve as published": VESDE(0.02, 30.0, exact=False), "subvp to 15": SubVPSDE(0.2, 15.0)}
+
+
 @pytest.mark.parametrize("conditioning", ["time", "log_snr"])
 @pytest.mark.parametrize("predicts", PREDICTIONS)
-@pytest.mark.parametrize("own", DEFAULTS)
+@pytest.mark.parametrize("own", VARIANTS)
 def test_conventions_agree_under_every_diffusion(own, predicts, conditioning):
-    model = exact(DEFAULTS[own], predicts, conditioning)
-    for sde in DEFAULTS.values():
+    """Denoiser, score and noise, at one time and at times of each sample; None is the model's own diffusion."""
+    model = exact(VARIANTS[own], predicts, conditioning)
+    for given in (None, *VARIANTS.values()):
+        sde = given or VARIANTS[own]
         for t in (float(sde.time(0.4)), torch.as_tensor(sde.time(torch.linspace(-2, 3, 20, dtype=torch.float64)))):
-            x = X * torch.as_tensor(sde.sigma(t)).reshape(-1, 1)
+            alpha, sigma = (torch.as_tensor(v, dtype=torch.float64).reshape(-1, 1) for v in (sde.alpha(t), sde.sigma(t)))
+            x = X * sigma
             data = MIXTURE.denoise(t, x, sde)
-            torch.testing.assert_close(model.denoise(t, x, sde), data, rtol=1e-7, atol=1e-8)
-            torch.testing.assert_close(model.score(t, x, sde), MIXTURE.score(t, x, sde), rtol=1e-6, atol=1e-8)
+            torch.testing.assert_close(model.denoise(t, x, given), data, rtol=1e-7, atol=1e-8)
+            torch.testing.assert_close(model.score(t, x, given), MIXTURE.score(t, x, sde), rtol=1e-6, atol=1e-8)
+            torch.testing.assert_close(alpha * data + sigma * model.noise(t, x, given), x, rtol=1e-7, atol=1e-8)
 
 
 # What is defined in a diffusion's own time: the polynomial of "deis" is one in t.
