@@ -1,7 +1,8 @@
 """How often the 95 % interval of a log-likelihood with random probes covers what exact traces give, in 5,000 runs each.
 
 A run is a point with K = 8 probes of its own; there are 20 points and 250 runs of each, with the trajectory and the nodes of
-the exact trace. Then the standard deviation of one probe's log p, held fixed on the way or fresh at every node.
+the exact trace; beside it what Student's t alone would cover. Then the standard deviation of one probe's log p, held fixed on
+the way or fresh at every node.
 `python benchmarks/calibration.py`
 """
 
@@ -12,6 +13,7 @@ from typing import Any, Literal
 import torch
 from _bench import RESULTS, environment, save
 from matplotlib.figure import Figure
+from scipy.special import stdtrit
 from torch import Tensor
 
 from sdekit import Exact, Hutchinson
@@ -90,7 +92,20 @@ def mixture(dim: int) -> GaussianMixture:
     return GaussianMixture([0.1, 0.2, 0.3, 0.4], means, axes @ torch.diag_embed(variances) @ axes.mT)
 
 
-MIXTURES = [(16, mixture(16), "vp"), (32, mixture(32), "ve")]
+def plane(dim: int) -> GaussianMixture:
+    """A Gaussian that is narrow in one direction, oblique to all axes: estimates from fixed probes are chi-squared."""
+    u = torch.randn(dim, generator=torch.Generator().manual_seed(dim), dtype=torch.float64)
+    unit = torch.eye(dim, dtype=torch.float64)
+    covariance = unit - (1 - 0.03**2) * torch.outer(u, u) / u.square().sum()
+    return GaussianMixture([1.0], torch.zeros(1, dim, dtype=torch.float64), covariance.unsqueeze(0))
+
+
+LAWS = [
+    ("mixture, d = 16", mixture(16), "vp"),
+    ("mixture, d = 32", mixture(32), "ve"),
+    ("plane, d = 16", plane(16), "vp"),
+    ("plane, d = 32", plane(32), "ve"),
+]
 
 
 def digits() -> tuple[Once, Tensor]:
@@ -115,15 +130,18 @@ def calibration(name: str, model: AbstractModel, x: Tensor, sde: str) -> list[di
         found = log_likelihood(model, many, sde=sde, trace=Hutchinson(PROBES, kind, SEED, fresh), method=method)
         low, high = found.interval(0.95)
         covered = ((low <= exact) & (exact <= high)).double().reshape(COPIES, POINTS)
+        plain = (found.value - exact).abs() <= float(stdtrit(PROBES - 1, 0.975)) * found.stderr
         z = (found.value - exact).reshape(COPIES, POINTS)
         row: dict[str, Any] = {"problem": name, "kind": kind, "fresh": fresh, "runs": covered.numel()}
         row |= {"coverage": float(covered.mean()), "lowest of a point": float(covered.mean(dim=0).min())}
+        row["by t alone"] = float(plain.double().mean())
         row["bias in standard errors"] = float(z.mean() / z.std() * covered.numel() ** 0.5)
         row["evaluations"] = float(found.evaluations.double().mean())
         rows.append(row)
         print(
             f"{name:16s} {kind:10s} {'fresh' if fresh else 'fixed'}  coverage {100 * row['coverage']:5.2f} % of "
-            f"{row['runs']:,} (bar: 93 to 97), of the worst point {100 * row['lowest of a point']:.1f} %;  "
+            f"{row['runs']:,} (bar: 93 to 97), of the worst point {100 * row['lowest of a point']:.1f} %, by Student's t "
+            f"alone {100 * row['by t alone']:.2f} %;  "
             f"bias {row['bias in standard errors']:+.1f} standard errors;  {row['evaluations']:.0f} evaluations",
             flush=True,
         )
@@ -160,7 +178,7 @@ def main() -> None:
     torch.set_num_threads(1)
     result: dict[str, Any] = {"environment": environment(dtype="float64, digits float32", seed=SEED, probes=PROBES)}
     problems: list[tuple[str, AbstractModel, Tensor, str]] = [("digits, d = 64", *digits(), "subvp")]
-    problems += [(f"mixture, d = {d}", law, law.sample(POINTS, seed=SEED), sde) for d, law, sde in MIXTURES]
+    problems += [(name, law, law.sample(POINTS, seed=SEED), sde) for name, law, sde in LAWS]
     rows = [row for problem in problems for row in calibration(*problem)]
     result |= {"coverage": rows, "one probe": [row for problem in problems for row in one_probe(*problem)]}
     save("calibration", result)

@@ -110,6 +110,18 @@ class Hutchinson(AbstractTrace):
         return ((values - values.mean(dim=1, keepdim=True)).square().sum(dim=1) / (n * (n - 1))).sqrt()
 
 
+def skewness(estimates: Tensor) -> Tensor:
+    """n^2 / ((n - 1) (n - 2)) mean (e - mean e)^3 / std^3 of estimates e, `(n, batch)` to `(batch,)`; 0 where n < 4."""
+    n = len(estimates)
+    if n < 4:
+        return torch.zeros_like(estimates[0])
+    values = by_row(estimates)
+    values = values - values.mean(dim=1, keepdim=True)
+    std = (values.square().sum(dim=1) / (n - 1)).sqrt()
+    third = values.pow(3).sum(dim=1) * n / ((n - 1) * (n - 2))
+    return torch.where(std > 0, third / std.pow(3), 0.0)
+
+
 def by_row(values: Tensor) -> Tensor:
     """`(n, rows)` as `(rows, n)` in memory: sums over n then have the same rounding wherever a row stands in its batch."""
     return values.mT.contiguous()

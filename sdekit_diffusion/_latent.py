@@ -113,7 +113,7 @@ def decode(
         batch_size=batch_size,
     )  # fmt: skip
     start = diffusion.log_prior(latent, float(diffusion.time(low)))
-    return found.latent, replace(found, value=start - found.value, latent=latent)
+    return found.latent, replace(found, value=start - found.value, latent=latent, skewness=-found.skewness)
 
 
 def interpolate(

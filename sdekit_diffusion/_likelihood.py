@@ -127,10 +127,11 @@ def along(
                 raise equation.seen(error, r1, after=i) from None
             parts.append(part)
             bar.update(len(some))
-    value, stderr, latent, evaluations, status = (
-        torch.cat([getattr(part, name) for part in parts]) for name in ("value", "stderr", "latent", "evaluations", "status")
+    value, stderr, latent, evaluations, status, skewness = (
+        torch.cat([getattr(part, name) for part in parts])
+        for name in ("value", "stderr", "latent", "evaluations", "status", "skewness")
     )
-    return Likelihood(value, stderr, latent * r1, evaluations, status, trace.probes)
+    return Likelihood(value, stderr, latent * r1, evaluations, status, trace.probes, skewness)
 
 
 def points_of(model: AbstractModel, x: object, batch_size: int | None, method: object) -> Tensor:
