@@ -70,7 +70,7 @@ class Hutchinson(AbstractTrace):
         kind: "rademacher" or "gaussian".
         seed: what the probes depend on, besides a sample's index.
         fresh: False holds a sample's probes fixed along its trajectory, as is usual where the trace is part of the equation
-            that is solved.
+            that is solved. Estimates then vary more and may be skewed, see `Likelihood.interval`.
 
     Raises:
         ValueError: for fewer than 1 or more than 4,096 probes, or an unknown kind.
