@@ -120,6 +120,9 @@ class OnClock(AbstractMethod):
             in 20 steps or more of a grid that `follows` the model `AdamsMoulton(4)`, which others do not bear; see `rule`.
         eta: the noise level: 0 the probability flow, 1 the reverse SDE; or a function of l = log(alpha / sigma), such as
             `lambda l: float(-2 < l < 3)`, whose value in the middle of a step is kept on it: for solvers with planned weights.
+            It is the square root of the eta of k-diffusion's SDE samplers, such as `sample_dpmpp_2m_sde`, whose noise has the
+            variance sigma_1^2 (1 - e^{-2 eta h}) where here it is sigma_1^2 (1 - e^{-2 eta^2 h}), h the step in l. The eta of
+            DDIM, and of k-diffusion's ancestral samplers, is another one; see `DDIM`.
         integrand: what rules take for a polynomial: "data", the denoiser; or, for eta = 0, "noise", or "velocity", a
             combination of both; see `on_clock`.
         steps, grid: how many and where, unless `sample` says otherwise.

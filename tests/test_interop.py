@@ -824,3 +824,36 @@ def test_latent_sde_is_trained():
     for run in both("latent"):
         _, bounds = run["train"]()
         assert np.mean(bounds[-5:]) > np.mean(bounds[:5]) + 20
+
+
+# A program that replaces torchsde's function by ours
+
+
+@pytest.mark.parametrize(
+    "settings", [{"method": "log_ode"}, {"method": "srk", "logqp": True}, {"method": "srk", "adaptive": True}]
+)
+def test_what_is_handed_over_reaches_torchsde_after_its_function_is_replaced(monkeypatch, settings):
+    sde, y0 = Prior(), torch.zeros(4, 2, dtype=F64)
+    calculus = "stratonovich" if settings["method"] == "log_ode" else "ito"
+    sde.sde_type = calculus
+
+    def solved(solve):
+        bm = torchsde.BrownianInterval(0.0, 1.0, (4, 2), dtype=F64, entropy=1, levy_area_approximation="foster")
+        if "logqp" in settings:
+            bm = torchsde.BrownianInterval(0.0, 1.0, (4, 3), dtype=F64, entropy=1, levy_area_approximation="foster")
+        found = solve(sde, y0, torch.tensor([0.0, 1.0], dtype=F64), bm=bm, dt=1 / 8, **settings)
+        return found[0] if isinstance(found, tuple) else found
+
+    expected = solved(torchsde.sdeint)
+    monkeypatch.setattr(torchsde, "sdeint", sdeint)
+    assert torch.equal(solved(torchsde.sdeint), expected)
+
+
+class Prior(Equation):
+    """Diagonal noise, and the drift of a prior, for logqp."""
+
+    def __init__(self):
+        super().__init__("diagonal")
+
+    def h(self, t, y):
+        return -y

@@ -16,7 +16,10 @@ from sdekit.interop._odeint import ADAPTIVE, FIXED
 
 F64 = torch.float64
 # Version 0.2.4 of torchdiffeq has not all of them.
-STEPPED = [name for name in FIXED if name in importlib.import_module("torchdiffeq._impl.odeint").SOLVERS]
+SHARED, STEPPED = (
+    [name for name in names if name in importlib.import_module("torchdiffeq._impl.odeint").SOLVERS]
+    for names in (ADAPTIVE, FIXED)
+)
 EVERY = pytest.mark.parametrize("method", [*ADAPTIVE, *STEPPED])
 WAYS = pytest.mark.parametrize("ends", [(0.0, 1.3), (1.3, 0.0)], ids=["forwards", "backwards"])
 Y0 = torch.randn(5, 2, dtype=F64, generator=torch.Generator().manual_seed(0))
@@ -294,7 +297,7 @@ def test_func_is_asked_within_the_interval_only(ends, dtype, method):
     assert max(asked) <= t.max()
 
 
-@pytest.mark.parametrize("method", ADAPTIVE)
+@pytest.mark.parametrize("method", SHARED)
 def test_evaluations_are_about_torchdiffeqs(method):
     """For 40 time units of a pendulum: its steps differ by the last one, and by those of outputs with dopri8."""
     calls = [0, 0]
@@ -370,7 +373,7 @@ def test_the_rest_is_handed_over(arguments, monkeypatch):
         return original(*positional, **keywords)
 
     original = torchdiffeq.odeint
-    monkeypatch.setattr(torchdiffeq, "odeint", spy)
+    monkeypatch.setattr("sdekit.interop._odeint.torchdiffeq_odeint", spy)
     arguments = {"func": Free(), "y0": Y0, "t": torch.tensor([0.0, 1.0], dtype=F64)} | arguments
     found, expected = odeint(**arguments), original(**arguments)
     assert len(seen) == 1
@@ -409,7 +412,7 @@ def test_the_rest_of_the_adjoint_is_handed_over(arguments, monkeypatch):
         return original(*positional, **keywords)
 
     original = torchdiffeq.odeint_adjoint
-    monkeypatch.setattr(torchdiffeq, "odeint_adjoint", spy)
+    monkeypatch.setattr("sdekit.interop._odeint_adjoint.torchdiffeq_adjoint", spy)
     arguments = dict(arguments)
     func, t = arguments.pop("func", Free()), torch.tensor([0.0, 1.0], dtype=F64)
     found = gradients(odeint_adjoint, func, Y0, t, rtol=1e-7, atol=1e-7, **arguments)
@@ -667,3 +670,31 @@ def test_a_normalizing_flow():
     with torch.no_grad():
         density = runs[1]["log_density"](func, grid, rtol=1e-5, atol=1e-5).exp()
     assert float(density.sum()) * 0.01 == pytest.approx(1, abs=1e-3)
+
+
+# Programs that replace torchdiffeq's functions by ours
+
+
+def test_what_is_handed_over_reaches_torchdiffeq_after_its_functions_are_replaced(monkeypatch):
+    expected = torchdiffeq.odeint(
+        Free(), Y0, torch.linspace(0, 1.3, 3, dtype=F64), method="explicit_adams", options={"step_size": 0.1}
+    )
+    monkeypatch.setattr(torchdiffeq, "odeint", odeint)
+    monkeypatch.setattr(torchdiffeq, "odeint_adjoint", odeint_adjoint)
+    settings = {"method": "explicit_adams", "options": {"step_size": 0.1}}
+    for solve in (torchdiffeq.odeint, torchdiffeq.odeint_adjoint):
+        close(solve(Free(), Y0, torch.linspace(0, 1.3, 3, dtype=F64), **settings), expected, 1e-12)
+    equation = ODE(lambda t, x: -x)
+    for adjoint in (False, True):
+        solution = interop.solve_ode(equation, Y0, [0.0, 1.0], method="adaptive_heun", rtol=1e-8, atol=1e-8, adjoint=adjoint)
+        close(solution.x, Y0 / math.e, 1e-5)
+
+
+def test_solve_ode_is_torchdiffeqs_after_its_functions_are_replaced(monkeypatch):
+    """torchdiffeq's own dopri5 makes another number of evaluations than ours."""
+    equation, expected = ODE(lambda t, x: torch.cos(3 * t) * x), []
+    for replaced in (False, True):
+        if replaced:
+            monkeypatch.setattr(torchdiffeq, "odeint", odeint)
+        expected.append(interop.solve_ode(equation, Y0, [0.0, 1.3]).evaluations)
+    assert torch.equal(*expected)

@@ -11,8 +11,8 @@ import torch
 from peers import DTYPES, MIXTURE, Case, agree
 from scipy import integrate
 
-from sdekit import DEIS, AdamsBashforth, AdamsMoulton, DPMSolver, UniPC
-from sdekit_diffusion import METHODS, VESDE, VPSDE, sample
+from sdekit import DEIS, AdamsBashforth, AdamsMoulton, DPMSolver, UniPC, WhiteNoise
+from sdekit_diffusion import METHODS, VESDE, VPSDE, Descent, Given, OnClock, sample
 from sdekit_diffusion._flow import span_of
 
 # k-diffusion: variance exploding, x = x_0 + sigma eps, t = -log sigma
@@ -198,3 +198,29 @@ def test_these_tests_tell_rules_apart():
     for a, b in pairs:
         assert (case.ours(a) - case.ours(b)).abs().max() > 1e-7, (a, b)
         assert (noisy.ours(a) - noisy.ours(b)).abs().max() > 1e-7, (a, b)
+
+
+def dpmpp_2m_sde(case, eta):
+    """k-diffusion's update, written with its own eta: -h - eta h where `OnClock` has -(1 + eta^2) h."""
+    x, old, t = case.x, None, -np.log(case.sigmas)
+    for i in range(case.steps):
+        denoised, h = case.data(i, x), t[i + 1] - t[i]
+        x = case.sigmas[i + 1] / case.sigmas[i] * math.exp(-eta * h) * x - math.expm1(-h - eta * h) * denoised
+        if old is not None:
+            x = x - 0.5 * math.expm1(-h - eta * h) * (denoised - old) * (h / (t[i] - t[i - 1]))
+        x = x + case.z[i] * case.sigmas[i + 1] * math.sqrt(-math.expm1(-2 * eta * h))
+        old = denoised
+    return x
+
+
+@pytest.mark.parametrize("eta", [0.3, 0.5, 1.0])
+def test_the_eta_of_on_clock_is_the_square_root_of_that_of_k_diffusion(eta):
+    """Normals are those of the steps on either clock, so both noise levels are given the same; eta as it is is far off."""
+
+    def clocked(own):
+        method = OnClock(DPMSolver(2), eta=own, steps=case.steps, grid=Given(torch.tensor(case.l)))
+        return method.run(Descent(MIXTURE, case.sde, case.x, (case.l[0], case.l[-1]), WhiteNoise(3))).x
+
+    case = Case(VESDE(), eta=math.sqrt(eta))
+    agree(clocked(math.sqrt(eta)), dpmpp_2m_sde(case, eta))
+    assert eta == 1 or (clocked(eta) - dpmpp_2m_sde(case, eta)).abs().max() > 0.1

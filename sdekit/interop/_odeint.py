@@ -8,8 +8,10 @@ from typing import Any
 
 import numpy as np
 import torch
-import torchdiffeq
 from torch import Tensor
+
+# From the submodule: `torchdiffeq.odeint = sdekit.odeint` replaces the attribute of the package alone.
+from torchdiffeq._impl.odeint import odeint as torchdiffeq_odeint
 
 from sdekit._adaptive import adaptive
 from sdekit._control import PIDController
@@ -28,6 +30,7 @@ from sdekit._solver import (
     Midpoint,
     Order,
     Tableau,
+    Tsit5,
 )
 from sdekit.calling import require_call
 from sdekit.elementary import Time
@@ -56,8 +59,8 @@ class _ThreeEighths(AbstractRungeKutta):
     )
 
 
-# torchdiffeq's names. What is not here, torchdiffeq solves or refuses.
-ADAPTIVE: dict[str, AbstractSolver] = {"dopri5": Dopri5(), "dopri8": Dopri8(), "bosh3": Bosh3()}
+# torchdiffeq's names, and "tsit5". What is not here, torchdiffeq solves or refuses.
+ADAPTIVE: dict[str, AbstractSolver] = {"dopri5": Dopri5(), "dopri8": Dopri8(), "bosh3": Bosh3(), "tsit5": Tsit5()}
 FIXED: dict[str, AbstractSolver] = {
     "euler": EulerMaruyama(),
     "midpoint": Midpoint(),
@@ -92,10 +95,10 @@ def odeint(
     """Solves dy = func(t, y) dt as `torchdiffeq.odeint` does: its arguments, defaults and names of methods.
 
     The whole of y is one system with one step. The methods "dopri5", "dopri8" (of another pair of order eight, `Dopri8`),
-    "bosh3", "euler", "midpoint", "heun2", "heun3" and "rk4" are made here, with the options "first_step", "safety", "ifactor",
-    "dfactor" and "max_num_steps", or "step_size". Other methods and options, `event_fn`, gradients with respect to t, complex
-    states, tolerances of each element and callbacks of func are handed to torchdiffeq with the same arguments. Different on
-    purpose, where steps are made here:
+    "bosh3", "tsit5" (which torchdiffeq does not have), "euler", "midpoint", "heun2", "heun3" and "rk4" are made here, with the
+    options "first_step", "safety", "ifactor", "dfactor" and "max_num_steps", or "step_size". Other methods and options,
+    `event_fn`, gradients with respect to t, complex states, tolerances of each element and callbacks of func are handed to
+    torchdiffeq with the same arguments. Different on purpose, where steps are made here:
 
     - func is never asked for a time outside the interval;
     - what cannot be solved is an error: a state that is not finite, and a tolerance below the rounding of y's dtype;
@@ -107,7 +110,7 @@ def odeint(
         y0: the state at t[0], floating, of any shape, or a tuple of such tensors.
         t: the times of the result, strictly monotone.
         rtol, atol: the tolerances of the root mean square of y; of a tuple, of each of its tensors.
-        method: a name of torchdiffeq's; None is "dopri5".
+        method: a name of torchdiffeq's, or "tsit5"; None is "dopri5".
         options, event_fn: as torchdiffeq's.
 
     Returns:
@@ -143,7 +146,7 @@ def _solved(
 ) -> Any:  # noqa: ANN401
     given: dict[str, Any] = {"rtol": rtol, "atol": atol, "method": method, "options": options}
     if not solved_here(func, y0, t, event_fn, **given):
-        return torchdiffeq.odeint(
+        return torchdiffeq_odeint(
             func, y0, t if isinstance(t, Tensor) else torch.tensor(t, dtype=torch.float64), **given, event_fn=event_fn
         )
     method, options, system = method or "dopri5", options or {}, System(func, y0)

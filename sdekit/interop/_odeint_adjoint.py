@@ -5,9 +5,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torchdiffeq
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+
+# From the submodule: `torchdiffeq.odeint_adjoint = sdekit.odeint_adjoint` replaces the attribute of the package alone.
+from torchdiffeq._impl.adjoint import odeint_adjoint as torchdiffeq_adjoint
 
 from sdekit.calling import require_call
 from sdekit.interop._odeint import State, System, odeint, require_arguments, solved_here
@@ -66,7 +68,7 @@ def odeint_adjoint(
         given["adjoint_options"] = adjoint_options
         t = t if isinstance(t, Tensor) else torch.tensor(t, dtype=torch.float64)
         try:
-            return torchdiffeq.odeint_adjoint(func, y0, t, **there, **given, event_fn=event_fn, adjoint_params=adjoint_params)
+            return torchdiffeq_adjoint(func, y0, t, **there, **given, event_fn=event_fn, adjoint_params=adjoint_params)
         except TypeError:
             require_call(func, "func(t, y)", t, y0)
             raise

@@ -6,8 +6,10 @@ from typing import Any
 
 import numpy as np
 import torch
-import torchsde
 from torch import Tensor
+
+# From the submodule: `torchsde.sdeint = sdekit.sdeint` replaces the attribute of the package alone.
+from torchsde._core.sdeint import sdeint as torchsde_sdeint
 
 from sdekit._sde import AbstractSDE, NoiseType
 from sdekit._solver import (
@@ -101,7 +103,7 @@ def sdeint(
         motion = brownian(bm, problem, y0, ts, method=method, dt=None if adaptive else float(dt), logqp=logqp)
         given = (ts, motion, method, dt, adaptive, rtol, atol, dt_min, options, names, logqp, extra, extra_solver_state)
         with calls_of(problem, y0):
-            out = torchsde.sdeint(theirs, y0.flatten(1), *given, **unused_kwargs)
+            out = torchsde_sdeint(theirs, y0.flatten(1), *given, **unused_kwargs)
         if isinstance(out, Tensor):
             return out.reshape(-1, *y0.shape)
         return (out[0].reshape(-1, *y0.shape), *out[1:])

@@ -4,8 +4,11 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal, cast
 
 import torch
-import torchdiffeq
 from torch import Tensor, nn
+from torchdiffeq._impl.adjoint import odeint_adjoint
+
+# From the submodules: a program may have replaced the attributes of the package by sdekit's.
+from torchdiffeq._impl.odeint import odeint
 
 from sdekit._grid import times
 from sdekit._sde import AbstractSDE
@@ -71,9 +74,9 @@ def trajectory(
     given: dict[str, Any] = {"rtol": rtol, "atol": atol, "method": method, "options": _options(method, points, options or {})}
     try:
         if adjoint is None:
-            states = torchdiffeq.odeint(checked, state, points, **given)
+            states = odeint(checked, state, points, **given)
         else:
-            states = torchdiffeq.odeint_adjoint(checked, state, points, **given, adjoint_params=tuple(adjoint))
+            states = odeint_adjoint(checked, state, points, **given, adjoint_params=tuple(adjoint))
     except AssertionError as error:
         if "dt" not in str(error) and "max_num_steps" not in str(error):  # not torchdiffeq's
             raise
