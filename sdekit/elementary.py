@@ -13,7 +13,7 @@ from torch import Tensor
 
 __all__ = [
     "Time", "asinh", "atan", "axpy", "broadcast", "clip", "exp", "expm1", "log", "log1p", "norm", "reciprocal", "scaled",
-    "sigmoid", "sin", "sqrt", "tan",
+    "sigmoid", "sin", "softplus", "sqrt", "tan",
 ]  # fmt: skip
 
 Time = float | Tensor
@@ -43,6 +43,10 @@ def _reciprocal(value: float) -> float:
     return 1 / value if value else math.copysign(math.inf, value)
 
 
+def _softplus(value: float) -> float:
+    return max(value, 0.0) + math.log1p(math.exp(-abs(value)))
+
+
 def _sigmoid(value: float) -> float:
     return math.exp(min(value, 0.0)) / (1 + math.exp(-abs(value)))
 
@@ -56,6 +60,7 @@ log1p = _elementary(math.log1p, torch.log1p)
 reciprocal = _elementary(_reciprocal, torch.reciprocal)
 sigmoid = _elementary(_sigmoid, torch.sigmoid)
 sin = _elementary(math.sin, torch.sin)
+softplus = _elementary(_softplus, lambda value: torch.logaddexp(value, torch.zeros_like(value)))
 sqrt = _elementary(math.sqrt, torch.sqrt)
 tan = _elementary(math.tan, torch.tan)
 

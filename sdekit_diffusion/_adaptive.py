@@ -134,7 +134,7 @@ class AdaptiveSDE(AbstractAdaptive):
         require_clock(down, *(2 * self.eta**2 * l for l in down.span))
         y, ends = down.x / problem.scale(down.span[0]), [float(problem.time(l)) for l in down.span]
         control = PIDController(self.rtol, self.atol, proportional=0.1, integral=0.3, max_steps=self.max_steps)
-        ts = torch.tensor([float(down.sde.time(l)) for l in down.span], dtype=torch.float64)
+        ts = torch.tensor([float(down.sde.time_within(l)) for l in down.span], dtype=torch.float64)
 
         def seen(solution: Solution) -> Solution:
             return replace(solution, x=solution.x * problem.scale(down.span[1]), ts=ts)

@@ -79,6 +79,9 @@ class AnnealedLangevin(AbstractMethod):
         Song and Ermon 2019, arXiv 1907.05600, algorithm 1; 2020, arXiv 2006.09011.
     """
 
+    extra = 1  # the levels are the points
+    forgets = True  # as published, from uniform numbers
+
     moves: int = 5
     size: float | None = None
     convention: Literal["ncsnv2", "ncsn"] = "ncsnv2"
@@ -97,7 +100,7 @@ class AnnealedLangevin(AbstractMethod):
 
     def run(self, down: Descent) -> Solution:
         levels = self.grid.fitted(down.model, down.sde, down.span).points(down.sde, down.span, self.steps - 1)
-        times = torch.as_tensor(down.sde.time(levels), dtype=torch.float64)
+        times = torch.as_tensor(down.sde.time_within(levels), dtype=torch.float64)
         size = self.size
         if size is None:
             size = langevin_step_size(torch.exp(levels[-1] - levels), self.moves)

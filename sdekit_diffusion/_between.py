@@ -101,7 +101,7 @@ def sample_between(
     dtype, device = model.place()
     zero, u = torch.zeros(n, dtype=torch.int64, device=device), torch.linspace(0, 1, n, dtype=torch.float64, device=device)
     noise = Between(WhiteNoise(first, index=zero), WhiteNoise(last, index=zero), u)
-    start = float(diffusion.time(span_of(model, diffusion, end)[0]))
+    start = float(diffusion.time_within(span_of(model, diffusion, end)[0]))
     wide = torch.promote_types(dtype, torch.float32)
     ends = [
         diffusion.prior((1, *shape_of(model, shape)), seed=seed, t=start, dtype=wide, device=device) for seed in (first, last)

@@ -57,13 +57,13 @@ def on_clock(model: AbstractModel, sde: AbstractDiffusion, eta: float = 0.0, int
         def noise(t: Time, x: Tensor) -> Tensor:
             return model.score(t, x, sde) * broadcast(-sde.sigma(t), x)
 
-        return Clocked(noise, lambda l: sde.alpha(sde.time(l)), a=-1.0, own=sde.time, smooth=model.clock)
+        return Clocked(noise, lambda l: sde.alpha(sde.time_within(l)), a=-1.0, own=sde.time_within, smooth=model.clock)
 
     def scale(l: Time) -> Time:
-        return sde.sigma(sde.time(l)) * exp(-(eta**2) * l)
+        return sde.sigma(sde.time_within(l)) * exp(-(eta**2) * l)
 
     denoised, a, q = partial(model.denoise, sde=sde), 1 + eta**2, 2 * eta**2
-    return Denoising(denoised, scale, a, q, own=sde.time, smooth=model.clock, model=model, sde=sde)
+    return Denoising(denoised, scale, a, q, own=sde.time_within, smooth=model.clock, model=model, sde=sde)
 
 
 def turning(model: AbstractModel, sde: AbstractDiffusion, c: float) -> AngleClocked:
@@ -77,7 +77,7 @@ def turning(model: AbstractModel, sde: AbstractDiffusion, c: float) -> AngleCloc
         alpha, sigma, r = radius(t)
         return axpy(-(c * c) * alpha / (r * sigma), x, scaled(r / sigma, model.denoise(t, x, sde)))
 
-    return AngleClocked(velocity, lambda l: radius(sde.time(l))[2] / c, own=sde.time, smooth=model.clock, c=c)
+    return AngleClocked(velocity, lambda l: radius(sde.time_within(l))[2] / c, own=sde.time_within, smooth=model.clock, c=c)
 
 
 def clock_knots(eta: float, span: Span) -> Tensor:
@@ -113,10 +113,10 @@ def on_steps(model: AbstractModel, sde: AbstractDiffusion, eta: Callable[[float]
     exponent = PiecewiseLinear(tuple(l.tolist()), tuple(total.tolist()))
 
     def scale(l: Time) -> Time:
-        return sde.sigma(sde.time(l)) * exp(-exponent(l))
+        return sde.sigma(sde.time_within(l)) * exp(-exponent(l))
 
     return PiecewiseClocked(
-        partial(model.denoise, sde=sde), scale, l, log_a=l + total, log_q=2 * total, own=sde.time, smooth=model.clock
+        partial(model.denoise, sde=sde), scale, l, log_a=l + total, log_q=2 * total, own=sde.time_within, smooth=model.clock
     )
 
 

@@ -3,13 +3,17 @@
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from sdekit import AbstractSDE, fresh_seed, normal
-from sdekit.elementary import Time, asinh, broadcast, exp, expm1, log, log1p, reciprocal, sqrt
+from sdekit.elementary import Time, asinh, broadcast, clip, exp, expm1, log, reciprocal, softplus, sqrt
 from sdekit_diffusion._inputs import usable
+
+_START = 1000.0  # sigma / alpha of the data's standard deviation at the start of a solve, where T is out of reach
+_REACH = 1e5  # the largest such ratio at T that is not: published schedules end at up to 4e4; clocks of solves lose digits
 
 
 @dataclass(frozen=True)
@@ -22,6 +26,7 @@ class AbstractDiffusion(AbstractSDE):
     """
 
     noise_type = "additive"
+    largest: ClassVar[str] = ""  # the parameter that says how much noise there is at T
 
     @property
     def T(self) -> float:
@@ -65,6 +70,10 @@ class AbstractDiffusion(AbstractSDE):
         """l = log(alpha / sigma), half the logarithm of the signal-to-noise ratio; infinite where sigma = 0."""
         return log(self.alpha(t)) - log(self.sigma(t))
 
+    def time_within(self, l: Time) -> Time:
+        """`time` for an l of its own range: rounding does not lead out of [0, T], near whose ends l may hardly change."""
+        return clip(self.time(l), 0.0, self.T)
+
     def spaced(self, t0: float, t1: float, u: Tensor) -> Tensor:
         """The times between t0 and t1 at u in [0, 1]: equal parts, but where a diffusion's own time is not for such."""
         return t0 + (t1 - t0) * u
@@ -81,13 +90,16 @@ class AbstractDiffusion(AbstractSDE):
     def latest(self, data_std: float = 1.0) -> float:
         """The time up to which models are trained, and from which solves run, with the prior in the place of p_t.
 
-        It is T, or where alpha(T) = 0, and the clock has no end, the time of sigma / alpha = 1000 data_std: there the mean of
-        p_t, which the prior lacks, is that of the data over 1000 data_std, in units of sigma.
+        It is T, unless sigma / alpha there is above 1e5 data_std, or infinite: then it is the time of sigma / alpha =
+        1000 data_std, where the mean of p_t, which the prior lacks, is that of the data over 1000 data_std, in units of sigma.
+        Nothing is left to solve beyond, and the clocks of solves, on which that is a point, lose their digits.
 
         Arguments:
             data_std: the root mean square of a coordinate of the data.
         """
-        return self.T if float(self.alpha(self.T)) > 0 else float(self.time(-math.log(1000 * data_std)))
+        if -float(self.log_snr(self.T)) <= math.log(_REACH * data_std):
+            return self.T
+        return max(0.0, float(self.time(-math.log(_START * data_std))))
 
     def marginal(self, t: Time, x0: Tensor) -> tuple[Tensor, Time]:
         """The mean and the standard deviation of x_t given x_0; the latter ready to multiply a tensor shaped like x_0.
@@ -205,42 +217,50 @@ class VESDE(AbstractExploding):
         Song et al. 2021, arXiv 2011.13456, appendix C; Song and Ermon 2020, arXiv 2006.09011, technique 1.
     """
 
+    largest = "sigma_max"
+
     sigma_min: float = 0.01
     sigma_max: float = 50.0
     exact: bool = True
 
     def __post_init__(self) -> None:
-        if not 0 < self.sigma_min < self.sigma_max < math.inf:
+        if not (0 < self.sigma_min < self.sigma_max < math.inf and self.growth > 0):
             raise ValueError(f"VESDE needs 0 < sigma_min < sigma_max, not {self.sigma_min} and {self.sigma_max}")
 
     @property
     def growth(self) -> float:
         """log(sigma_max / sigma_min)."""
-        return math.log(self.sigma_max / self.sigma_min)
+        return math.log(self.sigma_max) - math.log(self.sigma_min)
+
+    def _level(self, t: Time) -> Time:
+        """s(t), of logarithms: the ratio of its ends may be beyond what floats hold."""
+        return exp(math.log(self.sigma_min) + self.growth * t)
 
     def sigma(self, t: Time) -> Time:
-        return self.sigma_min * (sqrt(expm1(2 * self.growth * t)) if self.exact else exp(self.growth * t))
+        return self._level(t) * sqrt(-expm1(-2 * self.growth * t)) if self.exact else self._level(t)
 
     def time(self, l: Time) -> Time:
-        if not self.exact:
-            return (-l - math.log(self.sigma_min)) / self.growth
-        return log1p(exp(-2 * l) / self.sigma_min**2) / (2 * self.growth)
+        log_ratio = -l - math.log(self.sigma_min)
+        return log_ratio / self.growth if not self.exact else softplus(2 * log_ratio) / (2 * self.growth)
 
     def g(self, t: Time) -> Time:
-        return self.sigma_min * math.sqrt(2 * self.growth) * exp(self.growth * t)
+        return self._level(t) * math.sqrt(2 * self.growth)
 
 
 @dataclass(frozen=True)
 class AbstractLinearBeta(AbstractDiffusion, ABC):
     """f = -beta/2 with beta(t) = beta_min + t (beta_max - beta_min), hence alpha = e^{-B/2}, B the integral of beta."""
 
+    largest = "beta_max"
+
     beta_min: float = 0.1
     beta_max: float = 20.0
 
     def __post_init__(self) -> None:
-        if not (0 <= self.beta_min <= self.beta_max < math.inf and self.beta_max > 0):
+        if not (0 <= self.beta_min <= self.beta_max and 1e-30 <= self.beta_max <= 1e30):
             raise ValueError(
-                f"{type(self).__name__} needs 0 <= beta_min <= beta_max, beta_max > 0, not {self.beta_min} and {self.beta_max}"
+                f"{type(self).__name__} needs 0 <= beta_min <= beta_max, and beta_max from 1e-30 to 1e30, such as 20; not "
+                f"{self.beta_min} and {self.beta_max}"
             )
 
     def beta(self, t: Time) -> Time:
@@ -253,7 +273,9 @@ class AbstractLinearBeta(AbstractDiffusion, ABC):
 
     def inverse(self, integral: Time) -> Time:
         """The t at which B(t) has a value: the root of a quadratic, in the form that does not cancel."""
-        return 2 * integral / (self.beta_min + sqrt(self.beta_min**2 + 2 * (self.beta_max - self.beta_min) * integral))
+        slope = self.beta_max - self.beta_min
+        rate = self.beta_min + sqrt(self.beta_min**2 + 2 * slope * integral)
+        return 2 * integral / clip(rate, 1e-37, math.inf)  # 0 for 0 where beta_min is
 
     def alpha(self, t: Time) -> Time:
         return exp(-0.5 * self.integral(t))
@@ -274,7 +296,7 @@ class VPSDE(AbstractLinearBeta):
         return sqrt(-expm1(-self.integral(t)))
 
     def time(self, l: Time) -> Time:
-        return self.inverse(log1p(exp(-2 * l)))
+        return self.inverse(softplus(-2 * l))
 
     def chain(self, s: float, t: float) -> tuple[float, float, float]:
         """DDPM's chain as Song et al. have it, with beta_i = beta(t) (t - s): sqrt(1 - beta_i), beta_i and beta_i.

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from sdekit import geometric
-from sdekit.elementary import Time, exp, expm1, log1p, sqrt
+from sdekit.elementary import Time, exp, expm1, softplus, sqrt
 from sdekit_diffusion._diffusion import AbstractDiffusion, AbstractExploding
 
 
@@ -86,12 +86,15 @@ class DDPM(AbstractDiffusion):
         Ho et al. 2020, arXiv 2006.11239; Lu et al. 2022, arXiv 2206.00927, appendix D.4, for the interpolation.
     """
 
+    largest = "betas"
+
     betas: Sequence[float] = linear_betas()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "betas", _numbers(self.betas))
         if len(self.betas) < 2 or not all(0 < beta < 1 for beta in self.betas):
             raise ValueError(f"DDPM needs two betas or more, each between 0 and 1, not {_shown(self.betas)}")
+        _require_increasing(self.integral, f"DDPM({_shown(self.betas)}) has betas so small that alpha does not change")
 
     def __repr__(self) -> str:
         return f"DDPM({_shown(self.betas)})"
@@ -114,7 +117,7 @@ class DDPM(AbstractDiffusion):
         return sqrt(-expm1(-self.integral(t)))
 
     def time(self, l: Time) -> Time:
-        return self.integral.inverse(log1p(exp(-2 * l)))
+        return self.integral.inverse(softplus(-2 * l))
 
     def f(self, t: Time) -> Time:
         return -0.5 * self.integral.slope(t)
@@ -139,6 +142,8 @@ class NCSN(AbstractExploding):
         Song and Ermon 2019, arXiv 1907.05600; 2020, arXiv 2006.09011, whose levels for CIFAR-10 the default is.
     """
 
+    largest = "sigmas"
+
     sigmas: Sequence[float] | Tensor = tuple(geometric(0.01, 50.0, 231).tolist())
 
     def __post_init__(self) -> None:
@@ -147,6 +152,7 @@ class NCSN(AbstractExploding):
         increasing = len(given) > 1 and all(0 < a < b < math.inf for a, b in pairwise(self.sigmas))
         if not increasing or given not in (self.sigmas, tuple(reversed(self.sigmas))):
             raise ValueError(f"NCSN needs two different positive noise levels or more, in order, not {_shown(given)}")
+        _require_increasing(self.log_sigma, f"NCSN({_shown(given)}) has sigmas so near that their logarithms are equal")
 
     def __repr__(self) -> str:
         return f"NCSN({_shown(self.sigmas)})"
@@ -170,6 +176,12 @@ class NCSN(AbstractExploding):
 
     def g(self, t: Time) -> Time:
         return self.sigma(t) * sqrt(2 * self.log_sigma.slope(t))
+
+
+def _require_increasing(function: PiecewiseLinear, why: str) -> None:
+    """Refuses a table of a clock that stands still: it has no inverse."""
+    if not all(a < b for a, b in pairwise(function.y)):
+        raise ValueError(f"{why} in float64; leave these out")
 
 
 def _numbers(values: Sequence[float] | Tensor) -> tuple[float, ...]:

@@ -1,6 +1,7 @@
 """The probability flow as the likelihood and the adaptive sampler solve it, and the range over which a solve runs."""
 
 import math
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Self
@@ -9,10 +10,13 @@ import torch
 from torch import Tensor
 
 from sdekit import AbstractSDE, AbstractSolver, PIDController, Solution, Status, UnfinishedError, solve
-from sdekit.elementary import Time, broadcast, clip, expm1, log, sqrt
+from sdekit.elementary import Time, broadcast, expm1, log, sqrt
 from sdekit_diffusion._diffusion import AbstractDiffusion
 from sdekit_diffusion._model import AbstractModel
 
+_PRIOR = 2.0  # sigma / alpha over the data's root mean square, below which the prior's standard deviation is off by 12 %
+_SLACK = 1.25  # of the standard deviation of states that are given, for models that are not exact
+_RARE = 1e-6  # false alarms
 ADVICE = "look at what the model returns there, or leave these rows out; see `.solution` of this error"
 
 
@@ -46,7 +50,7 @@ class StandardFlow(AbstractSDE):
     def scale(self, v: Time) -> tuple[Time, Time, Time]:
         """t, alpha and r at v."""
         # In float32 v is so coarse near log 6 that t may come out beyond T.
-        t = clip(self.sde.time(-log(self.ratio(v))), 0.0, self.sde.T)
+        t = self.sde.time_within(-log(self.ratio(v)))
         alpha, sigma = self.sde.alpha(t), self.sde.sigma(t)
         signal = alpha * self.model.data_std
         return t, alpha, sqrt(signal * signal + sigma * sigma)
@@ -107,7 +111,7 @@ def flow(
     ends = equation.clock(span[0]), equation.clock(span[1])
     r0, r1 = equation.radii(ends)
     w = x / r0 if x.is_floating_point() else x
-    ts = torch.tensor([float(sde.time(l)) for l in span], dtype=torch.float64)
+    ts = torch.tensor([float(sde.time_within(l)) for l in span], dtype=torch.float64)
     try:
         solution = solve(equation, w, ends, solver=solver, control=control)
     except UnfinishedError as error:
@@ -143,7 +147,7 @@ def agreed(
     most = accuracy / 2 * equation.radii((equation.clock(span[0]), equation.clock(span[1])))[1]
     finest = 4 * torch.finfo(x.dtype).eps if x.is_floating_point() else 0.0
     rows, found, tol = torch.arange(len(x), device=x.device), None, max(accuracy / 10, finest)
-    reached = torch.full((len(x),), float(sde.time(span[1])), dtype=torch.float64, device=x.device)
+    reached = torch.full((len(x),), float(sde.time_within(span[1])), dtype=torch.float64, device=x.device)
     while found is None or (len(rows) and tol >= finest):
         try:
             part = flow(model.rows(rows), sde, x[rows], span, solver, control(tol))
@@ -178,12 +182,66 @@ def span_of(model: AbstractModel, sde: AbstractDiffusion, end: float) -> tuple[f
     """
     if not end > 0:
         raise ValueError(f"end is sigma / alpha where the solve stops, a positive number such as 1e-3; not {end}")
-    parts = [sde] if model.sde is None else [sde, model.sde]
-    start = max(float(part.log_snr(part.latest(model.data_std))) for part in parts)
+    parts = _parts(model, sde)
+    start, noisiest = _start(model, sde)
     stop = min(-math.log(end), *(float(part.log_snr(0.0)) for part in parts), math.inf)
     if not start < stop:
         raise ValueError(
             f"nothing to solve: sigma / alpha runs from {math.exp(-start):.3g} to {math.exp(-stop):.3g} under {sde}"
-            f"{'' if model.sde is None else f' with a model of {model.sde}'}; choose a smaller end or another diffusion"
+            f"{'' if model.sde is None else f' with a model of {model.sde}'}; choose a smaller end{_raise(noisiest)} "
+            "or another diffusion"
         )
     return start, stop
+
+
+def warn_of_prior(model: AbstractModel, sde: AbstractDiffusion) -> None:
+    """Warns where p_T is far from N(0, sigma_T^2 I): where sigma / alpha at the start is below twice data_std."""
+    start, noisiest = _start(model, sde)
+    ratio = math.exp(-start) / model.data_std
+    if ratio < _PRIOR:
+        warnings.warn(
+            f"{noisiest} ends at sigma / alpha = {math.exp(-start):.3g}, {ratio:.3g} times data_std = {model.data_std:.3g}: "
+            f"the prior N(0, sigma^2 I) is far from the law there, and so is the result from that of the data. Choose another "
+            f"diffusion{_raise(noisiest)}, or give the start or its log-density (x_T, log_prior)",
+            stacklevel=3,
+        )
+
+
+def warn_of_start(x_T: Tensor, sde: AbstractDiffusion, l: float, data_std: float) -> None:
+    """Warns where the standard deviation of given states is not that of the law at l: data, or latents of another diffusion.
+
+    The d coordinates of a sample are taken for independent normals of a standard deviation between sigma, the prior's, and
+    sqrt(sigma^2 + alpha^2 data_std^2), that of latents of `encode`; a quarter more or less is allowed for models that are not
+    exact. Then (d - 1) std^2 is chi^2_{d - 1} times their variance. The median over the samples is tested: it is out with
+    twice the probability of one sample at most, however samples depend on each other (Markov), as copies of one sample and
+    latents between two do. Draws from the prior are warned of once in a million calls at most.
+    """
+    from scipy.special import gammainccinv, gammaincinv
+
+    k = x_T[:1].numel() - 1
+    if k < 1:
+        return
+    alpha, sigma = sde.kernel(float(sde.time_within(l)))
+    least, most = (math.sqrt(2 * quantile(0.5 * k, _RARE / 4) / k) for quantile in (gammaincinv, gammainccinv))
+    std = float(x_T.detach().to(torch.float64).reshape(len(x_T), -1).std(dim=1).median())
+    if std < least * sigma / _SLACK or std > most * math.hypot(sigma, alpha * data_std) * _SLACK:
+        warnings.warn(
+            f"x_T has the standard deviation {std:.3g}, and the noise at which the solve starts has {sigma:.3g}: x_T is that "
+            "noise, not data. Take latents from encode(model, x), or prior(...) of the diffusion, or leave x_T out",
+            stacklevel=3,
+        )
+
+
+def _parts(model: AbstractModel, sde: AbstractDiffusion) -> list[AbstractDiffusion]:
+    """The diffusions whose ranges a solve shares."""
+    return [sde] if model.sde is None else [sde, model.sde]
+
+
+def _start(model: AbstractModel, sde: AbstractDiffusion) -> tuple[float, AbstractDiffusion]:
+    """l at the noisy end, and whose end it is."""
+    ends = [(float(part.log_snr(part.latest(model.data_std))), part) for part in _parts(model, sde)]
+    return max(ends, key=lambda end: end[0])
+
+
+def _raise(sde: AbstractDiffusion) -> str:
+    return f", larger {sde.largest}" if sde.largest else ""

@@ -3,6 +3,7 @@
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -13,6 +14,7 @@ from sdekit_diffusion._diffusion import AbstractDiffusion
 from sdekit_diffusion._model import AbstractModel
 
 Span = tuple[float, float]
+_SAME = 1e-3  # between two l, the relative difference of sigma / alpha: ends that are nearer are the same
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,9 +24,11 @@ class AbstractGrid(ABC):
     Attributes:
         evaluations: what it took to find the rule, of all samples together; 0 for a formula.
         follows: whether steps are short where the model is rough, so that polynomials may reach far back.
+        count: the number of its steps; None where it divides a span into any number.
     """
 
     evaluations, follows = 0, False
+    count: ClassVar[int | None] = None
 
     @abstractmethod
     def points(self, sde: AbstractDiffusion, span: Span, steps: int) -> Tensor:
@@ -46,7 +50,7 @@ class Native(AbstractGrid):
     """The diffusion's own, `AbstractDiffusion.spaced`: equal steps of t, but `Karras(7)` for `EDMSDE`, whose t is sigma."""
 
     def points(self, sde: AbstractDiffusion, span: Span, steps: int) -> Tensor:
-        t0, t1 = (float(sde.time(l)) for l in span)
+        t0, t1 = (float(sde.time_within(l)) for l in span)
         return _ended(sde.log_snr(sde.spaced(t0, t1, uniform(0.0, 1.0, steps))), span)
 
 
@@ -59,7 +63,7 @@ class UniformInTime(AbstractGrid):
     """
 
     def points(self, sde: AbstractDiffusion, span: Span, steps: int) -> Tensor:
-        t0, t1 = (float(sde.time(l)) for l in span)
+        t0, t1 = (float(sde.time_within(l)) for l in span)
         return _ended(sde.log_snr(uniform(t0, t1, steps)), span)
 
 
@@ -72,7 +76,7 @@ class Quadratic(AbstractGrid):
     """
 
     def points(self, sde: AbstractDiffusion, span: Span, steps: int) -> Tensor:
-        t0, t1 = (float(sde.time(l)) for l in span)
+        t0, t1 = (float(sde.time_within(l)) for l in span)
         return _ended(sde.log_snr(uniform(math.sqrt(t0), math.sqrt(t1), steps).square()), span)
 
 
@@ -87,7 +91,7 @@ class GeometricInSigma(AbstractGrid):
     """
 
     def points(self, sde: AbstractDiffusion, span: Span, steps: int) -> Tensor:
-        start, stop = (math.log(float(sde.sigma(float(sde.time(l))))) for l in span)
+        start, stop = (math.log(float(sde.sigma(float(sde.time_within(l))))) for l in span)
         wanted = uniform(start, stop, steps)
         low, high = torch.full_like(wanted, span[0]), torch.full_like(wanted, span[1])
         for _ in range(64):  # bisection: sigma falls as l rises
@@ -212,7 +216,7 @@ class Equidistributed(AbstractGrid):
     def divided(self, span: Span, shares: Tensor) -> Tensor:
         """Points between which the integrals of the density are in the proportions of shares, `(steps,)`."""
         l = self.l.numpy()
-        if not l[0] <= span[0] < span[1] <= l[-1]:
+        if not (l[0] - _SAME <= span[0] < span[1] <= l[-1] + _SAME):
             raise ValueError(f"{_known(self.l, span)}; fit it for that range, or leave that to sample by grid='adapted'")
         density = smoothed(self.density, self.l, self.l, self.width * (span[1] - span[0]) / len(shares))
         mass = torch.cat([torch.zeros(1), torch.cumulative_trapezoid(density, self.l)]).numpy()
@@ -223,10 +227,11 @@ class Equidistributed(AbstractGrid):
 
 @dataclass(frozen=True, eq=False)
 class Given(AbstractGrid):
-    """Points l_0 < ... < l_N that are given, for N steps.
+    """Points l_0 < ... < l_N that are given, for N steps, which `sample` takes from here.
 
     Arguments:
-        l: log(alpha / sigma), increasing, `(N + 1,)`, from the noisy end of a solve to its clean one.
+        l: log(alpha / sigma), increasing, `(N + 1,)`, from the noisy end of a solve to its clean one; sigma / alpha at the ends
+            may be off by a thousandth, as of numbers that were printed, and is then that of the solve.
         evaluations: what it took to find them, of all samples together.
     """
 
@@ -241,11 +246,15 @@ class Given(AbstractGrid):
             raise ValueError("l must be two or more finite numbers that increase")
         object.__setattr__(self, "l", l)
 
+    @property
+    def count(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return len(self.l) - 1
+
     def points(self, sde: AbstractDiffusion, span: Span, steps: int) -> Tensor:
-        if steps != len(self.l) - 1:
-            raise ValueError(f"{len(self.l)} points are {len(self.l) - 1} steps, not {steps}: pass steps={len(self.l) - 1}")
+        if steps != self.count:
+            raise ValueError(f"{len(self.l)} points are {self.count} steps, not {steps}: leave steps out, or give {self.count}")
         points = _ended(self.l.clone(), span)
-        if not (np.allclose(self.l[[0, -1]], span, rtol=0, atol=1e-6) and bool((points.diff() > 0).all())):
+        if not (np.allclose(self.l[[0, -1]], span, rtol=0, atol=_SAME) and bool((points.diff() > 0).all())):
             raise ValueError(f"{_known(self.l, span)}; give points that end there, fit them again, or pass another end=")
         return points
 

@@ -112,7 +112,7 @@ def decode(
         model, diffusion, latent, (low, high), lambda x: x.new_zeros(len(x)), trace=trace, method=method, first=first,
         batch_size=batch_size,
     )  # fmt: skip
-    start = diffusion.log_prior(latent, float(diffusion.time(low)))
+    start = diffusion.log_prior(latent, float(diffusion.time_within(low)))
     return found.latent, replace(found, value=start - found.value, latent=latent, skewness=-found.skewness)
 
 

@@ -13,7 +13,7 @@ from sdekit import AbstractTrace, Exact, Hutchinson, Likelihood, UnfinishedError
 from sdekit_diffusion._adaptive import AdaptiveFlow
 from sdekit_diffusion._counters import DEQUANTISATION
 from sdekit_diffusion._diffusion import AbstractDiffusion
-from sdekit_diffusion._flow import StandardFlow, span_of
+from sdekit_diffusion._flow import StandardFlow, span_of, warn_of_prior
 from sdekit_diffusion._inputs import require_tensor
 from sdekit_diffusion._model import AbstractModel, ScoreModel, as_model, evaluating
 from sdekit_diffusion._sample import Model
@@ -72,7 +72,9 @@ def log_likelihood(
     """
     model, diffusion = as_model(model, sde)
     low, high = span_of(model, diffusion, end)
-    start = float(diffusion.time(low))
+    start = float(diffusion.time_within(low))
+    if log_prior is None:
+        warn_of_prior(model, diffusion)
 
     def log_p_start(x_T: Tensor) -> Tensor:
         return diffusion.log_prior(x_T, start) if log_prior is None else log_prior(x_T).to(torch.float64)

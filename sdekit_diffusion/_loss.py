@@ -72,7 +72,7 @@ def draw_times(sde: AbstractDiffusion, u: Tensor, weighting: Weighting, end: flo
     if not high > low:
         raise ValueError(f"end = {end:g} leaves nothing to train on under {sde}; choose a smaller one, such as 1e-3")
     if weighting == "plain":
-        earliest = max(0.0, float(sde.time(high)))
+        earliest = float(sde.time_within(high))
         return sde.spaced(earliest, last, u)
     if weighting == "likelihood":
         return clip(torch.as_tensor(sde.time(low + (high - low) * u)), 0.0, last)

@@ -74,6 +74,8 @@ def method_of(
 ) -> AbstractMethod:
     """A method from its name or from a solver, used in the diffusion's own time; with a number of steps and a grid.
 
+    A grid of given points says how many steps there are, unless steps does, or a method object that was made with both.
+
     Raises:
         ValueError: for an unknown name.
     """
@@ -86,5 +88,8 @@ def method_of(
     else:
         below, few = _FEW.get(given, (0, METHODS[given]))
         method = few if grid is not None or (steps is not None and steps < below) else METHODS[given]
-    method = method if steps is None else replace(method, steps=steps)
-    return method if grid is None else replace(method, grid=grid_of(grid))
+    method = method if grid is None else replace(method, grid=grid_of(grid))
+    if steps is None and isinstance(method.grid, AbstractGrid) and method.grid.count is not None:
+        own = type(method).__dataclass_fields__["steps"].default
+        steps = method.grid.count + method.extra if grid is not None or method.steps == own else None
+    return method if steps is None else replace(method, steps=steps)

@@ -21,7 +21,7 @@ from sdekit import (
     fresh_seed,
 )
 from sdekit_diffusion._diffusion import AbstractDiffusion
-from sdekit_diffusion._flow import span_of
+from sdekit_diffusion._flow import span_of, warn_of_prior, warn_of_start
 from sdekit_diffusion._grids import AbstractGrid
 from sdekit_diffusion._inputs import usable
 from sdekit_diffusion._methods import method_of
@@ -101,10 +101,12 @@ def sample(
             given, "path" for adaptive steps and "white" for all others.
         first: the index of the first sample, to go on where another call stopped.
         shape: the shape of one sample; the model's unless given.
-        x_T: initial states `(n, *shape)` instead of the prior's; n may then be left out.
+        x_T: initial states `(n, *shape)` instead of the prior's, such as latents of `encode`: noise of deviation sigma_T, not
+            data, of which a warning says that their deviation is another one. n may then be left out.
         end: sigma / alpha where the solve stops; the samples follow the law of the data at that noise.
         denoise: replace the result x by D(x), one evaluation more.
-        dtype, device: the result's; the model's unless given. Half precision is solved in float32 and cast at the end.
+        dtype, device: the result's; the model's unless given, or the dtype of x_T where that is wider. Half precision is solved
+            in float32 and cast at the end.
         batch_size: how many samples are solved together; all unless given.
         progress: show a bar.
         callback: called with each `Point` (step, t, x) of each batch; with both ends by "ode".
@@ -116,8 +118,8 @@ def sample(
 
     Raises:
         TypeError: for an x_T that is no floating tensor, or a network whose signature does not fit.
-        ValueError: for unknown names, a device that cannot be used, a missing shape or diffusion, or a range with nothing to
-            solve.
+        ValueError: for unknown names, a device that cannot be used, a missing shape or diffusion, a range with nothing to
+            solve, or a dtype narrower than that of x_T.
         sdekit.NotFiniteError: when the model spoils the state; it names the step, the time and the samples.
         sdekit.UnfinishedError: when samples of "ode" do not reach the end; it names them, with the time, and its `solution` has
             the others, of all batches so far.
@@ -127,11 +129,14 @@ def sample(
     _require(n, steps, batch_size, first, save, return_solution, noise)
     chosen = method_of(method, steps, grid)
     span = span_of(model, diffusion, end)
+    if x_T is None:
+        warn_of_prior(model, diffusion)
+    else:
+        x_T = _given(x_T, n, model)
+        if not chosen.forgets:
+            warn_of_start(x_T, diffusion, span[0], model.data_std)
     own_dtype, own_device = model.place()
-    dtype, device = dtype or own_dtype, own_device if device is None else usable(device)
-    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
-        raise TypeError(f"dtype is the state's and must be floating, not {dtype}")
-    x_T = None if x_T is None else _given(x_T, n, model)
+    dtype, device = _dtype(dtype, x_T, own_dtype), own_device if device is None else usable(device)
     n, event = (n, shape_of(model, shape)) if x_T is None else (len(x_T), tuple(x_T.shape[1:]))
     seed = fresh_seed() if seed is None else seed
     chosen, pilot = chosen.fitted(model, diffusion, span)
@@ -142,7 +147,7 @@ def sample(
         noise = WhiteNoise(seed, first=first)
     elif noise == "path":
         noise = BrownianPath(seed, chosen.knots(diffusion, span).tolist(), first=first)
-    start, size, solutions = float(diffusion.time(span[0])), max(1, n if batch_size is None else batch_size), []
+    start, size, solutions = float(diffusion.time_within(span[0])), max(1, n if batch_size is None else batch_size), []
     bar = tqdm(total=chosen.steps * -(-n // size) or None, disable=not progress, unit="step", desc="sampling")
 
     def report(point: Point) -> None:
@@ -170,7 +175,7 @@ def sample(
                 raise UnfinishedError(found, reached, advice=error.advice) from None
             x = solution.x
             if denoise and count:
-                last = float(diffusion.time(span[1]))
+                last = float(diffusion.time_within(span[1]))
                 x = some.denoise(last, x, diffusion)
                 if bad := (~torch.isfinite(x).reshape(count, -1).all(dim=1)).nonzero().flatten().tolist():
                     error = NotFiniteError(chosen.steps, last, bad, count, "the denoising that follows step")
@@ -197,6 +202,22 @@ def _require(
         raise ValueError(f"save must be 'last', or 'all' with return_solution=True; not {save!r}")
     if noise not in (None, "white", "path") and not isinstance(noise, AbstractNoise):
         raise ValueError(f"noise must be 'white', 'path', or an object such as BrownianPath(seed, knots); not {noise!r}")
+
+
+def _dtype(given: torch.dtype | None, x_T: Tensor | None, own: torch.dtype) -> torch.dtype:
+    """The result's: as given, else that of x_T where it is wider than the model's, else the model's.
+
+    Raises:
+        TypeError: for one that is not floating.
+        ValueError: for one in which the digits of x_T would be lost.
+    """
+    dtype = given or (own if x_T is None else torch.promote_types(own, x_T.dtype))
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        raise TypeError(f"dtype is the state's and must be floating, not {dtype}")
+    wide = torch.promote_types(dtype, torch.float32)
+    if x_T is not None and torch.promote_types(wide, x_T.dtype) != wide:
+        raise ValueError(f"x_T is {x_T.dtype} and dtype={dtype} would drop its digits: leave dtype out, or use x_T.to({dtype})")
+    return dtype
 
 
 def _given(x_T: Tensor, n: int, model: AbstractModel) -> Tensor:

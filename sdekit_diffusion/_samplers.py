@@ -73,6 +73,8 @@ class AbstractMethod(ABC):
     """A way to descend: an equation, a solver, and where it takes its steps."""
 
     noise: ClassVar[Literal["white", "path"]] = "white"  # what it reads unless told otherwise
+    extra: ClassVar[int] = 0  # what `steps` counts beyond the steps of the grid
+    forgets: ClassVar[bool] = False  # whether x_T may be of another law, which is forgotten on the way
 
     steps: int = field(default=0, kw_only=True)
     grid: AbstractGrid | None = field(default=None, kw_only=True)
@@ -169,7 +171,7 @@ class OnClock(AbstractMethod):
         else:
             problem = on_clock(down.model, down.sde, self.eta, self.integrand)
             require_clock(down, *(2 * self.eta**2 * l for l in down.span))
-        times, clock = torch.as_tensor(down.sde.time(grid)), torch.as_tensor(problem.time(grid))
+        times, clock = torch.as_tensor(down.sde.time_within(grid)), torch.as_tensor(problem.time(grid))
 
         def report(point: Point) -> None:
             assert down.callback is not None
@@ -179,7 +181,7 @@ class OnClock(AbstractMethod):
         try:
             solution = solve(problem, y, clock, solver=self.rule, noise=down.noise, save=down.save, callback=watch)
         except NotFiniteError as error:
-            raise error.seen(t=float(down.sde.time(problem.parameter(error.t)))) from None
+            raise error.seen(t=float(down.sde.time_within(problem.parameter(error.t)))) from None
         xs = solution.xs
         if xs is not None:
             xs = xs * broadcast(problem.scale(grid), xs)
@@ -214,7 +216,7 @@ class InTime(AbstractMethod):
 
     def run(self, down: Descent) -> Solution:
         problem = ReverseSDE(down.sde, lambda t, x: down.model.score(t, x, down.sde), self.eta)
-        grid = torch.as_tensor(down.sde.time(self.points(down)))
+        grid = torch.as_tensor(down.sde.time_within(self.points(down)))
         return solve(problem, down.x, grid, solver=self.solver, noise=down.noise, save=down.save, callback=down.callback)
 
     def knots(self, sde: AbstractDiffusion, span: Span) -> Tensor:
@@ -224,4 +226,4 @@ class InTime(AbstractMethod):
                 "one Brownian path is for eta > 0 and solvers that draw nothing else; without noise there is none, and a "
                 "corrector draws anew on each grid: leave out noise='path'"
             )
-        return torch.as_tensor(sde.time(Native().points(sde, span, 16))).flip(0)
+        return torch.as_tensor(sde.time_within(Native().points(sde, span, 16))).flip(0)

@@ -14,7 +14,7 @@ from sdekit_diffusion._discrete import DDPM, NCSN
 class CosineVPSDE(AbstractDiffusion):
     """Variance preserving with alpha = cos(k (t + s)) / cos(k s), k = pi / (2 (1 + s)), which is 0 at t = 1.
 
-    f = -k tan(k (t + s)), g^2 = -2 f, sigma^2 = 1 - alpha^2 = sin(k t) sin(k t + 2 k s) / cos(k s)^2. Both coefficients are
+    f = -k tan(k (t + s)), g^2 = -2 f, sigma^2 = 1 - alpha^2 = sin(k t) sin(k (2 - t)) / cos(k s)^2. Both coefficients are
     infinite at t = 1. Networks that predict the noise or the score say little of the data there: predict "velocity".
 
     Arguments:
@@ -42,7 +42,7 @@ class CosineVPSDE(AbstractDiffusion):
         return sin(self.k * (1 - t)) / math.sin(self.k)
 
     def sigma(self, t: Time) -> Time:
-        return sqrt(sin(self.k * t) * sin(self.k * (t + 2 * self.s))) / math.sin(self.k)
+        return sqrt(sin(self.k * t) * sin(self.k * (2 - t))) / math.sin(self.k)
 
     def time(self, l: Time) -> Time:
         # cos and sin of k s; then those of k (t + s), with which tan(k t) is a quotient of positive terms.
@@ -74,6 +74,8 @@ class EDMSDE(AbstractExploding):
     References:
         Karras et al. 2022, arXiv 2206.00364, table 1; equation 5 for the steps, with rho = 7.
     """
+
+    largest = "sigma_max"
 
     sigma_max: float = 80.0
 

@@ -348,10 +348,38 @@ def test_given_points_are_taken_as_they_are():
     solution = sample(narrow(), 2, sde="vp", grid=Given(l), steps=3, seed=1, return_solution=True)
     torch.testing.assert_close(torch.as_tensor(VPSDE().log_snr(solution.ts)), l)
     assert torch.equal(Given(l).points(VPSDE(), (float(l[0]), float(l[-1])), 3), l)
-    with pytest.raises(ValueError, match="4 points are 3 steps, not 6: pass steps=3"):
+    with pytest.raises(ValueError, match="4 points are 3 steps, not 6: leave steps out, or give 3"):
         sample(narrow(), 2, sde="vp", grid=Given(l), steps=6)
     with pytest.raises(ValueError, match=r"known from sigma / alpha = 152\.167 to 0\.001, and asked for from 50 to 0\.01"):
         sample(narrow(), 2, sde="ve", grid=Given(l), steps=3, end=1e-2)
+
+
+def test_given_points_say_how_many_steps():
+    l = torch.tensor([*span_of(narrow(), VPSDE(), 1e-3), 0.0, 1.5, 3.0], dtype=torch.float64).sort().values
+    for method, count in (("default", 5), ("heun", 5), ("euler_maruyama", 5), (OnClock(grid=Given(l)), 5), ("ncsn", 5)):
+        grid = None if isinstance(method, OnClock) else Given(l)
+        solution = sample(narrow(), 2, sde="vp", grid=grid, method=method, seed=1, return_solution=True)
+        assert len(solution.ts) == count + (method == "ncsn")
+    assert torch.equal(
+        sample(narrow(), 2, sde="vp", grid=Given(l), seed=1), sample(narrow(), 2, sde="vp", grid=Given(l), steps=4, seed=1)
+    )
+    with pytest.raises(ValueError, match="5 points are 4 steps, not 50: leave steps out, or give 4"):
+        sample(narrow(), 2, sde="vp", method=OnClock(steps=50, grid=Given(l)))
+
+
+@pytest.mark.parametrize("off", [-9e-4, -1e-9, 1e-9, 9e-4])
+def test_ends_are_the_same_but_for_rounding_and_then_those_of_the_solve(off):
+    """Points printed with four digits, and densities known from there to there."""
+    span = span_of(narrow(), VPSDE(), 1e-2)
+    l = torch.linspace(*span, 40, dtype=torch.float64)
+    l[0], l[-1] = l[0] - off, l[-1] + off
+    for grid in (Given(l), Equidistributed(l, torch.ones_like(l))):
+        solution = sample(narrow(), 2, sde="vp", grid=grid, steps=39, seed=1, end=1e-2, return_solution=True)
+        ends = VPSDE().log_snr(torch.as_tensor(solution.ts)[[0, -1]])
+        torch.testing.assert_close(ends, torch.tensor(span, dtype=torch.float64), rtol=0, atol=1e-9)
+    for grid in (Given(l), Equidistributed(l, torch.ones_like(l))):
+        with pytest.raises(ValueError, match="the grid is known from sigma / alpha"):
+            sample(narrow(), 2, sde="vp", grid=grid, steps=39, seed=1, end=0.98e-2)
 
 
 def test_half_of_the_pilots_are_where_modes_part():

@@ -1,0 +1,91 @@
+"""x_T: its dtype is kept, and what is data rather than noise is warned of, but no draw from the prior and no latent is."""
+
+import warnings
+
+import pytest
+import torch
+
+from sdekit_diffusion import (
+    VESDE,
+    VPSDE,
+    AdaptiveFlow,
+    CosineVPSDE,
+    EmpiricalMixture,
+    GaussianMixture,
+    encode,
+    sample,
+)
+from sdekit_diffusion._flow import span_of
+
+LOOSE = AdaptiveFlow(1e-3, 1e-3)
+FEW = {"steps": 3, "seed": 0}
+POINT = GaussianMixture([0.5, 0.5], [[-1.0, 0.5], [0.5, 0.3]], [0.05, 0.1])
+# Images of 8 x 8 pixels in [-1, 1], smooth and of different contrast, with the standard deviation 0.4.
+WAVES = torch.stack(
+    [a * torch.outer(torch.sin(torch.linspace(p, p + 4, 16)), torch.cos(torch.linspace(0, q, 16))) for a, p, q in
+     [(0.5, 0.0, 3.0), (0.9, 1.0, 2.0), (1.0, 2.0, 5.0), (0.7, 0.5, 1.0), (0.8, 3.0, 4.0), (0.95, 1.5, 6.0)]]
+)[:, None]  # fmt: skip
+IMAGES = EmpiricalMixture(WAVES, 0.05)
+
+
+def test_the_dtype_of_x_T_is_kept():
+    x_T = VPSDE().prior((4, 2), seed=1, dtype=torch.float64)
+    found = sample(POINT, sde="vp", x_T=x_T, **FEW)
+    assert found.dtype == torch.float64
+    assert torch.equal(found, sample(POINT, sde="vp", x_T=x_T, dtype=torch.float64, **FEW))
+    assert sample(POINT, sde="vp", x_T=x_T.float(), **FEW).dtype == torch.float32
+    assert sample(POINT, sde="vp", x_T=x_T.float(), dtype=torch.float64, **FEW).dtype == torch.float64
+    assert sample(POINT, sde="vp", x_T=x_T.float(), dtype=torch.bfloat16, **FEW).dtype == torch.bfloat16
+    for dtype in (torch.float32, torch.float16):
+        with pytest.raises(ValueError, match=r"x_T is torch.float64 and dtype=torch.float\d\d would drop its digits"):
+            sample(POINT, sde="vp", x_T=x_T, dtype=dtype, **FEW)
+
+
+@pytest.mark.parametrize("sde", [VPSDE(), VESDE(), CosineVPSDE()], ids=["vp", "ve", "cosine"])
+@pytest.mark.parametrize("n", [1, 6, 60])
+def test_clean_images_are_warned_of(sde, n):
+    with pytest.warns(UserWarning, match=r"x_T has the standard deviation 0\.\d+, and the noise at which the solve starts has"):
+        sample(IMAGES, sde=sde, x_T=WAVES.repeat(n, 1, 1, 1)[:n], **FEW)
+
+
+@pytest.mark.parametrize("sde", [VPSDE(), VESDE(), CosineVPSDE()], ids=["vp", "ve", "cosine"])
+def test_latents_of_one_diffusion_are_warned_of_under_another(sde):
+    start, other = float(sde.sigma(sde.latest(IMAGES.data_std))), VESDE(sigma_max=5.0)
+    with pytest.warns(UserWarning, match="x_T has the standard deviation"):
+        sample(IMAGES, sde=sde, x_T=start * torch.randn(2, 1, 16, 16) * (3 if start < 5 else 0.1), **FEW)
+    with pytest.warns(UserWarning, match="x_T has the standard deviation"):
+        sample(IMAGES, sde=other, x_T=torch.randn(2, 1, 16, 16, generator=torch.Generator().manual_seed(0)), **FEW)
+
+
+@pytest.mark.parametrize("sde", [VPSDE(), VESDE(), CosineVPSDE()], ids=["vp", "ve", "cosine"])
+@pytest.mark.parametrize("model", [IMAGES, POINT], ids=["images", "points"])
+def test_latents_and_draws_are_not(model, sde):
+    """Of the data, of less contrast and of none, one and many; what lies between two; copies. Warnings are errors here."""
+    x = model.sample(8, seed=1)
+    kinds = [x, x[:1], 0.5 * x[:3], torch.zeros_like(x[:2])]
+    for data in kinds:
+        sample(model, sde=sde, x_T=encode(model, data, sde=sde, method=LOOSE), **FEW)
+    start = float(sde.time(span_of(model, sde, 1e-3)[0]))
+    for seed in range(10):
+        x_T = sde.prior((1 + seed % 5, *model.shape), seed=seed, t=start)
+        sample(model, sde=sde, x_T=x_T, **FEW)
+        sample(model, sde=sde, x_T=x_T[:1].expand(50, *model.shape), **FEW)
+        mixed = torch.stack([torch.cos(u) * x_T[0] + torch.sin(u) * x_T[-1].flip(0) for u in torch.linspace(0, 1.5, 9)])
+        sample(model, sde=sde, x_T=mixed, **FEW)
+
+
+def test_false_alarms():
+    """The thresholds are quantiles: with 1e-6 replaced by a half, half of the draws and at least an eighth are warned of."""
+    import sdekit_diffusion._flow as flow
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(flow, "_RARE", 0.5)
+        patch.setattr(flow, "_SLACK", 1.0)
+        count = 0
+        for seed in range(2000):
+            with warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("always")
+                flow.warn_of_start(VPSDE().prior((1, 9), seed=seed), VPSDE(), float(VPSDE().log_snr(1.0)), 1.0)
+            count += len(caught)
+    # A single sample is out on either side with probability 1/8: 500 of 2000, 5 standard deviations are 97.
+    assert 400 < count < 600
