@@ -11,6 +11,7 @@ from sdekit._gradient import AbstractGradient, Checkpointed, Reversible
 from sdekit._grid import geometric, uniform
 from sdekit._integrate import integrate, solve
 from sdekit._likelihood import Likelihood, log_likelihood
+from sdekit._names import did_you_mean
 from sdekit._noise import AbstractNoise, Increment, WhiteNoise
 from sdekit._random import fresh_seed, normal, uniform01
 from sdekit._reverse import ProbabilityFlow, ReverseSDE
@@ -139,6 +140,7 @@ __all__ = [
     "UnfinishedError",
     "UniPC",
     "WhiteNoise",
+    "did_you_mean",
     "elementary",
     "fresh_seed",
     "geometric",

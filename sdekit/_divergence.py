@@ -9,6 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from sdekit._names import did_you_mean
 from sdekit._random import PROBES, keys, normal_pairs, signs
 
 _PROBES = 1 << 12  # counters between the probes of two points of a trajectory
@@ -88,7 +89,10 @@ class Hutchinson(AbstractTrace):
         if not 1 <= self.probes <= _PROBES:
             raise ValueError(f"Hutchinson needs from one probe to {_PROBES:,}, not {self.probes}")
         if self.kind not in ("rademacher", "gaussian"):
-            raise ValueError(f"kind must be 'rademacher' or 'gaussian', not {self.kind!r}")
+            raise ValueError(
+                f"kind must be 'rademacher' or 'gaussian', not {self.kind!r}"
+                f"{did_you_mean(self.kind, ('rademacher', 'gaussian'))}"
+            )
 
     def vectors(self, x: Tensor, index: Tensor, node: Tensor) -> Iterator[Tensor]:
         key, size = keys(self.seed, index), math.prod(x.shape[1:])

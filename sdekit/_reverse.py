@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from sdekit._sde import AbstractSDE, NoiseType, broadcast_noise, derivative
+from sdekit.calling import require_order, swapped
 from sdekit.elementary import Time, axpy
 
 Score = Callable[[Time, Tensor], Tensor]
@@ -26,9 +27,7 @@ def _require_elementwise(forward: AbstractSDE) -> None:
 
 def _anderson(forward: AbstractSDE, score: Score, factor: float, t: Time, x: Tensor) -> Tensor:
     """f - factor [div(g g^T) + g g^T s]."""
-    f, s, g = forward.drift(t, x), score(t, x), forward.diffusion(t, x)
-    if s.shape != x.shape:
-        raise ValueError(f"score(t, x) returned shape {tuple(s.shape)} for x of shape {tuple(x.shape)}; it must return x's")
+    f, s, g = forward.drift(t, x), _scored(score, t, x), forward.diffusion(t, x)
     if not isinstance(g, Tensor):
         return axpy(-factor * g * g, s, f)
     if forward.noise_type == "diagonal":
@@ -41,6 +40,25 @@ def _anderson(forward: AbstractSDE, score: Score, factor: float, t: Time, x: Ten
         # g_i depends on x_i alone, so that the transposed derivative applied to ones is the derivative of each square.
         f = axpy(-factor, derivative(square, x, torch.ones_like)[1], f)
     return torch.addcmul(f, broadcast_noise(g.square(), x), s, value=-factor)
+
+
+def _scored(score: Score, t: Time, x: Tensor) -> Tensor:
+    """score(t, x), refused where it is not shaped like x, or fails, with what its arguments may have to do with it."""
+    try:
+        s = score(t, x)
+    except Exception as error:
+        if swapped(score, t, x, x.shape):
+            raise TypeError(_SWAPPED) from error
+        raise
+    if not isinstance(s, Tensor) or s.shape != x.shape:
+        if swapped(score, t, x, x.shape):
+            raise TypeError(_SWAPPED)
+        given = f"shape {tuple(s.shape)}" if isinstance(s, Tensor) else type(s).__name__
+        raise ValueError(f"score(t, x) returned {given} for x of shape {tuple(x.shape)}; it must return x's")
+    return s
+
+
+_SWAPPED = "the score is called as score(t, x) here, and this one takes (x, t); pass lambda t, x: score(x, t)"
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,7 +75,7 @@ class ReverseSDE(AbstractSDE):
         eta: the noise level, from 0.
 
     Raises:
-        TypeError: when the forward noise is of another kind.
+        TypeError: when the forward noise is of another kind, or the score takes (x, t).
         ValueError: for a negative eta.
 
     References:
@@ -70,6 +88,7 @@ class ReverseSDE(AbstractSDE):
 
     def __post_init__(self) -> None:
         _require_elementwise(self.forward)
+        require_order(self.score, "t, x")
         if not 0 <= self.eta < math.inf:
             raise ValueError(f"eta must be a number from 0 (probability flow) on, 1 being Anderson's equation; not {self.eta}")
 
@@ -112,6 +131,7 @@ class ProbabilityFlow(AbstractSDE):
 
     def __post_init__(self) -> None:
         _require_elementwise(self.forward)
+        require_order(self.score, "t, x")
 
     def drift(self, t: Time, x: Tensor) -> Tensor:
         return _anderson(self.forward, self.score, 0.5, t, x)

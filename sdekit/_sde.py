@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sdekit._names import did_you_mean
 from sdekit._quadrature import Panels, Rule
 from sdekit.calling import require_call
 from sdekit.elementary import Time, axpy, broadcast
@@ -231,9 +232,15 @@ class SDE(AbstractSDE):
     def __post_init__(self) -> None:
         if self.noise_type not in _PRODUCTS or self.noise_type == "none":
             allowed = [name for name in _PRODUCTS if name != "none"]
-            raise ValueError(f"noise_type {self.noise_type!r} is not one of {allowed}; without noise use ODE(f)")
+            raise ValueError(
+                f"noise_type {self.noise_type!r} is not one of {allowed}"
+                f"{did_you_mean(self.noise_type, allowed)}; without noise use ODE(f)"
+            )
         if self.sde_type not in ("ito", "stratonovich"):
-            raise ValueError(f"sde_type {self.sde_type!r} is not 'ito' or 'stratonovich'")
+            raise ValueError(
+                f"sde_type {self.sde_type!r} is not 'ito' or 'stratonovich'"
+                f"{did_you_mean(self.sde_type, ('ito', 'stratonovich'))}"
+            )
         if (self.noise_size is not None) != (self.noise_type == "general"):
             raise ValueError("noise_size=m, the number of Brownian motions, goes with noise_type='general' and only there")
 

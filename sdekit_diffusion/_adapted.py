@@ -8,7 +8,7 @@ from numbers import Integral
 import torch
 from torch import Tensor
 
-from sdekit import AbstractClocked, NotFiniteError, Solution, normal
+from sdekit import AbstractClocked, NotFiniteError, Solution, did_you_mean, normal
 from sdekit.elementary import axpy, broadcast
 from sdekit_diffusion._clock import on_clock
 from sdekit_diffusion._counters import PILOT
@@ -286,5 +286,8 @@ def grid_of(given: AbstractGrid | str) -> AbstractGrid:
     if isinstance(given, AbstractGrid):
         return given
     if given not in GRIDS:
-        raise ValueError(f"unknown grid {given!r}; choose one of {', '.join(GRIDS)}, or pass a grid such as Karras(rho=7)")
+        raise ValueError(
+            f"unknown grid {given!r}"
+            f"{did_you_mean(given, GRIDS)}; choose one of {', '.join(GRIDS)}, or pass a grid such as Karras(rho=7)"
+        )
     return GRIDS[given]

@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from sdekit import AbstractSDE, EulerMaruyama, NotFiniteError, Point, Solution, solve
+from sdekit import AbstractSDE, EulerMaruyama, NotFiniteError, Point, Solution, did_you_mean, solve
 from sdekit.elementary import Time
 from sdekit_diffusion._diffusion import AbstractDiffusion
 from sdekit_diffusion._grids import AbstractGrid, UniformInLogSNR
@@ -90,7 +90,10 @@ class AnnealedLangevin(AbstractMethod):
 
     def __post_init__(self) -> None:
         if self.convention not in ("ncsnv2", "ncsn"):
-            raise ValueError(f"convention must be 'ncsnv2' or 'ncsn', not {self.convention!r}")
+            raise ValueError(
+                f"convention must be 'ncsnv2' or 'ncsn', not {self.convention!r}"
+                f"{did_you_mean(self.convention, ('ncsnv2', 'ncsn'))}"
+            )
         largest = 2 if self.convention == "ncsnv2" else 4
         if self.moves < 1 or self.steps < 2 or not 0 < (1 if self.size is None else self.size) < largest:
             raise ValueError(

@@ -202,6 +202,12 @@ def _alternatives(model: AbstractModel, x: Tensor) -> Iterator[tuple[str, Abstra
         if predicts != model.predicts:
             yield f"predicts={predicts!r}", _variant(model, model.net, predicts, model.conditioning), x
     yield "the opposite sign of the output", _variant(model, _Negative(model.net), model.predicts, model.conditioning), x
+    for n in (1, 1000):
+        usual = ScoreModel(model.net, "flow", "reverse_flow", conditioning=(-n, n), data_std=model.data_std)
+        change = (
+            f"sde='flow', predicts='reverse_flow' and conditioning=({-n}, {n}), flow matching with time from noise to data,"
+        )
+        yield change, usual.given(**model.conditions), x
     for conditioning in _labels(model):
         label = repr(conditioning) if isinstance(conditioning, str) else f"({conditioning[0]:g}, {conditioning[1]:g})"
         yield f"conditioning={label}", _variant(model, model.net, model.predicts, conditioning), x

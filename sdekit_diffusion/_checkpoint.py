@@ -22,6 +22,7 @@ from safetensors.torch import load as deserialised
 from safetensors.torch import save as serialised
 from torch import Tensor, nn
 
+from sdekit import did_you_mean
 from sdekit_diffusion import nets
 from sdekit_diffusion._bounded import Bounded, shape_from
 from sdekit_diffusion._files import made, replacing
@@ -237,7 +238,10 @@ def load(
 def _network(config: dict[str, Any], weights: Mapping[str, Tensor]) -> nn.Module:
     name = config["class"]
     if config["config"] is None or name not in nets.registry:
-        raise CheckpointError(f"the network {name!r} is not one of {', '.join(nets.registry)}: pass it as load(..., net=...)")
+        raise CheckpointError(
+            f"the network {name!r} is not one of {', '.join(nets.registry)}"
+            f"{did_you_mean(name, nets.registry)}: pass it as load(..., net=...)"
+        )
     with Bounded(weights):
         return nets.registry[name](**config["config"])
 

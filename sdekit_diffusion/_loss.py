@@ -6,7 +6,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from sdekit import fresh_seed, normal, uniform01
+from sdekit import did_you_mean, fresh_seed, normal, uniform01
 from sdekit.elementary import clip
 from sdekit_diffusion._counters import NOISE, TIME
 from sdekit_diffusion._diffusion import AbstractDiffusion
@@ -76,7 +76,8 @@ def draw_times(sde: AbstractDiffusion, u: Tensor, weighting: Weighting, end: flo
         return sde.spaced(earliest, last, u)
     if weighting == "likelihood":
         return clip(torch.as_tensor(sde.time(low + (high - low) * u)), 0.0, last)
-    raise ValueError(f"weighting must be 'plain' or 'likelihood', not {weighting!r}")
+    near = did_you_mean(weighting, ("plain", "likelihood"))
+    raise ValueError(f"weighting must be 'plain' or 'likelihood', not {weighting!r}{near}")
 
 
 def draw_levels(sde: AbstractDiffusion, u: Tensor, weighting: Weighting) -> Tensor:

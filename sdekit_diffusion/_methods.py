@@ -18,6 +18,7 @@ from sdekit import (
     PredictorCorrector,
     ReverseDiffusion,
     UniPC,
+    did_you_mean,
 )
 from sdekit_diffusion._adapted import grid_of
 from sdekit_diffusion._adaptive import AdaptiveFlow, AdaptiveSDE
@@ -84,7 +85,10 @@ def method_of(
     elif isinstance(given, AbstractSolver):
         method = InTime(given, eta=1.0 if "additive" in given.order else 0.0)
     elif given not in METHODS:
-        raise ValueError(f"unknown method {given!r}; choose one of {', '.join(METHODS)}, or pass a solver or a method object")
+        raise ValueError(
+            f"unknown method {given!r}"
+            f"{did_you_mean(given, METHODS)}; choose one of {', '.join(METHODS)}, or pass a solver or a method object"
+        )
     else:
         below, few = _FEW.get(given, (0, METHODS[given]))
         method = few if grid is not None or (steps is not None and steps < below) else METHODS[given]

@@ -5,18 +5,24 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor, nn
 
-from sdekit.calling import require_call
+from sdekit import did_you_mean
+from sdekit.calling import require_call, require_order, swapped
 from sdekit.elementary import Time, axpy, broadcast, clip, exp, log1p, sigmoid, sqrt
 from sdekit_diffusion._diffusion import AbstractDiffusion
 from sdekit_diffusion._schedules import diffusion
 from sdekit_diffusion.data import Scale
 
-Prediction = Literal["noise", "data", "score", "velocity", "flow"]
+Prediction = Literal["noise", "data", "score", "velocity", "flow", "reverse_flow"]
+# diffusers' names of predictions, which `predicts` takes as well.
+ALIASES: dict[str, Prediction] = {
+    "epsilon": "noise", "sample": "data", "v_prediction": "velocity", "flow_prediction": "flow"
+}  # fmt: skip
 Conditioning = Literal["time", "log_snr", "sigma"] | tuple[float, float]
 
 
@@ -37,6 +43,11 @@ def _flow(alpha: Time, sigma: Time) -> tuple[Time, Time, Time, Time]:
     return 1 / total, -sigma / total, 1 / total, alpha / total
 
 
+def _reverse_flow(alpha: Time, sigma: Time) -> tuple[Time, Time, Time, Time]:
+    a, b, c, d = _flow(alpha, sigma)
+    return a, -b, c, -d
+
+
 # What a network's output o says about x = alpha x_0 + sigma eps: x_0 = a x + b o and eps = c x + d o.
 _CONVENTIONS: dict[str, Callable[[Time, Time], tuple[Time, Time, Time, Time]]] = {
     "noise": lambda alpha, sigma: (_inverse(alpha), -sigma * _inverse(alpha), 0.0, 1.0),
@@ -44,6 +55,7 @@ _CONVENTIONS: dict[str, Callable[[Time, Time], tuple[Time, Time, Time, Time]]] =
     "score": lambda alpha, sigma: (_inverse(alpha), sigma * sigma * _inverse(alpha), 0.0, -sigma),
     "velocity": _velocity,
     "flow": _flow,
+    "reverse_flow": _reverse_flow,
 }
 
 
@@ -97,14 +109,17 @@ class ScoreModel(nn.Module, AbstractModel):
     """A network with the diffusion it is trained under and what its output means.
 
     With x = alpha x_0 + sigma eps a network predicts eps ("noise"), x_0 ("data"), -eps / sigma ("score"),
-    alpha eps - sigma x_0 ("velocity") or eps - x_0 ("flow", the velocity of flow matching). Under another diffusion the same
-    network is asked at the same signal-to-noise ratio, at the point with the same x / alpha. A network that ignores t and
-    predicts "noise" has the score -net(x) / sigma: where alpha = 1, Song and Ermon's (2020) third technique but for the sign.
+    alpha eps - sigma x_0 ("velocity"), eps - x_0 ("flow", the velocity of flow matching), or x_0 - eps ("reverse_flow", the
+    same where its time runs from the noise, 0, to the data, 1: then under "flow" with conditioning=(-1, 1)). Under another
+    diffusion the same network is asked at the same signal-to-noise ratio, at the point with the same x / alpha. A network that
+    ignores t and predicts "noise" has the score -net(x) / sigma: where alpha = 1, Song and Ermon's (2020) third technique but
+    for the sign.
 
     Arguments:
         net: `net(x, t)`, shaped like x, t of shape `(batch,)`; a module or a plain function.
         sde: the diffusion, or its name in `DIFFUSIONS`, such as "vp".
-        predicts: what the output means.
+        predicts: what the output means; diffusers' names "epsilon", "sample", "v_prediction" and "flow_prediction" are "noise",
+            "data", "velocity" and "flow".
         shape: the shape of one sample.
         conditioning: "time" calls `net(x, t)`; a pair (a, b) `net(x, a t + b)`, so that (N, -1) counts DDPM's N steps from 0,
             and (1 - L, L - 1) NCSN's L levels from the noisiest; "sigma" `net(x, sigma(t))`. "log_snr" calls `net(u, l)` with
@@ -126,7 +141,7 @@ class ScoreModel(nn.Module, AbstractModel):
         self,
         net: Callable[[Tensor, Tensor], Tensor],
         sde: AbstractDiffusion | str,
-        predicts: Prediction = "noise",
+        predicts: Prediction | str = "noise",
         *,
         shape: tuple[int, ...] | None = None,
         conditioning: Conditioning = "time",
@@ -135,8 +150,11 @@ class ScoreModel(nn.Module, AbstractModel):
         scale: Scale = Scale(),  # noqa: B008 - frozen
     ) -> None:
         super().__init__()
+        predicts = ALIASES.get(predicts, predicts)
         if predicts not in _CONVENTIONS:
-            raise ValueError(f"predicts = {predicts!r} is not one of {', '.join(_CONVENTIONS)}")
+            near = did_you_mean(predicts, [*_CONVENTIONS, *ALIASES])
+            raise ValueError(f"predicts = {predicts!r} is not one of {', '.join(_CONVENTIONS)}{near}")
+        require_order(net, "x, t")
         if data_range is not None and not data_range[0] < data_range[1]:
             raise ValueError(f"data_range = {data_range} is not a least and a largest value, such as (-1, 1)")
         if not 0 < data_std < math.inf:
@@ -194,19 +212,29 @@ class ScoreModel(nn.Module, AbstractModel):
         for name, value in self.conditions.items():
             if isinstance(value, Tensor) and value.ndim and len(value) != len(point):
                 raise ValueError(f"{name} has {len(value)} entries for {len(point)} samples; give one entry a sample")
-        arguments = point.to(parameter.dtype), label.to(parameter.dtype).expand(len(point))
+        out = self._asked(point.to(parameter.dtype), label.to(parameter.dtype).expand(len(point)))
+        return out.to(point.dtype)
+
+    def _asked(self, *arguments: Tensor) -> Tensor:
+        """The network's output, refused where it is not shaped like the point."""
+        net, shape = partial(self.net, **self.conditions), arguments[0].shape
         try:
-            out = self.net(*arguments, **self.conditions)
-        except TypeError:
-            require_call(self.net, f"net({', '.join(['x', 't', *self.conditions])})", *arguments, **self.conditions)
+            out = net(*arguments)
+        except Exception as error:
+            if swapped(net, *arguments, shape):
+                raise TypeError(_SWAPPED) from error
+            if isinstance(error, TypeError):
+                require_call(self.net, f"net({', '.join(['x', 't', *self.conditions])})", *arguments, **self.conditions)
             raise
+        if isinstance(out, Tensor) and out.shape == shape:
+            return out
+        if swapped(net, *arguments, shape):
+            raise TypeError(_SWAPPED)
         if not isinstance(out, Tensor):
             raise TypeError(f"the network returned {type(out).__name__}; it must return a tensor of x's shape")
-        if out.shape != point.shape:
-            raise ValueError(
-                f"the network returned shape {tuple(out.shape)} for x of shape {tuple(point.shape)}; it must return x's shape"
-            )
-        return out.to(point.dtype)
+        raise ValueError(
+            f"the network returned shape {tuple(out.shape)} for x of shape {tuple(shape)}; it must return x's shape"
+        )
 
     def denoise(self, t: Time, x: Tensor, sde: AbstractDiffusion | str | None = None) -> Tensor:
         point, label, alpha, sigma = self._inputs(t, x, sde)
@@ -250,12 +278,18 @@ class ScoreModel(nn.Module, AbstractModel):
         return sigma if self.conditioning == "sigma" else t
 
 
+_SWAPPED = "a network, or a plain score, is called as net(x, t) here, and this one takes (t, x); pass lambda x, t: net(t, x)"
+
+
 def _known(conditioning: Conditioning) -> Conditioning:
     """As it is, a pair as a tuple of floats."""
     if conditioning in ("time", "log_snr", "sigma"):
         return conditioning
     if isinstance(conditioning, str) or len(conditioning) != 2:
-        raise ValueError(f"conditioning = {conditioning!r} is not 'time', 'log_snr', 'sigma' or a pair (a, b) for a t + b")
+        near = did_you_mean(conditioning, ("time", "log_snr", "sigma"))
+        raise ValueError(
+            f"conditioning = {conditioning!r} is not 'time', 'log_snr', 'sigma' or a pair (a, b) for a t + b{near}"
+        )
     return float(conditioning[0]), float(conditioning[1])
 
 

@@ -7,6 +7,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from sdekit import did_you_mean
 from sdekit_diffusion import nets
 from sdekit_diffusion._adapted import grid_of
 from sdekit_diffusion._diffusion import AbstractDiffusion
@@ -77,7 +78,9 @@ class Net:
 
     def _built(self, name: str, shape: tuple[int, ...], sde: AbstractDiffusion) -> nn.Module:
         if name not in nets.registry:
-            raise ValueError(f"unknown network {name!r}; choose one of {', '.join(nets.registry)}")
+            raise ValueError(
+                f"unknown network {name!r}{did_you_mean(name, nets.registry)}; choose one of {', '.join(nets.registry)}"
+            )
         known, others = inspect.signature(nets.registry[name]).parameters, ("network", "predicts", "conditioning")
         given = {option: value for option, value in asdict(self).items() if value is not None and option not in others}
         for option in given:

@@ -81,7 +81,8 @@ def sample(
     """Draws n samples: x_T from the prior N(0, sigma_T^2 I), then the reverse equation down to sigma / alpha = end.
 
     The prior stands for p_T, whose mean is alpha_T times that of the data: centre the data, or raise VE's sigma_max. Where
-    alpha(T) = 0 ("cosine", "flow") the solve starts at sigma / alpha = 1000 data_std, data_std the model's.
+    sigma / alpha at T is above 1e5 data_std, as under "cosine" and "flow", the solve starts at sigma / alpha = 1000 data_std,
+    data_std the model's.
 
     Sample i depends on (seed, first + i) and on nothing else: not on n, nor on batch_size.
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from sdekit import did_you_mean
 from sdekit.elementary import Time, atan, exp, reciprocal, sigmoid, sin, sqrt
 from sdekit_diffusion._diffusion import VESDE, VPSDE, AbstractDiffusion, AbstractExploding, SubVPSDE
 from sdekit_diffusion._discrete import DDPM, NCSN
@@ -149,5 +150,8 @@ def diffusion(sde: AbstractDiffusion | str) -> AbstractDiffusion:
     if isinstance(sde, AbstractDiffusion):
         return sde
     if sde not in DIFFUSIONS:
-        raise ValueError(f"unknown sde {sde!r}; choose one of {', '.join(DIFFUSIONS)}, or pass a diffusion such as VPSDE()")
+        raise ValueError(
+            f"unknown sde {sde!r}"
+            f"{did_you_mean(sde, DIFFUSIONS)}; choose one of {', '.join(DIFFUSIONS)}, or pass a diffusion such as VPSDE()"
+        )
     return DIFFUSIONS[sde]()

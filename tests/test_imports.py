@@ -13,7 +13,7 @@ ROOT = Path(__file__).parent.parent
 
 # Floor by floor, lowest first; a module imports from lower floors only. docs/architecture.md draws the same picture.
 SDEKIT = [
-    {"elementary", "calling", "_random", "_grid", "_quadrature"},
+    {"elementary", "calling", "_random", "_grid", "_quadrature", "_names"},
     {"_noise", "_sde", "_divergence"},
     {"_clocked", "_reverse", "_semilinear", "_brownian"},
     {"_solver._contract"},
@@ -138,8 +138,8 @@ def test_public_names_of_sdekit():
         ExponentialEuler ExponentialHeun Heun Hutchinson Increment Langevin Likelihood Midpoint Milstein NotFiniteError Order
         PIDController PiecewiseClocked Point PredictorCorrector ProbabilityFlow ReverseDiffusion ReverseSDE Reversible
         ReversibleHeun SPaRK SemiLinear ShARK SlowRK Solution Stage Status Step StochasticTableau Tableau Tsit5
-        UnfinishedError UniPC WhiteNoise elementary fresh_seed geometric integrate interop log_likelihood normal odeint
-        odeint_adjoint odeint_event sdeint solve uniform uniform01
+        UnfinishedError UniPC WhiteNoise did_you_mean elementary fresh_seed geometric integrate interop log_likelihood normal
+        odeint odeint_adjoint odeint_event sdeint solve uniform uniform01
     """.split()
     )
     assert all(hasattr(sdekit, name) for name in sdekit.__all__)

@@ -8,6 +8,7 @@ from typing import ClassVar, Literal, Self, get_args
 
 import numpy as np
 
+from sdekit._names import did_you_mean
 from sdekit._quadrature import Panels
 from sdekit._sde import AbstractSDE, NoiseType
 from sdekit._solver._contract import Order
@@ -46,7 +47,9 @@ class AbstractMultistep(AbstractPlanned):
             raise ValueError(f"{type(self).__name__} is offered for k in {', '.join(map(str, self.accuracy))}, not {self.k}")
         for name, allowed in self.choices.items():
             if getattr(self, name) not in allowed:
-                raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, not {getattr(self, name)!r}")
+                value = getattr(self, name)
+                near = did_you_mean(value, allowed)
+                raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, not {value!r}{near}")
 
     @property
     def order(self) -> Mapping[NoiseType, Order]:  # pyright: ignore[reportIncompatibleVariableOverride]

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sdekit._names import did_you_mean
 from sdekit._sde import AbstractSDE, NoiseType, SDEType
 from sdekit.calling import require_call
 from sdekit.elementary import Time
@@ -46,9 +47,15 @@ def from_torchsde(sde: object, *, names: Mapping[str, str] | None = None, noise_
     methods: dict[str, Any] = {role: getattr(sde, renamed.get(key, role), None) for key, role in _ROLES.items()}
     noise_type, sde_type = getattr(sde, "noise_type", None), getattr(sde, "sde_type", None)
     if noise_type not in _NOISE_TYPES:
-        raise ValueError(f"noise_type is {noise_type!r}; a torchsde equation has one of {', '.join(_NOISE_TYPES)}")
+        raise ValueError(
+            f"noise_type is {noise_type!r}; a torchsde equation has one of {', '.join(_NOISE_TYPES)}"
+            f"{did_you_mean(noise_type, _NOISE_TYPES)}"
+        )
     if sde_type not in _SDE_TYPES:
-        raise ValueError(f"sde_type is {sde_type!r}; a torchsde equation has one of {', '.join(_SDE_TYPES)}")
+        raise ValueError(
+            f"sde_type is {sde_type!r}; a torchsde equation has one of {', '.join(_SDE_TYPES)}"
+            f"{did_you_mean(sde_type, _SDE_TYPES)}"
+        )
     if all(methods[name] is None for name in ("f", "f_and_g", "f_and_g_prod")):
         raise ValueError(f"{type(sde).__name__} has no drift; define one of f, f_and_g, f_and_g_prod, or pass names")
     if all(methods[name] is None for name in ("g", "g_prod", "f_and_g", "f_and_g_prod")):

@@ -11,6 +11,7 @@ from torchdiffeq._impl.adjoint import odeint_adjoint
 from torchdiffeq._impl.odeint import odeint
 
 from sdekit._grid import times
+from sdekit._names import did_you_mean
 from sdekit._sde import AbstractSDE
 from sdekit._solution import Counted, NotFiniteError, Point, Solution, not_finite, require_state, shared
 from sdekit.elementary import Time
@@ -33,7 +34,10 @@ def engine(
 ) -> tuple[State, int]:
     """The state at the last time of d state / dt = f(t, state) by an adaptive method, and the number of evaluations."""
     if method not in _ADAPTIVE:
-        raise ValueError(f"method {method!r} is not one of torchdiffeq's adaptive ones: {', '.join(_ADAPTIVE)}")
+        raise ValueError(
+            f"method {method!r} is not one of torchdiffeq's adaptive ones: {', '.join(_ADAPTIVE)}"
+            f"{did_you_mean(method, _ADAPTIVE)}"
+        )
     states, calls = trajectory(f, state, ts, rtol=rtol, atol=atol, method=method)
     return tuple(part[-1] for part in states), calls
 

@@ -8,13 +8,14 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from sdekit import did_you_mean
 from sdekit_diffusion._check import checked
 from sdekit_diffusion._diffusion import VESDE, AbstractDiffusion
 from sdekit_diffusion._discrete import DDPM, cosine_betas, linear_betas
-from sdekit_diffusion._model import Conditioning, Prediction, ScoreModel
+from sdekit_diffusion._model import ALIASES, Conditioning, Prediction, ScoreModel
 from sdekit_diffusion._pretrained._folder import opened, shape_of
 
-_PREDICTIONS: dict[str, Prediction] = {"epsilon": "noise", "sample": "data", "v_prediction": "velocity"}
+_PREDICTIONS: dict[str, Prediction] = {name: ALIASES[name] for name in ("epsilon", "sample", "v_prediction")}
 _SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2")
 _MOST_STEPS = 100_000
 
@@ -101,7 +102,9 @@ def _conventions(config: Mapping[str, Any]) -> tuple[AbstractDiffusion, Predicti
     default = "epsilon" if config.get("predict_epsilon", True) else "sample"  # the name of it before diffusers 0.7
     prediction = config.get("prediction_type", default)
     if prediction not in list(_PREDICTIONS):
-        raise ValueError(f"prediction_type = {prediction!r} is not one of {', '.join(_PREDICTIONS)}")
+        raise ValueError(
+            f"prediction_type = {prediction!r} is not one of {', '.join(_PREDICTIONS)}{did_you_mean(prediction, _PREDICTIONS)}"
+        )
     if config.get("rescale_betas_zero_snr") or config.get("timestep_type", "discrete") != "discrete":
         raise ValueError(
             "schedulers with rescale_betas_zero_snr, which ends at alpha = 0, or continuous timesteps are not chains of betas; "
@@ -121,7 +124,8 @@ def _betas(config: Mapping[str, Any]) -> tuple[float, ...]:
     schedule, n = config.get("beta_schedule"), config.get("num_train_timesteps", 1000)
     if schedule not in _SCHEDULES:
         raise ValueError(
-            f"beta_schedule = {schedule!r} is not one of {', '.join(_SCHEDULES)}; give the numbers themselves, "
+            f"beta_schedule = {schedule!r} is not one of {', '.join(_SCHEDULES)}"
+            f"{did_you_mean(schedule, _SCHEDULES)}; give the numbers themselves, "
             "from_diffusers(unet, {**config, 'trained_betas': scheduler.betas}), or for schedulers of EDM whose "
             "prediction_type is epsilon the network, from_edm(lambda x, t: unet(x, t).sample, raw='edm')"
         )

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from sdekit import did_you_mean
 from sdekit_diffusion.data._dataset import Dataset, of_arrays
 from sdekit_diffusion.data._files import has_idx, idx_arrays, numpy_arrays
 from sdekit_diffusion.data._huggingface import load_datasets
@@ -55,7 +56,9 @@ def load(name: str | Path, *, seed: int = 0) -> Dataset:
         return of_arrays(str(path), numpy_arrays(path))
     given = "is a file of another kind" if path.is_file() else "does not exist"
     raise ValueError(
-        f"'{name}' {given}; choose one of {', '.join(sources())}, a .npy or .npz file, a folder of png or jpg images, or hf: "
+        f"'{name}' {given}"
+        f"{did_you_mean(name, sources())}; choose one of {', '.join(sources())}, a .npy or "
+        ".npz file, a folder of png or jpg images, or hf: "
         "and a data set of Hugging Face's"
     )
 
