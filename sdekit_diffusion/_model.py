@@ -160,7 +160,7 @@ class ScoreModel(nn.Module, AbstractModel):
         if not 0 < data_std < math.inf:
             raise ValueError(f"data_std = {data_std} is not a positive number; it is the root mean square of a coordinate")
         self.net = net
-        self.predicts: Prediction = predicts
+        self.predicts: Prediction = predicts  # pyright: ignore[reportAttributeAccessIssue] - one of these
         self.conditioning: Conditioning = _known(conditioning)
         self.sde = diffusion(sde)  # pyright: ignore[reportIncompatibleVariableOverride] - always known
         self.shape = None if shape is None else tuple(shape)
@@ -215,20 +215,20 @@ class ScoreModel(nn.Module, AbstractModel):
         out = self._asked(point.to(parameter.dtype), label.to(parameter.dtype).expand(len(point)))
         return out.to(point.dtype)
 
-    def _asked(self, *arguments: Tensor) -> Tensor:
+    def _asked(self, point: Tensor, label: Tensor) -> Tensor:
         """The network's output, refused where it is not shaped like the point."""
-        net, shape = partial(self.net, **self.conditions), arguments[0].shape
+        net, shape = partial(self.net, **self.conditions), point.shape
         try:
-            out = net(*arguments)
+            out = net(point, label)
         except Exception as error:
-            if swapped(net, *arguments, shape):
+            if swapped(net, point, label, shape):
                 raise TypeError(_SWAPPED) from error
             if isinstance(error, TypeError):
-                require_call(self.net, f"net({', '.join(['x', 't', *self.conditions])})", *arguments, **self.conditions)
+                require_call(self.net, f"net({', '.join(['x', 't', *self.conditions])})", point, label, **self.conditions)
             raise
         if isinstance(out, Tensor) and out.shape == shape:
             return out
-        if swapped(net, *arguments, shape):
+        if swapped(net, point, label, shape):
             raise TypeError(_SWAPPED)
         if not isinstance(out, Tensor):
             raise TypeError(f"the network returned {type(out).__name__}; it must return a tensor of x's shape")

@@ -94,8 +94,8 @@ def test_the_network_runs_in_its_dtype_and_the_state_keeps_its_own(dtype):
 
 
 def test_what_is_refused():
-    with pytest.raises(ValueError, match="predicts = 'epsilon' is not one of noise, data, score, velocity, flow"):
-        ScoreModel(lambda x, t: x, "vp", "epsilon")
+    with pytest.raises(ValueError, match="predicts = 'epsilons' is not one of noise, data, score, velocity, flow"):
+        ScoreModel(lambda x, t: x, "vp", "epsilons")
     for conditioning in ("snr", (1.0, 2.0, 3.0)):
         with pytest.raises(ValueError, match=r"conditioning = .* is not 'time', 'log_snr', 'sigma' or a pair"):
             ScoreModel(lambda x, t: x, "vp", conditioning=conditioning)
