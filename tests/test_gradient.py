@@ -36,6 +36,7 @@ from sdekit import (
     solve,
     uniform,
 )
+from sdekit._gradient import _require_return
 from sdekit._solver._planned import AbstractPlanned
 
 # torch itself still scripts some of its derivatives; dynamo warns where it traces through a cache.
@@ -248,6 +249,15 @@ def test_reversible_refuses_a_way_back_that_does_not_return():
     ).x
     with pytest.raises(ArithmeticError, match="away from x0"):
         x.sum().backward()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_how_far_a_way_back_may_miss(dtype):
+    """By the cube root of the dtype's rounding error, relative to one plus the largest number of x0."""
+    x0, allowed = torch.tensor([[3.0, -1.0]], dtype=dtype), 4 * torch.finfo(dtype).eps ** (1 / 3)
+    _require_return(x0 + 0.95 * allowed, x0)
+    with pytest.raises(ArithmeticError, match="away from x0"):
+        _require_return(x0 + 1.05 * allowed, x0)
 
 
 @pytest.mark.parametrize("solver", [EulerMaruyama(), Milstein()], ids=str)

@@ -1,5 +1,6 @@
 """Cosine, EDM, flow, DDPM and NCSN: published formulas, ends where alpha or sigma is 0, and the same samples as under VP."""
 
+import functools
 import math
 
 import pytest
@@ -235,18 +236,22 @@ def test_conventions_agree_under_every_diffusion(own, predicts, conditioning):
 NATURAL = [name for name, method in METHODS.items() if isinstance(method, InTime)] + ["deis"]
 
 
+ON_THE_CLOCK = [name for name in METHODS if name not in (*NATURAL, "adaptive_sde")] + [OnClock(eta=0.7), DDIM(0.5)]
+
+
+@functools.cache
+def over_alpha(method, sde):
+    """Six samples over alpha, on the range that all diffusions share: that of the model."""
+    settings = {"steps": None if method == "ode" else 12, "seed": 4, "end": 0.02, "dtype": torch.float64}
+    return sample(SHARED, 6, sde=sde, method=method, **settings) / sde.alpha(float(sde.time(-math.log(0.02))))
+
+
 @pytest.mark.parametrize("sde", [name for name in DEFAULTS if name != "vp"])
-@pytest.mark.parametrize(
-    "method", [name for name in METHODS if name not in (*NATURAL, "adaptive_sde")] + [OnClock(eta=0.7), DDIM(0.5)], ids=str
-)
+@pytest.mark.parametrize("method", ON_THE_CLOCK, ids=str)
 def test_on_the_clock_every_method_gives_the_same_samples_under_all_diffusions(method, sde):
-    """x / alpha, on the range that all share: that of the model. To rounding, or to the tolerance, which is one of x."""
-    steps, atol = (None, 1e-4) if method == "ode" else (12, 1e-9)
-    ends = {}
-    for name in ("vp", sde):
-        kernel, settings = DEFAULTS[name], {"method": method, "steps": steps, "seed": 4, "end": 0.02, "dtype": torch.float64}
-        ends[name] = sample(SHARED, 6, sde=kernel, **settings) / kernel.alpha(float(kernel.time(-math.log(0.02))))
-    torch.testing.assert_close(ends[sde], ends["vp"], rtol=0, atol=atol)
+    """To rounding, or to the tolerance, which is one of x."""
+    atol = 1e-4 if method == "ode" else 1e-9
+    torch.testing.assert_close(over_alpha(method, DEFAULTS[sde]), over_alpha(method, DEFAULTS["vp"]), rtol=0, atol=atol)
 
 
 @pytest.mark.parametrize("sde", NEW)
