@@ -8,7 +8,7 @@ from sdekit_diffusion._batches import AbstractSource
 from sdekit_diffusion._between import sample_between
 from sdekit_diffusion._bound import VariationalBound, variational_bound
 from sdekit_diffusion._check import ModelCheck, check_model
-from sdekit_diffusion._checkpoint import CheckpointError, load, save
+from sdekit_diffusion._checkpoint import CheckpointError, save
 from sdekit_diffusion._ddim import DDIM
 from sdekit_diffusion._diffusion import VESDE, VPSDE, AbstractDiffusion, SubVPSDE
 from sdekit_diffusion._discrete import DDPM, NCSN, cosine_betas, linear_betas
@@ -29,6 +29,7 @@ from sdekit_diffusion._grids import (
 )
 from sdekit_diffusion._latent import decode, encode, interpolate
 from sdekit_diffusion._likelihood import BitsPerDim, bits_per_dim, log_likelihood
+from sdekit_diffusion._load import load
 from sdekit_diffusion._loss import dsm_loss
 from sdekit_diffusion._methods import METHODS
 from sdekit_diffusion._mixture import GaussianMixture

@@ -3,7 +3,6 @@
 import contextlib
 import functools
 import io
-import shutil
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -15,7 +14,9 @@ from torch import Tensor
 
 import sdekit_diffusion
 from sdekit_diffusion import Log, Recipe, Shards, _evaluation, _outputs, report
+from sdekit_diffusion._clear import clear
 from sdekit_diffusion._distributed import first_to_fail, joined, own, rank, wait
+from sdekit_diffusion._history import newest
 from sdekit_diffusion._inputs import usable
 from sdekit_diffusion._options import Net, Sampler
 from sdekit_diffusion._shards import digest
@@ -29,50 +30,56 @@ def train(
     /,
     *,
     data: str,
-    sde: str = "subvp",
+    sde: str | None = None,
     net: Net = Net(),  # noqa: B008 - frozen
     recipe: Recipe = Recipe(),  # noqa: B008 - frozen
     log: Log = Log(),  # noqa: B008 - frozen
     watch: Watch = Watch(),  # noqa: B008 - frozen
     device: str = "cpu",
+    minutes: float | None = None,
     resume: bool = False,
     overwrite: bool = False,
 ) -> None:
     """Train a score model and write a run folder: config.json, weights-*.safetensors, metrics.jsonl, checkpoints.
 
-    Under torchrun all processes train together.
+    Under torchrun all processes train together. Ctrl-C and SIGTERM end the run with a checkpoint, as --minutes does; the same
+    command with --resume goes on from there.
 
     Args:
         run: the folder to write.
         data: digits, mnist, fashion-mnist, moons, swissroll, eight_gaussians, checkerboard, spiral; a .npy or .npz file; a
             folder of images; hf: and what Hugging Face's datasets can open, such as hf:a/folder, or hf-stream: to stream it.
-        sde: the diffusion to train under: ve, vp, subvp, cosine, edm, flow, ddpm or ncsn.
+        sde: the diffusion to train under: ve, vp, subvp, cosine, edm, flow, ddpm or ncsn; subvp unless given, or the network's
+            own.
         net: the network, what it is told and what it predicts.
         recipe: the training.
         log: what is written, and how often.
         watch: what is measured on the way.
         device: where to train: cpu, cuda, cuda:1, ...
+        minutes: end after so many minutes, with a checkpoint to go on from.
         resume: go on from the newest checkpoint in the folder, or begin where there is none.
         overwrite: write into a folder that is not empty, over an older run.
     """
     source = sdekit_diffusion.data.load(data)
     with joined(device) as place:
         torch.manual_seed(recipe.seed)
-        model = net.model(source, sde).to(usable(place))
+        model = net.model(source, sde, newest(run) if resume else None).to(usable(place))
         # What is refused is refused before an older run goes.
         sdekit_diffusion.Training(model, source.train, recipe, transform=source.scale.encode)
         if rank() == 0:
             _prepare(run, overwrite, resume)
         wait()
         begun = time.perf_counter()
-        sdekit_diffusion.fit(
-            model, source.train, recipe, transform=source.scale.encode, folder=run, resume=resume, log=log,
+        records = sdekit_diffusion.fit(
+            model, source.train, recipe, transform=source.scale.encode, folder=run, resume=resume, minutes=minutes, log=log,
             measures=watch.measures(source, recipe, run), notes={"data": {"name": source.name}, "device": device},
         )  # fmt: skip
         if rank() == 0:
             size, seconds = sum(p.numel() for p in model.parameters()), time.perf_counter() - begun
             samples = "a stream" if source.size is None else f"{source.size} samples"
             print(f"trained {size:,} parameters on {samples} of {data} in {seconds:.0f} s; wrote {run}")
+            if records and records[-1].step < recipe.steps:
+                print(f"{records[-1].step} of {recipe.steps} updates are done; the same command with --resume goes on")
 
 
 def sample(
@@ -82,6 +89,7 @@ def sample(
     n: int = 64,
     out: Path | None = None,
     sampler: Sampler = Sampler(),  # noqa: B008 - frozen
+    network: str | None = None,
     device: str = "cpu",
 ) -> None:
     """Draw samples from a trained model, in the range and the type of its data.
@@ -95,12 +103,14 @@ def sample(
         out: a .npz file with the array `samples`, a .npy file, a .png picture, a folder of images 000000.png, ..., or a folder
             .shards of the batches; samples.npz in the folder of the run unless given.
         sampler: how to sample.
+        network: where the run cannot name its network itself: the folder of one of diffusers, or package.module:factory, a
+            function of yours without arguments, which is imported and makes it.
         device: where to: cpu, cuda, cuda:1, ...; under torchrun cuda is one GPU for each process.
     """
     out = run / "samples.npz" if out is None else out
     folder = _outputs.shards_of(out)
     with joined("cpu"):
-        model, _ = _evaluation.opened(run, usable(own(device)))
+        model, _ = _evaluation.opened(run, usable(own(device)), network)
         settings = {**asdict(sampler), **_evaluation.premises(run, model)}
         shards = Shards(folder, n, sampler.batch_size, sampler.first, settings)
         _outputs.require(out, shards, model.scale)
@@ -124,6 +134,7 @@ def likelihood(
     n: int = 500,
     probes: int = 8,
     draws: int = 2,
+    network: str | None = None,
     sde: str | None = None,
     seed: int = 0,
     tolerance: float = 1e-5,
@@ -143,6 +154,8 @@ def likelihood(
         n: how many samples, or all where there are fewer.
         probes: random probes of each trace; up to 32 dimensions traces are exact.
         draws: how often each image is dequantised.
+        network: where the run cannot name its network itself: the folder of one of diffusers, or package.module:factory, a
+            function of yours without arguments, which is imported and makes it.
         sde: the diffusion: ve, vp, subvp, cosine, edm, flow, ddpm or ncsn; the model's own unless given.
         seed: of the dequantisation and of the probes.
         tolerance: relative and absolute, of the adaptive solver.
@@ -155,8 +168,9 @@ def likelihood(
     if csv is not None and not csv.parent.is_dir():
         raise ValueError(f"the folder of {csv} does not exist; make it, or choose another file")
     with joined("cpu"):
-        model, name = _evaluation.opened(run, usable(own(device)))
-        x = _evaluation.source_of(data or name, model.scale).test[:n]
+        model, known = _evaluation.opened(run, usable(own(device)), network)
+        name = _evaluation.data_of(run, data, known)
+        x = _evaluation.source_of(name, model.scale).test[:n]
         options = {"probes": probes, "draws": draws, "sde": sde, "seed": seed, "tolerance": tolerance}
         settings = {"data": digest("", {"x": x}), **options, **_evaluation.premises(run, model)}
         folder = run if csv is None else csv.parent
@@ -173,7 +187,7 @@ def likelihood(
             if csv is not None:
                 _outputs.table(csv, result)
             shards.remove()
-            print("\n".join([f"{data or name}: {line}" for line in result.sentences()]))
+            print("\n".join([f"{name}: {line}" for line in result.sentences()]))
         wait()
 
 
@@ -183,7 +197,9 @@ def summarise(
     *,
     samples: int | None = None,
     out: Path | None = None,
+    data: str | None = None,
     sampler: Sampler = Sampler(),  # noqa: B008 - frozen
+    network: str | None = None,
     probes: int = 2,
     tolerance: float = 3e-4,
     inception: Path | None = None,
@@ -195,7 +211,10 @@ def summarise(
         run: the folder that train wrote.
         samples: how many to draw, and held-out ones to compare with, or all where there are fewer; 500 images or 2000 others.
         out: the page; report.html in the folder unless given.
+        data: a data set as for train; the run's own unless given.
         sampler: how to sample; sde and seed are those of the likelihood too.
+        network: where the run cannot name its network itself: the folder of one of diffusers, or package.module:factory, a
+            function of yours without arguments, which is imported and makes it.
         probes: random probes of each trace in the likelihood; up to 32 dimensions traces are exact.
         tolerance: relative and absolute, of the likelihood's solver.
         inception: a file with the weights of the standard Inception network, such as weights-inception-2015-12-05-6726825d.pth,
@@ -205,25 +224,23 @@ def summarise(
     with joined("cpu"):
         if rank() == 0:  # of several processes one is enough
             numbers = report.write_report(
-                run, samples=samples, out=out, probes=probes, tolerance=tolerance, inception=inception,
-                device=usable(own(device)), first=sampler.first, batch_size=sampler.batch_size, **sampler.settings(),
+                run, samples=samples, out=out, data=data, net=network, probes=probes, tolerance=tolerance,
+                inception=inception, device=usable(own(device)), first=sampler.first, batch_size=sampler.batch_size,
+                **sampler.settings(),
             )  # fmt: skip
             print(f"wrote {numbers['page']}, its pictures and {run / 'report.json'} in {numbers['seconds']:.0f} s")
         wait()
 
 
 def _prepare(run: Path, overwrite: bool, resume: bool) -> None:
-    """Makes the folder of a run; what an older run left there goes if it is to, other files stay."""
+    """Makes the folder of a run; what an older run wrote there goes if it is to, other files stay."""
     if run.is_dir() and any(run.iterdir()) and not (overwrite or resume):
         raise ValueError(
             f"{run} is not empty; add --resume to go on with a run, --overwrite to write over it, or choose another folder"
         )
     run.mkdir(parents=True, exist_ok=True)
-    if not resume:
-        for path in [run / "config.json", *run.glob("weights-*.safetensors"), run / "report.html", run / "report.json"]:
-            path.unlink(missing_ok=True)
-        for name in ("checkpoints", "progress", "tensorboard"):
-            shutil.rmtree(run / name, ignore_errors=True)
+    if overwrite and not resume:
+        clear(run)
 
 
 _COMMANDS = {"train": train, "sample": sample, "likelihood": likelihood, "report": summarise}
@@ -269,8 +286,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         _parsed(argv)()
     except _ERRORS as error:
         return _failed(" ".join(str(error).split()) or type(error).__name__, 2)
-    except KeyboardInterrupt:
-        return _failed("interrupted; nothing is left running", 130)
+    except KeyboardInterrupt as interrupt:
+        return _failed(str(interrupt) or "interrupted; nothing is left running", 130)
     return 0
 
 

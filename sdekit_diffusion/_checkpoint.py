@@ -2,39 +2,38 @@
 
 config.json names the other files and has their checksums and its own. Files are named by their content, and config.json is
 replaced last, in one move: a folder that a checkpoint is written into is always the old one or the new one.
+
+No file is removed but those that a config.json of this format names: the files of the checkpoint, and in "replaces" those of
+the checkpoints before it, which a process that was killed may have left.
 """
 
 import dataclasses
 import hashlib
 import json
-import math
+import os
 import platform
-import shutil
-import warnings
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load as deserialised
 from safetensors.torch import save as serialised
 from torch import Tensor, nn
 
-from sdekit import did_you_mean
 from sdekit_diffusion import nets
-from sdekit_diffusion._bounded import Bounded, shape_from
-from sdekit_diffusion._files import made, replacing
-from sdekit_diffusion._inputs import usable
+from sdekit_diffusion._files import PART, flush, made, naming, replacing
 from sdekit_diffusion._model import ScoreModel
 from sdekit_diffusion._schedules import DIFFUSIONS
-from sdekit_diffusion.data import Scale
 
 _FORMAT = "sdekit-diffusion 2"
-CONFIG, _STEPS = "config.json", "checkpoints"
-_WEIGHTS, _STATE = "weights", "training"
-_DTYPES = {"float32": torch.float32, "float64": torch.float64, "float16": torch.float16, "bfloat16": torch.bfloat16}
+CONFIG, STEPS = "config.json", "checkpoints"
+_WEIGHTS, STATE = "weights", "training"
+_TENSORS = re.compile(rf"({_WEIGHTS}|{STATE})-[0-9a-f]{{12}}\.safetensors")  # the names that `save` gives
+_STAGED = {part: f".{part}.safetensors{PART}" for part in (_WEIGHTS, STATE)}  # until config.json is written
 
 
 def versions() -> dict[str, str]:
@@ -55,7 +54,8 @@ def save(
 ) -> Path:
     """Writes config.json and weights-*.safetensors into a folder, which is made where it is missing.
 
-    Whatever happens meanwhile, the folder holds what it held before or all of the new checkpoint.
+    Whatever happens meanwhile, the folder holds what it held before or all of the new checkpoint. Of the files that are there
+    those of the checkpoint that is replaced are removed, and no others.
 
     Arguments:
         model: its network either has a `config` of constructor arguments and a class in `nets.registry`, or must be given
@@ -65,39 +65,93 @@ def save(
 
     Raises:
         TypeError: when the network is a plain function, which has no weights to save.
+        ValueError: when the model was given conditions, which a checkpoint does not hold.
+        CheckpointError: when the folder has a config.json that is not one of `save`, or is damaged; nothing is written then.
         OSError: when the folder cannot be written to, or the disk is full; the folder is then as it was.
     """
     if not isinstance(model.net, nn.Module):
         raise TypeError("this model's network is a plain function and has no weights to save")
     config, folder = described(model) | {"notes": dict(notes or {})}, made(Path(folder))
+    before = files_of(folder)
     weights = {name: value.clone() for name, value in model.net.state_dict().items()}  # none twice in memory
-    parts = {_WEIGHTS: weights} | ({} if state is None else {_STATE: dict(state)})
+    parts = {_WEIGHTS: weights} | ({} if state is None else {STATE: dict(state)})
+    new: set[str] = set()
     try:
-        config["files"] = {part: _written(tensors, folder, part) for part, tensors in parts.items()}
+        files = {part: _staged(tensors, folder, part) for part, tensors in parts.items()}
+        new |= {file["name"] for file in files.values()}
+        config |= {"files": files, "replaces": sorted(before - new)}
         config["sha256"] = _checksum(config)
         with replacing(folder / CONFIG) as path:
             path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    except OSError:
-        _tidy(folder)
-        raise
-    _tidy(folder)
+            for part, file in files.items():  # named in what stands beside by now: `files_of` knows them after a kill
+                os.replace(folder / _STAGED[part], folder / file["name"])
+            flush(folder)
+    finally:
+        _tidy(folder, before | new | set(_STAGED.values()))
     return folder
 
 
-def _tidy(folder: Path) -> None:
-    """Removes the files of tensors that config.json does not name; where it is damaged all stay."""
+def files_of(folder: Path) -> set[str]:
+    """The names of the files of tensors that checkpoints in a folder have, or that a save which was killed left there.
+
+    Raises:
+        CheckpointError: when its config.json is none of a checkpoint, or a damaged one.
+    """
+    names: set[str] = set()
+    if (folder / CONFIG).exists():
+        try:
+            names |= _names(_config(folder / CONFIG))
+        except CheckpointError as error:
+            raise CheckpointError(f"{error}; it stays as it is: choose another folder, or remove that file") from error
+    with suppress(CheckpointError):
+        names |= _names(_config(folder / f".{CONFIG}{PART}"))
+    return {name for name in names if (folder / name).exists()}
+
+
+def _names(config: Mapping[str, Any]) -> set[str]:
+    """The files that a config names, and those that it says it replaces; a name that `save` does not give is none."""
+    replaced = config.get("replaces")
+    names = [*(file["name"] for file in config["files"].values()), *(replaced if isinstance(replaced, list) else [])]
+    return {str(name) for name in names if _TENSORS.fullmatch(str(name))}
+
+
+def _tidy(folder: Path, names: Iterable[str]) -> None:
+    """Removes those of some files that config.json does not name; where it is damaged all stay."""
     try:
         files = read_config(folder)["files"] if (folder / CONFIG).exists() else {}
     except CheckpointError:
         return
-    current = [file["name"] for file in files.values()]
-    for path in [*folder.glob(f"{_WEIGHTS}-*.safetensors"), *folder.glob(f"{_STATE}-*.safetensors")]:
-        if path.name not in current:
-            path.unlink()
+    for name in set(names) - {str(file["name"]) for file in files.values()}:
+        (folder / name).unlink(missing_ok=True)
+
+
+def is_ours(name: str) -> bool:
+    """Whether `save` gives this name to a file of tensors, or to one that is to become a file of a checkpoint."""
+    return bool(_TENSORS.fullmatch(name)) or name in (*_STAGED.values(), f".{CONFIG}{PART}")
+
+
+def is_foreign(path: Path) -> bool:
+    """Whether a file can be read as JSON and is no config of a checkpoint."""
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return False
+    return not (isinstance(config, dict) and config.get("format") == _FORMAT)
 
 
 def described(model: ScoreModel) -> dict[str, Any]:
-    """The config of a model but for its files and notes."""
+    """The config of a model but for its files and notes.
+
+    Raises:
+        TypeError: when its diffusion has no name.
+        ValueError: when it was given conditions.
+    """
+    if model.conditions:
+        names = ", ".join(model.conditions)
+        raise ValueError(
+            f"this model was given {names}, which a checkpoint does not hold: save the model that given() was called on, and "
+            f"after load(folder) call given({names.replace(', ', '=..., ')}=...) again"
+        )
     known = nets.registry.get(type(model.net).__name__) is type(model.net)
     names = {kind: name for name, kind in DIFFUSIONS.items()}
     if type(model.sde) not in names:
@@ -118,13 +172,14 @@ def described(model: ScoreModel) -> dict[str, Any]:
     }
 
 
-def _written(tensors: dict[str, Tensor], folder: Path, part: str) -> dict[str, str]:
-    """Writes a file named by its content; returns its name and its checksum."""
+def _staged(tensors: dict[str, Tensor], folder: Path, part: str) -> dict[str, str]:
+    """Writes a file that is to be named by its content; returns that name and its checksum."""
     content = serialised({name: value.detach().contiguous() for name, value in tensors.items()})
     checksum = hashlib.sha256(content).hexdigest()
-    name = f"{part}-{checksum[:12]}.safetensors"
-    with replacing(folder / name) as path:
+    name, path = f"{part}-{checksum[:12]}.safetensors", folder / _STAGED[part]
+    with naming(folder / name):
         path.write_bytes(content)
+        flush(path)
     return {"name": name, "sha256": checksum}
 
 
@@ -140,7 +195,10 @@ def read_config(folder: str | Path) -> dict[str, Any]:
     Raises:
         CheckpointError: when the folder, or its config, is not a checkpoint's.
     """
-    path = Path(folder) / CONFIG
+    return _config(Path(folder) / CONFIG)
+
+
+def _config(path: Path) -> dict[str, Any]:
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except PermissionError:
@@ -169,7 +227,7 @@ def read_tensors(folder: str | Path, part: str = _WEIGHTS) -> dict[str, Tensor]:
     """
     file = read_config(folder)["files"].get(part)
     if file is None:
-        raise CheckpointError(f"{folder} holds no state of a training; give a folder within `{_STEPS}`")
+        raise CheckpointError(f"{folder} holds no state of a training; give a folder within `{STEPS}`")
     path = Path(folder) / Path(str(file["name"])).name
     try:
         content = path.read_bytes()
@@ -182,127 +240,3 @@ def read_tensors(folder: str | Path, part: str = _WEIGHTS) -> dict[str, Tensor]:
         raise CheckpointError(f"{path} does not exist; the checkpoint is incomplete") from None
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{path} is not a readable safetensors file ({error}); the checkpoint is damaged") from error
-
-
-def load(
-    folder: str | Path,
-    *,
-    net: nn.Module | None = None,
-    device: torch.device | str = "cpu",
-    ema: float | None = None,
-) -> ScoreModel:
-    """The model that `save` wrote, in evaluation mode; of a training that is not over, that of its newest checkpoint.
-
-    Arguments:
-        folder: with config.json and weights-*.safetensors, or a run's folder.
-        net: the network to fill with the weights, where it is none of `nets`.
-        device: where to.
-        ema: which of several decays of a training the averaged weights are to have, in its newest checkpoint; 0 for the
-            weights themselves.
-
-    Raises:
-        CheckpointError: when a file is missing, damaged, or fits another network.
-        ValueError: for a device that cannot be used.
-    """
-    device, folder = usable(device), Path(folder)
-    if ema is not None or not (folder / CONFIG).exists():
-        folder = newest(folder) or folder
-    config = read_config(folder)
-    weights = read_tensors(folder) if ema is None else _averaged(folder, config, ema)
-    try:
-        network = _network(config["net"], weights) if net is None else net
-        sde = dict(config["sde"])
-        model = ScoreModel(
-            network,
-            DIFFUSIONS[sde.pop("name")](**sde),
-            config["predicts"],
-            shape=shape_from(config["shape"]),
-            conditioning=config["conditioning"],
-            data_std=config["data_std"],
-            data_range=None if config["data_range"] is None else tuple(config["data_range"]),
-            scale=Scale(**config["scale"]),
-        )
-        model.to(_DTYPES[config["dtype"]])
-    except CheckpointError:
-        raise
-    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, ArithmeticError, MemoryError) as error:
-        raise CheckpointError(f"{folder / CONFIG} does not describe a model ({error!r}); the checkpoint is damaged") from error
-    try:
-        network.load_state_dict(weights)
-    except RuntimeError as error:
-        what = str(error).splitlines()[-1].strip()
-        raise CheckpointError(f"{folder} holds the weights of another network: {what}") from error
-    return model.to(device).eval()
-
-
-def _network(config: dict[str, Any], weights: Mapping[str, Tensor]) -> nn.Module:
-    name = config["class"]
-    if config["config"] is None or name not in nets.registry:
-        raise CheckpointError(
-            f"the network {name!r} is not one of {', '.join(nets.registry)}"
-            f"{did_you_mean(name, nets.registry)}: pass it as load(..., net=...)"
-        )
-    with Bounded(weights):
-        return nets.registry[name](**config["config"])
-
-
-def _averaged(folder: Path, config: dict[str, Any], ema: float) -> dict[str, Tensor]:
-    """The weights of a training at its checkpoint, averaged with one of its decays."""
-    state, decays = read_tensors(folder, _STATE), config["notes"]["decays"]
-    if ema and ema not in decays:
-        raise CheckpointError(f"{folder} has no average of decay {ema}; choose one of {', '.join(map(str, decays))}, or 0")
-    prefixes = ["model.net."] + ([f"average.{decays.index(ema)}.net."] if ema else [])
-    return {name.removeprefix(prefix): v for prefix in prefixes for name, v in state.items() if name.startswith(prefix)}
-
-
-def checkpoint(run: Path, step: int) -> Path:
-    """Where the checkpoint of an update is."""
-    return run / _STEPS / f"{step:08d}"
-
-
-def checkpoints(run: Path) -> list[Path]:
-    """Those of a run, the newest first; one that was never finished is none, nor is a folder of another kind of name."""
-    found = [path.parent for path in (run / _STEPS).glob(f"*/{CONFIG}") if path.parent.name.isdecimal()]
-    return sorted(found, key=lambda path: int(path.name), reverse=True)
-
-
-def newest(run: Path) -> Path | None:
-    """The newest checkpoint of a run that is as it was written, None where there never was one; others are warned of.
-
-    Raises:
-        CheckpointError: when all are damaged.
-    """
-    while found := checkpoints(run):
-        for path in found:
-            try:
-                for part in read_config(path)["files"]:
-                    read_tensors(path, part)
-                return path
-            except CheckpointError as error:
-                if not (path / CONFIG).exists():
-                    break  # the training that is going on has removed it meanwhile and has newer ones
-                warnings.warn(f"{error}; the one before it is used", RuntimeWarning, stacklevel=3)
-        else:
-            raise CheckpointError(f"all checkpoints in {run / _STEPS} are damaged; remove that folder to begin anew")
-    return None
-
-
-def prune(run: Path, keep: int, step: int) -> None:
-    """Removes all checkpoints but the newest `keep` up to an update and the one with the least validation loss.
-
-    Others are of no use: they were never finished, or they are later and were passed over because they are damaged.
-    """
-    found = [path for path in checkpoints(run) if int(path.name) <= step]
-    kept = {*found[:keep], min(found, key=validation_loss_at, default=None)}
-    for path in (run / _STEPS).iterdir():
-        if path.is_dir() and path.name.isdecimal() and path not in kept:
-            (path / CONFIG).unlink(missing_ok=True)  # first, so that none is found in part
-            shutil.rmtree(path)
-
-
-def validation_loss_at(folder: Path) -> float:
-    """That of a checkpoint, infinite where it was not measured."""
-    try:
-        return read_config(folder)["notes"].get("validation_loss", math.inf)
-    except CheckpointError:
-        return math.inf

@@ -5,7 +5,7 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from functools import cache
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from torch.distributed import Store  # pyright: ignore[reportPrivateImportUsage] - documented as public
 
 _PATIENCE = timedelta(days=30)  # gloo notices at once when a process is gone; how long one computes is nobody's fault
+_GONE = "another process ended before the work was done; run the same again to go on"
 _TIMES = itertools.count()
 
 
@@ -41,7 +42,7 @@ def wait() -> None:
         try:
             distributed.barrier()
         except RuntimeError as error:
-            raise ConnectionError("another process ended before the work was done; run the same again to go on") from error
+            raise ConnectionError(_GONE) from error
 
 
 def own(device: str) -> str:
@@ -52,6 +53,35 @@ def own(device: str) -> str:
 def first_to_fail() -> bool:
     """Whether none of the other processes failed before this one, which then is the one to say why."""
     return _started() == 1 or _first_claim()
+
+
+@contextmanager
+def largest() -> Iterator[Callable[[int], int]]:
+    """For the time of a block, a function that all processes call together: the largest of their numbers.
+
+    By gloo, on the CPUs: no GPU is waited for.
+
+    Raises:
+        ConnectionError: from that function, when one of them is gone.
+    """
+    if world() == 1:
+        yield lambda number: number
+        return
+    group = distributed.new_group(backend="gloo", timeout=_PATIENCE)
+    assert not isinstance(group, int)  # it is for processes that are not of the group
+
+    def found(number: int) -> int:
+        value = torch.tensor(number)
+        try:
+            distributed.all_reduce(value, distributed.ReduceOp.MAX, group=group)
+        except RuntimeError as error:
+            raise ConnectionError(_GONE) from error
+        return int(value)
+
+    try:
+        yield found
+    finally:
+        distributed.destroy_process_group(group)
 
 
 def agreed(number: int, device: torch.device) -> bool:

@@ -10,14 +10,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy.special import log_softmax, logsumexp
-from torch import Tensor
+from torch import Tensor, nn
 
 from sdekit import Exact, Hutchinson, Status
 from sdekit_diffusion import data as datasets
 from sdekit_diffusion._adaptive import AdaptiveFlow
-from sdekit_diffusion._checkpoint import CheckpointError, load, read_config, versions
+from sdekit_diffusion._checkpoint import CheckpointError, read_config, versions
 from sdekit_diffusion._diffusion import AbstractDiffusion
 from sdekit_diffusion._likelihood import BitsPerDim, bits_per_dim, log_likelihood
+from sdekit_diffusion._load import described_in, load
 from sdekit_diffusion._model import ScoreModel
 from sdekit_diffusion._shards import digest
 from sdekit_diffusion.data import Dataset, Scale
@@ -44,20 +45,29 @@ _EXACT_UP_TO = 32  # dimensions: up to here the exact trace costs little more th
 Array = NDArray[Any]
 
 
-def opened(run: str | Path, device: torch.device | str = "cpu") -> tuple[ScoreModel, str]:
-    """The model of a run and the name of its data.
-
-    Raises:
-        CheckpointError: when the folder is no checkpoint, a damaged one, or one that does not name its data.
-    """
-    model, notes = load(run, device=device), read_config(run).get("notes")
+def opened(
+    run: str | Path, device: torch.device | str = "cpu", net: nn.Module | str | Path | None = None
+) -> tuple[ScoreModel, str | None]:
+    """The model of a run, as `load` gives it, and the name of its data, None where that is not known."""
+    model, notes = load(run, device=device, net=net), read_config(described_in(run)).get("notes")
     try:
         return model, str(notes["data"]["name"])  # pyright: ignore[reportOptionalSubscript]
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError):
+        return model, None
+
+
+def data_of(run: str | Path, given: str | None, known: str | None) -> str:
+    """The name of the data, as a user gives it or as the run has it.
+
+    Raises:
+        CheckpointError: when neither says it.
+    """
+    name = given or known
+    if name is None:
         raise CheckpointError(
-            f"{Path(run) / 'config.json'} does not say what data the model is for; give a folder that `sdekit-diffusion train` "
-            "wrote"
-        ) from error
+            f"{Path(run) / 'config.json'} does not say what data the model is for; name them by --data, or data="
+        )
+    return name
 
 
 def source_of(name: str, scale: Scale) -> Dataset:
@@ -177,8 +187,8 @@ def of_columns(parts: Iterable[Mapping[str, Array]]) -> BitsPerDim:
 
 def premises(run: str | Path, model: ScoreModel) -> dict[str, str]:
     """What the numbers of a run depend on besides the settings: its model, the libraries, the kind of device."""
-    others, known = ("files", "notes", "sha256", "versions"), versions()
-    described = {name: value for name, value in read_config(run).items() if name not in others}
+    others, known = ("files", "notes", "replaces", "sha256", "versions"), versions()
+    described = {name: value for name, value in read_config(described_in(run)).items() if name not in others}
     found = {"model": digest(described, model.state_dict()), "device": model.place()[1].type}
     return found | {name: known[name] for name in ("sdekit", "torch")}
 

@@ -21,9 +21,9 @@ def replacing(path: Path) -> Iterator[Path]:
     try:
         with naming(path):
             yield beside
-            _flush(beside)
+            flush(beside)
             os.replace(beside, path)
-            _flush(path.parent)
+            flush(path.parent)
     except BaseException:
         with suppress(OSError):
             beside.unlink(missing_ok=True)
@@ -44,7 +44,7 @@ def made(folder: Path) -> Path:
     if not folder.is_dir():
         made(folder.parent)
         folder.mkdir(exist_ok=True)
-        _flush(folder.parent)
+        flush(folder.parent)
     return folder
 
 
@@ -84,7 +84,7 @@ def settle() -> None:
         os.sync()
 
 
-def _flush(path: Path) -> None:
+def flush(path: Path) -> None:
     """Returns when a file, or the names in a folder, are on the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:

@@ -1,5 +1,7 @@
 """A training to its end, and what is measured on the way."""
 
+import math
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
@@ -13,7 +15,7 @@ from tqdm.auto import tqdm
 from sdekit_diffusion._batches import AbstractSource, Rows, require_finite
 from sdekit_diffusion._distributed import rank, wait
 from sdekit_diffusion._inputs import require_tensor
-from sdekit_diffusion._model import ScoreModel
+from sdekit_diffusion._model import ScoreModel, evaluating
 from sdekit_diffusion._recipe import Recipe
 from sdekit_diffusion._run import VALIDATION, Log, run_in
 from sdekit_diffusion._training import RecipeLoss, Record, Training, Transform
@@ -33,6 +35,7 @@ def fit(
     transform: Transform | None = None,
     folder: str | Path | None = None,
     resume: bool = False,
+    minutes: float | None = None,
     log: Log | None = None,
     measures: Sequence[tuple[int, Measure]] = (),
     notes: Mapping[str, Any] | None = None,
@@ -43,13 +46,16 @@ def fit(
 
     With a folder, checkpoints and metrics.jsonl are written there, and in the end the model, for `load`. A run that came to an
     end too soon, be it by a loss of power, goes on from its newest sound checkpoint with resume=True; on the CPU its weights
-    and lines are those of a run without a break, but for the seconds. In a process group all processes train together and the
-    first one writes.
+    and lines are those of a run without a break, but for the seconds. Ctrl-C and SIGTERM end it after the update that is being
+    made, with a checkpoint; a second one ends it at once. In a process group all processes train together and the first one
+    writes.
 
     Arguments:
         model, data, recipe, transform: as for `Training`, which gives the records one by one; errors as there.
         folder: of the run.
         resume: go on where the run in the folder stopped, or begin where there is none.
+        minutes: end after the first update that is complete so many minutes after the call, with a checkpoint to go on from;
+            the model has the averaged weights then, too, and the last record says how far it came. Needs a folder.
         log: how often to write what.
         measures: pairs of a number of updates and what to find each time that so many are done, and at the end: a function of
             the model with averaged weights and of the step that returns numbers by name for metrics.jsonl, or none; such as
@@ -66,15 +72,19 @@ def fit(
         ValueError: when the folder holds a run and resume is false, or the run is of another model, recipe or other data; or
             when a measure is to be taken every 0 updates.
         OSError: when the folder cannot be written to, or another process trains in it; its checkpoints are then as they were.
+        KeyboardInterrupt: after Ctrl-C or SIGTERM; with a folder its message says from which update the run goes on.
     """
+    _require_minutes(minutes, folder)
     if any(every < 1 for every, _ in measures):
         raise ValueError(f"measures are taken every so many updates, from 1 on; not every {min(e for e, _ in measures)}")
     training, records = Training(model, data, recipe, transform=transform), []
-    opened = nullcontext() if folder is None else run_in(Path(folder), training, log or Log(), notes or {}, resume)
+    opened = nullcontext() if folder is None else run_in(Path(folder), training, log or Log(), notes or {}, resume, minutes)
     steps, silent = training.recipe.steps, not progress or rank() > 0
     with opened as run, tqdm(total=steps, initial=training.step, disable=silent, unit="step", desc="training") as bar:
         for record in training:
             records.append(record)
+            if run is not None:
+                run.take(record)
             bar.update()
             if record.step % _BAR == 0:
                 bar.set_postfix(loss=f"{float(torch.stack([r.loss for r in records[-_BAR:]]).mean()):.4f}", refresh=False)
@@ -82,8 +92,22 @@ def fit(
                 callback(record)
             found = _found(training, measures)
             if run is not None:
-                run.note(record, found)
+                run.note(found)
+                if run.ended():
+                    training.finish()
+                    if not silent:
+                        bar.write(
+                            f"{minutes:g} minutes are over at update {training.step} of {steps}: {run.advice()}", sys.stderr
+                        )
+                    break
     return records
+
+
+def _require_minutes(minutes: float | None, folder: str | Path | None) -> None:
+    if minutes is not None and not 0 < minutes < math.inf:
+        raise ValueError(f"minutes is a time, a number above 0, or None for no bound; not {minutes}")
+    if minutes is not None and folder is None:
+        raise ValueError("after so many minutes the run ends with a checkpoint to go on from: give its folder= too")
 
 
 def _found(training: Training, measures: Sequence[tuple[int, Measure]]) -> dict[str, float]:
@@ -104,7 +128,8 @@ def _found(training: Training, measures: Sequence[tuple[int, Measure]]) -> dict[
 def validation_loss(x: Tensor, recipe: Recipe | None = None, *, transform: Transform | None = None) -> Measure:
     """The mean of `dsm_loss` over held-out samples `(n, *shape)` as a measure of `fit`, on the same noise each time.
 
-    With it `fit` keeps the checkpoint where it was least. recipe and transform are those of the training.
+    With it `fit` keeps the checkpoint where it was least. recipe and transform are those of the training. What a model was
+    given per sample is for these samples, in their order.
 
     Raises:
         TypeError: when x is no tensor.
@@ -117,9 +142,12 @@ def validation_loss(x: Tensor, recipe: Recipe | None = None, *, transform: Trans
     require_finite(x, range(len(x)))
 
     def found(model: ScoreModel, step: int) -> dict[str, float]:
-        loss, device = RecipeLoss(model, recipe, transform), model.place()[1]
-        with torch.no_grad():
-            parts = [loss(x[i : i + _TOGETHER].to(device), i).sum() for i in range(0, len(x), _TOGETHER)]
+        device, parts = model.place()[1], []
+        with torch.no_grad(), evaluating(model, len(x)):
+            for i in range(0, len(x), _TOGETHER):
+                rows = x[i : i + _TOGETHER].to(device)
+                some = model.rows(torch.arange(i, i + len(rows), device=device))
+                parts.append(RecipeLoss(some, recipe, transform)(rows, i).sum())
         return {VALIDATION: float(torch.stack(parts).sum()) / len(x)}
 
     return found

@@ -2,24 +2,29 @@
 
 import inspect
 from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import nn
 
-from sdekit import did_you_mean
 from sdekit_diffusion import nets
 from sdekit_diffusion._adapted import grid_of
 from sdekit_diffusion._diffusion import AbstractDiffusion
 from sdekit_diffusion._flow import span_of
+from sdekit_diffusion._load import load
 from sdekit_diffusion._methods import method_of
 from sdekit_diffusion._model import Conditioning, Prediction, ScoreModel
+from sdekit_diffusion._named import named_model
 from sdekit_diffusion._schedules import diffusion
 from sdekit_diffusion.data import Dataset
 
 # What is predicted and what is told of the noise, as published; other networks do as well with the default.
 _PUBLISHED: dict[str, tuple[Prediction, Conditioning]] = {"NCSN": ("score", "time"), "NCSNv2": ("noise", "time")}
 _ENOUGH = 10_000  # samples, to know the size of their coordinates
+_SDE = "subvp"
+_ARCHITECTURE = "width multipliers dilations levels blocks attention dropout depth".split()
+_CONVENTIONS = "sde predicts conditioning".split()
 _DEFAULT: tuple[Prediction, Conditioning] = ("velocity", "log_snr")
 
 
@@ -28,7 +33,9 @@ class Net:
     """The network, and what it is told and predicts. What is left out is as the network has it.
 
     Attributes:
-        network: MLP, UNet, NCSN or NCSNv2; a UNet for images and an MLP for other data unless given.
+        network: MLP, UNet, NCSN or NCSNv2; a UNet for images and an MLP for other data unless given. Or one of your own: the
+            folder of a network of diffusers with its scheduler, or package.module:factory, a function without arguments that
+            is imported and makes a module or a ScoreModel.
         predicts: what the output means: noise, data, score, velocity or flow. Velocity unless given, but as published score for
             NCSN and noise for NCSNv2.
         conditioning: what it is told of the noise: log_snr, time, sigma, or two numbers a b for a t + b, such as 1000 -1 for
@@ -56,31 +63,73 @@ class Net:
     dropout: float | None = None
     depth: int | None = None
 
-    def model(self, source: Dataset, sde: str) -> ScoreModel:
-        """An untrained model of a data set.
+    def model(self, source: Dataset, sde: str | None, begun: Path | None = None) -> ScoreModel:
+        """A model of a data set to train: untrained, or as a network of the user's own is.
+
+        Arguments:
+            source: the data.
+            sde: the diffusion; the network's own, or else sub-VP, unless given.
+            begun: the checkpoint that a run of a network of the user's own goes on from.
 
         Raises:
             ValueError: for a name that is not one of these, an option that this network does not have, or images of a size
                 that it does not take.
         """
-        chosen, name = diffusion(sde), self.network or ("MLP" if source.scale.levels is None else "UNet")
-        predicts, conditioning = _PUBLISHED.get(name, _DEFAULT)
-        values, shape = source.scale.encode(source.reference(_ENOUGH)[0]), tuple(source.test.shape[1:])
+        name, shape = self.network or ("MLP" if source.scale.levels is None else "UNet"), tuple(source.test.shape[1:])
+        own = name not in nets.registry
+        if own and begun is not None:
+            return self._going_on(name, begun, sde, source)
+        made = self._named(name, sde, source) if own else None
+        if isinstance(made, ScoreModel):
+            net, chosen, predicts, conditioning = made.net, made.sde, made.predicts, made.conditioning
+        else:
+            chosen, (predicts, conditioning) = diffusion(sde or _SDE), _PUBLISHED.get(name, _DEFAULT)
+            net = self._built(name, shape, chosen) if made is None else made
+        values = source.scale.encode(source.reference(_ENOUGH)[0])
         return ScoreModel(
-            self._built(name, shape, chosen),
+            net,
             chosen,
             self.predicts or predicts,  # pyright: ignore[reportArgumentType] - checked there
             shape=shape,
             conditioning=self.conditioning or conditioning,
             data_std=float(values.square().mean().sqrt()),
+            data_range=made.data_range if isinstance(made, ScoreModel) else None,
             scale=source.scale,
         )
 
+    def _named(self, name: str, sde: str | None, source: Dataset) -> ScoreModel | nn.Module:
+        """A network of the user's own, or a model, whose conventions then are no options."""
+        made = named_model(name)
+        options = {**asdict(self), "sde": sde}
+        for option in [*_ARCHITECTURE, *(_CONVENTIONS if isinstance(made, ScoreModel) else ())]:
+            if options[option] is not None:
+                raise ValueError(f"--{option} is no option of {name}, which has its own; leave it out")
+        if isinstance(made, ScoreModel):
+            shape, scale = tuple(source.test.shape[1:]), source.scale
+            if made.shape not in (None, shape):
+                raise ValueError(
+                    f"{name} is for samples of shape {made.shape}, and {source.name} has {shape}; choose other data"
+                )
+            if None not in (made.data_range, scale.levels) and made.data_range != (scale.low, scale.high):
+                raise ValueError(
+                    f"{name} is for images in {made.data_range}, and those of {source.name} are trained in "
+                    f"{(scale.low, scale.high)}; train it from Python, with transform="
+                )
+        return made
+
+    def _going_on(self, name: str, begun: Path, sde: str | None, source: Dataset) -> ScoreModel:
+        """The model of a run, from Python too, around a network of the user's own."""
+        model = load(begun, net=name)
+        asked: dict[str, Any] = {"predicts": self.predicts, "conditioning": self.conditioning}
+        asked |= {"sde": None if sde is None else diffusion(sde)}
+        asked |= {"shape": tuple(source.test.shape[1:]), "scale": source.scale}
+        for option, value in asked.items():
+            if value is not None and value != getattr(model, option):
+                known = getattr(model, option)
+                raise ValueError(f"the run of {begun} was begun with {option} = {known}, not {value}; give the same")
+        return model
+
     def _built(self, name: str, shape: tuple[int, ...], sde: AbstractDiffusion) -> nn.Module:
-        if name not in nets.registry:
-            raise ValueError(
-                f"unknown network {name!r}{did_you_mean(name, nets.registry)}; choose one of {', '.join(nets.registry)}"
-            )
         known, others = inspect.signature(nets.registry[name]).parameters, ("network", "predicts", "conditioning")
         given = {option: value for option, value in asdict(self).items() if value is not None and option not in others}
         for option in given:

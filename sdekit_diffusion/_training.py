@@ -22,6 +22,8 @@ from sdekit_diffusion._recipe import Recipe
 
 _LOOK = 50  # steps between two looks at whether the loss is finite
 
+_SINGLE = (type(None), bool, int, float, complex, str)
+
 Transform = Callable[[Tensor, Tensor], Tensor]
 
 
@@ -41,6 +43,10 @@ class Training(Iterator[Record]):
     each batch, and gradients are averaged: the same up to rounding. `state_dict` and `load_state_dict` stop and go on, on the
     CPU bit for bit: dropout too depends on the seed and on the place in the stream.
 
+    Attributes:
+        step: how many updates are done.
+        whole: whether the last one that was begun is complete; where an exception came in between, the state is of no use.
+
     Arguments:
         model: on the device and in the dtype that it is to be trained in.
         data: `(N, *shape)`, floating and in the scale that the model is to learn, or whatever transform makes so: a tensor, an
@@ -50,8 +56,9 @@ class Training(Iterator[Record]):
 
     Raises:
         TypeError: for integers without transform, or a model without weights.
-        ValueError: for no data, data of another shape, flips of what is no image, fewer samples in a batch than parts it is
-            taken in, weights of half precision, or weights in float64 with precision "bfloat16".
+        ValueError: for a model that was given an entry per sample, such as labels, which are not shuffled; for no data, data of
+            another shape, flips of what is no image, fewer samples in a batch than parts it is taken in, weights of half
+            precision, or weights in float64 with precision "bfloat16".
         ArithmeticError: while iterating, when the loss or the weights stop being finite.
     """
 
@@ -67,6 +74,7 @@ class Training(Iterator[Record]):
         self.source = data if isinstance(data, AbstractSource) else Shuffled(data)
         if next(model.parameters(), None) is None:
             raise TypeError("this model's network is a plain function and has no weights to train")
+        _require_single(model)
         parts = world() * self.recipe.accumulate
         if self.recipe.batch_size < parts:
             raise ValueError(f"a batch of {self.recipe.batch_size} cannot be taken in {parts} parts; raise batch_size")
@@ -77,6 +85,7 @@ class Training(Iterator[Record]):
         self._optimiser = torch.optim.AdamW(self._weights, lr=self.recipe.lr)
         self._loss: RecipeLoss | DistributedDataParallel | None = None  # made for the first batch
         self._batches: Iterator[Tensor] | None = None
+        self.whole = True
         model.train()
 
     def _check(self, row: Tensor) -> None:
@@ -106,9 +115,9 @@ class Training(Iterator[Record]):
     def __next__(self) -> Record:
         recipe, size = self.recipe, self.recipe.batch_size
         if self.step == recipe.steps:
-            self._fill(self._averages[0])
-            self.model.eval()
+            self.finish()
             raise StopIteration
+        self.whole = False
         share = slice(rank() * size // world(), (rank() + 1) * size // world())
         if self._batches is None:
             self._batches = self.source.batches(size, seed=recipe.seed, first=self.step * size, part=share)
@@ -121,9 +130,15 @@ class Training(Iterator[Record]):
             kept = min(decay, (1 + self.step) / (10 + self.step)) if self.step else 0.0  # the first copies the weights
             get_ema_multi_avg_fn(kept)(average, self._weights, self.step)
         self.step += 1
+        self.whole = True
         if self.step % _LOOK == 0 or self.step == recipe.steps:
             self.require_finite(loss)
         return Record(self.step, loss, recipe.rate(self.step - 1))
+
+    def finish(self) -> None:
+        """Leaves the model with the averaged weights, in evaluation mode, as when the records end."""
+        self._fill(self._averages[0])
+        self.model.eval()
 
     def require_finite(self, loss: Tensor) -> None:
         """Raises ArithmeticError unless a loss and all weights are finite."""
@@ -231,6 +246,17 @@ class Training(Iterator[Record]):
         self._optimiser.load_state_dict({"state": moments, "param_groups": self._optimiser.state_dict()["param_groups"]})
         self._batches = None
         self.model.train()
+
+
+def _require_single(model: ScoreModel) -> None:
+    """Refuses conditions that may have an entry per sample: all but single values."""
+    for name, value in model.conditions.items():
+        if not (isinstance(value, _SINGLE) or (isinstance(value, Tensor) and value.ndim == 0)):
+            raise ValueError(
+                f"the model was given {name}, a {type(value).__name__} that may hold one entry per sample; training shuffles "
+                "the rows of the data and would pair them with the entries of others. Train with a loop of your own: for each "
+                f"batch of row numbers, loss = dsm_loss(model.given({name}={name}[rows]), data[rows]).mean()"
+            )
 
 
 class RecipeLoss(nn.Module):

@@ -11,11 +11,12 @@ from string import Template
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sdekit_diffusion._checkpoint import read_config, versions
 from sdekit_diffusion._diffusion import AbstractDiffusion
 from sdekit_diffusion._evaluation import (
+    data_of,
     distances,
     inception_networks,
     inception_table,
@@ -27,6 +28,7 @@ from sdekit_diffusion._evaluation import (
 )
 from sdekit_diffusion._figures import RATIO, denoising, forward, loss_curve, neighbouring, picture, scatter
 from sdekit_diffusion._grids import AbstractGrid
+from sdekit_diffusion._load import described_in
 from sdekit_diffusion._model import ScoreModel
 from sdekit_diffusion._sample import sample
 from sdekit_diffusion._samplers import AbstractMethod
@@ -222,6 +224,8 @@ def write_report(
     *,
     samples: int | None = None,
     out: str | Path | None = None,
+    data: str | None = None,
+    net: nn.Module | str | Path | None = None,
     method: AbstractMethod | str = "default",
     steps: int | None = None,
     grid: AbstractGrid | str | None = None,
@@ -245,6 +249,8 @@ def write_report(
         samples: how many samples to draw, and held-out samples to use, or all where there are fewer; 500 images or 2000 others
             unless given.
         out: the page; report.html in the folder unless given.
+        data: the name of the data set; the run's own unless given.
+        net: the network, where the run cannot name it, as for `load`.
         method, steps, grid, noise, end, denoise, dtype, first, batch_size: how to sample, as in `sample`.
         sde: the diffusion of samples and likelihood; the model's own unless given.
         seed: of samples, dequantisation, probes, the classifier and the anchors.
@@ -262,7 +268,8 @@ def write_report(
         ImportError: when an extra is missing.
     """
     begun, run = time.perf_counter(), Path(run_folder)
-    model, name = opened(run, device)
+    model, known = opened(run, device, net)
+    name = data_of(run, data, known)
     scale = model.scale
     samples = (2000 if scale.levels is None else 500) if samples is None else samples
     if samples < 2:
@@ -321,7 +328,7 @@ def _about(run: Path, model: ScoreModel, source: Dataset, seed: int) -> dict[str
             "sde": str(model.sde),
             "predicts": model.predicts,
         },
-        "recipe": read_config(run)["notes"].get("recipe"),
+        "recipe": read_config(described_in(run))["notes"].get("recipe"),
         "seed": seed,
         "environment": {
             "device": str(device),

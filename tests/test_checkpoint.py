@@ -2,10 +2,12 @@
 
 import errno
 import hashlib
+import itertools
 import json
 import math
 import os
 import shutil
+from contextlib import suppress
 
 import pytest
 import torch
@@ -230,6 +232,70 @@ def test_saving_again_replaces(tmp_path):
     assert all(torch.equal(a, b) for a, b in zip(load(tmp_path).parameters(), model(seed=1).parameters(), strict=True))
 
 
+def test_saving_removes_the_files_of_the_checkpoint_before_and_no_others(tmp_path):
+    """Weights under names like ours, a model of another folder among them, are somebody's, and stay."""
+    save(model(seed=2), tmp_path / "other")
+    mine = {
+        "weights-mine.safetensors": b"mine",
+        "training-0123456789ab.safetensors": b"mine",
+        weights(tmp_path / "other").name: weights(tmp_path / "other").read_bytes(),
+    }
+    run = tmp_path / "run"
+    run.mkdir()
+    for name, content in mine.items():
+        (run / name).write_bytes(content)
+    for seed in (0, 1, 0):
+        save(model(seed=seed), run)
+        ours = json.loads((run / "config.json").read_text())["files"]["weights"]["name"]
+        assert sorted(path.name for path in run.iterdir()) == sorted(["config.json", ours, *mine])
+    assert {name: (run / name).read_bytes() for name in mine} == mine
+
+
+@pytest.mark.parametrize(
+    "text", ['{"model_type": "bert"}', "[]", "lr: 3", '{"format": "sdekit-diffusion 1"}', '{"format": "sdekit-diffusion 2"}']
+)
+@pytest.mark.parametrize("into", ["save", "fit"])
+def test_a_config_of_something_else_is_not_overwritten(tmp_path, text, into):
+    """Nor one of another version, nor a damaged one; nothing is written, and no training run begins."""
+    (tmp_path / "config.json").write_text(text)
+    steps = []
+    options = {"folder": tmp_path, "progress": False, "callback": steps.append}
+    written = (lambda: save(model(), tmp_path)) if into == "save" else (lambda: fit(model(), DATA, RECIPE, **options))
+    with pytest.raises(CheckpointError, match=r"config\.json .*it stays as it is: choose another folder, or remove that file"):
+        written()
+    assert (tmp_path / "config.json").read_text() == text
+    assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
+    assert steps == []
+
+
+def test_a_config_that_names_files_of_others_removes_none(tmp_path):
+    """A crafted one, checksum and all."""
+    save(model(), tmp_path / "run")
+    (tmp_path / "thesis.safetensors").write_bytes(b"mine")
+    (tmp_path / "run" / "thesis.safetensors").write_bytes(b"mine")
+    names = ["thesis.safetensors", "../thesis.safetensors", "config.json"]
+    reseal(tmp_path / "run", files={name: {"name": name, "sha256": ""} for name in names}, replaces=[*names, 3, None])
+    save(model(seed=1), tmp_path / "run")
+    assert (tmp_path / "thesis.safetensors").exists()
+    assert (tmp_path / "run" / "thesis.safetensors").exists()
+    assert load(tmp_path / "run")
+
+
+def test_saving_through_links_leaves_what_they_lead_to(tmp_path):
+    """The weights, or the config, of a checkpoint that lie on another disk."""
+    save(model(), tmp_path)
+    away = tmp_path / "away"
+    away.mkdir()
+    for path in (weights(tmp_path), tmp_path / "config.json"):
+        path.rename(away / path.name)
+        path.symlink_to(away / path.name)
+    before = {path.name: path.read_bytes() for path in away.iterdir()}
+    save(model(seed=1), tmp_path)
+    assert {path.name: path.read_bytes() for path in away.iterdir()} == before
+    assert not (tmp_path / "config.json").is_symlink()
+    assert sorted(tmp_path.iterdir()) == sorted([away, tmp_path / "config.json", weights(tmp_path)])
+
+
 class Crash(BaseException):
     """What nothing handles, as a loss of power would not be."""
 
@@ -284,6 +350,36 @@ def test_faults_at_every_operation_leave_the_old_or_the_new_checkpoint(tmp_path,
     assert outcomes[0] == "old"
     assert outcomes == sorted(outcomes, reverse=True)
     assert len(outcomes) >= 8
+
+
+def test_what_a_killed_save_left_goes_with_the_next_one(tmp_path, monkeypatch):
+    """From each operation on all fail, as when a process is killed and cleans nothing up; the next save is of another model."""
+    operations = [(os, "fsync"), (os, "replace"), (os, "unlink"), (type(tmp_path), "write_bytes")]
+    operations += [(type(tmp_path), "write_text")]
+    for k in range(1, 40):
+        folder, count = tmp_path / f"{k}", itertools.count(1)
+        save(model(), folder)
+        (folder / "weights-mine.safetensors").write_bytes(b"mine")
+
+        def dying(real, k=k, count=count):
+            def operation(*arguments, **options):
+                if next(count) >= k:
+                    raise Crash
+                return real(*arguments, **options)
+
+            return operation
+
+        with monkeypatch.context() as patch, suppress(Crash):
+            for owner, name in operations:
+                patch.setattr(owner, name, dying(getattr(owner, name)))
+            save(model(seed=5), folder, state={"a": torch.zeros(3)})
+        load(folder)  # the old or the new one
+        save(model(seed=1), folder)
+        ours = json.loads((folder / "config.json").read_text())["files"]["weights"]["name"]
+        assert sorted(path.name for path in folder.iterdir()) == sorted(["config.json", "weights-mine.safetensors", ours])
+        if next(count) <= k:
+            break
+    assert 10 < k < 39
 
 
 def test_a_full_disk_is_an_error_and_leaves_no_litter(tmp_path, monkeypatch):
@@ -385,6 +481,43 @@ def test_a_checkpoint_that_goes_while_it_is_read_is_passed_over(run, monkeypatch
     monkeypatch.setattr(type(run), "read_bytes", read)
     state = load_file(next((run / "checkpoints" / "00000030").glob("training-*")))
     assert all(torch.equal(state["average.0." + name], value) for name, value in load(run).named_parameters())
+
+
+def test_what_others_put_among_the_checkpoints_stays(run):
+    """Samples in the folder of a checkpoint, numbered folders of other programs, links: when a run goes on, and prunes."""
+    steps = run / "checkpoints"
+    (steps / "00000020" / "samples.npz").write_bytes(b"mine")
+    for name in ("7", "00000007", "00000001"):
+        (steps / name).mkdir()
+        (steps / name / "mine.txt").write_text("mine")
+    (steps / "00000001" / "config.json").write_text('{"model_type": "bert"}')
+    shutil.copytree(steps / "00000030", run / "archive")
+    shutil.rmtree(steps / "00000030")
+    (steps / "00000030").symlink_to(run / "archive")
+    before = sorted(path.name for path in (run / "archive").iterdir())
+    for path in (steps / "00000040").iterdir():
+        path.unlink()
+    fit(model(), DATA, RECIPE, folder=run, resume=True, log=Log(save_every=10, keep=1), progress=False)
+    assert sorted(path.name for path in steps.iterdir()) == ["00000001", "00000007", "00000020", "00000040", "7"]
+    assert [path.name for path in (steps / "00000020").iterdir()] == ["samples.npz"]
+    assert sorted(path.name for path in (steps / "00000001").iterdir()) == ["config.json", "mine.txt"]
+    assert (steps / "7" / "mine.txt").exists()
+    assert sorted(path.name for path in (run / "archive").iterdir()) == before
+
+
+def test_metrics_of_something_else_are_not_overwritten(tmp_path):
+    """Lines of a run that was killed before its first checkpoint are, and be it within the first line."""
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"epoch": 1, "step": 10, "seconds": 3}\n')
+    with pytest.raises(ValueError, match=r"metrics\.jsonl was not written by a training run"):
+        fit(model(), DATA, RECIPE, folder=tmp_path, progress=False)
+    assert path.read_text() == '{"epoch": 1, "step": 10, "seconds": 3}\n'
+    for left in ('{"step": 10, "lo', '{"step": 10, "loss": 1.0, "lr": 0.1, "seconds": 2.0}\n{"st'):
+        path.write_text(left)
+        fit(model(), DATA, Recipe(steps=2, batch_size=8), folder=tmp_path, progress=False)
+        assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [2]
+        shutil.rmtree(tmp_path)
+        tmp_path.mkdir()
 
 
 def test_no_sound_checkpoint_is_an_error(run):

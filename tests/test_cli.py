@@ -407,6 +407,56 @@ def test_overwriting(tmp_path, capsys):
     assert "--overwrite" in error(capsys, *argv)
 
 
+def test_overwriting_removes_what_the_run_wrote_and_nothing_else(tmp_path, capsys):
+    run, argv = tmp_path / "run", ["--data", "moons", "--width", "8", *TRAIN]
+    assert main(["train", str(run), *argv, "--sample-every", "12", "--save-every", "4"]) == 0
+    assert main(["report", str(run), "--samples", "20", "--steps", "3"]) == 0
+    (tmp_path / "archive").mkdir()
+    (run / "checkpoints" / "00000008").rename(tmp_path / "archive" / "00000008")
+    (run / "checkpoints" / "00000008").symlink_to(tmp_path / "archive" / "00000008")
+    mine = ["weights-mine.safetensors", "notes.txt", "progress/mine.png", "checkpoints/7/mine.pt", "checkpoints/00000004/mine"]
+    for name in [*mine, "tensorboard/events.out.tfevents.1"]:
+        (run / name).parent.mkdir(exist_ok=True)
+        (run / name).write_bytes(b"mine")
+    kept = sorted(path.name for path in (tmp_path / "archive" / "00000008").iterdir())
+    assert main(["train", str(run), *argv, "--overwrite", "--seed", "1"]) == 0
+    assert all((run / name).read_bytes() == b"mine" for name in [*mine, "tensorboard/events.out.tfevents.1"])
+    assert sorted(path.name for path in (tmp_path / "archive" / "00000008").iterdir()) == kept
+    assert len(list(run.glob("weights-*.safetensors"))) == 2
+    assert not (run / "report.html").exists()
+    assert [path.name for path in (run / "progress").iterdir()] == ["mine.png"]
+    left = sorted(
+        str(path.relative_to(run / "checkpoints")) for path in (run / "checkpoints").glob("*/*") if "mine" in path.name
+    )
+    assert left == ["00000004/mine", "7/mine.pt"]
+    assert load_model(run)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [("config.json", '{"model_type": "bert"}'), ("config.json", "{"), ("metrics.jsonl", '{"epoch": 1}\n')],
+)
+def test_folders_of_other_programs_are_not_overwritten(tmp_path, name, text, capsys):
+    for file in (
+        "weights-1.safetensors",
+        "report.html",
+        "report.json",
+        "checkpoints/00000001/model.pt",
+        "progress/00000001.png",
+    ):
+        (tmp_path / file).parent.mkdir(exist_ok=True, parents=True)
+        (tmp_path / file).write_text("mine")
+    argv = ["train", tmp_path, "--data", "moons", "--width", "8", *TRAIN, "--overwrite"]
+    before = sorted(tmp_path.rglob("*"))
+    (tmp_path / name).write_text(text)
+    assert "remove that file" in error(capsys, *argv)
+    assert (tmp_path / name).read_text() == text
+    (tmp_path / name).unlink()
+    assert sorted(tmp_path.rglob("*")) == before
+    assert main([str(part) for part in argv]) == 0
+    assert set(before) <= set(tmp_path.rglob("*"))
+
+
 @pytest.mark.parametrize("command", ["sample", "likelihood", "report"])
 def test_a_missing_run(command, tmp_path, capsys):
     assert "does not exist" in error(capsys, command, tmp_path / "nowhere")
@@ -484,7 +534,8 @@ def test_a_config_without_notes(damaged, capsys):
     config = json.loads((damaged / "config.json").read_text())
     for notes in ({}, {"data": {"levels": 17}}, None):
         write_config(damaged, config | {"notes": notes})
-        assert "what data" in error(capsys, "sample", damaged)
+        for command in ("likelihood", "report"):
+            assert "what data" in error(capsys, command, damaged)
 
 
 def test_damaged_weights(damaged, moons, capsys):

@@ -6,10 +6,12 @@ import itertools
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import numpy as np
@@ -17,7 +19,7 @@ import pytest
 import torch
 from torch import distributed, nn
 
-from sdekit_diffusion import Log, Recipe, ScoreModel, Training, dsm_loss, fit, load, nets, validation_loss
+from sdekit_diffusion import Log, Recipe, ScoreModel, Training, _interrupt, dsm_loss, fit, load, nets, save, validation_loss
 from sdekit_diffusion.__main__ import main
 from sdekit_diffusion._batches import AbstractSource, Shuffled
 
@@ -165,6 +167,122 @@ def test_runs_that_differ_are_refused(tmp_path):
         Log(save_every=0)
 
 
+def signalling(number, at):
+    """A callback that sends this process a signal after an update."""
+
+    def callback(record):
+        if record.step == at:
+            signal.raise_signal(number)
+
+    return callback
+
+
+@pytest.fixture
+def interruptible():
+    """Ctrl-C raises KeyboardInterrupt, also where a shell has started the tests in the background."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
+@pytest.mark.parametrize(("number", "at"), [("SIGINT", 1), ("SIGINT", 11), ("SIGTERM", 3), ("SIGTERM", 18)])
+def test_a_signal_ends_a_run_with_a_checkpoint(tmp_path, number, at):
+    """Ctrl-C before the first checkpoint, at one, between two: nothing is lost, weights and lines are those of a whole run."""
+    fit(model(), DATA, RECIPE, folder=tmp_path / "whole", log=LOG, progress=False)
+    run, trained, before = tmp_path / "run", model(), [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)]
+    callback = signalling(getattr(signal, number), at)
+    with pytest.raises(KeyboardInterrupt, match=rf"at update {at} of 24; the checkpoint is saved: .* resume=True.*/{at:08d}"):
+        fit(model(), DATA, RECIPE, folder=run, log=LOG, progress=False, callback=callback)
+    assert [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)] == before
+    records = fit(trained, DATA, RECIPE, folder=run, log=LOG, resume=True, progress=False)
+    assert records[0].step == at + 1
+    assert equal(load(run, net=Dropping()), load(tmp_path / "whole", net=Dropping()))
+    assert lines(run) == lines(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("where", ["callback", "measure"])
+def test_an_interruption_after_an_update_loses_nothing(tmp_path, where):
+    """In a debugger, or by a second Ctrl-C while something is measured."""
+    fit(model(), DATA, RECIPE, folder=tmp_path / "whole", log=LOG, progress=False)
+
+    def callback(record):
+        if where == "callback" and record.step == 8:
+            raise KeyboardInterrupt
+
+    def measure(model, step):
+        if where == "measure" and step == 8:
+            raise KeyboardInterrupt
+        return {}
+
+    run = tmp_path / "run"
+    with pytest.raises(KeyboardInterrupt, match="interrupted at update 8 of 24; the checkpoint is saved"):
+        fit(model(), DATA, RECIPE, folder=run, log=LOG, progress=False, callback=callback, measures=[(8, measure)])
+    assert fit(model(), DATA, RECIPE, folder=run, log=LOG, resume=True, progress=False)[0].step == 9
+    assert lines(run) == lines(tmp_path / "whole")
+    assert equal(load(run, net=Dropping()), load(tmp_path / "whole", net=Dropping()))
+
+
+@pytest.mark.usefixtures("interruptible")
+def test_a_second_signal_ends_an_update_and_saves_no_half_of_one(tmp_path, monkeypatch):
+    monkeypatch.setattr(_interrupt, "_SAME", -1.0)  # else signals within a second are one
+    fit(model(), DATA, RECIPE, folder=tmp_path / "whole", log=LOG, progress=False)
+    trained, calls = model(), itertools.count(1)
+
+    def twice(module, given):
+        if next(calls) == 9:
+            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
+
+    trained.net.register_forward_pre_hook(twice)
+    run = tmp_path / "run"
+    with pytest.raises(
+        KeyboardInterrupt, match=r"interrupted at update 8 of 24; the checkpoint of update 6 is saved: .*/00000006"
+    ):
+        fit(trained, DATA, RECIPE, folder=run, log=LOG, progress=False)
+    assert fit(model(), DATA, RECIPE, folder=run, log=LOG, resume=True, progress=False)[0].step == 7
+    assert lines(run) == lines(tmp_path / "whole")
+
+
+def test_handlers_of_others_stay(tmp_path):
+    """Where a program has its own, and in threads, which have none."""
+    came, before = [], signal.getsignal(signal.SIGINT)
+    signal.signal(signal.SIGINT, lambda number, frame: came.append(number))
+    try:
+        options = {"log": LOG, "progress": False}
+        assert len(fit(model(), DATA, RECIPE, folder=tmp_path / "a", callback=signalling(signal.SIGINT, 3), **options)) == 24
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert came == [signal.SIGINT]
+    thread = threading.Thread(target=lambda: came.extend(fit(model(), DATA, RECIPE, folder=tmp_path / "b", **options)))
+    thread.start()
+    thread.join()
+    assert len(came) == 25
+
+
+def test_a_run_ends_when_its_time_is_over_and_goes_on(tmp_path, capsys):
+    """An update at least is made in each call; the model and what is loaded have the averaged weights."""
+    recipe = dataclasses.replace(RECIPE, steps=9)
+    fit(model(), DATA, recipe, folder=tmp_path / "whole", log=LOG, progress=False)
+    run, steps = tmp_path / "run", []
+    while not steps or steps[-1] < 9:
+        trained = model()
+        records = fit(trained, DATA, recipe, folder=run, log=LOG, resume=True, minutes=1e-9, progress=not steps)
+        steps += [record.step for record in records]
+        assert equal(trained, load(run, net=Dropping()))
+        assert not trained.training
+    assert steps == list(range(1, 10))
+    assert "minutes are over at update 1 of 9: the same call with resume=True" in capsys.readouterr().err
+    assert lines(run) == lines(tmp_path / "whole")
+    assert len(fit(model(), DATA, RECIPE, folder=tmp_path / "long", minutes=10.0, progress=False)) == 24
+    assert equal(load(run, net=Dropping()), load(tmp_path / "whole", net=Dropping()))
+    for minutes in (0, -1.0, float("nan"), float("inf")):
+        with pytest.raises(ValueError, match="a number above 0"):
+            fit(model(), DATA, recipe, folder=tmp_path / "none", minutes=minutes)
+    with pytest.raises(ValueError, match="give its folder= too"):
+        fit(model(), DATA, recipe, minutes=1.0)
+
+
 def stopping(at):
     def stop(record):
         if record.step == at:
@@ -305,7 +423,7 @@ def test_killed_runs_go_on_to_the_same_weights(tmp_path):
     draw, run, environment = random.Random(0), tmp_path / "killed", {**os.environ, "OMP_NUM_THREADS": "1"}  # noqa: S311
     for _ in range(3):
         process = subprocess.Popen([sys.executable, "-m", "sdekit_diffusion", *train(run, "--resume")], env=environment)  # noqa: S603
-        goal, deadline = written(run) + draw.uniform(0.05, 0.3) * written(tmp_path / "whole"), time.monotonic() + 60
+        goal, deadline = written(run) + draw.uniform(0.05, 0.3) * written(tmp_path / "whole"), time.monotonic() + 300
         while written(run) < goal:
             assert process.poll() is None
             assert time.monotonic() < deadline
@@ -360,6 +478,33 @@ def test_two_processes_train_as_one(tmp_path):
     torch.testing.assert_close([r.loss for r in records], first["losses"], rtol=1e-9, atol=0)
     assert all(torch.equal(value, first["weights"][name]) for name, value in load(tmp_path / "run").state_dict().items())
     assert [line["step"] for line in lines(tmp_path / "run")] == [4, 6, 8, 12]
+
+
+def stopped(number, folder):
+    """Two processes, one of which has a signal, then less time."""
+    distributed.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=number, world_size=2)
+    torch.set_num_threads(1)
+    recipe, run = dataclasses.replace(RECIPE, batch_size=8), f"{folder}/run"
+
+    def going(minutes=None, callback=None, run=run):
+        options = {"minutes": minutes, "callback": callback, "progress": False}
+        return [r.step for r in fit(model(), DATA, recipe, folder=run, log=LOG, resume=True, **options)]
+
+    steps = [going(run=f"{folder}/whole")]
+    with pytest.raises(KeyboardInterrupt, match="interrupted at update 3 of 24"):
+        going(callback=signalling(signal.SIGTERM, 3) if number == 1 else None)
+    steps += [going(minutes=[1e-9, 60.0][number]), going(minutes=[60.0, 1e-9][number]), going()]
+    torch.save(steps, f"{folder}/{number}")
+    distributed.destroy_process_group()
+
+
+def test_processes_stop_after_the_same_update(tmp_path):
+    torch.multiprocessing.spawn(stopped, (str(tmp_path),), nprocs=2)
+    for number in range(2):
+        steps = [(found[0], found[-1]) for found in torch.load(tmp_path / str(number))]
+        assert steps == [(1, 24), (4, 4), (5, 5), (6, 24)]
+    assert equal(load(tmp_path / "run", net=Dropping()), load(tmp_path / "whole", net=Dropping()))
+    assert lines(tmp_path / "run") == lines(tmp_path / "whole")
 
 
 @pytest.mark.parametrize("accumulate", [2, 3, 9])
@@ -459,6 +604,59 @@ def test_measures_are_refused():
         validation_loss(DATA[:0])
 
 
+class Labelled(nn.Module):
+    """A network whose output depends on a label per sample."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(2, 2)
+
+    def forward(self, x, t, y=0.0, scale=1.0):
+        return scale * (self.layer(x) + torch.as_tensor(y).reshape(-1, 1))
+
+
+@pytest.mark.parametrize("y", [torch.arange(10.0), np.arange(10.0), list(range(10)), {"labels": torch.arange(10.0)}])
+@pytest.mark.parametrize("folder", [False, True])
+def test_labels_do_not_meet_shuffled_rows(tmp_path, y, folder):
+    """As many labels as rows in a batch: every update would have given them to other rows."""
+    conditioned, before = model(Labelled).given(y=y), list(tmp_path.iterdir())
+    with pytest.raises(
+        ValueError, match=r"given y, .* training shuffles .* dsm_loss\(model\.given\(y=y\[rows\]\), data\[rows\]\)"
+    ):
+        Training(conditioned, DATA, RECIPE)
+    with pytest.raises(ValueError, match="training shuffles"):
+        fit(conditioned, DATA, RECIPE, progress=False, **({"folder": tmp_path} if folder else {}))
+    assert list(tmp_path.iterdir()) == before
+
+
+def test_single_values_are_trained_with(tmp_path):
+    """One value for all samples; but nothing is written that would forget it."""
+    plain, doubled = model(Labelled), model(Labelled).given(scale=torch.tensor(2.0), y=0.0)
+    fit(plain, DATA, RECIPE, progress=False)
+    fit(doubled, DATA, RECIPE, progress=False)
+    assert not equal(plain, doubled)
+    with pytest.raises(
+        ValueError, match=r"given scale, y, which a checkpoint does not hold: .* call given\(scale=\.\.\., y=\.\.\.\)"
+    ):
+        fit(doubled, DATA, RECIPE, folder=tmp_path / "run", progress=False)
+    with pytest.raises(ValueError, match="a checkpoint does not hold"):
+        save(doubled, tmp_path / "saved")
+    assert not list(tmp_path.rglob("*.safetensors"))
+
+
+def test_a_validation_loss_gives_labels_to_their_samples():
+    """300 samples, more than are evaluated together; the loss of each alone, with its own label."""
+    x = torch.randn(300, 2, generator=torch.Generator().manual_seed(1))
+    labels = torch.linspace(-3, 3, 300)
+    conditioned = model(Labelled).given(y=labels)
+    found = validation_loss(x)(conditioned, 0)["validation_loss"]
+    with torch.no_grad():
+        alone = [dsm_loss(conditioned.given(y=labels[i : i + 1]), x[i : i + 1], seed=0, first=i) for i in range(300)]
+    assert found == pytest.approx(float(torch.cat(alone).mean()), rel=1e-5)
+    with pytest.raises(ValueError, match="250 entries for 300 samples"):
+        validation_loss(x)(conditioned.given(y=labels[:250]), 0)
+
+
 def test_validation_dequantises():
     levels, recipe = torch.randint(0, 4, (300, 2), generator=torch.Generator().manual_seed(0)), Recipe(seed=3)
     seen = []
@@ -535,6 +733,28 @@ def test_compiled_networks_train_the_same_weights(monkeypatch):
     fit(plain, DATA, Recipe(steps=5), progress=False)
     assert len(calls) == 6
     assert equal(compiled, plain)
+
+
+def test_the_command_line_stops_with_a_checkpoint(tmp_path, capsys):
+    """When its time is over, and by a signal."""
+    run, environment = tmp_path / "run", {**os.environ, "OMP_NUM_THREADS": "1"}
+    assert main(train(run, "--minutes", "1e-9", steps=40)) == 0
+    assert "1 of 40 updates are done; the same command with --resume goes on" in capsys.readouterr().out
+    argv = [sys.executable, "-m", "sdekit_diffusion", *train(run, "--resume", steps=10**6)]
+    assert main([*argv[3:]]) == 2
+    assert "begun with steps = 40" in capsys.readouterr().err
+    shutil.rmtree(run)
+    process = subprocess.Popen(argv, env=environment, stderr=subprocess.PIPE, text=True)  # noqa: S603
+    deadline = time.monotonic() + 300
+    while not written(run):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    said = process.communicate(timeout=300)[1]
+    assert process.returncode == 130
+    found = re.search(r"error: interrupted at update (\d+) of 1000000; the checkpoint is saved: .*--resume", said)
+    assert (run / "checkpoints" / f"{int(found[1]):08d}" / "config.json").exists()
+    assert load(run)
 
 
 def test_the_command_line_measures_and_goes_on(tmp_path, capsys):

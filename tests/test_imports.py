@@ -38,8 +38,8 @@ SDEKIT = [
     {""},
 ]
 DIFFUSION = [
-    {"nets._embedding", "_batches", "_counters", "_decoder", "_distributed", "_files", "_inputs", "_bounded", "metrics._points"}
-    | {"data._files", "data._scale", "data._toys"},
+    {"nets._embedding", "_batches", "_counters", "_decoder", "_distributed", "_files", "_inputs", "_interrupt", "_bounded"}
+    | {"data._files", "data._scale", "data._toys", "metrics._points"},
     {"nets._mlp", "nets._refinenet", "nets._unet"}
     | {"metrics._distances", "metrics._features", "metrics._floor", "metrics._images", "metrics._inception", "metrics._modes"}
     | {"metrics._neighbours", "data._dataset", "data._stream"},
@@ -55,12 +55,12 @@ DIFFUSION = [
     {"_mixture", "_flow", "_loss", "_grids", "_check", "_techniques"},
     {"_clock"},
     {"_samplers", "_empirical", "_recipe", "_checkpoint", "_refined"},
-    {"_adapted", "_adaptive", "_annealed", "_ddim", "_edm", "_training"} | {"_pretrained._weights"},
+    {"_adapted", "_adaptive", "_annealed", "_ddim", "_edm", "_history", "_training"} | {"_pretrained._weights"},
     {"_methods", "_ncsn", "_run", "_pretrained._denoiser", "_pretrained._folder", "_pretrained._score_sde"}
     | {"_pretrained._refinenet"},
-    {"_sample", "_fit", "_pretrained._diffusers", "_pretrained._ncsnv2"},
-    {"_likelihood", "_bound", "_between"},
-    {"_latent", "_pretrained"},
+    {"_clear", "_sample", "_fit", "_pretrained._diffusers", "_pretrained._ncsnv2"},
+    {"_likelihood", "_bound", "_between", "_named"},
+    {"_latent", "_load", "_pretrained"},
     {""},
     {"_evaluation", "_options"},
     {"_figures"},

@@ -501,6 +501,18 @@ def test_conditional_likelihoods_and_samples():
 # Latents
 
 
+def test_labels_travel_with_their_points_to_the_latents_and_back():
+    """D = y: the noise eps = (x - y) / end is the same all along the flow, whichever batch a point is in."""
+    y = torch.linspace(-1.0, 2.0, 7, dtype=torch.float64)
+    known = ScoreModel(lambda x, t, y: y[:, None].expand_as(x), "vp", "data", shape=(2,)).given(y=y)
+    x, sde = y[:, None] + 0.3 * X[:7], VPSDE()
+    expected = sde.alpha(1.0) * y[:, None] + sde.sigma(1.0) * (x - y[:, None]) / 0.1
+    for size in (3, None):
+        latents = encode(known, x, end=0.1, batch_size=size, method=FINE)
+        torch.testing.assert_close(latents, expected, rtol=0, atol=1e-5)
+        torch.testing.assert_close(decode(known, latents, end=0.1, batch_size=size, method=FINE), x, rtol=0, atol=1e-5)
+
+
 @pytest.mark.parametrize("sde", KERNELS)
 def test_decode_undoes_encode_and_knows_the_likelihood(sde):
     method = AdaptiveFlow(1e-8, 1e-8)

@@ -484,3 +484,12 @@ def test_a_denoising_that_is_not_finite_is_told():
 def test_wrong_types_are_told(settings, match):
     with pytest.raises(TypeError, match=match):
         sample(MIXTURES["2"], sde="vp", **settings)
+
+
+@pytest.mark.parametrize("method", ["default", "sde", "ode", "adaptive_sde"])
+def test_labels_are_those_of_their_samples_in_every_batch(method):
+    """A network that knows its data, D = y: what a last denoising leaves is y, and no batch has the labels of another."""
+    y = torch.arange(7.0)
+    known = ScoreModel(lambda x, t, y: y[:, None].expand_as(x), "vp", "data", shape=(2,)).given(y=y)
+    for size in (3, 1, None):
+        assert torch.equal(sample(known, 7, method=method, batch_size=size, denoise=True, seed=0), y[:, None].expand(7, 2))

@@ -48,7 +48,7 @@ def from_diffusers(
     Arguments:
         unet: a folder, of a pipeline or with both configs in it, whose weights are read from safetensors, or from .bin with
             nothing but tensors; or a network, called as `unet(x, t).sample`, with a `config`. Further arguments of it by
-            `ScoreModel.given`. `load` takes the net of another such model.
+            `ScoreModel.given`. What was saved of it comes back by `load(run, net=unet)`, or a folder in the place of unet.
         config: the scheduler's, such as `scheduler.config` or the content of scheduler_config.json; that of the folder unless
             given.
         data_std: the root mean square of a coordinate of the data.
@@ -80,6 +80,23 @@ def from_diffusers(
 
     own = model(config).eval() if read else model(config)
     return checked(own, check, ((change, model(other)) for change, other in _others(config)))
+
+
+def network_in(folder: Path) -> nn.Module:
+    """The network of `from_diffusers(folder)`; no scheduler's config is needed.
+
+    Raises:
+        CheckpointError, ImportError: as there.
+    """
+    return wrapped(opened(folder, {}, _conventions)[0])
+
+
+def wrapped(net: nn.Module) -> nn.Module:
+    """A network of diffusers as `from_diffusers` calls it; itself where it is one already."""
+    return net if isinstance(net, _Sample) else _Sample(net)
+
+
+WRAPPER = _Sample.__name__  # in checkpoints
 
 
 def _others(config: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
