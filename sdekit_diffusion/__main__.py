@@ -224,9 +224,8 @@ def summarise(
     with joined("cpu"):
         if rank() == 0:  # of several processes one is enough
             numbers = report.write_report(
-                run, samples=samples, out=out, data=data, net=network, probes=probes, tolerance=tolerance,
-                inception=inception, device=usable(own(device)), first=sampler.first, batch_size=sampler.batch_size,
-                **sampler.settings(),
+                run, samples=samples, out=out, data=data, net=network, probes=probes, tolerance=tolerance, inception=inception,
+                device=usable(own(device)), first=sampler.first, batch_size=sampler.batch_size, **sampler.settings(),
             )  # fmt: skip
             print(f"wrote {numbers['page']}, its pictures and {run / 'report.json'} in {numbers['seconds']:.0f} s")
         wait()
