@@ -50,7 +50,8 @@ def _made(name: str) -> ScoreModel | nn.Module:
     if not (module and factory):
         raise ValueError(
             f"unknown network {name!r}{did_you_mean(name, nets.registry)}; choose one of {', '.join(nets.registry)}, "
-            "the folder of a network of diffusers, or package.module:factory, a function without arguments that makes the network"
+            "the folder of a network of diffusers, or package.module:factory, a function without arguments that makes "
+            "the network"
         )
     try:
         found = import_module(module)
