@@ -117,7 +117,12 @@ def ito(kind, sde_type, direction):
 
 @functools.cache
 def reference(kind, sde_type, ends):
-    """Paths at the end of [0, 1] on a fine grid: Milstein's method for general noise, Taylor's of order 1.5 for other."""
+    """Paths at the end of [0, 1] on a fine grid: Milstein's method for general noise, Taylor's of order 1.5 for other.
+
+    Without noise, RK4's from every hundredth start.
+    """
+    if kind == "none":
+        return solve(ODE(f), START[::100], uniform(*ends, 2048), solver=RK4()).x
     direction, size = int(ends[1] - ends[0]), SIZES.get(kind, 1)
     noise, x, step = fine(size), START, milstein if kind == "general" else taylor
     drift, columns = ito(kind, sde_type, direction)
@@ -158,12 +163,12 @@ def strong_slope(solver, kind, direction, noise=None):
     ends, equation, promised = (0.0, 1.0)[::direction], problem(kind, solver), solver.order.get(kind, (1,))[0]
     if kind == "none":
         steps, x0 = np.array([24, 48, 96] if promised > 2 else [16, 32, 64, 128]), START[::100]
-        exact = solve(equation, x0, uniform(*ends, 2048), solver=RK4()).x
     else:
         steps, x0 = np.array([32, 64, 128] if promised == 0.5 else [16, 32, 64, 128]), START
         if getattr(solver, "k", 1) > 2:  # on coarse grids the errors of higher order, which fall faster, are the larger ones
             steps = np.array([64, 128, 256]) * (2 if solver.k + getattr(solver, "corrects", False) > 4 else 1)
-        exact, noise = reference(kind, equation.sde_type, ends), noise or fine(SIZES.get(kind, 1))
+        noise = noise or fine(SIZES.get(kind, 1))
+    exact = reference(kind, equation.sde_type, ends)
     errors = [
         (solve(equation, x0, uniform(*ends, n), solver=solver, noise=noise).x - exact).square().mean().sqrt() for n in steps
     ]
