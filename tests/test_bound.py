@@ -243,6 +243,20 @@ def test_standard_errors_are_those_of_the_noise():
     assert single.terms_stderr[-1] == 0
 
 
+def test_draws_share_no_noise():
+    """Equal points, so that equal noise would give equal terms: no term of one draw is a term of the other at the same step."""
+    found = variational_bound(MIXTURE, X[:1].expand(50, 2), sde=CHAIN, draws=2).draws
+    for first, second in zip(*found, strict=True):
+        assert not torch.isin(first, second).any()
+        assert len(first.unique()) == 50
+
+
+def test_progress_counts_steps_draws_and_batches(capsys):
+    """20 steps, 2 draws, batches of 7 from 50 points: 8 of them."""
+    variational_bound(MIXTURE, X, sde=CHAIN, draws=2, batch_size=7, progress=True)
+    assert "320/320" in capsys.readouterr().err
+
+
 def test_points_do_not_depend_on_their_batch():
     torch.manual_seed(0)
     model = ScoreModel(nets.MLP(shape=(2,), width=16, depth=1), CHAIN, shape=(2,)).train()
@@ -287,6 +301,8 @@ def test_labels_travel_with_their_points():
         ({"sde": "vp", "times": [0.0, 1.0]}, ValueError, "sigma > 0, and t = 0 has none"),
         ({"sde": "vp", "times": [0.5, 0.4]}, ValueError, r"increasing numbers, not shape \(2,\): \[0.5, 0.4\]"),
         ({"sde": "vp", "times": [0.5, 1.4]}, ValueError, "outside the range"),
+        ({"sde": "vp", "times": []}, ValueError, r"one to 262144 increasing numbers, not shape \(0,\)"),
+        ({"sde": "vp", "times": np.linspace(0.1, 1, 262_145)}, ValueError, r"one to 262144 .* not shape \(262145,\)"),
         ({"sde": "vp", "times": 0.5}, ValueError, r"increasing numbers, not shape \(\)"),
         ({"variance": "learned"}, ValueError, "'smaller' or 'larger', not 'learned'"),
         ({"decoder_std": 0.0}, ValueError, "decoder_std must be positive"),

@@ -10,6 +10,7 @@ from torch import nn
 from sdekit_diffusion import nets
 from sdekit_diffusion.nets import MLP, NCSN, NCSNv2, UNet
 from sdekit_diffusion.nets._embedding import TimeEmbedding
+from sdekit_diffusion.nets._unet import _norm
 
 
 def awake(net: nn.Module, seed: int = 0) -> nn.Module:
@@ -413,6 +414,81 @@ def test_a_residual_block_of_the_unet():
         for parameter in block.conv2.parameters():
             parameter.zero_()
         assert torch.equal(block(x, embedding), x)
+
+
+def test_the_unet_is_its_levels():
+    """Means of two by two pixels on the way down; each pixel four times, beside the skip, on the way up; norm, SiLU, last."""
+    net = awake(UNet(1, width=8))
+    x, t = inputs((1, 4, 6))
+    embedding = net.embedding(t)
+    skip = net.down[0](net.first(x), embedding)
+    halved = skip.reshape(4, 8, 2, 2, 3, 2).mean(dim=(3, 5))
+    low = net.up[1](net.down[1](halved, embedding), embedding)
+    doubled = low.repeat_interleave(2, dim=2).repeat_interleave(2, dim=3)
+    top = net.norm(net.up[0](torch.cat([doubled, skip], dim=1), embedding))
+    torch.testing.assert_close(net(x, t), net.last(top * torch.sigmoid(top)))
+
+
+def test_attention_of_the_unet():
+    """x + W sum_j softmax_j(q_i . k_j / sqrt(C)) v_j, pixel by pixel."""
+    attention = awake(UNet(1, width=8)).down[1].blocks[0].attention
+    x = torch.randn(1, 16, 2, 3, generator=torch.Generator().manual_seed(0))
+    q, k, v = attention.qkv(3 * attention.norm(x)).flatten(2)[0].chunk(3)
+    mixed = torch.zeros(16, 6)
+    for i in range(6):
+        weights = torch.exp((q[:, i, None] * k).sum(dim=0) / 4)
+        mixed[:, i] = (v * weights).sum(dim=1) / weights.sum()
+    attention.norm.weight.data.mul_(3)
+    attention.norm.bias.data.mul_(3)
+    torch.testing.assert_close(attention(x), x + attention.out(mixed.reshape(1, 16, 2, 3)))
+
+
+def test_groups_of_the_unets_norms_have_four_channels_or_more():
+    groups = {channels: _norm(channels).num_groups for channels in (1, 4, 6, 8, 12, 24, 32, 64, 100)}
+    assert groups == {1: 1, 4: 1, 6: 1, 8: 2, 12: 3, 24: 6, 32: 8, 64: 8, 100: 4}
+
+
+def test_the_mlp_is_its_blocks():
+    """h + W2 silu((1 + scale) W1 silu(h) + shift) between the first and the last layer."""
+    net = awake(MLP((2,), width=8, depth=2)).double()
+    x, t = inputs((2,), dtype=torch.float64)
+    embedding = net.embedding(t)
+    h = net.first(x)
+    for block in net.blocks:
+        scale, shift = block.modulation(embedding)[:, :8], block.modulation(embedding)[:, 8:]
+        h = h + block.outer(nn.functional.silu((1 + scale) * block.inner(h * torch.sigmoid(h)) + shift))
+    torch.testing.assert_close(net(x, t), net.last(h * torch.sigmoid(h)))
+
+
+def test_chained_pooling_of_an_ncsn():
+    """ELU; then twice norm, mean of five by five, convolution, added up."""
+    net = awake(NCSN(1, 4, (1, 2), (1, 1), levels=3)).double()
+    cascade = net.up[0]
+    x = torch.randn(2, 8, 6, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    weights = net._weights(torch.tensor([0.2, 1.0], dtype=torch.float64))
+    total = path = nn.functional.elu(cascade.units[0](x, weights))
+    for layer in cascade.pooling:
+        path = layer.conv(nn.functional.avg_pool2d(layer.norm(path, weights), 5, 1, 2))
+        total = total + path
+    torch.testing.assert_close(cascade([x], weights), cascade.last(total, weights))
+
+
+def test_refinenets_halve_odd_images_upwards():
+    """5 x 3 pixels become 3 x 2, so that the last row and column are seen on the way down too."""
+    net, seen = NCSNv2(1, 4, (1, 2), (1, 1)), []
+    net.down[2].register_forward_hook(lambda *call: seen.append(tuple(call[2].shape[2:])))
+    net(*inputs((1, 5, 3)))
+    assert seen == [(3, 2)]
+
+
+def test_norms_start_near_the_instance_norm_plus_of_ones():
+    """Gains and pulls are N(1, 0.02^2), 3,840 of them, shifts 0; 12 % of the standard deviation are 10 standard errors."""
+    torch.manual_seed(0)
+    rows = NCSN(1, 64, (1,), (1,), levels=30).last.norm.rows
+    scales, shifts = rows[:, :128], rows[:, 128:]
+    assert not shifts.any()
+    assert scales.mean().item() == pytest.approx(1, abs=0.002)
+    assert scales.std().item() == pytest.approx(0.02, rel=0.12)
 
 
 def test_units_of_a_refinenet_are_residual():

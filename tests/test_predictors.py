@@ -198,6 +198,21 @@ class Shift(AbstractCorrector):
         return x + z.sum(dim=0)
 
 
+@pytest.mark.parametrize(("corrector", "m"), [(Langevin(), 100.0), (Langevin(snr=0.3, m=7.0), 7.0)], ids=["default", "m = 7"])
+def test_a_move_of_langevins_has_m_further_coordinates(corrector, m):
+    """x + e s + sqrt(2 e) z, e = 2 a (snr sigma)^2 (|z|^2 + m) / (sigma^2 |s|^2 + m), a the squared ratio of the alphas."""
+    sde, t, s = VPSDE(), 0.5, 0.48
+    problem = ReverseSDE(sde, lambda t, x: MIXTURE.score(t, x, sde))
+    draw = torch.Generator().manual_seed(0)
+    x, z = (torch.randn(shape, generator=draw, dtype=torch.float64) for shape in ((5, 2), (1, 5, 2)))
+    alpha, sigma = sde.kernel(t)
+    score = MIXTURE.score(t, x, sde)
+    square, length = score.square().sum(dim=1, keepdim=True), z[0].square().sum(dim=1, keepdim=True)
+    e = 2 * (alpha / sde.alpha(s)) ** 2 * (corrector.snr * sigma) ** 2 * (length + m) / (sigma**2 * square + m)
+    found = corrector.correct(problem, t, s, x, z)
+    close(found, x + e * score + (2 * e).sqrt() * z[0], rtol=1e-12, atol=1e-12)
+
+
 def test_every_corrector_has_normals_of_its_own():
     """A predictor that corrects as well reads the first of them, the corrector around it the others."""
     still = SDE(lambda t, x: 0 * x, lambda t, x: 0.0, "additive")
