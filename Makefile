@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 RUN := demo/digits
 
-.PHONY: oldest demo test mutants lint types unit format bench docs setup clean
+.PHONY: oldest demo test mutants lint types unit format attack bench docs setup clean
 
 setup: $(VENV)/.installed
 
@@ -42,6 +42,9 @@ oldest: ## the tests on the oldest supported dependencies, in an environment of 
 format: setup
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+attack: setup ## all methods and solvers with faulty models, drifts and diffusions: no silent error
+	$(BIN)/python benchmarks/attack.py
 
 bench: setup ## every number of the README; needs a quiet machine
 	$(BIN)/python benchmarks/throughput.py

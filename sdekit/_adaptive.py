@@ -221,7 +221,7 @@ def _output(
 def _dense(whole: Counted, solver: AbstractSolver, now: Working, t1: Tensor, step: Step, row: Tensor) -> Tree:
     """What the solver interpolates, a row an output, made once for each sample that has any; its evaluations are counted."""
     rows, of = row.unique_consecutive(return_inverse=True)
-    problem = Counted(whole.problem.rows(now.index[rows]))
+    problem = Counted(whole.problem.rows(now.index[rows]), whole.copies)
     dense = (now.x, step.x) if step.dense is None else step.dense
     dense = solver.dense(problem, now.t[rows], t1[rows], take(dense, rows))
     now.extra = now.extra.index_add(0, rows, torch.full_like(rows, problem.evaluations))

@@ -54,7 +54,8 @@ def integrate(
     _require_pairing(problem, solver)
     if noise is None and _random(problem, solver):
         noise = WhiteNoise()
-    return _points(Steps(problem.tabulated(grid), grid, solver.plan(problem, grid), noise), x0)
+    counted = Counted.of(problem.tabulated(grid), x0)
+    return _points(Steps(counted, grid, solver.plan(counted, grid), noise), x0.clone())
 
 
 def solve(
@@ -94,6 +95,8 @@ def solve(
     Raises:
         NotFiniteError: when a state on a fixed grid stops being finite; it names the step, the time and the samples.
         UnfinishedError: when samples with adaptive steps fail; it holds the solution of the others.
+        RuntimeError: when the drift or the diffusion changes its input, or what it returned before, in place; x0 stays as
+            it is.
         TypeError: when x0 is not a floating tensor with a batch dimension, or noise that cannot be read twice meets
             adaptive steps.
         ValueError: for times that are not monotone, or a solver that does not support the problem's noise or adaptive steps.
@@ -110,7 +113,8 @@ def solve(
     if noise is None and random:
         noise = WhiteNoise() if control is None else BrownianPath(knots=(min(grid), max(grid)))
     noise = noise if random else None
-    counted = Counted(problem if control is not None else problem.tabulated(grid))
+    counted = Counted.of(problem if control is not None else problem.tabulated(grid), x0)
+    x0 = x0.clone()  # a drift that changes its input is refused, but not before it has changed this once
     if control is not None and len(x0):
         solution, reached = adaptive(
             counted, x0, grid, solver=solver, noise=noise, control=control, save=save == "all", callback=callback

@@ -224,7 +224,7 @@ class _Integral:
         moves, steps = zip(*self._waiting, strict=True)
         self._waiting = []
         index, t0, t1, dense = (_joined([getattr(m, name) for m in moves]) for name in ("samples", "t0", "t1", "dense"))
-        flow = Counted(self.flow.rows(index))
+        flow = Counted.of(self.flow.rows(index), moves[0].x)
         dense = self.solver.dense(flow, t0, t1, dense)
         n = len(self.nodes)
         x = torch.stack([self.solver.interpolate(dense, part.expand_as(t0)) for part in self.nodes], dim=1).flatten(0, 1)

@@ -8,8 +8,8 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from sdekit._sde import AbstractSDE, NoiseType, broadcast_noise, derivative
-from sdekit.calling import require_order, swapped
+from sdekit._sde import AbstractSDE, NoiseType, derivative
+from sdekit.calling import ChangedError, checked_call, require_order, require_real, swapped
 from sdekit.elementary import Time, axpy
 
 Score = Callable[[Time, Tensor], Tensor]
@@ -27,7 +27,9 @@ def _require_elementwise(forward: AbstractSDE) -> None:
 
 def _anderson(forward: AbstractSDE, score: Score, factor: float, t: Time, x: Tensor) -> Tensor:
     """f - factor [div(g g^T) + g g^T s]."""
-    f, s, g = forward.drift(t, x), _scored(score, t, x), forward.diffusion(t, x)
+    f = checked_call("the drift", forward.drift, t, x)
+    s = _scored(score, t, x)
+    g = forward.diffusion(t, x)
     if not isinstance(g, Tensor):
         return axpy(-factor * g * g, s, f)
     if forward.noise_type == "diagonal":
@@ -39,13 +41,15 @@ def _anderson(forward: AbstractSDE, score: Score, factor: float, t: Time, x: Ten
 
         # g_i depends on x_i alone, so that the transposed derivative applied to ones is the derivative of each square.
         f = axpy(-factor, derivative(square, x, torch.ones_like)[1], f)
-    return torch.addcmul(f, broadcast_noise(g.square(), x), s, value=-factor)
+    return torch.addcmul(f, g.to(x.dtype).square(), s, value=-factor)
 
 
 def _scored(score: Score, t: Time, x: Tensor) -> Tensor:
     """score(t, x), refused where it is not shaped like x, or fails, with what its arguments may have to do with it."""
     try:
-        s = score(t, x)
+        s = checked_call("score(t, x)", score, t, x)
+    except ChangedError:
+        raise
     except Exception as error:
         if swapped(score, t, x, x.shape):
             raise TypeError(_SWAPPED) from error
@@ -55,7 +59,8 @@ def _scored(score: Score, t: Time, x: Tensor) -> Tensor:
             raise TypeError(_SWAPPED)
         given = f"shape {tuple(s.shape)}" if isinstance(s, Tensor) else type(s).__name__
         raise ValueError(f"score(t, x) returned {given} for x of shape {tuple(x.shape)}; it must return x's")
-    return s
+    require_real("score(t, x)", s, x)
+    return s.to(x.dtype)
 
 
 _SWAPPED = "the score is called as score(t, x) here, and this one takes (x, t); pass lambda t, x: score(x, t)"
@@ -75,8 +80,10 @@ class ReverseSDE(AbstractSDE):
         eta: the noise level, from 0.
 
     Raises:
-        TypeError: when the forward noise is of another kind, or the score takes (x, t).
-        ValueError: for a negative eta.
+        TypeError: when the forward noise is of another kind, or the score takes (x, t); in a solve, when the score is no tensor
+            of real floating numbers.
+        ValueError: for a negative eta; in a solve, for a score of another shape than x's.
+        RuntimeError: in a solve, when the score changes t or x in place.
 
     References:
         Anderson 1982, "Reverse-time diffusion equation models"; Huang et al. 2021, arXiv 2106.02808, for eta.

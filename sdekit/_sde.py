@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sdekit._names import did_you_mean
 from sdekit._quadrature import Panels, Rule
-from sdekit.calling import require_call
+from sdekit.calling import checked_output, require_call
 from sdekit.elementary import Time, axpy, broadcast
 
 NoiseType = Literal["none", "additive", "diagonal", "scalar", "general"]
@@ -31,6 +31,9 @@ class AbstractSDE(ABC):
     | diagonal | as additive, but depends on x | `(batch, *event)` |
     | scalar | `(batch, *event)` | `(batch,)` |
     | general | `(batch, *event, m)` | `(batch, m)` |
+
+    An additive or diagonal g may have a smaller shape that torch broadcasts against x: `(d,)` is one number per coordinate,
+    whatever the batch size, and one number per sample is `(batch, 1, ...)`, see `sdekit.elementary.broadcast`.
     """
 
     noise_type: NoiseType
@@ -131,7 +134,7 @@ class AbstractSDE(ABC):
 
 
 def _elementwise(g: Time, dw: Tensor, onto: Tensor) -> Tensor:
-    return torch.addcmul(onto, broadcast_noise(g, onto), dw) if isinstance(g, Tensor) else axpy(g, dw, onto)
+    return torch.addcmul(onto, g.to(onto.dtype), dw) if isinstance(g, Tensor) else axpy(g, dw, onto)
 
 
 def _scalar(g: Tensor, dw: Tensor, onto: Tensor) -> Tensor:
@@ -149,6 +152,14 @@ _PRODUCTS: dict[NoiseType, Callable[..., Tensor]] = {
     "scalar": _scalar,
     "general": _general,
 }
+
+
+def _spread(g: Tensor, x: Tensor) -> Tensor:
+    """g as torch broadcasts it against x, whatever the batch size; itself where it does not."""
+    try:
+        return torch.broadcast_to(g, x.shape)
+    except RuntimeError:
+        return g
 
 
 def derivative(function: Callable[[Tensor], Tensor], x: Tensor, weigh: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
@@ -174,11 +185,6 @@ def derivative(function: Callable[[Tensor], Tensor], x: Tensor, weigh: Callable[
     return (y, product) if record else (y.detach(), product)
 
 
-def broadcast_noise(g: Tensor, x: Tensor) -> Tensor:
-    """An elementwise g as a factor of x: a number a sample, `(batch,)`, is spread over the event."""
-    return g if g.ndim == x.ndim else broadcast(g, x)
-
-
 def _as_tensor(t: Time, x: Tensor) -> Tensor:
     """t as a user's function gets it: 0-dim, or a number a sample ready to meet x, never coarser than float32."""
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
@@ -197,30 +203,23 @@ def _called(name: str, function: Callable[[Tensor, Tensor], Tensor], t: Tensor, 
         raise
 
 
-def _like(name: str, value: Tensor, shape: tuple[int, ...], x: Tensor) -> Tensor:
-    """What a user's function returned, in x's dtype, refused when it is not of a shape."""
-    if not isinstance(value, Tensor):
-        raise TypeError(f"{name}(t, x) returned {type(value).__name__}; it must return a tensor of shape {tuple(shape)}")
-    if value.shape != shape:
-        raise ValueError(
-            f"{name}(t, x) returned shape {tuple(value.shape)} for x of shape {tuple(x.shape)}; it must return {tuple(shape)}"
-        )
-    return value if value.dtype == x.dtype else value.to(x.dtype)
-
-
 @dataclass(frozen=True, eq=False)
 class SDE(AbstractSDE):
     """dx = f(t, x) dt + g(t, x) dW from two plain functions.
 
     Arguments:
         f: `f(t, x)`, shaped like x; t is a 0-dim tensor, or `(batch, 1, ...)` where samples have their own times.
-        g: `g(t, x)`, shaped as the table in `AbstractSDE` says for the noise type.
+        g: `g(t, x)`, shaped as the table in `AbstractSDE` says for the noise type; an additive or diagonal g may also be a
+            number, or broadcast against x as torch does.
         noise_type: "additive", "diagonal", "scalar" or "general".
         sde_type: "ito" or "stratonovich".
         noise_size: m, the number of Brownian motions of general noise.
 
     Raises:
-        ValueError: for an unknown noise type, or noise_size without general noise or the reverse.
+        ValueError: for an unknown noise type, or noise_size without general noise or the reverse; in a solve, for an f or g
+            of another shape.
+        TypeError: in a solve, for an f or g that is no tensor of real floating numbers.
+        RuntimeError: in a solve, for an f or g that changes t or x in place, or a tensor that it returned before.
     """
 
     f: Callable[[Tensor, Tensor], Tensor]
@@ -245,17 +244,17 @@ class SDE(AbstractSDE):
             raise ValueError("noise_size=m, the number of Brownian motions, goes with noise_type='general' and only there")
 
     def drift(self, t: Time, x: Tensor) -> Tensor:
-        return _like("f", _called("f", self.f, _as_tensor(t, x), x), x.shape, x)
+        return checked_output("f(t, x)", _called("f", self.f, _as_tensor(t, x), x), x.shape, x)
 
     def diffusion(self, t: Time, x: Tensor) -> Time:
         g = _called("g", self.g, _as_tensor(t, x), x)
         if self.noise_size is not None:
-            return _like("g", g, (*x.shape, self.noise_size), x)
-        if self.noise_type != "scalar" and isinstance(g, (int, float)):
+            return checked_output("g(t, x)", g, (*x.shape, self.noise_size), x)
+        if self.noise_type != "scalar" and isinstance(g, (int, float)) and not isinstance(g, bool):
             return float(g)
-        if self.noise_type != "scalar" and isinstance(g, Tensor) and g.ndim < x.ndim:
-            g = torch.broadcast_to(g, x.shape)  # as torch broadcasts: a number a coordinate, or one for all
-        return _like("g", g, x.shape, x)
+        if self.noise_type != "scalar" and isinstance(g, Tensor) and g.shape != x.shape:
+            g = _spread(g, x)
+        return checked_output("g(t, x)", g, x.shape, x)
 
     def noise_shape(self, x: Tensor) -> tuple[int, ...] | None:
         return AbstractSDE.noise_shape(self, x) if self.noise_size is None else (self.noise_size,)
@@ -267,6 +266,9 @@ class ODE(AbstractSDE):
 
     Arguments:
         f: `f(t, x)`, shaped like x; t is a 0-dim tensor, or `(batch, 1, ...)` where samples have their own times.
+
+    Raises:
+        TypeError, ValueError, RuntimeError: in a solve, as `SDE`.
     """
 
     noise_type = "none"
@@ -274,7 +276,7 @@ class ODE(AbstractSDE):
     f: Callable[[Tensor, Tensor], Tensor]
 
     def drift(self, t: Time, x: Tensor) -> Tensor:
-        return _like("f", _called("f", self.f, _as_tensor(t, x), x), x.shape, x)
+        return checked_output("f(t, x)", _called("f", self.f, _as_tensor(t, x), x), x.shape, x)
 
     def diffusion(self, t: Time, x: Tensor) -> float:
         return 0.0

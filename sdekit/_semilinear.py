@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from sdekit._sde import ODE, SDE, AbstractSDE, NoiseType, SDEType
+from sdekit.calling import checked_call
 from sdekit.elementary import Time
 
 
@@ -45,7 +46,7 @@ class SemiLinear(AbstractSDE):
 
     def drift(self, t: Time, x: Tensor) -> Tensor:
         linear = self.linear.to(x) if isinstance(self.linear, Tensor) else self.linear
-        return torch.add(self.rest.drift(t, x), linear * x)
+        return torch.add(checked_call("f(t, x)", self.rest.drift, t, x), linear * x)
 
     def diffusion(self, t: Time, x: Tensor) -> Time:
         return self.rest.diffusion(t, x)

@@ -1,10 +1,10 @@
 """What a solve returns, and how it says that something went wrong."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from enum import IntEnum
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from sdekit._quadrature import Rule
 from sdekit._sde import AbstractSDE, NoiseType, SDEType
+from sdekit.calling import changed_in_place, checked_output, overwritten, uncounted
 from sdekit.elementary import Time
 
 
@@ -139,10 +140,21 @@ _REASONS = {
 
 @dataclass(frozen=True, eq=False)
 class Counted(AbstractSDE):
-    """A problem that counts its evaluations: `calls` of drift and score, and of the diffusion."""
+    """A problem that counts its evaluations: `calls` of drift and score, and of the diffusion; and that guards its tensors.
+
+    A drift or a diffusion that changes its input, or a tensor that it returned before, would spoil what solvers remember.
+    Torch's version counters show it. Where there are none, `copies` is true: then both get and return copies.
+    """
 
     problem: AbstractSDE
+    copies: bool = False
     calls: list[int] = field(default_factory=lambda: [0, 0])
+    returned: list[tuple[Tensor, int] | None] = field(default_factory=lambda: [None, None])
+
+    @staticmethod
+    def of(problem: AbstractSDE, x: Tensor) -> "Counted":
+        """A problem for states such as x."""
+        return Counted(problem, uncounted(x))
 
     @property
     def noise_type(self) -> NoiseType:  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -157,20 +169,36 @@ class Counted(AbstractSDE):
         return self.calls[0]
 
     def drift(self, t: Time, x: Tensor) -> Tensor:
-        self.calls[0] += 1
-        return self.problem.drift(t, x)
+        return self._guarded(0, "the drift", self.problem.drift, t, x)
 
     def score(self, t: Time, x: Tensor) -> Tensor:
-        self.calls[0] += 1
-        return self.problem.score(t, x)
+        return checked_output("score(t, x)", self._guarded(0, "the score", self.problem.score, t, x), x.shape, x)
 
     def diffusion(self, t: Time, x: Tensor) -> Time:
-        self.calls[1] += 1
-        return self.problem.diffusion(t, x)
+        return self._guarded(1, "the diffusion", self.problem.diffusion, t, x)
 
     def diffuse(self, t: Time, x: Tensor, dw: Tensor | None, onto: Tensor) -> Tensor:
-        self.calls[1] += 1
-        return self.problem.diffuse(t, x, dw, onto)
+        return self._guarded(1, "the diffusion", self.problem.diffuse, t, x, dw, onto)
+
+    def _guarded(self, kind: int, name: str, function: Callable[..., Any], t: Time, x: Tensor, *more: Tensor | None) -> Any:  # noqa: ANN401
+        """function(t, x, *more), which leaves t, x and what it returned before as they are."""
+        self.calls[kind] += 1
+        if self.copies or x.is_inference():
+            found = function(t.clone() if isinstance(t, Tensor) else t, x.clone(), *more)
+            return found.clone() if isinstance(found, Tensor) else found
+        version = x._version + t._version if isinstance(t, Tensor) else x._version
+        found = function(t, x, *more)
+        if version != (x._version + t._version if isinstance(t, Tensor) else x._version):
+            raise changed_in_place(name)
+        before = self.returned[kind]
+        if before is not None and before[0]._version != before[1]:
+            raise overwritten(name)
+        if isinstance(found, Tensor) and found.is_inference():
+            return found.clone()
+        if not more and isinstance(found, Tensor):
+            # Detached it has the same counter, and no graph that would refer to this object in turn.
+            self.returned[kind] = found.detach() if found.requires_grad else found, found._version
+        return found
 
     def multiply(self, g: Time, dw: Tensor | None, onto: Tensor) -> Tensor:
         return self.problem.multiply(g, dw, onto)

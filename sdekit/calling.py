@@ -1,10 +1,13 @@
-"""Users' functions that take other arguments than they are called with."""
+"""Users' functions: they take what they are called with and leave it as it is, and return real numbers of the right shape."""
 
 import inspect
 from collections.abc import Callable
 from typing import Any
 
-__all__ = ["require_call", "require_order", "swapped"]
+import torch
+from torch import Tensor
+
+__all__ = ["ChangedError", "checked_call", "checked_output", "require_call", "require_order", "require_real", "swapped"]
 
 _TIMES = {"t", "time", "times", "timestep", "timesteps", "sigma", "tau", "log_snr", "noise_level"}
 _STATES = {"x", "y", "z", "u", "xt", "x_t", "state", "states", "sample", "samples", "image", "images", "point", "points"}
@@ -81,3 +84,83 @@ def _first_two(function: Callable[..., Any]) -> tuple[str, str]:
         return "", ""
     positional = [p.name.lower() for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
     return (positional[0], positional[1]) if len(positional) > 1 else ("", "")
+
+
+def uncounted(x: Tensor) -> bool:
+    """Whether torch does not count the changes of x in place: in inference mode, in compiled code, under `torch.func.vmap`."""
+    return torch.compiler.is_compiling() or x.is_inference() or torch._C._functorch.is_batchedtensor(x)
+
+
+class ChangedError(RuntimeError):
+    """A function changed in place what it was given, or what it had returned."""
+
+
+def changed_in_place(name: str) -> ChangedError:
+    """The error to raise for a function that changes what it is given."""
+    return ChangedError(
+        f"{name} changes its input in place, which the solver still needs; begin with x = x.clone(), or replace the operation "
+        "(x.mul_(2), x += 1, nn.ReLU(inplace=True) as the first layer) by one that returns a new tensor"
+    )
+
+
+def overwritten(name: str) -> ChangedError:
+    """The error to raise for a function that writes into what it returned before."""
+    return ChangedError(
+        f"{name} overwrites the tensor that it returned before, which the solver still needs; return a new tensor from each "
+        "call, or a copy of the buffer: buffer.clone()"
+    )
+
+
+def checked_call(name: str, function: Callable[..., Any], *arguments: Any, **more: Any) -> Any:  # noqa: ANN401
+    """function(*arguments, **more), which must leave the tensors that it is given as they are.
+
+    Changes are seen by the tensors' version counters; tensors that have none are copied first.
+
+    Arguments:
+        name: of the function, for the message.
+
+    Raises:
+        RuntimeError: where the function changes one in place.
+    """
+    tensors = [value for value in (*arguments, *more.values()) if isinstance(value, Tensor)]
+    if any(uncounted(value) for value in tensors):
+        return function(*map(_copied, arguments), **{key: _copied(value) for key, value in more.items()})
+    versions = [value._version for value in tensors]
+    result = function(*arguments, **more)
+    if versions != [value._version for value in tensors]:
+        raise changed_in_place(name)
+    return result
+
+
+def _copied(value: Any) -> Any:  # noqa: ANN401
+    return value.clone() if isinstance(value, Tensor) else value
+
+
+def checked_output(name: str, value: object, shape: tuple[int, ...], x: Tensor) -> Tensor:
+    """What a user's function returned for x, in x's dtype.
+
+    Raises:
+        TypeError: unless it is a tensor of real floating numbers.
+        ValueError: for another shape.
+    """
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name} returned {type(value).__name__}; it must return a tensor of shape {tuple(shape)}")
+    if value.shape != shape:
+        raise ValueError(
+            f"{name} returned shape {tuple(value.shape)} for x of shape {tuple(x.shape)}; it must return {tuple(shape)}"
+        )
+    if value.dtype == x.dtype:
+        return value
+    require_real(name, value, x)
+    return value.to(x.dtype)
+
+
+def require_real(name: str, value: Tensor, x: Tensor) -> None:
+    """Refuses integers, booleans and complex numbers, which a cast would make wrong numbers of.
+
+    Raises:
+        TypeError: says what to return.
+    """
+    if not value.is_floating_point():
+        remedy = "return its real part" if value.is_complex() else "return floating numbers, as by .to(x.dtype)"
+        raise TypeError(f"{name} returned {value.dtype} for x of {x.dtype}; {remedy}")

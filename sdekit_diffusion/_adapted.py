@@ -13,6 +13,7 @@ from sdekit.elementary import axpy, broadcast
 from sdekit_diffusion._clock import on_clock
 from sdekit_diffusion._counters import PILOT
 from sdekit_diffusion._diffusion import AbstractDiffusion
+from sdekit_diffusion._evaluating import evaluating
 from sdekit_diffusion._flow import span_of
 from sdekit_diffusion._grids import (
     AbstractGrid,
@@ -28,7 +29,7 @@ from sdekit_diffusion._grids import (
     UniformInTime,
     smoothed,
 )
-from sdekit_diffusion._model import AbstractModel, as_model, evaluating
+from sdekit_diffusion._model import AbstractModel, as_model
 from sdekit_diffusion._refined import distance, refined
 from sdekit_diffusion._samplers import AbstractMethod, Descent, OnClock
 

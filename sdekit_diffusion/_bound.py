@@ -13,7 +13,8 @@ from sdekit import fresh_seed, normal
 from sdekit_diffusion._counters import BOUND
 from sdekit_diffusion._decoder import Density, Levels, decoder_of
 from sdekit_diffusion._diffusion import AbstractDiffusion
-from sdekit_diffusion._model import AbstractModel, as_model, evaluating
+from sdekit_diffusion._evaluating import evaluating
+from sdekit_diffusion._model import AbstractModel, as_model
 from sdekit_diffusion._sample import Model
 
 Variance = Literal["smaller", "larger"]

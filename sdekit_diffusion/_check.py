@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from sdekit import normal
 from sdekit_diffusion._counters import NOISE
 from sdekit_diffusion._diffusion import AbstractDiffusion
+from sdekit_diffusion._evaluating import evaluating
 from sdekit_diffusion._inputs import require_tensor
-from sdekit_diffusion._model import AbstractModel, Conditioning, Prediction, ScoreModel, as_model, evaluating
+from sdekit_diffusion._model import AbstractModel, Conditioning, Prediction, ScoreModel, as_model
 
 _NOISE = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0)  # in units of the data's deviation; beyond, small errors of a network are magnified
 _NUMBERS = 4096  # coordinates with noise of their own, at least: an error is known to some 2 %

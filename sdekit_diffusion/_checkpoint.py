@@ -28,6 +28,7 @@ from sdekit_diffusion import nets
 from sdekit_diffusion._files import PART, flush, made, naming, replacing
 from sdekit_diffusion._model import ScoreModel
 from sdekit_diffusion._schedules import DIFFUSIONS
+from sdekit_diffusion._wrapped import require_own
 
 _FORMAT = "sdekit-diffusion 2"
 CONFIG, STEPS = "config.json", "checkpoints"
@@ -64,11 +65,12 @@ def save(
         state: that of a training, to go on with: a third file.
 
     Raises:
-        TypeError: when the network is a plain function, which has no weights to save.
+        TypeError: when the network is a plain function, which has no weights to save, or the model is in a wrapper.
         ValueError: when the model was given conditions, which a checkpoint does not hold.
         CheckpointError: when the folder has a config.json that is not one of `save`, or is damaged; nothing is written then.
         OSError: when the folder cannot be written to, or the disk is full; the folder is then as it was.
     """
+    require_own(model, ScoreModel, "save the model within a wrapper: compiled._orig_mod, or parallel.module")
     if not isinstance(model.net, nn.Module):
         raise TypeError("this model's network is a plain function and has no weights to save")
     config, folder = described(model) | {"notes": dict(notes or {})}, made(Path(folder))

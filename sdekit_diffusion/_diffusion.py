@@ -58,8 +58,8 @@ class AbstractDiffusion(AbstractSDE):
         return x * broadcast(self.f(self._known(t)), x)
 
     def diffusion(self, t: Time, x: Tensor) -> Time:
-        """g(t)."""
-        return self.g(self._known(t))
+        """g(t), ready to multiply x."""
+        return broadcast(self.g(self._known(t)), x)
 
     def kernel(self, t: float) -> tuple[float, float]:
         """alpha(t) and sigma(t)."""

@@ -10,10 +10,11 @@ from torch import Tensor
 from sdekit import AbstractTrace, Likelihood
 from sdekit_diffusion._adaptive import AdaptiveFlow
 from sdekit_diffusion._diffusion import AbstractDiffusion
+from sdekit_diffusion._evaluating import evaluating
 from sdekit_diffusion._flow import span_of
 from sdekit_diffusion._inputs import require_tensor
 from sdekit_diffusion._likelihood import along, points_of
-from sdekit_diffusion._model import AbstractModel, as_model, evaluating
+from sdekit_diffusion._model import AbstractModel, as_model
 from sdekit_diffusion._sample import Model
 
 

@@ -13,9 +13,10 @@ from sdekit import AbstractTrace, Exact, Hutchinson, Likelihood, UnfinishedError
 from sdekit_diffusion._adaptive import AdaptiveFlow
 from sdekit_diffusion._counters import DEQUANTISATION
 from sdekit_diffusion._diffusion import AbstractDiffusion
+from sdekit_diffusion._evaluating import evaluating
 from sdekit_diffusion._flow import StandardFlow, span_of, warn_of_prior
 from sdekit_diffusion._inputs import require_tensor
-from sdekit_diffusion._model import AbstractModel, ScoreModel, as_model, evaluating
+from sdekit_diffusion._model import AbstractModel, ScoreModel, as_model
 from sdekit_diffusion._sample import Model
 
 _EXACT_UP_TO = 32  # dimensions: above, eight probes cost less than a quarter of the exact trace

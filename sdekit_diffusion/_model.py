@@ -3,19 +3,19 @@
 import copy
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, cast
 
 import torch
 from torch import Tensor, nn
 
 from sdekit import did_you_mean
-from sdekit.calling import require_call, require_order, swapped
+from sdekit.calling import ChangedError, checked_call, require_call, require_order, require_real, swapped
 from sdekit.elementary import Time, axpy, broadcast, clip, exp, log1p, sigmoid, sqrt
 from sdekit_diffusion._diffusion import AbstractDiffusion
 from sdekit_diffusion._schedules import diffusion
+from sdekit_diffusion._wrapped import require_plain, unwrapped
 from sdekit_diffusion.data import Scale
 
 Prediction = Literal["noise", "data", "score", "velocity", "flow", "reverse_flow"]
@@ -133,6 +133,7 @@ class ScoreModel(nn.Module, AbstractModel):
 
     Raises:
         ValueError: for a name that is not one of these, or when the network returns another shape than its input's.
+        TypeError: for a net that is a model itself.
     """
 
     sde: AbstractDiffusion
@@ -150,6 +151,11 @@ class ScoreModel(nn.Module, AbstractModel):
         scale: Scale = Scale(),  # noqa: B008 - frozen
     ) -> None:
         super().__init__()
+        if isinstance(unwrapped(net, AbstractModel), AbstractModel):
+            raise TypeError(
+                f"net is a {type(net).__name__}, a model with a diffusion of its own; pass it where a model is expected, or "
+                "give its network: ScoreModel(model.net, ...)"
+            )
         predicts = ALIASES.get(predicts, predicts)
         if predicts not in _CONVENTIONS:
             near = did_you_mean(predicts, [*_CONVENTIONS, *ALIASES])
@@ -205,6 +211,8 @@ class ScoreModel(nn.Module, AbstractModel):
         Raises:
             TypeError: when its signature does not fit, or it returns no tensor.
             ValueError: when its shape is not that of the points.
+            TypeError: when it is no tensor of real floating numbers.
+            RuntimeError: when the network changes its input in place.
         """
         parameter = next(self.parameters(), point)
         if not isinstance(label, Tensor):
@@ -219,7 +227,9 @@ class ScoreModel(nn.Module, AbstractModel):
         """The network's output, refused where it is not shaped like the point."""
         net, shape = partial(self.net, **self.conditions), point.shape
         try:
-            out = net(point, label)
+            out = checked_call("the network", self.net, point, label, **self.conditions)
+        except ChangedError:
+            raise
         except Exception as error:
             if swapped(net, point, label, shape):
                 raise TypeError(_SWAPPED) from error
@@ -227,6 +237,7 @@ class ScoreModel(nn.Module, AbstractModel):
                 require_call(self.net, f"net({', '.join(['x', 't', *self.conditions])})", point, label, **self.conditions)
             raise
         if isinstance(out, Tensor) and out.shape == shape:
+            require_real("the network", out, point)
             return out
         if swapped(net, point, label, shape):
             raise TypeError(_SWAPPED)
@@ -301,26 +312,6 @@ def _combined(a: Time, x: Tensor, b: Time, out: Tensor) -> Tensor:
     return axpy(a, x, scaled) if a else scaled
 
 
-@contextmanager
-def evaluating(model: AbstractModel, n: int) -> Iterator[None]:
-    """The model without dropout, and afterwards as it was; what it was given by sample must be for n samples.
-
-    Raises:
-        ValueError: where it was given for another number.
-    """
-    for name, value in model.conditions.items():
-        if isinstance(value, Tensor) and value.ndim and len(value) != n:
-            raise ValueError(f"{name} has {len(value)} entries for {n} samples; give one entry a sample")
-    modules = [m for m in model.modules() if m.training] if isinstance(model, nn.Module) else []
-    for module in modules:
-        module.training = False
-    try:
-        yield
-    finally:
-        for module in modules:
-            module.training = True
-
-
 def as_model(
     model: AbstractModel | Callable[[Tensor, Tensor], Tensor],
     sde: AbstractDiffusion | str | None,
@@ -329,10 +320,12 @@ def as_model(
     """A model and the diffusion to use it under, from what a user passes: a model, or a score `(x, t)` of a given sde.
 
     Raises:
-        TypeError: when the model is neither.
+        TypeError: when the model is neither, or is wrapped in a way that is not known.
         ValueError: when the diffusion is neither given nor the model's.
     """
+    model = cast(AbstractModel | Callable[[Tensor, Tensor], Tensor], unwrapped(model, AbstractModel))
     if not isinstance(model, AbstractModel):
+        require_plain(model, AbstractModel)
         if not callable(model):
             raise TypeError(f"the model must be a ScoreModel, a GaussianMixture or a score (x, t), not {type(model).__name__}")
         if sde is None:

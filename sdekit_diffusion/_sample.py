@@ -21,11 +21,12 @@ from sdekit import (
     fresh_seed,
 )
 from sdekit_diffusion._diffusion import AbstractDiffusion
+from sdekit_diffusion._evaluating import evaluating
 from sdekit_diffusion._flow import span_of, warn_of_prior, warn_of_start
 from sdekit_diffusion._grids import AbstractGrid
 from sdekit_diffusion._inputs import usable
 from sdekit_diffusion._methods import method_of
-from sdekit_diffusion._model import AbstractModel, as_model, evaluating
+from sdekit_diffusion._model import AbstractModel, as_model
 from sdekit_diffusion._samplers import AbstractMethod, Descent
 
 Model = AbstractModel | Callable[[Tensor, Tensor], Tensor]

@@ -19,6 +19,7 @@ from sdekit_diffusion._distributed import rank, world
 from sdekit_diffusion._loss import dsm_loss
 from sdekit_diffusion._model import ScoreModel
 from sdekit_diffusion._recipe import Recipe
+from sdekit_diffusion._wrapped import require_own
 
 _LOOK = 50  # steps between two looks at whether the loss is finite
 
@@ -55,7 +56,7 @@ class Training(Iterator[Record]):
         transform: `(rows, u)` to model inputs, with u uniform on [0, 1) and shaped like the rows: dequantisation.
 
     Raises:
-        TypeError: for integers without transform, or a model without weights.
+        TypeError: for integers without transform, a model without weights, or a wrapper of a model.
         ValueError: for a model that was given an entry per sample, such as labels, which are not shuffled; for no data, data of
             another shape, flips of what is no image, fewer samples in a batch than parts it is taken in, weights of half
             precision, or weights in float64 with precision "bfloat16".
@@ -70,6 +71,12 @@ class Training(Iterator[Record]):
         *,
         transform: Transform | None = None,
     ) -> None:
+        require_own(
+            model,
+            ScoreModel,
+            "train the model within a wrapper: Recipe(compile=True) compiles its network, and each process of a group takes a "
+            "part of each batch without a wrapper",
+        )
         self.model, self.recipe, self.step = model, recipe or Recipe(), 0
         self.source = data if isinstance(data, AbstractSource) else Shuffled(data)
         if next(model.parameters(), None) is None:

@@ -39,7 +39,7 @@ SDEKIT = [
 ]
 DIFFUSION = [
     {"nets._embedding", "_batches", "_counters", "_decoder", "_distributed", "_files", "_inputs", "_interrupt", "_bounded"}
-    | {"data._files", "data._scale", "data._toys", "metrics._points"},
+    | {"data._files", "data._scale", "data._toys", "metrics._points", "_wrapped"},
     {"nets._mlp", "nets._refinenet", "nets._unet"}
     | {"metrics._distances", "metrics._features", "metrics._floor", "metrics._images", "metrics._inception", "metrics._modes"}
     | {"metrics._neighbours", "data._dataset", "data._stream"},
@@ -52,7 +52,8 @@ DIFFUSION = [
     {"_discrete"},
     {"_schedules"},
     {"_model"},
-    {"_mixture", "_flow", "_loss", "_grids", "_check", "_techniques"},
+    {"_evaluating", "_mixture", "_flow", "_loss", "_grids", "_techniques"},
+    {"_check"},
     {"_clock"},
     {"_samplers", "_empirical", "_recipe", "_checkpoint", "_refined"},
     {"_adapted", "_adaptive", "_annealed", "_ddim", "_edm", "_history", "_training"} | {"_pretrained._weights"},

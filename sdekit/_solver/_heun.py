@@ -115,8 +115,9 @@ class ReversibleHeun(AbstractSolver):
 
     def init(self, problem: AbstractSDE, t0: Time, x: Tensor) -> Tree:
         g = 0.0 if problem.noise_shape(x) is None else problem.diffusion(t0, x)
-        # What is remembered has the batch first, a g that is one number as well.
-        return x, problem.drift(t0, x), g if isinstance(g, Tensor) else x.new_full((len(x),), g)
+        if not isinstance(g, Tensor):  # what is remembered has the batch first, a g that is one number as well
+            g = x.new_full((len(x), *[1] * (x.ndim - 1)), g)
+        return x, problem.drift(t0, x), g
 
     def step(self, problem: AbstractSDE, t0: Time, t1: Time, x: Tensor, noise: Increment, state: Tree) -> Step:
         x, state = _leap(self, problem, t1, t1 - t0, x, noise.w, state)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sdekit._names import did_you_mean
 from sdekit._sde import AbstractSDE, NoiseType, SDEType
-from sdekit.calling import require_call
+from sdekit.calling import require_call, require_real
 from sdekit.elementary import Time
 
 Method = Callable[..., Any]
@@ -132,14 +132,14 @@ class _Torchsde(AbstractSDE):
             assert self.f_and_g_prod is not None
             still = x.new_zeros(len(x), *(self.noise_shape(x) or (1,)))
             f = self.f_and_g_prod(self._time(t, x), x, still)[0]
-        return _shaped("the drift", f, tuple(x.shape))
+        return _shaped("the drift", f, tuple(x.shape), x)
 
     def diffusion(self, t: Time, x: Tensor) -> Tensor:
         g = self._matrix(t, x)
         if self.noise_type == "diagonal":
-            return _shaped("the diffusion", g, tuple(x.shape))
+            return _shaped("the diffusion", g, tuple(x.shape), x)
         size = 1 if self.noise_type == "scalar" else self.size or g.shape[-1]
-        g = _shaped("the diffusion", g, (*x.shape, size))
+        g = _shaped("the diffusion", g, (*x.shape, size), x)
         return g.squeeze(-1) if self.noise_type == "scalar" else g
 
     def _matrix(self, t: Time, x: Tensor) -> Tensor:
@@ -163,9 +163,9 @@ class _Torchsde(AbstractSDE):
 
     def _product(self, t: Time, x: Tensor, v: Tensor) -> Tensor:
         if self.g_prod is not None:
-            return _shaped("the product g . v", self.g_prod(self._time(t, x), x, v), tuple(x.shape))
+            return _shaped("the product g . v", self.g_prod(self._time(t, x), x, v), tuple(x.shape), x)
         assert self.f_and_g_prod is not None
-        return _shaped("the product g . v", self.f_and_g_prod(self._time(t, x), x, v)[1], tuple(x.shape))
+        return _shaped("the product g . v", self.f_and_g_prod(self._time(t, x), x, v)[1], tuple(x.shape), x)
 
     def diffuse(self, t: Time, x: Tensor, dw: Tensor | None, onto: Tensor) -> Tensor:
         assert dw is not None
@@ -191,8 +191,9 @@ class _Torchsde(AbstractSDE):
             return (self.diffusion(0.0, x).shape[-1] if self.size is None else self.size,)
 
 
-def _shaped(what: str, value: Tensor, shape: tuple[int, ...]) -> Tensor:
+def _shaped(what: str, value: Tensor, shape: tuple[int, ...], x: Tensor) -> Tensor:
     if not isinstance(value, Tensor) or value.shape != shape:
         given = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
         raise ValueError(f"{what} of this equation is {given}; for this state it must be {shape}")
+    require_real(what, value, x)
     return value

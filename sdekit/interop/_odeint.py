@@ -32,7 +32,7 @@ from sdekit._solver import (
     Tableau,
     Tsit5,
 )
-from sdekit.calling import require_call
+from sdekit.calling import require_call, require_real
 from sdekit.elementary import Time
 from sdekit.interop._steps import steps
 
@@ -251,6 +251,8 @@ class System(AbstractSDE):
         if [part.numel() for part in parts] != self.sizes or (self.single and parts[0].shape != self.shapes[0]):
             given, wanted = [tuple(part.shape) for part in parts], [tuple(shape) for shape in self.shapes]
             raise ValueError(f"func(t, y) returned {given} for a state of shapes {wanted}; return the state's")
+        for part in parts:
+            require_real("func(t, y)", part, x)
         return self.flat(parts).to(x.dtype)
 
     def diffusion(self, t: Time, x: Tensor) -> float:
@@ -284,7 +286,7 @@ def _adaptive(
             f"rtol = {rtol:g} and atol = {atol:g} are below the rounding of {x0.dtype}; ask for {finest:.1g} or more, or use a "
             "wider dtype"
         )
-    solution, reached = adaptive(Counted(system), x0, ts, solver=solver, noise=None, control=control, save=True)
+    solution, reached = adaptive(Counted.of(system, x0), x0, ts, solver=solver, noise=None, control=control, save=True)
     if bool((solution.status != Status.DONE).any()):
         raise UnfinishedError(
             solution,

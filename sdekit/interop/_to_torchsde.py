@@ -9,7 +9,7 @@ from types import FunctionType, MethodType
 import torch
 from torch import Tensor, nn
 
-from sdekit._sde import AbstractSDE, broadcast_noise
+from sdekit._sde import AbstractSDE
 
 
 def to_torchsde(problem: AbstractSDE, event: Sequence[int] | None = None, *, modules: Iterable[nn.Module] = ()) -> nn.Module:
@@ -60,7 +60,7 @@ class _AsTorchsde(nn.Module):
         g = torch.as_tensor(self.problem.diffusion(float(t), x), dtype=x.dtype, device=x.device)
         if self.noise_type == "general" or g.ndim > x.ndim:
             return g.reshape(*y.shape, -1)
-        g = torch.broadcast_to(broadcast_noise(g, x) if g.ndim else g, x.shape).reshape(y.shape)
+        g = torch.broadcast_to(g, x.shape).reshape(y.shape)
         if self.noise_type == "scalar":
             return g.unsqueeze(-1)
         return torch.diag_embed(g) if self.noise_type == "additive" else g

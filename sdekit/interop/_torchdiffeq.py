@@ -149,13 +149,13 @@ def solve_ode(
     if save not in ("last", "all"):
         raise ValueError(f"save must be 'last' or 'all', not {save!r}")
     require_state(x0)
-    counted, grid = Counted(problem), torch.tensor(times(ts), dtype=torch.float64)
+    counted, grid = Counted.of(problem, x0), torch.tensor(times(ts), dtype=torch.float64)
     if not len(x0):
         xs, evaluations = x0.expand(len(grid), *x0.shape), 0
     else:
         params = [*(_parameters(problem) if adjoint_params is None else adjoint_params)] if adjoint else None
         given: dict[str, Any] = {"rtol": rtol, "atol": atol, "method": method, "options": options, "adjoint": params}
-        (xs,), evaluations = trajectory(lambda t, state: (counted.drift(t, state[0]),), (x0,), grid, **given)
+        (xs,), evaluations = trajectory(lambda t, state: (counted.drift(t, state[0]),), (x0.clone(),), grid, **given)
     return shared(xs[-1], grid, xs if save == "all" else None, None, evaluations=evaluations, steps=None)
 
 

@@ -1,0 +1,80 @@
+"""Models within torch's wrappers: found again where that is safe, and otherwise refused by name."""
+
+import functools
+
+from torch import nn
+from torch.nn.parallel import DataParallel, DistributedDataParallel
+
+
+def unwrapped(model: object, kind: type) -> object:
+    """The model of a kind that a wrapper of torch holds, with its network wrapped in its place; anything else as it is.
+
+    `torch.compile(model)` gives a model with a compiled network, `DataParallel(model)` one whose network runs on the same
+    devices. `DistributedDataParallel` averages gradients, of which there are none here, so that its model is taken as it is.
+    """
+    if not isinstance(model, nn.Module) or isinstance(model, kind):
+        return model
+    inner = _within(model)
+    found = None if inner is None else unwrapped(inner, kind)
+    if not isinstance(found, kind):
+        return model
+    net, around = getattr(found, "net", None), getattr(found, "around", None)
+    if around is None or not isinstance(net, nn.Module):
+        return found
+    if isinstance(model, DataParallel) and model.device_ids:
+        return around(DataParallel(net, model.device_ids, model.output_device, model.dim))
+    compiler = getattr(model, "dynamo_ctx", None)
+    return found if compiler is None else around(compiler(net))
+
+
+def _within(model: nn.Module) -> object:
+    """What a wrapper of torch wraps, None where the module is none."""
+    if isinstance(model, DataParallel | DistributedDataParallel):
+        return model.module
+    return getattr(model, "_orig_mod", None)
+
+
+def require_plain(score: object, kind: type) -> None:
+    """Refuses a score that is a model of a kind in disguise: its output is no score, and it knows its diffusion itself.
+
+    Raises:
+        TypeError: for a module that holds a model, and for a method of one.
+    """
+    name = type(score).__name__
+    if isinstance(score, nn.Module):
+        scripted = {sub.__name__ for sub in kind.__subclasses__()}  # torch.jit keeps but the names of classes
+        places = [
+            place
+            for place, module in score.named_modules()
+            if isinstance(module, kind) or getattr(module, "original_name", None) in scripted
+        ]
+        if places:
+            where = places[0] and f", its .{places[0]},"
+            raise TypeError(
+                f"this {name} wraps a model{where} and its output is not a score; pass the model itself, or wrap the "
+                f"network instead: ScoreModel({name}(net), ...). A module that makes a score with a model goes as a function: "
+                "lambda x, t: module(x, t)"
+            )
+    elif isinstance(owner := _owner(score), kind):
+        called = getattr(score, "__name__", "method")
+        raise TypeError(
+            f"this is the method {called} of a {type(owner).__name__}, not a score (x, t) of its own; pass the "
+            f"{type(owner).__name__} itself, without sde= and shape="
+        )
+
+
+def _owner(function: object) -> object:
+    """Whose method a function is, through `functools.partial` and `functools.wraps`; None for a plain function."""
+    while isinstance(function, functools.partial) or hasattr(function, "__wrapped__"):
+        function = function.func if isinstance(function, functools.partial) else getattr(function, "__wrapped__")  # noqa: B009
+    return getattr(function, "__self__", None)
+
+
+def require_own(model: object, kind: type, remedy: str) -> None:
+    """Refuses a wrapper of a model where only the model itself will do.
+
+    Raises:
+        TypeError: with what to do instead.
+    """
+    if not isinstance(model, kind):
+        raise TypeError(f"the model must be a {kind.__name__}, not {type(model).__name__}; {remedy}")

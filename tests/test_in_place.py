@@ -1,0 +1,311 @@
+"""Functions of users that change their input, or what they returned before: refused, or harmless; x0 is never changed."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from sdekit import (
+    ODE,
+    RK4,
+    SDE,
+    SRA1,
+    SRID2,
+    AbstractSDE,
+    AdamsBashforth,
+    Checkpointed,
+    Dopri5,
+    Dopri8,
+    EulerHeun,
+    EulerMaruyama,
+    ExponentialHeun,
+    Heun,
+    Midpoint,
+    PIDController,
+    ProbabilityFlow,
+    ReverseSDE,
+    Reversible,
+    ReversibleHeun,
+    SemiLinear,
+    SlowRK,
+    WhiteNoise,
+    integrate,
+    log_likelihood,
+    odeint,
+    sdeint,
+    solve,
+    uniform,
+)
+from sdekit_diffusion import METHODS, VPSDE, ScoreModel, encode, fit, sample
+from sdekit_diffusion import log_likelihood as model_log_likelihood
+
+ORDINARY = [EulerMaruyama(), Heun(), Midpoint(), ReversibleHeun(), RK4(), AdamsBashforth(3), Dopri5(), Dopri8()]
+STOCHASTIC = [EulerHeun(), Heun(), ReversibleHeun(), SlowRK()]
+REFUSED = pytest.raises(RuntimeError, match=r"in place|in-place")  # torch refuses leaves that require gradients itself
+GRID = uniform(0.0, 1.0, 16)
+
+
+def x0():
+    return torch.ones(4, 3, dtype=torch.float64)
+
+
+def spoiling(t, x):
+    return x.mul_(-1)
+
+
+def fine(t, x):
+    return -x
+
+
+class Reusing:
+    """Returns one buffer again and again."""
+
+    def __init__(self, factor):
+        self.factor, self.buffer = factor, None
+
+    def __call__(self, t, x):
+        self.buffer = torch.empty_like(x) if self.buffer is None else self.buffer
+        return torch.mul(x, self.factor, out=self.buffer)
+
+
+def right_or_refused(run, expected):
+    """With the right result, or refused by the library; returns which."""
+    try:
+        found = run()
+    except RuntimeError as error:
+        message = str(error)
+    else:
+        torch.testing.assert_close(found, expected)
+        return "right"
+    assert "in place" in message or "returned before" in message
+    return "refused"
+
+
+@pytest.mark.parametrize("solver", ORDINARY, ids=lambda s: type(s).__name__)
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.enable_grad, torch.inference_mode])
+def test_a_drift_that_changes_x_is_refused_and_x0_stays(solver, mode):
+    """The issue's case: RK4 with x.mul_(-1) gave .506 for .368, and x0 was overwritten."""
+    with mode():
+        start = x0()
+        expected = solve(ODE(fine), start, GRID, solver=solver).x
+        outcome = right_or_refused(lambda: solve(ODE(spoiling), start, GRID, solver=solver).x, expected)
+    assert outcome == ("right" if mode is torch.inference_mode else "refused")
+    assert torch.equal(start, x0())
+
+
+@pytest.mark.parametrize("solver", [*ORDINARY, EulerHeun(), SlowRK(), SRID2(), SRA1()], ids=lambda s: type(s).__name__)
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_a_buffer_that_is_returned_again_does_not_spoil_slopes(solver, mode):
+    def problem(f, g):
+        if "none" in solver.order and "additive" not in solver.order:
+            return ODE(f)
+        kind = "diagonal" if "diagonal" in solver.order else "additive"
+        return SDE(f, g, kind, solver.sde_type)
+
+    noise = WhiteNoise(0)
+    with mode():
+        sound = problem(fine, lambda t, x: 0.1 * x if solver.order.get("diagonal") else 0.1 + 0 * x)
+        expected = solve(sound, x0(), GRID, solver=solver, noise=noise).x
+        g = Reusing(0.1) if solver.order.get("diagonal") else sound.g if isinstance(sound, SDE) else None
+        outcome = right_or_refused(lambda: solve(problem(Reusing(-1.0), g), x0(), GRID, solver=solver, noise=noise).x, expected)
+    assert outcome == ("right" if mode is torch.inference_mode else "refused")
+
+
+@pytest.mark.parametrize("solver", STOCHASTIC, ids=lambda s: type(s).__name__)
+def test_a_diffusion_that_changes_x_is_refused(solver):
+    start = x0()
+    with REFUSED:
+        solve(SDE(fine, lambda t, x: x.mul_(0.1), "diagonal", "stratonovich"), start, GRID, solver=solver, noise=WhiteNoise(0))
+    assert torch.equal(start, x0())
+
+
+@pytest.mark.parametrize("solver", ORDINARY, ids=lambda s: type(s).__name__)
+def test_the_identity_and_views_as_drifts(solver):
+    """f may return x itself, or a view of it."""
+    expected = solve(ODE(lambda t, x: 1.0 * x), x0(), GRID, solver=solver).x
+    for f in (lambda t, x: x, lambda t, x: x[:], lambda t, x: x.view(-1).view_as(x)):
+        start = x0()
+        torch.testing.assert_close(solve(ODE(f), start, GRID, solver=solver).x, expected)
+        assert torch.equal(start, x0())
+
+
+def test_a_time_that_is_changed_is_refused():
+    """With adaptive steps in float64 t is a view of the solver's own times."""
+
+    def f(t, x):
+        return x * t.mul_(0.5)
+
+    with REFUSED:
+        solve(ODE(f), x0(), [0.0, 1.0], solver=Dopri5(), control=PIDController())
+
+
+class Custom(AbstractSDE):
+    noise_type = "none"
+
+    def drift(self, t, x):
+        return x.mul_(-1)
+
+    def diffusion(self, t, x):
+        return 0.0
+
+
+@pytest.mark.parametrize(
+    "problem",
+    [
+        Custom(),
+        SemiLinear(-0.5, lambda t, x: x.mul_(-0.5)),
+        ProbabilityFlow(VPSDE(), spoiling),
+        ReverseSDE(VPSDE(), spoiling),
+        ReverseSDE(SDE(spoiling, lambda t, x: 1.0, "additive"), fine),
+    ],
+    ids=lambda p: type(p).__name__,
+)
+def test_every_kind_of_equation_is_guarded(problem):
+    with REFUSED:
+        solve(problem, x0(), uniform(0.9, 0.1, 8), solver=EulerMaruyama(), noise=WhiteNoise(0))
+    with REFUSED:
+        list(integrate(problem, x0(), uniform(0.9, 0.1, 8), solver=EulerMaruyama(), noise=WhiteNoise(0)))
+
+
+def test_a_drift_may_run_in_inference_mode_and_so_may_a_part_of_the_steps():
+    @torch.inference_mode()
+    def own(t, x):
+        return -x
+
+    expected = solve(ODE(fine), x0(), GRID, solver=AdamsBashforth(2)).x
+    torch.testing.assert_close(solve(ODE(own), x0(), GRID, solver=AdamsBashforth(2)).x, expected)
+    points = integrate(ODE(fine), x0(), GRID, solver=AdamsBashforth(1))
+    next(points)
+    with torch.inference_mode():
+        torch.testing.assert_close(list(points)[-1].x, solve(ODE(fine), x0(), GRID, solver=AdamsBashforth(1)).x)
+
+
+def test_semilinear_in_inference_mode_keeps_x_for_its_linear_part():
+    with torch.inference_mode():
+        x = solve(SemiLinear(-0.5, lambda t, x: x.mul_(-0.5)), x0(), GRID, solver=ExponentialHeun(-0.5)).x
+        assert abs(x[0, 0].item() - math.exp(-1)) < 1e-3
+
+
+@pytest.mark.parametrize("gradient", [None, Checkpointed(), Reversible()], ids=["plain", "checkpointed", "reversible"])
+def test_gradients_still_work_and_in_place_is_refused(gradient):
+    rate = torch.tensor(-1.0, dtype=torch.float64, requires_grad=True)
+    x = solve(ODE(lambda t, x: rate * x), x0(), GRID, solver=ReversibleHeun(), gradient=gradient).x
+    x.sum().backward()
+    assert abs(rate.grad.item() / (12 * math.exp(-1)) - 1) < 1e-2
+    with REFUSED:
+        solve(ODE(lambda t, x: rate * x.mul_(1.0)), x0(), GRID, solver=ReversibleHeun(), gradient=gradient)
+
+
+def test_adjoint_solvers_interop_and_likelihoods_are_guarded():
+    with REFUSED:
+        odeint(spoiling, x0(), [0.0, 1.0], method="dopri5")
+    with REFUSED:
+        odeint(spoiling, x0(), [0.0, 1.0], method="rk4")
+
+    class Torchsde(nn.Module):
+        noise_type, sde_type = "diagonal", "ito"
+
+        def f(self, t, y):
+            return y.mul_(-1)
+
+        def g(self, t, y):
+            return 0.1 * torch.ones_like(y)
+
+    with REFUSED:
+        sdeint(Torchsde(), x0(), [0.0, 1.0], dt=0.1)
+    with REFUSED:
+        log_likelihood(ODE(spoiling), x0(), [0.0, 1.0], lambda x: x.sum(dim=1))
+
+
+def test_under_vmap_the_result_is_right():
+    """There are no version counters within vmap: f gets copies."""
+    starts = torch.stack([x0(), 2 * x0()])
+
+    def end(start, f):
+        return solve(ODE(f), start, GRID, solver=RK4()).x
+
+    found, expected = (torch.func.vmap(lambda s, f=f: end(s, f))(starts) for f in (spoiling, fine))
+    torch.testing.assert_close(found, expected)
+    assert torch.equal(starts, torch.stack([x0(), 2 * x0()]))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_under_jvp_gradients_work_and_in_place_is_refused():
+    def end(start, f):
+        return solve(ODE(f), start, GRID, solver=RK4()).x
+
+    _, tangent = torch.func.jvp(lambda s: end(s, fine), (x0(),), (x0(),))
+    assert abs(tangent[0, 0].item() - math.exp(-1)) < 1e-5
+    with REFUSED:
+        torch.func.jvp(lambda s: end(s, spoiling), (x0(),), (x0(),))
+
+
+def test_a_compiled_drift_that_changes_x_is_refused():
+    with REFUSED:
+        solve(ODE(torch.compile(spoiling, backend="eager")), x0(), GRID, solver=RK4())
+
+
+# Networks
+
+
+class Spoiling(nn.Module):
+    """A network whose first layer is an activation in place."""
+
+    def __init__(self, inplace=True):
+        super().__init__()
+        torch.manual_seed(0)
+        self.layers = nn.Sequential(nn.ReLU(inplace=inplace), nn.Linear(2, 2))
+
+    def forward(self, x, t):
+        return self.layers(x)
+
+
+def model(inplace=True, predicts="noise"):
+    return ScoreModel(Spoiling(inplace), "vp", predicts, shape=(2,)).eval()
+
+
+def steps(name):
+    if METHODS[name].steps == 0:
+        return {}
+    return {"steps": 24 if name in ("reverse_diffusion", "ancestral") else 4}
+
+
+@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("predicts", ["noise", "data", "score", "velocity", "flow"])
+def test_networks_that_change_x_are_refused_by_all_methods(name, predicts):
+    start = torch.randn(3, 2, generator=torch.Generator().manual_seed(0))
+    given = start.clone()
+    with REFUSED:
+        sample(model(predicts=predicts), x_T=start, method=name, seed=0, **steps(name))
+    assert torch.equal(start, given)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_in_inference_mode_they_are_right(name):
+    with torch.inference_mode():
+        found, expected = (sample(model(inplace), 3, method=name, seed=0, **steps(name)) for inplace in (True, False))
+    torch.testing.assert_close(found, expected)
+
+
+def test_training_likelihood_and_encoding_refuse_them():
+    data = torch.randn(64, 2, generator=torch.Generator().manual_seed(0))
+    given = data.clone()
+    for run in (
+        lambda: fit(model(), data, progress=False),
+        lambda: model_log_likelihood(model(), data[:4]),
+        lambda: encode(model(), data[:4]),
+    ):
+        with REFUSED:
+            run()
+    assert torch.equal(data, given)
+
+
+def test_conditions_are_not_changed():
+    class Labelled(nn.Module):
+        def forward(self, x, t, y):
+            return x + y.add_(1)
+
+    labels = torch.zeros(3, 1)
+    with REFUSED:
+        sample(ScoreModel(Labelled(), "vp", "noise", shape=(2,)).given(y=labels), 3, method="ddim", steps=3)

@@ -1,0 +1,170 @@
+"""Wrappers of a ScoreModel: taken for the model that they hold, or refused by name."""
+
+import copy
+import functools
+
+import pytest
+import torch
+from torch import distributed, nn
+from torch.nn.parallel import DataParallel, DistributedDataParallel
+from torch.optim.swa_utils import AveragedModel
+
+from sdekit_diffusion import ScoreModel, check_model, encode, fit, log_likelihood, nets, sample, save
+from sdekit_diffusion._model import as_model
+
+
+def model():
+    torch.manual_seed(0)
+    return ScoreModel(nets.MLP((2,), width=16), "vp", "velocity", shape=(2,), conditioning="log_snr")
+
+
+def compiled(module):
+    """Compiled, and the number of graphs that have been made so far."""
+    graphs = []
+
+    def backend(graph, _):
+        graphs.append(graph)
+        return graph.forward
+
+    return torch.compile(module, backend=backend), graphs
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute")  # torch.compile looks at it
+def test_a_compiled_model_gives_the_same_samples_and_stays_compiled():
+    """As torch.compile made it: its standard deviation was 300 to 1,500."""
+    own = model()
+    wrapped, graphs = compiled(own)
+    expected = sample(own, 5, seed=0, steps=8)
+    assert not graphs
+    torch.testing.assert_close(sample(wrapped, 5, seed=0, steps=8), expected)
+    made = len(graphs)
+    assert made > 0
+    sample(wrapped, 5, seed=1, steps=8)
+    assert len(graphs) == made  # the second call compiles nothing anew
+    z = encode(own, expected)
+    torch.testing.assert_close(encode(wrapped, expected), z)
+    torch.testing.assert_close(log_likelihood(wrapped, expected).value, log_likelihood(own, expected).value)
+
+
+def test_a_compiled_model_keeps_its_conditions():
+    class Shifted(nn.Module):
+        def forward(self, x, t, y):
+            return x + y[:, None]
+
+    own = ScoreModel(Shifted(), "vp", "noise", shape=(2,)).given(y=torch.arange(3.0))
+    wrapped, graphs = compiled(own)
+    torch.testing.assert_close(sample(wrapped, 3, seed=0, steps=4), sample(own, 3, seed=0, steps=4))
+    assert graphs
+
+
+def test_parallel_models():
+    own = model()
+    expected = sample(own, 5, seed=0, steps=8)
+    torch.testing.assert_close(sample(DataParallel(own), 5, seed=0, steps=8), expected)
+    torch.testing.assert_close(sample(DataParallel(torch.compile(own, backend="eager")), 5, seed=0, steps=8), expected)
+
+
+def test_distributed_models(tmp_path):
+    distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        own = model()
+        torch.testing.assert_close(sample(DistributedDataParallel(own), 5, seed=0, steps=8), sample(own, 5, seed=0, steps=8))
+    finally:
+        distributed.destroy_process_group()
+
+
+def test_devices_of_a_parallel_model_run_its_network():
+    """Without a GPU there is nothing to run on; what is made of it is looked at."""
+    wrapped = DataParallel(model())
+    wrapped.device_ids, wrapped.output_device, wrapped.dim = [0], 0, 0
+    found, _ = as_model(wrapped, None)
+    assert isinstance(found, ScoreModel)
+    assert isinstance(found.net, DataParallel)
+    assert found.net.module is wrapped.module.net
+
+
+class Holder(nn.Module):
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x, t):
+        return self.inner(x, t)
+
+
+class Deep(nn.Module):
+    def __init__(self, inner):
+        super().__init__()
+        self.parts = nn.ModuleList([nn.Identity(), inner])
+
+    def forward(self, x, t):
+        return self.parts[1](x, t)
+
+
+@pytest.mark.parametrize("wrapper", [Holder, Deep, AveragedModel, lambda m: torch.compile(Holder(m), backend="eager")])
+def test_other_wrappers_are_refused_by_name(wrapper):
+    wrapped = wrapper(model())
+    name = type(wrapped).__name__
+    for run in (
+        lambda: sample(wrapped, 4, steps=4),
+        lambda: sample(wrapped, 4, sde="vp", shape=(2,), steps=4),
+        lambda: encode(wrapped, torch.zeros(4, 2), sde="vp"),
+        lambda: check_model(wrapped, torch.randn(64, 2), sde="vp"),
+    ):
+        with pytest.raises(TypeError, match=rf"{name} wraps a model.*ScoreModel\({name}\(net\)"):
+            run()
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning")
+def test_a_traced_model_is_refused():
+    own = ScoreModel(nn.Linear(2, 2), "vp", "noise", shape=(2,))
+    own.net.forward = lambda x, t: 0.5 * x
+    traced = torch.jit.trace(own, (torch.zeros(3, 2), torch.zeros(3)))
+    with pytest.raises(TypeError, match="wraps a model and its output is not a score"):
+        sample(traced, 4, sde="vp", shape=(2,), steps=4)
+
+
+def test_a_model_is_no_network():
+    for net in (model(), torch.compile(model(), backend="eager"), DataParallel(model())):
+        with pytest.raises(TypeError, match="a model with a diffusion of its own"):
+            ScoreModel(net, "vp", "data", shape=(2,))
+
+
+def test_a_score_computed_with_a_model_goes_as_a_function():
+    """The way out that the message names."""
+
+    class Guided(nn.Module):
+        def __init__(self, inner):
+            super().__init__()
+            self.inner = inner
+
+        def forward(self, x, t):
+            return self.inner.score(t, x)
+
+    own = model()
+    guided = Guided(own)
+    found = sample(lambda x, t: guided(x, t), 4, sde="vp", shape=(2,), method="ddim", steps=4, seed=0)
+    assert torch.isfinite(found).all()
+
+
+def test_methods_of_a_model_are_refused():
+    own = model()
+    for method in (own.forward, own.denoise, own.score, functools.partial(own.score), own.__call__):
+        with pytest.raises(TypeError, match=r"of a ScoreModel, not a score \(x, t\) of its own; pass the ScoreModel itself"):
+            sample(method, 4, sde="vp", shape=(2,), steps=4)
+
+
+@pytest.mark.parametrize("wrapper", [DataParallel, lambda m: torch.compile(m, backend="eager"), Holder])
+def test_training_and_saving_refuse_wrappers(wrapper, tmp_path):
+    wrapped = wrapper(copy.deepcopy(model()))
+    with pytest.raises(TypeError, match=r"must be a ScoreModel, not .*Recipe\(compile=True\)"):
+        fit(wrapped, torch.randn(8, 2), progress=False)
+    with pytest.raises(TypeError, match=r"must be a ScoreModel, not .*save the model within"):
+        save(wrapped, tmp_path / "run")
+
+
+def test_a_compiled_network_within_a_model_stays_as_it_is():
+    own = model()
+    net, graphs = compiled(own.net)
+    torch.testing.assert_close(sample(own.around(net), 5, seed=0, steps=8), sample(own, 5, seed=0, steps=8))
+    assert graphs
