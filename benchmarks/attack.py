@@ -46,7 +46,7 @@ from sdekit_diffusion import METHODS, VPSDE, ScoreModel, encode, log_likelihood,
 
 OUTCOMES = ("right", "refused", "raised", "SILENT")
 QUICK = 101  # one case in so many; prime, so that it meets all faults and all methods
-LIBRARY = tuple(str(Path(package.__file__).parent) for package in map(__import__, ("sdekit", "sdekit_diffusion")))
+LIBRARY = tuple(str(Path(str(package.__file__)).parent) for package in map(__import__, ("sdekit", "sdekit_diffusion")))
 MODES: dict[str, Callable[[], AbstractContextManager[Any]]] = {
     "plain": torch.no_grad,
     "inference": torch.inference_mode,
@@ -106,8 +106,8 @@ def _targets() -> dict[str, Callable[[Any, Tensor], Tensor]]:
     few = {"reverse_diffusion": 24, "ancestral": 24, "ncsn": 3, "ncsnv2": 3}
 
     def method(name: str, model: Any, x: Tensor) -> Tensor:  # noqa: ANN401
-        steps = {"steps": few.get(name, 5)} if METHODS[name].steps else {}
-        return sample(model, x_T=x, method=name, seed=0, **steps)
+        steps = few.get(name, 5) if METHODS[name].steps else None
+        return sample(model, x_T=x, method=name, seed=0, steps=steps)
 
     found: dict[str, Callable[[Any, Tensor], Tensor]] = {name: functools.partial(method, name) for name in METHODS}
     return found | {"encode": encode, "log_likelihood": lambda model, x: log_likelihood(model, x).value}

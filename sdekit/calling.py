@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._C._functorch import is_batchedtensor  # pyright: ignore[reportMissingModuleSource]
 
 __all__ = ["ChangedError", "checked_call", "checked_output", "require_call", "require_order", "require_real", "swapped"]
 
@@ -88,7 +89,7 @@ def _first_two(function: Callable[..., Any]) -> tuple[str, str]:
 
 def uncounted(x: Tensor) -> bool:
     """Whether torch does not count the changes of x in place: in inference mode, in compiled code, under `torch.func.vmap`."""
-    return torch.compiler.is_compiling() or x.is_inference() or torch._C._functorch.is_batchedtensor(x)
+    return torch.compiler.is_compiling() or x.is_inference() or is_batchedtensor(x)
 
 
 class ChangedError(RuntimeError):
