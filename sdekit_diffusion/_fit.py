@@ -14,8 +14,9 @@ from tqdm.auto import tqdm
 
 from sdekit_diffusion._batches import AbstractSource, Rows, require_finite
 from sdekit_diffusion._distributed import rank, wait
+from sdekit_diffusion._evaluating import evaluating
 from sdekit_diffusion._inputs import require_tensor
-from sdekit_diffusion._model import ScoreModel, evaluating
+from sdekit_diffusion._model import ScoreModel
 from sdekit_diffusion._recipe import Recipe
 from sdekit_diffusion._run import VALIDATION, Log, run_in
 from sdekit_diffusion._training import RecipeLoss, Record, Training, Transform
