@@ -214,15 +214,13 @@ def test_technique_4_brings_the_variance_nearest():
         assert settings.step_size == pytest.approx(best, rel=0.02)
 
 
-def test_a_sampled_distance_uses_all_points(monkeypatch):
-    """In small blocks too: one anchor, the last in the order of lengths, still meets the farthest points."""
-    monkeypatch.setattr("sdekit_diffusion._techniques._BLOCK", 2)
+def test_a_sampled_distance_does_not_depend_on_blocks(monkeypatch):
+    """Distances from each anchor to all points, whatever their order: the largest is the same in blocks of one and of all."""
     points = torch.randn(60, 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    farthest = torch.cdist(points, points).amax(dim=1)
-    found = [max_pairwise_distance(points, sample=3, seed=seed) for seed in range(20)]
-    for value in found:
-        assert (farthest - value).abs().min() < 1e-12
-    assert len(set(found)) > 3
+    whole = [max_pairwise_distance(points, sample=4, seed=seed) for seed in range(40)]
+    monkeypatch.setattr("sdekit_diffusion._techniques._BLOCK", 2)
+    assert [max_pairwise_distance(points, sample=4, seed=seed) for seed in range(40)] == pytest.approx(whole, rel=1e-12)
+    assert len(set(whole)) > 3
 
 
 @pytest.mark.parametrize(
