@@ -20,19 +20,20 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
+from itertools import islice, repeat
 
 import torch
 from torch import Tensor
 
 from sdekit import _random
 from sdekit._grid import Dyadic
-from sdekit._noise import AbstractSeededNoise, Increment, Reader
+from sdekit._noise import AbstractSeededNoise, Increment, Reader, together
 
 _NODES = 1 << 37  # counters from here on are nodes; steps of a solve count from 0
-_BLOCK = 1 << 21  # normals of a block of steps on a grid that is known
-_LARGE = 1 << 12  # numbers of a batch from which a copy costs more than a call
+_BLOCK = 1 << 21  # normals of a block of steps on a grid that is known, on the CPU
+_LARGE = 1 << 12  # numbers of a batch from which a copy costs more than a call, on the CPU
 _ROUNDING = 0.02  # how much of a step may be lost or won by rounding its ends to ticks
-_HELD = 1 << 23  # normals of one kind held at once: 64 MB of both
+_HELD = 1 << 23  # normals of one kind held at once: 64 MB of both; on an accelerator four times as many
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,9 +115,9 @@ class BrownianPath(AbstractSeededNoise):
             )
         key = self.keys(x)
         found = self._readings(key, times, x, shape, levy)
-        for i, (w, h) in enumerate(found, start):
-            z = self.fresh(key, torch.full((1,), i, device=x.device), normals, x)[0] if normals else None
-            yield Increment(w, h, z)
+        for i, j in together(start, len(ts) - 1, normals * x.numel(), x.device):
+            z = self.fresh(key, torch.arange(i, j, device=x.device), normals, x) if normals else repeat(None)
+            yield from (Increment(w, h, fresh) for fresh, (w, h) in zip(z, islice(found, j - i), strict=False))
 
     def readings(
         self, ts: Sequence[float], x: Tensor, shape: tuple[int, ...] | None, *, levy: bool = False
@@ -131,7 +132,8 @@ class BrownianPath(AbstractSeededNoise):
         if shape is None:
             yield from [(None, None)] * steps
             return
-        block = min(64, max(4, _BLOCK // (8 * max(1, len(x) * math.prod(shape)))))
+        most = _BLOCK if x.device.type == "cpu" else _BLOCK << 3
+        block = min(64, max(4, most // (8 * max(1, len(x) * math.prod(shape)))))
         for i in range(0, steps, block):
             yield from zip(*self._block(key, ticks[i : i + block + 1], x, shape, levy), strict=True)
 
@@ -140,20 +142,22 @@ class BrownianPath(AbstractSeededNoise):
             return lambda t0, t1: Increment()
         size, dtype = math.prod(shape), _working(x)
         kept = _Kept(self.keys(x), x.new_zeros(0, size, dtype=dtype))
-        slots = torch.full((2, len(x)), -1, device=x.device)
+        slots = torch.full((2, len(x)), -1)
 
         def read(t0: Tensor, t1: Tensor) -> Increment:
-            asked = self.ticks(torch.stack([t0, t1]))
+            asked = self.ticks(torch.stack([t0, t1]).cpu())  # times, nodes and weights are small, and the host decides on them
             other = asked.flip(0)
             # A tick of the last query stays in its slot, where the normals of its branch are kept.
             torch.where((other == slots).any(dim=0), other, asked, out=slots)
             nodes, weights = _terms(self.tree, slots, levy)
             out = x.new_zeros(1 + levy, 2, len(x), 2, size, dtype=dtype)
-            for part, weight in _pieces(nodes, weights.to(dtype).movedim(2, 4), nodes.numel() * size):
+            weights = weights.to(out, non_blocking=True).movedim(2, 4)
+            for part, weight in _pieces(nodes, weights, nodes.numel() * size):
                 for w, z in zip(weight, kept(part), strict=True):
                     out.addcmul_(w, z)
             out = _total(out, 3)
-            out[0].mul_(torch.where(asked[0] > asked[1], -1, 1).unsqueeze(-1))
+            sign = torch.where(asked[0] > asked[1], -1, 1).to(x.device, non_blocking=True)
+            out[0].mul_(sign.unsqueeze(-1))
             return Increment(*out.to(x.dtype).reshape(1 + levy, len(x), *shape))
 
         return read
@@ -166,7 +170,7 @@ class BrownianPath(AbstractSeededNoise):
         ticks = ticks.flip(0) if reverse else ticks
         nodes, weights = _terms(self.tree, torch.stack([ticks[:-1], ticks[1:]]), levy)
         out = x.new_zeros(1 + levy, 2, 2, len(ticks) - 1, len(x) * math.prod(shape), dtype=_working(x))
-        for part, weight in _pieces(nodes, weights.to(out), nodes.unique().numel() * out.shape[4]):
+        for part, weight in _pieces(nodes, weights.to(out, non_blocking=True), nodes.unique().numel() * out.shape[4]):
             self._sum(key, part, weight, out)
         out = _total(out, 1)
         if reverse:  # the path read backwards: W -> -W, H -> +H
@@ -179,13 +183,16 @@ class BrownianPath(AbstractSeededNoise):
     def _sum(key: Tensor, nodes: Tensor, weights: Tensor, out: Tensor) -> None:
         """out + terms that all samples share; each node is hashed once."""
         found, place = torch.unique(nodes, return_inverse=True)
-        rows, size = found.to(out.device).repeat_interleave(len(key)), out.shape[4] // max(1, len(key))
+        rows = found.to(out.device, non_blocking=True).repeat_interleave(len(key))
+        size = out.shape[4] // max(1, len(key))
+        copies = out.shape[4] < _LARGE or out.device.type != "cpu"
+        place = place.to(out.device, non_blocking=True) if copies else place
         normals = _random.normal_pairs(key.repeat(len(found)), rows, size)
         normals, found = normals.reshape(2, len(found), out.shape[4]).to(out.dtype), found.tolist()
         for row, weight in zip(place, weights, strict=True):
             for where, w, lane in zip(row, weight.unbind(2), out.unbind(2), strict=True):
-                if out.shape[4] < _LARGE:
-                    lane.addcmul_(w, normals[:, where.to(out.device)])
+                if copies:
+                    lane.addcmul_(w, normals[:, where])
                     continue
                 node, count = torch.unique_consecutive(where, return_counts=True)
                 start = 0
@@ -200,7 +207,7 @@ class _Kept:
 
     def __init__(self, key: Tensor, like: Tensor) -> None:
         self.key, self.normals = key, like
-        self.nodes = key.new_zeros(0)
+        self.nodes = torch.zeros(0, dtype=torch.int64)
 
     def __call__(self, nodes: Tensor) -> Tensor:
         """The normals of nodes `(terms, lanes, batch)`, `(terms, lanes, batch, 2, size)`; anything where a node is 0."""
@@ -211,15 +218,16 @@ class _Kept:
         place = ((nodes != held) & (nodes != 0)).view(-1).nonzero().squeeze(1)
         if len(place):
             new = nodes.view(-1)[place]
+            held.view(-1).index_copy_(0, place, new)
+            place, new = (part.to(self.key.device, non_blocking=True) for part in (place, new))
             drawn = _random.normal_pairs(self.key[place % len(self.key)], new, size, outer=False)
             normals.view(-1, 2, size).index_copy_(0, place, drawn.to(normals.dtype))
-            held.view(-1).index_copy_(0, place, new)
         return normals
 
 
 def _pieces(nodes: Tensor, weights: Tensor, numbers: int) -> Iterator[tuple[Tensor, Tensor]]:
     """All terms at once, or where their normals would fill the memory one at a time."""
-    if numbers < _HELD:
+    if numbers < (_HELD if weights.device.type == "cpu" else _HELD << 2):
         yield nodes, weights
         return
     for part, weight in zip(nodes.split(1), weights.split(1), strict=True):

@@ -33,7 +33,7 @@ from sdekit._solver import AbstractSolver
 from sdekit._solver._contract import Tree
 from sdekit._steps import Steps
 
-_CHECK = 128  # steps between two looks at whether the state is finite: the only host reads of the loop
+_CHECK = 128  # steps between two looks at whether the state is finite
 
 
 def integrate(
@@ -160,28 +160,34 @@ def _collected(points: Iterator[Point], size: int) -> Tensor:
 
 
 def _points(steps: Steps, x: Tensor, *, check: bool = True, every: bool = True) -> Iterator[Point]:
-    """The states of a solve: of every step, or the first and the last."""
+    """The states of a solve: of every step, or the first and the last.
+
+    The CPU reads whether the state is finite at every look. Elsewhere a read waits for all that is queued, so the looks are
+    collected on the device and read once, at the end: an error comes later, and names the same step.
+    """
     ts, n = steps.ts, len(steps)
     yield Point(0, ts[0], x)
     if not len(x):
         yield from (Point(i, t, x) for i, t in enumerate(ts[1:], 1))
         return
     state = steps.init(x)
-    kept = (0, x, state)
+    kept, looks, at_once = (0, x, state), [], x.device.type == "cpu"
     for i, increment in enumerate(steps.increments(x, 0, n), 1):
         x, state = steps.step(i - 1, increment, x, state)
         if check and (i % _CHECK == 0 or i == n):
-            if not _finite(x):
-                raise _located(steps, *kept, Point(i, ts[i], x))
-            kept = (i, x, state)
+            looks.append(torch.isfinite(x).all())
+            if at_once or i == n:
+                if not _all(looks):
+                    raise _located(steps, *kept, Point(i, ts[i], x))
+                kept, looks = (i, x, state), []
         if every or i == n:
             yield Point(i, ts[i], x)
 
 
-def _finite(x: Tensor) -> bool:
-    """Whether all of x is finite; True under `torch.func.vmap`, which hides values."""
+def _all(looks: Sequence[Tensor]) -> bool:
+    """Whether all flags are set, by one read; True under `torch.func.vmap`, which hides values."""
     try:
-        return bool(torch.isfinite(x).all())
+        return bool(looks[0] if len(looks) == 1 else torch.stack(list(looks)).all())
     except RuntimeError as error:
         if "vmap" in str(error):
             return True

@@ -12,7 +12,8 @@ from torch import Tensor
 from sdekit import _random
 from sdekit._grid import Dyadic
 
-_BLOCK = 1 << 16  # normals drawn together: a call costs as much as 20,000 of them however few it makes
+_BLOCK = 1 << 16  # normals drawn together on the CPU: a call costs as much as 20,000 of them however few it makes
+_LARGE_BLOCK = 1 << 22  # elsewhere: a draw is some 30 kernels to launch, however many numbers it makes
 _DRAWS = 1 << 10  # counters of one step: W, H, then fresh normals
 
 
@@ -108,6 +109,12 @@ def _whole(name: str, values: Any) -> Tensor:  # noqa: ANN401 - whatever a user 
         raise TypeError(f"{name} must be an integer, or one a sample; not {values!r}") from None
 
 
+def together(start: int, steps: int, numbers: int, device: torch.device) -> Iterator[tuple[int, int]]:
+    """Steps `start` to `steps` - 1 in blocks [i, j) whose normals are drawn together, so many numbers a step."""
+    block = max(1, (_BLOCK if device.type == "cpu" else _LARGE_BLOCK) // max(1, numbers))
+    return ((i, min(i + block, steps)) for i in range(start, steps, block))
+
+
 @dataclass(frozen=True, eq=False)
 class AbstractSeededNoise(AbstractNoise):
     """Noise that is a function of (seed, sample index): what such kinds share."""
@@ -183,15 +190,14 @@ class WhiteNoise(AbstractSeededNoise):
         start: int = 0,
     ) -> Iterator[Increment]:
         key, steps = self.keys(x), len(ts) - 1
-        drawn = max(1, len(x)) * max(1, math.prod(shape or ()), math.prod(x.shape[1:]))
-        block = max(1, _BLOCK // drawn)
-        for i in range(start, steps, block):
-            j = min(i + block, steps)
+        drawn = max(1, math.prod(shape or ()), math.prod(x.shape[1:]))
+        # Copied once, and without waiting for what is queued on the device.
+        scales = torch.tensor(ts[start:], dtype=torch.float64).diff().abs_().sqrt_().to(x, non_blocking=True)
+        for i, j in together(start, steps, len(x) * drawn, x.device):
             counters = torch.arange(i, j, device=x.device)
-            widths = [math.sqrt(abs(t1 - t0)) for t0, t1 in zip(ts[i:j], ts[i + 1 : j + 1], strict=True)]
             w = h = z = [None] * (j - i)
             if shape is not None:
-                scale = torch.tensor(widths, dtype=x.dtype).to(x.device).reshape(-1, *[1] * (1 + len(shape)))
+                scale = scales[i - start : j - start].reshape(-1, *[1] * (1 + len(shape)))
                 w = self.draw(key, counters, 0, shape, x).mul_(scale).unbind(0)
                 h = self.draw(key, counters, 1, shape, x).mul_(scale / math.sqrt(12)).unbind(0) if levy else h
             if normals:

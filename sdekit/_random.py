@@ -18,7 +18,8 @@ _MIX_1 = 0xBF58476D1CE4E5B9 - 2**64
 _MIX_2 = 0x94D049BB133111EB - 2**64
 _SALT = 0x6A09E667F3BCC909  # so that no plain seed or index makes the word 0, which the finaliser leaves alone
 _POSITIONS = 1 << 26  # words between two counters
-_WORDS = 1 << 15  # evaluated together: what the second-level cache holds
+_WORDS = 1 << 15  # evaluated together on the CPU: what the second-level cache holds
+_MANY_WORDS = 1 << 22  # elsewhere, where every call is a kernel to launch: some 200 MB while they are made
 
 # Counters below zero belong to draws that are not steps of a solve; those from -3 on to whoever uses the library.
 PRIOR, PROBES = -1, -(1 << 20)  # probes go on downwards
@@ -72,11 +73,12 @@ def _normals(key: Tensor, offsets: Tensor, out: Tensor) -> None:
 
 
 def _fill(rows: Tensor, out: Tensor) -> Tensor:
-    """Fills out `(rows, 2, words)` from `(rows,)` keys, a cacheful at a time."""
+    """Fills out `(rows, 2, words)` from `(rows,)` keys: a cacheful at a time, on an accelerator as much as memory allows."""
     words = out.shape[-1]
+    most = _WORDS if rows.device.type == "cpu" else _MANY_WORDS
     offsets = torch.arange(words, device=rows.device) * GOLDEN
-    across = max(1, min(words, _WORDS))
-    down = max(1, _WORDS // across)
+    across = max(1, min(words, most))
+    down = max(1, most // across)
     for i in range(0, rows.numel(), down):
         for j in range(0, words, across):
             _normals(rows[i : i + down], offsets[j : j + across], out[i : i + down, :, j : j + across])

@@ -49,7 +49,7 @@ class Move(NamedTuple):
 
 @dataclass
 class Working:
-    """The samples still on their way; tensors with the batch first.
+    """The samples still on their way; tensors with the batch first: x and state where the solve is, all else on the host.
 
     index: their rows in the whole batch. left: the time to the end. h: the length of the next step, without sign. before: q of
     the last two accepted steps. due: the number of the output that comes next. gone: infinity for those that have finished or
@@ -69,12 +69,13 @@ class Working:
     extra: Tensor
 
     def rows(self, keep: Tensor) -> "Working":
-        return Working(*take(tuple(getattr(self, part.name) for part in fields(self)), keep))
+        there = keep.to(self.x.device, non_blocking=True)
+        return Working(*(take(getattr(self, p.name), there if p.name in ("x", "state") else keep) for p in fields(self)))
 
 
 @dataclass(frozen=True)
 class Found:
-    """What there is to return, a row a sample of the whole batch."""
+    """What there is to return, a row a sample of the whole batch: the states where the solve is, all else on the host."""
 
     x: Tensor
     xs: Tensor | None
@@ -86,7 +87,7 @@ class Found:
 
     @staticmethod
     def of(x0: Tensor, ts: list[float], *, save: bool) -> "Found":
-        reached = x0.new_zeros(len(x0), dtype=torch.float64)
+        reached = torch.zeros(len(x0), dtype=torch.float64)
         xs = x0.new_full((len(ts), *x0.shape), torch.nan) if save else None
         if xs is not None:
             xs[0] = x0
@@ -98,9 +99,12 @@ class Found:
         self.status[index], self.reached[index] = status[rows], now.t[rows]
         self.evaluations[index] = evaluations + now.extra[rows]
         self.accepted[index], self.rejected[index] = now.accepted[rows], tries - now.accepted[rows]
+        index, rows, done = (part.to(self.x.device, non_blocking=True) for part in (index, rows, done))
         self.x[index] = torch.where(broadcast(done, now.x) != 0, now.x[rows], torch.nan)
 
     def solution(self, ts: Tensor, seed: int | Tensor | None) -> Solution:
         if self.xs is not None:
             self.xs[-1] = self.x
-        return Solution(self.x, ts, self.xs, seed, self.evaluations, self.accepted, self.rejected, self.status)
+        counts = (self.evaluations, self.accepted, self.rejected, self.status)
+        evaluations, accepted, rejected, status = (part.to(self.x.device, non_blocking=True) for part in counts)
+        return Solution(self.x, ts, self.xs, seed, evaluations, accepted, rejected, status)

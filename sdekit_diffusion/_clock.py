@@ -50,6 +50,7 @@ def on_clock(model: AbstractModel, sde: AbstractDiffusion, eta: float = 0.0, int
         Zhang and Chen 2023, arXiv 2204.13902; Lu et al. 2022, arXiv 2211.01095, for eta = 0 and 1; for the velocity Salimans
         and Ho 2022, arXiv 2202.00512, and with c Lu and Song 2024, arXiv 2410.11081.
     """
+    sde = sde.unchecked()
     if integrand == "velocity":
         return turning(model, sde, model.data_std / 4)
     if integrand == "noise":

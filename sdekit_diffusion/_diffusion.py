@@ -1,9 +1,10 @@
 """Diffusions with affine drift: x_t = alpha(t) x_0 + sigma(t) eps, eps ~ N(0, I)."""
 
+import copy
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -27,6 +28,7 @@ class AbstractDiffusion(AbstractSDE):
 
     noise_type = "additive"
     largest: ClassVar[str] = ""  # the parameter that says how much noise there is at T
+    _reads = True  # whether `checked` reads times that are tensors
 
     @property
     def T(self) -> float:
@@ -176,12 +178,20 @@ class AbstractDiffusion(AbstractSDE):
         return -0.5 * squares - flat.shape[1] * (math.log(sigma) + 0.5 * math.log(2 * math.pi))
 
     def checked(self, t: Time) -> Time:
-        """t itself, refused outside [0, T] but for rounding in float32; a tensor is read on the host."""
-        if isinstance(t, Tensor) and t.numel():
-            low, high = (float(v) for v in torch.aminmax(t.detach()))
-            self._known(low)
-            self._known(high)
+        """t itself, refused outside [0, T] but for rounding in float32; a tensor is read on the host, once."""
+        if isinstance(t, Tensor) and t.numel() and self._reads:
+            for value in torch.stack(torch.aminmax(t.detach())).cpu():
+                self._known(float(value))
         return self._known(t)
+
+    def unchecked(self) -> Self:
+        """The same diffusion, equal to this one, without the read of `checked`: for loops that make the times themselves.
+
+        A read stops the host until the device has done all that is queued. Times that are floats are checked as ever.
+        """
+        same = copy.copy(self)
+        object.__setattr__(same, "_reads", False)
+        return same
 
     def _known(self, t: Time) -> Time:
         """t itself; a float is refused outside [0, T]."""

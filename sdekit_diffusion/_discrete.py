@@ -52,7 +52,7 @@ class PiecewiseLinear:
     def _piece(self, x: Time) -> tuple[Time, Time, Time]:
         if not isinstance(x, Tensor):
             return self._pieces[bisect_right(self.x, x, 1, len(self.x) - 1) - 1]
-        table = self._table.to(x.device)
+        table = self._table.to(x.device, non_blocking=True)
         index = torch.searchsorted(table[1:, 0].contiguous(), x.to(torch.float64), right=True)
         x0, y0, slope = table[index].to(x.dtype).unbind(dim=-1)
         return x0, y0, slope

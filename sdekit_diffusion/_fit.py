@@ -87,7 +87,7 @@ def fit(
             if run is not None:
                 run.take(record)
             bar.update()
-            if record.step % _BAR == 0:
+            if record.step % _BAR == 0 and not silent:
                 bar.set_postfix(loss=f"{float(torch.stack([r.loss for r in records[-_BAR:]]).mean()):.4f}", refresh=False)
             if callback is not None:
                 callback(record)

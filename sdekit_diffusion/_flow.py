@@ -107,7 +107,7 @@ def flow(
     Raises:
         UnfinishedError: with such a solution, where some samples do not reach the end.
     """
-    equation = StandardFlow(model, sde)
+    equation = StandardFlow(model, sde.unchecked())
     ends = equation.clock(span[0]), equation.clock(span[1])
     r0, r1 = equation.radii(ends)
     w = x / r0 if x.is_floating_point() else x

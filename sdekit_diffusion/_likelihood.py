@@ -104,7 +104,7 @@ def along(
     x = points_of(model, x, batch_size, method)
     if method.accuracy is not None:
         raise ValueError(f"accuracy={method.accuracy} is that of x at the end; a likelihood takes rtol and atol")
-    equation = StandardFlow(model, sde)
+    equation = StandardFlow(model, sde.unchecked())
     clock = equation.clock(span[0]), equation.clock(span[1])
     r0, r1 = equation.radii(clock)
     scaling = math.prod(x.shape[1:]) * math.log(r1 / r0)  # the flow's own divergence is that of w

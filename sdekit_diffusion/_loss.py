@@ -61,8 +61,9 @@ def dsm_loss(
     u = uniform01(seed, index, (), counter=TIME)
     t = draw_levels(model.sde, u, weighting) if discrete else draw_times(model.sde, u, weighting, end, model.data_std)
     eps = normal(seed, index, tuple(x0.shape[1:]), counter=NOISE, dtype=x0.dtype)
-    mean, sigma = model.sde.marginal(t, x0)
-    return (model.noise(t, mean + sigma * eps) - eps).square().reshape(len(x0), -1).mean(dim=1)
+    sde = model.sde.unchecked()
+    mean, sigma = sde.marginal(t, x0)
+    return (model.noise(t, mean + sigma * eps, sde) - eps).square().reshape(len(x0), -1).mean(dim=1)
 
 
 def draw_times(sde: AbstractDiffusion, u: Tensor, weighting: Weighting, end: float, data_std: float = 1.0) -> Tensor:
@@ -84,5 +85,5 @@ def draw_levels(sde: AbstractDiffusion, u: Tensor, weighting: Weighting) -> Tens
     """Uniform numbers in [0, 1) as times of the diffusion's discrete noise levels, all equally likely."""
     if weighting != "plain":
         raise ValueError(f"discrete levels are drawn uniformly, for weighting = 'plain'; not {weighting!r}")
-    levels = sde.levels.to(u.device)
+    levels = sde.levels.to(u.device, non_blocking=True)
     return levels[(u * len(levels)).to(torch.int64)]

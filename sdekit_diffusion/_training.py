@@ -36,6 +36,15 @@ class Record(NamedTuple):
     lr: float
 
 
+class _Look(NamedTuple):
+    """Whether loss and weights were finite after an update: on the host as soon as an event of the device says so."""
+
+    step: int
+    loss: Tensor
+    finite: Tensor
+    arrived: torch.Event
+
+
 class Training(Iterator[Record]):
     """Trains a model in place, a record an update; when the records end the model holds the averaged weights.
 
@@ -93,6 +102,7 @@ class Training(Iterator[Record]):
         self._loss: RecipeLoss | DistributedDataParallel | None = None  # made for the first batch
         self._batches: Iterator[Tensor] | None = None
         self.whole = True
+        self._looked: _Look | None = None
         model.train()
 
     def _check(self, row: Tensor) -> None:
@@ -138,8 +148,10 @@ class Training(Iterator[Record]):
             get_ema_multi_avg_fn(kept)(average, self._weights, self.step)
         self.step += 1
         self.whole = True
-        if self.step % _LOOK == 0 or self.step == recipe.steps:
+        if self.step == recipe.steps:
             self.require_finite(loss)
+        elif self.step % _LOOK == 0:
+            self._look(loss)
         return Record(self.step, loss, recipe.rate(self.step - 1))
 
     def finish(self) -> None:
@@ -148,11 +160,35 @@ class Training(Iterator[Record]):
         self.model.eval()
 
     def require_finite(self, loss: Tensor) -> None:
-        """Raises ArithmeticError unless a loss and all weights are finite."""
+        """Raises ArithmeticError unless a loss and all weights are finite; reads the host once."""
+        if not self._finite(loss):
+            self._refuse(loss, self.step)
+
+    def _look(self, loss: Tensor) -> None:
+        """`require_finite`, on an accelerator without waiting for it: the flag is read at a later look, once it has arrived."""
+        if loss.device.type == "cpu":
+            self.require_finite(loss)
+            return
+        if self._looked is not None and self._looked.arrived.query():
+            if not self._looked.finite:
+                self._refuse(self._looked.loss, self._looked.step)
+            self._looked = None
+        if self._looked is None:
+            arrived = torch.Event(loss.device)
+            finite = self._finite(loss).to("cpu", non_blocking=True)
+            arrived.record()
+            self._looked = _Look(self.step, loss, finite, arrived)
+
+    def _finite(self, loss: Tensor) -> Tensor:
+        """Whether the loss and all weights are."""
+        parts = [loss.detach(), *(weight.detach() for weight in self._weights)]
+        return torch.stack([part.isfinite().all() for part in parts]).all()
+
+    def _refuse(self, loss: Tensor, step: int) -> None:
+        remedy = "lower lr, or look for NaN in the data"
         if not math.isfinite(loss):
-            raise ArithmeticError(f"the loss is {float(loss)} at update {self.step}; lower lr, or look for NaN in the data")
-        if not torch.stack([weight.detach().isfinite().all() for weight in self._weights]).all():
-            raise ArithmeticError(f"weights are not finite after update {self.step}; lower lr, or look for NaN in the data")
+            raise ArithmeticError(f"the loss is {float(loss)} at update {step}; {remedy}")
+        raise ArithmeticError(f"weights are not finite after update {step}; {remedy}")
 
     def _descended(self, rows: Tensor, first: int) -> Tensor:
         """The mean loss of the batch whose samples from number `first` on are this process's rows; leaves its gradient."""
@@ -160,7 +196,7 @@ class Training(Iterator[Record]):
         device = self.model.place()[1]
         total, parts = torch.zeros((), device=device), rows.tensor_split(self.recipe.accumulate)
         for i, part in enumerate(parts):
-            batch = part.to(device)
+            batch = _sent(part, device)
             module = self._loss = self._loss or self._built(batch, first)
             last = i + 1 == len(parts)
             alone = module.no_sync() if isinstance(module, DistributedDataParallel) and not last else nullcontext()
@@ -284,6 +320,13 @@ class RecipeLoss(nn.Module):
                 self.model, rows.to(self.model.place()[0]), weighting=recipe.weighting, discrete=recipe.discrete,
                 end=recipe.end, seed=recipe.seed, first=first,
             )  # fmt: skip
+
+
+def _sent(rows: Tensor, device: torch.device) -> Tensor:
+    """Rows on a device, without waiting for what is queued there, which takes pinned memory."""
+    if device.type == "cuda" and rows.device.type == "cpu":
+        rows = rows.pin_memory()
+    return rows.to(device, non_blocking=True)
 
 
 @contextmanager

@@ -1,14 +1,31 @@
 """On a GPU, where there is one: what the CPU gives, without reading the host on the way."""
 
+import warnings
+
 import pytest
 import torch
 
 from sdekit import BrownianPath, EulerMaruyama, WhiteNoise, normal, solve, uniform
-from sdekit_diffusion import VPSDE, GaussianMixture, Recipe, ScoreModel, fit, log_likelihood, nets, sample
+from sdekit_diffusion import (
+    METHODS as NAMED,
+)
+from sdekit_diffusion import (
+    VPSDE,
+    AdaptiveFlow,
+    AdaptiveSDE,
+    GaussianMixture,
+    Recipe,
+    ScoreModel,
+    fit,
+    log_likelihood,
+    nets,
+    sample,
+)
 from sdekit_diffusion._clock import on_clock
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
 
+ADAPTIVE = (AdaptiveFlow, AdaptiveSDE)
 MIXTURE = [0.3, 0.7], [[-1.0, 0.2], [1.0, 0.5]], [0.02, 0.05]
 METHODS = ["default", "sde", "ddim", "ddpm", "euler_maruyama", "heun", "ode", "adaptive_sde"]
 
@@ -61,6 +78,27 @@ def test_fixed_grids_do_not_read_the_host(eta, integrand):
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert reached[-1] == 100
+
+
+@pytest.mark.parametrize("method", [name for name, method in NAMED.items() if not isinstance(method, ADAPTIVE)])
+def test_no_method_waits_once_a_step(method):
+    """torch warns of each synchronising call: as many at two numbers of steps."""
+    net = torch.nn.Conv2d(3, 3, 1).cuda()
+    model = ScoreModel(lambda x, t: 0.1 * net(x), "vp", "noise", shape=(3, 32, 32))
+    first = {"ncsn": 2, "ncsnv2": 4, "default": 25, "sde": 25}.get(method, 24)
+
+    def waits(steps):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            torch.cuda.set_sync_debug_mode("warn")
+            try:
+                sample(model, 24, method=method, steps=steps, seed=0, device="cuda")
+            finally:
+                torch.cuda.set_sync_debug_mode("default")
+        return sum("synchronizing" in str(warning.message) for warning in caught)
+
+    waits(first)  # what is set up once
+    assert waits(2 * first) <= waits(first) <= 8
 
 
 @pytest.mark.parametrize("settings", [{}, {"precision": "bfloat16"}, {"compile": True}], ids=str)

@@ -211,6 +211,23 @@ def test_times_outside_are_refused(sde, t):
             call()
 
 
+@pytest.mark.parametrize("sde", [VPSDE(), VESDE(), EDMSDE(), DDPM(cosine_betas(20))], ids=str)
+def test_loops_that_make_their_times_do_not_read_them(sde):
+    """The same diffusion, which takes a tensor as it is and still refuses a float."""
+    free, x = sde.unchecked(), torch.ones(2, 1)
+    assert free == sde
+    assert hash(free) == hash(sde)
+    beyond = torch.tensor([0.5, 1.5]) * sde.T
+    assert free.checked(beyond) is beyond
+    inside = 0.5 * beyond
+    for a, b in zip(free.marginal(inside, x), sde.marginal(inside, x), strict=True):
+        assert torch.equal(a, b)
+    with pytest.raises(ValueError, match="outside the range"):
+        free.checked(1.5 * sde.T)
+    with pytest.raises(ValueError, match="outside the range"):
+        sde.checked(beyond)
+
+
 def test_transitions_go_forwards():
     with pytest.raises(ValueError, match="goes forwards"):
         VPSDE().transition(0.5, 0.4)

@@ -48,6 +48,34 @@ def test_equals_an_independent_implementation(seed, index, counter):
     assert drawn.tolist() == pytest.approx(expected, abs=2e-6)
 
 
+def unfinalised(word):
+    """The number that the finaliser makes this word of."""
+    z = word ^ (word >> 31) ^ (word >> 62)
+    z = (z * pow(0x94D049BB133111EB, -1, 2**64)) & _MASK
+    z ^= (z >> 27) ^ (z >> 54)
+    z = (z * pow(0xBF58476D1CE4E5B9, -1, 2**64)) & _MASK
+    return z ^ (z >> 30) ^ (z >> 60)
+
+
+def from_halves(upper, lower):
+    """The two normals made of a word, from its halves as signed integers."""
+    word = unfinalised(((upper << 32) | (lower % 2**32)) & _MASK)
+    key = torch.tensor([word - 2**64 if word >= 2**63 else word])
+    return standard_normal(key, torch.tensor([0]), 2).flatten()
+
+
+def test_radii_of_the_most_extreme_words():
+    """|upper + 1/2| / 2^31 is never 0, and the same for upper and -1 - upper."""
+    assert unfinalised(finaliser(0x123456789ABCDEF0)) == 0x123456789ABCDEF0
+    lower = 123456789
+    for upper in (0, 1, 2, 1000, 2**30):
+        found = from_halves(upper, lower)
+        assert torch.equal(found, from_halves(-1 - upper, lower))
+        radius = math.sqrt(-2 * math.log((upper + 0.5) / 2**31))
+        assert float(found.norm()) == pytest.approx(radius, abs=1e-5)
+    assert float(from_halves(0, lower).norm()) == pytest.approx(math.sqrt(2 * 32 * math.log(2)), abs=1e-5)
+
+
 def test_pinned_values():
     drawn = normal(2026, torch.tensor([0, 1]), (3,), counter=4)
     expected = torch.tensor([[-0.7577915, 0.3290450, -0.7900370], [-0.9965829, 1.2472508, 1.0176659]])

@@ -1,0 +1,167 @@
+"""On a simulated GPU: how often the host would wait for the device, and how many kernels a step would launch.
+
+The device changes torch for the rest of a process, so every test has one of its own. Two numbers of steps tell what grows: a
+wait that a solve makes once is no matter, one that every step makes leaves a real GPU idle.
+"""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import simulated_gpu
+
+ROOT = Path(__file__).parent.parent
+ONCE = 8  # waits that a call may make, however many steps it takes: what is set up, and the look at the end
+DRAW = 10  # kernels of a step that draw its noise, at most
+
+pytestmark = pytest.mark.skipif(not simulated_gpu.available(), reason="this torch cannot host a device written in Python")
+
+
+def run(*command: str) -> str:
+    done = subprocess.run([sys.executable, *command], capture_output=True, text=True, cwd=ROOT)  # noqa: S603
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+def rows(group: str) -> dict[str, dict]:
+    return {row["name"]: row for row in json.loads(run("benchmarks/synchronisation.py", "--json", group))}
+
+
+def kernels_per_step(row: dict) -> float:
+    (few, many), (first, second) = row["steps"], row["kernels"]
+    return (second - first) / (many - few)
+
+
+@pytest.mark.parametrize("group", ["sampling", "solving", "training"])
+def test_waits_do_not_grow_with_the_steps(group):
+    found = rows(group)
+    assert len(found) >= {"sampling": 28, "solving": 10, "training": 4}[group]
+    growing = [row for row in found.values() if row["waits"][1] > row["waits"][0] or row["waits"][0] > ONCE]
+    assert not growing
+    if group == "sampling":
+        assert 0 < kernels_per_step(found["ddim"]) < 10
+        # The same equation and solver but for the noise, which hundreds of kernels a step would draw in pieces.
+        assert kernels_per_step(found["ddpm"]) < kernels_per_step(found["ddim"]) + DRAW
+        assert kernels_per_step(found["ddpm on a path"]) < kernels_per_step(found["ddim"]) + 3 * DRAW
+
+
+def test_adaptive_solves_wait_once_a_round():
+    for row in rows("adaptive").values():
+        assert row["steps"][1] > row["steps"][0], row
+        for rounds, waits in zip(row["steps"], row["waits"], strict=True):
+            assert waits <= rounds + ONCE, row
+
+
+FAILURES = """
+import torch
+from simulated_gpu import DEVICE, SimulatedGPU
+from sdekit import SDE, EulerMaruyama, NotFiniteError, WhiteNoise, solve, uniform
+from sdekit_diffusion import Recipe, ScoreModel, fit
+
+ts = uniform(0.0, 3.0, 300)
+
+def drift(t, x):
+    return torch.where(abs(t - float(ts[STEP])) < 1e-9, bad, 0.0) - x
+
+with SimulatedGPU() as gpu:
+    bad = torch.zeros(4, 1)
+    bad[2] = torch.nan
+    bad = bad.to(DEVICE)
+    x = torch.zeros(4, 2).to(DEVICE)
+    equation = SDE(drift, lambda t, x: torch.ones_like(x), "additive")
+    try:
+        solve(equation, x, ts, solver=EulerMaruyama(), noise=WhiteNoise(0))
+    except NotFiniteError as error:
+        print(error.step, error.samples, error.total)
+
+    torch.manual_seed(0)
+    model = ScoreModel(torch.nn.Linear(2, 2), "vp", shape=(2,))
+    model.net.forward = lambda x, t: torch.nn.functional.linear(x, model.net.weight, model.net.bias)
+    model = model.to(DEVICE)
+    recipe = Recipe(steps=1000, batch_size=16, warmup=2)
+    gpu.clear()
+    try:
+        fit(model, torch.zeros(64, 2), recipe, transform=lambda rows, u: rows + torch.nan, progress=False)
+    except ArithmeticError as error:
+        print(error)
+    print(len(gpu.waits) < 10)
+"""
+
+
+@pytest.mark.parametrize("step", [40, 130, 299])
+def test_failures_are_named_as_on_the_cpu(step):
+    """The state after the step that met NaN; a training run one look later at most, without a wait before."""
+    found = run("-c", f"import sys\nsys.path.append('tests')\nSTEP = {step}\n{FAILURES}").splitlines()
+    assert found[0] == f"{step + 1} [2] 4"
+    assert found[1].startswith("the loss is nan at update 50; lower lr")
+    assert found[2] == "True"
+
+
+# The device itself: what it records, and what it refuses.
+
+DEVICE = """
+import torch
+from simulated_gpu import DEVICE, MixedDevicesError, SimulatedGPU
+
+def waits(case):
+    gpu.clear()
+    case()
+    return len(gpu.waits)
+
+with SimulatedGPU() as gpu:
+    x, host, index = torch.arange(4.0).to(DEVICE), torch.arange(4.0), torch.tensor([0, 2])
+    there, mask = index.to(DEVICE), x > 1
+    assert x.device == torch.device(DEVICE) and (2 * x).device == x.device
+    for case in CASES:
+        found = waits(eval("lambda: " + case[0]))
+        assert found == case[1], (case, found)
+    gpu.clear()
+    y = x.view(2, 2)[0] * 2 + 1
+    assert gpu.kernels == 2, gpu.kernels
+    for mixed in ("x + host", "torch.cat([x, host])", "host[there]", "host.add_(x)", "torch.stack([x, host])", "x.numpy()"):
+        try:
+            eval(mixed)
+        except (MixedDevicesError, TypeError):
+            continue
+        raise AssertionError(mixed)
+    w = torch.ones(4, device=DEVICE, requires_grad=True)
+    (w * x).sum().backward()
+    assert w.grad.tolist() == [0.0, 1.0, 2.0, 3.0]
+assert torch.tensor(1.0).device.type == "cpu" and torch.tensor.__module__ != "simulated_gpu"
+print("done")
+"""
+CASES = [
+    ("x.sum().item()", 1),
+    ("bool(x.sum() > 0)", 1),
+    ("x.tolist()", 1),
+    ("x.cpu()", 1),
+    ("x.nonzero()", 1),
+    ("x[mask]", 1),
+    ("x.clone().__setitem__(mask, 0.0)", 1),
+    ("x.unique()", 1),
+    ("torch.where(mask)", 1),
+    ("torch.equal(x, x)", 1),
+    ("x[:2].repeat_interleave(there)", 1),
+    ("x[index]", 1),
+    ("host.to(DEVICE)", 1),
+    ("torch.tensor([1.0], device=DEVICE)", 1),
+    ("torch.as_tensor([1.0], device=DEVICE)", 1),
+    ("x.copy_(host)", 1),
+    ("host.to(DEVICE, non_blocking=True)", 0),
+    ("x.copy_(host, non_blocking=True)", 0),
+    ("torch.full((3,), 0.5, device=DEVICE)", 0),
+    ("torch.arange(3, device=DEVICE)", 0),
+    ("x[there]", 0),
+    ("x.index_copy(0, there, x[:2])", 0),
+    ("x.repeat_interleave(2)", 0),
+    ("torch.where(mask, x, 0.0) + 0.5 * x", 0),
+    ("x + torch.tensor(1.0)", 0),
+    ("x.double().reshape(2, 2).sum()", 0),
+]
+
+
+def test_the_device_records_what_waits_and_refuses_what_mixes():
+    code = f"import sys\nsys.path.append('tests')\nCASES = {CASES!r}\n{DEVICE}"
+    assert run("-c", code).strip() == "done"
