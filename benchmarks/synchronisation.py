@@ -182,7 +182,7 @@ def counted(case: Case, n: int, gpu: SimulatedGPU | None) -> tuple[int, list[str
         steps = case(n) or n
     events = list(profile.events() or [])
     waits = [event.name for event in events if event.name in SYNCHRONISING]
-    on_device = [event for event in events if event.device_type == torch.autograd.DeviceType.CUDA]
+    on_device = [event for event in events if event.device_type.name == "CUDA"]
     return steps, waits, sum(not event.name.startswith(("Memcpy", "Memset")) for event in on_device)
 
 
