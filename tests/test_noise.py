@@ -35,6 +35,17 @@ def test_increments_scale_with_the_step():
     torch.testing.assert_close(fine.h, 0.5 * unit.h)
 
 
+def test_every_block_has_the_widths_of_its_own_steps(monkeypatch):
+    ts, x = [0.0, 0.25, 1.25, 1.5, 5.5, 5.75], torch.zeros(5, 2)
+    unit = drawn(WhiteNoise(1), x, [float(i) for i in range(6)], levy=True)
+    monkeypatch.setattr("sdekit._noise._BLOCK", 2 * x.numel())
+    for start in (0, 1):
+        found = drawn(WhiteNoise(1), x, ts, levy=True, start=start)
+        for a, b, root in zip(unit[start:], found, [0.5, 1.0, 0.5, 2.0, 0.5][start:], strict=True):
+            assert torch.equal(root * a.w, b.w)
+            torch.testing.assert_close(root * a.h, b.h)
+
+
 def test_moments_and_independence_of_what_a_step_gets():
     """5.5 standard errors on 1e6 numbers: a false alarm below 4e-8 each."""
     x = torch.zeros(1000, 1000, dtype=torch.float64)
