@@ -89,7 +89,7 @@ class Net:
         return ScoreModel(
             net,
             chosen,
-            self.predicts or predicts,  # pyright: ignore[reportArgumentType] - checked there
+            self.predicts or predicts,
             shape=shape,
             conditioning=self.conditioning or conditioning,
             data_std=float(values.square().mean().sqrt()),

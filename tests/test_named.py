@@ -156,7 +156,7 @@ def unet_of(diffusers, seed=0):
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 def test_a_run_from_diffusers_reloads_by_one_argument(diffusers, tmp_path, capsys):
     """Begun in Python, stopped, gone on with and used from the command line; `load` takes what `from_diffusers` took."""
-    scheduler, unet = diffusers.DDPMScheduler(num_train_timesteps=50), unet_of(diffusers)
+    scheduler, unet = diffusers.DDPMScheduler(num_train_timesteps=100, beta_end=0.2), unet_of(diffusers)
     diffusers.DDPMPipeline(unet, scheduler).save_pretrained(tmp_path / "pipeline")
     unet.save_pretrained(tmp_path / "unet")
     source, runs = data.load("digits"), [tmp_path / "whole", tmp_path / "run"]
@@ -190,12 +190,14 @@ def test_a_run_from_diffusers_reloads_by_one_argument(diffusers, tmp_path, capsy
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 def test_a_folder_of_diffusers_is_trained_under_its_own_scheduler(diffusers, tmp_path, capsys):
-    diffusers.DDPMPipeline(unet_of(diffusers), diffusers.DDPMScheduler(num_train_timesteps=50)).save_pretrained(tmp_path / "p")
+    diffusers.DDPMPipeline(unet_of(diffusers), diffusers.DDPMScheduler(num_train_timesteps=100, beta_end=0.2)).save_pretrained(
+        tmp_path / "p"
+    )
     argv = ["train", tmp_path / "run", *OPTIONS, "--network", tmp_path / "p"]
     assert "--sde is no option of" in refused(capsys, *argv, "--sde", "vp")
     assert main([str(part) for part in argv]) == 0
     config = json.loads((tmp_path / "run" / "config.json").read_text())
-    assert (config["sde"]["name"], config["conditioning"], config["data_range"]) == ("ddpm", [50.0, -1.0], [-1.0, 1.0])
+    assert (config["sde"]["name"], config["conditioning"], config["data_range"]) == ("ddpm", [100.0, -1.0], [-1.0, 1.0])
     assert config["scale"]["levels"] == 17
 
 
