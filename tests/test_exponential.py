@@ -1,5 +1,6 @@
 """Exponential methods: their functions, the linear part solved exactly, and stiff equations."""
 
+import math
 from decimal import Decimal, localcontext
 
 import pytest
@@ -59,6 +60,17 @@ def test_constant_coefficients_are_solved_exactly(solver, dt):
         z = A * dt
         assert end[0] == pytest.approx(0.3 * exact_phi(1, z) * z + 0.3 + 2 * dt * exact_phi(1, z), rel=1e-13)
         assert (end[1] - end[0]) ** 2 == pytest.approx(1.5**2 * abs(dt) * exact_phi(1, 2 * z), rel=1e-13)
+
+
+@pytest.mark.parametrize("dt", [1.0, -0.5])
+def test_what_grows_with_time_is_solved_exactly_in_two_stages(dt):
+    """One long step of dx = (A x + a + b t) dt: x(t) = p + q t + c e^{A t} with q = -b / A and p = (q - a) / A."""
+    a, b, x0 = 2.0, -3.0, torch.tensor([0.3], dtype=torch.float64)
+    for A in (-50.0 / dt, 0.7 / dt):
+        end = ExponentialHeun(A).step(SemiLinear(A, lambda t, x: a + b * t + 0 * x), 0.0, dt, x0, Increment(), ()).x
+        q = -b / A
+        p = (q - a) / A
+        assert end.item() == pytest.approx(p + q * dt + (0.3 - p) * math.exp(A * dt), rel=1e-12)
 
 
 @pytest.mark.parametrize("kind", ["additive", "diagonal"])
