@@ -183,6 +183,14 @@ def column(t):
     return torch.tensor([t], dtype=torch.float64)
 
 
+@pytest.mark.parametrize("end", [1e-3, 0.02])
+def test_where_a_solve_ends(end):
+    """At sigma / alpha = end, or at t = 0 where that has more noise."""
+    for name, sde in DEFAULTS.items():
+        least = max(end, math.exp(-float(sde.log_snr(0.0))))
+        assert math.exp(-span_of(MIXTURE, sde, end)[1]) == pytest.approx(least, rel=1e-9), name
+
+
 def test_where_a_solve_starts():
     """At T, unless alpha is 0 there: then at sigma/alpha = 1000 deviations of the data."""
     for name, sde in DEFAULTS.items():

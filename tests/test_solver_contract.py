@@ -279,6 +279,19 @@ def test_adams_bashforth_has_the_classical_weights_on_even_grids(k, published):
     assert [len(planned.planned[t].weights) for t in grid[1:4]] == [min(i + 1, k) for i in range(1, 4)]
 
 
+def test_orders_that_the_first_or_the_last_steps_limit():
+    """To two where the first step has one value, or the last one is of order one; to three with a corrector."""
+    for solver, order in (
+        (AdamsBashforth(4), 4),
+        (AdamsBashforth(4, self_starting=False), 2),
+        (AdamsBashforth(4, lower_final=True), 2),
+        (AdamsMoulton(3), 4),
+        (AdamsMoulton(3, self_starting=False), 3),
+        (AdamsMoulton(4), 3),
+    ):
+        assert solver.order == {"none": (order, order), "additive": (1, 2)}
+
+
 # What every solver keeps
 
 
