@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._C._functorch import is_batchedtensor  # pyright: ignore[reportMissingModuleSource]
+from torch._C._functorch import is_batchedtensor
 
 __all__ = ["ChangedError", "checked_call", "checked_output", "require_call", "require_order", "require_real", "swapped"]
 
