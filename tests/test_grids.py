@@ -109,6 +109,15 @@ def test_a_focused_grid_has_equal_steps_of_its_own_variable(sde, share):
     torch.testing.assert_close(steps, steps.mean().expand(23), rtol=1e-5, atol=0)
 
 
+def test_steps_that_are_divided_have_their_shares_of_the_density():
+    """With a density of 1 up to 0.5 and 3 above, a quarter of the mass ends at 0.5."""
+    l = torch.tensor([0.0, 0.5 - 1e-9, 0.5 + 1e-9, 1.0], dtype=torch.float64)
+    grid = Equidistributed(l, torch.tensor([1.0, 1.0, 3.0, 3.0]))
+    for shares, expected in (([1, 3], [0, 0.5, 1]), ([3, 1], [0, 5 / 6, 1]), ([1, 1, 6], [0, 0.25, 0.5, 1])):
+        points = grid.divided((0.0, 1.0), torch.tensor(shares, dtype=torch.float64))
+        assert points.tolist() == pytest.approx(expected, abs=1e-6)
+
+
 @pytest.mark.parametrize("rho", [1.0, 3.0, 7.0])
 def test_karras_is_the_published_formula(rho):
     """Equation 5 of Karras et al. 2022, with their sigma_min, sigma_max and number of points."""

@@ -50,6 +50,23 @@ def test_loss_of_the_exact_denoiser_is_the_conditional_variance(weighting):
     assert excess.mean() > 5.5 * excess.std() / math.sqrt(len(excess))
 
 
+@pytest.mark.parametrize("weighting", ["plain", "likelihood"])
+@pytest.mark.parametrize("sde", [VESDE(), VPSDE(), SubVPSDE(), DDPM(), NCSN()], ids=str)
+def test_times_reach_from_the_end_to_the_latest(sde, weighting):
+    """From sigma / alpha = end, or from t = 0 where that has more noise."""
+    ends = draw_times(sde, torch.tensor([0.0, 1.0], dtype=torch.float64), weighting, 0.02).sort().values
+    least = max(0.02, math.exp(-float(sde.log_snr(0.0))))
+    assert math.exp(-float(sde.log_snr(float(ends[0])))) == pytest.approx(least, rel=1e-6)
+    assert float(ends[1]) == pytest.approx(sde.latest(), rel=1e-6)
+
+
+@pytest.mark.parametrize("sde", [DDPM(linear_betas(5)), NCSN([0.1, 1.0, 10.0])], ids=str)
+def test_every_level_is_drawn_alike(sde):
+    n = len(sde.levels)
+    u = (torch.arange(4 * n, dtype=torch.float64) + 0.5) / (4 * n)
+    assert torch.equal(draw_levels(sde, u, "plain"), sde.levels.repeat_interleave(4))
+
+
 @pytest.mark.parametrize("sde", [VESDE(), VPSDE(), SubVPSDE()], ids=str)
 def test_likelihood_times_have_density_g2_over_sigma2(sde):
     """The distribution function of t against the integral of g^2/sigma^2 by the trapezoidal rule."""
