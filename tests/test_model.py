@@ -129,6 +129,13 @@ def test_times_outside_are_refused(t):
         ScoreModel(lambda x, t: None, "vp").denoise(0.5, X)
 
 
+def test_conditions_are_added_to_those_that_are_given_already():
+    model = ScoreModel(lambda x, t, **conditions: x, "vp", shape=(2,)).given(a=1)
+    assert model.given(b=2).conditions == {"a": 1, "b": 2}
+    assert model.given(b=2).given(a=3).conditions == {"a": 3, "b": 2}
+    assert model.conditions == {"a": 1}
+
+
 def test_a_plain_score_becomes_a_model():
     sde = VPSDE()
     model, chosen = as_model(lambda x, t: MIXTURE.score(t, x, sde), "vp", (2,))
