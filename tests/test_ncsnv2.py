@@ -236,6 +236,7 @@ def changed(checkpoint, part=0, **values):
         (0, {"module__res2__0__conv1__bias": None}, "averages of other weights than its own, such as res2.0.conv1.bias"),
         (4, {"normalizer__alpha": None}, "averages of other weights than its own, such as normalizer.alpha"),
         (4, {"normalizer__alpha": torch.ones(5)}, r"has shape \(5,\) as normalizer.alpha, where .* has shape \(4,\)"),
+        (4, {"normalizer__alpha": torch.ones(1).expand(4)}, "has no numbers as normalizer.alpha"),
         (4, {"normalizer__alpha": torch.ones(4, dtype=torch.int64)}, "has no numbers as normalizer.alpha"),
         (4, {"end_conv__bias": torch.tensor([True])}, "has no numbers as end_conv.bias"),
         (4, {"end_conv__bias": torch.tensor([math.inf])}, "NaN or infinite numbers in last.conv.bias"),
