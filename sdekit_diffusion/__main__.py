@@ -16,6 +16,7 @@ import sdekit_diffusion
 from sdekit_diffusion import Log, Recipe, Shards, _evaluation, _outputs, report
 from sdekit_diffusion._clear import clear
 from sdekit_diffusion._distributed import first_to_fail, joined, own, rank, wait
+from sdekit_diffusion._fit import require_minutes
 from sdekit_diffusion._history import newest
 from sdekit_diffusion._inputs import usable
 from sdekit_diffusion._options import Net, Sampler
@@ -65,14 +66,16 @@ def train(
         torch.manual_seed(recipe.seed)
         model = net.model(source, sde, newest(run) if resume else None).to(usable(place))
         # What is refused is refused before an older run goes.
+        require_minutes(minutes, run)
         sdekit_diffusion.Training(model, source.train, recipe, transform=source.scale.encode)
+        measures = watch.measures(source, recipe, run)
         if rank() == 0:
             _prepare(run, overwrite, resume)
         wait()
         begun = time.perf_counter()
         records = sdekit_diffusion.fit(
             model, source.train, recipe, transform=source.scale.encode, folder=run, resume=resume, minutes=minutes, log=log,
-            measures=watch.measures(source, recipe, run), notes={"data": {"name": source.name}, "device": device},
+            measures=measures, notes={"data": {"name": source.name}, "device": device},
         )  # fmt: skip
         if rank() == 0:
             size, seconds = sum(p.numel() for p in model.parameters()), time.perf_counter() - begun

@@ -75,7 +75,7 @@ def fit(
         OSError: when the folder cannot be written to, or another process trains in it; its checkpoints are then as they were.
         KeyboardInterrupt: after Ctrl-C or SIGTERM; with a folder its message says from which update the run goes on.
     """
-    _require_minutes(minutes, folder)
+    require_minutes(minutes, folder)
     if any(every < 1 for every, _ in measures):
         raise ValueError(f"measures are taken every so many updates, from 1 on; not every {min(e for e, _ in measures)}")
     training, records = Training(model, data, recipe, transform=transform), []
@@ -104,7 +104,12 @@ def fit(
     return records
 
 
-def _require_minutes(minutes: float | None, folder: str | Path | None) -> None:
+def require_minutes(minutes: float | None, folder: str | Path | None) -> None:
+    """Refuses a time budget that is none, or has no folder for its checkpoint.
+
+    Raises:
+        ValueError: says what is allowed.
+    """
     if minutes is not None and not 0 < minutes < math.inf:
         raise ValueError(f"minutes is a time, a number above 0, or None for no bound; not {minutes}")
     if minutes is not None and folder is None:

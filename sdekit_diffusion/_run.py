@@ -37,6 +37,7 @@ class Log:
 
     Raises:
         ValueError: for numbers below 1.
+        ImportError: when TensorBoard is wanted and missing.
     """
 
     log_every: int = 10
@@ -47,6 +48,8 @@ class Log:
     def __post_init__(self) -> None:
         if min(self.log_every, self.save_every, self.keep) < 1:
             raise ValueError(f"log_every, save_every and keep start at 1: {self}")
+        if self.tensorboard:
+            _writer()
 
 
 @contextmanager
@@ -139,7 +142,9 @@ class Run:
         if rank() == 0:
             with replacing(folder / METRICS) as beside:
                 beside.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
-        self._board = _board(folder, training.step) if log.tensorboard and rank() == 0 else None
+        self._board = None
+        if log.tensorboard and rank() == 0:
+            self._board = _writer()(str(folder / "tensorboard"), purge_step=training.step + 1)
 
     def _require_same(self, path: Path) -> None:
         config = read_config(path)
@@ -281,9 +286,10 @@ def _lines(path: Path, step: int) -> list[dict[str, float]]:
     return found
 
 
-def _board(folder: Path, step: int) -> Any:  # noqa: ANN401 - an extra
+def _writer() -> Any:  # noqa: ANN401 - an extra
+    """TensorBoard's class, refused where it is missing before anything is written."""
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
         raise ImportError("tensorboard=True needs TensorBoard: pip install 'sdekit[tensorboard]'") from error
-    return SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
+    return SummaryWriter

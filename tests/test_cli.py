@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from safetensors.torch import save as serialised
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
-from sdekit_diffusion import METHODS, _evaluation, sample
+from sdekit_diffusion import METHODS, Log, _evaluation, sample
 from sdekit_diffusion import load as load_model
 from sdekit_diffusion.__main__ import main
 from sdekit_diffusion._evaluation import distances, measured
@@ -430,6 +430,21 @@ def test_overwriting_removes_what_the_run_wrote_and_nothing_else(tmp_path, capsy
     )
     assert left == ["00000004/mine", "7/mine.pt"]
     assert load_model(run)
+
+
+@pytest.mark.parametrize("wrong", [("--minutes", "0"), ("--minutes", "nan"), ("--lr", "-1"), ("--flip",)])
+def test_what_is_refused_leaves_the_older_run(tmp_path, wrong, capsys):
+    argv = ["train", tmp_path / "run", "--data", "moons", "--width", "8", *TRAIN]
+    assert main([str(part) for part in argv]) == 0
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    error(capsys, *argv, "--overwrite", *wrong)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+def test_a_missing_tensorboard_is_refused_with_the_options(monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with pytest.raises(ImportError, match="needs TensorBoard: pip install"):
+        Log(tensorboard=True)
 
 
 @pytest.mark.parametrize(
