@@ -14,7 +14,7 @@ from sdekit_diffusion._diffusion import AbstractDiffusion
 from sdekit_diffusion._flow import span_of
 from sdekit_diffusion._load import load
 from sdekit_diffusion._methods import method_of
-from sdekit_diffusion._model import Conditioning, Prediction, ScoreModel
+from sdekit_diffusion._model import ALIASES, Conditioning, Prediction, ScoreModel
 from sdekit_diffusion._named import named_model
 from sdekit_diffusion._schedules import diffusion
 from sdekit_diffusion.data import Dataset
@@ -100,10 +100,8 @@ class Net:
     def _named(self, name: str, sde: str | None, source: Dataset) -> ScoreModel | nn.Module:
         """A network of the user's own, or a model, whose conventions then are no options."""
         made = named_model(name)
-        options = {**asdict(self), "sde": sde}
-        for option in [*_ARCHITECTURE, *(_CONVENTIONS if isinstance(made, ScoreModel) else ())]:
-            if options[option] is not None:
-                raise ValueError(f"--{option} is no option of {name}, which has its own; leave it out")
+        own = [*_ARCHITECTURE, *(_CONVENTIONS if isinstance(made, ScoreModel) else ())]
+        self._require_none(name, own, {**asdict(self), "sde": sde})
         if isinstance(made, ScoreModel):
             shape, scale = tuple(source.test.shape[1:]), source.scale
             if made.shape not in (None, shape):
@@ -117,10 +115,19 @@ class Net:
                 )
         return made
 
+    @staticmethod
+    def _require_none(name: str, own: list[str], options: dict[str, Any]) -> None:
+        """Refuses options of what a network of the user's own has already."""
+        for option in own:
+            if options[option] is not None:
+                raise ValueError(f"--{option} is no option of {name}, which has its own; leave it out")
+
     def _going_on(self, name: str, begun: Path, sde: str | None, source: Dataset) -> ScoreModel:
         """The model of a run, from Python too, around a network of the user's own."""
+        self._require_none(name, _ARCHITECTURE, asdict(self))
         model = load(begun, net=name)
-        asked: dict[str, Any] = {"predicts": self.predicts, "conditioning": self.conditioning}
+        asked: dict[str, Any] = {"predicts": ALIASES.get(self.predicts or "", self.predicts)}
+        asked["conditioning"] = self.conditioning
         asked |= {"sde": None if sde is None else diffusion(sde)}
         asked |= {"shape": tuple(source.test.shape[1:]), "scale": source.scale}
         for option, value in asked.items():

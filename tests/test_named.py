@@ -123,7 +123,10 @@ def test_the_command_line_trains_and_uses_a_network_of_your_own(tmp_path, capsys
     assert "was begun with predicts = noise, not data" in refused(
         capsys, "train", run, *OPTIONS, "--network", "own_networks:Own", "--predicts", "data", "--resume"
     )
-    assert main(["train", str(run), *options, "--resume"]) == 0
+    again = ["train", run, *options, "--resume"]
+    assert "--width is no option of own_networks:Own" in refused(capsys, *again, "--width", "3")
+    again[again.index("noise")] = "epsilon"  # another name of the same
+    assert main([str(part) for part in again]) == 0
     assert equal(load(run, net="own_networks:Own"), load(whole, net="own_networks:Own"))
     assert "--width is no option of own_networks:Own" in refused(capsys, "train", tmp_path / "b", *options, "--width", "3")
     named = ["--network", "own_networks:Made.model"]
