@@ -311,9 +311,13 @@ def test_a_centred_network_computes_with_two_x_minus_one():
     assert torch.equal(centred(x, t), plain(2 * x - 1, t))
 
 
-def test_a_config_without_centred_is_that_of_an_older_checkpoint():
+def test_a_config_names_centred_where_it_is_so():
+    """One without it is as older checkpoints have it: their runs go on only with an equal one."""
     config = {"channels": 1, "width": 4, "multipliers": [1, 2], "dilations": [1, 1]}
-    assert nets.registry["NCSNv2"](**config).config == {**config, "centred": False}
+    for known in (config, {**config, "centred": True}):
+        net = nets.registry["NCSNv2"](**known)
+        assert net.config == known
+        assert net.centred == ("centred" in known)
 
 
 def test_an_ncsn_reads_the_rows_of_its_level():

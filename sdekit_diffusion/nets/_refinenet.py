@@ -223,7 +223,8 @@ class NCSNv2(AbstractRefineNet):
         centred: bool = False,
     ) -> None:
         super().__init__(channels, width, multipliers, dilations, levels=1, cascades=0, centred=centred)
-        self.config["centred"] = centred
+        if centred:  # older configs do not have it, and must stay the same
+            self.config["centred"] = True
 
 
 class NCSN(AbstractRefineNet):
