@@ -68,8 +68,10 @@ def load(
         model.to(_DTYPES[config["dtype"]])
     except CheckpointError:
         raise
-    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, ArithmeticError, MemoryError) as error:
-        raise CheckpointError(f"{folder / CONFIG} does not describe a model ({error!r}); the checkpoint is damaged") from error
+    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError, ArithmeticError, MemoryError) as error:
+        raise CheckpointError(
+            f"{folder / CONFIG} does not describe a model ({error!r:.300}); the checkpoint is damaged"
+        ) from error
     try:
         network.load_state_dict(weights)
     except RuntimeError as error:

@@ -143,6 +143,7 @@ def test_damaged_checkpoints_say_so(tmp_path, file, what):
         {"dtype": "int8"},
         {"predicts": "nothing"},
         {"shape": 3},
+        {"data_range": [1.0]},
     ],
 )
 def test_foreign_configs_say_so(tmp_path, change):
