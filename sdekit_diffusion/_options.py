@@ -1,6 +1,7 @@
 """Options of the command line that belong together: the network, and how to sample."""
 
 import inspect
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -116,7 +117,7 @@ class Net:
         return made
 
     @staticmethod
-    def _require_none(name: str, own: list[str], options: dict[str, Any]) -> None:
+    def _require_none(name: str, own: Sequence[str], options: dict[str, Any]) -> None:
         """Refuses options of what a network of the user's own has already."""
         for option in own:
             if options[option] is not None:
