@@ -147,7 +147,7 @@ def adaptive() -> Iterator[tuple[str, tuple[int, int], Case]]:
         return int(found.evaluations.max()) // per_round
 
     yield "ode", (2, 5), flow
-    yield "adaptive_sde", (1, 3), path
+    yield "adaptive_sde", (1, 2), path
     yield "ShARK, outputs on the way", (1, 2), outputs
     yield "log_likelihood", (2, 5), likelihood
 
