@@ -15,6 +15,7 @@ import tomllib
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from importlib.util import cache_from_source
 from pathlib import Path
 from queue import Queue
 
@@ -135,6 +136,8 @@ def run(mutant: Mutant, tree: Path, among: list[Source], records: Records) -> Ou
     begun = time.perf_counter()
     path.unlink()
     path.write_text(place.mutated(mutant))
+    # Compiled files are compared by size and second, which two mutants may share.
+    Path(cache_from_source(str(path))).unlink(missing_ok=True)
     killer = next(filter(None, (killer_among(some, tree, records) for some in tests)), "")
     path.unlink()
     os.link(ROOT / place.source.path, path)
