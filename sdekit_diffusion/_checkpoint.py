@@ -25,7 +25,7 @@ from safetensors.torch import save as serialised
 from torch import Tensor, nn
 
 from sdekit_diffusion import nets
-from sdekit_diffusion._files import PART, flush, made, naming, replacing
+from sdekit_diffusion._files import PART, alone, flush, made, naming, replacing
 from sdekit_diffusion._model import ScoreModel
 from sdekit_diffusion._schedules import DIFFUSIONS
 from sdekit_diffusion._wrapped import require_own
@@ -68,12 +68,30 @@ def save(
         TypeError: when the network is a plain function, which has no weights to save, or the model is in a wrapper.
         ValueError: when the model was given conditions, which a checkpoint does not hold.
         CheckpointError: when the folder has a config.json that is not one of `save`, or is damaged; nothing is written then.
-        OSError: when the folder cannot be written to, or the disk is full; the folder is then as it was.
+        OSError: when the folder cannot be written to, the disk is full, or another process saves or trains there; the folder
+            is then as it was.
     """
+    config = to_save(model, notes)
+    with alone(made(Path(folder))):
+        return written(model, config, Path(folder), state)
+
+
+def to_save(model: ScoreModel, notes: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The config of a model but for its files; what cannot be saved is refused, as by `save`."""
     require_own(model, ScoreModel, "save the model within a wrapper: compiled._orig_mod, or parallel.module")
     if not isinstance(model.net, nn.Module):
         raise TypeError("this model's network is a plain function and has no weights to save")
-    config, folder = described(model) | {"notes": dict(notes or {})}, made(Path(folder))
+    return described(model) | {"notes": dict(notes or {})}
+
+
+def written(
+    model: ScoreModel,
+    config: dict[str, Any],
+    folder: Path,
+    state: Mapping[str, Tensor] | None = None,
+) -> Path:
+    """`save` into a folder that no other process writes to."""
+    assert isinstance(model.net, nn.Module)
     before = files_of(folder)
     weights = {name: value.clone() for name, value in model.net.state_dict().items()}  # none twice in memory
     parts = {_WEIGHTS: weights} | ({} if state is None else {STATE: dict(state)})

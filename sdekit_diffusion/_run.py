@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sdekit_diffusion._checkpoint import CONFIG, STATE, described, files_of, read_config, read_tensors, save
+from sdekit_diffusion._checkpoint import CONFIG, STATE, described, files_of, read_config, read_tensors, save, to_save, written
 from sdekit_diffusion._distributed import agreed, largest, rank, wait
 from sdekit_diffusion._files import alone, flush, made, naming, replacing
 from sdekit_diffusion._history import checkpoint, checkpoints, discard, newest, prune, validation_loss_at
@@ -79,7 +79,7 @@ def run_in(
             run.close()
         done = training.step == training.recipe.steps
         if done and rank() == 0:
-            save(training.model, folder, run.notes)
+            written(training.model, to_save(training.model, run.notes), folder)
         wait()
         if done and signalled():
             raise KeyboardInterrupt(f"interrupted when the training run was complete; the model is in {folder}")

@@ -30,6 +30,7 @@ from sdekit_diffusion import (
     sample,
     save,
 )
+from sdekit_diffusion._files import alone
 
 
 def model(sde="vp", seed=0, **settings):
@@ -64,6 +65,15 @@ def test_a_diffusion_of_your_own_needs_a_name_to_be_saved(tmp_path):
     own = model(Mine())
     with pytest.raises(TypeError, match=r"DIFFUSIONS\['mine'\] = Mine"):
         save(own, tmp_path)
+
+
+def test_a_folder_that_another_process_writes_to_is_refused(tmp_path):
+    """Two that save into one folder at once would remove each other's weights."""
+    save(model(), tmp_path / "run")
+    before = {path: path.read_bytes() for path in (tmp_path / "run").iterdir()}
+    with alone(tmp_path / "run"), pytest.raises(OSError, match="another process is at work"):
+        save(model(predicts="data"), tmp_path / "run")
+    assert {path: path.read_bytes() for path in (tmp_path / "run").iterdir()} == before
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
