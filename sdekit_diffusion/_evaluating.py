@@ -34,9 +34,13 @@ def evaluating(model: AbstractModel, n: int) -> Iterator[None]:
 
 
 def _entered(modules: list[nn.Module]) -> list[nn.Module]:
-    """Puts modules into evaluation mode and returns those that a call has to hold there."""
+    """Puts modules into evaluation mode and returns those that a call has to hold there.
+
+    The wrapper that torch.compile makes has no flag of its own: it shows, and sets, that of the module within.
+    """
+    own = [module for module in modules if not hasattr(module, "_orig_mod")]
     with _LOCK:
-        held = [module for module in modules if module.training or module in _CALLS]
+        held = [module for module in own if module.training or module in _CALLS]
         for module in held:
             module.training = False
             _CALLS[module] = _CALLS.get(module, 0) + 1
