@@ -113,7 +113,8 @@ def solve(
     if noise is None and random:
         noise = WhiteNoise() if control is None else BrownianPath(knots=(min(grid), max(grid)))
     noise = noise if random else None
-    counted = Counted.of(problem if control is not None else problem.tabulated(grid), x0)
+    problem = problem.tabulated(grid) if control is None else problem.within(grid[0], grid[-1])
+    counted = Counted.of(problem, x0)
     x0 = x0.clone()  # a drift that changes its input is refused, but not before it has changed this once
     if control is not None and len(x0):
         solution, reached = adaptive(

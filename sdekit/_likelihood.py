@@ -140,6 +140,7 @@ def log_likelihood(
         raise ValueError(f"this equation has {flow.noise_type} noise; likelihoods are those of an ODE or a ProbabilityFlow")
     trace, solver = trace or Exact(), solver or Dopri5()
     ends = [float(t) for t in (ts[0], ts[-1])]
+    flow = flow.within(*ends)
     # In inference mode the divergence would be forgotten without a word.
     with torch.inference_mode(False), torch.set_grad_enabled(differentiable):
         x = x.clone() if isinstance(x, Tensor) and x.is_inference() else x

@@ -112,6 +112,9 @@ class ReverseSDE(AbstractSDE):
     def rows(self, index: Tensor) -> Self:
         return replace(self, forward=self.forward.rows(index))
 
+    def within(self, t0: float, t1: float) -> Self:
+        return replace(self, forward=self.forward.within(t0, t1))
+
     def kernel(self, t: float) -> tuple[float, float] | None:
         return self.forward.kernel(t)
 
@@ -148,6 +151,9 @@ class ProbabilityFlow(AbstractSDE):
 
     def rows(self, index: Tensor) -> Self:
         return replace(self, forward=self.forward.rows(index))
+
+    def within(self, t0: float, t1: float) -> Self:
+        return replace(self, forward=self.forward.within(t0, t1))
 
     def kernel(self, t: float) -> tuple[float, float] | None:
         return self.forward.kernel(t)

@@ -83,6 +83,14 @@ class AbstractSDE(ABC):
         """The same equation with what depends on the times of a grid computed at once; itself where nothing is worth it."""
         return self
 
+    def within(self, t0: float, t1: float) -> Self:
+        """The same equation for times between two, which are checked here once and for all; itself where every time will do.
+
+        Raises:
+            ValueError: where the equation has no meaning at one of them.
+        """
+        return self
+
     def score(self, t: Time, x: Tensor) -> Tensor:
         """grad log p_t(x), for the equations that are built from it.
 

@@ -57,11 +57,11 @@ class AbstractDiffusion(AbstractSDE):
 
     def drift(self, t: Time, x: Tensor) -> Tensor:
         """f(t) x."""
-        return x * broadcast(self.f(self._known(t)), x)
+        return x * broadcast(self.f(self.checked(t)), x)
 
     def diffusion(self, t: Time, x: Tensor) -> Time:
         """g(t), ready to multiply x."""
-        return broadcast(self.g(self._known(t)), x)
+        return broadcast(self.g(self.checked(t)), x)
 
     def kernel(self, t: float) -> tuple[float, float]:
         """alpha(t) and sigma(t)."""
@@ -192,6 +192,11 @@ class AbstractDiffusion(AbstractSDE):
         same = copy.copy(self)
         object.__setattr__(same, "_reads", False)
         return same
+
+    def within(self, t0: float, t1: float) -> Self:
+        self._known(t0)
+        self._known(t1)
+        return self.unchecked()
 
     def _known(self, t: Time) -> Time:
         """t itself; a float is refused outside [0, T]."""

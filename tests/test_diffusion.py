@@ -11,7 +11,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import integrate
 
-from sdekit import SDE, EulerMaruyama, WhiteNoise, normal, solve, uniform
+from sdekit import (
+    SDE,
+    Dopri5,
+    EulerMaruyama,
+    PIDController,
+    ProbabilityFlow,
+    ReverseSDE,
+    SPaRK,
+    WhiteNoise,
+    log_likelihood,
+    normal,
+    solve,
+    uniform,
+)
+from sdekit.interop import solve_ode
 from sdekit_diffusion import (
     DDPM,
     DIFFUSIONS,
@@ -206,6 +220,8 @@ def test_times_outside_are_refused(sde, t):
         lambda: sde.transition(0.1 * sde.T, t),
         lambda: sde.prior((1, 1), t=t),
         lambda: sde.log_prior(x, t),
+        lambda: sde.drift(column(t), x),
+        lambda: sde.diffusion(column(t), x),
     ):
         with pytest.raises(ValueError, match="outside the range"):
             call()
@@ -226,6 +242,29 @@ def test_loops_that_make_their_times_do_not_read_them(sde):
         free.checked(1.5 * sde.T)
     with pytest.raises(ValueError, match="outside the range"):
         sde.checked(beyond)
+
+
+@pytest.mark.parametrize("ends", [(0.1, 1.5), (1.5, 0.1), (0.2, -0.1)])
+@pytest.mark.parametrize(
+    "equation",
+    [VPSDE(), ReverseSDE(VPSDE(), lambda t, x: -x), ProbabilityFlow(VPSDE(), lambda t, x: -x)],
+    ids=lambda equation: type(equation).__name__,
+)
+def test_adaptive_solves_refuse_times_outside(equation, ends):
+    """At the ends, before the first step: each sample has its own times on the way, and none beyond."""
+    noisy = equation.noise_type != "none"
+    solver = SPaRK() if noisy else Dopri5()
+    x, control = torch.ones(2, 1), PIDController(0.1, 0.1)
+    calls = [lambda: solve(equation, x, ends, solver=solver, control=control)]
+    if not noisy:
+        calls += [
+            lambda: solve_ode(equation, x, ends),
+            lambda: log_likelihood(equation, x, ends, lambda x: x.sum(dim=1)),
+        ]
+    for call in calls:
+        with pytest.raises(ValueError, match="outside the range of VPSDE"):
+            call()
+    assert solve(equation, x, (0.1, 0.9), solver=solver, control=control).x.isfinite().all()
 
 
 def test_transitions_go_forwards():

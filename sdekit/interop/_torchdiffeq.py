@@ -149,7 +149,8 @@ def solve_ode(
     if save not in ("last", "all"):
         raise ValueError(f"save must be 'last' or 'all', not {save!r}")
     require_state(x0)
-    counted, grid = Counted.of(problem, x0), torch.tensor(times(ts), dtype=torch.float64)
+    grid = torch.tensor(times(ts), dtype=torch.float64)
+    counted = Counted.of(problem.within(float(grid[0]), float(grid[-1])), x0)
     if not len(x0):
         xs, evaluations = x0.expand(len(grid), *x0.shape), 0
     else:
