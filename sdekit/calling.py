@@ -70,9 +70,14 @@ def require_order(function: Callable[..., Any], order: str) -> None:
 
 
 def swapped(function: Callable[..., Any], first: Any, second: Any, shape: tuple[int, ...]) -> bool:  # noqa: ANN401
-    """Whether a function that failed, or returned something else, returns a tensor of a shape with its arguments exchanged."""
+    """Whether a function that failed, or returned something else, returns a tensor of a shape with its arguments exchanged.
+
+    Arguments of one shape, such as points `(batch,)` and their times, do not tell: there a failure has another cause.
+    """
+    if getattr(first, "shape", ()) == getattr(second, "shape", ()):
+        return False
     try:
-        return tuple(getattr(function(second, first), "shape", ())) == tuple(shape) != ()
+        return tuple(getattr(function(second, first), "shape", ())) == tuple(shape)
     except Exception:
         return False
 

@@ -37,6 +37,7 @@ from sdekit import (
     solve,
     uniform,
 )
+from sdekit.interop import from_torchsde
 from sdekit_diffusion import METHODS, VPSDE, ScoreModel, encode, fit, sample
 from sdekit_diffusion import log_likelihood as model_log_likelihood
 
@@ -216,6 +217,32 @@ def test_adjoint_solvers_interop_and_likelihoods_are_guarded():
         sdeint(Torchsde(), x0(), [0.0, 1.0], dt=0.1)
     with REFUSED:
         log_likelihood(ODE(spoiling), x0(), [0.0, 1.0], lambda x: x.sum(dim=1))
+
+
+class Products(nn.Module):
+    """torchsde's equation with a product g . v of its own, which is made by changing v."""
+
+    noise_type, sde_type = "diagonal", "stratonovich"
+
+    def f(self, t, y):
+        return -y
+
+    def g_prod(self, t, y, v):
+        return v.mul_(0.3)
+
+
+class BothProducts(nn.Module):
+    noise_type, sde_type = "diagonal", "stratonovich"
+
+    def f_and_g_prod(self, t, y, v):
+        return -y, v.mul_(0.3)
+
+
+@pytest.mark.parametrize("kind", [Products, BothProducts])
+@pytest.mark.parametrize("solver", [EulerHeun(), Heun(), Midpoint()], ids=lambda solver: type(solver).__name__)
+def test_products_that_change_the_noise_are_refused(solver, kind):
+    with pytest.raises(RuntimeError, match=r"the product g \. v changes its input in place"):
+        solve(from_torchsde(kind()), x0(), GRID, solver=solver, noise=WhiteNoise(0))
 
 
 def test_under_vmap_the_result_is_right():

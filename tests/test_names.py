@@ -129,3 +129,16 @@ def test_flow_matching_from_noise_to_data(scale):
     assert check_model(model, x).fits
     made, exact = sample(model, 500, seed=1), sample(MIXTURE, 500, sde="flow", seed=1)
     assert (made - exact).abs().median() < 1e-3
+
+
+def test_failures_with_points_shaped_like_times_keep_their_message():
+    """Points (batch,) and times (batch,) are exchanged without a trace, so that a failure has another cause."""
+
+    def net(x, t, calls=[]):  # noqa: B006 - counts
+        calls.append(x)
+        if len(calls) == 1:
+            raise LookupError("on purpose")
+        return x
+
+    with pytest.raises(LookupError, match="on purpose"):
+        ScoreModel(net, "vp").denoise(torch.full((3,), 0.5), torch.ones(3))

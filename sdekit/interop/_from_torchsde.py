@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sdekit._names import did_you_mean
 from sdekit._sde import AbstractSDE, NoiseType, SDEType
-from sdekit.calling import require_call, require_real
+from sdekit.calling import checked_call, require_call, require_real
 from sdekit.elementary import Time
 
 Method = Callable[..., Any]
@@ -162,10 +162,10 @@ class _Torchsde(AbstractSDE):
         return g if same else self.f_and_g(self._time(t, x), x)[1]
 
     def _product(self, t: Time, x: Tensor, v: Tensor) -> Tensor:
-        if self.g_prod is not None:
-            return _shaped("the product g . v", self.g_prod(self._time(t, x), x, v), tuple(x.shape), x)
-        assert self.f_and_g_prod is not None
-        return _shaped("the product g . v", self.f_and_g_prod(self._time(t, x), x, v)[1], tuple(x.shape), x)
+        method = self.g_prod or self.f_and_g_prod
+        assert method is not None
+        found = checked_call("the product g . v", method, self._time(t, x), x, v)
+        return _shaped("the product g . v", found if self.g_prod is not None else found[1], tuple(x.shape), x)
 
     def diffuse(self, t: Time, x: Tensor, dw: Tensor | None, onto: Tensor) -> Tensor:
         assert dw is not None
