@@ -12,7 +12,7 @@ from sdekit import DEIS, SDE, EulerMaruyama, Hutchinson, ProbabilityFlow, Revers
 from sdekit.calling import require_order
 from sdekit_diffusion import DIFFUSIONS, METHODS, GaussianMixture, RectifiedFlow, ScoreModel, check_model, data, sample
 from sdekit_diffusion._methods import method_of
-from sdekit_diffusion._options import Net
+from sdekit_diffusion._named import named_model
 
 VP = DIFFUSIONS["vp"]()
 X = torch.randn(6, 2, generator=torch.Generator().manual_seed(0))
@@ -79,7 +79,7 @@ MISSPELT = [
     (lambda: SDE(lambda t, x: x, lambda t, x: x, sde_type="itoo"), "ito"),
     (lambda: Hutchinson(kind="radermacher"), "rademacher"),
     (lambda: data.load("mnits"), "mnist"),
-    (lambda: Net(network="Unet")._built("Unet", (1, 8, 8), VP), "UNet"),
+    (lambda: named_model("Unet"), "UNet"),
     (lambda: sdekit.interop.from_torchsde(Odd()), "diagonal"),
 ]
 
