@@ -66,10 +66,10 @@ class Likelihood:
         degree of freedom. Fresh probes, the default, are independent at each node, and their sum is nearly normal; fixed
         ones are as skewed as that.
 
-        At a level of 95 % eight probes or more cover 93.5 to 95.5 %, whatever M is, and 97 to 99 % at 99 %. Fewer are too
-        few to measure the skewness: where it is largest six cover 92 %, four 89 %, and two or three, by Student's t alone,
-        82 to 85 %. No interval is valid for fixed Rademacher probes where an M couples a few coordinates alike: with signs
-        v^T M v then has a handful of values, and eight probes cover 76 to 99 %. Take fresh probes, or Gaussian ones.
+        At a level of 95 % eight Gaussian or fresh probes, or more, cover 93.5 to 95.5 %, and 97 to 99 % at 99 %. Fewer are
+        too few to measure the skewness: where it is largest six cover 92 %, four 89 %, and two or three, by Student's t
+        alone, 82 to 85 %. No interval is valid for fixed Rademacher probes where an M couples a few coordinates alike:
+        with signs v^T M v then has a handful of values, and eight probes cover 76 to 99 %. Take fresh or Gaussian ones.
 
         Raises:
             ValueError: for a level that is not between 0 and 1.
