@@ -103,8 +103,9 @@ def sample(
             given, "path" for adaptive steps and "white" for all others.
         first: the index of the first sample, to go on where another call stopped.
         shape: the shape of one sample; the model's unless given.
-        x_T: initial states `(n, *shape)` instead of the prior's, such as latents of `encode`: noise of deviation sigma_T, not
-            data, of which a warning says that their deviation is another one. n may then be left out.
+        x_T: initial states `(n, *shape)` instead of the prior's, such as latents of `encode`: noise of standard
+            deviation sigma_T, not data. A warning is raised where their standard deviation or range is not that of such noise;
+            data of more than one sigma_T that spread as the noise does cannot be told from it. n may then be left out.
         end: sigma / alpha where the solve stops; the samples follow the law of the data at that noise.
         denoise: replace the result x by D(x), one evaluation more.
         dtype, device: the result's; the model's unless given, or the dtype of x_T where that is wider. Half precision is solved

@@ -48,6 +48,28 @@ def test_clean_images_are_warned_of(sde, n):
         sample(IMAGES, sde=sde, x_T=WAVES.repeat(n, 1, 1, 1)[:n], **FEW)
 
 
+@pytest.mark.parametrize("n", [1, 8])
+@pytest.mark.parametrize("std", [0.39, 0.5, 0.6, 0.8])
+def test_clean_images_in_the_usual_range_are_warned_of_whatever_their_contrast(std, n):
+    """Their standard deviation is within what latents of other data have; none of them exceeds 1."""
+    noise = torch.randn(n, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    images = (noise / noise.std() * std).tanh() if std < 0.8 else 0.8 * noise.sign()
+    model = GaussianMixture([1.0], torch.zeros(1, 64), [0.5])
+    with pytest.warns(UserWarning, match=r"standard deviation 0\.\d+, and the noise .* has 1"):
+        sample(model, sde="vp", x_T=images.reshape(n, 64), **FEW)
+
+
+def test_a_batch_is_known_better_than_one_sample():
+    """512 numbers of standard deviation 0.62; the limit is 0.83 / 1.25, of one sample 0.6 / 1.25."""
+    model = GaussianMixture([1.0], torch.zeros(1, 64), [0.5])
+    x_T = VPSDE().prior((8, 64), seed=3)
+    x_T = 0.62 * x_T / x_T.std(dim=1, keepdim=True)
+    with pytest.warns(UserWarning, match="x_T has the standard deviation 0.62"):
+        sample(model, sde="vp", x_T=x_T, **FEW)
+    sample(model, sde="vp", x_T=x_T[:1], **FEW)
+    sample(model, sde="vp", x_T=x_T[:1].expand(50, 64), **FEW)
+
+
 @pytest.mark.parametrize("sde", [VPSDE(), VESDE(), CosineVPSDE()], ids=["vp", "ve", "cosine"])
 def test_latents_of_one_diffusion_are_warned_of_under_another(sde):
     start, other = float(sde.sigma(sde.latest(IMAGES.data_std))), VESDE(sigma_max=5.0)
