@@ -1,7 +1,8 @@
 """Users' functions: they take what they are called with and leave it as it is, and return real numbers of the right shape."""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -120,7 +121,9 @@ def overwritten(name: str) -> ChangedError:
 def checked_call(name: str, function: Callable[..., Any], *arguments: Any, **more: Any) -> Any:  # noqa: ANN401
     """function(*arguments, **more), which must leave the tensors that it is given as they are.
 
-    Changes are seen by the tensors' version counters; tensors that have none are copied first.
+    Changes are seen by the tensors' version counters; tensors that have none are copied first. Torch
+    itself refuses changes of leaves that require gradients: the call is then repeated with copies, to
+    tell this from other failures.
 
     Arguments:
         name: of the function, for the message.
@@ -132,10 +135,30 @@ def checked_call(name: str, function: Callable[..., Any], *arguments: Any, **mor
     if any(uncounted(value) for value in tensors):
         return function(*map(_copied, arguments), **{key: _copied(value) for key, value in more.items()})
     versions = [value._version for value in tensors]
-    result = function(*arguments, **more)
+    try:
+        result = function(*arguments, **more)
+    except RuntimeError as error:
+        if any(map(_is_leaf, tensors)) and _changes(function, arguments, more):
+            raise changed_in_place(name) from error
+        raise
     if versions != [value._version for value in tensors]:
         raise changed_in_place(name)
     return result
+
+
+def _is_leaf(value: Any) -> bool:  # noqa: ANN401
+    return isinstance(value, Tensor) and value.requires_grad and value.is_leaf
+
+
+def _changes(function: Callable[..., Any], given: Sequence[Any], named: Mapping[str, Any]) -> bool:
+    """Whether a function changes a leaf in place, seen on copies, which are no leaves."""
+    copies = [value.clone() if _is_leaf(value) else value for value in given]
+    others = {key: value.clone() if _is_leaf(value) else value for key, value in named.items()}
+    tensors = [value for value in (*copies, *others.values()) if isinstance(value, Tensor)]
+    versions = [value._version for value in tensors]
+    with suppress(Exception):
+        function(*copies, **others)
+    return versions != [value._version for value in tensors]
 
 
 def _copied(value: Any) -> Any:  # noqa: ANN401
