@@ -60,7 +60,8 @@ log1p = _elementary(math.log1p, torch.log1p)
 reciprocal = _elementary(_reciprocal, torch.reciprocal)
 sigmoid = _elementary(_sigmoid, torch.sigmoid)
 sin = _elementary(math.sin, torch.sin)
-softplus = _elementary(_softplus, lambda value: torch.logaddexp(value, torch.zeros_like(value)))
+# Not logaddexp, whose rounding depends on a number's place in the tensor: bits would depend on the batch.
+softplus = _elementary(_softplus, lambda value: value.clamp(min=0) + value.abs().neg().exp().log1p())
 sqrt = _elementary(math.sqrt, torch.sqrt)
 tan = _elementary(math.tan, torch.tan)
 

@@ -132,12 +132,11 @@ def sample(
     _require(n, steps, batch_size, first, save, return_solution, noise)
     chosen = method_of(method, steps, grid)
     span = span_of(model, diffusion, end)
-    if x_T is None:
+    x_T = None if x_T is None else _given(x_T, n, model)
+    if x_T is None and not chosen.forgets:
         warn_of_prior(model, diffusion)
-    else:
-        x_T = _given(x_T, n, model)
-        if not chosen.forgets:
-            warn_of_start(x_T, diffusion, span[0], model.data_std)
+    elif x_T is not None and not chosen.forgets:
+        warn_of_start(x_T, diffusion, span[0], model.data_std)
     own_dtype, own_device = model.place()
     dtype, device = _dtype(dtype, x_T, own_dtype), own_device if device is None else usable(device)
     n, event = (n, shape_of(model, shape)) if x_T is None else (len(x_T), tuple(x_T.shape[1:]))

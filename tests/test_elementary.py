@@ -4,11 +4,11 @@ import pytest
 import torch
 
 from sdekit import elementary
-from sdekit.elementary import broadcast, norm
+from sdekit.elementary import broadcast, norm, softplus
 
 
 @pytest.mark.parametrize(
-    "name", ["asinh", "atan", "exp", "expm1", "log", "log1p", "reciprocal", "sigmoid", "sin", "sqrt", "tan"]
+    "name", ["asinh", "atan", "exp", "expm1", "log", "log1p", "reciprocal", "sigmoid", "sin", "softplus", "sqrt", "tan"]
 )
 def test_floats_and_tensors_agree(name):
     function = getattr(elementary, name)
@@ -61,3 +61,13 @@ def test_norm_is_per_sample_for_every_rank():
     x = torch.randn(5, 2, 3, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(norm(x), x.flatten(1).norm(dim=1))
     torch.testing.assert_close(norm(x[:, 0, 0]), x[:, 0, 0].abs())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_softplus(dtype):
+    """log(1 + e^v) wherever that is finite, the same for a float; and the bits of a number do not depend on its neighbours."""
+    v = torch.linspace(-60, 60, 1001, dtype=dtype)
+    torch.testing.assert_close(softplus(v), v.double().exp().log1p().to(dtype))
+    assert softplus(torch.tensor([-1e4, 1e4, math.inf, -math.inf])).tolist() == [0.0, 1e4, math.inf, 0.0]
+    assert [softplus(float(x)) for x in v.double()] == pytest.approx(softplus(v.double()).tolist(), rel=1e-14)
+    assert all(torch.equal(softplus(v)[i:j], softplus(v[i:j])) for i, j in [(0, 1), (3, 10), (5, 500), (994, 1001)])

@@ -81,7 +81,9 @@ def test_a_noise_object_has_a_row_a_sample():
     by_name = sample(MIXTURE, 4, noise="path", **settings)
     assert torch.equal(sample(MIXTURE, 4, noise=BrownianPath(3, knots), batch_size=3, **settings), by_name)
     assert torch.equal(sample(MIXTURE, 4, noise=WhiteNoise(3), **settings), sample(MIXTURE, 4, **settings))
-    seeds = sample(MIXTURE, 4, noise=BrownianPath([7, 8, 7, 9], knots), **settings, x_T=torch.ones(4, 2))
+    seeds = sample(
+        MIXTURE, 4, noise=BrownianPath([7, 8, 7, 9], knots), **settings, x_T=torch.tensor([[1.0, -1.0]]).expand(4, 2)
+    )
     assert torch.equal(seeds[0], seeds[2])
     assert not torch.equal(seeds[0], seeds[1])
 
