@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sdekit._names import did_you_mean
 from sdekit._quadrature import Panels, Rule
-from sdekit.calling import checked_output, require_call
+from sdekit.calling import checked_output, require_call, require_order
 from sdekit.elementary import Time, axpy, broadcast
 
 NoiseType = Literal["none", "additive", "diagonal", "scalar", "general"]
@@ -226,7 +226,7 @@ class SDE(AbstractSDE):
     Raises:
         ValueError: for an unknown noise type, or noise_size without general noise or the reverse; in a solve, for an f or g
             of another shape.
-        TypeError: in a solve, for an f or g that is no tensor of real floating numbers.
+        TypeError: for functions of (x, t); in a solve, for an f or g that is no tensor of real floating numbers.
         RuntimeError: in a solve, for an f or g that changes t or x in place, or a tensor that it returned before.
     """
 
@@ -248,7 +248,11 @@ class SDE(AbstractSDE):
                 f"sde_type {self.sde_type!r} is not 'ito' or 'stratonovich'"
                 f"{did_you_mean(self.sde_type, ('ito', 'stratonovich'))}"
             )
-        if (self.noise_size is not None) != (self.noise_type == "general"):
+        require_order(self.f, "t, x")
+        require_order(self.g, "t, x")
+        if self.noise_type == "general" and self.noise_size is None:
+            raise ValueError("noise_type='general' needs noise_size=m, the number of Brownian motions")
+        if self.noise_size is not None and self.noise_type != "general":
             raise ValueError("noise_size=m, the number of Brownian motions, goes with noise_type='general' and only there")
 
     def drift(self, t: Time, x: Tensor) -> Tensor:
@@ -282,6 +286,9 @@ class ODE(AbstractSDE):
     noise_type = "none"
 
     f: Callable[[Tensor, Tensor], Tensor]
+
+    def __post_init__(self) -> None:
+        require_order(self.f, "t, x")
 
     def drift(self, t: Time, x: Tensor) -> Tensor:
         return checked_output("f(t, x)", _called("f", self.f, _as_tensor(t, x), x), x.shape, x)

@@ -9,7 +9,16 @@ import torch
 from torch import Tensor
 from torch._C._functorch import is_batchedtensor
 
-__all__ = ["ChangedError", "checked_call", "checked_output", "require_call", "require_order", "require_real", "swapped"]
+__all__ = [
+    "ChangedError",
+    "checked_call",
+    "checked_output",
+    "missing",
+    "require_call",
+    "require_order",
+    "require_real",
+    "swapped",
+]
 
 _TIMES = {"t", "time", "times", "timestep", "timesteps", "sigma", "tau", "log_snr", "noise_level"}
 _STATES = {"x", "y", "z", "u", "xt", "x_t", "state", "states", "sample", "samples", "image", "images", "point", "points"}
@@ -39,6 +48,27 @@ def require_call(function: Callable[..., Any], call: str, *given: object, **name
             f"a function that is called as {call} has the signature {signature}, which does not fit ({error}); let it take "
             "these arguments, even those that it does not use"
         ) from None
+
+
+def missing(function: Callable[..., Any], *given: object, **named: object) -> list[str]:
+    """The names of the arguments that a function, or the forward method of a module, still needs.
+
+    Empty where it needs none, does not take what is given, or has no signature.
+
+    >>> missing(lambda x, t, y: x, 1, 2)
+    ['y']
+    """
+    try:
+        signature = inspect.signature(getattr(function, "forward", function))
+        bound = signature.bind_partial(*given, **named).arguments
+    except (TypeError, ValueError):
+        return []
+    optional = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    return [
+        name
+        for name, parameter in signature.parameters.items()
+        if name not in bound and parameter.default is parameter.empty and parameter.kind not in optional
+    ]
 
 
 def require_order(function: Callable[..., Any], order: str) -> None:

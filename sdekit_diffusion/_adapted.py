@@ -282,10 +282,16 @@ def grid_of(given: AbstractGrid | str) -> AbstractGrid:
     """A grid from its name.
 
     Raises:
+        TypeError: for what is neither a name nor a grid.
         ValueError: for an unknown name.
     """
     if isinstance(given, AbstractGrid):
         return given
+    if not isinstance(given, str):
+        raise TypeError(
+            f"grid must be a name or a grid, not {type(given).__name__}; points of your own go as Given(l), with "
+            "l = log(alpha / sigma) increasing, -torch.log(sigmas) where alpha = 1"
+        )
     if given not in GRIDS:
         raise ValueError(
             f"unknown grid {given!r}"

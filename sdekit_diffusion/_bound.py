@@ -14,6 +14,7 @@ from sdekit_diffusion._counters import BOUND
 from sdekit_diffusion._decoder import Density, Levels, decoder_of
 from sdekit_diffusion._diffusion import AbstractDiffusion
 from sdekit_diffusion._evaluating import evaluating
+from sdekit_diffusion._inputs import require_tensor
 from sdekit_diffusion._model import AbstractModel, as_model
 from sdekit_diffusion._sample import Model
 
@@ -127,6 +128,7 @@ def variational_bound(
     References:
         Ho et al. 2020, arXiv 2006.11239, equation 5 and section 3.3; their code has beta~_2 for decoder_std^2.
     """
+    require_tensor("x", x)
     model, sde = as_model(model, sde)
     chain, decoder = _Chain(sde, _times_of(sde, times), variance, decoder_std), decoder_of(x, low, high, levels)
     _require(model, x, draws, batch_size)

@@ -78,7 +78,7 @@ def save(
 
 def to_save(model: ScoreModel, notes: Mapping[str, Any] | None) -> dict[str, Any]:
     """The config of a model but for its files; what cannot be saved is refused, as by `save`."""
-    require_own(model, ScoreModel, "save the model within a wrapper: compiled._orig_mod, or parallel.module")
+    require_own(model, ScoreModel, "pass the model that is inside the wrapper: compiled._orig_mod, or parallel.module")
     if not isinstance(model.net, nn.Module):
         raise TypeError("this model's network is a plain function and has no weights to save")
     return described(model) | {"notes": dict(notes or {})}

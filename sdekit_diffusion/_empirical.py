@@ -104,6 +104,7 @@ class EmpiricalMixture(AbstractMixture):
         Raises:
             ValueError: where v = 0.
         """
+        require_tensor("x", x)
         a, b = (torch.as_tensor(c, dtype=torch.float64).to(x.device).reshape(-1, 1) for c in (alpha, sigma))
         v = (a * self.std).square() + b.square()
         if not bool((v > 0).all()):

@@ -243,7 +243,10 @@ class Given(AbstractGrid):
     def __post_init__(self) -> None:
         l = torch.as_tensor(self.l, dtype=torch.float64, device="cpu").detach()
         if l.ndim != 1 or len(l) < 2 or not bool((l.diff() > 0).all() and l.isfinite().all()):
-            raise ValueError("l must be two or more finite numbers that increase")
+            raise ValueError(
+                "l must be two or more finite numbers that increase: log(alpha / sigma) from the noisy end to the "
+                "clean one; of decreasing noise levels sigma that is -torch.log(sigmas) where alpha = 1"
+            )
         object.__setattr__(self, "l", l)
 
     @property

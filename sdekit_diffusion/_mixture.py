@@ -13,6 +13,7 @@ from sdekit import fresh_seed, normal, uniform01
 from sdekit.elementary import Time, broadcast
 from sdekit_diffusion._counters import COMPONENT, POINT
 from sdekit_diffusion._diffusion import AbstractDiffusion
+from sdekit_diffusion._inputs import require_tensor
 from sdekit_diffusion._model import AbstractModel
 from sdekit_diffusion._schedules import diffusion
 
@@ -45,8 +46,10 @@ class AbstractMixture(AbstractModel):
         """Points as vectors, `(batch, d)`.
 
         Raises:
+            TypeError: for points that are no tensor.
             ValueError: for points that are not floating, or of another shape.
         """
+        require_tensor("x", x)
         if not x.is_floating_point() or tuple(x.shape[1:]) != self.shape or not x.ndim:
             raise ValueError(f"points must be floating, of shape (batch, *{self.shape}), not {x.dtype} of {tuple(x.shape)}")
         return x.reshape(len(x), math.prod(self.shape))

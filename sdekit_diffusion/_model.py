@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from sdekit import did_you_mean
-from sdekit.calling import ChangedError, checked_call, require_call, require_order, require_real, swapped
+from sdekit.calling import ChangedError, checked_call, missing, require_call, require_order, require_real, swapped
 from sdekit.elementary import Time, axpy, broadcast, clip, exp, log1p, sigmoid, sqrt
 from sdekit_diffusion._diffusion import AbstractDiffusion
+from sdekit_diffusion._inputs import require_tensor
 from sdekit_diffusion._schedules import diffusion
 from sdekit_diffusion._wrapped import require_plain, unwrapped
 from sdekit_diffusion.data import Scale
@@ -205,7 +206,7 @@ class ScoreModel(nn.Module, AbstractModel):
         parameter = next(self.parameters(), None)
         return (torch.get_default_dtype(), torch.device("cpu")) if parameter is None else (parameter.dtype, parameter.device)
 
-    def forward(self, point: Tensor, label: Time) -> Tensor:
+    def forward(self, point: Tensor, label: Time | None = None) -> Tensor:
         """The network's output at points and labels that are its own, in the dtype of the points.
 
         Raises:
@@ -214,6 +215,9 @@ class ScoreModel(nn.Module, AbstractModel):
             TypeError: when it is no tensor of real floating numbers.
             RuntimeError: when the network changes its input in place.
         """
+        require_tensor("x", point)
+        if label is None:
+            raise TypeError("a model is called as model(x, t), t the label of its network; here t is missing")
         parameter = next(self.parameters(), point)
         if not isinstance(label, Tensor):
             label = torch.full((len(point),), label, dtype=parameter.dtype, device=point.device)
@@ -234,6 +238,12 @@ class ScoreModel(nn.Module, AbstractModel):
             if swapped(net, point, label, shape):
                 raise TypeError(_SWAPPED) from error
             if isinstance(error, TypeError):
+                if names := missing(self.net, point, label, **self.conditions):
+                    arguments = ", ".join(f"{name}=..." for name in names)
+                    raise TypeError(
+                        f"the network also needs {', '.join(names)}: pass model.given({arguments}), with one "
+                        "entry per sample or the same for all"
+                    ) from error
                 require_call(self.net, f"net({', '.join(['x', 't', *self.conditions])})", point, label, **self.conditions)
             raise
         if isinstance(out, Tensor) and out.shape == shape:
@@ -267,6 +277,7 @@ class ScoreModel(nn.Module, AbstractModel):
 
     def _inputs(self, t: Time, x: Tensor, sde: AbstractDiffusion | str | None) -> tuple[Tensor, Time, Time, Time]:
         """The point and the label that the network expects, with the alpha and sigma of that point."""
+        require_tensor("x", x)
         given = diffusion(sde or self.sde)
         t = given.checked(t)
         alpha, sigma = given.alpha(t), given.sigma(t)

@@ -83,8 +83,8 @@ class Training(Iterator[Record]):
         require_own(
             model,
             ScoreModel,
-            "train the model within a wrapper: Recipe(compile=True) compiles its network, and each process of a group takes a "
-            "part of each batch without a wrapper",
+            "pass the model that is inside the wrapper: compiled._orig_mod, or parallel.module. "
+            "Recipe(compile=True) compiles its network, and each process of a group takes a part of each batch",
         )
         self.model, self.recipe, self.step = model, recipe or Recipe(), 0
         self.source = data if isinstance(data, AbstractSource) else Shuffled(data)

@@ -38,22 +38,31 @@ def require_plain(score: object, kind: type) -> None:
     """Refuses a score that is a model of a kind in disguise: its output is no score, and it knows its diffusion itself.
 
     Raises:
-        TypeError: for a module that holds a model, and for a method of one.
+        TypeError: for a module that holds a model, for a method of one, and for a partial of either.
     """
-    name = type(score).__name__
-    if isinstance(score, nn.Module):
+    inner = score
+    while isinstance(inner, functools.partial):
+        inner = inner.func
+    if isinstance(inner, kind):
+        raise TypeError(
+            f"this is a functools.partial of a {type(inner).__name__}, whose output is not a score; pass "
+            "the model itself, or with more arguments of its network model.given(y=...)"
+        )
+    name = type(inner).__name__
+    if isinstance(inner, nn.Module):
         scripted = {sub.__name__ for sub in kind.__subclasses__()}  # torch.jit keeps but the names of classes
         places = [
             place
-            for place, module in score.named_modules()
+            for place, module in inner.named_modules()
             if isinstance(module, kind) or getattr(module, "original_name", None) in scripted
         ]
         if places:
             where = places[0] and f", its .{places[0]},"
             raise TypeError(
                 f"this {name} wraps a model{where} and its output is not a score; pass the model itself, or wrap the "
-                f"network instead: ScoreModel({name}(net), ...). A module that makes a score with a model goes as a function: "
-                "lambda x, t: module(x, t)"
+                f"network instead: ScoreModel({name}(net), ...). model(x, t) is its network's output, in the "
+                "model's own parametrisation; only a module that returns model.score(t, x), or a score made of "
+                "it, may go as a function that calls it"
             )
     elif isinstance(owner := _owner(score), kind):
         called = getattr(score, "__name__", "method")

@@ -26,6 +26,9 @@ ENTRIES = {
     "validation_loss": lambda model, x: sd.validation_loss(x, RECIPE)(model, 1),
     "dsm_loss": lambda model, x: sd.dsm_loss(model, x),
     "check_model": lambda model, x: sd.check_model(model, x),
+    "variational_bound": lambda model, x: sd.variational_bound(model, x, sde="ddpm"),
+    "denoise": lambda model, x: model.denoise(0.5, x),
+    "score": lambda model, x: model.score(0.5, x),
 }
 
 
@@ -187,3 +190,68 @@ class Lazy:
 
     def __getitem__(self, rows):
         return self.x[rows % 40] if len(rows) < 1000 else torch.zeros(len(rows), 2)
+
+
+@pytest.mark.parametrize("mixture", [sd.GaussianMixture([1.0], [[0.0, 0.0]], [1.0]), sd.EmpiricalMixture(X, 0.1)])
+def test_mixtures_refuse_lists(mixture):
+    for run in (
+        lambda: mixture.log_prob([[0.0, 1.0]]),
+        lambda: mixture.score(0.5, [[0.0, 1.0]], "vp"),
+        lambda: mixture.denoise(0.5, [[0.0, 1.0]], "vp"),
+    ):
+        with pytest.raises(TypeError, match=r"x must be a tensor.*not list; use torch.as_tensor"):
+            run()
+
+
+@pytest.mark.parametrize("name", ["MLP", "UNet", "NCSN", "NCSNv2"])
+def test_networks_say_how_they_are_called(name):
+    more = {"levels": 3} if name == "NCSN" else {}
+    net = sd.nets.registry[name](width=8, **more)
+    x = X if name == "MLP" else torch.zeros(2, getattr(net, "channels", 1), 8, 8)
+    for given, what in (((x,), "nothing"), ((x, 0.5), "float"), ((x.tolist(), torch.zeros(len(x))), "list")):
+        with pytest.raises(TypeError, match=rf"called as net\(x, t\) with tensors .* not with .*{what}"):
+            net(*given)
+
+
+def test_a_model_without_t():
+    with pytest.raises(TypeError, match=r"a model is called as model\(x, t\).*t is missing"):
+        sd.ScoreModel(lambda x, t: x, "vp")(X)
+
+
+def test_a_device_that_is_not_there_in_one_sentence():
+    if torch.backends.mps.is_available():
+        pytest.skip("it is there")
+    with pytest.raises(ValueError, match="'mps' cannot be used") as caught:
+        sd.sample(sd.ScoreModel(lambda x, t: x, "vp", shape=(2,)), device="mps")
+    assert len(str(caught.value)) < 200
+
+
+def test_an_argument_that_a_network_still_needs():
+    model = sd.ScoreModel(lambda x, t, y: x * y[:, None], "vp", shape=(2,))
+    with pytest.raises(TypeError, match=r"the network also needs y: pass model.given\(y=...\)"):
+        sd.sample(model, 2, steps=2)
+    assert sd.sample(model.given(y=torch.ones(2)), 2, steps=2).shape == (2, 2)
+
+
+def test_grids_of_points():
+    sigmas = torch.linspace(1, 0.01, 40)
+    with pytest.raises(ValueError, match=r"increase: log\(alpha / sigma\).*-torch.log\(sigmas\) where alpha = 1"):
+        sd.Given(sigmas)
+    assert len(sd.Given(-torch.log(sigmas)).l) == 40
+    for grid in ([0.0, 1.0], sigmas):
+        with pytest.raises(TypeError, match=r"grid must be a name or a grid, not (list|Tensor); .* Given\(l\)") as caught:
+            sd.sample(sd.ScoreModel(lambda x, t: x, "vp", shape=(2,)), 2, grid=grid)
+        assert len(str(caught.value)) < 250
+
+
+def test_equations_read_the_order_of_their_functions_arguments():
+    right = lambda t, x: -x  # noqa: E731
+    wrong = lambda x, t: -x  # noqa: E731
+    for make in (lambda: sdekit.ODE(wrong), lambda: sdekit.SDE(wrong, right), lambda: sdekit.SDE(right, wrong)):
+        with pytest.raises(TypeError, match=r"called as \(t, x\) here, and this one takes \(x, t\)"):
+            make()
+
+
+def test_general_noise_needs_its_size():
+    with pytest.raises(ValueError, match=r"noise_type='general' needs noise_size=m"):
+        sdekit.SDE(lambda t, x: x, lambda t, x: x, noise_type="general")

@@ -147,6 +147,15 @@ def test_a_score_computed_with_a_model_goes_as_a_function():
     assert torch.isfinite(found).all()
 
 
+def test_partials_of_a_model_are_refused():
+    own = model()
+    for score in (functools.partial(own), functools.partial(functools.partial(own))):
+        with pytest.raises(TypeError, match=r"partial of a ScoreModel, whose output is not a score; pass the model itself"):
+            sample(score, 4, sde="vp", shape=(2,), steps=4)
+    with pytest.raises(TypeError, match=r"Holder wraps a model.*only a module that returns model.score"):
+        sample(functools.partial(Holder(own)), 4, sde="vp", shape=(2,), steps=4)
+
+
 def test_methods_of_a_model_are_refused():
     own = model()
     for method in (own.forward, own.denoise, own.score, functools.partial(own.score), own.__call__):
@@ -157,9 +166,11 @@ def test_methods_of_a_model_are_refused():
 @pytest.mark.parametrize("wrapper", [DataParallel, lambda m: torch.compile(m, backend="eager"), Holder])
 def test_training_and_saving_refuse_wrappers(wrapper, tmp_path):
     wrapped = wrapper(copy.deepcopy(model()))
-    with pytest.raises(TypeError, match=r"must be a ScoreModel, not .*Recipe\(compile=True\)"):
+    with pytest.raises(
+        TypeError, match=r"must be a ScoreModel, not .*pass the model that is inside the wrapper.*Recipe\(compile=True\)"
+    ):
         fit(wrapped, torch.randn(8, 2), progress=False)
-    with pytest.raises(TypeError, match=r"must be a ScoreModel, not .*save the model within"):
+    with pytest.raises(TypeError, match=r"must be a ScoreModel, not .*pass the model that is inside the wrapper: compiled"):
         save(wrapped, tmp_path / "run")
 
 

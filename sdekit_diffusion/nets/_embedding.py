@@ -34,6 +34,21 @@ class TimeEmbedding(nn.Module):
         return self.layers(features.to(self.frequencies.dtype))
 
 
+def require_both(x: Tensor, t: Tensor | None) -> Tensor:
+    """t, where x and t are tensors.
+
+    Raises:
+        TypeError: where one is not, or t is missing.
+    """
+    if isinstance(x, Tensor) and isinstance(t, Tensor):
+        return t
+    given = "nothing" if t is None else type(t).__name__
+    raise TypeError(
+        "a network is called as net(x, t) with tensors (B, *shape) and (B,), not with "
+        f"{type(x).__name__} and {given}; use torch.as_tensor(x), and torch.full((len(x),), t) for one time"
+    )
+
+
 def check_time(x: Tensor, t: Tensor) -> None:
     """Raises ValueError unless t has shape (B,), one time for each of the B samples of x."""
     if t.shape != x.shape[:1]:

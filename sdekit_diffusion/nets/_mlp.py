@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 from torch.nn import functional
 
-from sdekit_diffusion.nets._embedding import TimeEmbedding, check_time
+from sdekit_diffusion.nets._embedding import TimeEmbedding, check_time, require_both
 
 
 class _Block(nn.Module):
@@ -50,7 +50,7 @@ class MLP(nn.Module):
         nn.init.zeros_(self.last.weight)
         nn.init.zeros_(self.last.bias)
 
-    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+    def forward(self, x: Tensor, t: Tensor | None = None) -> Tensor:
         """Returns a tensor of the shape of x.
 
         Args:
@@ -58,8 +58,10 @@ class MLP(nn.Module):
             t: times (B,), of any real dtype.
 
         Raises:
+            TypeError: x or t is no tensor.
             ValueError: x has another event shape, or t is not one time per sample.
         """
+        t = require_both(x, t)
         if x.dim() == 0 or x.shape[1:] != self.shape:
             raise ValueError(
                 f"x has shape {tuple(x.shape)} but this MLP was built for a batch of samples of shape {self.shape}; reshape x "

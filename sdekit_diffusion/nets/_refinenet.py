@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from sdekit_diffusion.nets._embedding import check_time
+from sdekit_diffusion.nets._embedding import check_time, require_both
 
 
 class _InstanceNormPlus(nn.Module):
@@ -159,7 +159,7 @@ class AbstractRefineNet(nn.Module, ABC):
         for parameter in self.last.conv.parameters():
             nn.init.zeros_(parameter)
 
-    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+    def forward(self, x: Tensor, t: Tensor | None = None) -> Tensor:
         """Returns a tensor of the shape of x.
 
         Arguments:
@@ -167,8 +167,10 @@ class AbstractRefineNet(nn.Module, ABC):
             t: times (B,), of any real dtype.
 
         Raises:
+            TypeError: x or t is no tensor.
             ValueError: x has another rank or number of channels, or t is not one time per sample.
         """
+        t = require_both(x, t)
         if x.dim() != 4 or x.shape[1] != self.channels or min(x.shape[2:]) < 1:
             raise ValueError(
                 f"x has shape {tuple(x.shape)} but this {type(self).__name__} was built for (B, {self.channels}, H, W); "

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from sdekit_diffusion.nets._embedding import TimeEmbedding, check_time
+from sdekit_diffusion.nets._embedding import TimeEmbedding, check_time, require_both
 
 
 def _norm(channels: int) -> nn.GroupNorm:
@@ -132,7 +132,7 @@ class UNet(nn.Module):
         # The network starts at zero, the mean of a standardised target.
         self.last = _zero_conv(sizes[0], channels, 3)
 
-    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+    def forward(self, x: Tensor, t: Tensor | None = None) -> Tensor:
         """Returns a tensor of the shape of x.
 
         Args:
@@ -140,8 +140,10 @@ class UNet(nn.Module):
             t: times (B,), of any real dtype.
 
         Raises:
+            TypeError: x or t is no tensor.
             ValueError: x has another rank, number of channels or size, or t is not one time per sample.
         """
+        t = require_both(x, t)
         self._check(x)
         check_time(x, t)
         embedding = self.embedding(t)
