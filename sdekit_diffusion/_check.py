@@ -144,7 +144,9 @@ def _judged(
         said = f"its network fails with {type(failure).__name__}: {failure}"
     best = min(others, key=lambda change: others[change].score, default="")
     if best and others[best].score < min(_NAMED, given.score / _GAIN):
-        gain = f"on average {others[best].score:.3g} times" + (f" instead of {given.score:.3g}" if failure is None else "")
+        gain = f"on average {others[best].score:.3g} times" + (
+            f" that of the guess instead of {given.score:.3g} times" if failure is None else " that of the guess"
+        )
         return replace(given, verdict=f"the model does not denoise x: {said}. With {best} it is {gain}", fits=False)
     if failure is not None:
         raise failure

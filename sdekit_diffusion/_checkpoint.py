@@ -72,6 +72,8 @@ def save(
             is then as it was.
     """
     config = to_save(model, notes)
+    if Path(folder).is_file():
+        raise NotADirectoryError(f"{str(folder)!r} is a file: save writes a folder of several files; name another")
     with alone(made(Path(folder))):
         return written(model, config, Path(folder), state)
 

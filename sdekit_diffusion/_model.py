@@ -24,6 +24,7 @@ Prediction = Literal["noise", "data", "score", "velocity", "flow", "reverse_flow
 ALIASES: dict[str, Prediction] = {
     "epsilon": "noise", "sample": "data", "v_prediction": "velocity", "flow_prediction": "flow"
 }  # fmt: skip
+_MEANT = {"x0": "data", "x_0": "data", "eps": "noise", "v": "velocity"}  # names that papers give
 Conditioning = Literal["time", "log_snr", "sigma"] | tuple[float, float]
 
 
@@ -159,7 +160,9 @@ class ScoreModel(nn.Module, AbstractModel):
             )
         predicts = ALIASES.get(predicts, predicts)
         if predicts not in _CONVENTIONS:
-            near = did_you_mean(predicts, [*_CONVENTIONS, *ALIASES])
+            near = _MEANT.get(predicts) if isinstance(predicts, str) else ""
+            near = f", did you mean {near!r}?" if near else did_you_mean(predicts, [*_CONVENTIONS, *ALIASES])
+            near = "" if predicts is None else near
             raise ValueError(f"predicts = {predicts!r} is not one of {', '.join(_CONVENTIONS)}{near}")
         require_order(net, "x, t")
         if data_range is not None and not data_range[0] < data_range[1]:

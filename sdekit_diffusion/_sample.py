@@ -215,7 +215,7 @@ def _dtype(given: torch.dtype | None, x_T: Tensor | None, own: torch.dtype) -> t
     """
     dtype = given or (own if x_T is None else torch.promote_types(own, x_T.dtype))
     if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
-        raise TypeError(f"dtype is the state's and must be floating, not {dtype}")
+        raise TypeError(f"dtype is the state's and must be floating, such as torch.float32, not {dtype!r}")
     wide = torch.promote_types(dtype, torch.float32)
     if x_T is not None and torch.promote_types(wide, x_T.dtype) != wide:
         raise ValueError(f"x_T is {x_T.dtype} and dtype={dtype} would drop its digits: leave dtype out, or use x_T.to({dtype})")

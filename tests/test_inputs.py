@@ -255,3 +255,16 @@ def test_equations_read_the_order_of_their_functions_arguments():
 def test_general_noise_needs_its_size():
     with pytest.raises(ValueError, match=r"noise_type='general' needs noise_size=m"):
         sdekit.SDE(lambda t, x: x, lambda t, x: x, noise_type="general")
+
+
+def test_a_file_is_no_folder_to_save_to(tmp_path):
+    file = tmp_path / "model.py"
+    file.write_text("x = 1")
+    with pytest.raises(NotADirectoryError, match="is a file: save writes a folder"):
+        sd.save(sd.ScoreModel(sd.nets.MLP(width=8), "vp"), file)
+    assert file.read_text() == "x = 1"
+
+
+def test_a_dtype_given_as_a_name():
+    with pytest.raises(TypeError, match=r"such as torch.float32, not 'float16'"):
+        sd.sample(sd.ScoreModel(lambda x, t: x, "vp", shape=(2,)), dtype="float16")

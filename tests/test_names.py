@@ -72,6 +72,8 @@ MISSPELT = [
     (lambda: sample(X.new_zeros, 1, sde="vpp", shape=(2,)), "vp"),
     (lambda: ScoreModel(lambda x, t: x, "vp", "nosie"), "noise"),
     (lambda: ScoreModel(lambda x, t: x, "vp", "epsilom"), "epsilon"),
+    (lambda: ScoreModel(lambda x, t: x, "vp", "x0"), "data"),
+    (lambda: ScoreModel(lambda x, t: x, "vp", "v"), "velocity"),
     (lambda: ScoreModel(lambda x, t: x, "vp", conditioning="logsnr"), "log_snr"),
     (lambda: method_of("ddim", grid="karas"), "karras"),
     (lambda: DEIS(3, "log_rhoo"), "log_rho"),
@@ -94,6 +96,12 @@ def test_nothing_is_suggested_where_no_name_is_near():
     assert did_you_mean("warp drive", METHODS) == ""
     with pytest.raises(ValueError, match="unknown method 'warp drive'; choose one of default"):
         method_of("warp drive")
+
+
+def test_no_prediction_is_suggested_for_none():
+    with pytest.raises(ValueError, match="predicts = None is not one of") as caught:
+        ScoreModel(lambda x, t: x, "vp", None)
+    assert "did you mean" not in str(caught.value)
 
 
 def test_the_names_of_diffusers():
