@@ -32,6 +32,7 @@ from sdekit._solution import (
 from sdekit._solver import AbstractSolver
 from sdekit._solver._contract import Tree
 from sdekit._steps import Steps
+from sdekit.calling import is_kept_leaf
 
 _CHECK = 128  # steps between two looks at whether the state is finite
 
@@ -55,7 +56,7 @@ def integrate(
     if noise is None and _random(problem, solver):
         noise = WhiteNoise()
     counted = Counted.of(problem.tabulated(grid), x0)
-    return _points(Steps(counted, grid, solver.plan(counted, grid), noise), x0.clone())
+    return _points(Steps(counted, grid, solver.plan(counted, grid), noise), _own(x0))
 
 
 def solve(
@@ -115,7 +116,7 @@ def solve(
     noise = noise if random else None
     problem = problem.tabulated(grid) if control is None else problem.within(grid[0], grid[-1])
     counted = Counted.of(problem, x0)
-    x0 = x0.clone()  # a drift that changes its input is refused, but not before it has changed this once
+    x0 = _own(x0)
     if control is not None and len(x0):
         solution, reached = adaptive(
             counted, x0, grid, solver=solver, noise=noise, control=control, save=save == "all", callback=callback
@@ -140,6 +141,14 @@ def solve(
     at = torch.tensor(grid, dtype=torch.float64)
     solution = shared(x, at, xs, seed, evaluations=counted.evaluations, steps=len(steps))
     return solution if throw else replace(solution, status=torch.where(finite(x), Status.DONE, Status.NOT_FINITE))
+
+
+def _own(x0: Tensor) -> Tensor:
+    """A copy of the caller's states: a drift that changes its input is refused, but not before it has changed it once.
+
+    Torch lets nothing change a leaf that requires gradients, which compiled drifts need as it is.
+    """
+    return x0 if is_kept_leaf(x0) else x0.clone()
 
 
 def _watched(points: Iterator[Point], callback: Callable[[Point], None]) -> Iterator[Point]:

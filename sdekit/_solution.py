@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sdekit._quadrature import Rule
 from sdekit._sde import AbstractSDE, NoiseType, SDEType
-from sdekit.calling import changed_in_place, checked_output, overwritten, uncounted
+from sdekit.calling import changed_in_place, changes, checked_output, is_kept_leaf, overwritten, uncounted
 from sdekit.elementary import Time
 
 
@@ -187,7 +187,12 @@ class Counted(AbstractSDE):
             found = function(t.clone() if isinstance(t, Tensor) else t, x.clone(), *more)
             return found.clone() if isinstance(found, Tensor) else found
         version = x._version + t._version if isinstance(t, Tensor) else x._version
-        found = function(t, x, *more)
+        try:
+            found = function(t, x, *more)
+        except RuntimeError as error:
+            if is_kept_leaf(x) and changes(function, (t, x, *more), {}):
+                raise changed_in_place(name) from error
+            raise
         if version != (x._version + t._version if isinstance(t, Tensor) else x._version):
             raise changed_in_place(name)
         before = self.returned[kind]

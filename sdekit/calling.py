@@ -168,7 +168,7 @@ def checked_call(name: str, function: Callable[..., Any], *arguments: Any, **mor
     try:
         result = function(*arguments, **more)
     except RuntimeError as error:
-        if any(map(_is_leaf, tensors)) and _changes(function, arguments, more):
+        if any(map(is_kept_leaf, tensors)) and changes(function, arguments, more):
             raise changed_in_place(name) from error
         raise
     if versions != [value._version for value in tensors]:
@@ -176,14 +176,15 @@ def checked_call(name: str, function: Callable[..., Any], *arguments: Any, **mor
     return result
 
 
-def _is_leaf(value: Any) -> bool:  # noqa: ANN401
-    return isinstance(value, Tensor) and value.requires_grad and value.is_leaf
+def is_kept_leaf(value: Any) -> bool:  # noqa: ANN401
+    """Whether torch refuses changes of a value in place: a leaf that requires gradients, while they are recorded."""
+    return isinstance(value, Tensor) and value.requires_grad and value.is_leaf and torch.is_grad_enabled()
 
 
-def _changes(function: Callable[..., Any], given: Sequence[Any], named: Mapping[str, Any]) -> bool:
+def changes(function: Callable[..., Any], given: Sequence[Any], named: Mapping[str, Any]) -> bool:
     """Whether a function changes a leaf in place, seen on copies, which are no leaves."""
-    copies = [value.clone() if _is_leaf(value) else value for value in given]
-    others = {key: value.clone() if _is_leaf(value) else value for key, value in named.items()}
+    copies = [value.clone() if is_kept_leaf(value) else value for value in given]
+    others = {key: value.clone() if is_kept_leaf(value) else value for key, value in named.items()}
     tensors = [value for value in (*copies, *others.values()) if isinstance(value, Tensor)]
     versions = [value._version for value in tensors]
     with suppress(Exception):

@@ -328,7 +328,7 @@ def test_densities_of_the_wrong_shape(log_prior, message):
     [
         (lambda: log_likelihood(MIXTURE, X, sde="vp", trace="hutchinson"), "trace must be Exact"),
         (lambda: log_likelihood(MIXTURE, X, sde="vp", trace=Exact), "trace must be Exact"),
-        (lambda: log_likelihood(MIXTURE, X, sde="vp", method="ode"), "method an AdaptiveFlow"),
+        (lambda: log_likelihood(MIXTURE, X, sde="vp", method="ode"), "method must be an AdaptiveFlow"),
         (lambda: log_likelihood(MIXTURE, X.numpy(), sde="vp"), "x must be a tensor"),
         (lambda: encode(MIXTURE, X.numpy(), sde="vp"), "x must be a tensor"),
         (lambda: sdekit.log_likelihood(lambda t, x: x, X, [0, 1], lambda x: x), r"an equation such as ODE\(f\)"),
