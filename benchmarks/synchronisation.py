@@ -5,6 +5,7 @@ Counted by the profiler on a GPU, else on the simulated one of tests/simulated_g
 """
 
 import json
+import os
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -212,3 +213,5 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
+    sys.stdout.flush()
+    os._exit(0)  # autograd's thread for the simulated device does not end, and would abort the interpreter
