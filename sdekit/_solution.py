@@ -183,7 +183,7 @@ class Counted(AbstractSDE):
     def _guarded(self, kind: int, name: str, function: Callable[..., Any], t: Time, x: Tensor, *more: Tensor | None) -> Any:  # noqa: ANN401
         """function(t, x, *more), which leaves t, x and what it returned before as they are."""
         self.calls[kind] += 1
-        if self.copies or x.is_inference():
+        if (self.copies and uncounted(x)) or x.is_inference():
             found = function(t.clone() if isinstance(t, Tensor) else t, x.clone(), *more)
             return found.clone() if isinstance(found, Tensor) else found
         version = x._version + t._version if isinstance(t, Tensor) else x._version
@@ -199,6 +199,11 @@ class Counted(AbstractSDE):
         if before is not None and before[0]._version != before[1]:
             raise overwritten(name)
         if isinstance(found, Tensor) and found.is_inference():
+            if x.requires_grad:
+                raise RuntimeError(
+                    f"{name} returned a tensor made in inference mode, through which no derivative passes, and one is asked "
+                    "for; leave torch.inference_mode out of it"
+                )
             return found.clone()
         if not more and isinstance(found, Tensor):
             # Detached it has the same counter, and no graph that would refer to this object in turn.

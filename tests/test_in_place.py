@@ -22,6 +22,7 @@ from sdekit import (
     ExponentialHeun,
     Heun,
     Midpoint,
+    Milstein,
     PIDController,
     ProbabilityFlow,
     ReverseSDE,
@@ -181,6 +182,20 @@ def test_a_drift_may_run_in_inference_mode_and_so_may_a_part_of_the_steps():
     next(points)
     with torch.inference_mode():
         torch.testing.assert_close(list(points)[-1].x, solve(ODE(fine), x0(), GRID, solver=AdamsBashforth(1)).x)
+
+
+@pytest.mark.parametrize("g", ["in inference mode", "changes x.detach()"])
+def test_a_diffusion_whose_derivative_autograd_cannot_see_is_refused(g):
+    """Milstein's correction was lost, and the result that of Euler and Maruyama."""
+
+    @torch.inference_mode()
+    def own(t, x):
+        return 0.5 * x
+
+    noisy = {"in inference mode": own, "changes x.detach()": lambda t, x: x * x.detach().mul_(0.5)}[g]
+    refused = pytest.raises(RuntimeError, match=r"inference mode, through which no derivative|in place")
+    with torch.no_grad(), torch.inference_mode(g != "in inference mode"), refused:
+        solve(SDE(fine, noisy, "diagonal"), x0(), GRID, solver=Milstein(), noise=WhiteNoise(0))
 
 
 def test_semilinear_in_inference_mode_keeps_x_for_its_linear_part():
