@@ -7,8 +7,8 @@ another mode outweighs all others; the same over those that end in the mode wher
 default, on its focused grid and on the adapted one, whose pilots are not counted. The others are the samplers of diffusers (its
 own schedulers' steps, where it is installed), those of k-diffusion (by our rules with its weights, which tests/test_peers.py
 finds equal to its formulas) and torchdiffeq's fixed-grid methods in the diffusion's time, each on four grids: that of Karras et
-al., uniform in log-SNR, uniform in time and quadratic in time. "best" is the best of all these by each measure at each number of
-evaluations, so no single one of them does as well.
+al., uniform in log-SNR, uniform in time and quadratic in time. "best" is the best of all these by each measure at each number
+of evaluations, so no single one of them does as well.
 
 Stochastic samplers draw 20,000 samples with 30 evaluations and 200,000 with 60 (in 3,072 dimensions 1,000 with 30) and are
 compared with the closed-form law: mode weights, means and covariances of each mode in standard errors, and the sliced
