@@ -18,7 +18,7 @@ from scipy.special import stdtrit
 from torch import Tensor
 
 from sdekit import Exact, Hutchinson, Likelihood
-from sdekit._divergence import skewness
+from sdekit._likelihood.divergence import skewness
 from sdekit.elementary import Time
 from sdekit_diffusion import (
     AbstractDiffusion,

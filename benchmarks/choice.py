@@ -20,7 +20,7 @@ from torch import Tensor
 
 from sdekit import AbstractSolver, AdamsMoulton, Dopri8, solve
 from sdekit_diffusion import VESDE, VPSDE, AdaptiveFlow, Descent, Focused, GaussianMixture, OnClock
-from sdekit_diffusion._clock import turning
+from sdekit_diffusion._sampling.clock import turning
 
 BUDGETS, FRACTIONS = (10, 19, 20, 50), (1.0, 0.5, 1 / 3, 0.25, 0.2, 0.1)
 

@@ -33,8 +33,8 @@ from torch import Tensor
 
 from sdekit import AbstractSolver, Bosh3, Dopri5, Dopri8, Tsit5
 from sdekit_diffusion import VESDE, VPSDE, AdaptiveFlow, GaussianMixture, SubVPSDE
-from sdekit_diffusion._diffusion import AbstractDiffusion
-from sdekit_diffusion._flow import flow
+from sdekit_diffusion._diffusions.diffusion import AbstractDiffusion
+from sdekit_diffusion._sampling.probability_flow import flow
 
 SAMPLES, SEED, END = 16, 1, 1e-3
 LEVELS = (1e-2, 1e-3, 1e-4, 1e-5, 1e-6, 1e-7)

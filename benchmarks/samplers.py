@@ -58,7 +58,7 @@ from sdekit_diffusion import (
     UniformInLogSNR,
     UniformInTime,
 )
-from sdekit_diffusion._flow import span_of
+from sdekit_diffusion._sampling.probability_flow import span_of
 from sdekit_diffusion.metrics import modes, sliced_wasserstein
 
 SDES: dict[str, AbstractDiffusion] = {"ve": VESDE(), "vp": VPSDE(), "subvp": SubVPSDE()}

@@ -3,22 +3,22 @@
 from importlib.metadata import version
 
 from sdekit import elementary, interop
-from sdekit._brownian import BrownianPath
-from sdekit._clocked import AbstractClocked, AngleClocked, Clocked, PiecewiseClocked
-from sdekit._control import PIDController
-from sdekit._divergence import AbstractTrace, Exact, Hutchinson
-from sdekit._gradient import AbstractGradient, Checkpointed, Reversible
+from sdekit._equations.clocked import AbstractClocked, AngleClocked, Clocked, PiecewiseClocked
+from sdekit._equations.reverse import ProbabilityFlow, ReverseSDE
+from sdekit._equations.sde import ODE, SDE, AbstractSDE
+from sdekit._equations.semilinear import SemiLinear
 from sdekit._grid import geometric, uniform
-from sdekit._integrate import integrate, solve
-from sdekit._likelihood import Likelihood, log_likelihood
+from sdekit._likelihood.divergence import AbstractTrace, Exact, Hutchinson
+from sdekit._likelihood.likelihood import Likelihood, log_likelihood
 from sdekit._names import did_you_mean
-from sdekit._noise import AbstractNoise, Increment, WhiteNoise
-from sdekit._random import fresh_seed, normal, uniform01
-from sdekit._reverse import ProbabilityFlow, ReverseSDE
-from sdekit._sde import ODE, SDE, AbstractSDE
-from sdekit._semilinear import SemiLinear
-from sdekit._solution import NotFiniteError, Point, Solution, Status, UnfinishedError
-from sdekit._solver import (
+from sdekit._noise.brownian import BrownianPath
+from sdekit._noise.generator import fresh_seed, normal, uniform01
+from sdekit._noise.white import AbstractNoise, Increment, WhiteNoise
+from sdekit._solve.control import PIDController
+from sdekit._solve.gradient import AbstractGradient, Checkpointed, Reversible
+from sdekit._solve.integrate import integrate, solve
+from sdekit._solve.solution import NotFiniteError, Point, Solution, Status, UnfinishedError
+from sdekit._solvers import (
     DEIS,
     RK4,
     SEA,

@@ -1,21 +1,32 @@
 """Score-based generative models on top of sdekit: diffusions, score networks, training, sampling, likelihood."""
 
 from sdekit_diffusion import data, metrics, nets
-from sdekit_diffusion._adapted import GRIDS, Adapted
-from sdekit_diffusion._adaptive import AdaptiveFlow, AdaptiveSDE
-from sdekit_diffusion._annealed import AnnealedLangevin
-from sdekit_diffusion._batches import AbstractSource
-from sdekit_diffusion._between import sample_between
-from sdekit_diffusion._bound import VariationalBound, variational_bound
-from sdekit_diffusion._check import ModelCheck, check_model
-from sdekit_diffusion._checkpoint import CheckpointError, save
-from sdekit_diffusion._ddim import DDIM
-from sdekit_diffusion._diffusion import VESDE, VPSDE, AbstractDiffusion, SubVPSDE
-from sdekit_diffusion._discrete import DDPM, NCSN, cosine_betas, linear_betas
-from sdekit_diffusion._edm import EDM
-from sdekit_diffusion._empirical import EmpiricalMixture
-from sdekit_diffusion._fit import fit, validation_loss
-from sdekit_diffusion._grids import (
+from sdekit_diffusion._diffusions.cosine import CosineVPSDE
+from sdekit_diffusion._diffusions.ddpm import DDPM, cosine_betas, linear_betas
+from sdekit_diffusion._diffusions.diffusion import AbstractDiffusion
+from sdekit_diffusion._diffusions.edm import EDMSDE
+from sdekit_diffusion._diffusions.flow import RectifiedFlow
+from sdekit_diffusion._diffusions.names import DIFFUSIONS
+from sdekit_diffusion._diffusions.ncsn import NCSN
+from sdekit_diffusion._diffusions.ve import VESDE
+from sdekit_diffusion._diffusions.vp import VPSDE, SubVPSDE
+from sdekit_diffusion._likelihood.bound import VariationalBound, variational_bound
+from sdekit_diffusion._likelihood.encoding import decode, encode, interpolate
+from sdekit_diffusion._likelihood.likelihood import BitsPerDim, bits_per_dim, log_likelihood
+from sdekit_diffusion._loading import from_diffusers, from_edm, from_ncsnv2, from_score_sde
+from sdekit_diffusion._loading.load import load
+from sdekit_diffusion._models.check import ModelCheck, check_model
+from sdekit_diffusion._models.checkpoint import CheckpointError, save
+from sdekit_diffusion._models.empirical import EmpiricalMixture
+from sdekit_diffusion._models.mixture import GaussianMixture
+from sdekit_diffusion._models.model import AbstractModel, ScoreModel
+from sdekit_diffusion._sampling.adapted import GRIDS, Adapted
+from sdekit_diffusion._sampling.adaptive import AdaptiveFlow, AdaptiveSDE
+from sdekit_diffusion._sampling.annealed_langevin import AnnealedLangevin
+from sdekit_diffusion._sampling.between import sample_between
+from sdekit_diffusion._sampling.ddim import DDIM
+from sdekit_diffusion._sampling.edm_sampler import EDM
+from sdekit_diffusion._sampling.grids import (
     AbstractGrid,
     Equidistributed,
     Focused,
@@ -27,23 +38,18 @@ from sdekit_diffusion._grids import (
     UniformInLogSNR,
     UniformInTime,
 )
-from sdekit_diffusion._latent import decode, encode, interpolate
-from sdekit_diffusion._likelihood import BitsPerDim, bits_per_dim, log_likelihood
-from sdekit_diffusion._load import load
-from sdekit_diffusion._loss import dsm_loss
-from sdekit_diffusion._methods import METHODS
-from sdekit_diffusion._mixture import GaussianMixture
-from sdekit_diffusion._model import AbstractModel, ScoreModel
-from sdekit_diffusion._ncsn import NCSNSettings, ncsn_settings, ncsnv2_settings
-from sdekit_diffusion._pretrained import from_diffusers, from_edm, from_ncsnv2, from_score_sde
-from sdekit_diffusion._recipe import Recipe
-from sdekit_diffusion._run import Log
-from sdekit_diffusion._sample import sample
-from sdekit_diffusion._samplers import AbstractMethod, Descent, InTime, OnClock
-from sdekit_diffusion._schedules import DIFFUSIONS, EDMSDE, CosineVPSDE, RectifiedFlow
-from sdekit_diffusion._shards import Shards
-from sdekit_diffusion._techniques import geometric_sigmas, langevin_step_size, max_pairwise_distance
-from sdekit_diffusion._training import Record, Training
+from sdekit_diffusion._sampling.method import AbstractMethod, Descent, InTime, OnClock
+from sdekit_diffusion._sampling.methods import METHODS
+from sdekit_diffusion._sampling.ncsn_settings import NCSNSettings, ncsn_settings, ncsnv2_settings
+from sdekit_diffusion._sampling.sample import sample
+from sdekit_diffusion._sampling.techniques import geometric_sigmas, langevin_step_size, max_pairwise_distance
+from sdekit_diffusion._storage.shards import Shards
+from sdekit_diffusion._training.fit import fit, validation_loss
+from sdekit_diffusion._training.loop import Record, Training
+from sdekit_diffusion._training.loss import dsm_loss
+from sdekit_diffusion._training.recipe import Recipe
+from sdekit_diffusion._training.run import Log
+from sdekit_diffusion.data._batches import AbstractSource
 
 __all__ = [
     "DDIM",

@@ -13,15 +13,16 @@ import torch
 from torch import Tensor
 
 import sdekit_diffusion
-from sdekit_diffusion import Log, Recipe, Shards, _evaluation, _outputs, report
-from sdekit_diffusion._clear import clear
-from sdekit_diffusion._distributed import first_to_fail, joined, own, rank, wait
-from sdekit_diffusion._fit import require_minutes
-from sdekit_diffusion._history import newest
+from sdekit_diffusion import Log, Recipe, Shards
+from sdekit_diffusion._app import evaluation, outputs, report
+from sdekit_diffusion._app.options import Net, Sampler
+from sdekit_diffusion._app.watch import Watch
 from sdekit_diffusion._inputs import usable
-from sdekit_diffusion._options import Net, Sampler
-from sdekit_diffusion._shards import digest
-from sdekit_diffusion._watch import Watch
+from sdekit_diffusion._storage.distributed import first_to_fail, joined, own, rank, wait
+from sdekit_diffusion._storage.shards import digest
+from sdekit_diffusion._training.clear import clear
+from sdekit_diffusion._training.fit import require_minutes
+from sdekit_diffusion._training.history import newest
 
 _ERRORS = (ValueError, TypeError, ArithmeticError, OSError, ImportError, RuntimeError)  # CheckpointError is a ValueError
 
@@ -111,12 +112,12 @@ def sample(
         device: where to: cpu, cuda, cuda:1, ...; under torchrun cuda is one GPU for each process.
     """
     out = run / "samples.npz" if out is None else out
-    folder = _outputs.shards_of(out)
+    folder = outputs.shards_of(out)
     with joined("cpu"):
-        model, _ = _evaluation.opened(run, usable(own(device)), network)
-        settings = {**asdict(sampler), **_evaluation.premises(run, model)}
+        model, _ = evaluation.opened(run, usable(own(device)), network)
+        settings = {**asdict(sampler), **evaluation.premises(run, model)}
         shards = Shards(folder, n, sampler.batch_size, sampler.first, settings)
-        _outputs.require(out, shards, model.scale)
+        outputs.require(out, shards, model.scale)
         options = {**sampler.fitted(model), "progress": n <= sampler.batch_size}
 
         def draw(first: int, count: int) -> dict[str, Tensor]:
@@ -124,7 +125,7 @@ def sample(
 
         shards.fill(draw, "sampling")
         if rank() == 0:
-            shape = _outputs.assemble(out, shards, model.scale)
+            shape = outputs.assemble(out, shards, model.scale)
             print(f"{n} samples in {out}, of shape {shape}; seed {sampler.seed}, the first is number {sampler.first}")
         wait()
 
@@ -171,24 +172,24 @@ def likelihood(
     if csv is not None and not csv.parent.is_dir():
         raise ValueError(f"the folder of {csv} does not exist; make it, or choose another file")
     with joined("cpu"):
-        model, known = _evaluation.opened(run, usable(own(device)), network)
-        name = _evaluation.data_of(run, data, known)
-        x = _evaluation.source_of(name, model.scale).test[:n]
+        model, known = evaluation.opened(run, usable(own(device)), network)
+        name = evaluation.data_of(run, data, known)
+        x = evaluation.source_of(name, model.scale).test[:n]
         options = {"probes": probes, "draws": draws, "sde": sde, "seed": seed, "tolerance": tolerance}
-        settings = {"data": digest("", {"x": x}), **options, **_evaluation.premises(run, model)}
+        settings = {"data": digest("", {"x": x}), **options, **evaluation.premises(run, model)}
         folder = run if csv is None else csv.parent
         folder /= f"likelihood-{digest([settings, len(x), batch_size])}.shards"
         shards = Shards(folder, len(x), batch_size, settings=settings)
 
         def measure(first: int, count: int) -> dict[str, Tensor]:
             some, alone = x[first : first + count], len(x) <= batch_size
-            return _evaluation.columns(_evaluation.measured(model, some, first=first, progress=alone, **options))
+            return evaluation.columns(evaluation.measured(model, some, first=first, progress=alone, **options))
 
         shards.fill(measure, "likelihood")
         if rank() == 0:
-            result = _evaluation.summed(_evaluation.of_columns(shards), model.scale)
+            result = evaluation.summed(evaluation.of_columns(shards), model.scale)
             if csv is not None:
-                _outputs.table(csv, result)
+                outputs.table(csv, result)
             shards.remove()
             print("\n".join([f"{name}: {line}" for line in result.sentences()]))
         wait()

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from sdekit import ODE, RK4, SDE, Increment, ReverseSDE, solve, uniform
-from sdekit._noise import AbstractNoise
+from sdekit._noise.white import AbstractNoise
 
 
 def f(t, x):

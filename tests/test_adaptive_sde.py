@@ -7,7 +7,7 @@ import torch
 
 from sdekit import SRA1, BrownianPath, ShARK, UnfinishedError, WhiteNoise
 from sdekit_diffusion import VPSDE, AdaptiveSDE, GaussianMixture, OnClock, ScoreModel, UniformInLogSNR, sample
-from sdekit_diffusion._flow import span_of
+from sdekit_diffusion._sampling.probability_flow import span_of
 
 MIXTURE = GaussianMixture([0.3, 0.7], torch.tensor([[-1.0, 0.3], [0.5, -0.4]], dtype=torch.float64), [0.3, 0.05])
 

@@ -20,9 +20,9 @@ from sdekit_diffusion import (
     ncsnv2_settings,
     sample,
 )
-from sdekit_diffusion._flow import span_of
-from sdekit_diffusion._grids import Karras, UniformInLogSNR
-from sdekit_diffusion._techniques import variance_ratio
+from sdekit_diffusion._sampling.grids import Karras, UniformInLogSNR
+from sdekit_diffusion._sampling.probability_flow import span_of
+from sdekit_diffusion._sampling.techniques import variance_ratio
 
 MIXTURE = GaussianMixture([0.3, 0.7], torch.tensor([[-1.0, 0.3], [0.5, -0.4]], dtype=torch.float64), [0.09, 0.04])
 POINT = EmpiricalMixture(torch.zeros(1, 1, dtype=torch.float64))

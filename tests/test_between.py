@@ -5,7 +5,7 @@ import torch
 
 from sdekit import WhiteNoise
 from sdekit_diffusion import EmpiricalMixture, OnClock, sample, sample_between
-from sdekit_diffusion._between import Between
+from sdekit_diffusion._sampling.between import Between
 
 MODEL = EmpiricalMixture(torch.randn(20, 2, 3, generator=torch.Generator().manual_seed(0)), 0.2)
 

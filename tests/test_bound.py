@@ -24,9 +24,9 @@ from sdekit_diffusion import (
     sample,
     variational_bound,
 )
-from sdekit_diffusion._bound import _DRAW
 from sdekit_diffusion._counters import BOUND
-from sdekit_diffusion._decoder import Levels
+from sdekit_diffusion._likelihood.bound import _DRAW
+from sdekit_diffusion._likelihood.decoder import Levels
 from sdekit_diffusion.metrics import modes
 
 CHAIN = DDPM(linear_betas(20, 1e-3, 0.4))

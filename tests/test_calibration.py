@@ -7,7 +7,7 @@ import torch
 
 import sdekit
 from sdekit import ODE, Exact, Hutchinson, PIDController
-from sdekit._divergence import skewness
+from sdekit._likelihood.divergence import skewness
 from sdekit_diffusion import AdaptiveFlow, GaussianMixture, decode, log_likelihood
 
 POINTS, COPIES, PROBES, METHOD = 20, 50, 8, AdaptiveFlow(1e-2, 1e-2)

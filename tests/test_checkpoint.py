@@ -30,7 +30,7 @@ from sdekit_diffusion import (
     sample,
     save,
 )
-from sdekit_diffusion._files import alone
+from sdekit_diffusion._storage.atomic import alone
 
 
 def model(sde="vp", seed=0, **settings):

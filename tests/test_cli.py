@@ -15,11 +15,12 @@ from safetensors.torch import load_file
 from safetensors.torch import save as serialised
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
-from sdekit_diffusion import METHODS, Log, _evaluation, sample
+from sdekit_diffusion import METHODS, Log, sample
 from sdekit_diffusion import load as load_model
 from sdekit_diffusion.__main__ import main
-from sdekit_diffusion._evaluation import distances, measured
-from sdekit_diffusion._options import Net
+from sdekit_diffusion._app import evaluation
+from sdekit_diffusion._app.evaluation import distances, measured
+from sdekit_diffusion._app.options import Net
 from sdekit_diffusion.data import Dataset, Scale, load
 from sdekit_diffusion.metrics import inception_scores
 
@@ -316,7 +317,7 @@ def inception(tmp_path_factory):
 
 def test_a_report_with_inception_scores(digits, inception, tmp_path, monkeypatch):
     """Those of torchmetrics with the file's network, of the same images in colour, against the training images."""
-    monkeypatch.setattr(_evaluation, "_LEARNT", 8)
+    monkeypatch.setattr(evaluation, "_LEARNT", 8)
     argv = ["--samples", "3", "--steps", "3", "--tolerance", "1e-1", "--probes", "1", "--out", str(tmp_path / "r.html")]
     assert main(["report", str(digits), *argv, "--inception", str(inception / "random.pth")]) == 0
     found = json.loads((digits / "report.json").read_text())["inception"]

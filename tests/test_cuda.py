@@ -21,7 +21,7 @@ from sdekit_diffusion import (
     nets,
     sample,
 )
-from sdekit_diffusion._clock import on_clock
+from sdekit_diffusion._sampling.clock import on_clock
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
 

@@ -13,8 +13,8 @@ import torch
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from sdekit_diffusion._batches import Shuffled
 from sdekit_diffusion.data import Scale, _load, _stored, load, sources
+from sdekit_diffusion.data._batches import Shuffled
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (20, 6, 4, 3)).astype(np.uint8)
 TOYS = [name for name in sources() if name not in ("digits", "mnist", "fashion-mnist")]

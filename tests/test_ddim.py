@@ -13,9 +13,9 @@ from peers import DTYPES, MIXTURE, Case, agree, dpmpp_2s, dpmpp_sde, euler_ances
 
 from sdekit import AdamsBashforth
 from sdekit_diffusion import DDIM, METHODS, VESDE, VPSDE, GaussianMixture, OnClock, UniformInLogSNR, sample
-from sdekit_diffusion._clock import on_clock
-from sdekit_diffusion._ddim import Implicit
-from sdekit_diffusion._flow import span_of
+from sdekit_diffusion._sampling.clock import on_clock
+from sdekit_diffusion._sampling.ddim import Implicit
+from sdekit_diffusion._sampling.probability_flow import span_of
 
 ETAS = [0.0, 0.5, 1.0, 1.3]
 WIDE = GaussianMixture([0.3, 0.7], torch.tensor([[-1.0, 0.3], [0.5, -0.4]], dtype=torch.float64), [0.3, 0.2])

@@ -12,7 +12,7 @@ from peers import DTYPES, MIXTURE, Case, agree
 
 from sdekit import DEIS, AdamsBashforth, Ancestral, DPMSolver, Heun, UniPC, WhiteNoise
 from sdekit_diffusion import DDPM, METHODS, VESDE, VPSDE, InTime, Native, OnClock, linear_betas, sample
-from sdekit_diffusion._ddim import Implicit
+from sdekit_diffusion._sampling.ddim import Implicit
 
 pytestmark = [pytest.mark.filterwarnings(f"ignore::{kind}") for kind in ("DeprecationWarning", "FutureWarning")]
 

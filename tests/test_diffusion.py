@@ -39,7 +39,7 @@ from sdekit_diffusion import (
     cosine_betas,
     linear_betas,
 )
-from sdekit_diffusion._schedules import diffusion
+from sdekit_diffusion._diffusions.names import diffusion
 
 hypothesis.settings.register_profile("kernels", deadline=None, derandomize=True, max_examples=100)
 hypothesis.settings.load_profile("kernels")

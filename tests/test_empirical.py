@@ -116,7 +116,7 @@ def test_memory_is_bounded(monkeypatch):
     expected = mixture.score(0.5, x, "edm")
     sizes = {}
     for block in (10_000, 1 << 23):
-        monkeypatch.setattr("sdekit_diffusion._empirical._BLOCK", block)
+        monkeypatch.setattr("sdekit_diffusion._models.empirical._BLOCK", block)
         with Largest() as largest:
             score = mixture.score(0.5, x, "edm")
             mixture.log_prob(x)

@@ -32,7 +32,7 @@ from sdekit import (
     uniform,
 )
 from sdekit_diffusion import VESDE, VPSDE, AdaptiveSDE, GaussianMixture, OnClock, sample
-from sdekit_diffusion._clock import on_clock, on_steps
+from sdekit_diffusion._sampling.clock import on_clock, on_steps
 
 WIDE = GaussianMixture([0.3, 0.7], torch.tensor([[-1.0, 0.3], [0.5, -0.4]], dtype=torch.float64), [0.3, 0.2])
 LINE = GaussianMixture([0.3, 0.7], torch.tensor([[-1.0], [0.5]], dtype=torch.float64), [0.3, 0.2])

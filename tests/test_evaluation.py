@@ -13,7 +13,7 @@ from PIL import Image
 
 import sdekit_diffusion as sd
 from sdekit import Status
-from sdekit_diffusion import _evaluation, _figures, _options, _outputs, report
+from sdekit_diffusion._app import evaluation, figures, options, outputs, report
 from sdekit_diffusion.data import Dataset, Scale
 from sdekit_diffusion.metrics import frechet
 
@@ -64,10 +64,10 @@ class Unit(torch.nn.Module):
 def test_held_out_images_are_the_real_anchor():
     """Held-out images far from the training images: their distance is that of their own features, not that of a copy's."""
     source = three_classes()
-    rows = _evaluation.classified(source.train[:60], source, seed=0)["rows"]
+    rows = evaluation.classified(source.train[:60], source, seed=0)["rows"]
     assert rows["real"]["distance"] > 10 * rows["model"]["distance"]
     mirrored = replace(source, train=source.test, test=source.train)
-    other = _evaluation.classified(source.train[:60], mirrored, seed=0)["rows"]
+    other = evaluation.classified(source.train[:60], mirrored, seed=0)["rows"]
     assert other["real"]["distance"] == pytest.approx(other["model"]["distance"])
 
 
@@ -75,7 +75,7 @@ def test_anchors_have_the_moments_that_they_are_named_for():
     """Of constant images of level 8 of 17: noise of a tenth of the range, and uniform levels; six standard errors."""
     n, d = 400, 50
     train, labels = np.full((n, d), 8.0), np.arange(n) % 3
-    found = _evaluation._anchors(train, labels, 17, n, generator())
+    found = evaluation._anchors(train, labels, 17, n, generator())
     std = math.sqrt(1.7**2 + 1 / 12)  # rounded to levels
     assert found["noisy"].std() == pytest.approx(std, rel=6 / math.sqrt(2 * n * d))
     assert found["noisy"].mean() == pytest.approx(8, abs=6 * std / math.sqrt(n * d))
@@ -83,13 +83,13 @@ def test_anchors_have_the_moments_that_they_are_named_for():
     assert found["noise"].mean() == pytest.approx(8, abs=6 * 4.9 / math.sqrt(n * d))
     assert (found["noise"].min(), found["noise"].max()) == (0, 16)
     assert np.array_equal(found["gaussians"], train)
-    wide = _evaluation._anchors(np.full((n, d), 16.0), labels, 17, n, generator())["noisy"]
+    wide = evaluation._anchors(np.full((n, d), 16.0), labels, 17, n, generator())["noisy"]
     assert wide.max() == 16
 
 
 def test_noisy_images_are_training_images_each_once():
     train = np.arange(30.0)[:, None] + np.zeros((30, 400))
-    found = _evaluation._anchors(train, np.arange(30) % 3, 31, 30, generator())["noisy"]
+    found = evaluation._anchors(train, np.arange(30) % 3, 31, 30, generator())["noisy"]
     inner = np.sort(found.mean(1))[5:-5]  # away from the ends, where levels are clipped
     assert np.allclose(inner, np.arange(5, 25), atol=6 * 3.1 / 20)
 
@@ -100,7 +100,7 @@ def test_gaussians_have_the_moments_of_each_class():
     first = rng.standard_normal((300, 2)) @ np.array([[1.0, 0.5], [0.0, 0.3]])
     second = rng.standard_normal((100, 2)) + np.array([50.0, 0.0])
     x, labels = np.concatenate([first, second]), np.repeat([0, 1], [300, 100])
-    made = _evaluation._gaussians(x, labels, 20_000, rng)
+    made = evaluation._gaussians(x, labels, 20_000, rng)
     near = made[:, 0] < 25
     assert near.mean() == pytest.approx(0.75, abs=6 * math.sqrt(0.75 * 0.25 / 20_000))
     for part, own in ((made[near], first), (made[~near], second)):
@@ -109,7 +109,7 @@ def test_gaussians_have_the_moments_of_each_class():
         assert np.allclose(part.mean(0), own.mean(0), atol=6 * scale.max() / math.sqrt(len(part)))
         errors = np.outer(scale, scale) * math.sqrt(2 / len(part))
         assert (np.abs(np.cov(part.T) - covariance) < 6 * errors).all()
-    few = _evaluation._gaussians(first[:5], np.zeros(5), 20_000, rng)  # with 1/n for 1/(n - 1) a fifth too small
+    few = evaluation._gaussians(first[:5], np.zeros(5), 20_000, rng)  # with 1/n for 1/(n - 1) a fifth too small
     assert np.trace(np.cov(few.T)) == pytest.approx(np.trace(np.cov(first[:5].T)), rel=0.06)
 
 
@@ -118,7 +118,7 @@ def test_the_scale_and_its_errors(monkeypatch):
     rng = generator()
     known = rng.standard_normal((400, 3))
     sets = {"model": known[:200] + 1, "real": known[200:] + 0.5, "noise": known[:200] + 4}
-    rows = _evaluation._rows(sets, known, generator(1))
+    rows = evaluation._rows(sets, known, generator(1))
     span = frechet(sets["noise"], known) - frechet(sets["real"], known)
     for name, part in sets.items():
         assert rows[name]["distance"] == frechet(part, known)
@@ -136,28 +136,28 @@ def test_the_scale_and_its_errors(monkeypatch):
 
     within = [(kernel(p, p).sum() - np.trace(kernel(p, p))) / (len(p) * (len(p) - 1)) for p in (a, b)]
     assert rows["model"]["kid"] == pytest.approx(sum(within) - 2 * kernel(a, b).mean())
-    monkeypatch.setattr(_evaluation, "_KERNEL", 50)
+    monkeypatch.setattr(evaluation, "_KERNEL", 50)
     b = known[:50]
     within = [(kernel(p, p).sum() - np.trace(kernel(p, p))) / (len(p) * (len(p) - 1)) for p in (a, b)]
-    assert _evaluation._rows(sets, known, generator(1))["model"]["kid"] == pytest.approx(sum(within) - 2 * kernel(a, b).mean())
+    assert evaluation._rows(sets, known, generator(1))["model"]["kid"] == pytest.approx(sum(within) - 2 * kernel(a, b).mean())
 
 
 def test_the_score_of_known_classes():
     """Sure of k classes in equal shares: k. Sure of one, or unsure of all: 1. Between, the definition."""
     sure = 1000 * np.eye(4)[np.arange(40) % 4]
-    assert _evaluation.classes_score(sure) == pytest.approx(4)
-    assert _evaluation.classes_score(sure[:1].repeat(7, 0)) == pytest.approx(1)
-    assert _evaluation.classes_score(np.zeros((5, 3))) == pytest.approx(1)
+    assert evaluation.classes_score(sure) == pytest.approx(4)
+    assert evaluation.classes_score(sure[:1].repeat(7, 0)) == pytest.approx(1)
+    assert evaluation.classes_score(np.zeros((5, 3))) == pytest.approx(1)
     logits = generator().standard_normal((30, 3))
     p = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
-    assert _evaluation.classes_score(logits) == pytest.approx(math.exp((p * np.log(p / p.mean(0))).sum(1).mean()))
+    assert evaluation.classes_score(logits) == pytest.approx(math.exp((p * np.log(p / p.mean(0))).sum(1).mean()))
 
 
 def test_accuracy_is_of_held_out_images():
     source = three_classes()
     wrong = replace(source, test_labels=(source.test_labels + 1) % 3)
-    kept = _evaluation.classified(source.train[:30], source, seed=0)["accuracy"]
-    turned = _evaluation.classified(source.train[:30], wrong, seed=0)["accuracy"]
+    kept = evaluation.classified(source.train[:30], source, seed=0)["accuracy"]
+    turned = evaluation.classified(source.train[:30], wrong, seed=0)["accuracy"]
     assert kept > turned + 0.2
 
 
@@ -169,18 +169,18 @@ def test_which_classifier_images_have(monkeypatch, size, kind):
     def asked(*args, **options):
         raise Asked
 
-    monkeypatch.setattr(_evaluation, kind, asked)
+    monkeypatch.setattr(evaluation, kind, asked)
     x = torch.zeros(9, 1, *size, dtype=torch.uint8)
     source = Dataset(x, x, Scale.quantised(4), "zeros", torch.arange(9) % 3, torch.arange(9) % 3)
     with pytest.raises(Asked):
-        _evaluation.distances(x, source, 0)
+        evaluation.distances(x, source, 0)
 
 
 def test_two_classes_are_too_few_for_features():
     source = three_classes()
     two = replace(source, labels=source.labels % 2)
-    assert set(_evaluation.distances(source.train[:20], two, 0)) == {"distances"}
-    assert set(_evaluation.distances(source.train[:20], source, 0)) == {"frechet"}
+    assert set(evaluation.distances(source.train[:20], two, 0)) == {"distances"}
+    assert set(evaluation.distances(source.train[:20], source, 0)) == {"frechet"}
 
 
 # Floors and neighbours
@@ -196,8 +196,8 @@ def test_the_floor_is_of_training_data_in_ten_random_draws(monkeypatch):
     def gap(a, b):
         return abs(float(np.mean(np.asarray(a)) - np.mean(np.asarray(b))))
 
-    monkeypatch.setattr(_evaluation, "energy_distance", gap)
-    found = _evaluation.against_floor(torch.full((50, 1), 20.0, dtype=torch.float64), source, seed=3)
+    monkeypatch.setattr(evaluation, "energy_distance", gap)
+    found = evaluation.against_floor(torch.full((50, 1), 20.0, dtype=torch.float64), source, seed=3)
     assert found["n"] == 50
     row = found["rows"]["energy"]
     held = float(test[:50].mean() - 10) / 2
@@ -214,9 +214,9 @@ def test_neighbours_of_known_points(monkeypatch):
     train = torch.arange(100.0).reshape(-1, 1)
     source = points(train, train[:40] + 0.1, Scale())
     for rows in (100, 7):
-        monkeypatch.setattr(_evaluation, "_fitting", lambda source, rows=rows: rows)
-        monkeypatch.setattr(_evaluation, "_SEARCHED", 100)
-        found, near = _evaluation.neighbours(train[50:80] + 0.3, source)
+        monkeypatch.setattr(evaluation, "_fitting", lambda source, rows=rows: rows)
+        monkeypatch.setattr(evaluation, "_SEARCHED", 100)
+        found, near = evaluation.neighbours(train[50:80] + 0.3, source)
         assert (found["samples"], found["held_out"]) == (pytest.approx(0.3, rel=1e-4), pytest.approx(0.1, rel=1e-4))
         assert found["ratio"] == pytest.approx(3, rel=1e-4)
         assert (found["n_samples"], found["n_held_out"], found["n_train"]) == (30, 30, 100)
@@ -228,7 +228,7 @@ def test_neighbours_are_compared_in_the_scale_of_the_model():
     scale = Scale((0.0, 0.0), (1000.0, 1.0))
     train = torch.tensor([[0.0, 0.0], [900.0, 5.0]])
     source = points(train, torch.tensor([[0.0, 2.0]]), scale)
-    found, near = _evaluation.neighbours(torch.tensor([[500.0, 0.0]]), source)
+    found, near = evaluation.neighbours(torch.tensor([[500.0, 0.0]]), source)
     assert torch.equal(near, train[:1])
     assert found["samples"] == pytest.approx(0.5)
     assert found["held_out"] == pytest.approx(2.0)
@@ -241,7 +241,7 @@ def test_the_likelihood_of_points_is_in_their_own_units():
     """Data N(0, 100^2) to a model of N(0, I): the log of the unit is subtracted for each coordinate."""
     scale = Scale((0.0, 0.0), (100.0, 50.0))
     x = torch.tensor([[0.0, 0.0], [100.0, -50.0], [30.0, 10.0]], dtype=torch.float64)
-    found = _evaluation.summed(_evaluation.measured(linear_model(scale=scale), x, tolerance=1e-6), scale)
+    found = evaluation.summed(evaluation.measured(linear_model(scale=scale), x, tolerance=1e-6), scale)
     u = x / torch.tensor([100.0, 50.0])
     expected = -0.5 * u.square().sum(1) - math.log(2 * math.pi) - math.log(100 * 50)
     assert torch.allclose(found.value, expected, atol=1e-3)
@@ -255,7 +255,7 @@ def test_failed_samples_are_left_out_of_the_mean_and_of_its_parts():
     draws = torch.tensor([[1.0, 2.0, nan, 6.0]], dtype=torch.float64)
     status = torch.tensor([Status.DONE, Status.DONE, Status.TOO_MANY_STEPS, Status.DONE])
     bits = sd.BitsPerDim(draws, torch.tensor([0.3, 0.3, nan, 0.3]), torch.tensor([10, 20, 30, 40]), status, 2)
-    found = _evaluation.summed(bits, Scale.quantised(4))
+    found = evaluation.summed(bits, Scale.quantised(4))
     numbers = found.numbers()
     assert (numbers["mean"], numbers["n"], numbers["failed"]) == (3.0, 4, 1)
     assert numbers["stderr"] == pytest.approx(math.sqrt(7 / 3))  # variance 7 of three
@@ -265,7 +265,7 @@ def test_failed_samples_are_left_out_of_the_mean_and_of_its_parts():
     said = found.sentences()
     assert said[-1] == "1 samples were given up and are not in the mean"
     assert "3.0000 ± 1.5275 bits/dim (standard error, over 4 held-out samples)" in said[0]
-    alone = _evaluation.summed(
+    alone = evaluation.summed(
         replace(
             bits, draws=draws[:, :1], probe_stderr=bits.probe_stderr[:1], evaluations=bits.evaluations[:1], status=status[:1]
         ),
@@ -281,18 +281,18 @@ def test_measured_depends_on_its_seed_in_probes_and_in_dequantisation():
         net.last.weight.normal_(generator=torch.Generator().manual_seed(0))
     wide = sd.ScoreModel(net, "vp", "data", shape=(40,))
     x = torch.randn(3, 40, generator=torch.Generator().manual_seed(1))
-    values = [_evaluation.measured(wide, x, probes=1, seed=seed, tolerance=1e-2).value for seed in (0, 0, 1)]
+    values = [evaluation.measured(wide, x, probes=1, seed=seed, tolerance=1e-2).value for seed in (0, 0, 1)]
     assert torch.equal(values[0], values[1])
     assert not torch.equal(values[0], values[2])
     scale = Scale.quantised(5)
     small = linear_model((1, 2, 2), scale=scale)
     levels = images(4, 0, 5)[:, :, :2, :2]
-    values = [_evaluation.measured(small, levels, seed=seed, tolerance=1e-2).value for seed in (0, 0, 1)]
+    values = [evaluation.measured(small, levels, seed=seed, tolerance=1e-2).value for seed in (0, 0, 1)]
     assert torch.equal(values[0], values[1])
     assert not torch.equal(values[0], values[2])
-    coarse, fine = (_evaluation.measured(small, levels, tolerance=t).evaluations for t in (1e-2, 1e-6))
+    coarse, fine = (evaluation.measured(small, levels, tolerance=t).evaluations for t in (1e-2, 1e-6))
     assert (fine > coarse).all()
-    assert _evaluation.measured(small, levels, draws=3, tolerance=1e-1).draws.shape == (3, 4)
+    assert evaluation.measured(small, levels, draws=3, tolerance=1e-1).draws.shape == (3, 4)
 
 
 def test_premises_tell_models_apart(tmp_path):
@@ -303,7 +303,7 @@ def test_premises_tell_models_apart(tmp_path):
             for weight in model.parameters():
                 weight.fill_(value)
         sd.save(model, tmp_path / str(i))
-        found.append(_evaluation.premises(tmp_path / str(i), sd.load(tmp_path / str(i))))
+        found.append(evaluation.premises(tmp_path / str(i), sd.load(tmp_path / str(i))))
     assert found[0]["model"] != found[1]["model"]
     assert (found[0]["device"], found[0]["torch"]) == ("cpu", torch.__version__)
 
@@ -314,7 +314,7 @@ def test_premises_tell_models_apart(tmp_path):
 def test_states_on_the_way_to_noise():
     """The forward process of constants: alpha x + sigma eps over its root, from the data on, at times even in log-SNR."""
     x = torch.full((600, 2), 3.0)
-    figure = _figures.forward(linear_model(), points(x, x, Scale()), seed=0)
+    figure = figures.forward(linear_model(), points(x, x, Scale()), seed=0)
     assert len(figure.axes) == 5
     sde, means, ratios = sd.VPSDE(), [], []
     for ax in figure.axes:
@@ -333,7 +333,7 @@ def test_states_on_the_way_to_noise():
 def test_states_are_shown_at_unit_signal_plus_noise():
     """3 x + 4 eps of two numbers 10: over 5, and named by 4/3."""
     x = torch.full((1, 2), 10.0)
-    ((label, shown),) = _figures._named([(3.0, 4.0, x)], points(x, x, Scale()))
+    ((label, shown),) = figures._named([(3.0, 4.0, x)], points(x, x, Scale()))
     assert shown.tolist() == [[2.0, 2.0]]
     assert label.endswith("= 1.3")
 
@@ -341,7 +341,7 @@ def test_states_are_shown_at_unit_signal_plus_noise():
 def test_states_of_a_solve_end_in_data():
     """From noise to data: sigma / alpha falls, and states at unit size have unit deviation throughout for N(0, I)."""
     x = torch.randn(50, 2, generator=torch.Generator().manual_seed(0))
-    figure = _figures.denoising(linear_model(), points(x, x, Scale()), seed=0)
+    figure = figures.denoising(linear_model(), points(x, x, Scale()), seed=0)
     ratios = [float(ax.get_title().rpartition("=")[2]) for ax in figure.axes]
     assert ratios == sorted(ratios, reverse=True)
     assert ratios[-1] == pytest.approx(1e-3, rel=0.1)
@@ -356,7 +356,7 @@ def test_what_a_model_makes_of_images_on_the_way():
     """On the right D(x): for N(0, I) x alpha at unit size, grey for noise, and the state itself in the end."""
     scale = Scale.quantised(5)
     model = linear_model((1, 2, 2), scale=scale)
-    figure = _figures.denoising(model, Dataset(images(8, 0, 5), images(8, 0, 5), scale, "x"), seed=0)
+    figure = figures.denoising(model, Dataset(images(8, 0, 5), images(8, 0, 5), scale, "x"), seed=0)
     states, made = (np.asarray(ax.images[0].get_array())[..., 0] for ax in figure.axes)
     assert states.shape == made.shape == (8 * 3 - 1, 9 * 3 - 1)
     assert np.allclose(made[:2, :2], 0.5, atol=0.02)
@@ -366,7 +366,7 @@ def test_what_a_model_makes_of_images_on_the_way():
 
 def test_neighbours_are_on_the_right():
     scale = Scale.quantised(5)
-    figure = _figures.neighbouring(torch.zeros(3, 1, 2, 2, dtype=torch.uint8), torch.full((3, 1, 2, 2), 2), scale)
+    figure = figures.neighbouring(torch.zeros(3, 1, 2, 2, dtype=torch.uint8), torch.full((3, 1, 2, 2), 2), scale)
     canvas = np.asarray(figure.axes[0].images[0].get_array())[..., 0]
     assert canvas.shape == (2, 8 * 8 - 3)
     assert canvas[0, :8].tolist() == [0, 0, 1, 0.5, 0.5, 1, 1, 1]
@@ -377,7 +377,7 @@ def test_the_loss_is_smoothed_over_a_twentieth(tmp_path):
     for losses in (np.full(200, 3.0), np.arange(1.0, 201.0)):
         lines = [json.dumps({"step": 10 * (i + 1), "loss": loss}) for i, loss in enumerate(losses)]
         (tmp_path / "metrics.jsonl").write_text("\n".join(lines))
-        ax = _figures.loss_curve(tmp_path).axes[0]
+        ax = figures.loss_curve(tmp_path).axes[0]
         raw, smooth = (line.get_ydata() for line in ax.lines)
         assert np.array_equal(raw, losses)
         assert np.array_equal(ax.lines[1].get_xdata(), 10 * np.arange(1, 201))
@@ -389,7 +389,7 @@ def test_the_loss_is_smoothed_over_a_twentieth(tmp_path):
 
 def test_pictures_are_nearly_square():
     scale = Scale.quantised(5)
-    figure = _figures.picture(images(10, 0, 5), scale)
+    figure = figures.picture(images(10, 0, 5), scale)
     assert np.asarray(figure.axes[0].images[0].get_array()).shape == (3 * 5 - 1, 4 * 5 - 1, 3)
 
 
@@ -400,8 +400,8 @@ def test_images_are_numbered_from_the_first_and_spread_over_the_levels(tmp_path)
     shards = sd.Shards(tmp_path / "a.shards", 3, 2, first=7)
     shards.fill(lambda first, count: {"samples": torch.arange(first, first + count).reshape(-1, 1, 1, 1) - 7})
     out = tmp_path / "a"
-    _outputs.require(out, shards, Scale.quantised(3))
-    assert _outputs.assemble(out, shards, Scale.quantised(3)) == (3, 1, 1, 1)
+    outputs.require(out, shards, Scale.quantised(3))
+    assert outputs.assemble(out, shards, Scale.quantised(3)) == (3, 1, 1, 1)
     assert sorted(path.name for path in out.iterdir()) == ["000007.png", "000008.png", "000009.png"]
     assert [np.asarray(Image.open(out / f"{i:06d}.png")).item() for i in (7, 8, 9)] == [0, 128, 255]
     assert not (tmp_path / "a.shards").exists()
@@ -409,14 +409,14 @@ def test_images_are_numbered_from_the_first_and_spread_over_the_levels(tmp_path)
 
 def test_folders_hold_images_of_up_to_256_levels(tmp_path):
     shards = sd.Shards(tmp_path / "a.shards", 3, 2)
-    _outputs.require(tmp_path / "a", shards, Scale.quantised(256))
+    outputs.require(tmp_path / "a", shards, Scale.quantised(256))
     with pytest.raises(ValueError, match="257 levels"):
-        _outputs.require(tmp_path / "a", shards, Scale.quantised(257))
+        outputs.require(tmp_path / "a", shards, Scale.quantised(257))
 
 
 def test_the_table_has_a_line_for_each_sample(tmp_path):
-    held = _evaluation.HeldOut(torch.tensor([1.5, 2.5]), torch.tensor([0.25, 0.125]), "nats", {}, 0, 0, 1.0, 0)
-    _outputs.table(tmp_path / "a.csv", held)
+    held = evaluation.HeldOut(torch.tensor([1.5, 2.5]), torch.tensor([0.25, 0.125]), "nats", {}, 0, 0, 1.0, 0)
+    outputs.table(tmp_path / "a.csv", held)
     with (tmp_path / "a.csv").open() as file:
         assert list(csv.reader(file)) == [["sample", "nats", "stderr"], ["0", "1.5", "0.25"], ["1", "2.5", "0.125"]]
 
@@ -428,5 +428,5 @@ def test_the_report_takes_every_option_of_sample():
     """By signature, so that a new option of `sample` is one of the report too; what is left out makes no sense there."""
     own = {"model", "n", "shape", "x_T", "progress", "callback", "save", "return_solution"}
     assert set(inspect.signature(sd.sample).parameters) - own <= set(inspect.signature(report.write_report).parameters)
-    command = {field.name for field in fields(_options.Sampler)} - {"eta"}  # part of the method in Python
+    command = {field.name for field in fields(options.Sampler)} - {"eta"}  # part of the method in Python
     assert command == set(inspect.signature(sd.sample).parameters) - own - {"device"}

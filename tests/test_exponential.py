@@ -21,7 +21,7 @@ from sdekit import (
     solve,
     uniform,
 )
-from sdekit._solver._exponential import phi
+from sdekit._solvers.exponential import phi
 
 SOLVERS = [ExponentialEuler, ExponentialHeun]
 POINTS = [-700.0, -50.0, -3.0, -1.0, -0.51, -0.5, -0.49, -1e-3, -1e-9, 0.0, 1e-12, 0.3, 0.499, 0.5, 2.0, 20.0]

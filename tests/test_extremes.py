@@ -32,7 +32,7 @@ from sdekit_diffusion import (
     log_likelihood,
     sample,
 )
-from sdekit_diffusion._flow import span_of
+from sdekit_diffusion._sampling.probability_flow import span_of
 
 WEIGHTS, MEANS, VARIANCES = [0.375, 0.625], [-1.0, 0.6], [0.05, 0.2]
 MIXTURE = GaussianMixture(WEIGHTS, torch.tensor(MEANS)[:, None], VARIANCES)

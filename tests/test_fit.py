@@ -19,9 +19,10 @@ import pytest
 import torch
 from torch import distributed, nn
 
-from sdekit_diffusion import Log, Recipe, ScoreModel, Training, _interrupt, dsm_loss, fit, load, nets, save, validation_loss
+from sdekit_diffusion import Log, Recipe, ScoreModel, Training, dsm_loss, fit, load, nets, save, validation_loss
 from sdekit_diffusion.__main__ import main
-from sdekit_diffusion._batches import AbstractSource, Shuffled
+from sdekit_diffusion._training import interrupt
+from sdekit_diffusion.data._batches import AbstractSource, Shuffled
 
 RECIPE = Recipe(steps=24, batch_size=10, warmup=3, ema=(0.9, 0.5))
 DATA = torch.randn(50, 2, generator=torch.Generator().manual_seed(0))
@@ -225,7 +226,7 @@ def test_an_interruption_after_an_update_loses_nothing(tmp_path, where):
 
 @pytest.mark.usefixtures("interruptible")
 def test_a_second_signal_ends_an_update_and_saves_no_half_of_one(tmp_path, monkeypatch):
-    monkeypatch.setattr(_interrupt, "_SAME", -1.0)  # else signals within a second are one
+    monkeypatch.setattr(interrupt, "_SAME", -1.0)  # else signals within a second are one
     fit(model(), DATA, RECIPE, folder=tmp_path / "whole", log=LOG, progress=False)
     trained, calls = model(), itertools.count(1)
 

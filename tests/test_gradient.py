@@ -36,8 +36,8 @@ from sdekit import (
     solve,
     uniform,
 )
-from sdekit._gradient import _require_return
-from sdekit._solver._planned import AbstractPlanned
+from sdekit._solve.gradient import _require_return
+from sdekit._solvers.planned import AbstractPlanned
 
 # torch itself still scripts some of its derivatives; dynamo warns where it traces through a cache.
 pytestmark = [
@@ -348,7 +348,7 @@ def peak(gradient, steps):
 
 def test_peak_memory_of_forward_and_backward_pass(monkeypatch):
     """As n without help, as sqrt(n) with checkpoints, constant on the way back."""
-    monkeypatch.setattr("sdekit._noise._BLOCK", 1 << 9)
+    monkeypatch.setattr("sdekit._noise.white._BLOCK", 1 << 9)
     plain = [peak(None, n) for n in (25, 100)]
     checkpointed = [peak(Checkpointed(), n) for n in (100, 400, 1600)]
     reversible = [peak(Reversible(), n) for n in (100, 400, 1600)]

@@ -34,9 +34,9 @@ from sdekit_diffusion import (
     UniformInTime,
     sample,
 )
-from sdekit_diffusion._adaptive import AbstractAdaptive
-from sdekit_diffusion._flow import span_of
-from sdekit_diffusion._grids import smoothed
+from sdekit_diffusion._sampling.adaptive import AbstractAdaptive
+from sdekit_diffusion._sampling.grids import smoothed
+from sdekit_diffusion._sampling.probability_flow import span_of
 
 SDES = {"ve as published": VESDE(exact=False), **{name: build() for name, build in DIFFUSIONS.items()}}
 FORMULAS = ["time", "quadratic", "sigma", "karras", "log_snr"]

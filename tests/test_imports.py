@@ -1,6 +1,8 @@
-"""The walls: who may import whom, and the lists of public names."""
+"""Who may import whom, as the architecture page says, and the lists of public names."""
 
 import ast
+import graphlib
+import re
 from pathlib import Path
 
 import pytest
@@ -11,72 +13,25 @@ from sdekit_diffusion import data, metrics
 
 ROOT = Path(__file__).parent.parent
 
-# Floor by floor, lowest first; a module imports from lower floors only. docs/architecture.md draws the same picture.
-SDEKIT = [
-    {"elementary", "calling", "_random", "_grid", "_quadrature", "_names"},
-    {"_noise", "_sde", "_divergence"},
-    {"_clocked", "_reverse", "_semilinear", "_brownian"},
-    {"_solver._contract"},
-    {"_solver._planned"},
-    {"_solver._euler", "_solver._heun", "_solver._runge_kutta", "_solver._multistep", "_solver._predictor_corrector"}
-    | {"_solver._milstein", "_solver._exponential", "_solver._stochastic_runge_kutta"}
-    | {"_solver._single", "_solver._predictors"},
-    {"_solver._dopri8", "_solver._published"},
-    {"_solver"},
-    {"_solution", "_control", "_steps"},
-    {"_gradient"},
-    {"_working"},
-    {"_adaptive"},
-    {"_integrate"},
-    {"_likelihood"},
-    {"interop._from_torchsde", "interop._to_torchsde", "interop._brownian"},
-    {"interop._torchsde_noise", "interop._torchdiffeq"},
-    {"interop._steps"},
-    {"interop._sdeint", "interop._odeint"},
-    {"interop._odeint_adjoint"},
-    {"interop"},
-    {""},
-]
-DIFFUSION = [
-    {"nets._embedding", "_batches", "_counters", "_decoder", "_distributed", "_files", "_inputs", "_interrupt", "_bounded"}
-    | {"data._files", "data._scale", "data._toys", "metrics._points", "_wrapped"},
-    {"nets._mlp", "nets._refinenet", "nets._unet"}
-    | {"metrics._distances", "metrics._features", "metrics._floor", "metrics._images", "metrics._inception", "metrics._modes"}
-    | {"metrics._neighbours", "data._dataset", "data._stream"},
-    {"nets", "metrics", "data._stored"},
-    {"data._images"},
-    {"data._huggingface"},
-    {"data._load"},
-    {"data", "_shards"},
-    {"_diffusion"},
-    {"_discrete"},
-    {"_schedules"},
-    {"_model"},
-    {"_evaluating", "_mixture", "_flow", "_loss", "_grids", "_techniques"},
-    {"_check"},
-    {"_clock"},
-    {"_samplers", "_empirical", "_recipe", "_checkpoint", "_refined"},
-    {"_adapted", "_adaptive", "_annealed", "_ddim", "_edm", "_history", "_training"} | {"_pretrained._weights"},
-    {"_methods", "_ncsn", "_run", "_pretrained._denoiser", "_pretrained._folder", "_pretrained._score_sde"}
-    | {"_pretrained._refinenet"},
-    {"_clear", "_sample", "_fit", "_pretrained._diffusers", "_pretrained._ncsnv2"},
-    {"_likelihood", "_bound", "_between", "_named"},
-    {"_latent", "_load", "_pretrained"},
-    {""},
-    {"_evaluation", "_options"},
-    {"_figures"},
-    {"report", "_outputs", "_watch"},
-    {"__main__"},
-]
+PAGE = (ROOT / "docs" / "architecture.md").read_text()
+
+
+def table(package):
+    """The levels that the architecture page gives the entries of a package's folder."""
+    (block,) = re.findall(rf"```text\n{package}\n(.*?)```", PAGE, flags=re.DOTALL)
+    rows = [re.fullmatch(r"(\d+)  (\w+) +\w.*", line) for line in block.splitlines()]
+    return {row[2]: int(row[1]) for row in rows}
 
 
 def modules(package):
+    """Paths by dotted names, without the package's."""
     for path in (ROOT / package).rglob("*.py"):
         parts = path.relative_to(ROOT / package).with_suffix("").parts
-        yield ".".join(parts[:-1] if parts[-1] == "__init__" else parts), path
+        yield ".".join(parts[:-1] if parts[-1] == "__init__" and len(parts) > 1 else parts), path
 
 
 def imported(path):
+    """Modules and names that a file imports, wherever in it."""
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             yield from ((alias.name, None) for alias in node.names)
@@ -85,19 +40,58 @@ def imported(path):
             yield from ((node.module, alias.name) for alias in node.names)
 
 
-@pytest.mark.parametrize(("package", "floors"), [("sdekit", SDEKIT), ("sdekit_diffusion", DIFFUSION)])
-def test_imports_go_down(package, floors):
-    height = {name: i for i, floor in enumerate(floors) for name in floor}
-    found = dict(modules(package))
-    assert set(found) == set(height)
-    for name, path in found.items():
+def edges(package):
+    """Pairs of modules of a package, the first of which imports the second."""
+    known = {"": "__init__"} | {name: name for name, _ in modules(package)}
+    for name, path in modules(package):
         for module, member in imported(path):
-            if module != package and not module.startswith(package + "."):
-                continue
-            target = module.removeprefix(package).removeprefix(".")
-            inner = f"{target}.{member}".removeprefix(".")
-            target = inner if inner in height else target
-            assert height[target] < height[name], f"{package}.{name} imports {package}.{target}, which is not below it"
+            if module == package or module.startswith(package + "."):
+                target = module.removeprefix(package).removeprefix(".")
+                inner = f"{target}.{member}".removeprefix(".")
+                yield name, known[inner if inner in known else target]
+
+
+PACKAGES = ["sdekit", "sdekit_diffusion"]
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_every_entry_is_on_the_architecture_page(package):
+    assert set(table(package)) == {name.split(".")[0] for name, _ in modules(package)}
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_imports_go_down(package):
+    level = table(package)
+    for above, below in edges(package):
+        a = above.split(".")[0]
+        b = below.split(".")[0]
+        assert a == b or level[b] < level[a], f"{package}.{above} imports {package}.{below}, which is not below it"
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_levels_are_as_low_as_they_can_be(package):
+    level = table(package)
+    below = {name: [-1] for name in level}
+    for above, target in edges(package):
+        below[above.split(".")[0]].append(level[target.split(".")[0]] if above.split(".")[0] != target.split(".")[0] else -1)
+    assert level == {name: max(levels) + 1 for name, levels in below.items()}
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_modules_have_no_cycle(package):
+    graph = {}
+    for above, below in edges(package):
+        graph.setdefault(above, set()).add(below)
+    assert list(graphlib.TopologicalSorter(graph).static_order())  # raises CycleError
+
+
+@pytest.mark.parametrize(("package", "most", "levels"), [("sdekit", 12, 8), ("sdekit_diffusion", 15, 8)])
+def test_a_listing_of_the_folder_explains_the_package(package, most, levels):
+    """Few entries, few levels, and no two modules of one name."""
+    assert len([path for path in (ROOT / package).iterdir() if path.name not in ("py.typed", "__pycache__")]) <= most
+    assert max(table(package).values()) < levels
+    names = [name.split(".")[-1].removeprefix("_") for name, _ in modules(package) if "." in name]
+    assert sorted(names) == sorted(set(names))
 
 
 def test_the_numerical_library_knows_nothing_of_its_client():

@@ -167,12 +167,12 @@ def test_no_step_keeps_anything(monkeypatch):
                 peaks.append(sum(1 for o in gc.get_objects() if type(o) is torch.Tensor and o.shape == (50, 7)))
         return max(peaks)
 
-    monkeypatch.setattr("sdekit._noise._BLOCK", 1 << 9)
+    monkeypatch.setattr("sdekit._noise.white._BLOCK", 1 << 9)
     assert most(400) <= most(40) + 1
 
 
 def test_python_memory_is_flat_in_the_number_of_steps(monkeypatch):
-    monkeypatch.setattr("sdekit._noise._BLOCK", 1 << 7)
+    monkeypatch.setattr("sdekit._noise.white._BLOCK", 1 << 7)
 
     def peak(steps):
         tracemalloc.start()

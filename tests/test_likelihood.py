@@ -8,7 +8,7 @@ import torch
 
 import sdekit
 from sdekit import ODE, Dopri8, Exact, Hutchinson, NotFiniteError, PIDController, Status, UnfinishedError, interop
-from sdekit._divergence import quadratic_forms
+from sdekit._likelihood.divergence import quadratic_forms
 from sdekit_diffusion import (
     VESDE,
     VPSDE,
@@ -27,7 +27,7 @@ from sdekit_diffusion import (
     nets,
     sample,
 )
-from sdekit_diffusion._latent import slerp
+from sdekit_diffusion._likelihood.encoding import slerp
 
 KERNELS = {"ve": VESDE(), "vp": VPSDE(), "subvp": SubVPSDE()}
 MIXTURE = GaussianMixture(

@@ -19,7 +19,7 @@ from sdekit_diffusion import (
     linear_betas,
     nets,
 )
-from sdekit_diffusion._loss import draw_levels, draw_times
+from sdekit_diffusion._training.loss import draw_levels, draw_times
 
 TINY = Recipe(steps=20, batch_size=8, warmup=3)
 

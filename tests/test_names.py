@@ -11,8 +11,8 @@ import sdekit
 from sdekit import DEIS, SDE, EulerMaruyama, Hutchinson, ProbabilityFlow, ReverseSDE, did_you_mean, solve
 from sdekit.calling import require_order
 from sdekit_diffusion import DIFFUSIONS, METHODS, GaussianMixture, RectifiedFlow, ScoreModel, check_model, data, sample
-from sdekit_diffusion._methods import method_of
-from sdekit_diffusion._named import named_model
+from sdekit_diffusion._loading.named import named_model
+from sdekit_diffusion._sampling.methods import method_of
 
 VP = DIFFUSIONS["vp"]()
 X = torch.randn(6, 2, generator=torch.Generator().manual_seed(0))

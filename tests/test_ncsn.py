@@ -23,9 +23,9 @@ from sdekit_diffusion import (
     nets,
     sample,
 )
-from sdekit_diffusion._flow import span_of
-from sdekit_diffusion._grids import Native, UniformInLogSNR
-from sdekit_diffusion._techniques import level_overlap, variance_ratio
+from sdekit_diffusion._sampling.grids import Native, UniformInLogSNR
+from sdekit_diffusion._sampling.probability_flow import span_of
+from sdekit_diffusion._sampling.techniques import level_overlap, variance_ratio
 
 UNEVEN = NCSN([2.0, 0.7, 0.3, 0.02])
 EVEN = NCSN(geometric(5.0, 0.01, 30))
@@ -218,7 +218,7 @@ def test_a_sampled_distance_does_not_depend_on_blocks(monkeypatch):
     """Distances from each anchor to all points, whatever their order: the largest is the same in blocks of one and of all."""
     points = torch.randn(60, 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     whole = [max_pairwise_distance(points, sample=4, seed=seed) for seed in range(40)]
-    monkeypatch.setattr("sdekit_diffusion._techniques._BLOCK", 2)
+    monkeypatch.setattr("sdekit_diffusion._sampling.techniques._BLOCK", 2)
     assert [max_pairwise_distance(points, sample=4, seed=seed) for seed in range(40)] == pytest.approx(whole, rel=1e-12)
     assert len(set(whole)) > 3
 

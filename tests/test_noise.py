@@ -20,7 +20,7 @@ def test_blocks_and_dtypes_give_the_same_bits(monkeypatch, steps, dtype):
     ts = [float(i) for i in range(65)]  # unit steps: no factor between the draw and the increment
     x = torch.zeros(6, 3, 5)
     whole = drawn(WhiteNoise(1), x, ts, levy=True, normals=2)
-    monkeypatch.setattr("sdekit._noise._BLOCK", steps * x.numel())
+    monkeypatch.setattr("sdekit._noise.white._BLOCK", steps * x.numel())
     blocks = drawn(WhiteNoise(1), x.to(dtype), ts, levy=True, normals=2)
     for a, b in zip(whole, blocks, strict=True):
         assert torch.equal(a.w.to(dtype), b.w)
@@ -38,7 +38,7 @@ def test_increments_scale_with_the_step():
 def test_every_block_has_the_widths_of_its_own_steps(monkeypatch):
     ts, x = [0.0, 0.25, 1.25, 1.5, 5.5, 5.75], torch.zeros(5, 2)
     unit = drawn(WhiteNoise(1), x, [float(i) for i in range(6)], levy=True)
-    monkeypatch.setattr("sdekit._noise._BLOCK", 2 * x.numel())
+    monkeypatch.setattr("sdekit._noise.white._BLOCK", 2 * x.numel())
     for start in (0, 1):
         found = drawn(WhiteNoise(1), x, ts, levy=True, start=start)
         for a, b, root in zip(unit[start:], found, [0.5, 1.0, 0.5, 2.0, 0.5][start:], strict=True):

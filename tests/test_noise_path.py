@@ -11,8 +11,8 @@ from convergence import slope
 
 from sdekit import SRA1, AdamsBashforth, Ancestral, BrownianPath, Langevin, PredictorCorrector, ReverseDiffusion, WhiteNoise
 from sdekit_diffusion import DIFFUSIONS, METHODS, VPSDE, GaussianMixture, InTime, OnClock, sample
-from sdekit_diffusion._adaptive import AbstractAdaptive
-from sdekit_diffusion._flow import span_of
+from sdekit_diffusion._sampling.adaptive import AbstractAdaptive
+from sdekit_diffusion._sampling.probability_flow import span_of
 
 MIXTURE = GaussianMixture([0.3, 0.7], torch.tensor([[-1.0, 0.3], [0.5, -0.4]], dtype=torch.float64), [0.3, 0.2])
 ON_GRIDS = {name: method for name, method in METHODS.items() if not isinstance(method, AbstractAdaptive)}

@@ -11,7 +11,7 @@ from torch import nn
 
 import sdekit
 from sdekit import ODE, NotFiniteError, UnfinishedError, interop, odeint, odeint_adjoint
-from sdekit._solver import Dopri5
+from sdekit._solvers import Dopri5
 from sdekit.interop._odeint import ADAPTIVE, FIXED
 
 F64 = torch.float64

@@ -13,7 +13,7 @@ from scipy import integrate
 
 from sdekit import DEIS, AdamsBashforth, AdamsMoulton, DPMSolver, UniPC, WhiteNoise
 from sdekit_diffusion import METHODS, VESDE, VPSDE, Descent, Given, OnClock, sample
-from sdekit_diffusion._flow import span_of
+from sdekit_diffusion._sampling.probability_flow import span_of
 
 # k-diffusion: variance exploding, x = x_0 + sigma eps, t = -log sigma
 

@@ -29,9 +29,9 @@ from sdekit import (
     solve,
     uniform,
 )
-from sdekit._solver import _predictors
+from sdekit._solvers import predictors
 from sdekit_diffusion import DDPM, DIFFUSIONS, VESDE, VPSDE, GaussianMixture, InTime, SubVPSDE, sample
-from sdekit_diffusion._flow import span_of
+from sdekit_diffusion._sampling.probability_flow import span_of
 
 MIXTURE = GaussianMixture([0.3, 0.7], torch.tensor([[-1.0, 0.3], [0.5, -0.4]], dtype=torch.float64), [0.09, 0.04])
 STEPS, SEED = 60, 3
@@ -239,7 +239,7 @@ def test_what_the_predictors_refuse(solver):
 
 
 def test_a_predictor_takes_twenty_lines():
-    source = inspect.getsource(_predictors)
+    source = inspect.getsource(predictors)
     for node in ast.parse(source).body:
         if isinstance(node, ast.ClassDef):
             lines = source.splitlines()[node.lineno - 1 : node.end_lineno]

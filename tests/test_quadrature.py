@@ -5,7 +5,7 @@ import pytest
 from scipy import integrate
 
 from sdekit import AdamsBashforth, AngleClocked, Clocked
-from sdekit._quadrature import Panels
+from sdekit._equations.quadrature import Panels
 from sdekit.elementary import atan, exp, log1p
 
 

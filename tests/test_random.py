@@ -10,7 +10,7 @@ import torch
 from scipy import stats
 
 from sdekit import fresh_seed, normal, uniform01
-from sdekit._random import keys, standard_normal
+from sdekit._noise.generator import keys, standard_normal
 
 Z = 5.5  # two-sided false-alarm rate 4e-8
 _MASK = 2**64 - 1
@@ -144,7 +144,7 @@ def test_a_number_depends_on_its_coordinates_alone():
 
 def test_large_events_are_drawn_in_pieces_that_do_not_show(monkeypatch):
     whole = normal(1, torch.arange(3), (11, 13))
-    monkeypatch.setattr("sdekit._random._WORDS", 10)
+    monkeypatch.setattr("sdekit._noise.generator._WORDS", 10)
     assert torch.equal(normal(1, torch.arange(3), (11, 13)), whole)
 
 

@@ -6,8 +6,8 @@ import math
 import pytest
 import torch
 
-from sdekit_diffusion import _refined
-from sdekit_diffusion._refined import CAUTIONS, MOVES, distance, refined
+
+from sdekit_diffusion._sampling.refined import CAUTIONS, MOVES, distance, refined
 
 N, SAMPLES, FAR = 8, 64, 0.3
 ONES = torch.ones(SAMPLES, dtype=torch.float64)
@@ -33,7 +33,7 @@ def moved(errors, judged=None, weights=ONES, far=FAR):
 def cautious(monkeypatch):
     """Small local errors weigh as much as the errors at the end do at first, and moves are made until they bring nothing."""
     for name, value in (("CAUTIONS", (1.0,)), ("MOVES", 40), ("GAIN", 0.0)):
-        monkeypatch.setattr(_refined, name, value)
+        monkeypatch.setattr(f"sdekit_diffusion._sampling.refined.{name}", value)
 
 
 def test_errors_cancel(signs):
@@ -48,7 +48,7 @@ def test_caution_is_left_step_by_step(signs, monkeypatch):
     """The errors of four samples, which the shares of eight steps can make as small as they may."""
 
     def kept(*cautions):
-        monkeypatch.setattr(_refined, "CAUTIONS", cautions)
+        monkeypatch.setattr("sdekit_diffusion._sampling.refined.CAUTIONS", cautions)
         shares = moved(lambda m: solved(signs[:, :4], m), weights=ONES[:4])
         return distance(solved(signs[:, :4], shares), ONES[:4], FAR), float(shares.pow(4).mean())
 

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 import sdekit_diffusion as sd
-from sdekit_diffusion import _evaluation, _figures, report
+from sdekit_diffusion._app import evaluation, figures, report
 from sdekit_diffusion.data import Scale, load
 
 
@@ -120,7 +120,7 @@ def test_own_arrays(array, tmp_path):
 def known(images, n=500):
     """The rows of the table for images put in the place of the model's samples."""
     source = load("digits")
-    return _evaluation.classified(images(source)[:n], source, seed=0)
+    return evaluation.classified(images(source)[:n], source, seed=0)
 
 
 def test_the_scale_of_known_sets():
@@ -135,17 +135,17 @@ def test_the_scale_of_known_sets():
 
 def test_copies_have_no_distance_to_the_training_images():
     source = load("digits")
-    numbers, found = _evaluation.neighbours(source.train[:100], source)
+    numbers, found = evaluation.neighbours(source.train[:100], source)
     assert (numbers["ratio"], numbers["samples"]) == (0, 0)
     assert torch.equal(found, source.train[:100])
-    assert _evaluation.neighbours(source.test[:100], source)[0]["ratio"] == 1
+    assert evaluation.neighbours(source.test[:100], source)[0]["ratio"] == 1
 
 
 def test_the_frame_of_points_is_where_they_are():
     """One unit for both coordinates where they are alike, each its own where they are not."""
     x = torch.randn(500, 2, generator=torch.Generator().manual_seed(0))
     for unit, alike in ((torch.tensor([20.0, 10.0]), True), (torch.tensor([20.0, 0.01]), False)):
-        ax = _figures.scatter([("", 100 + x * unit)]).axes[0]
+        ax = figures.scatter([("", 100 + x * unit)]).axes[0]
         (x0, x1), (y0, y1) = ax.get_xlim(), ax.get_ylim()
         assert (x0 + x1) / 2 == pytest.approx(100, abs=10)
         assert (y0 + y1) / 2 == pytest.approx(100, abs=5 * float(unit[1]))
@@ -156,13 +156,13 @@ def test_the_frame_of_points_is_where_they_are():
 def test_tiles_show_levels_and_values_alike():
     scale = Scale.quantised(17)
     x = torch.randint(17, (3, 1, 4, 6), generator=torch.Generator().manual_seed(0))
-    figure, (ax,) = _figures._axes(2, 2)
-    _figures._tiles(ax, x, scale, 2)
+    figure, (ax,) = figures._axes(2, 2)
+    figures._tiles(ax, x, scale, 2)
     canvas = np.asarray(ax.images[0].get_array())
     assert canvas.shape == (9, 13, 3)
     assert np.allclose(canvas[:4, 7:, 0], x[1, 0] / 16)
     assert np.allclose(canvas[5:, 7:], 1)
-    _figures._tiles(ax, x / 8.0 - 1, scale, 2)
+    figures._tiles(ax, x / 8.0 - 1, scale, 2)
     assert np.allclose(np.asarray(ax.images[1].get_array()), canvas)
     assert figure.axes == [ax]
 
@@ -171,9 +171,9 @@ def test_damaged_metrics_and_none(digits, tmp_path):
     for text in ("{", '{"step": 1}', "[1]"):
         (tmp_path / "metrics.jsonl").write_text(text)
         with pytest.raises(ValueError, match=r"metrics\.jsonl is damaged"):
-            _figures.loss_curve(tmp_path)
+            figures.loss_curve(tmp_path)
     (tmp_path / "metrics.jsonl").unlink()
-    assert _figures.loss_curve(tmp_path) is None
+    assert figures.loss_curve(tmp_path) is None
 
 
 def test_what_it_refuses(digits, tmp_path):

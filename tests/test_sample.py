@@ -36,9 +36,9 @@ from sdekit_diffusion import (
     SubVPSDE,
     sample,
 )
-from sdekit_diffusion._adaptive import AbstractAdaptive
-from sdekit_diffusion._clock import on_clock
-from sdekit_diffusion._flow import span_of
+from sdekit_diffusion._sampling.adaptive import AbstractAdaptive
+from sdekit_diffusion._sampling.clock import on_clock
+from sdekit_diffusion._sampling.probability_flow import span_of
 
 Z = 5.5
 IN_TIME = [name for name, method in METHODS.items() if isinstance(method, InTime)]

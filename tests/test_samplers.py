@@ -24,13 +24,13 @@ from sdekit import (
     solve,
     uniform,
 )
-from sdekit._quadrature import Panels
-from sdekit._solver import _multistep, _published, _single
+from sdekit._equations.quadrature import Panels
+from sdekit._solvers import multistep, published, single
 from sdekit_diffusion import DIFFUSIONS, METHODS, VESDE, VPSDE, Descent, Focused, GaussianMixture, Given, OnClock, sample
-from sdekit_diffusion._adapted import GRIDS
-from sdekit_diffusion._adaptive import AbstractAdaptive
-from sdekit_diffusion._clock import on_clock
-from sdekit_diffusion._flow import span_of
+from sdekit_diffusion._sampling.adapted import GRIDS
+from sdekit_diffusion._sampling.adaptive import AbstractAdaptive
+from sdekit_diffusion._sampling.clock import on_clock
+from sdekit_diffusion._sampling.probability_flow import span_of
 from sdekit_diffusion.metrics import modes
 
 MIXTURE = GaussianMixture([0.3, 0.7], torch.tensor([[-1.0, 0.3], [0.5, -0.4]], dtype=torch.float64), [0.3, 0.2])
@@ -247,7 +247,7 @@ def test_solvers_without_noise_are_refused_at_once_with_it():
         OnClock(DPMSolverSingle(2), eta=1.0)
 
 
-@pytest.mark.parametrize("module", [_multistep, _published, _single])
+@pytest.mark.parametrize("module", [multistep, published, single])
 def test_a_rule_takes_twenty_lines(module):
     """Decorator, docstring and blank lines not counted; and every rule is public."""
     source = inspect.getsource(module)

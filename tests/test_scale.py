@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import sdekit_diffusion as sd
-from sdekit_diffusion._evaluation import measured
+from sdekit_diffusion._app.evaluation import measured
 from sdekit_diffusion.data import Scale, load
 
 
@@ -111,7 +111,7 @@ def seen(monkeypatch, n=64, batch=1000, **recipe):
         batches.append(x)
         return x.new_zeros(len(x)) * next(model.parameters()).sum()
 
-    monkeypatch.setattr("sdekit_diffusion._training.dsm_loss", loss)
+    monkeypatch.setattr("sdekit_diffusion._training.loop.dsm_loss", loss)
     list(sd.Training(model, rows, sd.Recipe(batch_size=batch, **recipe), transform=Scale.quantised(8).encode))
     return torch.cat(batches)
 

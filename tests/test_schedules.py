@@ -37,8 +37,8 @@ from sdekit_diffusion import (
     sample,
     save,
 )
-from sdekit_diffusion._flow import span_of
-from sdekit_diffusion._loss import draw_times
+from sdekit_diffusion._sampling.probability_flow import span_of
+from sdekit_diffusion._training.loss import draw_times
 
 DEFAULTS = {name: kind() for name, kind in DIFFUSIONS.items()}
 NEW = ["cosine", "edm", "flow", "ddpm", "ncsn"]

@@ -22,8 +22,8 @@ from sdekit import (
     WhiteNoise,
     solve,
 )
-from sdekit._solver import AbstractCorrector
-from sdekit._solver._contract import AbstractSolver, Order, Step
+from sdekit._solvers import AbstractCorrector
+from sdekit._solvers.contract import AbstractSolver, Order, Step
 from sdekit_diffusion import (
     DDIM,
     DIFFUSIONS,
@@ -49,9 +49,9 @@ from sdekit_diffusion import (
     sample,
     sample_between,
 )
-from sdekit_diffusion._evaluation import measured
-from sdekit_diffusion._flow import flow, span_of
-from sdekit_diffusion._latent import slerp
+from sdekit_diffusion._app.evaluation import measured
+from sdekit_diffusion._likelihood.encoding import slerp
+from sdekit_diffusion._sampling.probability_flow import flow, span_of
 from sdekit_diffusion.data import Scale
 
 MIXTURE = GaussianMixture([0.3, 0.7], torch.tensor([[-1.0, 0.3], [0.5, -0.4]], dtype=torch.float64), [0.3, 0.2])

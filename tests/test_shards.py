@@ -18,8 +18,10 @@ from PIL import Image
 from torch.distributed import TCPStore
 
 import sdekit_diffusion as sd
-from sdekit_diffusion import _evaluation, _files, nets
+from sdekit_diffusion import nets
 from sdekit_diffusion.__main__ import main
+from sdekit_diffusion._app import evaluation
+from sdekit_diffusion._storage import atomic
 
 SAMPLE = ("--n", "23", "--batch-size", "4", "--steps", "6", "--seed", "5")
 NAMES = [f"{i:09d}-{min(4, 23 - i)}.npz" for i in range(0, 23, 4)]
@@ -226,9 +228,9 @@ def test_likelihoods_of_one_process_and_of_two(run, request, context, tmp_path, 
     assert (codes, two) == ([0, 0], one)
     assert (tmp_path / "two.csv").read_bytes() == (tmp_path / "one.csv").read_bytes()
     assert not list(tmp_path.glob("*.shards"))
-    model, name = _evaluation.opened(folder)
-    x = _evaluation.source_of(name, model.scale).test[:5]
-    whole = _evaluation.summed(_evaluation.measured(model, x, probes=2, draws=2, tolerance=1e-2, batch_size=2), model.scale)
+    model, name = evaluation.opened(folder)
+    x = evaluation.source_of(name, model.scale).test[:5]
+    whole = evaluation.summed(evaluation.measured(model, x, probes=2, draws=2, tolerance=1e-2, batch_size=2), model.scale)
     assert one.splitlines()[0].endswith(whole.sentences()[0])
     rows = np.loadtxt(tmp_path / "one.csv", delimiter=",", skiprows=1)
     assert np.array_equal(rows[:, 1:], np.stack([whole.value, whole.stderr], axis=1))
@@ -236,11 +238,11 @@ def test_likelihoods_of_one_process_and_of_two(run, request, context, tmp_path, 
 
 def test_likelihoods_depend_on_the_number_of_the_sample(images):
     """Probes and dequantisation of sample i are those of (seed, first + i)."""
-    model, name = _evaluation.opened(images)
-    x = _evaluation.source_of(name, model.scale).test[:1].expand(3, -1, -1, -1)
+    model, name = evaluation.opened(images)
+    x = evaluation.source_of(name, model.scale).test[:1].expand(3, -1, -1, -1)
     options = {"probes": 1, "draws": 2, "tolerance": 1e-2, "batch_size": 1}
     whole, last, other = (
-        _evaluation.measured(model, some, first=first, **options) for some, first in ((x, 0), (x[2:], 2), (x[2:], 5))
+        evaluation.measured(model, some, first=first, **options) for some, first in ((x, 0), (x[2:], 2), (x[2:], 5))
     )
     assert torch.equal(whole.draws[:, 2:], last.draws)
     assert torch.equal(whole.probe_stderr[2:].isnan(), last.probe_stderr.isnan())
@@ -384,14 +386,14 @@ def test_a_file_keeps_its_old_content(tmp_path):
     path.write_bytes(b"old")
 
     def interrupted():
-        with _files.replacing(path) as beside:
+        with atomic.replacing(path) as beside:
             beside.write_bytes(b"new")
             raise KeyError
 
     with pytest.raises(KeyError):
         interrupted()
     assert path.read_bytes() == b"old"
-    with _files.replacing(path) as beside:
+    with atomic.replacing(path) as beside:
         beside.write_bytes(b"new")
         assert path.read_bytes() == b"old"
     assert path.read_bytes() == b"new"

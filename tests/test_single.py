@@ -11,11 +11,11 @@ import torch
 from peers import DTYPES, MIXTURE, Case, agree, dpm_2, dpm_3, dpmpp_2s, dpmpp_3s, exp_heun, heun
 
 from sdekit import ClockedHeun, DPMSolverSingle, Heun, Increment, solve, uniform
-from sdekit._noise import AbstractNoise
+from sdekit._noise.white import AbstractNoise
 from sdekit_diffusion import EDM, METHODS, VESDE, VPSDE, GaussianMixture, sample
-from sdekit_diffusion._clock import on_clock
-from sdekit_diffusion._edm import Churn
-from sdekit_diffusion._flow import span_of
+from sdekit_diffusion._sampling.clock import on_clock
+from sdekit_diffusion._sampling.edm_sampler import Churn
+from sdekit_diffusion._sampling.probability_flow import span_of
 
 PUBLISHED = {
     "heun": (VESDE(), Heun(), "noise", heun),

@@ -69,7 +69,7 @@ from sdekit import (
     solve,
     uniform,
 )
-from sdekit._solver._planned import AbstractPlanned
+from sdekit._solvers.planned import AbstractPlanned
 from sdekit.elementary import exp
 
 RULES = [

@@ -15,7 +15,7 @@ from sdekit_diffusion import (
     encode,
     sample,
 )
-from sdekit_diffusion._flow import span_of
+from sdekit_diffusion._sampling.probability_flow import span_of
 
 LOOSE = AdaptiveFlow(1e-3, 1e-3)
 FEW = {"steps": 3, "seed": 0}
@@ -98,7 +98,7 @@ def test_latents_and_draws_are_not(model, sde):
 
 def test_false_alarms():
     """The thresholds are quantiles: with 1e-6 replaced by a half, half of the draws and at least an eighth are warned of."""
-    import sdekit_diffusion._flow as flow
+    import sdekit_diffusion._sampling.probability_flow as flow
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(flow, "_RARE", 0.5)

@@ -30,7 +30,7 @@ from sdekit import (
     solve,
     uniform,
 )
-from sdekit._noise import AbstractNoise
+from sdekit._noise.white import AbstractNoise
 
 ADDITIVE = [SEA, SRA1, SRA3, ShARK, SPaRK, SlowRK]
 

@@ -15,7 +15,7 @@ from sdekit_diffusion import (
     max_pairwise_distance,
     ncsnv2_settings,
 )
-from sdekit_diffusion._techniques import level_overlap, variance_ratio
+from sdekit_diffusion._sampling.techniques import level_overlap, variance_ratio
 
 # Song and Ermon 2020, table 4: dimension, sigma_1, L, T and e; and what the formulas give: L at overlap 0.5, the overlap of the
 # published L, e. The published e of church and of FFHQ are not the minimiser.
@@ -77,7 +77,7 @@ def test_in_a_few_dimensions_all_levels_overlap():
 
 @pytest.mark.parametrize("block", [1, 70, 1 << 22])
 def test_the_largest_distance_is_exact(monkeypatch, block):
-    monkeypatch.setattr("sdekit_diffusion._techniques._BLOCK", block)
+    monkeypatch.setattr("sdekit_diffusion._sampling.techniques._BLOCK", block)
     few = POINTS[:80]
     sphere = few / few.flatten(1).norm(dim=1).reshape(-1, 1, 1)
     for points in (few, sphere, few[:2], few + 1e4, torch.zeros(3, 2), (10 * few).round().to(torch.int64)):

@@ -10,7 +10,7 @@ from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
 from sdekit_diffusion import ScoreModel, check_model, encode, fit, log_likelihood, nets, sample, save
-from sdekit_diffusion._model import as_model
+from sdekit_diffusion._models.model import as_model
 
 
 def model():

@@ -2,10 +2,10 @@
 
 from torchdiffeq import odeint_event
 
-from sdekit.interop._brownian import BrownianTreeNoiseSampler, TorchsdeBrownian
 from sdekit.interop._from_torchsde import from_torchsde
 from sdekit.interop._odeint import odeint
 from sdekit.interop._odeint_adjoint import odeint_adjoint
+from sdekit.interop._path_adapters import BrownianTreeNoiseSampler, TorchsdeBrownian
 from sdekit.interop._sdeint import sdeint
 from sdekit.interop._to_torchsde import to_torchsde
 from sdekit.interop._torchdiffeq import solve_ode

@@ -13,13 +13,13 @@ from torch import Tensor
 # From the submodule: `torchdiffeq.odeint = sdekit.odeint` replaces the attribute of the package alone.
 from torchdiffeq._impl.odeint import odeint as torchdiffeq_odeint
 
-from sdekit._adaptive import adaptive
-from sdekit._control import PIDController
+from sdekit._equations.sde import AbstractSDE
 from sdekit._grid import times
-from sdekit._integrate import integrate
-from sdekit._sde import AbstractSDE
-from sdekit._solution import Counted, Point, Status, UnfinishedError
-from sdekit._solver import (
+from sdekit._solve.adaptive import adaptive
+from sdekit._solve.control import PIDController
+from sdekit._solve.integrate import integrate
+from sdekit._solve.solution import Counted, Point, Status, UnfinishedError
+from sdekit._solvers import (
     AbstractRungeKutta,
     AbstractSolver,
     Bosh3,
@@ -34,7 +34,7 @@ from sdekit._solver import (
 )
 from sdekit.calling import require_call, require_real
 from sdekit.elementary import Time
-from sdekit.interop._steps import steps
+from sdekit.interop._torchsde_grid import steps
 
 State = Tensor | tuple[Tensor, ...]
 

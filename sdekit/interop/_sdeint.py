@@ -11,8 +11,8 @@ from torch import Tensor
 # From the submodule: `torchsde.sdeint = sdekit.sdeint` replaces the attribute of the package alone.
 from torchsde._core.sdeint import sdeint as torchsde_sdeint
 
-from sdekit._sde import AbstractSDE, NoiseType
-from sdekit._solver import (
+from sdekit._equations.sde import AbstractSDE, NoiseType
+from sdekit._solvers import (
     SRA1,
     SRID2,
     AbstractSolver,
@@ -24,8 +24,8 @@ from sdekit._solver import (
     ReversibleHeun,
 )
 from sdekit.interop._from_torchsde import calls_of, for_one_solve, from_torchsde
-from sdekit.interop._steps import states
 from sdekit.interop._to_torchsde import to_torchsde
+from sdekit.interop._torchsde_grid import states
 from sdekit.interop._torchsde_noise import Brownian, brownian
 
 _KINDS: tuple[NoiseType, ...] = ("additive", "diagonal", "scalar", "general")

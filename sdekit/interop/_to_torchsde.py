@@ -9,7 +9,7 @@ from types import FunctionType, MethodType
 import torch
 from torch import Tensor, nn
 
-from sdekit._sde import AbstractSDE
+from sdekit._equations.sde import AbstractSDE
 
 
 def to_torchsde(problem: AbstractSDE, event: Sequence[int] | None = None, *, modules: Iterable[nn.Module] = ()) -> nn.Module:

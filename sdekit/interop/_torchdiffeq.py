@@ -10,10 +10,10 @@ from torchdiffeq._impl.adjoint import odeint_adjoint
 # From the submodules: a program may have replaced the attributes of the package by sdekit's.
 from torchdiffeq._impl.odeint import odeint
 
+from sdekit._equations.sde import AbstractSDE
 from sdekit._grid import times
 from sdekit._names import did_you_mean
-from sdekit._sde import AbstractSDE
-from sdekit._solution import Counted, NotFiniteError, Point, Solution, not_finite, require_state, shared
+from sdekit._solve.solution import Counted, NotFiniteError, Point, Solution, not_finite, require_state, shared
 from sdekit.elementary import Time
 from sdekit.interop._to_torchsde import held
 

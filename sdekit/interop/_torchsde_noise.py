@@ -8,10 +8,10 @@ from typing import Any, Self
 import torchsde
 from torch import Tensor
 
-from sdekit._noise import AbstractNoise, Increment, WhiteNoise
-from sdekit._random import fresh_seed
-from sdekit._sde import AbstractSDE
-from sdekit.interop._brownian import TorchsdeBrownian
+from sdekit._equations.sde import AbstractSDE
+from sdekit._noise.generator import fresh_seed
+from sdekit._noise.white import AbstractNoise, Increment, WhiteNoise
+from sdekit.interop._path_adapters import TorchsdeBrownian
 
 Brownian = AbstractNoise | torchsde.BaseBrownian | Callable[..., Any]  # what sdeint takes as bm
 

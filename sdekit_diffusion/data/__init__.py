@@ -2,7 +2,7 @@
 
 from sdekit_diffusion.data._dataset import Dataset
 from sdekit_diffusion.data._huggingface import from_datasets
-from sdekit_diffusion.data._load import load, sources
 from sdekit_diffusion.data._scale import Scale
+from sdekit_diffusion.data._sources import load, sources
 
 __all__ = ["Dataset", "Scale", "from_datasets", "load", "sources"]

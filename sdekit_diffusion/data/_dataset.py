@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sdekit_diffusion._batches import AbstractSource, Rows
+from sdekit_diffusion.data._batches import AbstractSource, Rows
 from sdekit_diffusion.data._scale import Scale
 
 HELD_OUT = "test", "validation", "valid", "val"  # of folders and splits the first that is there is held out

@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sdekit_diffusion._batches import Shuffled
+from sdekit_diffusion.data._array_files import reason
+from sdekit_diffusion.data._batches import Shuffled
 from sdekit_diffusion.data._dataset import HELD_OUT, Array, Dataset, require_alike, samples
-from sdekit_diffusion.data._files import reason
-from sdekit_diffusion.data._images import pixels
+from sdekit_diffusion.data._image_folder import pixels
 from sdekit_diffusion.data._stored import Stored, fits, of_stored, scale_of, stacked
 from sdekit_diffusion.data._stream import Shard, Stream
 

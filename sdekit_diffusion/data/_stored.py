@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sdekit_diffusion._batches import Rows
+from sdekit_diffusion.data._batches import Rows
 from sdekit_diffusion.data._dataset import Array, Dataset, of_arrays, require_alike, samples, shuffled
 from sdekit_diffusion.data._scale import Scale
 

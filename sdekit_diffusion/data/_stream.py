@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from sdekit_diffusion._batches import AbstractSource
+from sdekit_diffusion.data._batches import AbstractSource
 
 Shard = Callable[[], Iterable[Any]]
 

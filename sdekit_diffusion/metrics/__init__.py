@@ -3,7 +3,7 @@
 from sdekit_diffusion.metrics._distances import energy_distance, frechet, mmd, sliced_wasserstein
 from sdekit_diffusion.metrics._features import ClassifierFeatures, classifier_features
 from sdekit_diffusion.metrics._floor import Floor, sampling_floor
-from sdekit_diffusion.metrics._images import ImageFeatures, image_features
+from sdekit_diffusion.metrics._image_features import ImageFeatures, image_features
 from sdekit_diffusion.metrics._inception import InceptionScores, inception_scores
 from sdekit_diffusion.metrics._modes import Modes, modes
 from sdekit_diffusion.metrics._neighbours import PrecisionRecall, nearest, precision_recall

@@ -1,0 +1,240 @@
+"""Equations whose linear part is already integrated, run on the clock of their own noise."""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import ClassVar, Self
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sdekit._equations.quadrature import Panels, Rule
+from sdekit._equations.sde import AbstractSDE, NoiseType
+from sdekit.elementary import Time, atan, axpy, broadcast, exp, log, scaled, tan
+
+
+@dataclass(frozen=True, eq=False)
+class AbstractClocked(AbstractSDE, ABC):
+    """dy = F dA(l) + dB with F(t(l), x), x = y scale(l), in a time tau of its own, on which B is a standard Brownian motion:
+
+        dy = F dA/dtau dtau + dB_tau.
+
+    Arguments:
+        integrand: `F(t, x)`, shaped like x; t is own(l), a float or `(batch,)`.
+        scale: x / y as a function of l; as own and smooth it is asked with floats and with tensors.
+        own: the time in which F is known, as a function of l: l itself, or a diffusion's t; some rules interpolate in it.
+        smooth: a monotone function of l in which F is nearly a polynomial.
+        table: `at` for the times of a grid; `tabulated` fills it in.
+    """
+
+    steady: ClassVar[bool]  # whether dA / dtau is 1
+
+    integrand: Callable[[Time, Tensor], Tensor]
+    scale: Callable[[Time], Time]
+    own: Callable[[Time], Time] = field(default=lambda l: l, kw_only=True)
+    smooth: Callable[[Time], Time] = field(default=lambda l: l, kw_only=True)
+    table: Mapping[float, tuple[float, float, float]] = field(default_factory=dict, repr=False, kw_only=True)
+
+    @abstractmethod
+    def time(self, l: Time) -> Time:
+        """The time at l."""
+
+    @abstractmethod
+    def parameter(self, t: Time) -> Time:
+        """l at a time."""
+
+    @abstractmethod
+    def rate(self, l: Time) -> Time:
+        """dA / dtau at l."""
+
+    def at(self, t: Time) -> tuple[Time, Time, Time]:
+        """The own time, the scale and the rate at a time."""
+        l = self.parameter(t)
+        return self.own(l), self.scale(l), self.rate(l)
+
+    def tabulated(self, ts: Sequence[float]) -> Self:
+        rows = (torch.as_tensor(row).expand(len(ts)).tolist() for row in self.at(torch.tensor(ts, dtype=torch.float64)))
+        return replace(self, table=dict(zip(ts, zip(*rows, strict=True), strict=True)))
+
+    def physical(self, t: Time, x: Tensor) -> Tensor:
+        """The equation's x = y scale(l) at a time, from its y."""
+        return x * broadcast(self.scale(self.parameter(t)), x)
+
+    def drift(self, t: Time, x: Tensor) -> Tensor:
+        own, scale, rate = (None if isinstance(t, Tensor) else self.table.get(t)) or self.at(t)
+        f = self.integrand(own, scaled(scale, x))
+        return f if self.steady else scaled(rate, f)
+
+    def diffusion(self, t: Time, x: Tensor) -> float:
+        return 1.0
+
+
+@dataclass(frozen=True, eq=False)
+class Clocked(AbstractClocked):
+    """dy = F dA(l) + dB_{Q(l)} with F(t(l), x), x = y scale(l), A(l) = e^{a l}, Q(l) = e^{q l}.
+
+    A semi-linear equation in the variable y that removes its linear part. Its time is its clock: tau = Q(l), on which the
+    noise is a standard Brownian motion, or tau = A(l) where there is none, so that any solver applies.
+
+    Multistep rules interpolate F as a polynomial in l, in a variable where it is smooth, or as their authors chose, and
+    integrate against dA.
+
+    Arguments:
+        integrand, scale, own, smooth, table: as in `AbstractClocked`.
+        a: the exponent of A, not zero.
+        q: the exponent of Q; 0 for an ordinary equation.
+    """
+
+    a: float
+    q: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not self.a or self.q < 0:
+            raise ValueError(f"the exponents must be a != 0 and q >= 0, not a = {self.a} and q = {self.q}")
+
+    @property
+    def noise_type(self) -> NoiseType:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return "additive" if self.q else "none"
+
+    @property
+    def steady(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self.a == self.q or not self.q
+
+    def time(self, l: Time) -> Time:
+        """The clock at l."""
+        return exp((self.q or self.a) * l)
+
+    def parameter(self, t: Time) -> Time:
+        """l at a time of the clock."""
+        return log(t) / (self.q or self.a)
+
+    def rate(self, l: Time) -> Time:
+        """dA / dtau at l."""
+        return self.a / self.q * exp((self.a - self.q) * l) if self.q else 1.0
+
+    def quadrature(self, rule: Rule, nodes: np.ndarray, t0: np.ndarray, t1: np.ndarray) -> np.ndarray:
+        clock = self.q or self.a
+        l, start, stop = np.log(nodes) / clock, np.log(t0) / clock, np.log(t1) / clock
+        rate = self.a / self.q * np.exp((self.a - self.q) * l) if self.q else 1.0
+        panels = Panels(l, start, stop, self.a, _on_arrays(self.own), _on_arrays(self.smooth))
+        return rule(panels) * np.exp(self.a * stop)[:, None] / rate
+
+    def between(self, t0: np.ndarray, t1: np.ndarray, c: float) -> np.ndarray:
+        return t0 * (t1 / t0) ** c
+
+
+@dataclass(frozen=True, eq=False)
+class AngleClocked(AbstractClocked):
+    """dy = F dA(l) with F(t(l), x), x = y scale(l), A(l) = -arctan(e^{-l} / c), an angle from -pi/2 to 0, and no noise.
+
+    Its time is A, float64 where it is a tensor. Multistep rules interpolate F as a polynomial in A, which stands for l in all
+    rules, or in a variable where it is smooth.
+
+    Arguments:
+        integrand, scale, own, smooth, table: as in `AbstractClocked`.
+        c: positive; the angle is -pi/4 at l = -log c.
+    """
+
+    noise_type = "none"
+    steady = True
+
+    c: float
+
+    def __post_init__(self) -> None:
+        if not 0 < self.c < math.inf:
+            raise ValueError(f"c must be a positive number, not {self.c}")
+
+    def time(self, l: Time) -> Time:
+        """The angle at l."""
+        return -atan(exp(-l) / self.c)
+
+    def parameter(self, t: Time) -> Time:
+        """l at an angle."""
+        return -log(self.c * tan(-t))
+
+    def rate(self, l: Time) -> float:
+        """1."""
+        return 1.0
+
+    def quadrature(self, rule: Rule, nodes: np.ndarray, t0: np.ndarray, t1: np.ndarray) -> np.ndarray:
+        own, smooth = (_on_arrays(lambda t, f=f: f(self.parameter(t))) for f in (self.own, self.smooth))
+        return rule(Panels(nodes, t0, t1, own=own, smooth=smooth))
+
+
+def _on_arrays(function: Callable[[Time], Time]) -> Callable[[np.ndarray], np.ndarray]:
+    return lambda l: np.asarray(function(torch.from_numpy(l)))
+
+
+@dataclass(frozen=True, eq=False)
+class PiecewiseClocked(AbstractSDE):
+    """dy = F dA(l) + dB_{Q(l)} with F(t(l), x), x = y scale(l), log A and log Q linear on each step of a grid of l.
+
+    `Clocked` with exponents that change from step to step. Its time is l, for Q may stand still. The weights of planned rules
+    and the noise of a step, N(0, Q(l_1) - Q(l_0)), are exact; other solvers see a drift and a g that jump between steps.
+
+    Arguments:
+        integrand: `F(t, x)`, shaped like x; t is own(l).
+        scale: x / y as a function of l.
+        l: the grid, increasing.
+        log_a: log A at its points, increasing.
+        log_q: log Q at its points, not decreasing; without noise where it stays the same.
+        own, smooth: as in `Clocked`.
+    """
+
+    integrand: Callable[[Time, Tensor], Tensor]
+    scale: Callable[[Time], Time]
+    l: np.ndarray
+    log_a: np.ndarray
+    log_q: np.ndarray
+    own: Callable[[Time], Time] = lambda l: l
+    smooth: Callable[[Time], Time] = lambda l: l
+
+    def __post_init__(self) -> None:
+        if not ((np.diff(self.l) > 0).all() and (np.diff(self.log_a) > 0).all() and (np.diff(self.log_q) >= 0).all()):
+            raise ValueError("l and log_a must increase, and log_q must not decrease")
+
+    @property
+    def noise_type(self) -> NoiseType:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return "additive" if self.log_q[-1] > self.log_q[0] else "none"
+
+    def time(self, l: Time) -> Time:
+        """l itself."""
+        return l
+
+    def parameter(self, t: Time) -> Time:
+        """l itself."""
+        return t
+
+    def physical(self, t: Time, x: Tensor) -> Tensor:
+        """The equation's x = y scale(l), from its y."""
+        return x * broadcast(self.scale(t), x)
+
+    def drift(self, t: Time, x: Tensor) -> Tensor:
+        return self.integrand(self.own(t), self.physical(t, x)) * self._float(self.log_a, t)
+
+    def diffusion(self, t: Time, x: Tensor) -> float:
+        return self._float(self.log_q, t) ** 0.5
+
+    def kick(self, t0: Time, t1: Time, x: Tensor, dw: Tensor | None) -> Tensor:
+        if dw is None:
+            return x
+        start, stop = np.interp([float(t0), float(t1)], self.l, self.log_q).tolist()
+        return axpy(math.sqrt(-math.exp(stop) * math.expm1(start - stop) / float(t1 - t0)), dw, x)
+
+    def quadrature(self, rule: Rule, nodes: np.ndarray, t0: np.ndarray, t1: np.ndarray) -> np.ndarray:
+        start, stop = (np.interp(t, self.l, self.log_a) for t in (t0, t1))
+        rate = (stop - start) / (t1 - t0)
+        panels = Panels(nodes, t0, t1, rate, _on_arrays(self.own), _on_arrays(self.smooth))
+        return rule(panels) * np.exp(stop)[:, None] / self._speed(self.log_a, nodes)
+
+    def _float(self, log_values: np.ndarray, t: Time) -> float:
+        if isinstance(t, Tensor) and t.ndim:
+            raise ValueError("this equation jumps where its steps meet, so each sample cannot have its own; use Clocked")
+        return float(self._speed(log_values, np.asarray(t)))
+
+    def _speed(self, log_values: np.ndarray, l: np.ndarray) -> np.ndarray:
+        """The derivative of what has these logarithms; where steps meet that of the later one."""
+        step = np.clip(np.searchsorted(self.l, l, side="right") - 1, 0, len(self.l) - 2)
+        return (np.diff(log_values) / np.diff(self.l))[step] * np.exp(np.interp(l, self.l, log_values))

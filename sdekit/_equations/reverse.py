@@ -1,0 +1,159 @@
+"""Reverse time: Anderson's equation and the probability flow, from a forward equation and its score."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from sdekit._equations.sde import AbstractSDE, NoiseType, derivative
+from sdekit.calling import ChangedError, checked_call, require_order, require_real, swapped
+from sdekit.elementary import Time, axpy
+
+Score = Callable[[Time, Tensor], Tensor]
+
+
+def _require_elementwise(forward: AbstractSDE) -> None:
+    if forward.noise_type not in ("additive", "diagonal"):
+        raise TypeError(
+            f"the forward equation has {forward.noise_type} noise; reversing is supported for additive and diagonal noise, "
+            "where div(g g^T) is a number a coordinate"
+        )
+    if forward.noise_type == "diagonal" and forward.sde_type != "ito":
+        raise TypeError("the forward equation is a Stratonovich one; write it as an Ito equation, with g g' / 2 in its drift")
+
+
+def _anderson(forward: AbstractSDE, score: Score, factor: float, t: Time, x: Tensor) -> Tensor:
+    """f - factor [div(g g^T) + g g^T s]."""
+    f = checked_call("the drift", forward.drift, t, x)
+    s = _scored(score, t, x)
+    g = forward.diffusion(t, x)
+    if not isinstance(g, Tensor):
+        return axpy(-factor * g * g, s, f)
+    if forward.noise_type == "diagonal":
+
+        def square(y: Tensor) -> Tensor:
+            g = forward.diffusion(t, y)
+            assert isinstance(g, Tensor)
+            return g.square()
+
+        # g_i depends on x_i alone, so that the transposed derivative applied to ones is the derivative of each square.
+        f = axpy(-factor, derivative(square, x, torch.ones_like)[1], f)
+    return torch.addcmul(f, g.to(x.dtype).square(), s, value=-factor)
+
+
+def _scored(score: Score, t: Time, x: Tensor) -> Tensor:
+    """score(t, x), refused where it is not shaped like x, or fails, with what its arguments may have to do with it."""
+    try:
+        s = checked_call("score(t, x)", score, t, x)
+    except ChangedError:
+        raise
+    except Exception as error:
+        if swapped(score, t, x, x.shape):
+            raise TypeError(_SWAPPED) from error
+        raise
+    if not isinstance(s, Tensor) or s.shape != x.shape:
+        if swapped(score, t, x, x.shape):
+            raise TypeError(_SWAPPED)
+        given = f"shape {tuple(s.shape)}" if isinstance(s, Tensor) else type(s).__name__
+        raise ValueError(f"score(t, x) returned {given} for x of shape {tuple(x.shape)}; it must return x's")
+    require_real("score(t, x)", s, x)
+    return s.to(x.dtype)
+
+
+_SWAPPED = "the score is called as score(t, x) here, and this one takes (x, t); pass lambda t, x: score(x, t)"
+
+
+@dataclass(frozen=True, eq=False)
+class ReverseSDE(AbstractSDE):
+    """dx = [f - (1 + eta^2)/2 (div(g g^T) + g g^T s)] dt + eta g dW, to be solved from late to early times.
+
+    With s(t, x) = grad log p_t(x) its solution has the forward equation's marginals for every eta: 1 is Anderson's
+    equation, 0 the probability flow.
+
+    Arguments:
+        forward: dx = f dt + g dW, an Ito equation with additive or diagonal noise. The divergence is 0 for the one; for the
+            other it is d(g_i^2)/dx_i by autograd, g_i being a function of x_i (and t) alone.
+        score: `s(t, x)`, shaped like x. t is a float, or `(batch,)`: `sdekit.elementary` has functions for both.
+        eta: the noise level, from 0.
+
+    Raises:
+        TypeError: when the forward noise is of another kind, or the score takes (x, t); in a solve, when the score is no tensor
+            of real floating numbers.
+        ValueError: for a negative eta; in a solve, for a score of another shape than x's.
+        RuntimeError: in a solve, when the score changes t or x in place.
+
+    References:
+        Anderson 1982, "Reverse-time diffusion equation models"; Huang et al. 2021, arXiv 2106.02808, for eta.
+    """
+
+    forward: AbstractSDE
+    score: Score  # pyright: ignore[reportIncompatibleMethodOverride] - the method, given as a function
+    eta: float = 1.0
+
+    def __post_init__(self) -> None:
+        _require_elementwise(self.forward)
+        require_order(self.score, "t, x")
+        if not 0 <= self.eta < math.inf:
+            raise ValueError(f"eta must be a number from 0 (probability flow) on, 1 being Anderson's equation; not {self.eta}")
+
+    @property
+    def noise_type(self) -> NoiseType:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self.forward.noise_type if self.eta else "none"
+
+    def drift(self, t: Time, x: Tensor) -> Tensor:
+        return _anderson(self.forward, self.score, 0.5 * (1 + self.eta**2), t, x)
+
+    def diffusion(self, t: Time, x: Tensor) -> Time:
+        return self.eta * self.forward.diffusion(t, x)
+
+    def rows(self, index: Tensor) -> Self:
+        return replace(self, forward=self.forward.rows(index))
+
+    def within(self, t0: float, t1: float) -> Self:
+        return replace(self, forward=self.forward.within(t0, t1))
+
+    def kernel(self, t: float) -> tuple[float, float] | None:
+        return self.forward.kernel(t)
+
+    def chain(self, s: float, t: float) -> tuple[float, float, float]:
+        if self.eta != 1:
+            raise ValueError(f"the predictors are for Anderson's equation, eta = 1, not {self.eta}; take EulerMaruyama()")
+        return self.forward.chain(s, t)
+
+
+@dataclass(frozen=True, eq=False)
+class ProbabilityFlow(AbstractSDE):
+    """dx = [f - (div(g g^T) + g g^T s) / 2] dt: the ordinary equation with the forward equation's marginals.
+
+    Arguments and errors as in `ReverseSDE`.
+
+    References:
+        Song et al. 2021, arXiv 2011.13456, section 4.3.
+    """
+
+    noise_type = "none"
+
+    forward: AbstractSDE
+    score: Score  # pyright: ignore[reportIncompatibleMethodOverride] - the method, given as a function
+
+    def __post_init__(self) -> None:
+        _require_elementwise(self.forward)
+        require_order(self.score, "t, x")
+
+    def drift(self, t: Time, x: Tensor) -> Tensor:
+        return _anderson(self.forward, self.score, 0.5, t, x)
+
+    def diffusion(self, t: Time, x: Tensor) -> float:
+        return 0.0
+
+    def rows(self, index: Tensor) -> Self:
+        return replace(self, forward=self.forward.rows(index))
+
+    def within(self, t0: float, t1: float) -> Self:
+        return replace(self, forward=self.forward.within(t0, t1))
+
+    def kernel(self, t: float) -> tuple[float, float] | None:
+        return self.forward.kernel(t)

@@ -1,0 +1,297 @@
+"""Stochastic differential equations dx = f(t, x) dt + g(t, x) dW, and ordinary ones as their case g = 0."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal, Self
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sdekit._equations.quadrature import Panels, Rule
+from sdekit._names import did_you_mean
+from sdekit.calling import checked_output, require_call, require_order
+from sdekit.elementary import Time, axpy, broadcast
+
+NoiseType = Literal["none", "additive", "diagonal", "scalar", "general"]
+SDEType = Literal["ito", "stratonovich"]
+
+
+class AbstractSDE(ABC):
+    """dx = f(t, x) dt + g(t, x) dW on states of shape `(batch, *event)`.
+
+    Time is physical and runs either way; t is a float on fixed grids and a `(batch,)` tensor where samples have their own
+    times. The noise type says what g is and what shape W has:
+
+    | noise_type | g(t, x) | W |
+    |---|---|---|
+    | none | not asked for | none |
+    | additive | multiplies W elementwise and is the same for every x | `(batch, *event)` |
+    | diagonal | as additive, but depends on x | `(batch, *event)` |
+    | scalar | `(batch, *event)` | `(batch,)` |
+    | general | `(batch, *event, m)` | `(batch, m)` |
+
+    An additive or diagonal g may have a smaller shape that torch broadcasts against x: `(d,)` is one number per coordinate,
+    whatever the batch size, and one number per sample is `(batch, 1, ...)`, see `sdekit.elementary.broadcast`.
+    """
+
+    noise_type: NoiseType
+    sde_type: SDEType = "ito"
+
+    @abstractmethod
+    def drift(self, t: Time, x: Tensor) -> Tensor:
+        """f(t, x), shaped like x."""
+
+    @abstractmethod
+    def diffusion(self, t: Time, x: Tensor) -> Time:
+        """g(t, x): see the table of the class; a float where it is one number."""
+
+    def diffuse(self, t: Time, x: Tensor, dw: Tensor | None, onto: Tensor) -> Tensor:
+        """onto + g(t, x) . dw: what most solvers ask for, so that none asks for the noise type.
+
+        Others ask for `diffusion` and `multiply`: an equation that overrides one of these keeps them in agreement.
+        """
+        return onto if self.noise_type == "none" else self.multiply(self.diffusion(t, x), dw, onto)
+
+    def multiply(self, g: Time, dw: Tensor | None, onto: Tensor) -> Tensor:
+        """onto + g . dw for a g already evaluated: the only place where g meets the noise."""
+        return _PRODUCTS[self.noise_type](g, dw, onto)
+
+    def kick(self, t0: Time, t1: Time, x: Tensor, dw: Tensor | None) -> Tensor:
+        """x + the noise of a whole step, for solvers of additive noise that take g once a step.
+
+        In the middle of the step: at its start the variance would be right to first order only.
+        """
+        return self.diffuse(0.5 * (t0 + t1), x, dw, x)
+
+    def physical(self, t: Time, x: Tensor) -> Tensor:
+        """A state in the units in which tolerances are meant: x itself, unless the equation is written in another variable."""
+        return x
+
+    def noise_shape(self, x: Tensor) -> tuple[int, ...] | None:
+        """The event shape of W, None where there is no noise."""
+        if self.noise_type == "none":
+            return None
+        return () if self.noise_type == "scalar" else tuple(x.shape[1:])
+
+    def rows(self, index: Tensor) -> Self:
+        """The same equation for some of the samples; itself where nothing is per sample besides x."""
+        return self
+
+    def tabulated(self, ts: Sequence[float]) -> Self:
+        """The same equation with what depends on the times of a grid computed at once; itself where nothing is worth it."""
+        return self
+
+    def within(self, t0: float, t1: float) -> Self:
+        """The same equation for times between two, which are checked here once and for all; itself where every time will do.
+
+        Raises:
+            ValueError: where the equation has no meaning at one of them.
+        """
+        return self
+
+    def score(self, t: Time, x: Tensor) -> Tensor:
+        """grad log p_t(x), for the equations that are built from it.
+
+        Raises:
+            TypeError: on an equation without one.
+        """
+        raise TypeError(f"{type(self).__name__} has no score; a Langevin corrector needs a ReverseSDE or ProbabilityFlow")
+
+    def kernel(self, t: float) -> tuple[float, float] | None:
+        """alpha and sigma with x_t | x_0 ~ N(alpha x_0, sigma^2 I), for the equations where they are known."""
+        return None
+
+    def chain(self, s: float, t: float) -> tuple[float, float, float]:
+        """r, v and w of a step x_t = r x_s + sqrt(v) z of the chain that stands for the equation, s < t; w is the variance of
+        the step back, which has the mean (x_t + v score) / r.
+
+        Here they are exact: r = alpha_t / alpha_s, v = sigma_t^2 - r^2 sigma_s^2, and w = v sigma_s^2 / sigma_t^2 that of
+        q(x_s | x_t, x_0). Equations with a published chain return its numbers.
+
+        Raises:
+            TypeError: where the kernel is not known.
+            ValueError: unless s < t.
+        """
+        early, late = self.kernel(s), self.kernel(t)
+        if early is None or late is None:
+            raise TypeError(
+                f"{type(self).__name__} has no kernel alpha, sigma, from which the predictors take their steps; give a "
+                "ReverseSDE of a diffusion that has, or take EulerMaruyama()"
+            )
+        if not s < t:
+            raise ValueError(f"the predictors go from late times to early ones, and this step goes from {t} to {s}")
+        r = late[0] / early[0]
+        v = (late[1] - r * early[1]) * (late[1] + r * early[1])
+        return r, v, v * (early[1] / late[1]) ** 2
+
+    def quadrature(self, rule: Rule, nodes: np.ndarray, t0: np.ndarray, t1: np.ndarray) -> np.ndarray:
+        """Weights w of the drifts at the nodes in a step from t0 to t1, by a rule; `Panels.exact` integrates the interpolant.
+
+        Here rules see t; `Clocked` shows them its parameter and its clock.
+
+        Arguments:
+            nodes: `(steps, k)` times; t0, t1: `(steps,)`.
+        """
+        return rule(Panels(nodes, t0, t1))
+
+    def between(self, t0: np.ndarray, t1: np.ndarray, c: float) -> np.ndarray:
+        """The times a fraction c of the way from t0 to t1, in the variable that rules see."""
+        return t0 + c * (t1 - t0)
+
+
+def _elementwise(g: Time, dw: Tensor, onto: Tensor) -> Tensor:
+    return torch.addcmul(onto, g.to(onto.dtype), dw) if isinstance(g, Tensor) else axpy(g, dw, onto)
+
+
+def _scalar(g: Tensor, dw: Tensor, onto: Tensor) -> Tensor:
+    return onto + g * broadcast(dw, onto)
+
+
+def _general(g: Tensor, dw: Tensor, onto: Tensor) -> Tensor:
+    return onto + torch.einsum("b...m,bm->b...", g, dw)
+
+
+_PRODUCTS: dict[NoiseType, Callable[..., Tensor]] = {
+    "none": lambda g, dw, onto: onto,
+    "additive": _elementwise,
+    "diagonal": _elementwise,
+    "scalar": _scalar,
+    "general": _general,
+}
+
+
+def _spread(g: Tensor, x: Tensor) -> Tensor:
+    """g as torch broadcasts it against x, whatever the batch size; itself where it does not."""
+    try:
+        return torch.broadcast_to(g, x.shape)
+    except RuntimeError:
+        return g
+
+
+def derivative(function: Callable[[Tensor], Tensor], x: Tensor, weigh: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+    """y = function(x), and its derivative at x times weigh(y), for a function that acts on each coordinate alone.
+
+    Its Jacobian is its own transpose, which torch applies faster. `torch.func` works inside its own transforms and in compiled
+    code; autograd does it where that refuses, which is where saved tensors have hooks, as under checkpointing, and in
+    inference mode, where older versions of torch return zeros.
+    """
+    if torch.compiler.is_compiling() or not torch.is_inference_mode_enabled():
+        try:
+            y, pull, *_ = torch.func.vjp(function, x)
+            return y, pull(weigh(y))[0]
+        except RuntimeError as error:
+            if "saved tensor hooks" not in str(error):
+                raise
+    record = torch.is_grad_enabled()
+    with torch.inference_mode(mode=False), torch.enable_grad():
+        at = x.view_as(x) if x.requires_grad else x.clone().requires_grad_()
+        y = function(at)
+        weight = weigh(y if record else y.detach()).clone()
+        (product,) = torch.autograd.grad(y, at, weight, create_graph=record, allow_unused=True, materialize_grads=True)
+    return (y, product) if record else (y.detach(), product)
+
+
+def _as_tensor(t: Time, x: Tensor) -> Tensor:
+    """t as a user's function gets it: 0-dim, or a number a sample ready to meet x, never coarser than float32."""
+    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+    if isinstance(t, Tensor):
+        t = t if t.dtype == dtype else t.to(dtype)
+        return t.reshape(-1, *[1] * (x.ndim - 1)) if t.ndim == 1 else t
+    return torch.full((), t, dtype=dtype, device=x.device)
+
+
+def _called(name: str, function: Callable[[Tensor, Tensor], Tensor], t: Tensor, x: Tensor) -> Tensor:
+    """function(t, x), which says so where it takes other arguments."""
+    try:
+        return function(t, x)
+    except TypeError:
+        require_call(function, f"{name}(t, x)", t, x)
+        raise
+
+
+@dataclass(frozen=True, eq=False)
+class SDE(AbstractSDE):
+    """dx = f(t, x) dt + g(t, x) dW from two plain functions.
+
+    Arguments:
+        f: `f(t, x)`, shaped like x; t is a 0-dim tensor, or `(batch, 1, ...)` where samples have their own times.
+        g: `g(t, x)`, shaped as the table in `AbstractSDE` says for the noise type; an additive or diagonal g may also be a
+            number, or broadcast against x as torch does.
+        noise_type: "additive", "diagonal", "scalar" or "general".
+        sde_type: "ito" or "stratonovich".
+        noise_size: m, the number of Brownian motions of general noise.
+
+    Raises:
+        ValueError: for an unknown noise type, or noise_size without general noise or the reverse; in a solve, for an f or g
+            of another shape.
+        TypeError: for functions of (x, t); in a solve, for an f or g that is no tensor of real floating numbers.
+        RuntimeError: in a solve, for an f or g that changes t or x in place, or a tensor that it returned before.
+    """
+
+    f: Callable[[Tensor, Tensor], Tensor]
+    g: Callable[[Tensor, Tensor], Tensor]
+    noise_type: NoiseType = "diagonal"
+    sde_type: SDEType = "ito"
+    noise_size: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.noise_type not in _PRODUCTS or self.noise_type == "none":
+            allowed = [name for name in _PRODUCTS if name != "none"]
+            raise ValueError(
+                f"noise_type {self.noise_type!r} is not one of {allowed}"
+                f"{did_you_mean(self.noise_type, allowed)}; without noise use ODE(f)"
+            )
+        if self.sde_type not in ("ito", "stratonovich"):
+            raise ValueError(
+                f"sde_type {self.sde_type!r} is not 'ito' or 'stratonovich'"
+                f"{did_you_mean(self.sde_type, ('ito', 'stratonovich'))}"
+            )
+        require_order(self.f, "t, x")
+        require_order(self.g, "t, x")
+        if self.noise_type == "general" and self.noise_size is None:
+            raise ValueError("noise_type='general' needs noise_size=m, the number of Brownian motions")
+        if self.noise_size is not None and self.noise_type != "general":
+            raise ValueError("noise_size=m, the number of Brownian motions, goes with noise_type='general' and only there")
+
+    def drift(self, t: Time, x: Tensor) -> Tensor:
+        return checked_output("f(t, x)", _called("f", self.f, _as_tensor(t, x), x), x.shape, x)
+
+    def diffusion(self, t: Time, x: Tensor) -> Time:
+        g = _called("g", self.g, _as_tensor(t, x), x)
+        if self.noise_size is not None:
+            return checked_output("g(t, x)", g, (*x.shape, self.noise_size), x)
+        if self.noise_type != "scalar" and isinstance(g, (int, float)) and not isinstance(g, bool):
+            return float(g)
+        if self.noise_type != "scalar" and isinstance(g, Tensor) and g.shape != x.shape:
+            g = _spread(g, x)
+        return checked_output("g(t, x)", g, x.shape, x)
+
+    def noise_shape(self, x: Tensor) -> tuple[int, ...] | None:
+        return AbstractSDE.noise_shape(self, x) if self.noise_size is None else (self.noise_size,)
+
+
+@dataclass(frozen=True, eq=False)
+class ODE(AbstractSDE):
+    """dx = f(t, x) dt from a plain function.
+
+    Arguments:
+        f: `f(t, x)`, shaped like x; t is a 0-dim tensor, or `(batch, 1, ...)` where samples have their own times.
+
+    Raises:
+        TypeError, ValueError, RuntimeError: in a solve, as `SDE`.
+    """
+
+    noise_type = "none"
+
+    f: Callable[[Tensor, Tensor], Tensor]
+
+    def __post_init__(self) -> None:
+        require_order(self.f, "t, x")
+
+    def drift(self, t: Time, x: Tensor) -> Tensor:
+        return checked_output("f(t, x)", _called("f", self.f, _as_tensor(t, x), x), x.shape, x)
+
+    def diffusion(self, t: Time, x: Tensor) -> float:
+        return 0.0

@@ -1,0 +1,55 @@
+"""Equations with a linear part that is known apart from the rest."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from sdekit._equations.sde import ODE, SDE, AbstractSDE, NoiseType, SDEType
+from sdekit.calling import checked_call
+from sdekit.elementary import Time
+
+
+@dataclass(frozen=True, eq=False)
+class SemiLinear(AbstractSDE):
+    """dx = (A x + f(t, x)) dt + g(t, x) dW, A a number or diagonal.
+
+    Every solver applies; `ExponentialEuler(A)` and `ExponentialHeun(A)` solve the linear part exactly, however stiff it is.
+
+    Arguments:
+        linear: A, a float or a tensor that broadcasts against the event.
+        f: `f(t, x)`, as in `SDE`.
+        g: `g(t, x)`, as in `SDE`; None without noise.
+        noise_type: "none", "additive", "diagonal", "scalar" or "general".
+        noise_size: m, the number of Brownian motions of general noise.
+
+    Raises:
+        ValueError: for an unknown noise type, one without g, or noise_size without general noise or the reverse.
+    """
+
+    linear: float | Tensor
+    f: Callable[[Tensor, Tensor], Tensor]
+    g: Callable[[Tensor, Tensor], Tensor] | None = None
+    noise_type: NoiseType = "none"
+    sde_type: SDEType = "ito"
+    noise_size: int | None = None
+    rest: AbstractSDE = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        if (self.g is None) != (self.noise_type == "none"):
+            raise ValueError(
+                f"noise_type {self.noise_type!r} does not go with g = {self.g}; leave g out for 'none', only there"
+            )
+        rest = ODE(self.f) if self.g is None else SDE(self.f, self.g, self.noise_type, self.sde_type, self.noise_size)
+        object.__setattr__(self, "rest", rest)
+
+    def drift(self, t: Time, x: Tensor) -> Tensor:
+        linear = self.linear.to(x) if isinstance(self.linear, Tensor) else self.linear
+        return torch.add(checked_call("f(t, x)", self.rest.drift, t, x), linear * x)
+
+    def diffusion(self, t: Time, x: Tensor) -> Time:
+        return self.rest.diffusion(t, x)
+
+    def noise_shape(self, x: Tensor) -> tuple[int, ...] | None:
+        return self.rest.noise_shape(x)

@@ -1,0 +1,1 @@
+"""Likelihoods of flows, and the divergences that they integrate."""

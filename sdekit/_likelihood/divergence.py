@@ -1,0 +1,149 @@
+"""Traces of Jacobians: exact, or estimated with random probes."""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from sdekit._names import did_you_mean
+from sdekit._noise.generator import PROBES, keys, normal_pairs, signs
+
+_PROBES = 1 << 12  # counters between the probes of two points of a trajectory
+
+
+class AbstractTrace(ABC):
+    """An estimator of tr J from vectors v with E v v^T = I (or the unit vectors): tr J = E v^T J v."""
+
+    probes: int  # the number of independent estimates; 0 where there is nothing to estimate
+
+    @abstractmethod
+    def vectors(self, x: Tensor, index: Tensor, node: Tensor) -> Iterator[Tensor]:
+        """The vectors, each shaped like x.
+
+        Arguments:
+            x: points on trajectories, `(rows, *event)`.
+            index: which sample's they are, `(rows,)`: a sample's probes do not depend on its batch.
+            node: which point of its trajectory each is, `(rows,)`.
+        """
+
+    @abstractmethod
+    def estimates(self, products: Tensor) -> Tensor:
+        """Independent estimates of the trace from v^T J v: `(vectors, rows)` to `(estimates, rows)`."""
+
+    @abstractmethod
+    def stderr(self, estimates: Tensor) -> Tensor:
+        """The standard error of the mean of estimates: `(estimates, batch)` to `(batch,)`."""
+
+
+@dataclass(frozen=True)
+class Exact(AbstractTrace):
+    """The trace itself, one vector-Jacobian product for each dimension."""
+
+    probes = 0
+
+    def vectors(self, x: Tensor, index: Tensor, node: Tensor) -> Iterator[Tensor]:
+        for unit in torch.eye(math.prod(x.shape[1:]), dtype=x.dtype, device=x.device):
+            yield unit.reshape(x.shape[1:]).expand_as(x)
+
+    def estimates(self, products: Tensor) -> Tensor:
+        return by_row(products).sum(dim=1).unsqueeze(0)
+
+    def stderr(self, estimates: Tensor) -> Tensor:
+        return torch.zeros_like(estimates[0])
+
+
+@dataclass(frozen=True)
+class Hutchinson(AbstractTrace):
+    """tr J = E v^T J v from K random probes, each an unbiased estimate.
+
+    With S = (J + J^T) / 2 one estimate has variance 2 (|S|_F^2 - sum S_ii^2) for Rademacher probes and 2 |S|_F^2 for
+    Gaussian ones. An integral of traces, sum_n w_n tr J_n over the points of a trajectory, has the variance of
+    sum_n w_n J_n while a probe is held fixed along it. Fresh probes at each point leave the sum of the variances of the
+    w_n J_n, which is less by about the number of points, and costs nothing: the K estimates of the integral stay
+    independent and unbiased.
+
+    Arguments:
+        probes: K. One probe has no standard error.
+        kind: "rademacher" or "gaussian".
+        seed: what the probes depend on, besides a sample's index.
+        fresh: False holds a sample's probes fixed along its trajectory, as is usual where the trace is part of the equation
+            that is solved. Estimates then vary more and may be skewed, see `Likelihood.interval`.
+
+    Raises:
+        ValueError: for fewer than 1 or more than 4,096 probes, or an unknown kind.
+
+    References:
+        Hutchinson 1990, "A stochastic estimator of the trace of the influence matrix for Laplacian smoothing splines".
+    """
+
+    probes: int = 8
+    kind: Literal["rademacher", "gaussian"] = "rademacher"
+    seed: int = 0
+    fresh: bool = True
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.probes <= _PROBES:
+            raise ValueError(f"Hutchinson needs from one probe to {_PROBES:,}, not {self.probes}")
+        if self.kind not in ("rademacher", "gaussian"):
+            raise ValueError(
+                f"kind must be 'rademacher' or 'gaussian', not {self.kind!r}"
+                f"{did_you_mean(self.kind, ('rademacher', 'gaussian'))}"
+            )
+
+    def vectors(self, x: Tensor, index: Tensor, node: Tensor) -> Iterator[Tensor]:
+        key, size = keys(self.seed, index), math.prod(x.shape[1:])
+        draw = PROBES - (node if self.fresh else torch.zeros_like(node)) * _PROBES
+        for k in range(self.probes):
+            if self.kind == "rademacher":
+                v = signs(key, draw - k, size)
+            else:
+                v = normal_pairs(key, draw - k, (size + 1) // 2, outer=False).flatten(1)[:, :size]
+            yield v.to(x.dtype).reshape(x.shape)
+
+    def estimates(self, products: Tensor) -> Tensor:
+        return products
+
+    def stderr(self, estimates: Tensor) -> Tensor:
+        if len(estimates) == 1:
+            return torch.full_like(estimates[0], math.nan)
+        values, n = by_row(estimates), len(estimates)
+        return ((values - values.mean(dim=1, keepdim=True)).square().sum(dim=1) / (n * (n - 1))).sqrt()
+
+
+def skewness(estimates: Tensor) -> Tensor:
+    """n^2 / ((n - 1) (n - 2)) mean (e - mean e)^3 / std^3 of estimates e, `(n, batch)` to `(batch,)`; 0 where n < 4."""
+    n = len(estimates)
+    if n < 4:
+        return torch.zeros_like(estimates[0])
+    values = by_row(estimates)
+    values = values - values.mean(dim=1, keepdim=True)
+    std = (values.square().sum(dim=1) / (n - 1)).sqrt()
+    third = values.pow(3).sum(dim=1) * n / ((n - 1) * (n - 2))
+    return torch.where(std > 0, third / std.pow(3), 0.0)
+
+
+def by_row(values: Tensor) -> Tensor:
+    """`(n, rows)` as `(rows, n)` in memory: sums over n then have the same rounding wherever a row stands in its batch."""
+    return values.mT.contiguous()
+
+
+def quadratic_forms(y: Tensor, x: Tensor, vectors: Iterator[Tensor], *, record: bool = False) -> Tensor:
+    """v^T (dy/dx) v for each vector and row, from one forward pass: `(vectors, rows)`, float64.
+
+    Arguments:
+        y: F(x), computed from x with gradients; x: `(rows, *event)`; vectors: shaped like x.
+        record: whether the result shall have gradients itself.
+    """
+    if not y.requires_grad:  # it does not depend on x
+        return torch.stack([torch.zeros(len(x), dtype=torch.float64, device=x.device) for _ in vectors])
+    products = []
+    for v in vectors:
+        (vjp,) = torch.autograd.grad(y, x, v, retain_graph=True, create_graph=record, allow_unused=True, materialize_grads=True)
+        # In pieces that torch sums on one thread: cut among several, a row alone would be summed in another order.
+        pieces = (vjp * v).reshape(len(x), math.prod(x.shape[1:])).split(1 << 14, dim=1)
+        products.append(torch.stack([piece.sum(dim=1, dtype=torch.float64) for piece in pieces]).cumsum(dim=0)[-1])
+    return torch.stack(products)

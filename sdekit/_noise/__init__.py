@@ -1,0 +1,1 @@
+"""Noise: the counter-based generator, white noise on a grid, one Brownian path."""

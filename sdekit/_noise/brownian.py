@@ -1,0 +1,322 @@
+"""A Brownian path that can be asked anything, in any order, and remembers nothing.
+
+On an interval of length h, with r the relative position, the mean of W given its increment W_h and its space-time Levy area H
+is r W_h + 6 r (1 - r) H. Halving the interval adds two independent normals, Z ~ N(0, h/16) and N ~ N(0, h/12), such that
+with v the relative position in a half
+
+    left:   Z (v - 3 v (1 - v))     + N 3 v (1 - v)
+    right:  Z (1 - v - 3 v (1 - v)) - N 3 v (1 - v),
+
+and so on in each half (Foster, Lyons, Oberhauser 2020, arXiv 1904.06961; Jelincic, Foster, Kidger 2024, arXiv 2405.06464).
+So W is a sum of wavelets over the nodes of a dyadic tree, one a level, and so is its integral, whose terms are cubics: W and H
+over any interval are weighted sums of the normals of two branches. The normals are hashes of (seed, sample, node).
+
+Weights are computed in float64 and subtracted where the two branches share a node, so that nothing cancels in float32. The
+terms of either branch, and of either kind of normal, are summed by themselves, level by level, whatever is asked: an answer has
+the same bits in every batch and block, and which branch comes first does not matter.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property, lru_cache
+from itertools import islice, repeat
+
+import torch
+from torch import Tensor
+
+from sdekit._grid import Dyadic
+from sdekit._noise import generator
+from sdekit._noise.white import AbstractSeededNoise, Increment, Reader, together
+
+_NODES = 1 << 37  # counters from here on are nodes; steps of a solve count from 0
+_BLOCK = 1 << 21  # normals of a block of steps on a grid that is known, on the CPU
+_LARGE = 1 << 12  # numbers of a batch from which a copy costs more than a call, on the CPU
+_ROUNDING = 0.02  # how much of a step may be lost or won by rounding its ends to ticks
+_HELD = 1 << 23  # normals of one kind held at once: 64 MB of both; on an accelerator four times as many
+
+
+@dataclass(frozen=True, eq=False)
+class BrownianPath(AbstractSeededNoise):
+    """One Brownian path a sample, the same whatever the grid, the order of the queries, the batch and the device.
+
+    The tree is rooted in each interval between neighbouring knots and resolves 2^-depth of it: times are rounded to such
+    ticks, and at ticks the law is exact. Knots in geometric progression make a tree that resolves a geometric grid. On a
+    grid of coarse ticks (`snap`) an increment costs two or three new nodes, on others about depth - log2(steps).
+
+    Arguments:
+        seed: any integer; None takes one from torch's default generator; or one a sample, `(batch,)`, each of which then has
+            the path that it would have alone.
+        knots: at least two increasing times; the path lives between the first and the last.
+        depth: levels of the tree, 1 to 32.
+        index: the samples' indices, `(batch,)` int64; None counts from `first`.
+        first: the index of the first sample where index is None.
+
+    Raises:
+        ValueError: for knots that do not increase, or a depth out of range.
+    """
+
+    knots: Sequence[float] = (0.0, 1.0)
+    depth: int = field(default=20, kw_only=True)
+
+    def __post_init__(self) -> None:
+        AbstractSeededNoise.__post_init__(self)
+        object.__setattr__(self, "knots", self.tree.knots)
+
+    @cached_property
+    def tree(self) -> Dyadic:  # pyright: ignore[reportIncompatibleMethodOverride] - a property, kept
+        """The times of the path as ticks."""
+        return Dyadic(self.knots, self.depth)
+
+    def ticks(self, t: Tensor) -> Tensor:
+        """The ticks nearest to times.
+
+        Raises:
+            ValueError: outside the knots.
+        """
+        ticks = self.tree.ticks(t)
+        if ticks.numel() and not 0 <= int(ticks.amin()) <= int(ticks.amax()) <= self.tree.cells << self.depth:
+            raise ValueError(
+                f"times from {float(t.min())} to {float(t.max())} were asked of a path that lives on "
+                f"[{self.knots[0]}, {self.knots[-1]}]; give BrownianPath the knots of the whole solve"
+            )
+        return ticks
+
+    def snap(self, ts: Tensor | Sequence[float], spare: int = 2) -> Tensor:
+        """A grid of coarse ticks near ts, on which the path costs least; the first and the last time keep their own ticks.
+
+        Arguments:
+            ts: a monotone grid.
+            spare: ticks are 2^-spare of the smallest interval of ts, or finer; from 0.
+        """
+        if spare < 0:
+            raise ValueError(f"spare counts bits from 0 on, not {spare}")
+        ticks = self.ticks(torch.as_tensor(ts, dtype=torch.float64))
+        bits = max(0, int(ticks.diff().abs().min()).bit_length() - 1 - spare)
+        ticks[1:-1] = ((ticks[1:-1] >> bits) + ((ticks[1:-1] >> bits - 1) & 1 if bits else 0)) << bits
+        return self.tree.times(ticks)
+
+    def increments(
+        self,
+        ts: Sequence[float],
+        x: Tensor,
+        shape: tuple[int, ...] | None,
+        *,
+        levy: bool = False,
+        normals: int = 0,
+        start: int = 0,
+    ) -> Iterator[Increment]:
+        times = torch.tensor(ts[start:], dtype=torch.float64)
+        steps = times.diff()
+        if not bool(((self.tree.times(self.ticks(times)).diff() - steps).abs() <= _ROUNDING * steps.abs()).all()):
+            raise ValueError(
+                f"ts has steps that ticks of 2^-{self.depth} of an interval of knots change by more than {_ROUNDING:.0%}; give "
+                f"BrownianPath a larger depth, knots nearer to each other where ts is finer, or snap(ts)"
+            )
+        key = self.keys(x)
+        found = self._readings(key, times, x, shape, levy)
+        for i, j in together(start, len(ts) - 1, normals * x.numel(), x.device):
+            z = self.fresh(key, torch.arange(i, j, device=x.device), normals, x) if normals else repeat(None)
+            yield from (Increment(w, h, fresh) for fresh, (w, h) in zip(z, islice(found, j - i), strict=False))
+
+    def readings(
+        self, ts: Sequence[float], x: Tensor, shape: tuple[int, ...] | None, *, levy: bool = False
+    ) -> Iterator[Increment]:
+        return (Increment(w, h) for w, h in self._readings(self.keys(x), torch.tensor(ts, dtype=torch.float64), x, shape, levy))
+
+    def _readings(
+        self, key: Tensor, ts: Tensor, x: Tensor, shape: tuple[int, ...] | None, levy: bool
+    ) -> Iterator[tuple[Tensor | None, Tensor | None]]:
+        """W and H between neighbouring times, in blocks."""
+        ticks, steps = self.ticks(ts), len(ts) - 1
+        if shape is None:
+            yield from [(None, None)] * steps
+            return
+        most = _BLOCK if x.device.type == "cpu" else _BLOCK << 3
+        block = min(64, max(4, most // (8 * max(1, len(x) * math.prod(shape)))))
+        for i in range(0, steps, block):
+            yield from zip(*self._block(key, ticks[i : i + block + 1], x, shape, levy), strict=True)
+
+    def reader(self, x: Tensor, shape: tuple[int, ...] | None, *, levy: bool = False) -> Reader:
+        if shape is None:
+            return lambda t0, t1: Increment()
+        size, dtype = math.prod(shape), _working(x)
+        kept = _Kept(self.keys(x), x.new_zeros(0, size, dtype=dtype))
+        slots = torch.full((2, len(x)), -1)
+
+        def read(t0: Tensor, t1: Tensor) -> Increment:
+            asked = self.ticks(torch.stack([t0, t1]).cpu())  # times, nodes and weights are small, and the host decides on them
+            other = asked.flip(0)
+            # A tick of the last query stays in its slot, where the normals of its branch are kept.
+            torch.where((other == slots).any(dim=0), other, asked, out=slots)
+            nodes, weights = _terms(self.tree, slots, levy)
+            out = x.new_zeros(1 + levy, 2, len(x), 2, size, dtype=dtype)
+            weights = weights.to(out, non_blocking=True).movedim(2, 4)
+            for part, weight in _pieces(nodes, weights, nodes.numel() * size):
+                for w, z in zip(weight, kept(part), strict=True):
+                    out.addcmul_(w, z)
+            out = _total(out, 3)
+            sign = torch.where(asked[0] > asked[1], -1, 1).to(x.device, non_blocking=True)
+            out[0].mul_(sign.unsqueeze(-1))
+            return Increment(*out.to(x.dtype).reshape(1 + levy, len(x), *shape))
+
+        return read
+
+    def _block(
+        self, key: Tensor, ticks: Tensor, x: Tensor, shape: tuple[int, ...], levy: bool
+    ) -> tuple[Sequence[Tensor], Sequence[Tensor | None]]:
+        """W and H over the intervals between neighbouring ticks, which all samples share."""
+        reverse = bool(ticks[-1] < ticks[0])
+        ticks = ticks.flip(0) if reverse else ticks
+        nodes, weights = _terms(self.tree, torch.stack([ticks[:-1], ticks[1:]]), levy)
+        out = x.new_zeros(1 + levy, 2, 2, len(ticks) - 1, len(x) * math.prod(shape), dtype=_working(x))
+        for part, weight in _pieces(nodes, weights.to(out, non_blocking=True), nodes.unique().numel() * out.shape[4]):
+            self._sum(key, part, weight, out)
+        out = _total(out, 1)
+        if reverse:  # the path read backwards: W -> -W, H -> +H
+            out = out.flip(1)
+            out[0].neg_()
+        w, *h = out.to(x.dtype).reshape(*out.shape[:2], len(x), *shape)
+        return w.unbind(0), h[0].unbind(0) if h else [None] * len(w)
+
+    @staticmethod
+    def _sum(key: Tensor, nodes: Tensor, weights: Tensor, out: Tensor) -> None:
+        """out + terms that all samples share; each node is hashed once."""
+        found, place = torch.unique(nodes, return_inverse=True)
+        rows = found.to(out.device, non_blocking=True).repeat_interleave(len(key))
+        size = out.shape[4] // max(1, len(key))
+        copies = out.shape[4] < _LARGE or out.device.type != "cpu"
+        place = place.to(out.device, non_blocking=True) if copies else place
+        normals = generator.normal_pairs(key.repeat(len(found)), rows, size)
+        normals, found = normals.reshape(2, len(found), out.shape[4]).to(out.dtype), found.tolist()
+        for row, weight in zip(place, weights, strict=True):
+            for where, w, lane in zip(row, weight.unbind(2), out.unbind(2), strict=True):
+                if copies:
+                    lane.addcmul_(w, normals[:, where])
+                    continue
+                node, count = torch.unique_consecutive(where, return_counts=True)
+                start = 0
+                for j, n in zip(node.tolist(), count.tolist(), strict=True):  # no copy of what steps in a row share
+                    run = slice(start, start := start + n)
+                    if found[j]:
+                        lane[:, :, run].addcmul_(w[:, :, run], normals[:, j, None])
+
+
+class _Kept:
+    """The normals of the last query, by the place of their terms: those of nodes that are there again are not drawn again."""
+
+    def __init__(self, key: Tensor, like: Tensor) -> None:
+        self.key, self.normals = key, like
+        self.nodes = torch.zeros(0, dtype=torch.int64)
+
+    def __call__(self, nodes: Tensor) -> Tensor:
+        """The normals of nodes `(terms, lanes, batch)`, `(terms, lanes, batch, 2, size)`; anything where a node is 0."""
+        size = self.normals.shape[-1]
+        if len(nodes) > len(self.nodes):
+            self.nodes, self.normals = torch.zeros_like(nodes), self.normals.new_zeros(*nodes.shape, 2, size)
+        held, normals = self.nodes[: len(nodes)], self.normals[: len(nodes)]
+        place = ((nodes != held) & (nodes != 0)).view(-1).nonzero().squeeze(1)
+        if len(place):
+            new = nodes.view(-1)[place]
+            held.view(-1).index_copy_(0, place, new)
+            place, new = (part.to(self.key.device, non_blocking=True) for part in (place, new))
+            drawn = generator.normal_pairs(self.key[place % len(self.key)], new, size, outer=False)
+            normals.view(-1, 2, size).index_copy_(0, place, drawn.to(normals.dtype))
+        return normals
+
+
+def _pieces(nodes: Tensor, weights: Tensor, numbers: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """All terms at once, or where their normals would fill the memory one at a time."""
+    if numbers < (_HELD if weights.device.type == "cpu" else _HELD << 2):
+        yield nodes, weights
+        return
+    for part, weight in zip(nodes.split(1), weights.split(1), strict=True):
+        if bool(part.any()):
+            yield part, weight
+
+
+def _total(out: Tensor, normals: int) -> Tensor:
+    """The sum over the two normals, a dimension of out, then over the two branches, `(outputs, 2, ...)`."""
+    first, second = out.unbind(normals)
+    first, second = (first + second).unbind(1)
+    return first + second
+
+
+def _working(x: Tensor) -> torch.dtype:
+    return x.dtype if x.dtype.itemsize >= 4 else torch.float32
+
+
+def _terms(tree: Dyadic, ticks: Tensor, levy: bool) -> tuple[Tensor, Tensor]:
+    """W, and H, between two ticks `(2, n)`, in any order, as sums over the nodes of the branch of each and over the roots.
+
+    Returns:
+        the counters of the nodes, `(terms, 2, n)`, 0 where a branch has none; and the weights of a node's two normals in the
+        outputs W and H, `(terms, outputs, 2, 2, n, 1)`, float64.
+    """
+    times = tree.times(ticks) if levy else None
+    parts = zip(_branches(tree, ticks, levy=levy), _roots(tree, ticks, times), strict=True)
+    node, value, *area = [torch.cat(part) for part in parts]
+    sign = (ticks - ticks.flip(0)).sign_().to(torch.float64)
+    ends = (value * sign).unsqueeze(1)
+    if times is not None:
+        h = (times[1] - times[0]).abs_()
+        area = area[0] * (sign / torch.where(h == 0, 1.0, h)) - value * (0.5 * sign.abs())
+        ends = torch.cat([ends, area.unsqueeze(1)], dim=1)
+    # A node on both branches counts once, at the upper end, with the difference of its weights, exact where small.
+    shared, upper = (node[:, 0] == node[:, 1]).unsqueeze(1), sign > 0
+    both = (ends[..., 0, :] + ends[..., 1, :]).unsqueeze(-2) * upper
+    nodes = torch.where(shared & ~upper, 0, node)
+    return nodes, torch.where(shared[:, None, None], both, ends).unsqueeze(-1)
+
+
+def _branches(tree: Dyadic, ticks: Tensor, *, levy: bool) -> Iterator[Tensor]:
+    """The nodes above ticks, `(levels, 2, n)`; W, and its integral, there as weights of the normals, `(levels, 2, 2, n)`."""
+    depth, knots, cell = tree.depth, tree.knots_on(ticks.device), ticks >> tree.depth
+    tick = ticks & ((1 << depth) - 1) | (1 << depth)
+    # Below the lowest bit that is set anywhere no node has a part.
+    below, inside, inverse, root = _levels(depth, depth + 1 - int((tick & -tick).amin()).bit_length(), ticks.device)
+    if tree.cells > 1:
+        root = root * knots.diff()[cell.clamp(max=tree.cells - 1)].sqrt()
+    else:
+        root = root * math.sqrt(tree.knots[1] - tree.knots[0])
+    # Along a node s falls from 1 to -1, and m rises from 0 to 1 and falls again.
+    s = 1 - (tick & inside) * inverse
+    a = s.abs()
+    m = 1 - a
+    z = m * root
+    yield torch.where(m == 0, 0, (cell << depth) + _NODES + (tick >> below))
+    yield torch.stack([z * torch.rsub(a, 1, alpha=3), z * s * math.sqrt(12)], dim=1)
+    if levy:
+        n = 8 * root * root * m * z
+        yield torch.stack([-s * n, (1.5 - m) * n * (4 / math.sqrt(12))], dim=1)
+
+
+def _roots(tree: Dyadic, ticks: Tensor, times: Tensor | None) -> Iterator[Tensor]:
+    """The same of the cells between two ticks, whose normals make the W and H of a cell: `(cells, 2, n)`."""
+    depth, knots, cell = tree.depth, tree.knots_on(ticks.device), torch.zeros_like(ticks).unsqueeze(0)
+    if tree.cells > 1:
+        low, high = torch.aminmax(ticks, dim=0)
+        last = (high - 1).clamp_(min=0) >> depth
+        first = torch.minimum(low >> depth, last)
+        cell = (first + torch.arange(int((last - first).amax()) + 1, device=ticks.device).unsqueeze(-1)).unsqueeze(1)
+        cell = cell.expand(-1, 2, -1)
+        yield torch.where(cell <= last, (cell << depth) + _NODES, 0)
+    else:
+        yield cell + _NODES
+    u = (ticks - (cell << depth)).clamp_(0, 1 << depth).to(torch.float64) * 2.0**-depth
+    cell = cell.clamp(max=tree.cells - 1)
+    length = knots.diff()[cell]
+    root, rest = length.sqrt(), 1 - u
+    w = root * u
+    yield torch.stack([w, w * rest * math.sqrt(3)], dim=1)
+    if times is not None:
+        w, after = w * length * u, (times - knots[cell + 1]).clamp_(min=0)
+        yield torch.stack([0.5 * w + root * after, w * (1 + 2 * rest) * (1 / math.sqrt(12))], dim=1)
+
+
+@lru_cache(maxsize=64)
+def _levels(depth: int, levels: int, device: torch.device) -> tuple[Tensor, ...]:
+    """By level, `(levels, 1, 1)`: the bits below a node, their mask, two a tick, and the root of a 16th of its length."""
+    below = depth - torch.arange(levels, device=device).reshape(-1, 1, 1)
+    ticks = (1 << below).to(torch.float64)
+    return below, (1 << below) - 1, 2.0 / ticks, 0.25 * (ticks * 2.0**-depth).sqrt()

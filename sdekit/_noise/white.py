@@ -1,0 +1,205 @@
+"""The noise of a solve: what a step receives, and the fast stream that fixed grids draw it from."""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple, Self
+
+import torch
+from torch import Tensor
+
+from sdekit._grid import Dyadic
+from sdekit._noise import generator
+
+_BLOCK = 1 << 16  # normals drawn together on the CPU: a call costs as much as 20,000 of them however few it makes
+_LARGE_BLOCK = 1 << 22  # elsewhere: a draw is some 30 kernels to launch, however many numbers it makes
+_DRAWS = 1 << 10  # counters of one step: W, H, then fresh normals
+
+
+class Increment(NamedTuple):
+    """What a step may use of the noise over [t0, t1]; None is what the problem or the solver does not ask for.
+
+    w: the increment of W, `(batch, *noise_shape)`, variance |t1 - t0|.
+    h: its space-time Levy area, likewise, variance |t1 - t0| / 12, independent of w.
+    z: fresh standard normals, `(normals, batch, *event)`.
+    """
+
+    w: Tensor | None = None
+    h: Tensor | None = None
+    z: Tensor | None = None
+
+
+Reader = Callable[[Tensor, Tensor], Increment]  # from times `(batch,)` to times `(batch,)`
+
+
+class AbstractNoise(ABC):
+    """A source of increments, random access in the samples."""
+
+    seed: int | Tensor
+
+    @abstractmethod
+    def rows(self, index: Tensor) -> Self:
+        """The same noise for some of the samples."""
+
+    @abstractmethod
+    def increments(
+        self,
+        ts: Sequence[float],
+        x: Tensor,
+        shape: tuple[int, ...] | None,
+        *,
+        levy: bool = False,
+        normals: int = 0,
+        start: int = 0,
+    ) -> Iterator[Increment]:
+        """The increments over the intervals of a grid, from interval number `start` on.
+
+        Arguments:
+            ts: all times of the grid.
+            x: a state, for batch, event shape, dtype and device.
+            shape: the event shape of W, None without noise.
+            levy: whether H is wanted.
+            normals: how many fresh normals a step wants.
+            start: the first interval wanted.
+        """
+
+    def readings(
+        self, ts: Sequence[float], x: Tensor, shape: tuple[int, ...] | None, *, levy: bool = False
+    ) -> Iterator[Increment]:
+        """The increments between times that need not be steps of a solve: as near as they like, or equal."""
+        return self.increments(ts, x, shape, levy=levy)
+
+    def reader(self, x: Tensor, shape: tuple[int, ...] | None, *, levy: bool) -> Reader:
+        """What reads the increment of each sample over an interval of its own, as often as wanted: noise that is one path.
+
+        Arguments as in `increments`.
+
+        Raises:
+            TypeError: for noise that is not.
+        """
+        raise TypeError(f"{type(self).__name__} is not one path that can be read at any times; use BrownianPath")
+
+    @property
+    def tree(self) -> Dyadic:
+        """The times between which a path can be read, and how finely.
+
+        Raises:
+            TypeError: for noise that is not one path.
+        """
+        raise TypeError(
+            f"{type(self).__name__} cannot be read twice, and adaptive steps that draw new noise after a rejection bias the "
+            "result; use BrownianPath"
+        )
+
+
+def _whole(name: str, values: Any) -> Tensor:  # noqa: ANN401 - whatever a user gives
+    """A sequence of integers as an int64 tensor `(batch,)`; of larger ones the lowest 64 bits count.
+
+    Raises:
+        TypeError: for what is not one.
+    """
+    try:
+        if isinstance(values, Tensor):
+            if values.is_floating_point() or values.is_complex():
+                raise TypeError
+            return values.to(torch.int64).reshape(-1)
+        return torch.tensor([generator.signed(value) for value in values], dtype=torch.int64)
+    except TypeError:
+        raise TypeError(f"{name} must be an integer, or one a sample; not {values!r}") from None
+
+
+def together(start: int, steps: int, numbers: int, device: torch.device) -> Iterator[tuple[int, int]]:
+    """Steps `start` to `steps` - 1 in blocks [i, j) whose normals are drawn together, so many numbers a step."""
+    block = max(1, (_BLOCK if device.type == "cpu" else _LARGE_BLOCK) // max(1, numbers))
+    return ((i, min(i + block, steps)) for i in range(start, steps, block))
+
+
+@dataclass(frozen=True, eq=False)
+class AbstractSeededNoise(AbstractNoise):
+    """Noise that is a function of (seed, sample index): what such kinds share."""
+
+    seed: int | Tensor = None  # pyright: ignore[reportAssignmentType] - filled in below
+    index: Tensor | None = field(default=None, kw_only=True)
+    first: int = field(default=0, kw_only=True)
+
+    def __post_init__(self) -> None:
+        seed: Any = self.seed
+        if seed is None:
+            seed = generator.fresh_seed()
+        elif isinstance(seed, Tensor) or not hasattr(seed, "__index__"):
+            seed = _whole("seed", seed)
+        object.__setattr__(self, "seed", seed)
+        if self.index is not None:
+            if isinstance(seed, Tensor):
+                raise ValueError("a seed a sample is what tells them apart: leave out index, or give one seed and the index")
+            object.__setattr__(self, "index", _whole("index", self.index))
+
+    def rows(self, index: Tensor) -> Self:
+        index = index.nonzero().flatten() if index.dtype == torch.bool else index
+        if isinstance(self.seed, Tensor):
+            return replace(self, seed=self.seed[index.to(self.seed.device)])
+        return replace(self, index=index + self.first if self.index is None else self.index[index.to(self.index.device)])
+
+    def keys(self, x: Tensor) -> Tensor:
+        """The samples' keys, `(batch,)`, on x's device."""
+        known = self.seed if isinstance(self.seed, Tensor) else self.index
+        if known is not None and len(known) != len(x):
+            raise ValueError(f"this noise is for {len(known)} samples and the state has {len(x)}; use rows(index)")
+        if isinstance(self.seed, Tensor):
+            index = torch.full_like(self.seed, self.first, device=x.device)
+        elif self.index is None:
+            index = torch.arange(self.first, self.first + len(x), device=x.device)
+        else:
+            index = self.index.to(x.device)
+        return generator.keys(self.seed, index)
+
+    @staticmethod
+    def draw(key: Tensor, steps: Tensor, kind: int, event: tuple[int, ...], x: Tensor) -> Tensor:
+        """Fresh normals of some steps, `(steps, batch, *event)`."""
+        numbers = generator.standard_normal(key, steps * _DRAWS + kind, math.prod(event))
+        return numbers.to(x.dtype).reshape(len(steps), len(x), *event)
+
+    def fresh(self, key: Tensor, steps: Tensor, normals: int, x: Tensor) -> Tensor:
+        """The normals that steps want besides the increments of W, `(steps, normals, batch, *event)`."""
+        return torch.stack([self.draw(key, steps, 2 + k, tuple(x.shape[1:]), x) for k in range(normals)], dim=1)
+
+
+@dataclass(frozen=True, eq=False)
+class WhiteNoise(AbstractSeededNoise):
+    """Independent normals, one stream a sample: those of step i of sample n depend on (seed, n, i) alone.
+
+    They do not depend on the batch, on how many steps are drawn together, on the dtype (drawn in float32, then cast) or on
+    the device (to rounding). Another grid gets other noise: increments are not those of one path.
+
+    Arguments:
+        seed: any integer; None takes one from torch's default generator; or one a sample, `(batch,)`, each of which then has
+            the noise that it would have alone.
+        index: the samples' indices, `(batch,)` int64; None counts from `first`.
+        first: the index of the first sample where index is None.
+    """
+
+    def increments(
+        self,
+        ts: Sequence[float],
+        x: Tensor,
+        shape: tuple[int, ...] | None,
+        *,
+        levy: bool = False,
+        normals: int = 0,
+        start: int = 0,
+    ) -> Iterator[Increment]:
+        key, steps = self.keys(x), len(ts) - 1
+        drawn = max(1, math.prod(shape or ()), math.prod(x.shape[1:]))
+        # Copied once, and without waiting for what is queued on the device.
+        scales = torch.tensor(ts[start:], dtype=torch.float64).diff().abs_().sqrt_().to(x, non_blocking=True)
+        for i, j in together(start, steps, len(x) * drawn, x.device):
+            counters = torch.arange(i, j, device=x.device)
+            w = h = z = [None] * (j - i)
+            if shape is not None:
+                scale = scales[i - start : j - start].reshape(-1, *[1] * (1 + len(shape)))
+                w = self.draw(key, counters, 0, shape, x).mul_(scale).unbind(0)
+                h = self.draw(key, counters, 1, shape, x).mul_(scale / math.sqrt(12)).unbind(0) if levy else h
+            if normals:
+                z = self.fresh(key, counters, normals, x).unbind(0)
+            yield from map(Increment, w, h, z)

@@ -1,0 +1,223 @@
+"""How gradients pass back through a fixed-grid solve, when autograd is not to record all of it.
+
+Noise is random access, so a backward pass can repeat any steps of the forward pass on the noise that they had.
+"""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import Node
+from torch.utils.checkpoint import checkpoint
+
+from sdekit._solve.steps import Steps
+from sdekit._solvers.contract import Tree
+
+
+class AbstractGradient(ABC):
+    """How gradients pass back through a fixed-grid solve."""
+
+    @abstractmethod
+    def states(self, steps: Steps, x0: Tensor, *, every: bool) -> Iterator[tuple[int, Tensor]]:
+        """The states of a solve after the initial one, each with the number of steps behind it; the last is always there.
+
+        Arguments:
+            steps: the steps of the solve.
+            x0: the initial states, `(batch, *event)`.
+            every: whether all states are wanted.
+        """
+
+
+@dataclass(frozen=True, eq=False)
+class Checkpointed(AbstractGradient):
+    """Keeps every ceil(sqrt n)-th state of n steps; the backward pass repeats the steps between two of them at a time.
+
+    The numbers are those of the plain gradient to the order of its sums. Tensors of n steps become those of 2 sqrt(n); each
+    evaluation is done twice. Of every operation the bare node of autograd stays, whatever the batch, so that small states gain
+    little. Whatever autograd reaches gets a gradient, and second derivatives work.
+
+    References:
+        Griewank and Walther 2008, "Evaluating derivatives", section 12.2; Chen et al. 2016, arXiv 1604.06174.
+    """
+
+    def states(self, steps: Steps, x0: Tensor, *, every: bool) -> Iterator[tuple[int, Tensor]]:
+        x, state, n = x0, steps.init(x0), len(steps)
+        length = math.isqrt(n - 1) + 1
+        for i in range(0, n, length):
+            j = min(i + length, n)
+            xs, state = checkpoint(steps.run, x, state, i, j, every, use_reentrant=False)
+            yield from zip(range(j + 1 - len(xs), j + 1), xs, strict=True)
+            x = xs[-1]
+
+
+@dataclass(frozen=True, eq=False)
+class Reversible(AbstractGradient):
+    """Keeps only the end; the backward pass runs the solver backwards, exactly to rounding, and differentiates step by step.
+
+    Memory does not depend on the number of steps; three evaluations take the place of one. The solver must be reversible
+    (`ReversibleHeun`). Where the drift contracts at a rate, rounding errors of the way back grow like e^(rate t): its end
+    is compared with x0, and a way that misses it refused. First derivatives only.
+
+    Autograd shows a function of this kind its inputs alone, so the tensors that f and g close over have to be made inputs.
+    They are found in the graph of the first step, at the cost of one step: all leaves that require a gradient, such as the
+    parameters of modules. A leaf that turns up in a later step is refused.
+
+    Arguments:
+        parameters: these tensors instead of those found: to leave others out, or to reach a tensor that is not a leaf
+            (`torch.autograd.grad` with respect to it). None of them may be computed from another.
+
+    Raises:
+        TypeError: for a solver that is not reversible.
+        RuntimeError: in the backward pass, where a step meets a leaf that the first step did not.
+        ArithmeticError: in the backward pass, where it does not return to x0.
+
+    References:
+        Kidger, Foster, Li and Lyons 2021, arXiv 2105.13493, algorithms 1 and 2.
+    """
+
+    parameters: Iterable[Tensor] | None = None
+
+    def __post_init__(self) -> None:
+        if self.parameters is not None:
+            object.__setattr__(self, "parameters", tuple(self.parameters))
+
+    def states(self, steps: Steps, x0: Tensor, *, every: bool) -> Iterator[tuple[int, Tensor]]:
+        if not steps.solver.reversible:
+            name = type(steps.solver).__name__
+            raise TypeError(f"{name} cannot be run backwards exactly; use ReversibleHeun, or gradient=Checkpointed()")
+        leaves, behind = _closure(steps, x0)
+        parameters = leaves if self.parameters is None else tuple(self.parameters)
+        xs = _BackAndForth.apply(steps, every, _Pull(parameters, self.parameters is None, behind), x0, *parameters)
+        yield from zip(range(len(steps) + 1 - len(xs), len(steps) + 1), xs, strict=True)
+
+
+def _closure(steps: Steps, x: Tensor) -> tuple[list[Tensor], bool]:
+    """The leaves with a gradient that f and g read besides x, and whether they read them through a graph of its own."""
+    if not torch.is_grad_enabled():
+        return [], False
+    x = x.detach()
+    state, increment = steps.init(x), next(steps.increments(x, 0, 1))
+    first = _nodes(_flat(state))
+    second = _nodes(_flat(steps.step(0, increment, x, _with(state, map(Tensor.detach, _flat(state))))))
+    return _leaves(first | second), any(node.next_functions for node in first & second)
+
+
+class _BackAndForth(torch.autograd.Function):
+    """From x(t_0) and parameters to states of a solve, remembering the last; the way back starts from it."""
+
+    @staticmethod
+    def forward(ctx: Any, steps: Steps, every: bool, pull: "_Pull", x: Tensor, *parameters: Tensor) -> tuple[Tensor, ...]:  # noqa: ANN401
+        xs, state = steps.run(x, steps.init(x), 0, len(steps), every)
+        # Parameters are saved, not just kept, so that autograd notices when they are changed before the way back.
+        ctx.save_for_backward(x, xs[-1], *parameters)
+        ctx.steps, ctx.pull, ctx.state = steps, pull, _with(state, map(Tensor.detach, _flat(state)))
+        ctx.set_materialize_grads(False)
+        return tuple(xs)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Any, ...]:  # noqa: ANN401
+        if torch.is_grad_enabled():
+            raise RuntimeError("Reversible() gives first derivatives only; use gradient=Checkpointed() for second ones")
+        (x0, x, *_), state, steps, pull = ctx.saved_tensors, ctx.state, ctx.steps, ctx.pull
+        arriving = dict(zip(range(len(steps) - len(gradients), len(steps)), gradients, strict=True))
+        pulled: list[Tensor | None] = [None] * (1 + len(_flat(state)))
+        totals: list[Tensor | None] = [None] * len(pull.parameters)
+        for i, increment in steps.backwards(x):
+            pulled[0] = _sum(pulled[0], arriving.get(i))
+            x, state = steps.back(i, increment, x, state)
+            pulled, more = pull(partial(steps.step, i, increment), (x, state), pulled)
+            totals = list(map(_sum, totals, more))
+        _require_return(x, x0)
+        (gradient,), more = pull(steps.init, (x,), pulled[1:])
+        return None, None, None, _sum(pulled[0], gradient), *map(_sum, totals, more)
+
+
+def _require_return(x: Tensor, x0: Tensor) -> None:
+    """Refuses a way back that does not end where the way there began: then its gradients are of another path.
+
+    Raises:
+        ArithmeticError: with how far off it is.
+    """
+    off = float((x - x0).abs().max()) / (1 + float(x0.abs().max()))
+    if not off <= torch.finfo(x.dtype).eps ** (1 / 3):
+        raise ArithmeticError(
+            f"run backwards, the solve ends {off:.1e} away from x0 in relative terms: rounding errors grow like e^(rate t) "
+            "where the drift contracts at a rate; use gradient=Checkpointed(), a wider dtype, or a shorter solve"
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class _Pull:
+    """Pulls gradients of what a function returns back to the tensors in its arguments and to parameters.
+
+    found: whether the parameters are all the leaves that were found, and no others may be met.
+    behind: whether f and g close over tensors with a graph of their own, which every step then passes through.
+    """
+
+    parameters: Sequence[Tensor]
+    found: bool
+    behind: bool
+
+    def __call__(
+        self, function: Callable[..., Tree], arguments: tuple[Tree, ...], gradients: Sequence[Tensor | None]
+    ) -> tuple[list[Tensor | None], list[Tensor | None]]:
+        with torch.enable_grad():
+            inputs = [tensor.detach().requires_grad_() for tensor in _flat(arguments)]
+            outputs = _flat(function(*_with(arguments, iter(inputs))))
+        if self.found:
+            self.require_known(inputs, outputs)
+        pairs = [(y, g) for y, g in zip(outputs, gradients, strict=True) if g is not None and y.requires_grad]
+        if not pairs:
+            return [None] * len(inputs), [None] * len(self.parameters)
+        ys, gs = zip(*pairs, strict=True)
+        pulled = torch.autograd.grad(ys, [*inputs, *self.parameters], gs, retain_graph=self.behind, allow_unused=True)
+        return list(pulled[: len(inputs)]), list(pulled[len(inputs) :])
+
+    def require_known(self, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> None:
+        known = {id(tensor) for tensor in (*inputs, *self.parameters)}
+        if any(id(leaf) not in known for leaf in _leaves(_nodes(outputs))):
+            raise RuntimeError(
+                "a step depends on a tensor with a gradient that the first step does not read, so that its gradient would be "
+                "lost; list what f and g depend on: Reversible(parameters)"
+            )
+
+
+def _sum(a: Tensor | None, b: Tensor | None) -> Tensor | None:
+    """a + b, None being zero."""
+    return b if a is None else a if b is None else a + b
+
+
+def _nodes(outputs: Iterable[Tensor]) -> set[Node]:
+    """The graph of some tensors."""
+    stack, seen = [tensor.grad_fn for tensor in outputs], set()
+    while stack:
+        node = stack.pop()
+        if node is not None and node not in seen:
+            seen.add(node)
+            stack += [before for before, _ in node.next_functions]
+    return seen
+
+
+def _leaves(nodes: Iterable[Node]) -> list[Tensor]:
+    """The leaves of a graph: where gradients accumulate it ends, and the node knows its tensor."""
+    ends = [getattr(node, "variable", None) for node in nodes if not node.next_functions]
+    return [leaf for leaf in ends if leaf is not None]
+
+
+def _flat(tree: Tree) -> list[Tensor]:
+    """The tensors of a tree."""
+    if isinstance(tree, Tensor):
+        return [tree]
+    return [tensor for part in tree for tensor in _flat(part)] if isinstance(tree, tuple | list) else []
+
+
+def _with(tree: Tree, tensors: Iterator[Tensor]) -> Tree:
+    """The tree with other tensors in place of its own."""
+    if isinstance(tree, Tensor):
+        return next(tensors)
+    return tuple(_with(part, tensors) for part in tree) if isinstance(tree, tuple | list) else tree

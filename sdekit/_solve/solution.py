@@ -1,0 +1,264 @@
+"""What a solve returns, and how it says that something went wrong."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from enum import IntEnum
+from typing import Any, NamedTuple, Self
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sdekit._equations.quadrature import Rule
+from sdekit._equations.sde import AbstractSDE, NoiseType, SDEType
+from sdekit.calling import changed_in_place, changes, checked_output, is_kept_leaf, overwritten, uncounted
+from sdekit.elementary import Time
+
+
+class Point(NamedTuple):
+    """A state on the way: after how many steps, at which time, `(batch, *event)`."""
+
+    step: int
+    t: float
+    x: Tensor
+
+
+class NotFiniteError(ArithmeticError):
+    """A state became infinite or not a number.
+
+    Attributes:
+        step: the first step after which it was, 0 being the initial state; the number of the evaluation in adaptive solves.
+        t: its time.
+        samples: the rows of the batch that were.
+        total: the size of the batch.
+    """
+
+    def __init__(self, step: int, t: float, samples: list[int], total: int, unit: str = "step") -> None:
+        self.step, self.t, self.samples, self.total, self.unit = step, t, samples, total, unit
+        shown = ", ".join(map(str, samples[:8])) + (", ..." if len(samples) > 8 else "")
+        super().__init__(
+            f"the state is not finite after {unit} {step}, at t = {t:.6g}, in {len(samples)} of {total} samples (rows "
+            f"{shown}); look at what the drift returns there, or take smaller steps"
+        )
+
+    def seen(self, *, t: float | None = None, after: int = 0, total: int | None = None) -> "NotFiniteError":
+        """The same failure as the caller knows it: at its own time, in a batch that begins `after` rows earlier."""
+        rows = [row + after for row in self.samples]
+        time, size = self.t if t is None else t, self.total if total is None else total
+        return NotFiniteError(self.step, time, rows, size, self.unit)
+
+
+class Status(IntEnum):
+    """How the solve of a sample ended."""
+
+    DONE = 0
+    NOT_FINITE = 1
+    UNDERFLOW = 2
+    TOO_MANY_STEPS = 3
+
+
+@dataclass(frozen=True, eq=False)
+class Solution:
+    """What a solve returns; what is counted is counted by sample, int64, `(batch,)`.
+
+    Attributes:
+        x: the states at the last time, `(batch, *event)`; with adaptive steps NaN for a sample that did not get there.
+        ts: the times asked for, float64, `(times,)`.
+        xs: the states at all of them, `(times, batch, *event)`, or None unless asked for.
+        seed: the seed of the noise; None where there was none.
+        evaluations: of the drift, or the score.
+        accepted, rejected: steps; None where an engine does not tell.
+        status: see `Status`.
+        pilot: evaluations of all samples together to find the grid, before the solve.
+    """
+
+    x: Tensor
+    ts: Tensor
+    xs: Tensor | None
+    seed: int | Tensor | None
+    evaluations: Tensor
+    accepted: Tensor | None
+    rejected: Tensor | None
+    status: Tensor
+    pilot: int = 0
+
+    @staticmethod
+    def joined(parts: "Sequence[Solution]") -> "Solution":
+        """The solutions of several batches as one."""
+        first, parts = parts[0], list(parts)
+        counts = [[getattr(part, name) for part in parts] for name in ("evaluations", "accepted", "rejected", "status")]
+        evaluations, accepted, rejected, status = (None if c[0] is None else torch.cat(c) for c in counts)
+        xs = None if first.xs is None else torch.cat([part.xs for part in parts if part.xs is not None], dim=1)
+        assert evaluations is not None
+        assert status is not None
+        x = torch.cat([part.x for part in parts])
+        return Solution(x, first.ts, xs, first.seed, evaluations, accepted, rejected, status)
+
+
+def shared(
+    x: Tensor, ts: Tensor, xs: Tensor | None, seed: int | Tensor | None, *, evaluations: int, steps: int | None
+) -> Solution:
+    """The solution of samples that made the same steps."""
+    zeros = torch.zeros(len(x), dtype=torch.int64, device=x.device)
+    accepted, rejected = (None, None) if steps is None else (zeros + steps, zeros)
+    return Solution(x, ts, xs, seed, zeros + evaluations, accepted, rejected, zeros)
+
+
+class UnfinishedError(ArithmeticError):
+    """Some samples did not get to the end of an adaptive solve; the others did.
+
+    Attributes:
+        solution: the `Solution`, whose status says which samples failed, and how.
+        reached: the times where the samples stopped, `(batch,)`.
+        advice: what to do.
+
+    Arguments:
+        after: how many rows of the caller's batch come before those of the solution.
+    """
+
+    def __init__(self, solution: Solution, reached: Tensor, after: int = 0, advice: str | None = None) -> None:
+        self.solution, self.reached = solution, reached
+        others = "the others did; " if bool((solution.status == Status.DONE).any()) else ""
+        self.advice = advice = advice or others + "see `.solution` of this error, which `sdekit.solve` returns with throw=False"
+        failed = (solution.status != Status.DONE).nonzero().flatten().tolist()
+        shown = "; ".join(
+            f"row {after + i}: {_REASONS[Status(int(solution.status[i]))]} at t = {reached[i]:.6g}" for i in failed[:4]
+        )
+        super().__init__(
+            f"{len(failed)} of {len(reached)} samples did not reach the end ({shown}{'; ...' if len(failed) > 4 else ''}); "
+            + advice
+        )
+
+
+_REASONS = {
+    Status.NOT_FINITE: "the drift or the noise made it infinite or NaN however short the step,",
+    Status.UNDERFLOW: "no step is short enough for the tolerance,",
+    Status.TOO_MANY_STEPS: "max_steps was not enough, which ended",
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Counted(AbstractSDE):
+    """A problem that counts its evaluations: `calls` of drift and score, and of the diffusion; and that guards its tensors.
+
+    A drift or a diffusion that changes its input, or a tensor that it returned before, would spoil what solvers remember.
+    Torch's version counters show it. Where there are none, `copies` is true: then both get and return copies.
+    """
+
+    problem: AbstractSDE
+    copies: bool = False
+    calls: list[int] = field(default_factory=lambda: [0, 0])
+    returned: list[tuple[Tensor, int] | None] = field(default_factory=lambda: [None, None])
+
+    @staticmethod
+    def of(problem: AbstractSDE, x: Tensor) -> "Counted":
+        """A problem for states such as x."""
+        return Counted(problem, uncounted(x))
+
+    @property
+    def noise_type(self) -> NoiseType:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self.problem.noise_type
+
+    @property
+    def sde_type(self) -> SDEType:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self.problem.sde_type
+
+    @property
+    def evaluations(self) -> int:
+        return self.calls[0]
+
+    def drift(self, t: Time, x: Tensor) -> Tensor:
+        return self._guarded(0, "the drift", self.problem.drift, t, x)
+
+    def score(self, t: Time, x: Tensor) -> Tensor:
+        return checked_output("score(t, x)", self._guarded(0, "the score", self.problem.score, t, x), x.shape, x)
+
+    def diffusion(self, t: Time, x: Tensor) -> Time:
+        return self._guarded(1, "the diffusion", self.problem.diffusion, t, x)
+
+    def diffuse(self, t: Time, x: Tensor, dw: Tensor | None, onto: Tensor) -> Tensor:
+        return self._guarded(1, "the diffusion", self.problem.diffuse, t, x, dw, onto)
+
+    def _guarded(self, kind: int, name: str, function: Callable[..., Any], t: Time, x: Tensor, *more: Tensor | None) -> Any:  # noqa: ANN401
+        """function(t, x, *more), which leaves t, x and what it returned before as they are."""
+        self.calls[kind] += 1
+        if (self.copies and uncounted(x)) or x.is_inference():
+            found = function(t.clone() if isinstance(t, Tensor) else t, x.clone(), *more)
+            return found.clone() if isinstance(found, Tensor) else found
+        version = x._version + t._version if isinstance(t, Tensor) else x._version
+        try:
+            found = function(t, x, *more)
+        except RuntimeError as error:
+            if is_kept_leaf(x) and changes(function, (t, x, *more), {}):
+                raise changed_in_place(name) from error
+            raise
+        if version != (x._version + t._version if isinstance(t, Tensor) else x._version):
+            raise changed_in_place(name)
+        before = self.returned[kind]
+        if before is not None and before[0]._version != before[1]:
+            raise overwritten(name)
+        if isinstance(found, Tensor) and found.is_inference():
+            if x.requires_grad:
+                raise RuntimeError(
+                    f"{name} returned a tensor made in inference mode, through which no derivative passes, and one is asked "
+                    "for; leave torch.inference_mode out of it"
+                )
+            return found.clone()
+        if not more and isinstance(found, Tensor):
+            # Detached it has the same counter, and no graph that would refer to this object in turn.
+            self.returned[kind] = found.detach() if found.requires_grad else found, found._version
+        return found
+
+    def multiply(self, g: Time, dw: Tensor | None, onto: Tensor) -> Tensor:
+        return self.problem.multiply(g, dw, onto)
+
+    def kick(self, t0: Time, t1: Time, x: Tensor, dw: Tensor | None) -> Tensor:
+        self.calls[1] += 1
+        return self.problem.kick(t0, t1, x, dw)
+
+    def physical(self, t: Time, x: Tensor) -> Tensor:
+        return self.problem.physical(t, x)
+
+    def noise_shape(self, x: Tensor) -> tuple[int, ...] | None:
+        return self.problem.noise_shape(x)
+
+    def rows(self, index: Tensor) -> Self:
+        return replace(self, problem=self.problem.rows(index))
+
+    def kernel(self, t: float) -> tuple[float, float] | None:
+        return self.problem.kernel(t)
+
+    def chain(self, s: float, t: float) -> tuple[float, float, float]:
+        return self.problem.chain(s, t)
+
+    def quadrature(self, rule: Rule, nodes: np.ndarray, t0: np.ndarray, t1: np.ndarray) -> np.ndarray:
+        return self.problem.quadrature(rule, nodes, t0, t1)
+
+    def between(self, t0: np.ndarray, t1: np.ndarray, c: float) -> np.ndarray:
+        return self.problem.between(t0, t1, c)
+
+
+def finite(x: Tensor) -> Tensor:
+    """Which samples are finite, `(batch,)`."""
+    return torch.isfinite(x).reshape(len(x), math.prod(x.shape[1:])).all(dim=1)
+
+
+def not_finite(point: Point) -> NotFiniteError | None:
+    """The error to raise for a state, None where it is finite."""
+    bad = ~finite(point.x)
+    rows = bad.nonzero().flatten().tolist()
+    return NotFiniteError(point.step, point.t, rows, len(bad)) if rows else None
+
+
+def require_state(x: Tensor) -> None:
+    """Refuses what cannot be a state.
+
+    Raises:
+        TypeError: when x is not a floating tensor with a batch dimension.
+    """
+    if not isinstance(x, Tensor) or not x.is_floating_point() or x.ndim < 1:
+        given = f"{x.dtype} of shape {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
+        whole = isinstance(x, Tensor) and not x.is_floating_point() and not x.is_complex()
+        remedy = "convert it with .float()" if whole else "give one tensor of real numbers, with the batch first"
+        raise TypeError(f"the state must be a floating tensor of shape (batch, *event), not {given}; {remedy}")

@@ -1,0 +1,57 @@
+"""The steps of a solve on a fixed grid: noise is random access, so any of them can be done again."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from sdekit._equations.sde import AbstractSDE
+from sdekit._noise.white import AbstractNoise, Increment
+from sdekit._solvers.contract import AbstractSolver, Tree
+
+_BLOCK = 16  # steps whose noise is drawn together on the way back
+
+
+@dataclass(frozen=True, eq=False)
+class Steps:
+    """The steps of a solve, any of which can be done again."""
+
+    problem: AbstractSDE
+    ts: Sequence[float]
+    solver: AbstractSolver
+    noise: AbstractNoise | None
+
+    def __len__(self) -> int:
+        return len(self.ts) - 1
+
+    def init(self, x: Tensor) -> Tree:
+        return self.solver.init(self.problem, self.ts[0], x)
+
+    def increments(self, x: Tensor, i: int, j: int) -> Iterator[Increment]:
+        """The noise of steps i to j - 1, without which a step has none."""
+        if self.noise is None:
+            return iter([Increment()] * (j - i))
+        shape, levy = self.problem.noise_shape(x), self.solver.levy == "H"
+        return self.noise.increments(self.ts[: j + 1], x, shape, levy=levy, normals=self.solver.normals, start=i)
+
+    def backwards(self, x: Tensor) -> Iterator[tuple[int, Increment]]:
+        """The numbers of the steps, the last first, and their noise."""
+        for j in range(len(self), 0, -_BLOCK):
+            i = max(0, j - _BLOCK)
+            yield from reversed(list(enumerate(self.increments(x, i, j), i)))
+
+    def step(self, i: int, increment: Increment, x: Tensor, state: Tree) -> tuple[Tensor, Tree]:
+        x, _, _, state = self.solver.step(self.problem, self.ts[i], self.ts[i + 1], x, increment, state)
+        return x, state
+
+    def back(self, i: int, increment: Increment, x: Tensor, state: Tree) -> tuple[Tensor, Tree]:
+        """What step i was given, from what it returned."""
+        return self.solver.reverse(self.problem, self.ts[i], self.ts[i + 1], x, increment, state)
+
+    def run(self, x: Tensor, state: Tree, i: int, j: int, every: bool) -> tuple[list[Tensor], Tree]:
+        """Steps i to j - 1: the states after each of them, or after the last alone, and what the solver remembers."""
+        xs = []
+        for k, increment in enumerate(self.increments(x, i, j), i):
+            x, state = self.step(k, increment, x, state)
+            xs = [*xs, x] if every else [x]
+        return xs, state

@@ -1,0 +1,73 @@
+"""Solvers: the contract in `contract`, one family per file."""
+
+from sdekit._solvers.contract import AbstractSolver, Order, Step
+from sdekit._solvers.dopri8 import Dopri8
+from sdekit._solvers.euler import EulerMaruyama
+from sdekit._solvers.exponential import ExponentialEuler, ExponentialHeun
+from sdekit._solvers.heun import EulerHeun, Heun, Midpoint, ReversibleHeun
+from sdekit._solvers.milstein import Milstein
+from sdekit._solvers.multistep import AbstractMultistep, AdamsBashforth, AdamsMoulton
+from sdekit._solvers.predictor_corrector import AbstractCorrector, Langevin, PredictorCorrector
+from sdekit._solvers.predictors import AbstractPredictor, Ancestral, ReverseDiffusion
+from sdekit._solvers.published import DEIS, DPMSolver, UniPC
+from sdekit._solvers.runge_kutta import RK4, AbstractEmbeddedRungeKutta, AbstractRungeKutta, Bosh3, Dopri5, Tableau, Tsit5
+from sdekit._solvers.single import AbstractSingleStep, ClockedHeun, DPMSolverSingle
+from sdekit._solvers.stochastic_runge_kutta import (
+    SEA,
+    SRA1,
+    SRA3,
+    SRID2,
+    AbstractStochasticRungeKutta,
+    ShARK,
+    SlowRK,
+    SPaRK,
+    Stage,
+    StochasticTableau,
+)
+
+__all__ = [
+    "DEIS",
+    "RK4",
+    "SEA",
+    "SRA1",
+    "SRA3",
+    "SRID2",
+    "AbstractCorrector",
+    "AbstractEmbeddedRungeKutta",
+    "AbstractMultistep",
+    "AbstractPredictor",
+    "AbstractRungeKutta",
+    "AbstractSingleStep",
+    "AbstractSolver",
+    "AbstractStochasticRungeKutta",
+    "AdamsBashforth",
+    "AdamsMoulton",
+    "Ancestral",
+    "Bosh3",
+    "ClockedHeun",
+    "DPMSolver",
+    "DPMSolverSingle",
+    "Dopri5",
+    "Dopri8",
+    "EulerHeun",
+    "EulerMaruyama",
+    "ExponentialEuler",
+    "ExponentialHeun",
+    "Heun",
+    "Langevin",
+    "Midpoint",
+    "Milstein",
+    "Order",
+    "PredictorCorrector",
+    "ReverseDiffusion",
+    "ReversibleHeun",
+    "SPaRK",
+    "ShARK",
+    "SlowRK",
+    "Stage",
+    "Step",
+    "StochasticTableau",
+    "Tableau",
+    "Tsit5",
+    "UniPC",
+]

@@ -1,0 +1,31 @@
+"""The Euler-Maruyama method."""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from sdekit._equations.sde import AbstractSDE
+from sdekit._noise.white import Increment
+from sdekit._solvers.contract import AbstractSolver, Order, Step, Tree
+from sdekit.elementary import Time, axpy
+
+
+@dataclass(frozen=True, eq=False)
+class EulerMaruyama(AbstractSolver):
+    """x_1 = x_0 + f(t_0, x_0) dt + g(t_0, x_0) dW.
+
+    References:
+        Kloeden and Platen 1992, "Numerical solution of stochastic differential equations", sections 10.2 and 14.1.
+    """
+
+    order = {
+        "none": Order(1, 1),
+        "additive": Order(1, 1),
+        "diagonal": Order(0.5, 1),
+        "scalar": Order(0.5, 1),
+        "general": Order(0.5, 1),
+    }
+
+    def step(self, problem: AbstractSDE, t0: Time, t1: Time, x: Tensor, noise: Increment, state: Tree) -> Step:
+        drifted = axpy(t1 - t0, problem.drift(t0, x), x)
+        return Step(problem.diffuse(t0, x, noise.w, drifted))

@@ -1,0 +1,142 @@
+"""Methods of Heun's family: one stage at each end of the step, or one in its middle; Stratonovich where g depends on x."""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from sdekit._equations.sde import AbstractSDE
+from sdekit._noise.white import Increment
+from sdekit._solvers.contract import AbstractSolver, Order, Step, Tree
+from sdekit.elementary import Time, axpy
+
+
+def _half(w: Tensor | None) -> Tensor | None:
+    return None if w is None else 0.5 * w
+
+
+@dataclass(frozen=True, eq=False)
+class Heun(AbstractSolver):
+    """x~ = x_0 + f_0 dt + g_0 dW, then x_1 = (x_0 + x~) / 2 + f(t_1, x~) dt / 2 + g(t_1, x~) dW / 2.
+
+    The explicit trapezoidal rule; with additive noise weak order two. With general noise that commutes strong order one.
+
+    References:
+        Kloeden and Platen 1992, "Numerical solution of stochastic differential equations", section 15.1, for additive noise;
+        Ruemelin 1982, "Numerical treatment of stochastic differential equations", for other noise; Heun 1900 without.
+    """
+
+    order = {
+        "none": Order(2, 2),
+        "additive": Order(1, 2),
+        "diagonal": Order(1, 1),
+        "scalar": Order(1, 1),
+        "general": Order(0.5, 1),
+    }
+    sde_type = "stratonovich"
+
+    def step(self, problem: AbstractSDE, t0: Time, t1: Time, x: Tensor, noise: Increment, state: Tree) -> Step:
+        dt = t1 - t0
+        predicted = problem.diffuse(t0, x, noise.w, axpy(dt, problem.drift(t0, x), x))
+        onto = axpy(0.5 * dt, problem.drift(t1, predicted), 0.5 * (x + predicted))
+        return Step(problem.diffuse(t1, predicted, _half(noise.w), onto))
+
+
+@dataclass(frozen=True, eq=False)
+class EulerHeun(AbstractSolver):
+    """x~ = x_0 + g_0 dW, then x_1 = (x_0 + x~) / 2 + f_0 dt + g(t_1, x~) dW / 2: one drift evaluation a step.
+
+    With general noise that commutes strong order one.
+
+    References:
+        Burrage, Burrage and Tian 2004, "Numerical methods for strong solutions of stochastic differential equations".
+    """
+
+    order = {
+        "additive": Order(1, 1),
+        "diagonal": Order(1, 1),
+        "scalar": Order(1, 1),
+        "general": Order(0.5, 1),
+    }
+    sde_type = "stratonovich"
+
+    def step(self, problem: AbstractSDE, t0: Time, t1: Time, x: Tensor, noise: Increment, state: Tree) -> Step:
+        predicted = problem.diffuse(t0, x, noise.w, x)
+        onto = axpy(t1 - t0, problem.drift(t0, x), 0.5 * (x + predicted))
+        return Step(problem.diffuse(t1, predicted, _half(noise.w), onto))
+
+
+@dataclass(frozen=True, eq=False)
+class Midpoint(AbstractSolver):
+    """x~ = x_0 + f_0 dt / 2 + g_0 dW / 2, then x_1 = x_0 + f(t, x~) dt + g(t, x~) dW with t = (t_0 + t_1) / 2.
+
+    With general noise that commutes strong order one.
+
+    References:
+        Burrage, Burrage and Tian 2004, as for `EulerHeun`; Runge 1895 without noise.
+    """
+
+    order = {
+        "none": Order(2, 2),
+        "additive": Order(1, 1),
+        "diagonal": Order(1, 1),
+        "scalar": Order(1, 1),
+        "general": Order(0.5, 1),
+    }
+    sde_type = "stratonovich"
+
+    def step(self, problem: AbstractSDE, t0: Time, t1: Time, x: Tensor, noise: Increment, state: Tree) -> Step:
+        dt = t1 - t0
+        middle, t = problem.diffuse(t0, x, _half(noise.w), axpy(0.5 * dt, problem.drift(t0, x), x)), t0 + 0.5 * dt
+        return Step(problem.diffuse(t, middle, noise.w, axpy(dt, problem.drift(t, middle), x)))
+
+
+@dataclass(frozen=True, eq=False)
+class ReversibleHeun(AbstractSolver):
+    """x^_1 = 2 x_0 - x^_0 + f^_0 dt + g^_0 dW, then x_1 = x_0 + (f^_0 + f^_1) dt / 2 + (g^_0 + g^_1) dW / 2.
+
+    f^ and g^ are taken at x^, which begins as x: one evaluation a step besides the first. A step can be undone exactly but for
+    rounding, see `reverse`. The state is (x^, f^, g^). The paper proves strong order one for additive noise and 0.5 for other;
+    one for noise that commutes, diagonal and scalar noise among it, is what is measured. The difference of x^ and x is not
+    damped: where the drift contracts at a rate, it grows like e^(rate t) however small dt is, so that solves have to be short.
+
+    References:
+        Kidger, Foster, Li and Lyons 2021, "Efficient and accurate gradients for neural SDEs", arXiv 2105.13493.
+    """
+
+    order = {
+        "none": Order(2, 2),
+        "additive": Order(1, 1),
+        "diagonal": Order(1, 1),
+        "scalar": Order(1, 1),
+        "general": Order(0.5, 1),
+    }
+    sde_type = "stratonovich"
+    reversible = True
+
+    def init(self, problem: AbstractSDE, t0: Time, x: Tensor) -> Tree:
+        g = 0.0 if problem.noise_shape(x) is None else problem.diffusion(t0, x)
+        if not isinstance(g, Tensor):  # what is remembered has the batch first, a g that is one number as well
+            g = x.new_full((len(x), *[1] * (x.ndim - 1)), g)
+        return x, problem.drift(t0, x), g
+
+    def step(self, problem: AbstractSDE, t0: Time, t1: Time, x: Tensor, noise: Increment, state: Tree) -> Step:
+        x, state = _leap(self, problem, t1, t1 - t0, x, noise.w, state)
+        return Step(x, state=state)
+
+    def reverse(
+        self, problem: AbstractSDE, t0: Time, t1: Time, x1: Tensor, noise: Increment, state1: Tree
+    ) -> tuple[Tensor, Tree]:
+        """x and the state at t_0 from those at t_1: a step's start from its end, given the noise of the step."""
+        return _leap(self, problem, t0, t0 - t1, x1, None if noise.w is None else -noise.w, state1)
+
+
+def _leap(
+    solver: ReversibleHeun, problem: AbstractSDE, t: Time, dt: Time, x: Tensor, w: Tensor | None, state: Tree
+) -> tuple[Tensor, Tree]:
+    """The step to t by (dt, w); by (-dt, -w) it undoes itself, as the formula does not change when the ends change places."""
+    other, f, g = state
+    half = _half(w)
+    other = problem.multiply(g, w, axpy(dt, f, 2 * x - other))
+    onto = problem.multiply(g, half, axpy(0.5 * dt, f, x))
+    _, f, g = state = solver.init(problem, t, other)
+    return problem.multiply(g, half, axpy(0.5 * dt, f, onto)), state

@@ -1,0 +1,180 @@
+"""Multistep methods: a rule for the weights, on the time axis or on a clock; the loop over steps knows one class of them."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import repeat
+from typing import ClassVar, Literal, Self, get_args
+
+import numpy as np
+
+from sdekit._equations.quadrature import Panels
+from sdekit._equations.sde import AbstractSDE, NoiseType
+from sdekit._names import did_you_mean
+from sdekit._solvers.contract import Order
+from sdekit._solvers.planned import AbstractPlanned, Row
+
+Variable = Literal["l", "smooth"]
+
+
+@dataclass(frozen=True, eq=False)
+class AbstractMultistep(AbstractPlanned):
+    """x_1 = x_0 + sum_j w_j f_j + g((t_0 + t_1)/2) dW, f_j the drifts at the last k times.
+
+    A subclass says by which `rule` the weights follow from the times. Where it `corrects`, f is evaluated at the x_1 so
+    predicted, the same rule is used once more with that value among them, and the value serves the next step: one evaluation a
+    step as well. The last step is not corrected. The first steps use as many values as there are.
+
+    Arguments:
+        k: how many values a prediction uses.
+        lower_final: whether the last steps use as many values as there are steps left, as some samplers do for the sake of a
+            last step of infinite length in log(alpha / sigma). It leaves at most order two.
+        self_starting: whether the first step makes values for itself where the order needs them. Where f hardly changes at
+            first, as at the noisy end of a diffusion, those evaluations are better spent on steps.
+    """
+
+    accuracy: ClassVar[Mapping[int, int]]  # k to the order without noise, as measured
+    corrects: ClassVar[bool] = False
+    starting: ClassVar[Mapping[int, int]] = {}  # k to how many values the first step makes for itself, without noise
+    choices: ClassVar[Mapping[str, tuple[str, ...]]] = {}  # the names that further arguments may have
+
+    k: int = 3
+    lower_final: bool = field(default=False, kw_only=True)
+    self_starting: bool = field(default=True, kw_only=True)
+
+    def __post_init__(self) -> None:
+        if self.k not in self.accuracy:
+            raise ValueError(f"{type(self).__name__} is offered for k in {', '.join(map(str, self.accuracy))}, not {self.k}")
+        for name, allowed in self.choices.items():
+            if getattr(self, name) not in allowed:
+                value = getattr(self, name)
+                near = did_you_mean(value, allowed)
+                raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, not {value!r}{near}")
+
+    @property
+    def order(self) -> Mapping[NoiseType, Order]:  # pyright: ignore[reportIncompatibleVariableOverride]
+        p = min(self.accuracy[self.k], self._most)
+        return {"none": Order(p, p), "additive": Order(1, min(p, 2))}
+
+    @property
+    def _most(self) -> int:
+        """The order that the first and the last steps leave: their errors are made once, and are of one order less."""
+        if self.lower_final:
+            return 2
+        return max(2 + self.corrects, self.starting.get(self.k, 1) + 1 if self.self_starting else 0)
+
+    @abstractmethod
+    def rule(self, panels: Panels) -> np.ndarray:
+        """The weights of the values at panels.nodes, newest first, `(steps, k)`, in units of A(stop)."""
+
+    def plan(self, problem: AbstractSDE, ts: Sequence[float]) -> Self:
+        grid, steps, rows = np.asarray(ts), np.arange(len(ts) - 1), {}
+        start = self.starting.get(self.k, 1) if problem.noise_type == "none" and self.self_starting else 1
+        points, at = grid, steps  # where there are values, and which is the last when a step begins
+        if start == 3:
+            points, at = np.insert(grid, 1, 0.5 * (grid[0] + grid[1])), np.where(steps > 0, steps + 1, 0)
+        sizes = np.minimum(self.k, at + 1)
+        if self.lower_final:
+            sizes = np.minimum(sizes, len(steps) - steps)
+        for size in np.unique(sizes).tolist():
+            those = steps[sizes == size]
+            nodes, begins, ends = points[at[those, None] - np.arange(size)], grid[those], grid[those + 1]
+            rows |= self._rows(problem, nodes, begins, ends)
+        if start > 1:
+            rows[ts[0]] = self._first(problem, points[: start - 1].tolist(), ts[1])
+        elif self.corrects:
+            rows[ts[0]] = rows[ts[0]]._replace(known=False)
+        last = rows[ts[-2]]
+        if self.corrects and len(last.stages) == 1:
+            rows[ts[-2]] = last._replace(stages=(), weights=last.stages[0][1], kept=())
+        return replace(self, planned=rows)
+
+    def _rows(self, problem: AbstractSDE, nodes: np.ndarray, begins: np.ndarray, ends: np.ndarray) -> dict[float, Row]:
+        """Steps with the same number of values, by their t_0."""
+        size, times = nodes.shape[1], begins.tolist()
+        predicted = zip(*problem.quadrature(self.rule, nodes, begins, ends).T.tolist(), strict=True)
+        if not self.corrects:
+            kept = tuple(range(min(self.k - 1, size)))
+            return dict(zip(times, map(Row, repeat(False), repeat(()), predicted, repeat(kept)), strict=True))
+        stages = [(stage,) for stage in zip(ends.tolist(), predicted, strict=True)]
+        nodes, kept = np.column_stack([ends, nodes]), tuple(range(min(self.k, size + 1)))
+        corrected = zip(*problem.quadrature(self.rule, nodes, begins, ends).T.tolist(), strict=True)
+        return dict(zip(times, map(Row, repeat(True), stages, corrected, repeat(kept)), strict=True))
+
+    def _first(self, problem: AbstractSDE, begin: Sequence[float], end: float) -> Row:
+        """The first step as a Runge-Kutta method: its error, made once, must fall as fast as all later ones together.
+
+        With t_0 alone the value at the end is predicted and the step corrected: an error of h^3. With the middle m as well,
+        m, the end and m again are predicted, each with all values so far: an error of h^4.
+        """
+
+        def over(stop: float, *nodes: float) -> tuple[float, ...]:
+            ends = np.array([begin[0]]), np.array([stop])
+            return tuple(problem.quadrature(self.rule, np.array([nodes]), *ends)[0].tolist())
+
+        t0, *middle = begin
+        if not middle:
+            return Row(False, ((end, over(end, t0)),), over(end, end, t0), (1,))
+        m = middle[0]
+        stages = (m, over(m, t0)), (end, over(end, m, t0)), (m, over(m, end, m, t0))
+        weight_m, weight_end, weight_0 = over(end, m, end, t0)
+        return Row(False, stages, (weight_m, weight_end, 0.0, weight_0), (1, 0, 3) if self.corrects else (0, 3))
+
+
+@dataclass(frozen=True, eq=False)
+class AbstractAdams(AbstractMultistep, ABC):
+    """Rules that integrate the interpolant exactly, a polynomial in a variable of choice.
+
+    Arguments:
+        variable: "smooth", the variable in which a `Clocked` problem says that it is smooth, or "l", its parameter; for others
+            both are t.
+    """
+
+    choices = {"variable": get_args(Variable)}
+    variable: Variable = field(default="smooth", kw_only=True)
+
+    def rule(self, panels: Panels) -> np.ndarray:
+        return panels.exact(panels.smooth) if self.variable == "smooth" else panels.exact()
+
+
+@dataclass(frozen=True, eq=False)
+class AdamsBashforth(AbstractAdams):
+    """x_1 = x_0 + integral over [t_0, t_1] of the interpolant of f through the last k values + g((t_0 + t_1)/2) dW.
+
+    One evaluation a step. The interpolant is a polynomial in t, or, for a `Clocked` problem, one in its parameter l or in a
+    variable of its own, integrated against its clock (an exponential integrator). Without noise the first step evaluates f once
+    more for k = 3 and three times more for k = 4, because Euler's error there would keep the order at two: order k. With
+    additive noise strong order one and weak order min(k, 2).
+
+    Arguments:
+        k: how many values, 1 to 4.
+
+    References:
+        Hairer, Noersett and Wanner 1993, "Solving ordinary differential equations I", section III.1; with noise: Buckwar
+        and Winkler 2006, "Multistep methods for SDEs and their application to problems with small noise".
+    """
+
+    accuracy = {1: 1, 2: 2, 3: 3, 4: 4}
+    starting = {3: 2, 4: 3}
+
+
+@dataclass(frozen=True, eq=False)
+class AdamsMoulton(AbstractAdams):
+    """`AdamsBashforth(k)`, then the same with the value at the predicted x_1 among them: the interpolant of k + 1 values.
+
+    One evaluation a step, two more for k = 3 without noise; the value at the predicted point is kept and not made again. Order
+    k + 1 without noise, but three for k = 4, which makes no values for its start: it is for solves that begin where f hardly
+    changes, as at the noisy end of a diffusion, and is of order five from there on. With additive noise strong order one and
+    weak order two, predictor and corrector having the same dW. On the clock of a diffusion's reverse equation this is
+    SA-Solver.
+
+    Arguments:
+        k: how many values the predictor uses, 1 to 4.
+
+    References:
+        Hairer, Noersett and Wanner 1993, section III.1; Xue et al. 2023, arXiv 2309.05019, with noise.
+    """
+
+    accuracy = {1: 2, 2: 3, 3: 4, 4: 5}
+    corrects = True
+    starting = {3: 3}

@@ -1,0 +1,116 @@
+"""Predictor-corrector sampling: a Markov chain that leaves p_t alone, then a step of a solver."""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal, Self
+
+import torch
+from torch import Tensor
+
+from sdekit._equations.sde import AbstractSDE, NoiseType, SDEType
+from sdekit._noise.white import Increment
+from sdekit._solvers.contract import AbstractSolver, Order, Step, Tree
+from sdekit.elementary import Time, broadcast, norm
+
+
+class AbstractCorrector(ABC):
+    """Moves a state towards p_t without moving the time.
+
+    Attributes:
+        normals: how many fresh normals of the state's shape it uses.
+    """
+
+    normals: int
+
+    @abstractmethod
+    def correct(self, problem: AbstractSDE, t0: float, t1: float, x: Tensor, z: Tensor) -> Tensor:
+        """x at t0, corrected; t1 is where the next step goes, z has shape `(normals, batch, *event)`."""
+
+
+@dataclass(frozen=True, eq=False)
+class Langevin(AbstractCorrector):
+    """x <- x + e s + sqrt(2 e) z, e = 2 a (snr sigma)^2 (|z|^2 + m) / (sigma^2 |s|^2 + m), the norms the sample's own.
+
+    a = alpha(t_0)^2 / alpha(t_1)^2 and sigma belong to the forward equation. With m = 0 this is the published step,
+    2 a (snr |z| / |s|)^2, whose norms there are averages over the batch. The norms of one sample are good averages only in
+    many dimensions: in two, |s| comes close to 0 by chance, the step jumps, and mode weights come out wrong by tens of
+    standard errors. So both squares get m further coordinates that have their mean, 1.
+
+    Arguments:
+        snr: the ratio of the lengths of signal and noise in a step: 0.16 on CIFAR-10, 0.075 to 0.17 elsewhere.
+        steps: how many such moves a time step gets.
+        m: how many further coordinates. An equation without a known kernel gets m = 0 and a = 1.
+
+    References:
+        Song et al. 2021, arXiv 2011.13456, algorithms 4 and 5.
+    """
+
+    snr: float = 0.16
+    steps: int = 1
+    m: float = 100.0
+
+    def __post_init__(self) -> None:
+        if not (self.snr > 0 and self.steps >= 1 and self.m >= 0):
+            raise ValueError(f"Langevin needs snr > 0, steps >= 1 and m >= 0, not {self.snr}, {self.steps} and {self.m}")
+
+    @property
+    def normals(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self.steps
+
+    def correct(self, problem: AbstractSDE, t0: float, t1: float, x: Tensor, z: Tensor) -> Tensor:
+        here, there = problem.kernel(t0), problem.kernel(t1)
+        a, square, m = 1.0, 1.0, 0.0
+        if here is not None and there is not None:
+            a, square, m = (here[0] / there[0]) ** 2, here[1] ** 2, self.m
+        for noise in z:
+            s = problem.score(t0, x)
+            ratio = (norm(noise).square() + m) / (square * norm(s).square() + m)
+            e = broadcast(2 * a * self.snr**2 * square * ratio, x)
+            x = x + e * s + torch.sqrt(2 * e) * noise
+        return x
+
+
+@dataclass(frozen=True, eq=False)
+class PredictorCorrector(AbstractSolver):
+    """The corrector at t_0, then the predictor from t_0 to t_1.
+
+    Arguments:
+        predictor: any solver; multistep rules use values from before the corrections, and lose their order by it.
+        corrector: a chain with p_t invariant, such as `Langevin`; the problem must have a score.
+    """
+
+    predictor: AbstractSolver
+    corrector: AbstractCorrector
+
+    @property
+    def order(self) -> Mapping[NoiseType, Order]:  # pyright: ignore[reportIncompatibleVariableOverride]
+        # As many corrections as steps: paths have no limit, and the law keeps the corrector's bias. No order is promised.
+        return dict.fromkeys(self.predictor.order, Order(math.nan, math.nan))
+
+    @property
+    def normals(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self.predictor.normals + self.corrector.normals
+
+    @property
+    def levy(self) -> Literal["H"] | None:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self.predictor.levy
+
+    @property
+    def sde_type(self) -> SDEType:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self.predictor.sde_type
+
+    def plan(self, problem: AbstractSDE, ts: Sequence[float]) -> Self:
+        return replace(self, predictor=self.predictor.plan(problem, ts))
+
+    def init(self, problem: AbstractSDE, t0: Time, x: Tensor) -> Tree:
+        return self.predictor.init(problem, t0, x)
+
+    def step(self, problem: AbstractSDE, t0: Time, t1: Time, x: Tensor, noise: Increment, state: Tree) -> Step:
+        assert noise.z is not None
+        assert isinstance(t0, float), "correctors live on fixed grids"
+        assert isinstance(t1, float)
+        z = noise.z[self.predictor.normals :]
+        x = self.corrector.correct(problem, t0, t1, x, z)
+        return self.predictor.step(problem, t0, t1, x, Increment(noise.w, noise.h, noise.z[: self.predictor.normals]), state)

@@ -1,0 +1,73 @@
+"""The predictors of Song et al.: steps back along the chain that stands for a diffusion in discrete time."""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from sdekit._equations.sde import AbstractSDE
+from sdekit._noise.white import Increment
+from sdekit._solvers.contract import AbstractSolver, Order, Step, Tree
+from sdekit.elementary import Time, axpy
+
+
+@dataclass(frozen=True, eq=False)
+class AbstractPredictor(AbstractSolver, ABC):
+    """x_1 = a x_0 + b s(t_0, x_0) + c z, z = W / sqrt(|dt|): a step of Anderson's equation from a late time to an earlier one.
+
+    a, b and c are functions of r, v and w, which `AbstractSDE.chain` knows: forwards x_0 = r x_1 + sqrt(v) z, and w is the
+    variance of a step back. For most diffusions these are exact, from alpha and sigma at the two times; under VE they are the
+    published sigma_i^2 - sigma_{i-1}^2. `VPSDE` has the published v = w = beta(t_0) |dt| and r = sqrt(1 - v), which tend to
+    the exact ones with the step.
+    """
+
+    order = {"additive": Order(1, 1)}
+
+    @abstractmethod
+    def coefficients(self, r: float, v: float, w: float) -> tuple[float, float, float]:
+        """a, b and c^2."""
+
+    def step(self, problem: AbstractSDE, t0: Time, t1: Time, x: Tensor, noise: Increment, state: Tree) -> Step:
+        assert noise.w is not None
+        assert isinstance(t0, float), "predictors live on fixed grids"
+        assert isinstance(t1, float)
+        a, b, variance = self.coefficients(*problem.chain(t1, t0))
+        return Step(axpy((variance / (t0 - t1)) ** 0.5, noise.w, axpy(b, problem.score(t0, x), a * x)))
+
+
+@dataclass(frozen=True, eq=False)
+class ReverseDiffusion(AbstractPredictor):
+    """x_1 = x_0 - (r - 1) x_0 + v s + sqrt(v) z: the chain's own increments, (r - 1) x of drift and v of variance, reversed.
+
+    VP: x + (1 - sqrt(1 - beta_i)) x + beta_i s + sqrt(beta_i) z, beta_i = beta(t_i) dt; VE: x + v s + sqrt(v) z with
+    v = sigma_i^2 - sigma_{i-1}^2. The authors' code has no chain for sub-VP and takes f dt and g^2 dt, which is
+    `EulerMaruyama`; here, and under all others, the increments are integrated exactly.
+
+    References:
+        Song et al. 2021, arXiv 2011.13456, appendix E, algorithms 2 and 3.
+    """
+
+    def coefficients(self, r: float, v: float, w: float) -> tuple[float, float, float]:
+        return 2 - r, v, v
+
+
+@dataclass(frozen=True, eq=False)
+class Ancestral(AbstractPredictor):
+    """x_1 = (x_0 + v s) / r + sqrt(w) z: a sample of q(x_1 | x_0, D), with D = (x_0 + sigma^2 s) / alpha for the data.
+
+    VP: (x + beta_i s) / sqrt(1 - beta_i) + sqrt(beta_i) z, DDPM's sampler with the larger of its variances; VE:
+    x + v s + sqrt(w) z with w = sigma_{i-1}^2 (sigma_i^2 - sigma_{i-1}^2) / sigma_i^2. Under VE and all others it is exact
+    for data that are one point: the step of `AdamsBashforth(1)` on the clock with eta = 1, DDPM's with the smaller variance.
+
+    Arguments:
+        large: whether the variance is v under every diffusion, that of a step forwards: where variance is preserved
+            beta_i = 1 - alpha_0^2 / alpha_1^2.
+
+    References:
+        Song et al. 2021, arXiv 2011.13456, appendix F; Ho et al. 2020, arXiv 2006.11239, algorithm 2.
+    """
+
+    large: bool = False
+
+    def coefficients(self, r: float, v: float, w: float) -> tuple[float, float, float]:
+        return 1 / r, v / r, v if self.large else w

@@ -1,0 +1,104 @@
+"""Published multistep samplers of diffusion models, with the weights of their authors: on `Clocked` problems they are those."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import numpy as np
+
+from sdekit._equations.quadrature import Panels
+from sdekit._solvers.multistep import AbstractMultistep
+
+Shape = Literal["midpoint", "heun"]
+Scale = Literal["bh1", "bh2"]
+Variable = Literal["t", "rho", "log_rho"]
+
+
+@dataclass(frozen=True, eq=False)
+class DPMSolver(AbstractMultistep):
+    """DPM-Solver++(kM), and on a clock with noise SDE-DPM-Solver++(kM): x_1 = x_0 + M_0 c_0 + M_1 c_1 + M_2/2 c_2 + g dW.
+
+    c_i are the coefficients of the interpolant of F through the last k values in s, which runs from 0 to 1 over the step in
+    l, and M_i the integrals of s^i dA: with M_2 itself the third order would be reached, which (3M) therefore has not.
+    Two values in the form "midpoint" take M_0/2 instead of M_1. Order min(k, 2); with noise strong order one and weak order
+    min(k, 2).
+
+    Arguments:
+        k: how many values, 1 to 3. k = 1 is DDIM, and with noise DDPM's ancestral sampler.
+        form: "midpoint", as in the paper, or "heun", as k-diffusion's 3M-SDE in its second step.
+
+    References:
+        Lu et al. 2022, arXiv 2211.01095, algorithm 2 and appendix B; k-diffusion, `sample_dpmpp_3m_sde`; diffusers,
+        `DPMSolverMultistepScheduler`, whose SDE form of k = 3 has -0.5 in place of +0.5 in the last weight.
+    """
+
+    form: Shape = "midpoint"
+    accuracy = {1: 1, 2: 2, 3: 2}
+    choices = {"form": get_args(Shape)}
+
+    def rule(self, panels: Panels) -> np.ndarray:
+        moments = panels.moments()
+        if panels.k == 2 and self.form == "midpoint":
+            moments[:, 1] = moments[:, 0] / 2
+        moments[:, 2:] /= 2
+        return panels.weights(moments)
+
+
+@dataclass(frozen=True, eq=False)
+class UniPC(AbstractMultistep):
+    """UniPC-k: `AdamsMoulton`, where rules of two values, the predictor of k = 2 and the first corrector, take B/2 for M_1.
+
+    M_1 as in `DPMSolver`; B is M_0 in the form "bh2" and its limit for short steps, a dl A(l_1), in "bh1". Order k + 1, three
+    for k = 3 because of its first step; with `lower_final`, as published, two.
+
+    Arguments:
+        k: how many values the predictor uses, 1 to 3.
+        form: "bh1" or "bh2".
+
+    References:
+        Zhao et al. 2023, arXiv 2302.04867.
+    """
+
+    form: Scale = "bh2"
+    accuracy = {1: 2, 2: 3, 3: 3}
+    choices = {"form": get_args(Scale)}
+    corrects = True
+
+    def rule(self, panels: Panels) -> np.ndarray:
+        moments = panels.moments()
+        if panels.k == 2:
+            short = panels.speed * (panels.stop - panels.start)
+            moments[:, 1] = (moments[:, 0] if self.form == "bh2" else short) / 2
+        return panels.weights(moments)
+
+
+@dataclass(frozen=True, eq=False)
+class DEIS(AbstractMultistep):
+    """DEIS: the interpolant of F through the last k values, a polynomial in a variable of choice, integrated exactly.
+
+    On the clock of noise prediction, F = eps and A = sigma / alpha, this is tAB-DEIS with the variable "t", the diffusion's
+    own time; rhoAB-DEIS, and the linear multistep method of k-diffusion with k = 4, with "rho" = e^{-l} = A; and the DEIS of
+    diffusers with "log_rho" = l. The first steps use as many values as there are, which leaves order min(k, 2), as with noise.
+
+    With the data predicted A = e^{a l} grows, and polynomials in it, fitted where it is small, explode; so "rho" is e^{-l} for
+    every clock.
+
+    Arguments:
+        k: how many values, 1 to 4.
+        variable: "t", "rho" or "log_rho".
+
+    References:
+        Zhang and Chen 2023, arXiv 2204.13902; Karras et al. 2022, arXiv 2206.00364, for k-diffusion's `sample_lms`.
+    """
+
+    variable: Variable = "t"
+    accuracy = {1: 1, 2: 2, 3: 2, 4: 2}
+    choices = {"variable": get_args(Variable)}
+
+    def rule(self, panels: Panels) -> np.ndarray:
+        variables: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+            "t": panels.own,
+            "rho": panels.inverse,
+            "log_rho": lambda l: l,
+        }
+        return panels.exact(variables[self.variable])

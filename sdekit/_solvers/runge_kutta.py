@@ -1,0 +1,217 @@
+"""Explicit Runge-Kutta methods for ordinary equations: coefficients as data, one step for all."""
+
+from abc import ABC
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from sdekit._equations.sde import AbstractSDE
+from sdekit._noise.white import Increment
+from sdekit._solvers.contract import AbstractSolver, Order, Step, Tree
+from sdekit.elementary import Time, axpy, broadcast
+
+
+@dataclass(frozen=True)
+class Tableau:
+    """Butcher's coefficients: stage i is at c_i and starts from sum_j a_ij k_j; the step ends at sum_i b_i k_i.
+
+    embedded: the b of a method of lower order, or None; both then have one more number, for the slope at the end, which is the
+    first stage of the next step. difference: b less that. middle: the b of a method of order four that ends halfway, or None.
+    """
+
+    a: tuple[tuple[float, ...], ...]
+    b: tuple[float, ...]
+    c: tuple[float, ...]
+    embedded: tuple[float, ...] | None = None
+    middle: tuple[float, ...] | None = None
+    difference: tuple[float, ...] = field(default=(), init=False)
+
+    def __post_init__(self) -> None:
+        if self.embedded is not None:
+            weights = tuple(x - y for x, y in zip(self.b, self.embedded, strict=True))
+            object.__setattr__(self, "difference", weights)
+
+
+class AbstractRungeKutta(AbstractSolver, ABC):
+    """x_1 = x_0 + dt sum_i b_i k_i, k_i = f(t_0 + c_i dt, x_0 + dt sum_j a_ij k_j)."""
+
+    tableau: ClassVar[Tableau]
+
+    def step(self, problem: AbstractSDE, t0: Time, t1: Time, x: Tensor, noise: Increment, state: Tree) -> Step:
+        tableau, dt = self.tableau, t1 - t0
+        width, moves, times = broadcast(dt, x), [], stage_times(tableau.c, t0, t1, x)
+        for t, row in zip(times[:-1], tableau.a, strict=True):
+            moves.append(width * problem.drift(t, combined(x, row, moves)))
+        return Step(combined(x, tableau.b, moves))
+
+
+class AbstractEmbeddedRungeKutta(AbstractRungeKutta, ABC):
+    """The same with an embedded error; the slope at the end of a step is the first stage of the next one (FSAL)."""
+
+    def init(self, problem: AbstractSDE, t0: Time, x: Tensor) -> Tree:
+        return (problem.drift(t0, x),)
+
+    def step(self, problem: AbstractSDE, t0: Time, t1: Time, x: Tensor, noise: Increment, state: Tree) -> Step:
+        tableau, dt = self.tableau, t1 - t0
+        # Slopes times the step: with a step a sample this is one product a stage, and weights are numbers.
+        width, moves, times = broadcast(dt, x), [], stage_times(tableau.c, t0, t1, x)
+        for t, row in zip(times[:-1], tableau.a, strict=True):
+            slope = problem.drift(t, combined(x, row, moves)) if moves else state[0]
+            moves.append(width * slope)
+        end = combined(x, tableau.b, moves)
+        slope = problem.drift(times[-1], end)
+        moves.append(width * slope)
+        error = combined(moves[0] * tableau.difference[0], tableau.difference[1:], moves[1:])
+        return Step(end, error, (x, end, *moves), (slope,))
+
+    def interpolate(self, dense: Tree, theta: Tensor) -> Tensor:
+        """Hermite's cubic through both ends with their slopes; with a middle the quartic through that as well."""
+        start, end, *moves = dense
+        s = broadcast(theta, start)
+        bend = (1 - 2 * s) * (end - start) + (s - 1) * moves[0] + s * moves[-1]
+        if self.tableau.middle is not None:
+            # A quartic that vanishes at both ends with its slope takes up what the cubic misses halfway.
+            cubic = 0.5 * (start + end) + 0.125 * (moves[0] - moves[-1])
+            bend = bend + 16 * s * (s - 1) * (combined(start, self.tableau.middle, moves) - cubic)
+        return torch.lerp(start, end, s) + s * (s - 1) * bend
+
+
+def stage_times(c: tuple[float, ...], t0: Time, t1: Time, x: Tensor) -> Sequence[Time]:
+    """t_0 + c dt, then t_1; a stage at the end of a step is on t_1 itself, never a rounding beyond it."""
+    if not isinstance(t0, Tensor) or not isinstance(t1, Tensor):
+        return [*(t1 if ci == 1 else t0 + ci * (t1 - t0) for ci in c), t1]
+    return torch.lerp(t0, t1, _nodes(c, t0.device).reshape(-1, *[1] * t0.ndim)).unbind(0)  # all in one call
+
+
+@cache
+def _nodes(c: tuple[float, ...], device: torch.device) -> Tensor:
+    return torch.tensor([*c, 1.0], dtype=torch.float64, device=device)
+
+
+def combined(x: Tensor, weights: Sequence[float], moves: Sequence[Tensor]) -> Tensor:
+    """x + sum_j w_j k_j."""
+    if x.dtype.itemsize < 4:
+        for weight, move in zip(weights[: len(moves)], moves, strict=True):
+            x = axpy(weight, move, x) if weight else x
+        return x
+    for weight, move in zip(weights[: len(moves)], moves, strict=True):
+        x = torch.add(x, move, alpha=weight) if weight else x
+    return x
+
+
+@dataclass(frozen=True, eq=False)
+class RK4(AbstractRungeKutta):
+    """The classical fourth-order method of Kutta (1901), four evaluations a step."""
+
+    order = {"none": Order(4, 4)}
+    tableau = Tableau(
+        a=((), (1 / 2,), (0, 1 / 2), (0, 0, 1)),
+        b=(1 / 6, 1 / 3, 1 / 3, 1 / 6),
+        c=(0, 1 / 2, 1 / 2, 1),
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class Bosh3(AbstractEmbeddedRungeKutta):
+    """Order three with an embedded error of order two, three evaluations a step.
+
+    References:
+        Bogacki and Shampine 1989, "A 3(2) pair of Runge-Kutta formulas".
+    """
+
+    order = {"none": Order(3, 3)}
+    embedded = 3
+    tableau = Tableau(
+        a=((), (1 / 2,), (0, 3 / 4)),
+        b=(2 / 9, 1 / 3, 4 / 9, 0),
+        c=(0, 1 / 2, 3 / 4),
+        embedded=(7 / 24, 1 / 4, 1 / 3, 1 / 8),
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class Dopri5(AbstractEmbeddedRungeKutta):
+    """Order five with an embedded error of order four, six evaluations a step.
+
+    References:
+        Dormand and Prince 1980, "A family of embedded Runge-Kutta formulae".
+    """
+
+    order = {"none": Order(5, 5)}
+    embedded = 5
+    tableau = Tableau(
+        a=(
+            (),
+            (1 / 5,),
+            (3 / 40, 9 / 40),
+            (44 / 45, -56 / 15, 32 / 9),
+            (19372 / 6561, -25360 / 2187, 64448 / 6561, -212 / 729),
+            (9017 / 3168, -355 / 33, 46732 / 5247, 49 / 176, -5103 / 18656),
+        ),
+        b=(35 / 384, 0, 500 / 1113, 125 / 192, -2187 / 6784, 11 / 84, 0),
+        c=(0, 1 / 5, 3 / 10, 4 / 5, 8 / 9, 1),
+        embedded=(5179 / 57600, 0, 7571 / 16695, 393 / 640, -92097 / 339200, 187 / 2100, 1 / 40),
+        middle=(
+            6025192743 / 30085553152 / 2,
+            0,
+            51252292925 / 65400821598 / 2,
+            -2691868925 / 45128329728 / 2,
+            187940372067 / 1594534317056 / 2,
+            -1776094331 / 19743644256 / 2,
+            11237099 / 235043384 / 2,
+        ),
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class Tsit5(AbstractEmbeddedRungeKutta):
+    """Order five with an embedded error of order four, six evaluations a step; smaller errors than `Dopri5`.
+
+    References:
+        Tsitouras 2011, "Runge-Kutta pairs of order 5(4) satisfying only the first column simplifying assumption".
+    """
+
+    order = {"none": Order(5, 5)}
+    embedded = 5
+    tableau = Tableau(
+        a=(
+            (),
+            (0.161,),
+            (-0.008480655492356989, 0.335480655492357),
+            (2.8971530571054935, -6.359448489975075, 4.3622954328695815),
+            (5.325864828439257, -11.748883564062828, 7.4955393428898365, -0.09249506636175525),
+            (5.86145544294642, -12.92096931784711, 8.159367898576159, -0.071584973281401, -0.028269050394068383),
+        ),
+        b=(
+            0.09646076681806523,
+            0.01,
+            0.4798896504144996,
+            1.379008574103742,
+            -3.290069515436081,
+            2.324710524099774,
+            0,
+        ),
+        c=(0, 0.161, 0.327, 0.9, 0.9800255409045097, 1),
+        embedded=(
+            0.09646076681806523 + 0.001780011052225777,
+            0.01 + 0.0008164344596567469,
+            0.4798896504144996 - 0.007880878010261995,
+            1.379008574103742 + 0.1447110071732629,
+            -3.290069515436081 - 0.5823571654525552,
+            2.324710524099774 + 0.45808210592918697,
+            -1 / 66,
+        ),
+        middle=(
+            0.10741235230096871,
+            0.01135625,
+            0.39560903056045305,
+            -0.34475214352593553,
+            1.3161853649581645,
+            -1.0170608542936508,
+            0.031249999999999993,
+        ),
+    )

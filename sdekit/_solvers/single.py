@@ -1,0 +1,96 @@
+"""Single-step methods with the same weights as multistep rules: the values are made within the step."""
+
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import ClassVar, Self
+
+import numpy as np
+
+from sdekit._equations.quadrature import Panels
+from sdekit._equations.sde import AbstractSDE, NoiseType
+from sdekit._solvers.contract import Order
+from sdekit._solvers.planned import AbstractPlanned, Row
+
+
+@dataclass(frozen=True, eq=False)
+class AbstractSingleStep(AbstractPlanned):
+    """x_1 = x_0 + the integral over [t_0, t_1] of the line through the slopes at the start and at the last stage.
+
+    Stages lie at fractions `c` of the step, in t, or for a `Clocked` problem in its parameter l; each is reached along the line
+    through the start and the stage before it. A subclass says by which `rule` the weights of a line follow from the times.
+    """
+
+    c: ClassVar[tuple[float, ...]]
+
+    @abstractmethod
+    def rule(self, panels: Panels) -> np.ndarray:
+        """The weights of the one or two values at panels.nodes, newest first, `(steps, k)`, in units of A(stop)."""
+
+    def plan(self, problem: AbstractSDE, ts: Sequence[float]) -> Self:
+        begins, ends = np.asarray(ts[:-1]), np.asarray(ts[1:])
+        nodes, stops, weights = begins[:, None], [], []
+        for i, c in enumerate((*self.c, 1.0)):
+            stops.append(ends if c == 1 else problem.between(begins, ends, c))
+            line = problem.quadrature(self.rule, nodes, begins, stops[i])
+            between = np.zeros((len(begins), max(0, i - 1)))  # the stages that are neither the start nor the last
+            weights.append(map(tuple, np.hstack([line[:, :1], between, line[:, 1:]]).tolist()))
+            nodes = np.column_stack([stops[i], begins])
+        *stages, final = (list(zip(stop.tolist(), row, strict=True)) for stop, row in zip(stops, weights, strict=True))
+        rows = zip(ts[:-1], zip(*stages, strict=True), final, strict=True)
+        return replace(self, planned={t: Row(False, on_the_way, last, ()) for t, on_the_way, (_, last) in rows})
+
+
+@dataclass(frozen=True, eq=False)
+class DPMSolverSingle(AbstractSingleStep):
+    """DPM-Solver++(kS) on the data prediction and DPM-Solver-k on the noise prediction, with k evaluations a step: order k.
+
+    x_1 = x_0 + M_0 F_0 + M_1 (F_c - F_0) / c, with M_i the integrals of s^i dA over the step and s from 0 to 1 in l. For k = 2
+    c = 1/2, and M_0/2 takes the place of M_1: the midpoint rule in l, k-diffusion's `dpm_2` where the noise is predicted. For
+    k = 3 c = 2/3, and F_c is found with one more stage at 1/3 by the same formula. For equations without noise.
+
+    Arguments:
+        k: evaluations a step, 2 or 3.
+
+    References:
+        Lu et al. 2022, arXiv 2206.00927, algorithms 1 and 2; arXiv 2211.01095, algorithm 1 (r_1 = 1/2).
+    """
+
+    k: int = 2
+
+    def __post_init__(self) -> None:
+        if self.k not in (2, 3):
+            raise ValueError(f"DPMSolverSingle is offered for k in 2, 3, not {self.k}")
+
+    @property
+    def order(self) -> Mapping[NoiseType, Order]:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return {"none": Order(self.k, self.k)}
+
+    @property
+    def c(self) -> tuple[float, ...]:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return (1 / 2,) if self.k == 2 else (1 / 3, 2 / 3)
+
+    def rule(self, panels: Panels) -> np.ndarray:
+        moments = panels.moments()
+        if self.k == panels.k == 2:
+            moments[:, 1] = moments[:, 0] / 2
+        return panels.weights(moments)
+
+
+@dataclass(frozen=True, eq=False)
+class ClockedHeun(AbstractSingleStep):
+    """x~ = x_0 + M_0 F_0 + g dW, then x_1 = x~ + M_1 (F(t_1, x~) - F_0), M_i the integrals of s^i dA over the step.
+
+    s runs from 0 to 1 over the step in l: Heun's method with the line through both slopes integrated exactly against the clock,
+    exponential Heun; on the time axis M_0 = dt, M_1 = dt/2 and it is `Heun`. Two evaluations a step, order two; with additive
+    noise strong order one and weak order two, predictor and corrector having the same dW.
+
+    References:
+        Hochbruck and Ostermann 2010, "Exponential integrators", section 2; Cox and Matthews 2002, ETD2RK.
+    """
+
+    order = {"none": Order(2, 2), "additive": Order(1, 2)}
+    c = (1.0,)
+
+    def rule(self, panels: Panels) -> np.ndarray:
+        return panels.exact()

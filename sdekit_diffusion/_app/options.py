@@ -1,0 +1,227 @@
+"""Options of the command line that belong together: the network, and how to sample."""
+
+import inspect
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from sdekit_diffusion import nets
+from sdekit_diffusion._diffusions.diffusion import AbstractDiffusion
+from sdekit_diffusion._diffusions.names import diffusion
+from sdekit_diffusion._loading.load import load
+from sdekit_diffusion._loading.named import named_model
+from sdekit_diffusion._models.model import ALIASES, Conditioning, Prediction, ScoreModel
+from sdekit_diffusion._sampling.adapted import grid_of
+from sdekit_diffusion._sampling.methods import method_of
+from sdekit_diffusion._sampling.probability_flow import span_of
+from sdekit_diffusion.data import Dataset
+
+# What is predicted and what is told of the noise, as published; other networks do as well with the default.
+_PUBLISHED: dict[str, tuple[Prediction, Conditioning]] = {"NCSN": ("score", "time"), "NCSNv2": ("noise", "time")}
+_ENOUGH = 10_000  # samples, to know the size of their coordinates
+_SDE = "subvp"
+_ARCHITECTURE = "width multipliers dilations levels blocks attention dropout depth".split()
+_CONVENTIONS = "sde predicts conditioning".split()
+_DEFAULT: tuple[Prediction, Conditioning] = ("velocity", "log_snr")
+
+
+@dataclass(frozen=True)
+class Net:
+    """The network, and what it is told and predicts. What is left out is as the network has it.
+
+    Attributes:
+        network: MLP, UNet, NCSN or NCSNv2; a UNet for images and an MLP for other data unless given. Or one of your own: the
+            folder of a network of diffusers with its scheduler, or package.module:factory, a function without arguments that
+            is imported and makes a module or a ScoreModel.
+        predicts: what the output means: noise, data, score, velocity or flow. Velocity unless given, but as published score for
+            NCSN and noise for NCSNv2.
+        conditioning: what it is told of the noise: log_snr, time, sigma, or two numbers a b for a t + b, such as 1000 -1 for
+            DDPM's steps from 0. Unless given log_snr, but time for NCSN and NCSNv2, which is told nothing.
+        width: features of a layer; of images at full resolution.
+        multipliers: images: features of each level in units of width, such as 1 2; each level of a UNet halves the image, by
+            itself down to 16 pixels or an odd size.
+        dilations: NCSN, NCSNv2: of the convolutions of each level, such as 1 2; where it is 1 a level halves the image.
+        levels: NCSN: how many noise levels have norms of their own; those of the diffusion unless given.
+        blocks: UNet: residual blocks of a level.
+        attention: UNet: whether the blocks of each level end in attention, such as False True.
+        dropout: UNet: probability of dropping a feature in training.
+        depth: MLP: residual blocks.
+    """
+
+    network: str | None = None
+    predicts: str | None = None
+    conditioning: Conditioning | None = None
+    width: int | None = None
+    multipliers: tuple[int, ...] | None = None
+    dilations: tuple[int, ...] | None = None
+    levels: int | None = None
+    blocks: int | None = None
+    attention: tuple[bool, ...] | None = None
+    dropout: float | None = None
+    depth: int | None = None
+
+    def model(self, source: Dataset, sde: str | None, begun: Path | None = None) -> ScoreModel:
+        """A model of a data set to train: untrained, or as a network of the user's own is.
+
+        Arguments:
+            source: the data.
+            sde: the diffusion; the network's own, or else sub-VP, unless given.
+            begun: the checkpoint that a run of a network of the user's own goes on from.
+
+        Raises:
+            ValueError: for a name that is not one of these, an option that this network does not have, or images of a size
+                that it does not take.
+        """
+        name, shape = self.network or ("MLP" if source.scale.levels is None else "UNet"), tuple(source.test.shape[1:])
+        own = name not in nets.registry
+        if own and begun is not None:
+            return self._going_on(name, begun, sde, source)
+        made = self._named(name, sde, source) if own else None
+        if isinstance(made, ScoreModel):
+            net, chosen, predicts, conditioning = made.net, made.sde, made.predicts, made.conditioning
+        else:
+            chosen, (predicts, conditioning) = diffusion(sde or _SDE), _PUBLISHED.get(name, _DEFAULT)
+            net = self._built(name, shape, chosen) if made is None else made
+        values = source.scale.encode(source.reference(_ENOUGH)[0])
+        return ScoreModel(
+            net,
+            chosen,
+            self.predicts or predicts,
+            shape=shape,
+            conditioning=self.conditioning or conditioning,
+            data_std=float(values.square().mean().sqrt()),
+            data_range=made.data_range if isinstance(made, ScoreModel) else None,
+            scale=source.scale,
+        )
+
+    def _named(self, name: str, sde: str | None, source: Dataset) -> ScoreModel | nn.Module:
+        """A network of the user's own, or a model, whose conventions then are no options."""
+        made = named_model(name)
+        own = [*_ARCHITECTURE, *(_CONVENTIONS if isinstance(made, ScoreModel) else ())]
+        self._require_none(name, own, {**asdict(self), "sde": sde})
+        if isinstance(made, ScoreModel):
+            shape, scale = tuple(source.test.shape[1:]), source.scale
+            if made.shape not in (None, shape):
+                raise ValueError(
+                    f"{name} is for samples of shape {made.shape}, and {source.name} has {shape}; choose other data"
+                )
+            if None not in (made.data_range, scale.levels) and made.data_range != (scale.low, scale.high):
+                raise ValueError(
+                    f"{name} is for images in {made.data_range}, and those of {source.name} are trained in "
+                    f"{(scale.low, scale.high)}; train it from Python, with transform="
+                )
+        return made
+
+    @staticmethod
+    def _require_none(name: str, own: Sequence[str], options: dict[str, Any]) -> None:
+        """Refuses options of what a network of the user's own has already."""
+        for option in own:
+            if options[option] is not None:
+                raise ValueError(f"--{option} is no option of {name}, which has its own; leave it out")
+
+    def _going_on(self, name: str, begun: Path, sde: str | None, source: Dataset) -> ScoreModel:
+        """The model of a run, from Python too, around a network of the user's own."""
+        self._require_none(name, _ARCHITECTURE, asdict(self))
+        model = load(begun, net=name)
+        asked: dict[str, Any] = {"predicts": ALIASES.get(self.predicts or "", self.predicts)}
+        asked["conditioning"] = self.conditioning
+        asked |= {"sde": None if sde is None else diffusion(sde)}
+        asked |= {"shape": tuple(source.test.shape[1:]), "scale": source.scale}
+        for option, value in asked.items():
+            if value is not None and value != getattr(model, option):
+                known = getattr(model, option)
+                raise ValueError(f"the run of {begun} was begun with {option} = {known}, not {value}; give the same")
+        return model
+
+    def _built(self, name: str, shape: tuple[int, ...], sde: AbstractDiffusion) -> nn.Module:
+        known, others = inspect.signature(nets.registry[name]).parameters, ("network", "predicts", "conditioning")
+        given = {option: value for option, value in asdict(self).items() if value is not None and option not in others}
+        for option in given:
+            if option not in known:
+                raise ValueError(f"--{option} is no option of {name}; leave it out, or choose another --network")
+        given |= {"shape": shape} if "shape" in known else {"channels": shape[0]}
+        if name == "UNet" and len(shape) == 3 and not {"multipliers", "attention"} & set(given):
+            given |= _levels(shape)
+        if "levels" in known and self.levels is None:
+            given["levels"] = len(sde.levels)
+        net = nets.registry[name](**given)
+        with torch.no_grad():
+            net(torch.zeros(1, *shape), torch.zeros(1))
+        return net
+
+
+def _levels(shape: tuple[int, ...]) -> dict[str, list[Any]]:
+    """Levels of a U-Net for images `(C, H, W)`: down to 16 pixels or an odd size, those below the first with attention from
+    64 pixels on.
+    """
+    height, width = shape[1:]
+    areas = [height * width]
+    while areas[-1] > 16 and height % 2 == width % 2 == 0:
+        height, width = height // 2, width // 2
+        areas.append(height * width)
+    below = areas[1:]
+    return {"multipliers": [1, *[2 for _ in below]], "attention": [False, *[area <= 64 for area in below]]}
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """How to sample, the same for all commands that do. What is left out is as the method has it.
+
+    Attributes:
+        method: default, euler_maruyama, pc, ode or another method of the library; a name that is none lists them.
+        steps: how many steps.
+        grid: where they are: native, time, quadratic, sigma, karras, log_snr, focused, or adapted, found from the model, at
+            the cost of thousands of samples.
+        noise: white, other noise for every number of steps; or path, one Brownian path a sample, which more steps refine.
+        eta: the noise level: 0 the probability flow, 1 the reverse SDE; above 0 the default method is "sde".
+        sde: the diffusion to sample under: ve, vp, subvp, cosine, edm, flow, ddpm or ncsn; the model's own unless given.
+        end: sigma / alpha where the solve stops.
+        denoise: replace each sample by the mean of the data given it, one evaluation more.
+        dtype: of the solve; the model's unless given.
+        seed: of all noise.
+        first: the index of the first sample; sample i depends on the seed and on i alone.
+        batch_size: how many are solved together.
+    """
+
+    method: str = "default"
+    steps: int | None = None
+    grid: str | None = None
+    noise: Literal["white", "path"] | None = None
+    eta: float | None = None
+    sde: str | None = None
+    end: float = 1e-3
+    denoise: bool = False
+    dtype: Literal["float16", "bfloat16", "float32", "float64"] | None = None
+    seed: int = 0
+    first: int = 0
+    batch_size: int = 256
+
+    def settings(self) -> dict[str, Any]:
+        """The arguments of `sample` but for first and batch_size.
+
+        Raises:
+            ValueError: for an eta that the method does not have, or does not take.
+        """
+        chosen = self.method
+        if self.eta is not None:
+            chosen = method_of("sde" if self.eta and self.method == "default" else self.method, self.steps, self.grid)
+            flow = self.eta > 0 and getattr(chosen, "integrand", "data") != "data"
+            if flow or "eta" not in [field.name for field in fields(chosen)]:
+                raise ValueError(f"the method {self.method!r} has no noise level; leave out --eta, or choose default or sde")
+            chosen = replace(chosen, eta=self.eta)
+        same = {name: getattr(self, name) for name in ("steps", "grid", "noise", "sde", "end", "denoise", "seed")}
+        return {**same, "method": chosen, "dtype": None if self.dtype is None else getattr(torch, self.dtype)}
+
+    def fitted(self, model: ScoreModel) -> dict[str, Any]:
+        """The arguments of `sample` for many calls: what the grid must know of the model is found once."""
+        settings = self.settings()
+        if self.grid is None:
+            return settings
+        method = method_of(settings["method"], self.steps, self.grid)
+        sde = diffusion(self.sde or model.sde)
+        span = span_of(model, sde, self.end)
+        return {**settings, "grid": grid_of(self.grid).fitted(model, sde, span, method)}

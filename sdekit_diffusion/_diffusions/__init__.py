@@ -1,0 +1,1 @@
+"""Diffusions x_t = alpha(t) x_0 + sigma(t) eps, one family a file."""

@@ -1,0 +1,55 @@
+"""Variance preserving with a cosine for alpha."""
+
+import math
+from dataclasses import dataclass
+
+from sdekit.elementary import Time, atan, reciprocal, sigmoid, sin, sqrt
+from sdekit_diffusion._diffusions.diffusion import AbstractDiffusion
+
+
+@dataclass(frozen=True)
+class CosineVPSDE(AbstractDiffusion):
+    """Variance preserving with alpha = cos(k (t + s)) / cos(k s), k = pi / (2 (1 + s)), which is 0 at t = 1.
+
+    f = -k tan(k (t + s)), g^2 = -2 f, sigma^2 = 1 - alpha^2 = sin(k t) sin(k (2 - t)) / cos(k s)^2. Both coefficients are
+    infinite at t = 1. Networks that predict the noise or the score say little of the data there: predict "velocity".
+
+    Arguments:
+        s: keeps the noise from vanishing too fast near the data.
+
+    Raises:
+        ValueError: for s that is not positive.
+
+    References:
+        Nichol and Dhariwal 2021, arXiv 2102.09672, equation 17.
+    """
+
+    s: float = 0.008
+
+    def __post_init__(self) -> None:
+        if not 0 < self.s < math.inf:
+            raise ValueError(f"CosineVPSDE needs s > 0, such as 0.008, not {self.s}")
+
+    @property
+    def k(self) -> float:
+        """The angle per unit of time, pi/2 less k s."""
+        return 0.5 * math.pi / (1 + self.s)
+
+    def alpha(self, t: Time) -> Time:
+        return sin(self.k * (1 - t)) / math.sin(self.k)
+
+    def sigma(self, t: Time) -> Time:
+        return sqrt(sin(self.k * t) * sin(self.k * (2 - t))) / math.sin(self.k)
+
+    def time(self, l: Time) -> Time:
+        # cos and sin of k s; then those of k (t + s), with which tan(k t) is a quotient of positive terms.
+        c, s = math.sin(self.k), math.sin(self.k * self.s)
+        cos, noise = c * sqrt(sigmoid(2 * l)), c * c * sigmoid(-2 * l)
+        sine = sqrt(s * s + noise)
+        return atan(noise / ((c * sine + s * cos) * (c * cos + s * sine))) / self.k
+
+    def f(self, t: Time) -> Time:
+        return -self.k * sin(self.k * (t + self.s)) * reciprocal(sin(self.k * (1 - t)))
+
+    def g(self, t: Time) -> Time:
+        return sqrt(-2 * self.f(t))

@@ -1,0 +1,219 @@
+"""Diffusions with affine drift: x_t = alpha(t) x_0 + sigma(t) eps, eps ~ N(0, I)."""
+
+import copy
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar, Self
+
+import torch
+from torch import Tensor
+
+from sdekit import AbstractSDE, fresh_seed, normal
+from sdekit.elementary import Time, broadcast, clip, expm1, log, reciprocal, sqrt
+from sdekit_diffusion._inputs import usable
+
+_START = 1000.0  # sigma / alpha of the data's standard deviation at the start of a solve, where T is out of reach
+
+
+_REACH = 1e5  # the largest such ratio at T that is not: published schedules end at up to 4e4; clocks of solves lose digits
+
+
+@dataclass(frozen=True)
+class AbstractDiffusion(AbstractSDE):
+    """dx = f(t) x dt + g(t) dW on [0, T] with x_t | x_0 ~ N(alpha(t) x_0, sigma(t)^2 I).
+
+    Divided by alpha every such process is Brownian motion run on the clock sigma^2 / alpha^2; diffusions differ in their
+    range of l = log(alpha / sigma) and in how they spend time on it. A subclass declares alpha, sigma, the inverse of l,
+    and the coefficients f and g. Times are floats or `(batch,)` tensors.
+    """
+
+    noise_type = "additive"
+    largest: ClassVar[str] = ""  # the parameter that says how much noise there is at T
+    _reads = True  # whether `checked` reads times that are tensors
+
+    @property
+    def T(self) -> float:
+        """The end of time, where nearly all is noise; 1 unless a subclass has another."""
+        return 1.0
+
+    @abstractmethod
+    def alpha(self, t: Time) -> Time:
+        """The mean's factor."""
+
+    @abstractmethod
+    def sigma(self, t: Time) -> Time:
+        """The standard deviation of the kernel."""
+
+    @abstractmethod
+    def time(self, l: Time) -> Time:
+        """The t at which log(alpha / sigma) = l."""
+
+    @abstractmethod
+    def f(self, t: Time) -> Time:
+        """The drift's coefficient, d log(alpha) / dt."""
+
+    @abstractmethod
+    def g(self, t: Time) -> Time:
+        """The diffusion's coefficient, g^2 = d sigma^2 / dt - 2 f sigma^2."""
+
+    def drift(self, t: Time, x: Tensor) -> Tensor:
+        """f(t) x."""
+        return x * broadcast(self.f(self.checked(t)), x)
+
+    def diffusion(self, t: Time, x: Tensor) -> Time:
+        """g(t), ready to multiply x."""
+        return broadcast(self.g(self.checked(t)), x)
+
+    def kernel(self, t: float) -> tuple[float, float]:
+        """alpha(t) and sigma(t)."""
+        self._known(t)
+        return float(self.alpha(t)), float(self.sigma(t))
+
+    def log_snr(self, t: Time) -> Time:
+        """l = log(alpha / sigma), half the logarithm of the signal-to-noise ratio; infinite where sigma = 0."""
+        return log(self.alpha(t)) - log(self.sigma(t))
+
+    def time_within(self, l: Time) -> Time:
+        """`time` for an l of its own range: rounding does not lead out of [0, T], near whose ends l may hardly change."""
+        return clip(self.time(l), 0.0, self.T)
+
+    def spaced(self, t0: float, t1: float, u: Tensor) -> Tensor:
+        """The times between t0 and t1 at u in [0, 1]: equal parts, but where a diffusion's own time is not for such."""
+        return t0 + (t1 - t0) * u
+
+    @property
+    def levels(self) -> Tensor:
+        """The times of its discrete noise levels, increasing, float64.
+
+        Raises:
+            ValueError: for a diffusion that has none.
+        """
+        raise ValueError(f"{self} has no discrete noise levels; give times, or take DDPM(betas) or NCSN(sigmas), which have")
+
+    def latest(self, data_std: float = 1.0) -> float:
+        """The time up to which models are trained, and from which solves run, with the prior in the place of p_t.
+
+        It is T, unless sigma / alpha there is above 1e5 data_std, or infinite: then it is the time of sigma / alpha =
+        1000 data_std, where the mean of p_t, which the prior lacks, is that of the data over 1000 data_std, in units of sigma.
+        Nothing is left to solve beyond, and the clocks of solves, on which that is a point, lose their digits.
+
+        Arguments:
+            data_std: the root mean square of a coordinate of the data.
+        """
+        if -float(self.log_snr(self.T)) <= math.log(_REACH * data_std):
+            return self.T
+        return max(0.0, float(self.time(-math.log(_START * data_std))))
+
+    def marginal(self, t: Time, x0: Tensor) -> tuple[Tensor, Time]:
+        """The mean and the standard deviation of x_t given x_0; the latter ready to multiply a tensor shaped like x_0.
+
+        Raises:
+            ValueError: when t is outside [0, T].
+        """
+        t = self.checked(t)
+        return x0 * broadcast(self.alpha(t), x0), broadcast(self.sigma(t), x0)
+
+    def transition(self, s: Time, t: Time) -> tuple[Time, Time]:
+        """The factor of x_s and the standard deviation of x_t given x_s, s <= t: alpha_t/alpha_s and the square root of
+        sigma_t^2 - (alpha_t/alpha_s)^2 sigma_s^2 = sigma_t^2 (1 - e^{2 (l_t - l_s)}).
+
+        Raises:
+            ValueError: when s > t, or either is outside [0, T].
+        """
+        s, t = self.checked(s), self.checked(t)
+        if bool(torch.as_tensor(s > t).any()):
+            raise ValueError(f"transition(s, t) goes forwards: s <= t; here s = {s} and t = {t}")
+        if not isinstance(s, Tensor) and not isinstance(t, Tensor) and s == t:
+            return 1.0, 0.0
+        # Where s = t both are infinite at the ends, and alpha may be 0.
+        factor, apart = self.alpha(t) * reciprocal(self.alpha(s)), self.log_snr(t) - self.log_snr(s)
+        if isinstance(apart, Tensor):
+            same = torch.as_tensor(s == t)
+            factor, apart = torch.where(same, 1.0, torch.as_tensor(factor)), torch.where(same, 0.0, apart)
+        return factor, self.sigma(t) * sqrt(-expm1(2 * apart))
+
+    def posterior(self, s: Time, t: Time) -> tuple[Time, Time, Time]:
+        """q(x_s | x_t, x_0) = N(a x_t + b x_0, std^2 I), s <= t, as (a, b, std); sigma(t) > 0.
+
+        With alpha_ts and sigma_ts of the transition, a = alpha_ts sigma_s^2 / sigma_t^2, b = alpha_s sigma_ts^2 / sigma_t^2 and
+        std = sigma_s sigma_ts / sigma_t.
+
+        Raises:
+            ValueError: as `transition`.
+
+        References:
+            Ho et al. 2020, arXiv 2006.11239, equations 6 and 7.
+        """
+        factor, std = self.transition(s, t)
+        kept, new = self.sigma(s) / self.sigma(t), std / self.sigma(t)
+        return factor * kept * kept, self.alpha(s) * new * new, kept * std
+
+    def prior(
+        self,
+        shape: tuple[int, ...],
+        *,
+        seed: int | None = None,
+        first: int = 0,
+        t: float | None = None,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str | None = None,
+    ) -> Tensor:
+        """Samples of N(0, sigma(t)^2 I), what p_t tends to where alpha / sigma is small.
+
+        Arguments:
+            shape: `(batch, *event)`.
+            seed, first: sample n depends on (seed, first + n) alone; None takes a fresh seed.
+            t: where the prior stands for p_t; T unless given.
+        """
+        place = None if device is None else usable(device)
+        index = torch.arange(first, first + shape[0], device=place)
+        seed = fresh_seed() if seed is None else seed
+        return normal(seed, index, tuple(shape[1:]), dtype=dtype) * float(self.sigma(self.checked(self.T if t is None else t)))
+
+    def log_prior(self, x: Tensor, t: float | None = None) -> Tensor:
+        """log N(x; 0, sigma(t)^2 I) in nats, float64: `(batch, *event)` to `(batch,)`; t is T unless given."""
+        sigma = float(self.sigma(self.checked(self.T if t is None else t)))
+        flat = x.reshape(len(x), math.prod(x.shape[1:])).to(torch.float64)
+        pieces = (flat / sigma).square().split(1 << 14, dim=1)  # each summed on one thread, in one order
+        squares = torch.stack([piece.sum(dim=1) for piece in pieces]).cumsum(dim=0)[-1]
+        return -0.5 * squares - flat.shape[1] * (math.log(sigma) + 0.5 * math.log(2 * math.pi))
+
+    def checked(self, t: Time) -> Time:
+        """t itself, refused outside [0, T] but for rounding in float32; a tensor is read on the host, once."""
+        if isinstance(t, Tensor) and t.numel() and self._reads:
+            for value in torch.stack(torch.aminmax(t.detach())).cpu():
+                self._known(float(value))
+        return self._known(t)
+
+    def unchecked(self) -> Self:
+        """The same diffusion, equal to this one, without the read of `checked`: for loops that make the times themselves.
+
+        A read stops the host until the device has done all that is queued. Times that are floats are checked as ever.
+        """
+        same = copy.copy(self)
+        object.__setattr__(same, "_reads", False)
+        return same
+
+    def within(self, t0: float, t1: float) -> Self:
+        self._known(t0)
+        self._known(t1)
+        return self.unchecked()
+
+    def _known(self, t: Time) -> Time:
+        """t itself; a float is refused outside [0, T]."""
+        if not isinstance(t, Tensor) and not -1e-6 <= t / self.T <= 1 + 1e-6:
+            kind = type(self).__name__
+            raise ValueError(f"t = {t} is outside the range of {kind}, which runs from 0 (data) to {self.T:g} (noise)")
+        return t
+
+
+@dataclass(frozen=True)
+class AbstractExploding(AbstractDiffusion, ABC):
+    """alpha = 1, hence f = 0 and g^2 = d sigma^2/dt: the data stay as they are and the noise grows."""
+
+    def alpha(self, t: Time) -> Time:
+        return t * 0 + 1.0
+
+    def f(self, t: Time) -> Time:
+        return t * 0.0

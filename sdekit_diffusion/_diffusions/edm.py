@@ -1,0 +1,52 @@
+"""The noise level as time."""
+
+import math
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from sdekit.elementary import Time, exp, sqrt
+from sdekit_diffusion._diffusions.diffusion import AbstractExploding
+
+
+@dataclass(frozen=True)
+class EDMSDE(AbstractExploding):
+    """sigma = t and alpha = 1 on [0, sigma_max]: f = 0, g^2 = 2 t. The noise level is the time.
+
+    Where others take equal steps in t, or draw t uniformly, this one does so in t^(1/7). Its times are on the scale of sigma:
+    condition networks on "log_snr".
+
+    Arguments:
+        sigma_max: the end of time, at least the largest distance between two points of the data.
+
+    Raises:
+        ValueError: for sigma_max that is not positive.
+
+    References:
+        Karras et al. 2022, arXiv 2206.00364, table 1; equation 5 for the steps, with rho = 7.
+    """
+
+    largest = "sigma_max"
+
+    sigma_max: float = 80.0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.sigma_max < math.inf:
+            raise ValueError(f"EDMSDE needs sigma_max > 0, such as 80, not {self.sigma_max}")
+
+    @property
+    def T(self) -> float:
+        return self.sigma_max
+
+    def spaced(self, t0: float, t1: float, u: Tensor) -> Tensor:
+        start, stop = t0 ** (1 / 7), t1 ** (1 / 7)
+        return (start + (stop - start) * u) ** 7
+
+    def sigma(self, t: Time) -> Time:
+        return t
+
+    def time(self, l: Time) -> Time:
+        return exp(-l)
+
+    def g(self, t: Time) -> Time:
+        return sqrt(2 * t)

@@ -1,0 +1,33 @@
+"""The straight line of flow matching."""
+
+from dataclasses import dataclass
+
+from sdekit.elementary import Time, reciprocal, sigmoid, sqrt
+from sdekit_diffusion._diffusions.diffusion import AbstractDiffusion
+
+
+@dataclass(frozen=True)
+class RectifiedFlow(AbstractDiffusion):
+    """The straight line from the data to the noise: alpha = 1 - t, sigma = t; f = -1 / (1 - t), g^2 = 2 t / (1 - t).
+
+    Its probability flow is dx/dt = E[eps - x_0 | x_t = x], the velocity of flow matching: `predicts="flow"`. Time runs from the
+    data, 0, to the noise, 1, as everywhere here; the other way round in some papers. Both coefficients are infinite at t = 1.
+
+    References:
+        Liu et al. 2023, arXiv 2209.03003; Lipman et al. 2023, arXiv 2210.02747.
+    """
+
+    def alpha(self, t: Time) -> Time:
+        return 1 - t
+
+    def sigma(self, t: Time) -> Time:
+        return t
+
+    def time(self, l: Time) -> Time:
+        return sigmoid(-l)
+
+    def f(self, t: Time) -> Time:
+        return -reciprocal(1 - t)
+
+    def g(self, t: Time) -> Time:
+        return sqrt(2 * t * reciprocal(1 - t))

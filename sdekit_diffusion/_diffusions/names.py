@@ -1,0 +1,38 @@
+"""All diffusions by name."""
+
+from sdekit import did_you_mean
+from sdekit_diffusion._diffusions.cosine import CosineVPSDE
+from sdekit_diffusion._diffusions.ddpm import DDPM
+from sdekit_diffusion._diffusions.diffusion import AbstractDiffusion
+from sdekit_diffusion._diffusions.edm import EDMSDE
+from sdekit_diffusion._diffusions.flow import RectifiedFlow
+from sdekit_diffusion._diffusions.ncsn import NCSN
+from sdekit_diffusion._diffusions.ve import VESDE
+from sdekit_diffusion._diffusions.vp import VPSDE, SubVPSDE
+
+DIFFUSIONS: dict[str, type[AbstractDiffusion]] = {
+    "ve": VESDE,
+    "vp": VPSDE,
+    "subvp": SubVPSDE,
+    "cosine": CosineVPSDE,
+    "edm": EDMSDE,
+    "flow": RectifiedFlow,
+    "ddpm": DDPM,
+    "ncsn": NCSN,
+}
+
+
+def diffusion(sde: AbstractDiffusion | str) -> AbstractDiffusion:
+    """A diffusion from its name, with its default parameters; a diffusion is returned as it is.
+
+    Raises:
+        ValueError: for an unknown name.
+    """
+    if isinstance(sde, AbstractDiffusion):
+        return sde
+    if sde not in DIFFUSIONS:
+        raise ValueError(
+            f"unknown sde {sde!r}"
+            f"{did_you_mean(sde, DIFFUSIONS)}; choose one of {', '.join(DIFFUSIONS)}, or pass a diffusion such as VPSDE()"
+        )
+    return DIFFUSIONS[sde]()

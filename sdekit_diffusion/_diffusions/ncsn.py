@@ -1,0 +1,67 @@
+"""NCSN's noise levels as a diffusion."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from sdekit import geometric
+from sdekit.elementary import Time, exp, sqrt
+from sdekit_diffusion._diffusions.diffusion import AbstractExploding
+from sdekit_diffusion._diffusions.piecewise import PiecewiseLinear, numbers, require_increasing, shown
+
+
+@dataclass(frozen=True)
+class NCSN(AbstractExploding):
+    """Noise levels with a time between them: alpha = 1, log(sigma) linear between neighbours, the smallest at t = 0.
+
+    f = 0, g^2 = d sigma^2/dt. Levels in a geometric progression make it `VESDE(exact=False)`.
+
+    Arguments:
+        sigmas: positive and in order, up or down; such as `sdekit.geometric(50.0, 0.01, 231)`, the default, for 232 levels.
+
+    Raises:
+        ValueError: for fewer than two levels, or levels that are not positive and all different.
+
+    References:
+        Song and Ermon 2019, arXiv 1907.05600; 2020, arXiv 2006.09011, whose levels for CIFAR-10 the default is.
+    """
+
+    largest = "sigmas"
+
+    sigmas: Sequence[float] | Tensor = tuple(geometric(0.01, 50.0, 231).tolist())
+
+    def __post_init__(self) -> None:
+        given = numbers(self.sigmas)
+        object.__setattr__(self, "sigmas", tuple(sorted(given)))
+        increasing = len(given) > 1 and all(0 < a < b < math.inf for a, b in pairwise(self.sigmas))
+        if not increasing or given not in (self.sigmas, tuple(reversed(self.sigmas))):
+            raise ValueError(f"NCSN needs two different positive noise levels or more, in order, not {shown(given)}")
+        require_increasing(self.log_sigma, f"NCSN({shown(given)}) has sigmas so near that their logarithms are equal")
+
+    def __repr__(self) -> str:
+        return f"NCSN({shown(self.sigmas)})"
+
+    @cached_property
+    def log_sigma(self) -> PiecewiseLinear:
+        """log(sigma) as a function of t."""
+        last = len(self.sigmas) - 1
+        return PiecewiseLinear(tuple(i / last for i in range(last + 1)), tuple(math.log(sigma) for sigma in self.sigmas))
+
+    @property
+    def levels(self) -> Tensor:
+        """The times of the sigmas, the smallest at 0, the largest at 1."""
+        return torch.tensor(self.log_sigma.x, dtype=torch.float64)
+
+    def sigma(self, t: Time) -> Time:
+        return exp(self.log_sigma(t))
+
+    def time(self, l: Time) -> Time:
+        return self.log_sigma.inverse(-l)
+
+    def g(self, t: Time) -> Time:
+        return self.sigma(t) * sqrt(2 * self.log_sigma.slope(t))

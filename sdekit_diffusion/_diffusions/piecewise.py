@@ -1,0 +1,73 @@
+"""Piecewise linear functions of time, and sequences of numbers as parameters."""
+
+from bisect import bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from sdekit.elementary import Time
+
+
+@dataclass(frozen=True)
+class PiecewiseLinear:
+    """The increasing function through points (x_i, y_i), linear between neighbours; its outer pieces go on.
+
+    Arguments:
+        x, y: at least two strictly increasing numbers each.
+    """
+
+    x: tuple[float, ...]
+    y: tuple[float, ...]
+
+    def __call__(self, x: Time) -> Time:
+        x0, y0, slope = self._piece(x)
+        return y0 + slope * (x - x0)
+
+    def slope(self, x: Time) -> Time:
+        """The derivative; at a point that of the piece after it."""
+        return self._piece(x)[2]
+
+    @cached_property
+    def inverse(self) -> "PiecewiseLinear":
+        """x as a function of y."""
+        return PiecewiseLinear(self.y, self.x)
+
+    @cached_property
+    def _table(self) -> Tensor:
+        return torch.tensor(self._pieces, dtype=torch.float64)
+
+    @cached_property
+    def _pieces(self) -> list[tuple[float, float, float]]:
+        """Where each begins, and its slope."""
+        points = pairwise(zip(self.x, self.y, strict=True))
+        return [(x0, y0, (y1 - y0) / (x1 - x0)) for (x0, y0), (x1, y1) in points]
+
+    def _piece(self, x: Time) -> tuple[Time, Time, Time]:
+        if not isinstance(x, Tensor):
+            return self._pieces[bisect_right(self.x, x, 1, len(self.x) - 1) - 1]
+        table = self._table.to(x.device, non_blocking=True)
+        index = torch.searchsorted(table[1:, 0].contiguous(), x.to(torch.float64), right=True)
+        x0, y0, slope = table[index].to(x.dtype).unbind(dim=-1)
+        return x0, y0, slope
+
+
+def require_increasing(function: PiecewiseLinear, why: str) -> None:
+    """Refuses a table of a clock that stands still: it has no inverse."""
+    if not all(a < b for a, b in pairwise(function.y)):
+        raise ValueError(f"{why} in float64; leave these out")
+
+
+def numbers(values: Sequence[float] | Tensor) -> tuple[float, ...]:
+    """As a tuple of floats: two diffusions are equal where these are."""
+    return tuple(torch.as_tensor(values, dtype=torch.float64).flatten().tolist())
+
+
+def shown(values: Sequence[float] | Tensor) -> str:
+    """All of a few numbers, or how many there are, and the ends."""
+    if len(values) <= 6:
+        return ", ".join(f"{float(value):g}" for value in values)
+    return f"{len(values)} values from {float(values[0]):g} to {float(values[-1]):g}"

@@ -1,0 +1,52 @@
+"""Variance exploding."""
+
+import math
+from dataclasses import dataclass
+
+from sdekit.elementary import Time, exp, expm1, softplus, sqrt
+from sdekit_diffusion._diffusions.diffusion import AbstractExploding
+
+
+@dataclass(frozen=True)
+class VESDE(AbstractExploding):
+    """Variance exploding: f = 0, g^2 = d s^2/dt with s(t) = sigma_min (sigma_max / sigma_min)^t.
+
+    alpha = 1; sigma^2 = s(t)^2 - s(0)^2, the exact kernel.
+
+    Arguments:
+        sigma_min: below it noise is not resolved.
+        sigma_max: at least the largest distance between two points of the data.
+        exact: False for sigma = s(t), which published checkpoints were trained with.
+
+    References:
+        Song et al. 2021, arXiv 2011.13456, appendix C; Song and Ermon 2020, arXiv 2006.09011, technique 1.
+    """
+
+    largest = "sigma_max"
+
+    sigma_min: float = 0.01
+    sigma_max: float = 50.0
+    exact: bool = True
+
+    def __post_init__(self) -> None:
+        if not (0 < self.sigma_min < self.sigma_max < math.inf and self.growth > 0):
+            raise ValueError(f"VESDE needs 0 < sigma_min < sigma_max, not {self.sigma_min} and {self.sigma_max}")
+
+    @property
+    def growth(self) -> float:
+        """log(sigma_max / sigma_min)."""
+        return math.log(self.sigma_max) - math.log(self.sigma_min)
+
+    def _level(self, t: Time) -> Time:
+        """s(t), of logarithms: the ratio of its ends may be beyond what floats hold."""
+        return exp(math.log(self.sigma_min) + self.growth * t)
+
+    def sigma(self, t: Time) -> Time:
+        return self._level(t) * sqrt(-expm1(-2 * self.growth * t)) if self.exact else self._level(t)
+
+    def time(self, l: Time) -> Time:
+        log_ratio = -l - math.log(self.sigma_min)
+        return log_ratio / self.growth if not self.exact else softplus(2 * log_ratio) / (2 * self.growth)
+
+    def g(self, t: Time) -> Time:
+        return self._level(t) * math.sqrt(2 * self.growth)

@@ -1,0 +1,1 @@
+"""Likelihoods of models: bits per dimension, the variational bound, encodings."""

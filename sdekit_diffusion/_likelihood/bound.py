@@ -1,0 +1,208 @@
+"""The variational bound of the chain that samples step by step, in bits per dimension, term by term."""
+
+import itertools
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from sdekit import fresh_seed, normal
+from sdekit_diffusion._counters import BOUND
+from sdekit_diffusion._diffusions.diffusion import AbstractDiffusion
+from sdekit_diffusion._inputs import require_tensor
+from sdekit_diffusion._likelihood.decoder import Density, Levels, decoder_of
+from sdekit_diffusion._models.evaluating import evaluating
+from sdekit_diffusion._models.model import AbstractModel, as_model
+from sdekit_diffusion._sampling.sample import Model
+
+Variance = Literal["smaller", "larger"]
+
+_DRAW = 1 << 40  # between the samples' indices of two draws, so that their noise is independent
+_MOST_STEPS = -BOUND // 2
+
+
+@dataclass(frozen=True, eq=False)
+class VariationalBound:
+    """-log p(x_0) <= L_0 + L_1 + ... + L_N in bits per dimension, each term an expectation over q(x_i | x_0).
+
+    Attributes:
+        draws: L_0 ... L_{N-1} of every point for every draw of the noise, float64, `(draws, N, batch)`: at 0 the decoder's
+            -log p(x_0 | x_1), at i the divergence of p(x_i | x_{i+1}) from q(x_i | x_{i+1}, x_0).
+        prior: L_N, the divergence of N(0, sigma_N^2 I) from q(x_N | x_0), exact, `(batch,)`.
+        times: of x_1 ... x_N, float64, `(N,)`.
+    """
+
+    draws: Tensor
+    prior: Tensor
+    times: Tensor
+
+    @property
+    def terms(self) -> Tensor:
+        """L_0 ... L_N of every point, `(N + 1, batch)`: means over the draws, and the prior's."""
+        return torch.cat([self.draws.mean(dim=0), self.prior[None]])
+
+    @property
+    def terms_stderr(self) -> Tensor:
+        """What the noise leaves in each, `(N + 1, batch)`: NaN for a single draw, 0 for the prior's."""
+        n = len(self.draws)
+        sampled = self.draws.std(dim=0) / math.sqrt(n) if n > 1 else torch.full_like(self.draws[0], math.nan)
+        return torch.cat([sampled, torch.zeros_like(self.prior)[None]])
+
+    @property
+    def value(self) -> Tensor:
+        """The bound of every point, `(batch,)`."""
+        return self.terms.sum(dim=0)
+
+    @property
+    def stderr(self) -> Tensor:
+        """What the noise leaves in it, `(batch,)`; the steps' draws are independent. NaN for a single draw."""
+        return self.terms_stderr.square().sum(dim=0).sqrt()
+
+    @property
+    def mean(self) -> float:
+        """Over the points."""
+        return float(self.value.mean())
+
+    @property
+    def mean_stderr(self) -> float:
+        """The standard error of the mean as an estimate for the population: the spread of the points, which holds the noise."""
+        return float(self.value.std() / math.sqrt(len(self.prior))) if len(self.prior) > 1 else math.nan
+
+    @property
+    def term_means(self) -> tuple[Tensor, Tensor]:
+        """L_0 ... L_N over the points, and the standard errors of these means for the population, `(N + 1,)` each."""
+        n = len(self.prior)
+        spread = self.terms.std(dim=1) if n > 1 else torch.full((len(self.times) + 1,), math.nan, dtype=torch.float64)
+        return self.terms.mean(dim=1), spread / math.sqrt(n)
+
+
+def variational_bound(
+    model: Model,
+    x: Tensor,
+    *,
+    low: float | None = None,
+    high: float | None = None,
+    levels: int | None = None,
+    variance: Variance = "smaller",
+    decoder_std: float | None = None,
+    times: Tensor | None = None,
+    sde: AbstractDiffusion | str | None = None,
+    draws: int = 1,
+    seed: int | None = 0,
+    first: int = 0,
+    batch_size: int | None = None,
+    progress: bool = False,
+) -> VariationalBound:
+    """The bound of the chain p(x_s | x_t) = N(a x_t + b D(x_t), v I) down from N(0, sigma_N^2 I), under any diffusion.
+
+    With q(x_s | x_t, x_0) = N(a x_t + b x_0, std^2 I), `AbstractDiffusion.posterior`, a step's term is
+    d/2 (std^2/v - 1 - log(std^2/v)) + b^2 |x_0 - D|^2 / (2 v); one evaluation of the model a step, draw and point.
+
+    Integers k in 0 ... levels - 1 stand for x_0 = low + (high - low)(k + 1/2) / levels, the middle of the bin that
+    `bits_per_dim` spreads them over, and the decoder gives k the mass that N(D, decoder_std^2) has in its bin, the outermost
+    bins going on to infinity. Ho et al., whose 256 levels run from -1 to 1, have low = -1 - 1/255, high = 1 + 1/255. For
+    floating points the decoder is a density, and the bound one of -log2 p(x) / d.
+
+    Arguments:
+        model: a `ScoreModel`, a `GaussianMixture`, or a plain score `(x, t)` with sde=.
+        x: integers with low, high and levels, or floats without, `(batch, *shape)`.
+        low, high, levels: as in `bits_per_dim`.
+        variance: of a step back: "smaller", that of q(x_s | x_t, x_0), or "larger", that of q(x_t | x_s); for `DDPM`
+            beta_i (1 - abar_{i-1}) / (1 - abar_i) and beta_i.
+        decoder_std: sigma at the first of the times unless given: then the variance is beta_1 for `DDPM`.
+        times: of x_1 ... x_N, increasing, sigma > 0; the diffusion's own `levels` unless given. For levels of data the first
+            sigma should be half a bin or more, see the page on likelihoods.
+        sde: the diffusion; the model's own unless given.
+        draws: of the noise at each step; two or more give each point a standard error.
+        seed, first: the noise of sample i depends on (seed, first + i) and its step alone; None takes a fresh seed.
+        batch_size: how many points are evaluated together; all unless given.
+        progress: show a bar.
+
+    Raises:
+        TypeError: for integers without levels.
+        ValueError: for values out of range, floats with levels, or times that do not increase or are not known.
+
+    References:
+        Ho et al. 2020, arXiv 2006.11239, equation 5 and section 3.3; their code has beta~_2 for decoder_std^2.
+    """
+    require_tensor("x", x)
+    model, sde = as_model(model, sde)
+    chain, decoder = _Chain(sde, _times_of(sde, times), variance, decoder_std), decoder_of(x, low, high, levels)
+    _require(model, x, draws, batch_size)
+    dtype = torch.promote_types(x.dtype if x.is_floating_point() else model.place()[0], torch.float32)
+    seed, size, parts = fresh_seed() if seed is None else seed, batch_size or max(len(x), 1), []
+    bar = tqdm(total=len(chain.times) * draws * -(-len(x) // size), unit="step", desc="bound", disable=not progress)
+    with torch.no_grad(), evaluating(model, len(x)), bar:
+        for i in range(0, max(len(x), 1), size):
+            rows, x0 = torch.arange(i, min(i + size, len(x)), device=x.device), decoder.values(x[i : i + size])
+            some, found = model.rows(rows), x0.new_empty(draws, len(chain.times), len(x0))
+            for k, (step, t) in itertools.product(range(draws), enumerate(chain.times)):
+                eps = normal(seed, first + k * _DRAW + rows, tuple(x.shape[1:]), counter=BOUND + step, dtype=dtype)
+                x_t = sde.alpha(t) * x0.to(dtype) + sde.sigma(t) * eps
+                found[k, step] = chain.term(step, x0, some.denoise(t, x_t, sde).double(), decoder)
+                bar.update()
+            parts.append((found, chain.prior(x0)))
+    unit = (x[0].numel() if len(x) else 1) * math.log(2)
+    terms, prior = torch.cat([part[0] for part in parts], dim=2), torch.cat([part[1] for part in parts])
+    return VariationalBound(terms / unit, prior / unit, torch.tensor(chain.times, dtype=torch.float64))
+
+
+def _require(model: AbstractModel, x: Tensor, draws: int, batch_size: int | None) -> None:
+    """Refuses numbers out of range, and points of another shape than the model's."""
+    if draws < 1 or (batch_size is not None and batch_size < 1):
+        raise ValueError(f"draws and batch_size count from 1 on; not {draws} and {batch_size}")
+    if model.shape is not None and tuple(x.shape[1:]) != tuple(model.shape):
+        raise ValueError(f"x has shape {tuple(x.shape)}; this model needs (batch, {', '.join(map(str, model.shape))})")
+
+
+@dataclass(frozen=True)
+class _Chain:
+    """The chain over some times of a diffusion, and its terms in nats given x_0 and the model's D, float64, `(batch,)`."""
+
+    sde: AbstractDiffusion
+    times: list[float]
+    variance: Variance
+    decoder_std: float | None
+
+    def __post_init__(self) -> None:
+        if self.variance not in ("smaller", "larger"):
+            raise ValueError(f"variance must be 'smaller' or 'larger', not {self.variance!r}")
+        if self.decoder_std is not None and not self.decoder_std > 0:
+            raise ValueError(f"decoder_std must be positive, such as 0.01, not {self.decoder_std}")
+
+    def term(self, i: int, x0: Tensor, denoised: Tensor, decoder: Density | Levels) -> Tensor:
+        """L_i."""
+        if i == 0:
+            std = float(self.sde.sigma(self.times[0])) if self.decoder_std is None else self.decoder_std
+            return _summed(decoder.surprise(x0, denoised, std))
+        s, t = self.times[i - 1], self.times[i]
+        _, b, std = (float(value) for value in self.sde.posterior(s, t))
+        v = std if self.variance == "smaller" else float(self.sde.transition(s, t)[1])
+        ratio = (std / v) ** 2
+        apart = _summed((x0 - denoised).mul(b / v).square())
+        return 0.5 * (x0[:1].numel() * (ratio - 1 - math.log(ratio)) + apart)
+
+    def prior(self, x0: Tensor) -> Tensor:
+        """L_N = alpha^2 |x_0|^2 / (2 sigma^2)."""
+        alpha, sigma = self.sde.kernel(self.times[-1])
+        return 0.5 * (alpha / sigma) ** 2 * _summed(x0.square())
+
+
+def _summed(x: Tensor) -> Tensor:
+    """Over the coordinates of each sample, `(batch,)`."""
+    return x.unsqueeze(-1).flatten(1).sum(dim=1)
+
+
+def _times_of(sde: AbstractDiffusion, times: Tensor | None) -> list[float]:
+    """The times of the chain, checked."""
+    chosen = sde.levels if times is None else torch.as_tensor(times, dtype=torch.float64)
+    if chosen.ndim != 1 or not 0 < len(chosen) <= _MOST_STEPS or not bool((chosen.diff() > 0).all()):
+        shown = chosen.flatten()[:4].tolist()
+        raise ValueError(f"times must be one to {_MOST_STEPS} increasing numbers, not shape {tuple(chosen.shape)}: {shown} ...")
+    sde.checked(chosen)
+    if float(sde.sigma(float(chosen[0]))) == 0:
+        raise ValueError(f"the first of the times must have sigma > 0, and t = {float(chosen[0]):g} has none; begin later")
+    return chosen.tolist()

@@ -1,0 +1,169 @@
+"""Images as latents and back: the probability flow is a bijection."""
+
+import math
+from dataclasses import replace
+from typing import Literal, overload
+
+import torch
+from torch import Tensor
+
+from sdekit import AbstractTrace, Likelihood
+from sdekit_diffusion._diffusions.diffusion import AbstractDiffusion
+from sdekit_diffusion._inputs import require_tensor
+from sdekit_diffusion._likelihood.likelihood import along, points_of
+from sdekit_diffusion._models.evaluating import evaluating
+from sdekit_diffusion._models.model import AbstractModel, as_model
+from sdekit_diffusion._sampling.adaptive import AdaptiveFlow
+from sdekit_diffusion._sampling.probability_flow import span_of
+from sdekit_diffusion._sampling.sample import Model
+
+
+def encode(
+    model: Model,
+    x: Tensor,
+    *,
+    sde: AbstractDiffusion | str | None = None,
+    end: float = 1e-3,
+    method: AdaptiveFlow = AdaptiveFlow(),  # noqa: B008 - frozen
+    batch_size: int | None = None,
+) -> Tensor:
+    """The latent x_T to which the probability flow takes x, `(batch, *shape)`, without gradients; `decode` takes it back.
+
+    Arguments: as in `log_likelihood`, whose `latent` it is.
+
+    Raises:
+        TypeError, ValueError: as there.
+        sdekit.UnfinishedError: where some samples do not reach the end: its `solution` has the others.
+    """
+    model, diffusion = as_model(model, sde)
+    low, high = span_of(model, diffusion, end)
+    return _carried(model, diffusion, x, (high, low), method, batch_size)
+
+
+def _carried(
+    model: AbstractModel,
+    sde: AbstractDiffusion,
+    x: Tensor,
+    span: tuple[float, float],
+    method: AdaptiveFlow,
+    batch_size: int | None,
+) -> Tensor:
+    """Where the flow takes x, batch by batch."""
+    x, size, parts = points_of(model, x, batch_size, method), batch_size or max(len(x), 1), []
+    with torch.no_grad(), evaluating(model, len(x)):
+        for i in range(0, max(len(x), 1), size):
+            part = x[i : i + size]
+            some = model.rows(torch.arange(i, i + len(part), device=x.device))
+            parts.append(method.carried(some, sde, part, span, after=i).x)
+    return torch.cat(parts)
+
+
+@overload
+def decode(
+    model: Model,
+    latent: Tensor,
+    *,
+    sde: AbstractDiffusion | str | None = None,
+    end: float = 1e-3,
+    method: AdaptiveFlow = AdaptiveFlow(),  # noqa: B008
+    batch_size: int | None = None,
+    trace: AbstractTrace | None = None,
+    first: int = 0,
+    return_likelihood: Literal[False] = False,
+) -> Tensor: ...
+@overload
+def decode(
+    model: Model,
+    latent: Tensor,
+    *,
+    sde: AbstractDiffusion | str | None = None,
+    end: float = 1e-3,
+    method: AdaptiveFlow = AdaptiveFlow(),  # noqa: B008
+    batch_size: int | None = None,
+    trace: AbstractTrace | None = None,
+    first: int = 0,
+    return_likelihood: Literal[True],
+) -> tuple[Tensor, Likelihood]: ...
+def decode(
+    model: Model,
+    latent: Tensor,
+    *,
+    sde: AbstractDiffusion | str | None = None,
+    end: float = 1e-3,
+    method: AdaptiveFlow = AdaptiveFlow(),  # noqa: B008 - frozen
+    batch_size: int | None = None,
+    trace: AbstractTrace | None = None,
+    first: int = 0,
+    return_likelihood: bool = False,
+) -> Tensor | tuple[Tensor, Likelihood]:
+    """The x whose latent is given, `(batch, *shape)`: the probability flow from x_T down to sigma / alpha = end, over alpha.
+
+    Arguments:
+        return_likelihood: also return the log-density of x, found on the way at the cost of its traces.
+        Others as in `log_likelihood`.
+
+    Raises:
+        TypeError, ValueError, sdekit.UnfinishedError: as there.
+    """
+    model, diffusion = as_model(model, sde)
+    low, high = span_of(model, diffusion, end)
+    if not return_likelihood:
+        return _carried(model, diffusion, latent, (low, high), method, batch_size)
+    found = along(
+        model, diffusion, latent, (low, high), lambda x: x.new_zeros(len(x)), trace=trace, method=method, first=first,
+        batch_size=batch_size,
+    )  # fmt: skip
+    start = diffusion.log_prior(latent, float(diffusion.time_within(low)))
+    return found.latent, replace(found, value=start - found.value, latent=latent, skewness=-found.skewness)
+
+
+def interpolate(
+    model: Model,
+    a: Tensor,
+    b: Tensor,
+    n: int = 8,
+    *,
+    sde: AbstractDiffusion | str | None = None,
+    end: float = 1e-3,
+    method: AdaptiveFlow = AdaptiveFlow(),  # noqa: B008 - frozen
+    batch_size: int | None = None,
+) -> Tensor:
+    """n points on the way from each of a to that of b, both included, `(n, batch, *shape)`.
+
+    The latents are interpolated on the great circle between them (slerp), sin((1 - u) phi) z_a + sin(u phi) z_b over
+    sin(phi), phi their angle, so that those between look like draws from the prior as well.
+
+    Arguments:
+        a, b: data, `(batch, *shape)`.
+        n: from 2 on.
+        Others as in `log_likelihood`.
+
+    Raises:
+        TypeError, ValueError, sdekit.UnfinishedError: as there.
+
+    References:
+        Shoemake 1985, "Animating rotation with quaternion curves"; Song et al. 2021, arXiv 2011.13456, appendix D.3.
+    """
+    require_tensor("a", a)
+    require_tensor("b", b)
+    if n < 2 or a.shape != b.shape:
+        shapes = f"{tuple(a.shape)} and {tuple(b.shape)}"
+        raise ValueError(f"n counts points with both ends, from 2 on, and a and b have one shape; not {n}, {shapes}")
+    settings = {"sde": sde, "end": end, "method": method, "batch_size": batch_size}
+    u = torch.linspace(0, 1, n, dtype=torch.float64, device=a.device)
+    z = slerp(encode(model, a, **settings), encode(model, b, **settings), u)
+    chosen = as_model(model, sde)[0].rows(torch.arange(len(a), device=a.device).repeat(n))
+    return decode(chosen, z.flatten(0, 1), **settings).unflatten(0, (n, len(a)))
+
+
+def slerp(a: Tensor, b: Tensor, u: Tensor) -> Tensor:
+    """Points at u `(n,)` on the great circles between a and b `(batch, *event)`: `(n, batch, *event)`."""
+    flat = [ends.reshape(len(a), math.prod(a.shape[1:])).to(torch.float64) for ends in (a, b)]
+    cosine = torch.nn.functional.cosine_similarity(*flat, dim=1).clamp(-1, 1)
+    angle, u = cosine.acos(), u[:, None]
+    # Where the two point the same way, or opposite ways, no circle is known: a straight line.
+    straight = angle.sin() < 1e-6
+    parts = [torch.where(straight, v, (v * angle).sin() / torch.where(straight, 1.0, angle.sin())) for v in (1 - u, u)]
+    mixed = sum(part[:, :, None] * ends for part, ends in zip(parts, flat, strict=True))
+    assert isinstance(mixed, Tensor)
+    return mixed.to(a.dtype).reshape(len(u), *a.shape)

@@ -1,0 +1,309 @@
+"""Log-likelihoods of a model's probability flow in nats, and in bits per dimension of quantised data."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+import sdekit
+from sdekit import AbstractTrace, Exact, Hutchinson, Likelihood, UnfinishedError, fresh_seed, uniform01
+from sdekit_diffusion._counters import DEQUANTISATION
+from sdekit_diffusion._diffusions.diffusion import AbstractDiffusion
+from sdekit_diffusion._inputs import require_tensor
+from sdekit_diffusion._models.evaluating import evaluating
+from sdekit_diffusion._models.model import AbstractModel, ScoreModel, as_model
+from sdekit_diffusion._sampling.adaptive import AdaptiveFlow
+from sdekit_diffusion._sampling.probability_flow import StandardFlow, span_of, warn_of_prior
+from sdekit_diffusion._sampling.sample import Model
+
+_EXACT_UP_TO = 32  # dimensions: above, eight probes cost less than a quarter of the exact trace
+_DRAW = 1 << 40  # between the samples' indices of two dequantisations, so that their noise and probes are independent
+
+
+def log_likelihood(
+    model: Model,
+    x: Tensor,
+    *,
+    sde: AbstractDiffusion | str | None = None,
+    trace: AbstractTrace | None = None,
+    end: float = 1e-3,
+    log_prior: Callable[[Tensor], Tensor] | None = None,
+    method: AdaptiveFlow = AdaptiveFlow(),  # noqa: B008 - frozen
+    first: int = 0,
+    batch_size: int | None = None,
+    differentiable: bool = False,
+    progress: bool = False,
+) -> Likelihood:
+    """log p(x) in nats, p being the law of the model's probability flow at sigma / alpha = end, in the scale of the data.
+
+    log p(x) = log p_T(x_T) + d log(sigma_T / sigma) - integral of alpha tr(dD/dx) dl along the flow, l = log(alpha / sigma).
+
+    What is exact: the linear part. What is not: the solver's tolerance; the probes, whose standard error the result carries;
+    and the prior N(0, sigma_T^2 I) in the place of p_T, whose effect is some 1e-2 nats in two dimensions, grows with the mean
+    of the data and their dimension, and can be removed by log_prior.
+
+    Arguments:
+        model: a `ScoreModel`, a `GaussianMixture`, or a plain score `(x, t)` with sde=. For a network with more arguments,
+            such as labels, `model.given(y=labels)`.
+        x: floating points, `(batch, *shape)`, in the model's own scale.
+        sde: the diffusion; the model's own unless given.
+        trace: `sdekit.Exact()`, the default up to 32 dimensions, or `sdekit.Hutchinson(probes=8)`, the default above.
+        end: the noise that x is taken to have, relative to the data: p is the law of data + end * eps.
+        log_prior: the log-density of x_T, `(batch, *shape)` to `(batch,)`.
+        method: the tolerances, the solver and the most steps, such as `AdaptiveFlow(rtol=1e-7, atol=1e-7)`.
+        first: the index of the first point, on which its probes depend, besides the seed of `trace`.
+        batch_size: how many points are solved together; all unless given.
+        differentiable: whether the values shall have gradients, with respect to x and the network's parameters.
+        progress: show a bar.
+
+    Returns:
+        a `sdekit.Likelihood`, by sample: value and stderr in float64; latent, the x_T; evaluations and status. A sample that
+        needs more than `AdaptiveFlow.max_steps` has NaN as its value.
+
+    Raises:
+        TypeError: when x is not floating.
+        sdekit.UnfinishedError: when the model is not finite: for which samples, and at which time.
+        ValueError: as `sample`.
+
+    References:
+        Song et al. 2021, arXiv 2011.13456, appendix D.2.
+    """
+    model, diffusion = as_model(model, sde)
+    low, high = span_of(model, diffusion, end)
+    start = float(diffusion.time_within(low))
+    if log_prior is None:
+        warn_of_prior(model, diffusion)
+
+    def log_p_start(x_T: Tensor) -> Tensor:
+        return diffusion.log_prior(x_T, start) if log_prior is None else log_prior(x_T).to(torch.float64)
+
+    return along(
+        model, diffusion, x, (high, low), log_p_start, trace=trace, method=method, first=first, batch_size=batch_size,
+        differentiable=differentiable, progress=progress,
+    )  # fmt: skip
+
+
+def along(
+    model: AbstractModel,
+    sde: AbstractDiffusion,
+    x: Tensor,
+    span: tuple[float, float],
+    log_end: Callable[[Tensor], Tensor],
+    *,
+    trace: AbstractTrace | None,
+    method: AdaptiveFlow,
+    first: int,
+    batch_size: int | None,
+    differentiable: bool = False,
+    progress: bool = False,
+) -> Likelihood:
+    """log_end at the end of the flow over a span of l plus the logarithm of the change of volume of x, batch by batch."""
+    x = points_of(model, x, batch_size, method)
+    if method.accuracy is not None:
+        raise ValueError(f"accuracy={method.accuracy} is that of x at the end; a likelihood takes rtol and atol")
+    equation = StandardFlow(model, sde.unchecked())
+    clock = equation.clock(span[0]), equation.clock(span[1])
+    r0, r1 = equation.radii(clock)
+    scaling = math.prod(x.shape[1:]) * math.log(r1 / r0)  # the flow's own divergence is that of w
+
+    def at_end(w: Tensor) -> Tensor:
+        return log_end(w * r1) + scaling
+
+    trace = trace or (Exact() if math.prod(x.shape[1:]) <= _EXACT_UP_TO else Hutchinson(probes=8))
+    parts, size = [], batch_size or max(len(x), 1)
+    bar = tqdm(total=len(x), unit="sample", desc="likelihood", disable=not progress)
+    with torch.set_grad_enabled(differentiable), evaluating(model, len(x)), bar:
+        _require_differentiable(model, sde, x)
+        for i in range(0, max(len(x), 1), size):
+            some = x[i : i + size]
+            rows = torch.arange(i, i + len(some), device=x.device)
+            w = some / r0 if x.is_floating_point() else some
+            try:
+                part = sdekit.log_likelihood(
+                    equation.rows(rows), w, clock, at_end, trace=trace, index=first + rows,
+                    solver=method.solver, control=method.control, differentiable=differentiable,
+                )  # fmt: skip
+            except UnfinishedError as error:
+                raise equation.seen(error, r1, after=i) from None
+            parts.append(part)
+            bar.update(len(some))
+    value, stderr, latent, evaluations, status, skewness = (
+        torch.cat([getattr(part, name) for part in parts])
+        for name in ("value", "stderr", "latent", "evaluations", "status", "skewness")
+    )
+    return Likelihood(value, stderr, latent * r1, evaluations, status, trace.probes, skewness)
+
+
+def points_of(model: AbstractModel, x: object, batch_size: int | None, method: object) -> Tensor:
+    """x, in float32 where its precision is half; what cannot be solved is refused.
+
+    Raises:
+        TypeError: for an x that is no tensor, or a method that is no `AdaptiveFlow`.
+        ValueError: for points of another shape than the model's, or an empty batch_size.
+    """
+    require_tensor("x", x)
+    assert isinstance(x, Tensor)
+    if not isinstance(method, AdaptiveFlow):
+        raise TypeError(f"method must be an AdaptiveFlow(rtol, atol), not {method!r}")
+    if model.shape is not None and tuple(x.shape[1:]) != tuple(model.shape):
+        raise ValueError(f"x has shape {tuple(x.shape)}; this model needs (batch, {', '.join(map(str, model.shape))})")
+    if batch_size is not None and batch_size < 1:
+        raise ValueError(f"batch_size counts points from 1 on, not {batch_size}")
+    return x.to(torch.promote_types(x.dtype, torch.float32)) if x.is_floating_point() else x
+
+
+def _require_differentiable(model: AbstractModel, sde: AbstractDiffusion, x: Tensor) -> None:
+    """Refuses a model whose output autograd cannot follow: its divergence would count as 0."""
+    if len(x) and x.is_floating_point():
+        with torch.inference_mode(False), torch.enable_grad():
+            point, model = x[:1].detach().clone().requires_grad_(), model.rows(torch.zeros(1, dtype=torch.int64))
+            out = model(point, 0.5) if isinstance(model, ScoreModel) else model.denoise(0.5 * sde.T, point, sde)
+            if not out.requires_grad or torch.autograd.grad(out.sum(), point, allow_unused=True)[0] is None:
+                raise ValueError(
+                    "the model's output does not depend on x in a way autograd can see: remove no_grad or detach, or give a "
+                    "model that is not constant"
+                )
+
+
+@dataclass(frozen=True, eq=False)
+class BitsPerDim:
+    """Code lengths and what is known of their error: value, stderr, mean, mean_stderr and parts, from
+
+    Attributes:
+        draws: bits per dimension of every point for every dequantisation, float64, `(draws, batch)`.
+        probe_stderr: the standard error that the probes leave in the mean over draws, `(batch,)`.
+        evaluations: of the model, over all draws, `(batch,)`.
+        status: how the solve of each point ended, the worst of its draws, see `sdekit.Status`.
+        probes: of each trace; 0 for exact ones.
+    """
+
+    draws: Tensor
+    probe_stderr: Tensor
+    evaluations: Tensor
+    status: Tensor
+    probes: int
+
+    @property
+    def value(self) -> Tensor:
+        """Bits per dimension of every point: the mean over the draws, `(batch,)`."""
+        return self.draws.mean(dim=0)
+
+    @property
+    def stderr(self) -> Tensor:
+        """What the draws differ by, over the root of their number, which holds the probes' part; of one draw that alone."""
+        n = len(self.draws)
+        return self.draws.std(dim=0) / math.sqrt(n) if n > 1 else self.probe_stderr
+
+    @property
+    def mean(self) -> float:
+        """Over the points."""
+        return float(self.value.mean())
+
+    @property
+    def mean_stderr(self) -> float:
+        """The standard error of the mean as an estimate for the population: the spread of the points, which holds all parts."""
+        return float(self.value.std() / math.sqrt(len(self.value))) if len(self.value) > 1 else math.nan
+
+    @property
+    def parts(self) -> dict[str, float]:
+        """What `mean_stderr` is made of, as standard errors: their squares add up to its own.
+
+        probes: the random traces; NaN for one probe, whose part is in what follows. dequantisation: the noise added to the
+        levels, where there are several draws; of one draw it is part of data. data: what is left, the differences of the
+        points; NaN where there is one.
+        """
+        points, n = max(1, self.draws.shape[1]), len(self.draws)
+        squares = {"probes": float(self.probe_stderr.square().mean()) / points}
+        if n > 1:
+            drawn = float(self.draws.var(dim=0).mean()) / (n * points)
+            squares["dequantisation"] = max(0.0, drawn - (0.0 if self.probes == 1 else squares["probes"]))
+        rest = self.mean_stderr**2 - sum(value for value in squares.values() if not math.isnan(value))
+        squares["data"] = rest if math.isnan(rest) else max(0.0, rest)
+        return {name: math.sqrt(value) for name, value in squares.items()}
+
+
+def bits_per_dim(
+    model: Model,
+    x: Tensor,
+    *,
+    low: float,
+    high: float,
+    levels: int,
+    draws: int = 1,
+    seed: int | None = 0,
+    first: int = 0,
+    sde: AbstractDiffusion | str | None = None,
+    trace: AbstractTrace | None = None,
+    end: float = 1e-3,
+    log_prior: Callable[[Tensor], Tensor] | None = None,
+    method: AdaptiveFlow = AdaptiveFlow(),  # noqa: B008 - frozen
+    batch_size: int | None = None,
+    progress: bool = False,
+) -> BitsPerDim:
+    """-log p(x) / (d log 2) - log2((high - low) / levels) for data of `levels` levels that the model sees in [low, high].
+
+    Integers 0 .. levels - 1 are dequantised here, x = low + (high - low)(k + u) / levels with u uniform on [0, 1), which
+    makes the result an upper bound of the code length of k. Floating points are taken as dequantised already.
+
+    Arguments:
+        x: integers, or floats in [low, high], `(batch, *shape)`.
+        low, high: the range in which the model was trained.
+        levels: 256 for 8-bit images.
+        draws: how often each point is dequantised anew; the probes are then fresh as well.
+        seed: of the dequantisation; None takes a fresh one.
+        Others as in `log_likelihood`.
+
+    Raises:
+        TypeError: when x is no tensor.
+        ValueError: for values outside the range, floats that look quantised, or several draws of floats.
+
+    References:
+        Theis et al. 2016, arXiv 1511.01844, section 3.1.
+    """
+    require_tensor("x", x)
+    if not (high > low and levels >= 1):
+        raise ValueError(f"bits per dimension need low < high and levels >= 1, not {low}, {high} and {levels}")
+    if draws < 1 or (draws > 1 and x.is_floating_point()):
+        raise ValueError(f"draws counts dequantisations of integers, from 1 on; not {draws} of {x.dtype}")
+    _require_values(x, low, high, levels)
+    seed = fresh_seed() if seed is None else seed
+    dtype = as_model(model, sde)[0].place()[0]
+    found = []
+    for start in range(first, first + draws * _DRAW, _DRAW):
+        points = x
+        if not x.is_floating_point():
+            index = torch.arange(start, start + len(x), device=x.device)
+            u = uniform01(seed, index, tuple(x.shape[1:]), counter=DEQUANTISATION)
+            points = (low + (high - low) * (x + u) / levels).to(dtype)
+        found.append(
+            log_likelihood(
+                model, points, sde=sde, trace=trace, end=end, log_prior=log_prior, method=method, first=start,
+                batch_size=batch_size, progress=progress,
+            )
+        )  # fmt: skip
+    unit = (x[0].numel() if len(x) else 1) * math.log(2)
+    return BitsPerDim(
+        torch.stack([-part.value / unit - math.log2((high - low) / levels) for part in found]),
+        torch.stack([part.stderr / unit for part in found]).square().mean(dim=0).div(draws).sqrt(),
+        torch.stack([part.evaluations for part in found]).sum(dim=0),
+        torch.stack([part.status for part in found]).amax(dim=0),
+        found[0].probes,
+    )
+
+
+def _require_values(x: Tensor, low: float, high: float, levels: int) -> None:
+    """Refuses values out of range, and floats that are quantised."""
+    if not x.is_floating_point():
+        if len(x) and not (int(x.min()) >= 0 and int(x.max()) < levels):
+            raise ValueError(f"integers from {int(x.min())} to {int(x.max())} are not levels 0 to {levels - 1}")
+        return
+    if len(x) and not (low <= float(x.min()) and float(x.max()) <= high):
+        raise ValueError(f"x runs from {float(x.min()):g} to {float(x.max()):g}, outside [{low}, {high}]")
+    if x.numel() > levels + 8 and len(x.unique()) <= levels:
+        raise ValueError(
+            f"x has only {len(x.unique())} different values: it looks quantised, where a density has no bound; "
+            f"pass the integer levels 0 to {levels - 1} instead"
+        )

@@ -1,0 +1,99 @@
+"""Denoisers of EDM and k-diffusion as models."""
+
+from collections.abc import Callable, Iterator
+from typing import Any, Literal, get_args
+
+from torch import Tensor, nn
+
+from sdekit.elementary import broadcast
+from sdekit_diffusion._diffusions.edm import EDMSDE
+from sdekit_diffusion._models.check import checked
+from sdekit_diffusion._models.model import ScoreModel
+
+_LEAST = 1e-9  # the smallest sigma a network is told: at 0 its logarithm is infinite, and the output is multiplied by 0
+Raw = Literal["edm", "k-diffusion"]
+
+
+class _Denoiser(nn.Module):
+    """D(x, sigma)."""
+
+    def __init__(self, net: Callable[..., Tensor]) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, x: Tensor, sigma: Tensor, **conditions: Any) -> Tensor:  # noqa: ANN401 - whatever the network takes
+        return self.net(x, sigma.clamp(min=_LEAST), **conditions)
+
+
+class _Preconditioned(nn.Module):
+    """The velocity eps - sigma D of D = c_skip x + c_out F(c_in x, label), in which nothing cancels at either end of sigma."""
+
+    def __init__(self, net: Callable[..., Tensor], sigma_data: float, told: Raw) -> None:
+        super().__init__()
+        self.net, self.sigma_data, self.told = net, sigma_data, told
+
+    def forward(self, x: Tensor, sigma: Tensor, **conditions: Any) -> Tensor:  # noqa: ANN401 - whatever the network takes
+        label = sigma.clamp(min=_LEAST)
+        label = label.log() / 4 if self.told == "edm" else label
+        s, v = broadcast(sigma, x), self.sigma_data**2
+        size = (s * s + v).sqrt()
+        out = self.net(x / size, label, **conditions)
+        return x * (s * (1 - v) / (s * s + v)) - out * (self.sigma_data * (1 + s * s) / size)
+
+
+def from_edm(
+    denoiser: Callable[..., Tensor],
+    *,
+    raw: Raw | None = None,
+    sigma_data: float = 0.5,
+    sigma_max: float = 80.0,
+    shape: tuple[int, ...] | None = None,
+    data_range: tuple[float, float] | None = (-1.0, 1.0),
+    check: Tensor | None = None,
+) -> ScoreModel:
+    """A `ScoreModel` under `EDMSDE` of a denoiser D(x, sigma) of EDM or k-diffusion, or of the raw network F inside one.
+
+    D = c_skip x + c_out F(c_in x, c_noise), with c_skip = s^2 / (sigma^2 + s^2), c_out = sigma s / (sigma^2 + s^2)^{1/2},
+    c_in = 1 / (sigma^2 + s^2)^{1/2} and s = sigma_data. Noise below sigma = 0.002 was hardly trained: `sample(model, n,
+    end=0.002, denoise=True)`.
+
+    Arguments:
+        denoiser: called as `denoiser(x, sigma)`, sigma of shape `(batch,)`: EDM's `EDMPrecond` and its like, k-diffusion's
+            `Denoiser` and the wrappers of its external.py, or any function. Further arguments, such as class_labels, class_cond
+            or mapping_cond, by `ScoreModel.given`.
+        raw: None for D itself; "edm" for an F that is told log(sigma) / 4; "k-diffusion" for one that is told sigma, the
+            `inner_model` of a `Denoiser`.
+        sigma_data: s, and the root mean square of a coordinate of the data.
+        sigma_max: the most noise that it was trained with.
+        shape: the shape of one sample.
+        data_range: that of its images; None for other data, such as latents.
+        check: a batch of data, on which the conventions are checked as by `check_model`; for a network with labels use
+            `check_model(model.given(class_cond=...), x)`.
+
+    Raises:
+        ValueError: for another raw, or when the model does not denoise the batch.
+
+    References:
+        Karras et al. 2022, arXiv 2206.00364, equation 7 and table 1; github.com/crowsonkb/k-diffusion, layers.py.
+    """
+    if raw not in (None, *get_args(Raw)):
+        raise ValueError(f"raw = {raw!r} is not None, for a denoiser D(x, sigma), nor {' or '.join(map(repr, get_args(Raw)))}")
+
+    def model(raw: Raw | None, sigma_data: float) -> ScoreModel:
+        net = _Denoiser(denoiser) if raw is None else _Preconditioned(denoiser, sigma_data, raw)
+        predicts = "data" if raw is None else "velocity"
+        return ScoreModel(
+            net, EDMSDE(sigma_max), predicts, shape=shape, conditioning="sigma", data_std=sigma_data, data_range=data_range
+        )
+
+    return checked(model(raw, sigma_data), check, _others(model, raw, sigma_data))
+
+
+def _others(
+    model: Callable[[Raw | None, float], ScoreModel], raw: Raw | None, sigma_data: float
+) -> Iterator[tuple[str, ScoreModel]]:
+    """The same function read in the other ways, and what to write for each."""
+    for other in (None, *get_args(Raw)):
+        for std in (sigma_data, 0.5, 1.0) if other else (sigma_data,):
+            if (other, std) != (raw, sigma_data):
+                yield f"raw={other!r}, sigma_data={std:g}", model(other, std)

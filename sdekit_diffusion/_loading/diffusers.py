@@ -1,0 +1,167 @@
+"""Networks of diffusers as models."""
+
+import math
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from sdekit import did_you_mean
+from sdekit_diffusion._diffusions.ddpm import DDPM, cosine_betas, linear_betas
+from sdekit_diffusion._diffusions.diffusion import AbstractDiffusion
+from sdekit_diffusion._diffusions.ve import VESDE
+from sdekit_diffusion._loading.folder import opened, shape_of
+from sdekit_diffusion._models.check import checked
+from sdekit_diffusion._models.model import ALIASES, Conditioning, Prediction, ScoreModel
+
+_PREDICTIONS: dict[str, Prediction] = {name: ALIASES[name] for name in ("epsilon", "sample", "v_prediction")}
+_SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2")
+_MOST_STEPS = 100_000
+
+
+class _Sample(nn.Module):
+    """net(x, t).sample, less the channels that are a learned variance."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, x: Tensor, t: Tensor, **conditions: Any) -> Tensor:  # noqa: ANN401 - whatever the network takes
+        return self.net(x, t, **conditions).sample[:, : x.shape[1]]
+
+
+def from_diffusers(
+    unet: nn.Module | str | Path,
+    config: Mapping[str, Any] | None = None,
+    *,
+    data_std: float = 1.0,
+    data_range: tuple[float, float] | Literal["config"] | None = "config",
+    check: Tensor | None = None,
+) -> ScoreModel:
+    """A `ScoreModel` of a diffusers `UNet2DModel` and the scheduler that it was trained with.
+
+    Schedulers with betas make it a `DDPM(betas)` whose steps the network counts from 0, t = (step + 1) / N, with fractions in
+    between; what the scheduler does to sample, such as its clipping or its order of steps, is not taken over.
+    `ScoreSdeVeScheduler` makes it a `VESDE(exact=False)` whose network is told sigma.
+
+    Arguments:
+        unet: a folder, of a pipeline or with both configs in it, whose weights are read from safetensors, or from .bin with
+            nothing but tensors; or a network, called as `unet(x, t).sample`, with a `config`. Further arguments of it by
+            `ScoreModel.given`. What was saved of it comes back by `load(run, net=unet)`, or a folder in the place of unet.
+        config: the scheduler's, such as `scheduler.config` or the content of scheduler_config.json; that of the folder unless
+            given.
+        data_std: the root mean square of a coordinate of the data.
+        data_range: that of its images; "config" for 0 to 1 where the network's center_input_sample is set, else -1 to 1.
+        check: a batch of data, on which the conventions are checked as by `check_model`; for a network with labels use
+            `check_model(model.given(class_labels=...), x)`.
+
+    Raises:
+        TypeError: for a network without a config, or a scheduler in the place of its config.
+        ValueError: for schedules and predictions that are not known here, or when the model does not denoise the batch.
+        CheckpointError: for a folder that has not what is needed, or is damaged.
+        ImportError: for a folder where diffusers is missing.
+    """
+    if read := isinstance(unet, str | Path):
+        unet, config = opened(Path(unet), config, _conventions)
+    settings: Any = getattr(unet, "config", None)
+    if settings is None or not isinstance(config, Mapping):
+        raise TypeError(
+            "from_diffusers takes a folder, or a network with a config, such as a UNet2DModel, and scheduler.config; not "
+            f"{type(unet).__name__} and {type(config).__name__}"
+        )
+    if data_range == "config":
+        data_range = (0.0, 1.0) if settings.get("center_input_sample") else (-1.0, 1.0)
+    net, shape = _Sample(unet), shape_of(settings)
+
+    def model(config: Mapping[str, Any]) -> ScoreModel:
+        sde, predicts, label = _conventions(config)
+        return ScoreModel(net, sde, predicts, shape=shape, conditioning=label, data_std=data_std, data_range=data_range)
+
+    own = model(config).eval() if read else model(config)
+    return checked(own, check, ((change, model(other)) for change, other in _others(config)))
+
+
+def network_in(folder: Path) -> nn.Module:
+    """The network of `from_diffusers(folder)`; no scheduler's config is needed.
+
+    Raises:
+        CheckpointError, ImportError: as there.
+    """
+    return wrapped(opened(folder, {}, _conventions)[0])
+
+
+def wrapped(net: nn.Module) -> nn.Module:
+    """A network of diffusers as `from_diffusers` calls it; itself where it is one already."""
+    return net if isinstance(net, _Sample) else _Sample(net)
+
+
+WRAPPER = _Sample.__name__  # in checkpoints
+
+
+def _others(config: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """The config with one convention changed, and the change in words."""
+    if "beta_schedule" in config:
+        for name in _PREDICTIONS:
+            yield f"prediction_type = {name!r} in the scheduler's config", {**config, "prediction_type": name}
+        for name in _SCHEDULES:
+            try:
+                _betas(other := {**config, "beta_schedule": name})
+            except ValueError:
+                continue
+            yield f"beta_schedule = {name!r} in the scheduler's config", other
+
+
+def _conventions(config: Mapping[str, Any]) -> tuple[AbstractDiffusion, Prediction, Conditioning]:
+    """The diffusion, the output and the label that a scheduler's config stands for."""
+    if {"sigma_min", "sigma_max", "snr"} <= set(config):
+        return VESDE(_number(config, "sigma_min"), _number(config, "sigma_max"), exact=False), "score", "sigma"
+    default = "epsilon" if config.get("predict_epsilon", True) else "sample"  # the name of it before diffusers 0.7
+    prediction = config.get("prediction_type", default)
+    if prediction not in list(_PREDICTIONS):
+        raise ValueError(
+            f"prediction_type = {prediction!r} is not one of {', '.join(_PREDICTIONS)}{did_you_mean(prediction, _PREDICTIONS)}"
+        )
+    if config.get("rescale_betas_zero_snr") or config.get("timestep_type", "discrete") != "discrete":
+        raise ValueError(
+            "schedulers with rescale_betas_zero_snr, which ends at alpha = 0, or continuous timesteps are not chains of betas; "
+            "make a ScoreModel of the network with the diffusion it was trained under"
+        )
+    betas = _betas(config)
+    return DDPM(betas), _PREDICTIONS[prediction], (len(betas), -1)
+
+
+def _betas(config: Mapping[str, Any]) -> tuple[float, ...]:
+    given = config.get("trained_betas")
+    if given is not None:
+        try:
+            return tuple(torch.as_tensor(given, dtype=torch.float64).flatten().tolist())
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise ValueError(f"trained_betas must be numbers between 0 and 1, not {str(given)[:40]}") from error
+    schedule, n = config.get("beta_schedule"), config.get("num_train_timesteps", 1000)
+    if schedule not in _SCHEDULES:
+        raise ValueError(
+            f"beta_schedule = {schedule!r} is not one of {', '.join(_SCHEDULES)}"
+            f"{did_you_mean(schedule, _SCHEDULES)}; give the numbers themselves, "
+            "from_diffusers(unet, {**config, 'trained_betas': scheduler.betas}), or for schedulers of EDM whose "
+            "prediction_type is epsilon the network, from_edm(lambda x, t: unet(x, t).sample, raw='edm')"
+        )
+    if type(n) is not int or not 2 <= n <= _MOST_STEPS:
+        raise ValueError(f"num_train_timesteps must be a number of steps from 2 to {_MOST_STEPS}, such as 1000, not {n!r}")
+    if schedule == "squaredcos_cap_v2":
+        return cosine_betas(n)
+    low, high = _number(config, "beta_start"), _number(config, "beta_end")
+    if schedule == "linear":
+        return linear_betas(n, low, high)
+    return tuple(root**2 for root in linear_betas(n, low**0.5, high**0.5))
+
+
+def _number(config: Mapping[str, Any], name: str) -> float:
+    value: Any = config.get(name)
+    if type(value) not in (int, float) or not 0 < value < math.inf:
+        usual = (
+            "beta_start is 0.0001 and beta_end 0.02 in DDPMScheduler() unless given, sigma_min 0.01 in ScoreSdeVeScheduler()"
+        )
+        raise ValueError(f"{name} must be a positive number in the scheduler's config, not {value!r}; {usual}")
+    return float(value)

@@ -1,0 +1,106 @@
+"""A model from what `save` wrote."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sdekit import did_you_mean
+from sdekit_diffusion import nets
+from sdekit_diffusion._diffusions.names import DIFFUSIONS
+from sdekit_diffusion._inputs import usable
+from sdekit_diffusion._loading.bounded import Bounded, shape_from
+from sdekit_diffusion._loading.diffusers import WRAPPER, wrapped
+from sdekit_diffusion._loading.named import named_network, network_of
+from sdekit_diffusion._models.checkpoint import CONFIG, STATE, CheckpointError, read_config, read_tensors
+from sdekit_diffusion._models.model import ScoreModel
+from sdekit_diffusion._training.history import newest
+from sdekit_diffusion.data import Scale
+
+_DTYPES = {"float32": torch.float32, "float64": torch.float64, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+def load(
+    folder: str | Path,
+    *,
+    net: nn.Module | str | Path | None = None,
+    device: torch.device | str = "cpu",
+    ema: float | None = None,
+) -> ScoreModel:
+    """The model that `save` wrote, in evaluation mode; of a training that is not over, that of its newest checkpoint.
+
+    Arguments:
+        folder: with config.json and weights-*.safetensors, or a run's folder.
+        net: the network to fill with the weights, where it is none of `nets`: a module, such as that which `from_diffusers`
+            took; a model with such a network; the folder of one of diffusers; or "package.module:factory", which is imported
+            and called without arguments, and makes a module or a model.
+        device: where to.
+        ema: which of several decays of a training the averaged weights are to have, in its newest checkpoint; 0 for the
+            weights themselves.
+
+    Raises:
+        CheckpointError: when a file is missing, damaged, or fits another network.
+        ImportError, TypeError, ValueError: when net names no network.
+        ValueError: for a device that cannot be used.
+    """
+    device = usable(device)
+    folder = described_in(folder) if ema is None else newest(Path(folder)) or Path(folder)
+    config = read_config(folder)
+    weights = read_tensors(folder) if ema is None else _averaged(folder, config, ema)
+    given = named_network(net) if isinstance(net, str | Path) else network_of(net) if isinstance(net, ScoreModel) else net
+    try:
+        network = _network(config["net"], weights) if given is None else given
+        if config["net"]["class"] == WRAPPER:
+            network = wrapped(network)
+        sde = dict(config["sde"])
+        model = ScoreModel(
+            network,
+            DIFFUSIONS[sde.pop("name")](**sde),
+            config["predicts"],
+            shape=shape_from(config["shape"]),
+            conditioning=config["conditioning"],
+            data_std=config["data_std"],
+            data_range=None if config["data_range"] is None else tuple(config["data_range"]),
+            scale=Scale(**config["scale"]),
+        )
+        model.to(_DTYPES[config["dtype"]])
+    except CheckpointError:
+        raise
+    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError, ArithmeticError, MemoryError) as error:
+        raise CheckpointError(
+            f"{folder / CONFIG} does not describe a model ({error!r:.300}); the checkpoint is damaged"
+        ) from error
+    try:
+        network.load_state_dict(weights)
+    except RuntimeError as error:
+        what = str(error).splitlines()[-1].strip()
+        raise CheckpointError(f"{folder} holds the weights of another network: {what}") from error
+    return model.to(device).eval()
+
+
+def described_in(folder: str | Path) -> Path:
+    """Where the config of a model is: in the folder, or in the newest checkpoint of a run that is not over."""
+    folder = Path(folder)
+    return folder if (folder / CONFIG).exists() else newest(folder) or folder
+
+
+def _network(config: dict[str, Any], weights: Mapping[str, Tensor]) -> nn.Module:
+    name = config["class"]
+    if config["config"] is None or name not in nets.registry:
+        raise CheckpointError(
+            f"the network {name!r} is not one of {', '.join(nets.registry)}{did_you_mean(name, nets.registry)}: pass it as "
+            "load(..., net=...), or name it by --network: the folder of a network of diffusers, or package.module:factory"
+        )
+    with Bounded(weights):
+        return nets.registry[name](**config["config"])
+
+
+def _averaged(folder: Path, config: dict[str, Any], ema: float) -> dict[str, Tensor]:
+    """The weights of a training at its checkpoint, averaged with one of its decays."""
+    state, decays = read_tensors(folder, STATE), config["notes"]["decays"]
+    if ema and ema not in decays:
+        raise CheckpointError(f"{folder} has no average of decay {ema}; choose one of {', '.join(map(str, decays))}, or 0")
+    prefixes = ["model.net."] + ([f"average.{decays.index(ema)}.net."] if ema else [])
+    return {name.removeprefix(prefix): v for prefix in prefixes for name, v in state.items() if name.startswith(prefix)}

@@ -1,0 +1,108 @@
+"""Checkpoints of the repository of Song and Ermon (2020), ermongroup/ncsnv2, as models."""
+
+import copy
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeGuard
+
+from torch import Tensor
+
+from sdekit_diffusion._diffusions.ncsn import NCSN
+from sdekit_diffusion._loading.published_refinenet import FIRST, network
+from sdekit_diffusion._loading.weights import plain, read_pickle, unwrapped
+from sdekit_diffusion._models.check import checked
+from sdekit_diffusion._models.checkpoint import CheckpointError
+from sdekit_diffusion._models.model import ScoreModel
+from sdekit_diffusion.nets import NCSNv2
+
+_MOST_LEVELS = 100_000
+
+
+def from_ncsnv2(
+    weights: str | Path | Mapping[str, Any] | Sequence[Any],
+    *,
+    ema: bool = True,
+    rescaled: bool = False,
+    shape: tuple[int, ...] | None = None,
+    data_std: float = 0.5,
+    check: Tensor | None = None,
+) -> ScoreModel:
+    """A `ScoreModel` of a checkpoint of ermongroup/ncsnv2: its NCSNv2, NCSNv2Deeper or NCSNv2Deepest as `nets.NCSNv2`.
+
+    The published network computes with h = 2 x - 1 of images x in [0, 1], and s(x, sigma_i) = net(h) / sigma_i. The model has
+    its noise levels as `NCSN(sigmas)` and predicts "noise", -net(h), for which the sign of the last convolution is reversed.
+    Sample as published by `sample(model, n, method=ncsn_settings("celeba").method, denoise=True)`, or by any other method.
+
+    Arguments:
+        weights: a .pth file, read as data; what is in it, a list of the state dict, the optimizer's, the epoch, the step and,
+            where they were kept, the averaged weights; or a state dict alone.
+        ema: take the averaged weights, as is done to sample; False for those of the last step. A state dict alone is taken as
+            it is.
+        rescaled: `data.rescaled` of its config: images in [-1, 1], which the network takes as they are.
+        shape: the shape of one sample, such as (3, 64, 64); networks take images of any size.
+        data_std: the root mean square of a coordinate of the data.
+        check: a batch of data, on which the conventions are checked as by `check_model`.
+
+    Returns:
+        the model, in evaluation mode, which `save` and `load` take as it is.
+
+    Raises:
+        ValueError: when the model does not denoise the batch.
+        CheckpointError: for a file that is damaged, holds more than data, or the weights of another network.
+
+    References:
+        Song and Ermon 2020, arXiv 2006.09011, appendix B; github.com/ermongroup/ncsnv2, models/ncsnv2.py.
+    """
+    path = isinstance(weights, str | Path)
+    source = str(weights) if path else "the checkpoint"
+    state = _state(read_pickle(Path(weights)) if path else weights, ema, source)
+    sde = _levels(state.pop("sigmas", None), source)
+    net = network(state, not rescaled, source)
+    low = -1.0 if rescaled else 0.0
+
+    def model(net: NCSNv2) -> ScoreModel:
+        return ScoreModel(net, sde, "noise", shape=shape, data_std=data_std, data_range=(low, 1.0)).eval()
+
+    other = copy.copy(net)  # shares the weights
+    other.centred = rescaled
+    return checked(model(net), check, [(f"rescaled={not rescaled}", model(other))])
+
+
+def _state(found: Any, ema: bool, source: str) -> dict[str, Tensor]:  # noqa: ANN401 - what was read
+    """The state dict of a checkpoint, with the averages of its parameters where they are wanted."""
+    listed = isinstance(found, Sequence) and not isinstance(found, str)
+    parts = list(found) if listed else [found]
+    if not parts or not _tensors(parts[0]):
+        raise CheckpointError(f"{source} holds {type(found).__name__}, not a list that begins with a state dict, nor one alone")
+    state = unwrapped(parts[0], (FIRST,))
+    if not (listed and ema):
+        return state
+    averages = parts[4] if len(parts) > 4 else None
+    if not _tensors(averages):
+        raise CheckpointError(f"{source} has no averaged weights as its fifth part; pass ema=False for the last weights")
+    averages = unwrapped(averages, (FIRST,))
+    if set(averages) != set(state) - {"sigmas"}:
+        odd = sorted(set(averages) ^ (set(state) - {"sigmas"}))
+        raise CheckpointError(f"{source} has averages of other weights than its own, such as {odd[0]}; pass ema=False")
+    return {**state, **averages}
+
+
+def _tensors(value: object) -> TypeGuard[Mapping[str, Tensor]]:
+    """Whether this is a state dict."""
+    return (
+        isinstance(value, Mapping)
+        and bool(value)
+        and all(isinstance(name, str) and isinstance(part, Tensor) for name, part in value.items())
+    )
+
+
+def _levels(sigmas: Tensor | None, source: str) -> NCSN:
+    """The noise levels that a checkpoint holds."""
+    if sigmas is None:
+        raise CheckpointError(f"{source} has no sigmas, which NCSNv2's weights hold; NCSN's and others have none")
+    if not (plain(sigmas) and sigmas.ndim == 1 and len(sigmas) <= _MOST_LEVELS):
+        raise CheckpointError(f"{source} has sigmas of shape {tuple(sigmas.shape)}, which are no noise levels; it is damaged")
+    try:
+        return NCSN(sigmas)
+    except ValueError as error:
+        raise CheckpointError(f"{source} has sigmas that are no noise levels: {error}; it is damaged") from error

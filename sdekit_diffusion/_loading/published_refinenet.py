@@ -1,0 +1,131 @@
+"""The RefineNets of ermongroup/ncsnv2: which of them a state dict is of, and its weights in ours."""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sdekit_diffusion._loading.weights import fill, plain
+from sdekit_diffusion._models.checkpoint import CheckpointError
+from sdekit_diffusion.nets import NCSNv2
+
+FIRST = "begin_conv.weight"
+_NORM = ("gamma", "alpha", "beta")  # one after the other in a row of ours
+
+
+@dataclass(frozen=True)
+class _Published:
+    """A published network: its stages and cascades by name, in the order of use, and the dilations of the stages."""
+
+    stages: Sequence[str]
+    cascades: Sequence[str]
+    dilations: Sequence[int]
+
+    def theirs(self, ours: str) -> tuple[str, ...]:
+        """The authors' names of what is in one of our tensors: three for the row of a norm."""
+        match ours.split("."):
+            case ["first", kind]:
+                return (f"begin_conv.{kind}",)
+            case ["last", "norm", _]:
+                return tuple(f"normalizer.{part}" for part in _NORM)
+            case ["last", "conv", kind]:
+                return (f"end_conv.{kind}",)
+            case ["down", i, layer, *rest]:
+                return self._down(*divmod(int(i), 2), layer, rest)
+            case ["up", i, *rest]:
+                return (f"refine{self.cascades[int(i)]}.{self._up(rest)}",)
+        raise AssertionError(ours)
+
+    def _down(self, stage: int, block: int, layer: str, rest: Sequence[str]) -> tuple[str, ...]:
+        place, number, kind = f"res{self.stages[stage]}.{block}", layer[-1], rest[-1]
+        halves = "conv." if stage and not block and self.dilations[stage] == 1 else ""
+        if layer == "shortcut":
+            return (f"{place}.shortcut.{halves}{kind}",)
+        if "norm" in rest:
+            return tuple(f"{place}.normalize{number}.{part}" for part in _NORM)
+        return (f"{place}.conv{number}.{halves if number == '2' else ''}{kind}",)
+
+    def _up(self, rest: Sequence[str]) -> str:
+        match rest:
+            case ["units", i, "layers", n, "conv", kind]:
+                return f"adapt_convs.{i}.{_unit(int(n))}.{kind}"
+            case ["last", "layers", n, "conv", kind]:
+                return f"output_convs.{_unit(int(n))}.{kind}"
+            case ["fusion", i, "conv", kind]:
+                return f"msf.convs.{i}.{kind}"
+            case ["pooling", i, "conv", kind]:
+                return f"crp.convs.{i}.{kind}"
+        raise AssertionError(rest)
+
+
+def _unit(n: int) -> str:
+    """The n-th convolution of residual units of two."""
+    return f"{n // 2 + 1}_{n % 2 + 1}_conv"
+
+
+_PUBLISHED = [
+    _Published("1 2 3 4".split(), "1 2 3 4".split(), (1, 1, 2, 4)),
+    _Published("1 2 3 4 5".split(), "1 2 3 4 5".split(), (1, 1, 1, 2, 4)),
+    _Published("1 2 3 31 4 5".split(), "1 2 31 3 4 5".split(), (1, 1, 1, 1, 2, 4)),
+]
+
+
+def network(state: Mapping[str, Tensor], centred: bool, source: str) -> NCSNv2:
+    """The network of a state dict, whose output is that of the authors' with the opposite sign.
+
+    Raises:
+        CheckpointError: when it is no published network's, or is damaged.
+    """
+    published, config = _architecture(state, source)
+    with torch.device("meta"):
+        shapes = {name: tuple(value.shape) for name, value in NCSNv2(**config).state_dict().items()}
+    names = {ours: published.theirs(ours) for ours in shapes}
+    _require_shapes(state, names, shapes, source)
+    values = {ours: _joined([state[theirs] for theirs in names[ours]]) for ours in shapes}
+    values |= {name: -values[name] for name in ("last.conv.weight", "last.conv.bias")}
+    net = NCSNv2(**config, centred=centred)
+    fill(net, values, source)
+    return net
+
+
+def _joined(parts: Sequence[Tensor]) -> Tensor:
+    """A tensor alone, or the row of a norm."""
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts))[None]
+
+
+def _architecture(state: Mapping[str, Tensor], source: str) -> tuple[_Published, dict[str, Any]]:
+    """Which of the networks it is, and our arguments for it."""
+    numbers = {match[1] for name in state if (match := re.match(r"res(\d+)\.", name))}
+    for published in _PUBLISHED:
+        ends = [state.get(f"res{stage}.1.conv2.weight") for stage in published.stages]
+        held = [value for value in (state.get(FIRST), *ends) if value is not None and plain(value) and value.numel()]
+        if numbers == set(published.stages) and len(held) == 1 + len(ends) and held[0].ndim == 4:
+            width = len(held[0])
+            multipliers = [max(len(end) // width, 1) for end in held[1:]]
+            sizes = {"channels": held[0].shape[1], "width": width, "multipliers": multipliers}
+            return published, sizes | {"dilations": published.dilations}
+    raise CheckpointError(
+        f"{source} holds {', '.join(list(state)[:4])} ...: not the weights of NCSNv2, NCSNv2Deeper or NCSNv2Deepest"
+    )
+
+
+def _require_shapes(
+    state: Mapping[str, Tensor], names: Mapping[str, tuple[str, ...]], shapes: Mapping[str, tuple[int, ...]], source: str
+) -> None:
+    """Refuses names and shapes that are not the network's, before it is built."""
+    wanted = {
+        theirs: shapes[ours] if len(some) == 1 else (shapes[ours][-1] // len(some),)
+        for ours, some in names.items()
+        for theirs in some
+    }
+    for name in sorted(wanted.keys() | state.keys()):
+        value = state.get(name)
+        held = None if value is None or not plain(value) or not value.is_floating_point() else tuple(value.shape)
+        if held != wanted.get(name) or held is None:
+            has, needs = ("no numbers" if shape is None else f"shape {shape}" for shape in (held, wanted.get(name)))
+            raise CheckpointError(
+                f"{source} has {has} as {name}, where the published network has {needs}; it is another's, or damaged"
+            )

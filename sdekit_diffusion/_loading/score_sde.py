@@ -1,0 +1,199 @@
+"""Checkpoints of score_sde_pytorch as models."""
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from sdekit import geometric
+from sdekit_diffusion._diffusions.ddpm import DDPM, linear_betas
+from sdekit_diffusion._diffusions.diffusion import AbstractDiffusion
+from sdekit_diffusion._diffusions.names import diffusion
+from sdekit_diffusion._diffusions.ncsn import NCSN
+from sdekit_diffusion._diffusions.ve import VESDE
+from sdekit_diffusion._diffusions.vp import VPSDE, SubVPSDE
+from sdekit_diffusion._loading.weights import fill, plain, read_pickle, unwrapped
+from sdekit_diffusion._models.check import checked
+from sdekit_diffusion._models.checkpoint import CheckpointError
+from sdekit_diffusion._models.model import Conditioning, Prediction, ScoreModel
+
+_MOST_LEVELS = 100_000
+Reading = tuple[AbstractDiffusion, Prediction, Conditioning]
+
+
+class _Nearest(nn.Module):
+    """net(x, i) with i the number of the nearest level, as an integer."""
+
+    def __init__(self, net: nn.Module, levels: int) -> None:
+        super().__init__()
+        self.net, self.levels = net, levels
+
+    def forward(self, x: Tensor, t: Tensor, **conditions: Any) -> Tensor:  # noqa: ANN401 - whatever the network takes
+        return self.net(x, t.round().clamp(0, self.levels - 1).long(), **conditions)
+
+
+def from_score_sde(
+    weights: str | Path | Mapping[str, Any],
+    net: nn.Module | None = None,
+    sde: AbstractDiffusion | str = "vp",
+    *,
+    continuous: bool = True,
+    levels: int | None = None,
+    ema: bool = True,
+    centered: bool | None = None,
+    shape: tuple[int, ...] | None = None,
+    data_std: float = 0.5,
+    check: Tensor | None = None,
+) -> ScoreModel:
+    """A `ScoreModel` of a checkpoint of score_sde_pytorch, whose weights are put into a network of its architecture.
+
+    VP and sub-VP networks are told 999 t and give eps, so that the score is -net / sigma. Discrete VP is a chain,
+    `DDPM(linear_betas(N, beta_min / N, beta_max / N))`, whose steps the network counts from 0. VE has the kernel
+    sigma(t) = sigma_min (sigma_max / sigma_min)^t, `VESDE(exact=False)`; networks are told sigma and give the score. Discrete
+    VE is `NCSN` with N levels in geometric progression; its network is told their number, an integer, 0 the noisiest.
+
+    Arguments:
+        weights: a .pth file, read as data, or what is in it: a dict with "model" and "ema"; or a state dict alone.
+        net: the network to fill, called as `net(x, label)`: an NCSN++ or DDPM++ (`ncsnpp`, `ddpmpp`) as its repository builds
+            it from its config, or any module with parameters of the same names. These are not among sdekit's own.
+        sde: "vp", "subvp", "ve", or a diffusion with other numbers, such as `VESDE(0.01, 90.0)`. The range of "ve" is read from
+            the `sigmas` that checkpoints hold.
+        continuous: `training.continuous` of its config; sub-VP always is.
+        levels: `model.num_scales`, N; from `sigmas` unless given, else 1000.
+        ema: take the averaged weights, as is done to sample; False for those of the last step. A state dict alone is taken as
+            it is.
+        centered: `data.centered`: images in [-1, 1], else in [0, 1]; so for VP and sub-VP, and not for VE, unless given.
+        shape: the shape of one sample.
+        data_std: the root mean square of a coordinate of the data.
+        check: a batch of data, on which the conventions are checked as by `check_model`.
+
+    Returns:
+        the model, in evaluation mode, with the network that was passed, which `load` needs again.
+
+    Raises:
+        ValueError: without a network, for other diffusions, or when the model does not denoise the batch.
+        CheckpointError: for a file that is damaged or holds more than data, or weights that are not the network's.
+
+    References:
+        Song et al. 2021, arXiv 2011.13456; github.com/yang-song/score_sde_pytorch, models/utils.py and losses.py.
+    """
+    source, found = ("the checkpoint", weights) if isinstance(weights, Mapping) else (str(weights), read_pickle(Path(weights)))
+    state, averages = _parts(found, ema, source)
+    if net is None:
+        what = "of an NCSN++ or DDPM++" if any("all_modules." in name for name in state) else f"such as {next(iter(state))}"
+        raise ValueError(
+            f"{source} holds weights {what}, not their network, and ncsnpp, ddpmpp and their like are not among "
+            "sdekit's: pass net=, the module that score_sde_pytorch builds from the config of the run, or convert the "
+            "checkpoint with diffusers' script and use from_diffusers"
+        )
+    state = unwrapped(state, net.state_dict())
+    sigmas = state.get("sigmas")
+    sde, levels = _ranged(sde, sigmas, levels)
+    if averages is not None:
+        state = {**state, **_averaged(state, averages, net, source)}
+    if "sigmas" not in net.state_dict():
+        state = {name: value for name, value in state.items() if name != "sigmas"}
+    fill(net, state, source)
+    centered = type(sde) is not VESDE if centered is None else centered
+    low = -1.0 if centered else 0.0
+
+    def model(sde: AbstractDiffusion, continuous: bool) -> ScoreModel:
+        chosen, predicts, label = _READINGS[type(sde)](sde, continuous, levels)
+        network = net if type(chosen) is not NCSN else _Nearest(net, levels)
+        return ScoreModel(
+            network, chosen, predicts, shape=shape, conditioning=label, data_std=data_std, data_range=(low, 1.0)
+        ).eval()
+
+    return checked(model(sde, continuous), check, _others(model, sde, continuous, sigmas))
+
+
+def _others(
+    model: Callable[[AbstractDiffusion, bool], ScoreModel],
+    sde: AbstractDiffusion,
+    continuous: bool,
+    sigmas: Any,  # noqa: ANN401 - a tensor, or whatever the checkpoint has
+) -> Iterator[tuple[str, ScoreModel]]:
+    """The same network read in the other ways, and what to write for each."""
+    for name, way in (("vp", True), ("vp", False), ("subvp", True), ("ve", True), ("ve", False)):
+        same = type(diffusion(name)) is type(sde)
+        if same and (way == continuous or name == "subvp"):
+            continue
+        with suppress(CheckpointError):  # of sigmas that are no noise levels
+            yield f"sde={name!r}, continuous={way}", model(sde if same else _ranged(name, sigmas, None)[0], way)
+
+
+def _vp(sde: Any, continuous: bool, n: int) -> Reading:  # noqa: ANN401 - a VPSDE
+    if continuous:
+        return sde, "noise", (999.0, 0.0)
+    return DDPM(linear_betas(n, sde.beta_min / n, sde.beta_max / n)), "noise", (n, -1.0)
+
+
+def _ve(sde: Any, continuous: bool, n: int) -> Reading:  # noqa: ANN401 - a VESDE
+    if continuous:
+        return VESDE(sde.sigma_min, sde.sigma_max, exact=False), "score", "sigma"
+    return NCSN(geometric(sde.sigma_max, sde.sigma_min, n - 1)), "score", (1.0 - n, n - 1.0)
+
+
+_READINGS: dict[type[AbstractDiffusion], Callable[[Any, bool, int], Reading]] = {
+    VPSDE: _vp,
+    SubVPSDE: lambda sde, _, n: (sde, "noise", (999.0, 0.0)),
+    VESDE: _ve,
+}
+
+
+def _ranged(sde: AbstractDiffusion | str, sigmas: Any, levels: int | None) -> tuple[AbstractDiffusion, int]:  # noqa: ANN401
+    """The diffusion and the number of levels, with what the checkpoint's `sigmas` say of them."""
+    given = diffusion(sde)
+    if type(given) not in _READINGS:
+        raise ValueError(f"sde = {sde!r} is none of score_sde_pytorch's: pass 'vp', 'subvp', 've' or such a diffusion")
+    if levels is not None and not 2 <= levels <= _MOST_LEVELS:
+        raise ValueError(f"levels must be a number of noise levels from 2 to {_MOST_LEVELS}, such as 1000, not {levels}")
+    if isinstance(sigmas, Tensor) and not (plain(sigmas) and sigmas.ndim < 2 and sigmas.numel() <= _MOST_LEVELS):
+        raise CheckpointError(f"the checkpoint's sigmas, of shape {tuple(sigmas.shape)}, are no noise levels; it is damaged")
+    held = isinstance(sigmas, Tensor) and sigmas.ndim == 1 and len(sigmas) > 1
+    if not held:
+        return given, 1000 if levels is None else levels
+    if isinstance(given, VESDE):
+        low, high = (float(end) for end in sigmas.double().aminmax())
+        if not 0 < low < high < math.inf:
+            raise CheckpointError(f"the checkpoint's sigmas, from {low:g} to {high:g}, are no noise levels; it is damaged")
+        if isinstance(sde, str):
+            given = VESDE(low, high)
+        elif abs(low / given.sigma_min - 1) > 1e-3 or abs(high / given.sigma_max - 1) > 1e-3:
+            raise ValueError(
+                f"{given} is not what the checkpoint was trained with, sigma from {low:g} to {high:g}; pass sde='ve'"
+            )
+    return given, len(sigmas) if levels is None else levels
+
+
+def _parts(found: Any, ema: bool, source: str) -> tuple[Mapping[str, Any], list[Tensor] | None]:  # noqa: ANN401 - what was read
+    """The state dict of a checkpoint, and the averages of its parameters where they are wanted."""
+    if not isinstance(found, Mapping) or not all(isinstance(name, str) for name in found):
+        raise CheckpointError(f"{source} holds {type(found).__name__}, not a dict with 'model' and 'ema'")
+    state = found.get("model", found)
+    tensors = isinstance(state, Mapping) and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items())
+    if not tensors or not state:
+        raise CheckpointError(f"{source} holds {', '.join(map(str, list(found)[:8]))}: no state dict alone, nor one as 'model'")
+    if state is found or not ema:
+        return state, None
+    held = found.get("ema")
+    averages = held.get("shadow_params") if isinstance(held, Mapping) else None
+    if not isinstance(averages, list) or not all(isinstance(value, Tensor) for value in averages):
+        raise CheckpointError(f"{source} has no averages, a list 'shadow_params' in 'ema'; pass ema=False for the last weights")
+    return state, averages
+
+
+def _averaged(state: Mapping[str, Any], averages: list[Tensor], net: nn.Module, source: str) -> dict[str, Tensor]:
+    """Averages by name: they are in the order of the parameters in the state dict, those that were not trained left out."""
+    parameters = dict(net.named_parameters())
+    names = [name for name in state if name in parameters]
+    for some in ([name for name in names if parameters[name].requires_grad], names):
+        if some and [state[name].shape for name in some] == [value.shape for value in averages]:
+            return dict(zip(some, averages, strict=True))
+    raise CheckpointError(
+        f"{source} has {len(averages)} averages for {len(names)} parameters of this network, or of other shapes; call "
+        "requires_grad_(False) on those that were not trained, such as Fourier features, or pass ema=False"
+    )

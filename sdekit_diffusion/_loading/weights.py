@@ -1,0 +1,139 @@
+"""Files of weights, read as data: nothing in them is executed, and damage is refused where it can be known."""
+
+import io
+import json
+import zipfile
+from collections.abc import Container, Mapping
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from sdekit_diffusion._models.checkpoint import CheckpointError
+
+_PREFIXES = ("module.", "_orig_mod.")  # of nn.DataParallel and torch.compile
+_SAFE = "2.10"  # torch before it corrupts memory over crafted pickles, even of weights only: CVE-2026-24747
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file.
+
+    Raises:
+        CheckpointError: when there is none.
+    """
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CheckpointError(f"{path} does not exist") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path} is not readable as JSON ({_reason(error)}); it is damaged") from error
+    if not isinstance(found, dict):
+        raise CheckpointError(f"{path} holds {type(found).__name__}, not an object with names; it is damaged")
+    return found
+
+
+def read_safetensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file, which has no checksum: damage to the numbers themselves cannot be known.
+
+    Raises:
+        CheckpointError: when it is damaged.
+    """
+    try:
+        return load_file(path)
+    except Exception as error:
+        raise CheckpointError(f"{path} is not a readable safetensors file ({_reason(error)}); it is damaged") from error
+
+
+def read_pickle(path: Path) -> Any:  # noqa: ANN401 - whatever was saved
+    """What `torch.save` wrote, of tensors, numbers, text, lists and dicts: the pickle is never executed.
+
+    Raises:
+        CheckpointError: when it holds anything else, or is damaged; or when this version of torch is not safe.
+    """
+    if torch.__version__ < _SAFE:
+        raise CheckpointError(
+            f"{path} is a pickle, and torch {torch.__version__} does not read crafted ones safely (CVE-2026-24747); use torch "
+            "2.10 or later, save the tensors as safetensors, or, if you trust the file, load it yourself and pass what it holds"
+        )
+    try:
+        with path.open("rb") as file:
+            archive = zipfile.is_zipfile(file)
+            file.seek(0)
+            return torch.load(_intact(file) if archive else file, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise CheckpointError(f"{path} does not exist") from None
+    except Exception as error:  # zipfile, torch and its unpickler raise a dozen kinds over damaged bytes
+        raise CheckpointError(
+            f"{path} is refused: {_reason(error)}. It must be what torch.save writes of tensors, numbers, text, lists and "
+            "dicts, undamaged; if you trust it and it holds other objects, load it yourself and pass a dict of tensors"
+        ) from error
+
+
+def _intact(file: BinaryIO) -> BinaryIO:
+    """An archive anew, of members with the right checksums, at which torch does not look: one bit among the attributes of
+    one, and it would return memory that nobody has written to.
+    """
+    anew = io.BytesIO()
+    with zipfile.ZipFile(file) as archive, zipfile.ZipFile(anew, "w") as copy:
+        for member in archive.infolist():
+            if member.compress_type != zipfile.ZIP_STORED:
+                raise ValueError("its archive is compressed, which torch.save does not do")
+            copy.writestr(member.filename, archive.read(member))
+    anew.seek(0)
+    return anew
+
+
+def fill(network: nn.Module, state: Mapping[str, Any], source: str) -> None:
+    """Copies tensors into a network, if they are all that it needs, and nothing else; otherwise it is left as it was.
+
+    Raises:
+        CheckpointError: for names, shapes or dtypes that are not the network's, and for numbers that are not finite.
+    """
+    own = network.state_dict()
+    _require_same(own, state, source)
+    for name, value in own.items():
+        new = state[name]
+        if not plain(new):
+            raise CheckpointError(f"{source} holds no plain tensor of numbers as {name}")
+        if new.shape != value.shape or new.is_floating_point() != value.is_floating_point() or new.is_complex():
+            raise CheckpointError(
+                f"{source} holds {name} of shape {tuple(new.shape)} and {new.dtype}, and the network has {tuple(value.shape)} "
+                f"and {value.dtype}; build the network with the settings that it was trained with"
+            )
+        if not bool(new.to(value.dtype).isfinite().all()):
+            raise CheckpointError(f"{source} holds NaN or infinite numbers in {name}; it is damaged, or training diverged")
+    network.load_state_dict({name: state[name] for name in own})
+
+
+def unwrapped(state: Mapping[str, Any], known: Container[str]) -> dict[str, Any]:
+    """The state with the known names, without the prefix that a wrapper has put before all of them."""
+    for prefix in _PREFIXES:
+        if all(name.startswith(prefix) for name in state) and not any(name in known for name in state):
+            state = {name.removeprefix(prefix): value for name, value in state.items()}
+    return dict(state)
+
+
+def plain(value: object) -> bool:
+    """Whether this is a tensor with numbers of its own, no more of them than memory holds."""
+    return (
+        isinstance(value, Tensor)
+        and value.layout == torch.strided
+        and not (value.is_quantized or value.is_meta or value.is_complex())
+        and value.numel() * value.element_size() <= value.untyped_storage().nbytes()
+    )
+
+
+def _require_same(own: Mapping[str, Any], state: Mapping[str, Any], source: str) -> None:
+    missing, more = [k for k in own if k not in state], [k for k in state if k not in own]
+    if missing or more:
+        lacks = f"lacks {len(missing)} of the network's tensors, such as {missing[0]}" if missing else ""
+        has = f"has {len(more)} that the network has not, such as {more[0]}" if more else ""
+        raise CheckpointError(
+            f"{source} {' and '.join(filter(None, (lacks, has)))}; build the network with the settings that it was trained with"
+        )
+
+
+def _reason(error: Exception) -> str:
+    return str(error).partition("\n")[0] or type(error).__name__

@@ -1,0 +1,1 @@
+"""Models: networks, mixtures, checkpoints, and checks of both."""

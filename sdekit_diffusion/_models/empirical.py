@@ -1,0 +1,135 @@
+"""The mixture of images: one Gaussian around each of many points, with its exact score under every diffusion."""
+
+import math
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from sdekit.elementary import Time
+from sdekit_diffusion._diffusions.diffusion import AbstractDiffusion
+from sdekit_diffusion._inputs import require_tensor
+from sdekit_diffusion._models.mixture import AbstractMixture
+
+_BLOCK = 1 << 23  # numbers of one block: 84 points at a time for 50,000 centres
+_NEAREST = 16  # centres whose distance is a sum of squared differences
+
+
+class EmpiricalMixture(AbstractMixture):
+    """p_0 = (1/n) sum_k N(c_k, s^2 I), hence p_t = (1/n) sum_k N(alpha c_k, v I), v = alpha^2 s^2 + sigma^2.
+
+    What a score network with unlimited capacity learns from n images, for s = 0. Equal to a `GaussianMixture`, but made for
+    many centres in many dimensions: points are taken in blocks, and besides the centres memory holds 2^23 numbers a few times.
+
+    Squared distances are |x|^2 - 2 alpha x . c + alpha^2 |c|^2, a matrix product, which in float32 is off by up to
+    1e-6 |x| |c|, and the logarithm of a weight by half of that over v; those to the sixteen nearest centres, which are all
+    that count where v is small, are summed from differences in float64.
+
+    Arguments:
+        centres: `(n, *event)`, in the dtype in which points will come; others cost a copy of the centres a call.
+        std: s; 0 for the points themselves, which have a score where sigma > 0.
+
+    Raises:
+        ValueError: for no centres, centres that are not floating or not finite, or a negative std.
+
+    References:
+        Song and Ermon 2020, arXiv 2006.09011, section 3.1 and figure 2.
+    """
+
+    def __init__(self, centres: Tensor, std: float = 0.0) -> None:
+        require_tensor("centres", centres, "(n, *event)")
+        if centres.ndim < 1 or not centres.numel() or not centres.is_floating_point():
+            raise ValueError(f"centres must be floating, of shape (n, *event), not {centres.dtype} of {tuple(centres.shape)}")
+        self.shape, self.std = tuple(centres.shape[1:]), float(std)
+        self._centres = centres.reshape(len(centres), -1)
+        parts = [part.to(torch.float64).square().sum(dim=1) for part in self._centres.split(self._size(1))]
+        self._squares = torch.cat(parts)
+        if not bool(self._squares.isfinite().all()) or not 0 <= self.std < math.inf:
+            raise ValueError(f"centres must be finite and std a number from 0 on; std is {std}")
+        self.weights = torch.full_like(self._squares, 1 / len(centres))
+        self.data_std = math.sqrt(float(self._squares.mean()) / self._centres.shape[1] + self.std**2) or 1.0  # of 0 any will do
+
+    def __repr__(self) -> str:
+        return f"EmpiricalMixture({len(self._centres)} centres, shape={self.shape}, std={self.std:g})"
+
+    def place(self) -> tuple[torch.dtype, torch.device]:
+        return self._centres.dtype, self._centres.device
+
+    @property
+    def centres(self) -> Tensor:
+        """`(n, *event)`."""
+        return self._centres.reshape(-1, *self.shape)
+
+    def marginal(self, t: float, sde: AbstractDiffusion | str) -> "EmpiricalMixture":
+        """The law p_t under a diffusion."""
+        alpha, sigma = (float(v) for v in self._kernel(t, sde))
+        return EmpiricalMixture(alpha * self.centres, math.hypot(alpha * self.std, sigma))
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        """log p_0(x) in nats: `(batch, *event)` to `(batch,)`."""
+        one, v = self._columns(1.0, 0.0, x)
+        blocks = self._blocks(one, v, self._flat(x))
+        parts = [torch.logsumexp(logits, dim=1) - 0.5 * least / self.std**2 for least, logits in blocks]
+        d = self._centres.shape[1]
+        constant = math.log(len(self._centres)) + d * (math.log(self.std) + 0.5 * math.log(2 * math.pi))
+        return (torch.cat(parts) - constant).to(x.dtype)
+
+    def posterior(self, x: Tensor) -> Tensor:
+        """The probability of each centre given x: `(batch, *event)` to `(batch, n)`."""
+        return torch.cat(
+            [torch.softmax(logits, dim=1) for _, logits in self._blocks(*self._columns(1.0, 0.0, x), self._flat(x))]
+        )
+
+    def denoise(self, t: Time, x: Tensor, sde: AbstractDiffusion | str | None = None) -> Tensor:
+        """D(x, t) = m + alpha s^2 / v (x - alpha m), m = sum_k r_k c_k."""
+        alpha, v = self._columns(*self._kernel(t, sde), x)
+        mean = self._mean(alpha, v, x)
+        return torch.addcmul(mean, alpha * self.std**2 / v, self._flat(x) - alpha * mean).reshape(x.shape)
+
+    def score(self, t: Time, x: Tensor, sde: AbstractDiffusion | str | None = None) -> Tensor:
+        """(alpha m - x) / v."""
+        alpha, v = self._columns(*self._kernel(t, sde), x)
+        return ((alpha * self._mean(alpha, v, x) - self._flat(x)) / v).reshape(x.shape)
+
+    def _placed(self, k: Tensor, z: Tensor) -> Tensor:
+        return self._centres[k] + self.std * z
+
+    def _size(self, numbers: int) -> int:
+        """How many points make a block, each of which takes some numbers besides its coordinates."""
+        return max(1, _BLOCK // max(numbers, self._centres.shape[1]))
+
+    def _columns(self, alpha: Time, sigma: Time, x: Tensor) -> tuple[Tensor, Tensor]:
+        """alpha and v of each point, `(batch, 1)`.
+
+        Raises:
+            ValueError: where v = 0.
+        """
+        require_tensor("x", x)
+        a, b = (torch.as_tensor(c, dtype=torch.float64).to(x.device).reshape(-1, 1) for c in (alpha, sigma))
+        v = (a * self.std).square() + b.square()
+        if not bool((v > 0).all()):
+            raise ValueError(
+                "centres with std = 0 have neither score nor density where sigma = 0: ask for a later t, such as 1e-3"
+            )
+        return a.to(x.dtype).expand(len(x), 1), v.to(x.dtype).expand(len(x), 1)
+
+    def _mean(self, alpha: Tensor, v: Tensor, x: Tensor) -> Tensor:
+        """The mean of the centres given x, `(batch, d)`."""
+        centres = self._centres.to(x)
+        return torch.cat([torch.softmax(logits, dim=1) @ centres for _, logits in self._blocks(alpha, v, self._flat(x))])
+
+    def _blocks(self, alpha: Tensor, v: Tensor, x: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """By blocks of points, the least squared distance to an alpha c_k, `(block,)` in float64, and the logarithms of the
+        weights relative to that of the nearest centre, `(block, n)`.
+        """
+        centres, squares = self._centres.to(x), self._squares.to(x)
+        count = min(_NEAREST, len(centres))
+        size = self._size(max(len(centres), 2 * count * centres.shape[1]))
+        for a, variance, some in zip(alpha.split(size), v.split(size), x.split(size), strict=True):
+            product = torch.addmm(a.square() * squares + some.square().sum(dim=1, keepdim=True), a * some, centres.T, alpha=-2)
+            near = product.detach().topk(count, largest=False).indices
+            gap = some.to(torch.float64).unsqueeze(1) - a.to(torch.float64).unsqueeze(1) * centres[near].to(torch.float64)
+            exact = gap.square().sum(dim=2)
+            least = exact.amin(dim=1)
+            relative = (product - least.to(x.dtype).unsqueeze(1)).scatter(1, near, (exact - least.unsqueeze(1)).to(x.dtype))
+            yield least, relative * (-0.5 / variance)

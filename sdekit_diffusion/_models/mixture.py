@@ -1,0 +1,194 @@
+"""Gaussian mixtures: the model whose score, denoiser and density are known exactly under every diffusion."""
+
+import copy
+import math
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sdekit import fresh_seed, normal, uniform01
+from sdekit.elementary import Time, broadcast
+from sdekit_diffusion._counters import COMPONENT, POINT
+from sdekit_diffusion._diffusions.diffusion import AbstractDiffusion
+from sdekit_diffusion._diffusions.names import diffusion
+from sdekit_diffusion._inputs import require_tensor
+from sdekit_diffusion._models.model import AbstractModel
+
+
+class AbstractMixture(AbstractModel):
+    """p_0 = sum_k w_k N(m_k, C_k): what all mixtures share, and their exact samples.
+
+    Attributes:
+        weights: `(K,)`.
+    """
+
+    sde = None
+    shape: tuple[int, ...]  # pyright: ignore[reportIncompatibleVariableOverride] - always known
+    weights: Tensor
+
+    def sample(self, n: int = 1, *, seed: int | None = None, first: int = 0) -> Tensor:
+        """Exact samples, `(n, *event)`; sample i depends on (seed, first + i) alone."""
+        seed, (dtype, device) = fresh_seed() if seed is None else seed, self.place()
+        index = torch.arange(first, first + n, device=device)
+        edges = self.weights.to(torch.float64).cumsum(0)[:-1]
+        k = torch.searchsorted(edges, uniform01(seed, index, (), counter=COMPONENT), right=True)
+        z = normal(seed, index, (math.prod(self.shape),), counter=POINT, dtype=dtype)
+        return self._placed(k, z).reshape(n, *self.shape)
+
+    @abstractmethod
+    def _placed(self, k: Tensor, z: Tensor) -> Tensor:
+        """The points of components k `(n,)` whose standard normals are z: `(n, d)`, as z."""
+
+    def _flat(self, x: Tensor) -> Tensor:
+        """Points as vectors, `(batch, d)`.
+
+        Raises:
+            TypeError: for points that are no tensor.
+            ValueError: for points that are not floating, or of another shape.
+        """
+        require_tensor("x", x)
+        if not x.is_floating_point() or tuple(x.shape[1:]) != self.shape or not x.ndim:
+            raise ValueError(f"points must be floating, of shape (batch, *{self.shape}), not {x.dtype} of {tuple(x.shape)}")
+        return x.reshape(len(x), math.prod(self.shape))
+
+    def _kernel(self, t: Time, sde: AbstractDiffusion | str | None) -> tuple[Time, Time]:
+        """alpha and sigma at a time of a diffusion, which must be given.
+
+        Raises:
+            ValueError: where it is not, or t is outside of it.
+        """
+        if sde is None:
+            raise ValueError(f"a {type(self).__name__} has no diffusion of its own: pass sde=VPSDE(), for example")
+        sde = diffusion(sde)
+        t = sde.checked(t)
+        return sde.alpha(t), sde.sigma(t)
+
+
+class GaussianMixture(AbstractMixture):
+    """p_0 = sum_k w_k N(m_k, C_k), hence p_t = sum_k w_k N(alpha m_k, alpha^2 C_k + sigma^2 I).
+
+    Usable wherever a trained model is; it has no diffusion of its own, so that `sde=` must be given.
+
+    Arguments:
+        weights: positive, summing to 1, shape `(K,)`.
+        means: shape `(K, *event)`.
+        covariances: full, `(K, d, d)` with d the number of coordinates of an event; diagonal, `(K, d)`; or isotropic, `(K,)`,
+            variances in each case.
+
+    Raises:
+        ValueError: for weights that do not sum to 1, shapes that do not fit, or a covariance that is not symmetric and
+            positive definite.
+    """
+
+    def __init__(
+        self, weights: Tensor | Sequence[float], means: Tensor | Sequence[Any], covariances: Tensor | Sequence[Any]
+    ) -> None:
+        means = torch.as_tensor(means)
+        means = means if means.is_floating_point() else means.to(torch.get_default_dtype())
+        self.weights = torch.as_tensor(weights).to(means)
+        covariances = torch.as_tensor(covariances).to(means)
+        self.shape = tuple(means.shape[1:])
+        self._means = means.reshape(len(means), -1)
+        self._variances, self._axes = _spectrum(covariances, *self._means.shape)
+        if self.weights.shape != (len(means),) or not bool((self.weights > 0).all()):
+            raise ValueError(f"weights must be {len(means)} positive numbers, one for each mean, not {self.weights.tolist()}")
+        if abs(float(self.weights.sum()) - 1) > 1e-5:
+            raise ValueError(f"weights must sum to 1, not {float(self.weights.sum()):g}; divide them by their sum")
+        spread = self._means.square() + self._variances.mean(dim=1, keepdim=True)
+        self.data_std = math.sqrt(float((self.weights @ spread).mean()))
+
+    def __repr__(self) -> str:
+        return f"GaussianMixture({len(self.weights)} components, shape={self.shape})"
+
+    def place(self) -> tuple[torch.dtype, torch.device]:
+        return self._means.dtype, self._means.device
+
+    @property
+    def means(self) -> Tensor:
+        """Of the components, `(K, *event)`."""
+        return self._means.reshape(-1, *self.shape)
+
+    @property
+    def covariances(self) -> Tensor:
+        """Of the components' flattened events, `(K, d, d)`."""
+        full = torch.diag_embed(self._variances.expand_as(self._means))
+        return full if self._axes is None else self._axes @ full @ self._axes.mT
+
+    def marginal(self, t: float, sde: AbstractDiffusion | str) -> "GaussianMixture":
+        """The law p_t under a diffusion."""
+        alpha, sigma = (float(v) for v in self._kernel(t, sde))
+        law = copy.copy(self)
+        law._means, law._variances = alpha * self._means, alpha**2 * self._variances + sigma**2
+        law.data_std = math.sqrt((alpha * self.data_std) ** 2 + sigma**2)
+        return law
+
+    def mean(self) -> Tensor:
+        """The mean, shape `event`."""
+        return (self.weights @ self._means).reshape(self.shape)
+
+    def covariance(self) -> Tensor:
+        """The covariance of the flattened event, `(d, d)`."""
+        centred = self._means - self.weights @ self._means
+        return torch.einsum("k,kij->ij", self.weights, self.covariances + centred[:, :, None] * centred[:, None, :])
+
+    def _placed(self, k: Tensor, z: Tensor) -> Tensor:
+        z = z * self._variances[k].sqrt()
+        z = z if self._axes is None else torch.einsum("nij,nj->ni", self._axes[k], z)
+        return self._means[k] + z
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        """log p_0(x) in nats: `(batch, *event)` to `(batch,)`."""
+        return torch.logsumexp(self._components(1.0, 0.0, x)[2], dim=1)
+
+    def posterior(self, x: Tensor) -> Tensor:
+        """The probability of each component given x: `(batch, *event)` to `(batch, K)`."""
+        return torch.softmax(self._components(1.0, 0.0, x)[2], dim=1)
+
+    def denoise(self, t: Time, x: Tensor, sde: AbstractDiffusion | str | None = None) -> Tensor:
+        """D(x, t) = sum_k r_k [m_k + alpha C_k (alpha^2 C_k + sigma^2)^{-1} (x - alpha m_k)]."""
+        alpha, sigma = self._kernel(t, sde)
+        z, variances, logits = self._components(alpha, sigma, x)
+        gain = broadcast(alpha, z) * self._variances.to(x) / variances
+        return self._mixed(logits, gain * z, self._means.to(x)).reshape(x.shape)
+
+    def score(self, t: Time, x: Tensor, sde: AbstractDiffusion | str | None = None) -> Tensor:
+        """-sum_k r_k (alpha^2 C_k + sigma^2)^{-1} (x - alpha m_k)."""
+        z, variances, logits = self._components(*self._kernel(t, sde), x)
+        return self._mixed(logits, -z / variances, None).reshape(x.shape)
+
+    def _components(self, alpha: Time, sigma: Time, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """x - alpha m_k along each component's axes, its variances there, and log (w_k N_k(x)): (B, K, d) twice, (B, K)."""
+        z = self._flat(x).unsqueeze(1)
+        alpha, sigma = broadcast(alpha, z), broadcast(sigma, z)
+        z = z - alpha * self._means.to(x)
+        z = z if self._axes is None else torch.einsum("bki,kij->bkj", z, self._axes.to(x))
+        variances = alpha * alpha * self._variances.to(x) + sigma * sigma
+        variances = variances.expand(z.shape) if variances.ndim == z.ndim else variances.expand(z.shape[1:])
+        squares = z.square() / variances + variances.log() + math.log(2 * math.pi)
+        return z, variances, self.weights.to(x).log() - 0.5 * squares.sum(dim=-1)
+
+    def _mixed(self, logits: Tensor, along: Tensor, offset: Tensor | None) -> Tensor:
+        """sum_k r_k (axes_k along_k + offset_k), r the responsibilities."""
+        r = torch.softmax(logits, dim=1)
+        along = along * r[:, :, None]
+        mixed = along.sum(dim=1) if self._axes is None else torch.einsum("bkj,kij->bi", along, self._axes.to(along))
+        return mixed if offset is None else mixed + r @ offset
+
+
+def _spectrum(covariances: Tensor, k: int, d: int) -> tuple[Tensor, Tensor | None]:
+    """Variances, `(K, d)` or `(K, 1)`, and the axes along which they are taken, `(K, d, d)`, None for the standard ones."""
+    shape = tuple(covariances.shape)
+    if shape not in ((k,), (k, d), (k, d, d)):
+        raise ValueError(f"covariances must have shape ({k},), ({k}, {d}) or ({k}, {d}, {d}), not {shape}")
+    if covariances.ndim == 3:
+        if not torch.allclose(covariances, covariances.mT, atol=1e-6 * float(covariances.abs().max())):
+            raise ValueError("covariances must be symmetric; use (C + C^T) / 2")
+        variances, axes = torch.linalg.eigh(covariances)
+    else:
+        variances, axes = covariances.reshape(k, -1), None
+    if not bool((variances > 0).all()):
+        raise ValueError(f"covariances must be positive definite; the smallest variance is {float(variances.min()):g}")
+    return variances, axes

@@ -1,0 +1,354 @@
+"""Models: whatever knows the mean of the data given a noisy point, under any diffusion."""
+
+import copy
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, Literal, Self, cast
+
+import torch
+from torch import Tensor, nn
+
+from sdekit import did_you_mean
+from sdekit.calling import ChangedError, checked_call, missing, require_call, require_order, require_real, swapped
+from sdekit.elementary import Time, axpy, broadcast, clip, exp, log1p, sigmoid, sqrt
+from sdekit_diffusion._diffusions.diffusion import AbstractDiffusion
+from sdekit_diffusion._diffusions.names import diffusion
+from sdekit_diffusion._inputs import require_tensor
+from sdekit_diffusion._models.wrapped import require_plain, unwrapped
+from sdekit_diffusion.data import Scale
+
+Prediction = Literal["noise", "data", "score", "velocity", "flow", "reverse_flow"]
+# diffusers' names of predictions, which `predicts` takes as well.
+ALIASES: dict[str, Prediction] = {
+    "epsilon": "noise", "sample": "data", "v_prediction": "velocity", "flow_prediction": "flow"
+}  # fmt: skip
+_MEANT = {"x0": "data", "x_0": "data", "eps": "noise", "v": "velocity"}  # names that papers give
+Conditioning = Literal["time", "log_snr", "sigma"] | tuple[float, float]
+
+
+def _inverse(value: Time) -> Time:
+    """1 / value, and 0 for 0: a point says nothing of x_0 where alpha = 0, nor of eps where sigma = 0; their mean is 0."""
+    if isinstance(value, Tensor):
+        return torch.where(value == 0, 0.0, 1 / value)
+    return 1 / value if value else 0.0
+
+
+def _velocity(alpha: Time, sigma: Time) -> tuple[Time, Time, Time, Time]:
+    square = alpha * alpha + sigma * sigma
+    return alpha / square, -sigma / square, sigma / square, alpha / square
+
+
+def _flow(alpha: Time, sigma: Time) -> tuple[Time, Time, Time, Time]:
+    total = alpha + sigma
+    return 1 / total, -sigma / total, 1 / total, alpha / total
+
+
+def _reverse_flow(alpha: Time, sigma: Time) -> tuple[Time, Time, Time, Time]:
+    a, b, c, d = _flow(alpha, sigma)
+    return a, -b, c, -d
+
+
+# What a network's output o says about x = alpha x_0 + sigma eps: x_0 = a x + b o and eps = c x + d o.
+_CONVENTIONS: dict[str, Callable[[Time, Time], tuple[Time, Time, Time, Time]]] = {
+    "noise": lambda alpha, sigma: (_inverse(alpha), -sigma * _inverse(alpha), 0.0, 1.0),
+    "data": lambda alpha, sigma: (0.0, 1.0, _inverse(sigma), -alpha * _inverse(sigma)),
+    "score": lambda alpha, sigma: (_inverse(alpha), sigma * sigma * _inverse(alpha), 0.0, -sigma),
+    "velocity": _velocity,
+    "flow": _flow,
+    "reverse_flow": _reverse_flow,
+}
+
+
+_FINITE = 20.0  # |log(alpha / sigma)| that a network may see; where sigma or alpha is 0 it is infinite
+
+
+class AbstractModel(ABC):
+    """A denoiser D(x, t) = E[x_0 | x_t = x], the same under every diffusion up to the scale of x and the name of t.
+
+    Attributes:
+        shape: the shape of one sample; None where it is not known.
+        sde: the diffusion it was made for; None where every one is as good.
+        data_std: the root mean square of a coordinate of the data, which scales adaptive solves and the default sampler; need
+            not be exact.
+        conditions: what else its network is given, see `ScoreModel.given`.
+    """
+
+    shape: tuple[int, ...] | None
+    sde: AbstractDiffusion | None
+    data_std: float
+    conditions: Mapping[str, Any] = {}
+
+    @abstractmethod
+    def denoise(self, t: Time, x: Tensor, sde: AbstractDiffusion | str | None = None) -> Tensor:
+        """D(x, t), shaped like x, for x at time t of a diffusion; the model's own where none is given."""
+
+    @abstractmethod
+    def score(self, t: Time, x: Tensor, sde: AbstractDiffusion | str | None = None) -> Tensor:
+        """grad log p_t(x) = (alpha D - x) / sigma^2."""
+
+    def clock(self, l: Time) -> Time:
+        """v = log(1 + 5 y / (y / r + s)) with y = sigma / alpha = e^{-l}, s = data_std and r^2 the number of coordinates.
+
+        From log(1 + 5 r), all noise, down to 0, the data. The denoiser is smooth in y as y goes to 0 and in 1/y as it goes to
+        infinity; where the sample is decided upon, from s/5 up to the length r s of a whole sample, it is so in log y. v is as
+        y, as log y and as -1/y there; l would run on without end on both sides.
+        """
+        r = math.sqrt(math.prod(self.shape or ()))
+        return log1p(5 * r * sigmoid(-l - math.log(r * self.data_std)))
+
+    def rows(self, index: Tensor) -> Self:
+        """The same model for some of the samples; itself where nothing is per sample besides x."""
+        return self
+
+    @abstractmethod
+    def place(self) -> tuple[torch.dtype, torch.device]:
+        """The dtype and the device of its parameters."""
+
+
+class ScoreModel(nn.Module, AbstractModel):
+    """A network with the diffusion it is trained under and what its output means.
+
+    With x = alpha x_0 + sigma eps a network predicts eps ("noise"), x_0 ("data"), -eps / sigma ("score"),
+    alpha eps - sigma x_0 ("velocity"), eps - x_0 ("flow", the velocity of flow matching), or x_0 - eps ("reverse_flow", the
+    same where its time runs from the noise, 0, to the data, 1: then under "flow" with conditioning=(-1, 1)). Under another
+    diffusion the same network is asked at the same signal-to-noise ratio, at the point with the same x / alpha. A network that
+    ignores t and predicts "noise" has the score -net(x) / sigma: where alpha = 1, Song and Ermon's (2020) third technique but
+    for the sign.
+
+    Arguments:
+        net: `net(x, t)`, shaped like x, t of shape `(batch,)`; a module or a plain function.
+        sde: the diffusion, or its name in `DIFFUSIONS`, such as "vp".
+        predicts: what the output means; diffusers' names "epsilon", "sample", "v_prediction" and "flow_prediction" are "noise",
+            "data", "velocity" and "flow".
+        shape: the shape of one sample.
+        conditioning: "time" calls `net(x, t)`; a pair (a, b) `net(x, a t + b)`, so that (N, -1) counts DDPM's N steps from 0,
+            and (1 - L, L - 1) NCSN's L levels from the noisiest; "sigma" `net(x, sigma(t))`. "log_snr" calls `net(u, l)` with
+            l = log(alpha / sigma) and the point scaled to unit noise-plus-signal, u = x / sqrt(alpha^2 + sigma^2): then the
+            network does not depend on the diffusion, and its output means the same for u = alpha' x_0 + sigma' eps,
+            alpha'^2 + sigma'^2 = 1.
+        data_std: the root mean square of a coordinate of the data.
+        data_range: the least and the largest value that the data can have, such as (-1, 1); None where there is no bound.
+        scale: from the data in their own range and dtype to those of this model, and back: `model.scale.decode(x)`. It is kept,
+            and saved, for whoever has samples; everything else here is about data as the model sees them.
+
+    Raises:
+        ValueError: for a name that is not one of these, or when the network returns another shape than its input's.
+        TypeError: for a net that is a model itself.
+    """
+
+    sde: AbstractDiffusion
+
+    def __init__(
+        self,
+        net: Callable[[Tensor, Tensor], Tensor],
+        sde: AbstractDiffusion | str,
+        predicts: Prediction | str = "noise",
+        *,
+        shape: tuple[int, ...] | None = None,
+        conditioning: Conditioning = "time",
+        data_std: float = 1.0,
+        data_range: tuple[float, float] | None = None,
+        scale: Scale = Scale(),  # noqa: B008 - frozen
+    ) -> None:
+        super().__init__()
+        if isinstance(unwrapped(net, AbstractModel), AbstractModel):
+            raise TypeError(
+                f"net is a {type(net).__name__}, a model with a diffusion of its own; pass it where a model is expected, or "
+                "give its network: ScoreModel(model.net, ...)"
+            )
+        predicts = ALIASES.get(predicts, predicts)
+        if predicts not in _CONVENTIONS:
+            near = _MEANT.get(predicts) if isinstance(predicts, str) else ""
+            near = f", did you mean {near!r}?" if near else did_you_mean(predicts, [*_CONVENTIONS, *ALIASES])
+            near = "" if predicts is None else near
+            raise ValueError(f"predicts = {predicts!r} is not one of {', '.join(_CONVENTIONS)}{near}")
+        require_order(net, "x, t")
+        if data_range is not None and not data_range[0] < data_range[1]:
+            raise ValueError(f"data_range = {data_range} is not a least and a largest value, such as (-1, 1)")
+        if not 0 < data_std < math.inf:
+            raise ValueError(f"data_std = {data_std} is not a positive number; it is the root mean square of a coordinate")
+        self.net = net
+        self.predicts: Prediction = predicts  # pyright: ignore[reportAttributeAccessIssue] - one of these
+        self.conditioning: Conditioning = _known(conditioning)
+        self.sde = diffusion(sde)  # pyright: ignore[reportIncompatibleVariableOverride] - always known
+        self.shape = None if shape is None else tuple(shape)
+        self.data_std = data_std
+        self.data_range = None if data_range is None else (float(data_range[0]), float(data_range[1]))
+        self.scale = scale
+        self.conditions = {}
+
+    def given(self, **conditions: Any) -> Self:  # noqa: ANN401 - whatever the network takes
+        """The same model with more arguments of its network: `net(x, t, **conditions)`.
+
+        A tensor with a dimension is one entry a sample, such as labels `(batch,)`; anything else is passed on as it is.
+        """
+        model = copy.copy(self)  # shares the network
+        model.conditions = {**self.conditions, **conditions}
+        return model
+
+    def around(self, net: Callable[..., Tensor]) -> "ScoreModel":
+        """The same model around another network, such as a compiled one."""
+        model = ScoreModel(
+            net, self.sde, self.predicts, shape=self.shape, conditioning=self.conditioning, data_std=self.data_std,
+            data_range=self.data_range, scale=self.scale,
+        )  # fmt: skip
+        return model.given(**self.conditions)
+
+    def rows(self, index: Tensor) -> Self:
+        own = {name: v for name, v in self.conditions.items() if isinstance(v, Tensor) and v.ndim}
+        if not own:
+            return self
+        return self.given(**{name: value[index.to(value.device)] for name, value in own.items()})
+
+    def extra_repr(self) -> str:
+        return f"{self.sde}, predicts={self.predicts!r}, conditioning={self.conditioning!r}, shape={self.shape}"
+
+    def place(self) -> tuple[torch.dtype, torch.device]:
+        parameter = next(self.parameters(), None)
+        return (torch.get_default_dtype(), torch.device("cpu")) if parameter is None else (parameter.dtype, parameter.device)
+
+    def forward(self, point: Tensor, label: Time | None = None) -> Tensor:
+        """The network's output at points and labels that are its own, in the dtype of the points.
+
+        Raises:
+            TypeError: when its signature does not fit, or it returns no tensor.
+            ValueError: when its shape is not that of the points.
+            TypeError: when it is no tensor of real floating numbers.
+            RuntimeError: when the network changes its input in place.
+        """
+        require_tensor("x", point)
+        if label is None:
+            raise TypeError("a model is called as model(x, t), t the label of its network; here t is missing")
+        parameter = next(self.parameters(), point)
+        if not isinstance(label, Tensor):
+            label = torch.full((len(point),), label, dtype=parameter.dtype, device=point.device)
+        for name, value in self.conditions.items():
+            if isinstance(value, Tensor) and value.ndim and len(value) != len(point):
+                raise ValueError(f"{name} has {len(value)} entries for {len(point)} samples; give one entry a sample")
+        out = self._asked(point.to(parameter.dtype), label.to(parameter.dtype).expand(len(point)))
+        return out.to(point.dtype)
+
+    def _asked(self, point: Tensor, label: Tensor) -> Tensor:
+        """The network's output, refused where it is not shaped like the point."""
+        net, shape = partial(self.net, **self.conditions), point.shape
+        try:
+            out = checked_call("the network", self.net, point, label, **self.conditions)
+        except ChangedError:
+            raise
+        except Exception as error:
+            if swapped(net, point, label, shape):
+                raise TypeError(_SWAPPED) from error
+            if isinstance(error, TypeError):
+                if names := missing(self.net, point, label, **self.conditions):
+                    arguments = ", ".join(f"{name}=..." for name in names)
+                    raise TypeError(
+                        f"the network also needs {', '.join(names)}: pass model.given({arguments}), with one "
+                        "entry per sample or the same for all"
+                    ) from error
+                require_call(self.net, f"net({', '.join(['x', 't', *self.conditions])})", point, label, **self.conditions)
+            raise
+        if isinstance(out, Tensor) and out.shape == shape:
+            require_real("the network", out, point)
+            return out
+        if swapped(net, point, label, shape):
+            raise TypeError(_SWAPPED)
+        if not isinstance(out, Tensor):
+            raise TypeError(f"the network returned {type(out).__name__}; it must return a tensor of x's shape")
+        raise ValueError(
+            f"the network returned shape {tuple(out.shape)} for x of shape {tuple(shape)}; it must return x's shape"
+        )
+
+    def denoise(self, t: Time, x: Tensor, sde: AbstractDiffusion | str | None = None) -> Tensor:
+        point, label, alpha, sigma = self._inputs(t, x, sde)
+        a, b, _, _ = _CONVENTIONS[self.predicts](alpha, sigma)
+        return _combined(a, point, b, self(point, label))
+
+    def noise(self, t: Time, x: Tensor, sde: AbstractDiffusion | str | None = None) -> Tensor:
+        """eps(x, t) = -sigma s, the mean of the noise given the noisy point."""
+        point, label, alpha, sigma = self._inputs(t, x, sde)
+        _, _, c, d = _CONVENTIONS[self.predicts](alpha, sigma)
+        return _combined(c, point, d, self(point, label))
+
+    def score(self, t: Time, x: Tensor, sde: AbstractDiffusion | str | None = None) -> Tensor:
+        given = diffusion(sde or self.sde)
+        sigma = given.sigma(given.checked(t))
+        if bool((sigma == 0).any()) if isinstance(sigma, Tensor) else sigma == 0:
+            raise ValueError("the score of a network is not known where sigma = 0: ask for it at a later t, such as 1e-3")
+        return self.noise(t, x, sde) * broadcast(-1 / sigma, x)
+
+    def _inputs(self, t: Time, x: Tensor, sde: AbstractDiffusion | str | None) -> tuple[Tensor, Time, Time, Time]:
+        """The point and the label that the network expects, with the alpha and sigma of that point."""
+        require_tensor("x", x)
+        given = diffusion(sde or self.sde)
+        t = given.checked(t)
+        alpha, sigma = given.alpha(t), given.sigma(t)
+        if self.conditioning != "log_snr" and given == self.sde:
+            return x, self._label(t, sigma), alpha, sigma
+        label = clip(given.log_snr(t), -_FINITE, _FINITE)
+        if self.conditioning == "log_snr":
+            own = 1 / sqrt(1 + exp(-2 * label)), 1 / sqrt(1 + exp(2 * label))
+        else:
+            label = self.sde.time(label)
+            own = self.sde.alpha(label), self.sde.sigma(label)
+            label = self._label(label, own[1])
+        size = sqrt((own[0] * own[0] + own[1] * own[1]) / (alpha * alpha + sigma * sigma))
+        return x * broadcast(size, x), label, *own
+
+    def _label(self, t: Time, sigma: Time) -> Time:
+        """What the network is told at time t of its own diffusion."""
+        if isinstance(self.conditioning, tuple):
+            return self.conditioning[0] * t + self.conditioning[1]
+        return sigma if self.conditioning == "sigma" else t
+
+
+_SWAPPED = "a network, or a plain score, is called as net(x, t) here, and this one takes (t, x); pass lambda x, t: net(t, x)"
+
+
+def _known(conditioning: Conditioning) -> Conditioning:
+    """As it is, a pair as a tuple of floats."""
+    if conditioning in ("time", "log_snr", "sigma"):
+        return conditioning
+    if isinstance(conditioning, str) or len(conditioning) != 2:
+        near = did_you_mean(conditioning, ("time", "log_snr", "sigma"))
+        raise ValueError(
+            f"conditioning = {conditioning!r} is not 'time', 'log_snr', 'sigma' or a pair (a, b) for a t + b{near}"
+        )
+    return float(conditioning[0]), float(conditioning[1])
+
+
+def _combined(a: Time, x: Tensor, b: Time, out: Tensor) -> Tensor:
+    """a x + b out."""
+    scaled = out * broadcast(b, out)
+    if isinstance(a, Tensor):
+        return torch.addcmul(scaled, broadcast(a, x), x)
+    return axpy(a, x, scaled) if a else scaled
+
+
+def as_model(
+    model: AbstractModel | Callable[[Tensor, Tensor], Tensor],
+    sde: AbstractDiffusion | str | None,
+    shape: tuple[int, ...] | None = None,
+) -> tuple[AbstractModel, AbstractDiffusion]:
+    """A model and the diffusion to use it under, from what a user passes: a model, or a score `(x, t)` of a given sde.
+
+    Raises:
+        TypeError: when the model is neither, or is wrapped in a way that is not known.
+        ValueError: when the diffusion is neither given nor the model's.
+    """
+    model = cast(AbstractModel | Callable[[Tensor, Tensor], Tensor], unwrapped(model, AbstractModel))
+    if not isinstance(model, AbstractModel):
+        require_plain(model, AbstractModel)
+        if not callable(model):
+            raise TypeError(f"the model must be a ScoreModel, a GaussianMixture or a score (x, t), not {type(model).__name__}")
+        if sde is None:
+            raise ValueError("a plain score function needs the diffusion it belongs to: pass sde='vp', for example")
+        model = ScoreModel(model, sde, "score", shape=shape)
+    elif isinstance(model, ScoreModel) and model.shape is None and shape is not None:
+        model = model.given()  # a copy
+        model.shape = tuple(shape)
+    chosen = model.sde if sde is None else diffusion(sde)
+    if chosen is None:
+        raise ValueError(f"a {type(model).__name__} has no diffusion of its own: pass sde='vp', another name or a diffusion")
+    return model, chosen

@@ -1,8 +1,0 @@
-"""Networks that others trained, as models: an adapter for each peer's conventions."""
-
-from sdekit_diffusion._pretrained._denoiser import from_edm
-from sdekit_diffusion._pretrained._diffusers import from_diffusers
-from sdekit_diffusion._pretrained._ncsnv2 import from_ncsnv2
-from sdekit_diffusion._pretrained._score_sde import from_score_sde
-
-__all__ = ["from_diffusers", "from_edm", "from_ncsnv2", "from_score_sde"]

@@ -1,0 +1,1 @@
+"""Samples from models: the call, methods, grids, and settings of published samplers."""

@@ -1,0 +1,150 @@
+"""Methods with adaptive steps, each sample's own: the probability flow, and the reverse SDE on one Brownian path."""
+
+import math
+from abc import ABC
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from sdekit import AbstractSolver, Dopri5, PIDController, Point, ShARK, Solution, UnfinishedError, solve
+from sdekit_diffusion._diffusions.diffusion import AbstractDiffusion
+from sdekit_diffusion._models.model import AbstractModel
+from sdekit_diffusion._sampling.clock import clock_knots, on_clock
+from sdekit_diffusion._sampling.grids import Span
+from sdekit_diffusion._sampling.method import AbstractMethod, Descent, require_clock
+from sdekit_diffusion._sampling.probability_flow import ADVICE, agreed, flow
+
+
+@dataclass(frozen=True, eq=False)
+class AbstractAdaptive(AbstractMethod, ABC):
+    """A method that chooses its own steps, hence takes neither their number nor a grid, and keeps no states in between."""
+
+    def __post_init__(self) -> None:
+        if self.grid is not None:
+            raise ValueError("an adaptive method chooses its own steps: leave grid out, or take a method with fixed steps")
+
+    def require(self, down: Descent) -> None:
+        """Refuses what would be ignored.
+
+        Raises:
+            ValueError: for a number of steps, or states between the ends.
+        """
+        if self.steps or down.save == "all":
+            raise ValueError("an adaptive method chooses its own steps: leave steps out and save='last', or set rtol and atol")
+
+    @staticmethod
+    def told(down: Descent, solution: Solution) -> Solution:
+        """The solution, its two ends shown to the callback."""
+        if down.callback is not None:
+            for i, state in enumerate((down.x, solution.x)):
+                down.callback(Point(i, float(solution.ts[i]), state))
+        return solution
+
+
+@dataclass(frozen=True, eq=False)
+class AdaptiveFlow(AbstractAdaptive):
+    """The probability flow with adaptive steps.
+
+    Arguments:
+        rtol, atol: the tolerances, in units of x.
+        solver: an explicit Runge-Kutta method with an error estimate.
+        max_steps: how many a sample may try.
+        accuracy: of the end, in units of the deviation that x has there, in place of the tolerances: each sample is solved at
+            accuracy/10, accuracy/100, ..., until two solves agree within accuracy/2 in every coordinate. This costs two to ten
+            times the evaluations of the one tolerance that would do.
+    """
+
+    rtol: float = 1e-5
+    atol: float = 1e-5
+    solver: AbstractSolver = field(default_factory=Dopri5)
+    max_steps: int = 100_000
+    accuracy: float | None = field(default=None, kw_only=True)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.accuracy is not None and not 0 < self.accuracy < math.inf:
+            raise ValueError(
+                f"accuracy is the error of x at the end relative to its deviation, such as 1e-3; not {self.accuracy}"
+            )
+
+    @property
+    def control(self) -> PIDController:
+        """The controller of the steps.
+
+        On the flow's clock, some 2 long whatever the model, tol^(1/k) is a first step about as good as an estimate, which
+        costs two evaluations; and PI control has a third of the rejections.
+        """
+        first = max(self.rtol, self.atol) ** (1 / (self.solver.embedded or 1))
+        return PIDController(
+            self.rtol, self.atol, proportional=0.3, integral=0.4, first=first or None, max_steps=self.max_steps
+        )
+
+    def carried(self, model: AbstractModel, sde: AbstractDiffusion, x: Tensor, span: Span, *, after: int = 0) -> Solution:
+        """The `flow` over a span, to the tolerance or the accuracy."""
+        if self.accuracy is None:
+            return flow(model, sde, x, span, self.solver, self.control, after=after)
+
+        def control(tol: float) -> PIDController:
+            return replace(self, rtol=tol, atol=tol).control
+
+        return agreed(model, sde, x, span, self.solver, control, self.accuracy, after=after)
+
+    def run(self, down: Descent) -> Solution:
+        self.require(down)
+        solution = self.carried(down.model, down.sde, down.x, down.span)
+        return self.told(down, replace(solution, x=solution.x * float(down.sde.alpha(float(solution.ts[-1])))))
+
+
+@dataclass(frozen=True, eq=False)
+class AdaptiveSDE(AbstractAdaptive):
+    """The reverse SDE on the clock with adaptive steps, all noise of a sample one Brownian path.
+
+    A step that is rejected reads the same path again: its noise is not drawn anew, which would favour small increments. So the
+    law is that of the equation as the tolerances go to 0, in any dimension.
+
+    Arguments:
+        rtol, atol: the tolerances, in units of x.
+        solver: one for additive noise with an error estimate, such as `ShARK` or `SRA1`.
+        eta: the noise level, positive; 1 is the reverse SDE.
+        max_steps: how many a sample may try.
+
+    References:
+        Jolicoeur-Martineau et al. 2021, arXiv 2105.14080, for adaptive steps and the noise drawn anew.
+    """
+
+    noise = "path"
+
+    rtol: float = 2e-2
+    atol: float = 2e-2
+    solver: AbstractSolver = field(default_factory=ShARK)
+    eta: float = 1.0
+    max_steps: int = 100_000
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 < self.eta < math.inf:
+            raise ValueError(
+                f"eta must be a positive number, 1 being the reverse SDE; for 0 take AdaptiveFlow(); not {self.eta}"
+            )
+
+    def run(self, down: Descent) -> Solution:
+        self.require(down)
+        problem = on_clock(down.model, down.sde, self.eta)
+        require_clock(down, *(2 * self.eta**2 * l for l in down.span))
+        y, ends = down.x / problem.scale(down.span[0]), [float(problem.time(l)) for l in down.span]
+        control = PIDController(self.rtol, self.atol, proportional=0.1, integral=0.3, max_steps=self.max_steps)
+        ts = torch.tensor([float(down.sde.time_within(l)) for l in down.span], dtype=torch.float64)
+
+        def seen(solution: Solution) -> Solution:
+            return replace(solution, x=solution.x * problem.scale(down.span[1]), ts=ts)
+
+        try:
+            solution = solve(problem, y, ends, solver=self.solver, noise=down.noise, control=control)
+        except UnfinishedError as error:
+            reached = torch.as_tensor(down.sde.time(problem.parameter(error.reached)))
+            raise UnfinishedError(seen(error.solution), reached, advice=ADVICE) from None
+        return self.told(down, seen(solution))
+
+    def knots(self, sde: AbstractDiffusion, span: Span) -> Tensor:
+        return clock_knots(self.eta, span)

@@ -1,0 +1,133 @@
+"""Annealed Langevin dynamics: at one noise level after the other, some moves that leave its law alone."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from sdekit import AbstractSDE, EulerMaruyama, NotFiniteError, Point, Solution, did_you_mean, solve
+from sdekit.elementary import Time
+from sdekit_diffusion._diffusions.diffusion import AbstractDiffusion
+from sdekit_diffusion._models.model import AbstractModel
+from sdekit_diffusion._sampling.grids import AbstractGrid, UniformInLogSNR
+from sdekit_diffusion._sampling.method import AbstractMethod, Descent
+from sdekit_diffusion._sampling.techniques import langevin_step_size
+
+
+@dataclass(frozen=True, eq=False)
+class Relaxation(AbstractSDE):
+    """dy = h rho^2 s dk + sqrt(2 h) rho dW, s the score of y = x / alpha at the noise rho = sigma / alpha.
+
+    k counts moves, and the level is constant during `moves` of them: the Euler-Maruyama method with steps of 1 is annealed
+    Langevin dynamics.
+
+    Arguments:
+        model, sde: whose score.
+        times: of the levels, in the diffusion's own time.
+        moves: how many a level gets.
+        size: h.
+    """
+
+    noise_type = "additive"
+
+    model: AbstractModel
+    sde: AbstractDiffusion
+    times: Sequence[float]
+    moves: int
+    size: float
+
+    def _level(self, k: Time) -> tuple[float, float, float]:
+        """t, alpha and sigma of the level of move k."""
+        t = self.times[int(k) // self.moves]
+        return t, *self.sde.kernel(t)
+
+    def drift(self, t: Time, x: Tensor) -> Tensor:
+        level, alpha, sigma = self._level(t)
+        return self.model.score(level, alpha * x, self.sde) * (self.size * sigma**2 / alpha)
+
+    def diffusion(self, t: Time, x: Tensor) -> float:
+        _, alpha, sigma = self._level(t)
+        return math.sqrt(2 * self.size) * sigma / alpha
+
+
+@dataclass(frozen=True, eq=False)
+class AnnealedLangevin(AbstractMethod):
+    """Langevin dynamics at each of a number of noise levels, from the largest to the smallest.
+
+    With y = x / alpha, whose noise is sigma = sigma_t / alpha_t under any diffusion, and alpha_i = size sigma_i^2, a move is
+
+        NCSNv2:  y <- y + alpha_i s(y, sigma_i) + sqrt(2 alpha_i) z,
+        NCSN:    y <- y + alpha_i / 2 s(y, sigma_i) + sqrt(alpha_i) z.
+
+    The first level is that of x_T and gets its moves as well. `sample(..., denoise=True)` adds the papers' last step,
+    y + sigma_L^2 s(y, sigma_L). Under `NCSN(sigmas)` with steps = L the levels are the sigmas; `NCSNSettings` has both.
+
+    Arguments:
+        moves: T, how many a level gets.
+        size: e / sigma_L^2 in the papers' notation, 0.062 in NCSNv2 on CIFAR-10 and 0.2 in NCSN; None takes
+            `langevin_step_size` of the levels, technique 4.
+        convention: which of the two a move is; NCSN's with twice the size is NCSNv2's.
+        steps, grid: L, the number of levels, and where they are, unless `sample` says otherwise.
+
+    Raises:
+        ValueError: for no moves, an unknown convention, or a size with which the moves diverge.
+
+    References:
+        Song and Ermon 2019, arXiv 1907.05600, algorithm 1; 2020, arXiv 2006.09011.
+    """
+
+    extra = 1  # the levels are the points
+    forgets = True  # as published, from uniform numbers
+
+    moves: int = 5
+    size: float | None = None
+    convention: Literal["ncsnv2", "ncsn"] = "ncsnv2"
+    steps: int = field(default=232, kw_only=True)
+    grid: AbstractGrid = field(default=UniformInLogSNR(), kw_only=True)
+
+    def __post_init__(self) -> None:
+        if self.convention not in ("ncsnv2", "ncsn"):
+            raise ValueError(
+                f"convention must be 'ncsnv2' or 'ncsn', not {self.convention!r}"
+                f"{did_you_mean(self.convention, ('ncsnv2', 'ncsn'))}"
+            )
+        largest = 2 if self.convention == "ncsnv2" else 4
+        if self.moves < 1 or self.steps < 2 or not 0 < (1 if self.size is None else self.size) < largest:
+            raise ValueError(
+                f"annealed Langevin dynamics needs moves >= 1, steps >= 2 and a size e / sigma_L^2 between 0 and {largest}, "
+                f"beyond which it diverges; not {self.moves}, {self.steps} and {self.size}"
+            )
+
+    def run(self, down: Descent) -> Solution:
+        levels = self.grid.fitted(down.model, down.sde, down.span).points(down.sde, down.span, self.steps - 1)
+        times = torch.as_tensor(down.sde.time_within(levels), dtype=torch.float64)
+        size = self.size
+        if size is None:
+            size = langevin_step_size(torch.exp(levels[-1] - levels), self.moves)
+        elif self.convention == "ncsn":
+            size = 0.5 * size
+        problem = Relaxation(down.model, down.sde, times.tolist(), self.moves, size)
+        ts, xs = torch.cat([times[:1], times]), []
+
+        def report(point: Point) -> None:
+            level, within = divmod(point.step, self.moves)
+            if within:
+                return
+            t = float(ts[level])
+            x = point.x * float(down.sde.alpha(t))
+            if down.save == "all":
+                xs.append(x)
+            if down.callback is not None:
+                down.callback(Point(level, t, x))
+
+        start, stop = (float(down.sde.alpha(float(t))) for t in (ts[0], ts[-1]))
+        counts = torch.arange(len(levels) * self.moves + 1, dtype=torch.float64)
+        watch = report if down.save == "all" or down.callback is not None else None
+        try:
+            solution = solve(problem, down.x / start, counts, solver=EulerMaruyama(), noise=down.noise, callback=watch)
+        except NotFiniteError as error:
+            raise error.seen(t=float(ts[-(-error.step // self.moves)])) from None
+        return replace(solution, x=solution.x * stop, xs=torch.stack(xs) if xs else None, ts=ts)

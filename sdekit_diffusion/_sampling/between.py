@@ -1,0 +1,112 @@
+"""Samples between two samples: all their noise is turned from that of the one to that of the other."""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sdekit import AbstractNoise, AbstractSolver, Increment, WhiteNoise
+from sdekit.elementary import broadcast
+from sdekit_diffusion._diffusions.diffusion import AbstractDiffusion
+from sdekit_diffusion._models.model import as_model
+from sdekit_diffusion._sampling.method import AbstractMethod
+from sdekit_diffusion._sampling.methods import method_of
+from sdekit_diffusion._sampling.probability_flow import span_of
+from sdekit_diffusion._sampling.sample import Model, sample, shape_of
+
+
+@dataclass(frozen=True, eq=False)
+class Between(AbstractNoise):
+    """cos(pi u / 2) a + sin(pi u / 2) b of two independent noises, which has the law of either.
+
+    Arguments:
+        a, b: the noises.
+        u: how far sample i is on the way from a to b, in [0, 1], `(batch,)`.
+    """
+
+    a: AbstractNoise
+    b: AbstractNoise
+    u: Tensor
+
+    @property
+    def seed(self) -> int | Tensor:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self.a.seed
+
+    def rows(self, index: Tensor) -> "Between":
+        return Between(self.a.rows(index), self.b.rows(index), self.u[index.to(self.u.device)])
+
+    def mixed(self, a: Tensor, b: Tensor) -> Tensor:
+        """Tensors with the batch first."""
+        # Both as sines, which are exactly 0 and 1 at the ends.
+        return a * broadcast((0.5 * math.pi * (1 - self.u)).sin(), a) + b * broadcast((0.5 * math.pi * self.u).sin(), b)
+
+    def increments(
+        self,
+        ts: Sequence[float],
+        x: Tensor,
+        shape: tuple[int, ...] | None,
+        *,
+        levy: bool = False,
+        normals: int = 0,
+        start: int = 0,
+    ) -> Iterator[Increment]:
+        pairs = (n.increments(ts, x, shape, levy=levy, normals=normals, start=start) for n in (self.a, self.b))
+        for (wa, ha, za), (wb, hb, zb) in zip(*pairs, strict=True):
+            w, h = (None if a is None or b is None else self.mixed(a, b) for a, b in ((wa, wb), (ha, hb)))
+            z = None if za is None or zb is None else torch.stack([self.mixed(*pair) for pair in zip(za, zb, strict=True)])
+            yield Increment(w, h, z)
+
+
+def sample_between(
+    model: Model,
+    first: int,
+    last: int,
+    n: int = 8,
+    *,
+    sde: AbstractDiffusion | str | None = None,
+    method: AbstractMethod | AbstractSolver | str = "ncsnv2",
+    steps: int | None = None,
+    shape: tuple[int, ...] | None = None,
+    end: float = 1e-3,
+    denoise: bool = False,
+    batch_size: int | None = None,
+) -> Tensor:
+    """n samples on the way from `sample(model, seed=first)` to `sample(model, seed=last)`, both included, `(n, *shape)`.
+
+    x_T and all noise of the solve are cos(pi u / 2) a + sin(pi u / 2) b of those of the two seeds, u from 0 to 1: each is a
+    sample like any other, and near ones are alike as far as the method is continuous in its noise.
+
+    Arguments:
+        first, last: the seeds of the ends.
+        n: from 2 on.
+        Others as in `sample`; "ode" has no noise but x_T.
+
+    Raises:
+        ValueError: for fewer than two, a method that reads one Brownian path, and as `sample` does.
+
+    References:
+        Song and Ermon 2020, arXiv 2006.09011, figure 6 and appendix.
+    """
+    if n < 2:
+        raise ValueError(f"n counts the samples with both ends, from 2 on, not {n}")
+    chosen = method_of(method)
+    if chosen.noise == "path":
+        raise ValueError(
+            f"{type(chosen).__name__} reads a Brownian path, which is not turned; choose a method with fixed steps, such as "
+            "OnClock(eta=1.0), or one without noise, such as 'ode'"
+        )
+    model, diffusion = as_model(model, sde, shape)
+    dtype, device = model.place()
+    zero, u = torch.zeros(n, dtype=torch.int64, device=device), torch.linspace(0, 1, n, dtype=torch.float64, device=device)
+    noise = Between(WhiteNoise(first, index=zero), WhiteNoise(last, index=zero), u)
+    start = float(diffusion.time_within(span_of(model, diffusion, end)[0]))
+    wide = torch.promote_types(dtype, torch.float32)
+    ends = [
+        diffusion.prior((1, *shape_of(model, shape)), seed=seed, t=start, dtype=wide, device=device) for seed in (first, last)
+    ]
+    return sample(
+        model, sde=diffusion, method=chosen, steps=steps, seed=first, noise=noise, end=end, denoise=denoise,
+        x_T=noise.mixed(*(end.expand(n, *end.shape[1:]) for end in ends)), batch_size=batch_size, dtype=dtype,
+    )  # fmt: skip

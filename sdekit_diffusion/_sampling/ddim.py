@@ -1,0 +1,115 @@
+"""DDIM with its own eta, and the sampler of two stages that is made of its steps."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from sdekit import AbstractSDE, AbstractSolver, Increment, Order, Solution, Step
+from sdekit.elementary import Time, axpy
+from sdekit_diffusion._diffusions.diffusion import AbstractDiffusion
+from sdekit_diffusion._sampling.grids import AbstractGrid, Span, UniformInLogSNR
+from sdekit_diffusion._sampling.method import AbstractMethod, Descent, OnClock
+
+
+@dataclass(frozen=True, eq=False)
+class Implicit(AbstractSolver):
+    """The step of `DDIM` on the clock of the equation of noise level eta: y = x e^{eta^2 l} / sigma, of which it knows D.
+
+    z = W / sqrt(t_1 - t_0). In the middle of two stages W is the path's, given W over the step and a fresh normal.
+    """
+
+    eta: float = 0.0
+    stages: int = 1
+    s_noise: float = 1.0
+
+    @property
+    def order(self) -> Mapping[Any, Order]:  # pyright: ignore[reportIncompatibleVariableOverride]
+        weak = self.stages if self.eta in (0, 1) else 1
+        return {"additive": Order(1, weak)} if self.eta else {"none": Order(weak, weak)}
+
+    @property
+    def normals(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return 1 if self.stages == 2 and self.eta else 0
+
+    def step(self, problem: AbstractSDE, t0: Time, t1: Time, x: Tensor, noise: Increment, state: Any) -> Step:  # noqa: ANN401
+        assert isinstance(t0, float), "DDIM lives on fixed grids"
+        assert isinstance(t1, float)
+        data = self._data(problem, t0, x)
+        if self.stages == 2:
+            middle, w = math.sqrt(t0 * t1), noise.w
+            if w is not None:
+                assert noise.z is not None
+                r = (middle - t0) / (t1 - t0)
+                w = axpy(math.sqrt((1 - r) * (middle - t0)), noise.z[0], r * w)
+            data = self._data(problem, middle, self._moved(t0, middle, x, data, w))
+        return Step(self._moved(t0, t1, x, data, noise.w))
+
+    def _l(self, t: float) -> float:
+        return math.log(t) / (2 * self.eta**2 or 1)
+
+    def _data(self, problem: AbstractSDE, t: float, y: Tensor) -> Tensor:
+        """D, from the drift D dA/dt."""
+        a, q = 1 + self.eta**2, 2 * self.eta**2
+        return problem.drift(t, y) * (q / a * math.exp((q - a) * self._l(t)) if q else 1.0)
+
+    def _moved(self, t0: float, t1: float, y: Tensor, data: Tensor, w: Tensor | None) -> Tensor:
+        l0, l1, level = self._l(t0), self._l(t1), self.eta**2
+        c = min(1.0, self.eta * math.sqrt(-math.expm1(2 * (l0 - l1))))
+        kept, scale = math.sqrt(1 - c * c), math.exp(level * l1)
+        y = axpy(scale * (math.exp(l1) - kept * math.exp(l0)), data, scale * kept * math.exp(-level * l0) * y)
+        return y if w is None else axpy(self.s_noise * scale * c / math.sqrt(t1 - t0), w, y)
+
+
+@dataclass(frozen=True, eq=False)
+class DDIM(AbstractMethod):
+    """DDIM, whose eta is the part of the noise of DDPM's ancestral sampler: with tau = sigma / alpha and y = x / alpha,
+
+        y_1 = D + sqrt(tau_1^2 - c^2) (y_0 - D) / tau_0 + s_noise c z,  c = eta tau_1 sqrt(1 - tau_1^2 / tau_0^2).
+
+    With one stage D is the denoiser at the start of the step; so is k-diffusion's Euler sampler with ancestral noise. With two
+    it is that in the middle of the step in log(tau), reached by such a step: k-diffusion's `sample_dpmpp_sde`, and for eta = 0
+    DPM-Solver++(2S). eta is 0 without noise and 1 as in DDPM; elsewhere a step has another variance than that of
+    `OnClock(eta=eta)`, and the same limit. One Brownian path serves all grids, as in `OnClock`: on the clock of the noise,
+    while k-diffusion's path has sigma for its time, so that its two normals of a step are correlated otherwise.
+
+    Without noise the order is that of the stages. With noise strong order one, and weak order two with two stages and eta = 1,
+    else one.
+
+    Arguments:
+        eta: the noise, from 0; c is at most tau_1.
+        stages: evaluations a step, 1 or 2.
+        s_noise: the deviation of the noise relative to c; only 1 keeps the law.
+        steps, grid: how many and where, unless `sample` says otherwise.
+
+    References:
+        Song, Meng and Ermon 2021, arXiv 2010.02502, equations 12 and 16; Lu et al. 2022, arXiv 2211.01095, for two stages.
+    """
+
+    eta: float = 0.0
+    stages: int = 1
+    s_noise: float = 1.0
+    steps: int = field(default=100, kw_only=True)
+    grid: AbstractGrid = field(default=UniformInLogSNR(), kw_only=True)
+
+    def __post_init__(self) -> None:
+        if not (0 <= self.eta < math.inf and self.stages in (1, 2) and 0 <= self.s_noise < math.inf):
+            given = f"{self.eta}, {self.stages} and {self.s_noise}"
+            raise ValueError(f"DDIM needs eta >= 0, 1 or 2 stages and s_noise >= 0, not {given}")
+
+    @property
+    def solver(self) -> AbstractSolver:
+        """Its step."""
+        return Implicit(self.eta, self.stages, self.s_noise)
+
+    @property
+    def _on_clock(self) -> OnClock:
+        return OnClock(self.solver, self.eta, steps=self.steps, grid=self.grid)
+
+    def run(self, down: Descent) -> Solution:
+        return self._on_clock.run(down)
+
+    def knots(self, sde: AbstractDiffusion, span: Span) -> Tensor:
+        return self._on_clock.knots(sde, span)

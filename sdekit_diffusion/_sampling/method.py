@@ -1,0 +1,229 @@
+"""Sampling methods: an equation for reverse time, a solver for it, and a grid."""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import ClassVar, Literal, Self, get_args
+
+import torch
+from torch import Tensor
+
+from sdekit import (
+    AbstractNoise,
+    AbstractSolver,
+    AdamsMoulton,
+    NotFiniteError,
+    Point,
+    ReverseSDE,
+    Solution,
+    solve,
+    uniform,
+)
+from sdekit.elementary import broadcast
+from sdekit_diffusion._diffusions.diffusion import AbstractDiffusion
+from sdekit_diffusion._models.model import AbstractModel
+from sdekit_diffusion._sampling.clock import Integrand, clock_knots, level, on_clock, on_steps
+from sdekit_diffusion._sampling.grids import AbstractGrid, Focused, Native, Span
+
+_ENOUGH = 20  # steps for a polynomial through five values
+
+
+@dataclass(frozen=True, eq=False)
+class Descent:
+    """What a method solves: the way of some states from the noisy end of a span of l = log(alpha / sigma) to its clean end.
+
+    Arguments:
+        model, sde: whose reverse equation.
+        x: the states at the noisy end, `(batch, *event)`.
+        span: l at both ends.
+        noise: row i is the noise of state i.
+        save: whether the states at all points of the grid are wanted.
+        callback: what is given each `Point`, in the diffusion's own time.
+    """
+
+    model: AbstractModel
+    sde: AbstractDiffusion
+    x: Tensor
+    span: Span
+    noise: AbstractNoise | None = None
+    save: Literal["last", "all"] = "last"
+    callback: Callable[[Point], None] | None = None
+
+
+def require_clock(down: Descent, start: float, stop: float) -> None:
+    """Refuses a clock whose logarithm has these values at the ends, where the dtype of the states does not hold it.
+
+    At the clean end weights and variances are as the clock, at the noisy end y is as its root.
+
+    Raises:
+        ValueError: with what to change.
+    """
+    dtype = down.x.dtype
+    if max(stop, -0.5 * start) > math.log(torch.finfo(dtype).max / 10):
+        wider = ", or dtype=torch.float64" if dtype != torch.float64 else ""
+        raise ValueError(
+            f"at this eta the clock (alpha / sigma)^(2 eta^2) runs from e^{start:.0f} to e^{stop:.0f}, which {dtype} does not "
+            f"hold; take a smaller eta or a larger end{wider}"
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class AbstractMethod(ABC):
+    """A way to descend: an equation, a solver, and where it takes its steps."""
+
+    noise: ClassVar[Literal["white", "path"]] = "white"  # what it reads unless told otherwise
+    extra: ClassVar[int] = 0  # what `steps` counts beyond the steps of the grid
+    forgets: ClassVar[bool] = False  # whether x_T may be of another law, which is forgotten on the way
+
+    steps: int = field(default=0, kw_only=True)
+    grid: AbstractGrid | None = field(default=None, kw_only=True)
+
+    def fitted(self, model: AbstractModel, sde: AbstractDiffusion, span: Span) -> tuple[Self, int]:
+        """The method with its grid fitted to a model, and the evaluations that this took.
+
+        Raises:
+            TypeError: for a grid that is none, such as its name.
+        """
+        if not isinstance(self.grid, AbstractGrid | None):
+            raise TypeError(f"the grid of a method is an object such as Karras(), not {self.grid!r}; names go to sample(grid=)")
+        if self.grid is None or (grid := self.grid.fitted(model, sde, span, self)) is self.grid:
+            return self, 0
+        return replace(self, grid=grid), grid.evaluations
+
+    def points(self, down: Descent) -> Tensor:
+        """l at the ends of the steps."""
+        assert self.grid is not None
+        return self.grid.fitted(down.model, down.sde, down.span, self).points(down.sde, down.span, self.steps)
+
+    @abstractmethod
+    def run(self, down: Descent) -> Solution:
+        """The solution in x; its grid is in the diffusion's own time."""
+
+    def knots(self, sde: AbstractDiffusion, span: Span) -> Tensor:
+        """The knots of a Brownian path that resolves this method's noise over a span, whatever the number of steps.
+
+        Raises:
+            ValueError: for a method whose noise is not one path.
+        """
+        raise ValueError(
+            f"{type(self).__name__} reads no Brownian path; leave out noise='path', or choose a method such as 'ddpm'"
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class OnClock(AbstractMethod):
+    """A solver on the clock of the signal-to-noise ratio, where the linear part is exact.
+
+    Arguments:
+        solver: `AdamsMoulton(k)` or `AdamsBashforth(k)`, whose weights are then exponential integrals, for a polynomial in
+            `AbstractModel.clock`; the latter with k = 1 is DDIM for eta = 0, of the data or the noise, and DDPM's ancestral
+            sampler for eta = 1. Or any other solver, on the clock as its time. None is `AdamsMoulton(3)`, and for the velocity
+            in 20 steps or more of a grid that `follows` the model `AdamsMoulton(4)`, which others do not bear; see `rule`.
+        eta: the noise level: 0 the probability flow, 1 the reverse SDE; or a function of l = log(alpha / sigma), such as
+            `lambda l: float(-2 < l < 3)`, whose value in the middle of a step is kept on it: for solvers with planned weights.
+            It is the square root of the eta of k-diffusion's SDE samplers, such as `sample_dpmpp_2m_sde`, whose noise has the
+            variance sigma_1^2 (1 - e^{-2 eta h}) where here it is sigma_1^2 (1 - e^{-2 eta^2 h}), h the step in l. The eta of
+            DDIM, and of k-diffusion's ancestral samplers, is another one; see `DDIM`.
+        integrand: what rules take for a polynomial: "data", the denoiser; or, for eta = 0, "noise", or "velocity", a
+            combination of both; see `on_clock`.
+        steps, grid: how many and where, unless `sample` says otherwise.
+    """
+
+    solver: AbstractSolver | None = None
+    eta: float | Callable[[float], float] = 0.0
+    integrand: Integrand = "data"
+    steps: int = field(default=100, kw_only=True)
+    grid: AbstractGrid = field(default=Focused(), kw_only=True)
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.solver, AbstractSolver | None):
+            raise TypeError(f"solver is an object such as AdamsMoulton(3), or None for the default, not {self.solver!r}")
+        if not callable(self.eta):
+            level(self.eta)
+        elif not self.rule.stepwise:
+            raise ValueError(
+                f"{type(self.rule).__name__} is for one eta: as a function of l it jumps where steps meet, which rules with "
+                "planned weights take exactly; choose one such as AdamsBashforth(2), or give eta as a number"
+            )
+        if self.eta and not callable(self.eta) and "additive" not in self.rule.order:
+            name = type(self.rule).__name__
+            raise ValueError(f"{name} is for the probability flow, eta = 0; with noise take ClockedHeun() or AdamsMoulton(2)")
+        if self.integrand not in get_args(Integrand) or (self.integrand != "data" and self.eta):
+            raise ValueError(
+                f"integrand must be 'data', or for eta = 0 'noise' or 'velocity'; not {self.integrand!r} for eta = {self.eta}: "
+                "with noise take integrand='data', or the method 'sde'"
+            )
+
+    @property
+    def rule(self) -> AbstractSolver:
+        """The solver, or what it is unless given."""
+        if self.solver is not None:
+            return self.solver
+        far = self.integrand == "velocity" and self.steps >= _ENOUGH and self.grid.follows
+        return AdamsMoulton(4 if far else 3, self_starting=False)
+
+    def run(self, down: Descent) -> Solution:
+        grid = self.points(down)
+        if callable(self.eta):
+            problem = on_steps(down.model, down.sde, self.eta, grid)
+            require_clock(down, problem.log_q[0], problem.log_q[-1])
+        else:
+            problem = on_clock(down.model, down.sde, self.eta, self.integrand)
+            require_clock(down, *(2 * self.eta**2 * l for l in down.span))
+        times, clock = torch.as_tensor(down.sde.time_within(grid)), torch.as_tensor(problem.time(grid))
+
+        def report(point: Point) -> None:
+            assert down.callback is not None
+            down.callback(Point(point.step, float(times[point.step]), problem.physical(point.t, point.x)))
+
+        y, watch = down.x / problem.scale(down.span[0]), down.callback and report
+        try:
+            solution = solve(problem, y, clock, solver=self.rule, noise=down.noise, save=down.save, callback=watch)
+        except NotFiniteError as error:
+            raise error.seen(t=float(down.sde.time_within(problem.parameter(error.t)))) from None
+        xs = solution.xs
+        if xs is not None:
+            xs = xs * broadcast(problem.scale(grid), xs)
+        return replace(solution, x=solution.x * problem.scale(down.span[1]), xs=xs, ts=times)
+
+    def knots(self, sde: AbstractDiffusion, span: Span) -> Tensor:
+        """`clock_knots`; where eta is a function of l the time is l, and they are at most log 2 apart."""
+        if callable(self.eta):
+            return uniform(*span, math.ceil((span[1] - span[0]) / math.log(2)))
+        if not self.eta:
+            raise ValueError("a method without noise reads no Brownian path; leave out noise='path', or give eta > 0")
+        return clock_knots(self.eta, span)
+
+
+@dataclass(frozen=True, eq=False)
+class InTime(AbstractMethod):
+    """A solver in the diffusion's own time, on dx = [f - (1 + eta^2)/2 g^2 s] dt + eta g dW.
+
+    Arguments:
+        solver: any, such as `EulerMaruyama()` or `PredictorCorrector(ReverseDiffusion(), Langevin(snr=0.16, steps=2))`.
+        eta: the noise level: 1 the reverse SDE, 0 the probability flow.
+        steps, grid: how many and where, unless `sample` says otherwise.
+
+    References:
+        Song et al. 2021, arXiv 2011.13456, section 4.
+    """
+
+    solver: AbstractSolver
+    eta: float = 1.0
+    steps: int = field(default=1000, kw_only=True)
+    grid: AbstractGrid = field(default=Native(), kw_only=True)
+
+    def run(self, down: Descent) -> Solution:
+        problem = ReverseSDE(down.sde, lambda t, x: down.model.score(t, x, down.sde), self.eta)
+        grid = torch.as_tensor(down.sde.time_within(self.points(down)))
+        return solve(problem, down.x, grid, solver=self.solver, noise=down.noise, save=down.save, callback=down.callback)
+
+    def knots(self, sde: AbstractDiffusion, span: Span) -> Tensor:
+        """Sixteen, spaced as the steps are, which may be much smaller at one end than at the other."""
+        if self.solver.normals or not self.eta:
+            raise ValueError(
+                "one Brownian path is for eta > 0 and solvers that draw nothing else; without noise there is none, and a "
+                "corrector draws anew on each grid: leave out noise='path'"
+            )
+        return torch.as_tensor(sde.time_within(Native().points(sde, span, 16))).flip(0)

@@ -1,0 +1,99 @@
+"""Each named sampler is a line of a table."""
+
+from dataclasses import replace
+from typing import Any
+
+from sdekit import (
+    DEIS,
+    AbstractSolver,
+    AdamsBashforth,
+    AdamsMoulton,
+    Ancestral,
+    ClockedHeun,
+    DPMSolver,
+    DPMSolverSingle,
+    EulerMaruyama,
+    Heun,
+    Langevin,
+    PredictorCorrector,
+    ReverseDiffusion,
+    UniPC,
+    did_you_mean,
+)
+from sdekit_diffusion._sampling.adapted import grid_of
+from sdekit_diffusion._sampling.adaptive import AdaptiveFlow, AdaptiveSDE
+from sdekit_diffusion._sampling.annealed_langevin import AnnealedLangevin
+from sdekit_diffusion._sampling.ddim import DDIM
+from sdekit_diffusion._sampling.edm_sampler import EDM
+from sdekit_diffusion._sampling.grids import AbstractGrid, Focused, UniformInLogSNR
+from sdekit_diffusion._sampling.method import AbstractMethod, InTime, OnClock
+
+
+def _published(solver: AbstractSolver, steps: int = 100, **settings: Any) -> OnClock:  # noqa: ANN401
+    """On the clock, with steps uniform in log-SNR."""
+    return OnClock(solver, steps=steps, grid=UniformInLogSNR(), **settings)
+
+
+METHODS: dict[str, AbstractMethod] = {
+    "default": OnClock(integrand="velocity"),
+    "sde": OnClock(AdamsMoulton(3, variable="l"), eta=1.0, grid=Focused(0.3)),
+    "ddim": _published(AdamsBashforth(1)),
+    "ddpm": _published(AdamsBashforth(1), 1000, eta=1.0),
+    "dpmpp_2m": _published(DPMSolver(2)),
+    "dpmpp_3m": _published(DPMSolver(3)),
+    "dpmpp_2m_sde": _published(DPMSolver(2), eta=1.0),
+    "dpmpp_3m_sde": _published(DPMSolver(3, "heun"), eta=1.0),
+    "deis": _published(DEIS(3), integrand="noise"),
+    "lms": _published(DEIS(4, "rho"), integrand="noise"),
+    "unipc": _published(UniPC(2)),
+    "abm": _published(AdamsMoulton(2, variable="l")),
+    "sa": _published(AdamsMoulton(2, variable="l"), eta=1.0),
+    "heun": _published(Heun(), 50, integrand="noise"),
+    "edm": EDM(s_churn=40, s_tmin=0.05, s_tmax=50),
+    "exp_heun": _published(ClockedHeun(), 50),
+    "dpm_2": _published(DPMSolverSingle(2), 50, integrand="noise"),
+    "dpmpp_2s": _published(DPMSolverSingle(2), 50),
+    "dpmpp_3s": _published(DPMSolverSingle(3), 33),
+    "dpmpp_sde": DDIM(eta=1.0, stages=2, steps=50),
+    "euler_maruyama": InTime(EulerMaruyama()),
+    "reverse_diffusion": InTime(ReverseDiffusion()),
+    "ancestral": InTime(Ancestral()),
+    "pc": InTime(PredictorCorrector(EulerMaruyama(), Langevin(snr=0.16))),
+    "ncsn": AnnealedLangevin(moves=100, size=0.2, convention="ncsn", steps=10),
+    "ncsnv2": AnnealedLangevin(),
+    "ode": AdaptiveFlow(),
+    "adaptive_sde": AdaptiveSDE(),
+}
+# Where three values reach too far back: below how many steps, or with another grid, and what is taken instead.
+_FEW: dict[str, tuple[int, AbstractMethod]] = {
+    "sde": (25, OnClock(AdamsMoulton(2), eta=1.0, grid=Focused(0.3))),
+}
+
+
+def method_of(
+    given: AbstractMethod | AbstractSolver | str, steps: int | None = None, grid: AbstractGrid | str | None = None
+) -> AbstractMethod:
+    """A method from its name or from a solver, used in the diffusion's own time; with a number of steps and a grid.
+
+    A grid of given points says how many steps there are, unless steps does, or a method object that was made with both.
+
+    Raises:
+        ValueError: for an unknown name.
+    """
+    if isinstance(given, AbstractMethod):
+        method = given
+    elif isinstance(given, AbstractSolver):
+        method = InTime(given, eta=1.0 if "additive" in given.order else 0.0)
+    elif given not in METHODS:
+        raise ValueError(
+            f"unknown method {given!r}"
+            f"{did_you_mean(given, METHODS)}; choose one of {', '.join(METHODS)}, or pass a solver or a method object"
+        )
+    else:
+        below, few = _FEW.get(given, (0, METHODS[given]))
+        method = few if grid is not None or (steps is not None and steps < below) else METHODS[given]
+    method = method if grid is None else replace(method, grid=grid_of(grid))
+    if steps is None and isinstance(method.grid, AbstractGrid) and method.grid.count is not None:
+        own = type(method).__dataclass_fields__["steps"].default
+        steps = method.grid.count + method.extra if grid is not None or method.steps == own else None
+    return method if steps is None else replace(method, steps=steps)

@@ -1,0 +1,1 @@
+"""Results in files: shards, atomic writes, and the processes that share them."""

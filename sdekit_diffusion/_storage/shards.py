@@ -1,0 +1,201 @@
+"""Results of many samples, kept in files as they come: processes share the work, and after a kill it goes on."""
+
+import hashlib
+import json
+import warnings
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, field
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from sdekit import NotFiniteError, UnfinishedError
+from sdekit_diffusion._storage.atomic import PART, alone, replacing
+from sdekit_diffusion._storage.distributed import joined, rank, wait, world
+from sdekit_diffusion.data._array_files import require_ratio
+
+Arrays = dict[str, NDArray[Any]]
+_SETTINGS = "settings"
+
+
+@dataclass(frozen=True, eq=False)
+class Shards:
+    """The results for samples first, ..., first + n - 1 in a folder: one .npz file for every batch_size of them.
+
+    A file appears whole or not at all, so that the folder is as good after a kill as before it: `fill` makes what is missing.
+    Processes started by torchrun, or of a process group of torch.distributed, share the work; who does a part does not show in
+    it. Iterating gives the results part by part, in the order of the samples.
+
+    Arguments:
+        folder: made where it is missing.
+        n: how many samples.
+        batch_size: how many are computed together, and kept in one file.
+        first: the number of the first.
+        settings: what the results depend on besides, as JSON. Each file carries them; `fill` does not mix others with them.
+
+    Raises:
+        ValueError: for numbers out of range.
+    """
+
+    folder: Path
+    n: int
+    batch_size: int
+    first: int = 0
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "folder", Path(self.folder))
+        if self.n < 0 or self.batch_size < 1:
+            raise ValueError(f"n counts samples from 0 on and batch_size from 1; not {self.n} and {self.batch_size}")
+
+    def fill(self, work: Callable[[int, int], Mapping[str, Tensor | NDArray[Any]]], desc: str = "samples") -> None:
+        """Computes what is missing; returns in every process when all is there.
+
+        Arguments:
+            work: (first, count) to the results of samples first, ..., first + count - 1, by name, each `(count, ...)`. They
+                must not depend on what else is computed: as those of `sample(..., first=first)`.
+            desc: the bar's name, shown where there are several parts.
+
+        Raises:
+            ValueError: where the folder has results with other settings.
+            OSError: where a file cannot be written; those that are there stay.
+        """
+        with joined("cpu"), ExitStack() as held:
+            if rank() == 0:
+                self._make()
+                held.enter_context(alone(self.folder))
+                self._look()
+            wait()
+            missing = [part for part in self._parts() if not self._path(*part).exists()]
+            wait()  # until all know what is missing
+            try:
+                with tqdm(total=self.n, desc=desc, unit="sample", disable=rank() > 0 or len(self._parts()) == 1) as bar:
+                    for first, count in missing[rank() :: world()]:
+                        self._write(self._path(first, count), self._done(work, first, count))
+                        if not bar.disable:  # of all processes
+                            bar.update(sum(c for i, c in self._parts() if self._path(i, c).exists()) - bar.n)
+            except BaseException:
+                with suppress(OSError):
+                    self.folder.rmdir()  # where there is nothing in it yet
+                raise
+            wait()
+
+    def __iter__(self) -> Iterator[Arrays]:
+        for part in self._parts():
+            try:
+                found = _read(self._path(*part))
+            except _DamagedError as error:
+                raise ValueError(f"{self._path(*part)} {error}; run the same again, which makes it anew") from error
+            self._require(json.loads(str(found[_SETTINGS])))
+            yield found
+
+    def remove(self) -> None:
+        """Removes the files, and the folder if nothing else is in it."""
+        for path in [*(self._path(*part) for part in self._parts()), *self.folder.glob(f".*{PART}")]:
+            path.unlink(missing_ok=True)
+        with suppress(OSError):
+            self.folder.rmdir()
+
+    def _parts(self) -> list[tuple[int, int]]:
+        """First number and count of each."""
+        starts = range(0, max(self.n, 1), self.batch_size)
+        return [(self.first + i, min(self.batch_size, self.n - i)) for i in starts]
+
+    def _path(self, first: int, count: int) -> Path:
+        return self.folder / f"{first:09d}-{count}.npz"
+
+    def _make(self) -> None:
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise OSError(
+                error.errno, f"the folder {self.folder} cannot be made: {error.strerror}; choose another place"
+            ) from error
+
+    def _look(self) -> None:
+        """Looks through the folder: all that is left in it is sound and has these settings."""
+        own = {self._path(*part) for part in self._parts()}
+        for path in sorted(self.folder.glob("*-*.npz")):
+            try:
+                old = json.loads(str(_read(path)[_SETTINGS]))
+            except _DamagedError as error:
+                if path in own:
+                    warnings.warn(f"{path} {error}; it is made again", stacklevel=3)
+                    path.unlink()
+                continue
+            self._require(old)
+
+    def _require(self, old: Mapping[str, Any]) -> None:
+        new = self._all()
+        different = [name for name in {**old, **new} if old.get(name) != new.get(name)]
+        if different:
+            found = ", ".join(f"{name} {_short(old.get(name))} (now {_short(new.get(name))})" for name in different)
+            raise ValueError(
+                f"{self.folder} has results of another run, with {found}; repeat that one to finish it, or remove the folder "
+                "to begin anew"
+            )
+
+    def _all(self) -> dict[str, Any]:
+        """What the results depend on, and which they are."""
+        return json.loads(json.dumps({**self.settings, "first": self.first, "n": self.n, "batch_size": self.batch_size}))
+
+    def _done(self, work: Callable[[int, int], Mapping[str, Tensor | NDArray[Any]]], first: int, count: int) -> Arrays:
+        """The results of one part; a failure is told with the numbers of the samples among all n."""
+        after = first - self.first
+        try:
+            found = work(first, count)
+        except NotFiniteError as error:
+            raise error.seen(after=after, total=self.n) from None
+        except UnfinishedError as error:
+            raise UnfinishedError(error.solution, error.reached, after, error.advice) from None
+        arrays = {name: np.asarray(value.cpu() if isinstance(value, Tensor) else value) for name, value in found.items()}
+        for name, value in arrays.items():
+            if value.ndim < 1 or len(value) != count or name == _SETTINGS:
+                given = f"{name!r}, {value.dtype} of shape {value.shape}"
+                raise ValueError(f"work({first}, {count}) returned {given}; it must return numbers of shape ({count}, ...)")
+        return arrays
+
+    def _write(self, path: Path, arrays: Arrays) -> None:
+        with replacing(path) as beside, zipfile.ZipFile(beside, "w") as archive:
+            for name, value in {**arrays, _SETTINGS: np.array(json.dumps(self._all()))}.items():
+                with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+                    np.lib.format.write_array(member, value, allow_pickle=False)
+
+
+class _DamagedError(ValueError):
+    """A file that is not one of these, whole."""
+
+
+def _read(path: Path) -> Arrays:
+    """The arrays of a file, all bytes checked against their checksums."""
+    content = BytesIO(path.read_bytes())  # that a file cannot be read does not make it damaged
+    try:
+        with np.load(content, allow_pickle=False) as archive:
+            require_ratio(sum(member.file_size for member in archive.zip.infolist()), len(content.getbuffer()))
+            arrays = {name: archive[name] for name in archive.files}
+        json.loads(str(arrays[_SETTINGS]))
+    except Exception as error:  # zipfile, zlib and numpy raise a dozen kinds over damaged bytes
+        raise _DamagedError(f"is damaged ({str(error).partition(chr(10))[0] or type(error).__name__})") from error
+    return arrays
+
+
+def _short(value: object) -> str:
+    text = str(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def digest(about: object, tensors: Mapping[str, Tensor] | None = None) -> str:
+    """A checksum of JSON, and of names, types, shapes and values of tensors: 16 hexadecimal digits of SHA-256."""
+    found = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
+    for name, value in (tensors or {}).items():
+        found.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        found.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return found.hexdigest()[:16]

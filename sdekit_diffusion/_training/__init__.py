@@ -1,0 +1,1 @@
+"""Training: recipes, losses, the loop, runs in folders."""

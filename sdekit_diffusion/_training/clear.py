@@ -1,0 +1,44 @@
+"""The folder of a run, made ready for another run."""
+
+import json
+import re
+from pathlib import Path
+
+from sdekit_diffusion._models.checkpoint import CONFIG, files_of
+from sdekit_diffusion._storage.atomic import alone
+from sdekit_diffusion._training.history import checkpoints, discard, step_folders
+from sdekit_diffusion._training.run import METRICS, require_lines
+
+PROGRESS, REPORT, NUMBERS = "progress", "report.html", "report.json"
+_PICTURE = re.compile(r"\d{8,}\.png")
+
+
+def clear(run: Path) -> None:
+    """Removes an older run's model, checkpoints, pictures of its progress and report; all other files stay.
+
+    Where the folder has no run nothing is removed.
+
+    Raises:
+        CheckpointError: when its config.json is none of a checkpoint, or a damaged one.
+        ValueError: when its metrics.jsonl is none of a run.
+        OSError: when another process trains there.
+    """
+    with alone(run):
+        files, config = files_of(run), run / CONFIG
+        if not (require_lines(run / METRICS) or config.exists() or checkpoints(run)):
+            return
+        report = [run / REPORT, run / NUMBERS] if _is_report(run / NUMBERS) else []
+        pictures = [path for path in (run / PROGRESS).glob("*.png") if _PICTURE.fullmatch(path.name)]
+        for path in [config, *(run / name for name in files), *pictures, *report]:
+            path.unlink(missing_ok=True)
+        for path in step_folders(run):
+            discard(path)
+
+
+def _is_report(path: Path) -> bool:
+    """Whether a report was written there, and with it its page."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(found, dict) and {"page", "model", "sampling", "likelihood"} <= set(found)

