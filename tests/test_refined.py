@@ -6,7 +6,6 @@ import math
 import pytest
 import torch
 
-
 from sdekit_diffusion._sampling.refined import CAUTIONS, MOVES, distance, refined
 
 N, SAMPLES, FAR = 8, 64, 0.3
