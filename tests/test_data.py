@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from sdekit_diffusion.data import Scale, _load, _stored, load, sources
+from sdekit_diffusion.data import Scale, _sources, _stored, load, sources
 from sdekit_diffusion.data._batches import Shuffled
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (20, 6, 4, 3)).astype(np.uint8)
@@ -51,7 +51,7 @@ def test_a_missing_extra_is_named(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "PIL", None)
     monkeypatch.setitem(sys.modules, "mlxtend.data", None)
     monkeypatch.setitem(sys.modules, "datasets", None)
-    monkeypatch.setattr(_load, "_FASHION", tmp_path)
+    monkeypatch.setattr(_sources, "_FASHION", tmp_path)
     for name, advice in {
         "digits": r"pip install 'sdekit\[app\]'",
         tmp_path: r"pip install 'sdekit\[app\]'",
@@ -95,7 +95,7 @@ def in_mnists_format(folder, n=20, **others):
 
 
 def test_fashion_mnist_and_others_in_mnists_format(tmp_path, monkeypatch):
-    monkeypatch.setattr(_load, "_FASHION", in_mnists_format(tmp_path))
+    monkeypatch.setattr(_sources, "_FASHION", in_mnists_format(tmp_path))
     for name, dataset in {"fashion-mnist": load("fashion-mnist"), str(tmp_path): load(tmp_path)}.items():
         assert (dataset.name, dataset.scale) == (name, Scale.quantised(256))
         assert np.array_equal(dataset.train[:, 0], IMAGES[..., 0])
@@ -178,7 +178,7 @@ CURVES = {
 def test_toys_lie_on_their_curves(name):
     """Within six standard deviations of the noise, and nowhere on the curve is a gap."""
     noise, curve = CURVES[name]
-    points = _load.TOYS[name](np.random.default_rng(0), 1000)
+    points = _sources.TOYS[name](np.random.default_rng(0), 1000)
     apart = np.linalg.norm(points[:, None] - curve, axis=2)
     assert apart.min(axis=1).max() < 6 * noise
     assert apart.min(axis=0).max() < 10 * noise

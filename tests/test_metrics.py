@@ -13,7 +13,7 @@ from scipy.spatial.distance import cdist
 
 from sdekit_diffusion import GaussianMixture
 from sdekit_diffusion.metrics import (
-    _images,
+    _image_features,
     _points,
     classifier_features,
     energy_distance,
@@ -358,7 +358,7 @@ def bars(n, seed):
 
 def test_image_features_see_more_than_moments(monkeypatch):
     """Gaussians with the moments of each class are far, real images near."""
-    monkeypatch.setattr(_images, "_UPDATES", 120)
+    monkeypatch.setattr(_image_features, "_UPDATES", 120)
     (x, labels), (real, others) = bars(600, 0), bars(400, 1)
     rng, flat = np.random.default_rng(0), x.reshape(600, -1)
     fits = [(flat[labels == k].mean(0), np.cov(flat[labels == k].T)) for k in range(3)]
