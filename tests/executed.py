@@ -165,7 +165,7 @@ def _recorded(tree: Path, file: str, folder: Path) -> None:
         "[run]\n"
         f"data_file = {folder / 'unfinished'}\n"
         f"include = {','.join(str(tree / package / '*') for package in PACKAGES)}\n"
-        "parallel = true\nconcurrency = thread, multiprocessing\nsigterm = true\n"
+        "parallel = true\nconcurrency = thread, multiprocessing\n"
         "context = ${PYTEST_CURRENT_TEST-}\n"  # that of the test which starts a process of its own
     )
     (tree / "sitecustomize.py").write_text("import coverage\n\ncoverage.process_startup()\n")
