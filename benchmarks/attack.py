@@ -258,9 +258,77 @@ _MEANT_FOR_G: dict[str, Callable[[Function], Function]] = {
 }
 
 
+# Calls that are handed on to torchdiffeq and torchsde
+
+ODE_CALLS: dict[str, dict[str, Any]] = {
+    "odeint, scipy_solver": {"method": "scipy_solver", "rtol": 1e-5, "atol": 1e-6},
+    "odeint, fixed_adams": {"method": "fixed_adams", "options": {"step_size": 0.1}},
+    "odeint, adaptive_heun": {"method": "adaptive_heun", "rtol": 1e-3, "atol": 1e-3},
+    "odeint, an event": {"event_fn": lambda t, y: t - 0.6, "rtol": 1e-4, "atol": 1e-4},
+}
+SDE_CALLS: dict[str, dict[str, Any]] = {
+    "sdeint, adaptive": {"method": "heun", "adaptive": True, "rtol": 1e-2, "atol": 1e-2},
+    "sdeint, log_ode": {"method": "log_ode"},
+    "sdeint, milstein": {"method": "milstein"},
+}
+
+
+class Torchsde:
+    """torchsde's equation with f and g."""
+
+    noise_type, sde_type = "diagonal", "stratonovich"
+
+    def __init__(self, f: Function, g: Function) -> None:
+        self.f, self.g = _swapped(f), _swapped(g)
+
+
+def _end(found: Any) -> Tensor:  # noqa: ANN401
+    """The last state, of an event's pair too."""
+    return (found if isinstance(found, Tensor) else found[1])[-1].detach()
+
+
+def _of_handed_on() -> Iterator[Case]:
+    ts = torch.tensor([0.1, 0.9])
+
+    def ordinary(x: Tensor, h: Function, **call: Any) -> Tensor:  # noqa: ANN401
+        return _end(sdekit.odeint(_swapped(h), x, ts, **call))
+
+    def adjoint(x: Tensor, h: Function, **call: Any) -> Tensor:  # noqa: ANN401
+        return _end(sdekit.odeint_adjoint(_swapped(h), x, ts, **call, adjoint_params=()))
+
+    def stochastic(x: Tensor, f: Function, g: Function, *, ours: bool, **call: Any) -> Tensor:  # noqa: ANN401
+        torch.manual_seed(0)  # of the Brownian motion
+        equation = SDE(_swapped(f), _swapped(g), "diagonal", "stratonovich") if ours else Torchsde(f, g)
+        return _end(sdekit.sdeint(equation, x, ts, dt=0.2, **call))
+
+    for name, call in ODE_CALLS.items():
+        yield from _handed_on(name, lambda x, h, c=call: ordinary(x, h, **c), _drift)
+        yield from _handed_on(f"{name}, adjoint", lambda x, h, c=call: adjoint(x, h, **c), _drift)
+    for name, call in SDE_CALLS.items():
+        for ours in (False, True):
+            of = "an equation of sdekit's" if ours else "one of torchsde's"
+
+            def drift(x: Tensor, h: Function, call: Any = call, ours: Any = ours) -> Tensor:  # noqa: ANN401
+                return stochastic(x, h, _noise, ours=ours, **call)
+
+            def diffusion(x: Tensor, h: Function, call: Any = call, ours: Any = ours) -> Tensor:  # noqa: ANN401
+                return stochastic(x, _drift, h, ours=ours, **call)
+
+            yield from _handed_on(f"{name}, f of {of}", drift, _drift)
+            yield from _handed_on(f"{name}, g of {of}", diffusion, _noise, ours=ours)
+
+
+def _handed_on(name: str, solved: Callable[..., Tensor], sound: Function, *, ours: bool = False) -> Iterator[Case]:
+    for fault in FAULTS:
+        make = _MEANT_FOR_G.get(fault.name, fault.right) if ours else fault.right
+        right = make and (lambda x, m=make: solved(x, m(sound)))
+        for mode in MODES:
+            yield Case(name, fault.name, lambda x, m=fault.make: solved(x, m(sound)), right, _start, mode)
+
+
 def cases() -> list[Case]:
     """All of them."""
-    return [*_of_networks(), *_of_models(), *_of_solvers()]
+    return [*_of_networks(), *_of_models(), *_of_solvers(), *_of_handed_on()]
 
 
 def attacked(chosen: list[Case]) -> tuple[dict[str, Counter[str]], list[Case]]:

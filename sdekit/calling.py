@@ -15,6 +15,7 @@ __all__ = [
     "checked_output",
     "missing",
     "require_call",
+    "require_derivative",
     "require_order",
     "require_real",
     "swapped",
@@ -224,3 +225,16 @@ def require_real(name: str, value: Tensor, x: Tensor) -> None:
     if not value.is_floating_point():
         remedy = "return its real part" if value.is_complex() else "return floating numbers, as by .to(x.dtype)"
         raise TypeError(f"{name} returned {value.dtype} for x of {x.dtype}; {remedy}")
+
+
+def require_derivative(name: str, value: Tensor, x: Tensor) -> None:
+    """Refuses tensors made in inference mode where a derivative with respect to x is asked for.
+
+    Raises:
+        RuntimeError: says what to do.
+    """
+    if x.requires_grad and value.is_inference():
+        raise RuntimeError(
+            f"{name} returned a tensor made in inference mode, through which no derivative passes, and one is asked "
+            "for; leave torch.inference_mode out of it"
+        )

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sdekit._equations.quadrature import Rule
 from sdekit._equations.sde import AbstractSDE, NoiseType, SDEType
-from sdekit.calling import changed_in_place, changes, checked_output, is_kept_leaf, overwritten, uncounted
+from sdekit.calling import changed_in_place, changes, checked_output, is_kept_leaf, overwritten, require_derivative, uncounted
 from sdekit.elementary import Time
 
 
@@ -199,11 +199,7 @@ class Counted(AbstractSDE):
         if before is not None and before[0]._version != before[1]:
             raise overwritten(name)
         if isinstance(found, Tensor) and found.is_inference():
-            if x.requires_grad:
-                raise RuntimeError(
-                    f"{name} returned a tensor made in inference mode, through which no derivative passes, and one is asked "
-                    "for; leave torch.inference_mode out of it"
-                )
+            require_derivative(name, found, x)
             return found.clone()
         if not more and isinstance(found, Tensor):
             # Detached it has the same counter, and no graph that would refer to this object in turn.

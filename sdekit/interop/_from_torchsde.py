@@ -77,7 +77,8 @@ def for_one_solve(problem: AbstractSDE, y0: Tensor, ts: Tensor | Sequence[float]
     problem = replace(problem, dtype=torch.promote_types(dtype, torch.float32))
     if problem.noise_type in ("additive", "general") and problem.size is None and (problem.g or problem.f_and_g):
         with torch.no_grad():
-            problem = replace(problem, size=problem.diffusion(float(ts[0]), y0).shape[-1])
+            g = checked_call("the diffusion", problem.diffusion, float(ts[0]), y0)
+            problem = replace(problem, size=g.shape[-1])
     return replace(problem, kept=[])
 
 
@@ -188,7 +189,9 @@ class _Torchsde(AbstractSDE):
                 "products with g do not tell how many Brownian motions there are; pass noise_size, or a bm to sdeint"
             )
         with torch.no_grad():
-            return (self.diffusion(0.0, x).shape[-1] if self.size is None else self.size,)
+            if self.size is not None:
+                return (self.size,)
+            return (checked_call("the diffusion", self.diffusion, 0.0, x.clone()).shape[-1],)
 
 
 def _shaped(what: str, value: Tensor, shape: tuple[int, ...], x: Tensor) -> Tensor:

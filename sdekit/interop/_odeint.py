@@ -3,7 +3,6 @@
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -13,7 +12,6 @@ from torch import Tensor
 # From the submodule: `torchdiffeq.odeint = sdekit.odeint` replaces the attribute of the package alone.
 from torchdiffeq._impl.odeint import odeint as torchdiffeq_odeint
 
-from sdekit._equations.sde import AbstractSDE
 from sdekit._grid import times
 from sdekit._solve.adaptive import adaptive
 from sdekit._solve.control import PIDController
@@ -32,11 +30,10 @@ from sdekit._solvers import (
     Tableau,
     Tsit5,
 )
-from sdekit.calling import require_call, require_real
-from sdekit.elementary import Time
+from sdekit.calling import require_call
+from sdekit.interop._guarded import GuardedFunc, GuardedMethod
+from sdekit.interop._system import State, System
 from sdekit.interop._torchsde_grid import steps
-
-State = Tensor | tuple[Tensor, ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -147,7 +144,7 @@ def _solved(
     given: dict[str, Any] = {"rtol": rtol, "atol": atol, "method": method, "options": options}
     if not solved_here(func, y0, t, event_fn, **given):
         return torchdiffeq_odeint(
-            func, y0, t if isinstance(t, Tensor) else torch.tensor(t, dtype=torch.float64), **given, event_fn=event_fn
+            *handed(func, y0, t), **given, event_fn=event_fn and GuardedMethod("event_fn(t, y)", event_fn)
         )
     method, options, system = method or "dopri5", options or {}, System(func, y0)
     x0 = system.flat(y0)
@@ -180,6 +177,13 @@ def require_arguments(y0: object, t: object) -> None:
         raise TypeError(f"t must be a tensor or a sequence of numbers, not {t!r:.60}; give [0.0, 1.0], for example")
 
 
+def handed(func: Callable[..., Any], y0: State, t: Tensor | Sequence[float]) -> tuple[GuardedFunc, State, Tensor]:
+    """What torchdiffeq is called with: func guarded, and copies of y0 and t, which func may change before that is seen."""
+    times = t.clone() if isinstance(t, Tensor) else torch.tensor(t, dtype=torch.float64)
+    copies = y0.clone() if isinstance(y0, Tensor) else tuple(part.clone() for part in y0)
+    return GuardedFunc(func, y0), copies, times
+
+
 def _continuous(part: Tensor) -> bool:
     return part.is_floating_point() or part.is_complex()
 
@@ -207,56 +211,6 @@ def solved_here(
     if method is None or method in ADAPTIVE:
         return not any(theirs) and set(options or ()) <= set(_CONTROL)
     return not any(theirs) and method in FIXED and set(options or ()) <= {"step_size"}
-
-
-class System(AbstractSDE):
-    """func as an equation whose batch is one state, flat: `(1, n)`.
-
-    Arguments:
-        func, y0: as of `odeint`.
-
-    Raises:
-        TypeError: in a solve, where func returns something else than tensors.
-        ValueError: in a solve, where func returns another number of elements.
-    """
-
-    noise_type = "none"
-
-    def __init__(self, func: Callable[..., Any], y0: State) -> None:
-        parts = y0 if isinstance(y0, tuple) else (y0,)
-        self.func, self.single = func, isinstance(y0, Tensor)
-        self.shapes = [part.shape for part in parts]
-        self.sizes = [part.numel() for part in parts]
-
-    def flat(self, y: State) -> Tensor:
-        """A state as `(1, n)`."""
-        parts = (y,) if isinstance(y, Tensor) else y
-        return torch.cat([part.reshape(1, -1) for part in parts], dim=1)
-
-    def shaped(self, x: Tensor) -> State:
-        """States `(*times, n)` as func knows them."""
-        ends = [*accumulate(self.sizes)]  # slices, which unlike the parts of a split func may change in place
-        parts = (x[..., end - size : end] for end, size in zip(ends, self.sizes, strict=True))
-        parts = tuple(part.reshape((*x.shape[:-1], *shape)) for part, shape in zip(parts, self.shapes, strict=True))
-        return parts[0] if self.single else parts
-
-    def drift(self, t: Time, x: Tensor) -> Tensor:
-        t = t.reshape(()).to(x.dtype) if isinstance(t, Tensor) else torch.full((), t, dtype=x.dtype, device=x.device)
-        slopes = self.func(t, self.shaped(x[0]))
-        parts = (slopes,) if self.single else tuple(slopes)
-        if not all(isinstance(part, Tensor) for part in parts):
-            wanted = "a tensor" if self.single else f"{len(self.shapes)} tensors"
-            raise TypeError(f"func(t, y) returned {type(slopes).__name__}; it must return {wanted}, shaped as y")
-        # Of a tuple torchdiffeq asks for the numbers of elements alone.
-        if [part.numel() for part in parts] != self.sizes or (self.single and parts[0].shape != self.shapes[0]):
-            given, wanted = [tuple(part.shape) for part in parts], [tuple(shape) for shape in self.shapes]
-            raise ValueError(f"func(t, y) returned {given} for a state of shapes {wanted}; return the state's")
-        for part in parts:
-            require_real("func(t, y)", part, x)
-        return self.flat(parts).to(x.dtype)
-
-    def diffusion(self, t: Time, x: Tensor) -> float:
-        return 0.0
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,10 +9,13 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 # From the submodule: `torchdiffeq.odeint_adjoint = sdekit.odeint_adjoint` replaces the attribute of the package alone.
+from torchdiffeq._impl.adjoint import find_parameters
 from torchdiffeq._impl.adjoint import odeint_adjoint as torchdiffeq_adjoint
 
 from sdekit.calling import require_call
-from sdekit.interop._odeint import State, System, odeint, require_arguments, solved_here
+from sdekit.interop._guarded import GuardedMethod
+from sdekit.interop._odeint import handed, odeint, require_arguments, solved_here
+from sdekit.interop._system import State, System
 
 
 def odeint_adjoint(
@@ -66,9 +69,11 @@ def odeint_adjoint(
     if not ours or unclear or unknown:
         given: dict[str, Any] = {f"adjoint_{name}": value for name, value in back.items()}
         given["adjoint_options"] = adjoint_options
-        t = t if isinstance(t, Tensor) else torch.tensor(t, dtype=torch.float64)
+        given["event_fn"] = event_fn and GuardedMethod("event_fn(t, y)", event_fn)
+        own = adjoint_params is None and isinstance(func, nn.Module)
+        given["adjoint_params"] = find_parameters(func) if own else adjoint_params
         try:
-            return torchdiffeq_adjoint(func, y0, t, **there, **given, event_fn=event_fn, adjoint_params=adjoint_params)
+            return torchdiffeq_adjoint(*handed(func, y0, t), **there, **given)
         except TypeError:
             require_call(func, "func(t, y)", t, y0)
             raise

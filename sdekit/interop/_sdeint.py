@@ -24,6 +24,7 @@ from sdekit._solvers import (
     ReversibleHeun,
 )
 from sdekit.interop._from_torchsde import calls_of, for_one_solve, from_torchsde
+from sdekit.interop._guarded import GuardedSDE
 from sdekit.interop._to_torchsde import to_torchsde
 from sdekit.interop._torchsde_grid import states
 from sdekit.interop._torchsde_noise import Brownian, brownian
@@ -40,6 +41,8 @@ SOLVERS: dict[str, dict[NoiseType, AbstractSolver]] = {
     "midpoint": dict.fromkeys(_KINDS, Midpoint()),
     "reversible_heun": dict.fromkeys(_KINDS, ReversibleHeun()),
 }
+
+_METHODS = ("f", "g", "h", "f_and_g", "g_prod", "f_and_g_prod")  # of an equation, as torchsde names them
 
 
 def sdeint(
@@ -98,12 +101,12 @@ def sdeint(
     solver = SOLVERS.get(method, {}).get(problem.noise_type)
     special = adaptive or logqp or extra or options or extra_solver_state is not None
     if special or solver is None or solver.sde_type != problem.sde_type:
-        theirs = sde if problem is not sde else to_torchsde(problem, y0.shape[1:])
+        theirs = to_torchsde(problem, y0.shape[1:]) if problem is sde else GuardedSDE(sde, {*_METHODS, *(names or {}).values()})
         ts = ts if isinstance(ts, Tensor) else torch.tensor(ts, dtype=y0.dtype, device=y0.device)
         motion = brownian(bm, problem, y0, ts, method=method, dt=None if adaptive else float(dt), logqp=logqp)
         given = (ts, motion, method, dt, adaptive, rtol, atol, dt_min, options, names, logqp, extra, extra_solver_state)
         with calls_of(problem, y0):
-            out = torchsde_sdeint(theirs, y0.flatten(1), *given, **unused_kwargs)
+            out = torchsde_sdeint(theirs, y0.flatten(1).clone(), *given, **unused_kwargs)
         if isinstance(out, Tensor):
             return out.reshape(-1, *y0.shape)
         return (out[0].reshape(-1, *y0.shape), *out[1:])
@@ -112,7 +115,8 @@ def sdeint(
     if len(ts) == 1:
         return y0.unsqueeze(0)
     with calls_of(problem, y0):
-        y0, problem = y0.contiguous(), for_one_solve(problem, y0, ts)
+        y0 = y0.clone(memory_format=torch.contiguous_format)
+        problem = for_one_solve(problem, y0, ts)
         return torch.stack(list(states(problem, y0, ts, solver=solver, bm=bm, dt=float(dt))))
 
 

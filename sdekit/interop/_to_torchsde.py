@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from sdekit._equations.sde import AbstractSDE
+from sdekit.interop._guarded import GuardedMethod
 
 
 def to_torchsde(problem: AbstractSDE, event: Sequence[int] | None = None, *, modules: Iterable[nn.Module] = ()) -> nn.Module:
@@ -44,6 +45,9 @@ class _AsTorchsde(nn.Module):
     def __init__(self, problem: AbstractSDE, event: tuple[int, ...] | None, modules: Iterable[nn.Module]) -> None:
         super().__init__()
         self.problem, self.event = problem, event
+        self.drift = GuardedMethod("the drift", problem.drift)
+        self.diffusion = GuardedMethod("the diffusion", problem.diffusion)
+        self.diffuse = GuardedMethod("the diffusion", problem.diffuse)
         self.noise_type, self.sde_type = problem.noise_type, problem.sde_type
         items = {id(item): item for root in (problem, *modules) for item in held(root)}.values()
         self.held_modules = nn.ModuleList(item for item in items if isinstance(item, nn.Module))
@@ -53,11 +57,11 @@ class _AsTorchsde(nn.Module):
         return y if self.event is None else y.reshape(len(y), *self.event)
 
     def f(self, t: Tensor, y: Tensor) -> Tensor:
-        return self.problem.drift(float(t), self._state(y)).reshape(y.shape)
+        return self.drift(float(t), self._state(y)).reshape(y.shape)
 
     def g(self, t: Tensor, y: Tensor) -> Tensor:
         x = self._state(y)
-        g = torch.as_tensor(self.problem.diffusion(float(t), x), dtype=x.dtype, device=x.device)
+        g = torch.as_tensor(self.diffusion(float(t), x), dtype=x.dtype, device=x.device)
         if self.noise_type == "general" or g.ndim > x.ndim:
             return g.reshape(*y.shape, -1)
         g = torch.broadcast_to(g, x.shape).reshape(y.shape)
@@ -68,7 +72,7 @@ class _AsTorchsde(nn.Module):
     def g_prod(self, t: Tensor, y: Tensor, v: Tensor) -> Tensor:
         x = self._state(y)
         dw = v.reshape(len(v), *(self.problem.noise_shape(x) or ()))
-        return self.problem.diffuse(float(t), x, dw, torch.zeros_like(x)).reshape(y.shape)
+        return self.diffuse(float(t), x, dw, torch.zeros_like(x)).reshape(y.shape)
 
 
 def held(value: object, seen: set[int] | None = None) -> Iterator[nn.Module | nn.Parameter]:
