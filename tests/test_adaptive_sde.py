@@ -1,5 +1,6 @@
 """AdaptiveSDE: each sample's own steps on one Brownian path, which ends where fine equal steps on that path do."""
 
+import functools
 import math
 
 import pytest
@@ -16,12 +17,18 @@ def on_a_path(method, noise, **settings):
     return sample(MIXTURE, 200, sde="vp", method=method, noise=noise, seed=1, return_solution=True, **settings)
 
 
+@functools.cache
+def followed():
+    """A path, and where fine equal steps on it end."""
+    knots = AdaptiveSDE().knots(VPSDE(), span_of(MIXTURE, VPSDE(), 1e-3)).tolist()
+    path = BrownianPath(3, knots)
+    return path, on_a_path(OnClock(SRA1(), eta=1.0, grid=UniformInLogSNR()), path, steps=4000).x
+
+
 @pytest.mark.parametrize("solver", [SRA1(), ShARK()], ids=str)
 def test_it_follows_the_path_as_the_tolerance_falls(solver):
     """Medians over samples: some pass close to where modes part. White noise would leave errors of the size of x."""
-    knots = AdaptiveSDE().knots(VPSDE(), span_of(MIXTURE, VPSDE(), 1e-3)).tolist()
-    path = BrownianPath(3, knots)
-    exact = on_a_path(OnClock(SRA1(), eta=1.0, grid=UniformInLogSNR()), path, steps=8000).x
+    path, exact = followed()
     errors, evaluations = [], []
     for tol in (0.1, 0.01, 0.001):
         solution = on_a_path(AdaptiveSDE(tol, tol, solver), path)

@@ -50,7 +50,7 @@ def test_solvers_of_higher_order_refine_faster():
 @pytest.mark.parametrize("method", ["ddpm", "ancestral"])
 def test_samples_on_a_path_have_the_law(method):
     n, sde = 4000, VPSDE()
-    solution = sample(MIXTURE, n, sde=sde, method=method, seed=2, steps=1000, noise="path", return_solution=True)
+    solution = sample(MIXTURE, n, sde=sde, method=method, seed=2, steps=400, noise="path", return_solution=True)
     law = MIXTURE.marginal(float(solution.ts[-1]), sde)
     x, exactly = solution.x, law.sample(n, seed=9)
     assert ((x.mean(0) - law.mean()).abs() < 5.5 * exactly.std(0) / math.sqrt(n)).all()
