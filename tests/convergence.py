@@ -91,7 +91,17 @@ START = torch.linspace(-2, 2, 2000, dtype=torch.float64)[:, None]
 
 @functools.cache
 def fine(size):
-    return FinePath(2**10 if size == 1 else 2**12, 2000, size)
+    return FinePath(2**10, 2000, size) if size == 1 else FinePath(2**12, 1000, size)
+
+
+@functools.cache
+def commuting():
+    """Two columns of noise of which 0.6 w_1 + 0.8 w_2 is fine(1): the paths of "commutative" are those of "diagonal"."""
+    noise, other = FinePath(2**10, 2000, 1, seed=1), fine(1)
+    for name in ("path", "integral"):
+        v, w = getattr(noise, name), getattr(other, name)
+        setattr(noise, name, torch.cat([0.6 * w - 0.8 * v, 0.8 * w + 0.6 * v], dim=2))
+    return noise
 
 
 def derivative(p, v):
@@ -102,17 +112,22 @@ def derivative(p, v):
 
 
 def ito(kind, sde_type, direction):
-    """Drift and columns of the Ito equation in the running time s = direction t; commuting columns in one."""
+    """Drift and columns of the Ito equation in the running time s = direction t."""
     g = COEFFICIENTS[kind]
 
     def columns(t, x):
-        return g(t, x).unbind(-1) if kind == "general" else (b(t, x) if kind == "commutative" else g(t, x),)
+        return g(t, x).unbind(-1) if kind == "general" else (g(t, x),)
 
     def drift(t, x):
         correction = sum(c * derivative(c, x) for c in columns(t, x)) if sde_type == "stratonovich" else 0.0
         return direction * f(t, x) + 0.5 * correction
 
     return drift, columns
+
+
+def starts(kind):
+    """Where paths begin: one for each row of the noise, and fewer without noise."""
+    return START[:: {"none": 100, "general": 2}.get(kind, 1)]
 
 
 @functools.cache
@@ -122,15 +137,13 @@ def reference(kind, sde_type, ends):
     Without noise, RK4's from every hundredth start.
     """
     if kind == "none":
-        return solve(ODE(f), START[::100], uniform(*ends, 2048), solver=RK4()).x
+        return solve(ODE(f), starts(kind), uniform(*ends, 2048), solver=RK4()).x
     direction, size = int(ends[1] - ends[0]), SIZES.get(kind, 1)
-    noise, x, step = fine(size), START, milstein if kind == "general" else taylor
+    noise, x, step = fine(size), starts(kind), milstein if kind == "general" else taylor
     drift, columns = ito(kind, sde_type, direction)
     steps = noise.cells if kind == "general" else 2**10
     ts = uniform(*ends, steps).tolist()
     for t, dw in zip(ts, noise.increments(ts, x, (size,), levy=True, normals=0, start=0), strict=False):
-        if kind == "commutative":
-            dw = Increment(*(0.6 * part[:, :1] + 0.8 * part[:, 1:] for part in (dw.w, dw.h)))
         t = torch.full_like(x, t, requires_grad=True)
         x = step(drift, columns, direction, t, x.detach().requires_grad_(), 1 / steps, dw).detach()
     return x
@@ -162,13 +175,15 @@ def strong_slope(solver, kind, direction, noise=None):
     """The measured order; against another noise than the fine one, the order that wrong increments leave."""
     ends, equation, promised = (0.0, 1.0)[::direction], problem(kind, solver), solver.order.get(kind, (1,))[0]
     if kind == "none":
-        steps, x0 = np.array([24, 48, 96] if promised > 2 else [16, 32, 64, 128]), START[::100]
+        steps = np.array([24, 48, 96] if promised > 2 else [16, 32, 64, 128])
     else:
-        steps, x0 = np.array([32, 64, 128] if promised == 0.5 else [16, 32, 64, 128]), START
+        steps = np.array([32, 64, 128] if promised == 0.5 else [16, 32, 64, 128])
         if getattr(solver, "k", 1) > 2:  # on coarse grids the errors of higher order, which fall faster, are the larger ones
             steps = np.array([64, 128, 256]) * (2 if solver.k + getattr(solver, "corrects", False) > 4 else 1)
-        noise = noise or fine(SIZES.get(kind, 1))
-    exact = reference(kind, equation.sde_type, ends)
+        noise = noise or (commuting() if kind == "commutative" else fine(SIZES.get(kind, 1)))
+    x0 = starts(kind)
+    alike = "diagonal" if kind in ("scalar", "commutative") else kind  # in one dimension
+    exact = reference(alike, equation.sde_type, ends)
     errors = [
         (solve(equation, x0, uniform(*ends, n), solver=solver, noise=noise).x - exact).square().mean().sqrt() for n in steps
     ]
@@ -178,8 +193,9 @@ def strong_slope(solver, kind, direction, noise=None):
 # Convergence of means
 
 
-def expansion(phi, kind, sde_type, direction, t, x, h, terms):
-    """E phi after h by sum_k h^k L^k phi / k!, L the generator of the equation, differentiated by autograd."""
+@functools.cache
+def powers(phi, kind, sde_type, direction, t, x, terms):
+    """L^k phi at (t, x) for k = 0, 1, ..., terms, with L the generator of the equation, differentiated by autograd."""
     drift, columns = ito(kind, sde_type, direction)
 
     def generator(phi):
@@ -191,11 +207,26 @@ def expansion(phi, kind, sde_type, direction, t, x, h, terms):
 
         return applied
 
-    value, term, factor = 0.0, phi, 1.0
-    for k in range(terms + 1):
-        value, factor = value + factor * term(t, x).detach(), factor * h / (k + 1)
+    t, x = (torch.tensor([[value]], dtype=torch.float64, requires_grad=True) for value in (t, x))
+    values, term = [], phi
+    for _ in range(terms + 1):
+        values.append(term(t, x).item())
         term = generator(term)
-    return value.item()
+    return values
+
+
+def expansion(phi, kind, sde_type, direction, t, x, h, terms):
+    """E phi after h by sum_k h^k L^k phi / k!."""
+    values = powers(phi, kind, sde_type, direction, t, x, terms)
+    return sum(h**k / math.factorial(k) * value for k, value in enumerate(values))
+
+
+def first_function(t, x):
+    return torch.cos(x)
+
+
+def second_function(t, x):
+    return x + x**2
 
 
 def quadrature(nodes, size):
@@ -240,12 +271,10 @@ def weak_slope(solver, kind, direction, t=0.3, x=0.9):
     h = 2.0 ** -np.arange(*((9, 13) if promised < 3 else (6, 9)))
     errors = []
     for step in h:
-        start = torch.tensor([[t]], dtype=torch.float64, requires_grad=True)
-        point = torch.tensor([[x]], dtype=torch.float64, requires_grad=True)
         ends, mass = moved(solver, kind, direction, t, x, step)
         error = 0.0
-        for phi in (lambda t, x: torch.cos(x), lambda t, x: x + x**2):
-            exact = expansion(phi, kind, problem(kind, solver).sde_type, direction, start, point, step, int(promised) + 2)
+        for phi in (first_function, second_function):
+            exact = expansion(phi, kind, problem(kind, solver).sde_type, direction, t, x, step, int(promised) + 2)
             error += abs((mass * phi(t, ends)[:, 0]).sum().item() - exact)
         errors.append(error)
     return slope(1 / h, errors)

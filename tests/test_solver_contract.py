@@ -5,6 +5,7 @@ of the semigroup, whose generator is differentiated by autograd. Strong orders c
 the Taylor method of order 1.5 on that noise, which shares nothing with the solvers.
 """
 
+import functools
 import math
 
 import numpy as np
@@ -108,14 +109,21 @@ def test_strong_order_is_that_of_diagonal_noise_where_general_noise_commutes(sol
     assert strong_slope(solver, "commutative", direction) == pytest.approx(solver.order["diagonal"].strong, abs=0.15)
 
 
+@functools.cache
+def coupled(solver, direction, steps):
+    """Ends of paths whose scalar noise moves each coordinate by a function of the other."""
+    equation = SDE(lambda t, x: f(t, x.flip(1)), lambda t, x: b(t, x.flip(1)), "scalar")
+    x0, ends = torch.cat([START, START.flip(0)], dim=1), (0.0, 1.0)[::direction]
+    return solve(equation, x0, uniform(*ends, steps), solver=solver, noise=fine(1)).x
+
+
 @DIRECTIONS
 @pytest.mark.parametrize(("solver", "promised"), [(Milstein(), 1), (SRID2(), 1.5)], ids=str)
 def test_scalar_noise_may_couple_coordinates(solver, promised, direction):
     """Where g_i depends on all of x, the derivative of g is a matrix and not symmetric."""
-    equation = SDE(lambda t, x: f(t, x.flip(1)), lambda t, x: b(t, x.flip(1)), "scalar")
-    x0, ends, steps = torch.cat([START, START.flip(0)], dim=1), (0.0, 1.0)[::direction], np.array([16, 32, 64, 128])
-    exact = solve(equation, x0, uniform(*ends, 2**10), solver=SRID2(), noise=fine(1)).x
-    errors = [(solve(equation, x0, uniform(*ends, n), solver=solver, noise=fine(1)).x - exact).norm() for n in steps]
+    steps = np.array([16, 32, 64, 128])
+    exact = coupled(SRID2(), direction, 2**10)
+    errors = [(coupled(solver, direction, n) - exact).norm() for n in steps]
     assert slope(steps, errors) == pytest.approx(promised, abs=0.15)
 
 
@@ -312,7 +320,7 @@ def every_problem(solver):
 def test_shapes_dtypes_and_batch_independence(solver, event, dtype):
     """A sample's bits are the same alone, in a half batch and in another order."""
     x0 = torch.randn(6, *event, generator=torch.Generator().manual_seed(0)).to(dtype)
-    grid = uniform(1.0, 0.0, 9)
+    grid = uniform(1.0, 0.0, 6)
     for equation in every_problem(solver):
 
         def run(x0, noise, equation=equation):
@@ -321,7 +329,6 @@ def test_shapes_dtypes_and_batch_independence(solver, event, dtype):
         whole = run(x0, WhiteNoise(1))
         assert whole.dtype == dtype
         assert whole.shape == x0.shape
-        assert torch.equal(run(x0, WhiteNoise(1)), whole)
         assert torch.equal(torch.cat([run(x0[:2], WhiteNoise(1)), run(x0[2:], WhiteNoise(1, first=2))]), whole)
         order = torch.tensor([5, 0, 3])
         assert torch.equal(run(x0[order], WhiteNoise(1).rows(order)), whole[order])
