@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 from _bench import environment, save
-from _faults import FAULTS, Fault, Function, Holder, Layers, Network
+from _faults import FAULTS, IN_PLACE, KINDS, SHAPES, SHARED, Fault, Function, Holder, Layers, Network
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
@@ -319,7 +319,7 @@ def _of_handed_on() -> Iterator[Case]:
 
 
 def _handed_on(name: str, solved: Callable[..., Tensor], sound: Function, *, ours: bool = False) -> Iterator[Case]:
-    for fault in FAULTS:
+    for fault in (*IN_PLACE, *SHARED, *KINDS, *SHAPES):  # what is not finite, they return as torchdiffeq and torchsde do
         make = _MEANT_FOR_G.get(fault.name, fault.right) if ours else fault.right
         right = make and (lambda x, m=make: solved(x, m(sound)))
         for mode in MODES:

@@ -1,21 +1,28 @@
 """The nearest of known names."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 
 
-def did_you_mean(given: object, known: Iterable[object]) -> str:
-    """Part of a message on an unknown name: ", did you mean 'heun'?", or nothing where no known name is near.
+def did_you_mean(given: object, known: Iterable[object], meant: Mapping[str, str] | None = None) -> str:
+    """The end of a message on an unknown name: "; did you mean 'heun'?", or nothing where no known name is near.
 
     >>> did_you_mean("huen", ["heun", "euler"])
-    ", did you mean 'heun'?"
+    "; did you mean 'heun'?"
     >>> did_you_mean("midpoint", ["heun", "euler"])
     ''
+    >>> did_you_mean("Leap-Frog", ["midpoint"], {"leap_frog": "midpoint"})
+    "; did you mean 'midpoint'?"
 
     Arguments:
         given: what is unknown.
         known: the names.
+        meant: names that others give, in lower case and with underscores, to those that are known here.
     """
-    names = {str(name).lower(): name for name in known}
-    near = get_close_matches(str(given).lower(), names, n=1)
-    return f", did you mean {names[near[0]]!r}?" if near else ""
+    if not isinstance(given, str):
+        return ""
+    names: dict[str, object] = {str(name).lower(): name for name in known}
+    others = {**names, **(meant or {})}
+    low = given.lower().replace("-", "_")
+    near = [low] if low in others else get_close_matches(given.lower(), names, n=1) or get_close_matches(low, others, n=1)
+    return f"; did you mean {others[near[0]]!r}?" if near else ""

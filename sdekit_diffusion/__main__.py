@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import io
+import re
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor
 
 import sdekit_diffusion
+from sdekit import did_you_mean
 from sdekit_diffusion import Log, Recipe, Shards
 from sdekit_diffusion._app import evaluation, outputs, report
 from sdekit_diffusion._app.options import Net, Sampler
@@ -62,6 +64,8 @@ def train(
         resume: go on from the newest checkpoint in the folder, or begin where there is none.
         overwrite: write into a folder that is not empty, over an older run.
     """
+    if resume and overwrite:
+        raise ValueError("--resume goes on with a run and --overwrite begins it anew: give one of them")
     source = sdekit_diffusion.data.load(data)
     with joined(device) as place:
         torch.manual_seed(recipe.seed)
@@ -242,7 +246,7 @@ def _prepare(run: Path, overwrite: bool, resume: bool) -> None:
             f"{run} is not empty; add --resume to go on with a run, --overwrite to write over it, or choose another folder"
         )
     run.mkdir(parents=True, exist_ok=True)
-    if overwrite and not resume:
+    if overwrite:
         clear(run)
 
 
@@ -280,7 +284,10 @@ def _parsed(argv: Sequence[str] | None) -> Callable[[], None]:
         lines = [line.strip("│ ") for line in said.getvalue().splitlines() if line.startswith("│")]
         message = " ".join(line for line in lines[: next((i for i, line in enumerate(lines) if line[:2] == "──"), None)])
         message = message.partition(" Got errors: ")[0]  # of each type in turn
-        raise ValueError(f"{message or said.getvalue()}; add --help to see what is allowed") from None
+        message = " ".join((message or said.getvalue()).split()).rstrip(".")
+        choice = re.search(r"invalid choice '(.*?)'.* one of \((.*?)\)", message)
+        near = did_you_mean(choice[1], re.findall("'(.*?)'", choice[2])) if choice else ""
+        raise ValueError(f"{message}; add --help to see what is allowed{near}") from None
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -234,3 +234,20 @@ def test_what_is_refused():
             check_model(model, x)
     with pytest.raises(ValueError, match=r"has no noise between 0.1 and 5 times"):
         check_model(model, X * 1e6)
+
+
+@pytest.mark.parametrize(("told", "other"), [("flow", "reverse_flow"), ("reverse_flow", "flow")])
+def test_a_sign_that_is_another_prediction_is_named_as_both(told, other):
+    sde = RectifiedFlow()
+    net = exact(sde, "flow", sign=1.0 if other == "flow" else -1.0)
+    model = ScoreModel(net, sde, told, shape=(4,))
+    verdict = check_model(model, X, throw=False).verdict
+    assert f"With the opposite sign of the output (predicts={other!r}) it is" in verdict
+
+
+def test_of_changes_that_fit_equally_the_one_of_fewest_parts_is_named():
+    """Time reversed and nothing else, where flow matching from noise to data says so too, in three parts."""
+    sde = RectifiedFlow()
+    model = ScoreModel(exact(sde, "flow", lambda label: 1 - label, -1.0), sde, "reverse_flow", shape=(4,))
+    verdict = check_model(model, X, throw=False).verdict
+    assert "With conditioning=(-1, 1) it is" in verdict

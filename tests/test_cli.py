@@ -406,6 +406,10 @@ def test_overwriting(tmp_path, capsys):
     assert main([str(part) for part in [*argv, "--overwrite"]]) == 0
     assert (tmp_path / "keep.txt").read_text() == "mine"
     assert "--overwrite" in error(capsys, *argv)
+    written = (tmp_path / "config.json").read_bytes()
+    assert "give one of them" in error(capsys, *argv, "--overwrite", "--resume")
+    assert (tmp_path / "config.json").read_bytes() == written
+    assert "did you mean 'likelihood'?" in error(capsys, *argv, "--weighting", "liklihood")
 
 
 def test_overwriting_removes_what_the_run_wrote_and_nothing_else(tmp_path, capsys):

@@ -10,7 +10,7 @@ from torch import nn
 import sdekit
 from sdekit import DEIS, SDE, EulerMaruyama, Hutchinson, ProbabilityFlow, ReverseSDE, did_you_mean, solve
 from sdekit.calling import require_order
-from sdekit_diffusion import DIFFUSIONS, METHODS, GaussianMixture, RectifiedFlow, ScoreModel, check_model, data, sample
+from sdekit_diffusion import DIFFUSIONS, METHODS, GaussianMixture, Recipe, RectifiedFlow, ScoreModel, check_model, data, sample
 from sdekit_diffusion._loading.named import named_model
 from sdekit_diffusion._sampling.methods import method_of
 
@@ -81,6 +81,20 @@ MISSPELT = [
     (lambda: SDE(lambda t, x: x, lambda t, x: x, sde_type="itoo"), "ito"),
     (lambda: Hutchinson(kind="radermacher"), "rademacher"),
     (lambda: data.load("mnits"), "mnist"),
+    *(
+        (lambda sde=sde: ScoreModel(nn.Identity(), sde), sde.lower().removesuffix("sde"))
+        for sde in ("VPSDE", "vesde", "subvpsde")
+    ),
+    *((lambda method=method: method_of(method), "euler_maruyama") for method in ("euler", "euler-maruyama", "EM", "em")),
+    (lambda: sample(lambda x, t: -x, 4, sde="vp", shape=(2,), noise="pth"), "path"),
+    (lambda: sample(lambda x, t: -x, 4, sde="vp", shape=(2,), return_solution=True, save="al"), "all"),
+    (lambda: solve(sdekit.ODE(lambda t, x: x), X, [0.0, 1.0], solver=EulerMaruyama(), save="al"), "all"),
+    (lambda: sdekit.odeint(lambda t, x: x, X, [0.0, 1.0], method="rk45"), "dopri5"),
+    (lambda: sdekit.odeint_adjoint(lambda t, x: x, X, [0.0, 1.0], method="eulr", adjoint_params=()), "euler"),
+    (lambda: sdekit.sdeint(SDE(lambda t, x: x, lambda t, x: x), X, [0.0, 1.0], method="em"), "euler"),
+    (lambda: Recipe(weighting="liklihood"), "likelihood"),
+    (lambda: Recipe(schedule="cosin"), "cosine"),
+    (lambda: Recipe(precision="bfloat"), "bfloat16"),
     (lambda: named_model("Unet"), "UNet"),
     (lambda: sdekit.interop.from_torchsde(Odd()), "diagonal"),
 ]
@@ -90,6 +104,67 @@ MISSPELT = [
 def test_the_nearest_name_is_suggested(call, meant):
     with pytest.raises(ValueError, match=re.escape(f"did you mean {meant!r}?")):
         call()
+
+
+def test_solvers_are_suggested_for_names():
+    for given, meant in (("euler", "EulerMaruyama"), ("heun", "Heun"), ("RK_4", "RK4")):
+        with pytest.raises(TypeError, match=re.escape(f"did you mean {meant!r}?")):
+            solve(sdekit.ODE(lambda t, x: x), X, [0.0, 1.0], solver=given)
+
+
+def test_the_list_of_names_is_before_the_suggestion():
+    with pytest.raises(ValueError, match=r"unknown sde 'vpsde'; choose one of ve, vp.*VPSDE\(\); did you mean 'vp'\?$"):
+        ScoreModel(nn.Identity(), "vpsde")
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [("steps", 0), ("warmup", -1), ("lr", 0.0), ("clip", -1.0), ("end", 0.0), ("weighting", "x"), ("schedule", 3), ("ema", ())],
+)
+def test_recipes_name_the_setting(setting, value):
+    with pytest.raises(ValueError, match=re.escape(f"{setting} = {value!r} must be")):
+        Recipe(**{setting: value})
+
+
+class Plain(nn.Module):
+    def forward(self, x, t):
+        return torch.tanh(x)
+
+
+def test_a_model_in_a_lambda_is_no_score():
+    model = ScoreModel(Plain(), "vp", shape=(2,))
+    settings = {"sde": "vp", "shape": (2,), "steps": 4, "method": "ddim", "seed": 0}
+    for dtype in (None, torch.float64):
+        with pytest.raises(TypeError, match=r"pass the model itself, or return model\.score\(t, x\)"):
+            sample(lambda x, t: model(x, t), 4, dtype=dtype, **settings)
+    for conditions in ("sigma", (999, 0)):
+        scores = ScoreModel(Plain(), "vp", "score", conditioning=conditions, shape=(2,))
+        with pytest.raises(TypeError, match="pass the model itself"):
+            sample(lambda x, t, scores=scores: scores(x, t), 4, **settings)
+
+
+def test_scores_made_with_models_are_scores():
+    """Of a score network its output is the score; guidance combines several models."""
+    model = ScoreModel(Plain(), "vp", shape=(2,))
+    other = ScoreModel(lambda x, t: 0.5 * x, "vp", shape=(2,))
+    settings = {"sde": "vp", "shape": (2,), "steps": 4, "method": "ddim", "seed": 0}
+    expected = sample(model, 4, method="ddim", steps=4, seed=0)
+
+    def direct(x, t):
+        return -model(x, t) / VP.sigma(t)[:, None]
+
+    for score in (lambda x, t: model.score(t, x), direct):
+        torch.testing.assert_close(sample(score, 4, **settings), expected)
+
+    def guided(x, t):
+        return 1.5 * model.score(t, x) - 0.5 * other.score(t, x)
+
+    assert torch.isfinite(sample(guided, 4, **settings)).all()
+    scores = ScoreModel(lambda x, t: -x, "vp", "score", shape=(2,))
+    found = sample(lambda x, t: scores(x, t), 4, **settings)
+    torch.testing.assert_close(found, sample(scores, 4, method="ddim", steps=4, seed=0))
+    noise = ScoreModel(lambda x, t: model(x, t), "vp", shape=(2,))  # as a network of the same parametrisation
+    torch.testing.assert_close(sample(noise, 4, method="ddim", steps=4, seed=0), expected)
 
 
 def test_nothing_is_suggested_where_no_name_is_near():
@@ -131,7 +206,8 @@ def test_flow_matching_from_noise_to_data(scale):
     """Named by check_model under whichever arguments, and with those named it denoises and has the law."""
     x = MIXTURE.sample(600, seed=0)
     for sde, predicts in (("flow", "flow"), ("flow", "reverse_flow"), ("vp", "noise")):
-        with pytest.raises(ValueError, match=rf"sde='flow', predicts='reverse_flow' and conditioning=\(-{scale}, {scale}\)"):
+        others = "" if predicts == "reverse_flow" else "sde='flow', predicts='reverse_flow' and "
+        with pytest.raises(ValueError, match=rf"With {others}conditioning=\(-{scale}, {scale}\)"):
             check_model(ScoreModel(from_noise_to_data(scale), sde, predicts, shape=(2,)), x)
     model = ScoreModel(from_noise_to_data(scale), "flow", "reverse_flow", shape=(2,), conditioning=(-scale, scale))
     assert check_model(model, x).fits

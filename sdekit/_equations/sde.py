@@ -241,7 +241,7 @@ class SDE(AbstractSDE):
             allowed = [name for name in _PRODUCTS if name != "none"]
             raise ValueError(
                 f"noise_type {self.noise_type!r} is not one of {allowed}"
-                f"{did_you_mean(self.noise_type, allowed)}; without noise use ODE(f)"
+                f"; without noise use ODE(f){did_you_mean(self.noise_type, allowed)}"
             )
         if self.sde_type not in ("ito", "stratonovich"):
             raise ValueError(

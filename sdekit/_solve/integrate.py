@@ -12,6 +12,7 @@ from torch import Tensor
 from sdekit import _solvers
 from sdekit._equations.sde import AbstractSDE
 from sdekit._grid import times
+from sdekit._names import did_you_mean
 from sdekit._noise.brownian import BrownianPath
 from sdekit._noise.white import AbstractNoise, WhiteNoise
 from sdekit._solve.adaptive import adaptive
@@ -103,7 +104,7 @@ def solve(
         ValueError: for times that are not monotone, or a solver that does not support the problem's noise or adaptive steps.
     """
     if save not in ("last", "all"):
-        raise ValueError(f"save must be 'last' or 'all', not {save!r}")
+        raise ValueError(f"save must be 'last' or 'all', not {save!r}{did_you_mean(save, ('last', 'all'))}")
     _require_kinds(problem, solver, noise, control, gradient)
     grid = times(ts)
     require_state(x0)
@@ -241,7 +242,8 @@ def _require_kinds(problem: object, solver: object, noise: object, control: obje
     for name, value, kind, remedy in wanted:
         if not isinstance(value, kind) and (value is not None or name in ("the equation", "solver")):
             given = f"the class {value.__name__}" if isinstance(value, type) else f"{type(value).__name__} {value!r:.40}"
-            raise TypeError(f"{name} must be {remedy}; not {given}")
+            near = did_you_mean(value, _solvers.__all__, {"euler": "EulerMaruyama"}) if name == "solver" else ""
+            raise TypeError(f"{name} must be {remedy}; not {given}{near}")
 
 
 def _require_adaptive(

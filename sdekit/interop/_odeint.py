@@ -10,9 +10,11 @@ import torch
 from torch import Tensor
 
 # From the submodule: `torchdiffeq.odeint = sdekit.odeint` replaces the attribute of the package alone.
+from torchdiffeq._impl.odeint import SOLVERS
 from torchdiffeq._impl.odeint import odeint as torchdiffeq_odeint
 
 from sdekit._grid import times
+from sdekit._names import did_you_mean
 from sdekit._solve.adaptive import adaptive
 from sdekit._solve.control import PIDController
 from sdekit._solve.integrate import integrate
@@ -65,6 +67,8 @@ FIXED: dict[str, AbstractSolver] = {
     "heun3": _Heun3(),
     "rk4": _ThreeEighths(),
 }
+# SciPy's and others' names.
+_MEANT = {"rk45": "dopri5", "rk23": "bosh3", "dop853": "dopri8", "heun": "heun2", "runge_kutta": "rk4"}
 
 # The options of adaptive methods, their names in PIDController, and what they are.
 _CONTROL: dict[str, tuple[str, type]] = {
@@ -123,6 +127,7 @@ def odeint(
         Chen 2018, torchdiffeq, https://github.com/rtqichen/torchdiffeq.
     """
     require_arguments(y0, t)
+    require_method(method)
     try:
         return _solved(func, y0, t, event_fn, rtol=rtol, atol=atol, method=method, options=options)
     except TypeError:
@@ -175,6 +180,17 @@ def require_arguments(y0: object, t: object) -> None:
         )
     if not isinstance(t, Tensor | Sequence | np.ndarray) or isinstance(t, str):
         raise TypeError(f"t must be a tensor or a sequence of numbers, not {t!r:.60}; give [0.0, 1.0], for example")
+
+
+def require_method(method: str | None) -> None:
+    """Refuses what is no name of a method, here or in torchdiffeq.
+
+    Raises:
+        ValueError: with the names, and the nearest.
+    """
+    names = dict.fromkeys((*ADAPTIVE, *FIXED, *SOLVERS))
+    if method is not None and method not in names:
+        raise ValueError(f"method = {method!r} is not one of {', '.join(names)}{did_you_mean(method, names, _MEANT)}")
 
 
 def handed(func: Callable[..., Any], y0: State, t: Tensor | Sequence[float]) -> tuple[GuardedFunc, State, Tensor]:

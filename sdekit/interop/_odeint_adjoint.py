@@ -14,7 +14,7 @@ from torchdiffeq._impl.adjoint import odeint_adjoint as torchdiffeq_adjoint
 
 from sdekit.calling import require_call
 from sdekit.interop._guarded import GuardedMethod
-from sdekit.interop._odeint import handed, odeint, require_arguments, solved_here
+from sdekit.interop._odeint import handed, odeint, require_arguments, require_method, solved_here
 from sdekit.interop._system import State, System
 
 
@@ -56,6 +56,8 @@ def odeint_adjoint(
         Chen et al. 2018, "Neural ordinary differential equations", arXiv 1806.07366.
     """
     require_arguments(y0, t)
+    require_method(method)
+    require_method(adjoint_method)
     there: dict[str, Any] = {"rtol": rtol, "atol": atol, "method": method, "options": options}
     back: dict[str, Any] = {
         "rtol": rtol if adjoint_rtol is None else adjoint_rtol,

@@ -10,8 +10,10 @@ from torch import Tensor
 
 # From the submodule: `torchsde.sdeint = sdekit.sdeint` replaces the attribute of the package alone.
 from torchsde._core.sdeint import sdeint as torchsde_sdeint
+from torchsde.settings import METHODS
 
 from sdekit._equations.sde import AbstractSDE, NoiseType
+from sdekit._names import did_you_mean
 from sdekit._solvers import (
     SRA1,
     SRID2,
@@ -41,7 +43,7 @@ SOLVERS: dict[str, dict[NoiseType, AbstractSolver]] = {
     "midpoint": dict.fromkeys(_KINDS, Midpoint()),
     "reversible_heun": dict.fromkeys(_KINDS, ReversibleHeun()),
 }
-
+_MEANT = {"euler_maruyama": "euler", "em": "euler"}
 _METHODS = ("f", "g", "h", "f_and_g", "g_prod", "f_and_g_prod")  # of an equation, as torchsde names them
 
 
@@ -98,6 +100,9 @@ def sdeint(
     _require(sde, y0, ts, dt)
     problem = sde if isinstance(sde, AbstractSDE) else from_torchsde(sde, names=names, noise_size=_size(bm))
     method = _default(problem) if method is None else method
+    if method not in METHODS:
+        known = [name for name in vars(METHODS).values() if isinstance(name, str) and name in METHODS]
+        raise ValueError(f"method = {method!r} is not one of {', '.join(known)}{did_you_mean(method, known, _MEANT)}")
     solver = SOLVERS.get(method, {}).get(problem.noise_type)
     special = adaptive or logqp or extra or options or extra_solver_state is not None
     if special or solver is None or solver.sde_type != problem.sde_type:

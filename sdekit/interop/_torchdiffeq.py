@@ -147,7 +147,7 @@ def solve_ode(
     if problem.noise_type != "none":
         raise ValueError(f"this equation has {problem.noise_type} noise; torchdiffeq's solvers are for ODEs")
     if save not in ("last", "all"):
-        raise ValueError(f"save must be 'last' or 'all', not {save!r}")
+        raise ValueError(f"save must be 'last' or 'all', not {save!r}{did_you_mean(save, ('last', 'all'))}")
     require_state(x0)
     grid = torch.tensor(times(ts), dtype=torch.float64)
     counted = Counted.of(problem.within(float(grid[0]), float(grid[-1])), x0)

@@ -20,6 +20,12 @@ DIFFUSIONS: dict[str, type[AbstractDiffusion]] = {
     "ddpm": DDPM,
     "ncsn": NCSN,
 }
+# Names of classes and papers.
+_MEANT = {
+    "vpsde": "vp", "vp_sde": "vp", "vesde": "ve", "ve_sde": "ve", "subvpsde": "subvp", "sub_vp": "subvp", "sub_vpsde": "subvp",
+    "sub_vp_sde": "subvp", "cosinevpsde": "cosine", "edmsde": "edm", "karras": "edm", "rectifiedflow": "flow",
+    "rectified_flow": "flow", "flow_matching": "flow", "rf": "flow", "smld": "ncsn", "linear": "vp",
+}  # fmt: skip
 
 
 def diffusion(sde: AbstractDiffusion | str) -> AbstractDiffusion:
@@ -32,7 +38,7 @@ def diffusion(sde: AbstractDiffusion | str) -> AbstractDiffusion:
         return sde
     if sde not in DIFFUSIONS:
         raise ValueError(
-            f"unknown sde {sde!r}"
-            f"{did_you_mean(sde, DIFFUSIONS)}; choose one of {', '.join(DIFFUSIONS)}, or pass a diffusion such as VPSDE()"
+            f"unknown sde {sde!r}; choose one of {', '.join(DIFFUSIONS)}, or pass a diffusion such as VPSDE()"
+            f"{did_you_mean(sde, DIFFUSIONS, _MEANT)}"
         )
     return DIFFUSIONS[sde]()

@@ -143,9 +143,10 @@ def _betas(config: Mapping[str, Any]) -> tuple[float, ...]:
     if schedule not in _SCHEDULES:
         raise ValueError(
             f"beta_schedule = {schedule!r} is not one of {', '.join(_SCHEDULES)}"
-            f"{did_you_mean(schedule, _SCHEDULES)}; give the numbers themselves, "
+            "; give the numbers themselves, "
             "from_diffusers(unet, {**config, 'trained_betas': scheduler.betas}), or for schedulers of EDM whose "
             "prediction_type is epsilon the network, from_edm(lambda x, t: unet(x, t).sample, raw='edm')"
+            f"{did_you_mean(schedule, _SCHEDULES)}"
         )
     if type(n) is not int or not 2 <= n <= _MOST_STEPS:
         raise ValueError(f"num_train_timesteps must be a number of steps from 2 to {_MOST_STEPS}, such as 1000, not {n!r}")

@@ -90,8 +90,9 @@ def _network(config: dict[str, Any], weights: Mapping[str, Tensor]) -> nn.Module
     name = config["class"]
     if config["config"] is None or name not in nets.registry:
         raise CheckpointError(
-            f"the network {name!r} is not one of {', '.join(nets.registry)}{did_you_mean(name, nets.registry)}: pass it as "
+            f"the network {name!r} is not one of {', '.join(nets.registry)}: pass it as "
             "load(..., net=...), or name it by --network: the folder of a network of diffusers, or package.module:factory"
+            f"{did_you_mean(name, nets.registry)}"
         )
     with Bounded(weights):
         return nets.registry[name](**config["config"])

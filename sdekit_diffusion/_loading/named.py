@@ -49,9 +49,9 @@ def _made(name: str) -> ScoreModel | nn.Module:
     module, _, factory = name.partition(":")
     if not (module and factory):
         raise ValueError(
-            f"unknown network {name!r}{did_you_mean(name, nets.registry)}; choose one of {', '.join(nets.registry)}, "
+            f"unknown network {name!r}; choose one of {', '.join(nets.registry)}, "
             "the folder of a network of diffusers, or package.module:factory, a function without arguments that makes "
-            "the network"
+            f"the network{did_you_mean(name, nets.registry)}"
         )
     try:
         found = import_module(module)

@@ -17,9 +17,12 @@ from sdekit_diffusion._models.model import AbstractModel, Conditioning, Predicti
 
 _NOISE = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0)  # in units of the data's deviation; beyond, small errors of a network are magnified
 _NUMBERS = 4096  # coordinates with noise of their own, at least: an error is known to some 2 %
+_ALIKE = 1.03  # errors whose ratio is within this are the same: then the fewest changes are named
 # Ratios to the guess's error, which are at least 1 for whatever is linear in x, an untrained network too: on average, of a
 # model that passes; at one level, of one that is broken there; of a convention that is named, and what it must gain.
 _PASSES, _BROKEN, _NAMED, _GAIN = 1.1, 10.0, 0.95, 1.25
+_SEVERAL = "sde='flow', "  # how what changes more than one convention begins
+_OPPOSITE: dict[str, str] = {"flow": "reverse_flow", "reverse_flow": "flow"}
 _REFUSALS = (ValueError, TypeError, RuntimeError, LookupError, ArithmeticError, AssertionError)  # a network's, of labels
 _RANGES = ((0.0, 1.0), (-1.0, 1.0), (0.0, 255.0))
 
@@ -142,7 +145,9 @@ def _judged(
     said = f"at sigma / alpha = {at:.3g} its error is {given.worst:.3g} times that of a guess from mean and deviation"
     if failure is not None:
         said = f"its network fails with {type(failure).__name__}: {failure}"
-    best = min(others, key=lambda change: others[change].score, default="")
+    least = min((other.score for other in others.values()), default=math.inf)
+    alike = [change for change, other in others.items() if other.score <= _ALIKE * least]
+    best = min(alike, key=lambda change: (change.startswith(_SEVERAL), others[change].score), default="")
     if best and others[best].score < min(_NAMED, given.score / _GAIN):
         gain = f"on average {others[best].score:.3g} times" + (
             f" that of the guess instead of {given.score:.3g} times" if failure is None else " that of the guess"
@@ -202,14 +207,17 @@ def _alternatives(model: AbstractModel, x: Tensor) -> Iterator[tuple[str, Abstra
     if not isinstance(model, ScoreModel):
         return
     for predicts in get_args(Prediction):
-        if predicts != model.predicts:
+        if predicts not in (model.predicts, _OPPOSITE.get(model.predicts)):
             yield f"predicts={predicts!r}", _variant(model, model.net, predicts, model.conditioning), x
-    yield "the opposite sign of the output", _variant(model, _Negative(model.net), model.predicts, model.conditioning), x
+    opposite = f" (predicts={_OPPOSITE[model.predicts]!r})" if model.predicts in _OPPOSITE else ""
+    yield (
+        f"the opposite sign of the output{opposite}",
+        _variant(model, _Negative(model.net), model.predicts, model.conditioning),
+        x,
+    )
     for n in (1, 1000):
         usual = ScoreModel(model.net, "flow", "reverse_flow", conditioning=(-n, n), data_std=model.data_std)
-        change = (
-            f"sde='flow', predicts='reverse_flow' and conditioning=({-n}, {n}), flow matching with time from noise to data,"
-        )
+        change = f"{_SEVERAL}predicts='reverse_flow' and conditioning=({-n}, {n}), flow matching with time from noise to data,"
         yield change, usual.given(**model.conditions), x
     for conditioning in _labels(model):
         label = repr(conditioning) if isinstance(conditioning, str) else f"({conditioning[0]:g}, {conditioning[1]:g})"
@@ -224,13 +232,15 @@ def _variant(model: ScoreModel, net: Callable[..., Tensor], predicts: Prediction
 def _labels(model: ScoreModel) -> list[Conditioning]:
     """The other labels that a network may have been trained with: names, steps or levels counted up or down, time reversed."""
     sde = model.sde
+    counted: list[Conditioning] = []
     try:
         n = len(sde.levels)
     except ValueError:
         n = 1000  # as many as most networks count where the diffusion has none
+        counted = [(-n, n * sde.T)]
     a, b = model.conditioning if isinstance(model.conditioning, tuple) else (1.0, 0.0)
     known: list[Conditioning] = ["time", "sigma", "log_snr", (n, -1), (n - 1, 0), (1 - n, n - 1)]
-    known += [(-1, sde.T), (-a, a * sde.T + b)]
+    known += [(-1, sde.T), (-a, a * sde.T + b), *counted]
     return [label for label in dict.fromkeys(known) if label != model.conditioning]
 
 

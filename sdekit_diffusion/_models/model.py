@@ -2,6 +2,8 @@
 
 import copy
 import math
+import threading
+import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -139,6 +141,7 @@ class ScoreModel(nn.Module, AbstractModel):
     """
 
     sde: AbstractDiffusion
+    plain = False  # whether net is a score function that was passed where a model is expected
 
     def __init__(
         self,
@@ -160,9 +163,7 @@ class ScoreModel(nn.Module, AbstractModel):
             )
         predicts = ALIASES.get(predicts, predicts)
         if predicts not in _CONVENTIONS:
-            near = _MEANT.get(predicts) if isinstance(predicts, str) else ""
-            near = f", did you mean {near!r}?" if near else did_you_mean(predicts, [*_CONVENTIONS, *ALIASES])
-            near = "" if predicts is None else near
+            near = did_you_mean(predicts, [*_CONVENTIONS, *ALIASES], _MEANT)
             raise ValueError(f"predicts = {predicts!r} is not one of {', '.join(_CONVENTIONS)}{near}")
         require_order(net, "x, t")
         if data_range is not None and not data_range[0] < data_range[1]:
@@ -215,7 +216,7 @@ class ScoreModel(nn.Module, AbstractModel):
         Raises:
             TypeError: when its signature does not fit, or it returns no tensor.
             ValueError: when its shape is not that of the points.
-            TypeError: when it is no tensor of real floating numbers.
+            TypeError: when it is no tensor of real floating numbers, or a plain score returns another model's output.
             RuntimeError: when the network changes its input in place.
         """
         require_tensor("x", point)
@@ -228,7 +229,15 @@ class ScoreModel(nn.Module, AbstractModel):
             if isinstance(value, Tensor) and value.ndim and len(value) != len(point):
                 raise ValueError(f"{name} has {len(value)} entries for {len(point)} samples; give one entry a sample")
         out = self._asked(point.to(parameter.dtype), label.to(parameter.dtype).expand(len(point)))
-        return out.to(point.dtype)
+        if self.plain and _OUTPUT.of is not None and _OUTPUT.of() is out:
+            raise TypeError(
+                "this score returns what model(x, t) returned, the output of a network, which is no score: pass the model "
+                "itself, or return model.score(t, x)"
+            )
+        out = out.to(point.dtype)
+        if not torch.compiler.is_compiling():
+            _OUTPUT.of = None if self.predicts == "score" and self.conditioning == "time" else weakref.ref(out)
+        return out
 
     def _asked(self, point: Tensor, label: Tensor) -> Tensor:
         """The network's output, refused where it is not shaped like the point."""
@@ -303,6 +312,14 @@ class ScoreModel(nn.Module, AbstractModel):
         return sigma if self.conditioning == "sigma" else t
 
 
+class _Output(threading.local):
+    """The last output of a network in this thread, unless it is a score."""
+
+    of: weakref.ref[Tensor] | None = None
+
+
+_OUTPUT = _Output()
+
 _SWAPPED = "a network, or a plain score, is called as net(x, t) here, and this one takes (t, x); pass lambda x, t: net(t, x)"
 
 
@@ -345,6 +362,7 @@ def as_model(
         if sde is None:
             raise ValueError("a plain score function needs the diffusion it belongs to: pass sde='vp', for example")
         model = ScoreModel(model, sde, "score", shape=shape)
+        model.plain = True
     elif isinstance(model, ScoreModel) and model.shape is None and shape is not None:
         model = model.given()  # a copy
         model.shape = tuple(shape)

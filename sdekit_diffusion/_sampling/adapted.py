@@ -294,7 +294,7 @@ def grid_of(given: AbstractGrid | str) -> AbstractGrid:
         )
     if given not in GRIDS:
         raise ValueError(
-            f"unknown grid {given!r}"
-            f"{did_you_mean(given, GRIDS)}; choose one of {', '.join(GRIDS)}, or pass a grid such as Karras(rho=7)"
+            f"unknown grid {given!r}; choose one of {', '.join(GRIDS)}, or pass a grid such as Karras(rho=7)"
+            f"{did_you_mean(given, GRIDS)}"
         )
     return GRIDS[given]

@@ -64,6 +64,14 @@ METHODS: dict[str, AbstractMethod] = {
     "ode": AdaptiveFlow(),
     "adaptive_sde": AdaptiveSDE(),
 }
+# Names that papers and other libraries give.
+_MEANT = {
+    "euler": "euler_maruyama", "em": "euler_maruyama", "euler_a": "ancestral", "euler_ancestral": "ancestral",
+    "predictor_corrector": "pc", "langevin": "pc", "probability_flow": "ode", "rk45": "ode", "dopri5": "ode",
+    "dpm_solver++": "dpmpp_2m", "dpmsolver++": "dpmpp_2m", "dpm_solver": "dpm_2", "dpm++_2m": "dpmpp_2m",
+    "dpm++_2m_sde": "dpmpp_2m_sde", "dpm++_3m_sde": "dpmpp_3m_sde", "dpm++_sde": "dpmpp_sde", "sa_solver": "sa",
+    "annealed_langevin": "ncsnv2", "ald": "ncsnv2", "adams": "abm",
+}  # fmt: skip
 # Where three values reach too far back: below how many steps, or with another grid, and what is taken instead.
 _FEW: dict[str, tuple[int, AbstractMethod]] = {
     "sde": (25, OnClock(AdamsMoulton(2), eta=1.0, grid=Focused(0.3))),
@@ -86,8 +94,8 @@ def method_of(
         method = InTime(given, eta=1.0 if "additive" in given.order else 0.0)
     elif given not in METHODS:
         raise ValueError(
-            f"unknown method {given!r}"
-            f"{did_you_mean(given, METHODS)}; choose one of {', '.join(METHODS)}, or pass a solver or a method object"
+            f"unknown method {given!r}; choose one of {', '.join(METHODS)}, or pass a solver or a method object"
+            f"{did_you_mean(given, METHODS, _MEANT)}"
         )
     else:
         below, few = _FEW.get(given, (0, METHODS[given]))

@@ -18,6 +18,7 @@ from sdekit import (
     Solution,
     UnfinishedError,
     WhiteNoise,
+    did_you_mean,
     fresh_seed,
 )
 from sdekit_diffusion._diffusions.diffusion import AbstractDiffusion
@@ -201,9 +202,12 @@ def _require(
     if n < 0 or (batch_size is not None and batch_size < 1):
         raise ValueError(f"n counts samples from 0 on and batch_size from 1; not {n} and {batch_size}")
     if save not in ("last", "all") or (save == "all" and not return_solution):
-        raise ValueError(f"save must be 'last', or 'all' with return_solution=True; not {save!r}")
+        raise ValueError(f"save must be 'last', or 'all' with return_solution=True; not {save!r}{did_you_mean(save, ('all',))}")
     if noise not in (None, "white", "path") and not isinstance(noise, AbstractNoise):
-        raise ValueError(f"noise must be 'white', 'path', or an object such as BrownianPath(seed, knots); not {noise!r}")
+        raise ValueError(
+            "noise must be 'white', 'path', or an object such as BrownianPath(seed, knots); "
+            f"not {noise!r}{did_you_mean(noise, ('white', 'path'))}"
+        )
 
 
 def _dtype(given: torch.dtype | None, x_T: Tensor | None, own: torch.dtype) -> torch.dtype:

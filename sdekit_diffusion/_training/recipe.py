@@ -2,8 +2,9 @@
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
+from sdekit import did_you_mean
 from sdekit_diffusion._training.loss import Weighting
 
 Schedule = Literal["cosine", "linear", "constant"]
@@ -53,16 +54,20 @@ class Recipe:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if not (self.steps >= 1 and self.batch_size >= 1 and self.accumulate >= 1 and self.warmup >= 0):
-            raise ValueError(f"steps, batch_size and accumulate start at 1, warmup at 0: {self}")
-        if self.weighting not in ("plain", "likelihood") or not self.end > 0:
-            raise ValueError(f"weighting must be 'plain' or 'likelihood', and end positive: {self}")
+        for name, least in (("steps", 1), ("batch_size", 1), ("accumulate", 1), ("warmup", 0)):
+            if not getattr(self, name) >= least:
+                raise ValueError(f"{name} = {getattr(self, name)!r} must be a whole number from {least} on")
+        for name in ("lr", "clip", "end"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} = {getattr(self, name)!r} must be positive")
+        for name, choices in (("weighting", Weighting), ("schedule", Schedule), ("precision", Precision)):
+            value = getattr(self, name)
+            if value not in (known := get_args(choices)):
+                raise ValueError(f"{name} = {value!r} must be one of {', '.join(map(repr, known))}{did_you_mean(value, known)}")
         if self.discrete and self.weighting != "plain":
-            raise ValueError(f"discrete levels are trained with weighting = 'plain': {self}")
-        if not (self.lr > 0 and self.clip > 0 and self.decays and all(0 <= decay < 1 for decay in self.decays)):
-            raise ValueError(f"lr and clip must be positive and ema in [0, 1): {self}")
-        if self.schedule not in ("cosine", "linear", "constant") or self.precision not in ("full", "bfloat16"):
-            raise ValueError(f"schedule must be 'cosine', 'linear' or 'constant', and precision 'full' or 'bfloat16': {self}")
+            raise ValueError(f"discrete levels are trained with weighting = 'plain', not {self.weighting!r}")
+        if not (self.decays and all(0 <= decay < 1 for decay in self.decays)):
+            raise ValueError(f"ema = {self.ema!r} must be one or more decays in [0, 1)")
 
     @property
     def decays(self) -> tuple[float, ...]:

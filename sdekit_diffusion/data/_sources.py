@@ -56,10 +56,9 @@ def load(name: str | Path, *, seed: int = 0) -> Dataset:
         return of_arrays(str(path), numpy_arrays(path))
     given = "is a file of another kind" if path.is_file() else "does not exist"
     raise ValueError(
-        f"'{name}' {given}"
-        f"{did_you_mean(name, sources())}; choose one of {', '.join(sources())}, a .npy or "
+        f"'{name}' {given}; choose one of {', '.join(sources())}, a .npy or "
         ".npz file, a folder of png or jpg images, or hf: "
-        "and a data set of Hugging Face's"
+        f"and a data set of Hugging Face's{did_you_mean(name, sources())}"
     )
 
 
