@@ -445,7 +445,7 @@ def test_times_as_torchsde():
         ({"y0": [1.0]}, "y0"),
         ({"ts": [0.0, 0.0]}, "increase strictly"),
         ({"ts": torch.tensor([0.0, 1.0], requires_grad=True)}, "gradient"),
-        ({"method": "rk4"}, "Expected method"),
+        ({"method": "rk4"}, "is not one of euler"),
         ({"method": "midpoint"}, "SDE is of type"),
         ({"dt": 0.0}, "positive"),
         ({"sde": object()}, "noise_type"),
