@@ -485,7 +485,7 @@ def test_a_failure_on_the_way_back_is_said():
         ({"y0": torch.ones(2, dtype=torch.float16)}, ValueError, r"below the rounding of torch.float16; ask for 0.001"),
         ({"rtol": 0.0, "atol": 0.0}, ValueError, "not both 0"),
         ({"rtol": -1.0}, ValueError, "from 0 on"),
-        ({"method": "dopri6"}, ValueError, 'method = 'dopri6' is not one of'),
+        ({"method": "dopri6"}, ValueError, "method = 'dopri6' is not one of"),
         ({"method": "rk4", "options": {"step_size": 0.0}}, ValueError, "step_size is the width of a step, positive"),
         ({"method": "dopri5", "options": {"max_num_steps": 0}}, ValueError, "must be positive, not 0"),
         ({"func": lambda t, y: y[:1].expand(3)}, ValueError, r"returned \[\(3,\)\] for a state of shapes \[\(2,\)\]"),
