@@ -48,6 +48,7 @@ attack: setup ## all methods and solvers with faulty models, drifts and diffusio
 
 bench: setup ## every number of the README; needs a quiet machine
 	$(BIN)/python benchmarks/throughput.py
+	$(BIN)/python benchmarks/imports.py
 	$(BIN)/python benchmarks/synchronisation.py
 	$(BIN)/python benchmarks/mixture.py
 	$(BIN)/python benchmarks/order.py

@@ -21,7 +21,7 @@ from sdekit import Exact, Hutchinson, Likelihood
 from sdekit._likelihood.divergence import skewness
 from sdekit.elementary import Time
 from sdekit_diffusion import (
-    AbstractDiffusion,
+    AbstractDerivedModel,
     AbstractModel,
     AdaptiveFlow,
     GaussianMixture,
@@ -38,50 +38,40 @@ PROBE_KINDS: tuple[Literal["rademacher", "gaussian"], ...] = ("rademacher", "gau
 KINDS = list(itertools.product(PROBE_KINDS, (True, False)))
 
 
-@dataclass(eq=False)
-class Once(AbstractModel):
+@dataclass(frozen=True, eq=False)
+class Once(AbstractDerivedModel):
     """A model that is evaluated once where rows are equal, as those of runs of one point are.
 
     Where gradients are wanted its Jacobian is found in full, once for a point of a trajectory; each row's vector-Jacobian
     products are then products with that matrix.
     """
 
-    model: ScoreModel
     known: dict[bytes, tuple[Tensor, Tensor]] = field(default_factory=dict)
 
-    def __post_init__(self) -> None:
-        self.shape, self.sde, self.data_std = self.model.shape, self.model.sde, self.model.data_std
-
-    def place(self) -> tuple[torch.dtype, torch.device]:
-        return self.model.place()
-
-    def score(self, t: Time, x: Tensor, sde: AbstractDiffusion | str | None = None) -> Tensor:
-        raise NotImplementedError("the flow asks for the denoiser")
-
-    def denoise(self, t: Time, x: Tensor, sde: AbstractDiffusion | str | None = None) -> Tensor:
-        times = torch.as_tensor(t, dtype=torch.float64).expand(len(x))
-        rows = torch.cat([times[:, None], x.detach().flatten(1).double()], dim=1).contiguous()
+    def predict_data(self, l: Time, u: Tensor) -> Tensor:
+        times = torch.as_tensor(l, dtype=torch.float64).expand(len(u))
+        rows = torch.cat([times[:, None], u.detach().flatten(1).double()], dim=1).contiguous()
         keys = [row.tobytes() for row in rows.numpy()]
         last = {key: i for i, key in enumerate(keys)}  # a row for each point
         place = {key: i for i, key in enumerate(last)}
         number = torch.tensor([place[key] for key in keys])
-        if not x.requires_grad:
+        if not u.requires_grad:
             some = torch.tensor(list(last.values()))
-            return self.model.denoise(times[some], x[some], sde)[number]
+            return self.model.predict_data(times[some], u[some])[number]
         new = torch.tensor([i for key, i in last.items() if key not in self.known], dtype=torch.int64)
         if len(new):
-            found = zip(*self._jacobian(times[new], x.detach()[new], sde), strict=True)
-            self.known |= {keys[i]: pair for i, pair in zip(new.tolist(), found, strict=True)}
+            found = zip(*self._jacobian(times[new], u.detach()[new]), strict=True)
+            self.known.update((keys[i], pair) for i, pair in zip(new.tolist(), found, strict=True))
         value, jacobian = (torch.stack([self.known[key][i] for key in last])[number] for i in (0, 1))
-        move = (x - x.detach()).flatten(1).unsqueeze(2)
-        return value + (jacobian @ move).reshape(x.shape)
+        move = (u - u.detach()).flatten(1).unsqueeze(2)
+        return value + (jacobian @ move).reshape(u.shape)
 
-    def _jacobian(self, t: Tensor, x: Tensor, sde: AbstractDiffusion | str | None) -> tuple[Tensor, Tensor]:
+    def _jacobian(self, l: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
         with torch.enable_grad():
-            x = x.requires_grad_()
-            out = self.model.denoise(t, x, sde)
+            u = u.requires_grad_()
+            out = self.model.predict_data(l, u)
             flat = out.flatten(1)
-            rows = [torch.autograd.grad(flat[:, i].sum(), x, retain_graph=True)[0].flatten(1) for i in range(flat.shape[1])]
+            rows = [torch.autograd.grad(flat[:, i].sum(), u, retain_graph=True)[0].flatten(1) for i in range(flat.shape[1])]
         return out.detach(), torch.stack(rows, dim=1)
 
 
@@ -115,8 +105,7 @@ def digits() -> tuple[Once, Tensor]:
     source = data.load("digits")
     torch.manual_seed(SEED)
     net = nets.UNet(1, 16)
-    scale = float(source.scale.encode(source.reference(2000)[0]).square().mean().sqrt())
-    model = ScoreModel(net, "subvp", "velocity", shape=(1, 8, 8), conditioning="log_snr", data_std=scale)
+    model = ScoreModel(net, "subvp", "velocity", shape=(1, 8, 8), conditioning="log_snr")
     fit(model, source.train, Recipe(steps=500, batch_size=64), transform=source.scale.encode, progress=False)
     x = source.test[:POINTS]
     noise = torch.rand(x.shape, generator=torch.Generator().manual_seed(SEED))

@@ -14,13 +14,13 @@ from typing import Any
 import torch
 from _bench import RESULTS, environment, save
 from matplotlib.figure import Figure
-from samplers import SEED, mixture, start
+from samplers import SEED, Start, mixture, start
 from sklearn.datasets import load_digits
 from torch import Tensor
 
 from sdekit import AbstractSolver, AdamsMoulton, Dopri8, solve
-from sdekit_diffusion import VESDE, VPSDE, AdaptiveFlow, Descent, Focused, GaussianMixture, OnClock
-from sdekit_diffusion._sampling.clock import turning
+from sdekit_diffusion import VESDE, VPSDE, AdaptiveFlow, Focused, GaussianMixture, OnClock
+from sdekit_diffusion._sampling.clock import velocity_on_angle
 
 BUDGETS, FRACTIONS = (10, 19, 20, 50), (1.0, 0.5, 1 / 3, 0.25, 0.2, 0.1)
 
@@ -48,12 +48,18 @@ PROBLEMS = {
 }
 
 
-def turned(down: Descent, c: float, rule: AbstractSolver, steps: int) -> Tensor:
-    """x(end) by the velocity of some c."""
-    l = Focused().fitted(down.model).points(down.sde, down.span, steps)
-    problem = turning(down.model, down.sde, c)
-    before, after = (float(problem.scale(end)) for end in down.span)
-    return solve(problem, down.x / before, torch.as_tensor(problem.time(l)), solver=rule).x * after
+def turned(down: Start, c: float, rule: AbstractSolver, steps: int) -> Tensor:
+    """x(end) by the velocity of some c, in units of the standard deviation of the data."""
+    coordinates = down.coordinates
+    shift = math.log(coordinates.std)
+    span = (down.span[0] + shift, down.span[1] + shift)
+    l = Focused().points(coordinates, span, steps)
+    problem = velocity_on_angle(coordinates.standardised(down.model), c)
+    before, after = (float(problem.scale(end)) for end in span)
+    start, stop = (float(coordinates.time(end)) for end in span)
+    u = coordinates.standard(start, down.x) / before
+    u = solve(problem, u, torch.as_tensor(problem.time(l)), solver=rule).x * after
+    return coordinates.physical(stop, u)
 
 
 def main() -> None:
@@ -61,14 +67,14 @@ def main() -> None:
     for problem, (law, n) in PROBLEMS.items():
         for name, sde in (("ve", VESDE()), ("vp", VPSDE())):
             down = start(law, sde, n)
-            exact = AdaptiveFlow(1e-12, 1e-12, solver=Dopri8()).run(down).x
+            exact = down.sampled(AdaptiveFlow(1e-12, 1e-12, solver=Dopri8()))
             for steps in BUDGETS:
                 rule = OnClock(integrand="velocity", steps=steps).rule
                 assert isinstance(rule, AdamsMoulton)
                 other = replace(rule, k=7 - rule.k)
-                ends = {f"{f:.2f}": turned(down, f * law.data_std, rule, steps) for f in FRACTIONS}
-                ends["data"] = OnClock(rule, steps=steps).run(down).x
-                ends["other rule"] = turned(down, 0.25 * law.data_std, other, steps)
+                ends = {f"{f:.2f}": turned(down, f, rule, steps) for f in FRACTIONS}
+                ends["data"] = down.sampled(OnClock(rule, steps=steps))
+                ends["other rule"] = turned(down, 0.25, other, steps)
                 errors = {kind: float((x - exact).square().mean(dim=1).sqrt().mean()) for kind, x in ends.items()}
                 rows.append({"problem": problem, "sde": name, "evaluations": steps, **errors})
                 figures = "  ".join(f"{kind} {error:.1e}" for kind, error in errors.items())

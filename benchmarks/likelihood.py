@@ -58,7 +58,8 @@ class WithNetwork(AbstractModel):
     sde = None
 
     def __init__(self, mixture: GaussianMixture, width: int, depth: int) -> None:
-        self.mixture, self.shape, self.data_std = mixture, mixture.shape, mixture.data_std
+        self.mixture, self.shape = mixture, mixture.shape
+        self.data_mean, self.data_std = mixture.data_mean, mixture.data_std
         torch.manual_seed(SEED)
         self.net = nets.MLP(mixture.shape, width, depth).to(mixture.place()[0]).requires_grad_(requires_grad=False)
         torch.nn.init.normal_(self.net.last.weight, std=0.1)  # else it begins with zeros
@@ -66,14 +67,14 @@ class WithNetwork(AbstractModel):
     def place(self) -> tuple[torch.dtype, torch.device]:
         return self.mixture.place()
 
-    def denoise(self, t: Time, x: Tensor, sde: AbstractDiffusion | str | None = None) -> Tensor:
-        return self.mixture.denoise(t, x, sde) + self.nothing(t, x)
+    def predict_data(self, l: Time, u: Tensor) -> Tensor:
+        return self.mixture.predict_data(l, u) + self.nothing(l, u)
 
-    def score(self, t: Time, x: Tensor, sde: AbstractDiffusion | str | None = None) -> Tensor:
-        return self.mixture.score(t, x, sde) + self.nothing(t, x)
+    def predict_noise(self, l: Time, u: Tensor) -> Tensor:
+        return self.mixture.predict_noise(l, u) + self.nothing(l, u)
 
-    def nothing(self, t: Time, x: Tensor) -> Tensor:
-        return 0.0 * self.net(x, torch.as_tensor(t, dtype=x.dtype).expand(len(x)))
+    def nothing(self, l: Time, u: Tensor) -> Tensor:
+        return 0.0 * self.net(u, torch.as_tensor(l, dtype=u.dtype).expand(len(u)))
 
 
 @dataclass(frozen=True, eq=False)

@@ -34,6 +34,7 @@ from torch import Tensor
 from sdekit import AbstractSolver, Bosh3, Dopri5, Dopri8, Tsit5
 from sdekit_diffusion import VESDE, VPSDE, AdaptiveFlow, GaussianMixture, SubVPSDE
 from sdekit_diffusion._diffusions.diffusion import AbstractDiffusion
+from sdekit_diffusion._sampling.coordinates import Coordinates
 from sdekit_diffusion._sampling.probability_flow import flow
 
 SAMPLES, SEED, END = 16, 1, 1e-3
@@ -145,12 +146,15 @@ def alone(whole: Callable[[NDArray[np.float64]], Run], x: NDArray[np.float64]) -
 
 
 def with_ours(sde: AbstractDiffusion, x: NDArray[np.float64], span: tuple[float, float], solver: AbstractSolver) -> Run:
-    # `flow` takes and gives x / alpha at the clean end, x at the noisy one.
-    start, stop = (float(sde.alpha(float(sde.time(l)))) if l == max(span) else 1.0 for l in span)
+    coordinates = Coordinates.of(MIXTURE, sde)
+    model = coordinates.standardised(MIXTURE)
+    start, stop = (l + math.log(coordinates.std) for l in span)
+    t0, t1 = (float(coordinates.time(l)) for l in (start, stop))
+    u = coordinates.standard(t0, torch.from_numpy(x))
 
     def run(tol: float) -> tuple[NDArray[np.float64], float]:
-        found = flow(MIXTURE, sde, torch.from_numpy(x / start), span, solver, AdaptiveFlow(tol, tol).control)
-        return found.x.numpy() * stop, float(found.evaluations.double().mean())
+        found = flow(model, u, (start, stop), solver, AdaptiveFlow(tol, tol).control)
+        return coordinates.physical(t1, found.x).numpy(), float(found.evaluations.double().mean())
 
     return run
 

@@ -3,8 +3,8 @@
 Deterministic samplers start from the same x_T and are compared with the probability flow solved to 1e-12, at 10, 20, 50 and 100
 evaluations. The error of a sample is the root mean square over its coordinates. Of these are told the mean over samples, which
 is the strong error of Kloeden and Platen, E|x_N - x|; the root mean square, in which one sample in ten thousand that ends in
-another mode outweighs all others; the same over those that end in the mode where they should; and the median. Ours are the
-default, on its focused grid and on the adapted one, whose pilots are not counted. The others are the samplers of diffusers (its
+another mode outweighs all others; the same over those that end in the mode where they should; and the median. Ours is the
+default, on its focused grid. The others are the samplers of diffusers (its
 own schedulers' steps, where it is installed), those of k-diffusion (by our rules with its weights, which tests/test_peers.py
 finds equal to its formulas) and torchdiffeq's fixed-grid methods in the diffusion's time, each on four grids: that of Karras et
 al., uniform in log-SNR, uniform in time and quadratic in time. "best" is the best of all these by each measure at each number
@@ -27,7 +27,7 @@ import math
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import torch
@@ -38,7 +38,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from sdekit import DEIS, SRA1, AdamsBashforth, Dopri8, DPMSolver, DPMSolverSingle, Heun, UniPC, WhiteNoise
+from sdekit import DEIS, SRA1, AdamsBashforth, Dopri8, DPMSolver, DPMSolverSingle, Heun, UniPC
 from sdekit_diffusion import (
     METHODS,
     VESDE,
@@ -46,9 +46,7 @@ from sdekit_diffusion import (
     AbstractDiffusion,
     AbstractGrid,
     AbstractMethod,
-    Adapted,
     AdaptiveFlow,
-    Descent,
     GaussianMixture,
     InTime,
     Karras,
@@ -57,8 +55,9 @@ from sdekit_diffusion import (
     SubVPSDE,
     UniformInLogSNR,
     UniformInTime,
+    sample,
 )
-from sdekit_diffusion._sampling.probability_flow import span_of
+from sdekit_diffusion._sampling.coordinates import Coordinates
 from sdekit_diffusion.metrics import modes, sliced_wasserstein
 
 SDES: dict[str, AbstractDiffusion] = {"ve": VESDE(), "vp": VPSDE(), "subvp": SubVPSDE()}
@@ -99,15 +98,42 @@ MIXTURES = mixtures(FIRST)
 SAMPLES = {"d = 2, narrow": 20_000, "d = 16, full": 20_000, "d = 3072": 32}
 
 
-def start(law: GaussianMixture, sde: AbstractDiffusion, n: int) -> Descent:
-    span = span_of(law, sde, END)
-    x = sde.prior((n, *law.shape), seed=SEED, t=float(sde.time(span[0])), dtype=torch.float64)
-    return Descent(law, sde, x, span)
+@dataclass(frozen=True)
+class Start:
+    """Where all samplers start: states x at l = log(alpha / sigma) = span[0], to be brought to span[1]."""
+
+    model: GaussianMixture
+    sde: AbstractDiffusion
+    x: Tensor
+    span: tuple[float, float]
+
+    @property
+    def coordinates(self) -> Coordinates:
+        return Coordinates.of(self.model, self.sde)
+
+    def points(self, grid: AbstractGrid, steps: int) -> Tensor:
+        """l at the ends of the steps of a grid."""
+        shift = math.log(self.model.data_std)
+        return grid.points(self.coordinates, (self.span[0] + shift, self.span[1] + shift), steps) - shift
+
+    def sampled(self, method: AbstractMethod) -> Tensor:
+        """x at the end, by the call that users make."""
+        end = math.exp(-self.span[1]) / self.model.data_std
+        settings = {"x_T": self.x, "sde": self.sde, "method": method, "end": end}
+        return sample(self.model, **settings, seed=SEED, dtype=torch.float64)
 
 
-def by(method: AbstractMethod, down: Descent, each: int = 1) -> Run:
+def start(law: GaussianMixture, sde: AbstractDiffusion, n: int) -> Start:
+    coordinates = Coordinates.of(law, sde)
+    shift = math.log(law.data_std)
+    low, high = coordinates.span(law, END)
+    x = sde.prior((n, *law.shape), seed=SEED, t=float(coordinates.time(low)), dtype=torch.float64)
+    return Start(law, sde, x, (low - shift, high - shift))
+
+
+def by(method: AbstractMethod, down: Start, each: int = 1) -> Run:
     """A method with as many steps as a number of evaluations allows."""
-    return lambda evaluations: replace(method, steps=evaluations // each).run(down).x
+    return lambda evaluations: down.sampled(replace(method, steps=evaluations // each))
 
 
 # Others
@@ -145,14 +171,14 @@ class Wide:
         return getattr(torch, name)
 
 
-def with_diffusers(down: Descent, module: str, name: str, options: dict[str, Any], grid: AbstractGrid) -> Run:
+def with_diffusers(down: Start, module: str, name: str, options: dict[str, Any], grid: AbstractGrid) -> Run:
     """The steps and the order control of one of its schedulers, in float64; x over sqrt(alpha^2 + sigma^2), as it has it."""
     source = importlib.import_module(f"diffusers.schedulers.scheduling_{module}")
     source.__dict__["torch"] = Wide()
     final = {} if "deis" in module else {"final_sigmas_type": "sigma_min"}
 
     def run(steps: int) -> Tensor:
-        l = grid.points(down.sde, down.span, steps)
+        l = down.points(grid, steps)
         t = torch.as_tensor(down.sde.time(l)).tolist()
         alpha, sigma = ([float(f(s)) for s in t] for f in (down.sde.alpha, down.sde.sigma))
         size = [math.hypot(a, s) for a, s in zip(alpha, sigma, strict=True)]
@@ -169,7 +195,7 @@ def with_diffusers(down: Descent, module: str, name: str, options: dict[str, Any
     return run
 
 
-def with_torchdiffeq(down: Descent, method: str, each: int, grid: AbstractGrid) -> Run:
+def with_torchdiffeq(down: Start, method: str, each: int, grid: AbstractGrid) -> Run:
     t0, t1 = (float(down.sde.time(l)) for l in down.span)
 
     def slope(t: Tensor, x: Tensor) -> Tensor:
@@ -177,13 +203,13 @@ def with_torchdiffeq(down: Descent, method: str, each: int, grid: AbstractGrid) 
         return down.sde.drift(at, x) - 0.5 * float(down.sde.g(at)) ** 2 * down.model.score(at, x, down.sde)
 
     def run(evaluations: int) -> Tensor:
-        ts = torch.as_tensor(down.sde.time(grid.points(down.sde, down.span, evaluations // each)))
+        ts = torch.as_tensor(down.sde.time(down.points(grid, evaluations // each)))
         return cast(Tensor, torchdiffeq.odeint(slope, down.x, ts, method=method))[-1]
 
     return run
 
 
-def others(down: Descent) -> Iterator[tuple[str, Run]]:
+def others(down: Start) -> Iterator[tuple[str, Run]]:
     for name, grid in GRIDS.items():
         for who, table in (("k-diffusion", K_DIFFUSION), ("published", PUBLISHED)):
             yield from ((f"{who} {kind}, {name}", by(replace(m, grid=grid), down, each)) for kind, (m, each) in table.items())
@@ -202,11 +228,10 @@ def deterministic() -> list[dict[str, Any]]:
     for (problem, law), (sde, kernel) in itertools.product(MIXTURES.items(), SDES.items()):
         begin = time.perf_counter()
         down = start(law, kernel, SAMPLES[problem])
-        exact = AdaptiveFlow(1e-12, 1e-12, solver=Dopri8()).run(down).x
-        default, pilots = METHODS["default"], dict[int, int]()
+        exact = down.sampled(AdaptiveFlow(1e-12, 1e-12, solver=Dopri8()))
+        default = METHODS["default"]
         ours = {
             "default": by(default, down),
-            "default, adapted": functools.partial(adapted, default, down, pilots),
             "default, log-SNR": by(replace(default, grid=UniformInLogSNR()), down),
             "default, of the data": by(replace(default, integrand="data"), down),
         }
@@ -214,21 +239,12 @@ def deterministic() -> list[dict[str, Any]]:
         found = {name: errors(run, exact, law, mode) for name, run in (*ours.items(), *others(down))}
         for name, by_budget in found.items():
             for n, e in by_budget.items():
-                more = {"pilots": pilots[n]} if name == "default, adapted" else {}
-                rows.append({"problem": problem, "sde": sde, "method": name, "evaluations": n, **e, **more})
+                rows.append({"problem": problem, "sde": sde, "method": name, "evaluations": n, **e})
         seconds = time.perf_counter() - begin
-        print(
-            f"\n{problem}, {sde}, {SAMPLES[problem]:,} samples; evaluations of all pilots by steps: {pilots}; {seconds:.0f} s"
-        )
+        print(f"\n{problem}, {sde}, {SAMPLES[problem]:,} samples; {seconds:.0f} s")
         for measure in MEASURES:
             show(measure, found, list(ours))
     return rows
-
-
-def adapted(method: AbstractMethod, down: Descent, pilots: dict[int, int], evaluations: int) -> Tensor:
-    """On the grid that is adapted to the model and the steps; what that took goes to pilots."""
-    fitted, pilots[evaluations] = replace(method, steps=evaluations, grid=Adapted()).fitted(down.model, down.sde, down.span)
-    return fitted.run(down).x
 
 
 def errors(run: Run, exact: Tensor, law: GaussianMixture, mode: Tensor) -> dict[int, dict[str, float]]:
@@ -287,7 +303,7 @@ class ForTorchsde(torch.nn.Module):
 
     noise_type, sde_type = "diagonal", "ito"
 
-    def __init__(self, down: Descent) -> None:
+    def __init__(self, down: Start) -> None:
         super().__init__()
         self.down, self.last = down, float(down.sde.time(down.span[0]))
 
@@ -302,7 +318,7 @@ class ForTorchsde(torch.nn.Module):
         return torch.full_like(x, float(self.down.sde.g(self.time(s))))
 
 
-def with_torchsde(down: Descent, steps: int, method: str) -> Tensor:
+def with_torchsde(down: Start, steps: int, method: str) -> Tensor:
     equation = ForTorchsde(down)
     span = equation.last - float(down.sde.time(down.span[1]))
     bm = torchsde.BrownianInterval(
@@ -320,7 +336,8 @@ def stochastic() -> list[dict[str, Any]]:
     for (problem, n, evaluations), (sde, kernel) in itertools.product(SETTINGS, SDES.items()):
         if n > 20_000 and sde != "vp":
             continue
-        law, down = MIXTURES[problem], replace(start(MIXTURES[problem], kernel, n), noise=WhiteNoise(SEED))
+        law = MIXTURES[problem]
+        down = start(law, kernel, n)
         end = law.marginal(float(kernel.time(down.span[1])), kernel)
         reference = end.sample(n, seed=100)
         runs = {"exact samples": functools.partial(end.sample, n, seed=101)} | noisy(down, evaluations, sde)
@@ -333,7 +350,7 @@ def stochastic() -> list[dict[str, Any]]:
     return rows
 
 
-def noisy(down: Descent, evaluations: int, sde: str) -> dict[str, Callable[[], Tensor]]:
+def noisy(down: Start, evaluations: int, sde: str) -> dict[str, Callable[[], Tensor]]:
     """Samplers at a number of evaluations; most of the others under VP alone: on the clock diffusions differ in their ends."""
     many, first = len(down.x) > 20_000, list(NOISY)[:4]
     chosen = first if many else [name for name in NOISY if sde == "vp" or name in first or isinstance(NOISY[name], InTime)]
@@ -374,8 +391,8 @@ def draw(rows: list[dict[str, Any]], file: str) -> None:
         for name in dict.fromkeys(r["method"] for r in here if r["method"] not in ("default, log-SNR", "default, of the data")):
             points = [(r["evaluations"], r["mean"]) for r in here if r["method"] == name]
             style: dict[str, Any] = {"color": "0.8", "linewidth": 0.7, "zorder": 1}
-            if name in ("default", "default, adapted"):
-                style = {"color": "C0" if name == "default" else "C3", "marker": "o", "markersize": 3, "label": name}
+            if name == "default":
+                style = {"color": "C0", "marker": "o", "markersize": 3, "label": name}
             place.plot(*zip(*points, strict=True), **style)
         place.set(xscale="log", yscale="log", title=f"{problem}, {sde}", ylim=(1e-8, 3))
         place.set_xticks(BUDGETS, map(str, BUDGETS))

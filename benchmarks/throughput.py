@@ -10,7 +10,6 @@ import statistics
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import torch
@@ -25,11 +24,9 @@ from sdekit import (
     ODE,
     SRID2,
     AbstractSolver,
-    AdamsBashforth,
     BrownianPath,
     Dopri5,
     EulerMaruyama,
-    Heun,
     Milstein,
     PIDController,
     ReverseSDE,
@@ -40,16 +37,10 @@ from sdekit import (
 )
 from sdekit.elementary import Time
 from sdekit_diffusion import (
-    METHODS,
     VPSDE,
-    AbstractDiffusion,
-    AbstractMethod,
-    AbstractModel,
-    Descent,
-    InTime,
-    OnClock,
-    UniformInLogSNR,
+    ScoreModel,
     nets,
+    sample,
 )
 
 SDE = VPSDE()
@@ -241,22 +232,9 @@ def adaptive_overhead(repeats: int = 15) -> dict[str, float]:
     return row
 
 
-@dataclass(frozen=True)
-class Bare(AbstractModel):
-    """D(x, t) = 0.9 x, with nothing about it."""
-
-    shape: tuple[int, ...]  # pyright: ignore[reportIncompatibleVariableOverride] - always known
-    sde = SDE
-    data_std = 1.0
-
-    def denoise(self, t: Time, x: Tensor, sde: AbstractDiffusion | str | None = None) -> Tensor:
-        return 0.9 * x
-
-    def score(self, t: Time, x: Tensor, sde: AbstractDiffusion | str | None = None) -> Tensor:
-        return -0.9 * x
-
-    def place(self) -> tuple[torch.dtype, torch.device]:
-        return torch.float32, torch.device("cpu")
+def shrinking(x: Tensor, t: Tensor) -> Tensor:
+    """A network with nothing about it."""
+    return 0.9 * x
 
 
 def kernel(t: float) -> tuple[float, float]:
@@ -274,19 +252,6 @@ def ddim_loop(f: Score, x: Tensor, ts: list[float]) -> Tensor:
     return x
 
 
-def ab2_loop(f: Score, x: Tensor, ts: list[float]) -> Tensor:
-    """DPM-Solver++(2M)'s weights, which are cheapest."""
-    past, before = 0.9 * x, 1.0
-    a0, s0 = kernel(ts[0])
-    for t0, t1 in pairwise(ts):
-        a1, s1 = kernel(t1)
-        d, h = f(t0, x), math.log(a1 * s0 / (s1 * a0))
-        ratio = 0.5 * h / before
-        x = (s1 / s0) * x + (a1 - a0 * s1 / s0) * ((1 + ratio) * d - ratio * past)
-        past, before, a0, s0 = d, h, a1, s1
-    return x
-
-
 def heun_loop(f: Score, x: Tensor, ts: list[float]) -> Tensor:
     """x over alpha, with eps = -sigma score."""
     a0, s0 = kernel(ts[0])
@@ -300,36 +265,43 @@ def heun_loop(f: Score, x: Tensor, ts: list[float]) -> Tensor:
     return x
 
 
-def sampler_overhead(steps: int = 1000, repeats: int = 31) -> dict[str, dict[str, float]]:
-    """DDIM, two-value Adams-Bashforth, Heun and Euler-Maruyama at (64, 2) over bare loops, from the times on."""
-    model, span = Bare((2,)), (-5.0, 6.9)
+def sampler_overhead(repeats: int = 31) -> dict[str, dict[str, float]]:
+    """`sample(ScoreModel(net, ...))` at (64, 2) over bare loops: the time of each beyond that of the network's calls."""
     x = torch.randn(64, 2, generator=torch.Generator().manual_seed(0))
-    clock = [float(SDE.time(l)) for l in uniform(*span, steps).tolist()]
-    down, grid, ts = Descent(model, SDE, x, span, WhiteNoise(0)), UniformInLogSNR(), uniform(1.0, 1e-3, steps).tolist()
-    cases: dict[str, tuple[AbstractMethod, Callable[[], object], int]] = {
-        "ddim": (OnClock(AdamsBashforth(1), steps=steps, grid=grid), lambda: ddim_loop(model.denoise, x, clock), 1),
-        "ab2": (OnClock(AdamsBashforth(2), steps=steps, grid=grid), lambda: ab2_loop(model.denoise, x, clock), 1),
-        "heun": (OnClock(Heun(), integrand="noise", steps=steps, grid=grid), lambda: heun_loop(model.score, x, clock), 2),
-        "euler_maruyama": (InTime(EulerMaruyama(), steps=steps), lambda: bare(model.score, x, ts), 1),
-    }
+    label = torch.full((64,), 0.5)
+    loops = {"ddim": (ddim_loop, 1), "default": (ddim_loop, 1), "heun": (heun_loop, 2), "euler_maruyama": (bare, 1)}
+    predicts = {"ddim": "data", "default": "data", "heun": "noise", "euler_maruyama": "score"}
     rows = {}
-    for name, (method, loop, each) in cases.items():
-        seconds = interleaved({"sdekit": functools.partial(method.run, down), "bare": loop}, repeats)
-        row = {f"{case} us/evaluation": 1e6 * statistics.median(values) / steps / each for case, values in seconds.items()}
-        row["sdekit / bare"] = ratio(seconds, "sdekit", "bare")
-        print(f"{name + ' (64, 2)':28s}", "  ".join(f"{k} {v:.3g}" for k, v in row.items()), "  (bar: <= 1.3)")
-        rows[name] = row
+    for (name, (loop, each)), evaluations in itertools.product(loops.items(), (50, 1000)):
+        steps = evaluations // each
+        model = ScoreModel(shrinking, SDE, predicts[name], shape=(2,), data_std=1.0)
+        ts = uniform(1.0, 1e-3, steps)
+        labels = dict(zip(ts.tolist(), ts.to(torch.float32), strict=True))
+        net = lambda t, x, labels=labels: shrinking(x, labels[t].expand(len(x)))  # noqa: E731
+        cases = {
+            "sdekit": functools.partial(sample, model, 64, method=name, steps=steps, seed=0),
+            "bare": functools.partial(loop, net, x, ts.tolist()),
+            "network": lambda n=evaluations: [shrinking(x, label) for _ in range(n)],
+        }
+        seconds = interleaved(cases, repeats if evaluations < 100 else 7)
+        median = {case: statistics.median(values) for case, values in seconds.items()}
+        beyond = (median["sdekit"] - median["network"]) / (median["bare"] - median["network"])
+        row = {"sdekit / bare, beyond the network": beyond, "sdekit us/evaluation": 1e6 * median["sdekit"] / evaluations}
+        print(f"{name} (64, 2), {evaluations} evaluations", "  ".join(f"{k} {v:.3g}" for k, v in row.items()))
+        rows[f"{name}, {evaluations}"] = row
     return rows
 
 
 def sampler_unet_overhead(repeats: int = 9, steps: int = 20) -> dict[str, dict[str, float]]:
-    """Solves with a model that does next to nothing over as many evaluations of a U-Net, at (8, 1, 28, 28)."""
+    """Samples of a model that does next to nothing over as many evaluations of a U-Net, at (8, 1, 28, 28)."""
     torch.manual_seed(0)
     net = nets.UNet().eval()
     x, label = torch.randn(8, 1, 28, 28), torch.full((8,), 0.5)
-    down = Descent(Bare((1, 28, 28)), SDE, x, (-5.0, 6.9), WhiteNoise(0))
+    model = ScoreModel(shrinking, SDE, "data", shape=(1, 28, 28), data_std=1.0)
     names = {"ddim": 1, "default": 1, "heun": 2, "euler_maruyama": 1}
-    cases = {name: functools.partial(replace(METHODS[name], steps=steps // each).run, down) for name, each in names.items()}
+    cases = {
+        name: functools.partial(sample, model, 8, method=name, steps=steps // each, seed=0) for name, each in names.items()
+    }
     seconds = interleaved(cases | {"network": lambda: [net(x, label) for _ in range(steps)]}, repeats)
     rows = {name: {"null / network": ratio(seconds, name, "network")} for name in names}
     print(f"{'U-Net, samplers':28s}", "  ".join(f"{k} {v['null / network']:.4g}" for k, v in rows.items()), "  (bar: <= 0.03)")

@@ -1,6 +1,6 @@
 """Stochastic and ordinary differential equations in PyTorch, solved forwards or backwards in time."""
 
-from importlib.metadata import version
+from typing import Any
 
 from sdekit import elementary, interop
 from sdekit._equations.clocked import AbstractClocked, AngleClocked, Clocked, PiecewiseClocked
@@ -65,8 +65,6 @@ from sdekit._solvers import (
     UniPC,
 )
 from sdekit.interop import odeint, odeint_adjoint, odeint_event, sdeint
-
-__version__ = version("sdekit")
 
 __all__ = [
     "DEIS",
@@ -156,3 +154,11 @@ __all__ = [
     "uniform",
     "uniform01",
 ]
+
+
+def __getattr__(name: str) -> Any:  # noqa: ANN401
+    if name == "__version__":  # importlib.metadata is slow to import
+        from importlib.metadata import version
+
+        return version("sdekit")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -163,7 +163,7 @@ def checked_call(name: str, function: Callable[..., Any], *arguments: Any, **mor
         RuntimeError: where the function changes one in place.
     """
     tensors = [value for value in (*arguments, *more.values()) if isinstance(value, Tensor)]
-    if any(uncounted(value) for value in tensors):
+    if any(map(uncounted, tensors)):
         return function(*map(_copied, arguments), **{key: _copied(value) for key, value in more.items()})
     versions = [value._version for value in tensors]
     try:

@@ -51,6 +51,13 @@ def _sigmoid(value: float) -> float:
     return math.exp(min(value, 0.0)) / (1 + math.exp(-abs(value)))
 
 
+def _sigmoid_of_tensor(value: Tensor) -> Tensor:
+    # Not torch.sigmoid, whose rounding depends on a number's place, as that of logaddexp does.
+    negative = value < 0
+    small = torch.where(negative, value, -value).exp()
+    return torch.where(negative, small, 1.0) / (1 + small)
+
+
 asinh = _elementary(math.asinh, torch.asinh)
 atan = _elementary(math.atan, torch.atan)
 exp = _elementary(math.exp, torch.exp)
@@ -58,7 +65,7 @@ expm1 = _elementary(math.expm1, torch.expm1)
 log = _elementary(_log, torch.log)
 log1p = _elementary(math.log1p, torch.log1p)
 reciprocal = _elementary(_reciprocal, torch.reciprocal)
-sigmoid = _elementary(_sigmoid, torch.sigmoid)
+sigmoid = _elementary(_sigmoid, _sigmoid_of_tensor)
 sin = _elementary(math.sin, torch.sin)
 # Not logaddexp, whose rounding depends on a number's place in the tensor: bits would depend on the batch.
 softplus = _elementary(_softplus, lambda value: value.clamp(min=0) + value.abs().neg().exp().log1p())

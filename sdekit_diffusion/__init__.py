@@ -17,16 +17,17 @@ from sdekit_diffusion._loading import from_diffusers, from_edm, from_ncsnv2, fro
 from sdekit_diffusion._loading.load import load
 from sdekit_diffusion._models.check import ModelCheck, check_model
 from sdekit_diffusion._models.checkpoint import CheckpointError, save
+from sdekit_diffusion._models.derived import AbstractDerivedModel, per_sample
 from sdekit_diffusion._models.empirical import EmpiricalMixture
 from sdekit_diffusion._models.mixture import GaussianMixture
-from sdekit_diffusion._models.model import AbstractModel, ScoreModel
-from sdekit_diffusion._sampling.adapted import GRIDS, Adapted
+from sdekit_diffusion._models.model import AbstractModel, ScoreModel, noise_scale, signal_scale
 from sdekit_diffusion._sampling.adaptive import AdaptiveFlow, AdaptiveSDE
 from sdekit_diffusion._sampling.annealed_langevin import AnnealedLangevin
 from sdekit_diffusion._sampling.between import sample_between
 from sdekit_diffusion._sampling.ddim import DDIM
 from sdekit_diffusion._sampling.edm_sampler import EDM
 from sdekit_diffusion._sampling.grids import (
+    GRIDS,
     AbstractGrid,
     Equidistributed,
     Focused,
@@ -62,12 +63,12 @@ __all__ = [
     "NCSN",
     "VESDE",
     "VPSDE",
+    "AbstractDerivedModel",
     "AbstractDiffusion",
     "AbstractGrid",
     "AbstractMethod",
     "AbstractModel",
     "AbstractSource",
-    "Adapted",
     "AdaptiveFlow",
     "AdaptiveSDE",
     "AnnealedLangevin",
@@ -122,9 +123,12 @@ __all__ = [
     "ncsn_settings",
     "ncsnv2_settings",
     "nets",
+    "noise_scale",
+    "per_sample",
     "sample",
     "sample_between",
     "save",
+    "signal_scale",
     "validation_loss",
     "variational_bound",
 ]

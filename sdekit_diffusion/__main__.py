@@ -122,7 +122,7 @@ def sample(
         settings = {**asdict(sampler), **evaluation.premises(run, model)}
         shards = Shards(folder, n, sampler.batch_size, sampler.first, settings)
         outputs.require(out, shards, model.scale)
-        options = {**sampler.fitted(model), "progress": n <= sampler.batch_size}
+        options = {**sampler.settings(), "progress": n <= sampler.batch_size}
 
         def draw(first: int, count: int) -> dict[str, Tensor]:
             return {"samples": model.scale.decode(sdekit_diffusion.sample(model, count, first=first, **options).cpu())}

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 import torch
+from physical import on_clock
 
 from sdekit import WhiteNoise, solve
 from sdekit_diffusion import VESDE, VPSDE, GaussianMixture
-from sdekit_diffusion._sampling.clock import on_clock
 
 DTYPES = pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
 MIXTURE = GaussianMixture([0.3, 0.7], torch.tensor([[-1.0, 0.3], [0.5, -0.4]], dtype=torch.float64), [0.3, 0.05])

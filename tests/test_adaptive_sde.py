@@ -8,7 +8,7 @@ import torch
 
 from sdekit import SRA1, BrownianPath, ShARK, UnfinishedError, WhiteNoise
 from sdekit_diffusion import VPSDE, AdaptiveSDE, GaussianMixture, OnClock, ScoreModel, UniformInLogSNR, sample
-from sdekit_diffusion._sampling.probability_flow import span_of
+from sdekit_diffusion._sampling.coordinates import Coordinates
 
 MIXTURE = GaussianMixture([0.3, 0.7], torch.tensor([[-1.0, 0.3], [0.5, -0.4]], dtype=torch.float64), [0.3, 0.05])
 
@@ -20,7 +20,8 @@ def on_a_path(method, noise, **settings):
 @functools.cache
 def followed():
     """A path, and where fine equal steps on it end."""
-    knots = AdaptiveSDE().knots(VPSDE(), span_of(MIXTURE, VPSDE(), 1e-3)).tolist()
+    coordinates = Coordinates.of(MIXTURE, VPSDE())
+    knots = AdaptiveSDE().knots(coordinates, coordinates.span(MIXTURE, 1e-3)).tolist()
     path = BrownianPath(3, knots)
     return path, on_a_path(OnClock(SRA1(), eta=1.0, grid=UniformInLogSNR()), path, steps=4000).x
 

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from physical import grid_points, prior, span_of
 
 from sdekit import AbstractNoise, BrownianPath, Increment, NotFiniteError, WhiteNoise, geometric
 from sdekit_diffusion import (
@@ -21,7 +22,6 @@ from sdekit_diffusion import (
     sample,
 )
 from sdekit_diffusion._sampling.grids import Karras, UniformInLogSNR
-from sdekit_diffusion._sampling.probability_flow import span_of
 from sdekit_diffusion._sampling.techniques import variance_ratio
 
 MIXTURE = GaussianMixture([0.3, 0.7], torch.tensor([[-1.0, 0.3], [0.5, -0.4]], dtype=torch.float64), [0.09, 0.04])
@@ -36,7 +36,7 @@ close = torch.testing.assert_close
 def test_it_is_the_published_loop(settings):
     """Algorithm 1 as it is printed, in either convention, then the denoising step."""
     sigmas, moves = settings.sigmas, settings.steps
-    x = settings.sde.prior((4, 2), seed=3, dtype=torch.float64)
+    x = prior(MIXTURE, settings.sde, 1.0, 4, 3)
     noise = iter(WhiteNoise(3).increments([float(i) for i in range(len(sigmas) * moves + 1)], x, (2,)))
     for i, sigma in enumerate(sigmas):
         t = 1 - i / (len(sigmas) - 1)
@@ -112,7 +112,9 @@ def test_a_simulation_has_that_variance():
     def expected(size):
         return variance_ratio(2 * math.sqrt(variance_ratio(1.0, 5, size)), 5, size)
 
-    x = sample(point, 250, sde=NCSN(sigmas), method=AnnealedLangevin(5, 0.05, steps=2), seed=4)
+    sde = NCSN(sigmas)
+    x_T = sde.prior((250, 10_000), seed=4)
+    x = sample(point, sde=sde, method=AnnealedLangevin(5, 0.05, steps=2), seed=4, x_T=x_T)
     assert x.square().mean().item() / sigmas[-1] ** 2 == pytest.approx(expected(0.05), rel=5e-3)
     assert abs(expected(0.055) / expected(0.05) - 1) > 0.01
 
@@ -151,12 +153,19 @@ def test_that_test_sees_moves_that_are_left_out():
 
 def test_ncsnv2s_settings_find_the_weights_of_far_modes_and_ncsns_do_not():
     """Two modes in 3,072 dimensions, 6 apart, one with a fifth of the weight; all other coordinates are independent of these
-    and are left out. NCSNv2 with sigma_1 = 6 has 0.228, NCSN with sigma_1 = 1 has 0.361 (20,000 samples).
-    Bounds are 5.5 standard errors of 4,000 samples from these, and do not meet.
+    and are left out. The start is N(0, sigma_1^2), which knows nothing of the weights.
+    NCSNv2 with sigma_1 = 6 has 0.228, NCSN with
+    sigma_1 = 1 has 0.361 (20,000 samples). Bounds are 5.5 standard errors of 4,000 samples from these, and do not meet.
     """
     n, modes = 4000, GaussianMixture([0.2, 0.8], torch.tensor([[-3.0], [3.0]]), [0.0025, 0.0025])
-    settings = ncsnv2_settings(3072, sigma_max=6.0)
-    new, old = (float((sample(modes, n, sde=s.sde, method=s.method, seed=1) < 0).double().mean()) for s in (settings, V1))
+
+    def weight(settings):
+        x_T = settings.sde.prior((n, 1), seed=1)
+        x = sample(modes, sde=settings.sde, method=settings.method, seed=1, x_T=x_T)
+        return float((x < 0).double().mean())
+
+    new = weight(ncsnv2_settings(3072, sigma_max=6.0))
+    old = weight(V1)
     assert abs(new - 0.2) < 0.03 + 5.5 * math.sqrt(0.16 / n)
     assert abs(old - 0.2) > 0.16 - 5.5 * math.sqrt(0.23 / n)
 
@@ -187,7 +196,8 @@ def test_the_levels_are_the_grids(grid):
         save="all",
         return_solution=True,
     )
-    levels = torch.as_tensor(VPSDE().time(grid.points(VPSDE(), span_of(MIXTURE, VPSDE(), 1e-3), 5)))
+    span = span_of(MIXTURE, VPSDE(), 1e-3)
+    levels = torch.as_tensor(VPSDE().time(grid_points(grid, MIXTURE, VPSDE(), span, 5)))
     close(solution.ts, torch.cat([levels[:1], levels]))
     assert [point.step for point in seen] == list(range(7))
     for point, t, x in zip(seen, solution.ts, solution.xs, strict=True):
@@ -202,11 +212,12 @@ def test_progress_counts_levels(capsys):
 
 
 def test_a_failure_names_the_level():
-    model = ScoreModel(lambda x, t: torch.where(t[:, None] < 0.5, math.nan, -x), VESDE(), "score", shape=(1,))
+    net = lambda x, t: torch.where(t[:, None] < 0.5, math.nan, -x)  # noqa: E731
+    model = ScoreModel(net, VESDE(), "score", shape=(1,), data_std=1.0)
     with pytest.raises(NotFiniteError, match=r"2 of 2 samples") as caught:
         sample(model, 2, method=AnnealedLangevin(4, 0.1, steps=11), seed=0)
     span = span_of(model, VESDE(), 1e-3)
-    levels = torch.as_tensor(VESDE().time(UniformInLogSNR().points(VESDE(), span, 10)))
+    levels = torch.as_tensor(VESDE().time(grid_points(UniformInLogSNR(), model, VESDE(), span, 10)))
     assert caught.value.t == pytest.approx(float(levels[levels < 0.5][0]), rel=1e-12)
 
 

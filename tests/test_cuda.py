@@ -4,6 +4,7 @@ import warnings
 
 import pytest
 import torch
+from physical import on_clock
 
 from sdekit import BrownianPath, EulerMaruyama, WhiteNoise, normal, solve, uniform
 from sdekit_diffusion import (
@@ -21,7 +22,6 @@ from sdekit_diffusion import (
     nets,
     sample,
 )
-from sdekit_diffusion._sampling.clock import on_clock
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
 

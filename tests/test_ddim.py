@@ -10,12 +10,11 @@ import pytest
 import torch
 from convergence import slope, weak_slope_on_clock
 from peers import DTYPES, MIXTURE, Case, agree, dpmpp_2s, dpmpp_sde, euler_ancestral
+from physical import on_clock, span_of
 
 from sdekit import AdamsBashforth
 from sdekit_diffusion import DDIM, METHODS, VESDE, VPSDE, GaussianMixture, OnClock, UniformInLogSNR, sample
-from sdekit_diffusion._sampling.clock import on_clock
 from sdekit_diffusion._sampling.ddim import Implicit
-from sdekit_diffusion._sampling.probability_flow import span_of
 
 ETAS = [0.0, 0.5, 1.0, 1.3]
 WIDE = GaussianMixture([0.3, 0.7], torch.tensor([[-1.0, 0.3], [0.5, -0.4]], dtype=torch.float64), [0.3, 0.2])

@@ -169,7 +169,8 @@ def test_ddpm(scheduler, large, dtype):
     for t in made.timesteps[:-1]:
         at = (int(t) + 1) / n
         x = made.step(-sde.sigma(at) * MIXTURE.score(at, x, sde), t, x).prev_sample
-    end, settings = math.exp(-sde.log_snr(1 / n)), {"sde": sde, "x_T": x_T, "seed": 3, "steps": n - 1, "dtype": dtype}
+    end = math.exp(-sde.log_snr(1 / n)) / MIXTURE.data_std
+    settings = {"sde": sde, "x_T": x_T, "seed": 3, "steps": n - 1, "dtype": dtype}
     agree(sample(MIXTURE, method=InTime(Ancestral(large)), end=end, **settings), x)
     if not large:
         agree(sample(MIXTURE, method=OnClock(AdamsBashforth(1), 1.0, grid=Native()), end=end, **settings), x)

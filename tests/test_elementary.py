@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from sdekit import elementary
-from sdekit.elementary import broadcast, norm, softplus
+from sdekit.elementary import broadcast, norm, sigmoid, softplus
 
 
 @pytest.mark.parametrize(
@@ -71,3 +71,18 @@ def test_softplus(dtype):
     assert softplus(torch.tensor([-1e4, 1e4, math.inf, -math.inf])).tolist() == [0.0, 1e4, math.inf, 0.0]
     assert [softplus(float(x)) for x in v.double()] == pytest.approx(softplus(v.double()).tolist(), rel=1e-14)
     assert all(torch.equal(softplus(v)[i:j], softplus(v[i:j])) for i, j in [(0, 1), (3, 10), (5, 500), (994, 1001)])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_sigmoid(dtype):
+    """As torch's, with its derivative at the ends and at 0; the bits of a number do not depend on its neighbours."""
+    v = torch.linspace(-60, 60, 1001, dtype=dtype)
+    torch.testing.assert_close(sigmoid(v), torch.sigmoid(v), rtol=4 * torch.finfo(dtype).eps, atol=0)
+    ends = torch.tensor([-math.inf, -1e4, 0.0, 1e4, math.inf], dtype=dtype, requires_grad=True)
+    values = sigmoid(ends)
+    assert values.dtype == dtype
+    assert values.tolist() == [0.0, 0.0, 0.5, 1.0, 1.0]
+    (slopes,) = torch.autograd.grad(values.sum(), ends)
+    assert slopes.tolist() == [0.0, 0.0, 0.25, 0.0, 0.0]
+    for i, j in [(0, 1), (3, 10), (5, 500), (994, 1001)]:
+        assert torch.equal(sigmoid(v)[i:j], sigmoid(v[i:j]))

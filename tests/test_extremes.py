@@ -12,6 +12,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from physical import span_of
 from scipy.special import ndtr
 
 from sdekit_diffusion import (
@@ -32,7 +33,6 @@ from sdekit_diffusion import (
     log_likelihood,
     sample,
 )
-from sdekit_diffusion._sampling.probability_flow import span_of
 
 WEIGHTS, MEANS, VARIANCES = [0.375, 0.625], [-1.0, 0.6], [0.05, 0.2]
 MIXTURE = GaussianMixture(WEIGHTS, torch.tensor(MEANS)[:, None], VARIANCES)

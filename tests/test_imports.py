@@ -3,6 +3,8 @@
 import ast
 import graphlib
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -144,13 +146,15 @@ def test_public_names_of_sdekit_diffusion():
     assert (
         sdekit_diffusion.__all__
         == """
-        DDIM DDPM DIFFUSIONS EDM EDMSDE GRIDS METHODS NCSN VESDE VPSDE AbstractDiffusion AbstractGrid AbstractMethod
-        AbstractModel AbstractSource Adapted AdaptiveFlow AdaptiveSDE AnnealedLangevin BitsPerDim CheckpointError CosineVPSDE
+        DDIM DDPM DIFFUSIONS EDM EDMSDE GRIDS METHODS NCSN VESDE VPSDE AbstractDerivedModel AbstractDiffusion
+        AbstractGrid AbstractMethod
+        AbstractModel AbstractSource AdaptiveFlow AdaptiveSDE AnnealedLangevin BitsPerDim CheckpointError CosineVPSDE
         Descent EmpiricalMixture Equidistributed Focused GaussianMixture GeometricInSigma Given InTime Karras Log ModelCheck
         NCSNSettings Native OnClock Quadratic Recipe Record RectifiedFlow ScoreModel Shards SubVPSDE Training UniformInLogSNR
         UniformInTime VariationalBound bits_per_dim check_model cosine_betas data decode dsm_loss encode fit from_diffusers
         from_edm from_ncsnv2 from_score_sde geometric_sigmas interpolate langevin_step_size linear_betas load log_likelihood
-        max_pairwise_distance metrics ncsn_settings ncsnv2_settings nets sample sample_between save validation_loss
+        max_pairwise_distance metrics ncsn_settings ncsnv2_settings nets noise_scale per_sample sample
+        sample_between save signal_scale validation_loss
         variational_bound
     """.split()
     )
@@ -178,6 +182,53 @@ def test_data_needs_no_extra():
         names = {alias.name for node in top for alias in node.names} | {getattr(node, "module", None) for node in top}
         roots = {str(found).split(".")[0] for found in names}
         assert not name.startswith("data") or roots.isdisjoint({"datasets", "fsspec", "mlxtend", "PIL", "sklearn"}), path
+
+
+LATE = """
+import sys
+
+import sdekit
+import sdekit_diffusion
+
+roots = {name.split(".")[0] for name in sys.modules}
+late = {"PIL", "datasets", "diffusers", "matplotlib", "scipy", "sklearn"}
+late |= {"torchdiffeq", "torchmetrics", "torchsde", "tyro"}
+assert roots.isdisjoint(late), roots & late
+
+import torch
+
+y0 = torch.ones(2, 1, dtype=torch.float64)
+t = torch.tensor([0.0, 1.0], dtype=torch.float64)
+
+# torchdiffeq, first imported in inference mode and with another default device, still has gradients.
+with torch.inference_mode(), torch.device("meta"):
+    sdekit.odeint(lambda t, y: -y, y0, t, method="fehlberg2")
+assert "torchdiffeq" in sys.modules
+start = y0.clone().requires_grad_()
+sdekit.odeint(lambda t, y: y * y, start, t / 2, method="fehlberg2")[-1].sum().backward()
+assert torch.allclose(start.grad, torch.full_like(y0, 4.0), rtol=1e-2)
+
+# The originals are found even if the attributes are replaced before the first call.
+import torchdiffeq
+import torchsde
+
+torchdiffeq.odeint_adjoint = sdekit.odeint_adjoint
+torchdiffeq.odeint_event = sdekit.odeint_event
+torchsde.sdeint = sdekit.sdeint
+equation = sdekit.SDE(lambda t, x: -x, lambda t, x: 0.1 + 0 * x, noise_type="diagonal")
+assert torchsde.sdeint(equation, y0, t, adaptive=True).shape == (2, 2, 1)
+assert torchdiffeq.odeint_adjoint(lambda t, y: -y, y0, t, method="fehlberg2", adjoint_params=()).shape == (2, 2, 1)
+when, _ = torchdiffeq.odeint_event(
+    lambda t, y: -y, y0[0], t[0], event_fn=lambda t, y: y - 0.5, odeint_interface=sdekit.odeint
+)
+assert abs(when.item() - 0.693147) < 1e-4
+assert issubclass(sdekit.interop.TorchsdeBrownian, torchsde.BaseBrownian)
+"""
+
+
+def test_other_libraries_are_loaded_when_first_needed():
+    ended = subprocess.run([sys.executable, "-c", LATE], capture_output=True, text=True, check=False)  # noqa: S603
+    assert not ended.returncode, ended.stderr
 
 
 @pytest.mark.parametrize("package", [sdekit, sdekit_diffusion, metrics, data])

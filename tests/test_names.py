@@ -143,6 +143,7 @@ def test_a_model_in_a_lambda_is_no_score():
             sample(lambda x, t, scores=scores: scores(x, t), 4, **settings)
 
 
+@pytest.mark.filterwarnings("ignore:VPSDE.* ends at")  # the network is that of no data
 def test_scores_made_with_models_are_scores():
     """Of a score network its output is the score; guidance combines several models."""
     model = ScoreModel(Plain(), "vp", shape=(2,))
@@ -179,6 +180,7 @@ def test_no_prediction_is_suggested_for_none():
     assert "did you mean" not in str(caught.value)
 
 
+@pytest.mark.filterwarnings("ignore:VPSDE.* ends at")  # the network is that of no data
 def test_the_names_of_diffusers():
     pairs = {"epsilon": "noise", "sample": "data", "v_prediction": "velocity", "flow_prediction": "flow"}
     for theirs, ours in pairs.items():

@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from physical import grid_points, span_of
 
 from sdekit import geometric
 from sdekit_diffusion import (
@@ -24,7 +25,6 @@ from sdekit_diffusion import (
     sample,
 )
 from sdekit_diffusion._sampling.grids import Native, UniformInLogSNR
-from sdekit_diffusion._sampling.probability_flow import span_of
 from sdekit_diffusion._sampling.techniques import level_overlap, variance_ratio
 
 UNEVEN = NCSN([2.0, 0.7, 0.3, 0.02])
@@ -107,7 +107,8 @@ def test_published_settings(convention, table):
         assert (method.steps, method.moves, method.convention) == (count, moves, convention)
         assert method.size == pytest.approx(e / 0.01**2)
         assert Recipe(ema=settings.ema).decays == ((0.999,) if convention == "ncsnv2" else (0.0,))
-        levels = method.grid.points(settings.sde, span_of(POINT, settings.sde, 1e-3), count - 1)
+        span = span_of(POINT, settings.sde, 1e-3)
+        levels = grid_points(method.grid, POINT, settings.sde, span, count - 1)
         close(levels.neg().exp(), sigmas, rtol=1e-9, atol=0)
 
 
@@ -196,8 +197,8 @@ def test_technique_3():
     torch.manual_seed(0)
     net = nets.NCSNv2(1, 4, (1, 2), (1, 2))
     torch.nn.init.normal_(net.last.conv.weight)
-    model = ScoreModel(net.eval(), EVEN, "noise", shape=(1, 8, 8))
-    x = torch.rand(2, 1, 8, 8)
+    model = ScoreModel(net.double().eval(), EVEN, "noise", shape=(1, 8, 8))
+    x = torch.rand(2, 1, 8, 8, dtype=torch.float64)
     outputs = [model.score(t, x) * EVEN.sigma(t) for t in EVEN.levels.tolist()[::10]]
     assert outputs[0].abs().max() > 0.1
     for output in outputs:

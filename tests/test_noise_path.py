@@ -12,7 +12,7 @@ from convergence import slope
 from sdekit import SRA1, AdamsBashforth, Ancestral, BrownianPath, Langevin, PredictorCorrector, ReverseDiffusion, WhiteNoise
 from sdekit_diffusion import DIFFUSIONS, METHODS, VPSDE, GaussianMixture, InTime, OnClock, sample
 from sdekit_diffusion._sampling.adaptive import AbstractAdaptive
-from sdekit_diffusion._sampling.probability_flow import span_of
+from sdekit_diffusion._sampling.coordinates import Coordinates
 
 MIXTURE = GaussianMixture([0.3, 0.7], torch.tensor([[-1.0, 0.3], [0.5, -0.4]], dtype=torch.float64), [0.3, 0.2])
 ON_GRIDS = {name: method for name, method in METHODS.items() if not isinstance(method, AbstractAdaptive)}
@@ -67,8 +67,10 @@ def test_paths_resolve_every_clock_and_do_not_depend_on_the_batch(method, sde):
     assert whole.isfinite().all()
     assert torch.equal(sample(MIXTURE, 5, batch_size=2, **settings), whole)
     assert torch.equal(sample(MIXTURE, 2, first=3, **settings), whole[3:])
-    method, span = NOISY[method], span_of(MIXTURE, DIFFUSIONS[sde](), 1e-3)
-    path = BrownianPath(0, method.knots(DIFFUSIONS[sde](), span).tolist())
+    method = NOISY[method]
+    coordinates = Coordinates.of(MIXTURE, DIFFUSIONS[sde]())
+    span = coordinates.span(MIXTURE, 1e-3)
+    path = BrownianPath(0, method.knots(coordinates, span).tolist())
     if isinstance(method, OnClock):
         fine = torch.linspace(*span, 10_001, dtype=torch.float64).mul(2 * method.eta**2).exp()
         steps = fine.diff()
@@ -77,7 +79,8 @@ def test_paths_resolve_every_clock_and_do_not_depend_on_the_batch(method, sde):
 
 def test_a_noise_object_has_a_row_a_sample():
     settings = {"sde": "vp", "method": "ddpm", "steps": 20, "seed": 3}
-    knots = METHODS["ddpm"].knots(VPSDE(), span_of(MIXTURE, VPSDE(), 1e-3)).tolist()
+    coordinates = Coordinates.of(MIXTURE, VPSDE())
+    knots = METHODS["ddpm"].knots(coordinates, coordinates.span(MIXTURE, 1e-3)).tolist()
     by_name = sample(MIXTURE, 4, noise="path", **settings)
     assert torch.equal(sample(MIXTURE, 4, noise=BrownianPath(3, knots), batch_size=3, **settings), by_name)
     assert torch.equal(sample(MIXTURE, 4, noise=WhiteNoise(3), **settings), sample(MIXTURE, 4, **settings))

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 from peers import DTYPES, MIXTURE, Case, agree
+from physical import run, span_of
 from scipy import integrate
 
 from sdekit import DEIS, AdamsBashforth, AdamsMoulton, DPMSolver, UniPC, WhiteNoise
-from sdekit_diffusion import METHODS, VESDE, VPSDE, Descent, Given, OnClock, sample
-from sdekit_diffusion._sampling.probability_flow import span_of
+from sdekit_diffusion import METHODS, VESDE, VPSDE, Given, OnClock, sample
 
 # k-diffusion: variance exploding, x = x_0 + sigma eps, t = -log sigma
 
@@ -219,7 +219,7 @@ def test_the_eta_of_on_clock_is_the_square_root_of_that_of_k_diffusion(eta):
 
     def clocked(own):
         method = OnClock(DPMSolver(2), eta=own, steps=case.steps, grid=Given(torch.tensor(case.l)))
-        return method.run(Descent(MIXTURE, case.sde, case.x, (case.l[0], case.l[-1]), WhiteNoise(3))).x
+        return run(method, MIXTURE, case.sde, case.x, (case.l[0], case.l[-1]), WhiteNoise(3))
 
     case = Case(VESDE(), eta=math.sqrt(eta))
     agree(clocked(math.sqrt(eta)), dpmpp_2m_sde(case, eta))

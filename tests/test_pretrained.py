@@ -156,7 +156,7 @@ def test_the_chain_is_that_of_the_scheduler(diffusers, schedule):
     x = torch.randn(4, 1, 8, 8, generator=torch.Generator().manual_seed(0))
     steps = torch.tensor([0, 10, 50, 99])
     expected = unet(x, steps).sample
-    torch.testing.assert_close(model.noise(times[steps], x), expected, rtol=1e-3, atol=1e-5)
+    torch.testing.assert_close(model.predict_noise(*model.sde.normalised(times[steps], x)), expected, rtol=1e-3, atol=1e-5)
     noisy = scheduler.add_noise(x, torch.ones_like(x), steps)
     mean, sigma = model.sde.marginal(times[steps], x)
     torch.testing.assert_close((mean + sigma).float(), noisy, rtol=1e-4, atol=1e-5)
@@ -223,7 +223,8 @@ def test_a_folder_is_the_network_and_its_scheduler(diffusers, folder, tmp_path):
     unet.save_pretrained(tmp_path / "flat")
     flat = from_diffusers(str(tmp_path / "flat"))
     assert flat.sde == DDPM(linear_betas(50))
-    assert torch.equal(flat.noise(1.0, x), expected.net(x, torch.full((3,), 49.0)))
+    noise = flat.predict_noise(*flat.sde.normalised(1.0, x))
+    assert torch.equal(noise, expected.net(x, torch.full((3,), 49.0)))
     assert from_diffusers(folder, BETAS).sde == from_diffusers(unet, BETAS).sde
 
 
@@ -244,6 +245,7 @@ def test_the_scheduler_samples_alike(diffusers, folder, spacing, n):
         for t in scheduler.timesteps:
             x = scheduler.step(model.net(x, t.expand(2)), t, x).prev_sample
     assert scheduler.timesteps[-1] == last
+    model.record_scale(0.0, 1.0)
     end = math.exp(-float(model.sde.log_snr((last + 1) / 100)))
     ours = sample(model, x_T=x_T, method="ddim", grid="time", steps=n - 1, end=end, denoise=True)
     torch.testing.assert_close(ours, x, rtol=0, atol=1e-4)

@@ -3,11 +3,13 @@
 Statistical bounds are 5.5 standard errors (false alarm below 4e-8 each, below 1e-6 a test) with fixed seeds.
 """
 
+import copy
 import itertools
 import math
 
 import pytest
 import torch
+from physical import on_clock, span_of
 from torch import nn
 
 from sdekit import (
@@ -38,8 +40,6 @@ from sdekit_diffusion import (
     sample,
 )
 from sdekit_diffusion._sampling.adaptive import AbstractAdaptive
-from sdekit_diffusion._sampling.clock import on_clock
-from sdekit_diffusion._sampling.probability_flow import span_of
 
 Z = 5.5
 IN_TIME = [name for name, method in METHODS.items() if isinstance(method, InTime)]
@@ -97,7 +97,7 @@ def test_default_is_at_the_floor_of_20000_samples(sde, dimensions):
     solution = sample(mixture, 20_000, sde=sde, seed=1, return_solution=True)
     assert solution.evaluations.unique().tolist() == [100]
     end = float(solution.ts[-1])
-    assert KERNELS[sde].log_snr(end) == pytest.approx(math.log(1000))
+    assert KERNELS[sde].log_snr(end) == pytest.approx(math.log(1000 / mixture.data_std))
     assert floor_scores(solution.x, mixture.marginal(end, KERNELS[sde])).max() < Z
 
 
@@ -189,7 +189,7 @@ class RowWise(nn.Module):
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 def test_samples_do_not_depend_on_the_batch(method, dtype):
-    model = ScoreModel(RowWise(), "vp", shape=(2, 3)).to(dtype)
+    model = ScoreModel(RowWise(), "vp", shape=(2, 3), data_std=1.0).to(dtype)
     settings = {"method": method, "steps": steps_of(method, 24), "seed": 5, "dtype": dtype}
     if method == "adaptive_sde":  # a hundred steps instead of three hundred, and still some that are rejected
         settings |= {"method": AdaptiveSDE(5e-2, 5e-2), "end": 0.1}
@@ -212,7 +212,7 @@ def test_networks_agree_between_batches_to_rounding():
 
 
 def test_float64_noise_is_that_of_float32():
-    model = ScoreModel(RowWise(), "vp", shape=(3,))
+    model = ScoreModel(RowWise(), "vp", shape=(3,), data_std=1.0)
     single, double = (sample(model, 8, seed=3, steps=5, dtype=dtype) for dtype in (torch.float32, torch.float64))
     torch.testing.assert_close(single.double(), double, rtol=1e-4, atol=1e-4)
 
@@ -229,16 +229,26 @@ def test_seeds():
     assert torch.equal(sample(model, 4, sde="vp"), first.x)
 
 
+def unscaled(mixture):
+    """The same law, solved in the coordinates of data of mean 0 and standard deviation 1."""
+    model = copy.copy(mixture)
+    model.data_mean = 0.0
+    model.data_std = 1.0
+    return model
+
+
 def test_a_model_of_one_diffusion_samples_under_another():
-    mixture, vp = MIXTURES["2"], VPSDE()
-    model = ScoreModel(lambda x, t: mixture.score(t, x, vp), vp, "score", shape=(2,))
+    mixture = MIXTURES["2"]
+    vp = VPSDE()
+    model = ScoreModel(lambda x, t: mixture.score(t, x, vp), vp, "score", shape=(2,), data_std=1.0)
     for sde in SDES:
         solution = sample(model, 4000, sde=sde, seed=1, return_solution=True)
         law = mixture.marginal(float(solution.ts[-1]), KERNELS[sde])
         assert floor_scores(solution.x, law).max() < Z
         start = KERNELS[sde].log_snr(float(solution.ts[0]))
         assert start == pytest.approx(max(KERNELS[sde].log_snr(1.0), vp.log_snr(1.0)))
-    torch.testing.assert_close(sample(model, 20, seed=1), sample(mixture, 20, sde="vp", seed=1), rtol=1e-3, atol=1e-4)
+    exact = unscaled(mixture)
+    torch.testing.assert_close(sample(model, 20, seed=1), sample(exact, 20, sde="vp", seed=1), rtol=1e-3, atol=1e-4)
 
 
 def test_a_plain_score_and_a_solver_as_method():
@@ -251,10 +261,16 @@ def test_a_plain_score_and_a_solver_as_method():
     assert torch.isfinite(sample(mixture, 3, sde="vp", method=OnClock(Heun(), eta=1.0), steps=50, seed=1)).all()
 
 
-def test_a_given_start():
-    x_T = VPSDE().prior((5, 2), seed=9)
+@pytest.mark.parametrize("sde", SDES)
+def test_a_given_start(sde):
+    """The prior is N(alpha m, (alpha s)^2 + sigma^2), with the mean and the deviation of the data."""
     mixture = MIXTURES["2"]
-    torch.testing.assert_close(sample(mixture, sde="vp", x_T=x_T), sample(mixture, 5, sde="vp", seed=9))
+    kernel = KERNELS[sde]
+    alpha = kernel.alpha(kernel.T)
+    sigma = kernel.sigma(kernel.T)
+    z = kernel.prior((5, 2), seed=9) / sigma
+    x_T = alpha * mixture.data_mean + math.hypot(alpha * mixture.data_std, sigma) * z
+    torch.testing.assert_close(sample(mixture, sde=sde, x_T=x_T), sample(mixture, 5, sde=sde, seed=9))
 
 
 def test_trajectory_is_in_the_diffusions_own_scale_and_time():
@@ -437,10 +453,10 @@ def test_shape_must_be_known():
         sample(ScoreModel(RowWise(), "vp"))
 
 
-@pytest.mark.parametrize("grid", [None, "adapted"])
+@pytest.mark.parametrize("grid", [None, "log_snr"])
 def test_a_shape_told_to_sample_is_as_good_as_the_models_own(grid):
     """The clock of the default method has the number of coordinates in it."""
-    known, unknown = ScoreModel(RowWise(), "vp", shape=(9,)), ScoreModel(RowWise(), "vp")
+    known, unknown = ScoreModel(RowWise(), "vp", shape=(9,), data_std=1.0), ScoreModel(RowWise(), "vp", data_std=1.0)
     settings = {"n": 3, "grid": grid, "steps": 12, "seed": 1}
     x = sample(known, **settings)
     assert torch.equal(sample(unknown, shape=(9,), **settings), x)

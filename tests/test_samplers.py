@@ -9,6 +9,7 @@ from functools import cache
 import pytest
 import torch
 from peers import Case
+from physical import on_clock, run, span_of
 
 import sdekit
 from sdekit import (
@@ -26,11 +27,8 @@ from sdekit import (
 )
 from sdekit._equations.quadrature import Panels
 from sdekit._solvers import multistep, published, single
-from sdekit_diffusion import DIFFUSIONS, METHODS, VESDE, VPSDE, Descent, Focused, GaussianMixture, Given, OnClock, sample
-from sdekit_diffusion._sampling.adapted import GRIDS
+from sdekit_diffusion import DIFFUSIONS, GRIDS, METHODS, VESDE, VPSDE, Focused, GaussianMixture, Given, OnClock, sample
 from sdekit_diffusion._sampling.adaptive import AbstractAdaptive
-from sdekit_diffusion._sampling.clock import on_clock
-from sdekit_diffusion._sampling.probability_flow import span_of
 from sdekit_diffusion.metrics import modes
 
 MIXTURE = GaussianMixture([0.3, 0.7], torch.tensor([[-1.0, 0.3], [0.5, -0.4]], dtype=torch.float64), [0.3, 0.2])
@@ -170,7 +168,7 @@ def test_the_default_looks_further_back_where_there_are_enough_steps(steps, k):
         assert torch.equal(x, same)
     for name, grid in GRIDS.items():
         rule = replace(METHODS["default"], steps=steps, grid=grid).rule
-        assert rule.k == (k if name in ("focused", "adapted") else 3)
+        assert rule.k == (k if name == "focused" else 3)
     assert replace(METHODS["default"], steps=steps, grid=Given(uniform(-3.0, 3.0, steps))).rule.k == k
 
 
@@ -181,14 +179,16 @@ def test_the_velocity(sde):
     span = span_of(MIXTURE, kernel, 1e-2)
     x = kernel.prior((5, 2), seed=0, t=float(kernel.time(span[0])), dtype=torch.float64)
     (t0, a0, s0), (_, a1, s1) = ((t, kernel.alpha(t), kernel.sigma(t)) for t in (float(kernel.time(l)) for l in span))
+    mean = MIXTURE.data_mean
     c = MIXTURE.data_std / 4  # angles grow from noise to data
-    r0, r1, denoised = math.hypot(c * a0, s0), math.hypot(c * a1, s1), MIXTURE.denoise(t0, x, kernel)
+    r0, r1, denoised = math.hypot(c * a0, s0), math.hypot(c * a1, s1), MIXTURE.denoise(t0, x, kernel) - mean
     turned = math.atan2(c * a1, s1) - math.atan2(c * a0, s0)
-    expected = r1 * (x / r0 + turned * (r0 * denoised / c - c * a0 * x / r0) / s0)
-    torch.testing.assert_close(velocity.run(Descent(MIXTURE, kernel, x, span)).x, expected, rtol=1e-10, atol=1e-10)
+    centred = x - a0 * mean
+    expected = a1 * mean + r1 * (centred / r0 + turned * (r0 * denoised / c - c * a0 * centred / r0) / s0)
+    torch.testing.assert_close(run(velocity, MIXTURE, kernel, x, span), expected, rtol=1e-10, atol=1e-10)
     gaussian = GaussianMixture([1.0], torch.zeros(1, 2, dtype=torch.float64), [c**2])
     gaussian.data_std = 4 * c
-    torch.testing.assert_close(velocity.run(Descent(gaussian, kernel, x, span)).x, x * r1 / r0, rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(run(velocity, gaussian, kernel, x, span), x * r1 / r0, rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+from physical import span_of
 from torch import nn
 
 import sdekit
@@ -37,7 +38,6 @@ from sdekit_diffusion import (
     sample,
     save,
 )
-from sdekit_diffusion._sampling.probability_flow import span_of
 from sdekit_diffusion._training.loss import draw_times
 
 DEFAULTS = {name: kind() for name, kind in DIFFUSIONS.items()}
@@ -185,9 +185,9 @@ def column(t):
 
 @pytest.mark.parametrize("end", [1e-3, 0.02])
 def test_where_a_solve_ends(end):
-    """At sigma / alpha = end, or at t = 0 where that has more noise."""
+    """At sigma / alpha = end deviations of the data, or at t = 0 where that has more noise."""
     for name, sde in DEFAULTS.items():
-        least = max(end, math.exp(-float(sde.log_snr(0.0))))
+        least = max(end * MIXTURE.data_std, math.exp(-float(sde.log_snr(0.0))))
         assert math.exp(-span_of(MIXTURE, sde, end)[1]) == pytest.approx(least, rel=1e-9), name
 
 
@@ -212,7 +212,7 @@ def test_models_are_finite_at_the_ends(own, predicts, conditioning):
         sde = DEFAULTS[other]
         for t in (0.0, sde.T, torch.linspace(0, sde.T, 20, dtype=torch.float64)):
             assert model.denoise(t, X, other).isfinite().all()
-            assert model.noise(t, X, other).isfinite().all()
+            assert model.predict_noise(*sde.normalised(t, X)).isfinite().all()
         assert model.score(sde.T, X, other).isfinite().all()
         if sde.sigma(0.0) == 0:
             for t in (0.0, torch.zeros(20)):
@@ -237,7 +237,8 @@ def test_conventions_agree_under_every_diffusion(own, predicts, conditioning):
             data = MIXTURE.denoise(t, x, sde)
             torch.testing.assert_close(model.denoise(t, x, given), data, rtol=1e-7, atol=1e-8)
             torch.testing.assert_close(model.score(t, x, given), MIXTURE.score(t, x, sde), rtol=1e-6, atol=1e-8)
-            torch.testing.assert_close(alpha * data + sigma * model.noise(t, x, given), x, rtol=1e-7, atol=1e-8)
+            noise = model.predict_noise(*sde.normalised(t, x))
+            torch.testing.assert_close(alpha * data + sigma * noise, x, rtol=1e-7, atol=1e-8)
 
 
 # What is defined in a diffusion's own time: the polynomial of "deis" is one in t.
@@ -250,8 +251,10 @@ ON_THE_CLOCK = [name for name in METHODS if name not in (*NATURAL, "adaptive_sde
 @functools.cache
 def over_alpha(method, sde):
     """Six samples over alpha, on the range that all diffusions share: that of the model."""
-    settings = {"steps": None if method == "ode" else 12, "seed": 4, "end": 0.02, "dtype": torch.float64}
-    return sample(SHARED, 6, sde=sde, method=method, **settings) / sde.alpha(float(sde.time(-math.log(0.02))))
+    steps = None if method == "ode" else 12
+    settings = {"steps": steps, "seed": 4, "end": 0.02 / SHARED.data_std, "dtype": torch.float64}
+    x = sample(SHARED, 6, sde=sde, method=method, **settings)
+    return x / sde.alpha(float(sde.time(-math.log(0.02))))
 
 
 @pytest.mark.parametrize("sde", [name for name in DEFAULTS if name != "vp"])
@@ -316,7 +319,7 @@ def test_a_model_of_one_diffusion_under_the_others(predicts):
         for sde in ("edm", "flow", "cosine"):
             x = sample(model, 50, sde=sde, method=FINE, seed=1, dtype=torch.float64)
             torch.testing.assert_close(x / DEFAULTS[sde].alpha(end(sde)), expected, rtol=0, atol=1e-3)
-            density = data_with_noise(-math.log(1e-3))
+            density = data_with_noise(-math.log(1e-3 * MIXTURE.data_std))
             torch.testing.assert_close(log_likelihood(model, X, sde=sde, method=FINE).value, density, rtol=0, atol=2e-3)
 
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, replace
 
 import pytest
 import torch
+from physical import run, span_of
 
 import sdekit
 from sdekit import (
@@ -33,7 +34,6 @@ from sdekit_diffusion import (
     AdaptiveFlow,
     AdaptiveSDE,
     BitsPerDim,
-    Descent,
     EmpiricalMixture,
     GaussianMixture,
     Given,
@@ -51,7 +51,7 @@ from sdekit_diffusion import (
 from sdekit_diffusion._app.evaluation import measured
 from sdekit_diffusion._likelihood import likelihood
 from sdekit_diffusion._likelihood.encoding import slerp
-from sdekit_diffusion._sampling.probability_flow import flow, span_of
+from sdekit_diffusion._sampling.probability_flow import flow
 from sdekit_diffusion.data import Scale
 
 MIXTURE = GaussianMixture([0.3, 0.7], torch.tensor([[-1.0, 0.3], [0.5, -0.4]], dtype=torch.float64), [0.3, 0.2])
@@ -228,8 +228,9 @@ def test_the_prior_is_that_of_the_time_at_which_the_solve_begins():
     start = float(sde.time(-math.log(1000 * MIXTURE.data_std)))
     assert start < sde.T
     assert span_of(MIXTURE, sde, 1e-3)[0] == pytest.approx(-math.log(1000 * MIXTURE.data_std))
-    sigma = float(sde.sigma(start))
-    prior = torch.distributions.Normal(torch.zeros((), dtype=torch.float64), sigma)
+    alpha, sigma = sde.kernel(start)
+    deviation = math.hypot(alpha * MIXTURE.data_std, sigma)
+    prior = torch.distributions.Normal(alpha * MIXTURE.data_mean, deviation)
     given = log_likelihood(MIXTURE, X, sde=sde, method=LOOSE, log_prior=lambda x: prior.log_prob(x).sum(1))
     found = log_likelihood(MIXTURE, X, sde=sde, method=LOOSE)
     torch.testing.assert_close(found.value, given.value, rtol=0, atol=1e-9)
@@ -254,7 +255,7 @@ def test_the_adaptive_flow_ends_in_the_diffusions_own_scale():
     low, high = span_of(MIXTURE, sde, end)
     alpha = float(sde.alpha(float(sde.time(high))))
     assert alpha < 0.95
-    x = method.run(Descent(MIXTURE, sde, z, (low, high))).x
+    x = run(method, MIXTURE, sde, z, (low, high))
     torch.testing.assert_close(x, alpha * decode(MIXTURE, z, sde=sde, end=end, method=method), rtol=0, atol=1e-9)
 
 
@@ -265,7 +266,8 @@ def test_an_adaptive_method_shows_its_two_ends():
         x = sample(MIXTURE, 3, sde="vp", method=method, seed=0, end=0.05, callback=seen.append)
         assert [point.step for point in seen] == [0, 1]
         assert seen[0].t == pytest.approx(1.0)
-        assert seen[1].t == pytest.approx(float(VPSDE().time(-math.log(0.05))))
+        end = 0.05 * MIXTURE.data_std
+        assert seen[1].t == pytest.approx(float(VPSDE().time(-math.log(end))))
         torch.testing.assert_close(seen[1].x, x)
 
 
@@ -287,10 +289,11 @@ def test_both_tolerances_count(method, fine):
 
 def test_an_accuracy_takes_a_tenth_and_a_hundredth_and_counts_all_solves():
     """Samples that two solves satisfy cost those two; six evaluations a step that was tried, and one for each solve."""
-    sde, a = VPSDE(), 1e-2
-    span = tuple(reversed(span_of(MIXTURE, sde, 1e-3)))
-    found = AdaptiveFlow(accuracy=a).carried(MIXTURE, sde, X, span)
-    parts = [flow(MIXTURE, sde, X, span, sdekit.Dopri5(), AdaptiveFlow(tol, tol).control) for tol in (a / 10, a / 100)]
+    a = 1e-2
+    span = tuple(reversed(span_of(MIXTURE, VPSDE(), 1e-3)))
+    found = AdaptiveFlow(accuracy=a).carried(MIXTURE, X, span)
+    controls = [AdaptiveFlow(tol, tol).control for tol in (a / 10, a / 100)]
+    parts = [flow(MIXTURE, X, span, sdekit.Dopri5(), control) for control in controls]
     twice = found.evaluations == parts[0].evaluations + parts[1].evaluations
     assert twice.any()
     torch.testing.assert_close(found.x[twice], parts[1].x[twice], rtol=0, atol=1e-9)
@@ -316,18 +319,21 @@ def broken(x, t):
 
 def test_failures_are_told_by_the_callers_rows_times_and_scale():
     """Under VE, whose x at the noisy end is fifty times as large as that of the flow's own equation."""
+    std = math.sqrt(0.3)
+    model = ScoreModel(broken, "ve", "score", shape=(2,), data_std=std)
+    end = float(VESDE().time(math.log(1000 / std)))
     x = torch.cat([X[:5], torch.full((1, 2), 60.0, dtype=torch.float64)])
-    exact = encode(broken, X[:5], sde="ve", method=LOOSE)
+    exact = encode(model, X[:5], method=LOOSE)
     for solved in (
-        lambda: encode(broken, x, sde="ve", method=LOOSE, batch_size=4),
-        lambda: log_likelihood(broken, x, sde="ve", method=LOOSE, batch_size=4),
+        lambda: encode(model, x, method=LOOSE, batch_size=4),
+        lambda: log_likelihood(model, x, method=LOOSE, batch_size=4),
     ):
         with pytest.raises(UnfinishedError, match="row 5: ") as caught:
             solved()
         error = caught.value
         assert error.solution.status.tolist() == [Status.DONE, Status.NOT_FINITE]
         torch.testing.assert_close(error.solution.x[0], exact[4], rtol=0, atol=1e-9)
-        assert error.reached.tolist() == pytest.approx([1.0, float(VESDE().time(math.log(1000)))], abs=1e-6)
+        assert error.reached.tolist() == pytest.approx([1.0, end], abs=1e-6)
 
 
 def test_half_precision_is_solved_in_single():
@@ -402,8 +408,8 @@ def test_one_step_in_time(eta):
     g2 = float(sde.g(t0)) ** 2
     drift = float(sde.f(t0)) * x - 0.5 * (1 + eta**2) * g2 * MIXTURE.score(t0, x, sde)
     w = next(iter(noise.increments([t0, t1], x, (2,)))).w
-    run = replace(method, steps=1, grid=Given(torch.tensor(span, dtype=torch.float64)))
-    found = run.run(Descent(MIXTURE, sde, x, span, noise=noise if eta else None)).x
+    once = replace(method, steps=1, grid=Given(torch.tensor(span, dtype=torch.float64)))
+    found = run(once, MIXTURE, sde, x, span, noise if eta else None)
     torch.testing.assert_close(found, x + drift * (t1 - t0) + eta * math.sqrt(g2) * w, rtol=0, atol=1e-12)
 
 
@@ -421,7 +427,7 @@ def test_churn_of_data_at_one_point(s_tmin, s_tmax, s_noise):
     y, noise = torch.ones(2, 4, dtype=torch.float64), WhiteNoise(5)
     drawn = noise.increments(ts, y, None, normals=1)
     method = EDM(1.2, s_tmin, s_tmax, s_noise, steps=3, grid=Given(grid))
-    found = method.run(Descent(point, ve, y, span, noise=noise)).x
+    found = run(method, point, ve, y, span, noise)
     for t0, t1, step in zip(ts, ts[1:], drawn, strict=False):
         t = min(1.4 * t0, 2.0) if s_tmin <= t0 <= s_tmax else t0
         y = (y + s_noise * math.sqrt(t**2 - t0**2) * step.z[0]) * t1 / t
@@ -437,7 +443,7 @@ def test_ddim_has_the_noise_asked_for():
     z = next(iter(noise.increments(clock, y, (3,)))).w / math.sqrt(clock[1] - clock[0])
     for s_noise in (1.0, 1.5):
         method = DDIM(eta, s_noise=s_noise, steps=1, grid=Given(torch.tensor(span, dtype=torch.float64)))
-        found = method.run(Descent(point, ve, y, span, noise=noise)).x
+        found = run(method, point, ve, y, span, noise)
         torch.testing.assert_close(found, math.sqrt(1 - c * c) * y / 2 + s_noise * c * z, rtol=0, atol=1e-9)
 
 

@@ -460,16 +460,6 @@ def test_what_folders_of_images_refuse(points, images, tmp_path, capsys):
     assert "end" in told(capsys, "sample", points, "--out", tmp_path / "points")
 
 
-def test_an_adapted_grid_is_found_once(points, tmp_path, monkeypatch):
-    whole, found = sd.sample(sd.load(points), 6, steps=8, grid="adapted", seed=0, batch_size=2), []
-    once = sd.Adapted.fitted
-    monkeypatch.setattr(sd.Adapted, "fitted", lambda *args, **more: found.append(args) or once(*args, **more))
-    argv = ["--n", "6", "--batch-size", "2", "--steps", "8", "--grid", "adapted", "--out", str(tmp_path / "x.npy")]
-    assert main(["sample", str(points), *argv]) == 0
-    assert len(found) == 1
-    assert np.array_equal(np.load(tmp_path / "x.npy"), whole.numpy())
-
-
 def test_failures_name_samples_of_the_whole(tmp_path):
     """Of the second part's samples the last is not finite."""
 

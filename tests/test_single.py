@@ -9,13 +9,12 @@ import numpy as np
 import pytest
 import torch
 from peers import DTYPES, MIXTURE, Case, agree, dpm_2, dpm_3, dpmpp_2s, dpmpp_3s, exp_heun, heun
+from physical import on_clock, span_of
 
 from sdekit import ClockedHeun, DPMSolverSingle, Heun, Increment, solve, uniform
 from sdekit._noise.white import AbstractNoise
 from sdekit_diffusion import EDM, METHODS, VESDE, VPSDE, GaussianMixture, sample
-from sdekit_diffusion._sampling.clock import on_clock
 from sdekit_diffusion._sampling.edm_sampler import Churn
-from sdekit_diffusion._sampling.probability_flow import span_of
 
 PUBLISHED = {
     "heun": (VESDE(), Heun(), "noise", heun),

@@ -4,6 +4,7 @@ import warnings
 
 import pytest
 import torch
+from physical import prior, span_of
 
 from sdekit_diffusion import (
     VESDE,
@@ -15,7 +16,8 @@ from sdekit_diffusion import (
     encode,
     sample,
 )
-from sdekit_diffusion._sampling.probability_flow import span_of
+from sdekit_diffusion._sampling import start
+from sdekit_diffusion._sampling.coordinates import Coordinates
 
 LOOSE = AdaptiveFlow(1e-3, 1e-3)
 FEW = {"steps": 3, "seed": 0}
@@ -87,9 +89,10 @@ def test_latents_and_draws_are_not(model, sde):
     kinds = [x, x[:1], 0.5 * x[:3], torch.zeros_like(x[:2])]
     for data in kinds:
         sample(model, sde=sde, x_T=encode(model, data, sde=sde, method=LOOSE), **FEW)
-    start = float(sde.time(span_of(model, sde, 1e-3)[0]))
-    for seed in range(10):
-        x_T = sde.prior((1 + seed % 5, *model.shape), seed=seed, t=start)
+    t = float(sde.time(span_of(model, sde, 1e-3)[0]))
+    draws = [sde.prior((1 + seed % 5, *model.shape), seed=seed, t=t) for seed in range(10)]
+    draws += [prior(model, sde, t, 1 + seed % 5, seed, torch.float32) for seed in range(10)]
+    for x_T in draws:
         sample(model, sde=sde, x_T=x_T, **FEW)
         sample(model, sde=sde, x_T=x_T[:1].expand(50, *model.shape), **FEW)
         mixed = torch.stack([torch.cos(u) * x_T[0] + torch.sin(u) * x_T[-1].flip(0) for u in torch.linspace(0, 1.5, 9)])
@@ -98,16 +101,16 @@ def test_latents_and_draws_are_not(model, sde):
 
 def test_false_alarms():
     """The thresholds are quantiles: with 1e-6 replaced by a half, half of the draws and at least an eighth are warned of."""
-    import sdekit_diffusion._sampling.probability_flow as flow
-
+    coordinates = Coordinates(VPSDE(), std=1.0)
+    l = float(coordinates.log_snr(1.0))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(flow, "_RARE", 0.5)
-        patch.setattr(flow, "_SLACK", 1.0)
+        patch.setattr(start, "_FALSE_ALARM", 0.5)
+        patch.setattr(start, "_SLACK", 1.0)
         count = 0
         for seed in range(2000):
             with warnings.catch_warnings(record=True) as caught:
                 warnings.simplefilter("always")
-                flow.warn_of_start(VPSDE().prior((1, 9), seed=seed), VPSDE(), float(VPSDE().log_snr(1.0)), 1.0)
+                start.warn_of_start(VPSDE().prior((1, 9), seed=seed), coordinates, l)
             count += len(caught)
     # A single sample is out on either side with probability 1/8: 500 of 2000, 5 standard deviations are 97.
     assert 400 < count < 600

@@ -2,9 +2,10 @@
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import ClassVar, Self
+from functools import partial
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
@@ -14,19 +15,25 @@ from sdekit._equations.quadrature import Panels, Rule
 from sdekit._equations.sde import AbstractSDE, NoiseType
 from sdekit.elementary import Time, atan, axpy, broadcast, exp, log, scaled, tan
 
+Prepare = Callable[[Tensor, Tensor, Tensor], Sequence[Callable[[Tensor], Tensor]] | None]
+
 
 @dataclass(frozen=True, eq=False)
 class AbstractClocked(AbstractSDE, ABC):
-    """dy = F dA(l) + dB with F(t(l), x), x = y scale(l), in a time tau of its own, on which B is a standard Brownian motion:
+    """dy = F dA(l) + dB with F(l, x), x = y scale(l), in a time tau of its own, on which B is a standard Brownian motion:
 
         dy = F dA/dtau dtau + dB_tau.
 
     Arguments:
-        integrand: `F(t, x)`, shaped like x; t is own(l), a float or `(batch,)`.
+        integrand: `F(l, x)`, shaped like x; l is a float or `(batch,)`.
         scale: x / y as a function of l; as own and smooth it is asked with floats and with tensors.
-        own: the time in which F is known, as a function of l: l itself, or a diffusion's t; some rules interpolate in it.
+        own: the time in which an equation is published, as a function of l, such as a diffusion's t; some
+            rules interpolate in it.
         smooth: a monotone function of l in which F is nearly a polynomial.
-        table: `at` for the times of a grid; `tabulated` fills it in.
+        prepare: `prepare(l, scale, rate)`, float64 tensors of the levels of a grid, to a list of functions of y,
+            rate F(l_i, scale_i y); None, or a result None, where nothing is gained by it.
+        plans: where plans of multistep rules are remembered, for equations of one clock, `own` and `smooth`.
+        table: the functions of y at the times of a grid; `tabulated` fills it in.
     """
 
     steady: ClassVar[bool]  # whether dA / dtau is 1
@@ -35,7 +42,9 @@ class AbstractClocked(AbstractSDE, ABC):
     scale: Callable[[Time], Time]
     own: Callable[[Time], Time] = field(default=lambda l: l, kw_only=True)
     smooth: Callable[[Time], Time] = field(default=lambda l: l, kw_only=True)
-    table: Mapping[float, tuple[float, float, float]] = field(default_factory=dict, repr=False, kw_only=True)
+    prepare: Prepare | None = field(default=None, repr=False, kw_only=True)
+    plans: MutableMapping[Hashable, Any] | None = field(default=None, repr=False, kw_only=True)  # pyright: ignore[reportIncompatibleMethodOverride]
+    table: Mapping[float, Callable[[Tensor], Tensor]] = field(default_factory=dict, repr=False, kw_only=True)
 
     @abstractmethod
     def time(self, l: Time) -> Time:
@@ -50,22 +59,31 @@ class AbstractClocked(AbstractSDE, ABC):
         """dA / dtau at l."""
 
     def at(self, t: Time) -> tuple[Time, Time, Time]:
-        """The own time, the scale and the rate at a time."""
+        """l, the scale and the rate at a time."""
         l = self.parameter(t)
-        return self.own(l), self.scale(l), self.rate(l)
+        return l, self.scale(l), self.rate(l)
 
     def tabulated(self, ts: Sequence[float]) -> Self:
-        rows = (torch.as_tensor(row).expand(len(ts)).tolist() for row in self.at(torch.tensor(ts, dtype=torch.float64)))
-        return replace(self, table=dict(zip(ts, zip(*rows, strict=True), strict=True)))
+        found = self.at(torch.tensor(ts, dtype=torch.float64))
+        l, scale, rate = (torch.as_tensor(part, dtype=torch.float64) for part in found)
+        functions = None if self.prepare is None else self.prepare(l, scale, rate)
+        if functions is None:
+            rows = (torch.as_tensor(row).expand(len(ts)).tolist() for row in (l, scale, rate))
+            functions = [partial(self._slope, *row) for row in zip(*rows, strict=True)]
+        return replace(self, table=dict(zip(ts, functions, strict=True)))
+
+    def _slope(self, l: Time, scale: Time, rate: Time, x: Tensor) -> Tensor:
+        """F(l, scale y) dA/dtau."""
+        f = self.integrand(l, scaled(scale, x))
+        return f if self.steady else scaled(rate, f)
 
     def physical(self, t: Time, x: Tensor) -> Tensor:
         """The equation's x = y scale(l) at a time, from its y."""
         return x * broadcast(self.scale(self.parameter(t)), x)
 
     def drift(self, t: Time, x: Tensor) -> Tensor:
-        own, scale, rate = (None if isinstance(t, Tensor) else self.table.get(t)) or self.at(t)
-        f = self.integrand(own, scaled(scale, x))
-        return f if self.steady else scaled(rate, f)
+        known = None if isinstance(t, Tensor) else self.table.get(t)
+        return self._slope(*self.at(t), x) if known is None else known(x)
 
     def diffusion(self, t: Time, x: Tensor) -> float:
         return 1.0
@@ -73,7 +91,7 @@ class AbstractClocked(AbstractSDE, ABC):
 
 @dataclass(frozen=True, eq=False)
 class Clocked(AbstractClocked):
-    """dy = F dA(l) + dB_{Q(l)} with F(t(l), x), x = y scale(l), A(l) = e^{a l}, Q(l) = e^{q l}.
+    """dy = F dA(l) + dB_{Q(l)} with F(l, x), x = y scale(l), A(l) = e^{a l}, Q(l) = e^{q l}.
 
     A semi-linear equation in the variable y that removes its linear part. Its time is its clock: tau = Q(l), on which the
     noise is a standard Brownian motion, or tau = A(l) where there is none, so that any solver applies.
@@ -127,7 +145,7 @@ class Clocked(AbstractClocked):
 
 @dataclass(frozen=True, eq=False)
 class AngleClocked(AbstractClocked):
-    """dy = F dA(l) with F(t(l), x), x = y scale(l), A(l) = -arctan(e^{-l} / c), an angle from -pi/2 to 0, and no noise.
+    """dy = F dA(l) with F(l, x), x = y scale(l), A(l) = -arctan(e^{-l} / c), an angle from -pi/2 to 0, and no noise.
 
     Its time is A, float64 where it is a tensor. Multistep rules interpolate F as a polynomial in A, which stands for l in all
     rules, or in a variable where it is smooth.
@@ -169,13 +187,13 @@ def _on_arrays(function: Callable[[Time], Time]) -> Callable[[np.ndarray], np.nd
 
 @dataclass(frozen=True, eq=False)
 class PiecewiseClocked(AbstractSDE):
-    """dy = F dA(l) + dB_{Q(l)} with F(t(l), x), x = y scale(l), log A and log Q linear on each step of a grid of l.
+    """dy = F dA(l) + dB_{Q(l)} with F(l, x), x = y scale(l), log A and log Q linear on each step of a grid of l.
 
     `Clocked` with exponents that change from step to step. Its time is l, for Q may stand still. The weights of planned rules
     and the noise of a step, N(0, Q(l_1) - Q(l_0)), are exact; other solvers see a drift and a g that jump between steps.
 
     Arguments:
-        integrand: `F(t, x)`, shaped like x; t is own(l).
+        integrand: `F(l, x)`, shaped like x.
         scale: x / y as a function of l.
         l: the grid, increasing.
         log_a: log A at its points, increasing.
@@ -212,7 +230,7 @@ class PiecewiseClocked(AbstractSDE):
         return x * broadcast(self.scale(t), x)
 
     def drift(self, t: Time, x: Tensor) -> Tensor:
-        return self.integrand(self.own(t), self.physical(t, x)) * self._float(self.log_a, t)
+        return self.integrand(t, self.physical(t, x)) * self._float(self.log_a, t)
 
     def diffusion(self, t: Time, x: Tensor) -> float:
         return self._float(self.log_q, t) ** 0.5

@@ -1,7 +1,7 @@
 """Reverse time: Anderson's equation and the probability flow, from a forward equation and its score."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Self
 
@@ -111,6 +111,11 @@ class ReverseSDE(AbstractSDE):
 
     def rows(self, index: Tensor) -> Self:
         return replace(self, forward=self.forward.rows(index))
+
+    def tabulated(self, ts: Sequence[float]) -> Self:
+        tabulate = getattr(self.score, "tabulated", None)
+        score = self.score if tabulate is None else tabulate(ts)
+        return replace(self, forward=self.forward.tabulated(ts), score=score)
 
     def within(self, t0: float, t1: float) -> Self:
         return replace(self, forward=self.forward.within(t0, t1))

@@ -1,9 +1,9 @@
 """Stochastic differential equations dx = f(t, x) dt + g(t, x) dW, and ordinary ones as their case g = 0."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, MutableMapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 import torch
@@ -78,6 +78,11 @@ class AbstractSDE(ABC):
     def rows(self, index: Tensor) -> Self:
         """The same equation for some of the samples; itself where nothing is per sample besides x."""
         return self
+
+    @property
+    def plans(self) -> MutableMapping[Hashable, Any] | None:
+        """Where plans of multistep rules on this equation are remembered; None where each solve makes its own."""
+        return None
 
     def tabulated(self, ts: Sequence[float]) -> Self:
         """The same equation with what depends on the times of a grid computed at once; itself where nothing is worth it."""

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from scipy.special import stdtrit
 from torch import Tensor
 
 from sdekit._equations.sde import AbstractSDE
@@ -79,6 +78,8 @@ class Likelihood:
         """
         if not 0 < level < 1:
             raise ValueError(f"the level is a probability between 0 and 1, such as 0.95; not {level}")
+        from scipy.special import stdtrit
+
         q = float(stdtrit(self.probes - 1, 0.5 + 0.5 * level)) if self.probes > 1 else 1.0
         a = self.skewness / math.sqrt(max(1, self.probes))
         low, high = (_untransformed(end, a) for end in (-q, q))

@@ -1,7 +1,7 @@
 """What a solve returns, and how it says that something went wrong."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, MutableMapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import IntEnum
 from typing import Any, NamedTuple, Self
@@ -70,7 +70,6 @@ class Solution:
         evaluations: of the drift, or the score.
         accepted, rejected: steps; None where an engine does not tell.
         status: see `Status`.
-        pilot: evaluations of all samples together to find the grid, before the solve.
     """
 
     x: Tensor
@@ -81,7 +80,6 @@ class Solution:
     accepted: Tensor | None
     rejected: Tensor | None
     status: Tensor
-    pilot: int = 0
 
     @staticmethod
     def joined(parts: "Sequence[Solution]") -> "Solution":
@@ -163,6 +161,10 @@ class Counted(AbstractSDE):
     @property
     def sde_type(self) -> SDEType:  # pyright: ignore[reportIncompatibleVariableOverride]
         return self.problem.sde_type
+
+    @property
+    def plans(self) -> MutableMapping[Hashable, Any] | None:
+        return self.problem.plans
 
     @property
     def evaluations(self) -> int:

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from itertools import repeat
 from typing import ClassVar, Literal, Self, get_args
 
@@ -68,6 +68,16 @@ class AbstractMultistep(AbstractPlanned):
         """The weights of the values at panels.nodes, newest first, `(steps, k)`, in units of A(stop)."""
 
     def plan(self, problem: AbstractSDE, ts: Sequence[float]) -> Self:
+        if problem.plans is None:
+            return replace(self, planned=self._planned(problem, ts))
+        own = tuple(getattr(self, part.name) for part in fields(self) if part.name != "planned")
+        key = type(self), own, problem.noise_type, tuple(ts)
+        if key not in problem.plans:
+            problem.plans[key] = self._planned(problem, ts)
+        return replace(self, planned=problem.plans[key])
+
+    def _planned(self, problem: AbstractSDE, ts: Sequence[float]) -> dict[float, Row]:
+        """The steps of a grid by their t_0."""
         grid, steps, rows = np.asarray(ts), np.arange(len(ts) - 1), {}
         start = self.starting.get(self.k, 1) if problem.noise_type == "none" and self.self_starting else 1
         points, at = grid, steps  # where there are values, and which is the last when a step begins
@@ -87,7 +97,7 @@ class AbstractMultistep(AbstractPlanned):
         last = rows[ts[-2]]
         if self.corrects and len(last.stages) == 1:
             rows[ts[-2]] = last._replace(stages=(), weights=last.stages[0][1], kept=())
-        return replace(self, planned=rows)
+        return rows
 
     def _rows(self, problem: AbstractSDE, nodes: np.ndarray, begins: np.ndarray, ends: np.ndarray) -> dict[float, Row]:
         """Steps with the same number of values, by their t_0."""

@@ -1,15 +1,19 @@
 """Bridges to torchdiffeq and torchsde: their programs run here, and their solvers are engines for equations of ours."""
 
-from torchdiffeq import odeint_event
+from typing import TYPE_CHECKING, Any
 
 from sdekit.interop._from_torchsde import from_torchsde
 from sdekit.interop._odeint import odeint
 from sdekit.interop._odeint_adjoint import odeint_adjoint
-from sdekit.interop._path_adapters import BrownianTreeNoiseSampler, TorchsdeBrownian
+from sdekit.interop._originals import odeint_event
+from sdekit.interop._path_adapters import BrownianTreeNoiseSampler
 from sdekit.interop._sdeint import sdeint
 from sdekit.interop._to_torchsde import to_torchsde
 from sdekit.interop._torchdiffeq import solve_ode
 from sdekit.interop._torchsde_noise import TorchsdeNoise
+
+if TYPE_CHECKING:
+    from sdekit.interop._torchsde_brownian import TorchsdeBrownian
 
 __all__ = [
     "BrownianTreeNoiseSampler",
@@ -23,3 +27,11 @@ __all__ = [
     "solve_ode",
     "to_torchsde",
 ]
+
+
+def __getattr__(name: str) -> Any:  # noqa: ANN401
+    if name == "TorchsdeBrownian":  # a subclass of torchsde's, which is slow to import
+        from sdekit.interop._torchsde_brownian import TorchsdeBrownian
+
+        return TorchsdeBrownian
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

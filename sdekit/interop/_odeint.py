@@ -9,10 +9,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-# From the submodule: `torchdiffeq.odeint = sdekit.odeint` replaces the attribute of the package alone.
-from torchdiffeq._impl.odeint import SOLVERS
-from torchdiffeq._impl.odeint import odeint as torchdiffeq_odeint
-
 from sdekit._grid import times
 from sdekit._names import did_you_mean
 from sdekit._solve.adaptive import adaptive
@@ -34,6 +30,7 @@ from sdekit._solvers import (
 )
 from sdekit.calling import require_call
 from sdekit.interop._guarded import GuardedFunc, GuardedMethod
+from sdekit.interop._originals import torchdiffeq_methods, torchdiffeq_odeint
 from sdekit.interop._system import State, System
 from sdekit.interop._torchsde_grid import steps
 
@@ -188,8 +185,10 @@ def require_method(method: str | None) -> None:
     Raises:
         ValueError: with the names, and the nearest.
     """
-    names = dict.fromkeys((*ADAPTIVE, *FIXED, *SOLVERS))
-    if method is not None and method not in names:
+    if method is None or method in ADAPTIVE or method in FIXED:
+        return
+    names = dict.fromkeys((*ADAPTIVE, *FIXED, *torchdiffeq_methods()))
+    if method not in names:
         raise ValueError(f"method = {method!r} is not one of {', '.join(names)}{did_you_mean(method, names, _MEANT)}")
 
 

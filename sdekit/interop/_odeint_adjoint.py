@@ -8,13 +8,10 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-# From the submodule: `torchdiffeq.odeint_adjoint = sdekit.odeint_adjoint` replaces the attribute of the package alone.
-from torchdiffeq._impl.adjoint import find_parameters
-from torchdiffeq._impl.adjoint import odeint_adjoint as torchdiffeq_adjoint
-
 from sdekit.calling import require_call
 from sdekit.interop._guarded import GuardedMethod
 from sdekit.interop._odeint import handed, odeint, require_arguments, require_method, solved_here
+from sdekit.interop._originals import original, torchdiffeq_adjoint
 from sdekit.interop._system import State, System
 
 
@@ -73,6 +70,7 @@ def odeint_adjoint(
         given["adjoint_options"] = adjoint_options
         given["event_fn"] = event_fn and GuardedMethod("event_fn(t, y)", event_fn)
         own = adjoint_params is None and isinstance(func, nn.Module)
+        find_parameters = original("torchdiffeq._impl.adjoint", "find_parameters")
         given["adjoint_params"] = find_parameters(func) if own else adjoint_params
         try:
             return torchdiffeq_adjoint(*handed(func, y0, t), **there, **given)

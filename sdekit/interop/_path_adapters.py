@@ -1,76 +1,14 @@
-"""Our Brownian paths under the interfaces that torchsde's solvers and k-diffusion's samplers ask."""
+"""Our Brownian paths as the noise of k-diffusion's samplers."""
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
-import torchsde
 from torch import Tensor
 
 from sdekit._grid import geometric
 from sdekit._noise.brownian import BrownianPath
 from sdekit._noise.white import AbstractNoise, Increment
-
-
-class TorchsdeBrownian(torchsde.BaseBrownian):
-    """A path as torchsde's solvers ask for it: bm(ta, tb) = W(tb) - W(ta), with `return_U=True` also U = int (W - W(ta)) dt.
-
-    Arguments:
-        path: a `BrownianPath` whose knots are the times of the solve, or other noise that is a path.
-        size: the shape of W, `(batch, m)` for torchsde.
-        dtype, device: of what is returned.
-    """
-
-    def __init__(
-        self,
-        path: AbstractNoise,
-        size: tuple[int, ...],
-        *,
-        dtype: torch.dtype | None = None,
-        device: torch.device | str | None = None,
-    ) -> None:
-        super().__init__()
-        self.path, self._like = path, torch.empty(size, dtype=dtype, device=device)
-
-    def __call__(
-        self, ta: float | Tensor, tb: float | Tensor | None = None, return_U: bool = False, return_A: bool = False
-    ) -> Any:  # noqa: ANN401 - one tensor or two, as torchsde's
-        if return_A:
-            raise ValueError("the path knows W and its space-time area U, not the areas between coordinates: return_A=False")
-        start, end = (self.path.tree.knots[0], float(ta)) if tb is None else (float(ta), float(tb))
-        if start > end:
-            raise ValueError(f"bm(ta, tb) asks for ta <= tb, not {start} and {end}")
-        w, h = _read(self.path, start, end, self._like, levy=return_U)[:2]
-        if not return_U:
-            return w
-        assert w is not None
-        assert h is not None
-        return w, (end - start) * (0.5 * w + h)
-
-    @property
-    def shape(self) -> torch.Size:
-        return self._like.shape
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self._like.dtype
-
-    @property
-    def device(self) -> torch.device:
-        return self._like.device
-
-    @property
-    def levy_area_approximation(self) -> str:
-        return "space-time"
-
-    def __repr__(self) -> str:
-        return f"TorchsdeBrownian({self.path}, size={tuple(self.shape)})"
-
-    def to(self, *args: Any, **kwargs: Any) -> "TorchsdeBrownian":  # noqa: ANN401
-        """The same path in another dtype or on another device."""
-        like = self._like.to(*args, **kwargs)
-        return TorchsdeBrownian(self.path, tuple(like.shape), dtype=like.dtype, device=like.device)
 
 
 class BrownianTreeNoiseSampler:
@@ -116,7 +54,7 @@ class BrownianTreeNoiseSampler:
         low, high = self.path.knots[0], self.path.knots[-1]
         ends = torch.tensor([min(max(self._time(s), low), high) for s in (sigma, sigma_next)], dtype=torch.float64)
         t0, t1 = self.path.tree.times(self.path.ticks(ends)).tolist()  # of which W has exactly the variance |t1 - t0|
-        w = _read(self.path, t0, t1, self._like, levy=False).w
+        w = read(self.path, t0, t1, self._like, levy=False).w
         assert w is not None
         return (w / (abs(t1 - t0) ** 0.5 or 1.0)).to(self._target)
 
@@ -124,5 +62,5 @@ class BrownianTreeNoiseSampler:
 _OCTAVES = 1 << 12
 
 
-def _read(path: AbstractNoise, t0: float, t1: float, x: Tensor, *, levy: bool) -> Increment:
+def read(path: AbstractNoise, t0: float, t1: float, x: Tensor, *, levy: bool) -> Increment:
     return next(iter(path.readings([t0, t1], x, tuple(x.shape[1:]), levy=levy)))

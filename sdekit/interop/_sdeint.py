@@ -8,10 +8,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-# From the submodule: `torchsde.sdeint = sdekit.sdeint` replaces the attribute of the package alone.
-from torchsde._core.sdeint import sdeint as torchsde_sdeint
-from torchsde.settings import METHODS
-
 from sdekit._equations.sde import AbstractSDE, NoiseType
 from sdekit._names import did_you_mean
 from sdekit._solvers import (
@@ -27,6 +23,7 @@ from sdekit._solvers import (
 )
 from sdekit.interop._from_torchsde import calls_of, for_one_solve, from_torchsde
 from sdekit.interop._guarded import GuardedSDE
+from sdekit.interop._originals import torchsde_methods, torchsde_sdeint
 from sdekit.interop._to_torchsde import to_torchsde
 from sdekit.interop._torchsde_grid import states
 from sdekit.interop._torchsde_noise import Brownian, brownian
@@ -100,9 +97,8 @@ def sdeint(
     _require(sde, y0, ts, dt)
     problem = sde if isinstance(sde, AbstractSDE) else from_torchsde(sde, names=names, noise_size=_size(bm))
     method = _default(problem) if method is None else method
-    if method not in METHODS:
-        known = [name for name in vars(METHODS).values() if isinstance(name, str) and name in METHODS]
-        raise ValueError(f"method = {method!r} is not one of {', '.join(known)}{did_you_mean(method, known, _MEANT)}")
+    if method not in SOLVERS:
+        _require_method(method)
     solver = SOLVERS.get(method, {}).get(problem.noise_type)
     special = adaptive or logqp or extra or options or extra_solver_state is not None
     if special or solver is None or solver.sde_type != problem.sde_type:
@@ -136,6 +132,12 @@ def _require(sde: object, y0: Tensor, ts: Tensor | Sequence[float], dt: float) -
             raise ValueError(f"{name} must not require a gradient; detach it")
     if not dt > 0:
         raise ValueError(f"dt is the width of a step, positive, not {dt}; decreasing ts reverse the time")
+
+
+def _require_method(method: str) -> None:
+    known = torchsde_methods()
+    if method not in known:
+        raise ValueError(f"method = {method!r} is not one of {', '.join(known)}{did_you_mean(method, known, _MEANT)}")
 
 
 def _size(bm: Brownian | None) -> int | None:

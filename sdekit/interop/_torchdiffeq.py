@@ -5,16 +5,13 @@ from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
-from torchdiffeq._impl.adjoint import odeint_adjoint
-
-# From the submodules: a program may have replaced the attributes of the package by sdekit's.
-from torchdiffeq._impl.odeint import odeint
 
 from sdekit._equations.sde import AbstractSDE
 from sdekit._grid import times
 from sdekit._names import did_you_mean
 from sdekit._solve.solution import Counted, NotFiniteError, Point, Solution, not_finite, require_state, shared
 from sdekit.elementary import Time
+from sdekit.interop._originals import torchdiffeq_adjoint, torchdiffeq_odeint
 from sdekit.interop._to_torchsde import held
 
 State = tuple[Tensor, ...]
@@ -78,9 +75,9 @@ def trajectory(
     given: dict[str, Any] = {"rtol": rtol, "atol": atol, "method": method, "options": _options(method, points, options or {})}
     try:
         if adjoint is None:
-            states = odeint(checked, state, points, **given)
+            states = torchdiffeq_odeint(checked, state, points, **given)
         else:
-            states = odeint_adjoint(checked, state, points, **given, adjoint_params=tuple(adjoint))
+            states = torchdiffeq_adjoint(checked, state, points, **given, adjoint_params=tuple(adjoint))
     except AssertionError as error:
         if "dt" not in str(error) and "max_num_steps" not in str(error):  # not torchdiffeq's
             raise

@@ -5,15 +5,14 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
-import torchsde
 from torch import Tensor
 
 from sdekit._equations.sde import AbstractSDE
 from sdekit._noise.generator import fresh_seed
 from sdekit._noise.white import AbstractNoise, Increment, WhiteNoise
-from sdekit.interop._path_adapters import TorchsdeBrownian
+from sdekit.interop._originals import original
 
-Brownian = AbstractNoise | torchsde.BaseBrownian | Callable[..., Any]  # what sdeint takes as bm
+Brownian = AbstractNoise | Callable[..., Any]  # what sdeint takes as bm: torchsde's Brownian motions are callable
 
 _LEVY = {"srk": "space-time", "log_ode": "foster"}
 
@@ -96,8 +95,10 @@ def brownian(
             "WhiteNoise has no path, and this solve is torchsde's, which asks for one; use bm=None or a BrownianPath"
         )
     if bm is not None:
+        from sdekit.interop._torchsde_brownian import TorchsdeBrownian
+
         return TorchsdeBrownian(bm, (len(y0), math.prod(event)), dtype=y0.dtype, device=y0.device)
-    return torchsde.BrownianInterval(
+    return original("torchsde._brownian.brownian_interval", "BrownianInterval")(
         t0=float(ts[0]),
         t1=float(ts[-1]),
         size=(len(y0), math.prod(event)),

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sdekit import normal
 from sdekit_diffusion._models.model import ScoreModel
-from sdekit_diffusion._sampling.probability_flow import span_of
+from sdekit_diffusion._sampling.coordinates import Coordinates
 from sdekit_diffusion._sampling.sample import sample
 from sdekit_diffusion._training.run import METRICS
 from sdekit_diffusion.data import Dataset, Scale
@@ -96,8 +96,9 @@ def forward(model: ScoreModel, source: Dataset, seed: int) -> "Figure":
     x = source.test[: 500 if continuous else 4]
     x0 = source.scale.encode(x).float()
     eps, panels = normal(seed, torch.arange(len(x)), tuple(x.shape[1:]), dtype=x0.dtype), []
-    for l in np.linspace(*span_of(model, model.sde, 1e-3), 5 if continuous else 11)[::-1]:
-        alpha, sigma = model.sde.kernel(float(model.sde.time(float(l))))
+    coordinates = Coordinates.of(model, model.sde)
+    for l in np.linspace(*coordinates.span(model, 1e-3), 5 if continuous else 11)[::-1]:
+        alpha, sigma = model.sde.kernel(float(coordinates.time(float(l))))
         panels.append((alpha, sigma, alpha * x0 + sigma * eps))
     if continuous:
         return scatter(_named(panels, source))

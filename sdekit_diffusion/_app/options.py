@@ -15,14 +15,11 @@ from sdekit_diffusion._diffusions.names import diffusion
 from sdekit_diffusion._loading.load import load
 from sdekit_diffusion._loading.named import named_model
 from sdekit_diffusion._models.model import ALIASES, Conditioning, Prediction, ScoreModel
-from sdekit_diffusion._sampling.adapted import grid_of
 from sdekit_diffusion._sampling.methods import method_of
-from sdekit_diffusion._sampling.probability_flow import span_of
 from sdekit_diffusion.data import Dataset
 
 # What is predicted and what is told of the noise, as published; other networks do as well with the default.
 _PUBLISHED: dict[str, tuple[Prediction, Conditioning]] = {"NCSN": ("score", "time"), "NCSNv2": ("noise", "time")}
-_ENOUGH = 10_000  # samples, to know the size of their coordinates
 _SDE = "subvp"
 _ARCHITECTURE = "width multipliers dilations levels blocks attention dropout depth".split()
 _CONVENTIONS = "sde predicts conditioning".split()
@@ -86,14 +83,12 @@ class Net:
         else:
             chosen, (predicts, conditioning) = diffusion(sde or _SDE), _PUBLISHED.get(name, _DEFAULT)
             net = self._built(name, shape, chosen) if made is None else made
-        values = source.scale.encode(source.reference(_ENOUGH)[0])
         return ScoreModel(
             net,
             chosen,
             self.predicts or predicts,
             shape=shape,
             conditioning=self.conditioning or conditioning,
-            data_std=float(values.square().mean().sqrt()),
             data_range=made.data_range if isinstance(made, ScoreModel) else None,
             scale=source.scale,
         )
@@ -174,8 +169,7 @@ class Sampler:
     Attributes:
         method: default, euler_maruyama, pc, ode or another method of the library; a name that is none lists them.
         steps: how many steps.
-        grid: where they are: native, time, quadratic, sigma, karras, log_snr, focused, or adapted, found from the model, at
-            the cost of thousands of samples.
+        grid: where they are: native, time, quadratic, sigma, karras, log_snr or focused.
         noise: white, other noise for every number of steps; or path, one Brownian path a sample, which more steps refine.
         eta: the noise level: 0 the probability flow, 1 the reverse SDE; above 0 the default method is "sde".
         sde: the diffusion to sample under: ve, vp, subvp, cosine, edm, flow, ddpm or ncsn; the model's own unless given.
@@ -215,13 +209,3 @@ class Sampler:
             chosen = replace(chosen, eta=self.eta)
         same = {name: getattr(self, name) for name in ("steps", "grid", "noise", "sde", "end", "denoise", "seed")}
         return {**same, "method": chosen, "dtype": None if self.dtype is None else getattr(torch, self.dtype)}
-
-    def fitted(self, model: ScoreModel) -> dict[str, Any]:
-        """The arguments of `sample` for many calls: what the grid must know of the model is found once."""
-        settings = self.settings()
-        if self.grid is None:
-            return settings
-        method = method_of(settings["method"], self.steps, self.grid)
-        sde = diffusion(self.sde or model.sde)
-        span = span_of(model, sde, self.end)
-        return {**settings, "grid": grid_of(self.grid).fitted(model, sde, span, method)}

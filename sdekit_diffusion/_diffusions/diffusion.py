@@ -3,6 +3,7 @@
 import copy
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Self
 
@@ -10,13 +11,15 @@ import torch
 from torch import Tensor
 
 from sdekit import AbstractSDE, fresh_seed, normal
-from sdekit.elementary import Time, broadcast, clip, expm1, log, reciprocal, sqrt
+from sdekit.elementary import Time, broadcast, clip, expm1, log, reciprocal, scaled, sqrt
 from sdekit_diffusion._inputs import usable
 
 _START = 1000.0  # sigma / alpha of the data's standard deviation at the start of a solve, where T is out of reach
 
 
 _REACH = 1e5  # the largest such ratio at T that is not: published schedules end at up to 4e4; clocks of solves lose digits
+
+LARGEST = 20.0  # |log(alpha / sigma)| that stands for infinity where a diffusion or a network has none
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,7 @@ class AbstractDiffusion(AbstractSDE):
 
     noise_type = "additive"
     largest: ClassVar[str] = ""  # the parameter that says how much noise there is at T
+    _table: ClassVar[Mapping[float, tuple[float, float]]] = {}  # f and g at the times of a grid
     _reads = True  # whether `checked` reads times that are tensors
 
     @property
@@ -59,11 +63,26 @@ class AbstractDiffusion(AbstractSDE):
 
     def drift(self, t: Time, x: Tensor) -> Tensor:
         """f(t) x."""
-        return x * broadcast(self.f(self.checked(t)), x)
+        return scaled(self._coefficients(t)[0], x)
 
     def diffusion(self, t: Time, x: Tensor) -> Time:
         """g(t), ready to multiply x."""
-        return broadcast(self.g(self.checked(t)), x)
+        return broadcast(self._coefficients(t)[1], x)
+
+    def _coefficients(self, t: Time) -> tuple[Time, Time]:
+        """f(t) and g(t)."""
+        known = None if isinstance(t, Tensor) else self._table.get(t)
+        if known is not None:
+            return known
+        t = self.checked(t)
+        return self.f(t), self.g(t)
+
+    def tabulated(self, ts: Sequence[float]) -> Self:
+        t = self.checked(torch.tensor(ts, dtype=torch.float64))
+        columns = (torch.as_tensor(column).expand(len(ts)).tolist() for column in (self.f(t), self.g(t)))
+        same = copy.copy(self)
+        object.__setattr__(same, "_table", dict(zip(ts, zip(*columns, strict=True), strict=True)))
+        return same
 
     def kernel(self, t: float) -> tuple[float, float]:
         """alpha(t) and sigma(t)."""
@@ -78,9 +97,29 @@ class AbstractDiffusion(AbstractSDE):
         """`time` for an l of its own range: rounding does not lead out of [0, T], near whose ends l may hardly change."""
         return clip(self.time(l), 0.0, self.T)
 
+    def normalised(self, t: Time, x: Tensor) -> tuple[Time, Tensor]:
+        """The log-SNR l = log(alpha / sigma), and the point as models see it, x / sqrt(alpha^2 + sigma^2).
+
+        Raises:
+            ValueError: when t is outside [0, T].
+        """
+        t = self.checked(t)
+        return self.log_snr(t), x * broadcast(1 / self.size(t), x)
+
+    def size(self, t: Time) -> Time:
+        """sqrt(alpha^2 + sigma^2), the standard deviation of x_t for data of variance 1."""
+        alpha = self.alpha(t)
+        sigma = self.sigma(t)
+        return sqrt(alpha * alpha + sigma * sigma)
+
     def spaced(self, t0: float, t1: float, u: Tensor) -> Tensor:
         """The times between t0 and t1 at u in [0, 1]: equal parts, but where a diffusion's own time is not for such."""
         return t0 + (t1 - t0) * u
+
+    @property
+    def more_noise(self) -> str:
+        """What messages advise to raise for more noise at T: ", larger sigma_max"; empty where nothing is to raise."""
+        return f", larger {self.largest}" if self.largest else ""
 
     @property
     def levels(self) -> Tensor:

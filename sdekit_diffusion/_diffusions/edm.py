@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from sdekit.elementary import Time, exp, sqrt
-from sdekit_diffusion._diffusions.diffusion import AbstractExploding
+from sdekit.elementary import Time, clip, exp, sqrt
+from sdekit_diffusion._diffusions.diffusion import LARGEST, AbstractExploding
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,8 @@ class EDMSDE(AbstractExploding):
         return t
 
     def time(self, l: Time) -> Time:
-        return exp(-l)
+        # An infinite l, of a diffusion with more noise, is a time far beyond T.
+        return exp(clip(-l, -math.inf, math.log(self.sigma_max) + LARGEST))
 
     def g(self, t: Time) -> Time:
         return sqrt(2 * t)

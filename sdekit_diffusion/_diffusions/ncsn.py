@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from sdekit import geometric
-from sdekit.elementary import Time, exp, sqrt
-from sdekit_diffusion._diffusions.diffusion import AbstractExploding
+from sdekit.elementary import Time, clip, exp, sqrt
+from sdekit_diffusion._diffusions.diffusion import LARGEST, AbstractExploding
 from sdekit_diffusion._diffusions.piecewise import PiecewiseLinear, numbers, require_increasing, shown
 
 
@@ -61,7 +61,7 @@ class NCSN(AbstractExploding):
         return exp(self.log_sigma(t))
 
     def time(self, l: Time) -> Time:
-        return self.log_sigma.inverse(-l)
+        return self.log_sigma.inverse(-clip(l, -LARGEST, LARGEST))
 
     def g(self, t: Time) -> Time:
         return self.sigma(t) * sqrt(2 * self.log_sigma.slope(t))

@@ -3,8 +3,8 @@
 import math
 from dataclasses import dataclass
 
-from sdekit.elementary import Time, exp, expm1, softplus, sqrt
-from sdekit_diffusion._diffusions.diffusion import AbstractExploding
+from sdekit.elementary import Time, clip, exp, expm1, softplus, sqrt
+from sdekit_diffusion._diffusions.diffusion import LARGEST, AbstractExploding
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,8 @@ class VESDE(AbstractExploding):
         return self._level(t) * sqrt(-expm1(-2 * self.growth * t)) if self.exact else self._level(t)
 
     def time(self, l: Time) -> Time:
-        log_ratio = -l - math.log(self.sigma_min)
+        # An infinite l, of a diffusion with less or more noise, is a time far outside [0, T].
+        log_ratio = clip(-l - math.log(self.sigma_min), -LARGEST, self.growth + LARGEST)
         return log_ratio / self.growth if not self.exact else softplus(2 * log_ratio) / (2 * self.growth)
 
     def g(self, t: Time) -> Time:

@@ -5,7 +5,7 @@ from abc import ABC
 from dataclasses import dataclass
 
 from sdekit.elementary import Time, asinh, clip, exp, expm1, softplus, sqrt
-from sdekit_diffusion._diffusions.diffusion import AbstractDiffusion
+from sdekit_diffusion._diffusions.diffusion import LARGEST, AbstractDiffusion
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,8 @@ class AbstractLinearBeta(AbstractDiffusion, ABC):
 
     def inverse(self, integral: Time) -> Time:
         """The t at which B(t) has a value: the root of a quadratic, in the form that does not cancel."""
+        # An infinite one, of a diffusion with more noise, is a time far beyond T.
+        integral = clip(integral, 0.0, float(self.integral(self.T)) + 2 * LARGEST)
         slope = self.beta_max - self.beta_min
         rate = self.beta_min + sqrt(self.beta_min**2 + 2 * slope * integral)
         return 2 * integral / clip(rate, 1e-37, math.inf)  # 0 for 0 where beta_min is

@@ -142,7 +142,7 @@ def variational_bound(
             for k, (step, t) in itertools.product(range(draws), enumerate(chain.times)):
                 eps = normal(seed, first + k * _DRAW + rows, tuple(x.shape[1:]), counter=BOUND + step, dtype=dtype)
                 x_t = sde.alpha(t) * x0.to(dtype) + sde.sigma(t) * eps
-                found[k, step] = chain.term(step, x0, some.denoise(t, x_t, sde).double(), decoder)
+                found[k, step] = chain.term(step, x0, some.predict_data(*sde.normalised(t, x_t)).double(), decoder)
                 bar.update()
             parts.append((found, chain.prior(x0)))
     unit = (x[0].numel() if len(x) else 1) * math.log(2)

@@ -7,14 +7,14 @@ from typing import Literal, overload
 import torch
 from torch import Tensor
 
-from sdekit import AbstractTrace, Likelihood
+from sdekit import AbstractTrace, Likelihood, UnfinishedError
 from sdekit_diffusion._diffusions.diffusion import AbstractDiffusion
 from sdekit_diffusion._inputs import require_tensor
 from sdekit_diffusion._likelihood.likelihood import along, points_of
 from sdekit_diffusion._models.evaluating import evaluating
 from sdekit_diffusion._models.model import AbstractModel, as_model
 from sdekit_diffusion._sampling.adaptive import AdaptiveFlow
-from sdekit_diffusion._sampling.probability_flow import span_of
+from sdekit_diffusion._sampling.coordinates import Coordinates, Span, event_of
 from sdekit_diffusion._sampling.sample import Model
 
 
@@ -36,15 +36,16 @@ def encode(
         sdekit.UnfinishedError: where some samples do not reach the end: its `solution` has the others.
     """
     model, diffusion = as_model(model, sde)
-    low, high = span_of(model, diffusion, end)
-    return _carried(model, diffusion, x, (high, low), method, batch_size)
+    coordinates = Coordinates.of(model, diffusion, event_of(x))
+    low, high = coordinates.span(model, end)
+    return _carried(model, coordinates, x, (high, low), method, batch_size)
 
 
 def _carried(
     model: AbstractModel,
-    sde: AbstractDiffusion,
+    coordinates: Coordinates,
     x: Tensor,
-    span: tuple[float, float],
+    span: Span,
     method: AdaptiveFlow,
     batch_size: int | None,
 ) -> Tensor:
@@ -54,7 +55,11 @@ def _carried(
         for i in range(0, max(len(x), 1), size):
             part = x[i : i + size]
             some = model.rows(torch.arange(i, i + len(part), device=x.device))
-            parts.append(method.carried(some, sde, part, span, after=i).x)
+            try:
+                u = coordinates.enter(span, part) if part.is_floating_point() else part
+                parts.append(coordinates.leave(span, method.carried(coordinates.standardised(some), u, span).x))
+            except UnfinishedError as error:
+                raise coordinates.left_unfinished(span, error, i) from None
     return torch.cat(parts)
 
 
@@ -106,14 +111,15 @@ def decode(
         TypeError, ValueError, sdekit.UnfinishedError: as there.
     """
     model, diffusion = as_model(model, sde)
-    low, high = span_of(model, diffusion, end)
+    coordinates = Coordinates.of(model, diffusion, event_of(latent))
+    low, high = coordinates.span(model, end)
     if not return_likelihood:
-        return _carried(model, diffusion, latent, (low, high), method, batch_size)
+        return _carried(model, coordinates, latent, (low, high), method, batch_size)
     found = along(
-        model, diffusion, latent, (low, high), lambda x: x.new_zeros(len(x)), trace=trace, method=method, first=first,
+        model, coordinates, latent, (low, high), lambda x: x.new_zeros(len(x)), trace=trace, method=method, first=first,
         batch_size=batch_size,
     )  # fmt: skip
-    start = diffusion.log_prior(latent, float(diffusion.time_within(low)))
+    start = coordinates.log_prior((low, high), latent)
     return found.latent, replace(found, value=start - found.value, latent=latent, skewness=-found.skewness)
 
 

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -16,8 +17,10 @@ from sdekit_diffusion._inputs import require_tensor
 from sdekit_diffusion._models.evaluating import evaluating
 from sdekit_diffusion._models.model import AbstractModel, ScoreModel, as_model
 from sdekit_diffusion._sampling.adaptive import AdaptiveFlow
-from sdekit_diffusion._sampling.probability_flow import StandardFlow, span_of, warn_of_prior
+from sdekit_diffusion._sampling.coordinates import Coordinates, Span, event_of
+from sdekit_diffusion._sampling.probability_flow import ProbabilityFlowOnClock
 from sdekit_diffusion._sampling.sample import Model
+from sdekit_diffusion._sampling.start import warn_of_prior
 
 _EXACT_UP_TO = 32  # dimensions: above, eight probes cost less than a quarter of the exact trace
 _DRAW = 1 << 40  # between the samples' indices of two dequantisations, so that their noise and probes are independent
@@ -51,7 +54,8 @@ def log_likelihood(
         x: floating points, `(batch, *shape)`, in the model's own scale.
         sde: the diffusion; the model's own unless given.
         trace: `sdekit.Exact()`, the default up to 32 dimensions, or `sdekit.Hutchinson(probes=8)`, the default above.
-        end: the noise that x is taken to have, relative to the data: p is the law of data + end * eps.
+        end: the noise that x is taken to have, in units of the standard deviation s of the data: p is the law of
+            data + end s eps.
         log_prior: the log-density of x_T, `(batch, *shape)` to `(batch,)`.
         method: the tolerances, the solver and the most steps, such as `AdaptiveFlow(rtol=1e-7, atol=1e-7)`.
         first: the index of the first point, on which its probes depend, besides the seed of `trace`.
@@ -72,25 +76,22 @@ def log_likelihood(
         Song et al. 2021, arXiv 2011.13456, appendix D.2.
     """
     model, diffusion = as_model(model, sde)
-    low, high = span_of(model, diffusion, end)
-    start = float(diffusion.time_within(low))
+    coordinates = Coordinates.of(model, diffusion, event_of(x))
+    low, high = coordinates.span(model, end)
     if log_prior is None:
-        warn_of_prior(model, diffusion)
-
-    def log_p_start(x_T: Tensor) -> Tensor:
-        return diffusion.log_prior(x_T, start) if log_prior is None else log_prior(x_T).to(torch.float64)
-
+        warn_of_prior(model, coordinates)
     return along(
-        model, diffusion, x, (high, low), log_p_start, trace=trace, method=method, first=first, batch_size=batch_size,
+        model, coordinates, x, (high, low), log_prior or partial(coordinates.log_prior, (low, high)),
+        trace=trace, method=method, first=first, batch_size=batch_size,
         differentiable=differentiable, progress=progress,
     )  # fmt: skip
 
 
 def along(
     model: AbstractModel,
-    sde: AbstractDiffusion,
+    coordinates: Coordinates,
     x: Tensor,
-    span: tuple[float, float],
+    span: Span,
     log_end: Callable[[Tensor], Tensor],
     *,
     trace: AbstractTrace | None,
@@ -104,37 +105,36 @@ def along(
     x = points_of(model, x, batch_size, method)
     if method.accuracy is not None:
         raise ValueError(f"accuracy={method.accuracy} is that of x at the end; a likelihood takes rtol and atol")
-    equation = StandardFlow(model, sde.unchecked())
+    equation = ProbabilityFlowOnClock(coordinates.standardised(model))
     clock = equation.clock(span[0]), equation.clock(span[1])
-    r0, r1 = equation.radii(clock)
-    scaling = math.prod(x.shape[1:]) * math.log(r1 / r0)  # the flow's own divergence is that of w
+    volume = math.prod(x.shape[1:]) * coordinates.log_scaling(span)  # the flow's own divergence is that of u
 
-    def at_end(w: Tensor) -> Tensor:
-        return log_end(w * r1) + scaling
+    def at_end(u: Tensor) -> Tensor:
+        return log_end(coordinates.leave(span, u)).to(torch.float64) + volume
 
     trace = trace or (Exact() if math.prod(x.shape[1:]) <= _EXACT_UP_TO else Hutchinson(probes=8))
     parts, size = [], batch_size or max(len(x), 1)
     bar = tqdm(total=len(x), unit="sample", desc="likelihood", disable=not progress)
     with torch.set_grad_enabled(differentiable), evaluating(model, len(x)), bar:
-        _require_differentiable(model, sde, x)
+        _require_differentiable(model, x)
         for i in range(0, max(len(x), 1), size):
             some = x[i : i + size]
             rows = torch.arange(i, i + len(some), device=x.device)
-            w = some / r0 if x.is_floating_point() else some
+            u = coordinates.enter(span, some) if x.is_floating_point() else some
             try:
                 part = sdekit.log_likelihood(
-                    equation.rows(rows), w, clock, at_end, trace=trace, index=first + rows,
+                    equation.rows(rows), u, clock, at_end, trace=trace, index=first + rows,
                     solver=method.solver, control=method.control, differentiable=differentiable,
                 )  # fmt: skip
             except UnfinishedError as error:
-                raise equation.seen(error, r1, after=i) from None
+                raise coordinates.left_unfinished(span, equation.seen(error), i) from None
             parts.append(part)
             bar.update(len(some))
     value, stderr, latent, evaluations, status, skewness = (
         torch.cat([getattr(part, name) for part in parts])
         for name in ("value", "stderr", "latent", "evaluations", "status", "skewness")
     )
-    return Likelihood(value, stderr, latent * r1, evaluations, status, trace.probes, skewness)
+    return Likelihood(value, stderr, coordinates.leave(span, latent), evaluations, status, trace.probes, skewness)
 
 
 def points_of(model: AbstractModel, x: object, batch_size: int | None, method: object) -> Tensor:
@@ -155,12 +155,12 @@ def points_of(model: AbstractModel, x: object, batch_size: int | None, method: o
     return x.to(torch.promote_types(x.dtype, torch.float32)) if x.is_floating_point() else x
 
 
-def _require_differentiable(model: AbstractModel, sde: AbstractDiffusion, x: Tensor) -> None:
+def _require_differentiable(model: AbstractModel, x: Tensor) -> None:
     """Refuses a model whose output autograd cannot follow: its divergence would count as 0."""
     if len(x) and x.is_floating_point():
         with torch.inference_mode(False), torch.enable_grad():
             point, model = x[:1].detach().clone().requires_grad_(), model.rows(torch.zeros(1, dtype=torch.int64))
-            out = model(point, 0.5) if isinstance(model, ScoreModel) else model.denoise(0.5 * sde.T, point, sde)
+            out = model(point, 0.5) if isinstance(model, ScoreModel) else model.predict_data(0.0, point)
             if not out.requires_grad or torch.autograd.grad(out.sum(), point, allow_unused=True)[0] is None:
                 raise ValueError(
                     "the model's output does not depend on x in a way autograd can see: remove no_grad or detach, or give a "

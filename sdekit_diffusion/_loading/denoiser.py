@@ -63,7 +63,7 @@ def from_edm(
             or mapping_cond, by `ScoreModel.given`.
         raw: None for D itself; "edm" for an F that is told log(sigma) / 4; "k-diffusion" for one that is told sigma, the
             `inner_model` of a `Denoiser`.
-        sigma_data: s, and the root mean square of a coordinate of the data.
+        sigma_data: s.
         sigma_max: the most noise that it was trained with.
         shape: the shape of one sample.
         data_range: that of its images; None for other data, such as latents.
@@ -82,9 +82,7 @@ def from_edm(
     def model(raw: Raw | None, sigma_data: float) -> ScoreModel:
         net = _Denoiser(denoiser) if raw is None else _Preconditioned(denoiser, sigma_data, raw)
         predicts = "data" if raw is None else "velocity"
-        return ScoreModel(
-            net, EDMSDE(sigma_max), predicts, shape=shape, conditioning="sigma", data_std=sigma_data, data_range=data_range
-        )
+        return ScoreModel(net, EDMSDE(sigma_max), predicts, shape=shape, conditioning="sigma", data_range=data_range)
 
     return checked(model(raw, sigma_data), check, _others(model, raw, sigma_data))
 

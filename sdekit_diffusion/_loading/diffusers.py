@@ -36,7 +36,7 @@ def from_diffusers(
     unet: nn.Module | str | Path,
     config: Mapping[str, Any] | None = None,
     *,
-    data_std: float = 1.0,
+    data_std: float | None = None,
     data_range: tuple[float, float] | Literal["config"] | None = "config",
     check: Tensor | None = None,
 ) -> ScoreModel:
@@ -52,7 +52,7 @@ def from_diffusers(
             `ScoreModel.given`. What was saved of it comes back by `load(run, net=unet)`, or a folder in the place of unet.
         config: the scheduler's, such as `scheduler.config` or the content of scheduler_config.json; that of the folder unless
             given.
-        data_std: the root mean square of a coordinate of the data.
+        data_std: the standard deviation of a coordinate of the data; estimated from the network unless given.
         data_range: that of its images; "config" for 0 to 1 where the network's center_input_sample is set, else -1 to 1.
         check: a batch of data, on which the conventions are checked as by `check_model`; for a network with labels use
             `check_model(model.given(class_labels=...), x)`.

@@ -14,7 +14,7 @@ from sdekit_diffusion._inputs import usable
 from sdekit_diffusion._loading.bounded import Bounded, shape_from
 from sdekit_diffusion._loading.diffusers import WRAPPER, wrapped
 from sdekit_diffusion._loading.named import named_network, network_of
-from sdekit_diffusion._models.checkpoint import CONFIG, STATE, CheckpointError, read_config, read_tensors
+from sdekit_diffusion._models.checkpoint import CONFIG, MEAN, STATE, CheckpointError, read_config, read_tensors, scale_in
 from sdekit_diffusion._models.model import ScoreModel
 from sdekit_diffusion._training.history import newest
 from sdekit_diffusion.data import Scale
@@ -49,6 +49,8 @@ def load(
     folder = described_in(folder) if ema is None else newest(Path(folder)) or Path(folder)
     config = read_config(folder)
     weights = read_tensors(folder) if ema is None else _averaged(folder, config, ema)
+    weights.pop(MEAN, None)
+    mean, std = scale_in(folder)
     given = named_network(net) if isinstance(net, str | Path) else network_of(net) if isinstance(net, ScoreModel) else net
     try:
         network = _network(config["net"], weights) if given is None else given
@@ -61,7 +63,8 @@ def load(
             config["predicts"],
             shape=shape_from(config["shape"]),
             conditioning=config["conditioning"],
-            data_std=config["data_std"],
+            data_mean=mean,
+            data_std=std,
             data_range=None if config["data_range"] is None else tuple(config["data_range"]),
             scale=Scale(**config["scale"]),
         )

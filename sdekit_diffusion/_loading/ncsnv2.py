@@ -24,7 +24,7 @@ def from_ncsnv2(
     ema: bool = True,
     rescaled: bool = False,
     shape: tuple[int, ...] | None = None,
-    data_std: float = 0.5,
+    data_std: float | None = None,
     check: Tensor | None = None,
 ) -> ScoreModel:
     """A `ScoreModel` of a checkpoint of ermongroup/ncsnv2: its NCSNv2, NCSNv2Deeper or NCSNv2Deepest as `nets.NCSNv2`.
@@ -40,7 +40,7 @@ def from_ncsnv2(
             it is.
         rescaled: `data.rescaled` of its config: images in [-1, 1], which the network takes as they are.
         shape: the shape of one sample, such as (3, 64, 64); networks take images of any size.
-        data_std: the root mean square of a coordinate of the data.
+        data_std: the standard deviation of a coordinate of the data; estimated from the network unless given.
         check: a batch of data, on which the conventions are checked as by `check_model`.
 
     Returns:

@@ -45,7 +45,7 @@ def from_score_sde(
     ema: bool = True,
     centered: bool | None = None,
     shape: tuple[int, ...] | None = None,
-    data_std: float = 0.5,
+    data_std: float | None = None,
     check: Tensor | None = None,
 ) -> ScoreModel:
     """A `ScoreModel` of a checkpoint of score_sde_pytorch, whose weights are put into a network of its architecture.
@@ -67,7 +67,7 @@ def from_score_sde(
             it is.
         centered: `data.centered`: images in [-1, 1], else in [0, 1]; so for VP and sub-VP, and not for VE, unless given.
         shape: the shape of one sample.
-        data_std: the root mean square of a coordinate of the data.
+        data_std: the standard deviation of a coordinate of the data; estimated from the network unless given.
         check: a batch of data, on which the conventions are checked as by `check_model`.
 
     Returns:

@@ -13,7 +13,15 @@ from sdekit_diffusion._counters import NOISE
 from sdekit_diffusion._diffusions.diffusion import AbstractDiffusion
 from sdekit_diffusion._inputs import require_tensor
 from sdekit_diffusion._models.evaluating import evaluating
-from sdekit_diffusion._models.model import AbstractModel, Conditioning, Prediction, ScoreModel, as_model
+from sdekit_diffusion._models.model import (
+    AbstractModel,
+    Conditioning,
+    Prediction,
+    ScoreModel,
+    as_model,
+    noise_scale,
+    signal_scale,
+)
 
 _NOISE = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0)  # in units of the data's deviation; beyond, small errors of a network are magnified
 _NUMBERS = 4096  # coordinates with noise of their own, at least: an error is known to some 2 %
@@ -168,7 +176,7 @@ def _noise(x: Tensor, model: AbstractModel, sde: AbstractDiffusion) -> tuple[flo
         raise ValueError(
             f"x of shape {tuple(x.shape)} has variance {variance:g}; give a batch of data that vary, and are finite"
         )
-    low, high = float(sde.log_snr(0.0)), float(sde.log_snr(sde.latest(model.data_std)))
+    low, high = float(sde.log_snr(0.0)), float(sde.log_snr(sde.latest(model.data_std or 1.0)))
     noise = tuple(r for r in (math.sqrt(variance) * unit for unit in _NOISE) if high <= -math.log(r) <= low)
     if not noise:
         raise ValueError(f"{sde} has no noise between 0.1 and 5 times the deviation of x, {math.sqrt(variance):.3g}; scale x")
@@ -182,9 +190,9 @@ def _errors(model: AbstractModel, x: Tensor, sde: AbstractDiffusion, seed: int) 
     x, model = x[rows], model.rows(rows)
     eps = normal(seed, torch.arange(len(x), device=x.device), tuple(x.shape[1:]), counter=NOISE, dtype=x.dtype)
     for r in noise:
-        t = float(sde.time(-math.log(r)))
-        alpha, sigma = sde.kernel(t)
-        error = float((model.denoise(t, alpha * x + sigma * eps, sde) - x).double().square().mean())
+        l = -math.log(r)
+        point = signal_scale(l) * x + noise_scale(l) * eps
+        error = float((model.predict_data(l, point) - x).double().square().mean())
         errors.append(error if math.isfinite(error) else math.inf)
     return ModelCheck(noise, tuple(errors), tuple(variance * r * r / (variance + r * r) for r in noise))
 

@@ -33,6 +33,7 @@ from sdekit_diffusion._storage.atomic import PART, alone, flush, made, naming, r
 _FORMAT = "sdekit-diffusion 2"
 CONFIG, STEPS = "config.json", "checkpoints"
 _WEIGHTS, STATE = "weights", "training"
+MEAN = ".data_mean"  # beside the weights, whose names do not begin so
 _TENSORS = re.compile(rf"({_WEIGHTS}|{STATE})-[0-9a-f]{{12}}\.safetensors")  # the names that `save` gives
 _STAGED = {part: f".{part}.safetensors{PART}" for part in (_WEIGHTS, STATE)}  # until config.json is written
 
@@ -96,6 +97,8 @@ def written(
     assert isinstance(model.net, nn.Module)
     before = files_of(folder)
     weights = {name: value.clone() for name, value in model.net.state_dict().items()}  # none twice in memory
+    if isinstance(model.data_mean, Tensor):
+        weights[MEAN] = model.data_mean.clone()
     parts = {_WEIGHTS: weights} | ({} if state is None else {STATE: dict(state)})
     new: set[str] = set()
     try:
@@ -186,6 +189,7 @@ def described(model: ScoreModel) -> dict[str, Any]:
         "predicts": model.predicts,
         "conditioning": model.conditioning,
         "shape": model.shape,
+        "data_mean": None if isinstance(model.data_mean, Tensor) else model.data_mean,
         "data_std": model.data_std,
         "data_range": model.data_range,
         "scale": dataclasses.asdict(model.scale),
@@ -239,6 +243,17 @@ def _config(path: Path) -> dict[str, Any]:
     if not known or config.get("sha256") != _checksum(config):
         raise CheckpointError(f"{path} is not as it was written: its checksum differs; the checkpoint is damaged")
     return config
+
+
+def scale_in(folder: str | Path) -> tuple[Tensor | float, float | None]:
+    """`data_mean` and `data_std` of the model of a checkpoint.
+
+    Raises:
+        CheckpointError: as `read_tensors`.
+    """
+    config = read_config(folder)
+    mean = read_tensors(folder).get(MEAN, config.get("data_mean") or 0.0)
+    return mean, config["data_std"]
 
 
 def read_tensors(folder: str | Path, part: str = _WEIGHTS) -> dict[str, Tensor]:

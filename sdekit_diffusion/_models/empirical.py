@@ -6,10 +6,11 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from sdekit.elementary import Time
+from sdekit.elementary import Time, broadcast
 from sdekit_diffusion._diffusions.diffusion import AbstractDiffusion
 from sdekit_diffusion._inputs import require_tensor
 from sdekit_diffusion._models.mixture import AbstractMixture
+from sdekit_diffusion._models.model import noise_scale, signal_scale
 
 _BLOCK = 1 << 23  # numbers of one block: 84 points at a time for 50,000 centres
 _NEAREST = 16  # centres whose distance is a sum of squared differences
@@ -47,7 +48,10 @@ class EmpiricalMixture(AbstractMixture):
         if not bool(self._squares.isfinite().all()) or not 0 <= self.std < math.inf:
             raise ValueError(f"centres must be finite and std a number from 0 on; std is {std}")
         self.weights = torch.full_like(self._squares, 1 / len(centres))
-        self.data_std = math.sqrt(float(self._squares.mean()) / self._centres.shape[1] + self.std**2) or 1.0  # of 0 any will do
+        mean = self._centres.mean(dim=0)
+        spread = float(self._squares.mean() - mean.double().square().sum()) / self._centres.shape[1]
+        self.data_mean = mean.reshape(self.shape)
+        self.data_std = math.sqrt(max(spread, 0.0) + self.std**2) or 1.0  # where it is 0 any will do
 
     def __repr__(self) -> str:
         return f"EmpiricalMixture({len(self._centres)} centres, shape={self.shape}, std={self.std:g})"
@@ -62,7 +66,7 @@ class EmpiricalMixture(AbstractMixture):
 
     def marginal(self, t: float, sde: AbstractDiffusion | str) -> "EmpiricalMixture":
         """The law p_t under a diffusion."""
-        alpha, sigma = (float(v) for v in self._kernel(t, sde))
+        alpha, sigma = self.under(sde).kernel(t)
         return EmpiricalMixture(alpha * self.centres, math.hypot(alpha * self.std, sigma))
 
     def log_prob(self, x: Tensor) -> Tensor:
@@ -80,15 +84,23 @@ class EmpiricalMixture(AbstractMixture):
             [torch.softmax(logits, dim=1) for _, logits in self._blocks(*self._columns(1.0, 0.0, x), self._flat(x))]
         )
 
-    def denoise(self, t: Time, x: Tensor, sde: AbstractDiffusion | str | None = None) -> Tensor:
-        """D(x, t) = m + alpha s^2 / v (x - alpha m), m = sum_k r_k c_k."""
-        alpha, v = self._columns(*self._kernel(t, sde), x)
-        mean = self._mean(alpha, v, x)
-        return torch.addcmul(mean, alpha * self.std**2 / v, self._flat(x) - alpha * mean).reshape(x.shape)
+    def predict_data(self, l: Time, u: Tensor) -> Tensor:
+        """D(l, u) = m + a s^2 / v (u - a m), m = sum_k r_k c_k."""
+        a, v = self._columns(signal_scale(l), noise_scale(l), u)
+        mean = self._mean(a, v, u)
+        return torch.addcmul(mean, a * self.std**2 / v, self._flat(u) - a * mean).reshape(u.shape)
+
+    def predict_noise(self, l: Time, u: Tensor) -> Tensor:
+        """eps(l, u) = b (u - a m) / v."""
+        b = noise_scale(l)
+        a, v = self._columns(signal_scale(l), b, u)
+        return ((self._flat(u) - a * self._mean(a, v, u)) / v).reshape(u.shape) * broadcast(b, u)
 
     def score(self, t: Time, x: Tensor, sde: AbstractDiffusion | str | None = None) -> Tensor:
-        """(alpha m - x) / v."""
-        alpha, v = self._columns(*self._kernel(t, sde), x)
+        """grad log p_t(x) = (alpha m - x) / v; where sigma = 0 too, for s > 0."""
+        kernel = self.under(sde)
+        t = kernel.checked(t)
+        alpha, v = self._columns(kernel.alpha(t), kernel.sigma(t), x)
         return ((alpha * self._mean(alpha, v, x) - self._flat(x)) / v).reshape(x.shape)
 
     def _placed(self, k: Tensor, z: Tensor) -> Tensor:

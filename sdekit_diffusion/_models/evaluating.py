@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from threading import Lock
 from weakref import WeakKeyDictionary
 
-from torch import Tensor, nn
+from torch import nn
 
 from sdekit_diffusion._models.model import AbstractModel
 
@@ -23,10 +23,10 @@ def evaluating(model: AbstractModel, n: int) -> Iterator[None]:
     Raises:
         ValueError: where it was given for another number.
     """
-    for name, value in model.conditions.items():
-        if isinstance(value, Tensor) and value.ndim and len(value) != n:
+    for name, value in model.entries().items():
+        if len(value) != n:
             raise ValueError(f"{name} has {len(value)} entries for {n} samples; give one entry a sample")
-    modules = _entered(list(model.modules())) if isinstance(model, nn.Module) else []
+    modules = _entered([module for network in model.networks() for module in network.modules()])
     try:
         yield
     finally:

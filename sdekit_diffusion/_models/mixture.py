@@ -13,9 +13,8 @@ from sdekit import fresh_seed, normal, uniform01
 from sdekit.elementary import Time, broadcast
 from sdekit_diffusion._counters import COMPONENT, POINT
 from sdekit_diffusion._diffusions.diffusion import AbstractDiffusion
-from sdekit_diffusion._diffusions.names import diffusion
 from sdekit_diffusion._inputs import require_tensor
-from sdekit_diffusion._models.model import AbstractModel
+from sdekit_diffusion._models.model import AbstractModel, noise_scale, signal_scale
 
 
 class AbstractMixture(AbstractModel):
@@ -27,6 +26,7 @@ class AbstractMixture(AbstractModel):
 
     sde = None
     shape: tuple[int, ...]  # pyright: ignore[reportIncompatibleVariableOverride] - always known
+    data_std: float  # pyright: ignore[reportIncompatibleVariableOverride] - always known
     weights: Tensor
 
     def sample(self, n: int = 1, *, seed: int | None = None, first: int = 0) -> Tensor:
@@ -53,18 +53,6 @@ class AbstractMixture(AbstractModel):
         if not x.is_floating_point() or tuple(x.shape[1:]) != self.shape or not x.ndim:
             raise ValueError(f"points must be floating, of shape (batch, *{self.shape}), not {x.dtype} of {tuple(x.shape)}")
         return x.reshape(len(x), math.prod(self.shape))
-
-    def _kernel(self, t: Time, sde: AbstractDiffusion | str | None) -> tuple[Time, Time]:
-        """alpha and sigma at a time of a diffusion, which must be given.
-
-        Raises:
-            ValueError: where it is not, or t is outside of it.
-        """
-        if sde is None:
-            raise ValueError(f"a {type(self).__name__} has no diffusion of its own: pass sde=VPSDE(), for example")
-        sde = diffusion(sde)
-        t = sde.checked(t)
-        return sde.alpha(t), sde.sigma(t)
 
 
 class GaussianMixture(AbstractMixture):
@@ -97,7 +85,8 @@ class GaussianMixture(AbstractMixture):
             raise ValueError(f"weights must be {len(means)} positive numbers, one for each mean, not {self.weights.tolist()}")
         if abs(float(self.weights.sum()) - 1) > 1e-5:
             raise ValueError(f"weights must sum to 1, not {float(self.weights.sum()):g}; divide them by their sum")
-        spread = self._means.square() + self._variances.mean(dim=1, keepdim=True)
+        self.data_mean = self.mean()
+        spread = (self._means - self.data_mean.reshape(-1)).square() + self._variances
         self.data_std = math.sqrt(float((self.weights @ spread).mean()))
 
     def __repr__(self) -> str:
@@ -119,10 +108,11 @@ class GaussianMixture(AbstractMixture):
 
     def marginal(self, t: float, sde: AbstractDiffusion | str) -> "GaussianMixture":
         """The law p_t under a diffusion."""
-        alpha, sigma = (float(v) for v in self._kernel(t, sde))
+        alpha, sigma = self.under(sde).kernel(t)
         law = copy.copy(self)
         law._means, law._variances = alpha * self._means, alpha**2 * self._variances + sigma**2
-        law.data_std = math.sqrt((alpha * self.data_std) ** 2 + sigma**2)
+        law.data_mean = alpha * self.data_mean
+        law.data_std = math.hypot(alpha * self.data_std, sigma)
         return law
 
     def mean(self) -> Tensor:
@@ -147,16 +137,24 @@ class GaussianMixture(AbstractMixture):
         """The probability of each component given x: `(batch, *event)` to `(batch, K)`."""
         return torch.softmax(self._components(1.0, 0.0, x)[2], dim=1)
 
-    def denoise(self, t: Time, x: Tensor, sde: AbstractDiffusion | str | None = None) -> Tensor:
-        """D(x, t) = sum_k r_k [m_k + alpha C_k (alpha^2 C_k + sigma^2)^{-1} (x - alpha m_k)]."""
-        alpha, sigma = self._kernel(t, sde)
-        z, variances, logits = self._components(alpha, sigma, x)
-        gain = broadcast(alpha, z) * self._variances.to(x) / variances
-        return self._mixed(logits, gain * z, self._means.to(x)).reshape(x.shape)
+    def predict_data(self, l: Time, u: Tensor) -> Tensor:
+        """D(l, u) = sum_k r_k [m_k + a C_k (a^2 C_k + b^2)^{-1} (u - a m_k)]."""
+        a = signal_scale(l)
+        z, variances, logits = self._components(a, noise_scale(l), u)
+        gain = broadcast(a, z) * self._variances.to(u) / variances
+        return self._mixed(logits, gain * z, self._means.to(u)).reshape(u.shape)
+
+    def predict_noise(self, l: Time, u: Tensor) -> Tensor:
+        """eps(l, u) = b sum_k r_k (a^2 C_k + b^2)^{-1} (u - a m_k)."""
+        b = noise_scale(l)
+        z, variances, logits = self._components(signal_scale(l), b, u)
+        return self._mixed(logits, broadcast(b, z) * z / variances, None).reshape(u.shape)
 
     def score(self, t: Time, x: Tensor, sde: AbstractDiffusion | str | None = None) -> Tensor:
-        """-sum_k r_k (alpha^2 C_k + sigma^2)^{-1} (x - alpha m_k)."""
-        z, variances, logits = self._components(*self._kernel(t, sde), x)
+        """grad log p_t(x) = -sum_k r_k (alpha^2 C_k + sigma^2)^{-1} (x - alpha m_k), where sigma = 0 too."""
+        kernel = self.under(sde)
+        t = kernel.checked(t)
+        z, variances, logits = self._components(kernel.alpha(t), kernel.sigma(t), x)
         return self._mixed(logits, -z / variances, None).reshape(x.shape)
 
     def _components(self, alpha: Time, sigma: Time, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:

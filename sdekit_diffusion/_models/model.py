@@ -14,10 +14,11 @@ from torch import Tensor, nn
 
 from sdekit import did_you_mean
 from sdekit.calling import ChangedError, checked_call, missing, require_call, require_order, require_real, swapped
-from sdekit.elementary import Time, axpy, broadcast, clip, exp, log1p, sigmoid, sqrt
-from sdekit_diffusion._diffusions.diffusion import AbstractDiffusion
+from sdekit.elementary import Time, axpy, broadcast, clip, scaled, sigmoid, sqrt
+from sdekit_diffusion._diffusions.diffusion import LARGEST, AbstractDiffusion
 from sdekit_diffusion._diffusions.names import diffusion
 from sdekit_diffusion._inputs import require_tensor
+from sdekit_diffusion._models.affine import Affine
 from sdekit_diffusion._models.wrapped import require_plain, unwrapped
 from sdekit_diffusion.data import Scale
 
@@ -63,46 +64,105 @@ _CONVENTIONS: dict[str, Callable[[Time, Time], tuple[Time, Time, Time, Time]]] =
 }
 
 
-_FINITE = 20.0  # |log(alpha / sigma)| that a network may see; where sigma or alpha is 0 it is infinite
+def signal_scale(l: Time) -> Time:
+    """a = e^l / sqrt(1 + e^{2 l}), the factor of x_0 in u = a x_0 + b eps with a^2 + b^2 = 1 and log(a / b) = l."""
+    return sqrt(sigmoid(2 * l))
+
+
+def noise_scale(l: Time) -> Time:
+    """b = 1 / sqrt(1 + e^{2 l}), the factor of eps: see `signal_scale`."""
+    return sqrt(sigmoid(-2 * l))
 
 
 class AbstractModel(ABC):
-    """A denoiser D(x, t) = E[x_0 | x_t = x], the same under every diffusion up to the scale of x and the name of t.
+    """A denoiser: the mean of the data given a noisy point, E[x_0 | u] with u = a x_0 + b eps, a^2 + b^2 = 1.
+
+    The noise level is the log-SNR l = log(a / b). Every diffusion x_t = alpha x_0 + sigma eps is u up to a
+    scale, so that a model knows nothing of diffusions: whoever solves one goes to u once.
+
+    A subclass defines `predict_data`, and `predict_noise` where it knows the noise more accurately than from the data.
 
     Attributes:
         shape: the shape of one sample; None where it is not known.
         sde: the diffusion it was made for; None where every one is as good.
-        data_std: the root mean square of a coordinate of the data, which scales adaptive solves and the default sampler; need
-            not be exact.
-        conditions: what else its network is given, see `ScoreModel.given`.
+        data_mean: the mean of the data, a number or shaped like one sample.
+        data_std: the root mean square of a coordinate of the data less their mean; None where it is
+            not known, and is estimated when a solve begins. Solves run in coordinates in which the
+            data have mean 0 and standard deviation 1; neither need be exact.
     """
 
     shape: tuple[int, ...] | None
     sde: AbstractDiffusion | None
-    data_std: float
-    conditions: Mapping[str, Any] = {}
+    data_mean: Tensor | float = 0.0
+    data_std: float | None
 
     @abstractmethod
-    def denoise(self, t: Time, x: Tensor, sde: AbstractDiffusion | str | None = None) -> Tensor:
-        """D(x, t), shaped like x, for x at time t of a diffusion; the model's own where none is given."""
+    def predict_data(self, l: Time, u: Tensor) -> Tensor:
+        """D(l, u) = E[x_0 | u], shaped like u.
 
-    @abstractmethod
-    def score(self, t: Time, x: Tensor, sde: AbstractDiffusion | str | None = None) -> Tensor:
-        """grad log p_t(x) = (alpha D - x) / sigma^2."""
-
-    def clock(self, l: Time) -> Time:
-        """v = log(1 + 5 y / (y / r + s)) with y = sigma / alpha = e^{-l}, s = data_std and r^2 the number of coordinates.
-
-        From log(1 + 5 r), all noise, down to 0, the data. The denoiser is smooth in y as y goes to 0 and in 1/y as it goes to
-        infinity; where the sample is decided upon, from s/5 up to the length r s of a whole sample, it is so in log y. v is as
-        y, as log y and as -1/y there; l would run on without end on both sides.
+        Arguments:
+            l: log(a / b), a float or `(batch,)`; -infinity is pure noise, infinity is the data.
+            u: points a x_0 + b eps, `(batch, *shape)`.
         """
-        r = math.sqrt(math.prod(self.shape or ()))
-        return log1p(5 * r * sigmoid(-l - math.log(r * self.data_std)))
+
+    def predict_noise(self, l: Time, u: Tensor) -> Tensor:
+        """eps(l, u) = E[eps | u] = (u - a D) / b, shaped like u; b > 0."""
+        b = noise_scale(l)
+        return u * broadcast(1 / b, u) - self.predict_data(l, u) * broadcast(signal_scale(l) / b, u)
+
+    def affine(self, l: Tensor, what: Literal["data", "noise"]) -> Affine | None:
+        """A prediction at levels `(levels,)`, float64, as an affine function of a network's output; None where it is none.
+
+        What is known of the levels is computed at once for a whole solve.
+        """
+        return None
+
+    def denoise(self, t: Time, x: Tensor, sde: AbstractDiffusion | str | None = None) -> Tensor:
+        """D(x, t) = E[x_0 | x_t = x] at time t of a diffusion; the model's own unless given.
+
+        Raises:
+            ValueError: when t is outside the diffusion's range, or no diffusion is given nor known.
+        """
+        require_tensor("x", x)
+        return self.predict_data(*self.under(sde).normalised(t, x))
+
+    def score(self, t: Time, x: Tensor, sde: AbstractDiffusion | str | None = None) -> Tensor:
+        """grad log p_t(x) = -eps / sigma at time t of a diffusion; the model's own unless given.
+
+        Raises:
+            ValueError: as `denoise`, and where sigma = 0.
+        """
+        require_tensor("x", x)
+        kernel = self.under(sde)
+        t = kernel.checked(t)
+        sigma = kernel.sigma(t)
+        if bool((sigma == 0).any()) if isinstance(sigma, Tensor) else sigma == 0:
+            raise ValueError("the score is not known where sigma = 0: ask for it at a later t, such as 1e-3")
+        return self.predict_noise(*kernel.normalised(t, x)) * broadcast(-1 / sigma, x)
+
+    def under(self, sde: AbstractDiffusion | str | None) -> AbstractDiffusion:
+        """The diffusion that is given, by itself or by name, or else the model's own.
+
+        Raises:
+            ValueError: where there is neither.
+        """
+        if sde is None and self.sde is None:
+            raise ValueError(f"a {type(self).__name__} has no diffusion of its own: pass sde=VPSDE(), for example")
+        chosen = self.sde if sde is None else sde
+        assert chosen is not None
+        return diffusion(chosen)
 
     def rows(self, index: Tensor) -> Self:
         """The same model for some of the samples; itself where nothing is per sample besides x."""
         return self
+
+    def entries(self) -> dict[str, Tensor]:
+        """What it has one entry of per sample, such as labels, by name."""
+        return {}
+
+    def networks(self) -> list[nn.Module]:
+        """The modules that calls put into evaluation mode."""
+        return []
 
     @abstractmethod
     def place(self) -> tuple[torch.dtype, torch.device]:
@@ -130,7 +190,9 @@ class ScoreModel(nn.Module, AbstractModel):
             l = log(alpha / sigma) and the point scaled to unit noise-plus-signal, u = x / sqrt(alpha^2 + sigma^2): then the
             network does not depend on the diffusion, and its output means the same for u = alpha' x_0 + sigma' eps,
             alpha'^2 + sigma'^2 = 1.
-        data_std: the root mean square of a coordinate of the data.
+        data_mean, data_std: of the data: the mean, a number or shaped like one sample, and the root
+            mean square of a coordinate less its mean. Training records them; where they are not
+            known they are estimated from the network when a solve begins.
         data_range: the least and the largest value that the data can have, such as (-1, 1); None where there is no bound.
         scale: from the data in their own range and dtype to those of this model, and back: `model.scale.decode(x)`. It is kept,
             and saved, for whoever has samples; everything else here is about data as the model sees them.
@@ -151,7 +213,8 @@ class ScoreModel(nn.Module, AbstractModel):
         *,
         shape: tuple[int, ...] | None = None,
         conditioning: Conditioning = "time",
-        data_std: float = 1.0,
+        data_mean: Tensor | float = 0.0,
+        data_std: float | None = None,
         data_range: tuple[float, float] | None = None,
         scale: Scale = Scale(),  # noqa: B008 - frozen
     ) -> None:
@@ -168,17 +231,27 @@ class ScoreModel(nn.Module, AbstractModel):
         require_order(net, "x, t")
         if data_range is not None and not data_range[0] < data_range[1]:
             raise ValueError(f"data_range = {data_range} is not a least and a largest value, such as (-1, 1)")
-        if not 0 < data_std < math.inf:
-            raise ValueError(f"data_std = {data_std} is not a positive number; it is the root mean square of a coordinate")
+        if not 0 < (1.0 if data_std is None else data_std) < math.inf:
+            raise ValueError(f"data_std = {data_std} is not a positive number; it is the standard deviation of a coordinate")
         self.net = net
         self.predicts: Prediction = predicts  # pyright: ignore[reportAttributeAccessIssue] - one of these
         self.conditioning: Conditioning = _known(conditioning)
         self.sde = diffusion(sde)  # pyright: ignore[reportIncompatibleVariableOverride] - always known
         self.shape = None if shape is None else tuple(shape)
-        self.data_std = data_std
+        self.register_buffer("_data_mean", None, persistent=False)  # moves with the network
+        self.record_scale(data_mean, data_std)
         self.data_range = None if data_range is None else (float(data_range[0]), float(data_range[1]))
         self.scale = scale
-        self.conditions = {}
+        self.conditions: Mapping[str, Any] = {}
+
+    @property
+    def data_mean(self) -> Tensor | float:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return 0.0 if self._data_mean is None else self._data_mean
+
+    def record_scale(self, mean: Tensor | float, std: float | None) -> None:
+        """Sets `data_mean` and `data_std`."""
+        self._data_mean = torch.as_tensor(mean).to(self.place()[1]) if isinstance(mean, Tensor) or mean else None
+        self.data_std = std
 
     def given(self, **conditions: Any) -> Self:  # noqa: ANN401 - whatever the network takes
         """The same model with more arguments of its network: `net(x, t, **conditions)`.
@@ -192,16 +265,22 @@ class ScoreModel(nn.Module, AbstractModel):
     def around(self, net: Callable[..., Tensor]) -> "ScoreModel":
         """The same model around another network, such as a compiled one."""
         model = ScoreModel(
-            net, self.sde, self.predicts, shape=self.shape, conditioning=self.conditioning, data_std=self.data_std,
-            data_range=self.data_range, scale=self.scale,
+            net, self.sde, self.predicts, shape=self.shape, conditioning=self.conditioning, data_mean=self.data_mean,
+            data_std=self.data_std, data_range=self.data_range, scale=self.scale,
         )  # fmt: skip
         return model.given(**self.conditions)
 
     def rows(self, index: Tensor) -> Self:
-        own = {name: v for name, v in self.conditions.items() if isinstance(v, Tensor) and v.ndim}
+        own = self.entries()
         if not own:
             return self
         return self.given(**{name: value[index.to(value.device)] for name, value in own.items()})
+
+    def entries(self) -> dict[str, Tensor]:
+        return {name: value for name, value in self.conditions.items() if isinstance(value, Tensor) and value.ndim}
+
+    def networks(self) -> list[nn.Module]:
+        return [self]
 
     def extra_repr(self) -> str:
         return f"{self.sde}, predicts={self.predicts!r}, conditioning={self.conditioning!r}, shape={self.shape}"
@@ -214,21 +293,21 @@ class ScoreModel(nn.Module, AbstractModel):
         """The network's output at points and labels that are its own, in the dtype of the points.
 
         Raises:
-            TypeError: when its signature does not fit, or it returns no tensor.
+            TypeError: when its signature does not fit, or it returns no tensor of real floating numbers.
             ValueError: when its shape is not that of the points.
-            TypeError: when it is no tensor of real floating numbers, or a plain score returns another model's output.
+            TypeError: when a plain score returns another model's output.
             RuntimeError: when the network changes its input in place.
         """
         require_tensor("x", point)
         if label is None:
             raise TypeError("a model is called as model(x, t), t the label of its network; here t is missing")
-        parameter = next(self.parameters(), point)
-        if not isinstance(label, Tensor):
-            label = torch.full((len(point),), label, dtype=parameter.dtype, device=point.device)
-        for name, value in self.conditions.items():
-            if isinstance(value, Tensor) and value.ndim and len(value) != len(point):
+        for name, value in self.entries().items():
+            if len(value) != len(point):
                 raise ValueError(f"{name} has {len(value)} entries for {len(point)} samples; give one entry a sample")
-        out = self._asked(point.to(parameter.dtype), label.to(parameter.dtype).expand(len(point)))
+        dtype = next(self.parameters(), point).dtype
+        if not isinstance(label, Tensor):
+            label = torch.full((len(point),), label, dtype=dtype, device=point.device)
+        out = self._asked(point.to(dtype), label.to(dtype).expand(len(point)))
         if self.plain and _OUTPUT.of is not None and _OUTPUT.of() is out:
             raise TypeError(
                 "this score returns what model(x, t) returned, the output of a network, which is no score: pass the model "
@@ -241,69 +320,77 @@ class ScoreModel(nn.Module, AbstractModel):
 
     def _asked(self, point: Tensor, label: Tensor) -> Tensor:
         """The network's output, refused where it is not shaped like the point."""
-        net, shape = partial(self.net, **self.conditions), point.shape
         try:
             out = checked_call("the network", self.net, point, label, **self.conditions)
         except ChangedError:
             raise
         except Exception as error:
-            if swapped(net, point, label, shape):
-                raise TypeError(_SWAPPED) from error
-            if isinstance(error, TypeError):
-                if names := missing(self.net, point, label, **self.conditions):
-                    arguments = ", ".join(f"{name}=..." for name in names)
-                    raise TypeError(
-                        f"the network also needs {', '.join(names)}: pass model.given({arguments}), with one "
-                        "entry per sample or the same for all"
-                    ) from error
-                require_call(self.net, f"net({', '.join(['x', 't', *self.conditions])})", point, label, **self.conditions)
+            self._explain(error, point, label)
             raise
-        if isinstance(out, Tensor) and out.shape == shape:
+        if not isinstance(out, Tensor) or out.shape != point.shape or not out.is_floating_point():
+            self._refuse(out, point, label)
+        return out
+
+    def _explain(self, error: Exception, point: Tensor, label: Tensor) -> None:
+        """Raises what tells more of a call that failed, if anything does."""
+        if swapped(partial(self.net, **self.conditions), point, label, point.shape):
+            raise TypeError(_SWAPPED) from error
+        if isinstance(error, TypeError):
+            if names := missing(self.net, point, label, **self.conditions):
+                arguments = ", ".join(f"{name}=..." for name in names)
+                raise TypeError(
+                    f"the network also needs {', '.join(names)}: pass model.given({arguments}), with one "
+                    "entry per sample or the same for all"
+                ) from error
+            require_call(self.net, f"net({', '.join(['x', 't', *self.conditions])})", point, label, **self.conditions)
+
+    def _refuse(self, out: object, point: Tensor, label: Tensor) -> None:
+        """Raises for an output that is not real, or not shaped like the point."""
+        if isinstance(out, Tensor) and out.shape == point.shape:
             require_real("the network", out, point)
-            return out
-        if swapped(net, point, label, shape):
+        if swapped(partial(self.net, **self.conditions), point, label, point.shape):
             raise TypeError(_SWAPPED)
         if not isinstance(out, Tensor):
             raise TypeError(f"the network returned {type(out).__name__}; it must return a tensor of x's shape")
         raise ValueError(
-            f"the network returned shape {tuple(out.shape)} for x of shape {tuple(shape)}; it must return x's shape"
+            f"the network returned shape {tuple(out.shape)} for x of shape {tuple(point.shape)}; it must return x's shape"
         )
 
-    def denoise(self, t: Time, x: Tensor, sde: AbstractDiffusion | str | None = None) -> Tensor:
-        point, label, alpha, sigma = self._inputs(t, x, sde)
+    def affine(self, l: Tensor, what: Literal["data", "noise"]) -> Affine:
+        size, label, alpha, sigma = self._levels(l)
+        a, b, c, d = _CONVENTIONS[self.predicts](alpha, sigma)
+        own, out = (a, b) if what == "data" else (c, d)
+        dtype, device = self.place()
+        parameter = next(self.parameters(), None)
+        ask = self._asked if parameter is None and not self.plain else self.forward
+        label = torch.as_tensor(label, dtype=torch.float64).to(device=device, dtype=dtype, non_blocking=True)
+        return Affine(ask, label, size, own * size, out)
+
+    def predict_data(self, l: Time, u: Tensor) -> Tensor:
+        point, label, alpha, sigma = self._inputs(l, u)
         a, b, _, _ = _CONVENTIONS[self.predicts](alpha, sigma)
         return _combined(a, point, b, self(point, label))
 
-    def noise(self, t: Time, x: Tensor, sde: AbstractDiffusion | str | None = None) -> Tensor:
-        """eps(x, t) = -sigma s, the mean of the noise given the noisy point."""
-        point, label, alpha, sigma = self._inputs(t, x, sde)
+    def predict_noise(self, l: Time, u: Tensor) -> Tensor:
+        point, label, alpha, sigma = self._inputs(l, u)
         _, _, c, d = _CONVENTIONS[self.predicts](alpha, sigma)
         return _combined(c, point, d, self(point, label))
 
-    def score(self, t: Time, x: Tensor, sde: AbstractDiffusion | str | None = None) -> Tensor:
-        given = diffusion(sde or self.sde)
-        sigma = given.sigma(given.checked(t))
-        if bool((sigma == 0).any()) if isinstance(sigma, Tensor) else sigma == 0:
-            raise ValueError("the score of a network is not known where sigma = 0: ask for it at a later t, such as 1e-3")
-        return self.noise(t, x, sde) * broadcast(-1 / sigma, x)
-
-    def _inputs(self, t: Time, x: Tensor, sde: AbstractDiffusion | str | None) -> tuple[Tensor, Time, Time, Time]:
+    def _inputs(self, l: Time, u: Tensor) -> tuple[Tensor, Time, Time, Time]:
         """The point and the label that the network expects, with the alpha and sigma of that point."""
-        require_tensor("x", x)
-        given = diffusion(sde or self.sde)
-        t = given.checked(t)
-        alpha, sigma = given.alpha(t), given.sigma(t)
-        if self.conditioning != "log_snr" and given == self.sde:
-            return x, self._label(t, sigma), alpha, sigma
-        label = clip(given.log_snr(t), -_FINITE, _FINITE)
+        size, label, alpha, sigma = self._levels(l)
+        point = scaled(size, u) if isinstance(size, Tensor) or size != 1 else u
+        return point, label, alpha, sigma
+
+    def _levels(self, l: Time) -> tuple[Time, Time, Time, Time]:
+        """sqrt(alpha^2 + sigma^2), the label, alpha and sigma at which the network is asked."""
         if self.conditioning == "log_snr":
-            own = 1 / sqrt(1 + exp(-2 * label)), 1 / sqrt(1 + exp(2 * label))
-        else:
-            label = self.sde.time(label)
-            own = self.sde.alpha(label), self.sde.sigma(label)
-            label = self._label(label, own[1])
-        size = sqrt((own[0] * own[0] + own[1] * own[1]) / (alpha * alpha + sigma * sigma))
-        return x * broadcast(size, x), label, *own
+            l = clip(l, -LARGEST, LARGEST)
+            return 1.0, l, signal_scale(l), noise_scale(l)
+        t = self.sde.time(l)
+        alpha = self.sde.alpha(t)
+        sigma = self.sde.sigma(t)
+        return self.sde.size(t), self._label(t, sigma), alpha, sigma
 
     def _label(self, t: Time, sigma: Time) -> Time:
         """What the network is told at time t of its own diffusion."""

@@ -8,10 +8,9 @@ import torch
 from torch import Tensor
 
 from sdekit import AbstractSolver, Dopri5, PIDController, Point, ShARK, Solution, UnfinishedError, solve
-from sdekit_diffusion._diffusions.diffusion import AbstractDiffusion
 from sdekit_diffusion._models.model import AbstractModel
 from sdekit_diffusion._sampling.clock import clock_knots, on_clock
-from sdekit_diffusion._sampling.grids import Span
+from sdekit_diffusion._sampling.coordinates import Coordinates, Span
 from sdekit_diffusion._sampling.method import AbstractMethod, Descent, require_clock
 from sdekit_diffusion._sampling.probability_flow import ADVICE, agreed, flow
 
@@ -37,7 +36,7 @@ class AbstractAdaptive(AbstractMethod, ABC):
     def told(down: Descent, solution: Solution) -> Solution:
         """The solution, its two ends shown to the callback."""
         if down.callback is not None:
-            for i, state in enumerate((down.x, solution.x)):
+            for i, state in enumerate((down.u, solution.x)):
                 down.callback(Point(i, float(solution.ts[i]), state))
         return solution
 
@@ -80,20 +79,19 @@ class AdaptiveFlow(AbstractAdaptive):
             self.rtol, self.atol, proportional=0.3, integral=0.4, first=first or None, max_steps=self.max_steps
         )
 
-    def carried(self, model: AbstractModel, sde: AbstractDiffusion, x: Tensor, span: Span, *, after: int = 0) -> Solution:
+    def carried(self, model: AbstractModel, u: Tensor, span: Span, *, after: int = 0) -> Solution:
         """The `flow` over a span, to the tolerance or the accuracy."""
         if self.accuracy is None:
-            return flow(model, sde, x, span, self.solver, self.control, after=after)
+            return flow(model, u, span, self.solver, self.control, after=after)
 
         def control(tol: float) -> PIDController:
             return replace(self, rtol=tol, atol=tol).control
 
-        return agreed(model, sde, x, span, self.solver, control, self.accuracy, after=after)
+        return agreed(model, u, span, self.solver, control, self.accuracy, after=after)
 
     def run(self, down: Descent) -> Solution:
         self.require(down)
-        solution = self.carried(down.model, down.sde, down.x, down.span)
-        return self.told(down, replace(solution, x=solution.x * float(down.sde.alpha(float(solution.ts[-1])))))
+        return self.told(down, self.carried(down.model, down.u, down.span))
 
 
 @dataclass(frozen=True, eq=False)
@@ -130,11 +128,12 @@ class AdaptiveSDE(AbstractAdaptive):
 
     def run(self, down: Descent) -> Solution:
         self.require(down)
-        problem = on_clock(down.model, down.sde, self.eta)
+        problem = on_clock(down.model, self.eta)
         require_clock(down, *(2 * self.eta**2 * l for l in down.span))
-        y, ends = down.x / problem.scale(down.span[0]), [float(problem.time(l)) for l in down.span]
+        y = down.u / problem.scale(down.span[0])
+        ends = [float(problem.time(l)) for l in down.span]
         control = PIDController(self.rtol, self.atol, proportional=0.1, integral=0.3, max_steps=self.max_steps)
-        ts = torch.tensor([float(down.sde.time_within(l)) for l in down.span], dtype=torch.float64)
+        ts = torch.tensor(down.span, dtype=torch.float64)
 
         def seen(solution: Solution) -> Solution:
             return replace(solution, x=solution.x * problem.scale(down.span[1]), ts=ts)
@@ -142,9 +141,9 @@ class AdaptiveSDE(AbstractAdaptive):
         try:
             solution = solve(problem, y, ends, solver=self.solver, noise=down.noise, control=control)
         except UnfinishedError as error:
-            reached = torch.as_tensor(down.sde.time(problem.parameter(error.reached)))
+            reached = torch.as_tensor(problem.parameter(error.reached))
             raise UnfinishedError(seen(error.solution), reached, advice=ADVICE) from None
         return self.told(down, seen(solution))
 
-    def knots(self, sde: AbstractDiffusion, span: Span) -> Tensor:
+    def knots(self, coordinates: Coordinates, span: Span) -> Tensor:
         return clock_knots(self.eta, span)

@@ -10,8 +10,7 @@ from torch import Tensor
 
 from sdekit import AbstractSDE, EulerMaruyama, NotFiniteError, Point, Solution, did_you_mean, solve
 from sdekit.elementary import Time
-from sdekit_diffusion._diffusions.diffusion import AbstractDiffusion
-from sdekit_diffusion._models.model import AbstractModel
+from sdekit_diffusion._models.model import AbstractModel, signal_scale
 from sdekit_diffusion._sampling.grids import AbstractGrid, UniformInLogSNR
 from sdekit_diffusion._sampling.method import AbstractMethod, Descent
 from sdekit_diffusion._sampling.techniques import langevin_step_size
@@ -19,14 +18,14 @@ from sdekit_diffusion._sampling.techniques import langevin_step_size
 
 @dataclass(frozen=True, eq=False)
 class Relaxation(AbstractSDE):
-    """dy = h rho^2 s dk + sqrt(2 h) rho dW, s the score of y = x / alpha at the noise rho = sigma / alpha.
+    """dy = -h rho eps dk + sqrt(2 h) rho dW, for y = x / alpha at the noise rho = sigma / alpha, whose score is -eps / rho.
 
     k counts moves, and the level is constant during `moves` of them: the Euler-Maruyama method with steps of 1 is annealed
     Langevin dynamics.
 
     Arguments:
-        model, sde: whose score.
-        times: of the levels, in the diffusion's own time.
+        model: whose score.
+        levels: l = log(alpha / sigma).
         moves: how many a level gets.
         size: h.
     """
@@ -34,23 +33,20 @@ class Relaxation(AbstractSDE):
     noise_type = "additive"
 
     model: AbstractModel
-    sde: AbstractDiffusion
-    times: Sequence[float]
+    levels: Sequence[float]
     moves: int
     size: float
 
-    def _level(self, k: Time) -> tuple[float, float, float]:
-        """t, alpha and sigma of the level of move k."""
-        t = self.times[int(k) // self.moves]
-        return t, *self.sde.kernel(t)
+    def _level(self, k: Time) -> float:
+        """l of move k."""
+        return self.levels[int(k) // self.moves]
 
     def drift(self, t: Time, x: Tensor) -> Tensor:
-        level, alpha, sigma = self._level(t)
-        return self.model.score(level, alpha * x, self.sde) * (self.size * sigma**2 / alpha)
+        l = self._level(t)
+        return self.model.predict_noise(l, signal_scale(l) * x) * (-self.size * math.exp(-l))
 
     def diffusion(self, t: Time, x: Tensor) -> float:
-        _, alpha, sigma = self._level(t)
-        return math.sqrt(2 * self.size) * sigma / alpha
+        return math.sqrt(2 * self.size) * math.exp(-self._level(t))
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,32 +98,33 @@ class AnnealedLangevin(AbstractMethod):
             )
 
     def run(self, down: Descent) -> Solution:
-        levels = self.grid.fitted(down.model, down.sde, down.span).points(down.sde, down.span, self.steps - 1)
-        times = torch.as_tensor(down.sde.time_within(levels), dtype=torch.float64)
+        levels = self.grid.points(down.coordinates, down.span, self.steps - 1)
         size = self.size
         if size is None:
             size = langevin_step_size(torch.exp(levels[-1] - levels), self.moves)
         elif self.convention == "ncsn":
             size = 0.5 * size
-        problem = Relaxation(down.model, down.sde, times.tolist(), self.moves, size)
-        ts, xs = torch.cat([times[:1], times]), []
+        problem = Relaxation(down.model, levels.tolist(), self.moves, size)
+        ts = torch.cat([levels[:1], levels])
+        xs = []
 
         def report(point: Point) -> None:
             level, within = divmod(point.step, self.moves)
             if within:
                 return
-            t = float(ts[level])
-            x = point.x * float(down.sde.alpha(t))
+            l = float(ts[level])
+            u = point.x * signal_scale(l)
             if down.save == "all":
-                xs.append(x)
+                xs.append(u)
             if down.callback is not None:
-                down.callback(Point(level, t, x))
+                down.callback(Point(level, l, u))
 
-        start, stop = (float(down.sde.alpha(float(t))) for t in (ts[0], ts[-1]))
         counts = torch.arange(len(levels) * self.moves + 1, dtype=torch.float64)
         watch = report if down.save == "all" or down.callback is not None else None
         try:
-            solution = solve(problem, down.x / start, counts, solver=EulerMaruyama(), noise=down.noise, callback=watch)
+            y = down.u / signal_scale(down.span[0])
+            solution = solve(problem, y, counts, solver=EulerMaruyama(), noise=down.noise, callback=watch)
         except NotFiniteError as error:
             raise error.seen(t=float(ts[-(-error.step // self.moves)])) from None
-        return replace(solution, x=solution.x * stop, xs=torch.stack(xs) if xs else None, ts=ts)
+        u = solution.x * signal_scale(down.span[1])
+        return replace(solution, x=u, xs=torch.stack(xs) if xs else None, ts=ts)

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sdekit import AbstractNoise, AbstractSolver, Increment, WhiteNoise
+from sdekit import AbstractNoise, AbstractSolver, Increment, WhiteNoise, normal
 from sdekit.elementary import broadcast
 from sdekit_diffusion._diffusions.diffusion import AbstractDiffusion
 from sdekit_diffusion._models.model import as_model
+from sdekit_diffusion._sampling.coordinates import Coordinates
 from sdekit_diffusion._sampling.method import AbstractMethod
 from sdekit_diffusion._sampling.methods import method_of
-from sdekit_diffusion._sampling.probability_flow import span_of
 from sdekit_diffusion._sampling.sample import Model, sample, shape_of
 
 
@@ -101,12 +101,12 @@ def sample_between(
     dtype, device = model.place()
     zero, u = torch.zeros(n, dtype=torch.int64, device=device), torch.linspace(0, 1, n, dtype=torch.float64, device=device)
     noise = Between(WhiteNoise(first, index=zero), WhiteNoise(last, index=zero), u)
-    start = float(diffusion.time_within(span_of(model, diffusion, end)[0]))
+    event = shape_of(model, shape)
+    coordinates = Coordinates.of(model, diffusion, event)
+    start = float(coordinates.time(coordinates.span(model, end)[0]))
     wide = torch.promote_types(dtype, torch.float32)
-    ends = [
-        diffusion.prior((1, *shape_of(model, shape)), seed=seed, t=start, dtype=wide, device=device) for seed in (first, last)
-    ]
+    ends = [normal(seed, zero[:1], event, dtype=wide).expand(n, *event) for seed in (first, last)]
     return sample(
         model, sde=diffusion, method=chosen, steps=steps, seed=first, noise=noise, end=end, denoise=denoise,
-        x_T=noise.mixed(*(end.expand(n, *end.shape[1:]) for end in ends)), batch_size=batch_size, dtype=dtype,
+        x_T=coordinates.physical(start, noise.mixed(*ends)), batch_size=batch_size, dtype=dtype,
     )  # fmt: skip

@@ -1,7 +1,7 @@
 """The reverse equation without its linear part, on a clock on which any solver applies."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Literal, Self
@@ -11,74 +11,103 @@ import torch
 from torch import Tensor
 
 from sdekit import AbstractClocked, AngleClocked, Clocked, PiecewiseClocked, geometric
-from sdekit.elementary import Time, axpy, broadcast, exp, scaled, sqrt
-from sdekit_diffusion._diffusions.diffusion import AbstractDiffusion
+from sdekit.elementary import Time, axpy, exp, scaled, sqrt
 from sdekit_diffusion._diffusions.piecewise import PiecewiseLinear
-from sdekit_diffusion._models.model import AbstractModel
-from sdekit_diffusion._sampling.grids import Span
+from sdekit_diffusion._models.model import AbstractModel, noise_scale, signal_scale
+from sdekit_diffusion._sampling.coordinates import Span
+from sdekit_diffusion._sampling.grids import smooth
+
+
+def identity(l: Time) -> Time:
+    """l itself."""
+    return l
+
 
 Integrand = Literal["data", "noise", "velocity"]
+VELOCITY_SCALE = 0.25  # chosen by benchmarks/choice.py
 _LARGEST = 0.99 * math.log(torch.finfo(torch.float64).max)  # of the logarithm of a clock
 
 
 @dataclass(frozen=True, eq=False)
 class Denoising(Clocked):
-    """The equation of `on_clock` with the data predicted: what the network is given besides x goes with its samples."""
+    """The equation of `on_clock` with the data predicted; whatever the model has per sample goes with its samples."""
 
     model: AbstractModel = field(kw_only=True)
-    sde: AbstractDiffusion = field(kw_only=True)
 
     def rows(self, index: Tensor) -> Self:
         model = self.model.rows(index)
-        return replace(self, model=model, integrand=partial(model.denoise, sde=self.sde))
+        return replace(self, model=model, integrand=model.predict_data)
 
 
-def on_clock(model: AbstractModel, sde: AbstractDiffusion, eta: float = 0.0, integrand: Integrand = "data") -> AbstractClocked:
-    """The reverse equation of noise level eta without its linear part, l = log(alpha / sigma).
+def on_clock(
+    model: AbstractModel, eta: float = 0.0, integrand: Integrand = "data", own: Callable[[Time], Time] = identity
+) -> AbstractClocked:
+    """The reverse equation of noise level eta without its linear part, for u = a x_0 + b eps, l = log(a / b).
 
-    With the data predicted, y = x e^{eta^2 l} / sigma,  dy = D d e^{(1 + eta^2) l} + dB_Q,  Q = e^{2 eta^2 l}. For eta = 0
-    with the noise, y = x / alpha,  dy = eps d e^{-l}; or with the velocity, c = data_std / 4, r^2 = (c alpha)^2 + sigma^2 and
-    the angle theta = arctan(c alpha / sigma),
+    With the data predicted, y = u e^{eta^2 l} / b,  dy = D d e^{(1 + eta^2) l} + dB_Q,  Q = e^{2 eta^2 l}. For eta = 0
+    with the noise, y = u / a,  dy = eps d e^{-l}; or with the velocity, c = 1/4, r^2 = (c a)^2 + b^2 and
+    the angle theta = arctan(c a / b),
 
-        y = c x / r,  dy = F d theta,  F = cos(theta) D - c sin(theta) eps = (r D - c^2 alpha x / r) / sigma.
+        y = c u / r,  dy = F d theta,  F = cos(theta) D - c sin(theta) eps = (r D - c^2 a u / r) / b.
 
-    F is 0 where the data are N(0, c^2 I), nearly D where sigma is larger than c alpha and -c eps where it is smaller. An error
-    of a state that is only predicted is damped in D above the deviations of the data and in eps below them; c stands between
-    the deviation of the data and those of their details. For c = 1 and alpha^2 + sigma^2 = 1, F is -v, v = alpha eps - sigma D.
+    F is 0 where the data are N(0, c^2 I), nearly D where b is larger than c a and -c eps where it is smaller.
+    An error of a predicted state is damped in D above the standard deviation of the data, which is 1, and in
+    eps below it; c lies between it and that of details of the data. For c = 1, F is -v, v = a eps - b D.
+
+    Arguments:
+        own: a diffusion's time as a function of l, in which some published rules interpolate.
 
     References:
         Zhang and Chen 2023, arXiv 2204.13902; Lu et al. 2022, arXiv 2211.01095, for eta = 0 and 1; for the velocity Salimans
         and Ho 2022, arXiv 2202.00512, and with c Lu and Song 2024, arXiv 2410.11081.
     """
-    sde = sde.unchecked()
     if integrand == "velocity":
-        return turning(model, sde, model.data_std / 4)
+        return velocity_on_angle(model, VELOCITY_SCALE, own)
     if integrand == "noise":
-
-        def noise(t: Time, x: Tensor) -> Tensor:
-            return model.score(t, x, sde) * broadcast(-sde.sigma(t), x)
-
-        return Clocked(noise, lambda l: sde.alpha(sde.time_within(l)), a=-1.0, own=sde.time_within, smooth=model.clock)
+        prepare = partial(_prepared, model, "noise")
+        return Clocked(model.predict_noise, signal_scale, a=-1.0, own=own, smooth=smooth_of(model), prepare=prepare)
 
     def scale(l: Time) -> Time:
-        return sde.sigma(sde.time_within(l)) * exp(-(eta**2) * l)
+        return noise_scale(l) * exp(-(eta**2) * l)
 
-    denoised, a, q = partial(model.denoise, sde=sde), 1 + eta**2, 2 * eta**2
-    return Denoising(denoised, scale, a, q, own=sde.time_within, smooth=model.clock, model=model, sde=sde)
+    prepare = partial(_prepared, model, "data")
+    settings = {"own": own, "smooth": smooth_of(model), "prepare": prepare}
+    return Denoising(model.predict_data, scale, 1 + eta**2, 2 * eta**2, model=model, **settings)
 
 
-def turning(model: AbstractModel, sde: AbstractDiffusion, c: float) -> AngleClocked:
+Functions = Sequence[Callable[[Tensor], Tensor]]
+
+
+def _prepared(model: AbstractModel, what: Literal["data", "noise"], l: Tensor, scale: Tensor, rate: Tensor) -> Functions | None:
+    """rate times a prediction at scale y, for each level, as functions of y."""
+    found = model.affine(l, what)
+    return None if found is None else found.at(scale).times(rate).functions()
+
+
+def velocity_on_angle(model: AbstractModel, c: float, own: Callable[[Time], Time] = identity) -> AngleClocked:
     """`on_clock` with the velocity of some c."""
 
-    def radius(t: Time) -> tuple[Time, Time, Time]:
-        alpha, sigma = sde.alpha(t), sde.sigma(t)
-        return alpha, sigma, sqrt((c * alpha) * (c * alpha) + sigma * sigma)
+    def radius(l: Time) -> tuple[Time, Time, Time]:
+        a = signal_scale(l)
+        b = noise_scale(l)
+        return a, b, sqrt((c * a) * (c * a) + b * b)
 
-    def velocity(t: Time, x: Tensor) -> Tensor:
-        alpha, sigma, r = radius(t)
-        return axpy(-(c * c) * alpha / (r * sigma), x, scaled(r / sigma, model.denoise(t, x, sde)))
+    def velocity(l: Time, u: Tensor) -> Tensor:
+        a, b, r = radius(l)
+        return axpy(-(c * c) * a / (r * b), u, scaled(r / b, model.predict_data(l, u)))
 
-    return AngleClocked(velocity, lambda l: radius(sde.time_within(l))[2] / c, own=sde.time_within, smooth=model.clock, c=c)
+    def prepare(l: Tensor, scale: Tensor, rate: Tensor) -> Functions | None:
+        found = model.affine(l, "data")
+        a, b, r = radius(l)
+        return None if found is None else found.times(r / b, plus=-(c * c) * a / (r * b)).at(scale).functions()
+
+    settings = {"own": own, "smooth": smooth_of(model), "prepare": prepare}
+    return AngleClocked(velocity, lambda l: radius(l)[2] / c, c=c, **settings)
+
+
+def smooth_of(model: AbstractModel) -> Callable[[Time], Time]:
+    """The variable in which the denoiser of a model is smooth, as a function of l."""
+    return partial(smooth, dimension=math.prod(model.shape or ()))
 
 
 def clock_knots(eta: float, span: Span) -> Tensor:
@@ -93,10 +122,12 @@ def clock_knots(eta: float, span: Span) -> Tensor:
     return geometric(start, stop, math.ceil(math.log(stop / start, 4)))
 
 
-def on_steps(model: AbstractModel, sde: AbstractDiffusion, eta: Callable[[float], float], grid: Tensor) -> PiecewiseClocked:
+def on_steps(
+    model: AbstractModel, eta: Callable[[float], float], grid: Tensor, own: Callable[[Time], Time] = identity
+) -> PiecewiseClocked:
     """The same with a noise level that depends on l, taken in the middle of each step and kept on it.
 
-    With E the integral of eta^2 from l = 0, y = x e^E / sigma,  dy = D d e^{E + l} + dB_Q,  Q = e^{2 E}.
+    With E the integral of eta^2 from l = 0, y = u e^E / b,  dy = D d e^{E + l} + dB_Q,  Q = e^{2 E}.
 
     Arguments:
         grid: l at the ends of the steps.
@@ -114,11 +145,9 @@ def on_steps(model: AbstractModel, sde: AbstractDiffusion, eta: Callable[[float]
     exponent = PiecewiseLinear(tuple(l.tolist()), tuple(total.tolist()))
 
     def scale(l: Time) -> Time:
-        return sde.sigma(sde.time_within(l)) * exp(-exponent(l))
+        return noise_scale(l) * exp(-exponent(l))
 
-    return PiecewiseClocked(
-        partial(model.denoise, sde=sde), scale, l, log_a=l + total, log_q=2 * total, own=sde.time_within, smooth=model.clock
-    )
+    return PiecewiseClocked(model.predict_data, scale, l, log_a=l + total, log_q=2 * total, own=own, smooth=smooth_of(model))
 
 
 def level(eta: float) -> float:

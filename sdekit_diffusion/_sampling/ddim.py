@@ -9,8 +9,8 @@ from torch import Tensor
 
 from sdekit import AbstractSDE, AbstractSolver, Increment, Order, Solution, Step
 from sdekit.elementary import Time, axpy
-from sdekit_diffusion._diffusions.diffusion import AbstractDiffusion
-from sdekit_diffusion._sampling.grids import AbstractGrid, Span, UniformInLogSNR
+from sdekit_diffusion._sampling.coordinates import Coordinates, Span
+from sdekit_diffusion._sampling.grids import AbstractGrid, UniformInLogSNR
 from sdekit_diffusion._sampling.method import AbstractMethod, Descent, OnClock
 
 
@@ -111,5 +111,5 @@ class DDIM(AbstractMethod):
     def run(self, down: Descent) -> Solution:
         return self._on_clock.run(down)
 
-    def knots(self, sde: AbstractDiffusion, span: Span) -> Tensor:
-        return self._on_clock.knots(sde, span)
+    def knots(self, coordinates: Coordinates, span: Span) -> Tensor:
+        return self._on_clock.knots(coordinates, span)

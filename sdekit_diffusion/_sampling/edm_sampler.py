@@ -81,5 +81,7 @@ class EDM(AbstractMethod):
             raise ValueError(f"EDM needs s_churn >= 0, 0 <= s_tmin <= s_tmax and s_noise >= 0, not {given}")
 
     def run(self, down: Descent) -> Solution:
-        solver = Churn(self.s_churn, self.s_tmin, self.s_tmax, self.s_noise, largest=math.exp(-down.span[0]))
+        std = down.coordinates.std
+        largest = math.exp(-down.span[0])
+        solver = Churn(self.s_churn, self.s_tmin / std, self.s_tmax / std, self.s_noise, largest)
         return OnClock(solver, integrand="noise", steps=self.steps, grid=self.grid).run(down)

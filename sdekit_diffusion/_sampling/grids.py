@@ -2,56 +2,46 @@
 
 import math
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from sdekit import uniform
-from sdekit_diffusion._diffusions.diffusion import AbstractDiffusion
-from sdekit_diffusion._models.model import AbstractModel
+from sdekit import did_you_mean, uniform
+from sdekit.elementary import Time, log1p, sigmoid
+from sdekit_diffusion._sampling.coordinates import Coordinates, Span
 
-Span = tuple[float, float]
 _SAME = 1e-3  # between two l, the relative difference of sigma / alpha: ends that are nearer are the same
 
 
 @dataclass(frozen=True, eq=False)
 class AbstractGrid(ABC):
-    """A rule that divides a span of l = log(alpha / sigma), from the noisy end to the clean one, into steps.
+    """A rule that divides a span of l = log(alpha s / sigma), from the noisy end to the clean one, into steps.
+
+    s is the standard deviation of the data: l is the log-SNR in `Coordinates`.
 
     Attributes:
-        evaluations: what it took to find the rule, of all samples together; 0 for a formula.
         follows: whether steps are short where the model is rough, so that polynomials may reach far back.
         count: the number of its steps; None where it divides a span into any number.
     """
 
-    evaluations, follows = 0, False
+    follows: ClassVar[bool] = False
     count: ClassVar[int | None] = None
 
     @abstractmethod
-    def points(self, sde: AbstractDiffusion, span: Span, steps: int) -> Tensor:
+    def points(self, coordinates: Coordinates, span: Span, steps: int) -> Tensor:
         """l at the ends of the steps: float64, `(steps + 1,)`, increasing strictly; the first and the last are the span's."""
-
-    def fitted(
-        self,
-        model: AbstractModel,
-        sde: AbstractDiffusion | str | None = None,
-        span: Span | None = None,
-        method: object = None,
-    ) -> "AbstractGrid":
-        """The grid with what it must know of a model, and of the `AbstractMethod` that asks; itself where that is nothing."""
-        return self
 
 
 @dataclass(frozen=True, eq=False)
 class Native(AbstractGrid):
     """The diffusion's own, `AbstractDiffusion.spaced`: equal steps of t, but `Karras(7)` for `EDMSDE`, whose t is sigma."""
 
-    def points(self, sde: AbstractDiffusion, span: Span, steps: int) -> Tensor:
-        t0, t1 = (float(sde.time_within(l)) for l in span)
-        return _ended(sde.log_snr(sde.spaced(t0, t1, uniform(0.0, 1.0, steps))), span)
+    def points(self, coordinates: Coordinates, span: Span, steps: int) -> Tensor:
+        t0, t1 = (float(coordinates.time(l)) for l in span)
+        return _ended(coordinates.log_snr(coordinates.sde.spaced(t0, t1, uniform(0.0, 1.0, steps))), span)
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,9 +52,9 @@ class UniformInTime(AbstractGrid):
         Song et al. 2021, arXiv 2011.13456.
     """
 
-    def points(self, sde: AbstractDiffusion, span: Span, steps: int) -> Tensor:
-        t0, t1 = (float(sde.time_within(l)) for l in span)
-        return _ended(sde.log_snr(uniform(t0, t1, steps)), span)
+    def points(self, coordinates: Coordinates, span: Span, steps: int) -> Tensor:
+        t0, t1 = (float(coordinates.time(l)) for l in span)
+        return _ended(coordinates.log_snr(uniform(t0, t1, steps)), span)
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,9 +65,9 @@ class Quadratic(AbstractGrid):
         Song, Meng and Ermon 2021, arXiv 2010.02502, appendix D.2.
     """
 
-    def points(self, sde: AbstractDiffusion, span: Span, steps: int) -> Tensor:
-        t0, t1 = (float(sde.time_within(l)) for l in span)
-        return _ended(sde.log_snr(uniform(math.sqrt(t0), math.sqrt(t1), steps).square()), span)
+    def points(self, coordinates: Coordinates, span: Span, steps: int) -> Tensor:
+        t0, t1 = (float(coordinates.time(l)) for l in span)
+        return _ended(coordinates.log_snr(uniform(math.sqrt(t0), math.sqrt(t1), steps).square()), span)
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,13 +80,14 @@ class GeometricInSigma(AbstractGrid):
         Song and Ermon 2019, arXiv 1907.05600.
     """
 
-    def points(self, sde: AbstractDiffusion, span: Span, steps: int) -> Tensor:
-        start, stop = (math.log(float(sde.sigma(float(sde.time_within(l))))) for l in span)
+    def points(self, coordinates: Coordinates, span: Span, steps: int) -> Tensor:
+        sigma = coordinates.sde.sigma
+        start, stop = (math.log(float(sigma(float(coordinates.time(l))))) for l in span)
         wanted = uniform(start, stop, steps)
         low, high = torch.full_like(wanted, span[0]), torch.full_like(wanted, span[1])
         for _ in range(64):  # bisection: sigma falls as l rises
             l = 0.5 * (low + high)
-            above = torch.as_tensor(sde.sigma(sde.time(l))).log() > wanted
+            above = torch.as_tensor(sigma(coordinates.time(l))).log() > wanted
             low, high = torch.where(above, l, low), torch.where(above, high, l)
         return _ended(0.5 * (low + high), span)
 
@@ -118,7 +109,7 @@ class Karras(AbstractGrid):
         if not 0 < self.rho < math.inf:
             raise ValueError(f"rho must be a positive number, such as 7; not {self.rho}")
 
-    def points(self, sde: AbstractDiffusion, span: Span, steps: int) -> Tensor:
+    def points(self, coordinates: Coordinates, span: Span, steps: int) -> Tensor:
         root0, root1 = (math.exp(-l / self.rho) for l in span)
         return _ended(-self.rho * uniform(root0, root1, steps).log(), span)
 
@@ -131,59 +122,56 @@ class UniformInLogSNR(AbstractGrid):
         Lu et al. 2022, arXiv 2206.00927.
     """
 
-    def points(self, sde: AbstractDiffusion, span: Span, steps: int) -> Tensor:
+    def points(self, coordinates: Coordinates, span: Span, steps: int) -> Tensor:
         return uniform(*span, steps)
 
 
 @dataclass(frozen=True, eq=False)
 class Focused(AbstractGrid):
-    """A share of the steps spread evenly over v = `AbstractModel.clock(l)`, the others over l.
+    """A share of the steps spread evenly over v = `smooth(l, d)`, the others over l.
 
-    The former are where the denoiser finds out what the sample is, sigma / alpha from a fifth of the deviation of the data to
-    the length of a sample; the latter are for what is finer.
+    The former are where the denoiser determines what the sample is, sigma / alpha from a fifth of the standard deviation of
+    the data to the length of a sample; the latter are for what is finer.
 
     Arguments:
         share: 0 is uniform in l.
-        model: whose clock; `fitted` fills it in.
     """
 
     follows = True
 
     share: float = 0.8
-    model: AbstractModel | None = None
 
     def __post_init__(self) -> None:
         if not 0 <= self.share < 1:
             raise ValueError(f"share is a number from 0 on and less than 1, such as 0.8; not {self.share}")
 
-    def fitted(
-        self,
-        model: AbstractModel,
-        sde: AbstractDiffusion | str | None = None,
-        span: Span | None = None,
-        method: object = None,
-    ) -> "AbstractGrid":
-        return replace(self, model=model)
-
-    def points(self, sde: AbstractDiffusion, span: Span, steps: int) -> Tensor:
-        if self.model is None:
-            raise ValueError("a focused grid needs the deviation of the data: ask Focused().fitted(model) for its points")
+    def points(self, coordinates: Coordinates, span: Span, steps: int) -> Tensor:
         l = uniform(*span, 4000)
-        v = torch.as_tensor(self.model.clock(l))
-        mass = self.share * (v - v[0]) / (v[-1] - v[0]) + (1 - self.share) * torch.linspace(0, 1, len(l), dtype=torch.float64)
+        v = torch.as_tensor(smooth(l, coordinates.dimension))
+        even = torch.linspace(0, 1, len(l), dtype=torch.float64)
+        mass = self.share * (v - v[0]) / (v[-1] - v[0]) + (1 - self.share) * even
         wanted = uniform(0.0, 1.0, steps).numpy()
         return _ended(torch.from_numpy(np.interp(wanted, mass.numpy(), l.numpy())), span)
 
 
+def smooth(l: Time, dimension: int) -> Time:
+    """v = log(1 + 5 y / (y / r + 1)) with y = e^{-l} and r^2 the number of coordinates, for data of standard deviation 1.
+
+    From log(1 + 5 r), all noise, down to 0, the data. The denoiser is smooth in y as y goes to 0 and in 1/y as it goes to
+    infinity; where the sample is determined, from a fifth up to the length r of a whole sample, it is so in log y. v is as
+    y, as log y and as -1/y there; l would run on without end on both sides.
+    """
+    r = math.sqrt(dimension)
+    return log1p(5 * r * sigmoid(-l - math.log(r)))
+
+
 @dataclass(frozen=True, eq=False)
 class Equidistributed(AbstractGrid):
-    """Steps with the same integral of a density of steps over l.
+    """Steps with the same integral of a density of steps over log(alpha / sigma).
 
     Arguments:
-        l: increasing, `(points,)`, float64.
+        l: log(alpha / sigma), increasing, `(points,)`, float64.
         density: positive, `(points,)`; linear between the points.
-        evaluations: what it took to find the density, of all samples together.
-        width: the deviation of a Gaussian that smooths the density, in mean steps: steps do not follow what is shorter.
 
     References:
         de Boor 1974, "Good approximation by splines with variable knots II".
@@ -193,36 +181,24 @@ class Equidistributed(AbstractGrid):
 
     l: Tensor
     density: Tensor
-    evaluations: int = 0
-    width: float = 0.0
 
     def __post_init__(self) -> None:
-        l, density = (torch.as_tensor(v, dtype=torch.float64, device="cpu") for v in (self.l, self.density))
-        if (
-            l.ndim != 1
-            or l.shape != density.shape
-            or len(l) < 2
-            or not (bool((l.diff() > 0).all()) and bool((density > 0).all()))
-        ):
+        l = torch.as_tensor(self.l, dtype=torch.float64, device="cpu")
+        density = torch.as_tensor(self.density, dtype=torch.float64, device="cpu")
+        fits = l.ndim == 1 and l.shape == density.shape and len(l) > 1
+        if not (fits and bool((l.diff() > 0).all() and (density > 0).all())):
             raise ValueError("l must increase, and the density be as many positive numbers, two or more")
-        if not 0 <= self.width < math.inf:
-            raise ValueError(f"width must be a number of steps from 0 on, not {self.width}")
         object.__setattr__(self, "l", l)
         object.__setattr__(self, "density", density)
 
-    def points(self, sde: AbstractDiffusion, span: Span, steps: int) -> Tensor:
-        return self.divided(span, torch.ones(steps, dtype=torch.float64))
-
-    def divided(self, span: Span, shares: Tensor) -> Tensor:
-        """Points between which the integrals of the density are in the proportions of shares, `(steps,)`."""
-        l = self.l.numpy()
-        if not (l[0] - _SAME <= span[0] < span[1] <= l[-1] + _SAME):
-            raise ValueError(f"{_known(self.l, span)}; fit it for that range, or leave that to sample by grid='adapted'")
-        density = smoothed(self.density, self.l, self.l, self.width * (span[1] - span[0]) / len(shares))
-        mass = torch.cat([torch.zeros(1), torch.cumulative_trapezoid(density, self.l)]).numpy()
-        start, stop = np.interp(span, l, mass).tolist()
-        wanted = start + (stop - start) * np.append(0.0, np.cumsum(shares.numpy()) / float(shares.sum()))
-        return _ended(torch.from_numpy(np.interp(wanted, mass, l)), span)
+    def points(self, coordinates: Coordinates, span: Span, steps: int) -> Tensor:
+        l = self.l + math.log(coordinates.std)
+        if not (float(l[0]) - _SAME <= span[0] < span[1] <= float(l[-1]) + _SAME):
+            raise ValueError(f"{_known(l, span, coordinates.std)}; give a density for that range")
+        mass = torch.cat([torch.zeros(1), torch.cumulative_trapezoid(self.density, l)]).numpy()
+        start, stop = np.interp(span, l.numpy(), mass).tolist()
+        wanted = uniform(start, stop, steps).numpy()
+        return _ended(torch.from_numpy(np.interp(wanted, mass, l.numpy())), span)
 
 
 @dataclass(frozen=True, eq=False)
@@ -232,13 +208,11 @@ class Given(AbstractGrid):
     Arguments:
         l: log(alpha / sigma), increasing, `(N + 1,)`, from the noisy end of a solve to its clean one; sigma / alpha at the ends
             may be off by a thousandth, as of numbers that were printed, and is then that of the solve.
-        evaluations: what it took to find them, of all samples together.
     """
 
     follows = True
 
     l: Tensor
-    evaluations: int = 0
 
     def __post_init__(self) -> None:
         l = torch.as_tensor(self.l, dtype=torch.float64, device="cpu").detach()
@@ -253,26 +227,19 @@ class Given(AbstractGrid):
     def count(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
         return len(self.l) - 1
 
-    def points(self, sde: AbstractDiffusion, span: Span, steps: int) -> Tensor:
+    def points(self, coordinates: Coordinates, span: Span, steps: int) -> Tensor:
         if steps != self.count:
             raise ValueError(f"{len(self.l)} points are {self.count} steps, not {steps}: leave steps out, or give {self.count}")
-        points = _ended(self.l.clone(), span)
-        if not (np.allclose(self.l[[0, -1]], span, rtol=0, atol=_SAME) and bool((points.diff() > 0).all())):
-            raise ValueError(f"{_known(self.l, span)}; give points that end there, fit them again, or pass another end=")
+        l = self.l + math.log(coordinates.std)
+        points = _ended(l.clone(), span)
+        if not (np.allclose(l[[0, -1]], span, rtol=0, atol=_SAME) and bool((points.diff() > 0).all())):
+            raise ValueError(f"{_known(l, span, coordinates.std)}; give points that end there, or pass another end=")
         return points
 
 
-def _known(l: Tensor, span: Span) -> str:
-    has, asked = (f"{math.exp(-a):.6g} to {math.exp(-b):.6g}" for a, b in ((l[0], l[-1]), span))
+def _known(l: Tensor, span: Span, std: float) -> str:
+    has, asked = (f"{std * math.exp(-a):.6g} to {std * math.exp(-b):.6g}" for a, b in ((l[0], l[-1]), span))
     return f"the grid is known from sigma / alpha = {has}, and asked for from {asked}"
-
-
-def smoothed(values: Tensor, at: Tensor, to: Tensor, width: float) -> Tensor:
-    """A piecewise linear function, by its values `(points,)`, averaged with a Gaussian of a deviation; 0 is no smoothing."""
-    if not width:
-        return values
-    log_lengths = torch.cat([at[1:2] - at[:1], at[2:] - at[:-2], at[-1:] - at[-2:-1]]).log()
-    return torch.softmax(log_lengths - 0.5 * ((to[:, None] - at) / width).square(), dim=1) @ values
 
 
 def _ended(l: Tensor | float, span: Span) -> Tensor:
@@ -280,3 +247,36 @@ def _ended(l: Tensor | float, span: Span) -> Tensor:
     points = torch.as_tensor(l)
     points[0], points[-1] = span
     return points
+
+
+GRIDS: dict[str, AbstractGrid] = {
+    "native": Native(),
+    "time": UniformInTime(),
+    "quadratic": Quadratic(),
+    "sigma": GeometricInSigma(),
+    "karras": Karras(),
+    "log_snr": UniformInLogSNR(),
+    "focused": Focused(),
+}
+
+
+def grid_of(given: AbstractGrid | str) -> AbstractGrid:
+    """A grid from its name.
+
+    Raises:
+        TypeError: for what is neither a name nor a grid.
+        ValueError: for an unknown name.
+    """
+    if isinstance(given, AbstractGrid):
+        return given
+    if not isinstance(given, str):
+        raise TypeError(
+            f"grid must be a name or a grid, not {type(given).__name__}; points of your own go as Given(l), with "
+            "l = log(alpha / sigma) increasing, -torch.log(sigmas) where alpha = 1"
+        )
+    if given not in GRIDS:
+        raise ValueError(
+            f"unknown grid {given!r}{did_you_mean(given, GRIDS)}; choose one of {', '.join(GRIDS)}, or pass a grid "
+            "such as Karras(rho=7)"
+        )
+    return GRIDS[given]

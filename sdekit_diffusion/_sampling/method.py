@@ -2,9 +2,9 @@
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import ClassVar, Literal, Self, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -20,31 +20,34 @@ from sdekit import (
     solve,
     uniform,
 )
-from sdekit.elementary import broadcast
-from sdekit_diffusion._diffusions.diffusion import AbstractDiffusion
+from sdekit.elementary import Time, broadcast, scaled
 from sdekit_diffusion._models.model import AbstractModel
 from sdekit_diffusion._sampling.clock import Integrand, clock_knots, level, on_clock, on_steps
-from sdekit_diffusion._sampling.grids import AbstractGrid, Focused, Native, Span
+from sdekit_diffusion._sampling.coordinates import Coordinates, Span
+from sdekit_diffusion._sampling.grids import AbstractGrid, Focused, Native
 
 _ENOUGH = 20  # steps for a polynomial through five values
 
 
 @dataclass(frozen=True, eq=False)
 class Descent:
-    """What a method solves: the way of some states from the noisy end of a span of l = log(alpha / sigma) to its clean end.
+    """What a method solves: the reverse equation from the noisy end of a span of l to its clean end.
+
+    States are u and times are l as in `Coordinates`, whatever the diffusion.
 
     Arguments:
-        model, sde: whose reverse equation.
-        x: the states at the noisy end, `(batch, *event)`.
+        model: whose reverse equation; of data with mean 0 and standard deviation 1.
+        coordinates: the way to a diffusion, in whose time grids may be even and solvers may run.
+        u: the states at the noisy end, `(batch, *event)`.
         span: l at both ends.
         noise: row i is the noise of state i.
         save: whether the states at all points of the grid are wanted.
-        callback: what is given each `Point`, in the diffusion's own time.
+        callback: called with each `Point` (step, l, u).
     """
 
     model: AbstractModel
-    sde: AbstractDiffusion
-    x: Tensor
+    coordinates: Coordinates
+    u: Tensor
     span: Span
     noise: AbstractNoise | None = None
     save: Literal["last", "all"] = "last"
@@ -59,7 +62,7 @@ def require_clock(down: Descent, start: float, stop: float) -> None:
     Raises:
         ValueError: with what to change.
     """
-    dtype = down.x.dtype
+    dtype = down.u.dtype
     if max(stop, -0.5 * start) > math.log(torch.finfo(dtype).max / 10):
         wider = ", or dtype=torch.float64" if dtype != torch.float64 else ""
         raise ValueError(
@@ -79,28 +82,16 @@ class AbstractMethod(ABC):
     steps: int = field(default=0, kw_only=True)
     grid: AbstractGrid | None = field(default=None, kw_only=True)
 
-    def fitted(self, model: AbstractModel, sde: AbstractDiffusion, span: Span) -> tuple[Self, int]:
-        """The method with its grid fitted to a model, and the evaluations that this took.
-
-        Raises:
-            TypeError: for a grid that is none, such as its name.
-        """
-        if not isinstance(self.grid, AbstractGrid | None):
-            raise TypeError(f"the grid of a method is an object such as Karras(), not {self.grid!r}; names go to sample(grid=)")
-        if self.grid is None or (grid := self.grid.fitted(model, sde, span, self)) is self.grid:
-            return self, 0
-        return replace(self, grid=grid), grid.evaluations
-
     def points(self, down: Descent) -> Tensor:
         """l at the ends of the steps."""
         assert self.grid is not None
-        return self.grid.fitted(down.model, down.sde, down.span, self).points(down.sde, down.span, self.steps)
+        return self.grid.points(down.coordinates, down.span, self.steps)
 
     @abstractmethod
     def run(self, down: Descent) -> Solution:
-        """The solution in x; its grid is in the diffusion's own time."""
+        """The solution in u and l."""
 
-    def knots(self, sde: AbstractDiffusion, span: Span) -> Tensor:
+    def knots(self, coordinates: Coordinates, span: Span) -> Tensor:
         """The knots of a Brownian path that resolves this method's noise over a span, whatever the number of steps.
 
         Raises:
@@ -111,15 +102,33 @@ class AbstractMethod(ABC):
         )
 
 
+_REMEMBERED = 32  # clocks whose plans are kept, and plans of each
+_PLANS: dict[Hashable, dict[Hashable, Any]] = {}
+
+
+def _plans(coordinates: Coordinates, eta: float, integrand: Integrand) -> dict[Hashable, Any]:
+    """The plans of multistep rules on one clock, for calls to come."""
+    key = coordinates.sde, coordinates.std, coordinates.dimension, eta, integrand
+    try:
+        plans = _PLANS.setdefault(key, {})
+    except TypeError:  # a diffusion that cannot be hashed
+        return {}
+    for remembered in (_PLANS, plans):
+        if len(remembered) > _REMEMBERED:
+            remembered.clear()
+    return plans
+
+
 @dataclass(frozen=True, eq=False)
 class OnClock(AbstractMethod):
     """A solver on the clock of the signal-to-noise ratio, where the linear part is exact.
 
     Arguments:
-        solver: `AdamsMoulton(k)` or `AdamsBashforth(k)`, whose weights are then exponential integrals, for a polynomial in
-            `AbstractModel.clock`; the latter with k = 1 is DDIM for eta = 0, of the data or the noise, and DDPM's ancestral
-            sampler for eta = 1. Or any other solver, on the clock as its time. None is `AdamsMoulton(3)`, and for the velocity
-            in 20 steps or more of a grid that `follows` the model `AdamsMoulton(4)`, which others do not bear; see `rule`.
+        solver: `AdamsMoulton(k)` or `AdamsBashforth(k)`, whose weights are then exponential integrals, for a
+            polynomial in the variable in which the denoiser is smooth; the latter with k = 1 is DDIM for eta = 0, of
+            the data or the noise, and DDPM's ancestral sampler for eta = 1. Or any other solver, on the clock as its
+            time. None is `AdamsMoulton(3)`, and for the velocity in 20 steps or more of a grid that `follows` the model
+            `AdamsMoulton(4)`, which others do not bear; see `rule`.
         eta: the noise level: 0 the probability flow, 1 the reverse SDE; or a function of l = log(alpha / sigma), such as
             `lambda l: float(-2 < l < 3)`, whose value in the middle of a step is kept on it: for solvers with planned weights.
             It is the square root of the eta of k-diffusion's SDE samplers, such as `sample_dpmpp_2m_sde`, whose noise has the
@@ -166,34 +175,71 @@ class OnClock(AbstractMethod):
     def run(self, down: Descent) -> Solution:
         grid = self.points(down)
         if callable(self.eta):
-            problem = on_steps(down.model, down.sde, self.eta, grid)
+            problem = on_steps(down.model, self._eta_in(down.coordinates), grid, down.coordinates.time)
             require_clock(down, problem.log_q[0], problem.log_q[-1])
         else:
-            problem = on_clock(down.model, down.sde, self.eta, self.integrand)
+            problem = on_clock(down.model, self.eta, self.integrand, down.coordinates.time)
+            problem = replace(problem, plans=_plans(down.coordinates, self.eta, self.integrand))
             require_clock(down, *(2 * self.eta**2 * l for l in down.span))
-        times, clock = torch.as_tensor(down.sde.time_within(grid)), torch.as_tensor(problem.time(grid))
+        clock = torch.as_tensor(problem.time(grid))
 
         def report(point: Point) -> None:
             assert down.callback is not None
-            down.callback(Point(point.step, float(times[point.step]), problem.physical(point.t, point.x)))
+            down.callback(Point(point.step, float(grid[point.step]), problem.physical(point.t, point.x)))
 
-        y, watch = down.x / problem.scale(down.span[0]), down.callback and report
+        y = down.u / problem.scale(down.span[0])
+        watch = down.callback and report
         try:
             solution = solve(problem, y, clock, solver=self.rule, noise=down.noise, save=down.save, callback=watch)
         except NotFiniteError as error:
-            raise error.seen(t=float(down.sde.time_within(problem.parameter(error.t)))) from None
+            raise error.seen(t=float(problem.parameter(error.t))) from None
         xs = solution.xs
         if xs is not None:
             xs = xs * broadcast(problem.scale(grid), xs)
-        return replace(solution, x=solution.x * problem.scale(down.span[1]), xs=xs, ts=times)
+        return replace(solution, x=solution.x * problem.scale(down.span[1]), xs=xs, ts=grid)
 
-    def knots(self, sde: AbstractDiffusion, span: Span) -> Tensor:
+    def _eta_in(self, coordinates: Coordinates) -> Callable[[float], float]:
+        """eta as a function of the l of standardised coordinates."""
+        assert callable(self.eta)
+        eta = self.eta
+        shift = math.log(coordinates.std)
+        return lambda l: eta(l - shift)
+
+    def knots(self, coordinates: Coordinates, span: Span) -> Tensor:
         """`clock_knots`; where eta is a function of l the time is l, and they are at most log 2 apart."""
         if callable(self.eta):
             return uniform(*span, math.ceil((span[1] - span[0]) / math.log(2)))
         if not self.eta:
             raise ValueError("a method without noise reads no Brownian path; leave out noise='path', or give eta > 0")
         return clock_knots(self.eta, span)
+
+
+@dataclass(frozen=True, eq=False)
+class _Score:
+    """grad log p_t(x) = -eps / sigma of a model of standardised data, in the diffusion's own states."""
+
+    model: AbstractModel
+    coordinates: Coordinates
+    table: Mapping[float, Callable[[Tensor], Tensor]] = field(default_factory=dict)
+
+    def __call__(self, t: Time, x: Tensor) -> Tensor:
+        known = None if isinstance(t, Tensor) else self.table.get(t)
+        if known is not None:
+            return known(x)
+        eps = self.model.predict_noise(self.coordinates.log_snr(t), self.coordinates.standard(t, x))
+        return scaled(-1 / self.coordinates.sde.sigma(t), eps)
+
+    def tabulated(self, ts: Sequence[float]) -> "_Score":
+        """The same with what depends on the times of a grid computed at once."""
+        t = torch.tensor(ts, dtype=torch.float64)
+        found = self.model.affine(torch.as_tensor(self.coordinates.log_snr(t)), "noise")
+        if found is None:
+            return self
+        sde = self.coordinates.sde
+        r = self.coordinates.radius(t)
+        shift = -sde.alpha(t) / r if self.coordinates.shifts else 0.0
+        functions = found.at(1 / r, shift).times(-1 / sde.sigma(t)).functions()
+        return replace(self, table=dict(zip(ts, functions, strict=True)))
 
 
 @dataclass(frozen=True, eq=False)
@@ -215,15 +261,33 @@ class InTime(AbstractMethod):
     grid: AbstractGrid = field(default=Native(), kw_only=True)
 
     def run(self, down: Descent) -> Solution:
-        problem = ReverseSDE(down.sde, lambda t, x: down.model.score(t, x, down.sde), self.eta)
-        grid = torch.as_tensor(down.sde.time_within(self.points(down)))
-        return solve(problem, down.x, grid, solver=self.solver, noise=down.noise, save=down.save, callback=down.callback)
+        coordinates = down.coordinates
+        problem = ReverseSDE(coordinates.sde, _Score(down.model, coordinates), self.eta)
+        grid = self.points(down)
+        times = torch.as_tensor(coordinates.time(grid))
 
-    def knots(self, sde: AbstractDiffusion, span: Span) -> Tensor:
+        def report(point: Point) -> None:
+            assert down.callback is not None
+            u = coordinates.standard(point.t, point.x)
+            down.callback(Point(point.step, float(grid[point.step]), u))
+
+        x = coordinates.physical(float(times[0]), down.u)
+        watch = down.callback and report
+        try:
+            solution = solve(problem, x, times, solver=self.solver, noise=down.noise, save=down.save, callback=watch)
+        except NotFiniteError as error:
+            raise error.seen(t=float(coordinates.log_snr(error.t))) from None
+        xs = solution.xs
+        if xs is not None:
+            xs = torch.stack([coordinates.standard(t, x) for t, x in zip(times.tolist(), xs, strict=True)])
+        u = coordinates.standard(float(times[-1]), solution.x)
+        return replace(solution, x=u, xs=xs, ts=grid)
+
+    def knots(self, coordinates: Coordinates, span: Span) -> Tensor:
         """Sixteen, spaced as the steps are, which may be much smaller at one end than at the other."""
         if self.solver.normals or not self.eta:
             raise ValueError(
                 "one Brownian path is for eta > 0 and solvers that draw nothing else; without noise there is none, and a "
                 "corrector draws anew on each grid: leave out noise='path'"
             )
-        return torch.as_tensor(sde.time_within(Native().points(sde, span, 16))).flip(0)
+        return torch.as_tensor(coordinates.time(Native().points(coordinates, span, 16))).flip(0)

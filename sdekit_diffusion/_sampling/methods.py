@@ -20,12 +20,11 @@ from sdekit import (
     UniPC,
     did_you_mean,
 )
-from sdekit_diffusion._sampling.adapted import grid_of
 from sdekit_diffusion._sampling.adaptive import AdaptiveFlow, AdaptiveSDE
 from sdekit_diffusion._sampling.annealed_langevin import AnnealedLangevin
 from sdekit_diffusion._sampling.ddim import DDIM
 from sdekit_diffusion._sampling.edm_sampler import EDM
-from sdekit_diffusion._sampling.grids import AbstractGrid, Focused, UniformInLogSNR
+from sdekit_diffusion._sampling.grids import AbstractGrid, Focused, UniformInLogSNR, grid_of
 from sdekit_diffusion._sampling.method import AbstractMethod, InTime, OnClock
 
 
@@ -86,6 +85,7 @@ def method_of(
     A grid of given points says how many steps there are, unless steps does, or a method object that was made with both.
 
     Raises:
+        TypeError: for a method whose grid is none, such as its name.
         ValueError: for an unknown name.
     """
     if isinstance(given, AbstractMethod):
@@ -101,7 +101,9 @@ def method_of(
         below, few = _FEW.get(given, (0, METHODS[given]))
         method = few if grid is not None or (steps is not None and steps < below) else METHODS[given]
     method = method if grid is None else replace(method, grid=grid_of(grid))
-    if steps is None and isinstance(method.grid, AbstractGrid) and method.grid.count is not None:
+    if not isinstance(method.grid, AbstractGrid | None):
+        raise TypeError(f"the grid of a method is an object such as Karras(), not {method.grid!r}; names go to sample(grid=)")
+    if steps is None and method.grid is not None and method.grid.count is not None:
         own = type(method).__dataclass_fields__["steps"].default
         steps = method.grid.count + method.extra if grid is not None or method.steps == own else None
     return method if steps is None else replace(method, steps=steps)

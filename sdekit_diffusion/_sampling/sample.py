@@ -20,15 +20,17 @@ from sdekit import (
     WhiteNoise,
     did_you_mean,
     fresh_seed,
+    normal,
 )
 from sdekit_diffusion._diffusions.diffusion import AbstractDiffusion
 from sdekit_diffusion._inputs import usable
 from sdekit_diffusion._models.evaluating import evaluating
 from sdekit_diffusion._models.model import AbstractModel, as_model
+from sdekit_diffusion._sampling.coordinates import Coordinates
 from sdekit_diffusion._sampling.grids import AbstractGrid
 from sdekit_diffusion._sampling.method import AbstractMethod, Descent
 from sdekit_diffusion._sampling.methods import method_of
-from sdekit_diffusion._sampling.probability_flow import span_of, warn_of_prior, warn_of_start
+from sdekit_diffusion._sampling.start import warn_of_prior, warn_of_start
 
 Model = AbstractModel | Callable[[Tensor, Tensor], Tensor]
 
@@ -95,9 +97,8 @@ def sample(
             Under another one the solve runs over the range of sigma / alpha that both share.
         method: a name in `METHODS`, a method object with its own parameters, or a solver.
         steps: the number of steps; the method's own unless given.
-        grid: where they are, "native", "time", "quadratic", "sigma", "karras", "log_snr", "focused", "adapted" or an object
-            such as `Karras(rho=7)`; the method's own unless given. "adapted" is found from the model first, by pilot solves
-            that cost as much as thousands of samples; see `Adapted`.
+        grid: where they are, "native", "time", "quadratic", "sigma", "karras", "log_snr", "focused" or an object
+            such as `Karras(rho=7)`; the method's own unless given.
         seed: what all noise depends on; None takes a fresh one from torch's default generator.
         noise: "white", other noise on every grid; "path", a `BrownianPath` a sample on the clock of the method's noise, so
             that more steps refine the same samples; or an object whose row i is the noise of sample i of this call. Unless
@@ -115,7 +116,7 @@ def sample(
         progress: show a bar.
         callback: called with each `Point` (step, t, x) of each batch; with both ends by "ode".
         save: "all" keeps every state, in `Solution.xs`; needs return_solution=True.
-        return_solution: return the `Solution`, with grid, states, evaluations a sample and of the pilot, and seed.
+        return_solution: return the `Solution`, with grid, states, evaluations per sample, and seed.
 
     Returns:
         a tensor of shape `(n, *shape)`, or a `sdekit.Solution` whose x it is.
@@ -132,31 +133,33 @@ def sample(
     model, diffusion = as_model(model, sde, given)
     _require(n, steps, batch_size, first, save, return_solution, noise)
     chosen = method_of(method, steps, grid)
-    span = span_of(model, diffusion, end)
     x_T = None if x_T is None else _given(x_T, n, model)
-    if x_T is None and not chosen.forgets:
-        warn_of_prior(model, diffusion)
-    elif x_T is not None and not chosen.forgets:
-        warn_of_start(x_T, diffusion, span[0], model.data_std)
     own_dtype, own_device = model.place()
     dtype, device = _dtype(dtype, x_T, own_dtype), own_device if device is None else usable(device)
     n, event = (n, shape_of(model, shape)) if x_T is None else (len(x_T), tuple(x_T.shape[1:]))
     seed = fresh_seed() if seed is None else seed
-    chosen, pilot = chosen.fitted(model, diffusion, span)
+    coordinates = Coordinates.of(model, diffusion, event)
+    span = coordinates.span(model, end)
+    if x_T is None and not chosen.forgets:
+        warn_of_prior(model, coordinates)
+    elif x_T is not None and not chosen.forgets:
+        warn_of_start(x_T, coordinates, span[0])
     # Increments of a fine grid are below the rounding of a state in half precision: it is kept in float32 and cast at the end.
     wide = torch.promote_types(dtype, torch.float32)
     noise = chosen.noise if noise is None else noise
     if noise == "white":
         noise = WhiteNoise(seed, first=first)
     elif noise == "path":
-        noise = BrownianPath(seed, chosen.knots(diffusion, span).tolist(), first=first)
-    start, size, solutions = float(diffusion.time_within(span[0])), max(1, n if batch_size is None else batch_size), []
+        noise = BrownianPath(seed, chosen.knots(coordinates, span).tolist(), first=first)
+    start = float(coordinates.time(span[0]))
+    size = max(1, n if batch_size is None else batch_size)
+    solutions = []
     bar = tqdm(total=chosen.steps * -(-n // size) or None, disable=not progress, unit="step", desc="sampling")
 
     def report(point: Point) -> None:
         bar.update(point.step > 0)
         if callback is not None:
-            callback(point)
+            callback(coordinates.physical_point(point))
 
     watch = report if progress or callback is not None else None
     with torch.no_grad(), evaluating(model, n), bar:
@@ -164,30 +167,33 @@ def sample(
             count = min(size, n - i)
             index = torch.arange(i, i + count, device=device)
             if x_T is not None:
-                x = x_T[i : i + count].to(device=device, dtype=wide)
+                u = coordinates.standard(start, x_T[i : i + count].to(device=device, dtype=wide))
             else:
-                x = diffusion.prior((count, *event), seed=seed, first=first + i, t=start, dtype=wide, device=device)
-            some = model.rows(index)
+                u = normal(seed, first + index, event, dtype=wide)
+            some = coordinates.standardised(model.rows(index))
             try:
-                solution = chosen.run(Descent(some, diffusion, x, span, noise.rows(index), save, watch))
+                solution = chosen.run(Descent(some, coordinates, u, span, noise.rows(index), save, watch))
             except NotFiniteError as error:
-                raise error.seen(after=i, total=n) from None
+                raise coordinates.located(error, i, n) from None
             except UnfinishedError as error:
-                found = Solution.joined([*solutions, error.solution])
-                reached = torch.cat([torch.full((i,), float(error.solution.ts[-1])).to(error.reached), error.reached])
+                found = Solution.joined([*solutions, coordinates.physical_solution(error.solution)])
+                reached = torch.as_tensor(coordinates.time(error.reached))
+                reached = torch.cat([torch.full((i,), float(found.ts[-1])).to(reached), reached])
                 raise UnfinishedError(found, reached, advice=error.advice) from None
+            data = coordinates.denoised(some.predict_data(span[1], solution.x)) if denoise and count else None
+            solution = coordinates.physical_solution(solution)
             x = solution.x
-            if denoise and count:
-                last = float(diffusion.time_within(span[1]))
-                x = some.denoise(last, x, diffusion)
+            if data is not None:
+                x = data
                 if bad := (~torch.isfinite(x).reshape(count, -1).all(dim=1)).nonzero().flatten().tolist():
+                    last = float(solution.ts[-1])
                     error = NotFiniteError(chosen.steps, last, bad, count, "the denoising that follows step")
                     raise error.seen(after=i, total=n)
                 solution = replace(solution, evaluations=solution.evaluations + 1)
             solutions.append(replace(solution, x=x.to(dtype), xs=None if solution.xs is None else solution.xs.to(dtype)))
     if not return_solution:
         return torch.cat([solution.x for solution in solutions])
-    return replace(Solution.joined(solutions), seed=seed, pilot=pilot)
+    return replace(Solution.joined(solutions), seed=seed)
 
 
 def _require(

@@ -4,8 +4,6 @@ import math
 from collections.abc import Callable
 
 import torch
-from scipy.optimize import root_scalar
-from scipy.stats import norm
 from torch import Tensor
 
 from sdekit import geometric, uniform01
@@ -79,8 +77,10 @@ def level_overlap(dim: int, ratio: float) -> float:
         dim: d, the number of coordinates of a point.
         ratio: g > 1, that of neighbouring levels.
     """
+    from scipy.special import ndtr
+
     shift = math.sqrt(2 * dim) * (ratio - 1)
-    return float(norm.cdf(shift + 3 * ratio) - norm.cdf(shift - 3 * ratio))
+    return float(ndtr(shift + 3 * ratio) - ndtr(shift - 3 * ratio))
 
 
 def geometric_sigmas(dim: int, sigma_max: float, sigma_min: float = 0.01, *, overlap: float = 0.5) -> Tensor:
@@ -163,4 +163,6 @@ def langevin_step_size(sigmas: Tensor, steps: int) -> float:
 
 def _root(function: Callable[[float], float], largest: float) -> float:
     """The root between 0 and the largest, to the last digits."""
+    from scipy.optimize import root_scalar
+
     return float(root_scalar(function, bracket=(0.0, largest), xtol=1e-15).root)

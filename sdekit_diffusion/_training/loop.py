@@ -18,6 +18,7 @@ from sdekit_diffusion._models.model import ScoreModel
 from sdekit_diffusion._models.wrapped import require_own
 from sdekit_diffusion._storage.distributed import rank, world
 from sdekit_diffusion._training.loss import dsm_loss
+from sdekit_diffusion._training.moments import data_moments
 from sdekit_diffusion._training.recipe import Recipe
 from sdekit_diffusion.data._batches import AbstractSource, Rows, Shuffled
 
@@ -47,6 +48,8 @@ class _Look(NamedTuple):
 
 class Training(Iterator[Record]):
     """Trains a model in place, a record an update; when the records end the model holds the averaged weights.
+
+    The model's `data_mean` and `data_std` are set to those of the data.
 
     Sample number i of the stream has its own times, noise and dequantisation, which depend on (seed, i) alone; i is the epoch
     times the number of samples plus its place in the epoch's permutation. Under torch.distributed each process takes a part of
@@ -96,6 +99,7 @@ class Training(Iterator[Record]):
             raise ValueError(f"a batch of {self.recipe.batch_size} cannot be taken in {parts} parts; raise batch_size")
         self._transform = transform
         self._check(next(self.source.batches(1)))
+        model.record_scale(*data_moments(self.source, self._encoded))
         self._weights: list[Tensor] = list(model.parameters())
         self._averages = [[weight.detach().clone() for weight in self._weights] for _ in self.recipe.decays]
         self._optimiser = torch.optim.AdamW(self._weights, lr=self.recipe.lr)
@@ -104,6 +108,10 @@ class Training(Iterator[Record]):
         self.whole = True
         self._looked: _Look | None = None
         model.train()
+
+    def _encoded(self, rows: Tensor) -> Tensor:
+        """Rows as the model sees them, dequantised in the middle."""
+        return rows if self._transform is None else self._transform(rows, torch.full(rows.shape, 0.5))
 
     def _check(self, row: Tensor) -> None:
         if self.recipe.flip and row.ndim != 4:

@@ -7,11 +7,11 @@ import torch
 from torch import Tensor
 
 from sdekit import did_you_mean, fresh_seed, normal, uniform01
-from sdekit.elementary import clip
+from sdekit.elementary import broadcast, clip
 from sdekit_diffusion._counters import NOISE, TIME
 from sdekit_diffusion._diffusions.diffusion import AbstractDiffusion
 from sdekit_diffusion._inputs import require_tensor
-from sdekit_diffusion._models.model import ScoreModel
+from sdekit_diffusion._models.model import ScoreModel, noise_scale, signal_scale
 
 Weighting = Literal["plain", "likelihood"]
 
@@ -59,17 +59,18 @@ def dsm_loss(
     seed = fresh_seed() if seed is None else seed
     index = torch.arange(first, first + len(x0), device=x0.device)
     u = uniform01(seed, index, (), counter=TIME)
-    t = draw_levels(model.sde, u, weighting) if discrete else draw_times(model.sde, u, weighting, end, model.data_std)
+    t = draw_levels(model.sde, u, weighting) if discrete else draw_times(model.sde, u, weighting, end, model.data_std or 1.0)
     eps = normal(seed, index, tuple(x0.shape[1:]), counter=NOISE, dtype=x0.dtype)
-    sde = model.sde.unchecked()
-    mean, sigma = sde.marginal(t, x0)
-    return (model.noise(t, mean + sigma * eps, sde) - eps).square().reshape(len(x0), -1).mean(dim=1)
+    l = model.sde.log_snr(t)
+    point = x0 * broadcast(signal_scale(l), x0) + eps * broadcast(noise_scale(l), x0)
+    return (model.predict_noise(l, point) - eps).square().reshape(len(x0), -1).mean(dim=1)
 
 
 def draw_times(sde: AbstractDiffusion, u: Tensor, weighting: Weighting, end: float, data_std: float = 1.0) -> Tensor:
     """Uniform numbers in [0, 1) as times from sigma / alpha = end to the diffusion's latest, as the weighting wants them."""
     last = sde.latest(data_std)
-    low, high = float(sde.log_snr(last)), min(-math.log(end), float(sde.log_snr(0.0)))
+    low = float(sde.log_snr(last))
+    high = min(-math.log(end * data_std), float(sde.log_snr(0.0)))
     if not high > low:
         raise ValueError(f"end = {end:g} leaves nothing to train on under {sde}; choose a smaller one, such as 1e-3")
     if weighting == "plain":

@@ -21,6 +21,7 @@ from sdekit_diffusion._models.checkpoint import (
     read_config,
     read_tensors,
     save,
+    scale_in,
     to_save,
     written,
 )
@@ -139,6 +140,7 @@ class Run:
             self._require_same(path)
             state = read_tensors(path, STATE)
             training.load_state_dict(state)
+            model.record_scale(*scale_in(path))
             self._losses = list(state.get(_PENDING, torch.empty(0)).to(model.place()[1]))
             self._saved = training.step
         else:
@@ -159,7 +161,10 @@ class Run:
     def _require_same(self, path: Path) -> None:
         config = read_config(path)
         known, model = config["notes"], json.loads(json.dumps(described(self.training.model)))
-        before, now = config | known["recipe"], model | self.notes["recipe"] | {"versions": config["versions"]}
+        before = config | known["recipe"]
+        now = model | self.notes["recipe"] | {"versions": config["versions"]}
+        for name in ("data_mean", "data_std"):  # those of the checkpoint stay
+            del now[name]
         others = [f"{name} = {before.get(name)}, not {value}" for name, value in now.items() if before.get(name) != value]
         if others:
             said = ", ".join(others)

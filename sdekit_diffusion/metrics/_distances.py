@@ -4,7 +4,6 @@ from collections.abc import Callable
 from typing import Literal
 
 import numpy as np
-from scipy.spatial.distance import cdist, pdist
 
 from sdekit_diffusion.metrics._points import Matrix, Samples, blocks, pair, squares
 
@@ -39,6 +38,8 @@ def frechet(a: Samples, b: Samples) -> float:
 
 
 def _mean_distance(a: Matrix, b: Matrix) -> float:
+    from scipy.spatial.distance import cdist
+
     return sum(float(cdist(a[rows], b).sum()) for rows in blocks(len(a), len(b))) / (len(a) * len(b))
 
 
@@ -114,11 +115,17 @@ def mmd(a: Samples, b: Samples, *, kernel: Literal["rbf", "polynomial"] = "rbf",
     if kernel == "polynomial":
         d = first.shape[1]
         return _discrepancy(first, second, lambda x, y: (x @ y.T / d + 1) ** 3)
-    h = float(np.median(pdist(second[:: -(-len(second) // _MEDIAN_OF)]))) if bandwidth is None else bandwidth
+    h = _median_distance(second[:: -(-len(second) // _MEDIAN_OF)]) if bandwidth is None else bandwidth
     if not h > 0:
         raise ValueError(f"the bandwidth is {h:g}; give a positive one, or a reference whose samples differ")
     centre = second.mean(0)
     return _discrepancy(first - centre, second - centre, lambda x, y: np.exp(squares(x, y) / (-2 * h * h)))
+
+
+def _median_distance(x: Matrix) -> float:
+    from scipy.spatial.distance import pdist
+
+    return float(np.median(pdist(x)))
 
 
 def _discrepancy(a: Matrix, b: Matrix, kernel: Callable[[Matrix, Matrix], Matrix]) -> float:

@@ -5,8 +5,6 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
-from scipy.linalg import solve_triangular
-from scipy.special import ndtri, softmax
 
 from sdekit_diffusion.metrics._points import Matrix, Samples, points
 
@@ -60,6 +58,8 @@ class Modes:
 
         They nearly are where each mode has hundreds of samples and modes are apart.
         """
+        from scipy.special import ndtri
+
         return float(ndtri(0.5 * (1 + confidence ** (1 / len(self.scores)))))
 
 
@@ -77,6 +77,9 @@ def modes(x: Samples, law: Mixture) -> Modes:
     Raises:
         ValueError: no samples, values that are not finite, or samples of another size than the means.
     """
+    from scipy.linalg import solve_triangular
+    from scipy.special import softmax
+
     samples, centres, weights = points(x, "x"), points(law.means, "means"), points(law.weights, "weights")[:, 0]
     n, d = samples.shape
     if d != centres.shape[1]:

@@ -1,0 +1,70 @@
+"""Our Brownian paths as torchsde's. A module of its own, since it imports torchsde."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sdekit._noise.white import AbstractNoise
+from sdekit.interop._originals import original
+from sdekit.interop._path_adapters import read
+
+
+class TorchsdeBrownian(original("torchsde._brownian.brownian_base", "BaseBrownian")):
+    """A path as torchsde's solvers ask for it: bm(ta, tb) = W(tb) - W(ta), with `return_U=True` also U = int (W - W(ta)) dt.
+
+    Arguments:
+        path: a `BrownianPath` whose knots are the times of the solve, or other noise that is a path.
+        size: the shape of W, `(batch, m)` for torchsde.
+        dtype, device: of what is returned.
+    """
+
+    def __init__(
+        self,
+        path: AbstractNoise,
+        size: tuple[int, ...],
+        *,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+    ) -> None:
+        super().__init__()
+        self.path, self._like = path, torch.empty(size, dtype=dtype, device=device)
+
+    def __call__(
+        self, ta: float | Tensor, tb: float | Tensor | None = None, return_U: bool = False, return_A: bool = False
+    ) -> Any:  # noqa: ANN401 - one tensor or two, as torchsde's
+        if return_A:
+            raise ValueError("the path knows W and its space-time area U, not the areas between coordinates: return_A=False")
+        start, end = (self.path.tree.knots[0], float(ta)) if tb is None else (float(ta), float(tb))
+        if start > end:
+            raise ValueError(f"bm(ta, tb) asks for ta <= tb, not {start} and {end}")
+        w, h = read(self.path, start, end, self._like, levy=return_U)[:2]
+        if not return_U:
+            return w
+        assert w is not None
+        assert h is not None
+        return w, (end - start) * (0.5 * w + h)
+
+    @property
+    def shape(self) -> torch.Size:
+        return self._like.shape
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self._like.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self._like.device
+
+    @property
+    def levy_area_approximation(self) -> str:
+        return "space-time"
+
+    def __repr__(self) -> str:
+        return f"TorchsdeBrownian({self.path}, size={tuple(self.shape)})"
+
+    def to(self, *args: Any, **kwargs: Any) -> "TorchsdeBrownian":  # noqa: ANN401
+        """The same path in another dtype or on another device."""
+        like = self._like.to(*args, **kwargs)
+        return TorchsdeBrownian(self.path, tuple(like.shape), dtype=like.dtype, device=like.device)

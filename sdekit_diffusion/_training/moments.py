@@ -1,0 +1,60 @@
+"""Mean and standard deviation of the data of a training."""
+
+import itertools
+import math
+import warnings
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+
+from sdekit_diffusion.data._batches import AbstractSource, Shuffled
+
+_IN_MEMORY = 1 << 16  # samples that are looked at, of a tensor
+_READ = 1 << 10  # of data that have to be read
+_TOGETHER = 256
+_BYTES = 128.0  # whole numbers from 0 to above this are taken for bytes
+
+
+def data_moments(source: AbstractSource, encode: Callable[[Tensor], Tensor]) -> tuple[Tensor, float]:
+    """The mean, shaped like one sample, and the root mean square of a coordinate less its mean.
+
+    Those of all samples of a tensor of up to 65,536, else of the first of the order of seed 0.
+
+    Arguments:
+        encode: rows as the model sees them.
+    """
+    n = _READ
+    if isinstance(source, Shuffled):
+        n = min(len(source.rows), _IN_MEMORY if isinstance(source.rows, Tensor) else _READ)
+    count = 0
+    total = squares = centre = torch.zeros(())
+    least, greatest, whole = math.inf, -math.inf, True
+    for rows in _first(source, n):
+        x = encode(rows).detach().to(device="cpu", dtype=torch.float64)
+        centre = x.mean(dim=0) if not count else centre
+        total = total + (x - centre).sum(dim=0)
+        squares = squares + (x - centre).square().sum(dim=0)
+        count += len(x)
+        least = min(least, float(x.min()))
+        greatest = max(greatest, float(x.max()))
+        whole = whole and bool((x == x.round()).all())
+    if least >= 0 and greatest > _BYTES and whole:
+        warnings.warn(
+            f"the data are whole numbers from {least:g} to {greatest:g}, as bytes are: for images in [-1, 1] use "
+            "x / 127.5 - 1, or pass transform=, such as a data set's scale.encode",
+            stacklevel=4,
+        )
+    off = total / count
+    variance = float((squares / count - off.square()).mean())
+    if not math.isfinite(variance):  # the first loss says so
+        return torch.zeros_like(off, dtype=torch.float32), 1.0
+    return (centre + off).to(torch.float32), math.sqrt(max(variance, 0.0)) or 1.0
+
+
+def _first(source: AbstractSource, n: int) -> Iterator[Tensor]:
+    """The first n samples of a source, in batches."""
+    size = min(n, _TOGETHER)
+    for batch in itertools.islice(source.batches(size), -(-n // size)):
+        yield batch[:n]
+        n -= len(batch)
