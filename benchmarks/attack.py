@@ -39,6 +39,7 @@ from sdekit import (
     ReverseSDE,
     SemiLinear,
     WhiteNoise,
+    all_solvers,
     solve,
     uniform,
 )
@@ -189,15 +190,8 @@ def _swapped(function: Function) -> Callable[[Any, Tensor], Any]:
 
 def solvers() -> list[AbstractSolver]:
     """Every public solver."""
-    found: list[AbstractSolver] = []
-    for name in sdekit.__all__:
-        kind = getattr(sdekit, name)
-        if isinstance(kind, type) and issubclass(kind, AbstractSolver) and not name.startswith("Abstract"):
-            more = {"ExponentialEuler": (-1.0,), "ExponentialHeun": (-1.0,)}.get(name, ())
-            if name == "PredictorCorrector":
-                more = (sdekit.EulerMaruyama(), Langevin())
-            found.append(kind(*more))
-    return found
+    corrected = PredictorCorrector(sdekit.EulerMaruyama(), Langevin())
+    return [*all_solvers(), sdekit.ExponentialEuler(-1.0), sdekit.ExponentialHeun(-1.0), corrected]
 
 
 def _equations(solver: AbstractSolver) -> Iterator[tuple[str, Callable[[Function], AbstractSDE]]]:

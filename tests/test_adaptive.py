@@ -12,6 +12,7 @@ from sdekit import (
     SDE,
     SRA1,
     SRID2,
+    AbstractEmbeddedRungeKutta,
     Bosh3,
     BrownianPath,
     Clocked,
@@ -24,6 +25,7 @@ from sdekit import (
     Tsit5,
     UnfinishedError,
     WhiteNoise,
+    all_solvers,
     geometric,
     solve,
     uniform,
@@ -31,7 +33,7 @@ from sdekit import (
 from sdekit.elementary import broadcast, exp
 
 START = torch.randn(64, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-PAIRS = pytest.mark.parametrize("solver", [Bosh3(), Dopri5(), Tsit5(), Dopri8()], ids=str)
+PAIRS = pytest.mark.parametrize("solver", all_solvers(AbstractEmbeddedRungeKutta), ids=str)
 
 
 def oscillator(t, x):

@@ -1,7 +1,6 @@
 """Gradients through a solve: right, second ones too, in the memory promised; torch.func and torch.compile."""
 
 import functools
-import inspect
 import shutil
 import weakref
 
@@ -19,7 +18,6 @@ from sdekit import (
     ODE,
     SDE,
     AbstractPredictor,
-    AbstractSolver,
     AdamsBashforth,
     Checkpointed,
     EulerMaruyama,
@@ -33,6 +31,7 @@ from sdekit import (
     Reversible,
     ReversibleHeun,
     WhiteNoise,
+    all_solvers,
     solve,
     uniform,
 )
@@ -390,22 +389,13 @@ def test_evaluations_of_the_drift():
 # torch.func and torch.compile
 
 
-def solvers():
-    made = {"PredictorCorrector": PredictorCorrector(EulerMaruyama(), Langevin())}
-    for name in sdekit.__all__:
-        item = getattr(sdekit, name)
-        if name.startswith("Abstract") or name in made or not inspect.isclass(item) or not issubclass(item, AbstractSolver):
-            continue
-        required = [p for p in inspect.signature(item).parameters.values() if p.default is p.empty]
-        if not required:
-            made[name] = item()
-    return list(made.values())
+PUBLIC = [PredictorCorrector(EulerMaruyama(), Langevin()), *all_solvers()]
 
 
 def cases():
     return [
         pytest.param(solver, kind, id=f"{type(solver).__name__}-{kind}")
-        for solver in solvers()
+        for solver in PUBLIC
         for kind in (["additive"] if solver.normals else solver.order)
     ]
 
@@ -472,7 +462,7 @@ ON_GRIDS = (AbstractPlanned, AbstractPredictor, PredictorCorrector)  # times are
 
 def compiled_cases():
     """Every solver and kind of noise with times as tensors; the other forms of time with one kind a solver."""
-    for solver in solvers():
+    for solver in PUBLIC:
         kinds = ["additive"] if solver.normals else list(solver.order)
         floats_only = isinstance(solver, ON_GRIDS)
         tried = [(kind, "floats" if floats_only else "one tensor") for kind in kinds]

@@ -10,9 +10,21 @@ import pytest
 import torch
 from scipy.integrate import solve_ivp
 
-from sdekit import ODE, RK4, AbstractSDE, Bosh3, Dopri5, Dopri8, Increment, PIDController, Tableau, Tsit5, solve
+from sdekit import (
+    ODE,
+    AbstractRungeKutta,
+    AbstractSDE,
+    Dopri5,
+    Dopri8,
+    Increment,
+    PIDController,
+    Tableau,
+    Tsit5,
+    all_solvers,
+    solve,
+)
 
-METHODS = pytest.mark.parametrize("solver", [RK4(), Bosh3(), Dopri5(), Tsit5(), Dopri8()], ids=str)
+METHODS = pytest.mark.parametrize("solver", all_solvers(AbstractRungeKutta), ids=str)
 
 
 # Order conditions

@@ -38,42 +38,37 @@ from sdekit import (
     SRA1,
     SRA3,
     SRID2,
+    AbstractEmbeddedRungeKutta,
+    AbstractMultistep,
     AbstractPredictor,
+    AbstractSingleStep,
     AdamsBashforth,
     AdamsMoulton,
-    Ancestral,
-    Bosh3,
     Clocked,
     ClockedHeun,
-    Dopri5,
-    Dopri8,
     DPMSolver,
     DPMSolverSingle,
-    EulerHeun,
     EulerMaruyama,
     ExponentialEuler,
     ExponentialHeun,
-    Heun,
     Increment,
     Langevin,
-    Midpoint,
     Milstein,
     PredictorCorrector,
-    ReverseDiffusion,
     ReversibleHeun,
     ShARK,
     SlowRK,
     SPaRK,
-    Tsit5,
     UniPC,
     WhiteNoise,
+    all_solvers,
     solve,
     uniform,
 )
 from sdekit._solvers.planned import AbstractPlanned
 from sdekit.elementary import exp
 
-RULES = [
+RULES = [  # those with several parameters; others have their defaults
     *(AdamsBashforth(k) for k in (1, 2, 3, 4)),
     *(AdamsMoulton(k) for k in (1, 2, 3, 4)),
     *(DPMSolver(k, form) for k, form in ((1, "midpoint"), (2, "midpoint"), (2, "heun"), (3, "midpoint"), (3, "heun"))),
@@ -81,11 +76,16 @@ RULES = [
     *(DEIS(k, variable) for k, variable in ((2, "rho"), (3, "t"), (4, "rho"), (4, "log_rho"))),
     *(rule(lower_final=True) for rule in (AdamsBashforth, AdamsMoulton, DPMSolver, UniPC)),
 ]
-PLANNED = [*RULES, DPMSolverSingle(2), DPMSolverSingle(3), ClockedHeun()]
+RULES += [rule for rule in all_solvers(AbstractMultistep) if type(rule) not in {type(known) for known in RULES}]
+SINGLE = [DPMSolverSingle(3), *all_solvers(AbstractSingleStep)]
+PLANNED = [*RULES, *SINGLE]
 MULTISTEP = [*PLANNED, ReversibleHeun()]
+PAIRS = all_solvers(AbstractEmbeddedRungeKutta)  # their orders are in test_runge_kutta.py
+PREDICTORS = all_solvers(AbstractPredictor)  # they are for the reverse of an equation
+OTHERS = (AbstractPlanned, ReversibleHeun, AbstractEmbeddedRungeKutta, AbstractPredictor)
 SOLVERS = [
-    *(EulerMaruyama(), Milstein(), Heun(), EulerHeun(), Midpoint(), SEA(), SRA1(), SRA3(), ShARK(), SRID2(), SPaRK(), SlowRK()),
-    *(ExponentialEuler(-1.3), ExponentialHeun(-1.3), RK4(), *MULTISTEP),
+    *(solver for solver in all_solvers() if not isinstance(solver, OTHERS)),
+    *(ExponentialEuler(-1.3), ExponentialHeun(-1.3), *MULTISTEP),
 ]
 DIRECTIONS = pytest.mark.parametrize("direction", [1, -1], ids=["forwards", "backwards"])
 
@@ -303,8 +303,7 @@ def test_orders_that_the_first_or_the_last_steps_limit():
 # What every solver keeps
 
 
-PAIRS = [Bosh3(), Dopri5(), Tsit5(), Dopri8()]  # their orders are in test_runge_kutta.py
-ALL = [*SOLVERS, *PAIRS, PredictorCorrector(EulerMaruyama(), Langevin(steps=2)), ReverseDiffusion(), Ancestral()]
+ALL = [*SOLVERS, *PAIRS, *PREDICTORS, PredictorCorrector(EulerMaruyama(), Langevin(steps=2))]
 
 
 def every_problem(solver):

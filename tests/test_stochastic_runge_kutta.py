@@ -14,6 +14,7 @@ from sdekit import (
     SRA1,
     SRA3,
     SRID2,
+    AbstractStochasticRungeKutta,
     EulerHeun,
     EulerMaruyama,
     ExponentialEuler,
@@ -27,12 +28,13 @@ from sdekit import (
     SlowRK,
     SPaRK,
     Stage,
+    all_solvers,
     solve,
     uniform,
 )
 from sdekit._noise.white import AbstractNoise
 
-ADDITIVE = [SEA, SRA1, SRA3, ShARK, SPaRK, SlowRK]
+ADDITIVE = [type(solver) for solver in all_solvers(AbstractStochasticRungeKutta) if "additive" in solver.order]
 
 
 # Order conditions

@@ -1,4 +1,11 @@
-"""Solvers: the contract in `contract`, one family per file."""
+"""Solvers: the contract in `contract`, one family per file.
+
+`__all__` registers a solver: `sdekit` exports what is here, and `all_solvers`, from which the
+methods of `sdekit.odeint` and the tests are derived, makes one of each.
+"""
+
+from dataclasses import MISSING, fields, is_dataclass
+from typing import TypeVar
 
 from sdekit._solvers.contract import AbstractSolver, Order, Step
 from sdekit._solvers.dopri8 import Dopri8
@@ -71,3 +78,22 @@ __all__ = [
     "Tsit5",
     "UniPC",
 ]
+
+Solver = TypeVar("Solver", bound=AbstractSolver)
+
+
+def all_solvers(family: type[Solver] = AbstractSolver) -> list[Solver]:
+    """One of each registered solver of a family, with its default arguments.
+
+    Solvers that need an argument, such as `ExponentialEuler(A)`, are not among them.
+
+    Arguments:
+        family: a class of solvers, such as `AbstractMultistep`.
+    """
+    kinds = [globals()[name] for name in __all__ if not name.startswith("Abstract")]
+    return [kind() for kind in kinds if issubclass(kind, family) and not _needs_arguments(kind)]
+
+
+def _needs_arguments(kind: type) -> bool:
+    required = fields(kind) if is_dataclass(kind) else ()
+    return any(field.default is MISSING and field.default_factory is MISSING for field in required)

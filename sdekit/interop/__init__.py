@@ -1,6 +1,6 @@
 """Bridges to torchdiffeq and torchsde: their programs run here, and their solvers are engines for equations of ours."""
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from sdekit.interop._from_torchsde import from_torchsde
 from sdekit.interop._odeint import odeint
@@ -28,10 +28,11 @@ __all__ = [
     "to_torchsde",
 ]
 
+if not TYPE_CHECKING:  # so that type checkers know which names there are
 
-def __getattr__(name: str) -> Any:  # noqa: ANN401
-    if name == "TorchsdeBrownian":  # a subclass of torchsde's, which is slow to import
-        from sdekit.interop._torchsde_brownian import TorchsdeBrownian
+    def __getattr__(name: str) -> type:
+        if name == "TorchsdeBrownian":  # a subclass of torchsde's, which is slow to import
+            from sdekit.interop._torchsde_brownian import TorchsdeBrownian
 
-        return TorchsdeBrownian
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+            return TorchsdeBrownian
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -16,17 +16,15 @@ from sdekit._solve.control import PIDController
 from sdekit._solve.integrate import integrate
 from sdekit._solve.solution import Counted, Point, Status, UnfinishedError
 from sdekit._solvers import (
+    AbstractEmbeddedRungeKutta,
     AbstractRungeKutta,
     AbstractSolver,
-    Bosh3,
-    Dopri5,
-    Dopri8,
     EulerMaruyama,
     Heun,
     Midpoint,
     Order,
     Tableau,
-    Tsit5,
+    all_solvers,
 )
 from sdekit.calling import require_call
 from sdekit.interop._guarded import GuardedFunc, GuardedMethod
@@ -55,8 +53,9 @@ class _ThreeEighths(AbstractRungeKutta):
     )
 
 
-# torchdiffeq's names, and "tsit5". What is not here, torchdiffeq solves or refuses.
-ADAPTIVE: dict[str, AbstractSolver] = {"dopri5": Dopri5(), "dopri8": Dopri8(), "bosh3": Bosh3(), "tsit5": Tsit5()}
+# torchdiffeq's names; every embedded pair has one, such as "tsit5", which torchdiffeq does not have.
+# What is not here, torchdiffeq solves or refuses.
+ADAPTIVE: dict[str, AbstractSolver] = {type(pair).__name__.lower(): pair for pair in all_solvers(AbstractEmbeddedRungeKutta)}
 FIXED: dict[str, AbstractSolver] = {
     "euler": EulerMaruyama(),
     "midpoint": Midpoint(),
