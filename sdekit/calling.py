@@ -11,6 +11,7 @@ from torch._C._functorch import is_batchedtensor
 
 __all__ = [
     "ChangedError",
+    "changed_in_place",
     "checked_call",
     "checked_output",
     "missing",
@@ -19,6 +20,7 @@ __all__ = [
     "require_order",
     "require_real",
     "swapped",
+    "uncounted",
 ]
 
 _TIMES = {"t", "time", "times", "timestep", "timesteps", "sigma", "tau", "log_snr", "noise_level"}

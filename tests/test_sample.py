@@ -6,6 +6,7 @@ Statistical bounds are 5.5 standard errors (false alarm below 4e-8 each, below 1
 import copy
 import itertools
 import math
+import traceback
 
 import pytest
 import torch
@@ -513,3 +514,17 @@ def test_labels_are_those_of_their_samples_in_every_batch(method):
     known = ScoreModel(lambda x, t, y: y[:, None].expand_as(x), "vp", "data", shape=(2,)).given(y=y)
     for size in (3, 1, None):
         assert torch.equal(sample(known, 7, method=method, batch_size=size, denoise=True, seed=0), y[:, None].expand(7, 2))
+
+
+@pytest.mark.parametrize("method", ["default", "ddim", "heun", "sde", "euler_maruyama", "dpm_2"])
+def test_few_calls_lie_between_sample_and_the_network(method):
+    """Named in docs/architecture.md: run, solve, the loop, the solver's step, drift, the affine function, the checked call."""
+    between = []
+
+    def net(x, t):
+        frames = [frame.name for frame in traceback.extract_stack()]
+        between.append(len(frames) - 2 - max(i for i, name in enumerate(frames) if name == "sample"))
+        return torch.tanh(x)
+
+    sample(ScoreModel(net, "vp", shape=(2,), data_std=1.0), 2, method=method, steps=8, seed=0)
+    assert max(between) <= 7

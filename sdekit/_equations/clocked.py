@@ -4,7 +4,6 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -33,7 +32,8 @@ class AbstractClocked(AbstractSDE, ABC):
         prepare: `prepare(l, scale, rate)`, float64 tensors of the levels of a grid, to a list of functions of y,
             rate F(l_i, scale_i y); None, or a result None, where nothing is gained by it.
         plans: where plans of multistep rules are remembered, for equations of one clock, `own` and `smooth`.
-        table: the functions of y at the times of a grid; `tabulated` fills it in.
+        known: `at` the times of a grid; `tabulated` fills it in.
+        slopes: those at the times of a grid; `tabulated` fills it in.
     """
 
     steady: ClassVar[bool]  # whether dA / dtau is 1
@@ -43,8 +43,9 @@ class AbstractClocked(AbstractSDE, ABC):
     own: Callable[[Time], Time] = field(default=lambda l: l, kw_only=True)
     smooth: Callable[[Time], Time] = field(default=lambda l: l, kw_only=True)
     prepare: Prepare | None = field(default=None, repr=False, kw_only=True)
-    plans: MutableMapping[Hashable, Any] | None = field(default=None, repr=False, kw_only=True)  # pyright: ignore[reportIncompatibleMethodOverride]
-    table: Mapping[float, Callable[[Tensor], Tensor]] = field(default_factory=dict, repr=False, kw_only=True)
+    plans: MutableMapping[Hashable, Any] | None = field(default=None, repr=False, kw_only=True)
+    known: Mapping[float, tuple[float, float, float]] = field(default_factory=dict, repr=False, kw_only=True)
+    slopes: Mapping[float, Callable[[Tensor], Tensor]] = field(default_factory=dict, repr=False, kw_only=True)
 
     @abstractmethod
     def time(self, l: Time) -> Time:
@@ -67,10 +68,10 @@ class AbstractClocked(AbstractSDE, ABC):
         found = self.at(torch.tensor(ts, dtype=torch.float64))
         l, scale, rate = (torch.as_tensor(part, dtype=torch.float64) for part in found)
         functions = None if self.prepare is None else self.prepare(l, scale, rate)
-        if functions is None:
-            rows = (torch.as_tensor(row).expand(len(ts)).tolist() for row in (l, scale, rate))
-            functions = [partial(self._slope, *row) for row in zip(*rows, strict=True)]
-        return replace(self, table=dict(zip(ts, functions, strict=True)))
+        if functions is not None:
+            return replace(self, slopes=dict(zip(ts, functions, strict=True)))
+        rows = (part.expand(len(ts)).tolist() for part in (l, scale, rate))
+        return replace(self, known=dict(zip(ts, zip(*rows, strict=True), strict=True)))
 
     def _slope(self, l: Time, scale: Time, rate: Time, x: Tensor) -> Tensor:
         """F(l, scale y) dA/dtau."""
@@ -82,8 +83,8 @@ class AbstractClocked(AbstractSDE, ABC):
         return x * broadcast(self.scale(self.parameter(t)), x)
 
     def drift(self, t: Time, x: Tensor) -> Tensor:
-        known = None if isinstance(t, Tensor) else self.table.get(t)
-        return self._slope(*self.at(t), x) if known is None else known(x)
+        known = None if isinstance(t, Tensor) else self.known.get(t)
+        return self._slope(*(known or self.at(t)), x)
 
     def diffusion(self, t: Time, x: Tensor) -> float:
         return 1.0

@@ -1,8 +1,8 @@
 """Reverse time: Anderson's equation and the probability flow, from a forward equation and its score."""
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Self
 
 import torch
@@ -13,6 +13,7 @@ from sdekit.calling import ChangedError, checked_call, require_order, require_re
 from sdekit.elementary import Time, axpy
 
 Score = Callable[[Time, Tensor], Tensor]
+Slope = Callable[[Tensor], Tensor]
 
 
 def _require_elementwise(forward: AbstractSDE) -> None:
@@ -78,6 +79,9 @@ class ReverseSDE(AbstractSDE):
             other it is d(g_i^2)/dx_i by autograd, g_i being a function of x_i (and t) alone.
         score: `s(t, x)`, shaped like x. t is a float, or `(batch,)`: `sdekit.elementary` has functions for both.
         eta: the noise level, from 0.
+        prepare: the drift at the times of a grid, as functions of x that guard their tensors; empty, or None, where nothing
+            is gained by it.
+        slopes: those of a grid; `tabulated` fills it in.
 
     Raises:
         TypeError: when the forward noise is of another kind, or the score takes (x, t); in a solve, when the score is no tensor
@@ -92,6 +96,8 @@ class ReverseSDE(AbstractSDE):
     forward: AbstractSDE
     score: Score  # pyright: ignore[reportIncompatibleMethodOverride] - the method, given as a function
     eta: float = 1.0
+    prepare: Callable[[Sequence[float]], Mapping[float, Slope]] | None = field(default=None, repr=False, kw_only=True)
+    slopes: Mapping[float, Slope] = field(default_factory=dict, repr=False, kw_only=True)
 
     def __post_init__(self) -> None:
         _require_elementwise(self.forward)
@@ -115,7 +121,8 @@ class ReverseSDE(AbstractSDE):
     def tabulated(self, ts: Sequence[float]) -> Self:
         tabulate = getattr(self.score, "tabulated", None)
         score = self.score if tabulate is None else tabulate(ts)
-        return replace(self, forward=self.forward.tabulated(ts), score=score)
+        slopes = {} if self.prepare is None else self.prepare(ts)
+        return replace(self, forward=self.forward.tabulated(ts), score=score, slopes=slopes)
 
     def within(self, t0: float, t1: float) -> Self:
         return replace(self, forward=self.forward.within(t0, t1))

@@ -1,7 +1,7 @@
 """Stochastic differential equations dx = f(t, x) dt + g(t, x) dW, and ordinary ones as their case g = 0."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Hashable, MutableMapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Self
 
@@ -34,10 +34,18 @@ class AbstractSDE(ABC):
 
     An additive or diagonal g may have a smaller shape that torch broadcasts against x: `(d,)` is one number per coordinate,
     whatever the batch size, and one number per sample is `(batch, 1, ...)`, see `sdekit.elementary.broadcast`.
+
+    Attributes:
+        slopes: the drift at the times of a grid, as functions of x that guard their tensors; `tabulated`
+            of an equation that has such fills it in.
+        plans: where plans of multistep rules on this equation are remembered; None where each solve
+            makes its own.
     """
 
     noise_type: NoiseType
     sde_type: SDEType = "ito"
+    slopes: Mapping[float, Callable[[Tensor], Tensor]] = {}
+    plans: MutableMapping[Hashable, Any] | None = None
 
     @abstractmethod
     def drift(self, t: Time, x: Tensor) -> Tensor:
@@ -78,11 +86,6 @@ class AbstractSDE(ABC):
     def rows(self, index: Tensor) -> Self:
         """The same equation for some of the samples; itself where nothing is per sample besides x."""
         return self
-
-    @property
-    def plans(self) -> MutableMapping[Hashable, Any] | None:
-        """Where plans of multistep rules on this equation are remembered; None where each solve makes its own."""
-        return None
 
     def tabulated(self, ts: Sequence[float]) -> Self:
         """The same equation with what depends on the times of a grid computed at once; itself where nothing is worth it."""

@@ -183,8 +183,9 @@ def _points(steps: Steps, x: Tensor, *, check: bool = True, every: bool = True) 
         return
     state = steps.init(x)
     kept, looks, at_once = (0, x, state), [], x.device.type == "cpu"
+    step, problem = steps.solver.step, steps.problem
     for i, increment in enumerate(steps.increments(x, 0, n), 1):
-        x, state = steps.step(i - 1, increment, x, state)
+        x, _, _, state = step(problem, ts[i - 1], ts[i], x, increment, state)
         if check and (i % _CHECK == 0 or i == n):
             looks.append(torch.isfinite(x).all())
             if at_once or i == n:

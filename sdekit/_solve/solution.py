@@ -1,7 +1,7 @@
 """What a solve returns, and how it says that something went wrong."""
 
 import math
-from collections.abc import Callable, Hashable, MutableMapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import IntEnum
 from typing import Any, NamedTuple, Self
@@ -149,10 +149,13 @@ class Counted(AbstractSDE):
     calls: list[int] = field(default_factory=lambda: [0, 0])
     returned: list[tuple[Tensor, int] | None] = field(default_factory=lambda: [None, None])
 
+    slopes: Mapping[float, Callable[[Tensor], Tensor]] = field(default_factory=dict)
+    plans: MutableMapping[Hashable, Any] | None = None
+
     @staticmethod
     def of(problem: AbstractSDE, x: Tensor) -> "Counted":
         """A problem for states such as x."""
-        return Counted(problem, uncounted(x))
+        return Counted(problem, uncounted(x), slopes=problem.slopes, plans=problem.plans)
 
     @property
     def noise_type(self) -> NoiseType:  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -163,14 +166,13 @@ class Counted(AbstractSDE):
         return self.problem.sde_type
 
     @property
-    def plans(self) -> MutableMapping[Hashable, Any] | None:
-        return self.problem.plans
-
-    @property
     def evaluations(self) -> int:
         return self.calls[0]
 
     def drift(self, t: Time, x: Tensor) -> Tensor:
+        if not isinstance(t, Tensor) and (slope := self.slopes.get(t)) is not None:
+            self.calls[0] += 1
+            return slope(x)
         return self._guarded(0, "the drift", self.problem.drift, t, x)
 
     def score(self, t: Time, x: Tensor) -> Tensor:

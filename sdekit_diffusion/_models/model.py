@@ -13,7 +13,17 @@ import torch
 from torch import Tensor, nn
 
 from sdekit import did_you_mean
-from sdekit.calling import ChangedError, checked_call, missing, require_call, require_order, require_real, swapped
+from sdekit.calling import (
+    ChangedError,
+    changed_in_place,
+    checked_call,
+    missing,
+    require_call,
+    require_order,
+    require_real,
+    swapped,
+    uncounted,
+)
 from sdekit.elementary import Time, axpy, broadcast, clip, scaled, sigmoid, sqrt
 from sdekit_diffusion._diffusions.diffusion import LARGEST, AbstractDiffusion
 from sdekit_diffusion._diffusions.names import diffusion
@@ -320,13 +330,18 @@ class ScoreModel(nn.Module, AbstractModel):
 
     def _asked(self, point: Tensor, label: Tensor) -> Tensor:
         """The network's output, refused where it is not shaped like the point."""
+        slowly = bool(self.conditions) or point.requires_grad or uncounted(point)
+        changes = point._version + label._version if not slowly else 0
+        ask = partial(checked_call, "the network", self.net, **self.conditions) if slowly else self.net
         try:
-            out = checked_call("the network", self.net, point, label, **self.conditions)
+            out = ask(point, label)
         except ChangedError:
             raise
         except Exception as error:
             self._explain(error, point, label)
             raise
+        if not slowly and point._version + label._version != changes:
+            raise changed_in_place("the network")
         if not isinstance(out, Tensor) or out.shape != point.shape or not out.is_floating_point():
             self._refuse(out, point, label)
         return out

@@ -4,6 +4,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, ClassVar, Literal, get_args
 
 import torch
@@ -21,6 +22,7 @@ from sdekit import (
     uniform,
 )
 from sdekit.elementary import Time, broadcast, scaled
+from sdekit_diffusion._models.affine import Affine
 from sdekit_diffusion._models.model import AbstractModel
 from sdekit_diffusion._sampling.clock import Integrand, clock_knots, level, on_clock, on_steps
 from sdekit_diffusion._sampling.coordinates import Coordinates, Span
@@ -231,15 +233,29 @@ class _Score:
 
     def tabulated(self, ts: Sequence[float]) -> "_Score":
         """The same with what depends on the times of a grid computed at once."""
+        found = self._affine(ts)
+        return self if found is None else replace(self, table=dict(zip(ts, found.functions(), strict=True)))
+
+    def slopes(self, factor: float, ts: Sequence[float]) -> Mapping[float, Callable[[Tensor], Tensor]]:
+        """f x - factor g^2 s at the times of a grid; empty where it is not affine in a network's output."""
+        found = self._affine(ts)
+        if found is None:
+            return {}
+        t = torch.tensor(ts, dtype=torch.float64)
+        sde = self.coordinates.sde
+        g = torch.as_tensor(sde.g(t), dtype=torch.float64)
+        return dict(zip(ts, found.times(-factor * g * g, plus=sde.f(t)).functions(), strict=True))
+
+    def _affine(self, ts: Sequence[float]) -> Affine | None:
+        """The score at the times of a grid."""
         t = torch.tensor(ts, dtype=torch.float64)
         found = self.model.affine(torch.as_tensor(self.coordinates.log_snr(t)), "noise")
         if found is None:
-            return self
+            return None
         sde = self.coordinates.sde
         r = self.coordinates.radius(t)
         shift = -sde.alpha(t) / r if self.coordinates.shifts else 0.0
-        functions = found.at(1 / r, shift).times(-1 / sde.sigma(t)).functions()
-        return replace(self, table=dict(zip(ts, functions, strict=True)))
+        return found.at(1 / r, shift).times(-1 / sde.sigma(t))
 
 
 @dataclass(frozen=True, eq=False)
@@ -262,7 +278,8 @@ class InTime(AbstractMethod):
 
     def run(self, down: Descent) -> Solution:
         coordinates = down.coordinates
-        problem = ReverseSDE(coordinates.sde, _Score(down.model, coordinates), self.eta)
+        score = _Score(down.model, coordinates)
+        problem = ReverseSDE(coordinates.sde, score, self.eta, prepare=partial(score.slopes, 0.5 * (1 + self.eta**2)))
         grid = self.points(down)
         times = torch.as_tensor(coordinates.time(grid))
 
