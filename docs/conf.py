@@ -1,18 +1,66 @@
-"""Sphinx configuration."""
+"""Sphinx configuration. The pages need no network: formulas are MathML, drawn by the browser."""
+
+import re
+
+from docutils import nodes
+from docutils.utils.math.latex2mathml import MathError, tex2mathml
+from sphinx.util import logging
+
+logger = logging.getLogger(__name__)
 
 project = "sdekit"
 author = "The sdekit authors"
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
+myst_enable_extensions = ["dollarmath"]
+myst_heading_anchors = 3
+html_math_renderer = "mathml"
 html_theme = "furo"
+html_static_path = ["_static"]
+html_css_files = ["pages.css"]
 exclude_patterns = ["_build"]
-suppress_warnings = ["myst.xref_missing", "myst.header"]
+suppress_warnings = ["myst.header"]
 autodoc_typehints = "none"
 
 
-def setup(app):
+SPACE = '<mspace width="0.1667em"></mspace>'
+OPERAND = r"(</m(?:[in]|sup|sub|subsup|row|frac)>|<mo[^>]*>[)\]]</mo>)"
+FUNCTION = r"(\s*<mi>[a-z]{2,}</mi>\s*<mo>&ApplyFunction;</mo>)"
+
+
+def mathml(node, *, block):
+    """MathML of a formula, with thin spaces around the names of functions as TeX has them."""
+    try:
+        found = tex2mathml(node.astext(), as_block=block)
+    except MathError as error:
+        logger.warning("%s in the formula %s", error, node.astext(), location=node)
+        return ""
+    found = re.sub(OPERAND + FUNCTION, rf"\1{SPACE}\2", found)
+    return re.sub(r"<mo>&ApplyFunction;</mo>(?!\s*<mo[^>]*>[(\[{])", SPACE, found)
+
+
+def inline_formula(translator, node):
+    translator.body.append(mathml(node, block=False))
+    raise nodes.SkipNode
+
+
+def formula(translator, node):
+    found = mathml(node, block=True)
+    translator.body.append(f'<div class="formula">{found}</div>')
+    raise nodes.SkipNode
+
+
+def escape(app, what, name, obj, options, lines):
     """Docstrings are plain text with mathematics: |x| and a * b are not markup."""
+    lines[:] = [line.replace("|", r"\|").replace("*", r"\*") for line in lines]
 
-    def escape(app, what, name, obj, options, lines):
-        lines[:] = [line.replace("|", r"\|").replace("*", r"\*") for line in lines]
 
+def at_the_root(app, path, parent, content):
+    """The README links pages of the repository's root, which are included here by other names."""
+    for name in ("CONTRIBUTING.md", "CHANGELOG.md"):
+        content[0] = content[0].replace(f"({name})", f"(docs/{name.lower()})")
+
+
+def setup(app):
+    app.connect("include-read", at_the_root)
+    app.add_html_math_renderer("mathml", (inline_formula, None), (formula, None))
     app.connect("autodoc-process-docstring", escape, priority=100)

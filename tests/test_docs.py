@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import sdekit
-from sdekit_diffusion import nets
+from sdekit_diffusion import DIFFUSIONS, GRIDS, METHODS, nets
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -30,7 +30,9 @@ def test_examples_run(page, tmp_path, monkeypatch):
 
 
 def test_there_are_examples():
-    assert len(list(blocks(ROOT / "README.md"))) >= 4
+    (_, main), *_ = blocks(ROOT / "README.md")
+    assert len([line for line in main.splitlines() if line.strip()]) <= 12
+    assert len(list(blocks(ROOT / "README.md"))) >= 2
     assert len(list(blocks(ROOT / "CONTRIBUTING.md"))) >= 5
 
 
@@ -45,6 +47,36 @@ def test_a_solver_and_a_diffusion_are_as_short_as_promised(name, most):
                 assert len([line for line in lines if line.strip()]) - docstring <= most
                 return
     pytest.fail(f"{name} is not in the guide")
+
+
+def test_the_readme_is_short():
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 130
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_code_fits_the_page(page):
+    """The built page shows 100 columns of code; a listing in the margin of a list or a formula counts too."""
+    fence = ""
+    for number, line in enumerate(page.read_text().splitlines(), 1):
+        if line.startswith("```"):
+            fence = "" if fence else line
+        elif fence or line.startswith("    "):
+            assert len(line) <= 100, f"{page.name}:{number} has {len(line)} columns"
+
+
+def test_every_file_of_the_glossary_exists():
+    paths = re.findall(r"`(sdekit\w*/[\w/.]+)`", (ROOT / "docs" / "glossary.md").read_text())
+    assert len(paths) > 50
+    assert [path for path in paths if not (ROOT / path).exists()] == []
+
+
+def test_the_page_on_samplers_names_every_method_diffusion_and_grid():
+    page = (ROOT / "docs" / "samplers.md").read_text()
+    methods = page.split("| `method=`")[1].split("\n\n")[0]
+    assert set(re.findall(r'`"(\w+)"`', "\n".join(line.split("|")[1] for line in methods.splitlines()[2:]))) == set(METHODS)
+    diffusions = page.split("| `sde=`")[1].split("\n\n")[0]
+    assert re.findall(r'^\| `"(\w+)"`', diffusions, re.M) == list(DIFFUSIONS)
+    assert all(f'`"{name}"`' in page.split("## Noise level")[1] for name in GRIDS)
 
 
 def test_readme_commands_are_targets():
