@@ -15,7 +15,7 @@ import sdekit_diffusion as sd
 from sdekit import Status
 from sdekit_diffusion._app import evaluation, figures, options, outputs, report
 from sdekit_diffusion.data import Dataset, Scale
-from sdekit_diffusion.metrics import frechet
+from sdekit_diffusion.metrics import DISTANCES, frechet
 
 LEVELS = 17
 
@@ -196,10 +196,10 @@ def test_the_floor_is_of_training_data_in_ten_random_draws(monkeypatch):
     def gap(a, b):
         return abs(float(np.mean(np.asarray(a)) - np.mean(np.asarray(b))))
 
-    monkeypatch.setattr(evaluation, "energy_distance", gap)
+    monkeypatch.setitem(DISTANCES, "gap", ("difference of means", gap))
     found = evaluation.against_floor(torch.full((50, 1), 20.0, dtype=torch.float64), source, seed=3)
     assert found["n"] == 50
-    row = found["rows"]["energy"]
+    row = found["rows"]["gap"]
     held = float(test[:50].mean() - 10) / 2
     assert row["distance"] == pytest.approx(5 - held, rel=1e-6)
     draws = generator(3)

@@ -13,6 +13,7 @@ from scipy.spatial.distance import cdist
 
 from sdekit_diffusion import GaussianMixture
 from sdekit_diffusion.metrics import (
+    DISTANCES,
     _image_features,
     _points,
     classifier_features,
@@ -28,7 +29,7 @@ from sdekit_diffusion.metrics import (
     sliced_wasserstein,
 )
 
-SETS = [frechet, energy_distance, sliced_wasserstein]
+SETS = [frechet, *(distance for _, distance in DISTANCES.values())]
 CUBIC = partial(mmd, kernel="polynomial")
 
 

@@ -23,14 +23,13 @@ from sdekit_diffusion._sampling.adaptive import AdaptiveFlow
 from sdekit_diffusion._storage.shards import digest
 from sdekit_diffusion.data import Dataset, Scale
 from sdekit_diffusion.metrics import (
+    DISTANCES,
     classifier_features,
-    energy_distance,
     frechet,
     image_features,
     inception_scores,
     mmd,
     nearest,
-    sliced_wasserstein,
 )
 from sdekit_diffusion.metrics._inception import Network, outputs, standard_networks
 
@@ -314,7 +313,7 @@ def against_floor(x: Tensor, source: Dataset, seed: int) -> dict[str, Any]:
     made, test = _compared(x[:n], scale), _compared(source.test[:n], scale)
     picks = [_compared(train[rng.permutation(len(train))[:n]], scale) for _ in range(_DRAWS)]
     rows = {}
-    for name, distance in {"sliced_wasserstein": sliced_wasserstein, "energy": energy_distance}.items():
+    for name, (_, distance) in DISTANCES.items():
         floor = [distance(pick, test) for pick in picks]
         rows[name] = {"distance": distance(made, test), "floor": float(np.mean(floor)), "floor_max": max(floor)}
     return {"rows": rows, "n": n, "draws": _DRAWS}

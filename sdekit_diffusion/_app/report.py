@@ -33,6 +33,7 @@ from sdekit_diffusion._sampling.grids import AbstractGrid
 from sdekit_diffusion._sampling.method import AbstractMethod
 from sdekit_diffusion._sampling.sample import sample
 from sdekit_diffusion.data import Dataset
+from sdekit_diffusion.metrics import DISTANCES
 
 _PAGE = Template("""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
@@ -103,14 +104,14 @@ def _distances(found: dict[str, Any]) -> tuple[str, list[tuple[str, str]]]:
             f"and the largest of {table['draws']} draws. A perfect model is at that floor. Numbers are in the model's scale, "
             "levels of images as they are."
         )
-        names = {"sliced_wasserstein": "sliced Wasserstein distance", "energy": "energy distance"}
         cells = [
-            [names[k], f"{r['distance']:.4f}", f"{r['floor']:.4f}", f"{r['floor_max']:.4f}", str(table["n"])]
+            [DISTANCES[k][0], f"{r['distance']:.4f}", f"{r['floor']:.4f}", f"{r['floor_max']:.4f}", str(table["n"])]
             for k, r in table["rows"].items()
         ]
         html = f"<p>{text}</p>" + _table(["", "samples", "floor", "largest of floor", "points"], cells)
-        first = table["rows"]["sliced_wasserstein"]
-        cards.append((f"{first['distance']:.4f}", f"sliced Wasserstein, floor {first['floor']:.4f}; {table['n']} samples"))
+        name, first = next(iter(table["rows"].items()))
+        heading = DISTANCES[name][0]
+        cards.append((f"{first['distance']:.4f}", f"{heading}, floor {first['floor']:.4f}; {table['n']} samples"))
     text = (
         f"The median distance of {near['n_samples']} samples to their nearest of {near['n_train']} training samples is "
         f"{near['samples']:.4g}; that of {near['n_held_out']} held-out samples is {near['held_out']:.4g}. Their ratio is "

@@ -1,5 +1,8 @@
 """Distances and scores of sets of samples, and what they are for samples that are perfect."""
 
+from collections.abc import Callable
+
+from sdekit_diffusion.metrics import _points
 from sdekit_diffusion.metrics._distances import energy_distance, frechet, mmd, sliced_wasserstein
 from sdekit_diffusion.metrics._features import ClassifierFeatures, classifier_features
 from sdekit_diffusion.metrics._floor import Floor, sampling_floor
@@ -8,7 +11,15 @@ from sdekit_diffusion.metrics._inception import InceptionScores, inception_score
 from sdekit_diffusion.metrics._modes import Modes, modes
 from sdekit_diffusion.metrics._neighbours import PrecisionRecall, nearest, precision_recall
 
+# Distances of two sets of samples that a report measures: names in report.json, with headings. An
+# entry here is all that the report and the tests of distances need of another one.
+DISTANCES: dict[str, tuple[str, Callable[[_points.Samples, _points.Samples], float]]] = {
+    "sliced_wasserstein": ("sliced Wasserstein distance", sliced_wasserstein),
+    "energy": ("energy distance", energy_distance),
+}
+
 __all__ = [
+    "DISTANCES",
     "ClassifierFeatures",
     "Floor",
     "ImageFeatures",
