@@ -1,4 +1,16 @@
-"""Score-based generative models on top of sdekit: diffusions, score networks, training, sampling, likelihood."""
+"""Score-based generative models: diffusions, networks, training, sampling, likelihood.
+
+The examples in the docstrings assume `import torch, sdekit` and `import sdekit_diffusion as sd`.
+
+Example:
+    >>> sorted(sd.DIFFUSIONS)
+    ['cosine', 'ddpm', 'edm', 'flow', 'ncsn', 'subvp', 've', 'vp']
+    >>> "default" in sd.METHODS, "karras" in sd.GRIDS  # names that `sample` takes
+    (True, True)
+    >>> model = sd.GaussianMixture([0.3, 0.7], [[-1.0], [1.0]], [0.1, 0.1])
+    >>> sd.sample(model, 4, sde="vp", method="default", grid="karras", seed=0).shape
+    torch.Size([4, 1])
+"""
 
 from sdekit_diffusion import data, metrics, nets
 from sdekit_diffusion._diffusions.cosine import CosineVPSDE

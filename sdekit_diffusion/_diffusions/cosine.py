@@ -9,16 +9,23 @@ from sdekit_diffusion._diffusions.diffusion import AbstractDiffusion
 
 @dataclass(frozen=True)
 class CosineVPSDE(AbstractDiffusion):
-    """Variance preserving with alpha = cos(k (t + s)) / cos(k s), k = pi / (2 (1 + s)), which is 0 at t = 1.
+    """Variance preserving with alpha = cos(k (t + s)) / cos(k s), k = pi / (2 (1 + s)), which is 0
+    at t = 1.
 
-    f = -k tan(k (t + s)), g^2 = -2 f, sigma^2 = 1 - alpha^2 = sin(k t) sin(k (2 - t)) / cos(k s)^2. Both coefficients are
-    infinite at t = 1. Networks that predict the noise or the score say little of the data there: predict "velocity".
+    f = -k tan(k (t + s)), g^2 = -2 f, sigma^2 = 1 - alpha^2 = sin(k t) sin(k (2 - t)) / cos(k s)^2.
+    Both coefficients are infinite at t = 1. There the noise and the score contain little
+    information on the data: networks should predict "velocity".
 
     Arguments:
-        s: keeps the noise from vanishing too fast near the data.
+        s: the offset of time, which keeps the noise near the data from vanishing too fast.
 
     Raises:
         ValueError: for s that is not positive.
+
+    Example:
+        >>> alpha, sigma = sd.CosineVPSDE().kernel(0.5)
+        >>> round(alpha**2 + sigma**2, 6)
+        1.0
 
     References:
         Nichol and Dhariwal 2021, arXiv 2102.09672, equation 17.

@@ -15,31 +15,62 @@ from sdekit_diffusion._diffusions.piecewise import PiecewiseLinear, numbers, req
 
 
 def linear_betas(n: int = 1000, beta_min: float = 1e-4, beta_max: float = 0.02) -> tuple[float, ...]:
-    """n numbers at equal distances from beta_min to beta_max (Ho et al. 2020, arXiv 2006.11239, section 4)."""
+    """The linear schedule of DDPM: n numbers at equal distances from beta_min to beta_max.
+
+    Example:
+        >>> [round(beta, 4) for beta in sd.linear_betas(3, 0.0001, 0.02)]
+        [0.0001, 0.01, 0.02]
+
+    References:
+        Ho et al. 2020, arXiv 2006.11239, section 4.
+    """
     return tuple(torch.linspace(beta_min, beta_max, n, dtype=torch.float64).tolist())
 
 
 def cosine_betas(n: int = 1000, s: float = 0.008) -> tuple[float, ...]:
-    """beta_i = 1 - abar_{i+1} / abar_i <= 0.999, abar_i ~ cos(pi/2 (i/n + s) / (1 + s))^2 (Nichol and Dhariwal 2021)."""
+    """The cosine schedule of DDPM: beta_i = 1 - abar_{i+1} / abar_i, 0.999 at most.
+
+    abar_i is proportional to cos(pi/2 (i/n + s) / (1 + s))^2.
+
+    Example:
+        >>> betas = sd.cosine_betas(100)
+        >>> len(betas), max(betas)
+        (100, 0.999)
+
+    References:
+        Nichol and Dhariwal 2021, arXiv 2102.09672, equation 17.
+    """
     kept = [math.cos(0.5 * math.pi * (i / n + s) / (1 + s)) ** 2 for i in range(n + 1)]
     return tuple(min(1 - after / before, 0.999) for before, after in pairwise(kept))
 
 
 @dataclass(frozen=True)
 class DDPM(AbstractDiffusion):
-    """The chain x_i = sqrt(1 - beta_i) x_{i-1} + sqrt(beta_i) z with a time between its steps: a VP SDE with steps of beta.
+    """The chain x_i = sqrt(1 - beta_i) x_{i-1} + sqrt(beta_i) z with a time between its steps: a VP
+    SDE with steps of beta.
 
-    After i = 1 ... N steps t = i/N and log(alpha) = sum_{j <= i} log(1 - beta_j) / 2, linear in t between;
-    sigma^2 = 1 - alpha^2, g^2 = -2 f. A network that counts steps from 0 to N - 1 is `lambda x, t: net(x, N * t - 1)`.
+    After i = 1 ... N steps t = i/N and log(alpha) = sum_{j <= i} log(1 - beta_j) / 2, linear in t
+    between; sigma^2 = 1 - alpha^2, g^2 = -2 f. A network that counts steps from 0 to N - 1 is
+    `lambda x, t: net(x, N * t - 1)`.
 
     Arguments:
-        betas: N numbers between 0 and 1, such as `linear_betas(1000, 1e-4, 0.02)`, the default, or `cosine_betas(1000)`.
+        betas: N numbers between 0 and 1, such as `linear_betas(1000, 1e-4, 0.02)`, the default, or
+            `cosine_betas(1000)`.
 
     Raises:
         ValueError: for fewer than two, or one that is not between 0 and 1.
 
+    Example:
+        >>> model = sd.GaussianMixture([0.5, 0.5], [[-1.0], [1.0]], [0.1, 0.1])
+        >>> chain = sd.DDPM(sd.linear_betas(1000))
+        >>> len(chain.levels)
+        1000
+        >>> sd.sample(model, 4, sde=chain, steps=20, seed=0).shape
+        torch.Size([4, 1])
+
     References:
-        Ho et al. 2020, arXiv 2006.11239; Lu et al. 2022, arXiv 2206.00927, appendix D.4, for the interpolation.
+        Ho et al. 2020, arXiv 2006.11239; Lu et al. 2022, arXiv 2206.00927, appendix D.4, for the
+        interpolation.
     """
 
     largest = "betas"

@@ -26,9 +26,27 @@ LARGEST = 20.0  # |log(alpha / sigma)| that stands for infinity where a diffusio
 class AbstractDiffusion(AbstractSDE):
     """dx = f(t) x dt + g(t) dW on [0, T] with x_t | x_0 ~ N(alpha(t) x_0, sigma(t)^2 I).
 
-    Divided by alpha every such process is Brownian motion run on the clock sigma^2 / alpha^2; diffusions differ in their
-    range of l = log(alpha / sigma) and in how they spend time on it. A subclass declares alpha, sigma, the inverse of l,
-    and the coefficients f and g. Times are floats or `(batch,)` tensors.
+    Divided by alpha every such process is Brownian motion run on the clock sigma^2 / alpha^2;
+    diffusions differ in the range of l = log(alpha / sigma) and in l as a function of time. A
+    subclass declares alpha, sigma, the inverse of l, and the coefficients f and g. Times are floats
+    or `(batch,)` tensors.
+
+    Raises:
+        ValueError: in its methods, for times outside [0, T].
+
+    Example:
+        >>> from dataclasses import dataclass
+        >>> from sdekit.elementary import exp, expm1, softplus, sqrt
+        >>> @dataclass(frozen=True)
+        ... class OrnsteinUhlenbeck(sd.AbstractDiffusion):  # dx = -5 x dt + sqrt(10) dW
+        ...     def alpha(self, t): return exp(-5 * t)
+        ...     def sigma(self, t): return sqrt(-expm1(-10 * t))
+        ...     def time(self, l): return softplus(-2 * l) / 10
+        ...     def f(self, t): return -5.0
+        ...     def g(self, t): return 10**0.5
+        >>> model = sd.GaussianMixture([0.5, 0.5], [[-1.0], [1.0]], [0.1, 0.1])
+        >>> sd.sample(model, 4, sde=OrnsteinUhlenbeck(), seed=0).shape
+        torch.Size([4, 1])
     """
 
     noise_type = "additive"

@@ -13,14 +13,18 @@ from sdekit_diffusion._diffusions.diffusion import LARGEST, AbstractExploding
 class EDMSDE(AbstractExploding):
     """sigma = t and alpha = 1 on [0, sigma_max]: f = 0, g^2 = 2 t. The noise level is the time.
 
-    Where others take equal steps in t, or draw t uniformly, this one does so in t^(1/7). Its times are on the scale of sigma:
-    condition networks on "log_snr".
+    Where others take equal steps in t, or draw t uniformly, this one does so in t^(1/7). Its times
+    are on the scale of sigma: condition networks on "log_snr".
 
     Arguments:
         sigma_max: the end of time, at least the largest distance between two points of the data.
 
     Raises:
         ValueError: for sigma_max that is not positive.
+
+    Example:
+        >>> sd.EDMSDE(sigma_max=80.0).kernel(2.0)  # alpha and sigma at t = 2
+        (1.0, 2.0)
 
     References:
         Karras et al. 2022, arXiv 2206.00364, table 1; equation 5 for the steps, with rho = 7.

@@ -8,10 +8,16 @@ from sdekit_diffusion._diffusions.diffusion import AbstractDiffusion
 
 @dataclass(frozen=True)
 class RectifiedFlow(AbstractDiffusion):
-    """The straight line from the data to the noise: alpha = 1 - t, sigma = t; f = -1 / (1 - t), g^2 = 2 t / (1 - t).
+    """The straight line from the data to the noise: alpha = 1 - t, sigma = t; f = -1 / (1 - t),
+    g^2 = 2 t / (1 - t).
 
-    Its probability flow is dx/dt = E[eps - x_0 | x_t = x], the velocity of flow matching: `predicts="flow"`. Time runs from the
-    data, 0, to the noise, 1, as everywhere here; the other way round in some papers. Both coefficients are infinite at t = 1.
+    Its probability flow is dx/dt = E[eps - x_0 | x_t = x], the velocity of flow matching:
+    `predicts="flow"`. Time runs from the data, 0, to the noise, 1, as everywhere here; the other
+    way round in some papers. Both coefficients are infinite at t = 1.
+
+    Example:
+        >>> sd.RectifiedFlow().kernel(0.25)  # alpha and sigma at t = 0.25
+        (0.75, 0.25)
 
     References:
         Liu et al. 2023, arXiv 2209.03003; Lipman et al. 2023, arXiv 2210.02747.

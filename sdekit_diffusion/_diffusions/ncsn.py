@@ -17,18 +17,26 @@ from sdekit_diffusion._diffusions.piecewise import PiecewiseLinear, numbers, req
 
 @dataclass(frozen=True)
 class NCSN(AbstractExploding):
-    """Noise levels with a time between them: alpha = 1, log(sigma) linear between neighbours, the smallest at t = 0.
+    """Noise levels with a time between them: alpha = 1, log(sigma) linear between neighbours, the
+    smallest at t = 0.
 
     f = 0, g^2 = d sigma^2/dt. Levels in a geometric progression make it `VESDE(exact=False)`.
 
     Arguments:
-        sigmas: positive and in order, up or down; such as `sdekit.geometric(50.0, 0.01, 231)`, the default, for 232 levels.
+        sigmas: positive and in order, up or down; such as `sdekit.geometric(50.0, 0.01, 231)`, the
+            default, for 232 levels.
 
     Raises:
         ValueError: for fewer than two levels, or levels that are not positive and all different.
 
+    Example:
+        >>> sde = sd.NCSN([1.0, 0.1, 0.01])
+        >>> [round(float(sde.sigma(t)), 4) for t in sde.levels.tolist()]
+        [0.01, 0.1, 1.0]
+
     References:
-        Song and Ermon 2019, arXiv 1907.05600; 2020, arXiv 2006.09011, whose levels for CIFAR-10 the default is.
+        Song and Ermon 2019, arXiv 1907.05600; 2020, arXiv 2006.09011, whose levels for CIFAR-10 the
+        default is.
     """
 
     largest = "sigmas"

@@ -18,8 +18,17 @@ class VESDE(AbstractExploding):
         sigma_max: at least the largest distance between two points of the data.
         exact: False for sigma = s(t), which published checkpoints were trained with.
 
+    Raises:
+        ValueError: unless 0 < sigma_min < sigma_max.
+
+    Example:
+        >>> alpha, sigma = sd.VESDE(sigma_min=0.01, sigma_max=50.0).kernel(1.0)
+        >>> alpha, round(sigma, 2)
+        (1.0, 50.0)
+
     References:
-        Song et al. 2021, arXiv 2011.13456, appendix C; Song and Ermon 2020, arXiv 2006.09011, technique 1.
+        Song et al. 2021, arXiv 2011.13456, appendix C; Song and Ermon 2020, arXiv 2006.09011,
+        technique 1.
     """
 
     largest = "sigma_max"

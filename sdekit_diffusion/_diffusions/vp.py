@@ -51,6 +51,14 @@ class AbstractLinearBeta(AbstractDiffusion, ABC):
 class VPSDE(AbstractLinearBeta):
     """Variance preserving: g^2 = beta, sigma^2 = 1 - e^{-B}. The limit of DDPM's chain.
 
+    Raises:
+        ValueError: unless 0 <= beta_min <= beta_max and 1e-30 <= beta_max <= 1e30.
+
+    Example:
+        >>> alpha, sigma = sd.VPSDE(beta_min=0.1, beta_max=20.0).kernel(0.5)
+        >>> round(alpha**2 + sigma**2, 6)
+        1.0
+
     References:
         Song et al. 2021, arXiv 2011.13456, equation 11; Ho et al. 2020, arXiv 2006.11239.
     """
@@ -84,6 +92,14 @@ class VPSDE(AbstractLinearBeta):
 @dataclass(frozen=True)
 class SubVPSDE(AbstractLinearBeta):
     """Sub-variance preserving: g^2 = beta (1 - e^{-2B}), sigma = 1 - e^{-B}, below VP's.
+
+    Raises:
+        ValueError: as `VPSDE`.
+
+    Example:
+        >>> alpha, sigma = sd.SubVPSDE().kernel(0.5)
+        >>> round(alpha**2 + sigma, 6)
+        1.0
 
     References:
         Song et al. 2021, arXiv 2011.13456, equation 15.

@@ -26,13 +26,22 @@ _MOST_STEPS = -BOUND // 2
 
 @dataclass(frozen=True, eq=False)
 class VariationalBound:
-    """-log p(x_0) <= L_0 + L_1 + ... + L_N in bits per dimension, each term an expectation over q(x_i | x_0).
+    """-log p(x_0) <= L_0 + L_1 + ... + L_N in bits per dimension, each term an expectation over
+    q(x_i | x_0).
 
     Attributes:
-        draws: L_0 ... L_{N-1} of every point for every draw of the noise, float64, `(draws, N, batch)`: at 0 the decoder's
-            -log p(x_0 | x_1), at i the divergence of p(x_i | x_{i+1}) from q(x_i | x_{i+1}, x_0).
+        draws: L_0 ... L_{N-1} of every point for every draw of the noise, float64,
+            `(draws, N, batch)`: at 0 the decoder's -log p(x_0 | x_1), at i the divergence of p(x_i
+            | x_{i+1}) from q(x_i | x_{i+1}, x_0).
         prior: L_N, the divergence of N(0, sigma_N^2 I) from q(x_N | x_0), exact, `(batch,)`.
         times: of x_1 ... x_N, float64, `(N,)`.
+
+    Example:
+        >>> model = sd.GaussianMixture([1.0], [[0.0, 0.0]], [0.04])
+        >>> chain = sd.DDPM(sd.linear_betas(50, 1e-3, 0.2))
+        >>> bound = sd.variational_bound(model, torch.zeros(3, 2), sde=chain)
+        >>> bound.draws.shape, bound.prior.shape
+        (torch.Size([1, 50, 3]), torch.Size([3]))
     """
 
     draws: Tensor
@@ -96,37 +105,53 @@ def variational_bound(
     batch_size: int | None = None,
     progress: bool = False,
 ) -> VariationalBound:
-    """The bound of the chain p(x_s | x_t) = N(a x_t + b D(x_t), v I) down from N(0, sigma_N^2 I), under any diffusion.
+    """The bound of the chain p(x_s | x_t) = N(a x_t + b D(x_t), v I) down from N(0, sigma_N^2 I),
+    under any diffusion.
 
-    With q(x_s | x_t, x_0) = N(a x_t + b x_0, std^2 I), `AbstractDiffusion.posterior`, a step's term is
-    d/2 (std^2/v - 1 - log(std^2/v)) + b^2 |x_0 - D|^2 / (2 v); one evaluation of the model a step, draw and point.
+    With q(x_s | x_t, x_0) = N(a x_t + b x_0, std^2 I), `AbstractDiffusion.posterior`, a step's term
+    is d/2 (std^2/v - 1 - log(std^2/v)) + b^2 |x_0 - D|^2 / (2 v); one evaluation of the model per
+    step, draw and point.
 
-    Integers k in 0 ... levels - 1 stand for x_0 = low + (high - low)(k + 1/2) / levels, the middle of the bin that
-    `bits_per_dim` spreads them over, and the decoder gives k the mass that N(D, decoder_std^2) has in its bin, the outermost
-    bins going on to infinity. Ho et al., whose 256 levels run from -1 to 1, have low = -1 - 1/255, high = 1 + 1/255. For
-    floating points the decoder is a density, and the bound one of -log2 p(x) / d.
+    Integers k in 0 ... levels - 1 stand for x_0 = low + (high - low)(k + 1/2) / levels, the middle
+    of the bin that `bits_per_dim` spreads them over, and the decoder gives k the mass that N(D,
+    decoder_std^2) has in its bin, where the outermost bins extend to infinity. Ho et al., whose 256
+    levels run from -1 to 1, have low = -1 - 1/255, high = 1 + 1/255. For floating points the
+    decoder is a density, and the bound one of -log2 p(x) / d.
 
     Arguments:
         model: a `ScoreModel`, a `GaussianMixture`, or a plain score `(x, t)` with sde=.
         x: integers with low, high and levels, or floats without, `(batch, *shape)`.
         low, high, levels: as in `bits_per_dim`.
-        variance: of a step back: "smaller", that of q(x_s | x_t, x_0), or "larger", that of q(x_t | x_s); for `DDPM`
-            beta_i (1 - abar_{i-1}) / (1 - abar_i) and beta_i.
-        decoder_std: sigma at the first of the times unless given: then the variance is beta_1 for `DDPM`.
-        times: of x_1 ... x_N, increasing, sigma > 0; the diffusion's own `levels` unless given. For levels of data the first
-            sigma should be half a bin or more, see the page on likelihoods.
+        variance: of a step back: "smaller", that of q(x_s | x_t, x_0), or "larger", that of q(x_t |
+            x_s); for `DDPM` beta_i (1 - abar_{i-1}) / (1 - abar_i) and beta_i.
+        decoder_std: sigma at the first of the times unless given: then the variance is beta_1 for
+            `DDPM`.
+        times: of x_1 ... x_N, increasing, sigma > 0; the diffusion's own `levels` unless given. For
+            levels of data the first sigma should be half a bin or more, see the page on
+            likelihoods.
         sde: the diffusion; the model's own unless given.
         draws: of the noise at each step; two or more give each point a standard error.
-        seed, first: the noise of sample i depends on (seed, first + i) and its step alone; None takes a fresh seed.
+        seed, first: the noise of sample i depends on (seed, first + i) and its step alone; None
+            takes a new seed.
         batch_size: how many points are evaluated together; all unless given.
         progress: show a bar.
 
     Raises:
         TypeError: for integers without levels.
-        ValueError: for values out of range, floats with levels, or times that do not increase or are not known.
+        ValueError: for values out of range, floats with levels, or times that do not increase or
+            are not known.
+
+    Example:
+        >>> model = sd.GaussianMixture([1.0], [[0.0, 0.0]], [0.04])
+        >>> chain = sd.DDPM(sd.linear_betas(50, 1e-3, 0.2))
+        >>> pixels = torch.tensor([[3, 4], [4, 5]])
+        >>> bound = sd.variational_bound(model, pixels, low=-1, high=1, levels=8, sde=chain)
+        >>> bound.value.shape
+        torch.Size([2])
 
     References:
-        Ho et al. 2020, arXiv 2006.11239, equation 5 and section 3.3; their code has beta~_2 for decoder_std^2.
+        Ho et al. 2020, arXiv 2006.11239, equation 5 and section 3.3; their code has beta~_2 for
+        decoder_std^2.
     """
     require_tensor("x", x)
     model, sde = as_model(model, sde)

@@ -27,13 +27,21 @@ def encode(
     method: AdaptiveFlow = AdaptiveFlow(),  # noqa: B008 - frozen
     batch_size: int | None = None,
 ) -> Tensor:
-    """The latent x_T to which the probability flow takes x, `(batch, *shape)`, without gradients; `decode` takes it back.
+    """The latent x_T to which the probability flow maps x, `(batch, *shape)`, without gradients.
 
-    Arguments: as in `log_likelihood`, whose `latent` it is.
+    `decode` is the inverse.
+
+    Arguments as in `log_likelihood`, whose `latent` it is.
 
     Raises:
-        TypeError, ValueError: as there.
-        sdekit.UnfinishedError: where some samples do not reach the end: its `solution` has the others.
+        TypeError, ValueError: as `log_likelihood`.
+        sdekit.UnfinishedError: when some samples do not reach the end; its `solution` has the
+            others.
+
+    Example:
+        >>> model = sd.GaussianMixture([0.5, 0.5], [[-1.0], [1.0]], [0.1, 0.1])
+        >>> sd.encode(model, model.sample(3, seed=0), sde="vp").shape
+        torch.Size([3, 1])
     """
     model, diffusion = as_model(model, sde)
     coordinates = Coordinates.of(model, diffusion, event_of(x))
@@ -101,14 +109,21 @@ def decode(
     first: int = 0,
     return_likelihood: bool = False,
 ) -> Tensor | tuple[Tensor, Likelihood]:
-    """The x whose latent is given, `(batch, *shape)`: the probability flow from x_T down to sigma / alpha = end, over alpha.
+    """The x of a given latent x_T, `(batch, *shape)`, by the probability flow: `encode` backwards.
 
     Arguments:
-        return_likelihood: also return the log-density of x, found on the way at the cost of its traces.
+        return_likelihood: also return the log-density of x, at the cost of its traces.
         Others as in `log_likelihood`.
 
     Raises:
-        TypeError, ValueError, sdekit.UnfinishedError: as there.
+        TypeError, ValueError, sdekit.UnfinishedError: as `log_likelihood`.
+
+    Example:
+        >>> model = sd.GaussianMixture([0.5, 0.5], [[-1.0], [1.0]], [0.1, 0.1])
+        >>> x = model.sample(3, seed=0)
+        >>> z = sd.encode(model, x, sde="vp")
+        >>> torch.allclose(sd.decode(model, z, sde="vp"), x, atol=1e-2)
+        True
     """
     model, diffusion = as_model(model, sde)
     coordinates = Coordinates.of(model, diffusion, event_of(latent))
@@ -134,21 +149,30 @@ def interpolate(
     method: AdaptiveFlow = AdaptiveFlow(),  # noqa: B008 - frozen
     batch_size: int | None = None,
 ) -> Tensor:
-    """n points on the way from each of a to that of b, both included, `(n, batch, *shape)`.
+    """n points between each sample of a and that of b, both included, `(n, batch, *shape)`.
 
-    The latents are interpolated on the great circle between them (slerp), sin((1 - u) phi) z_a + sin(u phi) z_b over
-    sin(phi), phi their angle, so that those between look like draws from the prior as well.
+    The latents are interpolated on the great circle between them (slerp), sin((1 - u) phi)
+    z_a + sin(u phi) z_b over sin(phi), phi their angle, so that the points between are typical of
+    the prior, too.
 
     Arguments:
         a, b: data, `(batch, *shape)`.
-        n: from 2 on.
+        n: the number of points, from 2 on.
         Others as in `log_likelihood`.
 
     Raises:
-        TypeError, ValueError, sdekit.UnfinishedError: as there.
+        TypeError, ValueError, sdekit.UnfinishedError: as `log_likelihood`; ValueError also for n
+            below 2, or a and b of different shapes.
+
+    Example:
+        >>> model = sd.GaussianMixture([0.5, 0.5], [[-1.0], [1.0]], [0.1, 0.1])
+        >>> a, b = model.sample(2, seed=0), model.sample(2, seed=1)
+        >>> sd.interpolate(model, a, b, 5, sde="vp").shape
+        torch.Size([5, 2, 1])
 
     References:
-        Shoemake 1985, "Animating rotation with quaternion curves"; Song et al. 2021, arXiv 2011.13456, appendix D.3.
+        Shoemake 1985, "Animating rotation with quaternion curves"; Song et al. 2021,
+        arXiv 2011.13456, appendix D.3.
     """
     require_tensor("a", a)
     require_tensor("b", b)

@@ -40,37 +40,51 @@ def log_likelihood(
     differentiable: bool = False,
     progress: bool = False,
 ) -> Likelihood:
-    """log p(x) in nats, p being the law of the model's probability flow at sigma / alpha = end, in the scale of the data.
+    """log p(x) in nats, where p is the law of the probability flow at sigma / alpha = end s.
 
-    log p(x) = log p_T(x_T) + d log(sigma_T / sigma) - integral of alpha tr(dD/dx) dl along the flow, l = log(alpha / sigma).
+    s is the standard deviation of the data, and x is in their scale.
 
-    What is exact: the linear part. What is not: the solver's tolerance; the probes, whose standard error the result carries;
-    and the prior N(0, sigma_T^2 I) in the place of p_T, whose effect is some 1e-2 nats in two dimensions, grows with the mean
-    of the data and their dimension, and can be removed by log_prior.
+    log p(x) = log p_T(x_T) + d log(sigma_T / sigma) - integral of alpha tr(dD/dx) dl along the
+    flow, l = log(alpha / sigma).
+
+    The linear part is exact. Errors come from the solver's tolerance; from the probes, whose
+    standard error the result contains; and from the prior N(alpha_T mean, (alpha_T^2
+    s^2 + sigma_T^2) I) instead of p_T, which can be replaced by log_prior.
 
     Arguments:
-        model: a `ScoreModel`, a `GaussianMixture`, or a plain score `(x, t)` with sde=. For a network with more arguments,
-            such as labels, `model.given(y=labels)`.
+        model: a `ScoreModel`, a `GaussianMixture`, or a plain score `(x, t)` with sde=. For a
+            network with more arguments, such as labels, pass `model.given(y=labels)`.
         x: floating points, `(batch, *shape)`, in the model's own scale.
         sde: the diffusion; the model's own unless given.
-        trace: `sdekit.Exact()`, the default up to 32 dimensions, or `sdekit.Hutchinson(probes=8)`, the default above.
-        end: the noise that x is taken to have, in units of the standard deviation s of the data: p is the law of
-            data + end s eps.
+        trace: `sdekit.Exact()`, the default up to 32 dimensions, or `sdekit.Hutchinson(probes=8)`,
+            the default above.
+        end: the noise that x is taken to have, in units of the standard deviation s of the data: p
+            is the law of data + end s eps.
         log_prior: the log-density of x_T, `(batch, *shape)` to `(batch,)`.
-        method: the tolerances, the solver and the most steps, such as `AdaptiveFlow(rtol=1e-7, atol=1e-7)`.
-        first: the index of the first point, on which its probes depend, besides the seed of `trace`.
+        method: the tolerances, the solver and the largest number of steps, such as
+            `AdaptiveFlow(rtol=1e-7, atol=1e-7)`.
+        first: the index of the first point, on which its probes depend, besides the seed of
+            `trace`.
         batch_size: how many points are solved together; all unless given.
-        differentiable: whether the values shall have gradients, with respect to x and the network's parameters.
+        differentiable: whether the values have gradients with respect to x and the network's
+            parameters.
         progress: show a bar.
 
     Returns:
-        a `sdekit.Likelihood`, by sample: value and stderr in float64; latent, the x_T; evaluations and status. A sample that
-        needs more than `AdaptiveFlow.max_steps` has NaN as its value.
+        a `sdekit.Likelihood`, by sample: value and stderr in float64; latent, the x_T; evaluations
+        and status. A sample that needs more than `AdaptiveFlow.max_steps` has NaN as its value.
 
     Raises:
         TypeError: when x is not floating.
-        sdekit.UnfinishedError: when the model is not finite: for which samples, and at which time.
-        ValueError: as `sample`.
+        sdekit.UnfinishedError: when the model is not finite; it names the samples and the time.
+        ValueError: as `sample`, and for a method with `accuracy`.
+
+    Example:
+        >>> model = sd.GaussianMixture([0.5, 0.5], [[-1.0], [1.0]], [0.1, 0.1])
+        >>> x = model.sample(3, seed=0)
+        >>> logp = sd.log_likelihood(model, x, sde="vp").value
+        >>> torch.allclose(logp, model.log_prob(x).double(), atol=0.05)
+        True
 
     References:
         Song et al. 2021, arXiv 2011.13456, appendix D.2.
@@ -170,14 +184,24 @@ def _require_differentiable(model: AbstractModel, x: Tensor) -> None:
 
 @dataclass(frozen=True, eq=False)
 class BitsPerDim:
-    """Code lengths and what is known of their error: value, stderr, mean, mean_stderr and parts, from
+    """Code lengths and their error: value, stderr, mean, mean_stderr and parts, computed from
 
     Attributes:
-        draws: bits per dimension of every point for every dequantisation, float64, `(draws, batch)`.
+        draws: bits per dimension of every point for every dequantisation, float64,
+            `(draws, batch)`.
         probe_stderr: the standard error that the probes leave in the mean over draws, `(batch,)`.
         evaluations: of the model, over all draws, `(batch,)`.
         status: how the solve of each point ended, the worst of its draws, see `sdekit.Status`.
         probes: of each trace; 0 for exact ones.
+
+    Example:
+        >>> model = sd.GaussianMixture([1.0], [[0.0, 0.0]], [0.04])
+        >>> pixels = torch.tensor([[3, 4], [4, 5]])
+        >>> bits = sd.bits_per_dim(model, pixels, low=-1, high=1, levels=8, draws=2, sde="vp")
+        >>> bits.draws.shape, bits.value.shape
+        (torch.Size([2, 2]), torch.Size([2]))
+        >>> bool(bits.mean > 0)
+        True
     """
 
     draws: Tensor
@@ -243,22 +267,32 @@ def bits_per_dim(
     batch_size: int | None = None,
     progress: bool = False,
 ) -> BitsPerDim:
-    """-log p(x) / (d log 2) - log2((high - low) / levels) for data of `levels` levels that the model sees in [low, high].
+    """Bits per dimension of data of `levels` levels that the model sees in [low, high]:
 
-    Integers 0 .. levels - 1 are dequantised here, x = low + (high - low)(k + u) / levels with u uniform on [0, 1), which
-    makes the result an upper bound of the code length of k. Floating points are taken as dequantised already.
+        -log p(x) / (d log 2) - log2((high - low) / levels).
+
+    Integers 0 .. levels - 1 are dequantised here, x = low + (high - low)(k + u) / levels with u
+    uniform on [0, 1), which makes the result an upper bound of the code length of k. Floats are
+    taken as already dequantised.
 
     Arguments:
         x: integers, or floats in [low, high], `(batch, *shape)`.
         low, high: the range in which the model was trained.
         levels: 256 for 8-bit images.
-        draws: how often each point is dequantised anew; the probes are then fresh as well.
-        seed: of the dequantisation; None takes a fresh one.
+        draws: the number of dequantisations of each point, each with new probes.
+        seed: of the dequantisation; None takes a new one.
         Others as in `log_likelihood`.
 
     Raises:
         TypeError: when x is no tensor.
-        ValueError: for values outside the range, floats that look quantised, or several draws of floats.
+        ValueError: for values outside the range, floats that look quantised, or several draws of
+            floats.
+
+    Example:
+        >>> model = sd.GaussianMixture([1.0], [[0.0, 0.0]], [0.04])
+        >>> pixels = torch.tensor([[3, 4], [4, 5]])
+        >>> sd.bits_per_dim(model, pixels, low=-1, high=1, levels=8, sde="vp").value.shape
+        torch.Size([2])
 
     References:
         Theis et al. 2016, arXiv 1511.01844, section 3.1.

@@ -51,30 +51,41 @@ def from_edm(
     data_range: tuple[float, float] | None = (-1.0, 1.0),
     check: Tensor | None = None,
 ) -> ScoreModel:
-    """A `ScoreModel` under `EDMSDE` of a denoiser D(x, sigma) of EDM or k-diffusion, or of the raw network F inside one.
+    """A `ScoreModel` under `EDMSDE` of a denoiser D(x, sigma) of EDM or k-diffusion, or of the raw
+    network F inside one.
 
-    D = c_skip x + c_out F(c_in x, c_noise), with c_skip = s^2 / (sigma^2 + s^2), c_out = sigma s / (sigma^2 + s^2)^{1/2},
-    c_in = 1 / (sigma^2 + s^2)^{1/2} and s = sigma_data. Noise below sigma = 0.002 was hardly trained: `sample(model, n,
-    end=0.002, denoise=True)`.
+    D = c_skip x + c_out F(c_in x, c_noise), with c_skip = s^2 / (sigma^2 + s^2), c_out = sigma
+    s / (sigma^2 + s^2)^{1/2}, c_in = 1 / (sigma^2 + s^2)^{1/2} and s = sigma_data. These networks
+    are hardly trained on noise below sigma = 0.002: with data of standard deviation s sample with
+    `sample(model, n, end=0.002 / s, denoise=True)`.
 
     Arguments:
-        denoiser: called as `denoiser(x, sigma)`, sigma of shape `(batch,)`: EDM's `EDMPrecond` and its like, k-diffusion's
-            `Denoiser` and the wrappers of its external.py, or any function. Further arguments, such as class_labels, class_cond
-            or mapping_cond, by `ScoreModel.given`.
-        raw: None for D itself; "edm" for an F that is told log(sigma) / 4; "k-diffusion" for one that is told sigma, the
-            `inner_model` of a `Denoiser`.
+        denoiser: called as `denoiser(x, sigma)`, sigma of shape `(batch,)`: EDM's `EDMPrecond` and
+            its like, k-diffusion's `Denoiser` and the wrappers of its external.py, or any function.
+            Further arguments, such as class_labels, class_cond or mapping_cond, are passed by
+            `ScoreModel.given`.
+        raw: None for D itself; "edm" for an F that receives log(sigma) / 4; "k-diffusion" for one
+            that receives sigma, the `inner_model` of a `Denoiser`.
         sigma_data: s.
-        sigma_max: the most noise that it was trained with.
+        sigma_max: the largest noise that it was trained with.
         shape: the shape of one sample.
         data_range: that of its images; None for other data, such as latents.
-        check: a batch of data, on which the conventions are checked as by `check_model`; for a network with labels use
-            `check_model(model.given(class_cond=...), x)`.
+        check: a batch of data, on which the conventions are checked as by `check_model`; for a
+            network with labels use `check_model(model.given(class_cond=...), x)`.
 
     Raises:
         ValueError: for another raw, or when the model does not denoise the batch.
 
+    Example:
+        >>> def denoiser(x, sigma):  # of data from N(0, 0.25 I)
+        ...     return x * (0.25 / (0.25 + sigma**2))[:, None]
+        >>> model = sd.from_edm(denoiser, shape=(2,))
+        >>> sd.sample(model, 4, end=0.002, denoise=True, seed=0).shape
+        torch.Size([4, 2])
+
     References:
-        Karras et al. 2022, arXiv 2206.00364, equation 7 and table 1; github.com/crowsonkb/k-diffusion, layers.py.
+        Karras et al. 2022, arXiv 2206.00364, equation 7 and table 1;
+        github.com/crowsonkb/k-diffusion, layers.py.
     """
     if raw not in (None, *get_args(Raw)):
         raise ValueError(f"raw = {raw!r} is not None, for a denoiser D(x, sigma), nor {' or '.join(map(repr, get_args(Raw)))}")

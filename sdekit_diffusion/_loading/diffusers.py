@@ -42,26 +42,42 @@ def from_diffusers(
 ) -> ScoreModel:
     """A `ScoreModel` of a diffusers `UNet2DModel` and the scheduler that it was trained with.
 
-    Schedulers with betas make it a `DDPM(betas)` whose steps the network counts from 0, t = (step + 1) / N, with fractions in
-    between; what the scheduler does to sample, such as its clipping or its order of steps, is not taken over.
-    `ScoreSdeVeScheduler` makes it a `VESDE(exact=False)` whose network is told sigma.
+    A scheduler with betas gives a `DDPM(betas)` whose steps the network counts from 0,
+    t = (step + 1) / N, with fractions in between; the sampling options of the scheduler, such as
+    clipping or the order of steps, are not used. `ScoreSdeVeScheduler` gives a `VESDE(exact=False)`
+    whose network receives sigma.
 
     Arguments:
-        unet: a folder, of a pipeline or with both configs in it, whose weights are read from safetensors, or from .bin with
-            nothing but tensors; or a network, called as `unet(x, t).sample`, with a `config`. Further arguments of it by
-            `ScoreModel.given`. What was saved of it comes back by `load(run, net=unet)`, or a folder in the place of unet.
-        config: the scheduler's, such as `scheduler.config` or the content of scheduler_config.json; that of the folder unless
-            given.
-        data_std: the standard deviation of a coordinate of the data; estimated from the network unless given.
-        data_range: that of its images; "config" for 0 to 1 where the network's center_input_sample is set, else -1 to 1.
-        check: a batch of data, on which the conventions are checked as by `check_model`; for a network with labels use
-            `check_model(model.given(class_labels=...), x)`.
+        unet: a folder of a pipeline, or one with both configs, whose weights are read from
+            safetensors, or from a .bin file that holds only tensors; or a network, called as
+            `unet(x, t).sample`, with a `config`. Further arguments are passed by
+            `ScoreModel.given`. Load a saved model with `load(run, net=unet)`, where a folder may
+            replace unet.
+        config: the scheduler's, such as `scheduler.config` or the content of scheduler_config.json;
+            that of the folder unless given.
+        data_std: the standard deviation of a coordinate of the data; estimated from the network
+            unless given.
+        data_range: that of its images; "config" for 0 to 1 where the network's center_input_sample
+            is set, else -1 to 1.
+        check: a batch of data, on which the conventions are checked as by `check_model`; for a
+            network with labels use `check_model(model.given(class_labels=...), x)`.
 
     Raises:
-        TypeError: for a network without a config, or a scheduler in the place of its config.
-        ValueError: for schedules and predictions that are not known here, or when the model does not denoise the batch.
-        CheckpointError: for a folder that has not what is needed, or is damaged.
-        ImportError: for a folder where diffusers is missing.
+        TypeError: for a network without a config, or a scheduler instead of its config.
+        ValueError: for unknown schedules and predictions, or when the model does not denoise the
+            batch.
+        CheckpointError: for a folder that is incomplete or damaged.
+        ImportError: for a folder when diffusers is not installed.
+
+    Example:
+        >>> from diffusers import DDPMScheduler, UNet2DModel
+        >>> unet = UNet2DModel(
+        ...     8, 1, 1, block_out_channels=(8, 8), norm_num_groups=4,
+        ...     down_block_types=("DownBlock2D",) * 2, up_block_types=("UpBlock2D",) * 2,
+        ... )
+        >>> model = sd.from_diffusers(unet, DDPMScheduler().config)
+        >>> sd.sample(model, 2, steps=3, seed=0).shape  # of an untrained network
+        torch.Size([2, 1, 8, 8])
     """
     if read := isinstance(unet, str | Path):
         unet, config = opened(Path(unet), config, _conventions)

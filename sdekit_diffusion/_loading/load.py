@@ -29,21 +29,29 @@ def load(
     device: torch.device | str = "cpu",
     ema: float | None = None,
 ) -> ScoreModel:
-    """The model that `save` wrote, in evaluation mode; of a training that is not over, that of its newest checkpoint.
+    """The model that `save` wrote, in evaluation mode; of an unfinished run, its newest checkpoint.
 
     Arguments:
         folder: with config.json and weights-*.safetensors, or a run's folder.
-        net: the network to fill with the weights, where it is none of `nets`: a module, such as that which `from_diffusers`
-            took; a model with such a network; the folder of one of diffusers; or "package.module:factory", which is imported
-            and called without arguments, and makes a module or a model.
-        device: where to.
-        ema: which of several decays of a training the averaged weights are to have, in its newest checkpoint; 0 for the
-            weights themselves.
+        net: the network for the weights, unless it is one of `nets`: a module, such as the one
+            passed to `from_diffusers`; a model with such a network; a folder of diffusers; or
+            "package.module:factory", which is imported, called without arguments, and returns a
+            module or a model.
+        device: the device of the model.
+        ema: the decay of the averaged weights, of those of a run, in its newest checkpoint; 0 for
+            the weights without averaging.
 
     Raises:
-        CheckpointError: when a file is missing, damaged, or fits another network.
-        ImportError, TypeError, ValueError: when net names no network.
+        CheckpointError: when a file is missing, damaged, or belongs to another network.
+        ImportError, TypeError, ValueError: when net is not a network.
         ValueError: for a device that cannot be used.
+
+    Example:
+        >>> net = sd.nets.MLP(shape=(2,), width=8)
+        >>> folder = sd.save(sd.ScoreModel(net, "vp", shape=(2,)), "toy")
+        >>> model = sd.load(folder)
+        >>> sd.sample(model, 3, steps=5, seed=0).shape
+        torch.Size([3, 2])
     """
     device = usable(device)
     folder = described_in(folder) if ema is None else newest(Path(folder)) or Path(folder)

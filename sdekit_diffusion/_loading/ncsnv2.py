@@ -27,31 +27,47 @@ def from_ncsnv2(
     data_std: float | None = None,
     check: Tensor | None = None,
 ) -> ScoreModel:
-    """A `ScoreModel` of a checkpoint of ermongroup/ncsnv2: its NCSNv2, NCSNv2Deeper or NCSNv2Deepest as `nets.NCSNv2`.
+    """A `ScoreModel` of a checkpoint of ermongroup/ncsnv2: its NCSNv2, NCSNv2Deeper or
+    NCSNv2Deepest as `nets.NCSNv2`.
 
-    The published network computes with h = 2 x - 1 of images x in [0, 1], and s(x, sigma_i) = net(h) / sigma_i. The model has
-    its noise levels as `NCSN(sigmas)` and predicts "noise", -net(h), for which the sign of the last convolution is reversed.
-    Sample as published by `sample(model, n, method=ncsn_settings("celeba").method, denoise=True)`, or by any other method.
+    The published network receives h = 2 x - 1 of images x in [0, 1], and s(x,
+    sigma_i) = net(h) / sigma_i. The model has its noise levels as `NCSN(sigmas)` and predicts
+    "noise", -net(h), for which the sign of the last convolution is reversed. Sample with the
+    published method by `sample(model, n, method=ncsn_settings("celeba").method, denoise=True)`, or
+    with any other.
 
     Arguments:
-        weights: a .pth file, read as data; what is in it, a list of the state dict, the optimizer's, the epoch, the step and,
-            where they were kept, the averaged weights; or a state dict alone.
-        ema: take the averaged weights, as is done to sample; False for those of the last step. A state dict alone is taken as
-            it is.
-        rescaled: `data.rescaled` of its config: images in [-1, 1], which the network takes as they are.
+        weights: a .pth file, read as data; its content, a list of the state dict, that of the
+            optimiser, the epoch, the step and, if stored, the averaged weights; or a state dict
+            alone.
+        ema: use the averaged weights, as for sampling; False for those of the last step. A state
+            dict alone is used as it is.
+        rescaled: `data.rescaled` of its config: images in [-1, 1], which the network receives
+            unchanged.
         shape: the shape of one sample, such as (3, 64, 64); networks take images of any size.
-        data_std: the standard deviation of a coordinate of the data; estimated from the network unless given.
+        data_std: the standard deviation of a coordinate of the data; estimated from the network
+            unless given.
         check: a batch of data, on which the conventions are checked as by `check_model`.
 
     Returns:
-        the model, in evaluation mode, which `save` and `load` take as it is.
+        the model, in evaluation mode, for which `save` and `load` need no further arguments.
 
     Raises:
         ValueError: when the model does not denoise the batch.
-        CheckpointError: for a file that is damaged, holds more than data, or the weights of another network.
+        CheckpointError: for a file that is damaged, holds more than data, or the weights of another
+            network.
+
+    Example:
+        >>> weights = "checkpoint_210000.pth"  # of the authors, 64 x 64 pixels
+        >>> model = sd.from_ncsnv2(weights, shape=(3, 64, 64))  # doctest: +SKIP
+        >>> state = {"conv.weight": torch.zeros(3, 3)}  # of another network
+        >>> sd.from_ncsnv2(state)  # doctest: +IGNORE_EXCEPTION_DETAIL
+        Traceback (most recent call last):
+        CheckpointError: the checkpoint has no sigmas
 
     References:
-        Song and Ermon 2020, arXiv 2006.09011, appendix B; github.com/ermongroup/ncsnv2, models/ncsnv2.py.
+        Song and Ermon 2020, arXiv 2006.09011, appendix B; github.com/ermongroup/ncsnv2,
+        models/ncsnv2.py.
     """
     path = isinstance(weights, str | Path)
     source = str(weights) if path else "the checkpoint"

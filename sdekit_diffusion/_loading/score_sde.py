@@ -48,37 +48,57 @@ def from_score_sde(
     data_std: float | None = None,
     check: Tensor | None = None,
 ) -> ScoreModel:
-    """A `ScoreModel` of a checkpoint of score_sde_pytorch, whose weights are put into a network of its architecture.
+    """A `ScoreModel` of a checkpoint of score_sde_pytorch and a network of its architecture.
 
-    VP and sub-VP networks are told 999 t and give eps, so that the score is -net / sigma. Discrete VP is a chain,
-    `DDPM(linear_betas(N, beta_min / N, beta_max / N))`, whose steps the network counts from 0. VE has the kernel
-    sigma(t) = sigma_min (sigma_max / sigma_min)^t, `VESDE(exact=False)`; networks are told sigma and give the score. Discrete
-    VE is `NCSN` with N levels in geometric progression; its network is told their number, an integer, 0 the noisiest.
+    VP and sub-VP networks receive 999 t and return eps, so that the score is -net / sigma. Discrete
+    VP is a chain, `DDPM(linear_betas(N, beta_min / N, beta_max / N))`, whose steps the network
+    counts from 0. VE has the kernel sigma(t) = sigma_min (sigma_max / sigma_min)^t,
+    `VESDE(exact=False)`; networks receive sigma and return the score. Discrete VE is `NCSN` with N
+    levels in geometric progression; its network receives the number of the level, an integer, 0 for
+    the noisiest.
 
     Arguments:
-        weights: a .pth file, read as data, or what is in it: a dict with "model" and "ema"; or a state dict alone.
-        net: the network to fill, called as `net(x, label)`: an NCSN++ or DDPM++ (`ncsnpp`, `ddpmpp`) as its repository builds
-            it from its config, or any module with parameters of the same names. These are not among sdekit's own.
-        sde: "vp", "subvp", "ve", or a diffusion with other numbers, such as `VESDE(0.01, 90.0)`. The range of "ve" is read from
-            the `sigmas` that checkpoints hold.
+        weights: a .pth file, read as data, or its content: a dict with "model" and "ema"; or a
+            state dict alone.
+        net: the network to fill, called as `net(x, label)`: an NCSN++ or DDPM++ (`ncsnpp`,
+            `ddpmpp`) as its repository builds it from its config, or any module with parameters of
+            the same names. sdekit does not contain these networks.
+        sde: "vp", "subvp", "ve", or a diffusion with other numbers, such as `VESDE(0.01, 90.0)`.
+            The range of "ve" is read from the `sigmas` that checkpoints hold.
         continuous: `training.continuous` of its config; sub-VP always is.
         levels: `model.num_scales`, N; from `sigmas` unless given, else 1000.
-        ema: take the averaged weights, as is done to sample; False for those of the last step. A state dict alone is taken as
-            it is.
-        centered: `data.centered`: images in [-1, 1], else in [0, 1]; so for VP and sub-VP, and not for VE, unless given.
+        ema: use the averaged weights, as for sampling; False for those of the last step. A state
+            dict alone is used as it is.
+        centered: `data.centered`: images in [-1, 1], else in [0, 1]; unless given True for VP and
+            sub-VP and False for VE.
         shape: the shape of one sample.
-        data_std: the standard deviation of a coordinate of the data; estimated from the network unless given.
+        data_std: the standard deviation of a coordinate of the data; estimated from the network
+            unless given.
         check: a batch of data, on which the conventions are checked as by `check_model`.
 
     Returns:
-        the model, in evaluation mode, with the network that was passed, which `load` needs again.
+        the model, in evaluation mode, with the network passed, which `load` needs again.
 
     Raises:
-        ValueError: without a network, for other diffusions, or when the model does not denoise the batch.
-        CheckpointError: for a file that is damaged or holds more than data, or weights that are not the network's.
+        ValueError: without a network, for other diffusions, or when the model does not denoise the
+            batch.
+        CheckpointError: for a file that is damaged or holds more than data, or weights that are not
+            the network's.
+
+    Example:
+        >>> class Net(torch.nn.Module):  # stands for the published network
+        ...     def __init__(self):
+        ...         super().__init__()
+        ...         self.conv = torch.nn.Conv2d(3, 3, 1)
+        ...     def forward(self, x, label):
+        ...         return self.conv(x)
+        >>> model = sd.from_score_sde(Net().state_dict(), Net(), "vp", shape=(3, 8, 8))
+        >>> model.predicts, model.conditioning
+        ('noise', (999.0, 0.0))
 
     References:
-        Song et al. 2021, arXiv 2011.13456; github.com/yang-song/score_sde_pytorch, models/utils.py and losses.py.
+        Song et al. 2021, arXiv 2011.13456; github.com/yang-song/score_sde_pytorch, models/utils.py
+        and losses.py.
     """
     source, found = ("the checkpoint", weights) if isinstance(weights, Mapping) else (str(weights), read_pickle(Path(weights)))
     state, averages = _parts(found, ema, source)

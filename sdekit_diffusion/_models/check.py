@@ -42,10 +42,18 @@ class ModelCheck:
     Attributes:
         noise: sigma / alpha of each level, increasing.
         errors: the mean square of a coordinate of D(x_t) - x_0 at each.
-        guesses: the error of the best linear denoiser that knows but the mean and the variance v of a coordinate,
-            v r^2 / (v + r^2) at sigma / alpha = r.
-        verdict: what it comes to, in words.
-        fits: whether it is what the model should do.
+        guesses: the error of the linear denoiser that uses only the mean and the variance v of a
+            coordinate, v r^2 / (v + r^2) at sigma / alpha = r.
+        verdict: the conclusion, in words.
+        fits: whether the model denoises the batch as it should.
+
+    Example:
+        >>> model = sd.GaussianMixture([0.5, 0.5], [[-1.0], [1.0]], [0.1, 0.1])
+        >>> check = sd.check_model(model, model.sample(500, seed=0), sde="vp")
+        >>> check.fits, len(check.errors) == len(check.noise)
+        (True, True)
+        >>> check.score < 1
+        True
     """
 
     noise: tuple[float, ...]
@@ -78,23 +86,35 @@ def check_model(
     seed: int = 0,
     throw: bool = True,
 ) -> ModelCheck:
-    """Whether a model denoises a batch of data, at noise of 0.1 to 5 times their deviation: if not, names the likely mistake.
+    """Checks that a model denoises a batch of data; if not, names the likely mistake.
 
-    The mean of x_0 given x_t is at least as close to x_0 as any linear function of x_t is, and closer than what any other
-    meaning of the output, label of time or range of the data makes of the same network. These are tried, one change at a time:
-    about a hundred evaluations of the batch.
+    The noise is 0.1 to 5 times the standard deviation of the data.
+
+    The mean of x_0 given x_t is at least as close to x_0 as any linear function of x_t, and closer
+    than the same network with another meaning of its output, another label of time or another range
+    of the data. These are tried, one change at a time: about a hundred evaluations of the batch.
 
     Arguments:
         model: a trained `ScoreModel`, a `GaussianMixture`, or a plain score `(x, t)` with sde=.
-        x: data of the kind that it was trained on, floating, `(batch, *shape)`; 16 images are enough, or 500 points.
+        x: data of the kind that it was trained on, floating, `(batch, *shape)`; 16 images are
+            enough, or 500 points.
         sde: the diffusion; the model's own unless given.
         seed: of the noise.
-        throw: False to return a verdict on a wrong model instead of raising it. Networks that look up a row by their label may
-            be asked for one that does not exist: then check them on the CPU.
+        throw: False to return the verdict on a wrong model instead of raising it. Networks with a
+            table of labels may be evaluated at labels that do not exist: check these on the CPU.
 
     Raises:
         TypeError: when x is not a floating tensor.
-        ValueError: when the model does not fit x, with what would fit better; or when x does not vary.
+        ValueError: when the model does not fit x, with what would fit better; or when x does not
+            vary.
+
+    Example:
+        >>> model = sd.GaussianMixture([0.5, 0.5], [[-1.0], [1.0]], [0.1, 0.1])
+        >>> x = model.sample(500, seed=0)
+        >>> sd.check_model(model, x, sde="vp").fits
+        True
+        >>> sd.check_model(model, 255 * x, sde="vp", throw=False).fits  # data in another range
+        False
 
     References:
         Karras et al. 2022, arXiv 2206.00364, section 5, for errors in these units.

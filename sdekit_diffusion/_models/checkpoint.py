@@ -44,7 +44,13 @@ def versions() -> dict[str, str]:
 
 
 class CheckpointError(ValueError):
-    """A folder that is not a checkpoint, or a damaged one."""
+    """A folder that is not a checkpoint, or a damaged one.
+
+    Example:
+        >>> sd.load("no such folder")  # doctest: +IGNORE_EXCEPTION_DETAIL
+        Traceback (most recent call last):
+        CheckpointError: no such folder has no config.json
+    """
 
 
 def save(
@@ -54,23 +60,31 @@ def save(
     *,
     state: Mapping[str, Tensor] | None = None,
 ) -> Path:
-    """Writes config.json and weights-*.safetensors into a folder, which is made where it is missing.
+    """Writes config.json and weights-*.safetensors into a folder, which is created if missing.
 
-    Whatever happens meanwhile, the folder holds what it held before or all of the new checkpoint. Of the files that are there
-    those of the checkpoint that is replaced are removed, and no others.
+    The checkpoint is written atomically: the folder contains either the old or the new one. The
+    files of the old checkpoint are removed, and no others.
 
     Arguments:
-        model: its network either has a `config` of constructor arguments and a class in `nets.registry`, or must be given
-            again to `load`.
-        notes: what else to remember, as JSON: the name of the data, say.
-        state: that of a training, to go on with: a third file.
+        model: its network either has a `config` of constructor arguments and a class in
+            `nets.registry`, or must be passed to `load`.
+        notes: what else to store, as JSON, such as the name of the data.
+        state: of a training run, to resume it, in a third file.
 
     Raises:
-        TypeError: when the network is a plain function, which has no weights to save, or the model is in a wrapper.
-        ValueError: when the model was given conditions, which a checkpoint does not hold.
-        CheckpointError: when the folder has a config.json that is not one of `save`, or is damaged; nothing is written then.
-        OSError: when the folder cannot be written to, the disk is full, or another process saves or trains there; the folder
-            is then as it was.
+        TypeError: when the network is a plain function, which has no weights to save, or the model
+            is wrapped.
+        ValueError: when the model has conditions, which a checkpoint does not contain.
+        CheckpointError: when the folder has a config.json that is not one of `save`, or is damaged;
+            nothing is written then.
+        OSError: when the folder cannot be written to, the disk is full, or another process saves or
+            trains there; the folder is then as it was.
+
+    Example:
+        >>> net = sd.nets.MLP(shape=(2,), width=8)
+        >>> folder = sd.save(sd.ScoreModel(net, "vp", shape=(2,)), "toy", {"data": "moons"})
+        >>> sorted(path.name.split("-")[0] for path in folder.iterdir())
+        ['config.json', 'weights']
     """
     config = to_save(model, notes)
     if Path(folder).is_file():

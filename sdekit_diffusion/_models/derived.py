@@ -13,7 +13,20 @@ _PER_SAMPLE = "per sample"
 
 
 def per_sample() -> Any:  # noqa: ANN401 - stands for the value of a field
-    """A field of an `AbstractDerivedModel` that holds one entry per sample, `(n, ...)`."""
+    """A field of an `AbstractDerivedModel` that holds one entry per sample, `(n, ...)`.
+
+    Example:
+        >>> from dataclasses import dataclass
+        >>> @dataclass(frozen=True, eq=False)
+        ... class Weighted(sd.AbstractDerivedModel):
+        ...     weight: torch.Tensor = sd.per_sample()
+        ...     def predict_data(self, l, u):
+        ...         return self.weight * self.model.predict_data(l, u)
+        >>> model = sd.GaussianMixture([1.0], [[0.0]], [1.0])
+        >>> weighted = Weighted(model, torch.tensor([[0.5], [1.0], [2.0]]))
+        >>> weighted.rows(torch.tensor([2])).weight
+        tensor([[2.]])
+    """
     return field(metadata={_PER_SAMPLE: True})
 
 
@@ -21,12 +34,27 @@ def per_sample() -> Any:  # noqa: ANN401 - stands for the value of a field
 class AbstractDerivedModel(AbstractModel):
     """A model made from another: a subclass defines `predict_data`, and perhaps `predict_noise`.
 
-    A subclass is a frozen dataclass. Its fields may hold further models, and what is declared as
-    `per_sample()` has one entry per sample: the rows of a batch, networks in evaluation mode, dtype,
-    device, shape and diffusion are then taken care of, for all of them.
+    A subclass is a frozen dataclass. Its fields may hold further models, and a field declared as
+    `per_sample()` has one entry per sample. This class selects the rows of a batch, puts the
+    networks of all these models into evaluation mode, and passes on dtype, device, shape and
+    diffusion.
 
     Arguments:
-        model: the model that it is made from, of which it takes whatever it does not define.
+        model: the model that it is made from, which provides what the subclass does not define.
+
+    Example:
+        >>> from dataclasses import dataclass
+        >>> from sdekit.elementary import scaled
+        >>> @dataclass(frozen=True, eq=False)
+        ... class Shifted(sd.AbstractDerivedModel):
+        ...     offset: torch.Tensor = sd.per_sample()
+        ...     def predict_data(self, l, u):
+        ...         a = sd.signal_scale(l)
+        ...         return self.model.predict_data(l, u - scaled(a, self.offset)) + self.offset
+        >>> model = sd.GaussianMixture([1.0], [[0.0]], [0.01])
+        >>> shifted = Shifted(model, torch.tensor([[-2.0], [0.0], [2.0]]))
+        >>> sd.sample(shifted, 3, sde="vp", seed=0).round().int().flatten().tolist()
+        [-2, 0, 2]
     """
 
     model: AbstractModel

@@ -17,21 +17,31 @@ _NEAREST = 16  # centres whose distance is a sum of squared differences
 
 
 class EmpiricalMixture(AbstractMixture):
-    """p_0 = (1/n) sum_k N(c_k, s^2 I), hence p_t = (1/n) sum_k N(alpha c_k, v I), v = alpha^2 s^2 + sigma^2.
+    """p_0 = (1/n) sum_k N(c_k, s^2 I), hence p_t = (1/n) sum_k N(alpha c_k, v I), v = alpha^2
+    s^2 + sigma^2.
 
-    What a score network with unlimited capacity learns from n images, for s = 0. Equal to a `GaussianMixture`, but made for
-    many centres in many dimensions: points are taken in blocks, and besides the centres memory holds 2^23 numbers a few times.
+    For s = 0 this is what a score network with unlimited capacity learns from n images. Equal to a
+    `GaussianMixture`, but for many centres in many dimensions: points are processed in blocks of
+    2^23 numbers.
 
-    Squared distances are |x|^2 - 2 alpha x . c + alpha^2 |c|^2, a matrix product, which in float32 is off by up to
-    1e-6 |x| |c|, and the logarithm of a weight by half of that over v; those to the sixteen nearest centres, which are all
-    that count where v is small, are summed from differences in float64.
+    Squared distances are |x|^2 - 2 alpha x . c + alpha^2 |c|^2, a matrix product, which in float32
+    is off by up to 1e-6 |x| |c|, and the logarithm of a weight by half of that over v; those to the
+    sixteen nearest centres, which are all that count where v is small, are summed from differences
+    in float64.
 
     Arguments:
-        centres: `(n, *event)`, in the dtype in which points will come; others cost a copy of the centres a call.
+        centres: `(n, *event)`, in the dtype of the points; another dtype costs a copy of the
+            centres per call.
         std: s; 0 for the points themselves, which have a score where sigma > 0.
 
     Raises:
         ValueError: for no centres, centres that are not floating or not finite, or a negative std.
+
+    Example:
+        >>> model = sd.EmpiricalMixture(torch.tensor([[-1.0, 0.0], [1.0, 0.0]]))
+        >>> x = sd.sample(model, 4, sde="vp", seed=0)
+        >>> x.abs().round().tolist()
+        [[1.0, 0.0], [1.0, 0.0], [1.0, 0.0], [1.0, 0.0]]
 
     References:
         Song and Ermon 2020, arXiv 2006.09011, section 3.1 and figure 2.

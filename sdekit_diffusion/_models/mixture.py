@@ -58,17 +58,24 @@ class AbstractMixture(AbstractModel):
 class GaussianMixture(AbstractMixture):
     """p_0 = sum_k w_k N(m_k, C_k), hence p_t = sum_k w_k N(alpha m_k, alpha^2 C_k + sigma^2 I).
 
-    Usable wherever a trained model is; it has no diffusion of its own, so that `sde=` must be given.
+    Usable wherever a trained model is. It has no diffusion of its own: give `sde=`.
 
     Arguments:
         weights: positive, summing to 1, shape `(K,)`.
         means: shape `(K, *event)`.
-        covariances: full, `(K, d, d)` with d the number of coordinates of an event; diagonal, `(K, d)`; or isotropic, `(K,)`,
-            variances in each case.
+        covariances: full, `(K, d, d)` with d the number of coordinates of an event; diagonal,
+            `(K, d)`; or isotropic, `(K,)`, variances in each case.
 
     Raises:
-        ValueError: for weights that do not sum to 1, shapes that do not fit, or a covariance that is not symmetric and
-            positive definite.
+        ValueError: for weights that do not sum to 1, shapes that do not fit, or a covariance that
+            is not symmetric and positive definite.
+
+    Example:
+        >>> model = sd.GaussianMixture([0.3, 0.7], [[-1.0, 0.0], [1.0, 0.0]], [0.05, 0.05])
+        >>> model.sample(3, seed=0).shape
+        torch.Size([3, 2])
+        >>> model.denoise(0.5, torch.zeros(1, 2), "vp").shape
+        torch.Size([1, 2])
     """
 
     def __init__(

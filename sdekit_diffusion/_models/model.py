@@ -75,30 +75,56 @@ _CONVENTIONS: dict[str, Callable[[Time, Time], tuple[Time, Time, Time, Time]]] =
 
 
 def signal_scale(l: Time) -> Time:
-    """a = e^l / sqrt(1 + e^{2 l}), the factor of x_0 in u = a x_0 + b eps with a^2 + b^2 = 1 and log(a / b) = l."""
+    """a = e^l / sqrt(1 + e^{2 l}), the factor of x_0 in u = a x_0 + b eps.
+
+    With a^2 + b^2 = 1 and log(a / b) = l; b is `noise_scale`. l is a number or a tensor.
+
+    Example:
+        >>> round(sd.signal_scale(0.0) ** 2, 6)  # as much signal as noise
+        0.5
+    """
     return sqrt(sigmoid(2 * l))
 
 
 def noise_scale(l: Time) -> Time:
-    """b = 1 / sqrt(1 + e^{2 l}), the factor of eps: see `signal_scale`."""
+    """b = 1 / sqrt(1 + e^{2 l}), the factor of eps, see `signal_scale`.
+
+    Example:
+        >>> round(sd.signal_scale(0.5) ** 2 + sd.noise_scale(0.5) ** 2, 6)
+        1.0
+    """
     return sqrt(sigmoid(-2 * l))
 
 
 class AbstractModel(ABC):
-    """A denoiser: the mean of the data given a noisy point, E[x_0 | u] with u = a x_0 + b eps, a^2 + b^2 = 1.
+    """A denoiser: the mean of the data given a noisy point, E[x_0 | u] with u = a x_0 + b eps,
+    a^2 + b^2 = 1.
 
-    The noise level is the log-SNR l = log(a / b). Every diffusion x_t = alpha x_0 + sigma eps is u up to a
-    scale, so that a model knows nothing of diffusions: whoever solves one goes to u once.
+    The noise level is the log-SNR l = log(a / b). Every diffusion x_t = alpha x_0 + sigma eps is u
+    up to a scale, so that a model does not depend on diffusions: samplers and likelihoods convert
+    to u once.
 
-    A subclass defines `predict_data`, and `predict_noise` where it knows the noise more accurately than from the data.
+    A subclass defines `predict_data`, and `predict_noise` where it knows the noise more accurately
+    than from the data.
 
     Attributes:
         shape: the shape of one sample; None where it is not known.
-        sde: the diffusion it was made for; None where every one is as good.
+        sde: the diffusion it was trained under; None where it has none.
         data_mean: the mean of the data, a number or shaped like one sample.
         data_std: the root mean square of a coordinate of the data less their mean; None where it is
             not known, and is estimated when a solve begins. Solves run in coordinates in which the
             data have mean 0 and standard deviation 1; neither need be exact.
+
+    Example:
+        >>> from sdekit.elementary import scaled
+        >>> class StandardNormal(sd.AbstractModel):
+        ...     shape, sde, data_std = (2,), None, 1.0
+        ...     def predict_data(self, l, u):
+        ...         return scaled(sd.signal_scale(l), u)
+        ...     def place(self):
+        ...         return torch.float32, torch.device("cpu")
+        >>> sd.sample(StandardNormal(), 4, sde="vp", seed=0).shape
+        torch.Size([4, 2])
     """
 
     shape: tuple[int, ...] | None
@@ -182,34 +208,47 @@ class AbstractModel(ABC):
 class ScoreModel(nn.Module, AbstractModel):
     """A network with the diffusion it is trained under and what its output means.
 
-    With x = alpha x_0 + sigma eps a network predicts eps ("noise"), x_0 ("data"), -eps / sigma ("score"),
-    alpha eps - sigma x_0 ("velocity"), eps - x_0 ("flow", the velocity of flow matching), or x_0 - eps ("reverse_flow", the
-    same where its time runs from the noise, 0, to the data, 1: then under "flow" with conditioning=(-1, 1)). Under another
-    diffusion the same network is asked at the same signal-to-noise ratio, at the point with the same x / alpha. A network that
-    ignores t and predicts "noise" has the score -net(x) / sigma: where alpha = 1, Song and Ermon's (2020) third technique but
-    for the sign.
+    With x = alpha x_0 + sigma eps a network predicts eps ("noise"), x_0 ("data"), -eps / sigma
+    ("score"), alpha eps - sigma x_0 ("velocity"), eps - x_0 ("flow", the velocity of flow
+    matching), or x_0 - eps ("reverse_flow", the same where its time runs from the noise, 0, to the
+    data, 1: then under "flow" with conditioning=(-1, 1)). Under another diffusion the network is
+    evaluated at the same signal-to-noise ratio, at the point with the same x / alpha. A network
+    that ignores t and predicts "noise" has the score -net(x) / sigma: where alpha = 1, up to the
+    sign, Song and Ermon's (2020) third technique.
 
     Arguments:
         net: `net(x, t)`, shaped like x, t of shape `(batch,)`; a module or a plain function.
         sde: the diffusion, or its name in `DIFFUSIONS`, such as "vp".
-        predicts: what the output means; diffusers' names "epsilon", "sample", "v_prediction" and "flow_prediction" are "noise",
-            "data", "velocity" and "flow".
+        predicts: what the output means; diffusers' names "epsilon", "sample", "v_prediction" and
+            "flow_prediction" are "noise", "data", "velocity" and "flow".
         shape: the shape of one sample.
-        conditioning: "time" calls `net(x, t)`; a pair (a, b) `net(x, a t + b)`, so that (N, -1) counts DDPM's N steps from 0,
-            and (1 - L, L - 1) NCSN's L levels from the noisiest; "sigma" `net(x, sigma(t))`. "log_snr" calls `net(u, l)` with
-            l = log(alpha / sigma) and the point scaled to unit noise-plus-signal, u = x / sqrt(alpha^2 + sigma^2): then the
-            network does not depend on the diffusion, and its output means the same for u = alpha' x_0 + sigma' eps,
-            alpha'^2 + sigma'^2 = 1.
+        conditioning: "time" calls `net(x, t)`; a pair (a, b) `net(x, a t + b)`, so that (N, -1)
+            counts DDPM's N steps from 0, and (1 - L, L - 1) NCSN's L levels from the noisiest;
+            "sigma" `net(x, sigma(t))`. "log_snr" calls `net(u, l)` with l = log(alpha / sigma) and
+            the point scaled to unit noise-plus-signal, u = x / sqrt(alpha^2 + sigma^2): then the
+            network does not depend on the diffusion, and its output means the same for u = alpha'
+            x_0 + sigma' eps, alpha'^2 + sigma'^2 = 1.
         data_mean, data_std: of the data: the mean, a number or shaped like one sample, and the root
             mean square of a coordinate less its mean. Training records them; where they are not
             known they are estimated from the network when a solve begins.
-        data_range: the least and the largest value that the data can have, such as (-1, 1); None where there is no bound.
-        scale: from the data in their own range and dtype to those of this model, and back: `model.scale.decode(x)`. It is kept,
-            and saved, for whoever has samples; everything else here is about data as the model sees them.
+        data_range: the least and the largest value that the data can have, such as (-1, 1); None
+            where there is no bound.
+        scale: from the data in their own range and dtype to those of this model, and back:
+            `model.scale.decode(x)`. It is stored and saved, and applied only by callers; all other
+            arguments concern data as the model sees them.
 
     Raises:
-        ValueError: for a name that is not one of these, or when the network returns another shape than its input's.
+        ValueError: for a name that is not one of these, or when the network returns another shape
+            than its input's.
         TypeError: for a net that is a model itself.
+
+    Example:
+        >>> net = sd.nets.MLP(shape=(2,), width=16)
+        >>> model = sd.ScoreModel(net, "vp", "velocity", shape=(2,), conditioning="log_snr")
+        >>> model.denoise(0.5, torch.zeros(4, 2)).shape
+        torch.Size([4, 2])
+        >>> sd.sample(model, 4, steps=10, seed=0).shape
+        torch.Size([4, 2])
     """
 
     sde: AbstractDiffusion

@@ -48,10 +48,22 @@ class AdaptiveFlow(AbstractAdaptive):
     Arguments:
         rtol, atol: the tolerances, in units of x.
         solver: an explicit Runge-Kutta method with an error estimate.
-        max_steps: how many a sample may try.
-        accuracy: of the end, in units of the deviation that x has there, in place of the tolerances: each sample is solved at
-            accuracy/10, accuracy/100, ..., until two solves agree within accuracy/2 in every coordinate. This costs two to ten
-            times the evaluations of the one tolerance that would do.
+        max_steps: the most steps per sample, rejected ones included.
+        accuracy: of the end, in units of the standard deviation that x has there, instead of the
+            tolerances: each sample is solved at accuracy/10, accuracy/100, ..., until two solves
+            agree within accuracy/2 in every coordinate. This costs two to ten times the evaluations
+            of a solve with the tolerance needed.
+
+    Raises:
+        ValueError: for an accuracy that is not positive, or a grid; in `sample`, for a number of
+            steps or save="all".
+
+    Example:
+        >>> model = sd.GaussianMixture([0.5, 0.5], [[-1.0], [1.0]], [0.1, 0.1])
+        >>> method = sd.AdaptiveFlow(1e-4, 1e-4)
+        >>> x = sd.sample(model, 4, sde="vp", method=method, seed=0)
+        >>> x.shape
+        torch.Size([4, 1])
     """
 
     rtol: float = 1e-5
@@ -96,19 +108,30 @@ class AdaptiveFlow(AbstractAdaptive):
 
 @dataclass(frozen=True, eq=False)
 class AdaptiveSDE(AbstractAdaptive):
-    """The reverse SDE on the clock with adaptive steps, all noise of a sample one Brownian path.
+    """The reverse SDE on the clock with adaptive steps and one Brownian path per sample.
 
-    A step that is rejected reads the same path again: its noise is not drawn anew, which would favour small increments. So the
-    law is that of the equation as the tolerances go to 0, in any dimension.
+    A rejected step reads the same path again. New noise would favour small increments; with one
+    path the law converges to that of the equation as the tolerances go to 0, in any dimension.
 
     Arguments:
         rtol, atol: the tolerances, in units of x.
         solver: one for additive noise with an error estimate, such as `ShARK` or `SRA1`.
         eta: the noise level, positive; 1 is the reverse SDE.
-        max_steps: how many a sample may try.
+        max_steps: the most steps per sample, rejected ones included.
+
+    Raises:
+        ValueError: for an eta that is not positive, or a grid; in `sample`, for a number of steps
+            or save="all".
+
+    Example:
+        >>> model = sd.GaussianMixture([0.5, 0.5], [[-1.0], [1.0]], [0.1, 0.1])
+        >>> method = sd.AdaptiveSDE(rtol=0.1, atol=0.1)
+        >>> x = sd.sample(model, 4, sde="vp", method=method, seed=0)
+        >>> x.shape
+        torch.Size([4, 1])
 
     References:
-        Jolicoeur-Martineau et al. 2021, arXiv 2105.14080, for adaptive steps and the noise drawn anew.
+        Jolicoeur-Martineau et al. 2021, arXiv 2105.14080, for adaptive steps with new noise.
     """
 
     noise = "path"

@@ -53,23 +53,31 @@ class Relaxation(AbstractSDE):
 class AnnealedLangevin(AbstractMethod):
     """Langevin dynamics at each of a number of noise levels, from the largest to the smallest.
 
-    With y = x / alpha, whose noise is sigma = sigma_t / alpha_t under any diffusion, and alpha_i = size sigma_i^2, a move is
+    With y = x / alpha, whose noise is sigma = sigma_t / alpha_t under any diffusion, and
+    alpha_i = size sigma_i^2, a move is
 
         NCSNv2:  y <- y + alpha_i s(y, sigma_i) + sqrt(2 alpha_i) z,
         NCSN:    y <- y + alpha_i / 2 s(y, sigma_i) + sqrt(alpha_i) z.
 
-    The first level is that of x_T and gets its moves as well. `sample(..., denoise=True)` adds the papers' last step,
-    y + sigma_L^2 s(y, sigma_L). Under `NCSN(sigmas)` with steps = L the levels are the sigmas; `NCSNSettings` has both.
+    The first level is that of x_T. `sample(..., denoise=True)` adds the papers' last step,
+    y + sigma_L^2 s(y, sigma_L). Under `NCSN(sigmas)` with steps = L the levels are the sigmas;
+    `NCSNSettings` has both.
 
     Arguments:
-        moves: T, how many a level gets.
-        size: e / sigma_L^2 in the papers' notation, 0.062 in NCSNv2 on CIFAR-10 and 0.2 in NCSN; None takes
-            `langevin_step_size` of the levels, technique 4.
+        moves: T, the number of moves per level.
+        size: e / sigma_L^2 in the papers' notation, 0.062 in NCSNv2 on CIFAR-10 and 0.2 in NCSN;
+            None takes `langevin_step_size` of the levels, technique 4.
         convention: which of the two a move is; NCSN's with twice the size is NCSNv2's.
-        steps, grid: L, the number of levels, and where they are, unless `sample` says otherwise.
+        steps, grid: L, the number of levels, and their grid, unless `sample` receives others.
 
     Raises:
         ValueError: for no moves, an unknown convention, or a size with which the moves diverge.
+
+    Example:
+        >>> model = sd.GaussianMixture([0.5, 0.5], [[-1.0], [1.0]], [0.1, 0.1])
+        >>> method = sd.AnnealedLangevin(moves=5, steps=20)
+        >>> sd.sample(model, 4, sde="ve", method=method, denoise=True, seed=0).shape
+        torch.Size([4, 1])
 
     References:
         Song and Ermon 2019, arXiv 1907.05600, algorithm 1; 2020, arXiv 2006.09011.

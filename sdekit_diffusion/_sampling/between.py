@@ -73,18 +73,25 @@ def sample_between(
     denoise: bool = False,
     batch_size: int | None = None,
 ) -> Tensor:
-    """n samples on the way from `sample(model, seed=first)` to `sample(model, seed=last)`, both included, `(n, *shape)`.
+    """n samples between those of the seeds `first` and `last`, both included, `(n, *shape)`.
 
-    x_T and all noise of the solve are cos(pi u / 2) a + sin(pi u / 2) b of those of the two seeds, u from 0 to 1: each is a
-    sample like any other, and near ones are alike as far as the method is continuous in its noise.
+    x_T and all noise of the solve are cos(pi u / 2) a + sin(pi u / 2) b of those of the two seeds,
+    u from 0 to 1: each has the law of `sample`, and neighbours are similar if the method is
+    continuous in its noise.
 
     Arguments:
         first, last: the seeds of the ends.
-        n: from 2 on.
-        Others as in `sample`; "ode" has no noise but x_T.
+        n: the number of samples, from 2 on.
+        Others as in `sample`; "ode" has no noise except x_T.
 
     Raises:
-        ValueError: for fewer than two, a method that reads one Brownian path, and as `sample` does.
+        ValueError: for fewer than two samples, a method that reads one Brownian path, and as
+            `sample`.
+
+    Example:
+        >>> model = sd.GaussianMixture([0.5, 0.5], [[-1.0], [1.0]], [0.1, 0.1])
+        >>> sd.sample_between(model, 0, 1, 5, sde="vp", method="ddim", steps=10).shape
+        torch.Size([5, 1])
 
     References:
         Song and Ermon 2020, arXiv 2006.09011, figure 6 and appendix.

@@ -65,27 +65,41 @@ class Implicit(AbstractSolver):
 
 @dataclass(frozen=True, eq=False)
 class DDIM(AbstractMethod):
-    """DDIM, whose eta is the part of the noise of DDPM's ancestral sampler: with tau = sigma / alpha and y = x / alpha,
+    """DDIM, whose eta is the part of the noise of DDPM's ancestral sampler: with
+    tau = sigma / alpha and y = x / alpha,
 
-        y_1 = D + sqrt(tau_1^2 - c^2) (y_0 - D) / tau_0 + s_noise c z,  c = eta tau_1 sqrt(1 - tau_1^2 / tau_0^2).
+        y_1 = D + sqrt(tau_1^2 - c^2) (y_0 - D) / tau_0 + s_noise c z,
+        c = eta tau_1 sqrt(1 - tau_1^2 / tau_0^2).
 
-    With one stage D is the denoiser at the start of the step; so is k-diffusion's Euler sampler with ancestral noise. With two
-    it is that in the middle of the step in log(tau), reached by such a step: k-diffusion's `sample_dpmpp_sde`, and for eta = 0
-    DPM-Solver++(2S). eta is 0 without noise and 1 as in DDPM; elsewhere a step has another variance than that of
-    `OnClock(eta=eta)`, and the same limit. One Brownian path serves all grids, as in `OnClock`: on the clock of the noise,
-    while k-diffusion's path has sigma for its time, so that its two normals of a step are correlated otherwise.
+    With one stage D is the denoiser at the start of the step: this is also k-diffusion's Euler
+    sampler with ancestral noise. With two stages D is the denoiser in the middle of the step in
+    log(tau), reached by a step of one stage: k-diffusion's `sample_dpmpp_sde`, and for eta = 0
+    DPM-Solver++(2S). eta is 0 without noise and 1 as in DDPM; elsewhere a step has another variance
+    than that of `OnClock(eta=eta)`, and the same limit. One Brownian path serves all grids, as in
+    `OnClock`: on the clock of the noise, while k-diffusion's path has sigma for its time, so that
+    its two normals of a step are correlated otherwise.
 
-    Without noise the order is that of the stages. With noise strong order one, and weak order two with two stages and eta = 1,
-    else one.
+    Without noise the order is that of the stages. With noise strong order one, and weak order two
+    with two stages and eta = 1, else one.
 
     Arguments:
         eta: the noise, from 0; c is at most tau_1.
-        stages: evaluations a step, 1 or 2.
-        s_noise: the deviation of the noise relative to c; only 1 keeps the law.
-        steps, grid: how many and where, unless `sample` says otherwise.
+        stages: evaluations per step, 1 or 2.
+        s_noise: the standard deviation of the noise relative to c; only 1 keeps the law.
+        steps, grid: the number of steps and their grid, unless `sample` receives others.
+
+    Raises:
+        ValueError: for a negative eta or s_noise, or another number of stages.
+
+    Example:
+        >>> model = sd.GaussianMixture([0.5, 0.5], [[-1.0], [1.0]], [0.1, 0.1])
+        >>> method = sd.DDIM(eta=1.0, stages=2)
+        >>> sd.sample(model, 4, sde="vp", method=method, steps=20, seed=0).shape
+        torch.Size([4, 1])
 
     References:
-        Song, Meng and Ermon 2021, arXiv 2010.02502, equations 12 and 16; Lu et al. 2022, arXiv 2211.01095, for two stages.
+        Song, Meng and Ermon 2021, arXiv 2010.02502, equations 12 and 16; Lu et al. 2022,
+        arXiv 2211.01095, for two stages.
     """
 
     eta: float = 0.0

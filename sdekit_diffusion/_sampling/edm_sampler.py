@@ -47,22 +47,34 @@ class Churn(AbstractSolver):
 
 @dataclass(frozen=True, eq=False)
 class EDM(AbstractMethod):
-    """The stochastic sampler of EDM: fresh noise before each of Heun's steps, on the noise prediction and its clock.
+    """The stochastic sampler of EDM: fresh noise before each of Heun's steps, on the noise
+    prediction and its clock.
 
     With t = sigma / alpha, y = x / alpha and N steps,
 
-        t = (1 + gamma) t_0,  y^ = y_0 + s_noise sqrt(t^2 - t_0^2) z,  then Heun's step of dy = eps dt from y^ at t to t_1,
+        t = (1 + gamma) t_0,  y^ = y_0 + s_noise sqrt(t^2 - t_0^2) z,
+        then Heun's step of dy = eps dt from y^ at t to t_1,
 
-    gamma = min(s_churn / N, sqrt(2) - 1) where s_tmin <= t_0 <= s_tmax, else 0. Unlike in the paper, t never exceeds the t at
-    which the solve begins: models need not know what is beyond. Steps are uniform in log(t), as by `OnClock`. Two evaluations a
-    step; the law converges with order two for s_noise = 1, and larger values make up for what networks lose. s_churn = 0 is
-    Heun's method.
+    gamma = min(s_churn / N, sqrt(2) - 1) where s_tmin <= t_0 <= s_tmax, else 0. Unlike in the
+    paper, t never exceeds its value at the start of the solve, beyond which models may not be
+    trained. Steps are uniform in log(t), as by `OnClock`. Two evaluations per step. The law
+    converges with order two for s_noise = 1; larger values compensate for the noise that networks
+    remove in excess. s_churn = 0 is Heun's method.
 
     Arguments:
-        s_churn: how much noise, in all; 0 for none.
+        s_churn: the amount of noise over all steps; 0 for none.
         s_tmin, s_tmax: the range of sigma / alpha in which it is added.
-        s_noise: its deviation relative to what the step takes off.
-        steps, grid: N and where they are, unless `sample` says otherwise.
+        s_noise: its standard deviation relative to the noise that the step removes.
+        steps, grid: N and the grid, unless `sample` receives others.
+
+    Raises:
+        ValueError: for a negative s_churn, s_tmin or s_noise, or s_tmin > s_tmax.
+
+    Example:
+        >>> model = sd.GaussianMixture([0.5, 0.5], [[-1.0], [1.0]], [0.1, 0.1])
+        >>> method = sd.EDM(s_churn=10.0, s_noise=1.003)
+        >>> sd.sample(model, 4, sde="edm", method=method, steps=20, seed=0).shape
+        torch.Size([4, 1])
 
     References:
         Karras et al. 2022, arXiv 2206.00364, algorithm 2.

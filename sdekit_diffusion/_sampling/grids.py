@@ -18,13 +18,26 @@ _SAME = 1e-3  # between two l, the relative difference of sigma / alpha: ends th
 
 @dataclass(frozen=True, eq=False)
 class AbstractGrid(ABC):
-    """A rule that divides a span of l = log(alpha s / sigma), from the noisy end to the clean one, into steps.
+    """A rule that divides a span of l = log(alpha s / sigma), from the noisy end to the clean one,
+    into steps.
 
     s is the standard deviation of the data: l is the log-SNR in `Coordinates`.
 
     Attributes:
-        follows: whether steps are short where the model is rough, so that polynomials may reach far back.
-        count: the number of its steps; None where it divides a span into any number.
+        follows: whether steps are short where the model varies fast, so that multistep rules of
+            high order are stable.
+        count: the number of its steps; None where any number is possible.
+
+    Example:
+        >>> from dataclasses import dataclass
+        >>> @dataclass(frozen=True, eq=False)
+        ... class Squared(sd.AbstractGrid):  # steps of l that grow linearly
+        ...     def points(self, coordinates, span, steps):
+        ...         u = sdekit.uniform(0.0, 1.0, steps)
+        ...         return span[0] + (span[1] - span[0]) * u**2
+        >>> model = sd.GaussianMixture([0.5, 0.5], [[-1.0], [1.0]], [0.1, 0.1])
+        >>> sd.sample(model, 4, sde="vp", steps=20, grid=Squared(), seed=0).shape
+        torch.Size([4, 1])
     """
 
     follows: ClassVar[bool] = False
@@ -32,12 +45,25 @@ class AbstractGrid(ABC):
 
     @abstractmethod
     def points(self, coordinates: Coordinates, span: Span, steps: int) -> Tensor:
-        """l at the ends of the steps: float64, `(steps + 1,)`, increasing strictly; the first and the last are the span's."""
+        """l at the ends of the steps: float64, `(steps + 1,)`, increasing strictly; the first and
+        the last are the span's.
+
+        Raises:
+            ValueError: for a span or a number of steps that the grid does not support.
+        """
 
 
 @dataclass(frozen=True, eq=False)
 class Native(AbstractGrid):
-    """The diffusion's own, `AbstractDiffusion.spaced`: equal steps of t, but `Karras(7)` for `EDMSDE`, whose t is sigma."""
+    """The diffusion's own grid, `AbstractDiffusion.spaced`.
+
+    Equal steps of t; for `EDMSDE`, whose t is sigma, `Karras(7)`.
+
+    Example:
+        >>> model = sd.GaussianMixture([0.5, 0.5], [[-1.0], [1.0]], [0.1, 0.1])
+        >>> sd.sample(model, 4, sde="vp", steps=20, grid=sd.Native(), seed=0).shape
+        torch.Size([4, 1])
+    """
 
     def points(self, coordinates: Coordinates, span: Span, steps: int) -> Tensor:
         t0, t1 = (float(coordinates.time(l)) for l in span)
@@ -47,6 +73,11 @@ class Native(AbstractGrid):
 @dataclass(frozen=True, eq=False)
 class UniformInTime(AbstractGrid):
     """t_i = t_0 + (i / N) (t_N - t_0) in the diffusion's own time.
+
+    Example:
+        >>> model = sd.GaussianMixture([0.5, 0.5], [[-1.0], [1.0]], [0.1, 0.1])
+        >>> sd.sample(model, 4, sde="vp", steps=20, grid=sd.UniformInTime(), seed=0).shape
+        torch.Size([4, 1])
 
     References:
         Song et al. 2021, arXiv 2011.13456.
@@ -59,7 +90,14 @@ class UniformInTime(AbstractGrid):
 
 @dataclass(frozen=True, eq=False)
 class Quadratic(AbstractGrid):
-    """sqrt(t) in equal steps: t_i = (sqrt(t_0) + (i / N) (sqrt(t_N) - sqrt(t_0)))^2, shorter steps towards the data.
+    """Equal steps of sqrt(t): t_i = (sqrt(t_0) + (i / N) (sqrt(t_N) - sqrt(t_0)))^2.
+
+    Steps are shorter near the data.
+
+    Example:
+        >>> model = sd.GaussianMixture([0.5, 0.5], [[-1.0], [1.0]], [0.1, 0.1])
+        >>> sd.sample(model, 4, sde="vp", steps=20, grid=sd.Quadratic(), seed=0).shape
+        torch.Size([4, 1])
 
     References:
         Song, Meng and Ermon 2021, arXiv 2010.02502, appendix D.2.
@@ -74,7 +112,13 @@ class Quadratic(AbstractGrid):
 class GeometricInSigma(AbstractGrid):
     """sigma_i = sigma_0 (sigma_N / sigma_0)^{i / N}, sigma the diffusion's own.
 
-    Where alpha = 1 that is uniform in l; where variance is preserved the first steps are long, for sigma is flat there.
+    Where alpha = 1 this is uniform in l. Under variance-preserving diffusions the first steps are
+    long, because sigma is nearly constant there.
+
+    Example:
+        >>> model = sd.GaussianMixture([0.5, 0.5], [[-1.0], [1.0]], [0.1, 0.1])
+        >>> sd.sample(model, 4, sde="ve", steps=20, grid=sd.GeometricInSigma(), seed=0).shape
+        torch.Size([4, 1])
 
     References:
         Song and Ermon 2019, arXiv 1907.05600.
@@ -97,7 +141,16 @@ class Karras(AbstractGrid):
     """y_i = (y_0^{1/rho} + (i / N) (y_N^{1/rho} - y_0^{1/rho}))^rho with y = sigma / alpha.
 
     Arguments:
-        rho: 1 is uniform in y; the larger, the shorter the steps towards the data; uniform in log y in the limit.
+        rho: 1 is uniform in y. The larger rho, the shorter the steps near the data; in the limit
+            they are uniform in log y.
+
+    Raises:
+        ValueError: for a rho that is not positive.
+
+    Example:
+        >>> model = sd.GaussianMixture([0.5, 0.5], [[-1.0], [1.0]], [0.1, 0.1])
+        >>> sd.sample(model, 4, sde="edm", steps=20, grid=sd.Karras(rho=7.0), seed=0).shape
+        torch.Size([4, 1])
 
     References:
         Karras et al. 2022, arXiv 2206.00364, equation 5.
@@ -118,6 +171,11 @@ class Karras(AbstractGrid):
 class UniformInLogSNR(AbstractGrid):
     """l_i = l_0 + (i / N) (l_N - l_0): sigma / alpha falls by the same factor in each step.
 
+    Example:
+        >>> model = sd.GaussianMixture([0.5, 0.5], [[-1.0], [1.0]], [0.1, 0.1])
+        >>> sd.sample(model, 4, sde="vp", steps=20, grid=sd.UniformInLogSNR(), seed=0).shape
+        torch.Size([4, 1])
+
     References:
         Lu et al. 2022, arXiv 2206.00927.
     """
@@ -128,13 +186,21 @@ class UniformInLogSNR(AbstractGrid):
 
 @dataclass(frozen=True, eq=False)
 class Focused(AbstractGrid):
-    """A share of the steps spread evenly over v = `smooth(l, d)`, the others over l.
+    """A share of the steps is uniform in v = `smooth(l, d)`, the others are uniform in l.
 
-    The former are where the denoiser determines what the sample is, sigma / alpha from a fifth of the standard deviation of
-    the data to the length of a sample; the latter are for what is finer.
+    v covers the levels at which the sample is determined, sigma / alpha from a fifth of the
+    standard deviation of the data to the norm of a sample; l covers the finer ones.
 
     Arguments:
-        share: 0 is uniform in l.
+        share: from 0, uniform in l, to less than 1.
+
+    Raises:
+        ValueError: for a share that is not in [0, 1).
+
+    Example:
+        >>> model = sd.GaussianMixture([0.5, 0.5], [[-1.0], [1.0]], [0.1, 0.1])
+        >>> sd.sample(model, 4, sde="vp", steps=20, grid=sd.Focused(share=0.5), seed=0).shape
+        torch.Size([4, 1])
     """
 
     follows = True
@@ -173,6 +239,17 @@ class Equidistributed(AbstractGrid):
         l: log(alpha / sigma), increasing, `(points,)`, float64.
         density: positive, `(points,)`; linear between the points.
 
+    Raises:
+        ValueError: unless l increases and there are as many positive densities, two or more; in a
+            solve whose range of l is wider.
+
+    Example:
+        >>> model = sd.GaussianMixture([0.5, 0.5], [[-1.0], [1.0]], [0.1, 0.1])
+        >>> l = torch.linspace(-8.0, 8.0, 100)
+        >>> grid = sd.Equidistributed(l, density=1 / (1 + l**2))  # short steps near l = 0
+        >>> sd.sample(model, 4, sde="vp", steps=20, grid=grid, seed=0).shape
+        torch.Size([4, 1])
+
     References:
         de Boor 1974, "Good approximation by splines with variable knots II".
     """
@@ -203,11 +280,22 @@ class Equidistributed(AbstractGrid):
 
 @dataclass(frozen=True, eq=False)
 class Given(AbstractGrid):
-    """Points l_0 < ... < l_N that are given, for N steps, which `sample` takes from here.
+    """Given points l_0 < ... < l_N, which also set the number of steps N.
 
     Arguments:
-        l: log(alpha / sigma), increasing, `(N + 1,)`, from the noisy end of a solve to its clean one; sigma / alpha at the ends
-            may be off by a thousandth, as of numbers that were printed, and is then that of the solve.
+        l: log(alpha / sigma), increasing, `(N + 1,)`, from the noisy end of a solve to its clean
+            one; sigma / alpha at the ends may differ from that of the solve by a thousandth, the
+            rounding of printed numbers, and is then replaced by it.
+
+    Raises:
+        ValueError: for fewer than two points, or points that are not finite or do not increase; in
+            a solve of another range of l, or with another number of steps.
+
+    Example:
+        >>> model = sd.GaussianMixture([1.0], [[0.0]], [1.0])
+        >>> sigmas = sdekit.geometric(50.0, 0.001, 20)
+        >>> sd.sample(model, 4, sde="ve", grid=sd.Given(-sigmas.log()), seed=0).shape
+        torch.Size([4, 1])
     """
 
     follows = True

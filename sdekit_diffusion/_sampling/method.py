@@ -33,7 +33,8 @@ _ENOUGH = 20  # steps for a polynomial through five values
 
 @dataclass(frozen=True, eq=False)
 class Descent:
-    """What a method solves: the reverse equation from the noisy end of a span of l to its clean end.
+    """What a method solves: the reverse equation from the noisy end of a span of l to its clean
+    end.
 
     States are u and times are l as in `Coordinates`, whatever the diffusion.
 
@@ -45,6 +46,18 @@ class Descent:
         noise: row i is the noise of state i.
         save: whether the states at all points of the grid are wanted.
         callback: called with each `Point` (step, l, u).
+
+    Example:
+        >>> from dataclasses import dataclass
+        >>> @dataclass(frozen=True, eq=False)
+        ... class Reporting(sd.AbstractMethod):
+        ...     method: sd.AbstractMethod
+        ...     def run(self, down):
+        ...         print(tuple(down.u.shape), down.span[0] < down.span[1])
+        ...         return self.method.run(down)
+        >>> model = sd.GaussianMixture([0.5, 0.5], [[-1.0], [1.0]], [0.1, 0.1])
+        >>> x = sd.sample(model, 4, sde="vp", method=Reporting(sd.DDIM(steps=5)), seed=0)
+        (4, 1) True
     """
 
     model: AbstractModel
@@ -75,7 +88,22 @@ def require_clock(down: Descent, start: float, stop: float) -> None:
 
 @dataclass(frozen=True, eq=False)
 class AbstractMethod(ABC):
-    """A way to descend: an equation, a solver, and where it takes its steps."""
+    """A sampling method: an equation in reverse time, a solver, and a grid.
+
+    Example:
+        >>> from dataclasses import dataclass, replace
+        >>> @dataclass(frozen=True, eq=False)
+        ... class Switched(sd.AbstractMethod):  # another method from l = 0 on
+        ...     high: sd.AbstractMethod
+        ...     low: sd.AbstractMethod
+        ...     def run(self, down):
+        ...         first = self.high.run(replace(down, span=(down.span[0], 0.0)))
+        ...         return self.low.run(replace(down, u=first.x, span=(0.0, down.span[1])))
+        >>> method = Switched(sd.DDIM(steps=10), sd.OnClock(steps=5))
+        >>> model = sd.GaussianMixture([0.5, 0.5], [[-1.0], [1.0]], [0.1, 0.1])
+        >>> sd.sample(model, 4, sde="vp", method=method, seed=0).shape
+        torch.Size([4, 1])
+    """
 
     noise: ClassVar[Literal["white", "path"]] = "white"  # what it reads unless told otherwise
     extra: ClassVar[int] = 0  # what `steps` counts beyond the steps of the grid
@@ -91,7 +119,13 @@ class AbstractMethod(ABC):
 
     @abstractmethod
     def run(self, down: Descent) -> Solution:
-        """The solution in u and l."""
+        """The solution in u and l.
+
+        Raises:
+            sdekit.NotFiniteError: when a state of a fixed grid is not finite.
+            sdekit.UnfinishedError: when samples with adaptive steps do not reach the end.
+            ValueError: for steps or states that the method does not support.
+        """
 
     def knots(self, coordinates: Coordinates, span: Span) -> Tensor:
         """The knots of a Brownian path that resolves this method's noise over a span, whatever the number of steps.
@@ -126,19 +160,34 @@ class OnClock(AbstractMethod):
     """A solver on the clock of the signal-to-noise ratio, where the linear part is exact.
 
     Arguments:
-        solver: `AdamsMoulton(k)` or `AdamsBashforth(k)`, whose weights are then exponential integrals, for a
-            polynomial in the variable in which the denoiser is smooth; the latter with k = 1 is DDIM for eta = 0, of
-            the data or the noise, and DDPM's ancestral sampler for eta = 1. Or any other solver, on the clock as its
-            time. None is `AdamsMoulton(3)`, and for the velocity in 20 steps or more of a grid that `follows` the model
-            `AdamsMoulton(4)`, which others do not bear; see `rule`.
-        eta: the noise level: 0 the probability flow, 1 the reverse SDE; or a function of l = log(alpha / sigma), such as
-            `lambda l: float(-2 < l < 3)`, whose value in the middle of a step is kept on it: for solvers with planned weights.
-            It is the square root of the eta of k-diffusion's SDE samplers, such as `sample_dpmpp_2m_sde`, whose noise has the
-            variance sigma_1^2 (1 - e^{-2 eta h}) where here it is sigma_1^2 (1 - e^{-2 eta^2 h}), h the step in l. The eta of
-            DDIM, and of k-diffusion's ancestral samplers, is another one; see `DDIM`.
-        integrand: what rules take for a polynomial: "data", the denoiser; or, for eta = 0, "noise", or "velocity", a
-            combination of both; see `on_clock`.
-        steps, grid: how many and where, unless `sample` says otherwise.
+        solver: `AdamsMoulton(k)` or `AdamsBashforth(k)`, whose weights are then exponential
+            integrals, for a polynomial in the variable in which the denoiser is smooth; the latter
+            with k = 1 is DDIM for eta = 0, of the data or the noise, and DDPM's ancestral sampler
+            for eta = 1. Or any other solver, on the clock as its time. None is `AdamsMoulton(3)`,
+            or `AdamsMoulton(4)` for the integrand "velocity" with 20 steps or more on a grid that
+            `follows` the model; on other grids that is unstable. See `rule`.
+        eta: the noise level: 0 the probability flow, 1 the reverse SDE; or a function of
+            l = log(alpha / sigma), such as `lambda l: float(-2 < l < 3)`, of which a step uses the
+            value in its middle: for solvers with planned weights. It is the square root of the eta
+            of k-diffusion's SDE samplers, such as `sample_dpmpp_2m_sde`, whose noise has the
+            variance sigma_1^2 (1 - e^{-2 eta h}) where here it is sigma_1^2 (1 - e^{-2 eta^2 h}), h
+            the step in l. The eta of DDIM and of k-diffusion's ancestral samplers has another
+            meaning; see `DDIM`.
+        integrand: what rules approximate by a polynomial: "data", the denoiser; or, for eta = 0,
+            "noise", or "velocity", a combination of both; see `on_clock`.
+        steps, grid: the number of steps and their grid, unless `sample` receives others.
+
+    Raises:
+        TypeError: for a solver that is not an object, such as a name.
+        ValueError: for a negative eta, a solver that does not support the noise or an eta that is a
+            function of l, or an integrand other than "data" with noise; in `sample`, where the
+            dtype does not hold the clock.
+
+    Example:
+        >>> model = sd.GaussianMixture([0.5, 0.5], [[-1.0], [1.0]], [0.1, 0.1])
+        >>> method = sd.OnClock(sdekit.AdamsBashforth(2), eta=1.0)
+        >>> sd.sample(model, 4, sde="vp", method=method, steps=20, seed=0).shape
+        torch.Size([4, 1])
     """
 
     solver: AbstractSolver | None = None
@@ -208,7 +257,12 @@ class OnClock(AbstractMethod):
         return lambda l: eta(l - shift)
 
     def knots(self, coordinates: Coordinates, span: Span) -> Tensor:
-        """`clock_knots`; where eta is a function of l the time is l, and they are at most log 2 apart."""
+        """`clock_knots`; where eta is a function of l the time is l, and they are at most log 2
+        apart.
+
+        Raises:
+            ValueError: for eta = 0, a method without noise.
+        """
         if callable(self.eta):
             return uniform(*span, math.ceil((span[1] - span[0]) / math.log(2)))
         if not self.eta:
@@ -263,9 +317,20 @@ class InTime(AbstractMethod):
     """A solver in the diffusion's own time, on dx = [f - (1 + eta^2)/2 g^2 s] dt + eta g dW.
 
     Arguments:
-        solver: any, such as `EulerMaruyama()` or `PredictorCorrector(ReverseDiffusion(), Langevin(snr=0.16, steps=2))`.
+        solver: any, such as `EulerMaruyama()` or `PredictorCorrector(ReverseDiffusion(),
+            Langevin(snr=0.16, steps=2))`.
         eta: the noise level: 1 the reverse SDE, 0 the probability flow.
-        steps, grid: how many and where, unless `sample` says otherwise.
+        steps, grid: the number of steps and their grid, unless `sample` receives others.
+
+    Raises:
+        ValueError: in `sample`, for a negative eta, or a solver that does not support additive
+            noise.
+
+    Example:
+        >>> model = sd.GaussianMixture([0.5, 0.5], [[-1.0], [1.0]], [0.1, 0.1])
+        >>> method = sd.InTime(sdekit.EulerMaruyama(), eta=1.0, steps=100)
+        >>> sd.sample(model, 4, sde="vp", method=method, seed=0).shape
+        torch.Size([4, 1])
 
     References:
         Song et al. 2021, arXiv 2011.13456, section 4.
@@ -301,7 +366,11 @@ class InTime(AbstractMethod):
         return replace(solution, x=u, xs=xs, ts=grid)
 
     def knots(self, coordinates: Coordinates, span: Span) -> Tensor:
-        """Sixteen, spaced as the steps are, which may be much smaller at one end than at the other."""
+        """Sixteen, spaced as the steps are, which may be much smaller at one end than at the other.
+
+        Raises:
+            ValueError: without noise, or for a solver that draws normals of its own.
+        """
         if self.solver.normals or not self.eta:
             raise ValueError(
                 "one Brownian path is for eta > 0 and solvers that draw nothing else; without noise there is none, and a "

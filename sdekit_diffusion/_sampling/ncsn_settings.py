@@ -17,18 +17,26 @@ Convention = Literal["ncsnv2", "ncsn"]
 
 @dataclass(frozen=True)
 class NCSNSettings:
-    """What a score network of noise levels is trained and sampled with.
+    """The settings with which a score network of discrete noise levels is trained and sampled.
 
-    `sample(model, n, sde=settings.sde, method=settings.method, denoise=True)`, with end=sigma_L where that is below 1e-3;
-    `Recipe(ema=settings.ema)` for training.
+    `sample(model, n, sde=settings.sde, method=settings.method,
+    denoise=True)`, with end=sigma_L where that is below 1e-3; `Recipe(ema=settings.ema)` for
+    training.
 
     Arguments:
         sigmas: the noise levels, the largest first.
         steps: T, the moves of annealed Langevin dynamics at each.
         step_size: e, of moves with alpha_i = e sigma_i^2 / sigma_L^2.
-        convention: "ncsnv2", x + alpha s + sqrt(2 alpha) z, or "ncsn", x + alpha s / 2 + sqrt(alpha) z.
+        convention: "ncsnv2", x + alpha s + sqrt(2 alpha) z, or "ncsn", x + alpha
+            s / 2 + sqrt(alpha) z.
         ema: the decay of the averaged weights; 0 for none.
-        batch_size, iterations: of the training run that they were published for; None where there is none.
+        batch_size, iterations: of the training run that they were published for; None where there
+            is none.
+
+    Example:
+        >>> settings = sd.NCSNSettings(sigmas=(1.0, 0.1, 0.01), steps=5, step_size=6e-6)
+        >>> settings.sde.levels.shape, settings.method.moves
+        (torch.Size([3]), 5)
 
     References:
         Song and Ermon 2019, arXiv 1907.05600; 2020, arXiv 2006.09011, table 4.
@@ -71,19 +79,28 @@ def ncsnv2_settings(
     sample: int | None = None,
     seed: int = 0,
 ) -> NCSNSettings:
-    """The settings that NCSNv2's techniques 1, 2, 4 and 5 give; the third is a network's, s(x, sigma) = s(x) / sigma.
+    """The settings by NCSNv2's techniques 1, 2, 4 and 5.
+
+    The third technique concerns the network, s(x, sigma) = s(x) / sigma.
 
     Arguments:
-        data: the data, `(n, *event)`, in the scale in which they are modelled; or the number of coordinates of a point, then
-            with sigma_max.
+        data: the data, `(n, *event)`, in the scale in which they are modelled; or the number of
+            coordinates of a point, which needs sigma_max.
         sigma_max: sigma_1; the largest distance in the data unless given.
         sigma_min: sigma_L, 0.01 for data in [0, 1].
-        overlap: of neighbouring levels; 0.567 gives the published numbers of levels, 0.5 is the paper's text.
-        steps: T, as many as can be afforded.
+        overlap: of neighbouring levels; 0.567 gives the published numbers of levels, 0.5 is the
+            paper's text.
+        steps: T, as many as the budget allows.
         sample, seed: as in `max_pairwise_distance`, for large sets.
 
     Raises:
-        ValueError: for a dimension without sigma_max, and as the techniques do.
+        ValueError: for a dimension without sigma_max, and as `geometric_sigmas`,
+            `langevin_step_size` and `max_pairwise_distance`.
+
+    Example:
+        >>> settings = sd.ncsnv2_settings(torch.rand(200, 3, 8, 8))
+        >>> settings.sigmas[0] > settings.sigmas[-1]
+        True
 
     References:
         Song and Ermon 2020, arXiv 2006.09011.
@@ -122,17 +139,24 @@ _CORRECTED = {0.9e-7: 0.9e-6}
 
 
 def ncsn_settings(data: str, convention: Convention = "ncsnv2") -> NCSNSettings:
-    """The published settings for a data set of images in [0, 1], whose checkpoints `from_ncsnv2` loads.
+    """The published settings for a data set of images in [0, 1], whose checkpoints `from_ncsnv2`
+    loads.
 
-    FFHQ has e = 9e-7, which the authors' own configuration has and technique 4 asks for, and not the 0.9e-7 of the table: with
-    that hardly any noise is taken away from level to level.
+    FFHQ has e = 9e-7, from the authors' configuration and technique 4, not the 0.9e-7 of the table,
+    with which hardly any noise is removed from level to level.
 
     Arguments:
-        data: "cifar10", 32 pixels along a side; "celeba", 64; LSUN's "church", 96, "bedroom" and "tower", 128; or "ffhq", 256.
+        data: "cifar10", 32 pixels along a side; "celeba", 64; LSUN's "church", 96, "bedroom" and
+            "tower", 128; or "ffhq", 256.
         convention: "ncsnv2", or "ncsn" for the older model, which has no "tower" and no "ffhq".
 
     Raises:
         ValueError: for another data set or convention.
+
+    Example:
+        >>> settings = sd.ncsn_settings("cifar10")
+        >>> len(settings.sigmas), settings.steps
+        (232, 5)
 
     References:
         Song and Ermon 2020, arXiv 2006.09011, table 4; github.com/ermongroup/ncsnv2, configs.

@@ -82,52 +82,66 @@ def sample(
     save: Literal["last", "all"] = "last",
     return_solution: bool = False,
 ) -> Tensor | Solution:
-    """Draws n samples: x_T from the prior N(0, sigma_T^2 I), then the reverse equation down to sigma / alpha = end.
+    """Draws n samples: x_T from the prior, then the reverse equation down to sigma / alpha = end s.
 
-    The prior stands for p_T, whose mean is alpha_T times that of the data: centre the data, or raise VE's sigma_max. Where
-    sigma / alpha at T is above 1e5 data_std, as under "cosine" and "flow", the solve starts at sigma / alpha = 1000 data_std,
-    data_std the model's.
+    s is the standard deviation of the data, `data_std` of the model. The prior N(alpha_T mean,
+    (alpha_T^2 s^2 + sigma_T^2) I) stands for p_T. Where sigma / alpha at T is above 1e5 s, as under
+    "cosine" and "flow", the solve starts at sigma / alpha = 1000 s.
 
     Sample i depends on (seed, first + i) and on nothing else: not on n, nor on batch_size.
 
     Arguments:
         model: a `ScoreModel`, a `GaussianMixture`, or a plain score `(x, t)` with shape= and sde=.
-        n: how many.
-        sde: the diffusion to sample under, an object or a name in `DIFFUSIONS`, such as "vp"; the model's own unless given.
-            Under another one the solve runs over the range of sigma / alpha that both share.
+        n: the number of samples.
+        sde: the diffusion to sample under, an object or a name in `DIFFUSIONS`, such as "vp"; the
+            model's own unless given. Under another one the solve runs over the range of
+            sigma / alpha that both share.
         method: a name in `METHODS`, a method object with its own parameters, or a solver.
         steps: the number of steps; the method's own unless given.
-        grid: where they are, "native", "time", "quadratic", "sigma", "karras", "log_snr", "focused" or an object
-            such as `Karras(rho=7)`; the method's own unless given.
-        seed: what all noise depends on; None takes a fresh one from torch's default generator.
-        noise: "white", other noise on every grid; "path", a `BrownianPath` a sample on the clock of the method's noise, so
-            that more steps refine the same samples; or an object whose row i is the noise of sample i of this call. Unless
-            given, "path" for adaptive steps and "white" for all others.
-        first: the index of the first sample, to go on where another call stopped.
+        grid: where the steps are, "native", "time", "quadratic", "sigma", "karras", "log_snr",
+            "focused" or an object such as `Karras(rho=7)`; the method's own unless given.
+        seed: of all noise; None takes a new one from torch's default generator.
+        noise: "white", other noise on every grid; "path", one `BrownianPath` per sample on the
+            clock of the method's noise, so that more steps refine the same samples; or an object
+            whose row i is the noise of sample i of this call. Unless given, "path" for adaptive
+            steps and "white" for all others.
+        first: the index of the first sample, to continue where another call stopped.
         shape: the shape of one sample; the model's unless given.
-        x_T: initial states `(n, *shape)` instead of the prior's, such as latents of `encode`: noise of standard
-            deviation sigma_T, not data. A warning is raised where their standard deviation or range is not that of such noise;
-            data of more than one sigma_T that spread as the noise does cannot be told from it. n may then be left out.
-        end: sigma / alpha where the solve stops; the samples follow the law of the data at that noise.
-        denoise: replace the result x by D(x), one evaluation more.
-        dtype, device: the result's; the model's unless given, or the dtype of x_T where that is wider. Half precision is solved
-            in float32 and cast at the end.
+        x_T: initial states `(n, *shape)` instead of the prior's, such as latents of `encode`: noise
+            of standard deviation sigma_T, not data. A warning is raised where their standard
+            deviation or range is not that of such noise; data of more than one sigma_T that spread
+            as the noise does cannot be told from it. n may then be left out.
+        end: the noise sigma / alpha at which the solve stops, in units of s; the samples follow the
+            law of the data with this noise.
+        denoise: replace the result x by D(x), which costs one evaluation.
+        dtype, device: those of the result; those of the model unless given, or the dtype of x_T
+            where that is wider. Half precision is solved in float32 and cast at the end.
         batch_size: how many samples are solved together; all unless given.
         progress: show a bar.
-        callback: called with each `Point` (step, t, x) of each batch; with both ends by "ode".
+        callback: called with each `Point` (step, t, x) of each batch; by "ode" only with both ends.
         save: "all" keeps every state, in `Solution.xs`; needs return_solution=True.
         return_solution: return the `Solution`, with grid, states, evaluations per sample, and seed.
 
     Returns:
-        a tensor of shape `(n, *shape)`, or a `sdekit.Solution` whose x it is.
+        a tensor of shape `(n, *shape)`, or a `sdekit.Solution` that has it as x.
 
     Raises:
         TypeError: for an x_T that is no floating tensor, or a network whose signature does not fit.
-        ValueError: for unknown names, a device that cannot be used, a missing shape or diffusion, a range with nothing to
-            solve, or a dtype narrower than that of x_T.
-        sdekit.NotFiniteError: when the model spoils the state; it names the step, the time and the samples.
-        sdekit.UnfinishedError: when samples of "ode" do not reach the end; it names them, with the time, and its `solution` has
-            the others, of all batches so far.
+        ValueError: for unknown names, a device that cannot be used, a missing shape or diffusion, a
+            range with nothing to solve, or a dtype narrower than that of x_T.
+        sdekit.NotFiniteError: when a state is not finite; it names the step, the time and the
+            samples.
+        sdekit.UnfinishedError: when samples of "ode" do not reach the end; it names them, with the
+            time, and its `solution` has the others, of all batches so far.
+
+    Example:
+        >>> model = sd.GaussianMixture([0.5, 0.5], [[-1.0], [1.0]], [0.1, 0.1])
+        >>> x = sd.sample(model, 1000, sde="vp", steps=20, seed=0)
+        >>> x.shape
+        torch.Size([1000, 1])
+        >>> solution = sd.sample(model, 4, sde="ve", method="ddim", return_solution=True)
+        >>> solution.evaluations.tolist()
+        [100, 100, 100, 100]
     """
     given = tuple(x_T.shape[1:]) if shape is None and isinstance(x_T, Tensor) else shape
     model, diffusion = as_model(model, sde, given)

@@ -15,18 +15,25 @@ _BLOCK = 1 << 22  # numbers of one block of points
 def max_pairwise_distance(data: Tensor, *, sample: int | None = None, seed: int = 0) -> float:
     """The largest Euclidean distance between two points of the data: technique 1's sigma_1.
 
-    Exact, in blocks of points in float64. Points are taken by their distance r from the mean, the farthest first, and pairs
-    with r_a + r_b below the largest distance so far are left out: for images nearly all, for points on a sphere none.
+    Exact, in blocks of points in float64. Points are sorted by their distance r from the mean, the
+    farthest first, and pairs with r_a + r_b below the largest distance so far are omitted: nearly
+    all for images, none for points on a sphere.
 
     Arguments:
         data: `(n, *event)`, n from 2 on.
-        sample: measure from so many points chosen at random to all others, for sets too large for n^2 / 2 distances. The
-            result is then a lower bound, never below half the true distance, and with confidence 1 - delta the fraction of the
-            points that have another farther away is at most log(1 / delta) / sample.
-        seed: of that choice.
+        sample: measure from this many points, chosen at random, to all others, for sets too large
+            for n^2 / 2 distances. The result is then a lower bound, never below half the true
+            distance, and with confidence 1 - delta the fraction of the points that have another
+            farther away is at most log(1 / delta) / sample.
+        seed: of this choice.
 
     Raises:
-        ValueError: for fewer than two points, points that are not finite, or a sample of none or of more than there are.
+        ValueError: for fewer than two points, points that are not finite, or a `sample` that is not
+            between 1 and n.
+
+    Example:
+        >>> sd.max_pairwise_distance(torch.tensor([[0.0, 0.0], [3.0, 4.0], [1.0, 1.0]]))
+        5.0
 
     References:
         Song and Ermon 2020, arXiv 2006.09011, technique 1.
@@ -84,9 +91,11 @@ def level_overlap(dim: int, ratio: float) -> float:
 
 
 def geometric_sigmas(dim: int, sigma_max: float, sigma_min: float = 0.01, *, overlap: float = 0.5) -> Tensor:
-    """Noise levels from sigma_max down to sigma_min in a geometric progression whose neighbours overlap: technique 2.
+    """Noise levels from sigma_max down to sigma_min in a geometric progression whose neighbours
+    overlap: technique 2.
 
-    Their number is the nearest to 1 + log(sigma_max / sigma_min) / log(g), with g the root of `level_overlap(dim, g)`.
+    Their number is the nearest to 1 + log(sigma_max / sigma_min) / log(g), with g the root of
+    `level_overlap(dim, g)`.
 
     Arguments:
         dim: the number of coordinates of a point of the data.
@@ -97,7 +106,13 @@ def geometric_sigmas(dim: int, sigma_max: float, sigma_min: float = 0.01, *, ove
         the levels, float64, `(L,)`.
 
     Raises:
-        ValueError: for ends not in order, fewer than one dimension, or an overlap that no ratio has.
+        ValueError: for ends not in order, fewer than one dimension, or an overlap that no ratio
+            reaches.
+
+    Example:
+        >>> sigmas = sd.geometric_sigmas(dim=3 * 32 * 32, sigma_max=50.0)
+        >>> float(sigmas[0]), float(sigmas[-1])
+        (50.0, 0.01)
 
     References:
         Song and Ermon 2020, arXiv 2006.09011, technique 2.
@@ -128,19 +143,27 @@ def variance_ratio(ratio: float, steps: int, size: float) -> float:
 
 
 def langevin_step_size(sigmas: Tensor, steps: int) -> float:
-    """The e that brings s^2 / sigma^2 nearest to 1 after the steps at a level: technique 4, of which it is the minimiser.
+    """The step size e that brings s^2 / sigma^2 nearest to 1 after the steps at a level:
+    technique 4.
 
     The quotient stays above 1; its derivative in h = e / sigma_L^2 has one root between 0 and 1.
 
     Arguments:
         sigmas: levels in a geometric progression, the smallest last, `(L,)`.
-        steps: T, how many moves a level gets.
+        steps: T, the number of moves per level.
 
     Returns:
-        e in NCSNv2's convention, x + alpha s + sqrt(2 alpha) z with alpha = e sigma_i^2 / sigma_L^2; NCSN's is twice that.
+        e in NCSNv2's convention, x + alpha s + sqrt(2 alpha) z with alpha = e
+        sigma_i^2 / sigma_L^2; NCSN's is twice that.
 
     Raises:
-        ValueError: for fewer than two levels, levels not in order or not in a geometric progression, or no steps.
+        ValueError: for fewer than two levels, levels not in order or not in a geometric
+            progression, or no steps.
+
+    Example:
+        >>> sigmas = sdekit.geometric(50.0, 0.01, 231)
+        >>> 0 < sd.langevin_step_size(sigmas, steps=5) < 0.01**2
+        True
 
     References:
         Song and Ermon 2020, arXiv 2006.09011, technique 4.

@@ -28,21 +28,33 @@ _SETTINGS = "settings"
 
 @dataclass(frozen=True, eq=False)
 class Shards:
-    """The results for samples first, ..., first + n - 1 in a folder: one .npz file for every batch_size of them.
+    """The results for samples first, ..., first + n - 1 in a folder: one .npz file for every
+    batch_size of them.
 
-    A file appears whole or not at all, so that the folder is as good after a kill as before it: `fill` makes what is missing.
-    Processes started by torchrun, or of a process group of torch.distributed, share the work; who does a part does not show in
-    it. Iterating gives the results part by part, in the order of the samples.
+    Files are written atomically, so that the folder is valid after a kill: `fill` computes what is
+    missing. Processes started by torchrun, or of a process group of torch.distributed, share the
+    work; the results do not depend on their number. Iterating gives the results part by part, in
+    the order of the samples.
 
     Arguments:
-        folder: made where it is missing.
+        folder: created if it is missing.
         n: how many samples.
         batch_size: how many are computed together, and kept in one file.
         first: the number of the first.
-        settings: what the results depend on besides, as JSON. Each file carries them; `fill` does not mix others with them.
+        settings: what else the results depend on, as JSON. Each file contains them; `fill` refuses
+            a folder with others.
 
     Raises:
-        ValueError: for numbers out of range.
+        ValueError: for numbers out of range; while iterating, for damaged files or results with
+            other settings.
+
+    Example:
+        >>> def work(first, count):
+        ...     return {"squares": torch.arange(first, first + count).square().numpy()}
+        >>> shards = sd.Shards("results", n=5, batch_size=2)
+        >>> shards.fill(work)
+        >>> [part["squares"].tolist() for part in shards]
+        [[0, 1], [4, 9], [16]]
     """
 
     folder: Path

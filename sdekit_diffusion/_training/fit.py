@@ -43,37 +43,49 @@ def fit(
     callback: Callable[[Record], None] | None = None,
     progress: bool = True,
 ) -> list[Record]:
-    """Trains a model in place to the end of the recipe, with a progress bar, and returns the records.
+    """Trains a model in place to the end of the recipe, with a progress bar, and returns the
+    records.
 
-    With a folder, checkpoints and metrics.jsonl are written there, and in the end the model, for `load`. A run that came to an
-    end too soon, be it by a loss of power, goes on from its newest sound checkpoint with resume=True; on the CPU its weights
-    and lines are those of a run without a break, but for the seconds. Ctrl-C and SIGTERM end it after the update that is being
-    made, with a checkpoint; a second one ends it at once. In a process group all processes train together and the first one
-    writes.
+    With a folder, checkpoints and metrics.jsonl are written there, and in the end the model, for
+    `load`. An interrupted run resumes from its newest valid checkpoint with resume=True; on the CPU
+    its weights and metrics, the seconds excepted, are those of a run without interruption. Ctrl-C
+    and SIGTERM end it after the current update, with a checkpoint; a second one ends it at once. In
+    a process group all processes train together and the first one writes.
 
     Arguments:
-        model, data, recipe, transform: as for `Training`, which gives the records one by one; errors as there.
+        model, data, recipe, transform: as for `Training`, which gives the records one by one;
+            errors as there.
         folder: of the run.
-        resume: go on where the run in the folder stopped, or begin where there is none.
-        minutes: end after the first update that is complete so many minutes after the call, with a checkpoint to go on from;
-            the model has the averaged weights then, too, and the last record says how far it came. Needs a folder.
-        log: how often to write what.
-        measures: pairs of a number of updates and what to find each time that so many are done, and at the end: a function of
-            the model with averaged weights and of the step that returns numbers by name for metrics.jsonl, or none; such as
-            `validation_loss`.
+        resume: resume the run in the folder, or begin one if there is none.
+        minutes: end after the first update that is complete this many minutes after the call, with
+            a checkpoint to resume from. The model has the averaged weights then, too, and the last
+            record has the number of updates. Needs a folder.
+        log: what is written, and how often.
+        measures: pairs of a number of updates and a function, called each time so many updates are
+            complete, and at the end: a function of the model with averaged weights and of the step
+            that returns numbers by name for metrics.jsonl, or none; such as `validation_loss`.
         notes: what to save with the model, as JSON.
         callback: called with each record.
         progress: show a bar.
 
     Returns:
-        the records, from where it began or went on.
+        the records, from the first update of this call.
 
     Raises:
-        CheckpointError: when all checkpoints to go on from are damaged.
-        ValueError: when the folder holds a run and resume is false, or the run is of another model, recipe or other data; or
-            when a measure is to be taken every 0 updates.
-        OSError: when the folder cannot be written to, or another process trains in it; its checkpoints are then as they were.
-        KeyboardInterrupt: after Ctrl-C or SIGTERM; with a folder its message says from which update the run goes on.
+        CheckpointError: when all checkpoints to resume from are damaged.
+        ValueError: when the folder holds a run and resume is false, or the run has another model,
+            recipe or other data; or for a measure every 0 updates.
+        OSError: when the folder cannot be written to, or another process trains in it; its
+            checkpoints are then as they were.
+        KeyboardInterrupt: after Ctrl-C or SIGTERM; with a folder its message says from which update
+            the run resumes.
+
+    Example:
+        >>> model = sd.ScoreModel(sd.nets.MLP(shape=(2,), width=8), "vp", shape=(2,))
+        >>> x = 20 * torch.randn(64, 2) + 5
+        >>> records = sd.fit(model, x, sd.Recipe(steps=20, batch_size=16), progress=False)
+        >>> len(records), model.data_std is not None
+        (20, True)
     """
     require_minutes(minutes, folder)
     if any(every < 1 for every, _ in measures):
@@ -132,14 +144,28 @@ def _found(training: Training, measures: Sequence[tuple[int, Measure]]) -> dict[
 
 
 def validation_loss(x: Tensor, recipe: Recipe | None = None, *, transform: Transform | None = None) -> Measure:
-    """The mean of `dsm_loss` over held-out samples `(n, *shape)` as a measure of `fit`, on the same noise each time.
+    """A measure for `fit`: the mean of `dsm_loss` over held-out samples, with the same noise each
+    time.
 
-    With it `fit` keeps the checkpoint where it was least. recipe and transform are those of the training. What a model was
-    given per sample is for these samples, in their order.
+    With it `fit` keeps the checkpoint with the least loss. Conditions per sample of the model
+    belong to these samples, in their order.
+
+    Arguments:
+        x: the samples, `(n, *shape)`.
+        recipe, transform: those of the training run.
+
+    Returns:
+        a function of the model and the step that returns the loss by name.
 
     Raises:
-        TypeError: when x is no tensor.
+        TypeError: when x is not a tensor.
         ValueError: for no samples, or samples that are not finite.
+
+    Example:
+        >>> model = sd.ScoreModel(sd.nets.MLP(shape=(2,), width=8), "vp", shape=(2,))
+        >>> measure = sd.validation_loss(torch.randn(32, 2))
+        >>> sorted(measure(model, 0))
+        ['validation_loss']
     """
     recipe = replace(recipe or Recipe(), flip=False)
     require_tensor("x", x)

@@ -30,7 +30,15 @@ Transform = Callable[[Tensor, Tensor], Tensor]
 
 
 class Record(NamedTuple):
-    """One update: its number from 1, the mean loss of its batch (0-dim, detached), its learning rate."""
+    """One update: its number from 1, the mean loss of its batch (0-dim, detached), its learning
+    rate.
+
+    Example:
+        >>> model = sd.ScoreModel(sd.nets.MLP(shape=(2,), width=8), "vp", shape=(2,))
+        >>> recipe = sd.Recipe(steps=3, batch_size=8)
+        >>> [record.step for record in sd.Training(model, torch.randn(32, 2), recipe)]
+        [1, 2, 3]
+    """
 
     step: int
     loss: Tensor
@@ -47,32 +55,46 @@ class _Look(NamedTuple):
 
 
 class Training(Iterator[Record]):
-    """Trains a model in place, a record an update; when the records end the model holds the averaged weights.
+    """Trains a model in place, one record per update; after the last one the model has the averaged
+    weights.
 
     The model's `data_mean` and `data_std` are set to those of the data.
 
-    Sample number i of the stream has its own times, noise and dequantisation, which depend on (seed, i) alone; i is the epoch
-    times the number of samples plus its place in the epoch's permutation. Under torch.distributed each process takes a part of
-    each batch, and gradients are averaged: the same up to rounding. `state_dict` and `load_state_dict` stop and go on, on the
-    CPU bit for bit: dropout too depends on the seed and on the place in the stream.
+    Sample number i of the stream has its own times, noise and dequantisation, which depend on
+    (seed, i) alone; i is the epoch times the number of samples plus its place in the epoch's
+    permutation. Under torch.distributed each process takes a part of each batch, and gradients are
+    averaged: the same up to rounding. `state_dict` and `load_state_dict` stop and resume a run; on
+    the CPU the result is bit-identical, because dropout too depends on the seed and on the place in
+    the stream.
 
     Attributes:
-        step: how many updates are done.
-        whole: whether the last one that was begun is complete; where an exception came in between, the state is of no use.
+        step: the number of completed updates.
+        whole: whether the last update is complete; after an exception within an update the state is
+            invalid.
 
     Arguments:
-        model: on the device and in the dtype that it is to be trained in.
-        data: `(N, *shape)`, floating and in the scale that the model is to learn, or whatever transform makes so: a tensor, an
-            array, something else with a length that takes a tensor of row numbers, or an `AbstractSource`.
+        model: on the device and in the dtype in which it is trained.
+        data: `(N, *shape)`, floating and in the scale of the model, or what transform converts to
+            that: a tensor, an array, something else with a length that takes a tensor of row
+            numbers, or an `AbstractSource`.
         recipe: the settings.
-        transform: `(rows, u)` to model inputs, with u uniform on [0, 1) and shaped like the rows: dequantisation.
+        transform: `(rows, u)` to model inputs, with u uniform on [0, 1) and shaped like the rows:
+            dequantisation.
 
     Raises:
         TypeError: for integers without transform, a model without weights, or a wrapper of a model.
-        ValueError: for a model that was given an entry per sample, such as labels, which are not shuffled; for no data, data of
-            another shape, flips of what is no image, fewer samples in a batch than parts it is taken in, weights of half
-            precision, or weights in float64 with precision "bfloat16".
+        ValueError: for a model that was given an entry per sample, such as labels, which are not
+            shuffled; for no data, data of another shape, flips of what is no image, fewer samples
+            in a batch than parts it is taken in, weights of half precision, or weights in float64
+            with precision "bfloat16".
         ArithmeticError: while iterating, when the loss or the weights stop being finite.
+
+    Example:
+        >>> model = sd.ScoreModel(sd.nets.MLP(shape=(2,), width=8), "vp", shape=(2,))
+        >>> training = sd.Training(model, torch.randn(32, 2), sd.Recipe(steps=20, batch_size=8))
+        >>> losses = [float(record.loss) for record in training]
+        >>> len(losses), training.step
+        (20, 20)
     """
 
     def __init__(

@@ -26,30 +26,43 @@ def dsm_loss(
     seed: int | None = None,
     first: int = 0,
 ) -> Tensor:
-    """E lambda(t) |s(x_t, t) - grad log p(x_t | x_0)|^2 for each sample, x_t = alpha x_0 + sigma eps: shape `(batch,)`.
+    """E lambda(t) |s(x_t, t) - grad log p(x_t | x_0)|^2 for each sample, x_t = alpha x_0 + sigma
+    eps: shape `(batch,)`.
 
-    With sigma s = -eps_hat the loss is lambda / sigma^2 |eps_hat - eps|^2, averaged over the coordinates here. With discrete
-    levels it is DDPM's E |eps - eps_hat(x_i, i)|^2, i uniform on 1 ... N, and twice NCSN's mean over the levels of
-    lambda(sigma) 1/2 |(x_t - x_0) / sigma^2 + s|^2, lambda = sigma^2.
+    With sigma s = -eps_hat the loss is lambda / sigma^2 |eps_hat - eps|^2, averaged over the
+    coordinates here. With discrete levels it is DDPM's E |eps - eps_hat(x_i, i)|^2, i uniform on 1
+    ... N, and twice NCSN's mean over the levels of lambda(sigma) 1/2 |(x_t - x_0) / sigma^2 + s|^2,
+    lambda = sigma^2.
 
     Arguments:
         model: the network and its diffusion.
         x0: data, floating, `(batch, *shape)`.
-        weighting: "plain", lambda = sigma^2 and t uniform (EDM: t^(1/7)); or "likelihood", lambda = g^2, with t drawn from a
-            density proportional to g^2 / sigma^2 = -2 dl/dt, l = log(alpha / sigma), so that the variance stays finite: l is
-            uniform, and the loss bounds the negative log-likelihood up to a factor and a constant.
-        discrete: draw t from the diffusion's own `levels`, all equally likely, as DDPM and NCSN do; with "plain" alone.
+        weighting: "plain", lambda = sigma^2 and t uniform (EDM: t^(1/7)); or "likelihood",
+            lambda = g^2, with t drawn from a density proportional to g^2 / sigma^2 = -2 dl/dt,
+            l = log(alpha / sigma), so that the variance stays finite: l is uniform, and the loss
+            bounds the negative log-likelihood up to a factor and a constant.
+        discrete: draw t from the diffusion's own `levels`, all equally likely, as DDPM and NCSN do;
+            with "plain" only.
         end: sigma / alpha at the least noise that is trained; levels are all trained.
-        seed, first: times and noise of sample i depend on (seed, first + i) alone; None takes a fresh seed.
+        seed, first: times and noise of sample i depend on (seed, first + i) alone; None takes a new
+            seed.
 
     Raises:
         TypeError: when x0 is not a floating tensor.
-        ValueError: for an unknown weighting, or discrete levels where the diffusion has none or with another weighting.
+        ValueError: for an unknown weighting, or discrete levels where the diffusion has none or
+            with another weighting.
+
+    Example:
+        >>> model = sd.ScoreModel(sd.nets.MLP(shape=(2,), width=8), "vp", shape=(2,))
+        >>> loss = sd.dsm_loss(model, torch.randn(16, 2), seed=0)
+        >>> loss.shape
+        torch.Size([16])
+        >>> loss.mean().backward()
 
     References:
-        Vincent 2011, "A connection between score matching and denoising autoencoders"; Song et al. 2021, arXiv 2101.09258,
-        for the likelihood weighting; Ho et al. 2020, arXiv 2006.11239, equation 14, and Song and Ermon 2019, arXiv 1907.05600,
-        equation 6, for discrete levels.
+        Vincent 2011, "A connection between score matching and denoising autoencoders"; Song et al.
+        2021, arXiv 2101.09258, for the likelihood weighting; Ho et al. 2020, arXiv 2006.11239,
+        equation 14, and Song and Ermon 2019, arXiv 1907.05600, equation 6, for discrete levels.
     """
     require_tensor("x0", x0)
     if not x0.is_floating_point():

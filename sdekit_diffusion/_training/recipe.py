@@ -18,23 +18,30 @@ class Recipe:
     Attributes:
         steps: how many updates.
         batch_size: samples in each, on all processes together.
-        accumulate: in how many parts, one after the other, each process takes its share of a batch: less memory.
+        accumulate: the number of parts in which each process computes its share of a batch, one
+            after the other, to save memory.
         lr: the highest learning rate.
         warmup: updates until it is reached.
         schedule: of the learning rate afterwards: "cosine", "linear" or "constant".
         clip: bound of the gradient's norm.
-        ema: decay of the averaged weights, which rises to it as min(ema, (1 + n) / (10 + n)); or several, the first of which
-            the model has in the end.
+        ema: decay of the averaged weights, which rises to it as min(ema, (1 + n) / (10 + n)); or
+            several, the first of which gives the weights of the trained model.
         weighting: "plain" or "likelihood", see `dsm_loss`.
-        discrete: train the discrete levels of `DDPM` and `NCSN` and nothing between them, see `dsm_loss`.
+        discrete: train only the discrete levels of `DDPM` and `NCSN`, see `dsm_loss`.
         end: sigma / alpha at the least noise that is trained.
         flip: images: mirror each left to right with probability 1/2 whenever it is seen.
-        precision: "full", the weights' own; or "bfloat16" in the network's products, the weights staying what they are.
+        precision: "full", that of the weights; or "bfloat16" for the network's products, the
+            weights keeping their precision.
         compile: whether to try torch.compile on the network.
         seed: of batches, flips, times, noise, dequantisation and dropout.
 
     Raises:
         ValueError: for a setting out of range.
+
+    Example:
+        >>> recipe = sd.Recipe(steps=5000, batch_size=256, lr=1e-3, ema=(0.999, 0.9999))
+        >>> recipe.steps
+        5000
     """
 
     steps: int = 1500

@@ -38,17 +38,25 @@ _SIGNAL = 2  # that a signal asked for the end; 1 that the time is over
 
 @dataclass(frozen=True)
 class Log:
-    """What is written to a run's folder, and how often.
+    """What a training run writes to its folder, and how often.
 
     Attributes:
         log_every: updates between two lines of metrics.jsonl.
-        save_every: updates between two checkpoints; one with the least validation loss so far is written at once.
+        save_every: updates between two checkpoints; one with the least validation loss so far is
+            written at once.
         keep: how many checkpoints stay besides that one.
         tensorboard: write the numbers of metrics.jsonl for TensorBoard too.
 
     Raises:
         ValueError: for numbers below 1.
         ImportError: when TensorBoard is wanted and missing.
+
+    Example:
+        >>> model = sd.ScoreModel(sd.nets.MLP(shape=(2,), width=8), "vp", shape=(2,))
+        >>> log = sd.Log(log_every=5, save_every=10, keep=1)
+        >>> recipe = sd.Recipe(steps=10, batch_size=8)
+        >>> x = torch.randn(32, 2)
+        >>> records = sd.fit(model, x, recipe, folder="run", log=log, progress=False)
     """
 
     log_every: int = 10

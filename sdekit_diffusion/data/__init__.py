@@ -1,4 +1,10 @@
-"""Data sets: digits, garments, points, files, folders of images, Hugging Face's; and their scale, which a model learns in."""
+"""Data sets from arrays, files, folders and Hugging Face, and the scale of the data of a model.
+
+Example:
+    >>> data = sd.data.load("moons")
+    >>> data.train.shape[1:]
+    torch.Size([2])
+"""
 
 from sdekit_diffusion.data._dataset import Dataset
 from sdekit_diffusion.data._huggingface import from_datasets

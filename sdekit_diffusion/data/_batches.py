@@ -35,10 +35,22 @@ def require_finite(rows: Tensor, numbers: Sequence[int] | np.ndarray) -> None:
 
 
 class AbstractSource(ABC):
-    """Samples for a training, in an endless order that depends on the seed alone: on no batch size, process or worker.
+    """Samples for a training run, in an endless order that depends on the seed alone: on no batch
+    size, process or worker.
 
     Attributes:
-        fingerprint: what tells these samples from others, when a training is to go on; "" where nothing does.
+        fingerprint: identifies the samples, so that a resumed run is refused other data; "" for
+            none.
+
+    Example:
+        >>> class Uniform(sd.AbstractSource):
+        ...     def batches(self, size, *, seed=0, first=0, part=slice(None)):
+        ...         while True:
+        ...             numbers = torch.arange(first, first + size)[part]
+        ...             yield sdekit.uniform01(seed, numbers, (2,), counter=0).float()
+        ...             first += size
+        >>> next(Uniform().batches(3)).shape
+        torch.Size([3, 2])
     """
 
     fingerprint: str = ""

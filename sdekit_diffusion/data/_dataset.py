@@ -24,14 +24,20 @@ class Dataset:
     """Training and test samples.
 
     Attributes:
-        train: (N, C, H, W) integer levels of images, or (N, ...) floats of continuous data: a tensor, samples that are read
-            by their number, or a stream of them.
+        train: (N, C, H, W) integer levels of images, or (N, ...) floats of continuous data: a
+            tensor, samples that are read by their number, or a stream of them.
         test: the same for samples that training never sees, a tensor.
         scale: between them and what a model is given.
         name: what was loaded.
         labels: the classes of the training samples, (N,), or None; of a stream those of `known`.
         test_labels: the classes of the test samples, or None.
         known: of a stream its first samples, a tensor; else None.
+
+    Example:
+        >>> data = sd.data.load("moons")
+        >>> x = data.scale.encode(data.test)  # as a model sees them
+        >>> data.name, x.shape[1:]
+        ('moons', torch.Size([2]))
     """
 
     train: Rows | AbstractSource

@@ -35,20 +35,30 @@ def from_datasets(
 ) -> Dataset:
     """A data set of Hugging Face's library `datasets`.
 
-    Of a `Dataset` up to 1 GiB is loaded; what is larger is read from its memory map when it is asked for. An `IterableDataset`
-    is a stream, whose epochs take the shards in a new order and shuffle what comes within a buffer.
+    A `Dataset` of up to 1 GiB is loaded into memory; a larger one is read from its memory map on
+    demand. An `IterableDataset` is a stream, whose epochs permute the shards and shuffle samples
+    within a buffer.
 
     Args:
-        dataset: a dictionary of splits, of which "train" and, if it is there, "test" or "validation" are read; or one split.
-            Where none is held out a tenth is; of a stream at most the first 1000 samples are.
-        column: the samples: images, integers as levels of images, or floats. The only column of these unless given.
-        label: the classes, integers; the column "label", if there is such, unless given.
+        dataset: a dictionary of splits, of which "train" and, if it is there, "test" or
+            "validation" are read; or one split. Without a test set a tenth is held out; of a stream
+            at most the first 1000 samples.
+        column: the samples: images, integers as levels of images, or floats. The only such column
+            unless given.
+        label: the classes, integers; the column "label", if there is one, unless given.
         buffer: how many consecutive samples of a stream are shuffled together.
         name: what it is called in errors and reports.
 
     Raises:
-        ValueError: there is no such column, or its samples differ in shape.
-        ImportError: the library is missing.
+        ValueError: for a missing column, or samples of different shapes.
+        ImportError: when the library is not installed.
+
+    Example:
+        >>> import datasets
+        >>> table = datasets.Dataset.from_dict({"x": [[0.0, 1.0]] * 50, "label": [0, 1] * 25})
+        >>> data = sd.data.from_datasets(table.with_format("torch"))
+        >>> data.train.shape, data.test.shape
+        (torch.Size([45, 2]), torch.Size([5, 2]))
     """
     streams = _library().IterableDataset
     splits = dataset if isinstance(dataset, dict) else {"train": dataset}

@@ -13,19 +13,30 @@ _DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in (torch.float16,
 
 @dataclass(frozen=True)
 class Scale:
-    """What a model is given, x = (data + u - shift) / unit, and the way back.
+    """The scale of the data that a model sees, x = (data + u - shift) / unit, and its inverse.
 
-    Levels 0, ..., levels - 1 are dequantised by u, uniform on [0, 1), which makes the density of x a bound on their
-    probability (Theis, van den Oord, Bethge, 2016, arXiv 1511.01844). For continuous data u = 0.
+    Levels 0, ..., levels - 1 are dequantised by u, uniform on [0, 1), which makes the density of x
+    a bound on their probability (Theis, van den Oord, Bethge, 2016, arXiv 1511.01844). For
+    continuous data u = 0.
 
     Attributes:
         shift: what is subtracted: a number, or one for each coordinate of vectors.
-        unit: what is 1 to the model, likewise.
+        unit: what corresponds to 1 in the model, likewise.
         levels: of quantised data; None for continuous data.
         dtype: of the data, such as "uint8".
 
     Raises:
-        ValueError: for a unit that is not positive, fewer than two levels, or a dtype of neither integers nor floats.
+        ValueError: for a unit that is not positive, fewer than two levels, or a dtype of neither
+            integers nor floats.
+
+    Example:
+        >>> scale = sd.data.Scale(shift=8.0, unit=8.0, levels=16, dtype="uint8")
+        >>> levels = torch.tensor([0, 5, 15], dtype=torch.uint8)
+        >>> x = scale.encode(levels, torch.full((3,), 0.5))
+        >>> x.tolist()
+        [-0.9375, -0.3125, 0.9375]
+        >>> scale.decode(x).tolist()
+        [0, 5, 15]
     """
 
     shift: float | tuple[float, ...] = 0.0

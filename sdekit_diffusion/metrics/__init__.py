@@ -1,4 +1,10 @@
-"""Distances and scores of sets of samples, and what they are for samples that are perfect."""
+"""Distances between sets of samples, scores, and their values for exact samples.
+
+Example:
+    >>> x = torch.randn(100, 2, generator=torch.Generator().manual_seed(0))
+    >>> sd.metrics.energy_distance(x, x)
+    0.0
+"""
 
 from collections.abc import Callable
 

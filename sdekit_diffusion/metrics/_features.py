@@ -11,12 +11,19 @@ from sdekit_diffusion.metrics._points import Matrix, Samples, points
 
 @dataclass(frozen=True, eq=False)
 class ClassifierFeatures:
-    """max(0, x W + b) of a classifier with one hidden layer, and the classes that follow from it.
+    """The features max(0, x W + b) of a classifier with one hidden layer, and its classes.
 
     Attributes:
         weight, offset: W, (d, width), and b, (width,).
         head, bias: from features to the classes' logits, (width, classes) and (classes,).
         classes: their labels, (classes,).
+
+    Example:
+        >>> x = torch.cat([torch.randn(30, 2) + 4 * i for i in range(3)])
+        >>> labels = [0] * 30 + [1] * 30 + [2] * 30
+        >>> features = sd.metrics.classifier_features(x, labels, width=8)
+        >>> features(x).shape
+        (90, 8)
     """
 
     weight: Matrix
@@ -39,9 +46,9 @@ class ClassifierFeatures:
 
 
 def classifier_features(x: Samples, labels: ArrayLike, *, width: int = 64, seed: int = 0) -> ClassifierFeatures:
-    """Trains a classifier of labelled samples for its features, `frechet(features(a), features(b))` being their distance.
+    """Trains a classifier of labelled samples, whose features `frechet` compares.
 
-    It is regularised, so that its features differ little between samples that it was trained on and others.
+    It is regularised, so that its features differ little between training samples and others.
 
     Args:
         x: samples (N, ...), scaled to about [0, 1].
@@ -50,8 +57,15 @@ def classifier_features(x: Samples, labels: ArrayLike, *, width: int = 64, seed:
         seed: of the training.
 
     Raises:
-        ImportError: scikit-learn is missing.
-        ValueError: values that are not finite, or fewer than three classes.
+        ImportError: when scikit-learn is not installed.
+        ValueError: for values that are not finite, or fewer than three classes.
+
+    Example:
+        >>> x = torch.cat([torch.randn(30, 2) + 4 * i for i in range(3)])
+        >>> labels = [0] * 30 + [1] * 30 + [2] * 30
+        >>> features = sd.metrics.classifier_features(x, labels, width=8)
+        >>> sd.metrics.frechet(features(x[:45]), features(x[:45])) < 1e-6
+        True
     """
     try:
         from sklearn.neural_network import MLPClassifier

@@ -18,6 +18,12 @@ class Floor:
 
     Attributes:
         values: of each draw, (draws,), or (draws, ...) for a metric of several numbers.
+
+    Example:
+        >>> x = torch.randn(200, 2, generator=torch.Generator().manual_seed(0))
+        >>> floor = sd.metrics.sampling_floor(sd.metrics.energy_distance, x, 50, draws=4)
+        >>> floor.values.shape, bool(floor.mean > 0)
+        ((4,), True)
     """
 
     values: Matrix
@@ -42,22 +48,28 @@ def sampling_floor(
     draws: int = 10,
     seed: int = 0,
 ) -> Floor:
-    """The metric between two disjoint sets drawn from the reference, again and again.
+    """The metric between two disjoint sets drawn from the reference, for several draws.
 
-    Different draws share samples, so that of a reference not much larger than the two sets together the spread comes out
-    too small.
+    Different draws share samples, so that the spread is underestimated for a reference not much
+    larger than the two sets together.
 
     Args:
-        metric: a function of two sets, to a number or a tuple of numbers; such as `energy_distance`, or
-            `functools.partial(mmd, kernel="polynomial")`.
+        metric: a function of two sets, to a number or a tuple of numbers; such as
+            `energy_distance`, or `functools.partial(mmd, kernel="polynomial")`.
         reference: real samples (N, ...).
-        n: how many samples the model's set has.
-        against: how many real samples it is compared with; n unless given.
-        draws: how often.
+        n: the number of samples in the set of the model.
+        against: the number of real samples that it is compared with; n unless given.
+        draws: the number of draws.
         seed: of the draws.
 
     Raises:
-        ValueError: fewer than n + against samples, or numbers below one.
+        ValueError: for fewer than n + against samples, or numbers below one.
+
+    Example:
+        >>> x = torch.randn(200, 2, generator=torch.Generator().manual_seed(0))
+        >>> floor = sd.metrics.sampling_floor(sd.metrics.energy_distance, x, 50, draws=4)
+        >>> floor.values.shape
+        (4,)
     """
     against = n if against is None else against
     if min(n, against, draws) < 1:

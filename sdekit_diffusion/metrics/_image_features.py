@@ -18,12 +18,19 @@ _SMALLEST = 16
 
 @dataclass(frozen=True, eq=False)
 class ImageFeatures:
-    """The last hidden layer of a classifier of three convolutions, and the classes that follow from it.
+    """The last hidden layer of a classifier with three convolutions, and its classes.
 
     Attributes:
         net: from images to features.
         head: from features to the classes' logits.
         classes: their labels, (classes,).
+
+    Example:
+        >>> net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(256, 8))
+        >>> head, classes = torch.nn.Linear(8, 3), torch.arange(3).numpy()
+        >>> features = sd.metrics.ImageFeatures(net, head, classes)
+        >>> features(torch.rand(12, 1, 16, 16)).shape
+        (12, 8)
     """
 
     net: nn.Module
@@ -46,10 +53,10 @@ class ImageFeatures:
 
 
 def image_features(x: Samples, labels: ArrayLike, *, width: int = 64, seed: int = 0) -> ImageFeatures:
-    """Trains a convolutional classifier of labelled images for its features; `frechet(features(a), features(b))` is a distance.
+    """Trains a convolutional classifier of labelled images, whose features `frechet` compares.
 
-    A linear layer, as `classifier_features` has it, sees little besides means and covariances of the pixels: to it a Gaussian
-    for each class of garments is as good as garments.
+    The single layer of `classifier_features` measures little besides means and covariances of the
+    pixels: it does not distinguish garments from one Gaussian per class of garments.
 
     Args:
         x: images (N, C, H, W) of 16 x 16 pixels or more, scaled to about [0, 1].
@@ -58,7 +65,15 @@ def image_features(x: Samples, labels: ArrayLike, *, width: int = 64, seed: int 
         seed: of the training.
 
     Raises:
-        ValueError: values that are not finite, fewer than three classes, or images that are too small.
+        ValueError: for values that are not finite, fewer than three classes, or images that are too
+            small.
+
+    Example:
+        >>> images, labels = torch.rand(300, 1, 16, 16), [0, 1, 2] * 100
+        >>> features = sd.metrics.image_features(images, labels)  # doctest: +SKIP
+        >>> sd.metrics.image_features(images[..., :8, :8], labels)  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+        ValueError: ...
     """
     images, (known, classes) = _images(x), np.unique(labels, return_inverse=True)
     if len(known) < 3 or min(images.shape[2:]) < _SMALLEST:

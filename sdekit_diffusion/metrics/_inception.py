@@ -17,12 +17,21 @@ _FEATURES, _LOGITS = "2048", "logits_unbiased"  # layers of the standard network
 
 @dataclass(frozen=True)
 class InceptionScores:
-    """The scores, each with the deviation that its definition has.
+    """FID, KID and Inception Score, with their standard deviations where they are defined.
 
     Attributes:
         fid: the Fréchet distance of features.
-        kid, kid_std: the polynomial MMD of features, mean and deviation over subsets.
-        inception, inception_std: the Inception Score, mean and deviation over splits; NaN without a classifier.
+        kid, kid_std: the polynomial MMD of features, mean and standard deviation over subsets.
+        inception, inception_std: the Inception Score, mean and standard deviation over splits; NaN
+            without a classifier.
+
+    Example:
+        >>> def network(images):
+        ...     return images.float().flatten(1)[:, :8]
+        >>> x, y = torch.rand(40, 3, 4, 4), torch.rand(40, 3, 4, 4)
+        >>> scores = sd.metrics.inception_scores(x, y, network=network, subset=20)
+        >>> scores.fid > 0
+        True
     """
 
     fid: float
@@ -46,29 +55,41 @@ def inception_scores(
 ) -> InceptionScores:
     """FID, KID and Inception Score of images by torchmetrics.
 
-    Only scores of the same network, resizing, numbers of images and subsets compare. For their floor:
-    `sampling_floor(lambda a, b: inception_scores(a, b).fid, reference, n)`.
+    Only scores of the same network, resizing, numbers of images and subsets compare. For their
+    floor: `sampling_floor(lambda a, b: inception_scores(a, b).fid, reference, n)`.
 
     Args:
-        x: images (N, ...): uint8 (N, 3, H, W) for the standard network, else whatever the networks take.
+        x: images (N, ...): uint8 (N, 3, H, W) for the standard network, else what the networks
+            accept.
         reference: real images (M, ...), on the device of x.
-        network: images (B, ...) to features (B, d), for FID and KID; the standard Inception network unless given.
-        classifier: images to logits (B, classes), for the Inception Score; the standard network's unless `network` is given,
-            in which case there is none.
-        weights: a file with the standard network's weights, `weights-inception-2015-12-05-6726825d.pth`; without it
-            torch-fidelity downloads them once.
+        network: images (B, ...) to features (B, d), for FID and KID; the standard Inception network
+            unless given.
+        classifier: images to logits (B, classes), for the Inception Score; the standard network's
+            unless `network` is given, in which case there is none.
+        weights: a file with the standard network's weights,
+            `weights-inception-2015-12-05-6726825d.pth`; without it torch-fidelity downloads them
+            once.
         subset: images in each of KID's 100 subsets, at most as many as there are.
         splits: of the Inception Score.
         batch_size: images in one call of a network.
         seed: of subsets and splits.
 
     Raises:
-        ImportError: torchmetrics, or torch-fidelity where the standard network is asked for, is missing.
-        OSError: the standard network's weights cannot be had.
-        ValueError: fewer than two images, images that the standard network does not take, or weights that are no such weights.
+        ImportError: when torchmetrics, or torch-fidelity for the standard network, is not
+            installed.
+        OSError: when the weights of the standard network cannot be read or downloaded.
+        ValueError: for fewer than two images, images that the standard network does not accept, or
+            weights of another network.
 
-    Reference: Heusel et al., 2017; Binkowski et al., Demystifying MMD GANs, 2018; Salimans et al., Improved Techniques for
-        Training GANs, 2016.
+    Example:
+        >>> def network(images):  # None is the standard Inception network
+        ...     return images.float().flatten(1)[:, :8]
+        >>> x = torch.rand(40, 3, 4, 4)
+        >>> abs(sd.metrics.inception_scores(x, x, network=network, subset=20).fid) < 1e-3
+        True
+
+    Reference: Heusel et al., 2017; Binkowski et al., Demystifying MMD GANs, 2018; Salimans et al.,
+        Improved Techniques for Training GANs, 2016.
     """
     torchmetrics = _torchmetrics()
     if min(len(x), len(reference)) < 2:

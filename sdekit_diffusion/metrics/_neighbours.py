@@ -11,7 +11,8 @@ _SLACK = 1e-12  # of the squared distances, relative to the sets' own size: thei
 
 
 def nearest(x: Samples, reference: Samples) -> tuple[Matrix, NDArray[np.int64]]:
-    """Euclidean distance from each sample to its nearest neighbour in a reference set, and the neighbour's index.
+    """Euclidean distance from each sample to its nearest neighbour in a reference set, and the
+    neighbour's index.
 
     Args:
         x: samples (N, ...).
@@ -21,7 +22,13 @@ def nearest(x: Samples, reference: Samples) -> tuple[Matrix, NDArray[np.int64]]:
         distances (N,) and indices (N,) into `reference`.
 
     Raises:
-        ValueError: no samples, values that are not finite, or samples of unequal size.
+        ValueError: for no samples, values that are not finite, or samples of unequal size.
+
+    Example:
+        >>> x, reference = torch.tensor([[0.2]]), torch.tensor([[1.0], [0.0]])
+        >>> distances, indices = sd.metrics.nearest(x, reference)
+        >>> indices.tolist()
+        [1]
     """
     queries, points = pair(x, reference, ("x", "reference"))
     centre = points.mean(0)
@@ -37,7 +44,13 @@ def nearest(x: Samples, reference: Samples) -> tuple[Matrix, NDArray[np.int64]]:
 
 
 class PrecisionRecall(NamedTuple):
-    """The share of the samples that lie where the reference is, and of the reference that lies where the samples are."""
+    """Precision, the share of samples in the manifold of the reference, and recall, the reverse.
+
+    Example:
+        >>> x = torch.randn(50, 2, generator=torch.Generator().manual_seed(0))
+        >>> sd.metrics.precision_recall(x, x)
+        PrecisionRecall(precision=1.0, recall=1.0)
+    """
 
     precision: float
     recall: float
@@ -46,8 +59,9 @@ class PrecisionRecall(NamedTuple):
 def precision_recall(x: Samples, reference: Samples, *, k: int = 3) -> PrecisionRecall:
     """Precision and recall of samples by manifolds of k-th neighbours.
 
-    The manifold of a set is the union of balls about its points, each as wide as the distance to the point's k-th nearest
-    neighbour in the set. Both shares depend on the numbers of samples: compare sets of one size, beside `sampling_floor`.
+    The manifold of a set is the union of balls about its points, each as wide as the distance to
+    the point's k-th nearest neighbour in the set. Both shares depend on the numbers of samples:
+    compare sets of one size, and with `sampling_floor`.
 
     Args:
         x: samples or features of them (N, ...).
@@ -58,9 +72,16 @@ def precision_recall(x: Samples, reference: Samples, *, k: int = 3) -> Precision
         (precision, recall), each from 0 to 1.
 
     Raises:
-        ValueError: k or fewer samples, values that are not finite, samples of unequal size, or k < 1.
+        ValueError: for k or fewer samples, values that are not finite, samples of unequal size, or
+            k < 1.
 
-    Reference: Kynkäänniemi et al., Improved Precision and Recall Metric for Assessing Generative Models, 2019.
+    Example:
+        >>> x = torch.randn(50, 2, generator=torch.Generator().manual_seed(0))
+        >>> sd.metrics.precision_recall(x + 100, x)
+        PrecisionRecall(precision=0.0, recall=0.0)
+
+    Reference: Kynkäänniemi et al., Improved Precision and Recall Metric for Assessing Generative
+    Models, 2019.
     """
     if k < 1:
         raise ValueError(f"k={k}; take the first neighbour or a later one, the third as a rule")

@@ -1,6 +1,13 @@
 """Score networks that import torch only: modules called as `net(x, t)` that return a tensor of the shape of x.
 
-`config` holds the constructor arguments of a network, JSON-able, so that `registry[name](**net.config)` rebuilds it.
+`config` holds the constructor arguments of a network as JSON, so that
+`registry[name](**net.config)` builds the same network.
+
+Example:
+    >>> net = sd.nets.MLP(shape=(2,), width=16)
+    >>> same = sd.nets.registry["MLP"](**net.config)
+    >>> same(torch.zeros(4, 2), torch.full((4,), 0.5)).shape
+    torch.Size([4, 2])
 """
 
 from torch import nn

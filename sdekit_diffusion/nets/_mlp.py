@@ -32,7 +32,12 @@ class MLP(nn.Module):
         depth: number of residual blocks, of two layers each.
 
     Raises:
-        ValueError: an argument is not positive.
+        ValueError: for an argument that is not positive.
+
+    Example:
+        >>> net = sd.nets.MLP(shape=(2,), width=16, depth=2)
+        >>> net(torch.zeros(4, 2), torch.full((4,), 0.5)).shape
+        torch.Size([4, 2])
     """
 
     def __init__(self, shape: Sequence[int] = (2,), width: int = 128, depth: int = 3) -> None:

@@ -194,24 +194,33 @@ class AbstractRefineNet(nn.Module, ABC):
 
 
 class NCSNv2(AbstractRefineNet):
-    """The RefineNet of Song and Ermon (2020): instance norm ++, conditioned on nothing; the noise is to be seen in x.
+    """The RefineNet of Song and Ermon (2020): instance norm ++, not conditioned on the noise level.
 
-    Their third technique, s(x, sigma) = net(x) / sigma, but for the sign: a `ScoreModel` of it that predicts "noise", under a
-    diffusion with alpha = 1 such as `sdekit_diffusion.NCSN`, has the score -net(x) / sigma.
+    Their third technique is s(x, sigma) = net(x) / sigma. Here the sign differs: a `ScoreModel`
+    that predicts "noise", under a diffusion with alpha = 1 such as `sdekit_diffusion.NCSN`, has the
+    score -net(x) / sigma.
 
-    From the second on a stage halves the image where its dilation is 1 and keeps it otherwise. Published, all of width 128,
-    are multipliers (1, 2, 2, 2) with dilations (1, 1, 2, 4) for 32 and 64 pixels, (1, 2, 2, 4, 4) with (1, 1, 1, 2, 4) for 96
-    and 128, (1, 2, 2, 2, 4, 4) with (1, 1, 1, 1, 2, 4) for 256. For 8 pixels (1, 2, 2) with (1, 2, 4) will do.
+    From the second on a stage halves the image where its dilation is 1 and keeps it otherwise.
+    Published, all of width 128, are multipliers (1, 2, 2, 2) with dilations (1, 1, 2, 4) for 32 and
+    64 pixels, (1, 2, 2, 4, 4) with (1, 1, 1, 2, 4) for 96 and 128, (1, 2, 2, 2, 4, 4) with (1, 1,
+    1, 1, 2, 4) for 256. For 8 pixels (1, 2, 2) with (1, 2, 4) is sufficient.
 
     Arguments:
         channels: channels of the images.
         width: features at full resolution are `width * multipliers[0]`.
         multipliers: features of each stage, in units of `width`.
         dilations: of the convolutions of each stage.
-        centred: whether the network computes with 2 x - 1, as the published ones do, whose images are in [0, 1].
+        centred: whether the network uses 2 x - 1, as the published ones do, whose images are in [0,
+            1].
 
     Raises:
-        ValueError: a size is not positive, or multipliers and dilations differ in length.
+        ValueError: for a size that is not positive, or multipliers and dilations of different
+            lengths.
+
+    Example:
+        >>> net = sd.nets.NCSNv2(channels=1, width=4, multipliers=(1, 2), dilations=(1, 2))
+        >>> net(torch.zeros(2, 1, 8, 8), torch.full((2,), 0.5)).shape
+        torch.Size([2, 1, 8, 8])
 
     Reference: Song and Ermon 2020, arXiv 2006.09011, appendix B.
     """
@@ -230,18 +239,23 @@ class NCSNv2(AbstractRefineNet):
 
 
 class NCSN(AbstractRefineNet):
-    """The RefineNet of Song and Ermon (2019): every norm has gains and shifts of its own for each noise level.
+    """The RefineNet of Song and Ermon (2019), whose norms have gains and shifts per noise level.
 
-    Level i of L, from the least noise on, is at t = i / (L - 1), as under `sdekit_diffusion.NCSN(sigmas)`; in between both are
-    interpolated, so that every sampler can ask, and times outside [0, 1] count as its ends. The published network predicts
-    "score".
+    Level i of L, counted from the least noise, is at t = i / (L - 1), as under
+    `sdekit_diffusion.NCSN(sigmas)`. Between levels gains and shifts are interpolated, so that every
+    sampler applies; times outside [0, 1] count as its ends. The published network predicts "score".
 
     Arguments:
         channels, width, multipliers, dilations: as in `NCSNv2`.
-        levels: how many sigmas.
+        levels: the number of noise levels.
 
     Raises:
         ValueError: as in `NCSNv2`.
+
+    Example:
+        >>> net = sd.nets.NCSN(channels=1, width=4, multipliers=(1, 2), dilations=(1, 2))
+        >>> net(torch.zeros(2, 1, 8, 8), torch.full((2,), 0.5)).shape
+        torch.Size([2, 1, 8, 8])
 
     Reference: Song and Ermon 2019, arXiv 1907.05600, appendix A.
     """

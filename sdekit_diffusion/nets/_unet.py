@@ -79,18 +79,25 @@ class _Level(nn.Module):
 class UNet(nn.Module):
     """U-Net of residual blocks on images, modulated by time.
 
-    Level i works at 1 / 2^i of the resolution; the way up reads the way down of its level, except in the lowest.
+    Level i has 1 / 2^i of the resolution; the upward path of a level receives the features of its
+    downward path, except in the lowest.
 
     Args:
         channels: channels of the images.
         width: features at full resolution are `width * multipliers[0]`.
         multipliers: features of each level, in units of `width`.
-        blocks: residual blocks of each level on the way down, and again on the way up.
+        blocks: residual blocks of each level, in the downward and in the upward path.
         attention: for each level, whether its blocks end in self-attention over the pixels.
         dropout: probability of dropping a feature inside a block while training.
 
     Raises:
-        ValueError: a size is not positive, `attention` and `multipliers` differ in length, or dropout is not in [0, 1].
+        ValueError: for a size that is not positive, `attention` and `multipliers` of different
+            lengths, or a dropout that is not in [0, 1].
+
+    Example:
+        >>> net = sd.nets.UNet(channels=1, width=8)
+        >>> net(torch.zeros(2, 1, 8, 8), torch.full((2,), 0.5)).shape
+        torch.Size([2, 1, 8, 8])
 
     Reference: Ho, Jain, Abbeel, Denoising Diffusion Probabilistic Models, 2020, appendix B.
     """
