@@ -50,8 +50,12 @@ def formula(translator, node):
 
 
 def escape(app, what, name, obj, options, lines):
-    """Docstrings are plain text with mathematics: |x| and a * b are not markup."""
-    lines[:] = [line.replace("|", r"\|").replace("*", r"\*") for line in lines]
+    """Docstrings are plain text with mathematics: |x| and a * b are not markup; examples are code."""
+    example = False
+    for i, line in enumerate(lines):
+        example = bool(line.strip()) and (example or line.lstrip().startswith(">>>"))
+        if not example:
+            lines[i] = line.replace("|", r"\|").replace("*", r"\*")
 
 
 def at_the_root(app, path, parent, content):

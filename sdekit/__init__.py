@@ -1,4 +1,18 @@
-"""Stochastic and ordinary differential equations in PyTorch, solved forwards or backwards in time."""
+"""Stochastic and ordinary differential equations in PyTorch, solved forwards or backwards in time.
+
+The examples in the docstrings assume `import torch, sdekit` and `import sdekit_diffusion as sd`.
+
+Example:
+    >>> gbm = sdekit.SDE(lambda t, x: 0.1 * x, lambda t, x: 0.3 * x)
+    >>> ts = sdekit.uniform(0.0, 1.0, 100)
+    >>> sdekit.solve(gbm, torch.ones(4, 1), ts, solver=sdekit.EulerMaruyama()).x.shape
+    torch.Size([4, 1])
+    >>> t, y = sdekit.odeint_event(  # torchdiffeq's: the first time at which y = 1/2
+    ...     lambda t, y: -y, torch.ones(1), torch.tensor(0.0), event_fn=lambda t, y: y - 0.5,
+    ... )
+    >>> round(float(t), 4)  # log 2
+    0.6931
+"""
 
 from typing import TYPE_CHECKING
 

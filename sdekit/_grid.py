@@ -11,16 +11,29 @@ from torch import Tensor
 
 
 def uniform(t0: float, t1: float, steps: int) -> Tensor:
-    """steps equal steps from t0 to t1: shape `(steps + 1,)`, both ends exact."""
+    """A grid of equal steps from t0 to t1, float64, `(steps + 1,)`, exact ends.
+
+    Raises:
+        ValueError: for fewer than one step.
+
+    Example:
+        >>> sdekit.uniform(0.0, 1.0, 4).tolist()
+        [0.0, 0.25, 0.5, 0.75, 1.0]
+    """
     _require_steps(steps)
     return torch.linspace(t0, t1, steps + 1, dtype=torch.float64)
 
 
 def geometric(t0: float, t1: float, steps: int) -> Tensor:
-    """steps steps from t0 to t1 with a constant ratio t_{i+1} / t_i: shape `(steps + 1,)`, both ends exact.
+    """A grid from t0 to t1 with a constant ratio t_{i+1} / t_i, float64, `(steps + 1,)`, exact
+    ends.
 
     Raises:
-        ValueError: when t0 and t1 are not both positive.
+        ValueError: unless t0 and t1 are positive and steps >= 1.
+
+    Example:
+        >>> [round(t, 6) for t in sdekit.geometric(1.0, 0.01, 2).tolist()]
+        [1.0, 0.1, 0.01]
     """
     if not (t0 > 0 and t1 > 0):
         raise ValueError(f"a geometric grid needs two positive times, not {t0} and {t1}; use uniform, or shift the time")

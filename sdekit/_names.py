@@ -5,19 +5,20 @@ from difflib import get_close_matches
 
 
 def did_you_mean(given: object, known: Iterable[object], meant: Mapping[str, str] | None = None) -> str:
-    """The end of a message on an unknown name: "; did you mean 'heun'?", or nothing where no known name is near.
-
-    >>> did_you_mean("huen", ["heun", "euler"])
-    "; did you mean 'heun'?"
-    >>> did_you_mean("midpoint", ["heun", "euler"])
-    ''
-    >>> did_you_mean("Leap-Frog", ["midpoint"], {"leap_frog": "midpoint"})
-    "; did you mean 'midpoint'?"
+    """The end of a message on an unknown name: "; did you mean 'heun'?", or "" if none is near.
 
     Arguments:
-        given: what is unknown.
+        given: the unknown name.
         known: the names.
-        meant: names that others give, in lower case and with underscores, to those that are known here.
+        meant: other names for known ones, in lower case and with underscores, and the known ones.
+
+    Example:
+        >>> sdekit.did_you_mean("huen", ["heun", "euler"])
+        "; did you mean 'heun'?"
+        >>> sdekit.did_you_mean("midpoint", ["heun", "euler"])
+        ''
+        >>> sdekit.did_you_mean("Leap-Frog", ["midpoint"], {"leap_frog": "midpoint"})
+        "; did you mean 'midpoint'?"
     """
     if not isinstance(given, str):
         return ""

@@ -1,7 +1,14 @@
-"""Elementary functions of a time, and the one way in which a coefficient meets a state.
+"""Elementary functions of a time, and products of coefficients and states.
 
-A time is a Python float on fixed grids (no tensor, no synchronisation, no promotion) and a `(batch,)` tensor where every
-sample has its own. Closed forms written with these functions accept both.
+A time is a Python float on fixed grids (no tensor, no synchronisation, no promotion), and a
+`(batch,)` tensor where each sample has its own. Closed forms with these functions accept both.
+
+Example:
+    >>> from sdekit.elementary import exp, scaled
+    >>> exp(0.0), exp(torch.zeros(2))
+    (1.0, tensor([1., 1.]))
+    >>> scaled(torch.tensor([1.0, 2.0]), torch.ones(2, 3)).tolist()  # one factor per sample
+    [[1.0, 1.0, 1.0], [2.0, 2.0, 2.0]]
 """
 
 import math

@@ -19,21 +19,32 @@ Prepare = Callable[[Tensor, Tensor, Tensor], Sequence[Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True, eq=False)
 class AbstractClocked(AbstractSDE, ABC):
-    """dy = F dA(l) + dB with F(l, x), x = y scale(l), in a time tau of its own, on which B is a standard Brownian motion:
+    """dy = F dA(l) + dB with F(l, x), x = y scale(l), in a time tau of its own, on which B is a
+    standard Brownian motion:
 
         dy = F dA/dtau dtau + dB_tau.
 
     Arguments:
         integrand: `F(l, x)`, shaped like x; l is a float or `(batch,)`.
-        scale: x / y as a function of l; as own and smooth it is asked with floats and with tensors.
-        own: the time in which an equation is published, as a function of l, such as a diffusion's t; some
-            rules interpolate in it.
+        scale: x / y as a function of l; like own and smooth it is called with floats and with
+            tensors.
+        own: the time of the published equation as a function of l, such as the t of a diffusion;
+            some rules interpolate in it.
         smooth: a monotone function of l in which F is nearly a polynomial.
-        prepare: `prepare(l, scale, rate)`, float64 tensors of the levels of a grid, to a list of functions of y,
-            rate F(l_i, scale_i y); None, or a result None, where nothing is gained by it.
-        plans: where plans of multistep rules are remembered, for equations of one clock, `own` and `smooth`.
+        prepare: `prepare(l, scale, rate)`, float64 tensors of the levels of a grid, to a list of
+            functions of y, rate F(l_i, scale_i y); None, or a result None, where this saves
+            nothing.
+        plans: a cache of plans of multistep rules, for equations of one clock, `own` and `smooth`.
         known: `at` the times of a grid; `tabulated` fills it in.
         slopes: those at the times of a grid; `tabulated` fills it in.
+
+    Example:
+        >>> from sdekit.elementary import scaled
+        >>> flow = sdekit.Clocked(lambda l, x: scaled(0.0, x), lambda l: 1.0, a=2.0)
+        >>> isinstance(flow, sdekit.AbstractClocked)
+        True
+        >>> flow.parameter(flow.time(0.5))  # l to the time of the equation, and back
+        0.5
     """
 
     steady: ClassVar[bool]  # whether dA / dtau is 1
@@ -94,16 +105,30 @@ class AbstractClocked(AbstractSDE, ABC):
 class Clocked(AbstractClocked):
     """dy = F dA(l) + dB_{Q(l)} with F(l, x), x = y scale(l), A(l) = e^{a l}, Q(l) = e^{q l}.
 
-    A semi-linear equation in the variable y that removes its linear part. Its time is its clock: tau = Q(l), on which the
-    noise is a standard Brownian motion, or tau = A(l) where there is none, so that any solver applies.
+    A semi-linear equation in the variable y that removes its linear part. Its time is its clock:
+    tau = Q(l), in which the noise is a standard Brownian motion, or tau = A(l) without noise, so
+    that any solver applies.
 
-    Multistep rules interpolate F as a polynomial in l, in a variable where it is smooth, or as their authors chose, and
-    integrate against dA.
+    Multistep rules interpolate F as a polynomial in l, in `smooth`, or in the published variable,
+    and integrate it against dA.
 
     Arguments:
         integrand, scale, own, smooth, table: as in `AbstractClocked`.
         a: the exponent of A, not zero.
         q: the exponent of Q; 0 for an ordinary equation.
+
+    Raises:
+        ValueError: for a = 0 or a negative q.
+
+    Example:
+        >>> from sdekit.elementary import scaled, sigmoid, sqrt
+        >>> sigma = lambda l: sqrt(sigmoid(-2 * l))
+        >>> denoiser = lambda l, x: scaled(sqrt(sigmoid(2 * l)), x)  # of data from N(0, 1)
+        >>> flow = sdekit.Clocked(denoiser, sigma, a=1.0)  # in y = x / sigma
+        >>> ts, y = flow.time(sdekit.uniform(-3.0, 3.0, 100)), torch.ones(1, 1) / sigma(-3.0)
+        >>> y = sdekit.solve(flow, y, ts, solver=sdekit.AdamsBashforth(2)).x
+        >>> round(float(y * sigma(3.0)), 2)  # the flow of normal data keeps x = 1
+        1.0
     """
 
     a: float
@@ -146,14 +171,24 @@ class Clocked(AbstractClocked):
 
 @dataclass(frozen=True, eq=False)
 class AngleClocked(AbstractClocked):
-    """dy = F dA(l) with F(l, x), x = y scale(l), A(l) = -arctan(e^{-l} / c), an angle from -pi/2 to 0, and no noise.
+    """dy = F dA(l) with F(l, x), x = y scale(l), A(l) = -arctan(e^{-l} / c), an angle from -pi/2 to
+    0, and no noise.
 
-    Its time is A, float64 where it is a tensor. Multistep rules interpolate F as a polynomial in A, which stands for l in all
-    rules, or in a variable where it is smooth.
+    Its time is A, in float64 for tensors. Multistep rules interpolate F as a polynomial in A, which
+    takes the place of l in all rules, or in `smooth`.
 
     Arguments:
         integrand, scale, own, smooth, table: as in `AbstractClocked`.
         c: positive; the angle is -pi/4 at l = -log c.
+
+    Raises:
+        ValueError: for a c that is not positive and finite.
+
+    Example:
+        >>> from sdekit.elementary import scaled
+        >>> flow = sdekit.AngleClocked(lambda l, x: scaled(0.0, x), lambda l: 1.0, c=1.0)
+        >>> round(flow.time(0.0), 4)  # -pi / 4
+        -0.7854
     """
 
     noise_type = "none"
@@ -188,18 +223,33 @@ def _on_arrays(function: Callable[[Time], Time]) -> Callable[[np.ndarray], np.nd
 
 @dataclass(frozen=True, eq=False)
 class PiecewiseClocked(AbstractSDE):
-    """dy = F dA(l) + dB_{Q(l)} with F(l, x), x = y scale(l), log A and log Q linear on each step of a grid of l.
+    """dy = F dA(l) + dB_{Q(l)} with F(l, x), x = y scale(l), log A and log Q linear on each step of
+    a grid of l.
 
-    `Clocked` with exponents that change from step to step. Its time is l, for Q may stand still. The weights of planned rules
-    and the noise of a step, N(0, Q(l_1) - Q(l_0)), are exact; other solvers see a drift and a g that jump between steps.
+    `Clocked` with exponents that change from step to step. Its time is l, because Q may be constant
+    on a step. The weights of planned rules and the noise of a step, N(0, Q(l_1) - Q(l_0)), are
+    exact; other solvers see a drift and a g that jump between steps.
 
     Arguments:
         integrand: `F(l, x)`, shaped like x.
         scale: x / y as a function of l.
         l: the grid, increasing.
         log_a: log A at its points, increasing.
-        log_q: log Q at its points, not decreasing; without noise where it stays the same.
+        log_q: log Q at its points, not decreasing; steps on which it is constant have no noise.
         own, smooth: as in `Clocked`.
+
+    Raises:
+        ValueError: unless l and log_a increase and log_q does not decrease; in a solve with
+            adaptive steps.
+
+    Example:
+        >>> from sdekit.elementary import scaled
+        >>> l = sdekit.uniform(-3.0, 3.0, 20).numpy()
+        >>> equation = sdekit.PiecewiseClocked(
+        ...     lambda l, x: scaled(0.0, x), lambda l: 1.0, l, log_a=l, log_q=0.0 * l
+        ... )
+        >>> equation.noise_type
+        'none'
     """
 
     integrand: Callable[[Time, Tensor], Tensor]

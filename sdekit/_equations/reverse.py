@@ -69,28 +69,40 @@ _SWAPPED = "the score is called as score(t, x) here, and this one takes (x, t); 
 
 @dataclass(frozen=True, eq=False)
 class ReverseSDE(AbstractSDE):
-    """dx = [f - (1 + eta^2)/2 (div(g g^T) + g g^T s)] dt + eta g dW, to be solved from late to early times.
+    """dx = [f - (1 + eta^2)/2 (div(g g^T) + g g^T s)] dt + eta g dW, to be solved from late to
+    early times.
 
-    With s(t, x) = grad log p_t(x) its solution has the forward equation's marginals for every eta: 1 is Anderson's
-    equation, 0 the probability flow.
+    With s(t, x) = grad log p_t(x) its solution has the forward equation's marginals for every eta:
+    1 is Anderson's equation, 0 the probability flow.
 
     Arguments:
-        forward: dx = f dt + g dW, an Ito equation with additive or diagonal noise. The divergence is 0 for the one; for the
-            other it is d(g_i^2)/dx_i by autograd, g_i being a function of x_i (and t) alone.
-        score: `s(t, x)`, shaped like x. t is a float, or `(batch,)`: `sdekit.elementary` has functions for both.
-        eta: the noise level, from 0.
-        prepare: the drift at the times of a grid, as functions of x that guard their tensors; empty, or None, where nothing
-            is gained by it.
+        forward: dx = f dt + g dW, an Ito equation with additive or diagonal noise. For additive
+            noise the divergence is 0; for diagonal noise it is d(g_i^2)/dx_i by autograd, where g_i
+            depends on x_i and t only.
+        score: `s(t, x)`, shaped like x. t is a float, or `(batch,)`: `sdekit.elementary` has
+            functions for both.
+        eta: the noise level, 0 or larger.
+        prepare: the drift at the times of a grid, as functions of x that guard their tensors; empty,
+            or None, where this saves nothing.
         slopes: those of a grid; `tabulated` fills it in.
 
     Raises:
-        TypeError: when the forward noise is of another kind, or the score takes (x, t); in a solve, when the score is no tensor
-            of real floating numbers.
-        ValueError: for a negative eta; in a solve, for a score of another shape than x's.
+        TypeError: when the forward noise is of another kind, or the score takes (x, t); in a solve,
+            when the score is not a tensor of real floating numbers.
+        ValueError: for a negative eta; in a solve, for a score of another shape than x, or
+            predictors with another eta than 1.
         RuntimeError: in a solve, when the score changes t or x in place.
 
+    Example:
+        >>> vp = sd.VPSDE()
+        >>> reverse = sdekit.ReverseSDE(vp, lambda t, x: -x)  # of data from N(0, I)
+        >>> ts = sdekit.uniform(1.0, 1e-3, 100)
+        >>> sdekit.solve(reverse, torch.randn(4, 2), ts, solver=sdekit.EulerMaruyama()).x.shape
+        torch.Size([4, 2])
+
     References:
-        Anderson 1982, "Reverse-time diffusion equation models"; Huang et al. 2021, arXiv 2106.02808, for eta.
+        Anderson 1982, "Reverse-time diffusion equation models"; Huang et al. 2021,
+        arXiv 2106.02808, for eta.
     """
 
     forward: AbstractSDE
@@ -138,9 +150,20 @@ class ReverseSDE(AbstractSDE):
 
 @dataclass(frozen=True, eq=False)
 class ProbabilityFlow(AbstractSDE):
-    """dx = [f - (div(g g^T) + g g^T s) / 2] dt: the ordinary equation with the forward equation's marginals.
+    """dx = [f - (div(g g^T) + g g^T s) / 2] dt: the ODE with the marginals of the forward equation.
 
-    Arguments and errors as in `ReverseSDE`.
+    Arguments as in `ReverseSDE`.
+
+    Raises:
+        TypeError, ValueError, RuntimeError: as `ReverseSDE`.
+
+    Example:
+        >>> vp = sd.VPSDE()
+        >>> flow = sdekit.ProbabilityFlow(vp, lambda t, x: -x)  # of data from N(0, I)
+        >>> ts = sdekit.uniform(1.0, 1e-3, 20)
+        >>> x = sdekit.solve(flow, torch.ones(1, 1), ts, solver=sdekit.RK4()).x
+        >>> round(float(x), 4)  # constant in time for normal data
+        1.0
 
     References:
         Song et al. 2021, arXiv 2011.13456, section 4.3.

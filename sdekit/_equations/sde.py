@@ -21,25 +21,37 @@ SDEType = Literal["ito", "stratonovich"]
 class AbstractSDE(ABC):
     """dx = f(t, x) dt + g(t, x) dW on states of shape `(batch, *event)`.
 
-    Time is physical and runs either way; t is a float on fixed grids and a `(batch,)` tensor where samples have their own
-    times. The noise type says what g is and what shape W has:
+    Time is physical and runs in either direction; t is a float on fixed grids and a `(batch,)`
+    tensor where samples have their own times. The noise type says what g is and what shape W has:
 
     | noise_type | g(t, x) | W |
     |---|---|---|
-    | none | not asked for | none |
+    | none | not called | none |
     | additive | multiplies W elementwise and is the same for every x | `(batch, *event)` |
     | diagonal | as additive, but depends on x | `(batch, *event)` |
     | scalar | `(batch, *event)` | `(batch,)` |
     | general | `(batch, *event, m)` | `(batch, m)` |
 
-    An additive or diagonal g may have a smaller shape that torch broadcasts against x: `(d,)` is one number per coordinate,
-    whatever the batch size, and one number per sample is `(batch, 1, ...)`, see `sdekit.elementary.broadcast`.
+    An additive or diagonal g may have a smaller shape that torch broadcasts against x: `(d,)` is
+    one number per coordinate, whatever the batch size, and one number per sample is
+    `(batch, 1, ...)`, see `sdekit.elementary.broadcast`.
 
     Attributes:
-        slopes: the drift at the times of a grid, as functions of x that guard their tensors; `tabulated`
-            of an equation that has such fills it in.
-        plans: where plans of multistep rules on this equation are remembered; None where each solve
-            makes its own.
+        slopes: the drift at the times of a grid, as functions of x that guard their tensors;
+            `tabulated` of an equation that has such fills it in.
+        plans: a cache of the plans of multistep rules on this equation; None for a new plan in each
+            solve.
+
+    Example:
+        >>> class DoubleWell(sdekit.AbstractSDE):  # dx = (x - x^3) dt + 0.5 dW
+        ...     noise_type = "additive"
+        ...     def drift(self, t, x):
+        ...         return x - x**3
+        ...     def diffusion(self, t, x):
+        ...         return 0.5
+        >>> ts = sdekit.uniform(0.0, 1.0, 10)
+        >>> sdekit.solve(DoubleWell(), torch.zeros(4, 1), ts, solver=sdekit.Heun()).x.shape
+        torch.Size([4, 1])
     """
 
     noise_type: NoiseType
@@ -224,18 +236,27 @@ class SDE(AbstractSDE):
     """dx = f(t, x) dt + g(t, x) dW from two plain functions.
 
     Arguments:
-        f: `f(t, x)`, shaped like x; t is a 0-dim tensor, or `(batch, 1, ...)` where samples have their own times.
-        g: `g(t, x)`, shaped as the table in `AbstractSDE` says for the noise type; an additive or diagonal g may also be a
-            number, or broadcast against x as torch does.
+        f: `f(t, x)`, shaped like x; t is a 0-dim tensor, or `(batch, 1, ...)` where samples have
+            their own times.
+        g: `g(t, x)`, shaped as the table in `AbstractSDE` says for the noise type; an additive or
+            diagonal g may also be a number, or broadcast against x as torch does.
         noise_type: "additive", "diagonal", "scalar" or "general".
         sde_type: "ito" or "stratonovich".
         noise_size: m, the number of Brownian motions of general noise.
 
     Raises:
-        ValueError: for an unknown noise type, or noise_size without general noise or the reverse; in a solve, for an f or g
-            of another shape.
-        TypeError: for functions of (x, t); in a solve, for an f or g that is no tensor of real floating numbers.
-        RuntimeError: in a solve, for an f or g that changes t or x in place, or a tensor that it returned before.
+        ValueError: for an unknown noise type or calculus, noise_size without general noise, or
+            general noise without noise_size; in a solve, for an f or g of another shape.
+        TypeError: for functions of (x, t); in a solve, for an f or g that is not a tensor of real
+            floating numbers.
+        RuntimeError: in a solve, for an f or g that changes t or x in place, or a tensor that it
+            returned before.
+
+    Example:
+        >>> gbm = sdekit.SDE(lambda t, x: 0.1 * x, lambda t, x: 0.3 * x, "diagonal")
+        >>> ts = sdekit.uniform(0.0, 1.0, 10)
+        >>> sdekit.solve(gbm, torch.ones(4, 1), ts, solver=sdekit.EulerMaruyama()).x.shape
+        torch.Size([4, 1])
     """
 
     f: Callable[[Tensor, Tensor], Tensor]
@@ -285,10 +306,18 @@ class ODE(AbstractSDE):
     """dx = f(t, x) dt from a plain function.
 
     Arguments:
-        f: `f(t, x)`, shaped like x; t is a 0-dim tensor, or `(batch, 1, ...)` where samples have their own times.
+        f: `f(t, x)`, shaped like x; t is a 0-dim tensor, or `(batch, 1, ...)` where samples have
+            their own times.
 
     Raises:
-        TypeError, ValueError, RuntimeError: in a solve, as `SDE`.
+        TypeError: for a function of (x, t). TypeError, ValueError, RuntimeError: in a solve, as
+            `SDE`.
+
+    Example:
+        >>> ode = sdekit.ODE(lambda t, x: -x)
+        >>> ts = sdekit.uniform(0.0, 1.0, 10)
+        >>> sdekit.solve(ode, torch.ones(4, 1), ts, solver=sdekit.RK4()).x.shape
+        torch.Size([4, 1])
     """
 
     noise_type = "none"

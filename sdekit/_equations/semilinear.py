@@ -13,9 +13,10 @@ from sdekit.elementary import Time
 
 @dataclass(frozen=True, eq=False)
 class SemiLinear(AbstractSDE):
-    """dx = (A x + f(t, x)) dt + g(t, x) dW, A a number or diagonal.
+    """dx = (A x + f(t, x)) dt + g(t, x) dW, where A is a number or diagonal.
 
-    Every solver applies; `ExponentialEuler(A)` and `ExponentialHeun(A)` solve the linear part exactly, however stiff it is.
+    Every solver applies; `ExponentialEuler(A)` and `ExponentialHeun(A)` solve the linear part
+    exactly, even if it is stiff.
 
     Arguments:
         linear: A, a float or a tensor that broadcasts against the event.
@@ -25,7 +26,15 @@ class SemiLinear(AbstractSDE):
         noise_size: m, the number of Brownian motions of general noise.
 
     Raises:
-        ValueError: for an unknown noise type, one without g, or noise_size without general noise or the reverse.
+        ValueError: for an unknown noise type, noise without g or g without noise, noise_size
+            without general noise, or general noise without noise_size.
+
+    Example:
+        >>> f, g = lambda t, x: torch.cos(x), lambda t, x: 1.0
+        >>> stiff = sdekit.SemiLinear(-1000.0, f, g, "additive")
+        >>> ts, solver = sdekit.uniform(0.0, 1.0, 10), sdekit.ExponentialHeun(-1000.0)
+        >>> sdekit.solve(stiff, torch.ones(4, 1), ts, solver=solver).x.shape
+        torch.Size([4, 1])
     """
 
     linear: float | Tensor

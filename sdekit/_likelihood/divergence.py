@@ -16,7 +16,14 @@ _PROBES = 1 << 12  # counters between the probes of two points of a trajectory
 
 
 class AbstractTrace(ABC):
-    """An estimator of tr J from vectors v with E v v^T = I (or the unit vectors): tr J = E v^T J v."""
+    """An estimator of tr J = E v^T J v from vectors v with E v v^T = I, or from all unit vectors.
+
+    Example:
+        >>> isinstance(sdekit.Exact(), sdekit.AbstractTrace)
+        True
+        >>> sdekit.Exact().probes, sdekit.Hutchinson(probes=4).probes
+        (0, 4)
+    """
 
     probes: int  # the number of independent estimates; 0 where there is nothing to estimate
 
@@ -41,7 +48,18 @@ class AbstractTrace(ABC):
 
 @dataclass(frozen=True)
 class Exact(AbstractTrace):
-    """The trace itself, one vector-Jacobian product for each dimension."""
+    """The exact trace, by one vector-Jacobian product per dimension.
+
+    Example:
+        >>> ode = sdekit.ODE(lambda t, x: -x)
+        >>> normal = torch.distributions.Normal(0.0, 1.0)
+        >>> logp = sdekit.log_likelihood(
+        ...     ode, torch.zeros(1, 2), [0.0, 1.0], lambda x: normal.log_prob(x).sum(1),
+        ...     trace=sdekit.Exact(),
+        ... )
+        >>> round(float(logp.value), 3)  # -log(2 pi) - 2
+        -3.838
+    """
 
     probes = 0
 
@@ -60,24 +78,36 @@ class Exact(AbstractTrace):
 class Hutchinson(AbstractTrace):
     """tr J = E v^T J v from K random probes, each an unbiased estimate.
 
-    With S = (J + J^T) / 2 one estimate has variance 2 (|S|_F^2 - sum S_ii^2) for Rademacher probes and 2 |S|_F^2 for
-    Gaussian ones. An integral of traces, sum_n w_n tr J_n over the points of a trajectory, has the variance of
-    sum_n w_n J_n while a probe is held fixed along it. Fresh probes at each point leave the sum of the variances of the
-    w_n J_n, which is less by about the number of points, and costs nothing: the K estimates of the integral stay
-    independent and unbiased.
+    With S = (J + J^T) / 2 one estimate has variance 2 (|S|_F^2 - sum S_ii^2) for Rademacher probes
+    and 2 |S|_F^2 for Gaussian ones. An integral of traces, sum_n w_n tr J_n over the points of a
+    trajectory, has the variance of sum_n w_n J_n while a probe is held fixed along it. Fresh probes
+    at each point leave the sum of the variances of the w_n J_n, which is less by about the number
+    of points, and costs nothing: the K estimates of the integral stay independent and unbiased.
 
     Arguments:
         probes: K. One probe has no standard error.
         kind: "rademacher" or "gaussian".
-        seed: what the probes depend on, besides a sample's index.
-        fresh: False holds a sample's probes fixed along its trajectory, as is usual where the trace is part of the equation
-            that is solved. Estimates then vary more and may be skewed, see `Likelihood.interval`.
+        seed: of the probes, which also depend on the index of the sample.
+        fresh: False keeps the probes of a sample fixed along its trajectory, as usual when the
+            trace is part of the equation solved. Estimates then vary more and may be skewed, see
+            `Likelihood.interval`.
 
     Raises:
         ValueError: for fewer than 1 or more than 4,096 probes, or an unknown kind.
 
+    Example:
+        >>> ode = sdekit.ODE(lambda t, x: -torch.sin(x))
+        >>> normal = torch.distributions.Normal(0.0, 1.0)
+        >>> logp = sdekit.log_likelihood(
+        ...     ode, torch.zeros(1, 4), [0.0, 1.0], lambda x: normal.log_prob(x).sum(1),
+        ...     trace=sdekit.Hutchinson(probes=8),
+        ... )
+        >>> logp.value.shape, logp.probes
+        (torch.Size([1]), 8)
+
     References:
-        Hutchinson 1990, "A stochastic estimator of the trace of the influence matrix for Laplacian smoothing splines".
+        Hutchinson 1990, "A stochastic estimator of the trace of the influence matrix for Laplacian
+        smoothing splines".
     """
 
     probes: int = 8

@@ -27,16 +27,26 @@ _NUMBERS = 1 << 15  # numbers of such points, or as many points as there are sam
 
 @dataclass(frozen=True, eq=False)
 class Likelihood:
-    """Log-densities and what is known of their error; all by sample, `(batch,)`.
+    """Log-densities and their errors, per sample, `(batch,)`.
 
     Attributes:
         value: log p(x) in nats, float64; NaN for a sample that did not reach the end.
-        stderr: the standard error that the probes leave: 0 for exact traces, NaN for one probe.
-        latent: where the flow takes x, `(batch, *event)`.
-        evaluations: of the drift, on the way and for the traces, int64.
+        stderr: the standard error due to the probes: 0 for exact traces, NaN for one probe.
+        latent: the point to which the flow maps x, `(batch, *event)`.
+        evaluations: of the drift, for the trajectory and the traces, int64.
         status: how the solve of each sample ended, see `Status`.
-        probes: K, the number of independent estimates behind each standard error; 0 for exact traces.
-        skewness: that of one estimate, from the K of them; 0 for fewer than four.
+        probes: K, the number of independent estimates behind each standard error; 0 for exact
+            traces.
+        skewness: that of one estimate, computed from all K; 0 for fewer than four.
+
+    Example:
+        >>> ode = sdekit.ODE(lambda t, x: -x)
+        >>> normal = torch.distributions.Normal(0.0, 1.0)
+        >>> logp = sdekit.log_likelihood(
+        ...     ode, torch.zeros(3, 2), [0.0, 1.0], lambda x: normal.log_prob(x).sum(1)
+        ... )
+        >>> logp.value.shape, logp.latent.shape, logp.status.tolist()
+        (torch.Size([3]), torch.Size([3, 2]), [0, 0, 0])
     """
 
     value: Tensor
@@ -106,32 +116,46 @@ def log_likelihood(
     control: PIDController | None = None,
     differentiable: bool = False,
 ) -> Likelihood:
-    """log p(x) where x(ts[0]) = x, dx = f(t, x) dt, and x(ts[-1]) has the density of log_prior.
+    """log p(x) where x(ts[0]) = x, dx = f(t, x) dt, and log_prior is the log-density of x(ts[-1]).
 
-    log p(x(t_0)) = log p(x(t_1)) + integral from t_0 to t_1 of div f(t, x(t)) dt along the trajectory, in either direction
-    of time. The trajectory is solved first, with adaptive steps of each sample; the integral is taken on it by Gauss's rule,
-    four nodes a step of order five, one evaluation of f and as many vector-Jacobian products as `trace` has vectors at each.
+    log p(x(t_0)) = log p(x(t_1)) + integral from t_0 to t_1 of div f(t, x(t)) dt along the
+    trajectory, in either direction of time. The trajectory is solved first, with adaptive steps of
+    each sample; the integral is taken on it by Gauss's rule, four nodes a step of order five, one
+    evaluation of f and as many vector-Jacobian products as `trace` has vectors at each.
 
     Arguments:
         flow: the ordinary equation.
-        x: the points, floating, `(batch, *event)`; what the batch holds besides a sample does not change its result.
+        x: the points, floating, `(batch, *event)`; the result of a sample does not depend on the
+            rest of the batch.
         ts: the first and the last time, in that order.
         log_prior: the log-density at the last time, `(batch, *event)` to `(batch,)`.
-        trace: how the divergence is found; `Exact()` unless given.
-        index: the samples' indices, `(batch,)`, on which their probes depend; counted from 0 unless given.
+        trace: how the divergence is computed; `Exact()` unless given.
+        index: the samples' indices, `(batch,)`, on which their probes depend; counted from 0 unless
+            given.
         solver: an explicit Runge-Kutta method with an error estimate; `Dopri5()` unless given.
-        control: the tolerances, `PIDController()` unless given, in the units of `AbstractSDE.physical`.
-        differentiable: whether value and latent shall have gradients, with respect to x and to what f depends on: those of
-            the discretised integral. Every step is then recorded.
+        control: the tolerances, `PIDController()` unless given, in the units of
+            `AbstractSDE.physical`.
+        differentiable: whether value and latent have gradients with respect to x and the tensors in
+            f: those of the discretised integral. Autograd then records every step.
 
     Returns:
-        a `Likelihood`. A sample that needed more than `PIDController.max_steps`, or whose tolerance could not be met, has NaN
-        as its value, and its status.
+        a `Likelihood`. A sample that needed more than `PIDController.max_steps`, or whose tolerance
+        could not be met, has NaN as its value, and its status.
 
     Raises:
         TypeError: when x is not a floating tensor with a batch dimension.
         UnfinishedError: when the drift of some samples is not finite: which ones, and where.
-        ValueError: for an equation with noise, a tolerance that the dtype does not resolve, or fewer than two times.
+        ValueError: for an equation with noise, a tolerance that the dtype does not resolve, or
+            fewer than two times.
+
+    Example:
+        >>> ode = sdekit.ODE(lambda t, x: -x)
+        >>> normal = torch.distributions.Normal(0.0, 1.0)
+        >>> logp = sdekit.log_likelihood(
+        ...     ode, torch.zeros(3, 2), [0.0, 1.0], lambda x: normal.log_prob(x).sum(1)
+        ... )
+        >>> [round(value, 3) for value in logp.value.tolist()]  # -log(2 pi) - 2
+        [-3.838, -3.838, -3.838]
 
     References:
         Chen et al. 2018, arXiv 1806.07366; Grathwohl et al. 2019, arXiv 1810.01367.

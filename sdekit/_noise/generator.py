@@ -26,7 +26,12 @@ PRIOR, PROBES = -1, -(1 << 20)  # probes go on downwards
 
 
 def fresh_seed() -> int:
-    """A seed in [0, 2^63) from torch's default generator: the only place where the library reads it."""
+    """A seed in [0, 2^63) from torch's default generator, which nothing else in the library reads.
+
+    Example:
+        >>> 0 <= sdekit.fresh_seed() < 2**63
+        True
+    """
     return int(torch.randint(2**63 - 1, ()).item())
 
 
@@ -128,24 +133,38 @@ def normal(
     counter: int = PRIOR,
     dtype: torch.dtype = torch.float32,
 ) -> Tensor:
-    """Standard normals that depend on (seed, sample index, counter) and on nothing else.
+    """Standard normals that depend only on (seed, sample index, counter).
 
     Arguments:
         seed: any integer.
-        index: the samples' indices, int64, shape `(batch,)`, on the device where the numbers are wanted.
+        index: the samples' indices, int64, shape `(batch,)`, on the device where the numbers are
+            wanted.
         event: the shape of one sample.
-        counter: which draw; counters from 0 belong to the steps of a solve, those below to draws outside it.
+        counter: which draw; counters from 0 belong to the steps of a solve, those below to draws
+            outside it.
         dtype: the result's; the numbers are drawn in float32 and cast.
 
     Returns:
         a tensor of shape `(batch, *event)`.
+
+    Example:
+        >>> a = sdekit.normal(0, torch.arange(4), (2,))
+        >>> b = sdekit.normal(0, torch.arange(2, 4), (2,))
+        >>> torch.equal(a[2:], b)  # a sample does not depend on the others
+        True
     """
     counters = torch.full((1,), counter, dtype=torch.int64, device=index.device)
     return standard_normal(keys(seed, index), counters, math.prod(event)).to(dtype).reshape(len(index), *event)
 
 
 def uniform01(seed: int, index: Tensor, event: tuple[int, ...], *, counter: int) -> Tensor:
-    """Uniform numbers in [0, 1), float64 with 53 bits, by the same coordinates as `normal`."""
+    """Uniform numbers in [0, 1), float64 with 53 bits, with the arguments of `normal`.
+
+    Example:
+        >>> u = sdekit.uniform01(0, torch.arange(4), (2,), counter=0)
+        >>> u.shape, u.dtype
+        (torch.Size([4, 2]), torch.float64)
+    """
     position = counter * _POSITIONS + torch.arange(math.prod(event), device=index.device)
     word = _mix(keys(seed, index).unsqueeze(-1) + position * GOLDEN)
     return _shifted(word, 11).to(torch.float64).mul_(2.0**-53).reshape(len(index), *event)

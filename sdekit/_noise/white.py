@@ -18,11 +18,17 @@ _DRAWS = 1 << 10  # counters of one step: W, H, then fresh normals
 
 
 class Increment(NamedTuple):
-    """What a step may use of the noise over [t0, t1]; None is what the problem or the solver does not ask for.
+    """The noise of a step over [t0, t1]; None for what the problem or the solver does not use.
 
     w: the increment of W, `(batch, *noise_shape)`, variance |t1 - t0|.
     h: its space-time Levy area, likewise, variance |t1 - t0| / 12, independent of w.
     z: fresh standard normals, `(normals, batch, *event)`.
+
+    Example:
+        >>> noise = sdekit.WhiteNoise(0)
+        >>> increment = next(noise.increments([0.0, 1.0], torch.zeros(3, 2), (2,), levy=True))
+        >>> increment.w.shape, increment.h.shape, increment.z
+        (torch.Size([3, 2]), torch.Size([3, 2]), None)
     """
 
     w: Tensor | None = None
@@ -34,7 +40,16 @@ Reader = Callable[[Tensor, Tensor], Increment]  # from times `(batch,)` to times
 
 
 class AbstractNoise(ABC):
-    """A source of increments, random access in the samples."""
+    """A source of increments, which gives those of any rows of a batch.
+
+    Example:
+        >>> isinstance(sdekit.WhiteNoise(0), sdekit.AbstractNoise)
+        True
+        >>> noise = sdekit.BrownianPath(0)
+        >>> x = torch.zeros(3, 2)
+        >>> [tuple(increment.w.shape) for increment in noise.increments([0.0, 0.5, 1.0], x, (2,))]
+        [(3, 2), (3, 2)]
+    """
 
     seed: int | Tensor
 
@@ -167,16 +182,31 @@ class AbstractSeededNoise(AbstractNoise):
 
 @dataclass(frozen=True, eq=False)
 class WhiteNoise(AbstractSeededNoise):
-    """Independent normals, one stream a sample: those of step i of sample n depend on (seed, n, i) alone.
+    """Independent normals: those of step i of sample n depend on (seed, n, i) only.
 
-    They do not depend on the batch, on how many steps are drawn together, on the dtype (drawn in float32, then cast) or on
-    the device (to rounding). Another grid gets other noise: increments are not those of one path.
+    They do not depend on the batch, on how many steps are drawn together, on the dtype (drawn in
+    float32, then cast) or on the device (to rounding). On another grid the noise is another one:
+    increments are not those of one path.
 
     Arguments:
-        seed: any integer; None takes one from torch's default generator; or one a sample, `(batch,)`, each of which then has
-            the noise that it would have alone.
+        seed: any integer; None takes one from torch's default generator; or one per sample,
+            `(batch,)`, which gives each the noise that it has alone.
         index: the samples' indices, `(batch,)` int64; None counts from `first`.
         first: the index of the first sample where index is None.
+
+    Raises:
+        TypeError: for seeds or indices that are not integers.
+        ValueError: for an index with one seed per sample; in a solve of another number of samples.
+
+    Example:
+        >>> sde = sdekit.SDE(lambda t, x: 0.1 * x, lambda t, x: 0.3 * x)
+        >>> ts, solver, x0 = sdekit.uniform(0.0, 1.0, 10), sdekit.EulerMaruyama(), torch.ones(4, 1)
+        >>> a, b = (
+        ...     sdekit.solve(sde, x0, ts, solver=solver, noise=sdekit.WhiteNoise(seed=0)).x
+        ...     for _ in range(2)
+        ... )
+        >>> torch.equal(a, b)
+        True
     """
 
     def increments(

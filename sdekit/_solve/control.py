@@ -9,28 +9,40 @@ from torch import Tensor
 
 @dataclass(frozen=True, eq=False)
 class PIDController:
-    """Accepts a step where its error q is at most 1, and scales the next one by safety q_n^-a q_{n-1}^b q_{n-2}^-c.
+    """Accepts a step if its error q <= 1; the next is scaled by safety q_n^-a q_{n-1}^b q_{n-2}^-c.
 
-    q is the root mean square over the event of error / (atol + rtol max(|x_0|, |x_1|)), in the units of the equation
-    (`AbstractSDE.physical`), by sample: no sample knows of the others. With k the power of the step in the error estimate,
-    a = (proportional + integral + derivative) / k, b = (proportional + 2 derivative) / k, c = derivative / k.
+    q is the root mean square over the event of error / (atol + rtol max(|x_0|, |x_1|)), in the
+    units of the equation (`AbstractSDE.physical`), and independent for each sample. With k the
+    power of the step in the error estimate, a = (proportional + integral + derivative) / k,
+    b = (proportional + 2 derivative) / k, c = derivative / k.
 
     Arguments:
         rtol, atol: the tolerances, relative and absolute.
-        proportional, integral, derivative: (0, 1, 0) is the classical rule; PI control, such as (0.4, 0.3, 0), suits stiff
-            equations, and (0.1, 0.3, 0) noise.
-        safety: the factor that leaves room for the estimate to be wrong.
+        proportional, integral, derivative: (0, 1, 0) is the classical rule; PI control, such as
+            (0.4, 0.3, 0), suits stiff equations, and (0.1, 0.3, 0) noise.
+        safety: the margin for errors of the estimate.
         smallest, largest: the limits of the change of a step.
-        first: the length of the first step; None estimates it, or with noise begins with a tenth of the span: the walk along
-            nested intervals can double a step at most, while a rejection makes it shorter as fast as needed.
-        max_steps: how many steps a sample may try.
+        first: the length of the first step. None estimates it; with noise None is a tenth of the
+            span, because steps on nested intervals can at most double, while rejections shorten
+            them fast.
+        max_steps: the most steps per sample, rejected ones included.
 
     Raises:
-        ValueError: for tolerances that are negative or both zero, or factors out of order.
+        ValueError: for tolerances that are negative or both zero, factors out of order,
+            coefficients out of range, max_steps < 1, or a first step that is not positive.
+
+    Example:
+        >>> ode = sdekit.ODE(lambda t, x: -x)
+        >>> control = sdekit.PIDController(rtol=1e-3, atol=1e-6)
+        >>> solver = sdekit.Dopri5()
+        >>> x0 = torch.ones(2, 1)
+        >>> solution = sdekit.solve(ode, x0, [0.0, 1.0], solver=solver, control=control)
+        >>> solution.accepted.shape
+        torch.Size([2])
 
     References:
-        Hairer, Norsett and Wanner 1993, "Solving ordinary differential equations I", section II.4; Soderlind 2003,
-        "Digital filters in adaptive time-stepping".
+        Hairer, Norsett and Wanner 1993, "Solving ordinary differential equations I", section II.4;
+        Soderlind 2003, "Digital filters in adaptive time-stepping".
     """
 
     rtol: float = 1e-5

@@ -20,7 +20,12 @@ from sdekit._solvers.contract import Tree
 
 
 class AbstractGradient(ABC):
-    """How gradients pass back through a fixed-grid solve."""
+    """How the backward pass of a fixed-grid solve is computed: `Checkpointed` or `Reversible`.
+
+    Example:
+        >>> isinstance(sdekit.Checkpointed(), sdekit.AbstractGradient)
+        True
+    """
 
     @abstractmethod
     def states(self, steps: Steps, x0: Tensor, *, every: bool) -> Iterator[tuple[int, Tensor]]:
@@ -35,14 +40,25 @@ class AbstractGradient(ABC):
 
 @dataclass(frozen=True, eq=False)
 class Checkpointed(AbstractGradient):
-    """Keeps every ceil(sqrt n)-th state of n steps; the backward pass repeats the steps between two of them at a time.
+    """Keeps every ceil(sqrt n)-th of n states; the backward pass repeats the steps between them.
 
-    The numbers are those of the plain gradient to the order of its sums. Tensors of n steps become those of 2 sqrt(n); each
-    evaluation is done twice. Of every operation the bare node of autograd stays, whatever the batch, so that small states gain
-    little. Whatever autograd reaches gets a gradient, and second derivatives work.
+    The gradient is that of plain autograd up to the order of its sums. Memory falls from the
+    tensors of n steps to those of 2 sqrt(n); each evaluation is done twice. One node of autograd
+    per operation remains, whatever the batch, so that the saving is small for small states. All
+    tensors that autograd reaches get a gradient, and second derivatives work.
+
+    Example:
+        >>> rate = torch.tensor(-1.0, requires_grad=True)
+        >>> ode = sdekit.ODE(lambda t, x: rate * x)
+        >>> ts, solver = sdekit.uniform(0.0, 1.0, 100), sdekit.RK4()
+        >>> gradient = sdekit.Checkpointed()
+        >>> sdekit.solve(ode, torch.ones(1, 1), ts, solver=solver, gradient=gradient).x.backward()
+        >>> round(float(rate.grad), 4)  # e^-1
+        0.3679
 
     References:
-        Griewank and Walther 2008, "Evaluating derivatives", section 12.2; Chen et al. 2016, arXiv 1604.06174.
+        Griewank and Walther 2008, "Evaluating derivatives", section 12.2; Chen et al. 2016,
+        arXiv 1604.06174.
     """
 
     def states(self, steps: Steps, x0: Tensor, *, every: bool) -> Iterator[tuple[int, Tensor]]:
@@ -57,24 +73,36 @@ class Checkpointed(AbstractGradient):
 
 @dataclass(frozen=True, eq=False)
 class Reversible(AbstractGradient):
-    """Keeps only the end; the backward pass runs the solver backwards, exactly to rounding, and differentiates step by step.
+    """Keeps only the last state; the backward pass runs the solver backwards, exact up to rounding.
 
-    Memory does not depend on the number of steps; three evaluations take the place of one. The solver must be reversible
-    (`ReversibleHeun`). Where the drift contracts at a rate, rounding errors of the way back grow like e^(rate t): its end
-    is compared with x0, and a way that misses it refused. First derivatives only.
+    Memory does not depend on the number of steps; a step costs three evaluations instead of one.
+    The solver must be reversible (`ReversibleHeun`). Where the drift contracts at a rate, rounding
+    errors of the backward solve grow like e^(rate t): its end is compared with x0, and an error is
+    raised where they differ. First derivatives only.
 
-    Autograd shows a function of this kind its inputs alone, so the tensors that f and g close over have to be made inputs.
-    They are found in the graph of the first step, at the cost of one step: all leaves that require a gradient, such as the
-    parameters of modules. A leaf that turns up in a later step is refused.
+    Autograd gives such a function only the gradients of its inputs, so that the tensors that f and
+    g close over must be inputs. They are found in the graph of the first step, at the cost of one
+    step: all leaves that require a gradient, such as the parameters of modules. A further leaf in a
+    later step raises an error.
 
     Arguments:
-        parameters: these tensors instead of those found: to leave others out, or to reach a tensor that is not a leaf
-            (`torch.autograd.grad` with respect to it). None of them may be computed from another.
+        parameters: the tensors to use instead of those found: to omit others, or for a tensor that
+            is not a leaf (`torch.autograd.grad` with respect to it). None of them may be computed
+            from another.
 
     Raises:
         TypeError: for a solver that is not reversible.
-        RuntimeError: in the backward pass, where a step meets a leaf that the first step did not.
-        ArithmeticError: in the backward pass, where it does not return to x0.
+        RuntimeError: in the backward pass, when a step uses a leaf that the first step did not.
+        ArithmeticError: in the backward pass, when it does not return to x0.
+
+    Example:
+        >>> rate = torch.tensor(-1.0, requires_grad=True)
+        >>> ode = sdekit.ODE(lambda t, x: rate * x)
+        >>> ts, solver = sdekit.uniform(0.0, 1.0, 200), sdekit.ReversibleHeun()
+        >>> gradient = sdekit.Reversible()
+        >>> sdekit.solve(ode, torch.ones(1, 1), ts, solver=solver, gradient=gradient).x.backward()
+        >>> round(float(rate.grad), 3)  # e^-1
+        0.368
 
     References:
         Kidger, Foster, Li and Lyons 2021, arXiv 2105.13493, algorithms 1 and 2.

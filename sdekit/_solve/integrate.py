@@ -46,9 +46,21 @@ def integrate(
     solver: AbstractSolver,
     noise: AbstractNoise | None = None,
 ) -> Iterator[Point]:
-    """The states of a solve one by one, the initial one first: for progress, early stops, or a look at each.
+    """The states of a solve on a fixed grid one by one, the initial one first.
 
-    Arguments, errors and meaning as in `solve`. Memory does not grow with the number of steps.
+    Arguments as in `solve`. Memory does not grow with the number of steps.
+
+    Raises:
+        NotFiniteError, RuntimeError, TypeError, ValueError: as `solve`.
+
+    Example:
+        >>> ode = sdekit.ODE(lambda t, x: -x)
+        >>> x0, ts = torch.ones(1, 1), [0.0, 0.5, 1.0]
+        >>> for point in sdekit.integrate(ode, x0, ts, solver=sdekit.RK4()):
+        ...     print(point.step, point.t, tuple(point.x.shape))
+        0 0.0 (1, 1)
+        1 0.5 (1, 1)
+        2 1.0 (1, 1)
     """
     _require_kinds(problem, solver, noise, None, None)
     grid = times(ts)
@@ -75,33 +87,44 @@ def solve(
 ) -> Solution:
     """Solves dx = f dt + g dW from x(ts[0]) = x0.
 
-    Without `control` ts is the grid, one solver step an interval. With it each sample takes steps of its own, of a length
-    that keeps its own error within the tolerances, and ts are the times of output. Where ts decreases the equation is
-    solved as an Ito equation with respect to the reversed path.
+    Without `control` ts is the grid, with one solver step per interval. With it each sample has
+    steps of its own, which keep its error within the tolerances, and ts are the times of output.
+    For decreasing ts the equation is solved as an Ito equation with respect to the reversed path.
 
     Arguments:
         problem: the equation.
         x0: the initial states, floating, `(batch, *event)`; an empty batch gives an empty result.
         ts: strictly monotone, at least two times.
         solver: the method of a step.
-        noise: where increments come from. None has a fresh seed, which the result reports: `WhiteNoise()` on a grid,
-            `BrownianPath(knots=the two ends)` with adaptive steps.
+        noise: the source of increments. None takes a new seed, which the result contains:
+            `WhiteNoise()` on a grid, `BrownianPath(knots=the two ends)` with adaptive steps.
         save: "all" keeps the states at all ts.
         control: how steps are adapted.
-        gradient: how gradients pass back through a fixed grid, `Checkpointed()` or `Reversible()`; None leaves it to autograd,
-            which records every step.
-        callback: called with each `Point` of a fixed grid, or after each round of adaptive steps with the `Move` that says
-            which samples went from where to where.
-        throw: False returns what there is, with the status of each sample, where True raises.
+        gradient: how gradients pass back through a fixed grid, `Checkpointed()` or `Reversible()`;
+            None leaves it to autograd, which records every step.
+        callback: called with each `Point` of a fixed grid, or after each round of adaptive steps
+            with a `Move`, which has the samples and their times before and after.
+        throw: False returns the solution with the status of each sample where True raises.
 
     Raises:
-        NotFiniteError: when a state on a fixed grid stops being finite; it names the step, the time and the samples.
+        NotFiniteError: when a state on a fixed grid stops being finite; it names the step, the time
+            and the samples.
         UnfinishedError: when samples with adaptive steps fail; it holds the solution of the others.
-        RuntimeError: when the drift or the diffusion changes its input, or what it returned before, in place; x0 stays as
-            it is.
-        TypeError: when x0 is not a floating tensor with a batch dimension, or noise that cannot be read twice meets
-            adaptive steps.
-        ValueError: for times that are not monotone, or a solver that does not support the problem's noise or adaptive steps.
+        RuntimeError: when the drift or the diffusion changes its input or an earlier result in
+            place; x0 is not changed.
+        TypeError: when x0 is not a floating tensor with a batch dimension, or adaptive steps are
+            used with noise that cannot be read twice.
+        ValueError: for times that are not monotone, or a solver that does not support the problem's
+            noise or adaptive steps.
+
+    Example:
+        >>> gbm = sdekit.SDE(lambda t, x: 0.1 * x, lambda t, x: 0.3 * x)
+        >>> ts = sdekit.uniform(0.0, 1.0, 100)
+        >>> noise = sdekit.WhiteNoise(seed=0)
+        >>> x0, solver = torch.ones(4, 1), sdekit.Milstein()
+        >>> solution = sdekit.solve(gbm, x0, ts, solver=solver, noise=noise)
+        >>> solution.x.shape, solution.seed
+        (torch.Size([4, 1]), 0)
     """
     if save not in ("last", "all"):
         raise ValueError(f"save must be 'last' or 'all', not {save!r}{did_you_mean(save, ('last', 'all'))}")

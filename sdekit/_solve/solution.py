@@ -17,7 +17,14 @@ from sdekit.elementary import Time
 
 
 class Point(NamedTuple):
-    """A state on the way: after how many steps, at which time, `(batch, *event)`."""
+    """A state of a solve: the number of steps before it, its time, and x, `(batch, *event)`.
+
+    Example:
+        >>> ode = sdekit.ODE(lambda t, x: -x)
+        >>> points = sdekit.integrate(ode, torch.ones(1, 1), [0.0, 0.5, 1.0], solver=sdekit.RK4())
+        >>> [(point.step, point.t) for point in points]
+        [(0, 0.0), (1, 0.5), (2, 1.0)]
+    """
 
     step: int
     t: float
@@ -28,10 +35,19 @@ class NotFiniteError(ArithmeticError):
     """A state became infinite or not a number.
 
     Attributes:
-        step: the first step after which it was, 0 being the initial state; the number of the evaluation in adaptive solves.
+        step: the number of the step, 0 for the initial state; in adaptive solves, that of the
+            evaluation.
         t: its time.
-        samples: the rows of the batch that were.
+        samples: the rows of the batch concerned.
         total: the size of the batch.
+
+    Example:
+        >>> ode = sdekit.ODE(lambda t, x: torch.exp(100 * x))
+        >>> try:
+        ...     sdekit.solve(ode, torch.ones(2, 1), [0.0, 1.0], solver=sdekit.EulerMaruyama())
+        ... except sdekit.NotFiniteError as error:
+        ...     print(error.step, error.samples)
+        1 [0, 1]
     """
 
     def __init__(self, step: int, t: float, samples: list[int], total: int, unit: str = "step") -> None:
@@ -50,7 +66,12 @@ class NotFiniteError(ArithmeticError):
 
 
 class Status(IntEnum):
-    """How the solve of a sample ended."""
+    """How the solve of a sample ended: completed, not finite, step too small, or too many steps.
+
+    Example:
+        >>> list(sdekit.Status)[0].name
+        'DONE'
+    """
 
     DONE = 0
     NOT_FINITE = 1
@@ -60,16 +81,25 @@ class Status(IntEnum):
 
 @dataclass(frozen=True, eq=False)
 class Solution:
-    """What a solve returns; what is counted is counted by sample, int64, `(batch,)`.
+    """The result of a solve; counts are per sample, int64, `(batch,)`.
 
     Attributes:
-        x: the states at the last time, `(batch, *event)`; with adaptive steps NaN for a sample that did not get there.
-        ts: the times asked for, float64, `(times,)`.
-        xs: the states at all of them, `(times, batch, *event)`, or None unless asked for.
+        x: the states at the last time, `(batch, *event)`; with adaptive steps NaN for a sample that
+            did not reach it.
+        ts: the times of the solve, float64, `(times,)`.
+        xs: the states at all times, `(times, batch, *event)`; None unless save="all".
         seed: the seed of the noise; None where there was none.
-        evaluations: of the drift, or the score.
-        accepted, rejected: steps; None where an engine does not tell.
+        evaluations: those of the drift, or of the score.
+        accepted, rejected: steps; None where they are not known.
         status: see `Status`.
+
+    Example:
+        >>> sde = sdekit.SDE(lambda t, x: -x, lambda t, x: 1.0, "additive")
+        >>> ts = sdekit.uniform(0.0, 1.0, 10)
+        >>> solver = sdekit.EulerMaruyama()
+        >>> solution = sdekit.solve(sde, torch.zeros(4, 1), ts, solver=solver, save="all")
+        >>> solution.x.shape, solution.xs.shape, solution.evaluations.tolist()
+        (torch.Size([4, 1]), torch.Size([11, 4, 1]), [10, 10, 10, 10])
     """
 
     x: Tensor
@@ -104,15 +134,26 @@ def shared(
 
 
 class UnfinishedError(ArithmeticError):
-    """Some samples did not get to the end of an adaptive solve; the others did.
+    """Some samples did not reach the end of an adaptive solve.
 
     Attributes:
-        solution: the `Solution`, whose status says which samples failed, and how.
+        solution: the `Solution`, with the results of the others, whose status says which samples
+            failed, and how.
         reached: the times where the samples stopped, `(batch,)`.
         advice: what to do.
 
     Arguments:
-        after: how many rows of the caller's batch come before those of the solution.
+        after: the number of rows of the batch before those of the solution.
+
+    Example:
+        >>> ode = sdekit.ODE(lambda t, x: -x)
+        >>> control = sdekit.PIDController(rtol=1e-8, atol=1e-8, max_steps=3)
+        >>> x0 = torch.ones(2, 1).double()
+        >>> try:
+        ...     sdekit.solve(ode, x0, [0.0, 1.0], solver=sdekit.Dopri5(), control=control)
+        ... except sdekit.UnfinishedError as error:
+        ...     print(error.solution.status.tolist())
+        [3, 3]
     """
 
     def __init__(self, solution: Solution, reached: Tensor, after: int = 0, advice: str | None = None) -> None:

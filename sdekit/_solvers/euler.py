@@ -14,8 +14,15 @@ from sdekit.elementary import Time, axpy
 class EulerMaruyama(AbstractSolver):
     """x_1 = x_0 + f(t_0, x_0) dt + g(t_0, x_0) dW.
 
+    Example:
+        >>> sde = sdekit.SDE(lambda t, x: 0.1 * x, lambda t, x: 0.3 * x)
+        >>> ts = sdekit.uniform(0.0, 1.0, 100)
+        >>> sdekit.solve(sde, torch.ones(4, 1), ts, solver=sdekit.EulerMaruyama()).x.shape
+        torch.Size([4, 1])
+
     References:
-        Kloeden and Platen 1992, "Numerical solution of stochastic differential equations", sections 10.2 and 14.1.
+        Kloeden and Platen 1992, "Numerical solution of stochastic differential equations", sections
+        10.2 and 14.1.
     """
 
     order = {

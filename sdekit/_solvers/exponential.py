@@ -42,18 +42,26 @@ def _times(a: Time, x: Tensor) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class ExponentialEuler(AbstractSolver):
-    """x_1 = e^z x_0 + phi_1(z) N dt + sqrt(phi_1(2 z)) g dW, with z = A dt and N = f(t_0, x_0) - A x_0.
+    """x_1 = e^z x_0 + phi_1(z) N dt + sqrt(phi_1(2 z)) g dW, with z = A dt and N = f(t_0, x_0) - A
+    x_0.
 
-    f is the whole drift, A its linear part or near it: the orders hold for every A, and steps are stable where z <= 0 is large
-    and N is not stiff. The noise has the exact variance (e^{2 z} - 1) / (2 z) |dt| g^2 and converges path by path: where N and
-    g are constant the solution has its exact law on every grid.
+    f is the whole drift, A its linear part or an approximation: the orders hold for every A, and
+    steps are stable for any z <= 0 if N is not stiff. The noise has the exact variance (e^{2
+    z} - 1) / (2 z) |dt| g^2 and converges path by path: for constant N and g the solution has the
+    exact law on every grid.
 
     Arguments:
         linear: A, a float or a tensor that broadcasts against the event.
 
+    Example:
+        >>> stiff = sdekit.SemiLinear(-1000.0, lambda t, x: torch.cos(x))
+        >>> ts, solver = sdekit.uniform(0.0, 1.0, 10), sdekit.ExponentialEuler(-1000.0)
+        >>> bool(sdekit.solve(stiff, torch.ones(4, 1), ts, solver=solver).x.abs().max() < 0.01)
+        True
+
     References:
-        Hochbruck and Ostermann 2010, "Exponential integrators"; Lord and Tambue 2013, "Stochastic exponential integrators for
-        the finite element discretization of SPDEs".
+        Hochbruck and Ostermann 2010, "Exponential integrators"; Lord and Tambue 2013, "Stochastic
+        exponential integrators for the finite element discretization of SPDEs".
     """
 
     linear: float | Tensor
@@ -77,12 +85,22 @@ def _kicked(problem: AbstractSDE, t: Time, z: Time, noise: Increment, x: Tensor,
 
 @dataclass(frozen=True, eq=False)
 class ExponentialHeun(AbstractSolver):
-    """x~ = e^z x_0 + phi_1(z) N_0 dt + sqrt(phi_1(2 z)) g dW, then x_1 = x~ + phi_2(z) (N(t_1, x~) - N_0) dt.
+    """Exponential time differencing of order two:
 
-    As `ExponentialEuler`, with g in the middle of the step; with additive noise weak order two.
+        x~ = e^z x_0 + phi_1(z) N_0 dt + sqrt(phi_1(2 z)) g dW,
+        x_1 = x~ + phi_2(z) (N(t_1, x~) - N_0) dt.
+
+    As `ExponentialEuler`, with g in the middle of the step; with additive noise the weak order is
+    two.
 
     Arguments:
         linear: A, a float or a tensor that broadcasts against the event.
+
+    Example:
+        >>> stiff = sdekit.SemiLinear(-1000.0, lambda t, x: torch.cos(x))
+        >>> ts, solver = sdekit.uniform(0.0, 1.0, 10), sdekit.ExponentialHeun(-1000.0)
+        >>> bool(sdekit.solve(stiff, torch.ones(4, 1), ts, solver=solver).x.abs().max() < 0.01)
+        True
 
     References:
         Cox and Matthews 2002, "Exponential time differencing for stiff systems", ETD2RK.

@@ -16,13 +16,22 @@ def _half(w: Tensor | None) -> Tensor | None:
 
 @dataclass(frozen=True, eq=False)
 class Heun(AbstractSolver):
-    """x~ = x_0 + f_0 dt + g_0 dW, then x_1 = (x_0 + x~) / 2 + f(t_1, x~) dt / 2 + g(t_1, x~) dW / 2.
+    """x~ = x_0 + f_0 dt + g_0 dW, then x_1 = (x_0 + x~) / 2 + f(t_1, x~) dt / 2 + g(t_1, x~)
+    dW / 2.
 
-    The explicit trapezoidal rule; with additive noise weak order two. With general noise that commutes strong order one.
+    The explicit trapezoidal rule. With additive noise the weak order is two; for general noise that
+    commutes the strong order is one.
+
+    Example:
+        >>> sde = sdekit.SDE(lambda t, x: -x, lambda t, x: 1.0, "additive")
+        >>> ts = sdekit.uniform(0.0, 1.0, 10)
+        >>> sdekit.solve(sde, torch.ones(4, 1), ts, solver=sdekit.Heun()).x.shape
+        torch.Size([4, 1])
 
     References:
-        Kloeden and Platen 1992, "Numerical solution of stochastic differential equations", section 15.1, for additive noise;
-        Ruemelin 1982, "Numerical treatment of stochastic differential equations", for other noise; Heun 1900 without.
+        Kloeden and Platen 1992, "Numerical solution of stochastic differential equations",
+        section 15.1, for additive noise; Ruemelin 1982, "Numerical treatment of stochastic
+        differential equations", for other noise; Heun 1900 without.
     """
 
     order = {
@@ -43,12 +52,21 @@ class Heun(AbstractSolver):
 
 @dataclass(frozen=True, eq=False)
 class EulerHeun(AbstractSolver):
-    """x~ = x_0 + g_0 dW, then x_1 = (x_0 + x~) / 2 + f_0 dt + g(t_1, x~) dW / 2: one drift evaluation a step.
+    """x~ = x_0 + g_0 dW, then x_1 = (x_0 + x~) / 2 + f_0 dt + g(t_1, x~) dW / 2.
 
-    With general noise that commutes strong order one.
+    For Stratonovich equations, one drift evaluation per step.
+
+    For general noise that commutes the strong order is one.
+
+    Example:
+        >>> sde = sdekit.SDE(lambda t, x: 0.1 * x, lambda t, x: 0.3 * x, sde_type="stratonovich")
+        >>> ts = sdekit.uniform(0.0, 1.0, 10)
+        >>> sdekit.solve(sde, torch.ones(4, 1), ts, solver=sdekit.EulerHeun()).x.shape
+        torch.Size([4, 1])
 
     References:
-        Burrage, Burrage and Tian 2004, "Numerical methods for strong solutions of stochastic differential equations".
+        Burrage, Burrage and Tian 2004, "Numerical methods for strong solutions of stochastic
+        differential equations".
     """
 
     order = {
@@ -67,9 +85,17 @@ class EulerHeun(AbstractSolver):
 
 @dataclass(frozen=True, eq=False)
 class Midpoint(AbstractSolver):
-    """x~ = x_0 + f_0 dt / 2 + g_0 dW / 2, then x_1 = x_0 + f(t, x~) dt + g(t, x~) dW with t = (t_0 + t_1) / 2.
+    """x~ = x_0 + f_0 dt / 2 + g_0 dW / 2, then x_1 = x_0 + f(t, x~) dt + g(t, x~) dW.
 
-    With general noise that commutes strong order one.
+    t = (t_0 + t_1) / 2.
+
+    For general noise that commutes the strong order is one.
+
+    Example:
+        >>> sde = sdekit.SDE(lambda t, x: 0.1 * x, lambda t, x: 0.3 * x, sde_type="stratonovich")
+        >>> ts = sdekit.uniform(0.0, 1.0, 10)
+        >>> sdekit.solve(sde, torch.ones(4, 1), ts, solver=sdekit.Midpoint()).x.shape
+        torch.Size([4, 1])
 
     References:
         Burrage, Burrage and Tian 2004, as for `EulerHeun`; Runge 1895 without noise.
@@ -92,15 +118,27 @@ class Midpoint(AbstractSolver):
 
 @dataclass(frozen=True, eq=False)
 class ReversibleHeun(AbstractSolver):
-    """x^_1 = 2 x_0 - x^_0 + f^_0 dt + g^_0 dW, then x_1 = x_0 + (f^_0 + f^_1) dt / 2 + (g^_0 + g^_1) dW / 2.
+    """A reversible method with one evaluation per step:
 
-    f^ and g^ are taken at x^, which begins as x: one evaluation a step besides the first. A step can be undone exactly but for
-    rounding, see `reverse`. The state is (x^, f^, g^). The paper proves strong order one for additive noise and 0.5 for other;
-    one for noise that commutes, diagonal and scalar noise among it, is what is measured. The difference of x^ and x is not
-    damped: where the drift contracts at a rate, it grows like e^(rate t) however small dt is, so that solves have to be short.
+        x^_1 = 2 x_0 - x^_0 + f^_0 dt + g^_0 dW,
+        x_1 = x_0 + (f^_0 + f^_1) dt / 2 + (g^_0 + g^_1) dW / 2.
+
+    f^ and g^ are evaluated at x^, which begins as x; the first step costs one evaluation more. A
+    step can be undone up to rounding, see `reverse`. The state is (x^, f^, g^). The paper proves
+    strong order one for additive noise and 0.5 for other noise; for noise that commutes, such as
+    diagonal and scalar noise, we measure order one. The difference of x^ and x is not damped: where
+    the drift contracts at a rate, it grows like e^(rate t) for every dt, so that solves must be
+    short.
+
+    Example:
+        >>> sde = sdekit.SDE(lambda t, x: 0.1 * x, lambda t, x: 0.3 * x, sde_type="stratonovich")
+        >>> ts = sdekit.uniform(0.0, 1.0, 10)
+        >>> sdekit.solve(sde, torch.ones(4, 1), ts, solver=sdekit.ReversibleHeun()).x.shape
+        torch.Size([4, 1])
 
     References:
-        Kidger, Foster, Li and Lyons 2021, "Efficient and accurate gradients for neural SDEs", arXiv 2105.13493.
+        Kidger, Foster, Li and Lyons 2021, "Efficient and accurate gradients for neural SDEs",
+        arXiv 2105.13493.
     """
 
     order = {

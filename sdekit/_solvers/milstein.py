@@ -82,12 +82,19 @@ def _load_forward_mode() -> None:
 
 @dataclass(frozen=True, eq=False)
 class Milstein(AbstractSolver):
-    """x_1 = x_0 + f dt + g dW + D(g dW)[g dW] / 2 - |dt| / 2 sum_j D g^j[g^j], all at (t_0, x_0), for Ito equations.
+    """x_1 = x_0 + f dt + g dW + D(g dW)[g dW] / 2 - |dt| / 2 sum_j D g^j[g^j], for Ito equations.
 
-    D is the derivative in x; g^j is what multiplies the j-th Brownian motion. Diagonal noise is meant as by Kloeden and Platen:
-    g_i depends on x_i only, not on the other coordinates. With general noise that commutes, D g^j[g^k] = D g^k[g^j], the strong
-    order is one; with other general noise it is that of Euler-Maruyama, because Levy's area is missing. m Brownian motions
-    cost m + 1 directional derivatives, other noise one.
+    All functions are at (t_0, x_0); D is the derivative in x; g^j multiplies the j-th Brownian
+    motion. Diagonal noise as in Kloeden and Platen: g_i depends on x_i only, not on the other
+    coordinates. With general noise that commutes, D g^j[g^k] = D g^k[g^j], the strong order is one;
+    with other general noise it is that of Euler-Maruyama, because Levy's area is missing. m
+    Brownian motions cost m + 1 directional derivatives, other noise one.
+
+    Example:
+        >>> sde = sdekit.SDE(lambda t, x: 0.1 * x, lambda t, x: 0.3 * x)
+        >>> ts = sdekit.uniform(0.0, 1.0, 10)
+        >>> sdekit.solve(sde, torch.ones(4, 1), ts, solver=sdekit.Milstein()).x.shape
+        torch.Size([4, 1])
 
     References:
         Milstein 1975; Kloeden and Platen 1992, section 10.3.

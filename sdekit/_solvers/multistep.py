@@ -21,16 +21,35 @@ Variable = Literal["l", "smooth"]
 class AbstractMultistep(AbstractPlanned):
     """x_1 = x_0 + sum_j w_j f_j + g((t_0 + t_1)/2) dW, f_j the drifts at the last k times.
 
-    A subclass says by which `rule` the weights follow from the times. Where it `corrects`, f is evaluated at the x_1 so
-    predicted, the same rule is used once more with that value among them, and the value serves the next step: one evaluation a
-    step as well. The last step is not corrected. The first steps use as many values as there are.
+    A subclass defines `rule`, which computes the weights from the times. If it `corrects`, f is
+    evaluated at the predicted x_1, the same rule is applied again with this value, and the next
+    step uses it, so that the cost is still one evaluation per step. The last step is not corrected.
+    The first steps use the values available.
 
     Arguments:
-        k: how many values a prediction uses.
-        lower_final: whether the last steps use as many values as there are steps left, as some samplers do for the sake of a
-            last step of infinite length in log(alpha / sigma). It leaves at most order two.
-        self_starting: whether the first step makes values for itself where the order needs them. Where f hardly changes at
-            first, as at the noisy end of a diffusion, those evaluations are better spent on steps.
+        k: the number of values of a prediction.
+        lower_final: whether the last steps use at most as many values as there are steps left, as
+            some samplers do because their last step is infinite in log(alpha / sigma). This limits
+            the order to two.
+        self_starting: whether the first step computes further values that the order needs. If f
+            hardly changes at first, as at the noisy end of a diffusion, more steps are a better use
+            of these evaluations.
+
+    Raises:
+        ValueError: for a k that is not in `accuracy`, or a name that is not in `choices`.
+
+    Example:
+        >>> from dataclasses import dataclass
+        >>> @dataclass(frozen=True, eq=False)
+        ... class Adams(sdekit.AbstractMultistep):  # a polynomial in t, integrated exactly
+        ...     accuracy = {1: 1, 2: 2, 3: 2}  # k to the order
+        ...     def rule(self, panels):
+        ...         return panels.exact()
+        >>> ode = sdekit.ODE(lambda t, x: -x)
+        >>> ts = sdekit.uniform(0.0, 1.0, 50)
+        >>> x = sdekit.solve(ode, torch.ones(1, 1).double(), ts, solver=Adams(2)).x
+        >>> round(float(x), 3)  # e^-1
+        0.368
     """
 
     accuracy: ClassVar[Mapping[int, int]]  # k to the order without noise, as measured
@@ -149,19 +168,34 @@ class AbstractAdams(AbstractMultistep, ABC):
 
 @dataclass(frozen=True, eq=False)
 class AdamsBashforth(AbstractAdams):
-    """x_1 = x_0 + integral over [t_0, t_1] of the interpolant of f through the last k values + g((t_0 + t_1)/2) dW.
+    """x_1 = x_0 + integral over [t_0, t_1] of the interpolant of f through the last k
+    values + noise.
 
-    One evaluation a step. The interpolant is a polynomial in t, or, for a `Clocked` problem, one in its parameter l or in a
-    variable of its own, integrated against its clock (an exponential integrator). Without noise the first step evaluates f once
-    more for k = 3 and three times more for k = 4, because Euler's error there would keep the order at two: order k. With
-    additive noise strong order one and weak order min(k, 2).
+    The noise is g((t_0 + t_1)/2) dW.
+
+    One evaluation per step. The interpolant is a polynomial in t, or, for a `Clocked` problem, one
+    in its parameter l or in a variable of its own, integrated against its clock (an exponential
+    integrator). Without noise the order is k: the first step evaluates f once more for k = 3 and
+    three times more for k = 4, because the error of an Euler step would limit the order to two.
+    With additive noise strong order one and weak order min(k, 2).
 
     Arguments:
-        k: how many values, 1 to 4.
+        k: the number of values, 1 to 4.
+
+    Raises:
+        ValueError: for another k or variable.
+
+    Example:
+        >>> ode = sdekit.ODE(lambda t, x: -x)
+        >>> ts = sdekit.uniform(0.0, 1.0, 20)
+        >>> x = sdekit.solve(ode, torch.ones(1, 1).double(), ts, solver=sdekit.AdamsBashforth(4)).x
+        >>> round(float(x), 4)  # e^-1 = 0.3679
+        0.3679
 
     References:
-        Hairer, Noersett and Wanner 1993, "Solving ordinary differential equations I", section III.1; with noise: Buckwar
-        and Winkler 2006, "Multistep methods for SDEs and their application to problems with small noise".
+        Hairer, Noersett and Wanner 1993, "Solving ordinary differential equations I",
+        section III.1; with noise: Buckwar and Winkler 2006, "Multistep methods for SDEs and their
+        application to problems with small noise".
     """
 
     accuracy = {1: 1, 2: 2, 3: 3, 4: 4}
@@ -170,19 +204,33 @@ class AdamsBashforth(AbstractAdams):
 
 @dataclass(frozen=True, eq=False)
 class AdamsMoulton(AbstractAdams):
-    """`AdamsBashforth(k)`, then the same with the value at the predicted x_1 among them: the interpolant of k + 1 values.
+    """Predictor-corrector: `AdamsBashforth(k)`, then the interpolant of k + 1 values.
 
-    One evaluation a step, two more for k = 3 without noise; the value at the predicted point is kept and not made again. Order
-    k + 1 without noise, but three for k = 4, which makes no values for its start: it is for solves that begin where f hardly
-    changes, as at the noisy end of a diffusion, and is of order five from there on. With additive noise strong order one and
-    weak order two, predictor and corrector having the same dW. On the clock of a diffusion's reverse equation this is
-    SA-Solver.
+    The further value is that at the predicted x_1.
+
+    One evaluation per step, and two more for k = 3 without noise; the value at the predicted point
+    is not computed again. Without noise the order is k + 1, but three for k = 4, which computes no
+    further values in its first step: k = 4 is for solves that begin where f hardly changes, as at
+    the noisy end of a diffusion, and has order five there. With additive noise strong order one and
+    weak order two; predictor and corrector share dW. On the clock of a diffusion's reverse
+    equation this is SA-Solver.
 
     Arguments:
-        k: how many values the predictor uses, 1 to 4.
+        k: the number of values of the predictor, 1 to 4.
+
+    Raises:
+        ValueError: for another k or variable.
+
+    Example:
+        >>> ode = sdekit.ODE(lambda t, x: -x)
+        >>> ts = sdekit.uniform(0.0, 1.0, 20)
+        >>> x = sdekit.solve(ode, torch.ones(1, 1).double(), ts, solver=sdekit.AdamsMoulton(3)).x
+        >>> round(float(x), 4)  # e^-1 = 0.3679
+        0.3679
 
     References:
-        Hairer, Noersett and Wanner 1993, section III.1; Xue et al. 2023, arXiv 2309.05019, with noise.
+        Hairer, Noersett and Wanner 1993, section III.1; Xue et al. 2023, arXiv 2309.05019, with
+        noise.
     """
 
     accuracy = {1: 2, 2: 3, 3: 4, 4: 5}

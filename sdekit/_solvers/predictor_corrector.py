@@ -16,10 +16,22 @@ from sdekit.elementary import Time, broadcast, norm
 
 
 class AbstractCorrector(ABC):
-    """Moves a state towards p_t without moving the time.
+    """Moves a state towards the law p_t at a fixed time.
 
     Attributes:
-        normals: how many fresh normals of the state's shape it uses.
+        normals: the number of normals of the state's shape that it uses.
+
+    Example:
+        >>> class Unadjusted(sdekit.AbstractCorrector):  # a Langevin step of fixed size
+        ...     normals = 1
+        ...     def correct(self, problem, t0, t1, x, z):
+        ...         return x + 0.01 * problem.score(t0, x) + 0.02**0.5 * z[0]
+        >>> vp = sd.VPSDE()
+        >>> reverse = sdekit.ReverseSDE(vp, lambda t, x: -x)  # of data from N(0, I)
+        >>> solver = sdekit.PredictorCorrector(sdekit.EulerMaruyama(), Unadjusted())
+        >>> ts = sdekit.uniform(1.0, 1e-3, 20)
+        >>> sdekit.solve(reverse, torch.randn(4, 2), ts, solver=solver).x.shape
+        torch.Size([4, 2])
     """
 
     normals: int
@@ -31,17 +43,34 @@ class AbstractCorrector(ABC):
 
 @dataclass(frozen=True, eq=False)
 class Langevin(AbstractCorrector):
-    """x <- x + e s + sqrt(2 e) z, e = 2 a (snr sigma)^2 (|z|^2 + m) / (sigma^2 |s|^2 + m), the norms the sample's own.
+    """Langevin corrector: x <- x + e s + sqrt(2 e) z,
 
-    a = alpha(t_0)^2 / alpha(t_1)^2 and sigma belong to the forward equation. With m = 0 this is the published step,
-    2 a (snr |z| / |s|)^2, whose norms there are averages over the batch. The norms of one sample are good averages only in
-    many dimensions: in two, |s| comes close to 0 by chance, the step jumps, and mode weights come out wrong by tens of
-    standard errors. So both squares get m further coordinates that have their mean, 1.
+        e = 2 a (snr sigma)^2 (|z|^2 + m) / (sigma^2 |s|^2 + m).
+
+    The norms are those of a sample; a = alpha(t_0)^2 / alpha(t_1)^2 and sigma are those of the
+    forward equation. With m = 0 this is the published step, 2 a (snr |z| / |s|)^2, where the norms
+    are averages over the batch. The norms of one sample are good averages only in many dimensions:
+    in two, |s| may be close to 0, the step becomes large, and mode weights are wrong by tens of
+    standard errors. So both squares get m further coordinates with their mean, 1.
 
     Arguments:
-        snr: the ratio of the lengths of signal and noise in a step: 0.16 on CIFAR-10, 0.075 to 0.17 elsewhere.
-        steps: how many such moves a time step gets.
-        m: how many further coordinates. An equation without a known kernel gets m = 0 and a = 1.
+        snr: the ratio of the lengths of signal and noise in a step: 0.16 on CIFAR-10, 0.075 to 0.17
+            elsewhere.
+        steps: the number of such moves per time step.
+        m: the number of further coordinates. For an equation without a known kernel m = 0 and
+            a = 1.
+
+    Raises:
+        ValueError: for an snr that is not positive, steps < 1 or a negative m.
+
+    Example:
+        >>> vp = sd.VPSDE()
+        >>> reverse = sdekit.ReverseSDE(vp, lambda t, x: -x)  # of data from N(0, I)
+        >>> corrector = sdekit.Langevin(snr=0.16, steps=1)
+        >>> solver = sdekit.PredictorCorrector(sdekit.ReverseDiffusion(), corrector)
+        >>> ts = sdekit.uniform(1.0, 1e-3, 100)
+        >>> sdekit.solve(reverse, torch.randn(4, 2), ts, solver=solver).x.shape
+        torch.Size([4, 2])
 
     References:
         Song et al. 2021, arXiv 2011.13456, algorithms 4 and 5.
@@ -77,8 +106,20 @@ class PredictorCorrector(AbstractSolver):
     """The corrector at t_0, then the predictor from t_0 to t_1.
 
     Arguments:
-        predictor: any solver; multistep rules use values from before the corrections, and lose their order by it.
+        predictor: any solver; multistep rules use values from before the corrections, and lose
+            their order.
         corrector: a chain with p_t invariant, such as `Langevin`; the problem must have a score.
+
+    Raises:
+        TypeError: in a solve of an equation without a score.
+
+    Example:
+        >>> vp = sd.VPSDE()
+        >>> reverse = sdekit.ReverseSDE(vp, lambda t, x: -x)  # of data from N(0, I)
+        >>> solver = sdekit.PredictorCorrector(sdekit.ReverseDiffusion(), sdekit.Langevin())
+        >>> ts = sdekit.uniform(1.0, 1e-3, 100)
+        >>> sdekit.solve(reverse, torch.randn(4, 2), ts, solver=solver).x.shape
+        torch.Size([4, 2])
     """
 
     predictor: AbstractSolver

@@ -13,12 +13,21 @@ from sdekit.elementary import Time, axpy
 
 @dataclass(frozen=True, eq=False)
 class AbstractPredictor(AbstractSolver, ABC):
-    """x_1 = a x_0 + b s(t_0, x_0) + c z, z = W / sqrt(|dt|): a step of Anderson's equation from a late time to an earlier one.
+    """A step x_1 = a x_0 + b s(t_0, x_0) + c z of Anderson's equation, back in time.
 
-    a, b and c are functions of r, v and w, which `AbstractSDE.chain` knows: forwards x_0 = r x_1 + sqrt(v) z, and w is the
-    variance of a step back. For most diffusions these are exact, from alpha and sigma at the two times; under VE they are the
-    published sigma_i^2 - sigma_{i-1}^2. `VPSDE` has the published v = w = beta(t_0) |dt| and r = sqrt(1 - v), which tend to
-    the exact ones with the step.
+    z = W / sqrt(|dt|).
+
+    a, b and c are functions of r, v and w, which `AbstractSDE.chain` returns: forwards x_0 = r
+    x_1 + sqrt(v) z, and w is the variance of a step back. For most diffusions these are exact, from
+    alpha and sigma at the two times; under VE they are the published sigma_i^2 - sigma_{i-1}^2.
+    `VPSDE` has the published v = w = beta(t_0) |dt| and r = sqrt(1 - v), which converge to the
+    exact ones as the step goes to 0.
+
+    Example:
+        >>> isinstance(sdekit.ReverseDiffusion(), sdekit.AbstractPredictor)
+        True
+        >>> sdekit.ReverseDiffusion().coefficients(r=0.9, v=0.19, w=0.1)
+        (1.1, 0.19, 0.19)
     """
 
     order = {"additive": Order(1, 1)}
@@ -37,11 +46,25 @@ class AbstractPredictor(AbstractSolver, ABC):
 
 @dataclass(frozen=True, eq=False)
 class ReverseDiffusion(AbstractPredictor):
-    """x_1 = x_0 - (r - 1) x_0 + v s + sqrt(v) z: the chain's own increments, (r - 1) x of drift and v of variance, reversed.
+    """x_1 = x_0 - (r - 1) x_0 + v s + sqrt(v) z: the increments of the forward chain, reversed.
 
-    VP: x + (1 - sqrt(1 - beta_i)) x + beta_i s + sqrt(beta_i) z, beta_i = beta(t_i) dt; VE: x + v s + sqrt(v) z with
-    v = sigma_i^2 - sigma_{i-1}^2. The authors' code has no chain for sub-VP and takes f dt and g^2 dt, which is
-    `EulerMaruyama`; here, and under all others, the increments are integrated exactly.
+    These are (r - 1) x, the drift, and v, the variance.
+
+    VP: x + (1 - sqrt(1 - beta_i)) x + beta_i s + sqrt(beta_i) z, beta_i = beta(t_i) dt; VE: x + v
+    s + sqrt(v) z with v = sigma_i^2 - sigma_{i-1}^2. The authors' code has no chain for sub-VP and
+    uses f dt and g^2 dt, which is `EulerMaruyama`; here, and under all other diffusions, the
+    increments are integrated exactly.
+
+    Raises:
+        TypeError: in a solve of an equation without a score or a kernel.
+        ValueError: in a solve of `ReverseSDE` with another eta than 1, or forward in time.
+
+    Example:
+        >>> vp = sd.VPSDE()
+        >>> reverse = sdekit.ReverseSDE(vp, lambda t, x: -x)  # of data from N(0, I)
+        >>> ts = sdekit.uniform(1.0, 1e-3, 100)
+        >>> sdekit.solve(reverse, torch.randn(4, 2), ts, solver=sdekit.ReverseDiffusion()).x.shape
+        torch.Size([4, 2])
 
     References:
         Song et al. 2021, arXiv 2011.13456, appendix E, algorithms 2 and 3.
@@ -53,18 +76,33 @@ class ReverseDiffusion(AbstractPredictor):
 
 @dataclass(frozen=True, eq=False)
 class Ancestral(AbstractPredictor):
-    """x_1 = (x_0 + v s) / r + sqrt(w) z: a sample of q(x_1 | x_0, D), with D = (x_0 + sigma^2 s) / alpha for the data.
+    """x_1 = (x_0 + v s) / r + sqrt(w) z, a sample of q(x_1 | x_0, D), D = (x_0 + sigma^2
+    s) / alpha.
 
-    VP: (x + beta_i s) / sqrt(1 - beta_i) + sqrt(beta_i) z, DDPM's sampler with the larger of its variances; VE:
-    x + v s + sqrt(w) z with w = sigma_{i-1}^2 (sigma_i^2 - sigma_{i-1}^2) / sigma_i^2. Under VE and all others it is exact
-    for data that are one point: the step of `AdamsBashforth(1)` on the clock with eta = 1, DDPM's with the smaller variance.
+    VP: (x + beta_i s) / sqrt(1 - beta_i) + sqrt(beta_i) z, DDPM's sampler with the larger of its
+    variances; VE: x + v s + sqrt(w) z with w = sigma_{i-1}^2
+    (sigma_i^2 - sigma_{i-1}^2) / sigma_i^2. Under VE and all others it is exact for data at one
+    point: the step of `AdamsBashforth(1)` on the clock with eta = 1, DDPM's with the smaller
+    variance.
 
     Arguments:
-        large: whether the variance is v under every diffusion, that of a step forwards: where variance is preserved
-            beta_i = 1 - alpha_0^2 / alpha_1^2.
+        large: whether the variance is v under every diffusion, that of a step forwards: where
+            variance is preserved beta_i = 1 - alpha_0^2 / alpha_1^2.
+
+    Raises:
+        TypeError: in a solve of an equation without a score or a kernel.
+        ValueError: in a solve of `ReverseSDE` with another eta than 1, or forward in time.
+
+    Example:
+        >>> vp = sd.VPSDE()
+        >>> reverse = sdekit.ReverseSDE(vp, lambda t, x: -x)  # of data from N(0, I)
+        >>> ts = sdekit.uniform(1.0, 1e-3, 100)
+        >>> sdekit.solve(reverse, torch.randn(4, 2), ts, solver=sdekit.Ancestral()).x.shape
+        torch.Size([4, 2])
 
     References:
-        Song et al. 2021, arXiv 2011.13456, appendix F; Ho et al. 2020, arXiv 2006.11239, algorithm 2.
+        Song et al. 2021, arXiv 2011.13456, appendix F; Ho et al. 2020, arXiv 2006.11239,
+        algorithm 2.
     """
 
     large: bool = False

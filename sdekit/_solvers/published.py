@@ -16,20 +16,36 @@ Variable = Literal["t", "rho", "log_rho"]
 
 @dataclass(frozen=True, eq=False)
 class DPMSolver(AbstractMultistep):
-    """DPM-Solver++(kM), and on a clock with noise SDE-DPM-Solver++(kM): x_1 = x_0 + M_0 c_0 + M_1 c_1 + M_2/2 c_2 + g dW.
+    """DPM-Solver++(kM), or with noise SDE-DPM-Solver++(kM):
 
-    c_i are the coefficients of the interpolant of F through the last k values in s, which runs from 0 to 1 over the step in
-    l, and M_i the integrals of s^i dA: with M_2 itself the third order would be reached, which (3M) therefore has not.
-    Two values in the form "midpoint" take M_0/2 instead of M_1. Order min(k, 2); with noise strong order one and weak order
-    min(k, 2).
+        x_1 = x_0 + M_0 c_0 + M_1 c_1 + M_2/2 c_2 + g dW.
+
+    c_i are the coefficients of the interpolant of F through the last k values in s, which runs from
+    0 to 1 over the step in l, and M_i the integrals of s^i dA: with M_2 instead of M_2/2 the
+    order would be three, which (3M) does not have. Two values in the form "midpoint" take M_0/2
+    instead of M_1. Order min(k, 2); with noise strong order one and weak order min(k, 2).
 
     Arguments:
-        k: how many values, 1 to 3. k = 1 is DDIM, and with noise DDPM's ancestral sampler.
+        k: the number of values, 1 to 3. k = 1 is DDIM, and with noise DDPM's ancestral sampler.
         form: "midpoint", as in the paper, or "heun", as k-diffusion's 3M-SDE in its second step.
 
+    Raises:
+        ValueError: for another k or form.
+
+    Example:
+        >>> from sdekit.elementary import scaled, sigmoid, sqrt
+        >>> sigma = lambda l: sqrt(sigmoid(-2 * l))
+        >>> denoiser = lambda l, x: scaled(sqrt(sigmoid(2 * l)), x)  # of data from N(0, 1)
+        >>> flow = sdekit.Clocked(denoiser, sigma, a=1.0)  # in y = x / sigma
+        >>> ts, y = flow.time(sdekit.uniform(-3.0, 3.0, 100)), torch.ones(1, 1) / sigma(-3.0)
+        >>> y = sdekit.solve(flow, y, ts, solver=sdekit.DPMSolver(2)).x
+        >>> round(float(y * sigma(3.0)), 2)  # the flow of normal data keeps x = 1
+        1.0
+
     References:
-        Lu et al. 2022, arXiv 2211.01095, algorithm 2 and appendix B; k-diffusion, `sample_dpmpp_3m_sde`; diffusers,
-        `DPMSolverMultistepScheduler`, whose SDE form of k = 3 has -0.5 in place of +0.5 in the last weight.
+        Lu et al. 2022, arXiv 2211.01095, algorithm 2 and appendix B; k-diffusion,
+        `sample_dpmpp_3m_sde`; diffusers, `DPMSolverMultistepScheduler`, whose SDE form of k = 3 has
+        -0.5 in place of +0.5 in the last weight.
     """
 
     form: Shape = "midpoint"
@@ -46,14 +62,30 @@ class DPMSolver(AbstractMultistep):
 
 @dataclass(frozen=True, eq=False)
 class UniPC(AbstractMultistep):
-    """UniPC-k: `AdamsMoulton`, where rules of two values, the predictor of k = 2 and the first corrector, take B/2 for M_1.
+    """UniPC-k: `AdamsMoulton` with B/2 for M_1 in rules of two values.
 
-    M_1 as in `DPMSolver`; B is M_0 in the form "bh2" and its limit for short steps, a dl A(l_1), in "bh1". Order k + 1, three
-    for k = 3 because of its first step; with `lower_final`, as published, two.
+    These are the predictor of k = 2 and the first corrector.
+
+    M_1 as in `DPMSolver`; B is M_0 in the form "bh2" and its limit for short steps, a dl A(l_1), in
+    "bh1". Order k + 1, three for k = 3 because of its first step; with `lower_final`, as published,
+    two.
 
     Arguments:
-        k: how many values the predictor uses, 1 to 3.
+        k: the number of values of the predictor, 1 to 3.
         form: "bh1" or "bh2".
+
+    Raises:
+        ValueError: for another k or form.
+
+    Example:
+        >>> from sdekit.elementary import scaled, sigmoid, sqrt
+        >>> sigma = lambda l: sqrt(sigmoid(-2 * l))
+        >>> denoiser = lambda l, x: scaled(sqrt(sigmoid(2 * l)), x)  # of data from N(0, 1)
+        >>> flow = sdekit.Clocked(denoiser, sigma, a=1.0)  # in y = x / sigma
+        >>> ts, y = flow.time(sdekit.uniform(-3.0, 3.0, 100)), torch.ones(1, 1) / sigma(-3.0)
+        >>> y = sdekit.solve(flow, y, ts, solver=sdekit.UniPC(2)).x
+        >>> round(float(y * sigma(3.0)), 2)  # the flow of normal data keeps x = 1
+        1.0
 
     References:
         Zhao et al. 2023, arXiv 2302.04867.
@@ -74,21 +106,38 @@ class UniPC(AbstractMultistep):
 
 @dataclass(frozen=True, eq=False)
 class DEIS(AbstractMultistep):
-    """DEIS: the interpolant of F through the last k values, a polynomial in a variable of choice, integrated exactly.
+    """DEIS: the exact integral of the interpolant of F through the last k values.
 
-    On the clock of noise prediction, F = eps and A = sigma / alpha, this is tAB-DEIS with the variable "t", the diffusion's
-    own time; rhoAB-DEIS, and the linear multistep method of k-diffusion with k = 4, with "rho" = e^{-l} = A; and the DEIS of
-    diffusers with "log_rho" = l. The first steps use as many values as there are, which leaves order min(k, 2), as with noise.
+    The interpolant is a polynomial in a chosen variable.
 
-    With the data predicted A = e^{a l} grows, and polynomials in it, fitted where it is small, explode; so "rho" is e^{-l} for
-    every clock.
+    On the clock of noise prediction, F = eps and A = sigma / alpha, this is tAB-DEIS with the
+    variable "t", the diffusion's own time; rhoAB-DEIS, and the linear multistep method of
+    k-diffusion with k = 4, with "rho" = e^{-l} = A; and the DEIS of diffusers with "log_rho" = l.
+    The first steps use the values available, which limits the order to min(k, 2), as with noise.
+
+    With data prediction A = e^{a l} grows, and polynomials in A fitted at small A diverge at large
+    A. So "rho" is e^{-l} for every clock.
 
     Arguments:
-        k: how many values, 1 to 4.
+        k: the number of values, 1 to 4.
         variable: "t", "rho" or "log_rho".
 
+    Raises:
+        ValueError: for another k or variable.
+
+    Example:
+        >>> from sdekit.elementary import scaled, sigmoid, sqrt
+        >>> sigma = lambda l: sqrt(sigmoid(-2 * l))
+        >>> denoiser = lambda l, x: scaled(sqrt(sigmoid(2 * l)), x)  # of data from N(0, 1)
+        >>> flow = sdekit.Clocked(denoiser, sigma, a=1.0)  # in y = x / sigma
+        >>> ts, y = flow.time(sdekit.uniform(-3.0, 3.0, 100)), torch.ones(1, 1) / sigma(-3.0)
+        >>> y = sdekit.solve(flow, y, ts, solver=sdekit.DEIS(3, "log_rho")).x
+        >>> round(float(y * sigma(3.0)), 2)  # the flow of normal data keeps x = 1
+        1.0
+
     References:
-        Zhang and Chen 2023, arXiv 2204.13902; Karras et al. 2022, arXiv 2206.00364, for k-diffusion's `sample_lms`.
+        Zhang and Chen 2023, arXiv 2204.13902; Karras et al. 2022, arXiv 2206.00364, for
+        k-diffusion's `sample_lms`.
     """
 
     variable: Variable = "t"

@@ -17,10 +17,17 @@ from sdekit.elementary import Time, axpy, broadcast
 
 @dataclass(frozen=True)
 class Tableau:
-    """Butcher's coefficients: stage i is at c_i and starts from sum_j a_ij k_j; the step ends at sum_i b_i k_i.
+    """A Butcher tableau: stage i is at c_i and starts from sum_j a_ij k_j; the step ends at sum_i
+    b_i k_i.
 
-    embedded: the b of a method of lower order, or None; both then have one more number, for the slope at the end, which is the
-    first stage of the next step. difference: b less that. middle: the b of a method of order four that ends halfway, or None.
+    embedded: the b of a method of lower order, or None; then both have one more number, for the
+    slope at the end, which is the first stage of the next step. difference: b minus embedded.
+    middle: the b of a method of order four for the middle of the step, or None.
+
+    Example:
+        >>> tableau = sdekit.Tableau(a=((), (2 / 3,)), b=(1 / 4, 3 / 4), c=(0, 2 / 3))
+        >>> sum(tableau.b)
+        1.0
     """
 
     a: tuple[tuple[float, ...], ...]
@@ -37,7 +44,20 @@ class Tableau:
 
 
 class AbstractRungeKutta(AbstractSolver, ABC):
-    """x_1 = x_0 + dt sum_i b_i k_i, k_i = f(t_0 + c_i dt, x_0 + dt sum_j a_ij k_j)."""
+    """x_1 = x_0 + dt sum_i b_i k_i, k_i = f(t_0 + c_i dt, x_0 + dt sum_j a_ij k_j).
+
+    A subclass defines `tableau` and `order`.
+
+    Example:
+        >>> class Ralston(sdekit.AbstractRungeKutta):
+        ...     order = {"none": sdekit.Order(2, 2)}
+        ...     tableau = sdekit.Tableau(a=((), (2 / 3,)), b=(1 / 4, 3 / 4), c=(0, 2 / 3))
+        >>> ode = sdekit.ODE(lambda t, x: -x)
+        >>> ts = sdekit.uniform(0.0, 1.0, 50)
+        >>> x = sdekit.solve(ode, torch.ones(1, 1).double(), ts, solver=Ralston()).x
+        >>> round(float(x), 3)  # e^-1
+        0.368
+    """
 
     tableau: ClassVar[Tableau]
 
@@ -50,7 +70,17 @@ class AbstractRungeKutta(AbstractSolver, ABC):
 
 
 class AbstractEmbeddedRungeKutta(AbstractRungeKutta, ABC):
-    """The same with an embedded error; the slope at the end of a step is the first stage of the next one (FSAL)."""
+    """An `AbstractRungeKutta` with an embedded error estimate.
+
+    The slope at the end of a step is the first stage of the next one (FSAL). A subclass defines
+    `tableau`, with `embedded`, and `order`.
+
+    Example:
+        >>> isinstance(sdekit.Dopri5(), sdekit.AbstractEmbeddedRungeKutta)
+        True
+        >>> sdekit.Dopri5.tableau.embedded is not None
+        True
+    """
 
     def init(self, problem: AbstractSDE, t0: Time, x: Tensor) -> Tree:
         return (problem.drift(t0, x),)
@@ -105,7 +135,15 @@ def combined(x: Tensor, weights: Sequence[float], moves: Sequence[Tensor]) -> Te
 
 @dataclass(frozen=True, eq=False)
 class RK4(AbstractRungeKutta):
-    """The classical fourth-order method of Kutta (1901), four evaluations a step."""
+    """The classical fourth-order method of Kutta (1901), four evaluations per step.
+
+    Example:
+        >>> ode = sdekit.ODE(lambda t, x: -x)
+        >>> ts = sdekit.uniform(0.0, 1.0, 10)
+        >>> x = sdekit.solve(ode, torch.ones(1, 1).double(), ts, solver=sdekit.RK4()).x
+        >>> round(float(x), 4)  # e^-1 = 0.3679
+        0.3679
+    """
 
     order = {"none": Order(4, 4)}
     tableau = Tableau(
@@ -117,7 +155,15 @@ class RK4(AbstractRungeKutta):
 
 @dataclass(frozen=True, eq=False)
 class Bosh3(AbstractEmbeddedRungeKutta):
-    """Order three with an embedded error of order two, three evaluations a step.
+    """Order three with an embedded error of order two, three evaluations per step.
+
+    Example:
+        >>> ode = sdekit.ODE(lambda t, x: -x)
+        >>> control = sdekit.PIDController(rtol=1e-6, atol=1e-6)
+        >>> x0 = torch.ones(1, 1).double()
+        >>> x = sdekit.solve(ode, x0, [0.0, 1.0], solver=sdekit.Bosh3(), control=control).x
+        >>> round(float(x), 5)  # e^-1
+        0.36788
 
     References:
         Bogacki and Shampine 1989, "A 3(2) pair of Runge-Kutta formulas".
@@ -135,7 +181,15 @@ class Bosh3(AbstractEmbeddedRungeKutta):
 
 @dataclass(frozen=True, eq=False)
 class Dopri5(AbstractEmbeddedRungeKutta):
-    """Order five with an embedded error of order four, six evaluations a step.
+    """Order five with an embedded error of order four, six evaluations per step.
+
+    Example:
+        >>> ode = sdekit.ODE(lambda t, x: -x)
+        >>> control = sdekit.PIDController(rtol=1e-6, atol=1e-6)
+        >>> x0 = torch.ones(1, 1).double()
+        >>> x = sdekit.solve(ode, x0, [0.0, 1.0], solver=sdekit.Dopri5(), control=control).x
+        >>> round(float(x), 5)  # e^-1
+        0.36788
 
     References:
         Dormand and Prince 1980, "A family of embedded Runge-Kutta formulae".
@@ -169,10 +223,20 @@ class Dopri5(AbstractEmbeddedRungeKutta):
 
 @dataclass(frozen=True, eq=False)
 class Tsit5(AbstractEmbeddedRungeKutta):
-    """Order five with an embedded error of order four, six evaluations a step; smaller errors than `Dopri5`.
+    """Order five with an embedded error of order four, six evaluations per step; smaller errors
+    than `Dopri5`.
+
+    Example:
+        >>> ode = sdekit.ODE(lambda t, x: -x)
+        >>> control = sdekit.PIDController(rtol=1e-6, atol=1e-6)
+        >>> x0 = torch.ones(1, 1).double()
+        >>> x = sdekit.solve(ode, x0, [0.0, 1.0], solver=sdekit.Tsit5(), control=control).x
+        >>> round(float(x), 5)  # e^-1
+        0.36788
 
     References:
-        Tsitouras 2011, "Runge-Kutta pairs of order 5(4) satisfying only the first column simplifying assumption".
+        Tsitouras 2011, "Runge-Kutta pairs of order 5(4) satisfying only the first column
+        simplifying assumption".
     """
 
     order = {"none": Order(5, 5)}

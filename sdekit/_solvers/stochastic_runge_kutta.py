@@ -33,9 +33,14 @@ def iterated(dt: Time, noise: Increment) -> tuple[Tensor, ...]:
 
 
 class Stage(NamedTuple):
-    """The point t_0 + c dt, x_0 + dt sum_j a_j f_j + sum_j g_j (b_j1 N_1 + b_j2 N_2 + ...), N the basis of the noise.
+    """The point t_0 + c dt, x_0 + dt sum_j a_j f_j + sum_j g_j (b_j1 N_1 + b_j2 N_2 + ...).
 
-    f_j and g_j are the drifts and diffusions evaluated so far; asks: which of the two are evaluated here.
+    N is the basis of the noise; f_j and g_j are the drifts and diffusions evaluated so far; `asks`
+    says which of the two are evaluated here.
+
+    Example:
+        >>> sdekit.SRA1.tableau.stages[0]
+        Stage(asks='fg', c=0.0, a=(), b=())
     """
 
     asks: Literal["", "f", "g", "fg"] = ""
@@ -46,10 +51,18 @@ class Stage(NamedTuple):
 
 @dataclass(frozen=True)
 class StochasticTableau:
-    """Stages in the order of their evaluation, and where the step ends.
+    """The coefficients of a stochastic Runge-Kutta method: its stages, in order, and its end.
 
-    embedded: the end of a method of lower order, or None. difference: the weights of the end less those.
-    basis: the random variables that weights of noise are for.
+    embedded: the end of a method of lower order, or None. difference: the weights of the end minus
+    those of the embedded method. basis: the random variables to which the weights of the noise
+    belong.
+
+    Example:
+        >>> tableau = sdekit.StochasticTableau(  # Euler's method
+        ...     (sdekit.Stage("fg"),), sdekit.Stage(a=(1.0,), b=((1.0, 0.0),))
+        ... )
+        >>> len(tableau.stages)
+        1
     """
 
     stages: tuple[Stage, ...]
@@ -68,7 +81,21 @@ class StochasticTableau:
 
 
 class AbstractStochasticRungeKutta(AbstractSolver, ABC):
-    """A step through the stages of a tableau: as many evaluations as it has, no more."""
+    """A step through the stages of a stochastic Runge-Kutta tableau.
+
+    A subclass defines `tableau` and `order`. A step costs the evaluations of the tableau.
+
+    Example:
+        >>> class Euler(sdekit.AbstractStochasticRungeKutta):
+        ...     order = {"additive": sdekit.Order(1, 1)}
+        ...     tableau = sdekit.StochasticTableau(
+        ...         (sdekit.Stage("fg"),), sdekit.Stage(a=(1.0,), b=((1.0, 0.0),))
+        ...     )
+        >>> sde = sdekit.SDE(lambda t, x: -x, lambda t, x: 1.0, "additive")
+        >>> ts = sdekit.uniform(0.0, 1.0, 10)
+        >>> sdekit.solve(sde, torch.ones(4, 1), ts, solver=Euler()).x.shape
+        torch.Size([4, 1])
+    """
 
     tableau: ClassVar[StochasticTableau]
     levy = "H"
@@ -108,9 +135,18 @@ _SPREAD = ((1 / 2, 1), (1 / 2, -1))
 
 @dataclass(frozen=True, eq=False)
 class SEA(AbstractStochasticRungeKutta):
-    """Shifted Euler: x_1 = x_0 + f(t_0, x_0 + g (W / 2 + H)) dt + g dW, one drift evaluation a step.
+    """Shifted Euler: x_1 = x_0 + f(t_0, x_0 + g (W / 2 + H)) dt + g dW.
 
-    Strong order one as Euler-Maruyama, with smaller errors: those of one step fall with dt^2 instead of dt^1.5.
+    One drift evaluation per step.
+
+    Strong order one, as Euler-Maruyama, with smaller errors: the error of one step is O(dt^2)
+    instead of O(dt^1.5).
+
+    Example:
+        >>> sde = sdekit.SDE(lambda t, x: -x, lambda t, x: 1.0, "additive")
+        >>> ts = sdekit.uniform(0.0, 1.0, 10)
+        >>> sdekit.solve(sde, torch.ones(4, 1), ts, solver=sdekit.SEA()).x.shape
+        torch.Size([4, 1])
 
     References:
         Foster, dos Reis and Strange 2022, arXiv 2210.17543, equation 5.8.
@@ -122,11 +158,17 @@ class SEA(AbstractStochasticRungeKutta):
 
 @dataclass(frozen=True, eq=False)
 class SRA1(AbstractStochasticRungeKutta):
-    """Roessler's SRA1 for additive noise, two drift evaluations a step.
+    """Roessler's SRA1 for additive noise, two drift evaluations per step.
+
+    Example:
+        >>> sde = sdekit.SDE(lambda t, x: -x, lambda t, x: 1.0, "additive")
+        >>> ts = sdekit.uniform(0.0, 1.0, 10)
+        >>> sdekit.solve(sde, torch.ones(4, 1), ts, solver=sdekit.SRA1()).x.shape
+        torch.Size([4, 1])
 
     References:
-        Roessler 2010, "Runge-Kutta methods for the strong approximation of solutions of stochastic differential equations",
-        SIAM Journal on Numerical Analysis 48.
+        Roessler 2010, "Runge-Kutta methods for the strong approximation of solutions of stochastic
+        differential equations", SIAM Journal on Numerical Analysis 48.
     """
 
     order = {"additive": Order(1.5, 2)}
@@ -140,7 +182,15 @@ class SRA1(AbstractStochasticRungeKutta):
 
 @dataclass(frozen=True, eq=False)
 class SRA3(AbstractStochasticRungeKutta):
-    """Roessler's SRA3 for additive noise, three drift evaluations a step; where noise is small, as good as order three.
+    """Roessler's SRA3 for additive noise, three drift evaluations per step.
+
+    For small noise its errors fall as with order three.
+
+    Example:
+        >>> sde = sdekit.SDE(lambda t, x: -x, lambda t, x: 1.0, "additive")
+        >>> ts = sdekit.uniform(0.0, 1.0, 10)
+        >>> sdekit.solve(sde, torch.ones(4, 1), ts, solver=sdekit.SRA3()).x.shape
+        torch.Size([4, 1])
 
     References:
         Roessler 2010, as for `SRA1`.
@@ -162,7 +212,15 @@ class SRA3(AbstractStochasticRungeKutta):
 
 @dataclass(frozen=True, eq=False)
 class ShARK(AbstractStochasticRungeKutta):
-    """Shifted additive-noise Runge-Kutta, two drift evaluations a step: both stages carry the noise, so errors are small.
+    """Shifted additive-noise Runge-Kutta, two drift evaluations per step.
+
+    Both stages contain the noise, which makes errors small.
+
+    Example:
+        >>> sde = sdekit.SDE(lambda t, x: -x, lambda t, x: 1.0, "additive")
+        >>> ts = sdekit.uniform(0.0, 1.0, 10)
+        >>> sdekit.solve(sde, torch.ones(4, 1), ts, solver=sdekit.ShARK()).x.shape
+        torch.Size([4, 1])
 
     References:
         Foster, dos Reis and Strange 2022, arXiv 2210.17543, equation 6.1.
@@ -184,14 +242,23 @@ def _ito(s: float = 0, I10: float = 0, I1: float = 0, I11: float = 0, I111: floa
 
 @dataclass(frozen=True, eq=False)
 class SRID2(AbstractStochasticRungeKutta):
-    """Roessler's SRID2 for diagonal and scalar noise in Ito equations, three drift and four diffusion evaluations a step.
+    """Roessler's SRID2 for diagonal and scalar noise in Ito equations.
 
-    Diagonal noise is meant as in `Milstein`: g_i depends on x_i only. Stages at g sqrt(|dt|) leave half powers of dt in means,
-    so the weak order is 1.5 as well; with additive noise they cancel.
+    Three drift and four diffusion evaluations per step.
+
+    Diagonal noise as in `Milstein`: g_i depends on x_i only. Stages at g sqrt(|dt|) leave half
+    powers of dt in means, so that the weak order is 1.5, too; with additive noise they cancel.
+
+    Example:
+        >>> sde = sdekit.SDE(lambda t, x: 0.1 * x, lambda t, x: 0.3 * x)
+        >>> ts = sdekit.uniform(0.0, 1.0, 10)
+        >>> sdekit.solve(sde, torch.ones(4, 1), ts, solver=sdekit.SRID2()).x.shape
+        torch.Size([4, 1])
 
     References:
-        Roessler 2010, as for `SRA1`; the embedded error as by Rackauckas and Nie 2017, "Adaptive methods for
-        stochastic differential equations via natural embeddings and rejection sampling with memory".
+        Roessler 2010, as for `SRA1`; the embedded error as by Rackauckas and Nie 2017, "Adaptive
+        methods for stochastic differential equations via natural embeddings and rejection sampling
+        with memory".
     """
 
     order = {"additive": Order(1.5, 2), "diagonal": Order(1.5, 1.5), "scalar": Order(1.5, 1.5)}
@@ -226,14 +293,23 @@ _P, _Q, _R = (3 - 3**0.5) / 6, 3**0.5 / 3, 3**0.5  # P + Q + P = 1
 
 @dataclass(frozen=True, eq=False)
 class SPaRK(AbstractStochasticRungeKutta):
-    """Splitting-path Runge-Kutta for every noise in Stratonovich equations, three evaluations a step.
+    """Splitting-path Runge-Kutta for every noise in Stratonovich equations.
 
-    Made from a path of straight pieces with the increment and the area of W. With general noise that commutes strong order one.
-    The embedded error falls with dt, as what is missing of Levy's area does, and where noise commutes with dt^1.5.
+    Three evaluations per step.
+
+    Based on a piecewise linear path with the increment and the area of W. For general noise that
+    commutes the strong order is one. The embedded error is O(dt), as is the missing part of Levy's
+    area, and O(dt^1.5) for noise that commutes.
+
+    Example:
+        >>> sde = sdekit.SDE(lambda t, x: 0.1 * x, lambda t, x: 0.3 * x, sde_type="stratonovich")
+        >>> ts = sdekit.uniform(0.0, 1.0, 10)
+        >>> sdekit.solve(sde, torch.ones(4, 1), ts, solver=sdekit.SPaRK()).x.shape
+        torch.Size([4, 1])
 
     References:
-        Foster 2023, "On the convergence of adaptive approximations for stochastic differential equations", arXiv 2311.14201,
-        definition 1.6.
+        Foster 2023, "On the convergence of adaptive approximations for stochastic differential
+        equations", arXiv 2311.14201, definition 1.6.
     """
 
     order = {
@@ -253,9 +329,17 @@ class SPaRK(AbstractStochasticRungeKutta):
 
 @dataclass(frozen=True, eq=False)
 class SlowRK(AbstractStochasticRungeKutta):
-    """Strong order 1.5 for Stratonovich equations whose noises commute, two evaluations of the drift and five of g a step.
+    """Strong order 1.5 for Stratonovich equations with noise that commutes.
 
-    Noises that do not commute leave strong order 0.5.
+    Two evaluations of the drift and five of g per step.
+
+    For noise that does not commute the strong order is 0.5.
+
+    Example:
+        >>> sde = sdekit.SDE(lambda t, x: 0.1 * x, lambda t, x: 0.3 * x, sde_type="stratonovich")
+        >>> ts = sdekit.uniform(0.0, 1.0, 10)
+        >>> sdekit.solve(sde, torch.ones(4, 1), ts, solver=sdekit.SlowRK()).x.shape
+        torch.Size([4, 1])
 
     References:
         Foster, dos Reis and Strange 2022, arXiv 2210.17543, equation 6.2.

@@ -27,21 +27,36 @@ _ROLES = {
 
 
 def from_torchsde(sde: object, *, names: Mapping[str, str] | None = None, noise_size: int | None = None) -> AbstractSDE:
-    """The equation of a torchsde object: dx = f(t, x) dt + g(t, x) dW on states of shape `(batch, d)`.
+    """The equation of a torchsde object: dx = f(t, x) dt + g(t, x) dW on states of shape
+    `(batch, d)`.
 
-    Whatever the object defines is used: f, or f_and_g, or f_and_g_prod for the drift; g_prod, or g, or f_and_g, or
-    f_and_g_prod for the noise.
+    The methods that the object defines are used: f, or f_and_g, or f_and_g_prod for the drift;
+    g_prod, or g, or f_and_g, or f_and_g_prod for the noise.
 
     Arguments:
-        sde: an object with `noise_type`, `sde_type` and such methods; g is `(batch, d)` for diagonal noise and
-            `(batch, d, m)` otherwise, with m = 1 for scalar noise and no dependence on x for additive noise.
-        names: other names for the methods, as torchsde's argument of this name: keys "drift", "diffusion",
-            "diffusion_prod", "drift_and_diffusion", "drift_and_diffusion_prod".
-        noise_size: m, for additive and general noise; None asks g at t = 0 whenever a solve begins.
+        sde: an object with `noise_type`, `sde_type` and such methods; g is `(batch, d)` for
+            diagonal noise and `(batch, d, m)` otherwise, with m = 1 for scalar noise and no
+            dependence on x for additive noise.
+        names: other names for the methods, as torchsde's argument of this name: keys "drift",
+            "diffusion", "diffusion_prod", "drift_and_diffusion", "drift_and_diffusion_prod".
+        noise_size: m, for additive and general noise; None evaluates g at t = 0 at the start of
+            each solve.
 
     Raises:
-        ValueError: when the object does not say its types or has no drift or no diffusion; in a solve, when one of its
-            methods returns another shape.
+        ValueError: when the object has no noise_type, sde_type, drift or diffusion; in a solve,
+            when one of its methods returns another shape.
+
+    Example:
+        >>> class Theirs:
+        ...     noise_type, sde_type = "diagonal", "ito"
+        ...     def f(self, t, y):
+        ...         return -y
+        ...     def g(self, t, y):
+        ...         return 0.1 * y
+        >>> sde = sdekit.interop.from_torchsde(Theirs())
+        >>> ts = sdekit.uniform(0.0, 1.0, 10)
+        >>> sdekit.solve(sde, torch.ones(4, 2), ts, solver=sdekit.Milstein()).x.shape
+        torch.Size([4, 2])
     """
     renamed = names or {}
     methods: dict[str, Any] = {role: getattr(sde, renamed.get(key, role), None) for key, role in _ROLES.items()}

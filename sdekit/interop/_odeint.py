@@ -89,18 +89,22 @@ def odeint(
     options: dict[str, Any] | None = None,
     event_fn: Callable[..., Any] | None = None,
 ) -> Any:  # noqa: ANN401 - as y0, or the pair that event_fn asks for
-    """Solves dy = func(t, y) dt as `torchdiffeq.odeint` does: its arguments, defaults and names of methods.
+    """Solves dy = func(t, y) dt as `torchdiffeq.odeint` does: its arguments, defaults and names of
+    methods.
 
-    The whole of y is one system with one step. The methods "dopri5", "dopri8" (of another pair of order eight, `Dopri8`),
-    "bosh3", "tsit5" (which torchdiffeq does not have), "euler", "midpoint", "heun2", "heun3" and "rk4" are made here, with the
-    options "first_step", "safety", "ifactor", "dfactor" and "max_num_steps", or "step_size". Other methods and options,
-    `event_fn`, gradients with respect to t, complex states, tolerances of each element and callbacks of func are handed to
-    torchdiffeq with the same arguments. Different on purpose, where steps are made here:
+    The whole of y is one system with one step. sdekit's own solvers are used for the methods
+    "dopri5", "dopri8" (another pair of order eight, `Dopri8`), "bosh3", "tsit5" (which torchdiffeq
+    does not have), "euler", "midpoint", "heun2", "heun3" and "rk4", with the options "first_step",
+    "safety", "ifactor", "dfactor" and "max_num_steps", or "step_size". Other methods and options,
+    `event_fn`, gradients with respect to t, complex states, tolerances of each element and
+    callbacks of func are passed to torchdiffeq with the same arguments. With sdekit's solvers these
+    differences are intended:
 
-    - func is never asked for a time outside the interval;
-    - what cannot be solved is an error: a state that is not finite, and a tolerance below the rounding of y's dtype;
-    - max_num_steps, by default 2^31 - 1 as there, is for the whole solve, times the number of its intervals;
-    - with step_size steps are counted, not accumulated, so none has the width of a rounding.
+    - func is never called at a time outside the interval;
+    - a state that is not finite, or a tolerance below the rounding of y's dtype, is an error;
+    - max_num_steps, by default 2^31 - 1 as there, limits the whole solve to this number of steps
+      times the number of intervals;
+    - with step_size steps are counted, not accumulated, to avoid a tiny last step.
 
     Arguments:
         func: `func(t, y)`, shaped as y; t is a 0-dim tensor of y's dtype.
@@ -114,10 +118,19 @@ def odeint(
         the states at t, `(len(t), *y0.shape)`, the first of them y0; for a tuple a tuple of these.
 
     Raises:
-        UnfinishedError: where adaptive steps fail: it says when and why.
-        NotFiniteError: where fixed steps reach a state that is not finite.
-        TypeError: for a state that is not floating, times that are no numbers, or a func that does not take (t, y).
-        ValueError: for times that are not monotone, tolerances that are negative or cannot be met, or an unknown method.
+        UnfinishedError: when adaptive steps fail; it says when and why.
+        NotFiniteError: when fixed steps reach a state that is not finite.
+        TypeError: for a state that is not floating, times that are not numbers, or a func that does
+            not take (t, y).
+        ValueError: for times that are not monotone, tolerances that are negative or cannot be met,
+            or an unknown method.
+
+    Example:
+        >>> y = sdekit.odeint(lambda t, y: -y, torch.ones(3), torch.linspace(0.0, 1.0, 5))
+        >>> y.shape
+        torch.Size([5, 3])
+        >>> round(float(y[-1, 0]), 4)  # e^-1
+        0.3679
 
     References:
         Chen 2018, torchdiffeq, https://github.com/rtqichen/torchdiffeq.

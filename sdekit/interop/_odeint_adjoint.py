@@ -31,23 +31,39 @@ def odeint_adjoint(
     adjoint_options: dict[str, Any] | None = None,
     adjoint_params: Iterable[Tensor] | None = None,
 ) -> Any:  # noqa: ANN401 - as y0, or the pair that event_fn asks for
-    """`odeint` with gradients by the adjoint equation, as `torchdiffeq.odeint_adjoint`: its arguments and defaults.
+    """`odeint` with gradients by the adjoint equation, as `torchdiffeq.odeint_adjoint`: its
+    arguments and defaults.
 
-    With L the loss and a = dL/dy, da = -a^T (df/dy) dt and d(dL/dp) = -a^T (df/dp) dt are solved backwards along with y, which
-    is set to what it was at each of t. What is handed to torchdiffeq is handed over whole, as by `odeint`, and so are
-    adjoint_options with a norm.
+    With L the loss and a = dL/dy, da = -a^T (df/dy) dt and d(dL/dp) = -a^T (df/dp) dt are solved
+    backwards along with y, which is reset to its value at each of t. torchdiffeq solves the cases
+    that `odeint` passes to it, and those with adjoint_options with a norm.
 
     Arguments:
         func, y0, t, rtol, atol, method, options, event_fn: as of `odeint`.
-        adjoint_rtol, adjoint_atol, adjoint_method, adjoint_options: those of the way back; None means the same.
+        adjoint_rtol, adjoint_atol, adjoint_method, adjoint_options: those of the backward solve;
+            None means the same as forward.
         adjoint_params: what gets gradients besides y0; None means the parameters of func, a module.
 
     Returns:
         as `odeint`.
 
     Raises:
-        ValueError: for a func that is no module without adjoint_params.
-        UnfinishedError, NotFiniteError, TypeError, ValueError: as `odeint`; in the backward pass too.
+        ValueError: for a func that is not a module without adjoint_params.
+        UnfinishedError, NotFiniteError, TypeError, ValueError: as `odeint`; in the backward pass
+            too.
+
+    Example:
+        >>> class Field(torch.nn.Module):
+        ...     def __init__(self):
+        ...         super().__init__()
+        ...         self.linear = torch.nn.Linear(2, 2)
+        ...     def forward(self, t, y):
+        ...         return self.linear(y)
+        >>> field = Field()
+        >>> y = sdekit.odeint_adjoint(field, torch.ones(3, 2), torch.linspace(0.0, 1.0, 2))
+        >>> y[-1].sum().backward()
+        >>> field.linear.weight.grad.shape
+        torch.Size([2, 2])
 
     References:
         Chen et al. 2018, "Neural ordinary differential equations", arXiv 1806.07366.

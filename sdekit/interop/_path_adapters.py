@@ -14,16 +14,24 @@ from sdekit._noise.white import AbstractNoise, Increment
 class BrownianTreeNoiseSampler:
     """Noise for k-diffusion's stochastic samplers, with the signature of its sampler of that name.
 
-    A seed gives the same noise for any batch size, device and number of steps. The path is laid over octaves of the time where
-    that is positive, so that steps near sigma_min are resolved as well as those near sigma_max.
+    A seed gives the same noise for any batch size, device and number of steps. If the time is
+    positive the path has a knot per octave, so that steps near sigma_min are resolved as well as
+    those near sigma_max.
 
     Arguments:
         x: a state, for shape, dtype and device, `(batch, *event)`.
-        sigma_min, sigma_max: the range of noise levels; levels outside are taken for the nearer end.
-        seed: an integer; one a sample, with which each image is what it would be alone; None takes one from torch's
-            default generator.
+        sigma_min, sigma_max: the range of noise levels; levels outside are replaced by the nearer
+            end.
+        seed: an integer; one per sample, which gives each image the noise that it has alone; None
+            takes one from torch's default generator.
         transform: from sigma to the time of the path.
-        cpu: computed there and copied, for equal bits on every device.
+        cpu: whether the noise is computed on the CPU and copied, to be bit-identical on every
+            device.
+
+    Example:
+        >>> sampler = sdekit.interop.BrownianTreeNoiseSampler(torch.zeros(4, 2), 0.01, 80.0, seed=0)
+        >>> sampler(1.0, 0.5).shape
+        torch.Size([4, 2])
     """
 
     def __init__(

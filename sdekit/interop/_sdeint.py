@@ -62,37 +62,49 @@ def sdeint(
     extra_solver_state: tuple[Tensor, ...] | None = None,
     **unused_kwargs: object,
 ) -> Any:  # noqa: ANN401 - a tensor, or the tuple that logqp and extra ask for
-    """Solves an equation as `torchsde.sdeint` does: its arguments, defaults, names of methods and steps, ts[0] + k dt.
+    """Solves an equation as `torchsde.sdeint` does: its arguments, defaults, names of methods and
+    steps, ts[0] + k dt.
 
-    Fixed steps are made here; `adaptive`, `logqp`, `extra`, `extra_solver_state`, `options`, and methods without a solver
-    here are handed to torchsde with the same arguments. Different on purpose, where steps are made here:
+    sdekit's own solvers are used for fixed steps; `adaptive`, `logqp`, `extra`,
+    `extra_solver_state`, `options`, and methods that sdekit does not have are passed to torchsde
+    with the same arguments. With sdekit's solvers these differences are intended:
 
-    - a state between two steps is (1 - r) x_0 + r x_1 + g(t_0, x_0) . (the path's bridge between them), which has the
-      variance of the solution there, and not half of it;
-    - with bm=None the noise is seeded by torch's default generator, so `torch.manual_seed` repeats a result;
-    - steps are counted, not accumulated, so none has the width of a rounding;
+    - a state between two steps is (1 - r) x_0 + r x_1 + g(t_0, x_0) times the bridge of the path,
+      which has the variance of the solution, not half of it;
+    - with bm=None torch's default generator seeds the noise, so that `torch.manual_seed` repeats
+      a result;
+    - steps are counted, not accumulated, to avoid a tiny last step;
     - a state that is not finite is an error;
     - ts may decrease: then the equation is solved as `sdekit.solve` does in reverse time;
     - sde may be an `AbstractSDE`, with events of any shape.
 
     Arguments:
-        sde: a torchsde equation, or one of ours.
+        sde: a torchsde equation, or an `AbstractSDE`.
         y0: the initial states, `(batch, d)`.
         ts: the times of the result, strictly monotone; the first is y0's.
         bm: a Brownian motion of torchsde, a callable like one, or an `AbstractNoise`.
-        method: "euler", "milstein", "srk", "heun", "euler_heun", "midpoint", "reversible_heun", "log_ode"; None is "srk" for
-            Ito equations, "euler" for those with general noise, and "midpoint" for Stratonovich ones.
+        method: "euler", "milstein", "srk", "heun", "euler_heun", "midpoint", "reversible_heun",
+            "log_ode"; None is "srk" for Ito equations, "euler" for those with general noise, and
+            "midpoint" for Stratonovich ones.
         dt: the step, positive.
         names: other names for the methods of sde, as for `from_torchsde`.
         adaptive, rtol, atol, dt_min, options, logqp, extra, extra_solver_state: as torchsde's.
 
     Returns:
-        the states at ts, `(len(ts), batch, d)`; with logqp or extra the tuples that torchsde returns.
+        the states at ts, `(len(ts), batch, d)`; with logqp or extra the tuples that torchsde
+        returns.
 
     Raises:
         NotFiniteError: when a state is not finite.
-        TypeError: for ts that are no numbers, or methods that take other arguments than (t, y).
+        TypeError: for ts that are not numbers, or methods that take other arguments than (t, y).
         ValueError: as torchsde, for arguments that do not fit together.
+
+    Example:
+        >>> sde = sdekit.SDE(lambda t, x: -x, lambda t, x: 0.1 * x)
+        >>> ts = torch.tensor([0.0, 0.5, 1.0])
+        >>> ys = sdekit.sdeint(sde, torch.ones(4, 2), ts, method="euler", dt=0.1)
+        >>> ys.shape
+        torch.Size([3, 4, 2])
     """
     _require(sde, y0, ts, dt)
     problem = sde if isinstance(sde, AbstractSDE) else from_torchsde(sde, names=names, noise_size=_size(bm))

@@ -14,7 +14,7 @@ from sdekit.interop._guarded import GuardedMethod
 
 
 def to_torchsde(problem: AbstractSDE, event: Sequence[int] | None = None, *, modules: Iterable[nn.Module] = ()) -> nn.Module:
-    """An equation as torchsde's solvers take it: states `(batch, d)`, and f, g and g_prod on them.
+    """An equation for torchsde's solvers: f, g and g_prod of states `(batch, d)`.
 
     | noise_type | g | torchsde's noise_type |
     |---|---|---|
@@ -23,16 +23,26 @@ def to_torchsde(problem: AbstractSDE, event: Sequence[int] | None = None, *, mod
     | scalar | `(batch, d, 1)` | scalar |
     | general | `(batch, d, m)` | general |
 
-    Modules and parameters that the equation holds become the result's, so that `torchsde.sdeint_adjoint` differentiates with
-    respect to them: those in its fields, and those that its functions close over or name as globals.
+    Modules and parameters of the equation become those of the result, so that
+    `torchsde.sdeint_adjoint` differentiates with respect to them: those in its fields, and those
+    that its functions close over or use as globals.
 
     Arguments:
         problem: the equation.
-        event: the shape of one state, whose numbers torchsde sees as `d`; None means states that are `(batch, d)` already.
+        event: the shape of one state, which torchsde sees as `d` numbers; None means states that
+            are `(batch, d)` already.
         modules: further modules that it depends on.
 
     Raises:
         ValueError: for an equation without noise.
+
+    Example:
+        >>> import torchsde
+        >>> sde = sdekit.SDE(lambda t, x: -x, lambda t, x: 0.1 * x)
+        >>> module = sdekit.interop.to_torchsde(sde)
+        >>> ts = torch.tensor([0.0, 1.0])
+        >>> torchsde.sdeint(module, torch.ones(4, 2), ts, method="euler", dt=0.1).shape
+        torch.Size([2, 4, 2])
     """
     if problem.noise_type == "none":
         raise ValueError("this equation has no noise, which torchsde's always have; use sdekit.solve or interop.solve_ode")

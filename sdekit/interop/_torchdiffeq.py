@@ -124,22 +124,31 @@ def solve_ode(
     Arguments:
         problem: an equation without noise.
         x0: the initial states, floating, `(batch, *event)`.
-        ts: the times, strictly monotone: those of output, and the grid of the methods with fixed steps.
+        ts: the times, strictly monotone: those of output, and the grid of the methods with fixed
+            steps.
         rtol, atol: the tolerances.
-        method: adaptive, "dopri5", "dopri8", "bosh3", "fehlberg2", "adaptive_heun"; or with fixed steps, such as "rk4" and
-            "implicit_adams"; or "scipy_solver", which has no gradients.
+        method: adaptive, "dopri5", "dopri8", "bosh3", "fehlberg2", "adaptive_heun"; or with fixed
+            steps, such as "rk4" and "implicit_adams"; or "scipy_solver", which has no gradients.
         options: torchdiffeq's, such as step_size, or solver="LSODA" for "scipy_solver".
-        adjoint: whether gradients come from the adjoint equation, in memory that does not grow with the steps.
-        adjoint_params: what gets gradients from it besides x0; None means the parameters that the equation holds: those in
-            its fields, and those that its functions close over or name as globals.
+        adjoint: whether gradients come from the adjoint equation, in memory that does not grow with
+            the steps.
+        adjoint_params: the tensors that get gradients besides x0; None means the parameters of the
+            equation: those in its fields, and those that its functions close over or use as
+            globals.
         save: "all" keeps the states at all ts.
 
     Raises:
-        NotFiniteError: when the drift is; `step` is then the number of the evaluation.
+        NotFiniteError: when the drift is not finite; `step` is then the number of the evaluation.
         ValueError: for a problem with noise, an unknown method, or tolerances that cannot be met.
 
+    Example:
+        >>> ode = sdekit.ODE(lambda t, x: -x)
+        >>> sdekit.interop.solve_ode(ode, torch.ones(4, 1), [0.0, 1.0], method="dopri5").x.shape
+        torch.Size([4, 1])
+
     References:
-        Chen et al. 2018, "Neural ordinary differential equations", arXiv 1806.07366, for the adjoint.
+        Chen et al. 2018, "Neural ordinary differential equations", arXiv 1806.07366, for the
+        adjoint.
     """
     if problem.noise_type != "none":
         raise ValueError(f"this equation has {problem.noise_type} noise; torchdiffeq's solvers are for ODEs")

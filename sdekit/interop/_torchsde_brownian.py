@@ -11,12 +11,24 @@ from sdekit.interop._path_adapters import read
 
 
 class TorchsdeBrownian(original("torchsde._brownian.brownian_base", "BaseBrownian")):
-    """A path as torchsde's solvers ask for it: bm(ta, tb) = W(tb) - W(ta), with `return_U=True` also U = int (W - W(ta)) dt.
+    """A path for torchsde's solvers: bm(ta, tb) = W(tb) - W(ta).
+
+    With `return_U=True` it also returns U = int (W - W(ta)) dt.
 
     Arguments:
-        path: a `BrownianPath` whose knots are the times of the solve, or other noise that is a path.
+        path: a `BrownianPath` whose knots are the times of the solve, or other noise that is a
+            path.
         size: the shape of W, `(batch, m)` for torchsde.
-        dtype, device: of what is returned.
+        dtype, device: those of the increments.
+
+    Raises:
+        ValueError: when called with ta > tb, times outside the path, or return_A=True.
+
+    Example:
+        >>> path = sdekit.BrownianPath(seed=0)
+        >>> bm = sdekit.interop.TorchsdeBrownian(path, (4, 2))
+        >>> bm(0.0, 0.5).shape
+        torch.Size([4, 2])
     """
 
     def __init__(

@@ -19,17 +19,30 @@ _LEVY = {"srk": "space-time", "log_ode": "foster"}
 
 @dataclass(frozen=True, eq=False)
 class TorchsdeNoise(AbstractNoise):
-    """The increments of a torchsde Brownian motion: W(t_b) - W(t_a) = bm(t_a, t_b), in reverse time its negative.
+    """The increments of a torchsde Brownian motion: W(t_b) - W(t_a) = bm(t_a, t_b), in reverse time
+    its negative.
 
-    The space-time Levy area is H = U / (t_b - t_a) - W / 2 with U the integral of W - W(t_a), the same in reverse time.
+    The space-time Levy area is H = U / (t_b - t_a) - W / 2 with U the integral of W - W(t_a), the
+    same in reverse time.
 
     Arguments:
-        bm: a BrownianInterval, BrownianPath or BrownianTree of torchsde, or any callable `bm(ta, tb)` that returns
-            `(batch, m)`; with `return_U=True` the pair W, U where its `levy_area_approximation` is not "none".
-        index: which rows of what it returns are this solve's samples, `(batch,)` int64; None means all.
+        bm: a BrownianInterval, BrownianPath or BrownianTree of torchsde, or any callable
+            `bm(ta, tb)` that returns `(batch, m)`; with `return_U=True` the pair W, U where its
+            `levy_area_approximation` is not "none".
+        index: the rows of its result that are the samples of the solve, `(batch,)` int64; None
+            means all.
 
     Raises:
-        ValueError: in a solve, when bm has another shape than the equation's noise, or lacks what the solver asks for.
+        ValueError: in a solve, when bm has another shape than the equation's noise, or lacks what
+            the solver uses.
+
+    Example:
+        >>> import torchsde
+        >>> bm = torchsde.BrownianInterval(0.0, 1.0, size=(4, 1))
+        >>> sde = sdekit.SDE(lambda t, x: -x, lambda t, x: 0.1 * x)
+        >>> ts, noise = sdekit.uniform(0.0, 1.0, 4), sdekit.interop.TorchsdeNoise(bm)
+        >>> sdekit.solve(sde, torch.ones(4, 1), ts, solver=sdekit.Milstein(), noise=noise).x.shape
+        torch.Size([4, 1])
     """
 
     seed = None  # pyright: ignore[reportAssignmentType] - what bm is seeded with is its own affair
