@@ -7,11 +7,6 @@ Example:
     >>> ts = sdekit.uniform(0.0, 1.0, 100)
     >>> sdekit.solve(gbm, torch.ones(4, 1), ts, solver=sdekit.EulerMaruyama()).x.shape
     torch.Size([4, 1])
-    >>> t, y = sdekit.odeint_event(  # torchdiffeq's: the first time at which y = 1/2
-    ...     lambda t, y: -y, torch.ones(1), torch.tensor(0.0), event_fn=lambda t, y: y - 0.5,
-    ... )
-    >>> round(float(t), 4)  # log 2
-    0.6931
 """
 
 from typing import TYPE_CHECKING

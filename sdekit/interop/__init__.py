@@ -4,11 +4,6 @@ Example:
     >>> ode = sdekit.ODE(lambda t, x: -x)
     >>> sdekit.interop.solve_ode(ode, torch.ones(4, 1), [0.0, 1.0], method="rk4").x.shape
     torch.Size([4, 1])
-    >>> t, y = sdekit.interop.odeint_event(  # torchdiffeq's
-    ...     lambda t, y: -y, torch.ones(1), torch.tensor(0.0), event_fn=lambda t, y: y - 0.5,
-    ... )
-    >>> round(float(t), 4)  # log 2
-    0.6931
 """
 
 from typing import TYPE_CHECKING

@@ -78,6 +78,13 @@ def odeint_event(
         the time of the event, and the states at t0 and at that time, `(2, *y0.shape)`; gradients
         flow to y0, t0 and the parameters of func and event_fn.
 
+    Example:
+        >>> t, y = sdekit.odeint_event(
+        ...     lambda t, y: -y, torch.ones(1), torch.tensor(0.0), event_fn=lambda t, y: y - 0.5
+        ... )
+        >>> round(float(t), 4)  # log 2
+        0.6931
+
     References:
         Chen et al. 2021, "Learning neural event functions for ordinary differential equations",
         arXiv 2011.03902.
