@@ -50,7 +50,7 @@ def formula(translator, node):
 
 
 def escape(app, what, name, obj, options, lines):
-    """Docstrings are plain text with mathematics: |x| and a * b are not markup; examples are code."""
+    """Docstrings are plain text with formulas: |x| and a * b are not markup; examples are code."""
     example = False
     for i, line in enumerate(lines):
         example = bool(line.strip()) and (example or line.lstrip().startswith(">>>"))

@@ -89,6 +89,11 @@ def all_solvers(family: type[Solver] = AbstractSolver) -> list[Solver]:
 
     Arguments:
         family: a class of solvers, such as `AbstractMultistep`.
+
+    Example:
+        >>> rules = sdekit.all_solvers(sdekit.AbstractMultistep)
+        >>> "AdamsMoulton" in [type(rule).__name__ for rule in rules]
+        True
     """
     kinds = [globals()[name] for name in __all__ if not name.startswith("Abstract")]
     return [kind() for kind in kinds if issubclass(kind, family) and not _needs_arguments(kind)]

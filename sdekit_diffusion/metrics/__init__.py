@@ -4,6 +4,7 @@ Example:
     >>> x = torch.randn(100, 2, generator=torch.Generator().manual_seed(0))
     >>> sd.metrics.energy_distance(x, x)
     0.0
+    >>> heading, distance = sd.metrics.DISTANCES["energy"]  # one of those in a report
 """
 
 from collections.abc import Callable
