@@ -82,8 +82,8 @@ class ReverseSDE(AbstractSDE):
         score: `s(t, x)`, shaped like x. t is a float, or `(batch,)`: `sdekit.elementary` has
             functions for both.
         eta: the noise level, 0 or larger.
-        prepare: the drift at the times of a grid, as functions of x that guard their tensors; empty,
-            or None, where this saves nothing.
+        prepare: the drift at the times of a grid, as functions of x that guard their tensors;
+            empty, or None, where this saves nothing.
         slopes: those of a grid; `tabulated` fills it in.
 
     Raises:
