@@ -5,7 +5,9 @@ import hashlib
 import json
 import re
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
+from typing import get_type_hints
 
 import numpy as np
 import pytest
@@ -15,10 +17,11 @@ from safetensors.torch import load_file
 from safetensors.torch import save as serialised
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
-from sdekit_diffusion import METHODS, Log, sample
+from sdekit_diffusion import METHODS, Log, nets, sample
 from sdekit_diffusion import load as load_model
 from sdekit_diffusion.__main__ import main
 from sdekit_diffusion._app import evaluation
+from sdekit_diffusion._app.architecture import with_architecture
 from sdekit_diffusion._app.evaluation import distances, measured
 from sdekit_diffusion._app.options import Net
 from sdekit_diffusion.data import Dataset, Scale, load
@@ -566,6 +569,35 @@ def test_damaged_weights(damaged, moons, capsys):
     assert "another network" in error(capsys, "report", damaged)
     weights_of(damaged).write_bytes(b"\xff" * 40)
     assert "checksum" in error(capsys, "likelihood", damaged)
+
+
+class Wide(torch.nn.Linear):
+    """One layer.
+
+    Args:
+        shape: of the data.
+        kernel: of nothing.
+    """
+
+    def __init__(self, shape: Sequence[int] = (2,), kernel: Sequence[int] = (3,), width: int = 1):
+        super().__init__(shape[0], shape[0])
+        self.config = {"shape": list(shape), "kernel": list(kernel), "width": width}
+
+    def forward(self, x, t):
+        return super().forward(x)
+
+
+def test_the_arguments_of_a_registered_network_are_options(monkeypatch):
+    monkeypatch.setitem(nets.registry, "Wide", Wide)
+    options = with_architecture("Options", Net.__base__)
+    assert "kernel: Wide: of nothing." in options.__doc__
+    x = torch.zeros(4, 2)
+    source = Dataset(x, x, Scale(), "points")
+    net = options(network="Wide", kernel=(5, 7)).model(source, "vp").net
+    assert net.config == {"shape": [2], "kernel": [5, 7], "width": 1}
+    with pytest.raises(ValueError, match="--kernel is no option of MLP"):
+        options(network="MLP", kernel=(5,)).model(source, "vp")
+    assert get_type_hints(options)["kernel"] == tuple[int, ...] | None
 
 
 def test_weights_that_are_not_finite(damaged, capsys):

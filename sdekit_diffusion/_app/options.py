@@ -4,12 +4,13 @@ import inspect
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import nn
 
 from sdekit_diffusion import nets
+from sdekit_diffusion._app.architecture import with_architecture
 from sdekit_diffusion._diffusions.diffusion import AbstractDiffusion
 from sdekit_diffusion._diffusions.names import diffusion
 from sdekit_diffusion._loading.load import load
@@ -21,45 +22,28 @@ from sdekit_diffusion.data import Dataset
 # What is predicted and what is told of the noise, as published; other networks do as well with the default.
 _PUBLISHED: dict[str, tuple[Prediction, Conditioning]] = {"NCSN": ("score", "time"), "NCSNv2": ("noise", "time")}
 _SDE = "subvp"
-_ARCHITECTURE = "width multipliers dilations levels blocks attention dropout depth".split()
 _CONVENTIONS = "sde predicts conditioning".split()
 _DEFAULT: tuple[Prediction, Conditioning] = ("velocity", "log_snr")
 
 
 @dataclass(frozen=True)
-class Net:
+class _Conventions:
     """The network, and what it is told and predicts. What is left out is as the network has it.
 
     Attributes:
-        network: MLP, UNet, NCSN or NCSNv2; a UNet for images and an MLP for other data unless given. Or one of your own: the
-            folder of a network of diffusers with its scheduler, or package.module:factory, a function without arguments that
-            is imported and makes a module or a ScoreModel.
+        network: MLP, UNet, NCSN or NCSNv2; a UNet for images and an MLP for other data unless given. A UNet has levels down to
+            16 pixels or an odd size, and an NCSN those of the diffusion, unless given. Or one of your own: the folder of a
+            network of diffusers with its scheduler, or package.module:factory, a function without arguments that is imported
+            and makes a module or a ScoreModel.
         predicts: what the output means: noise, data, score, velocity or flow. Velocity unless given, but as published score for
             NCSN and noise for NCSNv2.
         conditioning: what it is told of the noise: log_snr, time, sigma, or two numbers a b for a t + b, such as 1000 -1 for
             DDPM's steps from 0. Unless given log_snr, but time for NCSN and NCSNv2, which is told nothing.
-        width: features of a layer; of images at full resolution.
-        multipliers: images: features of each level in units of width, such as 1 2; each level of a UNet halves the image, by
-            itself down to 16 pixels or an odd size.
-        dilations: NCSN, NCSNv2: of the convolutions of each level, such as 1 2; where it is 1 a level halves the image.
-        levels: NCSN: how many noise levels have norms of their own; those of the diffusion unless given.
-        blocks: UNet: residual blocks of a level.
-        attention: UNet: whether the blocks of each level end in attention, such as False True.
-        dropout: UNet: probability of dropping a feature in training.
-        depth: MLP: residual blocks.
     """
 
     network: str | None = None
     predicts: str | None = None
     conditioning: Conditioning | None = None
-    width: int | None = None
-    multipliers: tuple[int, ...] | None = None
-    dilations: tuple[int, ...] | None = None
-    levels: int | None = None
-    blocks: int | None = None
-    attention: tuple[bool, ...] | None = None
-    dropout: float | None = None
-    depth: int | None = None
 
     def model(self, source: Dataset, sde: str | None, begun: Path | None = None) -> ScoreModel:
         """A model of a data set to train: untrained, or as a network of the user's own is.
@@ -96,7 +80,7 @@ class Net:
     def _named(self, name: str, sde: str | None, source: Dataset) -> ScoreModel | nn.Module:
         """A network of the user's own, or a model, whose conventions then are no options."""
         made = named_model(name)
-        own = [*_ARCHITECTURE, *(_CONVENTIONS if isinstance(made, ScoreModel) else ())]
+        own = [*self._architecture(), *(_CONVENTIONS if isinstance(made, ScoreModel) else ())]
         self._require_none(name, own, {**asdict(self), "sde": sde})
         if isinstance(made, ScoreModel):
             shape, scale = tuple(source.test.shape[1:]), source.scale
@@ -120,7 +104,7 @@ class Net:
 
     def _going_on(self, name: str, begun: Path, sde: str | None, source: Dataset) -> ScoreModel:
         """The model of a run, from Python too, around a network of the user's own."""
-        self._require_none(name, _ARCHITECTURE, asdict(self))
+        self._require_none(name, list(self._architecture()), asdict(self))
         model = load(begun, net=name)
         asked: dict[str, Any] = {"predicts": ALIASES.get(self.predicts or "", self.predicts)}
         asked["conditioning"] = self.conditioning
@@ -133,20 +117,31 @@ class Net:
         return model
 
     def _built(self, name: str, shape: tuple[int, ...], sde: AbstractDiffusion) -> nn.Module:
-        known, others = inspect.signature(nets.registry[name]).parameters, ("network", "predicts", "conditioning")
-        given = {option: value for option, value in asdict(self).items() if value is not None and option not in others}
+        known = inspect.signature(nets.registry[name]).parameters
+        given = {option: value for option, value in self._architecture().items() if value is not None}
         for option in given:
             if option not in known:
                 raise ValueError(f"--{option} is no option of {name}; leave it out, or choose another --network")
         given |= {"shape": shape} if "shape" in known else {"channels": shape[0]}
         if name == "UNet" and len(shape) == 3 and not {"multipliers", "attention"} & set(given):
             given |= _levels(shape)
-        if "levels" in known and self.levels is None:
+        if "levels" in known and "levels" not in given:
             given["levels"] = len(sde.levels)
         net = nets.registry[name](**given)
         with torch.no_grad():
             net(torch.zeros(1, *shape), torch.zeros(1))
         return net
+
+    def _architecture(self) -> dict[str, Any]:
+        """The options that are arguments of a network's constructor."""
+        own = {field.name for field in fields(_Conventions)}
+        return {name: value for name, value in asdict(self).items() if name not in own}
+
+
+if TYPE_CHECKING:
+    Net = _Conventions
+else:
+    Net = with_architecture("Net", _Conventions)
 
 
 def _levels(shape: tuple[int, ...]) -> dict[str, list[Any]]:
