@@ -113,7 +113,7 @@ class Clocked(AbstractClocked):
     and integrate it against dA.
 
     Arguments:
-        integrand, scale, own, smooth, table: as in `AbstractClocked`.
+        integrand, scale, own, smooth, prepare, plans: as in `AbstractClocked`.
         a: the exponent of A, not zero.
         q: the exponent of Q; 0 for an ordinary equation.
 
@@ -178,7 +178,7 @@ class AngleClocked(AbstractClocked):
     takes the place of l in all rules, or in `smooth`.
 
     Arguments:
-        integrand, scale, own, smooth, table: as in `AbstractClocked`.
+        integrand, scale, own, smooth, prepare, plans: as in `AbstractClocked`.
         c: positive; the angle is -pi/4 at l = -log c.
 
     Raises:

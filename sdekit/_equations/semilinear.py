@@ -23,6 +23,7 @@ class SemiLinear(AbstractSDE):
         f: `f(t, x)`, as in `SDE`.
         g: `g(t, x)`, as in `SDE`; None without noise.
         noise_type: "none", "additive", "diagonal", "scalar" or "general".
+        sde_type: "ito" or "stratonovich".
         noise_size: m, the number of Brownian motions of general noise.
 
     Raises:

@@ -54,6 +54,7 @@ class BrownianPath(AbstractSeededNoise):
         first: the index of the first sample where index is None.
 
     Raises:
+        TypeError: for seeds or indices that are not integers.
         ValueError: for knots that do not increase, a depth out of range, or an index with one seed
             per sample; in a solve, for times outside the knots or too close for the depth.
 

@@ -40,6 +40,7 @@ class NotFiniteError(ArithmeticError):
         t: its time.
         samples: the rows of the batch concerned.
         total: the size of the batch.
+        unit: what `step` counts, such as "step" or "evaluation".
 
     Example:
         >>> ode = sdekit.ODE(lambda t, x: torch.exp(100 * x))

@@ -181,6 +181,9 @@ class AdamsBashforth(AbstractAdams):
 
     Arguments:
         k: the number of values, 1 to 4.
+        variable: the variable of the polynomial: "smooth", that of a `Clocked` problem, or "l", its
+            parameter; for other problems both are t.
+        lower_final, self_starting: as in `AbstractMultistep`.
 
     Raises:
         ValueError: for another k or variable.
@@ -217,6 +220,9 @@ class AdamsMoulton(AbstractAdams):
 
     Arguments:
         k: the number of values of the predictor, 1 to 4.
+        variable: the variable of the polynomial: "smooth", that of a `Clocked` problem, or "l", its
+            parameter; for other problems both are t.
+        lower_final, self_starting: as in `AbstractMultistep`.
 
     Raises:
         ValueError: for another k or variable.

@@ -28,6 +28,7 @@ class DPMSolver(AbstractMultistep):
     Arguments:
         k: the number of values, 1 to 3. k = 1 is DDIM, and with noise DDPM's ancestral sampler.
         form: "midpoint", as in the paper, or "heun", as k-diffusion's 3M-SDE in its second step.
+        lower_final, self_starting: as in `AbstractMultistep`.
 
     Raises:
         ValueError: for another k or form.
@@ -73,6 +74,7 @@ class UniPC(AbstractMultistep):
     Arguments:
         k: the number of values of the predictor, 1 to 3.
         form: "bh1" or "bh2".
+        lower_final, self_starting: as in `AbstractMultistep`.
 
     Raises:
         ValueError: for another k or form.
@@ -121,6 +123,7 @@ class DEIS(AbstractMultistep):
     Arguments:
         k: the number of values, 1 to 4.
         variable: "t", "rho" or "log_rho".
+        lower_final, self_starting: as in `AbstractMultistep`.
 
     Raises:
         ValueError: for another k or variable.

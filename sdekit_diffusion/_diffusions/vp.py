@@ -51,6 +51,12 @@ class AbstractLinearBeta(AbstractDiffusion, ABC):
 class VPSDE(AbstractLinearBeta):
     """Variance preserving: g^2 = beta, sigma^2 = 1 - e^{-B}. The limit of DDPM's chain.
 
+    beta(t) is linear from beta_min at t = 0 to beta_max at t = 1, B is its integral from 0,
+    f = -beta/2 and alpha = e^{-B/2}.
+
+    Arguments:
+        beta_min, beta_max: the ends of beta.
+
     Raises:
         ValueError: unless 0 <= beta_min <= beta_max and 1e-30 <= beta_max <= 1e30.
 
@@ -92,6 +98,11 @@ class VPSDE(AbstractLinearBeta):
 @dataclass(frozen=True)
 class SubVPSDE(AbstractLinearBeta):
     """Sub-variance preserving: g^2 = beta (1 - e^{-2B}), sigma = 1 - e^{-B}, below VP's.
+
+    beta, B, f and alpha are those of `VPSDE`.
+
+    Arguments:
+        beta_min, beta_max: the ends of beta.
 
     Raises:
         ValueError: as `VPSDE`.

@@ -80,7 +80,7 @@ def from_edm(
         >>> def denoiser(x, sigma):  # of data from N(0, 0.25 I)
         ...     return x * (0.25 / (0.25 + sigma**2))[:, None]
         >>> model = sd.from_edm(denoiser, shape=(2,))
-        >>> sd.sample(model, 4, end=0.002, denoise=True, seed=0).shape
+        >>> sd.sample(model, 4, end=0.002 / 0.5, denoise=True, seed=0).shape
         torch.Size([4, 2])
 
     References:

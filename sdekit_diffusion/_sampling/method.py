@@ -90,6 +90,11 @@ def require_clock(down: Descent, start: float, stop: float) -> None:
 class AbstractMethod(ABC):
     """A sampling method: an equation in reverse time, a solver, and a grid.
 
+    A subclass defines `run`, which solves a `Descent` in standardised coordinates u and l.
+
+    Arguments:
+        steps, grid: the number of steps and their grid, unless `sample` receives others.
+
     Example:
         >>> from dataclasses import dataclass, replace
         >>> @dataclass(frozen=True, eq=False)

@@ -19,9 +19,9 @@ Convention = Literal["ncsnv2", "ncsn"]
 class NCSNSettings:
     """The settings with which a score network of discrete noise levels is trained and sampled.
 
-    `sample(model, n, sde=settings.sde, method=settings.method,
-    denoise=True)`, with end=sigma_L where that is below 1e-3; `Recipe(ema=settings.ema)` for
-    training.
+    `sample(model, n, sde=settings.sde, method=settings.method, denoise=True)`, with
+    end=sigma_L / s, s the standard deviation of the data, where that is below 1e-3;
+    `Recipe(ema=settings.ema)` for training.
 
     Arguments:
         sigmas: the noise levels, the largest first.
