@@ -68,25 +68,28 @@ class AbstractSDE(ABC):
         """g(t, x): see the table of the class; a float where it is one number."""
 
     def diffuse(self, t: Time, x: Tensor, dw: Tensor | None, onto: Tensor) -> Tensor:
-        """onto + g(t, x) . dw: what most solvers ask for, so that none asks for the noise type.
+        """onto + g(t, x) . dw: the method of most solvers, which need not know the noise type.
 
-        Others ask for `diffusion` and `multiply`: an equation that overrides one of these keeps them in agreement.
+        Others call `diffusion` and `multiply`: an equation that overrides one of these must keep
+        them consistent.
         """
         return onto if self.noise_type == "none" else self.multiply(self.diffusion(t, x), dw, onto)
 
     def multiply(self, g: Time, dw: Tensor | None, onto: Tensor) -> Tensor:
-        """onto + g . dw for a g already evaluated: the only place where g meets the noise."""
+        """onto + g . dw for a g already evaluated; the only product of g and the noise."""
         return _PRODUCTS[self.noise_type](g, dw, onto)
 
     def kick(self, t0: Time, t1: Time, x: Tensor, dw: Tensor | None) -> Tensor:
-        """x + the noise of a whole step, for solvers of additive noise that take g once a step.
+        """x + the noise of a whole step, for solvers of additive noise that evaluate g once per
+        step.
 
-        In the middle of the step: at its start the variance would be right to first order only.
+        g is evaluated in the middle of the step; at its start the variance would have first
+        order only.
         """
         return self.diffuse(0.5 * (t0 + t1), x, dw, x)
 
     def physical(self, t: Time, x: Tensor) -> Tensor:
-        """A state in the units in which tolerances are meant: x itself, unless the equation is written in another variable."""
+        """A state in the units of tolerances: x, unless the equation has another variable."""
         return x
 
     def noise_shape(self, x: Tensor) -> tuple[int, ...] | None:
@@ -96,18 +99,23 @@ class AbstractSDE(ABC):
         return () if self.noise_type == "scalar" else tuple(x.shape[1:])
 
     def rows(self, index: Tensor) -> Self:
-        """The same equation for some of the samples; itself where nothing is per sample besides x."""
+        """The same equation for some of the samples; itself if only x is per sample."""
         return self
 
     def tabulated(self, ts: Sequence[float]) -> Self:
-        """The same equation with what depends on the times of a grid computed at once; itself where nothing is worth it."""
+        """The same equation with its coefficients at the times of a grid computed at once.
+
+        Itself if that saves nothing.
+        """
         return self
 
     def within(self, t0: float, t1: float) -> Self:
-        """The same equation for times between two, which are checked here once and for all; itself where every time will do.
+        """The same equation for the times between t0 and t1, which are checked only here.
+
+        Itself if every time is valid.
 
         Raises:
-            ValueError: where the equation has no meaning at one of them.
+            ValueError: when the equation is not defined at one of them.
         """
         return self
 
@@ -115,23 +123,28 @@ class AbstractSDE(ABC):
         """grad log p_t(x), for the equations that are built from it.
 
         Raises:
-            TypeError: on an equation without one.
+            TypeError: for an equation without a score.
         """
         raise TypeError(f"{type(self).__name__} has no score; a Langevin corrector needs a ReverseSDE or ProbabilityFlow")
 
     def kernel(self, t: float) -> tuple[float, float] | None:
-        """alpha and sigma with x_t | x_0 ~ N(alpha x_0, sigma^2 I), for the equations where they are known."""
+        """alpha and sigma with x_t | x_0 ~ N(alpha x_0, sigma^2 I), or None where they are not
+        known.
+        """
         return None
 
     def chain(self, s: float, t: float) -> tuple[float, float, float]:
-        """r, v and w of a step x_t = r x_s + sqrt(v) z of the chain that stands for the equation, s < t; w is the variance of
-        the step back, which has the mean (x_t + v score) / r.
+        """r, v and w of the Markov chain x_t = r x_s + sqrt(v) z that discretises the equation,
+        s < t.
 
-        Here they are exact: r = alpha_t / alpha_s, v = sigma_t^2 - r^2 sigma_s^2, and w = v sigma_s^2 / sigma_t^2 that of
-        q(x_s | x_t, x_0). Equations with a published chain return its numbers.
+        w is the variance of the step back, which has the mean (x_t + v score) / r.
+
+        Here they are exact: r = alpha_t / alpha_s, v = sigma_t^2 - r^2 sigma_s^2, and w = v
+        sigma_s^2 / sigma_t^2 that of q(x_s | x_t, x_0). Equations with a published chain return its
+        numbers.
 
         Raises:
-            TypeError: where the kernel is not known.
+            TypeError: when the kernel is not known.
             ValueError: unless s < t.
         """
         early, late = self.kernel(s), self.kernel(t)
@@ -147,9 +160,11 @@ class AbstractSDE(ABC):
         return r, v, v * (early[1] / late[1]) ** 2
 
     def quadrature(self, rule: Rule, nodes: np.ndarray, t0: np.ndarray, t1: np.ndarray) -> np.ndarray:
-        """Weights w of the drifts at the nodes in a step from t0 to t1, by a rule; `Panels.exact` integrates the interpolant.
+        """The weights of the drifts at the nodes in a step from t0 to t1, by a rule.
 
-        Here rules see t; `Clocked` shows them its parameter and its clock.
+        `Panels.exact` integrates the interpolant.
+
+        Here rules receive t; those of `Clocked` receive its parameter and its clock.
 
         Arguments:
             nodes: `(steps, k)` times; t0, t1: `(steps,)`.
@@ -157,7 +172,7 @@ class AbstractSDE(ABC):
         return rule(Panels(nodes, t0, t1))
 
     def between(self, t0: np.ndarray, t1: np.ndarray, c: float) -> np.ndarray:
-        """The times a fraction c of the way from t0 to t1, in the variable that rules see."""
+        """The times a fraction c of the way from t0 to t1, in the variable that rules receive."""
         return t0 + c * (t1 - t0)
 
 

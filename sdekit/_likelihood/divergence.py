@@ -33,13 +33,16 @@ class AbstractTrace(ABC):
 
         Arguments:
             x: points on trajectories, `(rows, *event)`.
-            index: which sample's they are, `(rows,)`: a sample's probes do not depend on its batch.
-            node: which point of its trajectory each is, `(rows,)`.
+            index: the index of the sample of each, `(rows,)`: the probes of a sample do not depend
+                on its batch.
+            node: the number of each on its trajectory, `(rows,)`.
         """
 
     @abstractmethod
     def estimates(self, products: Tensor) -> Tensor:
-        """Independent estimates of the trace from v^T J v: `(vectors, rows)` to `(estimates, rows)`."""
+        """Independent estimates of the trace from v^T J v: `(vectors, rows)` to
+        `(estimates, rows)`.
+        """
 
     @abstractmethod
     def stderr(self, estimates: Tensor) -> Tensor:

@@ -63,22 +63,23 @@ class Likelihood:
         return f"Likelihood({n} samples, {done} done, mean {self.value.nanmean():.6g} nats, {of})"
 
     def interval(self, level: float = 0.95) -> tuple[Tensor, Tensor]:
-        """The ends of an interval that covers what exact traces would give with about this probability.
+        """A confidence interval for the value with exact traces.
 
-        value - t stderr for the two t at which Hall's transformation of the studentised mean is -q and q, a quantile of
-        Student's t of K - 1 degrees of freedom:
+        value - t stderr for the two t at which Hall's transformation of the studentised mean is -q
+        and q, a quantile of Student's t of K - 1 degrees of freedom:
 
             t + a t^2 / 3 + a^2 t^3 / 27 + a / 6 = -+ q,  a = skewness / sqrt(K).
 
-        Without skewness it is value -+ q stderr. One estimate is a quadratic form v^T M v, so it is skewed where few
-        eigenvalues of M dominate, as for data near a plane that is oblique to the axes: at worst it is chi-squared with one
-        degree of freedom. Fresh probes, the default, are independent at each node, and their sum is nearly normal; fixed
-        ones are as skewed as that.
+        Without skewness it is value -+ q stderr. One estimate is a quadratic form v^T M v, so it is
+        skewed where few eigenvalues of M dominate, as for data near a plane that is oblique to the
+        axes: at worst it is chi-squared with one degree of freedom. Fresh probes, the default, are
+        independent at each node, and their sum is nearly normal; fixed ones are as skewed as that.
 
-        At a level of 95 % eight Gaussian or fresh probes, or more, cover 93.5 to 95.5 %, and 97 to 99 % at 99 %. Fewer are
-        too few to measure the skewness: where it is largest six cover 92 %, four 89 %, and two or three, by Student's t
-        alone, 82 to 85 %. No interval is valid for fixed Rademacher probes where an M couples a few coordinates alike:
-        with signs v^T M v then has a handful of values, and eight probes cover 76 to 99 %. Take fresh or Gaussian ones.
+        At a level of 95 % eight or more Gaussian or fresh probes cover 93.5 to 95.5 %, and 97 to 99
+        % at 99 %. Fewer do not suffice to estimate the skewness: where it is largest six cover 92
+        %, four 89 %, and two or three, by Student's t alone, 82 to 85 %. No interval is valid for
+        fixed Rademacher probes where M couples a few coordinates equally: with signs v^T M v then
+        has only a few values, and eight probes cover 76 to 99 %. Use fresh or Gaussian probes.
 
         Raises:
             ValueError: for a level that is not between 0 and 1.

@@ -96,8 +96,7 @@ class BrownianPath(AbstractSeededNoise):
         return ticks
 
     def snap(self, ts: Tensor | Sequence[float], spare: int = 2) -> Tensor:
-        """A grid of coarse ticks near ts, on which the path costs least; the first and the last
-        time keep their own ticks.
+        """A grid of coarse ticks near ts, on which the path costs least, with the same ends.
 
         Arguments:
             ts: a monotone grid.

@@ -74,24 +74,26 @@ class AbstractNoise(ABC):
             ts: all times of the grid.
             x: a state, for batch, event shape, dtype and device.
             shape: the event shape of W, None without noise.
-            levy: whether H is wanted.
-            normals: how many fresh normals a step wants.
-            start: the first interval wanted.
+            levy: whether H is computed.
+            normals: the number of further normals per step.
+            start: the first interval.
         """
 
     def readings(
         self, ts: Sequence[float], x: Tensor, shape: tuple[int, ...] | None, *, levy: bool = False
     ) -> Iterator[Increment]:
-        """The increments between times that need not be steps of a solve: as near as they like, or equal."""
+        """The increments between times that need not be steps of a solve and may be equal."""
         return self.increments(ts, x, shape, levy=levy)
 
     def reader(self, x: Tensor, shape: tuple[int, ...] | None, *, levy: bool) -> Reader:
-        """What reads the increment of each sample over an interval of its own, as often as wanted: noise that is one path.
+        """A function that reads the increment of each sample over an interval of its own.
+
+        For noise that is one path, which can be read several times.
 
         Arguments as in `increments`.
 
         Raises:
-            TypeError: for noise that is not.
+            TypeError: for other noise.
         """
         raise TypeError(f"{type(self).__name__} is not one path that can be read at any times; use BrownianPath")
 
@@ -176,7 +178,9 @@ class AbstractSeededNoise(AbstractNoise):
         return numbers.to(x.dtype).reshape(len(steps), len(x), *event)
 
     def fresh(self, key: Tensor, steps: Tensor, normals: int, x: Tensor) -> Tensor:
-        """The normals that steps want besides the increments of W, `(steps, normals, batch, *event)`."""
+        """The normals that steps want besides the increments of W,
+        `(steps, normals, batch, *event)`.
+        """
         return torch.stack([self.draw(key, steps, 2 + k, tuple(x.shape[1:]), x) for k in range(normals)], dim=1)
 
 

@@ -67,10 +67,10 @@ class PIDController:
             raise ValueError(f"max_steps must be from 1 on and first positive, not {self.max_steps} and {self.first}")
 
     def require_resolved(self, dtype: torch.dtype) -> None:
-        """Refuses tolerances that rounding alone exceeds.
+        """Raises for tolerances below the rounding of a dtype.
 
         Raises:
-            ValueError: says which tolerance the dtype resolves.
+            ValueError: with the smallest tolerance that the dtype resolves.
         """
         finest = 4 * torch.finfo(dtype).eps
         if max(self.rtol, self.atol) < finest:
@@ -81,7 +81,7 @@ class PIDController:
 
     @property
     def remembers(self) -> bool:
-        """Whether earlier errors matter."""
+        """Whether the factor depends on earlier errors."""
         return bool(self.proportional or self.derivative)
 
     def error(self, error: Tensor, x0: Tensor, x1: Tensor) -> Tensor:
@@ -93,7 +93,10 @@ class PIDController:
         return torch.nan_to_num_(q, nan=math.inf, posinf=math.inf)
 
     def factor(self, q: Tensor, before: Tensor, power: float) -> Tensor:
-        """The change of the step, from q and the two accepted ones before, `(batch, 2)`; a rejected one becomes shorter."""
+        """The factor of the next step, from q and the two accepted ones before, `(batch, 2)`.
+
+        A rejected step becomes shorter.
+        """
         p, i, d = self.proportional / power, self.integral / power, self.derivative / power
         # Powers through logarithms: torch's own power rounds the tail of a tensor differently from its body.
         log = q.log().mul_(-(p + i + d))

@@ -29,7 +29,9 @@ class AbstractGradient(ABC):
 
     @abstractmethod
     def states(self, steps: Steps, x0: Tensor, *, every: bool) -> Iterator[tuple[int, Tensor]]:
-        """The states of a solve after the initial one, each with the number of steps behind it; the last is always there.
+        """The states of a solve after the initial one, each with its number of steps.
+
+        The last state is always included.
 
         Arguments:
             steps: the steps of the solve.

@@ -60,7 +60,7 @@ class NotFiniteError(ArithmeticError):
         )
 
     def seen(self, *, t: float | None = None, after: int = 0, total: int | None = None) -> "NotFiniteError":
-        """The same failure as the caller knows it: at its own time, in a batch that begins `after` rows earlier."""
+        """The same error at another time, in a batch that begins `after` rows earlier."""
         rows = [row + after for row in self.samples]
         time, size = self.t if t is None else t, self.total if total is None else total
         return NotFiniteError(self.step, time, rows, size, self.unit)

@@ -87,34 +87,41 @@ class AbstractSolver(ABC):
     stepwise: bool = False
 
     def plan(self, problem: AbstractSDE, ts: Sequence[float]) -> Self:
-        """The solver with all that depends on the grid computed; itself where nothing does."""
+        """The solver with what depends on the grid computed; itself if nothing does."""
         return self
 
     def init(self, problem: AbstractSDE, t0: Time, x: Tensor) -> Tree:
-        """The state that the first step is given."""
+        """The state that the first step receives."""
         return ()
 
     @abstractmethod
     def step(self, problem: AbstractSDE, t0: Time, t1: Time, x: Tensor, noise: Increment, state: Tree) -> Step:
-        """From x at t0 to t1; t1 < t0 is reverse time. Times are floats, or `(batch,)` where samples have their own."""
+        """One step from x at t0 to t1; t1 < t0 is reverse time.
+
+        Times are floats, or `(batch,)` where samples have their own.
+        """
 
     def quotient(self, measure: Callable[[Tensor], Tensor], error: Tree) -> Tensor:
-        """q, the error of a step relative to the tolerance, `(batch,)`, from what the step returned as `error`.
+        """q, the error of a step relative to the tolerance, `(batch,)`, from what the step returned
+        as `error`.
 
-        measure is the controller's norm, `(batch, *event)` to `(batch,)`, infinite where a sample is not finite; so is q.
+        measure is the controller's norm, `(batch, *event)` to `(batch,)`, infinite where a sample
+        is not finite; so is q.
         """
         return measure(error)
 
     def dense(self, problem: AbstractSDE, t0: Time, t1: Time, dense: Tree) -> Tree:
-        """What `interpolate` is given, from what the step from t0 to t1 returned as `dense`: evaluations that only output
-        between steps needs are made here, and asked for only where there is one.
+        """The argument of `interpolate`, from what the step from t0 to t1 returned as `dense`.
+
+        Called only for a step with outputs inside, so that their evaluations are made here.
         """
         return dense
 
     def interpolate(self, dense: Tree, theta: Tensor) -> Tensor:
-        """The state at t_0 + theta (t_1 - t_0), theta `(batch,)`, from what the method `dense` returned.
+        """The state at t_0 + theta (t_1 - t_0), theta `(batch,)`, from what the method `dense`
+        returned.
 
-        For equations without noise; with noise the path is bridged.
+        For equations without noise; with noise a bridge of the path is used.
         """
         start, end = dense
         return torch.lerp(start, end, broadcast(theta, start))
@@ -122,5 +129,7 @@ class AbstractSolver(ABC):
     def reverse(
         self, problem: AbstractSDE, t0: Time, t1: Time, x1: Tensor, noise: Increment, state1: Tree
     ) -> tuple[Tensor, Tree]:
-        """x and the state at t_0 from those at t_1, given the noise of the step; where the solver is reversible."""
+        """x and the state at t_0 from those at t_1 and the noise of the step, of a reversible
+        solver.
+        """
         raise NotImplementedError

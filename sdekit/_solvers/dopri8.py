@@ -106,7 +106,7 @@ class Dopri8(AbstractEmbeddedRungeKutta):
         return torch.where(both.isinf(), both, fifth * fifth / both.clamp(min=torch.finfo(both.dtype).tiny))
 
     def dense(self, problem: AbstractSDE, t0: Time, t1: Time, dense: Tree) -> Tree:
-        """The three stages more, then the coefficients of the polynomial of degree seven."""
+        """Three further stages, then the coefficients of the polynomial of degree seven."""
         start, end, *moves = dense
         width, first, last = broadcast(t1 - t0, start), moves[0], moves[-1]
         for t, row in zip(stage_times(_TIMES, t0, t1, start)[:-1], _EXTRA, strict=True):
@@ -116,7 +116,9 @@ class Dopri8(AbstractEmbeddedRungeKutta):
         return start, rise, first - rise, 2 * rise - first - last, *tail
 
     def interpolate(self, dense: Tree, theta: Tensor) -> Tensor:
-        """x_0 + s (d_1 + (1 - s) (d_2 + s (d_3 + (1 - s) (d_4 + ...)))), from what `dense` returned."""
+        """x_0 + s (d_1 + (1 - s) (d_2 + s (d_3 + (1 - s) (d_4 + ...)))), from what `dense`
+        returned.
+        """
         start, *terms = dense
         s = broadcast(theta, start)
         total = torch.zeros_like(start)

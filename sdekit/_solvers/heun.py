@@ -164,7 +164,7 @@ class ReversibleHeun(AbstractSolver):
     def reverse(
         self, problem: AbstractSDE, t0: Time, t1: Time, x1: Tensor, noise: Increment, state1: Tree
     ) -> tuple[Tensor, Tree]:
-        """x and the state at t_0 from those at t_1: a step's start from its end, given the noise of the step."""
+        """x and the state at t_0 from those at t_1 and the noise of the step."""
         return _leap(self, problem, t0, t0 - t1, x1, None if noise.w is None else -noise.w, state1)
 
 

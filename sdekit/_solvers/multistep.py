@@ -77,14 +77,18 @@ class AbstractMultistep(AbstractPlanned):
 
     @property
     def _most(self) -> int:
-        """The order that the first and the last steps leave: their errors are made once, and are of one order less."""
+        """The order that the first and the last steps leave: their errors are made once, and are of
+        one order less.
+        """
         if self.lower_final:
             return 2
         return max(2 + self.corrects, self.starting.get(self.k, 1) + 1 if self.self_starting else 0)
 
     @abstractmethod
     def rule(self, panels: Panels) -> np.ndarray:
-        """The weights of the values at panels.nodes, newest first, `(steps, k)`, in units of A(stop)."""
+        """The weights of the values at panels.nodes, newest first, `(steps, k)`, divided by
+        A(stop).
+        """
 
     def plan(self, problem: AbstractSDE, ts: Sequence[float]) -> Self:
         if problem.plans is None:
@@ -131,10 +135,12 @@ class AbstractMultistep(AbstractPlanned):
         return dict(zip(times, map(Row, repeat(True), stages, corrected, repeat(kept)), strict=True))
 
     def _first(self, problem: AbstractSDE, begin: Sequence[float], end: float) -> Row:
-        """The first step as a Runge-Kutta method: its error, made once, must fall as fast as all later ones together.
+        """The first step as a Runge-Kutta method: its error, made once, must fall as fast as all
+        later ones together.
 
-        With t_0 alone the value at the end is predicted and the step corrected: an error of h^3. With the middle m as well,
-        m, the end and m again are predicted, each with all values so far: an error of h^4.
+        With t_0 alone the value at the end is predicted and the step corrected: an error of h^3.
+        With the middle m as well, m, the end and m again are predicted, each with all values so
+        far: an error of h^4.
         """
 
         def over(stop: float, *nodes: float) -> tuple[float, ...]:
@@ -155,8 +161,8 @@ class AbstractAdams(AbstractMultistep, ABC):
     """Rules that integrate the interpolant exactly, a polynomial in a variable of choice.
 
     Arguments:
-        variable: "smooth", the variable in which a `Clocked` problem says that it is smooth, or "l", its parameter; for others
-            both are t.
+        variable: "smooth", the variable in which a `Clocked` problem says that it is smooth, or
+            "l", its parameter; for others both are t.
     """
 
     choices = {"variable": get_args(Variable)}

@@ -27,7 +27,8 @@ class Row(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class AbstractPlanned(AbstractSolver):
-    """x_1 = x_0 + sum_j w_j f_j + g((t_0 + t_1)/2) dW with weights of each step, which `plan` of a subclass computes.
+    """x_1 = x_0 + sum_j w_j f_j + g((t_0 + t_1)/2) dW with weights of each step, which `plan` of a
+    subclass computes.
 
     Arguments:
         planned: the steps of a grid by their t_0; `plan` fills it in.

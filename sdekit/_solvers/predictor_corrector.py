@@ -38,7 +38,9 @@ class AbstractCorrector(ABC):
 
     @abstractmethod
     def correct(self, problem: AbstractSDE, t0: float, t1: float, x: Tensor, z: Tensor) -> Tensor:
-        """x at t0, corrected; t1 is where the next step goes, z has shape `(normals, batch, *event)`."""
+        """x at t0, corrected; t1 is where the next step goes, z has shape
+        `(normals, batch, *event)`.
+        """
 
 
 @dataclass(frozen=True, eq=False)

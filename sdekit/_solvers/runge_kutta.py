@@ -99,7 +99,9 @@ class AbstractEmbeddedRungeKutta(AbstractRungeKutta, ABC):
         return Step(end, error, (x, end, *moves), (slope,))
 
     def interpolate(self, dense: Tree, theta: Tensor) -> Tensor:
-        """Hermite's cubic through both ends with their slopes; with a middle the quartic through that as well."""
+        """Hermite's cubic through both ends and their slopes; the quartic that also includes a
+        middle.
+        """
         start, end, *moves = dense
         s = broadcast(theta, start)
         bend = (1 - 2 * s) * (end - start) + (s - 1) * moves[0] + s * moves[-1]

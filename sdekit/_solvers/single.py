@@ -41,7 +41,11 @@ class AbstractSingleStep(AbstractPlanned):
 
     @abstractmethod
     def rule(self, panels: Panels) -> np.ndarray:
-        """The weights of the one or two values at panels.nodes, newest first, `(steps, k)`, in units of A(stop)."""
+        """The weights of the values at panels.nodes, newest first, `(steps, k)`, divided by
+        A(stop).
+
+        k is 1 or 2.
+        """
 
     def plan(self, problem: AbstractSDE, ts: Sequence[float]) -> Self:
         begins, ends = np.asarray(ts[:-1]), np.asarray(ts[1:])

@@ -58,7 +58,9 @@ class BrownianTreeNoiseSampler:
         return float(self._transform(torch.as_tensor(sigma, dtype=torch.float32).to(torch.float64)))
 
     def __call__(self, sigma: float | Tensor, sigma_next: float | Tensor) -> Tensor:
-        """Unit normals for the step between two noise levels: (W(t1) - W(t0)) / sqrt|t1 - t0|; 0 for a step of no length."""
+        """Unit normals for the step between two noise levels: (W(t1) - W(t0)) / sqrt|t1 - t0|; 0
+        for a step of no length.
+        """
         low, high = self.path.knots[0], self.path.knots[-1]
         ends = torch.tensor([min(max(self._time(s), low), high) for s in (sigma, sigma_next)], dtype=torch.float64)
         t0, t1 = self.path.tree.times(self.path.ticks(ends)).tolist()  # of which W has exactly the variance |t1 - t0|

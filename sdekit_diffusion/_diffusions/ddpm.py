@@ -94,7 +94,9 @@ class DDPM(AbstractDiffusion):
 
     @property
     def levels(self) -> Tensor:
-        """i/N for i = 1 ... N, at which x_t is x_i of the chain: q(x_i | x_0) = N(sqrt(abar_i) x_0, (1 - abar_i) I)."""
+        """i/N for i = 1 ... N, the times of x_i: q(x_i | x_0) = N(sqrt(abar_i) x_0, (1 - abar_i)
+        I).
+        """
         return torch.tensor(self.integral.x[1:], dtype=torch.float64)
 
     def alpha(self, t: Time) -> Time:

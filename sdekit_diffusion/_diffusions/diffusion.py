@@ -56,12 +56,12 @@ class AbstractDiffusion(AbstractSDE):
 
     @property
     def T(self) -> float:
-        """The end of time, where nearly all is noise; 1 unless a subclass has another."""
+        """The last time, with the most noise; 1 unless a subclass has another."""
         return 1.0
 
     @abstractmethod
     def alpha(self, t: Time) -> Time:
-        """The mean's factor."""
+        """The factor of x_0 in the mean."""
 
     @abstractmethod
     def sigma(self, t: Time) -> Time:
@@ -108,15 +108,18 @@ class AbstractDiffusion(AbstractSDE):
         return float(self.alpha(t)), float(self.sigma(t))
 
     def log_snr(self, t: Time) -> Time:
-        """l = log(alpha / sigma), half the logarithm of the signal-to-noise ratio; infinite where sigma = 0."""
+        """l = log(alpha / sigma), half the logarithm of the signal-to-noise ratio; infinite where
+        sigma = 0.
+        """
         return log(self.alpha(t)) - log(self.sigma(t))
 
     def time_within(self, l: Time) -> Time:
-        """`time` for an l of its own range: rounding does not lead out of [0, T], near whose ends l may hardly change."""
+        """`time`, clipped to [0, T], near whose ends rounding may lead outside."""
         return clip(self.time(l), 0.0, self.T)
 
     def normalised(self, t: Time, x: Tensor) -> tuple[Time, Tensor]:
-        """The log-SNR l = log(alpha / sigma), and the point as models see it, x / sqrt(alpha^2 + sigma^2).
+        """The log-SNR l = log(alpha / sigma), and the point as models see it,
+        x / sqrt(alpha^2 + sigma^2).
 
         Raises:
             ValueError: when t is outside [0, T].
@@ -131,12 +134,15 @@ class AbstractDiffusion(AbstractSDE):
         return sqrt(alpha * alpha + sigma * sigma)
 
     def spaced(self, t0: float, t1: float, u: Tensor) -> Tensor:
-        """The times between t0 and t1 at u in [0, 1]: equal parts, but where a diffusion's own time is not for such."""
+        """The times of the own grid of the diffusion between t0 and t1, at u in [0, 1].
+
+        Equal steps unless a subclass has others.
+        """
         return t0 + (t1 - t0) * u
 
     @property
     def more_noise(self) -> str:
-        """What messages advise to raise for more noise at T: ", larger sigma_max"; empty where nothing is to raise."""
+        """The advice of messages for more noise at T, such as ", larger sigma_max", or ""."""
         return f", larger {self.largest}" if self.largest else ""
 
     @property
@@ -149,11 +155,11 @@ class AbstractDiffusion(AbstractSDE):
         raise ValueError(f"{self} has no discrete noise levels; give times, or take DDPM(betas) or NCSN(sigmas), which have")
 
     def latest(self, data_std: float = 1.0) -> float:
-        """The time up to which models are trained, and from which solves run, with the prior in the place of p_t.
+        """The last time of training and the first of solves, where the prior stands for p_t.
 
-        It is T, unless sigma / alpha there is above 1e5 data_std, or infinite: then it is the time of sigma / alpha =
-        1000 data_std, where the mean of p_t, which the prior lacks, is that of the data over 1000 data_std, in units of sigma.
-        Nothing is left to solve beyond, and the clocks of solves, on which that is a point, lose their digits.
+        It is T, unless sigma / alpha there is above 1e5 data_std, or infinite: then it is the time
+        of sigma / alpha = 1000 data_std, where the data contribute a thousandth to the standard
+        deviation. Beyond, the states hardly change, and the clocks of solves lose digits.
 
         Arguments:
             data_std: the root mean square of a coordinate of the data.
@@ -163,7 +169,8 @@ class AbstractDiffusion(AbstractSDE):
         return max(0.0, float(self.time(-math.log(_START * data_std))))
 
     def marginal(self, t: Time, x0: Tensor) -> tuple[Tensor, Time]:
-        """The mean and the standard deviation of x_t given x_0; the latter ready to multiply a tensor shaped like x_0.
+        """The mean and the standard deviation of x_t given x_0; the latter ready to multiply a
+        tensor shaped like x_0.
 
         Raises:
             ValueError: when t is outside [0, T].
@@ -172,8 +179,10 @@ class AbstractDiffusion(AbstractSDE):
         return x0 * broadcast(self.alpha(t), x0), broadcast(self.sigma(t), x0)
 
     def transition(self, s: Time, t: Time) -> tuple[Time, Time]:
-        """The factor of x_s and the standard deviation of x_t given x_s, s <= t: alpha_t/alpha_s and the square root of
-        sigma_t^2 - (alpha_t/alpha_s)^2 sigma_s^2 = sigma_t^2 (1 - e^{2 (l_t - l_s)}).
+        """The factor of x_s and the standard deviation of x_t given x_s, s <= t.
+
+        The factor is alpha_t/alpha_s, the variance sigma_t^2 - (alpha_t/alpha_s)^2 sigma_s^2, which
+        is sigma_t^2 (1 - e^{2 (l_t - l_s)}).
 
         Raises:
             ValueError: when s > t, or either is outside [0, T].
@@ -193,8 +202,8 @@ class AbstractDiffusion(AbstractSDE):
     def posterior(self, s: Time, t: Time) -> tuple[Time, Time, Time]:
         """q(x_s | x_t, x_0) = N(a x_t + b x_0, std^2 I), s <= t, as (a, b, std); sigma(t) > 0.
 
-        With alpha_ts and sigma_ts of the transition, a = alpha_ts sigma_s^2 / sigma_t^2, b = alpha_s sigma_ts^2 / sigma_t^2 and
-        std = sigma_s sigma_ts / sigma_t.
+        With alpha_ts and sigma_ts of the transition, a = alpha_ts sigma_s^2 / sigma_t^2,
+        b = alpha_s sigma_ts^2 / sigma_t^2 and std = sigma_s sigma_ts / sigma_t.
 
         Raises:
             ValueError: as `transition`.
@@ -216,12 +225,12 @@ class AbstractDiffusion(AbstractSDE):
         dtype: torch.dtype = torch.float32,
         device: torch.device | str | None = None,
     ) -> Tensor:
-        """Samples of N(0, sigma(t)^2 I), what p_t tends to where alpha / sigma is small.
+        """Samples of N(0, sigma(t)^2 I), the limit of p_t for small alpha / sigma.
 
         Arguments:
             shape: `(batch, *event)`.
-            seed, first: sample n depends on (seed, first + n) alone; None takes a fresh seed.
-            t: where the prior stands for p_t; T unless given.
+            seed, first: sample n depends on (seed, first + n) alone; None takes a new seed.
+            t: the time; T unless given.
         """
         place = None if device is None else usable(device)
         index = torch.arange(first, first + shape[0], device=place)
@@ -229,7 +238,9 @@ class AbstractDiffusion(AbstractSDE):
         return normal(seed, index, tuple(shape[1:]), dtype=dtype) * float(self.sigma(self.checked(self.T if t is None else t)))
 
     def log_prior(self, x: Tensor, t: float | None = None) -> Tensor:
-        """log N(x; 0, sigma(t)^2 I) in nats, float64: `(batch, *event)` to `(batch,)`; t is T unless given."""
+        """log N(x; 0, sigma(t)^2 I) in nats, float64: `(batch, *event)` to `(batch,)`; t is T
+        unless given.
+        """
         sigma = float(self.sigma(self.checked(self.T if t is None else t)))
         flat = x.reshape(len(x), math.prod(x.shape[1:])).to(torch.float64)
         pieces = (flat / sigma).square().split(1 << 14, dim=1)  # each summed on one thread, in one order
@@ -237,16 +248,21 @@ class AbstractDiffusion(AbstractSDE):
         return -0.5 * squares - flat.shape[1] * (math.log(sigma) + 0.5 * math.log(2 * math.pi))
 
     def checked(self, t: Time) -> Time:
-        """t itself, refused outside [0, T] but for rounding in float32; a tensor is read on the host, once."""
+        """t, after a check that it is in [0, T] up to rounding in float32.
+
+        A tensor is read on the host once.
+        """
         if isinstance(t, Tensor) and t.numel() and self._reads:
             for value in torch.stack(torch.aminmax(t.detach())).cpu():
                 self._known(float(value))
         return self._known(t)
 
     def unchecked(self) -> Self:
-        """The same diffusion, equal to this one, without the read of `checked`: for loops that make the times themselves.
+        """The same diffusion, equal to this one, without the read of `checked`.
 
-        A read stops the host until the device has done all that is queued. Times that are floats are checked as ever.
+        For loops that compute the times themselves.
+
+        A read synchronises host and device. Times that are floats are still checked.
         """
         same = copy.copy(self)
         object.__setattr__(same, "_reads", False)

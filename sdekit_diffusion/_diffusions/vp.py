@@ -10,7 +10,9 @@ from sdekit_diffusion._diffusions.diffusion import LARGEST, AbstractDiffusion
 
 @dataclass(frozen=True)
 class AbstractLinearBeta(AbstractDiffusion, ABC):
-    """f = -beta/2 with beta(t) = beta_min + t (beta_max - beta_min), hence alpha = e^{-B/2}, B the integral of beta."""
+    """f = -beta/2 with beta(t) = beta_min + t (beta_max - beta_min), hence alpha = e^{-B/2}, B the
+    integral of beta.
+    """
 
     largest = "beta_max"
 
@@ -33,7 +35,9 @@ class AbstractLinearBeta(AbstractDiffusion, ABC):
         return t * (self.beta_min + 0.5 * t * (self.beta_max - self.beta_min))
 
     def inverse(self, integral: Time) -> Time:
-        """The t at which B(t) has a value: the root of a quadratic, in the form that does not cancel."""
+        """The t at which B(t) has a value: the root of a quadratic, in the form that does not
+        cancel.
+        """
         # An infinite one, of a diffusion with more noise, is a time far beyond T.
         integral = clip(integral, 0.0, float(self.integral(self.T)) + 2 * LARGEST)
         slope = self.beta_max - self.beta_min
@@ -76,9 +80,11 @@ class VPSDE(AbstractLinearBeta):
         return self.inverse(softplus(-2 * l))
 
     def chain(self, s: float, t: float) -> tuple[float, float, float]:
-        """DDPM's chain as Song et al. have it, with beta_i = beta(t) (t - s): sqrt(1 - beta_i), beta_i and beta_i.
+        """sqrt(1 - beta_i), beta_i and beta_i of DDPM's chain by Song et al., beta_i = beta(t)
+        (t - s).
 
-        The exact numbers have 1 - e^{-(B(t) - B(s))} for beta_i, and DDPM's smaller variance for the third.
+        The exact numbers have 1 - e^{-(B(t) - B(s))} for beta_i, and DDPM's smaller variance for
+        the third.
 
         Raises:
             ValueError: when beta_i is not between 0 and 1.

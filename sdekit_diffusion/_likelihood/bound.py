@@ -55,7 +55,9 @@ class VariationalBound:
 
     @property
     def terms_stderr(self) -> Tensor:
-        """What the noise leaves in each, `(N + 1, batch)`: NaN for a single draw, 0 for the prior's."""
+        """The standard errors of `terms`, `(N + 1, batch)`: NaN for a single draw, 0 for the
+        prior's.
+        """
         n = len(self.draws)
         sampled = self.draws.std(dim=0) / math.sqrt(n) if n > 1 else torch.full_like(self.draws[0], math.nan)
         return torch.cat([sampled, torch.zeros_like(self.prior)[None]])
@@ -67,22 +69,26 @@ class VariationalBound:
 
     @property
     def stderr(self) -> Tensor:
-        """What the noise leaves in it, `(batch,)`; the steps' draws are independent. NaN for a single draw."""
+        """The standard error of `value`, `(batch,)`, from independent draws of the steps; NaN for
+        one draw.
+        """
         return self.terms_stderr.square().sum(dim=0).sqrt()
 
     @property
     def mean(self) -> float:
-        """Over the points."""
+        """The mean over the points."""
         return float(self.value.mean())
 
     @property
     def mean_stderr(self) -> float:
-        """The standard error of the mean as an estimate for the population: the spread of the points, which holds the noise."""
+        """The standard error of the mean as an estimate for the population, from the spread of the
+        points.
+        """
         return float(self.value.std() / math.sqrt(len(self.prior))) if len(self.prior) > 1 else math.nan
 
     @property
     def term_means(self) -> tuple[Tensor, Tensor]:
-        """L_0 ... L_N over the points, and the standard errors of these means for the population, `(N + 1,)` each."""
+        """The means of L_0 ... L_N over the points, and their standard errors, `(N + 1,)` each."""
         n = len(self.prior)
         spread = self.terms.std(dim=1) if n > 1 else torch.full((len(self.times) + 1,), math.nan, dtype=torch.float64)
         return self.terms.mean(dim=1), spread / math.sqrt(n)

@@ -217,27 +217,33 @@ class BitsPerDim:
 
     @property
     def stderr(self) -> Tensor:
-        """What the draws differ by, over the root of their number, which holds the probes' part; of one draw that alone."""
+        """The standard deviation of the draws over the root of their number; of one draw,
+        `probe_stderr`.
+
+        The former includes the error due to the probes.
+        """
         n = len(self.draws)
         return self.draws.std(dim=0) / math.sqrt(n) if n > 1 else self.probe_stderr
 
     @property
     def mean(self) -> float:
-        """Over the points."""
+        """The mean over the points."""
         return float(self.value.mean())
 
     @property
     def mean_stderr(self) -> float:
-        """The standard error of the mean as an estimate for the population: the spread of the points, which holds all parts."""
+        """The standard error of the mean as an estimate for the population, from the spread of the
+        points.
+        """
         return float(self.value.std() / math.sqrt(len(self.value))) if len(self.value) > 1 else math.nan
 
     @property
     def parts(self) -> dict[str, float]:
-        """What `mean_stderr` is made of, as standard errors: their squares add up to its own.
+        """The parts of `mean_stderr`, standard errors whose squares sum to its square.
 
-        probes: the random traces; NaN for one probe, whose part is in what follows. dequantisation: the noise added to the
-        levels, where there are several draws; of one draw it is part of data. data: what is left, the differences of the
-        points; NaN where there is one.
+        probes: the random traces; NaN for one probe, when it is included in the next part.
+        dequantisation: the noise added to the levels, for several draws; for one draw it is
+        included in data. data: the rest, the differences of the points; NaN for one point.
         """
         points, n = max(1, self.draws.shape[1]), len(self.draws)
         squares = {"probes": float(self.probe_stderr.square().mean()) / points}

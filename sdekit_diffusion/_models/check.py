@@ -64,7 +64,7 @@ class ModelCheck:
 
     @property
     def ratios(self) -> tuple[float, ...]:
-        """Errors in units of the guesses: below 1 for a trained model, 1 + r^2 / v for one that finds no noise in x."""
+        """Errors over guesses: below 1 for a trained model, 1 + r^2 / v for one that returns x."""
         return tuple(error / guess for error, guess in zip(self.errors, self.guesses, strict=True))
 
     @property
@@ -74,7 +74,9 @@ class ModelCheck:
 
     @property
     def score(self) -> float:
-        """The geometric mean of the ratios, those below 0.001 taken as such: there rounding would be compared."""
+        """The geometric mean of the ratios, each at least 0.001, below which rounding would
+        dominate.
+        """
         return math.exp(sum(math.log(max(ratio, 1e-3)) for ratio in self.ratios) / len(self.ratios))
 
 

@@ -141,8 +141,8 @@ class EmpiricalMixture(AbstractMixture):
         return torch.cat([torch.softmax(logits, dim=1) @ centres for _, logits in self._blocks(alpha, v, self._flat(x))])
 
     def _blocks(self, alpha: Tensor, v: Tensor, x: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        """By blocks of points, the least squared distance to an alpha c_k, `(block,)` in float64, and the logarithms of the
-        weights relative to that of the nearest centre, `(block, n)`.
+        """By blocks of points, the least squared distance to an alpha c_k, `(block,)` in float64,
+        and the logarithms of the weights relative to that of the nearest centre, `(block, n)`.
         """
         centres, squares = self._centres.to(x), self._squares.to(x)
         count = min(_NEAREST, len(centres))

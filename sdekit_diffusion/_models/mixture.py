@@ -158,14 +158,18 @@ class GaussianMixture(AbstractMixture):
         return self._mixed(logits, broadcast(b, z) * z / variances, None).reshape(u.shape)
 
     def score(self, t: Time, x: Tensor, sde: AbstractDiffusion | str | None = None) -> Tensor:
-        """grad log p_t(x) = -sum_k r_k (alpha^2 C_k + sigma^2)^{-1} (x - alpha m_k), where sigma = 0 too."""
+        """grad log p_t(x) = -sum_k r_k (alpha^2 C_k + sigma^2)^{-1} (x - alpha m_k), where
+        sigma = 0 too.
+        """
         kernel = self.under(sde)
         t = kernel.checked(t)
         z, variances, logits = self._components(kernel.alpha(t), kernel.sigma(t), x)
         return self._mixed(logits, -z / variances, None).reshape(x.shape)
 
     def _components(self, alpha: Time, sigma: Time, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """x - alpha m_k along each component's axes, its variances there, and log (w_k N_k(x)): (B, K, d) twice, (B, K)."""
+        """x - alpha m_k along each component's axes, its variances there, and log (w_k N_k(x)): (B,
+        K, d) twice, (B, K).
+        """
         z = self._flat(x).unsqueeze(1)
         alpha, sigma = broadcast(alpha, z), broadcast(sigma, z)
         z = z - alpha * self._means.to(x)

@@ -147,9 +147,9 @@ class AbstractModel(ABC):
         return u * broadcast(1 / b, u) - self.predict_data(l, u) * broadcast(signal_scale(l) / b, u)
 
     def affine(self, l: Tensor, what: Literal["data", "noise"]) -> Affine | None:
-        """A prediction at levels `(levels,)`, float64, as an affine function of a network's output; None where it is none.
+        """A prediction at levels `(levels,)`, float64, as an affine function of a network's output.
 
-        What is known of the levels is computed at once for a whole solve.
+        None if it is not one. The coefficients are computed once for a whole solve.
         """
         return None
 
@@ -157,7 +157,7 @@ class AbstractModel(ABC):
         """D(x, t) = E[x_0 | x_t = x] at time t of a diffusion; the model's own unless given.
 
         Raises:
-            ValueError: when t is outside the diffusion's range, or no diffusion is given nor known.
+            ValueError: when t is outside the diffusion's range, or without a diffusion.
         """
         require_tensor("x", x)
         return self.predict_data(*self.under(sde).normalised(t, x))
@@ -177,10 +177,10 @@ class AbstractModel(ABC):
         return self.predict_noise(*kernel.normalised(t, x)) * broadcast(-1 / sigma, x)
 
     def under(self, sde: AbstractDiffusion | str | None) -> AbstractDiffusion:
-        """The diffusion that is given, by itself or by name, or else the model's own.
+        """The given diffusion, an object or a name, or else the model's own.
 
         Raises:
-            ValueError: where there is neither.
+            ValueError: when there is neither, or for an unknown name.
         """
         if sde is None and self.sde is None:
             raise ValueError(f"a {type(self).__name__} has no diffusion of its own: pass sde=VPSDE(), for example")
@@ -189,15 +189,15 @@ class AbstractModel(ABC):
         return diffusion(chosen)
 
     def rows(self, index: Tensor) -> Self:
-        """The same model for some of the samples; itself where nothing is per sample besides x."""
+        """The same model for some of the samples; itself if only x is per sample."""
         return self
 
     def entries(self) -> dict[str, Tensor]:
-        """What it has one entry of per sample, such as labels, by name."""
+        """The tensors with one entry per sample, such as labels, by name."""
         return {}
 
     def networks(self) -> list[nn.Module]:
-        """The modules that calls put into evaluation mode."""
+        """The modules that are put into evaluation mode."""
         return []
 
     @abstractmethod
@@ -303,9 +303,10 @@ class ScoreModel(nn.Module, AbstractModel):
         self.data_std = std
 
     def given(self, **conditions: Any) -> Self:  # noqa: ANN401 - whatever the network takes
-        """The same model with more arguments of its network: `net(x, t, **conditions)`.
+        """The same model with further arguments of its network: `net(x, t, **conditions)`.
 
-        A tensor with a dimension is one entry a sample, such as labels `(batch,)`; anything else is passed on as it is.
+        A tensor with a dimension has one entry per sample, such as labels `(batch,)`; everything
+        else is passed unchanged.
         """
         model = copy.copy(self)  # shares the network
         model.conditions = {**self.conditions, **conditions}
@@ -342,7 +343,8 @@ class ScoreModel(nn.Module, AbstractModel):
         """The network's output at points and labels that are its own, in the dtype of the points.
 
         Raises:
-            TypeError: when its signature does not fit, or it returns no tensor of real floating numbers.
+            TypeError: when its signature does not fit, or it does not return a tensor of real
+                floating numbers.
             ValueError: when its shape is not that of the points.
             TypeError: when a plain score returns another model's output.
             RuntimeError: when the network changes its input in place.

@@ -17,7 +17,9 @@ from sdekit_diffusion._sampling.probability_flow import ADVICE, agreed, flow
 
 @dataclass(frozen=True, eq=False)
 class AbstractAdaptive(AbstractMethod, ABC):
-    """A method that chooses its own steps, hence takes neither their number nor a grid, and keeps no states in between."""
+    """A method that chooses its own steps, hence takes neither their number nor a grid, and keeps
+    no states in between.
+    """
 
     def __post_init__(self) -> None:
         if self.grid is not None:
@@ -83,8 +85,9 @@ class AdaptiveFlow(AbstractAdaptive):
     def control(self) -> PIDController:
         """The controller of the steps.
 
-        On the flow's clock, some 2 long whatever the model, tol^(1/k) is a first step about as good as an estimate, which
-        costs two evaluations; and PI control has a third of the rejections.
+        On the clock of the flow, whose length is about 2 for every model, tol^(1/k) is about as
+        good a first step as an estimate, which costs two evaluations; and PI control has a third of
+        the rejections.
         """
         first = max(self.rtol, self.atol) ** (1 / (self.solver.embedded or 1))
         return PIDController(

@@ -45,8 +45,8 @@ class AbstractGrid(ABC):
 
     @abstractmethod
     def points(self, coordinates: Coordinates, span: Span, steps: int) -> Tensor:
-        """l at the ends of the steps: float64, `(steps + 1,)`, increasing strictly; the first and
-        the last are the span's.
+        """l at the ends of the steps: float64, `(steps + 1,)`, increasing, with the ends of the
+        span.
 
         Raises:
             ValueError: for a span or a number of steps that the grid does not support.

@@ -133,7 +133,8 @@ class AbstractMethod(ABC):
         """
 
     def knots(self, coordinates: Coordinates, span: Span) -> Tensor:
-        """The knots of a Brownian path that resolves this method's noise over a span, whatever the number of steps.
+        """The knots of a Brownian path that resolves the noise of this method over a span, for
+        every grid.
 
         Raises:
             ValueError: for a method whose noise is not one path.
@@ -222,7 +223,7 @@ class OnClock(AbstractMethod):
 
     @property
     def rule(self) -> AbstractSolver:
-        """The solver, or what it is unless given."""
+        """The solver, or the default."""
         if self.solver is not None:
             return self.solver
         far = self.integrand == "velocity" and self.steps >= _ENOUGH and self.grid.follows
@@ -262,8 +263,7 @@ class OnClock(AbstractMethod):
         return lambda l: eta(l - shift)
 
     def knots(self, coordinates: Coordinates, span: Span) -> Tensor:
-        """`clock_knots`; where eta is a function of l the time is l, and they are at most log 2
-        apart.
+        """`clock_knots`; if eta is a function of l, uniform in l, at most log 2 apart.
 
         Raises:
             ValueError: for eta = 0, a method without noise.
@@ -371,7 +371,7 @@ class InTime(AbstractMethod):
         return replace(solution, x=u, xs=xs, ts=grid)
 
     def knots(self, coordinates: Coordinates, span: Span) -> Tensor:
-        """Sixteen, spaced as the steps are, which may be much smaller at one end than at the other.
+        """Sixteen knots of the own grid of the diffusion, which may be denser at one end.
 
         Raises:
             ValueError: without noise, or for a solver that draws normals of its own.

@@ -63,7 +63,7 @@ class NCSNSettings:
 
     @property
     def variance_ratio(self) -> float:
-        """s^2 / sigma^2 after the moves of a level, for data that are one point: technique 4 wants 1."""
+        """s^2 / sigma^2 after the moves of a level, for data at one point; 1 by technique 4."""
         ratio = (self.sigmas[0] / self.sigmas[-1]) ** (1 / (len(self.sigmas) - 1))
         size = self.step_size / self.sigmas[-1] ** 2
         return variance_ratio(ratio, self.steps, size if self.convention == "ncsnv2" else 0.5 * size)

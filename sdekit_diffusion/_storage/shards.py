@@ -69,16 +69,17 @@ class Shards:
             raise ValueError(f"n counts samples from 0 on and batch_size from 1; not {self.n} and {self.batch_size}")
 
     def fill(self, work: Callable[[int, int], Mapping[str, Tensor | NDArray[Any]]], desc: str = "samples") -> None:
-        """Computes what is missing; returns in every process when all is there.
+        """Computes the missing results; returns in every process when all are complete.
 
         Arguments:
-            work: (first, count) to the results of samples first, ..., first + count - 1, by name, each `(count, ...)`. They
-                must not depend on what else is computed: as those of `sample(..., first=first)`.
-            desc: the bar's name, shown where there are several parts.
+            work: (first, count) to the results of samples first, ..., first + count - 1, by name,
+                each `(count, ...)`. They must not depend on other samples, as those of
+                `sample(..., first=first)`.
+            desc: the name of the progress bar, which is shown for several parts.
 
         Raises:
-            ValueError: where the folder has results with other settings.
-            OSError: where a file cannot be written; those that are there stay.
+            ValueError: when the folder has results with other settings.
+            OSError: when a file cannot be written; existing ones remain.
         """
         with joined("cpu"), ExitStack() as held:
             if rank() == 0:

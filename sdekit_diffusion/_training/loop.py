@@ -185,7 +185,7 @@ class Training(Iterator[Record]):
         return Record(self.step, loss, recipe.rate(self.step - 1))
 
     def finish(self) -> None:
-        """Leaves the model with the averaged weights, in evaluation mode, as when the records end."""
+        """Gives the model the averaged weights, in evaluation mode, as after the last record."""
         self._fill(self._averages[0])
         self.model.eval()
 
@@ -195,7 +195,9 @@ class Training(Iterator[Record]):
             self._refuse(loss, self.step)
 
     def _look(self, loss: Tensor) -> None:
-        """`require_finite`, on an accelerator without waiting for it: the flag is read at a later look, once it has arrived."""
+        """`require_finite`, on an accelerator without waiting for it: the flag is read at a later
+        look, once it has arrived.
+        """
         if loss.device.type == "cpu":
             self.require_finite(loss)
             return
@@ -221,7 +223,9 @@ class Training(Iterator[Record]):
         raise ArithmeticError(f"weights are not finite after update {step}; {remedy}")
 
     def _descended(self, rows: Tensor, first: int) -> Tensor:
-        """The mean loss of the batch whose samples from number `first` on are this process's rows; leaves its gradient."""
+        """The mean loss of the batch whose samples from number `first` on are this process's rows;
+        leaves its gradient.
+        """
         self._optimiser.zero_grad(set_to_none=True)
         device = self.model.place()[1]
         total, parts = torch.zeros((), device=device), rows.tensor_split(self.recipe.accumulate)
@@ -239,7 +243,9 @@ class Training(Iterator[Record]):
         return total
 
     def _built(self, batch: Tensor, first: int) -> "RecipeLoss | DistributedDataParallel":
-        """The loss as a module: compiled if it is to be and can be, and with gradients averaged over processes."""
+        """The loss as a module: compiled if it is to be and can be, and with gradients averaged
+        over processes.
+        """
         loss = RecipeLoss(self.model, self.recipe, self._transform)
         if self.recipe.compile:
             compiled = RecipeLoss(self.model.around(torch.compile(self.model.net)), self.recipe, self._transform)
@@ -259,7 +265,9 @@ class Training(Iterator[Record]):
 
     @contextmanager
     def averaged(self, which: int = 0) -> Iterator[ScoreModel]:
-        """The model in evaluation mode with averaged weights, those of decay number `which`, for the time of a block."""
+        """A context in which the model has the averaged weights of decay `which`, in evaluation
+        mode.
+        """
         own, training = [weight.detach().clone() for weight in self._weights], self.model.training
         self._fill(self._averages[which])
         self.model.eval()
@@ -275,7 +283,8 @@ class Training(Iterator[Record]):
                 weight.copy_(value)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """All that the rest depends on besides model, data and recipe: the step, weights, averages, AdamW's moments.
+        """The state of the run besides model, data and recipe: step, weights, averages, AdamW's
+        moments.
 
         There is no random state: all noise is a function of the seed and of the step.
 
@@ -296,7 +305,7 @@ class Training(Iterator[Record]):
         return {name: value.detach().clone() for name, value in state.items()} | {"step": torch.tensor(self.step)}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Goes on where `state_dict` was called.
+        """Resumes the run from where `state_dict` was called.
 
         Raises:
             ValueError: for the state of another model or another number of decays.

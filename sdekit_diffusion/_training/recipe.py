@@ -78,7 +78,7 @@ class Recipe:
 
     @property
     def decays(self) -> tuple[float, ...]:
-        """Those of `ema`, one or several."""
+        """The decays of `ema`, one or several."""
         return (self.ema,) if isinstance(self.ema, float | int) else tuple(self.ema)
 
     def rate(self, step: int) -> float:

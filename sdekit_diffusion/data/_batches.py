@@ -57,12 +57,13 @@ class AbstractSource(ABC):
 
     @abstractmethod
     def batches(self, size: int, *, seed: int = 0, first: int = 0, part: slice = slice(None)) -> Iterator[Tensor]:
-        """Batches of `size` samples without end, the first of which begins with number `first` of the order.
+        """An endless iterator of batches, the first of which begins with number `first` of the
+        order.
 
         Arguments:
             size: samples of a batch; one may span epochs.
             seed: of the order.
-            first: where to begin, so that a training can go on: the samples seen before.
+            first: the number of earlier samples, to resume a run.
             part: which samples of each batch to load; all unless given.
         """
 

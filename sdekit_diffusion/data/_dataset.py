@@ -50,11 +50,11 @@ class Dataset:
 
     @property
     def size(self) -> int | None:
-        """How many training samples there are; None for a stream."""
+        """The number of training samples; None for a stream."""
         return None if isinstance(self.train, AbstractSource) else len(self.train)
 
     def reference(self, n: int) -> tuple[Tensor, Tensor | None]:
-        """At most n training samples and their labels, always the same ones: all in their order, or a random choice."""
+        """At most n training samples and their labels, always the same: all, or a random choice."""
         rows = self.train if self.known is None else self.known
         assert not isinstance(rows, AbstractSource)
         if isinstance(rows, Tensor) and len(rows) <= n:

@@ -56,13 +56,16 @@ class Scale:
 
     @classmethod
     def quantised(cls, levels: int, low: float = -1.0, high: float = 1.0, dtype: str = "uint8") -> "Scale":
-        """The scale by which levels fill [low, high)."""
+        """The scale that maps levels to [low, high)."""
         unit = levels / (high - low)
         return cls(-low * unit, unit, levels, dtype)
 
     @classmethod
     def standard(cls, values: Tensor) -> "Scale":
-        """The scale by which continuous `(N, ...)` have mean 0 and deviation 1, vectors `(N, d)` in each coordinate."""
+        """The scale that gives continuous data `(N, ...)` mean 0 and standard deviation 1.
+
+        For vectors `(N, d)` in each coordinate.
+        """
         std, mean = torch.std_mean(values.double(), dim=0 if values.ndim == 2 else None, correction=0)
         constant = std <= torch.finfo(values.dtype).eps * mean.abs()
         shift, unit = (
@@ -72,21 +75,23 @@ class Scale:
 
     @property
     def low(self) -> float:
-        """The least x of levels; `low`, `high` and `levels` are what `bits_per_dim` takes."""
+        """The least x of levels; `low`, `high` and `levels` are arguments of `bits_per_dim`."""
         return float(self._inputs(torch.tensor(0.0, dtype=torch.float64)))
 
     @property
     def high(self) -> float:
-        """The bound of x of levels from above."""
+        """The upper bound of x of levels."""
         assert self.levels is not None
         return float(self._inputs(torch.tensor(self.levels, dtype=torch.float64)))
 
     def encode(self, x: Tensor, u: Tensor | float = 0.5) -> Tensor:
-        """Inputs of a model, in the dtype of u for levels, of continuous data in theirs, from float32 on.
+        """The inputs of a model, in the dtype of u for levels, and of the data, at least float32,
+        otherwise.
 
         Args:
             x: data, `(batch, *shape)`.
-            u: the dequantisation of levels, in [0, 1), shaped like x; unless given the middle of each level.
+            u: the dequantisation of levels, in [0, 1), shaped like x; the middle of each level
+                unless given.
         """
         if self.levels is None:
             return self._inputs(x.to(torch.promote_types(x.dtype, torch.float32)))
@@ -94,7 +99,9 @@ class Scale:
         return self._inputs(x.to(dtype) + u)
 
     def decode(self, x: Tensor) -> Tensor:
-        """Data in their own range and dtype, shaped like x: undoes `encode`; levels are clipped to 0, ..., levels - 1.
+        """Data in their own range and dtype, shaped like x: the inverse of `encode`.
+
+        Levels are clipped to 0, ..., levels - 1.
 
         Raises:
             ValueError: for levels of an x that is not finite.
@@ -109,7 +116,9 @@ class Scale:
         return values.floor().clamp(0, self.levels - 1).to(dtype)
 
     def log_volume(self, shape: tuple[int, ...]) -> float:
-        """log p(x) - log p(data) of one sample of a shape, in nats: the sum of the logarithms of its units."""
+        """log p(x) - log p(data) of one sample of a shape, in nats: the sum of the logarithms of
+        its units.
+        """
         if isinstance(self.unit, tuple):
             return sum(map(math.log, self.unit))
         return math.prod(shape) * math.log(self.unit)

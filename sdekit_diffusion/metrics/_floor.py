@@ -30,12 +30,12 @@ class Floor:
 
     @property
     def mean(self) -> NDArray[np.float64]:
-        """Over the draws."""
+        """The mean over the draws."""
         return self.values.mean(axis=0)
 
     @property
     def std(self) -> NDArray[np.float64]:
-        """Of one draw: by so much two perfect models would differ."""
+        """The standard deviation of one draw, by which two exact models would differ."""
         return self.values.std(axis=0, ddof=1) if len(self.values) > 1 else np.full(self.values.shape[1:], np.nan)
 
 

@@ -51,7 +51,7 @@ class Modes:
 
     @property
     def scores(self) -> Matrix:
-        """All that are known and different, K (1 + d + d (d + 1) / 2) of them at most."""
+        """All scores that are known and distinct, at most K (1 + d + d (d + 1) / 2)."""
         upper = np.triu_indices(self.means.shape[1])
         parts = self.weight_scores, self.mean_scores, self.covariance_scores[:, upper[0], upper[1]]
         every = np.concatenate([part.ravel() for part in parts])
@@ -59,13 +59,14 @@ class Modes:
 
     @property
     def worst(self) -> float:
-        """The largest deviation, in standard errors."""
+        """The largest score in absolute value."""
         return float(np.abs(self.scores).max())
 
     def floor(self, confidence: float = 0.95) -> float:
-        """What `worst` of exact samples stays below with this probability, were all scores normal and independent.
+        """The bound of `worst` for exact samples with this probability, for independent normal
+        scores.
 
-        They nearly are where each mode has hundreds of samples and modes are apart.
+        The scores nearly are where each mode has hundreds of samples and modes are separate.
         """
         from scipy.special import ndtri
 

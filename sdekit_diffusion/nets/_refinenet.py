@@ -118,7 +118,8 @@ class AbstractRefineNet(nn.Module, ABC):
     Arguments:
         channels, width, multipliers, dilations, centred: as in `NCSNv2`.
         levels: rows of the norms on the way down and at the end.
-        cascades: rows of the norms in the cascades, which pool by means; 0 for none, and for maxima.
+        cascades: rows of the norms in the cascades, which pool by means; 0 for none, and for
+            maxima.
     """
 
     def __init__(
@@ -188,7 +189,9 @@ class AbstractRefineNet(nn.Module, ABC):
         return self.last(h, weights)
 
     def _weights(self, t: Tensor) -> Tensor:
-        """The weight of each level, (B, levels): linear interpolation between the two that t in [0, 1] is between."""
+        """The weight of each level, (B, levels): linear interpolation between the two that t in [0,
+        1] is between.
+        """
         t = t.to(torch.promote_types(t.dtype, torch.float32)).clamp(0, 1)[:, None]
         return functional.relu(1 - (t * (self.levels - 1) - torch.arange(self.levels, device=t.device)).abs())
 

@@ -143,12 +143,14 @@ class UNet(nn.Module):
         """Returns a tensor of the shape of x.
 
         Args:
-            x: images (B, channels, H, W), in the dtype of the weights; H and W divisible by 2^(levels - 1).
+            x: images (B, channels, H, W), in the dtype of the weights; H and W divisible by
+                2^(levels - 1).
             t: times (B,), of any real dtype.
 
         Raises:
             TypeError: x or t is no tensor.
-            ValueError: x has another rank, number of channels or size, or t is not one time per sample.
+            ValueError: x has another rank, number of channels or size, or t is not one time per
+                sample.
         """
         t = require_both(x, t)
         self._check(x)
