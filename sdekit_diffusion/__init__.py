@@ -13,15 +13,10 @@ Example:
 """
 
 from sdekit_diffusion import data, metrics, nets
-from sdekit_diffusion._diffusions.cosine import CosineVPSDE
-from sdekit_diffusion._diffusions.ddpm import DDPM, cosine_betas, linear_betas
+from sdekit_diffusion._diffusions import names as _names
+from sdekit_diffusion._diffusions.ddpm import cosine_betas, linear_betas
 from sdekit_diffusion._diffusions.diffusion import AbstractDiffusion
-from sdekit_diffusion._diffusions.edm import EDMSDE
-from sdekit_diffusion._diffusions.flow import RectifiedFlow
-from sdekit_diffusion._diffusions.names import DIFFUSIONS
-from sdekit_diffusion._diffusions.ncsn import NCSN
-from sdekit_diffusion._diffusions.ve import VESDE
-from sdekit_diffusion._diffusions.vp import VPSDE, SubVPSDE
+from sdekit_diffusion._diffusions.names import *  # noqa: F403
 from sdekit_diffusion._likelihood.bound import VariationalBound, variational_bound
 from sdekit_diffusion._likelihood.encoding import decode, encode, interpolate
 from sdekit_diffusion._likelihood.likelihood import BitsPerDim, bits_per_dim, log_likelihood
@@ -66,15 +61,9 @@ from sdekit_diffusion.data._batches import AbstractSource
 
 __all__ = [
     "DDIM",
-    "DDPM",
-    "DIFFUSIONS",
     "EDM",
-    "EDMSDE",
     "GRIDS",
     "METHODS",
-    "NCSN",
-    "VESDE",
-    "VPSDE",
     "AbstractDerivedModel",
     "AbstractDiffusion",
     "AbstractGrid",
@@ -86,7 +75,6 @@ __all__ = [
     "AnnealedLangevin",
     "BitsPerDim",
     "CheckpointError",
-    "CosineVPSDE",
     "Descent",
     "EmpiricalMixture",
     "Equidistributed",
@@ -104,10 +92,8 @@ __all__ = [
     "Quadratic",
     "Recipe",
     "Record",
-    "RectifiedFlow",
     "ScoreModel",
     "Shards",
-    "SubVPSDE",
     "Training",
     "UniformInLogSNR",
     "UniformInTime",
@@ -144,3 +130,4 @@ __all__ = [
     "validation_loss",
     "variational_bound",
 ]
+__all__ += _names.__all__

@@ -17,7 +17,7 @@ import sdekit_diffusion
 from sdekit import did_you_mean
 from sdekit_diffusion import Log, Recipe, Shards
 from sdekit_diffusion._app import evaluation, outputs, report
-from sdekit_diffusion._app.options import Net, Sampler
+from sdekit_diffusion._app.options import Net, Sampler, with_names
 from sdekit_diffusion._app.watch import Watch
 from sdekit_diffusion._inputs import usable
 from sdekit_diffusion._storage.distributed import first_to_fail, joined, own, rank, wait
@@ -29,6 +29,7 @@ from sdekit_diffusion._training.history import newest
 _ERRORS = (ValueError, TypeError, ArithmeticError, OSError, ImportError, RuntimeError)  # CheckpointError is a ValueError
 
 
+@with_names
 def train(
     run: Path,
     /,
@@ -53,7 +54,7 @@ def train(
         run: the folder to write.
         data: digits, mnist, fashion-mnist, moons, swissroll, eight_gaussians, checkerboard, spiral; a .npy or .npz file; a
             folder of images; hf: and what Hugging Face's datasets can open, such as hf:a/folder, or hf-stream: to stream it.
-        sde: the diffusion to train under: ve, vp, subvp, cosine, edm, flow, ddpm or ncsn; subvp unless given, or the network's
+        sde: the diffusion to train under: {diffusions}; subvp unless given, or the network's
             own.
         net: the network, what it is told and what it predicts.
         recipe: the training.
@@ -134,6 +135,7 @@ def sample(
         wait()
 
 
+@with_names
 def likelihood(
     run: Path,
     /,
@@ -164,7 +166,7 @@ def likelihood(
         draws: how often each image is dequantised.
         network: where the run cannot name its network itself: the folder of one of diffusers, or package.module:factory, a
             function of yours without arguments, which is imported and makes it.
-        sde: the diffusion: ve, vp, subvp, cosine, edm, flow, ddpm or ncsn; the model's own unless given.
+        sde: the diffusion: {diffusions}; the model's own unless given.
         seed: of the dequantisation and of the probes.
         tolerance: relative and absolute, of the adaptive solver.
         batch_size: how many samples are solved together.

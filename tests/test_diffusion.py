@@ -68,7 +68,12 @@ NOISELESS = st.one_of(  # at t = 0
     st.builds(DDPM, st.lists(st.floats(1e-4, 0.9), min_size=2, max_size=12)),
     st.builds(DDPM, st.sampled_from([linear_betas(), linear_betas(100, 1e-3, 0.2), cosine_betas(50)])),
 )
-ALL = st.one_of(NOISELESS, ve(st.just(False)), st.builds(levels, st.lists(st.floats(1.1, 4.0), min_size=1, max_size=8)))
+NOISY = st.one_of(ve(st.just(False)), st.builds(levels, st.lists(st.floats(1.1, 4.0), min_size=1, max_size=8)))
+# A diffusion without a strategy above is tested with its defaults.
+VARIED = {VESDE, VPSDE, SubVPSDE, CosineVPSDE, EDMSDE, RectifiedFlow, DDPM, NCSN}
+OTHERS = [kind() for kind in DIFFUSIONS.values() if kind not in VARIED]
+NOISELESS = st.one_of(NOISELESS, *(st.just(sde) for sde in OTHERS if sde.sigma(0.0) == 0))
+ALL = st.one_of(NOISELESS, NOISY, *(st.just(sde) for sde in OTHERS))
 DEFAULTS = [kind() for kind in DIFFUSIONS.values()]
 
 # Times in units of the end of time.
@@ -337,7 +342,7 @@ def test_prior(sde):
 def test_names():
     known = [VESDE(), VPSDE(), SubVPSDE(), CosineVPSDE(), EDMSDE(), RectifiedFlow(), DDPM(), NCSN()]
     assert [diffusion(name) for name in "ve vp subvp cosine edm flow ddpm ncsn".split()] == known
-    assert len(DIFFUSIONS) == len(known)
+    assert all(diffusion(name) == kind() for name, kind in DIFFUSIONS.items())
     assert diffusion(VPSDE(0.2)) == VPSDE(0.2)
     with pytest.raises(ValueError, match="unknown sde 'vpsde'; choose one of ve, vp, subvp"):
         diffusion("vpsde")

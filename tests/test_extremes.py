@@ -17,6 +17,7 @@ from scipy.special import ndtr
 
 from sdekit_diffusion import (
     DDPM,
+    DIFFUSIONS,
     EDMSDE,
     METHODS,
     NCSN,
@@ -120,6 +121,7 @@ ANY = {
     "ddpm": st.lists(magnitude(-12, -1) | magnitude(-12, -1).map(lambda rest: 1 - rest), min_size=2, max_size=50).map(DDPM),
     "ncsn": st.lists(magnitude(-100, 100), min_size=2, max_size=5, unique=True).map(sorted).map(NCSN),
 }
+ANY |= {name: st.builds(kind) for name, kind in DIFFUSIONS.items() if name not in ANY}
 
 
 def drawn(data, family):

@@ -41,7 +41,7 @@ from sdekit_diffusion import (
 from sdekit_diffusion._training.loss import draw_times
 
 DEFAULTS = {name: kind() for name, kind in DIFFUSIONS.items()}
-NEW = ["cosine", "edm", "flow", "ddpm", "ncsn"]
+NEW = [name for name in DIFFUSIONS if name not in ("ve", "vp", "subvp")]
 PREDICTIONS = ["noise", "data", "score", "velocity", "flow"]
 # Centred, as data should be: then p_T differs from the prior by the square of alpha / sigma only.
 MIXTURE = GaussianMixture([0.25, 0.75], torch.tensor([[-0.9, 0.6], [0.3, -0.2]], dtype=torch.float64), [0.05, 0.02])

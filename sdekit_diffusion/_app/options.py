@@ -1,10 +1,10 @@
 """Options of the command line that belong together: the network, and how to sample."""
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import torch
 from torch import nn
@@ -12,10 +12,11 @@ from torch import nn
 from sdekit_diffusion import nets
 from sdekit_diffusion._app.architecture import with_architecture
 from sdekit_diffusion._diffusions.diffusion import AbstractDiffusion
-from sdekit_diffusion._diffusions.names import diffusion
+from sdekit_diffusion._diffusions.names import DIFFUSIONS, diffusion
 from sdekit_diffusion._loading.load import load
 from sdekit_diffusion._loading.named import named_model
 from sdekit_diffusion._models.model import ALIASES, Conditioning, Prediction, ScoreModel
+from sdekit_diffusion._sampling.grids import GRIDS
 from sdekit_diffusion._sampling.methods import method_of
 from sdekit_diffusion.data import Dataset
 
@@ -26,12 +27,24 @@ _CONVENTIONS = "sde predicts conditioning".split()
 _DEFAULT: tuple[Prediction, Conditioning] = ("velocity", "log_snr")
 
 
+Described = TypeVar("Described", bound=Callable[..., Any])
+
+
+def with_names(described: Described) -> Described:
+    """Writes the names that there are into a docstring with {diffusions}, {grids} or {networks}."""
+    tables = {"diffusions": DIFFUSIONS, "grids": GRIDS, "networks": nets.registry}
+    for table, names in tables.items():
+        described.__doc__ = (described.__doc__ or "").replace(f"{{{table}}}", ", ".join(names))
+    return described
+
+
+@with_names
 @dataclass(frozen=True)
 class _Conventions:
     """The network, and what it is told and predicts. What is left out is as the network has it.
 
     Attributes:
-        network: MLP, UNet, NCSN or NCSNv2; a UNet for images and an MLP for other data unless given. A UNet has levels down to
+        network: {networks}; a UNet for images and an MLP for other data unless given. A UNet has levels down to
             16 pixels or an odd size, and an NCSN those of the diffusion, unless given. Or one of your own: the folder of a
             network of diffusers with its scheduler, or package.module:factory, a function without arguments that is imported
             and makes a module or a ScoreModel.
@@ -157,6 +170,7 @@ def _levels(shape: tuple[int, ...]) -> dict[str, list[Any]]:
     return {"multipliers": [1, *[2 for _ in below]], "attention": [False, *[area <= 64 for area in below]]}
 
 
+@with_names
 @dataclass(frozen=True)
 class Sampler:
     """How to sample, the same for all commands that do. What is left out is as the method has it.
@@ -164,10 +178,10 @@ class Sampler:
     Attributes:
         method: default, euler_maruyama, pc, ode or another method of the library; a name that is none lists them.
         steps: how many steps.
-        grid: where they are: native, time, quadratic, sigma, karras, log_snr or focused.
+        grid: where they are: {grids}.
         noise: white, other noise for every number of steps; or path, one Brownian path a sample, which more steps refine.
         eta: the noise level: 0 the probability flow, 1 the reverse SDE; above 0 the default method is "sde".
-        sde: the diffusion to sample under: ve, vp, subvp, cosine, edm, flow, ddpm or ncsn; the model's own unless given.
+        sde: the diffusion to sample under: {diffusions}; the model's own unless given.
         end: sigma / alpha where the solve stops.
         denoise: replace each sample by the mean of the data given it, one evaluation more.
         dtype: of the solve; the model's unless given.

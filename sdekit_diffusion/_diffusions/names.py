@@ -1,4 +1,6 @@
-"""All diffusions by name."""
+"""All diffusions by name. `DIFFUSIONS` and `__all__` register a diffusion: the exports of the package, the help of the
+command line and the tests are derived from them.
+"""
 
 from sdekit import did_you_mean
 from sdekit_diffusion._diffusions.cosine import CosineVPSDE
@@ -20,6 +22,8 @@ DIFFUSIONS: dict[str, type[AbstractDiffusion]] = {
     "ddpm": DDPM,
     "ncsn": NCSN,
 }
+__all__ = ["DDPM", "DIFFUSIONS", "EDMSDE", "NCSN", "VESDE", "VPSDE", "CosineVPSDE", "RectifiedFlow", "SubVPSDE"]
+
 # Names of classes and papers.
 _MEANT = {
     "vpsde": "vp", "vp_sde": "vp", "vesde": "ve", "ve_sde": "ve", "subvpsde": "subvp", "sub_vp": "subvp", "sub_vpsde": "subvp",
