@@ -34,7 +34,11 @@ from sdekit import (
 )
 from sdekit._noise.white import AbstractNoise
 
-ADDITIVE = [type(solver) for solver in all_solvers(AbstractStochasticRungeKutta) if "additive" in solver.order]
+ADDITIVE = [
+    type(solver)
+    for solver in all_solvers(AbstractStochasticRungeKutta)
+    if "additive" in solver.order and not isinstance(solver, SRID2)  # which has other conditions, below
+]
 
 
 # Order conditions

@@ -61,9 +61,7 @@ def _predicted(ask: Ask, m: Tensor | float, row: tuple[Tensor, float, float, flo
     x = u if point == 1 else scaled(point, u)
     if shift:
         x = _plus(shift, m, x)
-    found = ask(x, label.expand(len(u)))
-    if out != 1:
-        found = scaled(out, found)
+    found = scaled(out, ask(x, label.expand(len(u))))  # new, even if a network has one buffer for all
     if own:
         found = axpy(own, u, found)
     return _plus(mean, m, found) if mean else found
