@@ -25,6 +25,7 @@ NAMESPACES = [
 ]
 NEEDED = {  # extras that the examples of a module use
     "sdekit_diffusion._loading.diffusers": "diffusers",
+    "sdekit_diffusion.data": "sklearn",
     "sdekit_diffusion.data._huggingface": "datasets",
     "sdekit_diffusion.data._sources": "sklearn",
     "sdekit_diffusion.data._dataset": "sklearn",
@@ -159,4 +160,5 @@ def said(cls, name):
 def test_extras_are_of_modules_that_exist():
     root = Path(sdekit_diffusion.__file__).parent.parent
     for name in NEEDED:
-        assert (root / f"{name.replace('.', '/')}.py").exists()
+        path = root / name.replace(".", "/")
+        assert path.with_suffix(".py").exists() or (path / "__init__.py").exists()
