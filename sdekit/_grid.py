@@ -52,7 +52,8 @@ def times(ts: Tensor | Sequence[float]) -> list[float]:
 
     Raises:
         TypeError: when ts holds something else than numbers.
-        ValueError: when ts is not one-dimensional, has fewer than two points, is not finite or not strictly monotone.
+        ValueError: when ts is not one-dimensional, has fewer than two points, is not finite or not
+            strictly monotone.
     """
     try:
         values = torch.as_tensor(ts, dtype=torch.float64)
@@ -106,7 +107,9 @@ class Dyadic:
         return _on(tuple(self.knots), device)
 
     def ticks(self, t: Tensor) -> Tensor:
-        """The tick nearest to a time: cell 2^depth + the tick in the cell. Outside the knots the outer cells go on."""
+        """The tick nearest to a time: cell 2^depth + the tick in the cell. Outside the knots the
+        outer cells go on.
+        """
         knots = self.knots_on(t.device)
         cell = torch.searchsorted(knots, t.to(torch.float64), right=True).sub_(1).clamp_(0, self.cells - 1)
         start = knots[cell]
@@ -119,9 +122,11 @@ class Dyadic:
         return torch.lerp(knots[cell], knots[cell + 1], (ticks - (cell << self.depth)).to(torch.float64) * 2.0**-self.depth)
 
     def after(self, t: Tensor, h: Tensor, direction: int, coarse: Tensor) -> tuple[Tensor, Tensor]:
-        """The end of the longest dyadic interval that begins at t and is at most h long, and the length of the shortest.
+        """The end of the longest dyadic interval that begins at t and is at most h long, and the
+        length of the shortest.
 
-        Dyadic intervals are nested, so a walk along them that shortens a step comes by the point it had tried before.
+        Dyadic intervals are nested, so a walk along them that shortens a step comes by the point it
+        had tried before.
 
         Arguments:
             t, h: times and lengths, `(n,)`.

@@ -1,4 +1,6 @@
-"""Users' functions: they take what they are called with and leave it as it is, and return real numbers of the right shape."""
+"""Users' functions: they take what they are called with and leave it as it is, and return real
+numbers of the right shape.
+"""
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
@@ -30,7 +32,8 @@ _STATES = {"x", "y", "z", "u", "xt", "x_t", "state", "states", "sample", "sample
 def require_call(function: Callable[..., Any], call: str, *given: object, **named: object) -> None:
     """Refuses a function, or the forward method of a module, whose signature does not fit a call.
 
-    For handlers of a TypeError, so that a call that succeeds pays nothing; a TypeError of another cause passes.
+    For handlers of a TypeError, so that a call that succeeds pays nothing; a TypeError of another
+    cause passes.
 
     Arguments:
         function: what was called; one without a signature passes.
@@ -104,9 +107,11 @@ def require_order(function: Callable[..., Any], order: str) -> None:
 
 
 def swapped(function: Callable[..., Any], first: Any, second: Any, shape: tuple[int, ...]) -> bool:  # noqa: ANN401
-    """Whether a function that failed, or returned something else, returns a tensor of a shape with its arguments exchanged.
+    """Whether a function that failed, or returned something else, returns a tensor of a shape with
+    its arguments exchanged.
 
-    Arguments of one shape, such as points `(batch,)` and their times, do not tell: there a failure has another cause.
+    Arguments of one shape, such as points `(batch,)` and their times, do not tell: there a failure
+    has another cause.
     """
     if getattr(first, "shape", ()) == getattr(second, "shape", ()):
         return False
@@ -127,7 +132,9 @@ def _first_two(function: Callable[..., Any]) -> tuple[str, str]:
 
 
 def uncounted(x: Tensor) -> bool:
-    """Whether torch does not count the changes of x in place: in inference mode, in compiled code, under `torch.func.vmap`."""
+    """Whether torch does not count the changes of x in place: in inference mode, in compiled code,
+    under `torch.func.vmap`.
+    """
     return torch.compiler.is_compiling() or x.is_inference() or is_batchedtensor(x)
 
 
@@ -154,9 +161,9 @@ def overwritten(name: str) -> ChangedError:
 def checked_call(name: str, function: Callable[..., Any], *arguments: Any, **more: Any) -> Any:  # noqa: ANN401
     """function(*arguments, **more), which must leave the tensors that it is given as they are.
 
-    Changes are seen by the tensors' version counters; tensors that have none are copied first. Torch
-    itself refuses changes of leaves that require gradients: the call is then repeated with copies, to
-    tell this from other failures.
+    Changes are seen by the tensors' version counters; tensors that have none are copied first.
+    Torch itself refuses changes of leaves that require gradients: the call is then repeated with
+    copies, to tell this from other failures.
 
     Arguments:
         name: of the function, for the message.
@@ -180,7 +187,9 @@ def checked_call(name: str, function: Callable[..., Any], *arguments: Any, **mor
 
 
 def is_kept_leaf(value: Any) -> bool:  # noqa: ANN401
-    """Whether torch refuses changes of a value in place: a leaf that requires gradients, while they are recorded."""
+    """Whether torch refuses changes of a value in place: a leaf that requires gradients, while they
+    are recorded.
+    """
     return isinstance(value, Tensor) and value.requires_grad and value.is_leaf and torch.is_grad_enabled()
 
 

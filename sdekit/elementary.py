@@ -94,7 +94,8 @@ def broadcast(coefficient: float, x: Tensor) -> float: ...
 @overload
 def broadcast(coefficient: Tensor, x: Tensor) -> Tensor: ...
 def broadcast(coefficient: Time, x: Tensor) -> Time:
-    """A coefficient ready to multiply a state: a float as it is, `(batch,)` as `(batch, 1, ...)` in x's dtype and device.
+    """A coefficient ready to multiply a state: a float as it is, `(batch,)` as `(batch, 1, ...)` in
+    x's dtype and device.
 
     Arguments:
         coefficient: a float, a 0-dim tensor or a tensor of shape `(batch,)`.
@@ -107,10 +108,11 @@ def broadcast(coefficient: Time, x: Tensor) -> Time:
 
 
 def axpy(a: Time, x: Tensor, y: Tensor) -> Tensor:
-    """y + a x, in one pass over memory where every element then has the same rounding; a is a float or `(batch,)`.
+    """y + a x, in one pass over memory where every element then has the same rounding; a is a float
+    or `(batch,)`.
 
-    In half precision torch's fused sum rounds the last elements of a tensor in another way than the others, and a sample's
-    bits would depend on its place in the batch.
+    In half precision torch's fused sum rounds the last elements of a tensor in another way than the
+    others, and a sample's bits would depend on its place in the batch.
     """
     if isinstance(a, Tensor):
         return torch.addcmul(y, broadcast(a, x), x)
@@ -120,7 +122,8 @@ def axpy(a: Time, x: Tensor, y: Tensor) -> Tensor:
 def scaled(a: Time, x: Tensor) -> Tensor:
     """a x; a is a float or `(batch,)`.
 
-    For a product torch makes a tensor of a float, which a small one is long about; for a sum's factor it does not.
+    For a product torch makes a tensor of a float, which a small one is long about; for a sum's
+    factor it does not.
     """
     if isinstance(a, Tensor):
         return x * broadcast(a, x)

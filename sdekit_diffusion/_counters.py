@@ -1,5 +1,6 @@
-"""Which draw of a sample's random stream is which: sdekit keeps the counters from 0 for steps, -1 for the initial state, and
-those from -2^20 down for probes. The steps of a chain go up from BOUND."""
+"""Which draw of a sample's random stream is which: sdekit keeps the counters from 0 for steps, -1
+for the initial state, and those from -2^20 down for probes. The steps of a chain go up from BOUND.
+"""
 
 DEQUANTISATION = -3
 TIME = -4

@@ -1,1 +1,3 @@
-"""Equations: from functions, reversed in time, without their linear part, and how they are integrated exactly."""
+"""Equations: from functions, reversed in time, without their linear part, and how they are
+integrated exactly.
+"""

@@ -1,4 +1,6 @@
-"""Integrals of interpolating polynomials against dt or against d e^{a l}: what the weights of multistep rules are made of."""
+"""Integrals of interpolating polynomials against dt or against d e^{a l}: what the weights of
+multistep rules are made of.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,7 +22,8 @@ def _itself(l: np.ndarray) -> np.ndarray:
 class Panels:
     """Steps of an integral against dA(l), and where the values are known that each may use.
 
-    A(l) = l where rate = 0; else A(l) = e^{rate (l - stop)}, normalised to 1 at the end so that nothing overflows.
+    A(l) = l where rate = 0; else A(l) = e^{rate (l - stop)}, normalised to 1 at the end so that
+    nothing overflows.
 
     Arguments:
         nodes: `(steps, k)`, distinct in each row; start, stop: `(steps,)`.
@@ -51,7 +54,9 @@ class Panels:
         return np.exp(self.stop.max() - l) if np.any(self.rate) else l
 
     def moments(self, variable: Map = _itself) -> np.ndarray:
-        """The integrals of 1, s, ..., s^{k-1} against dA, `(steps, k)`; s goes from 0 to 1 over the step as a variable does."""
+        """The integrals of 1, s, ..., s^{k-1} against dA, `(steps, k)`; s goes from 0 to 1 over the
+        step as a variable does.
+        """
         if self.k == 1:  # A's increment
             width, rate = self.stop - self.start, np.where(self.rate, self.rate, 1.0)
             return np.where(self.rate, -np.expm1(-rate * width), width)[:, None]
@@ -61,14 +66,18 @@ class Panels:
         return np.einsum("iq,iqj->ij", density, s[:, :, None] ** np.arange(self.k))
 
     def weights(self, moments: np.ndarray, variable: Map = _itself) -> np.ndarray:
-        """w with sum_j w_j p(s_j) = sum_i moments_i c_i for every p = sum_i c_i s^i of degree < k: `(steps, k)`."""
+        """w with sum_j w_j p(s_j) = sum_i moments_i c_i for every p = sum_i c_i s^i of degree < k:
+        `(steps, k)`.
+        """
         if self.k == 1:
             return moments
         powers = np.arange(self.k)[:, None]
         return np.linalg.solve(self._place(self.nodes, variable)[:, None, :] ** powers, moments[:, :, None])[:, :, 0]
 
     def exact(self, variable: Map = _itself) -> np.ndarray:
-        """w with sum_j w_j p(node_j) = the integral of p dA, for every polynomial p of degree < k in a variable."""
+        """w with sum_j w_j p(node_j) = the integral of p dA, for every polynomial p of degree < k
+        in a variable.
+        """
         return self.weights(self.moments(variable), variable)
 
     def _place(self, l: np.ndarray, variable: Map) -> np.ndarray:

@@ -1,4 +1,6 @@
-"""Reverse time: Anderson's equation and the probability flow, from a forward equation and its score."""
+"""Reverse time: Anderson's equation and the probability flow, from a forward equation and its
+score.
+"""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -46,7 +48,9 @@ def _anderson(forward: AbstractSDE, score: Score, factor: float, t: Time, x: Ten
 
 
 def _scored(score: Score, t: Time, x: Tensor) -> Tensor:
-    """score(t, x), refused where it is not shaped like x, or fails, with what its arguments may have to do with it."""
+    """score(t, x), refused where it is not shaped like x, or fails, with what its arguments may
+    have to do with it.
+    """
     try:
         s = checked_call("score(t, x)", score, t, x)
     except ChangedError:

@@ -1,4 +1,6 @@
-"""Stochastic differential equations dx = f(t, x) dt + g(t, x) dW, and ordinary ones as their case g = 0."""
+"""Stochastic differential equations dx = f(t, x) dt + g(t, x) dW, and ordinary ones as their case
+g = 0.
+"""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Mapping, MutableMapping, Sequence
@@ -206,11 +208,13 @@ def _spread(g: Tensor, x: Tensor) -> Tensor:
 
 
 def derivative(function: Callable[[Tensor], Tensor], x: Tensor, weigh: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
-    """y = function(x), and its derivative at x times weigh(y), for a function that acts on each coordinate alone.
+    """y = function(x), and its derivative at x times weigh(y), for a function that acts on each
+    coordinate alone.
 
-    Its Jacobian is its own transpose, which torch applies faster. `torch.func` works inside its own transforms and in compiled
-    code; autograd does it where that refuses, which is where saved tensors have hooks, as under checkpointing, and in
-    inference mode, where older versions of torch return zeros.
+    Its Jacobian is its own transpose, which torch applies faster. `torch.func` works inside its own
+    transforms and in compiled code; autograd does it where that refuses, which is where saved
+    tensors have hooks, as under checkpointing, and in inference mode, where older versions of torch
+    return zeros.
     """
     if torch.compiler.is_compiling() or not torch.is_inference_mode_enabled():
         try:
@@ -229,7 +233,9 @@ def derivative(function: Callable[[Tensor], Tensor], x: Tensor, weigh: Callable[
 
 
 def _as_tensor(t: Time, x: Tensor) -> Tensor:
-    """t as a user's function gets it: 0-dim, or a number a sample ready to meet x, never coarser than float32."""
+    """t as a user's function gets it: 0-dim, or a number a sample ready to meet x, never coarser
+    than float32.
+    """
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
     if isinstance(t, Tensor):
         t = t if t.dtype == dtype else t.to(dtype)

@@ -148,7 +148,9 @@ class Hutchinson(AbstractTrace):
 
 
 def skewness(estimates: Tensor) -> Tensor:
-    """n^2 / ((n - 1) (n - 2)) mean (e - mean e)^3 / std^3 of estimates e, `(n, batch)` to `(batch,)`; 0 where n < 4."""
+    """n^2 / ((n - 1) (n - 2)) mean (e - mean e)^3 / std^3 of estimates e, `(n, batch)` to
+    `(batch,)`; 0 where n < 4.
+    """
     n = len(estimates)
     if n < 4:
         return torch.zeros_like(estimates[0])
@@ -160,7 +162,9 @@ def skewness(estimates: Tensor) -> Tensor:
 
 
 def by_row(values: Tensor) -> Tensor:
-    """`(n, rows)` as `(rows, n)` in memory: sums over n then have the same rounding wherever a row stands in its batch."""
+    """`(n, rows)` as `(rows, n)` in memory: sums over n then have the same rounding wherever a row
+    stands in its batch.
+    """
     return values.mT.contiguous()
 
 

@@ -1,7 +1,8 @@
 """Log-likelihoods under the flow of an ordinary equation, with the error that random probes leave.
 
-The trajectory does not need the trace: it is solved first, each sample with its own steps; then the divergence is evaluated
-in bulk, at Gauss's nodes of every accepted step's dense output, and summed in float64.
+The trajectory does not need the trace: it is solved first, each sample with its own steps; then the
+divergence is evaluated in bulk, at Gauss's nodes of every accepted step's dense output, and summed
+in float64.
 """
 
 import math
@@ -98,7 +99,9 @@ class Likelihood:
 
 
 def _untransformed(q: float, a: Tensor) -> Tensor:
-    """The t with t + a t^2 / 3 + a^2 t^3 / 27 + a / 6 = q: ((1 + a t / 3)^3 - 1) / a + a / 6 on the left."""
+    """The t with t + a t^2 / 3 + a^2 t^3 / 27 + a / 6 = q: ((1 + a t / 3)^3 - 1) / a + a / 6 on the
+    left.
+    """
     rest = q - a / 6
     cube = 1 + a * rest
     root = cube.sign() * cube.abs().pow(1 / 3)
@@ -215,9 +218,11 @@ def _require_kinds(flow: object, x: object, log_prior: object, trace: object) ->
 
 
 class _Integral:
-    """The integral of the divergence along trajectories, out of the moves of a solve: estimates of it, `(estimates, batch)`.
+    """The integral of the divergence along trajectories, out of the moves of a solve: estimates of
+    it, `(estimates, batch)`.
 
-    A sample's terms are added one by one in the order of its own time, so that the batch cannot show.
+    A sample's terms are added one by one in the order of its own time, so that the batch cannot
+    show.
     """
 
     def __init__(self, flow: AbstractSDE, solver: AbstractSolver, trace: AbstractTrace, index: Tensor) -> None:

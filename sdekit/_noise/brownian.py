@@ -1,19 +1,21 @@
 """A Brownian path that can be asked anything, in any order, and remembers nothing.
 
-On an interval of length h, with r the relative position, the mean of W given its increment W_h and its space-time Levy area H
-is r W_h + 6 r (1 - r) H. Halving the interval adds two independent normals, Z ~ N(0, h/16) and N ~ N(0, h/12), such that
-with v the relative position in a half
+On an interval of length h, with r the relative position, the mean of W given its increment W_h and
+its space-time Levy area H is r W_h + 6 r (1 - r) H. Halving the interval adds two independent
+normals, Z ~ N(0, h/16) and N ~ N(0, h/12), such that with v the relative position in a half
 
     left:   Z (v - 3 v (1 - v))     + N 3 v (1 - v)
     right:  Z (1 - v - 3 v (1 - v)) - N 3 v (1 - v),
 
-and so on in each half (Foster, Lyons, Oberhauser 2020, arXiv 1904.06961; Jelincic, Foster, Kidger 2024, arXiv 2405.06464).
-So W is a sum of wavelets over the nodes of a dyadic tree, one a level, and so is its integral, whose terms are cubics: W and H
-over any interval are weighted sums of the normals of two branches. The normals are hashes of (seed, sample, node).
+and so on in each half (Foster, Lyons, Oberhauser 2020, arXiv 1904.06961; Jelincic, Foster, Kidger
+2024, arXiv 2405.06464). So W is a sum of wavelets over the nodes of a dyadic tree, one a level, and
+so is its integral, whose terms are cubics: W and H over any interval are weighted sums of the
+normals of two branches. The normals are hashes of (seed, sample, node).
 
-Weights are computed in float64 and subtracted where the two branches share a node, so that nothing cancels in float32. The
-terms of either branch, and of either kind of normal, are summed by themselves, level by level, whatever is asked: an answer has
-the same bits in every batch and block, and which branch comes first does not matter.
+Weights are computed in float64 and subtracted where the two branches share a node, so that nothing
+cancels in float32. The terms of either branch, and of either kind of normal, are summed by
+themselves, level by level, whatever is asked: an answer has the same bits in every batch and block,
+and which branch comes first does not matter.
 """
 
 import math
@@ -219,14 +221,18 @@ class BrownianPath(AbstractSeededNoise):
 
 
 class _Kept:
-    """The normals of the last query, by the place of their terms: those of nodes that are there again are not drawn again."""
+    """The normals of the last query, by the place of their terms: those of nodes that are there
+    again are not drawn again.
+    """
 
     def __init__(self, key: Tensor, like: Tensor) -> None:
         self.key, self.normals = key, like
         self.nodes = torch.zeros(0, dtype=torch.int64)
 
     def __call__(self, nodes: Tensor) -> Tensor:
-        """The normals of nodes `(terms, lanes, batch)`, `(terms, lanes, batch, 2, size)`; anything where a node is 0."""
+        """The normals of nodes `(terms, lanes, batch)`, `(terms, lanes, batch, 2, size)`; anything
+        where a node is 0.
+        """
         size = self.normals.shape[-1]
         if len(nodes) > len(self.nodes):
             self.nodes, self.normals = torch.zeros_like(nodes), self.normals.new_zeros(*nodes.shape, 2, size)
@@ -252,7 +258,9 @@ def _pieces(nodes: Tensor, weights: Tensor, numbers: int) -> Iterator[tuple[Tens
 
 
 def _total(out: Tensor, normals: int) -> Tensor:
-    """The sum over the two normals, a dimension of out, then over the two branches, `(outputs, 2, ...)`."""
+    """The sum over the two normals, a dimension of out, then over the two branches,
+    `(outputs, 2, ...)`.
+    """
     first, second = out.unbind(normals)
     first, second = (first + second).unbind(1)
     return first + second
@@ -263,11 +271,12 @@ def _working(x: Tensor) -> torch.dtype:
 
 
 def _terms(tree: Dyadic, ticks: Tensor, levy: bool) -> tuple[Tensor, Tensor]:
-    """W, and H, between two ticks `(2, n)`, in any order, as sums over the nodes of the branch of each and over the roots.
+    """W, and H, between two ticks `(2, n)`, in any order, as sums over the nodes of the branch of
+    each and over the roots.
 
     Returns:
-        the counters of the nodes, `(terms, 2, n)`, 0 where a branch has none; and the weights of a node's two normals in the
-        outputs W and H, `(terms, outputs, 2, 2, n, 1)`, float64.
+        the counters of the nodes, `(terms, 2, n)`, 0 where a branch has none; and the weights of a
+        node's two normals in the outputs W and H, `(terms, outputs, 2, 2, n, 1)`, float64.
     """
     times = tree.times(ticks) if levy else None
     parts = zip(_branches(tree, ticks, levy=levy), _roots(tree, ticks, times), strict=True)
@@ -286,7 +295,9 @@ def _terms(tree: Dyadic, ticks: Tensor, levy: bool) -> tuple[Tensor, Tensor]:
 
 
 def _branches(tree: Dyadic, ticks: Tensor, *, levy: bool) -> Iterator[Tensor]:
-    """The nodes above ticks, `(levels, 2, n)`; W, and its integral, there as weights of the normals, `(levels, 2, 2, n)`."""
+    """The nodes above ticks, `(levels, 2, n)`; W, and its integral, there as weights of the
+    normals, `(levels, 2, 2, n)`.
+    """
     depth, knots, cell = tree.depth, tree.knots_on(ticks.device), ticks >> tree.depth
     tick = ticks & ((1 << depth) - 1) | (1 << depth)
     # Below the lowest bit that is set anywhere no node has a part.
@@ -308,7 +319,9 @@ def _branches(tree: Dyadic, ticks: Tensor, *, levy: bool) -> Iterator[Tensor]:
 
 
 def _roots(tree: Dyadic, ticks: Tensor, times: Tensor | None) -> Iterator[Tensor]:
-    """The same of the cells between two ticks, whose normals make the W and H of a cell: `(cells, 2, n)`."""
+    """The same of the cells between two ticks, whose normals make the W and H of a cell:
+    `(cells, 2, n)`.
+    """
     depth, knots, cell = tree.depth, tree.knots_on(ticks.device), torch.zeros_like(ticks).unsqueeze(0)
     if tree.cells > 1:
         low, high = torch.aminmax(ticks, dim=0)
@@ -332,7 +345,9 @@ def _roots(tree: Dyadic, ticks: Tensor, times: Tensor | None) -> Iterator[Tensor
 
 @lru_cache(maxsize=64)
 def _levels(depth: int, levels: int, device: torch.device) -> tuple[Tensor, ...]:
-    """By level, `(levels, 1, 1)`: the bits below a node, their mask, two a tick, and the root of a 16th of its length."""
+    """By level, `(levels, 1, 1)`: the bits below a node, their mask, two a tick, and the root of a
+    16th of its length.
+    """
     below = depth - torch.arange(levels, device=device).reshape(-1, 1, 1)
     ticks = (1 << below).to(torch.float64)
     return below, (1 << below) - 1, 2.0 / ticks, 0.25 * (ticks * 2.0**-depth).sqrt()

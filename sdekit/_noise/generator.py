@@ -1,10 +1,13 @@
-"""One counter-based random generator: normal(seed, sample, counter, position), in torch operations on any device.
+"""One counter-based random generator: normal(seed, sample, counter, position), in torch operations
+on any device.
 
-A 64-bit word is the SplitMix64 finaliser (Steele, Lea, Flood 2014, "Fast splittable pseudorandom number generators") of a
-sample's key plus (2^26 counter + position) times the golden ratio; the key is itself such a word, of (seed, sample). Box
-and Muller's transform (1958) makes two normals from each word: its upper half gives the radius, its lower half the angle.
-Nothing is stored and nothing is sequential, so a number depends on its four coordinates alone: not on the batch it is drawn
-in, the block of steps, the dtype or the order. Numbers are drawn in float32 and cast; devices agree to rounding.
+A 64-bit word is the SplitMix64 finaliser (Steele, Lea, Flood 2014, "Fast splittable pseudorandom
+number generators") of a sample's key plus (2^26 counter + position) times the golden ratio; the key
+is itself such a word, of (seed, sample). Box and Muller's transform (1958) makes two normals from
+each word: its upper half gives the radius, its lower half the angle. Nothing is stored and nothing
+is sequential, so a number depends on its four coordinates alone: not on the batch it is drawn in,
+the block of steps, the dtype or the order. Numbers are drawn in float32 and cast; devices agree to
+rounding.
 """
 
 import math
@@ -46,7 +49,9 @@ def _shifted(word: Tensor, bits: int) -> Tensor:
 
 
 def _mix(word: Tensor) -> Tensor:
-    """SplitMix64's finaliser, in place: a bijection of 64-bit words in which each bit of the input moves half the output."""
+    """SplitMix64's finaliser, in place: a bijection of 64-bit words in which each bit of the input
+    moves half the output.
+    """
     word.bitwise_xor_(_shifted(word, 30)).mul_(_MIX_1)
     word.bitwise_xor_(_shifted(word, 27)).mul_(_MIX_2)
     return word.bitwise_xor_(_shifted(word, 31))
@@ -56,7 +61,8 @@ def keys(seed: int | Tensor, index: Tensor) -> Tensor:
     """One 64-bit key a sample.
 
     Arguments:
-        seed: any integer, of which the lowest 64 bits count; or one a sample, int64, shape `(batch,)`.
+        seed: any integer, of which the lowest 64 bits count; or one a sample, int64, shape
+            `(batch,)`.
         index: the samples' indices, int64, shape `(batch,)`.
     """
     if isinstance(seed, Tensor):
@@ -78,7 +84,9 @@ def _normals(key: Tensor, offsets: Tensor, out: Tensor) -> None:
 
 
 def _fill(rows: Tensor, out: Tensor) -> Tensor:
-    """Fills out `(rows, 2, words)` from `(rows,)` keys: a cacheful at a time, on an accelerator as much as memory allows."""
+    """Fills out `(rows, 2, words)` from `(rows,)` keys: a cacheful at a time, on an accelerator as
+    much as memory allows.
+    """
     words = out.shape[-1]
     most = _WORDS if rows.device.type == "cpu" else _MANY_WORDS
     offsets = torch.arange(words, device=rows.device) * GOLDEN
@@ -104,7 +112,8 @@ def standard_normal(key: Tensor, counters: Tensor, size: int) -> Tensor:
 
 
 def normal_pairs(key: Tensor, counters: Tensor, size: int, *, outer: bool = True) -> Tensor:
-    """Two independent sets of standard normals in float32, `(2, rows, size)`: one word makes a number of each.
+    """Two independent sets of standard normals in float32, `(2, rows, size)`: one word makes a
+    number of each.
 
     Arguments:
         key, counters: a key and a draw for each row, int64, shape `(rows,)`.

@@ -111,7 +111,8 @@ class AbstractNoise(ABC):
 
 
 def _whole(name: str, values: Any) -> Tensor:  # noqa: ANN401 - whatever a user gives
-    """A sequence of integers as an int64 tensor `(batch,)`; of larger ones the lowest 64 bits count.
+    """A sequence of integers as an int64 tensor `(batch,)`; of larger ones the lowest 64 bits
+    count.
 
     Raises:
         TypeError: for what is not one.
@@ -127,7 +128,9 @@ def _whole(name: str, values: Any) -> Tensor:  # noqa: ANN401 - whatever a user 
 
 
 def together(start: int, steps: int, numbers: int, device: torch.device) -> Iterator[tuple[int, int]]:
-    """Steps `start` to `steps` - 1 in blocks [i, j) whose normals are drawn together, so many numbers a step."""
+    """Steps `start` to `steps` - 1 in blocks [i, j) whose normals are drawn together, so many
+    numbers a step.
+    """
     block = max(1, (_BLOCK if device.type == "cpu" else _LARGE_BLOCK) // max(1, numbers))
     return ((i, min(i + block, steps)) for i in range(start, steps, block))
 

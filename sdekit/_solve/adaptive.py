@@ -1,11 +1,13 @@
-"""The loop in which each sample has its own time, step and error, for ordinary and stochastic equations.
+"""The loop in which each sample has its own time, step and error, for ordinary and stochastic
+equations.
 
-What decides on steps, times, errors and rows, is kept on the host, however the states are kept: a round reads the errors of its
-steps, and nothing else. What the device needs of it is copied there without waiting.
+What decides on steps, times, errors and rows, is kept on the host, however the states are kept: a
+round reads the errors of its steps, and nothing else. What the device needs of it is copied there
+without waiting.
 
-Steps of a stochastic equation are dyadic intervals: a rejected step is halved, and the walk comes by the time it had tried
-before. So all that was learned of the path is used, and results are consistent for every kind of noise; and the path is read
-where it costs least.
+Steps of a stochastic equation are dyadic intervals: a rejected step is halved, and the walk comes
+by the time it had tried before. So all that was learned of the path is used, and results are
+consistent for every kind of noise; and the path is read where it costs least.
 """
 
 import math
@@ -131,7 +133,9 @@ def _moved(now: Working, t0: Tensor, t1: Tensor, accept: Tensor, step: Step) -> 
 def _again(
     problem: AbstractSDE, solver: AbstractSolver, now: Working, t1: Tensor, increment: Increment, accept: Tensor
 ) -> Step:
-    """The step of those that are accepted, recorded for gradients: a trial that is not finite would make them all NaN."""
+    """The step of those that are accepted, recorded for gradients: a trial that is not finite would
+    make them all NaN.
+    """
     rows = accept.nonzero().flatten()
     if not len(rows):
         return Step(now.x, dense=None, state=now.state)
@@ -146,8 +150,9 @@ def _again(
 def _ladder(tree: Dyadic, ts: list[float]) -> tuple[Dyadic, Tensor]:
     """The dyadic times of a solve, and how many of the lowest bits are not used in each cell.
 
-    The cells are those of the path between the ends of the solve. Where an end cuts a cell, its dyadic times are not the
-    path's: then an interval is 32 of the path's ticks long at least, and one of them where they are.
+    The cells are those of the path between the ends of the solve. Where an end cuts a cell, its
+    dyadic times are not the path's: then an interval is 32 of the path's ticks long at least, and
+    one of them where they are.
 
     Raises:
         ValueError: for a solve so short that the path does not resolve it.
@@ -179,7 +184,9 @@ def _quotient(
 
 
 def _first(problem: Counted, t: Tensor, x: Tensor, control: PIDController, power: float, end: Tensor) -> Tensor:
-    """The first step of each sample of an ordinary equation by two evaluations (Hairer, Norsett and Wanner 1993, II.4)."""
+    """The first step of each sample of an ordinary equation by two evaluations (Hairer, Norsett and
+    Wanner 1993, II.4).
+    """
     way, span = (end - t).sign(), (end - t).abs()
     with torch.no_grad():
         slope = problem.drift(t, x)
@@ -206,10 +213,12 @@ def _output(
     step: Step,
     increment: Increment,
 ) -> None:
-    """Writes the states at the output times that accepted steps go by; the last output is the end of the solve.
+    """Writes the states at the output times that accepted steps go by; the last output is the end
+    of the solve.
 
-    With noise the path is bridged: between the ends x moves with g times what W does beyond a straight line, so that it has
-    the variance of the path there, and not that of a straight line, half as much in the middle.
+    With noise the path is bridged: between the ends x moves with g times what W does beyond a
+    straight line, so that it has the variance of the path there, and not that of a straight line,
+    half as much in the middle.
     """
     direction = 1 if outputs[-1] > outputs[0] else -1
     passed = torch.searchsorted(direction * outputs[:-1], direction * t1, right=True) - now.due
@@ -235,7 +244,9 @@ def _output(
 
 
 def _dense(whole: Counted, solver: AbstractSolver, now: Working, t1: Tensor, step: Step, row: Tensor) -> Tree:
-    """What the solver interpolates, a row an output, made once for each sample that has any; its evaluations are counted."""
+    """What the solver interpolates, a row an output, made once for each sample that has any; its
+    evaluations are counted.
+    """
     rows, of = row.unique_consecutive(return_inverse=True)
     index, start, stop, those, of = _sent(now.x.device, now.index[rows], now.t[rows], t1[rows], rows, of)
     problem = Counted(whole.problem.rows(index), whole.copies)

@@ -1,6 +1,7 @@
 """How gradients pass back through a fixed-grid solve, when autograd is not to record all of it.
 
-Noise is random access, so a backward pass can repeat any steps of the forward pass on the noise that they had.
+Noise is random access, so a backward pass can repeat any steps of the forward pass on the noise
+that they had.
 """
 
 import math
@@ -127,7 +128,9 @@ class Reversible(AbstractGradient):
 
 
 def _closure(steps: Steps, x: Tensor) -> tuple[list[Tensor], bool]:
-    """The leaves with a gradient that f and g read besides x, and whether they read them through a graph of its own."""
+    """The leaves with a gradient that f and g read besides x, and whether they read them through a
+    graph of its own.
+    """
     if not torch.is_grad_enabled():
         return [], False
     x = x.detach()
@@ -138,7 +141,9 @@ def _closure(steps: Steps, x: Tensor) -> tuple[list[Tensor], bool]:
 
 
 class _BackAndForth(torch.autograd.Function):
-    """From x(t_0) and parameters to states of a solve, remembering the last; the way back starts from it."""
+    """From x(t_0) and parameters to states of a solve, remembering the last; the way back starts
+    from it.
+    """
 
     @staticmethod
     def forward(ctx: Any, steps: Steps, every: bool, pull: "_Pull", x: Tensor, *parameters: Tensor) -> tuple[Tensor, ...]:  # noqa: ANN401
@@ -168,7 +173,8 @@ class _BackAndForth(torch.autograd.Function):
 
 
 def _require_return(x: Tensor, x0: Tensor) -> None:
-    """Refuses a way back that does not end where the way there began: then its gradients are of another path.
+    """Refuses a way back that does not end where the way there began: then its gradients are of
+    another path.
 
     Raises:
         ArithmeticError: with how far off it is.
@@ -183,10 +189,12 @@ def _require_return(x: Tensor, x0: Tensor) -> None:
 
 @dataclass(frozen=True, eq=False)
 class _Pull:
-    """Pulls gradients of what a function returns back to the tensors in its arguments and to parameters.
+    """Pulls gradients of what a function returns back to the tensors in its arguments and to
+    parameters.
 
     found: whether the parameters are all the leaves that were found, and no others may be met.
-    behind: whether f and g close over tensors with a graph of their own, which every step then passes through.
+    behind: whether f and g close over tensors with a graph of their own, which every step then
+    passes through.
     """
 
     parameters: Sequence[Tensor]

@@ -168,7 +168,8 @@ def solve(
 
 
 def _own(x0: Tensor) -> Tensor:
-    """A copy of the caller's states: a drift that changes its input is refused, but not before it has changed it once.
+    """A copy of the caller's states: a drift that changes its input is refused, but not before it
+    has changed it once.
 
     Torch lets nothing change a leaf that requires gradients, which compiled drifts need as it is.
     """
@@ -196,8 +197,9 @@ def _collected(points: Iterator[Point], size: int) -> Tensor:
 def _points(steps: Steps, x: Tensor, *, check: bool = True, every: bool = True) -> Iterator[Point]:
     """The states of a solve: of every step, or the first and the last.
 
-    The CPU reads whether the state is finite at every look. Elsewhere a read waits for all that is queued, so the looks are
-    collected on the device and read once, at the end: an error comes later, and names the same step.
+    The CPU reads whether the state is finite at every look. Elsewhere a read waits for all that is
+    queued, so the looks are collected on the device and read once, at the end: an error comes
+    later, and names the same step.
     """
     ts, n = steps.ts, len(steps)
     yield Point(0, ts[0], x)
@@ -230,7 +232,9 @@ def _all(looks: Sequence[Tensor]) -> bool:
 
 
 def _located(steps: Steps, i: int, x: Tensor, state: Tree, seen: Point) -> NotFiniteError:
-    """Repeats the steps since the last finite state and finds the first that spoils it: noise is random access."""
+    """Repeats the steps since the last finite state and finds the first that spoils it: noise is
+    random access.
+    """
     with torch.no_grad():
         for increment in steps.increments(x, i, len(steps)):
             if i == seen.step or not bool(torch.isfinite(x).all()):
@@ -246,7 +250,8 @@ def _random(problem: AbstractSDE, solver: AbstractSolver) -> bool:
 
 
 def _require_kinds(problem: object, solver: object, noise: object, control: object, gradient: object) -> None:
-    """Refuses what is no equation, solver, noise, controller or gradient, and says what makes one of it.
+    """Refuses what is no equation, solver, noise, controller or gradient, and says what makes one
+    of it.
 
     Raises:
         TypeError: always with what was given and what is wanted.

@@ -180,10 +180,12 @@ _REASONS = {
 
 @dataclass(frozen=True, eq=False)
 class Counted(AbstractSDE):
-    """A problem that counts its evaluations: `calls` of drift and score, and of the diffusion; and that guards its tensors.
+    """A problem that counts its evaluations: `calls` of drift and score, and of the diffusion; and
+    that guards its tensors.
 
-    A drift or a diffusion that changes its input, or a tensor that it returned before, would spoil what solvers remember.
-    Torch's version counters show it. Where there are none, `copies` is true: then both get and return copies.
+    A drift or a diffusion that changes its input, or a tensor that it returned before, would spoil
+    what solvers remember. Torch's version counters show it. Where there are none, `copies` is true:
+    then both get and return copies.
     """
 
     problem: AbstractSDE

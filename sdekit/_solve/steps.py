@@ -49,7 +49,9 @@ class Steps:
         return self.solver.reverse(self.problem, self.ts[i], self.ts[i + 1], x, increment, state)
 
     def run(self, x: Tensor, state: Tree, i: int, j: int, every: bool) -> tuple[list[Tensor], Tree]:
-        """Steps i to j - 1: the states after each of them, or after the last alone, and what the solver remembers."""
+        """Steps i to j - 1: the states after each of them, or after the last alone, and what the
+        solver remembers.
+        """
         xs = []
         for k, increment in enumerate(self.increments(x, i, j), i):
             x, state = self.step(k, increment, x, state)

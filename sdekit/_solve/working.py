@@ -1,4 +1,6 @@
-"""What the adaptive loop carries: the samples on their way, what is known of those that are there, and trees of tensors."""
+"""What the adaptive loop carries: the samples on their way, what is known of those that are there,
+and trees of tensors.
+"""
 
 from dataclasses import dataclass, fields
 from typing import NamedTuple
@@ -37,7 +39,8 @@ class Move(NamedTuple):
         samples: which of the whole batch they are.
         t0, t1: where each step begins and ends, float64.
         x: the states at t1.
-        dense: what `AbstractSolver.interpolate` makes the states between out of; None where the solver has nothing.
+        dense: what `AbstractSolver.interpolate` makes the states between out of; None where the
+            solver has nothing.
     """
 
     samples: Tensor
@@ -49,11 +52,13 @@ class Move(NamedTuple):
 
 @dataclass
 class Working:
-    """The samples still on their way; tensors with the batch first: x and state where the solve is, all else on the host.
+    """The samples still on their way; tensors with the batch first: x and state where the solve is,
+    all else on the host.
 
-    index: their rows in the whole batch. left: the time to the end. h: the length of the next step, without sign. before: q of
-    the last two accepted steps. due: the number of the output that comes next. gone: infinity for those that have finished or
-    failed and not left yet, else 0. extra: evaluations for output, which not all make.
+    index: their rows in the whole batch. left: the time to the end. h: the length of the next step,
+    without sign. before: q of the last two accepted steps. due: the number of the output that comes
+    next. gone: infinity for those that have finished or failed and not left yet, else 0. extra:
+    evaluations for output, which not all make.
     """
 
     index: Tensor
@@ -75,7 +80,9 @@ class Working:
 
 @dataclass(frozen=True)
 class Found:
-    """What there is to return, a row a sample of the whole batch: the states where the solve is, all else on the host."""
+    """What there is to return, a row a sample of the whole batch: the states where the solve is,
+    all else on the host.
+    """
 
     x: Tensor
     xs: Tensor | None

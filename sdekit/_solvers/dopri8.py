@@ -1,4 +1,6 @@
-"""The method of order eight of Dormand and Prince, with two estimates of its error and output of order seven between steps."""
+"""The method of order eight of Dormand and Prince, with two estimates of its error and output of
+order seven between steps.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass

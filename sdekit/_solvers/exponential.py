@@ -1,4 +1,6 @@
-"""Exponential methods for a stiff linear part A, a number or diagonal: e^{A dt} and its integrals instead of powers of A dt."""
+"""Exponential methods for a stiff linear part A, a number or diagonal: e^{A dt} and its integrals
+instead of powers of A dt.
+"""
 
 import math
 from dataclasses import dataclass
@@ -31,7 +33,9 @@ def _quotient(k: int, z: Time) -> Time:
 
 
 def _linear(linear: float | Tensor, dt: Time, x: Tensor) -> tuple[Time, Time]:
-    """dt and A dt, ready to multiply x once they are in its dtype: A dt in float64 unless both A and dt have another."""
+    """dt and A dt, ready to multiply x once they are in its dtype: A dt in float64 unless both A
+    and dt have another.
+    """
     step = dt.reshape(-1, *[1] * (x.ndim - 1)) if isinstance(dt, Tensor) else dt
     return step, linear * step
 

@@ -1,4 +1,6 @@
-"""Methods of Heun's family: one stage at each end of the step, or one in its middle; Stratonovich where g depends on x."""
+"""Methods of Heun's family: one stage at each end of the step, or one in its middle; Stratonovich
+where g depends on x.
+"""
 
 from dataclasses import dataclass
 
@@ -171,7 +173,9 @@ class ReversibleHeun(AbstractSolver):
 def _leap(
     solver: ReversibleHeun, problem: AbstractSDE, t: Time, dt: Time, x: Tensor, w: Tensor | None, state: Tree
 ) -> tuple[Tensor, Tree]:
-    """The step to t by (dt, w); by (-dt, -w) it undoes itself, as the formula does not change when the ends change places."""
+    """The step to t by (dt, w); by (-dt, -w) it undoes itself, as the formula does not change when
+    the ends change places.
+    """
     other, f, g = state
     half = _half(w)
     other = problem.multiply(g, w, axpy(dt, f, 2 * x - other))

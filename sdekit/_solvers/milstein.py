@@ -21,7 +21,9 @@ def _additive(problem: AbstractSDE, t: Time, x: Tensor, w: Tensor, dt: Time, ont
 
 
 def _diagonal(problem: AbstractSDE, t: Time, x: Tensor, w: Tensor, dt: Time, onto: Tensor) -> Tensor:
-    """g W + g' g (W^2 - dt) / 2: where g_i depends on x_i alone the Jacobian is its transpose, which torch applies faster."""
+    """g W + g' g (W^2 - dt) / 2: where g_i depends on x_i alone the Jacobian is its transpose,
+    which torch applies faster.
+    """
     half = 0.5 * (w * w - broadcast(dt, w))
 
     def diffusion(y: Tensor) -> Tensor:
@@ -74,7 +76,9 @@ _NOISE: dict[NoiseType, Correction] = {
 
 @functools.cache
 def _load_forward_mode() -> None:
-    """torch compiles rules of forward differentiation at the first use, and warns of a deprecation inside itself."""
+    """torch compiles rules of forward differentiation at the first use, and warns of a deprecation
+    inside itself.
+    """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         torch.func.jvp(torch.sin, (torch.zeros(()),), (torch.zeros(()),))

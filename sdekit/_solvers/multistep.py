@@ -1,4 +1,6 @@
-"""Multistep methods: a rule for the weights, on the time axis or on a clock; the loop over steps knows one class of them."""
+"""Multistep methods: a rule for the weights, on the time axis or on a clock; the loop over steps
+knows one class of them.
+"""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence

@@ -1,4 +1,6 @@
-"""Steps planned in numbers before a solve: where slopes are evaluated, and the weights that they get."""
+"""Steps planned in numbers before a solve: where slopes are evaluated, and the weights that they
+get.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,8 +17,9 @@ from sdekit.elementary import Time, axpy
 class Row(NamedTuple):
     """One step in numbers; weights are those of the slopes, the newest first.
 
-    known: whether the state holds the slope at t_0. stages: where slopes are evaluated on the way, and the weights with which
-    one gets there. weights: of the step. kept: which slopes the next step is given.
+    known: whether the state holds the slope at t_0. stages: where slopes are evaluated on the way,
+    and the weights with which one gets there. weights: of the step. kept: which slopes the next
+    step is given.
     """
 
     known: bool

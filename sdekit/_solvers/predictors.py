@@ -1,4 +1,6 @@
-"""The predictors of Song et al.: steps back along the chain that stands for a diffusion in discrete time."""
+"""The predictors of Song et al.: steps back along the chain that stands for a diffusion in discrete
+time.
+"""
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass

@@ -1,4 +1,6 @@
-"""Published multistep samplers of diffusion models, with the weights of their authors: on `Clocked` problems they are those."""
+"""Published multistep samplers of diffusion models, with the weights of their authors: on `Clocked`
+problems they are those.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -113,7 +113,9 @@ class AbstractEmbeddedRungeKutta(AbstractRungeKutta, ABC):
 
 
 def stage_times(c: tuple[float, ...], t0: Time, t1: Time, x: Tensor) -> Sequence[Time]:
-    """t_0 + c dt, then t_1; a stage at the end of a step is on t_1 itself, never a rounding beyond it."""
+    """t_0 + c dt, then t_1; a stage at the end of a step is on t_1 itself, never a rounding beyond
+    it.
+    """
     if not isinstance(t0, Tensor) or not isinstance(t1, Tensor):
         return [*(t1 if ci == 1 else t0 + ci * (t1 - t0) for ci in c), t1]
     return torch.lerp(t0, t1, _nodes(c, t0.device).reshape(-1, *[1] * t0.ndim)).unbind(0)  # all in one call

@@ -1,4 +1,6 @@
-"""Single-step methods with the same weights as multistep rules: the values are made within the step."""
+"""Single-step methods with the same weights as multistep rules: the values are made within the
+step.
+"""
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence

@@ -25,7 +25,9 @@ def area(dt: Time, noise: Increment) -> tuple[Tensor, ...]:
 
 
 def iterated(dt: Time, noise: Increment) -> tuple[Tensor, ...]:
-    """Roessler's I_1, I_11 / s, I_10 / s^2, I_111 / s^2 and s, with s^2 = |dt|, for noises that do not mix."""
+    """Roessler's I_1, I_11 / s, I_10 / s^2, I_111 / s^2 and s, with s^2 = |dt|, for noises that do
+    not mix.
+    """
     w, h = area(dt, noise)
     s = broadcast(sqrt(abs(dt)), w)
     n = w / s

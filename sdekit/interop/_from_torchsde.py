@@ -83,8 +83,8 @@ def from_torchsde(sde: object, *, names: Mapping[str, str] | None = None, noise_
 def for_one_solve(problem: AbstractSDE, y0: Tensor, ts: Tensor | Sequence[float]) -> AbstractSDE:
     """The same equation for one solve from y0 at ts[0], given times in the dtype of ts.
 
-    The number of Brownian motions is asked for once, at ts[0]. Where f_and_g is all there is, the g that came with f is
-    kept for the next question, which is for g at the same place.
+    The number of Brownian motions is asked for once, at ts[0]. Where f_and_g is all there is, the g
+    that came with f is kept for the next question, which is for g at the same place.
     """
     if not isinstance(problem, _Torchsde):
         return problem
@@ -99,7 +99,8 @@ def for_one_solve(problem: AbstractSDE, y0: Tensor, ts: Tensor | Sequence[float]
 
 @contextmanager
 def calls_of(problem: AbstractSDE, y: Tensor) -> Iterator[None]:
-    """A block in which an equation of torchsde's whose methods take other arguments than they should is named.
+    """A block in which an equation of torchsde's whose methods take other arguments than they
+    should is named.
 
     Raises:
         TypeError: says which method, and what it is called with.
@@ -117,7 +118,9 @@ def calls_of(problem: AbstractSDE, y: Tensor) -> Iterator[None]:
 
 @dataclass(frozen=True, eq=False)
 class _Torchsde(AbstractSDE):
-    """See `from_torchsde`. Additive noise has a matrix here, so the product with W is general noise's."""
+    """See `from_torchsde`. Additive noise has a matrix here, so the product with W is general
+    noise's.
+    """
 
     f: Method | None
     g: Method | None
@@ -131,7 +134,9 @@ class _Torchsde(AbstractSDE):
     dtype: torch.dtype = torch.float32
 
     def _time(self, t: Time, x: Tensor) -> Tensor:
-        """t as torchsde gives it, 0-dim; `(batch, 1, ...)` where samples have their own times. Not coarser than x."""
+        """t as torchsde gives it, 0-dim; `(batch, 1, ...)` where samples have their own times. Not
+        coarser than x.
+        """
         dtype = torch.promote_types(self.dtype, x.dtype)
         if isinstance(t, Tensor):
             return t.to(dtype).reshape(-1, *[1] * (x.ndim - 1)) if t.ndim else t.to(dtype)
@@ -159,7 +164,9 @@ class _Torchsde(AbstractSDE):
         return g.squeeze(-1) if self.noise_type == "scalar" else g
 
     def _matrix(self, t: Time, x: Tensor) -> Tensor:
-        """g as torchsde shapes it; where there are products only, from those with one, or with each Brownian motion."""
+        """g as torchsde shapes it; where there are products only, from those with one, or with each
+        Brownian motion.
+        """
         if self.g is not None:
             return self.g(self._time(t, x), x)
         if self.f_and_g is not None:

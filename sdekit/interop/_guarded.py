@@ -1,4 +1,6 @@
-"""Users' functions as torchsde and torchdiffeq get them: what they get, and what they returned, stays as it is."""
+"""Users' functions as torchsde and torchdiffeq get them: what they get, and what they returned,
+stays as it is.
+"""
 
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -12,7 +14,9 @@ from sdekit.interop._system import State, System
 
 
 class GuardedFunc:
-    """A func of torchdiffeq's, checked as by sdekit's own solvers; its callbacks are the attributes that they were."""
+    """A func of torchdiffeq's, checked as by sdekit's own solvers; its callbacks are the attributes
+    that they were.
+    """
 
     def __init__(self, func: Callable[..., Any], y0: State) -> None:
         self.func, self.system = func, System(func, y0)
@@ -26,7 +30,9 @@ class GuardedFunc:
 
 
 class GuardedMethod:
-    """A function of an equation, or of events, called with a time, a state or a tuple of them, and more tensors."""
+    """A function of an equation, or of events, called with a time, a state or a tuple of them, and
+    more tensors.
+    """
 
     def __init__(self, name: str, method: Callable[..., Any]) -> None:
         self.name, self.method = name, method

@@ -1,4 +1,6 @@
-"""torchdiffeq's odeint, solved here where the method is ours and by torchdiffeq itself where it is not."""
+"""torchdiffeq's odeint, solved here where the method is ours and by torchdiffeq itself where it is
+not.
+"""
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -178,7 +180,8 @@ def require_arguments(y0: object, t: object) -> None:
     """Refuses what is no state and what are no times.
 
     Raises:
-        TypeError: for a y0 that is not a floating or complex tensor or a tuple of them, or a t that holds no numbers.
+        TypeError: for a y0 that is not a floating or complex tensor or a tuple of them, or a t that
+            holds no numbers.
     """
     parts = y0 if isinstance(y0, tuple) else (y0,)
     if not parts or not all(isinstance(part, Tensor) and _continuous(part) for part in parts):
@@ -205,7 +208,9 @@ def require_method(method: str | None) -> None:
 
 
 def handed(func: Callable[..., Any], y0: State, t: Tensor | Sequence[float]) -> tuple[GuardedFunc, State, Tensor]:
-    """What torchdiffeq is called with: func guarded, and copies of y0 and t, which func may change before that is seen."""
+    """What torchdiffeq is called with: func guarded, and copies of y0 and t, which func may change
+    before that is seen.
+    """
     times = t.clone() if isinstance(t, Tensor) else torch.tensor(t, dtype=torch.float64)
     copies = y0.clone() if isinstance(y0, Tensor) else tuple(part.clone() for part in y0)
     return GuardedFunc(func, y0), copies, times
@@ -242,7 +247,9 @@ def solved_here(
 
 @dataclass(frozen=True, eq=False)
 class _Control(PIDController):
-    """q is the largest of those of the parts of a tuple, so that a small part is not lost in a large one."""
+    """q is the largest of those of the parts of a tuple, so that a small part is not lost in a
+    large one.
+    """
 
     sizes: Sequence[int] = ()
 
@@ -280,7 +287,9 @@ def _adaptive(
 
 
 def _stepped(system: System, x0: Tensor, ts: list[float], solver: AbstractSolver, size: float | None) -> Iterator[Tensor]:
-    """The states at ts by fixed steps, of one size or from each of ts to the next, with straight lines within them."""
+    """The states at ts by fixed steps, of one size or from each of ts to the next, with straight
+    lines within them.
+    """
     if size is not None and not size > 0:
         raise ValueError(f"step_size is the width of a step, positive, not {size}; decreasing t reverse the time")
     span, left = abs(ts[-1] - ts[0]), deque(ts[1:])

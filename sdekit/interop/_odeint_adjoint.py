@@ -1,4 +1,6 @@
-"""torchdiffeq's odeint_adjoint: gradients by an equation that is solved backwards, in memory that does not grow with steps."""
+"""torchdiffeq's odeint_adjoint: gradients by an equation that is solved backwards, in memory that
+does not grow with steps.
+"""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -110,7 +112,9 @@ class _Way:
     back: dict[str, Any]
 
     def slopes(self, t: Tensor, state: tuple[Tensor, ...], params: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        """Those of y, a and the gradients of params: a tensor each, but y and a in parts, so that each has its own error."""
+        """Those of y, a and the gradients of params: a tensor each, but y and a in parts, so that
+        each has its own error.
+        """
         half = len(self.system.sizes)
         with torch.enable_grad():
             x = torch.cat([part.detach().reshape(1, -1) for part in state[:half]], dim=1).requires_grad_()

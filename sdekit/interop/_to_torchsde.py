@@ -86,7 +86,9 @@ class _AsTorchsde(nn.Module):
 
 
 def held(value: object, seen: set[int] | None = None) -> Iterator[nn.Module | nn.Parameter]:
-    """The modules and parameters within what an equation is made of: dataclasses, containers and functions."""
+    """The modules and parameters within what an equation is made of: dataclasses, containers and
+    functions.
+    """
     seen = set() if seen is None else seen
     if id(value) in seen:
         return

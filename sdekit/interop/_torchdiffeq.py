@@ -29,7 +29,9 @@ def engine(
     atol: float,
     method: str,
 ) -> tuple[State, int]:
-    """The state at the last time of d state / dt = f(t, state) by an adaptive method, and the number of evaluations."""
+    """The state at the last time of d state / dt = f(t, state) by an adaptive method, and the
+    number of evaluations.
+    """
     if method not in _ADAPTIVE:
         raise ValueError(
             f"method {method!r} is not one of torchdiffeq's adaptive ones: {', '.join(_ADAPTIVE)}"
@@ -50,10 +52,12 @@ def trajectory(
     options: dict[str, Any] | None = None,
     adjoint: Sequence[Tensor] | None = None,
 ) -> tuple[State, int]:
-    """The states at all times, and the number of evaluations; with `adjoint`, gradients by torchdiffeq's adjoint equation.
+    """The states at all times, and the number of evaluations; with `adjoint`, gradients by
+    torchdiffeq's adjoint equation.
 
-    Two things that torchdiffeq leaves to its caller are done here: f is never asked for a time outside the interval, and a
-    value that is not finite is reported instead of shrinking the step for ever.
+    Two things that torchdiffeq leaves to its caller are done here: f is never asked for a time
+    outside the interval, and a value that is not finite is reported instead of shrinking the step
+    for ever.
     """
     grid, calls = times(ts), 0
     _require_tolerances(rtol, atol, state[0].dtype, method)

@@ -48,13 +48,17 @@ def states(
 
 
 def steps(t0: float, t1: float, dt: float, slack: float) -> list[float]:
-    """t0, t0 + dt, t0 + 2 dt, ..., t1: the last step is shorter where it has to be, but not as short as slack."""
+    """t0, t0 + dt, t0 + 2 dt, ..., t1: the last step is shorter where it has to be, but not as
+    short as slack.
+    """
     count = max(1, math.ceil((abs(t1 - t0) - slack) / dt))
     return [t0 + math.copysign(i * dt, t1 - t0) for i in range(count)] + [t1]
 
 
 def bridged(problem: AbstractSDE, noise: AbstractNoise, before: Point, after: Point, ts: list[float]) -> Iterator[Tensor]:
-    """(1 - r) x_0 + r x_1 + g(t_0, x_0) . (W(t) - W(t_0) - r (W(t_1) - W(t_0))), r the relative position of t."""
+    """(1 - r) x_0 + r x_1 + g(t_0, x_0) . (W(t) - W(t_0) - r (W(t_1) - W(t_0))), r the relative
+    position of t.
+    """
     increments = noise.readings([before.t, *ts, after.t], before.x, problem.noise_shape(before.x))
     *path, end = accumulate(i.w for i in increments if i.w is not None)
     g = problem.diffusion(before.t, before.x)
@@ -64,12 +68,16 @@ def bridged(problem: AbstractSDE, noise: AbstractNoise, before: Point, after: Po
 
 
 def _within(noise: AbstractNoise, step: int) -> AbstractNoise:
-    """What a step is bridged by: the path itself, or independent noise, as a bridge is of the increment it spans."""
+    """What a step is bridged by: the path itself, or independent noise, as a bridge is of the
+    increment it spans.
+    """
     return replace(noise, seed=noise.seed + signed(step * _APART)) if isinstance(noise, WhiteNoise) else noise
 
 
 def _slack(ts: Tensor | Sequence[float], dt: float) -> float:
-    """What is less than a difference between two times: the rounding of ts, or a millionth of a step."""
+    """What is less than a difference between two times: the rounding of ts, or a millionth of a
+    step.
+    """
     dtype = ts.dtype if isinstance(ts, Tensor) and ts.is_floating_point() else torch.float64
     rounding = 4 * torch.finfo(dtype).eps * max(map(abs, times(ts)))
     return min(max(rounding, _SLACK * dt), dt / 4)

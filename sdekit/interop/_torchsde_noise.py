@@ -91,9 +91,11 @@ class TorchsdeNoise(AbstractNoise):
 def brownian(
     bm: Brownian | None, problem: AbstractSDE, y0: Tensor, ts: Tensor, *, method: str, dt: float | None, logqp: bool
 ) -> Any:  # noqa: ANN401 - torchsde takes any callable
-    """What torchsde.sdeint is given as bm: the caller's, or a BrownianInterval seeded by torch's default generator.
+    """What torchsde.sdeint is given as bm: the caller's, or a BrownianInterval seeded by torch's
+    default generator.
 
-    With the width of the steps as a hint it does not refine itself to that of a rounding, which takes for ever.
+    With the width of the steps as a hint it does not refine itself to that of a rounding, which
+    takes for ever.
 
     Raises:
         ValueError: for WhiteNoise, which is no path.

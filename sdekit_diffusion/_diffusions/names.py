@@ -1,5 +1,5 @@
-"""All diffusions by name. `DIFFUSIONS` and `__all__` register a diffusion: the exports of the package, the help of the
-command line and the tests are derived from them.
+"""All diffusions by name. `DIFFUSIONS` and `__all__` register a diffusion: the exports of the
+package, the help of the command line and the tests are derived from them.
 """
 
 from sdekit import did_you_mean

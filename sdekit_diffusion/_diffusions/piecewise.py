@@ -14,7 +14,8 @@ from sdekit.elementary import Time
 
 @dataclass(frozen=True)
 class PiecewiseLinear:
-    """The increasing function through points (x_i, y_i), linear between neighbours; its outer pieces go on.
+    """The increasing function through points (x_i, y_i), linear between neighbours; its outer
+    pieces go on.
 
     Arguments:
         x, y: at least two strictly increasing numbers each.

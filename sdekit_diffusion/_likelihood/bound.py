@@ -1,4 +1,6 @@
-"""The variational bound of the chain that samples step by step, in bits per dimension, term by term."""
+"""The variational bound of the chain that samples step by step, in bits per dimension, term by
+term.
+"""
 
 import itertools
 import math
@@ -191,7 +193,9 @@ def _require(model: AbstractModel, x: Tensor, draws: int, batch_size: int | None
 
 @dataclass(frozen=True)
 class _Chain:
-    """The chain over some times of a diffusion, and its terms in nats given x_0 and the model's D, float64, `(batch,)`."""
+    """The chain over some times of a diffusion, and its terms in nats given x_0 and the model's D,
+    float64, `(batch,)`.
+    """
 
     sde: AbstractDiffusion
     times: list[float]

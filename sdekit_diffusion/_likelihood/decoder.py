@@ -22,7 +22,8 @@ class Density:
 
 @dataclass(frozen=True)
 class Levels:
-    """The mass of N(mean, std^2) in bins of equal width from low to high, the outermost going on to infinity.
+    """The mass of N(mean, std^2) in bins of equal width from low to high, the outermost going on to
+    infinity.
 
     Attributes:
         low, high: the ends of the range.

@@ -187,7 +187,9 @@ def interpolate(
 
 
 def slerp(a: Tensor, b: Tensor, u: Tensor) -> Tensor:
-    """Points at u `(n,)` on the great circles between a and b `(batch, *event)`: `(n, batch, *event)`."""
+    """Points at u `(n,)` on the great circles between a and b `(batch, *event)`:
+    `(n, batch, *event)`.
+    """
     flat = [ends.reshape(len(a), math.prod(a.shape[1:])).to(torch.float64) for ends in (a, b)]
     cosine = torch.nn.functional.cosine_similarity(*flat, dim=1).clamp(-1, 1)
     angle, u = cosine.acos(), u[:, None]

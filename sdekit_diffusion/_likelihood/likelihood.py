@@ -1,4 +1,6 @@
-"""Log-likelihoods of a model's probability flow in nats, and in bits per dimension of quantised data."""
+"""Log-likelihoods of a model's probability flow in nats, and in bits per dimension of quantised
+data.
+"""
 
 import math
 from collections.abc import Callable
@@ -115,7 +117,9 @@ def along(
     differentiable: bool = False,
     progress: bool = False,
 ) -> Likelihood:
-    """log_end at the end of the flow over a span of l plus the logarithm of the change of volume of x, batch by batch."""
+    """log_end at the end of the flow over a span of l plus the logarithm of the change of volume of
+    x, batch by batch.
+    """
     x = points_of(model, x, batch_size, method)
     if method.accuracy is not None:
         raise ValueError(f"accuracy={method.accuracy} is that of x at the end; a likelihood takes rtol and atol")

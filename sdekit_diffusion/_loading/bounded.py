@@ -16,7 +16,8 @@ _LARGEST = 2**31  # numbers in one sample
 
 
 class Bounded(TorchFunctionMode):
-    """A block in which constructors of networks make few more tensors, and numbers in them, than some weights have.
+    """A block in which constructors of networks make few more tensors, and numbers in them,
+    than some weights have.
 
     Arguments:
         weights: those of the network.

@@ -26,7 +26,9 @@ class _Denoiser(nn.Module):
 
 
 class _Preconditioned(nn.Module):
-    """The velocity eps - sigma D of D = c_skip x + c_out F(c_in x, label), in which nothing cancels at either end of sigma."""
+    """The velocity eps - sigma D of D = c_skip x + c_out F(c_in x, label), in which nothing cancels
+    at either end of sigma.
+    """
 
     def __init__(self, net: Callable[..., Tensor], sigma_data: float, told: Raw) -> None:
         super().__init__()

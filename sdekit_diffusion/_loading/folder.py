@@ -17,7 +17,8 @@ _RENAMED = {".query.": ".to_q.", ".key.": ".to_k.", ".value.": ".to_v.", ".proj_
 def opened(
     folder: Path, config: Mapping[str, Any] | None, known: Callable[[Mapping[str, Any]], object]
 ) -> tuple[nn.Module, Mapping[str, Any]]:
-    """The network in a folder, and the scheduler's config in it unless one is given, which `known` must not refuse.
+    """The network in a folder, and the scheduler's config in it unless one is given, which `known`
+    must not refuse.
 
     Raises:
         CheckpointError: when it has not what is needed, or is damaged.
@@ -98,7 +99,9 @@ def _unet(folder: Path) -> nn.Module:
 
 
 def _try(planned: nn.Module, shape: tuple[int, ...]) -> None:
-    """Refuses a network that cannot work, as far as that is known without its numbers and without labels."""
+    """Refuses a network that cannot work, as far as that is known without its numbers and without
+    labels.
+    """
     if planned.class_embedding is None:
         out = planned(torch.zeros(1, *shape), torch.zeros(1)).sample
         if out.shape[1] < shape[0] or out.shape[2:] != shape[1:]:

@@ -92,7 +92,9 @@ def load(
 
 
 def described_in(folder: str | Path) -> Path:
-    """Where the config of a model is: in the folder, or in the newest checkpoint of a run that is not over."""
+    """Where the config of a model is: in the folder, or in the newest checkpoint of a run that is
+    not over.
+    """
     folder = Path(folder)
     return folder if (folder / CONFIG).exists() else newest(folder) or folder
 

@@ -30,7 +30,9 @@ def named_network(name: str | Path) -> nn.Module:
 
 
 def named_model(name: str) -> ScoreModel | nn.Module:
-    """The model of a folder of diffusers with its scheduler, or what `package.module:factory` makes; errors as above."""
+    """The model of a folder of diffusers with its scheduler, or what `package.module:factory`
+    makes; errors as above.
+    """
     return from_diffusers(name) if Path(name).is_dir() else _made(name)
 
 

@@ -18,7 +18,9 @@ _NORM = ("gamma", "alpha", "beta")  # one after the other in a row of ours
 
 @dataclass(frozen=True)
 class _Published:
-    """A published network: its stages and cascades by name, in the order of use, and the dilations of the stages."""
+    """A published network: its stages and cascades by name, in the order of use, and the dilations
+    of the stages.
+    """
 
     stages: Sequence[str]
     cascades: Sequence[str]

@@ -207,7 +207,9 @@ def _parts(found: Any, ema: bool, source: str) -> tuple[Mapping[str, Any], list[
 
 
 def _averaged(state: Mapping[str, Any], averages: list[Tensor], net: nn.Module, source: str) -> dict[str, Tensor]:
-    """Averages by name: they are in the order of the parameters in the state dict, those that were not trained left out."""
+    """Averages by name: they are in the order of the parameters in the state dict, those that were
+    not trained left out.
+    """
     parameters = dict(net.named_parameters())
     names = [name for name in state if name in parameters]
     for some in ([name for name in names if parameters[name].requires_grad], names):

@@ -1,4 +1,6 @@
-"""Files of weights, read as data: nothing in them is executed, and damage is refused where it can be known."""
+"""Files of weights, read as data: nothing in them is executed, and damage is refused where it can
+be known.
+"""
 
 import io
 import json
@@ -35,7 +37,8 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def read_safetensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file, which has no checksum: damage to the numbers themselves cannot be known.
+    """The tensors of a safetensors file, which has no checksum: damage to the numbers themselves
+    cannot be known.
 
     Raises:
         CheckpointError: when it is damaged.
@@ -47,10 +50,12 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
 
 
 def read_pickle(path: Path) -> Any:  # noqa: ANN401 - whatever was saved
-    """What `torch.save` wrote, of tensors, numbers, text, lists and dicts: the pickle is never executed.
+    """What `torch.save` wrote, of tensors, numbers, text, lists and dicts: the pickle is never
+    executed.
 
     Raises:
-        CheckpointError: when it holds anything else, or is damaged; or when this version of torch is not safe.
+        CheckpointError: when it holds anything else, or is damaged; or when this version of torch
+            is not safe.
     """
     if torch.__version__ < _SAFE:
         raise CheckpointError(
@@ -72,8 +77,8 @@ def read_pickle(path: Path) -> Any:  # noqa: ANN401 - whatever was saved
 
 
 def _intact(file: BinaryIO) -> BinaryIO:
-    """An archive anew, of members with the right checksums, at which torch does not look: one bit among the attributes of
-    one, and it would return memory that nobody has written to.
+    """An archive anew, of members with the right checksums, at which torch does not look: one bit
+    among the attributes of one, and it would return memory that nobody has written to.
     """
     anew = io.BytesIO()
     with zipfile.ZipFile(file) as archive, zipfile.ZipFile(anew, "w") as copy:
@@ -86,10 +91,12 @@ def _intact(file: BinaryIO) -> BinaryIO:
 
 
 def fill(network: nn.Module, state: Mapping[str, Any], source: str) -> None:
-    """Copies tensors into a network, if they are all that it needs, and nothing else; otherwise it is left as it was.
+    """Copies tensors into a network, if they are all that it needs, and nothing else; otherwise it
+    is left as it was.
 
     Raises:
-        CheckpointError: for names, shapes or dtypes that are not the network's, and for numbers that are not finite.
+        CheckpointError: for names, shapes or dtypes that are not the network's, and for numbers
+            that are not finite.
     """
     own = network.state_dict()
     _require_same(own, state, source)

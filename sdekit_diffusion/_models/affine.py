@@ -1,4 +1,6 @@
-"""Predictions at known levels as affine functions of a network's output, in numbers computed at once."""
+"""Predictions at known levels as affine functions of a network's output, in numbers computed at
+once.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace

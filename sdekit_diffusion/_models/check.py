@@ -129,7 +129,8 @@ def check_model(
 
 
 def checked(model: ScoreModel, x: Tensor | None, readings: Iterable[tuple[str, ScoreModel]]) -> ScoreModel:
-    """The model itself, if it denoises x or there is none to try; readings are what else it may be, and how to say so.
+    """The model itself, if it denoises x or there is none to try; readings are what else it may be,
+    and how to say so.
 
     Raises:
         TypeError, ValueError: as `check_model`.
@@ -260,7 +261,9 @@ def _variant(model: ScoreModel, net: Callable[..., Tensor], predicts: Prediction
 
 
 def _labels(model: ScoreModel) -> list[Conditioning]:
-    """The other labels that a network may have been trained with: names, steps or levels counted up or down, time reversed."""
+    """The other labels that a network may have been trained with: names, steps or levels counted up
+    or down, time reversed.
+    """
     sde = model.sde
     counted: list[Conditioning] = []
     try:
@@ -275,7 +278,9 @@ def _labels(model: ScoreModel) -> list[Conditioning]:
 
 
 def _rescaled(x: Tensor, wanted: tuple[float, float] | None) -> Iterator[tuple[str, Tensor]]:
-    """x moved from the narrowest of the usual ranges that holds it to the others, or to the model's own."""
+    """x moved from the narrowest of the usual ranges that holds it to the others, or to the model's
+    own.
+    """
     least, most = float(x.min()), float(x.max())
     for low, high in _RANGES:
         slack = 0.01 * (high - low)

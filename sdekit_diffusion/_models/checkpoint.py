@@ -1,10 +1,12 @@
-"""Checkpoints are data: tensors in safetensors, everything else in JSON; nothing in them is ever executed.
+"""Checkpoints are data: tensors in safetensors, everything else in JSON; nothing in them is ever
+executed.
 
-config.json names the other files and has their checksums and its own. Files are named by their content, and config.json is
-replaced last, in one move: a folder that a checkpoint is written into is always the old one or the new one.
+config.json names the other files and has their checksums and its own. Files are named by their
+content, and config.json is replaced last, in one move: a folder that a checkpoint is written into
+is always the old one or the new one.
 
-No file is removed but those that a config.json of this format names: the files of the checkpoint, and in "replaces" those of
-the checkpoints before it, which a process that was killed may have left.
+No file is removed but those that a config.json of this format names: the files of the checkpoint,
+and in "replaces" those of the checkpoints before it, which a process that was killed may have left.
 """
 
 import dataclasses
@@ -131,7 +133,8 @@ def written(
 
 
 def files_of(folder: Path) -> set[str]:
-    """The names of the files of tensors that checkpoints in a folder have, or that a save which was killed left there.
+    """The names of the files of tensors that checkpoints in a folder have, or that a save which was
+    killed left there.
 
     Raises:
         CheckpointError: when its config.json is none of a checkpoint, or a damaged one.
@@ -148,7 +151,9 @@ def files_of(folder: Path) -> set[str]:
 
 
 def _names(config: Mapping[str, Any]) -> set[str]:
-    """The files that a config names, and those that it says it replaces; a name that `save` does not give is none."""
+    """The files that a config names, and those that it says it replaces; a name that `save` does
+    not give is none.
+    """
     replaced = config.get("replaces")
     names = [*(file["name"] for file in config["files"].values()), *(replaced if isinstance(replaced, list) else [])]
     return {str(name) for name in names if _TENSORS.fullmatch(str(name))}
@@ -165,7 +170,9 @@ def _tidy(folder: Path, names: Iterable[str]) -> None:
 
 
 def is_ours(name: str) -> bool:
-    """Whether `save` gives this name to a file of tensors, or to one that is to become a file of a checkpoint."""
+    """Whether `save` gives this name to a file of tensors, or to one that is to become a file of a
+    checkpoint.
+    """
     return bool(_TENSORS.fullmatch(name)) or name in (*_STAGED.values(), f".{CONFIG}{PART}")
 
 

@@ -1,4 +1,6 @@
-"""Mean and standard deviation of the data of a model: as it knows them, or estimated from its denoiser."""
+"""Mean and standard deviation of the data of a model: as it knows them, or estimated from its
+denoiser.
+"""
 
 import math
 from collections.abc import Hashable
@@ -36,7 +38,8 @@ _ESTIMATES: WeakKeyDictionary[AbstractModel, tuple[Hashable, DataScale]] = WeakK
 
 
 def data_scale(model: AbstractModel, shape: tuple[int, ...] | None) -> DataScale:
-    """As the model knows them; else estimated from the denoiser, in some seven evaluations of a small batch.
+    """As the model knows them; else estimated from the denoiser, in some seven evaluations of a
+    small batch.
 
     Where neither is possible, as with labels per sample, they are those of data that fill a quarter
     of the model's `data_range` on either side of its middle, or 0 and 1.
@@ -60,7 +63,9 @@ def data_scale(model: AbstractModel, shape: tuple[int, ...] | None) -> DataScale
 
 
 def _key(model: AbstractModel, shape: tuple[int, ...]) -> Hashable | None:
-    """What an estimate depends on, as far as torch counts changes of weights; None where there are none to count."""
+    """What an estimate depends on, as far as torch counts changes of weights; None where there are
+    none to count.
+    """
     weights = [weight for network in model.networks() for weight in network.parameters()]
     if not weights or any(weight.is_inference() for weight in weights):
         return None
@@ -68,14 +73,17 @@ def _key(model: AbstractModel, shape: tuple[int, ...]) -> Hashable | None:
 
 
 def _estimated(model: AbstractModel, shape: tuple[int, ...], usual: DataScale) -> DataScale:
-    """The estimate; `usual` where there is none: of a denoiser that is not finite, or is that of no data.
+    """The estimate; `usual` where there is none: of a denoiser that is not finite, or is that of no
+    data.
 
-    A network that finds data as large as the noise that it was made for is taken for an untrained one.
+    A network that finds data as large as the noise that it was made for is taken for an untrained
+    one.
 
-    Points v = x_t / alpha with noise y = sigma / alpha have the variance s^2 + y^2. Where y is several
-    times s they are normal, the mean of D is that of the data, and the share of their variance that D
-    keeps is s^2 / (s^2 + y^2): this finds such a y. From there the probability flow carries them, by
-    DPM-Solver++(2M), to a y below s, where s^2 is what their variance has beyond y^2.
+    Points v = x_t / alpha with noise y = sigma / alpha have the variance s^2 + y^2. Where y is
+    several times s they are normal, the mean of D is that of the data, and the share of their
+    variance that D keeps is s^2 / (s^2 + y^2): this finds such a y. From there the probability flow
+    carries them, by DPM-Solver++(2M), to a y below s, where s^2 is what their variance has beyond
+    y^2.
     """
     assert model.sde is not None
     dtype, device = model.place()
@@ -139,7 +147,9 @@ def _denoised(model: AbstractModel, v: Tensor, y: float) -> Tensor:
 
 
 def _kept(v: Tensor, data: Tensor, y: float) -> float:
-    """s, from the share of the variance of v that the denoiser keeps; y for more than half, infinite for nearly all."""
+    """s, from the share of the variance of v that the denoiser keeps; y for more than half,
+    infinite for nearly all.
+    """
     centred = (v - v.mean(dim=0)).to(torch.float64)
     share = float((centred * data).sum() / centred.square().sum())
     if not share < _ALL:

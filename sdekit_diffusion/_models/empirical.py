@@ -1,4 +1,6 @@
-"""The mixture of images: one Gaussian around each of many points, with its exact score under every diffusion."""
+"""The mixture of images: one Gaussian around each of many points, with its exact score under every
+diffusion.
+"""
 
 import math
 from collections.abc import Iterator

@@ -15,10 +15,12 @@ _CALLS: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()  # how many call
 
 @contextmanager
 def evaluating(model: AbstractModel, n: int) -> Iterator[None]:
-    """The model without dropout, and afterwards as it was; what it was given by sample must be for n samples.
+    """The model without dropout, and afterwards as it was; what it was given by sample must be for
+    n samples.
 
-    Threads may share a model: the first call that finds a module in training mode changes that, and the last one to end
-    restores it. So a thread that trains the model meanwhile finds it in evaluation mode; let it train a copy.
+    Threads may share a model: the first call that finds a module in training mode changes that, and
+    the last one to end restores it. So a thread that trains the model meanwhile finds it in
+    evaluation mode; let it train a copy.
 
     Raises:
         ValueError: where it was given for another number.
@@ -36,7 +38,8 @@ def evaluating(model: AbstractModel, n: int) -> Iterator[None]:
 def _entered(modules: list[nn.Module]) -> list[nn.Module]:
     """Puts modules into evaluation mode and returns those that a call has to hold there.
 
-    The wrapper that torch.compile makes has no flag of its own: it shows, and sets, that of the module within.
+    The wrapper that torch.compile makes has no flag of its own: it shows, and sets, that of the
+    module within.
     """
     own = [module for module in modules if not hasattr(module, "_orig_mod")]
     with _LOCK:

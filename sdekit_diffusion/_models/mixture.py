@@ -1,4 +1,6 @@
-"""Gaussian mixtures: the model whose score, denoiser and density are known exactly under every diffusion."""
+"""Gaussian mixtures: the model whose score, denoiser and density are known exactly under every
+diffusion.
+"""
 
 import copy
 import math
@@ -188,7 +190,9 @@ class GaussianMixture(AbstractMixture):
 
 
 def _spectrum(covariances: Tensor, k: int, d: int) -> tuple[Tensor, Tensor | None]:
-    """Variances, `(K, d)` or `(K, 1)`, and the axes along which they are taken, `(K, d, d)`, None for the standard ones."""
+    """Variances, `(K, d)` or `(K, 1)`, and the axes along which they are taken, `(K, d, d)`, None
+    for the standard ones.
+    """
     shape = tuple(covariances.shape)
     if shape not in ((k,), (k, d), (k, d, d)):
         raise ValueError(f"covariances must have shape ({k},), ({k}, {d}) or ({k}, {d}, {d}), not {shape}")

@@ -42,7 +42,9 @@ Conditioning = Literal["time", "log_snr", "sigma"] | tuple[float, float]
 
 
 def _inverse(value: Time) -> Time:
-    """1 / value, and 0 for 0: a point says nothing of x_0 where alpha = 0, nor of eps where sigma = 0; their mean is 0."""
+    """1 / value, and 0 for 0: a point says nothing of x_0 where alpha = 0, nor of eps where
+    sigma = 0; their mean is 0.
+    """
     if isinstance(value, Tensor):
         return torch.where(value == 0, 0.0, 1 / value)
     return 1 / value if value else 0.0
@@ -491,7 +493,8 @@ def as_model(
     sde: AbstractDiffusion | str | None,
     shape: tuple[int, ...] | None = None,
 ) -> tuple[AbstractModel, AbstractDiffusion]:
-    """A model and the diffusion to use it under, from what a user passes: a model, or a score `(x, t)` of a given sde.
+    """A model and the diffusion to use it under, from what a user passes: a model, or a score
+    `(x, t)` of a given sde.
 
     Raises:
         TypeError: when the model is neither, or is wrapped in a way that is not known.

@@ -7,10 +7,12 @@ from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 
 def unwrapped(model: object, kind: type) -> object:
-    """The model of a kind that a wrapper of torch holds, with its network wrapped in its place; anything else as it is.
+    """The model of a kind that a wrapper of torch holds, with its network wrapped in its place;
+    anything else as it is.
 
-    `torch.compile(model)` gives a model with a compiled network, `DataParallel(model)` one whose network runs on the same
-    devices. `DistributedDataParallel` averages gradients, of which there are none here, so that its model is taken as it is.
+    `torch.compile(model)` gives a model with a compiled network, `DataParallel(model)` one whose
+    network runs on the same devices. `DistributedDataParallel` averages gradients, of which there
+    are none here, so that its model is taken as it is.
     """
     if not isinstance(model, nn.Module) or isinstance(model, kind):
         return model
@@ -35,10 +37,12 @@ def _within(model: nn.Module) -> object:
 
 
 def require_plain(score: object, kind: type) -> None:
-    """Refuses a score that is a model of a kind in disguise: its output is no score, and it knows its diffusion itself.
+    """Refuses a score that is a model of a kind in disguise: its output is no score, and it knows
+    its diffusion itself.
 
     Raises:
-        TypeError: for a module that holds a model, for a method of one, and for a partial of either.
+        TypeError: for a module that holds a model, for a method of one, and for a partial of
+            either.
     """
     inner = score
     while isinstance(inner, functools.partial):
@@ -73,7 +77,9 @@ def require_plain(score: object, kind: type) -> None:
 
 
 def _owner(function: object) -> object:
-    """Whose method a function is, through `functools.partial` and `functools.wraps`; None for a plain function."""
+    """Whose method a function is, through `functools.partial` and `functools.wraps`; None for a
+    plain function.
+    """
     while isinstance(function, functools.partial) or hasattr(function, "__wrapped__"):
         function = function.func if isinstance(function, functools.partial) else getattr(function, "__wrapped__")  # noqa: B009
     return getattr(function, "__self__", None)

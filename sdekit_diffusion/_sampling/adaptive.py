@@ -1,4 +1,6 @@
-"""Methods with adaptive steps, each sample's own: the probability flow, and the reverse SDE on one Brownian path."""
+"""Methods with adaptive steps, each sample's own: the probability flow, and the reverse SDE on one
+Brownian path.
+"""
 
 import math
 from abc import ABC

@@ -1,4 +1,6 @@
-"""Annealed Langevin dynamics: at one noise level after the other, some moves that leave its law alone."""
+"""Annealed Langevin dynamics: at one noise level after the other, some moves that leave its law
+alone.
+"""
 
 import math
 from collections.abc import Sequence
@@ -18,10 +20,11 @@ from sdekit_diffusion._sampling.techniques import langevin_step_size
 
 @dataclass(frozen=True, eq=False)
 class Relaxation(AbstractSDE):
-    """dy = -h rho eps dk + sqrt(2 h) rho dW, for y = x / alpha at the noise rho = sigma / alpha, whose score is -eps / rho.
+    """dy = -h rho eps dk + sqrt(2 h) rho dW, for y = x / alpha at the noise rho = sigma / alpha,
+    whose score is -eps / rho.
 
-    k counts moves, and the level is constant during `moves` of them: the Euler-Maruyama method with steps of 1 is annealed
-    Langevin dynamics.
+    k counts moves, and the level is constant during `moves` of them: the Euler-Maruyama method with
+    steps of 1 is annealed Langevin dynamics.
 
     Arguments:
         model: whose score.

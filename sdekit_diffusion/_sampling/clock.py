@@ -30,7 +30,9 @@ _LARGEST = 0.99 * math.log(torch.finfo(torch.float64).max)  # of the logarithm o
 
 @dataclass(frozen=True, eq=False)
 class Denoising(Clocked):
-    """The equation of `on_clock` with the data predicted; whatever the model has per sample goes with its samples."""
+    """The equation of `on_clock` with the data predicted; whatever the model has per sample goes
+    with its samples.
+    """
 
     model: AbstractModel = field(kw_only=True)
 
@@ -125,9 +127,11 @@ def clock_knots(eta: float, span: Span) -> Tensor:
 def on_steps(
     model: AbstractModel, eta: Callable[[float], float], grid: Tensor, own: Callable[[Time], Time] = identity
 ) -> PiecewiseClocked:
-    """The same with a noise level that depends on l, taken in the middle of each step and kept on it.
+    """The same with a noise level that depends on l, taken in the middle of each step and kept on
+    it.
 
-    With E the integral of eta^2 from l = 0, y = u e^E / b,  dy = D d e^{E + l} + dB_Q,  Q = e^{2 E}.
+    With E the integral of eta^2 from l = 0, y = u e^E / b,  dy = D d e^{E + l} + dB_Q,  Q = e^{2
+    E}.
 
     Arguments:
         grid: l at the ends of the steps.

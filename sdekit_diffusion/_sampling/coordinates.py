@@ -1,4 +1,6 @@
-"""Standardised coordinates: where models are solved, whatever the diffusion and the scale of the data."""
+"""Standardised coordinates: where models are solved, whatever the diffusion and the scale of the
+data.
+"""
 
 import math
 from dataclasses import dataclass, replace
@@ -22,8 +24,9 @@ Span = tuple[float, float]
 class Standardised(AbstractDerivedModel):
     """A model of z = (x_0 - m) / s, data of mean 0 and standard deviation 1, from one of x_0.
 
-    A point u = a z + b eps with l = log(a / b) is one of x_0 = m + s z, at the log-SNR l - log(s), up to a shift and a factor:
-    with a_0, b_0 of that level, u_0 = a_0 m + r u, r^2 = (a_0 s)^2 + b_0^2, since a = a_0 s / r and b = b_0 / r.
+    A point u = a z + b eps with l = log(a / b) is one of x_0 = m + s z, at the log-SNR l - log(s),
+    up to a shift and a factor: with a_0, b_0 of that level, u_0 = a_0 m + r u, r^2 = (a_0
+    s)^2 + b_0^2, since a = a_0 s / r and b = b_0 / r.
     """
 
     mean: Tensor | float
@@ -71,10 +74,11 @@ def event_of(x: object) -> tuple[int, ...]:
 
 @dataclass(frozen=True, eq=False)
 class Coordinates:
-    """The coordinates in which a model under a diffusion is solved, and the way to those of the diffusion and back.
+    """The coordinates in which a model under a diffusion is solved, and the way to those of the
+    diffusion and back.
 
-    States are u = a z + b eps with z = (x_0 - m) / s, a^2 + b^2 = 1, and times are l = log(a / b), which is
-    log(alpha s / sigma):
+    States are u = a z + b eps with z = (x_0 - m) / s, a^2 + b^2 = 1, and times are l = log(a / b),
+    which is log(alpha s / sigma):
 
         x_t = alpha m + r u,  r^2 = (alpha s)^2 + sigma^2.
 
@@ -135,14 +139,18 @@ class Coordinates:
         return shifted(self.mean, 1.0, scaled(self.std, z))
 
     def _end(self, l: float, *, noisy: bool) -> tuple[float, float]:
-        """p and q of x = p m + q u at an end of a flow: x is x_T at the noisy end, and x_t / alpha at the clean one."""
+        """p and q of x = p m + q u at an end of a flow: x is x_T at the noisy end, and x_t / alpha
+        at the clean one.
+        """
         if noisy:
             t = float(self.time(l))
             return float(self.sde.alpha(t)), float(self.radius(t))
         return 1.0, self.std / float(signal_scale(l))
 
     def enter(self, span: Span, x: Tensor) -> Tensor:
-        """u at the first end of a span of l, from x_T or, at the clean end, the data with noise sigma / alpha."""
+        """u at the first end of a span of l, from x_T or, at the clean end, the data with noise
+        sigma / alpha.
+        """
         p, q = self._end(span[0], noisy=span[0] < span[1])
         return scaled(1 / q, shifted(self.mean, -p, x))
 
@@ -158,7 +166,9 @@ class Coordinates:
         return math.log(last / first)
 
     def log_prior(self, span: Span, x: Tensor) -> Tensor:
-        """log N(x; alpha m, r^2 I) at the noisy end of a span, in nats, float64: `(batch, *event)` to `(batch,)`."""
+        """log N(x; alpha m, r^2 I) at the noisy end of a span, in nats, float64: `(batch, *event)`
+        to `(batch,)`.
+        """
         u = self.enter((min(span), max(span)), x)
         flat = u.reshape(len(u), math.prod(u.shape[1:])).to(torch.float64)
         pieces = flat.square().split(1 << 14, dim=1)  # each summed on one thread, in one order
@@ -212,7 +222,9 @@ class Coordinates:
         return Point(point.step, t, self.physical(t, point.x))
 
     def located(self, error: NotFiniteError, after: int, total: int) -> NotFiniteError:
-        """A failure at the diffusion's time, in a batch of `total` rows, `after` of which come before."""
+        """A failure at the diffusion's time, in a batch of `total` rows, `after` of which come
+        before.
+        """
         return error.seen(t=float(self.time(error.t)), after=after, total=total)
 
     def left_unfinished(self, span: Span, error: UnfinishedError, after: int) -> UnfinishedError:

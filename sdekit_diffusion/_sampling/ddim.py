@@ -16,9 +16,11 @@ from sdekit_diffusion._sampling.method import AbstractMethod, Descent, OnClock
 
 @dataclass(frozen=True, eq=False)
 class Implicit(AbstractSolver):
-    """The step of `DDIM` on the clock of the equation of noise level eta: y = x e^{eta^2 l} / sigma, of which it knows D.
+    """The step of `DDIM` on the clock of the equation of noise level eta: y = x e^{eta^2
+    l} / sigma, of which it knows D.
 
-    z = W / sqrt(t_1 - t_0). In the middle of two stages W is the path's, given W over the step and a fresh normal.
+    z = W / sqrt(t_1 - t_0). In the middle of two stages W is the path's, given W over the step and
+    a fresh normal.
     """
 
     eta: float = 0.0

@@ -1,4 +1,6 @@
-"""EDM's stochastic sampler: Heun's method with fresh noise before each step, on the clock sigma / alpha."""
+"""EDM's stochastic sampler: Heun's method with fresh noise before each step, on the clock
+sigma / alpha.
+"""
 
 import math
 from collections.abc import Sequence
@@ -15,10 +17,12 @@ from sdekit_diffusion._sampling.method import AbstractMethod, Descent, OnClock
 
 @dataclass(frozen=True, eq=False)
 class Churn(AbstractSolver):
-    """x^ = x_0 + s_noise sqrt(t^2 - t_0^2) z with t = (1 + gamma) t_0, then a step of `Heun` from x^ at t to t_1.
+    """x^ = x_0 + s_noise sqrt(t^2 - t_0^2) z with t = (1 + gamma) t_0, then a step of `Heun` from
+    x^ at t to t_1.
 
-    gamma = min(s_churn / N, sqrt(2) - 1) for N steps, where s_tmin <= t_0 <= s_tmax, else 0; t is at most `largest`. Time is
-    the deviation of the noise in x, and decreases. Two evaluations a step, order two; with churn that of the law.
+    gamma = min(s_churn / N, sqrt(2) - 1) for N steps, where s_tmin <= t_0 <= s_tmax, else 0; t is
+    at most `largest`. Time is the deviation of the noise in x, and decreases. Two evaluations a
+    step, order two; with churn that of the law.
     """
 
     s_churn: float = 0.0

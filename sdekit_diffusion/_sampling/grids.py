@@ -221,11 +221,13 @@ class Focused(AbstractGrid):
 
 
 def smooth(l: Time, dimension: int) -> Time:
-    """v = log(1 + 5 y / (y / r + 1)) with y = e^{-l} and r^2 the number of coordinates, for data of standard deviation 1.
+    """v = log(1 + 5 y / (y / r + 1)) with y = e^{-l} and r^2 the number of coordinates, for data of
+    standard deviation 1.
 
-    From log(1 + 5 r), all noise, down to 0, the data. The denoiser is smooth in y as y goes to 0 and in 1/y as it goes to
-    infinity; where the sample is determined, from a fifth up to the length r of a whole sample, it is so in log y. v is as
-    y, as log y and as -1/y there; l would run on without end on both sides.
+    From log(1 + 5 r), all noise, down to 0, the data. The denoiser is smooth in y as y goes to 0
+    and in 1/y as it goes to infinity; where the sample is determined, from a fifth up to the length
+    r of a whole sample, it is so in log y. v is as y, as log y and as -1/y there; l would run on
+    without end on both sides.
     """
     r = math.sqrt(dimension)
     return log1p(5 * r * sigmoid(-l - math.log(r)))

@@ -70,7 +70,8 @@ class Descent:
 
 
 def require_clock(down: Descent, start: float, stop: float) -> None:
-    """Refuses a clock whose logarithm has these values at the ends, where the dtype of the states does not hold it.
+    """Refuses a clock whose logarithm has these values at the ends, where the dtype of the states
+    does not hold it.
 
     At the clean end weights and variances are as the clock, at the noisy end y is as its root.
 
@@ -277,7 +278,9 @@ class OnClock(AbstractMethod):
 
 @dataclass(frozen=True, eq=False)
 class _Score:
-    """grad log p_t(x) = -eps / sigma of a model of standardised data, in the diffusion's own states."""
+    """grad log p_t(x) = -eps / sigma of a model of standardised data, in the diffusion's own
+    states.
+    """
 
     model: AbstractModel
     coordinates: Coordinates
@@ -296,7 +299,9 @@ class _Score:
         return self if found is None else replace(self, table=dict(zip(ts, found.functions(), strict=True)))
 
     def slopes(self, factor: float, ts: Sequence[float]) -> Mapping[float, Callable[[Tensor], Tensor]]:
-        """f x - factor g^2 s at the times of a grid; empty where it is not affine in a network's output."""
+        """f x - factor g^2 s at the times of a grid; empty where it is not affine in a network's
+        output.
+        """
         found = self._affine(ts)
         if found is None:
             return {}

@@ -80,9 +80,11 @@ _FEW: dict[str, tuple[int, AbstractMethod]] = {
 def method_of(
     given: AbstractMethod | AbstractSolver | str, steps: int | None = None, grid: AbstractGrid | str | None = None
 ) -> AbstractMethod:
-    """A method from its name or from a solver, used in the diffusion's own time; with a number of steps and a grid.
+    """A method from its name or from a solver, used in the diffusion's own time; with a number of
+    steps and a grid.
 
-    A grid of given points says how many steps there are, unless steps does, or a method object that was made with both.
+    A grid of given points says how many steps there are, unless steps does, or a method object that
+    was made with both.
 
     Raises:
         TypeError: for a method whose grid is none, such as its name.

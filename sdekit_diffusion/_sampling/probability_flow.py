@@ -18,14 +18,16 @@ ADVICE = "look at what the model returns there, or leave these rows out; see `.s
 
 @dataclass(frozen=True, eq=False)
 class ProbabilityFlowOnClock(AbstractSDE):
-    """The probability flow of u = a z + b eps for data z of mean 0 and standard deviation 1, on a clock of its own.
+    """The probability flow of u = a z + b eps for data z of mean 0 and standard deviation 1, on a
+    clock of its own.
 
-    du/dl = a (D - a u), l = log(a / b): the denoiser minus that of N(0, I), so that the right-hand side and its divergence
-    vanish where the data are such.
+    du/dl = a (D - a u), l = log(a / b): the denoiser minus that of N(0, I), so that the right-hand
+    side and its divergence vanish where the data are such.
 
-    The clock is v = log(1 + 5 y / (y + 1)), y = b / a, from 0 to log 6: as y below 1/6, as log y from there to 1, as
-    -1/y beyond. The flow is smooth in y as y goes to 0 and in 1/y as it goes to infinity, and its features lie between; l would
-    run on without end on both sides. dl/dv = -(6 y + 1)(y + 1) / (5 y).
+    The clock is v = log(1 + 5 y / (y + 1)), y = b / a, from 0 to log 6: as y below 1/6, as log y
+    from there to 1, as -1/y beyond. The flow is smooth in y as y goes to 0 and in 1/y as it goes to
+    infinity, and its features lie between; l would run on without end on both sides. dl/dv = -(6
+    y + 1)(y + 1) / (5 y).
     """
 
     noise_type = "none"
@@ -103,13 +105,15 @@ def agreed(
     *,
     after: int = 0,
 ) -> Solution:
-    """The solution at tolerances accuracy/10, accuracy/100, ... until two in a row agree within accuracy/2; the finer of them.
+    """The solution at tolerances accuracy/10, accuracy/100, ... until two in a row agree within
+    accuracy/2; the finer of them.
 
     The last tolerance is the finest that the dtype resolves.
 
-    Each sample continues until its own do, in every coordinate, in units of the standard deviation of u. An error rho times
-    that of the solve before is rho / (1 - rho) times the difference, so within accuracy for rho up to 2/3; tolerances alone say
-    nothing, for the errors of steps add up and are magnified. Evaluations and steps are those of all solves together.
+    Each sample continues until its own do, in every coordinate, in units of the standard deviation
+    of u. An error rho times that of the solve before is rho / (1 - rho) times the difference, so
+    within accuracy for rho up to 2/3; tolerances alone say nothing, for the errors of steps add up
+    and are magnified. Evaluations and steps are those of all solves together.
 
     Arguments:
         control: the controller for a tolerance.

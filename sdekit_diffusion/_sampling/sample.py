@@ -231,7 +231,8 @@ def _require(
 
 
 def _dtype(given: torch.dtype | None, x_T: Tensor | None, own: torch.dtype) -> torch.dtype:
-    """The result's: as given, else that of x_T where it is wider than the model's, else the model's.
+    """The result's: as given, else that of x_T where it is wider than the model's, else the
+    model's.
 
     Raises:
         TypeError: for one that is not floating.

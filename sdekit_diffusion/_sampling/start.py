@@ -1,4 +1,6 @@
-"""Warnings where a solve starts from what is not the law of noisy data: a prior far from it, or given states."""
+"""Warnings where a solve starts from what is not the law of noisy data: a prior far from it, or
+given states.
+"""
 
 import math
 import warnings
@@ -15,7 +17,9 @@ _FALSE_ALARM = 1e-6
 
 
 def warn_of_prior(model: AbstractModel, coordinates: Coordinates) -> None:
-    """Warns where p_T is far from a normal law: where sigma / alpha at the start is below twice the data's deviation."""
+    """Warns where p_T is far from a normal law: where sigma / alpha at the start is below twice the
+    data's deviation.
+    """
     start, noisiest = coordinates.start(model)
     ratio = math.exp(-start)
     if ratio < _PRIOR:
@@ -32,12 +36,13 @@ def warn_of_start(x_T: Tensor, coordinates: Coordinates, l: float) -> None:
     """Warns where given states are not noise as at l: data, or latents of another diffusion.
 
     The d coordinates of a sample are taken for independent normals of a standard deviation between
-    sigma, that of pure noise, and sqrt(sigma^2 + alpha^2 s^2), that of latents of `encode`; a factor
-    of 1.25 is allowed for models that are not exact and for latents of other data. The mean variance
-    v of up to 64 samples is tested: v / E v is chi^2 / m, m = (d - 1) tr(C)^2 / tr(C^2) by Welch and
-    Satterthwaite, C the correlation of the samples, so that copies and interpolated latents count
-    for what they are. Data within [-1, 1] may pass this; but no d normals have all |x| < 1.05 sigma
-    where 0.706^d is rare. Draws from the prior raise a warning once in a million calls at most.
+    sigma, that of pure noise, and sqrt(sigma^2 + alpha^2 s^2), that of latents of `encode`; a
+    factor of 1.25 is allowed for models that are not exact and for latents of other data. The mean
+    variance v of up to 64 samples is tested: v / E v is chi^2 / m, m = (d - 1) tr(C)^2 / tr(C^2) by
+    Welch and Satterthwaite, C the correlation of the samples, so that copies and interpolated
+    latents count for what they are. Data within [-1, 1] may pass this; but no d normals have all
+    |x| < 1.05 sigma where 0.706^d is rare. Draws from the prior raise a warning once in a million
+    calls at most.
     """
     from scipy.special import gammainccinv, gammaincinv
 

@@ -1,4 +1,6 @@
-"""How NCSNv2 chooses noise levels and Langevin's step: techniques 1, 2 and 4 of Song and Ermon (2020, arXiv 2006.09011)."""
+"""How NCSNv2 chooses noise levels and Langevin's step: techniques 1, 2 and 4 of Song and Ermon
+(2020, arXiv 2006.09011).
+"""
 
 import math
 from collections.abc import Callable
@@ -68,7 +70,9 @@ def max_pairwise_distance(data: Tensor, *, sample: int | None = None, seed: int 
 
 
 def _farthest(a: Tensor, b: Tensor) -> float:
-    """The largest distance from one of a to one of b: a product finds the pair, its difference gives the distance."""
+    """The largest distance from one of a to one of b: a product finds the pair, its difference
+    gives the distance.
+    """
     squares = torch.addmm(a.square().sum(dim=1, keepdim=True) + b.square().sum(dim=1), a, b.T, alpha=-2)
     i, j = divmod(int(squares.argmax()), len(b))
     return float((a[i] - b[j]).norm())
@@ -77,8 +81,9 @@ def _farthest(a: Tensor, b: Tensor) -> float:
 def level_overlap(dim: int, ratio: float) -> float:
     """Phi(sqrt(2 d) (g - 1) + 3 g) - Phi(sqrt(2 d) (g - 1) - 3 g), left of technique 2's equation.
 
-    The share of the points of the level sigma whose length lies within three standard deviations of the mean length at the
-    level g sigma: in d dimensions lengths are nearly normal, of mean sqrt(d) sigma and standard deviation sigma / sqrt(2).
+    The share of the points of the level sigma whose length lies within three standard deviations of
+    the mean length at the level g sigma: in d dimensions lengths are nearly normal, of mean sqrt(d)
+    sigma and standard deviation sigma / sqrt(2).
 
     Arguments:
         dim: d, the number of coordinates of a point.
@@ -131,7 +136,8 @@ def geometric_sigmas(dim: int, sigma_max: float, sigma_min: float = 0.01, *, ove
 
 
 def variance_ratio(ratio: float, steps: int, size: float) -> float:
-    """s^2 / sigma^2 after steps of x <- x + h sigma^2 s + sqrt(2 h) sigma z, from s = g sigma and for data that are one point.
+    """s^2 / sigma^2 after steps of x <- x + h sigma^2 s + sqrt(2 h) sigma z, from s = g sigma and
+    for data that are one point.
 
     (1 - h)^{2 T} (g^2 - v) + v, v = 2 h / (1 - (1 - h)^2).
 

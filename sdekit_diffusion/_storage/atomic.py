@@ -10,9 +10,11 @@ PART = ".part"  # the end of a name beside
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A name beside `path` to write to; at the end of the block what stands there takes the place of `path`, on the disk.
+    """A name beside `path` to write to; at the end of the block what stands there takes the place
+    of `path`, on the disk.
 
-    Whenever the process or the machine dies, `path` is what it was or what it was to become. After an error it is what it was.
+    Whenever the process or the machine dies, `path` is what it was or what it was to become. After
+    an error it is what it was.
 
     Raises:
         OSError: when it cannot be written; the message names it.
@@ -50,7 +52,8 @@ def made(folder: Path) -> Path:
 
 @contextmanager
 def alone(folder: Path) -> Iterator[None]:
-    """For the time of a block, or until its death, this process is the only one that writes to a folder.
+    """For the time of a block, or until its death, this process is the only one that writes to a
+    folder.
 
     Where the system or the file system has no locks, nothing is known of others.
 

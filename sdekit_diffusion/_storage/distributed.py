@@ -46,7 +46,9 @@ def wait() -> None:
 
 
 def own(device: str) -> str:
-    """The device of this process: where GPUs are meant without a number, one for each process of a machine."""
+    """The device of this process: where GPUs are meant without a number, one for each process of a
+    machine.
+    """
     return f"cuda:{os.environ['LOCAL_RANK']}" if device == "cuda" and "LOCAL_RANK" in os.environ else device
 
 
@@ -57,7 +59,8 @@ def first_to_fail() -> bool:
 
 @contextmanager
 def largest() -> Iterator[Callable[[int], int]]:
-    """For the time of a block, a function that all processes call together: the largest of their numbers.
+    """For the time of a block, a function that all processes call together: the largest of their
+    numbers.
 
     By gloo, on the CPUs: no GPU is waited for.
 
@@ -94,10 +97,12 @@ def agreed(number: int, device: torch.device) -> bool:
 
 @contextmanager
 def joined(device: str) -> Iterator[str]:
-    """For the time of a block the processes that torchrun started work together; yields the device of this one.
+    """For the time of a block the processes that torchrun started work together; yields the device
+    of this one.
 
-    With gloo on the CPU; with NCCL on GPUs, one for each process where no number is given. Does nothing without torchrun, or
-    within such a block. A process whose torchrun is killed ends as well, and does not go on beside those that take its place.
+    With gloo on the CPU; with NCCL on GPUs, one for each process where no number is given. Does
+    nothing without torchrun, or within such a block. A process whose torchrun is killed ends as
+    well, and does not go on beside those that take its place.
 
     Raises:
         ValueError: where torchrun started several processes and this torch cannot join them.

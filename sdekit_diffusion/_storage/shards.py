@@ -1,4 +1,6 @@
-"""Results of many samples, kept in files as they come: processes share the work, and after a kill it goes on."""
+"""Results of many samples, kept in files as they come: processes share the work, and after a kill
+it goes on.
+"""
 
 import hashlib
 import json
@@ -206,7 +208,9 @@ def _short(value: object) -> str:
 
 
 def digest(about: object, tensors: Mapping[str, Tensor] | None = None) -> str:
-    """A checksum of JSON, and of names, types, shapes and values of tensors: 16 hexadecimal digits of SHA-256."""
+    """A checksum of JSON, and of names, types, shapes and values of tensors: 16 hexadecimal digits
+    of SHA-256.
+    """
     found = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
     for name, value in (tensors or {}).items():
         found.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())

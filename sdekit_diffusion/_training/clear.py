@@ -14,7 +14,8 @@ _PICTURE = re.compile(r"\d{8,}\.png")
 
 
 def clear(run: Path) -> None:
-    """Removes an older run's model, checkpoints, pictures of its progress and report; all other files stay.
+    """Removes an older run's model, checkpoints, pictures of its progress and report; all other
+    files stay.
 
     Where the folder has no run nothing is removed.
 

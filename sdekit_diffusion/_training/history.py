@@ -1,4 +1,6 @@
-"""The checkpoints of a run, a folder each: which are there, which of them is the newest sound one, and which go."""
+"""The checkpoints of a run, a folder each: which are there, which of them is the newest sound one,
+and which go.
+"""
 
 import math
 import re
@@ -17,7 +19,9 @@ def checkpoint(run: Path, step: int) -> Path:
 
 
 def checkpoints(run: Path) -> list[Path]:
-    """Those of a run, the newest first; one that was never finished is none, nor is a folder of another kind of name."""
+    """Those of a run, the newest first; one that was never finished is none, nor is a folder of
+    another kind of name.
+    """
     found = [path for path in step_folders(run) if (path / CONFIG).exists()]
     return sorted(found, key=lambda path: int(path.name), reverse=True)
 
@@ -28,7 +32,8 @@ def step_folders(run: Path) -> list[Path]:
 
 
 def newest(run: Path) -> Path | None:
-    """The newest checkpoint of a run that is as it was written, None where there never was one; others are warned of.
+    """The newest checkpoint of a run that is as it was written, None where there never was one;
+    others are warned of.
 
     Raises:
         CheckpointError: when all are damaged.
@@ -49,9 +54,11 @@ def newest(run: Path) -> Path | None:
 
 
 def discard(folder: Path) -> None:
-    """Removes a checkpoint of a run, or what is left of one: its config first, so that none is found in part.
+    """Removes a checkpoint of a run, or what is left of one: its config first, so that none is
+    found in part.
 
-    Other files stay, and the folder with them; a link goes and what it leads to stays; so does a folder of another program.
+    Other files stay, and the folder with them; a link goes and what it leads to stays; so does a
+    folder of another program.
     """
     if folder.is_symlink():
         folder.unlink()
@@ -67,9 +74,11 @@ def discard(folder: Path) -> None:
 
 
 def prune(run: Path, keep: int, step: int) -> None:
-    """Removes all checkpoints but the newest `keep` up to an update and the one with the least validation loss.
+    """Removes all checkpoints but the newest `keep` up to an update and the one with the least
+    validation loss.
 
-    Others are of no use: they were never finished, or they are later and were passed over because they are damaged.
+    Others are of no use: they were never finished, or they are later and were passed over because
+    they are damaged.
     """
     found = [path for path in checkpoints(run) if int(path.name) <= step]
     kept = {*found[:keep], min(found, key=validation_loss_at, default=None)}

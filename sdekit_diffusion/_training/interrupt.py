@@ -1,4 +1,6 @@
-"""Ctrl-C and SIGTERM while a training run is at work: remembered, so that it ends between two updates."""
+"""Ctrl-C and SIGTERM while a training run is at work: remembered, so that it ends between two
+updates.
+"""
 
 import signal
 import threading
@@ -13,9 +15,11 @@ _SAME = 1.0  # seconds in which a signal that comes again is the same one: a ter
 
 @contextmanager
 def remembered() -> Iterator[Callable[[], bool]]:
-    """For the time of a block SIGINT and SIGTERM are remembered; yields whether one came. Another one, later, acts at once.
+    """For the time of a block SIGINT and SIGTERM are remembered; yields whether one came. Another
+    one, later, acts at once.
 
-    Only in the main thread, and only where Python's own handlers are in place: those of others stay.
+    Only in the main thread, and only where Python's own handlers are in place: those of others
+    stay.
     """
     came: list[float] = []
     before: dict[int, Any] = {}

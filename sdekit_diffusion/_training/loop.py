@@ -46,7 +46,9 @@ class Record(NamedTuple):
 
 
 class _Look(NamedTuple):
-    """Whether loss and weights were finite after an update: on the host as soon as an event of the device says so."""
+    """Whether loss and weights were finite after an update: on the host as soon as an event of the
+    device says so.
+    """
 
     step: int
     loss: Tensor
@@ -342,7 +344,9 @@ def _require_single(model: ScoreModel) -> None:
 
 
 class RecipeLoss(nn.Module):
-    """`dsm_loss` of a recipe, as a module, which distributed training needs: `(rows, first)` to the loss of each sample."""
+    """`dsm_loss` of a recipe, as a module, which distributed training needs: `(rows, first)` to the
+    loss of each sample.
+    """
 
     def __init__(self, model: ScoreModel, recipe: Recipe, transform: Transform | None) -> None:
         super().__init__()
@@ -370,7 +374,9 @@ def _sent(rows: Tensor, device: torch.device) -> Tensor:
 
 @contextmanager
 def _dropout(seed: int, first: int, device: torch.device) -> Iterator[None]:
-    """torch's own generators as a function of the seed and of the place in the stream; afterwards as they were."""
+    """torch's own generators as a function of the seed and of the place in the stream; afterwards
+    as they were.
+    """
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(int.from_bytes(hashlib.blake2b(f"{seed} {first}".encode(), digest_size=8).digest()) % 2**63)
         yield

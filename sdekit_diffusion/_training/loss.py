@@ -80,7 +80,9 @@ def dsm_loss(
 
 
 def draw_times(sde: AbstractDiffusion, u: Tensor, weighting: Weighting, end: float, data_std: float = 1.0) -> Tensor:
-    """Uniform numbers in [0, 1) as times from sigma / alpha = end to the diffusion's latest, as the weighting wants them."""
+    """Uniform numbers in [0, 1) as times from sigma / alpha = end to the diffusion's latest, as the
+    weighting wants them.
+    """
     last = sde.latest(data_std)
     low = float(sde.log_snr(last))
     high = min(-math.log(end * data_std), float(sde.log_snr(0.0)))
@@ -96,7 +98,9 @@ def draw_times(sde: AbstractDiffusion, u: Tensor, weighting: Weighting, end: flo
 
 
 def draw_levels(sde: AbstractDiffusion, u: Tensor, weighting: Weighting) -> Tensor:
-    """Uniform numbers in [0, 1) as times of the diffusion's discrete noise levels, all equally likely."""
+    """Uniform numbers in [0, 1) as times of the diffusion's discrete noise levels, all equally
+    likely.
+    """
     if weighting != "plain":
         raise ValueError(f"discrete levels are drawn uniformly, for weighting = 'plain'; not {weighting!r}")
     levels = sde.levels.to(u.device, non_blocking=True)

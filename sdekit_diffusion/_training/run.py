@@ -1,4 +1,6 @@
-"""The folder of a training: metrics.jsonl, checkpoints, and how it goes on after an end that came too soon."""
+"""The folder of a training: metrics.jsonl, checkpoints, and how it goes on after an end that came
+too soon.
+"""
 
 import json
 import math
@@ -80,11 +82,14 @@ def run_in(
     resume: bool,
     minutes: float | None = None,
 ) -> Iterator["Run"]:
-    """A run for the time of a block in which no other process writes to its folder; in the end the model is saved for `load`.
+    """A run for the time of a block in which no other process writes to its folder; in the end the
+    model is saved for `load`.
 
     Raises:
-        KeyboardInterrupt: after Ctrl-C or SIGTERM, which end the run between two updates; it says how to go on.
-        OSError: when the folder cannot be written to, or another process trains in it; other errors are those of `Run`.
+        KeyboardInterrupt: after Ctrl-C or SIGTERM, which end the run between two updates; it says
+            how to go on.
+        OSError: when the folder cannot be written to, or another process trains in it; other errors
+            are those of `Run`.
     """
     end = math.inf if minutes is None else time.monotonic() + 60 * minutes
     with alone(made(folder)) if rank() == 0 else nullcontext(), largest() as agreed_on, remembered() as signalled:
@@ -108,7 +113,8 @@ class Run:
     """The folder of a training, begun or gone on with. Of several processes the first one writes.
 
     Attributes:
-        asked: whether the run is to end before its time, the same for all processes, which call it together: 0 for no.
+        asked: whether the run is to end before its time, the same for all processes, which call it
+            together: 0 for no.
 
     Arguments:
         folder: where.
@@ -118,10 +124,12 @@ class Run:
         resume: go on.
 
     Raises:
-        ValueError: when there is a run or a model and resume is false, or the run is of another model, recipe or other data;
-            when the folder has a metrics.jsonl that no training run wrote.
+        ValueError: when there is a run or a model and resume is false, or the run is of another
+            model, recipe or other data; when the folder has a metrics.jsonl that no training run
+            wrote.
         TypeError: when the model cannot be saved.
-        CheckpointError: when all are damaged, or the folder has a config.json that is none of a checkpoint.
+        CheckpointError: when all are damaged, or the folder has a config.json that is none of a
+            checkpoint.
         RuntimeError: when the processes do not see the same checkpoints.
     """
 
@@ -211,7 +219,8 @@ class Run:
             self._saved = step
 
     def ended(self) -> bool:
-        """Whether the run ends here, before the recipe does, because its time is over; a checkpoint is there then.
+        """Whether the run ends here, before the recipe does, because its time is over; a checkpoint
+        is there then.
 
         Raises:
             KeyboardInterrupt: when a signal asked for the end.
@@ -227,7 +236,9 @@ class Run:
         return bool(why)
 
     def interrupted(self) -> str:
-        """Saves a checkpoint where the state is that of a whole number of updates; says how to go on."""
+        """Saves a checkpoint where the state is that of a whole number of updates; says how to go
+        on.
+        """
         step, steps = self.training.step, self.training.recipe.steps
         if self.training.whole and self._last is not None and self._last.step == step:
             if self._noted != step:
@@ -244,7 +255,9 @@ class Run:
         return f"the same call with resume=True, or command with --resume, goes on from {path}"
 
     def _keep(self) -> None:
-        """Saves a checkpoint now; the lines of metrics.jsonl will be those of a run without a break."""
+        """Saves a checkpoint now; the lines of metrics.jsonl will be those of a run without a
+        break.
+        """
         if self._saved == self.training.step:
             return
         losses = torch.stack(self._losses) if self._losses else torch.empty(0)

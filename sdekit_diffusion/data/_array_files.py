@@ -24,7 +24,8 @@ _IDX = {
 
 
 def numpy_arrays(path: Path) -> dict[str, Array]:
-    """The training samples of a .npy or .npz file, and what else there is of a test set and labels, by name.
+    """The training samples of a .npy or .npz file, and what else there is of a test set and labels,
+    by name.
 
     Raises:
         ValueError: when it cannot be read, or has several arrays and none is called "train" or "x".
@@ -94,7 +95,9 @@ def _found(folder: Path, name: str) -> list[Path]:
 
 
 def _idx(folder: Path, name: str, ndim: int) -> NDArray[np.uint8]:
-    """One array of bytes: 0, 0, 8 for bytes, the number of dimensions; the sizes as big-endian 32-bit numbers; the bytes."""
+    """One array of bytes: 0, 0, 8 for bytes, the number of dimensions; the sizes as big-endian
+    32-bit numbers; the bytes.
+    """
     found = _found(folder, name)
     if not found:
         raise ValueError(f"{folder} lacks {name} or {name}.gz; a data set in MNIST's format has {', '.join(_names())}")

@@ -14,7 +14,9 @@ _LOOKED_AT = 1000  # rows, evenly spaced, that tell data from others
 
 
 class Rows(Protocol):
-    """Samples by their number: a tensor, an array, or whatever has a length and takes a tensor of row numbers."""
+    """Samples by their number: a tensor, an array, or whatever has a length and takes a tensor of
+    row numbers.
+    """
 
     def __len__(self) -> int: ...
 
@@ -76,7 +78,8 @@ class Shuffled(AbstractSource):
 
     Raises:
         TypeError: for a list, or anything else that does not take a tensor of row numbers.
-        ValueError: for no rows, or rows with NaN or infinite values: of a tensor at once, of others when they are read.
+        ValueError: for no rows, or rows with NaN or infinite values: of a tensor at once, of others
+            when they are read.
     """
 
     def __init__(self, rows: Rows) -> None:

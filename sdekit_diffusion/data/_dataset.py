@@ -64,13 +64,16 @@ class Dataset:
 
 
 def of_arrays(name: str, arrays: Mapping[str, Array], *, levels: int | None = None) -> Dataset:
-    """Arrays, checked, as a data set; a tenth of the training samples are held out where there is no test set.
+    """Arrays, checked, as a data set; a tenth of the training samples are held out where there is
+    no test set.
 
     Args:
         name: what they are called in errors.
-        arrays: "train" and, if they are there, "test", "labels", "test_labels". Samples that are integers are images,
-            `(N, H, W)`, `(N, C, H, W)` or `(N, H, W, C)`, and floats continuous data, `(N, ...)`; labels are integers, `(N,)`.
-        levels: of images; unless given 256 of bytes, and one more than the largest of other integers.
+        arrays: "train" and, if they are there, "test", "labels", "test_labels". Samples that are
+            integers are images, `(N, H, W)`, `(N, C, H, W)` or `(N, H, W, C)`, and floats
+            continuous data, `(N, ...)`; labels are integers, `(N,)`.
+        levels: of images; unless given 256 of bytes, and one more than the largest of other
+            integers.
 
     Raises:
         ValueError: for arrays that are not as described.

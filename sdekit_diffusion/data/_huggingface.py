@@ -89,8 +89,8 @@ def from_datasets(
 def load_datasets(given: str, *, streaming: bool) -> Dataset:
     """What is named after `hf:` or `hf-stream:`, and after a `#` its column of samples.
 
-    A folder that `save_to_disk` wrote, a Parquet file, or what `load_dataset` takes: a folder of these or of images, or a
-    name on the hub.
+    A folder that `save_to_disk` wrote, a Parquet file, or what `load_dataset` takes: a folder of
+    these or of images, or a name on the hub.
 
     Raises:
         ValueError: when it cannot be opened, and as `from_datasets`.
@@ -237,7 +237,9 @@ def _classes(labels: Array) -> Array | None:
 
 
 def _content(image: dict[str, Any]) -> bytes:
-    """The bytes of an encoded image, from its file, which may be far away, where they are not at hand."""
+    """The bytes of an encoded image, from its file, which may be far away, where they are not at
+    hand.
+    """
     if image.get("bytes") is not None:
         return image["bytes"]
     if image.get("path") is None:

@@ -17,8 +17,9 @@ _FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG"}
 def of_images(folder: Path) -> Dataset:
     """The png and jpg images of a folder and of those in it, in the order of their names.
 
-    Where it holds folders `train` and `test` (or `validation`, `valid`, `val`) these are the two sets, and where all images are
-    in `train` a part of them is held out. The folders right below are classes when all images are in some.
+    Where it holds folders `train` and `test` (or `validation`, `valid`, `val`) these are the two
+    sets, and where all images are in `train` a part of them is held out. The folders right below
+    are classes when all images are in some.
 
     Raises:
         ValueError: when there are none, one is damaged, or they differ in size or mode.

@@ -71,10 +71,12 @@ class Chosen:
 def of_stored(
     train: Stored, test: Stored | None = None, labels: Array | None = None, test_labels: Array | None = None
 ) -> Dataset:
-    """Stored samples as a data set: in memory, or read when they are asked for where they take more than 1 GiB.
+    """Stored samples as a data set: in memory, or read when they are asked for where they take more
+    than 1 GiB.
 
     Raises:
-        ValueError: for samples that are not as `of_arrays` describes, or a large set of integers other than bytes.
+        ValueError: for samples that are not as `of_arrays` describes, or a large set of integers
+            other than bytes.
     """
     if len(train) * train.nbytes <= _IN_MEMORY:
         arrays = {"train": train.everything(), "labels": labels, "test_labels": test_labels}

@@ -13,10 +13,12 @@ Shard = Callable[[], Iterable[Any]]
 
 
 class Stream(AbstractSource):
-    """Examples of shards, each of which is read from its beginning: sets that may be larger than any disk.
+    """Examples of shards, each of which is read from its beginning: sets that may be larger
+    than any disk.
 
-    Each epoch visits the shards in a new order and shuffles every `buffer` consecutive examples, by (seed, epoch) alone. To go
-    on at number `first` is to read over what comes before: of its own epoch where the length of one is known, else of all.
+    Each epoch visits the shards in a new order and shuffles every `buffer` consecutive examples, by
+    (seed, epoch) alone. To go on at number `first` is to read over what comes before: of its own
+    epoch where the length of one is known, else of all.
 
     Args:
         shards: the examples of each, from its beginning whenever it is called.

@@ -1,4 +1,6 @@
-"""Distances between sets of samples, each array of N samples flattened to (N, d) and computed in float64."""
+"""Distances between sets of samples, each array of N samples flattened to (N, d) and computed in
+float64.
+"""
 
 from collections.abc import Callable
 from typing import Literal

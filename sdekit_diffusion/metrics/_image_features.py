@@ -1,4 +1,6 @@
-"""Features of a small convolutional classifier of images, for distances that see texture as well as shape."""
+"""Features of a small convolutional classifier of images, for distances that see texture as well as
+shape.
+"""
 
 from collections.abc import Iterator
 from dataclasses import dataclass

@@ -1,4 +1,6 @@
-"""FID, KID and Inception Score as torchmetrics has them, with its Inception network or with networks that are given."""
+"""FID, KID and Inception Score as torchmetrics has them, with its Inception network or with
+networks that are given.
+"""
 
 import warnings
 from collections.abc import Callable
@@ -144,7 +146,8 @@ def _torchmetrics() -> ModuleType:
 
 
 def standard_networks(weights: str | Path | None, device: torch.device) -> tuple[Network, Network]:
-    """Inception v3 with the weights that published scores are made with: images to features, and images to logits.
+    """Inception v3 with the weights that published scores are made with: images to features, and
+    images to logits.
 
     Raises:
         ImportError, OSError: as `inception_scores`.

@@ -10,7 +10,9 @@ from sdekit_diffusion.metrics._points import Matrix, Samples, points
 
 
 class Mixture(Protocol):
-    """sum_k w_k N(m_k, C_k): weights (K,), means (K, ...) and covariances (K, d, d); a `GaussianMixture` is one."""
+    """sum_k w_k N(m_k, C_k): weights (K,), means (K, ...) and covariances (K, d, d); a
+    `GaussianMixture` is one.
+    """
 
     @property
     def weights(self) -> Samples: ...

@@ -1,4 +1,5 @@
-"""Score networks that import torch only: modules called as `net(x, t)` that return a tensor of the shape of x.
+"""Score networks that import torch only: modules called as `net(x, t)` that return a tensor of the
+shape of x.
 
 `config` holds the constructor arguments of a network as JSON, so that
 `registry[name](**net.config)` builds the same network.

@@ -10,7 +10,9 @@ from sdekit_diffusion.nets._embedding import TimeEmbedding, check_time, require_
 
 
 class _Block(nn.Module):
-    """h + W2 silu((1 + scale) * W1 silu(h) + shift), with scale and shift read from the time embedding."""
+    """h + W2 silu((1 + scale) * W1 silu(h) + shift), with scale and shift read from the time
+    embedding.
+    """
 
     def __init__(self, width: int) -> None:
         super().__init__()

@@ -1,4 +1,6 @@
-"""RefineNets for scores of images: NCSNv2, which is told nothing of the noise, and NCSN, which is told its level."""
+"""RefineNets for scores of images: NCSNv2, which is told nothing of the noise, and NCSN, which is
+told its level.
+"""
 
 from abc import ABC
 from collections.abc import Sequence
@@ -11,13 +13,16 @@ from sdekit_diffusion.nets._embedding import check_time, require_both
 
 
 class _InstanceNormPlus(nn.Module):
-    """gain ((x - m_c) / s_c + pull (m_c - m) / s) + shift: m_c, s_c of each channel, m, s of the m_c over the channels.
+    """gain ((x - m_c) / s_c + pull (m_c - m) / s) + shift: m_c, s_c of each channel, m, s of the
+    m_c over the channels.
 
-    The last term keeps what normalisation takes away, how the channels' means differ. s_c^2 is the mean square over the
-    pixels; s^2 is the unbiased variance, divided by the channels less one, as in the authors' code. Gain, pull and shift have a
-    row for each level; those of a sample are the sum of the rows with its weights.
+    The last term keeps what normalisation takes away, how the channels' means differ. s_c^2 is the
+    mean square over the pixels; s^2 is the unbiased variance, divided by the channels less one, as
+    in the authors' code. Gain, pull and shift have a row for each level; those of a sample are the
+    sum of the rows with its weights.
 
-    Reference: Song and Ermon 2019, arXiv 1907.05600, appendix A.1; github.com/ermongroup/ncsnv2, models/normalization.py.
+    Reference: Song and Ermon 2019, arXiv 1907.05600, appendix A.1; github.com/ermongroup/ncsnv2,
+    models/normalization.py.
     """
 
     def __init__(self, features: int, levels: int) -> None:
@@ -55,7 +60,9 @@ class _Layer(nn.Module):
 
 
 class _Residual(nn.Module):
-    """shortcut(x) + two layers. The first block of a stage has a convolution as its shortcut, and may halve the image."""
+    """shortcut(x) + two layers. The first block of a stage has a convolution as its shortcut, and
+    may halve the image.
+    """
 
     def __init__(self, inputs: int, outputs: int, levels: int, dilation: int, first: bool, halve: bool) -> None:
         super().__init__()
@@ -86,7 +93,8 @@ class _Units(nn.Module):
 
 
 class _Cascade(nn.Module):
-    """A RefineNet block: units on each input, the sum of both at the size of the first, chained pooling, units.
+    """A RefineNet block: units on each input, the sum of both at the size of the first, chained
+    pooling, units.
 
     Reference: Lin et al. 2017, arXiv 1611.06612, section 3.2.
     """

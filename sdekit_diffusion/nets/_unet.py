@@ -25,7 +25,8 @@ def _zero_conv(inputs: int, outputs: int, size: int) -> nn.Conv2d:
 class _Attention(nn.Module):
     """x + W softmax(q k^T / sqrt(C)) v over the pixels, in one head.
 
-    Written out, because scaled_dot_product_attention has no second derivative and likelihoods may need one.
+    Written out, because scaled_dot_product_attention has no second derivative and likelihoods may
+    need one.
     """
 
     def __init__(self, channels: int) -> None:
@@ -41,7 +42,9 @@ class _Attention(nn.Module):
 
 
 class _Block(nn.Module):
-    """Residual block: norm, SiLU, convolution; norm, scale and shift by time, SiLU, convolution from zero."""
+    """Residual block: norm, SiLU, convolution; norm, scale and shift by time, SiLU, convolution
+    from zero.
+    """
 
     def __init__(self, inputs: int, outputs: int, embedding: int, dropout: float, attend: bool) -> None:
         super().__init__()
