@@ -78,22 +78,23 @@ def missing(function: Callable[..., Any], *given: object, **named: object) -> li
 
 
 def require_order(function: Callable[..., Any], order: str) -> None:
-    """Refuses a function whose parameters are named in the other order: a score is called `(t, x)` by `ReverseSDE` and
-    `ProbabilityFlow`, and `(x, t)` by `sdekit_diffusion.sample`, as networks are.
+    """Raises for a function whose parameters are named in the other order.
 
-    >>> require_order(lambda t, x: -x, "t, x")
-    >>> require_order(lambda x, t: -x, "t, x")
-    Traceback (most recent call last):
-    TypeError: a function is called as (t, x) here, and this one takes (x, t); pass lambda t, x: function(x, t)
-
-    Functions with other names are not judged.
+    `ReverseSDE` and `ProbabilityFlow` call a score as `(t, x)`, `sdekit_diffusion.sample` as
+    `(x, t)`, as networks are called. Functions with other names are not checked.
 
     Arguments:
-        function: whose parameters are read; of a module, those of its forward.
-        order: "t, x" or "x, t", in which it is called.
+        function: the function, or a module with such a forward.
+        order: "t, x" or "x, t", the order of the call.
 
     Raises:
-        TypeError: where its first two parameters are named as a state and a time and they are the other way round.
+        TypeError: when its first two parameters are named as a state and a time in the other order.
+
+    Example:
+        >>> require_order(lambda t, x: -x, "t, x")
+        >>> require_order(lambda x, t: -x, "t, x")  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+        TypeError: a function is called as (t, x) here, and this one takes (x, t); ...
     """
     names = _first_two(function)
     state_first = names[0] in _STATES and names[1] in _TIMES

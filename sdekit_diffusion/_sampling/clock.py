@@ -44,24 +44,28 @@ class Denoising(Clocked):
 def on_clock(
     model: AbstractModel, eta: float = 0.0, integrand: Integrand = "data", own: Callable[[Time], Time] = identity
 ) -> AbstractClocked:
-    """The reverse equation of noise level eta without its linear part, for u = a x_0 + b eps, l = log(a / b).
+    """The reverse equation of noise level eta without its linear part, for u = a x_0 + b eps,
+    l = log(a / b).
 
-    With the data predicted, y = u e^{eta^2 l} / b,  dy = D d e^{(1 + eta^2) l} + dB_Q,  Q = e^{2 eta^2 l}. For eta = 0
-    with the noise, y = u / a,  dy = eps d e^{-l}; or with the velocity, c = 1/4, r^2 = (c a)^2 + b^2 and
-    the angle theta = arctan(c a / b),
+    With the data predicted, y = u e^{eta^2 l} / b,  dy = D d e^{(1 + eta^2) l} + dB_Q,  Q = e^{2
+    eta^2 l}. For eta = 0 with the noise, y = u / a,  dy = eps d e^{-l}; or with the velocity,
+    c = 1/4, r^2 = (c a)^2 + b^2 and the angle theta = arctan(c a / b),
 
-        y = c u / r,  dy = F d theta,  F = cos(theta) D - c sin(theta) eps = (r D - c^2 a u / r) / b.
+        y = c u / r,  dy = F d theta,
+        F = cos(theta) D - c sin(theta) eps = (r D - c^2 a u / r) / b.
 
-    F is 0 where the data are N(0, c^2 I), nearly D where b is larger than c a and -c eps where it is smaller.
-    An error of a predicted state is damped in D above the standard deviation of the data, which is 1, and in
-    eps below it; c lies between it and that of details of the data. For c = 1, F is -v, v = a eps - b D.
+    F is 0 where the data are N(0, c^2 I), nearly D where b is larger than c a and -c eps where it
+    is smaller. An error of a predicted state is damped in D above the standard deviation of the
+    data, which is 1, and in eps below it; c lies between it and that of details of the data. For
+    c = 1, F is -v, v = a eps - b D.
 
     Arguments:
         own: a diffusion's time as a function of l, in which some published rules interpolate.
 
     References:
-        Zhang and Chen 2023, arXiv 2204.13902; Lu et al. 2022, arXiv 2211.01095, for eta = 0 and 1; for the velocity Salimans
-        and Ho 2022, arXiv 2202.00512, and with c Lu and Song 2024, arXiv 2410.11081.
+        Zhang and Chen 2023, arXiv 2204.13902; Lu et al. 2022, arXiv 2211.01095, for eta = 0 and 1;
+        for the velocity Salimans and Ho 2022, arXiv 2202.00512, and with c Lu and Song 2024,
+        arXiv 2410.11081.
     """
     if integrand == "velocity":
         return velocity_on_angle(model, VELOCITY_SCALE, own)

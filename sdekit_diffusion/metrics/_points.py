@@ -48,6 +48,9 @@ def blocks(n: int, width: int) -> Iterator[slice]:
 
 
 def squares(a: Matrix, b: Matrix) -> Matrix:
-    """|a_i - b_j|^2 by one matrix product, (N, M), up to rounding of |a_i|^2 + |b_j|^2: centre both sets first."""
+    """Squared distances |a_i - b_j|^2 by one matrix product, (N, M).
+
+    Their errors are the rounding of |a_i|^2 + |b_j|^2: centre both sets first.
+    """
     found = np.square(a).sum(1)[:, None] + np.square(b).sum(1) - 2 * a @ b.T
     return np.maximum(found, 0, out=found)
