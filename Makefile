@@ -46,7 +46,7 @@ format: setup
 attack: setup ## all methods and solvers with faulty models, drifts and diffusions: no silent error
 	$(BIN)/python benchmarks/attack.py
 
-bench: setup ## every number of the README; needs a quiet machine
+bench: setup ## every number of docs/benchmarks.md; needs a quiet machine
 	$(BIN)/python benchmarks/throughput.py
 	$(BIN)/python benchmarks/imports.py
 	$(BIN)/python benchmarks/synchronisation.py
@@ -59,6 +59,7 @@ bench: setup ## every number of the README; needs a quiet machine
 	$(BIN)/python benchmarks/probability_flow.py
 	$(BIN)/python benchmarks/choice.py
 	$(BIN)/python benchmarks/samplers.py
+	$(BIN)/python benchmarks/scale.py
 	$(BIN)/python benchmarks/images.py
 	$(BIN)/python benchmarks/ncsn.py
 	$(BIN)/python benchmarks/fuzz.py

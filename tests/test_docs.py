@@ -64,6 +64,14 @@ def test_code_fits_the_page(page):
             assert len(line) <= 100, f"{page.name}:{number} has {len(line)} columns"
 
 
+def test_every_benchmark_is_on_its_page_and_runs_by_make():
+    page = (ROOT / "docs" / "benchmarks.md").read_text()
+    makefile = (ROOT / "Makefile").read_text()
+    for path in (ROOT / "benchmarks").glob("[a-z]*.py"):
+        assert f"benchmarks/{path.name}" in page, path.name
+        assert f"benchmarks/{path.name}" in makefile, path.name
+
+
 def test_every_file_of_the_glossary_exists():
     paths = re.findall(r"`(sdekit\w*/[\w/.]+)`", (ROOT / "docs" / "glossary.md").read_text())
     assert len(paths) > 50
