@@ -17,6 +17,7 @@ from sdekit_diffusion._diffusions.diffusion import AbstractDiffusion
 from sdekit_diffusion._inputs import require_tensor
 from sdekit_diffusion._likelihood.decoder import Density, Levels, decoder_of
 from sdekit_diffusion._models.evaluating import evaluating
+from sdekit_diffusion._models.in_batches import batches
 from sdekit_diffusion._models.model import AbstractModel, as_model
 from sdekit_diffusion._sampling.sample import Model
 
@@ -166,12 +167,14 @@ def variational_bound(
     chain, decoder = _Chain(sde, _times_of(sde, times), variance, decoder_std), decoder_of(x, low, high, levels)
     _require(model, x, draws, batch_size)
     dtype = torch.promote_types(x.dtype if x.is_floating_point() else model.place()[0], torch.float32)
-    seed, size, parts = fresh_seed() if seed is None else seed, batch_size or max(len(x), 1), []
+    seed = fresh_seed() if seed is None else seed
+    size = batch_size or max(len(x), 1)
+    parts = []
     bar = tqdm(total=len(chain.times) * draws * -(-len(x) // size), unit="step", desc="bound", disable=not progress)
     with torch.no_grad(), evaluating(model, len(x)), bar:
-        for i in range(0, max(len(x), 1), size):
-            rows, x0 = torch.arange(i, min(i + size, len(x)), device=x.device), decoder.values(x[i : i + size])
-            some, found = model.rows(rows), x0.new_empty(draws, len(chain.times), len(x0))
+        for _, rows, some in batches(model, len(x), size, x.device):
+            x0 = decoder.values(x[rows])
+            found = x0.new_empty(draws, len(chain.times), len(x0))
             for k, (step, t) in itertools.product(range(draws), enumerate(chain.times)):
                 eps = normal(seed, first + k * _DRAW + rows, tuple(x.shape[1:]), counter=BOUND + step, dtype=dtype)
                 x_t = sde.alpha(t) * x0.to(dtype) + sde.sigma(t) * eps

@@ -12,6 +12,7 @@ from sdekit_diffusion._diffusions.diffusion import AbstractDiffusion
 from sdekit_diffusion._inputs import require_tensor
 from sdekit_diffusion._likelihood.likelihood import along, points_of
 from sdekit_diffusion._models.evaluating import evaluating
+from sdekit_diffusion._models.in_batches import batches
 from sdekit_diffusion._models.model import AbstractModel, as_model
 from sdekit_diffusion._sampling.adaptive import AdaptiveFlow
 from sdekit_diffusion._sampling.coordinates import Coordinates, Span, event_of
@@ -58,16 +59,16 @@ def _carried(
     batch_size: int | None,
 ) -> Tensor:
     """Where the flow takes x, batch by batch."""
-    x, size, parts = points_of(model, x, batch_size, method), batch_size or max(len(x), 1), []
+    x = points_of(model, x, batch_size, method)
+    parts = []
     with torch.no_grad(), evaluating(model, len(x)):
-        for i in range(0, max(len(x), 1), size):
-            part = x[i : i + size]
-            some = model.rows(torch.arange(i, i + len(part), device=x.device))
+        for first, rows, some in batches(model, len(x), batch_size, x.device):
+            u = coordinates.enter(span, x[rows]) if x.is_floating_point() else x[rows]
             try:
-                u = coordinates.enter(span, part) if part.is_floating_point() else part
-                parts.append(coordinates.leave(span, method.carried(coordinates.standardised(some), u, span).x))
+                found = method.carried(coordinates.standardised(some), u, span)
             except UnfinishedError as error:
-                raise coordinates.left_unfinished(span, error, i) from None
+                raise coordinates.left_unfinished(span, error, first) from None
+            parts.append(coordinates.leave(span, found.x))
     return torch.cat(parts)
 
 

@@ -17,6 +17,7 @@ from sdekit_diffusion._counters import DEQUANTISATION
 from sdekit_diffusion._diffusions.diffusion import AbstractDiffusion
 from sdekit_diffusion._inputs import require_tensor
 from sdekit_diffusion._models.evaluating import evaluating
+from sdekit_diffusion._models.in_batches import batches
 from sdekit_diffusion._models.model import AbstractModel, ScoreModel, as_model
 from sdekit_diffusion._sampling.adaptive import AdaptiveFlow
 from sdekit_diffusion._sampling.coordinates import Coordinates, Span, event_of
@@ -131,23 +132,21 @@ def along(
         return log_end(coordinates.leave(span, u)).to(torch.float64) + volume
 
     trace = trace or (Exact() if math.prod(x.shape[1:]) <= _EXACT_UP_TO else Hutchinson(probes=8))
-    parts, size = [], batch_size or max(len(x), 1)
+    parts = []
     bar = tqdm(total=len(x), unit="sample", desc="likelihood", disable=not progress)
     with torch.set_grad_enabled(differentiable), evaluating(model, len(x)), bar:
         _require_differentiable(model, x)
-        for i in range(0, max(len(x), 1), size):
-            some = x[i : i + size]
-            rows = torch.arange(i, i + len(some), device=x.device)
-            u = coordinates.enter(span, some) if x.is_floating_point() else some
+        for before, rows, _ in batches(model, len(x), batch_size, x.device):
+            u = coordinates.enter(span, x[rows]) if x.is_floating_point() else x[rows]
             try:
                 part = sdekit.log_likelihood(
                     equation.rows(rows), u, clock, at_end, trace=trace, index=first + rows,
                     solver=method.solver, control=method.control, differentiable=differentiable,
                 )  # fmt: skip
             except UnfinishedError as error:
-                raise coordinates.left_unfinished(span, equation.seen(error), i) from None
+                raise coordinates.left_unfinished(span, equation.seen(error), before) from None
             parts.append(part)
-            bar.update(len(some))
+            bar.update(len(rows))
     value, stderr, latent, evaluations, status, skewness = (
         torch.cat([getattr(part, name) for part in parts])
         for name in ("value", "stderr", "latent", "evaluations", "status", "skewness")

@@ -25,6 +25,7 @@ from sdekit import (
 from sdekit_diffusion._diffusions.diffusion import AbstractDiffusion
 from sdekit_diffusion._inputs import usable
 from sdekit_diffusion._models.evaluating import evaluating
+from sdekit_diffusion._models.in_batches import batches
 from sdekit_diffusion._models.model import AbstractModel, as_model
 from sdekit_diffusion._sampling.coordinates import Coordinates
 from sdekit_diffusion._sampling.grids import AbstractGrid
@@ -177,14 +178,13 @@ def sample(
 
     watch = report if progress or callback is not None else None
     with torch.no_grad(), evaluating(model, n), bar:
-        for i in range(0, max(n, 1), size):
-            count = min(size, n - i)
-            index = torch.arange(i, i + count, device=device)
+        for i, index, part in batches(model, n, size, device):
+            count = len(index)
             if x_T is not None:
                 u = coordinates.standard(start, x_T[i : i + count].to(device=device, dtype=wide))
             else:
                 u = normal(seed, first + index, event, dtype=wide)
-            some = coordinates.standardised(model.rows(index))
+            some = coordinates.standardised(part)
             try:
                 solution = chosen.run(Descent(some, coordinates, u, span, noise.rows(index), save, watch))
             except NotFiniteError as error:
