@@ -202,9 +202,9 @@ class AbstractModel(ABC):
         """The modules that are put into evaluation mode."""
         return []
 
-    @abstractmethod
     def place(self) -> tuple[torch.dtype, torch.device]:
-        """The dtype and the device of its parameters."""
+        """The dtype and the device of its parameters; those of new tensors on the CPU where it has none."""
+        return torch.get_default_dtype(), torch.device("cpu")
 
 
 class ScoreModel(nn.Module, AbstractModel):
