@@ -23,6 +23,7 @@ test: lint types unit ## everything that must pass
 lint: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
+	$(BIN)/python tests/measures.py
 
 types: setup
 	$(BIN)/pyright --pythonpath $(BIN)/python
