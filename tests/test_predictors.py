@@ -245,3 +245,27 @@ def test_a_predictor_takes_twenty_lines():
             lines = source.splitlines()[node.lineno - 1 : node.end_lineno]
             docstring = len(ast.get_docstring(node, clean=False).splitlines())
             assert len([line for line in lines if line.strip()]) - docstring <= 20
+
+
+def test_a_corrector_may_draw_nothing():
+    """A step along the score before each step of the predictor; with and without noise in the predictor."""
+
+    class Along(AbstractCorrector):
+        normals = 0
+
+        def correct(self, problem, t0, t1, x, z):
+            assert z.shape == (0, *x.shape)
+            return x + 0.01 * problem.score(t0, x)
+
+    grid = uniform(1.0, 0.5, 2)
+    x = torch.ones(3, 2, dtype=torch.float64)
+    for eta in (0.0, 1.0):
+        problem = ReverseSDE(VPSDE(), lambda t, x: -x, eta)
+        found = solve(problem, x, grid, solver=PredictorCorrector(EulerMaruyama(), Along()), noise=WhiteNoise(1)).x
+        expected = x
+        noise = WhiteNoise(1).increments(grid.tolist(), x, (2,))
+        for t0, t1, step in zip(grid.tolist(), grid.tolist()[1:], noise, strict=False):
+            expected = 0.99 * expected
+            increment = step if eta else Increment()
+            expected = EulerMaruyama().step(problem, t0, t1, expected, increment, ()).x
+        close(found, expected)

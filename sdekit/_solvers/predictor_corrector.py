@@ -151,9 +151,10 @@ class PredictorCorrector(AbstractSolver):
         return self.predictor.init(problem, t0, x)
 
     def step(self, problem: AbstractSDE, t0: Time, t1: Time, x: Tensor, noise: Increment, state: Tree) -> Step:
-        assert noise.z is not None
         assert isinstance(t0, float), "correctors live on fixed grids"
         assert isinstance(t1, float)
-        z = noise.z[self.predictor.normals :]
-        x = self.corrector.correct(problem, t0, t1, x, z)
-        return self.predictor.step(problem, t0, t1, x, Increment(noise.w, noise.h, noise.z[: self.predictor.normals]), state)
+        z = x.new_empty(0, *x.shape) if noise.z is None else noise.z  # where neither draws any
+        own = self.predictor.normals
+        x = self.corrector.correct(problem, t0, t1, x, z[own:])
+        increment = Increment(noise.w, noise.h, z[:own])
+        return self.predictor.step(problem, t0, t1, x, increment, state)
