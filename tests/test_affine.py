@@ -1,0 +1,94 @@
+"""What is computed at once for a grid is what the model predicts level by level."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from sdekit import ReverseSDE
+from sdekit_diffusion import DIFFUSIONS, GaussianMixture, ScoreModel
+from sdekit_diffusion._sampling.clock import on_clock
+from sdekit_diffusion._sampling.coordinates import Coordinates
+from sdekit_diffusion._sampling.method import _Score
+
+L = torch.linspace(-3.0, 5.0, 9, dtype=torch.float64)
+U = torch.randn(4, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+MEAN = torch.tensor([1.0, -2.0, 0.5], dtype=torch.float64)
+SDES = ["vp", "ve", "subvp", "flow", "edm"]
+
+
+class Net(nn.Module):
+    """Nonlinear in the point and in the label."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.tensor(0.7, dtype=torch.float64))
+
+    def forward(self, x, t):
+        return torch.sin(self.weight * x) * (1 + t[:, None]) + x * torch.cos(t)[:, None]
+
+
+def model(sde, predicts, conditioning, mean):
+    return ScoreModel(Net(), sde, predicts, conditioning=conditioning, shape=(3,), data_mean=mean, data_std=1.7)
+
+
+def same(a, b):
+    torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("mean", [0.0, -0.4, MEAN], ids=["none", "number", "vector"])
+@pytest.mark.parametrize("conditioning", ["time", "log_snr", "sigma", (999.0, -1.0)], ids=str)
+@pytest.mark.parametrize("predicts", ["noise", "data", "score", "velocity", "flow", "reverse_flow"])
+@pytest.mark.parametrize("sde", SDES)
+def test_functions_of_a_grid_are_the_predictions(sde, predicts, conditioning, mean):
+    own = model(sde, predicts, conditioning, mean)
+    coordinates = Coordinates.of(own, own.sde)
+    for one in (own, coordinates.standardised(own)):
+        for what, predict in (("data", one.predict_data), ("noise", one.predict_noise)):
+            found = one.affine(L, what)
+            for l, function in zip(L.tolist(), found.functions(), strict=True):
+                same(function(U), predict(l, U))
+
+
+@pytest.mark.parametrize("mean", [0.0, MEAN], ids=["none", "vector"])
+@pytest.mark.parametrize(("eta", "integrand"), [(0.0, "data"), (0.7, "data"), (0.0, "noise"), (0.0, "velocity")])
+def test_slopes_on_the_clock_are_the_drift(eta, integrand, mean):
+    own = model("vp", "velocity", "time", mean)
+    coordinates = Coordinates.of(own, own.sde)
+    problem = on_clock(coordinates.standardised(own), eta, integrand)
+    ts = problem.time(L).tolist()
+    slopes = problem.tabulated(ts).slopes
+    assert list(slopes) == ts
+    for t in ts:
+        y = U / problem.scale(problem.parameter(t))
+        torch.testing.assert_close(slopes[t](y), problem.drift(t, y), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("mean", [0.0, MEAN], ids=["none", "vector"])
+@pytest.mark.parametrize("sde", SDES)
+def test_slopes_in_time_are_the_drift(sde, mean):
+    own = model(sde, "velocity", "time", mean)
+    kernel = DIFFUSIONS[sde]()
+    coordinates = Coordinates.of(own, kernel)
+    score = _Score(coordinates.standardised(own), coordinates)
+    ts = torch.as_tensor(coordinates.time(L)).tolist()
+    tabulated = score.tabulated(ts)
+    for factor, eta in ((0.5, 0.0), (1.0, 1.0)):
+        problem = ReverseSDE(kernel, score, eta)
+        slopes = score.slopes(factor, ts)
+        for t in ts:
+            x = coordinates.physical(t, U)
+            torch.testing.assert_close(slopes[t](x), problem.drift(t, x), rtol=1e-8, atol=1e-8)
+            torch.testing.assert_close(tabulated(t, x), own.score(t, x), rtol=1e-8, atol=1e-8)
+
+
+def test_models_that_are_no_such_function_are_asked_as_they_are():
+    law = GaussianMixture([1.0], torch.zeros(1, 3, dtype=torch.float64), [1.0])
+    coordinates = Coordinates.of(law, DIFFUSIONS["vp"]())
+    standardised = coordinates.standardised(law)
+    assert standardised.affine(L, "data") is None
+    problem = on_clock(standardised)
+    ts = problem.time(L).tolist()
+    assert not problem.tabulated(ts).slopes
+    assert math.isclose(problem.tabulated(ts).known[ts[0]][0], float(L[0]))
