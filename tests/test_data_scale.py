@@ -26,6 +26,7 @@ from sdekit_diffusion import (
 )
 from sdekit_diffusion._models.data_scale import data_scale
 from sdekit_diffusion._models.model import as_model
+from sdekit_diffusion._training.loss import draw_times
 
 SCALES = [(0.0, 1.0), (5.0, 20.0), (-0.02, 0.01)]
 WIDE = {
@@ -53,11 +54,11 @@ def plain(law, sde):
 @pytest.mark.parametrize(("mean", "std"), SCALES)
 @pytest.mark.parametrize("sde", WIDE)
 def test_estimates_are_good_to_a_few_per_cent(sde, mean, std, d):
-    """At worst 4.5 % of the standard deviation, and 0.03 of it for the mean."""
+    """At worst 2.6 % of the standard deviation in two dimensions and 4.5 % in 16, and 0.03 of it for the mean."""
     law, kernel = moved(mean, std, d), WIDE[sde](std)
     model, _ = as_model(plain(law, kernel), kernel, (d,))
     found = data_scale(model, (d,))
-    assert found.std == pytest.approx(law.data_std, rel=0.06)
+    assert found.std == pytest.approx(law.data_std, rel=0.04 if d == 2 else 0.06)
     assert (found.mean - law.data_mean).abs().max() < 0.06 * std
 
 
@@ -109,10 +110,23 @@ def test_a_run_goes_on_with_the_scale_of_its_checkpoint(tmp_path):
         torch.manual_seed(0)
         return ScoreModel(nets.MLP((2,), width=8, depth=1), "vp", "velocity", shape=(2,), conditioning="log_snr")
 
-    fit(model(), data, Recipe(steps=4, batch_size=16), folder=tmp_path, progress=False)
-    whole = model()
-    fit(whole, data, Recipe(steps=4, batch_size=16), folder=tmp_path, resume=True, progress=False)
-    assert whole.data_std == load(tmp_path).data_std
+    begun = model()
+    settings = {"folder": tmp_path, "progress": False}
+    other = lambda record: begun.record_scale(0.0, 9.0)  # noqa: E731 - as of another version
+    fit(begun, data, Recipe(steps=4, batch_size=16), callback=other, **settings)
+    again = model()
+    fit(again, data, Recipe(steps=4, batch_size=16), resume=True, **settings)
+    assert (again.data_mean, again.data_std) == (0.0, 9.0)
+
+
+def test_the_least_noise_of_training_is_in_units_of_the_data():
+    """sigma / alpha = end std at the least, by either weighting."""
+    for weighting in ("plain", "likelihood"):
+        u = torch.tensor([0.0, 1.0], dtype=torch.float64)
+        for std in (0.01, 1.0, 3.0):
+            t = draw_times(VPSDE(), u, weighting, 1e-2, std)
+            largest = float(VPSDE().log_snr(t).max())
+            assert largest == pytest.approx(-math.log(1e-2 * std), rel=1e-6)
 
 
 def test_bytes_are_warned_of():
@@ -139,10 +153,10 @@ class Scaled(nn.Module):
 
 def test_estimates_follow_the_weights():
     model = ScoreModel(Scaled(3.0), "vp", shape=(4,))
-    assert data_scale(model, None).std == pytest.approx(3.0, rel=0.03)
+    assert data_scale(model, None).std == pytest.approx(3.0, rel=0.02)  # no draws, but few steps
     with torch.no_grad():
         model.net.std.mul_(0.1)
-    assert data_scale(model, None).std == pytest.approx(0.3, rel=0.03)
+    assert data_scale(model, None).std == pytest.approx(0.3, rel=0.02)
     assert model.data_std is None
 
 
