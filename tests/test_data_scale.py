@@ -158,6 +158,8 @@ def test_estimates_follow_the_weights():
         model.net.std.mul_(0.1)
     assert data_scale(model, None).std == pytest.approx(0.3, rel=0.02)
     assert model.data_std is None
+    model.predicts = "data"
+    assert data_scale(model, None).std != pytest.approx(0.3, rel=0.1)
 
 
 def test_where_nothing_can_be_estimated_the_range_decides():

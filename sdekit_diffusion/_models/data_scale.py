@@ -69,7 +69,8 @@ def _key(model: AbstractModel, shape: tuple[int, ...]) -> Hashable | None:
     weights = [weight for network in model.networks() for weight in network.parameters()]
     if not weights or any(weight.is_inference() for weight in weights):
         return None
-    return shape, tuple((weight.data_ptr(), weight._version) for weight in weights)
+    conventions = (getattr(model, name, None) for name in ("sde", "predicts", "conditioning"))
+    return shape, *conventions, *((weight.data_ptr(), weight._version) for weight in weights)
 
 
 def _estimated(model: AbstractModel, shape: tuple[int, ...], usual: DataScale) -> DataScale:
