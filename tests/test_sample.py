@@ -194,7 +194,7 @@ def test_samples_do_not_depend_on_the_batch(method, dtype):
     settings = {"method": method, "steps": steps_of(method, 24), "seed": 5, "dtype": dtype}
     if method == "adaptive_sde":  # a hundred steps instead of three hundred, and still some that are rejected
         settings |= {"method": AdaptiveSDE(5e-2, 5e-2), "end": 0.1}
-        assert sample(model, 17, return_solution=True, **settings).rejected.unique().tolist() == [0, 1, 2]
+        assert sample(model, 17, return_solution=True, **settings).rejected.unique().numel() > 1
     whole = sample(model, 17, **settings)
     assert whole.dtype == dtype
     halves = torch.cat([sample(model, 9, **settings), sample(model, 8, first=9, **settings)])
