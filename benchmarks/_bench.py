@@ -1,4 +1,6 @@
-"""What all benchmarks share: the machine's particulars, interleaved timings, and where results go."""
+"""What all benchmarks share: the machine's particulars, interleaved timings, and where results
+go.
+"""
 
 import json
 import platform

@@ -1,4 +1,6 @@
-"""Damage to files: what disks, networks and hands do to them, and what is made to try a format's parser."""
+"""Damage to files: what disks, networks and hands do to them, and what is made to try a format's
+parser.
+"""
 
 import io
 import json
@@ -33,7 +35,16 @@ LENGTHS = (0, 1, 2**16, 2**31 - 1, 2**32 - 1, 2**40, 2**63 - 1, 2**64 - 1)
 
 def damaged(content: bytes, rng: random.Random) -> bytes:
     """One to three kinds of damage, some of them made for the format."""
-    choices: list[Callable[[bytes, random.Random], bytes]] = [flip, flip, truncate, insert, delete, zero, splice, lengthen]
+    choices: list[Callable[[bytes, random.Random], bytes]] = [
+        flip,
+        flip,
+        truncate,
+        insert,
+        delete,
+        zero,
+        splice,
+        lengthen,
+    ]
     if content[:1] == b"{":
         choices = [*choices, *(5 * [mutate_json])]
     elif content[8:9] == b"{":
@@ -85,7 +96,8 @@ def zero(content: bytes, rng: random.Random) -> bytes:
 
 def splice(content: bytes, rng: random.Random) -> bytes:
     """A block of the file in the place of another."""
-    (start, stop), at = _slice(content, rng), rng.randrange(len(content) + 1)
+    (start, stop) = _slice(content, rng)
+    at = rng.randrange(len(content) + 1)
     block = content[start:stop]
     return content[:at] + block + content[at + len(block) :]
 
@@ -104,7 +116,9 @@ def mutate_json(content: bytes, rng: random.Random) -> bytes:
         found = json.loads(content)
         places = _places(found)
         if not places or rng.random() < 0.02:
-            return rng.choice((b"[" * 200_000, b'{"a":' * 100_000, b"1" * 10_000, b"null", b"[]", b'"\xff"'))
+            return rng.choice(
+                (b"[" * 200_000, b'{"a":' * 100_000, b"1" * 10_000, b"null", b"[]", b'"\xff"')
+            )
         _edit(places, rng)
         depth = int(10 ** rng.uniform(1, 5))
         return json.dumps(found).replace(f'"{_DEEP}"', "[" * depth + "]" * depth).encode()
@@ -113,8 +127,11 @@ def mutate_json(content: bytes, rng: random.Random) -> bytes:
 
 
 def _edit(places: list[tuple[Any, Any]], rng: random.Random) -> None:
-    """Changes one entry: its name, whether it is there, or its value, to another's or an odd one."""
-    (owner, key), (other, name) = rng.choice(places), rng.choice(places)
+    """Changes one entry: its name, whether it is there, or its value, to another's or an odd
+    one.
+    """
+    (owner, key) = rng.choice(places)
+    (other, name) = rng.choice(places)
     if rng.random() < 0.2 and isinstance(owner, dict):
         owner[key + "x" if rng.random() < 0.5 else key[:-1]] = owner.pop(key)
     elif rng.random() < 0.25:
@@ -127,7 +144,13 @@ def _edit(places: list[tuple[Any, Any]], rng: random.Random) -> None:
 
 def _places(found: Any) -> list[tuple[Any, Any]]:  # noqa: ANN401 - JSON
     """Every entry of every object and list in it."""
-    keys = list(found) if isinstance(found, dict) else range(len(found)) if isinstance(found, list) else []
+    keys = (
+        list(found)
+        if isinstance(found, dict)
+        else range(len(found))
+        if isinstance(found, list)
+        else []
+    )
     here = [(found, key) for key in keys]
     return here + [place for _, key in here for place in _places(found[key])]
 
@@ -143,16 +166,26 @@ def mutate_header(content: bytes, rng: random.Random) -> bytes:
 def mutate_shape(content: bytes, rng: random.Random) -> bytes:
     """Another digit in the header of a numpy array."""
     start = content.find(b"'shape': (")
-    digits = [i for i in range(start, min(len(content), start + 30)) if content[i : i + 1].isdigit()] if start >= 0 else []
+    digits = (
+        [i for i in range(start, min(len(content), start + 30)) if content[i : i + 1].isdigit()]
+        if start >= 0
+        else []
+    )
     at = rng.choice(digits) if digits else 0
     return content[:at] + str(rng.randrange(10)).encode() + content[at + 1 :]
 
 
 def repacked(content: bytes, rng: random.Random) -> bytes:
-    """A zip archive with one member damaged and its checksum right: what no accident does, to try what is behind it."""
+    """A zip archive with one member damaged and its checksum right: what no accident does, to try
+    what is behind it.
+    """
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
         members = [(info.filename, archive.read(info)) for info in archive.infolist()]
-    chosen = rng.randrange(len(members)) if rng.random() < 0.3 else next(i for i, m in enumerate(members) if "data" in m[0])
+    chosen = (
+        rng.randrange(len(members))
+        if rng.random() < 0.3
+        else next(i for i, m in enumerate(members) if "data" in m[0])
+    )
     with zipfile.ZipFile(buffer := io.BytesIO(), "w") as archive:
         for i, (name, member) in enumerate(members):
             archive.writestr(name, damaged(member, rng) if i == chosen and member else member)

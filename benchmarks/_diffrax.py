@@ -15,12 +15,22 @@ INSTALLED = importlib.util.find_spec("diffrax") is not None
 METHODS = {
     "additive": ("Euler", "SEA", "SRA1", "ShARK", "SPaRK", "SlowRK", "GeneralShARK"),
     "diagonal": ("Euler", "ItoMilstein"),
-    "diagonal, Stratonovich": ("Heun", "EulerHeun", "Midpoint", "ReversibleHeun", "SPaRK", "SlowRK", "GeneralShARK"),
+    "diagonal, Stratonovich": (
+        "Heun",
+        "EulerHeun",
+        "Midpoint",
+        "ReversibleHeun",
+        "SPaRK",
+        "SlowRK",
+        "GeneralShARK",
+    ),
 }
 
 
 def ends(name: str, x0: Tensor, path: BrownianPath, steps: int) -> dict[str, Tensor]:
-    """x at 1 by each of diffrax's methods, forwards on [0, 1]; the equations are those of `order.py` of that name."""
+    """x at 1 by each of diffrax's methods, forwards on [0, 1]; the equations are those of
+    `order.py` of that name.
+    """
     if name not in METHODS:
         return {}
     import diffrax
@@ -32,7 +42,10 @@ def ends(name: str, x0: Tensor, path: BrownianPath, steps: int) -> dict[str, Ten
     grid = [i / steps for i in range(steps + 1)]
     found = list(path.increments(grid, x0, (1,), levy=True))
     # Path by path: Milstein's Jacobian of all of them together would not fit.
-    w, h = (jnp.asarray(torch.stack([getattr(i, part) for i in found], dim=1).numpy()) for part in ("w", "h"))
+    w, h = (
+        jnp.asarray(torch.stack([getattr(i, part) for i in found], dim=1).numpy())
+        for part in ("w", "h")
+    )
 
     class Recorded(diffrax.AbstractBrownianPath):
         """The increments of the steps of the grid, looked up."""
@@ -49,9 +62,19 @@ def ends(name: str, x0: Tensor, path: BrownianPath, steps: int) -> dict[str, Ten
         def t1(self) -> float:
             return 1.0
 
-        def evaluate(self, t0: Any, t1: Any = None, left: bool = True, use_levy: bool = False) -> Any:  # noqa: ANN401
+        def evaluate(
+            self,
+            t0: Any,  # noqa: ANN401
+            t1: Any = None,  # noqa: ANN401
+            left: bool = True,
+            use_levy: bool = False,
+        ) -> Any:  # noqa: ANN401
             i = jnp.round(t0 * steps).astype(int)
-            return diffrax.SpaceTimeLevyArea(dt=t1 - t0, W=self.w[i], H=self.h[i]) if use_levy else self.w[i]
+            return (
+                diffrax.SpaceTimeLevyArea(dt=t1 - t0, W=self.w[i], H=self.h[i])
+                if use_levy
+                else self.w[i]
+            )
 
     def drift(t: Any, x: Any, args: Any) -> Any:  # noqa: ANN401
         return jnp.sin(2 * x) + 0.5 * jnp.cos(3 * t) - 0.3 * x
@@ -62,11 +85,17 @@ def ends(name: str, x0: Tensor, path: BrownianPath, steps: int) -> dict[str, Ten
         return lineax.DiagonalLinearOperator(0.8 + 0.3 * jnp.cos(2 * x) + 0.2 * jnp.sin(3 * t))
 
     def end(solver: Any, y0: Any, w: Any, h: Any) -> Any:  # noqa: ANN401
-        terms = diffrax.MultiTerm(diffrax.ODETerm(drift), diffrax.ControlTerm(diffusion, Recorded(w, h)))
-        return diffrax.diffeqsolve(terms, solver, 0.0, 1.0, 1 / steps, y0, max_steps=2 * steps).ys[-1]
+        terms = diffrax.MultiTerm(
+            diffrax.ODETerm(drift), diffrax.ControlTerm(diffusion, Recorded(w, h))
+        )
+        return diffrax.diffeqsolve(terms, solver, 0.0, 1.0, 1 / steps, y0, max_steps=2 * steps).ys[
+            -1
+        ]
 
     result = {}
     for method in METHODS[name]:
-        x = jax.vmap(end, in_axes=(None, 0, 0, 0))(getattr(diffrax, method)(), jnp.asarray(x0.numpy()), w, h)
+        x = jax.vmap(end, in_axes=(None, 0, 0, 0))(
+            getattr(diffrax, method)(), jnp.asarray(x0.numpy()), w, h
+        )
         result[method] = torch.tensor(x.tolist(), dtype=torch.float64)
     return result

@@ -1,4 +1,6 @@
-"""Faults of networks, scores, drifts and diffusions, each with the sound function of the same meaning where there is one."""
+"""Faults of networks, scores, drifts and diffusions, each with the sound function of the same
+meaning where there is one.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,10 +16,9 @@ Function = Callable[[Tensor, Tensor], Any]  # of x and t, what a network is call
 class Fault:
     """What is wrong, and what would be right.
 
-    Attributes:
-        name: what is wrong.
-        make: a sound function to a faulty one.
-        right: a sound function to one whose results are those that the faulty one should give; None where there are none, and
+    Attributes: name: what is wrong. make: a sound function to a faulty one. right: a sound function
+        to one whose results are those that the faulty one should give; None where there are none,
+        and
             it must be refused.
     """
 
@@ -49,7 +50,11 @@ def _scaled(factor: float) -> Callable[[Function], Function]:
 
 
 def _cast(dtype: torch.dtype) -> Fault:
-    return Fault(f"returns {dtype}", _after(lambda y: y.to(dtype)), _after(lambda y: y.to(dtype).to(torch.float32)))
+    return Fault(
+        f"returns {dtype}",
+        _after(lambda y: y.to(dtype)),
+        _after(lambda y: y.to(dtype).to(torch.float32)),
+    )
 
 
 def _instead(value: Callable[[Tensor, Tensor], Any]) -> Callable[[Function], Function]:
@@ -65,7 +70,9 @@ class _Buffer:
     """Writes each result into the same tensor."""
 
     def __init__(self, h: Function, *, detached: bool = False) -> None:
-        self.h, self.detached, self.buffer = h, detached, None
+        self.h = h
+        self.detached = detached
+        self.buffer = None
 
     def __call__(self, x: Tensor, t: Tensor) -> Tensor:
         y = self.h(x, t)
@@ -147,13 +154,28 @@ IN_PLACE = [
 ]
 SHARED = [
     Fault("identity", _instead(lambda x, t: x), _instead(lambda x, t: x.clone())),
-    Fault("a view of x", _instead(lambda x, t: x.flatten().view_as(x)), _instead(lambda x, t: x.clone())),
-    Fault("x flipped, not contiguous", _instead(lambda x, t: x.t().contiguous().t()), _instead(lambda x, t: x.clone())),
+    Fault(
+        "a view of x",
+        _instead(lambda x, t: x.flatten().view_as(x)),
+        _instead(lambda x, t: x.clone()),
+    ),
+    Fault(
+        "x flipped, not contiguous",
+        _instead(lambda x, t: x.t().contiguous().t()),
+        _instead(lambda x, t: x.clone()),
+    ),
     Fault("constant", _instead(lambda x, t: torch.ones_like(x)), _instead(lambda x, t: 1 + 0 * x)),
-    Fault("an expanded constant", _instead(lambda x, t: x.new_ones(()).expand_as(x)), _instead(lambda x, t: 1 + 0 * x)),
+    Fault(
+        "an expanded constant",
+        _instead(lambda x, t: x.new_ones(()).expand_as(x)),
+        _instead(lambda x, t: 1 + 0 * x),
+    ),
 ]
 KINDS = [
-    *(_broken(f"returns {dtype}", lambda y, d=dtype: y.to(d)) for dtype in (torch.int64, torch.uint8, torch.bool)),
+    *(
+        _broken(f"returns {dtype}", lambda y, d=dtype: y.to(d))
+        for dtype in (torch.int64, torch.uint8, torch.bool)
+    ),
     _broken("returns complex numbers", lambda y: y.to(torch.complex64)),
     *map(_cast, (torch.float16, torch.bfloat16, torch.float64)),
     _broken("returns None", lambda y: None),
@@ -211,7 +233,8 @@ class Layers(nn.Module):
 
     def __init__(self, *layers: nn.Module) -> None:
         super().__init__()
-        self.net, self.layers = Network(_same), nn.Sequential(*layers)
+        self.net = Network(_same)
+        self.layers = nn.Sequential(*layers)
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
         return self.net(self.layers(x), t)

@@ -1,4 +1,6 @@
-"""Files that loaders meet, and what came of loading them once damaged: for benchmarks/fuzz.py and tests/test_fuzz.py."""
+"""Files that loaders meet, and what came of loading them once damaged: for benchmarks/fuzz.py and
+tests/test_fuzz.py.
+"""
 
 import gzip
 import random
@@ -14,20 +16,26 @@ from _damage import damaged, repacked
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from sdekit_diffusion import CheckpointError, ScoreModel, data, from_diffusers, from_score_sde, load, nets, save
+from sdekit_diffusion import (
+    CheckpointError,
+    ScoreModel,
+    data,
+    from_diffusers,
+    from_score_sde,
+    load,
+    nets,
+    save,
+)
 
 
 @dataclass(frozen=True)
 class Kind:
     """A kind of file.
 
-    Attributes:
-        name: what it is.
-        file: which of the files in the folder is damaged.
-        write: makes them, sound, in a folder.
-        load: what the loader makes of the folder, as named values.
-        errors: with which it may refuse, always with a message.
-        knows: whether the format has a checksum over all that matters, so that no damage may go unnoticed.
+    Attributes: name: what it is. file: which of the files in the folder is damaged. write: makes
+        them, sound, in a folder. load: what the loader makes of the folder, as named values.
+        errors: with which it may refuse, always with a message. knows: whether the format has a
+        checksum over all that matters, so that no damage may go unnoticed.
     """
 
     name: str
@@ -39,7 +47,9 @@ class Kind:
 
 
 def outcome(kind: Kind, folder: Path, sound: Mapping[str, Any]) -> str:
-    """What came of loading: "refused", "sound", "changed", or the exception that no caller could expect."""
+    """What came of loading: "refused", "sound", "changed", or the exception that no caller could
+    expect.
+    """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -58,7 +68,11 @@ def same(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:
 
     def equal(x: Any, y: Any) -> bool:  # noqa: ANN401 - whatever loaders give
         if isinstance(x, Tensor) and isinstance(y, Tensor):
-            return x.dtype == y.dtype and x.shape == y.shape and x.numpy().tobytes() == y.numpy().tobytes()
+            return (
+                x.dtype == y.dtype
+                and x.shape == y.shape
+                and x.numpy().tobytes() == y.numpy().tobytes()
+            )
         return x == y
 
     return a.keys() == b.keys() and all(equal(a[name], b[name]) for name in a)
@@ -80,10 +94,16 @@ def _described(model: ScoreModel) -> dict[str, Any]:
     """Weights, conventions, and what the network makes of a point."""
     assert isinstance(model.net, nn.Module)
     held = ("sde", "predicts", "conditioning", "shape", "data_std", "data_range")
-    point = torch.linspace(-1, 1, 16).reshape((1, 1, 4, 4) if "net.conv_in.weight" in model.net.state_dict() else (8, 2))
+    point = torch.linspace(-1, 1, 16).reshape(
+        (1, 1, 4, 4) if "net.conv_in.weight" in model.net.state_dict() else (8, 2)
+    )
     with torch.no_grad():
         found = {"model.net": model.net(point, torch.ones(len(point)))}
-    return {**model.net.state_dict(), **found, **{f"model.{name}": getattr(model, name) for name in held}}
+    return {
+        **model.net.state_dict(),
+        **found,
+        **{f"model.{name}": getattr(model, name) for name in held},
+    }
 
 
 def _checkpoint(folder: Path) -> None:
@@ -95,9 +115,19 @@ def _unet(folder: Path) -> None:
     from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel  # pyright: ignore[reportPrivateImportUsage]
 
     torch.manual_seed(0)
-    blocks: dict[str, Any] = {"down_block_types": ("DownBlock2D",), "up_block_types": ("UpBlock2D",), "mid_block_type": None}
+    blocks: dict[str, Any] = {
+        "down_block_types": ("DownBlock2D",),
+        "up_block_types": ("UpBlock2D",),
+        "mid_block_type": None,
+    }
     unet = UNet2DModel(
-        sample_size=4, in_channels=1, out_channels=1, block_out_channels=(4,), layers_per_block=1, norm_num_groups=2, **blocks
+        sample_size=4,
+        in_channels=1,
+        out_channels=1,
+        block_out_channels=(4,),
+        layers_per_block=1,
+        norm_num_groups=2,
+        **blocks,
     )
     DDPMPipeline(unet, DDPMScheduler(num_train_timesteps=10)).save_pretrained(folder)
 
@@ -105,7 +135,9 @@ def _unet(folder: Path) -> None:
 def _unet_bin(folder: Path) -> None:
     _unet(folder)
     path = folder / "unet" / "diffusion_pytorch_model.safetensors"
-    torch.save({name: value.clone() for name, value in load_file(path).items()}, path.with_suffix(".bin"))
+    torch.save(
+        {name: value.clone() for name, value in load_file(path).items()}, path.with_suffix(".bin")
+    )
     path.unlink()
 
 
@@ -115,7 +147,11 @@ def _pth(legacy: bool) -> Callable[[Path], None]:
         net = Small()
         found = {
             "model": {f"module.{name}": value for name, value in net.state_dict().items()},
-            "ema": {"decay": 0.999, "num_updates": 3, "shadow_params": [p.detach() + 1 for p in net.parameters()]},
+            "ema": {
+                "decay": 0.999,
+                "num_updates": 3,
+                "shadow_params": [p.detach() + 1 for p in net.parameters()],
+            },
             "optimizer": torch.optim.Adam(net.parameters()).state_dict(),
             "step": 3,
         }
@@ -143,7 +179,8 @@ def _pictures(ending: str) -> Callable[[Path], None]:
 def _idx(folder: Path) -> None:
     """MNIST's four files, of which one is compressed."""
     for part, n in (("train", 8), ("t10k", 3)):
-        images, labels = np.repeat(_IMAGES, 2, axis=0)[:n], np.arange(n, dtype=np.uint8)
+        images = np.repeat(_IMAGES, 2, axis=0)[:n]
+        labels = np.arange(n, dtype=np.uint8)
         (folder / f"{part}-images-idx3-ubyte").write_bytes(
             b"\0\0\x08\3" + np.array(images.shape, ">u4").tobytes() + images.tobytes()
         )
@@ -152,15 +189,19 @@ def _idx(folder: Path) -> None:
 
 
 _IMAGES = np.random.default_rng(0).integers(0, 256, (4, 6, 5), dtype=np.uint8)
-_MANY = np.random.default_rng(0).integers(0, 256, (5000, 3, 4), dtype=np.uint8)  # more than is read at once
+# More than is read at once.
+_MANY = np.random.default_rng(0).integers(0, 256, (5000, 3, 4), dtype=np.uint8)
 _FLOATS = np.random.default_rng(0).standard_normal((12, 3)).astype(np.float32)
 
 
 def kinds(folder: Path) -> list[Kind]:
-    """All kinds; those of our checkpoints are the files that one is found to consist of, saved into the folder."""
+    """All kinds; those of our checkpoints are the files that one is found to consist of, saved into
+    the folder.
+    """
     _checkpoint(folder)
     names = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
-    refused, values = (CheckpointError,), (ValueError,)
+    refused = (CheckpointError,)
+    values = (ValueError,)
 
     def ours(folder: Path) -> dict[str, Any]:
         return _described(load(folder))
@@ -173,18 +214,63 @@ def kinds(folder: Path) -> list[Kind]:
 
     weights = "unet/diffusion_pytorch_model"
     return [
-        *(Kind(f"checkpoint, {name.partition('-')[0]}", name, _checkpoint, ours, refused, True) for name in names),
-        Kind("data, .npy of levels", "a.npy", lambda f: np.save(f / "a.npy", _IMAGES), _array, values, False),
-        Kind("data, .npy of floats", "a.npy", lambda f: np.save(f / "a.npy", _FLOATS), _array, values, False),
-        Kind("data, .npz", "a.npz", lambda f: np.savez(f / "a.npz", train=_IMAGES), _array, values, True),
-        Kind("data, .npz of many", "a.npz", lambda f: np.savez(f / "a.npz", train=_MANY), _array, values, True),
-        Kind("data, .npz compressed", "a.npz", lambda f: np.savez_compressed(f / "a.npz", _FLOATS), _array, values, True),
+        *(
+            Kind(f"checkpoint, {name.partition('-')[0]}", name, _checkpoint, ours, refused, True)
+            for name in names
+        ),
+        Kind(
+            "data, .npy of levels",
+            "a.npy",
+            lambda f: np.save(f / "a.npy", _IMAGES),
+            _array,
+            values,
+            False,
+        ),
+        Kind(
+            "data, .npy of floats",
+            "a.npy",
+            lambda f: np.save(f / "a.npy", _FLOATS),
+            _array,
+            values,
+            False,
+        ),
+        Kind(
+            "data, .npz",
+            "a.npz",
+            lambda f: np.savez(f / "a.npz", train=_IMAGES),
+            _array,
+            values,
+            True,
+        ),
+        Kind(
+            "data, .npz of many",
+            "a.npz",
+            lambda f: np.savez(f / "a.npz", train=_MANY),
+            _array,
+            values,
+            True,
+        ),
+        Kind(
+            "data, .npz compressed",
+            "a.npz",
+            lambda f: np.savez_compressed(f / "a.npz", _FLOATS),
+            _array,
+            values,
+            True,
+        ),
         Kind("data, png", "2.png", _pictures("png"), _array, values, True),
         Kind("data, MNIST's", "train-images-idx3-ubyte", _idx, _array, values, False),
         Kind("data, MNIST's compressed", "train-labels-idx1-ubyte.gz", _idx, _array, values, True),
         Kind("data, jpg", "2.jpg", _pictures("jpg"), _array, values, False),
         Kind("diffusers, unet/config.json", "unet/config.json", _unet, theirs, refused, False),
-        Kind("diffusers, scheduler_config.json", "scheduler/scheduler_config.json", _unet, theirs, refused, False),
+        Kind(
+            "diffusers, scheduler_config.json",
+            "scheduler/scheduler_config.json",
+            _unet,
+            theirs,
+            refused,
+            False,
+        ),
         Kind("diffusers, model_index.json", "model_index.json", _unet, theirs, refused, False),
         Kind("diffusers, .safetensors", f"{weights}.safetensors", _unet, theirs, refused, False),
         Kind("diffusers, .bin", f"{weights}.bin", _unet_bin, theirs, refused, True),
@@ -199,7 +285,9 @@ class Fuzz:
 
     def __init__(self, kind: Kind, folder: Path) -> None:
         kind.write(folder)
-        self.kind, self.folder, self.path = kind, folder, folder / kind.file
+        self.kind = kind
+        self.folder = folder
+        self.path = folder / kind.file
         self.content = self.path.read_bytes()
         self.sound = kind.load(folder)
         assert same(self.sound, kind.load(folder))

@@ -16,7 +16,8 @@ from sdekit.elementary import Time, broadcast, exp
 class Case:
     """An equation on [start, stop] of its own time, with the solvers that are for it.
 
-    exact: the end from x_0, W and the direction, or None: then a fine solve by `reference`. theirs: torchsde's methods.
+    exact: the end from x_0, W and the direction, or None: then a fine solve by `reference`. theirs:
+        torchsde's methods.
     """
 
     name: str
@@ -36,7 +37,9 @@ class Case:
 
     def path(self, seed: int) -> BrownianPath:
         return BrownianPath(
-            seed, sk.geometric(self.span[0], self.span[1], 8).tolist() if self.geometric else self.span, depth=24
+            seed,
+            sk.geometric(self.span[0], self.span[1], 8).tolist() if self.geometric else self.span,
+            depth=24,
         )
 
 
@@ -58,14 +61,17 @@ def columns(t: Tensor, x: Tensor) -> Tensor:
 
 def denoiser(l: Time, x: Tensor) -> Tensor:
     """E[x_0 | x] for modes at -1, 0.4 and 1.2 of deviation 0.15, alpha = 1 and sigma = e^-l."""
-    means, weights, s2 = torch.tensor([-1.0, 0.4, 1.2]).to(x), torch.tensor([0.3, 0.3, 0.4]).to(x), 0.15**2
+    means = torch.tensor([-1.0, 0.4, 1.2]).to(x)
+    weights = torch.tensor([0.3, 0.3, 0.4]).to(x)
+    s2 = 0.15**2
     noise = broadcast(exp(-2.0 * l), x)
     total = (s2 + noise).unsqueeze(-1) if isinstance(noise, Tensor) else s2 + noise
     posterior = torch.softmax(weights.log() - 0.5 * (x.unsqueeze(-1) - means) ** 2 / total, dim=-1)
     return ((means * noise + s2 * x.unsqueeze(-1)) / total * posterior).sum(-1)
 
 
-MU, NU = 0.3, 0.5
+MU = 0.3
+NU = 0.5
 
 
 def ito_geometric(x0: Tensor, w: Tensor, direction: int) -> Tensor:
@@ -77,7 +83,14 @@ def stratonovich_geometric(x0: Tensor, w: Tensor, direction: int) -> Tensor:
 
 
 ITO = [sk.EulerMaruyama(), sk.Milstein(), sk.SRID2()]
-STRATONOVICH = [sk.Heun(), sk.EulerHeun(), sk.Midpoint(), sk.ReversibleHeun(), sk.SPaRK(), sk.SlowRK()]
+STRATONOVICH = [
+    sk.Heun(),
+    sk.EulerHeun(),
+    sk.Midpoint(),
+    sk.ReversibleHeun(),
+    sk.SPaRK(),
+    sk.SlowRK(),
+]
 ADDITIVE = [sk.EulerMaruyama(), sk.Heun(), sk.ReversibleHeun(), sk.AdamsBashforth(2), sk.SEA()]
 ADDITIVE += [sk.SRA1(), sk.SRA3(), sk.ShARK(), sk.SRID2(), sk.SPaRK()]
 ODES = [sk.EulerMaruyama(), sk.Heun(), sk.Midpoint(), sk.AdamsBashforth(2), sk.AdamsBashforth(3)]
@@ -101,7 +114,13 @@ CASES = [
         THEIRS,
         stratonovich_geometric,
     ),
-    Case("additive", sk.SDE(drift, state_free, "additive"), ADDITIVE, sk.SRA3(), ("euler", "heun", "srk")),
+    Case(
+        "additive",
+        sk.SDE(drift, state_free, "additive"),
+        ADDITIVE,
+        sk.SRA3(),
+        ("euler", "heun", "srk"),
+    ),
     Case(
         "mixture score on the clock",
         sk.Clocked(denoiser, lambda l: exp(-2.0 * l), a=2.0, q=2.0),

@@ -1,11 +1,13 @@
-"""Adaptive steps of a stochastic equation: the bias that is left, and what it costs, with one path and with noise drawn again.
+"""Adaptive steps of a stochastic equation: the bias that is left, and what it costs, with one path
+and with noise drawn again.
 
-The reverse equation of a Gaussian of variance 0.25 in 1, 2, 4 and 16 dimensions, from sigma = 50 to 1e-3, on the clock
-dy = D dkappa + dB. The bias of the variance is measured against a fine grid on the same paths, so that it has no sampling
-noise. "Drawn again" takes the same steps with the same controller, but new noise after a rejection, as many samplers do.
+The reverse equation of a Gaussian of variance 0.25 in 1, 2, 4 and 16 dimensions, from sigma = 50 to
+1e-3, on the clock dy = D dkappa + dB. The bias of the variance is measured against a fine grid on
+the same paths, so that it has no sampling noise. "Drawn again" takes the same steps with the same
+controller, but new noise after a rejection, as many samplers do.
 
-Then geometric Brownian motion by SRID2, where g depends on the state: errors against the exact solution on the same paths,
-beside a grid of about as many equal steps.
+Then geometric Brownian motion by SRID2, where g depends on the state: errors against the exact
+solution on the same paths, beside a grid of about as many equal steps.
 
     python benchmarks/adaptive.py
 """
@@ -19,10 +21,23 @@ from _bench import RESULTS, environment, save
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from sdekit import SDE, SRA1, SRID2, BrownianPath, Clocked, Increment, PIDController, geometric, solve, uniform
+from sdekit import (
+    SDE,
+    SRA1,
+    SRID2,
+    BrownianPath,
+    Clocked,
+    Increment,
+    PIDController,
+    geometric,
+    solve,
+    uniform,
+)
 from sdekit.elementary import Time, broadcast, exp
 
-SAMPLES, LOW, HIGH = 20_000, 50.0**-2, 1e-3**-2
+SAMPLES = 20_000
+LOW = 50.0**-2
+HIGH = 1e-3**-2
 TOLERANCES = (0.2, 0.05, 1e-2, 2e-3)
 
 
@@ -50,24 +65,32 @@ class DrawnAgain(BrownianPath):
 
 def state_dependent() -> list[dict[str, float]]:
     """dx = -x dt + 0.8 x dW on [0, 1], 20,000 paths."""
-    equation, x0, path = (
-        SDE(lambda t, x: -x, lambda t, x: 0.8 * x),
-        torch.ones(SAMPLES, 1, dtype=torch.float64),
-        BrownianPath(5),
-    )
+    equation = SDE(lambda t, x: -x, lambda t, x: 0.8 * x)
+    x0 = torch.ones(SAMPLES, 1, dtype=torch.float64)
+    path = BrownianPath(5)
     w = next(iter(path.increments([0.0, 1.0], x0, (1,)))).w
     assert w is not None
-    exact, rows = torch.exp(-1 - 0.32 + 0.8 * w), []
+    exact = torch.exp(-1 - 0.32 + 0.8 * w)
+    rows = []
     for tol in (1e-2, 1e-3, 1e-4):
-        solution = solve(equation, x0, [0.0, 1.0], solver=SRID2(), noise=path, control=PIDController(tol, tol))
+        solution = solve(
+            equation, x0, [0.0, 1.0], solver=SRID2(), noise=path, control=PIDController(tol, tol)
+        )
         assert solution.accepted is not None
         steps = round(float((solution.evaluations / 3).double().mean()))
-        even = solve(equation, x0, path.snap(uniform(0.0, 1.0, steps)), solver=SRID2(), noise=path).x
+        even = solve(
+            equation, x0, path.snap(uniform(0.0, 1.0, steps)), solver=SRID2(), noise=path
+        ).x
         row = {"tolerance": tol, "steps tried": float(steps)}
         for name, x in (("adaptive", solution.x), ("equal steps", even)):
             error = x - exact
-            row |= {f"{name}, rms": float(error.square().mean().sqrt()), f"{name}, bias": float(error.mean() / exact.mean())}
-        row["standard error of the adaptive bias"] = float((solution.x - exact).std() / exact.mean() / SAMPLES**0.5)
+            row |= {
+                f"{name}, rms": float(error.square().mean().sqrt()),
+                f"{name}, bias": float(error.mean() / exact.mean()),
+            }
+        row["standard error of the adaptive bias"] = float(
+            (solution.x - exact).std() / exact.mean() / SAMPLES**0.5
+        )
         rows.append(row)
         print("  ".join(f"{k} {v:.3g}" for k, v in row.items()), flush=True)
     return rows
@@ -75,17 +98,28 @@ def state_dependent() -> list[dict[str, float]]:
 
 def main() -> None:
     torch.set_num_threads(1)
-    result: dict[str, Any] = {"environment": environment(dtype="float64", seed=5, samples=SAMPLES), "rows": []}
+    result: dict[str, Any] = {
+        "environment": environment(dtype="float64", seed=5, samples=SAMPLES),
+        "rows": [],
+    }
     for dim in (1, 2, 4, 16):
         n = SAMPLES // dim
         noise = torch.randn(n, dim, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-        y0, knots = LOW * math.sqrt(0.25 + 1 / LOW) * noise, geometric(LOW, HIGH, 12).tolist()
+        y0 = LOW * math.sqrt(0.25 + 1 / LOW) * noise
+        knots = geometric(LOW, HIGH, 12).tolist()
         path = BrownianPath(5, knots)
-        exact = (solve(EQUATION, y0, geometric(LOW, HIGH, 2000), solver=SRA1(), noise=path).x / HIGH).square().mean()
+        exact = (
+            (solve(EQUATION, y0, geometric(LOW, HIGH, 2000), solver=SRA1(), noise=path).x / HIGH)
+            .square()
+            .mean()
+        )
         for tol in TOLERANCES:
-            control, row = PIDController(tol, tol), {"dimension": dim, "tolerance": tol}
+            control = PIDController(tol, tol)
+            row = {"dimension": dim, "tolerance": tol}
             for name, source in (("one path", path), ("drawn again", DrawnAgain(5, knots))):
-                solution = solve(EQUATION, y0, [LOW, HIGH], solver=SRA1(), noise=source, control=control)
+                solution = solve(
+                    EQUATION, y0, [LOW, HIGH], solver=SRA1(), noise=source, control=control
+                )
                 variance = (solution.x / HIGH).square().mean()
                 row[name] = float(variance / (exact if name == "one path" else 0.25) - 1)
                 row[f"{name}, evaluations"] = float(solution.evaluations.double().mean())
@@ -93,9 +127,12 @@ def main() -> None:
                 row[f"{name}, rejected"] = float(solution.rejected.double().mean())
             result["rows"].append(row)
             print(
-                f"d = {dim:2d}  tolerance {tol:5.3f}  one path: bias {100 * row['one path']:7.3f} %  "
-                f"{row['one path, evaluations']:6.1f} evaluations  {row['one path, rejected']:5.2f} rejected   "
-                f"drawn again: bias {100 * row['drawn again']:7.3f} % +- {100 * math.sqrt(2 / SAMPLES):.1f} %",
+                f"d = {dim:2d}  tolerance {tol:5.3f}  one path: bias {100 * row['one path']:7.3f} "
+                "%  "
+                f"{row['one path, evaluations']:6.1f} evaluations  "
+                f"{row['one path, rejected']:5.2f} rejected   "
+                f"drawn again: bias {100 * row['drawn again']:7.3f} % +- "
+                f"{100 * math.sqrt(2 / SAMPLES):.1f} %",
                 flush=True,
             )
     result["state-dependent noise"] = state_dependent()
@@ -106,7 +143,9 @@ def main() -> None:
         rows = [row for row in result["rows"] if row["dimension"] == dim]
         for name, style in (("one path", "-o"), ("drawn again", ":x")):
             biases = [abs(row[name]) for row in rows]
-            axes.plot(TOLERANCES, biases, style, color=f"C{i}", markersize=4, label=f"d = {dim}, {name}")
+            axes.plot(
+                TOLERANCES, biases, style, color=f"C{i}", markersize=4, label=f"d = {dim}, {name}"
+            )
     axes.set(xscale="log", yscale="log", xlabel="tolerance", ylabel="|bias of the variance|")
     axes.legend(fontsize=7, frameon=False)
     figure.savefig(RESULTS / "adaptive.png", dpi=120)

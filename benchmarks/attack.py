@@ -1,9 +1,11 @@
-"""Gives every method faulty models, and every solver faulty drifts, diffusions and scores, and counts what comes of it.
+"""Gives every method faulty models, and every solver faulty drifts, diffusions and scores, and
+counts what comes of it.
 
-A case is right (its result is that of a sound function of the same meaning), refused by the library, or raised by torch or by
-the function itself. Anything else is a silent error: a wrong result, or a change of the caller's x0 or x_T. The script exits
-with 1 unless there are none. What bypasses torch's counters of changes, `x.data` and `x.numpy()`, is not tried:
-docs/networks.md says that it is not seen.
+A case is right (its result is that of a sound function of the same meaning), refused by the
+library, or raised by torch or by the function itself. Anything else is a silent error: a wrong
+result, or a change of the caller's x0 or x_T. The script exits with 1 unless there are none. What
+bypasses torch's counters of changes, `x.data` and `x.numpy()`, is not tried: docs/networks.md says
+that it is not seen.
 
 `python benchmarks/attack.py`, or `python benchmarks/attack.py --quick` for one case in 101
 """
@@ -23,7 +25,18 @@ from typing import Any
 
 import torch
 from _bench import environment, save
-from _faults import FAULTS, IN_PLACE, KINDS, SHAPES, SHARED, Fault, Function, Holder, Layers, Network
+from _faults import (
+    FAULTS,
+    IN_PLACE,
+    KINDS,
+    SHAPES,
+    SHARED,
+    Fault,
+    Function,
+    Holder,
+    Layers,
+    Network,
+)
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
@@ -47,7 +60,10 @@ from sdekit_diffusion import METHODS, VPSDE, ScoreModel, encode, log_likelihood,
 
 OUTCOMES = ("right", "refused", "raised", "SILENT")
 QUICK = 101  # one case in so many; prime, so that it meets all faults and all methods
-LIBRARY = tuple(str(Path(str(package.__file__)).parent) for package in map(__import__, ("sdekit", "sdekit_diffusion")))
+LIBRARY = tuple(
+    str(Path(str(package.__file__)).parent)
+    for package in map(__import__, ("sdekit", "sdekit_diffusion"))
+)
 MODES: dict[str, Callable[[], AbstractContextManager[Any]]] = {
     "plain": torch.no_grad,
     "inference": torch.inference_mode,
@@ -110,8 +126,13 @@ def _targets() -> dict[str, Callable[[Any, Tensor], Tensor]]:
         steps = few.get(name, 5) if METHODS[name].steps else None
         return sample(model, x_T=x, method=name, seed=0, steps=steps)
 
-    found: dict[str, Callable[[Any, Tensor], Tensor]] = {name: functools.partial(method, name) for name in METHODS}
-    return found | {"encode": encode, "log_likelihood": lambda model, x: log_likelihood(model, x).value}
+    found: dict[str, Callable[[Any, Tensor], Tensor]] = {
+        name: functools.partial(method, name) for name in METHODS
+    }
+    return found | {
+        "encode": encode,
+        "log_likelihood": lambda model, x: log_likelihood(model, x).value,
+    }
 
 
 def _model(net: nn.Module, *, training: bool = False) -> ScoreModel:
@@ -133,7 +154,9 @@ def _of_networks() -> Iterator[Case]:
 def _layers(*, training: bool) -> dict[str, Callable[[], ScoreModel]]:
     return {
         "dropout in training mode": lambda: _model(Layers(nn.Dropout(0.5)), training=training),
-        "batch normalisation in training mode": lambda: _model(Layers(nn.BatchNorm1d(2)), training=training),
+        "batch normalisation in training mode": lambda: _model(
+            Layers(nn.BatchNorm1d(2)), training=training
+        ),
     }
 
 
@@ -147,7 +170,9 @@ def _half() -> ScoreModel:
 
 WRAPPED: dict[str, Callable[[], Any]] = {
     "torch.compile(model)": lambda: torch.compile(_sound(), backend="eager"),
-    "torch.compile(net)": lambda: _sound().around(torch.compile(Network(lambda h: h), backend="eager")),
+    "torch.compile(net)": lambda: _sound().around(
+        torch.compile(Network(lambda h: h), backend="eager")
+    ),
     "DataParallel(model)": lambda: nn.DataParallel(_sound()),
     "AveragedModel(model)": lambda: AveragedModel(_sound()),
     "a module that holds a model": lambda: Holder(_sound()),
@@ -161,15 +186,29 @@ def _of_models() -> Iterator[Case]:
     for target, ask in _targets().items():
         for name, make in _layers(training=True).items():
             sound = _layers(training=False)[name]
-            yield Case(target, name, lambda x, m=make, a=ask: a(m(), x), lambda x, m=sound, a=ask: a(m(), x), _start)
+            yield Case(
+                target,
+                name,
+                lambda x, m=make, a=ask: a(m(), x),
+                lambda x, m=sound, a=ask: a(m(), x),
+                _start,
+            )
         for name, make in WRAPPED.items():
-            yield Case(target, name, lambda x, m=make, a=ask: a(m(), x), lambda x, a=ask: a(_sound(), x), _start)
+            yield Case(
+                target,
+                name,
+                lambda x, m=make, a=ask: a(m(), x),
+                lambda x, a=ask: a(_sound(), x),
+                _start,
+            )
     for name in WRAPPED:  # as plain scores, which is what they were taken for
 
         def run(x: Tensor, make: Any = WRAPPED[name]) -> Tensor:  # noqa: ANN401
             return sample(make(), x_T=x, sde="vp", shape=(2,), steps=5, method="ddim", seed=0)
 
-        yield Case("ddim, sde= and shape=", name, run, lambda x: _targets()["ddim"](_sound(), x), _start)
+        yield Case(
+            "ddim, sde= and shape=", name, run, lambda x: _targets()["ddim"](_sound(), x), _start
+        )
 
 
 # Solvers and equations
@@ -203,7 +242,10 @@ def _equations(solver: AbstractSolver) -> Iterator[tuple[str, Callable[[Function
         yield "f, with a linear part", lambda h: SemiLinear(-1.0, _swapped(h))
     for kind in ("additive", "diagonal"):
         if kind in solver.order and not backwards:
-            yield f"f, {kind} noise", lambda h, k=kind: SDE(_swapped(h), lambda t, x: 0.1 + 0 * x, k, calculus)
+            yield (
+                f"f, {kind} noise",
+                lambda h, k=kind: SDE(_swapped(h), lambda t, x: 0.1 + 0 * x, k, calculus),
+            )
     if "diagonal" in solver.order and not backwards:
         yield "g", lambda h: SDE(_swapped(_drift), _swapped(h), "diagonal", calculus)
     if "additive" in solver.order:
@@ -219,7 +261,11 @@ def _of_solvers() -> Iterator[Case]:
 
 
 def _solved(
-    solver: AbstractSolver, what: str, equation: Callable[[Function], AbstractSDE], sound: Function, fault: Fault
+    solver: AbstractSolver,
+    what: str,
+    equation: Callable[[Function], AbstractSDE],
+    sound: Function,
+    fault: Fault,
 ) -> Iterator[Case]:
     ends = (0.9, 0.1) if what == "score" else (0.1, 0.9)
     ways: dict[str, Any] = {"": {}}
@@ -231,11 +277,20 @@ def _solved(
             def run(x: Tensor, make: Any = fault.make, more: Any = more) -> Tensor:  # noqa: ANN401
                 grid = ends if more else uniform(*ends, 24 if what == "score" else 6)
                 noise = None if not more else sdekit.BrownianPath(0, sorted(ends))
-                return solve(equation(make(sound)), x, grid, solver=solver, noise=noise or WhiteNoise(0), **more).x.detach()
+                return solve(
+                    equation(make(sound)),
+                    x,
+                    grid,
+                    solver=solver,
+                    noise=noise or WhiteNoise(0),
+                    **more,
+                ).x.detach()
 
             right = fault.right and functools.partial(run, make=fault.right)
             if what == "g" and fault.name in _MEANT_FOR_G:
-                right = _MEANT_FOR_G[fault.name] and functools.partial(run, make=_MEANT_FOR_G[fault.name])
+                right = _MEANT_FOR_G[fault.name] and functools.partial(
+                    run, make=_MEANT_FOR_G[fault.name]
+                )
             name = f"{way}{type(solver).__name__}: {what}"
             yield Case(name, fault.name, run, right, _start, mode)
 
@@ -270,10 +325,12 @@ SDE_CALLS: dict[str, dict[str, Any]] = {
 class Torchsde:
     """torchsde's equation with f and g."""
 
-    noise_type, sde_type = "diagonal", "stratonovich"
+    noise_type = "diagonal"
+    sde_type = "stratonovich"
 
     def __init__(self, f: Function, g: Function) -> None:
-        self.f, self.g = _swapped(f), _swapped(g)
+        self.f = _swapped(f)
+        self.g = _swapped(g)
 
 
 def _end(found: Any) -> Tensor:  # noqa: ANN401
@@ -292,7 +349,9 @@ def _of_handed_on() -> Iterator[Case]:
 
     def stochastic(x: Tensor, f: Function, g: Function, *, ours: bool, **call: Any) -> Tensor:  # noqa: ANN401
         torch.manual_seed(0)  # of the Brownian motion
-        equation = SDE(_swapped(f), _swapped(g), "diagonal", "stratonovich") if ours else Torchsde(f, g)
+        equation = (
+            SDE(_swapped(f), _swapped(g), "diagonal", "stratonovich") if ours else Torchsde(f, g)
+        )
         return _end(sdekit.sdeint(equation, x, ts, dt=0.2, **call))
 
     for name, call in ODE_CALLS.items():
@@ -312,12 +371,17 @@ def _of_handed_on() -> Iterator[Case]:
             yield from _handed_on(f"{name}, g of {of}", diffusion, _noise, ours=ours)
 
 
-def _handed_on(name: str, solved: Callable[..., Tensor], sound: Function, *, ours: bool = False) -> Iterator[Case]:
-    for fault in (*IN_PLACE, *SHARED, *KINDS, *SHAPES):  # what is not finite, they return as torchdiffeq and torchsde do
+def _handed_on(
+    name: str, solved: Callable[..., Tensor], sound: Function, *, ours: bool = False
+) -> Iterator[Case]:
+    # What is not finite, they return as torchdiffeq and torchsde do.
+    for fault in (*IN_PLACE, *SHARED, *KINDS, *SHAPES):
         make = _MEANT_FOR_G.get(fault.name, fault.right) if ours else fault.right
         right = make and (lambda x, m=make: solved(x, m(sound)))
         for mode in MODES:
-            yield Case(name, fault.name, lambda x, m=fault.make: solved(x, m(sound)), right, _start, mode)
+            yield Case(
+                name, fault.name, lambda x, m=fault.make: solved(x, m(sound)), right, _start, mode
+            )
 
 
 def cases() -> list[Case]:
@@ -340,7 +404,9 @@ def attacked(chosen: list[Case]) -> tuple[dict[str, Counter[str]], list[Case]]:
 
 
 def main(arguments: list[str]) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--quick", action="store_true", help=f"one case in {QUICK}")
     parser.add_argument("--only", default="", help="cases whose target or fault contains this")
     options = parser.parse_args(arguments)
@@ -356,9 +422,18 @@ def main(arguments: list[str]) -> int:
     print(f"{'all':60}" + "".join(f"{total[name]:10}" for name in OUTCOMES))
     for case in silent:
         print(f"SILENT: {case.target} / {case.fault} / {case.mode}")
-    print(f"{len(silent)} silent errors in {len(chosen)} cases, {time.perf_counter() - began:.0f} s")
+    print(
+        f"{len(silent)} silent errors in {len(chosen)} cases, {time.perf_counter() - began:.0f} s"
+    )
     if not options.quick and not options.only:
-        save("attack", result | {"counts": {name: dict(count) for name, count in counts.items()}, "silent": len(silent)})
+        save(
+            "attack",
+            result
+            | {
+                "counts": {name: dict(count) for name, count in counts.items()},
+                "silent": len(silent),
+            },
+        )
     return bool(silent)
 
 

@@ -1,8 +1,10 @@
-"""What the default integrates: mean error of x(end) for the velocity by its c, and for the data, on mixtures of its own.
+"""What the default integrates: mean error of x(end) for the velocity by its c, and for the data, on
+mixtures of its own.
 
-The rule is the default's, `AdamsMoulton(4)` on the focused grid, below 20 steps `AdamsMoulton(3)`, and for the c of the default
-the other one of them too; x(end) is compared with the probability flow from the same x_T, solved to 1e-12. The digits are the
-covariances of scikit-learn's, ten Gaussians. benchmarks/samplers.py measures the choice on other mixtures.
+The rule is the default's, `AdamsMoulton(4)` on the focused grid, below 20 steps `AdamsMoulton(3)`,
+and for the c of the default the other one of them too; x(end) is compared with the probability flow
+from the same x_T, solved to 1e-12. The digits are the covariances of scikit-learn's, ten Gaussians.
+benchmarks/samplers.py measures the choice on other mixtures.
 
     python benchmarks/choice.py
 """
@@ -22,11 +24,14 @@ from sdekit import AbstractSolver, AdamsMoulton, Dopri8, solve
 from sdekit_diffusion import VESDE, VPSDE, AdaptiveFlow, Focused, GaussianMixture, OnClock
 from sdekit_diffusion._sampling.clock import velocity_on_angle
 
-BUDGETS, FRACTIONS = (10, 19, 20, 50), (1.0, 0.5, 1 / 3, 0.25, 0.2, 0.1)
+BUDGETS = (10, 19, 20, 50)
+FRACTIONS = (1.0, 0.5, 1 / 3, 0.25, 0.2, 0.1)
 
 
 def digits() -> GaussianMixture:
-    """A Gaussian for each class of the digits, 64 pixels from -1/2 to 1/2 and centred, with deviations of at least 0.01."""
+    """A Gaussian for each class of the digits, 64 pixels from -1/2 to 1/2 and centred, with
+    deviations of at least 0.01.
+    """
     images, classes = (torch.as_tensor(part) for part in load_digits(return_X_y=True))
     images = images / 16 - 0.5
     parts = [(images - images.mean(dim=0))[classes == k] for k in range(10)]
@@ -75,28 +80,52 @@ def main() -> None:
                 ends = {f"{f:.2f}": turned(down, f, rule, steps) for f in FRACTIONS}
                 ends["data"] = down.sampled(OnClock(rule, steps=steps))
                 ends["other rule"] = turned(down, 0.25, other, steps)
-                errors = {kind: float((x - exact).square().mean(dim=1).sqrt().mean()) for kind, x in ends.items()}
+                errors = {
+                    kind: float((x - exact).square().mean(dim=1).sqrt().mean())
+                    for kind, x in ends.items()
+                }
                 rows.append({"problem": problem, "sde": name, "evaluations": steps, **errors})
                 figures = "  ".join(f"{kind} {error:.1e}" for kind, error in errors.items())
-                print(f"{problem:16s} {name}  {steps:3d} evaluations  c / data_std: {figures}", flush=True)
+                print(
+                    f"{problem:16s} {name}  {steps:3d} evaluations  c / data_std: {figures}",
+                    flush=True,
+                )
     kinds = list(rows[0])[3:]
     summary = {}
     for steps in BUDGETS:
         here = [r for r in rows if r["evaluations"] == steps]
         least = [min(r[kind] for kind in kinds[:-1]) for r in here]
-        ratios = {kind: [r[kind] / best for r, best in zip(here, least, strict=True)] for kind in kinds}
-        summary[steps] = {k: (math.exp(sum(map(math.log, v)) / len(v)), max(v)) for k, v in ratios.items()}
-        figures = "  ".join(f"{kind} {mean:.2f} ({worst:.1f})" for kind, (mean, worst) in summary[steps].items())
-        print(f"{steps:3d} evaluations, over the least of a row, geometric mean (largest): {figures}")
-    save("choice", {"environment": environment(dtype="float64", seed=SEED), "rows": rows, "summary": summary})
+        ratios = {
+            kind: [r[kind] / best for r, best in zip(here, least, strict=True)] for kind in kinds
+        }
+        summary[steps] = {
+            k: (math.exp(sum(map(math.log, v)) / len(v)), max(v)) for k, v in ratios.items()
+        }
+        figures = "  ".join(
+            f"{kind} {mean:.2f} ({worst:.1f})" for kind, (mean, worst) in summary[steps].items()
+        )
+        print(
+            f"{steps:3d} evaluations, over the least of a row, geometric mean (largest): {figures}"
+        )
+    save(
+        "choice",
+        {"environment": environment(dtype="float64", seed=SEED), "rows": rows, "summary": summary},
+    )
     figure = Figure(figsize=(6, 4), layout="constrained")
     axes = figure.add_subplot()
     for steps in BUDGETS:
         for measure, style in ((0, "-"), (1, ":")):
             ratios = [summary[steps][kind][measure] for kind in kinds[:-2]]
             label = f"{steps} evaluations" if not measure else None
-            axes.plot(FRACTIONS, ratios, style, marker="o", color=f"C{BUDGETS.index(steps)}", label=label)
-    axes.set(xscale="log", yscale="log", xlabel="c / data_std", ylabel="error over the least, mean and largest")
+            axes.plot(
+                FRACTIONS, ratios, style, marker="o", color=f"C{BUDGETS.index(steps)}", label=label
+            )
+    axes.set(
+        xscale="log",
+        yscale="log",
+        xlabel="c / data_std",
+        ylabel="error over the least, mean and largest",
+    )
     axes.legend(frameon=False)
     figure.savefig(RESULTS / "choice.png", dpi=120)
 

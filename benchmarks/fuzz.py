@@ -1,9 +1,10 @@
 """Loads 10,000 damaged files of each kind that the library reads, and counts what comes of it.
 
-Each file is refused with one of the documented errors and a message, or loads to the very values that were saved, or, where its
-format has no checksum over them, to others. Anything else is a failure, and the script exits with 1. Every kind runs in a
-process of its own with 8 GB of memory, which is started again after a crash.
-`python benchmarks/fuzz.py` or, for other numbers and some kinds only, `python benchmarks/fuzz.py 1000 diffusers`
+Each file is refused with one of the documented errors and a message, or loads to the very values
+that were saved, or, where its format has no checksum over them, to others. Anything else is a
+failure, and the script exits with 1. Every kind runs in a process of its own with 8 GB of memory,
+which is started again after a crash. `python benchmarks/fuzz.py` or, for other numbers and some
+kinds only, `python benchmarks/fuzz.py 1000 diffusers`
 """
 
 import faulthandler
@@ -26,7 +27,9 @@ SLOW = 60.0  # seconds, after which a file is taken to hang the loader
 
 
 def child(name: str, start: int, stop: int) -> None:
-    """Prints what came of each file, a line each: its number before it is loaded, then the outcome."""
+    """Prints what came of each file, a line each: its number before it is loaded, then the
+    outcome.
+    """
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     torch.set_num_threads(1)
     with TemporaryDirectory() as folder, TemporaryDirectory() as names:
@@ -43,7 +46,8 @@ def fuzzed(name: str, n: int) -> dict[str, Any]:
     """Counts of outcomes, and the failures with their seeds."""
     counts: Counter[str] = Counter()
     failures: dict[int, str] = {}
-    seed, began = 0, time.perf_counter()
+    seed = 0
+    began = time.perf_counter()
     while seed < n:
         run = [sys.executable, __file__, "--child", name, str(seed), str(n)]
         done = subprocess.run(run, capture_output=True, text=True, check=False)  # noqa: S603 - this script
@@ -63,7 +67,8 @@ def fuzzed(name: str, n: int) -> dict[str, Any]:
 
 
 def main() -> None:
-    n, only = int(next(iter(sys.argv[1:2]), 10_000)), " ".join(sys.argv[2:])
+    n = int(next(iter(sys.argv[1:2]), 10_000))
+    only = " ".join(sys.argv[2:])
     result: dict[str, Any] = {"environment": environment(seed=0, files_of_each_kind=n), "kinds": {}}
     with TemporaryDirectory() as folder:
         chosen = [kind for kind in kinds(Path(folder)) if only in kind.name]
@@ -71,7 +76,10 @@ def main() -> None:
     for kind in chosen:
         found = result["kinds"][kind.name] = {"checksum": kind.knows, **fuzzed(kind.name, n)}
         print(
-            f"{kind.name:45}" + "".join(f"{found.get(key, 0):10}" for key in ("refused", "sound", "changed", "failed")),
+            f"{kind.name:45}"
+            + "".join(
+                f"{found.get(key, 0):10}" for key in ("refused", "sound", "changed", "failed")
+            ),
             flush=True,
         )
         for seed, what in list(found["failures"].items())[:3]:

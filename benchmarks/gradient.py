@@ -1,7 +1,8 @@
-"""Gradients through a solve: peak memory and time of plain autograd, checkpoints, the way back, and torchsde's adjoint.
+"""Gradients through a solve: peak memory and time of plain autograd, checkpoints, the way back, and
+torchsde's adjoint.
 
-One equation with an MLP as its drift; times are interleaved in one process on one thread, memory is the rise of the resident
-set in a process of its own (Linux). `python benchmarks/gradient.py`
+One equation with an MLP as its drift; times are interleaved in one process on one thread, memory is
+the rise of the resident set in a process of its own (Linux). `python benchmarks/gradient.py`
 """
 
 import os
@@ -15,9 +16,21 @@ import torchsde
 from _bench import environment, interleaved, ratio, save
 from torch import Tensor
 
-from sdekit import SDE, AbstractGradient, Checkpointed, Reversible, ReversibleHeun, WhiteNoise, solve, uniform
+from sdekit import (
+    SDE,
+    AbstractGradient,
+    Checkpointed,
+    Reversible,
+    ReversibleHeun,
+    WhiteNoise,
+    solve,
+    uniform,
+)
 
-STEPS, BATCH, EVENT, WIDTH = 256, 256, 8, 64
+STEPS = 256
+BATCH = 256
+EVENT = 8
+WIDTH = 64
 GRADIENTS: dict[str, AbstractGradient | None] = {
     "plain": None,
     "checkpointed": Checkpointed(),
@@ -28,12 +41,15 @@ GRADIENTS: dict[str, AbstractGradient | None] = {
 class Equation(torch.nn.Module):
     """dx = (net(x) - x) dt + (0.3 + 0.1 cos x) dW, as torchsde wants it."""
 
-    noise_type, sde_type = "diagonal", "stratonovich"
+    noise_type = "diagonal"
+    sde_type = "stratonovich"
 
     def __init__(self) -> None:
         super().__init__()
         torch.manual_seed(0)
-        self.net = torch.nn.Sequential(torch.nn.Linear(EVENT, WIDTH), torch.nn.SiLU(), torch.nn.Linear(WIDTH, EVENT))
+        self.net = torch.nn.Sequential(
+            torch.nn.Linear(EVENT, WIDTH), torch.nn.SiLU(), torch.nn.Linear(WIDTH, EVENT)
+        )
         self.calls = 0
 
     def f(self, t: Tensor, x: Tensor) -> Tensor:
@@ -46,13 +62,26 @@ class Equation(torch.nn.Module):
 
 def ours(equation: Equation, gradient: AbstractGradient | None, steps: int) -> Tensor:
     problem = SDE(equation.f, equation.g, "diagonal", "stratonovich")
-    return solve(problem, start(), uniform(0.0, 1.0, steps), solver=ReversibleHeun(), noise=WhiteNoise(0), gradient=gradient).x
+    return solve(
+        problem,
+        start(),
+        uniform(0.0, 1.0, steps),
+        solver=ReversibleHeun(),
+        noise=WhiteNoise(0),
+        gradient=gradient,
+    ).x
 
 
 def theirs(equation: Equation, steps: int) -> Tensor:
-    x, ts = start(), torch.tensor([0.0, 1.0])
+    x = start()
+    ts = torch.tensor([0.0, 1.0])
     path = torchsde.BrownianInterval(0.0, 1.0, size=(BATCH, EVENT), entropy=0, dt=1 / steps)
-    arguments = {"bm": path, "dt": 1 / steps, "method": "reversible_heun", "adjoint_method": "adjoint_reversible_heun"}
+    arguments = {
+        "bm": path,
+        "dt": 1 / steps,
+        "method": "reversible_heun",
+        "adjoint_method": "adjoint_reversible_heun",
+    }
     return torchsde.sdeint_adjoint(equation, x, ts, **arguments)[-1]
 
 
@@ -65,7 +94,11 @@ def case(name: str, steps: int) -> Callable[[], tuple[list[Tensor], int]]:
 
     def run() -> tuple[list[Tensor], int]:
         equation = Equation()
-        x = theirs(equation, steps) if name == "torchsde adjoint" else ours(equation, GRADIENTS[name], steps)
+        x = (
+            theirs(equation, steps)
+            if name == "torchsde adjoint"
+            else ours(equation, GRADIENTS[name], steps)
+        )
         x.square().mean().backward()
         return [p.grad for p in equation.parameters() if p.grad is not None], equation.calls
 
@@ -80,7 +113,8 @@ from gradient import case
 torch.set_num_threads(1)
 
 def high_water():
-    return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM")) / 1024
+    lines = open("/proc/self/status").read().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024
 
 case({name!r}, 4)()
 open("/proc/self/clear_refs", "w").write("5")
@@ -89,7 +123,13 @@ case({name!r}, {steps})()
 print(high_water() - before)
 """
     paths = {"PYTHONPATH": os.pathsep.join([os.path.dirname(os.path.abspath(__file__)), *sys.path])}
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env={**os.environ, **paths})  # noqa: S603
+    done = subprocess.run(  # noqa: S603
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, **paths},
+    )
     return float(done.stdout)
 
 
@@ -109,7 +149,10 @@ def main() -> None:
             **{f"peak MB, {steps} steps": peak_memory(name, steps) for steps in (STEPS, 4 * STEPS)},
         }
         if name in GRADIENTS:  # torchsde has a noise of its own
-            errors = [float((a - b).abs().max() / b.abs().max()) for a, b in zip(gradients, plain, strict=True)]
+            errors = [
+                float((a - b).abs().max() / b.abs().max())
+                for a, b in zip(gradients, plain, strict=True)
+            ]
             row["relative difference"] = max(errors)
         result[name] = row
         print(f"{name:17s}", "  ".join(f"{key} {value:.3g}" for key, value in row.items()))

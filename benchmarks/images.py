@@ -1,11 +1,14 @@
-"""The mixture of images (Song and Ermon 2020, figure 2): which of 1,297 annealed Langevin dynamics reaches, and how evenly.
+"""The mixture of images (Song and Ermon 2020, figure 2): which of 1,297 annealed Langevin dynamics
+reaches, and how evenly.
 
-The mixture is centred at scikit-learn's digits, in [0, 1], as images of 32 x 32 pixels: each pixel of the 8 x 8 is four by
-four of equal value. Along the 64 directions of such images the mixture is that of the small ones with four times the values,
-and along the other 960 it is noise alone, whatever the image; so the 64 are simulated, with the levels and steps for 1,024.
-NCSN's settings begin at sigma_1 = 1 in noise uniform in [0, 1], as published; NCSNv2's follow from the data. The floor is what
-independent draws of an image would have. Then the weights of two modes that are far apart, and what the score of a mixture of
-50,000 images in 3,072 dimensions costs. `python benchmarks/images.py`
+The mixture is centred at scikit-learn's digits, in [0, 1], as images of 32 x 32 pixels: each pixel
+of the 8 x 8 is four by four of equal value. Along the 64 directions of such images the mixture is
+that of the small ones with four times the values, and along the other 960 it is noise alone,
+whatever the image; so the 64 are simulated, with the levels and steps for 1,024. NCSN's settings
+begin at sigma_1 = 1 in noise uniform in [0, 1], as published; NCSNv2's follow from the data. The
+floor is what independent draws of an image would have. Then the weights of two modes that are far
+apart, and what the score of a mixture of 50,000 images in 3,072 dimensions costs.
+`python benchmarks/images.py`
 """
 
 import resource
@@ -31,7 +34,9 @@ from sdekit_diffusion import (
 )
 from sdekit_diffusion.metrics import nearest
 
-SAMPLES, SEED, ENLARGED = 1000, 0, 4
+SAMPLES = 1000
+SEED = 0
+ENLARGED = 4
 NCSN_V1 = NCSNSettings(tuple(geometric(1.0, 0.01, 9).tolist()), 100, 2e-5, "ncsn")
 
 
@@ -49,9 +54,13 @@ def uniform_noise(shape: tuple[int, ...]) -> Tensor:
 
 
 def coverage(reached: NDArray[np.int64], labels: NDArray[np.int64]) -> dict[str, float]:
-    """How many images, how evenly: chi^2 by degree of freedom, of images and of the ten classes, is 1 for independent draws."""
-    n, k = len(reached), len(labels)
-    hits, classes = np.bincount(reached, minlength=k), np.bincount(labels[reached], minlength=10)
+    """How many images, how evenly: chi^2 by degree of freedom, of images and of the ten classes, is
+    1 for independent draws.
+    """
+    n = len(reached)
+    k = len(labels)
+    hits = np.bincount(reached, minlength=k)
+    classes = np.bincount(labels[reached], minlength=10)
     wanted = n * np.bincount(labels, minlength=10) / k
     return {
         "distinct": int((hits > 0).sum()),
@@ -67,57 +76,103 @@ def floor(labels: NDArray[np.int64], trials: int = 1000) -> dict[str, tuple[floa
     """Mean and deviation of each figure over sets of independent draws."""
     draws = np.random.default_rng(SEED).integers(len(labels), size=(trials, SAMPLES))
     rows = [coverage(reached, labels) for reached in draws]
-    return {key: (float(np.mean(v)), float(np.std(v))) for key in rows[0] for v in [[row[key] for row in rows]]}
+    return {
+        key: (float(np.mean(v)), float(np.std(v)))
+        for key in rows[0]
+        for v in [[row[key] for row in rows]]
+    }
 
 
 def far_modes(n: int = 20_000) -> dict[str, float]:
-    """The share of the smaller of two modes, 0.2, 6 apart: all coordinates but one are independent of them and left out."""
+    """The share of the smaller of two modes, 0.2, 6 apart: all coordinates but one are independent
+    of them and left out.
+    """
     modes = GaussianMixture([0.2, 0.8], torch.tensor([[-3.0], [3.0]]), [0.0025, 0.0025])
     runs = {
-        f"NCSNv2, d = {d}, T = {t}": ncsnv2_settings(d, sigma_max=6.0, steps=t) for d, t in ((3072, 5), (3072, 20), (64, 5))
+        f"NCSNv2, d = {d}, T = {t}": ncsnv2_settings(d, sigma_max=6.0, steps=t)
+        for d, t in ((3072, 5), (3072, 20), (64, 5))
     }
     shares = {}
     for name, settings in {**runs, "NCSN": NCSN_V1}.items():
         x = sample(modes, n, sde=settings.sde, method=settings.method, seed=SEED)
         shares[name] = float((x < 0).double().mean())
-        print(f"share of the smaller of two far modes, 0.2 +- {(0.16 / n) ** 0.5:.4f}: {name:24s} {shares[name]:.4f}")
+        print(
+            f"share of the smaller of two far modes, 0.2 +- {(0.16 / n) ** 0.5:.4f}: {name:24s} "
+            f"{shares[name]:.4f}"
+        )
     return shares
 
 
 def cost(n: int = 50_000, dim: int = 3072, points: int = 64) -> dict[str, float]:
-    """Seconds of a score at so many points, the least of five, and by how many MB memory peaks above the centres."""
-    generator, centres = torch.Generator().manual_seed(SEED), torch.empty(n, dim)
+    """Seconds of a score at so many points, the least of five, and by how many MB memory peaks
+    above the centres.
+    """
+    generator = torch.Generator().manual_seed(SEED)
+    centres = torch.empty(n, dim)
     for part in centres.split(1000):
         part.normal_(0, 0.5, generator=generator)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    mixture, x, seconds = EmpiricalMixture(centres), centres[:points] + 1, []
+    mixture = EmpiricalMixture(centres)
+    x = centres[:points] + 1
+    seconds = []
     for _ in range(5):
         start = time.perf_counter()
         mixture.score(0.5, x, "edm")
         seconds.append(time.perf_counter() - start)
     peak = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
-    found = {"centres": n, "dimensions": dim, "points": points, "seconds": min(seconds), "MB above the centres": peak}
+    found = {
+        "centres": n,
+        "dimensions": dim,
+        "points": points,
+        "seconds": min(seconds),
+        "MB above the centres": peak,
+    }
     print(found)
     return found
 
 
-def picture(images: Tensor, drawn: dict[str, Tensor], reached: dict[str, NDArray[np.int64]], labels: NDArray[np.int64]) -> None:
+def picture(
+    images: Tensor,
+    drawn: dict[str, Tensor],
+    reached: dict[str, NDArray[np.int64]],
+    labels: NDArray[np.int64],
+) -> None:
     figure = Figure(figsize=(10, 6), layout="constrained")
     cells = figure.add_gridspec(2, 6, height_ratios=(3, 2.2))
     for i, (name, x) in enumerate(drawn.items()):
         axes = figure.add_subplot(cells[0, 2 * i : 2 * i + 2])
         framed = torch.nn.functional.pad(x[:48, 0] / ENLARGED, (1, 1, 1, 1), value=0.5)
-        axes.imshow(framed.reshape(6, 8, 10, 10).permute(0, 2, 1, 3).reshape(60, 80), cmap="gray", vmin=0, vmax=1)
+        axes.imshow(
+            framed.reshape(6, 8, 10, 10).permute(0, 2, 1, 3).reshape(60, 80),
+            cmap="gray",
+            vmin=0,
+            vmax=1,
+        )
         axes.set(title=name, xticks=(), yticks=())
-    left, right = figure.add_subplot(cells[1, :3]), figure.add_subplot(cells[1, 3:])
+    left = figure.add_subplot(cells[1, :3])
+    right = figure.add_subplot(cells[1, 3:])
     for i, (name, index) in enumerate(reached.items()):
-        left.plot(np.sort(np.bincount(index, minlength=len(images)))[::-1], label=name, color=f"C{i}")
+        left.plot(
+            np.sort(np.bincount(index, minlength=len(images)))[::-1], label=name, color=f"C{i}"
+        )
         counts = np.bincount(labels[index], minlength=10) / len(index)
         right.bar(np.arange(10) + 0.27 * (i - 1), counts, width=0.27, color=f"C{i}", label=name)
-    left.set(yscale="symlog", xlabel="images, the most frequent first", ylabel=f"times reached by {SAMPLES} samples")
+    left.set(
+        yscale="symlog",
+        xlabel="images, the most frequent first",
+        ylabel=f"times reached by {SAMPLES} samples",
+    )
     weights = np.bincount(labels, minlength=10) / len(labels)
     deviations = 2 * np.sqrt(weights * (1 - weights) / SAMPLES)
-    right.errorbar(np.arange(10), weights, deviations, fmt="_", color="k", markersize=18, label="right, two deviations")
+    right.errorbar(
+        np.arange(10),
+        weights,
+        deviations,
+        fmt="_",
+        color="k",
+        markersize=18,
+        label="right, two deviations",
+    )
     right.set(xlabel="digit", ylabel="share of the samples", xticks=range(10))
     left.legend(fontsize=8)
     right.legend(fontsize=7)
@@ -130,15 +185,33 @@ def main() -> None:
     mixture = EmpiricalMixture(images)
     v2 = ncsnv2_settings(images[0].numel() * ENLARGED**2, sigma_max=max_pairwise_distance(images))
     runs = {"NCSN": (NCSN_V1, uniform_noise((SAMPLES, *mixture.shape))), "NCSNv2": (v2, None)}
-    bottom, rows = floor(labels), []
-    drawn, reached = {"independent draws": mixture.sample(SAMPLES, seed=SEED)}, {}
+    bottom = floor(labels)
+    rows = []
+    drawn = {"independent draws": mixture.sample(SAMPLES, seed=SEED)}
+    reached = {}
     for name, (settings, x_T) in runs.items():
         start = time.perf_counter()
         found = sample(
-            mixture, SAMPLES, sde=settings.sde, method=settings.method, x_T=x_T, seed=SEED, denoise=True, return_solution=True
+            mixture,
+            SAMPLES,
+            sde=settings.sde,
+            method=settings.method,
+            x_T=x_T,
+            seed=SEED,
+            denoise=True,
+            return_solution=True,
         )
-        row: dict[str, Any] = {"settings": name, "sigma_1": settings.sigmas[0], "L": len(settings.sigmas), "T": settings.steps}
-        row |= {"e": settings.step_size, "evaluations": int(found.evaluations[0]), "seconds": time.perf_counter() - start}
+        row: dict[str, Any] = {
+            "settings": name,
+            "sigma_1": settings.sigmas[0],
+            "L": len(settings.sigmas),
+            "T": settings.steps,
+        }
+        row |= {
+            "e": settings.step_size,
+            "evaluations": int(found.evaluations[0]),
+            "seconds": time.perf_counter() - start,
+        }
         rows.append(row)
         drawn[name] = found.x
     for name, x in drawn.items():
@@ -149,9 +222,23 @@ def main() -> None:
     for key, (mean, deviation) in bottom.items():
         figures = "".join(f"{row['settings']:>9s} {row[key]:8.3g}" for row in rows)
         print(f"{key:26s} floor {mean:7.3g} +- {deviation:7.2g}{figures}")
-    save("images", {"environment": particulars, "floor": bottom, "rows": rows, "far modes": far_modes(), "cost": cost()})
+    save(
+        "images",
+        {
+            "environment": particulars,
+            "floor": bottom,
+            "rows": rows,
+            "far modes": far_modes(),
+            "cost": cost(),
+        },
+    )
     for row in rows:
-        print({key: row[key] for key in ("settings", "sigma_1", "L", "T", "e", "evaluations", "seconds")})
+        print(
+            {
+                key: row[key]
+                for key in ("settings", "sigma_1", "L", "T", "e", "evaluations", "seconds")
+            }
+        )
     picture(images, drawn, reached, labels)
 
 

@@ -28,14 +28,17 @@ before = set(sys.modules)
 packages = measured({PACKAGES!r})
 others = {{name.split(".")[0] for name in set(sys.modules) - before}}
 others -= {{"sdekit", "sdekit_diffusion"}}
-print(json.dumps({{"torch": torch, "packages": packages, "others": sorted(others - sys.stdlib_module_names)}}))
+others = sorted(others - sys.stdlib_module_names)
+print(json.dumps({{"torch": torch, "packages": packages, "others": others}}))
 """
 
 
 def interpreter(program: str) -> str:
     """What a fresh interpreter prints. It may store compiled modules, as an installation does."""
     command = [sys.executable, "-c", program]
-    compiled = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    compiled = {
+        name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"
+    }
     ended = subprocess.run(command, capture_output=True, text=True, check=True, env=compiled)  # noqa: S603
     return ended.stdout
 
@@ -44,7 +47,9 @@ def main() -> None:
     rounds = int(sys.argv[1]) if len(sys.argv) > 1 else ROUNDS
     result = environment(rounds=rounds)
     programs = {"nothing": "", "torch": "import torch", "all": f"import torch; {PACKAGES}"}
-    cases: dict[str, Callable[[], object]] = {name: partial(interpreter, text) for name, text in programs.items()}
+    cases: dict[str, Callable[[], object]] = {
+        name: partial(interpreter, text) for name, text in programs.items()
+    }
     within = []
     cases["within"] = lambda: within.append(json.loads(interpreter(WITHIN)))
     seconds = interleaved(cases, rounds)

@@ -1,6 +1,8 @@
-"""SIGKILL at random moments of commands that torchrun started: each time the same command goes on, and the end is the same.
+"""SIGKILL at random moments of commands that torchrun started: each time the same command goes on,
+and the end is the same.
 
-Killed are all processes, or torchrun alone, or one of those that it started. `python benchmarks/kill.py [sampling] [training]`
+Killed are all processes, or torchrun alone, or one of those that it started.
+`python benchmarks/kill.py [sampling] [training]`
 """
 
 import json
@@ -21,12 +23,22 @@ from _bench import environment, save
 
 import sdekit_diffusion as sd
 
-KILLS, SEED, LONGEST = 20, 0, 16.0  # seconds from the start of a command to its kill, uniform up to the longest
+# Seconds from the start of a command to its kill, uniform up to the longest.
+KILLS = 20
+SEED = 0
+LONGEST = 16.0
 
 
 def command(processes: int, *arguments: object) -> list[str]:
     """One of the command line's, by torchrun."""
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    launch = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        str(processes),
+    ]
     return [*launch, "-m", "--", "sdekit_diffusion", *map(str, arguments)]
 
 
@@ -44,12 +56,18 @@ def children(parent: int) -> list[int]:
 
 
 def kill(running: subprocess.Popen[str], rng: np.random.Generator) -> str:
-    """Kills some of the processes of a command, waits until none is left, and returns which were killed."""
+    """Kills some of the processes of a command, waits until none is left, and returns which were
+    killed.
+    """
     victims = str(rng.choice(["all", "torchrun", "one process"]))
     started = children(running.pid)
     if victims == "one process" and not started:
         victims = "all"
-    chosen = {"all": [running.pid, *started], "torchrun": [running.pid], "one process": [int(rng.choice(started or [0]))]}
+    chosen = {
+        "all": [running.pid, *started],
+        "torchrun": [running.pid],
+        "one process": [int(rng.choice(started or [0]))],
+    }
     for process in chosen[victims]:
         try:
             os.kill(process, signal.SIGKILL)
@@ -59,14 +77,22 @@ def kill(running: subprocess.Popen[str], rng: np.random.Generator) -> str:
     return victims
 
 
-def survived(folder: Path, arguments: tuple[object, ...], out: Path, kills: int, seed: int) -> dict[str, Any]:
-    """Runs a command with --out again and again, killed at random moments, and compares outputs with the first, undisturbed.
+def survived(
+    folder: Path, arguments: tuple[object, ...], out: Path, kills: int, seed: int
+) -> dict[str, Any]:
+    """Runs a command with --out again and again, killed at random moments, and compares outputs
+    with the first, undisturbed.
 
     What was in the folder of parts before a kill must be in it after the next, not made again.
     """
-    rng, moments, victims, finished, parts = np.random.default_rng(seed), [], Counter[str](), 0, Counter[str]()
+    rng = np.random.default_rng(seed)
+    moments = []
+    victims = Counter[str]()
+    finished = 0
+    parts = Counter[str]()
     subprocess.run(command(1, *arguments, "--out", out), check=True, capture_output=True)  # noqa: S603
-    expected, known = out.read_bytes(), dict[str, int]()
+    expected = out.read_bytes()
+    known = dict[str, int]()
     out.unlink()
     shards = out.with_name(out.name + ".shards")
     while sum(victims.values()) < kills:
@@ -84,7 +110,8 @@ def survived(folder: Path, arguments: tuple[object, ...], out: Path, kills: int,
             moments.append(moment)
         if out.exists():
             assert out.read_bytes() == expected
-            finished, known = finished + 1, {}
+            finished = finished + 1
+            known = {}
             out.unlink()
         now = {path.name: path.stat().st_ino for path in shards.glob("*.npz")}
         assert known.items() <= now.items()
@@ -93,37 +120,69 @@ def survived(folder: Path, arguments: tuple[object, ...], out: Path, kills: int,
     subprocess.run(command(2, *arguments, "--out", out), check=True, capture_output=True)  # noqa: S603
     assert out.read_bytes() == expected
     assert [path.name for path in folder.iterdir()] == [out.name]
-    return {"kills": dict(victims), "moments": moments, "finished": finished + 1, "parts after a run": dict(parts)}
+    return {
+        "kills": dict(victims),
+        "moments": moments,
+        "finished": finished + 1,
+        "parts after a run": dict(parts),
+    }
 
 
 def sampling(kills: int = KILLS, seed: int = SEED) -> dict[str, Any]:
     """Samples of a network for digits."""
     with tempfile.TemporaryDirectory() as folder:
-        run, outputs = Path(folder) / "run", Path(folder) / "outputs"
+        run = Path(folder) / "run"
+        outputs = Path(folder) / "outputs"
         outputs.mkdir()
         torch.manual_seed(seed)
-        net, scale = sd.nets.UNet(channels=1, width=16), sd.data.Scale.quantised(17)
-        model = sd.ScoreModel(net, "subvp", "velocity", shape=(1, 8, 8), conditioning="log_snr", scale=scale)
+        net = sd.nets.UNet(channels=1, width=16)
+        scale = sd.data.Scale.quantised(17)
+        model = sd.ScoreModel(
+            net, "subvp", "velocity", shape=(1, 8, 8), conditioning="log_snr", scale=scale
+        )
         sd.save(model, run, {"data": {"name": "digits"}})
         arguments = ("sample", run, "--n", 4000, "--batch-size", 25, "--steps", 50)
         return survived(outputs, arguments, outputs / "samples.npy", kills, seed)
 
 
 def training(kills: int = KILLS, seed: int = SEED) -> dict[str, Any]:
-    """Two processes that train a network for digits: weights and lines of metrics against those of a run without a break.
+    """Two processes that train a network for digits: weights and lines of metrics against those of
+    a run without a break.
 
-    No checkpoint that was there before a kill may be lost by it. A run that came to its end begins anew.
+    No checkpoint that was there before a kill may be lost by it. A run that came to its end begins
+    anew.
     """
-    rng, moments, victims, finished, reached = np.random.default_rng(seed), [], Counter[str](), 0, []
-    options = ("--data", "digits", "--steps", 200, "--batch-size", 32, "--width", 16, "--save-every", 10, "--resume")
+    rng = np.random.default_rng(seed)
+    moments = []
+    victims = Counter[str]()
+    finished = 0
+    reached = []
+    options = (
+        "--data",
+        "digits",
+        "--steps",
+        200,
+        "--batch-size",
+        32,
+        "--width",
+        16,
+        "--save-every",
+        10,
+        "--resume",
+    )
     with tempfile.TemporaryDirectory() as folder:
-        whole, run = Path(folder) / "whole", Path(folder) / "run"
+        whole = Path(folder) / "whole"
+        run = Path(folder) / "run"
         subprocess.run(command(2, "train", whole, *options), check=True, capture_output=True)  # noqa: S603
         while sum(victims.values()) < kills or finished == 0 or run.exists():
             running = subprocess.Popen(  # noqa: S603
-                command(2, "train", run, *options), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+                command(2, "train", run, *options),
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
             )
-            before, moment = newest(run), rng.uniform(0, LONGEST)
+            before = newest(run)
+            moment = rng.uniform(0, LONGEST)
             try:
                 running.communicate(timeout=moment if sum(victims.values()) < kills else None)
             except subprocess.TimeoutExpired:
@@ -135,7 +194,12 @@ def training(kills: int = KILLS, seed: int = SEED) -> dict[str, Any]:
                 assert written(run) == written(whole)
                 finished += 1
                 shutil.rmtree(run)
-    return {"kills": dict(victims), "moments": moments, "finished": finished, "newest checkpoint after a run": reached}
+    return {
+        "kills": dict(victims),
+        "moments": moments,
+        "finished": finished,
+        "newest checkpoint after a run": reached,
+    }
 
 
 def newest(run: Path) -> int:
@@ -144,10 +208,14 @@ def newest(run: Path) -> int:
 
 
 def written(run: Path) -> tuple[list[str], list[dict[str, float]]]:
-    """The names of a run's weights and states, which are checksums of their content, and its lines but for the seconds."""
+    """The names of a run's weights and states, which are checksums of their content, and its lines
+    but for the seconds.
+    """
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     names = sorted(str(path.relative_to(run)) for path in run.rglob("*.safetensors"))
-    return names, [{name: value for name, value in line.items() if name != "seconds"} for line in lines]
+    return names, [
+        {name: value for name, value in line.items() if name != "seconds"} for line in lines
+    ]
 
 
 CASES = {"sampling": sampling, "training": training}

@@ -1,14 +1,19 @@
-"""Log-likelihoods under probability flows, against closed forms and beside what users would write without this library.
+"""Log-likelihoods under probability flows, against closed forms and beside what users would write
+without this library.
 
-The points are from Gaussian mixtures, whose log p is known at sigma / alpha = 1e-3, where all methods start; the exact law at
-the other end is given to all of them, so that errors are the methods' own. Beside ours:
+The points are from Gaussian mixtures, whose log p is known at sigma / alpha = 1e-3, where all
+methods start; the exact law at the other end is given to all of them, so that errors are the
+methods' own. Beside ours:
 
-- torchdiffeq: (x, log p) as one state in the diffusion's own time, dopri5 or dopri8, with the exact trace or with Hutchinson's
-  and probes that are fixed for the solve, as its differential equation needs them to be.
-- the published procedure (score_sde): SciPy's RK45 at rtol = atol = 1e-5 on the flattened batch and log p as one float64 NumPy
-  state, the score in float32, one fixed Rademacher probe for a run, two forward passes an evaluation.
+- torchdiffeq: (x, log p) as one state in the diffusion's own time, dopri5 or dopri8, with the exact
+  trace or with Hutchinson's and probes that are fixed for the solve, as its differential equation
+  needs them to be.
+- the published procedure (score_sde): SciPy's RK45 at rtol = atol = 1e-5 on the flattened batch and
+  log p as one float64 NumPy state, the score in float32, one fixed Rademacher probe for a run, two
+  forward passes an evaluation.
 
-Time ratios are medians of interleaved rounds in one process on one thread. `python benchmarks/likelihood.py`
+Time ratios are medians of interleaved rounds in one process on one thread.
+`python benchmarks/likelihood.py`
 """
 
 import functools
@@ -44,13 +49,15 @@ from sdekit_diffusion import (
     nets,
 )
 
-SEED, TARGET = 0, 1e-5
+SEED = 0
+TARGET = 1e-5
 SDES: dict[str, AbstractDiffusion] = {"ve": VESDE(), "vp": VPSDE(), "subvp": SubVPSDE()}
 SOLVERS = ("dopri5", "dopri8")
 
 
 class WithNetwork(AbstractModel):
-    """A mixture that also evaluates a network, and adds 0 times its output: the cost of one with a known answer.
+    """A mixture that also evaluates a network, and adds 0 times its output: the cost of one with a
+    known answer.
 
     Vector-Jacobian products pass through the network as well.
     """
@@ -58,10 +65,16 @@ class WithNetwork(AbstractModel):
     sde = None
 
     def __init__(self, mixture: GaussianMixture, width: int, depth: int) -> None:
-        self.mixture, self.shape = mixture, mixture.shape
-        self.data_mean, self.data_std = mixture.data_mean, mixture.data_std
+        self.mixture = mixture
+        self.shape = mixture.shape
+        self.data_mean = mixture.data_mean
+        self.data_std = mixture.data_std
         torch.manual_seed(SEED)
-        self.net = nets.MLP(mixture.shape, width, depth).to(mixture.place()[0]).requires_grad_(requires_grad=False)
+        self.net = (
+            nets.MLP(mixture.shape, width, depth)
+            .to(mixture.place()[0])
+            .requires_grad_(requires_grad=False)
+        )
         torch.nn.init.normal_(self.net.last.weight, std=0.1)  # else it begins with zeros
 
     def place(self) -> tuple[torch.dtype, torch.device]:
@@ -87,7 +100,14 @@ class Problem:
     model: AbstractModel
 
     @staticmethod
-    def of(mixture: GaussianMixture, sde: str, batch: int, *, dtype: torch.dtype = torch.float64, seed: int = 1) -> "Problem":
+    def of(
+        mixture: GaussianMixture,
+        sde: str,
+        batch: int,
+        *,
+        dtype: torch.dtype = torch.float64,
+        seed: int = 1,
+    ) -> "Problem":
         return Problem(mixture, SDES[sde], mixture.sample(batch, seed=seed).to(dtype), mixture)
 
     @property
@@ -123,7 +143,9 @@ class Run:
 
 
 def ours(problem: Problem, tol: float, trace: AbstractTrace) -> Likelihood:
-    """log p_t of the points as those of the others: ours is of x_t / alpha, which is in the scale of the data."""
+    """log p_t of the points as those of the others: ours is of x_t / alpha, which is in the scale
+    of the data.
+    """
     alpha = float(problem.kernel.alpha(problem.start))
     found = log_likelihood(
         problem.model,
@@ -142,7 +164,9 @@ def rademacher(shape: tuple[int, ...], seed: int, dtype: torch.dtype) -> Tensor:
 
 @dataclass
 class CNF:
-    """The augmented equation as a user of torchdiffeq would write it; probes None for the exact trace."""
+    """The augmented equation as a user of torchdiffeq would write it; probes None for the exact
+    trace.
+    """
 
     problem: Problem
     probes: Tensor | None
@@ -164,27 +188,41 @@ class CNF:
             flat = dx.flatten(1)
             columns = [grad(flat[:, i].sum(), x)[0].flatten(1)[:, i] for i in range(flat.shape[1])]
             return torch.stack(columns).sum(dim=0).unsqueeze(1)
-        return torch.stack([(grad(dx, x, v)[0] * v).flatten(1).sum(dim=1) for v in self.probes], dim=1)
+        return torch.stack(
+            [(grad(dx, x, v)[0] * v).flatten(1).sum(dim=1) for v in self.probes], dim=1
+        )
 
 
-def torchdiffeq_cnf(problem: Problem, tol: float, method: str, probes: int = 0, seed: int = 0) -> Run:
-    """The exact trace for probes = 0; else K fixed Rademacher probes, each with a log p of its own in the state."""
+def torchdiffeq_cnf(
+    problem: Problem, tol: float, method: str, probes: int = 0, seed: int = 0
+) -> Run:
+    """The exact trace for probes = 0; else K fixed Rademacher probes, each with a log p of its own
+    in the state.
+    """
     x = problem.x
     f = CNF(problem, rademacher((probes, *x.shape), seed, x.dtype) if probes else None)
     ts = torch.tensor([problem.start, 1.0], dtype=torch.float64)
     with torch.no_grad():
-        end, change = torchdiffeq.odeint(f, (x, x.new_zeros(len(x), max(1, probes))), ts, rtol=tol, atol=tol, method=method)
+        end, change = torchdiffeq.odeint(
+            f, (x, x.new_zeros(len(x), max(1, probes))), ts, rtol=tol, atol=tol, method=method
+        )
         return Run(problem.prior(end[-1]) + change[-1].double().T, f.calls)
 
 
 def procedure(problem: Problem, seed: int = 0, tol: float = 1e-5) -> Run:
     """score_sde's likelihood of a batch; evaluations are forward passes."""
-    x, kernel, calls = problem.x.float(), problem.kernel, 0
-    probe, n, shape = rademacher(tuple(x.shape), seed, x.dtype), len(x), x.shape
+    x = problem.x.float()
+    kernel = problem.kernel
+    calls = 0
+    probe = rademacher(tuple(x.shape), seed, x.dtype)
+    n = len(x)
+    shape = x.shape
 
     def drift(x: Tensor, t: Tensor) -> Tensor:
         g = torch.as_tensor(kernel.g(t))[:, None]
-        return torch.as_tensor(kernel.f(t))[:, None] * x - 0.5 * g * g * problem.model.score(t, x, kernel)
+        return torch.as_tensor(kernel.f(t))[:, None] * x - 0.5 * g * g * problem.model.score(
+            t, x, kernel
+        )
 
     def f(t: float, state: np.ndarray) -> np.ndarray:
         nonlocal calls
@@ -200,7 +238,9 @@ def procedure(problem: Problem, seed: int = 0, tol: float = 1e-5) -> Run:
 
     state = np.concatenate([x.numpy().reshape(-1), np.zeros(n)])
     found = solve_ivp(f, (problem.start, 1.0), state, rtol=tol, atol=tol, method="RK45").y[:, -1]
-    value = problem.prior(torch.from_numpy(found[:-n].reshape(shape))) + torch.from_numpy(found[-n:])
+    value = problem.prior(torch.from_numpy(found[:-n].reshape(shape))) + torch.from_numpy(
+        found[-n:]
+    )
     return Run(value[None], calls)
 
 
@@ -208,28 +248,39 @@ def full_mixture(dim: int, components: int = 3) -> GaussianMixture:
     """Full covariances of condition about 10, modes that are apart by a few deviations."""
     generator = torch.Generator().manual_seed(dim)
     means = torch.randn(components, dim, generator=generator, dtype=torch.float64)
-    axes = torch.linalg.qr(torch.randn(components, dim, dim, generator=generator, dtype=torch.float64))[0]
+    axes = torch.linalg.qr(
+        torch.randn(components, dim, dim, generator=generator, dtype=torch.float64)
+    )[0]
     variances = torch.logspace(-2, -1, dim, dtype=torch.float64).expand(components, dim)
     weights = torch.arange(1.0, components + 1)
-    return GaussianMixture(weights / weights.sum(), means, axes @ torch.diag_embed(variances) @ axes.mT)
+    return GaussianMixture(
+        weights / weights.sum(), means, axes @ torch.diag_embed(variances) @ axes.mT
+    )
 
 
 def wide_mixture(dim: int, dtype: torch.dtype, components: int = 8) -> GaussianMixture:
-    """Diagonal covariances; 8 modes, so that on the way J has 7 directions of rank one besides its diagonal."""
+    """Diagonal covariances; 8 modes, so that on the way J has 7 directions of rank one besides its
+    diagonal.
+    """
     generator = torch.Generator().manual_seed(dim)
     means = 0.5 * torch.randn(components, dim, generator=generator, dtype=torch.float64)
     variances = 10 ** (-2 + torch.rand(components, dim, generator=generator, dtype=torch.float64))
-    return GaussianMixture(torch.full((components,), 1 / components), means.to(dtype), variances.to(dtype))
+    return GaussianMixture(
+        torch.full((components,), 1 / components), means.to(dtype), variances.to(dtype)
+    )
 
 
 Curve = dict[float, dict[str, float]]  # by tolerance: the mean error in nats, and milliseconds
 
 
 def tolerance(found: Curve) -> float:
-    """Where the error comes down to 1e-5 for good: log error against log tolerance, interpolated."""
+    """Where the error comes down to 1e-5 for good: log error against log tolerance,
+    interpolated.
+    """
     ladder = sorted(found)  # from the finest
     for fine, coarse in itertools.pairwise(ladder):
-        low, high = found[fine]["error"], found[coarse]["error"]
+        low = found[fine]["error"]
+        high = found[coarse]["error"]
         if high > TARGET:
             return fine * (coarse / fine) ** max(0.0, math.log(TARGET / low) / math.log(high / low))
     return ladder[-1]
@@ -239,7 +290,8 @@ def curve(run: Callable[[Problem, float], Tensor], batches: list[Problem]) -> Cu
     """From the finest tolerance up, until the error is three times 1e-5."""
     found: Curve = {}
     for tol in (1e-7, 3e-7, 1e-6, 3e-6, 1e-5, 3e-5, 1e-4):
-        errors, seconds = [], []
+        errors = []
+        seconds = []
         for problem in batches:
             begin = time.perf_counter()
             errors.append(problem.error(run(problem, tol)))
@@ -253,13 +305,17 @@ def curve(run: Callable[[Problem, float], Tensor], batches: list[Problem]) -> Cu
 def equal_accuracy(sde: str, batches: int = 3) -> dict[str, Any]:
     """Times at a mean error of 1e-5 nats: d = 2, batch 64, float64, exact traces.
 
-    Each method has the tolerance at which its error over 3 batches, interpolated, is that, or the first of those a fifth less
-    each at which it really is; then all are timed on the first batch.
+    Each method has the tolerance at which its error over 3 batches, interpolated, is that, or the
+    first of those a fifth less each at which it really is; then all are timed on the first batch.
     """
     mixture = full_mixture(2)
     problems = [Problem.of(mixture, sde, 64, seed=1 + i) for i in range(batches)]
-    methods: dict[str, Callable[[Problem, float], Tensor]] = {"ours": lambda p, tol: ours(p, tol, Exact()).value}
-    methods |= {name: lambda p, tol, name=name: torchdiffeq_cnf(p, tol, name).value for name in SOLVERS}
+    methods: dict[str, Callable[[Problem, float], Tensor]] = {
+        "ours": lambda p, tol: ours(p, tol, Exact()).value
+    }
+    methods |= {
+        name: lambda p, tol, name=name: torchdiffeq_cnf(p, tol, name).value for name in SOLVERS
+    }
     curves = {name: curve(run, problems) for name, run in methods.items()}
     tols = {name: tolerance(found) for name, found in curves.items()}
     first = problems[0]
@@ -268,21 +324,36 @@ def equal_accuracy(sde: str, batches: int = 3) -> dict[str, Any]:
         while (error := statistics.fmean(p.error(run(p, tols[name])) for p in problems)) > TARGET:
             tols[name] *= 0.8
         row["error"][name] = error
-    row["evaluations"] = {"ours": float(ours(first, tols["ours"], Exact()).evaluations.double().mean())}
-    row["evaluations"] |= {name: torchdiffeq_cnf(first, tols[name], name).evaluations for name in SOLVERS}
-    for label, model, rounds in (("closed form", mixture, 9), ("network", WithNetwork(mixture, 128, 3), 5)):
+    row["evaluations"] = {
+        "ours": float(ours(first, tols["ours"], Exact()).evaluations.double().mean())
+    }
+    row["evaluations"] |= {
+        name: torchdiffeq_cnf(first, tols[name], name).evaluations for name in SOLVERS
+    }
+    for label, model, rounds in (
+        ("closed form", mixture, 9),
+        ("network", WithNetwork(mixture, 128, 3), 5),
+    ):
         timed = Problem(mixture, SDES[sde], first.x, model)
-        seconds = interleaved({name: functools.partial(run, timed, tols[name]) for name, run in methods.items()}, rounds)
-        row[f"{label}, ms"] = {name: 1e3 * statistics.median(values) for name, values in seconds.items()}
+        seconds = interleaved(
+            {name: functools.partial(run, timed, tols[name]) for name, run in methods.items()},
+            rounds,
+        )
+        row[f"{label}, ms"] = {
+            name: 1e3 * statistics.median(values) for name, values in seconds.items()
+        }
         row[f"{label}, ours / torchdiffeq"] = max(ratio(seconds, "ours", name) for name in SOLVERS)
     for name in methods:
         print(
-            f"d = 2 {sde:6s} {name:7s} tolerance {tols[name]:.1e}  error {row['error'][name]:.1e}  evaluations "
-            f"{row['evaluations'][name]:5.0f}  closed form {row['closed form, ms'][name]:6.1f} ms  with a network "
+            f"d = 2 {sde:6s} {name:7s} tolerance {tols[name]:.1e}  error {row['error'][name]:.1e}  "
+            "evaluations "
+            f"{row['evaluations'][name]:5.0f}  closed form {row['closed form, ms'][name]:6.1f} ms  "
+            "with a network "
             f"{row['network, ms'][name]:6.1f} ms"
         )
     print(
-        f"d = 2 {sde:6s} ours / the better of torchdiffeq's: closed form {row['closed form, ours / torchdiffeq']:.2f} (bar: <= "
+        f"d = 2 {sde:6s} ours / the better of torchdiffeq's: closed form "
+        f"{row['closed form, ours / torchdiffeq']:.2f} (bar: <= "
         f"0.5)  network {row['network, ours / torchdiffeq']:.2f} (bar: <= 0.8)",
         flush=True,
     )
@@ -292,7 +363,9 @@ def equal_accuracy(sde: str, batches: int = 3) -> dict[str, Any]:
 def of_ours(problem: Problem, probes: int) -> tuple[Run, float]:
     """At a tolerance of 1e-5, with the root mean square of the standard errors it reports."""
     found = ours(problem, 1e-5, Hutchinson(probes, seed=SEED) if probes else Exact())
-    return Run(found.value[None], float(found.evaluations.double().mean())), float(found.stderr.square().mean().sqrt())
+    return Run(found.value[None], float(found.evaluations.double().mean())), float(
+        found.stderr.square().mean().sqrt()
+    )
 
 
 def of_torchdiffeq(problem: Problem, probes: int) -> tuple[Run, float]:
@@ -307,32 +380,61 @@ def of_procedure(problem: Problem, probes: int) -> tuple[Run, float]:
 
 def at_one_tolerance(dim: int, dtype: torch.dtype) -> list[dict[str, Any]]:
     """Errors and evaluations of all at a nominal tolerance of 1e-5; times under VP."""
-    wide, rows = dim > 16, []
+    wide = dim > 16
+    rows = []
     mixture = wide_mixture(dim, torch.float64) if wide else full_mixture(dim)
     model = wide_mixture(dim, dtype) if wide else mixture
     methods = {"ours": of_ours, "dopri5": of_torchdiffeq, "procedure": of_procedure}
-    cases = [(name, k) for k in ((4, 16) if wide else (0, 8)) for name in ("ours", "dopri5") if k < 16 or name == "ours"]
+    cases = [
+        (name, k)
+        for k in ((4, 16) if wide else (0, 8))
+        for name in ("ours", "dopri5")
+        if k < 16 or name == "ours"
+    ]
     cases += [("procedure", 1)] if dtype == torch.float32 else []
-    exact = [("ours", 0)] if dim == 768 and dtype == torch.float64 else []  # as many products as dimensions: once
+    # As many products as dimensions: once.
+    exact = [("ours", 0)] if dim == 768 and dtype == torch.float64 else []
     for sde, kernel in SDES.items():
-        problem = Problem(mixture, kernel, mixture.sample(4 if wide else 64, seed=1).to(dtype), model)
+        problem = Problem(
+            mixture, kernel, mixture.sample(4 if wide else 64, seed=1).to(dtype), model
+        )
         labels = {
-            f"{name}, {f'{k} probes' if k else 'exact trace'}": (name, k) for name, k in cases + (exact if sde == "vp" else [])
+            f"{name}, {f'{k} probes' if k else 'exact trace'}": (name, k)
+            for name, k in cases + (exact if sde == "vp" else [])
         }
         seconds: dict[str, list[float]] = {}
         if sde == "vp" and (dtype == torch.float32) == wide:
-            seconds = interleaved({label: functools.partial(methods[n], problem, k) for label, (n, k) in labels.items()}, 5)
+            seconds = interleaved(
+                {
+                    label: functools.partial(methods[n], problem, k)
+                    for label, (n, k) in labels.items()
+                },
+                5,
+            )
         for label, (name, k) in labels.items():
             run, stderr = methods[name](problem, k)
             error = run.value - problem.exact
-            row = {"d": dim, "dtype": str(dtype)[6:], "sde": sde, "method": label, "evaluations": run.evaluations}
-            row |= {"mean error": float(error.abs().mean()), "rms error": float(error.square().mean().sqrt())}
-            row |= {"standard error": stderr, "ms": 1e3 * statistics.median(seconds[label]) if seconds else math.nan}
+            row = {
+                "d": dim,
+                "dtype": str(dtype)[6:],
+                "sde": sde,
+                "method": label,
+                "evaluations": run.evaluations,
+            }
+            row |= {
+                "mean error": float(error.abs().mean()),
+                "rms error": float(error.square().mean().sqrt()),
+            }
+            row |= {
+                "standard error": stderr,
+                "ms": 1e3 * statistics.median(seconds[label]) if seconds else math.nan,
+            }
             rows.append(row)
             print(
-                f"d = {dim:4d} {row['dtype']} {sde:6s}{label:22s} error: mean {row['mean error']:.1e}, "
-                f"rms {row['rms error']:.1e}, reported {stderr:.1e}  evaluations {run.evaluations:4.0f}"
-                + (f"  {row['ms']:7.1f} ms" if seconds else ""),
+                f"d = {dim:4d} {row['dtype']} {sde:6s}{label:22s} error: mean "
+                f"{row['mean error']:.1e}, "
+                f"rms {row['rms error']:.1e}, reported {stderr:.1e}  evaluations "
+                f"{run.evaluations:4.0f}" + (f"  {row['ms']:7.1f} ms" if seconds else ""),
                 flush=True,
             )
     return rows
@@ -343,21 +445,29 @@ def spread(values: Tensor, points: int) -> float:
     return float(values.reshape(-1, points).var(dim=0).mean().sqrt())
 
 
-def repeated_runs(sde: str, *, network: bool, points: int = 4, copies: int = 16, probes: int = 4) -> dict[str, Any]:
-    """d = 3072, float32: our time with 4 probes over that of as many runs of the procedure as leave the same standard error.
+def repeated_runs(
+    sde: str, *, network: bool, points: int = 4, copies: int = 16, probes: int = 4
+) -> dict[str, Any]:
+    """d = 3072, float32: our time with 4 probes over that of as many runs of the procedure as leave
+    the same standard error.
 
-    Standard errors on both sides are the spread of 16 runs of each of 4 points with the closed-form score, on which alone
-    they depend; they are known to about a fifth. The procedure's runs are made at once, as one larger batch. Also our probes
-    held fixed, for what they alone would give.
+    Standard errors on both sides are the spread of 16 runs of each of 4 points with the closed-form
+    score, on which alone they depend; they are known to about a fifth. The procedure's runs are
+    made at once, as one larger batch. Also our probes held fixed, for what they alone would give.
     """
-    mixture, model = wide_mixture(3072, torch.float64), wide_mixture(3072, torch.float32)
+    mixture = wide_mixture(3072, torch.float64)
+    model = wide_mixture(3072, torch.float32)
     x = mixture.sample(points, seed=1).float()
-    many, kernel = Problem(mixture, SDES[sde], x.repeat(copies, 1), model), SDES[sde]
+    many = Problem(mixture, SDES[sde], x.repeat(copies, 1), model)
+    kernel = SDES[sde]
     found = ours(many, 1e-5, Hutchinson(probes, seed=SEED))
     fixed = ours(many, 1e-5, Hutchinson(1, seed=SEED, fresh=False))
     single = procedure(many, SEED)
     row: dict[str, Any] = {"sde": sde, "score": "with a network" if network else "closed form"}
-    row["standard error"] = {"ours": spread(found.value, points), "procedure": spread(single.value, points)}
+    row["standard error"] = {
+        "ours": spread(found.value, points),
+        "procedure": spread(single.value, points),
+    }
     row["standard error"] |= {"ours, one fixed probe": spread(fixed.value, points)}
     row["reported"] = float(found.stderr.square().mean().sqrt())
     row["mean error"] = {"ours": float((found.value - many.exact).mean())}
@@ -366,18 +476,29 @@ def repeated_runs(sde: str, *, network: bool, points: int = 4, copies: int = 16,
     timed = Problem(mixture, kernel, x, WithNetwork(model, 512, 3) if network else model)
     cases: dict[str, Callable[[], object]] = {"procedure": lambda: procedure(timed, SEED)}
     counts = (probes,) if network else (2, 4, 8, 16)
-    cases |= {f"ours, {k} probes": lambda k=k: ours(timed, 1e-5, Hutchinson(k, seed=SEED)) for k in counts}
+    cases |= {
+        f"ours, {k} probes": lambda k=k: ours(timed, 1e-5, Hutchinson(k, seed=SEED)) for k in counts
+    }
     seconds = interleaved(cases, 5)
     row["ms"] = {name: 1e3 * statistics.median(values) for name, values in seconds.items()}
-    row["evaluations"] = {"ours": float(found.evaluations.double().mean()), "procedure": single.evaluations}
+    row["evaluations"] = {
+        "ours": float(found.evaluations.double().mean()),
+        "procedure": single.evaluations,
+    }
     row["time of one"] = ratio(seconds, f"ours, {probes} probes", "procedure")
     row["ratio"] = row["time of one"] / row["runs"]
-    errors, means, each = row["standard error"], row["mean error"], row["time of one"]
+    errors = row["standard error"]
+    means = row["mean error"]
+    each = row["time of one"]
     print(
-        f"d = 3072 {sde:6s} {row['score']:14s} standard error: 4 probes {errors['ours']:.2f} (reported {row['reported']:.2f}), "
-        f"4 fixed {errors['ours, one fixed probe'] / 2:.2f}, one run of the procedure {errors['procedure']:.2f}; as many of "
-        f"its runs {row['runs']:.1f}; evaluations {row['evaluations']['ours']:.0f} and {single.evaluations:.0f}; time over one "
-        f"run {each:.2f}, over 4 runs {each / probes:.2f}, over as many runs {row['ratio']:.3f} (bar: <= 0.4); mean error "
+        f"d = 3072 {sde:6s} {row['score']:14s} standard error: 4 probes {errors['ours']:.2f} "
+        f"(reported {row['reported']:.2f}), "
+        f"4 fixed {errors['ours, one fixed probe'] / 2:.2f}, one run of the procedure "
+        f"{errors['procedure']:.2f}; as many of "
+        f"its runs {row['runs']:.1f}; evaluations {row['evaluations']['ours']:.0f} and "
+        f"{single.evaluations:.0f}; time over one "
+        f"run {each:.2f}, over 4 runs {each / probes:.2f}, over as many runs {row['ratio']:.3f} "
+        "(bar: <= 0.4); mean error "
         f"{means['ours']:.2f} and {means['procedure']:.2f}",
         flush=True,
     )
@@ -385,16 +506,30 @@ def repeated_runs(sde: str, *, network: bool, points: int = 4, copies: int = 16,
 
 
 def cost_of_exact(dims: tuple[int, ...] = (2, 16, 32, 64, 128)) -> list[dict[str, Any]]:
-    """Time with exact traces over that with eight probes, a perceptron as the network: up to which dimension exact pays."""
+    """Time with exact traces over that with eight probes, a perceptron as the network: up to which
+    dimension exact pays.
+    """
     rows = []
     for dim in dims:
         torch.manual_seed(SEED)
-        model = ScoreModel(nets.MLP((dim,), width=256, depth=3), "vp", "velocity", shape=(dim,), conditioning="log_snr")
+        model = ScoreModel(
+            nets.MLP((dim,), width=256, depth=3),
+            "vp",
+            "velocity",
+            shape=(dim,),
+            conditioning="log_snr",
+        )
         x = torch.randn(64, dim)
-        runs = {t: functools.partial(log_likelihood, model, x, trace=t) for t in (Exact(), Hutchinson(8))}
+        runs = {
+            t: functools.partial(log_likelihood, model, x, trace=t)
+            for t in (Exact(), Hutchinson(8))
+        }
         seconds = interleaved({type(t).__name__: run for t, run in runs.items()}, 5)
         rows.append({"dim": dim, "exact / 8 probes": ratio(seconds, "Exact", "Hutchinson")})
-        print(f"d = {dim:4d}  exact trace over eight probes: {rows[-1]['exact / 8 probes']:.2f} of the time")
+        print(
+            f"d = {dim:4d}  exact trace over eight probes: {rows[-1]['exact / 8 probes']:.2f} of "
+            "the time"
+        )
     return rows
 
 
@@ -408,24 +543,47 @@ def draw(result: dict[str, Any]) -> None:
             axis.set_minor_formatter(NullFormatter())
     for axes, row in zip(panels, result["equal accuracy"], strict=False):
         for i, (name, found) in enumerate(row["curves"].items()):
-            ms, errors = [v["ms"] for v in found.values()], [v["error"] for v in found.values()]
+            ms = [v["ms"] for v in found.values()]
+            errors = [v["error"] for v in found.values()]
             label = name if name == "ours" else f"torchdiffeq, {name}"
             axes.plot(ms, errors, "-o", color=("C0", "C3", "C1")[i], markersize=4, label=label)
         axes.axhline(TARGET, color="0.6", linewidth=1)
-        axes.set(xlabel="ms for a batch of 64", title=f"d = 2, {row['sde']}, exact trace", xlim=(20, 3000), ylim=(2e-8, 2e-4))
+        axes.set(
+            xlabel="ms for a batch of 64",
+            title=f"d = 2, {row['sde']}, exact trace",
+            xlim=(20, 3000),
+            ylim=(2e-8, 2e-4),
+        )
     panels[0].set_ylabel("mean |error| of log p (nats)")
     panels[0].legend(loc="lower left", fontsize=7, frameon=False)
-    row, axes, runs = result["repeated runs"][1], panels[3], [1, 2, 4, 8, 16, 32, 64]
+    row = result["repeated runs"][1]
+    axes = panels[3]
+    runs = [1, 2, 4, 8, 16, 32, 64]
     times = [row["ms"][f"ours, {k} probes"] for k in (2, 4, 8, 16)]
-    own, one = row["standard error"]["ours"], row["standard error"]["procedure"]
+    own = row["standard error"]["ours"]
+    one = row["standard error"]["procedure"]
     axes.plot(
-        times, [own * math.sqrt(4 / k) for k in (2, 4, 8, 16)], "-o", color="C0", markersize=4, label="ours, 2 to 16 probes"
+        times,
+        [own * math.sqrt(4 / k) for k in (2, 4, 8, 16)],
+        "-o",
+        color="C0",
+        markersize=4,
+        label="ours, 2 to 16 probes",
     )
     axes.plot(
-        [n * row["ms"]["procedure"] for n in runs], [one / math.sqrt(n) for n in runs], "-s", color="C2", markersize=4,
+        [n * row["ms"]["procedure"] for n in runs],
+        [one / math.sqrt(n) for n in runs],
+        "-s",
+        color="C2",
+        markersize=4,
         label="score_sde, 1 to 64 runs",
-    )  # fmt: skip
-    axes.set(ylim=(0.09, 11), xlim=(30, 30_000), xlabel="ms for a batch of 4", title=f"d = 3072, {row['sde']}, probes")
+    )
+    axes.set(
+        ylim=(0.09, 11),
+        xlim=(30, 30_000),
+        xlabel="ms for a batch of 4",
+        title=f"d = 3072, {row['sde']}, probes",
+    )
     axes.set_ylabel("standard error of log p (nats)")
     axes.legend(fontsize=7, frameon=False)
     figure.savefig(RESULTS / "likelihood.png", dpi=120)
@@ -436,7 +594,9 @@ def main() -> None:
     begin = time.perf_counter()
     result: dict[str, Any] = {"environment": environment(dtype="float64 and float32", seed=SEED)}
     result["equal accuracy"] = [equal_accuracy(sde) for sde in SDES]
-    result["repeated runs"] = [repeated_runs(sde, network=False) for sde in SDES] + [repeated_runs("vp", network=True)]
+    result["repeated runs"] = [repeated_runs(sde, network=False) for sde in SDES] + [
+        repeated_runs("vp", network=True)
+    ]
     pairs = itertools.product((2, 16, 768, 3072), (torch.float64, torch.float32))
     result["one tolerance"] = [row for dim, dtype in pairs for row in at_one_tolerance(dim, dtype)]
     result["cost of exact"] = cost_of_exact()

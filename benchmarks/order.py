@@ -1,9 +1,11 @@
-"""Strong and weak orders of every solver, forwards and backwards in time, with torchsde's errors on the same paths.
+"""Strong and weak orders of every solver, forwards and backwards in time, with torchsde's errors on
+the same paths.
 
-Errors are root mean squares over paths at the end of the solve, against a fine grid on the same Brownian paths or the exact
-solution. Weak errors are those of E cos(2 x), paired path by path, with their standard error; a fit from samples is coarse,
-and the tests measure weak orders by quadrature. torchsde's solvers read our paths; it solves increasing times only, so that
-backwards they are given the equation in reversed time and the reversed path. diffrax's do where it is installed, forwards.
+Errors are root mean squares over paths at the end of the solve, against a fine grid on the same
+Brownian paths or the exact solution. Weak errors are those of E cos(2 x), paired path by path, with
+their standard error; a fit from samples is coarse, and the tests measure weak orders by quadrature.
+torchsde's solvers read our paths; it solves increasing times only, so that backwards they are given
+the equation in reversed time and the reversed path. diffrax's do where it is installed, forwards.
 
     python benchmarks/order.py [--quick]
 """
@@ -25,8 +27,11 @@ from torch import Tensor
 import sdekit as sk
 from sdekit import AbstractSDE, AbstractSolver, BrownianPath
 
-PATHS, MANY = 2000, 100_000  # for strong and for weak errors
-STEPS, FEW = (16, 32, 64, 128, 256), (4, 8, 16, 32)
+# for strong and for weak errors
+PATHS = 2000
+MANY = 100_000
+STEPS = (16, 32, 64, 128, 256)
+FEW = (4, 8, 16, 32)
 AT = 128  # steps at which errors are compared
 
 
@@ -40,10 +45,13 @@ def start(paths: int) -> Tensor:
 
 def initial(case: Case, paths: int, direction: int) -> Tensor:
     x0 = start(paths)
-    return x0 * (case.span[::direction][0]) if case.geometric else x0  # the clock's state is y = x kappa
+    # The clock's state is y = x kappa.
+    return x0 * (case.span[::direction][0]) if case.geometric else x0
 
 
-def ends(case: Case, solver: AbstractSolver, steps: int, direction: int, x0: Tensor, path: BrownianPath) -> Tensor:
+def ends(
+    case: Case, solver: AbstractSolver, steps: int, direction: int, x0: Tensor, path: BrownianPath
+) -> Tensor:
     grid = case.grid(steps, direction)
     x = sk.solve(case.equation, x0, grid, solver=solver, noise=path).x
     return case.equation.physical(grid[-1], x)
@@ -51,7 +59,9 @@ def ends(case: Case, solver: AbstractSolver, steps: int, direction: int, x0: Ten
 
 def truth(case: Case, direction: int, x0: Tensor, path: BrownianPath, fine: int) -> Tensor:
     if case.exact is not None:
-        w = next(iter(path.increments(list(case.span[::direction]), x0, tuple(x0.shape[1:]), levy=False))).w
+        w = next(
+            iter(path.increments(list(case.span[::direction]), x0, tuple(x0.shape[1:]), levy=False))
+        ).w
         assert w is not None
         return case.exact(x0, w, direction)
     return ends(case, case.reference, fine, direction, x0, path)
@@ -62,9 +72,12 @@ class Theirs(torch.nn.Module):
 
     def __init__(self, equation: AbstractSDE, direction: int) -> None:
         super().__init__()
-        self.equation, self.direction = equation, direction
+        self.equation = equation
+        self.direction = direction
         self.sde_type = equation.sde_type
-        self.noise_type = "diagonal" if equation.noise_type in ("additive", "diagonal") else "general"
+        self.noise_type = (
+            "diagonal" if equation.noise_type in ("additive", "diagonal") else "general"
+        )
         if equation.noise_type == "additive":
             self.noise_type = "additive"
 
@@ -82,17 +95,30 @@ class Theirs(torch.nn.Module):
 class Reversed(sk.interop.TorchsdeBrownian):
     """The path read backwards from its end: W -> -W, and U follows from H -> +H."""
 
-    def __call__(self, ta: Any, tb: Any = None, return_U: bool = False, return_A: bool = False) -> Any:  # noqa: ANN401
+    def __call__(
+        self,
+        ta: Any,  # noqa: ANN401
+        tb: Any = None,  # noqa: ANN401
+        return_U: bool = False,
+        return_A: bool = False,
+    ) -> Any:  # noqa: ANN401
         like = torch.empty(self.shape, dtype=self.dtype)
-        t0, t1 = 1.0 - float(ta), 1.0 - float(tb)
-        w, h, _ = next(iter(self.path.increments([t0, t1], like, tuple(like.shape[1:]), levy=return_U)))
+        t0 = 1.0 - float(ta)
+        t1 = 1.0 - float(tb)
+        w, h, _ = next(
+            iter(self.path.increments([t0, t1], like, tuple(like.shape[1:]), levy=return_U))
+        )
         assert w is not None
         return w if h is None else (w, (t0 - t1) * (0.5 * w + h))
 
 
-def torchsde_errors(case: Case, direction: int, x0: Tensor, path: BrownianPath, exact: Tensor) -> dict[str, float]:
+def torchsde_errors(
+    case: Case, direction: int, x0: Tensor, path: BrownianPath, exact: Tensor
+) -> dict[str, float]:
     shape = (len(x0), *(case.equation.noise_shape(x0) or ()))
-    bm = (sk.interop.TorchsdeBrownian if direction > 0 else Reversed)(path, shape, dtype=torch.float64)
+    bm = (sk.interop.TorchsdeBrownian if direction > 0 else Reversed)(
+        path, shape, dtype=torch.float64
+    )
     found = {}
     for method in case.theirs:
         sde = Theirs(case.equation, direction)
@@ -115,11 +141,21 @@ def order(steps: tuple[int, ...], errors: list[float]) -> float:
     return -float(np.polyfit(np.log([n for n, _ in good]), np.log([e for _, e in good]), 1)[0])
 
 
-def weak(case: Case, solver: AbstractSolver, direction: int, x0: Tensor, path: BrownianPath, exact: Tensor) -> dict[str, Any]:
+def weak(
+    case: Case,
+    solver: AbstractSolver,
+    direction: int,
+    x0: Tensor,
+    path: BrownianPath,
+    exact: Tensor,
+) -> dict[str, Any]:
     """|E cos 2x - E cos 2x_exact| with standard errors; the fit takes what is known to a third."""
-    errors, deviations = [], []
+    errors = []
+    deviations = []
     for n in FEW:
-        difference = torch.cos(2 * ends(case, solver, n, direction, x0, path)) - torch.cos(2 * exact)
+        difference = torch.cos(2 * ends(case, solver, n, direction, x0, path)) - torch.cos(
+            2 * exact
+        )
         errors.append(abs(float(difference.mean())))
         deviations.append(float(difference.std()) / len(x0) ** 0.5)
     known = [(n, e) for n, e, s in zip(FEW, errors, deviations, strict=True) if e > 3 * s]
@@ -128,15 +164,24 @@ def weak(case: Case, solver: AbstractSolver, direction: int, x0: Tensor, path: B
 
 
 def study(case: Case, direction: int, quick: bool) -> list[dict[str, Any]]:
-    paths, many = (200, 2000) if quick else (PATHS, MANY if case.equation.noise_type != "none" else PATHS)
+    paths, many = (
+        (200, 2000) if quick else (PATHS, MANY if case.equation.noise_type != "none" else PATHS)
+    )
     fine = 1024 if quick else case.fine
-    x0, path = initial(case, paths, direction), case.path(1)
+    x0 = initial(case, paths, direction)
+    path = case.path(1)
     exact = truth(case, direction, x0, path, fine)
-    y0, other = initial(case, many, direction), case.path(2)
+    y0 = initial(case, many, direction)
+    other = case.path(2)
     limit = truth(case, direction, y0, other, 512)
-    theirs = {f"torchsde {k}": v for k, v in torchsde_errors(case, direction, x0, path, exact).items()}
+    theirs = {
+        f"torchsde {k}": v for k, v in torchsde_errors(case, direction, x0, path, exact).items()
+    }
     if _diffrax.INSTALLED and direction > 0:
-        theirs |= {f"diffrax {k}": rms(x - exact) for k, x in _diffrax.ends(case.name, x0, path, AT).items()}
+        theirs |= {
+            f"diffrax {k}": rms(x - exact)
+            for k, x in _diffrax.ends(case.name, x0, path, AT).items()
+        }
     rows = []
     for solver in case.solvers:
         errors = [rms(ends(case, solver, n, direction, x0, path) - exact) for n in STEPS]
@@ -147,13 +192,17 @@ def study(case: Case, direction: int, quick: bool) -> list[dict[str, Any]]:
         row |= weak(case, solver, direction, y0, other, limit)
         rows.append(row)
         print(
-            f"  {row['solver']:22s} promised {row['promised'][0]:3.1f}/{row['promised'][1]:3.1f}  strong "
-            f"{row['strong order']:5.2f}  weak {row['weak order']:5.2f}  error at {AT} steps {errors[STEPS.index(AT)]:.2e}",
+            f"  {row['solver']:22s} promised {row['promised'][0]:3.1f}/{row['promised'][1]:3.1f}  "
+            "strong "
+            f"{row['strong order']:5.2f}  weak {row['weak order']:5.2f}  error at {AT} steps "
+            f"{errors[STEPS.index(AT)]:.2e}",
             flush=True,
         )
     best = min(row["strong errors"][STEPS.index(AT)] for row in rows)
     for method, error in theirs.items():
-        rows.append({"problem": case.name, "direction": direction, "solver": method, "error": error})
+        rows.append(
+            {"problem": case.name, "direction": direction, "solver": method, "error": error}
+        )
         print(f"  {method:22s} {'':40s} error at {AT} steps {error:.2e}")
     if theirs:
         print(f"  best of ours {best:.2e}, best of theirs {min(theirs.values()):.2e}")
@@ -170,8 +219,16 @@ def draw(rows: list[dict[str, Any]]) -> None:
             if "error" in row:
                 axes.plot(AT, row["error"], "k_", markersize=9, markeredgewidth=0.8)
                 continue
-            style = {"color": f"C{names.index(row['solver'])}", "linestyle": "-" if row["direction"] > 0 else ":"}
-            axes.plot(STEPS, row["strong errors"], label=row["solver"] if row["direction"] > 0 else None, **style)
+            style = {
+                "color": f"C{names.index(row['solver'])}",
+                "linestyle": "-" if row["direction"] > 0 else ":",
+            }
+            axes.plot(
+                STEPS,
+                row["strong errors"],
+                label=row["solver"] if row["direction"] > 0 else None,
+                **style,
+            )
         axes.set(xscale="log", yscale="log", xticks=STEPS, xticklabels=map(str, STEPS))
         axes.minorticks_off()
         axes.set_title(case.name, fontsize=8)
@@ -179,7 +236,11 @@ def draw(rows: list[dict[str, Any]]) -> None:
         low, high = axes.get_ylim()
         axes.set_ylim(low * (low / high) ** 0.5, high)  # room for the legend
         axes.legend(fontsize=5.5, frameon=False, loc="lower left", ncols=2)
-    figure.supxlabel("steps (dotted: backwards in time; dashes: methods of torchsde and diffrax on the same paths)", fontsize=9)
+    figure.supxlabel(
+        "steps (dotted: backwards in time; dashes: methods of torchsde and diffrax on "
+        "the same paths)",
+        fontsize=9,
+    )
     figure.supylabel("strong error", fontsize=9)
     figure.savefig(RESULTS / "order.png", dpi=130)
 
@@ -187,7 +248,10 @@ def draw(rows: list[dict[str, Any]]) -> None:
 def main() -> None:
     quick = "--quick" in sys.argv
     torch.set_num_threads(1)
-    found = {"environment": environment(dtype="float64", seed=[1, 2], paths=[PATHS, MANY], quick=quick), "rows": []}
+    found = {
+        "environment": environment(dtype="float64", seed=[1, 2], paths=[PATHS, MANY], quick=quick),
+        "rows": [],
+    }
     begun = time.perf_counter()
     for case in CASES:
         for direction in (1, -1):

@@ -1,13 +1,17 @@
-"""The probability flow of a mixture with narrow components: evaluations against the error of x at the end, ours and others'.
+"""The probability flow of a mixture with narrow components: evaluations against the error of x at
+the end, ours and others'.
 
-From draws of p_T down to sigma / alpha = 1e-3 ("sample") and back from there ("encode"), under each diffusion. Ours is
-`AdaptiveFlow`: w = x / r on its own clock, each sample its own steps. The others integrate dx/dt = f x - g^2 score / 2 in the
-diffusion's own time, as their users do: scipy sample by sample, torchdiffeq the batch as one system, told to step onto the end
-so that nothing is interpolated, and sample by sample ("alone"). A second time they get w over l = log(alpha / sigma), to see
-what the equation does and what the solver. Every call of the right-hand side counts, also those of first steps and Jacobians.
+From draws of p_T down to sigma / alpha = 1e-3 ("sample") and back from there ("encode"), under each
+diffusion. Ours is `AdaptiveFlow`: w = x / r on its own clock, each sample its own steps. The others
+integrate dx/dt = f x - g^2 score / 2 in the diffusion's own time, as their users do: scipy sample
+by sample, torchdiffeq the batch as one system, told to step onto the end so that nothing is
+interpolated, and sample by sample ("alone"). A second time they get w over l = log(alpha / sigma),
+to see what the equation does and what the solver. Every call of the right-hand side counts, also
+those of first steps and Jacobians.
 
-At one nominal tolerance they differ in error, so only equal errors are compared: evaluations at an RMS error (per coordinate,
-over the samples, against scipy's DOP853 at 1e-13), on the straight line in logarithms between the two runs around it.
+At one nominal tolerance they differ in error, so only equal errors are compared: evaluations at an
+RMS error (per coordinate, over the samples, against scipy's DOP853 at 1e-13), on the straight line
+in logarithms between the two runs around it.
 
     python benchmarks/probability_flow.py
 """
@@ -37,24 +41,38 @@ from sdekit_diffusion._diffusions.diffusion import AbstractDiffusion
 from sdekit_diffusion._sampling.coordinates import Coordinates
 from sdekit_diffusion._sampling.probability_flow import flow
 
-SAMPLES, SEED, END = 16, 1, 1e-3
+SAMPLES = 16
+SEED = 1
+END = 1e-3
 LEVELS = (1e-2, 1e-3, 1e-4, 1e-5, 1e-6, 1e-7)
 TOLERANCES = tuple(10 ** (-k / 2) for k in range(2, 20))
 SDES = {"ve": VESDE(), "vp": VPSDE(), "subvp": SubVPSDE()}
-WEIGHTS, MEANS = np.array([0.3, 0.5, 0.2]), np.array([[1.0, 0.5], [-1.0, 0.2], [0.3, -1.2]])
-COVARIANCES = np.array([[[0.05, 0.02], [0.02, 0.04]], [[0.1, 0.0], [0.0, 0.01]], [[0.02, -0.01], [-0.01, 0.05]]])
+WEIGHTS = np.array([0.3, 0.5, 0.2])
+MEANS = np.array([[1.0, 0.5], [-1.0, 0.2], [0.3, -1.2]])
+COVARIANCES = np.array(
+    [[[0.05, 0.02], [0.02, 0.04]], [[0.1, 0.0], [0.0, 0.01]], [[0.02, -0.01], [-0.01, 0.05]]]
+)
 MIXTURE = GaussianMixture(*map(torch.from_numpy, (WEIGHTS, MEANS, COVARIANCES)))
 VARIANCES, AXES = np.linalg.eigh(COVARIANCES)
-OURS: dict[str, AbstractSolver] = {"Bosh3": Bosh3(), "Dopri5": Dopri5(), "Tsit5": Tsit5(), "Dopri8": Dopri8()}
-SCIPY, TORCHDIFFEQ = ("RK45", "DOP853", "LSODA"), ("bosh3", "dopri5", "dopri8")
+OURS: dict[str, AbstractSolver] = {
+    "Bosh3": Bosh3(),
+    "Dopri5": Dopri5(),
+    "Tsit5": Tsit5(),
+    "Dopri8": Dopri8(),
+}
+SCIPY = ("RK45", "DOP853", "LSODA")
+TORCHDIFFEQ = ("bosh3", "dopri5", "dopri8")
 
-Run = Callable[[float], tuple[NDArray[np.float64], float]]  # x at the end and evaluations a sample, by tolerance
+# X at the end and evaluations a sample, by tolerance.
+Run = Callable[[float], tuple[NDArray[np.float64], float]]
 Curve = list[dict[str, float]]
 
 
 @dataclass
 class Right:
-    """A right-hand side in one coordinate, "t" for x or "l" for w = x / r, counting its calls; for numpy and for torch."""
+    """A right-hand side in one coordinate, "t" for x or "l" for w = x / r, counting its calls; for
+    numpy and for torch.
+    """
 
     sde: AbstractDiffusion
     coordinate: str
@@ -70,7 +88,9 @@ class Right:
         """How much x is of one unit of the state."""
         t = float(self.sde.time(l))
         return (
-            math.hypot(float(self.sde.alpha(t)) * MIXTURE.data_std, float(self.sde.sigma(t))) if self.coordinate == "l" else 1.0
+            math.hypot(float(self.sde.alpha(t)) * MIXTURE.data_std, float(self.sde.sigma(t)))
+            if self.coordinate == "l"
+            else 1.0
         )
 
     def coefficients(self, time: float) -> tuple[float, float, float, float, float]:
@@ -78,7 +98,8 @@ class Right:
         # Others ask for times beyond the ends, where the diffusion may not exist.
         time = min(max(float(time), min(self.ends)), max(self.ends))
         t = float(self.sde.time(time)) if self.coordinate == "l" else time
-        alpha, sigma = float(self.sde.alpha(t)), float(self.sde.sigma(t))
+        alpha = float(self.sde.alpha(t))
+        sigma = float(self.sde.sigma(t))
         if self.coordinate == "l":
             r = math.hypot(alpha * MIXTURE.data_std, sigma)
             return alpha, sigma, r, -((alpha * MIXTURE.data_std / r) ** 2), alpha / r
@@ -97,7 +118,9 @@ class Right:
 
 
 def denoise(alpha: float, sigma: float, x: NDArray[np.float64]) -> NDArray[np.float64]:
-    """MIXTURE.denoise for points `(..., 2)` at one time, in numpy, where a single point is cheap."""
+    """MIXTURE.denoise for points `(..., 2)` at one time, in numpy, where a single point is
+    cheap.
+    """
     z = ((x[..., None, :] - alpha * MEANS)[..., None, :] @ AXES)[..., 0, :]
     variances = alpha * alpha * VARIANCES + sigma * sigma
     logits = np.log(WEIGHTS) - 0.5 * (z * z / variances + np.log(variances)).sum(-1)
@@ -107,20 +130,35 @@ def denoise(alpha: float, sigma: float, x: NDArray[np.float64]) -> NDArray[np.fl
     return (r[..., None] * (MEANS + along)).sum(-2)
 
 
-def with_scipy(sde: AbstractDiffusion, x: NDArray[np.float64], span: tuple[float, float], method: str, coordinate: str) -> Run:
+def with_scipy(
+    sde: AbstractDiffusion,
+    x: NDArray[np.float64],
+    span: tuple[float, float],
+    method: str,
+    coordinate: str,
+) -> Run:
     right = Right(sde, coordinate, span)
     start, stop = map(right.unit, span)
 
     def run(tol: float) -> tuple[NDArray[np.float64], float]:
         right.calls = 0
-        ends = [solve_ivp(right.numpy, right.ends, p / start, method=method, rtol=tol, atol=tol).y[:, -1] for p in x]
+        ends = [
+            solve_ivp(right.numpy, right.ends, p / start, method=method, rtol=tol, atol=tol).y[
+                :, -1
+            ]
+            for p in x
+        ]
         return np.array(ends) * stop, right.calls / len(x)
 
     return run
 
 
 def with_torchdiffeq(
-    sde: AbstractDiffusion, x: NDArray[np.float64], span: tuple[float, float], method: str, coordinate: str
+    sde: AbstractDiffusion,
+    x: NDArray[np.float64],
+    span: tuple[float, float],
+    method: str,
+    coordinate: str,
 ) -> Run:
     right = Right(sde, coordinate, span)
     start, stop = map(right.unit, span)
@@ -128,8 +166,11 @@ def with_torchdiffeq(
 
     def run(tol: float) -> tuple[NDArray[np.float64], float]:
         right.calls = 0
-        state, options = torch.from_numpy(x / start), {"step_t": ts[1:]}
-        states = torchdiffeq.odeint(right.torch, state, ts, rtol=tol, atol=tol, method=method, options=options)
+        state = torch.from_numpy(x / start)
+        options = {"step_t": ts[1:]}
+        states = torchdiffeq.odeint(
+            right.torch, state, ts, rtol=tol, atol=tol, method=method, options=options
+        )
         return np.asarray(states[-1]) * stop, float(right.calls)
 
     return run
@@ -145,7 +186,12 @@ def alone(whole: Callable[[NDArray[np.float64]], Run], x: NDArray[np.float64]) -
     return run
 
 
-def with_ours(sde: AbstractDiffusion, x: NDArray[np.float64], span: tuple[float, float], solver: AbstractSolver) -> Run:
+def with_ours(
+    sde: AbstractDiffusion,
+    x: NDArray[np.float64],
+    span: tuple[float, float],
+    solver: AbstractSolver,
+) -> Run:
     coordinates = Coordinates.of(MIXTURE, sde)
     model = coordinates.standardised(MIXTURE)
     start, stop = (l + math.log(coordinates.std) for l in span)
@@ -159,13 +205,21 @@ def with_ours(sde: AbstractDiffusion, x: NDArray[np.float64], span: tuple[float,
     return run
 
 
-def methods(sde: AbstractDiffusion, x: NDArray[np.float64], span: tuple[float, float]) -> dict[str, Run]:
-    """All that are compared, by name; what a name begins with says whose it is, and its end the coordinate."""
+def methods(
+    sde: AbstractDiffusion, x: NDArray[np.float64], span: tuple[float, float]
+) -> dict[str, Run]:
+    """All that are compared, by name; what a name begins with says whose it is, and its end the
+    coordinate.
+    """
     found = {f"ours {name}": with_ours(sde, x, span, solver) for name, solver in OURS.items()}
     for coordinate in ("t", "l"):
-        found |= {f"scipy {m}, {coordinate}": with_scipy(sde, x, span, m, coordinate) for m in SCIPY}
+        found |= {
+            f"scipy {m}, {coordinate}": with_scipy(sde, x, span, m, coordinate) for m in SCIPY
+        }
         for m in TORCHDIFFEQ:
-            whole = functools.partial(with_torchdiffeq, sde, span=span, method=m, coordinate=coordinate)
+            whole = functools.partial(
+                with_torchdiffeq, sde, span=span, method=m, coordinate=coordinate
+            )
             found[f"torchdiffeq {m}, {coordinate}"] = whole(x)
             if coordinate == "t":
                 found[f"torchdiffeq {m} alone, t"] = alone(whole, x)
@@ -174,7 +228,9 @@ def methods(sde: AbstractDiffusion, x: NDArray[np.float64], span: tuple[float, f
 
 def curve(name: str, run: Run, exact: NDArray[np.float64]) -> Curve:
     """Error and evaluations by tolerance; the slowest kinds take fewer."""
-    tolerances = TOLERANCES[: 13 if "bosh3" in name.lower() else None][:: 2 if "alone" in name else 1]
+    tolerances = TOLERANCES[: 13 if "bosh3" in name.lower() else None][
+        :: 2 if "alone" in name else 1
+    ]
     found = []
     for tol in tolerances:
         x, evaluations = run(tol)
@@ -194,24 +250,41 @@ def evaluations_at(found: Curve, level: float) -> float:
 
 
 def compare(sde: AbstractDiffusion, span: tuple[float, float]) -> dict[str, Any]:
-    """The curves of all methods, evaluations at each level, and the fewest of ours and of the others in each coordinate."""
+    """The curves of all methods, evaluations at each level, and the fewest of ours and of the
+    others in each coordinate.
+    """
     x = MIXTURE.marginal(float(sde.time(span[0])), sde).sample(SAMPLES, seed=SEED).numpy()
     exact = with_scipy(sde, x, span, "DOP853", "l")(1e-13)[0]
     check = float(np.abs(with_ours(sde, x, span, Dopri8())(1e-12)[0] - exact).max())
     curves = {name: curve(name, run, exact) for name, run in methods(sde, x, span).items()}
-    table = {name: [evaluations_at(found, level) for level in LEVELS] for name, found in curves.items()}
+    table = {
+        name: [evaluations_at(found, level) for level in LEVELS] for name, found in curves.items()
+    }
     fewest = {}
     for who, end in (("ours", ""), ("others", ", t"), ("others", ", l")):
-        rows = [row for name, row in table.items() if name.startswith("ours") == (who == "ours") and name.endswith(end)]
+        rows = [
+            row
+            for name, row in table.items()
+            if name.startswith("ours") == (who == "ours") and name.endswith(end)
+        ]
         fewest[who + end] = np.nanmin(rows, axis=0).tolist()
-    return {"reference against ours at 1e-12": check, "curves": curves, "evaluations": table, "fewest": fewest}
+    return {
+        "reference against ours at 1e-12": check,
+        "curves": curves,
+        "evaluations": table,
+        "fewest": fewest,
+    }
 
 
 def show(title: str, result: dict[str, Any]) -> None:
-    print(f"\n{title}: evaluations a sample at an RMS error of  (two references differ by "
-          f"{result['reference against ours at 1e-12']:.0e})")  # fmt: skip
+    print(
+        f"\n{title}: evaluations a sample at an RMS error of  (two references differ by "
+        f"{result['reference against ours at 1e-12']:.0e})"
+    )
     print(f"{'':28s}" + "".join(f"{level:8.0e}" for level in LEVELS))
-    for name, row in (result["evaluations"] | {f"fewest, {who}": row for who, row in result["fewest"].items()}).items():
+    for name, row in (
+        result["evaluations"] | {f"fewest, {who}": row for who, row in result["fewest"].items()}
+    ).items():
         print(f"{name:28s}" + "".join(f"{value:8.0f}" for value in row), flush=True)
 
 
@@ -223,7 +296,9 @@ def draw(results: dict[str, Any]) -> None:
             if name.endswith(", l") or "alone" in name:
                 continue
             style = "-o" if name.startswith("ours") else ":x" if name.startswith("scipy") else "--+"
-            number = (list(OURS) + list(SCIPY) + list(TORCHDIFFEQ)).index(name.split()[1].rstrip(","))
+            number = (list(OURS) + list(SCIPY) + list(TORCHDIFFEQ)).index(
+                name.split()[1].rstrip(",")
+            )
             place.plot(
                 [p["evaluations"] for p in found],
                 [p["error"] for p in found],
@@ -245,19 +320,27 @@ def draw(results: dict[str, Any]) -> None:
 
 def main() -> None:
     torch.set_num_threads(1)
-    result: dict[str, Any] = {"environment": environment(dtype="float64", seed=SEED, samples=SAMPLES, scipy=scipy.__version__)}
+    result: dict[str, Any] = {
+        "environment": environment(
+            dtype="float64", seed=SEED, samples=SAMPLES, scipy=scipy.__version__
+        )
+    }
     result["overhead"] = adaptive_overhead()
     problems: dict[str, Any] = {}
     for name, sde in SDES.items():
-        low, high = float(sde.log_snr(1.0)), -math.log(END)
+        low = float(sde.log_snr(1.0))
+        high = -math.log(END)
         for way, ends in (("sample", (low, high)), ("encode", (high, low))):
             start = time.perf_counter()
             problems[f"{name}, {way}"] = compare(sde, ends)
             show(f"{name}, {way} ({time.perf_counter() - start:.0f} s)", problems[f"{name}, {way}"])
     for who in ("others, t", "others, l"):
-        ratios = np.array([np.divide(p["fewest"]["ours"], p["fewest"][who]) for p in problems.values()])
+        ratios = np.array(
+            [np.divide(p["fewest"]["ours"], p["fewest"][who]) for p in problems.values()]
+        )
         print(
-            f"\nours over {who}, by error level, worst {ratios.max(0).round(2)}, all: {ratios.round(2).tolist()}  (bar: <= 1)"
+            f"\nours over {who}, by error level, worst {ratios.max(0).round(2)}, all: "
+            f"{ratios.round(2).tolist()}  (bar: <= 1)"
         )
         result[f"ours / {who}"] = ratios.tolist()
     save("probability_flow", result | {"problems": problems})

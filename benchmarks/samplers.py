@@ -1,19 +1,22 @@
-"""Samplers side by side on Gaussian mixtures with the exact score: error of x(end), and laws against their sampling floor.
+"""Samplers side by side on Gaussian mixtures with the exact score: error of x(end), and laws
+against their sampling floor.
 
-Deterministic samplers start from the same x_T and are compared with the probability flow solved to 1e-12, at 10, 20, 50 and 100
-evaluations. The error of a sample is the root mean square over its coordinates. Of these are told the mean over samples, which
-is the strong error of Kloeden and Platen, E|x_N - x|; the root mean square, in which one sample in ten thousand that ends in
-another mode outweighs all others; the same over those that end in the mode where they should; and the median. Ours is the
-default, on its focused grid. The others are the samplers of diffusers (its
-own schedulers' steps, where it is installed), those of k-diffusion (by our rules with its weights, which tests/test_peers.py
-finds equal to its formulas) and torchdiffeq's fixed-grid methods in the diffusion's time, each on four grids: that of Karras et
-al., uniform in log-SNR, uniform in time and quadratic in time. "best" is the best of all these by each measure at each number
-of evaluations, so no single one of them does as well.
+Deterministic samplers start from the same x_T and are compared with the probability flow solved to
+1e-12, at 10, 20, 50 and 100 evaluations. The error of a sample is the root mean square over its
+coordinates. Of these are told the mean over samples, which is the strong error of Kloeden and
+Platen, E|x_N - x|; the root mean square, in which one sample in ten thousand that ends in another
+mode outweighs all others; the same over those that end in the mode where they should; and the
+median. Ours is the default, on its focused grid. The others are the samplers of diffusers (its own
+schedulers' steps, where it is installed), those of k-diffusion (by our rules with its weights,
+which tests/test_peers.py finds equal to its formulas) and torchdiffeq's fixed-grid methods in the
+diffusion's time, each on four grids: that of Karras et al., uniform in log-SNR, uniform in time and
+quadratic in time. "best" is the best of all these by each measure at each number of evaluations, so
+no single one of them does as well.
 
-Stochastic samplers draw 20,000 samples with 30 evaluations and 200,000 with 60 (in 3,072 dimensions 1,000 with 30) and are
-compared with the closed-form law: mode weights, means and covariances of each mode in standard errors, and the sliced
-Wasserstein distance to exact samples; the floor is what exact samples have. The mixtures are none of those on which anything
-was chosen.
+Stochastic samplers draw 20,000 samples with 30 evaluations and 200,000 with 60 (in 3,072 dimensions
+1,000 with 30) and are compared with the closed-form law: mode weights, means and covariances of
+each mode in standard errors, and the sliced Wasserstein distance to exact samples; the floor is
+what exact samples have. The mixtures are none of those on which anything was chosen.
 
     python benchmarks/samplers.py [deterministic] [stochastic] [--mixtures FIRST]
 """
@@ -61,7 +64,9 @@ from sdekit_diffusion._sampling.coordinates import Coordinates
 from sdekit_diffusion.metrics import modes, sliced_wasserstein
 
 SDES: dict[str, AbstractDiffusion] = {"ve": VESDE(), "vp": VPSDE(), "subvp": SubVPSDE()}
-BUDGETS, END, SEED = (10, 20, 50, 100), 1e-3, 1
+BUDGETS = (10, 20, 50, 100)
+END = 1e-3
+SEED = 1
 GRIDS: dict[str, AbstractGrid] = {
     "karras": Karras(),
     "log-SNR": UniformInLogSNR(),
@@ -72,14 +77,21 @@ MEASURES = ("mean", "rms", "within mode", "median")
 Run = Callable[[int], Tensor]  # from a number of evaluations to x at the end
 
 
-def mixture(seed: int, d: int, k: int, low: float, high: float, *, full: bool = False, spread: float = 1.0) -> GaussianMixture:
-    """k modes with means N(0, spread^2 I), centred, and deviations from low to high, the same in all directions unless full."""
+def mixture(
+    seed: int, d: int, k: int, low: float, high: float, *, full: bool = False, spread: float = 1.0
+) -> GaussianMixture:
+    """k modes with means N(0, spread^2 I), centred, and deviations from low to high, the same in
+    all directions unless full.
+    """
     draw = torch.Generator().manual_seed(seed)
-    means, weights = torch.randn(k, d, generator=draw).double() * spread, 0.3 + torch.rand(k, generator=draw).double()
+    means = torch.randn(k, d, generator=draw).double() * spread
+    weights = 0.3 + torch.rand(k, generator=draw).double()
     weights = weights / weights.sum()
     means = means - weights @ means
     if not full:
-        return GaussianMixture(weights, means, (low * (high / low) ** torch.rand(k, generator=draw).double()).square())
+        return GaussianMixture(
+            weights, means, (low * (high / low) ** torch.rand(k, generator=draw).double()).square()
+        )
     axes = torch.linalg.qr(torch.randn(k, d, d, generator=draw).double()).Q
     deviations = low * (high / low) ** torch.rand(k, d, generator=draw).double()
     return GaussianMixture(weights, means, axes @ torch.diag_embed(deviations.square()) @ axes.mT)
@@ -100,7 +112,9 @@ SAMPLES = {"d = 2, narrow": 20_000, "d = 16, full": 20_000, "d = 3072": 32}
 
 @dataclass(frozen=True)
 class Start:
-    """Where all samplers start: states x at l = log(alpha / sigma) = span[0], to be brought to span[1]."""
+    """Where all samplers start: states x at l = log(alpha / sigma) = span[0], to be brought to
+    span[1].
+    """
 
     model: GaussianMixture
     sde: AbstractDiffusion
@@ -114,7 +128,10 @@ class Start:
     def points(self, grid: AbstractGrid, steps: int) -> Tensor:
         """l at the ends of the steps of a grid."""
         shift = math.log(self.model.data_std)
-        return grid.points(self.coordinates, (self.span[0] + shift, self.span[1] + shift), steps) - shift
+        return (
+            grid.points(self.coordinates, (self.span[0] + shift, self.span[1] + shift), steps)
+            - shift
+        )
 
     def sampled(self, method: AbstractMethod) -> Tensor:
         """x at the end, by the call that users make."""
@@ -154,8 +171,16 @@ PUBLISHED: dict[str, tuple[AbstractMethod, int]] = {
     "tAB-DEIS-3": (OnClock(DEIS(3, lower_final=True), integrand="noise"), 1),
 }
 DIFFUSERS: dict[str, tuple[str, str, dict[str, Any]]] = {
-    "DPMSolverMultistep 2": ("dpmsolver_multistep", "DPMSolverMultistepScheduler", {"solver_order": 2}),
-    "DPMSolverMultistep 3": ("dpmsolver_multistep", "DPMSolverMultistepScheduler", {"solver_order": 3}),
+    "DPMSolverMultistep 2": (
+        "dpmsolver_multistep",
+        "DPMSolverMultistepScheduler",
+        {"solver_order": 2},
+    ),
+    "DPMSolverMultistep 3": (
+        "dpmsolver_multistep",
+        "DPMSolverMultistepScheduler",
+        {"solver_order": 3},
+    ),
     "UniPCMultistep 2": ("unipc_multistep", "UniPCMultistepScheduler", {"solver_order": 2}),
     "UniPCMultistep 3": ("unipc_multistep", "UniPCMultistepScheduler", {"solver_order": 3}),
     "DEISMultistep 3": ("deis_multistep", "DEISMultistepScheduler", {"solver_order": 3}),
@@ -171,8 +196,12 @@ class Wide:
         return getattr(torch, name)
 
 
-def with_diffusers(down: Start, module: str, name: str, options: dict[str, Any], grid: AbstractGrid) -> Run:
-    """The steps and the order control of one of its schedulers, in float64; x over sqrt(alpha^2 + sigma^2), as it has it."""
+def with_diffusers(
+    down: Start, module: str, name: str, options: dict[str, Any], grid: AbstractGrid
+) -> Run:
+    """The steps and the order control of one of its schedulers, in float64; x over sqrt(alpha^2 +
+    sigma^2), as it has it.
+    """
     source = importlib.import_module(f"diffusers.schedulers.scheduling_{module}")
     source.__dict__["torch"] = Wide()
     final = {} if "deis" in module else {"final_sigmas_type": "sigma_min"}
@@ -200,7 +229,9 @@ def with_torchdiffeq(down: Start, method: str, each: int, grid: AbstractGrid) ->
 
     def slope(t: Tensor, x: Tensor) -> Tensor:
         at = min(max(float(t), t1), t0)
-        return down.sde.drift(at, x) - 0.5 * float(down.sde.g(at)) ** 2 * down.model.score(at, x, down.sde)
+        return down.sde.drift(at, x) - 0.5 * float(down.sde.g(at)) ** 2 * down.model.score(
+            at, x, down.sde
+        )
 
     def run(evaluations: int) -> Tensor:
         ts = torch.as_tensor(down.sde.time(down.points(grid, evaluations // each)))
@@ -212,10 +243,16 @@ def with_torchdiffeq(down: Start, method: str, each: int, grid: AbstractGrid) ->
 def others(down: Start) -> Iterator[tuple[str, Run]]:
     for name, grid in GRIDS.items():
         for who, table in (("k-diffusion", K_DIFFUSION), ("published", PUBLISHED)):
-            yield from ((f"{who} {kind}, {name}", by(replace(m, grid=grid), down, each)) for kind, (m, each) in table.items())
+            yield from (
+                (f"{who} {kind}, {name}", by(replace(m, grid=grid), down, each))
+                for kind, (m, each) in table.items()
+            )
         if importlib.util.find_spec("diffusers"):
             for kind, (module, scheduler, options) in DIFFUSERS.items():
-                yield f"diffusers {kind}, {name}", with_diffusers(down, module, scheduler, options, grid)
+                yield (
+                    f"diffusers {kind}, {name}",
+                    with_diffusers(down, module, scheduler, options, grid),
+                )
         for method, each in (("euler", 1), ("midpoint", 2), ("heun2", 2), ("rk4", 4)):
             yield f"torchdiffeq {method}, {name}", with_torchdiffeq(down, method, each, grid)
 
@@ -236,7 +273,9 @@ def deterministic() -> list[dict[str, Any]]:
             "default, of the data": by(replace(default, integrand="data"), down),
         }
         mode = modes_of(law, exact)
-        found = {name: errors(run, exact, law, mode) for name, run in (*ours.items(), *others(down))}
+        found = {
+            name: errors(run, exact, law, mode) for name, run in (*ours.items(), *others(down))
+        }
         for name, by_budget in found.items():
             for n, e in by_budget.items():
                 rows.append({"problem": problem, "sde": sde, "method": name, "evaluations": n, **e})
@@ -247,12 +286,20 @@ def deterministic() -> list[dict[str, Any]]:
     return rows
 
 
-def errors(run: Run, exact: Tensor, law: GaussianMixture, mode: Tensor) -> dict[int, dict[str, float]]:
+def errors(
+    run: Run, exact: Tensor, law: GaussianMixture, mode: Tensor
+) -> dict[int, dict[str, float]]:
     found = {}
     for n in BUDGETS:
         x = run(n)
-        each, stayed = (x - exact).flatten(1).square().mean(1), modes_of(law, x) == mode
-        values = each.sqrt().mean(), each.mean().sqrt(), each[stayed].mean().sqrt(), each.median().sqrt()
+        each = (x - exact).flatten(1).square().mean(1)
+        stayed = modes_of(law, x) == mode
+        values = (
+            each.sqrt().mean(),
+            each.mean().sqrt(),
+            each[stayed].mean().sqrt(),
+            each.median().sqrt(),
+        )
         found[n] = {name: float(value) for name, value in zip(MEASURES, values, strict=True)}
         found[n]["switched"] = float(1 - stayed.double().mean())
     return found
@@ -266,9 +313,15 @@ def show(measure: str, found: dict[str, dict[int, dict[str, float]]], ours: list
     theirs = [name for name in found if name not in ours]
     best = {n: min(theirs, key=lambda name: found[name][n][measure]) for n in BUDGETS}
     floor = {n: found[best[n]][n][measure] for n in BUDGETS}
-    print(f"  {measure:11s} {'best of the others':20s}", "  ".join(f"{floor[n]:.1e} ({best[n]})" for n in BUDGETS))
+    print(
+        f"  {measure:11s} {'best of the others':20s}",
+        "  ".join(f"{floor[n]:.1e} ({best[n]})" for n in BUDGETS),
+    )
     for name in ours:
-        line = "  ".join(f"{found[name][n][measure]:.1e} x {found[name][n][measure] / floor[n]:.2f}" for n in BUDGETS)
+        line = "  ".join(
+            f"{found[name][n][measure]:.1e} x {found[name][n][measure] / floor[n]:.2f}"
+            for n in BUDGETS
+        )
         print(f"  {measure:11s} {name:20s}", line)
 
 
@@ -299,19 +352,24 @@ SETTINGS = [
 
 
 class ForTorchsde(torch.nn.Module):
-    """The reverse equation with time flipped, as torchsde needs it; its srk is for diagonal noise."""
+    """The reverse equation with time flipped, as torchsde needs it; its srk is for diagonal
+    noise.
+    """
 
-    noise_type, sde_type = "diagonal", "ito"
+    noise_type = "diagonal"
+    sde_type = "ito"
 
     def __init__(self, down: Start) -> None:
         super().__init__()
-        self.down, self.last = down, float(down.sde.time(down.span[0]))
+        self.down = down
+        self.last = float(down.sde.time(down.span[0]))
 
     def time(self, s: Tensor) -> float:
         return min(max(self.last - float(s), 0.0), self.last)
 
     def f(self, s: Tensor, x: Tensor) -> Tensor:
-        t, sde = self.time(s), self.down.sde
+        t = self.time(s)
+        sde = self.down.sde
         return float(sde.g(t)) ** 2 * self.down.model.score(t, x, sde) - sde.drift(t, x)
 
     def g(self, s: Tensor, x: Tensor) -> Tensor:
@@ -322,12 +380,20 @@ def with_torchsde(down: Start, steps: int, method: str) -> Tensor:
     equation = ForTorchsde(down)
     span = equation.last - float(down.sde.time(down.span[1]))
     bm = torchsde.BrownianInterval(
-        0.0, span, down.x.shape, dtype=down.x.dtype, entropy=SEED, dt=span / steps, levy_area_approximation="space-time"
+        0.0,
+        span,
+        down.x.shape,
+        dtype=down.x.dtype,
+        entropy=SEED,
+        dt=span / steps,
+        levy_area_approximation="space-time",
     )
     ts = torch.tensor([0.0, span], dtype=torch.float64)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # it warns that the last step is cut by rounding
-        found = torchsde.sdeint(equation, down.x, ts, bm=bm, dt=span / steps * (1 + 1e-12), method=method)
+        found = torchsde.sdeint(
+            equation, down.x, ts, bm=bm, dt=span / steps * (1 + 1e-12), method=method
+        )
     return cast(Tensor, found)[-1]
 
 
@@ -340,10 +406,14 @@ def stochastic() -> list[dict[str, Any]]:
         down = start(law, kernel, n)
         end = law.marginal(float(kernel.time(down.span[1])), kernel)
         reference = end.sample(n, seed=100)
-        runs = {"exact samples": functools.partial(end.sample, n, seed=101)} | noisy(down, evaluations, sde)
+        runs = {"exact samples": functools.partial(end.sample, n, seed=101)} | noisy(
+            down, evaluations, sde
+        )
         print(f"\n{problem}, {sde}, {n:,} samples, {evaluations} evaluations")
         for name, run in runs.items():
-            rows.append({"problem": problem, "sde": sde, "n": n, "evaluations": evaluations, "method": name})
+            rows.append(
+                {"problem": problem, "sde": sde, "n": n, "evaluations": evaluations, "method": name}
+            )
             rows[-1] |= judged(run(), end, reference)
             figures = "  ".join(f"{key} {value:.3g}" for key, value in list(rows[-1].items())[5:])
             print(f"  {name:20s} {figures}", flush=True)
@@ -351,28 +421,54 @@ def stochastic() -> list[dict[str, Any]]:
 
 
 def noisy(down: Start, evaluations: int, sde: str) -> dict[str, Callable[[], Tensor]]:
-    """Samplers at a number of evaluations; most of the others under VP alone: on the clock diffusions differ in their ends."""
-    many, first = len(down.x) > 20_000, list(NOISY)[:4]
-    chosen = first if many else [name for name in NOISY if sde == "vp" or name in first or isinstance(NOISY[name], InTime)]
+    """Samplers at a number of evaluations; most of the others under VP alone: on the clock
+    diffusions differ in their ends.
+    """
+    many = len(down.x) > 20_000
+    first = list(NOISY)[:4]
+    chosen = (
+        first
+        if many
+        else [
+            name
+            for name in NOISY
+            if sde == "vp" or name in first or isinstance(NOISY[name], InTime)
+        ]
+    )
     runs: dict[str, Callable[[], Tensor]] = {
-        name: functools.partial(by(NOISY[name], down, EACH.get(name, 1)), evaluations) for name in chosen
+        name: functools.partial(by(NOISY[name], down, EACH.get(name, 1)), evaluations)
+        for name in chosen
     }
     if down.x.numel() < 1_000_000:
         for method, each in (("euler", 1), ("srk", 10)):
-            runs[f"torchsde {method}"] = functools.partial(with_torchsde, down, evaluations // each, method)
+            runs[f"torchsde {method}"] = functools.partial(
+                with_torchsde, down, evaluations // each, method
+            )
     return runs
 
 
 def judged(x: Tensor, law: GaussianMixture, reference: Tensor) -> dict[str, float]:
-    """Worst deviations in standard errors, of weights, means and covariances; and the sliced Wasserstein distance."""
+    """Worst deviations in standard errors, of weights, means and covariances; and the sliced
+    Wasserstein distance.
+    """
     if not bool(torch.isfinite(x).all()):
         return dict.fromkeys(("weights", "means", "covariances", "floor", "wasserstein"), math.nan)
-    x, reference = x[:, : 64 if x.shape[1] > 64 else None], reference[:, : 64 if x.shape[1] > 64 else None]
+    x, reference = (
+        x[:, : 64 if x.shape[1] > 64 else None],
+        reference[:, : 64 if x.shape[1] > 64 else None],
+    )
     found = modes(x, seen(law, x.shape[1]))
-    scores = {"weights": found.weight_scores, "means": found.mean_scores, "covariances": found.covariance_scores}
+    scores = {
+        "weights": found.weight_scores,
+        "means": found.mean_scores,
+        "covariances": found.covariance_scores,
+    }
     worst = {name: float(abs(values).max()) for name, values in scores.items()}
     size = 5_000
-    return worst | {"floor": found.floor(), "wasserstein": sliced_wasserstein(x[:size], reference[:size])}
+    return worst | {
+        "floor": found.floor(),
+        "wasserstein": sliced_wasserstein(x[:size], reference[:size]),
+    }
 
 
 def seen(law: GaussianMixture, d: int) -> GaussianMixture:
@@ -388,7 +484,11 @@ def draw(rows: list[dict[str, Any]], file: str) -> None:
     for (i, problem), (j, sde) in itertools.product(enumerate(MIXTURES), enumerate(SDES)):
         place: Axes = axes[i, j]
         here = [r for r in rows if (r["problem"], r["sde"]) == (problem, sde)]
-        for name in dict.fromkeys(r["method"] for r in here if r["method"] not in ("default, log-SNR", "default, of the data")):
+        for name in dict.fromkeys(
+            r["method"]
+            for r in here
+            if r["method"] not in ("default, log-SNR", "default, of the data")
+        ):
             points = [(r["evaluations"], r["mean"]) for r in here if r["method"] == name]
             style: dict[str, Any] = {"color": "0.8", "linewidth": 0.7, "zorder": 1}
             if name == "default":
@@ -407,16 +507,24 @@ def draw(rows: list[dict[str, Any]], file: str) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parts = ("deterministic", "stochastic")
     parser.add_argument("parts", nargs="*", choices=parts, default=parts)
     parser.add_argument(
-        "--mixtures", type=int, default=FIRST, metavar="FIRST", help=f"the seed of the first of three ({FIRST})"
+        "--mixtures",
+        type=int,
+        default=FIRST,
+        metavar="FIRST",
+        help=f"the seed of the first of three ({FIRST})",
     )
     arguments = parser.parse_args()
     wanted = arguments.parts
     MIXTURES.update(mixtures(arguments.mixtures))
-    result: dict[str, Any] = {"environment": environment(dtype="float64", seed=SEED, mixtures=arguments.mixtures)}
+    result: dict[str, Any] = {
+        "environment": environment(dtype="float64", seed=SEED, mixtures=arguments.mixtures)
+    }
     with torch.no_grad():
         if "deterministic" in wanted:
             result["deterministic"] = deterministic()

@@ -1,11 +1,13 @@
-"""The default on data of any mean and scale, with nothing said of them, over the centred and scaled problem.
+"""The default on data of any mean and scale, with nothing said of them, over the centred and scaled
+problem.
 
-A mixture of three modes in two dimensions is moved and scaled, and the diffusion's range of noise with it
-where that is its own parameter (VE, EDM). Error is the mean over samples of the distance of x(end) from the
-solve with 1,500 steps, from the same numbers; the ratio is that to the error on the mixture with mean 0 and
-standard deviation 1 which knows both. The models: the mixture itself, a plain score, and a denoiser read by
-`from_edm`; of the last two, mean and standard deviation are estimated when a solve begins. Law: the largest
-deviation of mean and standard deviation of a coordinate of the samples, in standard errors.
+A mixture of three modes in two dimensions is moved and scaled, and the diffusion's range of noise
+with it where that is its own parameter (VE, EDM). Error is the mean over samples of the distance of
+x(end) from the solve with 1,500 steps, from the same numbers; the ratio is that to the error on the
+mixture with mean 0 and standard deviation 1 which knows both. The models: the mixture itself, a
+plain score, and a denoiser read by `from_edm`; of the last two, mean and standard deviation are
+estimated when a solve begins. Law: the largest deviation of mean and standard deviation of a
+coordinate of the samples, in standard errors.
 
     python benchmarks/scale.py
 """
@@ -18,9 +20,18 @@ import torch
 from _bench import environment, save
 from torch import Tensor
 
-from sdekit_diffusion import EDMSDE, VESDE, VPSDE, AbstractDiffusion, GaussianMixture, from_edm, sample
+from sdekit_diffusion import (
+    EDMSDE,
+    VESDE,
+    VPSDE,
+    AbstractDiffusion,
+    GaussianMixture,
+    from_edm,
+    sample,
+)
 
-SEED, SAMPLES = 5, 2000
+SEED = 5
+SAMPLES = 2000
 BUDGETS = (5, 10, 20, 50, 100)
 SCALES = ((0.0, 1.0), (5.0, 20.0), (0.0, 0.01), (0.0, 100.0))
 MEANS = torch.tensor([[-1.0, 0.3], [0.9, -0.6], [0.2, 1.1]], dtype=torch.float64)
@@ -49,7 +60,10 @@ def models(law: GaussianMixture, sde: AbstractDiffusion) -> dict[str, Any]:
     found: dict[str, Any] = {"mixture": law, "plain score": score}
     if isinstance(sde, EDMSDE):
         found["from_edm"] = from_edm(
-            lambda x, sigma: law.denoise(sigma, x, sde), sigma_max=sde.sigma_max, shape=(2,), data_range=None
+            lambda x, sigma: law.denoise(sigma, x, sde),
+            sigma_max=sde.sigma_max,
+            shape=(2,),
+            data_range=None,
         )
     return found
 
@@ -78,15 +92,28 @@ def main() -> None:
                 off = (x.mean(0) - law.data_mean).abs() / (x.std(0) / math.sqrt(SAMPLES))
                 ratios = {n: found[n] / known[name][n] for n in BUDGETS}
                 spread = float(x.var(0, correction=0).mean().sqrt()) / std
-                rows.append({"mean": mean, "std": std, "sde": name, "model": kind, "errors": found, "ratios": ratios})
+                rows.append(
+                    {
+                        "mean": mean,
+                        "std": std,
+                        "sde": name,
+                        "model": kind,
+                        "errors": found,
+                        "ratios": ratios,
+                    }
+                )
                 rows[-1] |= {"std of samples": spread, "mean in standard errors": float(off.max())}
                 shown = "  ".join(f"{n}: {ratio:.3f}" for n, ratio in ratios.items())
                 print(
-                    f"mean {mean:g}, std {std:g}, {name:3s} {kind:12s} {shown}   std of samples {spread:.3f}, "
+                    f"mean {mean:g}, std {std:g}, {name:3s} {kind:12s} {shown}   std of samples "
+                    f"{spread:.3f}, "
                     f"mean off by {float(off.max()):.1f} standard errors",
                     flush=True,
                 )
-    save("scale", {"environment": environment(dtype="float64", seed=SEED, samples=SAMPLES), "rows": rows})
+    save(
+        "scale",
+        {"environment": environment(dtype="float64", seed=SEED, samples=SAMPLES), "rows": rows},
+    )
 
 
 if __name__ == "__main__":

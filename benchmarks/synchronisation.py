@@ -1,7 +1,8 @@
-"""What makes the host wait for the device, and how many kernels a step launches: each at two numbers of steps.
+"""What makes the host wait for the device, and how many kernels a step launches: each at two
+numbers of steps.
 
-Counted by the profiler on a GPU, else on the simulated one of tests/simulated_gpu.py, where nothing is timed.
-`python benchmarks/synchronisation.py [--json] [sampling] [solving] [adaptive] [training]`
+Counted by the profiler on a GPU, else on the simulated one of tests/simulated_gpu.py, where nothing
+is timed. `python benchmarks/synchronisation.py [--json] [sampling] [solving] [adaptive] [training]`
 """
 
 import json
@@ -47,15 +48,24 @@ from sdekit_diffusion import (
     variational_bound,
 )
 
-Case = Callable[[int], int | None]  # from a number of steps to that of rounds, where the case chooses its own
+# From a number of steps to that of rounds, where the case chooses its own.
+Case = Callable[[int], int | None]
 
-BATCH, SHAPE = 24, (3, 32, 32)
+BATCH = 24
+SHAPE = (3, 32, 32)
 REAL = torch.cuda.is_available()
 PLACE = "cuda" if REAL else DEVICE
-# Two numbers of steps for each method: some need a number of steps, and others take many moves in each.
+# Two numbers of steps for each method: some need a number of steps, and others take many moves in
+# each.
 STEPS = {"ncsn": (2, 3), "ncsnv2": (4, 8), "reverse_diffusion": (24, 36), "ancestral": (24, 36)}
-STEPS |= {"default": (25, 50), "sde": (25, 50), "ddpm": (120, 280)}  # the last passes two looks at whether x is finite
-SYNCHRONISING = ("cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSynchronize", "cudaMemcpy")
+# The last passes two looks at whether x is finite.
+STEPS |= {"default": (25, 50), "sde": (25, 50), "ddpm": (120, 280)}
+SYNCHRONISING = (
+    "cudaStreamSynchronize",
+    "cudaDeviceSynchronize",
+    "cudaEventSynchronize",
+    "cudaMemcpy",
+)
 
 
 @dataclass(frozen=True)
@@ -106,40 +116,69 @@ def sampling() -> Iterator[tuple[str, tuple[int, int], Case]]:
 def solving() -> Iterator[tuple[str, tuple[int, int], Case]]:
     """`solve` and its gradients on a fixed grid, by both kinds of noise."""
     weight = torch.ones(3, 1, 1).to(PLACE).requires_grad_()
-    equation = SDE(lambda t, x: -weight * x, lambda t, x: torch.ones_like(x), "additive", "stratonovich")
+    equation = SDE(
+        lambda t, x: -weight * x, lambda t, x: torch.ones_like(x), "additive", "stratonovich"
+    )
 
     def run(n: int, *, x: Tensor, solver: Any, noise: Any, gradient: Any) -> None:  # noqa: ANN401 - arguments of `solve`
-        solution = solve(equation, x, uniform(0.0, 1.0, n), solver=solver, noise=noise, gradient=gradient)
+        solution = solve(
+            equation, x, uniform(0.0, 1.0, n), solver=solver, noise=noise, gradient=gradient
+        )
         solution.x.sum().backward()
 
-    large, small = torch.ones(BATCH, *SHAPE).to(PLACE), torch.ones(4, 3, 2, 2).to(PLACE)
+    large = torch.ones(BATCH, *SHAPE).to(PLACE)
+    small = torch.ones(4, 3, 2, 2).to(PLACE)
     for noise in (WhiteNoise(0), BrownianPath(0)):
         name = type(noise).__name__
-        yield name, (6, 30), partial(run, x=large, solver=EulerMaruyama(), noise=noise, gradient=None)
-        yield f"{name}, small", (60, 300), partial(run, x=small, solver=EulerMaruyama(), noise=noise, gradient=None)
-        yield f"{name}, ShARK", (6, 80), partial(run, x=small, solver=ShARK(), noise=noise, gradient=None)
+        yield (
+            name,
+            (6, 30),
+            partial(run, x=large, solver=EulerMaruyama(), noise=noise, gradient=None),
+        )
+        yield (
+            f"{name}, small",
+            (60, 300),
+            partial(run, x=small, solver=EulerMaruyama(), noise=noise, gradient=None),
+        )
+        yield (
+            f"{name}, ShARK",
+            (6, 80),
+            partial(run, x=small, solver=ShARK(), noise=noise, gradient=None),
+        )
         for gradient in (Checkpointed(), Reversible()):
             case = partial(run, x=small, solver=ReversibleHeun(), noise=noise, gradient=gradient)
             yield f"{name}, {type(gradient).__name__}", (20, 100), case
 
 
 def adaptive() -> Iterator[tuple[str, tuple[int, int], Case]]:
-    """Adaptive solves, whose first number is the exponent of the tolerance: the counts are those of rounds."""
-    model, x = model_of(shape=(3, 2, 2)), torch.ones(4, 3, 2, 2).to(PLACE)
+    """Adaptive solves, whose first number is the exponent of the tolerance: the counts are those of
+    rounds.
+    """
+    model = model_of(shape=(3, 2, 2))
+    x = torch.ones(4, 3, 2, 2).to(PLACE)
     equation = SDE(lambda t, x: -x, lambda t, x: torch.ones_like(x), "additive")
 
     def rounds(solution: Any) -> int:  # noqa: ANN401 - a Solution
         return int((solution.accepted + solution.rejected).max())
 
     def flow(n: int) -> int:
-        return rounds(sample(model, 4, method=AdaptiveFlow(10.0**-n, 10.0**-n), seed=0, return_solution=True))
+        return rounds(
+            sample(model, 4, method=AdaptiveFlow(10.0**-n, 10.0**-n), seed=0, return_solution=True)
+        )
 
     def path(n: int) -> int:
-        return rounds(sample(model, 4, method=AdaptiveSDE(0.5**n, 0.5**n), seed=0, return_solution=True))
+        return rounds(
+            sample(model, 4, method=AdaptiveSDE(0.5**n, 0.5**n), seed=0, return_solution=True)
+        )
 
     def outputs(n: int) -> int:
-        control, ts = PIDController(10.0**-n, 10.0**-n), uniform(0.0, 1.0, 10)
-        return rounds(solve(equation, x, ts, solver=ShARK(), noise=BrownianPath(0), control=control, save="all"))
+        control = PIDController(10.0**-n, 10.0**-n)
+        ts = uniform(0.0, 1.0, 10)
+        return rounds(
+            solve(
+                equation, x, ts, solver=ShARK(), noise=BrownianPath(0), control=control, save="all"
+            )
+        )
 
     def likelihood(n: int) -> int:
         solver = AdaptiveFlow(10.0**-n, 10.0**-n)
@@ -155,17 +194,27 @@ def adaptive() -> Iterator[tuple[str, tuple[int, int], Case]]:
 
 def training() -> Iterator[tuple[str, tuple[int, int], Case]]:
     """Updates of a training run, and the terms of a variational bound."""
-    data, shape = torch.zeros(64, 3, 8, 8), (3, 8, 8)
+    data = torch.zeros(64, 3, 8, 8)
+    shape = (3, 8, 8)
 
     def run(n: int, *, sde: Any, **settings: Any) -> None:  # noqa: ANN401 - of the recipe
-        fit(model_of(sde, shape), data, Recipe(steps=n, batch_size=16, warmup=2, **settings), progress=False)
+        fit(
+            model_of(sde, shape),
+            data,
+            Recipe(steps=n, batch_size=16, warmup=2, **settings),
+            progress=False,
+        )
 
     def bound(n: int) -> None:
         times = uniform(0.01, 1.0, n - 1)
         variational_bound(model_of(shape=shape), torch.zeros(4, *shape).to(PLACE), times=times)
 
     yield "fit", (10, 110), partial(run, sde="vp")
-    yield "fit, likelihood weighting", (5, 20), partial(run, sde="subvp", weighting="likelihood", flip=True, accumulate=2)
+    yield (
+        "fit, likelihood weighting",
+        (5, 20),
+        partial(run, sde="subvp", weighting="likelihood", flip=True, accumulate=2),
+    )
     yield "fit, discrete levels", (5, 20), partial(run, sde=DDPM(), discrete=True)
     yield "variational_bound", (5, 20), bound
 
@@ -188,7 +237,9 @@ def counted(case: Case, n: int, gpu: SimulatedGPU | None) -> tuple[int, list[str
 
 
 def rows(groups: list[str]) -> Iterator[Row]:
-    """All cases of some groups, the smaller number of steps first: it includes what is set up once."""
+    """All cases of some groups, the smaller number of steps first: it includes what is set up
+    once.
+    """
     with nullcontext() if REAL else SimulatedGPU() as gpu:
         for group in groups:
             for name, sizes, case in GROUPS[group]():
@@ -204,7 +255,10 @@ def main() -> None:
     if "--json" in sys.argv:
         print(json.dumps([asdict(row) for row in rows(asked)]))
         return
-    print(f"device: {torch.cuda.get_device_name() if REAL else 'simulated'}; images: {(BATCH, *SHAPE)}\n")
+    print(
+        f"device: {torch.cuda.get_device_name() if REAL else 'simulated'}; images: "
+        f"{(BATCH, *SHAPE)}\n"
+    )
     print(f"{'':28s} {'steps':>10s} {'waits':>10s} {'kernels a step':>15s}")
     for row in rows(asked):
         steps, waits = (" ".join(f"{n:4d}" for n in numbers) for numbers in (row.steps, row.waits))
@@ -214,4 +268,5 @@ def main() -> None:
 if __name__ == "__main__":
     main()
     sys.stdout.flush()
-    os._exit(0)  # autograd's thread for the simulated device does not end, and would abort the interpreter
+    # Autograd's thread for the simulated device does not end, and would abort the interpreter.
+    os._exit(0)

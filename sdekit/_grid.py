@@ -36,9 +36,13 @@ def geometric(t0: float, t1: float, steps: int) -> Tensor:
         [1.0, 0.1, 0.01]
     """
     if not (t0 > 0 and t1 > 0):
-        raise ValueError(f"a geometric grid needs two positive times, not {t0} and {t1}; use uniform, or shift the time")
+        raise ValueError(
+            f"a geometric grid needs two positive times, not {t0} and {t1}; use "
+            "uniform, or shift the time"
+        )
     grid = uniform(math.log(t0), math.log(t1), steps).exp()
-    grid[0], grid[-1] = t0, t1
+    grid[0] = t0
+    grid[-1] = t1
     return grid
 
 
@@ -59,17 +63,26 @@ def times(ts: Tensor | Sequence[float]) -> list[float]:
         values = torch.as_tensor(ts, dtype=torch.float64)
     except (TypeError, ValueError, RuntimeError) as error:
         given = f"{ts!r:.60}"
-        raise TypeError(f"ts must be a tensor or a sequence of numbers, not {given}; give [0.0, 1.0], for example") from error
+        raise TypeError(
+            f"ts must be a tensor or a sequence of numbers, not {given}; give [0.0, "
+            "1.0], for example"
+        ) from error
     if values.ndim != 1 or values.numel() < 2:
-        raise ValueError(f"ts must be one-dimensional with at least two times, not of shape {tuple(values.shape)}")
+        raise ValueError(
+            "ts must be one-dimensional with at least two times, not of shape "
+            f"{tuple(values.shape)}"
+        )
     steps = values.diff()
     if not bool(torch.isfinite(values).all()):
         raise ValueError("ts holds a time that is not finite; give finite times")
     if not (bool((steps > 0).all()) or bool((steps < 0).all())):
-        raise ValueError("ts must increase strictly or decrease strictly; sort it and drop the repeated times")
+        raise ValueError(
+            "ts must increase strictly or decrease strictly; sort it and drop the repeated times"
+        )
     try:
         return values.tolist()
-    except RuntimeError:  # under a transform of torch.func some versions of torch show single numbers only
+    # Under a transform of torch.func some versions of torch show single numbers only.
+    except RuntimeError:
         return [float(value) for value in values]
 
 
@@ -91,10 +104,13 @@ class Dyadic:
     def __post_init__(self) -> None:
         knots = torch.as_tensor(self.knots, dtype=torch.float64).tolist()
         if len(knots) < 2 or not all(a < b and math.isfinite(b - a) for a, b in pairwise(knots)):
-            raise ValueError(f"knots must be at least two increasing finite times, not {self.knots}")
+            raise ValueError(
+                f"knots must be at least two increasing finite times, not {self.knots}"
+            )
         if not 1 <= self.depth <= 32 or self.cells << self.depth > 1 << 36:
             raise ValueError(
-                f"depth must be from 1 to 32, and 2^depth times the number of cells at most 2^36, not {self.depth}"
+                "depth must be from 1 to 32, and 2^depth times the number of cells at most 2^36, "
+                f"not {self.depth}"
             )
         object.__setattr__(self, "knots", tuple(knots))
 
@@ -111,15 +127,29 @@ class Dyadic:
         outer cells go on.
         """
         knots = self.knots_on(t.device)
-        cell = torch.searchsorted(knots, t.to(torch.float64), right=True).sub_(1).clamp_(0, self.cells - 1)
+        cell = (
+            torch.searchsorted(knots, t.to(torch.float64), right=True)
+            .sub_(1)
+            .clamp_(0, self.cells - 1)
+        )
         start = knots[cell]
-        return ((t - start) / (knots[cell + 1] - start)).mul_(1 << self.depth).round_().to(torch.int64).add_(cell << self.depth)
+        return (
+            ((t - start) / (knots[cell + 1] - start))
+            .mul_(1 << self.depth)
+            .round_()
+            .to(torch.int64)
+            .add_(cell << self.depth)
+        )
 
     def times(self, ticks: Tensor) -> Tensor:
         """The times of ticks, float64."""
         knots = self.knots_on(ticks.device)
         cell = (ticks >> self.depth).clamp_(0, self.cells - 1)
-        return torch.lerp(knots[cell], knots[cell + 1], (ticks - (cell << self.depth)).to(torch.float64) * 2.0**-self.depth)
+        return torch.lerp(
+            knots[cell],
+            knots[cell + 1],
+            (ticks - (cell << self.depth)).to(torch.float64) * 2.0**-self.depth,
+        )
 
     def after(self, t: Tensor, h: Tensor, direction: int, coarse: Tensor) -> tuple[Tensor, Tensor]:
         """The end of the longest dyadic interval that begins at t and is at most h long, and the
@@ -133,10 +163,14 @@ class Dyadic:
             direction: 1 or -1.
             coarse: how many of the lowest bits of a tick are not used, by cell, `(cells,)`.
         """
-        ticks, knots = self.ticks(t), self.knots_on(t.device)
+        ticks = self.ticks(t)
+        knots = self.knots_on(t.device)
         cell = ((ticks if direction > 0 else ticks - 1) >> self.depth).clamp_(0, self.cells - 1)
-        tick, least = (knots[cell + 1] - knots[cell]) * 2.0**-self.depth, torch.ones_like(ticks) << coarse[cell]
-        whole = torch.minimum(torch.maximum(h / tick, least.to(torch.float64)), least.new_tensor(1 << self.depth))
+        tick = (knots[cell + 1] - knots[cell]) * 2.0**-self.depth
+        least = torch.ones_like(ticks) << coarse[cell]
+        whole = torch.minimum(
+            torch.maximum(h / tick, least.to(torch.float64)), least.new_tensor(1 << self.depth)
+        )
         longest = torch.ones_like(ticks) << whole.log2_().add_(1e-9).floor_().to(torch.int64)
         inside = ticks - (cell << self.depth)
         aligned = torch.where(inside == 0, 1 << self.depth, inside & -inside)

@@ -4,7 +4,9 @@ from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 
 
-def did_you_mean(given: object, known: Iterable[object], meant: Mapping[str, str] | None = None) -> str:
+def did_you_mean(
+    given: object, known: Iterable[object], meant: Mapping[str, str] | None = None
+) -> str:
     """The end of a message on an unknown name: "; did you mean 'heun'?", or "" if none is near.
 
     Arguments:
@@ -25,5 +27,9 @@ def did_you_mean(given: object, known: Iterable[object], meant: Mapping[str, str
     names: dict[str, object] = {str(name).lower(): name for name in known}
     others = {**names, **(meant or {})}
     low = given.lower().replace("-", "_")
-    near = [low] if low in others else get_close_matches(given.lower(), names, n=1) or get_close_matches(low, others, n=1)
+    near = (
+        [low]
+        if low in others
+        else get_close_matches(given.lower(), names, n=1) or get_close_matches(low, others, n=1)
+    )
     return f"; did you mean {others[near[0]]!r}?" if near else ""

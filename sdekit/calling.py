@@ -26,7 +26,22 @@ __all__ = [
 ]
 
 _TIMES = {"t", "time", "times", "timestep", "timesteps", "sigma", "tau", "log_snr", "noise_level"}
-_STATES = {"x", "y", "z", "u", "xt", "x_t", "state", "states", "sample", "samples", "image", "images", "point", "points"}
+_STATES = {
+    "x",
+    "y",
+    "z",
+    "u",
+    "xt",
+    "x_t",
+    "state",
+    "states",
+    "sample",
+    "samples",
+    "image",
+    "images",
+    "point",
+    "points",
+}
 
 
 def require_call(function: Callable[..., Any], call: str, *given: object, **named: object) -> None:
@@ -51,7 +66,8 @@ def require_call(function: Callable[..., Any], call: str, *given: object, **name
         signature.bind(*given, **named)
     except TypeError as error:
         raise TypeError(
-            f"a function that is called as {call} has the signature {signature}, which does not fit ({error}); let it take "
+            f"a function that is called as {call} has the signature {signature}, which does not "
+            f"fit ({error}); let it take "
             "these arguments, even those that it does not use"
         ) from None
 
@@ -73,7 +89,9 @@ def missing(function: Callable[..., Any], *given: object, **named: object) -> li
     return [
         name
         for name, parameter in signature.parameters.items()
-        if name not in bound and parameter.default is parameter.empty and parameter.kind not in optional
+        if name not in bound
+        and parameter.default is parameter.empty
+        and parameter.kind not in optional
     ]
 
 
@@ -128,7 +146,9 @@ def _first_two(function: Callable[..., Any]) -> tuple[str, str]:
         parameters = inspect.signature(getattr(function, "forward", function)).parameters.values()
     except (TypeError, ValueError):
         return "", ""
-    positional = [p.name.lower() for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    positional = [
+        p.name.lower() for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
+    ]
     return (positional[0], positional[1]) if len(positional) > 1 else ("", "")
 
 
@@ -146,15 +166,18 @@ class ChangedError(RuntimeError):
 def changed_in_place(name: str) -> ChangedError:
     """The error to raise for a function that changes what it is given."""
     return ChangedError(
-        f"{name} changes its input in place, which the solver still needs; begin with x = x.clone(), or replace the operation "
-        "(x.mul_(2), x += 1, nn.ReLU(inplace=True) as the first layer) by one that returns a new tensor"
+        f"{name} changes its input in place, which the solver still needs; begin with x = "
+        "x.clone(), or replace the operation "
+        "(x.mul_(2), x += 1, nn.ReLU(inplace=True) as the first layer) by one that returns a new "
+        "tensor"
     )
 
 
 def overwritten(name: str) -> ChangedError:
     """The error to raise for a function that writes into what it returned before."""
     return ChangedError(
-        f"{name} overwrites the tensor that it returned before, which the solver still needs; return a new tensor from each "
+        f"{name} overwrites the tensor that it returned before, which the solver still needs; "
+        "return a new tensor from each "
         "call, or a copy of the buffer: buffer.clone()"
     )
 
@@ -174,7 +197,9 @@ def checked_call(name: str, function: Callable[..., Any], *arguments: Any, **mor
     """
     tensors = [value for value in (*arguments, *more.values()) if isinstance(value, Tensor)]
     if any(map(uncounted, tensors)):
-        return function(*map(_copied, arguments), **{key: _copied(value) for key, value in more.items()})
+        return function(
+            *map(_copied, arguments), **{key: _copied(value) for key, value in more.items()}
+        )
     versions = [value._version for value in tensors]
     try:
         result = function(*arguments, **more)
@@ -191,7 +216,12 @@ def is_kept_leaf(value: Any) -> bool:  # noqa: ANN401
     """Whether torch refuses changes of a value in place: a leaf that requires gradients, while they
     are recorded.
     """
-    return isinstance(value, Tensor) and value.requires_grad and value.is_leaf and torch.is_grad_enabled()
+    return (
+        isinstance(value, Tensor)
+        and value.requires_grad
+        and value.is_leaf
+        and torch.is_grad_enabled()
+    )
 
 
 def changes(function: Callable[..., Any], given: Sequence[Any], named: Mapping[str, Any]) -> bool:
@@ -217,10 +247,14 @@ def checked_output(name: str, value: object, shape: tuple[int, ...], x: Tensor) 
         ValueError: for another shape.
     """
     if not isinstance(value, Tensor):
-        raise TypeError(f"{name} returned {type(value).__name__}; it must return a tensor of shape {tuple(shape)}")
+        raise TypeError(
+            f"{name} returned {type(value).__name__}; it must return a tensor of shape "
+            f"{tuple(shape)}"
+        )
     if value.shape != shape:
         raise ValueError(
-            f"{name} returned shape {tuple(value.shape)} for x of shape {tuple(x.shape)}; it must return {tuple(shape)}"
+            f"{name} returned shape {tuple(value.shape)} for x of shape {tuple(x.shape)}; it must "
+            f"return {tuple(shape)}"
         )
     if value.dtype == x.dtype:
         return value
@@ -235,7 +269,11 @@ def require_real(name: str, value: Tensor, x: Tensor) -> None:
         TypeError: says what to return.
     """
     if not value.is_floating_point():
-        remedy = "return its real part" if value.is_complex() else "return floating numbers, as by .to(x.dtype)"
+        remedy = (
+            "return its real part"
+            if value.is_complex()
+            else ("return floating numbers, as by .to(x.dtype)")
+        )
         raise TypeError(f"{name} returned {value.dtype} for x of {x.dtype}; {remedy}")
 
 
@@ -247,6 +285,7 @@ def require_derivative(name: str, value: Tensor, x: Tensor) -> None:
     """
     if x.requires_grad and value.is_inference():
         raise RuntimeError(
-            f"{name} returned a tensor made in inference mode, through which no derivative passes, and one is asked "
+            f"{name} returned a tensor made in inference mode, through which no derivative passes, "
+            "and one is asked "
             "for; leave torch.inference_mode out of it"
         )

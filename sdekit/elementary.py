@@ -19,12 +19,13 @@ import torch
 from torch import Tensor
 
 __all__ = [
-    "Time", "asinh", "atan", "axpy", "broadcast", "clip", "exp", "expm1", "log", "log1p", "norm", "reciprocal", "scaled",
-    "sigmoid", "sin", "softplus", "sqrt", "tan",
+    "Time", "asinh", "atan", "axpy", "broadcast", "clip", "exp", "expm1", "log", "log1p", "norm",
+    "reciprocal", "scaled", "sigmoid", "sin", "softplus", "sqrt", "tan",
 ]  # fmt: skip
 
 Time = float | Tensor
-_ZERO = torch.zeros((), dtype=torch.float32, device="cpu")  # of no dimension, so that it goes with any device
+# Of no dimension, so that it goes with any device.
+_ZERO = torch.zeros((), dtype=torch.float32, device="cpu")
 
 
 class _Elementary(Protocol):
@@ -35,7 +36,9 @@ class _Elementary(Protocol):
     def __call__(self, value: Time, /) -> Time: ...
 
 
-def _elementary(scalar: Callable[[float], float], tensor: Callable[[Tensor], Tensor]) -> _Elementary:
+def _elementary(
+    scalar: Callable[[float], float], tensor: Callable[[Tensor], Tensor]
+) -> _Elementary:
     def function(value: Time, /) -> Time:
         return tensor(value) if isinstance(value, Tensor) else scalar(value)
 
@@ -74,8 +77,11 @@ log1p = _elementary(math.log1p, torch.log1p)
 reciprocal = _elementary(_reciprocal, torch.reciprocal)
 sigmoid = _elementary(_sigmoid, _sigmoid_of_tensor)
 sin = _elementary(math.sin, torch.sin)
-# Not logaddexp, whose rounding depends on a number's place in the tensor: bits would depend on the batch.
-softplus = _elementary(_softplus, lambda value: value.clamp(min=0) + value.abs().neg().exp().log1p())
+# Not logaddexp, whose rounding depends on a number's place in the tensor: bits would depend on the
+# batch.
+softplus = _elementary(
+    _softplus, lambda value: value.clamp(min=0) + value.abs().neg().exp().log1p()
+)
 sqrt = _elementary(math.sqrt, torch.sqrt)
 tan = _elementary(math.tan, torch.tan)
 

@@ -50,7 +50,11 @@ from sdekit_diffusion._sampling.method import AbstractMethod, Descent, InTime, O
 from sdekit_diffusion._sampling.methods import METHODS
 from sdekit_diffusion._sampling.ncsn_settings import NCSNSettings, ncsn_settings, ncsnv2_settings
 from sdekit_diffusion._sampling.sample import sample
-from sdekit_diffusion._sampling.techniques import geometric_sigmas, langevin_step_size, max_pairwise_distance
+from sdekit_diffusion._sampling.techniques import (
+    geometric_sigmas,
+    langevin_step_size,
+    max_pairwise_distance,
+)
 from sdekit_diffusion._storage.shards import Shards
 from sdekit_diffusion._training.fit import fit, validation_loss
 from sdekit_diffusion._training.loop import Record, Training

@@ -26,7 +26,8 @@ from sdekit_diffusion._training.clear import clear
 from sdekit_diffusion._training.fit import require_minutes
 from sdekit_diffusion._training.history import newest
 
-_ERRORS = (ValueError, TypeError, ArithmeticError, OSError, ImportError, RuntimeError)  # CheckpointError is a ValueError
+# CheckpointError is a ValueError.
+_ERRORS = (ValueError, TypeError, ArithmeticError, OSError, ImportError, RuntimeError)
 
 
 @with_names
@@ -45,15 +46,16 @@ def train(
     resume: bool = False,
     overwrite: bool = False,
 ) -> None:
-    """Train a score model and write a run folder: config.json, weights-*.safetensors, metrics.jsonl, checkpoints.
+    """Train a score model and write a run folder: config.json, weights-*.safetensors,
+    metrics.jsonl, checkpoints.
 
-    Under torchrun all processes train together. Ctrl-C and SIGTERM end the run with a checkpoint, as --minutes does; the same
-    command with --resume goes on from there.
+    Under torchrun all processes train together. Ctrl-C and SIGTERM end the run with a checkpoint,
+    as --minutes does; the same command with --resume goes on from there.
 
-    Args:
-        run: the folder to write.
-        data: digits, mnist, fashion-mnist, moons, swissroll, eight_gaussians, checkerboard, spiral; a .npy or .npz file; a
-            folder of images; hf: and what Hugging Face's datasets can open, such as hf:a/folder, or hf-stream: to stream it.
+    Args: run: the folder to write. data: digits, mnist, fashion-mnist, moons, swissroll,
+        eight_gaussians, checkerboard, spiral; a .npy or .npz file; a
+            folder of images; hf: and what Hugging Face's datasets can open, such as hf:a/folder, or
+            hf-stream: to stream it.
         sde: the diffusion to train under: {diffusions}; subvp unless given, or the network's
             own.
         net: the network, what it is told and what it predicts.
@@ -66,7 +68,9 @@ def train(
         overwrite: write into a folder that is not empty, over an older run.
     """
     if resume and overwrite:
-        raise ValueError("--resume goes on with a run and --overwrite begins it anew: give one of them")
+        raise ValueError(
+            "--resume goes on with a run and --overwrite begins it anew: give one of them"
+        )
     source = sdekit_diffusion.data.load(data)
     with joined(device) as place:
         torch.manual_seed(recipe.seed)
@@ -80,15 +84,30 @@ def train(
         wait()
         begun = time.perf_counter()
         records = sdekit_diffusion.fit(
-            model, source.train, recipe, transform=source.scale.encode, folder=run, resume=resume, minutes=minutes, log=log,
-            measures=measures, notes={"data": {"name": source.name}, "device": device},
-        )  # fmt: skip
+            model,
+            source.train,
+            recipe,
+            transform=source.scale.encode,
+            folder=run,
+            resume=resume,
+            minutes=minutes,
+            log=log,
+            measures=measures,
+            notes={"data": {"name": source.name}, "device": device},
+        )
         if rank() == 0:
-            size, seconds = sum(p.numel() for p in model.parameters()), time.perf_counter() - begun
+            size = sum(p.numel() for p in model.parameters())
+            seconds = time.perf_counter() - begun
             samples = "a stream" if source.size is None else f"{source.size} samples"
-            print(f"trained {size:,} parameters on {samples} of {data} in {seconds:.0f} s; wrote {run}")
+            print(
+                f"trained {size:,} parameters on {samples} of {data} in {seconds:.0f} s; wrote "
+                f"{run}"
+            )
             if records and records[-1].step < recipe.steps:
-                print(f"{records[-1].step} of {recipe.steps} updates are done; the same command with --resume goes on")
+                print(
+                    f"{records[-1].step} of {recipe.steps} updates are done; the same command "
+                    "with --resume goes on"
+                )
 
 
 def sample(
@@ -103,17 +122,17 @@ def sample(
 ) -> None:
     """Draw samples from a trained model, in the range and the type of its data.
 
-    They are kept batch by batch in a folder beside the output until that is done: after a kill the same command goes on. By
-    torchrun --nproc-per-node N -m -- sdekit_diffusion sample ... N processes share the work; the samples are the same.
+    They are kept batch by batch in a folder beside the output until that is done: after a kill the
+    same command goes on. By torchrun --nproc-per-node N -m -- sdekit_diffusion sample ... N
+    processes share the work; the samples are the same.
 
-    Args:
-        run: the folder that train wrote.
-        n: how many.
-        out: a .npz file with the array `samples`, a .npy file, a .png picture, a folder of images 000000.png, ..., or a folder
+    Args: run: the folder that train wrote. n: how many. out: a .npz file with the array `samples`,
+        a .npy file, a .png picture, a folder of images 000000.png, ..., or a folder
             .shards of the batches; samples.npz in the folder of the run unless given.
         sampler: how to sample.
-        network: where the run cannot name its network itself: the folder of one of diffusers, or package.module:factory, a
-            function of yours without arguments, which is imported and makes it.
+        network: where the run cannot name its network itself: the folder of one of diffusers, or
+            package.module:factory, a function of yours without arguments, which is imported and
+            makes it.
         device: where to: cpu, cuda, cuda:1, ...; under torchrun cuda is one GPU for each process.
     """
     out = run / "samples.npz" if out is None else out
@@ -126,12 +145,19 @@ def sample(
         options = {**sampler.settings(), "progress": n <= sampler.batch_size}
 
         def draw(first: int, count: int) -> dict[str, Tensor]:
-            return {"samples": model.scale.decode(sdekit_diffusion.sample(model, count, first=first, **options).cpu())}
+            return {
+                "samples": model.scale.decode(
+                    sdekit_diffusion.sample(model, count, first=first, **options).cpu()
+                )
+            }
 
         shards.fill(draw, "sampling")
         if rank() == 0:
             shape = outputs.assemble(out, shards, model.scale)
-            print(f"{n} samples in {out}, of shape {shape}; seed {sampler.seed}, the first is number {sampler.first}")
+            print(
+                f"{n} samples in {out}, of shape {shape}; seed {sampler.seed}, the first is "
+                f"number {sampler.first}"
+            )
         wait()
 
 
@@ -152,19 +178,18 @@ def likelihood(
     csv: Path | None = None,
     device: str = "cpu",
 ) -> None:
-    """Print the mean log-likelihood of held-out samples: bits per dimension of images, nats of other data.
+    """Print the mean log-likelihood of held-out samples: bits per dimension of images, nats of
+    other data.
 
-    Values are kept batch by batch in a folder of the run, or beside the csv, until all are there: after a kill the same
-    command goes on. By torchrun --nproc-per-node N -m -- sdekit_diffusion likelihood ... N processes share the work; the
-    values are the same.
+    Values are kept batch by batch in a folder of the run, or beside the csv, until all are there:
+    after a kill the same command goes on. By torchrun --nproc-per-node N -m -- sdekit_diffusion
+    likelihood ... N processes share the work; the values are the same.
 
-    Args:
-        run: the folder that train wrote.
-        data: a data set as for train, whose held-out part is taken; the run's own unless given.
-        n: how many samples, or all where there are fewer.
-        probes: random probes of each trace; up to 32 dimensions traces are exact.
-        draws: how often each image is dequantised.
-        network: where the run cannot name its network itself: the folder of one of diffusers, or package.module:factory, a
+    Args: run: the folder that train wrote. data: a data set as for train, whose held-out part is
+        taken; the run's own unless given. n: how many samples, or all where there are fewer.
+        probes: random probes of each trace; up to 32 dimensions traces are exact. draws: how often
+        each image is dequantised. network: where the run cannot name its network itself: the folder
+        of one of diffusers, or package.module:factory, a
             function of yours without arguments, which is imported and makes it.
         sde: the diffusion: {diffusions}; the model's own unless given.
         seed: of the dequantisation and of the probes.
@@ -181,15 +206,24 @@ def likelihood(
         model, known = evaluation.opened(run, usable(own(device)), network)
         name = evaluation.data_of(run, data, known)
         x = evaluation.source_of(name, model.scale).test[:n]
-        options = {"probes": probes, "draws": draws, "sde": sde, "seed": seed, "tolerance": tolerance}
+        options = {
+            "probes": probes,
+            "draws": draws,
+            "sde": sde,
+            "seed": seed,
+            "tolerance": tolerance,
+        }
         settings = {"data": digest("", {"x": x}), **options, **evaluation.premises(run, model)}
         folder = run if csv is None else csv.parent
         folder /= f"likelihood-{digest([settings, len(x), batch_size])}.shards"
         shards = Shards(folder, len(x), batch_size, settings=settings)
 
         def measure(first: int, count: int) -> dict[str, Tensor]:
-            some, alone = x[first : first + count], len(x) <= batch_size
-            return evaluation.columns(evaluation.measured(model, some, first=first, progress=alone, **options))
+            some = x[first : first + count]
+            alone = len(x) <= batch_size
+            return evaluation.columns(
+                evaluation.measured(model, some, first=first, progress=alone, **options)
+            )
 
         shards.fill(measure, "likelihood")
         if rank() == 0:
@@ -215,37 +249,53 @@ def summarise(
     inception: Path | None = None,
     device: str = "cpu",
 ) -> None:
-    """Write report.html, its pictures and report.json: samples, distances with their anchors, held-out likelihood.
+    """Write report.html, its pictures and report.json: samples, distances with their anchors,
+    held-out likelihood.
 
-    Args:
-        run: the folder that train wrote.
-        samples: how many to draw, and held-out ones to compare with, or all where there are fewer; 500 images or 2000 others.
-        out: the page; report.html in the folder unless given.
-        data: a data set as for train; the run's own unless given.
-        sampler: how to sample; sde and seed are those of the likelihood too.
-        network: where the run cannot name its network itself: the folder of one of diffusers, or package.module:factory, a
+    Args: run: the folder that train wrote. samples: how many to draw, and held-out ones to compare
+        with, or all where there are fewer; 500 images or 2000 others. out: the page; report.html in
+        the folder unless given. data: a data set as for train; the run's own unless given. sampler:
+        how to sample; sde and seed are those of the likelihood too. network: where the run cannot
+        name its network itself: the folder of one of diffusers, or package.module:factory, a
             function of yours without arguments, which is imported and makes it.
         probes: random probes of each trace in the likelihood; up to 32 dimensions traces are exact.
         tolerance: relative and absolute, of the likelihood's solver.
-        inception: a file with the weights of the standard Inception network, such as weights-inception-2015-12-05-6726825d.pth,
-            for FID, KID and Inception Score of images; without it distances are in the features of a small classifier.
+        inception: a file with the weights of the standard Inception network, such as
+            weights-inception-2015-12-05-6726825d.pth, for FID, KID and Inception Score of images;
+            without it distances are in the features of a small classifier.
         device: where to: cpu, cuda, cuda:1, ...
     """
     with joined("cpu"):
         if rank() == 0:  # of several processes one is enough
             numbers = report.write_report(
-                run, samples=samples, out=out, data=data, net=network, probes=probes, tolerance=tolerance, inception=inception,
-                device=usable(own(device)), first=sampler.first, batch_size=sampler.batch_size, **sampler.settings(),
-            )  # fmt: skip
-            print(f"wrote {numbers['page']}, its pictures and {run / 'report.json'} in {numbers['seconds']:.0f} s")
+                run,
+                samples=samples,
+                out=out,
+                data=data,
+                net=network,
+                probes=probes,
+                tolerance=tolerance,
+                inception=inception,
+                device=usable(own(device)),
+                first=sampler.first,
+                batch_size=sampler.batch_size,
+                **sampler.settings(),
+            )
+            print(
+                f"wrote {numbers['page']}, its pictures and {run / 'report.json'} in "
+                f"{numbers['seconds']:.0f} s"
+            )
         wait()
 
 
 def _prepare(run: Path, overwrite: bool, resume: bool) -> None:
-    """Makes the folder of a run; what an older run wrote there goes if it is to, other files stay."""
+    """Makes the folder of a run; what an older run wrote there goes if it is to, other files
+    stay.
+    """
     if run.is_dir() and any(run.iterdir()) and not (overwrite or resume):
         raise ValueError(
-            f"{run} is not empty; add --resume to go on with a run, --overwrite to write over it, or choose another folder"
+            f"{run} is not empty; add --resume to go on with a run, --overwrite to write over it, "
+            "or choose another folder"
         )
     run.mkdir(parents=True, exist_ok=True)
     if overwrite:
@@ -267,7 +317,9 @@ def _parsed(argv: Sequence[str] | None) -> Callable[[], None]:
         raise ImportError("the command line needs tyro: pip install 'sdekit[app]'") from error
 
     def deferred(command: Callable[..., None]) -> Callable[..., Callable[[], None]]:
-        return functools.wraps(command)(lambda *args, **options: functools.partial(command, *args, **options))
+        return functools.wraps(command)(
+            lambda *args, **options: functools.partial(command, *args, **options)
+        )
 
     said = io.StringIO()
     try:
@@ -284,7 +336,10 @@ def _parsed(argv: Sequence[str] | None) -> Callable[[], None]:
             raise
         # tyro draws a box; the message stands above its first rule.
         lines = [line.strip("│ ") for line in said.getvalue().splitlines() if line.startswith("│")]
-        message = " ".join(line for line in lines[: next((i for i, line in enumerate(lines) if line[:2] == "──"), None)])
+        message = " ".join(
+            line
+            for line in lines[: next((i for i, line in enumerate(lines) if line[:2] == "──"), None)]
+        )
         message = message.partition(" Got errors: ")[0]  # of each type in turn
         message = " ".join((message or said.getvalue()).split()).rstrip(".")
         choice = re.search(r"invalid choice '(.*?)'.* one of \((.*?)\)", message)
@@ -293,7 +348,9 @@ def _parsed(argv: Sequence[str] | None) -> Callable[[], None]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command; returns the exit code, 0, or 2 after an error, told in one line on stderr."""
+    """Runs one command; returns the exit code, 0, or 2 after an error, told in one line on
+    stderr.
+    """
     try:
         _parsed(argv)()
     except _ERRORS as error:

@@ -13,7 +13,10 @@ def require_tensor(name: str, value: Any, shape: str = "(batch, *shape)") -> Non
         TypeError: says what makes a tensor of it.
     """
     if not isinstance(value, Tensor):
-        raise TypeError(f"{name} must be a tensor of shape {shape}, not {type(value).__name__}; use torch.as_tensor({name})")
+        raise TypeError(
+            f"{name} must be a tensor of shape {shape}, not {type(value).__name__}; "
+            f"use torch.as_tensor({name})"
+        )
 
 
 def usable(device: torch.device | str) -> torch.device:
@@ -26,4 +29,6 @@ def usable(device: torch.device | str) -> torch.device:
         return torch.empty(0, device=device).device
     except (RuntimeError, AssertionError, TypeError) as error:
         reason = str(error).partition("\n")[0].partition(". ")[0]
-        raise ValueError(f"the device {str(device)!r} cannot be used ({reason}); cpu always can") from error
+        raise ValueError(
+            f"the device {str(device)!r} cannot be used ({reason}); cpu always can"
+        ) from error

@@ -27,7 +27,10 @@ class Source:
 def sources() -> list[Source]:
     """All files of the packages."""
     paths = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
-    return [Source(str(path.relative_to(ROOT)), text := path.read_text(), ast.parse(text)) for path in paths]
+    return [
+        Source(str(path.relative_to(ROOT)), text := path.read_text(), ast.parse(text))
+        for path in paths
+    ]
 
 
 def within(node: Any, line: int) -> bool:
@@ -59,26 +62,47 @@ def _defined(statement: ast.AST) -> set[str]:
     if isinstance(statement, ast.FunctionDef | ast.ClassDef):
         return {statement.name}
     targets = getattr(statement, "targets", [getattr(statement, "target", None)])
-    return {node.id for target in targets if target for node in ast.walk(target) if isinstance(node, ast.Name)}
+    return {
+        node.id
+        for target in targets
+        if target
+        for node in ast.walk(target)
+        if isinstance(node, ast.Name)
+    }
 
 
 def in_function(source: Source, line: int) -> bool:
     """Whether a line belongs to a function or a method."""
-    return any(isinstance(node, ast.FunctionDef) and within(node, line) for node in ast.walk(source.tree))
+    return any(
+        isinstance(node, ast.FunctionDef) and within(node, line) for node in ast.walk(source.tree)
+    )
 
 
 def dependent(source: Source, line: int, among: list[Source]) -> set[str]:
-    """Names of the outermost definition that holds a line, and of constants and classes made of it."""
+    """Names of the outermost definition that holds a line, and of constants and classes made of
+    it.
+    """
     names = _defined(next(node for node in source.tree.body if within(node, line)))
-    outer = [(_defined(node), _words(_outside_functions(node))) for other in among for node in other.tree.body]
-    while more := {name for made, used in outer if not used.isdisjoint(names) for name in made} - names:
+    outer = [
+        (_defined(node), _words(_outside_functions(node)))
+        for other in among
+        for node in other.tree.body
+    ]
+    while (
+        more := {name for made, used in outer if not used.isdisjoint(names) for name in made}
+        - names
+    ):
         names |= more
     return names
 
 
 def executed_with(source: Source, line: int) -> Lines:
-    """Lines that are executed where a line of a function is: its statement's, or its body for a signature's."""
-    around = [node for node in ast.walk(source.tree) if hasattr(node, "lineno") and within(node, line)]
+    """Lines that are executed where a line of a function is: its statement's, or its body for a
+    signature's.
+    """
+    around = [
+        node for node in ast.walk(source.tree) if hasattr(node, "lineno") and within(node, line)
+    ]
     function = [node for node in around if isinstance(node, ast.FunctionDef)][-1]
     if line not in _body(function):
         return [(source.path, _body(function))]
@@ -88,8 +112,15 @@ def executed_with(source: Source, line: int) -> Lines:
 
 
 def users_of(source: Source, line: int, names: set[str], among: list[Source]) -> Lines:
-    """Functions of the outermost statement that holds a line, and those that name one of the names."""
-    own = [node for statement in source.tree.body if within(statement, line) for node in ast.walk(statement)]
+    """Functions of the outermost statement that holds a line, and those that name one of the
+    names.
+    """
+    own = [
+        node
+        for statement in source.tree.body
+        if within(statement, line)
+        for node in ast.walk(statement)
+    ]
     functions = [(source.path, node) for node in own if isinstance(node, Function)]
     for other in among:
         for node in ast.walk(other.tree):
@@ -101,9 +132,9 @@ def users_of(source: Source, line: int, names: set[str], among: list[Source]) ->
 def tests_of(source: Source, line: int, among: list[Source], records: "Records") -> set[str]:
     """The tests that a line can matter to.
 
-    A line of a function matters where it is executed. What is executed at import (constants, lines of
-    classes, functions that make them) matters to tests that execute functions which name what is made
-    of it, and to those of files that name it.
+    A line of a function matters where it is executed. What is executed at import (constants, lines
+    of classes, functions that make them) matters to tests that execute functions which name what is
+    made of it, and to those of files that name it.
     """
     found = set()
     lines = executed_with(source, line) if in_function(source, line) else []

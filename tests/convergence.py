@@ -1,4 +1,6 @@
-"""How orders are measured: nonlinear problems, one fine noise with references on it, and expectations without Monte Carlo."""
+"""How orders are measured: nonlinear problems, one fine noise with references on it, and
+expectations without Monte Carlo.
+"""
 
 import functools
 import itertools
@@ -34,7 +36,13 @@ def problem(kind, solver):
     if kind == "none":
         return ODE(f)
     sde_type = "ito" if kind == "additive" else solver.sde_type
-    return SDE(f, COEFFICIENTS[kind], "general" if kind in SIZES else kind, sde_type, noise_size=SIZES.get(kind))
+    return SDE(
+        f,
+        COEFFICIENTS[kind],
+        "general" if kind in SIZES else kind,
+        sde_type,
+        noise_size=SIZES.get(kind),
+    )
 
 
 class Decay(SDE):
@@ -48,7 +56,9 @@ class Decay(SDE):
 
 
 def reverse_decay(a=1.0):
-    """A reverse-time equation with a kernel and a score -tanh(a x), for solvers that ask for them."""
+    """A reverse-time equation with a kernel and a score -tanh(a x), for solvers that ask for
+    them.
+    """
     return ReverseSDE(Decay(), lambda t, x: -torch.tanh(a * x))
 
 
@@ -57,7 +67,8 @@ def slope(steps, errors):
 
 
 class FinePath(AbstractNoise):
-    """W and its integral on fine cells, each with an H of its own, for the intervals of coarser grids on [0, 1].
+    """W and its integral on fine cells, each with an H of its own, for the intervals of coarser
+    grids on [0, 1].
 
     Grids may run in either direction: then W changes its sign and H does not.
     """
@@ -66,8 +77,11 @@ class FinePath(AbstractNoise):
 
     def __init__(self, cells, paths, size, seed=0):
         generator = torch.Generator().manual_seed(seed)
-        w, h = torch.randn(2, cells, paths, size, generator=generator, dtype=torch.float64) / math.sqrt(cells)
-        self.cells, self.path = cells, torch.cat([torch.zeros(1, paths, size), w.cumsum(0)])
+        w, h = torch.randn(
+            2, cells, paths, size, generator=generator, dtype=torch.float64
+        ) / math.sqrt(cells)
+        self.cells = cells
+        self.path = torch.cat([torch.zeros(1, paths, size), w.cumsum(0)])
         means = self.path[:-1] + w / 2 + h / math.sqrt(12)
         self.integral = torch.cat([torch.zeros(1, paths, size), means.cumsum(0) / cells])
 
@@ -77,9 +91,13 @@ class FinePath(AbstractNoise):
     def increments(self, ts, x, shape, *, levy, normals, start):
         assert not normals
         at = [round(t * self.cells) for t in ts]
-        for t0, t1, i, j in zip(ts[start:], ts[start + 1 :], at[start:], at[start + 1 :], strict=False):
+        for t0, t1, i, j in zip(
+            ts[start:], ts[start + 1 :], at[start:], at[start + 1 :], strict=False
+        ):
             w = self.path[j] - self.path[i]
-            h = (self.integral[j] - self.integral[i]) / (t1 - t0) - (self.path[i] + self.path[j]) / 2
+            h = (self.integral[j] - self.integral[i]) / (t1 - t0) - (
+                self.path[i] + self.path[j]
+            ) / 2
             yield Increment(w.reshape(len(x), *shape), h.reshape(len(x), *shape) if levy else None)
 
 
@@ -96,10 +114,14 @@ def fine(size):
 
 @functools.cache
 def commuting():
-    """Two columns of noise of which 0.6 w_1 + 0.8 w_2 is fine(1): the paths of "commutative" are those of "diagonal"."""
-    noise, other = FinePath(2**10, 2000, 1, seed=1), fine(1)
+    """Two columns of noise of which 0.6 w_1 + 0.8 w_2 is fine(1): the paths of "commutative" are
+    those of "diagonal".
+    """
+    noise = FinePath(2**10, 2000, 1, seed=1)
+    other = fine(1)
     for name in ("path", "integral"):
-        v, w = getattr(noise, name), getattr(other, name)
+        v = getattr(noise, name)
+        w = getattr(other, name)
         setattr(noise, name, torch.cat([0.6 * w - 0.8 * v, 0.8 * w + 0.6 * v], dim=2))
     return noise
 
@@ -119,7 +141,9 @@ def ito(kind, sde_type, direction):
         return g(t, x).unbind(-1) if kind == "general" else (g(t, x),)
 
     def drift(t, x):
-        correction = sum(c * derivative(c, x) for c in columns(t, x)) if sde_type == "stratonovich" else 0.0
+        correction = (
+            sum(c * derivative(c, x) for c in columns(t, x)) if sde_type == "stratonovich" else 0.0
+        )
         return direction * f(t, x) + 0.5 * correction
 
     return drift, columns
@@ -132,18 +156,24 @@ def starts(kind):
 
 @functools.cache
 def reference(kind, sde_type, ends):
-    """Paths at the end of [0, 1] on a fine grid: Milstein's method for general noise, Taylor's of order 1.5 for other.
+    """Paths at the end of [0, 1] on a fine grid: Milstein's method for general noise, Taylor's of
+    order 1.5 for other.
 
     Without noise, RK4's from every hundredth start.
     """
     if kind == "none":
         return solve(ODE(f), starts(kind), uniform(*ends, 2048), solver=RK4()).x
-    direction, size = int(ends[1] - ends[0]), SIZES.get(kind, 1)
-    noise, x, step = fine(size), starts(kind), milstein if kind == "general" else taylor
+    direction = int(ends[1] - ends[0])
+    size = SIZES.get(kind, 1)
+    noise = fine(size)
+    x = starts(kind)
+    step = milstein if kind == "general" else taylor
     drift, columns = ito(kind, sde_type, direction)
     steps = noise.cells if kind == "general" else 2**10
     ts = uniform(*ends, steps).tolist()
-    for t, dw in zip(ts, noise.increments(ts, x, (size,), levy=True, normals=0, start=0), strict=False):
+    for t, dw in zip(
+        ts, noise.increments(ts, x, (size,), levy=True, normals=0, start=0), strict=False
+    ):
         t = torch.full_like(x, t, requires_grad=True)
         x = step(drift, columns, direction, t, x.detach().requires_grad_(), 1 / steps, dw).detach()
     return x
@@ -152,16 +182,26 @@ def reference(kind, sde_type, ends):
 def milstein(drift, columns, direction, t, x, dt, noise):
     """Milstein's method without Levy's area."""
     g = columns(t, x)
-    slopes, dw = [derivative(c, x) for c in g], noise.w.split(1, dim=1)
+    slopes = [derivative(c, x) for c in g]
+    dw = noise.w.split(1, dim=1)
     kick = sum(c * w for c, w in zip(g, dw, strict=True))
     turn = sum(c * w for c, w in zip(slopes, dw, strict=True))
-    return x + drift(t, x) * dt + kick + 0.5 * (turn * kick - dt * sum(c * d for c, d in zip(g, slopes, strict=True)))
+    return (
+        x
+        + drift(t, x) * dt
+        + kick
+        + 0.5 * (turn * kick - dt * sum(c * d for c, d in zip(g, slopes, strict=True)))
+    )
 
 
 def taylor(drift, columns, direction, t, x, dt, noise):
     """Kloeden and Platen 1992, equation 10.4.1: strong order 1.5."""
-    a, (b,), w, z = drift(t, x), columns(t, x), noise.w, dt * (noise.w / 2 + noise.h)
-    a_x, b_x = derivative(a, x), derivative(b, x)
+    a = drift(t, x)
+    (b,) = columns(t, x)
+    w = noise.w
+    z = dt * (noise.w / 2 + noise.h)
+    a_x = derivative(a, x)
+    b_x = derivative(b, x)
 
     def l0(p, p_x):
         return direction * derivative(p, t) + a * p_x + 0.5 * b**2 * derivative(p_x, x)
@@ -172,20 +212,31 @@ def taylor(drift, columns, direction, t, x, dt, noise):
 
 
 def strong_slope(solver, kind, direction, noise=None):
-    """The measured order; against another noise than the fine one, the order that wrong increments leave."""
-    ends, equation, promised = (0.0, 1.0)[::direction], problem(kind, solver), solver.order.get(kind, (1,))[0]
+    """The measured order; against another noise than the fine one, the order that wrong increments
+    leave.
+    """
+    ends = (0.0, 1.0)[::direction]
+    equation = problem(kind, solver)
+    promised = solver.order.get(kind, (1,))[0]
     if kind == "none":
         steps = np.array([24, 48, 96] if promised > 2 else [16, 32, 64, 128])
     else:
         steps = np.array([32, 64, 128] if promised == 0.5 else [16, 32, 64, 128])
-        if getattr(solver, "k", 1) > 2:  # on coarse grids the errors of higher order, which fall faster, are the larger ones
-            steps = np.array([64, 128, 256]) * (2 if solver.k + getattr(solver, "corrects", False) > 4 else 1)
+        # On coarse grids the errors of higher order, which fall faster, are the larger ones.
+        if getattr(solver, "k", 1) > 2:
+            steps = np.array([64, 128, 256]) * (
+                2 if solver.k + getattr(solver, "corrects", False) > 4 else 1
+            )
         noise = noise or (commuting() if kind == "commutative" else fine(SIZES.get(kind, 1)))
     x0 = starts(kind)
     alike = "diagonal" if kind in ("scalar", "commutative") else kind  # in one dimension
     exact = reference(alike, equation.sde_type, ends)
     errors = [
-        (solve(equation, x0, uniform(*ends, n), solver=solver, noise=noise).x - exact).square().mean().sqrt() for n in steps
+        (solve(equation, x0, uniform(*ends, n), solver=solver, noise=noise).x - exact)
+        .square()
+        .mean()
+        .sqrt()
+        for n in steps
     ]
     return slope(steps, errors)
 
@@ -195,7 +246,9 @@ def strong_slope(solver, kind, direction, noise=None):
 
 @functools.cache
 def powers(phi, kind, sde_type, direction, t, x, terms):
-    """L^k phi at (t, x) for k = 0, 1, ..., terms, with L the generator of the equation, differentiated by autograd."""
+    """L^k phi at (t, x) for k = 0, 1, ..., terms, with L the generator of the equation,
+    differentiated by autograd.
+    """
     drift, columns = ito(kind, sde_type, direction)
 
     def generator(phi):
@@ -203,12 +256,15 @@ def powers(phi, kind, sde_type, direction, t, x, terms):
             p = phi(t, x)
             p_x = derivative(p, x)
             square = sum(c.square() for c in columns(t, x))
-            return direction * derivative(p, t) + drift(t, x) * p_x + 0.5 * square * derivative(p_x, x)
+            return (
+                direction * derivative(p, t) + drift(t, x) * p_x + 0.5 * square * derivative(p_x, x)
+            )
 
         return applied
 
     t, x = (torch.tensor([[value]], dtype=torch.float64, requires_grad=True) for value in (t, x))
-    values, term = [], phi
+    values = []
+    term = phi
     for _ in range(terms + 1):
         values.append(term(t, x).item())
         term = generator(term)
@@ -232,7 +288,10 @@ def second_function(t, x):
 def quadrature(nodes, size):
     """Product Gauss-Hermite nodes `(n, size)` and their masses."""
     points, weights = np.polynomial.hermite_e.hermegauss(nodes)
-    grid, mass = (np.stack(np.meshgrid(*[v] * size, indexing="ij"), -1).reshape(-1, size) for v in (points, weights))
+    grid, mass = (
+        np.stack(np.meshgrid(*[v] * size, indexing="ij"), -1).reshape(-1, size)
+        for v in (points, weights)
+    )
     mass = torch.tensor(mass.prod(-1))
     return torch.tensor(grid), mass / mass.sum()
 
@@ -257,13 +316,23 @@ def moved(solver, kind, direction, t, x, h):
     """The ends of one step from x and their masses, by quadrature over all that the step draws."""
     size = 0 if kind == "none" else SIZES.get(kind, 1)
     shape = () if kind == "scalar" else (size,)
-    grid, mass = quadrature(12 if size == 1 else 8, size * (2 if solver.levy else 1)) if size else (None, torch.ones(1))
+    grid, mass = (
+        quadrature(12 if size == 1 else 8, size * (2 if solver.levy else 1))
+        if size
+        else (None, torch.ones(1))
+    )
     batch = torch.full((len(mass), 1), x, dtype=torch.float64)
-    parts = (None,) * 2 if grid is None else (p.reshape(-1, *shape) * math.sqrt(h) for p in grid.split(size, dim=1))
+    parts = (
+        (None,) * 2
+        if grid is None
+        else (p.reshape(-1, *shape) * math.sqrt(h) for p in grid.split(size, dim=1))
+    )
     w, h_ = (*parts, None)[:2]
     noise = Increment(w, None if h_ is None else h_ / math.sqrt(12))
     equation = problem(kind, solver)
-    return solver.step(equation, t, t + direction * h, batch, noise, solver.init(equation, t, batch)).x, mass
+    return solver.step(
+        equation, t, t + direction * h, batch, noise, solver.init(equation, t, batch)
+    ).x, mass
 
 
 def weak_slope(solver, kind, direction, t=0.3, x=0.9):
@@ -274,34 +343,46 @@ def weak_slope(solver, kind, direction, t=0.3, x=0.9):
         ends, mass = moved(solver, kind, direction, t, x, step)
         error = 0.0
         for phi in (first_function, second_function):
-            exact = expansion(phi, kind, problem(kind, solver).sde_type, direction, t, x, step, int(promised) + 2)
+            exact = expansion(
+                phi, kind, problem(kind, solver).sde_type, direction, t, x, step, int(promised) + 2
+            )
             error += abs((mass * phi(t, ends)[:, 0]).sum().item() - exact)
         errors.append(error)
     return slope(1 / h, errors)
 
 
 def local_weak_slope(solver, problem, time, scale=lambda s: 1.0, x=0.4):
-    """The power of h with which a step from s = 0 to h differs in mean from two of h/2, for an equation of one dimension.
+    """The power of h with which a step from s = 0 to h differs in mean from two of h/2, for an
+    equation of one dimension.
 
-    By quadrature over all that the steps draw; one less is the weak order of a method whose steps do not remember.
+    By quadrature over all that the steps draw; one less is the weak order of a method whose steps
+    do not remember.
 
     Arguments:
         time: the equation's time as a function of s.
         scale: x over the equation's state, in which means are taken.
     """
-    lengths, errors = 2.0 ** -np.arange(6, 10), []
+    lengths = 2.0 ** -np.arange(6, 10)
+    errors = []
     for h in lengths:
         ends = []
         for parts in (1, 2):
             ts = [float(time(h * i / parts)) for i in range(parts + 1)]
             drawn = 0 if problem.noise_type == "none" else 1 + solver.normals
-            grid, mass = quadrature(8, drawn * parts) if drawn else (None, torch.ones(1, dtype=torch.float64))
-            y, planned = torch.full((len(mass), 1), x / scale(0.0), dtype=torch.float64), solver.plan(problem, ts)
+            grid, mass = (
+                quadrature(8, drawn * parts)
+                if drawn
+                else (None, torch.ones(1, dtype=torch.float64))
+            )
+            y = torch.full((len(mass), 1), x / scale(0.0), dtype=torch.float64)
+            planned = solver.plan(problem, ts)
             for i, (t0, t1) in enumerate(itertools.pairwise(ts)):
                 noise = Increment()
                 if grid is not None:
                     w, *z = grid[:, i * drawn : (i + 1) * drawn].split(1, dim=1)
-                    noise = Increment(w * math.sqrt(abs(t1 - t0)), None, torch.stack(z) if z else None)
+                    noise = Increment(
+                        w * math.sqrt(abs(t1 - t0)), None, torch.stack(z) if z else None
+                    )
                 y = planned.step(problem, t0, t1, y, noise, ()).x
             end = y * scale(h)
             ends.append((mass * (torch.cos(2 * end) + end**2)[:, 0]).sum())
@@ -311,4 +392,6 @@ def local_weak_slope(solver, problem, time, scale=lambda s: 1.0, x=0.4):
 
 def weak_slope_on_clock(solver, problem, l=0.2):
     """The same for steps in l."""
-    return local_weak_slope(solver, problem, lambda h: problem.time(l + h), lambda h: problem.scale(l + h))
+    return local_weak_slope(
+        solver, problem, lambda h: problem.time(l + h), lambda h: problem.scale(l + h)
+    )

@@ -25,14 +25,18 @@ from attribution import PACKAGES, ROOT, Lines, sources
 CACHE = ROOT / ".mutants"
 FOLDERS = (*PACKAGES, "tests", "benchmarks", "docs")
 PROCESSES = multiprocessing.get_context("forkserver")  # which imports once what takes long
-PROCESSES.set_forkserver_preload("coverage matplotlib.figure pytest scipy.stats sklearn torchdiffeq torchsde".split())
+PROCESSES.set_forkserver_preload(
+    "coverage matplotlib.figure pytest scipy.stats sklearn torchdiffeq torchsde".split()
+)
 
 
 # The plugin
 
 
 class Recorder:
-    """Names each test, and each fixture that tests share, as the context of the lines that it executes."""
+    """Names each test, and each fixture that tests share, as the context of the lines that it
+    executes.
+    """
 
     def __init__(self, path: str) -> None:
         self.path = path
@@ -49,8 +53,14 @@ class Recorder:
     def pytest_runtest_protocol(self, item: Any) -> Iterator[Any]:
         self._switch(item.nodeid)
         begun = sum(os.times()[:4])
-        definitions = [definition for those in item._fixtureinfo.name2fixturedefs.values() for definition in those]
-        shared = [_fixture(definition) for definition in definitions if definition.scope != "function"]
+        definitions = [
+            definition
+            for those in item._fixtureinfo.name2fixturedefs.values()
+            for definition in those
+        ]
+        shared = [
+            _fixture(definition) for definition in definitions if definition.scope != "function"
+        ]
         self.tests[item.nodeid] = {"shared": shared, "passed": True}
         result = yield
         self.tests[item.nodeid]["seconds"] = sum(os.times()[:4]) - begun
@@ -81,7 +91,10 @@ class Selection:
         self.rank = {name: i for i, name in enumerate(Path(path).read_text().splitlines())}
 
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
-        items[:] = sorted((item for item in items if item.nodeid in self.rank), key=lambda item: self.rank[item.nodeid])
+        items[:] = sorted(
+            (item for item in items if item.nodeid in self.rank),
+            key=lambda item: self.rank[item.nodeid],
+        )
 
 
 def _fixture(definition: Any) -> str:
@@ -105,7 +118,10 @@ def copied(folder: Path) -> Path:
     folder.mkdir(parents=True)
     for name in FOLDERS:
         shutil.copytree(
-            ROOT / name, folder / name, copy_function=os.link, ignore=shutil.ignore_patterns("__pycache__", "_build")
+            ROOT / name,
+            folder / name,
+            copy_function=os.link,
+            ignore=shutil.ignore_patterns("__pycache__", "_build"),
         )
     for path in (*ROOT.glob("*.md"), *ROOT.glob("*.toml"), ROOT / "Makefile"):
         os.link(path, folder / path.name)
@@ -120,7 +136,8 @@ def _child(tree: Path, files: list[str], environment: dict[str, str]) -> None:
         os.dup2(file.fileno(), 2)
     places = [str(tree), str(tree / "tests")]
     sys.path[:0] = places
-    os.environ |= environment | {"PYTHONPATH": os.pathsep.join(places)}  # for processes that tests start
+    # For processes that tests start.
+    os.environ |= environment | {"PYTHONPATH": os.pathsep.join(places)}
     recording = coverage.process_startup()  # where the environment names its configuration
     options = [
         "-q",
@@ -141,7 +158,9 @@ def _child(tree: Path, files: list[str], environment: dict[str, str]) -> None:
     sys.exit(int(status))
 
 
-def run_tests(tree: Path, files: list[str], timeout: float | None, **environment: str) -> tuple[int, str]:
+def run_tests(
+    tree: Path, files: list[str], timeout: float | None, **environment: str
+) -> tuple[int, str]:
     """Exit status and output of pytest in a copy of the tree; 1 after the timeout."""
     process = PROCESSES.Process(target=_child, args=(tree, files, environment))
     process.start()
@@ -169,7 +188,10 @@ def _recorded(tree: Path, file: str, folder: Path) -> None:
         "context = ${PYTEST_CURRENT_TEST-}\n"  # that of the test which starts a process of its own
     )
     (tree / "sitecustomize.py").write_text("import coverage\n\ncoverage.process_startup()\n")
-    environment = {"COVERAGE_PROCESS_START": str(config), "EXECUTED_RECORD": str(folder / "tests.json")}
+    environment = {
+        "COVERAGE_PROCESS_START": str(config),
+        "EXECUTED_RECORD": str(folder / "tests.json"),
+    }
     status, output = run_tests(tree, [file], None, **environment)
     (tree / "sitecustomize.py").unlink()
     if status not in (0, 1, 5) or not (folder / "tests.json").exists():
@@ -227,21 +249,44 @@ class Records:
                 for file in data.measured_files():
                     if file.endswith(f"/{path}"):
                         for line, names in data.contexts_by_lineno(file).items():
-                            found.setdefault(line, set()).update(re.sub(r" \(\w+\)$", "", name) for name in names)
+                            found.setdefault(line, set()).update(
+                                re.sub(r" \(\w+\)$", "", name) for name in names
+                            )
             self._known[path] = found
         return self._known[path]
 
     def executing(self, lines: Lines) -> set[str]:
-        """Passing tests that execute one of the lines, themselves or by a fixture that they share."""
-        names = {name for path, some in lines for line in some for name in self._contexts(path).get(line, ())}
-        return {name for name, test in self.tests.items() if test["passed"] and not names.isdisjoint([name, *test["shared"]])}
+        """Passing tests that execute one of the lines, themselves or by a fixture that they
+        share.
+        """
+        names = {
+            name
+            for path, some in lines
+            for line in some
+            for name in self._contexts(path).get(line, ())
+        }
+        return {
+            name
+            for name, test in self.tests.items()
+            if test["passed"] and not names.isdisjoint([name, *test["shared"]])
+        }
 
     def at_import(self, lines: Lines) -> bool:
         """Whether one of the lines is executed outside tests: where modules are imported."""
-        return any("" in self._contexts(path).get(line, ()) for path, some in lines for line in some)
+        return any(
+            "" in self._contexts(path).get(line, ()) for path, some in lines for line in some
+        )
 
     def naming(self, words: set[str]) -> set[str]:
         """Passing tests of files in which one of the words occurs."""
         files = {name.split("::")[0] for name in self.tests}
-        named = {file for file in files if not words.isdisjoint(re.findall(r"\w+", (ROOT / file).read_text()))}
-        return {name for name, test in self.tests.items() if test["passed"] and name.split("::")[0] in named}
+        named = {
+            file
+            for file in files
+            if not words.isdisjoint(re.findall(r"\w+", (ROOT / file).read_text()))
+        }
+        return {
+            name
+            for name, test in self.tests.items()
+            if test["passed"] and name.split("::")[0] in named
+        }

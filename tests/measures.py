@@ -1,4 +1,5 @@
-"""Size of the code of both packages: the longest file, function and parameter list, and duplicated blocks.
+"""Size of the code of both packages: the longest file, function and parameter list, and duplicated
+blocks.
 
 It prints and judges nothing. A block is duplicated where six or more lines of code stand at two
 places. Blank lines, comments, docstrings, imports, `__all__` and lone punctuation do not count.
@@ -44,7 +45,11 @@ def docstring(node: ast.AST) -> range:
     """The numbers of the lines of a docstring."""
     body = getattr(node, "body", None)
     first = body[0] if isinstance(body, list) and body else None
-    if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant) and isinstance(first.value.value, str):
+    if (
+        isinstance(first, ast.Expr)
+        and isinstance(first.value, ast.Constant)
+        and isinstance(first.value.value, str)
+    ):
         return range(first.lineno, first.end_lineno + 1)
     return range(0)
 
@@ -57,7 +62,11 @@ def length(node: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
 def parameters(node: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
     """How many parameters a function has besides self and cls."""
     given = node.args
-    names = [a.arg for a in (*given.posonlyargs, *given.args, *given.kwonlyargs, given.vararg, given.kwarg) if a]
+    names = [
+        a.arg
+        for a in (*given.posonlyargs, *given.args, *given.kwonlyargs, given.vararg, given.kwarg)
+        if a
+    ]
     return len([name for name in names if name not in ("self", "cls")])
 
 
@@ -117,7 +126,10 @@ def main() -> None:
             sizes["parameter list"].append(Size(parameters(node), place))
     for kind, values in sizes.items():
         print(f"longest {kind}: {max(values).value}, {max(values).name}")
-    for field, same in (("text", "the same"), ("shape", "the same but for names, strings and numbers")):
+    for field, same in (
+        ("text", "the same"),
+        ("shape", "the same but for names, strings and numbers"),
+    ):
         found = duplicates(files, field)
         longest = f"; longest: {found[0].value} lines, {found[0].name}" if found else ""
         print(f"pairs of blocks of {BLOCK} or more lines that are {same}: {len(found)}{longest}")

@@ -44,6 +44,7 @@ class Place:
 
     source: Source
     start: int
+    end: int
 
     @property
     def line(self) -> int:
@@ -52,7 +53,7 @@ class Place:
     def mutated(self, mutant: Mutant) -> str:
         """The file with the mutant."""
         text = self.source.text
-        return text[: self.start] + mutant.new + text[self.start + len(mutant.old) :]
+        return text[: self.start] + mutant.new + text[self.end :]
 
 
 def mutants() -> list[Mutant]:
@@ -75,21 +76,39 @@ def _spans(source: Source, inside: str) -> list[tuple[int, int]]:
             if isinstance(child, ast.FunctionDef | ast.ClassDef):
                 name = f"{outer}.{child.name}"
                 if name.endswith(f".{inside}"):
-                    found.append(tuple(sum(map(len, lines[:end])) for end in (child.lineno - 1, child.end_lineno)))
+                    found.append(
+                        tuple(
+                            sum(map(len, lines[:end]))
+                            for end in (child.lineno - 1, child.end_lineno)
+                        )
+                    )
             waiting.append((name, child))
     return found
 
 
 def places(mutant: Mutant, among: list[Source]) -> list[Place]:
     """Where the mutant's text occurs: one place, if the table is valid."""
+    pattern = _over_lines(mutant.old)
     found = set()
     for i, source in enumerate(among):
         for start, end in _spans(source, mutant.inside):
-            at = source.text.find(mutant.old, start, end)
-            while at >= 0:
-                found.add((i, at))
-                at = source.text.find(mutant.old, at + 1, end)
-    return [Place(among[i], at) for i, at in sorted(found)]
+            found |= {(i, *match.span()) for match in pattern.finditer(source.text, start, end)}
+    return [Place(among[i], *span) for i, *span in sorted(found)]
+
+
+def _over_lines(text: str) -> re.Pattern[str]:
+    """A line of code as it is, or broken where code may be: at blanks and inside brackets."""
+    parts = []
+    for part in re.findall(r"\s+|[(\[{]|[)\]}]|[^\s()\[\]{}]+", text):
+        if part.isspace():
+            parts.append(r"\s+")
+        elif part in "([{":
+            parts.append(re.escape(part) + r"\s*")
+        elif part in ")]}":
+            parts.append(r",?\s*" + re.escape(part))
+        else:
+            parts.append(re.escape(part))
+    return re.compile("".join(parts))
 
 
 def rounds(tests: set[str], records: Records) -> list[list[str]]:
@@ -100,11 +119,17 @@ def rounds(tests: set[str], records: Records) -> list[list[str]]:
     """
     ordered = sorted(tests, key=lambda name: records.tests[name]["seconds"])
     ends = itertools.accumulate(records.tests[name]["seconds"] for name in ordered)
-    fitting = [name for i, (name, end) in enumerate(zip(ordered, ends, strict=True)) if i == 0 or end <= LIMIT]
+    fitting = [
+        name
+        for i, (name, end) in enumerate(zip(ordered, ends, strict=True))
+        if i == 0 or end <= LIMIT
+    ]
     held = Counter(map(file_of, fitting))
     every = Counter(map(file_of, records.tests))
     nearest = sorted(held, key=lambda file: (-held[file] / every[file], every[file]))[:FILES]
-    parts = [[name for name in fitting if (file_of(name) in nearest) == near] for near in (True, False)]
+    parts = [
+        [name for name in fitting if (file_of(name) in nearest) == near] for near in (True, False)
+    ]
     return [part for part in parts if part]
 
 
@@ -124,7 +149,9 @@ class Outcome:
 
     def __str__(self) -> str:
         mutant = self.mutant
-        more = " ".join(part for part in (mutant.inside, f"{self.tests} tests", mutant.equivalent) if part)
+        more = " ".join(
+            part for part in (mutant.inside, f"{self.tests} tests", mutant.equivalent) if part
+        )
         return f"{mutant.area}: {mutant.old}  ->  {mutant.new}  ({more})"
 
 
@@ -149,7 +176,9 @@ def killer_among(tests: list[str], tree: Path, records: Records) -> str:
     names = tree / "selected"
     names.write_text("\n".join(tests))
     limit = 60 + 10 * sum(records.tests[name]["seconds"] for name in tests)
-    status, output = run_tests(tree, sorted({*map(file_of, tests)}), limit, EXECUTED_SELECT=str(names))
+    status, output = run_tests(
+        tree, sorted({*map(file_of, tests)}), limit, EXECUTED_SELECT=str(names)
+    )
     if status == 0:
         return ""
     if status not in (1, 2):
@@ -165,20 +194,26 @@ def table(outcomes: list[Outcome]) -> str:
         those = [outcome for outcome in outcomes if area in ("all", outcome.mutant.area)]
         killed = sum(bool(outcome.killer) for outcome in those)
         explained = sum(not outcome.killer and bool(outcome.mutant.equivalent) for outcome in those)
-        lines.append(f"{area:<16}{len(those):>8}{killed:>8}{explained:>10}{len(those) - killed - explained:>8}")
+        survive = len(those) - killed - explained
+        lines.append(f"{area:<16}{len(those):>8}{killed:>8}{explained:>10}{survive:>8}")
     return "\n".join(lines)
 
 
 def main() -> int:
     """Records what is not recorded, runs the mutants, prints what survives."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("only", nargs="*", help="texts: run mutants whose area or lines contain one of them")
+    parser.add_argument(
+        "only", nargs="*", help="texts: run mutants whose area or lines contain one of them"
+    )
     parser.add_argument("--jobs", type=int, default=2, help="processes")
     arguments = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = "1"
     among = sources()
     wanted = [
-        m for m in mutants() if not arguments.only or any(text in f"{m.area} {m.old} {m.inside}" for text in arguments.only)
+        m
+        for m in mutants()
+        if not arguments.only
+        or any(text in f"{m.area} {m.old} {m.inside}" for text in arguments.only)
     ]
     trees: Queue[Path] = Queue()
     for i in range(arguments.jobs):

@@ -1,4 +1,6 @@
-"""What samplers are compared on: one model, an uneven grid of sigma / alpha, and noise as standard normals."""
+"""What samplers are compared on: one model, an uneven grid of sigma / alpha, and noise as standard
+normals.
+"""
 
 import math
 from dataclasses import dataclass
@@ -12,12 +14,16 @@ from sdekit import WhiteNoise, solve
 from sdekit_diffusion import VESDE, VPSDE, GaussianMixture
 
 DTYPES = pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
-MIXTURE = GaussianMixture([0.3, 0.7], torch.tensor([[-1.0, 0.3], [0.5, -0.4]], dtype=torch.float64), [0.3, 0.05])
+MIXTURE = GaussianMixture(
+    [0.3, 0.7], torch.tensor([[-1.0, 0.3], [0.5, -0.4]], dtype=torch.float64), [0.3, 0.05]
+)
 
 
 @dataclass
 class Case:
-    """A solve down an uneven grid of sigma / alpha, with the noise of our solver as standard normals, one a step."""
+    """A solve down an uneven grid of sigma / alpha, with the noise of our solver as standard
+    normals, one a step.
+    """
 
     sde: VESDE | VPSDE
     steps: int = 20
@@ -33,14 +39,21 @@ class Case:
         self.x = self.sde.prior((5, 2), seed=1, dtype=self.dtype, t=float(self.sde.time(self.l[0])))
         clock = self.problem().time(torch.tensor(self.l))
         drawn = WhiteNoise(3).increments(clock.tolist(), self.x, (2,)) if self.eta else ()
-        self.z = [step.w / math.sqrt(abs(dt)) for step, dt in zip(drawn, clock.diff(), strict=bool(self.eta))]
+        self.z = [
+            step.w / math.sqrt(abs(dt))
+            for step, dt in zip(drawn, clock.diff(), strict=bool(self.eta))
+        ]
 
     def middles(self):
-        """Of each step the normal of the path up to its middle in l, given W over the step and a fresh normal."""
-        clock, found = self.problem().time(torch.tensor(self.l)).tolist(), []
+        """Of each step the normal of the path up to its middle in l, given W over the step and a
+        fresh normal.
+        """
+        clock = self.problem().time(torch.tensor(self.l)).tolist()
+        found = []
         drawn = WhiteNoise(3).increments(clock, self.x, (2,), normals=1) if self.eta else ()
         for t0, t1, step in zip(clock, clock[1:], drawn, strict=False):
-            part, whole = math.sqrt(t0 * t1) - t0, t1 - t0
+            part = math.sqrt(t0 * t1) - t0
+            whole = t1 - t0
             w = part / whole * step.w + math.sqrt(part * (whole - part) / whole) * step.z[0]
             found.append(w / math.sqrt(part))
         return found
@@ -50,8 +63,15 @@ class Case:
 
     def ours(self, solver, integrand="data"):
         problem = self.problem(integrand)
-        y, clock = self.x / problem.scale(self.l[0]), problem.time(torch.tensor(self.l))
-        x = solve(problem, y, clock, solver=solver, noise=WhiteNoise(3) if self.eta or solver.normals else None).x
+        y = self.x / problem.scale(self.l[0])
+        clock = problem.time(torch.tensor(self.l))
+        x = solve(
+            problem,
+            y,
+            clock,
+            solver=solver,
+            noise=WhiteNoise(3) if self.eta or solver.normals else None,
+        ).x
         return x * problem.scale(self.l[-1])
 
     def data(self, i, x):
@@ -78,7 +98,8 @@ def agree(x, y):
     torch.testing.assert_close(x, y, rtol=rtol, atol=atol)
 
 
-# Single-step methods, as k-diffusion has them: variance exploding, x = x_0 + sigma eps, t = -log sigma
+# Single-step methods, as k-diffusion has them: variance exploding, x = x_0 + sigma eps, t = -log
+# sigma
 
 
 def slope(case, s, x):
@@ -86,8 +107,11 @@ def slope(case, s, x):
 
 
 def heun(case, s_churn=0.0, s_tmin=0.0, s_tmax=math.inf, s_noise=1.0, largest=math.inf):
-    """Karras et al. 2022, algorithm 2, for largest = inf; the normals are those that a solver gets besides W."""
-    x, fresh = case.x, WhiteNoise(3).increments(case.sigmas.tolist(), case.x, None, normals=1)
+    """Karras et al. 2022, algorithm 2, for largest = inf; the normals are those that a solver gets
+    besides W.
+    """
+    x = case.x
+    fresh = WhiteNoise(3).increments(case.sigmas.tolist(), case.x, None, normals=1)
     for s, t, drawn in zip(case.sigmas, case.sigmas[1:], fresh, strict=False):
         gamma = min(s_churn / case.steps, math.sqrt(2) - 1) if s_tmin <= s <= s_tmax else 0.0
         hat = min(s * (1 + gamma), largest)
@@ -99,7 +123,9 @@ def heun(case, s_churn=0.0, s_tmin=0.0, s_tmax=math.inf, s_noise=1.0, largest=ma
 
 
 def ancestral_step(s, t, eta):
-    """k-diffusion's split of a step to sigma = t: the sigma to go down to, and that of the noise added there."""
+    """k-diffusion's split of a step to sigma = t: the sigma to go down to, and that of the noise
+    added there.
+    """
     up = min(t, eta * math.sqrt(t**2 * (s**2 - t**2) / s**2))
     return math.sqrt(t**2 - up**2), up
 
@@ -115,8 +141,11 @@ def euler_ancestral(case, s_noise=1.0):
 
 
 def dpmpp_sde(case, s_noise=1.0):
-    """DPM-Solver++ (stochastic), r = 1/2: the noise to the middle and that of the step are normals of one path."""
-    x, middles = case.x, case.middles()
+    """DPM-Solver++ (stochastic), r = 1/2: the noise to the middle and that of the step are normals
+    of one path.
+    """
+    x = case.x
+    middles = case.middles()
     for i, (s, t) in enumerate(zip(case.sigmas, case.sigmas[1:], strict=False)):
         middle = math.sqrt(s * t)
         down, up = ancestral_step(s, middle, case.eta)
@@ -140,7 +169,8 @@ def dpm_2(case):
 
 def dpmpp_2s(case):
     """The ancestral form at eta = 0."""
-    x, t = case.x, -np.log(case.sigmas)
+    x = case.x
+    t = -np.log(case.sigmas)
     for i in range(case.steps):
         h = t[i + 1] - t[i]
         middle = t[i] + h / 2
@@ -150,10 +180,13 @@ def dpmpp_2s(case):
 
 
 def exp_heun(case):
-    """The predictor is SDE-DPM-Solver++(1) with noise level eta; the corrector adds phi_2 (D_1 - D_0), with the same noise."""
+    """The predictor is SDE-DPM-Solver++(1) with noise level eta; the corrector adds phi_2 (D_1 -
+    D_0), with the same noise.
+    """
     x = case.x
     for i in range(case.steps):
-        d, h = case.data(i, x), case.l[i + 1] - case.l[i]
+        d = case.data(i, x)
+        h = case.l[i + 1] - case.l[i]
         z = (1 + case.eta**2) * h
         x = math.exp(-z) * x - math.expm1(-z) * d
         if case.eta:
@@ -167,10 +200,14 @@ def exp_heun(case):
 
 def dpm_3(case):
     """arXiv 2206.00927, algorithm 2."""
-    x, l = case.x, case.l
+    x = case.x
+    l = case.l
     for i in range(case.steps):
-        h, eps = l[i + 1] - l[i], case.noise(i, x)
-        (a, _), (a_1, s_1), (a_2, s_2), (a_t, s_t) = (case.kernel(l[i] + r * h) for r in (0, 1 / 3, 2 / 3, 1))
+        h = l[i + 1] - l[i]
+        eps = case.noise(i, x)
+        (a, _), (a_1, s_1), (a_2, s_2), (a_t, s_t) = (
+            case.kernel(l[i] + r * h) for r in (0, 1 / 3, 2 / 3, 1)
+        )
         u = a_1 / a * x - s_1 * math.expm1(h / 3) * eps
         d = case.predicted(l[i] + h / 3, u) - eps
         grown = math.expm1(2 * h / 3)
@@ -182,10 +219,14 @@ def dpm_3(case):
 
 def dpmpp_3s(case):
     """The same on the data, as in the authors' code with algorithm_type="dpmsolver++"."""
-    x, l = case.x, case.l
+    x = case.x
+    l = case.l
     for i in range(case.steps):
-        h, d_0 = l[i + 1] - l[i], case.data(i, x)
-        (_, s), (a_1, s_1), (a_2, s_2), (a_t, s_t) = (case.kernel(l[i] + r * h) for r in (0, 1 / 3, 2 / 3, 1))
+        h = l[i + 1] - l[i]
+        d_0 = case.data(i, x)
+        (_, s), (a_1, s_1), (a_2, s_2), (a_t, s_t) = (
+            case.kernel(l[i] + r * h) for r in (0, 1 / 3, 2 / 3, 1)
+        )
         u = s_1 / s * x - a_1 * math.expm1(-h / 3) * d_0
         d = case.denoised(l[i] + h / 3, u) - d_0
         fallen = math.expm1(-2 * h / 3)

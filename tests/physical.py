@@ -1,4 +1,6 @@
-"""Methods and their equations in the states x and the log-SNR of a diffusion, as publications have them."""
+"""Methods and their equations in the states x and the log-SNR of a diffusion, as publications have
+them.
+"""
 
 import math
 from dataclasses import replace
@@ -13,7 +15,9 @@ from sdekit_diffusion._sampling.method import Descent
 
 
 def span_of(model, sde, end):
-    """l = log(alpha / sigma) at both ends of a solve down to end, in units of the standard deviation of the data."""
+    """l = log(alpha / sigma) at both ends of a solve down to end, in units of the standard
+    deviation of the data.
+    """
     coordinates = Coordinates.of(model, sde)
     shift = math.log(coordinates.std)
     return tuple(l - shift for l in coordinates.span(model, end))
@@ -45,9 +49,14 @@ def run(method, model, sde, x, span, noise=None):
 
 def _in_x(problem, sde):
     """A problem for u = x / sqrt(alpha^2 + sigma^2) as one for x."""
-    own, scale = problem.integrand, problem.scale
+    own = problem.integrand
+    scale = problem.scale
     size = lambda l: sde.size(sde.time(l))  # noqa: E731
-    return replace(problem, integrand=lambda l, x: own(l, x * broadcast(1 / size(l), x)), scale=lambda l: scale(l) * size(l))
+    return replace(
+        problem,
+        integrand=lambda l, x: own(l, x * broadcast(1 / size(l), x)),
+        scale=lambda l: scale(l) * size(l),
+    )
 
 
 def on_clock(model, sde, eta=0.0, integrand="data"):

@@ -1,4 +1,5 @@
-"""A GPU that is not there: a device that holds CPU values, refuses to mix devices and records what the host would wait for.
+"""A GPU that is not there: a device that holds CPU values, refuses to mix devices and records what
+the host would wait for.
 
     with SimulatedGPU() as gpu:
         model = model.to(DEVICE)
@@ -6,12 +7,15 @@
         sample(model, 4, steps=20)
         print(gpu.kernels, gpu.waits)
 
-Recorded as waits: host reads (`item`, `bool`, `tolist`, `nonzero`, `unique`, boolean indexing, `repeat_interleave`) and copies
-between host and device that are not `non_blocking`. A count at two numbers of steps shows what would stall a real GPU once a
-step. Kernels are the operations on the device that are neither views nor bare allocations: close to what a real GPU launches.
+Recorded as waits: host reads (`item`, `bool`, `tolist`, `nonzero`, `unique`, boolean indexing,
+`repeat_interleave`) and copies between host and device that are not `non_blocking`. A count at two
+numbers of steps shows what would stall a real GPU once a
+step. Kernels are the operations on the device that are neither views nor bare allocations: close to
+    what a real GPU launches.
 
-It is a model of the behaviour: nothing runs asynchronously and nothing is timed. The device is registered in torch for the rest
-of the process, and `torch.tensor` and `torch.as_tensor` are replaced inside the block, so use it in a process of its own.
+It is a model of the behaviour: nothing runs asynchronously and nothing is timed. The device is
+registered in torch for the rest of the process, and `torch.tensor` and `torch.as_tensor` are
+replaced inside the block, so use it in a process of its own.
 """
 
 import importlib
@@ -22,19 +26,41 @@ from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes, return_and_correct_aliasing
+from torch.utils._python_dispatch import (
+    TorchDispatchMode,
+    _disable_current_modes,
+    return_and_correct_aliasing,
+)
 from torch.utils._pytree import tree_flatten, tree_map
 
 NAME = "simulated"
 DEVICE = f"{NAME}:0"
 _CPU = torch.device("cpu")
 _aten = torch.ops.aten
-_SCALARS = (_aten._local_scalar_dense.default, _aten.is_nonzero.default, _aten.equal.default)  # return a Python number
-_READS = (*_SCALARS, _aten.item.default, _aten.nonzero.default, _aten.masked_select.default, _aten.bincount.default)
-_READS = (*_READS, _aten.unique_consecutive.default, _aten._unique2.default, _aten.unique_dim.default)
+# Return a Python number.
+_SCALARS = (_aten._local_scalar_dense.default, _aten.is_nonzero.default, _aten.equal.default)
+_READS = (
+    *_SCALARS,
+    _aten.item.default,
+    _aten.nonzero.default,
+    _aten.masked_select.default,
+    _aten.bincount.default,
+)
+_READS = (
+    *_READS,
+    _aten.unique_consecutive.default,
+    _aten._unique2.default,
+    _aten.unique_dim.default,
+)
 _COPIES = ("aten::_to_copy", "aten::copy_", "aten::_copy_from")
 _INDEXING = ("aten::index", "aten::index_put", "aten::index_put_", "aten::_index_put_impl_")
-_FREE = ("aten::empty", "aten::empty_strided", "aten::empty_like", "aten::new_empty", "aten::_local_scalar_dense")
+_FREE = (
+    "aten::empty",
+    "aten::empty_strided",
+    "aten::empty_like",
+    "aten::new_empty",
+    "aten::_local_scalar_dense",
+)
 
 
 def available() -> bool:
@@ -58,15 +84,23 @@ class Wait(NamedTuple):
 
 
 class _Ledger:
-    """What the current `SimulatedGPU` has recorded; one per process, since tensors outlive the block."""
+    """What the current `SimulatedGPU` has recorded; one per process, since tensors outlive the
+    block.
+    """
 
     def __init__(self) -> None:
         self.waits: list[Wait] = []
         self.kernels = 0
 
     def wait(self, kind: str) -> None:
-        frames = [f for f in traceback.extract_stack() if f"{os.sep}sdekit" in f.filename and "simulated_gpu" not in f.filename]
-        where = " < ".join(f"{os.path.basename(f.filename)}:{f.lineno}" for f in reversed(frames[-3:]))
+        frames = [
+            f
+            for f in traceback.extract_stack()
+            if f"{os.sep}sdekit" in f.filename and "simulated_gpu" not in f.filename
+        ]
+        where = " < ".join(
+            f"{os.path.basename(f.filename)}:{f.lineno}" for f in reversed(frames[-3:])
+        )
         self.waits.append(Wait(kind, where))
 
 
@@ -81,9 +115,14 @@ class Held(Tensor):
     @staticmethod
     def __new__(cls, values: Tensor) -> "Held":
         held = Tensor._make_wrapper_subclass(
-            cls, values.shape, strides=values.stride(), storage_offset=values.storage_offset(), dtype=values.dtype,
-            device=torch.device(DEVICE), requires_grad=False,
-        )  # fmt: skip
+            cls,
+            values.shape,
+            strides=values.stride(),
+            storage_offset=values.storage_offset(),
+            dtype=values.dtype,
+            device=torch.device(DEVICE),
+            requires_grad=False,
+        )
         held.values = values
         return held
 
@@ -95,7 +134,11 @@ class Held(Tensor):
 
     @classmethod
     def __torch_dispatch__(
-        cls, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+        cls,
+        func: Any,
+        types: Any,
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         return _run(func, tuple(args), dict(kwargs or {}))
 
@@ -107,7 +150,9 @@ class Held(Tensor):
         return torch.tensor(data, dtype=dtype or self.dtype).to(DEVICE)
 
     def numpy(self, *_: Any, **__: Any) -> Any:
-        raise TypeError("a tensor of the device cannot be converted to numpy; use Tensor.cpu() first")
+        raise TypeError(
+            "a tensor of the device cannot be converted to numpy; use Tensor.cpu() first"
+        )
 
     __array__ = numpy
 
@@ -147,16 +192,24 @@ class SimulatedGPU(TorchDispatchMode):
         torch.tensor = self._tensor
         torch.as_tensor = self._as_tensor
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None) -> Any:
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
         return _run(func, args, dict(kwargs or {}))
 
     def _placed_tensor(self, data: Any, *, device: Any = None, **options: Any) -> Tensor:
-        """torch.tensor, which does not pass the dispatcher: numbers of the host, copied while it waits."""
+        """torch.tensor, which does not pass the dispatcher: numbers of the host, copied while it
+        waits.
+        """
         if not _is_ours(device):
-            return self._tensor(data, **(options if device is None else {**options, "device": device}))
+            return self._tensor(
+                data, **(options if device is None else {**options, "device": device})
+            )
         return self._tensor(data, **options).to(device)
 
-    def _placed_as_tensor(self, data: Any, dtype: torch.dtype | None = None, device: Any = None) -> Tensor:
+    def _placed_as_tensor(
+        self, data: Any, dtype: torch.dtype | None = None, device: Any = None
+    ) -> Tensor:
         if isinstance(data, Tensor) or not _is_ours(device):
             return self._as_tensor(data, dtype=dtype, device=device)
         return self._as_tensor(data, dtype=dtype).to(device)
@@ -166,7 +219,9 @@ def _register() -> None:
     """Makes the device known to torch, once a process."""
     if torch._C._get_privateuse1_backend_name() == NAME:
         return
-    importlib.import_module("torch.utils.backend_registration")._setup_privateuseone_for_python_backend(NAME)
+    importlib.import_module(
+        "torch.utils.backend_registration"
+    )._setup_privateuseone_for_python_backend(NAME)
     module = getattr(torch, NAME, None)
     if module is not None and not hasattr(module, "get_amp_supported_dtype"):
         module.get_amp_supported_dtype = lambda: [torch.bfloat16, torch.float16]
@@ -178,7 +233,8 @@ def _is_ours(device: Any) -> bool:
 
 def _run(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """One operation: on the values, with what it would have meant on a GPU recorded or refused."""
-    name, flat = func._schema.name, tree_flatten((args, kwargs))[0]
+    name = func._schema.name
+    flat = tree_flatten((args, kwargs))[0]
     ours = [part for part in flat if isinstance(part, Held)]
     hosts = [part for part in flat if isinstance(part, Tensor) and not isinstance(part, Held)]
     device = kwargs.get("device")
@@ -199,14 +255,23 @@ def _run(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     return _wrapped(func, args, kwargs, on_device=on_device, aliased=bool(ours) and device is None)
 
 
-def _wrapped(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], *, on_device: bool, aliased: bool) -> Any:
-    """The operation itself, done on the CPU; its results are put on the device where they belong there."""
+def _wrapped(
+    func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], *, on_device: bool, aliased: bool
+) -> Any:
+    """The operation itself, done on the CPU; its results are put on the device where they belong
+    there.
+    """
     plain = {**kwargs, "device": _CPU} if kwargs.get("device") is not None else kwargs
     with _disable_current_modes():
         out = func(*tree_map(_unwrap, args), **tree_map(_unwrap, plain))
     if func in _SCALARS or not on_device:
         return out
-    out = tree_map(lambda part: Held(part) if isinstance(part, Tensor) and not isinstance(part, Held) else part, out)
+    out = tree_map(
+        lambda part: (
+            Held(part) if isinstance(part, Tensor) and not isinstance(part, Held) else part
+        ),
+        out,
+    )
     return return_and_correct_aliasing(func, args, kwargs, out) if aliased else out
 
 
@@ -232,19 +297,29 @@ def _record_copy(args: tuple[Any, ...], kwargs: Mapping[str, Any], on_device: bo
         _LEDGER.wait("copy to the device" if on_device else "copy to the host")
 
 
-def _require_one_device(func: Any, name: str, args: tuple[Any, ...], hosts: Sequence[Tensor]) -> None:
-    """Refuses tensors of both devices, as CUDA does: only numbers, and indices of a tensor on the device, may be the host's.
+def _require_one_device(
+    func: Any, name: str, args: tuple[Any, ...], hosts: Sequence[Tensor]
+) -> None:
+    """Refuses tensors of both devices, as CUDA does: only numbers, and indices of a tensor on the
+    device, may be the host's.
 
     Raises:
         MixedDevicesError: with the operation and the shapes.
     """
     large = [tuple(tensor.shape) for tensor in hosts if tensor.ndim]
-    indexing = name.startswith(("aten::index", "aten::_index_put", "aten::_unsafe_index")) and isinstance(args[0], Held)
-    if large and not (indexing and not (len(args) > 2 and isinstance(args[2], Tensor) and not isinstance(args[2], Held))):
+    indexing = name.startswith(
+        ("aten::index", "aten::_index_put", "aten::_unsafe_index")
+    ) and isinstance(args[0], Held)
+    if large and not (
+        indexing
+        and not (len(args) > 2 and isinstance(args[2], Tensor) and not isinstance(args[2], Held))
+    ):
         raise MixedDevicesError(f"{name}: tensors of the device and of the CPU, of shapes {large}")
     if large:
         _LEDGER.wait("indices copied to the device")
     if func._schema.is_mutable and not isinstance(args[0], Held) and isinstance(args[0], Tensor):
-        raise MixedDevicesError(f"{name}: a tensor of the CPU changed in place by one of the device")
+        raise MixedDevicesError(
+            f"{name}: a tensor of the CPU changed in place by one of the device"
+        )
     if name in ("aten::cat", "aten::stack"):
         raise MixedDevicesError(f"{name}: tensors of the device and of the CPU")

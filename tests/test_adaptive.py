@@ -1,4 +1,6 @@
-"""Adaptive steps: tolerances, one path whatever is rejected, and that no sample knows of the others."""
+"""Adaptive steps: tolerances, one path whatever is rejected, and that no sample knows of the
+others.
+"""
 
 import math
 
@@ -60,7 +62,8 @@ LINE = torch.linspace(-2, 2, 400, dtype=torch.float64)[:, None]
 @pytest.mark.parametrize("ends", [(0.0, 2.0), (2.0, 0.0)], ids=["forwards", "backwards"])
 def test_errors_follow_the_tolerance(solver, ends):
     exact = solve(ODE(f), START, uniform(*ends, 4000), solver=RK4()).x
-    errors, evaluations = [], []
+    errors = []
+    evaluations = []
     for tol in (1e-4, 1e-6, 1e-8):
         solution = solve(ODE(f), START, ends, solver=solver, control=PIDController(tol, tol))
         errors.append(float((solution.x - exact).abs().max()) / tol)
@@ -68,17 +71,23 @@ def test_errors_follow_the_tolerance(solver, ends):
         assert (solution.status == Status.DONE).all()
     assert max(errors) < 100
     # Error per step to the tolerance: evaluations grow as tol^(-1/k).
-    assert math.log(evaluations[2] / evaluations[1]) / math.log(100) == pytest.approx(1 / solver.embedded, abs=0.1)
+    assert math.log(evaluations[2] / evaluations[1]) / math.log(100) == pytest.approx(
+        1 / solver.embedded, abs=0.1
+    )
 
 
 @PAIRS
 def test_outputs_between_steps_follow_the_tolerance(solver):
     ts = [0.0, 0.1, 0.7, 1.55, 2.0]
-    solution = solve(ODE(f), START, ts, solver=solver, control=PIDController(1e-7, 1e-7), save="all")
+    solution = solve(
+        ODE(f), START, ts, solver=solver, control=PIDController(1e-7, 1e-7), save="all"
+    )
     assert torch.equal(solution.xs[0], START)
     assert torch.equal(solution.xs[-1], solution.x)
     for t, x in zip(ts[1:], solution.xs[1:], strict=True):
-        torch.testing.assert_close(x, solve(ODE(f), START, uniform(0, t, 2000), solver=RK4()).x, rtol=0, atol=5e-6)
+        torch.testing.assert_close(
+            x, solve(ODE(f), START, uniform(0, t, 2000), solver=RK4()).x, rtol=0, atol=5e-6
+        )
     last = solve(ODE(f), START, [0.0, 2.0], solver=solver, control=PIDController(1e-7, 1e-7))
     assert torch.equal(last.x, solution.x), "asking for outputs changed the steps"
 
@@ -97,16 +106,24 @@ def test_the_first_step_and_pi_control():
 
 def test_evaluations_are_those_of_the_tableau():
     for solver, stages in ((Bosh3(), 3), (Dopri5(), 6), (Dopri8(), 12)):
-        solution = solve(ODE(f), START, [0.0, 2.0], solver=solver, control=PIDController(1e-6, 1e-6))
-        # Two choose the first step, one begins; then a sample has exactly its tries, accepted or not.
-        assert torch.equal(solution.evaluations, 3 + stages * (solution.accepted + solution.rejected))
-        known = solve(ODE(f), START, [0.0, 2.0], solver=solver, control=PIDController(1e-6, 1e-6, first=0.01))
+        solution = solve(
+            ODE(f), START, [0.0, 2.0], solver=solver, control=PIDController(1e-6, 1e-6)
+        )
+        # Two choose the first step, one begins; then a sample has exactly its tries, accepted or
+        # not.
+        assert torch.equal(
+            solution.evaluations, 3 + stages * (solution.accepted + solution.rejected)
+        )
+        known = solve(
+            ODE(f), START, [0.0, 2.0], solver=solver, control=PIDController(1e-6, 1e-6, first=0.01)
+        )
         assert torch.equal(known.evaluations, 1 + stages * (known.accepted + known.rejected))
 
 
 def test_evaluations_for_output_are_made_and_counted_where_there_is_output():
     """Three a step that has any, however many it has, for the samples whose steps these are."""
-    control, calls = PIDController(1e-9, 1e-9), []
+    control = PIDController(1e-9, 1e-9)
+    calls = []
 
     def counted(t, x):
         calls.append(len(x))
@@ -134,13 +151,18 @@ def test_evaluations_for_output_are_made_and_counted_where_there_is_output():
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
 @pytest.mark.parametrize("kind", ["ode", "sde"])
 def test_a_sample_is_the_same_alone(kind, dtype):
-    x0, control = START.to(dtype), PIDController(1e-3, 1e-3)
+    x0 = START.to(dtype)
+    control = PIDController(1e-3, 1e-3)
 
     def run(x0, index):
         if kind == "ode":
-            return solve(ODE(oscillator), x0, [0.0, 1.0, 2.0], solver=Dopri5(), control=control, save="all")
+            return solve(
+                ODE(oscillator), x0, [0.0, 1.0, 2.0], solver=Dopri5(), control=control, save="all"
+            )
         noise = BrownianPath(4, (0.0, 2.0)).rows(index)
-        return solve(EQUATION, x0, [0.0, 1.0, 2.0], solver=SRID2(), noise=noise, control=control, save="all")
+        return solve(
+            EQUATION, x0, [0.0, 1.0, 2.0], solver=SRID2(), noise=noise, control=control, save="all"
+        )
 
     whole = run(x0, torch.arange(64))
     for i in (0, 17, 63):
@@ -158,9 +180,12 @@ def test_one_fast_sample_changes_nothing_for_the_others():
 
     def run(rates):
         equation = Rated(rates)
-        return solve(equation, START, [0.0, 2.0], solver=Dopri5(), control=PIDController(1e-6, 1e-6))
+        return solve(
+            equation, START, [0.0, 2.0], solver=Dopri5(), control=PIDController(1e-6, 1e-6)
+        )
 
-    a, b = run(speed), run(fast)
+    a = run(speed)
+    b = run(fast)
     others = torch.arange(64) != 11
     assert torch.equal(a.x[others], b.x[others])
     assert torch.equal(a.evaluations[others], b.evaluations[others])
@@ -185,8 +210,18 @@ def test_a_sample_that_is_not_finite_leaves_the_others_bit_identical(bad):
     others = torch.arange(64) != 5
     for equation, solver, tol in ((ODE(oscillator), Dopri5(), 1e-5), (EQUATION, SRID2(), 1e-2)):
         control = PIDController(tol, tol)
-        whole = solve(equation, START, [0.0, 1.0], solver=solver, control=control, noise=BrownianPath(1))
-        spoilt = solve(equation, x0, [0.0, 1.0], solver=solver, control=control, noise=BrownianPath(1), throw=False)
+        whole = solve(
+            equation, START, [0.0, 1.0], solver=solver, control=control, noise=BrownianPath(1)
+        )
+        spoilt = solve(
+            equation,
+            x0,
+            [0.0, 1.0],
+            solver=solver,
+            control=control,
+            noise=BrownianPath(1),
+            throw=False,
+        )
         assert torch.equal(spoilt.x[others], whole.x[others])
         assert torch.equal(spoilt.evaluations[others], whole.evaluations[others])
         assert spoilt.x[5].isnan().all()
@@ -199,7 +234,9 @@ def test_failures_say_which_samples_where_and_why_and_keep_the_rest():
         return torch.where((t > 0.5) & (x > 1), torch.nan, torch.ones_like(x))
 
     x0 = torch.tensor([[0.0], [1.0], [-3.0]])
-    with pytest.raises(UnfinishedError, match=r"1 of 3 samples .*row 1: .*NaN.* at t = 0.5") as caught:
+    with pytest.raises(
+        UnfinishedError, match=r"1 of 3 samples .*row 1: .*NaN.* at t = 0.5"
+    ) as caught:
         solve(ODE(wall), x0, [0.0, 1.0], solver=Dopri5(), control=PIDController(1e-4, 1e-4))
     assert caught.value.solution.status.tolist() == [Status.DONE, Status.NOT_FINITE, Status.DONE]
     torch.testing.assert_close(caught.value.solution.x[[0, 2]], x0[[0, 2]] + 1)
@@ -208,7 +245,14 @@ def test_failures_say_which_samples_where_and_why_and_keep_the_rest():
 
 def test_explosions_and_limits_have_their_status():
     x0 = torch.tensor([[0.1], [2.0]], dtype=torch.float64)
-    blow = solve(ODE(lambda t, x: x * x), x0, [0.0, 1.0], solver=Dopri5(), control=PIDController(1e-6, 1e-6), throw=False)
+    blow = solve(
+        ODE(lambda t, x: x * x),
+        x0,
+        [0.0, 1.0],
+        solver=Dopri5(),
+        control=PIDController(1e-6, 1e-6),
+        throw=False,
+    )
     assert blow.status[0] == Status.DONE
     assert blow.status[1] in (Status.NOT_FINITE, Status.UNDERFLOW)
     few = PIDController(1e-9, 1e-9, max_steps=3)
@@ -216,7 +260,15 @@ def test_explosions_and_limits_have_their_status():
     assert limited.status.tolist() == [Status.TOO_MANY_STEPS] * 2
     assert (limited.accepted + limited.rejected == 3).all()
     rough = BrownianPath(0, depth=5)
-    short = solve(EQUATION, x0, [0.0, 1.0], solver=SRID2(), noise=rough, control=PIDController(1e-6, 1e-6), throw=False)
+    short = solve(
+        EQUATION,
+        x0,
+        [0.0, 1.0],
+        solver=SRID2(),
+        noise=rough,
+        control=PIDController(1e-6, 1e-6),
+        throw=False,
+    )
     assert (short.status == Status.UNDERFLOW).all()
 
 
@@ -230,12 +282,16 @@ def test_the_limit_of_steps_is_for_the_whole_solve_not_for_each_output():
 
 
 def test_errors_are_not_diluted_by_a_batch():
-    """torchdiffeq's norm over the batch lets one sample's error grow: 1.2e-6 alone, 2.1e-5 among 4,096."""
+    """torchdiffeq's norm over the batch lets one sample's error grow: 1.2e-6 alone, 2.1e-5 among
+    4,096.
+    """
     hard = torch.tensor([[2.0, 2.0]], dtype=torch.float64)
     easy = torch.zeros(500, 2, dtype=torch.float64)
     control = PIDController(1e-6, 1e-6)
     alone = solve(ODE(oscillator), hard, [0.0, 5.0], solver=Dopri5(), control=control).x
-    among = solve(ODE(oscillator), torch.cat([easy, hard]), [0.0, 5.0], solver=Dopri5(), control=control).x
+    among = solve(
+        ODE(oscillator), torch.cat([easy, hard]), [0.0, 5.0], solver=Dopri5(), control=control
+    ).x
     assert torch.equal(among[-1:], alone)
 
 
@@ -243,27 +299,41 @@ def test_errors_are_not_diluted_by_a_batch():
 def test_what_the_path_cannot_resolve_is_an_underflow_at_once(depth, tol):
     control = PIDController(tol, tol, max_steps=3000)
     path = BrownianPath(0, depth=depth)
-    solution = solve(EQUATION, LINE[:40], [0.0, 1.0], solver=SRID2(), noise=path, control=control, throw=False)
+    solution = solve(
+        EQUATION, LINE[:40], [0.0, 1.0], solver=SRID2(), noise=path, control=control, throw=False
+    )
     assert (solution.status != Status.TOO_MANY_STEPS).all()
     assert (solution.status == Status.UNDERFLOW).any()
     assert solution.rejected.max() < 2 ** (depth + 1)
 
 
-@pytest.mark.parametrize("knots", [(0.0, 0.2, 1.0), (0.0, 1.0 - 1e-9, 1.0), geometric(1e-3, 1.0, 8).tolist()], ids=str)
+@pytest.mark.parametrize(
+    "knots", [(0.0, 0.2, 1.0), (0.0, 1.0 - 1e-9, 1.0), geometric(1e-3, 1.0, 8).tolist()], ids=str
+)
 def test_failures_are_seen_in_cells_of_any_length(knots):
-    equation = SDE(lambda t, x: torch.where(t > 0.5, torch.nan, -x), lambda t, x: torch.ones_like(x), "additive")
-    path, control = BrownianPath(0, knots), PIDController(1e-2, 1e-2, max_steps=2000)
+    equation = SDE(
+        lambda t, x: torch.where(t > 0.5, torch.nan, -x),
+        lambda t, x: torch.ones_like(x),
+        "additive",
+    )
+    path = BrownianPath(0, knots)
+    control = PIDController(1e-2, 1e-2, max_steps=2000)
     x0 = torch.zeros(2, 1, dtype=torch.float64)
-    failed = solve(equation, x0, [knots[0], 1.0], solver=SRA1(), noise=path, control=control, throw=False)
+    failed = solve(
+        equation, x0, [knots[0], 1.0], solver=SRA1(), noise=path, control=control, throw=False
+    )
     assert (failed.status == Status.NOT_FINITE).all()
     assert failed.rejected.max() < 60
 
 
 @pytest.mark.parametrize("length", [1e2, 1e3, 1e7])
 def test_a_solve_much_shorter_than_the_path_is_right_or_refused(length):
-    """Geometric Brownian motion without drift on [0, 1] of a path on [0, length], 2,000 samples, 5.3 standard errors."""
+    """Geometric Brownian motion without drift on [0, 1] of a path on [0, length], 2,000 samples,
+    5.3 standard errors.
+    """
     equation = SDE(lambda t, x: 0 * x, lambda t, x: 0.5 * x)
-    x0, path = torch.ones(2000, 1, dtype=torch.float64), BrownianPath(0, (0.0, length))
+    x0 = torch.ones(2000, 1, dtype=torch.float64)
+    path = BrownianPath(0, (0.0, length))
     control = PIDController(1e-2, 1e-2)
     if length == 1e7:
         with pytest.raises(ValueError, match="shorter than the path resolves"):
@@ -277,7 +347,9 @@ def test_ends_a_rounding_away_from_the_knots_cost_nothing():
     path = BrownianPath(3, (0.0, 0.3))
     control = PIDController(1e-2, 1e-2)
     steps = [
-        solve(EQUATION, LINE[:50], ts, solver=SRID2(), noise=path, control=control).accepted.double().mean()
+        solve(EQUATION, LINE[:50], ts, solver=SRID2(), noise=path, control=control)
+        .accepted.double()
+        .mean()
         for ts in ([0.0, 0.3], torch.tensor([0.0, 0.3]).clamp(max=0.3), [1e-9, 0.3 - 1e-9])
     ]
     assert max(steps) < 1.1 * min(steps)
@@ -285,7 +357,9 @@ def test_ends_a_rounding_away_from_the_knots_cost_nothing():
 
 def test_a_zero_in_the_state_needs_no_absolute_tolerance():
     x0 = torch.tensor([[1.0, 0.0]], dtype=torch.float64)
-    solution = solve(ODE(lambda t, x: -x), x0, [0.0, 1.0], solver=Dopri5(), control=PIDController(1e-6, 0.0))
+    solution = solve(
+        ODE(lambda t, x: -x), x0, [0.0, 1.0], solver=Dopri5(), control=PIDController(1e-6, 0.0)
+    )
     torch.testing.assert_close(solution.x, x0 / math.e, rtol=1e-5, atol=0)
 
 
@@ -294,7 +368,8 @@ def test_a_zero_in_the_state_needs_no_absolute_tolerance():
 
 def test_the_error_is_measured_against_the_larger_of_both_ends():
     control = PIDController(rtol=0.1, atol=0.01)
-    x0, x1 = torch.tensor([[1.0, -2.0], [0.0, 0.0]]), torch.tensor([[-3.0, 1.0], [0.0, 4.0]])
+    x0 = torch.tensor([[1.0, -2.0], [0.0, 0.0]])
+    x1 = torch.tensor([[-3.0, 1.0], [0.0, 4.0]])
     error = torch.tensor([[0.62, 0.0], [0.01, -0.41]])
     scaled = torch.tensor([[0.62 / 0.31, 0.0], [1.0, 1.0]])
     torch.testing.assert_close(control.error(error, x0, x1).float(), scaled.square().mean(1).sqrt())
@@ -302,7 +377,8 @@ def test_the_error_is_measured_against_the_larger_of_both_ends():
 
 
 def test_the_factor_is_that_of_the_formula():
-    q, before = torch.tensor([0.5, 1.5], dtype=torch.float64), torch.tensor([[0.8, 0.3], [0.9, 0.7]], dtype=torch.float64)
+    q = torch.tensor([0.5, 1.5], dtype=torch.float64)
+    before = torch.tensor([[0.8, 0.3], [0.9, 0.7]], dtype=torch.float64)
     control = PIDController(proportional=0.2, integral=0.3, derivative=0.1)
     expected = 0.9 * q ** (-0.6 / 2) * before[:, 0] ** (0.4 / 2) * before[:, 1] ** (-0.1 / 2)
     torch.testing.assert_close(control.factor(q, before, 2), expected.clamp(0.2, 10))
@@ -319,9 +395,21 @@ def test_the_first_step_is_neither_far_too_short_nor_too_long():
     solution = solve(ODE(f), START, [0.0, 2.0], solver=Dopri5(), control=control)
     tries = (solution.accepted + solution.rejected).max()
     for first in (1e-3, 1e-2, 1e-1):
-        known = solve(ODE(f), START, [0.0, 2.0], solver=Dopri5(), control=PIDController(1e-6, 1e-6, first=first))
+        known = solve(
+            ODE(f),
+            START,
+            [0.0, 2.0],
+            solver=Dopri5(),
+            control=PIDController(1e-6, 1e-6, first=first),
+        )
         assert tries <= (known.accepted + known.rejected).max() + 1
-    still = solve(SDE(lambda t, x: 0 * x, lambda t, x: 0.1, "additive"), LINE, [0.0, 1.0], solver=SRA1(), control=control)
+    still = solve(
+        SDE(lambda t, x: 0 * x, lambda t, x: 0.1, "additive"),
+        LINE,
+        [0.0, 1.0],
+        solver=SRA1(),
+        control=control,
+    )
     assert still.accepted.max() <= 17
 
 
@@ -329,7 +417,9 @@ def test_the_first_step_is_neither_far_too_short_nor_too_long():
 
 
 @pytest.mark.parametrize(
-    ("equation", "solver"), [(EQUATION, SRID2()), (SDE(f, lambda t, x: 0.8, "additive"), SRA1())], ids=["diagonal", "additive"]
+    ("equation", "solver"),
+    [(EQUATION, SRID2()), (SDE(f, lambda t, x: 0.8, "additive"), SRA1())],
+    ids=["diagonal", "additive"],
 )
 @pytest.mark.parametrize("ends", [(0.0, 1.0), (1.0, 0.0)], ids=["forwards", "backwards"])
 def test_adaptive_paths_converge_to_the_solution_on_the_same_path(equation, solver, ends):
@@ -337,7 +427,9 @@ def test_adaptive_paths_converge_to_the_solution_on_the_same_path(equation, solv
     exact = solve(equation, LINE, uniform(*ends, 2**13), solver=solver, noise=path).x
     errors = []
     for tol in (3e-2, 3e-3, 3e-4):
-        solution = solve(equation, LINE, ends, solver=solver, noise=path, control=PIDController(tol, tol))
+        solution = solve(
+            equation, LINE, ends, solver=solver, noise=path, control=PIDController(tol, tol)
+        )
         errors.append(float((solution.x - exact).square().mean().sqrt()))
         assert solution.rejected.sum() > 0
     assert errors[0] < 0.15
@@ -346,10 +438,14 @@ def test_adaptive_paths_converge_to_the_solution_on_the_same_path(equation, solv
 
 
 def test_stratonovich_general_noise_with_revisited_times():
-    """Noises that do not commute: rejected times are revisited, so what is learned of the path is not lost."""
+    """Noises that do not commute: rejected times are revisited, so what is learned of the path is
+    not lost.
+    """
 
     def columns(t, x):
-        return torch.stack([torch.stack([x[:, 1], 0 * x[:, 0]], 1), torch.stack([0 * x[:, 0], x[:, 0]], 1)], dim=2)
+        return torch.stack(
+            [torch.stack([x[:, 1], 0 * x[:, 0]], 1), torch.stack([0 * x[:, 0], x[:, 0]], 1)], dim=2
+        )
 
     equation = SDE(lambda t, x: -0.5 * x, columns, "general", "stratonovich", noise_size=2)
     x0 = torch.ones(400, 2, dtype=torch.float64)
@@ -357,7 +453,9 @@ def test_stratonovich_general_noise_with_revisited_times():
     exact = solve(equation, x0, uniform(0, 1, 2**12), solver=SPaRK(), noise=path).x
     errors = []
     for tol in (1e-1, 1e-2, 1e-3):
-        x = solve(equation, x0, [0.0, 1.0], solver=SPaRK(), noise=path, control=PIDController(tol, tol)).x
+        x = solve(
+            equation, x0, [0.0, 1.0], solver=SPaRK(), noise=path, control=PIDController(tol, tol)
+        ).x
         errors.append(float((x - exact).square().mean().sqrt()))
     assert errors[0] > 1.5 * errors[1] > 2.25 * errors[2]
 
@@ -366,29 +464,47 @@ def test_stratonovich_general_noise_with_revisited_times():
 def test_the_variance_of_a_reversed_gaussian_has_no_bias_that_tolerances_do_not_remove(dim):
     """VE from sigma 50 to 1e-3, variance 0.25, against a fine grid on the same paths.
 
-    Drawing new noise after a rejection gives 130 % too much in one dimension and 33 % in four. Common paths make the
-    comparison free of sampling noise: no false alarms; a bias of the bars' size is what it sees.
+    Drawing new noise after a rejection gives 130 % too much in one dimension and 33 % in four.
+    Common paths make the comparison free of sampling noise: no false alarms; a bias of the bars'
+    size is what it sees.
     """
-    k0, k1 = 50.0**-2, 1e-3**-2
+    k0 = 50.0**-2
+    k1 = 1e-3**-2
 
     def denoiser(l, x):
         return x * broadcast(0.25 / (0.25 + exp(-2 * l)), x)
 
     equation = Clocked(denoiser, lambda l: exp(-2 * l), a=2.0, q=2.0)
-    path, n = BrownianPath(5, geometric(k0, k1, 12)), 1000 if dim < 4 else 4000 // dim
-    y0 = k0 * math.sqrt(0.25 + 50**2) * torch.randn(n, dim, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    exact = (solve(equation, y0, geometric(k0, k1, 1000), solver=SRA1(), noise=path).x / k1).square().mean()
+    path = BrownianPath(5, geometric(k0, k1, 12))
+    n = 1000 if dim < 4 else 4000 // dim
+    y0 = (
+        k0
+        * math.sqrt(0.25 + 50**2)
+        * torch.randn(n, dim, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    )
+    exact = (
+        (solve(equation, y0, geometric(k0, k1, 1000), solver=SRA1(), noise=path).x / k1)
+        .square()
+        .mean()
+    )
     for tol, bar in ((1e-2, 0.01), (2e-3, 0.001)):
-        x = solve(equation, y0, [k0, k1], solver=SRA1(), noise=path, control=PIDController(tol, tol)).x / k1
+        x = (
+            solve(
+                equation, y0, [k0, k1], solver=SRA1(), noise=path, control=PIDController(tol, tol)
+            ).x
+            / k1
+        )
         assert abs(float(x.square().mean() / exact) - 1) < bar
 
 
 def test_outputs_between_steps_have_the_variance_of_the_path():
     """A straight line has half of it in the middle: torchsde's 0.025 for 0.050."""
     brownian = SDE(lambda t, x: 0 * x, lambda t, x: 1.0, "additive")
-    n, ts = 40_000, [0.0, 0.05, 0.1, 0.55, 1.0]
+    n = 40_000
+    ts = [0.0, 0.05, 0.1, 0.55, 1.0]
     x0 = torch.zeros(n, 1, dtype=torch.float64)
-    noise, control = BrownianPath(9), PIDController(1e-1, 1e-1, first=1.0)
+    noise = BrownianPath(9)
+    control = PIDController(1e-1, 1e-1, first=1.0)
     solution = solve(brownian, x0, ts, solver=SRA1(), noise=noise, control=control, save="all")
     assert solution.accepted.max() == 1
     w = torch.stack([i.w for i in noise.increments(ts, x0, (1,), levy=False)]).cumsum(0)
@@ -400,8 +516,18 @@ def test_outputs_between_steps_have_the_variance_of_the_path():
 def test_bridged_outputs_are_on_the_path_of_the_solution():
     ts = uniform(0.0, 1.0, 10).tolist()
     path = BrownianPath(3)
-    exact = solve(EQUATION, LINE, uniform(0.0, 1.0, 2560), solver=SRID2(), noise=path, save="all").xs[::256]
-    bridged = solve(EQUATION, LINE, ts, solver=SRID2(), noise=path, control=PIDController(1e-3, 1e-3), save="all").xs
+    exact = solve(
+        EQUATION, LINE, uniform(0.0, 1.0, 2560), solver=SRID2(), noise=path, save="all"
+    ).xs[::256]
+    bridged = solve(
+        EQUATION,
+        LINE,
+        ts,
+        solver=SRID2(),
+        noise=path,
+        control=PIDController(1e-3, 1e-3),
+        save="all",
+    ).xs
     assert (bridged - exact).square().mean(dim=(1, 2)).sqrt().max() < 0.02
 
 
@@ -410,9 +536,12 @@ def test_gradients_flow_through_adaptive_steps():
     control = PIDController(1e-2, 1e-2)
 
     def sde(x):
-        return solve(EQUATION, x, [0.0, 1.0], solver=SRID2(), noise=BrownianPath(1), control=control).x
+        return solve(
+            EQUATION, x, [0.0, 1.0], solver=SRID2(), noise=BrownianPath(1), control=control
+        ).x
 
-    # Steps are chosen from values: their dependence on x0 is not differentiated, and small changes leave them alone here.
+    # Steps are chosen from values: their dependence on x0 is not differentiated, and small changes
+    # leave them alone here.
     assert torch.autograd.gradcheck(sde, x0, atol=1e-4)
     exact = torch.autograd.functional.jvp(
         lambda x: solve(ODE(f), x, uniform(0, 1, 500), solver=RK4()).x, x0, torch.ones_like(x0)
@@ -426,13 +555,17 @@ def test_a_trial_that_is_not_finite_does_not_spoil_gradients():
     theta = torch.tensor(1.0, dtype=torch.float64, requires_grad=True)
     x0 = torch.full((2, 1), 0.5, dtype=torch.float64)
     control = PIDController(1e-6, 1e-6, first=1.2)
-    solution = solve(ODE(lambda t, x: -theta * torch.sqrt(x)), x0, [0.0, 1.2], solver=Dopri5(), control=control)
+    solution = solve(
+        ODE(lambda t, x: -theta * torch.sqrt(x)), x0, [0.0, 1.2], solver=Dopri5(), control=control
+    )
     assert solution.rejected.min() > 0
     (gradient,) = torch.autograd.grad(solution.x.sum(), theta)
     # x = (sqrt(x0) - theta t / 2)^2
     assert float(gradient) == pytest.approx(-2 * 2 * (math.sqrt(0.5) - 0.6) * 0.6, rel=1e-3)
     bad = torch.tensor([[0.5], [torch.nan]], dtype=torch.float64)
-    mixed = solve(ODE(lambda t, x: -theta * x), bad, [0.0, 1.0], solver=Dopri5(), control=control, throw=False)
+    mixed = solve(
+        ODE(lambda t, x: -theta * x), bad, [0.0, 1.0], solver=Dopri5(), control=control, throw=False
+    )
     (gradient,) = torch.autograd.grad(mixed.x[0].sum(), theta)
     assert float(gradient) == pytest.approx(-0.5 / math.e, rel=1e-3)
 
@@ -440,7 +573,8 @@ def test_a_trial_that_is_not_finite_does_not_spoil_gradients():
 def test_a_callback_sees_every_step_that_counts():
     """Steps of a sample join, and their dense output is the solution between."""
     moves = []
-    control, ends = PIDController(1e-8, 1e-8), (2.0, 0.0)
+    control = PIDController(1e-8, 1e-8)
+    ends = (2.0, 0.0)
     solution = solve(ODE(f), START, ends, solver=Tsit5(), control=control, callback=moves.append)
     for sample in (0, 17):
         mine = [(m, int((m.samples == sample).nonzero())) for m in moves if sample in m.samples]
@@ -454,7 +588,9 @@ def test_a_callback_sees_every_step_that_counts():
     half = Tsit5().interpolate(middle.dense, torch.full_like(middle.t0, 0.5))
     for row in (0, 5):
         at = float(0.5 * (middle.t0 + middle.t1)[row])
-        exact = solve(ODE(f), START[middle.samples[row]][None], [2.0, at], solver=Tsit5(), control=control).x
+        exact = solve(
+            ODE(f), START[middle.samples[row]][None], [2.0, at], solver=Tsit5(), control=control
+        ).x
         torch.testing.assert_close(half[row : row + 1], exact, rtol=0, atol=1e-6)
 
 
@@ -462,7 +598,9 @@ def test_a_callback_sees_every_step_that_counts():
 def test_a_first_step_is_never_of_length_zero(far):
     """The estimate of the first step looks ahead, where there may be nothing."""
     drift = ODE(lambda t, x: torch.where(t > 0.1, far, 0.01 * x))
-    solution = solve(drift, START, [0.0, 1.0], solver=Dopri5(), control=PIDController(max_steps=500), throw=False)
+    solution = solve(
+        drift, START, [0.0, 1.0], solver=Dopri5(), control=PIDController(max_steps=500), throw=False
+    )
     assert (solution.status == Status.NOT_FINITE).all() or far == 1e300
     assert (solution.accepted > 3).all()
 
@@ -471,15 +609,26 @@ def test_a_first_step_is_never_of_length_zero(far):
 
 
 def test_refusals():
-    x0, control = torch.zeros(2, 1), PIDController()
+    x0 = torch.zeros(2, 1)
+    control = PIDController()
     with pytest.raises(TypeError, match="WhiteNoise cannot be read twice"):
         solve(EQUATION, x0, [0.0, 1.0], solver=SRID2(), noise=WhiteNoise(0), control=control)
-    with pytest.raises(ValueError, match="EulerMaruyama does not estimate its error; for diagonal noise these do: SRID2"):
+    with pytest.raises(
+        ValueError,
+        match="EulerMaruyama does not estimate its error; for diagonal noise these do: SRID2",
+    ):
         solve(EQUATION, x0, [0.0, 1.0], solver=EulerMaruyama(), control=control)
     with pytest.raises(ValueError, match=r"below what torch.float32 resolves; ask for 5e-07"):
         solve(ODE(f), x0, [0.0, 1.0], solver=Dopri5(), control=PIDController(1e-12, 1e-12))
     with pytest.raises(ValueError, match="lives on"):
-        solve(EQUATION, x0, [0.0, 2.0], solver=SRID2(), noise=BrownianPath(0), control=PIDController(0.1, 0.1))
+        solve(
+            EQUATION,
+            x0,
+            [0.0, 2.0],
+            solver=SRID2(),
+            noise=BrownianPath(0),
+            control=PIDController(0.1, 0.1),
+        )
 
 
 @pytest.mark.parametrize(
@@ -503,7 +652,12 @@ def test_empty_batches_and_default_noise():
     torch.manual_seed(0)
     a = solve(EQUATION, LINE, [0.5, 2.0], solver=SRID2(), control=PIDController(1e-2, 1e-2))
     b = solve(
-        EQUATION, LINE, [0.5, 2.0], solver=SRID2(), noise=BrownianPath(a.seed, (0.5, 2.0)), control=PIDController(1e-2, 1e-2)
+        EQUATION,
+        LINE,
+        [0.5, 2.0],
+        solver=SRID2(),
+        noise=BrownianPath(a.seed, (0.5, 2.0)),
+        control=PIDController(1e-2, 1e-2),
     )
     assert torch.equal(a.x, b.x)
     assert np.isfinite(a.x.numpy()).all()

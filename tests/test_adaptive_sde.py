@@ -1,4 +1,6 @@
-"""AdaptiveSDE: each sample's own steps on one Brownian path, which ends where fine equal steps on that path do."""
+"""AdaptiveSDE: each sample's own steps on one Brownian path, which ends where fine equal steps on
+that path do.
+"""
 
 import functools
 import math
@@ -7,14 +9,26 @@ import pytest
 import torch
 
 from sdekit import SRA1, BrownianPath, ShARK, UnfinishedError, WhiteNoise
-from sdekit_diffusion import VPSDE, AdaptiveSDE, GaussianMixture, OnClock, ScoreModel, UniformInLogSNR, sample
+from sdekit_diffusion import (
+    VPSDE,
+    AdaptiveSDE,
+    GaussianMixture,
+    OnClock,
+    ScoreModel,
+    UniformInLogSNR,
+    sample,
+)
 from sdekit_diffusion._sampling.coordinates import Coordinates
 
-MIXTURE = GaussianMixture([0.3, 0.7], torch.tensor([[-1.0, 0.3], [0.5, -0.4]], dtype=torch.float64), [0.3, 0.05])
+MIXTURE = GaussianMixture(
+    [0.3, 0.7], torch.tensor([[-1.0, 0.3], [0.5, -0.4]], dtype=torch.float64), [0.3, 0.05]
+)
 
 
 def on_a_path(method, noise, **settings):
-    return sample(MIXTURE, 200, sde="vp", method=method, noise=noise, seed=1, return_solution=True, **settings)
+    return sample(
+        MIXTURE, 200, sde="vp", method=method, noise=noise, seed=1, return_solution=True, **settings
+    )
 
 
 @functools.cache
@@ -28,9 +42,12 @@ def followed():
 
 @pytest.mark.parametrize("solver", [SRA1(), ShARK()], ids=str)
 def test_it_follows_the_path_as_the_tolerance_falls(solver):
-    """Medians over samples: some pass close to where modes part. White noise would leave errors of the size of x."""
+    """Medians over samples: some pass close to where modes part. White noise would leave errors of
+    the size of x.
+    """
     path, exact = followed()
-    errors, evaluations = [], []
+    errors = []
+    evaluations = []
     for tol in (0.1, 0.01, 0.001):
         solution = on_a_path(AdaptiveSDE(tol, tol, solver), path)
         errors.append(float((solution.x - exact).norm(dim=1).median()))
@@ -45,20 +62,29 @@ def test_samples_have_steps_of_their_own_on_the_path_of_their_own():
     solution = sample(MIXTURE, 50, sde="vp", method="adaptive_sde", seed=5, return_solution=True)
     assert len(solution.evaluations.unique()) > 5
     assert int(solution.rejected.sum()) > 0
-    assert torch.equal(sample(MIXTURE, 50, sde="vp", method="adaptive_sde", seed=5, noise="path"), solution.x)
+    assert torch.equal(
+        sample(MIXTURE, 50, sde="vp", method="adaptive_sde", seed=5, noise="path"), solution.x
+    )
 
 
 def test_a_failure_is_told_in_x_and_in_the_diffusions_time():
-    """Sample 3 has a label with which the score is NaN below t = 0.3; that of the others is the mixture's."""
-    net = lambda x, t, spoilt: torch.where(spoilt[:, None] & (t < 0.3)[:, None], math.nan, MIXTURE.score(t, x, "vp"))  # noqa: E731
+    """Sample 3 has a label with which the score is NaN below t = 0.3; that of the others is the
+    mixture's.
+    """
+    net = lambda x, t, spoilt: torch.where(  # noqa: E731
+        spoilt[:, None] & (t < 0.3)[:, None], math.nan, MIXTURE.score(t, x, "vp")
+    )
     model = ScoreModel(net, "vp", "score", shape=(2,))
     settings = {"method": "adaptive_sde", "seed": 1, "dtype": torch.float64}
     with pytest.raises(
-        UnfinishedError, match=r"1 of 5 samples did not reach the end \(row 3.*look at what the model returns"
+        UnfinishedError,
+        match=r"1 of 5 samples did not reach the end \(row 3.*look at what the "
+        r"model returns",
     ) as caught:
         sample(model.given(spoilt=torch.arange(5) == 3), 5, **settings)
     assert 0.25 < float(caught.value.reached[3]) < 0.4
-    fine, solution = sample(model.given(spoilt=torch.zeros(5, dtype=torch.bool)), 5, **settings), caught.value.solution
+    fine = sample(model.given(spoilt=torch.zeros(5, dtype=torch.bool)), 5, **settings)
+    solution = caught.value.solution
     others = torch.tensor([0, 1, 2, 4])
     torch.testing.assert_close(solution.x[others], fine[others])
     assert bool(((solution.ts >= 0) & (solution.ts <= 1)).all())

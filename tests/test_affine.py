@@ -30,7 +30,9 @@ class Net(nn.Module):
 
 
 def model(sde, predicts, conditioning, mean):
-    return ScoreModel(Net(), sde, predicts, conditioning=conditioning, shape=(3,), data_mean=mean, data_std=1.7)
+    return ScoreModel(
+        Net(), sde, predicts, conditioning=conditioning, shape=(3,), data_mean=mean, data_std=1.7
+    )
 
 
 def same(a, b):
@@ -52,7 +54,9 @@ def test_functions_of_a_grid_are_the_predictions(sde, predicts, conditioning, me
 
 
 @pytest.mark.parametrize("mean", [0.0, MEAN], ids=["none", "vector"])
-@pytest.mark.parametrize(("eta", "integrand"), [(0.0, "data"), (0.7, "data"), (0.0, "noise"), (0.0, "velocity")])
+@pytest.mark.parametrize(
+    ("eta", "integrand"), [(0.0, "data"), (0.7, "data"), (0.0, "noise"), (0.0, "velocity")]
+)
 def test_slopes_on_the_clock_are_the_drift(eta, integrand, mean):
     own = model("vp", "velocity", "time", mean)
     coordinates = Coordinates.of(own, own.sde)

@@ -1,4 +1,6 @@
-"""Annealed Langevin dynamics: against the lecture's loop, against technique 4's formula, and on modes that are far apart."""
+"""Annealed Langevin dynamics: against the lecture's loop, against technique 4's formula, and on
+modes that are far apart.
+"""
 
 import math
 from dataclasses import replace
@@ -24,7 +26,9 @@ from sdekit_diffusion import (
 from sdekit_diffusion._sampling.grids import Karras, UniformInLogSNR
 from sdekit_diffusion._sampling.techniques import variance_ratio
 
-MIXTURE = GaussianMixture([0.3, 0.7], torch.tensor([[-1.0, 0.3], [0.5, -0.4]], dtype=torch.float64), [0.09, 0.04])
+MIXTURE = GaussianMixture(
+    [0.3, 0.7], torch.tensor([[-1.0, 0.3], [0.5, -0.4]], dtype=torch.float64), [0.09, 0.04]
+)
 POINT = EmpiricalMixture(torch.zeros(1, 1, dtype=torch.float64))
 V1 = NCSNSettings(tuple(geometric(1.0, 0.01, 9).tolist()), 100, 2e-5, "ncsn")
 V2 = NCSNSettings(tuple(geometric(3.0, 0.01, 11).tolist()), 4, 1.5e-5)
@@ -35,14 +39,18 @@ close = torch.testing.assert_close
 @pytest.mark.parametrize("settings", [replace(V1, steps=7), V2], ids=NAMES)
 def test_it_is_the_published_loop(settings):
     """Algorithm 1 as it is printed, in either convention, then the denoising step."""
-    sigmas, moves = settings.sigmas, settings.steps
+    sigmas = settings.sigmas
+    moves = settings.steps
     x = prior(MIXTURE, settings.sde, 1.0, 4, 3)
-    noise = iter(WhiteNoise(3).increments([float(i) for i in range(len(sigmas) * moves + 1)], x, (2,)))
+    noise = iter(
+        WhiteNoise(3).increments([float(i) for i in range(len(sigmas) * moves + 1)], x, (2,))
+    )
     for i, sigma in enumerate(sigmas):
         t = 1 - i / (len(sigmas) - 1)
         alpha = settings.step_size * sigma**2 / sigmas[-1] ** 2
         for _ in range(moves):
-            s, z = MIXTURE.score(t, x, settings.sde), next(noise).w
+            s = MIXTURE.score(t, x, settings.sde)
+            z = next(noise).w
             if settings.convention == "ncsn":
                 x = x + 0.5 * alpha * s + math.sqrt(alpha) * z
             else:
@@ -57,20 +65,36 @@ def test_the_conventions_differ_by_a_factor_of_two_in_the_step():
     given = {"sde": V2.sde, "seed": 1}
     a = sample(MIXTURE, 5, method=replace(V2, step_size=3e-5, convention="ncsn").method, **given)
     assert torch.equal(sample(MIXTURE, 5, method=V2.method, **given), a)
-    assert not torch.equal(sample(MIXTURE, 5, method=replace(V2, convention="ncsn").method, **given), a)
+    assert not torch.equal(
+        sample(MIXTURE, 5, method=replace(V2, convention="ncsn").method, **given), a
+    )
 
 
 @pytest.mark.parametrize("sde", [VPSDE(), NCSN(V2.sigmas)], ids=str)
 def test_under_any_diffusion_it_runs_in_x_over_alpha(sde):
-    """The same states as under VE at the same levels and noise: at each level x / alpha is what it is there."""
+    """The same states as under VE at the same levels and noise: at each level x / alpha is what it
+    is there.
+    """
     span = span_of(MIXTURE, sde, 0.02)
     start, stop = (math.exp(-l) for l in span)
     ve = NCSN((start, stop))
     x_T = torch.randn(3, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * start
     alpha = float(sde.alpha(float(sde.time(span[0]))))
-    given = {"method": AnnealedLangevin(steps=20), "seed": 2, "end": 0.02, "save": "all", "return_solution": True}
-    ours, plain = sample(MIXTURE, x_T=alpha * x_T, sde=sde, **given), sample(MIXTURE, x_T=x_T, sde=ve, **given)
-    close(ours.xs / torch.as_tensor(sde.alpha(ours.ts)).reshape(-1, 1, 1), plain.xs, rtol=1e-6, atol=1e-6)
+    given = {
+        "method": AnnealedLangevin(steps=20),
+        "seed": 2,
+        "end": 0.02,
+        "save": "all",
+        "return_solution": True,
+    }
+    ours = sample(MIXTURE, x_T=alpha * x_T, sde=sde, **given)
+    plain = sample(MIXTURE, x_T=x_T, sde=ve, **given)
+    close(
+        ours.xs / torch.as_tensor(sde.alpha(ours.ts)).reshape(-1, 1, 1),
+        plain.xs,
+        rtol=1e-6,
+        atol=1e-6,
+    )
     close(sde.log_snr(ours.ts), torch.as_tensor(ve.log_snr(plain.ts)))
 
 
@@ -91,12 +115,21 @@ class Impulses(AbstractNoise):
 
 @pytest.mark.parametrize("settings", [V1, V2, ncsnv2_settings(3072, sigma_max=1.0)], ids=str)
 def test_the_variance_is_that_of_technique_4(settings):
-    """x is linear in its normals, so that the squares of the responses add up to the variance, without sampling."""
-    sigmas, count = settings.sigmas, len(settings.sigmas) * settings.steps
+    """x is linear in its normals, so that the squares of the responses add up to the variance,
+    without sampling.
+    """
+    sigmas = settings.sigmas
+    count = len(settings.sigmas) * settings.steps
     x_T = torch.zeros(count + 1, 1, dtype=torch.float64)
     x_T[0] = sigmas[0]
     found = sample(
-        POINT, x_T=x_T, sde=settings.sde, method=settings.method, noise=Impulses(), save="all", return_solution=True
+        POINT,
+        x_T=x_T,
+        sde=settings.sde,
+        method=settings.method,
+        noise=Impulses(),
+        save="all",
+        return_solution=True,
     ).xs.square()
     size = settings.step_size / sigmas[-1] ** 2 * (0.5 if settings.convention == "ncsn" else 1)
     variance = sigmas[0] ** 2
@@ -106,8 +139,11 @@ def test_the_variance_is_that_of_technique_4(settings):
 
 
 def test_a_simulation_has_that_variance():
-    """2.5e6 numbers: 0.5 % are 5.6 standard errors, a false alarm below 1e-7; a step size off by 10 % is seen."""
-    point, sigmas = EmpiricalMixture(torch.zeros(1, 10_000)), (3.0, 1.5)
+    """2.5e6 numbers: 0.5 % are 5.6 standard errors, a false alarm below 1e-7; a step size off by 10
+    % is seen.
+    """
+    point = EmpiricalMixture(torch.zeros(1, 10_000))
+    sigmas = (3.0, 1.5)
 
     def expected(size):
         return variance_ratio(2 * math.sqrt(variance_ratio(1.0, 5, size)), 5, size)
@@ -121,24 +157,31 @@ def test_a_simulation_has_that_variance():
 
 def test_the_default_step_is_technique_4s():
     settings = ncsnv2_settings(64, sigma_max=5.0, steps=3)
-    x = sample(MIXTURE, 3, sde=settings.sde, method=AnnealedLangevin(3, steps=len(settings.sigmas)), seed=1)
+    x = sample(
+        MIXTURE, 3, sde=settings.sde, method=AnnealedLangevin(3, steps=len(settings.sigmas)), seed=1
+    )
     close(x, sample(MIXTURE, 3, sde=settings.sde, method=settings.method, seed=1))
 
 
 def near_modes(sde, method):
-    """The weight of the left one of two modes, 0.3, and the deviation of each in units of its own."""
+    """The weight of the left one of two modes, 0.3, and the deviation of each in units of its
+    own.
+    """
     modes = GaussianMixture([0.3, 0.7], torch.tensor([[-1.0, 0.0], [1.0, 0.0]]), [0.0025, 0.0025])
     x = sample(modes, 4000, sde=sde, method=method, seed=2)
     left = x[:, 0] < 0
     parts = (x[left] - modes._means[0], x[~left] - modes._means[1])
-    return float(left.double().mean()), [float(part.square().mean().sqrt()) / 0.05 for part in parts]
+    return float(left.double().mean()), [
+        float(part.square().mean().sqrt()) / 0.05 for part in parts
+    ]
 
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("sde", ["ve", "vp", "subvp"])
 def test_named_methods_under_all_diffusions(sde, name):
-    """Weights within 5.5 standard errors and a bias of 0.05, deviations within 5.5 standard errors and 15 % too wide: levels
-    that fall by a factor leave behind what the moves have not yet taken. With one move a level 0.11 and 100 % are missing.
+    """Weights within 5.5 standard errors and a bias of 0.05, deviations within 5.5 standard errors
+    and 15 % too wide: levels that fall by a factor leave behind what the moves have not yet taken.
+    With one move a level 0.11 and 100 % are missing.
     """
     weight, deviations = near_modes(sde, name)
     assert abs(weight - 0.3) < 0.05 + 5.5 * math.sqrt(0.21 / 4000)
@@ -152,12 +195,13 @@ def test_that_test_sees_moves_that_are_left_out():
 
 
 def test_ncsnv2s_settings_find_the_weights_of_far_modes_and_ncsns_do_not():
-    """Two modes in 3,072 dimensions, 6 apart, one with a fifth of the weight; all other coordinates are independent of these
-    and are left out. The start is N(0, sigma_1^2), which knows nothing of the weights.
-    NCSNv2 with sigma_1 = 6 has 0.228, NCSN with
-    sigma_1 = 1 has 0.361 (20,000 samples). Bounds are 5.5 standard errors of 4,000 samples from these, and do not meet.
+    """Two modes in 3,072 dimensions, 6 apart, one with a fifth of the weight; all other coordinates
+    are independent of these and are left out. The start is N(0, sigma_1^2), which knows nothing of
+    the weights. NCSNv2 with sigma_1 = 6 has 0.228, NCSN with sigma_1 = 1 has 0.361 (20,000
+    samples). Bounds are 5.5 standard errors of 4,000 samples from these, and do not meet.
     """
-    n, modes = 4000, GaussianMixture([0.2, 0.8], torch.tensor([[-3.0], [3.0]]), [0.0025, 0.0025])
+    n = 4000
+    modes = GaussianMixture([0.2, 0.8], torch.tensor([[-3.0], [3.0]]), [0.0025, 0.0025])
 
     def weight(settings):
         x_T = settings.sde.prior((n, 1), seed=1)
@@ -230,7 +274,10 @@ def test_a_failure_names_the_level():
         (lambda: AnnealedLangevin(size=4.0, convention="ncsn"), "between 0 and 4"),
         (lambda: AnnealedLangevin(convention="v2"), "'ncsnv2' or 'ncsn', not 'v2'"),
         (lambda: sample(MIXTURE, 2, sde="vp", method="ncsnv2", steps=1), "steps >= 2"),
-        (lambda: sample(MIXTURE, 2, sde="vp", method="ncsnv2", noise="path"), "AnnealedLangevin reads no Brownian path"),
+        (
+            lambda: sample(MIXTURE, 2, sde="vp", method="ncsnv2", noise="path"),
+            "AnnealedLangevin reads no Brownian path",
+        ),
     ],
 )
 def test_what_is_refused(call, message):

@@ -10,7 +10,9 @@ CASES = attack.cases()
 
 
 def named(target, fault, mode="plain"):
-    return next(case for case in CASES if (case.target, case.fault, case.mode) == (target, fault, mode))
+    return next(
+        case for case in CASES if (case.target, case.fault, case.mode) == (target, fault, mode)
+    )
 
 
 def test_no_silent_errors(capsys):
@@ -22,7 +24,10 @@ def test_all_methods_and_solvers_are_attacked():
     targets = {case.target for case in CASES}
     assert set(attack.METHODS) <= targets
     for solver in attack.solvers():
-        assert any(target.removeprefix("adaptive ").startswith(type(solver).__name__ + ": ") for target in targets), solver
+        assert any(
+            target.removeprefix("adaptive ").startswith(type(solver).__name__ + ": ")
+            for target in targets
+        ), solver
 
 
 @pytest.mark.parametrize("target", ["RK4: f", "Heun: g", "AdamsBashforth: f"])
@@ -30,7 +35,9 @@ def test_a_wrong_result_is_seen(target, monkeypatch):
     """Without the guard that refuses changes in place."""
     case = named(target, "x.mul_ first")
     assert attack.outcome(case) == "refused"
-    monkeypatch.setattr(Counted, "_guarded", lambda self, kind, name, function, *arguments: function(*arguments))
+    monkeypatch.setattr(
+        Counted, "_guarded", lambda self, kind, name, function, *arguments: function(*arguments)
+    )
     assert attack.outcome(case) == "SILENT"
 
 

@@ -12,7 +12,12 @@ MODEL = EmpiricalMixture(torch.randn(20, 2, 3, generator=torch.Generator().manua
 
 @pytest.mark.parametrize("method", [OnClock(eta=1.0, steps=20), "pc", "ncsnv2", "default"], ids=str)
 def test_the_ends_are_the_samples_of_their_seeds(method):
-    given = {"sde": "vp", "method": method, "steps": None if method == "default" else 20, "end": 0.01}
+    given = {
+        "sde": "vp",
+        "method": method,
+        "steps": None if method == "default" else 20,
+        "end": 0.01,
+    }
     found = sample_between(MODEL, 3, 8, 5, **given)
     assert found.shape == (5, 2, 3)
     for end, seed in ((0, 3), (-1, 8)):
@@ -21,18 +26,21 @@ def test_the_ends_are_the_samples_of_their_seeds(method):
 
 
 def test_near_ones_are_alike():
-    """Steps between 400 neighbours are small beside the distance of the ends; with noise of its own none would be."""
+    """Steps between 400 neighbours are small beside the distance of the ends; with noise of its own
+    none would be.
+    """
     model = EmpiricalMixture(torch.zeros(1, 50), 1.0)
     x = sample_between(model, 1, 2, 400, sde="ve", method="ncsnv2", steps=30)
-    steps, ends = x.diff(dim=0).norm(dim=1), (x[-1] - x[0]).norm()
+    steps = x.diff(dim=0).norm(dim=1)
+    ends = (x[-1] - x[0]).norm()
     assert steps.max() < 0.02 * ends
     own = sample(model, 2, sde="ve", method="ncsnv2", steps=30, seed=1)
     assert (own[1] - own[0]).norm() > 0.5 * ends
 
 
 def test_in_between_the_noise_has_its_law():
-    """Mean, variance and independence of steps within 5.5 standard errors of 1e5 numbers: false alarms below 1e-6. A straight
-    line would halve the variance in the middle.
+    """Mean, variance and independence of steps within 5.5 standard errors of 1e5 numbers: false
+    alarms below 1e-6. A straight line would halve the variance in the middle.
     """
     x = torch.zeros(4, 100_000)
     u = torch.linspace(0, 1, 4, dtype=torch.float64)

@@ -1,7 +1,7 @@
 """The Brownian path: its law, and that an answer never depends on how it was asked.
 
-Statistical bounds are 5.3 standard errors a number (two-sided 1e-7), at most ten numbers a test: false-alarm rates of 1e-6.
-Seeds are fixed.
+Statistical bounds are 5.3 standard errors a number (two-sided 1e-7), at most ten numbers a test:
+false-alarm rates of 1e-6. Seeds are fixed.
 """
 
 import math
@@ -37,7 +37,9 @@ def combined(ts, w, h):
 # The law
 
 
-@pytest.mark.parametrize("knots", [(0.0, 1.0), (0.0, 0.2, 0.21, 1.0)], ids=["one cell", "three cells"])
+@pytest.mark.parametrize(
+    "knots", [(0.0, 1.0), (0.0, 0.2, 0.21, 1.0)], ids=["one cell", "three cells"]
+)
 def test_increments_have_the_law_of_w_and_h(knots):
     w, h = read(BrownianPath(1, knots), GRID)
     scale = torch.tensor(GRID, dtype=torch.float64).diff().sqrt().reshape(-1, 1)
@@ -64,9 +66,13 @@ def test_the_seed_index_and_dimension_make_independent_paths():
 
 @pytest.mark.parametrize("r", [0.5, 0.3])
 def test_conditional_moments_of_a_part_given_the_whole(r):
-    """Given W and H of [0, 1], the mean over [0, r] is (r W + 6 r (1 - r) H, r^2 H); what remains is independent of them."""
+    """Given W and H of [0, 1], the mean over [0, r] is (r W + 6 r (1 - r) H, r^2 H); what remains
+    is independent of them.
+    """
     path = BrownianPath(3)
-    (whole_w, whole_h), (part_w, part_h) = (tuple(v[0, :, 0] for v in read(path, ts)) for ts in ([0.0, 1.0], [0.0, r, 1.0]))
+    (whole_w, whole_h), (part_w, part_h) = (
+        tuple(v[0, :, 0] for v in read(path, ts)) for ts in ([0.0, 1.0], [0.0, r, 1.0])
+    )
     rest = torch.stack([part_w - r * whole_w - 6 * r * (1 - r) * whole_h, part_h - r * r * whole_h])
     # Variances by subtraction: those of the part less those explained.
     variance = torch.tensor([r - r * r - 36 * r**2 * (1 - r) ** 2 / 12, r / 12 - r**4 / 12])
@@ -76,11 +82,18 @@ def test_conditional_moments_of_a_part_given_the_whole(r):
 
 
 def test_a_path_in_float32_keeps_its_small_levy_areas():
-    """H is of the size of sqrt(dt / 12), far below W's value; subtracting integrals in float32 would leave noise."""
+    """H is of the size of sqrt(dt / 12), far below W's value; subtracting integrals in float32
+    would leave noise.
+    """
     ts = (0.7 + torch.arange(3, dtype=torch.float64) * 2.0**-16).tolist()
-    narrow, wide = (read(BrownianPath(1, depth=24), ts, batch=1000, dtype=dtype) for dtype in (torch.float32, torch.float64))
+    narrow, wide = (
+        read(BrownianPath(1, depth=24), ts, batch=1000, dtype=dtype)
+        for dtype in (torch.float32, torch.float64)
+    )
     for a, b in zip(narrow, wide, strict=True):
-        torch.testing.assert_close(a.double(), b, rtol=0, atol=2e-6 * float(b.square().mean().sqrt()))
+        torch.testing.assert_close(
+            a.double(), b, rtol=0, atol=2e-6 * float(b.square().mean().sqrt())
+        )
 
 
 # One path, however it is asked
@@ -89,7 +102,8 @@ def test_a_path_in_float32_keeps_its_small_levy_areas():
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16], ids=str)
 @pytest.mark.parametrize("knots", [(0.0, 1.0), (0.0, 0.3, 2.0)], ids=["one cell", "two cells"])
 def test_answers_do_not_depend_on_grid_order_block_or_batch(dtype, knots):
-    path, event = BrownianPath(7, knots), (3,)
+    path = BrownianPath(7, knots)
+    event = (3,)
     ts = torch.linspace(0, 1, 98, dtype=torch.float64).tolist()
     w, h = read(path, ts, batch=9, event=event, dtype=dtype)
     # Interval by interval, last first.
@@ -98,21 +112,34 @@ def test_answers_do_not_depend_on_grid_order_block_or_batch(dtype, knots):
         assert torch.equal(alone[0][0], w[i])
         assert torch.equal(alone[1][0], h[i])
     # From the middle; samples alone, permuted; a large batch, which is summed in another loop.
-    late = list(path.increments(ts, torch.zeros(9, *event, dtype=dtype), event, levy=True, start=40))
+    late = list(
+        path.increments(ts, torch.zeros(9, *event, dtype=dtype), event, levy=True, start=40)
+    )
     assert torch.equal(torch.stack([i.w for i in late]), w[40:])
-    assert torch.equal(read(BrownianPath(7, knots, first=4), ts, batch=1, event=event, dtype=dtype)[1][:, 0], h[:, 4])
+    assert torch.equal(
+        read(BrownianPath(7, knots, first=4), ts, batch=1, event=event, dtype=dtype)[1][:, 0],
+        h[:, 4],
+    )
     order = torch.tensor([5, 2, 7])
-    assert torch.equal(read(path.rows(order), ts, batch=3, event=event, dtype=dtype)[1], h[:, order])
+    assert torch.equal(
+        read(path.rows(order), ts, batch=3, event=event, dtype=dtype)[1], h[:, order]
+    )
     assert torch.equal(read(path, ts[:9], batch=1500, event=event, dtype=dtype)[1][:, :9], h[:8])
 
 
 def test_what_does_not_fit_is_made_piece_by_piece_with_the_same_bits(monkeypatch):
-    path, x, ts = BrownianPath(7, (0.0, 0.3, 2.0)), torch.zeros(3, 40), uniform(0.0, 2.0, 13).tolist()
+    path = BrownianPath(7, (0.0, 0.3, 2.0))
+    x = torch.zeros(3, 40)
+    ts = uniform(0.0, 2.0, 13).tolist()
     t = torch.tensor([[0.1, 0.5, 1.9], [0.4, 0.6, 0.2]], dtype=torch.float64)
 
     def ask():
         own = path.reader(x, (40,), levy=True)(*t)
-        return [own.w, own.h, *(part for i in path.increments(ts, x, (40,), levy=True) for part in (i.w, i.h))]
+        return [
+            own.w,
+            own.h,
+            *(part for i in path.increments(ts, x, (40,), levy=True) for part in (i.w, i.h)),
+        ]
 
     whole = ask()
     for large in (1, 1 << 12):
@@ -122,12 +149,20 @@ def test_what_does_not_fit_is_made_piece_by_piece_with_the_same_bits(monkeypatch
 
 
 def test_samples_with_times_of_their_own_read_the_same_path():
-    path, x, event = BrownianPath(7, (0.0, 0.3, 2.0)), torch.zeros(50, 2), (2,)
+    path = BrownianPath(7, (0.0, 0.3, 2.0))
+    x = torch.zeros(50, 2)
+    event = (2,)
     generator = torch.Generator().manual_seed(0)
     t0, t1 = 2 * torch.rand(2, 50, generator=generator, dtype=torch.float64)
     own = path.reader(x, event, levy=True)(t0, t1)
     for i in range(50):
-        w, h = read(path.rows(torch.tensor([i])), [float(t0[i]), float(t1[i])], batch=1, event=event, dtype=torch.float32)
+        w, h = read(
+            path.rows(torch.tensor([i])),
+            [float(t0[i]), float(t1[i])],
+            batch=1,
+            event=event,
+            dtype=torch.float32,
+        )
         assert torch.equal(own.w[i], w[0, 0])
         assert torch.equal(own.h[i], h[0, 0])
     again = path.rows(torch.arange(20, 50)).reader(x[20:], event, levy=True)(t0[20:], t1[20:])
@@ -135,27 +170,45 @@ def test_samples_with_times_of_their_own_read_the_same_path():
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
-@pytest.mark.parametrize("knots", [(0.0, 1.0), (0.0, 0.3, 0.35, 1.0)], ids=["one cell", "three cells"])
+@pytest.mark.parametrize(
+    "knots", [(0.0, 1.0), (0.0, 0.3, 0.35, 1.0)], ids=["one cell", "three cells"]
+)
 def test_a_reader_answers_alike_whatever_it_was_asked_before(knots, dtype):
-    """It keeps the branches of its last query: steps that go on, are shortened, go back, jump, stay or meet coarse ticks."""
-    path, x, generator = BrownianPath(7, knots), torch.zeros(9, 3, dtype=dtype), torch.Generator().manual_seed(0)
+    """It keeps the branches of its last query: steps that go on, are shortened, go back, jump, stay
+    or meet coarse ticks.
+    """
+    path = BrownianPath(7, knots)
+    x = torch.zeros(9, 3, dtype=dtype)
+    generator = torch.Generator().manual_seed(0)
 
     def uniform01():
         return torch.rand(9, generator=generator, dtype=torch.float64)
 
     for levy in (False, True):
-        kept, (t0, t1) = path.reader(x, (3,), levy=levy), (uniform01(), uniform01())
+        kept = path.reader(x, (3,), levy=levy)
+        (t0, t1) = (uniform01(), uniform01())
         for i in range(60):
             found = kept(t0, t1)
-            assert all(map(torch.equal, found[: 1 + levy], path.reader(x, (3,), levy=levy)(t0, t1)[: 1 + levy]))
-            accept, length = uniform01() < 0.7, 10 ** (-4 * uniform01())
-            t0, t1 = torch.where(accept, t1, t0), torch.where(accept, t1 + length, (t0 + t1) / 2).clamp(max=1.0)
+            assert all(
+                map(
+                    torch.equal,
+                    found[: 1 + levy],
+                    path.reader(x, (3,), levy=levy)(t0, t1)[: 1 + levy],
+                )
+            )
+            accept = uniform01() < 0.7
+            length = 10 ** (-4 * uniform01())
+            t0, t1 = (
+                torch.where(accept, t1, t0),
+                torch.where(accept, t1 + length, (t0 + t1) / 2).clamp(max=1.0),
+            )
             if i % 10 == 5:
                 t0, t1 = t1, t0
             elif i % 10 == 7:
                 t0, t1 = torch.where(accept, t0, uniform01()), torch.where(accept, t0, uniform01())
             elif i % 10 == 9:
-                t0, t1 = (8 * uniform01()).round() / 8, (8 * uniform01()).round() / 8
+                t0 = (8 * uniform01()).round() / 8
+                t1 = (8 * uniform01()).round() / 8
 
 
 def test_any_grid_adds_up_to_the_same_path():
@@ -169,8 +222,10 @@ def test_any_grid_adds_up_to_the_same_path():
 
 
 def test_reversed_in_time_w_changes_sign_and_h_does_not():
-    path, ts = BrownianPath(5), torch.linspace(0, 1, 34, dtype=torch.float64).tolist()
-    (w, h), (back_w, back_h) = read(path, ts, batch=10), read(path, ts[::-1], batch=10)
+    path = BrownianPath(5)
+    ts = torch.linspace(0, 1, 34, dtype=torch.float64).tolist()
+    (w, h) = read(path, ts, batch=10)
+    (back_w, back_h) = read(path, ts[::-1], batch=10)
     assert torch.equal(back_w, -w.flip(0))
     assert torch.equal(back_h, h.flip(0))
     reader = path.reader(torch.zeros(10, 1, dtype=torch.float64), (1,), levy=True)
@@ -201,13 +256,17 @@ def test_noise_of_any_shape_and_fresh_normals_beside_it(noise_shape):
 
 
 def test_fresh_normals_of_late_steps_have_nothing_to_do_with_the_path():
-    """Steps count from 0 and must not reach the counters of the path's nodes, whatever the length of the grid."""
+    """Steps count from 0 and must not reach the counters of the path's nodes, whatever the length
+    of the grid.
+    """
     x = torch.zeros(2000, 1, dtype=torch.float64)
     path = BrownianPath(5)
     w, h = read(path, [0.0, 0.25, 0.5, 1.0], batch=2000)
     parts = torch.stack([*(w[:2] - w[:2].mean(0)), *h[:2], w[:2].sum(0) - w[2]])[..., 0]
     for start in (2**8, 2**10, 2**12):
-        step = next(path.increments(uniform(0.0, 1.0, 2**13).tolist(), x, (1,), normals=1, start=start))
+        step = next(
+            path.increments(uniform(0.0, 1.0, 2**13).tolist(), x, (1,), normals=1, start=start)
+        )
         assert step.z is not None
         correlations = torch.corrcoef(torch.cat([step.z[0].T, parts]))[0, 1:]
         assert correlations.abs().max() < 5.3 / math.sqrt(2000)
@@ -273,7 +332,8 @@ def test_seeds_of_samples_of_any_size_and_kind():
 
 
 def test_readings_may_be_of_no_time_at_all():
-    path, x = BrownianPath(1), torch.zeros(2, 1)
+    path = BrownianPath(1)
+    x = torch.zeros(2, 1)
     found = list(path.readings([0.3, 0.3, 0.3 + 1e-9, 0.5], x, (1,), levy=True))
     assert [bool(i.w.any()) for i in found] == [False, False, True]
     assert all(bool(i.h.isfinite().all()) for i in found)
@@ -281,7 +341,8 @@ def test_readings_may_be_of_no_time_at_all():
 
 def test_a_seed_is_taken_from_the_default_generator():
     torch.manual_seed(3)
-    a, b = BrownianPath(), BrownianPath()
+    a = BrownianPath()
+    b = BrownianPath()
     torch.manual_seed(3)
     assert (a.seed, b.seed) == (BrownianPath().seed, BrownianPath().seed)
     assert a.seed != b.seed
@@ -294,14 +355,21 @@ def test_ticks_and_times_are_inverse_and_walks_are_nested():
     assert tree.times(ticks[[0, 1024, 2048]]).tolist() == [0.0, 0.3, 2.0]
     generator = torch.Generator().manual_seed(0)
     for t0, end in ((0.0, 2.0), (2.0, 0.0)):
-        t, length = torch.full((200,), t0, dtype=torch.float64), torch.full((200,), torch.inf)
+        t = torch.full((200,), t0, dtype=torch.float64)
+        length = torch.full((200,), torch.inf)
         tried = [set() for _ in t]
         for _ in range(60):
             # Any length after an accepted step, a shorter one after a rejected one.
-            h = torch.minimum(0.9 * length, 10 ** (-3 * torch.rand(200, generator=generator, dtype=torch.float64)))
-            t1 = torch.where(t == end, t, tree.after(t, h, 1 if end > t0 else -1, torch.tensor([0, 0]))[0])
+            h = torch.minimum(
+                0.9 * length, 10 ** (-3 * torch.rand(200, generator=generator, dtype=torch.float64))
+            )
+            t1 = torch.where(
+                t == end, t, tree.after(t, h, 1 if end > t0 else -1, torch.tensor([0, 0]))[0]
+            )
             for i, (a, b) in enumerate(zip(t.tolist(), t1.tolist(), strict=True)):
-                assert not any(min(a, b) < time < max(a, b) for time in tried[i]), "a time that was tried is jumped over"
+                assert not any(min(a, b) < time < max(a, b) for time in tried[i]), (
+                    "a time that was tried is jumped over"
+                )
                 assert a == b or abs(b - a) <= max(float(h[i]) * (1 + 1e-8), 1.7 / 1024 + 1e-9)
                 tried[i].add(b)
             accept = torch.rand(200, generator=generator) < 0.5

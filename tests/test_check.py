@@ -25,7 +25,10 @@ from sdekit_diffusion import (
 # Points in [-1, 1]^4 in three groups, and another 64 of the same law in the place of data.
 MIXTURE = GaussianMixture(
     [0.3, 0.3, 0.4],
-    torch.tensor([[0.6, -0.7, 0.5, 0.2], [-0.6, -0.5, -0.7, 0.5], [0.5, 0.7, -0.4, -0.6]], dtype=torch.float64),
+    torch.tensor(
+        [[0.6, -0.7, 0.5, 0.2], [-0.6, -0.5, -0.7, 0.5], [0.5, 0.7, -0.4, -0.6]],
+        dtype=torch.float64,
+    ),
     torch.tensor([0.004, 0.002, 0.008], dtype=torch.float64),
 )
 X = MIXTURE.sample(64, seed=1)
@@ -37,7 +40,8 @@ def exact(sde, predicts="noise", t_of=lambda label: label, sign=1.0):
 
     def net(x, label):
         t = t_of(label).clamp(0.0, sde.T)
-        alpha, sigma = sde.alpha(t)[:, None], sde.sigma(t)[:, None]
+        alpha = sde.alpha(t)[:, None]
+        sigma = sde.sigma(t)[:, None]
         data = MIXTURE.denoise(t, x, sde)
         noise = (x - alpha * data) / sigma
         outputs = {"noise": noise, "data": data, "score": -noise / sigma, "flow": noise - data}
@@ -46,10 +50,14 @@ def exact(sde, predicts="noise", t_of=lambda label: label, sign=1.0):
     return net
 
 
-@pytest.mark.parametrize("sde", [VESDE(), VPSDE(), SubVPSDE(), CosineVPSDE(), RectifiedFlow(), STEPS, NCSN()], ids=repr)
+@pytest.mark.parametrize(
+    "sde", [VESDE(), VPSDE(), SubVPSDE(), CosineVPSDE(), RectifiedFlow(), STEPS, NCSN()], ids=repr
+)
 @pytest.mark.parametrize("predicts", ["noise", "data", "score", "velocity", "flow"])
 def test_right_models_pass(sde, predicts):
-    """Errors are below the guess's at every level: the data are four numbers in three groups, of which it knows nothing."""
+    """Errors are below the guess's at every level: the data are four numbers in three groups, of
+    which it knows nothing.
+    """
     found = check_model(ScoreModel(exact(sde, predicts), sde, predicts), X)
     assert found.fits
     assert found.worst <= 1.1
@@ -60,15 +68,22 @@ def test_right_models_pass(sde, predicts):
 
 
 def test_errors_are_those_of_the_posterior():
-    """Against E |D - x_0|^2 by the law of total variance, one Gaussian: v r^2 / (v + r^2), within 5.5 standard errors."""
-    v, n = 0.25, 4000
-    gauss = GaussianMixture([1.0], torch.zeros(1, 3, dtype=torch.float64), torch.tensor([v], dtype=torch.float64))
+    """Against E |D - x_0|^2 by the law of total variance, one Gaussian: v r^2 / (v + r^2), within
+    5.5 standard errors.
+    """
+    v = 0.25
+    n = 4000
+    gauss = GaussianMixture(
+        [1.0], torch.zeros(1, 3, dtype=torch.float64), torch.tensor([v], dtype=torch.float64)
+    )
     found = check_model(gauss, gauss.sample(n, seed=3), sde="vp")
     for r, error, guess in zip(found.noise, found.errors, found.guesses, strict=True):
         expected = v * r * r / (v + r * r)
         assert abs(error / expected - 1) < 5.5 * math.sqrt(2 / (3 * n))
         assert abs(guess / expected - 1) < 5.5 * math.sqrt(2 / (3 * n))
-    assert found.noise == pytest.approx([0.1 * s * math.sqrt(v) for s in (1, 2, 5, 10, 20, 50)], rel=0.05)
+    assert found.noise == pytest.approx(
+        [0.1 * s * math.sqrt(v) for s in (1, 2, 5, 10, 20, 50)], rel=0.05
+    )
 
 
 @pytest.mark.parametrize("sde", [VPSDE(), RectifiedFlow()], ids=repr)
@@ -91,7 +106,8 @@ def test_a_wrong_sign_is_named(sde, predicts):
         check_model(ScoreModel(exact(sde, predicts, sign=-1.0), sde, predicts), X)
 
 
-LABELS = {  # the diffusion, what the network was trained with, how it finds t from that, how it is named
+# The diffusion, what the network was trained with, how it finds t from that, how it is named.
+LABELS = {
     "999 t": (VPSDE(), (999.0, 0.0), lambda label: label / 999, r"\(999, 0\)|\(1000, -1\)"),
     "t": (VPSDE(), "time", lambda label: label, "'time'"),
     "steps": (STEPS, (1000, -1), lambda label: (label + 1) / 1000, r"\(999, 0\)|\(1000, -1\)"),
@@ -101,7 +117,13 @@ LABELS = {  # the diffusion, what the network was trained with, how it finds t f
         lambda label: (label + 1) / 50,
         r"\(49, 0\)|\(50, -1\)",
     ),
-    "levels from the noisiest": (NCSN(), (-231.0, 231.0), lambda label: 1 - label / 231, r"\(-231, 231\)"),
+    "levels from the noisiest": (
+        NCSN(),
+        (-231.0, 231.0),
+        lambda label: 1 - label / 231,
+        r"\(-231, "
+        r"231\)",
+    ),
     "sigma": (NCSN(), "sigma", lambda label: NCSN().time(-label.log()), "'sigma'"),
     "reversed": (RectifiedFlow(), (-1.0, 1.0), lambda label: 1 - label, r"\(-1, 1\)"),
 }
@@ -110,7 +132,9 @@ LABELS = {  # the diffusion, what the network was trained with, how it finds t f
 @pytest.mark.parametrize("truth", LABELS)
 @pytest.mark.parametrize("told", ["time", (999.0, 0.0), (-1.0, 1.0)], ids=str)
 def test_a_wrong_label_of_time_is_named(truth, told):
-    """Told t, 999 t or 1 - t: too small, too large, or the other way round; labels that differ by one step are the same."""
+    """Told t, 999 t or 1 - t: too small, too large, or the other way round; labels that differ by
+    one step are the same.
+    """
     sde, conditioning, t_of, names = LABELS[truth]
     net = exact(sde, "noise", t_of)
     assert check_model(ScoreModel(net, sde, conditioning=conditioning), X).worst <= 1.1
@@ -127,7 +151,11 @@ def test_a_wrong_label_of_time_is_named(truth, told):
 def test_a_wrong_range_is_named(low, high, known):
     model = ScoreModel(exact(VPSDE()), "vp", data_range=known)
     x = low + (high - low) * (X + 1) / 2
-    with pytest.raises(ValueError, match=rf"With x moved from \[{low:g}, {high:g}\] to \[-1, 1\] it is"):
+    with pytest.raises(
+        ValueError,
+        match=rf"With x moved from \[{low:g}, {high:g}\] to \[-1, 1\] "
+        r"it is",
+    ):
         check_model(model, x)
 
 
@@ -141,7 +169,9 @@ def test_a_model_of_another_range_is_named():
 
 @pytest.mark.parametrize("n", [8, 64])
 def test_right_models_pass_on_any_batch(n):
-    """No false alarm in ten batches and noises: the exact network leaves 0.6 of the guess's error, and the limit is 1.1."""
+    """No false alarm in ten batches and noises: the exact network leaves 0.6 of the guess's error,
+    and the limit is 1.1.
+    """
     model = ScoreModel(exact(VPSDE()), "vp")
     for seed in range(10):
         assert check_model(model, MIXTURE.sample(n, seed=seed), seed=seed).fits
@@ -151,14 +181,18 @@ def test_few_points_that_are_found_exactly_pass():
     """Errors at low noise are rounding, which no other convention may seem to improve."""
     x = MIXTURE._means
     points = GaussianMixture([0.3, 0.3, 0.4], x, [1e-18] * 3)
-    model = ScoreModel(lambda x, t: points.denoise(t / 999, x, "vp"), "vp", "data", conditioning=(999, 0))
+    model = ScoreModel(
+        lambda x, t: points.denoise(t / 999, x, "vp"), "vp", "data", conditioning=(999, 0)
+    )
     found = check_model(model, x)
     assert found.fits
     assert min(found.ratios) < 1e-9
 
 
 def test_data_of_which_nothing_more_is_known_pass():
-    """A Gaussian's exact denoiser is the guess itself: ratios of 1, within 0.1, some 8 standard errors of 4096 numbers."""
+    """A Gaussian's exact denoiser is the guess itself: ratios of 1, within 0.1, some 8 standard
+    errors of 4096 numbers.
+    """
     gauss = GaussianMixture([1.0], torch.zeros(1, 2), torch.tensor([0.3]))
     for seed in range(30):
         found = check_model(gauss, gauss.sample(500, seed=seed), sde="vp", seed=seed)
@@ -167,7 +201,8 @@ def test_data_of_which_nothing_more_is_known_pass():
 
 def test_a_trained_network_passes_and_its_mistakes_are_named():
     torch.manual_seed(0)
-    model, x = ScoreModel(nets.MLP((4,), 64, 2), "vp", shape=(4,)), X.float()
+    model = ScoreModel(nets.MLP((4,), 64, 2), "vp", shape=(4,))
+    x = X.float()
     untrained = check_model(model, x, throw=False)
     assert not untrained.fits
     assert "may be untrained" in untrained.verdict
@@ -185,15 +220,21 @@ def test_a_trained_network_passes_and_its_mistakes_are_named():
 
 
 def test_other_arguments_of_a_network_go_with_their_samples():
-    """Labels, one a sample: the right ones fit, and repeating the batch keeps them with their points."""
+    """Labels, one a sample: the right ones fit, and repeating the batch keeps them with their
+    points.
+    """
     net = exact(VPSDE())
-    model = ScoreModel(lambda x, t, shift: net(x - VPSDE().alpha(t)[:, None] * shift[:, None], t), "vp")
+    model = ScoreModel(
+        lambda x, t, shift: net(x - VPSDE().alpha(t)[:, None] * shift[:, None], t), "vp"
+    )
     shift = torch.arange(64.0, dtype=torch.float64)
     assert check_model(model.given(shift=shift), X + shift[:, None]).fits
     assert not check_model(model.given(shift=shift.flip(0)), X + shift[:, None], throw=False).fits
 
 
-@pytest.mark.parametrize("refusal", [IndexError, AssertionError, TypeError, KeyError, ZeroDivisionError])
+@pytest.mark.parametrize(
+    "refusal", [IndexError, AssertionError, TypeError, KeyError, ZeroDivisionError]
+)
 def test_a_network_that_refuses_other_labels_is_checked(refusal):
     def net(x, t):
         if t.max() > 1:
@@ -201,7 +242,9 @@ def test_a_network_that_refuses_other_labels_is_checked(refusal):
         return exact(VPSDE(), "data")(x, t)
 
     assert check_model(ScoreModel(net, "vp", "data"), X).fits
-    wrong = f"its network fails with {refusal.__name__}: .*no such row.*With conditioning='time' it is"
+    wrong = (
+        f"its network fails with {refusal.__name__}: .*no such row.*With conditioning='time' it is"
+    )
     with pytest.raises(ValueError, match=wrong):
         check_model(ScoreModel(net, "vp", "data", conditioning=(2, 3)), X)
 
@@ -246,8 +289,12 @@ def test_a_sign_that_is_another_prediction_is_named_as_both(told, other):
 
 
 def test_of_changes_that_fit_equally_the_one_of_fewest_parts_is_named():
-    """Time reversed and nothing else, where flow matching from noise to data says so too, in three parts."""
+    """Time reversed and nothing else, where flow matching from noise to data says so too, in three
+    parts.
+    """
     sde = RectifiedFlow()
-    model = ScoreModel(exact(sde, "flow", lambda label: 1 - label, -1.0), sde, "reverse_flow", shape=(4,))
+    model = ScoreModel(
+        exact(sde, "flow", lambda label: 1 - label, -1.0), sde, "reverse_flow", shape=(4,)
+    )
     verdict = check_model(model, X, throw=False).verdict
     assert "With conditioning=(-1, 1) it is" in verdict

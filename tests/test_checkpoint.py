@@ -1,4 +1,6 @@
-"""Checkpoints: what comes back, that nothing wrong does, and that the old or the new one is always there."""
+"""Checkpoints: what comes back, that nothing wrong does, and that the old or the new one is always
+there.
+"""
 
 import errno
 import hashlib
@@ -55,7 +57,10 @@ def reseal(folder, **changes):
 def replace_weights(folder, content):
     path = weights(folder)
     path.write_bytes(content)
-    reseal(folder, files={"weights": {"name": path.name, "sha256": hashlib.sha256(content).hexdigest()}})
+    reseal(
+        folder,
+        files={"weights": {"name": path.name, "sha256": hashlib.sha256(content).hexdigest()}},
+    )
 
 
 def test_a_diffusion_of_your_own_needs_a_name_to_be_saved(tmp_path):
@@ -78,18 +83,31 @@ def test_a_folder_that_another_process_writes_to_is_refused(tmp_path):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 def test_round_trip(tmp_path, dtype):
-    a = model(SubVPSDE(0.2, 10.0), predicts="velocity", conditioning="log_snr", data_std=0.7).to(dtype)
+    a = model(SubVPSDE(0.2, 10.0), predicts="velocity", conditioning="log_snr", data_std=0.7).to(
+        dtype
+    )
     save(a, tmp_path / "run", {"data": "toy"})
     b = load(tmp_path / "run")
-    assert (b.sde, b.predicts, b.conditioning, b.shape, b.data_std) == (a.sde, "velocity", "log_snr", (2,), 0.7)
+    assert (b.sde, b.predicts, b.conditioning, b.shape, b.data_std) == (
+        a.sde,
+        "velocity",
+        "log_snr",
+        (2,),
+        0.7,
+    )
     assert b.place()[0] == dtype
     assert torch.equal(sample(a, 3, seed=1, steps=3), sample(b, 3, seed=1, steps=3))
-    assert sorted((tmp_path / "run").iterdir()) == [tmp_path / "run" / "config.json", weights(tmp_path / "run")]
+    assert sorted((tmp_path / "run").iterdir()) == [
+        tmp_path / "run" / "config.json",
+        weights(tmp_path / "run"),
+    ]
     assert json.loads((tmp_path / "run" / "config.json").read_text())["notes"] == {"data": "toy"}
 
 
 def test_unet_and_own_networks(tmp_path):
-    unet = ScoreModel(nets.UNet(channels=1, width=8, multipliers=(1, 2)), VESDE(exact=False), shape=(1, 8, 8))
+    unet = ScoreModel(
+        nets.UNet(channels=1, width=8, multipliers=(1, 2)), VESDE(exact=False), shape=(1, 8, 8)
+    )
     save(unet, tmp_path / "unet")
     again = load(tmp_path / "unet")
     assert again.sde == VESDE(exact=False)
@@ -106,13 +124,27 @@ def test_unet_and_own_networks(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "net", [nets.NCSNv2(1, 4, (1, 2), (1, 2)), nets.NCSN(1, 4, (1, 2), (1, 1), levels=3)], ids=["v2", "v1"]
+    "net",
+    [nets.NCSNv2(1, 4, (1, 2), (1, 2)), nets.NCSN(1, 4, (1, 2), (1, 1), levels=3)],
+    ids=["v2", "v1"],
 )
 def test_refinenets_labels_and_ranges(tmp_path, net):
-    a = ScoreModel(net, NCSN([10.0, 1.0, 0.1]), "noise", shape=(1, 8, 8), conditioning=(2, 3), data_range=(-1, 1)).eval()
+    a = ScoreModel(
+        net,
+        NCSN([10.0, 1.0, 0.1]),
+        "noise",
+        shape=(1, 8, 8),
+        conditioning=(2, 3),
+        data_range=(-1, 1),
+    ).eval()
     save(a, tmp_path / "run")
     b = load(tmp_path / "run")
-    assert (b.sde, b.conditioning, b.data_range, b.net.config) == (a.sde, (2.0, 3.0), (-1.0, 1.0), net.config)
+    assert (b.sde, b.conditioning, b.data_range, b.net.config) == (
+        a.sde,
+        (2.0, 3.0),
+        (-1.0, 1.0),
+        net.config,
+    )
     assert torch.equal(sample(a, 2, seed=1, steps=3), sample(b, 2, seed=1, steps=3))
 
 
@@ -174,7 +206,9 @@ class Largest(TorchFunctionMode):
     def __torch_function__(self, func, types, args=(), kwargs=None):
         if func in (torch.empty, torch.randn):
             sizes = args[0] if isinstance(args[0], tuple) else args
-            self.numbers = max(self.numbers, math.prod(size for size in sizes if isinstance(size, int)))
+            self.numbers = max(
+                self.numbers, math.prod(size for size in sizes if isinstance(size, int))
+            )
             self.calls += 1
         return func(*args, **(kwargs or {}))
 
@@ -195,8 +229,12 @@ UNET = nets.UNet(1, 8, (1, 2))
         (nets.NCSN(1, 4, (1,), (1,), levels=3), {"levels": 10**9}),
     ],
 )
-def test_networks_larger_than_their_weights_are_refused_before_memory_is_used(tmp_path, net, change):
-    """By counting: no more than some thousand tensors are asked for, none of them larger than 64 MB."""
+def test_networks_larger_than_their_weights_are_refused_before_memory_is_used(
+    tmp_path, net, change
+):
+    """By counting: no more than some thousand tensors are asked for, none of them larger than 64
+    MB.
+    """
     a = model() if net is None else ScoreModel(net, "vp", shape=(1, 8, 8))
     save(a, tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())["net"]
@@ -207,7 +245,9 @@ def test_networks_larger_than_their_weights_are_refused_before_memory_is_used(tm
     assert seen.calls < 5000
 
 
-@pytest.mark.parametrize("shape", [[2.5], [2.0], [0], [-1], [True], ["2"], [2**16, 2**16], {"2": 2}, 2])
+@pytest.mark.parametrize(
+    "shape", [[2.5], [2.0], [0], [-1], [True], ["2"], [2**16, 2**16], {"2": 2}, 2]
+)
 def test_shapes_are_lists_of_sizes(tmp_path, shape):
     save(model(), tmp_path)
     reseal(tmp_path, shape=shape)
@@ -239,12 +279,19 @@ def test_saving_again_replaces(tmp_path):
     save(model(), tmp_path)
     (tmp_path / "report.html").write_text("mine")
     save(model(seed=1), tmp_path, {"n": 2})
-    assert sorted(tmp_path.iterdir()) == sorted([tmp_path / "config.json", tmp_path / "report.html", weights(tmp_path)])
-    assert all(torch.equal(a, b) for a, b in zip(load(tmp_path).parameters(), model(seed=1).parameters(), strict=True))
+    assert sorted(tmp_path.iterdir()) == sorted(
+        [tmp_path / "config.json", tmp_path / "report.html", weights(tmp_path)]
+    )
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(load(tmp_path).parameters(), model(seed=1).parameters(), strict=True)
+    )
 
 
 def test_saving_removes_the_files_of_the_checkpoint_before_and_no_others(tmp_path):
-    """Weights under names like ours, a model of another folder among them, are somebody's, and stay."""
+    """Weights under names like ours, a model of another folder among them, are somebody's, and
+    stay.
+    """
     save(model(seed=2), tmp_path / "other")
     mine = {
         "weights-mine.safetensors": b"mine",
@@ -263,16 +310,33 @@ def test_saving_removes_the_files_of_the_checkpoint_before_and_no_others(tmp_pat
 
 
 @pytest.mark.parametrize(
-    "text", ['{"model_type": "bert"}', "[]", "lr: 3", '{"format": "sdekit-diffusion 1"}', '{"format": "sdekit-diffusion 2"}']
+    "text",
+    [
+        '{"model_type": "bert"}',
+        "[]",
+        "lr: 3",
+        '{"format": "sdekit-diffusion 1"}',
+        '{"format": "sdekit-diffusion 2"}',
+    ],
 )
 @pytest.mark.parametrize("into", ["save", "fit"])
 def test_a_config_of_something_else_is_not_overwritten(tmp_path, text, into):
-    """Nor one of another version, nor a damaged one; nothing is written, and no training run begins."""
+    """Nor one of another version, nor a damaged one; nothing is written, and no training run
+    begins.
+    """
     (tmp_path / "config.json").write_text(text)
     steps = []
     options = {"folder": tmp_path, "progress": False, "callback": steps.append}
-    written = (lambda: save(model(), tmp_path)) if into == "save" else (lambda: fit(model(), DATA, RECIPE, **options))
-    with pytest.raises(CheckpointError, match=r"config\.json .*it stays as it is: choose another folder, or remove that file"):
+    written = (
+        (lambda: save(model(), tmp_path))
+        if into == "save"
+        else (lambda: fit(model(), DATA, RECIPE, **options))
+    )
+    with pytest.raises(
+        CheckpointError,
+        match=r"config\.json .*it stays as it is: choose another "
+        r"folder, or remove that file",
+    ):
         written()
     assert (tmp_path / "config.json").read_text() == text
     assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
@@ -285,7 +349,11 @@ def test_a_config_that_names_files_of_others_removes_none(tmp_path):
     (tmp_path / "thesis.safetensors").write_bytes(b"mine")
     (tmp_path / "run" / "thesis.safetensors").write_bytes(b"mine")
     names = ["thesis.safetensors", "../thesis.safetensors", "config.json"]
-    reseal(tmp_path / "run", files={name: {"name": name, "sha256": ""} for name in names}, replaces=[*names, 3, None])
+    reseal(
+        tmp_path / "run",
+        files={name: {"name": name, "sha256": ""} for name in names},
+        replaces=[*names, 3, None],
+    )
     save(model(seed=1), tmp_path / "run")
     assert (tmp_path / "thesis.safetensors").exists()
     assert (tmp_path / "run" / "thesis.safetensors").exists()
@@ -312,11 +380,16 @@ class Crash(BaseException):
 
 
 @pytest.mark.parametrize(
-    "fault", [OSError(errno.ENOSPC, "No space left on device"), OSError(errno.EROFS, "Read-only"), Crash()]
+    "fault",
+    [OSError(errno.ENOSPC, "No space left on device"), OSError(errno.EROFS, "Read-only"), Crash()],
 )
 @pytest.mark.parametrize("before", [False, True])
-def test_faults_at_every_operation_leave_the_old_or_the_new_checkpoint(tmp_path, monkeypatch, fault, before):
-    """Each write, fsync, rename and removal of a save fails in turn, before or after it was done; the next save succeeds."""
+def test_faults_at_every_operation_leave_the_old_or_the_new_checkpoint(
+    tmp_path, monkeypatch, fault, before
+):
+    """Each write, fsync, rename and removal of a save fails in turn, before or after it was done;
+    the next save succeeds.
+    """
     operations = [
         (os, "fsync"),
         (os, "replace"),
@@ -324,9 +397,13 @@ def test_faults_at_every_operation_leave_the_old_or_the_new_checkpoint(tmp_path,
         (type(tmp_path), "write_bytes"),
         (type(tmp_path), "write_text"),
     ]
-    old, new, outcomes, k = model(), model(seed=1), [], 0
+    old = model()
+    new = model(seed=1)
+    outcomes = []
+    k = 0
     while True:
-        folder, count = tmp_path / f"{k}", 0
+        folder = tmp_path / f"{k}"
+        count = 0
         save(old, folder, {"which": "old"})
 
         def failing(real, k=k):
@@ -351,7 +428,10 @@ def test_faults_at_every_operation_leave_the_old_or_the_new_checkpoint(tmp_path,
                 failed = True
         which = json.loads((folder / "config.json").read_text())["notes"]["which"]
         expected = {"old": old, "new": new}[which]
-        assert all(torch.equal(a, b) for a, b in zip(load(folder).parameters(), expected.parameters(), strict=True))
+        assert all(
+            torch.equal(a, b)
+            for a, b in zip(load(folder).parameters(), expected.parameters(), strict=True)
+        )
         save(new, folder)
         assert sorted(folder.iterdir()) == [folder / "config.json", weights(folder)]
         if not failed:
@@ -364,11 +444,14 @@ def test_faults_at_every_operation_leave_the_old_or_the_new_checkpoint(tmp_path,
 
 
 def test_what_a_killed_save_left_goes_with_the_next_one(tmp_path, monkeypatch):
-    """From each operation on all fail, as when a process is killed and cleans nothing up; the next save is of another model."""
+    """From each operation on all fail, as when a process is killed and cleans nothing up; the next
+    save is of another model.
+    """
     operations = [(os, "fsync"), (os, "replace"), (os, "unlink"), (type(tmp_path), "write_bytes")]
     operations += [(type(tmp_path), "write_text")]
     for k in range(1, 40):
-        folder, count = tmp_path / f"{k}", itertools.count(1)
+        folder = tmp_path / f"{k}"
+        count = itertools.count(1)
         save(model(), folder)
         (folder / "weights-mine.safetensors").write_bytes(b"mine")
 
@@ -387,7 +470,9 @@ def test_what_a_killed_save_left_goes_with_the_next_one(tmp_path, monkeypatch):
         load(folder)  # the old or the new one
         save(model(seed=1), folder)
         ours = json.loads((folder / "config.json").read_text())["files"]["weights"]["name"]
-        assert sorted(path.name for path in folder.iterdir()) == sorted(["config.json", "weights-mine.safetensors", ours])
+        assert sorted(path.name for path in folder.iterdir()) == sorted(
+            ["config.json", "weights-mine.safetensors", ours]
+        )
         if next(count) <= k:
             break
     assert 10 < k < 39
@@ -409,7 +494,8 @@ def test_a_full_disk_is_an_error_and_leaves_no_litter(tmp_path, monkeypatch):
 def test_a_disk_that_fills_up_meanwhile_leaves_the_folder_as_it_was(tmp_path, monkeypatch):
     """The second file does not fit: the first one goes; the message names the file."""
     save(model(), tmp_path, state={"a": torch.zeros(3)})
-    before, real = sorted(tmp_path.iterdir()), type(tmp_path).write_bytes
+    before = sorted(tmp_path.iterdir())
+    real = type(tmp_path).write_bytes
 
     def filling(path, content):
         if "training" in path.name:
@@ -449,10 +535,19 @@ def test_the_newest_are_kept_and_the_best(tmp_path):
     """Three of four, and that of the least validation loss where it would go."""
     losses = iter([4.0, 1.0, 3.0, 2.0, 5.0])
     fit(
-        model(), DATA, Recipe(steps=50, batch_size=8), folder=tmp_path, log=Log(save_every=10, keep=2), progress=False,
+        model(),
+        DATA,
+        Recipe(steps=50, batch_size=8),
+        folder=tmp_path,
+        log=Log(save_every=10, keep=2),
+        progress=False,
         measures=[(10, lambda model, step: {"validation_loss": next(losses)})],
-    )  # fmt: skip
-    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["00000020", "00000040", "00000050"]
+    )
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == [
+        "00000020",
+        "00000040",
+        "00000050",
+    ]
 
 
 def test_a_damaged_checkpoint_is_warned_of_and_the_one_before_is_used(run):
@@ -460,10 +555,14 @@ def test_a_damaged_checkpoint_is_warned_of_and_the_one_before_is_used(run):
     damage(next((run / "checkpoints" / "00000040").glob("training-*")), "truncated")
     damage(run / "checkpoints" / "00000030" / "config.json", "flipped")
     with pytest.warns(RuntimeWarning, match="the one before it is used") as warned:
-        records = fit(model(), DATA, RECIPE, folder=run, resume=True, log=Log(save_every=10), progress=False)
+        records = fit(
+            model(), DATA, RECIPE, folder=run, resume=True, log=Log(save_every=10), progress=False
+        )
     assert len([w for w in warned if "the one before" in str(w.message)]) == 2
     assert [record.step for record in records] == list(range(21, 41))
-    assert all(torch.equal(a, b) for a, b in zip(load(run).parameters(), final.parameters(), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(load(run).parameters(), final.parameters(), strict=True)
+    )
 
 
 def test_a_damaged_checkpoint_takes_no_sound_ones_place(run):
@@ -475,14 +574,26 @@ def test_a_damaged_checkpoint_takes_no_sound_ones_place(run):
 
     damage(next((run / "checkpoints" / "00000040").glob("training-*")), "truncated")
     with pytest.warns(RuntimeWarning, match="the one before"), pytest.raises(Crash):
-        fit(model(), DATA, RECIPE, folder=run, resume=True, log=Log(save_every=5, keep=1), callback=stop, progress=False)
+        fit(
+            model(),
+            DATA,
+            RECIPE,
+            folder=run,
+            resume=True,
+            log=Log(save_every=5, keep=1),
+            callback=stop,
+            progress=False,
+        )
     assert [path.name for path in (run / "checkpoints").iterdir()] == ["00000035"]
 
 
 def test_a_checkpoint_that_goes_while_it_is_read_is_passed_over(run, monkeypatch):
-    """As when a training goes on meanwhile: no warning, and the newest of those that are there then."""
+    """As when a training goes on meanwhile: no warning, and the newest of those that are there
+    then.
+    """
     (run / "config.json").unlink()
-    real, gone = type(run).read_bytes, run / "checkpoints" / "00000040"
+    real = type(run).read_bytes
+    gone = run / "checkpoints" / "00000040"
 
     def read(path):
         if gone in path.parents and gone.exists():
@@ -491,11 +602,16 @@ def test_a_checkpoint_that_goes_while_it_is_read_is_passed_over(run, monkeypatch
 
     monkeypatch.setattr(type(run), "read_bytes", read)
     state = load_file(next((run / "checkpoints" / "00000030").glob("training-*")))
-    assert all(torch.equal(state["average.0." + name], value) for name, value in load(run).named_parameters())
+    assert all(
+        torch.equal(state["average.0." + name], value)
+        for name, value in load(run).named_parameters()
+    )
 
 
 def test_what_others_put_among_the_checkpoints_stays(run):
-    """Samples in the folder of a checkpoint, numbered folders of other programs, links: when a run goes on, and prunes."""
+    """Samples in the folder of a checkpoint, numbered folders of other programs, links: when a run
+    goes on, and prunes.
+    """
     steps = run / "checkpoints"
     (steps / "00000020" / "samples.npz").write_bytes(b"mine")
     for name in ("7", "00000007", "00000001"):
@@ -508,16 +624,35 @@ def test_what_others_put_among_the_checkpoints_stays(run):
     before = sorted(path.name for path in (run / "archive").iterdir())
     for path in (steps / "00000040").iterdir():
         path.unlink()
-    fit(model(), DATA, RECIPE, folder=run, resume=True, log=Log(save_every=10, keep=1), progress=False)
-    assert sorted(path.name for path in steps.iterdir()) == ["00000001", "00000007", "00000020", "00000040", "7"]
+    fit(
+        model(),
+        DATA,
+        RECIPE,
+        folder=run,
+        resume=True,
+        log=Log(save_every=10, keep=1),
+        progress=False,
+    )
+    assert sorted(path.name for path in steps.iterdir()) == [
+        "00000001",
+        "00000007",
+        "00000020",
+        "00000040",
+        "7",
+    ]
     assert [path.name for path in (steps / "00000020").iterdir()] == ["samples.npz"]
-    assert sorted(path.name for path in (steps / "00000001").iterdir()) == ["config.json", "mine.txt"]
+    assert sorted(path.name for path in (steps / "00000001").iterdir()) == [
+        "config.json",
+        "mine.txt",
+    ]
     assert (steps / "7" / "mine.txt").exists()
     assert sorted(path.name for path in (run / "archive").iterdir()) == before
 
 
 def test_metrics_of_something_else_are_not_overwritten(tmp_path):
-    """Lines of a run that was killed before its first checkpoint are, and be it within the first line."""
+    """Lines of a run that was killed before its first checkpoint are, and be it within the first
+    line.
+    """
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"epoch": 1, "step": 10, "seconds": 3}\n')
     with pytest.raises(ValueError, match=r"metrics\.jsonl was not written by a training run"):
@@ -539,7 +674,9 @@ def test_no_sound_checkpoint_is_an_error(run):
 
 
 def test_a_checkpoint_that_was_never_finished_is_none(run):
-    """The config is written last: without it a folder is not looked at, and goes with the next checkpoint."""
+    """The config is written last: without it a folder is not looked at, and goes with the next
+    checkpoint.
+    """
     litter = run / "checkpoints" / "00000035"
     litter.mkdir()
     (litter / "weights-0.safetensors").write_bytes(b"half")
@@ -550,18 +687,36 @@ def test_a_checkpoint_that_was_never_finished_is_none(run):
 
 def test_a_run_that_is_not_over_loads_its_newest_checkpoint_and_any_average(run):
     state = load_file(next((run / "checkpoints" / "00000040").glob("training-*")))
-    for ema, prefix in ((0.9, "average.0."), (0.5, "average.1."), (0, "model."), (None, "average.0.")):
+    for ema, prefix in (
+        (0.9, "average.0."),
+        (0.5, "average.1."),
+        (0, "model."),
+        (None, "average.0."),
+    ):
         loaded = load(run, ema=ema)
-        assert all(torch.equal(state[prefix + name], value) for name, value in loaded.named_parameters())
-    with pytest.raises(CheckpointError, match=r"no average of decay 0.7; choose one of 0.9, 0.5, or 0"):
+        assert all(
+            torch.equal(state[prefix + name], value) for name, value in loaded.named_parameters()
+        )
+    with pytest.raises(
+        CheckpointError,
+        match=r"no average of decay 0.7; choose one of 0.9, 0.5, "
+        r"or 0",
+    ):
         load(run, ema=0.7)
     (run / "config.json").unlink()
     (run / "checkpoints" / "00000040" / "config.json").unlink()
     state = load_file(next((run / "checkpoints" / "00000030").glob("training-*")))
-    assert all(torch.equal(state["average.0." + name], value) for name, value in load(run).named_parameters())
+    assert all(
+        torch.equal(state["average.0." + name], value)
+        for name, value in load(run).named_parameters()
+    )
 
 
 def test_a_checkpoint_holds_config_and_versions(run):
     config = json.loads((run / "checkpoints" / "00000040" / "config.json").read_text())
     assert config["versions"]["torch"].split("+")[0] == torch.__version__.split("+")[0]
-    assert (config["notes"]["recipe"]["steps"], config["notes"]["step"], config["notes"]["decays"]) == (40, 40, [0.9, 0.5])
+    assert (
+        config["notes"]["recipe"]["steps"],
+        config["notes"]["step"],
+        config["notes"]["decays"],
+    ) == (40, 40, [0.9, 0.5])

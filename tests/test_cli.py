@@ -33,14 +33,33 @@ TRAIN = ["--steps", "12", "--batch-size", "16", "--warmup", "2"]
 @pytest.fixture(scope="module")
 def digits(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "digits"
-    assert main(["train", str(folder), "--data", "digits", "--width", "8", "--seed", "3", *TRAIN]) == 0
+    assert (
+        main(["train", str(folder), "--data", "digits", "--width", "8", "--seed", "3", *TRAIN]) == 0
+    )
     return folder
 
 
 @pytest.fixture(scope="module")
 def moons(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "moons"
-    assert main(["train", str(folder), "--data", "moons", "--width", "16", "--depth", "1", "--sde", "vp", *TRAIN]) == 0
+    assert (
+        main(
+            [
+                "train",
+                str(folder),
+                "--data",
+                "moons",
+                "--width",
+                "16",
+                "--depth",
+                "1",
+                "--sde",
+                "vp",
+                *TRAIN,
+            ]
+        )
+        == 0
+    )
     return folder
 
 
@@ -66,7 +85,8 @@ def write_config(run, config):
 
 
 def replace_weights(run, content):
-    path, config = weights_of(run), json.loads((run / "config.json").read_text())
+    path = weights_of(run)
+    config = json.loads((run / "config.json").read_text())
     path.write_bytes(content)
     config["files"]["weights"]["sha256"] = hashlib.sha256(content).hexdigest()
     write_config(run, config)
@@ -77,7 +97,9 @@ def error(capsys, *argv):
     capsys.readouterr()
     assert main([str(part) for part in argv]) == 2
     out, err = capsys.readouterr()
-    lines = [line for line in err.replace("\r", "\n").splitlines() if line.strip() and "/s]" not in line]
+    lines = [
+        line for line in err.replace("\r", "\n").splitlines() if line.strip() and "/s]" not in line
+    ]
     assert out == ""
     assert len(lines) == 1, err
     assert lines[0].startswith("error: ")
@@ -96,13 +118,21 @@ def test_train_writes_a_run(digits):
     assert config["scale"] == {"shift": 8.5, "unit": 8.5, "levels": 17, "dtype": "uint8"}
     assert (config["notes"]["recipe"]["steps"], config["notes"]["recipe"]["seed"]) == (12, 3)
     assert config["versions"]["torch"].split("+")[0] == torch.__version__.split("+")[0]
-    assert (config["sde"]["name"], config["shape"], config["conditioning"]) == ("subvp", [1, 8, 8], "log_snr")
+    assert (config["sde"]["name"], config["shape"], config["conditioning"]) == (
+        "subvp",
+        [1, 8, 8],
+        "log_snr",
+    )
     levels = load("digits").train.double()
     values = 2 * (levels + 0.5) / 17 - 1
-    assert config["data_std"] == pytest.approx(float((values - values.mean(0)).square().mean().sqrt()), rel=1e-5)
+    assert config["data_std"] == pytest.approx(
+        float((values - values.mean(0)).square().mean().sqrt()), rel=1e-5
+    )
     lines = [json.loads(line) for line in (digits / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [10, 12]
-    assert all(set(line) == {"step", "loss", "lr", "seconds"} and 0 < line["loss"] < 10 for line in lines)
+    assert all(
+        set(line) == {"step", "loss", "lr", "seconds"} and 0 < line["loss"] < 10 for line in lines
+    )
     assert lines[0]["seconds"] < lines[1]["seconds"]
 
 
@@ -111,7 +141,10 @@ def test_training_depends_on_the_seed_alone(digits, tmp_path):
     for seed, same in (("3", True), ("4", False)):
         torch.manual_seed(int(seed) + 100)
         run = tmp_path / seed
-        assert main(["train", str(run), "--data", "digits", "--width", "8", "--seed", seed, *TRAIN]) == 0
+        assert (
+            main(["train", str(run), "--data", "digits", "--width", "8", "--seed", seed, *TRAIN])
+            == 0
+        )
         again = load_file(weights_of(run))
         assert all(torch.equal(again[name], weights[name]) for name in weights) is same
 
@@ -124,41 +157,72 @@ def test_samples_are_levels_and_depend_on_seed_and_number(digits, tmp_path, caps
     assert np.array_equal(first, samples(digits, tmp_path / "b.npz", "--n", "6", "--seed", "0"))
     assert not np.array_equal(first, samples(digits, tmp_path / "c.npz", "--n", "6", "--seed", "1"))
     rest = samples(digits, tmp_path / "d.npz", "--n", "2", "--first", "4")
-    assert np.abs(rest.astype(int) - first[4:]).max() <= 1  # a float on the edge of a level may round either way
+    # A float on the edge of a level may round either way.
+    assert np.abs(rest.astype(int) - first[4:]).max() <= 1
 
 
-@pytest.mark.parametrize("argv", [["--sde", "ve"], ["--method", "euler_maruyama"], ["--batch-size", "2"]])
+@pytest.mark.parametrize(
+    "argv", [["--sde", "ve"], ["--method", "euler_maruyama"], ["--batch-size", "2"]]
+)
 def test_samples_by_other_ways(digits, tmp_path, argv):
     assert samples(digits, tmp_path / "a.npz", "--n", "3", *argv).shape == (3, 1, 8, 8)
 
 
 def test_sampling_is_that_of_the_library(moons, tmp_path):
     """Grid, noise and noise level reach `sample`: the same numbers."""
-    argv = ["--n", "6", "--method", "ddim", "--grid", "karras", "--noise", "path", "--eta", "0.7", "--seed", "2"]
+    argv = [
+        "--n",
+        "6",
+        "--method",
+        "ddim",
+        "--grid",
+        "karras",
+        "--noise",
+        "path",
+        "--eta",
+        "0.7",
+        "--seed",
+        "2",
+    ]
     method = replace(METHODS["ddim"], eta=0.7)
-    expected = sample(load_model(moons), 6, method=method, steps=5, grid="karras", noise="path", seed=2)
+    expected = sample(
+        load_model(moons), 6, method=method, steps=5, grid="karras", noise="path", seed=2
+    )
     assert np.array_equal(samples(moons, tmp_path / "a.npz", *argv), expected.numpy())
 
 
 def test_the_default_with_noise_is_sde(moons, tmp_path):
-    expected = sample(load_model(moons), 6, method=replace(METHODS["sde"], eta=0.5), steps=30, seed=2)
+    expected = sample(
+        load_model(moons), 6, method=replace(METHODS["sde"], eta=0.5), steps=30, seed=2
+    )
     assert np.array_equal(
-        samples(moons, tmp_path / "a.npz", "--n", "6", "--eta", "0.5", "--steps", "30", "--seed", "2"), expected
+        samples(
+            moons, tmp_path / "a.npz", "--n", "6", "--eta", "0.5", "--steps", "30", "--seed", "2"
+        ),
+        expected,
     )
 
 
 def test_no_noise_is_the_default(moons, tmp_path):
     """--eta 0, which changes nothing, takes the method that `sample` takes."""
-    plain, told = (samples(moons, tmp_path / f"{i}.npz", "--n", "4", *argv) for i, argv in enumerate([[], ["--eta", "0"]]))
+    plain, told = (
+        samples(moons, tmp_path / f"{i}.npz", "--n", "4", *argv)
+        for i, argv in enumerate([[], ["--eta", "0"]])
+    )
     assert np.array_equal(plain, told)
 
 
 def test_flips_and_samples_in_their_own_type(tmp_path):
-    """Images of another type than bytes, and numbers far from the origin, come back as they were."""
+    """Images of another type than bytes, and numbers far from the origin, come back as they
+    were.
+    """
     np.save(tmp_path / "own.npy", np.random.default_rng(0).integers(0, 8, (30, 8, 8), np.int16))
     np.save(tmp_path / "far.npy", np.random.default_rng(0).normal([100, -5], [20, 0.01], (400, 2)))
     small = ["--width", "4", "--steps", "3", "--batch-size", "4"]
-    assert main(["train", str(tmp_path / "a"), "--data", str(tmp_path / "own.npy"), "--flip", *small]) == 0
+    assert (
+        main(["train", str(tmp_path / "a"), "--data", str(tmp_path / "own.npy"), "--flip", *small])
+        == 0
+    )
     config = json.loads((tmp_path / "a" / "config.json").read_text())
     assert config["notes"]["recipe"]["flip"] is True
     assert config["net"]["config"]["multipliers"] == [1, 2]
@@ -175,10 +239,23 @@ def test_a_stream_trains_and_is_reported(tmp_path, monkeypatch):
     datasets = pytest.importorskip("datasets")
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     x = np.random.default_rng(0).integers(0, 256, (80, 8, 8)).astype(np.uint8)
-    features = datasets.Features({"x": datasets.Array2D((8, 8), "uint8"), "label": datasets.Value("int64")})
-    made = datasets.Dataset.from_dict({"x": x, "label": [i % 4 for i in range(80)]}, features=features)
+    features = datasets.Features(
+        {"x": datasets.Array2D((8, 8), "uint8"), "label": datasets.Value("int64")}
+    )
+    made = datasets.Dataset.from_dict(
+        {"x": x, "label": [i % 4 for i in range(80)]}, features=features
+    )
     made.to_parquet(tmp_path / "a.parquet")
-    run = ["--data", f"hf-stream:{tmp_path}/a.parquet", "--width", "4", "--steps", "3", "--batch-size", "4"]
+    run = [
+        "--data",
+        f"hf-stream:{tmp_path}/a.parquet",
+        "--width",
+        "4",
+        "--steps",
+        "3",
+        "--batch-size",
+        "4",
+    ]
     assert main(["train", str(tmp_path / "run"), *run]) == 0
     assert main(["report", str(tmp_path / "run"), "--samples", "6", "--steps", "3"]) == 0
     found = json.loads((tmp_path / "run" / "report.json").read_text())
@@ -192,24 +269,63 @@ REFINENET = ["--width", "4", "--multipliers", "1", "2", "--dilations", "1", "2"]
 @pytest.mark.parametrize(
     ("argv", "kind", "predicts", "conditioning"),
     [
-        (["--data", "digits", "--sde", "ncsn", "--network", "NCSNv2", *REFINENET], "NCSNv2", "noise", "time"),
-        (["--data", "digits", "--sde", "ncsn", "--discrete", "--network", "NCSN", *REFINENET], "NCSN", "score", "time"),
-        (["--data", "digits", "--network", "NCSN", "--levels", "3", *REFINENET], "NCSN", "score", "time"),
         (
-            ["--data", "moons", "--sde", "ddpm", "--discrete", "--predicts", "noise", "--conditioning", "1000", "-1"],
+            ["--data", "digits", "--sde", "ncsn", "--network", "NCSNv2", *REFINENET],
+            "NCSNv2",
+            "noise",
+            "time",
+        ),
+        (
+            ["--data", "digits", "--sde", "ncsn", "--discrete", "--network", "NCSN", *REFINENET],
+            "NCSN",
+            "score",
+            "time",
+        ),
+        (
+            ["--data", "digits", "--network", "NCSN", "--levels", "3", *REFINENET],
+            "NCSN",
+            "score",
+            "time",
+        ),
+        (
+            [
+                "--data",
+                "moons",
+                "--sde",
+                "ddpm",
+                "--discrete",
+                "--predicts",
+                "noise",
+                "--conditioning",
+                "1000",
+                "-1",
+            ],
             "MLP",
             "noise",
             [1000.0, -1.0],
         ),
-        (["--data", "digits", "--network", "MLP", "--conditioning", "sigma"], "MLP", "velocity", "sigma"),
+        (
+            ["--data", "digits", "--network", "MLP", "--conditioning", "sigma"],
+            "MLP",
+            "velocity",
+            "sigma",
+        ),
     ],
 )
 def test_networks_and_what_they_are_told(tmp_path, argv, kind, predicts, conditioning):
-    """What was not said is as published; NCSN has norms for each level of the diffusion, or for as many as are asked for."""
+    """What was not said is as published; NCSN has norms for each level of the diffusion, or for as
+    many as are asked for.
+    """
     assert main(["train", str(tmp_path / "run"), *argv, *TRAIN, "--steps", "2"]) == 0
     config = json.loads((tmp_path / "run" / "config.json").read_text())
-    assert (config["net"]["class"], config["predicts"], config["conditioning"]) == (kind, predicts, conditioning)
-    assert config["net"]["config"].get("levels") == ({True: 3, False: 232}["--levels" in argv] if kind == "NCSN" else None)
+    assert (config["net"]["class"], config["predicts"], config["conditioning"]) == (
+        kind,
+        predicts,
+        conditioning,
+    )
+    assert config["net"]["config"].get("levels") == (
+        {True: 3, False: 232}["--levels" in argv] if kind == "NCSN" else None
+    )
     assert config["notes"]["recipe"]["discrete"] is ("--discrete" in argv)
     assert len(samples(tmp_path / "run", tmp_path / "a.npz", "--n", "2")) == 2
 
@@ -220,7 +336,10 @@ def test_samples_as_other_files(digits, moons, tmp_path):
         assert main(["sample", str(run), "--n", "5", "--steps", "4", "--out", str(out)]) == 0
         with Image.open(out) as image:
             assert min(image.size) > 300
-    assert main(["sample", str(moons), "--n", "5", "--steps", "4", "--out", str(tmp_path / "x.npy")]) == 0
+    assert (
+        main(["sample", str(moons), "--n", "5", "--steps", "4", "--out", str(tmp_path / "x.npy")])
+        == 0
+    )
     assert np.load(tmp_path / "x.npy").shape == (5, 2)
     assert main(["sample", str(moons), "--n", "5", "--steps", "4"]) == 0
     assert np.load(moons / "samples.npz")["samples"].dtype == np.float32
@@ -228,7 +347,18 @@ def test_samples_as_other_files(digits, moons, tmp_path):
 
 
 def test_likelihood_of_images(digits, tmp_path, capsys):
-    argv = ["likelihood", str(digits), "--n", "6", "--probes", "16", "--tolerance", "1e-2", "--batch-size", "4"]
+    argv = [
+        "likelihood",
+        str(digits),
+        "--n",
+        "6",
+        "--probes",
+        "16",
+        "--tolerance",
+        "1e-2",
+        "--batch-size",
+        "4",
+    ]
     assert main([*argv, "--csv", str(tmp_path / "a.csv")]) == 0
     mean, parts = capsys.readouterr().out.splitlines()
     rows = list(csv.DictReader((tmp_path / "a.csv").read_text().splitlines()))
@@ -239,7 +369,10 @@ def test_likelihood_of_images(digits, tmp_path, capsys):
     assert "6 held-out samples" in mean
     assert "(16 a trace)" in parts
     assert "(2 draws)" in parts
-    shares = [float(re.search(rf"{name} ([0-9.]+)", parts)[1]) for name in ("data", "probes", "dequantisation")]
+    shares = [
+        float(re.search(rf"{name} ([0-9.]+)", parts)[1])
+        for name in ("data", "probes", "dequantisation")
+    ]
     assert all(share > 0 for share in shares)
     assert np.hypot.reduce(shares) == pytest.approx(values.std(ddof=1) / 6**0.5, rel=0.01)
     errors = np.array([float(row["stderr"]) for row in rows])
@@ -255,13 +388,38 @@ def test_likelihood_of_points(moons, tmp_path, capsys):
     assert "exact" in parts
     assert "dequantisation" not in parts
     np.save(tmp_path / "points.npy", np.random.default_rng(0).standard_normal((40, 2)))
-    assert main(["likelihood", str(moons), "--data", str(tmp_path / "points.npy"), "--tolerance", "1e-2"]) == 0
+    assert (
+        main(
+            [
+                "likelihood",
+                str(moons),
+                "--data",
+                str(tmp_path / "points.npy"),
+                "--tolerance",
+                "1e-2",
+            ]
+        )
+        == 0
+    )
     assert "over 4 held-out samples" in capsys.readouterr().out
 
 
 def test_report_command(moons, capsys):
     argv = ["--steps", "20", "--grid", "karras", "--noise", "path", "--eta", "0.5"]
-    assert main(["report", str(moons), "--samples", "40", "--out", str(moons / "page" / "r.html"), *argv]) == 0
+    assert (
+        main(
+            [
+                "report",
+                str(moons),
+                "--samples",
+                "40",
+                "--out",
+                str(moons / "page" / "r.html"),
+                *argv,
+            ]
+        )
+        == 0
+    )
     assert "report.json" in capsys.readouterr().out
     assert (moons / "page" / "r.html").stat().st_size > 50_000
     told = json.loads((moons / "report.json").read_text())["sampling"]
@@ -270,25 +428,66 @@ def test_report_command(moons, capsys):
 
 
 OPTIONS = [
-    *["--sde", "ve", "--method", "ddpm", "--steps", "6", "--grid", "karras", "--noise", "white", "--eta", "0.5"],
-    *["--end", "0.02", "--denoise", "--dtype", "float64", "--seed", "2", "--first", "3", "--batch-size", "16"],
+    *[
+        "--sde",
+        "ve",
+        "--method",
+        "ddpm",
+        "--steps",
+        "6",
+        "--grid",
+        "karras",
+        "--noise",
+        "white",
+        "--eta",
+        "0.5",
+    ],
+    *[
+        "--end",
+        "0.02",
+        "--denoise",
+        "--dtype",
+        "float64",
+        "--seed",
+        "2",
+        "--first",
+        "3",
+        "--batch-size",
+        "16",
+    ],
 ]
 
 
 def test_the_report_samples_as_sample_does(moons, tmp_path):
-    """Every option that `sample` takes, in `report` too: the same samples, and the likelihood under the same diffusion."""
+    """Every option that `sample` takes, in `report` too: the same samples, and the likelihood under
+    the same diffusion.
+    """
     argv = ["--samples", "24", "--out", str(tmp_path / "r.html"), "--tolerance", "1e-2", *OPTIONS]
     assert main(["report", str(moons), *argv]) == 0
     found = json.loads((moons / "report.json").read_text())
-    assert main(["sample", str(moons), "--n", "24", "--out", str(tmp_path / "x.npz"), *OPTIONS]) == 0
+    assert (
+        main(["sample", str(moons), "--n", "24", "--out", str(tmp_path / "x.npz"), *OPTIONS]) == 0
+    )
     x = torch.from_numpy(np.load(tmp_path / "x.npz")["samples"])
-    model, source = load_model(moons), load("moons")
+    model = load_model(moons)
+    source = load("moons")
     assert found["distances"] == distances(x, source, 2)["distances"]
     method = replace(METHODS["ddpm"], eta=0.5)
-    settings = {"method": method, "steps": 6, "grid": "karras", "noise": "white", "sde": "ve", "end": 0.02, "denoise": True}
+    settings = {
+        "method": method,
+        "steps": 6,
+        "grid": "karras",
+        "noise": "white",
+        "sde": "ve",
+        "end": 0.02,
+        "denoise": True,
+    }
     same = sample(model, 24, dtype=torch.float64, seed=2, first=3, **settings)
     assert torch.allclose(x.double(), same, atol=1e-5)
-    assert found["sampling"].items() >= {"n": 24, "seed": 2, "end": 0.02, "denoise": True, "first": 3, "sde": "ve"}.items()
+    assert (
+        found["sampling"].items()
+        >= {"n": 24, "seed": 2, "end": 0.02, "denoise": True, "first": 3, "sde": "ve"}.items()
+    )
     assert found["sampling"]["evaluations"] == 7
     held = measured(model, source.test[:24], probes=2, sde="ve", seed=2, tolerance=1e-2)
     assert found["likelihood"]["mean"] == pytest.approx(float(held.value.mean()), abs=1e-6)
@@ -299,9 +498,14 @@ def test_every_option_of_sample_is_one_of_the_report(capsys):
     for command in ("sample", "report"):
         with pytest.raises(SystemExit):
             main([command, "--help"])
-        said[command] = set(re.findall(r"--[a-z]+(?:-[a-z]+)*", capsys.readouterr().out)) - {"--nproc-per-node"}
-    assert said["sample"] - {"--n"} <= said["report"]  # --samples in the report, which counts held-out ones too
-    assert {"--denoise", "--end", "--first", "--sde", "--batch-size", "--dtype", "--seed"} <= said["report"]
+        said[command] = set(re.findall(r"--[a-z]+(?:-[a-z]+)*", capsys.readouterr().out)) - {
+            "--nproc-per-node"
+        }
+    # --samples in the report, which counts held-out ones too.
+    assert said["sample"] - {"--n"} <= said["report"]
+    assert {"--denoise", "--end", "--first", "--sde", "--batch-size", "--dtype", "--seed"} <= said[
+        "report"
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -315,21 +519,39 @@ def inception(tmp_path_factory):
             return None
 
     torch.manual_seed(0)
-    torch.save(Blank("blank", ["2048"], str(folder / "none.pth")).state_dict(), folder / "random.pth")
+    torch.save(
+        Blank("blank", ["2048"], str(folder / "none.pth")).state_dict(), folder / "random.pth"
+    )
     return folder
 
 
 def test_a_report_with_inception_scores(digits, inception, tmp_path, monkeypatch):
-    """Those of torchmetrics with the file's network, of the same images in colour, against the training images."""
+    """Those of torchmetrics with the file's network, of the same images in colour, against the
+    training images.
+    """
     monkeypatch.setattr(evaluation, "_LEARNT", 8)
-    argv = ["--samples", "3", "--steps", "3", "--tolerance", "1e-1", "--probes", "1", "--out", str(tmp_path / "r.html")]
+    argv = [
+        "--samples",
+        "3",
+        "--steps",
+        "3",
+        "--tolerance",
+        "1e-1",
+        "--probes",
+        "1",
+        "--out",
+        str(tmp_path / "r.html"),
+    ]
     assert main(["report", str(digits), *argv, "--inception", str(inception / "random.pth")]) == 0
     found = json.loads((digits / "report.json").read_text())["inception"]
     assert (list(found["rows"]), found["n_train"]) == (["model", "real"], 8)
     source = load("digits")
     known = source.reference(8)[0]
     shades = np.rint(np.arange(17) * 255 / 16).astype(np.uint8)
-    coloured = [torch.from_numpy(shades[part.numpy()]).expand(-1, 3, -1, -1) for part in (source.test[:3], known)]
+    coloured = [
+        torch.from_numpy(shades[part.numpy()]).expand(-1, 3, -1, -1)
+        for part in (source.test[:3], known)
+    ]
     expected = inception_scores(*coloured, weights=inception / "random.pth", seed=0)
     row = found["rows"]["real"]
     assert row["n"] == 3
@@ -354,18 +576,33 @@ def test_inception_weights_that_are_none(digits, moons, inception, tmp_path, cap
     torch.save([torch.zeros(2)], tmp_path / "list.pth")
     (tmp_path / "text.pth").write_text("weights")
     for name in ("evil", "text"):
-        assert "is not a file of weights alone" in error(capsys, "report", digits, "--inception", tmp_path / f"{name}.pth")
-    assert "something else than tensors by name" in error(capsys, "report", digits, "--inception", tmp_path / "list.pth")
+        assert "is not a file of weights alone" in error(
+            capsys, "report", digits, "--inception", tmp_path / f"{name}.pth"
+        )
+    assert "something else than tensors by name" in error(
+        capsys, "report", digits, "--inception", tmp_path / "list.pth"
+    )
     assert "does not fit" in error(capsys, "report", digits, "--inception", inception / "none.pth")
-    assert "weights cannot be had" in error(capsys, "report", digits, "--inception", tmp_path / "missing.pth")
-    assert "holds no images" in error(capsys, "report", moons, "--inception", tmp_path / "missing.pth")
+    assert "weights cannot be had" in error(
+        capsys, "report", digits, "--inception", tmp_path / "missing.pth"
+    )
+    assert "holds no images" in error(
+        capsys, "report", moons, "--inception", tmp_path / "missing.pth"
+    )
 
 
 def test_the_likelihood_reads_its_seed_and_its_tolerance(digits, capsys):
-    """The line that is printed: the same for one seed, another for another, and more evaluations for a finer tolerance."""
+    """The line that is printed: the same for one seed, another for another, and more evaluations
+    for a finer tolerance.
+    """
     argv = ["likelihood", str(digits), "--n", "3", "--probes", "1", "--draws", "1"]
     lines = []
-    for more in (["--seed", "0"], ["--seed", "0"], ["--seed", "1"], ["--seed", "0", "--tolerance", "1e-2"]):
+    for more in (
+        ["--seed", "0"],
+        ["--seed", "0"],
+        ["--seed", "1"],
+        ["--seed", "0", "--tolerance", "1e-2"],
+    ):
         assert main([*argv, "--tolerance", "1e-1", *more]) == 0
         lines.append(capsys.readouterr().out)
     assert lines[0] == lines[1]
@@ -397,10 +634,39 @@ def test_own_arrays_keep_their_path(tmp_path, monkeypatch):
     np.save(tmp_path / "own.npy", np.random.default_rng(0).integers(0, 8, (30, 4, 4)))
     monkeypatch.chdir(tmp_path)
     assert (
-        main(["train", "run", "--data", "own.npy", "--width", "8", "--multipliers", "1", "--attention", "False", *TRAIN]) == 0
+        main(
+            [
+                "train",
+                "run",
+                "--data",
+                "own.npy",
+                "--width",
+                "8",
+                "--multipliers",
+                "1",
+                "--attention",
+                "False",
+                *TRAIN,
+            ]
+        )
+        == 0
     )
     monkeypatch.chdir(tmp_path.parent)
-    assert main(["likelihood", str(tmp_path / "run"), "--n", "2", "--tolerance", "1e-1", "--probes", "1"]) == 0
+    assert (
+        main(
+            [
+                "likelihood",
+                str(tmp_path / "run"),
+                "--n",
+                "2",
+                "--tolerance",
+                "1e-1",
+                "--probes",
+                "1",
+            ]
+        )
+        == 0
+    )
 
 
 def test_overwriting(tmp_path, capsys):
@@ -417,31 +683,45 @@ def test_overwriting(tmp_path, capsys):
 
 
 def test_overwriting_removes_what_the_run_wrote_and_nothing_else(tmp_path, capsys):
-    run, argv = tmp_path / "run", ["--data", "moons", "--width", "8", *TRAIN]
+    run = tmp_path / "run"
+    argv = ["--data", "moons", "--width", "8", *TRAIN]
     assert main(["train", str(run), *argv, "--sample-every", "12", "--save-every", "4"]) == 0
     assert main(["report", str(run), "--samples", "20", "--steps", "3"]) == 0
     (tmp_path / "archive").mkdir()
     (run / "checkpoints" / "00000008").rename(tmp_path / "archive" / "00000008")
     (run / "checkpoints" / "00000008").symlink_to(tmp_path / "archive" / "00000008")
-    mine = ["weights-mine.safetensors", "notes.txt", "progress/mine.png", "checkpoints/7/mine.pt", "checkpoints/00000004/mine"]
+    mine = [
+        "weights-mine.safetensors",
+        "notes.txt",
+        "progress/mine.png",
+        "checkpoints/7/mine.pt",
+        "checkpoints/00000004/mine",
+    ]
     for name in [*mine, "tensorboard/events.out.tfevents.1"]:
         (run / name).parent.mkdir(exist_ok=True)
         (run / name).write_bytes(b"mine")
     kept = sorted(path.name for path in (tmp_path / "archive" / "00000008").iterdir())
     assert main(["train", str(run), *argv, "--overwrite", "--seed", "1"]) == 0
-    assert all((run / name).read_bytes() == b"mine" for name in [*mine, "tensorboard/events.out.tfevents.1"])
+    assert all(
+        (run / name).read_bytes() == b"mine"
+        for name in [*mine, "tensorboard/events.out.tfevents.1"]
+    )
     assert sorted(path.name for path in (tmp_path / "archive" / "00000008").iterdir()) == kept
     assert len(list(run.glob("weights-*.safetensors"))) == 2
     assert not (run / "report.html").exists()
     assert [path.name for path in (run / "progress").iterdir()] == ["mine.png"]
     left = sorted(
-        str(path.relative_to(run / "checkpoints")) for path in (run / "checkpoints").glob("*/*") if "mine" in path.name
+        str(path.relative_to(run / "checkpoints"))
+        for path in (run / "checkpoints").glob("*/*")
+        if "mine" in path.name
     )
     assert left == ["00000004/mine", "7/mine.pt"]
     assert load_model(run)
 
 
-@pytest.mark.parametrize("wrong", [("--minutes", "0"), ("--minutes", "nan"), ("--lr", "-1"), ("--flip",)])
+@pytest.mark.parametrize(
+    "wrong", [("--minutes", "0"), ("--minutes", "nan"), ("--lr", "-1"), ("--flip",)]
+)
 def test_what_is_refused_leaves_the_older_run(tmp_path, wrong, capsys):
     argv = ["train", tmp_path / "run", "--data", "moons", "--width", "8", *TRAIN]
     assert main([str(part) for part in argv]) == 0
@@ -458,7 +738,11 @@ def test_a_missing_tensorboard_is_refused_with_the_options(monkeypatch):
 
 @pytest.mark.parametrize(
     ("name", "text"),
-    [("config.json", '{"model_type": "bert"}'), ("config.json", "{"), ("metrics.jsonl", '{"epoch": 1}\n')],
+    [
+        ("config.json", '{"model_type": "bert"}'),
+        ("config.json", "{"),
+        ("metrics.jsonl", '{"epoch": 1}\n'),
+    ],
 )
 def test_folders_of_other_programs_are_not_overwritten(tmp_path, name, text, capsys):
     for file in (
@@ -601,7 +885,10 @@ def test_the_arguments_of_a_registered_network_are_options(monkeypatch):
 
 
 def test_weights_that_are_not_finite(damaged, capsys):
-    weights = {name: torch.full_like(value, torch.nan) for name, value in load_file(weights_of(damaged)).items()}
+    weights = {
+        name: torch.full_like(value, torch.nan)
+        for name, value in load_file(weights_of(damaged)).items()
+    }
     replace_weights(damaged, serialised(weights))
     assert "not finite" in error(capsys, "sample", damaged, "--n", "2", "--steps", "3")
 
@@ -613,12 +900,24 @@ def test_no_command_and_help(capsys):
         main(["train", "--help"])
     assert not stop.value.code
     told = capsys.readouterr().out
-    assert all(option in told for option in ("--batch-size", "--network", "--conditioning", "--discrete", "UNet: residual"))
+    assert all(
+        option in told
+        for option in (
+            "--batch-size",
+            "--network",
+            "--conditioning",
+            "--discrete",
+            "UNet: residual",
+        )
+    )
     for command in ("sample", "report"):
         with pytest.raises(SystemExit):
             main([command, "--help"])
         told = capsys.readouterr().out
-        assert all(option in told for option in ("--method", "--steps", "--grid", "--noise", "--eta", "karras"))
+        assert all(
+            option in told
+            for option in ("--method", "--steps", "--grid", "--noise", "--eta", "karras")
+        )
 
 
 def test_without_tyro(monkeypatch, capsys):

@@ -40,7 +40,10 @@ def test_noise_is_that_of_the_cpu():
     close = normal(0, index.cuda(), (3, 4)).cpu() - normal(0, index, (3, 4))
     assert close.abs().max() < 1e-6
     for source in (WhiteNoise(0), BrownianPath(0, (0.0, 1.0))):
-        here, there = (list(source.increments([0.0, 0.3, 1.0], x, None)) for x in (torch.zeros(5, 2), torch.zeros(5, 2).cuda()))
+        here, there = (
+            list(source.increments([0.0, 0.3, 1.0], x, None))
+            for x in (torch.zeros(5, 2), torch.zeros(5, 2).cuda())
+        )
         for a, b in zip(here, there, strict=True):
             torch.testing.assert_close(b.w.cpu(), a.w, rtol=0, atol=1e-5)
 
@@ -49,21 +52,30 @@ def test_noise_is_that_of_the_cpu():
 @pytest.mark.parametrize("method", METHODS)
 def test_samples_are_those_of_the_cpu(method, sde):
     steps = None if method in ("ode", "adaptive_sde") else 50
-    here, there = (sample(mixture(device), 64, sde=sde, method=method, steps=steps, seed=0) for device in ("cpu", "cuda"))
+    here, there = (
+        sample(mixture(device), 64, sde=sde, method=method, steps=steps, seed=0)
+        for device in ("cpu", "cuda")
+    )
     assert there.device.type == "cuda"
     torch.testing.assert_close(there.cpu(), here, rtol=0, atol=1e-3)
 
 
 def test_likelihoods_are_those_of_the_cpu():
     x = mixture("cpu").sample(32, seed=0)
-    here, there = (log_likelihood(mixture(device), x.to(device), sde="vp").value.cpu() for device in ("cpu", "cuda"))
+    here, there = (
+        log_likelihood(mixture(device), x.to(device), sde="vp").value.cpu()
+        for device in ("cpu", "cuda")
+    )
     torch.testing.assert_close(there, here, rtol=0, atol=1e-3)
 
 
 @pytest.mark.parametrize(("eta", "integrand"), [(0.0, "data"), (0.0, "velocity"), (1.0, "data")])
 def test_fixed_grids_do_not_read_the_host(eta, integrand):
-    """torch raises where the host would wait for the GPU; the look at whether the state is finite is the last step's."""
-    model, x = mixture("cuda"), torch.randn(64, 2, device="cuda")
+    """torch raises where the host would wait for the GPU; the look at whether the state is finite
+    is the last step's.
+    """
+    model = mixture("cuda")
+    x = torch.randn(64, 2, device="cuda")
     problem = on_clock(model, VPSDE(), eta, integrand)
     ts = problem.time(uniform(-2.0, 3.0, 100))
     solve(problem, x, ts, solver=EulerMaruyama(), noise=WhiteNoise(0))  # what is set up once
@@ -80,7 +92,9 @@ def test_fixed_grids_do_not_read_the_host(eta, integrand):
     assert reached[-1] == 100
 
 
-@pytest.mark.parametrize("method", [name for name, method in NAMED.items() if not isinstance(method, ADAPTIVE)])
+@pytest.mark.parametrize(
+    "method", [name for name, method in NAMED.items() if not isinstance(method, ADAPTIVE)]
+)
 def test_no_method_waits_once_a_step(method):
     """torch warns of each synchronising call: as many at two numbers of steps."""
     net = torch.nn.Conv2d(3, 3, 1).cuda()
@@ -107,10 +121,14 @@ def test_training(settings):
     for device in ("cpu", "cuda"):
         torch.manual_seed(0)
         net = nets.UNet(channels=1, width=8)
-        model = ScoreModel(net, "vp", "velocity", shape=(1, 8, 8), conditioning="log_snr").to(device)
+        model = ScoreModel(net, "vp", "velocity", shape=(1, 8, 8), conditioning="log_snr").to(
+            device
+        )
         recipe = Recipe(steps=20, batch_size=32, warmup=5, **(settings if device == "cuda" else {}))
         data = torch.randn(64, 1, 8, 8, generator=torch.Generator().manual_seed(0))
-        losses[device] = torch.stack([record.loss for record in fit(model, data, recipe, progress=False)])
+        losses[device] = torch.stack(
+            [record.loss for record in fit(model, data, recipe, progress=False)]
+        )
         assert sample(model, 2, steps=10).device.type == device
     assert losses["cuda"].device.type == "cuda"
     torch.testing.assert_close(losses["cuda"].cpu(), losses["cpu"], rtol=0.05, atol=0)

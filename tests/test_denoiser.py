@@ -1,4 +1,6 @@
-"""Denoisers of EDM and k-diffusion: exact ones, raw or not, give the exact score everywhere, and wrong readings are named."""
+"""Denoisers of EDM and k-diffusion: exact ones, raw or not, give the exact score everywhere, and
+wrong readings are named.
+"""
 
 import math
 import re
@@ -7,10 +9,24 @@ import pytest
 import torch
 from torch import nn
 
-from sdekit_diffusion import EDMSDE, GaussianMixture, bits_per_dim, check_model, from_edm, load, log_likelihood, sample, save
+from sdekit_diffusion import (
+    EDMSDE,
+    GaussianMixture,
+    bits_per_dim,
+    check_model,
+    from_edm,
+    load,
+    log_likelihood,
+    sample,
+    save,
+)
 
-MEANS = torch.tensor([[0.6, -0.7, 0.5, 0.2], [-0.6, -0.5, -0.7, 0.5], [0.5, 0.7, -0.4, -0.6]], dtype=torch.float64)
-MIXTURE = GaussianMixture([0.3, 0.3, 0.4], MEANS, torch.tensor([0.004, 0.002, 0.008], dtype=torch.float64))
+MEANS = torch.tensor(
+    [[0.6, -0.7, 0.5, 0.2], [-0.6, -0.5, -0.7, 0.5], [0.5, 0.7, -0.4, -0.6]], dtype=torch.float64
+)
+MIXTURE = GaussianMixture(
+    [0.3, 0.3, 0.4], MEANS, torch.tensor([0.004, 0.002, 0.008], dtype=torch.float64)
+)
 X = MIXTURE.sample(64, seed=1)
 NOISY = torch.randn(5, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 
@@ -38,7 +54,8 @@ def inner(std, told="edm"):
     def network(scaled, label):
         sigma = torch.exp(4 * label).clamp(1e-9, 80.0) if told == "edm" else label.clamp(min=1e-9)
         s = sigma[:, None]
-        c_skip, c_out = std**2 / (s**2 + std**2), s * std / (s**2 + std**2).sqrt()
+        c_skip = std**2 / (s**2 + std**2)
+        c_out = s * std / (s**2 + std**2).sqrt()
         x = scaled * (s**2 + std**2).sqrt()
         return (denoiser(x, sigma) - c_skip * x) / c_out
 
@@ -54,18 +71,28 @@ READ = {
 
 @pytest.mark.parametrize("kind", READ)
 def test_everything_is_exact(kind):
-    """The denoiser and the score at every noise, its own and other diffusions; the likelihood of points."""
+    """The denoiser and the score at every noise, its own and other diffusions; the likelihood of
+    points.
+    """
     function, arguments = READ[kind]
     model = from_edm(Double(function), shape=(4,), check=X, **arguments)
     model.record_scale(MIXTURE.data_mean, MIXTURE.data_std)
     for sigma in (80.0, 5.0, 0.5, 0.02, 0.002):
         x = X[:5] + sigma * NOISY
-        torch.testing.assert_close(model.denoise(sigma, x), MIXTURE.denoise(sigma, x, "edm"), rtol=1e-9, atol=1e-9)
-        torch.testing.assert_close(model.score(sigma, x), MIXTURE.score(sigma, x, "edm"), rtol=1e-8, atol=1e-8)
+        torch.testing.assert_close(
+            model.denoise(sigma, x), MIXTURE.denoise(sigma, x, "edm"), rtol=1e-9, atol=1e-9
+        )
+        torch.testing.assert_close(
+            model.score(sigma, x), MIXTURE.score(sigma, x, "edm"), rtol=1e-8, atol=1e-8
+        )
     for sde in ("vp", "subvp", "cosine", "flow"):
-        torch.testing.assert_close(model.score(0.4, NOISY, sde), MIXTURE.score(0.4, NOISY, sde), rtol=1e-8, atol=1e-8)
+        torch.testing.assert_close(
+            model.score(0.4, NOISY, sde), MIXTURE.score(0.4, NOISY, sde), rtol=1e-8, atol=1e-8
+        )
     given = {"end": 0.01, "dtype": torch.float64, "seed": 0, "steps": 20, "method": "dpmpp_2m"}
-    torch.testing.assert_close(sample(model, 8, **given), sample(MIXTURE, 8, sde="edm", **given), rtol=1e-8, atol=1e-8)
+    torch.testing.assert_close(
+        sample(model, 8, **given), sample(MIXTURE, 8, sde="edm", **given), rtol=1e-8, atol=1e-8
+    )
     ours, exact = (log_likelihood(m, X[:4], sde="vp", end=0.01).value for m in (model, MIXTURE))
     torch.testing.assert_close(ours, exact, rtol=0, atol=1e-4)  # EDM ends at sigma_max
 
@@ -89,7 +116,9 @@ def test_a_wrong_range_is_named():
 
 
 def test_the_ends_of_sigma():
-    """At 0 the data are x itself, though log(0) is infinite; at single precision the noise is found at sigma = 1e-3."""
+    """At 0 the data are x itself, though log(0) is infinite; at single precision the noise is found
+    at sigma = 1e-3.
+    """
     networks = {
         "k-diffusion": lambda x, sigma: x.sin() * sigma.log()[:, None],
         "edm": lambda x, label: x.sin() * label[:, None],
@@ -103,7 +132,8 @@ def test_the_ends_of_sigma():
     double = from_edm(Double(inner(0.5)), raw="edm")
     x = (X[:5] + 1e-3 * NOISY).float()
     coarse, fine = (
-        model.predict_noise(*EDMSDE().normalised(1e-3, points)) for model, points in ((single, x), (double, x.double()))
+        model.predict_noise(*EDMSDE().normalised(1e-3, points))
+        for model, points in ((single, x), (double, x.double()))
     )
     assert not torch.isnan(coarse).any()
     assert (coarse - fine).abs().max() < 1e-2 * fine.abs().max()
@@ -117,7 +147,9 @@ def test_further_arguments_go_with_their_samples():
         seen.append((class_cond, mapping_cond))
         return denoiser(x, sigma)
 
-    model = from_edm(Double(labelled), shape=(4,)).given(class_cond=torch.arange(6), mapping_cond=torch.zeros(6, 2))
+    model = from_edm(Double(labelled), shape=(4,)).given(
+        class_cond=torch.arange(6), mapping_cond=torch.zeros(6, 2)
+    )
     sample(model, 6, steps=3, batch_size=4, seed=0, end=0.01)
     assert seen[0][0].tolist() == [0, 1, 2, 3]
     assert seen[-1][0].tolist() == [4, 5]
@@ -143,4 +175,8 @@ def test_refusals():
     with pytest.raises(ValueError, match=r"raw = True is not None, .* nor 'edm' or 'k-diffusion'"):
         from_edm(denoiser, raw=True)
     assert from_edm(denoiser, data_range=None).data_range is None
-    assert math.isfinite(bits_per_dim(from_edm(Double(denoiser), shape=(4,)), X[:2], low=-1, high=1, levels=256, end=0.01).mean)
+    assert math.isfinite(
+        bits_per_dim(
+            from_edm(Double(denoiser), shape=(4,)), X[:2], low=-1, high=1, levels=256, end=0.01
+        ).mean
+    )

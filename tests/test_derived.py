@@ -54,7 +54,9 @@ def ys(n):
 def exact(y):
     """Mean `(n, 3)` and covariance of the data given y."""
     prior = FACTOR @ FACTOR.T
-    gain = prior @ A.T @ torch.linalg.inv(A @ prior @ A.T + STD**2 * torch.eye(2, dtype=torch.float64))
+    gain = (
+        prior @ A.T @ torch.linalg.inv(A @ prior @ A.T + STD**2 * torch.eye(2, dtype=torch.float64))
+    )
     return MEAN + (y - MEAN @ A.T) @ gain.T, prior - gain @ A @ prior
 
 
@@ -70,9 +72,11 @@ def test_the_guide_keeps_its_promise():
 
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_samples_a_posterior(method):
-    """Of each sample its own: x less the exact mean has mean 0 and the exact covariance, with the noise at the end.
+    """Of each sample its own: x less the exact mean has mean 0 and the exact covariance, with the
+    noise at the end.
 
-    A bias of a quarter of the standard deviation is seen; steps are as many as keep that of the method below a tenth.
+    A bias of a quarter of the standard deviation is seen; steps are as many as keep that of the
+    method below a tenth.
     """
     settings = {"sde": "vp", "method": method, "end": END, "seed": 3, "dtype": torch.float64}
     end = END * PRIOR.data_std
@@ -98,7 +102,9 @@ def test_batches_and_parts_are_the_same(method):
 
 
 def test_the_likelihood_is_exact():
-    """log N(x; mean, covariance + end^2 I) for each sample's own y, in batches; and the flow comes back."""
+    """log N(x; mean, covariance + end^2 I) for each sample's own y, in batches; and the flow comes
+    back.
+    """
     model = posterior(6)
     x = sample(model, 6, sde="vp", seed=0, dtype=torch.float64)
     mean, covariance = exact(ys(6))

@@ -1,6 +1,8 @@
-"""Samples equal to those of diffusers' own schedulers, their steps and order control, on our grids: in float64, and in float32.
+"""Samples equal to those of diffusers' own schedulers, their steps and order control, on our grids:
+in float64, and in float32.
 
-In float64 the schedulers are given wide numbers for float32, in which they compute wherever the sample comes from.
+In float64 the schedulers are given wide numbers for float32, in which they compute wherever the
+sample comes from.
 """
 
 import importlib
@@ -11,10 +13,23 @@ import torch
 from peers import DTYPES, MIXTURE, Case, agree
 
 from sdekit import DEIS, AdamsBashforth, Ancestral, DPMSolver, Heun, UniPC, WhiteNoise
-from sdekit_diffusion import DDPM, METHODS, VESDE, VPSDE, InTime, Native, OnClock, linear_betas, sample
+from sdekit_diffusion import (
+    DDPM,
+    METHODS,
+    VESDE,
+    VPSDE,
+    InTime,
+    Native,
+    OnClock,
+    linear_betas,
+    sample,
+)
 from sdekit_diffusion._sampling.ddim import Implicit
 
-pytestmark = [pytest.mark.filterwarnings(f"ignore::{kind}") for kind in ("DeprecationWarning", "FutureWarning")]
+pytestmark = [
+    pytest.mark.filterwarnings(f"ignore::{kind}")
+    for kind in ("DeprecationWarning", "FutureWarning")
+]
 
 
 class Wide:
@@ -28,12 +43,16 @@ class Wide:
 
 @pytest.fixture
 def scheduler(monkeypatch):
-    """Makes one of diffusers' schedulers that computes in a dtype, with normals of ours where it draws its own."""
-    pytest.importorskip("diffusers")  # here, since it takes seconds, in every process that collects tests
+    """Makes one of diffusers' schedulers that computes in a dtype, with normals of ours where it
+    draws its own.
+    """
+    # Here, since it takes seconds, in every process that collects tests.
+    pytest.importorskip("diffusers")
     before = torch.get_default_dtype()
 
     def make(dtype, module, name, normals=(), **config):
-        source, drawn = importlib.import_module(f"diffusers.schedulers.scheduling_{module}"), iter(normals)
+        source = importlib.import_module(f"diffusers.schedulers.scheduling_{module}")
+        drawn = iter(normals)
         if dtype == torch.float64:
             torch.set_default_dtype(dtype)
             monkeypatch.setattr(source, "torch", Wide())
@@ -55,7 +74,8 @@ def scheduled(scheduler):
         made.sigmas = torch.tensor(case.sigmas, dtype=case.dtype)
         made.set_begin_index(0)
         x = case.x
-        made.scale_model_input(x, made.timesteps[0])  # they ask for this call; x is as our model wants it
+        # They ask for this call; x is as our model wants it.
+        made.scale_model_input(x, made.timesteps[0])
         for i, t in enumerate(made.timesteps):
             given = {"variance_noise": case.z[i]} if case.eta and "normals" not in config else {}
             x = made.step(case.noise(i, x), t, x, **given).prev_sample
@@ -70,7 +90,12 @@ def scheduled(scheduler):
 @pytest.mark.parametrize(("steps", "lower_final"), [(20, False), (9, True)])
 def test_dpm_solver(scheduled, order, form, steps, lower_final, dtype):
     case = Case(VPSDE(), steps, dtype=dtype)
-    options = {"solver_order": order, "solver_type": form, "lower_order_final": lower_final, "final_sigmas_type": "sigma_min"}
+    options = {
+        "solver_order": order,
+        "solver_type": form,
+        "lower_order_final": lower_final,
+        "final_sigmas_type": "sigma_min",
+    }
     x = scheduled(case, "dpmsolver_multistep", "DPMSolverMultistepScheduler", **options)
     agree(case.ours(DPMSolver(order, form, lower_final=lower_final)), x)
 
@@ -86,7 +111,9 @@ def test_sde_dpm_solver(scheduled, order, form, dtype):
 
 
 class Mistaken(DPMSolver):
-    """diffusers' SDE form of order 3: -1/2 in its last weight where the paper's algebra gives +1/2."""
+    """diffusers' SDE form of order 3: -1/2 in its last weight where the paper's algebra gives
+    +1/2.
+    """
 
     def rule(self, panels):
         moments = panels.moments()
@@ -98,9 +125,19 @@ class Mistaken(DPMSolver):
 
 def test_sde_dpm_solver_of_order_3_is_reproduced_with_its_mistake_only(scheduled):
     case = Case(VPSDE(), eta=1.0)
-    options = {"algorithm_type": "sde-dpmsolver++", "solver_order": 3, "final_sigmas_type": "sigma_min"}
+    options = {
+        "algorithm_type": "sde-dpmsolver++",
+        "solver_order": 3,
+        "final_sigmas_type": "sigma_min",
+    }
     try:
-        x = scheduled(case, "dpmsolver_multistep", "DPMSolverMultistepScheduler", lower_order_final=False, **options)
+        x = scheduled(
+            case,
+            "dpmsolver_multistep",
+            "DPMSolverMultistepScheduler",
+            lower_order_final=False,
+            **options,
+        )
     except UnboundLocalError:
         pytest.skip("this version of diffusers has no SDE form of order 3")
     if (case.ours(DPMSolver(3)) - x).abs().max() > 1e-10:  # else they have corrected it
@@ -113,7 +150,12 @@ def test_sde_dpm_solver_of_order_3_is_reproduced_with_its_mistake_only(scheduled
 @pytest.mark.parametrize("lower_final", [False, True])
 def test_unipc(scheduled, order, form, lower_final, dtype):
     case = Case(VPSDE(), dtype=dtype)
-    options = {"solver_order": order, "solver_type": form, "lower_order_final": lower_final, "final_sigmas_type": "sigma_min"}
+    options = {
+        "solver_order": order,
+        "solver_type": form,
+        "lower_order_final": lower_final,
+        "final_sigmas_type": "sigma_min",
+    }
     x = scheduled(case, "unipc_multistep", "UniPCMultistepScheduler", **options)
     agree(case.ours(UniPC(order, form, lower_final=lower_final)), x)
 
@@ -122,10 +164,17 @@ def test_unipc(scheduled, order, form, lower_final, dtype):
 @pytest.mark.parametrize("order", [1, 2, 3])
 @pytest.mark.parametrize(("steps", "lower_final"), [(20, False), (9, True)])
 def test_deis(scheduled, order, steps, lower_final, dtype):
-    """Its weights of order three cancel in float32, which costs it 1e-4: there ours are compared with its own in float64."""
+    """Its weights of order three cancel in float32, which costs it 1e-4: there ours are compared
+    with its own in float64.
+    """
     case = Case(VPSDE(), steps, dtype=dtype)
     options = {"solver_order": order, "lower_order_final": lower_final}
-    x = scheduled(Case(VPSDE(), steps) if order == 3 else case, "deis_multistep", "DEISMultistepScheduler", **options)
+    x = scheduled(
+        Case(VPSDE(), steps) if order == 3 else case,
+        "deis_multistep",
+        "DEISMultistepScheduler",
+        **options,
+    )
     agree(case.ours(DEIS(order, "log_rho", lower_final=lower_final), "noise"), x.to(dtype))
 
 
@@ -134,13 +183,23 @@ def test_deis(scheduled, order, steps, lower_final, dtype):
 def test_ddim(scheduler, eta, dtype):
     """Any 21 values of alpha^2 in the place of its table of a thousand."""
     case = Case(VPSDE(), eta=eta, dtype=dtype)
-    made = scheduler(dtype, "ddim", "DDIMScheduler", num_train_timesteps=case.steps, clip_sample=False, steps_offset=0)
+    made = scheduler(
+        dtype,
+        "ddim",
+        "DDIMScheduler",
+        num_train_timesteps=case.steps,
+        clip_sample=False,
+        steps_offset=0,
+    )
     made.set_timesteps(case.steps)
     squares = (1 / (1 + torch.tensor(case.sigmas) ** 2)).to(dtype)
-    made.alphas_cumprod, made.final_alpha_cumprod = squares[:-1].flip(0), squares[-1]
+    made.alphas_cumprod = squares[:-1].flip(0)
+    made.final_alpha_cumprod = squares[-1]
     x = case.x
     for i, t in enumerate(made.timesteps):
-        x = made.step(case.noise(i, x), t, x, eta=eta, variance_noise=case.z[i] if eta else None).prev_sample
+        x = made.step(
+            case.noise(i, x), t, x, eta=eta, variance_noise=case.z[i] if eta else None
+        ).prev_sample
     agree(case.ours(Implicit(eta)), x)
     if not eta:
         agree(case.ours(METHODS["ddim"].solver), x)
@@ -149,8 +208,11 @@ def test_ddim(scheduler, eta, dtype):
 @DTYPES
 @pytest.mark.parametrize("large", [False, True])
 def test_ddpm(scheduler, large, dtype):
-    """Its own betas, at its own steps, down to the first: the step to the data adds no noise there."""
-    n, betas = 20, linear_betas(20, 1e-3, 0.4)
+    """Its own betas, at its own steps, down to the first: the step to the data adds no noise
+    there.
+    """
+    n = 20
+    betas = linear_betas(20, 1e-3, 0.4)
     sde = DDPM(betas)
     x = x_T = sde.prior((5, 2), seed=1, dtype=dtype)
     normals = [step.w for step in WhiteNoise(3).increments([float(i) for i in range(n)], x, (2,))]
@@ -173,7 +235,12 @@ def test_ddpm(scheduler, large, dtype):
     settings = {"sde": sde, "x_T": x_T, "seed": 3, "steps": n - 1, "dtype": dtype}
     agree(sample(MIXTURE, method=InTime(Ancestral(large)), end=end, **settings), x)
     if not large:
-        agree(sample(MIXTURE, method=OnClock(AdamsBashforth(1), 1.0, grid=Native()), end=end, **settings), x)
+        agree(
+            sample(
+                MIXTURE, method=OnClock(AdamsBashforth(1), 1.0, grid=Native()), end=end, **settings
+            ),
+            x,
+        )
 
 
 @DTYPES
@@ -185,7 +252,9 @@ def test_euler(scheduled, dtype):
 @DTYPES
 def test_euler_ancestral(scheduled, dtype):
     case = Case(VESDE(), eta=1.0, dtype=dtype)
-    x = scheduled(case, "euler_ancestral_discrete", "EulerAncestralDiscreteScheduler", normals=case.z)
+    x = scheduled(
+        case, "euler_ancestral_discrete", "EulerAncestralDiscreteScheduler", normals=case.z
+    )
     agree(case.ours(Implicit(1.0)), x)
     agree(case.ours(METHODS["ddpm"].solver), x)
 
@@ -197,7 +266,9 @@ def test_heun(scheduler, dtype):
     made = scheduler(dtype, "heun_discrete", "HeunDiscreteScheduler")
     made.set_timesteps(case.steps + 1)
     sigmas = torch.tensor(case.sigmas, dtype=dtype)
-    made.sigmas = torch.cat([sigmas[:1], sigmas[1:].repeat_interleave(2), torch.zeros(1, dtype=dtype)])
+    made.sigmas = torch.cat(
+        [sigmas[:1], sigmas[1:].repeat_interleave(2), torch.zeros(1, dtype=dtype)]
+    )
     made.set_begin_index(0)
     x = case.x
     for i, t in enumerate(made.timesteps[:-1]):

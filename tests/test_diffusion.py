@@ -1,4 +1,6 @@
-"""Property-based tests of the marginal kernels: every fact of the closed forms, for drawn parameters, times, shapes, dtypes."""
+"""Property-based tests of the marginal kernels: every fact of the closed forms, for drawn
+parameters, times, shapes, dtypes.
+"""
 
 import itertools
 import math
@@ -46,11 +48,18 @@ hypothesis.settings.load_profile("kernels")
 
 
 def ve(exact):
-    return st.builds(lambda low, ratio, exact: VESDE(low, low * ratio, exact), st.floats(1e-3, 0.5), st.floats(2.0, 1e4), exact)
+    return st.builds(
+        lambda low, ratio, exact: VESDE(low, low * ratio, exact),
+        st.floats(1e-3, 0.5),
+        st.floats(2.0, 1e4),
+        exact,
+    )
 
 
 def linear_beta(kind):
-    return st.builds(lambda low, more: kind(low, low + more), st.floats(0.0, 2.0), st.floats(0.1, 30.0))
+    return st.builds(
+        lambda low, more: kind(low, low + more), st.floats(0.0, 2.0), st.floats(0.1, 30.0)
+    )
 
 
 def levels(ratios):
@@ -66,9 +75,13 @@ NOISELESS = st.one_of(  # at t = 0
     st.builds(EDMSDE, st.floats(1.0, 100.0)),
     st.just(RectifiedFlow()),
     st.builds(DDPM, st.lists(st.floats(1e-4, 0.9), min_size=2, max_size=12)),
-    st.builds(DDPM, st.sampled_from([linear_betas(), linear_betas(100, 1e-3, 0.2), cosine_betas(50)])),
+    st.builds(
+        DDPM, st.sampled_from([linear_betas(), linear_betas(100, 1e-3, 0.2), cosine_betas(50)])
+    ),
 )
-NOISY = st.one_of(ve(st.just(False)), st.builds(levels, st.lists(st.floats(1.1, 4.0), min_size=1, max_size=8)))
+NOISY = st.one_of(
+    ve(st.just(False)), st.builds(levels, st.lists(st.floats(1.1, 4.0), min_size=1, max_size=8))
+)
 # A diffusion without a strategy above is tested with its defaults.
 VARIED = {VESDE, VPSDE, SubVPSDE, CosineVPSDE, EDMSDE, RectifiedFlow, DDPM, NCSN}
 OTHERS = [kind() for kind in DIFFUSIONS.values() if kind not in VARIED]
@@ -102,16 +115,22 @@ def test_drift_and_diffusion_are_the_derivatives_of_alpha_and_sigma(sde, t):
 
 @given(NOISELESS, st.floats(1e-4, 0.99))
 def test_alpha_and_sigma_are_the_integrals_of_the_coefficients(sde, t):
-    """log(alpha) and (sigma/alpha)^2 by scipy's quadrature of f and of g^2/alpha^2, over each step of a chain."""
+    """log(alpha) and (sigma/alpha)^2 by scipy's quadrature of f and of g^2/alpha^2, over each step
+    of a chain.
+    """
     t *= sde.T
     jumps = sde.integral.x[1:-1] if isinstance(sde, DDPM) else ()
     hypothesis.assume(len(jumps) < 50)
     ends = [0.0, *(jump for jump in jumps if jump < t), t]
 
     def integral(function):
-        return sum(integrate.quad(function, a, b, epsabs=0, epsrel=1e-11)[0] for a, b in itertools.pairwise(ends))
+        return sum(
+            integrate.quad(function, a, b, epsabs=0, epsrel=1e-11)[0]
+            for a, b in itertools.pairwise(ends)
+        )
 
-    log_alpha, ratio = integral(sde.f), integral(lambda s: (sde.g(s) / sde.alpha(s)) ** 2)
+    log_alpha = integral(sde.f)
+    ratio = integral(lambda s: (sde.g(s) / sde.alpha(s)) ** 2)
     assert close(math.log(sde.alpha(t)), log_alpha, rel=1e-8, abs=1e-14)
     assert close((sde.sigma(t) / sde.alpha(t)) ** 2, ratio, rel=1e-8)
 
@@ -120,7 +139,9 @@ def test_alpha_and_sigma_are_the_integrals_of_the_coefficients(sde, t):
 def test_transitions_compose_and_have_positive_variance(sde, stu):
     s, u, t = (sde.T * v for v in stu)
     hypothesis.assume(min(u - s, t - u) > 1e-6)
-    (a1, d1), (a2, d2), (a, d) = sde.transition(s, u), sde.transition(u, t), sde.transition(s, t)
+    (a1, d1) = sde.transition(s, u)
+    (a2, d2) = sde.transition(u, t)
+    (a, d) = sde.transition(s, t)
     assert close(a1 * a2, a)
     assert close((a2 * d1) ** 2 + d2**2, d**2, rel=1e-6)
     assert d > 0
@@ -146,7 +167,8 @@ def test_no_time_no_transition(sde, t):
 
 @given(st.floats(0.0, 2.0), st.floats(0.1, 30.0), st.floats(0.0, 1.0))
 def test_sub_vp_is_below_vp(low, more, t):
-    vp, sub = VPSDE(low, low + more), SubVPSDE(low, low + more)
+    vp = VPSDE(low, low + more)
+    sub = SubVPSDE(low, low + more)
     assert sub.sigma(t) <= vp.sigma(t) * (1 + 1e-15)
     assert close(sub.sigma(t), vp.sigma(t) ** 2, rel=1e-12)
     assert sub.alpha(t) == vp.alpha(t)
@@ -183,9 +205,14 @@ def test_floats_and_tensors_agree(sde, t):
 
 @given(NOISELESS, st.floats(1e-5, 1.0))
 def test_closed_forms_hold_in_float32(sde, t):
-    """At t = 1e-5 the naive 1 - exp is wrong by a per cent; expm1 is right to the rounding of t and of the exponent."""
+    """At t = 1e-5 the naive 1 - exp is wrong by a per cent; expm1 is right to the rounding of t and
+    of the exponent.
+    """
     single = torch.tensor([sde.T * t], dtype=torch.float32).clamp(max=sde.T)
-    hypothesis.assume(not isinstance(sde, DDPM) or close(sde.f(single), sde.f(float(single)), rel=1e-5))  # rounded over a jump
+    # Rounded over a jump.
+    hypothesis.assume(
+        not isinstance(sde, DDPM) or close(sde.f(single), sde.f(float(single)), rel=1e-5)
+    )
     for name in ("alpha", "sigma", "f", "g"):
         assert close(getattr(sde, name)(single), getattr(sde, name)(float(single)), rel=3e-5)
 
@@ -211,8 +238,12 @@ def test_marginal_keeps_shape_and_dtype_and_is_per_sample(sde, t, event, dtype):
     assert (mean + std * x0).shape == x0.shape
     for row in range(2):
         alone, spread = sde.marginal(float(t[row]), x0[row : row + 1])
-        torch.testing.assert_close(mean[row : row + 1], alone, rtol=1e-2 if dtype.itemsize == 2 else 1e-6, atol=1e-7)
-        assert close(std[row].flatten()[0], spread, rel=1e-2 if dtype.itemsize == 2 else 1e-6, abs=1e-7)
+        torch.testing.assert_close(
+            mean[row : row + 1], alone, rtol=1e-2 if dtype.itemsize == 2 else 1e-6, atol=1e-7
+        )
+        assert close(
+            std[row].flatten()[0], spread, rel=1e-2 if dtype.itemsize == 2 else 1e-6, abs=1e-7
+        )
 
 
 @given(ALL, st.sampled_from([-1e-3, 1.001, math.nan, math.inf]))
@@ -235,7 +266,8 @@ def test_times_outside_are_refused(sde, t):
 @pytest.mark.parametrize("sde", [VPSDE(), VESDE(), EDMSDE(), DDPM(cosine_betas(20))], ids=str)
 def test_loops_that_make_their_times_do_not_read_them(sde):
     """The same diffusion, which takes a tensor as it is and still refuses a float."""
-    free, x = sde.unchecked(), torch.ones(2, 1)
+    free = sde.unchecked()
+    x = torch.ones(2, 1)
     assert free == sde
     assert hash(free) == hash(sde)
     beyond = torch.tensor([0.5, 1.5]) * sde.T
@@ -256,10 +288,13 @@ def test_loops_that_make_their_times_do_not_read_them(sde):
     ids=lambda equation: type(equation).__name__,
 )
 def test_adaptive_solves_refuse_times_outside(equation, ends):
-    """At the ends, before the first step: each sample has its own times on the way, and none beyond."""
+    """At the ends, before the first step: each sample has its own times on the way, and none
+    beyond.
+    """
     noisy = equation.noise_type != "none"
     solver = SPaRK() if noisy else Dopri5()
-    x, control = torch.ones(2, 1), PIDController(0.1, 0.1)
+    x = torch.ones(2, 1)
+    control = PIDController(0.1, 0.1)
     calls = [lambda: solve(equation, x, ends, solver=solver, control=control)]
     if not noisy:
         calls += [
@@ -277,31 +312,51 @@ def test_transitions_go_forwards():
         VPSDE().transition(0.5, 0.4)
 
 
-@pytest.mark.parametrize("sde", [*DEFAULTS, VESDE(0.1, 5.0, exact=False), DDPM(cosine_betas(20))], ids=str)
+@pytest.mark.parametrize(
+    "sde", [*DEFAULTS, VESDE(0.1, 5.0, exact=False), DDPM(cosine_betas(20))], ids=str
+)
 def test_simulated_transitions_have_the_marginals(sde):
-    """Exact transitions through five times: mean and variance within 6 standard errors of 1e5 paths (false alarm 2e-9)."""
-    n, x0 = 100_000, 0.7
+    """Exact transitions through five times: mean and variance within 6 standard errors of 1e5 paths
+    (false alarm 2e-9).
+    """
+    n = 100_000
+    x0 = 0.7
     index = torch.arange(n)
-    s, x = 0.0, torch.full((n,), x0, dtype=torch.float64)
+    s = 0.0
+    x = torch.full((n,), x0, dtype=torch.float64)
     if sde.sigma(0.0) != 0:
         x = x + sde.sigma(0.0) * normal(1, index, (), counter=50, dtype=torch.float64)
     for i, t in enumerate(sde.T * u for u in (0.01, 0.1, 0.3, 0.7, 1.0)):
         factor, spread = sde.transition(s, t)
-        x, s = factor * x + spread * normal(1, index, (), counter=i, dtype=torch.float64), t
+        x = factor * x + spread * normal(1, index, (), counter=i, dtype=torch.float64)
+        s = t
         mean, std = sde.marginal(t, torch.full((1,), x0, dtype=torch.float64))
         assert abs(x.mean() - mean) < 6 * std / math.sqrt(n)
         assert abs(x.var() / std**2 - 1) < 6 * math.sqrt(2 / n)
 
 
 @pytest.mark.parametrize(
-    "sde", [VESDE(0.1, 5.0), VPSDE(), SubVPSDE(), CosineVPSDE(), EDMSDE(), RectifiedFlow(), DDPM(linear_betas(100, 1e-3, 0.2))],
+    "sde",
+    [
+        VESDE(0.1, 5.0),
+        VPSDE(),
+        SubVPSDE(),
+        CosineVPSDE(),
+        EDMSDE(),
+        RectifiedFlow(),
+        DDPM(linear_betas(100, 1e-3, 0.2)),
+    ],
     ids=str,
-)  # fmt: skip
+)
 def test_simulated_equation_has_the_marginals(sde):
-    """Euler-Maruyama on the SDE's own drift and diffusion; 6 standard errors of 20,000 paths and the bias of 2,000 steps."""
+    """Euler-Maruyama on the SDE's own drift and diffusion; 6 standard errors of 20,000 paths and
+    the bias of 2,000 steps.
+    """
     n = 20_000
     x0 = torch.full((n, 1), 0.7, dtype=torch.float64)
-    x = solve(sde, x0, uniform(0.0, 0.6 * sde.T, 2000), solver=EulerMaruyama(), noise=WhiteNoise(3)).x
+    x = solve(
+        sde, x0, uniform(0.0, 0.6 * sde.T, 2000), solver=EulerMaruyama(), noise=WhiteNoise(3)
+    ).x
     mean, std = sde.marginal(0.6 * sde.T, x0[:1])
     assert abs(x.mean() - mean) < 6 * std / math.sqrt(n) + 2e-3
     assert abs(x.var() / std**2 - 1) < 6 * math.sqrt(2 / n) + 4e-3
@@ -329,7 +384,9 @@ def test_prior(sde):
     x = sde.prior((50_000, 2), seed=1, t=t, dtype=torch.float64)
     sigma = sde.sigma(t)
     assert abs(x.var() / sigma**2 - 1) < 6 * math.sqrt(2 / x.numel())
-    expected = torch.distributions.Normal(0.0, torch.tensor(sigma, dtype=torch.float64)).log_prob(x).sum(1)
+    expected = (
+        torch.distributions.Normal(0.0, torch.tensor(sigma, dtype=torch.float64)).log_prob(x).sum(1)
+    )
     torch.testing.assert_close(sde.log_prior(x, t), expected)
     assert torch.equal(sde.log_prior(x), sde.log_prior(x, sde.T))
     assert torch.equal(sde.prior((10, 2), seed=1, first=7, t=t, dtype=torch.float64), x[7:17])
@@ -350,7 +407,13 @@ def test_names():
 
 @pytest.mark.parametrize(
     "build",
-    [lambda: VESDE(0.0), lambda: VESDE(2.0, 1.0), lambda: VPSDE(-1.0), lambda: SubVPSDE(3.0, 2.0), lambda: VPSDE(0.0, 0.0)],
+    [
+        lambda: VESDE(0.0),
+        lambda: VESDE(2.0, 1.0),
+        lambda: VPSDE(-1.0),
+        lambda: SubVPSDE(3.0, 2.0),
+        lambda: VPSDE(0.0, 0.0),
+    ],
 )
 def test_parameters_out_of_range(build):
     with pytest.raises(ValueError, match="needs 0"):
@@ -358,7 +421,8 @@ def test_parameters_out_of_range(build):
 
 
 def test_drift_and_diffusion_are_an_equation_of_sdekit():
-    sde, x = VPSDE(), torch.randn(3, 2, generator=torch.Generator().manual_seed(0))
+    sde = VPSDE()
+    x = torch.randn(3, 2, generator=torch.Generator().manual_seed(0))
     plain = SDE(lambda t, x: x * sde.f(t), lambda t, x: sde.g(t), "additive")
     torch.testing.assert_close(sde.drift(0.3, x), plain.drift(0.3, x))
     assert np.allclose(sde.diffusion(0.3, x), plain.diffusion(0.3, x))

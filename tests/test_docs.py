@@ -1,4 +1,6 @@
-"""Every Python block of the README, the contributor guide and the docs runs, in order, a namespace a page."""
+"""Every Python block of the README, the contributor guide and the docs runs, in order, a namespace
+a page.
+"""
 
 import ast
 import re
@@ -36,9 +38,13 @@ def test_there_are_examples():
     assert len(list(blocks(ROOT / "CONTRIBUTING.md"))) >= 5
 
 
-@pytest.mark.parametrize(("name", "most"), [("Midpoint", 20), ("StochasticMidpoint", 20), ("EDM", 15)])
+@pytest.mark.parametrize(
+    ("name", "most"), [("Midpoint", 20), ("StochasticMidpoint", 20), ("EDM", 15)]
+)
 def test_a_solver_and_a_diffusion_are_as_short_as_promised(name, most):
-    """Lines from the class statement to its end, decorator, docstring and blank lines not counted."""
+    """Lines from the class statement to its end, decorator, docstring and blank lines not
+    counted.
+    """
     for _, code in blocks(ROOT / "CONTRIBUTING.md"):
         for node in ast.parse(code).body:
             if isinstance(node, ast.ClassDef) and node.name == name:
@@ -55,7 +61,9 @@ def test_the_readme_is_short():
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
 def test_code_fits_the_page(page):
-    """The built page shows 100 columns of code; a listing in the margin of a list or a formula counts too."""
+    """The built page shows 100 columns of code; a listing in the margin of a list or a formula
+    counts too.
+    """
     fence = ""
     for number, line in enumerate(page.read_text().splitlines(), 1):
         if line.startswith("```"):
@@ -81,7 +89,9 @@ def test_every_file_of_the_glossary_exists():
 def test_the_page_on_samplers_names_every_method_diffusion_and_grid():
     page = (ROOT / "docs" / "samplers.md").read_text()
     methods = page.split("| `method=`")[1].split("\n\n")[0]
-    assert set(re.findall(r'`"(\w+)"`', "\n".join(line.split("|")[1] for line in methods.splitlines()[2:]))) == set(METHODS)
+    assert set(
+        re.findall(r'`"(\w+)"`', "\n".join(line.split("|")[1] for line in methods.splitlines()[2:]))
+    ) == set(METHODS)
     diffusions = page.split("| `sde=`")[1].split("\n\n")[0]
     assert re.findall(r'^\| `"(\w+)"`', diffusions, re.M) == list(DIFFUSIONS)
     assert all(f'`"{name}"`' in page.split("## Noise level")[1] for name in GRIDS)
@@ -102,12 +112,19 @@ def test_the_table_of_solvers_says_what_the_classes_declare():
         for name in re.findall(r"`(\w+)", names):
             solver = getattr(sdekit, name)
             solver = solver(-1.0) if name.startswith("Exponential") else solver()
-            for kind, cell in (("additive", additive), ("diagonal", diagonal), ("scalar", diagonal), ("general", general)):
+            for kind, cell in (
+                ("additive", additive),
+                ("diagonal", diagonal),
+                ("scalar", diagonal),
+                ("general", general),
+            ):
                 given = re.match(r"\(([\d.]+), ([\d.]+)\)", cell)
                 if given:
                     assert solver.order[kind] == tuple(map(float, given.groups())), (name, kind)
                 elif cell == "(1, min(k, 2))":
-                    assert all(type(solver)(k).order[kind] == (1, min(k, 2)) for k in solver.accuracy), name
+                    assert all(
+                        type(solver)(k).order[kind] == (1, min(k, 2)) for k in solver.accuracy
+                    ), name
                 else:
                     assert kind not in solver.order, (name, kind)
             if calculus != "either":
@@ -115,8 +132,14 @@ def test_the_table_of_solvers_says_what_the_classes_declare():
 
 
 def test_the_table_of_multistep_rules_says_what_the_classes_declare():
-    text = (ROOT / "docs" / "solvers.md").read_text().split("## Multistep rules")[1].split("\n## ")[0]
-    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line[:3] == "| `"]
+    text = (
+        (ROOT / "docs" / "solvers.md").read_text().split("## Multistep rules")[1].split("\n## ")[0]
+    )
+    rows = [
+        [cell.strip() for cell in line.split("|")[1:-1]]
+        for line in text.splitlines()
+        if line[:3] == "| `"
+    ]
     rules = {name for name in sdekit.__all__ if hasattr(getattr(sdekit, name), "accuracy")}
     assert {re.findall(r"`(\w+)", row[0])[0] for row in rows} <= rules
     for name, _, *orders in rows:
@@ -125,8 +148,17 @@ def test_the_table_of_multistep_rules_says_what_the_classes_declare():
 
 
 def test_the_table_of_single_steps_says_what_the_classes_declare():
-    text = (ROOT / "docs" / "solvers.md").read_text().split("## Single-step methods")[1].split("\n## ")[0]
-    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line[:3] == "| `"]
+    text = (
+        (ROOT / "docs" / "solvers.md")
+        .read_text()
+        .split("## Single-step methods")[1]
+        .split("\n## ")[0]
+    )
+    rows = [
+        [cell.strip() for cell in line.split("|")[1:-1]]
+        for line in text.splitlines()
+        if line[:3] == "| `"
+    ]
     assert len(rows) == 3
     for call, c, _, order, evaluations, _ in rows:
         name, k = re.fullmatch(r"`(\w+)\((\d?)\)`", call).groups()

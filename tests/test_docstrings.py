@@ -57,7 +57,9 @@ def public():
 
 def own(value):
     """Whether it is a class or a function of these packages, which has a docstring of its own."""
-    return (inspect.isclass(value) or inspect.isroutine(value)) and value.__module__.split(".")[0] in (
+    return (inspect.isclass(value) or inspect.isroutine(value)) and value.__module__.split(".")[
+        0
+    ] in (
         "sdekit",
         "sdekit_diffusion",
     )
@@ -90,7 +92,11 @@ def test_a_public_name_has_an_example(value):
 def test_a_public_table_or_module_has_an_example(name, value):
     """In the docstring of a module itself, of other objects in that of the package."""
     package, _, last = name.rpartition(".")
-    text = inspect.getdoc(value) if inspect.ismodule(value) else inspect.getdoc(importlib.import_module(package))
+    text = (
+        inspect.getdoc(value)
+        if inspect.ismodule(value)
+        else inspect.getdoc(importlib.import_module(package))
+    )
     lines = [line for line in text.splitlines() if line.strip()[:3] in (">>>", "...")]
     assert lines
     assert inspect.ismodule(value) or any(last in line for line in lines)
@@ -113,7 +119,11 @@ def raises(function):
         if isinstance(node, ast.Raise):
             return True
         if isinstance(node, ast.Call):
-            called = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+            called = (
+                node.func.attr
+                if isinstance(node.func, ast.Attribute)
+                else getattr(node.func, "id", "")
+            )
             if called.lstrip("_").startswith(REFUSING):
                 return True
     return False
@@ -126,14 +136,18 @@ def constructor(cls):
             continue
         for name in ("__init__", "__post_init__"):
             function = vars(kind).get(name)
-            if function is not None and function.__code__.co_filename == inspect.getsourcefile(kind):
+            if function is not None and function.__code__.co_filename == inspect.getsourcefile(
+                kind
+            ):
                 yield function
 
 
 def methods(cls):
     """The public methods and properties that a class of these packages writes down."""
     for name, member in vars(cls).items():
-        function = inspect.unwrap(getattr(member, "fget", None) or getattr(member, "func", None) or member)
+        function = inspect.unwrap(
+            getattr(member, "fget", None) or getattr(member, "func", None) or member
+        )
         function = getattr(function, "__func__", function)
         if not inspect.isfunction(function) or name.startswith("_"):
             continue
@@ -147,12 +161,16 @@ def test_what_raises_says_so(value):
         assert not raises(value) or "Raises:" in value.__doc__
         return
     assert "Raises:" in value.__doc__ or not any(map(raises, constructor(value)))
-    silent = [name for name, function in methods(value) if raises(function) and not said(value, name)]
+    silent = [
+        name for name, function in methods(value) if raises(function) and not said(value, name)
+    ]
     assert silent == []
 
 
 def said(cls, name):
-    """Whether the docstring of a method, or of what it overrides, or of the class, says what is raised."""
+    """Whether the docstring of a method, or of what it overrides, or of the class, says what is
+    raised.
+    """
     texts = [cls.__doc__, *(getattr(vars(kind).get(name), "__doc__", None) for kind in cls.__mro__)]
     return any("Raises:" in text for text in texts if text)
 

@@ -8,11 +8,26 @@ from sdekit.elementary import broadcast, norm, sigmoid, softplus
 
 
 @pytest.mark.parametrize(
-    "name", ["asinh", "atan", "exp", "expm1", "log", "log1p", "reciprocal", "sigmoid", "sin", "softplus", "sqrt", "tan"]
+    "name",
+    [
+        "asinh",
+        "atan",
+        "exp",
+        "expm1",
+        "log",
+        "log1p",
+        "reciprocal",
+        "sigmoid",
+        "sin",
+        "softplus",
+        "sqrt",
+        "tan",
+    ],
 )
 def test_floats_and_tensors_agree(name):
     function = getattr(elementary, name)
-    scalar, tensor = function(0.3), function(torch.tensor([0.3, 0.7], dtype=torch.float64))
+    scalar = function(0.3)
+    tensor = function(torch.tensor([0.3, 0.7], dtype=torch.float64))
     assert isinstance(scalar, float)
     assert tensor[0].item() == pytest.approx(scalar, rel=1e-15)
 
@@ -23,7 +38,9 @@ def test_log_of_zero_is_minus_infinity_as_in_torch():
 
 
 @pytest.mark.parametrize("name", ["reciprocal", "sigmoid"])
-@pytest.mark.parametrize("value", [0.0, -0.0, -1000.0, 1000.0, -40.0, math.inf, -math.inf, math.nan])
+@pytest.mark.parametrize(
+    "value", [0.0, -0.0, -1000.0, 1000.0, -40.0, math.inf, -math.inf, math.nan]
+)
 def test_floats_go_to_the_limits_as_tensors_do(name, value):
     function = getattr(elementary, name)
     expected = function(torch.tensor(value, dtype=torch.float64)).item()
@@ -45,7 +62,11 @@ def test_scaled_is_the_product(dtype):
 
 def test_clip():
     assert [elementary.clip(value, 0.0, 1.0) for value in (-1.0, 0.5, math.inf)] == [0.0, 0.5, 1.0]
-    assert elementary.clip(torch.tensor([-1.0, 0.5, math.inf]), 0.0, 1.0).tolist() == [0.0, 0.5, 1.0]
+    assert elementary.clip(torch.tensor([-1.0, 0.5, math.inf]), 0.0, 1.0).tolist() == [
+        0.0,
+        0.5,
+        1.0,
+    ]
 
 
 def test_broadcast():
@@ -65,19 +86,35 @@ def test_norm_is_per_sample_for_every_rank():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_softplus(dtype):
-    """log(1 + e^v) wherever that is finite, the same for a float; and the bits of a number do not depend on its neighbours."""
+    """log(1 + e^v) wherever that is finite, the same for a float; and the bits of a number do not
+    depend on its neighbours.
+    """
     v = torch.linspace(-60, 60, 1001, dtype=dtype)
     torch.testing.assert_close(softplus(v), v.double().exp().log1p().to(dtype))
-    assert softplus(torch.tensor([-1e4, 1e4, math.inf, -math.inf])).tolist() == [0.0, 1e4, math.inf, 0.0]
-    assert [softplus(float(x)) for x in v.double()] == pytest.approx(softplus(v.double()).tolist(), rel=1e-14)
-    assert all(torch.equal(softplus(v)[i:j], softplus(v[i:j])) for i, j in [(0, 1), (3, 10), (5, 500), (994, 1001)])
+    assert softplus(torch.tensor([-1e4, 1e4, math.inf, -math.inf])).tolist() == [
+        0.0,
+        1e4,
+        math.inf,
+        0.0,
+    ]
+    assert [softplus(float(x)) for x in v.double()] == pytest.approx(
+        softplus(v.double()).tolist(), rel=1e-14
+    )
+    assert all(
+        torch.equal(softplus(v)[i:j], softplus(v[i:j]))
+        for i, j in [(0, 1), (3, 10), (5, 500), (994, 1001)]
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_sigmoid(dtype):
-    """As torch's, with its derivative at the ends and at 0; the bits of a number do not depend on its neighbours."""
+    """As torch's, with its derivative at the ends and at 0; the bits of a number do not depend on
+    its neighbours.
+    """
     v = torch.linspace(-60, 60, 1001, dtype=dtype)
-    torch.testing.assert_close(sigmoid(v), torch.sigmoid(v), rtol=4 * torch.finfo(dtype).eps, atol=0)
+    torch.testing.assert_close(
+        sigmoid(v), torch.sigmoid(v), rtol=4 * torch.finfo(dtype).eps, atol=0
+    )
     ends = torch.tensor([-math.inf, -1e4, 0.0, 1e4, math.inf], dtype=dtype, requires_grad=True)
     values = sigmoid(ends)
     assert values.dtype == dtype

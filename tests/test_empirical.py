@@ -1,4 +1,6 @@
-"""The mixture of images: against `GaussianMixture`, in float32 against float64, and in bounded memory."""
+"""The mixture of images: against `GaussianMixture`, in float32 against float64, and in bounded
+memory.
+"""
 
 import math
 
@@ -25,7 +27,9 @@ close = torch.testing.assert_close
 def pair(centres, std):
     n = len(centres)
     weights = torch.full((n,), 1 / n, dtype=torch.float64)
-    return EmpiricalMixture(centres, std), GaussianMixture(weights, centres, torch.full((n,), std**2, dtype=torch.float64))
+    return EmpiricalMixture(centres, std), GaussianMixture(
+        weights, centres, torch.full((n,), std**2, dtype=torch.float64)
+    )
 
 
 @pytest.mark.parametrize("centres", [FEW, MANY], ids=["few", "many"])
@@ -36,8 +40,13 @@ def test_it_is_a_gaussian_mixture(centres, std, name):
     sde = DIFFUSIONS[name]()
     for t in (0.0, 1e-6, 0.01, 0.5, 1.0, torch.linspace(0, 1, 40, dtype=torch.float64)):
         t = t * sde.T
-        alpha, sigma = (torch.as_tensor(v, dtype=torch.float64).reshape(-1, 1, 1) for v in (sde.alpha(t), sde.sigma(t)))
-        x = alpha * ours.sample(40, seed=1) + sigma * torch.randn(40, 2, 3, generator=GENERATOR, dtype=torch.float64)
+        alpha, sigma = (
+            torch.as_tensor(v, dtype=torch.float64).reshape(-1, 1, 1)
+            for v in (sde.alpha(t), sde.sigma(t))
+        )
+        x = alpha * ours.sample(40, seed=1) + sigma * torch.randn(
+            40, 2, 3, generator=GENERATOR, dtype=torch.float64
+        )
         close(ours.score(t, x, sde), plain.score(t, x, sde), rtol=1e-10, atol=1e-10)
         close(ours.denoise(t, x, sde), plain.denoise(t, x, sde), rtol=1e-10, atol=1e-10)
     close(ours.log_prob(x), plain.log_prob(x), rtol=1e-10, atol=1e-10)
@@ -57,16 +66,23 @@ def test_samples_are_a_gaussian_mixtures():
 @pytest.mark.parametrize("apart", [1e-3, 0.3])
 @pytest.mark.parametrize("sigma", [0.003, 0.03, 0.3])
 def test_float32_weighs_near_duplicates_as_float64_does(apart, sigma):
-    """Five images of 3,072 numbers, each eight times with small changes: between these the weights are decided by the last
-    digits of |x - c|^2, which the product lacks: alone it is off by much more than the bound.
+    """Five images of 3,072 numbers, each eight times with small changes: between these the weights
+    are decided by the last digits of |x - c|^2, which the product lacks: alone it is off by much
+    more than the bound.
     """
     base = torch.rand(5, 1, 3072, generator=GENERATOR)
-    centres = (base + apart * sigma * torch.randn(5, 8, 3072, generator=GENERATOR) / math.sqrt(3072)).flatten(0, 1)
+    centres = (
+        base + apart * sigma * torch.randn(5, 8, 3072, generator=GENERATOR) / math.sqrt(3072)
+    ).flatten(0, 1)
     x = centres[::3] + sigma * torch.randn(14, 3072, generator=GENERATOR)
     single = EmpiricalMixture(centres, sigma).posterior(x)
     double = EmpiricalMixture(centres.double(), sigma).posterior(x.double())
     assert (single - double).abs().max() < 2e-4
-    product = -0.5 * (centres.square().sum(1) - 2 * x @ centres.T + x.square().sum(1, keepdim=True)) / sigma**2
+    product = (
+        -0.5
+        * (centres.square().sum(1) - 2 * x @ centres.T + x.square().sum(1, keepdim=True))
+        / sigma**2
+    )
     if sigma < 0.1:
         assert (torch.softmax(product, dim=1) - double).abs().max() > 2e-3
 
@@ -110,8 +126,11 @@ class Largest(TorchDispatchMode):
 
 
 def test_memory_is_bounded(monkeypatch):
-    """No tensor has more than a block of numbers, where points times centres would be 200 times as many; in one block it is."""
-    centres, x = torch.randn(1000, 8, generator=GENERATOR), torch.randn(2000, 8, generator=GENERATOR)
+    """No tensor has more than a block of numbers, where points times centres would be 200 times as
+    many; in one block it is.
+    """
+    centres = torch.randn(1000, 8, generator=GENERATOR)
+    x = torch.randn(2000, 8, generator=GENERATOR)
     mixture = EmpiricalMixture(centres, 0.1)
     expected = mixture.score(0.5, x, "edm")
     sizes = {}
@@ -147,8 +166,14 @@ def test_shapes_and_empty_batches():
         (lambda: EmpiricalMixture(torch.zeros(2, 3, dtype=torch.int64)), "floating, of shape"),
         (lambda: EmpiricalMixture(FEW * math.inf), "must be finite"),
         (lambda: EmpiricalMixture(FEW, -1.0), "std is -1.0"),
-        (lambda: EmpiricalMixture(FEW).score(0.5, FEW.flatten(1), "vp"), "points must be floating, of shape"),
-        (lambda: EmpiricalMixture(FEW).score(0.5, FEW), "EmpiricalMixture has no diffusion of its own"),
+        (
+            lambda: EmpiricalMixture(FEW).score(0.5, FEW.flatten(1), "vp"),
+            "points must be floating, of shape",
+        ),
+        (
+            lambda: EmpiricalMixture(FEW).score(0.5, FEW),
+            "EmpiricalMixture has no diffusion of its own",
+        ),
         (lambda: EmpiricalMixture(FEW).score(1.5, FEW, "vp"), "outside the range"),
     ],
 )

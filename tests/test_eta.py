@@ -1,4 +1,5 @@
-"""A noise level that depends on l: equal to a constant where it is one, to the published formula elsewhere, with its orders.
+"""A noise level that depends on l: equal to a constant where it is one, to the published formula
+elsewhere, with its orders.
 
 That the law is right with noise in a part of the range is in test_sample.py.
 """
@@ -34,12 +35,23 @@ from sdekit import (
 )
 from sdekit_diffusion import VESDE, VPSDE, AdaptiveSDE, GaussianMixture, OnClock, sample
 
-WIDE = GaussianMixture([0.3, 0.7], torch.tensor([[-1.0, 0.3], [0.5, -0.4]], dtype=torch.float64), [0.3, 0.2])
+WIDE = GaussianMixture(
+    [0.3, 0.7], torch.tensor([[-1.0, 0.3], [0.5, -0.4]], dtype=torch.float64), [0.3, 0.2]
+)
 LINE = GaussianMixture([0.3, 0.7], torch.tensor([[-1.0], [0.5]], dtype=torch.float64), [0.3, 0.2])
 RULES = [
     *(AdamsBashforth(k) for k in (1, 2, 3, 4)),
     *(AdamsMoulton(k) for k in (1, 2, 3, 4)),
-    *(DPMSolver(2), DPMSolver(2, "heun"), DPMSolver(3), UniPC(2), UniPC(3, "bh1"), DEIS(3), DEIS(3, "log_rho"), DEIS(4, "rho")),
+    *(
+        DPMSolver(2),
+        DPMSolver(2, "heun"),
+        DPMSolver(3),
+        UniPC(2),
+        UniPC(3, "bh1"),
+        DEIS(3),
+        DEIS(3, "log_rho"),
+        DEIS(4, "rho"),
+    ),
     *(AdamsBashforth(3, lower_final=True), ClockedHeun()),
 ]
 
@@ -66,19 +78,24 @@ def solved(case, solver, eta):
     """A case's start, grid and noise with another level."""
     grid = torch.tensor(case.l)
     problem = on_steps(MIXTURE, case.sde, eta, grid)
-    return solve(problem, case.x / problem.scale(case.l[0]), grid, solver=solver, noise=WhiteNoise(3)).x * problem.scale(
-        case.l[-1]
-    )
+    return solve(
+        problem, case.x / problem.scale(case.l[0]), grid, solver=solver, noise=WhiteNoise(3)
+    ).x * problem.scale(case.l[-1])
 
 
 @pytest.mark.parametrize("sde", ["ve", "vp", "flow"])
 @pytest.mark.parametrize("solver", RULES, ids=str)
 def test_a_constant_function_is_the_constant(solver, sde):
-    """Also on a grid whose steps differ, and for 0 where the first step has no middle, which is that of another time."""
+    """Also on a grid whose steps differ, and for 0 where the first step has no middle, which is
+    that of another time.
+    """
     settings = {"sde": sde, "steps": 20, "seed": 1, "grid": "karras", "dtype": torch.float64}
     middle = getattr(solver, "starting", {}).get(getattr(solver, "k", None)) == 3
     for eta in (0.6, 1.0, 1.4, *([] if middle else [0.0])):
-        number, function = (sample(MIXTURE, 5, method=OnClock(solver, value), **settings) for value in (eta, Constant(eta)))
+        number, function = (
+            sample(MIXTURE, 5, method=OnClock(solver, value), **settings)
+            for value in (eta, Constant(eta))
+        )
         torch.testing.assert_close(function, number, rtol=0, atol=1e-12)
 
 
@@ -86,24 +103,34 @@ def test_a_constant_function_is_the_constant(solver, sde):
 @pytest.mark.parametrize("eta", [smooth, between])
 @pytest.mark.parametrize("k", [1, 2])
 def test_each_step_has_its_own_level(k, eta, dtype):
-    """SDE-DPM-Solver++(1), and (2M) with the line integrated exactly, with the level of the middle of each step."""
+    """SDE-DPM-Solver++(1), and (2M) with the line integrated exactly, with the level of the middle
+    of each step.
+    """
     case = Case(VESDE(), eta=1.0, dtype=dtype)
-    x, before = case.x, None
+    x = case.x
+    before = None
     for i, (start, stop) in enumerate(itertools.pairwise(case.l)):
-        level, h, d = eta(0.5 * (start + stop)) ** 2, stop - start, case.data(i, x)
+        level = eta(0.5 * (start + stop)) ** 2
+        h = stop - start
+        d = case.data(i, x)
         z = (1 + level) * h
         x = math.exp(-z) * x - math.expm1(-z) * d
         if before is not None and k == 2:
             x = x + (math.expm1(-z) / z + 1) * (d - before) / ((start - case.l[i - 1]) / h)
-        before, x = d, x + case.sigmas[i + 1] * math.sqrt(-math.expm1(-2 * level * h)) * case.z[i]
+        before = d
+        x = x + case.sigmas[i + 1] * math.sqrt(-math.expm1(-2 * level * h)) * case.z[i]
     agree(solved(case, DPMSolver(k, "heun"), eta), x)
 
 
 @pytest.mark.parametrize(
-    "solver", [AdamsBashforth(1), AdamsBashforth(2), AdamsMoulton(2), DPMSolver(2), ClockedHeun()], ids=str
+    "solver",
+    [AdamsBashforth(1), AdamsBashforth(2), AdamsMoulton(2), DPMSolver(2), ClockedHeun()],
+    ids=str,
 )
 def test_weak_order_where_the_level_is_smooth(solver):
-    """Differences of means over a span, by quadrature over all increments: the levels are a midpoint rule, of order two."""
+    """Differences of means over a span, by quadrature over all increments: the levels are a
+    midpoint rule, of order two.
+    """
     means = []
     for n in (1, 2, 4, 8):
         grid, mass = quadrature(4, n)
@@ -125,7 +152,9 @@ def distances(solver, eta, noise, steps):
 
 @pytest.mark.parametrize("solver", [AdamsBashforth(1), AdamsMoulton(2)], ids=str)
 def test_more_steps_refine_the_same_sample(solver):
-    """On one path in l, with order one. Where the level jumps within a step, that step has noise which is not the path's."""
+    """On one path in l, with order one. Where the level jumps within a step, that step has noise
+    which is not the path's.
+    """
     steps = [50, 100, 200]
     assert slope(steps, distances(solver, smooth, "path", steps)) == pytest.approx(1, abs=0.15)
     jumping, white = (distances(solver, between, noise, [200])[0] for noise in ("path", "white"))
@@ -133,21 +162,37 @@ def test_more_steps_refine_the_same_sample(solver):
 
 
 def test_without_noise_it_is_the_flow():
-    """Nothing is drawn where the level is 0 throughout; rules that are for equations without noise then serve as well."""
-    settings = {"sde": "vp", "steps": 20, "dtype": torch.float64, "x_T": VPSDE().prior((4, 2), seed=1, dtype=torch.float64)}
+    """Nothing is drawn where the level is 0 throughout; rules that are for equations without noise
+    then serve as well.
+    """
+    settings = {
+        "sde": "vp",
+        "steps": 20,
+        "dtype": torch.float64,
+        "x_T": VPSDE().prior((4, 2), seed=1, dtype=torch.float64),
+    }
     for solver in (AdamsBashforth(3), DPMSolverSingle(2)):
-        ends = [sample(MIXTURE, method=OnClock(solver, Constant(0.0)), seed=seed, **settings) for seed in (1, 2)]
+        ends = [
+            sample(MIXTURE, method=OnClock(solver, Constant(0.0)), seed=seed, **settings)
+            for seed in (1, 2)
+        ]
         assert torch.equal(*ends)
-        torch.testing.assert_close(ends[0], sample(MIXTURE, method=OnClock(solver), **settings), rtol=0, atol=1e-12)
+        torch.testing.assert_close(
+            ends[0], sample(MIXTURE, method=OnClock(solver), **settings), rtol=0, atol=1e-12
+        )
     with pytest.raises(ValueError, match="DPMSolverSingle does not support additive noise"):
         sample(MIXTURE, method=OnClock(DPMSolverSingle(2), between), **settings)
 
 
 @pytest.mark.parametrize("eta", [0.6, 1.0])
 def test_its_equation_is_the_chain_rule_of_the_other(eta):
-    grid, l, x = uniform(-1.0, 2.0, 6), 0.7, torch.tensor([[0.4], [-0.3]], dtype=torch.float64)
-    ours, other = on_steps(LINE, VPSDE(), Constant(eta), grid), on_clock(LINE, VPSDE(), eta)
-    y, rate = x / other.scale(l), other.q * other.time(l)
+    grid = uniform(-1.0, 2.0, 6)
+    l = 0.7
+    x = torch.tensor([[0.4], [-0.3]], dtype=torch.float64)
+    ours = on_steps(LINE, VPSDE(), Constant(eta), grid)
+    other = on_clock(LINE, VPSDE(), eta)
+    y = x / other.scale(l)
+    rate = other.q * other.time(l)
     assert ours.scale(l) == pytest.approx(other.scale(l))
     torch.testing.assert_close(ours.drift(l, y), other.drift(other.time(l), y) * rate)
     assert ours.diffusion(l, y) == pytest.approx(math.sqrt(rate))
@@ -156,18 +201,27 @@ def test_its_equation_is_the_chain_rule_of_the_other(eta):
 def test_the_noise_of_steps_adds_up():
     """The variances of parts of a span sum to that of the span, whatever the levels."""
     grid = uniform(-2.0, 3.0, 7)
-    problem, one = on_steps(LINE, VPSDE(), smooth, grid), torch.ones(1, 1, dtype=torch.float64)
+    problem = on_steps(LINE, VPSDE(), smooth, grid)
+    one = torch.ones(1, 1, dtype=torch.float64)
     parts = [
         problem.kick(t0, t1, torch.zeros_like(one), math.sqrt(t1 - t0) * one).item() ** 2
         for t0, t1 in itertools.pairwise(grid.tolist())
     ]
-    assert sum(parts) == pytest.approx(np.exp(problem.log_q[-1]) - np.exp(problem.log_q[0]), rel=1e-12)
+    assert sum(parts) == pytest.approx(
+        np.exp(problem.log_q[-1]) - np.exp(problem.log_q[0]), rel=1e-12
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_replay_and_batches(dtype):
     for noise in ("white", "path"):
-        settings = {"sde": "subvp", "method": OnClock(AdamsBashforth(2), between), "steps": 25, "seed": 3, "noise": noise}
+        settings = {
+            "sde": "subvp",
+            "method": OnClock(AdamsBashforth(2), between),
+            "steps": 25,
+            "seed": 3,
+            "noise": noise,
+        }
         whole = sample(MIXTURE, 7, dtype=dtype, **settings)
         assert torch.equal(sample(MIXTURE, 7, dtype=dtype, **settings), whole)
         assert torch.equal(sample(MIXTURE, 7, dtype=dtype, batch_size=3, **settings), whole)
@@ -176,7 +230,10 @@ def test_replay_and_batches(dtype):
 
 @pytest.mark.parametrize("solver", [Heun(), SRA1()], ids=str)
 def test_solvers_without_planned_weights_are_refused(solver):
-    with pytest.raises(ValueError, match=f"{type(solver).__name__} is for one eta: .* choose one such as AdamsBashforth"):
+    with pytest.raises(
+        ValueError,
+        match=f"{type(solver).__name__} is for one eta: .* choose one such as AdamsBashforth",
+    ):
         OnClock(solver, between)
 
 
@@ -188,21 +245,33 @@ def test_levels_are_numbers_from_zero_on(value):
         OnClock(eta=between, integrand="noise")
 
 
-@pytest.mark.parametrize("method", [OnClock(eta=3.0), OnClock(eta=Constant(3.0)), AdaptiveSDE(eta=3.0)], ids=repr)
+@pytest.mark.parametrize(
+    "method", [OnClock(eta=3.0), OnClock(eta=Constant(3.0)), AdaptiveSDE(eta=3.0)], ids=repr
+)
 def test_a_clock_that_the_dtype_does_not_hold_is_refused(method):
-    with pytest.raises(ValueError, match=r"from e\^-98 to e\^124, which torch.float32 does not hold; take a smaller eta"):
+    with pytest.raises(
+        ValueError,
+        match=r"from e\^-98 to e\^124, which torch.float32 does not "
+        r"hold; take a smaller eta",
+    ):
         sample(MIXTURE, 2, sde="vp", method=method, seed=0, dtype=torch.float32)
 
 
 def test_a_clock_that_the_dtype_just_holds():
-    """Nothing overflows, or is rounded away, below what is refused: in float32 it is the sample of float64, in float64 that of
-    the other equation, whose time is l.
+    """Nothing overflows, or is rounded away, below what is refused: in float32 it is the sample of
+    float64, in float64 that of the other equation, whose time is l.
     """
     settings = {"sde": "flow", "seed": 0, "steps": 200}
     for solver in (AdamsBashforth(1), AdamsMoulton(2), ClockedHeun()):
-        a, b = (sample(MIXTURE, 50, method=OnClock(solver, 2.5), dtype=d, **settings) for d in (torch.float32, torch.float64))
+        a, b = (
+            sample(MIXTURE, 50, method=OnClock(solver, 2.5), dtype=d, **settings)
+            for d in (torch.float32, torch.float64)
+        )
         torch.testing.assert_close(a.double(), b, rtol=0, atol=1e-3)
-        a, b = (sample(MIXTURE, 50, method=OnClock(solver, e), dtype=b.dtype, **settings) for e in (7.1, Constant(7.1)))
+        a, b = (
+            sample(MIXTURE, 50, method=OnClock(solver, e), dtype=b.dtype, **settings)
+            for e in (7.1, Constant(7.1))
+        )
         torch.testing.assert_close(a, b, rtol=0, atol=1e-9)
 
 
@@ -215,6 +284,14 @@ def test_exponents_out_of_order_are_refused():
 
 def test_steps_of_each_sample_are_refused():
     problem = on_steps(LINE, VPSDE(), Constant(1.0), uniform(-1.0, 2.0, 6))
-    control, noise = PIDController(1e-3, 1e-3), BrownianPath(0, (-1.0, 2.0))
+    control = PIDController(1e-3, 1e-3)
+    noise = BrownianPath(0, (-1.0, 2.0))
     with pytest.raises(ValueError, match="each sample cannot have its own; use Clocked"):
-        solve(problem, torch.zeros(2, 1, dtype=torch.float64), [-1.0, 2.0], solver=ShARK(), control=control, noise=noise)
+        solve(
+            problem,
+            torch.zeros(2, 1, dtype=torch.float64),
+            [-1.0, 2.0],
+            solver=ShARK(),
+            control=control,
+            noise=noise,
+        )

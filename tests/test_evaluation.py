@@ -1,4 +1,6 @@
-"""What is measured of a run, against closed forms: anchors, floors, neighbours, scores, likelihoods; pictures."""
+"""What is measured of a run, against closed forms: anchors, floors, neighbours, scores,
+likelihoods; pictures.
+"""
 
 import csv
 import inspect
@@ -31,7 +33,8 @@ def images(n, low, high, seed=0):
 def three_classes(n=90):
     """Training images near 4, held-out ones near 12, of three classes that a corner tells apart."""
     labels = torch.arange(n) % 3
-    train, test = images(n, 2, 6), images(n, 10, 14, seed=1)
+    train = images(n, 2, 6)
+    test = images(n, 10, 14, seed=1)
     for part in (train, test):
         part[torch.arange(n), 0, 0, labels] = 16
     return Dataset(train, test, Scale.quantised(LEVELS), "made", labels, labels)
@@ -62,7 +65,9 @@ class Unit(torch.nn.Module):
 
 
 def test_held_out_images_are_the_real_anchor():
-    """Held-out images far from the training images: their distance is that of their own features, not that of a copy's."""
+    """Held-out images far from the training images: their distance is that of their own features,
+    not that of a copy's.
+    """
     source = three_classes()
     rows = evaluation.classified(source.train[:60], source, seed=0)["rows"]
     assert rows["real"]["distance"] > 10 * rows["model"]["distance"]
@@ -72,9 +77,13 @@ def test_held_out_images_are_the_real_anchor():
 
 
 def test_anchors_have_the_moments_that_they_are_named_for():
-    """Of constant images of level 8 of 17: noise of a tenth of the range, and uniform levels; six standard errors."""
-    n, d = 400, 50
-    train, labels = np.full((n, d), 8.0), np.arange(n) % 3
+    """Of constant images of level 8 of 17: noise of a tenth of the range, and uniform levels; six
+    standard errors.
+    """
+    n = 400
+    d = 50
+    train = np.full((n, d), 8.0)
+    labels = np.arange(n) % 3
     found = evaluation._anchors(train, labels, 17, n, generator())
     std = math.sqrt(1.7**2 + 1 / 12)  # rounded to levels
     assert found["noisy"].std() == pytest.approx(std, rel=6 / math.sqrt(2 * n * d))
@@ -95,11 +104,14 @@ def test_noisy_images_are_training_images_each_once():
 
 
 def test_gaussians_have_the_moments_of_each_class():
-    """Two classes of known mean and covariance, in their shares; 20,000 draws within six standard errors."""
+    """Two classes of known mean and covariance, in their shares; 20,000 draws within six standard
+    errors.
+    """
     rng = generator()
     first = rng.standard_normal((300, 2)) @ np.array([[1.0, 0.5], [0.0, 0.3]])
     second = rng.standard_normal((100, 2)) + np.array([50.0, 0.0])
-    x, labels = np.concatenate([first, second]), np.repeat([0, 1], [300, 100])
+    x = np.concatenate([first, second])
+    labels = np.repeat([0, 1], [300, 100])
     made = evaluation._gaussians(x, labels, 20_000, rng)
     near = made[:, 0] < 25
     assert near.mean() == pytest.approx(0.75, abs=6 * math.sqrt(0.75 * 0.25 / 20_000))
@@ -109,12 +121,15 @@ def test_gaussians_have_the_moments_of_each_class():
         assert np.allclose(part.mean(0), own.mean(0), atol=6 * scale.max() / math.sqrt(len(part)))
         errors = np.outer(scale, scale) * math.sqrt(2 / len(part))
         assert (np.abs(np.cov(part.T) - covariance) < 6 * errors).all()
-    few = evaluation._gaussians(first[:5], np.zeros(5), 20_000, rng)  # with 1/n for 1/(n - 1) a fifth too small
+    # With 1/n for 1/(n - 1) a fifth too small.
+    few = evaluation._gaussians(first[:5], np.zeros(5), 20_000, rng)
     assert np.trace(np.cov(few.T)) == pytest.approx(np.trace(np.cov(first[:5].T)), rel=0.06)
 
 
 def test_the_scale_and_its_errors(monkeypatch):
-    """Features that are the pixels: distances, the scale from real to noise, the bootstrap's error in units of the scale."""
+    """Features that are the pixels: distances, the scale from real to noise, the bootstrap's error
+    in units of the scale.
+    """
     rng = generator()
     known = rng.standard_normal((400, 3))
     sets = {"model": known[:200] + 1, "real": known[200:] + 0.5, "noise": known[:200] + 4}
@@ -122,35 +137,50 @@ def test_the_scale_and_its_errors(monkeypatch):
     span = frechet(sets["noise"], known) - frechet(sets["real"], known)
     for name, part in sets.items():
         assert rows[name]["distance"] == frechet(part, known)
-        assert rows[name]["relative"] == pytest.approx((frechet(part, known) - frechet(sets["real"], known)) / span)
+        assert rows[name]["relative"] == pytest.approx(
+            (frechet(part, known) - frechet(sets["real"], known)) / span
+        )
         assert rows[name]["n"] == 200
     draws = generator(1)
     again = [frechet(sets["model"][draws.integers(200, size=200)], known) for _ in range(10)]
     mean = sum(again) / 10
-    assert rows["model"]["stderr"] == pytest.approx(math.sqrt(sum((a - mean) ** 2 for a in again) / 9) / span)
+    assert rows["model"]["stderr"] == pytest.approx(
+        math.sqrt(sum((a - mean) ** 2 for a in again) / 9) / span
+    )
     # KID by its definition.
-    a, b = sets["model"], known
+    a = sets["model"]
+    b = known
 
     def kernel(p, q):
         return (p @ q.T / 3 + 1) ** 3
 
-    within = [(kernel(p, p).sum() - np.trace(kernel(p, p))) / (len(p) * (len(p) - 1)) for p in (a, b)]
+    within = [
+        (kernel(p, p).sum() - np.trace(kernel(p, p))) / (len(p) * (len(p) - 1)) for p in (a, b)
+    ]
     assert rows["model"]["kid"] == pytest.approx(sum(within) - 2 * kernel(a, b).mean())
     monkeypatch.setattr(evaluation, "_KERNEL", 50)
     b = known[:50]
-    within = [(kernel(p, p).sum() - np.trace(kernel(p, p))) / (len(p) * (len(p) - 1)) for p in (a, b)]
-    assert evaluation._rows(sets, known, generator(1))["model"]["kid"] == pytest.approx(sum(within) - 2 * kernel(a, b).mean())
+    within = [
+        (kernel(p, p).sum() - np.trace(kernel(p, p))) / (len(p) * (len(p) - 1)) for p in (a, b)
+    ]
+    assert evaluation._rows(sets, known, generator(1))["model"]["kid"] == pytest.approx(
+        sum(within) - 2 * kernel(a, b).mean()
+    )
 
 
 def test_the_score_of_known_classes():
-    """Sure of k classes in equal shares: k. Sure of one, or unsure of all: 1. Between, the definition."""
+    """Sure of k classes in equal shares: k. Sure of one, or unsure of all: 1. Between, the
+    definition.
+    """
     sure = 1000 * np.eye(4)[np.arange(40) % 4]
     assert evaluation.classes_score(sure) == pytest.approx(4)
     assert evaluation.classes_score(sure[:1].repeat(7, 0)) == pytest.approx(1)
     assert evaluation.classes_score(np.zeros((5, 3))) == pytest.approx(1)
     logits = generator().standard_normal((30, 3))
     p = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
-    assert evaluation.classes_score(logits) == pytest.approx(math.exp((p * np.log(p / p.mean(0))).sum(1).mean()))
+    assert evaluation.classes_score(logits) == pytest.approx(
+        math.exp((p * np.log(p / p.mean(0))).sum(1).mean())
+    )
 
 
 def test_accuracy_is_of_held_out_images():
@@ -161,7 +191,9 @@ def test_accuracy_is_of_held_out_images():
     assert kept > turned + 0.2
 
 
-@pytest.mark.parametrize(("size", "kind"), [((15, 20), "classifier_features"), ((16, 20), "image_features")])
+@pytest.mark.parametrize(
+    ("size", "kind"), [((15, 20), "classifier_features"), ((16, 20), "image_features")]
+)
 def test_which_classifier_images_have(monkeypatch, size, kind):
     class Asked(Exception):  # noqa: N818
         pass
@@ -187,10 +219,13 @@ def test_two_classes_are_too_few_for_features():
 
 
 def test_the_floor_is_of_training_data_in_ten_random_draws(monkeypatch):
-    """A distance that is the difference of means: the model's, and the mean and the largest of ten draws."""
+    """A distance that is the difference of means: the model's, and the mean and the largest of ten
+    draws.
+    """
     rng = generator()
     scale = Scale((10.0,), (2.0,))
-    train, test = torch.from_numpy(rng.normal(10, 2, (500, 1))), torch.from_numpy(rng.normal(14, 2, (80, 1)))
+    train = torch.from_numpy(rng.normal(10, 2, (500, 1)))
+    test = torch.from_numpy(rng.normal(14, 2, (80, 1)))
     source = points(train, test, scale)
 
     def gap(a, b):
@@ -210,14 +245,19 @@ def test_the_floor_is_of_training_data_in_ten_random_draws(monkeypatch):
 
 
 def test_neighbours_of_known_points(monkeypatch):
-    """On a line with training points at whole numbers: 0.3 for samples, 0.1 for held-out data, whatever fits into memory."""
+    """On a line with training points at whole numbers: 0.3 for samples, 0.1 for held-out data,
+    whatever fits into memory.
+    """
     train = torch.arange(100.0).reshape(-1, 1)
     source = points(train, train[:40] + 0.1, Scale())
     for rows in (100, 7):
         monkeypatch.setattr(evaluation, "_fitting", lambda source, rows=rows: rows)
         monkeypatch.setattr(evaluation, "_SEARCHED", 100)
         found, near = evaluation.neighbours(train[50:80] + 0.3, source)
-        assert (found["samples"], found["held_out"]) == (pytest.approx(0.3, rel=1e-4), pytest.approx(0.1, rel=1e-4))
+        assert (found["samples"], found["held_out"]) == (
+            pytest.approx(0.3, rel=1e-4),
+            pytest.approx(0.1, rel=1e-4),
+        )
         assert found["ratio"] == pytest.approx(3, rel=1e-4)
         assert (found["n_samples"], found["n_held_out"], found["n_train"]) == (30, 30, 100)
         assert torch.equal(near, train[50:80])
@@ -238,10 +278,14 @@ def test_neighbours_are_compared_in_the_scale_of_the_model():
 
 
 def test_the_likelihood_of_points_is_in_their_own_units():
-    """Data N(0, 100^2) to a model of N(0, I): the log of the unit is subtracted for each coordinate."""
+    """Data N(0, 100^2) to a model of N(0, I): the log of the unit is subtracted for each
+    coordinate.
+    """
     scale = Scale((0.0, 0.0), (100.0, 50.0))
     x = torch.tensor([[0.0, 0.0], [100.0, -50.0], [30.0, 10.0]], dtype=torch.float64)
-    found = evaluation.summed(evaluation.measured(linear_model(scale=scale), x, tolerance=1e-6), scale)
+    found = evaluation.summed(
+        evaluation.measured(linear_model(scale=scale), x, tolerance=1e-6), scale
+    )
     u = x / torch.tensor([100.0, 50.0])
     expected = -0.5 * u.square().sum(1) - math.log(2 * math.pi) - math.log(100 * 50)
     assert torch.allclose(found.value, expected, atol=1e-3)
@@ -254,7 +298,9 @@ def test_failed_samples_are_left_out_of_the_mean_and_of_its_parts():
     nan = math.nan
     draws = torch.tensor([[1.0, 2.0, nan, 6.0]], dtype=torch.float64)
     status = torch.tensor([Status.DONE, Status.DONE, Status.TOO_MANY_STEPS, Status.DONE])
-    bits = sd.BitsPerDim(draws, torch.tensor([0.3, 0.3, nan, 0.3]), torch.tensor([10, 20, 30, 40]), status, 2)
+    bits = sd.BitsPerDim(
+        draws, torch.tensor([0.3, 0.3, nan, 0.3]), torch.tensor([10, 20, 30, 40]), status, 2
+    )
     found = evaluation.summed(bits, Scale.quantised(4))
     numbers = found.numbers()
     assert (numbers["mean"], numbers["n"], numbers["failed"]) == (3.0, 4, 1)
@@ -267,7 +313,11 @@ def test_failed_samples_are_left_out_of_the_mean_and_of_its_parts():
     assert "3.0000 ± 1.5275 bits/dim (standard error, over 4 held-out samples)" in said[0]
     alone = evaluation.summed(
         replace(
-            bits, draws=draws[:, :1], probe_stderr=bits.probe_stderr[:1], evaluations=bits.evaluations[:1], status=status[:1]
+            bits,
+            draws=draws[:, :1],
+            probe_stderr=bits.probe_stderr[:1],
+            evaluations=bits.evaluations[:1],
+            status=status[:1],
         ),
         Scale.quantised(4),
     )
@@ -275,22 +325,31 @@ def test_failed_samples_are_left_out_of_the_mean_and_of_its_parts():
 
 
 def test_measured_depends_on_its_seed_in_probes_and_in_dequantisation():
-    """Probes of points, whose dequantisation is none; levels with exact traces, which have no probes; and the tolerance."""
+    """Probes of points, whose dequantisation is none; levels with exact traces, which have no
+    probes; and the tolerance.
+    """
     net = sd.nets.MLP((40,), 8, 1)
     with torch.no_grad():
         net.last.weight.normal_(generator=torch.Generator().manual_seed(0))
     wide = sd.ScoreModel(net, "vp", "data", shape=(40,))
     x = torch.randn(3, 40, generator=torch.Generator().manual_seed(1))
-    values = [evaluation.measured(wide, x, probes=1, seed=seed, tolerance=1e-2).value for seed in (0, 0, 1)]
+    values = [
+        evaluation.measured(wide, x, probes=1, seed=seed, tolerance=1e-2).value
+        for seed in (0, 0, 1)
+    ]
     assert torch.equal(values[0], values[1])
     assert not torch.equal(values[0], values[2])
     scale = Scale.quantised(5)
     small = linear_model((1, 2, 2), scale=scale)
     levels = images(4, 0, 5)[:, :, :2, :2]
-    values = [evaluation.measured(small, levels, seed=seed, tolerance=1e-2).value for seed in (0, 0, 1)]
+    values = [
+        evaluation.measured(small, levels, seed=seed, tolerance=1e-2).value for seed in (0, 0, 1)
+    ]
     assert torch.equal(values[0], values[1])
     assert not torch.equal(values[0], values[2])
-    coarse, fine = (evaluation.measured(small, levels, tolerance=t).evaluations for t in (1e-2, 1e-6))
+    coarse, fine = (
+        evaluation.measured(small, levels, tolerance=t).evaluations for t in (1e-2, 1e-6)
+    )
     assert (fine > coarse).all()
     assert evaluation.measured(small, levels, draws=3, tolerance=1e-1).draws.shape == (3, 4)
 
@@ -312,11 +371,15 @@ def test_premises_tell_models_apart(tmp_path):
 
 
 def test_states_on_the_way_to_noise():
-    """The forward process of constants: alpha x + sigma eps over its root, from the data on, at times even in log-SNR."""
+    """The forward process of constants: alpha x + sigma eps over its root, from the data on, at
+    times even in log-SNR.
+    """
     x = torch.full((600, 2), 3.0)
     figure = figures.forward(linear_model(), points(x, x, Scale()), seed=0)
     assert len(figure.axes) == 5
-    sde, means, ratios = sd.VPSDE(), [], []
+    sde = sd.VPSDE()
+    means = []
+    ratios = []
     for ax in figure.axes:
         means.append(np.asarray(ax.collections[0].get_offsets()).mean())
         ratios.append(float(ax.get_title().rpartition("=")[2]))
@@ -326,7 +389,9 @@ def test_states_on_the_way_to_noise():
     assert np.allclose(steps, steps.mean(), rtol=0.1)
     for mean, ratio in zip(means, ratios, strict=True):
         alpha = 1 / math.hypot(1, ratio)
-        assert mean == pytest.approx(3 * alpha, abs=6 * math.sqrt(1 - alpha**2) / math.sqrt(1000) + 0.05)
+        assert mean == pytest.approx(
+            3 * alpha, abs=6 * math.sqrt(1 - alpha**2) / math.sqrt(1000) + 0.05
+        )
     assert ratios[-1] == pytest.approx(math.exp(-float(sde.log_snr(1.0))), rel=0.05)
 
 
@@ -339,7 +404,9 @@ def test_states_are_shown_at_unit_signal_plus_noise():
 
 
 def test_states_of_a_solve_end_in_data():
-    """From noise to data: sigma / alpha falls, and states at unit size have unit deviation throughout for N(0, I)."""
+    """From noise to data: sigma / alpha falls, and states at unit size have unit deviation
+    throughout for N(0, I).
+    """
     x = torch.randn(50, 2, generator=torch.Generator().manual_seed(0))
     figure = figures.denoising(linear_model(), points(x, x, Scale()), seed=0)
     ratios = [float(ax.get_title().rpartition("=")[2]) for ax in figure.axes]
@@ -353,7 +420,9 @@ def test_states_of_a_solve_end_in_data():
 
 
 def test_what_a_model_makes_of_images_on_the_way():
-    """On the right D(x): for N(0, I) x alpha at unit size, grey for noise, and the state itself in the end."""
+    """On the right D(x): for N(0, I) x alpha at unit size, grey for noise, and the state itself in
+    the end.
+    """
     scale = Scale.quantised(5)
     model = linear_model((1, 2, 2), scale=scale)
     figure = figures.denoising(model, Dataset(images(8, 0, 5), images(8, 0, 5), scale, "x"), seed=0)
@@ -366,14 +435,18 @@ def test_what_a_model_makes_of_images_on_the_way():
 
 def test_neighbours_are_on_the_right():
     scale = Scale.quantised(5)
-    figure = figures.neighbouring(torch.zeros(3, 1, 2, 2, dtype=torch.uint8), torch.full((3, 1, 2, 2), 2), scale)
+    figure = figures.neighbouring(
+        torch.zeros(3, 1, 2, 2, dtype=torch.uint8), torch.full((3, 1, 2, 2), 2), scale
+    )
     canvas = np.asarray(figure.axes[0].images[0].get_array())[..., 0]
     assert canvas.shape == (2, 8 * 8 - 3)
     assert canvas[0, :8].tolist() == [0, 0, 1, 0.5, 0.5, 1, 1, 1]
 
 
 def test_the_loss_is_smoothed_over_a_twentieth(tmp_path):
-    """Of 200 losses the mean over ten; at the ends over those that are there: a constant stays one."""
+    """Of 200 losses the mean over ten; at the ends over those that are there: a constant stays
+    one.
+    """
     for losses in (np.full(200, 3.0), np.arange(1.0, 201.0)):
         lines = [json.dumps({"step": 10 * (i + 1), "loss": loss}) for i, loss in enumerate(losses)]
         (tmp_path / "metrics.jsonl").write_text("\n".join(lines))
@@ -398,7 +471,11 @@ def test_pictures_are_nearly_square():
 
 def test_images_are_numbered_from_the_first_and_spread_over_the_levels(tmp_path):
     shards = sd.Shards(tmp_path / "a.shards", 3, 2, first=7)
-    shards.fill(lambda first, count: {"samples": torch.arange(first, first + count).reshape(-1, 1, 1, 1) - 7})
+    shards.fill(
+        lambda first, count: {
+            "samples": torch.arange(first, first + count).reshape(-1, 1, 1, 1) - 7
+        }
+    )
     out = tmp_path / "a"
     outputs.require(out, shards, Scale.quantised(3))
     assert outputs.assemble(out, shards, Scale.quantised(3)) == (3, 1, 1, 1)
@@ -415,18 +492,29 @@ def test_folders_hold_images_of_up_to_256_levels(tmp_path):
 
 
 def test_the_table_has_a_line_for_each_sample(tmp_path):
-    held = evaluation.HeldOut(torch.tensor([1.5, 2.5]), torch.tensor([0.25, 0.125]), "nats", {}, 0, 0, 1.0, 0)
+    held = evaluation.HeldOut(
+        torch.tensor([1.5, 2.5]), torch.tensor([0.25, 0.125]), "nats", {}, 0, 0, 1.0, 0
+    )
     outputs.table(tmp_path / "a.csv", held)
     with (tmp_path / "a.csv").open() as file:
-        assert list(csv.reader(file)) == [["sample", "nats", "stderr"], ["0", "1.5", "0.25"], ["1", "2.5", "0.125"]]
+        assert list(csv.reader(file)) == [
+            ["sample", "nats", "stderr"],
+            ["0", "1.5", "0.25"],
+            ["1", "2.5", "0.125"],
+        ]
 
 
 # The report's options
 
 
 def test_the_report_takes_every_option_of_sample():
-    """By signature, so that a new option of `sample` is one of the report too; what is left out makes no sense there."""
+    """By signature, so that a new option of `sample` is one of the report too; what is left out
+    makes no sense there.
+    """
     own = {"model", "n", "shape", "x_T", "progress", "callback", "save", "return_solution"}
-    assert set(inspect.signature(sd.sample).parameters) - own <= set(inspect.signature(report.write_report).parameters)
-    command = {field.name for field in fields(options.Sampler)} - {"eta"}  # part of the method in Python
+    assert set(inspect.signature(sd.sample).parameters) - own <= set(
+        inspect.signature(report.write_report).parameters
+    )
+    # Part of the method in Python.
+    command = {field.name for field in fields(options.Sampler)} - {"eta"}
     assert command == set(inspect.signature(sd.sample).parameters) - own - {"device"}

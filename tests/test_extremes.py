@@ -1,7 +1,9 @@
-"""Diffusions with extreme parameters: the law, the likelihood and the latents are right, or an error names the parameter.
+"""Diffusions with extreme parameters: the law, the likelihood and the latents are right, or an
+error names the parameter.
 
-The law is tested by Kolmogorov and Smirnov's statistic D against the mixture's distribution function: by Massart's bound
-P(D > d) <= 2 exp(-2 n d^2) for exact samples. With n = 4000 and d = 0.06, 1e-12; methods have a bias of up to 0.025 more.
+The law is tested by Kolmogorov and Smirnov's statistic D against the mixture's distribution
+function: by Massart's bound P(D > d) <= 2 exp(-2 n d^2) for exact samples. With n = 4000 and d =
+0.06, 1e-12; methods have a bias of up to 0.025 more.
 """
 
 import math
@@ -35,28 +37,50 @@ from sdekit_diffusion import (
     sample,
 )
 
-WEIGHTS, MEANS, VARIANCES = [0.375, 0.625], [-1.0, 0.6], [0.05, 0.2]
+WEIGHTS = [0.375, 0.625]
+MEANS = [-1.0, 0.6]
+VARIANCES = [0.05, 0.2]
 MIXTURE = GaussianMixture(WEIGHTS, torch.tensor(MEANS)[:, None], VARIANCES)
 DOUBLE = GaussianMixture(WEIGHTS, torch.tensor(MEANS, dtype=torch.float64)[:, None], VARIANCES)
 
 # What raised in the default method or in "ode", with neighbours that did not.
 EXTREME = [
-    *(VPSDE(*betas) for betas in [(0.1, 100.0), (0.1, 1000.0), (0.0, 20.0), (0.0, 1000.0), (50.0, 50.0), (0.1, 1e12)]),
+    *(
+        VPSDE(*betas)
+        for betas in [
+            (0.1, 100.0),
+            (0.1, 1000.0),
+            (0.0, 20.0),
+            (0.0, 1000.0),
+            (50.0, 50.0),
+            (0.1, 1e12),
+        ]
+    ),
     *(SubVPSDE(*betas) for betas in [(0.1, 100.0), (0.1, 1000.0), (0.0, 1000.0)]),
     *(VESDE(*sigmas) for sigmas in [(0.01, 1e30), (1e-200, 1e3), (1e-200, 1e200)]),
     VESDE(0.01, 1e30, exact=False),
     *(CosineVPSDE(s) for s in (1e-12, 1e-3, 10.0, 1e12)),
     *(EDMSDE(sigma_max) for sigma_max in (1e6, 1e300)),
-    *(DDPM(betas) for betas in ([0.999] * 1000, [1 - 1e-12] * 3, cosine_betas(1000), linear_betas(1000, 1e-12, 0.999999))),
+    *(
+        DDPM(betas)
+        for betas in (
+            [0.999] * 1000,
+            [1 - 1e-12] * 3,
+            cosine_betas(1000),
+            linear_betas(1000, 1e-12, 0.999999),
+        )
+    ),
     *(NCSN(sigmas) for sigmas in ([1e-3, 100.0], [1e-3, 1e30], [1e-6, 1e-3, 1e6])),
 ]
-# What takes a second or more: fewer steps where the bias allows it, and fewer samples by adaptive steps, with d = 0.12.
+# What takes a second or more: fewer steps where the bias allows it, and fewer samples by adaptive
+# steps, with d = 0.12.
 STEPS = {"ddpm": 300, "euler_maruyama": 500, "reverse_diffusion": 500, "ancestral": 500, "pc": 300}
 
 
 def distance(x, noise):
     """Kolmogorov and Smirnov's D between samples and the mixture with noise."""
-    ordered, count = np.sort(x.numpy().ravel().astype(np.float64)), np.arange(len(x) + 1) / len(x)
+    ordered = np.sort(x.numpy().ravel().astype(np.float64))
+    count = np.arange(len(x) + 1) / len(x)
     parts = zip(WEIGHTS, MEANS, VARIANCES, strict=True)
     exact = sum(w * ndtr((ordered - m) / math.sqrt(v + noise**2)) for w, m, v in parts)
     return max((count[1:] - exact).max(), (exact - count[:-1]).max())
@@ -69,7 +93,9 @@ def test_the_law(sde, method):
 
 
 @pytest.mark.parametrize("sde", [VPSDE(0.1, 1000.0), VESDE(0.01, 1e30)], ids=str)
-@pytest.mark.parametrize("method", [name for name in METHODS if name not in ("default", "sde", "ode")])
+@pytest.mark.parametrize(
+    "method", [name for name in METHODS if name not in ("default", "sde", "ode")]
+)
 def test_the_law_by_every_method(sde, method):
     n, most = (1000, 0.12) if method == "adaptive_sde" else (4000, 0.06)
     x = sample(MIXTURE, n, sde=sde, method=method, steps=STEPS.get(method), seed=0)
@@ -78,7 +104,9 @@ def test_the_law_by_every_method(sde, method):
 
 @pytest.mark.parametrize("sde", EXTREME, ids=str)
 def test_the_likelihood_and_the_latents(sde):
-    """Up to the prior, which lacks the mean at T: 1e-2 nats as documented; in two of the standard deviations at T."""
+    """Up to the prior, which lacks the mean at T: 1e-2 nats as documented; in two of the standard
+    deviations at T.
+    """
     x = DOUBLE.sample(20, seed=1)
     found = log_likelihood(DOUBLE, x, sde=sde)
     expected = DOUBLE.marginal(1e-3, EDMSDE()).log_prob(x)
@@ -113,13 +141,20 @@ ANY = {
     "vp": betas(VPSDE),
     "subvp": betas(SubVPSDE),
     "ve": st.builds(
-        lambda low, ratio, exact: VESDE(low, low * (1 + ratio), exact), magnitude(-200, 3), magnitude(-12, 200), st.booleans()
+        lambda low, ratio, exact: VESDE(low, low * (1 + ratio), exact),
+        magnitude(-200, 3),
+        magnitude(-12, 200),
+        st.booleans(),
     ),
     "cosine": magnitude(-12, 12).map(CosineVPSDE),
     "edm": magnitude(-30, 300).map(EDMSDE),
     "flow": st.just(RectifiedFlow()),
-    "ddpm": st.lists(magnitude(-12, -1) | magnitude(-12, -1).map(lambda rest: 1 - rest), min_size=2, max_size=50).map(DDPM),
-    "ncsn": st.lists(magnitude(-100, 100), min_size=2, max_size=5, unique=True).map(sorted).map(NCSN),
+    "ddpm": st.lists(
+        magnitude(-12, -1) | magnitude(-12, -1).map(lambda rest: 1 - rest), min_size=2, max_size=50
+    ).map(DDPM),
+    "ncsn": st.lists(magnitude(-100, 100), min_size=2, max_size=5, unique=True)
+    .map(sorted)
+    .map(NCSN),
 }
 ANY |= {name: st.builds(kind) for name, kind in DIFFUSIONS.items() if name not in ANY}
 
@@ -137,7 +172,9 @@ def drawn(data, family):
 @given(st.data())
 @hypothesis.settings(max_examples=40, deadline=None, derandomize=True)
 def test_any_parameters(family, data):
-    """Refused by name, warned of by name where there is too little noise at the end, or right: d = 0.25 for n = 200, 3e-11."""
+    """Refused by name, warned of by name where there is too little noise at the end, or right: d =
+    0.25 for n = 200, 3e-11.
+    """
     sde, span, refused = drawn(data, family)
     if refused:
         assert any(name in refused for name in ("VPSDE(", "VESDE", "EDMSDE(", "DDPM", "NCSN"))
@@ -153,5 +190,7 @@ def test_any_parameters(family, data):
         with pytest.warns(UserWarning, match=f"larger {sde.largest}"):
             sample(MIXTURE, 10, sde=sde, steps=5, seed=0)
     elif noise > 30:
-        x = sample(MIXTURE, 200, sde=sde, seed=0, steps=30) / float(sde.alpha(float(sde.time(span[1]))))
+        x = sample(MIXTURE, 200, sde=sde, seed=0, steps=30) / float(
+            sde.alpha(float(sde.time(span[1])))
+        )
         assert distance(x, math.exp(-span[1])) < 0.25

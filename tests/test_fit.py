@@ -1,4 +1,6 @@
-"""A training to its end: that it goes on bit for bit, alone and with others, and what it writes and measures."""
+"""A training to its end: that it goes on bit for bit, alone and with others, and what it writes and
+measures.
+"""
 
 import dataclasses
 import errno
@@ -19,7 +21,18 @@ import pytest
 import torch
 from torch import distributed, nn
 
-from sdekit_diffusion import Log, Recipe, ScoreModel, Training, dsm_loss, fit, load, nets, save, validation_loss
+from sdekit_diffusion import (
+    Log,
+    Recipe,
+    ScoreModel,
+    Training,
+    dsm_loss,
+    fit,
+    load,
+    nets,
+    save,
+    validation_loss,
+)
 from sdekit_diffusion.__main__ import main
 from sdekit_diffusion._training import interrupt
 from sdekit_diffusion.data._batches import AbstractSource, Shuffled
@@ -48,10 +61,14 @@ class Odd(nn.Module):
         self.first, self.second, self.frozen, self.unused = (nn.Linear(3, 3) for _ in range(4))
         self.second.weight = self.first.weight
         self.frozen.requires_grad_(False)
-        self.norm, self.last = nn.BatchNorm1d(3), nn.Linear(3, 2)
+        self.norm = nn.BatchNorm1d(3)
+        self.last = nn.Linear(3, 2)
 
     def forward(self, x, t):
-        return self.last(self.norm(self.second(torch.tanh(self.first(torch.cat([x, t[:, None]], dim=1))))) + self.frozen.bias)
+        return self.last(
+            self.norm(self.second(torch.tanh(self.first(torch.cat([x, t[:, None]], dim=1)))))
+            + self.frozen.bias
+        )
 
 
 def model(net=Dropping, sde="vp", predicts="noise"):
@@ -78,8 +95,12 @@ def lines(folder):
 
 @pytest.mark.parametrize("step", [0, 1, 7, 24])
 def test_a_state_goes_on_bit_for_bit(step):
-    """After any update, dropout and several averages included; what torch's generator does in between does not matter."""
-    whole, stopped, other = model(), model(), model()
+    """After any update, dropout and several averages included; what torch's generator does in
+    between does not matter.
+    """
+    whole = model()
+    stopped = model()
+    other = model()
     losses = [record.loss for record in Training(whole, DATA, RECIPE)]
     training = Training(stopped, DATA, RECIPE)
     for _ in range(step):
@@ -116,7 +137,9 @@ class Stop(BaseException):
 
 @pytest.mark.parametrize("at", [3, 6, 11, 23])
 def test_a_run_goes_on_from_its_newest_checkpoint(tmp_path, at):
-    """Weights, lines and checkpoints are those of a run without a break; a line that was cut in two is dropped."""
+    """Weights, lines and checkpoints are those of a run without a break; a line that was cut in two
+    is dropped.
+    """
     fit(model(), DATA, RECIPE, folder=tmp_path / "whole", log=LOG, progress=False)
 
     def stop(record):
@@ -133,10 +156,15 @@ def test_a_run_goes_on_from_its_newest_checkpoint(tmp_path, at):
     assert records[0].step == (at - 1) // 6 * 6 + 1
     assert lines(run) == lines(tmp_path / "whole")
     for part in ("", "checkpoints/00000024", "checkpoints/00000012"):
-        ours, theirs = (sorted(p.name for p in (folder / part).glob("*.safetensors")) for folder in (run, tmp_path / "whole"))
+        ours, theirs = (
+            sorted(p.name for p in (folder / part).glob("*.safetensors"))
+            for folder in (run, tmp_path / "whole")
+        )
         assert ours == theirs  # named by their content
     assert equal(load(run, net=Dropping()), trained)
-    seconds = [json.loads(line)["seconds"] for line in (run / "metrics.jsonl").read_text().splitlines()]
+    seconds = [
+        json.loads(line)["seconds"] for line in (run / "metrics.jsonl").read_text().splitlines()
+    ]
     assert seconds == sorted(seconds)
 
 
@@ -145,7 +173,13 @@ def test_runs_that_differ_are_refused(tmp_path):
     with pytest.raises(ValueError, match="holds checkpoints of a run; go on with resume=True"):
         fit(model(), DATA, RECIPE, folder=tmp_path, progress=False)
     with pytest.raises(ValueError, match=r"begun with lr = 0\.002, not 0\.1"):
-        fit(model(), DATA, Recipe(steps=24, batch_size=10, warmup=3, ema=(0.9, 0.5), lr=0.1), folder=tmp_path, resume=True)
+        fit(
+            model(),
+            DATA,
+            Recipe(steps=24, batch_size=10, warmup=3, ema=(0.9, 0.5), lr=0.1),
+            folder=tmp_path,
+            resume=True,
+        )
     other = DATA.clone()
     other[7] = 0.0
     for data in (DATA[1:], other):
@@ -159,7 +193,9 @@ def test_runs_that_differ_are_refused(tmp_path):
     ]:
         with pytest.raises(ValueError, match=f"begun with {what}"):
             fit(trained, DATA, RECIPE, folder=tmp_path, resume=True)
-    assert equal(load(tmp_path, net=Dropping()), load(tmp_path / "checkpoints" / "00000024", net=Dropping()))
+    assert equal(
+        load(tmp_path, net=Dropping()), load(tmp_path / "checkpoints" / "00000024", net=Dropping())
+    )
     shutil.rmtree(tmp_path / "checkpoints")
     for resume in (False, True):
         with pytest.raises(ValueError, match="holds a model, and no checkpoints"):
@@ -180,20 +216,32 @@ def signalling(number, at):
 
 @pytest.fixture
 def interruptible():
-    """Ctrl-C raises KeyboardInterrupt, also where a shell has started the tests in the background."""
+    """Ctrl-C raises KeyboardInterrupt, also where a shell has started the tests in the
+    background.
+    """
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
 
 
 @pytest.mark.usefixtures("interruptible")
-@pytest.mark.parametrize(("number", "at"), [("SIGINT", 1), ("SIGINT", 11), ("SIGTERM", 3), ("SIGTERM", 18)])
+@pytest.mark.parametrize(
+    ("number", "at"), [("SIGINT", 1), ("SIGINT", 11), ("SIGTERM", 3), ("SIGTERM", 18)]
+)
 def test_a_signal_ends_a_run_with_a_checkpoint(tmp_path, number, at):
-    """Ctrl-C before the first checkpoint, at one, between two: nothing is lost, weights and lines are those of a whole run."""
+    """Ctrl-C before the first checkpoint, at one, between two: nothing is lost, weights and lines
+    are those of a whole run.
+    """
     fit(model(), DATA, RECIPE, folder=tmp_path / "whole", log=LOG, progress=False)
-    run, trained, before = tmp_path / "run", model(), [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)]
+    run = tmp_path / "run"
+    trained = model()
+    before = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)]
     callback = signalling(getattr(signal, number), at)
-    with pytest.raises(KeyboardInterrupt, match=rf"at update {at} of 24; the checkpoint is saved: .* resume=True.*/{at:08d}"):
+    with pytest.raises(
+        KeyboardInterrupt,
+        match=rf"at update {at} of 24; the checkpoint is saved: "
+        rf".* resume=True.*/{at:08d}",
+    ):
         fit(model(), DATA, RECIPE, folder=run, log=LOG, progress=False, callback=callback)
     assert [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)] == before
     records = fit(trained, DATA, RECIPE, folder=run, log=LOG, resume=True, progress=False)
@@ -217,8 +265,19 @@ def test_an_interruption_after_an_update_loses_nothing(tmp_path, where):
         return {}
 
     run = tmp_path / "run"
-    with pytest.raises(KeyboardInterrupt, match="interrupted at update 8 of 24; the checkpoint is saved"):
-        fit(model(), DATA, RECIPE, folder=run, log=LOG, progress=False, callback=callback, measures=[(8, measure)])
+    with pytest.raises(
+        KeyboardInterrupt, match="interrupted at update 8 of 24; the checkpoint is saved"
+    ):
+        fit(
+            model(),
+            DATA,
+            RECIPE,
+            folder=run,
+            log=LOG,
+            progress=False,
+            callback=callback,
+            measures=[(8, measure)],
+        )
     assert fit(model(), DATA, RECIPE, folder=run, log=LOG, resume=True, progress=False)[0].step == 9
     assert lines(run) == lines(tmp_path / "whole")
     assert equal(load(run, net=Dropping()), load(tmp_path / "whole", net=Dropping()))
@@ -228,7 +287,8 @@ def test_an_interruption_after_an_update_loses_nothing(tmp_path, where):
 def test_a_second_signal_ends_an_update_and_saves_no_half_of_one(tmp_path, monkeypatch):
     monkeypatch.setattr(interrupt, "_SAME", -1.0)  # else signals within a second are one
     fit(model(), DATA, RECIPE, folder=tmp_path / "whole", log=LOG, progress=False)
-    trained, calls = model(), itertools.count(1)
+    trained = model()
+    calls = itertools.count(1)
 
     def twice(module, given):
         if next(calls) == 9:
@@ -238,7 +298,9 @@ def test_a_second_signal_ends_an_update_and_saves_no_half_of_one(tmp_path, monke
     trained.net.register_forward_pre_hook(twice)
     run = tmp_path / "run"
     with pytest.raises(
-        KeyboardInterrupt, match=r"interrupted at update 8 of 24; the checkpoint of update 6 is saved: .*/00000006"
+        KeyboardInterrupt,
+        match=r"interrupted at update 8 of 24; the checkpoint of update 6 is "
+        r"saved: .*/00000006",
     ):
         fit(trained, DATA, RECIPE, folder=run, log=LOG, progress=False)
     assert fit(model(), DATA, RECIPE, folder=run, log=LOG, resume=True, progress=False)[0].step == 7
@@ -247,35 +309,68 @@ def test_a_second_signal_ends_an_update_and_saves_no_half_of_one(tmp_path, monke
 
 def test_handlers_of_others_stay(tmp_path):
     """Where a program has its own, and in threads, which have none."""
-    came, before = [], signal.getsignal(signal.SIGINT)
+    came = []
+    before = signal.getsignal(signal.SIGINT)
     signal.signal(signal.SIGINT, lambda number, frame: came.append(number))
     try:
         options = {"log": LOG, "progress": False}
-        assert len(fit(model(), DATA, RECIPE, folder=tmp_path / "a", callback=signalling(signal.SIGINT, 3), **options)) == 24
+        assert (
+            len(
+                fit(
+                    model(),
+                    DATA,
+                    RECIPE,
+                    folder=tmp_path / "a",
+                    callback=signalling(signal.SIGINT, 3),
+                    **options,
+                )
+            )
+            == 24
+        )
     finally:
         signal.signal(signal.SIGINT, before)
     assert came == [signal.SIGINT]
-    thread = threading.Thread(target=lambda: came.extend(fit(model(), DATA, RECIPE, folder=tmp_path / "b", **options)))
+    thread = threading.Thread(
+        target=lambda: came.extend(fit(model(), DATA, RECIPE, folder=tmp_path / "b", **options))
+    )
     thread.start()
     thread.join()
     assert len(came) == 25
 
 
 def test_a_run_ends_when_its_time_is_over_and_goes_on(tmp_path, capsys):
-    """An update at least is made in each call; the model and what is loaded have the averaged weights."""
+    """An update at least is made in each call; the model and what is loaded have the averaged
+    weights.
+    """
     recipe = dataclasses.replace(RECIPE, steps=9)
     fit(model(), DATA, recipe, folder=tmp_path / "whole", log=LOG, progress=False)
-    run, steps = tmp_path / "run", []
+    run = tmp_path / "run"
+    steps = []
     while not steps or steps[-1] < 9:
         trained = model()
-        records = fit(trained, DATA, recipe, folder=run, log=LOG, resume=True, minutes=1e-9, progress=not steps)
+        records = fit(
+            trained,
+            DATA,
+            recipe,
+            folder=run,
+            log=LOG,
+            resume=True,
+            minutes=1e-9,
+            progress=not steps,
+        )
         steps += [record.step for record in records]
         assert equal(trained, load(run, net=Dropping()))
         assert not trained.training
     assert steps == list(range(1, 10))
-    assert "minutes are over at update 1 of 9: the same call with resume=True" in capsys.readouterr().err
+    assert (
+        "minutes are over at update 1 of 9: the same call with resume=True"
+        in capsys.readouterr().err
+    )
     assert lines(run) == lines(tmp_path / "whole")
-    assert len(fit(model(), DATA, RECIPE, folder=tmp_path / "long", minutes=10.0, progress=False)) == 24
+    assert (
+        len(fit(model(), DATA, RECIPE, folder=tmp_path / "long", minutes=10.0, progress=False))
+        == 24
+    )
     assert equal(load(run, net=Dropping()), load(tmp_path / "whole", net=Dropping()))
     for minutes in (0, -1.0, float("nan"), float("inf")):
         with pytest.raises(ValueError, match="a number above 0"):
@@ -293,29 +388,56 @@ def stopping(at):
 
 
 def test_networks_of_every_kind_go_on(tmp_path, monkeypatch):
-    """Weights that are shared, frozen or unused, and statistics, which a trial of the compiler leaves as they were."""
+    """Weights that are shared, frozen or unused, and statistics, which a trial of the compiler
+    leaves as they were.
+    """
     monkeypatch.setattr(torch, "compile", lambda net: net)
-    recipe, whole, stopped = dataclasses.replace(RECIPE, compile=True), model(Odd), model(Odd)
+    recipe = dataclasses.replace(RECIPE, compile=True)
+    whole = model(Odd)
+    stopped = model(Odd)
     fit(whole, DATA, recipe, folder=tmp_path / "whole", log=LOG, progress=False)
     with pytest.raises(Stop):
-        fit(model(Odd), DATA, recipe, folder=tmp_path / "run", log=LOG, callback=stopping(9), progress=False)
+        fit(
+            model(Odd),
+            DATA,
+            recipe,
+            folder=tmp_path / "run",
+            log=LOG,
+            callback=stopping(9),
+            progress=False,
+        )
     fit(stopped, DATA, recipe, folder=tmp_path / "run", log=LOG, resume=True, progress=False)
     plain = model(Odd)
     fit(plain, DATA, RECIPE, progress=False)
-    for other in (stopped, plain, load(tmp_path / "run", net=Odd()), load(tmp_path / "run", net=Odd(), ema=0.9)):
-        assert all(torch.equal(value, whole.state_dict()[name]) for name, value in other.state_dict().items())
+    for other in (
+        stopped,
+        plain,
+        load(tmp_path / "run", net=Odd()),
+        load(tmp_path / "run", net=Odd(), ema=0.9),
+    ):
+        assert all(
+            torch.equal(value, whole.state_dict()[name])
+            for name, value in other.state_dict().items()
+        )
 
 
-@pytest.mark.parametrize("fault", [OSError(errno.ENOSPC, "No space left on device"), Stop()], ids=["full", "gone"])
+@pytest.mark.parametrize(
+    "fault", [OSError(errno.ENOSPC, "No space left on device"), Stop()], ids=["full", "gone"]
+)
 def test_faults_at_every_operation_of_a_run_lose_one_interval_at_most(tmp_path, monkeypatch, fault):
-    """Each write, fsync, rename and removal fails in turn; the run then goes on to the same weights and lines."""
-    recipe, log = dataclasses.replace(RECIPE, steps=4, ema=0.9), Log(log_every=1, save_every=2, keep=1)
+    """Each write, fsync, rename and removal fails in turn; the run then goes on to the same weights
+    and lines.
+    """
+    recipe = dataclasses.replace(RECIPE, steps=4, ema=0.9)
+    log = Log(log_every=1, save_every=2, keep=1)
     whole = model()
     fit(whole, DATA, recipe, folder=tmp_path / "whole", log=log, progress=False)
     operations = [(os, "fsync"), (os, "replace"), (os, "unlink"), (os, "rmdir"), (os, "mkdir")]
     operations += [(type(tmp_path), "write_bytes"), (type(tmp_path), "write_text")]
     for k in itertools.count():
-        run, count, steps = tmp_path / f"{k}", itertools.count(), []
+        run = tmp_path / f"{k}"
+        count = itertools.count()
+        steps = []
 
         def failing(real, k=k, count=count):
             def operation(*arguments, **options):
@@ -329,11 +451,20 @@ def test_faults_at_every_operation_of_a_run_lose_one_interval_at_most(tmp_path, 
             for owner, name in operations:
                 patch.setattr(owner, name, failing(getattr(owner, name)))
             try:
-                fit(model(), DATA, recipe, folder=run, log=log, progress=False, callback=steps.append)
+                fit(
+                    model(),
+                    DATA,
+                    recipe,
+                    folder=run,
+                    log=log,
+                    progress=False,
+                    callback=steps.append,
+                )
                 failed = False
             except type(fault):
                 failed = True
-        trained, done = model(), steps[-1].step if steps else 0
+        trained = model()
+        done = steps[-1].step if steps else 0
         records = fit(trained, DATA, recipe, folder=run, log=log, resume=True, progress=False)
         assert len(records) <= 4 - (done - 1) // 2 * 2
         assert equal(trained, whole)
@@ -362,29 +493,55 @@ def test_one_training_at_a_time_writes_to_a_folder(tmp_path):
 
     with pytest.raises(OSError, match="another process is at work in"):
         fit(model(), DATA, RECIPE, folder=tmp_path, log=LOG, callback=another, progress=False)
-    assert fit(model(), DATA, RECIPE, folder=tmp_path, log=LOG, resume=True, progress=False)[0].step == 7
+    assert (
+        fit(model(), DATA, RECIPE, folder=tmp_path, log=LOG, resume=True, progress=False)[0].step
+        == 7
+    )
 
 
 def test_the_checkpoint_that_is_best_is_kept_wherever_it_is(tmp_path):
-    """Between two others, and with the loss that was measured of it; one that was not measured is not taken for it."""
+    """Between two others, and with the loss that was measured of it; one that was not measured is
+    not taken for it.
+    """
     losses = iter([3.0, 1.0, 2.0])
     fit(
-        model(), DATA, RECIPE, folder=tmp_path, log=Log(save_every=6, keep=1), progress=False,
+        model(),
+        DATA,
+        RECIPE,
+        folder=tmp_path,
+        log=Log(save_every=6, keep=1),
+        progress=False,
         measures=[(8, lambda model, step: {"validation_loss": torch.tensor(next(losses))})],
-    )  # fmt: skip
+    )
     found = sorted((tmp_path / "checkpoints").iterdir())
     assert [path.name for path in found] == ["00000016", "00000024"]
-    assert [json.loads((path / "config.json").read_text())["notes"]["validation_loss"] for path in found] == [1.0, 2.0]
+    assert [
+        json.loads((path / "config.json").read_text())["notes"]["validation_loss"] for path in found
+    ] == [1.0, 2.0]
 
 
 def test_other_files_among_the_checkpoints_stay(tmp_path):
     def mine(record):
         if record.step == 7:
-            shutil.copytree(tmp_path / "checkpoints" / "00000006", tmp_path / "checkpoints" / "mine")
+            shutil.copytree(
+                tmp_path / "checkpoints" / "00000006", tmp_path / "checkpoints" / "mine"
+            )
             (tmp_path / "checkpoints" / "notes.txt").write_text("mine")
 
-    fit(model(), DATA, RECIPE, folder=tmp_path, log=Log(save_every=6, keep=1), callback=mine, progress=False)
-    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["00000024", "mine", "notes.txt"]
+    fit(
+        model(),
+        DATA,
+        RECIPE,
+        folder=tmp_path,
+        log=Log(save_every=6, keep=1),
+        callback=mine,
+        progress=False,
+    )
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == [
+        "00000024",
+        "mine",
+        "notes.txt",
+    ]
     assert fit(model(), DATA, RECIPE, folder=tmp_path, resume=True, progress=False) == []
 
 
@@ -413,18 +570,38 @@ def written(run):
 def train(run, *argv, steps=400):
     """The command that is killed."""
     return [
-        *("train", str(run), "--data", "moons", "--width", "16", "--depth", "1", "--steps", str(steps), "--batch-size", "16"),
+        *(
+            "train",
+            str(run),
+            "--data",
+            "moons",
+            "--width",
+            "16",
+            "--depth",
+            "1",
+            "--steps",
+            str(steps),
+            "--batch-size",
+            "16",
+        ),
         *("--save-every", "20", "--keep", "2", *argv),
     ]
 
 
 def test_killed_runs_go_on_to_the_same_weights(tmp_path):
-    """SIGKILL at three random moments: nothing before the last checkpoint is lost, nothing at the end differs."""
+    """SIGKILL at three random moments: nothing before the last checkpoint is lost, nothing at the
+    end differs.
+    """
     assert main(train(tmp_path / "whole")) == 0
-    draw, run, environment = random.Random(0), tmp_path / "killed", {**os.environ, "OMP_NUM_THREADS": "1"}  # noqa: S311
+    draw = random.Random(0)  # noqa: S311
+    run = tmp_path / "killed"
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     for _ in range(3):
-        process = subprocess.Popen([sys.executable, "-m", "sdekit_diffusion", *train(run, "--resume")], env=environment)  # noqa: S603
-        goal, deadline = written(run) + draw.uniform(0.05, 0.3) * written(tmp_path / "whole"), time.monotonic() + 300
+        process = subprocess.Popen(  # noqa: S603
+            [sys.executable, "-m", "sdekit_diffusion", *train(run, "--resume")], env=environment
+        )
+        goal = written(run) + draw.uniform(0.05, 0.3) * written(tmp_path / "whole")
+        deadline = time.monotonic() + 300
         while written(run) < goal:
             assert process.poll() is None
             assert time.monotonic() < deadline
@@ -449,19 +626,34 @@ def gradients(recipe, dtype=torch.float64):
 
 def worker(number, folder, recipes):
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
-    distributed.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=number, world_size=2)
+    distributed.init_process_group(
+        "gloo", init_method=f"file://{folder}/meeting", rank=number, world_size=2
+    )
     torch.set_num_threads(1)
     found = [gradients(recipe) for recipe in recipes]
     trained = model(mlp).double()
-    records = fit(trained, DATA.double(), recipes[0], folder=f"{folder}/run", log=LOG, progress=False)
+    records = fit(
+        trained, DATA.double(), recipes[0], folder=f"{folder}/run", log=LOG, progress=False
+    )
     with pytest.raises(RuntimeError, match="do not see the same checkpoints"):
-        fit(model(mlp).double(), DATA.double(), recipes[0], folder=f"{folder}/{['run', 'else'][number]}", resume=True)
-    torch.save({"gradients": found, "losses": [r.loss for r in records], "weights": trained.state_dict()}, f"{folder}/{number}")
+        fit(
+            model(mlp).double(),
+            DATA.double(),
+            recipes[0],
+            folder=f"{folder}/{['run', 'else'][number]}",
+            resume=True,
+        )
+    torch.save(
+        {"gradients": found, "losses": [r.loss for r in records], "weights": trained.state_dict()},
+        f"{folder}/{number}",
+    )
     distributed.destroy_process_group()
 
 
 def test_two_processes_train_as_one(tmp_path):
-    """Gradients and losses to rounding, with a batch that cannot be halved and in parts too; both end with the same weights."""
+    """Gradients and losses to rounding, with a batch that cannot be halved and in parts too; both
+    end with the same weights.
+    """
     recipes = [
         Recipe(steps=12, batch_size=9, warmup=3, accumulate=accumulate, weighting=weighting)
         for accumulate, weighting in [(1, "plain"), (2, "plain"), (3, "likelihood")]
@@ -473,23 +665,33 @@ def test_two_processes_train_as_one(tmp_path):
         for ours, loss in found:
             torch.testing.assert_close(loss, expected[1], rtol=1e-12, atol=0)
             torch.testing.assert_close(ours, expected[0], rtol=1e-12, atol=1e-15)
-    assert all(torch.equal(first["weights"][name], second["weights"][name]) for name in first["weights"])
+    assert all(
+        torch.equal(first["weights"][name], second["weights"][name]) for name in first["weights"]
+    )
     alone = model(mlp).double()
     records = fit(alone, DATA.double(), recipes[0], progress=False)
     torch.testing.assert_close([r.loss for r in records], first["losses"], rtol=1e-9, atol=0)
-    assert all(torch.equal(value, first["weights"][name]) for name, value in load(tmp_path / "run").state_dict().items())
+    assert all(
+        torch.equal(value, first["weights"][name])
+        for name, value in load(tmp_path / "run").state_dict().items()
+    )
     assert [line["step"] for line in lines(tmp_path / "run")] == [4, 6, 8, 12]
 
 
 def stopped(number, folder):
     """Two processes, one of which has a signal, then less time."""
-    distributed.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=number, world_size=2)
+    distributed.init_process_group(
+        "gloo", init_method=f"file://{folder}/meeting", rank=number, world_size=2
+    )
     torch.set_num_threads(1)
-    recipe, run = dataclasses.replace(RECIPE, batch_size=8), f"{folder}/run"
+    recipe = dataclasses.replace(RECIPE, batch_size=8)
+    run = f"{folder}/run"
 
     def going(minutes=None, callback=None, run=run):
         options = {"minutes": minutes, "callback": callback, "progress": False}
-        return [r.step for r in fit(model(), DATA, recipe, folder=run, log=LOG, resume=True, **options)]
+        return [
+            r.step for r in fit(model(), DATA, recipe, folder=run, log=LOG, resume=True, **options)
+        ]
 
     steps = [going(run=f"{folder}/whole")]
     with pytest.raises(KeyboardInterrupt, match="interrupted at update 3 of 24"):
@@ -510,7 +712,8 @@ def test_processes_stop_after_the_same_update(tmp_path):
 
 @pytest.mark.parametrize("accumulate", [2, 3, 9])
 def test_parts_of_a_batch_add_up(accumulate):
-    whole, parts = gradients(Recipe(batch_size=9)), gradients(Recipe(batch_size=9, accumulate=accumulate))
+    whole = gradients(Recipe(batch_size=9))
+    parts = gradients(Recipe(batch_size=9, accumulate=accumulate))
     torch.testing.assert_close(parts, whole, rtol=1e-12, atol=1e-15)
     with pytest.raises(ValueError, match="cannot be taken in 10 parts"):
         Training(model(), DATA, Recipe(batch_size=9, accumulate=10))
@@ -521,11 +724,15 @@ def test_parts_of_a_batch_add_up(accumulate):
 
 @pytest.mark.parametrize(("n", "size"), [(50, 7), (3, 8), (1, 4)])
 def test_samples_come_in_the_order_of_the_seed(n, size):
-    """Each epoch a permutation, not the same twice; from any number on, in any batches, in any parts: the same order."""
-    source, total = Shuffled(torch.arange(n)), 4 * n + size
+    """Each epoch a permutation, not the same twice; from any number on, in any batches, in any
+    parts: the same order.
+    """
+    source = Shuffled(torch.arange(n))
+    total = 4 * n + size
 
     def seen(size, first=0, part=slice(None), seed=0):
-        batches, found = source.batches(size, seed=seed, first=first, part=part), []
+        batches = source.batches(size, seed=seed, first=first, part=part)
+        found = []
         while len(found) * size < total:
             found.append(next(batches))
         return torch.stack(found)
@@ -581,14 +788,20 @@ def test_measures_see_the_averaged_weights_and_change_nothing(tmp_path):
         seen.append((step, [weight.clone() for weight in averaged.parameters()]))
         return {"found": step / 2}
 
-    measured, plain = model(), model()
+    measured = model()
+    plain = model()
     measures = [(10, measure), (24, validation_loss(DATA, RECIPE))]
     fit(measured, DATA, RECIPE, measures=measures, folder=tmp_path, log=LOG, progress=False)
     fit(plain, DATA, RECIPE, progress=False)
     assert equal(measured, plain)
     assert [step for step, _ in seen] == [10, 20, 24]
     assert all(torch.equal(a, b) for a, b in zip(seen[-1][1], measured.parameters(), strict=True))
-    assert [line.get("found") for line in lines(tmp_path) if line["step"] in (10, 12, 20, 24)] == [5.0, None, 10.0, 12.0]
+    assert [line.get("found") for line in lines(tmp_path) if line["step"] in (10, 12, 20, 24)] == [
+        5.0,
+        None,
+        10.0,
+        12.0,
+    ]
     with torch.no_grad():
         expected = float(dsm_loss(measured, DATA, seed=0).mean())
     assert lines(tmp_path)[-1]["validation_loss"] == pytest.approx(expected, rel=1e-6)
@@ -600,7 +813,9 @@ def test_measures_are_refused():
     with pytest.raises(ValueError, match="from 1 on; not every 0"):
         fit(model(), DATA, RECIPE, measures=[(0, lambda model, step: {})], progress=False)
     with pytest.raises(ValueError, match="names loss, lr, seconds, step are the training's own"):
-        fit(model(), DATA, RECIPE, measures=[(2, lambda model, step: {"loss": 1.0})], progress=False)
+        fit(
+            model(), DATA, RECIPE, measures=[(2, lambda model, step: {"loss": 1.0})], progress=False
+        )
     with pytest.raises(ValueError, match="no samples to find a validation loss of"):
         validation_loss(DATA[:0])
 
@@ -616,13 +831,18 @@ class Labelled(nn.Module):
         return scale * (self.layer(x) + torch.as_tensor(y).reshape(-1, 1))
 
 
-@pytest.mark.parametrize("y", [torch.arange(10.0), np.arange(10.0), list(range(10)), {"labels": torch.arange(10.0)}])
+@pytest.mark.parametrize(
+    "y", [torch.arange(10.0), np.arange(10.0), list(range(10)), {"labels": torch.arange(10.0)}]
+)
 @pytest.mark.parametrize("folder", [False, True])
 def test_labels_do_not_meet_shuffled_rows(tmp_path, y, folder):
     """As many labels as rows in a batch: every update would have given them to other rows."""
-    conditioned, before = model(Labelled).given(y=y), list(tmp_path.iterdir())
+    conditioned = model(Labelled).given(y=y)
+    before = list(tmp_path.iterdir())
     with pytest.raises(
-        ValueError, match=r"given y, .* training shuffles .* dsm_loss\(model\.given\(y=y\[rows\]\), data\[rows\]\)"
+        ValueError,
+        match=r"given y, .* training shuffles .* "
+        r"dsm_loss\(model\.given\(y=y\[rows\]\), data\[rows\]\)",
     ):
         Training(conditioned, DATA, RECIPE)
     with pytest.raises(ValueError, match="training shuffles"):
@@ -632,12 +852,15 @@ def test_labels_do_not_meet_shuffled_rows(tmp_path, y, folder):
 
 def test_single_values_are_trained_with(tmp_path):
     """One value for all samples; but nothing is written that would forget it."""
-    plain, doubled = model(Labelled), model(Labelled).given(scale=torch.tensor(2.0), y=0.0)
+    plain = model(Labelled)
+    doubled = model(Labelled).given(scale=torch.tensor(2.0), y=0.0)
     fit(plain, DATA, RECIPE, progress=False)
     fit(doubled, DATA, RECIPE, progress=False)
     assert not equal(plain, doubled)
     with pytest.raises(
-        ValueError, match=r"given scale, y, which a checkpoint does not hold: .* call given\(scale=\.\.\., y=\.\.\.\)"
+        ValueError,
+        match=r"given scale, y, which a checkpoint does not hold: .* call "
+        r"given\(scale=\.\.\., y=\.\.\.\)",
     ):
         fit(doubled, DATA, RECIPE, folder=tmp_path / "run", progress=False)
     with pytest.raises(ValueError, match="a checkpoint does not hold"):
@@ -652,14 +875,18 @@ def test_a_validation_loss_gives_labels_to_their_samples():
     conditioned = model(Labelled).given(y=labels)
     found = validation_loss(x)(conditioned, 0)["validation_loss"]
     with torch.no_grad():
-        alone = [dsm_loss(conditioned.given(y=labels[i : i + 1]), x[i : i + 1], seed=0, first=i) for i in range(300)]
+        alone = [
+            dsm_loss(conditioned.given(y=labels[i : i + 1]), x[i : i + 1], seed=0, first=i)
+            for i in range(300)
+        ]
     assert found == pytest.approx(float(torch.cat(alone).mean()), rel=1e-5)
     with pytest.raises(ValueError, match="250 entries for 300 samples"):
         validation_loss(x)(conditioned.given(y=labels[:250]), 0)
 
 
 def test_validation_dequantises():
-    levels, recipe = torch.randint(0, 4, (300, 2), generator=torch.Generator().manual_seed(0)), Recipe(seed=3)
+    levels = torch.randint(0, 4, (300, 2), generator=torch.Generator().manual_seed(0))
+    recipe = Recipe(seed=3)
     seen = []
 
     def transform(rows, u):
@@ -667,7 +894,8 @@ def test_validation_dequantises():
         return (rows + u) / 4
 
     measure = validation_loss(levels, recipe, transform=transform)
-    first, second = measure(model().eval(), 1), measure(model().eval(), 2)
+    first = measure(model().eval(), 1)
+    second = measure(model().eval(), 2)
     assert first == second
     assert [len(u) for u in seen[:2]] == [250, 50]
     assert torch.cat(seen[:2]).unique().numel() == 600
@@ -688,13 +916,20 @@ def test_schedules():
 
 
 def test_half_precision_is_of_the_products_alone():
-    """bfloat16 within the network, weights and averages in float32, and a loss that differs by its rounding."""
+    """bfloat16 within the network, weights and averages in float32, and a loss that differs by its
+    rounding.
+    """
     kinds = []
     trained = model()
     trained.net.layers[0].register_forward_hook(lambda module, given, out: kinds.append(out.dtype))
     recipe = Recipe(steps=24, batch_size=10, warmup=3, precision="bfloat16")
     half = torch.stack([record.loss for record in Training(trained, DATA, recipe)])
-    full = torch.stack([record.loss for record in Training(model(), DATA, Recipe(steps=24, batch_size=10, warmup=3))])
+    full = torch.stack(
+        [
+            record.loss
+            for record in Training(model(), DATA, Recipe(steps=24, batch_size=10, warmup=3))
+        ]
+    )
     assert set(kinds) == {torch.bfloat16}
     with pytest.raises(ValueError, match="products of float64 are not taken in bfloat16"):
         Training(model().double(), DATA, recipe)
@@ -714,8 +949,13 @@ def test_what_cannot_be_compiled_is_trained_all_the_same(monkeypatch):
         return call
 
     monkeypatch.setattr(torch, "compile", broken)
-    compiled, plain = model(), model()
-    with pytest.warns(RuntimeWarning, match=r"torch.compile failed \(no compiler\); training goes on without it"):
+    compiled = model()
+    plain = model()
+    with pytest.warns(
+        RuntimeWarning,
+        match=r"torch.compile failed \(no compiler\); training goes "
+        r"on without it",
+    ):
         fit(compiled, DATA, Recipe(steps=5, compile=True), progress=False)
     fit(plain, DATA, Recipe(steps=5), progress=False)
     assert equal(compiled, plain)
@@ -729,7 +969,8 @@ def test_compiled_networks_train_the_same_weights(monkeypatch):
         return lambda x, t: (calls.append(1), net(x, t))[1]
 
     monkeypatch.setattr(torch, "compile", noting)
-    compiled, plain = model(), model()
+    compiled = model()
+    plain = model()
     fit(compiled, DATA, Recipe(steps=5, compile=True), progress=False)
     fit(plain, DATA, Recipe(steps=5), progress=False)
     assert len(calls) == 6
@@ -738,9 +979,13 @@ def test_compiled_networks_train_the_same_weights(monkeypatch):
 
 def test_the_command_line_stops_with_a_checkpoint(tmp_path, capsys):
     """When its time is over, and by a signal."""
-    run, environment = tmp_path / "run", {**os.environ, "OMP_NUM_THREADS": "1"}
+    run = tmp_path / "run"
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     assert main(train(run, "--minutes", "1e-9", steps=40)) == 0
-    assert "1 of 40 updates are done; the same command with --resume goes on" in capsys.readouterr().out
+    assert (
+        "1 of 40 updates are done; the same command with --resume goes on"
+        in capsys.readouterr().out
+    )
     argv = [sys.executable, "-m", "sdekit_diffusion", *train(run, "--resume", steps=10**6)]
     assert main([*argv[3:]]) == 2
     assert "begun with steps = 40" in capsys.readouterr().err
@@ -753,7 +998,11 @@ def test_the_command_line_stops_with_a_checkpoint(tmp_path, capsys):
     process.send_signal(signal.SIGTERM)
     said = process.communicate(timeout=300)[1]
     assert process.returncode == 130
-    found = re.search(r"error: interrupted at update (\d+) of 1000000; the checkpoint is saved: .*--resume", said)
+    found = re.search(
+        r"error: interrupted at update (\d+) of 1000000; the checkpoint is saved: "
+        r".*--resume",
+        said,
+    )
     assert (run / "checkpoints" / f"{int(found[1]):08d}" / "config.json").exists()
     assert load(run)
 

@@ -1,4 +1,6 @@
-"""Damaged files of every kind are refused with a message or harmless, and pickles are never executed."""
+"""Damaged files of every kind are refused with a message or harmless, and pickles are never
+executed.
+"""
 
 import io
 import pickle
@@ -13,7 +15,10 @@ from _kinds import Fuzz, kinds
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-pytestmark = [pytest.mark.filterwarnings(f"ignore::{kind}") for kind in ("DeprecationWarning", "FutureWarning")]
+pytestmark = [
+    pytest.mark.filterwarnings(f"ignore::{kind}")
+    for kind in ("DeprecationWarning", "FutureWarning")
+]
 FOLDER = TemporaryDirectory()
 KINDS = {kind.name: kind for kind in kinds(Path(FOLDER.name))}
 NAMES = pytest.mark.parametrize("name", KINDS, ids=[name.replace(" ", "_") for name in KINDS])
@@ -30,7 +35,9 @@ def readable(name):
 
 @NAMES
 def test_damage(name, tmp_path):
-    """300 files of each kind: only the documented errors, with a message; no changed value where there is a checksum."""
+    """300 files of each kind: only the documented errors, with a message; no changed value where
+    there is a checksum.
+    """
     fuzz = Fuzz(readable(name), tmp_path)
 
     @settings(max_examples=300, deadline=None, derandomize=True, database=None)
@@ -73,16 +80,22 @@ def bombs(marker):
 
 def test_the_bomb_goes_off_where_it_is_executed(tmp_path):
     plain, npy, *_ = bombs(tmp_path / "executed")
-    for execute in (lambda: pickle.loads(plain), lambda: np.load(io.BytesIO(npy), allow_pickle=True)):  # noqa: S301
+    for execute in (
+        lambda: pickle.loads(plain),  # noqa: S301
+        lambda: np.load(io.BytesIO(npy), allow_pickle=True),
+    ):
         execute()
         (tmp_path / "executed").unlink()
 
 
 @NAMES
-@pytest.mark.parametrize("which", range(6), ids=["pickle", "npy", "npz", "pth", "legacy_pth", "zip"])
+@pytest.mark.parametrize(
+    "which", range(6), ids=["pickle", "npy", "npz", "pth", "legacy_pth", "zip"]
+)
 def test_no_pickle_is_executed(name, which, tmp_path):
     """In the place of each file of each kind."""
-    kind, folder = readable(name), tmp_path / "files"
+    kind = readable(name)
+    folder = tmp_path / "files"
     folder.mkdir()
     kind.write(folder)
     (folder / kind.file).write_bytes(bombs(tmp_path / "executed")[which])

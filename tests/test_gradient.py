@@ -1,4 +1,6 @@
-"""Gradients through a solve: right, second ones too, in the memory promised; torch.func and torch.compile."""
+"""Gradients through a solve: right, second ones too, in the memory promised; torch.func and
+torch.compile.
+"""
 
 import functools
 import shutil
@@ -41,10 +43,14 @@ from sdekit._solvers.planned import AbstractPlanned
 # torch itself still scripts some of its derivatives; dynamo warns where it traces through a cache.
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore:Dynamo detected a call to a `functools.lru_cache`:UserWarning"),
+    pytest.mark.filterwarnings(
+        "ignore:Dynamo detected a call to a `functools.lru_cache`:UserWarning"
+    ),
 ]
 
-DIRECTIONS = pytest.mark.parametrize("ends", [(0.2, 1.0), (1.0, 0.2)], ids=["forwards", "backwards"])
+DIRECTIONS = pytest.mark.parametrize(
+    "ends", [(0.2, 1.0), (1.0, 0.2)], ids=["forwards", "backwards"]
+)
 KINDS = ["none", "additive", "diagonal", "scalar", "general"]
 
 
@@ -59,14 +65,22 @@ def equation(kind, theta, sde_type="stratonovich"):
         "additive": lambda t, x: (0.6 + 0.3 * torch.sin(b * t)) * torch.ones_like(x),
         "diagonal": lambda t, x: 0.8 + 0.3 * torch.cos(b * x),
         "scalar": lambda t, x: 0.8 + 0.3 * torch.cos(b * x),
-        "general": lambda t, x: torch.stack([0.6 + 0.3 * torch.cos(b * x), 0.4 * torch.sin(2 * x) - 0.3 * t], dim=-1),
+        "general": lambda t, x: torch.stack(
+            [0.6 + 0.3 * torch.cos(b * x), 0.4 * torch.sin(2 * x) - 0.3 * t], dim=-1
+        ),
     }
-    return ODE(f) if kind == "none" else SDE(f, g[kind], kind, sde_type, noise_size=2 if kind == "general" else None)
+    return (
+        ODE(f)
+        if kind == "none"
+        else SDE(f, g[kind], kind, sde_type, noise_size=2 if kind == "general" else None)
+    )
 
 
 def states(problem, x0, ts, *, solver, gradient=None):
     """All states of a solve after the first."""
-    return solve(problem, x0, ts, solver=solver, noise=WhiteNoise(1), gradient=gradient, save="all").xs[1:]
+    return solve(
+        problem, x0, ts, solver=solver, noise=WhiteNoise(1), gradient=gradient, save="all"
+    ).xs[1:]
 
 
 def end(problem, x0, ts, *, solver, gradient=None):
@@ -76,12 +90,17 @@ def end(problem, x0, ts, *, solver, gradient=None):
 
 def tensors(*shapes):
     generator = torch.Generator().manual_seed(0)
-    return [torch.randn(shape, generator=generator, dtype=torch.float64).requires_grad_() for shape in shapes]
+    return [
+        torch.randn(shape, generator=generator, dtype=torch.float64).requires_grad_()
+        for shape in shapes
+    ]
 
 
 def network(width=16, dtype=torch.float64):
     torch.manual_seed(0)
-    return torch.nn.Sequential(torch.nn.Linear(2, width), torch.nn.Tanh(), torch.nn.Linear(width, 2)).to(dtype)
+    return torch.nn.Sequential(
+        torch.nn.Linear(2, width), torch.nn.Tanh(), torch.nn.Linear(width, 2)
+    ).to(dtype)
 
 
 # The numbers
@@ -89,12 +108,15 @@ def network(width=16, dtype=torch.float64):
 
 @DIRECTIONS
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("gradient", [None, Checkpointed(), Reversible()], ids=["plain", "checkpointed", "reversible"])
+@pytest.mark.parametrize(
+    "gradient", [None, Checkpointed(), Reversible()], ids=["plain", "checkpointed", "reversible"]
+)
 def test_gradients_are_those_of_finite_differences(gradient, kind, ends):
     x0, a, b = tensors((2, 2), (), ())
 
     def solved(x0, a, b):
-        problem, ts = equation(kind, (a, b)), uniform(*ends, 5)
+        problem = equation(kind, (a, b))
+        ts = uniform(*ends, 5)
         return (
             end(problem, x0, ts, solver=ReversibleHeun(), gradient=gradient),
             states(problem, x0, ts, solver=ReversibleHeun(), gradient=gradient),
@@ -110,7 +132,13 @@ def test_second_derivatives(gradient, kind, ends):
     x0, a, b = tensors((1, 2), (), ())
 
     def solved(x0, a, b):
-        return end(equation(kind, (a, b)), x0, uniform(*ends, 4), solver=ReversibleHeun(), gradient=gradient)
+        return end(
+            equation(kind, (a, b)),
+            x0,
+            uniform(*ends, 4),
+            solver=ReversibleHeun(),
+            gradient=gradient,
+        )
 
     assert torch.autograd.gradgradcheck(solved, (x0, a, b))
 
@@ -118,19 +146,24 @@ def test_second_derivatives(gradient, kind, ends):
 @DIRECTIONS
 @pytest.mark.parametrize("value", [end, states])
 @pytest.mark.parametrize(
-    ("gradient", "tolerance"), [(Checkpointed(), 1e-13), (Reversible(), 1e-9)], ids=["checkpointed", "reversible"]
+    ("gradient", "tolerance"),
+    [(Checkpointed(), 1e-13), (Reversible(), 1e-9)],
+    ids=["checkpointed", "reversible"],
 )
 def test_a_thousand_steps_give_the_plain_gradient(gradient, tolerance, value, ends):
     net = network()
     (x0, scale) = tensors((8, 2), 2)
-    problem = SDE(lambda t, x: net(x) - x, lambda t, x: 0.2 + scale * torch.cos(x), "diagonal", "stratonovich")
+    problem = SDE(
+        lambda t, x: net(x) - x, lambda t, x: 0.2 + scale * torch.cos(x), "diagonal", "stratonovich"
+    )
     wanted = [x0, scale, *net.parameters()]
 
     def solved(gradient):
         x = value(problem, x0, uniform(*ends, 1000), solver=ReversibleHeun(), gradient=gradient)
         return x.detach(), torch.autograd.grad((x * torch.cos(x)).sum(), wanted)
 
-    (x, ours), (y, plain) = solved(gradient), solved(None)
+    (x, ours) = solved(gradient)
+    (y, plain) = solved(None)
     assert torch.equal(x, y)
     for a, b in zip(ours, plain, strict=True):
         torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance * float(b.abs().max()))
@@ -142,24 +175,39 @@ def test_checkpointing_serves_every_solver(solver, steps):
     x0, a, b = tensors((3, 2), (), ())
     for kind in solver.order:
         problem = equation(kind, (a, b), solver.sde_type)
-        x, y = (end(problem, x0, uniform(0.0, 1.0, steps), solver=solver, gradient=g) for g in (Checkpointed(), None))
-        ours, plain = (torch.autograd.grad(x.sum(), (x0, a, b), materialize_grads=True) for x in (x, y))
+        x, y = (
+            end(problem, x0, uniform(0.0, 1.0, steps), solver=solver, gradient=g)
+            for g in (Checkpointed(), None)
+        )
+        ours, plain = (
+            torch.autograd.grad(x.sum(), (x0, a, b), materialize_grads=True) for x in (x, y)
+        )
         assert torch.equal(x, y)
         torch.testing.assert_close(ours, plain, rtol=1e-13, atol=1e-13)
 
 
 def test_checkpointing_repeats_dropout():
-    net = torch.nn.Sequential(torch.nn.Linear(2, 8), torch.nn.Dropout(0.5), torch.nn.Tanh(), torch.nn.Linear(8, 2))
+    net = torch.nn.Sequential(
+        torch.nn.Linear(2, 8), torch.nn.Dropout(0.5), torch.nn.Tanh(), torch.nn.Linear(8, 2)
+    )
 
     def solved(gradient):
         torch.manual_seed(5)
-        x = end(ODE(lambda t, x: net(x)), torch.ones(4, 2), uniform(0.0, 1.0, 10), solver=Heun(), gradient=gradient)
+        x = end(
+            ODE(lambda t, x: net(x)),
+            torch.ones(4, 2),
+            uniform(0.0, 1.0, 10),
+            solver=Heun(),
+            gradient=gradient,
+        )
         return torch.autograd.grad(x.sum(), list(net.parameters()))
 
     torch.testing.assert_close(solved(Checkpointed()), solved(None))
 
 
-@pytest.mark.parametrize("gradient", [Checkpointed(), Reversible()], ids=["checkpointed", "reversible"])
+@pytest.mark.parametrize(
+    "gradient", [Checkpointed(), Reversible()], ids=["checkpointed", "reversible"]
+)
 def test_without_autograd_nothing_is_kept_or_repeated(gradient):
     x0, a, b = tensors((3, 2), (), ())
     problem, calls = counted(equation("diagonal", (a, b)))
@@ -181,20 +229,31 @@ def test_leaves_behind_a_graph_get_their_gradient():
     x = end(problem_of(a), x0, grid, solver=ReversibleHeun(), gradient=Reversible())
     y = end(problem_of(a), x0, grid, solver=ReversibleHeun())
     for wanted in ([x0, z], [x0]):
-        ours, plain = (torch.autograd.grad(x.square().sum() + a, wanted, retain_graph=True) for x in (x, y))
+        ours, plain = (
+            torch.autograd.grad(x.square().sum() + a, wanted, retain_graph=True) for x in (x, y)
+        )
         torch.testing.assert_close(ours, plain, rtol=1e-12, atol=1e-12)
     named = end(problem_of(a), x0, grid, solver=ReversibleHeun(), gradient=Reversible([a]))
     for wanted in ([x0, z], [a], [x0]):
-        ours, plain = (torch.autograd.grad(x.square().sum(), wanted, retain_graph=True) for x in (named, y))
+        ours, plain = (
+            torch.autograd.grad(x.square().sum(), wanted, retain_graph=True) for x in (named, y)
+        )
         torch.testing.assert_close(ours, plain, rtol=1e-12, atol=1e-12)
 
 
 def test_gradients_accumulate_in_leaves():
-    net, found = network(), []
+    net = network()
+    found = []
     for gradient in (None, Reversible(), Reversible(net.parameters()), Checkpointed()):
         net.zero_grad()
         x0 = torch.ones(3, 2, dtype=torch.float64)
-        end(ODE(lambda t, x: net(x)), x0, uniform(0, 1, 20), solver=ReversibleHeun(), gradient=gradient).sum().backward()
+        end(
+            ODE(lambda t, x: net(x)),
+            x0,
+            uniform(0, 1, 20),
+            solver=ReversibleHeun(),
+            gradient=gradient,
+        ).sum().backward()
         found.append([p.grad.clone() for p in net.parameters()])
     for ours in found[1:]:
         torch.testing.assert_close(ours, found[0], rtol=1e-12, atol=1e-12)
@@ -202,7 +261,13 @@ def test_gradients_accumulate_in_leaves():
 
 def test_only_the_parameters_given_get_a_gradient():
     x0, a, b = tensors((3, 2), (), ())
-    x = end(equation("diagonal", (a, b)), x0, uniform(0, 1, 5), solver=ReversibleHeun(), gradient=Reversible([a]))
+    x = end(
+        equation("diagonal", (a, b)),
+        x0,
+        uniform(0, 1, 5),
+        solver=ReversibleHeun(),
+        gradient=Reversible([a]),
+    )
     found = torch.autograd.grad(x.sum(), (x0, a, b), allow_unused=True)
     assert [g is None for g in found] == [False, False, True]
 
@@ -213,7 +278,11 @@ def test_a_leaf_that_turns_up_late_is_refused():
     for gradient in (Reversible(), Reversible([a])):
         x = end(problem, x0, uniform(0.0, 1.0, 10), solver=ReversibleHeun(), gradient=gradient)
         if gradient.parameters is None:
-            with pytest.raises(RuntimeError, match=r"list what f and g depend on: Reversible\(parameters\)"):
+            with pytest.raises(
+                RuntimeError,
+                match=r"list what f and g depend on: "
+                r"Reversible\(parameters\)",
+            ):
                 x.sum().backward()
         else:
             (found,) = torch.autograd.grad(x.sum(), a)
@@ -223,7 +292,13 @@ def test_a_leaf_that_turns_up_late_is_refused():
 
 def test_parameters_changed_before_the_backward_pass_are_noticed():
     net = network()
-    x = end(ODE(lambda t, x: net(x)), *tensors((3, 2)), uniform(0, 1, 5), solver=ReversibleHeun(), gradient=Reversible())
+    x = end(
+        ODE(lambda t, x: net(x)),
+        *tensors((3, 2)),
+        uniform(0, 1, 5),
+        solver=ReversibleHeun(),
+        gradient=Reversible(),
+    )
     with torch.no_grad():
         net[0].weight.add_(1.0)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
@@ -242,9 +317,19 @@ def test_what_reversible_refuses():
 
 def test_reversible_refuses_a_way_back_that_does_not_return():
     theta = torch.tensor(6.0, requires_grad=True)
-    problem = SDE(lambda t, x: torch.tanh(x) - theta * x, lambda t, x: 0.3 * torch.ones_like(x), "additive", "stratonovich")
+    problem = SDE(
+        lambda t, x: torch.tanh(x) - theta * x,
+        lambda t, x: 0.3 * torch.ones_like(x),
+        "additive",
+        "stratonovich",
+    )
     x = solve(
-        problem, torch.ones(3, 2), uniform(0, 5, 500), solver=ReversibleHeun(), noise=WhiteNoise(0), gradient=Reversible()
+        problem,
+        torch.ones(3, 2),
+        uniform(0, 5, 500),
+        solver=ReversibleHeun(),
+        noise=WhiteNoise(0),
+        gradient=Reversible(),
     ).x
     with pytest.raises(ArithmeticError, match="away from x0"):
         x.sum().backward()
@@ -252,8 +337,11 @@ def test_reversible_refuses_a_way_back_that_does_not_return():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_how_far_a_way_back_may_miss(dtype):
-    """By the cube root of the dtype's rounding error, relative to one plus the largest number of x0."""
-    x0, allowed = torch.tensor([[3.0, -1.0]], dtype=dtype), 4 * torch.finfo(dtype).eps ** (1 / 3)
+    """By the cube root of the dtype's rounding error, relative to one plus the largest number of
+    x0.
+    """
+    x0 = torch.tensor([[3.0, -1.0]], dtype=dtype)
+    allowed = 4 * torch.finfo(dtype).eps ** (1 / 3)
     _require_return(x0 + 0.95 * allowed, x0)
     with pytest.raises(ArithmeticError, match="away from x0"):
         _require_return(x0 + 1.05 * allowed, x0)
@@ -265,22 +353,34 @@ def test_checkpoints_hold_solvers_that_differentiate(solver):
     theta = torch.tensor(0.4, dtype=torch.float64, requires_grad=True)
     forward = SDE(lambda t, x: -theta * x, lambda t, x: 0.1 + theta * x)
     x0 = torch.ones(3, 1, dtype=torch.float64)
-    for problem, ts in ((forward, uniform(0, 1, 16)), (ReverseSDE(forward, lambda t, x: -x), uniform(1, 0, 16))):
+    for problem, ts in (
+        (forward, uniform(0, 1, 16)),
+        (ReverseSDE(forward, lambda t, x: -x), uniform(1, 0, 16)),
+    ):
         plain, checkpointed = (
-            torch.autograd.grad(solve(problem, x0, ts, solver=solver, noise=WhiteNoise(0), gradient=gradient).x.sum(), theta)[0]
+            torch.autograd.grad(
+                solve(
+                    problem, x0, ts, solver=solver, noise=WhiteNoise(0), gradient=gradient
+                ).x.sum(),
+                theta,
+            )[0]
             for gradient in (None, Checkpointed())
         )
         torch.testing.assert_close(plain, checkpointed, rtol=1e-12, atol=0)
 
 
 @pytest.mark.parametrize("save", ["last", "all"])
-@pytest.mark.parametrize("gradient", [Checkpointed(), Reversible()], ids=["checkpointed", "reversible"])
+@pytest.mark.parametrize(
+    "gradient", [Checkpointed(), Reversible()], ids=["checkpointed", "reversible"]
+)
 def test_failures_are_located(gradient, save):
     problem = ODE(lambda t, x: torch.where(t > 0.5, torch.nan, -x))
     options = {"solver": ReversibleHeun(), "gradient": gradient, "save": save}
     with pytest.raises(NotFiniteError, match=r"after step 6, at t = 0\.6, in 3 of 3 samples"):
         solve(problem, torch.ones(3, 2), uniform(0, 1, 10), **options)
-    assert solve(problem, torch.ones(3, 2), uniform(0, 1, 10), **options, throw=False).status.tolist() == [1, 1, 1]
+    assert solve(
+        problem, torch.ones(3, 2), uniform(0, 1, 10), **options, throw=False
+    ).status.tolist() == [1, 1, 1]
     assert solve(problem, torch.ones(0, 2), uniform(0, 1, 10), **options).x.shape == (0, 2)
 
 
@@ -318,12 +418,17 @@ class Peak(TorchDispatchMode):
 
     def __init__(self):
         super().__init__()
-        self.known, self.now, self.most = set(), 0, 0
+        self.known = set()
+        self.now = 0
+        self.most = 0
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
         for tensor in tree_leaves(out):
-            if isinstance(tensor, torch.Tensor) and tensor.untyped_storage().data_ptr() not in self.known:
+            if (
+                isinstance(tensor, torch.Tensor)
+                and tensor.untyped_storage().data_ptr() not in self.known
+            ):
                 storage = tensor.untyped_storage()
                 self.known.add(storage.data_ptr())
                 self.now += storage.nbytes()
@@ -337,8 +442,12 @@ class Peak(TorchDispatchMode):
 
 
 def peak(gradient, steps):
-    net, x0, ts = network(32, torch.float32), torch.ones(16, 2), uniform(0.0, 1.0, steps)
-    problem = SDE(lambda t, x: net(x) - x, lambda t, x: 0.2 + 0.1 * torch.cos(x), "diagonal", "stratonovich")
+    net = network(32, torch.float32)
+    x0 = torch.ones(16, 2)
+    ts = uniform(0.0, 1.0, steps)
+    problem = SDE(
+        lambda t, x: net(x) - x, lambda t, x: 0.2 + 0.1 * torch.cos(x), "diagonal", "stratonovich"
+    )
     with Peak() as seen:
         x = end(problem, x0, ts, solver=ReversibleHeun(), gradient=gradient)
         torch.autograd.grad(x.sum(), list(net.parameters()))
@@ -412,7 +521,8 @@ def with_parameter(solver, kind, a):
 @SOLVERS
 def test_solves_under_torch_func(solver, kind):
     """The finite check reads values, which vmap hides: it passes there."""
-    x0, a = torch.linspace(-1, 1.2, 4, dtype=torch.float64).reshape(2, 2), torch.tensor(1.3, dtype=torch.float64)
+    x0 = torch.linspace(-1, 1.2, 4, dtype=torch.float64).reshape(2, 2)
+    a = torch.tensor(1.3, dtype=torch.float64)
 
     def last(x0, a=a):
         return end(with_parameter(solver, kind, a), x0, uniform(1.0, 0.0, 4), solver=solver)
@@ -420,10 +530,14 @@ def test_solves_under_torch_func(solver, kind):
     def every(x0, a=a):
         return states(with_parameter(solver, kind, a), x0, uniform(1.0, 0.0, 4), solver=solver)
 
-    parameters, starts = torch.tensor([0.5, 1.0, 2.0], dtype=torch.float64), torch.stack([x0, 2 * x0])
+    parameters = torch.tensor([0.5, 1.0, 2.0], dtype=torch.float64)
+    starts = torch.stack([x0, 2 * x0])
     for solved in (last, every):
         close = functools.partial(torch.testing.assert_close, rtol=1e-12, atol=1e-12)
-        close(vmap(functools.partial(solved, x0))(parameters), torch.stack([solved(x0, a) for a in parameters]))
+        close(
+            vmap(functools.partial(solved, x0))(parameters),
+            torch.stack([solved(x0, a) for a in parameters]),
+        )
         close(vmap(solved)(starts), torch.stack([solved(x) for x in starts]))
         jacobian = torch.autograd.functional.jacobian(solved, x0)
         close(jacrev(solved)(x0), jacobian)
@@ -434,17 +548,27 @@ def test_solves_under_torch_func(solver, kind):
 
 
 def compiled_steps(solver, kind, time, backend, steps=4):
-    """The end of a solve whose steps are compiled, the end of one whose steps are not, and how often there was compiling."""
+    """The end of a solve whose steps are compiled, the end of one whose steps are not, and how
+    often there was compiling.
+    """
     torch._dynamo.reset()
     counters.clear()
-    x0, a = torch.linspace(-1, 1.2, 6, dtype=torch.float64).reshape(3, 2), torch.tensor(1.3, dtype=torch.float64)
+    x0 = torch.linspace(-1, 1.2, 6, dtype=torch.float64).reshape(3, 2)
+    a = torch.tensor(1.3, dtype=torch.float64)
     ts = uniform(1.0, 0.0, steps).tolist()
     problem = with_parameter(solver, kind, a)
-    solver, ends = solver.plan(problem, ts), []
+    solver = solver.plan(problem, ts)
+    ends = []
     for step in (torch.compile(solver.step, backend=backend, fullgraph=True), solver.step):
-        x, state = x0, solver.init(problem, time(ts[0]), x0)
+        x = x0
+        state = solver.init(problem, time(ts[0]), x0)
         increments = WhiteNoise(1).increments(
-            ts, x0, problem.noise_shape(x0), levy=solver.levy == "H", normals=solver.normals, start=0
+            ts,
+            x0,
+            problem.noise_shape(x0),
+            levy=solver.levy == "H",
+            normals=solver.normals,
+            start=0,
         )
         for t0, t1, increment in zip(ts, ts[1:], increments, strict=False):
             x, _, _, state = step(problem, time(t0), time(t1), x, increment, state)
@@ -461,18 +585,25 @@ ON_GRIDS = (AbstractPlanned, AbstractPredictor, PredictorCorrector)  # times are
 
 
 def compiled_cases():
-    """Every solver and kind of noise with times as tensors; the other forms of time with one kind a solver."""
+    """Every solver and kind of noise with times as tensors; the other forms of time with one kind a
+    solver.
+    """
     for solver in PUBLIC:
         kinds = ["additive"] if solver.normals else list(solver.order)
         floats_only = isinstance(solver, ON_GRIDS)
         tried = [(kind, "floats" if floats_only else "one tensor") for kind in kinds]
         tried += [] if floats_only else [(kinds[-1], "floats"), (kinds[-1], "a time a sample")]
-        yield from (pytest.param(solver, *pair, id=f"{type(solver).__name__}-{'-'.join(pair)}") for pair in tried)
+        yield from (
+            pytest.param(solver, *pair, id=f"{type(solver).__name__}-{'-'.join(pair)}")
+            for pair in tried
+        )
 
 
 @pytest.mark.parametrize(("solver", "kind", "time"), list(compiled_cases()))
 def test_a_step_compiles_whole(solver, kind, time):
-    """As tensors, times do not make a step compile again; a state that appears with the first step may, once."""
+    """As tensors, times do not make a step compile again; a state that appears with the first step
+    may, once.
+    """
     compiled, eager, count = compiled_steps(solver, kind, TIMES[time], "eager")
     torch.testing.assert_close(compiled, eager, rtol=1e-14, atol=1e-14)
     assert count <= 2 or time == "floats"
@@ -482,15 +613,20 @@ def test_a_step_compiles_whole(solver, kind, time):
 @pytest.mark.skipif(shutil.which("g++") is None, reason="inductor needs a C++ compiler")
 def test_inductor_gives_the_same_numbers():
     for solver in (EulerMaruyama(), ReversibleHeun()):
-        compiled, eager, _ = compiled_steps(solver, "diagonal", TIMES["one tensor"], "inductor", steps=3)
+        compiled, eager, _ = compiled_steps(
+            solver, "diagonal", TIMES["one tensor"], "inductor", steps=3
+        )
         torch.testing.assert_close(compiled, eager, rtol=1e-12, atol=1e-12)
 
 
 def test_a_compiled_drift_is_compiled_once_and_gets_gradients():
-    """f sees its time as a tensor: it compiles for each way in which autograd is on or off, not for each step."""
+    """f sees its time as a tensor: it compiles for each way in which autograd is on or off, not for
+    each step.
+    """
     torch._dynamo.reset()
     counters.clear()
-    net, x0 = network(), tensors((3, 2))[0]
+    net = network()
+    x0 = tensors((3, 2))[0]
     f = torch.compile(lambda t, x: net(x) * torch.cos(t), backend="aot_eager", fullgraph=True)
     found = []
     for gradient in (None, Checkpointed(), Reversible()):

@@ -17,7 +17,9 @@ def test_ends_are_exact_and_steps_even():
 def test_geometric():
     grid = geometric(80.0, 0.002, 18)
     assert (grid[0], grid[-1]) == (80.0, 0.002)
-    torch.testing.assert_close(grid[1:] / grid[:-1], torch.full((18,), (0.002 / 80) ** (1 / 18), dtype=torch.float64))
+    torch.testing.assert_close(
+        grid[1:] / grid[:-1], torch.full((18,), (0.002 / 80) ** (1 / 18), dtype=torch.float64)
+    )
     with pytest.raises(ValueError, match="two positive times"):
         geometric(1.0, 0.0, 3)
 

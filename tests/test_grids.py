@@ -35,20 +35,28 @@ from sdekit_diffusion import (
 from sdekit_diffusion._sampling.adaptive import AbstractAdaptive
 from sdekit_diffusion._sampling.coordinates import Coordinates
 
-SDES = {"ve as published": VESDE(exact=False), **{name: build() for name, build in DIFFUSIONS.items()}}
+SDES = {
+    "ve as published": VESDE(exact=False),
+    **{name: build() for name, build in DIFFUSIONS.items()},
+}
 FORMULAS = ["time", "quadratic", "sigma", "karras", "log_snr"]
 
 
 def narrow():
     means = torch.tensor([[-1.0, 0.3], [0.5, -0.2]], dtype=torch.float64)
-    return GaussianMixture(torch.tensor([0.3, 0.7], dtype=torch.float64), means, torch.tensor([0.05, 0.03]).square())
+    return GaussianMixture(
+        torch.tensor([0.3, 0.7], dtype=torch.float64), means, torch.tensor([0.05, 0.03]).square()
+    )
 
 
 def sixteen():
     generator = torch.Generator().manual_seed(0)
     factor = torch.randn(3, 16, 16, generator=generator).double() / 8
-    means, weights = torch.randn(3, 16, generator=generator).double(), torch.tensor([0.2, 0.3, 0.5]).double()
-    return GaussianMixture(weights, means - weights @ means, factor @ factor.mT + 0.0025 * torch.eye(16))
+    means = torch.randn(3, 16, generator=generator).double()
+    weights = torch.tensor([0.2, 0.3, 0.5]).double()
+    return GaussianMixture(
+        weights, means - weights @ means, factor @ factor.mT + 0.0025 * torch.eye(16)
+    )
 
 
 @pytest.mark.parametrize("steps", [1, 2, 30, 1000])
@@ -68,7 +76,9 @@ def test_ends_are_exact_and_points_increase(name, sde, steps):
 
 @pytest.mark.parametrize("sde", SDES)
 def test_formulas(sde):
-    """Equal steps, each in its own variable: t, sqrt(t), log(sigma), (sigma / alpha)^(1/rho), log(sigma / alpha)."""
+    """Equal steps, each in its own variable: t, sqrt(t), log(sigma), (sigma / alpha)^(1/rho),
+    log(sigma / alpha).
+    """
     kernel = SDES[sde]
     span = span_of(narrow(), kernel, 1e-2)
     variables = {
@@ -88,7 +98,9 @@ def test_formulas(sde):
 @pytest.mark.parametrize("sde", SDES)
 @pytest.mark.parametrize("share", [0.0, 0.7])
 def test_a_focused_grid_has_equal_steps_of_its_own_variable(sde, share):
-    """log(1 + 5 y / (y / r + s)) and l, each over its range, y = sigma / alpha, s the deviation and r^2 = 2 coordinates."""
+    """log(1 + 5 y / (y / r + s)) and l, each over its range, y = sigma / alpha, s the deviation and
+    r^2 = 2 coordinates.
+    """
     model = narrow()
     kernel = SDES[sde]
     l = grid_points(Focused(share), model, kernel, span_of(model, kernel, 1e-3), 23)
@@ -109,11 +121,18 @@ def test_steps_have_equal_shares_of_a_density_that_jumps():
 @pytest.mark.parametrize("rho", [1.0, 3.0, 7.0])
 def test_karras_is_the_published_formula(rho):
     """Equation 5 of Karras et al. 2022, with their sigma_min, sigma_max and number of points."""
-    high, low, n = 80.0, 0.002, 18
-    sigma = [(high ** (1 / rho) + i / (n - 1) * (low ** (1 / rho) - high ** (1 / rho))) ** rho for i in range(n)]
+    high = 80.0
+    low = 0.002
+    n = 18
+    sigma = [
+        (high ** (1 / rho) + i / (n - 1) * (low ** (1 / rho) - high ** (1 / rho))) ** rho
+        for i in range(n)
+    ]
     coordinates = Coordinates(VESDE(sigma_max=80.0))
     l = Karras(rho).points(coordinates, (-math.log(high), -math.log(low)), n - 1)
-    torch.testing.assert_close(l.neg().exp(), torch.tensor(sigma, dtype=torch.float64), rtol=1e-11, atol=0)
+    torch.testing.assert_close(
+        l.neg().exp(), torch.tensor(sigma, dtype=torch.float64), rtol=1e-11, atol=0
+    )
 
 
 def test_native_is_uniform_in_time_but_for_edm():
@@ -133,7 +152,9 @@ def test_sigma_over_alpha_is_that_of_the_diffusion_only_where_alpha_is_one():
 
 
 def test_a_density_is_equidistributed():
-    """Density l from 1 to 3: the mass is l^2 / 2, so that the points are equidistant in l^2; also on a part of the range."""
+    """Density l from 1 to 3: the mass is l^2 / 2, so that the points are equidistant in l^2; also
+    on a part of the range.
+    """
     l = torch.linspace(1.0, 3.0, 2001, dtype=torch.float64)
     grid = Equidistributed(l, l)
     for span in ((1.0, 3.0), (1.5, 2.0)):
@@ -145,33 +166,66 @@ def test_a_density_is_equidistributed():
 @pytest.mark.parametrize("name", FORMULAS)
 def test_sample_takes_the_grid_to_the_chosen_end(name):
     for method in (OnClock(), InTime(EulerMaruyama())):
-        solution = sample(narrow(), 2, sde="vp", method=method, steps=9, grid=name, end=0.02, seed=1, return_solution=True)
+        solution = sample(
+            narrow(),
+            2,
+            sde="vp",
+            method=method,
+            steps=9,
+            grid=name,
+            end=0.02,
+            seed=1,
+            return_solution=True,
+        )
         span = span_of(narrow(), VPSDE(), 0.02)
         l = grid_points(GRIDS[name], narrow(), VPSDE(), span, 9)
-        torch.testing.assert_close(solution.ts, torch.as_tensor(VPSDE().time(l)), rtol=1e-12, atol=0)
+        torch.testing.assert_close(
+            solution.ts, torch.as_tensor(VPSDE().time(l)), rtol=1e-12, atol=0
+        )
         end = 0.02 * narrow().data_std
         assert VPSDE().log_snr(float(solution.ts[-1])) == pytest.approx(-math.log(end), abs=1e-12)
         assert solution.evaluations.tolist() == [9] * 2
 
 
 @pytest.mark.parametrize(
-    ("method", "name"), [("default", "focused"), ("dpmpp_2m", "log_snr"), ("euler_maruyama", "native"), ("pc", "native")]
+    ("method", "name"),
+    [
+        ("default", "focused"),
+        ("dpmpp_2m", "log_snr"),
+        ("euler_maruyama", "native"),
+        ("pc", "native"),
+    ],
 )
 def test_each_method_has_its_own_grid_by_default(method, name):
     x = sample(narrow(), 5, sde="vp", method=method, steps=20, seed=1)
     assert torch.equal(sample(narrow(), 5, sde="vp", method=method, steps=20, seed=1, grid=name), x)
-    assert torch.equal(sample(narrow(), 5, sde="vp", method=method, steps=20, seed=1, grid=GRIDS[name]), x)
-    assert not torch.equal(sample(narrow(), 5, sde="vp", method=method, steps=20, seed=1, grid=Quadratic()), x)
+    assert torch.equal(
+        sample(narrow(), 5, sde="vp", method=method, steps=20, seed=1, grid=GRIDS[name]), x
+    )
+    assert not torch.equal(
+        sample(narrow(), 5, sde="vp", method=method, steps=20, seed=1, grid=Quadratic()), x
+    )
 
 
 @pytest.mark.parametrize(
-    "name", [name for name, method in METHODS.items() if not isinstance(method, (AbstractAdaptive, AnnealedLangevin))]
+    "name",
+    [
+        name
+        for name, method in METHODS.items()
+        if not isinstance(method, (AbstractAdaptive, AnnealedLangevin))
+    ],
 )
 def test_no_method_forgets_its_grid(name):
-    """The times of the solution are the grid's, whatever the method makes of it; for levels see test_annealed.py."""
-    mixture = GaussianMixture([1.0], torch.zeros(1, 2, dtype=torch.float64), torch.ones(1, dtype=torch.float64))
+    """The times of the solution are the grid's, whatever the method makes of it; for levels see
+    test_annealed.py.
+    """
+    mixture = GaussianMixture(
+        [1.0], torch.zeros(1, 2, dtype=torch.float64), torch.ones(1, dtype=torch.float64)
+    )
     own, karras = (
-        sample(mixture, 2, sde="vp", method=name, steps=200, grid=grid, seed=0, return_solution=True)
+        sample(
+            mixture, 2, sde="vp", method=name, steps=200, grid=grid, seed=0, return_solution=True
+        )
         for grid in (None, "karras")
     )
     sde = VPSDE()
@@ -196,7 +250,8 @@ def test_a_method_object_and_a_grid_of_ones_own():
 @pytest.mark.parametrize("sde", ["ve", "vp", "subvp"])
 @pytest.mark.parametrize("mixture", [narrow, sixteen])
 def test_what_is_gained_over_steps_uniform_in_log_snr(mixture, sde):
-    """RMS error of x over that of as many steps uniform in log-SNR, by the same rule, at 20, 50 and 100 evaluations.
+    """RMS error of x over that of as many steps uniform in log-SNR, by the same rule, at 20, 50 and
+    100 evaluations.
 
     It was at most 0.21, 0.08 and 0.06.
     """
@@ -205,14 +260,20 @@ def test_what_is_gained_over_steps_uniform_in_log_snr(mixture, sde):
     exact = sample(model, 300, steps=1500, **settings)
 
     def error(grid, steps):
-        return float((sample(model, 300, grid=grid, steps=steps, **settings) - exact).square().mean().sqrt())
+        return float(
+            (sample(model, 300, grid=grid, steps=steps, **settings) - exact).square().mean().sqrt()
+        )
 
     for steps, at_most in ((20, 0.27), (50, 0.1), (100, 0.075)):
         assert error("focused", steps) < at_most * error("log_snr", steps)
 
 
 def test_given_points_are_taken_as_they_are():
-    l = torch.tensor([*span_of(narrow(), VPSDE(), 1e-3), 0.0, 1.5], dtype=torch.float64).sort().values
+    l = (
+        torch.tensor([*span_of(narrow(), VPSDE(), 1e-3), 0.0, 1.5], dtype=torch.float64)
+        .sort()
+        .values
+    )
     solution = sample(narrow(), 2, sde="vp", grid=Given(l), steps=3, seed=1, return_solution=True)
     torch.testing.assert_close(torch.as_tensor(VPSDE().log_snr(solution.ts)), l)
     points = Given(l).points(Coordinates(VPSDE()), (float(l[0]), float(l[-1])), 3)
@@ -220,21 +281,39 @@ def test_given_points_are_taken_as_they_are():
     with pytest.raises(ValueError, match="4 points are 3 steps, not 6: leave steps out, or give 3"):
         sample(narrow(), 2, sde="vp", grid=Given(l), steps=6)
     last = 1e-3 * narrow().data_std
-    ends = f"known from sigma / alpha = 152.167 to {last:.6g}, and asked for from 50 to {10 * last:.6g}"
+    ends = (
+        f"known from sigma / alpha = 152.167 to {last:.6g}, and asked for from 50 to "
+        f"{10 * last:.6g}"
+    )
     with pytest.raises(ValueError, match=re.escape(ends)):
         sample(narrow(), 2, sde="ve", grid=Given(l), steps=3, end=1e-2)
 
 
 def test_given_points_say_how_many_steps():
-    l = torch.tensor([*span_of(narrow(), VPSDE(), 1e-3), 0.0, 1.5, 3.0], dtype=torch.float64).sort().values
-    for method, count in (("default", 5), ("heun", 5), ("euler_maruyama", 5), (OnClock(grid=Given(l)), 5), ("ncsn", 5)):
+    l = (
+        torch.tensor([*span_of(narrow(), VPSDE(), 1e-3), 0.0, 1.5, 3.0], dtype=torch.float64)
+        .sort()
+        .values
+    )
+    for method, count in (
+        ("default", 5),
+        ("heun", 5),
+        ("euler_maruyama", 5),
+        (OnClock(grid=Given(l)), 5),
+        ("ncsn", 5),
+    ):
         grid = None if isinstance(method, OnClock) else Given(l)
-        solution = sample(narrow(), 2, sde="vp", grid=grid, method=method, seed=1, return_solution=True)
+        solution = sample(
+            narrow(), 2, sde="vp", grid=grid, method=method, seed=1, return_solution=True
+        )
         assert len(solution.ts) == count + (method == "ncsn")
     assert torch.equal(
-        sample(narrow(), 2, sde="vp", grid=Given(l), seed=1), sample(narrow(), 2, sde="vp", grid=Given(l), steps=4, seed=1)
+        sample(narrow(), 2, sde="vp", grid=Given(l), seed=1),
+        sample(narrow(), 2, sde="vp", grid=Given(l), steps=4, seed=1),
     )
-    with pytest.raises(ValueError, match="5 points are 4 steps, not 50: leave steps out, or give 4"):
+    with pytest.raises(
+        ValueError, match="5 points are 4 steps, not 50: leave steps out, or give 4"
+    ):
         sample(narrow(), 2, sde="vp", method=OnClock(steps=50, grid=Given(l)))
 
 
@@ -245,7 +324,9 @@ def test_ends_are_the_same_but_for_rounding_and_then_those_of_the_solve(off):
     l = torch.linspace(*span, 40, dtype=torch.float64)
     l[0], l[-1] = l[0] - off, l[-1] + off
     for grid in (Given(l), Equidistributed(l, torch.ones_like(l))):
-        solution = sample(narrow(), 2, sde="vp", grid=grid, steps=39, seed=1, end=1e-2, return_solution=True)
+        solution = sample(
+            narrow(), 2, sde="vp", grid=grid, steps=39, seed=1, end=1e-2, return_solution=True
+        )
         ends = VPSDE().log_snr(torch.as_tensor(solution.ts)[[0, -1]])
         torch.testing.assert_close(ends, torch.tensor(span, dtype=torch.float64), rtol=0, atol=1e-9)
     for grid in (Given(l), Equidistributed(l, torch.ones_like(l))):
@@ -255,18 +336,28 @@ def test_ends_are_the_same_but_for_rounding_and_then_those_of_the_solve(off):
 
 @pytest.mark.parametrize("grid", ["quadratic", "focused"])
 def test_sde_does_not_explode_on_uneven_grids(grid):
-    """The variance of a narrow mode after 30 steps: with three values in l it was 1.6 to 10 times too large."""
-    model = GaussianMixture([0.3, 0.7], torch.tensor([[-1.0, 0.0], [1.0, 0.5]]).double(), torch.tensor([0.02, 0.05]).double())
+    """The variance of a narrow mode after 30 steps: with three values in l it was 1.6 to 10 times
+    too large.
+    """
+    model = GaussianMixture(
+        [0.3, 0.7],
+        torch.tensor([[-1.0, 0.0], [1.0, 0.5]]).double(),
+        torch.tensor([0.02, 0.05]).double(),
+    )
     x = sample(model, 4000, sde="vp", method="sde", steps=30, grid=grid, seed=0)
     assert float(x[x[:, 0] < 0, 1].var()) < 1.35 * 0.02
 
 
-@pytest.mark.parametrize("build", [Native, UniformInTime, Quadratic, GeometricInSigma, Karras, UniformInLogSNR, Focused])
+@pytest.mark.parametrize(
+    "build", [Native, UniformInTime, Quadratic, GeometricInSigma, Karras, UniformInLogSNR, Focused]
+)
 def test_names(build):
     assert [type(grid) for grid in GRIDS.values()].count(build) == 1
 
 
-@pytest.mark.parametrize("method", ["ode", AdaptiveFlow(1e-3, 1e-3), "adaptive_sde"], ids=["ode", "object", "sde"])
+@pytest.mark.parametrize(
+    "method", ["ode", AdaptiveFlow(1e-3, 1e-3), "adaptive_sde"], ids=["ode", "object", "sde"]
+)
 @pytest.mark.parametrize("grid", ["time", "focused"])
 def test_adaptive_methods_refuse_a_grid(method, grid):
     with pytest.raises(ValueError, match="adaptive method chooses its own steps: leave grid out"):
@@ -282,7 +373,9 @@ def test_adaptive_methods_refuse_a_grid(method, grid):
             "unknown grid 'cosine'; choose one of native, time, quadratic, sigma",
         ),
         (
-            lambda: sample(narrow(), sde="vp", grid=Equidistributed(torch.arange(3), torch.ones(3))),
+            lambda: sample(
+                narrow(), sde="vp", grid=Equidistributed(torch.arange(3), torch.ones(3))
+            ),
             "give a density for that range",
         ),
         (lambda: Karras(rho=0.0), "rho must be a positive number"),

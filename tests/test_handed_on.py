@@ -1,4 +1,6 @@
-"""Calls handed on to torchsde and torchdiffeq: functions that change what they get are refused, and y0 stays as it is."""
+"""Calls handed on to torchsde and torchdiffeq: functions that change what they get are refused, and
+y0 stays as it is.
+"""
 
 import pytest
 import torch
@@ -18,7 +20,10 @@ ODE_CALLS = {
     "explicit_adams": {"method": "explicit_adams", "options": {"step_size": 0.05}},
     "adaptive_heun": {"method": "adaptive_heun", "rtol": 1e-4},
     "fehlberg2": {"method": "fehlberg2", "rtol": 1e-4},
-    "tolerances of each element": {"rtol": torch.full((4, 3), 1e-5), "atol": torch.full((4, 3), 1e-5)},
+    "tolerances of each element": {
+        "rtol": torch.full((4, 3), 1e-5),
+        "atol": torch.full((4, 3), 1e-5),
+    },
     "event": {"event_fn": lambda t, y: t - 0.5, "t": T[[0, 2]]},
 }
 
@@ -32,14 +37,17 @@ def spoiling(t, y):
 
 
 def last(outcome):
-    return (outcome[1] if isinstance(outcome[0], torch.Tensor) and outcome[0].ndim == 0 else outcome)[-1]
+    return (
+        outcome[1] if isinstance(outcome[0], torch.Tensor) and outcome[0].ndim == 0 else outcome
+    )[-1]
 
 
 class Reusing:
     """Returns one buffer again and again."""
 
     def __init__(self, factor):
-        self.factor, self.buffer = factor, None
+        self.factor = factor
+        self.buffer = None
 
     def __call__(self, t, y):
         self.buffer = torch.empty_like(y) if self.buffer is None else self.buffer
@@ -49,7 +57,8 @@ class Reusing:
 class Module(nn.Module):
     def __init__(self, spoils):
         super().__init__()
-        self.rate, self.spoils = nn.Parameter(torch.tensor(-1.0, dtype=torch.float64)), spoils
+        self.rate = nn.Parameter(torch.tensor(-1.0, dtype=torch.float64))
+        self.spoils = spoils
 
     def forward(self, t, y):
         return self.rate * (y.mul_(1) if self.spoils else y)
@@ -57,7 +66,9 @@ class Module(nn.Module):
 
 @pytest.mark.parametrize("name", ODE_CALLS)
 def test_a_func_that_changes_y_or_t_is_refused(name):
-    call, start, ts = {"t": T, **ODE_CALLS[name]}, y0(), T.clone()
+    call = {"t": T, **ODE_CALLS[name]}
+    start = y0()
+    ts = T.clone()
     for func in (spoiling, lambda t, y: -y * t.mul_(1)):
         with torch.no_grad(), REFUSED:
             odeint(func, start, **call)
@@ -69,7 +80,8 @@ def test_a_func_that_changes_y_or_t_is_refused(name):
 
 @pytest.mark.parametrize("name", ODE_CALLS)
 def test_in_inference_mode_the_result_is_right(name):
-    call, start = {"t": T, **ODE_CALLS[name]}, y0()
+    call = {"t": T, **ODE_CALLS[name]}
+    start = y0()
     with torch.inference_mode():
         found, expected = (last(odeint(f, start, **call)) for f in (spoiling, lambda t, y: -y))
     torch.testing.assert_close(found, expected)
@@ -87,7 +99,9 @@ def test_complex_states_tuples_and_events_that_change_y_are_refused():
     with torch.no_grad(), REFUSED:
         odeint(spoiling, start, T)
     with torch.no_grad(), REFUSED:
-        odeint(lambda t, y: (y[0].mul_(-1), -y[1]), (start, y0()), T, method="adaptive_heun", rtol=1e-4)
+        odeint(
+            lambda t, y: (y[0].mul_(-1), -y[1]), (start, y0()), T, method="adaptive_heun", rtol=1e-4
+        )
     with torch.no_grad(), REFUSED:
         odeint(lambda t, y: -y, y0(), T[[0, 2]], event_fn=lambda t, y: y.mul_(0.5).mean() - 0.2)
     assert torch.equal(start, y0(torch.complex128))
@@ -138,11 +152,14 @@ def test_callbacks_of_func_are_called():
 class Torchsde(nn.Module):
     """Faulty in one method."""
 
-    noise_type, sde_type = "diagonal", "stratonovich"
+    noise_type = "diagonal"
+    sde_type = "stratonovich"
 
     def __init__(self, faulty=None, kind="changes y"):
         super().__init__()
-        self.faulty, self.kind, self.buffers = faulty, kind, {}
+        self.faulty = faulty
+        self.kind = kind
+        self.buffers = {}
 
     def value(self, name, factor, y):
         if name != self.faulty:
@@ -166,14 +183,16 @@ class Torchsde(nn.Module):
 
 
 class Joint(nn.Module):
-    noise_type, sde_type = "diagonal", "ito"
+    noise_type = "diagonal"
+    sde_type = "ito"
 
     def f_and_g(self, t, y):
         return y.mul_(-1), 0.1 * torch.ones_like(y)
 
 
 class Products(nn.Module):
-    noise_type, sde_type = "diagonal", "stratonovich"
+    noise_type = "diagonal"
+    sde_type = "stratonovich"
 
     def f(self, t, y):
         return -y
@@ -199,7 +218,9 @@ SDE_CALLS = {
 @pytest.mark.parametrize("faulty", ["f", "g", "h", "renamed"])
 def test_torchsdes_equations_that_change_y_are_refused(name, faulty):
     start = y0()
-    asked = {"f": name != "names", "g": True, "h": name == "logqp", "renamed": name == "names"}[faulty]
+    asked = {"f": name != "names", "g": True, "h": name == "logqp", "renamed": name == "names"}[
+        faulty
+    ]
     if not asked:
         assert sdeint(Torchsde(faulty), start, T, dt=0.1, **SDE_CALLS[name]) is not None
         return
@@ -221,7 +242,8 @@ def test_buffers_products_and_joint_functions_are_refused():
 
 def test_the_question_for_the_number_of_brownian_motions_leaves_y0():
     class General(nn.Module):
-        noise_type, sde_type = "general", "ito"
+        noise_type = "general"
+        sde_type = "ito"
 
         def f(self, t, y):
             return -y
@@ -285,7 +307,9 @@ def test_buffers_of_our_equations_are_refused_or_harmless():
 
     def solved(f, g):
         torch.manual_seed(0)
-        return sdeint(SDE(f, g, "diagonal", "stratonovich"), y0(), T, dt=0.1, method="heun", adaptive=True)
+        return sdeint(
+            SDE(f, g, "diagonal", "stratonovich"), y0(), T, dt=0.1, method="heun", adaptive=True
+        )
 
     with torch.no_grad(), OVERWRITTEN:
         solved(Reusing(-1.0), lambda t, x: 0.1 * x)
@@ -297,7 +321,8 @@ def test_buffers_of_our_equations_are_refused_or_harmless():
 def test_parameters_that_an_optimiser_changes_between_solves_are_no_fault():
     rate = nn.Parameter(torch.tensor([-1.0, -2.0, -3.0], dtype=torch.float64))
     problem = SDE(lambda t, x: rate.expand_as(x), lambda t, x: 0.1 * x, "diagonal")
-    theirs, optimiser = to_torchsde(problem), torch.optim.SGD([rate], 0.1)
+    theirs = to_torchsde(problem)
+    optimiser = torch.optim.SGD([rate], 0.1)
     for solver in (torchsde.sdeint, torchsde.sdeint_adjoint):
         for _ in range(2):
             solver(theirs, y0(), T, dt=0.5, method="euler")[-1].sum().backward()
@@ -306,11 +331,14 @@ def test_parameters_that_an_optimiser_changes_between_solves_are_no_fault():
 
 
 def test_sound_equations_are_solved_as_by_torchsde():
-    """With functions that return one tensor, the same one, again and again, which is not refused."""
+    """With functions that return one tensor, the same one, again and again, which is not
+    refused.
+    """
     constant = torch.full((4, 3), 0.2, dtype=torch.float64)
 
     class Constant(nn.Module):
-        noise_type, sde_type = "diagonal", "stratonovich"
+        noise_type = "diagonal"
+        sde_type = "stratonovich"
 
         def f(self, t, y):
             return y
@@ -320,7 +348,13 @@ def test_sound_equations_are_solved_as_by_torchsde():
 
     for more in ({"adaptive": True, "method": "heun"}, {"method": "log_ode"}):
         torch.manual_seed(0)
-        bm = torchsde.BrownianInterval(0.0, 1.0, size=(4, 3), dtype=torch.float64, entropy=1, levy_area_approximation="foster")
+        bm = torchsde.BrownianInterval(
+            0.0, 1.0, size=(4, 3), dtype=torch.float64, entropy=1, levy_area_approximation="foster"
+        )
         found = sdeint(Constant(), y0(), T, bm=bm, dt=0.1, **more)
-        bm = torchsde.BrownianInterval(0.0, 1.0, size=(4, 3), dtype=torch.float64, entropy=1, levy_area_approximation="foster")
-        torch.testing.assert_close(found, torchsde.sdeint(Constant(), y0(), T, bm=bm, dt=0.1, **more))
+        bm = torchsde.BrownianInterval(
+            0.0, 1.0, size=(4, 3), dtype=torch.float64, entropy=1, levy_area_approximation="foster"
+        )
+        torch.testing.assert_close(
+            found, torchsde.sdeint(Constant(), y0(), T, bm=bm, dt=0.1, **more)
+        )

@@ -1,4 +1,6 @@
-"""Hugging Face's data sets: from memory maps, folders and Parquet, and as streams whose order is a function of the seed."""
+"""Hugging Face's data sets: from memory maps, folders and Parquet, and as streams whose order is a
+function of the seed.
+"""
 
 import itertools
 
@@ -30,7 +32,11 @@ def offline(monkeypatch, tmp_path):
 
 def pictures(places=range(60)):
     """Image i is of level i, and of class i modulo 3."""
-    columns = {"image": [PICTURES[i] for i in places], "label": [i % 3 for i in places], "caption": ["words"] * len(places)}
+    columns = {
+        "image": [PICTURES[i] for i in places],
+        "label": [i % 3 for i in places],
+        "caption": ["words"] * len(places),
+    }
     return datasets.Dataset.from_dict(columns, features=datasets.Features(FEATURES))
 
 
@@ -39,7 +45,11 @@ def levels(x):
 
 
 def take(source, n, size=8, **order):
-    return list(itertools.chain.from_iterable(levels(x) for x in itertools.islice(source.batches(size, **order), n)))
+    return list(
+        itertools.chain.from_iterable(
+            levels(x) for x in itertools.islice(source.batches(size, **order), n)
+        )
+    )
 
 
 def of_folder(folder):
@@ -50,7 +60,9 @@ def of_folder(folder):
 
 PLACES = {
     "save_to_disk": lambda place: pictures().save_to_disk(place),
-    "splits": lambda place: datasets.DatasetDict(train=pictures(range(50)), test=pictures(range(50, 60))).save_to_disk(place),
+    "splits": lambda place: datasets.DatasetDict(
+        train=pictures(range(50)), test=pictures(range(50, 60))
+    ).save_to_disk(place),
     "parquet": lambda place: pictures().to_parquet(place / "a.parquet"),
     "images": of_folder,
 }
@@ -81,12 +93,22 @@ def test_what_is_on_disk(tmp_path, kind, prefix):
 def test_a_file_with_several_columns(tmp_path):
     numbers = np.random.default_rng(0).standard_normal((40, 3))
     columns = {"image": PICTURES[:40], "x": (100 + 20 * numbers).tolist(), "label": [-1] * 40}
-    features = {"image": datasets.Image(), "x": datasets.List(datasets.Value("float64")), "label": datasets.Value("int64")}
-    datasets.Dataset.from_dict(columns, features=datasets.Features(features)).to_parquet(tmp_path / "a.parquet")
+    features = {
+        "image": datasets.Image(),
+        "x": datasets.List(datasets.Value("float64")),
+        "label": datasets.Value("int64"),
+    }
+    datasets.Dataset.from_dict(columns, features=datasets.Features(features)).to_parquet(
+        tmp_path / "a.parquet"
+    )
     assert load(f"hf:{tmp_path}/a.parquet#image").train.shape == (36, 3, 6, 4)
     for prefix in ("hf", "hf-stream"):
         found = load(f"{prefix}:{tmp_path}/a.parquet#x")
-        assert (found.test.dtype, found.scale.dtype, found.labels) == (torch.float64, "float64", None)
+        assert (found.test.dtype, found.scale.dtype, found.labels) == (
+            torch.float64,
+            "float64",
+            None,
+        )
         assert found.scale.shift == pytest.approx([100, 100, 100], abs=15)
         assert bool(torch.isin(found.test, 100 + 20 * torch.from_numpy(numbers)).all())
     with pytest.raises(ValueError, match="image, x, label, of which 2 hold images or arrays"):
@@ -103,7 +125,10 @@ def test_arrays(streaming, dtype, scale):
     given = datasets.Dataset.from_dict({"x": x}, features=features)
     found = from_datasets(given.to_iterable_dataset(3) if streaming else given)
     assert found.scale == (scale or found.scale)
-    assert (found.scale.dtype, found.test.shape[1:]) == (dtype, (3, 6, 4) if dtype == "uint8" else (6, 4, 3))
+    assert (found.scale.dtype, found.test.shape[1:]) == (
+        dtype,
+        (3, 6, 4) if dtype == "uint8" else (6, 4, 3),
+    )
     first = found.test[0].movedim(0, -1) if dtype == "uint8" else found.test[0]
     assert any(np.array_equal(first, one) for one in x)
 
@@ -116,13 +141,16 @@ def test_large_sets_stay_in_their_memory_map(monkeypatch):
     every = lazy.train[torch.arange(lazy.size)]
     assert sorted(levels(every)) == sorted(levels(whole.train))
     assert [level % 3 for level in levels(every)] == lazy.labels.tolist()
-    split = from_datasets({"train": pictures(range(50)), "validation": pictures(range(50, 60))}, label="label")
+    split = from_datasets(
+        {"train": pictures(range(50)), "validation": pictures(range(50, 60))}, label="label"
+    )
     assert (split.size, sorted(levels(split.test))) == (50, list(range(50, 60)))
 
 
 @pytest.mark.parametrize("kind", ["torch", "numpy"])
 def test_formats_of_the_library_do_not_matter(kind):
-    plain, found = from_datasets(pictures()), from_datasets(pictures().with_format(kind))
+    plain = from_datasets(pictures())
+    found = from_datasets(pictures().with_format(kind))
     assert torch.equal(found.train, plain.train)
     assert torch.equal(found.labels, plain.labels)
     streamed = from_datasets(pictures().to_iterable_dataset(4).with_format(kind), buffer=7)
@@ -166,15 +194,21 @@ def test_a_stream_goes_on_where_it_was(first):
 @pytest.mark.parametrize("world", [2, 3])
 def test_parts_of_batches_make_up_the_batch(world):
     whole = next(stream().batches(8, first=50))
-    parts = [next(stream().batches(8, first=50, part=slice(rank, None, world))) for rank in range(world)]
+    parts = [
+        next(stream().batches(8, first=50, part=slice(rank, None, world))) for rank in range(world)
+    ]
     for rank, part in enumerate(parts):
         assert torch.equal(part, whole[rank::world])
     assert next(stream().batches(2, part=slice(2, None, 3))).shape == (0, 3, 6, 4)
 
 
 def test_encoded_images_are_not_decoded_to_skip_them(monkeypatch):
-    source, opened = stream(), []
-    monkeypatch.setattr("sdekit_diffusion.data._huggingface.pixels", lambda *_: opened.append(1) or np.zeros((6, 4), np.uint8))
+    source = stream()
+    opened = []
+    monkeypatch.setattr(
+        "sdekit_diffusion.data._huggingface.pixels",
+        lambda *_: opened.append(1) or np.zeros((6, 4), np.uint8),
+    )
     next(source.batches(8, first=200, part=slice(0, None, 2)))
     assert len(opened) == 4
 
@@ -183,15 +217,25 @@ def test_encoded_images_are_not_decoded_to_skip_them(monkeypatch):
 def test_a_model_trains_on_what_does_not_fit(monkeypatch, streaming):
     monkeypatch.setattr(_stored, "_IN_MEMORY", 100)
     source = from_datasets(pictures().to_iterable_dataset(4) if streaming else pictures())
-    model = sd.ScoreModel(sd.nets.UNet(3, width=8), "vp", shape=(3, 6, 4), conditioning="log_snr", scale=source.scale)
-    records = sd.fit(model, source.train, sd.Recipe(steps=3, batch_size=8), transform=source.scale.encode, progress=False)
+    model = sd.ScoreModel(
+        sd.nets.UNet(3, width=8), "vp", shape=(3, 6, 4), conditioning="log_snr", scale=source.scale
+    )
+    records = sd.fit(
+        model,
+        source.train,
+        sd.Recipe(steps=3, batch_size=8),
+        transform=source.scale.encode,
+        progress=False,
+    )
     assert len(records) == 3
     assert model.scale.decode(sd.sample(model, 2, steps=2, seed=0)).dtype == torch.uint8
 
 
 def test_unknown_features():
     """A stream of a generator does not say what its columns are."""
-    given = datasets.IterableDataset.from_generator(lambda: ({"picture": picture, "n": 1} for picture in PICTURES))
+    given = datasets.IterableDataset.from_generator(
+        lambda: ({"picture": picture, "n": 1} for picture in PICTURES)
+    )
     assert given.features is None
     found = from_datasets(given)
     assert (found.test.shape, found.labels) == ((6, 3, 6, 4), None)
@@ -205,7 +249,11 @@ def odd(**columns):
     ("given", "said"),
     [
         (lambda: odd(text=["a", "b"]), "of which 0 hold images"),
-        (lambda: odd(x=[[1.0], [2.0, 3.0], [4.0]]), r"sample 1 of the data set has shape \(2,\).* but sample 0 .* \(1,\)"),
+        (
+            lambda: odd(x=[[1.0], [2.0, 3.0], [4.0]]),
+            r"sample 1 of the data set has shape \(2,\).* "
+            r"but sample 0 .* \(1,\)",
+        ),
         (lambda: odd(x=[[1.0], [float("nan")], [4.0]]), "NaN"),
         (lambda: odd(x=[[1.0]]), "needs 2 or more samples"),
         (lambda: odd(x=[]), "no column|of no samples"),
@@ -214,7 +262,12 @@ def odd(**columns):
         (lambda: odd(x=[[1.0]]).to_iterable_dataset(), "needs two or more"),
         (lambda: odd(x=[[[1] * 4] * 4] * 9).to_iterable_dataset(), "store images as uint8"),
         (lambda: pictures([*range(9), 0]).to_iterable_dataset().take(0), "of no samples"),
-        (lambda: {"train": odd(x=[[1.0], [2.0]]), "test": odd(x=[[1.0, 2.0]])}, r"shape \(1,\).*shape \(2,\)"),
+        (
+            lambda: {"train": odd(x=[[1.0], [2.0]]), "test": odd(x=[[1.0, 2.0]])},
+            r"shape "
+            r"\(1,\).*shape "
+            r"\(2,\)",
+        ),
     ],
 )
 def test_what_is_refused(given, said):
@@ -223,9 +276,18 @@ def test_what_is_refused(given, said):
 
 
 def test_damaged_places_are_refused(tmp_path):
-    for content, name in ((b"", "a.parquet"), (b"PAR1 but no more", "a.parquet"), (b"words", "a.pkl"), (b"{", "state.json")):
+    for content, name in (
+        (b"", "a.parquet"),
+        (b"PAR1 but no more", "a.parquet"),
+        (b"words", "a.pkl"),
+        (b"{", "state.json"),
+    ):
         (tmp_path / name).write_bytes(content)
-        with pytest.raises(ValueError, match=r"cannot be opened \(.*\); give a folder that save_to_disk wrote"):
+        with pytest.raises(
+            ValueError,
+            match=r"cannot be opened \(.*\); give a folder that "
+            r"save_to_disk wrote",
+        ):
             load(f"hf:{tmp_path / name}")
     pictures().save_to_disk(tmp_path / "saved")
     for file in ("state.json", "dataset_info.json", "data-00000-of-00001.arrow"):
@@ -242,7 +304,9 @@ def test_damaged_places_are_refused(tmp_path):
 def test_damaged_images_are_refused():
     good = {"bytes": None, "path": None}
     for value in (good, {"bytes": b"not an image", "path": None}):
-        given = datasets.Dataset.from_dict({"image": [value] * 9}).cast_column("image", datasets.Image(decode=False))
+        given = datasets.Dataset.from_dict({"image": [value] * 9}).cast_column(
+            "image", datasets.Image(decode=False)
+        )
         with pytest.raises(ValueError, match="image"):
             from_datasets(given, "image")
 

@@ -69,7 +69,9 @@ def test_imports_go_down(package):
     for above, below in edges(package):
         a = above.split(".")[0]
         b = below.split(".")[0]
-        assert a == b or level[b] < level[a], f"{package}.{above} imports {package}.{below}, which is not below it"
+        assert a == b or level[b] < level[a], (
+            f"{package}.{above} imports {package}.{below}, which is not below it"
+        )
 
 
 @pytest.mark.parametrize("package", PACKAGES)
@@ -77,7 +79,9 @@ def test_levels_are_as_low_as_they_can_be(package):
     level = table(package)
     below = {name: [-1] for name in level}
     for above, target in edges(package):
-        below[above.split(".")[0]].append(level[target.split(".")[0]] if above.split(".")[0] != target.split(".")[0] else -1)
+        below[above.split(".")[0]].append(
+            level[target.split(".")[0]] if above.split(".")[0] != target.split(".")[0] else -1
+        )
     assert level == {name: max(levels) + 1 for name, levels in below.items()}
 
 
@@ -89,10 +93,21 @@ def test_modules_have_no_cycle(package):
     assert list(graphlib.TopologicalSorter(graph).static_order())  # raises CycleError
 
 
-@pytest.mark.parametrize(("package", "most", "levels"), [("sdekit", 12, 8), ("sdekit_diffusion", 15, 8)])
+@pytest.mark.parametrize(
+    ("package", "most", "levels"), [("sdekit", 12, 8), ("sdekit_diffusion", 15, 8)]
+)
 def test_a_listing_of_the_folder_explains_the_package(package, most, levels):
     """Few entries, few levels, and no two modules of one name."""
-    assert len([path for path in (ROOT / package).iterdir() if path.name not in ("py.typed", "__pycache__")]) <= most
+    assert (
+        len(
+            [
+                path
+                for path in (ROOT / package).iterdir()
+                if path.name not in ("py.typed", "__pycache__")
+            ]
+        )
+        <= most
+    )
     assert max(table(package).values()) < levels
     names = [name.split(".")[-1].removeprefix("_") for name, _ in modules(package) if "." in name]
     assert sorted(names) == sorted(set(names))
@@ -129,7 +144,11 @@ def test_networks_import_torch_only():
 @pytest.mark.parametrize("package", [sdekit, sdekit_diffusion, data, metrics, nets])
 def test_public_names_are_those_that_a_package_imports_for_its_users(package):
     """`__all__` has each of them once, and nothing that is not there."""
-    found = {name for module, name in imported(Path(package.__file__)) if module.startswith("sdekit") and name}
+    found = {
+        name
+        for module, name in imported(Path(package.__file__))
+        if module.startswith("sdekit") and name
+    }
     assert {name for name in found & set(vars(package)) if name[0] != "_"} <= set(package.__all__)
     assert all(hasattr(package, name) for name in package.__all__)
     assert len(package.__all__) == len(set(package.__all__))
@@ -137,7 +156,9 @@ def test_public_names_are_those_that_a_package_imports_for_its_users(package):
 
 def test_every_registered_solver_is_public():
     registered = {name for name in dir(_solvers) if inspect.isclass(getattr(_solvers, name))}
-    assert {name for name in registered if issubclass(getattr(_solvers, name), AbstractSolver)} <= set(sdekit.__all__)
+    assert {
+        name for name in registered if issubclass(getattr(_solvers, name), AbstractSolver)
+    } <= set(sdekit.__all__)
     kinds = {type(solver) for solver in all_solvers()}
     assert {PIDController, Tableau}.isdisjoint(kinds)
     assert {sdekit.Heun, sdekit.Dopri8, sdekit.UniPC, sdekit.SRA1} < kinds
@@ -147,10 +168,18 @@ def test_every_registered_solver_is_public():
 def test_data_needs_no_extra():
     """Libraries that read files of others are imported within functions."""
     for name, path in modules("sdekit_diffusion"):
-        top = [node for node in ast.parse(path.read_text()).body if isinstance(node, ast.Import | ast.ImportFrom)]
-        names = {alias.name for node in top for alias in node.names} | {getattr(node, "module", None) for node in top}
+        top = [
+            node
+            for node in ast.parse(path.read_text()).body
+            if isinstance(node, ast.Import | ast.ImportFrom)
+        ]
+        names = {alias.name for node in top for alias in node.names} | {
+            getattr(node, "module", None) for node in top
+        }
         roots = {str(found).split(".")[0] for found in names}
-        assert not name.startswith("data") or roots.isdisjoint({"datasets", "fsspec", "mlxtend", "PIL", "sklearn"}), path
+        assert not name.startswith("data") or roots.isdisjoint(
+            {"datasets", "fsspec", "mlxtend", "PIL", "sklearn"}
+        ), path
 
 
 LATE = """
@@ -169,7 +198,7 @@ import torch
 y0 = torch.ones(2, 1, dtype=torch.float64)
 t = torch.tensor([0.0, 1.0], dtype=torch.float64)
 
-# torchdiffeq, first imported in inference mode and with another default device, still has gradients.
+# Imported in inference mode and with another default device, torchdiffeq still has gradients.
 with torch.inference_mode(), torch.device("meta"):
     sdekit.odeint(lambda t, y: -y, y0, t, method="fehlberg2")
 assert "torchdiffeq" in sys.modules
@@ -186,7 +215,8 @@ torchdiffeq.odeint_event = sdekit.odeint_event
 torchsde.sdeint = sdekit.sdeint
 equation = sdekit.SDE(lambda t, x: -x, lambda t, x: 0.1 + 0 * x, noise_type="diagonal")
 assert torchsde.sdeint(equation, y0, t, adaptive=True).shape == (2, 2, 1)
-assert torchdiffeq.odeint_adjoint(lambda t, y: -y, y0, t, method="fehlberg2", adjoint_params=()).shape == (2, 2, 1)
+settings = {"method": "fehlberg2", "adjoint_params": ()}
+assert torchdiffeq.odeint_adjoint(lambda t, y: -y, y0, t, **settings).shape == (2, 2, 1)
 when, _ = torchdiffeq.odeint_event(
     lambda t, y: -y, y0[0], t[0], event_fn=lambda t, y: y - 0.5, odeint_interface=sdekit.odeint
 )
@@ -196,7 +226,9 @@ assert issubclass(sdekit.interop.TorchsdeBrownian, torchsde.BaseBrownian)
 
 
 def test_other_libraries_are_loaded_when_first_needed():
-    ended = subprocess.run([sys.executable, "-c", LATE], capture_output=True, text=True, check=False)  # noqa: S603
+    ended = subprocess.run(  # noqa: S603
+        [sys.executable, "-c", LATE], capture_output=True, text=True, check=False
+    )
     assert not ended.returncode, ended.stderr
 
 
@@ -204,7 +236,9 @@ def test_other_libraries_are_loaded_when_first_needed():
 def test_everything_public_is_documented(package):
     for name in package.__all__:
         item = getattr(package, name)
-        assert (name.isupper() and isinstance(item, dict)) or (item.__doc__ and not item.__doc__.startswith(f"{name}(")), name
+        assert (name.isupper() and isinstance(item, dict)) or (
+            item.__doc__ and not item.__doc__.startswith(f"{name}(")
+        ), name
 
 
 def test_both_packages_are_typed():

@@ -1,4 +1,6 @@
-"""Functions of users that change their input, or what they returned before: refused, or harmless; x0 is never changed."""
+"""Functions of users that change their input, or what they returned before: refused, or harmless;
+x0 is never changed.
+"""
 
 import math
 
@@ -43,7 +45,16 @@ from sdekit.interop import from_torchsde
 from sdekit_diffusion import METHODS, VPSDE, ScoreModel, bits_per_dim, encode, fit, sample
 from sdekit_diffusion import log_likelihood as model_log_likelihood
 
-ORDINARY = [EulerMaruyama(), Heun(), Midpoint(), ReversibleHeun(), RK4(), AdamsBashforth(3), Dopri5(), Dopri8()]
+ORDINARY = [
+    EulerMaruyama(),
+    Heun(),
+    Midpoint(),
+    ReversibleHeun(),
+    RK4(),
+    AdamsBashforth(3),
+    Dopri5(),
+    Dopri8(),
+]
 STOCHASTIC = [EulerHeun(), Heun(), ReversibleHeun(), SlowRK()]
 REFUSED = pytest.raises(ChangedError, match="changes its input in place")
 GRID = uniform(0.0, 1.0, 16)
@@ -65,7 +76,8 @@ class Reusing:
     """Returns one buffer again and again."""
 
     def __init__(self, factor):
-        self.factor, self.buffer = factor, None
+        self.factor = factor
+        self.buffer = None
 
     def __call__(self, t, x):
         self.buffer = torch.empty_like(x) if self.buffer is None else self.buffer
@@ -92,12 +104,16 @@ def test_a_drift_that_changes_x_is_refused_and_x0_stays(solver, mode):
     with mode():
         start = x0()
         expected = solve(ODE(fine), start, GRID, solver=solver).x
-        outcome = right_or_refused(lambda: solve(ODE(spoiling), start, GRID, solver=solver).x, expected)
+        outcome = right_or_refused(
+            lambda: solve(ODE(spoiling), start, GRID, solver=solver).x, expected
+        )
     assert outcome == ("right" if mode is torch.inference_mode else "refused")
     assert torch.equal(start, x0())
 
 
-@pytest.mark.parametrize("solver", [*ORDINARY, EulerHeun(), SlowRK(), SRID2(), SRA1()], ids=lambda s: type(s).__name__)
+@pytest.mark.parametrize(
+    "solver", [*ORDINARY, EulerHeun(), SlowRK(), SRID2(), SRA1()], ids=lambda s: type(s).__name__
+)
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
 def test_a_buffer_that_is_returned_again_does_not_spoil_slopes(solver, mode):
     def problem(f, g):
@@ -110,8 +126,17 @@ def test_a_buffer_that_is_returned_again_does_not_spoil_slopes(solver, mode):
     with mode():
         sound = problem(fine, lambda t, x: 0.1 * x if solver.order.get("diagonal") else 0.1 + 0 * x)
         expected = solve(sound, x0(), GRID, solver=solver, noise=noise).x
-        g = Reusing(0.1) if solver.order.get("diagonal") else sound.g if isinstance(sound, SDE) else None
-        outcome = right_or_refused(lambda: solve(problem(Reusing(-1.0), g), x0(), GRID, solver=solver, noise=noise).x, expected)
+        g = (
+            Reusing(0.1)
+            if solver.order.get("diagonal")
+            else sound.g
+            if isinstance(sound, SDE)
+            else None
+        )
+        outcome = right_or_refused(
+            lambda: solve(problem(Reusing(-1.0), g), x0(), GRID, solver=solver, noise=noise).x,
+            expected,
+        )
     assert outcome == ("right" if mode is torch.inference_mode else "refused")
 
 
@@ -119,7 +144,13 @@ def test_a_buffer_that_is_returned_again_does_not_spoil_slopes(solver, mode):
 def test_a_diffusion_that_changes_x_is_refused(solver):
     start = x0()
     with REFUSED:
-        solve(SDE(fine, lambda t, x: x.mul_(0.1), "diagonal", "stratonovich"), start, GRID, solver=solver, noise=WhiteNoise(0))
+        solve(
+            SDE(fine, lambda t, x: x.mul_(0.1), "diagonal", "stratonovich"),
+            start,
+            GRID,
+            solver=solver,
+            noise=WhiteNoise(0),
+        )
     assert torch.equal(start, x0())
 
 
@@ -168,7 +199,11 @@ def test_every_kind_of_equation_is_guarded(problem):
     with REFUSED:
         solve(problem, x0(), uniform(0.9, 0.1, 8), solver=EulerMaruyama(), noise=WhiteNoise(0))
     with REFUSED:
-        list(integrate(problem, x0(), uniform(0.9, 0.1, 8), solver=EulerMaruyama(), noise=WhiteNoise(0)))
+        list(
+            integrate(
+                problem, x0(), uniform(0.9, 0.1, 8), solver=EulerMaruyama(), noise=WhiteNoise(0)
+            )
+        )
 
 
 def test_a_drift_may_run_in_inference_mode_and_so_may_a_part_of_the_steps():
@@ -181,7 +216,9 @@ def test_a_drift_may_run_in_inference_mode_and_so_may_a_part_of_the_steps():
     points = integrate(ODE(fine), x0(), GRID, solver=AdamsBashforth(1))
     next(points)
     with torch.inference_mode():
-        torch.testing.assert_close(list(points)[-1].x, solve(ODE(fine), x0(), GRID, solver=AdamsBashforth(1)).x)
+        torch.testing.assert_close(
+            list(points)[-1].x, solve(ODE(fine), x0(), GRID, solver=AdamsBashforth(1)).x
+        )
 
 
 @pytest.mark.parametrize("g", ["in inference mode", "changes x.detach()"])
@@ -192,26 +229,42 @@ def test_a_diffusion_whose_derivative_autograd_cannot_see_is_refused(g):
     def own(t, x):
         return 0.5 * x
 
-    noisy = {"in inference mode": own, "changes x.detach()": lambda t, x: x * x.detach().mul_(0.5)}[g]
-    refused = pytest.raises(RuntimeError, match=r"inference mode, through which no derivative|in place")
+    noisy = {"in inference mode": own, "changes x.detach()": lambda t, x: x * x.detach().mul_(0.5)}[
+        g
+    ]
+    refused = pytest.raises(
+        RuntimeError,
+        match=r"inference mode, through which no derivative|in "
+        r"place",
+    )
     with torch.no_grad(), torch.inference_mode(g != "in inference mode"), refused:
         solve(SDE(fine, noisy, "diagonal"), x0(), GRID, solver=Milstein(), noise=WhiteNoise(0))
 
 
 def test_semilinear_in_inference_mode_keeps_x_for_its_linear_part():
     with torch.inference_mode():
-        x = solve(SemiLinear(-0.5, lambda t, x: x.mul_(-0.5)), x0(), GRID, solver=ExponentialHeun(-0.5)).x
+        x = solve(
+            SemiLinear(-0.5, lambda t, x: x.mul_(-0.5)), x0(), GRID, solver=ExponentialHeun(-0.5)
+        ).x
         assert abs(x[0, 0].item() - math.exp(-1)) < 1e-3
 
 
-@pytest.mark.parametrize("gradient", [None, Checkpointed(), Reversible()], ids=["plain", "checkpointed", "reversible"])
+@pytest.mark.parametrize(
+    "gradient", [None, Checkpointed(), Reversible()], ids=["plain", "checkpointed", "reversible"]
+)
 def test_gradients_still_work_and_in_place_is_refused(gradient):
     rate = torch.tensor(-1.0, dtype=torch.float64, requires_grad=True)
     x = solve(ODE(lambda t, x: rate * x), x0(), GRID, solver=ReversibleHeun(), gradient=gradient).x
     x.sum().backward()
     assert abs(rate.grad.item() / (12 * math.exp(-1)) - 1) < 1e-2
     with REFUSED:
-        solve(ODE(lambda t, x: rate * x.mul_(1.0)), x0(), GRID, solver=ReversibleHeun(), gradient=gradient)
+        solve(
+            ODE(lambda t, x: rate * x.mul_(1.0)),
+            x0(),
+            GRID,
+            solver=ReversibleHeun(),
+            gradient=gradient,
+        )
 
 
 def test_adjoint_solvers_interop_and_likelihoods_are_guarded():
@@ -221,7 +274,8 @@ def test_adjoint_solvers_interop_and_likelihoods_are_guarded():
         odeint(spoiling, x0(), [0.0, 1.0], method="rk4")
 
     class Torchsde(nn.Module):
-        noise_type, sde_type = "diagonal", "ito"
+        noise_type = "diagonal"
+        sde_type = "ito"
 
         def f(self, t, y):
             return y.mul_(-1)
@@ -238,7 +292,8 @@ def test_adjoint_solvers_interop_and_likelihoods_are_guarded():
 class Products(nn.Module):
     """torchsde's equation with a product g . v of its own, which is made by changing v."""
 
-    noise_type, sde_type = "diagonal", "stratonovich"
+    noise_type = "diagonal"
+    sde_type = "stratonovich"
 
     def f(self, t, y):
         return -y
@@ -248,14 +303,17 @@ class Products(nn.Module):
 
 
 class BothProducts(nn.Module):
-    noise_type, sde_type = "diagonal", "stratonovich"
+    noise_type = "diagonal"
+    sde_type = "stratonovich"
 
     def f_and_g_prod(self, t, y, v):
         return -y, v.mul_(0.3)
 
 
 @pytest.mark.parametrize("kind", [Products, BothProducts])
-@pytest.mark.parametrize("solver", [EulerHeun(), Heun(), Midpoint()], ids=lambda solver: type(solver).__name__)
+@pytest.mark.parametrize(
+    "solver", [EulerHeun(), Heun(), Midpoint()], ids=lambda solver: type(solver).__name__
+)
 def test_products_that_change_the_noise_are_refused(solver, kind):
     with pytest.raises(RuntimeError, match=r"the product g \. v changes its input in place"):
         solve(from_torchsde(kind()), x0(), GRID, solver=solver, noise=WhiteNoise(0))
@@ -327,7 +385,10 @@ def test_networks_that_change_x_are_refused_by_all_methods(name, predicts):
 @pytest.mark.parametrize("name", METHODS)
 def test_in_inference_mode_they_are_right(name):
     with torch.inference_mode():
-        found, expected = (sample(model(inplace), 3, method=name, seed=0, **steps(name)) for inplace in (True, False))
+        found, expected = (
+            sample(model(inplace), 3, method=name, seed=0, **steps(name))
+            for inplace in (True, False)
+        )
     torch.testing.assert_close(found, expected)
 
 
@@ -351,7 +412,12 @@ def test_conditions_are_not_changed():
 
     labels = torch.zeros(3, 1)
     with REFUSED:
-        sample(ScoreModel(Labelled(), "vp", "noise", shape=(2,)).given(y=labels), 3, method="ddim", steps=3)
+        sample(
+            ScoreModel(Labelled(), "vp", "noise", shape=(2,)).given(y=labels),
+            3,
+            method="ddim",
+            steps=3,
+        )
 
 
 class InPlace(nn.Module):

@@ -1,4 +1,6 @@
-"""What callers get wrong: lists, functions without t, devices that are not there, data with NaN. Each is refused by name."""
+"""What callers get wrong: lists, functions without t, devices that are not there, data with NaN.
+Each is refused by name.
+"""
 
 import math
 import re
@@ -66,7 +68,9 @@ def test_lists_and_arrays_are_no_tensors(entry, x):
     if entry == "fit":
         x = X.tolist()  # arrays are data
     model = sd.ScoreModel(sd.nets.MLP((2,), 8, 1), "vp", shape=(2,))
-    with pytest.raises(TypeError, match=f"must be a .*tensor.*, not {type(x).__name__}; use torch.as_tensor"):
+    with pytest.raises(
+        TypeError, match=f"must be a .*tensor.*, not {type(x).__name__}; use torch.as_tensor"
+    ):
         ENTRIES[entry](model, x)
 
 
@@ -79,12 +83,18 @@ def test_a_network_without_t_is_named(entry):
 
 def test_a_network_without_its_conditions_is_named():
     model = sd.ScoreModel(sd.nets.MLP((2,), 8, 1), "vp", shape=(2,)).given(y=torch.zeros(3))
-    with pytest.raises(TypeError, match=r"called as net\(x, t, y\) has the signature .* unexpected keyword argument 'y'"):
+    with pytest.raises(
+        TypeError,
+        match=r"called as net\(x, t, y\) has the signature .* unexpected "
+        r"keyword argument 'y'",
+    ):
         sd.sample(model, 3, steps=2)
 
 
 def test_other_type_errors_pass():
-    """The message of a failure within the function stays; so does that of a function without a signature."""
+    """The message of a failure within the function stays; so does that of a function without a
+    signature.
+    """
 
     def broken(x, t):
         raise TypeError("mine")
@@ -128,7 +138,9 @@ def test_lists_are_no_states_of_the_interop():
         sdekit.sdeint(Equation("none"), X.tolist(), [0.0, 1.0])
     for method in ("explicit_adams", "dopri5"):
         for call in (sdekit.odeint, sdekit.odeint_adjoint):
-            with pytest.raises(TypeError, match="y0 must be a floating tensor or a tuple of them, not list"):
+            with pytest.raises(
+                TypeError, match="y0 must be a floating tensor or a tuple of them, not list"
+            ):
                 call(Timeless(), X.tolist(), [0.0, 1.0], method=method)
 
 
@@ -155,14 +167,18 @@ def test_a_device_that_is_not_there(tmp_path):
             lambda device=device: sd.load(tmp_path, device=device),
             lambda device=device: sd.VPSDE().prior((2, 2), device=device),
         ):
-            with pytest.raises(ValueError, match=f"the device '{device}' cannot be used .*; cpu always can"):
+            with pytest.raises(
+                ValueError, match=f"the device '{device}' cannot be used .*; cpu always can"
+            ):
                 call()
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("kind", ["tensor", "array", "rows"])
 def test_data_that_are_not_finite_are_refused_when_they_are_read(kind, value):
-    """Of a tensor at once, of other data in the batch that holds them: before an update by a loss that is not finite."""
+    """Of a tensor at once, of other data in the batch that holds them: before an update by a loss
+    that is not finite.
+    """
     x = torch.zeros(40, 2)
     x[17, 1] = value
     x[30] = value
@@ -192,7 +208,9 @@ class Lazy:
         return self.x[rows % 40] if len(rows) < 1000 else torch.zeros(len(rows), 2)
 
 
-@pytest.mark.parametrize("mixture", [sd.GaussianMixture([1.0], [[0.0, 0.0]], [1.0]), sd.EmpiricalMixture(X, 0.1)])
+@pytest.mark.parametrize(
+    "mixture", [sd.GaussianMixture([1.0], [[0.0, 0.0]], [1.0]), sd.EmpiricalMixture(X, 0.1)]
+)
 def test_mixtures_refuse_lists(mixture):
     for run in (
         lambda: mixture.log_prob([[0.0, 1.0]]),
@@ -208,8 +226,16 @@ def test_networks_say_how_they_are_called(name):
     more = {"levels": 3} if name == "NCSN" else {}
     net = sd.nets.registry[name](width=8, **more)
     x = X if name == "MLP" else torch.zeros(2, getattr(net, "channels", 1), 8, 8)
-    for given, what in (((x,), "nothing"), ((x, 0.5), "float"), ((x.tolist(), torch.zeros(len(x))), "list")):
-        with pytest.raises(TypeError, match=rf"called as net\(x, t\) with tensors .* not with .*{what}"):
+    for given, what in (
+        ((x,), "nothing"),
+        ((x, 0.5), "float"),
+        ((x.tolist(), torch.zeros(len(x))), "list"),
+    ):
+        with pytest.raises(
+            TypeError,
+            match=r"called as net\(x, t\) with tensors .* not with "
+            rf".*{what}",
+        ):
             net(*given)
 
 
@@ -235,11 +261,19 @@ def test_an_argument_that_a_network_still_needs():
 
 def test_grids_of_points():
     sigmas = torch.linspace(1, 0.01, 40)
-    with pytest.raises(ValueError, match=r"increase: log\(alpha / sigma\).*-torch.log\(sigmas\) where alpha = 1"):
+    with pytest.raises(
+        ValueError,
+        match=r"increase: log\(alpha / sigma\).*-torch.log\(sigmas\) "
+        r"where alpha = 1",
+    ):
         sd.Given(sigmas)
     assert len(sd.Given(-torch.log(sigmas)).l) == 40
     for grid in ([0.0, 1.0], sigmas):
-        with pytest.raises(TypeError, match=r"grid must be a name or a grid, not (list|Tensor); .* Given\(l\)") as caught:
+        with pytest.raises(
+            TypeError,
+            match=r"grid must be a name or a grid, not (list|Tensor); .* "
+            r"Given\(l\)",
+        ) as caught:
             sd.sample(sd.ScoreModel(lambda x, t: x, "vp", shape=(2,)), 2, grid=grid)
         assert len(str(caught.value)) < 250
 
@@ -247,8 +281,14 @@ def test_grids_of_points():
 def test_equations_read_the_order_of_their_functions_arguments():
     right = lambda t, x: -x  # noqa: E731
     wrong = lambda x, t: -x  # noqa: E731
-    for make in (lambda: sdekit.ODE(wrong), lambda: sdekit.SDE(wrong, right), lambda: sdekit.SDE(right, wrong)):
-        with pytest.raises(TypeError, match=r"called as \(t, x\) here, and this one takes \(x, t\)"):
+    for make in (
+        lambda: sdekit.ODE(wrong),
+        lambda: sdekit.SDE(wrong, right),
+        lambda: sdekit.SDE(right, wrong),
+    ):
+        with pytest.raises(
+            TypeError, match=r"called as \(t, x\) here, and this one takes \(x, t\)"
+        ):
             make()
 
 

@@ -61,7 +61,9 @@ def test_points_and_callback_see_every_state():
 
 def test_stopping_early_costs_what_was_done():
     calls = []
-    points = integrate(ODE(lambda t, x: calls.append(t) or x), ONE, uniform(0.0, 1.0, 100), solver=EulerMaruyama())
+    points = integrate(
+        ODE(lambda t, x: calls.append(t) or x), ONE, uniform(0.0, 1.0, 100), solver=EulerMaruyama()
+    )
     for point in points:
         if point.t > 0.1:
             break
@@ -83,8 +85,16 @@ def spoiled(at, row, value=math.nan):
 def test_failure_names_step_time_and_samples(step, value):
     ts = uniform(0.0, 3.0, 300)
     sde = SDE(spoiled(float(ts[step]), 2, value), lambda t, x: torch.ones_like(x), "additive")
-    with pytest.raises(NotFiniteError, match=f"after step {step + 1}, at t = .*in 1 of 4 samples") as caught:
-        solve(sde, torch.zeros(4, 2, dtype=torch.float64), ts, solver=EulerMaruyama(), noise=WhiteNoise(0))
+    with pytest.raises(
+        NotFiniteError, match=f"after step {step + 1}, at t = .*in 1 of 4 samples"
+    ) as caught:
+        solve(
+            sde,
+            torch.zeros(4, 2, dtype=torch.float64),
+            ts,
+            solver=EulerMaruyama(),
+            noise=WhiteNoise(0),
+        )
     assert (caught.value.step, caught.value.samples) == (step + 1, [2])
     assert caught.value.t == pytest.approx(float(ts[step + 1]))
 
@@ -110,7 +120,11 @@ def test_failure_that_does_not_repeat_is_still_reported():
     [
         (GBM, RK4(), "RK4 does not support diagonal noise, only none"),
         (GBM, Heun(), "Heun solves stratonovich equations and this one is ito"),
-        (SDE(lambda t, x: x, lambda t, x: x, sde_type="stratonovich"), EulerMaruyama(), "solves ito equations"),
+        (
+            SDE(lambda t, x: x, lambda t, x: x, sde_type="stratonovich"),
+            EulerMaruyama(),
+            "solves ito equations",
+        ),
     ],
 )
 def test_unsound_pairs_are_refused_before_the_loop(problem, solver, message):
@@ -143,7 +157,9 @@ def test_non_contiguous_states():
     x0 = torch.randn(4, 6, generator=torch.Generator().manual_seed(0)).T
     ts = uniform(0.0, 1.0, 7)
     ours = solve(GBM, x0, ts, solver=EulerMaruyama(), noise=WhiteNoise(1)).x
-    assert torch.equal(ours, solve(GBM, x0.contiguous(), ts, solver=EulerMaruyama(), noise=WhiteNoise(1)).x)
+    assert torch.equal(
+        ours, solve(GBM, x0.contiguous(), ts, solver=EulerMaruyama(), noise=WhiteNoise(1)).x
+    )
 
 
 def test_predictor_corrector_needs_a_score():
@@ -157,14 +173,28 @@ def test_langevin_settings():
 
 
 def test_no_step_keeps_anything(monkeypatch):
-    """Live tensors on the way do not depend on the number of steps: counted by size at every point."""
+    """Live tensors on the way do not depend on the number of steps: counted by size at every
+    point.
+    """
     import gc
 
     def most(steps):
         peaks = []
-        for point in integrate(GBM, torch.ones(50, 7), uniform(0.0, 1.0, steps), solver=EulerMaruyama(), noise=WhiteNoise(0)):
+        for point in integrate(
+            GBM,
+            torch.ones(50, 7),
+            uniform(0.0, 1.0, steps),
+            solver=EulerMaruyama(),
+            noise=WhiteNoise(0),
+        ):
             if point.step in (steps // 2, steps):
-                peaks.append(sum(1 for o in gc.get_objects() if type(o) is torch.Tensor and o.shape == (50, 7)))
+                peaks.append(
+                    sum(
+                        1
+                        for o in gc.get_objects()
+                        if type(o) is torch.Tensor and o.shape == (50, 7)
+                    )
+                )
         return max(peaks)
 
     monkeypatch.setattr("sdekit._noise.white._BLOCK", 1 << 9)
@@ -176,14 +206,21 @@ def test_python_memory_is_flat_in_the_number_of_steps(monkeypatch):
 
     def peak(steps):
         tracemalloc.start()
-        for _ in integrate(GBM, torch.ones(2, 1), uniform(0.0, 1.0, steps), solver=EulerMaruyama(), noise=WhiteNoise(0)):
+        for _ in integrate(
+            GBM,
+            torch.ones(2, 1),
+            uniform(0.0, 1.0, steps),
+            solver=EulerMaruyama(),
+            noise=WhiteNoise(0),
+        ):
             pass
         _, top = tracemalloc.get_traced_memory()
         tracemalloc.stop()
         return top
 
     peak(10)
-    assert peak(4000) < peak(400) + 4000 * 64  # the grid itself: one Python float a step, and its place in a list
+    # The grid itself: one Python float a step, and its place in a list.
+    assert peak(4000) < peak(400) + 4000 * 64
 
 
 @pytest.mark.parametrize(

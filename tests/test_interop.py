@@ -23,9 +23,12 @@ from sdekit.interop._sdeint import SOLVERS
 F64 = torch.float64
 KINDS = ("additive", "diagonal", "scalar", "general")
 # torch's own: it scripts decompositions when a directional derivative is first taken.
-pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:.torch.jit.script. is deprecated:DeprecationWarning"
+)
 
-Z = 5.0  # standard errors: a fresh seed would fail one comparison in 1.7 million; the seeds are fixed
+# Standard errors: a fresh seed would fail one comparison in 1.7 million; the seeds are fixed.
+Z = 5.0
 
 
 @pytest.fixture(autouse=True)
@@ -39,7 +42,8 @@ class Equation(nn.Module):
 
     def __init__(self, noise_type, sde_type="ito"):
         super().__init__()
-        self.noise_type, self.sde_type = noise_type, sde_type
+        self.noise_type = noise_type
+        self.sde_type = sde_type
         self.a = nn.Parameter(torch.tensor([0.7, -0.4], dtype=F64))
         self.b = nn.Parameter(torch.tensor([[0.3, 0.2, -0.1], [0.1, -0.4, 0.2]], dtype=F64))
 
@@ -64,7 +68,9 @@ class Only:
     """An equation that defines some of the methods and nothing else, and counts their calls."""
 
     def __init__(self, sde, *methods):
-        self.noise_type, self.sde_type, self.calls = sde.noise_type, sde.sde_type, dict.fromkeys(methods, 0)
+        self.noise_type = sde.noise_type
+        self.sde_type = sde.sde_type
+        self.calls = dict.fromkeys(methods, 0)
 
         def prod(t, y, v):
             g = sde.g(t, y)
@@ -90,7 +96,9 @@ def start(batch=4, size=2, dtype=F64):
 
 
 def brownian(size, batch=4, t0=0.0, t1=1.0, entropy=7, levy="space-time", dtype=F64):
-    return torchsde.BrownianInterval(t0, t1, (batch, size), dtype=dtype, entropy=entropy, levy_area_approximation=levy)
+    return torchsde.BrownianInterval(
+        t0, t1, (batch, size), dtype=dtype, entropy=entropy, levy_area_approximation=levy
+    )
 
 
 def close(ours, theirs, tolerance=1e-12):
@@ -103,11 +111,16 @@ def close(ours, theirs, tolerance=1e-12):
 @pytest.mark.parametrize("sde_type", ["ito", "stratonovich"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_equation_of_torchsde(kind, sde_type):
-    sde, x = Equation(kind, sde_type), start()
+    sde = Equation(kind, sde_type)
+    x = start()
     problem = from_torchsde(sde)
     assert (problem.noise_type, problem.sde_type) == (kind, sde_type)
-    assert problem.noise_shape(x) == {"additive": (3,), "diagonal": (2,), "scalar": (), "general": (3,)}[kind]
-    t, dw = torch.tensor(0.3, dtype=F64), torch.randn(4, sde.size, dtype=F64, generator=torch.Generator().manual_seed(0))
+    assert (
+        problem.noise_shape(x)
+        == {"additive": (3,), "diagonal": (2,), "scalar": (), "general": (3,)}[kind]
+    )
+    t = torch.tensor(0.3, dtype=F64)
+    dw = torch.randn(4, sde.size, dtype=F64, generator=torch.Generator().manual_seed(0))
     g = sde.g(t, x)
     expected = g * dw if kind == "diagonal" else torch.einsum("bdm,bm->bd", g, dw)
     close(problem.drift(0.3, x), sde.f(t, x))
@@ -133,19 +146,23 @@ def test_an_equation_of_torchsde(kind, sde_type):
 def test_whichever_methods_it_defines(kind, methods):
     sde = Equation(kind)
     whole = sdeint(sde, start(), [0.0, 1.0], bm=brownian(sde.size), dt=1 / 16, method="euler")
-    part = sdeint(Only(sde, *methods), start(), [0.0, 1.0], bm=brownian(sde.size), dt=1 / 16, method="euler")
+    part = sdeint(
+        Only(sde, *methods), start(), [0.0, 1.0], bm=brownian(sde.size), dt=1 / 16, method="euler"
+    )
     close(part, whole)
 
 
 def test_what_is_evaluated_together_is_evaluated_once():
-    sde, x = Only(Equation("diagonal"), "f_and_g"), start()
+    sde = Only(Equation("diagonal"), "f_and_g")
+    x = start()
     sdeint(sde, x, [0.0, 1.0], dt=1 / 16, method="euler")
     assert sde.calls == {"f_and_g": 16}
 
 
 def test_a_pair_is_given_away_once_and_at_one_place_only():
     equation = Equation("diagonal")
-    sde, x = Only(equation, "f_and_g"), start()
+    sde = Only(equation, "f_and_g")
+    x = start()
     problem = for_one_solve(from_torchsde(sde), x, [0.0, 1.0])
     problem.drift(0.0, x)
     problem.diffusion(0.0, x.clone())  # another place
@@ -163,7 +180,8 @@ def test_a_pair_is_given_away_once_and_at_one_place_only():
 
 
 def test_outside_a_solve_nothing_is_kept():
-    equation, x = Equation("diagonal"), start()
+    equation = Equation("diagonal")
+    x = start()
     problem = from_torchsde(Only(equation, "f_and_g"))
     problem.drift(0.0, x)
     with torch.no_grad():
@@ -181,61 +199,101 @@ def test_products_only_need_the_number_of_brownian_motions():
 @pytest.mark.parametrize("methods", [("f", "g_prod"), ("f_and_g_prod",)], ids="+".join)
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_diffusion_from_products(kind, methods):
-    sde, x = Equation(kind), start()
+    sde = Equation(kind)
+    x = start()
     t = torch.tensor(0.3, dtype=F64)
     g = from_torchsde(Only(sde, *methods), noise_size=sde.size).diffusion(0.3, x)
     close(g, sde.g(t, x).squeeze(-1) if kind == "scalar" else sde.g(t, x))
     if kind == "additive":  # torchsde's srk asks for products only
         bm = brownian(3)
-        close(*(solve(sde, x, [0.0, 1.0], bm=bm, dt=1 / 16, method="srk") for solve in (sdeint, torchsde.sdeint)), 1e-10)
+        close(
+            *(
+                solve(sde, x, [0.0, 1.0], bm=bm, dt=1 / 16, method="srk")
+                for solve in (sdeint, torchsde.sdeint)
+            ),
+            1e-10,
+        )
 
 
 def test_methods_by_other_names():
     class Renamed:
-        noise_type, sde_type = "diagonal", "ito"
-        a, b = Equation("diagonal").f, Equation("diagonal").g
-        both = staticmethod(lambda t, y: (Equation("diagonal").f(t, y), Equation("diagonal").g(t, y)))
+        noise_type = "diagonal"
+        sde_type = "ito"
+        a = Equation("diagonal").f
+        b = Equation("diagonal").g
+        both = staticmethod(
+            lambda t, y: (Equation("diagonal").f(t, y), Equation("diagonal").g(t, y))
+        )
 
-    y0, bm = start(), brownian(2)
+    y0 = start()
+    bm = brownian(2)
     plain = sdeint(Equation("diagonal"), y0, [0.0, 1.0], bm=bm, dt=0.125, method="euler")
     for names in ({"drift": "a", "diffusion": "b"}, {"drift_and_diffusion": "both"}):
-        close(sdeint(Renamed(), y0, [0.0, 1.0], bm=bm, dt=0.125, method="euler", names=names), plain)
+        close(
+            sdeint(Renamed(), y0, [0.0, 1.0], bm=bm, dt=0.125, method="euler", names=names), plain
+        )
     with pytest.raises(ValueError, match="no drift"):
         sdeint(Renamed(), y0, [0.0, 1.0], names={"diffusion": "b"})
 
 
 def test_it_is_solved_by_every_loop():
-    """sdekit.solve with the same increments as torchsde; in reverse time they are those of the reversed path."""
-    sde, bm = Equation("general"), brownian(3)
+    """sdekit.solve with the same increments as torchsde; in reverse time they are those of the
+    reversed path.
+    """
+    sde = Equation("general")
+    bm = brownian(3)
     grid = torch.linspace(0, 1, 17, dtype=F64)
-    solution = sdekit.solve(from_torchsde(sde), start(), grid, solver=sdekit.EulerMaruyama(), noise=TorchsdeNoise(bm))
-    close(solution.x, torchsde.sdeint(sde, start(), [0.0, 1.0], bm=bm, dt=1 / 16, method="euler")[-1])
+    solution = sdekit.solve(
+        from_torchsde(sde), start(), grid, solver=sdekit.EulerMaruyama(), noise=TorchsdeNoise(bm)
+    )
+    close(
+        solution.x, torchsde.sdeint(sde, start(), [0.0, 1.0], bm=bm, dt=1 / 16, method="euler")[-1]
+    )
     assert (solution.evaluations.unique().tolist(), solution.seed) == ([16], None)
 
 
 @pytest.mark.parametrize("kind", ["additive", "diagonal", "scalar"])
 def test_it_is_solved_to_order_one_and_a_half(kind):
     """A matrix of additive noise included, which only the equation knows how to multiply."""
-    sde, grid = Equation(kind), torch.linspace(0, 1, 17, dtype=F64)
-    bm, solver = brownian(sde.size), sdekit.SRA1() if kind == "additive" else sdekit.SRID2()
-    solution = sdekit.solve(from_torchsde(sde), start(), grid, solver=solver, noise=TorchsdeNoise(bm))
-    close(solution.x, torchsde.sdeint(sde, start(), [0.0, 1.0], bm=bm, dt=1 / 16, method="srk")[-1], 1e-10)
+    sde = Equation(kind)
+    grid = torch.linspace(0, 1, 17, dtype=F64)
+    bm = brownian(sde.size)
+    solver = sdekit.SRA1() if kind == "additive" else sdekit.SRID2()
+    solution = sdekit.solve(
+        from_torchsde(sde), start(), grid, solver=solver, noise=TorchsdeNoise(bm)
+    )
+    close(
+        solution.x,
+        torchsde.sdeint(sde, start(), [0.0, 1.0], bm=bm, dt=1 / 16, method="srk")[-1],
+        1e-10,
+    )
 
 
 def test_it_is_solved_with_adaptive_steps():
-    sde, path, control = Equation("diagonal"), sdekit.BrownianPath(3, (0.0, 1.0)), sdekit.PIDController(rtol=1e-4, atol=1e-4)
-    own = sdekit.solve(from_torchsde(sde), start(), [0.0, 1.0], solver=sdekit.SRID2(), noise=path, control=control)
+    sde = Equation("diagonal")
+    path = sdekit.BrownianPath(3, (0.0, 1.0))
+    control = sdekit.PIDController(rtol=1e-4, atol=1e-4)
+    own = sdekit.solve(
+        from_torchsde(sde), start(), [0.0, 1.0], solver=sdekit.SRID2(), noise=path, control=control
+    )
     close(own.x, sdeint(sde, start(), [0.0, 1.0], bm=path, dt=1 / 512)[-1], 2e-3)
     with pytest.raises(TypeError, match="use BrownianPath"):
         sdekit.solve(
-            from_torchsde(sde), start(), [0.0, 1.0], solver=sdekit.SRID2(), noise=TorchsdeNoise(brownian(2)), control=control
+            from_torchsde(sde),
+            start(),
+            [0.0, 1.0],
+            solver=sdekit.SRID2(),
+            noise=TorchsdeNoise(brownian(2)),
+            control=control,
         )
 
 
 # Brownian motions of torchsde
 
 
-@pytest.mark.parametrize("make", [torchsde.BrownianPath, torchsde.BrownianTree, None], ids=["path", "tree", "callable"])
+@pytest.mark.parametrize(
+    "make", [torchsde.BrownianPath, torchsde.BrownianTree, None], ids=["path", "tree", "callable"]
+)
 def test_every_brownian_motion(make):
     w0 = torch.zeros(4, 2, dtype=F64)
     bm = make(t0=0.0, w0=w0) if make else lambda ta, tb: brownian(2)(ta, tb)
@@ -245,7 +303,8 @@ def test_every_brownian_motion(make):
 
 
 def test_levy_area_and_reverse_time():
-    bm, x = brownian(2), start()
+    bm = brownian(2)
+    x = start()
     noise = TorchsdeNoise(bm)
     w, u = bm(0.25, 0.75, return_U=True)
     (there,) = noise.increments([0.25, 0.75], x, (2,), levy=True)
@@ -261,7 +320,8 @@ def test_levy_area_and_reverse_time():
 
 
 def test_rows_and_start_of_a_brownian_motion():
-    bm, x = brownian(2), start()
+    bm = brownian(2)
+    x = start()
     noise = TorchsdeNoise(bm)
     rows = noise.rows(torch.tensor([3, 1, 0])).rows(torch.tensor([1, 2]))
     (some,) = rows.increments([0.0, 0.5, 1.0], x[:2], (2,), start=1)
@@ -275,7 +335,9 @@ def test_what_a_brownian_motion_lacks_is_said():
     with pytest.raises(ValueError, match="bm returned shape"):
         sdeint(sde, start(), [0.0, 1.0], bm=brownian(2, batch=5), method="euler")
     with pytest.raises(ValueError, match="levy_area_approximation"):
-        list(TorchsdeNoise(brownian(2, levy="none")).increments([0.0, 1.0], start(), (2,), levy=True))
+        list(
+            TorchsdeNoise(brownian(2, levy="none")).increments([0.0, 1.0], start(), (2,), levy=True)
+        )
     with pytest.raises(ValueError, match="fresh normals"):
         list(TorchsdeNoise(brownian(2)).increments([0.0, 1.0], start(), (2,), normals=1))
 
@@ -284,7 +346,9 @@ def test_what_a_brownian_motion_lacks_is_said():
 
 
 def ours(kind, event, net=None):
-    """An equation of ours for states (batch, *event) which multiplies by a parameter of its network."""
+    """An equation of ours for states (batch, *event) which multiplies by a parameter of its
+    network.
+    """
     net = net or nn.Linear(event[-1], event[-1]).to(F64)
     g = {
         "additive": lambda t, x: 0.3 + 0.1 * t,
@@ -292,29 +356,40 @@ def ours(kind, event, net=None):
         "scalar": lambda t, x: 0.2 * torch.cos(x),
         "general": lambda t, x: 0.2 * torch.stack([torch.sin(x), torch.cos(x), x], dim=-1),
     }[kind]
-    return sdekit.SDE(lambda t, x: net(x) - x, g, noise_type=kind, noise_size=3 if kind == "general" else None)
+    return sdekit.SDE(
+        lambda t, x: net(x) - x, g, noise_type=kind, noise_size=3 if kind == "general" else None
+    )
 
 
 @pytest.mark.parametrize("event", [(2,), (2, 3)], ids=str)
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_equation_of_ours_in_torchsde(kind, event):
-    problem, y0 = ours(kind, event), start(4, math.prod(event)).reshape(4, *event)
-    module, d = to_torchsde(problem, event), math.prod(event)
+    problem = ours(kind, event)
+    y0 = start(4, math.prod(event)).reshape(4, *event)
+    module = to_torchsde(problem, event)
+    d = math.prod(event)
     bm = brownian({"scalar": 1, "general": 3}.get(kind, d))
-    there = torchsde.sdeint(module, y0.flatten(1), [0.0, 0.5, 1.0], bm=bm, dt=1 / 16, method="euler")
+    there = torchsde.sdeint(
+        module, y0.flatten(1), [0.0, 0.5, 1.0], bm=bm, dt=1 / 16, method="euler"
+    )
     close(sdeint(problem, y0, [0.0, 0.5, 1.0], bm=bm, dt=1 / 16, method="euler").flatten(2), there)
     assert len(list(module.parameters())) == 2
     t = torch.tensor(0.2, dtype=F64)
     v = torch.ones(4, bm.shape[1], dtype=F64)
     g = module.g(t, y0.flatten(1))
-    close(module.g_prod(t, y0.flatten(1), v), g * v if kind == "diagonal" else torch.einsum("bdm,bm->bd", g, v))
+    close(
+        module.g_prod(t, y0.flatten(1), v),
+        g * v if kind == "diagonal" else torch.einsum("bdm,bm->bd", g, v),
+    )
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_there_and_back(kind):
-    sde, x = Equation(kind), start()
+    sde = Equation(kind)
+    x = start()
     again = to_torchsde(from_torchsde(sde, noise_size=sde.size))
-    t, v = torch.tensor(0.3, dtype=F64), torch.ones(4, sde.size, dtype=F64)
+    t = torch.tensor(0.3, dtype=F64)
+    v = torch.ones(4, sde.size, dtype=F64)
     close(again.f(t, x), sde.f(t, x))
     close(again.g(t, x), sde.g(t, x))
     close(again.g_prod(t, x, v), sde.g(t, x) * v if kind == "diagonal" else sde.g(t, x) @ v[0])
@@ -353,19 +428,26 @@ def gradients(solve, sde, y0, params):
 @pytest.mark.parametrize("event", [(2,), (1, 2)], ids=str)
 @pytest.mark.parametrize("kind", KINDS)
 def test_gradients_of_the_adjoint(kind, event):
-    """torchsde's exact adjoint through the adapter, against autograd through the same steps and through ours."""
+    """torchsde's exact adjoint through the adapter, against autograd through the same steps and
+    through ours.
+    """
     net = nn.Linear(2, 2).to(F64)
     base = ours(kind, event, net)
     problem = sdekit.SDE(base.f, base.g, kind, "stratonovich", base.noise_size)
-    module, y0 = to_torchsde(problem, event), start(3, 2)
+    module = to_torchsde(problem, event)
+    y0 = start(3, 2)
     size = {"scalar": 1, "general": 3}.get(kind, 2)
 
     def through(solver):
-        return lambda sde, y: solver(sde, y, [0.0, 0.5, 1.0], bm=brownian(size, 3), dt=1 / 16, method="reversible_heun")
+        return lambda sde, y: solver(
+            sde, y, [0.0, 0.5, 1.0], bm=brownian(size, 3), dt=1 / 16, method="reversible_heun"
+        )
 
     plain = gradients(through(torchsde.sdeint), module, y0, net.parameters())
     adjoint = gradients(through(torchsde.sdeint_adjoint), module, y0, net.parameters())
-    here = gradients(lambda sde, y: through(sdeint)(problem, y.reshape(3, *event)), None, y0, net.parameters())
+    here = gradients(
+        lambda sde, y: through(sdeint)(problem, y.reshape(3, *event)), None, y0, net.parameters()
+    )
     for a, b, c in zip(plain, adjoint, here, strict=True):
         close(b, a, 1e-9)
         close(c, a, 1e-9)
@@ -376,24 +458,38 @@ def test_gradcheck_of_the_adjoint():
 
     def final(y0, weight):
         problem = sdekit.SDE(
-            lambda t, x: torch.sin(weight * x), lambda t, x: 0.3 * torch.cos(weight * x), "diagonal", "stratonovich"
+            lambda t, x: torch.sin(weight * x),
+            lambda t, x: 0.3 * torch.cos(weight * x),
+            "diagonal",
+            "stratonovich",
         )
-        options = {"bm": brownian(2, 3, t1=0.25), "dt": 1 / 32, "method": "reversible_heun", "adjoint_params": (weight,)}
+        options = {
+            "bm": brownian(2, 3, t1=0.25),
+            "dt": 1 / 32,
+            "method": "reversible_heun",
+            "adjoint_params": (weight,),
+        }
         return torchsde.sdeint_adjoint(to_torchsde(problem), y0, [0.0, 0.25], **options)[-1]
 
     inputs = (start(3, 2).requires_grad_(), torch.tensor([0.5, 1.5], dtype=F64, requires_grad=True))
     assert torch.autograd.gradcheck(final, inputs, atol=1e-6)
 
 
-@pytest.mark.parametrize(("kind", "method"), [("diagonal", "euler"), ("additive", "euler"), ("general", "euler")])
+@pytest.mark.parametrize(
+    ("kind", "method"), [("diagonal", "euler"), ("additive", "euler"), ("general", "euler")]
+)
 def test_gradients_of_the_ito_adjoint(kind, method):
     """torchsde's continuous adjoint is right up to the steps."""
     net = nn.Linear(2, 2).to(F64)
-    problem, y0 = ours(kind, (2,), net), start(3, 2)
-    module, size = to_torchsde(problem), 3 if kind == "general" else 2
+    problem = ours(kind, (2,), net)
+    y0 = start(3, 2)
+    module = to_torchsde(problem)
+    size = 3 if kind == "general" else 2
 
     def through(solver):
-        return lambda sde, y: solver(sde, y, [0.0, 1.0], bm=brownian(size, 3), dt=1 / 256, method=method)
+        return lambda sde, y: solver(
+            sde, y, [0.0, 1.0], bm=brownian(size, 3), dt=1 / 256, method=method
+        )
 
     adjoint = gradients(through(torchsde.sdeint_adjoint), module, y0, net.parameters())
     plain = gradients(through(sdeint), problem, y0, net.parameters())
@@ -407,8 +503,10 @@ def test_gradients_of_the_ito_adjoint(kind, method):
 @pytest.mark.parametrize("sde_type", ["ito", "stratonovich"])
 @pytest.mark.parametrize(("method", "kind"), [(m, kind) for m in SOLVERS for kind in SOLVERS[m]])
 def test_pathwise_as_torchsde(method, kind, sde_type):
-    sde, ts = Equation(kind, sde_type), torch.linspace(0, 1, 5, dtype=F64)
-    bm, arguments = brownian(sde.size), {"dt": 1 / 32, "method": method}
+    sde = Equation(kind, sde_type)
+    ts = torch.linspace(0, 1, 5, dtype=F64)
+    bm = brownian(sde.size)
+    arguments = {"dt": 1 / 32, "method": method}
     if sde_type != SOLVERS[method][kind].sde_type and method != "milstein":
         with pytest.raises(ValueError, match="SDE is of type"):
             sdeint(sde, start(), ts, bm=bm, **arguments)
@@ -424,14 +522,23 @@ def test_default_methods(kind, sde_type):
     sde = Equation(kind, sde_type)
     bm = brownian(sde.size)
     close(
-        sdeint(sde, start(), [0.0, 1.0], bm=bm, dt=1 / 16), torchsde.sdeint(sde, start(), [0.0, 1.0], bm=bm, dt=1 / 16), 1e-10
+        sdeint(sde, start(), [0.0, 1.0], bm=bm, dt=1 / 16),
+        torchsde.sdeint(sde, start(), [0.0, 1.0], bm=bm, dt=1 / 16),
+        1e-10,
     )
 
 
 def test_times_as_torchsde():
-    """The last step is shorter; a step may span the solve; times are tensors or lists, dt a tensor."""
-    sde, bm = Equation("diagonal"), brownian(2)
-    for ts, dt in (([0.0, 1.0], 0.375), ([0.25, 0.5], 2.0), (torch.tensor([0.0, 0.5, 1.0], dtype=F64), torch.tensor(0.25))):
+    """The last step is shorter; a step may span the solve; times are tensors or lists, dt a
+    tensor.
+    """
+    sde = Equation("diagonal")
+    bm = brownian(2)
+    for ts, dt in (
+        ([0.0, 1.0], 0.375),
+        ([0.25, 0.5], 2.0),
+        (torch.tensor([0.0, 0.5, 1.0], dtype=F64), torch.tensor(0.25)),
+    ):
         close(
             sdeint(sde, start(), ts, bm=bm, dt=dt, method="euler"),
             torchsde.sdeint(sde, start(), ts, bm=bm, dt=dt, method="euler"),
@@ -456,7 +563,13 @@ def test_times_as_torchsde():
     ],
 )
 def test_refusals(change, said):
-    arguments = {"sde": Equation("diagonal"), "y0": start(), "ts": [0.0, 1.0], "method": "euler", "dt": 0.5} | change
+    arguments = {
+        "sde": Equation("diagonal"),
+        "y0": start(),
+        "ts": [0.0, 1.0],
+        "method": "euler",
+        "dt": 0.5,
+    } | change
     if said is None:  # the equation itself is of another size
         with pytest.raises(RuntimeError, match="size"):
             sdeint(**arguments)
@@ -496,7 +609,8 @@ def test_unknown_arguments_warn_as_in_torchsde():
     ids=str,
 )
 def test_the_rest_is_handed_over(arguments):
-    sde, y0 = Equation("diagonal"), start()
+    sde = Equation("diagonal")
+    y0 = start()
     sde.h = lambda t, y: -y
     arguments = {"dt": 1 / 16} | arguments
     size = 3 if "logqp" in arguments else 2
@@ -507,12 +621,15 @@ def test_the_rest_is_handed_over(arguments):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_is_handed_over_obeys_torch_manual_seed(kind):
-    sde, y0 = Equation(kind, "stratonovich"), start()
+    sde = Equation(kind, "stratonovich")
+    y0 = start()
     sde.h = lambda t, y: -y
 
     def run(seed):
         torch.manual_seed(seed)
-        return sdeint(sde, y0, [0.0, 1.0], method="log_ode", dt=1 / 8), sdeint(sde, y0, [0.0, 1.0], dt=1 / 8, logqp=True)[1]
+        return sdeint(sde, y0, [0.0, 1.0], method="log_ode", dt=1 / 8), sdeint(
+            sde, y0, [0.0, 1.0], dt=1 / 8, logqp=True
+        )[1]
 
     close(run(1), run(1), 0)
     assert not torch.equal(run(1)[0], run(2)[0])
@@ -520,7 +637,9 @@ def test_what_is_handed_over_obeys_torch_manual_seed(kind):
 
 
 def test_extra_state_goes_there_and_back():
-    sde, y0, bm = Equation("diagonal", "stratonovich"), start(), brownian(2)
+    sde = Equation("diagonal", "stratonovich")
+    y0 = start()
+    bm = brownian(2)
     arguments = {"bm": bm, "dt": 1 / 16, "method": "reversible_heun"}
     half, state = sdeint(sde, y0, [0.0, 0.5], extra=True, **arguments)
     rest = sdeint(sde, half[-1], [0.5, 1.0], extra_solver_state=state, **arguments)
@@ -528,8 +647,14 @@ def test_extra_state_goes_there_and_back():
 
 
 def test_an_equation_of_ours_is_handed_over_with_its_shape():
-    problem, y0 = ours("diagonal", (2, 3)), start(4, 6).reshape(4, 2, 3)
-    assert sdeint(problem, y0, [0.0, 0.5, 1.0], dt=0.1, adaptive=True, method="milstein").shape == (3, 4, 2, 3)
+    problem = ours("diagonal", (2, 3))
+    y0 = start(4, 6).reshape(4, 2, 3)
+    assert sdeint(problem, y0, [0.0, 0.5, 1.0], dt=0.1, adaptive=True, method="milstein").shape == (
+        3,
+        4,
+        2,
+        3,
+    )
     ys, state = sdeint(problem, y0, [0.0, 1.0], dt=0.25, extra=True, method="euler")
     assert ys.shape == (2, 4, 2, 3)
     assert state == ()
@@ -546,11 +671,13 @@ def test_white_noise_is_no_path():
 class Brownian(nn.Module):
     """dy = c dW, and a count of the drift's evaluations."""
 
-    noise_type, sde_type = "diagonal", "ito"
+    noise_type = "diagonal"
+    sde_type = "ito"
 
     def __init__(self, volatility=1.0):
         super().__init__()
-        self.volatility, self.calls = volatility, 0
+        self.volatility = volatility
+        self.calls = 0
 
     def f(self, t, y):
         self.calls += 1
@@ -563,7 +690,9 @@ class Brownian(nn.Module):
 @pytest.mark.parametrize("method", ["euler", "srk"])
 def test_variance_between_steps(method):
     """At t = dt / 2 a Brownian motion has variance 0.05; torchsde's straight line has half."""
-    y0, ts, n = torch.zeros(40_000, 1), [0.0, 0.05, 0.1, 0.125, 0.2], 40_000
+    y0 = torch.zeros(40_000, 1)
+    ts = [0.0, 0.05, 0.1, 0.125, 0.2]
+    n = 40_000
     ys = sdeint(Brownian(), y0, ts, dt=0.1, method=method).squeeze(-1)
     covariance = ys[1:] @ ys[1:].T / n
     t = torch.tensor(ts[1:])
@@ -575,31 +704,47 @@ def test_variance_between_steps(method):
 
 
 def test_states_between_steps_are_on_the_path():
-    """A Brownian motion is solved exactly, so the state between two steps is the path itself; at any number of times."""
-    bm, ts = brownian(2), [0.0, 0.03, 0.05, 0.07, 0.1, 0.11, 0.5, 0.98, 1.0]
+    """A Brownian motion is solved exactly, so the state between two steps is the path itself; at
+    any number of times.
+    """
+    bm = brownian(2)
+    ts = [0.0, 0.03, 0.05, 0.07, 0.1, 0.11, 0.5, 0.98, 1.0]
     ys = sdeint(Brownian(), start(), ts, bm=bm, dt=0.25, method="euler")
     for t, y in zip(ts, ys, strict=True):
         close(y, start() + bm(0.0, t))
-    assert torch.equal(ys[[0, -1]], sdeint(Brownian(), start(), [0.0, 1.0], bm=bm, dt=0.25, method="euler"))
+    assert torch.equal(
+        ys[[0, -1]], sdeint(Brownian(), start(), [0.0, 1.0], bm=bm, dt=0.25, method="euler")
+    )
 
 
 def test_states_between_steps_for_every_kind_of_noise():
-    """The state between is near a finer solve on the same path: the error falls with dt, faster than sqrt(dt)."""
+    """The state between is near a finer solve on the same path: the error falls with dt, faster
+    than sqrt(dt).
+    """
     for kind in KINDS:
-        sde, ts = Equation(kind), [0.0, 0.3, 0.7, 1.0]
-        bm, y0 = brownian(sde.size, 500), start(500)
+        sde = Equation(kind)
+        ts = [0.0, 0.3, 0.7, 1.0]
+        bm = brownian(sde.size, 500)
+        y0 = start(500)
         fine = sdeint(sde, y0, ts, bm=bm, dt=1 / 256, method="euler")
         errors = [
-            (sdeint(sde, y0, ts, bm=bm, dt=dt, method="euler") - fine)[1:3].square().mean().sqrt() for dt in (1 / 4, 1 / 16)
+            (sdeint(sde, y0, ts, bm=bm, dt=dt, method="euler") - fine)[1:3].square().mean().sqrt()
+            for dt in (1 / 4, 1 / 16)
         ]
         assert errors[1] < 0.4 * errors[0]
 
 
-@pytest.mark.parametrize(("end", "dt", "dtype"), [(3.0, 0.03, F64), (1.0, 0.01, torch.float32)], ids=["float64", "float32"])
+@pytest.mark.parametrize(
+    ("end", "dt", "dtype"),
+    [(3.0, 0.03, F64), (1.0, 0.01, torch.float32)],
+    ids=["float64", "float32"],
+)
 @pytest.mark.parametrize("own", [False, True], ids=["fresh", "interval"])
 def test_a_hundred_steps_are_a_hundred(end, dt, dtype, own):
     """torchsde makes a last step of the width of a rounding, and its tree refines to that."""
-    sde, y0, begun = Brownian(), torch.zeros(4, 2, dtype=dtype), time.perf_counter()
+    sde = Brownian()
+    y0 = torch.zeros(4, 2, dtype=dtype)
+    begun = time.perf_counter()
     sdeint(
         sde,
         y0,
@@ -614,7 +759,8 @@ def test_a_hundred_steps_are_a_hundred(end, dt, dtype, own):
 
 def test_a_hundred_steps_handed_over_end():
     """One more is torchsde's own, but its tree knows the width of the others."""
-    sde, begun = Brownian(), time.perf_counter()
+    sde = Brownian()
+    begun = time.perf_counter()
     sdeint(sde, torch.zeros(4, 2, dtype=F64), [0.0, 3.0], dt=0.03, method="euler", extra=True)
     assert sde.calls <= 103  # and what its checks evaluate
     assert time.perf_counter() - begun < 5
@@ -629,11 +775,14 @@ def test_a_long_solve():
 
 
 def test_milstein_for_scalar_noise_that_mixes_coordinates():
-    """dy = A y dW has the solution exp(A W - A^2 t / 2) y_0; torchsde takes A's transpose, and does worse than Euler."""
+    """dy = A y dW has the solution exp(A W - A^2 t / 2) y_0; torchsde takes A's transpose, and does
+    worse than Euler.
+    """
     a = torch.tensor([[0.2, 0.9], [-0.1, 0.3]], dtype=F64)
 
     class Linear:
-        noise_type, sde_type = "scalar", "ito"
+        noise_type = "scalar"
+        sde_type = "ito"
 
         def f(self, t, y):
             return torch.zeros_like(y)
@@ -641,13 +790,22 @@ def test_milstein_for_scalar_noise_that_mixes_coordinates():
         def g(self, t, y):
             return (y @ a.T).unsqueeze(-1)
 
-    y0, bm = torch.tensor([1.0, -0.5], dtype=F64).expand(500, 2), brownian(1, 500)
-    exact = (torch.matrix_exp(a * bm(0.0, 1.0).unsqueeze(-1) - a @ a / 2) @ y0.unsqueeze(-1)).squeeze(-1)
+    y0 = torch.tensor([1.0, -0.5], dtype=F64).expand(500, 2)
+    bm = brownian(1, 500)
+    exact = (
+        torch.matrix_exp(a * bm(0.0, 1.0).unsqueeze(-1) - a @ a / 2) @ y0.unsqueeze(-1)
+    ).squeeze(-1)
 
     def error(solve, method, dt):
-        return (solve(Linear(), y0, [0.0, 1.0], bm=bm, dt=dt, method=method)[-1] - exact).square().mean().sqrt()
+        return (
+            (solve(Linear(), y0, [0.0, 1.0], bm=bm, dt=dt, method=method)[-1] - exact)
+            .square()
+            .mean()
+            .sqrt()
+        )
 
-    assert error(sdeint, "milstein", 1 / 64) < 0.35 * error(sdeint, "milstein", 1 / 16)  # order one: a quarter
+    # Order one: a quarter.
+    assert error(sdeint, "milstein", 1 / 64) < 0.35 * error(sdeint, "milstein", 1 / 16)
     assert error(torchsde.sdeint, "milstein", 1 / 64) > error(torchsde.sdeint, "euler", 1 / 64)
 
 
@@ -660,7 +818,8 @@ def test_srk_evaluates_what_the_tableau_needs():
 
 
 def test_seeds_are_torchs():
-    y0, ts = start(8), [0.0, 0.33, 1.0]
+    y0 = start(8)
+    ts = [0.0, 0.33, 1.0]
 
     def run(seed, numpy_seed=0, rows=8):
         torch.manual_seed(seed)
@@ -673,9 +832,15 @@ def test_seeds_are_torchs():
 
 
 def test_noise_of_ours():
-    """A path gives one solution for all steps and times; white noise repeats its own, whichever times are asked for."""
-    sde, y0, path = Equation("additive"), start(500), sdekit.BrownianPath(3, (0.0, 1.0))
-    coarse, fine = (sdeint(sde, y0, [0.0, 0.3, 1.0], bm=path, dt=dt, method="srk") for dt in (1 / 8, 1 / 64))
+    """A path gives one solution for all steps and times; white noise repeats its own, whichever
+    times are asked for.
+    """
+    sde = Equation("additive")
+    y0 = start(500)
+    path = sdekit.BrownianPath(3, (0.0, 1.0))
+    coarse, fine = (
+        sdeint(sde, y0, [0.0, 0.3, 1.0], bm=path, dt=dt, method="srk") for dt in (1 / 8, 1 / 64)
+    )
     assert (coarse - fine)[-1].abs().max() < 0.01
     assert (coarse - fine)[1].square().mean().sqrt() < 0.03
     white = sdekit.WhiteNoise(5)
@@ -686,7 +851,9 @@ def test_noise_of_ours():
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_path_of_ours_drives_torchsde(kind):
-    sde, y0, path = Equation(kind), start(), sdekit.BrownianPath(3, (0.0, 1.0))
+    sde = Equation(kind)
+    y0 = start()
+    path = sdekit.BrownianPath(3, (0.0, 1.0))
     arguments = {"bm": path, "dt": 1 / 16, "method": "euler" if kind == "general" else "srk"}
     there, _ = sdeint(sde, y0, [0.0, 0.5, 1.0], extra=True, **arguments)
     close(sdeint(sde, y0, [0.0, 0.5, 1.0], **arguments), there, 1e-10)
@@ -699,25 +866,33 @@ def test_a_drift_that_is_not_a_number_is_reported():
         def f(self, t, y):
             return torch.where((t > 0.5) & (y > 0), math.nan, y)
 
-    with pytest.raises(NotFiniteError, match=r"after step 7, at t = 0\.7, in 2 of 4 samples") as error:
+    with pytest.raises(
+        NotFiniteError, match=r"after step 7, at t = 0\.7, in 2 of 4 samples"
+    ) as error:
         sdeint(Broken("diagonal"), start() * 5, [0.0, 1.0], dt=0.1, method="euler")
     assert error.value.samples == [2, 3]
 
 
 def test_reverse_time():
-    """Decreasing times follow the same path back; with noise that does not depend on the state the start is found again."""
-    bm, ts = brownian(2), [1.0, 0.55, 0.25, 0.0]
+    """Decreasing times follow the same path back; with noise that does not depend on the state the
+    start is found again.
+    """
+    bm = brownian(2)
+    ts = [1.0, 0.55, 0.25, 0.0]
     ys = sdeint(Brownian(2.0), start(), ts, bm=bm, dt=0.25, method="euler")
     for t, y in zip(ts, ys, strict=True):
         close(y, start() - 2.0 * (bm(t, 1.0) if t < 1 else 0))
     for refused in (torchsde.sdeint, partial(sdeint, extra=True)):
         with pytest.raises(ValueError, match="strictly increasing"):
             refused(Brownian(), start(), ts)
-    sde, bm = Equation("additive"), brownian(3)
+    sde = Equation("additive")
+    bm = brownian(3)
     there = sdeint(sde, start(), [0.0, 1.0], bm=bm, dt=1 / 512, method="euler")
     back = sdeint(sde, there[-1], [1.0, 0.0], bm=bm, dt=1 / 512, method="euler")
     assert (back[-1] - start()).abs().max() < 0.02
-    wide = sdeint(Brownian(), torch.zeros(40_000, 1), [1.0, 0.93, 0.0], dt=0.1, method="euler").squeeze(-1)
+    wide = sdeint(
+        Brownian(), torch.zeros(40_000, 1), [1.0, 0.93, 0.0], dt=0.1, method="euler"
+    ).squeeze(-1)
     for variance, exact in zip(wide[1:].var(dim=1), (0.07, 1.0), strict=True):
         assert abs(variance / exact - 1) < Z * (2 / 40_000) ** 0.5
 
@@ -729,7 +904,12 @@ def program(name, source):
     text = (Path(__file__).parent / "programs" / f"{name}.py").read_text()
     assert text.count("from torchsde import sdeint") == 1
     namespace = {"__name__": name}
-    exec(compile(text.replace("from torchsde import", f"from {source} import"), f"{name}.py", "exec"), namespace)  # noqa: S102
+    exec(  # noqa: S102
+        compile(
+            text.replace("from torchsde import", f"from {source} import"), f"{name}.py", "exec"
+        ),
+        namespace,
+    )
     np.random.seed(0)
     return namespace
 
@@ -744,7 +924,9 @@ def test_geometric_brownian_motion(method):
     bm = brownian(1, 64, dtype=torch.float32)
     paths = [run["simulate"](sde, 64, bm=bm, method=method) for run in both("geometric")]
     close(paths[1], paths[0], 1e-5)
-    finals = [run["simulate"](sde, 20_000, method=method)[-1].detach().log() for run in both("geometric")]
+    finals = [
+        run["simulate"](sde, 20_000, method=method)[-1].detach().log() for run in both("geometric")
+    ]
     spread = finals[0].std() / 20_000**0.5
     assert abs(finals[0].mean() - finals[1].mean()) < Z * 2**0.5 * spread
     assert abs(finals[0].std() - finals[1].std()) < Z * spread
@@ -759,14 +941,25 @@ def test_geometric_brownian_motion_is_learned():
 
 
 def heston_call(sde, strike, spot=100.0, v0=0.05, expiry=1.0):
-    """The price from the characteristic function of log S(T), in the form that has no branch cut (Albrecher et al. 2007)."""
-    r, kappa, theta, xi, rho = sde.rate, sde.kappa, sde.theta, sde.xi, sde.rho
+    """The price from the characteristic function of log S(T), in the form that has no branch cut
+    (Albrecher et al. 2007).
+    """
+    r = sde.rate
+    kappa = sde.kappa
+    theta = sde.theta
+    xi = sde.xi
+    rho = sde.rho
 
     def characteristic(u):
         d = np.sqrt((rho * xi * 1j * u - kappa) ** 2 + xi**2 * (1j * u + u * u))
         g = (kappa - rho * xi * 1j * u - d) / (kappa - rho * xi * 1j * u + d)
         decay = np.exp(-d * expiry)
-        a = kappa * theta / xi**2 * ((kappa - rho * xi * 1j * u - d) * expiry - 2 * np.log((1 - g * decay) / (1 - g)))
+        a = (
+            kappa
+            * theta
+            / xi**2
+            * ((kappa - rho * xi * 1j * u - d) * expiry - 2 * np.log((1 - g * decay) / (1 - g)))
+        )
         b = (kappa - rho * xi * 1j * u - d) / xi**2 * (1 - decay) / (1 - g * decay)
         return np.exp(1j * u * (math.log(spot) + r * expiry) + a + b * v0)
 
@@ -793,11 +986,15 @@ def test_heston():
 
 
 def test_the_price_by_the_characteristic_function():
-    """Without volatility of the variance, at its mean, Heston's price is that of Black and Scholes."""
+    """Without volatility of the variance, at its mean, Heston's price is that of Black and
+    Scholes.
+    """
     model = program("heston", "torchsde")["Heston"](xi=1e-4, theta=0.04)
     d = (math.log(100 / 95) + 0.02 + 0.02) / 0.2
     cdf = lambda x: 0.5 * math.erfc(-x / 2**0.5)  # noqa: E731
-    assert heston_call(model, 95.0, v0=0.04) == pytest.approx(100 * cdf(d) - 95 * math.exp(-0.02) * cdf(d - 0.2), abs=1e-3)
+    assert heston_call(model, 95.0, v0=0.04) == pytest.approx(
+        100 * cdf(d) - 95 * math.exp(-0.02) * cdf(d - 0.2), abs=1e-3
+    )
 
 
 def test_latent_sde():
@@ -806,15 +1003,25 @@ def test_latent_sde():
     model = theirs["LatentSDE"]()
     ts, xs = theirs["data"]()
     z0 = torch.randn(32, 2)
-    # Pathwise: the bound with the divergence (whose third coordinate has a motion too), and paths without.
+    # Pathwise: the bound with the divergence (whose third coordinate has a motion too), and paths
+    # without.
     bms = [torchsde.BrownianInterval(0.0, 1.0, (32, 3), entropy=3) for _ in range(2)]
-    close(*(run["elbo"](model, ts, xs, z0, bm=bm) for run, bm in zip((ours, theirs), bms, strict=True)), 1e-5)
+    close(
+        *(
+            run["elbo"](model, ts, xs, z0, bm=bm)
+            for run, bm in zip((ours, theirs), bms, strict=True)
+        ),
+        1e-5,
+    )
     bm = torchsde.BrownianInterval(0.0, 1.0, (32, 2), entropy=3)
     close(*(run["reconstruct"](model, ts, xs, z0, bm=bm) for run in (ours, theirs)), 1e-4)
     # In distribution: the last decoded state, from one initial state.
     many = xs[:1].expand(20_000, -1, -1)
     with torch.no_grad():
-        last = [run["reconstruct"](model, ts, many, torch.zeros(20_000, 2))[-1] for run in (ours, theirs)]
+        last = [
+            run["reconstruct"](model, ts, many, torch.zeros(20_000, 2))[-1]
+            for run in (ours, theirs)
+        ]
     spread = last[1].std() / 20_000**0.5
     assert abs(last[0].mean() - last[1].mean()) < Z * 2**0.5 * spread
     assert abs(last[0].std() - last[1].std()) < Z * spread
@@ -830,17 +1037,23 @@ def test_latent_sde_is_trained():
 
 
 @pytest.mark.parametrize(
-    "settings", [{"method": "log_ode"}, {"method": "srk", "logqp": True}, {"method": "srk", "adaptive": True}]
+    "settings",
+    [{"method": "log_ode"}, {"method": "srk", "logqp": True}, {"method": "srk", "adaptive": True}],
 )
 def test_what_is_handed_over_reaches_torchsde_after_its_function_is_replaced(monkeypatch, settings):
-    sde, y0 = Prior(), torch.zeros(4, 2, dtype=F64)
+    sde = Prior()
+    y0 = torch.zeros(4, 2, dtype=F64)
     calculus = "stratonovich" if settings["method"] == "log_ode" else "ito"
     sde.sde_type = calculus
 
     def solved(solve):
-        bm = torchsde.BrownianInterval(0.0, 1.0, (4, 2), dtype=F64, entropy=1, levy_area_approximation="foster")
+        bm = torchsde.BrownianInterval(
+            0.0, 1.0, (4, 2), dtype=F64, entropy=1, levy_area_approximation="foster"
+        )
         if "logqp" in settings:
-            bm = torchsde.BrownianInterval(0.0, 1.0, (4, 3), dtype=F64, entropy=1, levy_area_approximation="foster")
+            bm = torchsde.BrownianInterval(
+                0.0, 1.0, (4, 3), dtype=F64, entropy=1, levy_area_approximation="foster"
+            )
         found = solve(sde, y0, torch.tensor([0.0, 1.0], dtype=F64), bm=bm, dt=1 / 8, **settings)
         return found[0] if isinstance(found, tuple) else found
 

@@ -12,7 +12,8 @@ from sdekit.interop import BrownianTreeNoiseSampler, TorchsdeBrownian
 
 
 class Diagonal(torch.nn.Module):
-    noise_type, sde_type = "diagonal", "ito"
+    noise_type = "diagonal"
+    sde_type = "ito"
 
     def f(self, t, x):
         return torch.sin(x)
@@ -22,17 +23,23 @@ class Diagonal(torch.nn.Module):
 
 
 def test_torchsde_solves_on_our_path():
-    x0, path = torch.linspace(-1, 1, 6, dtype=torch.float64).reshape(3, 2), BrownianPath(1)
+    x0 = torch.linspace(-1, 1, 6, dtype=torch.float64).reshape(3, 2)
+    path = BrownianPath(1)
     bm = TorchsdeBrownian(path, (3, 2), dtype=torch.float64)
     for method, solver in (("euler", EulerMaruyama()), ("milstein", Milstein()), ("srk", SRID2())):
-        theirs = torchsde.sdeint(Diagonal(), x0, torch.tensor([0.0, 1.0]), bm=bm, dt=1 / 64, method=method)[-1]
-        ours = solve(SDE(Diagonal().f, Diagonal().g), x0, uniform(0, 1, 64), solver=solver, noise=path).x
+        theirs = torchsde.sdeint(
+            Diagonal(), x0, torch.tensor([0.0, 1.0]), bm=bm, dt=1 / 64, method=method
+        )[-1]
+        ours = solve(
+            SDE(Diagonal().f, Diagonal().g), x0, uniform(0, 1, 64), solver=solver, noise=path
+        ).x
         torch.testing.assert_close(theirs, ours, rtol=0, atol=1e-12)
 
 
 def test_torchsde_may_take_a_last_step_of_rounding_width():
     """dt = 0.1 in float64: its eleventh step is 1e-16 long, and W does not move in it."""
-    x0, bm = torch.zeros(4, 2, dtype=torch.float64), TorchsdeBrownian(BrownianPath(0), (4, 2), dtype=torch.float64)
+    x0 = torch.zeros(4, 2, dtype=torch.float64)
+    bm = TorchsdeBrownian(BrownianPath(0), (4, 2), dtype=torch.float64)
     ts = torch.tensor([0.0, 1.0], dtype=torch.float64)
     for method in ("euler", "srk"):
         assert torchsde.sdeint(Diagonal(), x0, ts, bm=bm, dt=0.1, method=method).isfinite().all()
@@ -43,15 +50,20 @@ def karras(n, low, high, rho=7.0):
     return (high ** (1 / rho) + u * (low ** (1 / rho) - high ** (1 / rho))) ** rho
 
 
-@pytest.mark.parametrize(("n", "low", "high"), [(200, 0.002, 80.0), (1000, 0.002, 80.0), (200, 0.002, 700.0)])
+@pytest.mark.parametrize(
+    ("n", "low", "high"), [(200, 0.002, 80.0), (1000, 0.002, 80.0), (200, 0.002, 700.0)]
+)
 def test_the_steps_of_real_schedules_have_unit_variance_down_to_the_smallest(n, low, high):
-    sigmas, x = karras(n, low, high).float(), torch.zeros(20_000, 1)
+    sigmas = karras(n, low, high).float()
+    x = torch.zeros(20_000, 1)
     sampler = BrownianTreeNoiseSampler(x, sigmas.min(), sigmas.max(), seed=0)
     for i in [0, n // 2, *range(n - 25, n - 1)]:
         z = sampler(sigmas[i], sigmas[i + 1])
         assert abs(z.var() - 1) < 5.6 * math.sqrt(2 / 20_000)  # 2e-8 two-sided, 27 of them
     assert not sampler(sigmas[-1], 0.0).any(), "below sigma_min there is no step"
-    assert BrownianTreeNoiseSampler(x, 1.0, 1.0, seed=[2**64 - 1] * 20_000)(1.0, 0.0).shape == x.shape
+    assert (
+        BrownianTreeNoiseSampler(x, 1.0, 1.0, seed=[2**64 - 1] * 20_000)(1.0, 0.0).shape == x.shape
+    )
 
 
 def test_the_sign_is_that_of_the_path_read_in_the_order_of_the_call():
@@ -86,8 +98,12 @@ def test_k_diffusion_noise_is_the_same_for_any_batch_and_number_of_steps(shape):
     for a, b in pairwise(sigmas):
         assert torch.equal(whole(a, b)[2:3], alone(a, b))
     # Twice the steps: increments add up to those of the long step.
-    long, first, second = alone(14.6, 4.0), alone(14.6, 9.0), alone(9.0, 4.0)
-    torch.testing.assert_close(math.sqrt(10.6) * long, math.sqrt(5.6) * first + math.sqrt(5.0) * second, rtol=0, atol=1e-5)
+    long = alone(14.6, 4.0)
+    first = alone(14.6, 9.0)
+    second = alone(9.0, 4.0)
+    torch.testing.assert_close(
+        math.sqrt(10.6) * long, math.sqrt(5.6) * first + math.sqrt(5.0) * second, rtol=0, atol=1e-5
+    )
 
 
 def test_k_diffusion_noise_is_standard_normal_and_a_rounding_beyond_the_range_is_forgiven():

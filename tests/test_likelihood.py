@@ -1,4 +1,6 @@
-"""Log-likelihoods against closed forms, traces against Jacobians, bits per dimension against hand arithmetic."""
+"""Log-likelihoods against closed forms, traces against Jacobians, bits per dimension against hand
+arithmetic.
+"""
 
 import math
 from dataclasses import replace
@@ -7,7 +9,17 @@ import pytest
 import torch
 
 import sdekit
-from sdekit import ODE, Dopri8, Exact, Hutchinson, NotFiniteError, PIDController, Status, UnfinishedError, interop
+from sdekit import (
+    ODE,
+    Dopri8,
+    Exact,
+    Hutchinson,
+    NotFiniteError,
+    PIDController,
+    Status,
+    UnfinishedError,
+    interop,
+)
 from sdekit._likelihood.divergence import quadratic_forms
 from sdekit_diffusion import (
     VESDE,
@@ -33,7 +45,9 @@ KERNELS = {"ve": VESDE(), "vp": VPSDE(), "subvp": SubVPSDE()}
 MIXTURE = GaussianMixture(
     [0.3, 0.5, 0.2],
     torch.tensor([[1.0, 0.5], [-1.0, 0.2], [0.3, -1.2]], dtype=torch.float64),
-    torch.tensor([[[0.05, 0.02], [0.02, 0.04]], [[0.1, 0.0], [0.0, 0.01]], [[0.02, -0.01], [-0.01, 0.05]]]),
+    torch.tensor(
+        [[[0.05, 0.02], [0.02, 0.04]], [[0.1, 0.0], [0.0, 0.01]], [[0.02, -0.01], [-0.01, 0.05]]]
+    ),
 )
 X = MIXTURE.sample(50, seed=1)
 FINE = AdaptiveFlow(1e-7, 1e-7)
@@ -59,15 +73,21 @@ def test_equals_the_closed_form_with_the_exact_law_at_the_start(sde):
 
 @pytest.mark.parametrize("sde", KERNELS)
 def test_x_is_data_with_noise_under_every_diffusion(sde):
-    """Also where alpha at the end is not quite 1, as under sub-VP: data + end s eps, the same law under all of them."""
+    """Also where alpha at the end is not quite 1, as under sub-VP: data + end s eps, the same law
+    under all of them.
+    """
     law = MIXTURE.marginal(float(VESDE().time(math.log(50 / MIXTURE.data_std))), VESDE())
     start = MIXTURE.marginal(1.0, KERNELS[sde])
     settings = {"sde": sde, "end": 0.02, "method": AdaptiveFlow(1e-8, 1e-8)}
     ours = log_likelihood(MIXTURE, X, log_prior=start.log_prob, **settings)
     torch.testing.assert_close(ours.value, law.log_prob(X), rtol=0, atol=1e-5)
-    back, on_the_way = decode(MIXTURE, encode(MIXTURE, X, **settings), return_likelihood=True, **settings)
+    back, on_the_way = decode(
+        MIXTURE, encode(MIXTURE, X, **settings), return_likelihood=True, **settings
+    )
     torch.testing.assert_close(back, X, rtol=0, atol=1e-5)
-    torch.testing.assert_close(on_the_way.value, log_likelihood(MIXTURE, X, **settings).value, rtol=0, atol=1e-5)
+    torch.testing.assert_close(
+        on_the_way.value, log_likelihood(MIXTURE, X, **settings).value, rtol=0, atol=1e-5
+    )
 
 
 def test_default_tolerance_and_float32():
@@ -84,13 +104,20 @@ def test_density_integrates_to_one():
     """Over a fine grid around the mixture; a wrong change of variables would miss by a factor."""
     side = torch.linspace(-3, 3, 121, dtype=torch.float64)
     grid = torch.cartesian_prod(side, side)
-    wide = GaussianMixture([0.5, 0.5], [[-0.5, 0.0], [0.5, 0.3]], torch.tensor([0.2, 0.3], dtype=torch.float64))
-    total = log_likelihood(wide, grid, sde="subvp", end=0.1).value.exp().sum() * (side[1] - side[0]) ** 2
+    wide = GaussianMixture(
+        [0.5, 0.5], [[-0.5, 0.0], [0.5, 0.3]], torch.tensor([0.2, 0.3], dtype=torch.float64)
+    )
+    total = (
+        log_likelihood(wide, grid, sde="subvp", end=0.1).value.exp().sum()
+        * (side[1] - side[0]) ** 2
+    )
     assert total == pytest.approx(1.0, abs=2e-3)
 
 
 def test_hutchinson_is_unbiased_and_its_standard_error_calibrated():
-    """z-scores of 50 points with 16 probes follow Student's t with 15 degrees of freedom; bounds beyond 1e-6."""
+    """z-scores of 50 points with 16 probes follow Student's t with 15 degrees of freedom; bounds
+    beyond 1e-6.
+    """
     exact = log_likelihood(MIXTURE, X, sde="vp", trace=Exact())
     for kind in ("rademacher", "gaussian"):
         ours = log_likelihood(MIXTURE, X, sde="vp", trace=Hutchinson(16, kind, seed=3))
@@ -111,9 +138,13 @@ OUTLIER = torch.cat([X[:7], torch.tensor([[4.0, -3.0]], dtype=torch.float64), X[
 INSIDE = [i for i in range(len(OUTLIER)) if i != 7]
 
 
-@pytest.mark.parametrize("trace", [Exact(), Hutchinson(4, seed=5), Hutchinson(4, "gaussian", fresh=False)], ids=repr)
+@pytest.mark.parametrize(
+    "trace", [Exact(), Hutchinson(4, seed=5), Hutchinson(4, "gaussian", fresh=False)], ids=repr
+)
 def test_a_sample_does_not_know_its_batch(trace):
-    """Alone, in a batch, in pieces, beside an outlier: bit for bit where the model works row by row."""
+    """Alone, in a batch, in pieces, beside an outlier: bit for bit where the model works row by
+    row.
+    """
 
     def found(x, **settings):
         return log_likelihood(rowwise, x, sde="vp", trace=trace, **settings)
@@ -142,7 +173,9 @@ def test_a_networks_rounding_is_all_that_a_batch_changes():
 
 
 def test_the_network_sees_no_row_in_vain():
-    """Rows of all calls, against the evaluations of the samples: those that have finished leave the batch."""
+    """Rows of all calls, against the evaluations of the samples: those that have finished leave the
+    batch.
+    """
     rows = 0
 
     def counted(x, t):
@@ -177,7 +210,9 @@ def test_linear_flow():
                 normal(x * math.exp(growth)) + 3 * growth, abs=1e-4 + 6 * float(ours.stderr.max())
             )
     for trace in (Exact(), Hutchinson(3)):
-        constant = sdekit.log_likelihood(ODE(lambda t, y: torch.ones_like(y)), x, [0.0, 1.0], normal, trace=trace)
+        constant = sdekit.log_likelihood(
+            ODE(lambda t, y: torch.ones_like(y)), x, [0.0, 1.0], normal, trace=trace
+        )
         assert constant.value == pytest.approx(normal(x + 1), abs=1e-6)
 
 
@@ -186,7 +221,8 @@ def test_products_against_the_jacobian():
     weight = torch.randn(4, 4, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     point = x.clone().requires_grad_()
     y = torch.tanh(point @ weight)
-    exact, none = Exact(), torch.zeros(2, dtype=torch.int64)
+    exact = Exact()
+    none = torch.zeros(2, dtype=torch.int64)
     trace = exact.estimates(quadratic_forms(y, point, exact.vectors(x, none, none)))[0]
     for row in range(2):
         jacobian = torch.autograd.functional.jacobian(lambda v: torch.tanh(v @ weight), x[row])
@@ -200,9 +236,13 @@ def probes(trace, index, node, event=(6,)):
 
 @pytest.mark.parametrize("kind", ["rademacher", "gaussian"])
 def test_variance_of_one_probe_is_the_formula(kind):
-    """2 (|S|_F^2 - sum S_ii^2) or 2 |S|_F^2, S the symmetric part; 5.5 standard errors of 20,000 probes."""
+    """2 (|S|_F^2 - sum S_ii^2) or 2 |S|_F^2, S the symmetric part; 5.5 standard errors of 20,000
+    probes.
+    """
     weight = torch.randn(6, 6, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
-    v = probes(Hutchinson(4, kind), torch.arange(5000), torch.zeros(5000, dtype=torch.int64)).flatten(0, 1)
+    v = probes(
+        Hutchinson(4, kind), torch.arange(5000), torch.zeros(5000, dtype=torch.int64)
+    ).flatten(0, 1)
     values = torch.einsum("ki,ij,kj->k", v, weight, v)
     s = (weight + weight.T) / 2
     variance = 2 * (s.square().sum() - (s.diagonal().square().sum() if kind == "rademacher" else 0))
@@ -213,8 +253,10 @@ def test_variance_of_one_probe_is_the_formula(kind):
 
 @pytest.mark.parametrize("kind", ["rademacher", "gaussian"])
 def test_probes_are_fresh_at_each_node_or_fixed(kind):
-    fresh, fixed = Hutchinson(3, kind), Hutchinson(3, kind, fresh=False)
-    a, b = ([4] * 50, list(range(50))), ([4, 9], [7, 7])
+    fresh = Hutchinson(3, kind)
+    fixed = Hutchinson(3, kind, fresh=False)
+    a = ([4] * 50, list(range(50)))
+    b = ([4, 9], [7, 7])
     along = probes(fresh, *a, event=(8, 5))
     assert along.flatten().square().mean() == pytest.approx(1, abs=0.2)
     assert len(along.flatten(2).flatten(0, 1).unique(dim=0)) == 150
@@ -224,42 +266,57 @@ def test_probes_are_fresh_at_each_node_or_fixed(kind):
 
 
 def test_fresh_probes_have_the_variance_of_a_sum():
-    """dx = A x with A off the diagonal: fixed probes leave 2 |S|_F^2 h^2, fresh ones what the squares of the weights leave."""
+    """dx = A x with A off the diagonal: fixed probes leave 2 |S|_F^2 h^2, fresh ones what the
+    squares of the weights leave.
+    """
     a = torch.randn(8, 8, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
-    a, x = a - torch.diag(a.diagonal()), torch.ones(400, 8, dtype=torch.float64)
+    a = a - torch.diag(a.diagonal())
+    x = torch.ones(400, 8, dtype=torch.float64)
     s = (a + a.T) / 2
     variance = 2 * float(s.square().sum())
     control = PIDController(1e-9, 1e-9)
 
     def errors(fresh):
         found = sdekit.log_likelihood(
-            ODE(lambda t, y: y @ a.T), x, [0.0, 0.5], lambda y: 0 * y[:, 0], trace=Hutchinson(1, fresh=fresh), control=control
+            ODE(lambda t, y: y @ a.T),
+            x,
+            [0.0, 0.5],
+            lambda y: 0 * y[:, 0],
+            trace=Hutchinson(1, fresh=fresh),
+            control=control,
         )
         steps = (found.evaluations - 1).double().mean() / 10  # six evaluations and four nodes
         return found.value.square().mean() / (0.25 * variance), float(steps)
 
     fixed, steps = errors(False)
-    assert 0.6 < fixed < 1.6  # 400 samples of a variance of about 20 % error, 5.5 of it... and what the steps leave
+    # 400 samples of a variance of about 20 % error, 5.5 of it... and what the steps leave.
+    assert 0.6 < fixed < 1.6
     fresh, _ = errors(True)
     assert fresh < 0.9 / steps
 
 
 def test_bits_per_dim_by_hand():
     d = 4
-    model = GaussianMixture([1.0], torch.zeros(1, 1, 2, 2, dtype=torch.float64), torch.ones(1, dtype=torch.float64))
+    model = GaussianMixture(
+        [1.0], torch.zeros(1, 1, 2, 2, dtype=torch.float64), torch.ones(1, dtype=torch.float64)
+    )
     levels = torch.randint(0, 17, (6, 1, 2, 2), generator=torch.Generator().manual_seed(0))
     ours = bits_per_dim(model, levels, low=-1, high=1, levels=17, sde="vp", seed=4)
     u = sdekit.uniform01(4, torch.arange(6), (1, 2, 2), counter=-3)
     x = -1 + 2 * (levels + u) / 17
     nats = log_likelihood(model, x, sde="vp").value
     torch.testing.assert_close(ours.value, -nats / (d * math.log(2)) - math.log2(2 / 17))
-    torch.testing.assert_close(bits_per_dim(model, x, low=-1, high=1, levels=17, sde="vp").value, ours.value)
+    torch.testing.assert_close(
+        bits_per_dim(model, x, low=-1, high=1, levels=17, sde="vp").value, ours.value
+    )
     assert ours.mean == pytest.approx(ours.value.mean().item())
     assert ours.mean_stderr == pytest.approx(ours.value.std().item() / math.sqrt(6))
 
 
 def test_offsets_of_the_published_conventions():
-    """For the same levels of 8-bit images a model of [0, 1] has the bits of one of [-1, 1], by offsets of 8 and 7."""
+    """For the same levels of 8-bit images a model of [0, 1] has the bits of one of [-1, 1], by
+    offsets of 8 and 7.
+    """
     levels = torch.randint(0, 256, (4, 3), generator=torch.Generator().manual_seed(0))
     deviation = torch.tensor([0.3**2], dtype=torch.float64)
     wide = GaussianMixture([1.0], torch.zeros(1, 3, dtype=torch.float64), deviation)
@@ -267,7 +324,8 @@ def test_offsets_of_the_published_conventions():
     tight = {"sde": "vp", "method": FINE, "end": 1e-5, "levels": 256}
     a = bits_per_dim(wide, levels, low=-1, high=1, **tight).value
     b = bits_per_dim(narrow, levels, low=0, high=1, **tight).value
-    torch.testing.assert_close(a, b, rtol=0, atol=1e-2)  # the prior's mean is 0 and this mixture's is not
+    # The prior's mean is 0 and this mixture's is not.
+    torch.testing.assert_close(a, b, rtol=0, atol=1e-2)
     u = sdekit.uniform01(0, torch.arange(4), (3,), counter=-3)
     nats = wide.log_prob(-1 + 2 * (levels + u) / 256)
     torch.testing.assert_close(a, 7 - nats / (3 * math.log(2)), rtol=0, atol=2e-3)
@@ -287,7 +345,9 @@ def test_a_model_that_autograd_cannot_follow_is_refused():
 
 
 def test_a_network_that_hides_its_input_is_refused():
-    """Also where its output has gradients through its parameters: its divergence would count as 0 without a word."""
+    """Also where its output has gradients through its parameters: its divergence would count as 0
+    without a word.
+    """
     torch.manual_seed(0)
     inner = nets.MLP((2,), width=8, depth=1).double()
     for predicts in ("noise", "velocity"):
@@ -304,7 +364,9 @@ def test_failures_are_in_the_diffusions_time_and_the_callers_rows():
     x[5] = 1e6
     model = ScoreModel(net, "vp", "data", shape=(2,))
     for call in (log_likelihood, encode):
-        with pytest.raises(UnfinishedError, match=r"1 of 2 samples.*row 5: the drift.*at t = 0\.5") as caught:
+        with pytest.raises(
+            UnfinishedError, match=r"1 of 2 samples.*row 5: the drift.*at t = 0\.5"
+        ) as caught:
             call(model, x, batch_size=4)
         assert caught.value.solution.status.tolist() == [Status.DONE, Status.NOT_FINITE]
         assert caught.value.reached[1] == pytest.approx(0.5, abs=1e-3)
@@ -315,7 +377,10 @@ def test_failures_are_in_the_diffusions_time_and_the_callers_rows():
 @pytest.mark.parametrize(
     ("log_prior", "message"),
     [
-        (lambda x: x.square(), r"shape \(50, 2\) for 50 samples; it must return one number for each"),
+        (
+            lambda x: x.square(),
+            r"shape \(50, 2\) for 50 samples; it must return one number for each",
+        ),
         (lambda x: x.sum(), r"shape \(\) for 50 samples"),
         (lambda x: x[:, :1], r"shape \(50, 1\)"),
         (lambda x: 0.0, "float for 50 samples"),
@@ -331,11 +396,21 @@ def test_densities_of_the_wrong_shape(log_prior, message):
     [
         (lambda: log_likelihood(MIXTURE, X, sde="vp", trace="hutchinson"), "trace must be Exact"),
         (lambda: log_likelihood(MIXTURE, X, sde="vp", trace=Exact), "trace must be Exact"),
-        (lambda: log_likelihood(MIXTURE, X, sde="vp", method="ode"), "method must be an AdaptiveFlow"),
+        (
+            lambda: log_likelihood(MIXTURE, X, sde="vp", method="ode"),
+            "method must be an AdaptiveFlow",
+        ),
         (lambda: log_likelihood(MIXTURE, X.numpy(), sde="vp"), "x must be a tensor"),
         (lambda: encode(MIXTURE, X.numpy(), sde="vp"), "x must be a tensor"),
-        (lambda: sdekit.log_likelihood(lambda t, x: x, X, [0, 1], lambda x: x), r"an equation such as ODE\(f\)"),
-        (lambda: sdekit.log_likelihood(ODE(lambda t, x: x), X, [0, 1], 3.0), "log_prior must be a function"),
+        (
+            lambda: sdekit.log_likelihood(lambda t, x: x, X, [0, 1], lambda x: x),
+            r"an equation such "
+            r"as ODE\(f\)",
+        ),
+        (
+            lambda: sdekit.log_likelihood(ODE(lambda t, x: x), X, [0, 1], 3.0),
+            "log_prior must be a function",
+        ),
     ],
 )
 def test_things_of_the_wrong_kind(call, message):
@@ -357,24 +432,33 @@ def test_sums_over_many_coordinates_do_not_depend_on_the_batch():
 
     def forms(x, rows):
         x = x.clone().requires_grad_()
-        return quadratic_forms(torch.sin(x), x, Hutchinson(1).vectors(x, rows, torch.zeros_like(rows)))
+        return quadratic_forms(
+            torch.sin(x), x, Hutchinson(1).vectors(x, rows, torch.zeros_like(rows))
+        )
 
-    whole, prior = forms(x, rows), VPSDE().log_prior(x)
+    whole = forms(x, rows)
+    prior = VPSDE().log_prior(x)
     for row in range(4):
         assert torch.equal(forms(x[row : row + 1], rows[row : row + 1])[:, 0], whole[:, row])
         assert torch.equal(VPSDE().log_prior(x[row : row + 1])[0], prior[row])
 
 
 def test_the_clock_is_fine_enough_in_float32():
-    """Near the noisy end, thousands of times wider than the data, the clock turns small differences into large ratios."""
-    narrow = GaussianMixture([0.5, 0.5], [[0.01, 0.02], [-0.02, 0.01]], torch.tensor([1e-4, 4e-4], dtype=torch.float64))
+    """Near the noisy end, thousands of times wider than the data, the clock turns small differences
+    into large ratios.
+    """
+    narrow = GaussianMixture(
+        [0.5, 0.5], [[0.01, 0.02], [-0.02, 0.01]], torch.tensor([1e-4, 4e-4], dtype=torch.float64)
+    )
     x = narrow.sample(20, seed=0)
     single, double = (log_likelihood(narrow, v, sde="ve", end=1e-5).latent for v in (x.float(), x))
     assert (single - double).abs().max() < 2e-4 * double.abs().max()
 
 
 def test_too_many_steps_is_a_status():
-    found = log_likelihood(MIXTURE, OUTLIER, sde="vp", method=AdaptiveFlow(1e-6, 1e-6, max_steps=25))
+    found = log_likelihood(
+        MIXTURE, OUTLIER, sde="vp", method=AdaptiveFlow(1e-6, 1e-6, max_steps=25)
+    )
     late = found.status == Status.TOO_MANY_STEPS
     assert 0 < late.sum() < len(OUTLIER)
     assert torch.equal(found.value.isnan(), late)
@@ -416,7 +500,9 @@ def test_bad_input():
     with pytest.raises(ValueError, match="increase strictly or decrease strictly"):
         sdekit.log_likelihood(ODE(lambda t, x: x), X, [1.0, 1.0], lambda x: x[:, 0])
     with pytest.raises(ValueError, match="has diagonal noise; likelihoods are those of an ODE"):
-        sdekit.log_likelihood(sdekit.SDE(lambda t, x: x, lambda t, x: x), X, [0.0, 1.0], lambda x: x[:, 0])
+        sdekit.log_likelihood(
+            sdekit.SDE(lambda t, x: x, lambda t, x: x), X, [0.0, 1.0], lambda x: x[:, 0]
+        )
     empty = log_likelihood(MIXTURE, X[:0], sde="vp")
     assert empty.value.shape == empty.stderr.shape == (0,)
     assert bits_per_dim(MIXTURE, X[:0], low=-1, high=1, levels=17, sde="vp").value.shape == (0,)
@@ -428,14 +514,19 @@ def test_bad_input():
 def test_intervals():
     found = log_likelihood(MIXTURE, X[:5], sde="vp", trace=Hutchinson(8))
     low, high = replace(found, skewness=torch.zeros_like(found.value)).interval(0.95)
-    torch.testing.assert_close(high - found.value, 2.364624251592785 * found.stderr)  # t of 7 degrees of freedom
+    # T of 7 degrees of freedom.
+    torch.testing.assert_close(high - found.value, 2.364624251592785 * found.stderr)
     torch.testing.assert_close(found.value - low, high - found.value)
     few = log_likelihood(MIXTURE, X[:5], sde="vp", trace=Hutchinson(3))
-    torch.testing.assert_close(few.interval()[1] - few.value, 4.302652729911275 * few.stderr)  # t of 2
+    # T of 2.
+    torch.testing.assert_close(few.interval()[1] - few.value, 4.302652729911275 * few.stderr)
     exact = log_likelihood(MIXTURE, X[:5], sde="vp")
     assert exact.probes == 0
     assert all(torch.equal(end, exact.value) for end in exact.interval())
-    assert all(end.isnan().all() for end in log_likelihood(MIXTURE, X[:5], sde="vp", trace=Hutchinson(1)).interval())
+    assert all(
+        end.isnan().all()
+        for end in log_likelihood(MIXTURE, X[:5], sde="vp", trace=Hutchinson(1)).interval()
+    )
     for level in (0.0, 1.0, 95):
         with pytest.raises(ValueError, match="between 0 and 1"):
             exact.interval(level)
@@ -452,7 +543,14 @@ def test_gradients_are_those_of_differences():
     for trace in (Exact(), Hutchinson(2)):
 
         def value(x, **more):
-            return log_likelihood(model, x, trace=trace, end=0.05, method=AdaptiveFlow(1e-8, 1e-8), **more)  # noqa: B023
+            return log_likelihood(
+                model,
+                x,
+                trace=trace,  # noqa: B023
+                end=0.05,
+                method=AdaptiveFlow(1e-8, 1e-8),
+                **more,
+            )
 
         found = value(x, differentiable=True).value
         weight = net.get_parameter(next(name for name, _ in net.named_parameters()))
@@ -460,9 +558,13 @@ def test_gradients_are_those_of_differences():
         h = 1e-5
         for i in range(2):
             shift = h * torch.eye(2, dtype=torch.float64)[i]
-            difference = (value(x.detach() + shift).value - value(x.detach() - shift).value) / (2 * h)
+            difference = (value(x.detach() + shift).value - value(x.detach() - shift).value) / (
+                2 * h
+            )
             torch.testing.assert_close(by_x[:, i], difference, rtol=1e-4, atol=1e-4)
-        direction = torch.randn(weight.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+        direction = torch.randn(
+            weight.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0)
+        )
         ends = []
         for sign in (1, -1):
             with torch.no_grad():
@@ -470,16 +572,21 @@ def test_gradients_are_those_of_differences():
             ends.append(value(x.detach()).value.sum())
             with torch.no_grad():
                 weight -= sign * h * direction
-        assert float((by_weight * direction).sum()) == pytest.approx(float(ends[0] - ends[1]) / (2 * h), rel=1e-4)
+        assert float((by_weight * direction).sum()) == pytest.approx(
+            float(ends[0] - ends[1]) / (2 * h), rel=1e-4
+        )
     assert not value(x).value.requires_grad
 
 
 class Shifted(torch.nn.Module):
-    """The noise of N(y, 0.25) for a label y, given as a tensor a sample, and a scale that is one for all."""
+    """The noise of N(y, 0.25) for a label y, given as a tensor a sample, and a scale that is one
+    for all.
+    """
 
     def forward(self, x, t, y=None, scale=1.0):
         sde = VPSDE()
-        alpha, sigma = sde.alpha(t)[:, None], sde.sigma(t)[:, None]
+        alpha = sde.alpha(t)[:, None]
+        sigma = sde.sigma(t)[:, None]
         return sigma * (x - alpha * scale * y[:, None]) / (0.25 * alpha**2 + sigma**2)
 
 
@@ -493,7 +600,9 @@ def test_conditional_likelihoods_and_samples():
     one = log_likelihood(model.given(y=y[3:4]), x[3:4], method=FINE)
     torch.testing.assert_close(one.value, found.value[3:4], rtol=0, atol=1e-8)
     for method in ("default", "ode"):
-        drawn = sample(model.given(y=y), 5, seed=2, method=method, batch_size=3, dtype=torch.float64)
+        drawn = sample(
+            model.given(y=y), 5, seed=2, method=method, batch_size=3, dtype=torch.float64
+        )
         alone = sample(model.given(y=y[4:]), 1, seed=2, method=method, first=4, dtype=torch.float64)
         torch.testing.assert_close(drawn[4:], alone, rtol=0, atol=1e-9)
         assert abs(float((drawn - y[:, None]).mean())) < 0.8
@@ -505,15 +614,20 @@ def test_conditional_likelihoods_and_samples():
 
 
 def test_labels_travel_with_their_points_to_the_latents_and_back():
-    """D = y: the noise eps = (x - y) / end is the same all along the flow, whichever batch a point is in."""
+    """D = y: the noise eps = (x - y) / end is the same all along the flow, whichever batch a point
+    is in.
+    """
     y = torch.linspace(-1.0, 2.0, 7, dtype=torch.float64)
     known = ScoreModel(lambda x, t, y: y[:, None].expand_as(x), "vp", "data", shape=(2,)).given(y=y)
-    x, sde = y[:, None] + 0.3 * X[:7], VPSDE()
+    x = y[:, None] + 0.3 * X[:7]
+    sde = VPSDE()
     expected = sde.alpha(1.0) * y[:, None] + sde.sigma(1.0) * (x - y[:, None]) / 0.1
     for size in (3, None):
         latents = encode(known, x, end=0.1, batch_size=size, method=FINE)
         torch.testing.assert_close(latents, expected, rtol=0, atol=1e-5)
-        torch.testing.assert_close(decode(known, latents, end=0.1, batch_size=size, method=FINE), x, rtol=0, atol=1e-5)
+        torch.testing.assert_close(
+            decode(known, latents, end=0.1, batch_size=size, method=FINE), x, rtol=0, atol=1e-5
+        )
 
 
 @pytest.mark.parametrize("sde", KERNELS)
@@ -533,14 +647,25 @@ def test_a_trained_network_of_images_encodes_and_decodes():
     torch.manual_seed(0)
     source = data.load("digits")
     net = nets.UNet(1, width=8, multipliers=(1, 2), blocks=1)
-    model = ScoreModel(net, "subvp", "velocity", shape=(1, 8, 8), conditioning="log_snr", data_std=0.75)
-    fit(model, source.train, Recipe(steps=60, batch_size=64), transform=source.scale.encode, progress=False)
+    model = ScoreModel(
+        net, "subvp", "velocity", shape=(1, 8, 8), conditioning="log_snr", data_std=0.75
+    )
+    fit(
+        model,
+        source.train,
+        Recipe(steps=60, batch_size=64),
+        transform=source.scale.encode,
+        progress=False,
+    )
     x = source.scale.encode(source.test[:6]).double()
-    images, nats = [], []
+    images = []
+    nats = []
     for tolerance in (1e-3, 1e-5):
         method = AdaptiveFlow(tolerance, tolerance)
         latent = encode(model, x, method=method)
-        back, on_the_way = decode(model, latent, method=method, trace=Exact(), return_likelihood=True)
+        back, on_the_way = decode(
+            model, latent, method=method, trace=Exact(), return_likelihood=True
+        )
         again = log_likelihood(model, back, method=method, trace=Exact())
         images.append(float((back - x).abs().max()))
         nats.append(float((again.value - on_the_way.value).abs().max()))
@@ -557,21 +682,36 @@ def test_a_trained_network_of_images_encodes_and_decodes():
 @pytest.mark.parametrize("accuracy", [1e-2, 1e-4])
 @pytest.mark.parametrize("name", KERNELS)
 def test_an_accuracy_asked_for_is_that_of_every_sample(name, accuracy):
-    """Of the latents, of the images, and of the way there and back, where a tolerance of the same number misses it."""
-    sde, fine, method = KERNELS[name], AdaptiveFlow(1e-9, 1e-9, Dopri8()), AdaptiveFlow(accuracy=accuracy)
+    """Of the latents, of the images, and of the way there and back, where a tolerance of the same
+    number misses it.
+    """
+    sde = KERNELS[name]
+    fine = AdaptiveFlow(1e-9, 1e-9, Dopri8())
+    method = AdaptiveFlow(accuracy=accuracy)
     scale = float(sde.sigma(sde.T))  # the deviation of x_T; that of the data is 0.8
     latent = encode(MIXTURE, X, sde=sde, method=method)
-    torch.testing.assert_close(latent, encode(MIXTURE, X, sde=sde, method=fine), rtol=0, atol=accuracy * scale)
+    torch.testing.assert_close(
+        latent, encode(MIXTURE, X, sde=sde, method=fine), rtol=0, atol=accuracy * scale
+    )
     back = decode(MIXTURE, latent, sde=sde, method=method)
-    torch.testing.assert_close(back, decode(MIXTURE, latent, sde=sde, method=fine), rtol=0, atol=accuracy)
+    torch.testing.assert_close(
+        back, decode(MIXTURE, latent, sde=sde, method=fine), rtol=0, atol=accuracy
+    )
     torch.testing.assert_close(back, X, rtol=0, atol=accuracy)
     loose = AdaptiveFlow(accuracy, accuracy)
     missed = decode(MIXTURE, encode(MIXTURE, X, sde=sde, method=loose), sde=sde, method=loose) - X
     assert missed.abs().max() > accuracy
-    alone = [sample(MIXTURE, 1, sde=sde, x_T=latent[i : i + 1], method=method, return_solution=True) for i in (0, 7, 30)]
+    alone = [
+        sample(MIXTURE, 1, sde=sde, x_T=latent[i : i + 1], method=method, return_solution=True)
+        for i in (0, 7, 30)
+    ]
     whole = sample(MIXTURE, len(X), sde=sde, x_T=latent, method=method, return_solution=True)
-    torch.testing.assert_close(torch.cat([part.x for part in alone]), whole.x[[0, 7, 30]], rtol=0, atol=1e-10)
-    assert torch.equal(torch.cat([part.evaluations for part in alone]), whole.evaluations[[0, 7, 30]])
+    torch.testing.assert_close(
+        torch.cat([part.x for part in alone]), whole.x[[0, 7, 30]], rtol=0, atol=1e-10
+    )
+    assert torch.equal(
+        torch.cat([part.evaluations for part in alone]), whole.evaluations[[0, 7, 30]]
+    )
     assert whole.evaluations.double().mean() < (90 if accuracy == 1e-2 else 180)
 
 
@@ -585,7 +725,9 @@ def test_an_accuracy_that_cannot_be_had():
         with pytest.raises(UnfinishedError, match="ask for less accuracy, a wider dtype") as caught:
             encode(MIXTURE, x, sde="vp", method=AdaptiveFlow(accuracy=accuracy))
         assert bool((caught.value.solution.status == Status.UNDERFLOW).all())
-    with pytest.raises(UnfinishedError, match=r"1 of 51 .*row 7: max_steps was not enough") as caught:
+    with pytest.raises(
+        UnfinishedError, match=r"1 of 51 .*row 7: max_steps was not enough"
+    ) as caught:
         encode(MIXTURE, OUTLIER, sde="vp", method=AdaptiveFlow(accuracy=1e-2, max_steps=25))
     found = caught.value.solution.x
     with pytest.raises(UnfinishedError, match="ask for less accuracy"):
@@ -608,7 +750,8 @@ def test_interpolation_of_nothing():
 
 
 def test_slerp_keeps_angle_and_length():
-    a, b = X[:3, None], 2 * X[3:6, None]
+    a = X[:3, None]
+    b = 2 * X[3:6, None]
     u = torch.linspace(0, 1, 5, dtype=torch.float64)
     z = slerp(a, b, u)
     assert z.shape == (5, 3, 1, 2)
@@ -622,7 +765,8 @@ def test_slerp_keeps_angle_and_length():
 
 
 def test_interpolation_ends_at_its_ends():
-    a, b = X[:4], X[4:8]
+    a = X[:4]
+    b = X[4:8]
     between = interpolate(MIXTURE, a, b, 5, sde="subvp", method=FINE, batch_size=7)
     assert between.shape == (5, 4, 2)
     torch.testing.assert_close(between[0], a, rtol=0, atol=1e-4)
@@ -638,7 +782,9 @@ def test_interpolation_ends_at_its_ends():
 
 def test_draws_of_the_dequantisation():
     """With exact traces the spread of draws is that of -log p of the dequantised point."""
-    model = GaussianMixture([1.0], torch.zeros(1, 4, dtype=torch.float64), torch.tensor([0.02], dtype=torch.float64))
+    model = GaussianMixture(
+        [1.0], torch.zeros(1, 4, dtype=torch.float64), torch.tensor([0.02], dtype=torch.float64)
+    )
     levels = torch.randint(3, 14, (30, 4), generator=torch.Generator().manual_seed(0))
     settings = {"low": -1, "high": 1, "levels": 17, "sde": "vp"}
     found = bits_per_dim(model, levels, draws=6, **settings)
@@ -648,7 +794,9 @@ def test_draws_of_the_dequantisation():
     torch.testing.assert_close(found.stderr, found.draws.std(0) / math.sqrt(6))
     parts = found.parts
     assert parts["probes"] == 0
-    assert parts["dequantisation"] == pytest.approx(math.sqrt(found.draws.var(0).mean().item() / 6 / 30))
+    assert parts["dequantisation"] == pytest.approx(
+        math.sqrt(found.draws.var(0).mean().item() / 6 / 30)
+    )
     assert math.hypot(*parts.values()) == pytest.approx(found.mean_stderr)
     noisy = bits_per_dim(model, levels, draws=6, trace=Hutchinson(2, "gaussian"), **settings)
     assert not torch.equal(noisy.draws[0] - found.draws[0], noisy.draws[1] - found.draws[1])
@@ -656,7 +804,9 @@ def test_draws_of_the_dequantisation():
     assert bits_per_dim(model, levels, **settings).parts.keys() == {"probes", "data"}
     single = bits_per_dim(model, levels, draws=6, trace=Hutchinson(1), **settings)
     assert math.isnan(single.parts["probes"])
-    assert single.parts["dequantisation"] == pytest.approx(math.sqrt(single.draws.var(0).mean().item() / 6 / 30))
+    assert single.parts["dequantisation"] == pytest.approx(
+        math.sqrt(single.draws.var(0).mean().item() / 6 / 30)
+    )
     assert math.isnan(bits_per_dim(model, levels[:1], **settings).parts["data"])
     assert bits_per_dim(model, levels[:0], **settings).parts.keys() == {"probes", "data"}
     with pytest.raises(ValueError, match="draws counts dequantisations of integers"):
@@ -669,7 +819,10 @@ def test_a_network_of_the_noise_that_is_wrong_at_the_noisy_end():
     net = nets.MLP((2,), width=8, depth=1).double()
     model = ScoreModel(net, "vp", "noise", shape=(2,), data_std=1.0)
     exact = log_likelihood(model, X, method=AdaptiveFlow(1e-9, 1e-9)).value
-    errors = [(log_likelihood(model, X, method=AdaptiveFlow(tol, tol)).value - exact).abs() for tol in (1e-5, 1e-7)]
+    errors = [
+        (log_likelihood(model, X, method=AdaptiveFlow(tol, tol)).value - exact).abs()
+        for tol in (1e-5, 1e-7)
+    ]
     assert errors[0].max() < 5e-3
     assert errors[1].max() < 1e-4
 
@@ -678,15 +831,26 @@ def test_a_network_of_the_noise_that_is_wrong_at_the_noisy_end():
 
 
 def test_layouts_dtypes_and_ranks_make_no_difference():
-    model = GaussianMixture([1.0], torch.zeros(1, 1, 2, 3, dtype=torch.float64), torch.tensor([0.5], dtype=torch.float64))
-    x = torch.randn(6, 3, 2, 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64).permute(0, 3, 2, 1)
+    model = GaussianMixture(
+        [1.0],
+        torch.zeros(1, 1, 2, 3, dtype=torch.float64),
+        torch.tensor([0.5], dtype=torch.float64),
+    )
+    x = torch.randn(
+        6, 3, 2, 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64
+    ).permute(0, 3, 2, 1)
     assert not x.is_contiguous()
-    assert torch.equal(log_likelihood(model, x, sde="vp").value, log_likelihood(model, x.contiguous(), sde="vp").value)
+    assert torch.equal(
+        log_likelihood(model, x, sde="vp").value,
+        log_likelihood(model, x.contiguous(), sde="vp").value,
+    )
     torch.manual_seed(0)
     single = ScoreModel(nets.MLP((2,), width=8, depth=1), "vp", "velocity", shape=(2,))
     found = log_likelihood(single, X)  # a float32 network, float64 points
     assert found.latent.dtype == torch.float64
-    torch.testing.assert_close(found.value, log_likelihood(single, X.float()).value, rtol=0, atol=1e-3)
+    torch.testing.assert_close(
+        found.value, log_likelihood(single, X.float()).value, rtol=0, atol=1e-3
+    )
 
 
 # torchdiffeq as the engine
@@ -709,5 +873,9 @@ def test_solve_ode_both_ways_and_its_refusals():
     with pytest.raises(ValueError, match=r"below what torch\.float32 resolves"):
         interop.solve_ode(flow, x0.float(), [0.0, 1.0], rtol=1e-14, atol=1e-14)
     with pytest.raises(NotFiniteError) as caught:
-        interop.solve_ode(ODE(lambda t, x: torch.where(torch.arange(3)[:, None] == 1, math.nan, x)), x0, [0.0, 1.0])
+        interop.solve_ode(
+            ODE(lambda t, x: torch.where(torch.arange(3)[:, None] == 1, math.nan, x)),
+            x0,
+            [0.0, 1.0],
+        )
     assert caught.value.samples == [1]

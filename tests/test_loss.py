@@ -31,12 +31,16 @@ def model(sde="vp", **settings):
 
 @pytest.mark.parametrize("weighting", ["plain", "likelihood"])
 def test_loss_of_the_exact_denoiser_is_the_conditional_variance(weighting):
-    """E |eps_hat - eps|^2 for the exact score of N(0, s^2): s^2 alpha^2 / (s^2 alpha^2 + sigma^2), averaged over the times.
+    """E |eps_hat - eps|^2 for the exact score of N(0, s^2): s^2 alpha^2 / (s^2 alpha^2 + sigma^2),
+    averaged over the times.
 
     Within 5.5 standard errors of 40,000 samples.
     """
-    s, sde = 0.5, VPSDE()
-    gauss = GaussianMixture([1.0], torch.zeros(1, 2, dtype=torch.float64), torch.tensor([s**2], dtype=torch.float64))
+    s = 0.5
+    sde = VPSDE()
+    gauss = GaussianMixture(
+        [1.0], torch.zeros(1, 2, dtype=torch.float64), torch.tensor([s**2], dtype=torch.float64)
+    )
     exact = ScoreModel(lambda x, t: gauss.score(t, x, sde), sde, "score")
     x0 = gauss.sample(40_000, seed=1)
     losses = dsm_loss(exact, x0, weighting=weighting, seed=2)
@@ -54,7 +58,11 @@ def test_loss_of_the_exact_denoiser_is_the_conditional_variance(weighting):
 @pytest.mark.parametrize("sde", [VESDE(), VPSDE(), SubVPSDE(), DDPM(), NCSN()], ids=str)
 def test_times_reach_from_the_end_to_the_latest(sde, weighting):
     """From sigma / alpha = end, or from t = 0 where that has more noise."""
-    ends = draw_times(sde, torch.tensor([0.0, 1.0], dtype=torch.float64), weighting, 0.02).sort().values
+    ends = (
+        draw_times(sde, torch.tensor([0.0, 1.0], dtype=torch.float64), weighting, 0.02)
+        .sort()
+        .values
+    )
     least = max(0.02, math.exp(-float(sde.log_snr(0.0))))
     assert math.exp(-float(sde.log_snr(float(ends[0])))) == pytest.approx(least, rel=1e-6)
     assert float(ends[1]) == pytest.approx(sde.latest(), rel=1e-6)
@@ -69,27 +77,36 @@ def test_every_level_is_drawn_alike(sde):
 
 @pytest.mark.parametrize("sde", [VESDE(), VPSDE(), SubVPSDE()], ids=str)
 def test_likelihood_times_have_density_g2_over_sigma2(sde):
-    """The distribution function of t against the integral of g^2/sigma^2 by the trapezoidal rule."""
+    """The distribution function of t against the integral of g^2/sigma^2 by the trapezoidal
+    rule.
+    """
     u = torch.linspace(0, 1, 2001, dtype=torch.float64)
     t = draw_times(sde, u, "likelihood", 1e-3)
     assert float(t.max()) <= 1.0
     density = (sde.g(t) / sde.sigma(t)) ** 2
     mass = (0.5 * (density[1:] + density[:-1]) * t.diff().abs()).cumsum(0)
-    torch.testing.assert_close(mass / mass[-1], u[1:], rtol=0, atol=5e-5 if sde == VPSDE() else 5e-4)
+    torch.testing.assert_close(
+        mass / mass[-1], u[1:], rtol=0, atol=5e-5 if sde == VPSDE() else 5e-4
+    )
 
 
 class Seen:
     """Any function as a network that notes what it was given."""
 
     def __call__(self, x, t):
-        self.x, self.t = x, t
+        self.x = x
+        self.t = t
         self.out = torch.sin(x) * t[:, None]
         return self.out
 
 
 def test_discrete_loss_of_ddpm():
-    """|eps - eps_hat(x_i, i)|^2 with x_i from abar_i, i uniform on 1 ... N: each of ten within 5.5 standard errors."""
-    net, betas, x0 = Seen(), linear_betas(10, 0.01, 0.5), normal(0, torch.arange(20_000), (2,), dtype=torch.float64)
+    """|eps - eps_hat(x_i, i)|^2 with x_i from abar_i, i uniform on 1 ... N: each of ten within 5.5
+    standard errors.
+    """
+    net = Seen()
+    betas = linear_betas(10, 0.01, 0.5)
+    x0 = normal(0, torch.arange(20_000), (2,), dtype=torch.float64)
     loss = dsm_loss(ScoreModel(net, DDPM(betas)), x0, discrete=True, seed=1)
     i = (10 * net.t).round()
     torch.testing.assert_close(i, 10 * net.t)
@@ -103,8 +120,12 @@ def test_discrete_loss_of_ddpm():
 
 
 def test_discrete_loss_of_ncsn():
-    """Twice the mean over the levels of sigma^2 / 2 |(x_t - x_0) / sigma^2 + s|^2, averaged over the coordinates."""
-    net, sigmas, x0 = Seen(), [1.0, 0.5, 0.1, 0.05], normal(0, torch.arange(1000), (2,), dtype=torch.float64)
+    """Twice the mean over the levels of sigma^2 / 2 |(x_t - x_0) / sigma^2 + s|^2, averaged over
+    the coordinates.
+    """
+    net = Seen()
+    sigmas = [1.0, 0.5, 0.1, 0.05]
+    x0 = normal(0, torch.arange(1000), (2,), dtype=torch.float64)
     loss = dsm_loss(ScoreModel(net, NCSN(sigmas), "score"), x0, discrete=True, seed=1)
     sigma = NCSN(sigmas).sigma(net.t)[:, None]
     assert sorted(set(sigma.flatten().tolist()), reverse=True) == pytest.approx(sigmas)

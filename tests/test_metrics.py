@@ -1,4 +1,6 @@
-"""Distances and scores of sets of samples, against closed forms, brute force, scipy and torchmetrics."""
+"""Distances and scores of sets of samples, against closed forms, brute force, scipy and
+torchmetrics.
+"""
 
 import math
 import sys
@@ -51,16 +53,21 @@ def test_frechet_of_commuting_covariances():
 def test_frechet_of_general_covariances():
     rng = np.random.default_rng(0)
     first, second = (m @ m.T for m in rng.standard_normal((2, 5, 5)))
-    a, b = gaussian(np.zeros(5), first), gaussian(np.ones(5), second, seed=1)
+    a = gaussian(np.zeros(5), first)
+    b = gaussian(np.ones(5), second, seed=1)
     expected = 5 + np.trace(first + second - 2 * scipy.linalg.sqrtm(first @ second).real)
     assert frechet(a, b) == pytest.approx(expected, rel=1e-8)
     assert frechet(b, a) == pytest.approx(expected, rel=1e-8)
 
 
 def test_frechet_of_singular_covariances():
-    """Fewer samples than features: the closed form of two orthogonal segments, and zero for equal sets."""
-    a, b = np.zeros((3, 6)), np.zeros((3, 6))
-    a[:, 0], b[:, 5] = [-2, 0, 2], [-3, 0, 3]
+    """Fewer samples than features: the closed form of two orthogonal segments, and zero for equal
+    sets.
+    """
+    a = np.zeros((3, 6))
+    b = np.zeros((3, 6))
+    a[:, 0] = [-2, 0, 2]
+    b[:, 5] = [-3, 0, 3]
     assert frechet(a, b) == pytest.approx(4 + 9)
     few = np.random.default_rng(0).standard_normal((4, 30))
     assert frechet(few, few) == pytest.approx(0, abs=1e-12)
@@ -71,7 +78,8 @@ def test_frechet_of_singular_covariances():
 def test_nearest_agrees_with_brute_force(monkeypatch, block):
     monkeypatch.setattr(_points, "BLOCK", block)
     rng = np.random.default_rng(0)
-    x, reference = rng.standard_normal((37, 1, 2, 3)) + 1e3, rng.standard_normal((53, 1, 2, 3)) + 1e3
+    x = rng.standard_normal((37, 1, 2, 3)) + 1e3
+    reference = rng.standard_normal((53, 1, 2, 3)) + 1e3
     x[5] = reference[7]
     distances, indices = nearest(x, torch.from_numpy(reference))
     every = cdist(x.reshape(37, -1), reference.reshape(53, -1))
@@ -84,12 +92,14 @@ def test_nearest_agrees_with_brute_force(monkeypatch, block):
 def test_energy_distance_agrees_with_scipy_in_one_dimension(monkeypatch, block):
     monkeypatch.setattr(_points, "BLOCK", block)
     rng = np.random.default_rng(0)
-    a, b = rng.standard_normal(70), 0.5 + 2 * rng.standard_normal(41)
+    a = rng.standard_normal(70)
+    b = 0.5 + 2 * rng.standard_normal(41)
     assert energy_distance(a, b) == pytest.approx(scipy.stats.energy_distance(a, b), rel=1e-10)
 
 
 def test_sliced_wasserstein_in_one_dimension_is_the_distance_of_quantiles():
-    a, b = np.array([0.0, 1.0]), np.array([3.0, 0.0, 0.0])
+    a = np.array([0.0, 1.0])
+    b = np.array([3.0, 0.0, 0.0])
     # Quantiles on the sixths: 0 0 0 1 1 1 against 0 0 0 0 3 3.
     assert sliced_wasserstein(a, b) == pytest.approx(np.sqrt((1 + 4 + 4) / 6))
 
@@ -97,16 +107,20 @@ def test_sliced_wasserstein_in_one_dimension_is_the_distance_of_quantiles():
 def test_sliced_wasserstein_of_a_shift_is_its_mean_projection():
     x = np.random.default_rng(0).standard_normal((100, 3))
     shift = np.array([1.0, 2.0, 2.0])
-    assert sliced_wasserstein(x, x + shift, projections=4000) == pytest.approx(3 / np.sqrt(3), rel=0.03)
+    assert sliced_wasserstein(x, x + shift, projections=4000) == pytest.approx(
+        3 / np.sqrt(3), rel=0.03
+    )
     assert sliced_wasserstein(x, x + shift, seed=1) != sliced_wasserstein(x, x + shift, seed=2)
 
 
 @pytest.mark.parametrize("distance", SETS)
 def test_distances_of_sets(distance):
     rng = np.random.default_rng(0)
-    x, shuffle = rng.standard_normal((200, 4)), rng.permutation(200)
+    x = rng.standard_normal((200, 4))
+    shuffle = rng.permutation(200)
     assert distance(x, x[shuffle]) == pytest.approx(0, abs=1e-6)
-    near, far = distance(x, rng.standard_normal((150, 4))), distance(x, 1 + rng.standard_normal((150, 4)))
+    near = distance(x, rng.standard_normal((150, 4)))
+    far = distance(x, 1 + rng.standard_normal((150, 4)))
     assert 0 < near < far / 3
     images = torch.from_numpy(x).view(200, 1, 2, 2).float().requires_grad_()
     assert distance(images, 2 * x) == pytest.approx(distance(x, 2 * x), rel=1e-5)
@@ -133,7 +147,9 @@ def test_other_wrong_arguments_are_refused():
         frechet(np.zeros((1, 2)), np.zeros((5, 2)))
     with pytest.raises(ValueError, match="projections=0"):
         sliced_wasserstein(np.zeros((5, 2)), np.zeros((5, 2)), projections=0)
-    with pytest.raises(ValueError, match="'rbf', or 'polynomial' without a bandwidth; not 'cubic' and None"):
+    with pytest.raises(
+        ValueError, match="'rbf', or 'polynomial' without a bandwidth; not 'cubic' and None"
+    ):
         mmd(np.zeros((5, 2)), np.zeros((5, 2)), kernel="cubic")
     with pytest.raises(ValueError, match="not 'polynomial' and 1"):
         CUBIC(np.zeros((5, 2)), np.zeros((5, 2)), bandwidth=1.0)
@@ -154,31 +170,52 @@ def test_mmd_is_the_sum_over_pairs(kernel, block, monkeypatch):
     """By loops over pairs, with the median distance within the second set."""
     monkeypatch.setattr(_points, "BLOCK", block)
     rng = np.random.default_rng(0)
-    a, b = rng.standard_normal((13, 1, 3)), 1e3 + rng.standard_normal((17, 1, 3))
+    a = rng.standard_normal((13, 1, 3))
+    b = 1e3 + rng.standard_normal((17, 1, 3))
     a, b = (a + 1e3, b) if kernel == "rbf" else (a, b - 1e3)
-    x, y = a.reshape(13, 3), b.reshape(17, 3)
+    x = a.reshape(13, 3)
+    y = b.reshape(17, 3)
     h = np.median([np.linalg.norm(y[i] - y[j]) for i in range(17) for j in range(i)])
 
     def k(p, q):
-        return np.exp(-np.square(p - q).sum() / (2 * h * h)) if kernel == "rbf" else (p @ q / 3 + 1) ** 3
+        return (
+            np.exp(-np.square(p - q).sum() / (2 * h * h))
+            if kernel == "rbf"
+            else (p @ q / 3 + 1) ** 3
+        )
 
     def mean(p, q):
-        return np.mean([k(p[i], q[j]) for i in range(len(p)) for j in range(len(q)) if p is not q or i != j])
+        return np.mean(
+            [k(p[i], q[j]) for i in range(len(p)) for j in range(len(q)) if p is not q or i != j]
+        )
 
-    assert mmd(a, b, kernel=kernel) == pytest.approx(mean(x, x) + mean(y, y) - 2 * mean(x, y), rel=1e-8, abs=1e-12)
+    assert mmd(a, b, kernel=kernel) == pytest.approx(
+        mean(x, x) + mean(y, y) - 2 * mean(x, y), rel=1e-8, abs=1e-12
+    )
 
 
 def test_mmd_of_gaussians():
-    """E exp(-|x - y|^2 / (2 h^2)) of normals in closed form; 400 estimates of few samples within 5.5 standard errors."""
-    d, h, shift, rng = 2, 1.5, 0.7, np.random.default_rng(1)
+    """E exp(-|x - y|^2 / (2 h^2)) of normals in closed form; 400 estimates of few samples within
+    5.5 standard errors.
+    """
+    d = 2
+    h = 1.5
+    shift = 0.7
+    rng = np.random.default_rng(1)
 
     def kernel(variance, distance):
-        return (h * h / (h * h + variance)) ** (d / 2) * math.exp(-(distance**2) / (2 * (h * h + variance)))
+        return (h * h / (h * h + variance)) ** (d / 2) * math.exp(
+            -(distance**2) / (2 * (h * h + variance))
+        )
 
     expected = kernel(2, 0) + kernel(8, 0) - 2 * kernel(5, math.sqrt(d) * shift)
-    found = [mmd(rng.standard_normal((8, d)), shift + 2 * rng.standard_normal((10, d)), bandwidth=h) for _ in range(400)]
+    found = [
+        mmd(rng.standard_normal((8, d)), shift + 2 * rng.standard_normal((10, d)), bandwidth=h)
+        for _ in range(400)
+    ]
     stderr = np.std(found) / 20
-    assert 5.5 * stderr < 0.4 * expected  # with the diagonal, as it must not be, it would be more than twice as large
+    # With the diagonal, as it must not be, it would be more than twice as large.
+    assert 5.5 * stderr < 0.4 * expected
     assert abs(np.mean(found) - expected) < 5.5 * stderr
     equal = [CUBIC(*rng.standard_normal((2, 8, d))) for _ in range(400)]
     assert abs(np.mean(equal)) < 5.5 * np.std(equal) / 20
@@ -193,8 +230,10 @@ def test_mmd_of_gaussians():
 def test_precision_and_recall_agree_with_brute_force(k, block, monkeypatch):
     monkeypatch.setattr(_points, "BLOCK", block)
     rng = np.random.default_rng(0)
-    x, reference = 0.7 * rng.standard_normal((60, 2, 2)) + 100, rng.standard_normal((80, 2, 2)) + 100
-    a, b = x.reshape(60, 4), reference.reshape(80, 4)
+    x = 0.7 * rng.standard_normal((60, 2, 2)) + 100
+    reference = rng.standard_normal((80, 2, 2)) + 100
+    a = x.reshape(60, 4)
+    b = reference.reshape(80, 4)
 
     def covered(p, q):
         radii = np.sort(cdist(q, q), axis=1)[:, k]
@@ -206,7 +245,9 @@ def test_precision_and_recall_agree_with_brute_force(k, block, monkeypatch):
 
 
 def test_precision_and_recall_mean_what_they_say():
-    """Half of the modes, exactly: all precision, half the recall. Two sets of which one is far off in half: the converse."""
+    """Half of the modes, exactly: all precision, half the recall. Two sets of which one is far off
+    in half: the converse.
+    """
     rng = np.random.default_rng(0)
     left, right = rng.standard_normal((2, 400, 2)) + np.array([[[-20.0, 0.0]], [[20.0, 0.0]]])
     both = np.concatenate([left, right])
@@ -222,8 +263,11 @@ def test_precision_and_recall_mean_what_they_say():
 
 
 def test_the_floor_is_of_disjoint_sets():
-    """Each draw has every sample at most once, in sets of the sizes asked for, and another set than the other draws."""
-    reference, seen = np.arange(50)[:, None], []
+    """Each draw has every sample at most once, in sets of the sizes asked for, and another set than
+    the other draws.
+    """
+    reference = np.arange(50)[:, None]
+    seen = []
 
     def metric(a, b):
         seen.append((a.ravel(), b.ravel()))
@@ -241,7 +285,8 @@ def test_the_floor_is_of_disjoint_sets():
 def test_real_samples_are_at_the_floor(metric):
     """Other real samples within six of its deviations, and samples with a wrong mean beyond."""
     rng = np.random.default_rng(0)
-    reference, real = torch.from_numpy(rng.standard_normal((2000, 2))), rng.standard_normal((200, 2))
+    reference = torch.from_numpy(rng.standard_normal((2000, 2)))
+    real = rng.standard_normal((200, 2))
     floor = sampling_floor(metric, reference, 200, draws=20, seed=1)
     first = np.ravel(floor.mean)[0], np.ravel(floor.std)[0]
 
@@ -264,13 +309,16 @@ def test_floors_that_cannot_be_are_refused():
 TILTED = GaussianMixture(
     [0.2, 0.3, 0.5],
     torch.tensor([[-4.0, 0.0], [4.0, 1.0], [0.0, 5.0]], dtype=torch.float64),
-    torch.tensor([[[1.0, 0.6], [0.6, 0.5]], [[0.3, -0.1], [-0.1, 0.2]], [[0.2, 0.0], [0.0, 0.9]]], dtype=torch.float64),
+    torch.tensor(
+        [[[1.0, 0.6], [0.6, 0.5]], [[0.3, -0.1], [-0.1, 0.2]], [[0.2, 0.0], [0.0, 0.9]]],
+        dtype=torch.float64,
+    ),
 )
 
 
 def test_modes_of_exact_samples():
-    """Scores are standard normal: the mean square of each kind over 60 sets, within 5.5 deviations, and how often the worst is
-    above the 95 % floor.
+    """Scores are standard normal: the mean square of each kind over 60 sets, within 5.5 deviations,
+    and how often the worst is above the 95 % floor.
     """
     found = [modes(TILTED.sample(2000, seed=seed), TILTED) for seed in range(60)]
     assert all(len(f.scores) == 3 * (1 + 2 + 3) for f in found)
@@ -282,8 +330,11 @@ def test_modes_of_exact_samples():
     }
     for kind, scores in kinds.items():
         independent = np.size(scores) * (2 / 3 if kind == "weights" else 1)  # weights add up to one
-        assert np.square(scores).mean() == pytest.approx(1, abs=5.5 * math.sqrt(2 / independent)), kind
-    assert sum(f.worst > f.floor() for f in found) <= 14  # of 60 at 5 %: more have a probability of 1e-6
+        assert np.square(scores).mean() == pytest.approx(1, abs=5.5 * math.sqrt(2 / independent)), (
+            kind
+        )
+    # Of 60 at 5 %: more have a probability of 1e-6.
+    assert sum(f.worst > f.floor() for f in found) <= 14
     assert found[0].floor() == pytest.approx(-scipy.stats.norm.ppf((1 - 0.95 ** (1 / 18)) / 2))
     np.testing.assert_allclose(found[0].weights, TILTED.weights, atol=0.06)
     np.testing.assert_allclose(found[0].means, TILTED.means, atol=0.3)
@@ -292,8 +343,12 @@ def test_modes_of_exact_samples():
 
 @pytest.mark.parametrize("part", ["weights", "means", "variances", "correlation"])
 def test_modes_that_are_wrong_show(part):
-    """A sixth of one mode's deviation, or a fifth of its weight or variance, or another correlation, in 20,000 samples."""
-    weights, means, covariances = TILTED.weights.clone(), TILTED.means.clone(), TILTED.covariances.clone()
+    """A sixth of one mode's deviation, or a fifth of its weight or variance, or another
+    correlation, in 20,000 samples.
+    """
+    weights = TILTED.weights.clone()
+    means = TILTED.means.clone()
+    covariances = TILTED.covariances.clone()
     if part == "weights":
         weights = torch.tensor([0.24, 0.26, 0.5], dtype=torch.float64)
     elif part == "means":
@@ -304,14 +359,20 @@ def test_modes_that_are_wrong_show(part):
         covariances[1, 0, 1] = covariances[1, 1, 0] = 0.1
     wrong = modes(GaussianMixture(weights, means, covariances).sample(20_000, seed=1), TILTED)
     assert wrong.worst > 8
-    which = {"weights": wrong.weight_scores, "means": wrong.mean_scores}.get(part, wrong.covariance_scores)
+    which = {"weights": wrong.weight_scores, "means": wrong.mean_scores}.get(
+        part, wrong.covariance_scores
+    )
     assert np.abs(which).max() == wrong.worst
     assert modes(TILTED.sample(20_000, seed=1), TILTED).worst < 5.5
 
 
 def test_modes_that_overlap_have_no_bias():
-    """A narrow mode in the flank of a wide one: assigned to the likelier alone, means would be off by 10 standard errors."""
-    law = GaussianMixture([0.8, 0.2], torch.tensor([[-0.75], [0.75]], dtype=torch.float64), [1.0, 0.25])
+    """A narrow mode in the flank of a wide one: assigned to the likelier alone, means would be off
+    by 10 standard errors.
+    """
+    law = GaussianMixture(
+        [0.8, 0.2], torch.tensor([[-0.75], [0.75]], dtype=torch.float64), [1.0, 0.25]
+    )
     x = law.sample(20_000, seed=2)
     assert modes(x, law).worst < 5.5
     hard = x[law.posterior(x).argmax(1) == 0]
@@ -335,15 +396,20 @@ def test_a_missing_mode():
 
 
 def test_classifier_features_tell_classes_apart():
-    """Three clusters: all are recognised; features are those of the network; a missing class is far, real samples near."""
+    """Three clusters: all are recognised; features are those of the network; a missing class is
+    far, real samples near.
+    """
     pytest.importorskip("sklearn")
     rng = np.random.default_rng(0)
     labels = rng.integers(3, size=600)
     x = rng.standard_normal((600, 2, 2)) * 0.05 + np.eye(4)[labels].reshape(600, 2, 2)
     features = classifier_features(x[:400], labels[:400], width=8)
     assert features.accuracy(x[400:], labels[400:]) > 0.98
-    np.testing.assert_allclose(features(x), np.maximum(x.reshape(600, 4) @ features.weight + features.offset, 0))
-    real, known = features(x[400:]), features(x[:400])
+    np.testing.assert_allclose(
+        features(x), np.maximum(x.reshape(600, 4) @ features.weight + features.offset, 0)
+    )
+    real = features(x[400:])
+    known = features(x[:400])
     assert frechet(real, known) < 0.1 * frechet(real[labels[400:] > 0], known)
     with pytest.raises(ValueError, match="labels name 2 classes"):
         classifier_features(x, labels > 0)
@@ -360,17 +426,23 @@ def bars(n, seed):
 def test_image_features_see_more_than_moments(monkeypatch):
     """Gaussians with the moments of each class are far, real images near."""
     monkeypatch.setattr(_image_features, "_UPDATES", 120)
-    (x, labels), (real, others) = bars(600, 0), bars(400, 1)
-    rng, flat = np.random.default_rng(0), x.reshape(600, -1)
+    (x, labels) = bars(600, 0)
+    (real, others) = bars(400, 1)
+    rng = np.random.default_rng(0)
+    flat = x.reshape(600, -1)
     fits = [(flat[labels == k].mean(0), np.cov(flat[labels == k].T)) for k in range(3)]
-    fake = np.stack([rng.multivariate_normal(*fits[k], method="eigh") for k in others]).reshape(real.shape)
+    fake = np.stack([rng.multivariate_normal(*fits[k], method="eigh") for k in others]).reshape(
+        real.shape
+    )
     torch.manual_seed(5)
     features = image_features(x, labels, width=16)
     assert features.accuracy(real, others) > 0.97
     assert features(x).shape == (600, 16)
     assert frechet(features(fake), features(x)) > 5 * frechet(features(real), features(x))
     assert torch.random.initial_seed() == 5
-    np.testing.assert_array_equal(image_features(torch.from_numpy(x), labels, width=16)(real), features(real))
+    np.testing.assert_array_equal(
+        image_features(torch.from_numpy(x), labels, width=16)(real), features(real)
+    )
 
 
 def test_images_without_features():
@@ -399,28 +471,40 @@ def levels(n, shift, seed):
 
 
 def test_torchmetrics_agrees_with_ours():
-    """FID and, of one subset of all images, KID; the Inception Score by its definition; batches and seeds."""
-    network, x, reference = Projection(12), levels(80, 0, 1), levels(100, 3, 2)
+    """FID and, of one subset of all images, KID; the Inception Score by its definition; batches and
+    seeds.
+    """
+    network = Projection(12)
+    x = levels(80, 0, 1)
+    reference = levels(100, 3, 2)
     settings = {"network": network, "classifier": network, "splits": 1}
     scores = inception_scores(x[:80], reference[:80], **settings)
-    a, b = network(x), network(reference[:80])
+    a = network(x)
+    b = network(reference[:80])
     assert scores.fid == pytest.approx(frechet(a, b), rel=1e-4)
     assert scores.kid == pytest.approx(CUBIC(a, b), rel=1e-4)
     p = a.double().softmax(1)
-    assert scores.inception == pytest.approx(float((p * (p / p.mean(0)).log()).sum(1).mean().exp()), rel=1e-5)
+    assert scores.inception == pytest.approx(
+        float((p * (p / p.mean(0)).log()).sum(1).mean().exp()), rel=1e-5
+    )
     same = inception_scores(x[:80], reference[:80], batch_size=7, **settings)
     assert (same.fid, same.kid) == pytest.approx((scores.fid, scores.kid))
     state = torch.get_rng_state()
-    drawn = [inception_scores(x, reference, network=network, subset=20, seed=seed) for seed in (0, 0, 1)]
+    drawn = [
+        inception_scores(x, reference, network=network, subset=20, seed=seed) for seed in (0, 0, 1)
+    ]
     assert torch.equal(torch.get_rng_state(), state)
     assert drawn[0].kid == drawn[1].kid != drawn[2].kid
     assert math.isnan(drawn[0].inception)
-    floor = sampling_floor(lambda a, b: inception_scores(a, b, network=network).fid, levels(400, 0, 3), 80)
+    floor = sampling_floor(
+        lambda a, b: inception_scores(a, b, network=network).fid, levels(400, 0, 3), 80
+    )
     assert floor.mean + 3 * floor.std < scores.fid
 
 
 def test_the_standard_network_is_asked_for_as_it_must_be(tmp_path):
-    grey, images = levels(4, 0, 1), torch.zeros(4, 3, 8, 8, dtype=torch.uint8)
+    grey = levels(4, 0, 1)
+    images = torch.zeros(4, 3, 8, 8, dtype=torch.uint8)
     with pytest.raises(ValueError, match=r"takes uint8 \(N, 3, H, W\); give levels"):
         inception_scores(grey, grey)
     with pytest.raises(OSError, match=r"weights cannot be had .* give weights= a file"):

@@ -33,19 +33,23 @@ def peer(kind, alpha=1.0, sigma=0.0):
 @pytest.mark.parametrize("t", [0.0, 0.01, 0.4, 1.0])
 def test_density_score_and_denoiser(kind, sde, t):
     mixture = GaussianMixture(WEIGHTS, MEANS, KINDS[kind])
-    alpha, sigma = sde.alpha(t), sde.sigma(t)
+    alpha = sde.alpha(t)
+    sigma = sde.sigma(t)
     x = (alpha * X + sigma * X.flip(0)).requires_grad_()
     log_p = peer(kind, alpha, sigma).log_prob(x)
     (score,) = torch.autograd.grad(log_p.sum(), x)
     x = x.detach()
     torch.testing.assert_close(mixture.marginal(t, sde).log_prob(x), log_p.detach())
     torch.testing.assert_close(mixture.score(t, x, sde), score)
-    torch.testing.assert_close(mixture.denoise(t, x, sde), (x + sigma**2 * score) / alpha, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(
+        mixture.denoise(t, x, sde), (x + sigma**2 * score) / alpha, rtol=1e-6, atol=1e-6
+    )
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_times_per_sample_and_events_of_any_rank(kind):
-    mixture, sde = GaussianMixture(WEIGHTS, MEANS, KINDS[kind]), VPSDE()
+    mixture = GaussianMixture(WEIGHTS, MEANS, KINDS[kind])
+    sde = VPSDE()
     t = torch.linspace(0.05, 1, 50, dtype=torch.float64)
     rows = torch.cat([mixture.score(float(s), X[i : i + 1], sde) for i, s in enumerate(t)])
     torch.testing.assert_close(mixture.score(t, X, sde), rows)
@@ -64,16 +68,20 @@ def test_scalars():
 @pytest.mark.parametrize("kind", KINDS)
 def test_samples_have_the_moments(kind):
     """Within 5.5 standard errors of 2e5 samples (false alarm below 1e-6 over all entries)."""
-    mixture, n = GaussianMixture(WEIGHTS, MEANS, KINDS[kind]), 200_000
+    mixture = GaussianMixture(WEIGHTS, MEANS, KINDS[kind])
+    n = 200_000
     x = mixture.sample(n, seed=5)
     torch.testing.assert_close(mixture.mean(), WEIGHTS @ MEANS)
     centred = MEANS - mixture.mean()
     torch.testing.assert_close(
-        mixture.covariance(), torch.einsum("k,kij->ij", WEIGHTS, dense(kind) + centred[:, :, None] * centred[:, None])
+        mixture.covariance(),
+        torch.einsum("k,kij->ij", WEIGHTS, dense(kind) + centred[:, :, None] * centred[:, None]),
     )
     spread = (x - mixture.mean())[:, :, None] * (x - mixture.mean())[:, None]
     assert ((x.mean(0) - mixture.mean()).abs() < 5.5 * x.std(0) / math.sqrt(n)).all()
-    assert ((spread.mean(0) - mixture.covariance()).abs() < 5.5 * spread.std(0) / math.sqrt(n)).all()
+    assert (
+        (spread.mean(0) - mixture.covariance()).abs() < 5.5 * spread.std(0) / math.sqrt(n)
+    ).all()
     assert mixture.data_std == pytest.approx(x.square().mean().sqrt().item(), rel=0.02)
     assert torch.equal(mixture.sample(10, seed=5, first=100), x[100:110])
 
@@ -83,7 +91,9 @@ def test_components_can_be_read(kind):
     law = GaussianMixture(WEIGHTS, MEANS.reshape(3, 1, 3), KINDS[kind]).marginal(0.3, VPSDE())
     alpha, sigma = VPSDE().kernel(0.3)
     torch.testing.assert_close(law.means, alpha * MEANS.reshape(3, 1, 3))
-    torch.testing.assert_close(law.covariances, alpha**2 * dense(kind) + sigma**2 * torch.eye(3, dtype=torch.float64))
+    torch.testing.assert_close(
+        law.covariances, alpha**2 * dense(kind) + sigma**2 * torch.eye(3, dtype=torch.float64)
+    )
 
 
 def test_posterior_sums_to_one_and_finds_the_component():
@@ -92,7 +102,10 @@ def test_posterior_sums_to_one_and_finds_the_component():
     torch.testing.assert_close(r, torch.eye(3, dtype=torch.float64))
 
 
-@pytest.mark.parametrize("x", [torch.zeros(2, 3, dtype=torch.int64), torch.zeros(3), torch.zeros(2, 1), torch.zeros(2, 3, 1)])
+@pytest.mark.parametrize(
+    "x",
+    [torch.zeros(2, 3, dtype=torch.int64), torch.zeros(3), torch.zeros(2, 1), torch.zeros(2, 3, 1)],
+)
 def test_what_is_not_a_batch_of_points(x):
     mixture = GaussianMixture(WEIGHTS, MEANS, KINDS["full"])
     for call in (mixture.log_prob, mixture.posterior, lambda x: mixture.score(0.5, x, "vp")):

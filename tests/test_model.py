@@ -1,4 +1,6 @@
-"""Models: what a network is given, labels, dtypes, and what is refused; its conventions are in test_schedules.py."""
+"""Models: what a network is given, labels, dtypes, and what is refused; its conventions are in
+test_schedules.py.
+"""
 
 import math
 
@@ -9,7 +11,9 @@ from torch import nn
 from sdekit_diffusion import DDPM, NCSN, VESDE, VPSDE, GaussianMixture, ScoreModel, nets
 from sdekit_diffusion._models.model import as_model
 
-MIXTURE = GaussianMixture([0.3, 0.7], [[1.0, 2.0], [-1.0, 0.5]], torch.tensor([0.3, 0.2], dtype=torch.float64))
+MIXTURE = GaussianMixture(
+    [0.3, 0.7], [[1.0, 2.0], [-1.0, 0.5]], torch.tensor([0.3, 0.2], dtype=torch.float64)
+)
 X = torch.randn(7, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 
 
@@ -38,7 +42,9 @@ LABELS = {
 
 
 @pytest.mark.parametrize("name", LABELS)
-@pytest.mark.parametrize("t", [0.4, torch.linspace(0.3, 0.6, 7, dtype=torch.float64)], ids=["float", "tensor"])
+@pytest.mark.parametrize(
+    "t", [0.4, torch.linspace(0.3, 0.6, 7, dtype=torch.float64)], ids=["float", "tensor"]
+)
 def test_labels(name, t):
     """a t + b or sigma(t), with t the network's own, under another diffusion too."""
     seen = []
@@ -58,24 +64,33 @@ def test_labels(name, t):
 
 
 def test_a_network_that_ignores_the_level_has_the_score_minus_its_output_over_sigma():
-    """Technique 3 of Song and Ermon (2020) but for the sign: at every level, under the diffusion of its levels."""
+    """Technique 3 of Song and Ermon (2020) but for the sign: at every level, under the diffusion of
+    its levels.
+    """
     torch.manual_seed(0)
-    net, x = nets.NCSNv2(1, 4, (1, 2), (1, 1)).double(), torch.randn(3, 1, 8, 8, dtype=torch.float64)
+    net = nets.NCSNv2(1, 4, (1, 2), (1, 1)).double()
+    x = torch.randn(3, 1, 8, 8, dtype=torch.float64)
     torch.nn.init.normal_(net.last.conv.weight)
     sde = NCSN([50.0, 5.0, 0.5, 0.01])
     model = ScoreModel(net, sde, "noise", shape=(1, 8, 8))
     for i, sigma in enumerate(sde.sigmas):
         torch.testing.assert_close(model.score(i / 3, x), -net(x, torch.zeros(3)) / sigma)
     times = torch.tensor([0.0, 1 / 3, 1.0], dtype=torch.float64)
-    torch.testing.assert_close(model.score(times, x), -net(x, times) / torch.tensor([0.01, 0.5, 50.0])[:, None, None, None])
+    torch.testing.assert_close(
+        model.score(times, x), -net(x, times) / torch.tensor([0.01, 0.5, 50.0])[:, None, None, None]
+    )
 
 
 def test_a_network_of_levels_reads_its_own():
-    """nets.NCSN under NCSN(sigmas) at the sigma of a level: the rows of that level, whatever diffusion asks."""
+    """nets.NCSN under NCSN(sigmas) at the sigma of a level: the rows of that level, whatever
+    diffusion asks.
+    """
     torch.manual_seed(0)
-    net, x = nets.NCSN(1, 4, (1, 2), (1, 1), levels=4).double(), torch.randn(3, 1, 8, 8, dtype=torch.float64)
+    net = nets.NCSN(1, 4, (1, 2), (1, 1), levels=4).double()
+    x = torch.randn(3, 1, 8, 8, dtype=torch.float64)
     torch.nn.init.normal_(net.last.conv.weight)
-    sde, other = NCSN([50.0, 5.0, 0.5, 0.01]), VESDE(0.001, 100.0)
+    sde = NCSN([50.0, 5.0, 0.5, 0.01])
+    other = VESDE(0.001, 100.0)
     model = ScoreModel(net, sde, "score")
     for i, sigma in enumerate(sde.sigmas):
         out = net(x, torch.full((3,), i / 3))
@@ -94,19 +109,31 @@ def test_the_network_runs_in_its_dtype_and_the_state_keeps_its_own(dtype):
 
 
 def test_what_is_refused():
-    with pytest.raises(ValueError, match="predicts = 'epsilons' is not one of noise, data, score, velocity, flow"):
+    with pytest.raises(
+        ValueError, match="predicts = 'epsilons' is not one of noise, data, score, velocity, flow"
+    ):
         ScoreModel(lambda x, t: x, "vp", "epsilons")
     for conditioning in ("snr", (1.0, 2.0, 3.0)):
-        with pytest.raises(ValueError, match=r"conditioning = .* is not 'time', 'log_snr', 'sigma' or a pair"):
+        with pytest.raises(
+            ValueError,
+            match=r"conditioning = .* is not 'time', 'log_snr', 'sigma' "
+            r"or a pair",
+        ):
             ScoreModel(lambda x, t: x, "vp", conditioning=conditioning)
-    with pytest.raises(ValueError, match=r"data_range = \(1, 1\) is not a least and a largest value"):
+    with pytest.raises(
+        ValueError, match=r"data_range = \(1, 1\) is not a least and a largest value"
+    ):
         ScoreModel(lambda x, t: x, "vp", data_range=(1, 1))
     for data_std in (0.0, -1.0, math.inf):
-        with pytest.raises(ValueError, match="is not a positive number; it is the standard deviation"):
+        with pytest.raises(
+            ValueError, match="is not a positive number; it is the standard deviation"
+        ):
             ScoreModel(lambda x, t: x, "vp", data_std=data_std)
     with pytest.raises(ValueError, match="unknown sde"):
         ScoreModel(lambda x, t: x, "ddim")
-    with pytest.raises(ValueError, match=r"network returned shape \(7, 1\) for x of shape \(7, 2\)"):
+    with pytest.raises(
+        ValueError, match=r"network returned shape \(7, 1\) for x of shape \(7, 2\)"
+    ):
         ScoreModel(lambda x, t: x[:, :1], "vp").denoise(0.5, X)
     with pytest.raises(TypeError, match="the model must be"):
         as_model("model", "vp")

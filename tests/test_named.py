@@ -1,4 +1,6 @@
-"""Networks that the user names: runs whose network no checkpoint can name, from Python and from the command line."""
+"""Networks that the user names: runs whose network no checkpoint can name, from Python and from the
+command line.
+"""
 
 import json
 import shutil
@@ -9,7 +11,17 @@ import pytest
 import torch
 from torch import nn
 
-from sdekit_diffusion import CheckpointError, Recipe, ScoreModel, data, fit, from_diffusers, load, sample, save
+from sdekit_diffusion import (
+    CheckpointError,
+    Recipe,
+    ScoreModel,
+    data,
+    fit,
+    from_diffusers,
+    load,
+    sample,
+    save,
+)
 from sdekit_diffusion.__main__ import main
 
 RECIPE = Recipe(steps=4, batch_size=8, warmup=2)
@@ -71,9 +83,19 @@ def test_a_network_of_your_own_comes_back_by_one_argument(tmp_path):
     with torch.no_grad():
         model.net.layer.bias.fill_(3.0)
     save(model, tmp_path / "run")
-    with pytest.raises(CheckpointError, match=r"'Own' is not one of .*load\(\.\.\., net=\.\.\.\), or name it by --network"):
+    with pytest.raises(
+        CheckpointError,
+        match=r"'Own' is not one of .*load\(\.\.\., net=\.\.\.\), "
+        r"or name it by --network",
+    ):
         load(tmp_path / "run")
-    for net in (Own(), Made.model(), "own_networks:Own", "own_networks:Made.model", "own_networks:ready"):
+    for net in (
+        Own(),
+        Made.model(),
+        "own_networks:Own",
+        "own_networks:Made.model",
+        "own_networks:ready",
+    ):
         again = load(tmp_path / "run", net=net)
         assert equal(again, model)
         assert (again.predicts, again.shape) == ("noise", (1, 8, 8))
@@ -85,12 +107,25 @@ def test_a_network_of_your_own_comes_back_by_one_argument(tmp_path):
         (
             "Own",
             ValueError,
-            "unknown network 'Own'; choose one of MLP.* the folder of a network of diffusers, or package.module",
+            "unknown network 'Own'; choose one of MLP.* the folder of a network of diffusers, or "
+            "package.module",
         ),
         ("own_networks:", ValueError, "unknown network"),
-        ("no_such_module:f", ImportError, "No module named 'no_such_module'; put its folder on PYTHONPATH"),
-        ("own_networks:absent", ValueError, "has no attribute 'absent'; name a function of own_networks"),
-        ("own_networks:nothing", TypeError, "gives a NoneType; it must make a torch.nn.Module or a ScoreModel"),
+        (
+            "no_such_module:f",
+            ImportError,
+            "No module named 'no_such_module'; put its folder on PYTHONPATH",
+        ),
+        (
+            "own_networks:absent",
+            ValueError,
+            "has no attribute 'absent'; name a function of own_networks",
+        ),
+        (
+            "own_networks:nothing",
+            TypeError,
+            "gives a NoneType; it must make a torch.nn.Module or a ScoreModel",
+        ),
         ("own_networks:number", TypeError, "gives a int; it must make"),
         ("own_networks:plain", TypeError, "plain function and takes no weights"),
     ],
@@ -114,24 +149,51 @@ def test_a_checkpoint_names_no_code(tmp_path):
 
 
 def test_the_command_line_trains_and_uses_a_network_of_your_own(tmp_path, capsys):
-    """A module with the conventions of the options; a model with its own. Runs go on by the same command."""
-    options = [*OPTIONS, "--network", "own_networks:Own", "--sde", "vp", "--predicts", "noise", "--conditioning", "time"]
-    whole, run = tmp_path / "whole", tmp_path / "run"
+    """A module with the conventions of the options; a model with its own. Runs go on by the same
+    command.
+    """
+    options = [
+        *OPTIONS,
+        "--network",
+        "own_networks:Own",
+        "--sde",
+        "vp",
+        "--predicts",
+        "noise",
+        "--conditioning",
+        "time",
+    ]
+    whole = tmp_path / "whole"
+    run = tmp_path / "run"
     assert main(["train", str(whole), *options]) == 0
     assert main(["train", str(run), *options, "--minutes", "1e-9"]) == 0
     assert "1 of 4 updates are done" in capsys.readouterr().out
     assert "was begun with predicts = noise, not data" in refused(
-        capsys, "train", run, *OPTIONS, "--network", "own_networks:Own", "--predicts", "data", "--resume"
+        capsys,
+        "train",
+        run,
+        *OPTIONS,
+        "--network",
+        "own_networks:Own",
+        "--predicts",
+        "data",
+        "--resume",
     )
     again = ["train", run, *options, "--resume"]
     assert "--width is no option of own_networks:Own" in refused(capsys, *again, "--width", "3")
     again[again.index("noise")] = "epsilon"  # another name of the same
     assert main([str(part) for part in again]) == 0
     assert equal(load(run, net="own_networks:Own"), load(whole, net="own_networks:Own"))
-    assert "--width is no option of own_networks:Own" in refused(capsys, "train", tmp_path / "b", *options, "--width", "3")
+    assert "--width is no option of own_networks:Own" in refused(
+        capsys, "train", tmp_path / "b", *options, "--width", "3"
+    )
     named = ["--network", "own_networks:Made.model"]
-    assert "--predicts is no option of" in refused(capsys, "train", tmp_path / "b", *OPTIONS, *named, "--predicts", "data")
-    assert "for samples of shape (1, 8, 8)" in refused(capsys, "train", tmp_path / "b", "--data", "moons", *named)
+    assert "--predicts is no option of" in refused(
+        capsys, "train", tmp_path / "b", *OPTIONS, *named, "--predicts", "data"
+    )
+    assert "for samples of shape (1, 8, 8)" in refused(
+        capsys, "train", tmp_path / "b", "--data", "moons", *named
+    )
     assert not (tmp_path / "b").exists()
     assert main(["train", str(tmp_path / "b"), *OPTIONS, *named]) == 0
     assert json.loads((tmp_path / "b" / "config.json").read_text())["sde"]["name"] == "vp"
@@ -151,39 +213,73 @@ def diffusers():
 def unet_of(diffusers, seed=0):
     torch.manual_seed(seed)
     return diffusers.UNet2DModel(
-        sample_size=8, in_channels=1, out_channels=1, layers_per_block=1, block_out_channels=(8, 8), norm_num_groups=4,
-        down_block_types=("DownBlock2D", "DownBlock2D"), up_block_types=("UpBlock2D", "UpBlock2D"),
-    )  # fmt: skip
+        sample_size=8,
+        in_channels=1,
+        out_channels=1,
+        layers_per_block=1,
+        block_out_channels=(8, 8),
+        norm_num_groups=4,
+        down_block_types=("DownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "UpBlock2D"),
+    )
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 def test_a_run_from_diffusers_reloads_by_one_argument(diffusers, tmp_path, capsys):
-    """Begun in Python, stopped, gone on with and used from the command line; `load` takes what `from_diffusers` took."""
-    scheduler, unet = diffusers.DDPMScheduler(num_train_timesteps=100, beta_end=0.2), unet_of(diffusers)
+    """Begun in Python, stopped, gone on with and used from the command line; `load` takes what
+    `from_diffusers` took.
+    """
+    scheduler = diffusers.DDPMScheduler(num_train_timesteps=100, beta_end=0.2)
+    unet = unet_of(diffusers)
     diffusers.DDPMPipeline(unet, scheduler).save_pretrained(tmp_path / "pipeline")
     unet.save_pretrained(tmp_path / "unet")
-    source, runs = data.load("digits"), [tmp_path / "whole", tmp_path / "run"]
+    source = data.load("digits")
+    runs = [tmp_path / "whole", tmp_path / "run"]
     for run, minutes in zip(runs, (None, 1e-9), strict=True):
         model = from_diffusers(tmp_path / "pipeline")
         model.scale = source.scale
         fit(
-            model, source.train, RECIPE, transform=source.scale.encode, folder=run, minutes=minutes, progress=False,
+            model,
+            source.train,
+            RECIPE,
+            transform=source.scale.encode,
+            folder=run,
+            minutes=minutes,
+            progress=False,
             notes={"data": {"name": "digits"}},
-        )  # fmt: skip
+        )
     whole, run = runs
-    with pytest.raises(CheckpointError, match=r"load\(\.\.\., net=\.\.\.\), or name it by --network"):
+    with pytest.raises(
+        CheckpointError, match=r"load\(\.\.\., net=\.\.\.\), or name it by --network"
+    ):
         load(run)
     stopped = load(run, net=tmp_path / "pipeline")
-    for net in (unet_of(diffusers, 1), from_diffusers(unet_of(diffusers, 1), scheduler.config), str(tmp_path / "unet")):
+    for net in (
+        unet_of(diffusers, 1),
+        from_diffusers(unet_of(diffusers, 1), scheduler.config),
+        str(tmp_path / "unet"),
+    ):
         assert equal(load(run, net=net), stopped)
     shutil.copytree(run, tmp_path / "stopped")
     network = ["--network", str(tmp_path / "pipeline")]
-    assert main(["sample", str(run), "--n", "2", "--steps", "3", *network]) == 0  # of the newest checkpoint
+    # Of the newest checkpoint.
+    assert main(["sample", str(run), "--n", "2", "--steps", "3", *network]) == 0
     assert main(["train", str(run), *OPTIONS, *network, "--resume"]) == 0
     assert equal(load(run, net=unet_of(diffusers)), load(whole, net=unet_of(diffusers)))
     assert main(["sample", str(run), "--n", "3", "--steps", "3", *network]) == 0
     assert np.load(run / "samples.npz")["samples"].shape == (3, 1, 8, 8)
-    argv = ["likelihood", str(run), "--n", "2", "--tolerance", "1e-1", "--probes", "1", "--draws", "1"]
+    argv = [
+        "likelihood",
+        str(run),
+        "--n",
+        "2",
+        "--tolerance",
+        "1e-1",
+        "--probes",
+        "1",
+        "--draws",
+        "1",
+    ]
     assert main([*argv, "--network", str(tmp_path / "unet")]) == 0
     assert "bits/dim" in capsys.readouterr().out
     assert main(["report", str(run), "--samples", "4", "--steps", "2", *network]) == 0
@@ -193,19 +289,25 @@ def test_a_run_from_diffusers_reloads_by_one_argument(diffusers, tmp_path, capsy
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 def test_a_folder_of_diffusers_is_trained_under_its_own_scheduler(diffusers, tmp_path, capsys):
-    diffusers.DDPMPipeline(unet_of(diffusers), diffusers.DDPMScheduler(num_train_timesteps=100, beta_end=0.2)).save_pretrained(
-        tmp_path / "p"
-    )
+    diffusers.DDPMPipeline(
+        unet_of(diffusers), diffusers.DDPMScheduler(num_train_timesteps=100, beta_end=0.2)
+    ).save_pretrained(tmp_path / "p")
     argv = ["train", tmp_path / "run", *OPTIONS, "--network", tmp_path / "p"]
     assert "--sde is no option of" in refused(capsys, *argv, "--sde", "vp")
     assert main([str(part) for part in argv]) == 0
     config = json.loads((tmp_path / "run" / "config.json").read_text())
-    assert (config["sde"]["name"], config["conditioning"], config["data_range"]) == ("ddpm", [100.0, -1.0], [-1.0, 1.0])
+    assert (config["sde"]["name"], config["conditioning"], config["data_range"]) == (
+        "ddpm",
+        [100.0, -1.0],
+        [-1.0, 1.0],
+    )
     assert config["scale"]["levels"] == 17
 
 
 def test_a_model_saved_from_python_is_sampled_from_the_command_line(tmp_path, capsys):
-    """The data have no name there: sampling needs none, and the likelihood and the report are told one."""
+    """The data have no name there: sampling needs none, and the likelihood and the report are told
+    one.
+    """
     from own_networks import Made
 
     model = Made.model()
@@ -219,4 +321,19 @@ def test_a_model_saved_from_python_is_sampled_from_the_command_line(tmp_path, ca
         )
     argv = ["--data", "digits", "--tolerance", "1e-1", "--probes", "1", "--draws", "1", "--n", "2"]
     assert main(["likelihood", str(tmp_path / "run"), *own, *argv]) == 0
-    assert main(["report", str(tmp_path / "run"), *own, "--data", "digits", "--samples", "4", "--steps", "2"]) == 0
+    assert (
+        main(
+            [
+                "report",
+                str(tmp_path / "run"),
+                *own,
+                "--data",
+                "digits",
+                "--samples",
+                "4",
+                "--steps",
+                "2",
+            ]
+        )
+        == 0
+    )

@@ -1,4 +1,6 @@
-"""What a user may have meant: arguments in the other order, misspelt names, diffusers' names, flow matching's other time."""
+"""What a user may have meant: arguments in the other order, misspelt names, diffusers' names, flow
+matching's other time.
+"""
 
 import functools
 import re
@@ -8,9 +10,28 @@ import torch
 from torch import nn
 
 import sdekit
-from sdekit import DEIS, SDE, EulerMaruyama, Hutchinson, ProbabilityFlow, ReverseSDE, did_you_mean, solve
+from sdekit import (
+    DEIS,
+    SDE,
+    EulerMaruyama,
+    Hutchinson,
+    ProbabilityFlow,
+    ReverseSDE,
+    did_you_mean,
+    solve,
+)
 from sdekit.calling import require_order
-from sdekit_diffusion import DIFFUSIONS, METHODS, GaussianMixture, Recipe, RectifiedFlow, ScoreModel, check_model, data, sample
+from sdekit_diffusion import (
+    DIFFUSIONS,
+    METHODS,
+    GaussianMixture,
+    Recipe,
+    RectifiedFlow,
+    ScoreModel,
+    check_model,
+    data,
+    sample,
+)
 from sdekit_diffusion._loading.named import named_model
 from sdekit_diffusion._sampling.methods import method_of
 
@@ -30,13 +51,21 @@ def unnamed(a, b):
 
 @pytest.mark.parametrize("kind", [ReverseSDE, ProbabilityFlow])
 def test_a_score_of_x_and_t_is_refused_where_t_and_x_are_given(kind):
-    for score in (lambda x, t: -x / (1 + t), lambda x_t, time: -x_t / (1 + time), functools.partial(lambda x, t, k: -x, k=1)):
+    for score in (
+        lambda x, t: -x / (1 + t),
+        lambda x_t, time: -x_t / (1 + time),
+        functools.partial(lambda x, t, k: -x, k=1),
+    ):
         with pytest.raises(
-            TypeError, match=r"called as \(t, x\) here, and this one takes \(x(_t)?, t(ime)?\); pass lambda t, x"
+            TypeError,
+            match=r"called as \(t, x\) here, and this one takes \(x(_t)?, t(ime)?\); "
+            r"pass lambda t, x",
         ):
             kind(VP, score)
     with pytest.raises(
-        TypeError, match=r"called as score\(t, x\) here, and this one takes \(x, t\); pass lambda t, x: score\(x, t\)"
+        TypeError,
+        match=r"called as score\(t, x\) here, and this one takes \(x, t\); pass lambda "
+        r"t, x: score\(x, t\)",
     ):
         solve(kind(VP, unnamed), X, [1.0, 0.5], solver=EulerMaruyama())
     solve(kind(VP, lambda t, x: unnamed(x, t)), X, [1.0, 0.5], solver=EulerMaruyama())
@@ -49,7 +78,9 @@ def test_a_score_of_t_and_x_is_refused_where_x_and_t_are_given():
         with pytest.raises(TypeError, match=r"called as \(x, t\) here, and this one takes \(t"):
             sample(score, 4, sde="vp", shape=(2,))
     with pytest.raises(
-        TypeError, match=r"called as net\(x, t\) here, and this one takes \(t, x\); pass lambda x, t: net\(t, x\)"
+        TypeError,
+        match=r"called as net\(x, t\) here, and this one takes \(t, x\); pass lambda x, "
+        r"t: net\(t, x\)",
     ):
         sample(lambda a, b: -b[:, :1].expand_as(b) / (1 + a[:, None]), 4, sde="vp", shape=(2,))
     with pytest.raises(ZeroDivisionError):
@@ -57,13 +88,21 @@ def test_a_score_of_t_and_x_is_refused_where_x_and_t_are_given():
 
 
 def test_names_that_say_nothing_are_not_judged():
-    for function in (lambda a, b: a, lambda *args: args[0], torch.add, nn.Linear(2, 2), lambda x: x, None):
+    for function in (
+        lambda a, b: a,
+        lambda *args: args[0],
+        torch.add,
+        nn.Linear(2, 2),
+        lambda x: x,
+        None,
+    ):
         for order in ("t, x", "x, t"):
             require_order(function, order)
 
 
 class Odd:
-    noise_type, sde_type = "digonal", "ito"
+    noise_type = "digonal"
+    sde_type = "ito"
 
 
 MISSPELT = [
@@ -85,13 +124,30 @@ MISSPELT = [
         (lambda sde=sde: ScoreModel(nn.Identity(), sde), sde.lower().removesuffix("sde"))
         for sde in ("VPSDE", "vesde", "subvpsde")
     ),
-    *((lambda method=method: method_of(method), "euler_maruyama") for method in ("euler", "euler-maruyama", "EM", "em")),
+    *(
+        (lambda method=method: method_of(method), "euler_maruyama")
+        for method in ("euler", "euler-maruyama", "EM", "em")
+    ),
     (lambda: sample(lambda x, t: -x, 4, sde="vp", shape=(2,), noise="pth"), "path"),
-    (lambda: sample(lambda x, t: -x, 4, sde="vp", shape=(2,), return_solution=True, save="al"), "all"),
-    (lambda: solve(sdekit.ODE(lambda t, x: x), X, [0.0, 1.0], solver=EulerMaruyama(), save="al"), "all"),
+    (
+        lambda: sample(lambda x, t: -x, 4, sde="vp", shape=(2,), return_solution=True, save="al"),
+        "all",
+    ),
+    (
+        lambda: solve(sdekit.ODE(lambda t, x: x), X, [0.0, 1.0], solver=EulerMaruyama(), save="al"),
+        "all",
+    ),
     (lambda: sdekit.odeint(lambda t, x: x, X, [0.0, 1.0], method="rk45"), "dopri5"),
-    (lambda: sdekit.odeint_adjoint(lambda t, x: x, X, [0.0, 1.0], method="eulr", adjoint_params=()), "euler"),
-    (lambda: sdekit.sdeint(SDE(lambda t, x: x, lambda t, x: x), X, [0.0, 1.0], method="em"), "euler"),
+    (
+        lambda: sdekit.odeint_adjoint(
+            lambda t, x: x, X, [0.0, 1.0], method="eulr", adjoint_params=()
+        ),
+        "euler",
+    ),
+    (
+        lambda: sdekit.sdeint(SDE(lambda t, x: x, lambda t, x: x), X, [0.0, 1.0], method="em"),
+        "euler",
+    ),
     (lambda: Recipe(weighting="liklihood"), "likelihood"),
     (lambda: Recipe(schedule="cosin"), "cosine"),
     (lambda: Recipe(precision="bfloat"), "bfloat16"),
@@ -113,13 +169,26 @@ def test_solvers_are_suggested_for_names():
 
 
 def test_the_list_of_names_is_before_the_suggestion():
-    with pytest.raises(ValueError, match=r"unknown sde 'vpsde'; choose one of ve, vp.*VPSDE\(\); did you mean 'vp'\?$"):
+    with pytest.raises(
+        ValueError,
+        match=r"unknown sde 'vpsde'; choose one of ve, vp.*VPSDE\(\); "
+        r"did you mean 'vp'\?$",
+    ):
         ScoreModel(nn.Identity(), "vpsde")
 
 
 @pytest.mark.parametrize(
     ("setting", "value"),
-    [("steps", 0), ("warmup", -1), ("lr", 0.0), ("clip", -1.0), ("end", 0.0), ("weighting", "x"), ("schedule", 3), ("ema", ())],
+    [
+        ("steps", 0),
+        ("warmup", -1),
+        ("lr", 0.0),
+        ("clip", -1.0),
+        ("end", 0.0),
+        ("weighting", "x"),
+        ("schedule", 3),
+        ("ema", ()),
+    ],
 )
 def test_recipes_name_the_setting(setting, value):
     with pytest.raises(ValueError, match=re.escape(f"{setting} = {value!r} must be")):
@@ -135,7 +204,9 @@ def test_a_model_in_a_lambda_is_no_score():
     model = ScoreModel(Plain(), "vp", shape=(2,))
     settings = {"sde": "vp", "shape": (2,), "steps": 4, "method": "ddim", "seed": 0}
     for dtype in (None, torch.float64):
-        with pytest.raises(TypeError, match=r"pass the model itself, or return model\.score\(t, x\)"):
+        with pytest.raises(
+            TypeError, match=r"pass the model itself, or return model\.score\(t, x\)"
+        ):
             sample(lambda x, t: model(x, t), 4, dtype=dtype, **settings)
     for conditions in ("sigma", (999, 0)):
         scores = ScoreModel(Plain(), "vp", "score", conditioning=conditions, shape=(2,))
@@ -164,7 +235,8 @@ def test_scores_made_with_models_are_scores():
     scores = ScoreModel(lambda x, t: -x, "vp", "score", shape=(2,))
     found = sample(lambda x, t: scores(x, t), 4, **settings)
     torch.testing.assert_close(found, sample(scores, 4, method="ddim", steps=4, seed=0))
-    noise = ScoreModel(lambda x, t: model(x, t), "vp", shape=(2,))  # as a network of the same parametrisation
+    # As a network of the same parametrisation.
+    noise = ScoreModel(lambda x, t: model(x, t), "vp", shape=(2,))
     torch.testing.assert_close(sample(noise, 4, method="ddim", steps=4, seed=0), expected)
 
 
@@ -182,9 +254,16 @@ def test_no_prediction_is_suggested_for_none():
 
 @pytest.mark.filterwarnings("ignore:VPSDE.* ends at")  # the network is that of no data
 def test_the_names_of_diffusers():
-    pairs = {"epsilon": "noise", "sample": "data", "v_prediction": "velocity", "flow_prediction": "flow"}
+    pairs = {
+        "epsilon": "noise",
+        "sample": "data",
+        "v_prediction": "velocity",
+        "flow_prediction": "flow",
+    }
     for theirs, ours in pairs.items():
-        model, own = (ScoreModel(lambda x, t: torch.sin(x), "vp", name, shape=(2,)) for name in (theirs, ours))
+        model, own = (
+            ScoreModel(lambda x, t: torch.sin(x), "vp", name, shape=(2,)) for name in (theirs, ours)
+        )
         assert model.predicts == ours
         assert torch.equal(sample(model, 3, seed=0, steps=5), sample(own, 3, seed=0, steps=5))
 
@@ -193,7 +272,9 @@ MIXTURE = GaussianMixture([0.5, 0.5], torch.tensor([[-0.9, 0.4], [0.8, -0.3]]), 
 
 
 def from_noise_to_data(scale):
-    """The velocity x_0 - eps of flow matching with its own time, 0 for noise and `scale` for data."""
+    """The velocity x_0 - eps of flow matching with its own time, 0 for noise and `scale` for
+    data.
+    """
 
     def net(x, t):
         own = 1 - t / scale
@@ -205,20 +286,27 @@ def from_noise_to_data(scale):
 
 @pytest.mark.parametrize("scale", [1, 1000])
 def test_flow_matching_from_noise_to_data(scale):
-    """Named by check_model under whichever arguments, and with those named it denoises and has the law."""
+    """Named by check_model under whichever arguments, and with those named it denoises and has the
+    law.
+    """
     x = MIXTURE.sample(600, seed=0)
     for sde, predicts in (("flow", "flow"), ("flow", "reverse_flow"), ("vp", "noise")):
         others = "" if predicts == "reverse_flow" else "sde='flow', predicts='reverse_flow' and "
         with pytest.raises(ValueError, match=rf"With {others}conditioning=\(-{scale}, {scale}\)"):
             check_model(ScoreModel(from_noise_to_data(scale), sde, predicts, shape=(2,)), x)
-    model = ScoreModel(from_noise_to_data(scale), "flow", "reverse_flow", shape=(2,), conditioning=(-scale, scale))
+    model = ScoreModel(
+        from_noise_to_data(scale), "flow", "reverse_flow", shape=(2,), conditioning=(-scale, scale)
+    )
     assert check_model(model, x).fits
-    made, exact = sample(model, 500, seed=1), sample(MIXTURE, 500, sde="flow", seed=1)
+    made = sample(model, 500, seed=1)
+    exact = sample(MIXTURE, 500, sde="flow", seed=1)
     assert (made - exact).abs().median() < 1e-3
 
 
 def test_failures_with_points_shaped_like_times_keep_their_message():
-    """Points (batch,) and times (batch,) are exchanged without a trace, so that a failure has another cause."""
+    """Points (batch,) and times (batch,) are exchanged without a trace, so that a failure has
+    another cause.
+    """
 
     def net(x, t, calls=[]):  # noqa: B006 - counts
         calls.append(x)

@@ -1,4 +1,6 @@
-"""NCSN: its levels as a diffusion, the published settings, and what the techniques of NCSNv2 come to in closed form."""
+"""NCSN: its levels as a diffusion, the published settings, and what the techniques of NCSNv2 come
+to in closed form.
+"""
 
 import math
 from dataclasses import replace
@@ -30,7 +32,8 @@ from sdekit_diffusion._sampling.techniques import level_overlap, variance_ratio
 UNEVEN = NCSN([2.0, 0.7, 0.3, 0.02])
 EVEN = NCSN(geometric(5.0, 0.01, 30))
 T = torch.linspace(0, 1, 97, dtype=torch.float64)
-# Song and Ermon 2020, table 4, and for FFHQ the e of the authors' configuration: 9e-7 where the table has 0.9e-7.
+# Song and Ermon 2020, table 4, and for FFHQ the e of the authors' configuration: 9e-7 where the
+# table has 0.9e-7.
 V1 = dict.fromkeys(("cifar10", "celeba", "church", "bedroom"), (1.0, 10, 100, 2e-05))
 V2 = {
     "cifar10": (50.0, 232, 5, 6.2e-6),
@@ -70,17 +73,35 @@ def test_levels_are_equally_far_apart_in_time_and_geometric_between():
     """At t = i / (L - 1) the i-th smallest sigma; half way the geometric mean of two."""
     sigmas = sorted(UNEVEN.sigmas)
     assert UNEVEN.levels.tolist() == pytest.approx([0, 1 / 3, 2 / 3, 1])
-    close(UNEVEN.sigma(UNEVEN.levels), torch.tensor(sigmas, dtype=torch.float64), rtol=1e-14, atol=0)
+    close(
+        UNEVEN.sigma(UNEVEN.levels), torch.tensor(sigmas, dtype=torch.float64), rtol=1e-14, atol=0
+    )
     for i in range(3):
-        assert UNEVEN.sigma((i + 0.5) / 3) == pytest.approx(math.sqrt(sigmas[i] * sigmas[i + 1]), rel=1e-14)
+        assert UNEVEN.sigma((i + 0.5) / 3) == pytest.approx(
+            math.sqrt(sigmas[i] * sigmas[i + 1]), rel=1e-14
+        )
     close(torch.as_tensor(UNEVEN.time(UNEVEN.log_snr(T))), T, rtol=0, atol=1e-14)
     close(EVEN.sigma(T), 0.01 * 500**T, rtol=1e-13, atol=0)
 
 
 def test_levels_are_in_order_either_way():
-    assert NCSN(sorted(UNEVEN.sigmas)) == UNEVEN == NCSN(torch.tensor([2.0, 0.7, 0.3, 0.02], dtype=torch.float64))
-    for wrong in ([0.3, 2.0, 0.7], [1.0, 1.0], [1.0], [1.0, 0.0], [1.0, -0.1], [math.inf, 1.0], [math.nan, 1.0]):
-        with pytest.raises(ValueError, match="two different positive noise levels or more, in order"):
+    assert (
+        NCSN(sorted(UNEVEN.sigmas))
+        == UNEVEN
+        == NCSN(torch.tensor([2.0, 0.7, 0.3, 0.02], dtype=torch.float64))
+    )
+    for wrong in (
+        [0.3, 2.0, 0.7],
+        [1.0, 1.0],
+        [1.0],
+        [1.0, 0.0],
+        [1.0, -0.1],
+        [math.inf, 1.0],
+        [math.nan, 1.0],
+    ):
+        with pytest.raises(
+            ValueError, match="two different positive noise levels or more, in order"
+        ):
             NCSN(wrong)
 
 
@@ -96,13 +117,22 @@ def test_the_prior_has_sigma_1():
 
 @pytest.mark.parametrize(("convention", "table"), [("ncsn", V1), ("ncsnv2", V2)])
 def test_published_settings(convention, table):
-    """sigma_1, L, T and e; levels in a geometric progression down to 0.01; the moves are alpha_i = e sigma_i^2 / sigma_L^2."""
+    """sigma_1, L, T and e; levels in a geometric progression down to 0.01; the moves are alpha_i =
+    e sigma_i^2 / sigma_L^2.
+    """
     for name, (largest, count, moves, e) in table.items():
         settings = ncsn_settings(name, convention)
         sigmas = torch.tensor(settings.sigmas, dtype=torch.float64)
         assert (settings.sigmas[0], settings.sigmas[-1], len(sigmas)) == (largest, 0.01, count)
-        close(sigmas[:-1] / sigmas[1:], torch.full((count - 1,), (largest / 0.01) ** (1 / (count - 1)), dtype=torch.float64))
-        assert (settings.steps, settings.step_size, settings.convention) == (moves, pytest.approx(e, rel=1e-12), convention)
+        close(
+            sigmas[:-1] / sigmas[1:],
+            torch.full((count - 1,), (largest / 0.01) ** (1 / (count - 1)), dtype=torch.float64),
+        )
+        assert (settings.steps, settings.step_size, settings.convention) == (
+            moves,
+            pytest.approx(e, rel=1e-12),
+            convention,
+        )
         method = settings.method
         assert (method.steps, method.moves, method.convention) == (count, moves, convention)
         assert method.size == pytest.approx(e / 0.01**2)
@@ -117,13 +147,24 @@ def test_published_training_runs():
         settings = ncsn_settings(name)
         assert (settings.batch_size, settings.iterations) == (batch, 1000 * thousands)
     assert [ncsn_settings(name, "ncsn").batch_size for name in V1] == [128, 128, 128, 64]
-    assert [ncsn_settings(name, "ncsn").iterations for name in V1] == [300_000, 210_000, 200_000, 150_000]
+    assert [ncsn_settings(name, "ncsn").iterations for name in V1] == [
+        300_000,
+        210_000,
+        200_000,
+        150_000,
+    ]
     assert ncsnv2_settings(64, sigma_max=5.0).batch_size is None
 
 
 def at_the_end(settings):
-    """s^2 / sigma_L^2 after all moves of all levels, for data that are one point, from N(0, sigma_1^2)."""
-    size = settings.step_size / settings.sigmas[-1] ** 2 / (1 if settings.convention == "ncsnv2" else 2)
+    """s^2 / sigma_L^2 after all moves of all levels, for data that are one point, from N(0,
+    sigma_1^2).
+    """
+    size = (
+        settings.step_size
+        / settings.sigmas[-1] ** 2
+        / (1 if settings.convention == "ncsnv2" else 2)
+    )
     ratio = variance_ratio(1.0, settings.steps, size)
     for larger, sigma in zip(settings.sigmas, settings.sigmas[1:], strict=False):
         ratio = variance_ratio(math.sqrt(ratio) * larger / sigma, settings.steps, size)
@@ -133,14 +174,20 @@ def at_the_end(settings):
 def test_published_moves_follow_their_levels_and_ffhqs_misprint_does_not():
     assert all(1 < at_the_end(ncsn_settings(name)) < 1.21 for name in V2)
     assert all(1 < at_the_end(ncsn_settings(name, "ncsn")) < 1.06 for name in V1)
-    assert at_the_end(replace(ncsn_settings("ffhq"), step_size=0.9e-7)) == pytest.approx(11391, rel=1e-3)
+    assert at_the_end(replace(ncsn_settings("ffhq"), step_size=0.9e-7)) == pytest.approx(
+        11391, rel=1e-3
+    )
 
 
 @pytest.mark.parametrize(
-    ("name", "convention"), [("mnist", "ncsnv2"), ("ffhq", "ncsn"), ("celeba", "v2"), ("CelebA", "ncsnv2")]
+    ("name", "convention"),
+    [("mnist", "ncsnv2"), ("ffhq", "ncsn"), ("celeba", "v2"), ("CelebA", "ncsnv2")],
 )
 def test_unknown_settings_are_refused(name, convention):
-    with pytest.raises(ValueError, match=f"published for '{name}' with '{convention}'; there are .*'cifar10'.*'ffhq'"):
+    with pytest.raises(
+        ValueError,
+        match=f"published for '{name}' with '{convention}'; there are .*'cifar10'.*'ffhq'",
+    ):
         ncsn_settings(name, convention)
 
 
@@ -149,23 +196,35 @@ POINT = EmpiricalMixture(torch.zeros(1, 1, dtype=torch.float64))
 
 def test_named_methods_are_the_settings_of_cifar_10():
     """10 levels of 100 moves, 232 of 5, on levels even in log(sigma)."""
-    v1, v2 = METHODS["ncsn"], METHODS["ncsnv2"]
+    v1 = METHODS["ncsn"]
+    v2 = METHODS["ncsnv2"]
     assert isinstance(v1, AnnealedLangevin)
     assert isinstance(v2, AnnealedLangevin)
-    assert (v1.steps, v1.moves, v1.size, v1.convention) == (10, 100, ncsn_settings("cifar10", "ncsn").method.size, "ncsn")
+    assert (v1.steps, v1.moves, v1.size, v1.convention) == (
+        10,
+        100,
+        ncsn_settings("cifar10", "ncsn").method.size,
+        "ncsn",
+    )
     assert (v2.steps, v2.moves, v2.size, v2.convention) == (232, 5, None, "ncsnv2")
     assert isinstance(v1.grid, UniformInLogSNR)
     assert isinstance(v2.grid, UniformInLogSNR)
     assert isinstance(ncsn_settings("celeba").method.grid, Native)
-    assert sample(POINT, 1, sde="ve", method="ncsn", seed=0, return_solution=True).evaluations.tolist() == [1000]
+    assert sample(
+        POINT, 1, sde="ve", method="ncsn", seed=0, return_solution=True
+    ).evaluations.tolist() == [1000]
 
 
 # The techniques
 
 
 def test_technique_1_and_2_from_data():
-    """The levels of a set of images: its largest distance, a ratio whose overlap is 0.5 to within half a level."""
-    images = torch.rand(40, 1, 8, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    """The levels of a set of images: its largest distance, a ratio whose overlap is 0.5 to within
+    half a level.
+    """
+    images = torch.rand(
+        40, 1, 8, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64
+    )
     settings = ncsnv2_settings(images)
     distances = torch.pdist(images.flatten(1))
     assert settings.sigmas[0] == pytest.approx(distances.max().item(), rel=1e-12)
@@ -178,14 +237,18 @@ def test_technique_1_and_2_from_data():
 
 
 def test_overlaps_are_shares_of_lengths():
-    """The equation of technique 2, and what it stands for: the share of |x| of the level sigma within three standard deviations
-    of the lengths of the level g sigma, for d = 3,072 and the ratio of CIFAR-10's levels.
+    """The equation of technique 2, and what it stands for: the share of |x| of the level sigma
+    within three standard deviations of the lengths of the level g sigma, for d = 3,072 and the
+    ratio of CIFAR-10's levels.
 
     2e5 draws leave 0.0011; 0.006 is 5.5 of these.
     """
-    d, ratio = 3072, 5000 ** (1 / 231)
+    d = 3072
+    ratio = 5000 ** (1 / 231)
     shift = math.sqrt(2 * d) * (ratio - 1)
-    paper = 0.5 * (math.erf((shift + 3 * ratio) / math.sqrt(2)) - math.erf((shift - 3 * ratio) / math.sqrt(2)))
+    paper = 0.5 * (
+        math.erf((shift + 3 * ratio) / math.sqrt(2)) - math.erf((shift - 3 * ratio) / math.sqrt(2))
+    )
     assert level_overlap(d, ratio) == pytest.approx(paper, rel=1e-12)
     lengths = np.sqrt(np.random.default_rng(0).chisquare(d, 200_000))
     share = np.mean(np.abs(lengths - ratio * math.sqrt(d)) < 3 * ratio / math.sqrt(2))
@@ -193,7 +256,9 @@ def test_overlaps_are_shares_of_lengths():
 
 
 def test_technique_3():
-    """s(x, sigma) = s(x) / sigma: the score of a network that is not told the level, times sigma, is the same at all levels."""
+    """s(x, sigma) = s(x) / sigma: the score of a network that is not told the level, times sigma,
+    is the same at all levels.
+    """
     torch.manual_seed(0)
     net = nets.NCSNv2(1, 4, (1, 2), (1, 2))
     torch.nn.init.normal_(net.last.conv.weight)
@@ -206,21 +271,32 @@ def test_technique_3():
 
 
 def test_technique_4_brings_the_variance_nearest():
-    """Of 0.7 to 1.3 times its step size, at the settings of each data set; the paper's choice of T is kept."""
+    """Of 0.7 to 1.3 times its step size, at the settings of each data set; the paper's choice of T
+    is kept.
+    """
     for name in ("cifar10", "celeba", "bedroom"):
         settings = ncsn_settings(name)
-        best = langevin_step_size(torch.tensor(settings.sigmas, dtype=torch.float64), settings.steps)
-        found = [replace(settings, step_size=factor * best).variance_ratio for factor in (0.7, 0.9, 1.0, 1.1, 1.3)]
+        best = langevin_step_size(
+            torch.tensor(settings.sigmas, dtype=torch.float64), settings.steps
+        )
+        found = [
+            replace(settings, step_size=factor * best).variance_ratio
+            for factor in (0.7, 0.9, 1.0, 1.1, 1.3)
+        ]
         assert min(found) == found[2]
         assert settings.step_size == pytest.approx(best, rel=0.02)
 
 
 def test_a_sampled_distance_does_not_depend_on_blocks(monkeypatch):
-    """Distances from each anchor to all points, whatever their order: the largest is the same in blocks of one and of all."""
+    """Distances from each anchor to all points, whatever their order: the largest is the same in
+    blocks of one and of all.
+    """
     points = torch.randn(60, 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     whole = [max_pairwise_distance(points, sample=4, seed=seed) for seed in range(40)]
     monkeypatch.setattr("sdekit_diffusion._sampling.techniques._BLOCK", 2)
-    assert [max_pairwise_distance(points, sample=4, seed=seed) for seed in range(40)] == pytest.approx(whole, rel=1e-12)
+    assert [
+        max_pairwise_distance(points, sample=4, seed=seed) for seed in range(40)
+    ] == pytest.approx(whole, rel=1e-12)
     assert len(set(whole)) > 3
 
 

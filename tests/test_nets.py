@@ -1,4 +1,6 @@
-"""Score networks: shapes, dtypes, derivatives, independence of samples, configuration and refusals."""
+"""Score networks: shapes, dtypes, derivatives, independence of samples, configuration and
+refusals.
+"""
 
 import json
 import math
@@ -14,12 +16,19 @@ from sdekit_diffusion.nets._unet import _norm
 
 
 def awake(net: nn.Module, seed: int = 0) -> nn.Module:
-    """Replaces the zeros that networks start from: with them every derivative would be zero, and every test pass."""
+    """Replaces the zeros that networks start from: with them every derivative would be zero, and
+    every test pass.
+    """
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in net.parameters():
             scale = 0.5 / math.sqrt(parameter[0].numel()) if parameter.dim() > 1 else 0.1
-            parameter.add_(scale * torch.randn(parameter.shape, generator=generator, dtype=torch.float64).to(parameter.dtype))
+            parameter.add_(
+                scale
+                * torch.randn(parameter.shape, generator=generator, dtype=torch.float64).to(
+                    parameter.dtype
+                )
+            )
     return net.eval()
 
 
@@ -28,19 +37,34 @@ CASES = {
     "mlp of scalars": (lambda: MLP((), width=16, depth=1), ()),
     "mlp of matrices": (lambda: MLP((3, 2), width=16, depth=1), (3, 2)),
     "unet": (lambda: UNet(1, width=8), (1, 8, 8)),
-    "unet of colours": (lambda: UNet(3, width=8, multipliers=(1, 2, 2), blocks=2, attention=(True, False, True)), (3, 8, 12)),
-    "unet of one level": (lambda: UNet(1, width=6, multipliers=(1,), attention=(False,)), (1, 5, 3)),
+    "unet of colours": (
+        lambda: UNet(3, width=8, multipliers=(1, 2, 2), blocks=2, attention=(True, False, True)),
+        (3, 8, 12),
+    ),
+    "unet of one level": (
+        lambda: UNet(1, width=6, multipliers=(1,), attention=(False,)),
+        (1, 5, 3),
+    ),
     "unet down to one pixel": (lambda: UNet(1, width=8), (1, 2, 2)),
     "ncsnv2": (lambda: NCSNv2(1, width=8), (1, 8, 8)),
-    "ncsnv2 of colours, of odd size": (lambda: NCSNv2(3, 4, (1, 2, 2, 4, 4), (1, 1, 1, 2, 4)), (3, 13, 10)),
+    "ncsnv2 of colours, of odd size": (
+        lambda: NCSNv2(3, 4, (1, 2, 2, 4, 4), (1, 1, 1, 2, 4)),
+        (3, 13, 10),
+    ),
     "ncsnv2, centred": (lambda: NCSNv2(1, 4, (1, 2), (1, 2), centred=True), (1, 6, 6)),
     "ncsnv2 of one stage": (lambda: NCSNv2(1, 6, (1,), (1,)), (1, 5, 3)),
     "ncsn": (lambda: NCSN(1, width=8, levels=5), (1, 8, 8)),
 }
-# Another network is tested with its defaults, on images of 8 pixels where it has no shape of its own.
+# Another network is tested with its defaults, on images of 8 pixels where it has no shape of its
+# own.
 KNOWN = {type(build()) for build, _ in CASES.values()}
 CASES |= {
-    name: (network, tuple(config["shape"]) if "shape" in (config := network().config) else (config["channels"], 8, 8))
+    name: (
+        network,
+        tuple(config["shape"])
+        if "shape" in (config := network().config)
+        else (config["channels"], 8, 8),
+    )
     for name, network in nets.registry.items()
     if network not in KNOWN
 }
@@ -89,12 +113,18 @@ def test_times_may_be_more_precise_than_the_weights():
     assert torch.equal(net(x, torch.tensor([3])), net(x, torch.tensor([3.0])))
 
 
-@pytest.mark.parametrize("times", [torch.linspace(0, 1, 101), torch.linspace(-6, 8, 281)], ids=["time", "log-snr"])
+@pytest.mark.parametrize(
+    "times", [torch.linspace(0, 1, 101), torch.linspace(-6, 8, 281)], ids=["time", "log-snr"]
+)
 def test_a_network_can_follow_a_function_of_time(times):
-    """Resolution of the embedding: least squares on its random features follows a bump a twentieth of the range wide."""
+    """Resolution of the embedding: least squares on its random features follows a bump a twentieth
+    of the range wide.
+    """
     torch.manual_seed(0)
     embedding = nets.MLP(width=256).embedding.double()
-    features = torch.cat([embedding(times.double()), torch.ones(len(times), 1).double()], dim=1).detach()
+    features = torch.cat(
+        [embedding(times.double()), torch.ones(len(times), 1).double()], dim=1
+    ).detach()
     span = float(times.max() - times.min())
     bump = torch.exp(-0.5 * ((times.double() - times.double().mean()) / (0.05 * span)) ** 2)
     fit = features @ torch.linalg.lstsq(features, bump[:, None], driver="gelsd").solution
@@ -128,7 +158,9 @@ def test_every_parameter_and_every_input_of_every_layer_is_used(case):
     for name, parameter in net.named_parameters():
         assert parameter.grad is not None, name
         # A layer's inputs are dimension 1 of its weight: all of them must matter, the skips' too.
-        by_input = parameter.grad.transpose(0, min(1, parameter.dim() - 1)).flatten(1 if parameter.dim() > 1 else 0)
+        by_input = parameter.grad.transpose(0, min(1, parameter.dim() - 1)).flatten(
+            1 if parameter.dim() > 1 else 0
+        )
         assert by_input.any(dim=-1).all(), name
 
 
@@ -160,11 +192,15 @@ def test_the_gradient_of_a_divergence_reaches_the_weights(case):
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script")
 def test_batched_backward_and_forward_derivatives_agree(case):
-    """Several probes in one backward pass, and forward mode: two ways to the same product with the Jacobian."""
+    """Several probes in one backward pass, and forward mode: two ways to the same product with the
+    Jacobian.
+    """
     net, shape = case
     net = awake(net).double()
     x, t = inputs(shape, batch=2, dtype=torch.float64)
-    probes = torch.stack([torch.ones_like(x), torch.linspace(-1, 1, x.numel(), dtype=torch.float64).view_as(x)])
+    probes = torch.stack(
+        [torch.ones_like(x), torch.linspace(-1, 1, x.numel(), dtype=torch.float64).view_as(x)]
+    )
     x.requires_grad_()
     (batched,) = torch.autograd.grad(net(x, t), x, probes, is_grads_batched=True)
     single = [torch.autograd.grad(net(x, t), x, probe)[0] for probe in probes]
@@ -210,7 +246,9 @@ SIZES = {  # published: multipliers and dilations by size of the image
 
 
 def count(multipliers, dilations, levels, cascades, channels=3, width=128):
-    """Parameters of a RefineNet, added up from the published list of layers: norms of levels or cascades rows."""
+    """Parameters of a RefineNet, added up from the published list of layers: norms of levels or
+    cascades rows.
+    """
 
     def conv(inputs, outputs, size=3, bias=True):
         return inputs * outputs * size**2 + bias * outputs
@@ -222,18 +260,26 @@ def count(multipliers, dilations, levels, cascades, channels=3, width=128):
     total = conv(channels, sizes[0]) + 3 * sizes[0] * levels + conv(sizes[0], channels)
     for i, f in enumerate(sizes):
         before = sizes[i - 1] if i else f
-        total += conv(before, before) + conv(before, f) + 2 * conv(f, f) + (6 * before + 6 * f) * levels
+        total += (
+            conv(before, before) + conv(before, f) + 2 * conv(f, f) + (6 * before + 6 * f) * levels
+        )
         total += conv(before, f, 3 if dilations[i] > 1 else 1) if i else 0
         after = before if i < len(sizes) - 1 else f
         if i < len(sizes) - 1:  # the way up has passed one stage: its output has this stage's size
             total += units(f, 2) + 2 * (conv(f, after) + 3 * f * cascades)
-        total += units(f, 2) + 2 * (conv(after, after, bias=False) + 3 * after * cascades) + units(after, 1 if i else 3)
+        total += (
+            units(f, 2)
+            + 2 * (conv(after, after, bias=False) + 3 * after * cascades)
+            + units(after, 1 if i else 3)
+        )
     return total
 
 
 @pytest.mark.parametrize("size", SIZES)
 def test_refinenets_have_the_published_numbers_of_parameters(size):
-    """29.7 million for NCSNv2 at 32 and 64 pixels, 83.4 at 96 and 128, 94.1 at 256; none depends on the size itself."""
+    """29.7 million for NCSNv2 at 32 and 64 pixels, 83.4 at 96 and 128, 94.1 at 256; none depends on
+    the size itself.
+    """
     stages = SIZES[size]
     with torch.device("meta"):
         for net, rows in ((NCSNv2(3, 128, *stages), (1, 0)), (NCSN(3, 128, *stages), (10, 10))):
@@ -244,7 +290,14 @@ def test_refinenets_have_the_published_numbers_of_parameters(size):
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize(
     ("size", "stages"),
-    [(8, ((1, 2, 2), (1, 2, 4))), (28, SIZES[32]), (32, SIZES[32]), (64, SIZES[32]), (96, SIZES[96]), (256, SIZES[256])],
+    [
+        (8, ((1, 2, 2), (1, 2, 4))),
+        (28, SIZES[32]),
+        (32, SIZES[32]),
+        (64, SIZES[32]),
+        (96, SIZES[96]),
+        (256, SIZES[256]),
+    ],
 )
 def test_images_of_every_size(channels, size, stages):
     """Forwards and back; a stage with dilation 1 halves the image, the others keep it."""
@@ -264,7 +317,8 @@ def test_images_of_every_size(channels, size, stages):
 
 
 def test_the_receptive_field_of_a_refinenet():
-    """A window of 320 pixels, more than 64 on all sides, by its convolutions and pools alone: norms see the whole image.
+    """A window of 320 pixels, more than 64 on all sides, by its convolutions and pools alone: norms
+    see the whole image.
 
     They are left out, and means stand for maxima, which would let one input of 25 through.
     """
@@ -282,22 +336,30 @@ def test_the_receptive_field_of_a_refinenet():
 def test_instance_norm_plus_keeps_the_means_of_channels_apart():
     """Against its definition with numbers: gain (standardised x + pull standardised means) + shift.
 
-    As in the authors' code the variance within a channel is divided by H W, that of the means by the channels less one.
+    As in the authors' code the variance within a channel is divided by H W, that of the means by
+    the channels less one.
     """
     net = NCSN(1, 4, (1,), (1,), levels=3).double()
     norm = net.last.norm
     x = torch.randn(2, 4, 5, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    x = x * torch.tensor([1.0, 2.0, 3.0, 4.0])[:, None, None] + torch.tensor([5.0, 0.0, -1.0, 2.0])[:, None, None]
+    x = (
+        x * torch.tensor([1.0, 2.0, 3.0, 4.0])[:, None, None]
+        + torch.tensor([5.0, 0.0, -1.0, 2.0])[:, None, None]
+    )
     with torch.no_grad():
         norm.rows.copy_(torch.arange(36.0).reshape(3, 12))
     found = norm(x, net._weights(torch.tensor([0.5, 0.75]).double()))
-    for sample, rows in zip(range(2), (norm.rows[1], (norm.rows[1] + norm.rows[2]) / 2), strict=True):
+    for sample, rows in zip(
+        range(2), (norm.rows[1], (norm.rows[1] + norm.rows[2]) / 2), strict=True
+    ):
         gain, pull, shift = rows.chunk(3)
         means = x[sample].mean(dim=(1, 2))
         apart = (means - means.mean()) / (means.var(correction=1) + 1e-5).sqrt()
         for c in range(4):
             own = (x[sample, c] - means[c]) / (x[sample, c].var(correction=0) + 1e-5).sqrt()
-            torch.testing.assert_close(found[sample, c], gain[c] * (own + pull[c] * apart[c]) + shift[c])
+            torch.testing.assert_close(
+                found[sample, c], gain[c] * (own + pull[c] * apart[c]) + shift[c]
+            )
 
 
 def test_instance_norm_plus_of_one_channel_is_finite():
@@ -310,7 +372,9 @@ def test_instance_norm_plus_of_one_channel_is_finite():
 
 
 def test_a_centred_network_computes_with_two_x_minus_one():
-    """Of images in [0, 1]; not the same as other weights in the first convolution, which pads with zeros."""
+    """Of images in [0, 1]; not the same as other weights in the first convolution, which pads with
+    zeros.
+    """
     plain = awake(NCSNv2(1, 4, (1, 2), (1, 1)))
     centred = NCSNv2(1, 4, (1, 2), (1, 1), centred=True).eval()
     centred.load_state_dict(plain.state_dict())
@@ -328,7 +392,9 @@ def test_a_config_names_centred_where_it_is_so():
 
 
 def test_an_ncsn_reads_the_rows_of_its_level():
-    """At t = i / (L - 1) those of level i alone; in between a mixture, continuous; outside [0, 1] those of the end."""
+    """At t = i / (L - 1) those of level i alone; in between a mixture, continuous; outside [0, 1]
+    those of the end.
+    """
     net = awake(NCSN(1, 4, (1, 2), (1, 1), levels=4)).double()
     x, _ = inputs((1, 4, 4), batch=4, dtype=torch.float64)
     levels = torch.arange(4, dtype=torch.float64) / 3
@@ -347,7 +413,9 @@ def test_an_ncsn_reads_the_rows_of_its_level():
 
 @pytest.mark.parametrize("size", [28, 32])
 def test_the_unet_of_ddpm(size):
-    """Forwards and back at the sizes of MNIST and CIFAR-10, with attention at a quarter, in float32."""
+    """Forwards and back at the sizes of MNIST and CIFAR-10, with attention at a quarter, in
+    float32.
+    """
     net = awake(UNet(3, width=8, multipliers=(1, 2, 2), attention=(False, False, True)))
     x, t = inputs((3, size, size), batch=2)
     net.train()(x, t).square().sum().backward()
@@ -361,15 +429,50 @@ def test_the_unet_of_ddpm(size):
         (MLP(()), torch.zeros(()), torch.zeros(()), r"samples of shape \(\)"),
         (MLP(), torch.zeros(3, 2), torch.zeros(()), r"one time per sample, shape \(3,\)"),
         (MLP(), torch.zeros(3, 2), torch.zeros(3, 1), r"t has shape \(3, 1\)"),
-        (UNet(width=4), torch.zeros(2, 3, 8, 8), torch.zeros(2), r"\(2, 3, 8, 8\).*built for \(B, 1, H, W\)"),
+        (
+            UNet(width=4),
+            torch.zeros(2, 3, 8, 8),
+            torch.zeros(2),
+            r"\(2, 3, 8, 8\).*built for \(B, "
+            r"1, H, W\)",
+        ),
         (UNet(width=4), torch.zeros(2, 8, 8), torch.zeros(2), r"built for \(B, 1, H, W\)"),
         (UNet(width=4), torch.zeros(2, 1, 8, 7), torch.zeros(2), r"8 x 7.*multiples of 2"),
         (UNet(width=4), torch.zeros(2, 1, 0, 8), torch.zeros(2), r"0 x 8.*multiples of 2"),
-        (UNet(1, 4, (1, 1, 1), 1, (False,) * 3), torch.zeros(2, 1, 6, 8), torch.zeros(2), r"6 x 8.*2 times.*multiples of 4"),
-        (UNet(width=4), torch.zeros(2, 1, 8, 8), torch.zeros(1), r"one time per sample, shape \(2,\)"),
-        (NCSNv2(width=4), torch.zeros(2, 1, 8, 8), torch.zeros(2), r"this NCSNv2 was built for \(B, 3, H, W\)"),
-        (NCSN(width=4), torch.zeros(2, 3, 0, 8), torch.zeros(2), r"this NCSN was built for \(B, 3, H, W\)"),
-        (NCSN(width=4), torch.zeros(2, 3, 8, 8), torch.zeros(1), r"one time per sample, shape \(2,\)"),
+        (
+            UNet(1, 4, (1, 1, 1), 1, (False,) * 3),
+            torch.zeros(2, 1, 6, 8),
+            torch.zeros(2),
+            r"6 x 8.*2 times.*multiples of 4",
+        ),
+        (
+            UNet(width=4),
+            torch.zeros(2, 1, 8, 8),
+            torch.zeros(1),
+            r"one time per sample, shape "
+            r"\(2,\)",
+        ),
+        (
+            NCSNv2(width=4),
+            torch.zeros(2, 1, 8, 8),
+            torch.zeros(2),
+            r"this NCSNv2 was built for "
+            r"\(B, 3, H, W\)",
+        ),
+        (
+            NCSN(width=4),
+            torch.zeros(2, 3, 0, 8),
+            torch.zeros(2),
+            r"this NCSN was built for \(B, 3, "
+            r"H, W\)",
+        ),
+        (
+            NCSN(width=4),
+            torch.zeros(2, 3, 8, 8),
+            torch.zeros(1),
+            r"one time per sample, shape "
+            r"\(2,\)",
+        ),
     ],
 )
 def test_wrong_inputs_are_refused(net, x, t, message):
@@ -408,7 +511,9 @@ def test_the_features_of_a_time():
 
 
 def test_a_residual_block_of_the_unet():
-    """x + conv2(SiLU((1 + scale) norm + shift)): the skip where conv2 is 0, SiLU(norm) where the time adds nothing."""
+    """x + conv2(SiLU((1 + scale) norm + shift)): the skip where conv2 is 0, SiLU(norm) where the
+    time adds nothing.
+    """
     net = awake(UNet(1, width=8))
     block = net.down[0].blocks[0]
     assert isinstance(block.skip, nn.Identity)
@@ -421,14 +526,18 @@ def test_a_residual_block_of_the_unet():
         torch.testing.assert_close(block(x, embedding), x + block.conv2(nn.functional.silu(h)))
         block.modulation.bias[:8] = 0.5
         block.modulation.bias[8:] = -2.0
-        torch.testing.assert_close(block(x, embedding), x + block.conv2(nn.functional.silu(1.5 * h - 2)))
+        torch.testing.assert_close(
+            block(x, embedding), x + block.conv2(nn.functional.silu(1.5 * h - 2))
+        )
         for parameter in block.conv2.parameters():
             parameter.zero_()
         assert torch.equal(block(x, embedding), x)
 
 
 def test_the_unet_is_its_levels():
-    """Means of two by two pixels on the way down; each pixel four times, beside the skip, on the way up; norm, SiLU, last."""
+    """Means of two by two pixels on the way down; each pixel four times, beside the skip, on the
+    way up; norm, SiLU, last.
+    """
     net = awake(UNet(1, width=8))
     x, t = inputs((1, 4, 6))
     embedding = net.embedding(t)
@@ -455,7 +564,9 @@ def test_attention_of_the_unet():
 
 
 def test_groups_of_the_unets_norms_have_four_channels_or_more():
-    groups = {channels: _norm(channels).num_groups for channels in (1, 4, 6, 8, 12, 24, 32, 64, 100)}
+    groups = {
+        channels: _norm(channels).num_groups for channels in (1, 4, 6, 8, 12, 24, 32, 64, 100)
+    }
     assert groups == {1: 1, 4: 1, 6: 1, 8: 2, 12: 3, 24: 6, 32: 8, 64: 8, 100: 4}
 
 
@@ -466,8 +577,11 @@ def test_the_mlp_is_its_blocks():
     embedding = net.embedding(t)
     h = net.first(x)
     for block in net.blocks:
-        scale, shift = block.modulation(embedding)[:, :8], block.modulation(embedding)[:, 8:]
-        h = h + block.outer(nn.functional.silu((1 + scale) * block.inner(h * torch.sigmoid(h)) + shift))
+        scale = block.modulation(embedding)[:, :8]
+        shift = block.modulation(embedding)[:, 8:]
+        h = h + block.outer(
+            nn.functional.silu((1 + scale) * block.inner(h * torch.sigmoid(h)) + shift)
+        )
     torch.testing.assert_close(net(x, t), net.last(h * torch.sigmoid(h)))
 
 
@@ -486,17 +600,21 @@ def test_chained_pooling_of_an_ncsn():
 
 def test_refinenets_halve_odd_images_upwards():
     """5 x 3 pixels become 3 x 2, so that the last row and column are seen on the way down too."""
-    net, seen = NCSNv2(1, 4, (1, 2), (1, 1)), []
+    net = NCSNv2(1, 4, (1, 2), (1, 1))
+    seen = []
     net.down[2].register_forward_hook(lambda *call: seen.append(tuple(call[2].shape[2:])))
     net(*inputs((1, 5, 3)))
     assert seen == [(3, 2)]
 
 
 def test_norms_start_near_the_instance_norm_plus_of_ones():
-    """Gains and pulls are N(1, 0.02^2), 3,840 of them, shifts 0; 12 % of the standard deviation are 10 standard errors."""
+    """Gains and pulls are N(1, 0.02^2), 3,840 of them, shifts 0; 12 % of the standard deviation are
+    10 standard errors.
+    """
     torch.manual_seed(0)
     rows = NCSN(1, 64, (1,), (1,), levels=30).last.norm.rows
-    scales, shifts = rows[:, :128], rows[:, 128:]
+    scales = rows[:, :128]
+    shifts = rows[:, 128:]
     assert not shifts.any()
     assert scales.mean().item() == pytest.approx(1, abs=0.002)
     assert scales.std().item() == pytest.approx(0.02, rel=0.12)

@@ -30,13 +30,15 @@ def test_blocks_and_dtypes_give_the_same_bits(monkeypatch, steps, dtype):
 
 def test_increments_scale_with_the_step():
     x = torch.zeros(4, 2, dtype=torch.float64)
-    unit, fine = drawn(WhiteNoise(3), x, [0.0, 1.0], levy=True)[0], drawn(WhiteNoise(3), x, [5.0, 4.75], levy=True)[0]
+    unit = drawn(WhiteNoise(3), x, [0.0, 1.0], levy=True)[0]
+    fine = drawn(WhiteNoise(3), x, [5.0, 4.75], levy=True)[0]
     torch.testing.assert_close(fine.w, 0.5 * unit.w)
     torch.testing.assert_close(fine.h, 0.5 * unit.h)
 
 
 def test_every_block_has_the_widths_of_its_own_steps(monkeypatch):
-    ts, x = [0.0, 0.25, 1.25, 1.5, 5.5, 5.75], torch.zeros(5, 2)
+    ts = [0.0, 0.25, 1.25, 1.5, 5.5, 5.75]
+    x = torch.zeros(5, 2)
     unit = drawn(WhiteNoise(1), x, [float(i) for i in range(6)], levy=True)
     monkeypatch.setattr("sdekit._noise.white._BLOCK", 2 * x.numel())
     for start in (0, 1):
@@ -54,35 +56,52 @@ def test_moments_and_independence_of_what_a_step_gets():
     bound = 5.5 / math.sqrt(parts.shape[1])
     assert (parts.mean(dim=1).abs() < bound).all()
     gram = parts @ parts.T / parts.shape[1]
-    assert ((gram - torch.eye(4)).abs() < bound * torch.full((4, 4), 1.0).fill_diagonal_(math.sqrt(2))).all()
+    assert (
+        (gram - torch.eye(4)).abs() < bound * torch.full((4, 4), 1.0).fill_diagonal_(math.sqrt(2))
+    ).all()
 
 
 @pytest.mark.parametrize("noise", [WhiteNoise(8), BrownianPath(8, depth=6)], ids=["white", "path"])
 def test_no_draw_serves_two_steps(noise):
-    """W, H and three fresh normals of 6 steps: 435 correlations within 6 standard errors, a false alarm of 1e-6 in all."""
-    n, steps = 200_000, 6
+    """W, H and three fresh normals of 6 steps: 435 correlations within 6 standard errors, a false
+    alarm of 1e-6 in all.
+    """
+    n = 200_000
+    steps = 6
     x = torch.zeros(200, n // 200)
     parts = drawn(noise, x, [i / 8 for i in range(steps + 1)], levy=True, normals=3)
-    numbers = torch.stack([number for w, h, z in parts for number in (w / w.std(), h / h.std(), *z)]).flatten(1)
+    numbers = torch.stack(
+        [number for w, h, z in parts for number in (w / w.std(), h / h.std(), *z)]
+    ).flatten(1)
     correlations = numbers @ numbers.T / n - torch.eye(len(numbers))
     assert correlations.fill_diagonal_(0).abs().max() < 6 / math.sqrt(n)
 
 
 def test_ornstein_uhlenbeck_has_its_variance():
-    """dx = -x dt + dW at equilibrium, 1/2: were a draw used in two steps, H of one as W of the next, it would be .43.
+    """dx = -x dt + dW at equilibrium, 1/2: were a draw used in two steps, H of one as W of the
+    next, it would be .43.
 
     5.5 standard errors of 40,000 samples, a false alarm of 4e-8; the error of steps of 0.1 is 4e-4.
     """
     n = 40_000
     equation = SDE(lambda t, x: -x, lambda t, x: torch.ones_like(x), "additive")
-    x = solve(equation, torch.zeros(n, 1, dtype=torch.float64), uniform(0.0, 6.0, 60), solver=ShARK(), noise=WhiteNoise(2)).x
+    x = solve(
+        equation,
+        torch.zeros(n, 1, dtype=torch.float64),
+        uniform(0.0, 6.0, 60),
+        solver=ShARK(),
+        noise=WhiteNoise(2),
+    ).x
     assert abs(float(x.square().mean()) - 0.5) < 5.5 * 0.5 * math.sqrt(2 / n)
 
 
 def test_rows_and_first_select_samples():
     x = torch.zeros(10, 3)
     whole = drawn(WhiteNoise(1), x)
-    for noise in (WhiteNoise(1).rows(torch.tensor([7, 2])), WhiteNoise(1, first=1).rows(torch.tensor([6, 1]))):
+    for noise in (
+        WhiteNoise(1).rows(torch.tensor([7, 2])),
+        WhiteNoise(1, first=1).rows(torch.tensor([6, 1])),
+    ):
         some = drawn(noise, x[:2])
         assert all(torch.equal(a.w[[7, 2]], b.w) for a, b in zip(whole, some, strict=True))
     tail = drawn(WhiteNoise(1, first=6), x[6:])
@@ -94,7 +113,9 @@ def test_rows_and_first_select_samples():
 def test_starting_late_gives_the_same_steps():
     x = torch.zeros(3, 2)
     late = drawn(WhiteNoise(4), x, start=50)
-    assert [torch.equal(a.w, b.w) for a, b in zip(drawn(WhiteNoise(4), x)[50:], late, strict=True)] == [True] * 14
+    assert [
+        torch.equal(a.w, b.w) for a, b in zip(drawn(WhiteNoise(4), x)[50:], late, strict=True)
+    ] == [True] * 14
 
 
 def test_only_what_is_asked_for_is_drawn():
@@ -104,12 +125,15 @@ def test_only_what_is_asked_for_is_drawn():
 
 def test_noise_differs_from_the_initial_state():
     x = torch.zeros(3, 4)
-    assert not torch.equal(drawn(WhiteNoise(2), x, [0.0, 1.0])[0].w, normal(2, torch.arange(3), (4,)))
+    assert not torch.equal(
+        drawn(WhiteNoise(2), x, [0.0, 1.0])[0].w, normal(2, torch.arange(3), (4,))
+    )
 
 
 def test_a_fresh_seed_is_taken_and_kept():
     torch.manual_seed(1)
-    a, b = WhiteNoise(), WhiteNoise()
+    a = WhiteNoise()
+    b = WhiteNoise()
     assert a.seed != b.seed
     torch.manual_seed(1)
     assert WhiteNoise().seed == a.seed

@@ -9,14 +9,31 @@ import pytest
 import torch
 from convergence import slope
 
-from sdekit import SRA1, AdamsBashforth, Ancestral, BrownianPath, Langevin, PredictorCorrector, ReverseDiffusion, WhiteNoise
+from sdekit import (
+    SRA1,
+    AdamsBashforth,
+    Ancestral,
+    BrownianPath,
+    Langevin,
+    PredictorCorrector,
+    ReverseDiffusion,
+    WhiteNoise,
+)
 from sdekit_diffusion import DIFFUSIONS, METHODS, VPSDE, GaussianMixture, InTime, OnClock, sample
 from sdekit_diffusion._sampling.adaptive import AbstractAdaptive
 from sdekit_diffusion._sampling.coordinates import Coordinates
 
-MIXTURE = GaussianMixture([0.3, 0.7], torch.tensor([[-1.0, 0.3], [0.5, -0.4]], dtype=torch.float64), [0.3, 0.2])
-ON_GRIDS = {name: method for name, method in METHODS.items() if not isinstance(method, AbstractAdaptive)}
-NAMED = [name for name, method in ON_GRIDS.items() if getattr(method, "eta", 0) and not method.solver.normals]
+MIXTURE = GaussianMixture(
+    [0.3, 0.7], torch.tensor([[-1.0, 0.3], [0.5, -0.4]], dtype=torch.float64), [0.3, 0.2]
+)
+ON_GRIDS = {
+    name: method for name, method in METHODS.items() if not isinstance(method, AbstractAdaptive)
+}
+NAMED = [
+    name
+    for name, method in ON_GRIDS.items()
+    if getattr(method, "eta", 0) and not method.solver.normals
+]
 NOISY = {name: METHODS[name] for name in NAMED}
 NOISY |= {"eta = 1/2": OnClock(AdamsBashforth(1), eta=0.5), "large": InTime(Ancestral(large=True))}
 
@@ -29,7 +46,16 @@ def errors(method, sde, noise, steps):
 
 
 def test_which_methods_have_a_path():
-    assert NAMED == ["sde", "ddpm", "dpmpp_2m_sde", "dpmpp_3m_sde", "sa", "euler_maruyama", "reverse_diffusion", "ancestral"]
+    assert NAMED == [
+        "sde",
+        "ddpm",
+        "dpmpp_2m_sde",
+        "dpmpp_3m_sde",
+        "sa",
+        "euler_maruyama",
+        "reverse_diffusion",
+        "ancestral",
+    ]
 
 
 @pytest.mark.parametrize("sde", ["vp", "ve"])
@@ -42,17 +68,23 @@ def test_more_steps_refine_the_same_sample(method, sde):
 
 
 def test_solvers_of_higher_order_refine_faster():
-    """SRA1 reads the areas of the path too; its order is 1.5, and more where the drift is nearly linear."""
+    """SRA1 reads the areas of the path too; its order is 1.5, and more where the drift is nearly
+    linear.
+    """
     steps = [100, 200, 400]
     assert slope(steps, errors(OnClock(SRA1(), eta=1.0), "vp", "path", steps)) > 1.35
 
 
 @pytest.mark.parametrize("method", ["ddpm", "ancestral"])
 def test_samples_on_a_path_have_the_law(method):
-    n, sde = 4000, VPSDE()
-    solution = sample(MIXTURE, n, sde=sde, method=method, seed=2, steps=400, noise="path", return_solution=True)
+    n = 4000
+    sde = VPSDE()
+    solution = sample(
+        MIXTURE, n, sde=sde, method=method, seed=2, steps=400, noise="path", return_solution=True
+    )
     law = MIXTURE.marginal(float(solution.ts[-1]), sde)
-    x, exactly = solution.x, law.sample(n, seed=9)
+    x = solution.x
+    exactly = law.sample(n, seed=9)
     assert ((x.mean(0) - law.mean()).abs() < 5.5 * exactly.std(0) / math.sqrt(n)).all()
     products, known = (v[:, :, None] * v[:, None] for v in (x, exactly))
     assert ((products.mean(0) - law.covariance()).abs() < 5.5 * known.std(0) / math.sqrt(n)).all()
@@ -61,7 +93,9 @@ def test_samples_on_a_path_have_the_law(method):
 @pytest.mark.parametrize("sde", DIFFUSIONS)
 @pytest.mark.parametrize("method", NOISY)
 def test_paths_resolve_every_clock_and_do_not_depend_on_the_batch(method, sde):
-    """Also the clock's grid of ten thousand steps, which would be refused if ticks changed its steps by 2 %."""
+    """Also the clock's grid of ten thousand steps, which would be refused if ticks changed its
+    steps by 2 %.
+    """
     settings = {"sde": sde, "method": NOISY[method], "steps": 25, "seed": 3, "noise": "path"}
     whole = sample(MIXTURE, 5, **settings)
     assert whole.isfinite().all()
@@ -82,10 +116,18 @@ def test_a_noise_object_has_a_row_a_sample():
     coordinates = Coordinates.of(MIXTURE, VPSDE())
     knots = METHODS["ddpm"].knots(coordinates, coordinates.span(MIXTURE, 1e-3)).tolist()
     by_name = sample(MIXTURE, 4, noise="path", **settings)
-    assert torch.equal(sample(MIXTURE, 4, noise=BrownianPath(3, knots), batch_size=3, **settings), by_name)
-    assert torch.equal(sample(MIXTURE, 4, noise=WhiteNoise(3), **settings), sample(MIXTURE, 4, **settings))
+    assert torch.equal(
+        sample(MIXTURE, 4, noise=BrownianPath(3, knots), batch_size=3, **settings), by_name
+    )
+    assert torch.equal(
+        sample(MIXTURE, 4, noise=WhiteNoise(3), **settings), sample(MIXTURE, 4, **settings)
+    )
     seeds = sample(
-        MIXTURE, 4, noise=BrownianPath([7, 8, 7, 9], knots), **settings, x_T=torch.tensor([[1.0, -1.0]]).expand(4, 2)
+        MIXTURE,
+        4,
+        noise=BrownianPath([7, 8, 7, 9], knots),
+        **settings,
+        x_T=torch.tensor([[1.0, -1.0]]).expand(4, 2),
     )
     assert torch.equal(seeds[0], seeds[2])
     assert not torch.equal(seeds[0], seeds[1])
@@ -102,6 +144,17 @@ def test_what_has_no_path():
         (OnClock(AdamsBashforth(1), eta=8.0), "too long for eta = 8"),
     ):
         with pytest.raises(ValueError, match=message):
-            sample(MIXTURE, 2, sde="vp", method=method, steps=30 if method != "ode" else None, noise="path")
-    with pytest.raises(ValueError, match=r"noise must be 'white', 'path', or an object .* not 'brown'"):
+            sample(
+                MIXTURE,
+                2,
+                sde="vp",
+                method=method,
+                steps=30 if method != "ode" else None,
+                noise="path",
+            )
+    with pytest.raises(
+        ValueError,
+        match=r"noise must be 'white', 'path', or an object .* not "
+        r"'brown'",
+    ):
         sample(MIXTURE, 2, sde="vp", noise="brown")

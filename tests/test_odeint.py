@@ -1,4 +1,6 @@
-"""torchdiffeq's programs here: odeint and its adjoint, what is handed over, and torchdiffeq as an engine for our equations."""
+"""torchdiffeq's programs here: odeint and its adjoint, what is handed over, and torchdiffeq as an
+engine for our equations.
+"""
 
 import importlib
 import math
@@ -26,7 +28,9 @@ Y0 = torch.randn(5, 2, dtype=F64, generator=torch.Generator().manual_seed(0))
 
 
 class Net(nn.Module):
-    """A field that depends on t; it counts, and refuses times outside an interval and of other kinds."""
+    """A field that depends on t; it counts, and refuses times outside an interval and of other
+    kinds.
+    """
 
     def __init__(self, low=0.0, high=1.3, dtype=F64):
         super().__init__()
@@ -65,13 +69,22 @@ def gradients(solve, func, y0, t, **arguments):
 
 
 def theirs(method):
-    """Arguments with which torchdiffeq finds the exact solution, or for fixed steps the same one."""
-    return {"rtol": 1e-11, "atol": 1e-11} if method in ADAPTIVE else {"method": method, "options": {"step_size": 0.1}}
+    """Arguments with which torchdiffeq finds the exact solution, or for fixed steps the same
+    one.
+    """
+    return (
+        {"rtol": 1e-11, "atol": 1e-11}
+        if method in ADAPTIVE
+        else {"method": method, "options": {"step_size": 0.1}}
+    )
 
 
 def ours(method):
     tolerance = 1e-10 if method == "bosh3" else 1e-9
-    return {"method": method, **({"rtol": tolerance, "atol": tolerance} if method in ADAPTIVE else theirs(method))}
+    return {
+        "method": method,
+        **({"rtol": tolerance, "atol": tolerance} if method in ADAPTIVE else theirs(method)),
+    }
 
 
 @EVERY
@@ -80,7 +93,8 @@ def test_values_are_torchdiffeqs(method, ends):
     """Their own dopri8 is not as exact between steps, where it is of order four: 5e-6 here."""
     t = torch.linspace(*ends, 7, dtype=F64)
     with torch.no_grad():
-        found, expected = odeint(Net(), Y0, t, **ours(method)), torchdiffeq.odeint(Free(), Y0, t, **theirs(method))
+        found = odeint(Net(), Y0, t, **ours(method))
+        expected = torchdiffeq.odeint(Free(), Y0, t, **theirs(method))
     assert torch.equal(found[0], Y0)
     close(found, expected, 1e-6 if method in ADAPTIVE else 1e-13)
 
@@ -89,17 +103,25 @@ def test_values_are_torchdiffeqs(method, ends):
 @pytest.mark.parametrize("size", [0.1, 0.13, 0.37, 5.0])
 @WAYS
 def test_steps_of_a_size_are_torchdiffeqs(method, size, ends):
-    """Outputs between steps are on straight lines; a step that is wider than the interval is as wide as that."""
-    t = torch.tensor([ends[0], 0.2, 0.65, ends[1]] if ends[1] > ends[0] else [ends[0], 0.65, 0.2, ends[1]], dtype=F64)
+    """Outputs between steps are on straight lines; a step that is wider than the interval is as
+    wide as that.
+    """
+    t = torch.tensor(
+        [ends[0], 0.2, 0.65, ends[1]] if ends[1] > ends[0] else [ends[0], 0.65, 0.2, ends[1]],
+        dtype=F64,
+    )
     arguments = {"method": method, "options": {"step_size": size}}
     with torch.no_grad():
-        close(odeint(Net(), Y0, t, **arguments), torchdiffeq.odeint(Free(), Y0, t, **arguments), 1e-13)
+        close(
+            odeint(Net(), Y0, t, **arguments), torchdiffeq.odeint(Free(), Y0, t, **arguments), 1e-13
+        )
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
 def test_the_defaults(dtype):
     """In float32 too, where the default rtol is less than the spacing of numbers."""
-    t, y0 = torch.linspace(0, 1.3, 5, dtype=dtype), Y0.to(dtype)
+    t = torch.linspace(0, 1.3, 5, dtype=dtype)
+    y0 = Y0.to(dtype)
     net = Net(high=float(t[-1]), dtype=dtype)
     ours = odeint(net, y0, t)
     assert ours.dtype == dtype
@@ -118,7 +140,9 @@ def test_gradients_are_torchdiffeqs(method, ends):
 @pytest.mark.parametrize("method", ["dopri5", "dopri8", "rk4"])
 @WAYS
 def test_gradients_of_the_adjoint(method, ends):
-    """Those of torchdiffeq's adjoint on a fixed grid; with adaptive steps those through the solver."""
+    """Those of torchdiffeq's adjoint on a fixed grid; with adaptive steps those through the
+    solver.
+    """
     t = torch.linspace(*ends, 4, dtype=F64)
     solve = torchdiffeq.odeint if method in ADAPTIVE else torchdiffeq.odeint_adjoint
     expected = gradients(solve, Free(), Y0, t, **theirs(method))
@@ -134,7 +158,9 @@ def test_gradients_by_finite_differences():
 
         def ends(a, y0, solve=solve, more=more):
             more = {"adjoint_params": (a,)} if more else {}
-            return solve(lambda t, y: torch.sin(y @ a), y0, [0.0, 0.4, 1.0], rtol=1e-9, atol=1e-9, **more)
+            return solve(
+                lambda t, y: torch.sin(y @ a), y0, [0.0, 0.4, 1.0], rtol=1e-9, atol=1e-9, **more
+            )
 
         assert torch.autograd.gradcheck(ends, (a, y0), atol=1e-5)
 
@@ -148,8 +174,11 @@ def test_the_adjoint_of_a_tuple_with_what_does_not_matter():
         x, w, none = state
         return -p * x, torch.ones_like(w), none
 
-    x0, w0 = torch.tensor([1.0, 2.0], dtype=F64, requires_grad=True), torch.tensor(0.0, dtype=F64)
-    x, w, _ = odeint_adjoint(func, (x0, w0, x0.new_zeros(0)), [0.0, 0.5, 1.0], adjoint_params=(p, unused))
+    x0 = torch.tensor([1.0, 2.0], dtype=F64, requires_grad=True)
+    w0 = torch.tensor(0.0, dtype=F64)
+    x, w, _ = odeint_adjoint(
+        func, (x0, w0, x0.new_zeros(0)), [0.0, 0.5, 1.0], adjoint_params=(p, unused)
+    )
     close(w, torch.tensor([0.0, 0.5, 1.0], dtype=F64), 1e-9)
     found = torch.autograd.grad(x[1:].sum(), [x0, p, unused])
     decay = math.exp(-0.35), math.exp(-0.7)
@@ -165,7 +194,9 @@ def test_the_adjoint_gives_first_derivatives_only_and_says_so():
     with pytest.raises(RuntimeError, match="differentiate twice"):
         gradient.sum().backward()
     y0 = Y0[:1].clone().requires_grad_()
-    (gradient,) = torch.autograd.grad(odeint(Net(), y0, [0.0, 1.0])[-1].sum(), y0, create_graph=True)
+    (gradient,) = torch.autograd.grad(
+        odeint(Net(), y0, [0.0, 1.0])[-1].sum(), y0, create_graph=True
+    )
     assert torch.autograd.grad(gradient.sum(), y0)[0].abs().max() > 0
 
 
@@ -174,7 +205,16 @@ def test_the_way_back_may_differ():
     net = Net()
     arguments = {"method": "dopri5", "rtol": 1e-8, "atol": 1e-8}
     same = gradients(odeint_adjoint, net, Y0, t, **arguments)
-    other = gradients(odeint_adjoint, net, Y0, t, **arguments, adjoint_method="dopri8", adjoint_rtol=1e-10, adjoint_atol=1e-10)
+    other = gradients(
+        odeint_adjoint,
+        net,
+        Y0,
+        t,
+        **arguments,
+        adjoint_method="dopri8",
+        adjoint_rtol=1e-10,
+        adjoint_atol=1e-10,
+    )
     for a, b in zip(same, other, strict=True):
         assert not torch.equal(a, b)
         close(a, b, 1e-6)
@@ -216,7 +256,9 @@ def test_tuples(method):
 
 
 def test_a_small_part_of_a_tuple_is_not_lost_in_a_large_one():
-    """The error of a part is its own, as in torchdiffeq: among 10,000 numbers at rest one that moves is as exact as alone."""
+    """The error of a part is its own, as in torchdiffeq: among 10,000 numbers at rest one that
+    moves is as exact as alone.
+    """
     y0 = (torch.zeros(10_000, dtype=F64), torch.tensor(1.0, dtype=F64))
 
     def func(t, state):
@@ -246,11 +288,21 @@ def test_nothing_to_do():
 
 
 def test_slopes_may_be_of_another_dtype():
-    close(odeint(lambda t, y: torch.ones(3, dtype=F64), torch.zeros(3), [0.0, 1.0])[-1], torch.ones(3), 1e-6)
-    close(odeint(lambda t, y: torch.ones(3), torch.zeros(3, dtype=F64), [0.0, 1.0])[-1], torch.ones(3, dtype=F64), 1e-6)
+    close(
+        odeint(lambda t, y: torch.ones(3, dtype=F64), torch.zeros(3), [0.0, 1.0])[-1],
+        torch.ones(3),
+        1e-6,
+    )
+    close(
+        odeint(lambda t, y: torch.ones(3), torch.zeros(3, dtype=F64), [0.0, 1.0])[-1],
+        torch.ones(3, dtype=F64),
+        1e-6,
+    )
 
 
-@pytest.mark.parametrize("func", [lambda y, t: y, lambda t, y: y.sum(), lambda t, y: y[:, :1], lambda t, y: y.T])
+@pytest.mark.parametrize(
+    "func", [lambda y, t: y, lambda t, y: y.sum(), lambda t, y: y[:, :1], lambda t, y: y.T]
+)
 def test_slopes_of_another_shape_are_refused(func):
     """Arguments in scipy's order among them, which would be solved as dy = t dt."""
     with pytest.raises(ValueError, match=r"for a state of shapes \[\(2, 3\)\]; return the state's"):
@@ -261,7 +313,9 @@ def test_times_have_one_dimension():
     with pytest.raises(ValueError, match=r"t must have one dimension.*shape \(1, 2\)"):
         odeint(lambda t, y: y, torch.ones(2), torch.tensor([[0.0, 1.0]]))
     with pytest.raises(ValueError, match=r"'first_step'.*must be positive, not -1"):
-        odeint(lambda t, y: y, torch.ones(2), torch.tensor([0.0, 1.0]), options={"first_step": -1.0})
+        odeint(
+            lambda t, y: y, torch.ones(2), torch.tensor([0.0, 1.0]), options={"first_step": -1.0}
+        )
 
 
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
@@ -292,14 +346,22 @@ def test_func_is_asked_within_the_interval_only(ends, dtype, method):
     span = abs(ends[1] - ends[0])
     options = {"step_size": span / 9.5} if method in FIXED else {"first_step": 2 * span}
     for given in (options, {}):
-        odeint(lambda t, y: asked.append(t) or -y / 100, torch.ones(2, dtype=dtype), t, method=method, options=given)
+        odeint(
+            lambda t, y: asked.append(t) or -y / 100,
+            torch.ones(2, dtype=dtype),
+            t,
+            method=method,
+            options=given,
+        )
     assert t.min() <= min(asked)
     assert max(asked) <= t.max()
 
 
 @pytest.mark.parametrize("method", SHARED)
 def test_evaluations_are_about_torchdiffeqs(method):
-    """For 40 time units of a pendulum: its steps differ by the last one, and by those of outputs with dopri8."""
+    """For 40 time units of a pendulum: its steps differ by the last one, and by those of outputs
+    with dopri8.
+    """
     calls = [0, 0]
     t = torch.linspace(0, 40, 9, dtype=F64)
 
@@ -317,7 +379,8 @@ def test_evaluations_are_about_torchdiffeqs(method):
 
 
 def test_options_of_adaptive_steps():
-    net, t = Net(), torch.tensor([0.0, 1.3], dtype=F64)
+    net = Net()
+    t = torch.tensor([0.0, 1.3], dtype=F64)
     with torch.no_grad():
         exact = odeint(net, Y0, t, rtol=1e-10, atol=1e-10)
         for options in (
@@ -335,7 +398,8 @@ def test_the_limit_of_steps():
     def func(t, y):
         return torch.cos(10 * t) * y
 
-    assert odeint(func, Y0, t, options={"max_num_steps": 100}).isfinite().all()  # on average an interval
+    # On average an interval.
+    assert odeint(func, Y0, t, options={"max_num_steps": 100}).isfinite().all()
     with pytest.raises(UnfinishedError, match=r"max_steps was not enough.*'max_num_steps'"):
         odeint(func, Y0, t, options={"max_num_steps": 4})
 
@@ -375,7 +439,8 @@ def test_the_rest_is_handed_over(arguments, monkeypatch):
     original = torchdiffeq.odeint
     monkeypatch.setattr("sdekit.interop._odeint.torchdiffeq_odeint", spy)
     arguments = {"func": Free(), "y0": Y0, "t": torch.tensor([0.0, 1.0], dtype=F64)} | arguments
-    found, expected = odeint(**arguments), original(**arguments)
+    found = odeint(**arguments)
+    expected = original(**arguments)
     assert len(seen) == 1
     torch.testing.assert_close(found, expected, rtol=0, atol=0)
 
@@ -400,7 +465,12 @@ def test_gradients_with_respect_to_times_and_events():
     [
         {"method": "fehlberg2"},
         {"adjoint_options": {"norm": "seminorm"}},
-        {"method": "dopri5", "adjoint_method": "adaptive_heun", "adjoint_rtol": 1e-4, "adjoint_atol": 1e-5},
+        {
+            "method": "dopri5",
+            "adjoint_method": "adaptive_heun",
+            "adjoint_rtol": 1e-4,
+            "adjoint_atol": 1e-5,
+        },
         {"func": Watched(-math.inf, math.inf)},
     ],
 )
@@ -414,7 +484,8 @@ def test_the_rest_of_the_adjoint_is_handed_over(arguments, monkeypatch):
     original = torchdiffeq.odeint_adjoint
     monkeypatch.setattr("sdekit.interop._odeint_adjoint.torchdiffeq_adjoint", spy)
     arguments = dict(arguments)
-    func, t = arguments.pop("func", Free()), torch.tensor([0.0, 1.0], dtype=F64)
+    func = arguments.pop("func", Free())
+    t = torch.tensor([0.0, 1.0], dtype=F64)
     found = gradients(odeint_adjoint, func, Y0, t, rtol=1e-7, atol=1e-7, **arguments)
     assert len(seen) == 1
     for a, b in zip(found, gradients(odeint, Net(), Y0, t), strict=True):
@@ -425,21 +496,34 @@ def test_a_func_without_parameters_has_to_name_them():
     with pytest.raises(ValueError, match="adjoint_params"):
         odeint_adjoint(lambda t, y: -y, Y0, [0.0, 1.0])
     with pytest.raises(ValueError, match="adjoint_options"):
-        odeint_adjoint(Net(), Y0, [0.0, 1.0], method="dopri5", options={"first_step": 0.1}, adjoint_method="rk4")
+        odeint_adjoint(
+            Net(),
+            Y0,
+            [0.0, 1.0],
+            method="dopri5",
+            options={"first_step": 0.1},
+            adjoint_method="rk4",
+        )
 
 
 # What cannot be solved
 
 
 @pytest.mark.parametrize(
-    "solve", [odeint, lambda *a, **k: odeint_adjoint(*a, **k, adjoint_params=())], ids=["odeint", "adjoint"]
+    "solve",
+    [odeint, lambda *a, **k: odeint_adjoint(*a, **k, adjoint_params=())],
+    ids=["odeint", "adjoint"],
 )
 @pytest.mark.parametrize("method", ADAPTIVE)
 def test_what_cannot_be_solved_is_said(solve, method):
     def wall(t, y):
         return torch.where(t > 0.5, torch.nan, y)
 
-    with pytest.raises(UnfinishedError, match=r"infinite or NaN however short the step, at t = 0.5\d*\); look at what func"):
+    with pytest.raises(
+        UnfinishedError,
+        match=r"infinite or NaN however short the step, at t = "
+        r"0.5\d*\); look at what func",
+    ):
         solve(wall, torch.ones(2), [0.0, 1.0], method=method)
     with pytest.raises(UnfinishedError, match="NaN"):
         solve(lambda t, y: y, torch.tensor([1.0, torch.nan]), [0.0, 1.0], method=method)
@@ -462,7 +546,8 @@ def test_a_failure_on_the_way_back_is_said():
         def forward(self, t, y):
             return y * torch.nan if self.back else y
 
-    func, y0 = Once(), torch.ones(2, requires_grad=True)
+    func = Once()
+    y0 = torch.ones(2, requires_grad=True)
     ys = odeint_adjoint(func, y0, [0.0, 1.0], rtol=1e-5, atol=1e-5)
     func.back = True
     with pytest.raises(UnfinishedError, match="NaN"):
@@ -472,30 +557,73 @@ def test_a_failure_on_the_way_back_is_said():
 @pytest.mark.parametrize(
     ("change", "error", "said"),
     [
-        ({"y0": torch.ones(2, dtype=torch.int64)}, TypeError, r"not torch.int64; convert integers with .float\(\)"),
+        (
+            {"y0": torch.ones(2, dtype=torch.int64)},
+            TypeError,
+            r"not torch.int64; convert integers "
+            r"with .float\(\)",
+        ),
         ({"y0": [torch.ones(2)]}, TypeError, r"not list; .* a list with tuple\(\)"),
         ({"y0": 1.0}, TypeError, "not float"),
         ({"y0": ()}, TypeError, "an empty tuple"),
-        ({"t": torch.tensor([0.0, 1.0, 0.5])}, ValueError, "increase strictly or decrease strictly"),
+        (
+            {"t": torch.tensor([0.0, 1.0, 0.5])},
+            ValueError,
+            "increase strictly or decrease strictly",
+        ),
         ({"t": torch.tensor([1.0, 1.0])}, ValueError, "increase strictly or decrease strictly"),
-        ({"t": torch.tensor([1.0, 1.0]), "method": "rk4"}, ValueError, "increase strictly or decrease strictly"),
+        (
+            {"t": torch.tensor([1.0, 1.0]), "method": "rk4"},
+            ValueError,
+            "increase strictly or decrease strictly",
+        ),
         ({"t": torch.tensor([])}, ValueError, "at least two times"),
         ({"t": torch.tensor([0.0, torch.inf])}, ValueError, "not finite"),
         ({"rtol": 1e-9}, ValueError, r"below the rounding of torch.float32; ask for 1e-07 or more"),
-        ({"y0": torch.ones(2, dtype=torch.float16)}, ValueError, r"below the rounding of torch.float16; ask for 0.001"),
+        (
+            {"y0": torch.ones(2, dtype=torch.float16)},
+            ValueError,
+            r"below the rounding of "
+            r"torch.float16; ask for 0.001",
+        ),
         ({"rtol": 0.0, "atol": 0.0}, ValueError, "not both 0"),
         ({"rtol": -1.0}, ValueError, "from 0 on"),
         ({"method": "dopri6"}, ValueError, "method = 'dopri6' is not one of"),
-        ({"method": "rk4", "options": {"step_size": 0.0}}, ValueError, "step_size is the width of a step, positive"),
-        ({"method": "dopri5", "options": {"max_num_steps": 0}}, ValueError, "must be positive, not 0"),
-        ({"func": lambda t, y: y[:1].expand(3)}, ValueError, r"returned \[\(3,\)\] for a state of shapes \[\(2,\)\]"),
+        (
+            {"method": "rk4", "options": {"step_size": 0.0}},
+            ValueError,
+            "step_size is the width of a step, positive",
+        ),
+        (
+            {"method": "dopri5", "options": {"max_num_steps": 0}},
+            ValueError,
+            "must be positive, not 0",
+        ),
+        (
+            {"func": lambda t, y: y[:1].expand(3)},
+            ValueError,
+            r"returned \[\(3,\)\] for a state of "
+            r"shapes \[\(2,\)\]",
+        ),
         ({"func": lambda t, y: 1.0}, TypeError, "returned float; it must return a tensor"),
-        ({"func": lambda t, y: (y[0],), "y0": (torch.ones(2), torch.ones(1))}, ValueError, "for a state of shapes"),
-        ({"func": lambda t, y: (y[0], 1.0), "y0": (torch.ones(2), torch.ones(1))}, TypeError, "it must return 2 tensors"),
+        (
+            {"func": lambda t, y: (y[0],), "y0": (torch.ones(2), torch.ones(1))},
+            ValueError,
+            "for a state of shapes",
+        ),
+        (
+            {"func": lambda t, y: (y[0], 1.0), "y0": (torch.ones(2), torch.ones(1))},
+            TypeError,
+            "it must return 2 tensors",
+        ),
     ],
 )
 def test_refusals(change, error, said):
-    arguments = {"func": lambda t, y: -y, "y0": torch.ones(2), "t": torch.tensor([0.0, 1.0])} | change
+    arguments = {
+        "func": lambda t, y: -y,
+        "y0": torch.ones(2),
+        "t": torch.tensor([0.0, 1.0]),
+    } | change
     with pytest.raises(error, match=said):
         odeint(**arguments)
 
@@ -504,19 +632,32 @@ def test_refusals(change, error, said):
 
 
 FLOW = ODE(lambda t, x: x * torch.cos(t))
-ENGINES = ["dopri5", "dopri8", "bosh3", "fehlberg2", "adaptive_heun", "euler", "midpoint", "rk4", "explicit_adams"]
+ENGINES = [
+    "dopri5",
+    "dopri8",
+    "bosh3",
+    "fehlberg2",
+    "adaptive_heun",
+    "euler",
+    "midpoint",
+    "rk4",
+    "explicit_adams",
+]
 ENGINES += ["implicit_adams", "scipy_solver"]
 
 
 @pytest.mark.parametrize("method", ENGINES)
 @pytest.mark.parametrize("ends", [(0.0, 1.5), (1.5, 0.0)], ids=["forwards", "backwards"])
 def test_every_method_of_torchdiffeq_solves_an_equation_of_ours(method, ends):
-    asked, ts = [], torch.linspace(*ends, 121, dtype=F64)
+    asked = []
+    ts = torch.linspace(*ends, 121, dtype=F64)
     flow = ODE(lambda t, x: asked.append(float(t)) or x * torch.cos(t))
     x0 = torch.rand(3, 2, 2, dtype=F64)
     # Of order twelve, torchdiffeq's default, explicit_adams is unstable here.
     options = {"max_order": 4} if method == "explicit_adams" else None
-    solution = interop.solve_ode(flow, x0, ts, rtol=1e-6, atol=1e-6, method=method, options=options, save="all")
+    solution = interop.solve_ode(
+        flow, x0, ts, rtol=1e-6, atol=1e-6, method=method, options=options, save="all"
+    )
     exact = x0 * torch.exp(torch.sin(ts) - math.sin(ends[0]))[:, None, None, None]
     close(solution.xs, exact, 2e-2 if method == "euler" else 1e-4)
     assert torch.equal(solution.xs[-1], solution.x)
@@ -533,15 +674,24 @@ def test_options_of_the_engine():
     fine = interop.solve_ode(flow, x0, [0.0, 1.0], method="rk4", options={"step_size": 0.25})
     assert len(calls) == 16 == int(fine.evaluations[0])
     jump = ODE(lambda t, x: torch.where(t < 0.5, 1.0, 3.0) * torch.ones_like(x))
-    for options in ({"jump_t": torch.tensor([0.5], dtype=F64)}, {"jump_t": torch.tensor([1.0, 0.5], dtype=F64)}):
+    for options in (
+        {"jump_t": torch.tensor([0.5], dtype=F64)},
+        {"jump_t": torch.tensor([1.0, 0.5], dtype=F64)},
+    ):
         found = interop.solve_ode(jump, x0, [0.0, 1.0], rtol=1e-8, atol=1e-8, options=options)
         close(found.x, x0 + 2, 1e-10)
     stiff = interop.solve_ode(
-        ODE(lambda t, x: -1000 * (x - torch.cos(t))), x0, [0.0, 1.0], method="scipy_solver", options={"solver": "BDF"}
+        ODE(lambda t, x: -1000 * (x - torch.cos(t))),
+        x0,
+        [0.0, 1.0],
+        method="scipy_solver",
+        options={"solver": "BDF"},
     )
     close(stiff.x, x0 * math.cos(1.0), 2e-3)
     with pytest.raises(ValueError, match="max_num_steps"):
-        interop.solve_ode(flow, x0, [0.0, 50.0], rtol=1e-10, atol=1e-10, options={"max_num_steps": 3})
+        interop.solve_ode(
+            flow, x0, [0.0, 50.0], rtol=1e-10, atol=1e-10, options={"max_num_steps": 3}
+        )
 
 
 def test_gradients_of_the_engine_and_of_its_adjoint():
@@ -576,7 +726,9 @@ def test_the_engine_reports_what_is_not_finite_and_takes_empty_batches():
 
 
 def test_the_engine_and_our_solver_agree():
-    ours = sdekit.solve(FLOW, Y0, [0.0, 1.5], solver=Dopri5(), control=sdekit.PIDController(1e-9, 1e-9)).x
+    ours = sdekit.solve(
+        FLOW, Y0, [0.0, 1.5], solver=Dopri5(), control=sdekit.PIDController(1e-9, 1e-9)
+    ).x
     close(interop.solve_ode(FLOW, Y0, [0.0, 1.5], rtol=1e-9, atol=1e-9).x, ours, 1e-7)
 
 
@@ -587,7 +739,12 @@ def program(name, source):
     text = (Path(__file__).parent / "programs" / f"{name}.py").read_text()
     assert text.count("from torchdiffeq import odeint") == 1
     namespace = {"__name__": name}
-    exec(compile(text.replace("from torchdiffeq import", f"from {source} import"), f"{name}.py", "exec"), namespace)  # noqa: S102
+    exec(  # noqa: S102
+        compile(
+            text.replace("from torchdiffeq import", f"from {source} import"), f"{name}.py", "exec"
+        ),
+        namespace,
+    )
     return namespace
 
 
@@ -599,7 +756,10 @@ class Within:
     """A field that is never asked outside an interval; it counts."""
 
     def __init__(self, func, low, high):
-        self.func, self.low, self.high, self.calls = func, low, high, 0
+        self.func = func
+        self.low = low
+        self.high = high
+        self.calls = 0
 
     def __call__(self, t, y):
         assert self.low <= t <= self.high
@@ -609,7 +769,8 @@ class Within:
 
 def same_gradients(runs, func, low, high, loss, tolerance):
     """Of the loss of a program by torchdiffeq and here; returns the evaluations of both."""
-    found, calls = [], []
+    found = []
+    calls = []
     for run, ends in zip(runs, ((-math.inf, math.inf), (low, high)), strict=True):
         within = Within(func, *ends)
         value = loss(run, within)
@@ -629,15 +790,22 @@ def test_a_neural_equation_learns_a_spiral():
     close(y, other, 1e-6)
     torch.manual_seed(1)
     pieces = runs[0]["batch"](t, y)
-    calls = same_gradients(runs, func.double(), 0.0, float(pieces[1][-1]), lambda run, f: run["loss"](f, *pieces), 1e-5)
+    calls = same_gradients(
+        runs, func.double(), 0.0, float(pieces[1][-1]), lambda run, f: run["loss"](f, *pieces), 1e-5
+    )
     assert calls[1] <= calls[0] + 8
 
 
 @pytest.mark.parametrize("method", ["dopri5", "dopri8"])
 def test_three_bodies_go_round_a_figure_eight(method):
-    """Energy, the period, and torchdiffeq's orbit, whose states between steps are of order four by both of its methods."""
-    (theirs, ours), orbits, calls = both("three_body"), [], []
-    bounded, free = Within(ours["attraction"], 0.0, ours["PERIOD"]), Within(theirs["attraction"], -math.inf, math.inf)
+    """Energy, the period, and torchdiffeq's orbit, whose states between steps are of order four by
+    both of its methods.
+    """
+    (theirs, ours) = both("three_body")
+    orbits = []
+    calls = []
+    bounded = Within(ours["attraction"], 0.0, ours["PERIOD"])
+    free = Within(theirs["attraction"], -math.inf, math.inf)
     for run, func, tolerance in ((theirs, free, 1e-12), (ours, bounded, 1e-10)):
         _, x, v = run["orbit"](func, method=method, rtol=tolerance, atol=tolerance)
         orbits.append((x, v))
@@ -658,11 +826,22 @@ def test_a_normalizing_flow():
     torch.manual_seed(2)
     x = runs[0]["data"](64, F64)
     arguments = {"rtol": 1e-8, "atol": 1e-8}
-    calls = same_gradients(runs, func.double(), 0.0, 1.0, lambda run, f: run["log_density"](f, x, **arguments).mean(), 1e-5)
+    calls = same_gradients(
+        runs,
+        func.double(),
+        0.0,
+        1.0,
+        lambda run, f: run["log_density"](f, x, **arguments).mean(),
+        1e-5,
+    )
     assert calls[1] <= 1.1 * calls[0]
-    through = torch.autograd.grad(runs[1]["log_density"](func, x, **arguments).mean(), func.net[0].weight)
+    through = torch.autograd.grad(
+        runs[1]["log_density"](func, x, **arguments).mean(), func.net[0].weight
+    )
     runs[1]["odeint"] = odeint_adjoint
-    around = torch.autograd.grad(runs[1]["log_density"](func, x, **arguments).mean(), func.net[0].weight)
+    around = torch.autograd.grad(
+        runs[1]["log_density"](func, x, **arguments).mean(), func.net[0].weight
+    )
     close(around[0], through[0], 1e-5)
     # The density integrates to one: on a grid, which is fine for what is smooth.
     line = torch.linspace(-6, 6, 121, dtype=F64)
@@ -677,7 +856,11 @@ def test_a_normalizing_flow():
 
 def test_what_is_handed_over_reaches_torchdiffeq_after_its_functions_are_replaced(monkeypatch):
     expected = torchdiffeq.odeint(
-        Free(), Y0, torch.linspace(0, 1.3, 3, dtype=F64), method="explicit_adams", options={"step_size": 0.1}
+        Free(),
+        Y0,
+        torch.linspace(0, 1.3, 3, dtype=F64),
+        method="explicit_adams",
+        options={"step_size": 0.1},
     )
     monkeypatch.setattr(torchdiffeq, "odeint", odeint)
     monkeypatch.setattr(torchdiffeq, "odeint_adjoint", odeint_adjoint)
@@ -686,13 +869,16 @@ def test_what_is_handed_over_reaches_torchdiffeq_after_its_functions_are_replace
         close(solve(Free(), Y0, torch.linspace(0, 1.3, 3, dtype=F64), **settings), expected, 1e-12)
     equation = ODE(lambda t, x: -x)
     for adjoint in (False, True):
-        solution = interop.solve_ode(equation, Y0, [0.0, 1.0], method="adaptive_heun", rtol=1e-8, atol=1e-8, adjoint=adjoint)
+        solution = interop.solve_ode(
+            equation, Y0, [0.0, 1.0], method="adaptive_heun", rtol=1e-8, atol=1e-8, adjoint=adjoint
+        )
         close(solution.x, Y0 / math.e, 1e-5)
 
 
 def test_solve_ode_is_torchdiffeqs_after_its_functions_are_replaced(monkeypatch):
     """torchdiffeq's own dopri5 makes another number of evaluations than ours."""
-    equation, expected = ODE(lambda t, x: torch.cos(3 * t) * x), []
+    equation = ODE(lambda t, x: torch.cos(3 * t) * x)
+    expected = []
     for replaced in (False, True):
         if replaced:
             monkeypatch.setattr(torchdiffeq, "odeint", odeint)

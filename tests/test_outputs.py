@@ -1,4 +1,6 @@
-"""What networks, drifts and diffusions may return: real floating numbers; and what a small g means, whatever the batch size."""
+"""What networks, drifts and diffusions may return: real floating numbers; and what a small g means,
+whatever the batch size.
+"""
 
 import pytest
 import torch
@@ -58,11 +60,13 @@ def test_other_than_real_numbers_are_refused(dtype):
 
 
 class Torchsde(nn.Module):
-    sde_type, noise_type = "ito", "diagonal"
+    sde_type = "ito"
+    noise_type = "diagonal"
 
     def __init__(self, f, g):
         super().__init__()
-        self.f, self.g = f, g
+        self.f = f
+        self.g = g
 
 
 @pytest.mark.parametrize("dtype", WRONG)
@@ -77,7 +81,13 @@ def test_torchsde_equations_too(dtype):
 def test_networks_of_all_methods(dtype, name):
     steps = {"steps": 24} if METHODS[name].steps else {}
     with refused(dtype):
-        sample(ScoreModel(lambda x, t: x.to(dtype), "vp", "noise", shape=(2,)), 3, method=name, seed=0, **steps)
+        sample(
+            ScoreModel(lambda x, t: x.to(dtype), "vp", "noise", shape=(2,)),
+            3,
+            method=name,
+            seed=0,
+            **steps,
+        )
 
 
 @pytest.mark.parametrize("dtype", WRONG)
@@ -90,12 +100,20 @@ def test_networks_in_training(dtype):
 def test_other_precisions_are_cast(dtype):
     x = solve(ODE(lambda t, x: -x.to(dtype)), X, GRID, solver=Heun()).x
     assert x.dtype == torch.float32
-    torch.testing.assert_close(x, solve(ODE(lambda t, x: -x), X, GRID, solver=Heun()).x, rtol=2e-2, atol=1e-2)
+    torch.testing.assert_close(
+        x, solve(ODE(lambda t, x: -x), X, GRID, solver=Heun()).x, rtol=2e-2, atol=1e-2
+    )
 
 
 def test_a_truth_value_is_no_number():
     with pytest.raises(TypeError, match="returned bool"):
-        solve(SDE(lambda t, x: -x, lambda t, x: True, "additive"), X, GRID, solver=EulerMaruyama(), noise=WhiteNoise(0))
+        solve(
+            SDE(lambda t, x: -x, lambda t, x: True, "additive"),
+            X,
+            GRID,
+            solver=EulerMaruyama(),
+            noise=WhiteNoise(0),
+        )
 
 
 class PerCoordinate(AbstractSDE):
@@ -146,10 +164,15 @@ def test_the_reverse_of_noise_per_coordinate(batch):
 
 
 @pytest.mark.parametrize("batch", [2, 3])
-@pytest.mark.parametrize("solver", [SRA1(), Heun(), ReversibleHeun(), EulerMaruyama()], ids=lambda s: type(s).__name__)
+@pytest.mark.parametrize(
+    "solver", [SRA1(), Heun(), ReversibleHeun(), EulerMaruyama()], ids=lambda s: type(s).__name__
+)
 def test_own_times_of_samples_give_one_number_per_sample(batch, solver):
-    """Of the library's own equations with t `(batch,)`, also where there are as many samples as coordinates."""
-    sde, x = VPSDE(), torch.zeros(batch, 3)
+    """Of the library's own equations with t `(batch,)`, also where there are as many samples as
+    coordinates.
+    """
+    sde = VPSDE()
+    x = torch.zeros(batch, 3)
     t = torch.linspace(0.2, 0.8, batch, dtype=torch.float64)
     w = torch.ones(batch, 3)
     found = sde.diffuse(t, x, w, x)
@@ -167,12 +190,28 @@ def test_g_of_the_time_of_each_sample():
     """With adaptive steps t is `(batch, 1)` and so is g = t."""
     problem = SDE(lambda t, x: -x, lambda t, x: 0.1 + t, "additive")
     noise = BrownianPath(0, [0.0, 1.0])
-    whole = solve(problem, torch.ones(3, 3), [0.0, 1.0], solver=SRA1(), noise=noise, control=PIDController(1e-3, 1e-3)).x
-    alone = solve(problem, torch.ones(1, 3), [0.0, 1.0], solver=SRA1(), noise=noise, control=PIDController(1e-3, 1e-3)).x
+    whole = solve(
+        problem,
+        torch.ones(3, 3),
+        [0.0, 1.0],
+        solver=SRA1(),
+        noise=noise,
+        control=PIDController(1e-3, 1e-3),
+    ).x
+    alone = solve(
+        problem,
+        torch.ones(1, 3),
+        [0.0, 1.0],
+        solver=SRA1(),
+        noise=noise,
+        control=PIDController(1e-3, 1e-3),
+    ).x
     torch.testing.assert_close(whole[:1], alone)
 
 
 def test_one_number_per_sample_is_refused_with_its_shape():
     problem = SDE(lambda t, x: -x, lambda t, x: torch.ones(len(x)), "additive")
-    with pytest.raises(ValueError, match=r"g\(t, x\) returned shape \(2,\) for x of shape \(2, 3\)"):
+    with pytest.raises(
+        ValueError, match=r"g\(t, x\) returned shape \(2,\) for x of shape \(2, 3\)"
+    ):
         solve(problem, X, GRID, solver=EulerMaruyama(), noise=WhiteNoise(0))

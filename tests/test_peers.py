@@ -1,6 +1,8 @@
-"""Published samplers, step for step: the same model, grid and noise give the same samples in float64.
+"""Published samplers, step for step: the same model, grid and noise give the same samples in
+float64.
 
-The references are written down here from the papers' equations, in the form in which k-diffusion's users know them.
+The references are written down here from the papers' equations, in the form in which k-diffusion's
+users know them.
 """
 
 import math
@@ -30,27 +32,45 @@ def lagrange(u, node, others):
 
 
 def lms(case, k):
-    """Linear multistep: the polynomial in sigma through the last slopes, integrated over the step."""
-    x, slopes, s = case.x, [], case.sigmas
+    """Linear multistep: the polynomial in sigma through the last slopes, integrated over the
+    step.
+    """
+    x = case.x
+    slopes = []
+    s = case.sigmas
     for i in range(case.steps):
         slopes = [(x - case.data(i, x)) / s[i], *slopes][:k]
         for j, slope in enumerate(slopes):
             others = [s[i - m] for m in range(len(slopes)) if m != j]
-            x = x + slope * integrate.quad(lagrange, s[i], s[i + 1], (s[i - j], others), epsabs=0, epsrel=1e-13)[0]
+            x = (
+                x
+                + slope
+                * integrate.quad(
+                    lagrange, s[i], s[i + 1], (s[i - j], others), epsabs=0, epsrel=1e-13
+                )[0]
+            )
     return x
 
 
 def dpmpp(case, order, form):
-    """DPM-Solver++(2M), (2M) SDE and (3M) SDE with noise level eta, that of k-diffusion, which is our eta squared."""
-    x, past, eta, l = case.x, [], case.eta**2, case.l
+    """DPM-Solver++(2M), (2M) SDE and (3M) SDE with noise level eta, that of k-diffusion, which is
+    our eta squared.
+    """
+    x = case.x
+    past = []
+    eta = case.eta**2
+    l = case.l
     for i in range(case.steps):
-        d, h = case.data(i, x), l[i + 1] - l[i]
+        d = case.data(i, x)
+        h = l[i + 1] - l[i]
         z = (1 + eta) * h
         x = math.exp(-z) * x - math.expm1(-z) * d
         phi2 = math.expm1(-z) / z + 1
         if len(past) == 2 and order == 3:
-            r0, r1 = (l[i] - l[i - 1]) / h, (l[i - 1] - l[i - 2]) / h
-            first, second = (d - past[0]) / r0, (past[0] - past[1]) / r1
+            r0 = (l[i] - l[i - 1]) / h
+            r1 = (l[i - 1] - l[i - 2]) / h
+            first = (d - past[0]) / r0
+            second = (past[0] - past[1]) / r1
             curve = (first - second) / (r0 + r1)
             x = x + phi2 * (first + curve * r0) - (phi2 / z - 0.5) * curve
         elif past:
@@ -79,7 +99,9 @@ def test_lms(k, dtype):
 
 @DTYPES
 @pytest.mark.parametrize("eta", [0.0, 0.6, 1.0])
-@pytest.mark.parametrize(("order", "form"), [(1, "midpoint"), (2, "midpoint"), (2, "heun"), (3, "midpoint"), (3, "heun")])
+@pytest.mark.parametrize(
+    ("order", "form"), [(1, "midpoint"), (2, "midpoint"), (2, "heun"), (3, "midpoint"), (3, "heun")]
+)
 def test_dpm_solver(order, form, eta, dtype):
     case = Case(VESDE(), eta=eta, dtype=dtype)
     assert len(case.z) == (case.steps if eta else 0)
@@ -89,7 +111,8 @@ def test_dpm_solver(order, form, eta, dtype):
 
 def ancestral(case):
     """SDE-DPM-Solver++(1), at eta = 1 the Gaussian q(x_s | x_t, x_0 = D)."""
-    x, s = case.x, case.sigmas
+    x = case.x
+    s = case.sigmas
     for i in range(case.steps):
         h = case.l[i + 1] - case.l[i]
         z = (1 + case.eta**2) * h
@@ -103,16 +126,23 @@ def ancestral(case):
 
 
 def unipc(case, order, form, lower_final):
-    """Zhao et al. 2023, algorithm 5 to 8: R rho = phi / B, with 1/2 where one number is left to solve for."""
-    sde, l = case.sde, case.l
+    """Zhao et al. 2023, algorithm 5 to 8: R rho = phi / B, with 1/2 where one number is left to
+    solve for.
+    """
+    sde = case.sde
+    l = case.l
     alpha, sigma = ([float(f(sde.time(v))) for v in l] for f in (sde.alpha, sde.sigma))
-    x, past = case.x, [(0, case.data(0, case.x))]
+    x = case.x
+    past = [(0, case.data(0, case.x))]
     for i in range(case.steps):
-        k, h = min(order, len(past), case.steps - i if lower_final else order), l[i + 1] - l[i]
+        k = min(order, len(past), case.steps - i if lower_final else order)
+        h = l[i + 1] - l[i]
         b = -h if form == "bh1" else math.expm1(-h)
         ratios = [(l[j] - l[i]) / h for j, _ in past[1:k]] + [1.0]
         differences = [(d - past[0][1]) / r for (_, d), r in zip(past[1:k], ratios, strict=False)]
-        phi, factorial, right = math.expm1(-h) / -h - 1, 1, []
+        phi = math.expm1(-h) / -h - 1
+        factorial = 1
+        right = []
         for n in range(1, k + 1):
             right.append(phi * factorial / b)
             factorial *= n + 1
@@ -120,7 +150,9 @@ def unipc(case, order, form, lower_final):
         system = np.vander(ratios, k, increasing=True).T
         start = sigma[i + 1] / sigma[i] * x - alpha[i + 1] * math.expm1(-h) * past[0][1]
         rho = [0.5] if k == 2 else np.linalg.solve(system[:-1, :-1], right[:-1])
-        x = start - alpha[i + 1] * b * sum((r * d for r, d in zip(rho, differences, strict=True)), torch.zeros(()))
+        x = start - alpha[i + 1] * b * sum(
+            (r * d for r, d in zip(rho, differences, strict=True)), torch.zeros(())
+        )
         if i < case.steps - 1:
             new = case.data(i + 1, x)
             rho = [0.5] if k == 1 else np.linalg.solve(system, right)
@@ -140,8 +172,12 @@ def test_unipc(k, form, lower_final, dtype):
 
 
 def tab(case, k):
-    """Zhang and Chen 2023, equation 15: the polynomial in t through the last noise predictions, against d(sigma / alpha)."""
-    x, past, t = case.x, [], case.sde.time(torch.tensor(case.l)).tolist()
+    """Zhang and Chen 2023, equation 15: the polynomial in t through the last noise predictions,
+    against d(sigma / alpha).
+    """
+    x = case.x
+    past = []
+    t = case.sde.time(torch.tensor(case.l)).tolist()
     alpha = [float(case.sde.alpha(v)) for v in t]
 
     def density(l, node, others):
@@ -152,7 +188,13 @@ def tab(case, k):
         y = x / alpha[i]
         for j, eps in enumerate(past):
             others = [t[i - m] for m in range(len(past)) if m != j]
-            y = y + eps * integrate.quad(density, *case.l[i : i + 2], (t[i - j], others), epsabs=0, epsrel=1e-13)[0]
+            y = (
+                y
+                + eps
+                * integrate.quad(
+                    density, *case.l[i : i + 2], (t[i - j], others), epsabs=0, epsrel=1e-13
+                )[0]
+            )
         x = y * alpha[i + 1]
     return x
 
@@ -181,18 +223,36 @@ NAMED = {
 @pytest.mark.parametrize("name", NAMED)
 def test_names(name, dtype):
     """What a user gets for a name, with and without k-diffusion's last step to sigma = 0."""
-    ve, steps = VESDE(), 30
-    case = Case(ve, steps, METHODS[name].eta, np.linspace(*span_of(MIXTURE, ve, 0.05), steps + 1), dtype)
-    settings = {"sde": ve, "method": name, "steps": steps, "end": 0.05, "x_T": case.x, "seed": 3, "dtype": dtype}
+    ve = VESDE()
+    steps = 30
+    case = Case(
+        ve, steps, METHODS[name].eta, np.linspace(*span_of(MIXTURE, ve, 0.05), steps + 1), dtype
+    )
+    settings = {
+        "sde": ve,
+        "method": name,
+        "steps": steps,
+        "end": 0.05,
+        "x_T": case.x,
+        "seed": 3,
+        "dtype": dtype,
+    }
     expected = NAMED[name](case)
     agree(sample(MIXTURE, **settings), expected)
     agree(sample(MIXTURE, denoise=True, **settings), case.data(steps, expected))
 
 
 def test_these_tests_tell_rules_apart():
-    """Near relations differ by a thousand times the tolerance on this grid, and most by far more."""
-    case, noisy = Case(VESDE()), Case(VESDE(), eta=1.0)
-    pairs = [(DPMSolver(2), DPMSolver(2, "heun")), (DPMSolver(3), DPMSolver(3, "heun")), (DPMSolver(3), AdamsBashforth(3))]
+    """Near relations differ by a thousand times the tolerance on this grid, and most by far
+    more.
+    """
+    case = Case(VESDE())
+    noisy = Case(VESDE(), eta=1.0)
+    pairs = [
+        (DPMSolver(2), DPMSolver(2, "heun")),
+        (DPMSolver(3), DPMSolver(3, "heun")),
+        (DPMSolver(3), AdamsBashforth(3)),
+    ]
     pairs += [(UniPC(2), UniPC(2, "bh1")), (UniPC(2), AdamsMoulton(2))]
     pairs += [(DEIS(3), DEIS(3, "rho")), (DEIS(3), DEIS(3, "log_rho"))]
     for a, b in pairs:
@@ -201,11 +261,19 @@ def test_these_tests_tell_rules_apart():
 
 
 def dpmpp_2m_sde(case, eta):
-    """k-diffusion's update, written with its own eta: -h - eta h where `OnClock` has -(1 + eta^2) h."""
-    x, old, t = case.x, None, -np.log(case.sigmas)
+    """k-diffusion's update, written with its own eta: -h - eta h where `OnClock` has -(1 + eta^2)
+    h.
+    """
+    x = case.x
+    old = None
+    t = -np.log(case.sigmas)
     for i in range(case.steps):
-        denoised, h = case.data(i, x), t[i + 1] - t[i]
-        x = case.sigmas[i + 1] / case.sigmas[i] * math.exp(-eta * h) * x - math.expm1(-h - eta * h) * denoised
+        denoised = case.data(i, x)
+        h = t[i + 1] - t[i]
+        x = (
+            case.sigmas[i + 1] / case.sigmas[i] * math.exp(-eta * h) * x
+            - math.expm1(-h - eta * h) * denoised
+        )
         if old is not None:
             x = x - 0.5 * math.expm1(-h - eta * h) * (denoised - old) * (h / (t[i] - t[i - 1]))
         x = x + case.z[i] * case.sigmas[i + 1] * math.sqrt(-math.expm1(-2 * eta * h))
@@ -215,7 +283,9 @@ def dpmpp_2m_sde(case, eta):
 
 @pytest.mark.parametrize("eta", [0.3, 0.5, 1.0])
 def test_the_eta_of_on_clock_is_the_square_root_of_that_of_k_diffusion(eta):
-    """Normals are those of the steps on either clock, so both noise levels are given the same; eta as it is is far off."""
+    """Normals are those of the steps on either clock, so both noise levels are given the same; eta
+    as it is is far off.
+    """
 
     def clocked(own):
         method = OnClock(DPMSolver(2), eta=own, steps=case.steps, grid=Given(torch.tensor(case.l)))

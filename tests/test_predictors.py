@@ -1,7 +1,8 @@
-"""Song et al.'s samplers against plain loops that are written as the papers have them, and the chains they step along.
+"""Song et al.'s samplers against plain loops that are written as the papers have them, and the
+chains they step along.
 
-That each method has the right law under each diffusion is in test_sample.py and test_schedules.py: bounds of 5.5 standard
-errors with fixed seeds, false alarm below 1e-6 a test.
+That each method has the right law under each diffusion is in test_sample.py and test_schedules.py:
+bounds of 5.5 standard errors with fixed seeds, false alarm below 1e-6 a test.
 """
 
 import ast
@@ -31,10 +32,22 @@ from sdekit import (
     uniform,
 )
 from sdekit._solvers import predictors
-from sdekit_diffusion import DDPM, DIFFUSIONS, VESDE, VPSDE, GaussianMixture, InTime, SubVPSDE, sample
+from sdekit_diffusion import (
+    DDPM,
+    DIFFUSIONS,
+    VESDE,
+    VPSDE,
+    GaussianMixture,
+    InTime,
+    SubVPSDE,
+    sample,
+)
 
-MIXTURE = GaussianMixture([0.3, 0.7], torch.tensor([[-1.0, 0.3], [0.5, -0.4]], dtype=torch.float64), [0.09, 0.04])
-STEPS, SEED = 60, 0
+MIXTURE = GaussianMixture(
+    [0.3, 0.7], torch.tensor([[-1.0, 0.3], [0.5, -0.4]], dtype=torch.float64), [0.09, 0.04]
+)
+STEPS = 60
+SEED = 0
 close = torch.testing.assert_close
 VES = [VESDE(sigma_max=5.0), VESDE(sigma_max=5.0, exact=False)]
 
@@ -47,7 +60,11 @@ def setting(sde, normals=0, dtype=torch.float64):
     x = prior(MIXTURE, sde, ends[0], 4, SEED, dtype)
     ts = ts.tolist()
     drawn = list(WhiteNoise(SEED).increments(ts, x, (2,), normals=normals))
-    return x, ts, [(d.w / math.sqrt(t - s), d.z) for d, t, s in zip(drawn, ts, ts[1:], strict=False)]
+    return (
+        x,
+        ts,
+        [(d.w / math.sqrt(t - s), d.z) for d, t, s in zip(drawn, ts, ts[1:], strict=False)],
+    )
 
 
 def ours(sde, solver, dtype=torch.float64):
@@ -60,7 +77,8 @@ def test_euler_maruyama_is_the_published_loop(sde, dtype):
     """x <- x - [f - g^2 s] dt + g sqrt(dt) z, f and g written down for each."""
     x, ts, noise = setting(sde, dtype=dtype)
     for t, s, (z, _) in zip(ts, ts[1:], noise, strict=False):
-        beta, growth = 0.1 + t * 19.9, math.log(5.0 / 0.01)
+        beta = 0.1 + t * 19.9
+        growth = math.log(5.0 / 0.01)
         square = {
             "VPSDE": beta,
             "SubVPSDE": -beta * math.expm1(-2 * (0.1 * t + 19.9 * t * t / 2)),
@@ -98,7 +116,8 @@ def test_ancestral_under_vp_is_the_published_loop(dtype):
 def test_under_ve_both_are_the_published_loops(sde, ancestral, dtype):
     x, ts, noise = setting(sde, dtype=dtype)
     for t, s, (z, _) in zip(ts, ts[1:], noise, strict=False):
-        late, early = sde.sigma(t), sde.sigma(s)
+        late = sde.sigma(t)
+        early = sde.sigma(s)
         v = late**2 - early**2
         variance = early**2 * v / late**2 if ancestral else v
         x = x + v * MIXTURE.score(t, x, sde) + math.sqrt(variance) * z
@@ -108,13 +127,17 @@ def test_under_ve_both_are_the_published_loops(sde, ancestral, dtype):
 @pytest.mark.parametrize("large", [False, True])
 @pytest.mark.parametrize("name", [name for name in DIFFUSIONS if name != "vp"])
 def test_ancestral_samples_the_posterior_of_frozen_data(name, large):
-    """q(x_s | x_t, x_0 = D), as Bayes' formula has it; or with its mean and the variance of q(x_t | x_s)."""
+    """q(x_s | x_t, x_0 = D), as Bayes' formula has it; or with its mean and the variance of q(x_t |
+    x_s).
+    """
     sde = DIFFUSIONS[name]()
     x, ts, noise = setting(sde)
     for t, s, (z, _) in zip(ts, ts[1:], noise, strict=False):
         r, spread = sde.transition(s, t)
         precision = r**2 / spread**2 + 1 / sde.sigma(s) ** 2
-        mean = (r * x / spread**2 + sde.alpha(s) * MIXTURE.denoise(t, x, sde) / sde.sigma(s) ** 2) / precision
+        mean = (
+            r * x / spread**2 + sde.alpha(s) * MIXTURE.denoise(t, x, sde) / sde.sigma(s) ** 2
+        ) / precision
         x = mean + z * (spread if large else 1 / math.sqrt(precision))
     close(ours(sde, Ancestral(large)), x, rtol=1e-10, atol=1e-10)
 
@@ -133,26 +156,35 @@ def test_ddpm_has_its_own_betas_between_its_own_times():
     sde = DDPM()
     for i in (1, 500, 1000):
         r, v, w = sde.chain((i - 1) / 1000, i / 1000)
-        beta, kept = sde.betas[i - 1], [float(sde.alpha(j / 1000)) ** 2 for j in (i - 1, i)]
+        beta = sde.betas[i - 1]
+        kept = [float(sde.alpha(j / 1000)) ** 2 for j in (i - 1, i)]
         assert (r, v) == pytest.approx((math.sqrt(1 - beta), beta), rel=1e-9)
         assert w == pytest.approx(beta * (1 - kept[0]) / (1 - kept[1]), rel=1e-9)
 
 
 def test_the_published_chain_of_vp_tends_to_the_exact_one():
     """r and v differ by O(dt^2), w too where the noise has not just begun."""
-    sde, h = VPSDE(), [2.0**-k for k in range(8, 13)]
+    sde = VPSDE()
+    h = [2.0**-k for k in range(8, 13)]
     for which in range(3):
-        errors = [abs(sde.chain(0.5 - dt, 0.5)[which] - AbstractSDE.chain(sde, 0.5 - dt, 0.5)[which]) for dt in h]
+        errors = [
+            abs(sde.chain(0.5 - dt, 0.5)[which] - AbstractSDE.chain(sde, 0.5 - dt, 0.5)[which])
+            for dt in h
+        ]
         assert slope([1 / dt for dt in h], errors) == pytest.approx(2, abs=0.05)
 
 
 @pytest.mark.parametrize("sde", [VPSDE(), SubVPSDE(), VES[0]], ids=str)
 @pytest.mark.parametrize("predictor", [ReverseDiffusion(), Ancestral(), EulerMaruyama()], ids=str)
-@pytest.mark.parametrize(("moves", "dtype"), [(1, torch.float64), (3, torch.float64), (1, torch.float32)], ids=str)
+@pytest.mark.parametrize(
+    ("moves", "dtype"), [(1, torch.float64), (3, torch.float64), (1, torch.float32)], ids=str
+)
 def test_the_corrector_is_the_published_loop_with_norms_of_one_sample(sde, predictor, moves, dtype):
-    """Corrector, then predictor, at the same t; each move has a step size a sample. Steps of predictors are compared above.
+    """Corrector, then predictor, at the same t; each move has a step size a sample. Steps of
+    predictors are compared above.
 
-    More moves blow the rounding of float32 up: in two dimensions scores come near to 0, and moves there become long.
+    More moves blow the rounding of float32 up: in two dimensions scores come near to 0, and moves
+        there become long.
     """
     x, ts, noise = setting(sde, moves, dtype)
     problem = ReverseSDE(sde, lambda t, x: MIXTURE.score(t, x, sde))
@@ -160,7 +192,12 @@ def test_the_corrector_is_the_published_loop_with_norms_of_one_sample(sde, predi
         a = 1.0 if isinstance(sde, VESDE) else (sde.alpha(t) / sde.alpha(s)) ** 2
         for z in fresh:
             score = MIXTURE.score(t, x, sde)
-            e = torch.stack([2 * a * (0.16 * zi.norm() / si.norm()) ** 2 for zi, si in zip(z, score, strict=True)])[:, None]
+            e = torch.stack(
+                [
+                    2 * a * (0.16 * zi.norm() / si.norm()) ** 2
+                    for zi, si in zip(z, score, strict=True)
+                ]
+            )[:, None]
             x = x + e * score + (2 * e).sqrt() * z
         x = predictor.step(problem, t, s, x, sdekit.Increment(w * math.sqrt(t - s)), ()).x
     solver = PredictorCorrector(predictor, Langevin(snr=0.16, steps=moves, m=0.0))
@@ -168,10 +205,14 @@ def test_the_corrector_is_the_published_loop_with_norms_of_one_sample(sde, predi
 
 
 @pytest.mark.parametrize("kernel", [VPSDE(), SubVPSDE(), VES[0]], ids=str)
-@pytest.mark.parametrize("solver", [ReverseDiffusion(), Ancestral(), Ancestral(large=True)], ids=str)
+@pytest.mark.parametrize(
+    "solver", [ReverseDiffusion(), Ancestral(), Ancestral(large=True)], ids=str
+)
 def test_weak_order(solver, kernel):
     """Strong orders are in test_noise_path.py, by refinement on one path."""
-    line = GaussianMixture([0.3, 0.7], torch.tensor([[-1.0], [0.5]], dtype=torch.float64), [0.3, 0.2])
+    line = GaussianMixture(
+        [0.3, 0.7], torch.tensor([[-1.0], [0.5]], dtype=torch.float64), [0.3, 0.2]
+    )
     problem = ReverseSDE(kernel, lambda t, x: line.score(t, x, kernel))
     assert local_weak_slope(solver, problem, lambda h: 0.5 - h / 16) == pytest.approx(
         1 + solver.order["additive"].weak, abs=0.1
@@ -198,23 +239,42 @@ class Shift(AbstractCorrector):
         return x + z.sum(dim=0)
 
 
-@pytest.mark.parametrize(("corrector", "m"), [(Langevin(), 100.0), (Langevin(snr=0.3, m=7.0), 7.0)], ids=["default", "m = 7"])
+@pytest.mark.parametrize(
+    ("corrector", "m"),
+    [(Langevin(), 100.0), (Langevin(snr=0.3, m=7.0), 7.0)],
+    ids=["default", "m = 7"],
+)
 def test_a_move_of_langevins_has_m_further_coordinates(corrector, m):
-    """x + e s + sqrt(2 e) z, e = 2 a (snr sigma)^2 (|z|^2 + m) / (sigma^2 |s|^2 + m), a the squared ratio of the alphas."""
-    sde, t, s = VPSDE(), 0.5, 0.48
+    """x + e s + sqrt(2 e) z, e = 2 a (snr sigma)^2 (|z|^2 + m) / (sigma^2 |s|^2 + m), a the squared
+    ratio of the alphas.
+    """
+    sde = VPSDE()
+    t = 0.5
+    s = 0.48
     problem = ReverseSDE(sde, lambda t, x: MIXTURE.score(t, x, sde))
     draw = torch.Generator().manual_seed(0)
-    x, z = (torch.randn(shape, generator=draw, dtype=torch.float64) for shape in ((5, 2), (1, 5, 2)))
+    x, z = (
+        torch.randn(shape, generator=draw, dtype=torch.float64) for shape in ((5, 2), (1, 5, 2))
+    )
     alpha, sigma = sde.kernel(t)
     score = MIXTURE.score(t, x, sde)
-    square, length = score.square().sum(dim=1, keepdim=True), z[0].square().sum(dim=1, keepdim=True)
-    e = 2 * (alpha / sde.alpha(s)) ** 2 * (corrector.snr * sigma) ** 2 * (length + m) / (sigma**2 * square + m)
+    square = score.square().sum(dim=1, keepdim=True)
+    length = z[0].square().sum(dim=1, keepdim=True)
+    e = (
+        2
+        * (alpha / sde.alpha(s)) ** 2
+        * (corrector.snr * sigma) ** 2
+        * (length + m)
+        / (sigma**2 * square + m)
+    )
     found = corrector.correct(problem, t, s, x, z)
     close(found, x + e * score + (2 * e).sqrt() * z[0], rtol=1e-12, atol=1e-12)
 
 
 def test_every_corrector_has_normals_of_its_own():
-    """A predictor that corrects as well reads the first of them, the corrector around it the others."""
+    """A predictor that corrects as well reads the first of them, the corrector around it the
+    others.
+    """
     still = SDE(lambda t, x: 0 * x, lambda t, x: 0.0, "additive")
     solver = PredictorCorrector(PredictorCorrector(EulerMaruyama(), Shift()), Shift())
     noise = Increment(torch.zeros(1, 1), None, torch.tensor([1.0, 10.0]).reshape(2, 1, 1))
@@ -224,7 +284,8 @@ def test_every_corrector_has_normals_of_its_own():
 
 @pytest.mark.parametrize("solver", [ReverseDiffusion(), Ancestral()], ids=str)
 def test_what_the_predictors_refuse(solver):
-    x, noise = torch.zeros(2, 1), WhiteNoise(0)
+    x = torch.zeros(2, 1)
+    noise = WhiteNoise(0)
     plain = ReverseSDE(SDE(lambda t, x: -x, lambda t, x: 1.0, "additive"), lambda t, x: -x)
     with pytest.raises(TypeError, match="SDE has no kernel"):
         solve(plain, x, [1.0, 0.5], solver=solver, noise=noise)
@@ -248,7 +309,9 @@ def test_a_predictor_takes_twenty_lines():
 
 
 def test_a_corrector_may_draw_nothing():
-    """A step along the score before each step of the predictor; with and without noise in the predictor."""
+    """A step along the score before each step of the predictor; with and without noise in the
+    predictor.
+    """
 
     class Along(AbstractCorrector):
         normals = 0
@@ -261,7 +324,13 @@ def test_a_corrector_may_draw_nothing():
     x = torch.ones(3, 2, dtype=torch.float64)
     for eta in (0.0, 1.0):
         problem = ReverseSDE(VPSDE(), lambda t, x: -x, eta)
-        found = solve(problem, x, grid, solver=PredictorCorrector(EulerMaruyama(), Along()), noise=WhiteNoise(1)).x
+        found = solve(
+            problem,
+            x,
+            grid,
+            solver=PredictorCorrector(EulerMaruyama(), Along()),
+            noise=WhiteNoise(1),
+        ).x
         expected = x
         noise = WhiteNoise(1).increments(grid.tolist(), x, (2,))
         for t0, t1, step in zip(grid.tolist(), grid.tolist()[1:], noise, strict=False):

@@ -34,7 +34,9 @@ class Output:
 
 
 class Stub(nn.Module):
-    """Remembers its labels; its output has more channels than its input where a variance is learned."""
+    """Remembers its labels; its output has more channels than its input where a variance is
+    learned.
+    """
 
     def __init__(self, size=4, extra=0):
         super().__init__()
@@ -63,13 +65,17 @@ def test_labels_are_the_numbers_of_steps():
     assert unet.seen[1].tolist() == [0, 1, 2]
 
 
-@pytest.mark.parametrize(("name", "predicts"), [("epsilon", "noise"), ("sample", "data"), ("v_prediction", "velocity")])
+@pytest.mark.parametrize(
+    ("name", "predicts"), [("epsilon", "noise"), ("sample", "data"), ("v_prediction", "velocity")]
+)
 @pytest.mark.parametrize("extra", [0, 2])
 def test_outputs(name, predicts, extra):
     model = from_diffusers(Stub(extra=extra), {**BETAS, "prediction_type": name})
     alpha, sigma = model.sde.kernel(0.4)
     out = 0.1 * X
-    data = {"noise": (X - sigma * out) / alpha, "data": out, "velocity": alpha * X - sigma * out}[predicts]
+    data = {"noise": (X - sigma * out) / alpha, "data": out, "velocity": alpha * X - sigma * out}[
+        predicts
+    ]
     torch.testing.assert_close(model.denoise(0.4, X), data)
 
 
@@ -80,7 +86,9 @@ def test_sizes():
 
 def test_a_variance_exploding_network_is_told_sigma_and_gives_the_score():
     unet = Stub()
-    model = from_diffusers(unet, {"sigma_min": 0.01, "sigma_max": 100.0, "snr": 0.15, "num_train_timesteps": 2000})
+    model = from_diffusers(
+        unet, {"sigma_min": 0.01, "sigma_max": 100.0, "snr": 0.15, "num_train_timesteps": 2000}
+    )
     assert model.sde == VESDE(0.01, 100.0, exact=False)
     torch.testing.assert_close(model.score(0.5, X), 0.1 * X)
     torch.testing.assert_close(unet.seen[0], torch.ones(3))
@@ -89,20 +97,30 @@ def test_a_variance_exploding_network_is_told_sigma_and_gives_the_score():
 def test_betas_may_be_given():
     betas = [0.01, 0.02, 0.05]
     assert from_diffusers(Stub(), {"trained_betas": betas}).sde == DDPM(betas)
-    assert from_diffusers(Stub(), {"beta_schedule": "squaredcos_cap_v2", "num_train_timesteps": 20}).sde == DDPM(
-        cosine_betas(20)
-    )
+    assert from_diffusers(
+        Stub(), {"beta_schedule": "squaredcos_cap_v2", "num_train_timesteps": 20}
+    ).sde == DDPM(cosine_betas(20))
 
 
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({**BETAS, "beta_schedule": "sigmoid"}, "beta_schedule = 'sigmoid' is not one of linear.*trained_betas"),
+        (
+            {**BETAS, "beta_schedule": "sigmoid"},
+            "beta_schedule = 'sigmoid' is not one of linear.*trained_betas",
+        ),
         ({}, "beta_schedule = None"),
-        ({"beta_schedule": "linear"}, r"beta_start must be a positive number .*, not None; beta_start is 0.0001"),
+        (
+            {"beta_schedule": "linear"},
+            r"beta_start must be a positive number .*, not None; "
+            r"beta_start is 0.0001",
+        ),
         ({**BETAS, "beta_end": "0.02"}, r"beta_end must be a positive number .*, not '0.02'"),
         ({"trained_betas": ["a"]}, "trained_betas must be numbers"),
-        ({**BETAS, "prediction_type": "flow_prediction"}, "prediction_type = 'flow_prediction' is not one of epsilon"),
+        (
+            {**BETAS, "prediction_type": "flow_prediction"},
+            "prediction_type = 'flow_prediction' is not one of epsilon",
+        ),
         ({**BETAS, "rescale_betas_zero_snr": True}, "ends at alpha = 0"),
         ({**BETAS, "timestep_type": "continuous"}, "continuous timesteps"),
     ],
@@ -113,8 +131,17 @@ def test_what_is_refused(config, message):
 
 
 def test_a_scheduler_is_not_its_config():
-    for unet, config in ((Stub(), Stub()), (Stub(), "folder"), (Stub(), None), (torch.nn.Identity(), BETAS)):
-        with pytest.raises(TypeError, match=r"takes a folder, or a network with a config, .* and scheduler\.config; not"):
+    for unet, config in (
+        (Stub(), Stub()),
+        (Stub(), "folder"),
+        (Stub(), None),
+        (torch.nn.Identity(), BETAS),
+    ):
+        with pytest.raises(
+            TypeError,
+            match=r"takes a folder, or a network with a config, .* and "
+            r"scheduler\.config; not",
+        ):
             from_diffusers(unet, config)
 
 
@@ -152,11 +179,15 @@ def test_the_chain_is_that_of_the_scheduler(diffusers, schedule):
     unet = unet_of(diffusers)
     model = from_diffusers(unet, scheduler.config)
     times = torch.arange(1, 101, dtype=torch.float64) / 100
-    torch.testing.assert_close(model.sde.alpha(times).square().float(), scheduler.alphas_cumprod, rtol=1e-4, atol=1e-9)
+    torch.testing.assert_close(
+        model.sde.alpha(times).square().float(), scheduler.alphas_cumprod, rtol=1e-4, atol=1e-9
+    )
     x = torch.randn(4, 1, 8, 8, generator=torch.Generator().manual_seed(0))
     steps = torch.tensor([0, 10, 50, 99])
     expected = unet(x, steps).sample
-    torch.testing.assert_close(model.predict_noise(*model.sde.normalised(times[steps], x)), expected, rtol=1e-3, atol=1e-5)
+    torch.testing.assert_close(
+        model.predict_noise(*model.sde.normalised(times[steps], x)), expected, rtol=1e-3, atol=1e-5
+    )
     noisy = scheduler.add_noise(x, torch.ones_like(x), steps)
     mean, sigma = model.sde.marginal(times[steps], x)
     torch.testing.assert_close((mean + sigma).float(), noisy, rtol=1e-4, atol=1e-5)
@@ -164,22 +195,31 @@ def test_the_chain_is_that_of_the_scheduler(diffusers, schedule):
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 def test_a_network_of_diffusers_trains_samples_and_has_a_likelihood(diffusers):
-    """On digits, for a few seconds: it comes to denoise, makes samples of their deviation, and tells them from noise.
+    """On digits, for a few seconds: it comes to denoise, makes samples of their deviation, and
+    tells them from noise.
 
     Read by another config it is found out.
     """
     scheduler = diffusers.DDPMScheduler(prediction_type="v_prediction")
-    model, x = from_diffusers(unet_of(diffusers), scheduler.config, data_std=0.7), data.load("digits").train.float() / 8 - 1
+    model = from_diffusers(unet_of(diffusers), scheduler.config, data_std=0.7)
+    x = data.load("digits").train.float() / 8 - 1
     assert not check_model(model, x[:32], throw=False).fits
     fit(model, x, Recipe(steps=60, batch_size=32, warmup=20), progress=False)
     assert check_model(model, x[:32]).score < 0.9
     assert 0.5 < sample(model, 16, steps=10, seed=0).std() < 1.0
     noise = torch.rand(2, 1, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    found = log_likelihood(model, torch.cat([x[:2], noise]), end=0.01, method=AdaptiveFlow(rtol=1e-2, atol=1e-2))
+    found = log_likelihood(
+        model, torch.cat([x[:2], noise]), end=0.01, method=AdaptiveFlow(rtol=1e-2, atol=1e-2)
+    )
     assert found.value[:2].min() - found.value[2:].max() > 10 * found.stderr.max()
-    unet, config = model.net.net, dict(scheduler.config)
+    unet = model.net.net
+    config = dict(scheduler.config)
     assert from_diffusers(unet, config, check=x[:32]).predicts == "velocity"
-    with pytest.raises(ValueError, match=r"With prediction_type = 'v_prediction' in the scheduler's config it is"):
+    with pytest.raises(
+        ValueError,
+        match=r"With prediction_type = 'v_prediction' in the "
+        r"scheduler's config it is",
+    ):
         from_diffusers(unet, {**config, "prediction_type": "epsilon"}, check=x[:32])
     with pytest.raises(ValueError, match=r"With x moved from \[0, 1\] to \[-1, 1\] it is"):
         from_diffusers(unet, config, check=(x[:32] + 1) / 2)
@@ -206,9 +246,13 @@ quiet = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::Future
 
 @quiet
 def test_a_folder_is_the_network_and_its_scheduler(diffusers, folder, tmp_path):
-    """Of a pipeline, or of a network with the scheduler's config beside it: bit for bit what save_pretrained was given."""
-    unet, config = unet_of(diffusers), json.loads((folder / "scheduler" / "scheduler_config.json").read_text())
-    model, expected = from_diffusers(folder), from_diffusers(unet, config)
+    """Of a pipeline, or of a network with the scheduler's config beside it: bit for bit what
+    save_pretrained was given.
+    """
+    unet = unet_of(diffusers)
+    config = json.loads((folder / "scheduler" / "scheduler_config.json").read_text())
+    model = from_diffusers(folder)
+    expected = from_diffusers(unet, config)
     assert not model.training
     assert not model.net.training
     x = torch.randn(3, 1, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -231,7 +275,9 @@ def test_a_folder_is_the_network_and_its_scheduler(diffusers, folder, tmp_path):
 @quiet
 @pytest.mark.parametrize(("spacing", "n"), [("linspace", 100), ("trailing", 20)])
 def test_the_scheduler_samples_alike(diffusers, folder, spacing, n):
-    """DDIM with its own spacing of timesteps, x_0 at the end: `grid="time"` from step to step, and `denoise=True`."""
+    """DDIM with its own spacing of timesteps, x_0 at the end: `grid="time"` from step to step, and
+    `denoise=True`.
+    """
     model = from_diffusers(folder)
     last = 0 if spacing == "linspace" else 100 // n - 1
     options = {"timestep_spacing": spacing, "clip_sample": False, "set_alpha_to_one": True}
@@ -253,7 +299,9 @@ def test_the_scheduler_samples_alike(diffusers, folder, spacing, n):
 
 @quiet
 def test_a_folder_of_variance_exploding(diffusers, tmp_path):
-    """NCSN++ by diffusers' blocks: told sigma, it gives the score, and centres its images itself."""
+    """NCSN++ by diffusers' blocks: told sigma, it gives the score, and centres its images
+    itself.
+    """
     torch.manual_seed(0)
     settings = {"sample_size": 8, "layers_per_block": 1, "norm_num_groups": 4}
     blocks = {
@@ -261,13 +309,21 @@ def test_a_folder_of_variance_exploding(diffusers, tmp_path):
         "down_block_types": ("SkipDownBlock2D",) * 2,
         "up_block_types": ("SkipUpBlock2D",) * 2,
     }
-    unet = diffusers.UNet2DModel(**settings, **blocks, time_embedding_type="fourier", center_input_sample=True)
+    unet = diffusers.UNet2DModel(
+        **settings, **blocks, time_embedding_type="fourier", center_input_sample=True
+    )
     unet.save_pretrained(tmp_path)
     diffusers.ScoreSdeVeScheduler(num_train_timesteps=20, sigma_max=9.0).save_pretrained(tmp_path)
     model = from_diffusers(tmp_path)
     assert (model.sde, model.data_range) == (VESDE(0.01, 9.0, exact=False), (0, 1))
-    x, sigma = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(0)), torch.tensor([0.3, 3.0])
-    torch.testing.assert_close(model.score(model.sde.time(-sigma.log()), x), unet.eval()(x, sigma).sample, rtol=1e-4, atol=1e-4)
+    x = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    sigma = torch.tensor([0.3, 3.0])
+    torch.testing.assert_close(
+        model.score(model.sde.time(-sigma.log()), x),
+        unet.eval()(x, sigma).sample,
+        rtol=1e-4,
+        atol=1e-4,
+    )
 
 
 @quiet
@@ -280,9 +336,12 @@ def test_a_network_that_centres_its_input_has_images_from_0_to_1(diffusers, fold
 
 @quiet
 def test_old_names_and_old_weights(diffusers, folder):
-    """Attention's names before diffusers 0.17, pickled weights, and a config without a prediction type, which was epsilon."""
+    """Attention's names before diffusers 0.17, pickled weights, and a config without a prediction
+    type, which was epsilon.
+    """
     path = folder / "unet" / "diffusion_pytorch_model.safetensors"
-    state, old = load_file(path), {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+    state = load_file(path)
+    old = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
     renamed = {}
     for name, value in state.items():
         for new, before in old.items():
@@ -308,14 +367,34 @@ def test_old_names_and_old_weights(diffusers, folder):
 @pytest.mark.parametrize(
     ("name", "changes", "message"),
     [
-        ("unet/config.json", {"_class_name": "UNet2DConditionModel"}, "is of a 'UNet2DConditionModel'"),
+        (
+            "unet/config.json",
+            {"_class_name": "UNet2DConditionModel"},
+            "is of a 'UNet2DConditionModel'",
+        ),
         ("unet/config.json", {"norm_num_group": 4}, "has 'norm_num_group', which it does not know"),
-        ("unet/config.json", {"layers_per_block": 10**9}, "layers_per_block is 1000000000, and the weights have"),
-        ("unet/config.json", {"layers_per_block": 2}, "does not describe a UNet2DModel of these weights: its network has"),
+        (
+            "unet/config.json",
+            {"layers_per_block": 10**9},
+            "layers_per_block is 1000000000, and the weights have",
+        ),
+        (
+            "unet/config.json",
+            {"layers_per_block": 2},
+            "does not describe a UNet2DModel of these weights: its network has",
+        ),
         ("unet/config.json", {"norm_num_groups": 5}, "does not describe a UNet2DModel"),
         ("unet/config.json", {"sample_size": "8"}, "sample_size = '8'"),
-        ("scheduler/scheduler_config.json", {"beta_schedule": "sigmoid"}, "beta_schedule = 'sigmoid' is not one of"),
-        ("scheduler/scheduler_config.json", {"num_train_timesteps": 10**12}, "num_train_timesteps must be"),
+        (
+            "scheduler/scheduler_config.json",
+            {"beta_schedule": "sigmoid"},
+            "beta_schedule = 'sigmoid' is not one of",
+        ),
+        (
+            "scheduler/scheduler_config.json",
+            {"num_train_timesteps": 10**12},
+            "num_train_timesteps must be",
+        ),
         ("model_index.json", {"vqvae": ["diffusers", "VQModel"]}, "a pipeline with vqvae"),
     ],
 )
@@ -328,8 +407,16 @@ def test_a_folder_that_is_not_understood_is_refused(folder, name, changes, messa
 @quiet
 def test_a_folder_that_lacks_something_is_refused(folder):
     for name, message in (
-        ("scheduler/scheduler_config.json", r"has no scheduler_config\.json.*pass from_diffusers\(folder, scheduler\.config\)"),
-        ("unet/diffusion_pytorch_model.safetensors", r"has no diffusion_pytorch_model\.safetensors or \.bin"),
+        (
+            "scheduler/scheduler_config.json",
+            r"has no scheduler_config\.json.*pass "
+            r"from_diffusers\(folder, scheduler\.config\)",
+        ),
+        (
+            "unet/diffusion_pytorch_model.safetensors",
+            r"has no diffusion_pytorch_model\.safetensors "
+            r"or \.bin",
+        ),
     ):
         content = (folder / name).read_bytes()
         (folder / name).unlink()

@@ -1,6 +1,7 @@
 """The generator: an independent copy in Python integers, pinned values, and its distribution.
 
-Every statistical assertion is a z-score or p-value with a false-alarm rate below 1e-6; seeds are fixed.
+Every statistical assertion is a z-score or p-value with a false-alarm rate below 1e-6; seeds are
+fixed.
 """
 
 import math
@@ -41,7 +42,9 @@ def reference(seed, index, counter, position, size):
     return radius * (math.cos(angle) if position < words else math.sin(angle))
 
 
-@pytest.mark.parametrize(("seed", "index", "counter"), [(0, 0, 0), (1, 2, 3), (-7, 10**6, -1), (2**63 - 1, 5, 2**36)])
+@pytest.mark.parametrize(
+    ("seed", "index", "counter"), [(0, 0, 0), (1, 2, 3), (-7, 10**6, -1), (2**63 - 1, 5, 2**36)]
+)
 def test_equals_an_independent_implementation(seed, index, counter):
     drawn = normal(seed, torch.tensor([index]), (5,), counter=counter, dtype=torch.float64)[0]
     expected = [reference(seed, index, counter, p, 5) for p in range(5)]
@@ -73,12 +76,16 @@ def test_radii_of_the_most_extreme_words():
         assert torch.equal(found, from_halves(-1 - upper, lower))
         radius = math.sqrt(-2 * math.log((upper + 0.5) / 2**31))
         assert float(found.norm()) == pytest.approx(radius, abs=1e-5)
-    assert float(from_halves(0, lower).norm()) == pytest.approx(math.sqrt(2 * 32 * math.log(2)), abs=1e-5)
+    assert float(from_halves(0, lower).norm()) == pytest.approx(
+        math.sqrt(2 * 32 * math.log(2)), abs=1e-5
+    )
 
 
 def test_pinned_values():
     drawn = normal(2026, torch.tensor([0, 1]), (3,), counter=4)
-    expected = torch.tensor([[-0.7577915, 0.3290450, -0.7900370], [-0.9965829, 1.2472508, 1.0176659]])
+    expected = torch.tensor(
+        [[-0.7577915, 0.3290450, -0.7900370], [-0.9965829, 1.2472508, 1.0176659]]
+    )
     torch.testing.assert_close(drawn, expected, atol=2e-6, rtol=0)
 
 

@@ -17,11 +17,21 @@ from sdekit_diffusion.metrics import DISTANCES
 def saved(folder, source, net, steps=8):
     """A run folder as `train` writes it, hardly trained."""
     torch.manual_seed(0)
-    shape, scale = tuple(source.test.shape[1:]), source.scale
-    model = sd.ScoreModel(net, "subvp", shape=shape, conditioning="log_snr", data_std=0.7, scale=scale)
-    records = list(sd.Training(model, source.train, sd.Recipe(steps=steps, batch_size=16), transform=scale.encode))
+    shape = tuple(source.test.shape[1:])
+    scale = source.scale
+    model = sd.ScoreModel(
+        net, "subvp", shape=shape, conditioning="log_snr", data_std=0.7, scale=scale
+    )
+    records = list(
+        sd.Training(
+            model, source.train, sd.Recipe(steps=steps, batch_size=16), transform=scale.encode
+        )
+    )
     sd.save(model, folder, {"data": {"name": source.name}})
-    lines = [json.dumps({"step": r.step, "loss": float(r.loss), "lr": r.lr, "seconds": 0.0}) for r in records]
+    lines = [
+        json.dumps({"step": r.step, "loss": float(r.loss), "lr": r.lr, "seconds": 0.0})
+        for r in records
+    ]
     (folder / "metrics.jsonl").write_text("\n".join(lines))
     return folder
 
@@ -34,7 +44,9 @@ def digits(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def moons(tmp_path_factory):
-    run = saved(tmp_path_factory.mktemp("moons"), load("moons"), sd.nets.MLP((2,), width=16, depth=1))
+    run = saved(
+        tmp_path_factory.mktemp("moons"), load("moons"), sd.nets.MLP((2,), width=16, depth=1)
+    )
     return run, report.write_report(run, samples=50, tolerance=1e-2)
 
 
@@ -51,7 +63,13 @@ def test_the_page_of_images(digits):
     assert page.count("data:image/png;base64,") == 5
     assert "Fréchet" in page
     assert "FID" not in re.sub(r"base64,[A-Za-z0-9+/=]+", "", page)
-    for text in ("12 samples", "500 held-out ones", "1297 training images", "4 held-out samples", "bits/dim"):
+    for text in (
+        "12 samples",
+        "500 held-out ones",
+        "1297 training images",
+        "4 held-out samples",
+        "bits/dim",
+    ):
         assert text in page, text
     for name in ("samples", "neighbours", "denoising", "forward", "loss"):
         with Image.open(run / f"{name}.png") as image:
@@ -69,7 +87,10 @@ def test_the_numbers_of_images(digits):
     assert written["frechet"]["accuracy"] > 0.9
     assert written["likelihood"].items() >= {"unit": "bits/dim", "n": 12, "probes": 2}.items()
     assert 0 < written["likelihood"]["parts"]["probes"] < 1
-    assert written["neighbours"].items() >= {"n_samples": 12, "n_held_out": 12, "n_train": 1297}.items()
+    assert (
+        written["neighbours"].items()
+        >= {"n_samples": 12, "n_held_out": 12, "n_train": 1297}.items()
+    )
     assert written["sampling"]["seed"] == 0
     assert written["sampling"]["evaluations"] > 0
     assert set(written["environment"]) == {"device", "dtype", "threads", "versions"}
@@ -81,11 +102,15 @@ def test_the_report_of_points(moons):
     assert offline(page)
     assert "frechet" not in numbers
     assert "Fréchet" not in page
-    assert numbers["likelihood"].items() >= {"unit": "nats", "n": 50, "probes": 0, "draws": 0, "failed": 0}.items()
+    assert (
+        numbers["likelihood"].items()
+        >= {"unit": "nats", "n": 50, "probes": 0, "draws": 0, "failed": 0}.items()
+    )
     rows = numbers["distances"]["rows"]
     assert list(rows) == list(DISTANCES)
     assert all(heading in page for heading, _ in DISTANCES.values())
-    assert all(row["distance"] > row["floor_max"] >= row["floor"] > 0 for row in rows.values())  # it was hardly trained
+    # It was hardly trained.
+    assert all(row["distance"] > row["floor_max"] >= row["floor"] > 0 for row in rows.values())
     assert "50 held-out data" in page or "50 samples" in page
     assert not (run / "neighbours.png").exists()
 
@@ -93,7 +118,9 @@ def test_the_report_of_points(moons):
 def test_the_same_seed_gives_the_same_numbers(moons, tmp_path):
     run, numbers = moons
     again = report.write_report(run, samples=50, tolerance=1e-2, out=tmp_path / "again.html")
-    other = report.write_report(run, samples=50, tolerance=1e-2, out=tmp_path / "other.html", seed=1)
+    other = report.write_report(
+        run, samples=50, tolerance=1e-2, out=tmp_path / "other.html", seed=1
+    )
     assert again["distances"] == numbers["distances"]
     assert other["distances"] != numbers["distances"]
 
@@ -112,7 +139,11 @@ def test_own_arrays(array, tmp_path):
     np.save(tmp_path / "own.npy", array)
     source = load(tmp_path / "own.npy")
     shape = tuple(source.train.shape[1:])
-    net = sd.nets.MLP(shape, width=8, depth=1) if source.scale.levels is None else sd.nets.UNet(3, width=8)
+    net = (
+        sd.nets.MLP(shape, width=8, depth=1)
+        if source.scale.levels is None
+        else sd.nets.UNet(3, width=8)
+    )
     run = saved(tmp_path / "run", source, net)
     numbers = report.write_report(run, samples=6, tolerance=1e-1)
     assert "distances" in numbers
@@ -129,7 +160,9 @@ def test_the_scale_of_known_sets():
     rows = known(lambda source: source.train)["rows"]
     assert abs(rows["model"]["relative"]) < 0.03
     assert rows["gaussians"]["distance"] > 3 * rows["model"]["distance"]
-    noise = known(lambda source: torch.randint(17, (500, 1, 8, 8), generator=torch.Generator().manual_seed(0)))["rows"]
+    noise = known(
+        lambda source: torch.randint(17, (500, 1, 8, 8), generator=torch.Generator().manual_seed(0))
+    )["rows"]
     assert noise["model"]["relative"] == pytest.approx(1, abs=0.1)
     constant = known(lambda source: torch.zeros(500, 1, 8, 8))["rows"]
     assert constant["model"]["relative"] > 0.2
@@ -148,7 +181,8 @@ def test_the_frame_of_points_is_where_they_are():
     x = torch.randn(500, 2, generator=torch.Generator().manual_seed(0))
     for unit, alike in ((torch.tensor([20.0, 10.0]), True), (torch.tensor([20.0, 0.01]), False)):
         ax = figures.scatter([("", 100 + x * unit)]).axes[0]
-        (x0, x1), (y0, y1) = ax.get_xlim(), ax.get_ylim()
+        (x0, x1) = ax.get_xlim()
+        (y0, y1) = ax.get_ylim()
         assert (x0 + x1) / 2 == pytest.approx(100, abs=10)
         assert (y0 + y1) / 2 == pytest.approx(100, abs=5 * float(unit[1]))
         assert x1 - x0 == pytest.approx(2 * 3.3 * 20, rel=0.2)

@@ -1,6 +1,8 @@
-"""Samples: their law at the end actually used, batch independence, every method under every diffusion, bad input.
+"""Samples: their law at the end actually used, batch independence, every method under every
+diffusion, bad input.
 
-Statistical bounds are 5.5 standard errors (false alarm below 4e-8 each, below 1e-6 a test) with fixed seeds.
+Statistical bounds are 5.5 standard errors (false alarm below 4e-8 each, below 1e-6 a test) with
+fixed seeds.
 """
 
 import copy
@@ -49,10 +51,16 @@ KERNELS = {"ve": VESDE(), "vp": VPSDE(), "subvp": SubVPSDE()}
 
 
 def ring():
-    """Eight narrow Gaussians with unequal weights: the default must be at the statistical floor here."""
+    """Eight narrow Gaussians with unequal weights: the default must be at the statistical floor
+    here.
+    """
     angle = torch.arange(8) * math.pi / 4
     weights = torch.arange(1.0, 9.0)
-    return GaussianMixture(weights / weights.sum(), torch.stack([angle.cos(), angle.sin()], 1), torch.full((8,), 0.05**2))
+    return GaussianMixture(
+        weights / weights.sum(),
+        torch.stack([angle.cos(), angle.sin()], 1),
+        torch.full((8,), 0.05**2),
+    )
 
 
 def line():
@@ -60,11 +68,16 @@ def line():
 
 
 def sixteen():
-    """Centred, as data should be: the prior has mean 0, and p_T of VE at sigma = 50 is off by |mean| / 50 deviations."""
+    """Centred, as data should be: the prior has mean 0, and p_T of VE at sigma = 50 is off by
+    |mean| / 50 deviations.
+    """
     generator = torch.Generator().manual_seed(0)
     factor = torch.randn(3, 16, 16, generator=generator) / 8
-    means, weights = torch.randn(3, 16, generator=generator), torch.tensor([0.2, 0.3, 0.5])
-    return GaussianMixture(weights, means - weights @ means, factor @ factor.mT + 0.01 * torch.eye(16))
+    means = torch.randn(3, 16, generator=generator)
+    weights = torch.tensor([0.2, 0.3, 0.5])
+    return GaussianMixture(
+        weights, means - weights @ means, factor @ factor.mT + 0.01 * torch.eye(16)
+    )
 
 
 MIXTURES = {"1": line(), "2": ring(), "16": sixteen()}
@@ -72,7 +85,8 @@ MIXTURES = {"1": line(), "2": ring(), "16": sixteen()}
 
 def floor_scores(x, law):
     """z-scores of mode weights, mean and covariance against a law whose modes are far apart."""
-    n, flat = len(x), x.reshape(len(x), -1).double()
+    n = len(x)
+    flat = x.reshape(len(x), -1).double()
     r = law.posterior(x).double()
     weights = (r.mean(0) - law.weights) / (r.std(0) / math.sqrt(n))
     mean = (flat.mean(0) - law.mean().reshape(-1)) / (flat.std(0) / math.sqrt(n))
@@ -84,10 +98,14 @@ def floor_scores(x, law):
 
 def mode_scores(x, law):
     """z-scores of each mode's own mean and variance, for isotropic modes that do not overlap."""
-    scores, mode = [], law.posterior(x).argmax(1)
+    scores = []
+    mode = law.posterior(x).argmax(1)
     for k, (m, v) in enumerate(zip(law._means, law._variances, strict=True)):
         part = (x[mode == k].reshape(-1, len(m)) - m) / v.sqrt()
-        scores += [part.mean(0) * math.sqrt(len(part)), (part.var(0) - 1) * math.sqrt(len(part) / 2)]
+        scores += [
+            part.mean(0) * math.sqrt(len(part)),
+            (part.var(0) - 1) * math.sqrt(len(part) / 2),
+        ]
     return torch.cat(scores).abs()
 
 
@@ -116,21 +134,29 @@ def test_default_is_at_the_floor_of_20000_samples(sde, dimensions):
             (InTime(PredictorCorrector(ReverseDiffusion(), Langevin(steps=2))), 500),
         ],
         # Annealed Langevin dynamics has a bias of its own, which test_annealed.py bounds.
-        *((name, {"ddim": 400, "pc": 500}.get(name)) for name in METHODS if not isinstance(METHODS[name], AnnealedLangevin)),
+        *(
+            (name, {"ddim": 400, "pc": 500}.get(name))
+            for name in METHODS
+            if not isinstance(METHODS[name], AnnealedLangevin)
+        ),
     ],
     ids=str,
 )
 @pytest.mark.parametrize("sde", SDES)
 def test_every_method_has_the_law_of_narrow_modes(sde, method, steps):
     mixture = MIXTURES["2"]
-    solution = sample(mixture, 4000, sde=sde, method=method, steps=steps, seed=2, return_solution=True)
+    solution = sample(
+        mixture, 4000, sde=sde, method=method, steps=steps, seed=2, return_solution=True
+    )
     law = mixture.marginal(float(solution.ts[-1]), KERNELS[sde])
     assert floor_scores(solution.x, law).max() < Z
     assert mode_scores(solution.x, law).max() < Z
 
 
 def test_the_tests_have_the_power_to_see_what_matters():
-    """A coarse Euler-Maruyama, and Langevin with one sample's own norms in two dimensions, fail the same tests by far."""
+    """A coarse Euler-Maruyama, and Langevin with one sample's own norms in two dimensions, fail the
+    same tests by far.
+    """
     mixture = MIXTURES["2"]
     law = mixture.marginal(1e-3, VESDE())
     coarse = sample(mixture, 4000, sde="vp", method="euler_maruyama", steps=100, seed=2)
@@ -150,7 +176,9 @@ def test_other_ends_and_denoising(sde):
     law = mixture.marginal(float(solution.ts[-1]), KERNELS[sde])
     assert mode_scores(solution.x, law).max() < Z
     denoised = sample(mixture, 4000, sde=sde, end=0.1, seed=3, denoise=True)
-    torch.testing.assert_close(denoised, mixture.denoise(float(solution.ts[-1]), solution.x, KERNELS[sde]))
+    torch.testing.assert_close(
+        denoised, mixture.denoise(float(solution.ts[-1]), solution.x, KERNELS[sde])
+    )
 
 
 def test_vp_and_subvp_give_the_same_image_on_the_clock():
@@ -162,18 +190,33 @@ def test_vp_and_subvp_give_the_same_image_on_the_clock():
 
 
 def steps_of(method, n):
-    """Adaptive methods take no number; a step of annealed Langevin dynamics is five or a hundred moves."""
+    """Adaptive methods take no number; a step of annealed Langevin dynamics is five or a hundred
+    moves.
+    """
     chosen = METHODS.get(method) if isinstance(method, str) else method
-    return None if isinstance(chosen, AbstractAdaptive) else n // 8 if isinstance(chosen, AnnealedLangevin) else n
+    return (
+        None
+        if isinstance(chosen, AbstractAdaptive)
+        else n // 8
+        if isinstance(chosen, AnnealedLangevin)
+        else n
+    )
 
 
-@pytest.mark.parametrize(("method", "sde"), [*((name, "vp") for name in METHODS), *itertools.product(IN_TIME, ["ve", "subvp"])])
+@pytest.mark.parametrize(
+    ("method", "sde"),
+    [*((name, "vp") for name in METHODS), *itertools.product(IN_TIME, ["ve", "subvp"])],
+)
 def test_shapes_are_a_matter_of_reshaping(method, sde):
-    flat = GaussianMixture([0.4, 0.6], torch.tensor([[-1.0, 0.5, 0.2, 0.9], [1.0, 0.0, -0.3, 0.1]]), [0.04, 0.01])
+    flat = GaussianMixture(
+        [0.4, 0.6], torch.tensor([[-1.0, 0.5, 0.2, 0.9], [1.0, 0.0, -0.3, 0.1]]), [0.04, 0.01]
+    )
     settings = {"sde": sde, "method": method, "steps": steps_of(method, 22), "seed": 1, "end": 0.02}
     x = sample(flat, 6, **settings)
     for shape in ((1, 2, 2), (2, 1, 2, 1)):
-        y = sample(GaussianMixture([0.4, 0.6], flat._means.reshape(2, *shape), [0.04, 0.01]), 6, **settings)
+        y = sample(
+            GaussianMixture([0.4, 0.6], flat._means.reshape(2, *shape), [0.04, 0.01]), 6, **settings
+        )
         assert y.shape == (6, *shape)
         assert torch.equal(y.reshape(6, 4), x)
     scalar = sample(line(), 6, **settings)
@@ -192,7 +235,8 @@ class RowWise(nn.Module):
 def test_samples_do_not_depend_on_the_batch(method, dtype):
     model = ScoreModel(RowWise(), "vp", shape=(2, 3), data_std=1.0).to(dtype)
     settings = {"method": method, "steps": steps_of(method, 24), "seed": 5, "dtype": dtype}
-    if method == "adaptive_sde":  # a hundred steps instead of three hundred, and still some that are rejected
+    # A hundred steps instead of three hundred, and still some that are rejected.
+    if method == "adaptive_sde":
         settings |= {"method": AdaptiveSDE(5e-2, 5e-2), "end": 0.1}
         assert sample(model, 17, return_solution=True, **settings).rejected.unique().numel() > 1
     whole = sample(model, 17, **settings)
@@ -207,20 +251,25 @@ def test_samples_do_not_depend_on_the_batch(method, dtype):
 def test_networks_agree_between_batches_to_rounding():
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(5, 64), nn.SiLU(), nn.Linear(64, 4))
-    model = ScoreModel(lambda x, t: net(torch.cat([x, t[:, None]], 1)), "subvp", "velocity", shape=(4,))
+    model = ScoreModel(
+        lambda x, t: net(torch.cat([x, t[:, None]], 1)), "subvp", "velocity", shape=(4,)
+    )
     whole = sample(model, 64, seed=1)
     torch.testing.assert_close(sample(model, 64, seed=1, batch_size=5), whole, rtol=1e-5, atol=1e-5)
 
 
 def test_float64_noise_is_that_of_float32():
     model = ScoreModel(RowWise(), "vp", shape=(3,), data_std=1.0)
-    single, double = (sample(model, 8, seed=3, steps=5, dtype=dtype) for dtype in (torch.float32, torch.float64))
+    single, double = (
+        sample(model, 8, seed=3, steps=5, dtype=dtype) for dtype in (torch.float32, torch.float64)
+    )
     torch.testing.assert_close(single.double(), double, rtol=1e-4, atol=1e-4)
 
 
 def test_seeds():
     model = MIXTURES["2"]
-    a, b = sample(model, 4, sde="vp", seed=1), sample(model, 4, sde="vp", seed=2)
+    a = sample(model, 4, sde="vp", seed=1)
+    b = sample(model, 4, sde="vp", seed=2)
     assert not torch.equal(a, b)
     torch.manual_seed(7)
     first, second = (sample(model, 4, sde="vp", return_solution=True) for _ in range(2))
@@ -249,39 +298,62 @@ def test_a_model_of_one_diffusion_samples_under_another():
         start = KERNELS[sde].log_snr(float(solution.ts[0]))
         assert start == pytest.approx(max(KERNELS[sde].log_snr(1.0), vp.log_snr(1.0)))
     exact = unscaled(mixture)
-    torch.testing.assert_close(sample(model, 20, seed=1), sample(exact, 20, sde="vp", seed=1), rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(
+        sample(model, 20, seed=1), sample(exact, 20, sde="vp", seed=1), rtol=1e-3, atol=1e-4
+    )
 
 
 def test_a_plain_score_and_a_solver_as_method():
-    mixture, vp = MIXTURES["2"], VPSDE()
+    mixture = MIXTURES["2"]
+    vp = VPSDE()
     score = lambda x, t: mixture.score(t, x, vp)  # noqa: E731
     assert sample(score, 3, sde="vp", shape=(2,), seed=1).shape == (3, 2)
     by_solver = sample(mixture, 3, sde="vp", method=EulerMaruyama(), steps=50, seed=1)
-    assert torch.equal(by_solver, sample(mixture, 3, sde="vp", method="euler_maruyama", steps=50, seed=1))
-    assert sample(mixture, 3, sde="vp", method=InTime(Heun(), eta=0.0), steps=50, seed=1).shape == (3, 2)
-    assert torch.isfinite(sample(mixture, 3, sde="vp", method=OnClock(Heun(), eta=1.0), steps=50, seed=1)).all()
+    assert torch.equal(
+        by_solver, sample(mixture, 3, sde="vp", method="euler_maruyama", steps=50, seed=1)
+    )
+    assert sample(mixture, 3, sde="vp", method=InTime(Heun(), eta=0.0), steps=50, seed=1).shape == (
+        3,
+        2,
+    )
+    assert torch.isfinite(
+        sample(mixture, 3, sde="vp", method=OnClock(Heun(), eta=1.0), steps=50, seed=1)
+    ).all()
 
 
 @pytest.mark.parametrize("sde", SDES)
 def test_a_given_start(sde):
-    """The prior is N(alpha m, (alpha s)^2 + sigma^2), with the mean and the deviation of the data."""
+    """The prior is N(alpha m, (alpha s)^2 + sigma^2), with the mean and the deviation of the
+    data.
+    """
     mixture = MIXTURES["2"]
     kernel = KERNELS[sde]
     alpha = kernel.alpha(kernel.T)
     sigma = kernel.sigma(kernel.T)
     z = kernel.prior((5, 2), seed=9) / sigma
     x_T = alpha * mixture.data_mean + math.hypot(alpha * mixture.data_std, sigma) * z
-    torch.testing.assert_close(sample(mixture, sde=sde, x_T=x_T), sample(mixture, 5, sde=sde, seed=9))
+    torch.testing.assert_close(
+        sample(mixture, sde=sde, x_T=x_T), sample(mixture, 5, sde=sde, seed=9)
+    )
 
 
 def test_trajectory_is_in_the_diffusions_own_scale_and_time():
-    mixture, seen = MIXTURES["2"], []
+    mixture = MIXTURES["2"]
+    seen = []
     for method in ("default", "euler_maruyama"):
         seen.clear()
         solution = sample(
-            mixture, 6, sde="subvp", method=method, steps=10, seed=1, batch_size=4, save="all", return_solution=True,
+            mixture,
+            6,
+            sde="subvp",
+            method=method,
+            steps=10,
+            seed=1,
+            batch_size=4,
+            save="all",
+            return_solution=True,
             callback=seen.append,
-        )  # fmt: skip
+        )
         assert solution.xs.shape == (11, 6, 2)
         torch.testing.assert_close(solution.xs[-1], solution.x)
         assert solution.ts[0] == pytest.approx(1.0)
@@ -292,11 +364,15 @@ def test_trajectory_is_in_the_diffusions_own_scale_and_time():
 
 
 def test_one_step_of_one_value_is_ddim_and_ancestral_sampling():
-    """x_s = alpha_s D + sigma_s (x_t - alpha_t D)/sigma_t without noise; with it, the Gaussian q(x_s | x_t, x_0 = D)."""
-    mixture, vp = MIXTURES["2"], VPSDE()
+    """x_s = alpha_s D + sigma_s (x_t - alpha_t D)/sigma_t without noise; with it, the Gaussian
+    q(x_s | x_t, x_0 = D).
+    """
+    mixture = MIXTURES["2"]
+    vp = VPSDE()
     x_T = vp.prior((5, 2), seed=1, dtype=torch.float64)
     start, stop = span_of(mixture, vp, 0.5)
-    t, s = vp.time(start), vp.time(stop)
+    t = vp.time(start)
+    s = vp.time(stop)
     settings = {"sde": vp, "x_T": x_T, "end": 0.5, "steps": 1, "dtype": torch.float64, "seed": 2}
     ddim = sample(mixture, method=OnClock(AdamsBashforth(1)), **settings)
     data = mixture.denoise(t, x_T, vp)
@@ -306,28 +382,43 @@ def test_one_step_of_one_value_is_ddim_and_ancestral_sampling():
     x = sample(mixture, method=OnClock(AdamsBashforth(1), eta=1.0), **{**settings, "x_T": many})
     factor, spread = vp.transition(s, t)
     variance = (vp.sigma(s) * spread / vp.sigma(t)) ** 2
-    mean = (vp.alpha(s) * spread**2 * data[0] + factor * vp.sigma(s) ** 2 * x_T[0]) / vp.sigma(t) ** 2
+    mean = (vp.alpha(s) * spread**2 * data[0] + factor * vp.sigma(s) ** 2 * x_T[0]) / vp.sigma(
+        t
+    ) ** 2
     assert ((x.mean(0) - mean).abs() < Z * math.sqrt(variance / 1e5)).all()
     assert ((x.var(0) / variance - 1).abs() < Z * math.sqrt(2 / 1e5)).all()
 
 
 @pytest.mark.parametrize("k", [1, 2, 3])
 def test_deterministic_order_on_the_clock(k):
-    """Against RK4 on the clock, on a nonlinear mixture in float64: the slope is the promised order within 0.15."""
+    """Against RK4 on the clock, on a nonlinear mixture in float64: the slope is the promised order
+    within 0.15.
+    """
     mixture = GaussianMixture([0.3, 0.7], torch.tensor([[-1.0, 0.3], [0.5, -0.4]]), [0.3, 0.2])
     x_T = VPSDE().prior((200, 2), seed=1, dtype=torch.float64)
 
     def run(solver, steps):
-        return sample(mixture, sde="vp", x_T=x_T, end=0.05, method=OnClock(solver), steps=steps, dtype=torch.float64)
+        return sample(
+            mixture,
+            sde="vp",
+            x_T=x_T,
+            end=0.05,
+            method=OnClock(solver),
+            steps=steps,
+            dtype=torch.float64,
+        )
 
     exact = run(RK4(), 800)
-    errors = [float((run(AdamsBashforth(k), n) - exact).square().mean().sqrt()) for n in (100, 200, 400)]
+    errors = [
+        float((run(AdamsBashforth(k), n) - exact).square().mean().sqrt()) for n in (100, 200, 400)
+    ]
     assert math.log2(errors[0] / errors[2]) / 2 == pytest.approx(k, abs=0.15)
 
 
 def test_ode_counts_and_never_leaves_the_interval():
     times = []
-    mixture, vp = MIXTURES["2"], VPSDE()
+    mixture = MIXTURES["2"]
+    vp = VPSDE()
 
     def score(x, t):
         times.extend(t.tolist())
@@ -372,14 +463,18 @@ def test_empty_batch():
         assert sample(MIXTURES["2"], 0, sde="vp", method=method, denoise=True).shape == (0, 2)
 
 
-@pytest.mark.parametrize("method", ["default", OnClock(eta=1.0), "euler_maruyama", "pc", "ode"], ids=str)
+@pytest.mark.parametrize(
+    "method", ["default", OnClock(eta=1.0), "euler_maruyama", "pc", "ode"], ids=str
+)
 def test_failures_name_time_and_rows_of_the_whole_call(method):
     """The network spoils sample 5 from t < 0.5 on; solved in batches of four."""
     x_T = torch.tensor([1.0, -1.0]).repeat(6, 1)
     x_T[5] = 5e4
 
     def net(x, t):
-        return torch.where((t[:, None] < 0.5) & (x.abs().amax(1, keepdim=True) > 50), math.nan, 0 * x)
+        return torch.where(
+            (t[:, None] < 0.5) & (x.abs().amax(1, keepdim=True) > 50), math.nan, 0 * x
+        )
 
     model = ScoreModel(net, "vp", "data", shape=(2,))
     if method == "ode":
@@ -399,7 +494,10 @@ def test_failures_name_time_and_rows_of_the_whole_call(method):
 
 @pytest.mark.parametrize("eta", [-1.0, math.nan, math.inf])
 def test_eta_is_a_number_from_zero_on(eta):
-    for build in (OnClock, lambda eta: sample(MIXTURES["2"], sde="vp", method=InTime(EulerMaruyama(), eta=eta))):
+    for build in (
+        OnClock,
+        lambda eta: sample(MIXTURES["2"], sde="vp", method=InTime(EulerMaruyama(), eta=eta)),
+    ):
         with pytest.raises(ValueError, match="eta must be"):
             build(eta=eta)
 
@@ -407,7 +505,9 @@ def test_eta_is_a_number_from_zero_on(eta):
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("method", [OnClock(eta=1.0), "euler_maruyama"], ids=str)
 def test_half_precision_has_the_law(dtype, method):
-    """Solved in float32 and cast: the mode weights of a state kept in half precision would be wrong, or overflow."""
+    """Solved in float32 and cast: the mode weights of a state kept in half precision would be
+    wrong, or overflow.
+    """
     wide = sample(MIXTURES["2"], 500, sde="ve", method=method, steps=300, seed=2)
     half = sample(MIXTURES["2"], 500, sde="ve", method=method, steps=300, seed=2, dtype=dtype)
     assert torch.equal(half, wide.to(dtype))
@@ -426,7 +526,11 @@ def test_ode_reports_both_ends():
     [
         ({"sde": "vpsde"}, ValueError, "unknown sde"),
         ({}, ValueError, "no diffusion of its own"),
-        ({"sde": "vp", "method": "ddim++"}, ValueError, "unknown method 'ddim\\+\\+'; .*did you mean 'ddim'"),
+        (
+            {"sde": "vp", "method": "ddim++"},
+            ValueError,
+            "unknown method 'ddim\\+\\+'; .*did you mean 'ddim'",
+        ),
         ({"sde": "vp", "end": -1.0}, ValueError, "positive number"),
         ({"sde": "vp", "end": 1e6}, ValueError, "nothing to solve"),
         ({"sde": "vp", "steps": 0}, ValueError, "at least one step"),
@@ -457,7 +561,8 @@ def test_shape_must_be_known():
 @pytest.mark.parametrize("grid", [None, "log_snr"])
 def test_a_shape_told_to_sample_is_as_good_as_the_models_own(grid):
     """The clock of the default method has the number of coordinates in it."""
-    known, unknown = ScoreModel(RowWise(), "vp", shape=(9,), data_std=1.0), ScoreModel(RowWise(), "vp", data_std=1.0)
+    known = ScoreModel(RowWise(), "vp", shape=(9,), data_std=1.0)
+    unknown = ScoreModel(RowWise(), "vp", data_std=1.0)
     settings = {"n": 3, "grid": grid, "steps": 12, "seed": 1}
     x = sample(known, **settings)
     assert torch.equal(sample(unknown, shape=(9,), **settings), x)
@@ -467,11 +572,21 @@ def test_a_shape_told_to_sample_is_as_good_as_the_models_own(grid):
 
 
 def test_clock_is_the_chain_rule_of_the_reverse_equation():
-    """For any integrand: dy/dtau of the clocked drift equals d(x / scale)/dtau along the reverse drift in t."""
-    mixture, x = MIXTURES["2"], torch.randn(4, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    """For any integrand: dy/dtau of the clocked drift equals d(x / scale)/dtau along the reverse
+    drift in t.
+    """
+    mixture = MIXTURES["2"]
+    x = torch.randn(4, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     for sde in KERNELS.values():
-        for eta, integrand in ((0.0, "data"), (0.7, "data"), (1.0, "data"), (0.0, "noise"), (0.0, "velocity")):
-            t, l = 0.3, sde.log_snr(0.3)
+        for eta, integrand in (
+            (0.0, "data"),
+            (0.7, "data"),
+            (1.0, "data"),
+            (0.0, "noise"),
+            (0.0, "velocity"),
+        ):
+            t = 0.3
+            l = sde.log_snr(0.3)
             problem = on_clock(mixture, sde, eta, integrand)
             scale = problem.scale(l)
             time = torch.tensor(t, dtype=torch.float64, requires_grad=True)
@@ -480,7 +595,9 @@ def test_clock_is_the_chain_rule_of_the_reverse_equation():
             inverse = 1 / problem.scale(sde.log_snr(time))
             (slope,) = torch.autograd.grad(inverse, time)
             drift = sde.drift(t, x) - 0.5 * (1 + eta**2) * sde.g(t) ** 2 * mixture.score(t, x, sde)
-            torch.testing.assert_close(problem.drift(tau.item(), x / scale), (slope * x + drift / scale) / dtau)
+            torch.testing.assert_close(
+                problem.drift(tau.item(), x / scale), (slope * x + drift / scale) / dtau
+            )
 
 
 def test_a_denoising_that_is_not_finite_is_told():
@@ -488,7 +605,11 @@ def test_a_denoising_that_is_not_finite_is_told():
         return torch.where((t < 1e-4).reshape(-1, 1) & (x[:, :1] > 0), math.nan, -x)
 
     model = ScoreModel(late, "vp", "noise", shape=(2,))
-    with pytest.raises(NotFiniteError, match=r"after the denoising that follows step 5, at t = .* of 6 samples") as caught:
+    with pytest.raises(
+        NotFiniteError,
+        match=r"after the denoising that follows step 5, at t = .* "
+        r"of 6 samples",
+    ) as caught:
         sample(model, 6, seed=0, steps=5, end=1e-3, denoise=True, batch_size=4)
     assert caught.value.samples
 
@@ -499,7 +620,11 @@ def test_a_denoising_that_is_not_finite_is_told():
         ({"n": 2.0}, "n must be an integer, not 2.0"),
         ({"first": "1"}, "first must be an integer, not '1'"),
         ({"batch_size": 1.5}, "batch_size must be an integer"),
-        ({"method": OnClock(grid="karras")}, r"object such as Karras\(\), not 'karras'; names go to sample"),
+        (
+            {"method": OnClock(grid="karras")},
+            r"object such as Karras\(\), not 'karras'; names go "
+            r"to sample",
+        ),
     ],
 )
 def test_wrong_types_are_told(settings, match):
@@ -509,21 +634,30 @@ def test_wrong_types_are_told(settings, match):
 
 @pytest.mark.parametrize("method", ["default", "sde", "ode", "adaptive_sde"])
 def test_labels_are_those_of_their_samples_in_every_batch(method):
-    """A network that knows its data, D = y: what a last denoising leaves is y, and no batch has the labels of another."""
+    """A network that knows its data, D = y: what a last denoising leaves is y, and no batch has the
+    labels of another.
+    """
     y = torch.arange(7.0)
     known = ScoreModel(lambda x, t, y: y[:, None].expand_as(x), "vp", "data", shape=(2,)).given(y=y)
     for size in (3, 1, None):
-        assert torch.equal(sample(known, 7, method=method, batch_size=size, denoise=True, seed=0), y[:, None].expand(7, 2))
+        assert torch.equal(
+            sample(known, 7, method=method, batch_size=size, denoise=True, seed=0),
+            y[:, None].expand(7, 2),
+        )
 
 
 @pytest.mark.parametrize("method", ["default", "ddim", "heun", "sde", "euler_maruyama"])
 def test_few_calls_lie_between_sample_and_the_network(method):
-    """Named in docs/architecture.md: run, solve, the loop, the solver's step, drift, the affine function, the checked call."""
+    """Named in docs/architecture.md: run, solve, the loop, the solver's step, drift, the affine
+    function, the checked call.
+    """
     between = []
 
     def net(x, t):
         frames = [frame.name for frame in traceback.extract_stack()]
-        between.append(len(frames) - 2 - max(i for i, name in enumerate(frames) if name == "sample"))
+        between.append(
+            len(frames) - 2 - max(i for i, name in enumerate(frames) if name == "sample")
+        )
         return torch.tanh(x)
 
     sample(ScoreModel(net, "vp", shape=(2,), data_std=1.0), 2, method=method, steps=8, seed=0)

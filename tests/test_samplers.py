@@ -1,4 +1,6 @@
-"""The table of methods and the rules behind it: orders on a mixture, coefficients that matter, evaluations, brevity."""
+"""The table of methods and the rules behind it: orders on a mixture, coefficients that matter,
+evaluations, brevity.
+"""
 
 import ast
 import inspect
@@ -27,30 +29,60 @@ from sdekit import (
 )
 from sdekit._equations.quadrature import Panels
 from sdekit._solvers import multistep, published, single
-from sdekit_diffusion import DIFFUSIONS, GRIDS, METHODS, VESDE, VPSDE, Focused, GaussianMixture, Given, OnClock, sample
+from sdekit_diffusion import (
+    DIFFUSIONS,
+    GRIDS,
+    METHODS,
+    VESDE,
+    VPSDE,
+    Focused,
+    GaussianMixture,
+    Given,
+    OnClock,
+    sample,
+)
 from sdekit_diffusion._sampling.adaptive import AbstractAdaptive
 from sdekit_diffusion.metrics import modes
 
-MIXTURE = GaussianMixture([0.3, 0.7], torch.tensor([[-1.0, 0.3], [0.5, -0.4]], dtype=torch.float64), [0.3, 0.2])
+MIXTURE = GaussianMixture(
+    [0.3, 0.7], torch.tensor([[-1.0, 0.3], [0.5, -0.4]], dtype=torch.float64), [0.3, 0.2]
+)
 ON_CLOCK = [name for name, method in METHODS.items() if isinstance(method, OnClock)]
 MULTISTEP = [name for name in ON_CLOCK if isinstance(METHODS[name].rule, AbstractMultistep)]
 SINGLE = [DPMSolverSingle(2), DPMSolverSingle(3), ClockedHeun()]
 EXACT = [*(AdamsBashforth(k) for k in (1, 2, 3, 4)), *(AdamsMoulton(k) for k in (1, 2, 3, 4))]
 PUBLISHED = [
-    *(DPMSolver(k, form) for k, form in ((1, "midpoint"), (2, "midpoint"), (2, "heun"), (3, "midpoint"), (3, "heun"))),
+    *(
+        DPMSolver(k, form)
+        for k, form in ((1, "midpoint"), (2, "midpoint"), (2, "heun"), (3, "midpoint"), (3, "heun"))
+    ),
     *(UniPC(k, form) for k in (1, 2, 3) for form in ("bh1", "bh2")),
     *(DEIS(k, variable) for k in (1, 2, 3, 4) for variable in ("t", "rho", "log_rho")),
 ]
-IN_L = [*(AdamsBashforth(k, variable="l") for k in (3, 4)), *(AdamsMoulton(k, variable="l") for k in (2, 3))]
-STARTED = [*(AdamsBashforth(k, self_starting=False) for k in (3, 4)), *(AdamsMoulton(k, self_starting=False) for k in (3, 4))]
-FINAL = [rule(k, lower_final=True) for rule in (AdamsBashforth, AdamsMoulton, DPMSolver, UniPC) for k in (2, 3)]
+IN_L = [
+    *(AdamsBashforth(k, variable="l") for k in (3, 4)),
+    *(AdamsMoulton(k, variable="l") for k in (2, 3)),
+]
+STARTED = [
+    *(AdamsBashforth(k, self_starting=False) for k in (3, 4)),
+    *(AdamsMoulton(k, self_starting=False) for k in (3, 4)),
+]
+FINAL = [
+    rule(k, lower_final=True)
+    for rule in (AdamsBashforth, AdamsMoulton, DPMSolver, UniPC)
+    for k in (2, 3)
+]
 
 
 def flowed(solver, steps, integrand="data", start=-0.5):
-    """The probability flow to l = 3/2, from -1/2 unless told: there the denoiser is as far from constant as anywhere."""
+    """The probability flow to l = 3/2, from -1/2 unless told: there the denoiser is as far from
+    constant as anywhere.
+    """
     problem = on_clock(MIXTURE, VPSDE(), integrand=integrand)
     x = torch.randn(50, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    solution = solve(problem, x / problem.scale(start), problem.time(uniform(start, 1.5, steps)), solver=solver)
+    solution = solve(
+        problem, x / problem.scale(start), problem.time(uniform(start, 1.5, steps)), solver=solver
+    )
     return solution.x * problem.scale(1.5)
 
 
@@ -89,10 +121,16 @@ def scaled(j, factor=1.1, weights=Panels.weights):
     return wrong
 
 
-@pytest.mark.parametrize(("solver", "j"), [(s, j) for s in EXACT for j in range(s.k + s.corrects)], ids=str)
+@pytest.mark.parametrize(
+    ("solver", "j"), [(s, j) for s in EXACT for j in range(s.k + s.corrects)], ids=str
+)
 def test_every_coefficient_of_exact_rules_matters_to_the_order(solver, j, monkeypatch):
-    """A tenth more; where the order is the start's twice as much, seen from the noisy end, which needs no start."""
-    start, factor = (-0.5, 1.1) if solver.order["none"].strong == solver.accuracy[solver.k] else (-4.5, 2.0)
+    """A tenth more; where the order is the start's twice as much, seen from the noisy end, which
+    needs no start.
+    """
+    start, factor = (
+        (-0.5, 1.1) if solver.order["none"].strong == solver.accuracy[solver.k] else (-4.5, 2.0)
+    )
     monkeypatch.setattr(Panels, "weights", scaled(j, factor))
     assert measured(solver, start=start) < solver.accuracy[solver.k] - 0.2
 
@@ -104,8 +142,12 @@ def test_every_coefficient_of_a_single_step_matters_to_the_order(solver, j, monk
     assert measured(solver) < solver.order["none"].strong - 0.2
 
 
-@pytest.mark.parametrize(("solver", "j"), [(s, j) for s in PUBLISHED for j in range(s.k + s.corrects)], ids=str)
-def test_every_coefficient_of_published_rules_shows_in_the_comparison_with_peers(solver, j, monkeypatch):
+@pytest.mark.parametrize(
+    ("solver", "j"), [(s, j) for s in PUBLISHED for j in range(s.k + s.corrects)], ids=str
+)
+def test_every_coefficient_of_published_rules_shows_in_the_comparison_with_peers(
+    solver, j, monkeypatch
+):
     case = Case(VESDE())
     x = case.ours(solver)
     monkeypatch.setattr(Panels, "weights", scaled(j))
@@ -126,7 +168,9 @@ def test_evaluations(name):
     assert counted.tolist() == [1000 if name == "ddpm" else 100] * 2
     for k, extra in ((1, 0), (2, 0), (3, 1), (4, 3)):
         solver = OnClock(AdamsBashforth(k), eta=method.eta)
-        counted = sample(MIXTURE, 2, sde="vp", method=solver, steps=10, seed=0, return_solution=True).evaluations
+        counted = sample(
+            MIXTURE, 2, sde="vp", method=solver, steps=10, seed=0, return_solution=True
+        ).evaluations
         assert counted.tolist() == [10 if method.eta else 10 + extra] * 2
 
 
@@ -134,13 +178,28 @@ def test_evaluations(name):
 @pytest.mark.parametrize("steps", [1, 2, 3, 4, 5])
 @pytest.mark.parametrize("lower_final", [False, True])
 def test_short_solves(name, steps, lower_final):
-    """Fewer steps than values: finite, an evaluation a step, and one step is DDIM or ancestral sampling, whatever the rule."""
-    method = replace(METHODS[name], solver=replace(replace(METHODS[name], steps=steps).rule, lower_final=lower_final))
-    solution = sample(MIXTURE, 4, sde="vp", method=method, steps=steps, end=0.3, seed=0, return_solution=True)
+    """Fewer steps than values: finite, an evaluation a step, and one step is DDIM or ancestral
+    sampling, whatever the rule.
+    """
+    method = replace(
+        METHODS[name],
+        solver=replace(replace(METHODS[name], steps=steps).rule, lower_final=lower_final),
+    )
+    solution = sample(
+        MIXTURE, 4, sde="vp", method=method, steps=steps, end=0.3, seed=0, return_solution=True
+    )
     assert solution.x.isfinite().all()
     assert solution.evaluations.tolist() == [steps] * 4
     if steps == 1 and method.integrand != "velocity":
-        one = sample(MIXTURE, 4, sde="vp", method=METHODS["ddpm" if method.eta else "ddim"], steps=1, end=0.3, seed=0)
+        one = sample(
+            MIXTURE,
+            4,
+            sde="vp",
+            method=METHODS["ddpm" if method.eta else "ddim"],
+            steps=1,
+            end=0.3,
+            seed=0,
+        )
         torch.testing.assert_close(solution.x, one)
 
 
@@ -154,46 +213,73 @@ def test_sde_looks_less_far_back_where_there_are_few_steps():
     assert torch.equal(x, same)  # three values in l are for its own grid
     for steps, solver in ((24, AdamsMoulton(2)), (25, AdamsMoulton(3, variable="l"))):
         method = OnClock(solver, eta=1.0, grid=grid)
-        x, same = (sample(MIXTURE, 4, sde="vp", method=m, steps=steps, seed=0) for m in ("sde", method))
+        x, same = (
+            sample(MIXTURE, 4, sde="vp", method=m, steps=steps, seed=0) for m in ("sde", method)
+        )
         assert torch.equal(x, same)
 
 
 @pytest.mark.parametrize(("steps", "k"), [(10, 3), (19, 3), (20, 4), (40, 4)])
 def test_the_default_looks_further_back_where_there_are_enough_steps(steps, k):
-    """Three values below 20 steps, four from there on, of the velocity; of the data, with noise and on other grids three."""
+    """Three values below 20 steps, four from there on, of the velocity; of the data, with noise and
+    on other grids three.
+    """
     velocity = OnClock(AdamsMoulton(k, self_starting=False), integrand="velocity")
     three = [OnClock(AdamsMoulton(3, self_starting=False), eta=eta) for eta in (0.0, 1.0)]
-    for given, meant in (("default", velocity), (OnClock(), three[0]), (OnClock(eta=1.0), three[1])):
-        x, same = (sample(MIXTURE, 4, sde="vp", method=m, steps=steps, seed=0) for m in (given, meant))
+    for given, meant in (
+        ("default", velocity),
+        (OnClock(), three[0]),
+        (OnClock(eta=1.0), three[1]),
+    ):
+        x, same = (
+            sample(MIXTURE, 4, sde="vp", method=m, steps=steps, seed=0) for m in (given, meant)
+        )
         assert torch.equal(x, same)
     for name, grid in GRIDS.items():
         rule = replace(METHODS["default"], steps=steps, grid=grid).rule
         assert rule.k == (k if name == "focused" else 3)
-    assert replace(METHODS["default"], steps=steps, grid=Given(uniform(-3.0, 3.0, steps))).rule.k == k
+    assert (
+        replace(METHODS["default"], steps=steps, grid=Given(uniform(-3.0, 3.0, steps))).rule.k == k
+    )
 
 
 @pytest.mark.parametrize("sde", ["ve", "vp", "subvp", "flow"])
 def test_the_velocity(sde):
-    """One step turns the state by the velocity in closed form; where the data are N(0, c^2 I) there is none, and x is exact."""
-    kernel, velocity = DIFFUSIONS[sde](), OnClock(AdamsBashforth(1), integrand="velocity", steps=1)
+    """One step turns the state by the velocity in closed form; where the data are N(0, c^2 I) there
+    is none, and x is exact.
+    """
+    kernel = DIFFUSIONS[sde]()
+    velocity = OnClock(AdamsBashforth(1), integrand="velocity", steps=1)
     span = span_of(MIXTURE, kernel, 1e-2)
     x = kernel.prior((5, 2), seed=0, t=float(kernel.time(span[0])), dtype=torch.float64)
-    (t0, a0, s0), (_, a1, s1) = ((t, kernel.alpha(t), kernel.sigma(t)) for t in (float(kernel.time(l)) for l in span))
+    (t0, a0, s0), (_, a1, s1) = (
+        (t, kernel.alpha(t), kernel.sigma(t)) for t in (float(kernel.time(l)) for l in span)
+    )
     mean = MIXTURE.data_mean
     c = MIXTURE.data_std / 4  # angles grow from noise to data
-    r0, r1, denoised = math.hypot(c * a0, s0), math.hypot(c * a1, s1), MIXTURE.denoise(t0, x, kernel) - mean
+    r0 = math.hypot(c * a0, s0)
+    r1 = math.hypot(c * a1, s1)
+    denoised = MIXTURE.denoise(t0, x, kernel) - mean
     turned = math.atan2(c * a1, s1) - math.atan2(c * a0, s0)
     centred = x - a0 * mean
-    expected = a1 * mean + r1 * (centred / r0 + turned * (r0 * denoised / c - c * a0 * centred / r0) / s0)
-    torch.testing.assert_close(run(velocity, MIXTURE, kernel, x, span), expected, rtol=1e-10, atol=1e-10)
+    expected = a1 * mean + r1 * (
+        centred / r0 + turned * (r0 * denoised / c - c * a0 * centred / r0) / s0
+    )
+    torch.testing.assert_close(
+        run(velocity, MIXTURE, kernel, x, span), expected, rtol=1e-10, atol=1e-10
+    )
     gaussian = GaussianMixture([1.0], torch.zeros(1, 2, dtype=torch.float64), [c**2])
     gaussian.data_std = 4 * c
-    torch.testing.assert_close(run(velocity, gaussian, kernel, x, span), x * r1 / r0, rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(
+        run(velocity, gaussian, kernel, x, span), x * r1 / r0, rtol=1e-10, atol=1e-10
+    )
 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_solves_are_replayed(name):
-    """A solve repeated, whole or in part of the batch, has the same bits, in any dtype that is solved in."""
+    """A solve repeated, whole or in part of the batch, has the same bits, in any dtype that is
+    solved in.
+    """
     for dtype in (torch.float32, torch.float64):
         settings = {
             "sde": "subvp",
@@ -211,12 +297,22 @@ def test_solves_are_replayed(name):
 @pytest.mark.parametrize("eta", [0.0, 1.0, 1.4])
 @pytest.mark.parametrize("k", [2, 3, 4])
 def test_rho_serves_every_clock(k, eta):
-    """In long steps with the data predicted the law is that of the data, but for 8 standard errors of 4,000 samples.
+    """In long steps with the data predicted the law is that of the data, but for 8 standard errors
+    of 4,000 samples.
 
     Polynomials in A = e^{(1 + eta^2) l} are off by 18 or more.
     """
     method = OnClock(DEIS(k, "rho"), eta=eta)
-    x = sample(MIXTURE, 4000, sde="vp", method=method, grid="log_snr", steps=20, seed=0, dtype=torch.float64)
+    x = sample(
+        MIXTURE,
+        4000,
+        sde="vp",
+        method=method,
+        grid="log_snr",
+        steps=20,
+        seed=0,
+        dtype=torch.float64,
+    )
     assert modes(x, MIXTURE).worst < 8
 
 
@@ -227,23 +323,37 @@ def test_rules_refuse_other_numbers_of_values(rule):
             rule(k)
 
 
-@pytest.mark.parametrize(("rule", "name"), [(DPMSolver, "form"), (UniPC, "form"), (DEIS, "variable")])
+@pytest.mark.parametrize(
+    ("rule", "name"), [(DPMSolver, "form"), (UniPC, "form"), (DEIS, "variable")]
+)
 def test_rules_refuse_unknown_forms(rule, name):
     with pytest.raises(ValueError, match=f"{name} must be one of .*, not 'other'"):
         rule(2, "other")
 
 
-WRONG = [{"integrand": "score"}, {"integrand": "noise", "eta": 1.0}, {"integrand": "velocity", "eta": 0.5}]
+WRONG = [
+    {"integrand": "score"},
+    {"integrand": "noise", "eta": 1.0},
+    {"integrand": "velocity", "eta": 0.5},
+]
 
 
 @pytest.mark.parametrize("settings", WRONG)
 def test_noise_and_velocity_are_integrated_without_noise(settings):
-    with pytest.raises(ValueError, match=r"integrand must be 'data', or for eta = 0 'noise' or 'velocity'.* the method 'sde'"):
+    with pytest.raises(
+        ValueError,
+        match=r"integrand must be 'data', or for eta = 0 'noise' or "
+        r"'velocity'.* the method 'sde'",
+    ):
         OnClock(**settings)
 
 
 def test_solvers_without_noise_are_refused_at_once_with_it():
-    with pytest.raises(ValueError, match=r"DPMSolverSingle is for the probability flow, eta = 0; .* ClockedHeun"):
+    with pytest.raises(
+        ValueError,
+        match=r"DPMSolverSingle is for the probability flow, eta = 0; "
+        r".* ClockedHeun",
+    ):
         OnClock(DPMSolverSingle(2), eta=1.0)
 
 
@@ -251,7 +361,11 @@ def test_solvers_without_noise_are_refused_at_once_with_it():
 def test_a_rule_takes_twenty_lines(module):
     """Decorator, docstring and blank lines not counted; and every rule is public."""
     source = inspect.getsource(module)
-    rules = [node for node in ast.parse(source).body if isinstance(node, ast.ClassDef) and node.name in sdekit.__all__]
+    rules = [
+        node
+        for node in ast.parse(source).body
+        if isinstance(node, ast.ClassDef) and node.name in sdekit.__all__
+    ]
     for node in rules:
         if not node.name.startswith("Abstract"):
             lines = source.splitlines()[node.lineno - 1 : node.end_lineno]

@@ -1,4 +1,6 @@
-"""Scales: there and back in the data's own range and dtype, the volume between them; and images mirrored at random."""
+"""Scales: there and back in the data's own range and dtype, the volume between them; and images
+mirrored at random.
+"""
 
 import json
 import math
@@ -16,12 +18,18 @@ from sdekit_diffusion.data import Scale, load
 @pytest.mark.parametrize("levels", [2, 17, 256, 1000])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_levels_come_back(levels, dtype):
-    images, scale = torch.arange(levels).view(levels, 1, 1, 1), Scale.quantised(levels, dtype="int64")
+    images = torch.arange(levels).view(levels, 1, 1, 1)
+    scale = Scale.quantised(levels, dtype="int64")
     for u in (1e-3, 0.3, 1 - 1e-3):
         x = scale.encode(images, torch.full(images.shape, u, dtype=dtype))
         assert x.dtype == dtype
         assert torch.equal(scale.decode(x), images)
-    assert scale.decode(torch.tensor([-7.0, -1.0, 1.0, 7.0])).tolist() == [0, 0, levels - 1, levels - 1]
+    assert scale.decode(torch.tensor([-7.0, -1.0, 1.0, 7.0])).tolist() == [
+        0,
+        0,
+        levels - 1,
+        levels - 1,
+    ]
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "int16", "int32", "int64", "uint16", "uint32"])
@@ -32,8 +40,12 @@ def test_levels_come_back_in_their_own_type(dtype):
 
 
 def test_values_of_levels():
-    scale, x = Scale.quantised(17), torch.tensor([0, 8, 16], dtype=torch.uint8)
-    assert torch.allclose(scale.encode(x, torch.tensor([0.0, 0.5, 0.75])), torch.tensor([-1.0, 0.0, 2 * 16.75 / 17 - 1]))
+    scale = Scale.quantised(17)
+    x = torch.tensor([0, 8, 16], dtype=torch.uint8)
+    assert torch.allclose(
+        scale.encode(x, torch.tensor([0.0, 0.5, 0.75])),
+        torch.tensor([-1.0, 0.0, 2 * 16.75 / 17 - 1]),
+    )
     assert torch.equal(scale.encode(x), scale.encode(x, torch.full((3,), 0.5)))
     assert (scale.low, scale.high, scale.levels) == (-1, 1, 17)
     unit = Scale.quantised(17, low=0.0, high=1.0)
@@ -46,7 +58,10 @@ def test_values_of_levels():
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
 @pytest.mark.parametrize("shape", [(400,), (400, 3), (400, 2, 3)])
 def test_continuous_data_are_standardised_and_come_back(dtype, shape):
-    data = (100 + 20 * torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)).to(dtype)
+    data = (
+        100
+        + 20 * torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    ).to(dtype)
     scale = Scale.standard(data)
     x = scale.encode(data)
     assert x.dtype == torch.promote_types(dtype, torch.float32)
@@ -73,15 +88,23 @@ def test_vectors_are_standardised_in_each_coordinate():
 @pytest.mark.parametrize("shape", [(), (3,), (2, 3)])
 def test_the_volume(shape):
     """log p(x) - log p(data) of a Gaussian in both scales."""
-    data = 5 + 3 * torch.randn(200, *shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    data = 5 + 3 * torch.randn(
+        200, *shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64
+    )
     scale = Scale.standard(data)
     x = scale.encode(data)
-    own = torch.distributions.Normal(torch.tensor(scale.shift).double(), torch.tensor(scale.unit).double())
+    own = torch.distributions.Normal(
+        torch.tensor(scale.shift).double(), torch.tensor(scale.unit).double()
+    )
     difference = torch.distributions.Normal(0.0, 1.0).log_prob(x) - own.log_prob(data)
-    assert torch.allclose(difference.reshape(200, -1).sum(1), torch.tensor(scale.log_volume(shape)).double())
+    assert torch.allclose(
+        difference.reshape(200, -1).sum(1), torch.tensor(scale.log_volume(shape)).double()
+    )
 
 
-@pytest.mark.parametrize("scale", [Scale(), Scale.quantised(256), Scale((1.0, 2.0), (0.5, 3.0), dtype="float64")])
+@pytest.mark.parametrize(
+    "scale", [Scale(), Scale.quantised(256), Scale((1.0, 2.0), (0.5, 3.0), dtype="float64")]
+)
 def test_scales_are_json(scale):
     assert Scale(**json.loads(json.dumps(asdict(scale)))) == scale
 
@@ -104,21 +127,29 @@ def test_scales_that_are_none(arguments, said):
 
 def seen(monkeypatch, n=64, batch=1000, **recipe):
     """What a training's loss sees of images that rise to the right, and how much they do."""
-    rows, batches = torch.arange(8, dtype=torch.uint8).expand(n, 1, 2, 8), []
-    model = sd.ScoreModel(sd.nets.UNet(1, width=4, multipliers=(1,), attention=(False,)), "vp", shape=(1, 2, 8))
+    rows = torch.arange(8, dtype=torch.uint8).expand(n, 1, 2, 8)
+    batches = []
+    model = sd.ScoreModel(
+        sd.nets.UNet(1, width=4, multipliers=(1,), attention=(False,)), "vp", shape=(1, 2, 8)
+    )
 
     def loss(model, x, **_):
         batches.append(x)
         return x.new_zeros(len(x)) * next(model.parameters()).sum()
 
     monkeypatch.setattr("sdekit_diffusion._training.loop.dsm_loss", loss)
-    list(sd.Training(model, rows, sd.Recipe(batch_size=batch, **recipe), transform=Scale.quantised(8).encode))
+    list(
+        sd.Training(
+            model, rows, sd.Recipe(batch_size=batch, **recipe), transform=Scale.quantised(8).encode
+        )
+    )
     return torch.cat(batches)
 
 
 def test_half_of_the_images_are_flipped(monkeypatch):
     """After their dequantisation, which is as without flips; others in the next epoch."""
-    plain, x = seen(monkeypatch, steps=4), seen(monkeypatch, steps=4, flip=True)
+    plain = seen(monkeypatch, steps=4)
+    x = seen(monkeypatch, steps=4, flip=True)
     flipped = x[:, 0, 0, 0] > x[:, 0, 0, -1]
     assert torch.equal(x, torch.where(flipped[:, None, None, None], plain.flip(-1), plain))
     # Binomial(4000, 1/2) is farther than 160 from its mean with a probability of 4e-7.
@@ -153,13 +184,19 @@ def test_a_model_keeps_its_scale(tmp_path):
 
 
 def test_continuous_data_far_from_the_origin(tmp_path):
-    """A network learns them, its samples are in their range, and its likelihood is in their units."""
-    law = torch.distributions.Normal(torch.tensor([100.0, -5.0]).double(), torch.tensor([20.0, 0.01]).double())
+    """A network learns them, its samples are in their range, and its likelihood is in their
+    units.
+    """
+    law = torch.distributions.Normal(
+        torch.tensor([100.0, -5.0]).double(), torch.tensor([20.0, 0.01]).double()
+    )
     torch.manual_seed(0)
     np.save(tmp_path / "own.npy", law.sample((4000,)).numpy())
     source = load(tmp_path / "own.npy")
     net = sd.nets.MLP((2,), width=32, depth=1)
-    model = sd.ScoreModel(net, "vp", "velocity", shape=(2,), conditioning="log_snr", scale=source.scale)
+    model = sd.ScoreModel(
+        net, "vp", "velocity", shape=(2,), conditioning="log_snr", scale=source.scale
+    )
     recipe = sd.Recipe(steps=300, batch_size=256, lr=4e-3)
     sd.fit(model, source.train, recipe, transform=source.scale.encode, progress=False)
     x = source.scale.decode(sd.sample(model, 2000, seed=0))
@@ -167,4 +204,6 @@ def test_continuous_data_far_from_the_origin(tmp_path):
     assert torch.allclose(x.mean(0), law.mean, atol=0, rtol=0.1)
     assert torch.allclose(x.std(0), law.stddev, atol=0, rtol=0.1)
     nats = measured(model, source.test[:100], tolerance=1e-4).value
-    assert nats.mean() == pytest.approx(float(law.log_prob(source.test[:100]).sum(1).mean()), abs=0.15)
+    assert nats.mean() == pytest.approx(
+        float(law.log_prob(source.test[:100]).sum(1).mean()), abs=0.15
+    )

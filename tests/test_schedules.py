@@ -1,4 +1,6 @@
-"""Cosine, EDM, flow, DDPM and NCSN: published formulas, ends where alpha or sigma is 0, and the same samples as under VP."""
+"""Cosine, EDM, flow, DDPM and NCSN: published formulas, ends where alpha or sigma is 0, and the
+same samples as under VP.
+"""
 
 import functools
 import math
@@ -44,7 +46,9 @@ DEFAULTS = {name: kind() for name, kind in DIFFUSIONS.items()}
 NEW = [name for name in DIFFUSIONS if name not in ("ve", "vp", "subvp")]
 PREDICTIONS = ["noise", "data", "score", "velocity", "flow"]
 # Centred, as data should be: then p_T differs from the prior by the square of alpha / sigma only.
-MIXTURE = GaussianMixture([0.25, 0.75], torch.tensor([[-0.9, 0.6], [0.3, -0.2]], dtype=torch.float64), [0.05, 0.02])
+MIXTURE = GaussianMixture(
+    [0.25, 0.75], torch.tensor([[-0.9, 0.6], [0.3, -0.2]], dtype=torch.float64), [0.05, 0.02]
+)
 X = MIXTURE.sample(20, seed=3)
 FINE = AdaptiveFlow(1e-8, 1e-8)
 T = torch.linspace(0, 1, 101, dtype=torch.float64)
@@ -55,15 +59,27 @@ def exact(sde, predicts, conditioning="time"):
 
     def net(x, t):
         alpha, sigma = (
-            (sde.alpha(t), sde.sigma(t)) if conditioning == "time" else ((2 * t).sigmoid().sqrt(), (-2 * t).sigmoid().sqrt())
+            (sde.alpha(t), sde.sigma(t))
+            if conditioning == "time"
+            else ((2 * t).sigmoid().sqrt(), (-2 * t).sigmoid().sqrt())
         )
-        data = MIXTURE.denoise(sde.time((alpha / sigma).log()), x * (sde_scale(sde, alpha, sigma))[:, None], sde)
-        alpha, sigma = alpha[:, None], sigma[:, None]
+        data = MIXTURE.denoise(
+            sde.time((alpha / sigma).log()), x * (sde_scale(sde, alpha, sigma))[:, None], sde
+        )
+        alpha = alpha[:, None]
+        sigma = sigma[:, None]
         noise = (x - alpha * data) / sigma
-        outputs = {"data": data, "noise": noise, "score": -noise / sigma, "velocity": alpha * noise - sigma * data}
+        outputs = {
+            "data": data,
+            "noise": noise,
+            "score": -noise / sigma,
+            "velocity": alpha * noise - sigma * data,
+        }
         return (outputs | {"flow": noise - data})[predicts]
 
-    return ScoreModel(net, sde, predicts, shape=(2,), conditioning=conditioning, data_std=MIXTURE.data_std)
+    return ScoreModel(
+        net, sde, predicts, shape=(2,), conditioning=conditioning, data_std=MIXTURE.data_std
+    )
 
 
 def sde_scale(sde, alpha, sigma):
@@ -75,12 +91,15 @@ def test_cosine_is_as_published():
     """Nichol and Dhariwal's alpha-bar, their equation 17."""
     f = torch.cos((T + 0.008) / 1.008 * math.pi / 2) ** 2
     torch.testing.assert_close(CosineVPSDE().alpha(T) ** 2, f / f[0], rtol=1e-9, atol=1e-15)
-    torch.testing.assert_close(CosineVPSDE().alpha(T) ** 2 + CosineVPSDE().sigma(T) ** 2, torch.ones_like(T))
+    torch.testing.assert_close(
+        CosineVPSDE().alpha(T) ** 2 + CosineVPSDE().sigma(T) ** 2, torch.ones_like(T)
+    )
 
 
 def test_edm_is_as_published():
     """Karras et al., table 1: s(t) = 1, sigma(t) = t, and their dx/dt = (x - D)/t."""
-    sde, t = EDMSDE(), 3.0
+    sde = EDMSDE()
+    t = 3.0
     flow = sdekit.ProbabilityFlow(sde, lambda t, x: MIXTURE.score(t, x, sde))
     torch.testing.assert_close(flow.drift(t, X), (X - MIXTURE.denoise(t, X, sde)) / t)
     assert (sde.T, sde.kernel(80.0)) == (80.0, (1.0, 80.0))
@@ -91,28 +110,41 @@ def test_edm_is_as_published():
 
 def test_the_flow_of_rectified_flow_is_the_mean_velocity():
     """dx/dt = E[eps - x_0 | x_t = x], what a "flow" network predicts."""
-    sde, t = RectifiedFlow(), 0.3
+    sde = RectifiedFlow()
+    t = 0.3
     flow = sdekit.ProbabilityFlow(sde, lambda t, x: MIXTURE.score(t, x, sde))
-    torch.testing.assert_close(flow.drift(t, X), exact(sde, "flow").net(X, torch.full((20,), t, dtype=torch.float64)))
+    torch.testing.assert_close(
+        flow.drift(t, X), exact(sde, "flow").net(X, torch.full((20,), t, dtype=torch.float64))
+    )
 
 
 def test_ddpm_is_the_chain_at_its_steps():
     betas = linear_betas(50, 1e-3, 0.3)
-    sde, kept = DDPM(betas), (1 - torch.tensor(betas, dtype=torch.float64)).cumprod(0)
+    sde = DDPM(betas)
+    kept = (1 - torch.tensor(betas, dtype=torch.float64)).cumprod(0)
     t = torch.arange(1, 51, dtype=torch.float64) / 50
     torch.testing.assert_close(sde.alpha(t), kept.sqrt())
     torch.testing.assert_close(sde.sigma(t), (1 - kept).sqrt())
     for i in (0, 1, 20, 49):
         factor, spread = sde.transition(i / 50, (i + 1) / 50)
-        assert (factor, spread) == pytest.approx((math.sqrt(1 - betas[i]), math.sqrt(betas[i])), rel=1e-9)
+        assert (factor, spread) == pytest.approx(
+            (math.sqrt(1 - betas[i]), math.sqrt(betas[i])), rel=1e-9
+        )
     middle = sde.alpha(0.5 * (t[1:] + t[:-1]))
-    torch.testing.assert_close(middle, (sde.alpha(t[1:]) * sde.alpha(t[:-1])).sqrt())  # log(alpha) is linear between
+    # Log(alpha) is linear between.
+    torch.testing.assert_close(middle, (sde.alpha(t[1:]) * sde.alpha(t[:-1])).sqrt())
 
 
 def test_betas():
-    assert DDPM() == DDPM(linear_betas(1000, 1e-4, 0.02)) == DDPM(torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64))
+    assert (
+        DDPM()
+        == DDPM(linear_betas(1000, 1e-4, 0.02))
+        == DDPM(torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64))
+    )
     assert hash(DDPM()) == hash(DDPM(list(linear_betas())))
-    assert (linear_betas()[0], linear_betas()[-1], len(linear_betas())) == pytest.approx((1e-4, 0.02, 1000))
+    assert (linear_betas()[0], linear_betas()[-1], len(linear_betas())) == pytest.approx(
+        (1e-4, 0.02, 1000)
+    )
     cosine = DDPM(cosine_betas(500))
     t = torch.arange(0, 450, dtype=torch.float64) / 500  # the last of them are cut at 0.999
     torch.testing.assert_close(cosine.alpha(t), CosineVPSDE().alpha(t))
@@ -195,7 +227,9 @@ def test_where_a_solve_starts():
     """At T, unless alpha is 0 there: then at sigma/alpha = 1000 deviations of the data."""
     for name, sde in DEFAULTS.items():
         start = span_of(MIXTURE, sde, 1e-3)[0]
-        expected = -math.log(1000 * MIXTURE.data_std) if name in ("cosine", "flow") else sde.log_snr(sde.T)
+        expected = (
+            -math.log(1000 * MIXTURE.data_std) if name in ("cosine", "flow") else sde.log_snr(sde.T)
+        )
         assert start == pytest.approx(expected, rel=1e-9)
         model = exact(VPSDE(), "data")
         assert span_of(model, sde, 1e-3)[0] == pytest.approx(max(start, VPSDE().log_snr(1.0)))
@@ -205,7 +239,9 @@ def test_where_a_solve_starts():
 @pytest.mark.parametrize("predicts", PREDICTIONS)
 @pytest.mark.parametrize("own", DEFAULTS)
 def test_models_are_finite_at_the_ends(own, predicts, conditioning):
-    """A network that is finite makes denoisers that are, under its own diffusion and under others."""
+    """A network that is finite makes denoisers that are, under its own diffusion and under
+    others.
+    """
     net = lambda x, t: torch.sin(x + t[:, None].clamp(-1e3, 1e3))  # noqa: E731
     model = ScoreModel(net, own, predicts, shape=(2,), conditioning=conditioning)
     for other in (own, "vp", "flow", "edm", "cosine"):
@@ -220,23 +256,36 @@ def test_models_are_finite_at_the_ends(own, predicts, conditioning):
                     model.score(t, X, other)
 
 
-VARIANTS = DEFAULTS | {"ve as published": VESDE(0.02, 30.0, exact=False), "subvp to 15": SubVPSDE(0.2, 15.0)}
+VARIANTS = DEFAULTS | {
+    "ve as published": VESDE(0.02, 30.0, exact=False),
+    "subvp to 15": SubVPSDE(0.2, 15.0),
+}
 
 
 @pytest.mark.parametrize("conditioning", ["time", "log_snr"])
 @pytest.mark.parametrize("predicts", PREDICTIONS)
 @pytest.mark.parametrize("own", VARIANTS)
 def test_conventions_agree_under_every_diffusion(own, predicts, conditioning):
-    """Denoiser, score and noise, at one time and at times of each sample; None is the model's own diffusion."""
+    """Denoiser, score and noise, at one time and at times of each sample; None is the model's own
+    diffusion.
+    """
     model = exact(VARIANTS[own], predicts, conditioning)
     for given in (None, *VARIANTS.values()):
         sde = given or VARIANTS[own]
-        for t in (float(sde.time(0.4)), torch.as_tensor(sde.time(torch.linspace(-2, 3, 20, dtype=torch.float64)))):
-            alpha, sigma = (torch.as_tensor(v, dtype=torch.float64).reshape(-1, 1) for v in (sde.alpha(t), sde.sigma(t)))
+        for t in (
+            float(sde.time(0.4)),
+            torch.as_tensor(sde.time(torch.linspace(-2, 3, 20, dtype=torch.float64))),
+        ):
+            alpha, sigma = (
+                torch.as_tensor(v, dtype=torch.float64).reshape(-1, 1)
+                for v in (sde.alpha(t), sde.sigma(t))
+            )
             x = X * sigma
             data = MIXTURE.denoise(t, x, sde)
             torch.testing.assert_close(model.denoise(t, x, given), data, rtol=1e-7, atol=1e-8)
-            torch.testing.assert_close(model.score(t, x, given), MIXTURE.score(t, x, sde), rtol=1e-6, atol=1e-8)
+            torch.testing.assert_close(
+                model.score(t, x, given), MIXTURE.score(t, x, sde), rtol=1e-6, atol=1e-8
+            )
             noise = model.predict_noise(*sde.normalised(t, x))
             torch.testing.assert_close(alpha * data + sigma * noise, x, rtol=1e-7, atol=1e-8)
 
@@ -245,7 +294,10 @@ def test_conventions_agree_under_every_diffusion(own, predicts, conditioning):
 NATURAL = [name for name, method in METHODS.items() if isinstance(method, InTime)] + ["deis"]
 
 
-ON_THE_CLOCK = [name for name in METHODS if name not in (*NATURAL, "adaptive_sde")] + [OnClock(eta=0.7), DDIM(0.5)]
+ON_THE_CLOCK = [name for name in METHODS if name not in (*NATURAL, "adaptive_sde")] + [
+    OnClock(eta=0.7),
+    DDIM(0.5),
+]
 
 
 @functools.cache
@@ -262,14 +314,23 @@ def over_alpha(method, sde):
 def test_on_the_clock_every_method_gives_the_same_samples_under_all_diffusions(method, sde):
     """To rounding, or to the tolerance, which is one of x."""
     atol = 1e-4 if method == "ode" else 1e-9
-    torch.testing.assert_close(over_alpha(method, DEFAULTS[sde]), over_alpha(method, DEFAULTS["vp"]), rtol=0, atol=atol)
+    torch.testing.assert_close(
+        over_alpha(method, DEFAULTS[sde]), over_alpha(method, DEFAULTS["vp"]), rtol=0, atol=atol
+    )
 
 
 @pytest.mark.parametrize("sde", NEW)
-@pytest.mark.parametrize(("method", "atol"), [("default", 1.5e-3), (FINE, 5e-4)], ids=["default", "ode"])
+@pytest.mark.parametrize(
+    ("method", "atol"), [("default", 1.5e-3), (FINE, 5e-4)], ids=["default", "ode"]
+)
 def test_on_the_clock_all_diffusions_give_the_same_samples(sde, method, atol):
-    """Up to the ends: where they start, and for NCSN where it stops. Deviations of the modes are 0.14 and 0.22."""
-    a, b = (sample(MIXTURE, 300, sde=name, method=method, seed=4) / DEFAULTS[name].alpha(end(name)) for name in ("vp", sde))
+    """Up to the ends: where they start, and for NCSN where it stops. Deviations of the modes are
+    0.14 and 0.22.
+    """
+    a, b = (
+        sample(MIXTURE, 300, sde=name, method=method, seed=4) / DEFAULTS[name].alpha(end(name))
+        for name in ("vp", sde)
+    )
     torch.testing.assert_close(b, a, rtol=0, atol=atol if sde != "ncsn" else 6e-3)
 
 
@@ -285,11 +346,14 @@ def test_every_method_has_the_law(sde, method):
     n = 4000
     solution = sample(MIXTURE, n, sde=sde, method=method, seed=2, return_solution=True)
     law = MIXTURE.marginal(float(solution.ts[-1]), DEFAULTS[sde])
-    x, exactly = solution.x, law.sample(n, seed=9)
+    x = solution.x
+    exactly = law.sample(n, seed=9)
     assert ((x.mean(0) - law.mean()).abs() < 5.5 * exactly.std(0) / math.sqrt(n)).all()
     products, known = (v[:, :, None] * v[:, None] for v in (x, exactly))
     assert ((products.mean(0) - law.covariance()).abs() < 5.5 * known.std(0) / math.sqrt(n)).all()
-    assert float(law.posterior(x)[:, 0].mean()) == pytest.approx(0.25, abs=5.5 * math.sqrt(0.1875 / n))
+    assert float(law.posterior(x)[:, 0].mean()) == pytest.approx(
+        0.25, abs=5.5 * math.sqrt(0.1875 / n)
+    )
 
 
 def data_with_noise(l):
@@ -303,24 +367,34 @@ def test_likelihood_equals_the_closed_form(sde):
     low, high = span_of(MIXTURE, kernel, 1e-3)
     t1 = float(kernel.time(low))
     expected = data_with_noise(high)
-    ours = log_likelihood(MIXTURE, X, sde=sde, log_prior=MIXTURE.marginal(t1, kernel).log_prob, method=FINE)
+    ours = log_likelihood(
+        MIXTURE, X, sde=sde, log_prior=MIXTURE.marginal(t1, kernel).log_prob, method=FINE
+    )
     torch.testing.assert_close(ours.value, expected, rtol=0, atol=1e-4)
-    torch.testing.assert_close(log_likelihood(MIXTURE, X, sde=sde, method=FINE).value, expected, rtol=0, atol=2e-3)
+    torch.testing.assert_close(
+        log_likelihood(MIXTURE, X, sde=sde, method=FINE).value, expected, rtol=0, atol=2e-3
+    )
     back = decode(MIXTURE, encode(MIXTURE, X, sde=sde, method=FINE), sde=sde, method=FINE)
     torch.testing.assert_close(back, X, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("predicts", PREDICTIONS)
 def test_a_model_of_one_diffusion_under_the_others(predicts):
-    """Trained under VP, or under the flow, sampled and measured under EDM, flow and cosine: as the mixture itself."""
+    """Trained under VP, or under the flow, sampled and measured under EDM, flow and cosine: as the
+    mixture itself.
+    """
     expected = sample(MIXTURE, 50, sde="vp", method=FINE, seed=1)
     for own in ("vp", "flow"):
         model = exact(DEFAULTS[own], predicts, "time")
         for sde in ("edm", "flow", "cosine"):
             x = sample(model, 50, sde=sde, method=FINE, seed=1, dtype=torch.float64)
-            torch.testing.assert_close(x / DEFAULTS[sde].alpha(end(sde)), expected, rtol=0, atol=1e-3)
+            torch.testing.assert_close(
+                x / DEFAULTS[sde].alpha(end(sde)), expected, rtol=0, atol=1e-3
+            )
             density = data_with_noise(-math.log(1e-3 * MIXTURE.data_std))
-            torch.testing.assert_close(log_likelihood(model, X, sde=sde, method=FINE).value, density, rtol=0, atol=2e-3)
+            torch.testing.assert_close(
+                log_likelihood(model, X, sde=sde, method=FINE).value, density, rtol=0, atol=2e-3
+            )
 
 
 class Small(nn.Module):
@@ -328,16 +402,22 @@ class Small(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.layers = nn.Sequential(nn.Linear(5, 64), nn.SiLU(), nn.Linear(64, 64), nn.SiLU(), nn.Linear(64, 2))
+        self.layers = nn.Sequential(
+            nn.Linear(5, 64), nn.SiLU(), nn.Linear(64, 64), nn.SiLU(), nn.Linear(64, 2)
+        )
 
     def forward(self, x, t):
-        return self.layers(torch.cat([x, torch.stack([torch.sin(t), torch.cos(t), t / 8], dim=1)], dim=1))
+        return self.layers(
+            torch.cat([x, torch.stack([torch.sin(t), torch.cos(t), t / 8], dim=1)], dim=1)
+        )
 
 
 @pytest.mark.parametrize("weighting", ["plain", "likelihood"])
 @pytest.mark.parametrize("sde", DEFAULTS)
 def test_training_under_every_diffusion(sde, weighting, tmp_path):
-    """Times stay where the clock is finite; the loss is; the checkpoint comes back with its diffusion."""
+    """Times stay where the clock is finite; the loss is; the checkpoint comes back with its
+    diffusion.
+    """
     u = torch.linspace(0, 1, 101, dtype=torch.float64)[:-1]
     t = draw_times(DEFAULTS[sde], u, weighting, 1e-3, 0.5)
     assert DEFAULTS[sde].log_snr(t).isfinite().all()
@@ -346,7 +426,9 @@ def test_training_under_every_diffusion(sde, weighting, tmp_path):
     torch.manual_seed(0)
     for predicts in PREDICTIONS:
         model = ScoreModel(Small(), sde, predicts, shape=(2,), conditioning="log_snr", data_std=0.5)
-        records = fit(model, X.float(), Recipe(steps=2, batch_size=16, weighting=weighting), progress=False)
+        records = fit(
+            model, X.float(), Recipe(steps=2, batch_size=16, weighting=weighting), progress=False
+        )
         assert all(record.loss.isfinite() for record in records)
     save(model, tmp_path)
     assert load(tmp_path, net=Small()).sde == DEFAULTS[sde]
@@ -361,13 +443,25 @@ def test_training_ends_where_solves_start():
 
 
 def test_flow_matching_learns():
-    """A "flow" network trained under RectifiedFlow approaches the least loss there is; sampled under VP it has the law."""
+    """A "flow" network trained under RectifiedFlow approaches the least loss there is; sampled
+    under VP it has the law.
+    """
     torch.manual_seed(0)
-    model = ScoreModel(Small(), "flow", "flow", shape=(2,), conditioning="log_snr", data_std=MIXTURE.data_std)
-    fit(model, MIXTURE.sample(5000, seed=1).float(), Recipe(steps=800, batch_size=256, lr=4e-3), progress=False)
+    model = ScoreModel(
+        Small(), "flow", "flow", shape=(2,), conditioning="log_snr", data_std=MIXTURE.data_std
+    )
+    fit(
+        model,
+        MIXTURE.sample(5000, seed=1).float(),
+        Recipe(steps=800, batch_size=256, lr=4e-3),
+        progress=False,
+    )
     held_out = MIXTURE.sample(5000, seed=2)
     known = exact(RectifiedFlow(), "flow")
-    losses = [dsm_loss(m, x0, seed=3).mean().item() for m, x0 in ((model, held_out.float()), (known, held_out))]
+    losses = [
+        dsm_loss(m, x0, seed=3).mean().item()
+        for m, x0 in ((model, held_out.float()), (known, held_out))
+    ]
     assert losses[0] < losses[1] + 0.02
     for sde in ("flow", "vp"):
         x = sample(model, 2000, sde=sde, seed=4)

@@ -1,4 +1,6 @@
-"""Checkpoints of score_sde_pytorch: exact networks in its conventions give the exact score, and wrong conventions are named."""
+"""Checkpoints of score_sde_pytorch: exact networks in its conventions give the exact score, and
+wrong conventions are named.
+"""
 
 import math
 import re
@@ -24,10 +26,15 @@ from sdekit_diffusion import (
     save,
 )
 
-MEANS = torch.tensor([[0.6, -0.7, 0.5, 0.2], [-0.6, -0.5, -0.7, 0.5], [0.5, 0.7, -0.4, -0.6]], dtype=torch.float64)
+MEANS = torch.tensor(
+    [[0.6, -0.7, 0.5, 0.2], [-0.6, -0.5, -0.7, 0.5], [0.5, 0.7, -0.4, -0.6]], dtype=torch.float64
+)
 VARIANCES = torch.tensor([0.004, 0.002, 0.008], dtype=torch.float64)
-SIGMAS = torch.exp(torch.linspace(1.2, -4.6, 100, dtype=torch.float64))  # of a VE run with 100 scales, the largest first
-needs_safe_torch = pytest.mark.skipif(torch.__version__ < "2.10", reason="older versions of torch are refused pickles")
+# Of a VE run with 100 scales, the largest first.
+SIGMAS = torch.exp(torch.linspace(1.2, -4.6, 100, dtype=torch.float64))
+needs_safe_torch = pytest.mark.skipif(
+    torch.__version__ < "2.10", reason="older versions of torch are refused pickles"
+)
 
 
 def mixture(means=MEANS):
@@ -38,7 +45,9 @@ X = mixture().sample(64, seed=1)
 
 
 class Exact(nn.Module):
-    """A network of that repository: its trained weights are the mixture's means; Fourier features are not trained."""
+    """A network of that repository: its trained weights are the mixture's means; Fourier features
+    are not trained.
+    """
 
     def __init__(self, answer):
         super().__init__()
@@ -72,9 +81,15 @@ def by_level(law, x, i):
 
 
 BETAS = linear_betas(100, 0.1 / 100, 20 / 100)
-RUNS = {  # what it was trained with: the answer of its network, our diffusion, and the arguments of the adapter
+# What it was trained with: the answer of its network, our diffusion, and the arguments of the
+# adapter.
+RUNS = {
     "vp": (noise(VPSDE(), lambda label: label / 999), VPSDE(), {"sde": "vp"}),
-    "vp, discrete": (noise(DDPM(BETAS), lambda label: (label + 1) / 100), DDPM(BETAS), {"sde": "vp", "continuous": False}),
+    "vp, discrete": (
+        noise(DDPM(BETAS), lambda label: (label + 1) / 100),
+        DDPM(BETAS),
+        {"sde": "vp", "continuous": False},
+    ),
     "subvp": (noise(SubVPSDE(), lambda label: label / 999), SubVPSDE(), {"sde": "subvp"}),
     "ve": (by_sigma, VESDE(float(SIGMAS[-1]), float(SIGMAS[0]), exact=False), {"sde": "ve"}),
     "ve, discrete": (by_level, NCSN(SIGMAS), {"sde": "ve", "continuous": False}),
@@ -83,9 +98,17 @@ RUNS = {  # what it was trained with: the answer of its network, our diffusion, 
 
 def checkpoint(averages=MEANS, last=MEANS + 1.0):
     """What save_checkpoint of that repository writes, of a network in DataParallel."""
-    names = {"module.sigmas": SIGMAS, "module.fourier": torch.ones(3), "module.first": last[0], "module.rest": last[1:]}
+    names = {
+        "module.sigmas": SIGMAS,
+        "module.fourier": torch.ones(3),
+        "module.first": last[0],
+        "module.rest": last[1:],
+    }
     return {
-        "optimizer": {"state": {0: {"step": torch.tensor(5.0)}}, "param_groups": [{"lr": 2e-4, "params": [0, 1]}]},
+        "optimizer": {
+            "state": {0: {"step": torch.tensor(5.0)}},
+            "param_groups": [{"lr": 2e-4, "params": [0, 1]}],
+        },
         "model": OrderedDict(names),
         "ema": {"decay": 0.9999, "num_updates": 7, "shadow_params": [averages[0], averages[1:]]},
         "step": 7,
@@ -94,23 +117,36 @@ def checkpoint(averages=MEANS, last=MEANS + 1.0):
 
 @pytest.mark.parametrize("run", RUNS)
 def test_scores_are_exact(run):
-    """At its levels where it is discrete; under its own diffusion and under another, to the rounding of float64."""
+    """At its levels where it is discrete; under its own diffusion and under another, to the
+    rounding of float64.
+    """
     answer, sde, arguments = RUNS[run]
-    model = from_score_sde(checkpoint(), Exact(answer), shape=(4,), check=X, centered=True, **arguments)
+    model = from_score_sde(
+        checkpoint(), Exact(answer), shape=(4,), check=X, centered=True, **arguments
+    )
     for own, given in zip((model.sde.alpha, model.sde.sigma), (sde.alpha, sde.sigma), strict=True):
         times = torch.linspace(0, 1, 100, dtype=torch.float64)
         torch.testing.assert_close(own(times), given(times), rtol=1e-12, atol=1e-12)
     noisy = 2 * torch.randn(5, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     for step in (0, 30, 60, 80):
         t = float(sde.levels[step]) if "discrete" in run else 0.01 * (1 + step)
-        torch.testing.assert_close(model.score(t, noisy), mixture().score(t, noisy, sde), rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(
+            model.score(t, noisy), mixture().score(t, noisy, sde), rtol=1e-9, atol=1e-9
+        )
         edm = math.exp(-float(sde.log_snr(t)))
-        torch.testing.assert_close(model.denoise(edm, noisy, "edm"), mixture().denoise(edm, noisy, "edm"), rtol=1e-8, atol=1e-8)
+        torch.testing.assert_close(
+            model.denoise(edm, noisy, "edm"),
+            mixture().denoise(edm, noisy, "edm"),
+            rtol=1e-8,
+            atol=1e-8,
+        )
 
 
 @pytest.mark.parametrize("beside", [-0.4, 0.0, 0.4])
 def test_a_network_of_levels_gets_the_nearest(beside):
-    """At every level its own number, counted from the largest sigma; within 0.4 levels of it the same."""
+    """At every level its own number, counted from the largest sigma; within 0.4 levels of it the
+    same.
+    """
     seen = []
 
     def answer(law, x, i):
@@ -127,8 +163,11 @@ def test_a_network_of_levels_gets_the_nearest(beside):
 @pytest.mark.parametrize("truth", RUNS)
 @pytest.mark.parametrize("told", RUNS)
 def test_a_wrong_convention_is_named(truth, told):
-    """In the adapter's own arguments; also where the network fails over labels that it was not made for."""
-    answer, arguments = RUNS[truth][0], RUNS[told][2]
+    """In the adapter's own arguments; also where the network fails over labels that it was not made
+    for.
+    """
+    answer = RUNS[truth][0]
+    arguments = RUNS[told][2]
     if told == truth:
         from_score_sde(checkpoint(), Exact(answer), check=X, centered=True, **arguments)
         return
@@ -141,7 +180,9 @@ def test_a_wrong_convention_is_named(truth, told):
 
 
 def test_averages_are_taken_unless_the_last_weights_are_wanted():
-    """By the order of the checkpoint's names, whatever that of the network; those that were not trained have none."""
+    """By the order of the checkpoint's names, whatever that of the network; those that were not
+    trained have none.
+    """
     answer, _, arguments = RUNS["vp"]
     for ema, expected in ((True, MEANS), (False, MEANS + 1)):
         net = Exact(answer)
@@ -151,7 +192,11 @@ def test_averages_are_taken_unless_the_last_weights_are_wanted():
         assert net.fourier.tolist() == [1, 1, 1]
         assert not net.training
     frozen = Exact(answer).requires_grad_(False)
-    with pytest.raises(CheckpointError, match=r"2 averages for 3 parameters.*requires_grad_\(False\)"):
+    with pytest.raises(
+        CheckpointError,
+        match=r"2 averages for 3 "
+        r"parameters.*requires_grad_\(False\)",
+    ):
         from_score_sde(checkpoint(), frozen.requires_grad_(True), **arguments)
     everything = checkpoint()
     everything["ema"]["shadow_params"].insert(0, torch.full((3,), 2.0))
@@ -162,14 +207,21 @@ def test_averages_are_taken_unless_the_last_weights_are_wanted():
 
 
 def test_ranges_of_data_and_noise():
-    """Images in [0, 1] under VE, unless centred; sigma's range is the checkpoint's, and another is refused."""
+    """Images in [0, 1] under VE, unless centred; sigma's range is the checkpoint's, and another is
+    refused.
+    """
     answer = RUNS["ve"][0]
     assert from_score_sde(checkpoint(), Exact(answer), "ve").data_range == (0, 1)
     assert from_score_sde(checkpoint(), Exact(answer), "ve", centered=True).data_range == (-1, 1)
     assert from_score_sde(checkpoint(), Exact(answer), "vp").data_range == (-1, 1)
-    low, high = float(SIGMAS[-1]), float(SIGMAS[0])
+    low = float(SIGMAS[-1])
+    high = float(SIGMAS[0])
     assert from_score_sde(checkpoint(), Exact(answer), VESDE(low, high)).sde.sigma(0.0) == low
-    with pytest.raises(ValueError, match=r"VESDE\(.*50.* is not what .* trained with, sigma from 0.01.* to 3.3"):
+    with pytest.raises(
+        ValueError,
+        match=r"VESDE\(.*50.* is not what .* trained with, sigma from "
+        r"0.01.* to 3.3",
+    ):
         from_score_sde(checkpoint(), Exact(answer), VESDE())
     assert from_score_sde(checkpoint(), Exact(answer), VPSDE(0.2, 15.0)).sde == VPSDE(0.2, 15.0)
     unknown = {name: value for name, value in checkpoint()["model"].items() if "sigmas" not in name}
@@ -189,7 +241,9 @@ def test_files(tmp_path, legacy):
     path = tmp_path / "checkpoint_7.pth"
     torch.save(checkpoint(), path, _use_new_zipfile_serialization=not legacy)
     model = from_score_sde(path, Exact(RUNS["vp"][0]), "vp", shape=(4,), check=X)
-    assert sample(model, 50, seed=0, dtype=torch.float64).std() == pytest.approx(float(X.std()), abs=0.1)
+    assert sample(model, 50, seed=0, dtype=torch.float64).std() == pytest.approx(
+        float(X.std()), abs=0.1
+    )
     logp = log_likelihood(model, X[:5], sde="subvp").value
     torch.testing.assert_close(logp, mixture().log_prob(X[:5]), rtol=0, atol=0.05)
     save(model, tmp_path / "own")
@@ -200,13 +254,23 @@ def test_files(tmp_path, legacy):
 def test_what_is_refused(tmp_path):
     net = Exact(by_sigma)
     named = OrderedDict([("module.all_modules.0.W", torch.ones(3))])
-    with pytest.raises(ValueError, match=r"of an NCSN\+\+ or DDPM\+\+, not their network, and ncsnpp, ddpmpp .* pass net="):
+    with pytest.raises(
+        ValueError,
+        match=r"of an NCSN\+\+ or DDPM\+\+, not their network, and "
+        r"ncsnpp, ddpmpp .* pass net=",
+    ):
         from_score_sde({"model": named, "ema": {"shadow_params": []}})
     with pytest.raises(ValueError, match=r"sde = 'cosine' is none of score_sde_pytorch's"):
         from_score_sde(checkpoint(), net, "cosine")
     with pytest.raises(CheckpointError, match=r"has no averages.*ema=False"):
         from_score_sde({"model": checkpoint()["model"], "step": 3}, net)
-    for strange in ({"model": [1]}, {"step": 3}, {}, {1: torch.ones(2)}, {"model": {3: torch.ones(2)}}):
+    for strange in (
+        {"model": [1]},
+        {"step": 3},
+        {},
+        {1: torch.ones(2)},
+        {"model": {3: torch.ones(2)}},
+    ):
         with pytest.raises(CheckpointError, match=r"no state dict|not a dict with"):
             from_score_sde(strange, net)
     damaged = checkpoint()
@@ -240,18 +304,25 @@ def test_what_is_refused(tmp_path):
         damaged["model"]["module.fourier"] = value
         with pytest.raises(CheckpointError, match="fourier"):
             from_score_sde(damaged, net)
-    assert torch.equal(net.first, torch.zeros(4)), "a refused checkpoint leaves the network as it was"
+    assert torch.equal(net.first, torch.zeros(4)), (
+        "a refused checkpoint leaves the network as it was"
+    )
     with pytest.raises(CheckpointError, match="does not exist"):
         from_score_sde(tmp_path / "no.pth", net)
 
 
 @needs_safe_torch
 def test_a_bit_that_says_that_numbers_are_a_folder(tmp_path):
-    """torch would return memory that nobody has written to; the numbers are there, and so they are read."""
+    """torch would return memory that nobody has written to; the numbers are there, and so they are
+    read.
+    """
     net = nn.Linear(1000, 1000)
-    torch.save({"weight": torch.full((1000, 1000), 3.0), "bias": torch.ones(1000)}, tmp_path / "a.pth")
+    torch.save(
+        {"weight": torch.full((1000, 1000), 3.0), "bias": torch.ones(1000)}, tmp_path / "a.pth"
+    )
     content = bytearray((tmp_path / "a.pth").read_bytes())
-    content[content.rindex(b"a/data/0") - 8] |= 0x10  # DOS's attribute, in the directory of the archive
+    # DOS's attribute, in the directory of the archive.
+    content[content.rindex(b"a/data/0") - 8] |= 0x10
     (tmp_path / "a.pth").write_bytes(content)
     from_score_sde(tmp_path / "a.pth", net)
     assert (net.weight == 3).all()
@@ -259,5 +330,9 @@ def test_a_bit_that_says_that_numbers_are_a_folder(tmp_path):
 
 def test_pickles_are_not_read_by_a_torch_that_executes_some(tmp_path, monkeypatch):
     monkeypatch.setattr(torch, "__version__", torch.torch_version.TorchVersion("2.9.1"))
-    with pytest.raises(CheckpointError, match=r"torch 2\.9\.1 does not read crafted ones safely.*pass what it holds"):
+    with pytest.raises(
+        CheckpointError,
+        match=r"torch 2\.9\.1 does not read crafted ones "
+        r"safely.*pass what it holds",
+    ):
         from_score_sde(tmp_path / "any.pth", Exact(by_sigma))

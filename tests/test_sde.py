@@ -52,7 +52,9 @@ def test_diffuse_is_the_product_that_the_table_says(kind, size, w_shape, g):
     torch.testing.assert_close(sde.diffuse(0.5, X, dw, X), X + expected)
 
 
-@pytest.mark.parametrize(("dtype", "given"), [(torch.float64, torch.float64), (torch.float16, torch.float32)])
+@pytest.mark.parametrize(
+    ("dtype", "given"), [(torch.float64, torch.float64), (torch.float16, torch.float32)]
+)
 def test_a_function_gets_time_as_a_tensor_no_coarser_than_float32(dtype, given):
     seen = []
     ODE(lambda t, x: seen.append(t) or x).drift(0.25, X.to(dtype))
@@ -62,7 +64,11 @@ def test_a_function_gets_time_as_a_tensor_no_coarser_than_float32(dtype, given):
 
 
 def test_wrong_shape_is_named():
-    with pytest.raises(ValueError, match=r"f\(t, x\) returned shape \(2,\) for x of shape \(2, 3, 2\)"):
+    with pytest.raises(
+        ValueError,
+        match=r"f\(t, x\) returned shape \(2,\) for x of shape \(2, 3, "
+        r"2\)",
+    ):
         ODE(lambda t, x: x[:, 0, 0]).drift(0.0, X)
 
 
@@ -126,25 +132,44 @@ OU = SDE(lambda t, x: -x, lambda t, x: torch.full_like(x, 2**0.5), "additive")
 
 
 def ou_score(t, x):
-    """N(0, 0.25 e^{-2t} + 1 - e^{-2t}), the law of the Ornstein-Uhlenbeck process from N(0, 0.25)."""
+    """N(0, 0.25 e^{-2t} + 1 - e^{-2t}), the law of the Ornstein-Uhlenbeck process from N(0,
+    0.25).
+    """
     t = torch.as_tensor(t)
     return -x / (1 - 0.75 * torch.exp(-2 * t))
 
 
 @pytest.mark.parametrize("eta", [0.0, 0.5, 1.0, 1.5])
 def test_every_eta_has_the_forward_marginals(eta):
-    """Variance 0.25 at the end, mean 0: within 5.5 standard errors of 40,000 samples (false alarm below 1e-7)."""
+    """Variance 0.25 at the end, mean 0: within 5.5 standard errors of 40,000 samples (false alarm
+    below 1e-7).
+    """
     n = 40_000
     start = (1 - 0.75 * torch.exp(torch.tensor(-4.0))).sqrt()
-    x = start * WhiteNoise(7).rows(torch.arange(n)).increments([0, 1], torch.zeros(n), (), levy=False, normals=0).__next__().w
-    x = solve(ReverseSDE(OU, ou_score, eta), x, uniform(2.0, 0.0, 400), solver=EulerMaruyama(), noise=WhiteNoise(8)).x
+    x = (
+        start
+        * WhiteNoise(7)
+        .rows(torch.arange(n))
+        .increments([0, 1], torch.zeros(n), (), levy=False, normals=0)
+        .__next__()
+        .w
+    )
+    x = solve(
+        ReverseSDE(OU, ou_score, eta),
+        x,
+        uniform(2.0, 0.0, 400),
+        solver=EulerMaruyama(),
+        noise=WhiteNoise(8),
+    ).x
     assert abs(x.mean()) < 5.5 * 0.5 / n**0.5
-    assert abs(x.var() / 0.25 - 1) < 5.5 * (2 / n) ** 0.5 + 0.01  # 0.01: the bias of 400 Euler steps
+    # 0.01: the bias of 400 Euler steps.
+    assert abs(x.var() / 0.25 - 1) < 5.5 * (2 / n) ** 0.5 + 0.01
 
 
 def test_probability_flow_is_eta_zero():
     x = torch.linspace(-1, 1, 5)[:, None]
-    flow, reverse = ProbabilityFlow(OU, ou_score), ReverseSDE(OU, ou_score, 0.0)
+    flow = ProbabilityFlow(OU, ou_score)
+    reverse = ReverseSDE(OU, ou_score, 0.0)
     assert flow.noise_type == reverse.noise_type == "none"
     torch.testing.assert_close(flow.drift(0.3, x), reverse.drift(0.3, x))
     torch.testing.assert_close(flow.drift(0.3, x), -x - ou_score(0.3, x))
@@ -164,25 +189,36 @@ def geometric_score(t, x):
 
 
 def test_state_dependent_noise_adds_its_divergence():
-    """Geometric Brownian motion backwards: without the divergence the mean of log x is off by about 20 standard errors."""
-    n, (mean, variance) = 40_000, log_normal(1.0)
+    """Geometric Brownian motion backwards: without the divergence the mean of log x is off by about
+    20 standard errors.
+    """
+    n = 40_000
+    (mean, variance) = log_normal(1.0)
     z = normal(3, torch.arange(n), (1,), dtype=torch.float64)
     x1 = (mean + math.sqrt(variance) * z).exp()
     # Quantiles map to quantiles: the flow is known in closed form.
-    flow = solve(ProbabilityFlow(GEOMETRIC, geometric_score), x1[:500], uniform(1.0, 0.0, 200), solver=RK4()).x
+    flow = solve(
+        ProbabilityFlow(GEOMETRIC, geometric_score), x1[:500], uniform(1.0, 0.0, 200), solver=RK4()
+    ).x
     torch.testing.assert_close(flow, (0.1 + 0.2 * z[:500]).exp(), rtol=1e-6, atol=0)
     for eta in (0.5, 1.0):
         reverse = ReverseSDE(GEOMETRIC, geometric_score, eta)
         assert reverse.noise_type == "diagonal"
-        x0 = solve(reverse, x1, uniform(1.0, 0.0, 100), solver=Milstein(), noise=WhiteNoise(4)).x.log()
-        # 5.5 standard errors, false alarm below 1e-7, and what 100 steps leave, measured to fall with their number.
+        x0 = solve(
+            reverse, x1, uniform(1.0, 0.0, 100), solver=Milstein(), noise=WhiteNoise(4)
+        ).x.log()
+        # 5.5 standard errors, false alarm below 1e-7, and what 100 steps leave, measured to fall
+        # with their number.
         assert abs(x0.mean() - 0.1) < 5.5 * 0.2 / n**0.5 + 0.002
         assert abs(x0.var() / 0.04 - 1) < 5.5 * (2 / n) ** 0.5 + 0.02
 
 
 def test_other_noise_is_refused_with_the_reason():
     cases = [
-        (SDE(one, lambda t, x: x, "scalar"), "scalar noise; reversing is supported for additive and diagonal"),
+        (
+            SDE(one, lambda t, x: x, "scalar"),
+            "scalar noise; reversing is supported for additive and diagonal",
+        ),
         (SDE(one, lambda t, x: x, "diagonal", "stratonovich"), "write it as an Ito equation"),
     ]
     for build in (ReverseSDE, ProbabilityFlow):
@@ -208,7 +244,8 @@ def test_score_of_the_wrong_shape():
 def test_clocked_drift_is_the_chain_rule(a, q):
     """d/dtau of the integral of F dA, by a central difference in the clock."""
     problem = Clocked(lambda l, x: l * x, lambda l: 1.0, a, q)
-    tau, x = problem.time(0.4), torch.ones(1, 1, dtype=torch.float64)
+    tau = problem.time(0.4)
+    x = torch.ones(1, 1, dtype=torch.float64)
     h = 1e-6
     area = lambda t: float(torch.exp(torch.tensor(a * problem.parameter(t), dtype=torch.float64)))  # noqa: E731
     slope = 0.4 * (area(tau + h) - area(tau - h)) / (2 * h)
@@ -229,7 +266,8 @@ def test_angles(c):
     l = torch.linspace(-5, 7, 50, dtype=torch.float64)
     torch.testing.assert_close(problem.time(l).tan(), -l.neg().exp() / c, rtol=1e-11, atol=0)
     torch.testing.assert_close(problem.parameter(problem.time(l)), l, rtol=0, atol=1e-11)
-    assert problem.parameter(problem.time(300.0)) == pytest.approx(300)  # the clean end does not round away
+    # The clean end does not round away.
+    assert problem.parameter(problem.time(300.0)) == pytest.approx(300)
     angle = problem.time(0.4)
     assert angle == pytest.approx(-math.atan(math.exp(-0.4) / c))
     assert problem.drift(angle, torch.ones(1, 1)).item() == pytest.approx(0.8)

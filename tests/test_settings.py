@@ -1,4 +1,6 @@
-"""Every setting of a likelihood and of a sampler reaches what it sets: closed forms, and runs that must be equal or differ."""
+"""Every setting of a likelihood and of a sampler reaches what it sets: closed forms, and runs that
+must be equal or differ.
+"""
 
 import math
 from dataclasses import dataclass, field, replace
@@ -54,7 +56,9 @@ from sdekit_diffusion._likelihood.encoding import slerp
 from sdekit_diffusion._sampling.probability_flow import flow
 from sdekit_diffusion.data import Scale
 
-MIXTURE = GaussianMixture([0.3, 0.7], torch.tensor([[-1.0, 0.3], [0.5, -0.4]], dtype=torch.float64), [0.3, 0.2])
+MIXTURE = GaussianMixture(
+    [0.3, 0.7], torch.tensor([[-1.0, 0.3], [0.5, -0.4]], dtype=torch.float64), [0.3, 0.2]
+)
 X = MIXTURE.sample(6, seed=1)
 LOOSE = AdaptiveFlow(1e-2, 1e-2)
 
@@ -78,20 +82,28 @@ def test_one_standard_error_by_hand():
 
 @pytest.mark.parametrize("kind", ["rademacher", "gaussian"])
 def test_fixed_probes_of_a_linear_flow_in_closed_form(kind):
-    """dx = A x dt over a span of 1/2: the K estimates are v^T A v / 2 for the K probes of the seed, and no others."""
+    """dx = A x dt over a span of 1/2: the K estimates are v^T A v / 2 for the K probes of the seed,
+    and no others.
+    """
     a = torch.randn(5, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    x, zero = torch.randn(4, 5, generator=torch.Generator().manual_seed(1), dtype=torch.float64), torch.zeros(4)
+    x = torch.randn(4, 5, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    zero = torch.zeros(4)
     for seed in (0, 7):
         trace = Hutchinson(6, kind, seed=seed, fresh=False)
         v = torch.stack(list(trace.vectors(x, torch.arange(4), zero.long())))
         estimates = 0.5 * torch.einsum("kbi,ij,kbj->kb", v, a, v)
-        found = sdekit.log_likelihood(ODE(lambda t, y: y @ a.T), x, [0.0, 0.5], lambda y: y.new_zeros(len(y)), trace=trace)
+        found = sdekit.log_likelihood(
+            ODE(lambda t, y: y @ a.T), x, [0.0, 0.5], lambda y: y.new_zeros(len(y)), trace=trace
+        )
         torch.testing.assert_close(found.value, estimates.mean(0), rtol=0, atol=1e-9)
         torch.testing.assert_close(found.stderr, estimates.std(0) / math.sqrt(6), rtol=0, atol=1e-9)
 
 
 def test_probes_of_two_seeds_differ():
-    values = [log_likelihood(MIXTURE, X, sde="vp", trace=Hutchinson(2, seed=seed), method=LOOSE).value for seed in (1, 2, 1)]
+    values = [
+        log_likelihood(MIXTURE, X, sde="vp", trace=Hutchinson(2, seed=seed), method=LOOSE).value
+        for seed in (1, 2, 1)
+    ]
     assert torch.equal(values[0], values[2])
     assert (values[0] != values[1]).all()
 
@@ -107,21 +119,38 @@ class Recorded(Hutchinson):
         return super().vectors(x, index, node)
 
 
-@pytest.mark.parametrize(("solver", "nodes"), [(sdekit.Bosh3(), 3), (sdekit.Dopri5(), 4)], ids=["Bosh3", "Dopri5"])
+@pytest.mark.parametrize(
+    ("solver", "nodes"), [(sdekit.Bosh3(), 3), (sdekit.Dopri5(), 4)], ids=["Bosh3", "Dopri5"]
+)
 def test_every_node_of_a_trajectory_has_a_number_of_its_own(solver, nodes):
-    """0, 1, 2, ... up to the steps times the nodes of Gauss's rule, exact to twice their number: above the solver's order."""
-    trace, control, ends = Recorded(2), PIDController(1e-3, 1e-3), [0.0, 2.0]
+    """0, 1, 2, ... up to the steps times the nodes of Gauss's rule, exact to twice their number:
+    above the solver's order.
+    """
+    trace = Recorded(2)
+    control = PIDController(1e-3, 1e-3)
+    ends = [0.0, 2.0]
     equation = ODE(lambda t, y: torch.sin(3 * y))
     solution = solve(equation, X, ends, solver=solver, control=control)
-    found = sdekit.log_likelihood(equation, X, ends, lambda y: y.new_zeros(len(y)), trace=trace, solver=solver, control=control)
+    found = sdekit.log_likelihood(
+        equation,
+        X,
+        ends,
+        lambda y: y.new_zeros(len(y)),
+        trace=trace,
+        solver=solver,
+        control=control,
+    )
     assert torch.equal(found.evaluations, solution.evaluations + nodes * solution.accepted)
     for i, steps in enumerate(solution.accepted.tolist()):
-        assert sorted(node for index, node in trace.asked if index == i) == list(range(nodes * steps))
+        assert sorted(node for index, node in trace.asked if index == i) == list(
+            range(nodes * steps)
+        )
 
 
 def test_all_probes_of_neighbouring_nodes_are_different():
     """As many as there may be: 4,096 at each of two nodes."""
-    x, index = torch.zeros(2, 64, dtype=torch.float64), torch.zeros(2, dtype=torch.int64)
+    x = torch.zeros(2, 64, dtype=torch.float64)
+    index = torch.zeros(2, dtype=torch.int64)
     vectors = torch.stack(list(Hutchinson(4096).vectors(x, index, torch.tensor([0, 1]))))
     assert len(vectors.flatten(0, 1).unique(dim=0)) == 8192
 
@@ -131,7 +160,9 @@ def test_up_to_32_dimensions_the_default_is_exact_and_above_it_has_eight_probes(
         law = GaussianMixture([1.0], torch.zeros(1, dim, dtype=torch.float64), [0.5])
         latent = torch.zeros(1, dim, dtype=torch.float64)
         assert log_likelihood(law, latent, sde="vp", method=LOOSE).probes == probes
-        assert decode(law, latent, sde="vp", method=LOOSE, return_likelihood=True)[1].probes == probes
+        assert (
+            decode(law, latent, sde="vp", method=LOOSE, return_likelihood=True)[1].probes == probes
+        )
 
 
 def test_first_is_the_index_of_the_first_point():
@@ -148,19 +179,28 @@ def test_first_is_the_index_of_the_first_point():
 
 
 def test_nats_of_data_are_those_of_the_model_less_its_units():
-    """log p(data) = log p(x) - d log u where x = (data - shift) / u; with the seed, probes, tolerance and index asked for."""
+    """log p(data) = log p(x) - d log u where x = (data - shift) / u; with the seed, probes,
+    tolerance and index asked for.
+    """
     torch.manual_seed(0)
     net = nets.MLP((40,), width=16, depth=1).double()
     model = ScoreModel(net, "vp", "velocity", shape=(40,), scale=Scale(1.0, 3.0, dtype="float64"))
     for p in net.parameters():
         p.data = p.data + 0.02
-    data = 1 + 3 * torch.randn(2, 40, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    data = 1 + 3 * torch.randn(
+        2, 40, generator=torch.Generator().manual_seed(1), dtype=torch.float64
+    )
     x = (data - 1) / 3
     for seed, probes, tolerance in ((5, 3, 1e-2), (6, 2, 1e-3)):
-        settings = {"trace": Hutchinson(probes, seed=seed), "method": AdaptiveFlow(tolerance, tolerance), "first": 4}
+        settings = {
+            "trace": Hutchinson(probes, seed=seed),
+            "method": AdaptiveFlow(tolerance, tolerance),
+            "first": 4,
+        }
         nats = log_likelihood(model, x, **settings)
         found = measured(model, data, probes=probes, seed=seed, tolerance=tolerance, first=4)
-        assert nats.value.abs().max() < 1e3  # where the logarithm of the unit would not be rounded away
+        # Where the logarithm of the unit would not be rounded away.
+        assert nats.value.abs().max() < 1e3
         torch.testing.assert_close(found.value, nats.value - 40 * math.log(3), rtol=0, atol=1e-9)
         torch.testing.assert_close(found.stderr, nats.stderr, rtol=0, atol=1e-9)
 
@@ -176,19 +216,25 @@ def test_every_draw_of_every_point_is_its_own():
     """Noise of the dequantisation and probes: five points of the same levels, three draws."""
     law = oblique(34)
     exact = bits_per_dim(law, LEVELS, draws=3, trace=Exact(), **BITS)
-    probed = bits_per_dim(law, LEVELS, draws=3, trace=Hutchinson(2, "gaussian", fresh=False), **BITS)
+    probed = bits_per_dim(
+        law, LEVELS, draws=3, trace=Hutchinson(2, "gaussian", fresh=False), **BITS
+    )
     assert len(exact.draws.flatten().unique()) == 15
-    # The divergence of a Gaussian's flow is the same everywhere: what is left are the probes, nearly the same if they are.
+    # The divergence of a Gaussian's flow is the same everywhere: what is left are the probes,
+    # nearly the same if they are.
     error = (probed.draws - exact.draws).flatten()
     assert (error.unsqueeze(0) - error.unsqueeze(1)).abs().add(torch.eye(15)).min() > 1e-4
 
 
 def test_the_error_of_a_mean_of_draws():
     """sqrt(sum of squares) / draws of the standard errors of single draws; evaluations add up."""
-    law, settings = oblique(34), {**BITS, "trace": Hutchinson(3)}
+    law = oblique(34)
+    settings = {**BITS, "trace": Hutchinson(3)}
     found = bits_per_dim(law, LEVELS, draws=3, **settings)
     single = [bits_per_dim(law, LEVELS, first=i << 40, **settings) for i in range(3)]
-    torch.testing.assert_close(found.draws, torch.stack([part.value for part in single]), rtol=0, atol=1e-9)
+    torch.testing.assert_close(
+        found.draws, torch.stack([part.value for part in single]), rtol=0, atol=1e-9
+    )
     squares = torch.stack([part.probe_stderr for part in single]).square().sum(0)
     torch.testing.assert_close(found.probe_stderr, squares.sqrt() / 3, rtol=1e-9, atol=0)
     assert torch.equal(found.evaluations, torch.stack([part.evaluations for part in single]).sum(0))
@@ -231,7 +277,9 @@ def test_the_prior_is_that_of_the_time_at_which_the_solve_begins():
     alpha, sigma = sde.kernel(start)
     deviation = math.hypot(alpha * MIXTURE.data_std, sigma)
     prior = torch.distributions.Normal(alpha * MIXTURE.data_mean, deviation)
-    given = log_likelihood(MIXTURE, X, sde=sde, method=LOOSE, log_prior=lambda x: prior.log_prob(x).sum(1))
+    given = log_likelihood(
+        MIXTURE, X, sde=sde, method=LOOSE, log_prior=lambda x: prior.log_prob(x).sum(1)
+    )
     found = log_likelihood(MIXTURE, X, sde=sde, method=LOOSE)
     torch.testing.assert_close(found.value, given.value, rtol=0, atol=1e-9)
     settings = {"sde": sde, "method": AdaptiveFlow(1e-6, 1e-6)}
@@ -241,22 +289,28 @@ def test_the_prior_is_that_of_the_time_at_which_the_solve_begins():
 
 
 def test_a_solve_begins_where_both_the_model_and_the_diffusion_reach():
-    vp, ve = VPSDE(0.1, 4.0), VESDE(0.01, 50.0)
+    vp = VPSDE(0.1, 4.0)
+    ve = VESDE(0.01, 50.0)
     model = ScoreModel(nets.MLP((2,), width=8, depth=1), vp, "noise", shape=(2,))
     assert span_of(model, ve, 1e-3)[0] == pytest.approx(float(vp.log_snr(1.0)))
     assert span_of(model, vp, 1e-3)[0] == pytest.approx(float(vp.log_snr(1.0)))
 
 
 def test_the_adaptive_flow_ends_in_the_diffusions_own_scale():
-    """`decode` is in the scale of the data, the sampler in that of x_t: alpha(t) apart, which is 0.89 here."""
-    sde, method = DIFFUSIONS["subvp"](), AdaptiveFlow(1e-6, 1e-6)
+    """`decode` is in the scale of the data, the sampler in that of x_t: alpha(t) apart, which is
+    0.89 here.
+    """
+    sde = DIFFUSIONS["subvp"]()
+    method = AdaptiveFlow(1e-6, 1e-6)
     end = 0.5
     z = sde.prior((4, 2), seed=0, dtype=torch.float64)
     low, high = span_of(MIXTURE, sde, end)
     alpha = float(sde.alpha(float(sde.time(high))))
     assert alpha < 0.95
     x = run(method, MIXTURE, sde, z, (low, high))
-    torch.testing.assert_close(x, alpha * decode(MIXTURE, z, sde=sde, end=end, method=method), rtol=0, atol=1e-9)
+    torch.testing.assert_close(
+        x, alpha * decode(MIXTURE, z, sde=sde, end=end, method=method), rtol=0, atol=1e-9
+    )
 
 
 def test_an_adaptive_method_shows_its_two_ends():
@@ -276,11 +330,15 @@ def test_an_adaptive_method_shows_its_two_ends():
 
 @pytest.mark.parametrize(("method", "fine"), [(AdaptiveFlow, 1e-7), (AdaptiveSDE, 1e-3)])
 def test_both_tolerances_count(method, fine):
-    """A step is accepted by the sum of both, so that either alone saves steps of a solve to the finer one."""
+    """A step is accepted by the sum of both, so that either alone saves steps of a solve to the
+    finer one.
+    """
 
     def steps(rtol, atol):
         settings = {"method": method(rtol, atol), "seed": 0, "dtype": torch.float64, "end": 0.1}
-        return float(sample(MIXTURE, 20, sde="vp", return_solution=True, **settings).accepted.double().mean())
+        return float(
+            sample(MIXTURE, 20, sde="vp", return_solution=True, **settings).accepted.double().mean()
+        )
 
     most = steps(fine, fine)
     assert steps(fine, 30 * fine) < 0.8 * most
@@ -288,7 +346,9 @@ def test_both_tolerances_count(method, fine):
 
 
 def test_an_accuracy_takes_a_tenth_and_a_hundredth_and_counts_all_solves():
-    """Samples that two solves satisfy cost those two; six evaluations a step that was tried, and one for each solve."""
+    """Samples that two solves satisfy cost those two; six evaluations a step that was tried, and
+    one for each solve.
+    """
     a = 1e-2
     span = tuple(reversed(span_of(MIXTURE, VPSDE(), 1e-3)))
     found = AdaptiveFlow(accuracy=a).carried(MIXTURE, X, span)
@@ -298,13 +358,19 @@ def test_an_accuracy_takes_a_tenth_and_a_hundredth_and_counts_all_solves():
     assert twice.any()
     torch.testing.assert_close(found.x[twice], parts[1].x[twice], rtol=0, atol=1e-9)
     for name in ("accepted", "rejected"):
-        assert torch.equal(getattr(found, name)[twice], sum(getattr(part, name) for part in parts)[twice])
+        assert torch.equal(
+            getattr(found, name)[twice], sum(getattr(part, name) for part in parts)[twice]
+        )
 
 
 def test_a_rejected_step_becomes_shorter_whatever_the_errors_before():
     """PI control would lengthen it where the error before was larger."""
-    control, before = PIDController(proportional=0.4, integral=0.3), torch.tensor([[1e4, 1.0]], dtype=torch.float64)
-    assert control.factor(torch.tensor([1.01], dtype=torch.float64), before, 5).item() <= control.safety
+    control = PIDController(proportional=0.4, integral=0.3)
+    before = torch.tensor([[1e4, 1.0]], dtype=torch.float64)
+    assert (
+        control.factor(torch.tensor([1.01], dtype=torch.float64), before, 5).item()
+        <= control.safety
+    )
     assert control.factor(torch.tensor([0.99], dtype=torch.float64), before, 5).item() > 1
 
 
@@ -318,7 +384,9 @@ def broken(x, t):
 
 
 def test_failures_are_told_by_the_callers_rows_times_and_scale():
-    """Under VE, whose x at the noisy end is fifty times as large as that of the flow's own equation."""
+    """Under VE, whose x at the noisy end is fifty times as large as that of the flow's own
+    equation.
+    """
     std = math.sqrt(0.3)
     model = ScoreModel(broken, "ve", "score", shape=(2,), data_std=std)
     end = float(VESDE().time(math.log(1000 / std)))
@@ -339,7 +407,9 @@ def test_failures_are_told_by_the_callers_rows_times_and_scale():
 def test_half_precision_is_solved_in_single():
     found = log_likelihood(MIXTURE, X.half(), sde="vp", method=LOOSE)
     assert found.latent.dtype == torch.float32
-    torch.testing.assert_close(found.value, log_likelihood(MIXTURE, X.half().float(), sde="vp", method=LOOSE).value)
+    torch.testing.assert_close(
+        found.value, log_likelihood(MIXTURE, X.half().float(), sde="vp", method=LOOSE).value
+    )
 
 
 def test_likelihoods_refuse_points_that_are_not_finite():
@@ -392,7 +462,9 @@ def test_samples_between_two_seeds_begin_where_the_flow_does():
     given = {"sde": "flow", "method": "ode", "end": 0.01}
     found = sample_between(model, 3, 8, 3, **given)
     for end, seed in ((0, 3), (-1, 8)):
-        torch.testing.assert_close(found[end], sample(model, seed=seed, **given)[0], rtol=0, atol=1e-4)
+        torch.testing.assert_close(
+            found[end], sample(model, seed=seed, **given)[0], rtol=0, atol=1e-4
+        )
 
 
 # Samplers
@@ -401,8 +473,10 @@ def test_samples_between_two_seeds_begin_where_the_flow_does():
 @pytest.mark.parametrize("eta", [0.0, 0.5, 1.0, 1.3])
 def test_one_step_in_time(eta):
     """x - [f x - (1 + eta^2)/2 g^2 s] h + eta g sqrt(h) z, by Euler and Maruyama's method."""
-    sde, method = VPSDE(), InTime(EulerMaruyama(), eta=eta)
-    x, span = torch.tensor([[0.7, -0.4]], dtype=torch.float64), (-1.0, 0.5)
+    sde = VPSDE()
+    method = InTime(EulerMaruyama(), eta=eta)
+    x = torch.tensor([[0.7, -0.4]], dtype=torch.float64)
+    span = (-1.0, 0.5)
     t0, t1 = (float(sde.time(l)) for l in span)
     noise = WhiteNoise(3)
     g2 = float(sde.g(t0)) ** 2
@@ -410,21 +484,26 @@ def test_one_step_in_time(eta):
     w = next(iter(noise.increments([t0, t1], x, (2,)))).w
     once = replace(method, steps=1, grid=Given(torch.tensor(span, dtype=torch.float64)))
     found = run(once, MIXTURE, sde, x, span, noise if eta else None)
-    torch.testing.assert_close(found, x + drift * (t1 - t0) + eta * math.sqrt(g2) * w, rtol=0, atol=1e-12)
+    torch.testing.assert_close(
+        found, x + drift * (t1 - t0) + eta * math.sqrt(g2) * w, rtol=0, atol=1e-12
+    )
 
 
 @pytest.mark.parametrize(("s_tmin", "s_tmax"), [(0.0, math.inf), (0.6, math.inf), (0.0, 0.8)])
 @pytest.mark.parametrize("s_noise", [1.0, 1.5])
 def test_churn_of_data_at_one_point(s_tmin, s_tmax, s_noise):
-    """eps = y / t, along which Heun's step is exact, y_1 = y^ t_1 / t: what is left is the noise asked for.
+    """eps = y / t, along which Heun's step is exact, y_1 = y^ t_1 / t: what is left is the noise
+    asked for.
 
     At the start, t = 2, there is none: the noise is never raised above that.
     """
-    ve, point = VESDE(), EmpiricalMixture(torch.zeros(1, 4, dtype=torch.float64))
+    ve = VESDE()
+    point = EmpiricalMixture(torch.zeros(1, 4, dtype=torch.float64))
     ts = [2.0, 1.0, 0.5, 0.25]
     grid = torch.tensor([-math.log(t) for t in ts], dtype=torch.float64)
     span = (float(grid[0]), float(grid[-1]))
-    y, noise = torch.ones(2, 4, dtype=torch.float64), WhiteNoise(5)
+    y = torch.ones(2, 4, dtype=torch.float64)
+    noise = WhiteNoise(5)
     drawn = noise.increments(ts, y, None, normals=1)
     method = EDM(1.2, s_tmin, s_tmax, s_noise, steps=3, grid=Given(grid))
     found = run(method, point, ve, y, span, noise)
@@ -436,19 +515,28 @@ def test_churn_of_data_at_one_point(s_tmin, s_tmax, s_noise):
 
 def test_ddim_has_the_noise_asked_for():
     """Data at one point: sqrt(tau_1^2 - c^2) y_0 / tau_0 + s_noise c z, in one step under VE."""
-    ve, point, eta = VESDE(), EmpiricalMixture(torch.zeros(1, 3, dtype=torch.float64)), 0.5
-    y, span, noise = torch.ones(2, 3, dtype=torch.float64), (-math.log(2.0), 0.0), WhiteNoise(5)
+    ve = VESDE()
+    point = EmpiricalMixture(torch.zeros(1, 3, dtype=torch.float64))
+    eta = 0.5
+    y = torch.ones(2, 3, dtype=torch.float64)
+    span = (-math.log(2.0), 0.0)
+    noise = WhiteNoise(5)
     c = eta * math.sqrt(1 - 1 / 4)
     clock = [math.exp(2 * eta**2 * l) for l in span]
     z = next(iter(noise.increments(clock, y, (3,)))).w / math.sqrt(clock[1] - clock[0])
     for s_noise in (1.0, 1.5):
-        method = DDIM(eta, s_noise=s_noise, steps=1, grid=Given(torch.tensor(span, dtype=torch.float64)))
+        method = DDIM(
+            eta, s_noise=s_noise, steps=1, grid=Given(torch.tensor(span, dtype=torch.float64))
+        )
         found = run(method, point, ve, y, span, noise)
-        torch.testing.assert_close(found, math.sqrt(1 - c * c) * y / 2 + s_noise * c * z, rtol=0, atol=1e-9)
+        torch.testing.assert_close(
+            found, math.sqrt(1 - c * c) * y / 2 + s_noise * c * z, rtol=0, atol=1e-9
+        )
 
 
 def test_exponential_heun_takes_g_in_the_middle():
-    noise, x = WhiteNoise(2), torch.zeros(3, 2, dtype=torch.float64)
+    noise = WhiteNoise(2)
+    x = torch.zeros(3, 2, dtype=torch.float64)
     w = next(iter(noise.increments([1.0, 2.0], x, (2,)))).w
     equation = sdekit.SDE(lambda t, x: 0 * x, lambda t, x: t**2, "additive")
     found = solve(equation, x, [1.0, 2.0], solver=ExponentialHeun(0.0), noise=noise).x
@@ -479,10 +567,13 @@ class Adding(AbstractCorrector):
 
 
 def test_predictor_and_corrector_draw_normals_of_their_own():
-    noise, x = WhiteNoise(2), torch.zeros(3, 2, dtype=torch.float64)
+    noise = WhiteNoise(2)
+    x = torch.zeros(3, 2, dtype=torch.float64)
     equation = sdekit.SDE(lambda t, x: 0 * x, lambda t, x: 1.0, "additive")
     z = next(iter(noise.increments([1.0, 0.0], x, (2,), normals=2))).z
-    found = solve(equation, x, [1.0, 0.0], solver=PredictorCorrector(Drawing(), Adding()), noise=noise).x
+    found = solve(
+        equation, x, [1.0, 0.0], solver=PredictorCorrector(Drawing(), Adding()), noise=noise
+    ).x
     torch.testing.assert_close(found, z[0] + 10 * z[1])
 
 

@@ -1,4 +1,6 @@
-"""Samples and likelihoods kept part by part: the same from any number of processes, after kills, faults and damage."""
+"""Samples and likelihoods kept part by part: the same from any number of processes, after kills,
+faults and damage.
+"""
 
 import contextlib
 import errno
@@ -44,7 +46,13 @@ def points(tmp_path_factory):
 @pytest.fixture(scope="module")
 def images(tmp_path_factory):
     net = lambda: nets.UNet(channels=1, width=8, multipliers=(1,), attention=(False,))  # noqa: E731
-    return saved(tmp_path_factory.mktemp("images"), net, "digits", shape=(1, 8, 8), scale=sd.data.Scale.quantised(17))
+    return saved(
+        tmp_path_factory.mktemp("images"),
+        net,
+        "digits",
+        shape=(1, 8, 8),
+        scale=sd.data.Scale.quantised(17),
+    )
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +71,12 @@ def context():
 
 def one_of(number, total, port, what, argument, said):
     """One process as torchrun starts it."""
-    os.environ |= {"RANK": str(number), "LOCAL_RANK": str(number), "WORLD_SIZE": str(total), "MASTER_ADDR": "127.0.0.1"}
+    os.environ |= {
+        "RANK": str(number),
+        "LOCAL_RANK": str(number),
+        "WORLD_SIZE": str(total),
+        "MASTER_ADDR": "127.0.0.1",
+    }
     os.environ |= {"MASTER_PORT": str(port), "TORCHELASTIC_USE_AGENT_STORE": "True"}
     for stream in (sys.stdout, sys.stderr):
         os.dup2(os.open(f"{said}.{stream.fileno()}", os.O_CREAT | os.O_WRONLY), stream.fileno())
@@ -75,8 +88,12 @@ def filled_twice(folder):
     """As from a program of a user's, that did not join the processes itself."""
     for _ in range(2):
         shards = sd.Shards(f"{folder}/shards", 10, 5)  # fewer parts than processes
-        shards.fill(lambda first, count: time.sleep(0.2) or {"number": torch.arange(first, first + count)})
-    Path(folder, f"seen{os.environ['RANK']}").write_text(str([part["number"].tolist() for part in shards]))
+        shards.fill(
+            lambda first, count: time.sleep(0.2) or {"number": torch.arange(first, first + count)}
+        )
+    Path(folder, f"seen{os.environ['RANK']}").write_text(
+        str([part["number"].tolist() for part in shards])
+    )
 
 
 @contextlib.contextmanager
@@ -85,7 +102,8 @@ def started(context, total, argument, folder, what=main):
     argument = [str(part) for part in argument] if what is main else argument
     said = str(folder / "said")
     processes = [
-        context.Process(target=one_of, args=(i, total, store.port, what, argument, f"{said}{i}")) for i in range(total)
+        context.Process(target=one_of, args=(i, total, store.port, what, argument, f"{said}{i}"))
+        for i in range(total)
     ]
     for process in processes:
         process.start()
@@ -103,7 +121,9 @@ def together(context, total, argument, folder, what=main):
         for process in processes:
             process.join(60)
         codes = [process.exitcode for process in processes]
-    return codes, *("".join((folder / f"said{i}.{n}").read_text() for i in range(total)) for n in (1, 2))
+    return codes, *(
+        "".join((folder / f"said{i}.{n}").read_text() for i in range(total)) for n in (1, 2)
+    )
 
 
 def counted(shards):
@@ -127,7 +147,9 @@ def test_one_process_draws_what_the_library_draws(points, expected, tmp_path, ca
 
 @pytest.mark.parametrize("total", [2, 3])
 def test_several_processes_draw_the_same(points, expected, context, total, tmp_path):
-    codes, said, _ = together(context, total, ["sample", points, "--out", tmp_path / "x.npy", *SAMPLE], tmp_path)
+    codes, said, _ = together(
+        context, total, ["sample", points, "--out", tmp_path / "x.npy", *SAMPLE], tmp_path
+    )
     assert codes == [0] * total
     assert said.count("23 samples in") == 1
     assert np.array_equal(np.load(tmp_path / "x.npy"), expected)
@@ -143,8 +165,21 @@ def test_processes_share_the_work_of_a_program(context, tmp_path):
 
 def test_kills_lose_and_alter_nothing(points, context, tmp_path):
     """Three kills of all processes at random moments, with other numbers of processes each time."""
-    argv = ["sample", points, "--n", 200, "--batch-size", 2, "--steps", 30, "--out", tmp_path / "x.npy"]
-    shards, rng, known = tmp_path / "x.npy.shards", np.random.default_rng(0), {}
+    argv = [
+        "sample",
+        points,
+        "--n",
+        200,
+        "--batch-size",
+        2,
+        "--steps",
+        30,
+        "--out",
+        tmp_path / "x.npy",
+    ]
+    shards = tmp_path / "x.npy.shards"
+    rng = np.random.default_rng(0)
+    known = {}
     for total in (2, 3, 2):
         wanted = len(known) + rng.integers(1, 8)
         with started(context, total, argv, tmp_path) as processes:
@@ -157,23 +192,41 @@ def test_kills_lose_and_alter_nothing(points, context, tmp_path):
         known = now
     assert 3 <= len(known) < 100
     assert main([str(part) for part in argv]) == 0
-    assert np.array_equal(np.load(tmp_path / "x.npy"), sd.sample(sd.load(points), 200, steps=30, seed=0, batch_size=2).numpy())
+    assert np.array_equal(
+        np.load(tmp_path / "x.npy"),
+        sd.sample(sd.load(points), 200, steps=30, seed=0, batch_size=2).numpy(),
+    )
     assert not shards.exists()
 
 
 def test_torchrun(images, tmp_path):
     """Images into a folder, by two processes and by one."""
     argv = ("sample", images, "--n", 7, "--first", 3, "--batch-size", 2, "--steps", 5)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "--"]
-    command += ["sdekit_diffusion", *map(str, argv), "--out", f"{tmp_path / 'two'}/"]  # without -- torchrun would read --n
-    environment = os.environ | {"PYTHONPATH": str(Path(sd.__file__).parent.parent), "OMP_NUM_THREADS": "1"}
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+        "-m",
+        "--",
+    ]
+    # Without -- torchrun would read --n.
+    command += ["sdekit_diffusion", *map(str, argv), "--out", f"{tmp_path / 'two'}/"]
+    environment = os.environ | {
+        "PYTHONPATH": str(Path(sd.__file__).parent.parent),
+        "OMP_NUM_THREADS": "1",
+    }
     ended = subprocess.run(command, env=environment, capture_output=True, text=True)  # noqa: S603
     assert ended.returncode == 0, ended.stderr
     assert ended.stdout.count("7 samples in") == 1
     assert main([*map(str, argv), "--out", str(tmp_path / "one.npz")]) == 0
     levels = np.load(tmp_path / "one.npz")["samples"]
     assert len(np.unique(levels)) > 8
-    assert sorted(path.name for path in (tmp_path / "two").iterdir()) == [f"{i:06d}.png" for i in range(3, 10)]
+    assert sorted(path.name for path in (tmp_path / "two").iterdir()) == [
+        f"{i:06d}.png" for i in range(3, 10)
+    ]
     for i, image in enumerate(levels):
         with Image.open(tmp_path / "two" / f"{3 + i:06d}.png") as found:
             assert np.array_equal(np.asarray(found), np.rint(image[0] * (255 / 16)))
@@ -190,10 +243,23 @@ def launcher(total, port, argv, folder):
 
 
 def test_processes_end_with_torchrun(points, context, tmp_path):
-    """Where torchrun alone is killed its processes go no further, beside others that may have taken their place."""
+    """Where torchrun alone is killed its processes go no further, beside others that may have taken
+    their place.
+    """
     shards = tmp_path / "x.npz.shards"
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    argv = ["sample", str(points), "--n", "2000", "--batch-size", "2", "--steps", "100", "--out", str(tmp_path / "x.npz")]
+    argv = [
+        "sample",
+        str(points),
+        "--n",
+        "2000",
+        "--batch-size",
+        "2",
+        "--steps",
+        "100",
+        "--out",
+        str(tmp_path / "x.npz"),
+    ]
     process = context.Process(target=launcher, args=(2, store.port, argv, tmp_path))
     process.start()
     until(lambda: counted(shards) > 2)
@@ -208,7 +274,9 @@ def test_processes_end_with_torchrun(points, context, tmp_path):
 
 def test_an_error_is_told_once(points, context, tmp_path):
     for argv in (["--method", "nix"], ["--speed", "9"]):
-        codes, said, errors = together(context, 2, ["sample", points, "--out", tmp_path / "x.npz", *argv], tmp_path)
+        codes, said, errors = together(
+            context, 2, ["sample", points, "--out", tmp_path / "x.npz", *argv], tmp_path
+        )
         assert codes == [2, 2]
         assert said == ""
         assert len(errors.splitlines()) == 1
@@ -221,7 +289,19 @@ def test_an_error_is_told_once(points, context, tmp_path):
 @pytest.mark.parametrize("run", ["points", "images"])
 def test_likelihoods_of_one_process_and_of_two(run, request, context, tmp_path, capsys):
     folder = request.getfixturevalue(run)
-    argv = ["likelihood", folder, "--n", "5", "--batch-size", "2", "--tolerance", "1e-2", "--probes", "2", "--csv"]
+    argv = [
+        "likelihood",
+        folder,
+        "--n",
+        "5",
+        "--batch-size",
+        "2",
+        "--tolerance",
+        "1e-2",
+        "--probes",
+        "2",
+        "--csv",
+    ]
     assert main([*map(str, argv), str(tmp_path / "one.csv")]) == 0
     one = capsys.readouterr().out
     codes, two, _ = together(context, 2, [*argv, tmp_path / "two.csv"], tmp_path)
@@ -230,7 +310,9 @@ def test_likelihoods_of_one_process_and_of_two(run, request, context, tmp_path, 
     assert not list(tmp_path.glob("*.shards"))
     model, name = evaluation.opened(folder)
     x = evaluation.source_of(name, model.scale).test[:5]
-    whole = evaluation.summed(evaluation.measured(model, x, probes=2, draws=2, tolerance=1e-2, batch_size=2), model.scale)
+    whole = evaluation.summed(
+        evaluation.measured(model, x, probes=2, draws=2, tolerance=1e-2, batch_size=2), model.scale
+    )
     assert one.splitlines()[0].endswith(whole.sentences()[0])
     rows = np.loadtxt(tmp_path / "one.csv", delimiter=",", skiprows=1)
     assert np.array_equal(rows[:, 1:], np.stack([whole.value, whole.stderr], axis=1))
@@ -242,7 +324,8 @@ def test_likelihoods_depend_on_the_number_of_the_sample(images):
     x = evaluation.source_of(name, model.scale).test[:1].expand(3, -1, -1, -1)
     options = {"probes": 1, "draws": 2, "tolerance": 1e-2, "batch_size": 1}
     whole, last, other = (
-        evaluation.measured(model, some, first=first, **options) for some, first in ((x, 0), (x[2:], 2), (x[2:], 5))
+        evaluation.measured(model, some, first=first, **options)
+        for some, first in ((x, 0), (x[2:], 2), (x[2:], 5))
     )
     assert torch.equal(whole.draws[:, 2:], last.draws)
     assert torch.equal(whole.probe_stderr[2:].isnan(), last.probe_stderr.isnan())
@@ -267,7 +350,11 @@ def shards(tmp_path):
 
 def test_parts_in_order(shards):
     shards.fill(squares)
-    assert [path.name for path in sorted(shards.folder.iterdir())] == ["000000003-4.npz", "000000007-4.npz", "000000011-2.npz"]
+    assert [path.name for path in sorted(shards.folder.iterdir())] == [
+        "000000003-4.npz",
+        "000000007-4.npz",
+        "000000011-2.npz",
+    ]
     assert np.array_equal(all_of(shards), np.arange(3, 13) ** 2)
     assert [part["half"].shape for part in shards] == [(4, 1), (4, 1), (2, 1)]
     shards.fill(lambda first, count: pytest.fail("made again"))
@@ -285,7 +372,9 @@ def test_nothing_of_nothing(tmp_path):
             sd.Shards(tmp_path / "shards", *numbers)
 
 
-@pytest.mark.parametrize("found", [{"square": torch.zeros(3)}, {"square": np.float64(1.0)}, {"settings": torch.zeros(4)}])
+@pytest.mark.parametrize(
+    "found", [{"square": torch.zeros(3)}, {"square": np.float64(1.0)}, {"settings": torch.zeros(4)}]
+)
 def test_what_work_may_return(shards, found):
     with pytest.raises(ValueError, match=r"work\(3, 4\) returned"):
         shards.fill(lambda first, count: found)
@@ -323,9 +412,13 @@ def test_no_bit_turns_unseen(tmp_path):
     shards = sd.Shards(tmp_path / "shards", 2, 2)
     shards.fill(squares)
     (path,) = shards.folder.iterdir()
-    sound, seen, rng = path.read_bytes(), 0, np.random.default_rng(0)
+    sound = path.read_bytes()
+    seen = 0
+    rng = np.random.default_rng(0)
     for i in range(0, len(sound), 3):
-        path.write_bytes(sound[:i] + bytes([sound[i] ^ (1 << int(rng.integers(8)))]) + sound[i + 1 :])
+        path.write_bytes(
+            sound[:i] + bytes([sound[i] ^ (1 << int(rng.integers(8)))]) + sound[i + 1 :]
+        )
         try:
             assert all_of(shards).tolist() == [0, 1]
         except ValueError as error:
@@ -343,7 +436,11 @@ def test_other_settings_are_refused(shards):
     with pytest.raises(KeyError):
         shards.fill(twice)
     other = sd.Shards(shards.folder, 10, 5, first=3, settings={"steps": 7, "eta": 1.0})
-    with pytest.raises(ValueError, match=r"steps 6 \(now 7\), batch_size 4 \(now 5\), eta None \(now 1.0\); repeat that one"):
+    with pytest.raises(
+        ValueError,
+        match=r"steps 6 \(now 7\), batch_size 4 \(now 5\), eta None "
+        r"\(now 1.0\); repeat that one",
+    ):
         other.fill(squares)
     shards.fill(squares)
     assert np.array_equal(all_of(shards), np.arange(3, 13) ** 2)
@@ -364,13 +461,21 @@ def failing(function, after, code):
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EIO])
 @pytest.mark.parametrize(
     ("place", "name", "after"),
-    [(zipfile, "ZipFile", 1), (np.lib.format, "write_array", 4), (os, "fsync", 2), (os, "fsync", 3), (os, "replace", 1)],
+    [
+        (zipfile, "ZipFile", 1),
+        (np.lib.format, "write_array", 4),
+        (os, "fsync", 2),
+        (os, "fsync", 3),
+        (os, "replace", 1),
+    ],
 )
 def test_faults_leave_what_was_there(shards, place, name, after, code, monkeypatch):
     """The second part fails; `fsync` is called for a file and for its folder."""
     with monkeypatch.context() as patch:
         patch.setattr(place, name, failing(getattr(place, name), after, code))
-        with pytest.raises(OSError, match=f"000000007-4.npz cannot be written: {os.strerror(code)}") as caught:
+        with pytest.raises(
+            OSError, match=f"000000007-4.npz cannot be written: {os.strerror(code)}"
+        ) as caught:
             shards.fill(squares)
     assert caught.value.errno == code
     first = shards.folder / "000000003-4.npz"
@@ -405,7 +510,9 @@ def told(capsys, *argv):
     capsys.readouterr()
     assert main([str(part) for part in argv]) == 2
     out, err = capsys.readouterr()
-    lines = [line for line in err.replace("\r", "\n").splitlines() if line.strip() and "/s]" not in line]
+    lines = [
+        line for line in err.replace("\r", "\n").splitlines() if line.strip() and "/s]" not in line
+    ]
     assert (out, len(lines)) == ("", 1), err
     return lines[0]
 
@@ -429,8 +536,12 @@ def test_a_full_disk_in_the_end(points, expected, tmp_path, capsys, monkeypatch)
 
 def test_a_folder_that_cannot_be_made(points, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(Path, "mkdir", failing(Path.mkdir, 0, errno.EROFS))
-    assert "cannot be made: Read-only file system" in told(capsys, "sample", points, "--out", tmp_path / "x.npz")
-    assert "cannot be made: Read-only file system" in told(capsys, "likelihood", points, "--csv", tmp_path / "x.csv")
+    assert "cannot be made: Read-only file system" in told(
+        capsys, "sample", points, "--out", tmp_path / "x.npz"
+    )
+    assert "cannot be made: Read-only file system" in told(
+        capsys, "likelihood", points, "--csv", tmp_path / "x.csv"
+    )
 
 
 def test_another_model_is_refused(points, images, tmp_path, capsys, monkeypatch):
@@ -448,7 +559,9 @@ def test_parts_as_the_output(points, expected, tmp_path, capsys):
     assert main(["sample", str(points), "--out", str(out), *SAMPLE]) == 0
     assert "of shape (23, 2)" in capsys.readouterr().out
     assert [path.name for path in sorted(out.iterdir())] == NAMES
-    assert np.array_equal(np.concatenate([np.load(path)["samples"] for path in sorted(out.iterdir())]), expected)
+    assert np.array_equal(
+        np.concatenate([np.load(path)["samples"] for path in sorted(out.iterdir())]), expected
+    )
 
 
 def test_what_folders_of_images_refuse(points, images, tmp_path, capsys):
@@ -465,7 +578,11 @@ def test_failures_name_samples_of_the_whole(tmp_path):
 
     def drawn(first, count):
         x_T = torch.arange(first, first + count, dtype=torch.float32)[:, None]
-        return {"x": sd.sample(lambda x, t: torch.where(x_T == 17, torch.nan, -x), sde="vp", x_T=x_T, steps=2)}
+        return {
+            "x": sd.sample(
+                lambda x, t: torch.where(x_T == 17, torch.nan, -x), sde="vp", x_T=x_T, steps=2
+            )
+        }
 
     with pytest.raises(ArithmeticError, match=r"in 1 of 8 samples \(rows 7\)"):
         sd.Shards(tmp_path / "shards", 8, 4, first=10).fill(drawn)
@@ -484,7 +601,10 @@ def test_what_stands_in_the_way_is_refused_before_the_work(points, images, tmp_p
 
 def test_parts_of_other_settings_are_not_put_together(tmp_path):
     """Whoever wrote them, and whenever."""
-    ones, twos = (sd.Shards(tmp_path / name, 4, 2, settings={"seed": seed}) for name, seed in (("a", 1), ("b", 2)))
+    ones, twos = (
+        sd.Shards(tmp_path / name, 4, 2, settings={"seed": seed})
+        for name, seed in (("a", 1), ("b", 2))
+    )
     for shards in (ones, twos):
         shards.fill(lambda first, count: {"x": np.arange(first, first + count)})
     (tmp_path / "b" / "000000002-2.npz").rename(tmp_path / "a" / "000000002-2.npz")

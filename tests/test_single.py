@@ -1,6 +1,7 @@
 """Single-step samplers: step for step those that are published, and the law of EDM's with churn.
 
-Orders without noise are in test_samplers.py and test_solver_contract.py, laws on narrow modes in test_sample.py.
+Orders without noise are in test_samplers.py and test_solver_contract.py, laws on narrow modes in
+test_sample.py.
 """
 
 import math
@@ -47,7 +48,9 @@ def named(steps, dtype, **settings):
     """A call of sample down to sigma = 0.05, and the case that it is compared with."""
     ve = VESDE()
     case = Case(ve, steps, 0.0, np.linspace(*span_of(MIXTURE, ve, 0.05), steps + 1), dtype)
-    return sample(MIXTURE, sde=ve, steps=steps, end=0.05, x_T=case.x, seed=3, dtype=dtype, **settings), case
+    return sample(
+        MIXTURE, sde=ve, steps=steps, end=0.05, x_T=case.x, seed=3, dtype=dtype, **settings
+    ), case
 
 
 @DTYPES
@@ -81,7 +84,9 @@ def test_names(name, dtype):
 
 def test_these_tests_tell_methods_apart():
     case = Case(VESDE())
-    ends = [case.ours(solver, integrand) for _, solver, integrand, _ in PUBLISHED.values()] + [case.ours(ClockedHeun())]
+    ends = [case.ours(solver, integrand) for _, solver, integrand, _ in PUBLISHED.values()] + [
+        case.ours(ClockedHeun())
+    ]
     ends += [heun(case, **settings) for settings in CHURNS[1:]]
     for i, a in enumerate(ends):
         assert all((a - b).abs().max() > 1e-6 for b in ends[:i])
@@ -101,13 +106,22 @@ class Impulses(AbstractNoise):
 
 
 def excess(steps, s_noise=1.0):
-    """The variance in the end minus what it should be, for Gaussian data: steps are linear, so that it is exact."""
-    gaussian, ve, s = GaussianMixture([1.0], torch.zeros(1, 1, dtype=torch.float64), [0.09]), VESDE(), (5.0, 0.1)
-    problem, solver = on_clock(gaussian, ve, integrand="noise"), Churn(s_churn=10.0, s_noise=s_noise)
+    """The variance in the end minus what it should be, for Gaussian data: steps are linear, so that
+    it is exact.
+    """
+    gaussian = GaussianMixture([1.0], torch.zeros(1, 1, dtype=torch.float64), [0.09])
+    ve = VESDE()
+    s = (5.0, 0.1)
+    problem = on_clock(gaussian, ve, integrand="noise")
+    solver = Churn(s_churn=10.0, s_noise=s_noise)
     x = torch.zeros(steps + 1, 1, dtype=torch.float64)
     x[0] = math.sqrt(0.09 + s[0] ** 2)
     clock = problem.time(uniform(-math.log(s[0]), -math.log(s[1]), steps))
-    return abs(float(solve(problem, x, clock, solver=solver, noise=Impulses()).x.square().sum()) - 0.09 - s[1] ** 2)
+    return abs(
+        float(solve(problem, x, clock, solver=solver, noise=Impulses()).x.square().sum())
+        - 0.09
+        - s[1] ** 2
+    )
 
 
 def test_churn_converges_to_the_law_with_order_two_and_other_noise_does_not():
@@ -130,7 +144,14 @@ def test_noise_outside_the_range_is_not_added():
 
 
 @pytest.mark.parametrize(
-    "settings", [{"s_churn": -1.0}, {"s_churn": math.inf}, {"s_tmin": 2.0, "s_tmax": 1.0}, {"s_noise": math.nan}], ids=str
+    "settings",
+    [
+        {"s_churn": -1.0},
+        {"s_churn": math.inf},
+        {"s_tmin": 2.0, "s_tmax": 1.0},
+        {"s_noise": math.nan},
+    ],
+    ids=str,
 )
 def test_edm_refuses(settings):
     with pytest.raises(ValueError, match="EDM needs s_churn >= 0"):
@@ -144,7 +165,17 @@ def test_a_single_step_has_two_or_three_evaluations(k):
 
 
 def test_evaluations():
-    for name, count in {"heun": 100, "edm": 100, "exp_heun": 100, "dpm_2": 100, "dpmpp_2s": 100, "dpmpp_3s": 99}.items():
+    for name, count in {
+        "heun": 100,
+        "edm": 100,
+        "exp_heun": 100,
+        "dpm_2": 100,
+        "dpmpp_2s": 100,
+        "dpmpp_3s": 99,
+    }.items():
         assert (
-            sample(MIXTURE, 2, sde="vp", method=METHODS[name], seed=0, return_solution=True).evaluations.tolist() == [count] * 2
+            sample(
+                MIXTURE, 2, sde="vp", method=METHODS[name], seed=0, return_solution=True
+            ).evaluations.tolist()
+            == [count] * 2
         )

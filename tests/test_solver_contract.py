@@ -1,8 +1,10 @@
-"""The solver contract: what each solver promises per kind of noise, forwards and backwards, on nonlinear problems.
+"""The solver contract: what each solver promises per kind of noise, forwards and backwards, on
+nonlinear problems.
 
-Weak orders are measured without Monte Carlo: the expectation of one step by Gauss-Hermite quadrature against the expansion
-of the semigroup, whose generator is differentiated by autograd. Strong orders come from 2,000 paths on one fine noise, against
-the Taylor method of order 1.5 on that noise, which shares nothing with the solvers.
+Weak orders are measured without Monte Carlo: the expectation of one step by Gauss-Hermite
+quadrature against the expansion of the semigroup, whose generator is differentiated by autograd.
+Strong orders come from 2,000 paths on one fine noise, against the Taylor method of order 1.5 on
+that noise, which shares nothing with the solvers.
 """
 
 import functools
@@ -71,12 +73,19 @@ from sdekit.elementary import exp
 RULES = [  # those with several parameters; others have their defaults
     *(AdamsBashforth(k) for k in (1, 2, 3, 4)),
     *(AdamsMoulton(k) for k in (1, 2, 3, 4)),
-    *(DPMSolver(k, form) for k, form in ((1, "midpoint"), (2, "midpoint"), (2, "heun"), (3, "midpoint"), (3, "heun"))),
+    *(
+        DPMSolver(k, form)
+        for k, form in ((1, "midpoint"), (2, "midpoint"), (2, "heun"), (3, "midpoint"), (3, "heun"))
+    ),
     *(UniPC(k, form) for k in (1, 2, 3) for form in ("bh1", "bh2")),
     *(DEIS(k, variable) for k, variable in ((2, "rho"), (3, "t"), (4, "rho"), (4, "log_rho"))),
     *(rule(lower_final=True) for rule in (AdamsBashforth, AdamsMoulton, DPMSolver, UniPC)),
 ]
-RULES += [rule for rule in all_solvers(AbstractMultistep) if type(rule) not in {type(known) for known in RULES}]
+RULES += [
+    rule
+    for rule in all_solvers(AbstractMultistep)
+    if type(rule) not in {type(known) for known in RULES}
+]
 SINGLE = [DPMSolverSingle(3), *all_solvers(AbstractSingleStep)]
 PLANNED = [*RULES, *SINGLE]
 MULTISTEP = [*PLANNED, ReversibleHeun()]
@@ -94,26 +103,37 @@ DIRECTIONS = pytest.mark.parametrize("direction", [1, -1], ids=["forwards", "bac
 
 
 def cases(solvers, *extra):
-    return [pytest.param(solver, kind, id=f"{solver}-{kind}") for solver in solvers for kind in (*solver.order, *extra)]
+    return [
+        pytest.param(solver, kind, id=f"{solver}-{kind}")
+        for solver in solvers
+        for kind in (*solver.order, *extra)
+    ]
 
 
 @DIRECTIONS
 @pytest.mark.parametrize(("solver", "kind"), cases(SOLVERS))
 def test_strong_order(solver, kind, direction):
-    assert strong_slope(solver, kind, direction) == pytest.approx(solver.order[kind].strong, abs=0.15)
+    assert strong_slope(solver, kind, direction) == pytest.approx(
+        solver.order[kind].strong, abs=0.15
+    )
 
 
 @DIRECTIONS
-@pytest.mark.parametrize("solver", [s for s in SOLVERS if s.sde_type == "stratonovich"] + [Milstein()], ids=str)
+@pytest.mark.parametrize(
+    "solver", [s for s in SOLVERS if s.sde_type == "stratonovich"] + [Milstein()], ids=str
+)
 def test_strong_order_is_that_of_diagonal_noise_where_general_noise_commutes(solver, direction):
-    assert strong_slope(solver, "commutative", direction) == pytest.approx(solver.order["diagonal"].strong, abs=0.15)
+    assert strong_slope(solver, "commutative", direction) == pytest.approx(
+        solver.order["diagonal"].strong, abs=0.15
+    )
 
 
 @functools.cache
 def coupled(solver, direction, steps):
     """Ends of paths whose scalar noise moves each coordinate by a function of the other."""
     equation = SDE(lambda t, x: f(t, x.flip(1)), lambda t, x: b(t, x.flip(1)), "scalar")
-    x0, ends = torch.cat([START, START.flip(0)], dim=1), (0.0, 1.0)[::direction]
+    x0 = torch.cat([START, START.flip(0)], dim=1)
+    ends = (0.0, 1.0)[::direction]
     return solve(equation, x0, uniform(*ends, steps), solver=solver, noise=fine(1)).x
 
 
@@ -141,22 +161,34 @@ def test_time_runs_backwards_where_the_grid_does(solver):
 
 
 class Without(FinePath):
-    """The fine noise without H, or with its sign reversed in reverse time, as where a reversed path is taken for a path."""
+    """The fine noise without H, or with its sign reversed in reverse time, as where a reversed path
+    is taken for a path.
+    """
 
     def __init__(self, noise, factor):
-        self.noise, self.cells, self.factor = noise, noise.cells, factor
+        self.noise = noise
+        self.cells = noise.cells
+        self.factor = factor
 
     def increments(self, *arguments, **keywords):
         for step in self.noise.increments(*arguments, **keywords):
             yield step._replace(h=self.factor * step.h)
 
 
-H_SOLVERS = [(SRA1(), "additive"), (SRA3(), "additive"), (ShARK(), "additive"), (SRID2(), "diagonal"), (SPaRK(), "additive")]
+H_SOLVERS = [
+    (SRA1(), "additive"),
+    (SRA3(), "additive"),
+    (ShARK(), "additive"),
+    (SRID2(), "diagonal"),
+    (SPaRK(), "additive"),
+]
 H_SOLVERS += [(SlowRK(), "diagonal")]
 
 
 @pytest.mark.parametrize(("solver", "kind"), H_SOLVERS, ids=str)
-def test_without_its_area_or_with_the_area_of_a_path_not_reversed_the_strong_order_falls(solver, kind):
+def test_without_its_area_or_with_the_area_of_a_path_not_reversed_the_strong_order_falls(
+    solver, kind
+):
     for direction in (1, -1):
         assert strong_slope(solver, kind, direction, Without(fine(1), 0.0)) < 1.15
     assert strong_slope(solver, kind, -1, Without(fine(1), -1.0)) < 1.15
@@ -165,14 +197,29 @@ def test_without_its_area_or_with_the_area_of_a_path_not_reversed_the_strong_ord
 @pytest.mark.parametrize(("factor", "power"), [(1, 2), (0, 1.5)], ids=["with H", "without H"])
 def test_the_shift_of_euler_needs_the_area(factor, power):
     """The error of one step of SEA; the global order is one either way."""
-    h, errors = 2.0 ** -np.arange(5, 11), []
-    w, z = torch.randn(2, len(START), 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    h = 2.0 ** -np.arange(5, 11)
+    errors = []
+    w, z = torch.randn(
+        2, len(START), 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64
+    )
     drift, columns = ito("additive", "ito", 1)
-    t, x = torch.full_like(START, 0.3, requires_grad=True), START.clone().requires_grad_()
+    t = torch.full_like(START, 0.3, requires_grad=True)
+    x = START.clone().requires_grad_()
     for step in h:
         noise = Increment(w * math.sqrt(step), z * math.sqrt(step / 12))
         exact = taylor(drift, columns, 1, t, x, step, noise).detach()
-        end = SEA().step(problem("additive", SEA()), 0.3, 0.3 + step, START, noise._replace(h=factor * noise.h), ()).x
+        end = (
+            SEA()
+            .step(
+                problem("additive", SEA()),
+                0.3,
+                0.3 + step,
+                START,
+                noise._replace(h=factor * noise.h),
+                (),
+            )
+            .x
+        )
         errors.append((end - exact).norm())
     assert slope(1 / h, errors) == pytest.approx(power, abs=0.05)
 
@@ -183,16 +230,25 @@ def test_the_shift_of_euler_needs_the_area(factor, power):
 @DIRECTIONS
 @pytest.mark.parametrize(("solver", "kind"), cases(s for s in SOLVERS if s not in MULTISTEP))
 def test_weak_order_of_one_step(solver, kind, direction):
-    assert weak_slope(solver, kind, direction) == pytest.approx(solver.order[kind].weak + 1, abs=0.1)
+    assert weak_slope(solver, kind, direction) == pytest.approx(
+        solver.order[kind].weak + 1, abs=0.1
+    )
 
 
 def clocked(q):
-    """A nonlinear semi-linear equation on the clock e^{q l}, F a function of l and x = y scale(l)."""
+    """A nonlinear semi-linear equation on the clock e^{q l}, F a function of l and x = y
+    scale(l).
+    """
     return Clocked(lambda l, x: torch.sin(2 * x) + 0.5 * l, lambda l: exp(-l), a=1 + q / 2, q=q)
 
 
 SEVERAL = [
-    *((rule, kind) for rule in RULES if not rule.lower_final for kind in ("additive", "clock, eta = 1", "clock, eta = 0.5")),
+    *(
+        (rule, kind)
+        for rule in RULES
+        if not rule.lower_final
+        for kind in ("additive", "clock, eta = 1", "clock, eta = 0.5")
+    ),
     *((ClockedHeun(), kind) for kind in ("additive", "clock, eta = 1", "clock, eta = 0.5")),
     *((ReversibleHeun(), kind) for kind in ("additive", "diagonal")),
 ]
@@ -201,18 +257,28 @@ SEVERAL = [
 @DIRECTIONS
 @pytest.mark.parametrize(("solver", "kind"), SEVERAL, ids=str)
 def test_weak_order_of_several_steps(solver, kind, direction):
-    """Expectations over all increments of 1, 2, 4, 8 steps by product quadrature; the differences fall with the order."""
+    """Expectations over all increments of 1, 2, 4, 8 steps by product quadrature; the differences
+    fall with the order.
+    """
     clocks = {"clock, eta = 1": clocked(2.0), "clock, eta = 0.5": clocked(0.5)}
-    equation, values = clocks[kind] if kind in clocks else problem(kind, solver), []
+    equation = clocks[kind] if kind in clocks else problem(kind, solver)
+    values = []
     start = 1.0 if kind in clocks else 0.5
-    # Longer spans of ClockedHeun, and of rules that look far back, have errors of order two that change their sign.
+    # Longer spans of ClockedHeun, and of rules that look far back, have errors of order two that
+    # change their sign.
     reach = getattr(solver, "k", 1) + getattr(solver, "corrects", False)
     long = getattr(solver, "k", 1) > 1 or isinstance(solver, ClockedHeun)
     span = 0.02 if reach > 4 else 0.05 if long else 0.1 if kind == "diagonal" else 0.2
     for n in (1, 2, 4, 8):
         grid, mass = quadrature(4, n)
         x0 = torch.full((len(grid), 1), 0.4, dtype=torch.float64)
-        x = solve(equation, x0, uniform(start, start + span * direction, n), solver=solver, noise=Nodes(grid)).x[:, 0]
+        x = solve(
+            equation,
+            x0,
+            uniform(start, start + span * direction, n),
+            solver=solver,
+            noise=Nodes(grid),
+        ).x[:, 0]
         values.append((mass * torch.cos(2 * x)).sum())
     differences = torch.stack(values).diff().abs()
     order = math.log2(differences[-2] / differences[-1])
@@ -225,15 +291,29 @@ def test_weak_order_of_several_steps(solver, kind, direction):
 EMBEDDED = [s for s in SOLVERS if s.embedded is not None]
 
 
-@pytest.mark.parametrize(("solver", "kind"), [*cases(EMBEDDED), pytest.param(SPaRK(), "commutative", id="SPaRK()-commutative")])
+@pytest.mark.parametrize(
+    ("solver", "kind"),
+    [*cases(EMBEDDED), pytest.param(SPaRK(), "commutative", id="SPaRK()-commutative")],
+)
 def test_the_error_estimate_falls_with_its_power(solver, kind):
-    h, errors, shape = 2.0 ** -np.arange(5, 11), [], SIZES.get(kind, ())
-    x, noise = START[:, 0], torch.randn(2, len(START), 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    h = 2.0 ** -np.arange(5, 11)
+    errors = []
+    shape = SIZES.get(kind, ())
+    x = START[:, 0]
+    noise = torch.randn(
+        2, len(START), 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64
+    )
     w, z = noise if shape else noise[..., 0]
     for step in h:
         drawn = Increment(w * math.sqrt(step), z * math.sqrt(step / 12))
-        errors.append(solver.step(problem(kind, solver), 0.3, 0.3 + step, x, drawn, ()).error.square().mean().sqrt())
-    # What SPaRK promises is the least power: its estimate is of Levy's area, which is only there with general noise.
+        errors.append(
+            solver.step(problem(kind, solver), 0.3, 0.3 + step, x, drawn, ())
+            .error.square()
+            .mean()
+            .sqrt()
+        )
+    # What SPaRK promises is the least power: its estimate is of Levy's area, which is only there
+    # with general noise.
     promised = 1.5 if solver.embedded == 1 and kind != "general" else solver.embedded
     assert slope(1 / h, errors) == pytest.approx(promised, abs=0.1)
 
@@ -244,7 +324,8 @@ def test_the_error_estimate_falls_with_its_power(solver, kind):
 def conditions(a, b, c):
     """The eight order conditions of a fourth-order Runge-Kutta method, and that rows sum to c."""
     a = np.array([[*row, *[0] * (len(b) - len(row))] for row in a], dtype=float)
-    b, c = np.array(b, dtype=float), np.array(c, dtype=float)
+    b = np.array(b, dtype=float)
+    c = np.array(c, dtype=float)
     return np.array(
         [
             b.sum() - 1,
@@ -283,12 +364,18 @@ def test_adams_bashforth_has_the_classical_weights_on_even_grids(k, published):
     grid = uniform(1.0, -1.0, 8).tolist()
     planned = AdamsBashforth(k).plan(ODE(f), grid)
     for t in grid[k - 1 : -1]:
-        assert planned.planned[t].weights == pytest.approx([-0.25 * w for w in published], abs=1e-13)
-    assert [len(planned.planned[t].weights) for t in grid[1:4]] == [min(i + 1, k) for i in range(1, 4)]
+        assert planned.planned[t].weights == pytest.approx(
+            [-0.25 * w for w in published], abs=1e-13
+        )
+    assert [len(planned.planned[t].weights) for t in grid[1:4]] == [
+        min(i + 1, k) for i in range(1, 4)
+    ]
 
 
 def test_orders_that_the_first_or_the_last_steps_limit():
-    """To two where the first step has one value, or the last one is of order one; to three with a corrector."""
+    """To two where the first step has one value, or the last one is of order one; to three with a
+    corrector.
+    """
     for solver, order in (
         (AdamsBashforth(4), 4),
         (AdamsBashforth(4, self_starting=False), 2),
@@ -310,12 +397,17 @@ def every_problem(solver):
     if solver.normals or isinstance(solver, AbstractPredictor):
         return [reverse_decay()]
     constant = SDE(f, lambda t, x: 0.7, "additive")  # g as one number
-    return [*([constant] if "additive" in solver.order else []), *(problem(kind, solver) for kind in solver.order)]
+    return [
+        *([constant] if "additive" in solver.order else []),
+        *(problem(kind, solver) for kind in solver.order),
+    ]
 
 
 @pytest.mark.parametrize("solver", ALL, ids=str)
 @pytest.mark.parametrize("event", [(), (3,), (2, 1, 3)], ids=str)
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize(
+    "dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str
+)
 def test_shapes_dtypes_and_batch_independence(solver, event, dtype):
     """A sample's bits are the same alone, in a half batch and in another order."""
     x0 = torch.randn(6, *event, generator=torch.Generator().manual_seed(0)).to(dtype)
@@ -328,13 +420,17 @@ def test_shapes_dtypes_and_batch_independence(solver, event, dtype):
         whole = run(x0, WhiteNoise(1))
         assert whole.dtype == dtype
         assert whole.shape == x0.shape
-        assert torch.equal(torch.cat([run(x0[:2], WhiteNoise(1)), run(x0[2:], WhiteNoise(1, first=2))]), whole)
+        assert torch.equal(
+            torch.cat([run(x0[:2], WhiteNoise(1)), run(x0[2:], WhiteNoise(1, first=2))]), whole
+        )
         order = torch.tensor([5, 0, 3])
         assert torch.equal(run(x0[order], WhiteNoise(1).rows(order)), whole[order])
         assert run(x0[:0], WhiteNoise(1)).shape == (0, *event)
 
 
-@pytest.mark.parametrize("solver", [s for s in [*SOLVERS, *PAIRS] if not isinstance(s, AbstractPlanned)], ids=str)
+@pytest.mark.parametrize(
+    "solver", [s for s in [*SOLVERS, *PAIRS] if not isinstance(s, AbstractPlanned)], ids=str
+)
 @pytest.mark.parametrize("event", [(), (3,), (2, 1, 3)], ids=str)
 def test_samples_may_have_times_of_their_own(solver, event):
     generator = torch.Generator().manual_seed(0)
@@ -354,7 +450,11 @@ def test_samples_may_have_times_of_their_own(solver, event):
             single = solver.step(equation, t0[i].item(), t1[i].item(), x[row], alone, state)
             torch.testing.assert_close(end.x[row], single.x, rtol=1e-12, atol=1e-12)
             if end.error is not None:
-                estimates = (end.error, single.error) if isinstance(end.error, tuple) else ((end.error,), (single.error,))
+                estimates = (
+                    (end.error, single.error)
+                    if isinstance(end.error, tuple)
+                    else ((end.error,), (single.error,))
+                )
                 for error, other in zip(*estimates, strict=True):
                     assert error.shape == x.shape
                     torch.testing.assert_close(error[row], other, rtol=1e-12, atol=1e-12)
@@ -386,13 +486,15 @@ def test_no_solver_needs_gradients_enabled(solver, mode):
 @DIRECTIONS
 @pytest.mark.parametrize("kind", ReversibleHeun.order)
 def test_reversible_heun_finds_its_way_back(kind, direction):
-    solver, equation = ReversibleHeun(), problem(kind, ReversibleHeun())
+    solver = ReversibleHeun()
+    equation = problem(kind, ReversibleHeun())
     x0 = torch.linspace(-1, 1.2, 7, dtype=torch.float64)[:, None]
     ts = uniform(*(0.0, 1.0)[::direction], 50).tolist()
     noise = [Increment()] * 50
     if kind != "none":
         noise = list(WhiteNoise(1).increments(ts, x0, equation.noise_shape(x0), start=0))
-    x, state = x0, solver.init(equation, ts[0], x0)
+    x = x0
+    state = solver.init(equation, ts[0], x0)
     start = state
     for t0, t1, step in zip(ts, ts[1:], noise, strict=False):
         x, _, _, state = solver.step(equation, t0, t1, x, step, state)

@@ -1,4 +1,6 @@
-"""x_T: its dtype is kept, and what is data rather than noise is warned of, but no draw from the prior and no latent is."""
+"""x_T: its dtype is kept, and what is data rather than noise is warned of, but no draw from the
+prior and no latent is.
+"""
 
 import warnings
 
@@ -22,11 +24,22 @@ from sdekit_diffusion._sampling.coordinates import Coordinates
 LOOSE = AdaptiveFlow(1e-3, 1e-3)
 FEW = {"steps": 3, "seed": 0}
 POINT = GaussianMixture([0.5, 0.5], [[-1.0, 0.5], [0.5, 0.3]], [0.05, 0.1])
-# Images of 8 x 8 pixels in [-1, 1], smooth and of different contrast, with the standard deviation 0.4.
+# Images of 8 x 8 pixels in [-1, 1], smooth and of different contrast, with the standard deviation
+# 0.4.
 WAVES = torch.stack(
-    [a * torch.outer(torch.sin(torch.linspace(p, p + 4, 16)), torch.cos(torch.linspace(0, q, 16))) for a, p, q in
-     [(0.5, 0.0, 3.0), (0.9, 1.0, 2.0), (1.0, 2.0, 5.0), (0.7, 0.5, 1.0), (0.8, 3.0, 4.0), (0.95, 1.5, 6.0)]]
-)[:, None]  # fmt: skip
+    [
+        a
+        * torch.outer(torch.sin(torch.linspace(p, p + 4, 16)), torch.cos(torch.linspace(0, q, 16)))
+        for a, p, q in [
+            (0.5, 0.0, 3.0),
+            (0.9, 1.0, 2.0),
+            (1.0, 2.0, 5.0),
+            (0.7, 0.5, 1.0),
+            (0.8, 3.0, 4.0),
+            (0.95, 1.5, 6.0),
+        ]
+    ]
+)[:, None]
 IMAGES = EmpiricalMixture(WAVES, 0.05)
 
 
@@ -36,24 +49,39 @@ def test_the_dtype_of_x_T_is_kept():
     assert found.dtype == torch.float64
     assert torch.equal(found, sample(POINT, sde="vp", x_T=x_T, dtype=torch.float64, **FEW))
     assert sample(POINT, sde="vp", x_T=x_T.float(), **FEW).dtype == torch.float32
-    assert sample(POINT, sde="vp", x_T=x_T.float(), dtype=torch.float64, **FEW).dtype == torch.float64
-    assert sample(POINT, sde="vp", x_T=x_T.float(), dtype=torch.bfloat16, **FEW).dtype == torch.bfloat16
+    assert (
+        sample(POINT, sde="vp", x_T=x_T.float(), dtype=torch.float64, **FEW).dtype == torch.float64
+    )
+    assert (
+        sample(POINT, sde="vp", x_T=x_T.float(), dtype=torch.bfloat16, **FEW).dtype
+        == torch.bfloat16
+    )
     for dtype in (torch.float32, torch.float16):
-        with pytest.raises(ValueError, match=r"x_T is torch.float64 and dtype=torch.float\d\d would drop its digits"):
+        with pytest.raises(
+            ValueError,
+            match=r"x_T is torch.float64 and dtype=torch.float\d\d "
+            r"would drop its digits",
+        ):
             sample(POINT, sde="vp", x_T=x_T, dtype=dtype, **FEW)
 
 
 @pytest.mark.parametrize("sde", [VPSDE(), VESDE(), CosineVPSDE()], ids=["vp", "ve", "cosine"])
 @pytest.mark.parametrize("n", [1, 6, 60])
 def test_clean_images_are_warned_of(sde, n):
-    with pytest.warns(UserWarning, match=r"x_T has the standard deviation 0\.\d+, and the noise at which the solve starts has"):
+    with pytest.warns(
+        UserWarning,
+        match=r"x_T has the standard deviation 0\.\d+, and the noise at "
+        r"which the solve starts has",
+    ):
         sample(IMAGES, sde=sde, x_T=WAVES.repeat(n, 1, 1, 1)[:n], **FEW)
 
 
 @pytest.mark.parametrize("n", [1, 8])
 @pytest.mark.parametrize("std", [0.39, 0.5, 0.6, 0.8])
 def test_clean_images_in_the_usual_range_are_warned_of_whatever_their_contrast(std, n):
-    """Their standard deviation is within what latents of other data have; none of them exceeds 1."""
+    """Their standard deviation is within what latents of other data have; none of them exceeds
+    1.
+    """
     noise = torch.randn(n, 1, 8, 8, generator=torch.Generator().manual_seed(0))
     images = (noise / noise.std() * std).tanh() if std < 0.8 else 0.8 * noise.sign()
     model = GaussianMixture([1.0], torch.zeros(1, 64), [0.5])
@@ -62,7 +90,9 @@ def test_clean_images_in_the_usual_range_are_warned_of_whatever_their_contrast(s
 
 
 def test_a_batch_is_known_better_than_one_sample():
-    """512 numbers of standard deviation 0.62; the limit is 0.83 / 1.25, of one sample 0.6 / 1.25."""
+    """512 numbers of standard deviation 0.62; the limit is 0.83 / 1.25, of one sample 0.6 /
+    1.25.
+    """
     model = GaussianMixture([1.0], torch.zeros(1, 64), [0.5])
     x_T = VPSDE().prior((8, 64), seed=3)
     x_T = 0.62 * x_T / x_T.std(dim=1, keepdim=True)
@@ -74,17 +104,30 @@ def test_a_batch_is_known_better_than_one_sample():
 
 @pytest.mark.parametrize("sde", [VPSDE(), VESDE(), CosineVPSDE()], ids=["vp", "ve", "cosine"])
 def test_latents_of_one_diffusion_are_warned_of_under_another(sde):
-    start, other = float(sde.sigma(sde.latest(IMAGES.data_std))), VESDE(sigma_max=5.0)
+    start = float(sde.sigma(sde.latest(IMAGES.data_std)))
+    other = VESDE(sigma_max=5.0)
     with pytest.warns(UserWarning, match="x_T has the standard deviation"):
-        sample(IMAGES, sde=sde, x_T=start * torch.randn(2, 1, 16, 16) * (3 if start < 5 else 0.1), **FEW)
+        sample(
+            IMAGES,
+            sde=sde,
+            x_T=start * torch.randn(2, 1, 16, 16) * (3 if start < 5 else 0.1),
+            **FEW,
+        )
     with pytest.warns(UserWarning, match="x_T has the standard deviation"):
-        sample(IMAGES, sde=other, x_T=torch.randn(2, 1, 16, 16, generator=torch.Generator().manual_seed(0)), **FEW)
+        sample(
+            IMAGES,
+            sde=other,
+            x_T=torch.randn(2, 1, 16, 16, generator=torch.Generator().manual_seed(0)),
+            **FEW,
+        )
 
 
 @pytest.mark.parametrize("sde", [VPSDE(), VESDE(), CosineVPSDE()], ids=["vp", "ve", "cosine"])
 @pytest.mark.parametrize("model", [IMAGES, POINT], ids=["images", "points"])
 def test_latents_and_draws_are_not(model, sde):
-    """Of the data, of less contrast and of none, one and many; what lies between two; copies. Warnings are errors here."""
+    """Of the data, of less contrast and of none, one and many; what lies between two; copies.
+    Warnings are errors here.
+    """
     x = model.sample(8, seed=1)
     kinds = [x, x[:1], 0.5 * x[:3], torch.zeros_like(x[:2])]
     for data in kinds:
@@ -95,12 +138,19 @@ def test_latents_and_draws_are_not(model, sde):
     for x_T in draws:
         sample(model, sde=sde, x_T=x_T, **FEW)
         sample(model, sde=sde, x_T=x_T[:1].expand(50, *model.shape), **FEW)
-        mixed = torch.stack([torch.cos(u) * x_T[0] + torch.sin(u) * x_T[-1].flip(0) for u in torch.linspace(0, 1.5, 9)])
+        mixed = torch.stack(
+            [
+                torch.cos(u) * x_T[0] + torch.sin(u) * x_T[-1].flip(0)
+                for u in torch.linspace(0, 1.5, 9)
+            ]
+        )
         sample(model, sde=sde, x_T=mixed, **FEW)
 
 
 def test_false_alarms():
-    """The thresholds are quantiles: with 1e-6 replaced by a half, half of the draws and at least an eighth are warned of."""
+    """The thresholds are quantiles: with 1e-6 replaced by a half, half of the draws and at least an
+    eighth are warned of.
+    """
     coordinates = Coordinates(VPSDE(), std=1.0)
     l = float(coordinates.log_snr(1.0))
     with pytest.MonkeyPatch.context() as patch:
@@ -112,5 +162,6 @@ def test_false_alarms():
                 warnings.simplefilter("always")
                 start.warn_of_start(VPSDE().prior((1, 9), seed=seed), coordinates, l)
             count += len(caught)
-    # A single sample is out on either side with probability 1/8: 500 of 2000, 5 standard deviations are 97.
+    # A single sample is out on either side with probability 1/8: 500 of 2000, 5 standard deviations
+    # are 97.
     assert 400 < count < 600

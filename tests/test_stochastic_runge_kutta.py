@@ -1,4 +1,6 @@
-"""Stochastic solvers by their coefficients, their evaluations, and torchsde's results on the same Brownian motion."""
+"""Stochastic solvers by their coefficients, their evaluations, and torchsde's results on the same
+Brownian motion.
+"""
 
 import math
 from dataclasses import dataclass, field, replace
@@ -37,7 +39,8 @@ from sdekit._noise.white import AbstractNoise
 ADDITIVE = [
     type(solver)
     for solver in all_solvers(AbstractStochasticRungeKutta)
-    if "additive" in solver.order and not isinstance(solver, SRID2)  # which has other conditions, below
+    # Which has other conditions, below.
+    if "additive" in solver.order and not isinstance(solver, SRID2)
 ]
 
 
@@ -54,14 +57,22 @@ def padded(rows, width, depth):
 
 
 def read(tableau, depth):
-    """c, A, B of the stages with f, of those with g, and the end's weights; B[i, j, k] is for g_j N_k in stage i."""
+    """c, A, B of the stages with f, of those with g, and the end's weights; B[i, j, k] is for g_j
+    N_k in stage i.
+    """
     f, g = ([s for s in tableau.stages if kind in s.asks] for kind in "fg")
 
     def arrays(stages):
-        A, B = padded([s.a for s in stages], len(f), 1)[..., 0], padded([s.b for s in stages], len(g), depth)
+        A = padded([s.a for s in stages], len(f), 1)[..., 0]
+        B = padded([s.b for s in stages], len(g), depth)
         return np.array([s.c for s in stages], float), A, B
 
-    return arrays(f), arrays(g), np.array(tableau.end.a, float), padded([tableau.end.b], len(g), depth)[0]
+    return (
+        arrays(f),
+        arrays(g),
+        np.array(tableau.end.a, float),
+        padded([tableau.end.b], len(g), depth)[0],
+    )
 
 
 def consistent(tableau):
@@ -73,20 +84,33 @@ def consistent(tableau):
 
 
 def additive_conditions(tableau, *, order):
-    """Strong order 1.5 and weak order two for additive noise, in W and H: mean squares of stages are those of W's mean."""
+    """Strong order 1.5 and weak order two for additive noise, in W and H: mean squares of stages
+    are those of W's mean.
+    """
     (c0, _, B0), (c1, _, _), alpha, ends = read(tableau, 2)
     p, q = B0.sum(1).T
     w, h = ends.T
-    conditions = [alpha.sum() - 1, w.sum() - 1, h.sum(), alpha @ p - 1 / 2, alpha @ q - 1, w @ c1 - 1 / 2, h @ c1 + 1]
+    conditions = [
+        alpha.sum() - 1,
+        w.sum() - 1,
+        h.sum(),
+        alpha @ p - 1 / 2,
+        alpha @ q - 1,
+        w @ c1 - 1 / 2,
+        h @ c1 + 1,
+    ]
     if order == 1.5:
         conditions += [alpha @ c0 - 1 / 2, alpha @ (p**2 + q**2 / 12) - 1 / 2, *consistent(tableau)]
     return conditions
 
 
 def commutative_conditions(tableau):
-    """Strong order one for commutative Stratonovich noise: the second-order term of the step is (g W)' g W / 2."""
+    """Strong order one for commutative Stratonovich noise: the second-order term of the step is (g
+    W)' g W / 2.
+    """
     _, (_, _, B), _, ends = read(tableau, 2)
-    (w, h), (p, q) = ends.T, B.sum(1).T
+    (w, h) = ends.T
+    (p, q) = B.sum(1).T
     return [w @ p - 1 / 2, w @ q + h @ p, h @ q]
 
 
@@ -96,9 +120,13 @@ def ito_conditions(tableau):
     assert not B0[..., [0, 1, 3, 4]].any()
     assert not B1[..., :4].any()
     assert not ends[:, 4].any()
-    B0, B1, (b1, b2, b3, b4) = B0[..., 2], B1[..., 4], ends.T[[0, 1, 2, 3]]
-    e0, e1 = np.ones(len(alpha)), np.ones(len(b1))
-    s, moved = B1 @ e1, A1 @ B0 @ e1
+    B0 = B0[..., 2]
+    B1 = B1[..., 4]
+    (b1, b2, b3, b4) = ends.T[[0, 1, 2, 3]]
+    e0 = np.ones(len(alpha))
+    e1 = np.ones(len(b1))
+    s = B1 @ e1
+    moved = A1 @ B0 @ e1
     return [
         alpha @ e0 - 1,
         b1 @ e1 - 1,
@@ -116,27 +144,50 @@ def ito_conditions(tableau):
 
 
 def stratonovich_conditions(tableau):
-    """Strong order 1.5 for commuting Stratonovich noise: paths to h^1.5 in W and H, means to h^2 (the fourth order in W)."""
+    """Strong order 1.5 for commuting Stratonovich noise: paths to h^1.5 in W and H, means to h^2
+    (the fourth order in W).
+    """
     (cf, _, Bf), (c, A, B), alpha, ends = read(tableau, 2)
-    (w, h), (p, q) = ends.T, B.sum(1).T
-    (pf, qf), (Bw, Bh) = Bf.sum(1).T, (B[..., 0], B[..., 1])
+    (w, h) = ends.T
+    (p, q) = B.sum(1).T
+    (pf, qf) = Bf.sum(1).T
+    (Bw, Bh) = (B[..., 0], B[..., 1])
     return [
         w.sum() - 1,
         h.sum(),
         *(w @ p - 1 / 2, w @ q + h @ p, h @ q),
-        *(w @ p**2 - 1 / 3, w @ Bw @ p - 1 / 6, h @ p**2 + 2 * w @ (p * q), h @ Bw @ p + w @ Bh @ p + w @ Bw @ q),
-        *(w @ p**3 - 1 / 4, (w * p) @ Bw @ p - 1 / 8, w @ Bw @ p**2 - 1 / 12, w @ Bw @ Bw @ p - 1 / 24),
+        *(
+            w @ p**2 - 1 / 3,
+            w @ Bw @ p - 1 / 6,
+            h @ p**2 + 2 * w @ (p * q),
+            h @ Bw @ p + w @ Bh @ p + w @ Bw @ q,
+        ),
+        *(
+            w @ p**3 - 1 / 4,
+            (w * p) @ Bw @ p - 1 / 8,
+            w @ Bw @ p**2 - 1 / 12,
+            w @ Bw @ Bw @ p - 1 / 24,
+        ),
         alpha.sum() - 1,
         *(alpha @ pf - 1 / 2, alpha @ qf - 1, w @ c - 1 / 2, h @ c + 1),
         *(alpha @ cf - 1 / 2, alpha @ (pf**2 + qf**2 / 12) - 1 / 2),
-        *(alpha @ (Bf[..., 0] @ p + Bf[..., 1] @ q / 12) - 1 / 4, w @ (c * p) + h @ (c * q) / 12 - 1 / 4),
+        *(
+            alpha @ (Bf[..., 0] @ p + Bf[..., 1] @ q / 12) - 1 / 4,
+            w @ (c * p) + h @ (c * q) / 12 - 1 / 4,
+        ),
         *(w @ Bw @ c + h @ Bh @ c / 12 - 1 / 4, w @ A @ pf + h @ A @ qf / 12),
         *(sum(s.a) - s.c for s in tableau.stages if s.a),
     ]
 
 
 CONDITIONS = [
-    *((solver, lambda t, order=solver.order["additive"].strong: additive_conditions(t, order=order)) for solver in ADDITIVE),
+    *(
+        (
+            solver,
+            lambda t, order=solver.order["additive"].strong: additive_conditions(t, order=order),
+        )
+        for solver in ADDITIVE
+    ),
     (SPaRK, commutative_conditions),
     (SRID2, ito_conditions),
     (SlowRK, stratonovich_conditions),
@@ -173,9 +224,12 @@ PARTIAL = [
 ]
 
 
-@pytest.mark.parametrize(("solver", "conditions"), [pair for pair in CONDITIONS if pair not in PARTIAL])
+@pytest.mark.parametrize(
+    ("solver", "conditions"), [pair for pair in CONDITIONS if pair not in PARTIAL]
+)
 def test_no_coefficient_may_be_five_percent_off(solver, conditions):
-    tableau, seen = solver.tableau, 0
+    tableau = solver.tableau
+    seen = 0
     for name in ("stages", "end", "embedded"):
         for value in neighbours(getattr(tableau, name) or ()):
             seen += 1
@@ -218,7 +272,9 @@ COSTS = [
 ]
 
 
-@pytest.mark.parametrize(("solver", "kind", "drifts", "diffusions"), COSTS, ids=[f"{row[0]}" for row in COSTS])
+@pytest.mark.parametrize(
+    ("solver", "kind", "drifts", "diffusions"), COSTS, ids=[f"{row[0]}" for row in COSTS]
+)
 def test_a_step_evaluates_what_the_method_needs(solver, kind, drifts, diffusions):
     problem = Counting(lambda t, x: torch.sin(x), lambda t, x: 1 + 0 * x, kind, solver.sde_type)
     x = torch.ones(3, 2)
@@ -227,7 +283,10 @@ def test_a_step_evaluates_what_the_method_needs(solver, kind, drifts, diffusions
     started = dict(problem.calls)
     for i in range(5):
         x, _, _, state = solver.step(problem, 0.1 * i, 0.1 * (i + 1), x, Increment(w, h), state)
-    assert {key: problem.calls[key] - started[key] for key in "fg"} == {"f": 5 * drifts, "g": 5 * diffusions}
+    assert {key: problem.calls[key] - started[key] for key in "fg"} == {
+        "f": 5 * drifts,
+        "g": 5 * diffusions,
+    }
     assert started == ({"f": 1, "g": 1} if isinstance(solver, ReversibleHeun) else {"f": 0, "g": 0})
 
 
@@ -240,7 +299,8 @@ class Given(AbstractNoise):
     seed = 0
 
     def __init__(self, w, h):
-        self.w, self.h = w, h
+        self.w = w
+        self.h = h
 
     def rows(self, index):
         raise NotImplementedError
@@ -253,13 +313,19 @@ class Given(AbstractNoise):
 class Motion(torchsde.BaseBrownian):
     """The same for torchsde, whose U is the integral of W from the start of the interval."""
 
-    dtype, device, levy_area_approximation, shape = torch.float64, torch.device("cpu"), "space-time", ()
+    dtype = torch.float64
+    device = torch.device("cpu")
+    levy_area_approximation = "space-time"
+    shape = ()
 
     def __init__(self, w, h):
-        self.w, self.h, self.shape = w, h, w.shape[1:]
+        self.w = w
+        self.h = h
+        self.shape = w.shape[1:]
 
     def __call__(self, ta, tb=None, return_U=False, return_A=False):
-        i, dt = round(float(ta) * len(self.w)), float(tb - ta)
+        i = round(float(ta) * len(self.w))
+        dt = float(tb - ta)
         w = self.w[i]
         return (w, dt * (w / 2 + self.h[i])) if return_U else w
 
@@ -274,23 +340,34 @@ def f(t, y):
 DIFFUSIONS = {
     "additive": lambda t, y: (0.6 + 0.3 * torch.sin(2 * t)) * torch.ones_like(y),
     "diagonal": lambda t, y: 0.8 + 0.3 * torch.cos(2 * y) + 0.2 * t,
-    # g_i of x_i only: for other scalar noise torchsde's Milstein takes the Jacobian transposed and has strong order 0.5.
+    # g_i of x_i only: for other scalar noise torchsde's Milstein takes the Jacobian transposed and
+    # has strong order 0.5.
     "scalar": lambda t, y: 0.8 + 0.3 * torch.cos(2 * y),
-    "general": lambda t, y: torch.stack([torch.cos(y + t), torch.sin(y.flip(1)), 0.3 + 0 * y], dim=-1),
+    "general": lambda t, y: torch.stack(
+        [torch.cos(y + t), torch.sin(y.flip(1)), 0.3 + 0 * y], dim=-1
+    ),
 }
 
 
 class Theirs(torch.nn.Module):
     def __init__(self, kind, sde_type):
         super().__init__()
-        self.noise_type, self.sde_type, self.kind = kind, sde_type, kind
+        self.noise_type = kind
+        self.sde_type = sde_type
+        self.kind = kind
 
     def f(self, t, y):
         return f(t, y)
 
     def g(self, t, y):
         g = DIFFUSIONS[self.kind](t, y)
-        return torch.diag_embed(g) if self.kind == "additive" else g.unsqueeze(-1) if self.kind == "scalar" else g
+        return (
+            torch.diag_embed(g)
+            if self.kind == "additive"
+            else g.unsqueeze(-1)
+            if self.kind == "scalar"
+            else g
+        )
 
 
 TWINS = [
@@ -298,7 +375,11 @@ TWINS = [
     *(("milstein", Milstein(), kind) for kind in ("additive", "diagonal", "scalar")),
     *(
         (name, solver, kind)
-        for name, solver in [("heun", Heun()), ("midpoint", Midpoint()), ("reversible_heun", ReversibleHeun())]
+        for name, solver in [
+            ("heun", Heun()),
+            ("midpoint", Midpoint()),
+            ("reversible_heun", ReversibleHeun()),
+        ]
         for kind in ("additive", "diagonal", "scalar", "general")
     ),
     *(("euler_heun", EulerHeun(), kind) for kind in ("additive", "diagonal", "scalar", "general")),
@@ -307,13 +388,23 @@ TWINS = [
 ]
 
 
-@pytest.mark.parametrize(("method", "solver", "kind"), TWINS, ids=[f"{name}-{kind}" for name, _, kind in TWINS])
+@pytest.mark.parametrize(
+    ("method", "solver", "kind"), TWINS, ids=[f"{name}-{kind}" for name, _, kind in TWINS]
+)
 def test_paths_are_those_of_torchsde(method, solver, kind):
-    steps, size = 16, {"scalar": 1, "general": 3}.get(kind, 2)
+    steps = 16
+    size = {"scalar": 1, "general": 3}.get(kind, 2)
     y0 = torch.linspace(-1, 1.3, 10, dtype=torch.float64).reshape(5, 2)
-    w, h = torch.randn(2, steps, 5, size, generator=torch.Generator().manual_seed(0), dtype=torch.float64) / math.sqrt(steps)
-    h, ts = h / math.sqrt(12), torch.tensor([0.0, 1.0], dtype=torch.float64)
-    theirs = torchsde.sdeint(Theirs(kind, solver.sde_type), y0, ts, bm=Motion(w, h), method=method, dt=1 / steps)[-1]
-    problem = SDE(f, DIFFUSIONS[kind], kind, solver.sde_type, noise_size=3 if kind == "general" else None)
+    w, h = torch.randn(
+        2, steps, 5, size, generator=torch.Generator().manual_seed(0), dtype=torch.float64
+    ) / math.sqrt(steps)
+    h = h / math.sqrt(12)
+    ts = torch.tensor([0.0, 1.0], dtype=torch.float64)
+    theirs = torchsde.sdeint(
+        Theirs(kind, solver.sde_type), y0, ts, bm=Motion(w, h), method=method, dt=1 / steps
+    )[-1]
+    problem = SDE(
+        f, DIFFUSIONS[kind], kind, solver.sde_type, noise_size=3 if kind == "general" else None
+    )
     ours = solve(problem, y0, uniform(0.0, 1.0, steps), solver=solver, noise=Given(w, h)).x
     torch.testing.assert_close(ours, theirs, rtol=1e-13, atol=1e-13)

@@ -1,7 +1,9 @@
-"""On a simulated GPU: how often the host would wait for the device, and how many kernels a step would launch.
+"""On a simulated GPU: how often the host would wait for the device, and how many kernels a step
+would launch.
 
-The device changes torch for the rest of a process, so every test has one of its own. Two numbers of steps tell what grows: a
-wait that a solve makes once is no matter, one that every step makes leaves a real GPU idle.
+The device changes torch for the rest of a process, so every test has one of its own. Two numbers of
+steps tell what grows: a wait that a solve makes once is no matter, one that every step makes leaves
+a real GPU idle.
 """
 
 import json
@@ -13,10 +15,13 @@ import pytest
 import simulated_gpu
 
 ROOT = Path(__file__).parent.parent
-ONCE = 8  # waits that a call may make, however many steps it takes: what is set up, and the look at the end
+# Waits that a call may make, however many steps it takes: what is set up, and the look at the end.
+ONCE = 8
 DRAW = 10  # kernels of a step that draw its noise, at most
 
-pytestmark = pytest.mark.skipif(not simulated_gpu.available(), reason="this torch cannot host a device written in Python")
+pytestmark = pytest.mark.skipif(
+    not simulated_gpu.available(), reason="this torch cannot host a device written in Python"
+)
 
 
 def run(*command: str) -> str:
@@ -26,11 +31,15 @@ def run(*command: str) -> str:
 
 
 def rows(group: str) -> dict[str, dict]:
-    return {row["name"]: row for row in json.loads(run("benchmarks/synchronisation.py", "--json", group))}
+    return {
+        row["name"]: row
+        for row in json.loads(run("benchmarks/synchronisation.py", "--json", group))
+    }
 
 
 def kernels_per_step(row: dict) -> float:
-    (few, many), (first, second) = row["steps"], row["kernels"]
+    (few, many) = row["steps"]
+    (first, second) = row["kernels"]
     return (second - first) / (many - few)
 
 
@@ -38,13 +47,18 @@ def kernels_per_step(row: dict) -> float:
 def test_waits_do_not_grow_with_the_steps(group):
     found = rows(group)
     assert len(found) >= {"sampling": 28, "solving": 10, "training": 4}[group]
-    growing = [row for row in found.values() if row["waits"][1] > row["waits"][0] or row["waits"][0] > ONCE]
+    growing = [
+        row for row in found.values() if row["waits"][1] > row["waits"][0] or row["waits"][0] > ONCE
+    ]
     assert not growing
     if group == "sampling":
         assert 0 < kernels_per_step(found["ddim"]) < 10
-        # The same equation and solver but for the noise, which hundreds of kernels a step would draw in pieces.
+        # The same equation and solver but for the noise, which hundreds of kernels a step would
+        # draw in pieces.
         assert kernels_per_step(found["ddpm"]) < kernels_per_step(found["ddim"]) + DRAW
-        assert kernels_per_step(found["ddpm on a path"]) < kernels_per_step(found["ddim"]) + 3 * DRAW
+        assert (
+            kernels_per_step(found["ddpm on a path"]) < kernels_per_step(found["ddim"]) + 3 * DRAW
+        )
 
 
 def test_adaptive_solves_wait_once_a_round():
@@ -64,7 +78,8 @@ ts = uniform(0.0, 3.0, 300)
 
 def equation(step):
     at = float(ts[step])
-    return SDE(lambda t, x: torch.where(abs(t - at) < 1e-9, bad, 0.0) - x, lambda t, x: torch.ones_like(x), "additive")
+    drift = lambda t, x: torch.where(abs(t - at) < 1e-9, bad, 0.0) - x
+    return SDE(drift, lambda t, x: torch.ones_like(x), "additive")
 
 with SimulatedGPU() as gpu:
     bad = torch.zeros(4, 1)
@@ -84,7 +99,8 @@ with SimulatedGPU() as gpu:
     recipe = Recipe(steps=1000, batch_size=16, warmup=2)
     gpu.clear()
     try:
-        fit(model, torch.zeros(64, 2), recipe, transform=lambda rows, u: rows + torch.nan, progress=False)
+        spoilt = lambda rows, u: rows + torch.nan
+        fit(model, torch.zeros(64, 2), recipe, transform=spoilt, progress=False)
     except ArithmeticError as error:
         print(error)
     print(len(gpu.waits) < 10)
@@ -92,9 +108,13 @@ with SimulatedGPU() as gpu:
 
 
 def test_failures_are_named_as_on_the_cpu():
-    """The state after the step that met NaN; a training run one look later at most, without a wait before."""
+    """The state after the step that met NaN; a training run one look later at most, without a wait
+    before.
+    """
     steps = [40, 130, 299]
-    found = run("-c", f"import sys\nsys.path.append('tests')\nSTEPS = {steps}\n{FAILURES}").splitlines()
+    found = run(
+        "-c", f"import sys\nsys.path.append('tests')\nSTEPS = {steps}\n{FAILURES}"
+    ).splitlines()
     assert found[:3] == [f"{step + 1} [2] 4" for step in steps]
     assert found[3].startswith("the loss is nan at update 50; lower lr")
     assert found[4] == "True"
@@ -121,7 +141,8 @@ with SimulatedGPU() as gpu:
     gpu.clear()
     y = x.view(2, 2)[0] * 2 + 1
     assert gpu.kernels == 2, gpu.kernels
-    for mixed in ("x + host", "torch.cat([x, host])", "host[there]", "host.add_(x)", "torch.stack([x, host])", "x.numpy()"):
+    joined = ("torch.cat([x, host])", "torch.stack([x, host])")
+    for mixed in ("x + host", "host[there]", "host.add_(x)", "x.numpy()", *joined):
         try:
             eval(mixed)
         except (MixedDevicesError, TypeError):

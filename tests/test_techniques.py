@@ -1,4 +1,6 @@
-"""NCSNv2's techniques against its published table, against brute force, and the error that a sampled distance states."""
+"""NCSNv2's techniques against its published table, against brute force, and the error that a
+sampled distance states.
+"""
 
 import math
 
@@ -17,8 +19,9 @@ from sdekit_diffusion import (
 )
 from sdekit_diffusion._sampling.techniques import level_overlap, variance_ratio
 
-# Song and Ermon 2020, table 4: dimension, sigma_1, L, T and e; and what the formulas give: L at overlap 0.5, the overlap of the
-# published L, e. The published e of church and of FFHQ are not the minimiser.
+# Song and Ermon 2020, table 4: dimension, sigma_1, L, T and e; and what the formulas give: L at
+# overlap 0.5, the overlap of the published L, e. The published e of church and of FFHQ are not the
+# minimiser.
 TABLE = {
     "CIFAR-10": (3072, 50, 232, 5, 6.2e-6, 219.2, 0.567, 6.18e-6),
     "CelebA": (12288, 90, 500, 5, 3.3e-6, 472.2, 0.567, 3.33e-6),
@@ -32,7 +35,9 @@ POINTS = torch.randn(300, 2, 5, generator=torch.Generator().manual_seed(0), dtyp
 @pytest.mark.parametrize("name", TABLE)
 def test_the_published_table(name):
     dim, largest, count, steps, published, at_half, overlap, e = TABLE[name]
-    assert level_overlap(dim, (100 * largest) ** (1 / (count - 1))) == pytest.approx(overlap, abs=5e-4)
+    assert level_overlap(dim, (100 * largest) ** (1 / (count - 1))) == pytest.approx(
+        overlap, abs=5e-4
+    )
     assert abs(len(geometric_sigmas(dim, largest)) - at_half) < 1
     settings = ncsnv2_settings(dim, sigma_max=largest, overlap=overlap, steps=steps)
     assert len(settings.sigmas) == count
@@ -44,7 +49,9 @@ def test_the_published_table(name):
 
 
 def test_the_quotient_stays_above_one():
-    assert ncsnv2_settings(3072, sigma_max=50, overlap=0.567).variance_ratio == pytest.approx(1.0555, abs=5e-5)
+    assert ncsnv2_settings(3072, sigma_max=50, overlap=0.567).variance_ratio == pytest.approx(
+        1.0555, abs=5e-5
+    )
 
 
 @pytest.mark.parametrize("steps", [1, 2, 5, 100])
@@ -66,11 +73,16 @@ def test_the_step_size_is_the_minimiser(ratio, steps):
 
 def test_ncsns_step_is_twice_ncsnv2s():
     sigmas = (1.0, 0.1, 0.01)
-    assert NCSNSettings(sigmas, 7, 2e-5, "ncsn").variance_ratio == NCSNSettings(sigmas, 7, 1e-5).variance_ratio
+    assert (
+        NCSNSettings(sigmas, 7, 2e-5, "ncsn").variance_ratio
+        == NCSNSettings(sigmas, 7, 1e-5).variance_ratio
+    )
 
 
 def test_in_a_few_dimensions_all_levels_overlap():
-    """sqrt(2 d) < 3: the larger deviation is wider than the shift of the lengths, whatever the ratio."""
+    """sqrt(2 d) < 3: the larger deviation is wider than the shift of the lengths, whatever the
+    ratio.
+    """
     assert geometric_sigmas(4, 10.0).tolist() == [10.0, 0.01]
     assert len(geometric_sigmas(16, 10.0)) > 5
 
@@ -80,24 +92,40 @@ def test_the_largest_distance_is_exact(monkeypatch, block):
     monkeypatch.setattr("sdekit_diffusion._sampling.techniques._BLOCK", block)
     few = POINTS[:80]
     sphere = few / few.flatten(1).norm(dim=1).reshape(-1, 1, 1)
-    for points in (few, sphere, few[:2], few + 1e4, torch.zeros(3, 2), (10 * few).round().to(torch.int64)):
+    for points in (
+        few,
+        sphere,
+        few[:2],
+        few + 1e4,
+        torch.zeros(3, 2),
+        (10 * few).round().to(torch.int64),
+    ):
         expected = torch.pdist(points.flatten(1).double()).max().item()
         assert max_pairwise_distance(points) == pytest.approx(expected, rel=1e-12, abs=1e-12)
     single = (few + 1e4).float()
-    assert max_pairwise_distance(single) == pytest.approx(torch.pdist(single.flatten(1).double()).max().item(), rel=1e-12)
+    assert max_pairwise_distance(single) == pytest.approx(
+        torch.pdist(single.flatten(1).double()).max().item(), rel=1e-12
+    )
 
 
 def test_a_sampled_distance_keeps_its_promise():
-    """In 300 choices the fraction of points with one farther away exceeds log(20)/20 no more often than 1 in 20.
+    """In 300 choices the fraction of points with one farther away exceeds log(20)/20 no more often
+    than 1 in 20.
 
-    False alarm 1e-6 by the binomial law. With half of that fraction it would be 1 in sqrt(20), which the same bound refuses.
+    False alarm 1e-6 by the binomial law. With half of that fraction it would be 1 in sqrt(20),
+    which the same bound refuses.
     """
-    m, trials, delta = 20, 300, 0.05
+    m = 20
+    trials = 300
+    delta = 0.05
     farthest = torch.cdist(POINTS.flatten(1), POINTS.flatten(1)).amax(dim=1)
-    found = torch.tensor([max_pairwise_distance(POINTS, sample=m, seed=seed) for seed in range(trials)])
+    found = torch.tensor(
+        [max_pairwise_distance(POINTS, sample=m, seed=seed) for seed in range(trials)]
+    )
     beyond = (farthest > found[:, None] + 1e-9).double().mean(dim=1)
     assert (found >= 0.5 * farthest.max()).all()
-    most, fraction = binom.isf(1e-6, trials, delta), math.log(1 / delta) / m
+    most = binom.isf(1e-6, trials, delta)
+    fraction = math.log(1 / delta) / m
     assert (beyond > fraction).sum() <= most
     assert (beyond > 0.5 * fraction).sum() > most
     assert max_pairwise_distance(POINTS, sample=300) == max_pairwise_distance(POINTS)
@@ -107,7 +135,9 @@ def test_settings_from_data():
     settings = ncsnv2_settings(POINTS)
     assert settings.sigmas[0] == pytest.approx(max_pairwise_distance(POINTS))
     assert settings == ncsnv2_settings(10, sigma_max=settings.sigmas[0])
-    assert ncsnv2_settings(POINTS, sample=20, seed=3).sigmas[0] == max_pairwise_distance(POINTS, sample=20, seed=3)
+    assert ncsnv2_settings(POINTS, sample=20, seed=3).sigmas[0] == max_pairwise_distance(
+        POINTS, sample=20, seed=3
+    )
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,6 @@
-"""Threads that share a model in training mode: each gets the samples that it would get alone, and none waits for another."""
+"""Threads that share a model in training mode: each gets the samples that it would get alone, and
+none waits for another.
+"""
 
 import threading
 import time
@@ -20,7 +22,9 @@ class Meeting(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.dropout, self.linear, self.on_way = nn.Dropout(0.5), nn.Linear(2, 2), lambda: None
+        self.dropout = nn.Dropout(0.5)
+        self.linear = nn.Linear(2, 2)
+        self.on_way = lambda: None
         with torch.no_grad():
             self.linear.weight.copy_(torch.tensor([[0.5, 0.2], [-0.1, 0.4]]))
 
@@ -38,7 +42,9 @@ def run(shared, seed):
 
 
 def test_a_thread_that_ends_does_not_switch_dropout_on_in_another():
-    """The second thread is in the middle of its solve when the first one, which came earlier, has ended."""
+    """The second thread is in the middle of its solve when the first one, which came earlier, has
+    ended.
+    """
     shared = model()
     expected = [run(shared, seed) for seed in (0, 1)]
     began = threading.Event()
@@ -70,8 +76,11 @@ def test_a_thread_that_ends_does_not_switch_dropout_on_in_another():
 
 
 def test_calls_run_in_parallel():
-    """All threads are within their networks at once: a lock around the solve would break the barrier."""
-    shared, barrier = model(), threading.Barrier(4)
+    """All threads are within their networks at once: a lock around the solve would break the
+    barrier.
+    """
+    shared = model()
+    barrier = threading.Barrier(4)
     expected = [run(shared, seed) for seed in range(4)]
     shared.net.on_way = lambda: barrier.wait(PATIENCE)
     with ThreadPoolExecutor(4) as pool:
@@ -81,11 +90,13 @@ def test_calls_run_in_parallel():
 
 
 def test_what_fails_in_one_thread_leaves_the_others_alone():
-    shared, barrier = model(), threading.Barrier(2)
+    shared = model()
+    barrier = threading.Barrier(2)
     expected = run(shared, 1)
 
     def on_way():
-        if not barrier_gone.is_set():  # a call that fails is repeated with its arguments exchanged, which has no partner
+        # A call that fails is repeated with its arguments exchanged, which has no partner.
+        if not barrier_gone.is_set():
             barrier.wait(PATIENCE)
         if threading.current_thread().name == "failing":
             barrier_gone.set()
@@ -140,9 +151,13 @@ def test_many_threads_of_all_kinds():
     assert all(module.training for module in shared.modules())
 
 
-@pytest.mark.parametrize("wrap", [lambda model: torch.compile(model, backend="eager"), nn.DataParallel])
+@pytest.mark.parametrize(
+    "wrap", [lambda model: torch.compile(model, backend="eager"), nn.DataParallel]
+)
 def test_calls_with_wrappers_of_one_model_share_its_flags(wrap):
-    """The first of two calls ends while the second is on its way; each has a wrapper of the network of its own."""
+    """The first of two calls ends while the second is on its way; each has a wrapper of the network
+    of its own.
+    """
     shared = model()
     wrapped = wrap(shared)
     calls = [evaluating(as_model(wrapped, None)[0], 1) for _ in range(2)]

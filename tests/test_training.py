@@ -35,28 +35,40 @@ def model(sde="vp", **settings):
 
 @pytest.mark.parametrize("sde", ["ddpm", "ncsn"])
 def test_training_on_discrete_levels(sde):
-    """What the network saw: levels and nothing between them; and a loss that differs from that of continuous time."""
-    data, trained = torch.randn(50, 2, generator=torch.Generator().manual_seed(0)), model(sde)
+    """What the network saw: levels and nothing between them; and a loss that differs from that of
+    continuous time.
+    """
+    data = torch.randn(50, 2, generator=torch.Generator().manual_seed(0))
+    trained = model(sde)
     times = []
     trained.net.register_forward_pre_hook(lambda module, given: times.append(given[1]))
-    losses = [float(r.loss) for r in Training(trained, data, Recipe(steps=20, batch_size=8, warmup=3, discrete=True))]
+    losses = [
+        float(r.loss)
+        for r in Training(trained, data, Recipe(steps=20, batch_size=8, warmup=3, discrete=True))
+    ]
     levels = trained.sde.levels.float()
     assert torch.isin(torch.cat(times), levels).all()
     assert losses != [float(r.loss) for r in Training(model(sde), data, TINY)]
 
 
 def test_a_network_trained_on_ddpms_steps_samples_by_every_kind_of_method():
-    """Weights, and samples near the modes, from a network that has seen a hundred times and nothing between them.
+    """Weights, and samples near the modes, from a network that has seen a hundred times and nothing
+    between them.
 
-    Two of the methods ask in between. A weight's standard error is 0.0145; 0.05 is left to the training.
+    Two of the methods ask in between. A weight's standard error is 0.0145; 0.05 is left to the
+    training.
     """
     mixture = GaussianMixture([0.3, 0.7], [[-1.0, 0.0], [1.0, 0.0]], torch.tensor([0.01, 0.01]))
     torch.manual_seed(0)
     chain = DDPM(linear_betas(100, 1e-3, 0.2))
     net = ScoreModel(nets.MLP(shape=(2,), width=64, depth=2), chain, shape=(2,))
-    fit(net, mixture.sample(2000, seed=1), Recipe(steps=800, lr=3e-3, discrete=True), progress=False)
+    fit(
+        net, mixture.sample(2000, seed=1), Recipe(steps=800, lr=3e-3, discrete=True), progress=False
+    )
     for method in ("ddpm", "dpmpp_2m", OnClock(ShARK(), eta=1.0), "ode"):
-        x = sample(net, 1000, method=method, steps=None if method == "ode" else 50, end=0.04, seed=1)
+        x = sample(
+            net, 1000, method=method, steps=None if method == "ode" else 50, end=0.04, seed=1
+        )
         assert (mixture.log_prob(x) > -4).float().mean() > 0.95
         assert abs(float((x[:, 0] < 0).float().mean()) - 0.3) < 0.05 + 5.5 * 0.0145
 
@@ -65,7 +77,13 @@ def test_training_learns_a_mixture():
     """From a loss near 1 to that of the exact denoiser within 10 %, and samples near the modes."""
     mixture = GaussianMixture([0.5, 0.5], [[-1.0, 0.0], [1.0, 0.0]], torch.tensor([0.01, 0.01]))
     torch.manual_seed(0)
-    net = ScoreModel(nets.MLP(shape=(2,), width=64, depth=2), "vp", "velocity", shape=(2,), conditioning="log_snr")
+    net = ScoreModel(
+        nets.MLP(shape=(2,), width=64, depth=2),
+        "vp",
+        "velocity",
+        shape=(2,),
+        conditioning="log_snr",
+    )
     records = fit(net, mixture.sample(2000, seed=1), Recipe(steps=800, lr=3e-3), progress=False)
     assert len(records) == 800
     test = mixture.sample(4000, seed=2)
@@ -81,23 +99,33 @@ def test_training_learns_a_mixture():
 
 def test_training_is_deterministic_and_stops_where_it_should():
     data = torch.randn(50, 2, generator=torch.Generator().manual_seed(0))
-    first, second = model(), model()
+    first = model()
+    second = model()
     a = [float(r.loss) for r in Training(first, data, TINY)]
     assert a == [float(r.loss) for r in Training(second, data, TINY)]
-    assert all(torch.equal(p, q) for p, q in zip(first.parameters(), second.parameters(), strict=True))
-    other = [float(r.loss) for r in Training(model(), data, Recipe(steps=20, batch_size=8, warmup=3, seed=1))]
+    assert all(
+        torch.equal(p, q) for p, q in zip(first.parameters(), second.parameters(), strict=True)
+    )
+    other = [
+        float(r.loss)
+        for r in Training(model(), data, Recipe(steps=20, batch_size=8, warmup=3, seed=1))
+    ]
     assert a != other
     assert not first.training
 
 
 def test_the_average_is_what_remains():
-    """The recursion replayed: the first update copies the weights, the n-th moves the average by 1 - min(ema, n / (9 + n))."""
+    """The recursion replayed: the first update copies the weights, the n-th moves the average by 1
+    - min(ema, n / (9 + n)).
+    """
     data = torch.randn(50, 2, generator=torch.Generator().manual_seed(0))
 
     def flat(net):
         return torch.cat([v.detach().flatten() for v in net.parameters()])
 
-    trained, averaged, path = model(), model(), []
+    trained = model()
+    averaged = model()
+    path = []
     for record in Training(trained, data, Recipe(steps=5, ema=0.0)):
         assert record.step == len(path) + 1
         path.append(flat(trained).clone())
@@ -147,12 +175,24 @@ def flat(values):
 
 @pytest.mark.parametrize("schedule", ["cosine", "linear", "constant"])
 def test_updates_are_those_of_adamw_at_the_rate_of_the_schedule(schedule):
-    """Loshchilov and Hutter 2019, arXiv 1711.05101, algorithm 2, written out, on the gradients that the updates had."""
-    data, trained = torch.randn(50, 2, generator=torch.Generator().manual_seed(0)), model().double()
-    weights, m, v = flat(trained.parameters()), 0.0, 0.0
-    for record in Training(trained, data, Recipe(steps=30, batch_size=8, warmup=5, lr=0.01, schedule=schedule)):
-        n, done = record.step, (record.step - 6) / 25
-        after = {"cosine": 0.5 * (1 + math.cos(math.pi * done)), "linear": 1 - done, "constant": 1.0}[schedule]
+    """Loshchilov and Hutter 2019, arXiv 1711.05101, algorithm 2, written out, on the gradients that
+    the updates had.
+    """
+    data = torch.randn(50, 2, generator=torch.Generator().manual_seed(0))
+    trained = model().double()
+    weights = flat(trained.parameters())
+    m = 0.0
+    v = 0.0
+    for record in Training(
+        trained, data, Recipe(steps=30, batch_size=8, warmup=5, lr=0.01, schedule=schedule)
+    ):
+        n = record.step
+        done = (record.step - 6) / 25
+        after = {
+            "cosine": 0.5 * (1 + math.cos(math.pi * done)),
+            "linear": 1 - done,
+            "constant": 1.0,
+        }[schedule]
         rate = 0.01 * (n / 5 if n <= 5 else after)
         gradient = flat(weight.grad for weight in trained.parameters())
         m = 0.9 * m + 0.1 * gradient
@@ -164,7 +204,9 @@ def test_updates_are_those_of_adamw_at_the_rate_of_the_schedule(schedule):
 
 
 def test_gradients_are_clipped_to_a_norm():
-    """The gradient of the loss itself, scaled down where its norm is above the bound and as it is below."""
+    """The gradient of the loss itself, scaled down where its norm is above the bound and as it is
+    below.
+    """
     data = torch.randn(50, 2, generator=torch.Generator().manual_seed(0))
 
     def gradient(clip):
@@ -180,12 +222,16 @@ def test_gradients_are_clipped_to_a_norm():
 
 
 def test_flips_are_from_left_to_right():
-    """Each image as it is or mirrored, told by its loss; half of 400 within 49, which fails once in a million."""
+    """Each image as it is or mirrored, told by its loss; half of 400 within 49, which fails once in
+    a million.
+    """
     identity = ScoreModel(lambda x, t: x, "vp", shape=(2, 3, 4))
     images = torch.randn(400, 2, 3, 4, generator=torch.Generator().manual_seed(0))
     found = RecipeLoss(identity, Recipe(flip=True, seed=3), None)(images, 0)
     plain, mirrored = (dsm_loss(identity, some, seed=3) for some in (images, images.flip(3)))
-    as_it_is, flipped = (torch.isclose(found, loss, rtol=1e-5, atol=0) for loss in (plain, mirrored))
+    as_it_is, flipped = (
+        torch.isclose(found, loss, rtol=1e-5, atol=0) for loss in (plain, mirrored)
+    )
     assert (as_it_is ^ flipped).all()
     assert abs(int(flipped.sum()) - 200) < 49
 

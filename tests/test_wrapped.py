@@ -9,13 +9,24 @@ from torch import distributed, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
-from sdekit_diffusion import ScoreModel, check_model, encode, fit, log_likelihood, nets, sample, save
+from sdekit_diffusion import (
+    ScoreModel,
+    check_model,
+    encode,
+    fit,
+    log_likelihood,
+    nets,
+    sample,
+    save,
+)
 from sdekit_diffusion._models.model import as_model
 
 
 def model():
     torch.manual_seed(0)
-    return ScoreModel(nets.MLP((2,), width=16), "vp", "velocity", shape=(2,), conditioning="log_snr")
+    return ScoreModel(
+        nets.MLP((2,), width=16), "vp", "velocity", shape=(2,), conditioning="log_snr"
+    )
 
 
 def compiled(module):
@@ -44,7 +55,9 @@ def test_a_compiled_model_gives_the_same_samples_and_stays_compiled():
     assert len(graphs) == made  # the second call compiles nothing anew
     z = encode(own, expected)
     torch.testing.assert_close(encode(wrapped, expected), z)
-    torch.testing.assert_close(log_likelihood(wrapped, expected).value, log_likelihood(own, expected).value)
+    torch.testing.assert_close(
+        log_likelihood(wrapped, expected).value, log_likelihood(own, expected).value
+    )
 
 
 def test_a_compiled_model_keeps_its_conditions():
@@ -62,14 +75,21 @@ def test_parallel_models():
     own = model()
     expected = sample(own, 5, seed=0, steps=8)
     torch.testing.assert_close(sample(DataParallel(own), 5, seed=0, steps=8), expected)
-    torch.testing.assert_close(sample(DataParallel(torch.compile(own, backend="eager")), 5, seed=0, steps=8), expected)
+    torch.testing.assert_close(
+        sample(DataParallel(torch.compile(own, backend="eager")), 5, seed=0, steps=8), expected
+    )
 
 
 def test_distributed_models(tmp_path):
-    distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    distributed.init_process_group(
+        "gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1
+    )
     try:
         own = model()
-        torch.testing.assert_close(sample(DistributedDataParallel(own), 5, seed=0, steps=8), sample(own, 5, seed=0, steps=8))
+        torch.testing.assert_close(
+            sample(DistributedDataParallel(own), 5, seed=0, steps=8),
+            sample(own, 5, seed=0, steps=8),
+        )
     finally:
         distributed.destroy_process_group()
 
@@ -77,7 +97,9 @@ def test_distributed_models(tmp_path):
 def test_devices_of_a_parallel_model_run_its_network():
     """Without a GPU there is nothing to run on; what is made of it is looked at."""
     wrapped = DataParallel(model())
-    wrapped.device_ids, wrapped.output_device, wrapped.dim = [0], 0, 0
+    wrapped.device_ids = [0]
+    wrapped.output_device = 0
+    wrapped.dim = 0
     found, _ = as_model(wrapped, None)
     assert isinstance(found, ScoreModel)
     assert isinstance(found.net, DataParallel)
@@ -102,7 +124,9 @@ class Deep(nn.Module):
         return self.parts[1](x, t)
 
 
-@pytest.mark.parametrize("wrapper", [Holder, Deep, AveragedModel, lambda m: torch.compile(Holder(m), backend="eager")])
+@pytest.mark.parametrize(
+    "wrapper", [Holder, Deep, AveragedModel, lambda m: torch.compile(Holder(m), backend="eager")]
+)
 def test_other_wrappers_are_refused_by_name(wrapper):
     wrapped = wrapper(model())
     name = type(wrapped).__name__
@@ -144,39 +168,63 @@ def test_a_score_computed_with_a_model_goes_as_a_function():
 
     own = model()
     guided = Guided(own)
-    found = sample(lambda x, t: guided(x, t), 4, sde="vp", shape=(2,), method="ddim", steps=4, seed=0)
+    found = sample(
+        lambda x, t: guided(x, t), 4, sde="vp", shape=(2,), method="ddim", steps=4, seed=0
+    )
     assert torch.isfinite(found).all()
 
 
 def test_partials_of_a_model_are_refused():
     own = model()
     for score in (functools.partial(own), functools.partial(functools.partial(own))):
-        with pytest.raises(TypeError, match=r"partial of a ScoreModel, whose output is not a score; pass the model itself"):
+        with pytest.raises(
+            TypeError,
+            match=r"partial of a ScoreModel, whose output is not a "
+            r"score; pass the model itself",
+        ):
             sample(score, 4, sde="vp", shape=(2,), steps=4)
-    with pytest.raises(TypeError, match=r"Holder wraps a model.*only a module that returns model.score"):
+    with pytest.raises(
+        TypeError,
+        match=r"Holder wraps a model.*only a module that returns "
+        r"model.score",
+    ):
         sample(functools.partial(Holder(own)), 4, sde="vp", shape=(2,), steps=4)
 
 
 def test_methods_of_a_model_are_refused():
     own = model()
     for method in (own.forward, own.denoise, own.score, functools.partial(own.score), own.__call__):
-        with pytest.raises(TypeError, match=r"of a ScoreModel, not a score \(x, t\) of its own; pass the ScoreModel itself"):
+        with pytest.raises(
+            TypeError,
+            match=r"of a ScoreModel, not a score \(x, t\) of its own; "
+            r"pass the ScoreModel itself",
+        ):
             sample(method, 4, sde="vp", shape=(2,), steps=4)
 
 
-@pytest.mark.parametrize("wrapper", [DataParallel, lambda m: torch.compile(m, backend="eager"), Holder])
+@pytest.mark.parametrize(
+    "wrapper", [DataParallel, lambda m: torch.compile(m, backend="eager"), Holder]
+)
 def test_training_and_saving_refuse_wrappers(wrapper, tmp_path):
     wrapped = wrapper(copy.deepcopy(model()))
     with pytest.raises(
-        TypeError, match=r"must be a ScoreModel, not .*pass the model that is inside the wrapper.*Recipe\(compile=True\)"
+        TypeError,
+        match=r"must be a ScoreModel, not .*pass the model that is inside the "
+        r"wrapper.*Recipe\(compile=True\)",
     ):
         fit(wrapped, torch.randn(8, 2), progress=False)
-    with pytest.raises(TypeError, match=r"must be a ScoreModel, not .*pass the model that is inside the wrapper: compiled"):
+    with pytest.raises(
+        TypeError,
+        match=r"must be a ScoreModel, not .*pass the model that is "
+        r"inside the wrapper: compiled",
+    ):
         save(wrapped, tmp_path / "run")
 
 
 def test_a_compiled_network_within_a_model_stays_as_it_is():
     own = model()
     net, graphs = compiled(own.net)
-    torch.testing.assert_close(sample(own.around(net), 5, seed=0, steps=8), sample(own, 5, seed=0, steps=8))
+    torch.testing.assert_close(
+        sample(own.around(net), 5, seed=0, steps=8), sample(own, 5, seed=0, steps=8)
+    )
     assert graphs

@@ -55,8 +55,12 @@ class AbstractClocked(AbstractSDE, ABC):
     smooth: Callable[[Time], Time] = field(default=lambda l: l, kw_only=True)
     prepare: Prepare | None = field(default=None, repr=False, kw_only=True)
     plans: MutableMapping[Hashable, Any] | None = field(default=None, repr=False, kw_only=True)
-    known: Mapping[float, tuple[float, float, float]] = field(default_factory=dict, repr=False, kw_only=True)
-    slopes: Mapping[float, Callable[[Tensor], Tensor]] = field(default_factory=dict, repr=False, kw_only=True)
+    known: Mapping[float, tuple[float, float, float]] = field(
+        default_factory=dict, repr=False, kw_only=True
+    )
+    slopes: Mapping[float, Callable[[Tensor], Tensor]] = field(
+        default_factory=dict, repr=False, kw_only=True
+    )
 
     @abstractmethod
     def time(self, l: Time) -> Time:
@@ -136,7 +140,9 @@ class Clocked(AbstractClocked):
 
     def __post_init__(self) -> None:
         if not self.a or self.q < 0:
-            raise ValueError(f"the exponents must be a != 0 and q >= 0, not a = {self.a} and q = {self.q}")
+            raise ValueError(
+                f"the exponents must be a != 0 and q >= 0, not a = {self.a} and q = {self.q}"
+            )
 
     @property
     def noise_type(self) -> NoiseType:  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -158,9 +164,13 @@ class Clocked(AbstractClocked):
         """dA / dtau at l."""
         return self.a / self.q * exp((self.a - self.q) * l) if self.q else 1.0
 
-    def quadrature(self, rule: Rule, nodes: np.ndarray, t0: np.ndarray, t1: np.ndarray) -> np.ndarray:
+    def quadrature(
+        self, rule: Rule, nodes: np.ndarray, t0: np.ndarray, t1: np.ndarray
+    ) -> np.ndarray:
         clock = self.q or self.a
-        l, start, stop = np.log(nodes) / clock, np.log(t0) / clock, np.log(t1) / clock
+        l = np.log(nodes) / clock
+        start = np.log(t0) / clock
+        stop = np.log(t1) / clock
         rate = self.a / self.q * np.exp((self.a - self.q) * l) if self.q else 1.0
         panels = Panels(l, start, stop, self.a, _on_arrays(self.own), _on_arrays(self.smooth))
         return rule(panels) * np.exp(self.a * stop)[:, None] / rate
@@ -212,8 +222,12 @@ class AngleClocked(AbstractClocked):
         """1."""
         return 1.0
 
-    def quadrature(self, rule: Rule, nodes: np.ndarray, t0: np.ndarray, t1: np.ndarray) -> np.ndarray:
-        own, smooth = (_on_arrays(lambda t, f=f: f(self.parameter(t))) for f in (self.own, self.smooth))
+    def quadrature(
+        self, rule: Rule, nodes: np.ndarray, t0: np.ndarray, t1: np.ndarray
+    ) -> np.ndarray:
+        own, smooth = (
+            _on_arrays(lambda t, f=f: f(self.parameter(t))) for f in (self.own, self.smooth)
+        )
         return rule(Panels(nodes, t0, t1, own=own, smooth=smooth))
 
 
@@ -261,7 +275,11 @@ class PiecewiseClocked(AbstractSDE):
     smooth: Callable[[Time], Time] = lambda l: l
 
     def __post_init__(self) -> None:
-        if not ((np.diff(self.l) > 0).all() and (np.diff(self.log_a) > 0).all() and (np.diff(self.log_q) >= 0).all()):
+        if not (
+            (np.diff(self.l) > 0).all()
+            and (np.diff(self.log_a) > 0).all()
+            and (np.diff(self.log_q) >= 0).all()
+        ):
             raise ValueError("l and log_a must increase, and log_q must not decrease")
 
     @property
@@ -292,7 +310,9 @@ class PiecewiseClocked(AbstractSDE):
         start, stop = np.interp([float(t0), float(t1)], self.l, self.log_q).tolist()
         return axpy(math.sqrt(-math.exp(stop) * math.expm1(start - stop) / float(t1 - t0)), dw, x)
 
-    def quadrature(self, rule: Rule, nodes: np.ndarray, t0: np.ndarray, t1: np.ndarray) -> np.ndarray:
+    def quadrature(
+        self, rule: Rule, nodes: np.ndarray, t0: np.ndarray, t1: np.ndarray
+    ) -> np.ndarray:
         start, stop = (np.interp(t, self.l, self.log_a) for t in (t0, t1))
         rate = (stop - start) / (t1 - t0)
         panels = Panels(nodes, t0, t1, rate, _on_arrays(self.own), _on_arrays(self.smooth))
@@ -300,10 +320,15 @@ class PiecewiseClocked(AbstractSDE):
 
     def _float(self, log_values: np.ndarray, t: Time) -> float:
         if isinstance(t, Tensor) and t.ndim:
-            raise ValueError("this equation jumps where its steps meet, so each sample cannot have its own; use Clocked")
+            raise ValueError(
+                "this equation jumps where its steps meet, so each sample cannot have "
+                "its own; use Clocked"
+            )
         return float(self._speed(log_values, np.asarray(t)))
 
     def _speed(self, log_values: np.ndarray, l: np.ndarray) -> np.ndarray:
         """The derivative of what has these logarithms; where steps meet that of the later one."""
         step = np.clip(np.searchsorted(self.l, l, side="right") - 1, 0, len(self.l) - 2)
-        return (np.diff(log_values) / np.diff(self.l))[step] * np.exp(np.interp(l, self.l, log_values))
+        return (np.diff(log_values) / np.diff(self.l))[step] * np.exp(
+            np.interp(l, self.l, log_values)
+        )

@@ -9,9 +9,11 @@ import numpy as np
 
 Map = Callable[[np.ndarray], np.ndarray]
 
-# Gauss-Legendre on [0, 1]: exact to rounding for a polynomial times e^{a s} with |a| up to about 30.
+# Gauss-Legendre on [0, 1]: exact to rounding for a polynomial times e^{a s} with |a| up to about
+# 30.
 _NODES, _WEIGHTS = np.polynomial.legendre.leggauss(32)
-_NODES, _WEIGHTS = (_NODES + 1) / 2, _WEIGHTS / 2
+_NODES = (_NODES + 1) / 2
+_WEIGHTS = _WEIGHTS / 2
 
 
 def _itself(l: np.ndarray) -> np.ndarray:
@@ -58,11 +60,17 @@ class Panels:
         step as a variable does.
         """
         if self.k == 1:  # A's increment
-            width, rate = self.stop - self.start, np.where(self.rate, self.rate, 1.0)
+            width = self.stop - self.start
+            rate = np.where(self.rate, self.rate, 1.0)
             return np.where(self.rate, -np.expm1(-rate * width), width)[:, None]
         width = (self.stop - self.start)[:, None]
         s = self._place(self.stop[:, None] - _NODES * width, variable)
-        density = np.exp(-(self.rate * (self.stop - self.start))[:, None] * _NODES) * self.speed[:, None] * width * _WEIGHTS
+        density = (
+            np.exp(-(self.rate * (self.stop - self.start))[:, None] * _NODES)
+            * self.speed[:, None]
+            * width
+            * _WEIGHTS
+        )
         return np.einsum("iq,iqj->ij", density, s[:, :, None] ** np.arange(self.k))
 
     def weights(self, moments: np.ndarray, variable: Map = _itself) -> np.ndarray:
@@ -72,7 +80,9 @@ class Panels:
         if self.k == 1:
             return moments
         powers = np.arange(self.k)[:, None]
-        return np.linalg.solve(self._place(self.nodes, variable)[:, None, :] ** powers, moments[:, :, None])[:, :, 0]
+        return np.linalg.solve(
+            self._place(self.nodes, variable)[:, None, :] ** powers, moments[:, :, None]
+        )[:, :, 0]
 
     def exact(self, variable: Map = _itself) -> np.ndarray:
         """w with sum_j w_j p(node_j) = the integral of p dA, for every polynomial p of degree < k
@@ -82,7 +92,8 @@ class Panels:
 
     def _place(self, l: np.ndarray, variable: Map) -> np.ndarray:
         """s at places `(steps, n)`."""
-        start, stop = variable(self.start)[:, None], variable(self.stop)[:, None]
+        start = variable(self.start)[:, None]
+        stop = variable(self.stop)[:, None]
         return (variable(l) - start) / (stop - start)
 
 

@@ -21,11 +21,15 @@ Slope = Callable[[Tensor], Tensor]
 def _require_elementwise(forward: AbstractSDE) -> None:
     if forward.noise_type not in ("additive", "diagonal"):
         raise TypeError(
-            f"the forward equation has {forward.noise_type} noise; reversing is supported for additive and diagonal noise, "
+            f"the forward equation has {forward.noise_type} noise; reversing is supported for "
+            "additive and diagonal noise, "
             "where div(g g^T) is a number a coordinate"
         )
     if forward.noise_type == "diagonal" and forward.sde_type != "ito":
-        raise TypeError("the forward equation is a Stratonovich one; write it as an Ito equation, with g g' / 2 in its drift")
+        raise TypeError(
+            "the forward equation is a Stratonovich one; write it as an Ito equation, "
+            "with g g' / 2 in its drift"
+        )
 
 
 def _anderson(forward: AbstractSDE, score: Score, factor: float, t: Time, x: Tensor) -> Tensor:
@@ -42,7 +46,8 @@ def _anderson(forward: AbstractSDE, score: Score, factor: float, t: Time, x: Ten
             assert isinstance(g, Tensor)
             return g.square()
 
-        # g_i depends on x_i alone, so that the transposed derivative applied to ones is the derivative of each square.
+        # g_i depends on x_i alone, so that the transposed derivative applied to ones is the
+        # derivative of each square.
         f = axpy(-factor, derivative(square, x, torch.ones_like)[1], f)
     return torch.addcmul(f, g.to(x.dtype).square(), s, value=-factor)
 
@@ -63,12 +68,17 @@ def _scored(score: Score, t: Time, x: Tensor) -> Tensor:
         if swapped(score, t, x, x.shape):
             raise TypeError(_SWAPPED)
         given = f"shape {tuple(s.shape)}" if isinstance(s, Tensor) else type(s).__name__
-        raise ValueError(f"score(t, x) returned {given} for x of shape {tuple(x.shape)}; it must return x's")
+        raise ValueError(
+            f"score(t, x) returned {given} for x of shape {tuple(x.shape)}; it must return x's"
+        )
     require_real("score(t, x)", s, x)
     return s.to(x.dtype)
 
 
-_SWAPPED = "the score is called as score(t, x) here, and this one takes (x, t); pass lambda t, x: score(x, t)"
+_SWAPPED = (
+    "the score is called as score(t, x) here, and this one takes (x, t); pass lambda t, x: "
+    "score(x, t)"
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,14 +122,19 @@ class ReverseSDE(AbstractSDE):
     forward: AbstractSDE
     score: Score  # pyright: ignore[reportIncompatibleMethodOverride] - the method, given as a function
     eta: float = 1.0
-    prepare: Callable[[Sequence[float]], Mapping[float, Slope]] | None = field(default=None, repr=False, kw_only=True)
+    prepare: Callable[[Sequence[float]], Mapping[float, Slope]] | None = field(
+        default=None, repr=False, kw_only=True
+    )
     slopes: Mapping[float, Slope] = field(default_factory=dict, repr=False, kw_only=True)
 
     def __post_init__(self) -> None:
         _require_elementwise(self.forward)
         require_order(self.score, "t, x")
         if not 0 <= self.eta < math.inf:
-            raise ValueError(f"eta must be a number from 0 (probability flow) on, 1 being Anderson's equation; not {self.eta}")
+            raise ValueError(
+                "eta must be a number from 0 (probability flow) on, 1 being "
+                f"Anderson's equation; not {self.eta}"
+            )
 
     @property
     def noise_type(self) -> NoiseType:  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -148,7 +163,10 @@ class ReverseSDE(AbstractSDE):
 
     def chain(self, s: float, t: float) -> tuple[float, float, float]:
         if self.eta != 1:
-            raise ValueError(f"the predictors are for Anderson's equation, eta = 1, not {self.eta}; take EulerMaruyama()")
+            raise ValueError(
+                "the predictors are for Anderson's equation, eta = 1, not "
+                f"{self.eta}; take EulerMaruyama()"
+            )
         return self.forward.chain(s, t)
 
 

@@ -127,7 +127,10 @@ class AbstractSDE(ABC):
         Raises:
             TypeError: for an equation without a score.
         """
-        raise TypeError(f"{type(self).__name__} has no score; a Langevin corrector needs a ReverseSDE or ProbabilityFlow")
+        raise TypeError(
+            f"{type(self).__name__} has no score; a Langevin corrector needs a "
+            "ReverseSDE or ProbabilityFlow"
+        )
 
     def kernel(self, t: float) -> tuple[float, float] | None:
         """alpha and sigma with x_t | x_0 ~ N(alpha x_0, sigma^2 I), or None where they are not
@@ -149,19 +152,26 @@ class AbstractSDE(ABC):
             TypeError: when the kernel is not known.
             ValueError: unless s < t.
         """
-        early, late = self.kernel(s), self.kernel(t)
+        early = self.kernel(s)
+        late = self.kernel(t)
         if early is None or late is None:
             raise TypeError(
-                f"{type(self).__name__} has no kernel alpha, sigma, from which the predictors take their steps; give a "
+                f"{type(self).__name__} has no kernel alpha, sigma, from which the predictors take "
+                "their steps; give a "
                 "ReverseSDE of a diffusion that has, or take EulerMaruyama()"
             )
         if not s < t:
-            raise ValueError(f"the predictors go from late times to early ones, and this step goes from {t} to {s}")
+            raise ValueError(
+                "the predictors go from late times to early ones, and this step goes "
+                f"from {t} to {s}"
+            )
         r = late[0] / early[0]
         v = (late[1] - r * early[1]) * (late[1] + r * early[1])
         return r, v, v * (early[1] / late[1]) ** 2
 
-    def quadrature(self, rule: Rule, nodes: np.ndarray, t0: np.ndarray, t1: np.ndarray) -> np.ndarray:
+    def quadrature(
+        self, rule: Rule, nodes: np.ndarray, t0: np.ndarray, t1: np.ndarray
+    ) -> np.ndarray:
         """The weights of the drifts at the nodes in a step from t0 to t1, by a rule.
 
         `Panels.exact` integrates the interpolant.
@@ -207,7 +217,9 @@ def _spread(g: Tensor, x: Tensor) -> Tensor:
         return g
 
 
-def derivative(function: Callable[[Tensor], Tensor], x: Tensor, weigh: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+def derivative(
+    function: Callable[[Tensor], Tensor], x: Tensor, weigh: Callable[[Tensor], Tensor]
+) -> tuple[Tensor, Tensor]:
     """y = function(x), and its derivative at x times weigh(y), for a function that acts on each
     coordinate alone.
 
@@ -228,7 +240,9 @@ def derivative(function: Callable[[Tensor], Tensor], x: Tensor, weigh: Callable[
         at = x.view_as(x) if x.requires_grad else x.clone().requires_grad_()
         y = function(at)
         weight = weigh(y if record else y.detach()).clone()
-        (product,) = torch.autograd.grad(y, at, weight, create_graph=record, allow_unused=True, materialize_grads=True)
+        (product,) = torch.autograd.grad(
+            y, at, weight, create_graph=record, allow_unused=True, materialize_grads=True
+        )
     return (y, product) if record else (y.detach(), product)
 
 
@@ -243,7 +257,9 @@ def _as_tensor(t: Time, x: Tensor) -> Tensor:
     return torch.full((), t, dtype=dtype, device=x.device)
 
 
-def _called(name: str, function: Callable[[Tensor, Tensor], Tensor], t: Tensor, x: Tensor) -> Tensor:
+def _called(
+    name: str, function: Callable[[Tensor, Tensor], Tensor], t: Tensor, x: Tensor
+) -> Tensor:
     """function(t, x), which says so where it takes other arguments."""
     try:
         return function(t, x)
@@ -301,9 +317,14 @@ class SDE(AbstractSDE):
         require_order(self.f, "t, x")
         require_order(self.g, "t, x")
         if self.noise_type == "general" and self.noise_size is None:
-            raise ValueError("noise_type='general' needs noise_size=m, the number of Brownian motions")
+            raise ValueError(
+                "noise_type='general' needs noise_size=m, the number of Brownian motions"
+            )
         if self.noise_size is not None and self.noise_type != "general":
-            raise ValueError("noise_size=m, the number of Brownian motions, goes with noise_type='general' and only there")
+            raise ValueError(
+                "noise_size=m, the number of Brownian motions, goes with "
+                "noise_type='general' and only there"
+            )
 
     def drift(self, t: Time, x: Tensor) -> Tensor:
         return checked_output("f(t, x)", _called("f", self.f, _as_tensor(t, x), x), x.shape, x)

@@ -49,9 +49,14 @@ class SemiLinear(AbstractSDE):
     def __post_init__(self) -> None:
         if (self.g is None) != (self.noise_type == "none"):
             raise ValueError(
-                f"noise_type {self.noise_type!r} does not go with g = {self.g}; leave g out for 'none', only there"
+                f"noise_type {self.noise_type!r} does not go with g = {self.g}; leave g out for "
+                "'none', only there"
             )
-        rest = ODE(self.f) if self.g is None else SDE(self.f, self.g, self.noise_type, self.sde_type, self.noise_size)
+        rest = (
+            ODE(self.f)
+            if self.g is None
+            else SDE(self.f, self.g, self.noise_type, self.sde_type, self.noise_size)
+        )
         object.__setattr__(self, "rest", rest)
 
     def drift(self, t: Time, x: Tensor) -> Tensor:

@@ -128,7 +128,8 @@ class Hutchinson(AbstractTrace):
             )
 
     def vectors(self, x: Tensor, index: Tensor, node: Tensor) -> Iterator[Tensor]:
-        key, size = keys(self.seed, index), math.prod(x.shape[1:])
+        key = keys(self.seed, index)
+        size = math.prod(x.shape[1:])
         draw = PROBES - (node if self.fresh else torch.zeros_like(node)) * _PROBES
         for k in range(self.probes):
             if self.kind == "rademacher":
@@ -143,8 +144,11 @@ class Hutchinson(AbstractTrace):
     def stderr(self, estimates: Tensor) -> Tensor:
         if len(estimates) == 1:
             return torch.full_like(estimates[0], math.nan)
-        values, n = by_row(estimates), len(estimates)
-        return ((values - values.mean(dim=1, keepdim=True)).square().sum(dim=1) / (n * (n - 1))).sqrt()
+        values = by_row(estimates)
+        n = len(estimates)
+        return (
+            (values - values.mean(dim=1, keepdim=True)).square().sum(dim=1) / (n * (n - 1))
+        ).sqrt()
 
 
 def skewness(estimates: Tensor) -> Tensor:
@@ -168,7 +172,9 @@ def by_row(values: Tensor) -> Tensor:
     return values.mT.contiguous()
 
 
-def quadratic_forms(y: Tensor, x: Tensor, vectors: Iterator[Tensor], *, record: bool = False) -> Tensor:
+def quadratic_forms(
+    y: Tensor, x: Tensor, vectors: Iterator[Tensor], *, record: bool = False
+) -> Tensor:
     """v^T (dy/dx) v for each vector and row, from one forward pass: `(vectors, rows)`, float64.
 
     Arguments:
@@ -176,11 +182,26 @@ def quadratic_forms(y: Tensor, x: Tensor, vectors: Iterator[Tensor], *, record: 
         record: whether the result shall have gradients itself.
     """
     if not y.requires_grad:  # it does not depend on x
-        return torch.stack([torch.zeros(len(x), dtype=torch.float64, device=x.device) for _ in vectors])
+        return torch.stack(
+            [torch.zeros(len(x), dtype=torch.float64, device=x.device) for _ in vectors]
+        )
     products = []
     for v in vectors:
-        (vjp,) = torch.autograd.grad(y, x, v, retain_graph=True, create_graph=record, allow_unused=True, materialize_grads=True)
-        # In pieces that torch sums on one thread: cut among several, a row alone would be summed in another order.
+        (vjp,) = torch.autograd.grad(
+            y,
+            x,
+            v,
+            retain_graph=True,
+            create_graph=record,
+            allow_unused=True,
+            materialize_grads=True,
+        )
+        # In pieces that torch sums on one thread: cut among several, a row alone would be summed in
+        # another order.
         pieces = (vjp * v).reshape(len(x), math.prod(x.shape[1:])).split(1 << 14, dim=1)
-        products.append(torch.stack([piece.sum(dim=1, dtype=torch.float64) for piece in pieces]).cumsum(dim=0)[-1])
+        products.append(
+            torch.stack([piece.sum(dim=1, dtype=torch.float64) for piece in pieces]).cumsum(dim=0)[
+                -1
+            ]
+        )
     return torch.stack(products)

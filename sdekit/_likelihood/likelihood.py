@@ -22,7 +22,8 @@ from sdekit._solve.working import Move
 from sdekit._solvers import AbstractSolver, Dopri5
 from sdekit._solvers.contract import Tree
 
-_ROWS = 1 << 12  # points of trajectories whose traces are evaluated together, where events are small
+# Points of trajectories whose traces are evaluated together, where events are small.
+_ROWS = 1 << 12
 _NUMBERS = 1 << 15  # numbers of such points, or as many points as there are samples
 
 
@@ -59,8 +60,13 @@ class Likelihood:
     skewness: Tensor
 
     def __repr__(self) -> str:
-        n, done = len(self.value), int((self.status == Status.DONE).sum())
-        of = f"{self.probes} probes, standard errors of {self.stderr.nanmean():.3g}" if self.probes else "exact traces"
+        n = len(self.value)
+        done = int((self.status == Status.DONE).sum())
+        of = (
+            f"{self.probes} probes, standard errors of {self.stderr.nanmean():.3g}"
+            if self.probes
+            else "exact traces"
+        )
         return f"Likelihood({n} samples, {done} done, mean {self.value.nanmean():.6g} nats, {of})"
 
     def interval(self, level: float = 0.95) -> tuple[Tensor, Tensor]:
@@ -89,7 +95,9 @@ class Likelihood:
             Hall 1992, "On the removal of skewness by transformation", J. R. Statist. Soc. B 54.
         """
         if not 0 < level < 1:
-            raise ValueError(f"the level is a probability between 0 and 1, such as 0.95; not {level}")
+            raise ValueError(
+                f"the level is a probability between 0 and 1, such as 0.95; not {level}"
+            )
         from scipy.special import stdtrit
 
         q = float(stdtrit(self.probes - 1, 0.5 + 0.5 * level)) if self.probes > 1 else 1.0
@@ -166,8 +174,12 @@ def log_likelihood(
     """
     _require_kinds(flow, x, log_prior, trace)
     if flow.noise_type != "none":
-        raise ValueError(f"this equation has {flow.noise_type} noise; likelihoods are those of an ODE or a ProbabilityFlow")
-    trace, solver = trace or Exact(), solver or Dopri5()
+        raise ValueError(
+            f"this equation has {flow.noise_type} noise; likelihoods are those of an "
+            "ODE or a ProbabilityFlow"
+        )
+    trace = trace or Exact()
+    solver = solver or Dopri5()
     ends = [float(t) for t in (ts[0], ts[-1])]
     flow = flow.within(*ends)
     # In inference mode the divergence would be forgotten without a word.
@@ -175,23 +187,41 @@ def log_likelihood(
         x = x.clone() if isinstance(x, Tensor) and x.is_inference() else x
         require_state(x)
         if not bool(torch.isfinite(x).all()):
-            raise ValueError(f"x is not finite in rows {(~finite(x)).nonzero().flatten().tolist()[:8]}; leave these out")
-        integral = _Integral(flow, solver, trace, torch.arange(len(x), device=x.device) if index is None else index)
+            raise ValueError(
+                "x is not finite in rows "
+                f"{(~finite(x)).nonzero().flatten().tolist()[:8]}; leave these out"
+            )
+        integral = _Integral(
+            flow, solver, trace, torch.arange(len(x), device=x.device) if index is None else index
+        )
         try:
-            solution = solve(flow, x, ends, solver=solver, control=control or PIDController(), callback=integral.add)
+            solution = solve(
+                flow,
+                x,
+                ends,
+                solver=solver,
+                control=control or PIDController(),
+                callback=integral.add,
+            )
         except UnfinishedError as error:
             if bool((error.solution.status == Status.NOT_FINITE).any()):
                 raise
             solution = error.solution
-        estimates, done = integral.estimates(), solution.status == Status.DONE
+        estimates = integral.estimates()
+        done = solution.status == Status.DONE
         rows = done.nonzero().flatten()
         value = estimates.new_full((len(x),), math.nan)
         if len(rows):
             prior = log_prior(solution.x[rows])
             if not isinstance(prior, Tensor) or prior.shape != rows.shape:
-                given = f"shape {tuple(prior.shape)}" if isinstance(prior, Tensor) else type(prior).__name__
+                given = (
+                    f"shape {tuple(prior.shape)}"
+                    if isinstance(prior, Tensor)
+                    else type(prior).__name__
+                )
                 raise ValueError(
-                    f"log_prior returned {given} for {len(rows)} samples; it must return one number for each: sum over events"
+                    f"log_prior returned {given} for {len(rows)} samples; it must return one "
+                    "number for each: sum over events"
                 )
             known = prior.to(torch.float64) + by_row(estimates).mean(dim=1)[rows]
             value = value.index_copy(0, rows, known)
@@ -212,7 +242,10 @@ def _require_kinds(flow: object, x: object, log_prior: object, trace: object) ->
     if not isinstance(x, Tensor):
         raise TypeError(f"x must be a tensor, not {type(x).__name__}; use torch.as_tensor")
     if not callable(log_prior):
-        raise TypeError(f"log_prior must be a function of the latents, such as a distribution's log_prob; not {log_prior!r}")
+        raise TypeError(
+            "log_prior must be a function of the latents, such as a distribution's "
+            f"log_prob; not {log_prior!r}"
+        )
     if trace is not None and not isinstance(trace, AbstractTrace):
         raise TypeError(f"trace must be Exact() or Hutchinson(probes), an object; not {trace!r}")
 
@@ -225,11 +258,19 @@ class _Integral:
     show.
     """
 
-    def __init__(self, flow: AbstractSDE, solver: AbstractSolver, trace: AbstractTrace, index: Tensor) -> None:
-        self.flow, self.solver, self.trace, self.index = flow, solver, trace, index
-        # Gauss and Legendre's rule on [0, 1]. With three nodes for order five its error would be that of everything else.
+    def __init__(
+        self, flow: AbstractSDE, solver: AbstractSolver, trace: AbstractTrace, index: Tensor
+    ) -> None:
+        self.flow = flow
+        self.solver = solver
+        self.trace = trace
+        self.index = index
+        # Gauss and Legendre's rule on [0, 1]. With three nodes for order five its error would be
+        # that of everything else.
         nodes, weights = np.polynomial.legendre.leggauss(int(solver.order["none"].strong + 3) // 2)
-        self.nodes, self.weights = (torch.from_numpy(part).to(index.device) for part in (0.5 + 0.5 * nodes, 0.5 * weights))
+        self.nodes, self.weights = (
+            torch.from_numpy(part).to(index.device) for part in (0.5 + 0.5 * nodes, 0.5 * weights)
+        )
         self.evaluations = torch.zeros_like(index)
         self._steps = torch.zeros_like(index)
         self._waiting: list[tuple[Move, Tensor]] = []
@@ -255,22 +296,35 @@ class _Integral:
             return
         moves, steps = zip(*self._waiting, strict=True)
         self._waiting = []
-        index, t0, t1, dense = (_joined([getattr(m, name) for m in moves]) for name in ("samples", "t0", "t1", "dense"))
+        index, t0, t1, dense = (
+            _joined([getattr(m, name) for m in moves]) for name in ("samples", "t0", "t1", "dense")
+        )
         flow = Counted.of(self.flow.rows(index), moves[0].x)
         dense = self.solver.dense(flow, t0, t1, dense)
         n = len(self.nodes)
-        x = torch.stack([self.solver.interpolate(dense, part.expand_as(t0)) for part in self.nodes], dim=1).flatten(0, 1)
+        x = torch.stack(
+            [self.solver.interpolate(dense, part.expand_as(t0)) for part in self.nodes], dim=1
+        ).flatten(0, 1)
         t = torch.lerp(t0.unsqueeze(1), t1.unsqueeze(1), self.nodes).flatten()
         weight = torch.outer(t1 - t0, self.weights).flatten()
-        rows, node = index.repeat_interleave(n), torch.cat(steps).unsqueeze(1) * n + torch.arange(n, device=index.device)
+        rows = index.repeat_interleave(n)
+        node = torch.cat(steps).unsqueeze(1) * n + torch.arange(n, device=index.device)
         node = node.flatten()
         most = self._most(x)
         parts = (slice(i, i + most) for i in range(0, len(rows), most))
-        found = torch.cat([self._traces(t[part], x[part], rows[part], node[part]) for part in parts], dim=1) * weight
+        found = (
+            torch.cat(
+                [self._traces(t[part], x[part], rows[part], node[part]) for part in parts], dim=1
+            )
+            * weight
+        )
         steps = sum(found.unflatten(1, (-1, n)).unbind(2))
         assert isinstance(steps, Tensor)
-        for move, step in zip(moves, steps.split([len(move.samples) for move in moves], dim=1), strict=True):
-            self._sums = self._sums.index_add(1, move.samples, step)  # each sample once: the order is that of time
+        for move, step in zip(
+            moves, steps.split([len(move.samples) for move in moves], dim=1), strict=True
+        ):
+            # Each sample once: the order is that of time.
+            self._sums = self._sums.index_add(1, move.samples, step)
         self.evaluations.index_add_(0, index, torch.full_like(index, flow.evaluations + n))
 
     def _traces(self, t: Tensor, x: Tensor, rows: Tensor, node: Tensor) -> Tensor:

@@ -35,7 +35,8 @@ _NODES = 1 << 37  # counters from here on are nodes; steps of a solve count from
 _BLOCK = 1 << 21  # normals of a block of steps on a grid that is known, on the CPU
 _LARGE = 1 << 12  # numbers of a batch from which a copy costs more than a call, on the CPU
 _ROUNDING = 0.02  # how much of a step may be lost or won by rounding its ends to ticks
-_HELD = 1 << 23  # normals of one kind held at once: 64 MB of both; on an accelerator four times as many
+# Normals of one kind held at once: 64 MB of both; on an accelerator four times as many.
+_HELD = 1 << 23
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,10 +91,15 @@ class BrownianPath(AbstractSeededNoise):
             ValueError: outside the knots.
         """
         ticks = self.tree.ticks(t)
-        if ticks.numel() and not 0 <= int(ticks.amin()) <= int(ticks.amax()) <= self.tree.cells << self.depth:
+        if (
+            ticks.numel()
+            and not 0 <= int(ticks.amin()) <= int(ticks.amax()) <= self.tree.cells << self.depth
+        ):
             raise ValueError(
-                f"times from {float(t.min())} to {float(t.max())} were asked of a path that lives on "
-                f"[{self.knots[0]}, {self.knots[-1]}]; give BrownianPath the knots of the whole solve"
+                f"times from {float(t.min())} to {float(t.max())} were asked of a path that lives "
+                "on "
+                f"[{self.knots[0]}, {self.knots[-1]}]; give BrownianPath the knots of the whole "
+                "solve"
             )
         return ticks
 
@@ -111,7 +117,9 @@ class BrownianPath(AbstractSeededNoise):
             raise ValueError(f"spare counts bits from 0 on, not {spare}")
         ticks = self.ticks(torch.as_tensor(ts, dtype=torch.float64))
         bits = max(0, int(ticks.diff().abs().min()).bit_length() - 1 - spare)
-        ticks[1:-1] = ((ticks[1:-1] >> bits) + ((ticks[1:-1] >> bits - 1) & 1 if bits else 0)) << bits
+        ticks[1:-1] = (
+            (ticks[1:-1] >> bits) + ((ticks[1:-1] >> bits - 1) & 1 if bits else 0)
+        ) << bits
         return self.tree.times(ticks)
 
     def increments(
@@ -126,27 +134,46 @@ class BrownianPath(AbstractSeededNoise):
     ) -> Iterator[Increment]:
         times = torch.tensor(ts[start:], dtype=torch.float64)
         steps = times.diff()
-        if not bool(((self.tree.times(self.ticks(times)).diff() - steps).abs() <= _ROUNDING * steps.abs()).all()):
+        if not bool(
+            (
+                (self.tree.times(self.ticks(times)).diff() - steps).abs() <= _ROUNDING * steps.abs()
+            ).all()
+        ):
             raise ValueError(
-                f"ts has steps that ticks of 2^-{self.depth} of an interval of knots change by more than {_ROUNDING:.0%}; give "
-                f"BrownianPath a larger depth, knots nearer to each other where ts is finer, or snap(ts)"
+                f"ts has steps that ticks of 2^-{self.depth} of an interval of knots change by "
+                f"more than {_ROUNDING:.0%}; give "
+                "BrownianPath a larger depth, knots nearer to each other where ts is finer, or "
+                "snap(ts)"
             )
         key = self.keys(x)
         found = self._readings(key, times, x, shape, levy)
         for i, j in together(start, len(ts) - 1, normals * x.numel(), x.device):
-            z = self.fresh(key, torch.arange(i, j, device=x.device), normals, x) if normals else repeat(None)
-            yield from (Increment(w, h, fresh) for fresh, (w, h) in zip(z, islice(found, j - i), strict=False))
+            z = (
+                self.fresh(key, torch.arange(i, j, device=x.device), normals, x)
+                if normals
+                else repeat(None)
+            )
+            yield from (
+                Increment(w, h, fresh)
+                for fresh, (w, h) in zip(z, islice(found, j - i), strict=False)
+            )
 
     def readings(
         self, ts: Sequence[float], x: Tensor, shape: tuple[int, ...] | None, *, levy: bool = False
     ) -> Iterator[Increment]:
-        return (Increment(w, h) for w, h in self._readings(self.keys(x), torch.tensor(ts, dtype=torch.float64), x, shape, levy))
+        return (
+            Increment(w, h)
+            for w, h in self._readings(
+                self.keys(x), torch.tensor(ts, dtype=torch.float64), x, shape, levy
+            )
+        )
 
     def _readings(
         self, key: Tensor, ts: Tensor, x: Tensor, shape: tuple[int, ...] | None, levy: bool
     ) -> Iterator[tuple[Tensor | None, Tensor | None]]:
         """W and H between neighbouring times, in blocks."""
-        ticks, steps = self.ticks(ts), len(ts) - 1
+        ticks = self.ticks(ts)
+        steps = len(ts) - 1
         if shape is None:
             yield from [(None, None)] * steps
             return
@@ -158,12 +185,14 @@ class BrownianPath(AbstractSeededNoise):
     def reader(self, x: Tensor, shape: tuple[int, ...] | None, *, levy: bool = False) -> Reader:
         if shape is None:
             return lambda t0, t1: Increment()
-        size, dtype = math.prod(shape), _working(x)
+        size = math.prod(shape)
+        dtype = _working(x)
         kept = _Kept(self.keys(x), x.new_zeros(0, size, dtype=dtype))
         slots = torch.full((2, len(x)), -1)
 
         def read(t0: Tensor, t1: Tensor) -> Increment:
-            asked = self.ticks(torch.stack([t0, t1]).cpu())  # times, nodes and weights are small, and the host decides on them
+            # Times, nodes and weights are small, and the host decides on them.
+            asked = self.ticks(torch.stack([t0, t1]).cpu())
             other = asked.flip(0)
             # A tick of the last query stays in its slot, where the normals of its branch are kept.
             torch.where((other == slots).any(dim=0), other, asked, out=slots)
@@ -187,8 +216,12 @@ class BrownianPath(AbstractSeededNoise):
         reverse = bool(ticks[-1] < ticks[0])
         ticks = ticks.flip(0) if reverse else ticks
         nodes, weights = _terms(self.tree, torch.stack([ticks[:-1], ticks[1:]]), levy)
-        out = x.new_zeros(1 + levy, 2, 2, len(ticks) - 1, len(x) * math.prod(shape), dtype=_working(x))
-        for part, weight in _pieces(nodes, weights.to(out, non_blocking=True), nodes.unique().numel() * out.shape[4]):
+        out = x.new_zeros(
+            1 + levy, 2, 2, len(ticks) - 1, len(x) * math.prod(shape), dtype=_working(x)
+        )
+        for part, weight in _pieces(
+            nodes, weights.to(out, non_blocking=True), nodes.unique().numel() * out.shape[4]
+        ):
             self._sum(key, part, weight, out)
         out = _total(out, 1)
         if reverse:  # the path read backwards: W -> -W, H -> +H
@@ -206,7 +239,8 @@ class BrownianPath(AbstractSeededNoise):
         copies = out.shape[4] < _LARGE or out.device.type != "cpu"
         place = place.to(out.device, non_blocking=True) if copies else place
         normals = generator.normal_pairs(key.repeat(len(found)), rows, size)
-        normals, found = normals.reshape(2, len(found), out.shape[4]).to(out.dtype), found.tolist()
+        normals = normals.reshape(2, len(found), out.shape[4]).to(out.dtype)
+        found = found.tolist()
         for row, weight in zip(place, weights, strict=True):
             for where, w, lane in zip(row, weight.unbind(2), out.unbind(2), strict=True):
                 if copies:
@@ -214,7 +248,8 @@ class BrownianPath(AbstractSeededNoise):
                     continue
                 node, count = torch.unique_consecutive(where, return_counts=True)
                 start = 0
-                for j, n in zip(node.tolist(), count.tolist(), strict=True):  # no copy of what steps in a row share
+                # No copy of what steps in a row share.
+                for j, n in zip(node.tolist(), count.tolist(), strict=True):
                     run = slice(start, start := start + n)
                     if found[j]:
                         lane[:, :, run].addcmul_(w[:, :, run], normals[:, j, None])
@@ -226,7 +261,8 @@ class _Kept:
     """
 
     def __init__(self, key: Tensor, like: Tensor) -> None:
-        self.key, self.normals = key, like
+        self.key = key
+        self.normals = like
         self.nodes = torch.zeros(0, dtype=torch.int64)
 
     def __call__(self, nodes: Tensor) -> Tensor:
@@ -235,8 +271,10 @@ class _Kept:
         """
         size = self.normals.shape[-1]
         if len(nodes) > len(self.nodes):
-            self.nodes, self.normals = torch.zeros_like(nodes), self.normals.new_zeros(*nodes.shape, 2, size)
-        held, normals = self.nodes[: len(nodes)], self.normals[: len(nodes)]
+            self.nodes = torch.zeros_like(nodes)
+            self.normals = self.normals.new_zeros(*nodes.shape, 2, size)
+        held = self.nodes[: len(nodes)]
+        normals = self.normals[: len(nodes)]
         place = ((nodes != held) & (nodes != 0)).view(-1).nonzero().squeeze(1)
         if len(place):
             new = nodes.view(-1)[place]
@@ -287,8 +325,10 @@ def _terms(tree: Dyadic, ticks: Tensor, levy: bool) -> tuple[Tensor, Tensor]:
         h = (times[1] - times[0]).abs_()
         area = area[0] * (sign / torch.where(h == 0, 1.0, h)) - value * (0.5 * sign.abs())
         ends = torch.cat([ends, area.unsqueeze(1)], dim=1)
-    # A node on both branches counts once, at the upper end, with the difference of its weights, exact where small.
-    shared, upper = (node[:, 0] == node[:, 1]).unsqueeze(1), sign > 0
+    # A node on both branches counts once, at the upper end, with the difference of its weights,
+    # exact where small.
+    shared = (node[:, 0] == node[:, 1]).unsqueeze(1)
+    upper = sign > 0
     both = (ends[..., 0, :] + ends[..., 1, :]).unsqueeze(-2) * upper
     nodes = torch.where(shared & ~upper, 0, node)
     return nodes, torch.where(shared[:, None, None], both, ends).unsqueeze(-1)
@@ -298,10 +338,14 @@ def _branches(tree: Dyadic, ticks: Tensor, *, levy: bool) -> Iterator[Tensor]:
     """The nodes above ticks, `(levels, 2, n)`; W, and its integral, there as weights of the
     normals, `(levels, 2, 2, n)`.
     """
-    depth, knots, cell = tree.depth, tree.knots_on(ticks.device), ticks >> tree.depth
+    depth = tree.depth
+    knots = tree.knots_on(ticks.device)
+    cell = ticks >> tree.depth
     tick = ticks & ((1 << depth) - 1) | (1 << depth)
     # Below the lowest bit that is set anywhere no node has a part.
-    below, inside, inverse, root = _levels(depth, depth + 1 - int((tick & -tick).amin()).bit_length(), ticks.device)
+    below, inside, inverse, root = _levels(
+        depth, depth + 1 - int((tick & -tick).amin()).bit_length(), ticks.device
+    )
     if tree.cells > 1:
         root = root * knots.diff()[cell.clamp(max=tree.cells - 1)].sqrt()
     else:
@@ -322,12 +366,16 @@ def _roots(tree: Dyadic, ticks: Tensor, times: Tensor | None) -> Iterator[Tensor
     """The same of the cells between two ticks, whose normals make the W and H of a cell:
     `(cells, 2, n)`.
     """
-    depth, knots, cell = tree.depth, tree.knots_on(ticks.device), torch.zeros_like(ticks).unsqueeze(0)
+    depth = tree.depth
+    knots = tree.knots_on(ticks.device)
+    cell = torch.zeros_like(ticks).unsqueeze(0)
     if tree.cells > 1:
         low, high = torch.aminmax(ticks, dim=0)
         last = (high - 1).clamp_(min=0) >> depth
         first = torch.minimum(low >> depth, last)
-        cell = (first + torch.arange(int((last - first).amax()) + 1, device=ticks.device).unsqueeze(-1)).unsqueeze(1)
+        cell = (
+            first + torch.arange(int((last - first).amax()) + 1, device=ticks.device).unsqueeze(-1)
+        ).unsqueeze(1)
         cell = cell.expand(-1, 2, -1)
         yield torch.where(cell <= last, (cell << depth) + _NODES, 0)
     else:
@@ -335,11 +383,13 @@ def _roots(tree: Dyadic, ticks: Tensor, times: Tensor | None) -> Iterator[Tensor
     u = (ticks - (cell << depth)).clamp_(0, 1 << depth).to(torch.float64) * 2.0**-depth
     cell = cell.clamp(max=tree.cells - 1)
     length = knots.diff()[cell]
-    root, rest = length.sqrt(), 1 - u
+    root = length.sqrt()
+    rest = 1 - u
     w = root * u
     yield torch.stack([w, w * rest * math.sqrt(3)], dim=1)
     if times is not None:
-        w, after = w * length * u, (times - knots[cell + 1]).clamp_(min=0)
+        w = w * length * u
+        after = (times - knots[cell + 1]).clamp_(min=0)
         yield torch.stack([0.5 * w + root * after, w * (1 + 2 * rest) * (1 / math.sqrt(12))], dim=1)
 
 

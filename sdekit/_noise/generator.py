@@ -19,13 +19,18 @@ from torch import Tensor
 GOLDEN = 0x9E3779B97F4A7C15 - 2**64
 _MIX_1 = 0xBF58476D1CE4E5B9 - 2**64
 _MIX_2 = 0x94D049BB133111EB - 2**64
-_SALT = 0x6A09E667F3BCC909  # so that no plain seed or index makes the word 0, which the finaliser leaves alone
+# So that no plain seed or index makes the word 0, which the finaliser leaves alone.
+_SALT = 0x6A09E667F3BCC909
 _POSITIONS = 1 << 26  # words between two counters
 _WORDS = 1 << 15  # evaluated together on the CPU: what the second-level cache holds
-_MANY_WORDS = 1 << 22  # elsewhere, where every call is a kernel to launch: some 200 MB while they are made
+# Elsewhere, where every call is a kernel to launch: some 200 MB while they are made.
+_MANY_WORDS = 1 << 22
 
-# Counters below zero belong to draws that are not steps of a solve; those from -3 on to whoever uses the library.
-PRIOR, PROBES = -1, -(1 << 20)  # probes go on downwards
+# Counters below zero belong to draws that are not steps of a solve; those from -3 on to whoever
+# uses the library.
+# probes go on downwards
+PRIOR = -1
+PROBES = -(1 << 20)
 
 
 def fresh_seed() -> int:
@@ -68,14 +73,17 @@ def keys(seed: int | Tensor, index: Tensor) -> Tensor:
     if isinstance(seed, Tensor):
         word = seed.to(index.device) ^ _SALT
     else:
-        word = torch.full((), signed(operator.index(seed) ^ _SALT), dtype=torch.int64, device=index.device)
+        word = torch.full(
+            (), signed(operator.index(seed) ^ _SALT), dtype=torch.int64, device=index.device
+        )
     return _mix(index * GOLDEN + _SALT + _mix(word))
 
 
 def _normals(key: Tensor, offsets: Tensor, out: Tensor) -> None:
     """Fills out `(rows, 2, words)` with the normals of `(rows,)` keys at `(words,)` offsets."""
     word = _mix(key.unsqueeze(-1) + offsets)
-    # Both halves as signed 32-bit integers. |upper + 1/2| / 2^31 is uniform on (0, 1) and fine where it is small.
+    # Both halves as signed 32-bit integers. |upper + 1/2| / 2^31 is uniform on (0, 1) and fine
+    # where it is small.
     radius = torch.bitwise_right_shift(word, 32).to(torch.float32)
     radius.add_(0.5).abs_().mul_(2.0**-31).log_().mul_(-2.0).sqrt_()
     angle = word.to(torch.int32).to(torch.float32).mul_(math.pi * 2.0**-31)
@@ -94,7 +102,9 @@ def _fill(rows: Tensor, out: Tensor) -> Tensor:
     down = max(1, most // across)
     for i in range(0, rows.numel(), down):
         for j in range(0, words, across):
-            _normals(rows[i : i + down], offsets[j : j + across], out[i : i + down, :, j : j + across])
+            _normals(
+                rows[i : i + down], offsets[j : j + across], out[i : i + down, :, j : j + across]
+            )
     return out
 
 
@@ -128,9 +138,14 @@ def normal_pairs(key: Tensor, counters: Tensor, size: int, *, outer: bool = True
 
 def signs(key: Tensor, counters: Tensor, size: int) -> Tensor:
     """-1 or 1 in float32, 64 from one word, `(rows, size)`; arguments as in `normal_pairs`."""
-    word = _mix((key + counters * _POSITIONS * GOLDEN).unsqueeze(-1) + torch.arange(-(-size // 64), device=key.device) * GOLDEN)
+    word = _mix(
+        (key + counters * _POSITIONS * GOLDEN).unsqueeze(-1)
+        + torch.arange(-(-size // 64), device=key.device) * GOLDEN
+    )
     bits = 1 << torch.arange(8, dtype=torch.uint8, device=key.device)
-    ones = word.view(torch.uint8).unsqueeze(-1).bitwise_and(bits).reshape(len(key), -1)[:, :size] != 0
+    ones = (
+        word.view(torch.uint8).unsqueeze(-1).bitwise_and(bits).reshape(len(key), -1)[:, :size] != 0
+    )
     return ones.to(torch.float32).mul_(2).sub_(1)
 
 
@@ -163,7 +178,11 @@ def normal(
         True
     """
     counters = torch.full((1,), counter, dtype=torch.int64, device=index.device)
-    return standard_normal(keys(seed, index), counters, math.prod(event)).to(dtype).reshape(len(index), *event)
+    return (
+        standard_normal(keys(seed, index), counters, math.prod(event))
+        .to(dtype)
+        .reshape(len(index), *event)
+    )
 
 
 def uniform01(seed: int, index: Tensor, event: tuple[int, ...], *, counter: int) -> Tensor:

@@ -12,8 +12,10 @@ from torch import Tensor
 from sdekit._grid import Dyadic
 from sdekit._noise import generator
 
-_BLOCK = 1 << 16  # normals drawn together on the CPU: a call costs as much as 20,000 of them however few it makes
-_LARGE_BLOCK = 1 << 22  # elsewhere: a draw is some 30 kernels to launch, however many numbers it makes
+# Normals drawn together on the CPU: a call costs as much as 20,000 of them however few it makes.
+_BLOCK = 1 << 16
+# Elsewhere: a draw is some 30 kernels to launch, however many numbers it makes.
+_LARGE_BLOCK = 1 << 22
 _DRAWS = 1 << 10  # counters of one step: W, H, then fresh normals
 
 
@@ -95,7 +97,9 @@ class AbstractNoise(ABC):
         Raises:
             TypeError: for other noise.
         """
-        raise TypeError(f"{type(self).__name__} is not one path that can be read at any times; use BrownianPath")
+        raise TypeError(
+            f"{type(self).__name__} is not one path that can be read at any times; use BrownianPath"
+        )
 
     @property
     def tree(self) -> Dyadic:
@@ -105,7 +109,8 @@ class AbstractNoise(ABC):
             TypeError: for noise that is not one path.
         """
         raise TypeError(
-            f"{type(self).__name__} cannot be read twice, and adaptive steps that draw new noise after a rejection bias the "
+            f"{type(self).__name__} cannot be read twice, and adaptive steps that draw new noise "
+            "after a rejection bias the "
             "result; use BrownianPath"
         )
 
@@ -127,7 +132,9 @@ def _whole(name: str, values: Any) -> Tensor:  # noqa: ANN401 - whatever a user 
         raise TypeError(f"{name} must be an integer, or one a sample; not {values!r}") from None
 
 
-def together(start: int, steps: int, numbers: int, device: torch.device) -> Iterator[tuple[int, int]]:
+def together(
+    start: int, steps: int, numbers: int, device: torch.device
+) -> Iterator[tuple[int, int]]:
     """Steps `start` to `steps` - 1 in blocks [i, j) whose normals are drawn together, so many
     numbers a step.
     """
@@ -152,20 +159,31 @@ class AbstractSeededNoise(AbstractNoise):
         object.__setattr__(self, "seed", seed)
         if self.index is not None:
             if isinstance(seed, Tensor):
-                raise ValueError("a seed a sample is what tells them apart: leave out index, or give one seed and the index")
+                raise ValueError(
+                    "a seed a sample is what tells them apart: leave out index, or "
+                    "give one seed and the index"
+                )
             object.__setattr__(self, "index", _whole("index", self.index))
 
     def rows(self, index: Tensor) -> Self:
         index = index.nonzero().flatten() if index.dtype == torch.bool else index
         if isinstance(self.seed, Tensor):
             return replace(self, seed=self.seed[index.to(self.seed.device)])
-        return replace(self, index=index + self.first if self.index is None else self.index[index.to(self.index.device)])
+        return replace(
+            self,
+            index=index + self.first
+            if self.index is None
+            else self.index[index.to(self.index.device)],
+        )
 
     def keys(self, x: Tensor) -> Tensor:
         """The samples' keys, `(batch,)`, on x's device."""
         known = self.seed if isinstance(self.seed, Tensor) else self.index
         if known is not None and len(known) != len(x):
-            raise ValueError(f"this noise is for {len(known)} samples and the state has {len(x)}; use rows(index)")
+            raise ValueError(
+                f"this noise is for {len(known)} samples and the state has {len(x)}; "
+                "use rows(index)"
+            )
         if isinstance(self.seed, Tensor):
             index = torch.full_like(self.seed, self.first, device=x.device)
         elif self.index is None:
@@ -184,7 +202,9 @@ class AbstractSeededNoise(AbstractNoise):
         """The normals that steps want besides the increments of W,
         `(steps, normals, batch, *event)`.
         """
-        return torch.stack([self.draw(key, steps, 2 + k, tuple(x.shape[1:]), x) for k in range(normals)], dim=1)
+        return torch.stack(
+            [self.draw(key, steps, 2 + k, tuple(x.shape[1:]), x) for k in range(normals)], dim=1
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -226,17 +246,28 @@ class WhiteNoise(AbstractSeededNoise):
         normals: int = 0,
         start: int = 0,
     ) -> Iterator[Increment]:
-        key, steps = self.keys(x), len(ts) - 1
+        key = self.keys(x)
+        steps = len(ts) - 1
         drawn = max(1, math.prod(shape or ()), math.prod(x.shape[1:]))
         # Copied once, and without waiting for what is queued on the device.
-        scales = torch.tensor(ts[start:], dtype=torch.float64).diff().abs_().sqrt_().to(x, non_blocking=True)
+        scales = (
+            torch.tensor(ts[start:], dtype=torch.float64)
+            .diff()
+            .abs_()
+            .sqrt_()
+            .to(x, non_blocking=True)
+        )
         for i, j in together(start, steps, len(x) * drawn, x.device):
             counters = torch.arange(i, j, device=x.device)
             w = h = z = [None] * (j - i)
             if shape is not None:
                 scale = scales[i - start : j - start].reshape(-1, *[1] * (1 + len(shape)))
                 w = self.draw(key, counters, 0, shape, x).mul_(scale).unbind(0)
-                h = self.draw(key, counters, 1, shape, x).mul_(scale / math.sqrt(12)).unbind(0) if levy else h
+                h = (
+                    self.draw(key, counters, 1, shape, x).mul_(scale / math.sqrt(12)).unbind(0)
+                    if levy
+                    else h
+                )
             if normals:
                 z = self.fresh(key, counters, normals, x).unbind(0)
             yield from map(Increment, w, h, z)

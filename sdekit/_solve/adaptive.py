@@ -41,11 +41,18 @@ def adaptive(
 ) -> tuple[Solution, Tensor]:
     """The solution, and the times that the samples reached."""
     assert solver.embedded is not None
-    whole, power, total = problem, solver.embedded, len(x0)
-    direction, span, levy = (1 if ts[-1] > ts[0] else -1), abs(ts[-1] - ts[0]), solver.levy == "H"
-    device, outputs = x0.device, torch.tensor(ts, dtype=torch.float64)
-    end, (ladder, coarse) = outputs[-1], (None, None) if noise is None else _ladder(noise.tree, ts)
-    # The last step may be a little longer than allowed, lest a sliver be left; less than by what a rejection makes it shorter.
+    whole = problem
+    power = solver.embedded
+    total = len(x0)
+    direction = 1 if ts[-1] > ts[0] else -1
+    span = abs(ts[-1] - ts[0])
+    levy = solver.levy == "H"
+    device = x0.device
+    outputs = torch.tensor(ts, dtype=torch.float64)
+    end = outputs[-1]
+    (ladder, coarse) = (None, None) if noise is None else _ladder(noise.tree, ts)
+    # The last step may be a little longer than allowed, lest a sliver be left; less than by what a
+    # rejection makes it shorter.
     stretch = control.safety**-0.9
     floor = 16 * torch.finfo(torch.float64).eps * max(map(abs, ts))
     found = Found.of(x0, ts, save=save)
@@ -56,10 +63,15 @@ def adaptive(
         h = torch.full_like(t, min(control.first or 0.1 * span, span))
     else:
         h = _first(problem, start, x0, control, power, torch.full_like(start, ts[-1])).cpu()
-    # Zeros for what is not finite, which would make the gradient of whatever it is multiplied with NaN.
-    index, state = torch.arange(total), solver.init(problem, start, torch.nan_to_num(x0, 0.0, 0.0, 0.0))
-    zero, ones = torch.zeros_like(t), torch.ones_like(index)
-    now = Working(index, x0, t, zero + span, h, state, t.new_ones(total, 2), 0 * ones, ones, zero, 0 * ones)
+    # Zeros for what is not finite, which would make the gradient of whatever it is multiplied with
+    # NaN.
+    index = torch.arange(total)
+    state = solver.init(problem, start, torch.nan_to_num(x0, 0.0, 0.0, 0.0))
+    zero = torch.zeros_like(t)
+    ones = torch.ones_like(index)
+    now = Working(
+        index, x0, t, zero + span, h, state, t.new_ones(total, 2), 0 * ones, ones, zero, 0 * ones
+    )
     read = noise and noise.reader(x0, problem.noise_shape(x0), levy=levy)
     tries = 0
     while len(now.index):
@@ -70,30 +82,42 @@ def adaptive(
             t1 = torch.add(end, left, alpha=-direction)
         else:
             t1, shortest = ladder.after(now.t, now.h, direction, coarse)
-            left, length = (end - t1).abs(), (t1 - now.t).abs()
+            left = (end - t1).abs()
+            length = (t1 - now.t).abs()
         increment = read(now.t, t1) if read else Increment()
         start, stop = _sent(device, now.t, t1)
         step = solver.step(problem, start, stop, now.x, increment, now.state)
         with torch.no_grad():
             q = _quotient(problem, solver, control, start, stop, now.x, step).cpu()
-            accept, factor = q <= 1, control.factor(q, now.before, power)
+            accept = q <= 1
+            factor = control.factor(q, now.before, power)
             # Where alignment made a step shorter than it was allowed to be, it stays allowed.
-            allowed = length if shortest is None else torch.where(factor > 1, torch.maximum(length, now.h / factor), length)
+            allowed = (
+                length
+                if shortest is None
+                else torch.where(factor > 1, torch.maximum(length, now.h / factor), length)
+            )
             now.h = allowed * factor
             if control.remembers:
-                now.before = where(accept, torch.stack([q.clamp(min=1e-10), now.before[:, 0]], dim=1), now.before)
+                now.before = where(
+                    accept, torch.stack([q.clamp(min=1e-10), now.before[:, 0]], dim=1), now.before
+                )
         if step.x.requires_grad and not bool(accept.all()):
             step = _again(whole.problem, solver, now, t1, increment, accept)
         if callback is not None and bool(accept.any()):
             callback(_moved(now, start, stop, accept, step))
         if found.xs is not None:
             _output(found.xs, outputs, whole, solver, noise, now, t1, accept, step, increment)
-        tries, now.accepted = tries + 1, now.accepted + accept
+        tries = tries + 1
+        now.accepted = now.accepted + accept
         now.x, now.state = where(*_sent(device, accept), (step.x, step.state), (now.x, now.state))
-        now.t, now.left = torch.where(accept, t1, now.t), torch.where(accept, left, now.left)
+        now.t = torch.where(accept, t1, now.t)
+        now.left = torch.where(accept, left, now.left)
         last = tries == control.max_steps
         if shortest is None:
-            if not last and not bool(torch.minimum(now.left, now.h).add_(now.gone).amin() <= 2 * floor):
+            if not last and not bool(
+                torch.minimum(now.left, now.h).add_(now.gone).amin() <= 2 * floor
+            ):
                 continue
             short = (now.h < floor) & ~accept
         else:
@@ -103,10 +127,16 @@ def adaptive(
         new = ((done | short | last) & (now.gone == 0)).nonzero().flatten()
         if not len(new):
             continue
-        why = torch.where(short, torch.where(q.isinf(), Status.NOT_FINITE, Status.UNDERFLOW), Status.TOO_MANY_STEPS)
+        why = torch.where(
+            short,
+            torch.where(q.isinf(), Status.NOT_FINITE, Status.UNDERFLOW),
+            Status.TOO_MANY_STEPS,
+        )
         found.keep(now, new, torch.where(done, Status.DONE, why), tries, problem.evaluations)
-        now.gone[new], now.h[new] = math.inf, 0.0
-        # They leave at once where a step of length 0 could spoil gradients, else together, which is cheaper.
+        now.gone[new] = math.inf
+        now.h[new] = 0.0
+        # They leave at once where a step of length 0 could spoil gradients, else together, which is
+        # cheaper.
         stay = (now.gone == 0).nonzero().flatten()
         if last or (len(stay) < len(now.gone) if ladder else 8 * len(stay) <= 7 * len(now.gone)):
             now = now.rows(stay)
@@ -131,7 +161,12 @@ def _moved(now: Working, t0: Tensor, t1: Tensor, accept: Tensor, step: Step) -> 
 
 
 def _again(
-    problem: AbstractSDE, solver: AbstractSolver, now: Working, t1: Tensor, increment: Increment, accept: Tensor
+    problem: AbstractSDE,
+    solver: AbstractSolver,
+    now: Working,
+    t1: Tensor,
+    increment: Increment,
+    accept: Tensor,
 ) -> Step:
     """The step of those that are accepted, recorded for gradients: a trial that is not finite would
     make them all NaN.
@@ -157,10 +192,16 @@ def _ladder(tree: Dyadic, ts: list[float]) -> tuple[Dyadic, Tensor]:
     Raises:
         ValueError: for a solve so short that the path does not resolve it.
     """
-    low, high = min(ts[0], ts[-1]), max(ts[0], ts[-1])
+    low = min(ts[0], ts[-1])
+    high = max(ts[0], ts[-1])
     cells = [(a, b) for a, b in pairwise(tree.knots) if a < high and b > low]
-    # A cell of which hardly anything is left is joined to its neighbour: an end is often a rounding away from a knot.
-    inner = [b for (a, b), (_, d) in pairwise(cells) if b - low > (b - a) / 64 and high - b > (d - b) / 64]
+    # A cell of which hardly anything is left is joined to its neighbour: an end is often a rounding
+    # away from a knot.
+    inner = [
+        b
+        for (a, b), (_, d) in pairwise(cells)
+        if b - low > (b - a) / 64 and high - b > (d - b) / 64
+    ]
     knots = (low, *inner, high)
     coarse = []
     for start, stop in pairwise(knots):
@@ -169,33 +210,52 @@ def _ladder(tree: Dyadic, ts: list[float]) -> tuple[Dyadic, Tensor]:
         coarse.append(max(0, math.ceil(math.log2((1 if whole else 32) * length / (stop - start)))))
     if max(coarse) >= tree.depth:
         raise ValueError(
-            f"the solve from {ts[0]} to {ts[-1]} is shorter than the path resolves, 2^-{tree.depth} of an interval of knots; "
+            f"the solve from {ts[0]} to {ts[-1]} is shorter than the path resolves, "
+            f"2^-{tree.depth} of an interval of knots; "
             "give BrownianPath knots at the ends of the solve"
         )
     return Dyadic(knots, tree.depth), torch.tensor(coarse)
 
 
 def _quotient(
-    problem: Counted, solver: AbstractSolver, control: PIDController, t0: Tensor, t1: Tensor, x: Tensor, step: Step
+    problem: Counted,
+    solver: AbstractSolver,
+    control: PIDController,
+    t0: Tensor,
+    t1: Tensor,
+    x: Tensor,
+    step: Step,
 ) -> Tensor:
     """q of each sample: its error relative to the tolerance."""
     ends = problem.physical(t0, x), problem.physical(t1, step.x)
-    return solver.quotient(lambda error: control.error(problem.physical(t1, error), *ends), step.error)
+    return solver.quotient(
+        lambda error: control.error(problem.physical(t1, error), *ends), step.error
+    )
 
 
-def _first(problem: Counted, t: Tensor, x: Tensor, control: PIDController, power: float, end: Tensor) -> Tensor:
+def _first(
+    problem: Counted, t: Tensor, x: Tensor, control: PIDController, power: float, end: Tensor
+) -> Tensor:
     """The first step of each sample of an ordinary equation by two evaluations (Hairer, Norsett and
     Wanner 1993, II.4).
     """
-    way, span = (end - t).sign(), (end - t).abs()
+    way = (end - t).sign()
+    span = (end - t).abs()
     with torch.no_grad():
         slope = problem.drift(t, x)
-        size, speed = (control.error(problem.physical(t, v), *[problem.physical(t, x)] * 2) for v in (x, slope))
-        h = torch.where((size < 1e-5) | (speed < 1e-5), 1e-6 * span, 0.01 * size / speed).minimum(span)
+        size, speed = (
+            control.error(problem.physical(t, v), *[problem.physical(t, x)] * 2) for v in (x, slope)
+        )
+        h = torch.where((size < 1e-5) | (speed < 1e-5), 1e-6 * span, 0.01 * size / speed).minimum(
+            span
+        )
         # lerp ends on the end itself, not a rounding beyond it.
-        there = problem.drift(torch.lerp(t, end, h / span), torch.addcmul(x, broadcast(way * h, x), slope))
+        there = problem.drift(
+            torch.lerp(t, end, h / span), torch.addcmul(x, broadcast(way * h, x), slope)
+        )
         bend = control.error(problem.physical(t, there - slope), *[problem.physical(t, x)] * 2) / h
-        fastest = torch.maximum(speed, bend).clamp(max=1e30)  # there may be no slope at all so far away
+        # There may be no slope at all so far away.
+        fastest = torch.maximum(speed, bend).clamp(max=1e30)
         second = torch.where(fastest <= 1e-15, 1e-3 * h, ((0.01 / fastest).log() / power).exp())
         h = torch.minimum(100 * h, second)
         return torch.where(h.isnan(), 1e-6 * span, h).minimum(span)
@@ -228,13 +288,16 @@ def _output(
         return
     # All outputs of all samples at once, a row each.
     number = now.due[row] + torch.arange(len(row)) - (passed.cumsum(0) - passed)[row]
-    t0, at = now.t[row], outputs[number]
+    t0 = now.t[row]
+    at = outputs[number]
     theta = (at - t0) / (t1[row] - t0)
     start, theta, those, number, index = _sent(xs.device, t0, theta, row, number, now.index[row])
     if noise is None or increment.w is None:
         x = solver.interpolate(_dense(whole, solver, now, t1, step, row), theta)
     else:
-        problem, x0, x1 = whole.rows(index), now.x[those], step.x[those]
+        problem = whole.rows(index)
+        x0 = now.x[those]
+        x1 = step.x[those]
         part = noise.rows(index).reader(x0, problem.noise_shape(x0), levy=False)(t0, at).w
         assert part is not None
         bend = part - broadcast(theta, part) * increment.w[those]
@@ -243,12 +306,16 @@ def _output(
     now.due = now.due + passed
 
 
-def _dense(whole: Counted, solver: AbstractSolver, now: Working, t1: Tensor, step: Step, row: Tensor) -> Tree:
+def _dense(
+    whole: Counted, solver: AbstractSolver, now: Working, t1: Tensor, step: Step, row: Tensor
+) -> Tree:
     """What the solver interpolates, a row an output, made once for each sample that has any; its
     evaluations are counted.
     """
     rows, of = row.unique_consecutive(return_inverse=True)
-    index, start, stop, those, of = _sent(now.x.device, now.index[rows], now.t[rows], t1[rows], rows, of)
+    index, start, stop, those, of = _sent(
+        now.x.device, now.index[rows], now.t[rows], t1[rows], rows, of
+    )
     problem = Counted(whole.problem.rows(index), whole.copies)
     dense = (now.x, step.x) if step.dense is None else step.dense
     dense = solver.dense(problem, start, stop, take(dense, those))

@@ -58,13 +58,21 @@ class PIDController:
 
     def __post_init__(self) -> None:
         if not (self.rtol >= 0 and self.atol >= 0 and 0 < max(self.rtol, self.atol) < math.inf):
-            raise ValueError(f"rtol and atol are tolerances, from 0 on and not both 0; not {self.rtol} and {self.atol}")
+            raise ValueError(
+                "rtol and atol are tolerances, from 0 on and not both 0; not "
+                f"{self.rtol} and {self.atol}"
+            )
         if not 0 < self.smallest < self.safety <= 1 <= self.largest:
-            raise ValueError("the factors must be in the order 0 < smallest < safety <= 1 <= largest")
+            raise ValueError(
+                "the factors must be in the order 0 < smallest < safety <= 1 <= largest"
+            )
         if not (self.integral > 0 and self.proportional >= 0 and self.derivative >= 0):
             raise ValueError("integral must be positive, proportional and derivative not negative")
         if self.max_steps < 1 or (self.first is not None and not self.first > 0):
-            raise ValueError(f"max_steps must be from 1 on and first positive, not {self.max_steps} and {self.first}")
+            raise ValueError(
+                "max_steps must be from 1 on and first positive, not "
+                f"{self.max_steps} and {self.first}"
+            )
 
     def require_resolved(self, dtype: torch.dtype) -> None:
         """Raises for tolerances below the rounding of a dtype.
@@ -75,7 +83,8 @@ class PIDController:
         finest = 4 * torch.finfo(dtype).eps
         if max(self.rtol, self.atol) < finest:
             raise ValueError(
-                f"rtol = {self.rtol:g} and atol = {self.atol:g} are below what {dtype} resolves; ask for {finest:.1g} or more, "
+                f"rtol = {self.rtol:g} and atol = {self.atol:g} are below what {dtype} resolves; "
+                f"ask for {finest:.1g} or more, "
                 "or use a wider dtype"
             )
 
@@ -87,9 +96,15 @@ class PIDController:
     def error(self, error: Tensor, x0: Tensor, x1: Tensor) -> Tensor:
         """q of each sample, float64, `(batch,)`; infinite where anything is not finite."""
         # + 0 x1 makes an infinite state NaN: its scale would be infinite too, and the ratio 0.
-        scale = torch.maximum(x0.abs(), x1.abs()).mul_(self.rtol).add_(self.atol or torch.finfo(x0.dtype).tiny ** 0.5)
+        scale = (
+            torch.maximum(x0.abs(), x1.abs())
+            .mul_(self.rtol)
+            .add_(self.atol or torch.finfo(x0.dtype).tiny ** 0.5)
+        )
         ratio = torch.add(error, x1, alpha=0).div_(scale).reshape(len(x1), math.prod(x1.shape[1:]))
-        q = torch.linalg.vector_norm(ratio, dim=1, dtype=torch.float64).mul_(max(1, ratio.shape[1]) ** -0.5)
+        q = torch.linalg.vector_norm(ratio, dim=1, dtype=torch.float64).mul_(
+            max(1, ratio.shape[1]) ** -0.5
+        )
         return torch.nan_to_num_(q, nan=math.inf, posinf=math.inf)
 
     def factor(self, q: Tensor, before: Tensor, power: float) -> Tensor:
@@ -97,10 +112,15 @@ class PIDController:
 
         A rejected step becomes shorter.
         """
-        p, i, d = self.proportional / power, self.integral / power, self.derivative / power
-        # Powers through logarithms: torch's own power rounds the tail of a tensor differently from its body.
+        p = self.proportional / power
+        i = self.integral / power
+        d = self.derivative / power
+        # Powers through logarithms: torch's own power rounds the tail of a tensor differently from
+        # its body.
         log = q.log().mul_(-(p + i + d))
         if self.remembers:
             log.add_(before[:, 0].log(), alpha=p + 2 * d).sub_(before[:, 1].log(), alpha=d)
         factor = log.exp_().mul_(self.safety).clamp_(self.smallest, self.largest)
-        return torch.where(q > 1, factor.clamp(max=self.safety), factor) if self.remembers else factor
+        return (
+            torch.where(q > 1, factor.clamp(max=self.safety), factor) if self.remembers else factor
+        )

@@ -65,7 +65,9 @@ class Checkpointed(AbstractGradient):
     """
 
     def states(self, steps: Steps, x0: Tensor, *, every: bool) -> Iterator[tuple[int, Tensor]]:
-        x, state, n = x0, steps.init(x0), len(steps)
+        x = x0
+        state = steps.init(x0)
+        n = len(steps)
         length = math.isqrt(n - 1) + 1
         for i in range(0, n, length):
             j = min(i + length, n)
@@ -120,10 +122,15 @@ class Reversible(AbstractGradient):
     def states(self, steps: Steps, x0: Tensor, *, every: bool) -> Iterator[tuple[int, Tensor]]:
         if not steps.solver.reversible:
             name = type(steps.solver).__name__
-            raise TypeError(f"{name} cannot be run backwards exactly; use ReversibleHeun, or gradient=Checkpointed()")
+            raise TypeError(
+                f"{name} cannot be run backwards exactly; use ReversibleHeun, or "
+                "gradient=Checkpointed()"
+            )
         leaves, behind = _closure(steps, x0)
         parameters = leaves if self.parameters is None else tuple(self.parameters)
-        xs = _BackAndForth.apply(steps, every, _Pull(parameters, self.parameters is None, behind), x0, *parameters)
+        xs = _BackAndForth.apply(
+            steps, every, _Pull(parameters, self.parameters is None, behind), x0, *parameters
+        )
         yield from zip(range(len(steps) + 1 - len(xs), len(steps) + 1), xs, strict=True)
 
 
@@ -134,9 +141,12 @@ def _closure(steps: Steps, x: Tensor) -> tuple[list[Tensor], bool]:
     if not torch.is_grad_enabled():
         return [], False
     x = x.detach()
-    state, increment = steps.init(x), next(steps.increments(x, 0, 1))
+    state = steps.init(x)
+    increment = next(steps.increments(x, 0, 1))
     first = _nodes(_flat(state))
-    second = _nodes(_flat(steps.step(0, increment, x, _with(state, map(Tensor.detach, _flat(state))))))
+    second = _nodes(
+        _flat(steps.step(0, increment, x, _with(state, map(Tensor.detach, _flat(state)))))
+    )
     return _leaves(first | second), any(node.next_functions for node in first & second)
 
 
@@ -146,19 +156,35 @@ class _BackAndForth(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, steps: Steps, every: bool, pull: "_Pull", x: Tensor, *parameters: Tensor) -> tuple[Tensor, ...]:  # noqa: ANN401
+    def forward(
+        ctx: Any,  # noqa: ANN401
+        steps: Steps,
+        every: bool,
+        pull: "_Pull",
+        x: Tensor,
+        *parameters: Tensor,
+    ) -> tuple[Tensor, ...]:
         xs, state = steps.run(x, steps.init(x), 0, len(steps), every)
-        # Parameters are saved, not just kept, so that autograd notices when they are changed before the way back.
+        # Parameters are saved, not just kept, so that autograd notices when they are changed before
+        # the way back.
         ctx.save_for_backward(x, xs[-1], *parameters)
-        ctx.steps, ctx.pull, ctx.state = steps, pull, _with(state, map(Tensor.detach, _flat(state)))
+        ctx.steps = steps
+        ctx.pull = pull
+        ctx.state = _with(state, map(Tensor.detach, _flat(state)))
         ctx.set_materialize_grads(False)
         return tuple(xs)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Any, ...]:  # noqa: ANN401
         if torch.is_grad_enabled():
-            raise RuntimeError("Reversible() gives first derivatives only; use gradient=Checkpointed() for second ones")
-        (x0, x, *_), state, steps, pull = ctx.saved_tensors, ctx.state, ctx.steps, ctx.pull
+            raise RuntimeError(
+                "Reversible() gives first derivatives only; use "
+                "gradient=Checkpointed() for second ones"
+            )
+        (x0, x, *_) = ctx.saved_tensors
+        state = ctx.state
+        steps = ctx.steps
+        pull = ctx.pull
         arriving = dict(zip(range(len(steps) - len(gradients), len(steps)), gradients, strict=True))
         pulled: list[Tensor | None] = [None] * (1 + len(_flat(state)))
         totals: list[Tensor | None] = [None] * len(pull.parameters)
@@ -182,8 +208,10 @@ def _require_return(x: Tensor, x0: Tensor) -> None:
     off = float((x - x0).abs().max()) / (1 + float(x0.abs().max()))
     if not off <= torch.finfo(x.dtype).eps ** (1 / 3):
         raise ArithmeticError(
-            f"run backwards, the solve ends {off:.1e} away from x0 in relative terms: rounding errors grow like e^(rate t) "
-            "where the drift contracts at a rate; use gradient=Checkpointed(), a wider dtype, or a shorter solve"
+            f"run backwards, the solve ends {off:.1e} away from x0 in relative terms: rounding "
+            "errors grow like e^(rate t) "
+            "where the drift contracts at a rate; use gradient=Checkpointed(), a wider dtype, or a "
+            "shorter solve"
         )
 
 
@@ -202,25 +230,35 @@ class _Pull:
     behind: bool
 
     def __call__(
-        self, function: Callable[..., Tree], arguments: tuple[Tree, ...], gradients: Sequence[Tensor | None]
+        self,
+        function: Callable[..., Tree],
+        arguments: tuple[Tree, ...],
+        gradients: Sequence[Tensor | None],
     ) -> tuple[list[Tensor | None], list[Tensor | None]]:
         with torch.enable_grad():
             inputs = [tensor.detach().requires_grad_() for tensor in _flat(arguments)]
             outputs = _flat(function(*_with(arguments, iter(inputs))))
         if self.found:
             self.require_known(inputs, outputs)
-        pairs = [(y, g) for y, g in zip(outputs, gradients, strict=True) if g is not None and y.requires_grad]
+        pairs = [
+            (y, g)
+            for y, g in zip(outputs, gradients, strict=True)
+            if g is not None and y.requires_grad
+        ]
         if not pairs:
             return [None] * len(inputs), [None] * len(self.parameters)
         ys, gs = zip(*pairs, strict=True)
-        pulled = torch.autograd.grad(ys, [*inputs, *self.parameters], gs, retain_graph=self.behind, allow_unused=True)
+        pulled = torch.autograd.grad(
+            ys, [*inputs, *self.parameters], gs, retain_graph=self.behind, allow_unused=True
+        )
         return list(pulled[: len(inputs)]), list(pulled[len(inputs) :])
 
     def require_known(self, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> None:
         known = {id(tensor) for tensor in (*inputs, *self.parameters)}
         if any(id(leaf) not in known for leaf in _leaves(_nodes(outputs))):
             raise RuntimeError(
-                "a step depends on a tensor with a gradient that the first step does not read, so that its gradient would be "
+                "a step depends on a tensor with a gradient that the first step does not read, so "
+                "that its gradient would be "
                 "lost; list what f and g depend on: Reversible(parameters)"
             )
 
@@ -232,7 +270,8 @@ def _sum(a: Tensor | None, b: Tensor | None) -> Tensor | None:
 
 def _nodes(outputs: Iterable[Tensor]) -> set[Node]:
     """The graph of some tensors."""
-    stack, seen = [tensor.grad_fn for tensor in outputs], set()
+    stack = [tensor.grad_fn for tensor in outputs]
+    seen = set()
     while stack:
         node = stack.pop()
         if node is not None and node not in seen:
@@ -251,7 +290,11 @@ def _flat(tree: Tree) -> list[Tensor]:
     """The tensors of a tree."""
     if isinstance(tree, Tensor):
         return [tree]
-    return [tensor for part in tree for tensor in _flat(part)] if isinstance(tree, tuple | list) else []
+    return (
+        [tensor for part in tree for tensor in _flat(part)]
+        if isinstance(tree, tuple | list)
+        else []
+    )
 
 
 def _with(tree: Tree, tensors: Iterator[Tensor]) -> Tree:

@@ -127,7 +127,9 @@ def solve(
         (torch.Size([4, 1]), 0)
     """
     if save not in ("last", "all"):
-        raise ValueError(f"save must be 'last' or 'all', not {save!r}{did_you_mean(save, ('last', 'all'))}")
+        raise ValueError(
+            f"save must be 'last' or 'all', not {save!r}{did_you_mean(save, ('last', 'all'))}"
+        )
     _require_kinds(problem, solver, noise, control, gradient)
     grid = times(ts)
     require_state(x0)
@@ -143,7 +145,14 @@ def solve(
     x0 = _own(x0)
     if control is not None and len(x0):
         solution, reached = adaptive(
-            counted, x0, grid, solver=solver, noise=noise, control=control, save=save == "all", callback=callback
+            counted,
+            x0,
+            grid,
+            solver=solver,
+            noise=noise,
+            control=control,
+            save=save == "all",
+            callback=callback,
         )
         if throw and bool((solution.status != Status.DONE).any()):
             raise UnfinishedError(solution, reached)
@@ -157,14 +166,23 @@ def solve(
     points = points if callback is None or control is not None else _watched(points, callback)
     xs = _collected(points, len(grid)) if save == "all" else None
     x = deque(points, maxlen=1).pop().x if xs is None else xs[-1]
-    if gradient is not None and throw and len(x0) and (failure := not_finite(Point(len(grid) - 1, grid[-1], x))):
+    if (
+        gradient is not None
+        and throw
+        and len(x0)
+        and (failure := not_finite(Point(len(grid) - 1, grid[-1], x)))
+    ):
         with torch.no_grad():  # the plain loop finds the step
             deque(_points(steps, x0), maxlen=0)
         raise failure
     seed = None if noise is None else noise.seed
     at = torch.tensor(grid, dtype=torch.float64)
     solution = shared(x, at, xs, seed, evaluations=counted.evaluations, steps=len(steps))
-    return solution if throw else replace(solution, status=torch.where(finite(x), Status.DONE, Status.NOT_FINITE))
+    return (
+        solution
+        if throw
+        else replace(solution, status=torch.where(finite(x), Status.DONE, Status.NOT_FINITE))
+    )
 
 
 def _own(x0: Tensor) -> Tensor:
@@ -184,11 +202,14 @@ def _watched(points: Iterator[Point], callback: Callable[[Point], None]) -> Iter
 
 def _collected(points: Iterator[Point], size: int) -> Tensor:
     """All states as one tensor, `(size, batch, *event)`."""
-    if torch.is_grad_enabled():  # to write in place would copy the gradient of all states at each step
+    # To write in place would copy the gradient of all states at each step.
+    if torch.is_grad_enabled():
         return torch.stack([point.x for point in points])
-    first, second = next(points).x, next(points).x
+    first = next(points).x
+    second = next(points).x
     xs = second.new_empty(size, *second.shape)
-    xs[0], xs[1] = first, second
+    xs[0] = first
+    xs[1] = second
     for point in points:
         xs[point.step] = point.x
     return xs
@@ -201,14 +222,18 @@ def _points(steps: Steps, x: Tensor, *, check: bool = True, every: bool = True) 
     queued, so the looks are collected on the device and read once, at the end: an error comes
     later, and names the same step.
     """
-    ts, n = steps.ts, len(steps)
+    ts = steps.ts
+    n = len(steps)
     yield Point(0, ts[0], x)
     if not len(x):
         yield from (Point(i, t, x) for i, t in enumerate(ts[1:], 1))
         return
     state = steps.init(x)
-    kept, looks, at_once = (0, x, state), [], x.device.type == "cpu"
-    step, problem = steps.solver.step, steps.problem
+    kept = (0, x, state)
+    looks = []
+    at_once = x.device.type == "cpu"
+    step = steps.solver.step
+    problem = steps.problem
     for i, increment in enumerate(steps.increments(x, 0, n), 1):
         x, _, _, state = step(problem, ts[i - 1], ts[i], x, increment, state)
         if check and (i % _CHECK == 0 or i == n):
@@ -216,7 +241,8 @@ def _points(steps: Steps, x: Tensor, *, check: bool = True, every: bool = True) 
             if at_once or i == n:
                 if not _all(looks):
                     raise _located(steps, *kept, Point(i, ts[i], x))
-                kept, looks = (i, x, state), []
+                kept = (i, x, state)
+                looks = []
         if every or i == n:
             yield Point(i, ts[i], x)
 
@@ -241,15 +267,22 @@ def _located(steps: Steps, i: int, x: Tensor, state: Tree, seen: Point) -> NotFi
                 break
             x, state = steps.step(i, increment, x, state)
             i += 1
-    # A model that is not deterministic may pass the second time; then what was seen first is all that is known.
-    return not_finite(Point(i, steps.ts[i], x)) or not_finite(seen) or NotFiniteError(seen.step, seen.t, [], len(x))
+    # A model that is not deterministic may pass the second time; then what was seen first is all
+    # that is known.
+    return (
+        not_finite(Point(i, steps.ts[i], x))
+        or not_finite(seen)
+        or NotFiniteError(seen.step, seen.t, [], len(x))
+    )
 
 
 def _random(problem: AbstractSDE, solver: AbstractSolver) -> bool:
     return problem.noise_type != "none" or solver.normals > 0
 
 
-def _require_kinds(problem: object, solver: object, noise: object, control: object, gradient: object) -> None:
+def _require_kinds(
+    problem: object, solver: object, noise: object, control: object, gradient: object
+) -> None:
     """Refuses what is no equation, solver, noise, controller or gradient, and says what makes one
     of it.
 
@@ -257,21 +290,37 @@ def _require_kinds(problem: object, solver: object, noise: object, control: obje
         TypeError: always with what was given and what is wanted.
     """
     wanted = [
-        ("the equation", problem, AbstractSDE, "SDE(f, g), ODE(f), or interop.from_torchsde(sde) for one of torchsde's"),
+        (
+            "the equation",
+            problem,
+            AbstractSDE,
+            "SDE(f, g), ODE(f), or interop.from_torchsde(sde) for one of torchsde's",
+        ),
         ("solver", solver, AbstractSolver, "an object such as EulerMaruyama()"),
         (
             "noise",
             noise,
             AbstractNoise,
-            "WhiteNoise(seed), BrownianPath(seed, knots), or interop.TorchsdeNoise(bm) for torchsde's",
+            "WhiteNoise(seed), BrownianPath(seed, knots), or interop.TorchsdeNoise(bm) for "
+            "torchsde's",
         ),
         ("control", control, PIDController, "PIDController(rtol, atol)"),
         ("gradient", gradient, AbstractGradient, "Checkpointed() or Reversible()"),
     ]
     for name, value, kind, remedy in wanted:
-        if not isinstance(value, kind) and (value is not None or name in ("the equation", "solver")):
-            given = f"the class {value.__name__}" if isinstance(value, type) else f"{type(value).__name__} {value!r:.40}"
-            near = did_you_mean(value, _solvers.__all__, {"euler": "EulerMaruyama"}) if name == "solver" else ""
+        if not isinstance(value, kind) and (
+            value is not None or name in ("the equation", "solver")
+        ):
+            given = (
+                f"the class {value.__name__}"
+                if isinstance(value, type)
+                else f"{type(value).__name__} {value!r:.40}"
+            )
+            near = (
+                did_you_mean(value, _solvers.__all__, {"euler": "EulerMaruyama"})
+                if name == "solver"
+                else ""
+            )
             raise TypeError(f"{name} must be {remedy}; not {given}{near}")
 
 
@@ -284,24 +333,45 @@ def _require_adaptive(
 ) -> None:
     if solver.embedded is None or solver.normals:
         raise ValueError(
-            f"{type(solver).__name__} does not estimate its error; for {problem.noise_type} noise these do: {_able(problem)}"
+            f"{type(solver).__name__} does not estimate its error; for {problem.noise_type} noise "
+            f"these do: {_able(problem)}"
         )
     if gradient is not None:
-        raise ValueError("gradient= goes with a fixed grid, and control= makes steps adaptive; leave out one of them")
+        raise ValueError(
+            "gradient= goes with a fixed grid, and control= makes steps adaptive; "
+            "leave out one of them"
+        )
     control.require_resolved(x.dtype)
 
 
 def _able(problem: AbstractSDE) -> str:
     """The solvers with an error estimate that suit an equation."""
-    kinds = [kind for kind in vars(_solvers).values() if isinstance(kind, type) and getattr(kind, "embedded", None)]
+    kinds = [
+        kind
+        for kind in vars(_solvers).values()
+        if isinstance(kind, type) and getattr(kind, "embedded", None)
+    ]
     state_free = problem.noise_type in ("none", "additive")
-    suited = [k for k in kinds if problem.noise_type in k.order and (state_free or k.sde_type == problem.sde_type)]
-    return ", ".join(k.__name__ for k in suited) or "none in this calculus; write it in Stratonovich form, for SPaRK"
+    suited = [
+        k
+        for k in kinds
+        if problem.noise_type in k.order and (state_free or k.sde_type == problem.sde_type)
+    ]
+    return ", ".join(k.__name__ for k in suited) or (
+        "none in this calculus; write it in Stratonovich form, for SPaRK"
+    )
 
 
 def _require_pairing(problem: AbstractSDE, solver: AbstractSolver) -> None:
-    name, noise = type(solver).__name__, problem.noise_type
+    name = type(solver).__name__
+    noise = problem.noise_type
     if noise not in solver.order:
-        raise ValueError(f"{name} does not support {noise} noise, only {', '.join(solver.order)}; choose another solver")
+        raise ValueError(
+            f"{name} does not support {noise} noise, only {', '.join(solver.order)}; "
+            "choose another solver"
+        )
     if noise not in ("none", "additive") and problem.sde_type != solver.sde_type:
-        raise ValueError(f"{name} solves {solver.sde_type} equations and this one is {problem.sde_type}; choose another solver")
+        raise ValueError(
+            f"{name} solves {solver.sde_type} equations and this one is "
+            f"{problem.sde_type}; choose another solver"
+        )

@@ -12,7 +12,15 @@ from torch import Tensor
 
 from sdekit._equations.quadrature import Rule
 from sdekit._equations.sde import AbstractSDE, NoiseType, SDEType
-from sdekit.calling import changed_in_place, changes, checked_output, is_kept_leaf, overwritten, require_derivative, uncounted
+from sdekit.calling import (
+    changed_in_place,
+    changes,
+    checked_output,
+    is_kept_leaf,
+    overwritten,
+    require_derivative,
+    uncounted,
+)
 from sdekit.elementary import Time
 
 
@@ -51,18 +59,28 @@ class NotFiniteError(ArithmeticError):
         1 [0, 1]
     """
 
-    def __init__(self, step: int, t: float, samples: list[int], total: int, unit: str = "step") -> None:
-        self.step, self.t, self.samples, self.total, self.unit = step, t, samples, total, unit
+    def __init__(
+        self, step: int, t: float, samples: list[int], total: int, unit: str = "step"
+    ) -> None:
+        self.step = step
+        self.t = t
+        self.samples = samples
+        self.total = total
+        self.unit = unit
         shown = ", ".join(map(str, samples[:8])) + (", ..." if len(samples) > 8 else "")
         super().__init__(
-            f"the state is not finite after {unit} {step}, at t = {t:.6g}, in {len(samples)} of {total} samples (rows "
+            f"the state is not finite after {unit} {step}, at t = {t:.6g}, in {len(samples)} of "
+            f"{total} samples (rows "
             f"{shown}); look at what the drift returns there, or take smaller steps"
         )
 
-    def seen(self, *, t: float | None = None, after: int = 0, total: int | None = None) -> "NotFiniteError":
+    def seen(
+        self, *, t: float | None = None, after: int = 0, total: int | None = None
+    ) -> "NotFiniteError":
         """The same error at another time, in a batch that begins `after` rows earlier."""
         rows = [row + after for row in self.samples]
-        time, size = self.t if t is None else t, self.total if total is None else total
+        time = self.t if t is None else t
+        size = self.total if total is None else total
         return NotFiniteError(self.step, time, rows, size, self.unit)
 
 
@@ -115,10 +133,20 @@ class Solution:
     @staticmethod
     def joined(parts: "Sequence[Solution]") -> "Solution":
         """The solutions of several batches as one."""
-        first, parts = parts[0], list(parts)
-        counts = [[getattr(part, name) for part in parts] for name in ("evaluations", "accepted", "rejected", "status")]
-        evaluations, accepted, rejected, status = (None if c[0] is None else torch.cat(c) for c in counts)
-        xs = None if first.xs is None else torch.cat([part.xs for part in parts if part.xs is not None], dim=1)
+        first = parts[0]
+        parts = list(parts)
+        counts = [
+            [getattr(part, name) for part in parts]
+            for name in ("evaluations", "accepted", "rejected", "status")
+        ]
+        evaluations, accepted, rejected, status = (
+            None if c[0] is None else torch.cat(c) for c in counts
+        )
+        xs = (
+            None
+            if first.xs is None
+            else torch.cat([part.xs for part in parts if part.xs is not None], dim=1)
+        )
         assert evaluations is not None
         assert status is not None
         x = torch.cat([part.x for part in parts])
@@ -126,7 +154,13 @@ class Solution:
 
 
 def shared(
-    x: Tensor, ts: Tensor, xs: Tensor | None, seed: int | Tensor | None, *, evaluations: int, steps: int | None
+    x: Tensor,
+    ts: Tensor,
+    xs: Tensor | None,
+    seed: int | Tensor | None,
+    *,
+    evaluations: int,
+    steps: int | None,
 ) -> Solution:
     """The solution of samples that made the same steps."""
     zeros = torch.zeros(len(x), dtype=torch.int64, device=x.device)
@@ -157,17 +191,23 @@ class UnfinishedError(ArithmeticError):
         [3, 3]
     """
 
-    def __init__(self, solution: Solution, reached: Tensor, after: int = 0, advice: str | None = None) -> None:
-        self.solution, self.reached = solution, reached
+    def __init__(
+        self, solution: Solution, reached: Tensor, after: int = 0, advice: str | None = None
+    ) -> None:
+        self.solution = solution
+        self.reached = reached
         others = "the others did; " if bool((solution.status == Status.DONE).any()) else ""
-        self.advice = advice = advice or others + "see `.solution` of this error, which `sdekit.solve` returns with throw=False"
+        self.advice = advice = advice or others + (
+            "see `.solution` of this error, which `sdekit.solve` returns with throw=False"
+        )
         failed = (solution.status != Status.DONE).nonzero().flatten().tolist()
         shown = "; ".join(
-            f"row {after + i}: {_REASONS[Status(int(solution.status[i]))]} at t = {reached[i]:.6g}" for i in failed[:4]
+            f"row {after + i}: {_REASONS[Status(int(solution.status[i]))]} at t = {reached[i]:.6g}"
+            for i in failed[:4]
         )
         super().__init__(
-            f"{len(failed)} of {len(reached)} samples did not reach the end ({shown}{'; ...' if len(failed) > 4 else ''}); "
-            + advice
+            f"{len(failed)} of {len(reached)} samples did not reach the end "
+            f"({shown}{'; ...' if len(failed) > 4 else ''}); " + advice
         )
 
 
@@ -220,7 +260,9 @@ class Counted(AbstractSDE):
         return self._guarded(0, "the drift", self.problem.drift, t, x)
 
     def score(self, t: Time, x: Tensor) -> Tensor:
-        return checked_output("score(t, x)", self._guarded(0, "the score", self.problem.score, t, x), x.shape, x)
+        return checked_output(
+            "score(t, x)", self._guarded(0, "the score", self.problem.score, t, x), x.shape, x
+        )
 
     def diffusion(self, t: Time, x: Tensor) -> Time:
         return self._guarded(1, "the diffusion", self.problem.diffusion, t, x)
@@ -228,7 +270,15 @@ class Counted(AbstractSDE):
     def diffuse(self, t: Time, x: Tensor, dw: Tensor | None, onto: Tensor) -> Tensor:
         return self._guarded(1, "the diffusion", self.problem.diffuse, t, x, dw, onto)
 
-    def _guarded(self, kind: int, name: str, function: Callable[..., Any], t: Time, x: Tensor, *more: Tensor | None) -> Any:  # noqa: ANN401
+    def _guarded(
+        self,
+        kind: int,
+        name: str,
+        function: Callable[..., Any],
+        t: Time,
+        x: Tensor,
+        *more: Tensor | None,
+    ) -> Any:  # noqa: ANN401
         """function(t, x, *more), which leaves t, x and what it returned before as they are."""
         self.calls[kind] += 1
         if (self.copies and uncounted(x)) or x.is_inference():
@@ -250,7 +300,8 @@ class Counted(AbstractSDE):
             require_derivative(name, found, x)
             return found.clone()
         if not more and isinstance(found, Tensor):
-            # Detached it has the same counter, and no graph that would refer to this object in turn.
+            # Detached it has the same counter, and no graph that would refer to this object in
+            # turn.
             self.returned[kind] = found.detach() if found.requires_grad else found, found._version
         return found
 
@@ -276,7 +327,9 @@ class Counted(AbstractSDE):
     def chain(self, s: float, t: float) -> tuple[float, float, float]:
         return self.problem.chain(s, t)
 
-    def quadrature(self, rule: Rule, nodes: np.ndarray, t0: np.ndarray, t1: np.ndarray) -> np.ndarray:
+    def quadrature(
+        self, rule: Rule, nodes: np.ndarray, t0: np.ndarray, t1: np.ndarray
+    ) -> np.ndarray:
         return self.problem.quadrature(rule, nodes, t0, t1)
 
     def between(self, t0: np.ndarray, t1: np.ndarray, c: float) -> np.ndarray:
@@ -302,7 +355,15 @@ def require_state(x: Tensor) -> None:
         TypeError: when x is not a floating tensor with a batch dimension.
     """
     if not isinstance(x, Tensor) or not x.is_floating_point() or x.ndim < 1:
-        given = f"{x.dtype} of shape {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
+        given = (
+            f"{x.dtype} of shape {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
+        )
         whole = isinstance(x, Tensor) and not x.is_floating_point() and not x.is_complex()
-        remedy = "convert it with .float()" if whole else "give one tensor of real numbers, with the batch first"
-        raise TypeError(f"the state must be a floating tensor of shape (batch, *event), not {given}; {remedy}")
+        remedy = (
+            "convert it with .float()"
+            if whole
+            else ("give one tensor of real numbers, with the batch first")
+        )
+        raise TypeError(
+            f"the state must be a floating tensor of shape (batch, *event), not {given}; {remedy}"
+        )

@@ -1,4 +1,6 @@
-"""The steps of a solve on a fixed grid: noise is random access, so any of them can be done again."""
+"""The steps of a solve on a fixed grid: noise is random access, so any of them can be done
+again.
+"""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -31,8 +33,11 @@ class Steps:
         """The noise of steps i to j - 1, without which a step has none."""
         if self.noise is None:
             return iter([Increment()] * (j - i))
-        shape, levy = self.problem.noise_shape(x), self.solver.levy == "H"
-        return self.noise.increments(self.ts[: j + 1], x, shape, levy=levy, normals=self.solver.normals, start=i)
+        shape = self.problem.noise_shape(x)
+        levy = self.solver.levy == "H"
+        return self.noise.increments(
+            self.ts[: j + 1], x, shape, levy=levy, normals=self.solver.normals, start=i
+        )
 
     def backwards(self, x: Tensor) -> Iterator[tuple[int, Increment]]:
         """The numbers of the steps, the last first, and their noise."""
@@ -41,7 +46,9 @@ class Steps:
             yield from reversed(list(enumerate(self.increments(x, i, j), i)))
 
     def step(self, i: int, increment: Increment, x: Tensor, state: Tree) -> tuple[Tensor, Tree]:
-        x, _, _, state = self.solver.step(self.problem, self.ts[i], self.ts[i + 1], x, increment, state)
+        x, _, _, state = self.solver.step(
+            self.problem, self.ts[i], self.ts[i + 1], x, increment, state
+        )
         return x, state
 
     def back(self, i: int, increment: Increment, x: Tensor, state: Tree) -> tuple[Tensor, Tree]:

@@ -75,7 +75,12 @@ class Working:
 
     def rows(self, keep: Tensor) -> "Working":
         there = keep.to(self.x.device, non_blocking=True)
-        return Working(*(take(getattr(self, p.name), there if p.name in ("x", "state") else keep) for p in fields(self)))
+        return Working(
+            *(
+                take(getattr(self, p.name), there if p.name in ("x", "state") else keep)
+                for p in fields(self)
+            )
+        )
 
 
 @dataclass(frozen=True)
@@ -98,20 +103,34 @@ class Found:
         xs = x0.new_full((len(ts), *x0.shape), torch.nan) if save else None
         if xs is not None:
             xs[0] = x0
-        return Found(torch.full_like(x0, torch.nan), xs, reached, *reached.new_zeros(4, len(x0), dtype=torch.int64))
+        return Found(
+            torch.full_like(x0, torch.nan),
+            xs,
+            reached,
+            *reached.new_zeros(4, len(x0), dtype=torch.int64),
+        )
 
-    def keep(self, now: Working, rows: Tensor, status: Tensor, tries: int, evaluations: int) -> None:
+    def keep(
+        self, now: Working, rows: Tensor, status: Tensor, tries: int, evaluations: int
+    ) -> None:
         """Writes down those that have finished or failed."""
-        index, done = now.index[rows], status[rows] == Status.DONE
-        self.status[index], self.reached[index] = status[rows], now.t[rows]
+        index = now.index[rows]
+        done = status[rows] == Status.DONE
+        self.status[index] = status[rows]
+        self.reached[index] = now.t[rows]
         self.evaluations[index] = evaluations + now.extra[rows]
-        self.accepted[index], self.rejected[index] = now.accepted[rows], tries - now.accepted[rows]
-        index, rows, done = (part.to(self.x.device, non_blocking=True) for part in (index, rows, done))
+        self.accepted[index] = now.accepted[rows]
+        self.rejected[index] = tries - now.accepted[rows]
+        index, rows, done = (
+            part.to(self.x.device, non_blocking=True) for part in (index, rows, done)
+        )
         self.x[index] = torch.where(broadcast(done, now.x) != 0, now.x[rows], torch.nan)
 
     def solution(self, ts: Tensor, seed: int | Tensor | None) -> Solution:
         if self.xs is not None:
             self.xs[-1] = self.x
         counts = (self.evaluations, self.accepted, self.rejected, self.status)
-        evaluations, accepted, rejected, status = (part.to(self.x.device, non_blocking=True) for part in counts)
+        evaluations, accepted, rejected, status = (
+            part.to(self.x.device, non_blocking=True) for part in counts
+        )
         return Solution(self.x, ts, self.xs, seed, evaluations, accepted, rejected, status)

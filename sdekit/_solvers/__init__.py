@@ -17,7 +17,15 @@ from sdekit._solvers.multistep import AbstractMultistep, AdamsBashforth, AdamsMo
 from sdekit._solvers.predictor_corrector import AbstractCorrector, Langevin, PredictorCorrector
 from sdekit._solvers.predictors import AbstractPredictor, Ancestral, ReverseDiffusion
 from sdekit._solvers.published import DEIS, DPMSolver, UniPC
-from sdekit._solvers.runge_kutta import RK4, AbstractEmbeddedRungeKutta, AbstractRungeKutta, Bosh3, Dopri5, Tableau, Tsit5
+from sdekit._solvers.runge_kutta import (
+    RK4,
+    AbstractEmbeddedRungeKutta,
+    AbstractRungeKutta,
+    Bosh3,
+    Dopri5,
+    Tableau,
+    Tsit5,
+)
 from sdekit._solvers.single import AbstractSingleStep, ClockedHeun, DPMSolverSingle
 from sdekit._solvers.stochastic_runge_kutta import (
     SEA,

@@ -95,7 +95,9 @@ class AbstractSolver(ABC):
         return ()
 
     @abstractmethod
-    def step(self, problem: AbstractSDE, t0: Time, t1: Time, x: Tensor, noise: Increment, state: Tree) -> Step:
+    def step(
+        self, problem: AbstractSDE, t0: Time, t1: Time, x: Tensor, noise: Increment, state: Tree
+    ) -> Step:
         """One step from x at t0 to t1; t1 < t0 is reverse time.
 
         Times are floats, or `(batch,)` where samples have their own.

@@ -77,12 +77,18 @@ class ExponentialEuler(AbstractSolver):
         "general": Order(0.5, 1),
     }
 
-    def step(self, problem: AbstractSDE, t0: Time, t1: Time, x: Tensor, noise: Increment, state: Tree) -> Step:
+    def step(
+        self, problem: AbstractSDE, t0: Time, t1: Time, x: Tensor, noise: Increment, state: Tree
+    ) -> Step:
         dt, z = _linear(self.linear, t1 - t0, x)
-        return Step(_kicked(problem, t0, z, noise, x, x + _times(dt * phi(1, z), problem.drift(t0, x))))
+        return Step(
+            _kicked(problem, t0, z, noise, x, x + _times(dt * phi(1, z), problem.drift(t0, x)))
+        )
 
 
-def _kicked(problem: AbstractSDE, t: Time, z: Time, noise: Increment, x: Tensor, onto: Tensor) -> Tensor:
+def _kicked(
+    problem: AbstractSDE, t: Time, z: Time, noise: Increment, x: Tensor, onto: Tensor
+) -> Tensor:
     """onto + sqrt(phi_1(2 z)) g(t, x) dW."""
     return onto + _times(sqrt(phi(1, 2 * z)), problem.diffuse(t, x, noise.w, torch.zeros_like(x)))
 
@@ -113,9 +119,13 @@ class ExponentialHeun(AbstractSolver):
     linear: float | Tensor
     order = {"none": Order(2, 2), "additive": Order(1, 2)}
 
-    def step(self, problem: AbstractSDE, t0: Time, t1: Time, x: Tensor, noise: Increment, state: Tree) -> Step:
+    def step(
+        self, problem: AbstractSDE, t0: Time, t1: Time, x: Tensor, noise: Increment, state: Tree
+    ) -> Step:
         dt, z = _linear(self.linear, t1 - t0, x)
         slope = problem.drift(t0, x)
-        predicted = _kicked(problem, t0 + 0.5 * (t1 - t0), z, noise, x, x + _times(dt * phi(1, z), slope))
+        predicted = _kicked(
+            problem, t0 + 0.5 * (t1 - t0), z, noise, x, x + _times(dt * phi(1, z), slope)
+        )
         change = _times(dt, problem.drift(t1, predicted) - slope) - _times(z, predicted - x)
         return Step(predicted + _times(phi(2, z), change))

@@ -45,7 +45,9 @@ class Heun(AbstractSolver):
     }
     sde_type = "stratonovich"
 
-    def step(self, problem: AbstractSDE, t0: Time, t1: Time, x: Tensor, noise: Increment, state: Tree) -> Step:
+    def step(
+        self, problem: AbstractSDE, t0: Time, t1: Time, x: Tensor, noise: Increment, state: Tree
+    ) -> Step:
         dt = t1 - t0
         predicted = problem.diffuse(t0, x, noise.w, axpy(dt, problem.drift(t0, x), x))
         onto = axpy(0.5 * dt, problem.drift(t1, predicted), 0.5 * (x + predicted))
@@ -79,7 +81,9 @@ class EulerHeun(AbstractSolver):
     }
     sde_type = "stratonovich"
 
-    def step(self, problem: AbstractSDE, t0: Time, t1: Time, x: Tensor, noise: Increment, state: Tree) -> Step:
+    def step(
+        self, problem: AbstractSDE, t0: Time, t1: Time, x: Tensor, noise: Increment, state: Tree
+    ) -> Step:
         predicted = problem.diffuse(t0, x, noise.w, x)
         onto = axpy(t1 - t0, problem.drift(t0, x), 0.5 * (x + predicted))
         return Step(problem.diffuse(t1, predicted, _half(noise.w), onto))
@@ -112,9 +116,12 @@ class Midpoint(AbstractSolver):
     }
     sde_type = "stratonovich"
 
-    def step(self, problem: AbstractSDE, t0: Time, t1: Time, x: Tensor, noise: Increment, state: Tree) -> Step:
+    def step(
+        self, problem: AbstractSDE, t0: Time, t1: Time, x: Tensor, noise: Increment, state: Tree
+    ) -> Step:
         dt = t1 - t0
-        middle, t = problem.diffuse(t0, x, _half(noise.w), axpy(0.5 * dt, problem.drift(t0, x), x)), t0 + 0.5 * dt
+        middle = problem.diffuse(t0, x, _half(noise.w), axpy(0.5 * dt, problem.drift(t0, x), x))
+        t = t0 + 0.5 * dt
         return Step(problem.diffuse(t, middle, noise.w, axpy(dt, problem.drift(t, middle), x)))
 
 
@@ -155,11 +162,14 @@ class ReversibleHeun(AbstractSolver):
 
     def init(self, problem: AbstractSDE, t0: Time, x: Tensor) -> Tree:
         g = 0.0 if problem.noise_shape(x) is None else problem.diffusion(t0, x)
-        if not isinstance(g, Tensor):  # what is remembered has the batch first, a g that is one number as well
+        # What is remembered has the batch first, a g that is one number as well.
+        if not isinstance(g, Tensor):
             g = x.new_full((len(x), *[1] * (x.ndim - 1)), g)
         return x, problem.drift(t0, x), g
 
-    def step(self, problem: AbstractSDE, t0: Time, t1: Time, x: Tensor, noise: Increment, state: Tree) -> Step:
+    def step(
+        self, problem: AbstractSDE, t0: Time, t1: Time, x: Tensor, noise: Increment, state: Tree
+    ) -> Step:
         x, state = _leap(self, problem, t1, t1 - t0, x, noise.w, state)
         return Step(x, state=state)
 
@@ -171,7 +181,13 @@ class ReversibleHeun(AbstractSolver):
 
 
 def _leap(
-    solver: ReversibleHeun, problem: AbstractSDE, t: Time, dt: Time, x: Tensor, w: Tensor | None, state: Tree
+    solver: ReversibleHeun,
+    problem: AbstractSDE,
+    t: Time,
+    dt: Time,
+    x: Tensor,
+    w: Tensor | None,
+    state: Tree,
 ) -> tuple[Tensor, Tree]:
     """The step to t by (dt, w); by (-dt, -w) it undoes itself, as the formula does not change when
     the ends change places.

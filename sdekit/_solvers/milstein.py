@@ -16,11 +16,15 @@ from sdekit.elementary import Time, axpy, broadcast
 Correction = Callable[[AbstractSDE, Time, Tensor, Tensor, Time, Tensor], Tensor]
 
 
-def _additive(problem: AbstractSDE, t: Time, x: Tensor, w: Tensor, dt: Time, onto: Tensor) -> Tensor:
+def _additive(
+    problem: AbstractSDE, t: Time, x: Tensor, w: Tensor, dt: Time, onto: Tensor
+) -> Tensor:
     return problem.diffuse(t, x, w, onto)
 
 
-def _diagonal(problem: AbstractSDE, t: Time, x: Tensor, w: Tensor, dt: Time, onto: Tensor) -> Tensor:
+def _diagonal(
+    problem: AbstractSDE, t: Time, x: Tensor, w: Tensor, dt: Time, onto: Tensor
+) -> Tensor:
     """g W + g' g (W^2 - dt) / 2: where g_i depends on x_i alone the Jacobian is its transpose,
     which torch applies faster.
     """
@@ -51,13 +55,15 @@ def _general(problem: AbstractSDE, t: Time, x: Tensor, w: Tensor, dt: Time, onto
 
 def _pushing(problem: AbstractSDE, t: Time, x: Tensor) -> tuple[Time, Callable[[Tensor], Tensor]]:
     """g, and the function from v, shaped like W, to D(g v)[g v], shaped like x."""
-    zero, g = torch.zeros_like(x), problem.diffusion(t, x)
+    zero = torch.zeros_like(x)
+    g = problem.diffusion(t, x)
 
     def push(v: Tensor) -> Tensor:
         def product(y: Tensor) -> Tensor:
             return problem.multiply(problem.diffusion(t, y), v, zero)
 
-        at, along = x.contiguous(), problem.multiply(g, v, zero).contiguous()
+        at = x.contiguous()
+        along = problem.multiply(g, v, zero).contiguous()
         if torch.compiler.is_compiling() or not torch.is_inference_mode_enabled():
             return torch.func.jvp(product, (at,), (along,))[1]
         with torch.inference_mode(mode=False):  # in that mode older versions of torch return zeros
@@ -116,7 +122,9 @@ class Milstein(AbstractSolver):
             _load_forward_mode()
         return ()
 
-    def step(self, problem: AbstractSDE, t0: Time, t1: Time, x: Tensor, noise: Increment, state: Tree) -> Step:
+    def step(
+        self, problem: AbstractSDE, t0: Time, t1: Time, x: Tensor, noise: Increment, state: Tree
+    ) -> Step:
         assert noise.w is not None
         dt = t1 - t0
         drifted = axpy(dt, problem.drift(t0, x), x)

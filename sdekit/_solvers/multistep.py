@@ -56,8 +56,10 @@ class AbstractMultistep(AbstractPlanned):
 
     accuracy: ClassVar[Mapping[int, int]]  # k to the order without noise, as measured
     corrects: ClassVar[bool] = False
-    starting: ClassVar[Mapping[int, int]] = {}  # k to how many values the first step makes for itself, without noise
-    choices: ClassVar[Mapping[str, tuple[str, ...]]] = {}  # the names that further arguments may have
+    # K to how many values the first step makes for itself, without noise.
+    starting: ClassVar[Mapping[int, int]] = {}
+    # The names that further arguments may have.
+    choices: ClassVar[Mapping[str, tuple[str, ...]]] = {}
 
     k: int = 3
     lower_final: bool = field(default=False, kw_only=True)
@@ -65,12 +67,17 @@ class AbstractMultistep(AbstractPlanned):
 
     def __post_init__(self) -> None:
         if self.k not in self.accuracy:
-            raise ValueError(f"{type(self).__name__} is offered for k in {', '.join(map(str, self.accuracy))}, not {self.k}")
+            raise ValueError(
+                f"{type(self).__name__} is offered for k in "
+                f"{', '.join(map(str, self.accuracy))}, not {self.k}"
+            )
         for name, allowed in self.choices.items():
             if getattr(self, name) not in allowed:
                 value = getattr(self, name)
                 near = did_you_mean(value, allowed)
-                raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, not {value!r}{near}")
+                raise ValueError(
+                    f"{name} must be one of {', '.join(map(repr, allowed))}, not {value!r}{near}"
+                )
 
     @property
     def order(self) -> Mapping[NoiseType, Order]:  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -103,17 +110,28 @@ class AbstractMultistep(AbstractPlanned):
 
     def _planned(self, problem: AbstractSDE, ts: Sequence[float]) -> dict[float, Row]:
         """The steps of a grid by their t_0."""
-        grid, steps, rows = np.asarray(ts), np.arange(len(ts) - 1), {}
-        start = self.starting.get(self.k, 1) if problem.noise_type == "none" and self.self_starting else 1
-        points, at = grid, steps  # where there are values, and which is the last when a step begins
+        grid = np.asarray(ts)
+        steps = np.arange(len(ts) - 1)
+        rows = {}
+        start = (
+            self.starting.get(self.k, 1)
+            if problem.noise_type == "none" and self.self_starting
+            else 1
+        )
+        # where there are values, and which is the last when a step begins
+        points = grid
+        at = steps
         if start == 3:
-            points, at = np.insert(grid, 1, 0.5 * (grid[0] + grid[1])), np.where(steps > 0, steps + 1, 0)
+            points = np.insert(grid, 1, 0.5 * (grid[0] + grid[1]))
+            at = np.where(steps > 0, steps + 1, 0)
         sizes = np.minimum(self.k, at + 1)
         if self.lower_final:
             sizes = np.minimum(sizes, len(steps) - steps)
         for size in np.unique(sizes).tolist():
             those = steps[sizes == size]
-            nodes, begins, ends = points[at[those, None] - np.arange(size)], grid[those], grid[those + 1]
+            nodes = points[at[those, None] - np.arange(size)]
+            begins = grid[those]
+            ends = grid[those + 1]
             rows |= self._rows(problem, nodes, begins, ends)
         if start > 1:
             rows[ts[0]] = self._first(problem, points[: start - 1].tolist(), ts[1])
@@ -124,17 +142,27 @@ class AbstractMultistep(AbstractPlanned):
             rows[ts[-2]] = last._replace(stages=(), weights=last.stages[0][1], kept=())
         return rows
 
-    def _rows(self, problem: AbstractSDE, nodes: np.ndarray, begins: np.ndarray, ends: np.ndarray) -> dict[float, Row]:
+    def _rows(
+        self, problem: AbstractSDE, nodes: np.ndarray, begins: np.ndarray, ends: np.ndarray
+    ) -> dict[float, Row]:
         """Steps with the same number of values, by their t_0."""
-        size, times = nodes.shape[1], begins.tolist()
+        size = nodes.shape[1]
+        times = begins.tolist()
         predicted = zip(*problem.quadrature(self.rule, nodes, begins, ends).T.tolist(), strict=True)
         if not self.corrects:
             kept = tuple(range(min(self.k - 1, size)))
-            return dict(zip(times, map(Row, repeat(False), repeat(()), predicted, repeat(kept)), strict=True))
+            return dict(
+                zip(
+                    times, map(Row, repeat(False), repeat(()), predicted, repeat(kept)), strict=True
+                )
+            )
         stages = [(stage,) for stage in zip(ends.tolist(), predicted, strict=True)]
-        nodes, kept = np.column_stack([ends, nodes]), tuple(range(min(self.k, size + 1)))
+        nodes = np.column_stack([ends, nodes])
+        kept = tuple(range(min(self.k, size + 1)))
         corrected = zip(*problem.quadrature(self.rule, nodes, begins, ends).T.tolist(), strict=True)
-        return dict(zip(times, map(Row, repeat(True), stages, corrected, repeat(kept)), strict=True))
+        return dict(
+            zip(times, map(Row, repeat(True), stages, corrected, repeat(kept)), strict=True)
+        )
 
     def _first(self, problem: AbstractSDE, begin: Sequence[float], end: float) -> Row:
         """The first step as a Runge-Kutta method: its error, made once, must fall as fast as all
@@ -155,7 +183,12 @@ class AbstractMultistep(AbstractPlanned):
         m = middle[0]
         stages = (m, over(m, t0)), (end, over(end, m, t0)), (m, over(m, end, m, t0))
         weight_m, weight_end, weight_0 = over(end, m, end, t0)
-        return Row(False, stages, (weight_m, weight_end, 0.0, weight_0), (1, 0, 3) if self.corrects else (0, 3))
+        return Row(
+            False,
+            stages,
+            (weight_m, weight_end, 0.0, weight_0),
+            (1, 0, 3) if self.corrects else (0, 3),
+        )
 
 
 @dataclass(frozen=True, eq=False)

@@ -41,7 +41,9 @@ class AbstractPlanned(AbstractSolver):
 
     planned: Mapping[float, Row] = field(default_factory=dict, repr=False, kw_only=True)
 
-    def step(self, problem: AbstractSDE, t0: Time, t1: Time, x: Tensor, noise: Increment, state: Tree) -> Step:
+    def step(
+        self, problem: AbstractSDE, t0: Time, t1: Time, x: Tensor, noise: Increment, state: Tree
+    ) -> Step:
         assert isinstance(t0, float), "planned weights belong to a fixed grid"
         known, stages, weights, kept = self.planned[t0]
         slopes = state if known else (problem.drift(t0, x), *state)

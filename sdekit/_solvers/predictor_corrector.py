@@ -84,17 +84,25 @@ class Langevin(AbstractCorrector):
 
     def __post_init__(self) -> None:
         if not (self.snr > 0 and self.steps >= 1 and self.m >= 0):
-            raise ValueError(f"Langevin needs snr > 0, steps >= 1 and m >= 0, not {self.snr}, {self.steps} and {self.m}")
+            raise ValueError(
+                f"Langevin needs snr > 0, steps >= 1 and m >= 0, not {self.snr}, "
+                f"{self.steps} and {self.m}"
+            )
 
     @property
     def normals(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
         return self.steps
 
     def correct(self, problem: AbstractSDE, t0: float, t1: float, x: Tensor, z: Tensor) -> Tensor:
-        here, there = problem.kernel(t0), problem.kernel(t1)
-        a, square, m = 1.0, 1.0, 0.0
+        here = problem.kernel(t0)
+        there = problem.kernel(t1)
+        a = 1.0
+        square = 1.0
+        m = 0.0
         if here is not None and there is not None:
-            a, square, m = (here[0] / there[0]) ** 2, here[1] ** 2, self.m
+            a = (here[0] / there[0]) ** 2
+            square = here[1] ** 2
+            m = self.m
         for noise in z:
             s = problem.score(t0, x)
             ratio = (norm(noise).square() + m) / (square * norm(s).square() + m)
@@ -129,7 +137,8 @@ class PredictorCorrector(AbstractSolver):
 
     @property
     def order(self) -> Mapping[NoiseType, Order]:  # pyright: ignore[reportIncompatibleVariableOverride]
-        # As many corrections as steps: paths have no limit, and the law keeps the corrector's bias. No order is promised.
+        # As many corrections as steps: paths have no limit, and the law keeps the corrector's bias.
+        # No order is promised.
         return dict.fromkeys(self.predictor.order, Order(math.nan, math.nan))
 
     @property
@@ -150,7 +159,9 @@ class PredictorCorrector(AbstractSolver):
     def init(self, problem: AbstractSDE, t0: Time, x: Tensor) -> Tree:
         return self.predictor.init(problem, t0, x)
 
-    def step(self, problem: AbstractSDE, t0: Time, t1: Time, x: Tensor, noise: Increment, state: Tree) -> Step:
+    def step(
+        self, problem: AbstractSDE, t0: Time, t1: Time, x: Tensor, noise: Increment, state: Tree
+    ) -> Step:
         assert isinstance(t0, float), "correctors live on fixed grids"
         assert isinstance(t1, float)
         z = x.new_empty(0, *x.shape) if noise.z is None else noise.z  # where neither draws any

@@ -38,12 +38,16 @@ class AbstractPredictor(AbstractSolver, ABC):
     def coefficients(self, r: float, v: float, w: float) -> tuple[float, float, float]:
         """a, b and c^2."""
 
-    def step(self, problem: AbstractSDE, t0: Time, t1: Time, x: Tensor, noise: Increment, state: Tree) -> Step:
+    def step(
+        self, problem: AbstractSDE, t0: Time, t1: Time, x: Tensor, noise: Increment, state: Tree
+    ) -> Step:
         assert noise.w is not None
         assert isinstance(t0, float), "predictors live on fixed grids"
         assert isinstance(t1, float)
         a, b, variance = self.coefficients(*problem.chain(t1, t0))
-        return Step(axpy((variance / (t0 - t1)) ** 0.5, noise.w, axpy(b, problem.score(t0, x), a * x)))
+        return Step(
+            axpy((variance / (t0 - t1)) ** 0.5, noise.w, axpy(b, problem.score(t0, x), a * x))
+        )
 
 
 @dataclass(frozen=True, eq=False)

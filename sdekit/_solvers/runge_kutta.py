@@ -61,9 +61,14 @@ class AbstractRungeKutta(AbstractSolver, ABC):
 
     tableau: ClassVar[Tableau]
 
-    def step(self, problem: AbstractSDE, t0: Time, t1: Time, x: Tensor, noise: Increment, state: Tree) -> Step:
-        tableau, dt = self.tableau, t1 - t0
-        width, moves, times = broadcast(dt, x), [], stage_times(tableau.c, t0, t1, x)
+    def step(
+        self, problem: AbstractSDE, t0: Time, t1: Time, x: Tensor, noise: Increment, state: Tree
+    ) -> Step:
+        tableau = self.tableau
+        dt = t1 - t0
+        width = broadcast(dt, x)
+        moves = []
+        times = stage_times(tableau.c, t0, t1, x)
         for t, row in zip(times[:-1], tableau.a, strict=True):
             moves.append(width * problem.drift(t, combined(x, row, moves)))
         return Step(combined(x, tableau.b, moves))
@@ -85,10 +90,16 @@ class AbstractEmbeddedRungeKutta(AbstractRungeKutta, ABC):
     def init(self, problem: AbstractSDE, t0: Time, x: Tensor) -> Tree:
         return (problem.drift(t0, x),)
 
-    def step(self, problem: AbstractSDE, t0: Time, t1: Time, x: Tensor, noise: Increment, state: Tree) -> Step:
-        tableau, dt = self.tableau, t1 - t0
-        # Slopes times the step: with a step a sample this is one product a stage, and weights are numbers.
-        width, moves, times = broadcast(dt, x), [], stage_times(tableau.c, t0, t1, x)
+    def step(
+        self, problem: AbstractSDE, t0: Time, t1: Time, x: Tensor, noise: Increment, state: Tree
+    ) -> Step:
+        tableau = self.tableau
+        dt = t1 - t0
+        # Slopes times the step: with a step a sample this is one product a stage, and weights are
+        # numbers.
+        width = broadcast(dt, x)
+        moves = []
+        times = stage_times(tableau.c, t0, t1, x)
         for t, row in zip(times[:-1], tableau.a, strict=True):
             slope = problem.drift(t, combined(x, row, moves)) if moves else state[0]
             moves.append(width * slope)
@@ -106,7 +117,8 @@ class AbstractEmbeddedRungeKutta(AbstractRungeKutta, ABC):
         s = broadcast(theta, start)
         bend = (1 - 2 * s) * (end - start) + (s - 1) * moves[0] + s * moves[-1]
         if self.tableau.middle is not None:
-            # A quartic that vanishes at both ends with its slope takes up what the cubic misses halfway.
+            # A quartic that vanishes at both ends with its slope takes up what the cubic misses
+            # halfway.
             cubic = 0.5 * (start + end) + 0.125 * (moves[0] - moves[-1])
             bend = bend + 16 * s * (s - 1) * (combined(start, self.tableau.middle, moves) - cubic)
         return torch.lerp(start, end, s) + s * (s - 1) * bend
@@ -118,7 +130,8 @@ def stage_times(c: tuple[float, ...], t0: Time, t1: Time, x: Tensor) -> Sequence
     """
     if not isinstance(t0, Tensor) or not isinstance(t1, Tensor):
         return [*(t1 if ci == 1 else t0 + ci * (t1 - t0) for ci in c), t1]
-    return torch.lerp(t0, t1, _nodes(c, t0.device).reshape(-1, *[1] * t0.ndim)).unbind(0)  # all in one call
+    # All in one call.
+    return torch.lerp(t0, t1, _nodes(c, t0.device).reshape(-1, *[1] * t0.ndim)).unbind(0)
 
 
 @cache
@@ -252,7 +265,13 @@ class Tsit5(AbstractEmbeddedRungeKutta):
             (-0.008480655492356989, 0.335480655492357),
             (2.8971530571054935, -6.359448489975075, 4.3622954328695815),
             (5.325864828439257, -11.748883564062828, 7.4955393428898365, -0.09249506636175525),
-            (5.86145544294642, -12.92096931784711, 8.159367898576159, -0.071584973281401, -0.028269050394068383),
+            (
+                5.86145544294642,
+                -12.92096931784711,
+                8.159367898576159,
+                -0.071584973281401,
+                -0.028269050394068383,
+            ),
         ),
         b=(
             0.09646076681806523,

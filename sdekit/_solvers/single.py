@@ -50,17 +50,26 @@ class AbstractSingleStep(AbstractPlanned):
         """
 
     def plan(self, problem: AbstractSDE, ts: Sequence[float]) -> Self:
-        begins, ends = np.asarray(ts[:-1]), np.asarray(ts[1:])
-        nodes, stops, weights = begins[:, None], [], []
+        begins = np.asarray(ts[:-1])
+        ends = np.asarray(ts[1:])
+        nodes = begins[:, None]
+        stops = []
+        weights = []
         for i, c in enumerate((*self.c, 1.0)):
             stops.append(ends if c == 1 else problem.between(begins, ends, c))
             line = problem.quadrature(self.rule, nodes, begins, stops[i])
-            between = np.zeros((len(begins), max(0, i - 1)))  # the stages that are neither the start nor the last
+            # The stages that are neither the start nor the last.
+            between = np.zeros((len(begins), max(0, i - 1)))
             weights.append(map(tuple, np.hstack([line[:, :1], between, line[:, 1:]]).tolist()))
             nodes = np.column_stack([stops[i], begins])
-        *stages, final = (list(zip(stop.tolist(), row, strict=True)) for stop, row in zip(stops, weights, strict=True))
+        *stages, final = (
+            list(zip(stop.tolist(), row, strict=True))
+            for stop, row in zip(stops, weights, strict=True)
+        )
         rows = zip(ts[:-1], zip(*stages, strict=True), final, strict=True)
-        return replace(self, planned={t: Row(False, on_the_way, last, ()) for t, on_the_way, (_, last) in rows})
+        return replace(
+            self, planned={t: Row(False, on_the_way, last, ()) for t, on_the_way, (_, last) in rows}
+        )
 
 
 @dataclass(frozen=True, eq=False)

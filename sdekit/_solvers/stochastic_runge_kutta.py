@@ -102,9 +102,14 @@ class AbstractStochasticRungeKutta(AbstractSolver, ABC):
     tableau: ClassVar[StochasticTableau]
     levy = "H"
 
-    def step(self, problem: AbstractSDE, t0: Time, t1: Time, x: Tensor, noise: Increment, state: Tree) -> Step:
-        dt, tableau = t1 - t0, self.tableau
-        basis, f, g = tableau.basis(dt, noise), [], []
+    def step(
+        self, problem: AbstractSDE, t0: Time, t1: Time, x: Tensor, noise: Increment, state: Tree
+    ) -> Step:
+        dt = t1 - t0
+        tableau = self.tableau
+        basis = tableau.basis(dt, noise)
+        f = []
+        g = []
 
         def moved(stage: Stage, y: Tensor) -> Tensor:
             for weight, slope in zip(stage.a, f[: len(stage.a)], strict=True):
@@ -115,21 +120,29 @@ class AbstractStochasticRungeKutta(AbstractSolver, ABC):
 
         for stage in tableau.stages:
             # A stage at the end of the step is on t1 itself, never a rounding beyond it.
-            t, y = t1 if stage.c == 1 else t0 + stage.c * dt, moved(stage, x)
+            t = t1 if stage.c == 1 else t0 + stage.c * dt
+            y = moved(stage, x)
             if "f" in stage.asks:
                 f.append(problem.drift(t, y))
             if "g" in stage.asks:
                 g.append(problem.diffusion(t, y))
-        error = None if tableau.difference is None else moved(tableau.difference, torch.zeros_like(x))
+        error = (
+            None if tableau.difference is None else moved(tableau.difference, torch.zeros_like(x))
+        )
         return Step(moved(tableau.end, x), error)
 
 
 def _mixed(weights: Row, basis: tuple[Tensor, ...]) -> Tensor:
-    terms = [part if weight == 1 else weight * part for weight, part in zip(weights, basis, strict=True) if weight]
+    terms = [
+        part if weight == 1 else weight * part
+        for weight, part in zip(weights, basis, strict=True)
+        if weight
+    ]
     return sum(terms[1:], terms[0])
 
 
-# Additive noise: g at both ends, (W / 2 + H) and (W / 2 - H) of it at the end, which is exact for a g linear in time.
+# Additive noise: g at both ends, (W / 2 + H) and (W / 2 - H) of it at the end, which is exact for a
+# g linear in time.
 
 _ENDS = (Stage("g"), Stage("g", c=1))
 _SPREAD = ((1 / 2, 1), (1 / 2, -1))
@@ -155,7 +168,9 @@ class SEA(AbstractStochasticRungeKutta):
     """
 
     order = {"additive": Order(1, 1)}
-    tableau = StochasticTableau(stages=(*_ENDS, Stage("f", b=((1 / 2, 1),))), end=Stage(a=(1,), b=_SPREAD))
+    tableau = StochasticTableau(
+        stages=(*_ENDS, Stage("f", b=((1 / 2, 1),))), end=Stage(a=(1,), b=_SPREAD)
+    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -176,7 +191,11 @@ class SRA1(AbstractStochasticRungeKutta):
     order = {"additive": Order(1.5, 2)}
     embedded = 1.5
     tableau = StochasticTableau(
-        stages=(Stage("fg"), Stage("g", c=1), Stage("f", 3 / 4, (3 / 4,), ((0, 0), (3 / 4, 3 / 2)))),
+        stages=(
+            Stage("fg"),
+            Stage("g", c=1),
+            Stage("f", 3 / 4, (3 / 4,), ((0, 0), (3 / 4, 3 / 2))),
+        ),
         end=Stage(a=(1 / 3, 2 / 3), b=_SPREAD),
         embedded=Stage(a=(1, 0), b=_SPREAD),
     )
@@ -284,13 +303,17 @@ class SRID2(AbstractStochasticRungeKutta):
             ),
         ),
         embedded=Stage(
-            a=(1 / 2, 1 / 2, 0), b=(_ito(I1=-1, I11=1), _ito(I1=4 / 3, I11=-4 / 3), _ito(I1=2 / 3, I11=1 / 3), _ito())
+            a=(1 / 2, 1 / 2, 0),
+            b=(_ito(I1=-1, I11=1), _ito(I1=4 / 3, I11=-4 / 3), _ito(I1=2 / 3, I11=1 / 3), _ito()),
         ),
         basis=iterated,
     )
 
 
-_P, _Q, _R = (3 - 3**0.5) / 6, 3**0.5 / 3, 3**0.5  # P + Q + P = 1
+# P + Q + P = 1
+_P = (3 - 3**0.5) / 6
+_Q = 3**0.5 / 3
+_R = 3**0.5
 
 
 @dataclass(frozen=True, eq=False)
@@ -323,7 +346,11 @@ class SPaRK(AbstractStochasticRungeKutta):
     sde_type = "stratonovich"
     embedded = 1.0
     tableau = StochasticTableau(
-        stages=(Stage("fg"), Stage("fg", 1 / 2, (1 / 2,), ((1 / 2, _R),)), Stage("fg", 1, (0, 1), ((0, 0), (1, 0)))),
+        stages=(
+            Stage("fg"),
+            Stage("fg", 1 / 2, (1 / 2,), ((1 / 2, _R),)),
+            Stage("fg", 1, (0, 1), ((0, 0), (1, 0))),
+        ),
         end=Stage(a=(_P, _Q, _P), b=((_P, 1), (_Q, 0), (_P, -1))),
         embedded=Stage(a=(1 / 2, 0, 1 / 2), b=((1 / 2, 0), (0, 0), (1 / 2, 0))),
     )

@@ -26,7 +26,9 @@ _ROLES = {
 }
 
 
-def from_torchsde(sde: object, *, names: Mapping[str, str] | None = None, noise_size: int | None = None) -> AbstractSDE:
+def from_torchsde(
+    sde: object, *, names: Mapping[str, str] | None = None, noise_size: int | None = None
+) -> AbstractSDE:
     """The equation of a torchsde object: dx = f(t, x) dt + g(t, x) dW on states of shape
     `(batch, d)`.
 
@@ -59,11 +61,15 @@ def from_torchsde(sde: object, *, names: Mapping[str, str] | None = None, noise_
         torch.Size([4, 2])
     """
     renamed = names or {}
-    methods: dict[str, Any] = {role: getattr(sde, renamed.get(key, role), None) for key, role in _ROLES.items()}
-    noise_type, sde_type = getattr(sde, "noise_type", None), getattr(sde, "sde_type", None)
+    methods: dict[str, Any] = {
+        role: getattr(sde, renamed.get(key, role), None) for key, role in _ROLES.items()
+    }
+    noise_type = getattr(sde, "noise_type", None)
+    sde_type = getattr(sde, "sde_type", None)
     if noise_type not in _NOISE_TYPES:
         raise ValueError(
-            f"noise_type is {noise_type!r}; a torchsde equation has one of {', '.join(_NOISE_TYPES)}"
+            f"noise_type is {noise_type!r}; a torchsde equation has one of "
+            f"{', '.join(_NOISE_TYPES)}"
             f"{did_you_mean(noise_type, _NOISE_TYPES)}"
         )
     if sde_type not in _SDE_TYPES:
@@ -72,10 +78,14 @@ def from_torchsde(sde: object, *, names: Mapping[str, str] | None = None, noise_
             f"{did_you_mean(sde_type, _SDE_TYPES)}"
         )
     if all(methods[name] is None for name in ("f", "f_and_g", "f_and_g_prod")):
-        raise ValueError(f"{type(sde).__name__} has no drift; define one of f, f_and_g, f_and_g_prod, or pass names")
+        raise ValueError(
+            f"{type(sde).__name__} has no drift; define one of f, f_and_g, "
+            "f_and_g_prod, or pass names"
+        )
     if all(methods[name] is None for name in ("g", "g_prod", "f_and_g", "f_and_g_prod")):
         raise ValueError(
-            f"{type(sde).__name__} has no diffusion; define one of g, f_and_g, g_prod, f_and_g_prod, or pass names"
+            f"{type(sde).__name__} has no diffusion; define one of g, f_and_g, g_prod, "
+            "f_and_g_prod, or pass names"
         )
     return _Torchsde(**methods, noise_type=noise_type, sde_type=sde_type, size=noise_size)
 
@@ -90,7 +100,11 @@ def for_one_solve(problem: AbstractSDE, y0: Tensor, ts: Tensor | Sequence[float]
         return problem
     dtype = ts.dtype if isinstance(ts, Tensor) and ts.is_floating_point() else torch.float32
     problem = replace(problem, dtype=torch.promote_types(dtype, torch.float32))
-    if problem.noise_type in ("additive", "general") and problem.size is None and (problem.g or problem.f_and_g):
+    if (
+        problem.noise_type in ("additive", "general")
+        and problem.size is None
+        and (problem.g or problem.f_and_g)
+    ):
         with torch.no_grad():
             g = checked_call("the diffusion", problem.diffusion, float(ts[0]), y0)
             problem = replace(problem, size=g.shape[-1])
@@ -110,9 +124,12 @@ def calls_of(problem: AbstractSDE, y: Tensor) -> Iterator[None]:
     except TypeError:
         products = ("g_prod", "f_and_g_prod")
         for name in ("f", "g", "f_and_g", *products) if isinstance(problem, _Torchsde) else ():
-            method, more = getattr(problem, name), [y] if name in products else []
+            method = getattr(problem, name)
+            more = [y] if name in products else []
             if method is not None:
-                require_call(method, f"{name}(t, y{', v' if more else ''})", y.new_zeros(()), y, *more)
+                require_call(
+                    method, f"{name}(t, y{', v' if more else ''})", y.new_zeros(()), y, *more
+                )
         raise
 
 
@@ -181,14 +198,20 @@ class _Torchsde(AbstractSDE):
         assert self.kept is not None
         assert self.f_and_g is not None
         s, y, with_grad, g = self.kept.pop()
-        same = y is x and with_grad == torch.is_grad_enabled() and (s is t or (isinstance(s, float) and s == t))
+        same = (
+            y is x
+            and with_grad == torch.is_grad_enabled()
+            and (s is t or (isinstance(s, float) and s == t))
+        )
         return g if same else self.f_and_g(self._time(t, x), x)[1]
 
     def _product(self, t: Time, x: Tensor, v: Tensor) -> Tensor:
         method = self.g_prod or self.f_and_g_prod
         assert method is not None
         found = checked_call("the product g . v", method, self._time(t, x), x, v)
-        return _shaped("the product g . v", found if self.g_prod is not None else found[1], tuple(x.shape), x)
+        return _shaped(
+            "the product g . v", found if self.g_prod is not None else found[1], tuple(x.shape), x
+        )
 
     def diffuse(self, t: Time, x: Tensor, dw: Tensor | None, onto: Tensor) -> Tensor:
         assert dw is not None
@@ -208,7 +231,8 @@ class _Torchsde(AbstractSDE):
             return AbstractSDE.noise_shape(self, x)
         if self.size is None and self.g is None and self.f_and_g is None:
             raise ValueError(
-                "products with g do not tell how many Brownian motions there are; pass noise_size, or a bm to sdeint"
+                "products with g do not tell how many Brownian motions there are; pass noise_size, "
+                "or a bm to sdeint"
             )
         with torch.no_grad():
             if self.size is not None:

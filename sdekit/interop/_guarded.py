@@ -19,7 +19,8 @@ class GuardedFunc:
     """
 
     def __init__(self, func: Callable[..., Any], y0: State) -> None:
-        self.func, self.system = func, System(func, y0)
+        self.func = func
+        self.system = System(func, y0)
         self.counted = Counted(self.system, copies=True)
 
     def __call__(self, t: Tensor, y: State) -> State:
@@ -35,7 +36,8 @@ class GuardedMethod:
     """
 
     def __init__(self, name: str, method: Callable[..., Any]) -> None:
-        self.name, self.method = name, method
+        self.name = name
+        self.method = method
         self.returned: list[Tensor] = []
 
     def __call__(self, t: Time, y: State, *more: Tensor | None) -> Any:  # noqa: ANN401
@@ -46,7 +48,8 @@ class GuardedMethod:
 
         before = [(part, part._version) for part in self.returned]
         found = checked_call(self.name, call, t, *parts, *more)
-        # Changes by others, such as those of a parameter by an optimiser after a solve, are no fault.
+        # Changes by others, such as those of a parameter by an optimiser after a solve, are no
+        # fault.
         if any(part._version != version for part, version in before):
             raise overwritten(self.name)
         kept = self._kept(found if isinstance(found, tuple) else (found,), parts[0])
@@ -60,7 +63,10 @@ class GuardedMethod:
             require_derivative(self.name, part, y)
         self.returned = [part.detach() for part in tensors if not uncounted(part)]
         dtype = y.dtype.to_real()  # a step in half precision would have no error estimate
-        return [part.to(dtype, copy=uncounted(part)) if isinstance(part, Tensor) else part for part in found]
+        return [
+            part.to(dtype, copy=uncounted(part)) if isinstance(part, Tensor) else part
+            for part in found
+        ]
 
 
 class GuardedSDE:

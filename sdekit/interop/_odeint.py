@@ -55,9 +55,11 @@ class _ThreeEighths(AbstractRungeKutta):
     )
 
 
-# torchdiffeq's names; every embedded pair has one, such as "tsit5", which torchdiffeq does not have.
-# What is not here, torchdiffeq solves or refuses.
-ADAPTIVE: dict[str, AbstractSolver] = {type(pair).__name__.lower(): pair for pair in all_solvers(AbstractEmbeddedRungeKutta)}
+# torchdiffeq's names; every embedded pair has one, such as "tsit5", which torchdiffeq does not
+# have. What is not here, torchdiffeq solves or refuses.
+ADAPTIVE: dict[str, AbstractSolver] = {
+    type(pair).__name__.lower(): pair for pair in all_solvers(AbstractEmbeddedRungeKutta)
+}
 FIXED: dict[str, AbstractSolver] = {
     "euler": EulerMaruyama(),
     "midpoint": Midpoint(),
@@ -66,7 +68,13 @@ FIXED: dict[str, AbstractSolver] = {
     "rk4": _ThreeEighths(),
 }
 # SciPy's and others' names.
-_MEANT = {"rk45": "dopri5", "rk23": "bosh3", "dop853": "dopri8", "heun": "heun2", "runge_kutta": "rk4"}
+_MEANT = {
+    "rk45": "dopri5",
+    "rk23": "bosh3",
+    "dop853": "dopri8",
+    "heun": "heun2",
+    "runge_kutta": "rk4",
+}
 
 # The options of adaptive methods, their names in PIDController, and what they are.
 _CONTROL: dict[str, tuple[str, type]] = {
@@ -160,19 +168,29 @@ def _solved(
     given: dict[str, Any] = {"rtol": rtol, "atol": atol, "method": method, "options": options}
     if not solved_here(func, y0, t, event_fn, **given):
         return torchdiffeq_odeint(
-            *handed(func, y0, t), **given, event_fn=event_fn and GuardedMethod("event_fn(t, y)", event_fn)
+            *handed(func, y0, t),
+            **given,
+            event_fn=event_fn and GuardedMethod("event_fn(t, y)", event_fn),
         )
-    method, options, system = method or "dopri5", options or {}, System(func, y0)
+    method = method or "dopri5"
+    options = options or {}
+    system = System(func, y0)
     x0 = system.flat(y0)
     if isinstance(t, Tensor) and t.ndim != 1:
-        raise ValueError(f"t must have one dimension, the times of the result, not shape {tuple(t.shape)}")
+        raise ValueError(
+            f"t must have one dimension, the times of the result, not shape {tuple(t.shape)}"
+        )
     if len(t) == 1 or not x0.numel():
         xs = x0.expand(len(t), *x0.shape)
     elif method in ADAPTIVE:
         xs = _adaptive(system, x0, times(t), ADAPTIVE[method], float(rtol), float(atol), options)
     else:
         size = options.get("step_size")
-        xs = torch.stack(list(_stepped(system, x0, times(t), FIXED[method], None if size is None else float(size))))
+        xs = torch.stack(
+            list(
+                _stepped(system, x0, times(t), FIXED[method], None if size is None else float(size))
+            )
+        )
     return system.shaped(xs[:, 0])
 
 
@@ -185,13 +203,19 @@ def require_arguments(y0: object, t: object) -> None:
     """
     parts = y0 if isinstance(y0, tuple) else (y0,)
     if not parts or not all(isinstance(part, Tensor) and _continuous(part) for part in parts):
-        given = [str(part.dtype) if isinstance(part, Tensor) else type(part).__name__ for part in parts]
+        given = [
+            str(part.dtype) if isinstance(part, Tensor) else type(part).__name__ for part in parts
+        ]
         raise TypeError(
-            f"y0 must be a floating tensor or a tuple of them, not {', '.join(given) or 'an empty tuple'}; convert "
+            "y0 must be a floating tensor or a tuple of them, not "
+            f"{', '.join(given) or 'an empty tuple'}; convert "
             "integers with .float(), and a list with tuple()"
         )
     if not isinstance(t, Tensor | Sequence | np.ndarray) or isinstance(t, str):
-        raise TypeError(f"t must be a tensor or a sequence of numbers, not {t!r:.60}; give [0.0, 1.0], for example")
+        raise TypeError(
+            f"t must be a tensor or a sequence of numbers, not {t!r:.60}; give [0.0, "
+            "1.0], for example"
+        )
 
 
 def require_method(method: str | None) -> None:
@@ -204,10 +228,15 @@ def require_method(method: str | None) -> None:
         return
     names = dict.fromkeys((*ADAPTIVE, *FIXED, *torchdiffeq_methods()))
     if method not in names:
-        raise ValueError(f"method = {method!r} is not one of {', '.join(names)}{did_you_mean(method, names, _MEANT)}")
+        raise ValueError(
+            f"method = {method!r} is not one of "
+            f"{', '.join(names)}{did_you_mean(method, names, _MEANT)}"
+        )
 
 
-def handed(func: Callable[..., Any], y0: State, t: Tensor | Sequence[float]) -> tuple[GuardedFunc, State, Tensor]:
+def handed(
+    func: Callable[..., Any], y0: State, t: Tensor | Sequence[float]
+) -> tuple[GuardedFunc, State, Tensor]:
     """What torchdiffeq is called with: func guarded, and copies of y0 and t, which func may change
     before that is seen.
     """
@@ -238,7 +267,10 @@ def solved_here(
         isinstance(t, Tensor) and t.requires_grad,
         any(hasattr(func, name + way) for name in _CALLBACKS for way in ("", "_adjoint")),
         any(isinstance(part, Tensor) and part.is_complex() for part in parts),
-        any(isinstance(tol, tuple | list) or (isinstance(tol, Tensor) and tol.numel() != 1) for tol in (rtol, atol)),
+        any(
+            isinstance(tol, tuple | list) or (isinstance(tol, Tensor) and tol.numel() != 1)
+            for tol in (rtol, atol)
+        ),
     )
     if method is None or method in ADAPTIVE:
         return not any(theirs) and set(options or ()) <= set(_CONTROL)
@@ -259,7 +291,13 @@ class _Control(PIDController):
 
 
 def _adaptive(
-    system: System, x0: Tensor, ts: list[float], solver: AbstractSolver, rtol: float, atol: float, options: dict[str, Any]
+    system: System,
+    x0: Tensor,
+    ts: list[float],
+    solver: AbstractSolver,
+    rtol: float,
+    atol: float,
+    options: dict[str, Any],
 ) -> Tensor:
     settings: dict[str, Any] = {"max_steps": _ENDLESS}
     for option, value in options.items():
@@ -268,33 +306,44 @@ def _adaptive(
         if value is not None and not value > 0:
             raise ValueError(f"options[{option!r}] must be positive, not {value}")
     settings["max_steps"] *= len(ts) - 1
-    control, finest = _Control(rtol, atol, **settings, sizes=system.sizes), torch.finfo(x0.dtype).eps
+    control = _Control(rtol, atol, **settings, sizes=system.sizes)
+    finest = torch.finfo(x0.dtype).eps
     if max(rtol, atol) < finest / 2:
         raise ValueError(
-            f"rtol = {rtol:g} and atol = {atol:g} are below the rounding of {x0.dtype}; ask for {finest:.1g} or more, or use a "
+            f"rtol = {rtol:g} and atol = {atol:g} are below the rounding of {x0.dtype}; ask for "
+            f"{finest:.1g} or more, or use a "
             "wider dtype"
         )
-    solution, reached = adaptive(Counted.of(system, x0), x0, ts, solver=solver, noise=None, control=control, save=True)
+    solution, reached = adaptive(
+        Counted.of(system, x0), x0, ts, solver=solver, noise=None, control=control, save=True
+    )
     if bool((solution.status != Status.DONE).any()):
         raise UnfinishedError(
             solution,
             reached,
-            advice="look at what func returns there, or ask for a larger rtol or atol; the limit of steps is "
+            advice="look at what func returns there, or ask for a larger rtol or atol; the limit "
+            "of steps is "
             "options={'max_num_steps': ...}",
         )
     assert solution.xs is not None
     return solution.xs
 
 
-def _stepped(system: System, x0: Tensor, ts: list[float], solver: AbstractSolver, size: float | None) -> Iterator[Tensor]:
+def _stepped(
+    system: System, x0: Tensor, ts: list[float], solver: AbstractSolver, size: float | None
+) -> Iterator[Tensor]:
     """The states at ts by fixed steps, of one size or from each of ts to the next, with straight
     lines within them.
     """
     if size is not None and not size > 0:
-        raise ValueError(f"step_size is the width of a step, positive, not {size}; decreasing t reverse the time")
-    span, left = abs(ts[-1] - ts[0]), deque(ts[1:])
+        raise ValueError(
+            f"step_size is the width of a step, positive, not {size}; decreasing t reverse the time"
+        )
+    span = abs(ts[-1] - ts[0])
+    left = deque(ts[1:])
     grid = ts if size is None else steps(ts[0], ts[-1], size, 1e-6 * min(size, span))
-    before, sign = Point(0, ts[0], x0), 1 if ts[-1] > ts[0] else -1
+    before = Point(0, ts[0], x0)
+    sign = 1 if ts[-1] > ts[0] else -1
     for point in integrate(system, x0, grid, solver=solver):
         if point.step == 0:
             yield point.x

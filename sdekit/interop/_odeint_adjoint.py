@@ -82,7 +82,9 @@ def odeint_adjoint(
     }
     ours = all(solved_here(func, y0, t, event_fn, **settings) for settings in (there, back))
     unclear = options is not None and adjoint_options is None and back["method"] != method
-    unknown = adjoint_params is None and (not isinstance(func, nn.Module) or getattr(func, "_is_replica", False))
+    unknown = adjoint_params is None and (
+        not isinstance(func, nn.Module) or getattr(func, "_is_replica", False)
+    )
     if not ours or unclear or unknown:
         given: dict[str, Any] = {f"adjoint_{name}": value for name, value in back.items()}
         given["adjoint_options"] = adjoint_options
@@ -95,7 +97,11 @@ def odeint_adjoint(
         except TypeError:
             require_call(func, "func(t, y)", t, y0)
             raise
-    found = func.parameters() if adjoint_params is None and isinstance(func, nn.Module) else adjoint_params
+    found = (
+        func.parameters()
+        if adjoint_params is None and isinstance(func, nn.Module)
+        else adjoint_params
+    )
     params = [param for param in found or () if param.requires_grad]
     system = System(func, y0)
     xs = _Adjoint.apply(_Way(system, t, there, back), system.flat(y0), *params)
@@ -111,19 +117,26 @@ class _Way:
     there: dict[str, Any]
     back: dict[str, Any]
 
-    def slopes(self, t: Tensor, state: tuple[Tensor, ...], params: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    def slopes(
+        self, t: Tensor, state: tuple[Tensor, ...], params: Sequence[Tensor]
+    ) -> tuple[Tensor, ...]:
         """Those of y, a and the gradients of params: a tensor each, but y and a in parts, so that
         each has its own error.
         """
         half = len(self.system.sizes)
         with torch.enable_grad():
-            x = torch.cat([part.detach().reshape(1, -1) for part in state[:half]], dim=1).requires_grad_()
+            x = torch.cat(
+                [part.detach().reshape(1, -1) for part in state[:half]], dim=1
+            ).requires_grad_()
             slope = self.system.drift(t, x)
             a = torch.cat([part.reshape(1, -1) for part in state[half : 2 * half]], dim=1)
             products = [None] * (1 + len(params))
             if slope.requires_grad:
                 products = torch.autograd.grad(slope, (x, *params), -a, allow_unused=True)
-        zeroed = [torch.zeros_like(of) if p is None else p for p, of in zip(products, (x, *params), strict=True)]
+        zeroed = [
+            torch.zeros_like(of) if p is None else p
+            for p, of in zip(products, (x, *params), strict=True)
+        ]
         return *self.parts(slope.detach()), *self.parts(zeroed[0]), *zeroed[1:]
 
     def parts(self, x: Tensor) -> tuple[Tensor, ...]:
@@ -135,7 +148,9 @@ class _Adjoint(torch.autograd.Function):
     def forward(ctx: Any, way: _Way, x0: Tensor, *params: Tensor) -> Tensor:  # noqa: ANN401
         system = way.system
         xs = odeint(system.func, system.shaped(x0[0]), way.t, **way.there)
-        xs = torch.cat([part.reshape(len(way.t), -1) for part in ((xs,) if system.single else xs)], dim=1)
+        xs = torch.cat(
+            [part.reshape(len(way.t), -1) for part in ((xs,) if system.single else xs)], dim=1
+        )
         ctx.way = way
         ctx.save_for_backward(xs, *params)
         return xs
@@ -146,7 +161,8 @@ class _Adjoint(torch.autograd.Function):
         way: _Way = ctx.way
         xs, *params = ctx.saved_tensors
         half = len(way.system.sizes)
-        a, found = grad[-1], tuple(torch.zeros_like(param) for param in params)
+        a = grad[-1]
+        found = tuple(torch.zeros_like(param) for param in params)
         for i in range(len(xs) - 1, 0, -1):
             state = (*way.parts(xs[i]), *way.parts(a), *found)
             span = [float(way.t[i]), float(way.t[i - 1])]

@@ -43,7 +43,8 @@ class BrownianTreeNoiseSampler:
         transform: Callable[[Tensor], Tensor] = lambda sigma: sigma,
         cpu: bool = False,
     ) -> None:
-        self._transform, self._target = transform, x[:0]
+        self._transform = transform
+        self._target = x[:0]
         self._like = torch.empty_like(x, device="cpu" if cpu else None)
         low, high = sorted(self._time(sigma) for sigma in (sigma_min, sigma_max))
         high = high if high > low else low + 1.0  # one level alone: no step will be read
@@ -61,9 +62,13 @@ class BrownianTreeNoiseSampler:
         """Unit normals for the step between two noise levels: (W(t1) - W(t0)) / sqrt|t1 - t0|; 0
         for a step of no length.
         """
-        low, high = self.path.knots[0], self.path.knots[-1]
-        ends = torch.tensor([min(max(self._time(s), low), high) for s in (sigma, sigma_next)], dtype=torch.float64)
-        t0, t1 = self.path.tree.times(self.path.ticks(ends)).tolist()  # of which W has exactly the variance |t1 - t0|
+        low = self.path.knots[0]
+        high = self.path.knots[-1]
+        ends = torch.tensor(
+            [min(max(self._time(s), low), high) for s in (sigma, sigma_next)], dtype=torch.float64
+        )
+        # Of which W has exactly the variance |t1 - t0|.
+        t0, t1 = self.path.tree.times(self.path.ticks(ends)).tolist()
         w = read(self.path, t0, t1, self._like, levy=False).w
         assert w is not None
         return (w / (abs(t1 - t0) ** 0.5 or 1.0)).to(self._target)

@@ -1,4 +1,6 @@
-"""torchsde's sdeint, solved here where the method is ours and by torchsde itself where it is not."""
+"""torchsde's sdeint, solved here where the method is ours and by torchsde itself where it is
+not.
+"""
 
 import warnings
 from collections.abc import Sequence
@@ -30,10 +32,12 @@ from sdekit.interop._torchsde_noise import Brownian, brownian
 
 _KINDS: tuple[NoiseType, ...] = ("additive", "diagonal", "scalar", "general")
 
-# torchsde's names, and the noise they are for. What is not here, or is for the other calculus, torchsde solves or refuses.
+# torchsde's names, and the noise they are for. What is not here, or is for the other calculus,
+# torchsde solves or refuses.
 SOLVERS: dict[str, dict[NoiseType, AbstractSolver]] = {
     "euler": dict.fromkeys(_KINDS, EulerMaruyama()),
-    "milstein": {"additive": EulerMaruyama(), "diagonal": Milstein(), "scalar": Milstein()},  # Euler's where g' is zero
+    # Euler's where g' is zero.
+    "milstein": {"additive": EulerMaruyama(), "diagonal": Milstein(), "scalar": Milstein()},
     "srk": {"additive": SRA1(), "diagonal": SRID2(), "scalar": SRID2()},
     "heun": dict.fromkeys(_KINDS, Heun()),
     "euler_heun": dict.fromkeys(_KINDS, EulerHeun()),
@@ -41,7 +45,8 @@ SOLVERS: dict[str, dict[NoiseType, AbstractSolver]] = {
     "reversible_heun": dict.fromkeys(_KINDS, ReversibleHeun()),
 }
 _MEANT = {"euler_maruyama": "euler", "em": "euler"}
-_METHODS = ("f", "g", "h", "f_and_g", "g_prod", "f_and_g_prod")  # of an equation, as torchsde names them
+# Of an equation, as torchsde names them.
+_METHODS = ("f", "g", "h", "f_and_g", "g_prod", "f_and_g_prod")
 
 
 def sdeint(
@@ -107,24 +112,50 @@ def sdeint(
         torch.Size([3, 4, 2])
     """
     _require(sde, y0, ts, dt)
-    problem = sde if isinstance(sde, AbstractSDE) else from_torchsde(sde, names=names, noise_size=_size(bm))
+    problem = (
+        sde
+        if isinstance(sde, AbstractSDE)
+        else from_torchsde(sde, names=names, noise_size=_size(bm))
+    )
     method = _default(problem) if method is None else method
     if method not in SOLVERS:
         _require_method(method)
     solver = SOLVERS.get(method, {}).get(problem.noise_type)
     special = adaptive or logqp or extra or options or extra_solver_state is not None
     if special or solver is None or solver.sde_type != problem.sde_type:
-        theirs = to_torchsde(problem, y0.shape[1:]) if problem is sde else GuardedSDE(sde, {*_METHODS, *(names or {}).values()})
+        theirs = (
+            to_torchsde(problem, y0.shape[1:])
+            if problem is sde
+            else GuardedSDE(sde, {*_METHODS, *(names or {}).values()})
+        )
         ts = ts if isinstance(ts, Tensor) else torch.tensor(ts, dtype=y0.dtype, device=y0.device)
-        motion = brownian(bm, problem, y0, ts, method=method, dt=None if adaptive else float(dt), logqp=logqp)
-        given = (ts, motion, method, dt, adaptive, rtol, atol, dt_min, options, names, logqp, extra, extra_solver_state)
+        motion = brownian(
+            bm, problem, y0, ts, method=method, dt=None if adaptive else float(dt), logqp=logqp
+        )
+        given = (
+            ts,
+            motion,
+            method,
+            dt,
+            adaptive,
+            rtol,
+            atol,
+            dt_min,
+            options,
+            names,
+            logqp,
+            extra,
+            extra_solver_state,
+        )
         with calls_of(problem, y0):
             out = torchsde_sdeint(theirs, y0.flatten(1).clone(), *given, **unused_kwargs)
         if isinstance(out, Tensor):
             return out.reshape(-1, *y0.shape)
         return (out[0].reshape(-1, *y0.shape), *out[1:])
     if unused_kwargs:
-        warnings.warn(f"sdeint does not know the arguments {', '.join(unused_kwargs)}", stacklevel=2)
+        warnings.warn(
+            f"sdeint does not know the arguments {', '.join(unused_kwargs)}", stacklevel=2
+        )
     if len(ts) == 1:
         return y0.unsqueeze(0)
     with calls_of(problem, y0):
@@ -136,20 +167,31 @@ def sdeint(
 def _require(sde: object, y0: Tensor, ts: Tensor | Sequence[float], dt: float) -> None:
     if not isinstance(y0, Tensor) or (y0.ndim != 2 and not isinstance(sde, AbstractSDE)):
         given = tuple(y0.shape) if isinstance(y0, Tensor) else type(y0).__name__
-        raise ValueError(f"y0 must be a tensor of shape (batch, d), not {given}; an sdekit equation takes events of any shape")
+        raise ValueError(
+            f"y0 must be a tensor of shape (batch, d), not {given}; an sdekit "
+            "equation takes events of any shape"
+        )
     if not isinstance(ts, Tensor | Sequence | np.ndarray) or isinstance(ts, str):
-        raise TypeError(f"ts must be a tensor or a sequence of numbers, not {ts!r:.60}; give [0.0, 1.0], for example")
+        raise TypeError(
+            f"ts must be a tensor or a sequence of numbers, not {ts!r:.60}; give [0.0, "
+            "1.0], for example"
+        )
     for name, value in (("ts", ts), ("dt", dt)):
         if isinstance(value, Tensor) and value.requires_grad:
             raise ValueError(f"{name} must not require a gradient; detach it")
     if not dt > 0:
-        raise ValueError(f"dt is the width of a step, positive, not {dt}; decreasing ts reverse the time")
+        raise ValueError(
+            f"dt is the width of a step, positive, not {dt}; decreasing ts reverse the time"
+        )
 
 
 def _require_method(method: str) -> None:
     known = torchsde_methods()
     if method not in known:
-        raise ValueError(f"method = {method!r} is not one of {', '.join(known)}{did_you_mean(method, known, _MEANT)}")
+        raise ValueError(
+            f"method = {method!r} is not one of "
+            f"{', '.join(known)}{did_you_mean(method, known, _MEANT)}"
+        )
 
 
 def _size(bm: Brownian | None) -> int | None:

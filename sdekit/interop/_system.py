@@ -29,7 +29,8 @@ class System(AbstractSDE):
 
     def __init__(self, func: Callable[..., Any], y0: State) -> None:
         parts = y0 if isinstance(y0, tuple) else (y0,)
-        self.func, self.single = func, isinstance(y0, Tensor)
+        self.func = func
+        self.single = isinstance(y0, Tensor)
         self.shapes = [part.shape for part in parts]
         self.sizes = [part.numel() for part in parts]
 
@@ -40,23 +41,38 @@ class System(AbstractSDE):
 
     def shaped(self, x: Tensor) -> State:
         """States `(*times, n)` as func knows them."""
-        ends = [*accumulate(self.sizes)]  # slices, which unlike the parts of a split func may change in place
+        # Slices, which unlike the parts of a split func may change in place.
+        ends = [*accumulate(self.sizes)]
         parts = (x[..., end - size : end] for end, size in zip(ends, self.sizes, strict=True))
-        parts = tuple(part.reshape((*x.shape[:-1], *shape)) for part, shape in zip(parts, self.shapes, strict=True))
+        parts = tuple(
+            part.reshape((*x.shape[:-1], *shape))
+            for part, shape in zip(parts, self.shapes, strict=True)
+        )
         return parts[0] if self.single else parts
 
     def drift(self, t: Time, x: Tensor) -> Tensor:
         dtype = x.dtype.to_real()
-        t = t.reshape(()).to(dtype) if isinstance(t, Tensor) else torch.full((), t, dtype=dtype, device=x.device)
+        t = (
+            t.reshape(()).to(dtype)
+            if isinstance(t, Tensor)
+            else torch.full((), t, dtype=dtype, device=x.device)
+        )
         slopes = self.func(t, self.shaped(x[0]))
         parts = (slopes,) if self.single else tuple(slopes)
         if not all(isinstance(part, Tensor) for part in parts):
             wanted = "a tensor" if self.single else f"{len(self.shapes)} tensors"
-            raise TypeError(f"func(t, y) returned {type(slopes).__name__}; it must return {wanted}, shaped as y")
+            raise TypeError(
+                f"func(t, y) returned {type(slopes).__name__}; it must return {wanted}, shaped as y"
+            )
         # Of a tuple torchdiffeq asks for the numbers of elements alone.
-        if [part.numel() for part in parts] != self.sizes or (self.single and parts[0].shape != self.shapes[0]):
-            given, wanted = [tuple(part.shape) for part in parts], [tuple(shape) for shape in self.shapes]
-            raise ValueError(f"func(t, y) returned {given} for a state of shapes {wanted}; return the state's")
+        if [part.numel() for part in parts] != self.sizes or (
+            self.single and parts[0].shape != self.shapes[0]
+        ):
+            given = [tuple(part.shape) for part in parts]
+            wanted = [tuple(shape) for shape in self.shapes]
+            raise ValueError(
+                f"func(t, y) returned {given} for a state of shapes {wanted}; return the state's"
+            )
         for part in parts:
             if not (x.is_complex() and part.is_complex()):
                 require_real("func(t, y)", part, x)

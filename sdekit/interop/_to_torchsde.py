@@ -13,7 +13,9 @@ from sdekit._equations.sde import AbstractSDE
 from sdekit.interop._guarded import GuardedMethod
 
 
-def to_torchsde(problem: AbstractSDE, event: Sequence[int] | None = None, *, modules: Iterable[nn.Module] = ()) -> nn.Module:
+def to_torchsde(
+    problem: AbstractSDE, event: Sequence[int] | None = None, *, modules: Iterable[nn.Module] = ()
+) -> nn.Module:
     """An equation for torchsde's solvers: f, g and g_prod of states `(batch, d)`.
 
     | noise_type | g | torchsde's noise_type |
@@ -45,23 +47,32 @@ def to_torchsde(problem: AbstractSDE, event: Sequence[int] | None = None, *, mod
         torch.Size([2, 4, 2])
     """
     if problem.noise_type == "none":
-        raise ValueError("this equation has no noise, which torchsde's always have; use sdekit.solve or interop.solve_ode")
+        raise ValueError(
+            "this equation has no noise, which torchsde's always have; use "
+            "sdekit.solve or interop.solve_ode"
+        )
     return _AsTorchsde(problem, None if event is None else tuple(event), modules)
 
 
 class _AsTorchsde(nn.Module):
     """See `to_torchsde`."""
 
-    def __init__(self, problem: AbstractSDE, event: tuple[int, ...] | None, modules: Iterable[nn.Module]) -> None:
+    def __init__(
+        self, problem: AbstractSDE, event: tuple[int, ...] | None, modules: Iterable[nn.Module]
+    ) -> None:
         super().__init__()
-        self.problem, self.event = problem, event
+        self.problem = problem
+        self.event = event
         self.drift = GuardedMethod("the drift", problem.drift)
         self.diffusion = GuardedMethod("the diffusion", problem.diffusion)
         self.diffuse = GuardedMethod("the diffusion", problem.diffuse)
-        self.noise_type, self.sde_type = problem.noise_type, problem.sde_type
+        self.noise_type = problem.noise_type
+        self.sde_type = problem.sde_type
         items = {id(item): item for root in (problem, *modules) for item in held(root)}.values()
         self.held_modules = nn.ModuleList(item for item in items if isinstance(item, nn.Module))
-        self.held_parameters = nn.ParameterList(item for item in items if isinstance(item, nn.Parameter))
+        self.held_parameters = nn.ParameterList(
+            item for item in items if isinstance(item, nn.Parameter)
+        )
 
     def _state(self, y: Tensor) -> Tensor:
         return y if self.event is None else y.reshape(len(y), *self.event)

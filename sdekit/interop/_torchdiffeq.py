@@ -9,7 +9,15 @@ from torch import Tensor, nn
 from sdekit._equations.sde import AbstractSDE
 from sdekit._grid import times
 from sdekit._names import did_you_mean
-from sdekit._solve.solution import Counted, NotFiniteError, Point, Solution, not_finite, require_state, shared
+from sdekit._solve.solution import (
+    Counted,
+    NotFiniteError,
+    Point,
+    Solution,
+    not_finite,
+    require_state,
+    shared,
+)
 from sdekit.elementary import Time
 from sdekit.interop._originals import torchdiffeq_adjoint, torchdiffeq_odeint
 from sdekit.interop._to_torchsde import held
@@ -59,15 +67,18 @@ def trajectory(
     outside the interval, and a value that is not finite is reported instead of shrinking the step
     for ever.
     """
-    grid, calls = times(ts), 0
+    grid = times(ts)
+    calls = 0
     _require_tolerances(rtol, atol, state[0].dtype, method)
-    low, high = min(grid), max(grid)
+    low = min(grid)
+    high = max(grid)
 
     def checked(t: Tensor, state: State) -> State:
         nonlocal calls
         calls += 1
         now = min(max(float(t.detach()), low), high)
-        # torchdiffeq differentiates its first step: then times do depend on the state, and have to stay tensors.
+        # torchdiffeq differentiates its first step: then times do depend on the state, and have to
+        # stay tensors.
         slopes = f(t.clamp(low, high) if t.requires_grad else now, state)
         for slope in slopes:
             rows = slope if slope.shape == state[0].shape else slope.transpose(0, 1)
@@ -76,17 +87,25 @@ def trajectory(
         return slopes
 
     points = torch.tensor(grid, dtype=torch.float64, device=state[0].device)
-    given: dict[str, Any] = {"rtol": rtol, "atol": atol, "method": method, "options": _options(method, points, options or {})}
+    given: dict[str, Any] = {
+        "rtol": rtol,
+        "atol": atol,
+        "method": method,
+        "options": _options(method, points, options or {}),
+    }
     try:
         if adjoint is None:
             states = torchdiffeq_odeint(checked, state, points, **given)
         else:
-            states = torchdiffeq_adjoint(checked, state, points, **given, adjoint_params=tuple(adjoint))
+            states = torchdiffeq_adjoint(
+                checked, state, points, **given, adjoint_params=tuple(adjoint)
+            )
     except AssertionError as error:
         if "dt" not in str(error) and "max_num_steps" not in str(error):  # not torchdiffeq's
             raise
         raise ValueError(
-            f"torchdiffeq's {method} stopped ({error}); ask for a larger rtol or atol than {rtol:g} and {atol:g}"
+            f"torchdiffeq's {method} stopped ({error}); ask for a larger rtol or atol than "
+            f"{rtol:g} and {atol:g}"
         ) from error
     return cast(State, states), calls
 
@@ -105,7 +124,8 @@ def _require_tolerances(rtol: float, atol: float, dtype: torch.dtype, method: st
     finest = 4 * torch.finfo(dtype).eps
     if max(rtol, atol) < finest and method in _TOLERANT:
         raise ValueError(
-            f"rtol = {rtol:g} and atol = {atol:g} are below what {dtype} resolves; ask for {finest:.1g} or more, or use a "
+            f"rtol = {rtol:g} and atol = {atol:g} are below what {dtype} resolves; ask for "
+            f"{finest:.1g} or more, or use a "
             "wider dtype"
         )
 
@@ -155,22 +175,43 @@ def solve_ode(
         adjoint.
     """
     if problem.noise_type != "none":
-        raise ValueError(f"this equation has {problem.noise_type} noise; torchdiffeq's solvers are for ODEs")
+        raise ValueError(
+            f"this equation has {problem.noise_type} noise; torchdiffeq's solvers are for ODEs"
+        )
     if save not in ("last", "all"):
-        raise ValueError(f"save must be 'last' or 'all', not {save!r}{did_you_mean(save, ('last', 'all'))}")
+        raise ValueError(
+            f"save must be 'last' or 'all', not {save!r}{did_you_mean(save, ('last', 'all'))}"
+        )
     require_state(x0)
     grid = torch.tensor(times(ts), dtype=torch.float64)
     counted = Counted.of(problem.within(float(grid[0]), float(grid[-1])), x0)
     if not len(x0):
-        xs, evaluations = x0.expand(len(grid), *x0.shape), 0
+        xs = x0.expand(len(grid), *x0.shape)
+        evaluations = 0
     else:
-        params = [*(_parameters(problem) if adjoint_params is None else adjoint_params)] if adjoint else None
-        given: dict[str, Any] = {"rtol": rtol, "atol": atol, "method": method, "options": options, "adjoint": params}
-        (xs,), evaluations = trajectory(lambda t, state: (counted.drift(t, state[0]),), (x0.clone(),), grid, **given)
-    return shared(xs[-1], grid, xs if save == "all" else None, None, evaluations=evaluations, steps=None)
+        params = (
+            [*(_parameters(problem) if adjoint_params is None else adjoint_params)]
+            if adjoint
+            else None
+        )
+        given: dict[str, Any] = {
+            "rtol": rtol,
+            "atol": atol,
+            "method": method,
+            "options": options,
+            "adjoint": params,
+        }
+        (xs,), evaluations = trajectory(
+            lambda t, state: (counted.drift(t, state[0]),), (x0.clone(),), grid, **given
+        )
+    return shared(
+        xs[-1], grid, xs if save == "all" else None, None, evaluations=evaluations, steps=None
+    )
 
 
 def _parameters(problem: AbstractSDE) -> list[Tensor]:
     """The parameters within an equation, each once."""
-    found = [item.parameters() if isinstance(item, nn.Module) else (item,) for item in held(problem)]
+    found = [
+        item.parameters() if isinstance(item, nn.Module) else (item,) for item in held(problem)
+    ]
     return list({id(param): param for some in found for param in some}.values())

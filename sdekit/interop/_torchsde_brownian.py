@@ -40,13 +40,21 @@ class TorchsdeBrownian(original("torchsde._brownian.brownian_base", "BaseBrownia
         device: torch.device | str | None = None,
     ) -> None:
         super().__init__()
-        self.path, self._like = path, torch.empty(size, dtype=dtype, device=device)
+        self.path = path
+        self._like = torch.empty(size, dtype=dtype, device=device)
 
     def __call__(
-        self, ta: float | Tensor, tb: float | Tensor | None = None, return_U: bool = False, return_A: bool = False
+        self,
+        ta: float | Tensor,
+        tb: float | Tensor | None = None,
+        return_U: bool = False,
+        return_A: bool = False,
     ) -> Any:  # noqa: ANN401 - one tensor or two, as torchsde's
         if return_A:
-            raise ValueError("the path knows W and its space-time area U, not the areas between coordinates: return_A=False")
+            raise ValueError(
+                "the path knows W and its space-time area U, not the areas between "
+                "coordinates: return_A=False"
+            )
         start, end = (self.path.tree.knots[0], float(ta)) if tb is None else (float(ta), float(tb))
         if start > end:
             raise ValueError(f"bm(ta, tb) asks for ta <= tb, not {start} and {end}")

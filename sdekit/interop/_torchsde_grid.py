@@ -32,10 +32,15 @@ def states(
 ) -> Iterator[Tensor]:
     """The states at ts, each `(batch, *event)`, solved in steps of dt from ts[0]."""
     left = deque(times(ts))
-    slack, sign = _slack(ts, dt), math.copysign(1.0, left[-1] - left[0])
-    noise = WhiteNoise() if bm is None else bm if isinstance(bm, AbstractNoise) else TorchsdeNoise(bm)
+    slack = _slack(ts, dt)
+    sign = math.copysign(1.0, left[-1] - left[0])
+    noise = (
+        WhiteNoise() if bm is None else bm if isinstance(bm, AbstractNoise) else TorchsdeNoise(bm)
+    )
     before = Point(0, left[0], y0)
-    for point in integrate(problem, y0, steps(left[0], left[-1], dt, slack), solver=solver, noise=noise):
+    for point in integrate(
+        problem, y0, steps(left[0], left[-1], dt, slack), solver=solver, noise=noise
+    ):
         inside = []
         while left and sign * (point.t - left[0]) > slack:
             inside.append(left.popleft())
@@ -55,7 +60,9 @@ def steps(t0: float, t1: float, dt: float, slack: float) -> list[float]:
     return [t0 + math.copysign(i * dt, t1 - t0) for i in range(count)] + [t1]
 
 
-def bridged(problem: AbstractSDE, noise: AbstractNoise, before: Point, after: Point, ts: list[float]) -> Iterator[Tensor]:
+def bridged(
+    problem: AbstractSDE, noise: AbstractNoise, before: Point, after: Point, ts: list[float]
+) -> Iterator[Tensor]:
     """(1 - r) x_0 + r x_1 + g(t_0, x_0) . (W(t) - W(t_0) - r (W(t_1) - W(t_0))), r the relative
     position of t.
     """
@@ -71,7 +78,11 @@ def _within(noise: AbstractNoise, step: int) -> AbstractNoise:
     """What a step is bridged by: the path itself, or independent noise, as a bridge is of the
     increment it spans.
     """
-    return replace(noise, seed=noise.seed + signed(step * _APART)) if isinstance(noise, WhiteNoise) else noise
+    return (
+        replace(noise, seed=noise.seed + signed(step * _APART))
+        if isinstance(noise, WhiteNoise)
+        else noise
+    )
 
 
 def _slack(ts: Tensor | Sequence[float], dt: float) -> float:

@@ -12,7 +12,8 @@ from sdekit._noise.generator import fresh_seed
 from sdekit._noise.white import AbstractNoise, Increment, WhiteNoise
 from sdekit.interop._originals import original
 
-Brownian = AbstractNoise | Callable[..., Any]  # what sdeint takes as bm: torchsde's Brownian motions are callable
+# What sdeint takes as bm: torchsde's Brownian motions are callable.
+Brownian = AbstractNoise | Callable[..., Any]
 
 _LEVY = {"srk": "space-time", "log_ode": "foster"}
 
@@ -64,17 +65,25 @@ class TorchsdeNoise(AbstractNoise):
         start: int = 0,
     ) -> Iterator[Increment]:
         if normals:
-            raise ValueError("this solver uses fresh normals and a torchsde Brownian motion has none; use WhiteNoise(seed)")
+            raise ValueError(
+                "this solver uses fresh normals and a torchsde Brownian motion has "
+                "none; use WhiteNoise(seed)"
+            )
         if levy and getattr(self.bm, "levy_area_approximation", "none") == "none":
             raise ValueError(
-                "this solver uses the space-time Levy area and bm has none; make it with levy_area_approximation='space-time', "
+                "this solver uses the space-time Levy area and bm has none; make it with "
+                "levy_area_approximation='space-time', "
                 "or choose another method"
             )
         for t0, t1 in zip(ts[start:-1], ts[start + 1 :], strict=True):
             yield Increment() if shape is None else self._increment(t0, t1, x, shape, levy)
 
-    def _increment(self, t0: float, t1: float, x: Tensor, shape: tuple[int, ...], levy: bool) -> Increment:
-        low, high, sign = min(t0, t1), max(t0, t1), math.copysign(1.0, t1 - t0)
+    def _increment(
+        self, t0: float, t1: float, x: Tensor, shape: tuple[int, ...], levy: bool
+    ) -> Increment:
+        low = min(t0, t1)
+        high = max(t0, t1)
+        sign = math.copysign(1.0, t1 - t0)
         w, u = self.bm(low, high, return_U=True) if levy else (self.bm(low, high), None)
         w = self._fitted(w, x, shape)
         h = None if u is None else self._fitted(u, x, shape) / (high - low) - 0.5 * w
@@ -84,12 +93,22 @@ class TorchsdeNoise(AbstractNoise):
         value = value if self.index is None else value[self.index]
         if len(value) != len(x) or value[:1].numel() != math.prod(shape) * len(x[:1]):
             wanted = (len(x), math.prod(shape))
-            raise ValueError(f"bm returned shape {tuple(value.shape)} and this equation's noise for this state is {wanted}")
+            raise ValueError(
+                f"bm returned shape {tuple(value.shape)} and this equation's noise "
+                f"for this state is {wanted}"
+            )
         return value.to(x).reshape(len(x), *shape)
 
 
 def brownian(
-    bm: Brownian | None, problem: AbstractSDE, y0: Tensor, ts: Tensor, *, method: str, dt: float | None, logqp: bool
+    bm: Brownian | None,
+    problem: AbstractSDE,
+    y0: Tensor,
+    ts: Tensor,
+    *,
+    method: str,
+    dt: float | None,
+    logqp: bool,
 ) -> Any:  # noqa: ANN401 - torchsde takes any callable
     """What torchsde.sdeint is given as bm: the caller's, or a BrownianInterval seeded by torch's
     default generator.
@@ -103,11 +122,13 @@ def brownian(
     if (bm is not None and not isinstance(bm, AbstractNoise)) or (bm is None and ts[-1] <= ts[0]):
         return bm  # and what is wrong with the times is torchsde's to say
     event = problem.noise_shape(y0) or ()
-    if logqp and problem.noise_type == "diagonal":  # torchsde adds a coordinate, and to it a Brownian motion
+    # Torchsde adds a coordinate, and to it a Brownian motion.
+    if logqp and problem.noise_type == "diagonal":
         event = (math.prod(event) + 1,)
     if isinstance(bm, WhiteNoise):
         raise ValueError(
-            "WhiteNoise has no path, and this solve is torchsde's, which asks for one; use bm=None or a BrownianPath"
+            "WhiteNoise has no path, and this solve is torchsde's, which asks for one; use bm=None "
+            "or a BrownianPath"
         )
     if bm is not None:
         from sdekit.interop._torchsde_brownian import TorchsdeBrownian

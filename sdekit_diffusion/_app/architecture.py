@@ -47,7 +47,9 @@ def _option_type(annotation: Any) -> type:  # noqa: ANN401
 
 
 def _help(option: str) -> str:
-    """What the networks' docstrings say of an argument, each text after the names of its networks."""
+    """What the networks' docstrings say of an argument, each text after the names of its
+    networks.
+    """
     networks: dict[str, list[str]] = {}
     for name, network in nets.registry.items():
         text = dict(_documented(network)).get(option)

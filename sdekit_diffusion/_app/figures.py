@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _ALIKE = 4  # times as wide
-_BLUE, _GREY = "#2b6cb0", "#718096"
+_BLUE = "#2b6cb0"
+_GREY = "#718096"
 RATIO = "σ/α"  # noqa: RUF001
 
 
@@ -38,15 +39,25 @@ def _axes(width: float, height: float, columns: int = 1) -> "tuple[Figure, list[
     return figure, axes
 
 
-def _tiles(ax: "Axes", x: Tensor, scale: Scale, columns: int, labels: list[str] | None = None, gap: int = 1) -> None:
-    """Images `(n, C, H, W)`, levels or a model's values, row by row in a grid; labels stand over its columns."""
+def _tiles(
+    ax: "Axes", x: Tensor, scale: Scale, columns: int, labels: list[str] | None = None, gap: int = 1
+) -> None:
+    """Images `(n, C, H, W)`, levels or a model's values, row by row in a grid; labels stand over
+    its columns.
+    """
     levels = scale.levels or 2
-    shown = (x.double() - scale.low) / (scale.high - scale.low) if x.is_floating_point() else x.double() / (levels - 1)
+    shown = (
+        (x.double() - scale.low) / (scale.high - scale.low)
+        if x.is_floating_point()
+        else x.double() / (levels - 1)
+    )
     shown = shown.clamp(0, 1)
-    (c, h, w), rows = shown.shape[1:], -(-len(x) // columns)
+    (c, h, w) = shown.shape[1:]
+    rows = -(-len(x) // columns)
     canvas = np.ones((rows * (h + gap) - gap, columns * (w + gap) - gap, c))
     for i, image in enumerate(shown.numpy()):
-        row, column = i // columns * (h + gap), i % columns * (w + gap)
+        row = i // columns * (h + gap)
+        column = i % columns * (w + gap)
         canvas[row : row + h, column : column + w] = np.moveaxis(image, 0, 2)
     ax.imshow(canvas.repeat(3 // c, axis=2), interpolation="nearest")
     ax.set_yticks([])
@@ -55,14 +66,19 @@ def _tiles(ax: "Axes", x: Tensor, scale: Scale, columns: int, labels: list[str] 
 
 
 def scatter(panels: list[tuple[str, Tensor]]) -> "Figure":
-    """Points `(n, ...)` by their first two coordinates, or histograms of numbers, all in one frame."""
+    """Points `(n, ...)` by their first two coordinates, or histograms of numbers, all in one
+    frame.
+    """
     side = min(11 / len(panels), 3.5)
     figure, axes = _axes(side * len(panels), side + 0.2, len(panels))
     points = [x.reshape(len(x), -1)[:, :2].double().cpu().numpy() for _, x in panels]
     low, high = np.quantile(np.concatenate(points), (0.001, 0.999), axis=0)
-    centre, half = (low + high) / 2, np.maximum(0.55 * (high - low), 1e-6 * np.abs(high) + 1e-12)
-    half = np.where(half.max() < _ALIKE * half, half.max(), half)  # one unit for both where they are alike
-    low, high = centre - half, centre + half
+    centre = (low + high) / 2
+    half = np.maximum(0.55 * (high - low), 1e-6 * np.abs(high) + 1e-12)
+    # One unit for both where they are alike.
+    half = np.where(half.max() < _ALIKE * half, half.max(), half)
+    low = centre - half
+    high = centre + half
     for i, (ax, flat) in enumerate(zip(axes, points, strict=True)):
         if flat.shape[1] == 1:
             ax.hist(flat[:, 0], bins=60, range=(low[0], high[0]), color=_BLUE, density=True)
@@ -95,7 +111,8 @@ def forward(model: ScoreModel, source: Dataset, seed: int) -> "Figure":
     continuous = source.scale.levels is None
     x = source.test[: 500 if continuous else 4]
     x0 = source.scale.encode(x).float()
-    eps, panels = normal(seed, torch.arange(len(x)), tuple(x.shape[1:]), dtype=x0.dtype), []
+    eps = normal(seed, torch.arange(len(x)), tuple(x.shape[1:]), dtype=x0.dtype)
+    panels = []
     coordinates = Coordinates.of(model, model.sde)
     for l in np.linspace(*coordinates.span(model, 1e-3), 5 if continuous else 11)[::-1]:
         alpha, sigma = model.sde.kernel(float(coordinates.time(float(l))))
@@ -109,12 +126,15 @@ def forward(model: ScoreModel, source: Dataset, seed: int) -> "Figure":
 
 def denoising(model: ScoreModel, source: Dataset, seed: int) -> "Figure":
     """States of a solve at steps equally far apart, and for images what the model makes of each."""
-    device, continuous = model.place()[1], source.scale.levels is None
+    device = model.place()[1]
+    continuous = source.scale.levels is None
     solution = sample(model, 500 if continuous else 8, seed=seed, save="all", return_solution=True)
     assert solution.xs is not None
-    states, denoised = [], []
+    states = []
+    denoised = []
     for i in np.linspace(0, len(solution.ts) - 1, 5 if continuous else 9).round().astype(int):
-        t, x = float(solution.ts[i]), solution.xs[i].to(device)
+        t = float(solution.ts[i])
+        x = solution.xs[i].to(device)
         alpha, sigma = model.sde.kernel(t)
         states.append((alpha, sigma, x.cpu()))
         with torch.no_grad():
@@ -130,7 +150,9 @@ def denoising(model: ScoreModel, source: Dataset, seed: int) -> "Figure":
 def _named(panels: list[tuple[float, float, Tensor]], source: Dataset) -> list[tuple[str, Tensor]]:
     """States at unit signal plus noise, named by sigma / alpha."""
     prefix = f"{RATIO} = " if source.scale.levels is None else ""
-    return [(prefix + _ratio(sigma / alpha), x / math.hypot(alpha, sigma)) for alpha, sigma, x in panels]
+    return [
+        (prefix + _ratio(sigma / alpha), x / math.hypot(alpha, sigma)) for alpha, sigma, x in panels
+    ]
 
 
 def _ratio(value: float) -> str:
@@ -146,21 +168,29 @@ def neighbouring(x: Tensor, nearest: Tensor, scale: Scale) -> "Figure":
     """Each sample, and on its right its nearest training image."""
     between = torch.full((*x.shape[:3], 1), (scale.levels or 2) - 1, dtype=x.dtype)
     pairs = torch.cat([x, between, nearest.to(x.dtype)], dim=3)
-    figure, (ax,) = _axes(9, 9 * -(-len(x) // 8) * (x.shape[2] + 3) / (8 * (pairs.shape[3] + 3)) + 0.1)
+    figure, (ax,) = _axes(
+        9, 9 * -(-len(x) // 8) * (x.shape[2] + 3) / (8 * (pairs.shape[3] + 3)) + 0.1
+    )
     _tiles(ax, pairs, scale, 8, gap=3)
     return figure
 
 
 def loss_curve(run: Path) -> "Figure | None":
-    """The loss by update, as it was and smoothed over a twentieth of the run; None without a record."""
+    """The loss by update, as it was and smoothed over a twentieth of the run; None without a
+    record.
+    """
     path = run / METRICS
     if not path.is_file():
         return None
     try:
         lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-        step, loss = (np.array([line[key] for line in lines], dtype=float) for key in ("step", "loss"))
+        step, loss = (
+            np.array([line[key] for line in lines], dtype=float) for key in ("step", "loss")
+        )
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is damaged ({error!r}); remove it to have a report without a loss curve") from error
+        raise ValueError(
+            f"{path} is damaged ({error!r}); remove it to have a report without a loss curve"
+        ) from error
     width = max(1, len(loss) // 20)
     kernel = np.ones(width)
     smooth = np.convolve(loss, kernel, "same") / np.convolve(np.ones(len(loss)), kernel, "same")

@@ -20,8 +20,12 @@ from sdekit_diffusion._sampling.grids import GRIDS
 from sdekit_diffusion._sampling.methods import method_of
 from sdekit_diffusion.data import Dataset
 
-# What is predicted and what is told of the noise, as published; other networks do as well with the default.
-_PUBLISHED: dict[str, tuple[Prediction, Conditioning]] = {"NCSN": ("score", "time"), "NCSNv2": ("noise", "time")}
+# What is predicted and what is told of the noise, as published; other networks do as well with the
+# default.
+_PUBLISHED: dict[str, tuple[Prediction, Conditioning]] = {
+    "NCSN": ("score", "time"),
+    "NCSNv2": ("noise", "time"),
+}
 _SDE = "subvp"
 _CONVENTIONS = "sde predicts conditioning".split()
 _DEFAULT: tuple[Prediction, Conditioning] = ("velocity", "log_snr")
@@ -43,15 +47,17 @@ def with_names(described: Described) -> Described:
 class _Conventions:
     """The network, and what it is told and predicts. What is left out is as the network has it.
 
-    Attributes:
-        network: {networks}; a UNet for images and an MLP for other data unless given. A UNet has levels down to
-            16 pixels or an odd size, and an NCSN those of the diffusion, unless given. Or one of your own: the folder of a
-            network of diffusers with its scheduler, or package.module:factory, a function without arguments that is imported
-            and makes a module or a ScoreModel.
-        predicts: what the output means: noise, data, score, velocity or flow. Velocity unless given, but as published score for
-            NCSN and noise for NCSNv2.
-        conditioning: what it is told of the noise: log_snr, time, sigma, or two numbers a b for a t + b, such as 1000 -1 for
-            DDPM's steps from 0. Unless given log_snr, but time for NCSN and NCSNv2, which is told nothing.
+    Attributes: network: {networks}; a UNet for images and an MLP for other data unless given. A
+        UNet has levels down to
+            16 pixels or an odd size, and an NCSN those of the diffusion, unless given. Or one of
+            your own: the folder of a network of diffusers with its scheduler, or
+            package.module:factory, a function without arguments that is imported and makes a module
+            or a ScoreModel.
+        predicts: what the output means: noise, data, score, velocity or flow. Velocity unless
+            given, but as published score for NCSN and noise for NCSNv2.
+        conditioning: what it is told of the noise: log_snr, time, sigma, or two numbers a b for a t
+            + b, such as 1000 -1 for DDPM's steps from 0. Unless given log_snr, but time for NCSN
+            and NCSNv2, which is told nothing.
     """
 
     network: str | None = None
@@ -66,19 +72,24 @@ class _Conventions:
             sde: the diffusion; the network's own, or else sub-VP, unless given.
             begun: the checkpoint that a run of a network of the user's own goes on from.
 
-        Raises:
-            ValueError: for a name that is not one of these, an option that this network does not have, or images of a size
+        Raises: ValueError: for a name that is not one of these, an option that this network does
+            not have, or images of a size
                 that it does not take.
         """
-        name, shape = self.network or ("MLP" if source.scale.levels is None else "UNet"), tuple(source.test.shape[1:])
+        name = self.network or ("MLP" if source.scale.levels is None else "UNet")
+        shape = tuple(source.test.shape[1:])
         own = name not in nets.registry
         if own and begun is not None:
             return self._going_on(name, begun, sde, source)
         made = self._named(name, sde, source) if own else None
         if isinstance(made, ScoreModel):
-            net, chosen, predicts, conditioning = made.net, made.sde, made.predicts, made.conditioning
+            net = made.net
+            chosen = made.sde
+            predicts = made.predicts
+            conditioning = made.conditioning
         else:
-            chosen, (predicts, conditioning) = diffusion(sde or _SDE), _PUBLISHED.get(name, _DEFAULT)
+            chosen = diffusion(sde or _SDE)
+            (predicts, conditioning) = _PUBLISHED.get(name, _DEFAULT)
             net = self._built(name, shape, chosen) if made is None else made
         return ScoreModel(
             net,
@@ -96,14 +107,20 @@ class _Conventions:
         own = [*self._architecture(), *(_CONVENTIONS if isinstance(made, ScoreModel) else ())]
         self._require_none(name, own, {**asdict(self), "sde": sde})
         if isinstance(made, ScoreModel):
-            shape, scale = tuple(source.test.shape[1:]), source.scale
+            shape = tuple(source.test.shape[1:])
+            scale = source.scale
             if made.shape not in (None, shape):
                 raise ValueError(
-                    f"{name} is for samples of shape {made.shape}, and {source.name} has {shape}; choose other data"
+                    f"{name} is for samples of shape {made.shape}, and {source.name} has {shape}; "
+                    "choose other data"
                 )
-            if None not in (made.data_range, scale.levels) and made.data_range != (scale.low, scale.high):
+            if None not in (made.data_range, scale.levels) and made.data_range != (
+                scale.low,
+                scale.high,
+            ):
                 raise ValueError(
-                    f"{name} is for images in {made.data_range}, and those of {source.name} are trained in "
+                    f"{name} is for images in {made.data_range}, and those of {source.name} are "
+                    "trained in "
                     f"{(scale.low, scale.high)}; train it from Python, with transform="
                 )
         return made
@@ -113,7 +130,9 @@ class _Conventions:
         """Refuses options of what a network of the user's own has already."""
         for option in own:
             if options[option] is not None:
-                raise ValueError(f"--{option} is no option of {name}, which has its own; leave it out")
+                raise ValueError(
+                    f"--{option} is no option of {name}, which has its own; leave it out"
+                )
 
     def _going_on(self, name: str, begun: Path, sde: str | None, source: Dataset) -> ScoreModel:
         """The model of a run, from Python too, around a network of the user's own."""
@@ -126,15 +145,22 @@ class _Conventions:
         for option, value in asked.items():
             if value is not None and value != getattr(model, option):
                 known = getattr(model, option)
-                raise ValueError(f"the run of {begun} was begun with {option} = {known}, not {value}; give the same")
+                raise ValueError(
+                    f"the run of {begun} was begun with {option} = {known}, not "
+                    f"{value}; give the same"
+                )
         return model
 
     def _built(self, name: str, shape: tuple[int, ...], sde: AbstractDiffusion) -> nn.Module:
         known = inspect.signature(nets.registry[name]).parameters
-        given = {option: value for option, value in self._architecture().items() if value is not None}
+        given = {
+            option: value for option, value in self._architecture().items() if value is not None
+        }
         for option in given:
             if option not in known:
-                raise ValueError(f"--{option} is no option of {name}; leave it out, or choose another --network")
+                raise ValueError(
+                    f"--{option} is no option of {name}; leave it out, or choose another --network"
+                )
         given |= {"shape": shape} if "shape" in known else {"channels": shape[0]}
         if name == "UNet" and len(shape) == 3 and not {"multipliers", "attention"} & set(given):
             given |= _levels(shape)
@@ -158,16 +184,20 @@ else:
 
 
 def _levels(shape: tuple[int, ...]) -> dict[str, list[Any]]:
-    """Levels of a U-Net for images `(C, H, W)`: down to 16 pixels or an odd size, those below the first with attention from
-    64 pixels on.
+    """Levels of a U-Net for images `(C, H, W)`: down to 16 pixels or an odd size, those below the
+    first with attention from 64 pixels on.
     """
     height, width = shape[1:]
     areas = [height * width]
     while areas[-1] > 16 and height % 2 == width % 2 == 0:
-        height, width = height // 2, width // 2
+        height = height // 2
+        width = width // 2
         areas.append(height * width)
     below = areas[1:]
-    return {"multipliers": [1, *[2 for _ in below]], "attention": [False, *[area <= 64 for area in below]]}
+    return {
+        "multipliers": [1, *[2 for _ in below]],
+        "attention": [False, *[area <= 64 for area in below]],
+    }
 
 
 @with_names
@@ -175,19 +205,15 @@ def _levels(shape: tuple[int, ...]) -> dict[str, list[Any]]:
 class Sampler:
     """How to sample, the same for all commands that do. What is left out is as the method has it.
 
-    Attributes:
-        method: default, euler_maruyama, pc, ode or another method of the library; a name that is none lists them.
-        steps: how many steps.
-        grid: where they are: {grids}.
-        noise: white, other noise for every number of steps; or path, one Brownian path a sample, which more steps refine.
-        eta: the noise level: 0 the probability flow, 1 the reverse SDE; above 0 the default method is "sde".
-        sde: the diffusion to sample under: {diffusions}; the model's own unless given.
-        end: sigma / alpha where the solve stops.
-        denoise: replace each sample by the mean of the data given it, one evaluation more.
-        dtype: of the solve; the model's unless given.
-        seed: of all noise.
-        first: the index of the first sample; sample i depends on the seed and on i alone.
-        batch_size: how many are solved together.
+    Attributes: method: default, euler_maruyama, pc, ode or another method of the library; a name
+        that is none lists them. steps: how many steps. grid: where they are: {grids}. noise: white,
+        other noise for every number of steps; or path, one Brownian path a sample, which more steps
+        refine. eta: the noise level: 0 the probability flow, 1 the reverse SDE; above 0 the default
+        method is "sde". sde: the diffusion to sample under: {diffusions}; the model's own unless
+        given. end: sigma / alpha where the solve stops. denoise: replace each sample by the mean of
+        the data given it, one evaluation more. dtype: of the solve; the model's unless given. seed:
+        of all noise. first: the index of the first sample; sample i depends on the seed and on i
+        alone. batch_size: how many are solved together.
     """
 
     method: str = "default"
@@ -211,10 +237,24 @@ class Sampler:
         """
         chosen = self.method
         if self.eta is not None:
-            chosen = method_of("sde" if self.eta and self.method == "default" else self.method, self.steps, self.grid)
+            chosen = method_of(
+                "sde" if self.eta and self.method == "default" else self.method,
+                self.steps,
+                self.grid,
+            )
             flow = self.eta > 0 and getattr(chosen, "integrand", "data") != "data"
             if flow or "eta" not in [field.name for field in fields(chosen)]:
-                raise ValueError(f"the method {self.method!r} has no noise level; leave out --eta, or choose default or sde")
+                raise ValueError(
+                    f"the method {self.method!r} has no noise level; leave out --eta, "
+                    "or choose default or sde"
+                )
             chosen = replace(chosen, eta=self.eta)
-        same = {name: getattr(self, name) for name in ("steps", "grid", "noise", "sde", "end", "denoise", "seed")}
-        return {**same, "method": chosen, "dtype": None if self.dtype is None else getattr(torch, self.dtype)}
+        same = {
+            name: getattr(self, name)
+            for name in ("steps", "grid", "noise", "sde", "end", "denoise", "seed")
+        }
+        return {
+            **same,
+            "method": chosen,
+            "dtype": None if self.dtype is None else getattr(torch, self.dtype),
+        }

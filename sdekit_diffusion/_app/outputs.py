@@ -1,4 +1,6 @@
-"""Samples as files: arrays, a picture, a folder of images; part by part, so that memory holds one."""
+"""Samples as files: arrays, a picture, a folder of images; part by part, so that memory holds
+one.
+"""
 
 import zipfile
 from collections.abc import Callable, Iterable, Iterator
@@ -25,29 +27,40 @@ def shards_of(out: Path) -> Path:
         ValueError: for a name that is none of an output.
     """
     if not out.name or out.suffix not in (*_WRITERS, SHARDS, ""):
-        raise ValueError(f"{out} ends in none of .npz, .npy, .png and {SHARDS}, nor is it a folder; choose a name that does")
+        raise ValueError(
+            f"{out} ends in none of .npz, .npy, .png and {SHARDS}, nor is it a "
+            "folder; choose a name that does"
+        )
     return out if out.suffix == SHARDS else out.with_name(out.name + SHARDS)
 
 
 def require(out: Path, shards: Shards, scale: Scale) -> None:
     """Refuses what could not be written in the end, before the work.
 
-    Raises:
-        ValueError: for a folder in the place of a file or a file in that of a folder, pictures of none, images of data that
+    Raises: ValueError: for a folder in the place of a file or a file in that of a folder, pictures
+        of none, images of data that
             are none, or images that are there already.
     """
     if out.exists() and out.is_dir() == bool(out.suffix in _WRITERS):
-        raise ValueError(f"{out} is {'a folder' if out.is_dir() else 'a file'}, which this output is not; choose another name")
+        raise ValueError(
+            f"{out} is {'a folder' if out.is_dir() else 'a file'}, which this output "
+            "is not; choose another name"
+        )
     if out.suffix == ".png" and not shards.n:
         raise ValueError("there are no samples to draw; ask for one or more")
     if out.suffix:
         return
     if scale.levels is None or scale.levels > 256:
         kind = "points" if scale.levels is None else f"{scale.levels} levels"
-        raise ValueError(f"a folder holds png images of up to 256 levels, and these samples have {kind}; end {out} in .npz")
+        raise ValueError(
+            "a folder holds png images of up to 256 levels, and these samples have "
+            f"{kind}; end {out} in .npz"
+        )
     there = [name for name in (_name(shards, i) for i in range(shards.n)) if (out / name).exists()]
     if there and not shards.folder.exists():
-        raise ValueError(f"{out} holds {there[0]} already; choose another folder, or remove its images")
+        raise ValueError(
+            f"{out} holds {there[0]} already; choose another folder, or remove its images"
+        )
 
 
 def assemble(out: Path, shards: Shards, scale: Scale) -> tuple[int, ...]:
@@ -73,24 +86,35 @@ def table(csv: Path, result: HeldOut) -> None:
     """The likelihood of each sample, a line each."""
     columns = np.stack([np.arange(len(result.value)), result.value, result.stderr], axis=1)
     with replacing(csv) as beside:
-        np.savetxt(beside, columns, "%.17g", ",", header=f"sample,{result.unit},stderr", comments="")
+        np.savetxt(
+            beside, columns, "%.17g", ",", header=f"sample,{result.unit},stderr", comments=""
+        )
 
 
 def _npy(file: BinaryIO, parts: Iterator[Array], n: int, _: Scale) -> None:
     first = next(parts)
-    described = {"descr": np.lib.format.dtype_to_descr(first.dtype), "fortran_order": False, "shape": (n, *first.shape[1:])}
+    described = {
+        "descr": np.lib.format.dtype_to_descr(first.dtype),
+        "fortran_order": False,
+        "shape": (n, *first.shape[1:]),
+    }
     np.lib.format.write_array_header_1_0(file, described)
     for part in chain([first], parts):
         file.write(part.tobytes())
 
 
 def _npz(file: BinaryIO, parts: Iterator[Array], n: int, scale: Scale) -> None:
-    with zipfile.ZipFile(file, "w") as archive, archive.open("samples.npy", "w", force_zip64=True) as member:
+    with (
+        zipfile.ZipFile(file, "w") as archive,
+        archive.open("samples.npy", "w", force_zip64=True) as member,
+    ):
         _npy(member, parts, n, scale)  # pyright: ignore[reportArgumentType] - it writes bytes
 
 
 def _png(file: BinaryIO, parts: Iterator[Array], n: int, scale: Scale) -> None:
-    figures.picture(torch.from_numpy(np.concatenate(list(parts))), scale).savefig(file, format="png")
+    figures.picture(torch.from_numpy(np.concatenate(list(parts))), scale).savefig(
+        file, format="png"
+    )
 
 
 def _images(folder: Path, parts: Iterable[Array], shards: Shards, scale: Scale) -> None:
@@ -98,14 +122,18 @@ def _images(folder: Path, parts: Iterable[Array], shards: Shards, scale: Scale) 
     try:
         from PIL import Image
     except ImportError as error:
-        raise ImportError("folders of images need pillow: pip install 'sdekit[app]'; the samples are kept") from error
+        raise ImportError(
+            "folders of images need pillow: pip install 'sdekit[app]'; the samples are kept"
+        ) from error
     assert scale.levels is not None
     shades = np.rint(np.arange(scale.levels) * (255 / (scale.levels - 1))).astype(np.uint8)
     folder.mkdir(exist_ok=True)
     for i, image in enumerate(image for part in parts for image in part):
         pixels = np.moveaxis(shades[image], 0, 2)
         with (folder / _name(shards, i)).open("wb") as file:
-            Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels).save(file, format="PNG")
+            Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels).save(
+                file, format="PNG"
+            )
     settle()
 
 
@@ -113,4 +141,8 @@ def _name(shards: Shards, i: int) -> str:
     return f"{shards.first + i:06d}.png"
 
 
-_WRITERS: dict[str, Callable[[BinaryIO, Iterator[Array], int, Scale], None]] = {".npz": _npz, ".npy": _npy, ".png": _png}
+_WRITERS: dict[str, Callable[[BinaryIO, Iterator[Array], int, Scale], None]] = {
+    ".npz": _npz,
+    ".npy": _npy,
+    ".png": _png,
+}

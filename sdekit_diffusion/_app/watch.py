@@ -10,17 +10,18 @@ from sdekit_diffusion._app.figures import picture
 from sdekit_diffusion._training.fit import Measure
 from sdekit_diffusion.data import Dataset
 
-_SHOWN, _VALIDATED = 36, 2000
+_SHOWN = 36
+_VALIDATED = 2000
 
 
 @dataclass(frozen=True)
 class Watch:
     """What is measured of the averaged weights, every so many updates; 0 for never.
 
-    Attributes:
-        validate_every: the loss on up to 2000 held-out samples, to metrics.jsonl; its best checkpoint is kept.
-        bits_every: the likelihood of a hundred held-out samples, bits per dimension or nats, to metrics.jsonl.
-        sample_every: a picture of samples, to the folder progress.
+    Attributes: validate_every: the loss on up to 2000 held-out samples, to metrics.jsonl; its best
+        checkpoint is kept. bits_every: the likelihood of a hundred held-out samples, bits per
+        dimension or nats, to metrics.jsonl. sample_every: a picture of samples, to the folder
+        progress.
 
     Raises:
         ValueError: for numbers below 0.
@@ -32,14 +33,21 @@ class Watch:
 
     def __post_init__(self) -> None:
         if min(self.validate_every, self.bits_every, self.sample_every) < 0:
-            raise ValueError(f"validate_every, bits_every and sample_every are updates, or 0 for never: {self}")
+            raise ValueError(
+                f"validate_every, bits_every and sample_every are updates, or 0 for never: {self}"
+            )
 
     def measures(self, source: Dataset, recipe: Recipe, run: Path) -> Sequence[tuple[int, Measure]]:
         """The measures of `fit`."""
 
         def bits(model: ScoreModel, step: int) -> Mapping[str, float]:
-            found = summed(measured(model, source.test[:100], probes=2, tolerance=3e-4), model.scale).numbers()
-            return {found["unit"]: found["mean"], f"{found['unit']}, standard error": found["stderr"]}
+            found = summed(
+                measured(model, source.test[:100], probes=2, tolerance=3e-4), model.scale
+            ).numbers()
+            return {
+                found["unit"]: found["mean"],
+                f"{found['unit']}, standard error": found["stderr"],
+            }
 
         def pictures(model: ScoreModel, step: int) -> Mapping[str, float]:
             x = model.scale.decode(sample(model, _SHOWN, seed=0, steps=20).cpu())
@@ -49,5 +57,9 @@ class Watch:
             return {}
 
         validate = validation_loss(source.test[:_VALIDATED], recipe, transform=source.scale.encode)
-        due = [(self.validate_every, validate), (self.bits_every, bits), (self.sample_every, pictures)]
+        due = [
+            (self.validate_every, validate),
+            (self.bits_every, bits),
+            (self.sample_every, pictures),
+        ]
         return [(every, measure) for every, measure in due if every]

@@ -49,9 +49,12 @@ class CosineVPSDE(AbstractDiffusion):
         return sqrt(sin(self.k * t) * sin(self.k * (2 - t))) / math.sin(self.k)
 
     def time(self, l: Time) -> Time:
-        # cos and sin of k s; then those of k (t + s), with which tan(k t) is a quotient of positive terms.
-        c, s = math.sin(self.k), math.sin(self.k * self.s)
-        cos, noise = c * sqrt(sigmoid(2 * l)), c * c * sigmoid(-2 * l)
+        # cos and sin of k s; then those of k (t + s), with which tan(k t) is a quotient of positive
+        # terms.
+        c = math.sin(self.k)
+        s = math.sin(self.k * self.s)
+        cos = c * sqrt(sigmoid(2 * l))
+        noise = c * c * sigmoid(-2 * l)
         sine = sqrt(s * s + noise)
         return atan(noise / ((c * sine + s * cos) * (c * cos + s * sine))) / self.k
 

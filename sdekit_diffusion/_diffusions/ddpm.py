@@ -11,10 +11,17 @@ from torch import Tensor
 
 from sdekit.elementary import Time, exp, expm1, softplus, sqrt
 from sdekit_diffusion._diffusions.diffusion import AbstractDiffusion
-from sdekit_diffusion._diffusions.piecewise import PiecewiseLinear, numbers, require_increasing, shown
+from sdekit_diffusion._diffusions.piecewise import (
+    PiecewiseLinear,
+    numbers,
+    require_increasing,
+    shown,
+)
 
 
-def linear_betas(n: int = 1000, beta_min: float = 1e-4, beta_max: float = 0.02) -> tuple[float, ...]:
+def linear_betas(
+    n: int = 1000, beta_min: float = 1e-4, beta_max: float = 0.02
+) -> tuple[float, ...]:
     """The linear schedule of DDPM: n numbers at equal distances from beta_min to beta_max.
 
     Example:
@@ -80,8 +87,13 @@ class DDPM(AbstractDiffusion):
     def __post_init__(self) -> None:
         object.__setattr__(self, "betas", numbers(self.betas))
         if len(self.betas) < 2 or not all(0 < beta < 1 for beta in self.betas):
-            raise ValueError(f"DDPM needs two betas or more, each between 0 and 1, not {shown(self.betas)}")
-        require_increasing(self.integral, f"DDPM({shown(self.betas)}) has betas so small that alpha does not change")
+            raise ValueError(
+                f"DDPM needs two betas or more, each between 0 and 1, not {shown(self.betas)}"
+            )
+        require_increasing(
+            self.integral,
+            f"DDPM({shown(self.betas)}) has betas so small that alpha does not change",
+        )
 
     def __repr__(self) -> str:
         return f"DDPM({shown(self.betas)})"
@@ -90,7 +102,9 @@ class DDPM(AbstractDiffusion):
     def integral(self) -> PiecewiseLinear:
         """-2 log(alpha) as a function of t, from 0 at t = 0."""
         ends = [i / len(self.betas) for i in range(len(self.betas) + 1)]
-        return PiecewiseLinear(tuple(ends), tuple(accumulate((-math.log1p(-beta) for beta in self.betas), initial=0.0)))
+        return PiecewiseLinear(
+            tuple(ends), tuple(accumulate((-math.log1p(-beta) for beta in self.betas), initial=0.0))
+        )
 
     @property
     def levels(self) -> Tensor:

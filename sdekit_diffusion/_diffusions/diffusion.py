@@ -14,12 +14,16 @@ from sdekit import AbstractSDE, fresh_seed, normal
 from sdekit.elementary import Time, broadcast, clip, expm1, log, reciprocal, scaled, sqrt
 from sdekit_diffusion._inputs import usable
 
-_START = 1000.0  # sigma / alpha of the data's standard deviation at the start of a solve, where T is out of reach
+# Sigma / alpha of the data's standard deviation at the start of a solve, where T is out of reach.
+_START = 1000.0
 
 
-_REACH = 1e5  # the largest such ratio at T that is not: published schedules end at up to 4e4; clocks of solves lose digits
+# The largest such ratio at T that is not: published schedules end at up to 4e4; clocks of solves
+# lose digits.
+_REACH = 1e5
 
-LARGEST = 20.0  # |log(alpha / sigma)| that stands for infinity where a diffusion or a network has none
+# |log(alpha / sigma)| that stands for infinity where a diffusion or a network has none.
+LARGEST = 20.0
 
 
 @dataclass(frozen=True)
@@ -97,7 +101,9 @@ class AbstractDiffusion(AbstractSDE):
 
     def tabulated(self, ts: Sequence[float]) -> Self:
         t = self.checked(torch.tensor(ts, dtype=torch.float64))
-        columns = (torch.as_tensor(column).expand(len(ts)).tolist() for column in (self.f(t), self.g(t)))
+        columns = (
+            torch.as_tensor(column).expand(len(ts)).tolist() for column in (self.f(t), self.g(t))
+        )
         same = copy.copy(self)
         object.__setattr__(same, "_table", dict(zip(ts, zip(*columns, strict=True), strict=True)))
         return same
@@ -152,7 +158,10 @@ class AbstractDiffusion(AbstractSDE):
         Raises:
             ValueError: for a diffusion that has none.
         """
-        raise ValueError(f"{self} has no discrete noise levels; give times, or take DDPM(betas) or NCSN(sigmas), which have")
+        raise ValueError(
+            f"{self} has no discrete noise levels; give times, or take DDPM(betas) or "
+            "NCSN(sigmas), which have"
+        )
 
     def latest(self, data_std: float = 1.0) -> float:
         """The last time of training and the first of solves, where the prior stands for p_t.
@@ -187,16 +196,19 @@ class AbstractDiffusion(AbstractSDE):
         Raises:
             ValueError: when s > t, or either is outside [0, T].
         """
-        s, t = self.checked(s), self.checked(t)
+        s = self.checked(s)
+        t = self.checked(t)
         if bool(torch.as_tensor(s > t).any()):
             raise ValueError(f"transition(s, t) goes forwards: s <= t; here s = {s} and t = {t}")
         if not isinstance(s, Tensor) and not isinstance(t, Tensor) and s == t:
             return 1.0, 0.0
         # Where s = t both are infinite at the ends, and alpha may be 0.
-        factor, apart = self.alpha(t) * reciprocal(self.alpha(s)), self.log_snr(t) - self.log_snr(s)
+        factor = self.alpha(t) * reciprocal(self.alpha(s))
+        apart = self.log_snr(t) - self.log_snr(s)
         if isinstance(apart, Tensor):
             same = torch.as_tensor(s == t)
-            factor, apart = torch.where(same, 1.0, torch.as_tensor(factor)), torch.where(same, 0.0, apart)
+            factor = torch.where(same, 1.0, torch.as_tensor(factor))
+            apart = torch.where(same, 0.0, apart)
         return factor, self.sigma(t) * sqrt(-expm1(2 * apart))
 
     def posterior(self, s: Time, t: Time) -> tuple[Time, Time, Time]:
@@ -212,7 +224,8 @@ class AbstractDiffusion(AbstractSDE):
             Ho et al. 2020, arXiv 2006.11239, equations 6 and 7.
         """
         factor, std = self.transition(s, t)
-        kept, new = self.sigma(s) / self.sigma(t), std / self.sigma(t)
+        kept = self.sigma(s) / self.sigma(t)
+        new = std / self.sigma(t)
         return factor * kept * kept, self.alpha(s) * new * new, kept * std
 
     def prior(
@@ -235,7 +248,9 @@ class AbstractDiffusion(AbstractSDE):
         place = None if device is None else usable(device)
         index = torch.arange(first, first + shape[0], device=place)
         seed = fresh_seed() if seed is None else seed
-        return normal(seed, index, tuple(shape[1:]), dtype=dtype) * float(self.sigma(self.checked(self.T if t is None else t)))
+        return normal(seed, index, tuple(shape[1:]), dtype=dtype) * float(
+            self.sigma(self.checked(self.T if t is None else t))
+        )
 
     def log_prior(self, x: Tensor, t: float | None = None) -> Tensor:
         """log N(x; 0, sigma(t)^2 I) in nats, float64: `(batch, *event)` to `(batch,)`; t is T
@@ -243,7 +258,8 @@ class AbstractDiffusion(AbstractSDE):
         """
         sigma = float(self.sigma(self.checked(self.T if t is None else t)))
         flat = x.reshape(len(x), math.prod(x.shape[1:])).to(torch.float64)
-        pieces = (flat / sigma).square().split(1 << 14, dim=1)  # each summed on one thread, in one order
+        # Each summed on one thread, in one order.
+        pieces = (flat / sigma).square().split(1 << 14, dim=1)
         squares = torch.stack([piece.sum(dim=1) for piece in pieces]).cumsum(dim=0)[-1]
         return -0.5 * squares - flat.shape[1] * (math.log(sigma) + 0.5 * math.log(2 * math.pi))
 
@@ -277,13 +293,18 @@ class AbstractDiffusion(AbstractSDE):
         """t itself; a float is refused outside [0, T]."""
         if not isinstance(t, Tensor) and not -1e-6 <= t / self.T <= 1 + 1e-6:
             kind = type(self).__name__
-            raise ValueError(f"t = {t} is outside the range of {kind}, which runs from 0 (data) to {self.T:g} (noise)")
+            raise ValueError(
+                f"t = {t} is outside the range of {kind}, which runs from 0 (data) to "
+                f"{self.T:g} (noise)"
+            )
         return t
 
 
 @dataclass(frozen=True)
 class AbstractExploding(AbstractDiffusion, ABC):
-    """alpha = 1, hence f = 0 and g^2 = d sigma^2/dt: the data stay as they are and the noise grows."""
+    """alpha = 1, hence f = 0 and g^2 = d sigma^2/dt: the data stay as they are and the noise
+    grows.
+    """
 
     def alpha(self, t: Time) -> Time:
         return t * 0 + 1.0

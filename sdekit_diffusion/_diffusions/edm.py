@@ -43,7 +43,8 @@ class EDMSDE(AbstractExploding):
         return self.sigma_max
 
     def spaced(self, t0: float, t1: float, u: Tensor) -> Tensor:
-        start, stop = t0 ** (1 / 7), t1 ** (1 / 7)
+        start = t0 ** (1 / 7)
+        stop = t1 ** (1 / 7)
         return (start + (stop - start) * u) ** 7
 
     def sigma(self, t: Time) -> Time:

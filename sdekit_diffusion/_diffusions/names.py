@@ -22,13 +22,24 @@ DIFFUSIONS: dict[str, type[AbstractDiffusion]] = {
     "ddpm": DDPM,
     "ncsn": NCSN,
 }
-__all__ = ["DDPM", "DIFFUSIONS", "EDMSDE", "NCSN", "VESDE", "VPSDE", "CosineVPSDE", "RectifiedFlow", "SubVPSDE"]
+__all__ = [
+    "DDPM",
+    "DIFFUSIONS",
+    "EDMSDE",
+    "NCSN",
+    "VESDE",
+    "VPSDE",
+    "CosineVPSDE",
+    "RectifiedFlow",
+    "SubVPSDE",
+]
 
 # Names of classes and papers.
 _MEANT = {
-    "vpsde": "vp", "vp_sde": "vp", "vesde": "ve", "ve_sde": "ve", "subvpsde": "subvp", "sub_vp": "subvp", "sub_vpsde": "subvp",
-    "sub_vp_sde": "subvp", "cosinevpsde": "cosine", "edmsde": "edm", "karras": "edm", "rectifiedflow": "flow",
-    "rectified_flow": "flow", "flow_matching": "flow", "rf": "flow", "smld": "ncsn", "linear": "vp",
+    "vpsde": "vp", "vp_sde": "vp", "vesde": "ve", "ve_sde": "ve", "subvpsde": "subvp",
+    "sub_vp": "subvp", "sub_vpsde": "subvp", "sub_vp_sde": "subvp", "cosinevpsde": "cosine",
+    "edmsde": "edm", "karras": "edm", "rectifiedflow": "flow", "rectified_flow": "flow",
+    "flow_matching": "flow", "rf": "flow", "smld": "ncsn", "linear": "vp",
 }  # fmt: skip
 
 
@@ -42,7 +53,8 @@ def diffusion(sde: AbstractDiffusion | str) -> AbstractDiffusion:
         return sde
     if sde not in DIFFUSIONS:
         raise ValueError(
-            f"unknown sde {sde!r}; choose one of {', '.join(DIFFUSIONS)}, or pass a diffusion such as VPSDE()"
+            f"unknown sde {sde!r}; choose one of {', '.join(DIFFUSIONS)}, or pass a diffusion such "
+            "as VPSDE()"
             f"{did_you_mean(sde, DIFFUSIONS, _MEANT)}"
         )
     return DIFFUSIONS[sde]()

@@ -12,7 +12,12 @@ from torch import Tensor
 from sdekit import geometric
 from sdekit.elementary import Time, clip, exp, sqrt
 from sdekit_diffusion._diffusions.diffusion import LARGEST, AbstractExploding
-from sdekit_diffusion._diffusions.piecewise import PiecewiseLinear, numbers, require_increasing, shown
+from sdekit_diffusion._diffusions.piecewise import (
+    PiecewiseLinear,
+    numbers,
+    require_increasing,
+    shown,
+)
 
 
 @dataclass(frozen=True)
@@ -48,8 +53,14 @@ class NCSN(AbstractExploding):
         object.__setattr__(self, "sigmas", tuple(sorted(given)))
         increasing = len(given) > 1 and all(0 < a < b < math.inf for a, b in pairwise(self.sigmas))
         if not increasing or given not in (self.sigmas, tuple(reversed(self.sigmas))):
-            raise ValueError(f"NCSN needs two different positive noise levels or more, in order, not {shown(given)}")
-        require_increasing(self.log_sigma, f"NCSN({shown(given)}) has sigmas so near that their logarithms are equal")
+            raise ValueError(
+                "NCSN needs two different positive noise levels or more, in order, "
+                f"not {shown(given)}"
+            )
+        require_increasing(
+            self.log_sigma,
+            f"NCSN({shown(given)}) has sigmas so near that their logarithms are equal",
+        )
 
     def __repr__(self) -> str:
         return f"NCSN({shown(self.sigmas)})"
@@ -58,7 +69,10 @@ class NCSN(AbstractExploding):
     def log_sigma(self) -> PiecewiseLinear:
         """log(sigma) as a function of t."""
         last = len(self.sigmas) - 1
-        return PiecewiseLinear(tuple(i / last for i in range(last + 1)), tuple(math.log(sigma) for sigma in self.sigmas))
+        return PiecewiseLinear(
+            tuple(i / last for i in range(last + 1)),
+            tuple(math.log(sigma) for sigma in self.sigmas),
+        )
 
     @property
     def levels(self) -> Tensor:

@@ -39,7 +39,9 @@ class VESDE(AbstractExploding):
 
     def __post_init__(self) -> None:
         if not (0 < self.sigma_min < self.sigma_max < math.inf and self.growth > 0):
-            raise ValueError(f"VESDE needs 0 < sigma_min < sigma_max, not {self.sigma_min} and {self.sigma_max}")
+            raise ValueError(
+                f"VESDE needs 0 < sigma_min < sigma_max, not {self.sigma_min} and {self.sigma_max}"
+            )
 
     @property
     def growth(self) -> float:
@@ -56,7 +58,11 @@ class VESDE(AbstractExploding):
     def time(self, l: Time) -> Time:
         # An infinite l, of a diffusion with less or more noise, is a time far outside [0, T].
         log_ratio = clip(-l - math.log(self.sigma_min), -LARGEST, self.growth + LARGEST)
-        return log_ratio / self.growth if not self.exact else softplus(2 * log_ratio) / (2 * self.growth)
+        return (
+            log_ratio / self.growth
+            if not self.exact
+            else softplus(2 * log_ratio) / (2 * self.growth)
+        )
 
     def g(self, t: Time) -> Time:
         return self._level(t) * math.sqrt(2 * self.growth)

@@ -62,7 +62,11 @@ class VariationalBound:
         prior's.
         """
         n = len(self.draws)
-        sampled = self.draws.std(dim=0) / math.sqrt(n) if n > 1 else torch.full_like(self.draws[0], math.nan)
+        sampled = (
+            self.draws.std(dim=0) / math.sqrt(n)
+            if n > 1
+            else torch.full_like(self.draws[0], math.nan)
+        )
         return torch.cat([sampled, torch.zeros_like(self.prior)[None]])
 
     @property
@@ -87,13 +91,21 @@ class VariationalBound:
         """The standard error of the mean as an estimate for the population, from the spread of the
         points.
         """
-        return float(self.value.std() / math.sqrt(len(self.prior))) if len(self.prior) > 1 else math.nan
+        return (
+            float(self.value.std() / math.sqrt(len(self.prior)))
+            if len(self.prior) > 1
+            else math.nan
+        )
 
     @property
     def term_means(self) -> tuple[Tensor, Tensor]:
         """The means of L_0 ... L_N over the points, and their standard errors, `(N + 1,)` each."""
         n = len(self.prior)
-        spread = self.terms.std(dim=1) if n > 1 else torch.full((len(self.times) + 1,), math.nan, dtype=torch.float64)
+        spread = (
+            self.terms.std(dim=1)
+            if n > 1
+            else torch.full((len(self.times) + 1,), math.nan, dtype=torch.float64)
+        )
         return self.terms.mean(dim=1), spread / math.sqrt(n)
 
 
@@ -164,26 +176,45 @@ def variational_bound(
     """
     require_tensor("x", x)
     model, sde = as_model(model, sde)
-    chain, decoder = _Chain(sde, _times_of(sde, times), variance, decoder_std), decoder_of(x, low, high, levels)
+    chain = _Chain(sde, _times_of(sde, times), variance, decoder_std)
+    decoder = decoder_of(x, low, high, levels)
     _require(model, x, draws, batch_size)
-    dtype = torch.promote_types(x.dtype if x.is_floating_point() else model.place()[0], torch.float32)
+    dtype = torch.promote_types(
+        x.dtype if x.is_floating_point() else model.place()[0], torch.float32
+    )
     seed = fresh_seed() if seed is None else seed
     size = batch_size or max(len(x), 1)
     parts = []
-    bar = tqdm(total=len(chain.times) * draws * -(-len(x) // size), unit="step", desc="bound", disable=not progress)
+    bar = tqdm(
+        total=len(chain.times) * draws * -(-len(x) // size),
+        unit="step",
+        desc="bound",
+        disable=not progress,
+    )
     with torch.no_grad(), evaluating(model, len(x)), bar:
         for _, rows, some in batches(model, len(x), size, x.device):
             x0 = decoder.values(x[rows])
             found = x0.new_empty(draws, len(chain.times), len(x0))
             for k, (step, t) in itertools.product(range(draws), enumerate(chain.times)):
-                eps = normal(seed, first + k * _DRAW + rows, tuple(x.shape[1:]), counter=BOUND + step, dtype=dtype)
+                eps = normal(
+                    seed,
+                    first + k * _DRAW + rows,
+                    tuple(x.shape[1:]),
+                    counter=BOUND + step,
+                    dtype=dtype,
+                )
                 x_t = sde.alpha(t) * x0.to(dtype) + sde.sigma(t) * eps
-                found[k, step] = chain.term(step, x0, some.predict_data(*sde.normalised(t, x_t)).double(), decoder)
+                found[k, step] = chain.term(
+                    step, x0, some.predict_data(*sde.normalised(t, x_t)).double(), decoder
+                )
                 bar.update()
             parts.append((found, chain.prior(x0)))
     unit = (x[0].numel() if len(x) else 1) * math.log(2)
-    terms, prior = torch.cat([part[0] for part in parts], dim=2), torch.cat([part[1] for part in parts])
-    return VariationalBound(terms / unit, prior / unit, torch.tensor(chain.times, dtype=torch.float64))
+    terms = torch.cat([part[0] for part in parts], dim=2)
+    prior = torch.cat([part[1] for part in parts])
+    return VariationalBound(
+        terms / unit, prior / unit, torch.tensor(chain.times, dtype=torch.float64)
+    )
 
 
 def _require(model: AbstractModel, x: Tensor, draws: int, batch_size: int | None) -> None:
@@ -191,7 +222,10 @@ def _require(model: AbstractModel, x: Tensor, draws: int, batch_size: int | None
     if draws < 1 or (batch_size is not None and batch_size < 1):
         raise ValueError(f"draws and batch_size count from 1 on; not {draws} and {batch_size}")
     if model.shape is not None and tuple(x.shape[1:]) != tuple(model.shape):
-        raise ValueError(f"x has shape {tuple(x.shape)}; this model needs (batch, {', '.join(map(str, model.shape))})")
+        raise ValueError(
+            f"x has shape {tuple(x.shape)}; this model needs (batch, "
+            f"{', '.join(map(str, model.shape))})"
+        )
 
 
 @dataclass(frozen=True)
@@ -214,9 +248,14 @@ class _Chain:
     def term(self, i: int, x0: Tensor, denoised: Tensor, decoder: Density | Levels) -> Tensor:
         """L_i."""
         if i == 0:
-            std = float(self.sde.sigma(self.times[0])) if self.decoder_std is None else self.decoder_std
+            std = (
+                float(self.sde.sigma(self.times[0]))
+                if self.decoder_std is None
+                else self.decoder_std
+            )
             return _summed(decoder.surprise(x0, denoised, std))
-        s, t = self.times[i - 1], self.times[i]
+        s = self.times[i - 1]
+        t = self.times[i]
         _, b, std = (float(value) for value in self.sde.posterior(s, t))
         v = std if self.variance == "smaller" else float(self.sde.transition(s, t)[1])
         ratio = (std / v) ** 2
@@ -237,10 +276,20 @@ def _summed(x: Tensor) -> Tensor:
 def _times_of(sde: AbstractDiffusion, times: Tensor | None) -> list[float]:
     """The times of the chain, checked."""
     chosen = sde.levels if times is None else torch.as_tensor(times, dtype=torch.float64)
-    if chosen.ndim != 1 or not 0 < len(chosen) <= _MOST_STEPS or not bool((chosen.diff() > 0).all()):
+    if (
+        chosen.ndim != 1
+        or not 0 < len(chosen) <= _MOST_STEPS
+        or not bool((chosen.diff() > 0).all())
+    ):
         shown = chosen.flatten()[:4].tolist()
-        raise ValueError(f"times must be one to {_MOST_STEPS} increasing numbers, not shape {tuple(chosen.shape)}: {shown} ...")
+        raise ValueError(
+            f"times must be one to {_MOST_STEPS} increasing numbers, not shape "
+            f"{tuple(chosen.shape)}: {shown} ..."
+        )
     sde.checked(chosen)
     if float(sde.sigma(float(chosen[0]))) == 0:
-        raise ValueError(f"the first of the times must have sigma > 0, and t = {float(chosen[0]):g} has none; begin later")
+        raise ValueError(
+            "the first of the times must have sigma > 0, and t = "
+            f"{float(chosen[0]):g} has none; begin later"
+        )
     return chosen.tolist()

@@ -47,16 +47,25 @@ class Levels:
         return self.low + self.width * (x.double() + 0.5)
 
     def surprise(self, x0: Tensor, mean: Tensor, std: float) -> Tensor:
-        """-log of the mass about each coordinate, right to rounding far out in the tails as well."""
-        upper = torch.where(x0 > self.high - self.width, math.inf, (x0 + 0.5 * self.width - mean) / std)
-        lower = torch.where(x0 < self.low + self.width, -math.inf, (x0 - 0.5 * self.width - mean) / std)
+        """-log of the mass about each coordinate, right to rounding far out in the tails as
+        well.
+        """
+        upper = torch.where(
+            x0 > self.high - self.width, math.inf, (x0 + 0.5 * self.width - mean) / std
+        )
+        lower = torch.where(
+            x0 < self.low + self.width, -math.inf, (x0 - 0.5 * self.width - mean) / std
+        )
         flip = lower > 0  # by symmetry both in the lower tail, where log_ndtr keeps its digits
         upper, lower = torch.where(flip, -lower, upper), torch.where(flip, -upper, lower)
-        top, bottom = torch.special.log_ndtr(upper), torch.special.log_ndtr(lower)
+        top = torch.special.log_ndtr(upper)
+        bottom = torch.special.log_ndtr(lower)
         return -(top + torch.log(-torch.expm1(bottom - top)))
 
 
-def decoder_of(x: Tensor, low: float | None, high: float | None, levels: int | None) -> Density | Levels:
+def decoder_of(
+    x: Tensor, low: float | None, high: float | None, levels: int | None
+) -> Density | Levels:
     """The decoder of data of this kind.
 
     Raises:
@@ -65,12 +74,22 @@ def decoder_of(x: Tensor, low: float | None, high: float | None, levels: int | N
     """
     if x.is_floating_point():
         if any(given is not None for given in (low, high, levels)):
-            raise ValueError("low, high and levels are for integers: leave them out for floats, or pass the levels of the data")
+            raise ValueError(
+                "low, high and levels are for integers: leave them out for floats, or "
+                "pass the levels of the data"
+            )
         return Density()
     if low is None or high is None or levels is None:
-        raise TypeError(f"x of {x.dtype} are levels of something: pass low, high and levels, such as -1.0, 1.0 and 256")
+        raise TypeError(
+            f"x of {x.dtype} are levels of something: pass low, high and levels, such "
+            "as -1.0, 1.0 and 256"
+        )
     if not (high > low and levels >= 2):
-        raise ValueError(f"levels need low < high and two or more of them, not {low}, {high} and {levels}")
+        raise ValueError(
+            f"levels need low < high and two or more of them, not {low}, {high} and {levels}"
+        )
     if len(x) and not (int(x.min()) >= 0 and int(x.max()) < levels):
-        raise ValueError(f"integers from {int(x.min())} to {int(x.max())} are not levels 0 to {levels - 1}")
+        raise ValueError(
+            f"integers from {int(x.min())} to {int(x.max())} are not levels 0 to {levels - 1}"
+        )
     return Levels(low, high, levels)

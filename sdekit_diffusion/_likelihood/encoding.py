@@ -132,11 +132,20 @@ def decode(
     if not return_likelihood:
         return _carried(model, coordinates, latent, (low, high), method, batch_size)
     found = along(
-        model, coordinates, latent, (low, high), lambda x: x.new_zeros(len(x)), trace=trace, method=method, first=first,
+        model,
+        coordinates,
+        latent,
+        (low, high),
+        lambda x: x.new_zeros(len(x)),
+        trace=trace,
+        method=method,
+        first=first,
         batch_size=batch_size,
-    )  # fmt: skip
+    )
     start = coordinates.log_prior((low, high), latent)
-    return found.latent, replace(found, value=start - found.value, latent=latent, skewness=-found.skewness)
+    return found.latent, replace(
+        found, value=start - found.value, latent=latent, skewness=-found.skewness
+    )
 
 
 def interpolate(
@@ -179,7 +188,10 @@ def interpolate(
     require_tensor("b", b)
     if n < 2 or a.shape != b.shape:
         shapes = f"{tuple(a.shape)} and {tuple(b.shape)}"
-        raise ValueError(f"n counts points with both ends, from 2 on, and a and b have one shape; not {n}, {shapes}")
+        raise ValueError(
+            "n counts points with both ends, from 2 on, and a and b have one shape; "
+            f"not {n}, {shapes}"
+        )
     settings = {"sde": sde, "end": end, "method": method, "batch_size": batch_size}
     u = torch.linspace(0, 1, n, dtype=torch.float64, device=a.device)
     z = slerp(encode(model, a, **settings), encode(model, b, **settings), u)
@@ -193,10 +205,14 @@ def slerp(a: Tensor, b: Tensor, u: Tensor) -> Tensor:
     """
     flat = [ends.reshape(len(a), math.prod(a.shape[1:])).to(torch.float64) for ends in (a, b)]
     cosine = torch.nn.functional.cosine_similarity(*flat, dim=1).clamp(-1, 1)
-    angle, u = cosine.acos(), u[:, None]
+    angle = cosine.acos()
+    u = u[:, None]
     # Where the two point the same way, or opposite ways, no circle is known: a straight line.
     straight = angle.sin() < 1e-6
-    parts = [torch.where(straight, v, (v * angle).sin() / torch.where(straight, 1.0, angle.sin())) for v in (1 - u, u)]
+    parts = [
+        torch.where(straight, v, (v * angle).sin() / torch.where(straight, 1.0, angle.sin()))
+        for v in (1 - u, u)
+    ]
     mixed = sum(part[:, :, None] * ends for part, ends in zip(parts, flat, strict=True))
     assert isinstance(mixed, Tensor)
     return mixed.to(a.dtype).reshape(len(u), *a.shape)

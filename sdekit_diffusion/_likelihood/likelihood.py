@@ -12,7 +12,15 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 import sdekit
-from sdekit import AbstractTrace, Exact, Hutchinson, Likelihood, UnfinishedError, fresh_seed, uniform01
+from sdekit import (
+    AbstractTrace,
+    Exact,
+    Hutchinson,
+    Likelihood,
+    UnfinishedError,
+    fresh_seed,
+    uniform01,
+)
 from sdekit_diffusion._counters import DEQUANTISATION
 from sdekit_diffusion._diffusions.diffusion import AbstractDiffusion
 from sdekit_diffusion._inputs import require_tensor
@@ -26,7 +34,7 @@ from sdekit_diffusion._sampling.sample import Model
 from sdekit_diffusion._sampling.start import warn_of_prior
 
 _EXACT_UP_TO = 32  # dimensions: above, eight probes cost less than a quarter of the exact trace
-_DRAW = 1 << 40  # between the samples' indices of two dequantisations, so that their noise and probes are independent
+_DRAW = 1 << 40  # between the indices of two dequantisations
 
 
 def log_likelihood(
@@ -98,10 +106,18 @@ def log_likelihood(
     if log_prior is None:
         warn_of_prior(model, coordinates)
     return along(
-        model, coordinates, x, (high, low), log_prior or partial(coordinates.log_prior, (low, high)),
-        trace=trace, method=method, first=first, batch_size=batch_size,
-        differentiable=differentiable, progress=progress,
-    )  # fmt: skip
+        model,
+        coordinates,
+        x,
+        (high, low),
+        log_prior or partial(coordinates.log_prior, (low, high)),
+        trace=trace,
+        method=method,
+        first=first,
+        batch_size=batch_size,
+        differentiable=differentiable,
+        progress=progress,
+    )
 
 
 def along(
@@ -123,10 +139,13 @@ def along(
     """
     x = points_of(model, x, batch_size, method)
     if method.accuracy is not None:
-        raise ValueError(f"accuracy={method.accuracy} is that of x at the end; a likelihood takes rtol and atol")
+        raise ValueError(
+            f"accuracy={method.accuracy} is that of x at the end; a likelihood takes rtol and atol"
+        )
     equation = ProbabilityFlowOnClock(coordinates.standardised(model))
     clock = equation.clock(span[0]), equation.clock(span[1])
-    volume = math.prod(x.shape[1:]) * coordinates.log_scaling(span)  # the flow's own divergence is that of u
+    # The flow's own divergence is that of u.
+    volume = math.prod(x.shape[1:]) * coordinates.log_scaling(span)
 
     def at_end(u: Tensor) -> Tensor:
         return log_end(coordinates.leave(span, u)).to(torch.float64) + volume
@@ -140,9 +159,16 @@ def along(
             u = coordinates.enter(span, x[rows]) if x.is_floating_point() else x[rows]
             try:
                 part = sdekit.log_likelihood(
-                    equation.rows(rows), u, clock, at_end, trace=trace, index=first + rows,
-                    solver=method.solver, control=method.control, differentiable=differentiable,
-                )  # fmt: skip
+                    equation.rows(rows),
+                    u,
+                    clock,
+                    at_end,
+                    trace=trace,
+                    index=first + rows,
+                    solver=method.solver,
+                    control=method.control,
+                    differentiable=differentiable,
+                )
             except UnfinishedError as error:
                 raise coordinates.left_unfinished(span, equation.seen(error), before) from None
             parts.append(part)
@@ -151,7 +177,9 @@ def along(
         torch.cat([getattr(part, name) for part in parts])
         for name in ("value", "stderr", "latent", "evaluations", "status", "skewness")
     )
-    return Likelihood(value, stderr, coordinates.leave(span, latent), evaluations, status, trace.probes, skewness)
+    return Likelihood(
+        value, stderr, coordinates.leave(span, latent), evaluations, status, trace.probes, skewness
+    )
 
 
 def points_of(model: AbstractModel, x: object, batch_size: int | None, method: object) -> Tensor:
@@ -166,7 +194,10 @@ def points_of(model: AbstractModel, x: object, batch_size: int | None, method: o
     if not isinstance(method, AdaptiveFlow):
         raise TypeError(f"method must be an AdaptiveFlow(rtol, atol), not {method!r}")
     if model.shape is not None and tuple(x.shape[1:]) != tuple(model.shape):
-        raise ValueError(f"x has shape {tuple(x.shape)}; this model needs (batch, {', '.join(map(str, model.shape))})")
+        raise ValueError(
+            f"x has shape {tuple(x.shape)}; this model needs (batch, "
+            f"{', '.join(map(str, model.shape))})"
+        )
     if batch_size is not None and batch_size < 1:
         raise ValueError(f"batch_size counts points from 1 on, not {batch_size}")
     return x.to(torch.promote_types(x.dtype, torch.float32)) if x.is_floating_point() else x
@@ -176,11 +207,20 @@ def _require_differentiable(model: AbstractModel, x: Tensor) -> None:
     """Refuses a model whose output autograd cannot follow: its divergence would count as 0."""
     if len(x) and x.is_floating_point():
         with torch.inference_mode(False), torch.enable_grad():
-            point, model = x[:1].detach().clone().requires_grad_(), model.rows(torch.zeros(1, dtype=torch.int64))
-            out = model(point, 0.5) if isinstance(model, ScoreModel) else model.predict_data(0.0, point)
-            if not out.requires_grad or torch.autograd.grad(out.sum(), point, allow_unused=True)[0] is None:
+            point = x[:1].detach().clone().requires_grad_()
+            model = model.rows(torch.zeros(1, dtype=torch.int64))
+            out = (
+                model(point, 0.5)
+                if isinstance(model, ScoreModel)
+                else model.predict_data(0.0, point)
+            )
+            if (
+                not out.requires_grad
+                or torch.autograd.grad(out.sum(), point, allow_unused=True)[0] is None
+            ):
                 raise ValueError(
-                    "the model's output does not depend on x in a way autograd can see: remove no_grad or detach, or give a "
+                    "the model's output does not depend on x in a way autograd can see: remove "
+                    "no_grad or detach, or give a "
                     "model that is not constant"
                 )
 
@@ -238,7 +278,11 @@ class BitsPerDim:
         """The standard error of the mean as an estimate for the population, from the spread of the
         points.
         """
-        return float(self.value.std() / math.sqrt(len(self.value))) if len(self.value) > 1 else math.nan
+        return (
+            float(self.value.std() / math.sqrt(len(self.value)))
+            if len(self.value) > 1
+            else math.nan
+        )
 
     @property
     def parts(self) -> dict[str, float]:
@@ -248,12 +292,17 @@ class BitsPerDim:
         dequantisation: the noise added to the levels, for several draws; for one draw it is
         included in data. data: the rest, the differences of the points; NaN for one point.
         """
-        points, n = max(1, self.draws.shape[1]), len(self.draws)
+        points = max(1, self.draws.shape[1])
+        n = len(self.draws)
         squares = {"probes": float(self.probe_stderr.square().mean()) / points}
         if n > 1:
             drawn = float(self.draws.var(dim=0).mean()) / (n * points)
-            squares["dequantisation"] = max(0.0, drawn - (0.0 if self.probes == 1 else squares["probes"]))
-        rest = self.mean_stderr**2 - sum(value for value in squares.values() if not math.isnan(value))
+            squares["dequantisation"] = max(
+                0.0, drawn - (0.0 if self.probes == 1 else squares["probes"])
+            )
+        rest = self.mean_stderr**2 - sum(
+            value for value in squares.values() if not math.isnan(value)
+        )
         squares["data"] = rest if math.isnan(rest) else max(0.0, rest)
         return {name: math.sqrt(value) for name, value in squares.items()}
 
@@ -308,9 +357,13 @@ def bits_per_dim(
     """
     require_tensor("x", x)
     if not (high > low and levels >= 1):
-        raise ValueError(f"bits per dimension need low < high and levels >= 1, not {low}, {high} and {levels}")
+        raise ValueError(
+            f"bits per dimension need low < high and levels >= 1, not {low}, {high} and {levels}"
+        )
     if draws < 1 or (draws > 1 and x.is_floating_point()):
-        raise ValueError(f"draws counts dequantisations of integers, from 1 on; not {draws} of {x.dtype}")
+        raise ValueError(
+            f"draws counts dequantisations of integers, from 1 on; not {draws} of {x.dtype}"
+        )
     _require_values(x, low, high, levels)
     seed = fresh_seed() if seed is None else seed
     dtype = as_model(model, sde)[0].place()[0]
@@ -323,10 +376,18 @@ def bits_per_dim(
             points = (low + (high - low) * (x + u) / levels).to(dtype)
         found.append(
             log_likelihood(
-                model, points, sde=sde, trace=trace, end=end, log_prior=log_prior, method=method, first=start,
-                batch_size=batch_size, progress=progress,
+                model,
+                points,
+                sde=sde,
+                trace=trace,
+                end=end,
+                log_prior=log_prior,
+                method=method,
+                first=start,
+                batch_size=batch_size,
+                progress=progress,
             )
-        )  # fmt: skip
+        )
     unit = (x[0].numel() if len(x) else 1) * math.log(2)
     return BitsPerDim(
         torch.stack([-part.value / unit - math.log2((high - low) / levels) for part in found]),
@@ -341,12 +402,17 @@ def _require_values(x: Tensor, low: float, high: float, levels: int) -> None:
     """Refuses values out of range, and floats that are quantised."""
     if not x.is_floating_point():
         if len(x) and not (int(x.min()) >= 0 and int(x.max()) < levels):
-            raise ValueError(f"integers from {int(x.min())} to {int(x.max())} are not levels 0 to {levels - 1}")
+            raise ValueError(
+                f"integers from {int(x.min())} to {int(x.max())} are not levels 0 to {levels - 1}"
+            )
         return
     if len(x) and not (low <= float(x.min()) and float(x.max()) <= high):
-        raise ValueError(f"x runs from {float(x.min()):g} to {float(x.max()):g}, outside [{low}, {high}]")
+        raise ValueError(
+            f"x runs from {float(x.min()):g} to {float(x.max()):g}, outside [{low}, {high}]"
+        )
     if x.numel() > levels + 8 and len(x.unique()) <= levels:
         raise ValueError(
-            f"x has only {len(x.unique())} different values: it looks quantised, where a density has no bound; "
+            f"x has only {len(x.unique())} different values: it looks quantised, where a density "
+            "has no bound; "
             f"pass the integer levels 0 to {levels - 1} instead"
         )

@@ -9,7 +9,8 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 _MAKERS = (torch.empty, torch.zeros, torch.ones, torch.rand, torch.randn, torch.full)
-_TIMES = 4  # as many tensors and numbers as the weights have: constructors make some that they do not keep
+# As many tensors and numbers as the weights have: constructors make some that they do not keep.
+_TIMES = 4
 _MORE_TENSORS = 1000
 _MORE_NUMBERS = 2**24
 _LARGEST = 2**31  # numbers in one sample
@@ -28,7 +29,10 @@ class Bounded(TorchFunctionMode):
 
     def __init__(self, weights: Mapping[str, Tensor]) -> None:
         super().__init__()
-        self.known = f"{len(weights)} tensors of {sum(value.numel() for value in weights.values()):,} numbers"
+        self.known = (
+            f"{len(weights)} tensors of "
+            f"{sum(value.numel() for value in weights.values()):,} numbers"
+        )
         self.tensors = _TIMES * len(weights) + _MORE_TENSORS
         self.numbers = _TIMES * sum(value.numel() for value in weights.values()) + _MORE_NUMBERS
 
@@ -42,11 +46,17 @@ class Bounded(TorchFunctionMode):
         kwargs = kwargs or {}
         if func in _MAKERS:
             first = args[0] if args else kwargs.get("size", ())
-            sizes = first if isinstance(first, tuple | list) else [size for size in args if isinstance(size, int)]
+            sizes = (
+                first
+                if isinstance(first, tuple | list)
+                else [size for size in args if isinstance(size, int)]
+            )
             self.tensors -= 1
             self.numbers -= math.prod(sizes)
             if self.tensors < 0 or self.numbers < 0:
-                raise ValueError(f"the network it describes is larger than its weights, {self.known}")
+                raise ValueError(
+                    f"the network it describes is larger than its weights, {self.known}"
+                )
         return func(*args, **kwargs)
 
 

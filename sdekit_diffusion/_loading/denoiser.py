@@ -10,7 +10,9 @@ from sdekit_diffusion._diffusions.edm import EDMSDE
 from sdekit_diffusion._models.check import checked
 from sdekit_diffusion._models.model import ScoreModel
 
-_LEAST = 1e-9  # the smallest sigma a network is told: at 0 its logarithm is infinite, and the output is multiplied by 0
+# The smallest sigma a network is told: at 0 its logarithm is infinite, and the output is multiplied
+# by 0.
+_LEAST = 1e-9
 Raw = Literal["edm", "k-diffusion"]
 
 
@@ -32,12 +34,15 @@ class _Preconditioned(nn.Module):
 
     def __init__(self, net: Callable[..., Tensor], sigma_data: float, told: Raw) -> None:
         super().__init__()
-        self.net, self.sigma_data, self.told = net, sigma_data, told
+        self.net = net
+        self.sigma_data = sigma_data
+        self.told = told
 
     def forward(self, x: Tensor, sigma: Tensor, **conditions: Any) -> Tensor:  # noqa: ANN401 - whatever the network takes
         label = sigma.clamp(min=_LEAST)
         label = label.log() / 4 if self.told == "edm" else label
-        s, v = broadcast(sigma, x), self.sigma_data**2
+        s = broadcast(sigma, x)
+        v = self.sigma_data**2
         size = (s * s + v).sqrt()
         out = self.net(x / size, label, **conditions)
         return x * (s * (1 - v) / (s * s + v)) - out * (self.sigma_data * (1 + s * s) / size)
@@ -90,12 +95,22 @@ def from_edm(
         github.com/crowsonkb/k-diffusion, layers.py.
     """
     if raw not in (None, *get_args(Raw)):
-        raise ValueError(f"raw = {raw!r} is not None, for a denoiser D(x, sigma), nor {' or '.join(map(repr, get_args(Raw)))}")
+        raise ValueError(
+            f"raw = {raw!r} is not None, for a denoiser D(x, sigma), nor "
+            f"{' or '.join(map(repr, get_args(Raw)))}"
+        )
 
     def model(raw: Raw | None, sigma_data: float) -> ScoreModel:
         net = _Denoiser(denoiser) if raw is None else _Preconditioned(denoiser, sigma_data, raw)
         predicts = "data" if raw is None else "velocity"
-        return ScoreModel(net, EDMSDE(sigma_max), predicts, shape=shape, conditioning="sigma", data_range=data_range)
+        return ScoreModel(
+            net,
+            EDMSDE(sigma_max),
+            predicts,
+            shape=shape,
+            conditioning="sigma",
+            data_range=data_range,
+        )
 
     return checked(model(raw, sigma_data), check, _others(model, raw, sigma_data))
 

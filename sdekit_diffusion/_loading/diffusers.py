@@ -16,7 +16,9 @@ from sdekit_diffusion._loading.folder import opened, shape_of
 from sdekit_diffusion._models.check import checked
 from sdekit_diffusion._models.model import ALIASES, Conditioning, Prediction, ScoreModel
 
-_PREDICTIONS: dict[str, Prediction] = {name: ALIASES[name] for name in ("epsilon", "sample", "v_prediction")}
+_PREDICTIONS: dict[str, Prediction] = {
+    name: ALIASES[name] for name in ("epsilon", "sample", "v_prediction")
+}
 _SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2")
 _MOST_STEPS = 100_000
 
@@ -84,16 +86,26 @@ def from_diffusers(
     settings: Any = getattr(unet, "config", None)
     if settings is None or not isinstance(config, Mapping):
         raise TypeError(
-            "from_diffusers takes a folder, or a network with a config, such as a UNet2DModel, and scheduler.config; not "
+            "from_diffusers takes a folder, or a network with a config, such as a UNet2DModel, and "
+            "scheduler.config; not "
             f"{type(unet).__name__} and {type(config).__name__}"
         )
     if data_range == "config":
         data_range = (0.0, 1.0) if settings.get("center_input_sample") else (-1.0, 1.0)
-    net, shape = _Sample(unet), shape_of(settings)
+    net = _Sample(unet)
+    shape = shape_of(settings)
 
     def model(config: Mapping[str, Any]) -> ScoreModel:
         sde, predicts, label = _conventions(config)
-        return ScoreModel(net, sde, predicts, shape=shape, conditioning=label, data_std=data_std, data_range=data_range)
+        return ScoreModel(
+            net,
+            sde,
+            predicts,
+            shape=shape,
+            conditioning=label,
+            data_std=data_std,
+            data_range=data_range,
+        )
 
     own = model(config).eval() if read else model(config)
     return checked(own, check, ((change, model(other)) for change, other in _others(config)))
@@ -120,7 +132,10 @@ def _others(config: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]
     """The config with one convention changed, and the change in words."""
     if "beta_schedule" in config:
         for name in _PREDICTIONS:
-            yield f"prediction_type = {name!r} in the scheduler's config", {**config, "prediction_type": name}
+            yield (
+                f"prediction_type = {name!r} in the scheduler's config",
+                {**config, "prediction_type": name},
+            )
         for name in _SCHEDULES:
             try:
                 _betas(other := {**config, "beta_schedule": name})
@@ -132,16 +147,26 @@ def _others(config: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]
 def _conventions(config: Mapping[str, Any]) -> tuple[AbstractDiffusion, Prediction, Conditioning]:
     """The diffusion, the output and the label that a scheduler's config stands for."""
     if {"sigma_min", "sigma_max", "snr"} <= set(config):
-        return VESDE(_number(config, "sigma_min"), _number(config, "sigma_max"), exact=False), "score", "sigma"
-    default = "epsilon" if config.get("predict_epsilon", True) else "sample"  # the name of it before diffusers 0.7
+        return (
+            VESDE(_number(config, "sigma_min"), _number(config, "sigma_max"), exact=False),
+            "score",
+            "sigma",
+        )
+    # The name of it before diffusers 0.7.
+    default = "epsilon" if config.get("predict_epsilon", True) else "sample"
     prediction = config.get("prediction_type", default)
     if prediction not in list(_PREDICTIONS):
         raise ValueError(
-            f"prediction_type = {prediction!r} is not one of {', '.join(_PREDICTIONS)}{did_you_mean(prediction, _PREDICTIONS)}"
+            f"prediction_type = {prediction!r} is not one of "
+            f"{', '.join(_PREDICTIONS)}{did_you_mean(prediction, _PREDICTIONS)}"
         )
-    if config.get("rescale_betas_zero_snr") or config.get("timestep_type", "discrete") != "discrete":
+    if (
+        config.get("rescale_betas_zero_snr")
+        or config.get("timestep_type", "discrete") != "discrete"
+    ):
         raise ValueError(
-            "schedulers with rescale_betas_zero_snr, which ends at alpha = 0, or continuous timesteps are not chains of betas; "
+            "schedulers with rescale_betas_zero_snr, which ends at alpha = 0, or continuous "
+            "timesteps are not chains of betas; "
             "make a ScoreModel of the network with the diffusion it was trained under"
         )
     betas = _betas(config)
@@ -154,21 +179,30 @@ def _betas(config: Mapping[str, Any]) -> tuple[float, ...]:
         try:
             return tuple(torch.as_tensor(given, dtype=torch.float64).flatten().tolist())
         except (TypeError, ValueError, RuntimeError) as error:
-            raise ValueError(f"trained_betas must be numbers between 0 and 1, not {str(given)[:40]}") from error
-    schedule, n = config.get("beta_schedule"), config.get("num_train_timesteps", 1000)
+            raise ValueError(
+                f"trained_betas must be numbers between 0 and 1, not {str(given)[:40]}"
+            ) from error
+    schedule = config.get("beta_schedule")
+    n = config.get("num_train_timesteps", 1000)
     if schedule not in _SCHEDULES:
         raise ValueError(
             f"beta_schedule = {schedule!r} is not one of {', '.join(_SCHEDULES)}"
             "; give the numbers themselves, "
-            "from_diffusers(unet, {**config, 'trained_betas': scheduler.betas}), or for schedulers of EDM whose "
-            "prediction_type is epsilon the network, from_edm(lambda x, t: unet(x, t).sample, raw='edm')"
+            "from_diffusers(unet, {**config, 'trained_betas': scheduler.betas}), or for schedulers "
+            "of EDM whose "
+            "prediction_type is epsilon the network, from_edm(lambda x, t: unet(x, t).sample, "
+            "raw='edm')"
             f"{did_you_mean(schedule, _SCHEDULES)}"
         )
     if type(n) is not int or not 2 <= n <= _MOST_STEPS:
-        raise ValueError(f"num_train_timesteps must be a number of steps from 2 to {_MOST_STEPS}, such as 1000, not {n!r}")
+        raise ValueError(
+            f"num_train_timesteps must be a number of steps from 2 to {_MOST_STEPS}, "
+            f"such as 1000, not {n!r}"
+        )
     if schedule == "squaredcos_cap_v2":
         return cosine_betas(n)
-    low, high = _number(config, "beta_start"), _number(config, "beta_end")
+    low = _number(config, "beta_start")
+    high = _number(config, "beta_end")
     if schedule == "linear":
         return linear_betas(n, low, high)
     return tuple(root**2 for root in linear_betas(n, low**0.5, high**0.5))
@@ -178,7 +212,10 @@ def _number(config: Mapping[str, Any], name: str) -> float:
     value: Any = config.get(name)
     if type(value) not in (int, float) or not 0 < value < math.inf:
         usual = (
-            "beta_start is 0.0001 and beta_end 0.02 in DDPMScheduler() unless given, sigma_min 0.01 in ScoreSdeVeScheduler()"
+            "beta_start is 0.0001 and beta_end 0.02 in DDPMScheduler() unless given, sigma_min "
+            "0.01 in ScoreSdeVeScheduler()"
         )
-        raise ValueError(f"{name} must be a positive number in the scheduler's config, not {value!r}; {usual}")
+        raise ValueError(
+            f"{name} must be a positive number in the scheduler's config, not {value!r}; {usual}"
+        )
     return float(value)

@@ -1,4 +1,6 @@
-"""Folders of diffusers: a UNet2DModel with strictly its own weights, and the config of a scheduler."""
+"""Folders of diffusers: a UNet2DModel with strictly its own weights, and the config of a
+scheduler.
+"""
 
 import inspect
 from collections.abc import Callable, Mapping
@@ -11,7 +13,13 @@ from torch import Tensor, nn
 from sdekit_diffusion._loading.weights import fill, read_json, read_pickle, read_safetensors
 from sdekit_diffusion._models.checkpoint import CheckpointError
 
-_RENAMED = {".query.": ".to_q.", ".key.": ".to_k.", ".value.": ".to_v.", ".proj_attn.": ".to_out.0."}  # before diffusers 0.17
+# Before diffusers 0.17.
+_RENAMED = {
+    ".query.": ".to_q.",
+    ".key.": ".to_k.",
+    ".value.": ".to_v.",
+    ".proj_attn.": ".to_out.0.",
+}
 
 
 def opened(
@@ -25,13 +33,21 @@ def opened(
         ImportError: when diffusers is missing.
     """
     if not folder.is_dir():
-        raise CheckpointError(f"{folder} is no folder; give one that save_pretrained of a pipeline or of a UNet2DModel wrote")
+        raise CheckpointError(
+            f"{folder} is no folder; give one that save_pretrained of a pipeline "
+            "or of a UNet2DModel wrote"
+        )
     index = folder / "model_index.json"
     parts = read_json(index) if index.exists() else {}
-    more = [name for name, part in parts.items() if not name.startswith("_") and name not in ("unet", "scheduler") and part]
+    more = [
+        name
+        for name, part in parts.items()
+        if not name.startswith("_") and name not in ("unet", "scheduler") and part
+    ]
     if more:
         raise CheckpointError(
-            f"{folder} is a pipeline with {', '.join(more)}, in which the network sees something else than images; load its "
+            f"{folder} is a pipeline with {', '.join(more)}, in which the network sees something "
+            "else than images; load its "
             "unet with diffusers and pass from_diffusers(unet, scheduler.config, data_range=None)"
         )
     home = folder / "unet" if (folder / "unet").is_dir() else folder
@@ -40,7 +56,8 @@ def opened(
         path = next((place for place in places if place.exists()), None)
         if path is None:
             raise CheckpointError(
-                f"{folder} has no scheduler_config.json, nor has its scheduler/; pass from_diffusers(folder, scheduler.config)"
+                f"{folder} has no scheduler_config.json, nor has its scheduler/; pass "
+                "from_diffusers(folder, scheduler.config)"
             )
         config = read_json(path)
         try:
@@ -58,10 +75,14 @@ def shape_of(settings: Mapping[str, Any]) -> tuple[int, ...] | None:
     """
     channels: Any = settings.get("in_channels")
     size: Any = settings.get("sample_size")
-    shape = (channels, *(size if isinstance(size, list | tuple) else [] if size is None else [size, size]))
+    shape = (
+        channels,
+        *(size if isinstance(size, list | tuple) else [] if size is None else [size, size]),
+    )
     if not all(type(n) is int and n > 0 for n in shape) or len(shape) not in (1, 3):
         raise ValueError(
-            f"the network's config has in_channels = {channels!r} and sample_size = {size!r}; these are a number of channels, "
+            f"the network's config has in_channels = {channels!r} and sample_size = {size!r}; "
+            "these are a number of channels, "
             "and of pixels, one for both sides or two, or None"
         )
     return shape if size else None
@@ -72,28 +93,47 @@ def _unet(folder: Path) -> nn.Module:
     try:
         from diffusers import UNet2DModel  # pyright: ignore[reportPrivateImportUsage]
     except ImportError as error:
-        raise ImportError("folders of diffusers need it: pip install 'sdekit[diffusers]'") from error
-    path, (weights, state) = folder / "config.json", _state(folder)
+        raise ImportError(
+            "folders of diffusers need it: pip install 'sdekit[diffusers]'"
+        ) from error
+    path = folder / "config.json"
+    (weights, state) = _state(folder)
     config = read_json(path)
     known = list(inspect.signature(UNet2DModel.__init__).parameters)[1:]
     options = {name: value for name, value in config.items() if not name.startswith("_")}
     strange = [name for name in options if name not in known]
     if config.get("_class_name") != "UNet2DModel" or strange:
-        what = f"has {strange[0]!r}, which it does not know" if strange else f"is of a {config.get('_class_name')!r}"
-        raise CheckpointError(f"{path} {what}; it must be of a UNet2DModel, by this version of diffusers; or pass the network")
+        what = (
+            f"has {strange[0]!r}, which it does not know"
+            if strange
+            else f"is of a {config.get('_class_name')!r}"
+        )
+        raise CheckpointError(
+            f"{path} {what}; it must be of a UNet2DModel, by this version of "
+            "diffusers; or pass the network"
+        )
     try:
-        if not 0 < options.get("layers_per_block", 1) <= len(state):  # else building it might never end
-            raise ValueError(f"layers_per_block is {options['layers_per_block']}, and the weights have {len(state)} tensors")
-        with torch.device("meta"), torch.no_grad():  # without numbers: nothing is asked for before it is known how much
+        # Else building it might never end.
+        if not 0 < options.get("layers_per_block", 1) <= len(state):
+            raise ValueError(
+                f"layers_per_block is {options['layers_per_block']}, and the weights "
+                f"have {len(state)} tensors"
+            )
+        # Without numbers: nothing is asked for before it is known how much.
+        with torch.device("meta"), torch.no_grad():
             planned = UNet2DModel(**options).eval()
             _try(planned, shape_of(planned.config) or (planned.config["in_channels"], 64, 64))
         needed = sum(value.numel() for value in planned.state_dict().values())
         if needed != sum(value.numel() for value in state.values()):
-            raise ValueError(f"its network has {needed:,} numbers, and {weights.name} another count")
+            raise ValueError(
+                f"its network has {needed:,} numbers, and {weights.name} another count"
+            )
         unet = UNet2DModel(**options)
     except Exception as error:  # whatever constructors raise over senseless arguments
         reason = str(error).partition("\n")[0] or type(error).__name__
-        raise CheckpointError(f"{path} does not describe a UNet2DModel of these weights: {reason}") from error
+        raise CheckpointError(
+            f"{path} does not describe a UNet2DModel of these weights: {reason}"
+        ) from error
     fill(unet, state, str(weights))
     return unet.eval()
 
@@ -105,21 +145,31 @@ def _try(planned: nn.Module, shape: tuple[int, ...]) -> None:
     if planned.class_embedding is None:
         out = planned(torch.zeros(1, *shape), torch.zeros(1)).sample
         if out.shape[1] < shape[0] or out.shape[2:] != shape[1:]:
-            raise ValueError(f"its output has shape {tuple(out.shape[1:])} for images of shape {shape}")
+            raise ValueError(
+                f"its output has shape {tuple(out.shape[1:])} for images of shape {shape}"
+            )
 
 
 def _state(folder: Path) -> tuple[Path, dict[str, Tensor]]:
     """The weights in a folder, and the file they are from."""
-    safe, pickled = (folder / f"diffusion_pytorch_model.{ending}" for ending in ("safetensors", "bin"))
+    safe, pickled = (
+        folder / f"diffusion_pytorch_model.{ending}" for ending in ("safetensors", "bin")
+    )
     if not safe.exists() and not pickled.exists():
         raise CheckpointError(
-            f"{folder} has no {safe.name} or .bin; weights in parts or of a variant are loaded with diffusers' "
+            f"{folder} has no {safe.name} or .bin; weights in parts or of a variant are loaded "
+            "with diffusers' "
             "UNet2DModel.from_pretrained, and passed as from_diffusers(unet, scheduler.config)"
         )
     path = safe if safe.exists() else pickled
     state = read_safetensors(path) if safe.exists() else read_pickle(path)
-    if not isinstance(state, dict) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()):
+    if not isinstance(state, dict) or not all(
+        isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()
+    ):
         raise CheckpointError(f"{path} holds something else than tensors with names")
     for old, new in _RENAMED.items():
-        state = {name.replace(old, new) if ".attentions." in name else name: value for name, value in state.items()}
+        state = {
+            name.replace(old, new) if ".attentions." in name else name: value
+            for name, value in state.items()
+        }
     return path, state

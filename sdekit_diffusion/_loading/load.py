@@ -14,12 +14,25 @@ from sdekit_diffusion._inputs import usable
 from sdekit_diffusion._loading.bounded import Bounded, shape_from
 from sdekit_diffusion._loading.diffusers import WRAPPER, wrapped
 from sdekit_diffusion._loading.named import named_network, network_of
-from sdekit_diffusion._models.checkpoint import CONFIG, MEAN, STATE, CheckpointError, read_config, read_tensors, scale_in
+from sdekit_diffusion._models.checkpoint import (
+    CONFIG,
+    MEAN,
+    STATE,
+    CheckpointError,
+    read_config,
+    read_tensors,
+    scale_in,
+)
 from sdekit_diffusion._models.model import ScoreModel
 from sdekit_diffusion._training.history import newest
 from sdekit_diffusion.data import Scale
 
-_DTYPES = {"float32": torch.float32, "float64": torch.float64, "float16": torch.float16, "bfloat16": torch.bfloat16}
+_DTYPES = {
+    "float32": torch.float32,
+    "float64": torch.float64,
+    "float16": torch.float16,
+    "bfloat16": torch.bfloat16,
+}
 
 
 def load(
@@ -59,7 +72,13 @@ def load(
     weights = read_tensors(folder) if ema is None else _averaged(folder, config, ema)
     weights.pop(MEAN, None)
     mean, std = scale_in(folder)
-    given = named_network(net) if isinstance(net, str | Path) else network_of(net) if isinstance(net, ScoreModel) else net
+    given = (
+        named_network(net)
+        if isinstance(net, str | Path)
+        else network_of(net)
+        if isinstance(net, ScoreModel)
+        else net
+    )
     try:
         network = _network(config["net"], weights) if given is None else given
         if config["net"]["class"] == WRAPPER:
@@ -79,9 +98,18 @@ def load(
         model.to(_DTYPES[config["dtype"]])
     except CheckpointError:
         raise
-    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError, ArithmeticError, MemoryError) as error:
+    except (
+        LookupError,
+        TypeError,
+        ValueError,
+        AttributeError,
+        RuntimeError,
+        ArithmeticError,
+        MemoryError,
+    ) as error:
         raise CheckpointError(
-            f"{folder / CONFIG} does not describe a model ({error!r:.300}); the checkpoint is damaged"
+            f"{folder / CONFIG} does not describe a model ({error!r:.300}); the checkpoint is "
+            "damaged"
         ) from error
     try:
         network.load_state_dict(weights)
@@ -104,7 +132,8 @@ def _network(config: dict[str, Any], weights: Mapping[str, Tensor]) -> nn.Module
     if config["config"] is None or name not in nets.registry:
         raise CheckpointError(
             f"the network {name!r} is not one of {', '.join(nets.registry)}: pass it as "
-            "load(..., net=...), or name it by --network: the folder of a network of diffusers, or package.module:factory"
+            "load(..., net=...), or name it by --network: the folder of a network of diffusers, or "
+            "package.module:factory"
             f"{did_you_mean(name, nets.registry)}"
         )
     with Bounded(weights):
@@ -113,8 +142,17 @@ def _network(config: dict[str, Any], weights: Mapping[str, Tensor]) -> nn.Module
 
 def _averaged(folder: Path, config: dict[str, Any], ema: float) -> dict[str, Tensor]:
     """The weights of a training at its checkpoint, averaged with one of its decays."""
-    state, decays = read_tensors(folder, STATE), config["notes"]["decays"]
+    state = read_tensors(folder, STATE)
+    decays = config["notes"]["decays"]
     if ema and ema not in decays:
-        raise CheckpointError(f"{folder} has no average of decay {ema}; choose one of {', '.join(map(str, decays))}, or 0")
+        raise CheckpointError(
+            f"{folder} has no average of decay {ema}; choose one of "
+            f"{', '.join(map(str, decays))}, or 0"
+        )
     prefixes = ["model.net."] + ([f"average.{decays.index(ema)}.net."] if ema else [])
-    return {name.removeprefix(prefix): v for prefix in prefixes for name, v in state.items() if name.startswith(prefix)}
+    return {
+        name.removeprefix(prefix): v
+        for prefix in prefixes
+        for name, v in state.items()
+        if name.startswith(prefix)
+    }

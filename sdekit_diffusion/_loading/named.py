@@ -43,7 +43,9 @@ def network_of(model: ScoreModel) -> nn.Module:
         TypeError: when it is a plain function.
     """
     if not isinstance(model.net, nn.Module):
-        raise TypeError("this model's network is a plain function and takes no weights; give a torch.nn.Module")
+        raise TypeError(
+            "this model's network is a plain function and takes no weights; give a torch.nn.Module"
+        )
     return model.net
 
 
@@ -52,18 +54,27 @@ def _made(name: str) -> ScoreModel | nn.Module:
     if not (module and factory):
         raise ValueError(
             f"unknown network {name!r}; choose one of {', '.join(nets.registry)}, "
-            "the folder of a network of diffusers, or package.module:factory, a function without arguments that makes "
+            "the folder of a network of diffusers, or package.module:factory, a function without "
+            "arguments that makes "
             f"the network{did_you_mean(name, nets.registry)}"
         )
     try:
         found = import_module(module)
     except ModuleNotFoundError as error:
-        raise ImportError(f"{name!r} names a module that cannot be imported: {error}; put its folder on PYTHONPATH") from error
+        raise ImportError(
+            f"{name!r} names a module that cannot be imported: {error}; put its "
+            "folder on PYTHONPATH"
+        ) from error
     try:
         make = attrgetter(factory)(found)
     except AttributeError as error:
-        raise ValueError(f"{name!r}: {error}; name a function of {module} that makes the network") from error
+        raise ValueError(
+            f"{name!r}: {error}; name a function of {module} that makes the network"
+        ) from error
     made = make() if callable(make) and not isinstance(make, nn.Module) else make
     if not isinstance(made, nn.Module):
-        raise TypeError(f"{name!r} gives a {type(made).__name__}; it must make a torch.nn.Module or a ScoreModel")
+        raise TypeError(
+            f"{name!r} gives a {type(made).__name__}; it must make a torch.nn.Module "
+            "or a ScoreModel"
+        )
     return made

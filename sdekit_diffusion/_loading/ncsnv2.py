@@ -77,7 +77,9 @@ def from_ncsnv2(
     low = -1.0 if rescaled else 0.0
 
     def model(net: NCSNv2) -> ScoreModel:
-        return ScoreModel(net, sde, "noise", shape=shape, data_std=data_std, data_range=(low, 1.0)).eval()
+        return ScoreModel(
+            net, sde, "noise", shape=shape, data_std=data_std, data_range=(low, 1.0)
+        ).eval()
 
     other = copy.copy(net)  # shares the weights
     other.centred = rescaled
@@ -89,17 +91,25 @@ def _state(found: Any, ema: bool, source: str) -> dict[str, Tensor]:  # noqa: AN
     listed = isinstance(found, Sequence) and not isinstance(found, str)
     parts = list(found) if listed else [found]
     if not parts or not _tensors(parts[0]):
-        raise CheckpointError(f"{source} holds {type(found).__name__}, not a list that begins with a state dict, nor one alone")
+        raise CheckpointError(
+            f"{source} holds {type(found).__name__}, not a list that begins with "
+            "a state dict, nor one alone"
+        )
     state = unwrapped(parts[0], (FIRST,))
     if not (listed and ema):
         return state
     averages = parts[4] if len(parts) > 4 else None
     if not _tensors(averages):
-        raise CheckpointError(f"{source} has no averaged weights as its fifth part; pass ema=False for the last weights")
+        raise CheckpointError(
+            f"{source} has no averaged weights as its fifth part; pass ema=False "
+            "for the last weights"
+        )
     averages = unwrapped(averages, (FIRST,))
     if set(averages) != set(state) - {"sigmas"}:
         odd = sorted(set(averages) ^ (set(state) - {"sigmas"}))
-        raise CheckpointError(f"{source} has averages of other weights than its own, such as {odd[0]}; pass ema=False")
+        raise CheckpointError(
+            f"{source} has averages of other weights than its own, such as {odd[0]}; pass ema=False"
+        )
     return {**state, **averages}
 
 
@@ -115,10 +125,17 @@ def _tensors(value: object) -> TypeGuard[Mapping[str, Tensor]]:
 def _levels(sigmas: Tensor | None, source: str) -> NCSN:
     """The noise levels that a checkpoint holds."""
     if sigmas is None:
-        raise CheckpointError(f"{source} has no sigmas, which NCSNv2's weights hold; NCSN's and others have none")
+        raise CheckpointError(
+            f"{source} has no sigmas, which NCSNv2's weights hold; NCSN's and others have none"
+        )
     if not (plain(sigmas) and sigmas.ndim == 1 and len(sigmas) <= _MOST_LEVELS):
-        raise CheckpointError(f"{source} has sigmas of shape {tuple(sigmas.shape)}, which are no noise levels; it is damaged")
+        raise CheckpointError(
+            f"{source} has sigmas of shape {tuple(sigmas.shape)}, which are no "
+            "noise levels; it is damaged"
+        )
     try:
         return NCSN(sigmas)
     except ValueError as error:
-        raise CheckpointError(f"{source} has sigmas that are no noise levels: {error}; it is damaged") from error
+        raise CheckpointError(
+            f"{source} has sigmas that are no noise levels: {error}; it is damaged"
+        ) from error

@@ -1,4 +1,6 @@
-"""The RefineNets of ermongroup/ncsnv2: which of them a state dict is of, and its weights in ours."""
+"""The RefineNets of ermongroup/ncsnv2: which of them a state dict is of, and its weights in
+ours.
+"""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -42,7 +44,9 @@ class _Published:
         raise AssertionError(ours)
 
     def _down(self, stage: int, block: int, layer: str, rest: Sequence[str]) -> tuple[str, ...]:
-        place, number, kind = f"res{self.stages[stage]}.{block}", layer[-1], rest[-1]
+        place = f"res{self.stages[stage]}.{block}"
+        number = layer[-1]
+        kind = rest[-1]
         halves = "conv." if stage and not block and self.dilations[stage] == 1 else ""
         if layer == "shortcut":
             return (f"{place}.shortcut.{halves}{kind}",)
@@ -103,19 +107,27 @@ def _architecture(state: Mapping[str, Tensor], source: str) -> tuple[_Published,
     numbers = {match[1] for name in state if (match := re.match(r"res(\d+)\.", name))}
     for published in _PUBLISHED:
         ends = [state.get(f"res{stage}.1.conv2.weight") for stage in published.stages]
-        held = [value for value in (state.get(FIRST), *ends) if value is not None and plain(value) and value.numel()]
+        held = [
+            value
+            for value in (state.get(FIRST), *ends)
+            if value is not None and plain(value) and value.numel()
+        ]
         if numbers == set(published.stages) and len(held) == 1 + len(ends) and held[0].ndim == 4:
             width = len(held[0])
             multipliers = [max(len(end) // width, 1) for end in held[1:]]
             sizes = {"channels": held[0].shape[1], "width": width, "multipliers": multipliers}
             return published, sizes | {"dilations": published.dilations}
     raise CheckpointError(
-        f"{source} holds {', '.join(list(state)[:4])} ...: not the weights of NCSNv2, NCSNv2Deeper or NCSNv2Deepest"
+        f"{source} holds {', '.join(list(state)[:4])} ...: not the weights of NCSNv2, NCSNv2Deeper "
+        "or NCSNv2Deepest"
     )
 
 
 def _require_shapes(
-    state: Mapping[str, Tensor], names: Mapping[str, tuple[str, ...]], shapes: Mapping[str, tuple[int, ...]], source: str
+    state: Mapping[str, Tensor],
+    names: Mapping[str, tuple[str, ...]],
+    shapes: Mapping[str, tuple[int, ...]],
+    source: str,
 ) -> None:
     """Refuses names and shapes that are not the network's, before it is built."""
     wanted = {
@@ -125,9 +137,17 @@ def _require_shapes(
     }
     for name in sorted(wanted.keys() | state.keys()):
         value = state.get(name)
-        held = None if value is None or not plain(value) or not value.is_floating_point() else tuple(value.shape)
+        held = (
+            None
+            if value is None or not plain(value) or not value.is_floating_point()
+            else tuple(value.shape)
+        )
         if held != wanted.get(name) or held is None:
-            has, needs = ("no numbers" if shape is None else f"shape {shape}" for shape in (held, wanted.get(name)))
+            has, needs = (
+                "no numbers" if shape is None else f"shape {shape}"
+                for shape in (held, wanted.get(name))
+            )
             raise CheckpointError(
-                f"{source} has {has} as {name}, where the published network has {needs}; it is another's, or damaged"
+                f"{source} has {has} as {name}, where the published network has {needs}; it is "
+                "another's, or damaged"
             )

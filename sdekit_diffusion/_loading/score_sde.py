@@ -29,7 +29,8 @@ class _Nearest(nn.Module):
 
     def __init__(self, net: nn.Module, levels: int) -> None:
         super().__init__()
-        self.net, self.levels = net, levels
+        self.net = net
+        self.levels = levels
 
     def forward(self, x: Tensor, t: Tensor, **conditions: Any) -> Tensor:  # noqa: ANN401 - whatever the network takes
         return self.net(x, t.round().clamp(0, self.levels - 1).long(), **conditions)
@@ -100,13 +101,23 @@ def from_score_sde(
         Song et al. 2021, arXiv 2011.13456; github.com/yang-song/score_sde_pytorch, models/utils.py
         and losses.py.
     """
-    source, found = ("the checkpoint", weights) if isinstance(weights, Mapping) else (str(weights), read_pickle(Path(weights)))
+    source, found = (
+        ("the checkpoint", weights)
+        if isinstance(weights, Mapping)
+        else (str(weights), read_pickle(Path(weights)))
+    )
     state, averages = _parts(found, ema, source)
     if net is None:
-        what = "of an NCSN++ or DDPM++" if any("all_modules." in name for name in state) else f"such as {next(iter(state))}"
+        what = (
+            "of an NCSN++ or DDPM++"
+            if any("all_modules." in name for name in state)
+            else f"such as {next(iter(state))}"
+        )
         raise ValueError(
-            f"{source} holds weights {what}, not their network, and ncsnpp, ddpmpp and their like are not among "
-            "sdekit's: pass net=, the module that score_sde_pytorch builds from the config of the run, or convert the "
+            f"{source} holds weights {what}, not their network, and ncsnpp, ddpmpp and their like "
+            "are not among "
+            "sdekit's: pass net=, the module that score_sde_pytorch builds from the config of the "
+            "run, or convert the "
             "checkpoint with diffusers' script and use from_diffusers"
         )
     state = unwrapped(state, net.state_dict())
@@ -124,7 +135,13 @@ def from_score_sde(
         chosen, predicts, label = _READINGS[type(sde)](sde, continuous, levels)
         network = net if type(chosen) is not NCSN else _Nearest(net, levels)
         return ScoreModel(
-            network, chosen, predicts, shape=shape, conditioning=label, data_std=data_std, data_range=(low, 1.0)
+            network,
+            chosen,
+            predicts,
+            shape=shape,
+            conditioning=label,
+            data_std=data_std,
+            data_range=(low, 1.0),
         ).eval()
 
     return checked(model(sde, continuous), check, _others(model, sde, continuous, sigmas))
@@ -142,7 +159,10 @@ def _others(
         if same and (way == continuous or name == "subvp"):
             continue
         with suppress(CheckpointError):  # of sigmas that are no noise levels
-            yield f"sde={name!r}, continuous={way}", model(sde if same else _ranged(name, sigmas, None)[0], way)
+            yield (
+                f"sde={name!r}, continuous={way}",
+                model(sde if same else _ranged(name, sigmas, None)[0], way),
+            )
 
 
 def _vp(sde: Any, continuous: bool, n: int) -> Reading:  # noqa: ANN401 - a VPSDE
@@ -164,27 +184,46 @@ _READINGS: dict[type[AbstractDiffusion], Callable[[Any, bool, int], Reading]] = 
 }
 
 
-def _ranged(sde: AbstractDiffusion | str, sigmas: Any, levels: int | None) -> tuple[AbstractDiffusion, int]:  # noqa: ANN401
+def _ranged(
+    sde: AbstractDiffusion | str,
+    sigmas: Any,  # noqa: ANN401
+    levels: int | None,
+) -> tuple[AbstractDiffusion, int]:
     """The diffusion and the number of levels, with what the checkpoint's `sigmas` say of them."""
     given = diffusion(sde)
     if type(given) not in _READINGS:
-        raise ValueError(f"sde = {sde!r} is none of score_sde_pytorch's: pass 'vp', 'subvp', 've' or such a diffusion")
+        raise ValueError(
+            f"sde = {sde!r} is none of score_sde_pytorch's: pass 'vp', 'subvp', 've' "
+            "or such a diffusion"
+        )
     if levels is not None and not 2 <= levels <= _MOST_LEVELS:
-        raise ValueError(f"levels must be a number of noise levels from 2 to {_MOST_LEVELS}, such as 1000, not {levels}")
-    if isinstance(sigmas, Tensor) and not (plain(sigmas) and sigmas.ndim < 2 and sigmas.numel() <= _MOST_LEVELS):
-        raise CheckpointError(f"the checkpoint's sigmas, of shape {tuple(sigmas.shape)}, are no noise levels; it is damaged")
+        raise ValueError(
+            f"levels must be a number of noise levels from 2 to {_MOST_LEVELS}, such "
+            f"as 1000, not {levels}"
+        )
+    if isinstance(sigmas, Tensor) and not (
+        plain(sigmas) and sigmas.ndim < 2 and sigmas.numel() <= _MOST_LEVELS
+    ):
+        raise CheckpointError(
+            f"the checkpoint's sigmas, of shape {tuple(sigmas.shape)}, are no "
+            "noise levels; it is damaged"
+        )
     held = isinstance(sigmas, Tensor) and sigmas.ndim == 1 and len(sigmas) > 1
     if not held:
         return given, 1000 if levels is None else levels
     if isinstance(given, VESDE):
         low, high = (float(end) for end in sigmas.double().aminmax())
         if not 0 < low < high < math.inf:
-            raise CheckpointError(f"the checkpoint's sigmas, from {low:g} to {high:g}, are no noise levels; it is damaged")
+            raise CheckpointError(
+                f"the checkpoint's sigmas, from {low:g} to {high:g}, are no "
+                "noise levels; it is damaged"
+            )
         if isinstance(sde, str):
             given = VESDE(low, high)
         elif abs(low / given.sigma_min - 1) > 1e-3 or abs(high / given.sigma_max - 1) > 1e-3:
             raise ValueError(
-                f"{given} is not what the checkpoint was trained with, sigma from {low:g} to {high:g}; pass sde='ve'"
+                f"{given} is not what the checkpoint was trained with, sigma from {low:g} to "
+                f"{high:g}; pass sde='ve'"
             )
     return given, len(sigmas) if levels is None else levels
 
@@ -192,21 +231,33 @@ def _ranged(sde: AbstractDiffusion | str, sigmas: Any, levels: int | None) -> tu
 def _parts(found: Any, ema: bool, source: str) -> tuple[Mapping[str, Any], list[Tensor] | None]:  # noqa: ANN401 - what was read
     """The state dict of a checkpoint, and the averages of its parameters where they are wanted."""
     if not isinstance(found, Mapping) or not all(isinstance(name, str) for name in found):
-        raise CheckpointError(f"{source} holds {type(found).__name__}, not a dict with 'model' and 'ema'")
+        raise CheckpointError(
+            f"{source} holds {type(found).__name__}, not a dict with 'model' and 'ema'"
+        )
     state = found.get("model", found)
-    tensors = isinstance(state, Mapping) and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items())
+    tensors = isinstance(state, Mapping) and all(
+        isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()
+    )
     if not tensors or not state:
-        raise CheckpointError(f"{source} holds {', '.join(map(str, list(found)[:8]))}: no state dict alone, nor one as 'model'")
+        raise CheckpointError(
+            f"{source} holds {', '.join(map(str, list(found)[:8]))}: no state "
+            "dict alone, nor one as 'model'"
+        )
     if state is found or not ema:
         return state, None
     held = found.get("ema")
     averages = held.get("shadow_params") if isinstance(held, Mapping) else None
     if not isinstance(averages, list) or not all(isinstance(value, Tensor) for value in averages):
-        raise CheckpointError(f"{source} has no averages, a list 'shadow_params' in 'ema'; pass ema=False for the last weights")
+        raise CheckpointError(
+            f"{source} has no averages, a list 'shadow_params' in 'ema'; pass "
+            "ema=False for the last weights"
+        )
     return state, averages
 
 
-def _averaged(state: Mapping[str, Any], averages: list[Tensor], net: nn.Module, source: str) -> dict[str, Tensor]:
+def _averaged(
+    state: Mapping[str, Any], averages: list[Tensor], net: nn.Module, source: str
+) -> dict[str, Tensor]:
     """Averages by name: they are in the order of the parameters in the state dict, those that were
     not trained left out.
     """
@@ -216,6 +267,8 @@ def _averaged(state: Mapping[str, Any], averages: list[Tensor], net: nn.Module, 
         if some and [state[name].shape for name in some] == [value.shape for value in averages]:
             return dict(zip(some, averages, strict=True))
     raise CheckpointError(
-        f"{source} has {len(averages)} averages for {len(names)} parameters of this network, or of other shapes; call "
-        "requires_grad_(False) on those that were not trained, such as Fourier features, or pass ema=False"
+        f"{source} has {len(averages)} averages for {len(names)} parameters of this network, or of "
+        "other shapes; call "
+        "requires_grad_(False) on those that were not trained, such as Fourier features, or pass "
+        "ema=False"
     )

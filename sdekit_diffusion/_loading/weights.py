@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from sdekit_diffusion._models.checkpoint import CheckpointError
 
 _PREFIXES = ("module.", "_orig_mod.")  # of nn.DataParallel and torch.compile
-_SAFE = "2.10"  # torch before it corrupts memory over crafted pickles, even of weights only: CVE-2026-24747
+# Torch before it corrupts memory over crafted pickles, even of weights only: CVE-2026-24747.
+_SAFE = "2.10"
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -30,9 +31,13 @@ def read_json(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise CheckpointError(f"{path} does not exist") from None
     except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} is not readable as JSON ({_reason(error)}); it is damaged") from error
+        raise CheckpointError(
+            f"{path} is not readable as JSON ({_reason(error)}); it is damaged"
+        ) from error
     if not isinstance(found, dict):
-        raise CheckpointError(f"{path} holds {type(found).__name__}, not an object with names; it is damaged")
+        raise CheckpointError(
+            f"{path} holds {type(found).__name__}, not an object with names; it is damaged"
+        )
     return found
 
 
@@ -46,7 +51,9 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except Exception as error:
-        raise CheckpointError(f"{path} is not a readable safetensors file ({_reason(error)}); it is damaged") from error
+        raise CheckpointError(
+            f"{path} is not a readable safetensors file ({_reason(error)}); it is damaged"
+        ) from error
 
 
 def read_pickle(path: Path) -> Any:  # noqa: ANN401 - whatever was saved
@@ -59,20 +66,27 @@ def read_pickle(path: Path) -> Any:  # noqa: ANN401 - whatever was saved
     """
     if torch.__version__ < _SAFE:
         raise CheckpointError(
-            f"{path} is a pickle, and torch {torch.__version__} does not read crafted ones safely (CVE-2026-24747); use torch "
-            "2.10 or later, save the tensors as safetensors, or, if you trust the file, load it yourself and pass what it holds"
+            f"{path} is a pickle, and torch {torch.__version__} does not read crafted ones safely "
+            "(CVE-2026-24747); use torch "
+            "2.10 or later, save the tensors as safetensors, or, if you trust the file, load it "
+            "yourself and pass what it holds"
         )
     try:
         with path.open("rb") as file:
             archive = zipfile.is_zipfile(file)
             file.seek(0)
-            return torch.load(_intact(file) if archive else file, map_location="cpu", weights_only=True)
+            return torch.load(
+                _intact(file) if archive else file, map_location="cpu", weights_only=True
+            )
     except FileNotFoundError:
         raise CheckpointError(f"{path} does not exist") from None
-    except Exception as error:  # zipfile, torch and its unpickler raise a dozen kinds over damaged bytes
+    # Zipfile, torch and its unpickler raise a dozen kinds over damaged bytes.
+    except Exception as error:
         raise CheckpointError(
-            f"{path} is refused: {_reason(error)}. It must be what torch.save writes of tensors, numbers, text, lists and "
-            "dicts, undamaged; if you trust it and it holds other objects, load it yourself and pass a dict of tensors"
+            f"{path} is refused: {_reason(error)}. It must be what torch.save writes of tensors, "
+            "numbers, text, lists and "
+            "dicts, undamaged; if you trust it and it holds other objects, load it yourself and "
+            "pass a dict of tensors"
         ) from error
 
 
@@ -104,20 +118,32 @@ def fill(network: nn.Module, state: Mapping[str, Any], source: str) -> None:
         new = state[name]
         if not plain(new):
             raise CheckpointError(f"{source} holds no plain tensor of numbers as {name}")
-        if new.shape != value.shape or new.is_floating_point() != value.is_floating_point() or new.is_complex():
+        if (
+            new.shape != value.shape
+            or new.is_floating_point() != value.is_floating_point()
+            or new.is_complex()
+        ):
             raise CheckpointError(
-                f"{source} holds {name} of shape {tuple(new.shape)} and {new.dtype}, and the network has {tuple(value.shape)} "
+                f"{source} holds {name} of shape {tuple(new.shape)} and {new.dtype}, and the "
+                f"network has {tuple(value.shape)} "
                 f"and {value.dtype}; build the network with the settings that it was trained with"
             )
         if not bool(new.to(value.dtype).isfinite().all()):
-            raise CheckpointError(f"{source} holds NaN or infinite numbers in {name}; it is damaged, or training diverged")
+            raise CheckpointError(
+                f"{source} holds NaN or infinite numbers in {name}; it is "
+                "damaged, or training diverged"
+            )
     network.load_state_dict({name: state[name] for name in own})
 
 
 def unwrapped(state: Mapping[str, Any], known: Container[str]) -> dict[str, Any]:
-    """The state with the known names, without the prefix that a wrapper has put before all of them."""
+    """The state with the known names, without the prefix that a wrapper has put before all of
+    them.
+    """
     for prefix in _PREFIXES:
-        if all(name.startswith(prefix) for name in state) and not any(name in known for name in state):
+        if all(name.startswith(prefix) for name in state) and not any(
+            name in known for name in state
+        ):
             state = {name.removeprefix(prefix): value for name, value in state.items()}
     return dict(state)
 
@@ -133,12 +159,18 @@ def plain(value: object) -> bool:
 
 
 def _require_same(own: Mapping[str, Any], state: Mapping[str, Any], source: str) -> None:
-    missing, more = [k for k in own if k not in state], [k for k in state if k not in own]
+    missing = [k for k in own if k not in state]
+    more = [k for k in state if k not in own]
     if missing or more:
-        lacks = f"lacks {len(missing)} of the network's tensors, such as {missing[0]}" if missing else ""
+        lacks = (
+            f"lacks {len(missing)} of the network's tensors, such as {missing[0]}"
+            if missing
+            else ""
+        )
         has = f"has {len(more)} that the network has not, such as {more[0]}" if more else ""
         raise CheckpointError(
-            f"{source} {' and '.join(filter(None, (lacks, has)))}; build the network with the settings that it was trained with"
+            f"{source} {' and '.join(filter(None, (lacks, has)))}; build the network with the "
+            "settings that it was trained with"
         )
 
 

@@ -48,22 +48,30 @@ class Affine:
 
     def times(self, factor: Time, plus: Time = 0.0) -> Self:
         """factor times the prediction, plus `plus` u."""
-        return replace(self, own=self.own * factor + plus, out=self.out * factor, mean=self.mean * factor)
+        return replace(
+            self, own=self.own * factor + plus, out=self.out * factor, mean=self.mean * factor
+        )
 
     def functions(self) -> list[Callable[[Tensor], Tensor]]:
         """The prediction at each level, as a function of the point."""
         parts = (self.point, self.own, self.out, self.shift, self.mean)
-        columns = [torch.as_tensor(part, dtype=torch.float64).expand(len(self.label)).tolist() for part in parts]
+        columns = [
+            torch.as_tensor(part, dtype=torch.float64).expand(len(self.label)).tolist()
+            for part in parts
+        ]
         rows = zip(self.label.unbind(), *columns, strict=True)
         return [partial(_predicted, self.ask, self.m, row) for row in rows]
 
 
-def _predicted(ask: Ask, m: Tensor | float, row: tuple[Tensor, float, float, float, float, float], u: Tensor) -> Tensor:
+def _predicted(
+    ask: Ask, m: Tensor | float, row: tuple[Tensor, float, float, float, float, float], u: Tensor
+) -> Tensor:
     label, point, own, out, shift, mean = row
     x = u if point == 1 else scaled(point, u)
     if shift:
         x = _plus(shift, m, x)
-    found = scaled(out, ask(x, label.expand(len(u))))  # new, even if a network has one buffer for all
+    # New, even if a network has one buffer for all.
+    found = scaled(out, ask(x, label.expand(len(u))))
     if own:
         found = axpy(own, u, found)
     return _plus(mean, m, found) if mean else found

@@ -1,4 +1,6 @@
-"""Does a model denoise a batch of data, and if it does not, with which other convention would it?"""
+"""Does a model denoise a batch of data, and if it does not, with which other convention would
+it?
+"""
 
 import math
 from collections.abc import Callable, Iterable, Iterator
@@ -23,15 +25,21 @@ from sdekit_diffusion._models.model import (
     signal_scale,
 )
 
-_NOISE = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0)  # in units of the data's deviation; beyond, small errors of a network are magnified
+# In units of the data's deviation; beyond, small errors of a network are magnified.
+_NOISE = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 _NUMBERS = 4096  # coordinates with noise of their own, at least: an error is known to some 2 %
 _ALIKE = 1.03  # errors whose ratio is within this are the same: then the fewest changes are named
-# Ratios to the guess's error, which are at least 1 for whatever is linear in x, an untrained network too: on average, of a
-# model that passes; at one level, of one that is broken there; of a convention that is named, and what it must gain.
-_PASSES, _BROKEN, _NAMED, _GAIN = 1.1, 10.0, 0.95, 1.25
+# Ratios to the guess's error, which are at least 1 for whatever is linear in x, an untrained
+# network too: on average, of a model that passes; at one level, of one that is broken there; of a
+# convention that is named, and what it must gain.
+_PASSES = 1.1
+_BROKEN = 10.0
+_NAMED = 0.95
+_GAIN = 1.25
 _SEVERAL = "sde='flow', "  # how what changes more than one convention begins
 _OPPOSITE: dict[str, str] = {"flow": "reverse_flow", "reverse_flow": "flow"}
-_REFUSALS = (ValueError, TypeError, RuntimeError, LookupError, ArithmeticError, AssertionError)  # a network's, of labels
+# A network's, of labels.
+_REFUSALS = (ValueError, TypeError, RuntimeError, LookupError, ArithmeticError, AssertionError)
 _RANGES = ((0.0, 1.0), (-1.0, 1.0), (0.0, 255.0))
 
 
@@ -128,7 +136,9 @@ def check_model(
     return found
 
 
-def checked(model: ScoreModel, x: Tensor | None, readings: Iterable[tuple[str, ScoreModel]]) -> ScoreModel:
+def checked(
+    model: ScoreModel, x: Tensor | None, readings: Iterable[tuple[str, ScoreModel]]
+) -> ScoreModel:
     """The model itself, if it denoises x or there is none to try; readings are what else it may be,
     and how to say so.
 
@@ -143,52 +153,84 @@ def checked(model: ScoreModel, x: Tensor | None, readings: Iterable[tuple[str, S
 
 
 def _checked(
-    model: AbstractModel, x: Tensor, sde: AbstractDiffusion, seed: int, readings: Iterable[tuple[str, ScoreModel]]
+    model: AbstractModel,
+    x: Tensor,
+    sde: AbstractDiffusion,
+    seed: int,
+    readings: Iterable[tuple[str, ScoreModel]],
 ) -> ModelCheck:
     require_tensor("x", x)
     if not x.is_floating_point():
         raise TypeError(
-            f"x must be floating, in the range that the model has learned, not {x.dtype}; scale it, or use .float()"
+            f"x must be floating, in the range that the model has learned, not {x.dtype}; scale "
+            "it, or use .float()"
         )
     if model.shape is not None and tuple(x.shape[1:]) != tuple(model.shape):
-        raise ValueError(f"x has shape {tuple(x.shape)}; this model needs (batch, {', '.join(map(str, model.shape))})")
+        raise ValueError(
+            f"x has shape {tuple(x.shape)}; this model needs (batch, "
+            f"{', '.join(map(str, model.shape))})"
+        )
     x = x.detach().to(torch.promote_types(x.dtype, torch.float32))
     with torch.no_grad(), evaluating(model, len(x)):
         return _judged(model, x, sde, seed, readings)
 
 
 def _judged(
-    model: AbstractModel, x: Tensor, sde: AbstractDiffusion, seed: int, readings: Iterable[tuple[str, ScoreModel]]
+    model: AbstractModel,
+    x: Tensor,
+    sde: AbstractDiffusion,
+    seed: int,
+    readings: Iterable[tuple[str, ScoreModel]],
 ) -> ModelCheck:
-    failure, others = None, {}
+    failure = None
+    others = {}
     noise = _noise(x, model, sde)
     try:
         given = _errors(model, x, sde, seed)
     except _REFUSALS as error:  # over labels it was not made for, perhaps
-        failure, given = error, ModelCheck(noise, (math.inf,) * len(noise), (1.0,) * len(noise))
+        failure = error
+        given = ModelCheck(noise, (math.inf,) * len(noise), (1.0,) * len(noise))
     changed = [(change, other, x, other.sde) for change, other in readings]
-    for change, other, points, under in [*changed, *((*change, sde) for change in _alternatives(model, x))]:
+    for change, other, points, under in [
+        *changed,
+        *((*change, sde) for change in _alternatives(model, x)),
+    ]:
         try:
             others[change] = _errors(other, points, under, seed)
         except _REFUSALS:
             continue
     at = given.noise[given.ratios.index(given.worst)]
-    said = f"at sigma / alpha = {at:.3g} its error is {given.worst:.3g} times that of a guess from mean and deviation"
+    said = (
+        f"at sigma / alpha = {at:.3g} its error is {given.worst:.3g} times that of a guess "
+        "from "
+        "mean and deviation"
+    )
     if failure is not None:
         said = f"its network fails with {type(failure).__name__}: {failure}"
     least = min((other.score for other in others.values()), default=math.inf)
     alike = [change for change, other in others.items() if other.score <= _ALIKE * least]
-    best = min(alike, key=lambda change: (change.startswith(_SEVERAL), others[change].score), default="")
+    best = min(
+        alike, key=lambda change: (change.startswith(_SEVERAL), others[change].score), default=""
+    )
     if best and others[best].score < min(_NAMED, given.score / _GAIN):
         gain = f"on average {others[best].score:.3g} times" + (
-            f" that of the guess instead of {given.score:.3g} times" if failure is None else " that of the guess"
+            f" that of the guess instead of {given.score:.3g} times"
+            if failure is None
+            else " that of the guess"
         )
-        return replace(given, verdict=f"the model does not denoise x: {said}. With {best} it is {gain}", fits=False)
+        return replace(
+            given,
+            verdict=f"the model does not denoise x: {said}. With {best} it is {gain}",
+            fits=False,
+        )
     if failure is not None:
         raise failure
     if given.score <= _PASSES and given.worst <= _BROKEN:
         return replace(given, verdict=f"the model denoises x: {said}, and nowhere more", fits=True)
-    why = "no single change of predicts, conditioning or the range of x explains it; it may be untrained, or of other data"
+    why = (
+        "no single change of predicts, conditioning or the range of x explains it; it may be "
+        "untrained, or of other data"
+    )
     return replace(given, verdict=f"the model does not denoise x: {said}, and {why}", fits=False)
 
 
@@ -197,27 +239,45 @@ def _noise(x: Tensor, model: AbstractModel, sde: AbstractDiffusion) -> tuple[flo
     variance = float(x.double().var(correction=0)) if x.numel() else 0.0
     if not 0 < variance < math.inf:
         raise ValueError(
-            f"x of shape {tuple(x.shape)} has variance {variance:g}; give a batch of data that vary, and are finite"
+            f"x of shape {tuple(x.shape)} has variance {variance:g}; give a batch of data that "
+            "vary, and are finite"
         )
-    low, high = float(sde.log_snr(0.0)), float(sde.log_snr(sde.latest(model.data_std or 1.0)))
-    noise = tuple(r for r in (math.sqrt(variance) * unit for unit in _NOISE) if high <= -math.log(r) <= low)
+    low = float(sde.log_snr(0.0))
+    high = float(sde.log_snr(sde.latest(model.data_std or 1.0)))
+    noise = tuple(
+        r for r in (math.sqrt(variance) * unit for unit in _NOISE) if high <= -math.log(r) <= low
+    )
     if not noise:
-        raise ValueError(f"{sde} has no noise between 0.1 and 5 times the deviation of x, {math.sqrt(variance):.3g}; scale x")
+        raise ValueError(
+            f"{sde} has no noise between 0.1 and 5 times the deviation of x, "
+            f"{math.sqrt(variance):.3g}; scale x"
+        )
     return noise
 
 
 def _errors(model: AbstractModel, x: Tensor, sde: AbstractDiffusion, seed: int) -> ModelCheck:
     """Errors on x, repeated until there are numbers enough."""
-    noise, variance, errors = _noise(x, model, sde), float(x.double().var(correction=0)), []
+    noise = _noise(x, model, sde)
+    variance = float(x.double().var(correction=0))
+    errors = []
     rows = torch.arange(len(x), device=x.device).repeat(-(-_NUMBERS // x.numel()))
-    x, model = x[rows], model.rows(rows)
-    eps = normal(seed, torch.arange(len(x), device=x.device), tuple(x.shape[1:]), counter=NOISE, dtype=x.dtype)
+    x = x[rows]
+    model = model.rows(rows)
+    eps = normal(
+        seed,
+        torch.arange(len(x), device=x.device),
+        tuple(x.shape[1:]),
+        counter=NOISE,
+        dtype=x.dtype,
+    )
     for r in noise:
         l = -math.log(r)
         point = signal_scale(l) * x + noise_scale(l) * eps
         error = float((model.predict_data(l, point) - x).double().square().mean())
         errors.append(error if math.isfinite(error) else math.inf)
-    return ModelCheck(noise, tuple(errors), tuple(variance * r * r / (variance + r * r) for r in noise))
+    return ModelCheck(
+        noise, tuple(errors), tuple(variance * r * r / (variance + r * r) for r in noise)
+    )
 
 
 class _Negative(nn.Module):
@@ -239,7 +299,11 @@ def _alternatives(model: AbstractModel, x: Tensor) -> Iterator[tuple[str, Abstra
         return
     for predicts in get_args(Prediction):
         if predicts not in (model.predicts, _OPPOSITE.get(model.predicts)):
-            yield f"predicts={predicts!r}", _variant(model, model.net, predicts, model.conditioning), x
+            yield (
+                f"predicts={predicts!r}",
+                _variant(model, model.net, predicts, model.conditioning),
+                x,
+            )
     opposite = f" (predicts={_OPPOSITE[model.predicts]!r})" if model.predicts in _OPPOSITE else ""
     yield (
         f"the opposite sign of the output{opposite}",
@@ -247,15 +311,26 @@ def _alternatives(model: AbstractModel, x: Tensor) -> Iterator[tuple[str, Abstra
         x,
     )
     for n in (1, 1000):
-        usual = ScoreModel(model.net, "flow", "reverse_flow", conditioning=(-n, n), data_std=model.data_std)
-        change = f"{_SEVERAL}predicts='reverse_flow' and conditioning=({-n}, {n}), flow matching with time from noise to data,"
+        usual = ScoreModel(
+            model.net, "flow", "reverse_flow", conditioning=(-n, n), data_std=model.data_std
+        )
+        change = (
+            f"{_SEVERAL}predicts='reverse_flow' and conditioning=({-n}, {n}), flow matching "
+            "with time from noise to data,"
+        )
         yield change, usual.given(**model.conditions), x
     for conditioning in _labels(model):
-        label = repr(conditioning) if isinstance(conditioning, str) else f"({conditioning[0]:g}, {conditioning[1]:g})"
+        label = (
+            repr(conditioning)
+            if isinstance(conditioning, str)
+            else (f"({conditioning[0]:g}, {conditioning[1]:g})")
+        )
         yield f"conditioning={label}", _variant(model, model.net, model.predicts, conditioning), x
 
 
-def _variant(model: ScoreModel, net: Callable[..., Tensor], predicts: Prediction, conditioning: Conditioning) -> ScoreModel:
+def _variant(
+    model: ScoreModel, net: Callable[..., Tensor], predicts: Prediction, conditioning: Conditioning
+) -> ScoreModel:
     new = ScoreModel(net, model.sde, predicts, conditioning=conditioning, data_std=model.data_std)
     return new.given(**model.conditions)
 
@@ -281,7 +356,8 @@ def _rescaled(x: Tensor, wanted: tuple[float, float] | None) -> Iterator[tuple[s
     """x moved from the narrowest of the usual ranges that holds it to the others, or to the model's
     own.
     """
-    least, most = float(x.min()), float(x.max())
+    least = float(x.min())
+    most = float(x.max())
     for low, high in _RANGES:
         slack = 0.01 * (high - low)
         if low - slack <= least and most <= high + slack:

@@ -33,16 +33,22 @@ from sdekit_diffusion._models.wrapped import require_own
 from sdekit_diffusion._storage.atomic import PART, alone, flush, made, naming, replacing
 
 _FORMAT = "sdekit-diffusion 2"
-CONFIG, STEPS = "config.json", "checkpoints"
-_WEIGHTS, STATE = "weights", "training"
+CONFIG = "config.json"
+STEPS = "checkpoints"
+_WEIGHTS = "weights"
+STATE = "training"
 MEAN = ".data_mean"  # beside the weights, whose names do not begin so
-_TENSORS = re.compile(rf"({_WEIGHTS}|{STATE})-[0-9a-f]{{12}}\.safetensors")  # the names that `save` gives
-_STAGED = {part: f".{part}.safetensors{PART}" for part in (_WEIGHTS, STATE)}  # until config.json is written
+# The names that `save` gives.
+_TENSORS = re.compile(rf"({_WEIGHTS}|{STATE})-[0-9a-f]{{12}}\.safetensors")
+# Until config.json is written.
+_STAGED = {part: f".{part}.safetensors{PART}" for part in (_WEIGHTS, STATE)}
 
 
 def versions() -> dict[str, str]:
     """Of Python and of what numbers depend on."""
-    return {"python": platform.python_version()} | {name: version(name) for name in ("sdekit", "torch", "numpy", "scipy")}
+    return {"python": platform.python_version()} | {
+        name: version(name) for name in ("sdekit", "torch", "numpy", "scipy")
+    }
 
 
 class CheckpointError(ValueError):
@@ -90,14 +96,20 @@ def save(
     """
     config = to_save(model, notes)
     if Path(folder).is_file():
-        raise NotADirectoryError(f"{str(folder)!r} is a file: save writes a folder of several files; name another")
+        raise NotADirectoryError(
+            f"{str(folder)!r} is a file: save writes a folder of several files; name another"
+        )
     with alone(made(Path(folder))):
         return written(model, config, Path(folder), state)
 
 
 def to_save(model: ScoreModel, notes: Mapping[str, Any] | None) -> dict[str, Any]:
     """The config of a model but for its files; what cannot be saved is refused, as by `save`."""
-    require_own(model, ScoreModel, "pass the model that is inside the wrapper: compiled._orig_mod, or parallel.module")
+    require_own(
+        model,
+        ScoreModel,
+        "pass the model that is inside the wrapper: compiled._orig_mod, or parallel.module",
+    )
     if not isinstance(model.net, nn.Module):
         raise TypeError("this model's network is a plain function and has no weights to save")
     return described(model) | {"notes": dict(notes or {})}
@@ -112,7 +124,8 @@ def written(
     """`save` into a folder that no other process writes to."""
     assert isinstance(model.net, nn.Module)
     before = files_of(folder)
-    weights = {name: value.clone() for name, value in model.net.state_dict().items()}  # none twice in memory
+    # None twice in memory.
+    weights = {name: value.clone() for name, value in model.net.state_dict().items()}
     if isinstance(model.data_mean, Tensor):
         weights[MEAN] = model.data_mean.clone()
     parts = {_WEIGHTS: weights} | ({} if state is None else {STATE: dict(state)})
@@ -124,7 +137,8 @@ def written(
         config["sha256"] = _checksum(config)
         with replacing(folder / CONFIG) as path:
             path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-            for part, file in files.items():  # named in what stands beside by now: `files_of` knows them after a kill
+            # Named in what stands beside by now: `files_of` knows them after a kill.
+            for part, file in files.items():
                 os.replace(folder / _STAGED[part], folder / file["name"])
             flush(folder)
     finally:
@@ -144,7 +158,9 @@ def files_of(folder: Path) -> set[str]:
         try:
             names |= _names(_config(folder / CONFIG))
         except CheckpointError as error:
-            raise CheckpointError(f"{error}; it stays as it is: choose another folder, or remove that file") from error
+            raise CheckpointError(
+                f"{error}; it stays as it is: choose another folder, or remove that file"
+            ) from error
     with suppress(CheckpointError):
         names |= _names(_config(folder / f".{CONFIG}{PART}"))
     return {name for name in names if (folder / name).exists()}
@@ -155,7 +171,10 @@ def _names(config: Mapping[str, Any]) -> set[str]:
     not give is none.
     """
     replaced = config.get("replaces")
-    names = [*(file["name"] for file in config["files"].values()), *(replaced if isinstance(replaced, list) else [])]
+    names = [
+        *(file["name"] for file in config["files"].values()),
+        *(replaced if isinstance(replaced, list) else []),
+    ]
     return {str(name) for name in names if _TENSORS.fullmatch(str(name))}
 
 
@@ -195,17 +214,24 @@ def described(model: ScoreModel) -> dict[str, Any]:
     if model.conditions:
         names = ", ".join(model.conditions)
         raise ValueError(
-            f"this model was given {names}, which a checkpoint does not hold: save the model that given() was called on, and "
+            f"this model was given {names}, which a checkpoint does not hold: save the model that "
+            "given() was called on, and "
             f"after load(folder) call given({names.replace(', ', '=..., ')}=...) again"
         )
     known = nets.registry.get(type(model.net).__name__) is type(model.net)
     names = {kind: name for name, kind in DIFFUSIONS.items()}
     if type(model.sde) not in names:
         kind = type(model.sde).__name__
-        raise TypeError(f"{kind} has no name to save it under: give it one, such as DIFFUSIONS['{kind.lower()}'] = {kind}")
+        raise TypeError(
+            f"{kind} has no name to save it under: give it one, such as "
+            f"DIFFUSIONS['{kind.lower()}'] = {kind}"
+        )
     return {
         "format": _FORMAT,
-        "net": {"class": type(model.net).__name__, "config": getattr(model.net, "config", None) if known else None},
+        "net": {
+            "class": type(model.net).__name__,
+            "config": getattr(model.net, "config", None) if known else None,
+        },
         "sde": {"name": names[type(model.sde)], **dataclasses.asdict(model.sde)},
         "predicts": model.predicts,
         "conditioning": model.conditioning,
@@ -223,7 +249,8 @@ def _staged(tensors: dict[str, Tensor], folder: Path, part: str) -> dict[str, st
     """Writes a file that is to be named by its content; returns that name and its checksum."""
     content = serialised({name: value.detach().contiguous() for name, value in tensors.items()})
     checksum = hashlib.sha256(content).hexdigest()
-    name, path = f"{part}-{checksum[:12]}.safetensors", folder / _STAGED[part]
+    name = f"{part}-{checksum[:12]}.safetensors"
+    path = folder / _STAGED[part]
     with naming(folder / name):
         path.write_bytes(content)
         flush(path)
@@ -251,18 +278,26 @@ def _config(path: Path) -> dict[str, Any]:
     except PermissionError:
         raise
     except FileNotFoundError:
-        raise CheckpointError(f"{path} does not exist; give the folder that save() or `sdekit-diffusion train` wrote") from None
+        raise CheckpointError(
+            f"{path} does not exist; give the folder that save() or `sdekit-diffusion train` wrote"
+        ) from None
     except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} is not readable as JSON ({error}); the checkpoint is damaged") from error
+        raise CheckpointError(
+            f"{path} is not readable as JSON ({error}); the checkpoint is damaged"
+        ) from error
     if not isinstance(config, dict) or config.get("format") != _FORMAT:
         found = config.get("format") if isinstance(config, dict) else type(config).__name__
-        raise CheckpointError(f"{path} is not a checkpoint of this version: format {found!r}, expected {_FORMAT!r}")
+        raise CheckpointError(
+            f"{path} is not a checkpoint of this version: format {found!r}, expected {_FORMAT!r}"
+        )
     files = config.get("files")
     known = isinstance(files, dict) and all(
         isinstance(file, dict) and set(file) == {"name", "sha256"} for file in files.values()
     )
     if not known or config.get("sha256") != _checksum(config):
-        raise CheckpointError(f"{path} is not as it was written: its checksum differs; the checkpoint is damaged")
+        raise CheckpointError(
+            f"{path} is not as it was written: its checksum differs; the checkpoint is damaged"
+        )
     return config
 
 
@@ -285,16 +320,22 @@ def read_tensors(folder: str | Path, part: str = _WEIGHTS) -> dict[str, Tensor]:
     """
     file = read_config(folder)["files"].get(part)
     if file is None:
-        raise CheckpointError(f"{folder} holds no state of a training; give a folder within `{STEPS}`")
+        raise CheckpointError(
+            f"{folder} holds no state of a training; give a folder within `{STEPS}`"
+        )
     path = Path(folder) / Path(str(file["name"])).name
     try:
         content = path.read_bytes()
         if hashlib.sha256(content).hexdigest() != file["sha256"]:
-            raise CheckpointError(f"{path} is not as it was written: its checksum differs; the checkpoint is damaged")
+            raise CheckpointError(
+                f"{path} is not as it was written: its checksum differs; the checkpoint is damaged"
+            )
         return deserialised(content)
     except PermissionError:
         raise
     except FileNotFoundError:
         raise CheckpointError(f"{path} does not exist; the checkpoint is incomplete") from None
     except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{path} is not a readable safetensors file ({error}); the checkpoint is damaged") from error
+        raise CheckpointError(
+            f"{path} is not a readable safetensors file ({error}); the checkpoint is damaged"
+        ) from error

@@ -17,7 +17,8 @@ from sdekit_diffusion._models.derived import AbstractDerivedModel
 from sdekit_diffusion._models.evaluating import evaluating
 from sdekit_diffusion._models.model import AbstractModel, signal_scale
 
-_NUMBERS = 2048  # coordinates of all points together, at least: the estimate is good to a few per cent
+# Coordinates of all points together, at least: the estimate is good to a few per cent.
+_NUMBERS = 2048
 _POINTS = (8, 256)  # the least and the largest number of points
 _NOISY = 8.0  # noise over the standard deviation of the data at which their law is nearly normal
 _CLEAN = 0.3  # the same where the estimate is final
@@ -28,7 +29,9 @@ _ALL = 0.98  # of the variance: a network that denoises nothing, as before train
 
 @dataclass(frozen=True)
 class DataScale:
-    """Mean and standard deviation of data: a number, or a tensor shaped like one sample; a number."""
+    """Mean and standard deviation of data: a number, or a tensor shaped like one sample; a
+    number.
+    """
 
     mean: Tensor | float
     std: float

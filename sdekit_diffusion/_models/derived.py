@@ -98,4 +98,8 @@ class AbstractDerivedModel(AbstractModel):
 
     def _own(self) -> dict[str, Tensor]:
         """The fields with an entry per sample."""
-        return {part.name: getattr(self, part.name) for part in fields(self) if _PER_SAMPLE in part.metadata}
+        return {
+            part.name: getattr(self, part.name)
+            for part in fields(self)
+            if _PER_SAMPLE in part.metadata
+        }

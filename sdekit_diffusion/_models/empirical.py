@@ -52,10 +52,17 @@ class EmpiricalMixture(AbstractMixture):
     def __init__(self, centres: Tensor, std: float = 0.0) -> None:
         require_tensor("centres", centres, "(n, *event)")
         if centres.ndim < 1 or not centres.numel() or not centres.is_floating_point():
-            raise ValueError(f"centres must be floating, of shape (n, *event), not {centres.dtype} of {tuple(centres.shape)}")
-        self.shape, self.std = tuple(centres.shape[1:]), float(std)
+            raise ValueError(
+                f"centres must be floating, of shape (n, *event), not {centres.dtype} "
+                f"of {tuple(centres.shape)}"
+            )
+        self.shape = tuple(centres.shape[1:])
+        self.std = float(std)
         self._centres = centres.reshape(len(centres), -1)
-        parts = [part.to(torch.float64).square().sum(dim=1) for part in self._centres.split(self._size(1))]
+        parts = [
+            part.to(torch.float64).square().sum(dim=1)
+            for part in self._centres.split(self._size(1))
+        ]
         self._squares = torch.cat(parts)
         if not bool(self._squares.isfinite().all()) or not 0 <= self.std < math.inf:
             raise ValueError(f"centres must be finite and std a number from 0 on; std is {std}")
@@ -63,10 +70,13 @@ class EmpiricalMixture(AbstractMixture):
         mean = self._centres.mean(dim=0)
         spread = float(self._squares.mean() - mean.double().square().sum()) / self._centres.shape[1]
         self.data_mean = mean.reshape(self.shape)
-        self.data_std = math.sqrt(max(spread, 0.0) + self.std**2) or 1.0  # where it is 0 any will do
+        # Where it is 0 any will do.
+        self.data_std = math.sqrt(max(spread, 0.0) + self.std**2) or 1.0
 
     def __repr__(self) -> str:
-        return f"EmpiricalMixture({len(self._centres)} centres, shape={self.shape}, std={self.std:g})"
+        return (
+            f"EmpiricalMixture({len(self._centres)} centres, shape={self.shape}, std={self.std:g})"
+        )
 
     def place(self) -> tuple[torch.dtype, torch.device]:
         return self._centres.dtype, self._centres.device
@@ -85,15 +95,22 @@ class EmpiricalMixture(AbstractMixture):
         """log p_0(x) in nats: `(batch, *event)` to `(batch,)`."""
         one, v = self._columns(1.0, 0.0, x)
         blocks = self._blocks(one, v, self._flat(x))
-        parts = [torch.logsumexp(logits, dim=1) - 0.5 * least / self.std**2 for least, logits in blocks]
+        parts = [
+            torch.logsumexp(logits, dim=1) - 0.5 * least / self.std**2 for least, logits in blocks
+        ]
         d = self._centres.shape[1]
-        constant = math.log(len(self._centres)) + d * (math.log(self.std) + 0.5 * math.log(2 * math.pi))
+        constant = math.log(len(self._centres)) + d * (
+            math.log(self.std) + 0.5 * math.log(2 * math.pi)
+        )
         return (torch.cat(parts) - constant).to(x.dtype)
 
     def posterior(self, x: Tensor) -> Tensor:
         """The probability of each centre given x: `(batch, *event)` to `(batch, n)`."""
         return torch.cat(
-            [torch.softmax(logits, dim=1) for _, logits in self._blocks(*self._columns(1.0, 0.0, x), self._flat(x))]
+            [
+                torch.softmax(logits, dim=1)
+                for _, logits in self._blocks(*self._columns(1.0, 0.0, x), self._flat(x))
+            ]
         )
 
     def predict_data(self, l: Time, u: Tensor) -> Tensor:
@@ -119,7 +136,9 @@ class EmpiricalMixture(AbstractMixture):
         return self._centres[k] + self.std * z
 
     def _size(self, numbers: int) -> int:
-        """How many points make a block, each of which takes some numbers besides its coordinates."""
+        """How many points make a block, each of which takes some numbers besides its
+        coordinates.
+        """
         return max(1, _BLOCK // max(numbers, self._centres.shape[1]))
 
     def _columns(self, alpha: Time, sigma: Time, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -129,31 +148,50 @@ class EmpiricalMixture(AbstractMixture):
             ValueError: where v = 0.
         """
         require_tensor("x", x)
-        a, b = (torch.as_tensor(c, dtype=torch.float64).to(x.device).reshape(-1, 1) for c in (alpha, sigma))
+        a, b = (
+            torch.as_tensor(c, dtype=torch.float64).to(x.device).reshape(-1, 1)
+            for c in (alpha, sigma)
+        )
         v = (a * self.std).square() + b.square()
         if not bool((v > 0).all()):
             raise ValueError(
-                "centres with std = 0 have neither score nor density where sigma = 0: ask for a later t, such as 1e-3"
+                "centres with std = 0 have neither score nor density where sigma = 0: ask for a "
+                "later t, such as 1e-3"
             )
         return a.to(x.dtype).expand(len(x), 1), v.to(x.dtype).expand(len(x), 1)
 
     def _mean(self, alpha: Tensor, v: Tensor, x: Tensor) -> Tensor:
         """The mean of the centres given x, `(batch, d)`."""
         centres = self._centres.to(x)
-        return torch.cat([torch.softmax(logits, dim=1) @ centres for _, logits in self._blocks(alpha, v, self._flat(x))])
+        return torch.cat(
+            [
+                torch.softmax(logits, dim=1) @ centres
+                for _, logits in self._blocks(alpha, v, self._flat(x))
+            ]
+        )
 
     def _blocks(self, alpha: Tensor, v: Tensor, x: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         """By blocks of points, the least squared distance to an alpha c_k, `(block,)` in float64,
         and the logarithms of the weights relative to that of the nearest centre, `(block, n)`.
         """
-        centres, squares = self._centres.to(x), self._squares.to(x)
+        centres = self._centres.to(x)
+        squares = self._squares.to(x)
         count = min(_NEAREST, len(centres))
         size = self._size(max(len(centres), 2 * count * centres.shape[1]))
         for a, variance, some in zip(alpha.split(size), v.split(size), x.split(size), strict=True):
-            product = torch.addmm(a.square() * squares + some.square().sum(dim=1, keepdim=True), a * some, centres.T, alpha=-2)
+            product = torch.addmm(
+                a.square() * squares + some.square().sum(dim=1, keepdim=True),
+                a * some,
+                centres.T,
+                alpha=-2,
+            )
             near = product.detach().topk(count, largest=False).indices
-            gap = some.to(torch.float64).unsqueeze(1) - a.to(torch.float64).unsqueeze(1) * centres[near].to(torch.float64)
+            gap = some.to(torch.float64).unsqueeze(1) - a.to(torch.float64).unsqueeze(1) * centres[
+                near
+            ].to(torch.float64)
             exact = gap.square().sum(dim=2)
             least = exact.amin(dim=1)
-            relative = (product - least.to(x.dtype).unsqueeze(1)).scatter(1, near, (exact - least.unsqueeze(1)).to(x.dtype))
+            relative = (product - least.to(x.dtype).unsqueeze(1)).scatter(
+                1, near, (exact - least.unsqueeze(1)).to(x.dtype)
+            )
             yield least, relative * (-0.5 / variance)

@@ -10,7 +10,8 @@ from torch import nn
 from sdekit_diffusion._models.model import AbstractModel
 
 _LOCK = Lock()  # held while flags change, never during a call
-_CALLS: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()  # how many calls hold a module in evaluation mode
+# How many calls hold a module in evaluation mode.
+_CALLS: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()
 
 
 @contextmanager
@@ -27,7 +28,9 @@ def evaluating(model: AbstractModel, n: int) -> Iterator[None]:
     """
     for name, value in model.entries().items():
         if len(value) != n:
-            raise ValueError(f"{name} has {len(value)} entries for {n} samples; give one entry a sample")
+            raise ValueError(
+                f"{name} has {len(value)} entries for {n} samples; give one entry a sample"
+            )
     modules = _entered([module for network in model.networks() for module in network.modules()])
     try:
         yield

@@ -11,7 +11,8 @@ from sdekit_diffusion._models.model import AbstractModel
 def batches(
     model: AbstractModel, n: int, size: int | None, device: torch.device
 ) -> Iterator[tuple[int, Tensor, AbstractModel]]:
-    """Of n samples, `size` at a time, or all: the number of the first, `(batch,)` numbers, their model.
+    """Of n samples, `size` at a time, or all: the number of the first, `(batch,)` numbers, their
+    model.
 
     Of no samples there is one batch, an empty one.
     """

@@ -33,7 +33,8 @@ class AbstractMixture(AbstractModel):
 
     def sample(self, n: int = 1, *, seed: int | None = None, first: int = 0) -> Tensor:
         """Exact samples, `(n, *event)`; sample i depends on (seed, first + i) alone."""
-        seed, (dtype, device) = fresh_seed() if seed is None else seed, self.place()
+        seed = fresh_seed() if seed is None else seed
+        (dtype, device) = self.place()
         index = torch.arange(first, first + n, device=device)
         edges = self.weights.to(torch.float64).cumsum(0)[:-1]
         k = torch.searchsorted(edges, uniform01(seed, index, (), counter=COMPONENT), right=True)
@@ -53,7 +54,10 @@ class AbstractMixture(AbstractModel):
         """
         require_tensor("x", x)
         if not x.is_floating_point() or tuple(x.shape[1:]) != self.shape or not x.ndim:
-            raise ValueError(f"points must be floating, of shape (batch, *{self.shape}), not {x.dtype} of {tuple(x.shape)}")
+            raise ValueError(
+                f"points must be floating, of shape (batch, *{self.shape}), not "
+                f"{x.dtype} of {tuple(x.shape)}"
+            )
         return x.reshape(len(x), math.prod(self.shape))
 
 
@@ -81,7 +85,10 @@ class GaussianMixture(AbstractMixture):
     """
 
     def __init__(
-        self, weights: Tensor | Sequence[float], means: Tensor | Sequence[Any], covariances: Tensor | Sequence[Any]
+        self,
+        weights: Tensor | Sequence[float],
+        means: Tensor | Sequence[Any],
+        covariances: Tensor | Sequence[Any],
     ) -> None:
         means = torch.as_tensor(means)
         means = means if means.is_floating_point() else means.to(torch.get_default_dtype())
@@ -91,9 +98,15 @@ class GaussianMixture(AbstractMixture):
         self._means = means.reshape(len(means), -1)
         self._variances, self._axes = _spectrum(covariances, *self._means.shape)
         if self.weights.shape != (len(means),) or not bool((self.weights > 0).all()):
-            raise ValueError(f"weights must be {len(means)} positive numbers, one for each mean, not {self.weights.tolist()}")
+            raise ValueError(
+                f"weights must be {len(means)} positive numbers, one for each mean, "
+                f"not {self.weights.tolist()}"
+            )
         if abs(float(self.weights.sum()) - 1) > 1e-5:
-            raise ValueError(f"weights must sum to 1, not {float(self.weights.sum()):g}; divide them by their sum")
+            raise ValueError(
+                f"weights must sum to 1, not {float(self.weights.sum()):g}; divide "
+                "them by their sum"
+            )
         self.data_mean = self.mean()
         spread = (self._means - self.data_mean.reshape(-1)).square() + self._variances
         self.data_std = math.sqrt(float((self.weights @ spread).mean()))
@@ -119,7 +132,8 @@ class GaussianMixture(AbstractMixture):
         """The law p_t under a diffusion."""
         alpha, sigma = self.under(sde).kernel(t)
         law = copy.copy(self)
-        law._means, law._variances = alpha * self._means, alpha**2 * self._variances + sigma**2
+        law._means = alpha * self._means
+        law._variances = alpha**2 * self._variances + sigma**2
         law.data_mean = alpha * self.data_mean
         law.data_std = math.hypot(alpha * self.data_std, sigma)
         return law
@@ -131,7 +145,9 @@ class GaussianMixture(AbstractMixture):
     def covariance(self) -> Tensor:
         """The covariance of the flattened event, `(d, d)`."""
         centred = self._means - self.weights @ self._means
-        return torch.einsum("k,kij->ij", self.weights, self.covariances + centred[:, :, None] * centred[:, None, :])
+        return torch.einsum(
+            "k,kij->ij", self.weights, self.covariances + centred[:, :, None] * centred[:, None, :]
+        )
 
     def _placed(self, k: Tensor, z: Tensor) -> Tensor:
         z = z * self._variances[k].sqrt()
@@ -173,11 +189,14 @@ class GaussianMixture(AbstractMixture):
         K, d) twice, (B, K).
         """
         z = self._flat(x).unsqueeze(1)
-        alpha, sigma = broadcast(alpha, z), broadcast(sigma, z)
+        alpha = broadcast(alpha, z)
+        sigma = broadcast(sigma, z)
         z = z - alpha * self._means.to(x)
         z = z if self._axes is None else torch.einsum("bki,kij->bkj", z, self._axes.to(x))
         variances = alpha * alpha * self._variances.to(x) + sigma * sigma
-        variances = variances.expand(z.shape) if variances.ndim == z.ndim else variances.expand(z.shape[1:])
+        variances = (
+            variances.expand(z.shape) if variances.ndim == z.ndim else variances.expand(z.shape[1:])
+        )
         squares = z.square() / variances + variances.log() + math.log(2 * math.pi)
         return z, variances, self.weights.to(x).log() - 0.5 * squares.sum(dim=-1)
 
@@ -185,7 +204,11 @@ class GaussianMixture(AbstractMixture):
         """sum_k r_k (axes_k along_k + offset_k), r the responsibilities."""
         r = torch.softmax(logits, dim=1)
         along = along * r[:, :, None]
-        mixed = along.sum(dim=1) if self._axes is None else torch.einsum("bkj,kij->bi", along, self._axes.to(along))
+        mixed = (
+            along.sum(dim=1)
+            if self._axes is None
+            else torch.einsum("bkj,kij->bi", along, self._axes.to(along))
+        )
         return mixed if offset is None else mixed + r @ offset
 
 
@@ -195,13 +218,21 @@ def _spectrum(covariances: Tensor, k: int, d: int) -> tuple[Tensor, Tensor | Non
     """
     shape = tuple(covariances.shape)
     if shape not in ((k,), (k, d), (k, d, d)):
-        raise ValueError(f"covariances must have shape ({k},), ({k}, {d}) or ({k}, {d}, {d}), not {shape}")
+        raise ValueError(
+            f"covariances must have shape ({k},), ({k}, {d}) or ({k}, {d}, {d}), not {shape}"
+        )
     if covariances.ndim == 3:
-        if not torch.allclose(covariances, covariances.mT, atol=1e-6 * float(covariances.abs().max())):
+        if not torch.allclose(
+            covariances, covariances.mT, atol=1e-6 * float(covariances.abs().max())
+        ):
             raise ValueError("covariances must be symmetric; use (C + C^T) / 2")
         variances, axes = torch.linalg.eigh(covariances)
     else:
-        variances, axes = covariances.reshape(k, -1), None
+        variances = covariances.reshape(k, -1)
+        axes = None
     if not bool((variances > 0).all()):
-        raise ValueError(f"covariances must be positive definite; the smallest variance is {float(variances.min()):g}")
+        raise ValueError(
+            "covariances must be positive definite; the smallest variance is "
+            f"{float(variances.min()):g}"
+        )
     return variances, axes

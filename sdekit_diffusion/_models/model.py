@@ -35,8 +35,11 @@ from sdekit_diffusion.data import Scale
 Prediction = Literal["noise", "data", "score", "velocity", "flow", "reverse_flow"]
 # diffusers' names of predictions, which `predicts` takes as well.
 ALIASES: dict[str, Prediction] = {
-    "epsilon": "noise", "sample": "data", "v_prediction": "velocity", "flow_prediction": "flow"
-}  # fmt: skip
+    "epsilon": "noise",
+    "sample": "data",
+    "v_prediction": "velocity",
+    "flow_prediction": "flow",
+}
 _MEANT = {"x0": "data", "x_0": "data", "eps": "noise", "v": "velocity"}  # names that papers give
 Conditioning = Literal["time", "log_snr", "sigma"] | tuple[float, float]
 
@@ -65,7 +68,8 @@ def _reverse_flow(alpha: Time, sigma: Time) -> tuple[Time, Time, Time, Time]:
     return a, -b, c, -d
 
 
-# What a network's output o says about x = alpha x_0 + sigma eps: x_0 = a x + b o and eps = c x + d o.
+# What a network's output o says about x = alpha x_0 + sigma eps: x_0 = a x + b o and eps = c x + d
+# o.
 _CONVENTIONS: dict[str, Callable[[Time, Time], tuple[Time, Time, Time, Time]]] = {
     "noise": lambda alpha, sigma: (_inverse(alpha), -sigma * _inverse(alpha), 0.0, 1.0),
     "data": lambda alpha, sigma: (0.0, 1.0, _inverse(sigma), -alpha * _inverse(sigma)),
@@ -175,7 +179,9 @@ class AbstractModel(ABC):
         t = kernel.checked(t)
         sigma = kernel.sigma(t)
         if bool((sigma == 0).any()) if isinstance(sigma, Tensor) else sigma == 0:
-            raise ValueError("the score is not known where sigma = 0: ask for it at a later t, such as 1e-3")
+            raise ValueError(
+                "the score is not known where sigma = 0: ask for it at a later t, such as 1e-3"
+            )
         return self.predict_noise(*kernel.normalised(t, x)) * broadcast(-1 / sigma, x)
 
     def under(self, sde: AbstractDiffusion | str | None) -> AbstractDiffusion:
@@ -185,7 +191,10 @@ class AbstractModel(ABC):
             ValueError: when there is neither, or for an unknown name.
         """
         if sde is None and self.sde is None:
-            raise ValueError(f"a {type(self).__name__} has no diffusion of its own: pass sde=VPSDE(), for example")
+            raise ValueError(
+                f"a {type(self).__name__} has no diffusion of its own: pass "
+                "sde=VPSDE(), for example"
+            )
         chosen = self.sde if sde is None else sde
         assert chosen is not None
         return diffusion(chosen)
@@ -203,7 +212,9 @@ class AbstractModel(ABC):
         return []
 
     def place(self) -> tuple[torch.dtype, torch.device]:
-        """The dtype and the device of its parameters; those of new tensors on the CPU where it has none."""
+        """The dtype and the device of its parameters; those of new tensors on the CPU where it has
+        none.
+        """
         return torch.get_default_dtype(), torch.device("cpu")
 
 
@@ -272,18 +283,26 @@ class ScoreModel(nn.Module, AbstractModel):
         super().__init__()
         if isinstance(unwrapped(net, AbstractModel), AbstractModel):
             raise TypeError(
-                f"net is a {type(net).__name__}, a model with a diffusion of its own; pass it where a model is expected, or "
+                f"net is a {type(net).__name__}, a model with a diffusion of its own; pass it "
+                "where a model is expected, or "
                 "give its network: ScoreModel(model.net, ...)"
             )
         predicts = ALIASES.get(predicts, predicts)
         if predicts not in _CONVENTIONS:
             near = did_you_mean(predicts, [*_CONVENTIONS, *ALIASES], _MEANT)
-            raise ValueError(f"predicts = {predicts!r} is not one of {', '.join(_CONVENTIONS)}{near}")
+            raise ValueError(
+                f"predicts = {predicts!r} is not one of {', '.join(_CONVENTIONS)}{near}"
+            )
         require_order(net, "x, t")
         if data_range is not None and not data_range[0] < data_range[1]:
-            raise ValueError(f"data_range = {data_range} is not a least and a largest value, such as (-1, 1)")
+            raise ValueError(
+                f"data_range = {data_range} is not a least and a largest value, such as (-1, 1)"
+            )
         if not 0 < (1.0 if data_std is None else data_std) < math.inf:
-            raise ValueError(f"data_std = {data_std} is not a positive number; it is the standard deviation of a coordinate")
+            raise ValueError(
+                f"data_std = {data_std} is not a positive number; it is the standard "
+                "deviation of a coordinate"
+            )
         self.net = net
         self.predicts: Prediction = predicts  # pyright: ignore[reportAttributeAccessIssue] - one of these
         self.conditioning: Conditioning = _known(conditioning)
@@ -291,7 +310,9 @@ class ScoreModel(nn.Module, AbstractModel):
         self.shape = None if shape is None else tuple(shape)
         self.register_buffer("_data_mean", None, persistent=False)  # moves with the network
         self.record_scale(data_mean, data_std)
-        self.data_range = None if data_range is None else (float(data_range[0]), float(data_range[1]))
+        self.data_range = (
+            None if data_range is None else (float(data_range[0]), float(data_range[1]))
+        )
         self.scale = scale
         self.conditions: Mapping[str, Any] = {}
 
@@ -301,7 +322,9 @@ class ScoreModel(nn.Module, AbstractModel):
 
     def record_scale(self, mean: Tensor | float, std: float | None) -> None:
         """Sets `data_mean` and `data_std`."""
-        self._data_mean = torch.as_tensor(mean).to(self.place()[1]) if isinstance(mean, Tensor) or mean else None
+        self._data_mean = (
+            torch.as_tensor(mean).to(self.place()[1]) if isinstance(mean, Tensor) or mean else None
+        )
         self.data_std = std
 
     def given(self, **conditions: Any) -> Self:  # noqa: ANN401 - whatever the network takes
@@ -317,9 +340,16 @@ class ScoreModel(nn.Module, AbstractModel):
     def around(self, net: Callable[..., Tensor]) -> "ScoreModel":
         """The same model around another network, such as a compiled one."""
         model = ScoreModel(
-            net, self.sde, self.predicts, shape=self.shape, conditioning=self.conditioning, data_mean=self.data_mean,
-            data_std=self.data_std, data_range=self.data_range, scale=self.scale,
-        )  # fmt: skip
+            net,
+            self.sde,
+            self.predicts,
+            shape=self.shape,
+            conditioning=self.conditioning,
+            data_mean=self.data_mean,
+            data_std=self.data_std,
+            data_range=self.data_range,
+            scale=self.scale,
+        )
         return model.given(**self.conditions)
 
     def rows(self, index: Tensor) -> Self:
@@ -329,17 +359,28 @@ class ScoreModel(nn.Module, AbstractModel):
         return self.given(**{name: value[index.to(value.device)] for name, value in own.items()})
 
     def entries(self) -> dict[str, Tensor]:
-        return {name: value for name, value in self.conditions.items() if isinstance(value, Tensor) and value.ndim}
+        return {
+            name: value
+            for name, value in self.conditions.items()
+            if isinstance(value, Tensor) and value.ndim
+        }
 
     def networks(self) -> list[nn.Module]:
         return [self]
 
     def extra_repr(self) -> str:
-        return f"{self.sde}, predicts={self.predicts!r}, conditioning={self.conditioning!r}, shape={self.shape}"
+        return (
+            f"{self.sde}, predicts={self.predicts!r}, conditioning={self.conditioning!r}, "
+            f"shape={self.shape}"
+        )
 
     def place(self) -> tuple[torch.dtype, torch.device]:
         parameter = next(self.parameters(), None)
-        return (torch.get_default_dtype(), torch.device("cpu")) if parameter is None else (parameter.dtype, parameter.device)
+        return (
+            (torch.get_default_dtype(), torch.device("cpu"))
+            if parameter is None
+            else (parameter.dtype, parameter.device)
+        )
 
     def forward(self, point: Tensor, label: Time | None = None) -> Tensor:
         """The network's output at points and labels that are its own, in the dtype of the points.
@@ -353,29 +394,43 @@ class ScoreModel(nn.Module, AbstractModel):
         """
         require_tensor("x", point)
         if label is None:
-            raise TypeError("a model is called as model(x, t), t the label of its network; here t is missing")
+            raise TypeError(
+                "a model is called as model(x, t), t the label of its network; here t is missing"
+            )
         for name, value in self.entries().items():
             if len(value) != len(point):
-                raise ValueError(f"{name} has {len(value)} entries for {len(point)} samples; give one entry a sample")
+                raise ValueError(
+                    f"{name} has {len(value)} entries for {len(point)} samples; give "
+                    "one entry a sample"
+                )
         dtype = next(self.parameters(), point).dtype
         if not isinstance(label, Tensor):
             label = torch.full((len(point),), label, dtype=dtype, device=point.device)
         out = self._asked(point.to(dtype), label.to(dtype).expand(len(point)))
         if self.plain and _OUTPUT.of is not None and _OUTPUT.of() is out:
             raise TypeError(
-                "this score returns what model(x, t) returned, the output of a network, which is no score: pass the model "
+                "this score returns what model(x, t) returned, the output of a network, which is "
+                "no score: pass the model "
                 "itself, or return model.score(t, x)"
             )
         out = out.to(point.dtype)
         if not torch.compiler.is_compiling():
-            _OUTPUT.of = None if self.predicts == "score" and self.conditioning == "time" else weakref.ref(out)
+            _OUTPUT.of = (
+                None
+                if self.predicts == "score" and self.conditioning == "time"
+                else weakref.ref(out)
+            )
         return out
 
     def _asked(self, point: Tensor, label: Tensor) -> Tensor:
         """The network's output, refused where it is not shaped like the point."""
         slowly = bool(self.conditions) or point.requires_grad or uncounted(point)
         changes = point._version + label._version if not slowly else 0
-        ask = partial(checked_call, "the network", self.net, **self.conditions) if slowly else self.net
+        ask = (
+            partial(checked_call, "the network", self.net, **self.conditions)
+            if slowly
+            else self.net
+        )
         try:
             out = ask(point, label)
         except ChangedError:
@@ -397,10 +452,17 @@ class ScoreModel(nn.Module, AbstractModel):
             if names := missing(self.net, point, label, **self.conditions):
                 arguments = ", ".join(f"{name}=..." for name in names)
                 raise TypeError(
-                    f"the network also needs {', '.join(names)}: pass model.given({arguments}), with one "
+                    f"the network also needs {', '.join(names)}: pass model.given({arguments}), "
+                    "with one "
                     "entry per sample or the same for all"
                 ) from error
-            require_call(self.net, f"net({', '.join(['x', 't', *self.conditions])})", point, label, **self.conditions)
+            require_call(
+                self.net,
+                f"net({', '.join(['x', 't', *self.conditions])})",
+                point,
+                label,
+                **self.conditions,
+            )
 
     def _refuse(self, out: object, point: Tensor, label: Tensor) -> None:
         """Raises for an output that is not real, or not shaped like the point."""
@@ -409,9 +471,12 @@ class ScoreModel(nn.Module, AbstractModel):
         if swapped(partial(self.net, **self.conditions), point, label, point.shape):
             raise TypeError(_SWAPPED)
         if not isinstance(out, Tensor):
-            raise TypeError(f"the network returned {type(out).__name__}; it must return a tensor of x's shape")
+            raise TypeError(
+                f"the network returned {type(out).__name__}; it must return a tensor of x's shape"
+            )
         raise ValueError(
-            f"the network returned shape {tuple(out.shape)} for x of shape {tuple(point.shape)}; it must return x's shape"
+            f"the network returned shape {tuple(out.shape)} for x of shape {tuple(point.shape)}; "
+            "it must return x's shape"
         )
 
     def affine(self, l: Tensor, what: Literal["data", "noise"]) -> Affine:
@@ -421,7 +486,9 @@ class ScoreModel(nn.Module, AbstractModel):
         dtype, device = self.place()
         parameter = next(self.parameters(), None)
         ask = self._asked if parameter is None and not self.plain else self.forward
-        label = torch.as_tensor(label, dtype=torch.float64).to(device=device, dtype=dtype, non_blocking=True)
+        label = torch.as_tensor(label, dtype=torch.float64).to(
+            device=device, dtype=dtype, non_blocking=True
+        )
         return Affine(ask, label, size, own * size, out)
 
     def predict_data(self, l: Time, u: Tensor) -> Tensor:
@@ -435,7 +502,9 @@ class ScoreModel(nn.Module, AbstractModel):
         return _combined(c, point, d, self(point, label))
 
     def _inputs(self, l: Time, u: Tensor) -> tuple[Tensor, Time, Time, Time]:
-        """The point and the label that the network expects, with the alpha and sigma of that point."""
+        """The point and the label that the network expects, with the alpha and sigma of that
+        point.
+        """
         size, label, alpha, sigma = self._levels(l)
         point = scaled(size, u) if isinstance(size, Tensor) or size != 1 else u
         return point, label, alpha, sigma
@@ -465,7 +534,10 @@ class _Output(threading.local):
 
 _OUTPUT = _Output()
 
-_SWAPPED = "a network, or a plain score, is called as net(x, t) here, and this one takes (t, x); pass lambda x, t: net(t, x)"
+_SWAPPED = (
+    "a network, or a plain score, is called as net(x, t) here, and this one takes (t, x); "
+    "pass lambda x, t: net(t, x)"
+)
 
 
 def _known(conditioning: Conditioning) -> Conditioning:
@@ -475,7 +547,8 @@ def _known(conditioning: Conditioning) -> Conditioning:
     if isinstance(conditioning, str) or len(conditioning) != 2:
         near = did_you_mean(conditioning, ("time", "log_snr", "sigma"))
         raise ValueError(
-            f"conditioning = {conditioning!r} is not 'time', 'log_snr', 'sigma' or a pair (a, b) for a t + b{near}"
+            f"conditioning = {conditioning!r} is not 'time', 'log_snr', 'sigma' or a pair (a, b) "
+            f"for a t + b{near}"
         )
     return float(conditioning[0]), float(conditioning[1])
 
@@ -500,13 +573,21 @@ def as_model(
         TypeError: when the model is neither, or is wrapped in a way that is not known.
         ValueError: when the diffusion is neither given nor the model's.
     """
-    model = cast(AbstractModel | Callable[[Tensor, Tensor], Tensor], unwrapped(model, AbstractModel))
+    model = cast(
+        AbstractModel | Callable[[Tensor, Tensor], Tensor], unwrapped(model, AbstractModel)
+    )
     if not isinstance(model, AbstractModel):
         require_plain(model, AbstractModel)
         if not callable(model):
-            raise TypeError(f"the model must be a ScoreModel, a GaussianMixture or a score (x, t), not {type(model).__name__}")
+            raise TypeError(
+                "the model must be a ScoreModel, a GaussianMixture or a score (x, t), "
+                f"not {type(model).__name__}"
+            )
         if sde is None:
-            raise ValueError("a plain score function needs the diffusion it belongs to: pass sde='vp', for example")
+            raise ValueError(
+                "a plain score function needs the diffusion it belongs to: pass "
+                "sde='vp', for example"
+            )
         model = ScoreModel(model, sde, "score", shape=shape)
         model.plain = True
     elif isinstance(model, ScoreModel) and model.shape is None and shape is not None:
@@ -514,5 +595,8 @@ def as_model(
         model.shape = tuple(shape)
     chosen = model.sde if sde is None else diffusion(sde)
     if chosen is None:
-        raise ValueError(f"a {type(model).__name__} has no diffusion of its own: pass sde='vp', another name or a diffusion")
+        raise ValueError(
+            f"a {type(model).__name__} has no diffusion of its own: pass sde='vp', "
+            "another name or a diffusion"
+        )
     return model, chosen

@@ -20,7 +20,8 @@ def unwrapped(model: object, kind: type) -> object:
     found = None if inner is None else unwrapped(inner, kind)
     if not isinstance(found, kind):
         return model
-    net, around = getattr(found, "net", None), getattr(found, "around", None)
+    net = getattr(found, "net", None)
+    around = getattr(found, "around", None)
     if around is None or not isinstance(net, nn.Module):
         return found
     if isinstance(model, DataParallel) and model.device_ids:
@@ -49,12 +50,14 @@ def require_plain(score: object, kind: type) -> None:
         inner = inner.func
     if isinstance(inner, kind):
         raise TypeError(
-            f"this is a functools.partial of a {type(inner).__name__}, whose output is not a score; pass "
+            f"this is a functools.partial of a {type(inner).__name__}, whose output is not a "
+            "score; pass "
             "the model itself, or with more arguments of its network model.given(y=...)"
         )
     name = type(inner).__name__
     if isinstance(inner, nn.Module):
-        scripted = {sub.__name__ for sub in kind.__subclasses__()}  # torch.jit keeps but the names of classes
+        # Torch.jit keeps but the names of classes.
+        scripted = {sub.__name__ for sub in kind.__subclasses__()}
         places = [
             place
             for place, module in inner.named_modules()
@@ -63,15 +66,19 @@ def require_plain(score: object, kind: type) -> None:
         if places:
             where = places[0] and f", its .{places[0]},"
             raise TypeError(
-                f"this {name} wraps a model{where} and its output is not a score; pass the model itself, or wrap the "
-                f"network instead: ScoreModel({name}(net), ...). model(x, t) is its network's output, in the "
-                "model's own parametrisation; only a module that returns model.score(t, x), or a score made of "
+                f"this {name} wraps a model{where} and its output is not a score; pass the model "
+                "itself, or wrap the "
+                f"network instead: ScoreModel({name}(net), ...). model(x, t) is its network's "
+                "output, in the "
+                "model's own parametrisation; only a module that returns model.score(t, x), or a "
+                "score made of "
                 "it, may go as a function that calls it"
             )
     elif isinstance(owner := _owner(score), kind):
         called = getattr(score, "__name__", "method")
         raise TypeError(
-            f"this is the method {called} of a {type(owner).__name__}, not a score (x, t) of its own; pass the "
+            f"this is the method {called} of a {type(owner).__name__}, not a score (x, t) of its "
+            "own; pass the "
             f"{type(owner).__name__} itself, without sde= and shape="
         )
 
@@ -81,7 +88,11 @@ def _owner(function: object) -> object:
     plain function.
     """
     while isinstance(function, functools.partial) or hasattr(function, "__wrapped__"):
-        function = function.func if isinstance(function, functools.partial) else getattr(function, "__wrapped__")  # noqa: B009
+        function = (
+            function.func
+            if isinstance(function, functools.partial)
+            else getattr(function, "__wrapped__")  # noqa: B009
+        )
     return getattr(function, "__self__", None)
 
 
@@ -92,4 +103,6 @@ def require_own(model: object, kind: type, remedy: str) -> None:
         TypeError: with what to do instead.
     """
     if not isinstance(model, kind):
-        raise TypeError(f"the model must be a {kind.__name__}, not {type(model).__name__}; {remedy}")
+        raise TypeError(
+            f"the model must be a {kind.__name__}, not {type(model).__name__}; {remedy}"
+        )

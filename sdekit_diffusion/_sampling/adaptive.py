@@ -9,7 +9,16 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from sdekit import AbstractSolver, Dopri5, PIDController, Point, ShARK, Solution, UnfinishedError, solve
+from sdekit import (
+    AbstractSolver,
+    Dopri5,
+    PIDController,
+    Point,
+    ShARK,
+    Solution,
+    UnfinishedError,
+    solve,
+)
 from sdekit_diffusion._models.model import AbstractModel
 from sdekit_diffusion._sampling.clock import clock_knots, on_clock
 from sdekit_diffusion._sampling.coordinates import Coordinates, Span
@@ -25,7 +34,10 @@ class AbstractAdaptive(AbstractMethod, ABC):
 
     def __post_init__(self) -> None:
         if self.grid is not None:
-            raise ValueError("an adaptive method chooses its own steps: leave grid out, or take a method with fixed steps")
+            raise ValueError(
+                "an adaptive method chooses its own steps: leave grid out, or take a "
+                "method with fixed steps"
+            )
 
     def require(self, down: Descent) -> None:
         """Refuses what would be ignored.
@@ -34,7 +46,10 @@ class AbstractAdaptive(AbstractMethod, ABC):
             ValueError: for a number of steps, or states between the ends.
         """
         if self.steps or down.save == "all":
-            raise ValueError("an adaptive method chooses its own steps: leave steps out and save='last', or set rtol and atol")
+            raise ValueError(
+                "an adaptive method chooses its own steps: leave steps out and "
+                "save='last', or set rtol and atol"
+            )
 
     @staticmethod
     def told(down: Descent, solution: Solution) -> Solution:
@@ -80,7 +95,8 @@ class AdaptiveFlow(AbstractAdaptive):
         super().__post_init__()
         if self.accuracy is not None and not 0 < self.accuracy < math.inf:
             raise ValueError(
-                f"accuracy is the error of x at the end relative to its deviation, such as 1e-3; not {self.accuracy}"
+                "accuracy is the error of x at the end relative to its deviation, such as 1e-3; "
+                f"not {self.accuracy}"
             )
 
     @property
@@ -93,7 +109,12 @@ class AdaptiveFlow(AbstractAdaptive):
         """
         first = max(self.rtol, self.atol) ** (1 / (self.solver.embedded or 1))
         return PIDController(
-            self.rtol, self.atol, proportional=0.3, integral=0.4, first=first or None, max_steps=self.max_steps
+            self.rtol,
+            self.atol,
+            proportional=0.3,
+            integral=0.4,
+            first=first or None,
+            max_steps=self.max_steps,
         )
 
     def carried(self, model: AbstractModel, u: Tensor, span: Span, *, after: int = 0) -> Solution:
@@ -151,7 +172,8 @@ class AdaptiveSDE(AbstractAdaptive):
         super().__post_init__()
         if not 0 < self.eta < math.inf:
             raise ValueError(
-                f"eta must be a positive number, 1 being the reverse SDE; for 0 take AdaptiveFlow(); not {self.eta}"
+                "eta must be a positive number, 1 being the reverse SDE; for 0 take "
+                f"AdaptiveFlow(); not {self.eta}"
             )
 
     def run(self, down: Descent) -> Solution:
@@ -160,14 +182,18 @@ class AdaptiveSDE(AbstractAdaptive):
         require_clock(down, *(2 * self.eta**2 * l for l in down.span))
         y = down.u / problem.scale(down.span[0])
         ends = [float(problem.time(l)) for l in down.span]
-        control = PIDController(self.rtol, self.atol, proportional=0.1, integral=0.3, max_steps=self.max_steps)
+        control = PIDController(
+            self.rtol, self.atol, proportional=0.1, integral=0.3, max_steps=self.max_steps
+        )
         ts = torch.tensor(down.span, dtype=torch.float64)
 
         def seen(solution: Solution) -> Solution:
             return replace(solution, x=solution.x * problem.scale(down.span[1]), ts=ts)
 
         try:
-            solution = solve(problem, y, ends, solver=self.solver, noise=down.noise, control=control)
+            solution = solve(
+                problem, y, ends, solver=self.solver, noise=down.noise, control=control
+            )
         except UnfinishedError as error:
             reached = torch.as_tensor(problem.parameter(error.reached))
             raise UnfinishedError(seen(error.solution), reached, advice=ADVICE) from None

@@ -102,9 +102,14 @@ class AnnealedLangevin(AbstractMethod):
                 f"{did_you_mean(self.convention, ('ncsnv2', 'ncsn'))}"
             )
         largest = 2 if self.convention == "ncsnv2" else 4
-        if self.moves < 1 or self.steps < 2 or not 0 < (1 if self.size is None else self.size) < largest:
+        if (
+            self.moves < 1
+            or self.steps < 2
+            or not 0 < (1 if self.size is None else self.size) < largest
+        ):
             raise ValueError(
-                f"annealed Langevin dynamics needs moves >= 1, steps >= 2 and a size e / sigma_L^2 between 0 and {largest}, "
+                "annealed Langevin dynamics needs moves >= 1, steps >= 2 and a size e / sigma_L^2 "
+                f"between 0 and {largest}, "
                 f"beyond which it diverges; not {self.moves}, {self.steps} and {self.size}"
             )
 
@@ -134,7 +139,9 @@ class AnnealedLangevin(AbstractMethod):
         watch = report if down.save == "all" or down.callback is not None else None
         try:
             y = down.u / signal_scale(down.span[0])
-            solution = solve(problem, y, counts, solver=EulerMaruyama(), noise=down.noise, callback=watch)
+            solution = solve(
+                problem, y, counts, solver=EulerMaruyama(), noise=down.noise, callback=watch
+            )
         except NotFiniteError as error:
             raise error.seen(t=float(ts[-(-error.step // self.moves)])) from None
         u = solution.x * signal_scale(down.span[1])

@@ -1,4 +1,6 @@
-"""Samples between two samples: all their noise is turned from that of the one to that of the other."""
+"""Samples between two samples: all their noise is turned from that of the one to that of the
+other.
+"""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -40,7 +42,9 @@ class Between(AbstractNoise):
     def mixed(self, a: Tensor, b: Tensor) -> Tensor:
         """Tensors with the batch first."""
         # Both as sines, which are exactly 0 and 1 at the ends.
-        return a * broadcast((0.5 * math.pi * (1 - self.u)).sin(), a) + b * broadcast((0.5 * math.pi * self.u).sin(), b)
+        return a * broadcast((0.5 * math.pi * (1 - self.u)).sin(), a) + b * broadcast(
+            (0.5 * math.pi * self.u).sin(), b
+        )
 
     def increments(
         self,
@@ -52,10 +56,20 @@ class Between(AbstractNoise):
         normals: int = 0,
         start: int = 0,
     ) -> Iterator[Increment]:
-        pairs = (n.increments(ts, x, shape, levy=levy, normals=normals, start=start) for n in (self.a, self.b))
+        pairs = (
+            n.increments(ts, x, shape, levy=levy, normals=normals, start=start)
+            for n in (self.a, self.b)
+        )
         for (wa, ha, za), (wb, hb, zb) in zip(*pairs, strict=True):
-            w, h = (None if a is None or b is None else self.mixed(a, b) for a, b in ((wa, wb), (ha, hb)))
-            z = None if za is None or zb is None else torch.stack([self.mixed(*pair) for pair in zip(za, zb, strict=True)])
+            w, h = (
+                None if a is None or b is None else self.mixed(a, b)
+                for a, b in ((wa, wb), (ha, hb))
+            )
+            z = (
+                None
+                if za is None or zb is None
+                else torch.stack([self.mixed(*pair) for pair in zip(za, zb, strict=True)])
+            )
             yield Increment(w, h, z)
 
 
@@ -101,12 +115,14 @@ def sample_between(
     chosen = method_of(method)
     if chosen.noise == "path":
         raise ValueError(
-            f"{type(chosen).__name__} reads a Brownian path, which is not turned; choose a method with fixed steps, such as "
+            f"{type(chosen).__name__} reads a Brownian path, which is not turned; choose a method "
+            "with fixed steps, such as "
             "OnClock(eta=1.0), or one without noise, such as 'ode'"
         )
     model, diffusion = as_model(model, sde, shape)
     dtype, device = model.place()
-    zero, u = torch.zeros(n, dtype=torch.int64, device=device), torch.linspace(0, 1, n, dtype=torch.float64, device=device)
+    zero = torch.zeros(n, dtype=torch.int64, device=device)
+    u = torch.linspace(0, 1, n, dtype=torch.float64, device=device)
     noise = Between(WhiteNoise(first, index=zero), WhiteNoise(last, index=zero), u)
     event = shape_of(model, shape)
     coordinates = Coordinates.of(model, diffusion, event)
@@ -114,6 +130,15 @@ def sample_between(
     wide = torch.promote_types(dtype, torch.float32)
     ends = [normal(seed, zero[:1], event, dtype=wide).expand(n, *event) for seed in (first, last)]
     return sample(
-        model, sde=diffusion, method=chosen, steps=steps, seed=first, noise=noise, end=end, denoise=denoise,
-        x_T=coordinates.physical(start, noise.mixed(*ends)), batch_size=batch_size, dtype=dtype,
-    )  # fmt: skip
+        model,
+        sde=diffusion,
+        method=chosen,
+        steps=steps,
+        seed=first,
+        noise=noise,
+        end=end,
+        denoise=denoise,
+        x_T=coordinates.physical(start, noise.mixed(*ends)),
+        batch_size=batch_size,
+        dtype=dtype,
+    )

@@ -42,7 +42,10 @@ class Denoising(Clocked):
 
 
 def on_clock(
-    model: AbstractModel, eta: float = 0.0, integrand: Integrand = "data", own: Callable[[Time], Time] = identity
+    model: AbstractModel,
+    eta: float = 0.0,
+    integrand: Integrand = "data",
+    own: Callable[[Time], Time] = identity,
 ) -> AbstractClocked:
     """The reverse equation of noise level eta without its linear part, for u = a x_0 + b eps,
     l = log(a / b).
@@ -71,7 +74,14 @@ def on_clock(
         return velocity_on_angle(model, VELOCITY_SCALE, own)
     if integrand == "noise":
         prepare = partial(_prepared, model, "noise")
-        return Clocked(model.predict_noise, signal_scale, a=-1.0, own=own, smooth=smooth_of(model), prepare=prepare)
+        return Clocked(
+            model.predict_noise,
+            signal_scale,
+            a=-1.0,
+            own=own,
+            smooth=smooth_of(model),
+            prepare=prepare,
+        )
 
     def scale(l: Time) -> Time:
         return noise_scale(l) * exp(-(eta**2) * l)
@@ -84,13 +94,17 @@ def on_clock(
 Functions = Sequence[Callable[[Tensor], Tensor]]
 
 
-def _prepared(model: AbstractModel, what: Literal["data", "noise"], l: Tensor, scale: Tensor, rate: Tensor) -> Functions | None:
+def _prepared(
+    model: AbstractModel, what: Literal["data", "noise"], l: Tensor, scale: Tensor, rate: Tensor
+) -> Functions | None:
     """rate times a prediction at scale y, for each level, as functions of y."""
     found = model.affine(l, what)
     return None if found is None else found.at(scale).times(rate).functions()
 
 
-def velocity_on_angle(model: AbstractModel, c: float, own: Callable[[Time], Time] = identity) -> AngleClocked:
+def velocity_on_angle(
+    model: AbstractModel, c: float, own: Callable[[Time], Time] = identity
+) -> AngleClocked:
     """`on_clock` with the velocity of some c."""
 
     def radius(l: Time) -> tuple[Time, Time, Time]:
@@ -105,7 +119,11 @@ def velocity_on_angle(model: AbstractModel, c: float, own: Callable[[Time], Time
     def prepare(l: Tensor, scale: Tensor, rate: Tensor) -> Functions | None:
         found = model.affine(l, "data")
         a, b, r = radius(l)
-        return None if found is None else found.times(r / b, plus=-(c * c) * a / (r * b)).at(scale).functions()
+        return (
+            None
+            if found is None
+            else found.times(r / b, plus=-(c * c) * a / (r * b)).at(scale).functions()
+        )
 
     settings = {"own": own, "smooth": smooth_of(model), "prepare": prepare}
     return AngleClocked(velocity, lambda l: radius(l)[2] / c, c=c, **settings)
@@ -123,13 +141,19 @@ def clock_knots(eta: float, span: Span) -> Tensor:
         ValueError: where floats do not hold that clock.
     """
     if max(abs(2 * eta**2 * l) for l in span) > _LARGEST:
-        raise ValueError(f"one path on the clock (alpha / sigma)^(2 eta^2) is too long for eta = {eta}; take a smaller one")
+        raise ValueError(
+            "one path on the clock (alpha / sigma)^(2 eta^2) is too long for eta = "
+            f"{eta}; take a smaller one"
+        )
     start, stop = (math.exp(2 * eta**2 * l) for l in span)
     return geometric(start, stop, math.ceil(math.log(stop / start, 4)))
 
 
 def on_steps(
-    model: AbstractModel, eta: Callable[[float], float], grid: Tensor, own: Callable[[Time], Time] = identity
+    model: AbstractModel,
+    eta: Callable[[float], float],
+    grid: Tensor,
+    own: Callable[[Time], Time] = identity,
 ) -> PiecewiseClocked:
     """The same with a noise level that depends on l, taken in the middle of each step and kept on
     it.
@@ -146,7 +170,8 @@ def on_steps(
     References:
         Xue et al. 2023, arXiv 2309.05019, where eta is called tau.
     """
-    l, middles = grid.numpy(), (0.5 * (grid[1:] + grid[:-1])).tolist()
+    l = grid.numpy()
+    middles = (0.5 * (grid[1:] + grid[:-1])).tolist()
     levels = np.array([level(float(eta(middle))) for middle in middles])
     total = np.append(0.0, np.cumsum(levels**2 * np.diff(l)))
     total = total - np.interp(0.0, l, total)
@@ -155,11 +180,21 @@ def on_steps(
     def scale(l: Time) -> Time:
         return noise_scale(l) * exp(-exponent(l))
 
-    return PiecewiseClocked(model.predict_data, scale, l, log_a=l + total, log_q=2 * total, own=own, smooth=smooth_of(model))
+    return PiecewiseClocked(
+        model.predict_data,
+        scale,
+        l,
+        log_a=l + total,
+        log_q=2 * total,
+        own=own,
+        smooth=smooth_of(model),
+    )
 
 
 def level(eta: float) -> float:
     """A noise level, refused unless it is a number from 0 on."""
     if not 0 <= eta < math.inf:
-        raise ValueError(f"eta must be a number from 0 (probability flow) on, 1 being the reverse SDE; not {eta}")
+        raise ValueError(
+            f"eta must be a number from 0 (probability flow) on, 1 being the reverse SDE; not {eta}"
+        )
     return eta

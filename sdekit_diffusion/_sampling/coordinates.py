@@ -94,7 +94,9 @@ class Coordinates:
     dimension: int = 1
 
     @staticmethod
-    def of(model: AbstractModel, sde: AbstractDiffusion, shape: tuple[int, ...] | None = None) -> "Coordinates":
+    def of(
+        model: AbstractModel, sde: AbstractDiffusion, shape: tuple[int, ...] | None = None
+    ) -> "Coordinates":
         """Those for the data of a model."""
         known = model.shape if shape is None else shape
         scale = data_scale(model, known)
@@ -183,21 +185,32 @@ class Coordinates:
             ValueError: when nothing is left of it.
         """
         if not end > 0:
-            raise ValueError(f"end is sigma / alpha where the solve stops, a positive number such as 1e-3; not {end}")
+            raise ValueError(
+                "end is sigma / alpha where the solve stops, a positive number such "
+                f"as 1e-3; not {end}"
+            )
         start, noisiest = self.start(model)
-        stop = min(-math.log(end), *(float(self.under(sde).log_snr(0.0)) for sde in self._shared(model)), math.inf)
+        stop = min(
+            -math.log(end),
+            *(float(self.under(sde).log_snr(0.0)) for sde in self._shared(model)),
+            math.inf,
+        )
         if not start < stop:
             given = "" if model.sde is None else f" with a model of {model.sde}"
             raise ValueError(
                 f"nothing to solve: sigma / alpha runs from {self.std * math.exp(-start):.3g} to "
-                f"{self.std * math.exp(-stop):.3g} under {self.sde}{given}; choose a smaller end{noisiest.more_noise} "
+                f"{self.std * math.exp(-stop):.3g} under {self.sde}{given}; choose a smaller "
+                f"end{noisiest.more_noise} "
                 "or another diffusion"
             )
         return start, stop
 
     def start(self, model: AbstractModel) -> tuple[float, AbstractDiffusion]:
         """l at the noisy end of a solve, and the diffusion that ends there."""
-        ends = [(float(self.under(sde).log_snr(sde.latest(self.std))), sde) for sde in self._shared(model)]
+        ends = [
+            (float(self.under(sde).log_snr(sde.latest(self.std))), sde)
+            for sde in self._shared(model)
+        ]
         return max(ends, key=lambda end: end[0])
 
     def under(self, sde: AbstractDiffusion) -> "Coordinates":
@@ -230,10 +243,16 @@ class Coordinates:
     def left_unfinished(self, span: Span, error: UnfinishedError, after: int) -> UnfinishedError:
         """`unfinished` at the last end of a span, in the sense of `leave`."""
         solution = replace(
-            error.solution, x=self.leave(span, error.solution.x), ts=torch.as_tensor(self.time(error.solution.ts))
+            error.solution,
+            x=self.leave(span, error.solution.x),
+            ts=torch.as_tensor(self.time(error.solution.ts)),
         )
         return self.unfinished(error, solution, after)
 
-    def unfinished(self, error: UnfinishedError, solution: Solution, after: int = 0) -> UnfinishedError:
+    def unfinished(
+        self, error: UnfinishedError, solution: Solution, after: int = 0
+    ) -> UnfinishedError:
         """Failures at the diffusion's times, with a solution in its states."""
-        return UnfinishedError(solution, torch.as_tensor(self.time(error.reached)), after, error.advice)
+        return UnfinishedError(
+            solution, torch.as_tensor(self.time(error.reached)), after, error.advice
+        )

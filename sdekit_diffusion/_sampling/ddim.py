@@ -36,12 +36,21 @@ class Implicit(AbstractSolver):
     def normals(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
         return 1 if self.stages == 2 and self.eta else 0
 
-    def step(self, problem: AbstractSDE, t0: Time, t1: Time, x: Tensor, noise: Increment, state: Any) -> Step:  # noqa: ANN401
+    def step(
+        self,
+        problem: AbstractSDE,
+        t0: Time,
+        t1: Time,
+        x: Tensor,
+        noise: Increment,
+        state: Any,  # noqa: ANN401
+    ) -> Step:
         assert isinstance(t0, float), "DDIM lives on fixed grids"
         assert isinstance(t1, float)
         data = self._data(problem, t0, x)
         if self.stages == 2:
-            middle, w = math.sqrt(t0 * t1), noise.w
+            middle = math.sqrt(t0 * t1)
+            w = noise.w
             if w is not None:
                 assert noise.z is not None
                 r = (middle - t0) / (t1 - t0)
@@ -54,14 +63,22 @@ class Implicit(AbstractSolver):
 
     def _data(self, problem: AbstractSDE, t: float, y: Tensor) -> Tensor:
         """D, from the drift D dA/dt."""
-        a, q = 1 + self.eta**2, 2 * self.eta**2
+        a = 1 + self.eta**2
+        q = 2 * self.eta**2
         return problem.drift(t, y) * (q / a * math.exp((q - a) * self._l(t)) if q else 1.0)
 
     def _moved(self, t0: float, t1: float, y: Tensor, data: Tensor, w: Tensor | None) -> Tensor:
-        l0, l1, level = self._l(t0), self._l(t1), self.eta**2
+        l0 = self._l(t0)
+        l1 = self._l(t1)
+        level = self.eta**2
         c = min(1.0, self.eta * math.sqrt(-math.expm1(2 * (l0 - l1))))
-        kept, scale = math.sqrt(1 - c * c), math.exp(level * l1)
-        y = axpy(scale * (math.exp(l1) - kept * math.exp(l0)), data, scale * kept * math.exp(-level * l0) * y)
+        kept = math.sqrt(1 - c * c)
+        scale = math.exp(level * l1)
+        y = axpy(
+            scale * (math.exp(l1) - kept * math.exp(l0)),
+            data,
+            scale * kept * math.exp(-level * l0) * y,
+        )
         return y if w is None else axpy(self.s_noise * scale * c / math.sqrt(t1 - t0), w, y)
 
 
@@ -111,7 +128,9 @@ class DDIM(AbstractMethod):
     grid: AbstractGrid = field(default=UniformInLogSNR(), kw_only=True)
 
     def __post_init__(self) -> None:
-        if not (0 <= self.eta < math.inf and self.stages in (1, 2) and 0 <= self.s_noise < math.inf):
+        if not (
+            0 <= self.eta < math.inf and self.stages in (1, 2) and 0 <= self.s_noise < math.inf
+        ):
             given = f"{self.eta}, {self.stages} and {self.s_noise}"
             raise ValueError(f"DDIM needs eta >= 0, 1 or 2 stages and s_noise >= 0, not {given}")
 

@@ -40,7 +40,15 @@ class Churn(AbstractSolver):
     def plan(self, problem: AbstractSDE, ts: Sequence[float]) -> Self:
         return replace(self, gamma=min(self.s_churn / (len(ts) - 1), math.sqrt(2) - 1))
 
-    def step(self, problem: AbstractSDE, t0: Time, t1: Time, x: Tensor, noise: Increment, state: Any) -> Step:  # noqa: ANN401
+    def step(
+        self,
+        problem: AbstractSDE,
+        t0: Time,
+        t1: Time,
+        x: Tensor,
+        noise: Increment,
+        state: Any,  # noqa: ANN401
+    ) -> Step:
         t = t0
         if self.gamma and self.s_tmin <= t0 <= self.s_tmax:
             assert noise.z is not None
@@ -92,9 +100,15 @@ class EDM(AbstractMethod):
     grid: AbstractGrid = field(default=UniformInLogSNR(), kw_only=True)
 
     def __post_init__(self) -> None:
-        if not (0 <= self.s_churn < math.inf and 0 <= self.s_tmin <= self.s_tmax and 0 <= self.s_noise < math.inf):
+        if not (
+            0 <= self.s_churn < math.inf
+            and 0 <= self.s_tmin <= self.s_tmax
+            and 0 <= self.s_noise < math.inf
+        ):
             given = f"{self.s_churn}, {self.s_tmin}, {self.s_tmax} and {self.s_noise}"
-            raise ValueError(f"EDM needs s_churn >= 0, 0 <= s_tmin <= s_tmax and s_noise >= 0, not {given}")
+            raise ValueError(
+                f"EDM needs s_churn >= 0, 0 <= s_tmin <= s_tmax and s_noise >= 0, not {given}"
+            )
 
     def run(self, down: Descent) -> Solution:
         std = down.coordinates.std

@@ -13,7 +13,8 @@ from sdekit import did_you_mean, uniform
 from sdekit.elementary import Time, log1p, sigmoid
 from sdekit_diffusion._sampling.coordinates import Coordinates, Span
 
-_SAME = 1e-3  # between two l, the relative difference of sigma / alpha: ends that are nearer are the same
+# Between two l, the relative difference of sigma / alpha: ends that are nearer are the same.
+_SAME = 1e-3
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,7 +68,9 @@ class Native(AbstractGrid):
 
     def points(self, coordinates: Coordinates, span: Span, steps: int) -> Tensor:
         t0, t1 = (float(coordinates.time(l)) for l in span)
-        return _ended(coordinates.log_snr(coordinates.sde.spaced(t0, t1, uniform(0.0, 1.0, steps))), span)
+        return _ended(
+            coordinates.log_snr(coordinates.sde.spaced(t0, t1, uniform(0.0, 1.0, steps))), span
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,7 +108,9 @@ class Quadratic(AbstractGrid):
 
     def points(self, coordinates: Coordinates, span: Span, steps: int) -> Tensor:
         t0, t1 = (float(coordinates.time(l)) for l in span)
-        return _ended(coordinates.log_snr(uniform(math.sqrt(t0), math.sqrt(t1), steps).square()), span)
+        return _ended(
+            coordinates.log_snr(uniform(math.sqrt(t0), math.sqrt(t1), steps).square()), span
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -128,11 +133,13 @@ class GeometricInSigma(AbstractGrid):
         sigma = coordinates.sde.sigma
         start, stop = (math.log(float(sigma(float(coordinates.time(l))))) for l in span)
         wanted = uniform(start, stop, steps)
-        low, high = torch.full_like(wanted, span[0]), torch.full_like(wanted, span[1])
+        low = torch.full_like(wanted, span[0])
+        high = torch.full_like(wanted, span[1])
         for _ in range(64):  # bisection: sigma falls as l rises
             l = 0.5 * (low + high)
             above = torch.as_tensor(sigma(coordinates.time(l))).log() > wanted
-            low, high = torch.where(above, l, low), torch.where(above, high, l)
+            low = torch.where(above, l, low)
+            high = torch.where(above, high, l)
         return _ended(0.5 * (low + high), span)
 
 
@@ -209,7 +216,9 @@ class Focused(AbstractGrid):
 
     def __post_init__(self) -> None:
         if not 0 <= self.share < 1:
-            raise ValueError(f"share is a number from 0 on and less than 1, such as 0.8; not {self.share}")
+            raise ValueError(
+                f"share is a number from 0 on and less than 1, such as 0.8; not {self.share}"
+            )
 
     def points(self, coordinates: Coordinates, span: Span, steps: int) -> Tensor:
         l = uniform(*span, 4000)
@@ -266,7 +275,9 @@ class Equidistributed(AbstractGrid):
         density = torch.as_tensor(self.density, dtype=torch.float64, device="cpu")
         fits = l.ndim == 1 and l.shape == density.shape and len(l) > 1
         if not (fits and bool((l.diff() > 0).all() and (density > 0).all())):
-            raise ValueError("l must increase, and the density be as many positive numbers, two or more")
+            raise ValueError(
+                "l must increase, and the density be as many positive numbers, two or more"
+            )
         object.__setattr__(self, "l", l)
         object.__setattr__(self, "density", density)
 
@@ -308,8 +319,10 @@ class Given(AbstractGrid):
         l = torch.as_tensor(self.l, dtype=torch.float64, device="cpu").detach()
         if l.ndim != 1 or len(l) < 2 or not bool((l.diff() > 0).all() and l.isfinite().all()):
             raise ValueError(
-                "l must be two or more finite numbers that increase: log(alpha / sigma) from the noisy end to the "
-                "clean one; of decreasing noise levels sigma that is -torch.log(sigmas) where alpha = 1"
+                "l must be two or more finite numbers that increase: log(alpha / sigma) from the "
+                "noisy end to the "
+                "clean one; of decreasing noise levels sigma that is -torch.log(sigmas) where "
+                "alpha = 1"
             )
         object.__setattr__(self, "l", l)
 
@@ -319,16 +332,26 @@ class Given(AbstractGrid):
 
     def points(self, coordinates: Coordinates, span: Span, steps: int) -> Tensor:
         if steps != self.count:
-            raise ValueError(f"{len(self.l)} points are {self.count} steps, not {steps}: leave steps out, or give {self.count}")
+            raise ValueError(
+                f"{len(self.l)} points are {self.count} steps, not {steps}: leave "
+                f"steps out, or give {self.count}"
+            )
         l = self.l + math.log(coordinates.std)
         points = _ended(l.clone(), span)
-        if not (np.allclose(l[[0, -1]], span, rtol=0, atol=_SAME) and bool((points.diff() > 0).all())):
-            raise ValueError(f"{_known(l, span, coordinates.std)}; give points that end there, or pass another end=")
+        if not (
+            np.allclose(l[[0, -1]], span, rtol=0, atol=_SAME) and bool((points.diff() > 0).all())
+        ):
+            raise ValueError(
+                f"{_known(l, span, coordinates.std)}; give points that end there, or "
+                "pass another end="
+            )
         return points
 
 
 def _known(l: Tensor, span: Span, std: float) -> str:
-    has, asked = (f"{std * math.exp(-a):.6g} to {std * math.exp(-b):.6g}" for a, b in ((l[0], l[-1]), span))
+    has, asked = (
+        f"{std * math.exp(-a):.6g} to {std * math.exp(-b):.6g}" for a, b in ((l[0], l[-1]), span)
+    )
     return f"the grid is known from sigma / alpha = {has}, and asked for from {asked}"
 
 
@@ -361,12 +384,14 @@ def grid_of(given: AbstractGrid | str) -> AbstractGrid:
         return given
     if not isinstance(given, str):
         raise TypeError(
-            f"grid must be a name or a grid, not {type(given).__name__}; points of your own go as Given(l), with "
+            f"grid must be a name or a grid, not {type(given).__name__}; points of your own go as "
+            "Given(l), with "
             "l = log(alpha / sigma) increasing, -torch.log(sigmas) where alpha = 1"
         )
     if given not in GRIDS:
         raise ValueError(
-            f"unknown grid {given!r}{did_you_mean(given, GRIDS)}; choose one of {', '.join(GRIDS)}, or pass a grid "
+            f"unknown grid {given!r}{did_you_mean(given, GRIDS)}; choose one of "
+            f"{', '.join(GRIDS)}, or pass a grid "
             "such as Karras(rho=7)"
         )
     return GRIDS[given]

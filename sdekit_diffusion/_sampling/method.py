@@ -82,7 +82,8 @@ def require_clock(down: Descent, start: float, stop: float) -> None:
     if max(stop, -0.5 * start) > math.log(torch.finfo(dtype).max / 10):
         wider = ", or dtype=torch.float64" if dtype != torch.float64 else ""
         raise ValueError(
-            f"at this eta the clock (alpha / sigma)^(2 eta^2) runs from e^{start:.0f} to e^{stop:.0f}, which {dtype} does not "
+            f"at this eta the clock (alpha / sigma)^(2 eta^2) runs from e^{start:.0f} to "
+            f"e^{stop:.0f}, which {dtype} does not "
             f"hold; take a smaller eta or a larger end{wider}"
         )
 
@@ -113,7 +114,8 @@ class AbstractMethod(ABC):
 
     noise: ClassVar[Literal["white", "path"]] = "white"  # what it reads unless told otherwise
     extra: ClassVar[int] = 0  # what `steps` counts beyond the steps of the grid
-    forgets: ClassVar[bool] = False  # whether x_T may be of another law, which is forgotten on the way
+    # Whether x_T may be of another law, which is forgotten on the way.
+    forgets: ClassVar[bool] = False
 
     steps: int = field(default=0, kw_only=True)
     grid: AbstractGrid | None = field(default=None, kw_only=True)
@@ -141,7 +143,8 @@ class AbstractMethod(ABC):
             ValueError: for a method whose noise is not one path.
         """
         raise ValueError(
-            f"{type(self).__name__} reads no Brownian path; leave out noise='path', or choose a method such as 'ddpm'"
+            f"{type(self).__name__} reads no Brownian path; leave out noise='path', or choose a "
+            "method such as 'ddpm'"
         )
 
 
@@ -205,20 +208,29 @@ class OnClock(AbstractMethod):
 
     def __post_init__(self) -> None:
         if not isinstance(self.solver, AbstractSolver | None):
-            raise TypeError(f"solver is an object such as AdamsMoulton(3), or None for the default, not {self.solver!r}")
+            raise TypeError(
+                "solver is an object such as AdamsMoulton(3), or None for the "
+                f"default, not {self.solver!r}"
+            )
         if not callable(self.eta):
             level(self.eta)
         elif not self.rule.stepwise:
             raise ValueError(
-                f"{type(self.rule).__name__} is for one eta: as a function of l it jumps where steps meet, which rules with "
-                "planned weights take exactly; choose one such as AdamsBashforth(2), or give eta as a number"
+                f"{type(self.rule).__name__} is for one eta: as a function of l it jumps where "
+                "steps meet, which rules with "
+                "planned weights take exactly; choose one such as AdamsBashforth(2), or give eta "
+                "as a number"
             )
         if self.eta and not callable(self.eta) and "additive" not in self.rule.order:
             name = type(self.rule).__name__
-            raise ValueError(f"{name} is for the probability flow, eta = 0; with noise take ClockedHeun() or AdamsMoulton(2)")
+            raise ValueError(
+                f"{name} is for the probability flow, eta = 0; with noise take "
+                "ClockedHeun() or AdamsMoulton(2)"
+            )
         if self.integrand not in get_args(Integrand) or (self.integrand != "data" and self.eta):
             raise ValueError(
-                f"integrand must be 'data', or for eta = 0 'noise' or 'velocity'; not {self.integrand!r} for eta = {self.eta}: "
+                "integrand must be 'data', or for eta = 0 'noise' or 'velocity'; not "
+                f"{self.integrand!r} for eta = {self.eta}: "
                 "with noise take integrand='data', or the method 'sde'"
             )
 
@@ -233,7 +245,9 @@ class OnClock(AbstractMethod):
     def run(self, down: Descent) -> Solution:
         grid = self.points(down)
         if callable(self.eta):
-            problem = on_steps(down.model, self._eta_in(down.coordinates), grid, down.coordinates.time)
+            problem = on_steps(
+                down.model, self._eta_in(down.coordinates), grid, down.coordinates.time
+            )
             require_clock(down, problem.log_q[0], problem.log_q[-1])
         else:
             problem = on_clock(down.model, self.eta, self.integrand, down.coordinates.time)
@@ -243,12 +257,22 @@ class OnClock(AbstractMethod):
 
         def report(point: Point) -> None:
             assert down.callback is not None
-            down.callback(Point(point.step, float(grid[point.step]), problem.physical(point.t, point.x)))
+            down.callback(
+                Point(point.step, float(grid[point.step]), problem.physical(point.t, point.x))
+            )
 
         y = down.u / problem.scale(down.span[0])
         watch = down.callback and report
         try:
-            solution = solve(problem, y, clock, solver=self.rule, noise=down.noise, save=down.save, callback=watch)
+            solution = solve(
+                problem,
+                y,
+                clock,
+                solver=self.rule,
+                noise=down.noise,
+                save=down.save,
+                callback=watch,
+            )
         except NotFiniteError as error:
             raise error.seen(t=float(problem.parameter(error.t))) from None
         xs = solution.xs
@@ -272,7 +296,10 @@ class OnClock(AbstractMethod):
         if callable(self.eta):
             return uniform(*span, math.ceil((span[1] - span[0]) / math.log(2)))
         if not self.eta:
-            raise ValueError("a method without noise reads no Brownian path; leave out noise='path', or give eta > 0")
+            raise ValueError(
+                "a method without noise reads no Brownian path; leave out "
+                "noise='path', or give eta > 0"
+            )
         return clock_knots(self.eta, span)
 
 
@@ -296,9 +323,15 @@ class _Score:
     def tabulated(self, ts: Sequence[float]) -> "_Score":
         """The same with what depends on the times of a grid computed at once."""
         found = self._affine(ts)
-        return self if found is None else replace(self, table=dict(zip(ts, found.functions(), strict=True)))
+        return (
+            self
+            if found is None
+            else replace(self, table=dict(zip(ts, found.functions(), strict=True)))
+        )
 
-    def slopes(self, factor: float, ts: Sequence[float]) -> Mapping[float, Callable[[Tensor], Tensor]]:
+    def slopes(
+        self, factor: float, ts: Sequence[float]
+    ) -> Mapping[float, Callable[[Tensor], Tensor]]:
         """f x - factor g^2 s at the times of a grid; empty where it is not affine in a network's
         output.
         """
@@ -354,7 +387,9 @@ class InTime(AbstractMethod):
     def run(self, down: Descent) -> Solution:
         coordinates = down.coordinates
         score = _Score(down.model, coordinates)
-        problem = ReverseSDE(coordinates.sde, score, self.eta, prepare=partial(score.slopes, 0.5 * (1 + self.eta**2)))
+        problem = ReverseSDE(
+            coordinates.sde, score, self.eta, prepare=partial(score.slopes, 0.5 * (1 + self.eta**2))
+        )
         grid = self.points(down)
         times = torch.as_tensor(coordinates.time(grid))
 
@@ -366,12 +401,22 @@ class InTime(AbstractMethod):
         x = coordinates.physical(float(times[0]), down.u)
         watch = down.callback and report
         try:
-            solution = solve(problem, x, times, solver=self.solver, noise=down.noise, save=down.save, callback=watch)
+            solution = solve(
+                problem,
+                x,
+                times,
+                solver=self.solver,
+                noise=down.noise,
+                save=down.save,
+                callback=watch,
+            )
         except NotFiniteError as error:
             raise error.seen(t=float(coordinates.log_snr(error.t))) from None
         xs = solution.xs
         if xs is not None:
-            xs = torch.stack([coordinates.standard(t, x) for t, x in zip(times.tolist(), xs, strict=True)])
+            xs = torch.stack(
+                [coordinates.standard(t, x) for t, x in zip(times.tolist(), xs, strict=True)]
+            )
         u = coordinates.standard(float(times[-1]), solution.x)
         return replace(solution, x=u, xs=xs, ts=grid)
 
@@ -383,7 +428,8 @@ class InTime(AbstractMethod):
         """
         if self.solver.normals or not self.eta:
             raise ValueError(
-                "one Brownian path is for eta > 0 and solvers that draw nothing else; without noise there is none, and a "
+                "one Brownian path is for eta > 0 and solvers that draw nothing else; without "
+                "noise there is none, and a "
                 "corrector draws anew on each grid: leave out noise='path'"
             )
         return torch.as_tensor(coordinates.time(Native().points(coordinates, span, 16))).flip(0)

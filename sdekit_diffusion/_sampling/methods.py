@@ -65,20 +65,24 @@ METHODS: dict[str, AbstractMethod] = {
 }
 # Names that papers and other libraries give.
 _MEANT = {
-    "euler": "euler_maruyama", "em": "euler_maruyama", "euler_a": "ancestral", "euler_ancestral": "ancestral",
-    "predictor_corrector": "pc", "langevin": "pc", "probability_flow": "ode", "rk45": "ode", "dopri5": "ode",
-    "dpm_solver++": "dpmpp_2m", "dpmsolver++": "dpmpp_2m", "dpm_solver": "dpm_2", "dpm++_2m": "dpmpp_2m",
-    "dpm++_2m_sde": "dpmpp_2m_sde", "dpm++_3m_sde": "dpmpp_3m_sde", "dpm++_sde": "dpmpp_sde", "sa_solver": "sa",
-    "annealed_langevin": "ncsnv2", "ald": "ncsnv2", "adams": "abm",
+    "euler": "euler_maruyama", "em": "euler_maruyama", "euler_a": "ancestral",
+    "euler_ancestral": "ancestral", "predictor_corrector": "pc", "langevin": "pc",
+    "probability_flow": "ode", "rk45": "ode", "dopri5": "ode", "dpm_solver++": "dpmpp_2m",
+    "dpmsolver++": "dpmpp_2m", "dpm_solver": "dpm_2", "dpm++_2m": "dpmpp_2m",
+    "dpm++_2m_sde": "dpmpp_2m_sde", "dpm++_3m_sde": "dpmpp_3m_sde", "dpm++_sde": "dpmpp_sde",
+    "sa_solver": "sa", "annealed_langevin": "ncsnv2", "ald": "ncsnv2", "adams": "abm",
 }  # fmt: skip
-# Where three values reach too far back: below how many steps, or with another grid, and what is taken instead.
+# Where three values reach too far back: below how many steps, or with another grid, and what is
+# taken instead.
 _FEW: dict[str, tuple[int, AbstractMethod]] = {
     "sde": (25, OnClock(AdamsMoulton(2), eta=1.0, grid=Focused(0.3))),
 }
 
 
 def method_of(
-    given: AbstractMethod | AbstractSolver | str, steps: int | None = None, grid: AbstractGrid | str | None = None
+    given: AbstractMethod | AbstractSolver | str,
+    steps: int | None = None,
+    grid: AbstractGrid | str | None = None,
 ) -> AbstractMethod:
     """A method from its name or from a solver, used in the diffusion's own time; with a number of
     steps and a grid.
@@ -96,16 +100,24 @@ def method_of(
         method = InTime(given, eta=1.0 if "additive" in given.order else 0.0)
     elif given not in METHODS:
         raise ValueError(
-            f"unknown method {given!r}; choose one of {', '.join(METHODS)}, or pass a solver or a method object"
+            f"unknown method {given!r}; choose one of {', '.join(METHODS)}, or pass a solver or a "
+            "method object"
             f"{did_you_mean(given, METHODS, _MEANT)}"
         )
     else:
         below, few = _FEW.get(given, (0, METHODS[given]))
-        method = few if grid is not None or (steps is not None and steps < below) else METHODS[given]
+        method = (
+            few if grid is not None or (steps is not None and steps < below) else METHODS[given]
+        )
     method = method if grid is None else replace(method, grid=grid_of(grid))
     if not isinstance(method.grid, AbstractGrid | None):
-        raise TypeError(f"the grid of a method is an object such as Karras(), not {method.grid!r}; names go to sample(grid=)")
+        raise TypeError(
+            f"the grid of a method is an object such as Karras(), not {method.grid!r}; "
+            "names go to sample(grid=)"
+        )
     if steps is None and method.grid is not None and method.grid.count is not None:
         own = type(method).__dataclass_fields__["steps"].default
-        steps = method.grid.count + method.extra if grid is not None or method.steps == own else None
+        steps = (
+            method.grid.count + method.extra if grid is not None or method.steps == own else None
+        )
     return method if steps is None else replace(method, steps=steps)

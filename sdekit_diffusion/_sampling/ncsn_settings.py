@@ -1,4 +1,6 @@
-"""The settings of NCSN and NCSNv2: noise levels, Langevin's moves, and the average of the weights."""
+"""The settings of NCSN and NCSNv2: noise levels, Langevin's moves, and the average of the
+weights.
+"""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -10,7 +12,12 @@ from sdekit import geometric
 from sdekit_diffusion._diffusions.ncsn import NCSN
 from sdekit_diffusion._sampling.annealed_langevin import AnnealedLangevin
 from sdekit_diffusion._sampling.grids import Native
-from sdekit_diffusion._sampling.techniques import geometric_sigmas, langevin_step_size, max_pairwise_distance, variance_ratio
+from sdekit_diffusion._sampling.techniques import (
+    geometric_sigmas,
+    langevin_step_size,
+    max_pairwise_distance,
+    variance_ratio,
+)
 
 Convention = Literal["ncsnv2", "ncsn"]
 
@@ -59,14 +66,18 @@ class NCSNSettings:
     def method(self) -> AnnealedLangevin:
         """The sampler, for that diffusion."""
         size = self.step_size / self.sigmas[-1] ** 2
-        return AnnealedLangevin(self.steps, size, self.convention, steps=len(self.sigmas), grid=Native())
+        return AnnealedLangevin(
+            self.steps, size, self.convention, steps=len(self.sigmas), grid=Native()
+        )
 
     @property
     def variance_ratio(self) -> float:
         """s^2 / sigma^2 after the moves of a level, for data at one point; 1 by technique 4."""
         ratio = (self.sigmas[0] / self.sigmas[-1]) ** (1 / (len(self.sigmas) - 1))
         size = self.step_size / self.sigmas[-1] ** 2
-        return variance_ratio(ratio, self.steps, size if self.convention == "ncsnv2" else 0.5 * size)
+        return variance_ratio(
+            ratio, self.steps, size if self.convention == "ncsnv2" else 0.5 * size
+        )
 
 
 def ncsnv2_settings(
@@ -108,16 +119,24 @@ def ncsnv2_settings(
     if not isinstance(data, int):
         data = torch.as_tensor(data)
         dim = data[0].numel() if len(data) else 0
-        sigma_max = max_pairwise_distance(data, sample=sample, seed=seed) if sigma_max is None else sigma_max
+        sigma_max = (
+            max_pairwise_distance(data, sample=sample, seed=seed)
+            if sigma_max is None
+            else sigma_max
+        )
     elif sigma_max is None:
-        raise ValueError(f"a number of coordinates, {data}, says nothing of distances: pass the data, or sigma_max")
+        raise ValueError(
+            f"a number of coordinates, {data}, says nothing of distances: pass the "
+            "data, or sigma_max"
+        )
     else:
         dim = data
     sigmas = geometric_sigmas(dim, sigma_max, sigma_min, overlap=overlap)
     return NCSNSettings(tuple(sigmas.tolist()), steps, langevin_step_size(sigmas, steps))
 
 
-# Table 4 of Song and Ermon (2020) as printed: sigma_1, L, T, e, batch size and iterations; sigma_L = 0.01.
+# Table 4 of Song and Ermon (2020) as printed: sigma_1, L, T, e, batch size and iterations; sigma_L
+# = 0.01.
 _TABLE: dict[Convention, dict[str, tuple[float, int, int, float, int, int]]] = {
     "ncsn": {
         "cifar10": (1.0, 10, 100, 2e-5, 128, 300_000),
@@ -134,7 +153,8 @@ _TABLE: dict[Convention, dict[str, tuple[float, int, int, float, int, int]]] = {
         "ffhq": (348.0, 2311, 3, 0.9e-7, 32, 80_000),
     },
 }
-# The authors' file for FFHQ, configs/ffhq.yml, has ten times the e of the table, and technique 4 gives 8.9e-7.
+# The authors' file for FFHQ, configs/ffhq.yml, has ten times the e of the table, and technique 4
+# gives 8.9e-7.
 _CORRECTED = {0.9e-7: 0.9e-6}
 
 
@@ -162,8 +182,12 @@ def ncsn_settings(data: str, convention: Convention = "ncsnv2") -> NCSNSettings:
         Song and Ermon 2020, arXiv 2006.09011, table 4; github.com/ermongroup/ncsnv2, configs.
     """
     if convention not in _TABLE or data not in _TABLE[convention]:
-        known = "; ".join(f"{name!r} with {', '.join(map(repr, rows))}" for name, rows in _TABLE.items())
-        raise ValueError(f"no settings were published for {data!r} with {convention!r}; there are {known}")
+        known = "; ".join(
+            f"{name!r} with {', '.join(map(repr, rows))}" for name, rows in _TABLE.items()
+        )
+        raise ValueError(
+            f"no settings were published for {data!r} with {convention!r}; there are {known}"
+        )
     sigma_max, levels, steps, e, batch_size, iterations = _TABLE[convention][data]
     return NCSNSettings(
         tuple(geometric(sigma_max, 0.01, levels - 1).tolist()),

@@ -8,12 +8,22 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from sdekit import AbstractSDE, AbstractSolver, PIDController, Solution, Status, UnfinishedError, solve
+from sdekit import (
+    AbstractSDE,
+    AbstractSolver,
+    PIDController,
+    Solution,
+    Status,
+    UnfinishedError,
+    solve,
+)
 from sdekit.elementary import Time, broadcast, clip, expm1, log, sqrt
 from sdekit_diffusion._models.model import AbstractModel
 
 _RESOLVED = 1e-6  # of 5 - (e^v - 1): where v is rounded in float32, y may run off to infinity
-ADVICE = "look at what the model returns there, or leave these rows out; see `.solution` of this error"
+ADVICE = (
+    "look at what the model returns there, or leave these rows out; see `.solution` of this error"
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,7 +70,9 @@ class ProbabilityFlowOnClock(AbstractSDE):
     def seen(self, error: UnfinishedError, after: int = 0) -> UnfinishedError:
         """A failure as the caller knows it: times l, `after` rows earlier."""
         solution = replace(error.solution, ts=torch.as_tensor(self.log_snr(error.solution.ts)))
-        return UnfinishedError(solution, torch.as_tensor(self.log_snr(error.reached)), after, ADVICE)
+        return UnfinishedError(
+            solution, torch.as_tensor(self.log_snr(error.reached)), after, ADVICE
+        )
 
     def diffusion(self, t: Time, x: Tensor) -> float:
         return 0.0
@@ -142,7 +154,8 @@ def agreed(
     found.x[rows] = math.nan
     if bool((found.status != Status.DONE).any()):
         advice = (
-            "ask for less accuracy, a wider dtype or more steps, or look at the model; `.solution` of this error has the others"
+            "ask for less accuracy, a wider dtype or more steps, or look at the model; `.solution` "
+            "of this error has the others"
         )
         raise UnfinishedError(found, reached, after, advice)
     return found
@@ -151,6 +164,12 @@ def agreed(
 def _renewed(found: Solution, part: Solution, rows: Tensor) -> Solution:
     """What is found, some rows of it anew; what is counted adds up."""
     counts = {
-        name: getattr(found, name).index_add(0, rows, getattr(part, name)) for name in ("evaluations", "accepted", "rejected")
+        name: getattr(found, name).index_add(0, rows, getattr(part, name))
+        for name in ("evaluations", "accepted", "rejected")
     }
-    return replace(found, x=found.x.index_copy(0, rows, part.x), status=found.status.index_copy(0, rows, part.status), **counts)
+    return replace(
+        found,
+        x=found.x.index_copy(0, rows, part.x),
+        status=found.status.index_copy(0, rows, part.status),
+        **counts,
+    )

@@ -36,30 +36,56 @@ from sdekit_diffusion._sampling.start import warn_of_prior, warn_of_start
 Model = AbstractModel | Callable[[Tensor, Tensor], Tensor]
 
 
-# fmt: off
 @overload
 def sample(
-    model: Model, n: int = 1, *, sde: AbstractDiffusion | str | None = None,
-    method: AbstractMethod | AbstractSolver | str = "default", steps: int | None = None,
-    grid: AbstractGrid | str | None = None, seed: int | None = None,
-    noise: Literal["white", "path"] | AbstractNoise | None = None, first: int = 0, shape: tuple[int, ...] | None = None,
-    x_T: Tensor | None = None, end: float = 1e-3, denoise: bool = False, dtype: torch.dtype | None = None,
-    device: torch.device | str | None = None, batch_size: int | None = None,
-    progress: bool = False, callback: Callable[[Point], None] | None = None, save: Literal["last", "all"] = "last",
+    model: Model,
+    n: int = 1,
+    *,
+    sde: AbstractDiffusion | str | None = None,
+    method: AbstractMethod | AbstractSolver | str = "default",
+    steps: int | None = None,
+    grid: AbstractGrid | str | None = None,
+    seed: int | None = None,
+    noise: Literal["white", "path"] | AbstractNoise | None = None,
+    first: int = 0,
+    shape: tuple[int, ...] | None = None,
+    x_T: Tensor | None = None,
+    end: float = 1e-3,
+    denoise: bool = False,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str | None = None,
+    batch_size: int | None = None,
+    progress: bool = False,
+    callback: Callable[[Point], None] | None = None,
+    save: Literal["last", "all"] = "last",
     return_solution: Literal[False] = False,
 ) -> Tensor: ...
 @overload
 def sample(
-    model: Model, n: int = 1, *, sde: AbstractDiffusion | str | None = None,
-    method: AbstractMethod | AbstractSolver | str = "default", steps: int | None = None,
-    grid: AbstractGrid | str | None = None, seed: int | None = None,
-    noise: Literal["white", "path"] | AbstractNoise | None = None, first: int = 0, shape: tuple[int, ...] | None = None,
-    x_T: Tensor | None = None, end: float = 1e-3, denoise: bool = False, dtype: torch.dtype | None = None,
-    device: torch.device | str | None = None, batch_size: int | None = None,
-    progress: bool = False, callback: Callable[[Point], None] | None = None, save: Literal["last", "all"] = "last",
+    model: Model,
+    n: int = 1,
+    *,
+    sde: AbstractDiffusion | str | None = None,
+    method: AbstractMethod | AbstractSolver | str = "default",
+    steps: int | None = None,
+    grid: AbstractGrid | str | None = None,
+    seed: int | None = None,
+    noise: Literal["white", "path"] | AbstractNoise | None = None,
+    first: int = 0,
+    shape: tuple[int, ...] | None = None,
+    x_T: Tensor | None = None,
+    end: float = 1e-3,
+    denoise: bool = False,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str | None = None,
+    batch_size: int | None = None,
+    progress: bool = False,
+    callback: Callable[[Point], None] | None = None,
+    save: Literal["last", "all"] = "last",
     return_solution: Literal[True],
 ) -> Solution: ...
-# fmt: on
+
+
 def sample(
     model: Model,
     n: int = 1,
@@ -150,7 +176,8 @@ def sample(
     chosen = method_of(method, steps, grid)
     x_T = None if x_T is None else _given(x_T, n, model)
     own_dtype, own_device = model.place()
-    dtype, device = _dtype(dtype, x_T, own_dtype), own_device if device is None else usable(device)
+    dtype = _dtype(dtype, x_T, own_dtype)
+    device = own_device if device is None else usable(device)
     n, event = (n, shape_of(model, shape)) if x_T is None else (len(x_T), tuple(x_T.shape[1:]))
     seed = fresh_seed() if seed is None else seed
     coordinates = Coordinates.of(model, diffusion, event)
@@ -159,7 +186,8 @@ def sample(
         warn_of_prior(model, coordinates)
     elif x_T is not None and not chosen.forgets:
         warn_of_start(x_T, coordinates, span[0])
-    # Increments of a fine grid are below the rounding of a state in half precision: it is kept in float32 and cast at the end.
+    # Increments of a fine grid are below the rounding of a state in half precision: it is kept in
+    # float32 and cast at the end.
     wide = torch.promote_types(dtype, torch.float32)
     noise = chosen.noise if noise is None else noise
     if noise == "white":
@@ -169,7 +197,12 @@ def sample(
     start = float(coordinates.time(span[0]))
     size = max(1, n if batch_size is None else batch_size)
     solutions = []
-    bar = tqdm(total=chosen.steps * -(-n // size) or None, disable=not progress, unit="step", desc="sampling")
+    bar = tqdm(
+        total=chosen.steps * -(-n // size) or None,
+        disable=not progress,
+        unit="step",
+        desc="sampling",
+    )
 
     def report(point: Point) -> None:
         bar.update(point.step > 0)
@@ -186,7 +219,9 @@ def sample(
                 u = normal(seed, first + index, event, dtype=wide)
             some = coordinates.standardised(part)
             try:
-                solution = chosen.run(Descent(some, coordinates, u, span, noise.rows(index), save, watch))
+                solution = chosen.run(
+                    Descent(some, coordinates, u, span, noise.rows(index), save, watch)
+                )
             except NotFiniteError as error:
                 raise coordinates.located(error, i, n) from None
             except UnfinishedError as error:
@@ -194,24 +229,47 @@ def sample(
                 reached = torch.as_tensor(coordinates.time(error.reached))
                 reached = torch.cat([torch.full((i,), float(found.ts[-1])).to(reached), reached])
                 raise UnfinishedError(found, reached, advice=error.advice) from None
-            data = coordinates.denoised(some.predict_data(span[1], solution.x)) if denoise and count else None
+            data = (
+                coordinates.denoised(some.predict_data(span[1], solution.x))
+                if denoise and count
+                else None
+            )
             solution = coordinates.physical_solution(solution)
             x = solution.x
             if data is not None:
                 x = data
-                if bad := (~torch.isfinite(x).reshape(count, -1).all(dim=1)).nonzero().flatten().tolist():
+                if (
+                    bad := (~torch.isfinite(x).reshape(count, -1).all(dim=1))
+                    .nonzero()
+                    .flatten()
+                    .tolist()
+                ):
                     last = float(solution.ts[-1])
-                    error = NotFiniteError(chosen.steps, last, bad, count, "the denoising that follows step")
+                    error = NotFiniteError(
+                        chosen.steps, last, bad, count, "the denoising that follows step"
+                    )
                     raise error.seen(after=i, total=n)
                 solution = replace(solution, evaluations=solution.evaluations + 1)
-            solutions.append(replace(solution, x=x.to(dtype), xs=None if solution.xs is None else solution.xs.to(dtype)))
+            solutions.append(
+                replace(
+                    solution,
+                    x=x.to(dtype),
+                    xs=None if solution.xs is None else solution.xs.to(dtype),
+                )
+            )
     if not return_solution:
         return torch.cat([solution.x for solution in solutions])
     return replace(Solution.joined(solutions), seed=seed)
 
 
 def _require(
-    n: int, steps: int | None, batch_size: int | None, first: int, save: str, return_solution: bool, noise: object
+    n: int,
+    steps: int | None,
+    batch_size: int | None,
+    first: int,
+    save: str,
+    return_solution: bool,
+    noise: object,
 ) -> None:
     """Refuses numbers out of range and options that would be ignored."""
     for name, value in (("n", n), ("batch_size", batch_size), ("first", first)):
@@ -220,9 +278,14 @@ def _require(
     if steps is not None and (not isinstance(steps, Integral) or steps < 1):
         raise ValueError(f"steps must be at least one step, a whole number of them; not {steps}")
     if n < 0 or (batch_size is not None and batch_size < 1):
-        raise ValueError(f"n counts samples from 0 on and batch_size from 1; not {n} and {batch_size}")
+        raise ValueError(
+            f"n counts samples from 0 on and batch_size from 1; not {n} and {batch_size}"
+        )
     if save not in ("last", "all") or (save == "all" and not return_solution):
-        raise ValueError(f"save must be 'last', or 'all' with return_solution=True; not {save!r}{did_you_mean(save, ('all',))}")
+        raise ValueError(
+            "save must be 'last', or 'all' with return_solution=True; not "
+            f"{save!r}{did_you_mean(save, ('all',))}"
+        )
     if noise not in (None, "white", "path") and not isinstance(noise, AbstractNoise):
         raise ValueError(
             "noise must be 'white', 'path', or an object such as BrownianPath(seed, knots); "
@@ -240,10 +303,15 @@ def _dtype(given: torch.dtype | None, x_T: Tensor | None, own: torch.dtype) -> t
     """
     dtype = given or (own if x_T is None else torch.promote_types(own, x_T.dtype))
     if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
-        raise TypeError(f"dtype is the state's and must be floating, such as torch.float32, not {dtype!r}")
+        raise TypeError(
+            f"dtype is the state's and must be floating, such as torch.float32, not {dtype!r}"
+        )
     wide = torch.promote_types(dtype, torch.float32)
     if x_T is not None and torch.promote_types(wide, x_T.dtype) != wide:
-        raise ValueError(f"x_T is {x_T.dtype} and dtype={dtype} would drop its digits: leave dtype out, or use x_T.to({dtype})")
+        raise ValueError(
+            f"x_T is {x_T.dtype} and dtype={dtype} would drop its digits: leave dtype "
+            f"out, or use x_T.to({dtype})"
+        )
     return dtype
 
 
@@ -251,10 +319,18 @@ def _given(x_T: Tensor, n: int, model: AbstractModel) -> Tensor:
     """Initial states from a user, checked."""
     if not isinstance(x_T, Tensor) or not x_T.is_floating_point() or x_T.ndim < 1:
         given = x_T.dtype if isinstance(x_T, Tensor) else type(x_T).__name__
-        raise TypeError(f"x_T must be a floating tensor of shape (n, *shape), not {given}; use torch.as_tensor and .float()")
-    if n not in (1, len(x_T)) or (model.shape is not None and tuple(x_T.shape[1:]) != tuple(model.shape)):
+        raise TypeError(
+            f"x_T must be a floating tensor of shape (n, *shape), not {given}; use "
+            "torch.as_tensor and .float()"
+        )
+    if n not in (1, len(x_T)) or (
+        model.shape is not None and tuple(x_T.shape[1:]) != tuple(model.shape)
+    ):
         known = "(n, *shape)" if model.shape is None else f"(n, {', '.join(map(str, model.shape))})"
-        raise ValueError(f"x_T has shape {tuple(x_T.shape)}; it must be {known}, with n = {n} left out or the same")
+        raise ValueError(
+            f"x_T has shape {tuple(x_T.shape)}; it must be {known}, with n = {n} left "
+            "out or the same"
+        )
     return x_T
 
 
@@ -265,9 +341,13 @@ def shape_of(model: AbstractModel, shape: tuple[int, ...] | None) -> tuple[int, 
         ValueError: when neither knows it, or they differ.
     """
     if model.shape is None and shape is None:
-        raise ValueError("the shape of one sample is not known: pass shape=(1, 28, 28), for example")
+        raise ValueError(
+            "the shape of one sample is not known: pass shape=(1, 28, 28), for example"
+        )
     if shape is not None and model.shape is not None and tuple(shape) != tuple(model.shape):
-        raise ValueError(f"the model makes samples of shape {tuple(model.shape)}, not {tuple(shape)}")
+        raise ValueError(
+            f"the model makes samples of shape {tuple(model.shape)}, not {tuple(shape)}"
+        )
     known = model.shape if shape is None else shape
     assert known is not None
     return tuple(known)

@@ -11,7 +11,9 @@ from torch import Tensor
 from sdekit_diffusion._models.model import AbstractModel
 from sdekit_diffusion._sampling.coordinates import Coordinates
 
-_PRIOR = 2.0  # sigma / alpha over the data's standard deviation, below which the shape of the data's law shows at the start
+# Sigma / alpha over the data's standard deviation, below which the shape of the data's law shows at
+# the start.
+_PRIOR = 2.0
 _SLACK = 1.25  # of the standard deviation of states that are given, for models that are not exact
 _FALSE_ALARM = 1e-6
 
@@ -24,9 +26,12 @@ def warn_of_prior(model: AbstractModel, coordinates: Coordinates) -> None:
     ratio = math.exp(-start)
     if ratio < _PRIOR:
         warnings.warn(
-            f"{noisiest} ends at sigma / alpha = {coordinates.std * ratio:.3g}, {ratio:.3g} times the standard "
-            f"deviation of the data, {coordinates.std:.3g}: the prior is far from the law there, and so is the result "
-            f"from that of the data. Choose another diffusion{noisiest.more_noise}, or give the start or its "
+            f"{noisiest} ends at sigma / alpha = {coordinates.std * ratio:.3g}, {ratio:.3g} times "
+            "the standard "
+            f"deviation of the data, {coordinates.std:.3g}: the prior is far from the law there, "
+            "and so is the result "
+            f"from that of the data. Choose another diffusion{noisiest.more_noise}, or give the "
+            "start or its "
             "log-density (x_T, log_prior)",
             stacklevel=3,
         )
@@ -52,14 +57,18 @@ def warn_of_start(x_T: Tensor, coordinates: Coordinates, l: float) -> None:
     alpha, sigma = coordinates.sde.kernel(float(coordinates.time(l)))
     std, samples = _spread(x_T.detach()[:64].to(torch.float64).flatten(1))
     m = k * samples
-    least, most = (math.sqrt(2 * quantile(0.5 * m, _FALSE_ALARM / 4) / m) for quantile in (gammaincinv, gammainccinv))
+    least, most = (
+        math.sqrt(2 * quantile(0.5 * m, _FALSE_ALARM / 4) / m)
+        for quantile in (gammaincinv, gammainccinv)
+    )
     low = std < least * sigma / _SLACK
     high = std > most * math.hypot(sigma, alpha * coordinates.std) * _SLACK
     within = float(x_T.detach().abs().amax()) < _least_range(k + 1) * sigma
     if low or high or within:
         bound = f" and does not stay within +-{_least_range(k + 1) * sigma:.3g} as x_T does"
         warnings.warn(
-            f"x_T has the standard deviation {std:.3g}, and the noise at which the solve starts has "
+            f"x_T has the standard deviation {std:.3g}, and the noise at which the solve starts "
+            "has "
             f"{sigma:.3g}{bound if within and not low else ''}: x_T is that noise, not data. Take "
             "latents from encode(model, x), or prior(...) of the diffusion, or leave x_T out",
             stacklevel=3,

@@ -42,12 +42,20 @@ def max_pairwise_distance(data: Tensor, *, sample: int | None = None, seed: int 
     """
     n = len(data) if data.ndim else 0
     if n < 2 or not data.numel():
-        raise ValueError(f"a distance needs data of shape (n, *event) with n from 2 on, not {tuple(data.shape)}")
+        raise ValueError(
+            f"a distance needs data of shape (n, *event) with n from 2 on, not {tuple(data.shape)}"
+        )
     if sample is not None and not 1 <= sample <= n:
-        raise ValueError(f"sample counts points to measure from, 1 to {n} here, not {sample}; leave it out for all")
-    flat, size = data.reshape(n, -1), max(1, _BLOCK // data[0].numel())
+        raise ValueError(
+            f"sample counts points to measure from, 1 to {n} here, not {sample}; "
+            "leave it out for all"
+        )
+    flat = data.reshape(n, -1)
+    size = max(1, _BLOCK // data[0].numel())
     rows = torch.arange(n, device=data.device)
-    centre = torch.stack([flat[i].to(torch.float64).sum(dim=0) for i in rows.split(size)]).sum(dim=0) / n
+    centre = (
+        torch.stack([flat[i].to(torch.float64).sum(dim=0) for i in rows.split(size)]).sum(dim=0) / n
+    )
 
     def block(index: Tensor) -> Tensor:
         return flat[index].to(torch.float64) - centre
@@ -55,13 +63,16 @@ def max_pairwise_distance(data: Tensor, *, sample: int | None = None, seed: int 
     radius = torch.cat([block(i).norm(dim=1) for i in rows.split(size)])
     if not bool(radius.isfinite().all()):
         raise ValueError("the data have NaN or infinite values; remove those points")
-    order, chosen = radius.argsort(descending=True), torch.ones_like(rows, dtype=torch.bool)
+    order = radius.argsort(descending=True)
+    chosen = torch.ones_like(rows, dtype=torch.bool)
     if sample is not None:
         chosen = uniform01(seed, rows, (), counter=ANCHOR).argsort().argsort() < sample
-    largest, anchors = 0.0, order[chosen[order]]
+    largest = 0.0
+    anchors = order[chosen[order]]
     for i in range(0, len(anchors), size):
         some = anchors[i : i + size]
-        a, reach = block(some), float(radius[some[0]])
+        a = block(some)
+        reach = float(radius[some[0]])
         for others in order[0 if sample else i :].split(size):
             if reach + float(radius[others[0]]) <= largest:
                 break
@@ -73,7 +84,9 @@ def _farthest(a: Tensor, b: Tensor) -> float:
     """The largest distance from one of a to one of b: a product finds the pair, its difference
     gives the distance.
     """
-    squares = torch.addmm(a.square().sum(dim=1, keepdim=True) + b.square().sum(dim=1), a, b.T, alpha=-2)
+    squares = torch.addmm(
+        a.square().sum(dim=1, keepdim=True) + b.square().sum(dim=1), a, b.T, alpha=-2
+    )
     i, j = divmod(int(squares.argmax()), len(b))
     return float((a[i] - b[j]).norm())
 
@@ -95,7 +108,9 @@ def level_overlap(dim: int, ratio: float) -> float:
     return float(ndtr(shift + 3 * ratio) - ndtr(shift - 3 * ratio))
 
 
-def geometric_sigmas(dim: int, sigma_max: float, sigma_min: float = 0.01, *, overlap: float = 0.5) -> Tensor:
+def geometric_sigmas(
+    dim: int, sigma_max: float, sigma_min: float = 0.01, *, overlap: float = 0.5
+) -> Tensor:
     """Noise levels from sigma_max down to sigma_min in a geometric progression whose neighbours
     overlap: technique 2.
 
@@ -124,9 +139,12 @@ def geometric_sigmas(dim: int, sigma_max: float, sigma_min: float = 0.01, *, ove
     """
     largest = level_overlap(1, 1.0)
     if dim < 1 or not 0 < sigma_min < sigma_max < math.inf or not 0 < overlap < largest:
-        given = f"dim = {dim}, sigma_max = {sigma_max}, sigma_min = {sigma_min} and overlap = {overlap}"
+        given = (
+            f"dim = {dim}, sigma_max = {sigma_max}, sigma_min = {sigma_min} and overlap = {overlap}"
+        )
         raise ValueError(
-            f"levels need dim >= 1, 0 < sigma_min < sigma_max and an overlap between 0 and {largest:.3f}; not {given}"
+            "levels need dim >= 1, 0 < sigma_min < sigma_max and an overlap between 0 and "
+            f"{largest:.3f}; not {given}"
         )
     widest = sigma_max / sigma_min
     if level_overlap(dim, widest) >= overlap:
@@ -175,16 +193,27 @@ def langevin_step_size(sigmas: Tensor, steps: int) -> float:
         Song and Ermon 2020, arXiv 2006.09011, technique 4.
     """
     sigmas = torch.as_tensor(sigmas, dtype=torch.float64)
-    if sigmas.ndim != 1 or len(sigmas) < 2 or not bool((sigmas.diff() < 0).all()) or not sigmas[-1] > 0 or steps < 1:
+    if (
+        sigmas.ndim != 1
+        or len(sigmas) < 2
+        or not bool((sigmas.diff() < 0).all())
+        or not sigmas[-1] > 0
+        or steps < 1
+    ):
         raise ValueError(
-            f"a step size needs decreasing positive levels, two or more, and steps >= 1; not {len(sigmas)} levels and {steps}"
+            "a step size needs decreasing positive levels, two or more, and steps >= 1; not "
+            f"{len(sigmas)} levels and {steps}"
         )
     ratio = float(sigmas[0] / sigmas[-1]) ** (1 / (len(sigmas) - 1))
     if not torch.allclose(sigmas[:-1] / sigmas[1:], sigmas.new_tensor(ratio), rtol=1e-4):
-        raise ValueError("technique 4 is for a geometric progression; take such levels, or give the size of the moves")
+        raise ValueError(
+            "technique 4 is for a geometric progression; take such levels, or give "
+            "the size of the moves"
+        )
 
     def slope(h: float) -> float:
-        limit, left = 1 / (1 - 0.5 * h), (1 - h) ** (2 * steps - 1)
+        limit = 1 / (1 - 0.5 * h)
+        left = (1 - h) ** (2 * steps - 1)
         return 0.5 * limit**2 * (1 - (1 - h) * left) - 2 * steps * left * (ratio**2 - limit)
 
     return float(sigmas[-1]) ** 2 * _root(slope, 1.0)

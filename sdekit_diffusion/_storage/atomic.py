@@ -38,7 +38,9 @@ def naming(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise OSError(error.errno, f"{path} cannot be written: {error.strerror or error}") from error
+        raise OSError(
+            error.errno, f"{path} cannot be written: {error.strerror or error}"
+        ) from error
 
 
 def made(folder: Path) -> Path:
@@ -76,7 +78,9 @@ def _lock(handle: int, folder: Path) -> None:
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        raise OSError(f"another process is at work in {folder}; wait for its end, or choose another folder") from None
+        raise OSError(
+            f"another process is at work in {folder}; wait for its end, or choose another folder"
+        ) from None
     except OSError:
         return
 

@@ -17,14 +17,19 @@ from torch import distributed
 if TYPE_CHECKING:
     from torch.distributed import Store  # pyright: ignore[reportPrivateImportUsage] - documented as public
 
-_PATIENCE = timedelta(days=30)  # gloo notices at once when a process is gone; how long one computes is nobody's fault
+# Gloo notices at once when a process is gone; how long one computes is nobody's fault.
+_PATIENCE = timedelta(days=30)
 _GONE = "another process ended before the work was done; run the same again to go on"
 _TIMES = itertools.count()
 
 
 def world() -> int:
     """How many processes work together."""
-    return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
+    return (
+        distributed.get_world_size()
+        if distributed.is_available() and distributed.is_initialized()
+        else 1
+    )
 
 
 def rank() -> int:
@@ -49,11 +54,17 @@ def own(device: str) -> str:
     """The device of this process: where GPUs are meant without a number, one for each process of a
     machine.
     """
-    return f"cuda:{os.environ['LOCAL_RANK']}" if device == "cuda" and "LOCAL_RANK" in os.environ else device
+    return (
+        f"cuda:{os.environ['LOCAL_RANK']}"
+        if device == "cuda" and "LOCAL_RANK" in os.environ
+        else device
+    )
 
 
 def first_to_fail() -> bool:
-    """Whether none of the other processes failed before this one, which then is the one to say why."""
+    """Whether none of the other processes failed before this one, which then is the one to say
+    why.
+    """
     return _started() == 1 or _first_claim()
 
 
@@ -114,7 +125,9 @@ def joined(device: str) -> Iterator[str]:
         yield device
         return
     if not distributed.is_available():
-        raise ValueError("this build of torch has no torch.distributed; run one process, without torchrun")
+        raise ValueError(
+            "this build of torch has no torch.distributed; run one process, without torchrun"
+        )
     if torch.device(device).type == "cuda":
         torch.cuda.set_device(device)
         _join("nccl")
@@ -138,7 +151,9 @@ def _join(backend: str, timeout: timedelta | None = None) -> None:
     store, number, total = _store()
     again = f"joined {next(_TIMES)}"  # what was agreed on the time before is void
     store = distributed.PrefixStore(again, store)  # pyright: ignore[reportPrivateImportUsage] - documented as public
-    distributed.init_process_group(backend, store=store, rank=number, world_size=total, timeout=timeout)
+    distributed.init_process_group(
+        backend, store=store, rank=number, world_size=total, timeout=timeout
+    )
 
 
 @cache
@@ -163,7 +178,9 @@ def _follow() -> None:
     parent = os.getppid()
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
         try:
-            socket.create_connection((os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])), timeout=60).close()
+            socket.create_connection(
+                (os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])), timeout=60
+            ).close()
         except ConnectionRefusedError:  # it is gone already, and torch would try for half an hour
             os._exit(1)
 

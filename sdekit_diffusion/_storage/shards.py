@@ -68,9 +68,14 @@ class Shards:
     def __post_init__(self) -> None:
         object.__setattr__(self, "folder", Path(self.folder))
         if self.n < 0 or self.batch_size < 1:
-            raise ValueError(f"n counts samples from 0 on and batch_size from 1; not {self.n} and {self.batch_size}")
+            raise ValueError(
+                f"n counts samples from 0 on and batch_size from 1; not {self.n} and "
+                f"{self.batch_size}"
+            )
 
-    def fill(self, work: Callable[[int, int], Mapping[str, Tensor | NDArray[Any]]], desc: str = "samples") -> None:
+    def fill(
+        self, work: Callable[[int, int], Mapping[str, Tensor | NDArray[Any]]], desc: str = "samples"
+    ) -> None:
         """Computes the missing results; returns in every process when all are complete.
 
         Arguments:
@@ -92,11 +97,19 @@ class Shards:
             missing = [part for part in self._parts() if not self._path(*part).exists()]
             wait()  # until all know what is missing
             try:
-                with tqdm(total=self.n, desc=desc, unit="sample", disable=rank() > 0 or len(self._parts()) == 1) as bar:
+                with tqdm(
+                    total=self.n,
+                    desc=desc,
+                    unit="sample",
+                    disable=rank() > 0 or len(self._parts()) == 1,
+                ) as bar:
                     for first, count in missing[rank() :: world()]:
                         self._write(self._path(first, count), self._done(work, first, count))
                         if not bar.disable:  # of all processes
-                            bar.update(sum(c for i, c in self._parts() if self._path(i, c).exists()) - bar.n)
+                            bar.update(
+                                sum(c for i, c in self._parts() if self._path(i, c).exists())
+                                - bar.n
+                            )
             except BaseException:
                 with suppress(OSError):
                     self.folder.rmdir()  # where there is nothing in it yet
@@ -108,13 +121,18 @@ class Shards:
             try:
                 found = _read(self._path(*part))
             except _DamagedError as error:
-                raise ValueError(f"{self._path(*part)} {error}; run the same again, which makes it anew") from error
+                raise ValueError(
+                    f"{self._path(*part)} {error}; run the same again, which makes it anew"
+                ) from error
             self._require(json.loads(str(found[_SETTINGS])))
             yield found
 
     def remove(self) -> None:
         """Removes the files, and the folder if nothing else is in it."""
-        for path in [*(self._path(*part) for part in self._parts()), *self.folder.glob(f".*{PART}")]:
+        for path in [
+            *(self._path(*part) for part in self._parts()),
+            *self.folder.glob(f".*{PART}"),
+        ]:
             path.unlink(missing_ok=True)
         with suppress(OSError):
             self.folder.rmdir()
@@ -132,7 +150,8 @@ class Shards:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise OSError(
-                error.errno, f"the folder {self.folder} cannot be made: {error.strerror}; choose another place"
+                error.errno,
+                f"the folder {self.folder} cannot be made: {error.strerror}; choose another place",
             ) from error
 
     def _look(self) -> None:
@@ -152,18 +171,33 @@ class Shards:
         new = self._all()
         different = [name for name in {**old, **new} if old.get(name) != new.get(name)]
         if different:
-            found = ", ".join(f"{name} {_short(old.get(name))} (now {_short(new.get(name))})" for name in different)
+            found = ", ".join(
+                f"{name} {_short(old.get(name))} (now {_short(new.get(name))})"
+                for name in different
+            )
             raise ValueError(
-                f"{self.folder} has results of another run, with {found}; repeat that one to finish it, or remove the folder "
+                f"{self.folder} has results of another run, with {found}; repeat that one to "
+                "finish it, or remove the folder "
                 "to begin anew"
             )
 
     def _all(self) -> dict[str, Any]:
         """What the results depend on, and which they are."""
-        return json.loads(json.dumps({**self.settings, "first": self.first, "n": self.n, "batch_size": self.batch_size}))
+        return json.loads(
+            json.dumps(
+                {**self.settings, "first": self.first, "n": self.n, "batch_size": self.batch_size}
+            )
+        )
 
-    def _done(self, work: Callable[[int, int], Mapping[str, Tensor | NDArray[Any]]], first: int, count: int) -> Arrays:
-        """The results of one part; a failure is told with the numbers of the samples among all n."""
+    def _done(
+        self,
+        work: Callable[[int, int], Mapping[str, Tensor | NDArray[Any]]],
+        first: int,
+        count: int,
+    ) -> Arrays:
+        """The results of one part; a failure is told with the numbers of the samples among all
+        n.
+        """
         after = first - self.first
         try:
             found = work(first, count)
@@ -171,11 +205,17 @@ class Shards:
             raise error.seen(after=after, total=self.n) from None
         except UnfinishedError as error:
             raise UnfinishedError(error.solution, error.reached, after, error.advice) from None
-        arrays = {name: np.asarray(value.cpu() if isinstance(value, Tensor) else value) for name, value in found.items()}
+        arrays = {
+            name: np.asarray(value.cpu() if isinstance(value, Tensor) else value)
+            for name, value in found.items()
+        }
         for name, value in arrays.items():
             if value.ndim < 1 or len(value) != count or name == _SETTINGS:
                 given = f"{name!r}, {value.dtype} of shape {value.shape}"
-                raise ValueError(f"work({first}, {count}) returned {given}; it must return numbers of shape ({count}, ...)")
+                raise ValueError(
+                    f"work({first}, {count}) returned {given}; it must return numbers "
+                    f"of shape ({count}, ...)"
+                )
         return arrays
 
     def _write(self, path: Path, arrays: Arrays) -> None:
@@ -194,11 +234,15 @@ def _read(path: Path) -> Arrays:
     content = BytesIO(path.read_bytes())  # that a file cannot be read does not make it damaged
     try:
         with np.load(content, allow_pickle=False) as archive:
-            require_ratio(sum(member.file_size for member in archive.zip.infolist()), len(content.getbuffer()))
+            require_ratio(
+                sum(member.file_size for member in archive.zip.infolist()), len(content.getbuffer())
+            )
             arrays = {name: archive[name] for name in archive.files}
         json.loads(str(arrays[_SETTINGS]))
     except Exception as error:  # zipfile, zlib and numpy raise a dozen kinds over damaged bytes
-        raise _DamagedError(f"is damaged ({str(error).partition(chr(10))[0] or type(error).__name__})") from error
+        raise _DamagedError(
+            f"is damaged ({str(error).partition(chr(10))[0] or type(error).__name__})"
+        ) from error
     return arrays
 
 
@@ -214,5 +258,7 @@ def digest(about: object, tensors: Mapping[str, Tensor] | None = None) -> str:
     found = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
     for name, value in (tensors or {}).items():
         found.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-        found.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+        found.update(
+            value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+        )
     return found.hexdigest()[:16]

@@ -9,7 +9,9 @@ from sdekit_diffusion._storage.atomic import alone
 from sdekit_diffusion._training.history import checkpoints, discard, step_folders
 from sdekit_diffusion._training.run import METRICS, require_lines
 
-PROGRESS, REPORT, NUMBERS = "progress", "report.html", "report.json"
+PROGRESS = "progress"
+REPORT = "report.html"
+NUMBERS = "report.json"
 _PICTURE = re.compile(r"\d{8,}\.png")
 
 
@@ -25,11 +27,14 @@ def clear(run: Path) -> None:
         OSError: when another process trains there.
     """
     with alone(run):
-        files, config = files_of(run), run / CONFIG
+        files = files_of(run)
+        config = run / CONFIG
         if not (require_lines(run / METRICS) or config.exists() or checkpoints(run)):
             return
         report = [run / REPORT, run / NUMBERS] if _is_report(run / NUMBERS) else []
-        pictures = [path for path in (run / PROGRESS).glob("*.png") if _PICTURE.fullmatch(path.name)]
+        pictures = [
+            path for path in (run / PROGRESS).glob("*.png") if _PICTURE.fullmatch(path.name)
+        ]
         for path in [config, *(run / name for name in files), *pictures, *report]:
             path.unlink(missing_ok=True)
         for path in step_folders(run):

@@ -89,18 +89,35 @@ def fit(
     """
     require_minutes(minutes, folder)
     if any(every < 1 for every, _ in measures):
-        raise ValueError(f"measures are taken every so many updates, from 1 on; not every {min(e for e, _ in measures)}")
-    training, records = Training(model, data, recipe, transform=transform), []
-    opened = nullcontext() if folder is None else run_in(Path(folder), training, log or Log(), notes or {}, resume, minutes)
-    steps, silent = training.recipe.steps, not progress or rank() > 0
-    with opened as run, tqdm(total=steps, initial=training.step, disable=silent, unit="step", desc="training") as bar:
+        raise ValueError(
+            "measures are taken every so many updates, from 1 on; not every "
+            f"{min(e for e, _ in measures)}"
+        )
+    training = Training(model, data, recipe, transform=transform)
+    records = []
+    opened = (
+        nullcontext()
+        if folder is None
+        else run_in(Path(folder), training, log or Log(), notes or {}, resume, minutes)
+    )
+    steps = training.recipe.steps
+    silent = not progress or rank() > 0
+    with (
+        opened as run,
+        tqdm(
+            total=steps, initial=training.step, disable=silent, unit="step", desc="training"
+        ) as bar,
+    ):
         for record in training:
             records.append(record)
             if run is not None:
                 run.take(record)
             bar.update()
             if record.step % _BAR == 0 and not silent:
-                bar.set_postfix(loss=f"{float(torch.stack([r.loss for r in records[-_BAR:]]).mean()):.4f}", refresh=False)
+                bar.set_postfix(
+                    loss=f"{float(torch.stack([r.loss for r in records[-_BAR:]]).mean()):.4f}",
+                    refresh=False,
+                )
             if callback is not None:
                 callback(record)
             found = _found(training, measures)
@@ -110,7 +127,9 @@ def fit(
                     training.finish()
                     if not silent:
                         bar.write(
-                            f"{minutes:g} minutes are over at update {training.step} of {steps}: {run.advice()}", sys.stderr
+                            f"{minutes:g} minutes are over at update {training.step} of {steps}: "
+                            f"{run.advice()}",
+                            sys.stderr,
                         )
                     break
     return records
@@ -123,27 +142,43 @@ def require_minutes(minutes: float | None, folder: str | Path | None) -> None:
         ValueError: says what is allowed.
     """
     if minutes is not None and not 0 < minutes < math.inf:
-        raise ValueError(f"minutes is a time, a number above 0, or None for no bound; not {minutes}")
+        raise ValueError(
+            f"minutes is a time, a number above 0, or None for no bound; not {minutes}"
+        )
     if minutes is not None and folder is None:
-        raise ValueError("after so many minutes the run ends with a checkpoint to go on from: give its folder= too")
+        raise ValueError(
+            "after so many minutes the run ends with a checkpoint to go on from: give "
+            "its folder= too"
+        )
 
 
 def _found(training: Training, measures: Sequence[tuple[int, Measure]]) -> dict[str, float]:
     """What is due after this update, found by the first process; the others wait."""
-    due = [measure for every, measure in measures if training.step % every == 0 or training.step == training.recipe.steps]
+    due = [
+        measure
+        for every, measure in measures
+        if training.step % every == 0 or training.step == training.recipe.steps
+    ]
     found = {}
     if due and rank() == 0:
         with training.averaged() as model:
             for measure in due:
-                found |= {name: float(value) for name, value in measure(model, training.step).items()}
+                found |= {
+                    name: float(value) for name, value in measure(model, training.step).items()
+                }
         if found.keys() & _OWN:
-            raise ValueError(f"the names {', '.join(sorted(_OWN))} are the training's own; give what is measured another name")
+            raise ValueError(
+                f"the names {', '.join(sorted(_OWN))} are the training's own; give "
+                "what is measured another name"
+            )
     if due:
         wait()
     return found
 
 
-def validation_loss(x: Tensor, recipe: Recipe | None = None, *, transform: Transform | None = None) -> Measure:
+def validation_loss(
+    x: Tensor, recipe: Recipe | None = None, *, transform: Transform | None = None
+) -> Measure:
     """A measure for `fit`: the mean of `dsm_loss` over held-out samples, with the same noise each
     time.
 
@@ -174,7 +209,8 @@ def validation_loss(x: Tensor, recipe: Recipe | None = None, *, transform: Trans
     require_finite(x, range(len(x)))
 
     def found(model: ScoreModel, step: int) -> dict[str, float]:
-        device, parts = model.place()[1], []
+        device = model.place()[1]
+        parts = []
         with torch.no_grad(), evaluating(model, len(x)):
             for i in range(0, len(x), _TOGETHER):
                 rows = x[i : i + _TOGETHER].to(device)

@@ -8,7 +8,15 @@ import warnings
 from contextlib import suppress
 from pathlib import Path
 
-from sdekit_diffusion._models.checkpoint import CONFIG, STEPS, CheckpointError, is_foreign, is_ours, read_config, read_tensors
+from sdekit_diffusion._models.checkpoint import (
+    CONFIG,
+    STEPS,
+    CheckpointError,
+    is_foreign,
+    is_ours,
+    read_config,
+    read_tensors,
+)
 
 _STEP = re.compile(r"\d{8,}")
 
@@ -28,7 +36,9 @@ def checkpoints(run: Path) -> list[Path]:
 
 def step_folders(run: Path) -> list[Path]:
     """The folders of a run's checkpoints, those too that were never finished."""
-    return [path for path in (run / STEPS).glob("*") if path.is_dir() and _STEP.fullmatch(path.name)]
+    return [
+        path for path in (run / STEPS).glob("*") if path.is_dir() and _STEP.fullmatch(path.name)
+    ]
 
 
 def newest(run: Path) -> Path | None:
@@ -46,10 +56,13 @@ def newest(run: Path) -> Path | None:
                 return path
             except CheckpointError as error:
                 if not (path / CONFIG).exists():
-                    break  # the training that is going on has removed it meanwhile and has newer ones
+                    # The training that is going on has removed it meanwhile and has newer ones.
+                    break
                 warnings.warn(f"{error}; the one before it is used", RuntimeWarning, stacklevel=3)
         else:
-            raise CheckpointError(f"all checkpoints in {run / STEPS} are damaged; remove that folder to begin anew")
+            raise CheckpointError(
+                f"all checkpoints in {run / STEPS} are damaged; remove that folder to begin anew"
+            )
     return None
 
 

@@ -10,7 +10,9 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
-_SAME = 1.0  # seconds in which a signal that comes again is the same one: a terminal and a launcher both send it
+# Seconds in which a signal that comes again is the same one: a terminal and a launcher both send
+# it.
+_SAME = 1.0
 
 
 @contextmanager

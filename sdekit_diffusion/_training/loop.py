@@ -111,21 +111,29 @@ class Training(Iterator[Record]):
             model,
             ScoreModel,
             "pass the model that is inside the wrapper: compiled._orig_mod, or parallel.module. "
-            "Recipe(compile=True) compiles its network, and each process of a group takes a part of each batch",
+            "Recipe(compile=True) compiles its network, and each process of a group takes a part "
+            "of each batch",
         )
-        self.model, self.recipe, self.step = model, recipe or Recipe(), 0
+        self.model = model
+        self.recipe = recipe or Recipe()
+        self.step = 0
         self.source = data if isinstance(data, AbstractSource) else Shuffled(data)
         if next(model.parameters(), None) is None:
             raise TypeError("this model's network is a plain function and has no weights to train")
         _require_single(model)
         parts = world() * self.recipe.accumulate
         if self.recipe.batch_size < parts:
-            raise ValueError(f"a batch of {self.recipe.batch_size} cannot be taken in {parts} parts; raise batch_size")
+            raise ValueError(
+                f"a batch of {self.recipe.batch_size} cannot be taken in {parts} "
+                "parts; raise batch_size"
+            )
         self._transform = transform
         self._check(next(self.source.batches(1)))
         model.record_scale(*data_moments(self.source, self._encoded))
         self._weights: list[Tensor] = list(model.parameters())
-        self._averages = [[weight.detach().clone() for weight in self._weights] for _ in self.recipe.decays]
+        self._averages = [
+            [weight.detach().clone() for weight in self._weights] for _ in self.recipe.decays
+        ]
         self._optimiser = torch.optim.AdamW(self._weights, lr=self.recipe.lr)
         self._loss: RecipeLoss | DistributedDataParallel | None = None  # made for the first batch
         self._batches: Iterator[Tensor] | None = None
@@ -135,48 +143,63 @@ class Training(Iterator[Record]):
 
     def _encoded(self, rows: Tensor) -> Tensor:
         """Rows as the model sees them, dequantised in the middle."""
-        return rows if self._transform is None else self._transform(rows, torch.full(rows.shape, 0.5))
+        return (
+            rows if self._transform is None else self._transform(rows, torch.full(rows.shape, 0.5))
+        )
 
     def _check(self, row: Tensor) -> None:
         if self.recipe.flip and row.ndim != 4:
             raise ValueError(
-                f"only images (C, H, W) can be flipped, not samples of shape {tuple(row.shape[1:])}; leave out flip"
+                "only images (C, H, W) can be flipped, not samples of shape "
+                f"{tuple(row.shape[1:])}; leave out flip"
             )
         if self._transform is None and not row.is_floating_point():
             raise TypeError(
-                f"data of {row.dtype} need transform=, such as a data set's scale.encode; or scale them and use .float()"
+                f"data of {row.dtype} need transform=, such as a data set's scale.encode; or scale "
+                "them and use .float()"
             )
         dtype = self.model.place()[0]
         if dtype.itemsize < 4:
-            raise ValueError(f"small updates vanish in weights of {dtype}; use model.float(), and precision='bfloat16' with it")
+            raise ValueError(
+                f"small updates vanish in weights of {dtype}; use model.float(), and "
+                "precision='bfloat16' with it"
+            )
         if self.recipe.precision == "bfloat16" and dtype == torch.float64:
-            raise ValueError("products of float64 are not taken in bfloat16; use model.float(), or precision='full'")
+            raise ValueError(
+                "products of float64 are not taken in bfloat16; use model.float(), or "
+                "precision='full'"
+            )
         if self.recipe.discrete:
             len(self.model.sde.levels)  # refuses where there are none
         if self.model.shape is not None and tuple(row.shape[1:]) != self.model.shape:
             raise ValueError(
-                f"samples of shape {tuple(row.shape[1:])} do not fit a model of samples of shape {self.model.shape}"
+                f"samples of shape {tuple(row.shape[1:])} do not fit a model of samples of shape "
+                f"{self.model.shape}"
             )
 
     def __iter__(self) -> Self:
         return self
 
     def __next__(self) -> Record:
-        recipe, size = self.recipe, self.recipe.batch_size
+        recipe = self.recipe
+        size = self.recipe.batch_size
         if self.step == recipe.steps:
             self.finish()
             raise StopIteration
         self.whole = False
         share = slice(rank() * size // world(), (rank() + 1) * size // world())
         if self._batches is None:
-            self._batches = self.source.batches(size, seed=recipe.seed, first=self.step * size, part=share)
+            self._batches = self.source.batches(
+                size, seed=recipe.seed, first=self.step * size, part=share
+            )
         loss = self._descended(next(self._batches), self.step * size + share.start)
         torch.nn.utils.clip_grad_norm_(self._weights, recipe.clip)
         for group in self._optimiser.param_groups:
             group["lr"] = recipe.rate(self.step)
         self._optimiser.step()
         for decay, average in zip(recipe.decays, self._averages, strict=True):
-            kept = min(decay, (1 + self.step) / (10 + self.step)) if self.step else 0.0  # the first copies the weights
+            # The first copies the weights.
+            kept = min(decay, (1 + self.step) / (10 + self.step)) if self.step else 0.0
             get_ema_multi_avg_fn(kept)(average, self._weights, self.step)
         self.step += 1
         self.whole = True
@@ -230,16 +253,22 @@ class Training(Iterator[Record]):
         """
         self._optimiser.zero_grad(set_to_none=True)
         device = self.model.place()[1]
-        total, parts = torch.zeros((), device=device), rows.tensor_split(self.recipe.accumulate)
+        total = torch.zeros((), device=device)
+        parts = rows.tensor_split(self.recipe.accumulate)
         for i, part in enumerate(parts):
             batch = _sent(part, device)
             module = self._loss = self._loss or self._built(batch, first)
             last = i + 1 == len(parts)
-            alone = module.no_sync() if isinstance(module, DistributedDataParallel) and not last else nullcontext()
+            alone = (
+                module.no_sync()
+                if isinstance(module, DistributedDataParallel) and not last
+                else nullcontext()
+            )
             with alone, _dropout(self.recipe.seed, first, device):
                 loss: Tensor = module(batch, first).sum() / self.recipe.batch_size
                 (loss * world()).backward()  # the processes' gradients are averaged
-            total, first = total + loss.detach(), first + len(part)
+            total = total + loss.detach()
+            first = first + len(part)
         if world() > 1:
             distributed.all_reduce(total)
         return total
@@ -250,15 +279,22 @@ class Training(Iterator[Record]):
         """
         loss = RecipeLoss(self.model, self.recipe, self._transform)
         if self.recipe.compile:
-            compiled = RecipeLoss(self.model.around(torch.compile(self.model.net)), self.recipe, self._transform)
-            kept = [(buffer, buffer.clone()) for buffer in self.model.buffers()]  # the trial is no update
+            compiled = RecipeLoss(
+                self.model.around(torch.compile(self.model.net)), self.recipe, self._transform
+            )
+            # The trial is no update.
+            kept = [(buffer, buffer.clone()) for buffer in self.model.buffers()]
             try:
                 with _dropout(self.recipe.seed, first, batch.device):
                     compiled(batch, first).sum().backward()
                 loss = compiled
             except Exception as error:  # whatever compilers raise
                 reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-                warnings.warn(f"torch.compile failed ({reason}); training goes on without it", RuntimeWarning, stacklevel=4)
+                warnings.warn(
+                    f"torch.compile failed ({reason}); training goes on without it",
+                    RuntimeWarning,
+                    stacklevel=4,
+                )
             self._optimiser.zero_grad(set_to_none=True)
             with torch.no_grad():
                 for buffer, value in kept:
@@ -270,7 +306,8 @@ class Training(Iterator[Record]):
         """A context in which the model has the averaged weights of decay `which`, in evaluation
         mode.
         """
-        own, training = [weight.detach().clone() for weight in self._weights], self.model.training
+        own = [weight.detach().clone() for weight in self._weights]
+        training = self.model.training
         self._fill(self._averages[which])
         self.model.eval()
         try:
@@ -294,17 +331,23 @@ class Training(Iterator[Record]):
             ValueError: when the training is over and the model holds the averaged weights.
         """
         if not self.model.training:
-            raise ValueError("the training is over, or the model was put into evaluation mode; ask for its state before that")
+            raise ValueError(
+                "the training is over, or the model was put into evaluation mode; ask "
+                "for its state before that"
+            )
         names = [name for name, _ in self.model.named_parameters()]
         numbers = {id(weight): i for i, weight in enumerate(self._weights)}
-        shared = self.model.named_parameters(remove_duplicate=False)  # a weight that is used twice has two names
+        # A weight that is used twice has two names.
+        shared = self.model.named_parameters(remove_duplicate=False)
         places = {name: numbers[id(weight)] for name, weight in shared}
         state = {f"model.{name}": value for name, value in self.model.state_dict().items()}
         for i, average in enumerate(self._averages):
             state |= {f"average.{i}.{name}": average[j] for name, j in places.items()}
         for i, moments in self._optimiser.state_dict()["state"].items():
             state |= {f"adamw.{names[i]}/{key}": value for key, value in moments.items()}
-        return {name: value.detach().clone() for name, value in state.items()} | {"step": torch.tensor(self.step)}
+        return {name: value.detach().clone() for name, value in state.items()} | {
+            "step": torch.tensor(self.step)
+        }
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Resumes the run from where `state_dict` was called.
@@ -313,10 +356,13 @@ class Training(Iterator[Record]):
             ValueError: for the state of another model or another number of decays.
         """
         names = [name for name, _ in self.model.named_parameters()]
-        state, moments = dict(state), {}
+        state = dict(state)
+        moments = {}
         try:
             self.step = int(state.pop("step"))
-            self.model.load_state_dict({name[6:]: v for name, v in state.items() if name.startswith("model.")})
+            self.model.load_state_dict(
+                {name[6:]: v for name, v in state.items() if name.startswith("model.")}
+            )
             for i, average in enumerate(self._averages):
                 for name, value in zip(names, average, strict=True):
                     value.copy_(state[f"average.{i}.{name}"])
@@ -324,10 +370,17 @@ class Training(Iterator[Record]):
                 raise KeyError(f"it has more than {len(self._averages)} averages")
             for i, name in enumerate(names):
                 if f"adamw.{name}/step" in state:  # of a weight that was ever moved
-                    moments[i] = {key: state[f"adamw.{name}/{key}"] for key in ("step", "exp_avg", "exp_avg_sq")}
+                    moments[i] = {
+                        key: state[f"adamw.{name}/{key}"]
+                        for key in ("step", "exp_avg", "exp_avg_sq")
+                    }
         except (KeyError, RuntimeError) as error:
-            raise ValueError(f"this state is not of such a training: {str(error).splitlines()[-1].strip()}") from error
-        self._optimiser.load_state_dict({"state": moments, "param_groups": self._optimiser.state_dict()["param_groups"]})
+            raise ValueError(
+                f"this state is not of such a training: {str(error).splitlines()[-1].strip()}"
+            ) from error
+        self._optimiser.load_state_dict(
+            {"state": moments, "param_groups": self._optimiser.state_dict()["param_groups"]}
+        )
         self._batches = None
         self.model.train()
 
@@ -337,9 +390,12 @@ def _require_single(model: ScoreModel) -> None:
     for name, value in model.conditions.items():
         if not (isinstance(value, _SINGLE) or (isinstance(value, Tensor) and value.ndim == 0)):
             raise ValueError(
-                f"the model was given {name}, a {type(value).__name__} that may hold one entry per sample; training shuffles "
-                "the rows of the data and would pair them with the entries of others. Train with a loop of your own: for each "
-                f"batch of row numbers, loss = dsm_loss(model.given({name}={name}[rows]), data[rows]).mean()"
+                f"the model was given {name}, a {type(value).__name__} that may hold one entry per "
+                "sample; training shuffles "
+                "the rows of the data and would pair them with the entries of others. Train with a "
+                "loop of your own: for each "
+                f"batch of row numbers, loss = dsm_loss(model.given({name}={name}[rows]), "
+                "data[rows]).mean()"
             )
 
 
@@ -350,19 +406,33 @@ class RecipeLoss(nn.Module):
 
     def __init__(self, model: ScoreModel, recipe: Recipe, transform: Transform | None) -> None:
         super().__init__()
-        self.model, self.recipe, self.transform = model, recipe, transform
+        self.model = model
+        self.recipe = recipe
+        self.transform = transform
 
     def forward(self, rows: Tensor, first: int) -> Tensor:
-        recipe, index = self.recipe, torch.arange(first, first + len(rows), device=rows.device)
+        recipe = self.recipe
+        index = torch.arange(first, first + len(rows), device=rows.device)
         if self.transform is not None:
-            rows = self.transform(rows, uniform01(recipe.seed, index, tuple(rows.shape[1:]), counter=DEQUANTISATION))
+            rows = self.transform(
+                rows, uniform01(recipe.seed, index, tuple(rows.shape[1:]), counter=DEQUANTISATION)
+            )
         if recipe.flip:
-            rows = torch.where(uniform01(recipe.seed, index, (1, 1, 1), counter=FLIP) < 0.5, rows.flip(-1), rows)
-        with torch.autocast(rows.device.type, torch.bfloat16, enabled=recipe.precision == "bfloat16"):
+            rows = torch.where(
+                uniform01(recipe.seed, index, (1, 1, 1), counter=FLIP) < 0.5, rows.flip(-1), rows
+            )
+        with torch.autocast(
+            rows.device.type, torch.bfloat16, enabled=recipe.precision == "bfloat16"
+        ):
             return dsm_loss(
-                self.model, rows.to(self.model.place()[0]), weighting=recipe.weighting, discrete=recipe.discrete,
-                end=recipe.end, seed=recipe.seed, first=first,
-            )  # fmt: skip
+                self.model,
+                rows.to(self.model.place()[0]),
+                weighting=recipe.weighting,
+                discrete=recipe.discrete,
+                end=recipe.end,
+                seed=recipe.seed,
+                first=first,
+            )
 
 
 def _sent(rows: Tensor, device: torch.device) -> Tensor:
@@ -378,5 +448,8 @@ def _dropout(seed: int, first: int, device: torch.device) -> Iterator[None]:
     as they were.
     """
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        torch.manual_seed(int.from_bytes(hashlib.blake2b(f"{seed} {first}".encode(), digest_size=8).digest()) % 2**63)
+        torch.manual_seed(
+            int.from_bytes(hashlib.blake2b(f"{seed} {first}".encode(), digest_size=8).digest())
+            % 2**63
+        )
         yield

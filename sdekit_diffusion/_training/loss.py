@@ -67,19 +67,26 @@ def dsm_loss(
     require_tensor("x0", x0)
     if not x0.is_floating_point():
         raise TypeError(
-            f"x0 must be floating, in the range that the model is to learn, not {x0.dtype}; scale it, or use .float()"
+            f"x0 must be floating, in the range that the model is to learn, not {x0.dtype}; scale "
+            "it, or use .float()"
         )
     seed = fresh_seed() if seed is None else seed
     index = torch.arange(first, first + len(x0), device=x0.device)
     u = uniform01(seed, index, (), counter=TIME)
-    t = draw_levels(model.sde, u, weighting) if discrete else draw_times(model.sde, u, weighting, end, model.data_std or 1.0)
+    t = (
+        draw_levels(model.sde, u, weighting)
+        if discrete
+        else draw_times(model.sde, u, weighting, end, model.data_std or 1.0)
+    )
     eps = normal(seed, index, tuple(x0.shape[1:]), counter=NOISE, dtype=x0.dtype)
     l = model.sde.log_snr(t)
     point = x0 * broadcast(signal_scale(l), x0) + eps * broadcast(noise_scale(l), x0)
     return (model.predict_noise(l, point) - eps).square().reshape(len(x0), -1).mean(dim=1)
 
 
-def draw_times(sde: AbstractDiffusion, u: Tensor, weighting: Weighting, end: float, data_std: float = 1.0) -> Tensor:
+def draw_times(
+    sde: AbstractDiffusion, u: Tensor, weighting: Weighting, end: float, data_std: float = 1.0
+) -> Tensor:
     """Uniform numbers in [0, 1) as times from sigma / alpha = end to the diffusion's latest, as the
     weighting wants them.
     """
@@ -87,7 +94,10 @@ def draw_times(sde: AbstractDiffusion, u: Tensor, weighting: Weighting, end: flo
     low = float(sde.log_snr(last))
     high = min(-math.log(end * data_std), float(sde.log_snr(0.0)))
     if not high > low:
-        raise ValueError(f"end = {end:g} leaves nothing to train on under {sde}; choose a smaller one, such as 1e-3")
+        raise ValueError(
+            f"end = {end:g} leaves nothing to train on under {sde}; choose a smaller "
+            "one, such as 1e-3"
+        )
     if weighting == "plain":
         earliest = float(sde.time_within(high))
         return sde.spaced(earliest, last, u)
@@ -102,6 +112,8 @@ def draw_levels(sde: AbstractDiffusion, u: Tensor, weighting: Weighting) -> Tens
     likely.
     """
     if weighting != "plain":
-        raise ValueError(f"discrete levels are drawn uniformly, for weighting = 'plain'; not {weighting!r}")
+        raise ValueError(
+            f"discrete levels are drawn uniformly, for weighting = 'plain'; not {weighting!r}"
+        )
     levels = sde.levels.to(u.device, non_blocking=True)
     return levels[(u * len(levels)).to(torch.int64)]

@@ -16,7 +16,9 @@ _TOGETHER = 256
 _BYTES = 128.0  # whole numbers from 0 to above this are taken for bytes
 
 
-def data_moments(source: AbstractSource, encode: Callable[[Tensor], Tensor]) -> tuple[Tensor, float]:
+def data_moments(
+    source: AbstractSource, encode: Callable[[Tensor], Tensor]
+) -> tuple[Tensor, float]:
     """The mean, shaped like one sample, and the root mean square of a coordinate less its mean.
 
     Those of all samples of a tensor of up to 65,536, else of the first of the order of seed 0.
@@ -29,7 +31,9 @@ def data_moments(source: AbstractSource, encode: Callable[[Tensor], Tensor]) -> 
         n = min(len(source.rows), _IN_MEMORY if isinstance(source.rows, Tensor) else _READ)
     count = 0
     total = squares = centre = torch.zeros(())
-    least, greatest, whole = math.inf, -math.inf, True
+    least = math.inf
+    greatest = -math.inf
+    whole = True
     for rows in _first(source, n):
         x = encode(rows).detach().to(device="cpu", dtype=torch.float64)
         centre = x.mean(dim=0) if not count else centre
@@ -41,7 +45,8 @@ def data_moments(source: AbstractSource, encode: Callable[[Tensor], Tensor]) -> 
         whole = whole and bool((x == x.round()).all())
     if least >= 0 and greatest > _BYTES and whole:
         warnings.warn(
-            f"the data are whole numbers from {least:g} to {greatest:g}, as bytes are: for images in [-1, 1] use "
+            f"the data are whole numbers from {least:g} to {greatest:g}, as bytes are: for images "
+            "in [-1, 1] use "
             "x / 127.5 - 1, or pass transform=, such as a data set's scale.encode",
             stacklevel=4,
         )

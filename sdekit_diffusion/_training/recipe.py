@@ -63,16 +63,27 @@ class Recipe:
     def __post_init__(self) -> None:
         for name, least in (("steps", 1), ("batch_size", 1), ("accumulate", 1), ("warmup", 0)):
             if not getattr(self, name) >= least:
-                raise ValueError(f"{name} = {getattr(self, name)!r} must be a whole number from {least} on")
+                raise ValueError(
+                    f"{name} = {getattr(self, name)!r} must be a whole number from {least} on"
+                )
         for name in ("lr", "clip", "end"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} = {getattr(self, name)!r} must be positive")
-        for name, choices in (("weighting", Weighting), ("schedule", Schedule), ("precision", Precision)):
+        for name, choices in (
+            ("weighting", Weighting),
+            ("schedule", Schedule),
+            ("precision", Precision),
+        ):
             value = getattr(self, name)
             if value not in (known := get_args(choices)):
-                raise ValueError(f"{name} = {value!r} must be one of {', '.join(map(repr, known))}{did_you_mean(value, known)}")
+                raise ValueError(
+                    f"{name} = {value!r} must be one of "
+                    f"{', '.join(map(repr, known))}{did_you_mean(value, known)}"
+                )
         if self.discrete and self.weighting != "plain":
-            raise ValueError(f"discrete levels are trained with weighting = 'plain', not {self.weighting!r}")
+            raise ValueError(
+                f"discrete levels are trained with weighting = 'plain', not {self.weighting!r}"
+            )
         if not (self.decays and all(0 <= decay < 1 for decay in self.decays)):
             raise ValueError(f"ema = {self.ema!r} must be one or more decays in [0, 1)")
 
@@ -86,4 +97,9 @@ class Recipe:
         if step < self.warmup:
             return self.lr * (step + 1) / self.warmup
         done = min(1.0, (step - self.warmup) / max(1, self.steps - self.warmup))
-        return self.lr * {"cosine": 0.5 * (1 + math.cos(math.pi * done)), "linear": 1 - done, "constant": 1.0}[self.schedule]
+        return (
+            self.lr
+            * {"cosine": 0.5 * (1 + math.cos(math.pi * done)), "linear": 1 - done, "constant": 1.0}[
+                self.schedule
+            ]
+        )

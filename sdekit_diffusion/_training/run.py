@@ -29,11 +29,19 @@ from sdekit_diffusion._models.checkpoint import (
 )
 from sdekit_diffusion._storage.atomic import alone, flush, made, naming, replacing
 from sdekit_diffusion._storage.distributed import agreed, largest, rank, wait
-from sdekit_diffusion._training.history import checkpoint, checkpoints, discard, newest, prune, validation_loss_at
+from sdekit_diffusion._training.history import (
+    checkpoint,
+    checkpoints,
+    discard,
+    newest,
+    prune,
+    validation_loss_at,
+)
 from sdekit_diffusion._training.interrupt import remembered
 from sdekit_diffusion._training.loop import Record, Training
 
-METRICS, VALIDATION = "metrics.jsonl", "validation_loss"
+METRICS = "metrics.jsonl"
+VALIDATION = "validation_loss"
 _PENDING = "losses"  # in a state: those since the last line of metrics.jsonl
 _SIGNAL = 2  # that a signal asked for the end; 1 that the time is over
 
@@ -92,7 +100,11 @@ def run_in(
             are those of `Run`.
     """
     end = math.inf if minutes is None else time.monotonic() + 60 * minutes
-    with alone(made(folder)) if rank() == 0 else nullcontext(), largest() as agreed_on, remembered() as signalled:
+    with (
+        alone(made(folder)) if rank() == 0 else nullcontext(),
+        largest() as agreed_on,
+        remembered() as signalled,
+    ):
         run = Run(folder, training, log, notes, resume)
         run.asked = lambda: agreed_on(_SIGNAL if signalled() else int(time.monotonic() >= end))
         try:
@@ -106,7 +118,9 @@ def run_in(
             written(training.model, to_save(training.model, run.notes), folder)
         wait()
         if done and signalled():
-            raise KeyboardInterrupt(f"interrupted when the training run was complete; the model is in {folder}")
+            raise KeyboardInterrupt(
+                f"interrupted when the training run was complete; the model is in {folder}"
+            )
 
 
 class Run:
@@ -133,13 +147,19 @@ class Run:
         RuntimeError: when the processes do not see the same checkpoints.
     """
 
-    def __init__(self, folder: Path, training: Training, log: Log, notes: Mapping[str, Any], resume: bool) -> None:
-        model, recipe = training.model, training.recipe
+    def __init__(
+        self, folder: Path, training: Training, log: Log, notes: Mapping[str, Any], resume: bool
+    ) -> None:
+        model = training.model
+        recipe = training.recipe
         self.asked: Callable[[], int] = lambda: 0
         self._saved: int | None = None
         self._last: Record | None = None
         self._noted = 0
-        self.folder, self.training, self.log, self._losses = folder, training, log, []
+        self.folder = folder
+        self.training = training
+        self.log = log
+        self._losses = []
         self.notes = dict(notes) | {
             "recipe": json.loads(json.dumps(asdict(recipe))),
             "decays": list(recipe.decays),
@@ -148,10 +168,15 @@ class Run:
         described(model)  # refuses what could not be saved in the end
         files_of(folder)  # and what would stand in its way
         if not resume and checkpoints(folder):
-            raise ValueError(f"{folder} holds checkpoints of a run; go on with resume=True, or choose another folder")
+            raise ValueError(
+                f"{folder} holds checkpoints of a run; go on with resume=True, or "
+                "choose another folder"
+            )
         path = newest(folder) if resume else None
         if path is None and (folder / CONFIG).exists():
-            raise ValueError(f"{folder} holds a model, and no checkpoints to go on from; choose another folder")
+            raise ValueError(
+                f"{folder} holds a model, and no checkpoints to go on from; choose another folder"
+            )
         if path is not None:
             self._require_same(path)
             state = read_tensors(path, STATE)
@@ -162,32 +187,46 @@ class Run:
         else:
             require_lines(folder / METRICS)
         if not agreed(training.step, model.place()[1]):  # all have read before one writes
-            raise RuntimeError(f"the processes do not see the same checkpoints; let {folder} be one that all of them share")
+            raise RuntimeError(
+                f"the processes do not see the same checkpoints; let {folder} be "
+                "one that all of them share"
+            )
         earlier = [path for path in checkpoints(folder) if int(path.name) <= training.step]
         self._least = min(map(validation_loss_at, earlier), default=math.inf)
         lines = _lines(folder / METRICS, training.step)
         self._begun = time.perf_counter() - (lines[-1]["seconds"] if lines else 0.0)
         if rank() == 0:
             with replacing(folder / METRICS) as beside:
-                beside.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+                beside.write_text(
+                    "".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8"
+                )
         self._board = None
         if log.tensorboard and rank() == 0:
             self._board = _writer()(str(folder / "tensorboard"), purge_step=training.step + 1)
 
     def _require_same(self, path: Path) -> None:
         config = read_config(path)
-        known, model = config["notes"], json.loads(json.dumps(described(self.training.model)))
+        known = config["notes"]
+        model = json.loads(json.dumps(described(self.training.model)))
         before = config | known["recipe"]
         now = model | self.notes["recipe"] | {"versions": config["versions"]}
         for name in ("data_mean", "data_std"):  # those of the checkpoint stay
             del now[name]
-        others = [f"{name} = {before.get(name)}, not {value}" for name, value in now.items() if before.get(name) != value]
+        others = [
+            f"{name} = {before.get(name)}, not {value}"
+            for name, value in now.items()
+            if before.get(name) != value
+        ]
         if others:
             said = ", ".join(others)
-            raise ValueError(f"the run in {self.folder} was begun with {said}; give the same, or choose another folder")
+            raise ValueError(
+                f"the run in {self.folder} was begun with {said}; give the same, or "
+                "choose another folder"
+            )
         if known["samples"] != self.notes["samples"]:
             raise ValueError(
-                f"the run in {self.folder} was begun on other data ({known['samples']}, not {self.notes['samples']}); give the "
+                f"the run in {self.folder} was begun on other data ({known['samples']}, not "
+                f"{self.notes['samples']}); give the "
                 "same, or choose another folder"
             )
 
@@ -200,7 +239,8 @@ class Run:
         """Takes note of what was measured after the last update; writes what is due."""
         assert self._last is not None
         record = self._last
-        step, last = record.step, record.step == self.training.recipe.steps
+        step = record.step
+        last = record.step == self.training.recipe.steps
         self._noted = step
         better = found.get(VALIDATION, math.inf) < self._least
         self._least = min(self._least, found.get(VALIDATION, math.inf))
@@ -211,7 +251,12 @@ class Run:
             self._losses.clear()
             if rank() == 0:
                 seconds = time.perf_counter() - self._begun
-                line = {"step": step, "loss": float(loss), "lr": record.lr, "seconds": seconds} | dict(found)
+                line = {
+                    "step": step,
+                    "loss": float(loss),
+                    "lr": record.lr,
+                    "seconds": seconds,
+                } | dict(found)
                 self._write(line, flush=saves)
         if saves and rank() == 0:
             self._save(step, {name: found[name] for name in (VALIDATION,) if name in found})
@@ -239,7 +284,8 @@ class Run:
         """Saves a checkpoint where the state is that of a whole number of updates; says how to go
         on.
         """
-        step, steps = self.training.step, self.training.recipe.steps
+        step = self.training.step
+        steps = self.training.recipe.steps
         if self.training.whole and self._last is not None and self._last.step == step:
             if self._noted != step:
                 self.note({})
@@ -247,7 +293,10 @@ class Run:
         if self._saved is None:
             return f"interrupted at update {step} of {steps}; there is no checkpoint to go on from"
         lost = "" if self._saved == step and self.training.whole else f" of update {self._saved}"
-        return f"interrupted at update {step} of {steps}; the checkpoint{lost} is saved: {self.advice()}"
+        return (
+            f"interrupted at update {step} of {steps}; the checkpoint{lost} is saved: "
+            f"{self.advice()}"
+        )
 
     def advice(self) -> str:
         """How to go on."""
@@ -268,8 +317,11 @@ class Run:
             self._save(self.training.step, {}, {_PENDING: losses})
         self._saved = self.training.step
 
-    def _save(self, step: int, measured: Mapping[str, float], more: Mapping[str, Tensor] | None = None) -> None:
-        state, path = self.training.state_dict() | dict(more or {}), checkpoint(self.folder, step)
+    def _save(
+        self, step: int, measured: Mapping[str, float], more: Mapping[str, Tensor] | None = None
+    ) -> None:
+        state = self.training.state_dict() | dict(more or {})
+        path = checkpoint(self.folder, step)
         if path.exists():
             discard(path)  # one that is damaged, and was passed over
         with self.training.averaged() as model:
@@ -303,16 +355,23 @@ def require_lines(path: Path) -> bool:
     """
     text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
     first = text.partition("\n")[0]
-    whole = "\n" not in text or '"seconds": ' in first  # a run may have been killed within its first line
+    # A run may have been killed within its first line.
+    whole = "\n" not in text or '"seconds": ' in first
     if text and not (first.startswith('{"step": ') and whole):
-        raise ValueError(f"{path} was not written by a training run; choose another folder, or remove that file")
+        raise ValueError(
+            f"{path} was not written by a training run; choose another folder, or remove that file"
+        )
     return bool(text)
 
 
 def _lines(path: Path, step: int) -> list[dict[str, float]]:
     """The lines of metrics.jsonl up to an update; one that was not finished is none."""
     found = []
-    for text in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() and step else ():
+    for text in (
+        path.read_text(encoding="utf-8", errors="replace").splitlines()
+        if path.exists() and step
+        else ()
+    ):
         try:
             line = json.loads(text)
             if line["step"] <= step:
@@ -327,5 +386,7 @@ def _writer() -> Any:  # noqa: ANN401 - an extra
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
-        raise ImportError("tensorboard=True needs TensorBoard: pip install 'sdekit[tensorboard]'") from error
+        raise ImportError(
+            "tensorboard=True needs TensorBoard: pip install 'sdekit[tensorboard]'"
+        ) from error
     return SummaryWriter

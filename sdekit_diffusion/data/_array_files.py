@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 
 Array = NDArray[np.generic]
 
-_RATIO = 500  # deflate reaches 1032, with nothing but zeros; black-and-white images of one rectangle each 380
+# Deflate reaches 1032, with nothing but zeros; black-and-white images of one rectangle each 380.
+_RATIO = 500
 _SMALL = 2**20  # bytes to which any file may unpack
 
 _OPTIONAL = "test", "labels", "test_labels"
@@ -41,21 +42,28 @@ def numpy_arrays(path: Path) -> dict[str, Array]:
             if not isinstance(archive, np.lib.npyio.NpzFile):
                 raise TypeError("it holds a single array, as .npy files do")
             assert archive.zip is not None
-            require_ratio(sum(member.file_size for member in archive.zip.infolist()), path.stat().st_size)
-            if (wrong := archive.zip.testzip()) is not None:  # numpy stops at the end of the array that a header describes
+            require_ratio(
+                sum(member.file_size for member in archive.zip.infolist()), path.stat().st_size
+            )
+            # Numpy stops at the end of the array that a header describes.
+            if (wrong := archive.zip.testzip()) is not None:
                 raise ValueError(f"the checksum of {wrong} in it is wrong")
             # A member that is not an array comes as bytes.
             arrays = {key: np.asarray(archive[key]) for key in archive.files}
     except Exception as error:  # zipfile, zlib and numpy raise a dozen kinds over damaged bytes
         raise ValueError(
-            f"{path} cannot be read as a {path.suffix} file of numbers ({reason(error)}); save it again with "
+            f"{path} cannot be read as a {path.suffix} file of numbers ({reason(error)}); save it "
+            "again with "
             f"{'np.save(path, array)' if path.suffix == '.npy' else 'np.savez(path, train=array)'}"
         ) from error
     for key in ("train", "x", *(arrays if len(arrays) == 1 else ())):
         if key in arrays:
-            return {"train": arrays[key]} | {name: arrays[name] for name in _OPTIONAL if name in arrays}
+            return {"train": arrays[key]} | {
+                name: arrays[name] for name in _OPTIONAL if name in arrays
+            }
     raise ValueError(
-        f"{path} holds {', '.join(arrays) or 'no arrays'}; it needs an array called train or x, or one array alone"
+        f"{path} holds {', '.join(arrays) or 'no arrays'}; it needs an array called train or x, or "
+        "one array alone"
     )
 
 
@@ -86,7 +94,8 @@ def require_ratio(unpacked: int, size: int) -> None:
     """
     if unpacked > max(_SMALL, _RATIO * size):
         raise ValueError(
-            f"its {size:,} bytes unpack to {unpacked:,}, more than {_RATIO} times as many; save data without compression"
+            f"its {size:,} bytes unpack to {unpacked:,}, more than {_RATIO} times as many; save "
+            "data without compression"
         )
 
 
@@ -100,7 +109,10 @@ def _idx(folder: Path, name: str, ndim: int) -> NDArray[np.uint8]:
     """
     found = _found(folder, name)
     if not found:
-        raise ValueError(f"{folder} lacks {name} or {name}.gz; a data set in MNIST's format has {', '.join(_names())}")
+        raise ValueError(
+            f"{folder} lacks {name} or {name}.gz; a data set in MNIST's format has "
+            f"{', '.join(_names())}"
+        )
     path = found[0]
     try:
         with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
@@ -111,7 +123,9 @@ def _idx(folder: Path, name: str, ndim: int) -> NDArray[np.uint8]:
             content = file.read(math.prod(sizes) + 1)  # one more than there should be
             return np.frombuffer(content, np.uint8).reshape(sizes).copy()
     except Exception as error:  # gzip, zlib and numpy raise several kinds over damaged bytes
-        raise ValueError(f"{path} is not a sound file in MNIST's format ({reason(error)}); get it anew") from error
+        raise ValueError(
+            f"{path} is not a sound file in MNIST's format ({reason(error)}); get it anew"
+        ) from error
 
 
 def _names() -> list[str]:

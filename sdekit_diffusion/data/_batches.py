@@ -33,7 +33,9 @@ def require_finite(rows: Tensor, numbers: Sequence[int] | np.ndarray) -> None:
         return
     bad = (~torch.isfinite(rows)).reshape(len(rows), -1).any(dim=1).nonzero().flatten().tolist()
     shown = ", ".join(str(int(numbers[i])) for i in bad[:8]) + (", ..." if len(bad) > 8 else "")
-    raise ValueError(f"the data have NaN or infinite values in rows {shown}; remove or repair these samples")
+    raise ValueError(
+        f"the data have NaN or infinite values in rows {shown}; remove or repair these samples"
+    )
 
 
 class AbstractSource(ABC):
@@ -58,7 +60,9 @@ class AbstractSource(ABC):
     fingerprint: str = ""
 
     @abstractmethod
-    def batches(self, size: int, *, seed: int = 0, first: int = 0, part: slice = slice(None)) -> Iterator[Tensor]:
+    def batches(
+        self, size: int, *, seed: int = 0, first: int = 0, part: slice = slice(None)
+    ) -> Iterator[Tensor]:
         """An endless iterator of batches, the first of which begins with number `first` of the
         order.
 
@@ -83,37 +87,56 @@ class Shuffled(AbstractSource):
     """
 
     def __init__(self, rows: Rows) -> None:
-        if isinstance(rows, list | tuple | dict | str) or not (hasattr(rows, "__len__") and hasattr(rows, "__getitem__")):
+        if isinstance(rows, list | tuple | dict | str) or not (
+            hasattr(rows, "__len__") and hasattr(rows, "__getitem__")
+        ):
             raise TypeError(
-                f"data must be a tensor, an array, or an object with a length that takes a tensor of row numbers, not "
+                "data must be a tensor, an array, or an object with a length that takes a tensor "
+                "of row numbers, not "
                 f"{type(rows).__name__}; use torch.as_tensor"
             )
         if len(rows) < 1:
             raise ValueError(f"there are no data to train on: {len(rows)} samples")
-        self.rows, n = rows, len(rows)
+        self.rows = rows
+        n = len(rows)
         if isinstance(rows, Tensor):
             for first in range(0, n, _TOGETHER):
                 require_finite(rows[first : first + _TOGETHER], range(first, n))
-        some = self._taken(np.linspace(0, n - 1, min(n, _LOOKED_AT)).astype(np.int64)).cpu().contiguous()
+        some = (
+            self._taken(np.linspace(0, n - 1, min(n, _LOOKED_AT)).astype(np.int64))
+            .cpu()
+            .contiguous()
+        )
         digest = hashlib.sha256(some.view(torch.uint8).numpy().tobytes()).hexdigest()
-        self.fingerprint = f"{n} samples of {some.dtype} {tuple(some.shape[1:])}, sha256 of {len(some)} {digest[:16]}"
+        self.fingerprint = (
+            f"{n} samples of {some.dtype} {tuple(some.shape[1:])}, sha256 of "
+            f"{len(some)} {digest[:16]}"
+        )
 
     def _taken(self, numbers: np.ndarray) -> Tensor:
         # an array would take a tensor with one number for that number
-        found = torch.as_tensor(self.rows[numbers if isinstance(self.rows, np.ndarray) else torch.from_numpy(numbers)])
-        if not isinstance(self.rows, Tensor) and found.device.type == "cpu":  # elsewhere each look would synchronise
+        found = torch.as_tensor(
+            self.rows[numbers if isinstance(self.rows, np.ndarray) else torch.from_numpy(numbers)]
+        )
+        # Elsewhere each look would synchronise.
+        if not isinstance(self.rows, Tensor) and found.device.type == "cpu":
             require_finite(found, numbers)
         return found
 
-    def batches(self, size: int, *, seed: int = 0, first: int = 0, part: slice = slice(None)) -> Iterator[Tensor]:
-        n, known, order = len(self.rows), -1, np.empty(0, dtype=np.int64)
+    def batches(
+        self, size: int, *, seed: int = 0, first: int = 0, part: slice = slice(None)
+    ) -> Iterator[Tensor]:
+        n = len(self.rows)
+        known = -1
+        order = np.empty(0, dtype=np.int64)
         numbers = np.arange(size, dtype=np.int64)[part]
         while True:
             epochs, places = np.divmod(first + numbers, n)
             chosen = np.empty_like(places)
             for epoch in np.unique(epochs):
                 if epoch != known:
-                    known, order = epoch, np.random.default_rng([seed % 2**64, epoch]).permutation(n)
+                    known = epoch
+                    order = np.random.default_rng([seed % 2**64, epoch]).permutation(n)
                 chosen[epochs == epoch] = order[places[epochs == epoch]]
             yield self._taken(chosen)
             first += size

@@ -12,7 +12,8 @@ from torch import Tensor
 from sdekit_diffusion.data._batches import AbstractSource, Rows
 from sdekit_diffusion.data._scale import Scale
 
-HELD_OUT = "test", "validation", "valid", "val"  # of folders and splits the first that is there is held out
+# Of folders and splits the first that is there is held out.
+HELD_OUT = "test", "validation", "valid", "val"
 _MOST_LEVELS = 2**16
 _ENOUGH = 10_000  # samples, for a mean and a deviation
 
@@ -78,7 +79,8 @@ def of_arrays(name: str, arrays: Mapping[str, Array], *, levels: int | None = No
     Raises:
         ValueError: for arrays that are not as described.
     """
-    train, test = samples(arrays["train"], name, least=2), arrays.get("test")
+    train = samples(arrays["train"], name, least=2)
+    test = arrays.get("test")
     labels = _classes(arrays.get("labels"), len(train), f"the labels of {name}")
     if test is None:
         held, kept = np.split(shuffled(len(train)).numpy(), [max(1, len(train) // 10)])
@@ -89,12 +91,16 @@ def of_arrays(name: str, arrays: Mapping[str, Array], *, levels: int | None = No
         test_labels = _classes(arrays.get("test_labels"), len(test), f"the test labels of {name}")
     require_alike(train, test, name)
     if train.dtype.kind == "f":
-        scale, dtype = Scale.standard(torch.from_numpy(train[shuffled(len(train))[:_ENOUGH].numpy()])), None
+        scale = Scale.standard(torch.from_numpy(train[shuffled(len(train))[:_ENOUGH].numpy()]))
+        dtype = None
     else:
-        levels = levels or (256 if train.dtype == np.uint8 else int(max(train.max(), test.max())) + 1)
+        levels = levels or (
+            256 if train.dtype == np.uint8 else int(max(train.max(), test.max())) + 1
+        )
         if levels < 2:
             raise ValueError(f"{name} has zeros only; images need two levels or more")
-        scale, dtype = Scale.quantised(levels, dtype=train.dtype.name), torch.uint8 if levels <= 256 else torch.int64
+        scale = Scale.quantised(levels, dtype=train.dtype.name)
+        dtype = torch.uint8 if levels <= 256 else torch.int64
     return Dataset(
         torch.from_numpy(train).to(dtype),
         torch.from_numpy(test).to(dtype),
@@ -113,16 +119,24 @@ def samples(array: Array, name: str, least: int = 1) -> Array:
     """
     if array.dtype.kind not in "uif":
         raise ValueError(
-            f"{name} has type {array.dtype}; save images as integers and other data as floats, with array.astype(...)"
+            f"{name} has type {array.dtype}; save images as integers and other data as floats, "
+            "with array.astype(...)"
         )
     if array.ndim == 0 or array.size == 0 or len(array) < least:
-        raise ValueError(f"{name} has shape {array.shape}; it needs {least} or more samples along its first dimension")
+        raise ValueError(
+            f"{name} has shape {array.shape}; it needs {least} or more samples along "
+            "its first dimension"
+        )
     if array.dtype.kind != "f":
         return _images_first(array, name)
     with np.errstate(over="ignore"):
         if not np.isfinite(array.astype(np.float32)).all():
-            raise ValueError(f"{name} has values that are NaN, infinite or beyond float32; remove those samples")
-    return np.ascontiguousarray(array, np.float64 if array.itemsize > 8 else array.dtype.newbyteorder("="))
+            raise ValueError(
+                f"{name} has values that are NaN, infinite or beyond float32; remove those samples"
+            )
+    return np.ascontiguousarray(
+        array, np.float64 if array.itemsize > 8 else array.dtype.newbyteorder("=")
+    )
 
 
 def shuffled(n: int) -> Tensor:
@@ -134,7 +148,8 @@ def require_alike(train: Array | Tensor, test: Array | Tensor, name: str) -> Non
     """Raises ValueError when training and test samples differ in shape or type."""
     if train.shape[1:] != test.shape[1:] or train.dtype != test.dtype:
         raise ValueError(
-            f"{name} holds training samples of shape {tuple(train.shape[1:])} and type {train.dtype} but test samples of shape "
+            f"{name} holds training samples of shape {tuple(train.shape[1:])} and type "
+            f"{train.dtype} but test samples of shape "
             f"{tuple(test.shape[1:])} and type {test.dtype}; save both in one shape and type"
         )
 
@@ -142,16 +157,20 @@ def require_alike(train: Array | Tensor, test: Array | Tensor, name: str) -> Non
 def _images_first(array: Array, name: str) -> Array:
     if not 0 <= int(array.min()) <= int(array.max()) < _MOST_LEVELS:
         raise ValueError(
-            f"{name} has integers from {array.min()} to {array.max()}; the levels of an image lie in "
+            f"{name} has integers from {array.min()} to {array.max()}; the levels of an image lie "
+            "in "
             f"[0, {_MOST_LEVELS - 1}], and other data are saved as floats"
         )
     if array.ndim == 3:
         images = array[:, None]
     else:
-        images = np.moveaxis(array, 3, 1) if array.ndim == 4 and array.shape[1] not in (1, 3) else array
+        images = (
+            np.moveaxis(array, 3, 1) if array.ndim == 4 and array.shape[1] not in (1, 3) else array
+        )
     if images.ndim != 4 or images.shape[1] not in (1, 3):
         raise ValueError(
-            f"{name} has integers, so images, of shape {array.shape}; allowed are (N, H, W), (N, C, H, W) and "
+            f"{name} has integers, so images, of shape {array.shape}; allowed are (N, H, W), (N, "
+            "C, H, W) and "
             f"(N, H, W, C) with C = 1 or 3; save data that are not images as floats"
         )
     return np.ascontiguousarray(images, array.dtype.newbyteorder("="))
@@ -159,5 +178,8 @@ def _images_first(array: Array, name: str) -> Array:
 
 def _classes(labels: Array | None, n: int, name: str) -> NDArray[np.int64] | None:
     if labels is not None and (labels.dtype.kind not in "ui" or labels.shape != (n,)):
-        raise ValueError(f"{name} have shape {labels.shape} and type {labels.dtype}; give one integer for each of {n} samples")
+        raise ValueError(
+            f"{name} have shape {labels.shape} and type {labels.dtype}; give one "
+            f"integer for each of {n} samples"
+        )
     return None if labels is None else labels.astype(np.int64)

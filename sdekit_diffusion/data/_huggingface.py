@@ -21,7 +21,8 @@ from sdekit_diffusion.data._stream import Shard, Stream
 _FORMATS = "PNG", "JPEG", "WEBP", "BMP"
 _FIRST = 1000  # samples of a stream that are held out at most
 _SHARD = 1000  # samples of a shard of what is on disk
-_FILES = {".parquet": "parquet", ".arrow": "arrow"}  # others of the library's readers have unpickled what they found
+# Others of the library's readers have unpickled what they found.
+_FILES = {".parquet": "parquet", ".arrow": "arrow"}
 _SAVED = "dataset_info.json", "dataset_dict.json"  # written by save_to_disk
 
 
@@ -63,10 +64,17 @@ def from_datasets(
     streams = _library().IterableDataset
     splits = dataset if isinstance(dataset, dict) else {"train": dataset}
     if "train" not in splits:
-        raise ValueError(f"{name} has the splits {', '.join(map(str, splits))}; one must be called train")
-    if any(split.format["type"] == "custom" for split in splits.values() if not isinstance(split, streams)):
         raise ValueError(
-            f"{name} has a transform, which is not applied here; apply it with map, and take it off with reset_format"
+            f"{name} has the splits {', '.join(map(str, splits))}; one must be called train"
+        )
+    if any(
+        split.format["type"] == "custom"
+        for split in splits.values()
+        if not isinstance(split, streams)
+    ):
+        raise ValueError(
+            f"{name} has a transform, which is not applied here; apply it with map, and take it "
+            "off with reset_format"
         )
     splits = {key: split.with_format(None) for key, split in splits.items()}
     first = next(iter(splits["train"]), {})
@@ -76,7 +84,8 @@ def from_datasets(
         if wanted is not None and wanted not in first:
             raise ValueError(f"{name} has no column {wanted!r}; it has {', '.join(first)}")
     held = next((splits[split] for split in HELD_OUT if split in splits), None)
-    train, test = _Split(splits["train"], column, label, name), None
+    train = _Split(splits["train"], column, label, name)
+    test = None
     if held is not None:
         test = _Split(held, column, label, f"the test set of {name}")
     if isinstance(splits["train"], streams):
@@ -108,14 +117,18 @@ def load_datasets(given: str, *, streaming: bool) -> Dataset:
             found = library.load_from_disk(place)
             if streaming:
                 splits = found if isinstance(found, dict) else {"train": found}
-                found = {key: split.to_iterable_dataset(max(1, len(split) // _SHARD)) for key, split in splits.items()}
+                found = {
+                    key: split.to_iterable_dataset(max(1, len(split) // _SHARD))
+                    for key, split in splits.items()
+                }
         elif path.is_file():
             found = library.load_dataset(_FILES[path.suffix], data_files=place, streaming=streaming)
         else:
             found = library.load_dataset(place, streaming=streaming)
     except Exception as error:  # of its own, of Arrow and of the network
         raise ValueError(
-            f"{name} cannot be opened ({reason(error)}); give a folder that save_to_disk wrote, a .parquet file, a folder of "
+            f"{name} cannot be opened ({reason(error)}); give a folder that save_to_disk wrote, a "
+            ".parquet file, a folder of "
             "such files or of images, or a name on the hub"
         ) from error
     return from_datasets(found, column or None, name=name)
@@ -128,9 +141,13 @@ class _Split:
         features = dataset.features or {}
         images = isinstance(features.get(column), _library().Image)
         dataset = dataset.select_columns([column, *([] if label is None else [label])])
-        self._dataset = dataset.cast_column(column, _library().Image(decode=False)) if images else dataset
+        self._dataset = (
+            dataset.cast_column(column, _library().Image(decode=False)) if images else dataset
+        )
         self._dtype = None if images else _dtype(features.get(column))
-        self._column, self._label, self.name = column, label, name
+        self._column = column
+        self._label = label
+        self.name = name
 
     def stored(self) -> Stored:
         """The samples by number."""
@@ -147,7 +164,9 @@ class _Split:
         """The classes of all samples."""
         if self._label is None:
             return None
-        return _classes(self._dataset.select_columns([self._label]).with_format("numpy")[:][self._label])
+        return _classes(
+            self._dataset.select_columns([self._label]).with_format("numpy")[:][self._label]
+        )
 
     def labels_of(self, examples: Sequence[dict[str, Any]]) -> Tensor | None:
         """The classes of examples of a stream."""
@@ -164,7 +183,9 @@ class _Split:
     def read(self, examples: Sequence[dict[str, Any]]) -> Tensor:
         """The samples of examples of a stream."""
         arrays = [self._array(example[self._column]) for example in examples]
-        return torch.from_numpy(samples(stacked(arrays, lambda _: f"a sample of {self.name}"), self.name))
+        return torch.from_numpy(
+            samples(stacked(arrays, lambda _: f"a sample of {self.name}"), self.name)
+        )
 
     def _array(self, value: Any) -> Array:  # noqa: ANN401
         if isinstance(value, dict):  # an image that is still encoded
@@ -175,19 +196,32 @@ class _Split:
 def _of_streams(train: _Split, test: _Split | None, buffer: int) -> Dataset:
     shards = train.shards()
     first = list(itertools.islice(shards[0](), _FIRST + 1))
-    head = list(itertools.islice(_chained(shards), fits(train.read(first[:1]).nbytes) if first else 0))
+    head = list(
+        itertools.islice(_chained(shards), fits(train.read(first[:1]).nbytes) if first else 0)
+    )
     if test is None:
-        beginning, n = shards[0], min(max(1, len(head) // 10), len(first) - 1)
+        beginning = shards[0]
+        n = min(max(1, len(head) // 10), len(first) - 1)
         shards[0] = lambda: itertools.islice(beginning(), n, None)
-        held, head = head[:n], head[n:]
+        held = head[:n]
+        head = head[n:]
     else:
         held = list(itertools.islice(_chained(test.shards()), _FIRST))
     if not head or not held:
-        raise ValueError(f"{train.name} has no samples to train on or none to hold out; its first shard needs two or more")
-    known, held_out = train.read(head), (test or train).read(held)
+        raise ValueError(
+            f"{train.name} has no samples to train on or none to hold out; its first "
+            "shard needs two or more"
+        )
+    known = train.read(head)
+    held_out = (test or train).read(held)
     require_alike(known, held_out, train.name)
     return Dataset(
-        Stream(shards, train.read, buffer, f"the beginning of a stream in {len(shards)} shards: {Shuffled(known).fingerprint}"),
+        Stream(
+            shards,
+            train.read,
+            buffer,
+            f"the beginning of a stream in {len(shards)} shards: {Shuffled(known).fingerprint}",
+        ),
         held_out,
         scale_of(known, train.name),
         train.name,
@@ -210,7 +244,8 @@ def _column(first: dict[str, Any], name: str) -> str:
     found = [key for key, value in first.items() if _numbers(value)]
     if len(found) != 1:
         raise ValueError(
-            f"{name} has the columns {', '.join(first) or 'of no samples'}, of which {len(found)} hold images or arrays of "
+            f"{name} has the columns {', '.join(first) or 'of no samples'}, of which {len(found)} "
+            "hold images or arrays of "
             f"numbers; name one, as column=... or after a # behind the name"
         )
     return found[0]
@@ -225,7 +260,9 @@ def _numbers(value: Any) -> bool:  # noqa: ANN401
 
 
 def _dtype(feature: Any) -> str | None:  # noqa: ANN401
-    """The type of the numbers in an array or in nested lists of them; None where it is not known."""
+    """The type of the numbers in an array or in nested lists of them; None where it is not
+    known.
+    """
     while hasattr(feature, "feature"):
         feature = feature.feature
     return getattr(feature, "dtype", None)
@@ -255,5 +292,7 @@ def _library() -> Any:  # noqa: ANN401 - a module
     try:
         import datasets
     except ImportError as error:
-        raise ImportError("Hugging Face's data sets need their library: pip install 'sdekit[datasets]'") from error
+        raise ImportError(
+            "Hugging Face's data sets need their library: pip install 'sdekit[datasets]'"
+        ) from error
     return datasets

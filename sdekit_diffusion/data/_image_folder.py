@@ -24,22 +24,30 @@ def of_images(folder: Path) -> Dataset:
     Raises:
         ValueError: when there are none, one is damaged, or they differ in size or mode.
     """
-    train, test = folder / "train", next((folder / name for name in HELD_OUT if (folder / name).is_dir()), None)
+    train = folder / "train"
+    test = next((folder / name for name in HELD_OUT if (folder / name).is_dir()), None)
     if not train.is_dir() or (test is None and len(_paths(folder)) > len(_paths(train))):
-        train, test = folder, None
-    paths, held = _paths(train), [] if test is None else _paths(test)
-    kinds, held_kinds = [_class(path, train) for path in paths], [_class(path, test or train) for path in held]
+        train = folder
+        test = None
+    paths = _paths(train)
+    held = [] if test is None else _paths(test)
+    kinds = [_class(path, train) for path in paths]
+    held_kinds = [_class(path, test or train) for path in held]
     numbers = {name: i for i, name in enumerate(sorted({*kinds, *held_kinds}))}
     labels = test_labels = None
     if "" not in numbers and len(numbers) > 1:
-        labels, test_labels = (np.array([numbers[name] for name in part], np.int64) for part in (kinds, held_kinds))
+        labels, test_labels = (
+            np.array([numbers[name] for name in part], np.int64) for part in (kinds, held_kinds)
+        )
     stored = _stored(paths, str(folder))
     if test is None:
         return of_stored(stored, labels=labels)
     return of_stored(stored, _stored(held, f"the test set of {folder}"), labels, test_labels)
 
 
-def pixels(file: Path | BytesIO, name: str, formats: Sequence[str] = tuple(_FORMATS.values())) -> NDArray[np.uint8]:
+def pixels(
+    file: Path | BytesIO, name: str, formats: Sequence[str] = tuple(_FORMATS.values())
+) -> NDArray[np.uint8]:
     """An image, (H, W) or (H, W, 3).
 
     Raises:
@@ -55,10 +63,12 @@ def pixels(file: Path | BytesIO, name: str, formats: Sequence[str] = tuple(_FORM
         with Image.open(BytesIO(content), formats=list(formats)) as image:
             image.verify()  # the checksums, at which reading does not look
         with Image.open(BytesIO(content), formats=list(formats)) as image:
-            mode, found = image.mode, np.asarray(image)
+            mode = image.mode
+            found = np.asarray(image)
     except Exception as error:  # pillow and its codecs raise several kinds over damaged bytes
         raise ValueError(
-            f"{name} is not a sound {' or '.join(formats)} image ({reason(error)}); replace or remove it"
+            f"{name} is not a sound {' or '.join(formats)} image ({reason(error)}); replace or "
+            "remove it"
         ) from error
     if mode not in ("L", "RGB"):
         raise ValueError(f"{name} is an image of mode {mode}; convert all to L (grey) or to RGB")
@@ -79,6 +89,8 @@ def _class(path: Path, folder: Path) -> str:
 
 def _stored(paths: list[Path], name: str) -> Stored:
     def read(numbers: Sequence[int]) -> list[NDArray[np.uint8]]:
-        return [pixels(paths[i], str(paths[i]), [_FORMATS[paths[i].suffix.lower()]]) for i in numbers]
+        return [
+            pixels(paths[i], str(paths[i]), [_FORMATS[paths[i].suffix.lower()]]) for i in numbers
+        ]
 
     return Stored(len(paths), read, lambda i: str(paths[i]), name)

@@ -6,8 +6,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-_DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in (torch.float16, torch.float32, torch.float64)} | {
-    f"{sign}int{bits}": getattr(torch, f"{sign}int{bits}") for sign in ("", "u") for bits in (8, 16, 32, 64)
+_DTYPES = {
+    str(dtype).removeprefix("torch."): dtype
+    for dtype in (torch.float16, torch.float32, torch.float64)
+} | {
+    f"{sign}int{bits}": getattr(torch, f"{sign}int{bits}")
+    for sign in ("", "u")
+    for bits in (8, 16, 32, 64)
 }
 
 
@@ -47,15 +52,23 @@ class Scale:
     def __post_init__(self) -> None:
         for name in ("shift", "unit"):
             value = getattr(self, name)  # a list where it comes from JSON
-            object.__setattr__(self, name, tuple(map(float, value)) if isinstance(value, list | tuple) else float(value))
+            object.__setattr__(
+                self,
+                name,
+                tuple(map(float, value)) if isinstance(value, list | tuple) else float(value),
+            )
         units = self.unit if isinstance(self.unit, tuple) else (self.unit,)
-        if not all(0 < unit < math.inf for unit in units) or (self.levels is not None and self.levels < 2):
+        if not all(0 < unit < math.inf for unit in units) or (
+            self.levels is not None and self.levels < 2
+        ):
             raise ValueError(f"a scale has positive units, and two levels or more or None: {self}")
         if self.dtype not in _DTYPES:
             raise ValueError(f"dtype {self.dtype!r} is not one of {', '.join(_DTYPES)}")
 
     @classmethod
-    def quantised(cls, levels: int, low: float = -1.0, high: float = 1.0, dtype: str = "uint8") -> "Scale":
+    def quantised(
+        cls, levels: int, low: float = -1.0, high: float = 1.0, dtype: str = "uint8"
+    ) -> "Scale":
         """The scale that maps levels to [low, high)."""
         unit = levels / (high - low)
         return cls(-low * unit, unit, levels, dtype)
@@ -66,10 +79,13 @@ class Scale:
 
         For vectors `(N, d)` in each coordinate.
         """
-        std, mean = torch.std_mean(values.double(), dim=0 if values.ndim == 2 else None, correction=0)
+        std, mean = torch.std_mean(
+            values.double(), dim=0 if values.ndim == 2 else None, correction=0
+        )
         constant = std <= torch.finfo(values.dtype).eps * mean.abs()
         shift, unit = (
-            tuple(value.tolist()) if value.ndim else float(value) for value in (mean, std.masked_fill(constant, 1.0))
+            tuple(value.tolist()) if value.ndim else float(value)
+            for value in (mean, std.masked_fill(constant, 1.0))
         )
         return cls(shift, unit, dtype=str(values.dtype).removeprefix("torch."))
 
@@ -112,7 +128,10 @@ class Scale:
         if self.levels is None:
             return values.to(dtype)
         if not bool(x.isfinite().all()):
-            raise ValueError("x has NaN or infinite values, which have no level; find out why those samples diverged")
+            raise ValueError(
+                "x has NaN or infinite values, which have no level; find out why "
+                "those samples diverged"
+            )
         return values.floor().clamp(0, self.levels - 1).to(dtype)
 
     def log_volume(self, shape: tuple[int, ...]) -> float:

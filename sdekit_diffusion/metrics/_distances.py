@@ -37,9 +37,13 @@ def frechet(a: Samples, b: Samples) -> float:
     """
     first, second = pair(a, b, least=2)
     means = first.mean(0), second.mean(0)
-    # With C = R^T R, the trace of (C_a C_b)^{1/2} is the sum of the singular values of R_a R_b^T. Unlike the square
-    # roots of the eigenvalues of C_a^{1/2} C_b C_a^{1/2}, they lose no digits where the covariances are singular.
-    roots = [np.linalg.qr((x - mean) / np.sqrt(len(x) - 1), mode="r") for x, mean in zip((first, second), means, strict=True)]
+    # With C = R^T R, the trace of (C_a C_b)^{1/2} is the sum of the singular values of R_a R_b^T.
+    # Unlike the square roots of the eigenvalues of C_a^{1/2} C_b C_a^{1/2}, they lose no digits
+    # where the covariances are singular.
+    roots = [
+        np.linalg.qr((x - mean) / np.sqrt(len(x) - 1), mode="r")
+        for x, mean in zip((first, second), means, strict=True)
+    ]
     cross = np.linalg.svd(roots[0] @ np.transpose(roots[1]), compute_uv=False).sum()
     spread = np.square(roots[0]).sum() + np.square(roots[1]).sum() - 2 * cross
     return float(np.square(means[0] - means[1]).sum() + max(spread, 0.0))
@@ -48,7 +52,9 @@ def frechet(a: Samples, b: Samples) -> float:
 def _mean_distance(a: Matrix, b: Matrix) -> float:
     from scipy.spatial.distance import cdist
 
-    return sum(float(cdist(a[rows], b).sum()) for rows in blocks(len(a), len(b))) / (len(a) * len(b))
+    return sum(float(cdist(a[rows], b).sum()) for rows in blocks(len(a), len(b))) / (
+        len(a) * len(b)
+    )
 
 
 def energy_distance(a: Samples, b: Samples) -> float:
@@ -72,7 +78,11 @@ def energy_distance(a: Samples, b: Samples) -> float:
     Reference: Székely and Rizzo, Energy Statistics, 2013.
     """
     first, second = pair(a, b)
-    square = 2 * _mean_distance(first, second) - _mean_distance(first, first) - _mean_distance(second, second)
+    square = (
+        2 * _mean_distance(first, second)
+        - _mean_distance(first, first)
+        - _mean_distance(second, second)
+    )
     return float(np.sqrt(max(square, 0.0)))
 
 
@@ -100,10 +110,12 @@ def sliced_wasserstein(a: Samples, b: Samples, *, projections: int = 128, seed: 
     if projections < 1:
         raise ValueError(f"projections={projections}; take 1 or more directions, 128 as a rule")
     first, second = pair(a, b)
-    n, m = len(first), len(second)
+    n = len(first)
+    m = len(second)
     directions = np.random.default_rng(seed).standard_normal((first.shape[1], projections))
     directions /= np.linalg.norm(directions, axis=0)
-    # Both quantile functions are constant between the multiples of 1/n and 1/m; in units of 1/(nm) these are integers.
+    # Both quantile functions are constant between the multiples of 1/n and 1/m; in units of 1/(nm)
+    # these are integers.
     edges = np.union1d(np.arange(1, n + 1) * m, np.arange(1, m + 1) * n)
     weights = np.diff(edges, prepend=0) / (n * m)
     quantiles = [np.sort(x @ directions, axis=0) for x in (first, second)]
@@ -111,7 +123,13 @@ def sliced_wasserstein(a: Samples, b: Samples, *, projections: int = 128, seed: 
     return float(np.sqrt(weights @ np.square(gaps).mean(1)))
 
 
-def mmd(a: Samples, b: Samples, *, kernel: Literal["rbf", "polynomial"] = "rbf", bandwidth: float | None = None) -> float:
+def mmd(
+    a: Samples,
+    b: Samples,
+    *,
+    kernel: Literal["rbf", "polynomial"] = "rbf",
+    bandwidth: float | None = None,
+) -> float:
     """An unbiased estimate of the squared maximum mean discrepancy of two sets of samples.
 
     It may be negative.
@@ -141,15 +159,26 @@ def mmd(a: Samples, b: Samples, *, kernel: Literal["rbf", "polynomial"] = "rbf",
     """
     first, second = pair(a, b, least=2)
     if kernel not in ("rbf", "polynomial") or (kernel == "polynomial" and bandwidth is not None):
-        raise ValueError(f"kernel must be 'rbf', or 'polynomial' without a bandwidth; not {kernel!r} and {bandwidth}")
+        raise ValueError(
+            "kernel must be 'rbf', or 'polynomial' without a bandwidth; not "
+            f"{kernel!r} and {bandwidth}"
+        )
     if kernel == "polynomial":
         d = first.shape[1]
         return _discrepancy(first, second, lambda x, y: (x @ y.T / d + 1) ** 3)
-    h = _median_distance(second[:: -(-len(second) // _MEDIAN_OF)]) if bandwidth is None else bandwidth
+    h = (
+        _median_distance(second[:: -(-len(second) // _MEDIAN_OF)])
+        if bandwidth is None
+        else bandwidth
+    )
     if not h > 0:
-        raise ValueError(f"the bandwidth is {h:g}; give a positive one, or a reference whose samples differ")
+        raise ValueError(
+            f"the bandwidth is {h:g}; give a positive one, or a reference whose samples differ"
+        )
     centre = second.mean(0)
-    return _discrepancy(first - centre, second - centre, lambda x, y: np.exp(squares(x, y) / (-2 * h * h)))
+    return _discrepancy(
+        first - centre, second - centre, lambda x, y: np.exp(squares(x, y) / (-2 * h * h))
+    )
 
 
 def _median_distance(x: Matrix) -> float:
@@ -169,5 +198,7 @@ def _discrepancy(a: Matrix, b: Matrix, kernel: Callable[[Matrix, Matrix], Matrix
             total += float(values.sum())
         return total / (len(x) * (len(x) - 1))
 
-    across = sum(float(kernel(a[rows], b).sum()) for rows in blocks(len(a), len(b))) / (len(a) * len(b))
+    across = sum(float(kernel(a[rows], b).sum()) for rows in blocks(len(a), len(b))) / (
+        len(a) * len(b)
+    )
     return within(a) + within(b) - 2 * across

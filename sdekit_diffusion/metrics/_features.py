@@ -45,7 +45,9 @@ class ClassifierFeatures:
         return float((self.classes[np.argmax(self.logits(x), axis=1)] == np.asarray(labels)).mean())
 
 
-def classifier_features(x: Samples, labels: ArrayLike, *, width: int = 64, seed: int = 0) -> ClassifierFeatures:
+def classifier_features(
+    x: Samples, labels: ArrayLike, *, width: int = 64, seed: int = 0
+) -> ClassifierFeatures:
     """Trains a classifier of labelled samples, whose features `frechet` compares.
 
     It is regularised, so that its features differ little between training samples and others.
@@ -73,10 +75,13 @@ def classifier_features(x: Samples, labels: ArrayLike, *, width: int = 64, seed:
         raise ImportError("a classifier needs scikit-learn: pip install 'sdekit[app]'") from error
     known = np.unique(labels)
     if len(known) < 3:
-        raise ValueError(f"labels name {len(known)} classes; features that tell classes apart need three or more")
+        raise ValueError(
+            f"labels name {len(known)} classes; features that tell classes apart need three or more"
+        )
     classifier = MLPClassifier((width,), alpha=1.0, max_iter=200, random_state=seed)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # it need not converge
         classifier.fit(points(x, "x"), np.asarray(labels))
-    (weight, head), (offset, bias) = classifier.coefs_, classifier.intercepts_
+    (weight, head) = classifier.coefs_
+    (offset, bias) = classifier.intercepts_
     return ClassifierFeatures(weight, offset, head, bias, classifier.classes_)

@@ -36,7 +36,11 @@ class Floor:
     @property
     def std(self) -> NDArray[np.float64]:
         """The standard deviation of one draw, by which two exact models would differ."""
-        return self.values.std(axis=0, ddof=1) if len(self.values) > 1 else np.full(self.values.shape[1:], np.nan)
+        return (
+            self.values.std(axis=0, ddof=1)
+            if len(self.values) > 1
+            else np.full(self.values.shape[1:], np.nan)
+        )
 
 
 def sampling_floor(
@@ -76,12 +80,16 @@ def sampling_floor(
         raise ValueError(f"n, against and draws count from 1 on; not {n}, {against} and {draws}")
     if len(reference) < n + against:
         raise ValueError(
-            f"the reference has {len(reference)} samples; two disjoint sets of {n} and {against} need {n + against}: "
+            f"the reference has {len(reference)} samples; two disjoint sets of {n} and {against} "
+            f"need {n + against}: "
             f"take smaller ones"
         )
-    rng, found = np.random.default_rng(seed), []
+    rng = np.random.default_rng(seed)
+    found = []
     for _ in range(draws):
         rows: Any = rng.permutation(len(reference))[: n + against]
-        rows = torch.from_numpy(rows).to(reference.device) if isinstance(reference, Tensor) else rows
+        rows = (
+            torch.from_numpy(rows).to(reference.device) if isinstance(reference, Tensor) else rows
+        )
         found.append(metric(reference[rows[:n]], reference[rows[n:]]))
     return Floor(np.asarray(found, dtype=np.float64))

@@ -13,7 +13,8 @@ from torch.nn import functional
 
 from sdekit_diffusion.metrics._points import Matrix, Samples, points
 
-_UPDATES, _BATCH = 400, 128
+_UPDATES = 400
+_BATCH = 128
 _LARGEST = 64  # pixels along a side; larger images are averaged down
 _SMALLEST = 16
 
@@ -54,7 +55,9 @@ class ImageFeatures:
         return float((self.classes[np.argmax(self.logits(x), axis=1)] == np.asarray(labels)).mean())
 
 
-def image_features(x: Samples, labels: ArrayLike, *, width: int = 64, seed: int = 0) -> ImageFeatures:
+def image_features(
+    x: Samples, labels: ArrayLike, *, width: int = 64, seed: int = 0
+) -> ImageFeatures:
     """Trains a convolutional classifier of labelled images, whose features `frechet` compares.
 
     The single layer of `classifier_features` measures little besides means and covariances of the
@@ -77,17 +80,22 @@ def image_features(x: Samples, labels: ArrayLike, *, width: int = 64, seed: int 
         Traceback (most recent call last):
         ValueError: ...
     """
-    images, (known, classes) = _images(x), np.unique(labels, return_inverse=True)
+    images = _images(x)
+    (known, classes) = np.unique(labels, return_inverse=True)
     if len(known) < 3 or min(images.shape[2:]) < _SMALLEST:
         raise ValueError(
-            f"{len(known)} classes of images of {images.shape[2]} x {images.shape[3]} pixels; these features need three "
+            f"{len(known)} classes of images of {images.shape[2]} x {images.shape[3]} pixels; "
+            "these features need three "
             f"classes and {_SMALLEST} pixels along each side, or take classifier_features"
         )
     targets = torch.from_numpy(classes.reshape(-1))
     with torch.random.fork_rng([]), torch.enable_grad():
         torch.manual_seed(seed)
-        net, head = _network(images[:1], width), nn.Linear(width, len(known))
-        optimiser = torch.optim.AdamW([*net.parameters(), *head.parameters()], lr=2e-3, weight_decay=0.1)
+        net = _network(images[:1], width)
+        head = nn.Linear(width, len(known))
+        optimiser = torch.optim.AdamW(
+            [*net.parameters(), *head.parameters()], lr=2e-3, weight_decay=0.1
+        )
         for rows in _batches(len(images)):
             optimiser.zero_grad()
             functional.cross_entropy(head(net(images[rows])), targets[rows]).backward()
@@ -115,4 +123,8 @@ def _images(x: Samples) -> Tensor:
     if len(shape) != 4:
         raise ValueError(f"x has shape {tuple(shape)}; images are (N, C, H, W)")
     images = torch.from_numpy(points(x, "x")).float().reshape(shape)
-    return functional.avg_pool2d(images, -(-max(shape[2:]) // _LARGEST)) if max(shape[2:]) > _LARGEST else images
+    return (
+        functional.avg_pool2d(images, -(-max(shape[2:]) // _LARGEST))
+        if max(shape[2:]) > _LARGEST
+        else images
+    )

@@ -14,7 +14,9 @@ from torch import Tensor, nn
 
 Network = Callable[[Tensor], Tensor]
 
-_FEATURES, _LOGITS = "2048", "logits_unbiased"  # layers of the standard network
+# layers of the standard network
+_FEATURES = "2048"
+_LOGITS = "logits_unbiased"
 
 
 @dataclass(frozen=True)
@@ -95,7 +97,9 @@ def inception_scores(
     """
     torchmetrics = _torchmetrics()
     if min(len(x), len(reference)) < 2:
-        raise ValueError(f"there are {len(x)} and {len(reference)} images; scores need two or more of each")
+        raise ValueError(
+            f"there are {len(x)} and {len(reference)} images; scores need two or more of each"
+        )
     if network is None:
         _require_standard(x, reference)
         network, logits = standard_networks(weights, x.device)
@@ -107,7 +111,9 @@ def inception_scores(
         torch.manual_seed(seed)  # torchmetrics draws from the global generator
         given = _Given(made.shape[1])
         fid = torchmetrics.fid.FrechetInceptionDistance(feature=given)
-        kid = torchmetrics.kid.KernelInceptionDistance(feature=given, subset_size=min(subset, len(made), len(real)))
+        kid = torchmetrics.kid.KernelInceptionDistance(
+            feature=given, subset_size=min(subset, len(made), len(real))
+        )
         for metric in (fid, kid):
             metric.update(real, real=True)
             metric.update(made, real=False)
@@ -142,7 +148,9 @@ def _torchmetrics() -> ModuleType:
             import_module(f"torchmetrics.image.{name}")
         return import_module("torchmetrics.image")
     except ImportError as error:
-        raise ImportError("FID, KID and Inception Score come with torchmetrics: pip install 'sdekit[metrics]'") from error
+        raise ImportError(
+            "FID, KID and Inception Score come with torchmetrics: pip install 'sdekit[metrics]'"
+        ) from error
 
 
 def standard_networks(weights: str | Path | None, device: torch.device) -> tuple[Network, Network]:
@@ -156,7 +164,9 @@ def standard_networks(weights: str | Path | None, device: torch.device) -> tuple
     torchmetrics = _torchmetrics()
     if weights is not None:
         _require_tensors(weights)
-    return _standard(torchmetrics, _FEATURES, weights, device), _standard(torchmetrics, _LOGITS, weights, device)
+    return _standard(torchmetrics, _FEATURES, weights, device), _standard(
+        torchmetrics, _LOGITS, weights, device
+    )
 
 
 def _require_tensors(weights: str | Path) -> None:
@@ -167,36 +177,50 @@ def _require_tensors(weights: str | Path) -> None:
         raise _missing(error) from error
     except Exception as error:  # of pickle, zipfile and torch
         reason = str(error).partition("\n")[0] or type(error).__name__
-        raise ValueError(f"{weights} is not a file of weights alone ({reason}); get it anew from torch-fidelity") from error
-    if not isinstance(found, dict) or not all(isinstance(value, Tensor) for value in found.values()):
-        raise ValueError(f"{weights} holds something else than tensors by name; get it anew from torch-fidelity")
+        raise ValueError(
+            f"{weights} is not a file of weights alone ({reason}); get it anew from torch-fidelity"
+        ) from error
+    if not isinstance(found, dict) or not all(
+        isinstance(value, Tensor) for value in found.values()
+    ):
+        raise ValueError(
+            f"{weights} holds something else than tensors by name; get it anew from torch-fidelity"
+        )
 
 
 def _missing(error: Exception) -> OSError:
     return OSError(
-        f"the standard Inception network's weights cannot be had ({error}); give weights= a file that holds them, or a "
+        f"the standard Inception network's weights cannot be had ({error}); give weights= a file "
+        "that holds them, or a "
         "network= of your own"
     )
 
 
-def _standard(torchmetrics: ModuleType, layer: str, weights: str | Path | None, device: torch.device) -> Network:
+def _standard(
+    torchmetrics: ModuleType, layer: str, weights: str | Path | None, device: torch.device
+) -> Network:
     """The standard network up to a layer."""
     try:
         path = None if weights is None else str(weights)
         return torchmetrics.fid.NoTrainInceptionV3("inception-v3-compat", [layer], path).to(device)
     except ModuleNotFoundError as error:
-        raise ImportError("the standard Inception network needs torch-fidelity: pip install 'sdekit[metrics]'") from error
+        raise ImportError(
+            "the standard Inception network needs torch-fidelity: pip install 'sdekit[metrics]'"
+        ) from error
     except OSError as error:
         raise _missing(error) from error
     except RuntimeError as error:
         reason = str(error).partition("\n")[0]
-        raise ValueError(f"{weights} does not fit the standard Inception network ({reason})") from error
+        raise ValueError(
+            f"{weights} does not fit the standard Inception network ({reason})"
+        ) from error
 
 
 def _require_standard(*sets: Tensor) -> None:
     for images in sets:
         if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
             raise ValueError(
-                f"images are {images.dtype} of shape {tuple(images.shape)}, and the standard network takes uint8 (N, 3, H, W); "
+                f"images are {images.dtype} of shape {tuple(images.shape)}, and the standard "
+                "network takes uint8 (N, 3, H, W); "
                 f"give levels from 0 to 255, grey ones three times, or a network= of your own"
             )

@@ -99,18 +99,29 @@ def modes(x: Samples, law: Mixture) -> Modes:
     from scipy.linalg import solve_triangular
     from scipy.special import softmax
 
-    samples, centres, weights = points(x, "x"), points(law.means, "means"), points(law.weights, "weights")[:, 0]
+    samples = points(x, "x")
+    centres = points(law.means, "means")
+    weights = points(law.weights, "weights")[:, 0]
     n, d = samples.shape
     if d != centres.shape[1]:
-        raise ValueError(f"x has samples of {d} numbers, and the mixture's means have {centres.shape[1]}; they must agree")
+        raise ValueError(
+            f"x has samples of {d} numbers, and the mixture's means have "
+            f"{centres.shape[1]}; they must agree"
+        )
     roots = np.linalg.cholesky(points(law.covariances, "covariances").reshape(-1, d, d))
-    white = [solve_triangular(r, (samples - m).T, lower=True).T for r, m in zip(roots, centres, strict=True)]
+    white = [
+        solve_triangular(r, (samples - m).T, lower=True).T
+        for r, m in zip(roots, centres, strict=True)
+    ]
     volumes = np.log(np.diagonal(roots, axis1=1, axis2=2)).sum(1)
-    logits = np.stack([-0.5 * np.square(u).sum(1) for u in white], axis=1) + np.log(weights) - volumes
+    logits = (
+        np.stack([-0.5 * np.square(u).sum(1) for u in white], axis=1) + np.log(weights) - volumes
+    )
     given = softmax(logits, axis=1)
     counts = given.sum(0)
     fits = [_fit(u, r) for u, r in zip(white, given.T, strict=True)]
-    mean, covariance = np.stack([fit[0] for fit in fits]), np.stack([fit[1] for fit in fits])
+    mean = np.stack([fit[0] for fit in fits])
+    covariance = np.stack([fit[1] for fit in fits])
     spread = np.sqrt(weights * (1 - weights) / n)
     errors = np.sqrt(1 + np.eye(d)) / np.sqrt(counts)[:, None, None]
     return Modes(
@@ -125,7 +136,8 @@ def modes(x: Samples, law: Mixture) -> Modes:
 
 def _fit(u: Matrix, given: Matrix) -> tuple[Matrix, Matrix]:
     """Mean (d,) and covariance (d, d) of weighted points; NaN where they weigh less than two."""
-    count, d = given.sum(), u.shape[1]
+    count = given.sum()
+    d = u.shape[1]
     if count < 2:
         return np.full(d, math.nan), np.full((d, d), math.nan)
     mean = given @ u / count

@@ -34,9 +34,11 @@ def nearest(x: Samples, reference: Samples) -> tuple[Matrix, NDArray[np.int64]]:
     centre = points.mean(0)
     centred = points - centre
     lengths = np.square(centred).sum(1)
-    # |x - r|^2 = |x|^2 - 2 x.r + |r|^2, of which |x|^2 does not matter: one matrix product finds the neighbour ...
+    # |x - r|^2 = |x|^2 - 2 x.r + |r|^2, of which |x|^2 does not matter: one matrix product finds
+    # the neighbour ...
     found = [
-        np.argmin(lengths - 2 * (queries[rows] - centre) @ centred.T, axis=1) for rows in blocks(len(queries), len(points))
+        np.argmin(lengths - 2 * (queries[rows] - centre) @ centred.T, axis=1)
+        for rows in blocks(len(queries), len(points))
     ]
     indices = np.concatenate(found)
     # ... and a difference gives its distance, without cancellation: exactly zero for a copy.
@@ -87,7 +89,8 @@ def precision_recall(x: Samples, reference: Samples, *, k: int = 3) -> Precision
         raise ValueError(f"k={k}; take the first neighbour or a later one, the third as a rule")
     first, second = pair(x, reference, ("x", "reference"), least=k + 1)
     centre = second.mean(0)
-    first, second = first - centre, second - centre
+    first = first - centre
+    second = second - centre
     return PrecisionRecall(_covered(first, second, k), _covered(second, first, k))
 
 
@@ -95,7 +98,13 @@ def _covered(x: Matrix, manifold: Matrix, k: int) -> float:
     """The share of x within the balls about the points of a manifold."""
     slack = _SLACK * float(np.square(x).sum(1).max() + np.square(manifold).sum(1).max())
     radii = np.concatenate(
-        [np.partition(squares(manifold[rows], manifold), k, axis=1)[:, k] for rows in blocks(len(manifold), len(manifold))]
+        [
+            np.partition(squares(manifold[rows], manifold), k, axis=1)[:, k]
+            for rows in blocks(len(manifold), len(manifold))
+        ]
     )  # the nearest is the point itself
-    inside = [(squares(x[rows], manifold) <= radii + slack).any(axis=1) for rows in blocks(len(x), len(manifold))]
+    inside = [
+        (squares(x[rows], manifold) <= radii + slack).any(axis=1)
+        for rows in blocks(len(x), len(manifold))
+    ]
     return float(np.concatenate(inside).mean())

@@ -3,8 +3,9 @@
 import torch
 from torch import Tensor, nn
 
-# Powers of two are exact in every floating dtype, bfloat16 too. Periods run from 50, longer than any range of
-# log signal-to-noise ratios, down to 0.2: fine enough for a time in [0, 1], too smooth to stiffen an ODE in either.
+# Powers of two are exact in every floating dtype, bfloat16 too. Periods run from 50, longer than
+# any range of log signal-to-noise ratios, down to 0.2: fine enough for a time in [0, 1], too smooth
+# to stiffen an ODE in either.
 _FREQUENCIES = tuple(2.0**k for k in range(-3, 6))
 
 
@@ -23,10 +24,17 @@ class TimeEmbedding(nn.Module):
         super().__init__()
         self.register_buffer("frequencies", torch.tensor(_FREQUENCIES), persistent=False)
         self.frequencies: Tensor
-        self.layers = nn.Sequential(nn.Linear(2 * len(_FREQUENCIES) + 1, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU())
+        self.layers = nn.Sequential(
+            nn.Linear(2 * len(_FREQUENCIES) + 1, width),
+            nn.SiLU(),
+            nn.Linear(width, width),
+            nn.SiLU(),
+        )
 
     def forward(self, t: Tensor) -> Tensor:
-        """Returns features (B, width), in the dtype of the weights, of times t (B,) of any dtype."""
+        """Returns features (B, width), in the dtype of the weights, of times t (B,) of any
+        dtype.
+        """
         # Phases need t as precise as it was given: the weights may be bfloat16, which has 8 bits.
         t = t.to(torch.promote_types(t.dtype, torch.float32))[:, None]
         phase = t * self.frequencies.to(t.dtype)
@@ -45,7 +53,8 @@ def require_both(x: Tensor, t: Tensor | None) -> Tensor:
     given = "nothing" if t is None else type(t).__name__
     raise TypeError(
         "a network is called as net(x, t) with tensors (B, *shape) and (B,), not with "
-        f"{type(x).__name__} and {given}; use torch.as_tensor(x), and torch.full((len(x),), t) for one time"
+        f"{type(x).__name__} and {given}; use torch.as_tensor(x), and torch.full((len(x),), t) for "
+        "one time"
     )
 
 
@@ -53,6 +62,7 @@ def check_time(x: Tensor, t: Tensor) -> None:
     """Raises ValueError unless t has shape (B,), one time for each of the B samples of x."""
     if t.shape != x.shape[:1]:
         raise ValueError(
-            f"t has shape {tuple(t.shape)} but x has shape {tuple(x.shape)}: the network needs one time per sample, "
+            f"t has shape {tuple(t.shape)} but x has shape {tuple(x.shape)}: the network needs one "
+            "time per sample, "
             f"shape {tuple(x.shape[:1])}; expand a single time with t.expand(len(x))"
         )

@@ -45,8 +45,15 @@ class MLP(nn.Module):
     def __init__(self, shape: Sequence[int] = (2,), width: int = 128, depth: int = 3) -> None:
         super().__init__()
         if min(width, depth, *shape) < 1:
-            raise ValueError(f"MLP needs positive sizes; given shape={tuple(shape)}, width={width}, depth={depth}")
-        self.config: dict[str, int | list[int]] = {"shape": list(shape), "width": width, "depth": depth}
+            raise ValueError(
+                f"MLP needs positive sizes; given shape={tuple(shape)}, "
+                f"width={width}, depth={depth}"
+            )
+        self.config: dict[str, int | list[int]] = {
+            "shape": list(shape),
+            "width": width,
+            "depth": depth,
+        }
         self.shape = tuple(shape)
         self.size = math.prod(shape)
         self.embedding = TimeEmbedding(width)
@@ -71,7 +78,8 @@ class MLP(nn.Module):
         t = require_both(x, t)
         if x.dim() == 0 or x.shape[1:] != self.shape:
             raise ValueError(
-                f"x has shape {tuple(x.shape)} but this MLP was built for a batch of samples of shape {self.shape}; reshape x "
+                f"x has shape {tuple(x.shape)} but this MLP was built for a batch of samples of "
+                f"shape {self.shape}; reshape x "
                 f"or build MLP(shape=...) for your data"
             )
         check_time(x, t)

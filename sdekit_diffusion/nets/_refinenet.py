@@ -35,7 +35,9 @@ class _InstanceNormPlus(nn.Module):
         means = x.mean(dim=(2, 3), keepdim=True)
         channels = x.shape[1]
         unbiased = channels / max(channels - 1, 1)
-        return gain * (_standardised(x, (2, 3)) + pull * _standardised(means, (1,), unbiased)) + shift
+        return (
+            gain * (_standardised(x, (2, 3)) + pull * _standardised(means, (1,), unbiased)) + shift
+        )
 
 
 def _standardised(x: Tensor, dim: tuple[int, ...], factor: float = 1.0) -> Tensor:
@@ -48,7 +50,13 @@ class _Layer(nn.Module):
     """A norm, unless levels is 0; what is given to come between; a convolution."""
 
     def __init__(
-        self, inputs: int, outputs: int, levels: int, between: nn.Module, dilation: int = 1, bias: bool = True
+        self,
+        inputs: int,
+        outputs: int,
+        levels: int,
+        between: nn.Module,
+        dilation: int = 1,
+        bias: bool = True,
     ) -> None:
         super().__init__()
         self.norm = _InstanceNormPlus(inputs, levels) if levels else None
@@ -64,7 +72,9 @@ class _Residual(nn.Module):
     may halve the image.
     """
 
-    def __init__(self, inputs: int, outputs: int, levels: int, dilation: int, first: bool, halve: bool) -> None:
+    def __init__(
+        self, inputs: int, outputs: int, levels: int, dilation: int, first: bool, halve: bool
+    ) -> None:
         super().__init__()
         middle = inputs if first else outputs
         self.layer1 = _Layer(inputs, middle, levels, nn.ELU(), dilation)
@@ -72,7 +82,9 @@ class _Residual(nn.Module):
         self.shortcut = nn.Identity()
         if first:
             size = 3 if dilation > 1 else 1
-            self.shortcut = nn.Conv2d(inputs, outputs, size, padding=dilation * (size // 2), dilation=dilation)
+            self.shortcut = nn.Conv2d(
+                inputs, outputs, size, padding=dilation * (size // 2), dilation=dilation
+            )
         self.pool = nn.AvgPool2d(2, ceil_mode=True) if halve else nn.Identity()
 
     def forward(self, x: Tensor, weights: Tensor) -> Tensor:
@@ -84,7 +96,9 @@ class _Units(nn.Module):
 
     def __init__(self, features: int, count: int, levels: int) -> None:
         super().__init__()
-        self.layers = nn.ModuleList([_Layer(features, features, levels, nn.ELU(), bias=False) for _ in range(2 * count)])
+        self.layers = nn.ModuleList(
+            [_Layer(features, features, levels, nn.ELU(), bias=False) for _ in range(2 * count)]
+        )
 
     def forward(self, x: Tensor, weights: Tensor) -> Tensor:
         for first, second in zip(self.layers[::2], self.layers[1::2], strict=True):
@@ -104,15 +118,22 @@ class _Cascade(nn.Module):
         pool = nn.AvgPool2d(5, 1, 2) if levels else nn.MaxPool2d(5, 1, 2)
         fused = inputs if len(inputs) > 1 else ()
         self.units = nn.ModuleList([_Units(size, 2, levels) for size in inputs])
-        self.fusion = nn.ModuleList([_Layer(size, outputs, levels, nn.Identity()) for size in fused])
-        self.pooling = nn.ModuleList([_Layer(outputs, outputs, levels, pool, bias=False) for _ in range(2)])
+        self.fusion = nn.ModuleList(
+            [_Layer(size, outputs, levels, nn.Identity()) for size in fused]
+        )
+        self.pooling = nn.ModuleList(
+            [_Layer(outputs, outputs, levels, pool, bias=False) for _ in range(2)]
+        )
         self.last = _Units(outputs, last, levels)
 
     def forward(self, inputs: Sequence[Tensor], weights: Tensor) -> Tensor:
         hs = [units(x, weights) for units, x in zip(self.units, inputs, strict=True)]
         if self.fusion:
             h, low = (layer(h, weights) for layer, h in zip(self.fusion, hs, strict=True))
-            hs = [h + functional.interpolate(low, size=h.shape[2:], mode="bilinear", align_corners=True)]
+            hs = [
+                h
+                + functional.interpolate(low, size=h.shape[2:], mode="bilinear", align_corners=True)
+            ]
         h = path = functional.elu(hs[0])
         for layer in self.pooling:
             path = layer(path, weights)
@@ -144,19 +165,32 @@ class AbstractRefineNet(nn.Module, ABC):
         sizes = (channels, width, levels, *multipliers, *dilations)
         if not multipliers or len(multipliers) != len(dilations) or min(sizes) < 1:
             raise ValueError(
-                f"{type(self).__name__} needs positive sizes and one dilation for each of multipliers; "
-                f"given {channels=}, {width=}, {levels=}, multipliers={tuple(multipliers)}, dilations={tuple(dilations)}"
+                f"{type(self).__name__} needs positive sizes and one dilation for each of "
+                "multipliers; "
+                f"given {channels=}, {width=}, {levels=}, multipliers={tuple(multipliers)}, "
+                f"dilations={tuple(dilations)}"
             )
-        given = {"channels": channels, "width": width, "multipliers": list(multipliers), "dilations": list(dilations)}
+        given = {
+            "channels": channels,
+            "width": width,
+            "multipliers": list(multipliers),
+            "dilations": list(dilations),
+        }
         self.config: dict[str, int | list[int]] = given
-        self.channels, self.levels = channels, levels
+        self.channels = channels
+        self.levels = levels
         self.centred = centred
         sizes = [width * m for m in multipliers]
         above = [sizes[0], *sizes[:-1]]
         self.first = nn.Conv2d(channels, sizes[0], 3, padding=1)
-        self.down, self.up = nn.ModuleList(), nn.ModuleList()
+        self.down = nn.ModuleList()
+        self.up = nn.ModuleList()
         for i, (larger, size, dilation) in enumerate(zip(above, sizes, dilations, strict=True)):
-            self.down.append(_Residual(larger, size, levels, dilation, first=i > 0, halve=i > 0 and dilation == 1))
+            self.down.append(
+                _Residual(
+                    larger, size, levels, dilation, first=i > 0, halve=i > 0 and dilation == 1
+                )
+            )
             self.down.append(_Residual(size, size, levels, dilation, first=False, halve=False))
         self.up.append(_Cascade(sizes[-1:], sizes[-1], 3 if len(sizes) == 1 else 1, cascades))
         lower = sizes[-1]
@@ -182,12 +216,14 @@ class AbstractRefineNet(nn.Module, ABC):
         t = require_both(x, t)
         if x.dim() != 4 or x.shape[1] != self.channels or min(x.shape[2:]) < 1:
             raise ValueError(
-                f"x has shape {tuple(x.shape)} but this {type(self).__name__} was built for (B, {self.channels}, H, W); "
+                f"x has shape {tuple(x.shape)} but this {type(self).__name__} was built for (B, "
+                f"{self.channels}, H, W); "
                 f"reshape x or build {type(self).__name__}(channels=...) for your images"
             )
         check_time(x, t)
         weights = self._weights(t).to(x.dtype)
-        h, skips = self.first(2 * x - 1 if self.centred else x), []
+        h = self.first(2 * x - 1 if self.centred else x)
+        skips = []
         for first, second in zip(self.down[::2], self.down[1::2], strict=True):
             h = second(first(h, weights), weights)
             skips.append(h)
@@ -201,7 +237,9 @@ class AbstractRefineNet(nn.Module, ABC):
         1] is between.
         """
         t = t.to(torch.promote_types(t.dtype, torch.float32)).clamp(0, 1)[:, None]
-        return functional.relu(1 - (t * (self.levels - 1) - torch.arange(self.levels, device=t.device)).abs())
+        return functional.relu(
+            1 - (t * (self.levels - 1) - torch.arange(self.levels, device=t.device)).abs()
+        )
 
 
 class NCSNv2(AbstractRefineNet):
@@ -244,7 +282,9 @@ class NCSNv2(AbstractRefineNet):
         dilations: Sequence[int] = (1, 1, 2, 4),
         centred: bool = False,
     ) -> None:
-        super().__init__(channels, width, multipliers, dilations, levels=1, cascades=0, centred=centred)
+        super().__init__(
+            channels, width, multipliers, dilations, levels=1, cascades=0, centred=centred
+        )
         if centred:  # older configs do not have it, and must stay the same
             self.config["centred"] = True
 

@@ -11,7 +11,8 @@ from sdekit_diffusion.nets._embedding import TimeEmbedding, check_time, require_
 
 
 def _norm(channels: int) -> nn.GroupNorm:
-    # At least four channels in a group: a group of one would erase images that are one pixel large at the bottom.
+    # At least four channels in a group: a group of one would erase images that are one pixel large
+    # at the bottom.
     return nn.GroupNorm(math.gcd(channels, min(8, max(1, channels // 4))), channels)
 
 
@@ -46,7 +47,9 @@ class _Block(nn.Module):
     from zero.
     """
 
-    def __init__(self, inputs: int, outputs: int, embedding: int, dropout: float, attend: bool) -> None:
+    def __init__(
+        self, inputs: int, outputs: int, embedding: int, dropout: float, attend: bool
+    ) -> None:
         super().__init__()
         self.norm1 = _norm(inputs)
         self.conv1 = nn.Conv2d(inputs, outputs, 3, padding=1)
@@ -67,7 +70,9 @@ class _Block(nn.Module):
 class _Level(nn.Module):
     """The residual blocks of one resolution; the first changes the number of channels."""
 
-    def __init__(self, inputs: int, outputs: int, blocks: int, embedding: int, dropout: float, attend: bool) -> None:
+    def __init__(
+        self, inputs: int, outputs: int, blocks: int, embedding: int, dropout: float, attend: bool
+    ) -> None:
         super().__init__()
         first = _Block(inputs, outputs, embedding, dropout, attend)
         rest = (_Block(outputs, outputs, embedding, dropout, attend) for _ in range(blocks - 1))
@@ -115,10 +120,16 @@ class UNet(nn.Module):
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
-        if not multipliers or len(attention) != len(multipliers) or min(channels, width, blocks, *multipliers) < 1:
+        if (
+            not multipliers
+            or len(attention) != len(multipliers)
+            or min(channels, width, blocks, *multipliers) < 1
+        ):
             raise ValueError(
-                f"UNet needs positive sizes and one entry of attention for each of multipliers; given {channels=}, "
-                f"{width=}, {blocks=}, multipliers={tuple(multipliers)}, attention={tuple(attention)}"
+                "UNet needs positive sizes and one entry of attention for each of multipliers; "
+                f"given {channels=}, "
+                f"{width=}, {blocks=}, multipliers={tuple(multipliers)}, "
+                f"attention={tuple(attention)}"
             )
         self.config: dict[str, int | float | list[int] | list[bool]] = {
             "channels": channels,
@@ -128,13 +139,16 @@ class UNet(nn.Module):
             "attention": list(attention),
             "dropout": dropout,
         }
-        self.channels, self.divisor = channels, 2 ** (len(multipliers) - 1)
+        self.channels = channels
+        self.divisor = 2 ** (len(multipliers) - 1)
         sizes = [width * m for m in multipliers]
-        above, below = [sizes[0], *sizes[:-1]], [*sizes[1:], 0]
+        above = [sizes[0], *sizes[:-1]]
+        below = [*sizes[1:], 0]
         features = 2 * width
         self.embedding = TimeEmbedding(features)
         self.first = nn.Conv2d(channels, sizes[0], 3, padding=1)
-        self.down, self.up = nn.ModuleList(), nn.ModuleList()
+        self.down = nn.ModuleList()
+        self.up = nn.ModuleList()
         for size, larger, smaller, attend in zip(sizes, above, below, attention, strict=True):
             self.down.append(_Level(larger, size, blocks, features, dropout, attend))
             self.up.append(_Level(smaller + size, size, blocks, features, dropout, attend))
@@ -159,28 +173,35 @@ class UNet(nn.Module):
         self._check(x)
         check_time(x, t)
         embedding = self.embedding(t)
-        h, skips = self.first(x), []
+        h = self.first(x)
+        skips = []
         if self.training:
-            # All that follows keeps this layout, in which a training step of the default network on 128 images of 8 x 8
-            # took 44 ms on two cores, 57 in the other; widths 24 and 40 gained -6 and 9 %. Evaluation gains nothing, and
-            # group norm in this layout refuses vmap and forward derivatives.
+            # All that follows keeps this layout, in which a training step of the default network on
+            # 128 images of 8 x 8 took 44 ms on two cores, 57 in the other; widths 24 and 40 gained
+            # -6 and 9 %. Evaluation gains nothing, and group norm in this layout refuses vmap and
+            # forward derivatives.
             h = h.contiguous(memory_format=torch.channels_last)
         for i, level in enumerate(self.down):
             h = level(h if i == 0 else functional.avg_pool2d(h, 2), embedding)
             skips.append(h)
         h = self.up[-1](h, embedding)
         for level, skip in zip(reversed(self.up[:-1]), reversed(skips[:-1]), strict=True):
-            h = level(torch.cat([functional.interpolate(h, scale_factor=2), skip], dim=1), embedding)
+            h = level(
+                torch.cat([functional.interpolate(h, scale_factor=2), skip], dim=1), embedding
+            )
         return self.last(functional.silu(self.norm(h)))
 
     def _check(self, x: Tensor) -> None:
         if x.dim() != 4 or x.shape[1] != self.channels:
             raise ValueError(
-                f"x has shape {tuple(x.shape)} but this UNet was built for (B, {self.channels}, H, W); reshape x or "
+                f"x has shape {tuple(x.shape)} but this UNet was built for (B, {self.channels}, H, "
+                "W); reshape x or "
                 f"build UNet(channels=...) for your images"
             )
         if min(x.shape[2:]) < 1 or x.shape[2] % self.divisor or x.shape[3] % self.divisor:
             raise ValueError(
-                f"x has images of {x.shape[2]} x {x.shape[3]} but this UNet halves them {len(self.down) - 1} times, so both "
-                f"sizes must be positive multiples of {self.divisor}; pad the images or use fewer multipliers"
+                f"x has images of {x.shape[2]} x {x.shape[3]} but this UNet halves them "
+                f"{len(self.down) - 1} times, so both "
+                f"sizes must be positive multiples of {self.divisor}; pad the images or use fewer "
+                "multipliers"
             )

@@ -1,4 +1,6 @@
-"""A program written for torchsde: drift and volatility of a geometric Brownian motion, learned from moments by gradient."""
+"""A program written for torchsde: drift and volatility of a geometric Brownian motion, learned from
+moments by gradient.
+"""
 
 import torch
 from torchsde import sdeint
@@ -27,7 +29,9 @@ def simulate(sde, paths=512, bm=None, method="euler"):
 
 
 def fit(mean, std, iterations=40, method="euler"):
-    """mu and sigma under which log y(1) has this mean and standard deviation: mu - sigma^2 / 2 and sigma."""
+    """mu and sigma under which log y(1) has this mean and standard deviation: mu - sigma^2 / 2 and
+    sigma.
+    """
     torch.manual_seed(0)
     sde = GeometricBrownianMotion()
     optimizer = torch.optim.Adam(sde.parameters(), lr=0.1)

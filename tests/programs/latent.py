@@ -1,4 +1,6 @@
-"""A program written for torchsde: a latent SDE, an encoder into its initial state and a decoder out of its path."""
+"""A program written for torchsde: a latent SDE, an encoder into its initial state and a decoder out
+of its path.
+"""
 
 import torch
 from torch import nn
@@ -15,9 +17,15 @@ class LatentSDE(nn.Module):
         self.encoder = nn.GRU(data, hidden, batch_first=True)
         self.initial = nn.Linear(hidden, 2 * latent)
         self.to_context = nn.Linear(hidden, context)
-        self.posterior = nn.Sequential(nn.Linear(latent + context, hidden), nn.Softplus(), nn.Linear(hidden, latent))
-        self.prior = nn.Sequential(nn.Linear(latent, hidden), nn.Softplus(), nn.Linear(hidden, latent))
-        self.volatility = nn.Sequential(nn.Linear(latent, hidden), nn.Softplus(), nn.Linear(hidden, latent), nn.Sigmoid())
+        self.posterior = nn.Sequential(
+            nn.Linear(latent + context, hidden), nn.Softplus(), nn.Linear(hidden, latent)
+        )
+        self.prior = nn.Sequential(
+            nn.Linear(latent, hidden), nn.Softplus(), nn.Linear(hidden, latent)
+        )
+        self.volatility = nn.Sequential(
+            nn.Linear(latent, hidden), nn.Softplus(), nn.Linear(hidden, latent), nn.Sigmoid()
+        )
         self.decoder = nn.Linear(latent, data)
         self.context = None
 
@@ -46,7 +54,9 @@ def data(batch=32, times=9):
 
 
 def elbo(model, ts, xs, z0=None, bm=None):
-    """The evidence lower bound: likelihood, less the divergence at the start, less that along the path."""
+    """The evidence lower bound: likelihood, less the divergence at the start, less that along the
+    path.
+    """
     q0 = model.encode(xs)
     z0 = q0.rsample() if z0 is None else z0
     zs, log_ratio = sdeint(model, z0, ts, bm=bm, dt=1 / 32, method="euler", logqp=True)

@@ -30,7 +30,9 @@ def data(times=200, dtype=torch.float32):
     """The spiral at equal times."""
     t = torch.linspace(0.0, 5.0, times, dtype=dtype)
     with torch.no_grad():
-        return t, odeint(Spiral().to(dtype), torch.tensor([[2.0, 0.0]], dtype=dtype), t, method="dopri5")
+        return t, odeint(
+            Spiral().to(dtype), torch.tensor([[2.0, 0.0]], dtype=dtype), t, method="dopri5"
+        )
 
 
 def batch(t, y, size=16, length=8):
@@ -46,8 +48,10 @@ def loss(func, y0, t, target):
 def train(iterations=40, dtype=torch.float32):
     """The trained network and the loss at each iteration."""
     torch.manual_seed(0)
-    (t, y), func = data(dtype=dtype), Net().to(dtype)
-    optimizer, losses = torch.optim.RMSprop(func.parameters(), lr=3e-3), []
+    (t, y) = data(dtype=dtype)
+    func = Net().to(dtype)
+    optimizer = torch.optim.RMSprop(func.parameters(), lr=3e-3)
+    losses = []
     for _ in range(iterations):
         optimizer.zero_grad()
         value = loss(func, *batch(t, y))

@@ -1,4 +1,6 @@
-"""A program written for torchdiffeq: three equal masses on the figure eight of Chenciner and Montgomery (2000)."""
+"""A program written for torchdiffeq: three equal masses on the figure eight of Chenciner and
+Montgomery (2000).
+"""
 
 import torch
 from torchdiffeq import odeint
@@ -8,9 +10,11 @@ PERIOD = 6.3259139829
 
 def start(dtype=torch.float64):
     """Positions and velocities, `(3, 2)` each (Simo's digits)."""
-    x, v = (0.97000436, -0.24308753), (-0.93240737, -0.86473146)
+    x = (0.97000436, -0.24308753)
+    v = (-0.93240737, -0.86473146)
     half = (-v[0] / 2, -v[1] / 2)
-    positions, velocities = (x, (-x[0], -x[1]), (0.0, 0.0)), (half, half, v)
+    positions = (x, (-x[0], -x[1]), (0.0, 0.0))
+    velocities = (half, half, v)
     return torch.tensor(positions, dtype=dtype), torch.tensor(velocities, dtype=dtype)
 
 
