@@ -12,6 +12,7 @@ Example:
 from typing import TYPE_CHECKING
 
 from sdekit import _solvers, elementary, interop
+from sdekit._computed import computed
 from sdekit._equations.clocked import AbstractClocked, AngleClocked, Clocked, PiecewiseClocked
 from sdekit._equations.reverse import ProbabilityFlow, ReverseSDE
 from sdekit._equations.sde import ODE, SDE, AbstractSDE
@@ -60,6 +61,7 @@ __all__ = [
     "UnfinishedError",
     "WhiteNoise",
     "all_solvers",
+    "computed",
     "did_you_mean",
     "elementary",
     "fresh_seed",

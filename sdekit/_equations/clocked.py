@@ -4,12 +4,13 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar, Self
+from typing import Any, Self
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from sdekit._computed import computed
 from sdekit._equations.quadrature import Panels, Rule
 from sdekit._equations.sde import AbstractSDE, NoiseType
 from sdekit.elementary import Time, atan, axpy, broadcast, exp, log, scaled, tan
@@ -47,8 +48,6 @@ class AbstractClocked(AbstractSDE, ABC):
         0.5
     """
 
-    steady: ClassVar[bool]  # whether dA / dtau is 1
-
     integrand: Callable[[Time, Tensor], Tensor]
     scale: Callable[[Time], Time]
     own: Callable[[Time], Time] = field(default=lambda l: l, kw_only=True)
@@ -61,6 +60,11 @@ class AbstractClocked(AbstractSDE, ABC):
     slopes: Mapping[float, Callable[[Tensor], Tensor]] = field(
         default_factory=dict, repr=False, kw_only=True
     )
+
+    @property
+    def steady(self) -> bool:
+        """Whether dA / dtau is 1."""
+        return True
 
     @abstractmethod
     def time(self, l: Time) -> Time:
@@ -144,12 +148,12 @@ class Clocked(AbstractClocked):
                 f"the exponents must be a != 0 and q >= 0, not a = {self.a} and q = {self.q}"
             )
 
-    @property
-    def noise_type(self) -> NoiseType:  # pyright: ignore[reportIncompatibleVariableOverride]
+    @computed
+    def noise_type(self) -> NoiseType:
         return "additive" if self.q else "none"
 
     @property
-    def steady(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+    def steady(self) -> bool:
         return self.a == self.q or not self.q
 
     def time(self, l: Time) -> Time:
@@ -202,7 +206,6 @@ class AngleClocked(AbstractClocked):
     """
 
     noise_type = "none"
-    steady = True
 
     c: float
 
@@ -282,8 +285,8 @@ class PiecewiseClocked(AbstractSDE):
         ):
             raise ValueError("l and log_a must increase, and log_q must not decrease")
 
-    @property
-    def noise_type(self) -> NoiseType:  # pyright: ignore[reportIncompatibleVariableOverride]
+    @computed
+    def noise_type(self) -> NoiseType:
         return "additive" if self.log_q[-1] > self.log_q[0] else "none"
 
     def time(self, l: Time) -> Time:

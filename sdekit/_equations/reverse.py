@@ -10,6 +10,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
+from sdekit._computed import computed
 from sdekit._equations.sde import AbstractSDE, NoiseType, derivative
 from sdekit.calling import ChangedError, checked_call, require_order, require_real, swapped
 from sdekit.elementary import Time, axpy
@@ -136,8 +137,8 @@ class ReverseSDE(AbstractSDE):
                 f"Anderson's equation; not {self.eta}"
             )
 
-    @property
-    def noise_type(self) -> NoiseType:  # pyright: ignore[reportIncompatibleVariableOverride]
+    @computed
+    def noise_type(self) -> NoiseType:
         return self.forward.noise_type if self.eta else "none"
 
     def drift(self, t: Time, x: Tensor) -> Tensor:

@@ -79,9 +79,13 @@ class BrownianPath(AbstractSeededNoise):
         AbstractSeededNoise.__post_init__(self)
         object.__setattr__(self, "knots", self.tree.knots)
 
-    @cached_property
-    def tree(self) -> Dyadic:  # pyright: ignore[reportIncompatibleMethodOverride] - a property, kept
+    @property
+    def tree(self) -> Dyadic:
         """The times of the path as ticks."""
+        return self._tree
+
+    @cached_property
+    def _tree(self) -> Dyadic:
         return Dyadic(self.knots, self.depth)
 
     def ticks(self, t: Tensor) -> Tensor:

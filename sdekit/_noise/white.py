@@ -146,7 +146,7 @@ def together(
 class AbstractSeededNoise(AbstractNoise):
     """Noise that is a function of (seed, sample index): what such kinds share."""
 
-    seed: int | Tensor = None  # pyright: ignore[reportAssignmentType] - filled in below
+    seed: int | Tensor = field(default_factory=generator.fresh_seed)
     index: Tensor | None = field(default=None, kw_only=True)
     first: int = field(default=0, kw_only=True)
 

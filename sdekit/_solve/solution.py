@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sdekit._computed import computed
 from sdekit._equations.quadrature import Rule
 from sdekit._equations.sde import AbstractSDE, NoiseType, SDEType
 from sdekit.calling import (
@@ -241,12 +242,12 @@ class Counted(AbstractSDE):
         """A problem for states such as x."""
         return Counted(problem, uncounted(x), slopes=problem.slopes, plans=problem.plans)
 
-    @property
-    def noise_type(self) -> NoiseType:  # pyright: ignore[reportIncompatibleVariableOverride]
+    @computed
+    def noise_type(self) -> NoiseType:
         return self.problem.noise_type
 
-    @property
-    def sde_type(self) -> SDEType:  # pyright: ignore[reportIncompatibleVariableOverride]
+    @computed
+    def sde_type(self) -> SDEType:
         return self.problem.sde_type
 
     @property

@@ -10,6 +10,7 @@ from typing import ClassVar, Literal, Self, get_args
 
 import numpy as np
 
+from sdekit._computed import computed
 from sdekit._equations.quadrature import Panels
 from sdekit._equations.sde import AbstractSDE, NoiseType
 from sdekit._names import did_you_mean
@@ -79,8 +80,8 @@ class AbstractMultistep(AbstractPlanned):
                     f"{name} must be one of {', '.join(map(repr, allowed))}, not {value!r}{near}"
                 )
 
-    @property
-    def order(self) -> Mapping[NoiseType, Order]:  # pyright: ignore[reportIncompatibleVariableOverride]
+    @computed
+    def order(self) -> Mapping[NoiseType, Order]:
         p = min(self.accuracy[self.k], self._most)
         return {"none": Order(p, p), "additive": Order(1, min(p, 2))}
 

@@ -9,6 +9,7 @@ from typing import Literal, Self
 import torch
 from torch import Tensor
 
+from sdekit._computed import computed
 from sdekit._equations.sde import AbstractSDE, NoiseType, SDEType
 from sdekit._noise.white import Increment
 from sdekit._solvers.contract import AbstractSolver, Order, Step, Tree
@@ -89,8 +90,8 @@ class Langevin(AbstractCorrector):
                 f"{self.steps} and {self.m}"
             )
 
-    @property
-    def normals(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
+    @computed
+    def normals(self) -> int:
         return self.steps
 
     def correct(self, problem: AbstractSDE, t0: float, t1: float, x: Tensor, z: Tensor) -> Tensor:
@@ -135,22 +136,22 @@ class PredictorCorrector(AbstractSolver):
     predictor: AbstractSolver
     corrector: AbstractCorrector
 
-    @property
-    def order(self) -> Mapping[NoiseType, Order]:  # pyright: ignore[reportIncompatibleVariableOverride]
+    @computed
+    def order(self) -> Mapping[NoiseType, Order]:
         # As many corrections as steps: paths have no limit, and the law keeps the corrector's bias.
         # No order is promised.
         return dict.fromkeys(self.predictor.order, Order(math.nan, math.nan))
 
-    @property
-    def normals(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
+    @computed
+    def normals(self) -> int:
         return self.predictor.normals + self.corrector.normals
 
-    @property
-    def levy(self) -> Literal["H"] | None:  # pyright: ignore[reportIncompatibleVariableOverride]
+    @computed
+    def levy(self) -> Literal["H"] | None:
         return self.predictor.levy
 
-    @property
-    def sde_type(self) -> SDEType:  # pyright: ignore[reportIncompatibleVariableOverride]
+    @computed
+    def sde_type(self) -> SDEType:
         return self.predictor.sde_type
 
     def plan(self, problem: AbstractSDE, ts: Sequence[float]) -> Self:

@@ -9,6 +9,7 @@ from typing import ClassVar, Self
 
 import numpy as np
 
+from sdekit._computed import computed
 from sdekit._equations.quadrature import Panels
 from sdekit._equations.sde import AbstractSDE, NoiseType
 from sdekit._solvers.contract import Order
@@ -72,6 +73,9 @@ class AbstractSingleStep(AbstractPlanned):
         )
 
 
+_NODES = {2: (1 / 2,), 3: (1 / 3, 2 / 3)}  # of DPM-Solver-k
+
+
 @dataclass(frozen=True, eq=False)
 class DPMSolverSingle(AbstractSingleStep):
     """DPM-Solver++(kS) with data prediction, DPM-Solver-k with noise prediction: order k.
@@ -108,13 +112,11 @@ class DPMSolverSingle(AbstractSingleStep):
         if self.k not in (2, 3):
             raise ValueError(f"DPMSolverSingle is offered for k in 2, 3, not {self.k}")
 
-    @property
-    def order(self) -> Mapping[NoiseType, Order]:  # pyright: ignore[reportIncompatibleVariableOverride]
+    @computed
+    def order(self) -> Mapping[NoiseType, Order]:
         return {"none": Order(self.k, self.k)}
 
-    @property
-    def c(self) -> tuple[float, ...]:  # pyright: ignore[reportIncompatibleVariableOverride]
-        return (1 / 2,) if self.k == 2 else (1 / 3, 2 / 3)
+    c: ClassVar[tuple[float, ...]] = computed(lambda self: _NODES[self.k])
 
     def rule(self, panels: Panels) -> np.ndarray:
         moments = panels.moments()

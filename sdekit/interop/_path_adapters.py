@@ -2,12 +2,14 @@
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from sdekit._grid import geometric
 from sdekit._noise.brownian import BrownianPath
+from sdekit._noise.generator import fresh_seed
 from sdekit._noise.white import AbstractNoise, Increment
 
 
@@ -52,7 +54,8 @@ class BrownianTreeNoiseSampler:
         if low > 0:
             octaves = max(1, math.ceil(math.log2(high / low)))
             knots = geometric(low, high, octaves).tolist() if octaves <= _OCTAVES else knots
-        self.path = BrownianPath(seed, knots)  # pyright: ignore[reportArgumentType] - None takes a fresh one
+        chosen: Any = fresh_seed() if seed is None else seed
+        self.path = BrownianPath(chosen, knots)
 
     def _time(self, sigma: float | Tensor) -> float:
         # Through float32, so that a level given as a number and as a tensor is the same time.

@@ -7,6 +7,7 @@ from typing import Any, Self
 
 from torch import Tensor
 
+from sdekit._computed import computed
 from sdekit._equations.sde import AbstractSDE
 from sdekit._noise.generator import fresh_seed
 from sdekit._noise.white import AbstractNoise, Increment, WhiteNoise
@@ -46,10 +47,12 @@ class TorchsdeNoise(AbstractNoise):
         torch.Size([4, 1])
     """
 
-    seed = None  # pyright: ignore[reportAssignmentType] - what bm is seeded with is its own affair
-
     bm: Callable[..., Any]
     index: Tensor | None = None
+
+    @computed
+    def seed(self) -> Any:  # noqa: ANN401 - bm does not tell what it is seeded with
+        return None
 
     def rows(self, index: Tensor) -> Self:
         return replace(self, index=index if self.index is None else self.index[index])

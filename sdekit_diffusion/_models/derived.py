@@ -6,6 +6,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
+from sdekit import computed
 from sdekit_diffusion._diffusions.diffusion import AbstractDiffusion
 from sdekit_diffusion._models.model import AbstractModel
 
@@ -59,20 +60,20 @@ class AbstractDerivedModel(AbstractModel):
 
     model: AbstractModel
 
-    @property
-    def shape(self) -> tuple[int, ...] | None:  # pyright: ignore[reportIncompatibleVariableOverride]
+    @computed
+    def shape(self) -> tuple[int, ...] | None:
         return self.model.shape
 
-    @property
-    def sde(self) -> AbstractDiffusion | None:  # pyright: ignore[reportIncompatibleVariableOverride]
+    @computed
+    def sde(self) -> AbstractDiffusion | None:
         return self.model.sde
 
-    @property
-    def data_mean(self) -> Tensor | float:  # pyright: ignore[reportIncompatibleVariableOverride]
+    @computed
+    def data_mean(self) -> Tensor | float:
         return self.model.data_mean
 
-    @property
-    def data_std(self) -> float | None:  # pyright: ignore[reportIncompatibleVariableOverride]
+    @computed
+    def data_std(self) -> float | None:
         return self.model.data_std
 
     def rows(self, index: Tensor) -> Self:

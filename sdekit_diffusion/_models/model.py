@@ -12,7 +12,7 @@ from typing import Any, Literal, Self, cast
 import torch
 from torch import Tensor, nn
 
-from sdekit import did_you_mean
+from sdekit import computed, did_you_mean
 from sdekit.calling import (
     ChangedError,
     changed_in_place,
@@ -304,7 +304,7 @@ class ScoreModel(nn.Module, AbstractModel):
                 "deviation of a coordinate"
             )
         self.net = net
-        self.predicts: Prediction = predicts  # pyright: ignore[reportAttributeAccessIssue] - one of these
+        self.predicts: Prediction = cast(Prediction, predicts)
         self.conditioning: Conditioning = _known(conditioning)
         self.sde = diffusion(sde)  # pyright: ignore[reportIncompatibleVariableOverride] - always known
         self.shape = None if shape is None else tuple(shape)
@@ -316,8 +316,8 @@ class ScoreModel(nn.Module, AbstractModel):
         self.scale = scale
         self.conditions: Mapping[str, Any] = {}
 
-    @property
-    def data_mean(self) -> Tensor | float:  # pyright: ignore[reportIncompatibleVariableOverride]
+    @computed
+    def data_mean(self) -> Tensor | float:
         return 0.0 if self._data_mean is None else self._data_mean
 
     def record_scale(self, mean: Tensor | float, std: float | None) -> None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sdekit import AbstractNoise, AbstractSolver, Increment, WhiteNoise, normal
+from sdekit import AbstractNoise, AbstractSolver, Increment, WhiteNoise, computed, normal
 from sdekit.elementary import broadcast
 from sdekit_diffusion._diffusions.diffusion import AbstractDiffusion
 from sdekit_diffusion._models.model import as_model
@@ -32,8 +32,8 @@ class Between(AbstractNoise):
     b: AbstractNoise
     u: Tensor
 
-    @property
-    def seed(self) -> int | Tensor:  # pyright: ignore[reportIncompatibleVariableOverride]
+    @computed
+    def seed(self) -> int | Tensor:
         return self.a.seed
 
     def rows(self, index: Tensor) -> "Between":

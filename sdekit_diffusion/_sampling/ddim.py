@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from sdekit import AbstractSDE, AbstractSolver, Increment, Order, Solution, Step
+from sdekit import AbstractSDE, AbstractSolver, Increment, Order, Solution, Step, computed
 from sdekit.elementary import Time, axpy
 from sdekit_diffusion._sampling.coordinates import Coordinates, Span
 from sdekit_diffusion._sampling.grids import AbstractGrid, UniformInLogSNR
@@ -27,13 +27,13 @@ class Implicit(AbstractSolver):
     stages: int = 1
     s_noise: float = 1.0
 
-    @property
-    def order(self) -> Mapping[Any, Order]:  # pyright: ignore[reportIncompatibleVariableOverride]
+    @computed
+    def order(self) -> Mapping[Any, Order]:
         weak = self.stages if self.eta in (0, 1) else 1
         return {"additive": Order(1, weak)} if self.eta else {"none": Order(weak, weak)}
 
-    @property
-    def normals(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
+    @computed
+    def normals(self) -> int:
         return 1 if self.stages == 2 and self.eta else 0
 
     def step(

@@ -9,7 +9,7 @@ from typing import Any, Self
 
 from torch import Tensor
 
-from sdekit import AbstractSDE, AbstractSolver, Heun, Increment, Order, Solution, Step
+from sdekit import AbstractSDE, AbstractSolver, Heun, Increment, Order, Solution, Step, computed
 from sdekit.elementary import Time, axpy
 from sdekit_diffusion._sampling.grids import AbstractGrid, UniformInLogSNR
 from sdekit_diffusion._sampling.method import AbstractMethod, Descent, OnClock
@@ -33,8 +33,8 @@ class Churn(AbstractSolver):
     gamma: float = 0.0
     order = {"none": Order(2, 2)}
 
-    @property
-    def normals(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
+    @computed
+    def normals(self) -> int:
         return 1 if self.s_churn else 0
 
     def plan(self, problem: AbstractSDE, ts: Sequence[float]) -> Self:

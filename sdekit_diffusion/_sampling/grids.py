@@ -42,7 +42,10 @@ class AbstractGrid(ABC):
     """
 
     follows: ClassVar[bool] = False
-    count: ClassVar[int | None] = None
+
+    @property
+    def count(self) -> int | None:
+        return None
 
     @abstractmethod
     def points(self, coordinates: Coordinates, span: Span, steps: int) -> Tensor:
@@ -327,7 +330,7 @@ class Given(AbstractGrid):
         object.__setattr__(self, "l", l)
 
     @property
-    def count(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
+    def count(self) -> int:
         return len(self.l) - 1
 
     def points(self, coordinates: Coordinates, span: Span, steps: int) -> Tensor:

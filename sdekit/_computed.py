@@ -1,0 +1,25 @@
+"""Properties in the place of class attributes and fields."""
+
+from collections.abc import Callable
+from typing import Any, TypeVar, cast
+
+Value = TypeVar("Value")
+
+
+def computed(method: Callable[[Any], Value]) -> Value:
+    """A property that overrides an attribute of the base class, such as the order of a solver.
+
+    It is `property`, with the type of its value, so that type checkers accept what Python does.
+
+    Example:
+        >>> class Base:
+        ...     normals: int = 0
+        >>> class Chain(Base):
+        ...     steps = 3
+        ...     @sdekit.computed
+        ...     def normals(self) -> int:
+        ...         return self.steps
+        >>> Chain().normals
+        3
+    """
+    return cast(Value, property(method))
