@@ -17,9 +17,10 @@ from sdekit_diffusion._diffusions import names as _names
 from sdekit_diffusion._diffusions.ddpm import cosine_betas, linear_betas
 from sdekit_diffusion._diffusions.diffusion import AbstractDiffusion
 from sdekit_diffusion._diffusions.names import *  # noqa: F403
+from sdekit_diffusion._likelihood.bits_per_dim import BitsPerDim, bits_per_dim
 from sdekit_diffusion._likelihood.bound import VariationalBound, variational_bound
 from sdekit_diffusion._likelihood.encoding import decode, encode, interpolate
-from sdekit_diffusion._likelihood.likelihood import BitsPerDim, bits_per_dim, log_likelihood
+from sdekit_diffusion._likelihood.likelihood import log_likelihood
 from sdekit_diffusion._loading import from_diffusers, from_edm, from_ncsnv2, from_score_sde
 from sdekit_diffusion._loading.load import load
 from sdekit_diffusion._models.check import ModelCheck, check_model

@@ -1,5 +1,6 @@
 """What callers give to public functions: tensors, devices; refused where they cannot be used."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -16,6 +17,18 @@ def require_tensor(name: str, value: Any, shape: str = "(batch, *shape)") -> Non
         raise TypeError(
             f"{name} must be a tensor of shape {shape}, not {type(value).__name__}; "
             f"use torch.as_tensor({name})"
+        )
+
+
+def require_event(x: Tensor, event: Sequence[int] | None) -> None:
+    """Refuses a batch whose samples do not have the shape of a model's, where that is known.
+
+    Raises:
+        ValueError: says which shape the batch has, and which it needs.
+    """
+    if event is not None and tuple(x.shape[1:]) != tuple(event):
+        raise ValueError(
+            f"x has shape {tuple(x.shape)}; this model needs (batch, {', '.join(map(str, event))})"
         )
 
 

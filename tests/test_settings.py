@@ -51,7 +51,6 @@ from sdekit_diffusion import (
     sample_between,
 )
 from sdekit_diffusion._app.evaluation import measured
-from sdekit_diffusion._likelihood import likelihood
 from sdekit_diffusion._likelihood.encoding import slerp
 from sdekit_diffusion._sampling.probability_flow import flow
 from sdekit_diffusion.data import Scale
@@ -261,7 +260,7 @@ def test_the_status_of_a_point_is_the_worst_of_its_draws(monkeypatch):
         zero = torch.zeros(3, dtype=torch.float64)
         return Likelihood(zero, zero, points, zero.long(), torch.tensor(next(statuses)), 0, zero)
 
-    monkeypatch.setattr(likelihood, "log_likelihood", solved)
+    monkeypatch.setattr("sdekit_diffusion._likelihood.bits_per_dim.log_likelihood", solved)
     assert bits_per_dim(MIXTURE, LEVELS[:3], draws=3, **BITS).status.tolist() == [0, 2, 3]
 
 

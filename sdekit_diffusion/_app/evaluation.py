@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from sdekit import Exact, Hutchinson, Status
 from sdekit_diffusion import data as datasets
 from sdekit_diffusion._diffusions.diffusion import AbstractDiffusion
-from sdekit_diffusion._likelihood.likelihood import BitsPerDim, bits_per_dim, log_likelihood
+from sdekit_diffusion._likelihood.bits_per_dim import BitsPerDim, bits_per_dim
+from sdekit_diffusion._likelihood.likelihood import log_likelihood
 from sdekit_diffusion._loading.load import described_in, load
 from sdekit_diffusion._models.checkpoint import CheckpointError, read_config, versions
 from sdekit_diffusion._models.model import ScoreModel

@@ -2,8 +2,8 @@
 term.
 """
 
-import itertools
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -14,7 +14,8 @@ from tqdm.auto import tqdm
 from sdekit import fresh_seed, normal
 from sdekit_diffusion._counters import BOUND
 from sdekit_diffusion._diffusions.diffusion import AbstractDiffusion
-from sdekit_diffusion._inputs import require_tensor
+from sdekit_diffusion._inputs import require_event, require_tensor
+from sdekit_diffusion._likelihood.code_length import AbstractCodeLength
 from sdekit_diffusion._likelihood.decoder import Density, Levels, decoder_of
 from sdekit_diffusion._models.evaluating import evaluating
 from sdekit_diffusion._models.in_batches import batches
@@ -28,9 +29,9 @@ _MOST_STEPS = -BOUND // 2
 
 
 @dataclass(frozen=True, eq=False)
-class VariationalBound:
+class VariationalBound(AbstractCodeLength):
     """-log p(x_0) <= L_0 + L_1 + ... + L_N in bits per dimension, each term an expectation over
-    q(x_i | x_0).
+    q(x_i | x_0): value, stderr, mean and mean_stderr, from its terms.
 
     Attributes:
         draws: L_0 ... L_{N-1} of every point for every draw of the noise, float64,
@@ -80,22 +81,6 @@ class VariationalBound:
         one draw.
         """
         return self.terms_stderr.square().sum(dim=0).sqrt()
-
-    @property
-    def mean(self) -> float:
-        """The mean over the points."""
-        return float(self.value.mean())
-
-    @property
-    def mean_stderr(self) -> float:
-        """The standard error of the mean as an estimate for the population, from the spread of the
-        points.
-        """
-        return (
-            float(self.value.std() / math.sqrt(len(self.prior)))
-            if len(self.prior) > 1
-            else math.nan
-        )
 
     @property
     def term_means(self) -> tuple[Tensor, Tensor]:
@@ -184,36 +169,22 @@ def variational_bound(
     )
     seed = fresh_seed() if seed is None else seed
     size = batch_size or max(len(x), 1)
-    parts = []
-    bar = tqdm(
-        total=len(chain.times) * draws * -(-len(x) // size),
-        unit="step",
-        desc="bound",
-        disable=not progress,
-    )
+    evaluations = len(chain.times) * draws * -(-len(x) // size)
+    bar = tqdm(total=evaluations, unit="step", desc="bound", disable=not progress)
+    terms = []
+    priors = []
     with torch.no_grad(), evaluating(model, len(x)), bar:
         for _, rows, some in batches(model, len(x), size, x.device):
             x0 = decoder.values(x[rows])
-            found = x0.new_empty(draws, len(chain.times), len(x0))
-            for k, (step, t) in itertools.product(range(draws), enumerate(chain.times)):
-                eps = normal(
-                    seed,
-                    first + k * _DRAW + rows,
-                    tuple(x.shape[1:]),
-                    counter=BOUND + step,
-                    dtype=dtype,
-                )
-                x_t = sde.alpha(t) * x0.to(dtype) + sde.sigma(t) * eps
-                found[k, step] = chain.term(
-                    step, x0, some.predict_data(*sde.normalised(t, x_t)).double(), decoder
-                )
-                bar.update()
-            parts.append((found, chain.prior(x0)))
+            noise = _Noise(seed, first + rows, tuple(x.shape[1:]), dtype)
+            drawn = [chain.terms(some, x0, noise, k, decoder, bar.update) for k in range(draws)]
+            terms.append(torch.stack(drawn))
+            priors.append(chain.prior(x0))
     unit = (x[0].numel() if len(x) else 1) * math.log(2)
-    terms = torch.cat([part[0] for part in parts], dim=2)
-    prior = torch.cat([part[1] for part in parts])
     return VariationalBound(
-        terms / unit, prior / unit, torch.tensor(chain.times, dtype=torch.float64)
+        torch.cat(terms, dim=2) / unit,
+        torch.cat(priors) / unit,
+        torch.tensor(chain.times, dtype=torch.float64),
     )
 
 
@@ -221,11 +192,29 @@ def _require(model: AbstractModel, x: Tensor, draws: int, batch_size: int | None
     """Refuses numbers out of range, and points of another shape than the model's."""
     if draws < 1 or (batch_size is not None and batch_size < 1):
         raise ValueError(f"draws and batch_size count from 1 on; not {draws} and {batch_size}")
-    if model.shape is not None and tuple(x.shape[1:]) != tuple(model.shape):
-        raise ValueError(
-            f"x has shape {tuple(x.shape)}; this model needs (batch, "
-            f"{', '.join(map(str, model.shape))})"
-        )
+    require_event(x, model.shape)
+
+
+@dataclass(frozen=True, eq=False)
+class _Noise:
+    """The noise of some samples, which depends on the seed, their numbers, the draw and the step.
+
+    Attributes:
+        seed: the seed.
+        rows: the numbers, `(batch,)`.
+        shape: of one sample.
+        dtype: of the noise.
+    """
+
+    seed: int
+    rows: Tensor
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+    def at(self, draw: int, step: int) -> Tensor:
+        """`(batch, *shape)`."""
+        index = self.rows + draw * _DRAW
+        return normal(self.seed, index, self.shape, counter=BOUND + step, dtype=self.dtype)
 
 
 @dataclass(frozen=True)
@@ -244,6 +233,25 @@ class _Chain:
             raise ValueError(f"variance must be 'smaller' or 'larger', not {self.variance!r}")
         if self.decoder_std is not None and not self.decoder_std > 0:
             raise ValueError(f"decoder_std must be positive, such as 0.01, not {self.decoder_std}")
+
+    def terms(
+        self,
+        model: AbstractModel,
+        x0: Tensor,
+        noise: _Noise,
+        draw: int,
+        decoder: Density | Levels,
+        update: Callable[[], object],
+    ) -> Tensor:
+        """L_0 ... L_{N-1} for one draw of the noise, `(N, batch)`; calls update after each."""
+        found = x0.new_empty(len(self.times), len(x0))
+        for i, t in enumerate(self.times):
+            eps = noise.at(draw, i)
+            x_t = self.sde.alpha(t) * x0.to(eps.dtype) + self.sde.sigma(t) * eps
+            denoised = model.predict_data(*self.sde.normalised(t, x_t)).double()
+            found[i] = self.term(i, x0, denoised, decoder)
+            update()
+        return found
 
     def term(self, i: int, x0: Tensor, denoised: Tensor, decoder: Density | Levels) -> Tensor:
         """L_i."""

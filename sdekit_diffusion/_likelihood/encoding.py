@@ -7,15 +7,13 @@ from typing import Literal, overload
 import torch
 from torch import Tensor
 
-from sdekit import AbstractTrace, Likelihood, UnfinishedError
+from sdekit import AbstractTrace, Likelihood
 from sdekit_diffusion._diffusions.diffusion import AbstractDiffusion
 from sdekit_diffusion._inputs import require_tensor
-from sdekit_diffusion._likelihood.likelihood import along, points_of
-from sdekit_diffusion._models.evaluating import evaluating
-from sdekit_diffusion._models.in_batches import batches
-from sdekit_diffusion._models.model import AbstractModel, as_model
+from sdekit_diffusion._likelihood.flow_map import FlowMap
+from sdekit_diffusion._models.model import as_model
 from sdekit_diffusion._sampling.adaptive import AdaptiveFlow
-from sdekit_diffusion._sampling.coordinates import Coordinates, Span, event_of
+from sdekit_diffusion._sampling.coordinates import Coordinates, event_of
 from sdekit_diffusion._sampling.sample import Model
 
 
@@ -47,29 +45,7 @@ def encode(
     model, diffusion = as_model(model, sde)
     coordinates = Coordinates.of(model, diffusion, event_of(x))
     low, high = coordinates.span(model, end)
-    return _carried(model, coordinates, x, (high, low), method, batch_size)
-
-
-def _carried(
-    model: AbstractModel,
-    coordinates: Coordinates,
-    x: Tensor,
-    span: Span,
-    method: AdaptiveFlow,
-    batch_size: int | None,
-) -> Tensor:
-    """Where the flow takes x, batch by batch."""
-    x = points_of(model, x, batch_size, method)
-    parts = []
-    with torch.no_grad(), evaluating(model, len(x)):
-        for first, rows, some in batches(model, len(x), batch_size, x.device):
-            u = coordinates.enter(span, x[rows]) if x.is_floating_point() else x[rows]
-            try:
-                found = method.carried(coordinates.standardised(some), u, span)
-            except UnfinishedError as error:
-                raise coordinates.left_unfinished(span, error, first) from None
-            parts.append(coordinates.leave(span, found.x))
-    return torch.cat(parts)
+    return FlowMap(model, coordinates, (high, low), method, batch_size).image(x)
 
 
 @overload
@@ -129,19 +105,10 @@ def decode(
     model, diffusion = as_model(model, sde)
     coordinates = Coordinates.of(model, diffusion, event_of(latent))
     low, high = coordinates.span(model, end)
+    flow_map = FlowMap(model, coordinates, (low, high), method, batch_size)
     if not return_likelihood:
-        return _carried(model, coordinates, latent, (low, high), method, batch_size)
-    found = along(
-        model,
-        coordinates,
-        latent,
-        (low, high),
-        lambda x: x.new_zeros(len(x)),
-        trace=trace,
-        method=method,
-        first=first,
-        batch_size=batch_size,
-    )
+        return flow_map.image(latent)
+    found = flow_map.log_likelihood(latent, lambda x: x.new_zeros(len(x)), trace=trace, first=first)
     start = coordinates.log_prior((low, high), latent)
     return found.latent, replace(
         found, value=start - found.value, latent=latent, skewness=-found.skewness

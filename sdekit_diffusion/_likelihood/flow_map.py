@@ -1,0 +1,157 @@
+"""The flow map of a model: where the probability flow takes points, and how it changes volumes."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+import sdekit
+from sdekit import AbstractTrace, Exact, Hutchinson, Likelihood, UnfinishedError
+from sdekit_diffusion._inputs import require_event, require_tensor
+from sdekit_diffusion._models.evaluating import evaluating
+from sdekit_diffusion._models.in_batches import batches
+from sdekit_diffusion._models.model import AbstractModel, ScoreModel
+from sdekit_diffusion._sampling.adaptive import AdaptiveFlow
+from sdekit_diffusion._sampling.coordinates import Coordinates, Span
+from sdekit_diffusion._sampling.probability_flow import ProbabilityFlowOnClock
+
+_EXACT_UP_TO = 32  # dimensions: above, eight probes cost less than a quarter of the exact trace
+
+
+@dataclass(frozen=True, eq=False)
+class FlowMap:
+    """The map of a model's probability flow from one end of a span of l to the other.
+
+    Attributes:
+        model: the model.
+        coordinates: those in which it is solved.
+        span: l at the first end and at the last.
+        method: the tolerances and the solver.
+        batch_size: how many points are solved together; all unless given.
+    """
+
+    model: AbstractModel
+    coordinates: Coordinates
+    span: Span
+    method: AdaptiveFlow
+    batch_size: int | None
+
+    def image(self, x: Tensor) -> Tensor:
+        """Where the flow takes x, `(batch, *shape)`, without gradients.
+
+        Raises:
+            TypeError, ValueError, UnfinishedError: as `encode`.
+        """
+        x = self._points(x)
+        parts = []
+        with torch.no_grad(), evaluating(self.model, len(x)):
+            for before, rows, some in batches(self.model, len(x), self.batch_size, x.device):
+                u = self._entered(x[rows])
+                try:
+                    found = self.method.carried(self.coordinates.standardised(some), u, self.span)
+                except UnfinishedError as error:
+                    raise self.coordinates.left_unfinished(self.span, error, before) from None
+                parts.append(self.coordinates.leave(self.span, found.x))
+        return torch.cat(parts)
+
+    def log_likelihood(
+        self,
+        x: Tensor,
+        log_end: Callable[[Tensor], Tensor],
+        *,
+        trace: AbstractTrace | None,
+        first: int,
+        differentiable: bool = False,
+        progress: bool = False,
+    ) -> Likelihood:
+        """log_end at the images of x plus the logarithm of the change of volume.
+
+        Raises:
+            TypeError, ValueError, UnfinishedError: as `log_likelihood` of a model.
+        """
+        x = self._points(x)
+        if self.method.accuracy is not None:
+            raise ValueError(
+                f"accuracy={self.method.accuracy} is that of x at the end; a likelihood takes rtol "
+                "and atol"
+            )
+        equation = ProbabilityFlowOnClock(self.coordinates.standardised(self.model))
+        dimension = math.prod(x.shape[1:])
+        trace = trace or (Exact() if dimension <= _EXACT_UP_TO else Hutchinson(probes=8))
+        likelihood = partial(
+            sdekit.log_likelihood,
+            ts=[equation.clock(l) for l in self.span],
+            log_prior=self._at_end(log_end, dimension),
+            trace=trace,
+            solver=self.method.solver,
+            control=self.method.control,
+            differentiable=differentiable,
+        )
+        parts = []
+        bar = tqdm(total=len(x), unit="sample", desc="likelihood", disable=not progress)
+        with torch.set_grad_enabled(differentiable), evaluating(self.model, len(x)), bar:
+            _require_differentiable(self.model, x)
+            for before, rows, _ in batches(self.model, len(x), self.batch_size, x.device):
+                u = self._entered(x[rows])
+                try:
+                    parts.append(likelihood(equation.rows(rows), u, index=first + rows))
+                except UnfinishedError as error:
+                    seen = equation.seen(error)
+                    raise self.coordinates.left_unfinished(self.span, seen, before) from None
+                bar.update(len(rows))
+        return self._joined(parts, trace.probes)
+
+    def _points(self, x: object) -> Tensor:
+        """x, in float32 where its precision is half; what cannot be solved is refused."""
+        require_tensor("x", x)
+        assert isinstance(x, Tensor)
+        if not isinstance(self.method, AdaptiveFlow):
+            raise TypeError(f"method must be an AdaptiveFlow(rtol, atol), not {self.method!r}")
+        require_event(x, self.model.shape)
+        if self.batch_size is not None and self.batch_size < 1:
+            raise ValueError(f"batch_size counts points from 1 on, not {self.batch_size}")
+        return x.to(torch.promote_types(x.dtype, torch.float32)) if x.is_floating_point() else x
+
+    def _entered(self, x: Tensor) -> Tensor:
+        """u of x at the first end; integers are as they are: the solve refuses them."""
+        return self.coordinates.enter(self.span, x) if x.is_floating_point() else x
+
+    def _at_end(
+        self, log_end: Callable[[Tensor], Tensor], dimension: int
+    ) -> Callable[[Tensor], Tensor]:
+        """log_end as a function of u at the last end, with the change of volume from x to u at both
+        ends: the flow's own divergence is that of u.
+        """
+        volume = dimension * self.coordinates.log_scaling(self.span)
+        return lambda u: log_end(self.coordinates.leave(self.span, u)).to(torch.float64) + volume
+
+    def _joined(self, parts: list[Likelihood], probes: int) -> Likelihood:
+        """The likelihoods of all batches, with latents in the scale of x."""
+        value, stderr, latent, evaluations, status, skewness = (
+            torch.cat([getattr(part, name) for part in parts])
+            for name in ("value", "stderr", "latent", "evaluations", "status", "skewness")
+        )
+        latent = self.coordinates.leave(self.span, latent)
+        return Likelihood(value, stderr, latent, evaluations, status, probes, skewness)
+
+
+def _require_differentiable(model: AbstractModel, x: Tensor) -> None:
+    """Refuses a model whose output autograd cannot follow: its divergence would count as 0."""
+    if not (len(x) and x.is_floating_point()):
+        return
+    with torch.inference_mode(False), torch.enable_grad():
+        point = x[:1].detach().clone().requires_grad_()
+        model = model.rows(torch.zeros(1, dtype=torch.int64))
+        out = model(point, 0.5) if isinstance(model, ScoreModel) else model.predict_data(0.0, point)
+        if (
+            not out.requires_grad
+            or torch.autograd.grad(out.sum(), point, allow_unused=True)[0] is None
+        ):
+            raise ValueError(
+                "the model's output does not depend on x in a way autograd can see: remove no_grad "
+                "or detach, or give a model that is not constant"
+            )
