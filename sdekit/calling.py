@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._C._functorch import is_batchedtensor
+from torch._C._functorch import get_unwrapped, is_batchedtensor, is_functorch_wrapped_tensor
 
 __all__ = [
     "ChangedError",
@@ -157,6 +157,15 @@ def uncounted(x: Tensor) -> bool:
     under `torch.func.vmap`.
     """
     return torch.compiler.is_compiling() or x.is_inference() or is_batchedtensor(x)
+
+
+def hidden(x: Tensor) -> bool:
+    """Whether `torch.func.vmap` hides the values of x, also where other transforms wrap it."""
+    while is_functorch_wrapped_tensor(x):
+        if is_batchedtensor(x):
+            return True
+        x = get_unwrapped(x)
+    return False
 
 
 class ChangedError(RuntimeError):

@@ -37,6 +37,7 @@ from sdekit import (
     solve,
     uniform,
 )
+from sdekit._equations.sde import derivative
 from sdekit._solve.gradient import _require_return
 from sdekit._solvers.planned import AbstractPlanned
 
@@ -545,6 +546,41 @@ def test_solves_under_torch_func(solver, kind):
         value, along = jvp(solved, (x0,), (torch.cos(x0),))
         close(value, solved(x0))
         close(along, torch.einsum("...ij,ij->...", jacobian, torch.cos(x0)))
+
+
+def test_solves_within_nested_transforms():
+    """vmap hides values from the finite check also where a gradient is taken within it."""
+    starts = torch.linspace(0.5, 2.0, 6, dtype=torch.float64).reshape(3, 2, 1)
+    ode = sdekit.ODE(lambda t, x: x * torch.cos(t))
+
+    def total(x0):
+        return end(ode, x0, uniform(0.0, 1.0, 4), solver=sdekit.RK4()).sum()
+
+    slopes = vmap(torch.func.grad(total))(starts)
+    expected = torch.stack([torch.func.grad(total)(x0) for x0 in starts])
+    torch.testing.assert_close(slopes, expected, rtol=1e-12, atol=0)
+    with pytest.raises(sdekit.NotFiniteError):
+        torch.func.grad(total)(torch.full_like(starts[0], torch.inf))
+
+
+def test_an_error_of_a_function_is_not_taken_for_a_refusal_of_torch():
+    """Whether hooks keep torch.func from differentiating does not depend on what an error says."""
+    calls = []
+
+    def function(x):
+        calls.append(x)
+        raise RuntimeError("not about saved tensor hooks")
+
+    with pytest.raises(RuntimeError, match="not about"):
+        derivative(function, torch.ones(2), torch.ones_like)
+    assert len(calls) == 1
+    with torch.autograd.graph.save_on_cpu():
+        y, slope = derivative(torch.sin, torch.zeros(2), torch.ones_like)
+        with pytest.raises(RuntimeError, match="not about"):
+            derivative(function, torch.ones(2), torch.ones_like)
+    assert y.tolist() == [0.0, 0.0]
+    assert slope.tolist() == [1.0, 1.0]
+    assert len(calls) == 2
 
 
 def compiled_steps(solver, kind, time, backend, steps=4):

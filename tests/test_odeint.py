@@ -694,6 +694,29 @@ def test_options_of_the_engine():
         )
 
 
+def test_what_the_engine_stops_for_is_told_from_other_assertions():
+    """A failed assertion is torchdiffeq's, for its tolerances, the drift's own or the options'."""
+    x0 = torch.ones(2, 1, dtype=F64)
+
+    def careful(t, x):
+        assert t < 0.5, "no dt leads beyond 0.5"
+        return -x
+
+    with pytest.raises(AssertionError, match="no dt leads beyond"):
+        interop.solve_ode(ODE(careful), x0, [0.0, 1.0])
+    with pytest.raises(AssertionError, match="max_order"):
+        interop.solve_ode(
+            FLOW, x0, [0.0, 1.0], method="implicit_adams", options={"max_order": 1000}
+        )
+    blow_up = ODE(lambda t, x: 1 / (1 - t) ** 2 * torch.ones_like(x))
+    with pytest.raises(ValueError, match=r"dopri5 stopped \(underflow in dt"):
+        interop.solve_ode(blow_up, x0, [0.0, 2.0])
+    x0[1] = torch.nan
+    with pytest.raises(NotFiniteError) as caught:
+        interop.solve_ode(ODE(lambda t, x: torch.ones_like(x)), x0, [0.5, 1.0])
+    assert (caught.value.step, caught.value.t, caught.value.samples) == (0, 0.5, [1])
+
+
 def test_gradients_of_the_engine_and_of_its_adjoint():
     """The adjoint finds the parameters of a network that the drift closes over, or is told them."""
     net = Net(-math.inf, math.inf)

@@ -232,8 +232,8 @@ def derivative(
         try:
             y, pull, *_ = torch.func.vjp(function, x)
             return y, pull(weigh(y))[0]
-        except RuntimeError as error:
-            if "saved tensor hooks" not in str(error):
+        except RuntimeError:
+            if not _saved_tensors_have_hooks():
                 raise
     record = torch.is_grad_enabled()
     with torch.inference_mode(mode=False), torch.enable_grad():
@@ -244,6 +244,15 @@ def derivative(
             y, at, weight, create_graph=record, allow_unused=True, materialize_grads=True
         )
     return (y, product) if record else (y.detach(), product)
+
+
+def _saved_tensors_have_hooks() -> bool:
+    """Whether hooks on saved tensors are set: torch then refuses to disable them."""
+    try:
+        with torch.autograd.graph.disable_saved_tensors_hooks(""):
+            return False
+    except RuntimeError:
+        return True
 
 
 def _as_tensor(t: Time, x: Tensor) -> Tensor:

@@ -33,7 +33,7 @@ from sdekit._solve.solution import (
 from sdekit._solve.steps import Steps
 from sdekit._solvers import AbstractSolver
 from sdekit._solvers.contract import Tree
-from sdekit.calling import is_kept_leaf
+from sdekit.calling import hidden, is_kept_leaf
 
 _CHECK = 128  # steps between two looks at whether the state is finite
 
@@ -249,12 +249,8 @@ def _points(steps: Steps, x: Tensor, *, check: bool = True, every: bool = True) 
 
 def _all(looks: Sequence[Tensor]) -> bool:
     """Whether all flags are set, by one read; True under `torch.func.vmap`, which hides values."""
-    try:
-        return bool(looks[0] if len(looks) == 1 else torch.stack(list(looks)).all())
-    except RuntimeError as error:
-        if "vmap" in str(error):
-            return True
-        raise
+    every = looks[0] if len(looks) == 1 else torch.stack(list(looks)).all()
+    return hidden(every) or bool(every)
 
 
 def _located(steps: Steps, i: int, x: Tensor, state: Tree, seen: Point) -> NotFiniteError:

@@ -1,7 +1,7 @@
-"""torchdiffeq's solvers as an engine: steps that the batch shares, and its adjoint."""
+"""torchdiffeq's solvers on our equations: steps that the batch shares, and its adjoint."""
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -22,92 +22,83 @@ from sdekit.elementary import Time
 from sdekit.interop._originals import torchdiffeq_adjoint, torchdiffeq_odeint
 from sdekit.interop._to_torchsde import held
 
-State = tuple[Tensor, ...]
-
 _ADAPTIVE = ("dopri5", "dopri8", "bosh3", "fehlberg2", "adaptive_heun")
 _TOLERANT = (*_ADAPTIVE, "scipy_solver")
 
 
-def engine(
-    f: Callable[[Time, State], State],
-    state: State,
-    ts: Tensor | Sequence[float],
-    *,
-    rtol: float,
-    atol: float,
-    method: str,
-) -> tuple[State, int]:
-    """The state at the last time of d state / dt = f(t, state) by an adaptive method, and the
-    number of evaluations.
+class _Field:
+    """The drift of an equation as torchdiffeq calls it, on a tuple of one state.
+
+    Two things that torchdiffeq leaves to its caller are done here: the drift is never asked for a
+    time outside the interval, and a value that is not finite is reported instead of shrinking the
+    step for ever.
+
+    Attributes:
+        evaluations: the number of evaluations.
+        failed: whether an assertion of the drift's own failed.
     """
-    if method not in _ADAPTIVE:
-        raise ValueError(
-            f"method {method!r} is not one of torchdiffeq's adaptive ones: {', '.join(_ADAPTIVE)}"
-            f"{did_you_mean(method, _ADAPTIVE)}"
-        )
-    states, calls = trajectory(f, state, ts, rtol=rtol, atol=atol, method=method)
-    return tuple(part[-1] for part in states), calls
 
+    def __init__(self, drift: Callable[[Time, Tensor], Tensor], ts: Sequence[float]) -> None:
+        self.drift = drift
+        self.low = min(ts)
+        self.high = max(ts)
+        self.evaluations = 0
+        self.failed = False
 
-def trajectory(
-    f: Callable[[Time, State], State],
-    state: State,
-    ts: Tensor | Sequence[float],
-    *,
-    rtol: float,
-    atol: float,
-    method: str,
-    options: dict[str, Any] | None = None,
-    adjoint: Sequence[Tensor] | None = None,
-) -> tuple[State, int]:
-    """The states at all times, and the number of evaluations; with `adjoint`, gradients by
-    torchdiffeq's adjoint equation.
-
-    Two things that torchdiffeq leaves to its caller are done here: f is never asked for a time
-    outside the interval, and a value that is not finite is reported instead of shrinking the step
-    for ever.
-    """
-    grid = times(ts)
-    calls = 0
-    _require_tolerances(rtol, atol, state[0].dtype, method)
-    low = min(grid)
-    high = max(grid)
-
-    def checked(t: Tensor, state: State) -> State:
-        nonlocal calls
-        calls += 1
-        now = min(max(float(t.detach()), low), high)
+    def __call__(self, t: Tensor, state: tuple[Tensor]) -> tuple[Tensor]:
+        self.evaluations += 1
+        now = min(max(float(t.detach()), self.low), self.high)
         # torchdiffeq differentiates its first step: then times do depend on the state, and have to
         # stay tensors.
-        slopes = f(t.clamp(low, high) if t.requires_grad else now, state)
-        for slope in slopes:
-            rows = slope if slope.shape == state[0].shape else slope.transpose(0, 1)
-            if error := not_finite(Point(calls, now, rows)):
-                raise NotFiniteError(calls, now, error.samples, len(rows), "evaluation")
-        return slopes
+        time = t.clamp(self.low, self.high) if t.requires_grad else now
+        try:
+            slope = self.drift(time, state[0])
+        except AssertionError:
+            self.failed = True
+            raise
+        if error := not_finite(Point(self.evaluations, now, slope)):
+            raise NotFiniteError(self.evaluations, now, error.samples, len(slope), "evaluation")
+        return (slope,)
 
-    points = torch.tensor(grid, dtype=torch.float64, device=state[0].device)
+
+def _trajectory(
+    field: _Field,
+    x0: Tensor,
+    ts: Sequence[float],
+    *,
+    rtol: float,
+    atol: float,
+    method: str,
+    options: dict[str, Any],
+    adjoint: Sequence[Tensor] | None,
+) -> Tensor:
+    """The states at all times; with `adjoint`, gradients by torchdiffeq's adjoint equation, also
+    of these tensors.
+    """
+    _require_tolerances(rtol, atol, x0.dtype, method)
+    points = torch.tensor(ts, dtype=torch.float64, device=x0.device)
     given: dict[str, Any] = {
         "rtol": rtol,
         "atol": atol,
         "method": method,
-        "options": _options(method, points, options or {}),
+        "options": _options(method, points, options),
     }
     try:
         if adjoint is None:
-            states = torchdiffeq_odeint(checked, state, points, **given)
+            (xs,) = torchdiffeq_odeint(field, (x0,), points, **given)
         else:
-            states = torchdiffeq_adjoint(
-                checked, state, points, **given, adjoint_params=tuple(adjoint)
-            )
+            (xs,) = torchdiffeq_adjoint(field, (x0,), points, **given, adjoint_params=adjoint)
     except AssertionError as error:
-        if "dt" not in str(error) and "max_num_steps" not in str(error):  # not torchdiffeq's
+        # Arguments are checked before the first evaluation.
+        if field.failed or not field.evaluations or method not in _ADAPTIVE:
             raise
+        if spoilt := not_finite(Point(0, ts[0], x0)):
+            raise spoilt from error
         raise ValueError(
             f"torchdiffeq's {method} stopped ({error}); ask for a larger rtol or atol than "
             f"{rtol:g} and {atol:g}"
         ) from error
-    return cast(State, states), calls
+    return xs
 
 
 def _options(method: str, points: Tensor, options: dict[str, Any]) -> dict[str, Any]:
@@ -183,30 +174,26 @@ def solve_ode(
             f"save must be 'last' or 'all', not {save!r}{did_you_mean(save, ('last', 'all'))}"
         )
     require_state(x0)
-    grid = torch.tensor(times(ts), dtype=torch.float64)
-    counted = Counted.of(problem.within(float(grid[0]), float(grid[-1])), x0)
-    if not len(x0):
-        xs = x0.expand(len(grid), *x0.shape)
-        evaluations = 0
-    else:
-        params = (
-            [*(_parameters(problem) if adjoint_params is None else adjoint_params)]
-            if adjoint
-            else None
+    grid = times(ts)
+    field = _Field(Counted.of(problem.within(grid[0], grid[-1]), x0).drift, grid)
+    xs = x0.expand(len(grid), *x0.shape)
+    if len(x0):
+        params = None
+        if adjoint:
+            params = tuple(_parameters(problem) if adjoint_params is None else adjoint_params)
+        xs = _trajectory(
+            field,
+            x0.clone(),
+            grid,
+            rtol=rtol,
+            atol=atol,
+            method=method,
+            options=options or {},
+            adjoint=params,
         )
-        given: dict[str, Any] = {
-            "rtol": rtol,
-            "atol": atol,
-            "method": method,
-            "options": options,
-            "adjoint": params,
-        }
-        (xs,), evaluations = trajectory(
-            lambda t, state: (counted.drift(t, state[0]),), (x0.clone(),), grid, **given
-        )
-    return shared(
-        xs[-1], grid, xs if save == "all" else None, None, evaluations=evaluations, steps=None
-    )
+    at = torch.tensor(grid, dtype=torch.float64)
+    every = xs if save == "all" else None
+    return shared(xs[-1], at, every, None, evaluations=field.evaluations, steps=None)
 
 
 def _parameters(problem: AbstractSDE) -> list[Tensor]:
