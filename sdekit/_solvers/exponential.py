@@ -11,6 +11,7 @@ from torch import Tensor
 from sdekit._equations.sde import AbstractSDE
 from sdekit._noise.white import Increment
 from sdekit._solvers.contract import AbstractSolver, Order, Step, Tree
+from sdekit._solvers.euler import EulerMaruyama
 from sdekit.elementary import Time, expm1, sqrt
 
 
@@ -69,13 +70,7 @@ class ExponentialEuler(AbstractSolver):
     """
 
     linear: float | Tensor
-    order = {
-        "none": Order(1, 1),
-        "additive": Order(1, 1),
-        "diagonal": Order(0.5, 1),
-        "scalar": Order(0.5, 1),
-        "general": Order(0.5, 1),
-    }
+    order = EulerMaruyama.order
 
     def step(
         self, problem: AbstractSDE, t0: Time, t1: Time, x: Tensor, noise: Increment, state: Tree

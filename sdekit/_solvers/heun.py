@@ -6,10 +6,19 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from sdekit._equations.sde import AbstractSDE
+from sdekit._equations.sde import AbstractSDE, NoiseType
 from sdekit._noise.white import Increment
 from sdekit._solvers.contract import AbstractSolver, Order, Step, Tree
 from sdekit.elementary import Time, axpy
+
+# Common to the family; Heun has weak order two for additive noise.
+_WITH_NOISE: dict[NoiseType, Order] = {
+    "additive": Order(1, 1),
+    "diagonal": Order(1, 1),
+    "scalar": Order(1, 1),
+    "general": Order(0.5, 1),
+}
+_ORDERS: dict[NoiseType, Order] = {"none": Order(2, 2), **_WITH_NOISE}
 
 
 def _half(w: Tensor | None) -> Tensor | None:
@@ -36,13 +45,7 @@ class Heun(AbstractSolver):
         differential equations", for other noise; Heun 1900 without.
     """
 
-    order = {
-        "none": Order(2, 2),
-        "additive": Order(1, 2),
-        "diagonal": Order(1, 1),
-        "scalar": Order(1, 1),
-        "general": Order(0.5, 1),
-    }
+    order = {**_ORDERS, "additive": Order(1, 2)}
     sde_type = "stratonovich"
 
     def step(
@@ -73,12 +76,7 @@ class EulerHeun(AbstractSolver):
         differential equations".
     """
 
-    order = {
-        "additive": Order(1, 1),
-        "diagonal": Order(1, 1),
-        "scalar": Order(1, 1),
-        "general": Order(0.5, 1),
-    }
+    order = _WITH_NOISE
     sde_type = "stratonovich"
 
     def step(
@@ -107,13 +105,7 @@ class Midpoint(AbstractSolver):
         Burrage, Burrage and Tian 2004, as for `EulerHeun`; Runge 1895 without noise.
     """
 
-    order = {
-        "none": Order(2, 2),
-        "additive": Order(1, 1),
-        "diagonal": Order(1, 1),
-        "scalar": Order(1, 1),
-        "general": Order(0.5, 1),
-    }
+    order = _ORDERS
     sde_type = "stratonovich"
 
     def step(
@@ -150,13 +142,7 @@ class ReversibleHeun(AbstractSolver):
         arXiv 2105.13493.
     """
 
-    order = {
-        "none": Order(2, 2),
-        "additive": Order(1, 1),
-        "diagonal": Order(1, 1),
-        "scalar": Order(1, 1),
-        "general": Order(0.5, 1),
-    }
+    order = _ORDERS
     sde_type = "stratonovich"
     reversible = True
 

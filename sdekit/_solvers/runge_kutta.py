@@ -65,8 +65,7 @@ class AbstractRungeKutta(AbstractSolver, ABC):
         self, problem: AbstractSDE, t0: Time, t1: Time, x: Tensor, noise: Increment, state: Tree
     ) -> Step:
         tableau = self.tableau
-        dt = t1 - t0
-        width = broadcast(dt, x)
+        width = broadcast(t1 - t0, x)
         moves = []
         times = stage_times(tableau.c, t0, t1, x)
         for t, row in zip(times[:-1], tableau.a, strict=True):
@@ -94,15 +93,13 @@ class AbstractEmbeddedRungeKutta(AbstractRungeKutta, ABC):
         self, problem: AbstractSDE, t0: Time, t1: Time, x: Tensor, noise: Increment, state: Tree
     ) -> Step:
         tableau = self.tableau
-        dt = t1 - t0
         # Slopes times the step: with a step a sample this is one product a stage, and weights are
         # numbers.
-        width = broadcast(dt, x)
-        moves = []
+        width = broadcast(t1 - t0, x)
+        moves = [width * state[0]]
         times = stage_times(tableau.c, t0, t1, x)
-        for t, row in zip(times[:-1], tableau.a, strict=True):
-            slope = problem.drift(t, combined(x, row, moves)) if moves else state[0]
-            moves.append(width * slope)
+        for t, row in zip(times[1:-1], tableau.a[1:], strict=True):
+            moves.append(width * problem.drift(t, combined(x, row, moves)))
         end = combined(x, tableau.b, moves)
         slope = problem.drift(times[-1], end)
         moves.append(width * slope)

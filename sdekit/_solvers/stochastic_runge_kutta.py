@@ -146,6 +146,8 @@ def _mixed(weights: Row, basis: tuple[Tensor, ...]) -> Tensor:
 
 _ENDS = (Stage("g"), Stage("g", c=1))
 _SPREAD = ((1 / 2, 1), (1 / 2, -1))
+# Roessler's methods have a drift at the start, too.
+_START_AND_END = (Stage("fg"), Stage("g", c=1))
 
 
 @dataclass(frozen=True, eq=False)
@@ -191,11 +193,7 @@ class SRA1(AbstractStochasticRungeKutta):
     order = {"additive": Order(1.5, 2)}
     embedded = 1.5
     tableau = StochasticTableau(
-        stages=(
-            Stage("fg"),
-            Stage("g", c=1),
-            Stage("f", 3 / 4, (3 / 4,), ((0, 0), (3 / 4, 3 / 2))),
-        ),
+        stages=(*_START_AND_END, Stage("f", 3 / 4, (3 / 4,), ((0, 0), (3 / 4, 3 / 2)))),
         end=Stage(a=(1 / 3, 2 / 3), b=_SPREAD),
         embedded=Stage(a=(1, 0), b=_SPREAD),
     )
@@ -221,8 +219,7 @@ class SRA3(AbstractStochasticRungeKutta):
     embedded = 1.5
     tableau = StochasticTableau(
         stages=(
-            Stage("fg"),
-            Stage("g", c=1),
+            *_START_AND_END,
             Stage("f", 1, (1,)),
             Stage("f", 1 / 2, (1 / 4, 1 / 4), ((1 / 4, 1 / 2), (1 / 2, 1))),
         ),
