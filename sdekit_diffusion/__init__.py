@@ -31,6 +31,7 @@ from sdekit_diffusion._models.mixture import GaussianMixture
 from sdekit_diffusion._models.model import AbstractModel, ScoreModel, noise_scale, signal_scale
 from sdekit_diffusion._sampling.adaptive import AdaptiveFlow, AdaptiveSDE
 from sdekit_diffusion._sampling.annealed_langevin import AnnealedLangevin
+from sdekit_diffusion._sampling.arguments import SampleOptions
 from sdekit_diffusion._sampling.between import sample_between
 from sdekit_diffusion._sampling.ddim import DDIM
 from sdekit_diffusion._sampling.edm_sampler import EDM
@@ -97,6 +98,7 @@ __all__ = [
     "Quadratic",
     "Recipe",
     "Record",
+    "SampleOptions",
     "ScoreModel",
     "Shards",
     "Training",

@@ -6,6 +6,7 @@ fixed seeds.
 """
 
 import copy
+import inspect
 import itertools
 import math
 import traceback
@@ -43,6 +44,7 @@ from sdekit_diffusion import (
     sample,
 )
 from sdekit_diffusion._sampling.adaptive import AbstractAdaptive
+from sdekit_diffusion._sampling.arguments import SampleOptions
 
 Z = 5.5
 IN_TIME = [name for name, method in METHODS.items() if isinstance(method, InTime)]
@@ -644,6 +646,14 @@ def test_labels_are_those_of_their_samples_in_every_batch(method):
             sample(known, 7, method=method, batch_size=size, denoise=True, seed=0),
             y[:, None].expand(7, 2),
         )
+
+
+def test_the_type_of_the_options_is_that_of_the_function():
+    """`SampleOptions` has every option of `sample` with its type, but for what is returned."""
+    parameters = dict(list(inspect.signature(sample).parameters.items())[2:])
+    parameters.pop("return_solution")
+    found = {name: parameter.annotation for name, parameter in parameters.items()}
+    assert found == SampleOptions.__annotations__
 
 
 @pytest.mark.parametrize("method", ["default", "ddim", "heun", "sde", "euler_maruyama"])

@@ -160,7 +160,7 @@ def test_false_alarms():
         for seed in range(2000):
             with warnings.catch_warnings(record=True) as caught:
                 warnings.simplefilter("always")
-                start.warn_of_start(VPSDE().prior((1, 9), seed=seed), coordinates, l)
+                start.warn_of_given(VPSDE().prior((1, 9), seed=seed), coordinates, l)
             count += len(caught)
     # A single sample is out on either side with probability 1/8: 500 of 2000, 5 standard deviations
     # are 97.

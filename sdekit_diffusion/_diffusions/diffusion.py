@@ -294,8 +294,8 @@ class AbstractDiffusion(AbstractSDE):
         if not isinstance(t, Tensor) and not -1e-6 <= t / self.T <= 1 + 1e-6:
             kind = type(self).__name__
             raise ValueError(
-                f"t = {t} is outside the range of {kind}, which runs from 0 (data) to "
-                f"{self.T:g} (noise)"
+                f"t = {t} is outside the range of {kind}, which runs from 0 (data) to {self.T:g} "
+                "(noise)"
             )
         return t
 

@@ -54,7 +54,6 @@ def diffusion(sde: AbstractDiffusion | str) -> AbstractDiffusion:
     if sde not in DIFFUSIONS:
         raise ValueError(
             f"unknown sde {sde!r}; choose one of {', '.join(DIFFUSIONS)}, or pass a diffusion such "
-            "as VPSDE()"
-            f"{did_you_mean(sde, DIFFUSIONS, _MEANT)}"
+            f"as VPSDE(){did_you_mean(sde, DIFFUSIONS, _MEANT)}"
         )
     return DIFFUSIONS[sde]()

@@ -54,8 +54,8 @@ class NCSN(AbstractExploding):
         increasing = len(given) > 1 and all(0 < a < b < math.inf for a, b in pairwise(self.sigmas))
         if not increasing or given not in (self.sigmas, tuple(reversed(self.sigmas))):
             raise ValueError(
-                "NCSN needs two different positive noise levels or more, in order, "
-                f"not {shown(given)}"
+                "NCSN needs two different positive noise levels or more, in order, not "
+                f"{shown(given)}"
             )
         require_increasing(
             self.log_sigma,

@@ -23,8 +23,7 @@ class AbstractLinearBeta(AbstractDiffusion, ABC):
         if not (0 <= self.beta_min <= self.beta_max and 1e-30 <= self.beta_max <= 1e30):
             raise ValueError(
                 f"{type(self).__name__} needs 0 <= beta_min <= beta_max, and beta_max from 1e-30 "
-                "to 1e30, such as 20; not "
-                f"{self.beta_min} and {self.beta_max}"
+                f"to 1e30, such as 20; not {self.beta_min} and {self.beta_max}"
             )
 
     def beta(self, t: Time) -> Time:
@@ -94,8 +93,8 @@ class VPSDE(AbstractLinearBeta):
         if not 0 < beta < 1:
             raise ValueError(
                 f"the chain needs steps with beta(t) dt between 0 and 1, and from t = {t:g} to "
-                f"{s:g} it is {beta:g}; "
-                f"take more than {self.beta_max * self.T:.0f} steps, back in time"
+                f"{s:g} it is {beta:g}; take more than {self.beta_max * self.T:.0f} steps, back in "
+                "time"
             )
         return math.sqrt(1 - beta), beta, beta
 

@@ -15,7 +15,7 @@ from sdekit_diffusion._likelihood.code_length import AbstractCodeLength
 from sdekit_diffusion._likelihood.likelihood import log_likelihood
 from sdekit_diffusion._models.model import as_model
 from sdekit_diffusion._sampling.adaptive import AdaptiveFlow
-from sdekit_diffusion._sampling.sample import Model
+from sdekit_diffusion._sampling.arguments import Model
 
 _DRAW = 1 << 40  # between the indices of two dequantisations
 

@@ -20,7 +20,7 @@ from sdekit_diffusion._likelihood.decoder import Density, Levels, decoder_of
 from sdekit_diffusion._models.evaluating import evaluating
 from sdekit_diffusion._models.in_batches import batches
 from sdekit_diffusion._models.model import AbstractModel, as_model
-from sdekit_diffusion._sampling.sample import Model
+from sdekit_diffusion._sampling.arguments import Model
 
 Variance = Literal["smaller", "larger"]
 

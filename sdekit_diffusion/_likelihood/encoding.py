@@ -13,8 +13,8 @@ from sdekit_diffusion._inputs import require_tensor
 from sdekit_diffusion._likelihood.flow_map import FlowMap
 from sdekit_diffusion._models.model import as_model
 from sdekit_diffusion._sampling.adaptive import AdaptiveFlow
+from sdekit_diffusion._sampling.arguments import Model
 from sdekit_diffusion._sampling.coordinates import Coordinates, event_of
-from sdekit_diffusion._sampling.sample import Model
 
 
 def encode(

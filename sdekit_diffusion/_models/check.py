@@ -201,8 +201,7 @@ def _judged(
             continue
     at = given.noise[given.ratios.index(given.worst)]
     said = (
-        f"at sigma / alpha = {at:.3g} its error is {given.worst:.3g} times that of a guess "
-        "from "
+        f"at sigma / alpha = {at:.3g} its error is {given.worst:.3g} times that of a guess from "
         "mean and deviation"
     )
     if failure is not None:
@@ -315,8 +314,8 @@ def _alternatives(model: AbstractModel, x: Tensor) -> Iterator[tuple[str, Abstra
             model.net, "flow", "reverse_flow", conditioning=(-n, n), data_std=model.data_std
         )
         change = (
-            f"{_SEVERAL}predicts='reverse_flow' and conditioning=({-n}, {n}), flow matching "
-            "with time from noise to data,"
+            f"{_SEVERAL}predicts='reverse_flow' and conditioning=({-n}, {n}), flow matching with "
+            "time from noise to data,"
         )
         yield change, usual.given(**model.conditions), x
     for conditioning in _labels(model):

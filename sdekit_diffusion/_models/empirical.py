@@ -53,8 +53,8 @@ class EmpiricalMixture(AbstractMixture):
         require_tensor("centres", centres, "(n, *event)")
         if centres.ndim < 1 or not centres.numel() or not centres.is_floating_point():
             raise ValueError(
-                f"centres must be floating, of shape (n, *event), not {centres.dtype} "
-                f"of {tuple(centres.shape)}"
+                f"centres must be floating, of shape (n, *event), not {centres.dtype} of "
+                f"{tuple(centres.shape)}"
             )
         self.shape = tuple(centres.shape[1:])
         self.std = float(std)

@@ -55,8 +55,8 @@ class AbstractMixture(AbstractModel):
         require_tensor("x", x)
         if not x.is_floating_point() or tuple(x.shape[1:]) != self.shape or not x.ndim:
             raise ValueError(
-                f"points must be floating, of shape (batch, *{self.shape}), not "
-                f"{x.dtype} of {tuple(x.shape)}"
+                f"points must be floating, of shape (batch, *{self.shape}), not {x.dtype} of "
+                f"{tuple(x.shape)}"
             )
         return x.reshape(len(x), math.prod(self.shape))
 
@@ -99,13 +99,13 @@ class GaussianMixture(AbstractMixture):
         self._variances, self._axes = _spectrum(covariances, *self._means.shape)
         if self.weights.shape != (len(means),) or not bool((self.weights > 0).all()):
             raise ValueError(
-                f"weights must be {len(means)} positive numbers, one for each mean, "
-                f"not {self.weights.tolist()}"
+                f"weights must be {len(means)} positive numbers, one for each mean, not "
+                f"{self.weights.tolist()}"
             )
         if abs(float(self.weights.sum()) - 1) > 1e-5:
             raise ValueError(
-                f"weights must sum to 1, not {float(self.weights.sum()):g}; divide "
-                "them by their sum"
+                f"weights must sum to 1, not {float(self.weights.sum()):g}; divide them by their "
+                "sum"
             )
         self.data_mean = self.mean()
         spread = (self._means - self.data_mean.reshape(-1)).square() + self._variances

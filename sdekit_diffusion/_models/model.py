@@ -192,8 +192,8 @@ class AbstractModel(ABC):
         """
         if sde is None and self.sde is None:
             raise ValueError(
-                f"a {type(self).__name__} has no diffusion of its own: pass "
-                "sde=VPSDE(), for example"
+                f"a {type(self).__name__} has no diffusion of its own: pass sde=VPSDE(), for "
+                "example"
             )
         chosen = self.sde if sde is None else sde
         assert chosen is not None
@@ -284,8 +284,7 @@ class ScoreModel(nn.Module, AbstractModel):
         if isinstance(unwrapped(net, AbstractModel), AbstractModel):
             raise TypeError(
                 f"net is a {type(net).__name__}, a model with a diffusion of its own; pass it "
-                "where a model is expected, or "
-                "give its network: ScoreModel(model.net, ...)"
+                "where a model is expected, or give its network: ScoreModel(model.net, ...)"
             )
         predicts = ALIASES.get(predicts, predicts)
         if predicts not in _CONVENTIONS:
@@ -300,8 +299,8 @@ class ScoreModel(nn.Module, AbstractModel):
             )
         if not 0 < (1.0 if data_std is None else data_std) < math.inf:
             raise ValueError(
-                f"data_std = {data_std} is not a positive number; it is the standard "
-                "deviation of a coordinate"
+                f"data_std = {data_std} is not a positive number; it is the standard deviation of "
+                "a coordinate"
             )
         self.net = net
         self.predicts: Prediction = cast(Prediction, predicts)
@@ -400,8 +399,8 @@ class ScoreModel(nn.Module, AbstractModel):
         for name, value in self.entries().items():
             if len(value) != len(point):
                 raise ValueError(
-                    f"{name} has {len(value)} entries for {len(point)} samples; give "
-                    "one entry a sample"
+                    f"{name} has {len(value)} entries for {len(point)} samples; give one entry a "
+                    "sample"
                 )
         dtype = next(self.parameters(), point).dtype
         if not isinstance(label, Tensor):
@@ -410,8 +409,7 @@ class ScoreModel(nn.Module, AbstractModel):
         if self.plain and _OUTPUT.of is not None and _OUTPUT.of() is out:
             raise TypeError(
                 "this score returns what model(x, t) returned, the output of a network, which is "
-                "no score: pass the model "
-                "itself, or return model.score(t, x)"
+                "no score: pass the model itself, or return model.score(t, x)"
             )
         out = out.to(point.dtype)
         if not torch.compiler.is_compiling():
@@ -453,8 +451,7 @@ class ScoreModel(nn.Module, AbstractModel):
                 arguments = ", ".join(f"{name}=..." for name in names)
                 raise TypeError(
                     f"the network also needs {', '.join(names)}: pass model.given({arguments}), "
-                    "with one "
-                    "entry per sample or the same for all"
+                    "with one entry per sample or the same for all"
                 ) from error
             require_call(
                 self.net,
@@ -535,8 +532,8 @@ class _Output(threading.local):
 _OUTPUT = _Output()
 
 _SWAPPED = (
-    "a network, or a plain score, is called as net(x, t) here, and this one takes (t, x); "
-    "pass lambda x, t: net(t, x)"
+    "a network, or a plain score, is called as net(x, t) here, and this one takes (t, x); pass "
+    "lambda x, t: net(t, x)"
 )
 
 
@@ -580,13 +577,13 @@ def as_model(
         require_plain(model, AbstractModel)
         if not callable(model):
             raise TypeError(
-                "the model must be a ScoreModel, a GaussianMixture or a score (x, t), "
-                f"not {type(model).__name__}"
+                "the model must be a ScoreModel, a GaussianMixture or a score (x, t), not "
+                f"{type(model).__name__}"
             )
         if sde is None:
             raise ValueError(
-                "a plain score function needs the diffusion it belongs to: pass "
-                "sde='vp', for example"
+                "a plain score function needs the diffusion it belongs to: pass sde='vp', for "
+                "example"
             )
         model = ScoreModel(model, sde, "score", shape=shape)
         model.plain = True
@@ -596,7 +593,7 @@ def as_model(
     chosen = model.sde if sde is None else diffusion(sde)
     if chosen is None:
         raise ValueError(
-            f"a {type(model).__name__} has no diffusion of its own: pass sde='vp', "
-            "another name or a diffusion"
+            f"a {type(model).__name__} has no diffusion of its own: pass sde='vp', another name or "
+            "a diffusion"
         )
     return model, chosen

@@ -51,8 +51,8 @@ def require_plain(score: object, kind: type) -> None:
     if isinstance(inner, kind):
         raise TypeError(
             f"this is a functools.partial of a {type(inner).__name__}, whose output is not a "
-            "score; pass "
-            "the model itself, or with more arguments of its network model.given(y=...)"
+            "score; pass the model itself, or with more arguments of its network "
+            "model.given(y=...)"
         )
     name = type(inner).__name__
     if isinstance(inner, nn.Module):
@@ -67,19 +67,16 @@ def require_plain(score: object, kind: type) -> None:
             where = places[0] and f", its .{places[0]},"
             raise TypeError(
                 f"this {name} wraps a model{where} and its output is not a score; pass the model "
-                "itself, or wrap the "
-                f"network instead: ScoreModel({name}(net), ...). model(x, t) is its network's "
-                "output, in the "
-                "model's own parametrisation; only a module that returns model.score(t, x), or a "
-                "score made of "
-                "it, may go as a function that calls it"
+                f"itself, or wrap the network instead: ScoreModel({name}(net), ...). model(x, t) "
+                "is its network's output, in the model's own parametrisation; only a module that "
+                "returns model.score(t, x), or a score made of it, may go as a function that "
+                "calls it"
             )
     elif isinstance(owner := _owner(score), kind):
         called = getattr(score, "__name__", "method")
         raise TypeError(
             f"this is the method {called} of a {type(owner).__name__}, not a score (x, t) of its "
-            "own; pass the "
-            f"{type(owner).__name__} itself, without sde= and shape="
+            f"own; pass the {type(owner).__name__} itself, without sde= and shape="
         )
 
 

@@ -35,8 +35,8 @@ class AbstractAdaptive(AbstractMethod, ABC):
     def __post_init__(self) -> None:
         if self.grid is not None:
             raise ValueError(
-                "an adaptive method chooses its own steps: leave grid out, or take a "
-                "method with fixed steps"
+                "an adaptive method chooses its own steps: leave grid out, or take a method with "
+                "fixed steps"
             )
 
     def require(self, down: Descent) -> None:
@@ -47,8 +47,8 @@ class AbstractAdaptive(AbstractMethod, ABC):
         """
         if self.steps or down.save == "all":
             raise ValueError(
-                "an adaptive method chooses its own steps: leave steps out and "
-                "save='last', or set rtol and atol"
+                "an adaptive method chooses its own steps: leave steps out and save='last', or set "
+                "rtol and atol"
             )
 
     @staticmethod

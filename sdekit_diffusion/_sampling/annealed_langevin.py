@@ -98,8 +98,8 @@ class AnnealedLangevin(AbstractMethod):
     def __post_init__(self) -> None:
         if self.convention not in ("ncsnv2", "ncsn"):
             raise ValueError(
-                f"convention must be 'ncsnv2' or 'ncsn', not {self.convention!r}"
-                f"{did_you_mean(self.convention, ('ncsnv2', 'ncsn'))}"
+                "convention must be 'ncsnv2' or 'ncsn', not "
+                f"{self.convention!r}{did_you_mean(self.convention, ('ncsnv2', 'ncsn'))}"
             )
         largest = 2 if self.convention == "ncsnv2" else 4
         if (
@@ -109,8 +109,8 @@ class AnnealedLangevin(AbstractMethod):
         ):
             raise ValueError(
                 "annealed Langevin dynamics needs moves >= 1, steps >= 2 and a size e / sigma_L^2 "
-                f"between 0 and {largest}, "
-                f"beyond which it diverges; not {self.moves}, {self.steps} and {self.size}"
+                f"between 0 and {largest}, beyond which it diverges; not {self.moves}, "
+                f"{self.steps} and {self.size}"
             )
 
     def run(self, down: Descent) -> Solution:

@@ -13,10 +13,11 @@ from sdekit import AbstractNoise, AbstractSolver, Increment, WhiteNoise, compute
 from sdekit.elementary import broadcast
 from sdekit_diffusion._diffusions.diffusion import AbstractDiffusion
 from sdekit_diffusion._models.model import as_model
+from sdekit_diffusion._sampling.arguments import Model, shape_of
 from sdekit_diffusion._sampling.coordinates import Coordinates
 from sdekit_diffusion._sampling.method import AbstractMethod
 from sdekit_diffusion._sampling.methods import method_of
-from sdekit_diffusion._sampling.sample import Model, sample, shape_of
+from sdekit_diffusion._sampling.sample import sample
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,8 +117,7 @@ def sample_between(
     if chosen.noise == "path":
         raise ValueError(
             f"{type(chosen).__name__} reads a Brownian path, which is not turned; choose a method "
-            "with fixed steps, such as "
-            "OnClock(eta=1.0), or one without noise, such as 'ode'"
+            "with fixed steps, such as OnClock(eta=1.0), or one without noise, such as 'ode'"
         )
     model, diffusion = as_model(model, sde, shape)
     dtype, device = model.place()

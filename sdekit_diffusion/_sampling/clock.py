@@ -142,8 +142,8 @@ def clock_knots(eta: float, span: Span) -> Tensor:
     """
     if max(abs(2 * eta**2 * l) for l in span) > _LARGEST:
         raise ValueError(
-            "one path on the clock (alpha / sigma)^(2 eta^2) is too long for eta = "
-            f"{eta}; take a smaller one"
+            f"one path on the clock (alpha / sigma)^(2 eta^2) is too long for eta = {eta}; take a "
+            "smaller one"
         )
     start, stop = (math.exp(2 * eta**2 * l) for l in span)
     return geometric(start, stop, math.ceil(math.log(stop / start, 4)))

@@ -186,8 +186,8 @@ class Coordinates:
         """
         if not end > 0:
             raise ValueError(
-                "end is sigma / alpha where the solve stops, a positive number such "
-                f"as 1e-3; not {end}"
+                "end is sigma / alpha where the solve stops, a positive number such as 1e-3; not "
+                f"{end}"
             )
         start, noisiest = self.start(model)
         stop = min(
@@ -200,8 +200,7 @@ class Coordinates:
             raise ValueError(
                 f"nothing to solve: sigma / alpha runs from {self.std * math.exp(-start):.3g} to "
                 f"{self.std * math.exp(-stop):.3g} under {self.sde}{given}; choose a smaller "
-                f"end{noisiest.more_noise} "
-                "or another diffusion"
+                f"end{noisiest.more_noise} or another diffusion"
             )
         return start, stop
 

@@ -323,9 +323,8 @@ class Given(AbstractGrid):
         if l.ndim != 1 or len(l) < 2 or not bool((l.diff() > 0).all() and l.isfinite().all()):
             raise ValueError(
                 "l must be two or more finite numbers that increase: log(alpha / sigma) from the "
-                "noisy end to the "
-                "clean one; of decreasing noise levels sigma that is -torch.log(sigmas) where "
-                "alpha = 1"
+                "noisy end to the clean one; of decreasing noise levels sigma that is "
+                "-torch.log(sigmas) where alpha = 1"
             )
         object.__setattr__(self, "l", l)
 
@@ -336,8 +335,8 @@ class Given(AbstractGrid):
     def points(self, coordinates: Coordinates, span: Span, steps: int) -> Tensor:
         if steps != self.count:
             raise ValueError(
-                f"{len(self.l)} points are {self.count} steps, not {steps}: leave "
-                f"steps out, or give {self.count}"
+                f"{len(self.l)} points are {self.count} steps, not {steps}: leave steps out, or "
+                f"give {self.count}"
             )
         l = self.l + math.log(coordinates.std)
         points = _ended(l.clone(), span)
@@ -345,8 +344,8 @@ class Given(AbstractGrid):
             np.allclose(l[[0, -1]], span, rtol=0, atol=_SAME) and bool((points.diff() > 0).all())
         ):
             raise ValueError(
-                f"{_known(l, span, coordinates.std)}; give points that end there, or "
-                "pass another end="
+                f"{_known(l, span, coordinates.std)}; give points that end there, or pass another "
+                "end="
             )
         return points
 
@@ -388,13 +387,11 @@ def grid_of(given: AbstractGrid | str) -> AbstractGrid:
     if not isinstance(given, str):
         raise TypeError(
             f"grid must be a name or a grid, not {type(given).__name__}; points of your own go as "
-            "Given(l), with "
-            "l = log(alpha / sigma) increasing, -torch.log(sigmas) where alpha = 1"
+            "Given(l), with l = log(alpha / sigma) increasing, -torch.log(sigmas) where alpha = 1"
         )
     if given not in GRIDS:
         raise ValueError(
             f"unknown grid {given!r}{did_you_mean(given, GRIDS)}; choose one of "
-            f"{', '.join(GRIDS)}, or pass a grid "
-            "such as Karras(rho=7)"
+            f"{', '.join(GRIDS)}, or pass a grid such as Karras(rho=7)"
         )
     return GRIDS[given]

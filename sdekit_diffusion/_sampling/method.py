@@ -28,7 +28,10 @@ from sdekit_diffusion._sampling.clock import Integrand, clock_knots, level, on_c
 from sdekit_diffusion._sampling.coordinates import Coordinates, Span
 from sdekit_diffusion._sampling.grids import AbstractGrid, Focused, Native
 
-_ENOUGH = 20  # steps for a polynomial through five values
+# Steps from which the default rules look one value further back, on grids that follow the model:
+# without noise and with it.
+_ENOUGH = 20
+_ENOUGH_WITH_NOISE = 25
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,8 +86,7 @@ def require_clock(down: Descent, start: float, stop: float) -> None:
         wider = ", or dtype=torch.float64" if dtype != torch.float64 else ""
         raise ValueError(
             f"at this eta the clock (alpha / sigma)^(2 eta^2) runs from e^{start:.0f} to "
-            f"e^{stop:.0f}, which {dtype} does not "
-            f"hold; take a smaller eta or a larger end{wider}"
+            f"e^{stop:.0f}, which {dtype} does not hold; take a smaller eta or a larger end{wider}"
         )
 
 
@@ -173,9 +175,8 @@ class OnClock(AbstractMethod):
         solver: `AdamsMoulton(k)` or `AdamsBashforth(k)`, whose weights are then exponential
             integrals, for a polynomial in the variable in which the denoiser is smooth; the latter
             with k = 1 is DDIM for eta = 0, of the data or the noise, and DDPM's ancestral sampler
-            for eta = 1. Or any other solver, on the clock as its time. None is `AdamsMoulton(3)`,
-            or `AdamsMoulton(4)` for the integrand "velocity" with 20 steps or more on a grid that
-            `follows` the model; on other grids that is unstable. See `rule`.
+            for eta = 1. Or any other solver, on the clock as its time. None chooses by the number
+            of steps, see `rule`.
         eta: the noise level: 0 the probability flow, 1 the reverse SDE; or a function of
             l = log(alpha / sigma), such as `lambda l: float(-2 < l < 3)`, of which a step uses the
             value in its middle: for solvers with planned weights. It is the square root of the eta
@@ -209,36 +210,43 @@ class OnClock(AbstractMethod):
     def __post_init__(self) -> None:
         if not isinstance(self.solver, AbstractSolver | None):
             raise TypeError(
-                "solver is an object such as AdamsMoulton(3), or None for the "
-                f"default, not {self.solver!r}"
+                "solver is an object such as AdamsMoulton(3), or None for the default, not "
+                f"{self.solver!r}"
             )
         if not callable(self.eta):
             level(self.eta)
         elif not self.rule.stepwise:
             raise ValueError(
                 f"{type(self.rule).__name__} is for one eta: as a function of l it jumps where "
-                "steps meet, which rules with "
-                "planned weights take exactly; choose one such as AdamsBashforth(2), or give eta "
-                "as a number"
+                "steps meet, which rules with planned weights take exactly; choose one such as "
+                "AdamsBashforth(2), or give eta as a number"
             )
         if self.eta and not callable(self.eta) and "additive" not in self.rule.order:
             name = type(self.rule).__name__
             raise ValueError(
-                f"{name} is for the probability flow, eta = 0; with noise take "
-                "ClockedHeun() or AdamsMoulton(2)"
+                f"{name} is for the probability flow, eta = 0; with noise take ClockedHeun() or "
+                "AdamsMoulton(2)"
             )
         if self.integrand not in get_args(Integrand) or (self.integrand != "data" and self.eta):
             raise ValueError(
                 "integrand must be 'data', or for eta = 0 'noise' or 'velocity'; not "
-                f"{self.integrand!r} for eta = {self.eta}: "
-                "with noise take integrand='data', or the method 'sde'"
+                f"{self.integrand!r} for eta = {self.eta}: with noise take integrand='data', or "
+                "the method 'sde'"
             )
 
     @property
     def rule(self) -> AbstractSolver:
-        """The solver, or the default."""
+        """The solver, or the default for this number of steps.
+
+        Without noise it is `AdamsMoulton(3)`, and `AdamsMoulton(4)` for the velocity from 20 steps
+        on; with noise `AdamsMoulton(2)`, and with three values in l from 25 steps on. The longer
+        rules are for grids that `follow` the model: on others they are unstable, or no better.
+        """
         if self.solver is not None:
             return self.solver
+        if self.eta:
+            far = self.steps >= _ENOUGH_WITH_NOISE and self.grid.follows
+            return AdamsMoulton(3, variable="l") if far else AdamsMoulton(2)
         far = self.integrand == "velocity" and self.steps >= _ENOUGH and self.grid.follows
         return AdamsMoulton(4 if far else 3, self_starting=False)
 
@@ -297,8 +305,8 @@ class OnClock(AbstractMethod):
             return uniform(*span, math.ceil((span[1] - span[0]) / math.log(2)))
         if not self.eta:
             raise ValueError(
-                "a method without noise reads no Brownian path; leave out "
-                "noise='path', or give eta > 0"
+                "a method without noise reads no Brownian path; leave out noise='path', or give "
+                "eta > 0"
             )
         return clock_knots(self.eta, span)
 
@@ -429,7 +437,7 @@ class InTime(AbstractMethod):
         if self.solver.normals or not self.eta:
             raise ValueError(
                 "one Brownian path is for eta > 0 and solvers that draw nothing else; without "
-                "noise there is none, and a "
-                "corrector draws anew on each grid: leave out noise='path'"
+                "noise there is none, and a corrector draws anew on each grid: leave out "
+                "noise='path'"
             )
         return torch.as_tensor(coordinates.time(Native().points(coordinates, span, 16))).flip(0)

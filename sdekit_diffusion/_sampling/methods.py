@@ -35,7 +35,7 @@ def _published(solver: AbstractSolver, steps: int = 100, **settings: Any) -> OnC
 
 METHODS: dict[str, AbstractMethod] = {
     "default": OnClock(integrand="velocity"),
-    "sde": OnClock(AdamsMoulton(3, variable="l"), eta=1.0, grid=Focused(0.3)),
+    "sde": OnClock(eta=1.0, grid=Focused(0.3)),
     "ddim": _published(AdamsBashforth(1)),
     "ddpm": _published(AdamsBashforth(1), 1000, eta=1.0),
     "dpmpp_2m": _published(DPMSolver(2)),
@@ -72,11 +72,6 @@ _MEANT = {
     "dpm++_2m_sde": "dpmpp_2m_sde", "dpm++_3m_sde": "dpmpp_3m_sde", "dpm++_sde": "dpmpp_sde",
     "sa_solver": "sa", "annealed_langevin": "ncsnv2", "ald": "ncsnv2", "adams": "abm",
 }  # fmt: skip
-# Where three values reach too far back: below how many steps, or with another grid, and what is
-# taken instead.
-_FEW: dict[str, tuple[int, AbstractMethod]] = {
-    "sde": (25, OnClock(AdamsMoulton(2), eta=1.0, grid=Focused(0.3))),
-}
 
 
 def method_of(
@@ -101,19 +96,15 @@ def method_of(
     elif given not in METHODS:
         raise ValueError(
             f"unknown method {given!r}; choose one of {', '.join(METHODS)}, or pass a solver or a "
-            "method object"
-            f"{did_you_mean(given, METHODS, _MEANT)}"
+            f"method object{did_you_mean(given, METHODS, _MEANT)}"
         )
     else:
-        below, few = _FEW.get(given, (0, METHODS[given]))
-        method = (
-            few if grid is not None or (steps is not None and steps < below) else METHODS[given]
-        )
+        method = METHODS[given]
     method = method if grid is None else replace(method, grid=grid_of(grid))
     if not isinstance(method.grid, AbstractGrid | None):
         raise TypeError(
-            f"the grid of a method is an object such as Karras(), not {method.grid!r}; "
-            "names go to sample(grid=)"
+            f"the grid of a method is an object such as Karras(), not {method.grid!r}; names go to "
+            "sample(grid=)"
         )
     if steps is None and method.grid is not None and method.grid.count is not None:
         own = type(method).__dataclass_fields__["steps"].default

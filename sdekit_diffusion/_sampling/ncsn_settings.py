@@ -126,8 +126,8 @@ def ncsnv2_settings(
         )
     elif sigma_max is None:
         raise ValueError(
-            f"a number of coordinates, {data}, says nothing of distances: pass the "
-            "data, or sigma_max"
+            f"a number of coordinates, {data}, says nothing of distances: pass the data, or "
+            "sigma_max"
         )
     else:
         dim = data

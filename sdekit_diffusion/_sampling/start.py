@@ -18,7 +18,15 @@ _SLACK = 1.25  # of the standard deviation of states that are given, for models 
 _FALSE_ALARM = 1e-6
 
 
-def warn_of_prior(model: AbstractModel, coordinates: Coordinates) -> None:
+def warn_of_start(model: AbstractModel, coordinates: Coordinates, x_T: Tensor | None) -> None:
+    """Warns where the prior is far from the law at the start, or given states are not noise."""
+    if x_T is None:
+        warn_of_prior(model, coordinates, stacklevel=4)
+    else:
+        warn_of_given(x_T, coordinates, coordinates.start(model)[0])
+
+
+def warn_of_prior(model: AbstractModel, coordinates: Coordinates, *, stacklevel: int = 3) -> None:
     """Warns where p_T is far from a normal law: where sigma / alpha at the start is below twice the
     data's deviation.
     """
@@ -27,17 +35,15 @@ def warn_of_prior(model: AbstractModel, coordinates: Coordinates) -> None:
     if ratio < _PRIOR:
         warnings.warn(
             f"{noisiest} ends at sigma / alpha = {coordinates.std * ratio:.3g}, {ratio:.3g} times "
-            "the standard "
-            f"deviation of the data, {coordinates.std:.3g}: the prior is far from the law there, "
-            "and so is the result "
-            f"from that of the data. Choose another diffusion{noisiest.more_noise}, or give the "
-            "start or its "
-            "log-density (x_T, log_prior)",
-            stacklevel=3,
+            f"the standard deviation of the data, {coordinates.std:.3g}: the prior is far from "
+            "the law there, and so is the result from that of the data. Choose another "
+            f"diffusion{noisiest.more_noise}, or give the start or its log-density (x_T, "
+            "log_prior)",
+            stacklevel=stacklevel,
         )
 
 
-def warn_of_start(x_T: Tensor, coordinates: Coordinates, l: float) -> None:
+def warn_of_given(x_T: Tensor, coordinates: Coordinates, l: float) -> None:
     """Warns where given states are not noise as at l: data, or latents of another diffusion.
 
     The d coordinates of a sample are taken for independent normals of a standard deviation between
@@ -68,10 +74,9 @@ def warn_of_start(x_T: Tensor, coordinates: Coordinates, l: float) -> None:
         bound = f" and does not stay within +-{_least_range(k + 1) * sigma:.3g} as x_T does"
         warnings.warn(
             f"x_T has the standard deviation {std:.3g}, and the noise at which the solve starts "
-            "has "
-            f"{sigma:.3g}{bound if within and not low else ''}: x_T is that noise, not data. Take "
-            "latents from encode(model, x), or prior(...) of the diffusion, or leave x_T out",
-            stacklevel=3,
+            f"has {sigma:.3g}{bound if within and not low else ''}: x_T is that noise, not data. "
+            "Take latents from encode(model, x), or prior(...) of the diffusion, or leave x_T out",
+            stacklevel=4,
         )
 
 

@@ -47,8 +47,8 @@ def max_pairwise_distance(data: Tensor, *, sample: int | None = None, seed: int 
         )
     if sample is not None and not 1 <= sample <= n:
         raise ValueError(
-            f"sample counts points to measure from, 1 to {n} here, not {sample}; "
-            "leave it out for all"
+            f"sample counts points to measure from, 1 to {n} here, not {sample}; leave it out for "
+            "all"
         )
     flat = data.reshape(n, -1)
     size = max(1, _BLOCK // data[0].numel())
@@ -207,8 +207,8 @@ def langevin_step_size(sigmas: Tensor, steps: int) -> float:
     ratio = float(sigmas[0] / sigmas[-1]) ** (1 / (len(sigmas) - 1))
     if not torch.allclose(sigmas[:-1] / sigmas[1:], sigmas.new_tensor(ratio), rtol=1e-4):
         raise ValueError(
-            "technique 4 is for a geometric progression; take such levels, or give "
-            "the size of the moves"
+            "technique 4 is for a geometric progression; take such levels, or give the size of the "
+            "moves"
         )
 
     def slope(h: float) -> float:

@@ -1,0 +1,130 @@
+"""What `sample` is given: its options as a type, and checks of them."""
+
+from collections.abc import Callable
+from numbers import Integral
+from typing import Literal, TypedDict
+
+import torch
+from torch import Tensor
+
+from sdekit import AbstractNoise, AbstractSolver, Point, did_you_mean
+from sdekit_diffusion._diffusions.diffusion import AbstractDiffusion
+from sdekit_diffusion._models.model import AbstractModel
+from sdekit_diffusion._sampling.grids import AbstractGrid
+from sdekit_diffusion._sampling.method import AbstractMethod
+
+Model = AbstractModel | Callable[[Tensor, Tensor], Tensor]
+
+
+class SampleOptions(TypedDict, total=False):
+    """The options of `sample`, which explains them, as a type: for functions that hand them on.
+
+    Example:
+        >>> model = sd.GaussianMixture([0.5, 0.5], [[-1.0], [1.0]], [0.1, 0.1])
+        >>> options: sd.SampleOptions = {"sde": "vp", "steps": 20, "seed": 0}
+        >>> sd.sample(model, 4, **options).shape
+        torch.Size([4, 1])
+    """
+
+    sde: AbstractDiffusion | str | None
+    method: AbstractMethod | AbstractSolver | str
+    steps: int | None
+    grid: AbstractGrid | str | None
+    seed: int | None
+    noise: Literal["white", "path"] | AbstractNoise | None
+    first: int
+    shape: tuple[int, ...] | None
+    x_T: Tensor | None
+    end: float
+    denoise: bool
+    dtype: torch.dtype | None
+    device: torch.device | str | None
+    batch_size: int | None
+    progress: bool
+    callback: Callable[[Point], None] | None
+    save: Literal["last", "all"]
+
+
+def require_counts(n: int, steps: int | None, batch_size: int | None, first: int) -> None:
+    """Refuses numbers that are not whole, or out of range."""
+    for name, value in (("n", n), ("batch_size", batch_size), ("first", first)):
+        if not isinstance(value, Integral | None):
+            raise TypeError(f"{name} must be an integer, not {value!r}")
+    if steps is not None and (not isinstance(steps, Integral) or steps < 1):
+        raise ValueError(f"steps must be at least one step, a whole number of them; not {steps}")
+    if n < 0 or (batch_size is not None and batch_size < 1):
+        raise ValueError(
+            f"n counts samples from 0 on and batch_size from 1; not {n} and {batch_size}"
+        )
+
+
+def require_choices(save: str, return_solution: bool, noise: object) -> None:
+    """Refuses unknown names, and states that would not be returned."""
+    if save not in ("last", "all") or (save == "all" and not return_solution):
+        raise ValueError(
+            "save must be 'last', or 'all' with return_solution=True; not "
+            f"{save!r}{did_you_mean(save, ('all',))}"
+        )
+    if noise not in (None, "white", "path") and not isinstance(noise, AbstractNoise):
+        raise ValueError(
+            "noise must be 'white', 'path', or an object such as BrownianPath(seed, knots); not "
+            f"{noise!r}{did_you_mean(noise, ('white', 'path'))}"
+        )
+
+
+def dtype_of(given: torch.dtype | None, x_T: Tensor | None, own: torch.dtype) -> torch.dtype:
+    """The result's: as given, else that of x_T where it is wider than the model's, else the
+    model's.
+
+    Raises:
+        TypeError: for one that is not floating.
+        ValueError: for one in which the digits of x_T would be lost.
+    """
+    dtype = given or (own if x_T is None else torch.promote_types(own, x_T.dtype))
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        raise TypeError(
+            f"dtype is the state's and must be floating, such as torch.float32, not {dtype!r}"
+        )
+    wide = torch.promote_types(dtype, torch.float32)
+    if x_T is not None and torch.promote_types(wide, x_T.dtype) != wide:
+        raise ValueError(
+            f"x_T is {x_T.dtype} and dtype={dtype} would drop its digits: leave dtype out, or use "
+            f"x_T.to({dtype})"
+        )
+    return dtype
+
+
+def require_start(x_T: Tensor, n: int, model: AbstractModel) -> None:
+    """Refuses initial states that are no floating tensor, or of another shape or number."""
+    if not isinstance(x_T, Tensor) or not x_T.is_floating_point() or x_T.ndim < 1:
+        given = x_T.dtype if isinstance(x_T, Tensor) else type(x_T).__name__
+        raise TypeError(
+            f"x_T must be a floating tensor of shape (n, *shape), not {given}; use torch.as_tensor "
+            "and .float()"
+        )
+    fits = model.shape is None or tuple(x_T.shape[1:]) == tuple(model.shape)
+    if n not in (1, len(x_T)) or not fits:
+        known = "(n, *shape)" if model.shape is None else f"(n, {', '.join(map(str, model.shape))})"
+        raise ValueError(
+            f"x_T has shape {tuple(x_T.shape)}; it must be {known}, with n = {n} left out or the "
+            "same"
+        )
+
+
+def shape_of(model: AbstractModel, shape: tuple[int, ...] | None) -> tuple[int, ...]:
+    """The shape of one sample, from the model or from the caller.
+
+    Raises:
+        ValueError: when neither knows it, or they differ.
+    """
+    if model.shape is None and shape is None:
+        raise ValueError(
+            "the shape of one sample is not known: pass shape=(1, 28, 28), for example"
+        )
+    if shape is not None and model.shape is not None and tuple(shape) != tuple(model.shape):
+        raise ValueError(
+            f"the model makes samples of shape {tuple(model.shape)}, not {tuple(shape)}"
+        )
+    known = model.shape if shape is None else shape
+    assert known is not None
+    return tuple(known)
