@@ -1,13 +1,25 @@
 """What is computed at once for a grid is what the model predicts level by level."""
 
 import math
+from dataclasses import dataclass
+from functools import partial
 
 import pytest
 import torch
 from torch import nn
 
 from sdekit import ReverseSDE
-from sdekit_diffusion import DIFFUSIONS, GaussianMixture, ScoreModel
+from sdekit.elementary import softplus, sqrt
+from sdekit_diffusion import (
+    DDPM,
+    DIFFUSIONS,
+    VPSDE,
+    GaussianMixture,
+    ScoreModel,
+    linear_betas,
+    sample,
+)
+from sdekit_diffusion._models import affine
 from sdekit_diffusion._sampling.clock import on_clock
 from sdekit_diffusion._sampling.coordinates import Coordinates
 from sdekit_diffusion._sampling.method import _Score
@@ -48,8 +60,8 @@ def test_functions_of_a_grid_are_the_predictions(sde, predicts, conditioning, me
     coordinates = Coordinates.of(own, own.sde)
     for one in (own, coordinates.standardised(own)):
         for what, predict in (("data", one.predict_data), ("noise", one.predict_noise)):
-            found = one.affine(L, what)
-            for l, function in zip(L.tolist(), found.functions(), strict=True):
+            functions = one.asking().functions(one.affine(L, what).rows(len(L)))
+            for l, function in zip(L.tolist(), functions, strict=True):
                 same(function(U), predict(l, U))
 
 
@@ -87,11 +99,55 @@ def test_slopes_in_time_are_the_drift(sde, mean):
             torch.testing.assert_close(tabulated(t, x), own.score(t, x), rtol=1e-8, atol=1e-8)
 
 
+def test_numbers_are_those_of_each_model():
+    """What is remembered of one model is not taken for another that differs in anything."""
+
+    class Faster(VPSDE):  # no dataclass of its own: fields do not tell it from VPSDE
+        def alpha(self, t):
+            return super().alpha(t) ** 2
+
+        def sigma(self, t):
+            return sqrt(1 - self.alpha(t) ** 2)
+
+        def time(self, l):
+            return self.inverse(0.5 * softplus(-2 * l))
+
+    nets = [
+        model(sde, predicts, conditioning, mean)
+        for sde in ("vp", "subvp", Faster())
+        for predicts in ("noise", "velocity")
+        for conditioning in ("time", "log_snr")
+        for mean in (0.0, MEAN)
+    ]
+    nets.append(ScoreModel(Net(), "vp", "noise", shape=(3,), data_std=0.6))
+    for method in ("default", "ddim", "euler_maruyama"):
+        for sde in ("vp", VPSDE(0.1, 10.0)):
+            draw = partial(sample, n=2, sde=sde, method=method, steps=4, seed=0)
+            affine._ROWS.clear()
+            together = [draw(net) for net in nets]
+            for net, found in zip(nets, together, strict=True):
+                affine._ROWS.clear()
+                assert torch.equal(found, draw(net))
+
+
+def test_what_may_be_a_key():
+    assert affine.constant(VPSDE())
+    assert affine.constant(DDPM(linear_betas(10)))
+
+    @dataclass(frozen=True)
+    class Held:
+        value: object
+
+    assert affine.constant(Held(1.0))
+    assert not affine.constant(Held(torch.tensor(1.0)))
+    assert not affine.constant(Held([1.0]))
+
+
 def test_models_that_are_no_such_function_are_asked_as_they_are():
     law = GaussianMixture([1.0], torch.zeros(1, 3, dtype=torch.float64), [1.0])
     coordinates = Coordinates.of(law, DIFFUSIONS["vp"]())
     standardised = coordinates.standardised(law)
-    assert standardised.affine(L, "data") is None
+    assert standardised.asking() is None
     problem = on_clock(standardised)
     ts = problem.time(L).tolist()
     assert not problem.tabulated(ts).slopes

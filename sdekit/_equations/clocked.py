@@ -15,7 +15,9 @@ from sdekit._equations.quadrature import Panels, Rule
 from sdekit._equations.sde import AbstractSDE, NoiseType
 from sdekit.elementary import Time, atan, axpy, broadcast, exp, log, scaled, tan
 
-Prepare = Callable[[Tensor, Tensor, Tensor], Sequence[Callable[[Tensor], Tensor]] | None]
+Levels = tuple[Time, Time, Time]
+Functions = Sequence[Callable[[Tensor], Tensor]]
+Prepare = Callable[[Sequence[float], Callable[[], Levels]], Functions | None]
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,9 +34,9 @@ class AbstractClocked(AbstractSDE, ABC):
         own: the time of the published equation as a function of l, such as the t of a diffusion;
             some rules interpolate in it.
         smooth: a monotone function of l in which F is nearly a polynomial.
-        prepare: `prepare(l, scale, rate)`, float64 tensors of the levels of a grid, to a list of
-            functions of y, rate F(l_i, scale_i y); None, or a result None, where this saves
-            nothing.
+        prepare: `prepare(ts, levels)` to a list of functions of y, rate F(l_i, scale_i y), for the
+            times of a grid; `levels()` returns l, scale and rate, float64 tensors. None, or a
+            result None, where this saves nothing.
         plans: a cache of plans of multistep rules, for equations of one clock, `own` and `smooth`.
         known: `at` the times of a grid; `tabulated` fills it in.
         slopes: those at the times of a grid; `tabulated` fills it in.
@@ -78,18 +80,20 @@ class AbstractClocked(AbstractSDE, ABC):
     def rate(self, l: Time) -> Time:
         """dA / dtau at l."""
 
-    def at(self, t: Time) -> tuple[Time, Time, Time]:
+    def at(self, t: Time) -> Levels:
         """l, the scale and the rate at a time."""
         l = self.parameter(t)
         return l, self.scale(l), self.rate(l)
 
     def tabulated(self, ts: Sequence[float]) -> Self:
-        found = self.at(torch.tensor(ts, dtype=torch.float64))
-        l, scale, rate = (torch.as_tensor(part, dtype=torch.float64) for part in found)
-        functions = None if self.prepare is None else self.prepare(l, scale, rate)
+        def levels() -> Levels:
+            return self.at(torch.tensor(ts, dtype=torch.float64))
+
+        functions = None if self.prepare is None else self.prepare(ts, levels)
         if functions is not None:
             return replace(self, slopes=dict(zip(ts, functions, strict=True)))
-        rows = (part.expand(len(ts)).tolist() for part in (l, scale, rate))
+        parts = (torch.as_tensor(part, dtype=torch.float64) for part in levels())
+        rows = (part.expand(len(ts)).tolist() for part in parts)
         return replace(self, known=dict(zip(ts, zip(*rows, strict=True), strict=True)))
 
     def _slope(self, l: Time, scale: Time, rate: Time, x: Tensor) -> Tensor:

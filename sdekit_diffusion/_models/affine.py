@@ -1,11 +1,11 @@
-"""Predictions at known levels as affine functions of a network's output, in numbers computed at
+"""Predictions at known levels as affine functions of a network's output, in numbers computed
 once.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
 from functools import partial
-from typing import Self
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -13,6 +13,11 @@ from torch import Tensor
 from sdekit.elementary import Time, axpy, scaled
 
 Ask = Callable[[Tensor, Tensor], Tensor]  # a network's output at points and labels that are its own
+Function = Callable[[Tensor], Tensor]
+Row = tuple[float, float, float, float, float, float]
+
+_REMEMBERED = 64  # grids whose numbers are kept
+_ROWS: dict[Hashable, list[Row]] = {}
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,51 +27,119 @@ class Affine:
     Numbers are float64 tensors, `(levels,)`, or the same for all levels; m is the mean of the data.
 
     Arguments:
-        ask: calls the network.
-        label, point, shift, own, out, mean: of each level.
-        m: a number, or shaped like one sample.
+        label, point, own, out, shift, mean: of each level.
     """
 
-    ask: Ask
-    label: Tensor
+    label: Time
     point: Time
     own: Time
     out: Time
     shift: Time = 0.0
     mean: Time = 0.0
+
+    def at(self, factor: Time, shift: Time = 0.0) -> "Affine":
+        """The prediction at factor u + shift m."""
+        return Affine(
+            self.label,
+            self.point * factor,
+            self.own * factor,
+            self.out,
+            self.shift + self.point * shift,
+            self.mean + self.own * shift,
+        )
+
+    def times(self, factor: Time, plus: Time = 0.0, mean: Time = 0.0) -> "Affine":
+        """factor times the sum of the prediction and mean m, plus `plus` u."""
+        return Affine(
+            self.label,
+            self.point,
+            self.own * factor + plus,
+            self.out * factor,
+            self.shift,
+            (self.mean + mean) * factor,
+        )
+
+    def rows(self, levels: int) -> list[Row]:
+        """Label, point, own, out, shift and mean of each level."""
+        parts = (self.label, self.point, self.own, self.out, self.shift, self.mean)
+        columns = [
+            torch.as_tensor(part, dtype=torch.float64).expand(levels).tolist() for part in parts
+        ]
+        return list(zip(*columns, strict=True))
+
+
+class Asking(NamedTuple):
+    """How a network is asked.
+
+    ask: calls it. dtype, device: of labels. m: the mean of the data, a number or shaped like one
+    sample. key: all that `affine` depends on besides levels; None where that may change, so that
+    numbers are computed anew.
+    """
+
+    ask: Ask
+    dtype: torch.dtype
+    device: torch.device
+    key: Hashable | None
     m: Tensor | float = 0.0
 
-    def at(self, factor: Time, shift: Time = 0.0) -> Self:
-        """The prediction at factor u + shift m."""
-        return replace(
-            self,
-            point=self.point * factor,
-            shift=self.shift + self.point * shift,
-            own=self.own * factor,
-            mean=self.mean + self.own * shift,
-        )
-
-    def times(self, factor: Time, plus: Time = 0.0) -> Self:
-        """factor times the prediction, plus `plus` u."""
-        return replace(
-            self, own=self.own * factor + plus, out=self.out * factor, mean=self.mean * factor
-        )
-
-    def functions(self) -> list[Callable[[Tensor], Tensor]]:
+    def functions(self, rows: list[Row]) -> list[Function]:
         """The prediction at each level, as a function of the point."""
-        parts = (self.point, self.own, self.out, self.shift, self.mean)
-        columns = [
-            torch.as_tensor(part, dtype=torch.float64).expand(len(self.label)).tolist()
-            for part in parts
+        labels = torch.tensor([row[0] for row in rows], dtype=torch.float64).to(
+            device=self.device, dtype=self.dtype, non_blocking=True
+        )
+        return [
+            partial(_predicted, self.ask, self.m, label, row)
+            for label, row in zip(labels.unbind(), rows, strict=True)
         ]
-        rows = zip(self.label.unbind(), *columns, strict=True)
-        return [partial(_predicted, self.ask, self.m, row) for row in rows]
 
 
-def _predicted(
-    ask: Ask, m: Tensor | float, row: tuple[Tensor, float, float, float, float, float], u: Tensor
-) -> Tensor:
-    label, point, own, out, shift, mean = row
+class Model(Protocol):
+    """A model that may have a network."""
+
+    def asking(self) -> Asking | None: ...
+
+
+def prepared(
+    model: Model, key: Hashable | None, levels: int, numbers: Callable[[], Affine]
+) -> list[Function] | None:
+    """The functions of a grid with so many levels; None for a model that is not affine in a
+    network's output.
+
+    Arguments:
+        key: what `numbers` depends on besides the model; None computes them anew.
+    """
+    asking = model.asking()
+    if asking is None:
+        return None
+    if key is None or asking.key is None:
+        return asking.functions(numbers().rows(levels))
+    whole = asking.key, key
+    rows = _ROWS.get(whole)
+    if rows is None:
+        rows = numbers().rows(levels)
+        if len(_ROWS) >= _REMEMBERED:
+            _ROWS.clear()
+        _ROWS[whole] = rows
+    return asking.functions(rows)
+
+
+def constant(value: object) -> bool:
+    """Whether an object may be a key: of a frozen dataclass compared by value, without tensors.
+
+    A class that inherits from such a dataclass and is none itself may hold more than its fields.
+    """
+    parameters = vars(type(value)).get("__dataclass_params__")
+    if parameters is None or not (parameters.frozen and parameters.eq):
+        return False
+    try:
+        hash(value)
+    except TypeError:
+        return False
+    return not any(isinstance(held, Tensor) for held in vars(value).values())
+
+
+def _predicted(ask: Ask, m: Tensor | float, label: Tensor, row: Row, u: Tensor) -> Tensor:
+    _, point, own, out, shift, mean = row
     x = u if point == 1 else scaled(point, u)
     if shift:
         x = _plus(shift, m, x)

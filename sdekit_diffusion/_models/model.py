@@ -28,7 +28,7 @@ from sdekit.elementary import Time, axpy, broadcast, clip, scaled, sigmoid, sqrt
 from sdekit_diffusion._diffusions.diffusion import LARGEST, AbstractDiffusion
 from sdekit_diffusion._diffusions.names import diffusion
 from sdekit_diffusion._inputs import require_tensor
-from sdekit_diffusion._models.affine import Affine
+from sdekit_diffusion._models.affine import Affine, Asking, constant
 from sdekit_diffusion._models.wrapped import require_plain, unwrapped
 from sdekit_diffusion.data import Scale
 
@@ -152,12 +152,18 @@ class AbstractModel(ABC):
         b = noise_scale(l)
         return u * broadcast(1 / b, u) - self.predict_data(l, u) * broadcast(signal_scale(l) / b, u)
 
-    def affine(self, l: Tensor, what: Literal["data", "noise"]) -> Affine | None:
-        """A prediction at levels `(levels,)`, float64, as an affine function of a network's output.
-
-        None if it is not one. The coefficients are computed once for a whole solve.
+    def asking(self) -> Asking | None:
+        """How its network is asked, where predictions are affine functions of one network's output;
+        None elsewhere.
         """
         return None
+
+    def affine(self, l: Tensor, what: Literal["data", "noise"]) -> Affine:
+        """A prediction at levels `(levels,)`, float64, as that function: for models with `asking`.
+
+        The coefficients are computed once for a whole solve.
+        """
+        raise NotImplementedError
 
     def denoise(self, t: Time, x: Tensor, sde: AbstractDiffusion | str | None = None) -> Tensor:
         """D(x, t) = E[x_0 | x_t = x] at time t of a diffusion; the model's own unless given.
@@ -476,17 +482,17 @@ class ScoreModel(nn.Module, AbstractModel):
             "it must return x's shape"
         )
 
+    def asking(self) -> Asking:
+        parameter = next(self.parameters(), None)
+        ask = self._asked if parameter is None and not self.plain else self.forward
+        known = (self.sde, self.predicts, self.conditioning) if constant(self.sde) else None
+        return Asking(ask, *self.place(), known)
+
     def affine(self, l: Tensor, what: Literal["data", "noise"]) -> Affine:
         size, label, alpha, sigma = self._levels(l)
         a, b, c, d = _CONVENTIONS[self.predicts](alpha, sigma)
         own, out = (a, b) if what == "data" else (c, d)
-        dtype, device = self.place()
-        parameter = next(self.parameters(), None)
-        ask = self._asked if parameter is None and not self.plain else self.forward
-        label = torch.as_tensor(label, dtype=torch.float64).to(
-            device=device, dtype=dtype, non_blocking=True
-        )
-        return Affine(ask, label, size, own * size, out)
+        return Affine(label, size, own * size, out)
 
     def predict_data(self, l: Time, u: Tensor) -> Tensor:
         point, label, alpha, sigma = self._inputs(l, u)

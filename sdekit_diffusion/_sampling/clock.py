@@ -13,6 +13,7 @@ from torch import Tensor
 from sdekit import AbstractClocked, AngleClocked, Clocked, PiecewiseClocked, geometric
 from sdekit.elementary import Time, axpy, exp, scaled, sqrt
 from sdekit_diffusion._diffusions.piecewise import PiecewiseLinear
+from sdekit_diffusion._models.affine import Affine, Function, prepared
 from sdekit_diffusion._models.model import AbstractModel, noise_scale, signal_scale
 from sdekit_diffusion._sampling.coordinates import Span
 from sdekit_diffusion._sampling.grids import smooth
@@ -73,7 +74,7 @@ def on_clock(
     if integrand == "velocity":
         return velocity_on_angle(model, VELOCITY_SCALE, own)
     if integrand == "noise":
-        prepare = partial(_prepared, model, "noise")
+        prepare = partial(_prepared, model, eta, "noise")
         return Clocked(
             model.predict_noise,
             signal_scale,
@@ -86,20 +87,28 @@ def on_clock(
     def scale(l: Time) -> Time:
         return noise_scale(l) * exp(-(eta**2) * l)
 
-    prepare = partial(_prepared, model, "data")
+    prepare = partial(_prepared, model, eta, "data")
     settings = {"own": own, "smooth": smooth_of(model), "prepare": prepare}
     return Denoising(model.predict_data, scale, 1 + eta**2, 2 * eta**2, model=model, **settings)
 
 
-Functions = Sequence[Callable[[Tensor], Tensor]]
+Levels = Callable[[], tuple[Time, Time, Time]]
 
 
 def _prepared(
-    model: AbstractModel, what: Literal["data", "noise"], l: Tensor, scale: Tensor, rate: Tensor
-) -> Functions | None:
+    model: AbstractModel,
+    eta: float,
+    what: Literal["data", "noise"],
+    ts: Sequence[float],
+    levels: Levels,
+) -> list[Function] | None:
     """rate times a prediction at scale y, for each level, as functions of y."""
-    found = model.affine(l, what)
-    return None if found is None else found.at(scale).times(rate).functions()
+
+    def numbers() -> Affine:
+        l, scale, rate = levels()
+        return model.affine(torch.as_tensor(l), what).at(scale).times(rate)
+
+    return prepared(model, ("clock", eta, what, *ts), len(ts), numbers)
 
 
 def velocity_on_angle(
@@ -116,14 +125,14 @@ def velocity_on_angle(
         a, b, r = radius(l)
         return axpy(-(c * c) * a / (r * b), u, scaled(r / b, model.predict_data(l, u)))
 
-    def prepare(l: Tensor, scale: Tensor, rate: Tensor) -> Functions | None:
-        found = model.affine(l, "data")
-        a, b, r = radius(l)
-        return (
-            None
-            if found is None
-            else found.times(r / b, plus=-(c * c) * a / (r * b)).at(scale).functions()
-        )
+    def prepare(ts: Sequence[float], levels: Levels) -> list[Function] | None:
+        def numbers() -> Affine:
+            l, scale, _ = levels()
+            a, b, r = radius(l)
+            found = model.affine(torch.as_tensor(l), "data")
+            return found.times(r / b, plus=-(c * c) * a / (r * b)).at(scale)
+
+        return prepared(model, ("angle", c, *ts), len(ts), numbers)
 
     settings = {"own": own, "smooth": smooth_of(model), "prepare": prepare}
     return AngleClocked(velocity, lambda l: radius(l)[2] / c, c=c, **settings)

@@ -12,7 +12,7 @@ from torch import Tensor
 from sdekit import NotFiniteError, Point, Solution, UnfinishedError
 from sdekit.elementary import Time, broadcast, scaled, sqrt
 from sdekit_diffusion._diffusions.diffusion import AbstractDiffusion
-from sdekit_diffusion._models.affine import Affine
+from sdekit_diffusion._models.affine import Affine, Asking
 from sdekit_diffusion._models.data_scale import data_scale
 from sdekit_diffusion._models.derived import AbstractDerivedModel
 from sdekit_diffusion._models.model import AbstractModel, noise_scale, signal_scale
@@ -46,18 +46,24 @@ class Standardised(AbstractDerivedModel):
     def predict_noise(self, l: Time, u: Tensor) -> Tensor:
         return self.model.predict_noise(*self._given(l, u))
 
-    def affine(self, l: Tensor, what: Literal["data", "noise"]) -> Affine | None:
-        level = l - math.log(self.std)
-        inner = self.model.affine(level, what)
+    @property
+    def shifts(self) -> bool:
+        """Whether the data have a mean."""
+        return isinstance(self.mean, Tensor) or self.mean != 0
+
+    def asking(self) -> Asking | None:
+        inner = self.model.asking()
         if inner is None:
             return None
+        key = None if inner.key is None else (inner.key, self.std, self.shifts)
+        return inner._replace(key=key, m=self.mean)
+
+    def affine(self, l: Tensor, what: Literal["data", "noise"]) -> Affine:
+        level = l - math.log(self.std)
         a = signal_scale(level)
         r = sqrt((a * self.std) ** 2 + noise_scale(level) ** 2)
-        shifts = isinstance(self.mean, Tensor) or self.mean != 0
-        found = replace(inner, m=self.mean).at(r, a if shifts else 0.0)
-        if what == "noise":
-            return found
-        return replace(found, mean=found.mean - float(shifts)).times(1 / self.std)
+        found = self.model.affine(level, what).at(r, a if self.shifts else 0.0)
+        return found if what == "noise" else found.times(1 / self.std, mean=-float(self.shifts))
 
 
 def shifted(mean: Tensor | float, factor: Time, x: Tensor) -> Tensor:

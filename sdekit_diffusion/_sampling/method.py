@@ -22,7 +22,7 @@ from sdekit import (
     uniform,
 )
 from sdekit.elementary import Time, broadcast, scaled
-from sdekit_diffusion._models.affine import Affine
+from sdekit_diffusion._models.affine import Affine, Function, constant, prepared
 from sdekit_diffusion._models.model import AbstractModel
 from sdekit_diffusion._sampling.clock import Integrand, clock_knots, level, on_clock, on_steps
 from sdekit_diffusion._sampling.coordinates import Coordinates, Span
@@ -156,11 +156,10 @@ _PLANS: dict[Hashable, dict[Hashable, Any]] = {}
 
 def _plans(coordinates: Coordinates, eta: float, integrand: Integrand) -> dict[Hashable, Any]:
     """The plans of multistep rules on one clock, for calls to come."""
-    key = coordinates.sde, coordinates.std, coordinates.dimension, eta, integrand
-    try:
-        plans = _PLANS.setdefault(key, {})
-    except TypeError:  # a diffusion that cannot be hashed
+    if not constant(coordinates.sde):
         return {}
+    key = coordinates.sde, coordinates.std, coordinates.dimension, eta, integrand
+    plans = _PLANS.setdefault(key, {})
     for remembered in (_PLANS, plans):
         if len(remembered) > _REMEMBERED:
             remembered.clear()
@@ -319,7 +318,7 @@ class _Score:
 
     model: AbstractModel
     coordinates: Coordinates
-    table: Mapping[float, Callable[[Tensor], Tensor]] = field(default_factory=dict)
+    table: Mapping[float, Function] = field(default_factory=dict)
 
     def __call__(self, t: Time, x: Tensor) -> Tensor:
         known = None if isinstance(t, Tensor) else self.table.get(t)
@@ -330,37 +329,41 @@ class _Score:
 
     def tabulated(self, ts: Sequence[float]) -> "_Score":
         """The same with what depends on the times of a grid computed at once."""
-        found = self._affine(ts)
-        return (
-            self
-            if found is None
-            else replace(self, table=dict(zip(ts, found.functions(), strict=True)))
-        )
+        functions = self._prepared(ts, "score", lambda t, score: score)
+        return replace(self, table=dict(zip(ts, functions or (), strict=bool(functions))))
 
-    def slopes(
-        self, factor: float, ts: Sequence[float]
-    ) -> Mapping[float, Callable[[Tensor], Tensor]]:
+    def slopes(self, factor: float, ts: Sequence[float]) -> Mapping[float, Function]:
         """f x - factor g^2 s at the times of a grid; empty where it is not affine in a network's
         output.
         """
-        found = self._affine(ts)
-        if found is None:
-            return {}
-        t = torch.tensor(ts, dtype=torch.float64)
         sde = self.coordinates.sde
-        g = torch.as_tensor(sde.g(t), dtype=torch.float64)
-        return dict(zip(ts, found.times(-factor * g * g, plus=sde.f(t)).functions(), strict=True))
 
-    def _affine(self, ts: Sequence[float]) -> Affine | None:
-        """The score at the times of a grid."""
-        t = torch.tensor(ts, dtype=torch.float64)
-        found = self.model.affine(torch.as_tensor(self.coordinates.log_snr(t)), "noise")
-        if found is None:
-            return None
-        sde = self.coordinates.sde
-        r = self.coordinates.radius(t)
-        shift = -sde.alpha(t) / r if self.coordinates.shifts else 0.0
-        return found.at(1 / r, shift).times(-1 / sde.sigma(t))
+        def slope(t: Tensor, score: Affine) -> Affine:
+            g = torch.as_tensor(sde.g(t), dtype=torch.float64)
+            return score.times(-factor * g * g, plus=sde.f(t))
+
+        functions = self._prepared(ts, factor, slope)
+        return dict(zip(ts, functions or (), strict=bool(functions)))
+
+    def _prepared(
+        self,
+        ts: Sequence[float],
+        what: Hashable,
+        made: Callable[[Tensor, Affine], Affine],
+    ) -> list[Function] | None:
+        """What is made of the score at the times of a grid."""
+        coordinates = self.coordinates
+        sde = coordinates.sde
+
+        def numbers() -> Affine:
+            t = torch.tensor(ts, dtype=torch.float64)
+            r = coordinates.radius(t)
+            shift = -sde.alpha(t) / r if coordinates.shifts else 0.0
+            eps = self.model.affine(torch.as_tensor(coordinates.log_snr(t)), "noise")
+            return made(t, eps.at(1 / r, shift).times(-1 / sde.sigma(t)))
+
+        key = ("time", sde, coordinates.std, what, *ts) if constant(sde) else None
+        return prepared(self.model, key, len(ts), numbers)
 
 
 @dataclass(frozen=True, eq=False)

@@ -158,7 +158,8 @@ def sample(
     size = max(1, n if batch_size is None else batch_size)
     total = chosen.steps * -(-n // size) or None
     bar = tqdm(total=total, disable=not progress, unit="step", desc="sampling")
-    watch = partial(_watched, bar, callback, coordinates) if progress or callback else None
+    watched = progress or callback is not None
+    watch = partial(_watched, bar, callback, coordinates) if watched else None
     descents = Descents(
         coordinates, span, noise, save, watch, n, event, x_T, seed, first, chosen.steps, dtype,
         denoise,
