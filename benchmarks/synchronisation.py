@@ -6,7 +6,6 @@ is timed. `python benchmarks/synchronisation.py [--json] [sampling] [solving] [a
 """
 
 import json
-import os
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -20,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 sys.path.append(str(Path(__file__).parent.parent / "tests"))
-from simulated_gpu import DEVICE, SimulatedGPU
+from simulated_gpu import DEVICE, SimulatedGPU, leave
 
 from sdekit import (
     SDE,
@@ -267,6 +266,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
-    sys.stdout.flush()
-    # Autograd's thread for the simulated device does not end, and would abort the interpreter.
-    os._exit(0)
+    leave()

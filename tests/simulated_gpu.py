@@ -9,9 +9,8 @@ the host would wait for.
 
 Recorded as waits: host reads (`item`, `bool`, `tolist`, `nonzero`, `unique`, boolean indexing,
 `repeat_interleave`) and copies between host and device that are not `non_blocking`. A count at two
-numbers of steps shows what would stall a real GPU once a
-step. Kernels are the operations on the device that are neither views nor bare allocations: close to
-    what a real GPU launches.
+numbers of steps shows what would stall a real GPU once a step. Kernels are the operations on the
+device that are neither views nor bare allocations: close to what a real GPU launches.
 
 It is a model of the behaviour: nothing runs asynchronously and nothing is timed. The device is
 registered in torch for the rest of the process, and `torch.tensor` and `torch.as_tensor` are
@@ -20,6 +19,7 @@ replaced inside the block, so use it in a process of its own.
 
 import importlib
 import os
+import sys
 import traceback
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Self
@@ -323,3 +323,9 @@ def _require_one_device(
         )
     if name in ("aten::cat", "aten::stack"):
         raise MixedDevicesError(f"{name}: tensors of the device and of the CPU")
+
+
+def leave() -> None:
+    """Ends a program: autograd's thread for the device does not end, and would abort Python."""
+    sys.stdout.flush()
+    os._exit(0)

@@ -70,7 +70,7 @@ def test_adaptive_solves_wait_once_a_round():
 
 FAILURES = """
 import torch
-from simulated_gpu import DEVICE, SimulatedGPU
+from simulated_gpu import DEVICE, SimulatedGPU, leave
 from sdekit import SDE, EulerMaruyama, NotFiniteError, WhiteNoise, solve, uniform
 from sdekit_diffusion import Recipe, ScoreModel, fit
 
@@ -104,6 +104,7 @@ with SimulatedGPU() as gpu:
     except ArithmeticError as error:
         print(error)
     print(len(gpu.waits) < 10)
+leave()
 """
 
 
@@ -124,7 +125,7 @@ def test_failures_are_named_as_on_the_cpu():
 
 DEVICE = """
 import torch
-from simulated_gpu import DEVICE, MixedDevicesError, SimulatedGPU
+from simulated_gpu import DEVICE, MixedDevicesError, SimulatedGPU, leave
 
 def waits(case):
     gpu.clear()
@@ -153,6 +154,7 @@ with SimulatedGPU() as gpu:
     assert w.grad.tolist() == [0.0, 1.0, 2.0, 3.0]
 assert torch.tensor(1.0).device.type == "cpu" and torch.tensor.__module__ != "simulated_gpu"
 print("done")
+leave()
 """
 CASES = [
     ("x.sum().item()", 1),

@@ -162,6 +162,9 @@ class AbstractModel(ABC):
         """A prediction at levels `(levels,)`, float64, as that function: for models with `asking`.
 
         The coefficients are computed once for a whole solve.
+
+        Raises:
+            NotImplementedError: for other models.
         """
         raise NotImplementedError
 
