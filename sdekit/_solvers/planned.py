@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from sdekit._equations.sde import AbstractSDE
@@ -55,6 +56,7 @@ class AbstractPlanned(AbstractSolver):
 
 def _moved(x: Tensor, weights: Sequence[float], slopes: Sequence[Tensor]) -> Tensor:
     """x + sum_j w_j f_j over the newest values, as many as there are weights."""
+    add = torch.add if x.dtype.itemsize >= 4 else None  # see `axpy`, which this loop spares
     for weight, slope in zip(weights, slopes, strict=False):
-        x = axpy(weight, slope, x)
+        x = axpy(weight, slope, x) if add is None else add(x, slope, alpha=weight)
     return x

@@ -451,6 +451,12 @@ class ScoreModel(nn.Module, AbstractModel):
             self._refuse(out, point, label)
         return out
 
+    def _asked_in(self, dtype: torch.dtype, point: Tensor, label: Tensor) -> Tensor:
+        """The network's output in the point's dtype, asked in its own, which labels have already."""
+        if point.dtype == dtype:
+            return self._asked(point, label).to(dtype)
+        return self._asked(point.to(dtype), label).to(point.dtype)
+
     def _explain(self, error: Exception, point: Tensor, label: Tensor) -> None:
         """Raises what tells more of a call that failed, if anything does."""
         if swapped(partial(self.net, **self.conditions), point, label, point.shape):
@@ -487,7 +493,12 @@ class ScoreModel(nn.Module, AbstractModel):
 
     def asking(self) -> Asking:
         parameter = next(self.parameters(), None)
-        ask = self._asked if parameter is None and not self.plain else self.forward
+        if self.plain:
+            ask = self.forward
+        elif parameter is None:
+            ask = self._asked
+        else:
+            ask = partial(self._asked_in, parameter.dtype)
         known = (self.sde, self.predicts, self.conditioning) if constant(self.sde) else None
         return Asking(ask, *self.place(), known)
 
