@@ -452,7 +452,7 @@ class ScoreModel(nn.Module, AbstractModel):
         return out
 
     def _asked_in(self, dtype: torch.dtype, point: Tensor, label: Tensor) -> Tensor:
-        """The network's output in the point's dtype, asked in its own, which labels have already."""
+        """The network's output in the point's dtype; it is asked in its own, which labels have."""
         if point.dtype == dtype:
             return self._asked(point, label).to(dtype)
         return self._asked(point.to(dtype), label).to(point.dtype)
