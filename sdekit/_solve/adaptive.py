@@ -4,23 +4,17 @@ equations.
 What decides on steps, times, errors and rows, is kept on the host, however the states are kept: a
 round reads the errors of its steps, and nothing else. What the device needs of it is copied there
 without waiting.
-
-Steps of a stochastic equation are dyadic intervals: a rejected step is halved, and the walk comes
-by the time it had tried before. So all that was learned of the path is used, and results are
-consistent for every kind of noise; and the path is read where it costs least.
 """
 
 import math
 from collections.abc import Callable
-from itertools import pairwise
 
 import torch
 from torch import Tensor
 
-from sdekit._equations.sde import AbstractSDE
-from sdekit._grid import Dyadic
-from sdekit._noise.white import AbstractNoise, Increment
+from sdekit._noise.white import AbstractNoise, Increment, Reader
 from sdekit._solve.control import PIDController
+from sdekit._solve.intervals import DyadicIntervals, FreeIntervals, Interval
 from sdekit._solve.solution import Counted, Solution, Status
 from sdekit._solve.working import Found, Move, Working, spread, take, where
 from sdekit._solvers import AbstractSolver
@@ -40,115 +34,223 @@ def adaptive(
     callback: Callable[[Move], None] | None = None,
 ) -> tuple[Solution, Tensor]:
     """The solution, and the times that the samples reached."""
-    assert solver.embedded is not None
-    whole = problem
-    power = solver.embedded
-    total = len(x0)
-    direction = 1 if ts[-1] > ts[0] else -1
-    span = abs(ts[-1] - ts[0])
-    levy = solver.levy == "H"
-    device = x0.device
-    outputs = torch.tensor(ts, dtype=torch.float64)
-    end = outputs[-1]
-    (ladder, coarse) = (None, None) if noise is None else _ladder(noise.tree, ts)
-    # The last step may be a little longer than allowed, lest a sliver be left; less than by what a
-    # rejection makes it shorter.
-    stretch = control.safety**-0.9
-    floor = 16 * torch.finfo(torch.float64).eps * max(map(abs, ts))
-    found = Found.of(x0, ts, save=save)
+    solve = _AdaptiveSolve(problem, x0, ts, solver, noise, control, callback, save=save)
+    while len(solve.now.index):
+        solve.round()
+    seed = None if noise is None else noise.seed
+    return solve.found.solution(solve.outputs, seed), solve.found.reached.to(x0.device)
 
-    t = outputs.new_full((total,), ts[0])
-    start = t.to(device)
-    if control.first is not None or ladder is not None:
-        h = torch.full_like(t, min(control.first or 0.1 * span, span))
-    else:
-        h = _first(problem, start, x0, control, power, torch.full_like(start, ts[-1])).cpu()
-    # Zeros for what is not finite, which would make the gradient of whatever it is multiplied with
-    # NaN.
-    index = torch.arange(total)
-    state = solver.init(problem, start, torch.nan_to_num(x0, 0.0, 0.0, 0.0))
-    zero = torch.zeros_like(t)
-    ones = torch.ones_like(index)
-    now = Working(
-        index, x0, t, zero + span, h, state, t.new_ones(total, 2), 0 * ones, ones, zero, 0 * ones
-    )
-    read = noise and noise.reader(x0, problem.noise_shape(x0), levy=levy)
-    tries = 0
-    while len(now.index):
-        shortest = None
-        if ladder is None or coarse is None:
-            length = torch.where(now.left <= stretch * now.h, now.left, now.h)
-            left = now.left - length
-            t1 = torch.add(end, left, alpha=-direction)
+
+class _AdaptiveSolve:
+    """A solve under way.
+
+    whole: the problem of the whole batch. problem, read: the problem and the noise of the samples
+    in `now`. tries: the rounds so far, in each of which every sample tries a step.
+    """
+
+    def __init__(
+        self,
+        problem: Counted,
+        x0: Tensor,
+        ts: list[float],
+        solver: AbstractSolver,
+        noise: AbstractNoise | None,
+        control: PIDController,
+        callback: Callable[[Move], None] | None,
+        *,
+        save: bool,
+    ) -> None:
+        assert solver.embedded is not None
+        self.whole = self.problem = problem
+        self.solver = solver
+        self.power = solver.embedded
+        self.noise = noise
+        self.control = control
+        self.callback = callback
+        self.device = x0.device
+        self.outputs = torch.tensor(ts, dtype=torch.float64)
+        if noise is None:
+            self.intervals = FreeIntervals.of(ts, control)
         else:
-            t1, shortest = ladder.after(now.t, now.h, direction, coarse)
-            left = (end - t1).abs()
-            length = (t1 - now.t).abs()
-        increment = read(now.t, t1) if read else Increment()
-        start, stop = _sent(device, now.t, t1)
-        step = solver.step(problem, start, stop, now.x, increment, now.state)
+            self.intervals = DyadicIntervals.of(ts, noise.tree)
+        self.found = Found.of(x0, ts, save=save)
+        self.now = self._start(x0, ts)
+        self.read = self._reader(noise, x0)
+        self.tries = 0
+
+    def _start(self, x0: Tensor, ts: list[float]) -> Working:
+        """The samples before their first steps."""
+        span = abs(ts[-1] - ts[0])
+        first = self.control.first
+        t = self.outputs.new_full((len(x0),), ts[0])
+        start = t.to(self.device)
+        if first is None and self.noise is None:
+            end = torch.full_like(start, ts[-1])
+            h = _first(self.problem, start, x0, self.control, self.power, end).cpu()
+        else:
+            h = torch.full_like(t, min(first or 0.1 * span, span))
+        # Zeros for what is not finite, which would make the gradient of whatever it is multiplied
+        # with NaN.
+        state = self.solver.init(self.problem, start, torch.nan_to_num(x0, 0.0, 0.0, 0.0))
+        return Working.of(x0, t, torch.full_like(t, span), h, state)
+
+    def _reader(self, noise: AbstractNoise | None, x: Tensor) -> Reader | None:
+        """The noise of steps from times to times, None where there is none."""
+        if noise is None:
+            return None
+        return noise.reader(x, self.problem.noise_shape(x), levy=self.solver.levy == "H")
+
+    def round(self) -> None:
+        """Tries a step of each sample, and records those that have finished or failed."""
+        now = self.now
+        interval = self.intervals.after(now)
+        increment = self.read(now.t, interval.t1) if self.read else Increment()
+        start = now.t.to(self.device, non_blocking=True)
+        stop = interval.t1.to(self.device, non_blocking=True)
+        step = self.solver.step(self.problem, start, stop, now.x, increment, now.state)
+        q, accept = self._judge(interval, start, stop, step)
+        if step.x.requires_grad and not bool(accept.all()):
+            step = self._again(interval.t1, increment, accept)
+        if self.callback is not None and bool(accept.any()):
+            self.callback(_moved(now, start, stop, accept, step))
+        if self.found.xs is not None:
+            self._output(self.found.xs, interval.t1, accept, step, increment)
+        now.advance(interval.t1, interval.left, accept, step.x, step.state)
+        self.tries += 1
+        if self.tries == self.control.max_steps or self.intervals.may_end(now):
+            self._record(interval, q, accept)
+
+    def _judge(
+        self, interval: Interval, start: Tensor, stop: Tensor, step: Step
+    ) -> tuple[Tensor, Tensor]:
+        """q of each sample, its error relative to the tolerance, and whether its step is accepted;
+        sets the length of the next one.
+        """
+        now = self.now
+        control = self.control
+        problem = self.problem
         with torch.no_grad():
-            q = _quotient(problem, solver, control, start, stop, now.x, step).cpu()
+            ends = problem.physical(start, now.x), problem.physical(stop, step.x)
+            q = self.solver.quotient(
+                lambda error: control.error(problem.physical(stop, error), *ends), step.error
+            ).cpu()
             accept = q <= 1
-            factor = control.factor(q, now.before, power)
-            # Where alignment made a step shorter than it was allowed to be, it stays allowed.
-            allowed = (
-                length
-                if shortest is None
-                else torch.where(factor > 1, torch.maximum(length, now.h / factor), length)
-            )
+            factor = control.factor(q, now.before, self.power)
+            allowed = self.intervals.allowed(now, interval, factor)
             now.h = allowed * factor
             if control.remembers:
                 now.before = where(
                     accept, torch.stack([q.clamp(min=1e-10), now.before[:, 0]], dim=1), now.before
                 )
-        if step.x.requires_grad and not bool(accept.all()):
-            step = _again(whole.problem, solver, now, t1, increment, accept)
-        if callback is not None and bool(accept.any()):
-            callback(_moved(now, start, stop, accept, step))
-        if found.xs is not None:
-            _output(found.xs, outputs, whole, solver, noise, now, t1, accept, step, increment)
-        tries = tries + 1
-        now.accepted = now.accepted + accept
-        now.x, now.state = where(*_sent(device, accept), (step.x, step.state), (now.x, now.state))
-        now.t = torch.where(accept, t1, now.t)
-        now.left = torch.where(accept, left, now.left)
-        last = tries == control.max_steps
-        if shortest is None:
-            if not last and not bool(
-                torch.minimum(now.left, now.h).add_(now.gone).amin() <= 2 * floor
-            ):
-                continue
-            short = (now.h < floor) & ~accept
+        return q, accept
+
+    def _again(self, t1: Tensor, increment: Increment, accept: Tensor) -> Step:
+        """The step of those that are accepted, recorded for gradients: a trial that is not finite
+        would make them all NaN.
+        """
+        now = self.now
+        rows = accept.nonzero().flatten()
+        if not len(rows):
+            return Step(now.x, dense=None, state=now.state)
+        index, t0, t1, rows = _sent(self.device, now.index[rows], now.t[rows], t1[rows], rows)
+        problem = self.whole.problem.rows(index)
+        noise = Increment(*(None if part is None else part[rows] for part in increment))
+        step = self.solver.step(problem, t0, t1, now.x[rows], noise, take(now.state, rows))
+        x = now.x.index_copy(0, rows, step.x)
+        dense = None if step.dense is None else spread(step.dense, rows, len(accept))
+        return Step(x, dense=dense, state=spread(step.state, rows, len(accept)))
+
+    def _output(
+        self, xs: Tensor, t1: Tensor, accept: Tensor, step: Step, increment: Increment
+    ) -> None:
+        """Writes the states at the output times that accepted steps go by; the last output is the
+        end of the solve.
+
+        With noise the path is bridged: between the ends x moves with g times what W does beyond a
+        straight line, so that it has the variance of the path there, and not that of a straight
+        line, half as much in the middle.
+        """
+        now = self.now
+        outputs = self.outputs
+        direction = 1 if outputs[-1] > outputs[0] else -1
+        passed = torch.searchsorted(direction * outputs[:-1], direction * t1, right=True) - now.due
+        passed = torch.where(accept, passed.clamp(min=0), 0)
+        row = torch.arange(len(passed)).repeat_interleave(passed)
+        if not len(row):
+            return
+        # All outputs of all samples at once, a row each.
+        number = now.due[row] + torch.arange(len(row)) - (passed.cumsum(0) - passed)[row]
+        t0 = now.t[row]
+        at = outputs[number]
+        theta = (at - t0) / (t1[row] - t0)
+        start, theta, those, number, index = _sent(
+            self.device, t0, theta, row, number, now.index[row]
+        )
+        if self.noise is None or increment.w is None:
+            x = self.solver.interpolate(self._dense(t1, step, row), theta)
         else:
-            short = (length < 1.5 * shortest) & ~accept
-        # Somebody may have finished or failed.
+            problem = self.whole.rows(index)
+            x0 = now.x[those]
+            x1 = step.x[those]
+            read = self.noise.rows(index).reader(x0, problem.noise_shape(x0), levy=False)
+            part = read(t0, at).w
+            assert part is not None
+            bend = part - broadcast(theta, part) * increment.w[those]
+            x = problem.diffuse(start, x0, bend, torch.lerp(x0, x1, broadcast(theta, x0)))
+        xs[number, index] = x
+        now.due = now.due + passed
+
+    def _dense(self, t1: Tensor, step: Step, row: Tensor) -> Tree:
+        """What the solver interpolates, a row an output, made once for each sample that has any;
+        its evaluations are counted.
+        """
+        now = self.now
+        rows, of = row.unique_consecutive(return_inverse=True)
+        index, start, stop, those, of = _sent(
+            self.device, now.index[rows], now.t[rows], t1[rows], rows, of
+        )
+        problem = Counted(self.whole.problem.rows(index), self.whole.copies)
+        dense = (now.x, step.x) if step.dense is None else step.dense
+        dense = self.solver.dense(problem, start, stop, take(dense, those))
+        now.extra = now.extra.index_add(0, rows, torch.full_like(rows, problem.evaluations))
+        return take(dense, of)
+
+    def _record(self, interval: Interval, q: Tensor, accept: Tensor) -> None:
+        """Writes down the samples that have finished or failed in this round."""
+        now = self.now
+        last = self.tries == self.control.max_steps
         done = now.left == 0
+        short = self.intervals.too_short(now, interval) & ~accept
         new = ((done | short | last) & (now.gone == 0)).nonzero().flatten()
         if not len(new):
-            continue
+            return
         why = torch.where(
             short,
             torch.where(q.isinf(), Status.NOT_FINITE, Status.UNDERFLOW),
             Status.TOO_MANY_STEPS,
         )
-        found.keep(now, new, torch.where(done, Status.DONE, why), tries, problem.evaluations)
+        status = torch.where(done, Status.DONE, why)
+        self.found.keep(now, new, status, self.tries, self.problem.evaluations)
         now.gone[new] = math.inf
         now.h[new] = 0.0
         # They leave at once where a step of length 0 could spoil gradients, else together, which is
         # cheaper.
         stay = (now.gone == 0).nonzero().flatten()
-        if last or (len(stay) < len(now.gone) if ladder else 8 * len(stay) <= 7 * len(now.gone)):
-            now = now.rows(stay)
-            (index,) = _sent(device, now.index)
-            problem = whole.rows(index)
-            read = noise and noise.rows(index).reader(now.x, problem.noise_shape(now.x), levy=levy)
-    return found.solution(outputs, None if noise is None else noise.seed), found.reached.to(device)
+        most = len(now.gone) - 1 if self.noise is not None else 7 * len(now.gone) // 8
+        if last or len(stay) <= most:
+            self._keep(stay)
+
+    def _keep(self, rows: Tensor) -> None:
+        """Goes on with these samples alone."""
+        self.now = now = self.now.rows(rows)
+        index = now.index.to(self.device, non_blocking=True)
+        self.problem = self.whole.rows(index)
+        self.read = self._reader(self.noise and self.noise.rows(index), now.x)
 
 
-def _sent(device: torch.device, *tensors: Tensor) -> tuple[Tensor, ...]:
+def _sent(device: torch.device, *tensors: Tensor) -> list[Tensor]:
     """Small tensors of the host on a device, without waiting for what is queued there."""
-    return tuple(tensor.to(device, non_blocking=True) for tensor in tensors)
+    return [tensor.to(device, non_blocking=True) for tensor in tensors]
 
 
 def _moved(now: Working, t0: Tensor, t1: Tensor, accept: Tensor, step: Step) -> Move:
@@ -158,79 +260,6 @@ def _moved(now: Working, t0: Tensor, t1: Tensor, accept: Tensor, step: Step) -> 
     parts = (index, t0, t1, step.x, () if step.dense is None else step.dense)
     samples, t0, t1, x, dense = parts if len(rows) == len(accept) else take(parts, those)
     return Move(samples, t0, t1, x, None if step.dense is None else dense)
-
-
-def _again(
-    problem: AbstractSDE,
-    solver: AbstractSolver,
-    now: Working,
-    t1: Tensor,
-    increment: Increment,
-    accept: Tensor,
-) -> Step:
-    """The step of those that are accepted, recorded for gradients: a trial that is not finite would
-    make them all NaN.
-    """
-    rows = accept.nonzero().flatten()
-    if not len(rows):
-        return Step(now.x, dense=None, state=now.state)
-    index, t0, t1, rows = _sent(now.x.device, now.index[rows], now.t[rows], t1[rows], rows)
-    noise = Increment(*(None if part is None else part[rows] for part in increment))
-    step = solver.step(problem.rows(index), t0, t1, now.x[rows], noise, take(now.state, rows))
-    x = now.x.index_copy(0, rows, step.x)
-    dense = None if step.dense is None else spread(step.dense, rows, len(accept))
-    return Step(x, dense=dense, state=spread(step.state, rows, len(accept)))
-
-
-def _ladder(tree: Dyadic, ts: list[float]) -> tuple[Dyadic, Tensor]:
-    """The dyadic times of a solve, and how many of the lowest bits are not used in each cell.
-
-    The cells are those of the path between the ends of the solve. Where an end cuts a cell, its
-    dyadic times are not the path's: then an interval is 32 of the path's ticks long at least, and
-    one of them where they are.
-
-    Raises:
-        ValueError: for a solve so short that the path does not resolve it.
-    """
-    low = min(ts[0], ts[-1])
-    high = max(ts[0], ts[-1])
-    cells = [(a, b) for a, b in pairwise(tree.knots) if a < high and b > low]
-    # A cell of which hardly anything is left is joined to its neighbour: an end is often a rounding
-    # away from a knot.
-    inner = [
-        b
-        for (a, b), (_, d) in pairwise(cells)
-        if b - low > (b - a) / 64 and high - b > (d - b) / 64
-    ]
-    knots = (low, *inner, high)
-    coarse = []
-    for start, stop in pairwise(knots):
-        length = max((b - a for a, b in cells if a < stop and b > start), default=stop - start)
-        whole = any((start, stop) == cell for cell in cells)
-        coarse.append(max(0, math.ceil(math.log2((1 if whole else 32) * length / (stop - start)))))
-    if max(coarse) >= tree.depth:
-        raise ValueError(
-            f"the solve from {ts[0]} to {ts[-1]} is shorter than the path resolves, "
-            f"2^-{tree.depth} of an interval of knots; "
-            "give BrownianPath knots at the ends of the solve"
-        )
-    return Dyadic(knots, tree.depth), torch.tensor(coarse)
-
-
-def _quotient(
-    problem: Counted,
-    solver: AbstractSolver,
-    control: PIDController,
-    t0: Tensor,
-    t1: Tensor,
-    x: Tensor,
-    step: Step,
-) -> Tensor:
-    """q of each sample: its error relative to the tolerance."""
-    ends = problem.physical(t0, x), problem.physical(t1, step.x)
-    return solver.quotient(
-        lambda error: control.error(problem.physical(t1, error), *ends), step.error
-    )
 
 
 def _first(
@@ -259,65 +288,3 @@ def _first(
         second = torch.where(fastest <= 1e-15, 1e-3 * h, ((0.01 / fastest).log() / power).exp())
         h = torch.minimum(100 * h, second)
         return torch.where(h.isnan(), 1e-6 * span, h).minimum(span)
-
-
-def _output(
-    xs: Tensor,
-    outputs: Tensor,
-    whole: Counted,
-    solver: AbstractSolver,
-    noise: AbstractNoise | None,
-    now: Working,
-    t1: Tensor,
-    accept: Tensor,
-    step: Step,
-    increment: Increment,
-) -> None:
-    """Writes the states at the output times that accepted steps go by; the last output is the end
-    of the solve.
-
-    With noise the path is bridged: between the ends x moves with g times what W does beyond a
-    straight line, so that it has the variance of the path there, and not that of a straight line,
-    half as much in the middle.
-    """
-    direction = 1 if outputs[-1] > outputs[0] else -1
-    passed = torch.searchsorted(direction * outputs[:-1], direction * t1, right=True) - now.due
-    passed = torch.where(accept, passed.clamp(min=0), 0)
-    row = torch.arange(len(passed)).repeat_interleave(passed)
-    if not len(row):
-        return
-    # All outputs of all samples at once, a row each.
-    number = now.due[row] + torch.arange(len(row)) - (passed.cumsum(0) - passed)[row]
-    t0 = now.t[row]
-    at = outputs[number]
-    theta = (at - t0) / (t1[row] - t0)
-    start, theta, those, number, index = _sent(xs.device, t0, theta, row, number, now.index[row])
-    if noise is None or increment.w is None:
-        x = solver.interpolate(_dense(whole, solver, now, t1, step, row), theta)
-    else:
-        problem = whole.rows(index)
-        x0 = now.x[those]
-        x1 = step.x[those]
-        part = noise.rows(index).reader(x0, problem.noise_shape(x0), levy=False)(t0, at).w
-        assert part is not None
-        bend = part - broadcast(theta, part) * increment.w[those]
-        x = problem.diffuse(start, x0, bend, torch.lerp(x0, x1, broadcast(theta, x0)))
-    xs[number, index] = x
-    now.due = now.due + passed
-
-
-def _dense(
-    whole: Counted, solver: AbstractSolver, now: Working, t1: Tensor, step: Step, row: Tensor
-) -> Tree:
-    """What the solver interpolates, a row an output, made once for each sample that has any; its
-    evaluations are counted.
-    """
-    rows, of = row.unique_consecutive(return_inverse=True)
-    index, start, stop, those, of = _sent(
-        now.x.device, now.index[rows], now.t[rows], t1[rows], rows, of
-    )
-    problem = Counted(whole.problem.rows(index), whole.copies)
-    dense = (now.x, step.x) if step.dense is None else step.dense
-    dense = solver.dense(problem, start, stop, take(dense, those))
-    now.extra = now.extra.index_add(0, rows, torch.full_like(rows, problem.evaluations))
-    return take(dense, of)

@@ -73,6 +73,35 @@ class Working:
     gone: Tensor
     extra: Tensor
 
+    @staticmethod
+    def of(x0: Tensor, t: Tensor, left: Tensor, h: Tensor, state: Tree) -> "Working":
+        """All samples before the first step."""
+        index = torch.arange(len(x0))
+        none = torch.zeros_like(index)
+        before = t.new_ones(len(x0), 2)
+        return Working(
+            index=index,
+            x=x0,
+            t=t,
+            left=left,
+            h=h,
+            state=state,
+            before=before,
+            accepted=none,
+            due=none + 1,
+            gone=torch.zeros_like(t),
+            extra=none,
+        )
+
+    def advance(self, t1: Tensor, left: Tensor, accept: Tensor, x1: Tensor, state1: Tree) -> None:
+        """Moves the samples whose steps are accepted to t1, from which `left` is left."""
+        there = accept.to(self.x.device, non_blocking=True)
+        self.x = where(there, x1, self.x)
+        self.state = where(there, state1, self.state)
+        self.t = torch.where(accept, t1, self.t)
+        self.left = torch.where(accept, left, self.left)
+        self.accepted = self.accepted + accept
+
     def rows(self, keep: Tensor) -> "Working":
         there = keep.to(self.x.device, non_blocking=True)
         return Working(
