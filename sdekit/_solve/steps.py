@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from sdekit._equations.sde import AbstractSDE
 from sdekit._noise.white import AbstractNoise, Increment
+from sdekit._solve.solution import Counted
 from sdekit._solvers.contract import AbstractSolver, Tree
 
 _BLOCK = 16  # steps whose noise is drawn together on the way back
@@ -18,7 +18,7 @@ _BLOCK = 16  # steps whose noise is drawn together on the way back
 class Steps:
     """The steps of a solve, any of which can be done again."""
 
-    problem: AbstractSDE
+    problem: Counted
     ts: Sequence[float]
     solver: AbstractSolver
     noise: AbstractNoise | None

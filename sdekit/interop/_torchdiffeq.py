@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from sdekit._equations.sde import AbstractSDE
 from sdekit._grid import times
-from sdekit._names import did_you_mean
+from sdekit._solve.arguments import require_save
 from sdekit._solve.solution import (
     Counted,
     NotFiniteError,
@@ -169,10 +169,7 @@ def solve_ode(
         raise ValueError(
             f"this equation has {problem.noise_type} noise; torchdiffeq's solvers are for ODEs"
         )
-    if save not in ("last", "all"):
-        raise ValueError(
-            f"save must be 'last' or 'all', not {save!r}{did_you_mean(save, ('last', 'all'))}"
-        )
+    require_save(save)
     require_state(x0)
     grid = times(ts)
     field = _Field(Counted.of(problem.within(grid[0], grid[-1]), x0).drift, grid)

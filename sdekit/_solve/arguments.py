@@ -1,0 +1,131 @@
+"""What `solve` and `integrate` refuse before a loop begins."""
+
+from torch import Tensor
+
+from sdekit import _solvers
+from sdekit._equations.sde import AbstractSDE
+from sdekit._names import did_you_mean
+from sdekit._noise.white import AbstractNoise
+from sdekit._solve.control import PIDController
+from sdekit._solve.gradient import AbstractGradient
+from sdekit._solvers import AbstractSolver
+
+_SAVES = ("last", "all")
+
+
+def require_save(save: str) -> None:
+    """Refuses what `save` cannot be.
+
+    Raises:
+        ValueError: with the names, and the nearest.
+    """
+    if save not in _SAVES:
+        raise ValueError(f"save must be 'last' or 'all', not {save!r}{did_you_mean(save, _SAVES)}")
+
+
+def require_kinds(
+    problem: object, solver: object, noise: object, control: object, gradient: object
+) -> None:
+    """Refuses what is no equation, solver, noise, controller or gradient, and says what makes one
+    of it.
+
+    Raises:
+        TypeError: always with what was given and what is wanted.
+    """
+    wanted = [
+        (
+            "the equation",
+            problem,
+            AbstractSDE,
+            "SDE(f, g), ODE(f), or interop.from_torchsde(sde) for one of torchsde's",
+        ),
+        ("solver", solver, AbstractSolver, "an object such as EulerMaruyama()"),
+        (
+            "noise",
+            noise,
+            AbstractNoise,
+            "WhiteNoise(seed), BrownianPath(seed, knots), or interop.TorchsdeNoise(bm) for "
+            "torchsde's",
+        ),
+        ("control", control, PIDController, "PIDController(rtol, atol)"),
+        ("gradient", gradient, AbstractGradient, "Checkpointed() or Reversible()"),
+    ]
+    for name, value, kind, remedy in wanted:
+        if not isinstance(value, kind) and (
+            value is not None or name in ("the equation", "solver")
+        ):
+            given = (
+                f"the class {value.__name__}"
+                if isinstance(value, type)
+                else f"{type(value).__name__} {value!r:.40}"
+            )
+            near = (
+                did_you_mean(value, _solvers.__all__, {"euler": "EulerMaruyama"})
+                if name == "solver"
+                else ""
+            )
+            raise TypeError(f"{name} must be {remedy}; not {given}{near}")
+
+
+def require_adaptive(
+    problem: AbstractSDE,
+    solver: AbstractSolver,
+    control: PIDController,
+    gradient: AbstractGradient | None,
+    x: Tensor,
+) -> None:
+    """Refuses what cannot be solved with adaptive steps.
+
+    Raises:
+        ValueError: for a solver without an error estimate, a gradient of fixed grids, or tolerances
+            that the dtype does not resolve.
+    """
+    if solver.embedded is None or solver.normals:
+        raise ValueError(
+            f"{type(solver).__name__} does not estimate its error; for {problem.noise_type} noise "
+            f"these do: {_able(problem)}"
+        )
+    if gradient is not None:
+        raise ValueError(
+            "gradient= goes with a fixed grid, and control= makes steps adaptive; "
+            "leave out one of them"
+        )
+    control.require_resolved(x.dtype)
+
+
+def _able(problem: AbstractSDE) -> str:
+    """The solvers with an error estimate that suit an equation."""
+    kinds = [
+        kind
+        for kind in vars(_solvers).values()
+        if isinstance(kind, type) and getattr(kind, "embedded", None)
+    ]
+    state_free = problem.noise_type in ("none", "additive")
+    suited = [
+        k
+        for k in kinds
+        if problem.noise_type in k.order and (state_free or k.sde_type == problem.sde_type)
+    ]
+    return ", ".join(k.__name__ for k in suited) or (
+        "none in this calculus; write it in Stratonovich form, for SPaRK"
+    )
+
+
+def require_pairing(problem: AbstractSDE, solver: AbstractSolver) -> None:
+    """Refuses a solver for other equations than this one.
+
+    Raises:
+        ValueError: for another kind of noise, or another calculus.
+    """
+    name = type(solver).__name__
+    noise = problem.noise_type
+    if noise not in solver.order:
+        raise ValueError(
+            f"{name} does not support {noise} noise, only {', '.join(solver.order)}; "
+            "choose another solver"
+        )
+    if noise not in ("none", "additive") and problem.sde_type != solver.sde_type:
+        raise ValueError(
+            f"{name} solves {solver.sde_type} equations and this one is "
+            f"{problem.sde_type}; choose another solver"
+        )
