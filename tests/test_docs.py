@@ -39,9 +39,10 @@ def test_there_are_examples():
 
 
 @pytest.mark.parametrize(
-    ("name", "most"), [("Midpoint", 20), ("StochasticMidpoint", 20), ("EDM", 15)]
+    ("name", "most"),
+    [("Midpoint", 20), ("StochasticMidpoint", 20), ("Adams", 4), ("EDM", 15), ("Squared", 4)],
 )
-def test_a_solver_and_a_diffusion_are_as_short_as_promised(name, most):
+def test_what_the_guide_adds_is_as_short_as_promised(name, most):
     """Lines from the class statement to its end, decorator, docstring and blank lines not
     counted.
     """
