@@ -1,12 +1,8 @@
 """The command line: train, sample, likelihood, report."""
 
-import contextlib
-import functools
-import io
-import re
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -14,17 +10,19 @@ import torch
 from torch import Tensor
 
 import sdekit_diffusion
-from sdekit import did_you_mean
-from sdekit_diffusion import Log, Recipe, Shards
-from sdekit_diffusion._app import evaluation, outputs, report
-from sdekit_diffusion._app.options import Net, Sampler, with_names
+from sdekit_diffusion import Log, Recipe, ScoreModel, Shards
+from sdekit_diffusion._app import held_out, outputs, report, trained
+from sdekit_diffusion._app.net_options import Net
+from sdekit_diffusion._app.options import QUICK, Estimate, Loading, Sampler, with_names
+from sdekit_diffusion._app.parsing import parsed
 from sdekit_diffusion._app.watch import Watch
 from sdekit_diffusion._inputs import usable
-from sdekit_diffusion._storage.distributed import first_to_fail, joined, own, rank, wait
+from sdekit_diffusion._storage.distributed import first_to_fail, joined, rank, wait
 from sdekit_diffusion._storage.shards import digest
 from sdekit_diffusion._training.clear import clear
 from sdekit_diffusion._training.fit import require_minutes
 from sdekit_diffusion._training.history import newest
+from sdekit_diffusion.data import Dataset
 
 # CheckpointError is a ValueError.
 _ERRORS = (ValueError, TypeError, ArithmeticError, OSError, ImportError, RuntimeError)
@@ -52,12 +50,12 @@ def train(
     Under torchrun all processes train together. Ctrl-C and SIGTERM end the run with a checkpoint,
     as --minutes does; the same command with --resume goes on from there.
 
-    Args: run: the folder to write. data: digits, mnist, fashion-mnist, moons, swissroll,
-        eight_gaussians, checkerboard, spiral; a .npy or .npz file; a
-            folder of images; hf: and what Hugging Face's datasets can open, such as hf:a/folder, or
-            hf-stream: to stream it.
-        sde: the diffusion to train under: {diffusions}; subvp unless given, or the network's
-            own.
+    Args:
+        run: the folder to write.
+        data: digits, mnist, fashion-mnist, moons, swissroll, eight_gaussians, checkerboard, spiral;
+            a .npy or .npz file; a folder of images; hf: and what Hugging Face's datasets can open,
+            such as hf:a/folder, or hf-stream: to stream it.
+        sde: the diffusion to train under: {diffusions}; subvp unless given, or the network's own.
         net: the network, what it is told and what it predicts.
         recipe: the training.
         log: what is written, and how often.
@@ -96,18 +94,11 @@ def train(
             notes={"data": {"name": source.name}, "device": device},
         )
         if rank() == 0:
-            size = sum(p.numel() for p in model.parameters())
             seconds = time.perf_counter() - begun
-            samples = "a stream" if source.size is None else f"{source.size} samples"
-            print(
-                f"trained {size:,} parameters on {samples} of {data} in {seconds:.0f} s; wrote "
-                f"{run}"
-            )
+            print(f"trained {_counted(model, source, data)} in {seconds:.0f} s; wrote {run}")
             if records and records[-1].step < recipe.steps:
-                print(
-                    f"{records[-1].step} of {recipe.steps} updates are done; the same command "
-                    "with --resume goes on"
-                )
+                done = f"{records[-1].step} of {recipe.steps} updates are done"
+                print(f"{done}; the same command with --resume goes on")
 
 
 def sample(
@@ -117,8 +108,7 @@ def sample(
     n: int = 64,
     out: Path | None = None,
     sampler: Sampler = Sampler(),  # noqa: B008 - frozen
-    network: str | None = None,
-    device: str = "cpu",
+    loading: Loading = Loading(),  # noqa: B008 - frozen
 ) -> None:
     """Draw samples from a trained model, in the range and the type of its data.
 
@@ -126,30 +116,27 @@ def sample(
     same command goes on. By torchrun --nproc-per-node N -m -- sdekit_diffusion sample ... N
     processes share the work; the samples are the same.
 
-    Args: run: the folder that train wrote. n: how many. out: a .npz file with the array `samples`,
-        a .npy file, a .png picture, a folder of images 000000.png, ..., or a folder
-            .shards of the batches; samples.npz in the folder of the run unless given.
+    Args:
+        run: the folder that train wrote.
+        n: how many.
+        out: a .npz file with the array `samples`, a .npy file, a .png picture, a folder of images
+            000000.png, ..., or a folder .shards of the batches; samples.npz in the folder of the
+            run unless given.
         sampler: how to sample.
-        network: where the run cannot name its network itself: the folder of one of diffusers, or
-            package.module:factory, a function of yours without arguments, which is imported and
-            makes it.
-        device: where to: cpu, cuda, cuda:1, ...; under torchrun cuda is one GPU for each process.
+        loading: how to load the model.
     """
     out = run / "samples.npz" if out is None else out
     folder = outputs.shards_of(out)
     with joined("cpu"):
-        model, _ = evaluation.opened(run, usable(own(device)), network)
-        settings = {**asdict(sampler), **evaluation.premises(run, model)}
+        model, _ = trained.opened(run, loading)
+        settings = {**asdict(sampler), **trained.premises(run, model)}
         shards = Shards(folder, n, sampler.batch_size, sampler.first, settings)
         outputs.require(out, shards, model.scale)
         options = {**sampler.settings(), "progress": n <= sampler.batch_size}
 
         def draw(first: int, count: int) -> dict[str, Tensor]:
-            return {
-                "samples": model.scale.decode(
-                    sdekit_diffusion.sample(model, count, first=first, **options).cpu()
-                )
-            }
+            x = sdekit_diffusion.sample(model, count, **{**options, "first": first})
+            return {"samples": model.scale.decode(x.cpu())}
 
         shards.fill(draw, "sampling")
         if rank() == 0:
@@ -168,15 +155,12 @@ def likelihood(
     *,
     data: str | None = None,
     n: int = 500,
-    probes: int = 8,
-    draws: int = 2,
-    network: str | None = None,
+    estimate: Estimate = Estimate(),  # noqa: B008 - frozen
     sde: str | None = None,
     seed: int = 0,
-    tolerance: float = 1e-5,
     batch_size: int = 100,
     csv: Path | None = None,
-    device: str = "cpu",
+    loading: Loading = Loading(),  # noqa: B008 - frozen
 ) -> None:
     """Print the mean log-likelihood of held-out samples: bits per dimension of images, nats of
     other data.
@@ -185,35 +169,27 @@ def likelihood(
     after a kill the same command goes on. By torchrun --nproc-per-node N -m -- sdekit_diffusion
     likelihood ... N processes share the work; the values are the same.
 
-    Args: run: the folder that train wrote. data: a data set as for train, whose held-out part is
-        taken; the run's own unless given. n: how many samples, or all where there are fewer.
-        probes: random probes of each trace; up to 32 dimensions traces are exact. draws: how often
-        each image is dequantised. network: where the run cannot name its network itself: the folder
-        of one of diffusers, or package.module:factory, a
-            function of yours without arguments, which is imported and makes it.
+    Args:
+        run: the folder that train wrote.
+        data: a data set as for train, whose held-out part is taken; the run's own unless given.
+        n: how many samples, or all where there are fewer.
+        estimate: how to estimate it.
         sde: the diffusion: {diffusions}; the model's own unless given.
         seed: of the dequantisation and of the probes.
-        tolerance: relative and absolute, of the adaptive solver.
         batch_size: how many samples are solved together.
         csv: a file for the values of all samples.
-        device: where to: cpu, cuda, cuda:1, ...; under torchrun cuda is one GPU for each process.
+        loading: how to load the model.
     """
     if n < 1:
         raise ValueError(f"n is the number of samples, from 1 on; not {n}")
     if csv is not None and not csv.parent.is_dir():
         raise ValueError(f"the folder of {csv} does not exist; make it, or choose another file")
     with joined("cpu"):
-        model, known = evaluation.opened(run, usable(own(device)), network)
-        name = evaluation.data_of(run, data, known)
-        x = evaluation.source_of(name, model.scale).test[:n]
-        options = {
-            "probes": probes,
-            "draws": draws,
-            "sde": sde,
-            "seed": seed,
-            "tolerance": tolerance,
-        }
-        settings = {"data": digest("", {"x": x}), **options, **evaluation.premises(run, model)}
+        model, known = trained.opened(run, loading)
+        name = trained.data_of(run, data, known)
+        x = trained.source_of(name, model.scale).test[:n]
+        settings = {"data": digest("", {"x": x}), **asdict(estimate), "sde": sde, "seed": seed}
+        settings |= trained.premises(run, model)
         folder = run if csv is None else csv.parent
         folder /= f"likelihood-{digest([settings, len(x), batch_size])}.shards"
         shards = Shards(folder, len(x), batch_size, settings=settings)
@@ -221,13 +197,15 @@ def likelihood(
         def measure(first: int, count: int) -> dict[str, Tensor]:
             some = x[first : first + count]
             alone = len(x) <= batch_size
-            return evaluation.columns(
-                evaluation.measured(model, some, first=first, progress=alone, **options)
+            return held_out.columns(
+                held_out.measured(
+                    model, some, estimate, sde=sde, seed=seed, first=first, progress=alone
+                )
             )
 
         shards.fill(measure, "likelihood")
         if rank() == 0:
-            result = evaluation.summed(evaluation.of_columns(shards), model.scale)
+            result = held_out.summed(held_out.of_columns(shards), model.scale)
             if csv is not None:
                 outputs.table(csv, result)
             shards.remove()
@@ -243,27 +221,25 @@ def summarise(
     out: Path | None = None,
     data: str | None = None,
     sampler: Sampler = Sampler(),  # noqa: B008 - frozen
-    network: str | None = None,
-    probes: int = 2,
-    tolerance: float = 3e-4,
+    estimate: Estimate = QUICK,
     inception: Path | None = None,
-    device: str = "cpu",
+    loading: Loading = Loading(),  # noqa: B008 - frozen
 ) -> None:
     """Write report.html, its pictures and report.json: samples, distances with their anchors,
     held-out likelihood.
 
-    Args: run: the folder that train wrote. samples: how many to draw, and held-out ones to compare
-        with, or all where there are fewer; 500 images or 2000 others. out: the page; report.html in
-        the folder unless given. data: a data set as for train; the run's own unless given. sampler:
-        how to sample; sde and seed are those of the likelihood too. network: where the run cannot
-        name its network itself: the folder of one of diffusers, or package.module:factory, a
-            function of yours without arguments, which is imported and makes it.
-        probes: random probes of each trace in the likelihood; up to 32 dimensions traces are exact.
-        tolerance: relative and absolute, of the likelihood's solver.
+    Args:
+        run: the folder that train wrote.
+        samples: how many to draw, and held-out ones to compare with, or all where there are fewer;
+            500 images or 2000 others unless given.
+        out: the page; report.html in the folder unless given.
+        data: a data set as for train; the run's own unless given.
+        sampler: how to sample; sde and seed are those of the likelihood too.
+        estimate: how to estimate the likelihood.
         inception: a file with the weights of the standard Inception network, such as
             weights-inception-2015-12-05-6726825d.pth, for FID, KID and Inception Score of images;
             without it distances are in the features of a small classifier.
-        device: where to: cpu, cuda, cuda:1, ...
+        loading: how to load the model.
     """
     with joined("cpu"):
         if rank() == 0:  # of several processes one is enough
@@ -272,20 +248,23 @@ def summarise(
                 samples=samples,
                 out=out,
                 data=data,
-                net=network,
-                probes=probes,
-                tolerance=tolerance,
+                sampler=sampler,
+                estimate=estimate,
                 inception=inception,
-                device=usable(own(device)),
-                first=sampler.first,
-                batch_size=sampler.batch_size,
-                **sampler.settings(),
+                loading=loading,
             )
             print(
                 f"wrote {numbers['page']}, its pictures and {run / 'report.json'} in "
                 f"{numbers['seconds']:.0f} s"
             )
         wait()
+
+
+def _counted(model: ScoreModel, source: Dataset, data: str) -> str:
+    """How many parameters were trained, on how many samples."""
+    parameters = sum(p.numel() for p in model.parameters())
+    samples = "a stream" if source.size is None else f"{source.size} samples"
+    return f"{parameters:,} parameters on {samples} of {data}"
 
 
 def _prepare(run: Path, overwrite: bool, resume: bool) -> None:
@@ -302,49 +281,7 @@ def _prepare(run: Path, overwrite: bool, resume: bool) -> None:
         clear(run)
 
 
-_COMMANDS = {"train": train, "sample": sample, "likelihood": likelihood, "report": summarise}
-
-
-def _parsed(argv: Sequence[str] | None) -> Callable[[], None]:
-    """The command that the arguments name, ready to run.
-
-    Raises:
-        ValueError: for arguments that name none, in one line.
-    """
-    try:
-        import tyro
-    except ImportError as error:
-        raise ImportError("the command line needs tyro: pip install 'sdekit[app]'") from error
-
-    def deferred(command: Callable[..., None]) -> Callable[..., Callable[[], None]]:
-        return functools.wraps(command)(
-            lambda *args, **options: functools.partial(command, *args, **options)
-        )
-
-    said = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(said):
-            return tyro.extras.subcommand_cli_from_dict(
-                {name: deferred(command) for name, command in _COMMANDS.items()},
-                prog="sdekit-diffusion",
-                description="Score-based generative models: train, sample, evaluate.",
-                args=argv,
-                config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff),
-            )
-    except SystemExit as stop:
-        if not stop.code:
-            raise
-        # tyro draws a box; the message stands above its first rule.
-        lines = [line.strip("│ ") for line in said.getvalue().splitlines() if line.startswith("│")]
-        message = " ".join(
-            line
-            for line in lines[: next((i for i, line in enumerate(lines) if line[:2] == "──"), None)]
-        )
-        message = message.partition(" Got errors: ")[0]  # of each type in turn
-        message = " ".join((message or said.getvalue()).split()).rstrip(".")
-        choice = re.search(r"invalid choice '(.*?)'.* one of \((.*?)\)", message)
-        near = did_you_mean(choice[1], re.findall("'(.*?)'", choice[2])) if choice else ""
-        raise ValueError(f"{message}; add --help to see what is allowed{near}") from None
+COMMANDS = {"train": train, "sample": sample, "likelihood": likelihood, "report": summarise}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -352,7 +289,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     stderr.
     """
     try:
-        _parsed(argv)()
+        parsed(COMMANDS, argv)()
     except _ERRORS as error:
         return _failed(" ".join(str(error).split()) or type(error).__name__, 2)
     except KeyboardInterrupt as interrupt:

@@ -2,11 +2,12 @@
 
 import csv
 import hashlib
+import inspect
 import json
 import re
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import field, is_dataclass, make_dataclass, replace
 from typing import get_type_hints
 
 import numpy as np
@@ -19,11 +20,13 @@ from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorIncepti
 
 from sdekit_diffusion import METHODS, Log, nets, sample
 from sdekit_diffusion import load as load_model
-from sdekit_diffusion.__main__ import main
-from sdekit_diffusion._app import evaluation
+from sdekit_diffusion.__main__ import COMMANDS, main
+from sdekit_diffusion._app import evaluation, held_out, report
 from sdekit_diffusion._app.architecture import with_architecture
-from sdekit_diffusion._app.evaluation import distances, measured
-from sdekit_diffusion._app.options import Net
+from sdekit_diffusion._app.evaluation import distances
+from sdekit_diffusion._app.held_out import measured
+from sdekit_diffusion._app.net_options import Net
+from sdekit_diffusion._app.options import Estimate
 from sdekit_diffusion.data import Dataset, Scale, load
 from sdekit_diffusion.metrics import inception_scores
 
@@ -489,7 +492,7 @@ def test_the_report_samples_as_sample_does(moons, tmp_path):
         >= {"n": 24, "seed": 2, "end": 0.02, "denoise": True, "first": 3, "sde": "ve"}.items()
     )
     assert found["sampling"]["evaluations"] == 7
-    held = measured(model, source.test[:24], probes=2, sde="ve", seed=2, tolerance=1e-2)
+    held = measured(model, source.test[:24], Estimate(tolerance=1e-2), sde="ve", seed=2)
     assert found["likelihood"]["mean"] == pytest.approx(float(held.value.mean()), abs=1e-6)
 
 
@@ -506,6 +509,62 @@ def test_every_option_of_sample_is_one_of_the_report(capsys):
     assert {"--denoise", "--end", "--first", "--sde", "--batch-size", "--dtype", "--seed"} <= said[
         "report"
     ]
+
+
+class Asked(Exception):  # noqa: N818
+    """Raised in the place of the work."""
+
+
+@pytest.mark.parametrize("command", ["sample", "report"])
+def test_one_more_option_of_the_sampler_reaches_sample(command, moons, monkeypatch):
+    """A field of the dataclass is an option of both commands and an argument of `sample`; nothing
+    else names it.
+    """
+    with_field(COMMANDS[command], "sampler", monkeypatch)
+
+    def asked(model, n, *, stretch, **options):
+        raise Asked(stretch)
+
+    monkeypatch.setattr("sdekit_diffusion.sample", asked)
+    monkeypatch.setattr(report, "sample", asked)
+    for argv, value in (([], 1.0), (["--stretch", "0.5"], 0.5)):
+        with pytest.raises(Asked) as caught:
+            main([command, str(moons), "--n" if command == "sample" else "--samples", "2", *argv])
+        assert caught.value.args == (value,)
+
+
+@pytest.mark.parametrize("command", ["likelihood", "report"])
+def test_one_more_option_of_the_estimate_reaches_the_likelihood(command, moons, monkeypatch):
+    with_field(COMMANDS[command], "estimate", monkeypatch)
+
+    def asked(model, x, estimate, **options):
+        raise Asked(estimate.stretch)
+
+    monkeypatch.setattr(held_out, "measured", asked)
+    monkeypatch.setattr(report, "measured", asked)
+    argv = ["--stretch", "0.5", *(["--samples", "2"] if command == "report" else [])]
+    with pytest.raises(Asked) as caught:
+        main([command, str(moons), *argv])
+    assert caught.value.args == (0.5,)
+
+
+def with_field(command, group, monkeypatch):
+    """The dataclass of a group of options of a command has one field more."""
+    kind = command.__annotations__[group]
+    added = [("stretch", float, field(default=1.0))]
+    more = make_dataclass(kind.__name__, added, bases=(kind,), frozen=True)
+    monkeypatch.setitem(command.__annotations__, group, more)
+    monkeypatch.setitem(command.__kwdefaults__, group, more())
+
+
+@pytest.mark.parametrize("command", COMMANDS.values(), ids=COMMANDS)
+def test_every_option_has_a_description(command):
+    described = [(command, inspect.signature(command).parameters)]
+    groups = [hint for hint in get_type_hints(command).values() if is_dataclass(hint)]
+    described += [(group, inspect.signature(group).parameters) for group in groups]
+    for one, names in described:
+        lines = re.findall(r"^ {4}(\w+): \S", inspect.getdoc(one), re.M)
+        assert set(names) <= set(lines), one
 
 
 @pytest.fixture(scope="module")
@@ -529,7 +588,7 @@ def test_a_report_with_inception_scores(digits, inception, tmp_path, monkeypatch
     """Those of torchmetrics with the file's network, of the same images in colour, against the
     training images.
     """
-    monkeypatch.setattr(evaluation, "_LEARNT", 8)
+    monkeypatch.setattr(evaluation, "_SCORED", 8)
     argv = [
         "--samples",
         "3",
@@ -610,7 +669,7 @@ def test_the_likelihood_reads_its_seed_and_its_tolerance(digits, capsys):
     evaluations = [int(re.search(r"(\d+) evaluations", line)[1]) for line in lines]
     assert evaluations[3] > evaluations[0]
     model = load_model(digits)
-    held = measured(model, load("digits").test[:3], probes=1, draws=1, seed=1, tolerance=1e-1)
+    held = measured(model, load("digits").test[:3], Estimate(1, 1, 1e-1), seed=1)
     assert f"digits: {float(held.value.mean()):.4f} ±" in lines[2]
 
 

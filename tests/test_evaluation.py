@@ -15,7 +15,16 @@ from PIL import Image
 
 import sdekit_diffusion as sd
 from sdekit import Status
-from sdekit_diffusion._app import evaluation, figures, options, outputs, report
+from sdekit_diffusion._app import (
+    classified,
+    comparison,
+    evaluation,
+    figures,
+    held_out,
+    outputs,
+    trained,
+)
+from sdekit_diffusion._app.options import Estimate, Sampler
 from sdekit_diffusion.data import Dataset, Scale
 from sdekit_diffusion.metrics import DISTANCES, frechet
 
@@ -69,10 +78,10 @@ def test_held_out_images_are_the_real_anchor():
     not that of a copy's.
     """
     source = three_classes()
-    rows = evaluation.classified(source.train[:60], source, seed=0)["rows"]
+    rows = classified.classified(source.train[:60], source, seed=0)["rows"]
     assert rows["real"]["distance"] > 10 * rows["model"]["distance"]
     mirrored = replace(source, train=source.test, test=source.train)
-    other = evaluation.classified(source.train[:60], mirrored, seed=0)["rows"]
+    other = classified.classified(source.train[:60], mirrored, seed=0)["rows"]
     assert other["real"]["distance"] == pytest.approx(other["model"]["distance"])
 
 
@@ -84,7 +93,7 @@ def test_anchors_have_the_moments_that_they_are_named_for():
     d = 50
     train = np.full((n, d), 8.0)
     labels = np.arange(n) % 3
-    found = evaluation._anchors(train, labels, 17, n, generator())
+    found = classified._anchors(train, labels, 17, n, generator())
     std = math.sqrt(1.7**2 + 1 / 12)  # rounded to levels
     assert found["noisy"].std() == pytest.approx(std, rel=6 / math.sqrt(2 * n * d))
     assert found["noisy"].mean() == pytest.approx(8, abs=6 * std / math.sqrt(n * d))
@@ -92,13 +101,13 @@ def test_anchors_have_the_moments_that_they_are_named_for():
     assert found["noise"].mean() == pytest.approx(8, abs=6 * 4.9 / math.sqrt(n * d))
     assert (found["noise"].min(), found["noise"].max()) == (0, 16)
     assert np.array_equal(found["gaussians"], train)
-    wide = evaluation._anchors(np.full((n, d), 16.0), labels, 17, n, generator())["noisy"]
+    wide = classified._anchors(np.full((n, d), 16.0), labels, 17, n, generator())["noisy"]
     assert wide.max() == 16
 
 
 def test_noisy_images_are_training_images_each_once():
     train = np.arange(30.0)[:, None] + np.zeros((30, 400))
-    found = evaluation._anchors(train, np.arange(30) % 3, 31, 30, generator())["noisy"]
+    found = classified._anchors(train, np.arange(30) % 3, 31, 30, generator())["noisy"]
     inner = np.sort(found.mean(1))[5:-5]  # away from the ends, where levels are clipped
     assert np.allclose(inner, np.arange(5, 25), atol=6 * 3.1 / 20)
 
@@ -112,7 +121,7 @@ def test_gaussians_have_the_moments_of_each_class():
     second = rng.standard_normal((100, 2)) + np.array([50.0, 0.0])
     x = np.concatenate([first, second])
     labels = np.repeat([0, 1], [300, 100])
-    made = evaluation._gaussians(x, labels, 20_000, rng)
+    made = classified._gaussians(x, labels, 20_000, rng)
     near = made[:, 0] < 25
     assert near.mean() == pytest.approx(0.75, abs=6 * math.sqrt(0.75 * 0.25 / 20_000))
     for part, own in ((made[near], first), (made[~near], second)):
@@ -122,7 +131,7 @@ def test_gaussians_have_the_moments_of_each_class():
         errors = np.outer(scale, scale) * math.sqrt(2 / len(part))
         assert (np.abs(np.cov(part.T) - covariance) < 6 * errors).all()
     # With 1/n for 1/(n - 1) a fifth too small.
-    few = evaluation._gaussians(first[:5], np.zeros(5), 20_000, rng)
+    few = classified._gaussians(first[:5], np.zeros(5), 20_000, rng)
     assert np.trace(np.cov(few.T)) == pytest.approx(np.trace(np.cov(first[:5].T)), rel=0.06)
 
 
@@ -133,7 +142,7 @@ def test_the_scale_and_its_errors(monkeypatch):
     rng = generator()
     known = rng.standard_normal((400, 3))
     sets = {"model": known[:200] + 1, "real": known[200:] + 0.5, "noise": known[:200] + 4}
-    rows = evaluation._rows(sets, known, generator(1))
+    rows = classified._rows(sets, known, generator(1))
     span = frechet(sets["noise"], known) - frechet(sets["real"], known)
     for name, part in sets.items():
         assert rows[name]["distance"] == frechet(part, known)
@@ -158,12 +167,12 @@ def test_the_scale_and_its_errors(monkeypatch):
         (kernel(p, p).sum() - np.trace(kernel(p, p))) / (len(p) * (len(p) - 1)) for p in (a, b)
     ]
     assert rows["model"]["kid"] == pytest.approx(sum(within) - 2 * kernel(a, b).mean())
-    monkeypatch.setattr(evaluation, "_KERNEL", 50)
+    monkeypatch.setattr(classified, "_KERNEL", 50)
     b = known[:50]
     within = [
         (kernel(p, p).sum() - np.trace(kernel(p, p))) / (len(p) * (len(p) - 1)) for p in (a, b)
     ]
-    assert evaluation._rows(sets, known, generator(1))["model"]["kid"] == pytest.approx(
+    assert classified._rows(sets, known, generator(1))["model"]["kid"] == pytest.approx(
         sum(within) - 2 * kernel(a, b).mean()
     )
 
@@ -173,12 +182,12 @@ def test_the_score_of_known_classes():
     definition.
     """
     sure = 1000 * np.eye(4)[np.arange(40) % 4]
-    assert evaluation.classes_score(sure) == pytest.approx(4)
-    assert evaluation.classes_score(sure[:1].repeat(7, 0)) == pytest.approx(1)
-    assert evaluation.classes_score(np.zeros((5, 3))) == pytest.approx(1)
+    assert classified.classes_score(sure) == pytest.approx(4)
+    assert classified.classes_score(sure[:1].repeat(7, 0)) == pytest.approx(1)
+    assert classified.classes_score(np.zeros((5, 3))) == pytest.approx(1)
     logits = generator().standard_normal((30, 3))
     p = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
-    assert evaluation.classes_score(logits) == pytest.approx(
+    assert classified.classes_score(logits) == pytest.approx(
         math.exp((p * np.log(p / p.mean(0))).sum(1).mean())
     )
 
@@ -186,8 +195,8 @@ def test_the_score_of_known_classes():
 def test_accuracy_is_of_held_out_images():
     source = three_classes()
     wrong = replace(source, test_labels=(source.test_labels + 1) % 3)
-    kept = evaluation.classified(source.train[:30], source, seed=0)["accuracy"]
-    turned = evaluation.classified(source.train[:30], wrong, seed=0)["accuracy"]
+    kept = classified.classified(source.train[:30], source, seed=0)["accuracy"]
+    turned = classified.classified(source.train[:30], wrong, seed=0)["accuracy"]
     assert kept > turned + 0.2
 
 
@@ -201,7 +210,7 @@ def test_which_classifier_images_have(monkeypatch, size, kind):
     def asked(*args, **options):
         raise Asked
 
-    monkeypatch.setattr(evaluation, kind, asked)
+    monkeypatch.setattr(classified, kind, asked)
     x = torch.zeros(9, 1, *size, dtype=torch.uint8)
     source = Dataset(x, x, Scale.quantised(4), "zeros", torch.arange(9) % 3, torch.arange(9) % 3)
     with pytest.raises(Asked):
@@ -232,7 +241,7 @@ def test_the_floor_is_of_training_data_in_ten_random_draws(monkeypatch):
         return abs(float(np.mean(np.asarray(a)) - np.mean(np.asarray(b))))
 
     monkeypatch.setitem(DISTANCES, "gap", ("difference of means", gap))
-    found = evaluation.against_floor(torch.full((50, 1), 20.0, dtype=torch.float64), source, seed=3)
+    found = comparison.against_floor(torch.full((50, 1), 20.0, dtype=torch.float64), source, seed=3)
     assert found["n"] == 50
     row = found["rows"]["gap"]
     held = float(test[:50].mean() - 10) / 2
@@ -251,9 +260,9 @@ def test_neighbours_of_known_points(monkeypatch):
     train = torch.arange(100.0).reshape(-1, 1)
     source = points(train, train[:40] + 0.1, Scale())
     for rows in (100, 7):
-        monkeypatch.setattr(evaluation, "_fitting", lambda source, rows=rows: rows)
-        monkeypatch.setattr(evaluation, "_SEARCHED", 100)
-        found, near = evaluation.neighbours(train[50:80] + 0.3, source)
+        monkeypatch.setattr(comparison, "fitting", lambda source, rows=rows: rows)
+        monkeypatch.setattr(comparison, "_SEARCHED", 100)
+        found, near = comparison.neighbours(train[50:80] + 0.3, source)
         assert (found["samples"], found["held_out"]) == (
             pytest.approx(0.3, rel=1e-4),
             pytest.approx(0.1, rel=1e-4),
@@ -268,7 +277,7 @@ def test_neighbours_are_compared_in_the_scale_of_the_model():
     scale = Scale((0.0, 0.0), (1000.0, 1.0))
     train = torch.tensor([[0.0, 0.0], [900.0, 5.0]])
     source = points(train, torch.tensor([[0.0, 2.0]]), scale)
-    found, near = evaluation.neighbours(torch.tensor([[500.0, 0.0]]), source)
+    found, near = comparison.neighbours(torch.tensor([[500.0, 0.0]]), source)
     assert torch.equal(near, train[:1])
     assert found["samples"] == pytest.approx(0.5)
     assert found["held_out"] == pytest.approx(2.0)
@@ -283,8 +292,8 @@ def test_the_likelihood_of_points_is_in_their_own_units():
     """
     scale = Scale((0.0, 0.0), (100.0, 50.0))
     x = torch.tensor([[0.0, 0.0], [100.0, -50.0], [30.0, 10.0]], dtype=torch.float64)
-    found = evaluation.summed(
-        evaluation.measured(linear_model(scale=scale), x, tolerance=1e-6), scale
+    found = held_out.summed(
+        held_out.measured(linear_model(scale=scale), x, Estimate(tolerance=1e-6)), scale
     )
     u = x / torch.tensor([100.0, 50.0])
     expected = -0.5 * u.square().sum(1) - math.log(2 * math.pi) - math.log(100 * 50)
@@ -301,7 +310,7 @@ def test_failed_samples_are_left_out_of_the_mean_and_of_its_parts():
     bits = sd.BitsPerDim(
         draws, torch.tensor([0.3, 0.3, nan, 0.3]), torch.tensor([10, 20, 30, 40]), status, 2
     )
-    found = evaluation.summed(bits, Scale.quantised(4))
+    found = held_out.summed(bits, Scale.quantised(4))
     numbers = found.numbers()
     assert (numbers["mean"], numbers["n"], numbers["failed"]) == (3.0, 4, 1)
     assert numbers["stderr"] == pytest.approx(math.sqrt(7 / 3))  # variance 7 of three
@@ -311,7 +320,7 @@ def test_failed_samples_are_left_out_of_the_mean_and_of_its_parts():
     said = found.sentences()
     assert said[-1] == "1 samples were given up and are not in the mean"
     assert "3.0000 ± 1.5275 bits/dim (standard error, over 4 held-out samples)" in said[0]
-    alone = evaluation.summed(
+    alone = held_out.summed(
         replace(
             bits,
             draws=draws[:, :1],
@@ -328,13 +337,14 @@ def test_measured_depends_on_its_seed_in_probes_and_in_dequantisation():
     """Probes of points, whose dequantisation is none; levels with exact traces, which have no
     probes; and the tolerance.
     """
+    torch.manual_seed(0)
     net = sd.nets.MLP((40,), 8, 1)
     with torch.no_grad():
-        net.last.weight.normal_(generator=torch.Generator().manual_seed(0))
+        net.last.weight.normal_(std=0.1)
     wide = sd.ScoreModel(net, "vp", "data", shape=(40,))
     x = torch.randn(3, 40, generator=torch.Generator().manual_seed(1))
     values = [
-        evaluation.measured(wide, x, probes=1, seed=seed, tolerance=1e-2).value
+        held_out.measured(wide, x, Estimate(probes=1, tolerance=1e-2), seed=seed).value
         for seed in (0, 0, 1)
     ]
     assert torch.equal(values[0], values[1])
@@ -343,15 +353,17 @@ def test_measured_depends_on_its_seed_in_probes_and_in_dequantisation():
     small = linear_model((1, 2, 2), scale=scale)
     levels = images(4, 0, 5)[:, :, :2, :2]
     values = [
-        evaluation.measured(small, levels, seed=seed, tolerance=1e-2).value for seed in (0, 0, 1)
+        held_out.measured(small, levels, Estimate(draws=1, tolerance=1e-2), seed=seed).value
+        for seed in (0, 0, 1)
     ]
     assert torch.equal(values[0], values[1])
     assert not torch.equal(values[0], values[2])
     coarse, fine = (
-        evaluation.measured(small, levels, tolerance=t).evaluations for t in (1e-2, 1e-6)
+        held_out.measured(small, levels, Estimate(draws=1, tolerance=t)).evaluations
+        for t in (1e-2, 1e-6)
     )
     assert (fine > coarse).all()
-    assert evaluation.measured(small, levels, draws=3, tolerance=1e-1).draws.shape == (3, 4)
+    assert held_out.measured(small, levels, Estimate(draws=3, tolerance=1e-1)).draws.shape == (3, 4)
 
 
 def test_premises_tell_models_apart(tmp_path):
@@ -362,7 +374,7 @@ def test_premises_tell_models_apart(tmp_path):
             for weight in model.parameters():
                 weight.fill_(value)
         sd.save(model, tmp_path / str(i))
-        found.append(evaluation.premises(tmp_path / str(i), sd.load(tmp_path / str(i))))
+        found.append(trained.premises(tmp_path / str(i), sd.load(tmp_path / str(i))))
     assert found[0]["model"] != found[1]["model"]
     assert (found[0]["device"], found[0]["torch"]) == ("cpu", torch.__version__)
 
@@ -492,7 +504,7 @@ def test_folders_hold_images_of_up_to_256_levels(tmp_path):
 
 
 def test_the_table_has_a_line_for_each_sample(tmp_path):
-    held = evaluation.HeldOut(
+    held = held_out.HeldOut(
         torch.tensor([1.5, 2.5]), torch.tensor([0.25, 0.125]), "nats", {}, 0, 0, 1.0, 0
     )
     outputs.table(tmp_path / "a.csv", held)
@@ -504,17 +516,14 @@ def test_the_table_has_a_line_for_each_sample(tmp_path):
         ]
 
 
-# The report's options
+# Options
 
 
-def test_the_report_takes_every_option_of_sample():
-    """By signature, so that a new option of `sample` is one of the report too; what is left out
-    makes no sense there.
+def test_the_options_of_a_sampler_are_the_arguments_of_sample():
+    """By signature, so that a new argument of `sample` is an option too; what is left out makes no
+    sense there, and eta is part of the method in Python.
     """
     own = {"model", "n", "shape", "x_T", "progress", "callback", "save", "return_solution"}
-    assert set(inspect.signature(sd.sample).parameters) - own <= set(
-        inspect.signature(report.write_report).parameters
-    )
-    # Part of the method in Python.
-    command = {field.name for field in fields(options.Sampler)} - {"eta"}
-    assert command == set(inspect.signature(sd.sample).parameters) - own - {"device"}
+    arguments = set(inspect.signature(sd.sample).parameters) - own - {"device"}
+    assert set(Sampler().settings()) == arguments
+    assert {field.name for field in fields(Sampler)} - {"eta"} == arguments

@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,7 +10,8 @@ import torch
 from PIL import Image
 
 import sdekit_diffusion as sd
-from sdekit_diffusion._app import evaluation, figures, report
+from sdekit_diffusion._app import classified, comparison, figures, report
+from sdekit_diffusion._app.options import QUICK, Sampler
 from sdekit_diffusion.data import Scale, load
 from sdekit_diffusion.metrics import DISTANCES
 
@@ -39,7 +41,7 @@ def saved(folder, source, net, steps=8):
 @pytest.fixture(scope="module")
 def digits(tmp_path_factory):
     run = saved(tmp_path_factory.mktemp("digits"), load("digits"), sd.nets.UNet(width=8))
-    return run, report.write_report(run, samples=12, tolerance=3e-2)
+    return run, report.write_report(run, samples=12, estimate=replace(QUICK, tolerance=3e-2))
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +49,7 @@ def moons(tmp_path_factory):
     run = saved(
         tmp_path_factory.mktemp("moons"), load("moons"), sd.nets.MLP((2,), width=16, depth=1)
     )
-    return run, report.write_report(run, samples=50, tolerance=1e-2)
+    return run, report.write_report(run, samples=50, estimate=replace(QUICK, tolerance=1e-2))
 
 
 def offline(page):
@@ -117,9 +119,15 @@ def test_the_report_of_points(moons):
 
 def test_the_same_seed_gives_the_same_numbers(moons, tmp_path):
     run, numbers = moons
-    again = report.write_report(run, samples=50, tolerance=1e-2, out=tmp_path / "again.html")
+    again = report.write_report(
+        run, samples=50, estimate=replace(QUICK, tolerance=1e-2), out=tmp_path / "again.html"
+    )
     other = report.write_report(
-        run, samples=50, tolerance=1e-2, out=tmp_path / "other.html", seed=1
+        run,
+        samples=50,
+        estimate=replace(QUICK, tolerance=1e-2),
+        out=tmp_path / "other.html",
+        sampler=Sampler(seed=1),
     )
     assert again["distances"] == numbers["distances"]
     assert other["distances"] != numbers["distances"]
@@ -145,7 +153,7 @@ def test_own_arrays(array, tmp_path):
         else sd.nets.UNet(3, width=8)
     )
     run = saved(tmp_path / "run", source, net)
-    numbers = report.write_report(run, samples=6, tolerance=1e-1)
+    numbers = report.write_report(run, samples=6, estimate=replace(QUICK, tolerance=1e-1))
     assert "distances" in numbers
     assert offline((run / "report.html").read_text(encoding="utf-8"))
 
@@ -153,7 +161,7 @@ def test_own_arrays(array, tmp_path):
 def known(images, n=500):
     """The rows of the table for images put in the place of the model's samples."""
     source = load("digits")
-    return evaluation.classified(images(source)[:n], source, seed=0)
+    return classified.classified(images(source)[:n], source, seed=0)
 
 
 def test_the_scale_of_known_sets():
@@ -170,10 +178,10 @@ def test_the_scale_of_known_sets():
 
 def test_copies_have_no_distance_to_the_training_images():
     source = load("digits")
-    numbers, found = evaluation.neighbours(source.train[:100], source)
+    numbers, found = comparison.neighbours(source.train[:100], source)
     assert (numbers["ratio"], numbers["samples"]) == (0, 0)
     assert torch.equal(found, source.train[:100])
-    assert evaluation.neighbours(source.test[:100], source)[0]["ratio"] == 1
+    assert comparison.neighbours(source.test[:100], source)[0]["ratio"] == 1
 
 
 def test_the_frame_of_points_is_where_they_are():

@@ -50,7 +50,8 @@ from sdekit_diffusion import (
     sample,
     sample_between,
 )
-from sdekit_diffusion._app.evaluation import measured
+from sdekit_diffusion._app.held_out import measured
+from sdekit_diffusion._app.options import Estimate
 from sdekit_diffusion._likelihood.encoding import slerp
 from sdekit_diffusion._sampling.probability_flow import flow
 from sdekit_diffusion.data import Scale
@@ -197,7 +198,9 @@ def test_nats_of_data_are_those_of_the_model_less_its_units():
             "first": 4,
         }
         nats = log_likelihood(model, x, **settings)
-        found = measured(model, data, probes=probes, seed=seed, tolerance=tolerance, first=4)
+        found = measured(
+            model, data, Estimate(probes=probes, tolerance=tolerance), seed=seed, first=4
+        )
         # Where the logarithm of the unit would not be rounded away.
         assert nats.value.abs().max() < 1e3
         torch.testing.assert_close(found.value, nats.value - 40 * math.log(3), rtol=0, atol=1e-9)

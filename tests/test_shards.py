@@ -22,7 +22,8 @@ from torch.distributed import TCPStore
 import sdekit_diffusion as sd
 from sdekit_diffusion import nets
 from sdekit_diffusion.__main__ import main
-from sdekit_diffusion._app import evaluation
+from sdekit_diffusion._app import held_out, trained
+from sdekit_diffusion._app.options import Estimate, Loading
 from sdekit_diffusion._storage import atomic
 
 SAMPLE = ("--n", "23", "--batch-size", "4", "--steps", "6", "--seed", "5")
@@ -308,10 +309,10 @@ def test_likelihoods_of_one_process_and_of_two(run, request, context, tmp_path, 
     assert (codes, two) == ([0, 0], one)
     assert (tmp_path / "two.csv").read_bytes() == (tmp_path / "one.csv").read_bytes()
     assert not list(tmp_path.glob("*.shards"))
-    model, name = evaluation.opened(folder)
-    x = evaluation.source_of(name, model.scale).test[:5]
-    whole = evaluation.summed(
-        evaluation.measured(model, x, probes=2, draws=2, tolerance=1e-2, batch_size=2), model.scale
+    model, name = trained.opened(folder, Loading())
+    x = trained.source_of(name, model.scale).test[:5]
+    whole = held_out.summed(
+        held_out.measured(model, x, Estimate(2, 2, 1e-2), batch_size=2), model.scale
     )
     assert one.splitlines()[0].endswith(whole.sentences()[0])
     rows = np.loadtxt(tmp_path / "one.csv", delimiter=",", skiprows=1)
@@ -320,11 +321,11 @@ def test_likelihoods_of_one_process_and_of_two(run, request, context, tmp_path, 
 
 def test_likelihoods_depend_on_the_number_of_the_sample(images):
     """Probes and dequantisation of sample i are those of (seed, first + i)."""
-    model, name = evaluation.opened(images)
-    x = evaluation.source_of(name, model.scale).test[:1].expand(3, -1, -1, -1)
-    options = {"probes": 1, "draws": 2, "tolerance": 1e-2, "batch_size": 1}
+    model, name = trained.opened(images, Loading())
+    x = trained.source_of(name, model.scale).test[:1].expand(3, -1, -1, -1)
+    estimate = Estimate(probes=1, draws=2, tolerance=1e-2)
     whole, last, other = (
-        evaluation.measured(model, some, first=first, **options)
+        held_out.measured(model, some, estimate, first=first, batch_size=1)
         for some, first in ((x, 0), (x[2:], 2), (x[2:], 5))
     )
     assert torch.equal(whole.draws[:, 2:], last.draws)

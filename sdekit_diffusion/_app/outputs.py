@@ -6,13 +6,13 @@ import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO
 
 import numpy as np
 import torch
 
 from sdekit_diffusion._app import figures
-from sdekit_diffusion._app.evaluation import Array, HeldOut
+from sdekit_diffusion._app.held_out import Array, HeldOut
 from sdekit_diffusion._storage.atomic import replacing, settle
 from sdekit_diffusion._storage.shards import Shards
 from sdekit_diffusion.data import Scale
@@ -37,9 +37,9 @@ def shards_of(out: Path) -> Path:
 def require(out: Path, shards: Shards, scale: Scale) -> None:
     """Refuses what could not be written in the end, before the work.
 
-    Raises: ValueError: for a folder in the place of a file or a file in that of a folder, pictures
-        of none, images of data that
-            are none, or images that are there already.
+    Raises:
+        ValueError: for a folder in the place of a file or a file in that of a folder, pictures of
+            none, images of data that are none, or images that are there already.
     """
     if out.exists() and out.is_dir() == bool(out.suffix in _WRITERS):
         raise ValueError(
@@ -91,7 +91,7 @@ def table(csv: Path, result: HeldOut) -> None:
         )
 
 
-def _npy(file: BinaryIO, parts: Iterator[Array], n: int, _: Scale) -> None:
+def _npy(file: IO[bytes], parts: Iterator[Array], n: int, _: Scale) -> None:
     first = next(parts)
     described = {
         "descr": np.lib.format.dtype_to_descr(first.dtype),
@@ -103,15 +103,15 @@ def _npy(file: BinaryIO, parts: Iterator[Array], n: int, _: Scale) -> None:
         file.write(part.tobytes())
 
 
-def _npz(file: BinaryIO, parts: Iterator[Array], n: int, scale: Scale) -> None:
+def _npz(file: IO[bytes], parts: Iterator[Array], n: int, scale: Scale) -> None:
     with (
         zipfile.ZipFile(file, "w") as archive,
         archive.open("samples.npy", "w", force_zip64=True) as member,
     ):
-        _npy(member, parts, n, scale)  # pyright: ignore[reportArgumentType] - it writes bytes
+        _npy(member, parts, n, scale)
 
 
-def _png(file: BinaryIO, parts: Iterator[Array], n: int, scale: Scale) -> None:
+def _png(file: IO[bytes], parts: Iterator[Array], n: int, scale: Scale) -> None:
     figures.picture(torch.from_numpy(np.concatenate(list(parts))), scale).savefig(
         file, format="png"
     )
@@ -141,7 +141,7 @@ def _name(shards: Shards, i: int) -> str:
     return f"{shards.first + i:06d}.png"
 
 
-_WRITERS: dict[str, Callable[[BinaryIO, Iterator[Array], int, Scale], None]] = {
+_WRITERS: dict[str, Callable[[IO[bytes], Iterator[Array], int, Scale], None]] = {
     ".npz": _npz,
     ".npy": _npy,
     ".png": _png,

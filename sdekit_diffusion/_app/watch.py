@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sdekit_diffusion import Recipe, ScoreModel, sample, validation_loss
-from sdekit_diffusion._app.evaluation import measured, summed
 from sdekit_diffusion._app.figures import picture
+from sdekit_diffusion._app.held_out import measured, summed
+from sdekit_diffusion._app.options import QUICK
 from sdekit_diffusion._training.fit import Measure
 from sdekit_diffusion.data import Dataset
 
@@ -18,10 +19,12 @@ _VALIDATED = 2000
 class Watch:
     """What is measured of the averaged weights, every so many updates; 0 for never.
 
-    Attributes: validate_every: the loss on up to 2000 held-out samples, to metrics.jsonl; its best
-        checkpoint is kept. bits_every: the likelihood of a hundred held-out samples, bits per
-        dimension or nats, to metrics.jsonl. sample_every: a picture of samples, to the folder
-        progress.
+    Attributes:
+        validate_every: the loss on up to 2000 held-out samples, to metrics.jsonl; its best
+            checkpoint is kept.
+        bits_every: the likelihood of a hundred held-out samples, bits per dimension or nats, to
+            metrics.jsonl.
+        sample_every: a picture of samples, to the folder progress.
 
     Raises:
         ValueError: for numbers below 0.
@@ -41,9 +44,7 @@ class Watch:
         """The measures of `fit`."""
 
         def bits(model: ScoreModel, step: int) -> Mapping[str, float]:
-            found = summed(
-                measured(model, source.test[:100], probes=2, tolerance=3e-4), model.scale
-            ).numbers()
+            found = summed(measured(model, source.test[:100], QUICK), model.scale).numbers()
             return {
                 found["unit"]: found["mean"],
                 f"{found['unit']}, standard error": found["stderr"],

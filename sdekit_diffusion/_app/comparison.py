@@ -1,0 +1,69 @@
+"""Samples beside data as they are: distances with their floors, and nearest training samples."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sdekit_diffusion.data import Dataset, Scale
+from sdekit_diffusion.metrics import DISTANCES, nearest
+
+_SEARCHED = 8  # times 256 MB of samples, among which the nearest are looked for
+_DRAWS = 10  # sets over which a distance between data and data is averaged
+
+
+def against_floor(x: Tensor, source: Dataset, seed: int) -> dict[str, Any]:
+    """Distances of samples to held-out data, beside those of as many training data: what a perfect
+    model would have.
+    """
+    train = source.reference(fitting(source))[0]
+    scale = source.scale
+    n = min(len(x), len(source.test), len(train))
+    rng = np.random.default_rng(seed)
+    made = _compared(x[:n], scale)
+    test = _compared(source.test[:n], scale)
+    picks = [_compared(train[rng.permutation(len(train))[:n]], scale) for _ in range(_DRAWS)]
+    rows = {}
+    for name, (_, distance) in DISTANCES.items():
+        floor = [distance(pick, test) for pick in picks]
+        rows[name] = {
+            "distance": distance(made, test),
+            "floor": float(np.mean(floor)),
+            "floor_max": max(floor),
+        }
+    return {"rows": rows, "n": n, "draws": _DRAWS}
+
+
+def neighbours(x: Tensor, source: Dataset) -> tuple[dict[str, Any], Tensor]:
+    """Median distances of samples and of held-out data to their nearest training sample; and the
+    nearest of each sample.
+    """
+    test = source.test[: len(x)]
+    size = fitting(source)
+    train = source.reference(_SEARCHED * size)[0]
+    both = _compared(torch.cat([x.to(test.dtype), test]), source.scale)
+    distance = np.full(len(both), np.inf)
+    index = np.zeros(len(both), dtype=np.int64)
+    for i in range(0, len(train), size):  # as many at a time as fit into memory as floats
+        some, where = nearest(both, _compared(train[i : i + size], source.scale))
+        index = np.where(some < distance, i + where, index)
+        distance = np.minimum(some, distance)
+    made = float(np.median(distance[: len(x)]))
+    real = float(np.median(distance[len(x) :]))
+    numbers = {"ratio": made / real if real else float("nan"), "samples": made, "held_out": real}
+    return numbers | {"n_samples": len(x), "n_held_out": len(test), "n_train": len(train)}, train[
+        index[: len(x)]
+    ]
+
+
+def _compared(x: Tensor, scale: Scale) -> Tensor:
+    """Levels of images, and continuous data in a model's scale, in which their coordinates weigh
+    alike.
+    """
+    return x.float() if scale.levels is not None else scale.encode(x).float()
+
+
+def fitting(source: Dataset) -> int:
+    """How many samples fit into 256 MB of float64."""
+    return max(1, 2**25 // source.test[0].numel())

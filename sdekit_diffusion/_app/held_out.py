@@ -1,0 +1,162 @@
+"""The likelihood of held-out samples, and what is known of its error."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from sdekit import Exact, Hutchinson, Status
+from sdekit_diffusion._app.options import Estimate
+from sdekit_diffusion._diffusions.diffusion import AbstractDiffusion
+from sdekit_diffusion._likelihood.bits_per_dim import BitsPerDim, bits_per_dim
+from sdekit_diffusion._likelihood.likelihood import log_likelihood
+from sdekit_diffusion._models.model import ScoreModel
+from sdekit_diffusion._sampling.adaptive import AdaptiveFlow
+from sdekit_diffusion.data import Scale
+
+_EXACT_UP_TO = 32  # dimensions: up to here the exact trace costs little more than probes
+
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True, eq=False)
+class HeldOut:
+    """Likelihoods of held-out samples and what is known of their error.
+
+    Attributes:
+        value: bits per dimension of images, nats of other data; `(n,)`.
+        stderr: the standard error that probes and dequantisation leave in each; 0 for exact traces
+            of data as they are.
+        unit: "bits/dim" or "nats".
+        parts: what the standard error of the mean is made of, see `BitsPerDim.parts`.
+        probes: of each trace; 0 for exact traces.
+        draws: of the dequantisation; 0 where there is none.
+        evaluations: of the model, the mean over the samples.
+        failed: how many samples the solve gave up.
+    """
+
+    value: Tensor
+    stderr: Tensor
+    unit: str
+    parts: dict[str, float]
+    probes: int
+    draws: int
+    evaluations: float
+    failed: int
+
+    def sentences(self) -> list[str]:
+        """The mean with its standard error, and what that error is made of, for people."""
+        found = self.numbers()
+        notes = {"probes": f" ({self.probes} a trace)" if self.probes else " (traces are exact)"}
+        notes |= {"data": ", dequantisation with it (1 draw)" if self.draws == 1 else ""}
+        notes |= {"dequantisation": f" ({self.draws} draws)"}
+        shares = {
+            name: "unknown" if share != share else f"{share:.4f}"
+            for name, share in self.parts.items()
+        }
+        made = [f"{name} {share}{notes[name]}" for name, share in shares.items()]
+        said = [
+            f"{found['mean']:.4f} ± {found['stderr']:.4f} {self.unit} (standard error, over "
+            f"{found['n']} held-out samples)",
+            f"of that error: {', '.join(made)}; {self.evaluations:.0f} evaluations a sample",
+        ]
+        return said + (
+            [f"{self.failed} samples were given up and are not in the mean"] if self.failed else []
+        )
+
+    def numbers(self) -> dict[str, Any]:
+        """The mean, its standard error, what that is made of, and what they rest on."""
+        n = len(self.value)
+        known = self.value[~self.value.isnan()]
+        return {
+            "unit": self.unit,
+            "mean": float(known.mean()),
+            "stderr": float(known.std(correction=1)) / len(known) ** 0.5
+            if len(known) > 1
+            else float("nan"),
+            "parts": self.parts,
+            "probes": self.probes,
+            "n": n,
+            "draws": self.draws,
+            "evaluations": self.evaluations,
+            "failed": self.failed,
+        }
+
+
+def measured(
+    model: ScoreModel,
+    x: Tensor,
+    estimate: Estimate,
+    *,
+    sde: AbstractDiffusion | str | None = None,
+    seed: int = 0,
+    first: int = 0,
+    batch_size: int | None = None,
+    progress: bool = False,
+) -> BitsPerDim:
+    """Bits per dimension of data `(n, *shape)`, nats of continuous ones in their own units.
+
+    See `bits_per_dim` and `log_likelihood`.
+    """
+    exact = x[:1].numel() <= _EXACT_UP_TO
+    settings = {
+        "sde": sde,
+        "trace": Exact() if exact else Hutchinson(estimate.probes, seed=seed),
+        "method": AdaptiveFlow(estimate.tolerance, estimate.tolerance),
+        "first": first,
+        "batch_size": batch_size,
+        "progress": progress,
+    }
+    x = x.to(model.place()[1])
+    scale = model.scale
+    if scale.levels is None:
+        found = log_likelihood(model, scale.encode(x).to(model.place()[0]), **settings)
+        value = found.value - scale.log_volume(tuple(x.shape[1:]))
+        return BitsPerDim(value[None], found.stderr, found.evaluations, found.status, found.probes)
+    return bits_per_dim(
+        model,
+        x,
+        low=scale.low,
+        high=scale.high,
+        levels=scale.levels,
+        draws=estimate.draws,
+        seed=seed,
+        **settings,
+    )
+
+
+def summed(bits: BitsPerDim, scale: Scale) -> HeldOut:
+    """What `measured` returned, and what is known of its error."""
+    unit, draws = ("nats", 0) if scale.levels is None else ("bits/dim", len(bits.draws))
+    evaluations = float(bits.evaluations.double().mean())
+    done = bits.status == Status.DONE
+    failed = int((~done).sum())
+    parts = replace(bits, draws=bits.draws[:, done], probe_stderr=bits.probe_stderr[done]).parts
+    return HeldOut(
+        bits.value.cpu(), bits.stderr.cpu(), unit, parts, bits.probes, draws, evaluations, failed
+    )
+
+
+def columns(bits: BitsPerDim) -> dict[str, Tensor]:
+    """What is known of every sample, each with the samples first."""
+    return {
+        **vars(bits),
+        "draws": bits.draws.T,
+        "probes": torch.full_like(bits.status, bits.probes),
+    }
+
+
+def of_columns(parts: Iterable[Mapping[str, Array]]) -> BitsPerDim:
+    """All samples of parts as `columns` made them."""
+    names = [field.name for field in fields(BitsPerDim)]
+    parts = list(parts)
+    found = {
+        name: torch.from_numpy(np.concatenate([part[name] for part in parts])) for name in names
+    }
+    return BitsPerDim(
+        **{**found, "draws": found["draws"].T.contiguous(), "probes": int(found["probes"][0])}
+    )

@@ -1,0 +1,188 @@
+"""Options of the network that a command trains, and what is predicted by it."""
+
+import inspect
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from sdekit_diffusion import nets
+from sdekit_diffusion._app.architecture import with_architecture
+from sdekit_diffusion._app.options import with_names
+from sdekit_diffusion._diffusions.diffusion import AbstractDiffusion
+from sdekit_diffusion._diffusions.names import diffusion
+from sdekit_diffusion._loading.load import load
+from sdekit_diffusion._loading.named import named_model
+from sdekit_diffusion._models.model import ALIASES, Conditioning, Prediction, ScoreModel
+from sdekit_diffusion.data import Dataset
+
+# What is predicted and what is told of the noise, as published; other networks do as well with the
+# default.
+_PUBLISHED: dict[str, tuple[Prediction, Conditioning]] = {
+    "NCSN": ("score", "time"),
+    "NCSNv2": ("noise", "time"),
+}
+_SDE = "subvp"
+_CONVENTIONS = "sde predicts conditioning".split()
+_DEFAULT: tuple[Prediction, Conditioning] = ("velocity", "log_snr")
+
+
+@with_names
+@dataclass(frozen=True)
+class _Conventions:
+    """The network, and what it is told and predicts. What is left out is as the network has it.
+
+    Attributes:
+        network: {networks}; a UNet for images and an MLP for other data unless given. A UNet has
+            levels down to 16 pixels or an odd size, and an NCSN those of the diffusion, unless
+            given. Or one of your own: the folder of a network of diffusers with its scheduler, or
+            package.module:factory, a function without arguments that is imported and makes a
+            module or a ScoreModel.
+        predicts: what the output means: noise, data, score, velocity or flow. Velocity unless
+            given, but as published score for NCSN and noise for NCSNv2.
+        conditioning: what it is told of the noise: log_snr, time, sigma, or two numbers a b for
+            a t + b, such as 1000 -1 for DDPM's steps from 0. Unless given log_snr, but time for
+            NCSN and NCSNv2, which is told nothing.
+    """
+
+    network: str | None = None
+    predicts: str | None = None
+    conditioning: Conditioning | None = None
+
+    def model(self, source: Dataset, sde: str | None, begun: Path | None = None) -> ScoreModel:
+        """A model of a data set to train: untrained, or as a network of the user's own is.
+
+        Arguments:
+            source: the data.
+            sde: the diffusion; the network's own, or else sub-VP, unless given.
+            begun: the checkpoint that a run of a network of the user's own goes on from.
+
+        Raises:
+            ValueError: for a name that is not one of these, an option that this network does not
+                have, or images of a size that it does not take.
+        """
+        name = self.network or ("MLP" if source.scale.levels is None else "UNet")
+        shape = tuple(source.test.shape[1:])
+        own = name not in nets.registry
+        if own and begun is not None:
+            return self._going_on(name, begun, sde, source)
+        made = self._named(name, sde, source) if own else None
+        if isinstance(made, ScoreModel):
+            net = made.net
+            chosen = made.sde
+            predicts = made.predicts
+            conditioning = made.conditioning
+        else:
+            chosen = diffusion(sde or _SDE)
+            (predicts, conditioning) = _PUBLISHED.get(name, _DEFAULT)
+            net = self._built(name, shape, chosen) if made is None else made
+        return ScoreModel(
+            net,
+            chosen,
+            self.predicts or predicts,
+            shape=shape,
+            conditioning=self.conditioning or conditioning,
+            data_range=made.data_range if isinstance(made, ScoreModel) else None,
+            scale=source.scale,
+        )
+
+    def _named(self, name: str, sde: str | None, source: Dataset) -> ScoreModel | nn.Module:
+        """A network of the user's own, or a model, whose conventions then are no options."""
+        made = named_model(name)
+        own = [*self._architecture(), *(_CONVENTIONS if isinstance(made, ScoreModel) else ())]
+        self._require_none(name, own, {**asdict(self), "sde": sde})
+        if isinstance(made, ScoreModel):
+            shape = tuple(source.test.shape[1:])
+            scale = source.scale
+            if made.shape not in (None, shape):
+                raise ValueError(
+                    f"{name} is for samples of shape {made.shape}, and {source.name} has {shape}; "
+                    "choose other data"
+                )
+            if None not in (made.data_range, scale.levels) and made.data_range != (
+                scale.low,
+                scale.high,
+            ):
+                raise ValueError(
+                    f"{name} is for images in {made.data_range}, and those of {source.name} are "
+                    "trained in "
+                    f"{(scale.low, scale.high)}; train it from Python, with transform="
+                )
+        return made
+
+    @staticmethod
+    def _require_none(name: str, own: Sequence[str], options: dict[str, Any]) -> None:
+        """Refuses options of what a network of the user's own has already."""
+        for option in own:
+            if options[option] is not None:
+                raise ValueError(
+                    f"--{option} is no option of {name}, which has its own; leave it out"
+                )
+
+    def _going_on(self, name: str, begun: Path, sde: str | None, source: Dataset) -> ScoreModel:
+        """The model of a run, from Python too, around a network of the user's own."""
+        self._require_none(name, list(self._architecture()), asdict(self))
+        model = load(begun, net=name)
+        asked: dict[str, Any] = {"predicts": ALIASES.get(self.predicts or "", self.predicts)}
+        asked["conditioning"] = self.conditioning
+        asked |= {"sde": None if sde is None else diffusion(sde)}
+        asked |= {"shape": tuple(source.test.shape[1:]), "scale": source.scale}
+        for option, value in asked.items():
+            if value is not None and value != getattr(model, option):
+                known = getattr(model, option)
+                raise ValueError(
+                    f"the run of {begun} was begun with {option} = {known}, not "
+                    f"{value}; give the same"
+                )
+        return model
+
+    def _built(self, name: str, shape: tuple[int, ...], sde: AbstractDiffusion) -> nn.Module:
+        known = inspect.signature(nets.registry[name]).parameters
+        given = {
+            option: value for option, value in self._architecture().items() if value is not None
+        }
+        for option in given:
+            if option not in known:
+                raise ValueError(
+                    f"--{option} is no option of {name}; leave it out, or choose another --network"
+                )
+        given |= {"shape": shape} if "shape" in known else {"channels": shape[0]}
+        if name == "UNet" and len(shape) == 3 and not {"multipliers", "attention"} & set(given):
+            given |= _levels(shape)
+        if "levels" in known and "levels" not in given:
+            given["levels"] = len(sde.levels)
+        net = nets.registry[name](**given)
+        with torch.no_grad():
+            net(torch.zeros(1, *shape), torch.zeros(1))
+        return net
+
+    def _architecture(self) -> dict[str, Any]:
+        """The options that are arguments of a network's constructor."""
+        own = {field.name for field in fields(_Conventions)}
+        return {name: value for name, value in asdict(self).items() if name not in own}
+
+
+if TYPE_CHECKING:
+    Net = _Conventions
+else:
+    Net = with_architecture("Net", _Conventions)
+
+
+def _levels(shape: tuple[int, ...]) -> dict[str, list[Any]]:
+    """Levels of a U-Net for images `(C, H, W)`: down to 16 pixels or an odd size, those below the
+    first with attention from 64 pixels on.
+    """
+    height, width = shape[1:]
+    areas = [height * width]
+    while areas[-1] > 16 and height % 2 == width % 2 == 0:
+        height = height // 2
+        width = width // 2
+        areas.append(height * width)
+    below = areas[1:]
+    return {
+        "multipliers": [1, *[2 for _ in below]],
+        "attention": [False, *[area <= 64 for area in below]],
+    }

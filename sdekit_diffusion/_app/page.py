@@ -1,0 +1,237 @@
+"""The page of a report, written from its numbers and pictures; it opens offline."""
+
+import base64
+from collections.abc import Mapping
+from html import escape
+from string import Template
+from typing import Any
+
+from sdekit_diffusion.metrics import DISTANCES
+
+Card = tuple[str, str]  # a headline figure, and what it is
+Picture = tuple[str, str, bytes]  # a heading, a caption, a PNG
+
+_PAGE = Template("""<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
+<title>$title</title><style>
+body { font: 16px/1.55 system-ui, "Segoe UI", Roboto, sans-serif; color: #1a202c; background: #fff;
+  margin: 0 }
+main { max-width: 60rem; margin: 0 auto; padding: 2.5rem 1.5rem 4rem }
+h1 { font-size: 1.75rem; font-weight: 650; letter-spacing: -.015em; margin: 0 }
+h2 { font-size: 1.1rem; font-weight: 650; margin: 2.75rem 0 .25rem }
+p { margin: .25rem 0 .75rem; max-width: 46rem }
+.quiet, figcaption, th { color: #718096 }
+.quiet { font-size: .9rem }
+figure { margin: .75rem 0 } img { display: block; max-width: 100%; height: auto }
+.cards { display: flex; flex-wrap: wrap; gap: 1rem; margin: 1.5rem 0 0 }
+.card { flex: 1 1 15rem; border: 1px solid #e2e8f0; border-radius: .5rem; padding: .9rem 1.1rem }
+.card b { display: block; font-size: 1.5rem; font-weight: 600; font-variant-numeric: tabular-nums }
+.card span { font-size: .85rem }
+table { border-collapse: collapse; margin: .75rem 0; font-size: .92rem;
+  font-variant-numeric: tabular-nums }
+th, td { text-align: right; padding: .35rem 0 .35rem 2rem; border-bottom: 1px solid #e2e8f0 }
+th { font-weight: 500 }
+th:first-child, td:first-child { text-align: left; padding-left: 0 } tr.ours td { font-weight: 600 }
+</style></head><body><main>
+<h1>$title</h1><p class="quiet">$subtitle</p>
+<div class="cards">$cards</div>
+$body
+</main></body></html>
+""")
+
+_NAMES = {
+    "model": "samples of the model",
+    "real": "held-out images, real against real",
+    "gaussians": "a Gaussian for each class, fitted to the training pixels",
+    "noisy": "training images plus noise of a tenth of the range",
+    "noise": "pure noise, every level as likely",
+}
+
+
+def page_of(found: dict[str, Any], pictures: Mapping[str, Picture]) -> str:
+    """The HTML of what `write_report` found."""
+    distances, cards = _distances(found)
+    likelihood, card = _likelihood(found["likelihood"])
+    sections = {
+        name: f'<h2>{escape(heading)}</h2><figure><img alt="{escape(heading)}" '
+        'src="data:image/png;base64,'
+        f'{base64.b64encode(png).decode()}"><figcaption '
+        f'class="quiet">{escape(caption)}</figcaption></figure>'
+        for name, (heading, caption, png) in pictures.items()
+    }
+    order = ["samples", "neighbours", distances, likelihood, "denoising", "forward", "loss"]
+    body = "\n".join(sections.get(part, part if part.startswith("<") else "") for part in order)
+    made = [
+        f"<p><b>{name}</b> {escape(_said(found[name]))}</p>"
+        for name in ("data", "recipe", "sampling", "environment")
+    ]
+    body += f'\n<h2>How it was made</h2><div class="quiet">{"".join(made)}</div>'
+    shown = "".join(
+        f'<div class="card"><b>{value}</b><span class="quiet">{escape(text)}</span></div>'
+        for value, text in [*cards, card]
+    )
+    model = found["model"]
+    subtitle = (
+        f"{model['network']} of {model['parameters']:,} parameters, trained under {model['sde']} "
+        f"to predict {model['predicts']}"
+    )
+    return _PAGE.substitute(
+        title=escape(found["data"]["name"]), subtitle=escape(subtitle), cards=shown, body=body
+    )
+
+
+def _said(value: Any) -> str:  # noqa: ANN401 - JSON
+    """A nest of dictionaries in words."""
+    if not isinstance(value, dict):
+        return str(value)
+    return ", ".join(
+        f"{name} ({_said(part)})" if isinstance(part, dict) else f"{name} {part}"
+        for name, part in value.items()
+    )
+
+
+def _distances(found: dict[str, Any]) -> tuple[str, list[Card]]:
+    """The section on distances, and its headline figures."""
+    if "frechet" in found:
+        html, card = _frechet(found["frechet"])
+    else:
+        html, card = _floors(found["distances"])
+    if "inception" in found:
+        html += _inception(found["inception"])
+    text, nearest = _nearest(found["neighbours"])
+    return f"<h2>Distances</h2>{html}<p>{text}</p>", [card, nearest]
+
+
+def _frechet(found: dict[str, Any]) -> tuple[str, Card]:
+    """Distances in the features of a classifier."""
+    text = (
+        f"Fréchet distances to {found['n_train']} training images, between Gaussian fits to the "
+        f"{found['features']} hidden features of a small classifier, which was trained on these "
+        f"and is right on {found['accuracy']:.1%} of the {found['n_held_out']} held-out ones. The "
+        "scale runs from 0, held-out images, to 1, noise; ± is the standard error that the choice "
+        "of images leaves. The kernel distance is the squared MMD of the same features with KID's "
+        "kernel, unbiased; the score is exp E KL(p(class | image) | p(class)), as the Inception "
+        "Score is, from 1 to the number of classes."
+    )
+    head = [
+        "against the training images",
+        "distance",
+        "on the scale",
+        "kernel distance",
+        "score",
+        "images",
+    ]
+    cells = [[_NAMES[name], *_numbers(row)] for name, row in found["rows"].items()]
+    first = found["rows"]["model"]
+    card = (
+        f"{first['relative']:.4f} ± {first['stderr']:.4f}",
+        f"Fréchet distance, 0 being real and 1 noise; {first['n']} samples",
+    )
+    return f"<p>{text}</p>" + _table(head, cells, 0), card
+
+
+def _numbers(row: dict[str, Any]) -> list[str]:
+    """The cells of a set of images in the table of a classifier's features."""
+    scaled = f"{row['relative']:.4f} ± {row['stderr']:.4f}"
+    return [
+        f"{row['distance']:.4f}",
+        scaled,
+        f"{row['kid']:.4g}",
+        f"{row['score']:.3f}",
+        str(row["n"]),
+    ]
+
+
+def _floors(found: dict[str, Any]) -> tuple[str, Card]:
+    """Distances of samples as they are, beside those between data and data."""
+    n = found["n"]
+    text = (
+        f"Distances of {n} samples to {n} held-out data, beside those of as many training data: "
+        f"the mean and the largest of {found['draws']} draws. A perfect model is at that floor. "
+        "Numbers are in the model's scale, levels of images as they are."
+    )
+    cells = [
+        [
+            DISTANCES[name][0],
+            f"{row['distance']:.4f}",
+            f"{row['floor']:.4f}",
+            f"{row['floor_max']:.4f}",
+            str(n),
+        ]
+        for name, row in found["rows"].items()
+    ]
+    head = ["", "samples", "floor", "largest of floor", "points"]
+    name, first = next(iter(found["rows"].items()))
+    card = (
+        f"{first['distance']:.4f}",
+        f"{DISTANCES[name][0]}, floor {first['floor']:.4f}; {n} samples",
+    )
+    return f"<p>{text}</p>" + _table(head, cells), card
+
+
+def _nearest(found: dict[str, Any]) -> tuple[str, Card]:
+    """How far samples are from the training samples, compared with held-out ones."""
+    text = (
+        f"The median distance of {found['n_samples']} samples to their nearest of "
+        f"{found['n_train']} training samples is {found['samples']:.4g}; that of "
+        f"{found['n_held_out']} held-out samples is {found['held_out']:.4g}. Their ratio is "
+        f"{found['ratio']:.3f}; far below 1 it would mean that training samples are repeated."
+    )
+    card = (
+        f"{found['ratio']:.3f}",
+        f"ratio of distances to the nearest training sample; {found['n_samples']} samples",
+    )
+    return text, card
+
+
+def _inception(found: dict[str, Any]) -> str:
+    """The paragraph and the table of FID, KID and Inception Score."""
+    text = (
+        f"FID, KID and Inception Score against {found['n_train']} training images, with the "
+        "standard Inception network as torchmetrics has it; ± is the standard deviation over "
+        "KID's subsets and the score's splits. They compare only with scores of as many images."
+    )
+    cells = [
+        [
+            _NAMES[name],
+            f"{row['fid']:.3f}",
+            f"{row['kid']:.4g} ± {row['kid_std']:.2g}",
+            f"{row['inception']:.3f} ± {row['inception_std']:.2g}",
+            str(row["n"]),
+        ]
+        for name, row in found["rows"].items()
+    ]
+    return f"<p>{text}</p>" + _table(["", "FID", "KID", "Inception Score", "images"], cells, 0)
+
+
+def _likelihood(found: dict[str, Any]) -> tuple[str, Card]:
+    """The section on the likelihood, and its headline figure."""
+    n = found["n"]
+    unit = found["unit"]
+    mean = f"{found['mean']:.4f}"
+    error = f"{found['stderr']:.4f}"
+    part = (
+        "Traces are exact."
+        if not found["probes"]
+        else f"The {found['probes']} random probes of each trace make "
+        f"{found['parts']['probes']:.4f} of the error."
+    )
+    text = f"{mean} ± {error} {unit}: mean and standard error over {n} held-out samples. {part}"
+    more = (
+        " Levels are dequantised uniformly, so this bounds the code length from above."
+        if unit == "bits/dim"
+        else ""
+    )
+    return (
+        f"<h2>Held-out likelihood</h2><p>{text}{more} {found['evaluations']:.0f} evaluations a "
+        "sample.</p>",
+        (f"{mean} ± {error}", f"held-out {unit}; {n} samples"),
+    )
+
+
+def _table(head: list[str], rows: list[list[str]], ours: int = -1) -> str:
+    lines = ["".join(f"<td>{escape(cell)}</td>" for cell in row) for row in rows]
+    body = "".join(
+        f"<tr{' class=ours' if i == ours else ''}>{line}</tr>" for i, line in enumerate(lines)
+    )
+    return f"<table><tr>{''.join(f'<th>{escape(cell)}</th>' for cell in head)}</tr>{body}</table>"

@@ -1,0 +1,96 @@
+"""What the arguments of the command line ask for, or what is wrong with them, in one line."""
+
+import contextlib
+import functools
+import io
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import is_dataclass
+from itertools import chain, pairwise, takewhile
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from sdekit import did_you_mean
+
+Command = Callable[..., None]
+
+
+def parsed(commands: Mapping[str, Command], argv: Sequence[str] | None) -> Callable[[], None]:
+    """The command that the arguments name, ready to run.
+
+    Arguments:
+        commands: functions by name; their parameters, and the fields of those that are dataclasses,
+            are the options.
+        argv: the arguments; those of the process unless given.
+
+    Raises:
+        ValueError: for arguments that name none, in one line.
+        ImportError: without tyro.
+    """
+    try:
+        import tyro
+    except ImportError as error:
+        raise ImportError("the command line needs tyro: pip install 'sdekit[app]'") from error
+
+    argv = sys.argv[1:] if argv is None else argv
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            return tyro.extras.subcommand_cli_from_dict(
+                {name: _deferred(command) for name, command in commands.items()},
+                prog="sdekit-diffusion",
+                description="Score-based generative models: train, sample, evaluate.",
+                args=argv,
+                config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff),
+            )
+    except SystemExit as stop:
+        if not stop.code:
+            raise
+        raise ValueError(
+            f"{_message(said.getvalue())}; add --help to see what is allowed"
+            f"{_suggestion(commands, argv)}"
+        ) from None
+
+
+def _deferred(command: Command) -> Callable[..., Callable[[], None]]:
+    """A function with the signature of a command that returns the call instead of making it."""
+    return functools.wraps(command)(
+        lambda *args, **options: functools.partial(command, *args, **options)
+    )
+
+
+def _message(shown: str) -> str:
+    """What tyro wrote, on one line: the text in its box, above the first rule."""
+    lines = [line.strip("│ ") for line in shown.splitlines() if line.startswith("│")]
+    text = " ".join(takewhile(lambda line: line[:2] != "──", lines))
+    text = text.partition(" Got errors: ")[0]  # of each type in turn
+    return " ".join((text or shown).split()).rstrip(".")
+
+
+def _suggestion(commands: Mapping[str, Command], argv: Sequence[str]) -> str:
+    """For a message: what the value of an option that takes one of a few was meant to be."""
+    if not argv or argv[0] not in commands:
+        return ""
+    choices = _choices(commands[argv[0]])
+    words = [word.split("=", 1) if word[:2] == "--" else [word] for word in argv[1:]]
+    for option, value in pairwise(chain.from_iterable(words)):
+        allowed = choices.get(option, ())
+        if allowed and value not in allowed:
+            return did_you_mean(value, allowed)
+    return ""
+
+
+def _choices(kind: Any) -> dict[str, tuple[str, ...]]:  # noqa: ANN401
+    """The options of a command, or of a dataclass, that take one of a few names, with these."""
+    found: dict[str, tuple[str, ...]] = {}
+    for name, hint in get_type_hints(kind).items():
+        if is_dataclass(hint):
+            found |= _choices(hint)
+            continue
+        parts = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+        names = [part for part in parts if part is not NoneType]
+        if names and all(get_origin(part) is Literal for part in names):
+            allowed = [str(value) for part in names for value in get_args(part)]
+            none = ["None"] if NoneType in parts else []
+            found["--" + name.replace("_", "-")] = (*allowed, *none)
+    return found

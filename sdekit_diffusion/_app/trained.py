@@ -1,0 +1,78 @@
+"""What a run folder holds: its model, the name of its data, and what its results depend on."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from sdekit_diffusion import data as datasets
+from sdekit_diffusion._app.options import Loading
+from sdekit_diffusion._inputs import usable
+from sdekit_diffusion._loading.load import described_in, load
+from sdekit_diffusion._models.checkpoint import CheckpointError, read_config, versions
+from sdekit_diffusion._models.model import ScoreModel
+from sdekit_diffusion._storage.distributed import own
+from sdekit_diffusion._storage.shards import digest
+from sdekit_diffusion.data import Dataset, Scale
+
+
+def opened(run: str | Path, loading: Loading) -> tuple[ScoreModel, str | None]:
+    """The model of a run, as `load` gives it, and the name of its data, None where that is not
+    known.
+    """
+    model = load(run, device=usable(own(loading.device)), net=loading.network)
+    return model, _data_name(read_config(described_in(run)))
+
+
+def _data_name(config: Any) -> str | None:  # noqa: ANN401 - JSON
+    """What the notes of a config call the data."""
+    for key in ("notes", "data", "name"):
+        if not isinstance(config, dict) or key not in config:
+            return None
+        config = config[key]
+    return str(config)
+
+
+def data_of(run: str | Path, given: str | None, known: str | None) -> str:
+    """The name of the data, as a user gives it or as the run has it.
+
+    Raises:
+        CheckpointError: when neither says it.
+    """
+    name = given or known
+    if name is None:
+        raise CheckpointError(
+            f"{Path(run) / 'config.json'} does not say what data the model is for; name them by "
+            "--data, or data="
+        )
+    return name
+
+
+def source_of(name: str, scale: Scale) -> Dataset:
+    """A data set for a model of data in a scale, which is put in the place of its own.
+
+    Raises:
+        ValueError: when it cannot be found, or is not of that kind.
+    """
+    source = datasets.load(name)
+    if (source.scale.levels is None) != (scale.levels is None):
+        kinds = [
+            "continuous data" if levels is None else "images"
+            for levels in (source.scale.levels, scale.levels)
+        ]
+        raise ValueError(
+            f"{source.name} holds {kinds[0]} and the model is for {kinds[1]}; give it such data"
+        )
+    return replace(source, scale=scale)
+
+
+def premises(run: str | Path, model: ScoreModel) -> dict[str, str]:
+    """What the numbers of a run depend on besides the settings: its model, the libraries, the kind
+    of device.
+    """
+    others = ("files", "notes", "replaces", "sha256", "versions")
+    known = versions()
+    described = {
+        name: value for name, value in read_config(described_in(run)).items() if name not in others
+    }
+    found = {"model": digest(described, model.state_dict()), "device": model.place()[1].type}
+    return found | {name: known[name] for name in ("sdekit", "torch")}
