@@ -5,6 +5,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -135,7 +136,8 @@ def sample(
         options = {**sampler.settings(), "progress": n <= sampler.batch_size}
 
         def draw(first: int, count: int) -> dict[str, Tensor]:
-            x = sdekit_diffusion.sample(model, count, **{**options, "first": first})
+            given: dict[str, Any] = {**options, "first": first}
+            x = sdekit_diffusion.sample(model, count, **given)
             return {"samples": model.scale.decode(x.cpu())}
 
         shards.fill(draw, "sampling")
