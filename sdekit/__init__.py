@@ -23,7 +23,7 @@ from sdekit._likelihood.likelihood import Likelihood, log_likelihood
 from sdekit._names import did_you_mean
 from sdekit._noise.brownian import BrownianPath
 from sdekit._noise.generator import fresh_seed, normal, uniform01
-from sdekit._noise.white import AbstractNoise, Increment, WhiteNoise
+from sdekit._noise.white import AbstractNoise, Increment, NoiseQuery, WhiteNoise
 from sdekit._solve.control import PIDController
 from sdekit._solve.gradient import AbstractGradient, Checkpointed, Reversible
 from sdekit._solve.integrate import integrate, solve
@@ -48,6 +48,7 @@ __all__ = [
     "Hutchinson",
     "Increment",
     "Likelihood",
+    "NoiseQuery",
     "NotFiniteError",
     "PIDController",
     "PiecewiseClocked",

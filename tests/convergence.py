@@ -88,7 +88,8 @@ class FinePath(AbstractNoise):
     def rows(self, index):
         raise NotImplementedError
 
-    def increments(self, ts, x, shape, *, levy, normals, start):
+    def answer(self, query):
+        ts, x, shape, levy, normals, start = query
         assert not normals
         at = [round(t * self.cells) for t in ts]
         for t0, t1, i, j in zip(
@@ -307,8 +308,8 @@ class Nodes(AbstractNoise):
     def rows(self, index):
         raise NotImplementedError
 
-    def increments(self, ts, x, shape, *, levy, normals, start):
-        for dw, (t0, t1) in zip(self.w.T, itertools.pairwise(ts), strict=True):
+    def answer(self, query):
+        for dw, (t0, t1) in zip(self.w.T, itertools.pairwise(query.ts), strict=True):
             yield Increment(dw[:, None] * math.sqrt(abs(t1 - t0)))
 
 

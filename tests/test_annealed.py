@@ -106,9 +106,10 @@ class Impulses(AbstractNoise):
     def rows(self, index):
         return self
 
-    def increments(self, ts, x, shape, *, levy=False, normals=0, start=0):
-        for k in range(start, len(ts) - 1):
-            w = torch.zeros_like(x)
+    def answer(self, query):
+        ts = query.ts
+        for k in range(query.start, len(ts) - 1):
+            w = torch.zeros_like(query.x)
             w[k + 1] = math.sqrt(ts[k + 1] - ts[k])
             yield Increment(w)
 

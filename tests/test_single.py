@@ -100,8 +100,9 @@ class Impulses(AbstractNoise):
     def rows(self, index):
         raise NotImplementedError
 
-    def increments(self, ts, x, shape, *, levy, normals, start):
-        for i in range(start, len(ts) - 1):
+    def answer(self, query):
+        x = query.x
+        for i in range(query.start, len(query.ts) - 1):
             yield Increment(z=(torch.arange(len(x)) == i + 1).to(x)[None, :, None])
 
 

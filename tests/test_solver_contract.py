@@ -170,8 +170,8 @@ class Without(FinePath):
         self.cells = noise.cells
         self.factor = factor
 
-    def increments(self, *arguments, **keywords):
-        for step in self.noise.increments(*arguments, **keywords):
+    def answer(self, query):
+        for step in self.noise.answer(query):
             yield step._replace(h=self.factor * step.h)
 
 

@@ -305,9 +305,10 @@ class Given(AbstractNoise):
     def rows(self, index):
         raise NotImplementedError
 
-    def increments(self, ts, x, shape, *, levy, normals, start):
+    def answer(self, query):
+        shape = (len(query.x), *query.shape)
         for w, h in zip(self.w, self.h, strict=True):
-            yield Increment(w.reshape(len(x), *shape), h.reshape(len(x), *shape) if levy else None)
+            yield Increment(w.reshape(shape), h.reshape(shape) if query.levy else None)
 
 
 class Motion(torchsde.BaseBrownian):

@@ -29,7 +29,7 @@ from torch import Tensor
 
 from sdekit._grid import Dyadic
 from sdekit._noise import generator
-from sdekit._noise.white import AbstractSeededNoise, Increment, Reader, together
+from sdekit._noise.white import AbstractSeededNoise, Increment, NoiseQuery, Reader, together
 
 _NODES = 1 << 37  # counters from here on are nodes; steps of a solve count from 0
 _BLOCK = 1 << 21  # normals of a block of steps on a grid that is known, on the CPU
@@ -126,16 +126,8 @@ class BrownianPath(AbstractSeededNoise):
         ) << bits
         return self.tree.times(ticks)
 
-    def increments(
-        self,
-        ts: Sequence[float],
-        x: Tensor,
-        shape: tuple[int, ...] | None,
-        *,
-        levy: bool = False,
-        normals: int = 0,
-        start: int = 0,
-    ) -> Iterator[Increment]:
+    def answer(self, query: NoiseQuery) -> Iterator[Increment]:
+        ts, x, shape, levy, normals, start = query
         times = torch.tensor(ts[start:], dtype=torch.float64)
         steps = times.diff()
         if not bool(

@@ -38,11 +38,38 @@ class Increment(NamedTuple):
     z: Tensor | None = None
 
 
+class NoiseQuery(NamedTuple):
+    """What a solve asks of its noise: the increments over the intervals of a grid.
+
+    Attributes:
+        ts: all times of the grid.
+        x: a state, for batch, event shape, dtype and device.
+        shape: the event shape of W, None without noise.
+        levy: whether H is wanted.
+        normals: the number of further normals per step.
+        start: the first interval that is wanted.
+
+    Example:
+        >>> query = sdekit.NoiseQuery([0.0, 0.5, 1.0], torch.zeros(3, 2), (2,), normals=1)
+        >>> [tuple(increment.z.shape) for increment in sdekit.WhiteNoise(0).answer(query)]
+        [(1, 3, 2), (1, 3, 2)]
+    """
+
+    ts: Sequence[float]
+    x: Tensor
+    shape: tuple[int, ...] | None
+    levy: bool = False
+    normals: int = 0
+    start: int = 0
+
+
 Reader = Callable[[Tensor, Tensor], Increment]  # from times `(batch,)` to times `(batch,)`
 
 
 class AbstractNoise(ABC):
     """A source of increments, which gives those of any rows of a batch.
+
+    A subclass defines `rows` and `answer`.
 
     Example:
         >>> isinstance(sdekit.WhiteNoise(0), sdekit.AbstractNoise)
@@ -60,6 +87,9 @@ class AbstractNoise(ABC):
         """The same noise for some of the samples."""
 
     @abstractmethod
+    def answer(self, query: NoiseQuery) -> Iterator[Increment]:
+        """The increments that are asked for, one per interval, from interval `query.start` on."""
+
     def increments(
         self,
         ts: Sequence[float],
@@ -70,16 +100,8 @@ class AbstractNoise(ABC):
         normals: int = 0,
         start: int = 0,
     ) -> Iterator[Increment]:
-        """The increments over the intervals of a grid, from interval number `start` on.
-
-        Arguments:
-            ts: all times of the grid.
-            x: a state, for batch, event shape, dtype and device.
-            shape: the event shape of W, None without noise.
-            levy: whether H is computed.
-            normals: the number of further normals per step.
-            start: the first interval.
-        """
+        """The answer to a `NoiseQuery` of these arguments."""
+        return self.answer(NoiseQuery(ts, x, shape, levy, normals, start))
 
     def readings(
         self, ts: Sequence[float], x: Tensor, shape: tuple[int, ...] | None, *, levy: bool = False
@@ -92,7 +114,7 @@ class AbstractNoise(ABC):
 
         For noise that is one path, which can be read several times.
 
-        Arguments as in `increments`.
+        Arguments as in `NoiseQuery`.
 
         Raises:
             TypeError: for other noise.
@@ -236,16 +258,8 @@ class WhiteNoise(AbstractSeededNoise):
         True
     """
 
-    def increments(
-        self,
-        ts: Sequence[float],
-        x: Tensor,
-        shape: tuple[int, ...] | None,
-        *,
-        levy: bool = False,
-        normals: int = 0,
-        start: int = 0,
-    ) -> Iterator[Increment]:
+    def answer(self, query: NoiseQuery) -> Iterator[Increment]:
+        ts, x, shape, levy, normals, start = query
         key = self.keys(x)
         steps = len(ts) - 1
         drawn = max(1, math.prod(shape or ()), math.prod(x.shape[1:]))

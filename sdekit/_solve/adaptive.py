@@ -22,27 +22,8 @@ from sdekit._solvers.contract import Step, Tree
 from sdekit.elementary import broadcast
 
 
-def adaptive(
-    problem: Counted,
-    x0: Tensor,
-    ts: list[float],
-    *,
-    solver: AbstractSolver,
-    noise: AbstractNoise | None,
-    control: PIDController,
-    save: bool,
-    callback: Callable[[Move], None] | None = None,
-) -> tuple[Solution, Tensor]:
-    """The solution, and the times that the samples reached."""
-    solve = _AdaptiveSolve(problem, x0, ts, solver, noise, control, callback, save=save)
-    while len(solve.now.index):
-        solve.round()
-    seed = None if noise is None else noise.seed
-    return solve.found.solution(solve.outputs, seed), solve.found.reached.to(x0.device)
-
-
-class _AdaptiveSolve:
-    """A solve under way.
+class AdaptiveSolve:
+    """A solve with adaptive steps, under way.
 
     whole: the problem of the whole batch. problem, read: the problem and the noise of the samples
     in `now`. tries: the rounds so far, in each of which every sample tries a step.
@@ -53,12 +34,12 @@ class _AdaptiveSolve:
         problem: Counted,
         x0: Tensor,
         ts: list[float],
+        *,
         solver: AbstractSolver,
         noise: AbstractNoise | None,
         control: PIDController,
-        callback: Callable[[Move], None] | None,
-        *,
         save: bool,
+        callback: Callable[[Move], None] | None = None,
     ) -> None:
         assert solver.embedded is not None
         self.whole = self.problem = problem
@@ -77,6 +58,13 @@ class _AdaptiveSolve:
         self.now = self._start(x0, ts)
         self.read = self._reader(noise, x0)
         self.tries = 0
+
+    def run(self) -> tuple[Solution, Tensor]:
+        """The solution, and the times that the samples reached."""
+        while len(self.now.index):
+            self._round()
+        seed = None if self.noise is None else self.noise.seed
+        return self.found.solution(self.outputs, seed), self.found.reached.to(self.device)
 
     def _start(self, x0: Tensor, ts: list[float]) -> Working:
         """The samples before their first steps."""
@@ -100,7 +88,7 @@ class _AdaptiveSolve:
             return None
         return noise.reader(x, self.problem.noise_shape(x), levy=self.solver.levy == "H")
 
-    def round(self) -> None:
+    def _round(self) -> None:
         """Tries a step of each sample, and records those that have finished or failed."""
         now = self.now
         interval = self.intervals.after(now)

@@ -9,7 +9,7 @@ from sdekit._equations.sde import AbstractSDE
 from sdekit._grid import times
 from sdekit._noise.brownian import BrownianPath
 from sdekit._noise.white import AbstractNoise, WhiteNoise
-from sdekit._solve.adaptive import adaptive
+from sdekit._solve.adaptive import AdaptiveSolve
 from sdekit._solve.arguments import require_adaptive, require_kinds, require_pairing, require_save
 from sdekit._solve.control import PIDController
 from sdekit._solve.fixed_grid import fixed_grid_solution, points
@@ -128,7 +128,7 @@ def solve(
         return fixed_grid_solution(
             steps, x0, save=save == "all", gradient=gradient, callback=callback, throw=throw
         )
-    solution, reached = adaptive(
+    solution, reached = AdaptiveSolve(
         counted,
         x0,
         grid,
@@ -137,7 +137,7 @@ def solve(
         control=control,
         save=save == "all",
         callback=callback,
-    )
+    ).run()
     if throw and bool((solution.status != Status.DONE).any()):
         raise UnfinishedError(solution, reached)
     return solution

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from sdekit._noise.white import AbstractNoise, Increment
+from sdekit._noise.white import AbstractNoise, Increment, NoiseQuery
 from sdekit._solve.solution import Counted
 from sdekit._solvers.contract import AbstractSolver, Tree
 
@@ -35,8 +35,8 @@ class Steps:
             return iter([Increment()] * (j - i))
         shape = self.problem.noise_shape(x)
         levy = self.solver.levy == "H"
-        return self.noise.increments(
-            self.ts[: j + 1], x, shape, levy=levy, normals=self.solver.normals, start=i
+        return self.noise.answer(
+            NoiseQuery(self.ts[: j + 1], x, shape, levy, self.solver.normals, start=i)
         )
 
     def backwards(self, x: Tensor) -> Iterator[tuple[int, Increment]]:

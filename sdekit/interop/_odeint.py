@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sdekit._grid import times
 from sdekit._names import did_you_mean
-from sdekit._solve.adaptive import adaptive
+from sdekit._solve.adaptive import AdaptiveSolve
 from sdekit._solve.control import PIDController
 from sdekit._solve.integrate import integrate
 from sdekit._solve.solution import Counted, Point, Status, UnfinishedError
@@ -314,9 +314,9 @@ def _adaptive(
             f"{finest:.1g} or more, or use a "
             "wider dtype"
         )
-    solution, reached = adaptive(
+    solution, reached = AdaptiveSolve(
         Counted.of(system, x0), x0, ts, solver=solver, noise=None, control=control, save=True
-    )
+    ).run()
     if bool((solution.status != Status.DONE).any()):
         raise UnfinishedError(
             solution,

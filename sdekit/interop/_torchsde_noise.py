@@ -1,7 +1,7 @@
 """torchsde's Brownian motions as the noise of a solve."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
@@ -10,7 +10,7 @@ from torch import Tensor
 from sdekit._computed import computed
 from sdekit._equations.sde import AbstractSDE
 from sdekit._noise.generator import fresh_seed
-from sdekit._noise.white import AbstractNoise, Increment, WhiteNoise
+from sdekit._noise.white import AbstractNoise, Increment, NoiseQuery, WhiteNoise
 from sdekit.interop._originals import original
 
 # What sdeint takes as bm: torchsde's Brownian motions are callable.
@@ -57,16 +57,8 @@ class TorchsdeNoise(AbstractNoise):
     def rows(self, index: Tensor) -> Self:
         return replace(self, index=index if self.index is None else self.index[index])
 
-    def increments(
-        self,
-        ts: Sequence[float],
-        x: Tensor,
-        shape: tuple[int, ...] | None,
-        *,
-        levy: bool = False,
-        normals: int = 0,
-        start: int = 0,
-    ) -> Iterator[Increment]:
+    def answer(self, query: NoiseQuery) -> Iterator[Increment]:
+        ts, x, shape, levy, normals, start = query
         if normals:
             raise ValueError(
                 "this solver uses fresh normals and a torchsde Brownian motion has "

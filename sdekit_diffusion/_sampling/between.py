@@ -3,13 +3,21 @@ other.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from sdekit import AbstractNoise, AbstractSolver, Increment, WhiteNoise, computed, normal
+from sdekit import (
+    AbstractNoise,
+    AbstractSolver,
+    Increment,
+    NoiseQuery,
+    WhiteNoise,
+    computed,
+    normal,
+)
 from sdekit.elementary import broadcast
 from sdekit_diffusion._diffusions.diffusion import AbstractDiffusion
 from sdekit_diffusion._models.model import as_model
@@ -47,20 +55,8 @@ class Between(AbstractNoise):
             (0.5 * math.pi * self.u).sin(), b
         )
 
-    def increments(
-        self,
-        ts: Sequence[float],
-        x: Tensor,
-        shape: tuple[int, ...] | None,
-        *,
-        levy: bool = False,
-        normals: int = 0,
-        start: int = 0,
-    ) -> Iterator[Increment]:
-        pairs = (
-            n.increments(ts, x, shape, levy=levy, normals=normals, start=start)
-            for n in (self.a, self.b)
-        )
+    def answer(self, query: NoiseQuery) -> Iterator[Increment]:
+        pairs = (noise.answer(query) for noise in (self.a, self.b))
         for (wa, ha, za), (wb, hb, zb) in zip(*pairs, strict=True):
             w, h = (
                 None if a is None or b is None else self.mixed(a, b)
