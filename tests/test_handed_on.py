@@ -4,10 +4,11 @@ y0 stays as it is.
 
 import pytest
 import torch
+import torchdiffeq
 import torchsde
 from torch import nn
 
-from sdekit import SDE, odeint, odeint_adjoint, sdeint
+from sdekit import SDE, odeint, odeint_adjoint, odeint_event, sdeint
 from sdekit.calling import ChangedError
 from sdekit.interop import to_torchsde
 
@@ -105,6 +106,51 @@ def test_complex_states_tuples_and_events_that_change_y_are_refused():
     with torch.no_grad(), REFUSED:
         odeint(lambda t, y: -y, y0(), T[[0, 2]], event_fn=lambda t, y: y.mul_(0.5).mean() - 0.2)
     assert torch.equal(start, y0(torch.complex128))
+
+
+INTERFACES = [None, odeint, odeint_adjoint, torchdiffeq.odeint, torchdiffeq.odeint_adjoint]
+
+
+def when(func, start, interface=None, event_fn=lambda t, y: y[0, 0] - 0.5, **more):
+    """The time and the state at which func(t, y) = -y falls to 1/2."""
+    t0 = torch.tensor(0.0, dtype=torch.float64)
+    return odeint_event(func, start, t0, event_fn=event_fn, odeint_interface=interface, **more)
+
+
+@pytest.mark.parametrize("interface", INTERFACES[:2] + INTERFACES[3:4])
+def test_odeint_event_refuses_functions_that_change_what_they_get(interface):
+    def spoilt(t, y):
+        slope = -y.clone()
+        y.mul_(0.9)
+        return slope
+
+    start = y0()
+    with torch.no_grad():
+        with REFUSED:
+            when(spoilt, start, interface)
+        with REFUSED:
+            when(lambda t, y: -y, start, interface, lambda t, y: y.mul_(0.9)[0, 0] - 0.5)
+    assert torch.equal(start, y0())
+    with pytest.raises(TypeError, match="does not fit"):
+        when(lambda t: t, start, interface)
+
+
+@pytest.mark.parametrize("interface", INTERFACES)
+def test_odeint_event_has_the_gradients_of_a_module(interface):
+    """The state at the event is 1/2 whatever the rate r is, and the time is log(2) / r."""
+    func = Module(spoils=False)
+    start = y0().requires_grad_()
+    time, states = when(func, start, interface)
+    torch.testing.assert_close(time.detach(), torch.tensor(2.0, dtype=torch.float64).log())
+    torch.testing.assert_close(states[1].detach(), y0() / 2)
+    slopes = torch.autograd.grad(time, (func.rate, start))
+    torch.testing.assert_close(
+        slopes[0], torch.tensor(2.0, dtype=torch.float64).log(), rtol=1e-4, atol=0
+    )
+    assert slopes[1][0, 0] == pytest.approx(1.0, rel=1e-4)
+    assert slopes[1].reshape(-1)[1:].abs().max() < 1e-9
+    with REFUSED:
+        when(Module(spoils=True), y0(), interface)
 
 
 def test_complex_states_and_tuples_are_solved():

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from sdekit.interop._from_torchsde import from_torchsde
 from sdekit.interop._odeint import odeint
 from sdekit.interop._odeint_adjoint import odeint_adjoint
-from sdekit.interop._originals import odeint_event
+from sdekit.interop._odeint_event import odeint_event
 from sdekit.interop._path_adapters import BrownianTreeNoiseSampler
 from sdekit.interop._sdeint import sdeint
 from sdekit.interop._to_torchsde import to_torchsde

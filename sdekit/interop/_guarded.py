@@ -5,7 +5,7 @@ stays as it is.
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from sdekit._solve.solution import Counted
 from sdekit.calling import checked_call, overwritten, require_derivative, require_real, uncounted
@@ -28,6 +28,24 @@ class GuardedFunc:
 
     def __getattr__(self, name: str) -> Any:  # noqa: ANN401
         return getattr(self.__dict__["func"], name)
+
+
+class GuardedModule(nn.Module):
+    """A guarded func that was a module: its parameters are found as in the module itself."""
+
+    def __init__(self, func: nn.Module, guarded: GuardedFunc) -> None:
+        super().__init__()
+        self.func = func
+        self.guarded = guarded
+
+    def forward(self, t: Tensor, y: State) -> State:
+        return self.guarded(t, y)
+
+    def __getattr__(self, name: str) -> Any:  # noqa: ANN401
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(super().__getattr__("func"), name)
 
 
 class GuardedMethod:
