@@ -14,7 +14,7 @@ from torch import nn
 import sdekit
 from sdekit import ODE, NotFiniteError, UnfinishedError, interop, odeint, odeint_adjoint
 from sdekit._solvers import Dopri5
-from sdekit.interop._odeint import ADAPTIVE, FIXED
+from sdekit.interop._odeint_methods import ADAPTIVE, FIXED
 
 F64 = torch.float64
 # Version 0.2.4 of torchdiffeq has not all of them.

@@ -7,85 +7,30 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from sdekit._grid import times
-from sdekit._names import did_you_mean
 from sdekit._solve.adaptive import AdaptiveSolve
 from sdekit._solve.control import PIDController
 from sdekit._solve.integrate import integrate
 from sdekit._solve.solution import Counted, Point, Status, UnfinishedError
-from sdekit._solvers import (
-    AbstractEmbeddedRungeKutta,
-    AbstractRungeKutta,
-    AbstractSolver,
-    EulerMaruyama,
-    Heun,
-    Midpoint,
-    Order,
-    Tableau,
-    all_solvers,
-)
+from sdekit._solvers import AbstractSolver
 from sdekit.calling import require_call
 from sdekit.interop._guarded import GuardedFunc, GuardedMethod
-from sdekit.interop._originals import torchdiffeq_methods, torchdiffeq_odeint
+from sdekit.interop._odeint_methods import (
+    ADAPTIVE,
+    CONTROL,
+    FIXED,
+    require_arguments,
+    require_method,
+    solved_here,
+)
+from sdekit.interop._originals import torchdiffeq_odeint
 from sdekit.interop._system import State, System
 from sdekit.interop._torchsde_grid import steps
 
-
-@dataclass(frozen=True, eq=False)
-class _Heun3(AbstractRungeKutta):
-    """Heun's method of order three (1900)."""
-
-    order = {"none": Order(3, 3)}
-    tableau = Tableau(a=((), (1 / 3,), (0, 2 / 3)), b=(1 / 4, 0, 3 / 4), c=(0, 1 / 3, 2 / 3))
-
-
-@dataclass(frozen=True, eq=False)
-class _ThreeEighths(AbstractRungeKutta):
-    """Kutta's other method of order four (1901), which is torchdiffeq's "rk4"."""
-
-    order = {"none": Order(4, 4)}
-    tableau = Tableau(
-        a=((), (1 / 3,), (-1 / 3, 1), (1, -1, 1)),
-        b=(1 / 8, 3 / 8, 3 / 8, 1 / 8),
-        c=(0, 1 / 3, 2 / 3, 1),
-    )
-
-
-# torchdiffeq's names; every embedded pair has one, such as "tsit5", which torchdiffeq does not
-# have. What is not here, torchdiffeq solves or refuses.
-ADAPTIVE: dict[str, AbstractSolver] = {
-    type(pair).__name__.lower(): pair for pair in all_solvers(AbstractEmbeddedRungeKutta)
-}
-FIXED: dict[str, AbstractSolver] = {
-    "euler": EulerMaruyama(),
-    "midpoint": Midpoint(),
-    "heun2": Heun(),
-    "heun3": _Heun3(),
-    "rk4": _ThreeEighths(),
-}
-# SciPy's and others' names.
-_MEANT = {
-    "rk45": "dopri5",
-    "rk23": "bosh3",
-    "dop853": "dopri8",
-    "heun": "heun2",
-    "runge_kutta": "rk4",
-}
-
-# The options of adaptive methods, their names in PIDController, and what they are.
-_CONTROL: dict[str, tuple[str, type]] = {
-    "first_step": ("first", float),
-    "safety": ("safety", float),
-    "ifactor": ("largest", float),
-    "dfactor": ("smallest", float),
-    "max_num_steps": ("max_steps", int),
-}
 _ENDLESS = 2**31 - 1  # steps, as in torchdiffeq
-_CALLBACKS = ("callback_step", "callback_accept_step", "callback_reject_step")
 
 
 def odeint(
@@ -194,46 +139,6 @@ def _solved(
     return system.shaped(xs[:, 0])
 
 
-def require_arguments(y0: object, t: object) -> None:
-    """Refuses what is no state and what are no times.
-
-    Raises:
-        TypeError: for a y0 that is not a floating or complex tensor or a tuple of them, or a t that
-            holds no numbers.
-    """
-    parts = y0 if isinstance(y0, tuple) else (y0,)
-    if not parts or not all(isinstance(part, Tensor) and _continuous(part) for part in parts):
-        given = [
-            str(part.dtype) if isinstance(part, Tensor) else type(part).__name__ for part in parts
-        ]
-        raise TypeError(
-            "y0 must be a floating tensor or a tuple of them, not "
-            f"{', '.join(given) or 'an empty tuple'}; convert "
-            "integers with .float(), and a list with tuple()"
-        )
-    if not isinstance(t, Tensor | Sequence | np.ndarray) or isinstance(t, str):
-        raise TypeError(
-            f"t must be a tensor or a sequence of numbers, not {t!r:.60}; give [0.0, "
-            "1.0], for example"
-        )
-
-
-def require_method(method: str | None) -> None:
-    """Refuses what is no name of a method, here or in torchdiffeq.
-
-    Raises:
-        ValueError: with the names, and the nearest.
-    """
-    if method is None or method in ADAPTIVE or method in FIXED:
-        return
-    names = dict.fromkeys((*ADAPTIVE, *FIXED, *torchdiffeq_methods()))
-    if method not in names:
-        raise ValueError(
-            f"method = {method!r} is not one of "
-            f"{', '.join(names)}{did_you_mean(method, names, _MEANT)}"
-        )
-
-
 def handed(
     func: Callable[..., Any], y0: State, t: Tensor | Sequence[float]
 ) -> tuple[GuardedFunc, State, Tensor]:
@@ -243,38 +148,6 @@ def handed(
     times = t.clone() if isinstance(t, Tensor) else torch.tensor(t, dtype=torch.float64)
     copies = y0.clone() if isinstance(y0, Tensor) else tuple(part.clone() for part in y0)
     return GuardedFunc(func, y0), copies, times
-
-
-def _continuous(part: Tensor) -> bool:
-    return part.is_floating_point() or part.is_complex()
-
-
-def solved_here(
-    func: object,
-    y0: object,
-    t: Tensor | Sequence[float],
-    event_fn: object,
-    *,
-    rtol: object,
-    atol: object,
-    method: str | None,
-    options: dict[str, Any] | None,
-) -> bool:
-    """Whether the arguments of odeint ask for nothing that only torchdiffeq has."""
-    parts = y0 if isinstance(y0, tuple) else (y0,)
-    theirs = (
-        event_fn is not None,
-        isinstance(t, Tensor) and t.requires_grad,
-        any(hasattr(func, name + way) for name in _CALLBACKS for way in ("", "_adjoint")),
-        any(isinstance(part, Tensor) and part.is_complex() for part in parts),
-        any(
-            isinstance(tol, tuple | list) or (isinstance(tol, Tensor) and tol.numel() != 1)
-            for tol in (rtol, atol)
-        ),
-    )
-    if method is None or method in ADAPTIVE:
-        return not any(theirs) and set(options or ()) <= set(_CONTROL)
-    return not any(theirs) and method in FIXED and set(options or ()) <= {"step_size"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -301,7 +174,7 @@ def _adaptive(
 ) -> Tensor:
     settings: dict[str, Any] = {"max_steps": _ENDLESS}
     for option, value in options.items():
-        name, kind = _CONTROL[option]
+        name, kind = CONTROL[option]
         settings |= {} if value is None else {name: kind(value)}
         if value is not None and not value > 0:
             raise ValueError(f"options[{option!r}] must be positive, not {value}")

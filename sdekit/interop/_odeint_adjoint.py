@@ -12,7 +12,8 @@ from torch.autograd.function import once_differentiable
 
 from sdekit.calling import require_call
 from sdekit.interop._guarded import GuardedMethod
-from sdekit.interop._odeint import handed, odeint, require_arguments, require_method, solved_here
+from sdekit.interop._odeint import handed, odeint
+from sdekit.interop._odeint_methods import require_arguments, require_method, solved_here
 from sdekit.interop._originals import original, torchdiffeq_adjoint
 from sdekit.interop._system import State, System
 
@@ -86,17 +87,8 @@ def odeint_adjoint(
         not isinstance(func, nn.Module) or getattr(func, "_is_replica", False)
     )
     if not ours or unclear or unknown:
-        given: dict[str, Any] = {f"adjoint_{name}": value for name, value in back.items()}
-        given["adjoint_options"] = adjoint_options
-        given["event_fn"] = event_fn and GuardedMethod("event_fn(t, y)", event_fn)
-        own = adjoint_params is None and isinstance(func, nn.Module)
-        find_parameters = original("torchdiffeq._impl.adjoint", "find_parameters")
-        given["adjoint_params"] = find_parameters(func) if own else adjoint_params
-        try:
-            return torchdiffeq_adjoint(*handed(func, y0, t), **there, **given)
-        except TypeError:
-            require_call(func, "func(t, y)", t, y0)
-            raise
+        back["options"] = adjoint_options
+        return _by_torchdiffeq(func, y0, t, event_fn, there, back, adjoint_params)
     found = (
         func.parameters()
         if adjoint_params is None and isinstance(func, nn.Module)
@@ -106,6 +98,26 @@ def odeint_adjoint(
     system = System(func, y0)
     xs = _Adjoint.apply(_Way(system, t, there, back), system.flat(y0), *params)
     return system.shaped(xs)
+
+
+def _by_torchdiffeq(
+    func: Callable[..., Any],
+    y0: State,
+    t: Tensor | Sequence[float],
+    event_fn: Callable[..., Any] | None,
+    there: dict[str, Any],
+    back: dict[str, Any],
+    params: Iterable[Tensor] | None,
+) -> Any:  # noqa: ANN401 - as odeint_adjoint
+    if params is None and isinstance(func, nn.Module):
+        params = original("torchdiffeq._impl.adjoint", "find_parameters")(func)
+    given: dict[str, Any] = {f"adjoint_{name}": value for name, value in back.items()}
+    given["event_fn"] = event_fn and GuardedMethod("event_fn(t, y)", event_fn)
+    try:
+        return torchdiffeq_adjoint(*handed(func, y0, t), **there, **given, adjoint_params=params)
+    except TypeError:
+        require_call(func, "func(t, y)", t, y0)
+        raise
 
 
 @dataclass(frozen=True, eq=False)

@@ -118,40 +118,22 @@ def sdeint(
         else from_torchsde(sde, names=names, noise_size=_size(bm))
     )
     method = _default(problem) if method is None else method
-    if method not in SOLVERS:
-        _require_method(method)
-    solver = SOLVERS.get(method, {}).get(problem.noise_type)
+    solver = _solver(method, problem)
     special = adaptive or logqp or extra or options or extra_solver_state is not None
-    if special or solver is None or solver.sde_type != problem.sde_type:
-        theirs = (
-            to_torchsde(problem, y0.shape[1:])
-            if problem is sde
-            else GuardedSDE(sde, {*_METHODS, *(names or {}).values()})
-        )
-        ts = ts if isinstance(ts, Tensor) else torch.tensor(ts, dtype=y0.dtype, device=y0.device)
-        motion = brownian(
-            bm, problem, y0, ts, method=method, dt=None if adaptive else float(dt), logqp=logqp
-        )
-        given = (
-            ts,
-            motion,
-            method,
-            dt,
-            adaptive,
-            rtol,
-            atol,
-            dt_min,
-            options,
-            names,
-            logqp,
-            extra,
-            extra_solver_state,
-        )
-        with calls_of(problem, y0):
-            out = torchsde_sdeint(theirs, y0.flatten(1).clone(), *given, **unused_kwargs)
-        if isinstance(out, Tensor):
-            return out.reshape(-1, *y0.shape)
-        return (out[0].reshape(-1, *y0.shape), *out[1:])
+    if special or solver is None:
+        settings: dict[str, Any] = {
+            "dt": dt,
+            "adaptive": adaptive,
+            "rtol": rtol,
+            "atol": atol,
+            "dt_min": dt_min,
+            "options": options,
+            "names": names,
+            "logqp": logqp,
+            "extra": extra,
+            "extra_solver_state": extra_solver_state,
+        }
+        return _by_torchsde(sde, problem, y0, ts, bm, method, {**settings, **unused_kwargs})
     if unused_kwargs:
         warnings.warn(
             f"sdeint does not know the arguments {', '.join(unused_kwargs)}", stacklevel=2
@@ -162,6 +144,32 @@ def sdeint(
         y0 = y0.clone(memory_format=torch.contiguous_format)
         problem = for_one_solve(problem, y0, ts)
         return torch.stack(list(states(problem, y0, ts, solver=solver, bm=bm, dt=float(dt))))
+
+
+def _by_torchsde(
+    sde: object,
+    problem: AbstractSDE,
+    y0: Tensor,
+    ts: Tensor | Sequence[float],
+    bm: Brownian | None,
+    method: str,
+    settings: dict[str, Any],
+) -> Any:  # noqa: ANN401 - as sdeint
+    """What torchsde returns, with states shaped as y0; problem is sde as an equation of ours."""
+    theirs = (
+        to_torchsde(problem, y0.shape[1:])
+        if problem is sde
+        else GuardedSDE(sde, {*_METHODS, *(settings["names"] or {}).values()})
+    )
+    ts = ts if isinstance(ts, Tensor) else torch.tensor(ts, dtype=y0.dtype, device=y0.device)
+    dt = None if settings["adaptive"] else float(settings["dt"])
+    motion = brownian(bm, problem, y0, ts, method=method, dt=dt, logqp=settings["logqp"])
+    with calls_of(problem, y0):
+        flat = y0.flatten(1).clone()
+        out = torchsde_sdeint(theirs, flat, ts, bm=motion, method=method, **settings)
+    if isinstance(out, Tensor):
+        return out.reshape(-1, *y0.shape)
+    return (out[0].reshape(-1, *y0.shape), *out[1:])
 
 
 def _require(sde: object, y0: Tensor, ts: Tensor | Sequence[float], dt: float) -> None:
@@ -183,6 +191,18 @@ def _require(sde: object, y0: Tensor, ts: Tensor | Sequence[float], dt: float) -
         raise ValueError(
             f"dt is the width of a step, positive, not {dt}; decreasing ts reverse the time"
         )
+
+
+def _solver(method: str, problem: AbstractSDE) -> AbstractSolver | None:
+    """Ours for a method and an equation; None where torchsde solves or refuses.
+
+    Raises:
+        ValueError: for a name that is not a method of torchsde's either.
+    """
+    if method not in SOLVERS:
+        _require_method(method)
+    solver = SOLVERS.get(method, {}).get(problem.noise_type)
+    return None if solver is None or solver.sde_type != problem.sde_type else solver
 
 
 def _require_method(method: str) -> None:
