@@ -1,30 +1,23 @@
 """Log-likelihoods under the flow of an ordinary equation, with the error that random probes leave.
 
 The trajectory does not need the trace: it is solved first, each sample with its own steps; then the
-divergence is evaluated in bulk, at Gauss's nodes of every accepted step's dense output, and summed
-in float64.
+divergence is integrated along it.
 """
 
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from sdekit._equations.sde import AbstractSDE
-from sdekit._likelihood.divergence import AbstractTrace, Exact, by_row, quadratic_forms, skewness
+from sdekit._likelihood.divergence import AbstractTrace, Exact, by_row, skewness
+from sdekit._likelihood.integral import DivergenceIntegral
 from sdekit._solve.control import PIDController
 from sdekit._solve.integrate import solve
-from sdekit._solve.solution import Counted, Status, UnfinishedError, finite, require_state
-from sdekit._solve.working import Move
+from sdekit._solve.solution import Solution, Status, UnfinishedError, finite, require_state
 from sdekit._solvers import AbstractSolver, Dopri5
-from sdekit._solvers.contract import Tree
-
-# Points of trajectories whose traces are evaluated together, where events are small.
-_ROWS = 1 << 12
-_NUMBERS = 1 << 15  # numbers of such points, or as many points as there are samples
 
 
 @dataclass(frozen=True, eq=False)
@@ -173,69 +166,88 @@ def log_likelihood(
         Chen et al. 2018, arXiv 1806.07366; Grathwohl et al. 2019, arXiv 1810.01367.
     """
     _require_kinds(flow, x, log_prior, trace)
-    if flow.noise_type != "none":
-        raise ValueError(
-            f"this equation has {flow.noise_type} noise; likelihoods are those of an "
-            "ODE or a ProbabilityFlow"
-        )
     trace = trace or Exact()
     solver = solver or Dopri5()
     ends = [float(t) for t in (ts[0], ts[-1])]
     flow = flow.within(*ends)
     # In inference mode the divergence would be forgotten without a word.
     with torch.inference_mode(False), torch.set_grad_enabled(differentiable):
-        x = x.clone() if isinstance(x, Tensor) and x.is_inference() else x
-        require_state(x)
-        if not bool(torch.isfinite(x).all()):
-            raise ValueError(
-                "x is not finite in rows "
-                f"{(~finite(x)).nonzero().flatten().tolist()[:8]}; leave these out"
-            )
-        integral = _Integral(
-            flow, solver, trace, torch.arange(len(x), device=x.device) if index is None else index
-        )
-        try:
-            solution = solve(
-                flow,
-                x,
-                ends,
-                solver=solver,
-                control=control or PIDController(),
-                callback=integral.add,
-            )
-        except UnfinishedError as error:
-            if bool((error.solution.status == Status.NOT_FINITE).any()):
-                raise
-            solution = error.solution
+        x = x.clone() if x.is_inference() else x
+        _require_points(x)
+        index = torch.arange(len(x), device=x.device) if index is None else index
+        integral = DivergenceIntegral(flow, solver, trace, index)
+        solution = _trajectory(flow, x, ends, solver, control or PIDController(), integral)
         estimates = integral.estimates()
         done = solution.status == Status.DONE
         rows = done.nonzero().flatten()
         value = estimates.new_full((len(x),), math.nan)
         if len(rows):
-            prior = log_prior(solution.x[rows])
-            if not isinstance(prior, Tensor) or prior.shape != rows.shape:
-                given = (
-                    f"shape {tuple(prior.shape)}"
-                    if isinstance(prior, Tensor)
-                    else type(prior).__name__
-                )
-                raise ValueError(
-                    f"log_prior returned {given} for {len(rows)} samples; it must return one "
-                    "number for each: sum over events"
-                )
-            known = prior.to(torch.float64) + by_row(estimates).mean(dim=1)[rows]
-            value = value.index_copy(0, rows, known)
+            prior = _prior(log_prior, solution.x[rows])
+            value = value.index_copy(0, rows, prior + by_row(estimates).mean(dim=1)[rows])
         stderr = torch.where(done, trace.stderr(estimates.detach()), math.nan)
     skew = skewness(estimates.detach()) if trace.probes else torch.zeros_like(stderr)
     evaluations = solution.evaluations + integral.evaluations
     return Likelihood(value, stderr, solution.x, evaluations, solution.status, trace.probes, skew)
 
 
-def _require_kinds(flow: object, x: object, log_prior: object, trace: object) -> None:
-    """Refuses what is no equation, tensor, density or trace, and says what makes one of it.
+def _trajectory(
+    flow: AbstractSDE,
+    x: Tensor,
+    ends: list[float],
+    solver: AbstractSolver,
+    control: PIDController,
+    integral: DivergenceIntegral,
+) -> Solution:
+    """The solve from x, whose steps the integral takes note of; also where some samples fail.
 
     Raises:
-        TypeError: always.
+        UnfinishedError: when the drift of some is not finite.
+    """
+    try:
+        return solve(flow, x, ends, solver=solver, control=control, callback=integral.add)
+    except UnfinishedError as error:
+        if bool((error.solution.status == Status.NOT_FINITE).any()):
+            raise
+        return error.solution
+
+
+def _prior(log_prior: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """The log-density of latents, float64, `(batch,)`.
+
+    Raises:
+        ValueError: unless it is one number for each.
+    """
+    prior = log_prior(x)
+    if not isinstance(prior, Tensor) or prior.shape != x.shape[:1]:
+        given = f"shape {tuple(prior.shape)}" if isinstance(prior, Tensor) else type(prior).__name__
+        raise ValueError(
+            f"log_prior returned {given} for {len(x)} samples; it must return one "
+            "number for each: sum over events"
+        )
+    return prior.to(torch.float64)
+
+
+def _require_points(x: Tensor) -> None:
+    """Refuses what is no batch of points.
+
+    Raises:
+        TypeError: when x is not a floating tensor with a batch dimension.
+        ValueError: when it is not finite.
+    """
+    require_state(x)
+    if not bool(torch.isfinite(x).all()):
+        raise ValueError(
+            "x is not finite in rows "
+            f"{(~finite(x)).nonzero().flatten().tolist()[:8]}; leave these out"
+        )
+
+
+def _require_kinds(flow: object, x: object, log_prior: object, trace: object) -> None:
+    """Refuses what is no ordinary equation, tensor, density or trace, and says what makes one.
+
+    Raises:
+        TypeError: for something else.
+        ValueError: for an equation with noise.
     """
     if not isinstance(flow, AbstractSDE):
         raise TypeError(f"the flow must be an equation such as ODE(f), not {type(flow).__name__}")
@@ -248,96 +260,8 @@ def _require_kinds(flow: object, x: object, log_prior: object, trace: object) ->
         )
     if trace is not None and not isinstance(trace, AbstractTrace):
         raise TypeError(f"trace must be Exact() or Hutchinson(probes), an object; not {trace!r}")
-
-
-class _Integral:
-    """The integral of the divergence along trajectories, out of the moves of a solve: estimates of
-    it, `(estimates, batch)`.
-
-    A sample's terms are added one by one in the order of its own time, so that the batch cannot
-    show.
-    """
-
-    def __init__(
-        self, flow: AbstractSDE, solver: AbstractSolver, trace: AbstractTrace, index: Tensor
-    ) -> None:
-        self.flow = flow
-        self.solver = solver
-        self.trace = trace
-        self.index = index
-        # Gauss and Legendre's rule on [0, 1]. With three nodes for order five its error would be
-        # that of everything else.
-        nodes, weights = np.polynomial.legendre.leggauss(int(solver.order["none"].strong + 3) // 2)
-        self.nodes, self.weights = (
-            torch.from_numpy(part).to(index.device) for part in (0.5 + 0.5 * nodes, 0.5 * weights)
+    if flow.noise_type != "none":
+        raise ValueError(
+            f"this equation has {flow.noise_type} noise; likelihoods are those of an "
+            "ODE or a ProbabilityFlow"
         )
-        self.evaluations = torch.zeros_like(index)
-        self._steps = torch.zeros_like(index)
-        self._waiting: list[tuple[Move, Tensor]] = []
-        self._sums = index.new_zeros(max(1, trace.probes), len(index), dtype=torch.float64)
-
-    def add(self, move: Move) -> None:
-        """Takes note of steps; the traces wait until there are enough of them."""
-        self._waiting.append((move, self._steps[move.samples]))
-        self._steps[move.samples] += 1
-        if sum(len(m.samples) for m, _ in self._waiting) * len(self.nodes) >= self._most(move.x):
-            self._evaluate()
-
-    def estimates(self) -> Tensor:
-        """The integral, when the solve has come to its end."""
-        self._evaluate()
-        return self._sums
-
-    def _most(self, x: Tensor) -> int:
-        return max(len(self.index), min(_ROWS, _NUMBERS // max(1, math.prod(x.shape[1:]))))
-
-    def _evaluate(self) -> None:
-        if not self._waiting:
-            return
-        moves, steps = zip(*self._waiting, strict=True)
-        self._waiting = []
-        index, t0, t1, dense = (
-            _joined([getattr(m, name) for m in moves]) for name in ("samples", "t0", "t1", "dense")
-        )
-        flow = Counted.of(self.flow.rows(index), moves[0].x)
-        dense = self.solver.dense(flow, t0, t1, dense)
-        n = len(self.nodes)
-        x = torch.stack(
-            [self.solver.interpolate(dense, part.expand_as(t0)) for part in self.nodes], dim=1
-        ).flatten(0, 1)
-        t = torch.lerp(t0.unsqueeze(1), t1.unsqueeze(1), self.nodes).flatten()
-        weight = torch.outer(t1 - t0, self.weights).flatten()
-        rows = index.repeat_interleave(n)
-        node = torch.cat(steps).unsqueeze(1) * n + torch.arange(n, device=index.device)
-        node = node.flatten()
-        most = self._most(x)
-        parts = (slice(i, i + most) for i in range(0, len(rows), most))
-        found = (
-            torch.cat(
-                [self._traces(t[part], x[part], rows[part], node[part]) for part in parts], dim=1
-            )
-            * weight
-        )
-        steps = sum(found.unflatten(1, (-1, n)).unbind(2))
-        assert isinstance(steps, Tensor)
-        for move, step in zip(
-            moves, steps.split([len(move.samples) for move in moves], dim=1), strict=True
-        ):
-            # Each sample once: the order is that of time.
-            self._sums = self._sums.index_add(1, move.samples, step)
-        self.evaluations.index_add_(0, index, torch.full_like(index, flow.evaluations + n))
-
-    def _traces(self, t: Tensor, x: Tensor, rows: Tensor, node: Tensor) -> Tensor:
-        record = torch.is_grad_enabled()
-        with torch.enable_grad():
-            x = x if record and x.requires_grad else x.detach().requires_grad_()
-            slope = self.flow.rows(rows).drift(t, x)
-            vectors = self.trace.vectors(x.detach(), self.index[rows], node)
-            return self.trace.estimates(quadratic_forms(slope, x, vectors, record=record))
-
-
-def _joined(trees: Sequence[Tree]) -> Tree:
-    """Every tensor of several trees as one."""
-    if isinstance(trees[0], Tensor):
-        return torch.cat(list(trees))
-    return tuple(_joined(parts) for parts in zip(*trees, strict=True))
