@@ -5,20 +5,18 @@ it?
 import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any, get_args
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from sdekit import normal
 from sdekit_diffusion._counters import NOISE
 from sdekit_diffusion._diffusions.diffusion import AbstractDiffusion
-from sdekit_diffusion._inputs import require_tensor
+from sdekit_diffusion._inputs import require_event, require_tensor
+from sdekit_diffusion._models.conventions import Alternative, alternatives
 from sdekit_diffusion._models.evaluating import evaluating
 from sdekit_diffusion._models.model import (
     AbstractModel,
-    Conditioning,
-    Prediction,
     ScoreModel,
     as_model,
     noise_scale,
@@ -36,11 +34,8 @@ _PASSES = 1.1
 _BROKEN = 10.0
 _NAMED = 0.95
 _GAIN = 1.25
-_SEVERAL = "sde='flow', "  # how what changes more than one convention begins
-_OPPOSITE: dict[str, str] = {"flow": "reverse_flow", "reverse_flow": "flow"}
 # A network's, of labels.
 _REFUSALS = (ValueError, TypeError, RuntimeError, LookupError, ArithmeticError, AssertionError)
-_RANGES = ((0.0, 1.0), (-1.0, 1.0), (0.0, 255.0))
 
 
 @dataclass(frozen=True)
@@ -165,72 +160,66 @@ def _checked(
             f"x must be floating, in the range that the model has learned, not {x.dtype}; scale "
             "it, or use .float()"
         )
-    if model.shape is not None and tuple(x.shape[1:]) != tuple(model.shape):
-        raise ValueError(
-            f"x has shape {tuple(x.shape)}; this model needs (batch, "
-            f"{', '.join(map(str, model.shape))})"
-        )
+    require_event(x, model.shape)
     x = x.detach().to(torch.promote_types(x.dtype, torch.float32))
+    failure = None
     with torch.no_grad(), evaluating(model, len(x)):
-        return _judged(model, x, sde, seed, readings)
+        noise = _noise(x, model, sde)
+        try:
+            own = _errors(model, x, sde, seed)
+        except _REFUSALS as error:  # over labels it was not made for, perhaps
+            failure = error
+            own = ModelCheck(noise, (math.inf,) * len(noise), (1.0,) * len(noise))
+        others = [Alternative(change, other, x, other.sde) for change, other in readings]
+        tried = list(_tried([*others, *alternatives(model, x, sde)], seed))
+    return _judged(own, failure, tried)
+
+
+def _tried(others: list[Alternative], seed: int) -> Iterator[tuple[Alternative, ModelCheck]]:
+    """The errors of each that can be evaluated."""
+    for other in others:
+        try:
+            yield other, _errors(other.model, other.x, other.sde, seed)
+        except _REFUSALS:
+            continue
 
 
 def _judged(
-    model: AbstractModel,
-    x: Tensor,
-    sde: AbstractDiffusion,
-    seed: int,
-    readings: Iterable[tuple[str, ScoreModel]],
+    own: ModelCheck, failure: Exception | None, tried: list[tuple[Alternative, ModelCheck]]
 ) -> ModelCheck:
-    failure = None
-    others = {}
-    noise = _noise(x, model, sde)
-    try:
-        given = _errors(model, x, sde, seed)
-    except _REFUSALS as error:  # over labels it was not made for, perhaps
-        failure = error
-        given = ModelCheck(noise, (math.inf,) * len(noise), (1.0,) * len(noise))
-    changed = [(change, other, x, other.sde) for change, other in readings]
-    for change, other, points, under in [
-        *changed,
-        *((*change, sde) for change in _alternatives(model, x)),
-    ]:
-        try:
-            others[change] = _errors(other, points, under, seed)
-        except _REFUSALS:
-            continue
-    at = given.noise[given.ratios.index(given.worst)]
+    """The model's own errors with the verdict; a failure that no alternative explains is raised."""
+    at = own.noise[own.ratios.index(own.worst)]
     said = (
-        f"at sigma / alpha = {at:.3g} its error is {given.worst:.3g} times that of a guess from "
-        "mean and deviation"
+        f"at sigma / alpha = {at:.3g} its error is {own.worst:.3g} times that of a guess "
+        "from mean and deviation"
     )
     if failure is not None:
         said = f"its network fails with {type(failure).__name__}: {failure}"
-    least = min((other.score for other in others.values()), default=math.inf)
-    alike = [change for change, other in others.items() if other.score <= _ALIKE * least]
-    best = min(
-        alike, key=lambda change: (change.startswith(_SEVERAL), others[change].score), default=""
-    )
-    if best and others[best].score < min(_NAMED, given.score / _GAIN):
-        gain = f"on average {others[best].score:.3g} times" + (
-            f" that of the guess instead of {given.score:.3g} times"
-            if failure is None
-            else " that of the guess"
-        )
-        return replace(
-            given,
-            verdict=f"the model does not denoise x: {said}. With {best} it is {gain}",
-            fits=False,
-        )
+    best = _best(tried)
+    if best is not None and best[1].score < min(_NAMED, own.score / _GAIN):
+        gain = f"on average {best[1].score:.3g} times that of the guess"
+        if failure is None:
+            gain += f" instead of {own.score:.3g} times"
+        verdict = f"the model does not denoise x: {said}. With {best[0].change} it is {gain}"
+        return replace(own, verdict=verdict, fits=False)
     if failure is not None:
         raise failure
-    if given.score <= _PASSES and given.worst <= _BROKEN:
-        return replace(given, verdict=f"the model denoises x: {said}, and nowhere more", fits=True)
+    if own.score <= _PASSES and own.worst <= _BROKEN:
+        return replace(own, verdict=f"the model denoises x: {said}, and nowhere more", fits=True)
     why = (
         "no single change of predicts, conditioning or the range of x explains it; it may be "
         "untrained, or of other data"
     )
-    return replace(given, verdict=f"the model does not denoise x: {said}, and {why}", fits=False)
+    return replace(own, verdict=f"the model does not denoise x: {said}, and {why}", fits=False)
+
+
+def _best(
+    tried: list[tuple[Alternative, ModelCheck]],
+) -> tuple[Alternative, ModelCheck] | None:
+    """The alternative with the least error; of those that are alike, one with a single change."""
+    least = min((found.score for _, found in tried), default=math.inf)
+    alike = [(other, found) for other, found in tried if found.score <= _ALIKE * least]
+    return min(alike, key=lambda pair: (pair[0].several, pair[1].score), default=None)
 
 
 def _noise(x: Tensor, model: AbstractModel, sde: AbstractDiffusion) -> tuple[float, ...]:
@@ -277,91 +266,3 @@ def _errors(model: AbstractModel, x: Tensor, sde: AbstractDiffusion, seed: int) 
     return ModelCheck(
         noise, tuple(errors), tuple(variance * r * r / (variance + r * r) for r in noise)
     )
-
-
-class _Negative(nn.Module):
-    """-net(x, t)."""
-
-    def __init__(self, net: Callable[..., Tensor]) -> None:
-        super().__init__()
-        self.net = net
-
-    def forward(self, x: Tensor, t: Tensor, **conditions: Any) -> Tensor:  # noqa: ANN401 - whatever the network takes
-        return -self.net(x, t, **conditions)
-
-
-def _alternatives(model: AbstractModel, x: Tensor) -> Iterator[tuple[str, AbstractModel, Tensor]]:
-    """Models and data with one convention changed, and the change in words."""
-    for change, points in _rescaled(x, getattr(model, "data_range", None)):
-        yield change, model, points
-    if not isinstance(model, ScoreModel):
-        return
-    for predicts in get_args(Prediction):
-        if predicts not in (model.predicts, _OPPOSITE.get(model.predicts)):
-            yield (
-                f"predicts={predicts!r}",
-                _variant(model, model.net, predicts, model.conditioning),
-                x,
-            )
-    opposite = f" (predicts={_OPPOSITE[model.predicts]!r})" if model.predicts in _OPPOSITE else ""
-    yield (
-        f"the opposite sign of the output{opposite}",
-        _variant(model, _Negative(model.net), model.predicts, model.conditioning),
-        x,
-    )
-    for n in (1, 1000):
-        usual = ScoreModel(
-            model.net, "flow", "reverse_flow", conditioning=(-n, n), data_std=model.data_std
-        )
-        change = (
-            f"{_SEVERAL}predicts='reverse_flow' and conditioning=({-n}, {n}), flow matching with "
-            "time from noise to data,"
-        )
-        yield change, usual.given(**model.conditions), x
-    for conditioning in _labels(model):
-        label = (
-            repr(conditioning)
-            if isinstance(conditioning, str)
-            else (f"({conditioning[0]:g}, {conditioning[1]:g})")
-        )
-        yield f"conditioning={label}", _variant(model, model.net, model.predicts, conditioning), x
-
-
-def _variant(
-    model: ScoreModel, net: Callable[..., Tensor], predicts: Prediction, conditioning: Conditioning
-) -> ScoreModel:
-    new = ScoreModel(net, model.sde, predicts, conditioning=conditioning, data_std=model.data_std)
-    return new.given(**model.conditions)
-
-
-def _labels(model: ScoreModel) -> list[Conditioning]:
-    """The other labels that a network may have been trained with: names, steps or levels counted up
-    or down, time reversed.
-    """
-    sde = model.sde
-    counted: list[Conditioning] = []
-    try:
-        n = len(sde.levels)
-    except ValueError:
-        n = 1000  # as many as most networks count where the diffusion has none
-        counted = [(-n, n * sde.T)]
-    a, b = model.conditioning if isinstance(model.conditioning, tuple) else (1.0, 0.0)
-    known: list[Conditioning] = ["time", "sigma", "log_snr", (n, -1), (n - 1, 0), (1 - n, n - 1)]
-    known += [(-1, sde.T), (-a, a * sde.T + b), *counted]
-    return [label for label in dict.fromkeys(known) if label != model.conditioning]
-
-
-def _rescaled(x: Tensor, wanted: tuple[float, float] | None) -> Iterator[tuple[str, Tensor]]:
-    """x moved from the narrowest of the usual ranges that holds it to the others, or to the model's
-    own.
-    """
-    least = float(x.min())
-    most = float(x.max())
-    for low, high in _RANGES:
-        slack = 0.01 * (high - low)
-        if low - slack <= least and most <= high + slack:
-            for a, b in _RANGES[:2] if wanted is None else (wanted,):
-                if (a, b) != (low, high):
-                    scaled = a + (b - a) * (x - low) / (high - low)
-                    yield f"x moved from [{low:g}, {high:g}] to [{a:g}, {b:g}]", scaled
-            return

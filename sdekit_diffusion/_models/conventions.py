@@ -1,0 +1,123 @@
+"""The other conventions that a model may follow: another meaning of the output, another label of
+time, another range of the data.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple, get_args
+
+from torch import Tensor, nn
+
+from sdekit_diffusion._diffusions.diffusion import AbstractDiffusion
+from sdekit_diffusion._models.model import AbstractModel, Conditioning, Prediction, ScoreModel
+
+_OPPOSITE: dict[str, str] = {"flow": "reverse_flow", "reverse_flow": "flow"}
+_RANGES = ((0.0, 1.0), (-1.0, 1.0), (0.0, 255.0))
+
+
+class Alternative(NamedTuple):
+    """A model, data and diffusion to try.
+
+    Attributes:
+        change: what is changed, in words.
+        model, x, sde: to be tried together.
+        several: whether more than one convention is changed.
+    """
+
+    change: str
+    model: AbstractModel
+    x: Tensor
+    sde: AbstractDiffusion
+    several: bool = False
+
+
+def alternatives(model: AbstractModel, x: Tensor, sde: AbstractDiffusion) -> Iterator[Alternative]:
+    """The data in another range; and, of a `ScoreModel`, its network under other conventions."""
+    for change, points in _rescaled(x, getattr(model, "data_range", None)):
+        yield Alternative(change, model, points, sde)
+    if not isinstance(model, ScoreModel):
+        return
+    for change, other in _other_outputs(model):
+        yield Alternative(change, other, x, sde)
+    for change, other in _reverse_flows(model):
+        yield Alternative(change, other, x, sde, several=True)
+    for conditioning in _labels(model):
+        name = repr(conditioning)
+        if not isinstance(conditioning, str):
+            name = f"({conditioning[0]:g}, {conditioning[1]:g})"
+        other = _variant(model, model.net, model.predicts, conditioning)
+        yield Alternative(f"conditioning={name}", other, x, sde)
+
+
+class _Negative(nn.Module):
+    """-net(x, t)."""
+
+    def __init__(self, net: Callable[..., Tensor]) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, x: Tensor, t: Tensor, **conditions: Any) -> Tensor:  # noqa: ANN401 - whatever the network takes
+        return -self.net(x, t, **conditions)
+
+
+def _other_outputs(model: ScoreModel) -> Iterator[tuple[str, ScoreModel]]:
+    """Other meanings of what the network returns, and the opposite sign."""
+    for predicts in get_args(Prediction):
+        if predicts not in (model.predicts, _OPPOSITE.get(model.predicts)):
+            other = _variant(model, model.net, predicts, model.conditioning)
+            yield f"predicts={predicts!r}", other
+    opposite = f" (predicts={_OPPOSITE[model.predicts]!r})" if model.predicts in _OPPOSITE else ""
+    negative = _variant(model, _Negative(model.net), model.predicts, model.conditioning)
+    yield f"the opposite sign of the output{opposite}", negative
+
+
+def _reverse_flows(model: ScoreModel) -> Iterator[tuple[str, ScoreModel]]:
+    """Flow matching with time from noise to data, counted to 1 or to 1000."""
+    for n in (1, 1000):
+        usual = ScoreModel(
+            model.net, "flow", "reverse_flow", conditioning=(-n, n), data_std=model.data_std
+        )
+        change = (
+            f"sde='flow', predicts='reverse_flow' and conditioning=({-n}, {n}), flow matching "
+            "with time from noise to data,"
+        )
+        yield change, usual.given(**model.conditions)
+
+
+def _variant(
+    model: ScoreModel, net: Callable[..., Tensor], predicts: Prediction, conditioning: Conditioning
+) -> ScoreModel:
+    new = ScoreModel(net, model.sde, predicts, conditioning=conditioning, data_std=model.data_std)
+    return new.given(**model.conditions)
+
+
+def _labels(model: ScoreModel) -> list[Conditioning]:
+    """The other labels that a network may have been trained with: names, steps or levels counted up
+    or down, time reversed.
+    """
+    sde = model.sde
+    counted: list[Conditioning] = []
+    try:
+        n = len(sde.levels)
+    except ValueError:
+        n = 1000  # as many as most networks count where the diffusion has none
+        counted = [(-n, n * sde.T)]
+    a, b = model.conditioning if isinstance(model.conditioning, tuple) else (1.0, 0.0)
+    known: list[Conditioning] = ["time", "sigma", "log_snr", (n, -1), (n - 1, 0), (1 - n, n - 1)]
+    known += [(-1, sde.T), (-a, a * sde.T + b), *counted]
+    return [label for label in dict.fromkeys(known) if label != model.conditioning]
+
+
+def _rescaled(x: Tensor, wanted: tuple[float, float] | None) -> Iterator[tuple[str, Tensor]]:
+    """x moved from the narrowest of the usual ranges that holds it to the others, or to the model's
+    own.
+    """
+    least = float(x.min())
+    most = float(x.max())
+    for low, high in _RANGES:
+        slack = 0.01 * (high - low)
+        if low - slack <= least and most <= high + slack:
+            for a, b in _RANGES[:2] if wanted is None else (wanted,):
+                if (a, b) != (low, high):
+                    scaled = a + (b - a) * (x - low) / (high - low)
+                    yield f"x moved from [{low:g}, {high:g}] to [{a:g}, {b:g}]", scaled
+            return
