@@ -24,11 +24,12 @@ from sdekit_diffusion._likelihood.likelihood import log_likelihood
 from sdekit_diffusion._loading import from_diffusers, from_edm, from_ncsnv2, from_score_sde
 from sdekit_diffusion._loading.load import load
 from sdekit_diffusion._models.check import ModelCheck, check_model
-from sdekit_diffusion._models.checkpoint import CheckpointError, save
+from sdekit_diffusion._models.checkpoint import CheckpointError
 from sdekit_diffusion._models.derived import AbstractDerivedModel, per_sample
 from sdekit_diffusion._models.empirical import EmpiricalMixture
 from sdekit_diffusion._models.mixture import GaussianMixture
 from sdekit_diffusion._models.model import AbstractModel, ScoreModel, noise_scale, signal_scale
+from sdekit_diffusion._models.save import save
 from sdekit_diffusion._sampling.adaptive import AdaptiveFlow, AdaptiveSDE
 from sdekit_diffusion._sampling.annealed_langevin import AnnealedLangevin
 from sdekit_diffusion._sampling.arguments import SampleOptions

@@ -18,15 +18,12 @@ from torch import Tensor
 from sdekit_diffusion._models.checkpoint import (
     CONFIG,
     STATE,
-    described,
     files_of,
     read_config,
     read_tensors,
-    save,
     scale_in,
-    to_save,
-    written,
 )
+from sdekit_diffusion._models.save import config_of, config_to_save, save, write
 from sdekit_diffusion._storage.atomic import alone, flush, made, naming, replacing
 from sdekit_diffusion._storage.distributed import agreed, largest, rank, wait
 from sdekit_diffusion._training.history import (
@@ -115,7 +112,7 @@ def run_in(
             run.close()
         done = training.step == training.recipe.steps
         if done and rank() == 0:
-            written(training.model, to_save(training.model, run.notes), folder)
+            write(training.model, config_to_save(training.model, run.notes), folder)
         wait()
         if done and signalled():
             raise KeyboardInterrupt(
@@ -165,7 +162,7 @@ class Run:
             "decays": list(recipe.decays),
             "samples": training.source.fingerprint,
         }
-        described(model)  # refuses what could not be saved in the end
+        config_of(model)  # refuses what could not be saved in the end
         files_of(folder)  # and what would stand in its way
         if not resume and checkpoints(folder):
             raise ValueError(
@@ -207,7 +204,7 @@ class Run:
     def _require_same(self, path: Path) -> None:
         config = read_config(path)
         known = config["notes"]
-        model = json.loads(json.dumps(described(self.training.model)))
+        model = json.loads(json.dumps(config_of(self.training.model)))
         before = config | known["recipe"]
         now = model | self.notes["recipe"] | {"versions": config["versions"]}
         for name in ("data_mean", "data_std"):  # those of the checkpoint stay

@@ -1,0 +1,183 @@
+"""Checkpoints from models.
+
+config.json is replaced last, in one move: a folder that a checkpoint is written into is always the
+old one or the new one. No file is removed but those that a config.json of this format names.
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save as serialised
+from torch import Tensor, nn
+
+from sdekit_diffusion import nets
+from sdekit_diffusion._diffusions.names import DIFFUSIONS
+from sdekit_diffusion._models.checkpoint import (
+    CONFIG,
+    FORMAT,
+    MEAN,
+    STAGED,
+    STATE,
+    WEIGHTS,
+    CheckpointError,
+    checksum,
+    files_of,
+    read_config,
+    versions,
+)
+from sdekit_diffusion._models.model import ScoreModel
+from sdekit_diffusion._models.wrapped import require_own
+from sdekit_diffusion._storage.atomic import alone, flush, made, naming, replacing
+
+
+def save(
+    model: ScoreModel,
+    folder: str | Path,
+    notes: Mapping[str, Any] | None = None,
+    *,
+    state: Mapping[str, Tensor] | None = None,
+) -> Path:
+    """Writes config.json and weights-*.safetensors into a folder, which is created if missing.
+
+    The checkpoint is written atomically: the folder contains either the old or the new one. The
+    files of the old checkpoint are removed, and no others.
+
+    Arguments:
+        model: its network either has a `config` of constructor arguments and a class in
+            `nets.registry`, or must be passed to `load`.
+        notes: what else to store, as JSON, such as the name of the data.
+        state: of a training run, to resume it, in a third file.
+
+    Raises:
+        TypeError: when the network is a plain function, which has no weights to save, or the model
+            is wrapped.
+        ValueError: when the model has conditions, which a checkpoint does not contain.
+        CheckpointError: when the folder has a config.json that is not one of `save`, or is damaged;
+            nothing is written then.
+        OSError: when the folder cannot be written to, the disk is full, or another process saves or
+            trains there; the folder is then as it was.
+
+    Example:
+        >>> net = sd.nets.MLP(shape=(2,), width=8)
+        >>> folder = sd.save(sd.ScoreModel(net, "vp", shape=(2,)), "toy", {"data": "moons"})
+        >>> sorted(path.name.split("-")[0] for path in folder.iterdir())
+        ['config.json', 'weights']
+    """
+    config = config_to_save(model, notes)
+    if Path(folder).is_file():
+        raise NotADirectoryError(
+            f"{str(folder)!r} is a file: save writes a folder of several files; name another"
+        )
+    with alone(made(Path(folder))):
+        return write(model, config, Path(folder), state)
+
+
+def config_to_save(model: ScoreModel, notes: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The config of a model but for its files; what cannot be saved is refused, as by `save`."""
+    require_own(
+        model,
+        ScoreModel,
+        "pass the model that is inside the wrapper: compiled._orig_mod, or parallel.module",
+    )
+    if not isinstance(model.net, nn.Module):
+        raise TypeError("this model's network is a plain function and has no weights to save")
+    return config_of(model) | {"notes": dict(notes or {})}
+
+
+def config_of(model: ScoreModel) -> dict[str, Any]:
+    """The config of a model but for its files and notes.
+
+    Raises:
+        TypeError: when its diffusion has no name.
+        ValueError: when it was given conditions.
+    """
+    if model.conditions:
+        names = ", ".join(model.conditions)
+        raise ValueError(
+            f"this model was given {names}, which a checkpoint does not hold: save the model that "
+            "given() was called on, and "
+            f"after load(folder) call given({names.replace(', ', '=..., ')}=...) again"
+        )
+    known = nets.registry.get(type(model.net).__name__) is type(model.net)
+    names = {kind: name for name, kind in DIFFUSIONS.items()}
+    if type(model.sde) not in names:
+        kind = type(model.sde).__name__
+        raise TypeError(
+            f"{kind} has no name to save it under: give it one, such as "
+            f"DIFFUSIONS['{kind.lower()}'] = {kind}"
+        )
+    return {
+        "format": FORMAT,
+        "net": {
+            "class": type(model.net).__name__,
+            "config": getattr(model.net, "config", None) if known else None,
+        },
+        "sde": {"name": names[type(model.sde)], **dataclasses.asdict(model.sde)},
+        "predicts": model.predicts,
+        "conditioning": model.conditioning,
+        "shape": model.shape,
+        "data_mean": None if isinstance(model.data_mean, Tensor) else model.data_mean,
+        "data_std": model.data_std,
+        "data_range": model.data_range,
+        "scale": dataclasses.asdict(model.scale),
+        "dtype": str(model.place()[0]).removeprefix("torch."),
+        "versions": versions(),
+    }
+
+
+def write(
+    model: ScoreModel,
+    config: dict[str, Any],
+    folder: Path,
+    state: Mapping[str, Tensor] | None = None,
+) -> Path:
+    """`save` into a folder that no other process writes to."""
+    assert isinstance(model.net, nn.Module)
+    before = files_of(folder)
+    # None twice in memory.
+    weights = {name: value.clone() for name, value in model.net.state_dict().items()}
+    if isinstance(model.data_mean, Tensor):
+        weights[MEAN] = model.data_mean.clone()
+    parts = {WEIGHTS: weights} | ({} if state is None else {STATE: dict(state)})
+    new: set[str] = set()
+    try:
+        files = {part: _stage(tensors, folder, part) for part, tensors in parts.items()}
+        new |= {file["name"] for file in files.values()}
+        config |= {"files": files, "replaces": sorted(before - new)}
+        config["sha256"] = checksum(config)
+        with replacing(folder / CONFIG) as path:
+            path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+            # Named in what stands beside by now: `files_of` knows them after a kill.
+            for part, file in files.items():
+                os.replace(folder / STAGED[part], folder / file["name"])
+            flush(folder)
+    finally:
+        _tidy(folder, before | new | set(STAGED.values()))
+    return folder
+
+
+def _stage(tensors: dict[str, Tensor], folder: Path, part: str) -> dict[str, str]:
+    """Writes a file that is to be named by its content; returns that name and its checksum."""
+    content = serialised({name: value.detach().contiguous() for name, value in tensors.items()})
+    sha256 = hashlib.sha256(content).hexdigest()
+    name = f"{part}-{sha256[:12]}.safetensors"
+    path = folder / STAGED[part]
+    with naming(folder / name):
+        path.write_bytes(content)
+        flush(path)
+    return {"name": name, "sha256": sha256}
+
+
+def _tidy(folder: Path, names: Iterable[str]) -> None:
+    """Removes those of some files that config.json does not name; where it is damaged all stay."""
+    try:
+        files = read_config(folder)["files"] if (folder / CONFIG).exists() else {}
+    except CheckpointError:
+        return
+    for name in set(names) - {str(file["name"]) for file in files.values()}:
+        (folder / name).unlink(missing_ok=True)
