@@ -10,135 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from sdekit_diffusion.nets._embedding import check_time, require_both
-
-
-class _InstanceNormPlus(nn.Module):
-    """gain ((x - m_c) / s_c + pull (m_c - m) / s) + shift: m_c, s_c of each channel, m, s of the
-    m_c over the channels.
-
-    The last term keeps what normalisation takes away, how the channels' means differ. s_c^2 is the
-    mean square over the pixels; s^2 is the unbiased variance, divided by the channels less one, as
-    in the authors' code. Gain, pull and shift have a row for each level; those of a sample are the
-    sum of the rows with its weights.
-
-    Reference: Song and Ermon 2019, arXiv 1907.05600, appendix A.1; github.com/ermongroup/ncsnv2,
-    models/normalization.py.
-    """
-
-    def __init__(self, features: int, levels: int) -> None:
-        super().__init__()
-        scales = 1 + 0.02 * torch.randn(levels, 2 * features)
-        self.rows = nn.Parameter(torch.cat([scales, torch.zeros(levels, features)], dim=1))
-
-    def forward(self, x: Tensor, weights: Tensor) -> Tensor:
-        gain, pull, shift = (weights @ self.rows)[:, :, None, None].chunk(3, dim=1)
-        means = x.mean(dim=(2, 3), keepdim=True)
-        channels = x.shape[1]
-        unbiased = channels / max(channels - 1, 1)
-        return (
-            gain * (_standardised(x, (2, 3)) + pull * _standardised(means, (1,), unbiased)) + shift
-        )
-
-
-def _standardised(x: Tensor, dim: tuple[int, ...], factor: float = 1.0) -> Tensor:
-    """(x - mean) / (v + 1e-5)^{1/2}, v the mean square of x - mean times a factor."""
-    centred = x - x.mean(dim=dim, keepdim=True)
-    return centred * torch.rsqrt(factor * centred.square().mean(dim=dim, keepdim=True) + 1e-5)
-
-
-class _Layer(nn.Module):
-    """A norm, unless levels is 0; what is given to come between; a convolution."""
-
-    def __init__(
-        self,
-        inputs: int,
-        outputs: int,
-        levels: int,
-        between: nn.Module,
-        dilation: int = 1,
-        bias: bool = True,
-    ) -> None:
-        super().__init__()
-        self.norm = _InstanceNormPlus(inputs, levels) if levels else None
-        self.between = between
-        self.conv = nn.Conv2d(inputs, outputs, 3, padding=dilation, dilation=dilation, bias=bias)
-
-    def forward(self, x: Tensor, weights: Tensor) -> Tensor:
-        return self.conv(self.between(x if self.norm is None else self.norm(x, weights)))
-
-
-class _Residual(nn.Module):
-    """shortcut(x) + two layers. The first block of a stage has a convolution as its shortcut, and
-    may halve the image.
-    """
-
-    def __init__(
-        self, inputs: int, outputs: int, levels: int, dilation: int, first: bool, halve: bool
-    ) -> None:
-        super().__init__()
-        middle = inputs if first else outputs
-        self.layer1 = _Layer(inputs, middle, levels, nn.ELU(), dilation)
-        self.layer2 = _Layer(middle, outputs, levels, nn.ELU(), dilation)
-        self.shortcut = nn.Identity()
-        if first:
-            size = 3 if dilation > 1 else 1
-            self.shortcut = nn.Conv2d(
-                inputs, outputs, size, padding=dilation * (size // 2), dilation=dilation
-            )
-        self.pool = nn.AvgPool2d(2, ceil_mode=True) if halve else nn.Identity()
-
-    def forward(self, x: Tensor, weights: Tensor) -> Tensor:
-        return self.pool(self.shortcut(x) + self.layer2(self.layer1(x, weights), weights))
-
-
-class _Units(nn.Module):
-    """Residual convolution units: x + two layers, `count` times."""
-
-    def __init__(self, features: int, count: int, levels: int) -> None:
-        super().__init__()
-        self.layers = nn.ModuleList(
-            [_Layer(features, features, levels, nn.ELU(), bias=False) for _ in range(2 * count)]
-        )
-
-    def forward(self, x: Tensor, weights: Tensor) -> Tensor:
-        for first, second in zip(self.layers[::2], self.layers[1::2], strict=True):
-            x = x + second(first(x, weights), weights)
-        return x
-
-
-class _Cascade(nn.Module):
-    """A RefineNet block: units on each input, the sum of both at the size of the first, chained
-    pooling, units.
-
-    Reference: Lin et al. 2017, arXiv 1611.06612, section 3.2.
-    """
-
-    def __init__(self, inputs: Sequence[int], outputs: int, last: int, levels: int) -> None:
-        super().__init__()
-        pool = nn.AvgPool2d(5, 1, 2) if levels else nn.MaxPool2d(5, 1, 2)
-        fused = inputs if len(inputs) > 1 else ()
-        self.units = nn.ModuleList([_Units(size, 2, levels) for size in inputs])
-        self.fusion = nn.ModuleList(
-            [_Layer(size, outputs, levels, nn.Identity()) for size in fused]
-        )
-        self.pooling = nn.ModuleList(
-            [_Layer(outputs, outputs, levels, pool, bias=False) for _ in range(2)]
-        )
-        self.last = _Units(outputs, last, levels)
-
-    def forward(self, inputs: Sequence[Tensor], weights: Tensor) -> Tensor:
-        hs = [units(x, weights) for units, x in zip(self.units, inputs, strict=True)]
-        if self.fusion:
-            h, low = (layer(h, weights) for layer, h in zip(self.fusion, hs, strict=True))
-            hs = [
-                h
-                + functional.interpolate(low, size=h.shape[2:], mode="bilinear", align_corners=True)
-            ]
-        h = path = functional.elu(hs[0])
-        for layer in self.pooling:
-            path = layer(path, weights)
-            h = h + path
-        return self.last(h, weights)
+from sdekit_diffusion.nets._refinenet_blocks import Cascade, Layer, Residual
 
 
 class AbstractRefineNet(nn.Module, ABC):
@@ -166,39 +38,24 @@ class AbstractRefineNet(nn.Module, ABC):
         if not multipliers or len(multipliers) != len(dilations) or min(sizes) < 1:
             raise ValueError(
                 f"{type(self).__name__} needs positive sizes and one dilation for each of "
-                "multipliers; "
-                f"given {channels=}, {width=}, {levels=}, multipliers={tuple(multipliers)}, "
-                f"dilations={tuple(dilations)}"
+                f"multipliers; given {channels=}, {width=}, {levels=}, "
+                f"multipliers={tuple(multipliers)}, dilations={tuple(dilations)}"
             )
-        given = {
+        self.config: dict[str, int | list[int]] = {
             "channels": channels,
             "width": width,
             "multipliers": list(multipliers),
             "dilations": list(dilations),
         }
-        self.config: dict[str, int | list[int]] = given
         self.channels = channels
         self.levels = levels
         self.centred = centred
         sizes = [width * m for m in multipliers]
-        above = [sizes[0], *sizes[:-1]]
         self.first = nn.Conv2d(channels, sizes[0], 3, padding=1)
-        self.down = nn.ModuleList()
-        self.up = nn.ModuleList()
-        for i, (larger, size, dilation) in enumerate(zip(above, sizes, dilations, strict=True)):
-            self.down.append(
-                _Residual(
-                    larger, size, levels, dilation, first=i > 0, halve=i > 0 and dilation == 1
-                )
-            )
-            self.down.append(_Residual(size, size, levels, dilation, first=False, halve=False))
-        self.up.append(_Cascade(sizes[-1:], sizes[-1], 3 if len(sizes) == 1 else 1, cascades))
-        lower = sizes[-1]
-        for i in reversed(range(len(sizes) - 1)):
-            self.up.append(_Cascade((sizes[i], lower), above[i], 1 if i else 3, cascades))
-            lower = above[i]
+        self.down = nn.ModuleList(_stages(sizes, dilations, levels))
+        self.up = nn.ModuleList(_cascades(sizes, cascades))
         # The network starts at zero, the mean of a standardised target.
-        self.last = _Layer(lower, channels, levels, nn.ELU())
+        self.last = Layer(sizes[0], channels, levels, nn.ELU())
         for parameter in self.last.conv.parameters():
             nn.init.zeros_(parameter)
 
@@ -240,6 +97,31 @@ class AbstractRefineNet(nn.Module, ABC):
         return functional.relu(
             1 - (t * (self.levels - 1) - torch.arange(self.levels, device=t.device)).abs()
         )
+
+
+def _stages(sizes: Sequence[int], dilations: Sequence[int], levels: int) -> list[Residual]:
+    """The way down: two blocks a stage, the first of which takes the features of the one before."""
+    blocks = []
+    above = sizes[0]
+    for i, (size, dilation) in enumerate(zip(sizes, dilations, strict=True)):
+        halve = i > 0 and dilation == 1
+        blocks.append(Residual(above, size, levels, dilation, first=i > 0, halve=halve))
+        blocks.append(Residual(size, size, levels, dilation, first=False, halve=False))
+        above = size
+    return blocks
+
+
+def _cascades(sizes: Sequence[int], levels: int) -> list[Cascade]:
+    """The way up: one for each stage, from the last to the first, which has more units at its
+    end.
+    """
+    above = [sizes[0], *sizes[:-1]]
+    cascades = [Cascade(sizes[-1:], sizes[-1], 3 if len(sizes) == 1 else 1, levels)]
+    lower = sizes[-1]
+    for i in reversed(range(len(sizes) - 1)):
+        cascades.append(Cascade((sizes[i], lower), above[i], 1 if i else 3, levels))
+        lower = above[i]
+    return cascades
 
 
 class NCSNv2(AbstractRefineNet):
