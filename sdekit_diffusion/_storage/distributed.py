@@ -15,7 +15,7 @@ import torch
 from torch import distributed
 
 if TYPE_CHECKING:
-    from torch.distributed import Store  # pyright: ignore[reportPrivateImportUsage] - documented as public
+    from torch.distributed.distributed_c10d import Store
 
 # Gloo notices at once when a process is gone; how long one computes is nobody's fault.
 _PATIENCE = timedelta(days=30)
@@ -148,9 +148,11 @@ def _started() -> int:
 
 
 def _join(backend: str, timeout: timedelta | None = None) -> None:
+    from torch.distributed.distributed_c10d import PrefixStore
+
     store, number, total = _store()
     again = f"joined {next(_TIMES)}"  # what was agreed on the time before is void
-    store = distributed.PrefixStore(again, store)  # pyright: ignore[reportPrivateImportUsage] - documented as public
+    store = PrefixStore(again, store)
     distributed.init_process_group(
         backend, store=store, rank=number, world_size=total, timeout=timeout
     )
