@@ -91,27 +91,14 @@ def shape_of(settings: Mapping[str, Any]) -> tuple[int, ...] | None:
 def _unet(folder: Path) -> nn.Module:
     """The UNet2DModel in a folder, in evaluation mode."""
     try:
-        from diffusers import UNet2DModel  # pyright: ignore[reportPrivateImportUsage]
+        from diffusers import UNet2DModel  # pyright: ignore[reportPrivateImportUsage] - documented so
     except ImportError as error:
         raise ImportError(
             "folders of diffusers need it: pip install 'sdekit[diffusers]'"
         ) from error
     path = folder / "config.json"
-    (weights, state) = _state(folder)
-    config = read_json(path)
-    known = list(inspect.signature(UNet2DModel.__init__).parameters)[1:]
-    options = {name: value for name, value in config.items() if not name.startswith("_")}
-    strange = [name for name in options if name not in known]
-    if config.get("_class_name") != "UNet2DModel" or strange:
-        what = (
-            f"has {strange[0]!r}, which it does not know"
-            if strange
-            else f"is of a {config.get('_class_name')!r}"
-        )
-        raise CheckpointError(
-            f"{path} {what}; it must be of a UNet2DModel, by this version of "
-            "diffusers; or pass the network"
-        )
+    weights, state = _state(folder)
+    options = _options(path, list(inspect.signature(UNet2DModel.__init__).parameters)[1:])
     try:
         # Else building it might never end.
         if not 0 < options.get("layers_per_block", 1) <= len(state):
@@ -136,6 +123,24 @@ def _unet(folder: Path) -> nn.Module:
         ) from error
     fill(unet, state, str(weights))
     return unet.eval()
+
+
+def _options(path: Path, known: list[str]) -> dict[str, Any]:
+    """The arguments of a UNet2DModel in its config, all of which must be known."""
+    config = read_json(path)
+    options = {name: value for name, value in config.items() if not name.startswith("_")}
+    strange = [name for name in options if name not in known]
+    if config.get("_class_name") != "UNet2DModel" or strange:
+        what = (
+            f"has {strange[0]!r}, which it does not know"
+            if strange
+            else f"is of a {config.get('_class_name')!r}"
+        )
+        raise CheckpointError(
+            f"{path} {what}; it must be of a UNet2DModel, by this version of "
+            "diffusers; or pass the network"
+        )
+    return options
 
 
 def _try(planned: nn.Module, shape: tuple[int, ...]) -> None:

@@ -33,6 +33,16 @@ _DTYPES = {
     "float16": torch.float16,
     "bfloat16": torch.bfloat16,
 }
+# What constructors raise over a config that describes no model.
+_SENSELESS = (
+    LookupError,
+    TypeError,
+    ValueError,
+    AttributeError,
+    RuntimeError,
+    ArithmeticError,
+    MemoryError,
+)
 
 
 def load(
@@ -72,41 +82,15 @@ def load(
     weights = read_tensors(folder) if ema is None else _averaged(folder, config, ema)
     weights.pop(MEAN, None)
     mean, std = scale_in(folder)
-    given = (
-        named_network(net)
-        if isinstance(net, str | Path)
-        else network_of(net)
-        if isinstance(net, ScoreModel)
-        else net
-    )
+    given = _given(net)
     try:
         network = _network(config["net"], weights) if given is None else given
         if config["net"]["class"] == WRAPPER:
             network = wrapped(network)
-        sde = dict(config["sde"])
-        model = ScoreModel(
-            network,
-            DIFFUSIONS[sde.pop("name")](**sde),
-            config["predicts"],
-            shape=shape_from(config["shape"]),
-            conditioning=config["conditioning"],
-            data_mean=mean,
-            data_std=std,
-            data_range=None if config["data_range"] is None else tuple(config["data_range"]),
-            scale=Scale(**config["scale"]),
-        )
-        model.to(_DTYPES[config["dtype"]])
+        model = _model(config, network, mean, std)
     except CheckpointError:
         raise
-    except (
-        LookupError,
-        TypeError,
-        ValueError,
-        AttributeError,
-        RuntimeError,
-        ArithmeticError,
-        MemoryError,
-    ) as error:
+    except _SENSELESS as error:
         raise CheckpointError(
             f"{folder / CONFIG} does not describe a model ({error!r:.300}); the checkpoint is "
             "damaged"
@@ -117,6 +101,33 @@ def load(
         what = str(error).splitlines()[-1].strip()
         raise CheckpointError(f"{folder} holds the weights of another network: {what}") from error
     return model.to(device).eval()
+
+
+def _given(net: nn.Module | str | Path | None) -> nn.Module | None:
+    """The network that `load` was given, or None."""
+    if isinstance(net, str | Path):
+        return named_network(net)
+    return network_of(net) if isinstance(net, ScoreModel) else net
+
+
+def _model(
+    config: dict[str, Any], network: nn.Module, mean: Tensor | float, std: float | None
+) -> ScoreModel:
+    """The model that a config describes, around a network, in its dtype."""
+    sde = dict(config["sde"])
+    model = ScoreModel(
+        network,
+        DIFFUSIONS[sde.pop("name")](**sde),
+        config["predicts"],
+        shape=shape_from(config["shape"]),
+        conditioning=config["conditioning"],
+        data_mean=mean,
+        data_std=std,
+        data_range=None if config["data_range"] is None else tuple(config["data_range"]),
+        scale=Scale(**config["scale"]),
+    )
+    model.to(_DTYPES[config["dtype"]])
+    return model
 
 
 def described_in(folder: str | Path) -> Path:

@@ -101,24 +101,15 @@ def from_score_sde(
         Song et al. 2021, arXiv 2011.13456; github.com/yang-song/score_sde_pytorch, models/utils.py
         and losses.py.
     """
-    source, found = (
-        ("the checkpoint", weights)
-        if isinstance(weights, Mapping)
-        else (str(weights), read_pickle(Path(weights)))
-    )
+    source = "the checkpoint" if isinstance(weights, Mapping) else str(weights)
+    found = weights if isinstance(weights, Mapping) else read_pickle(Path(weights))
     state, averages = _parts(found, ema, source)
     if net is None:
-        what = (
-            "of an NCSN++ or DDPM++"
-            if any("all_modules." in name for name in state)
-            else f"such as {next(iter(state))}"
-        )
         raise ValueError(
-            f"{source} holds weights {what}, not their network, and ncsnpp, ddpmpp and their like "
-            "are not among "
-            "sdekit's: pass net=, the module that score_sde_pytorch builds from the config of the "
-            "run, or convert the "
-            "checkpoint with diffusers' script and use from_diffusers"
+            f"{source} holds weights {_kind(state)}, not their network, and ncsnpp, ddpmpp and "
+            "their like are not among sdekit's: pass net=, the module that score_sde_pytorch "
+            "builds from the config of the run, or convert the checkpoint with diffusers' script "
+            "and use from_diffusers"
         )
     state = unwrapped(state, net.state_dict())
     sigmas = state.get("sigmas")
@@ -145,6 +136,13 @@ def from_score_sde(
         ).eval()
 
     return checked(model(sde, continuous), check, _others(model, sde, continuous, sigmas))
+
+
+def _kind(state: Mapping[str, Any]) -> str:
+    """What weights seem to be of."""
+    if any("all_modules." in name for name in state):
+        return "of an NCSN++ or DDPM++"
+    return f"such as {next(iter(state))}"
 
 
 def _others(
@@ -201,31 +199,41 @@ def _ranged(
             f"levels must be a number of noise levels from 2 to {_MOST_LEVELS}, such "
             f"as 1000, not {levels}"
         )
-    if isinstance(sigmas, Tensor) and not (
-        plain(sigmas) and sigmas.ndim < 2 and sigmas.numel() <= _MOST_LEVELS
-    ):
+    held = _noise_levels(sigmas)
+    if held is None:
+        return given, 1000 if levels is None else levels
+    if isinstance(given, VESDE):
+        given = _ve_of(held, None if isinstance(sde, str) else given)
+    return given, len(held) if levels is None else levels
+
+
+def _noise_levels(sigmas: Any) -> Tensor | None:  # noqa: ANN401 - a tensor, or whatever there is
+    """The `sigmas` of a checkpoint where they are two or more."""
+    if not isinstance(sigmas, Tensor):
+        return None
+    if not (plain(sigmas) and sigmas.ndim < 2 and sigmas.numel() <= _MOST_LEVELS):
         raise CheckpointError(
             f"the checkpoint's sigmas, of shape {tuple(sigmas.shape)}, are no "
             "noise levels; it is damaged"
         )
-    held = isinstance(sigmas, Tensor) and sigmas.ndim == 1 and len(sigmas) > 1
-    if not held:
-        return given, 1000 if levels is None else levels
-    if isinstance(given, VESDE):
-        low, high = (float(end) for end in sigmas.double().aminmax())
-        if not 0 < low < high < math.inf:
-            raise CheckpointError(
-                f"the checkpoint's sigmas, from {low:g} to {high:g}, are no "
-                "noise levels; it is damaged"
-            )
-        if isinstance(sde, str):
-            given = VESDE(low, high)
-        elif abs(low / given.sigma_min - 1) > 1e-3 or abs(high / given.sigma_max - 1) > 1e-3:
-            raise ValueError(
-                f"{given} is not what the checkpoint was trained with, sigma from {low:g} to "
-                f"{high:g}; pass sde='ve'"
-            )
-    return given, len(sigmas) if levels is None else levels
+    return sigmas if sigmas.ndim == 1 and len(sigmas) > 1 else None
+
+
+def _ve_of(sigmas: Tensor, given: VESDE | None) -> VESDE:
+    """The VE diffusion with the range of `sigmas`; one that was given must have it."""
+    low, high = (float(end) for end in sigmas.double().aminmax())
+    if not 0 < low < high < math.inf:
+        raise CheckpointError(
+            f"the checkpoint's sigmas, from {low:g} to {high:g}, are no noise levels; it is damaged"
+        )
+    if given is None:
+        return VESDE(low, high)
+    if abs(low / given.sigma_min - 1) > 1e-3 or abs(high / given.sigma_max - 1) > 1e-3:
+        raise ValueError(
+            f"{given} is not what the checkpoint was trained with, sigma from {low:g} to "
+            f"{high:g}; pass sde='ve'"
+        )
+    return given
 
 
 def _parts(found: Any, ema: bool, source: str) -> tuple[Mapping[str, Any], list[Tensor] | None]:  # noqa: ANN401 - what was read
