@@ -60,10 +60,10 @@ from sdekit_diffusion._sampling.techniques import (
 )
 from sdekit_diffusion._storage.shards import Shards
 from sdekit_diffusion._training.fit import fit, validation_loss
+from sdekit_diffusion._training.log import Log
 from sdekit_diffusion._training.loop import Record, Training
 from sdekit_diffusion._training.loss import dsm_loss
 from sdekit_diffusion._training.recipe import Recipe
-from sdekit_diffusion._training.run import Log
 from sdekit_diffusion.data._batches import AbstractSource
 
 __all__ = [

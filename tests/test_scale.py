@@ -138,7 +138,7 @@ def seen(monkeypatch, n=64, batch=1000, **recipe):
         batches.append(x)
         return x.new_zeros(len(x)) * next(model.parameters()).sum()
 
-    monkeypatch.setattr("sdekit_diffusion._training.loop.dsm_loss", loss)
+    monkeypatch.setattr("sdekit_diffusion._training.recipe_loss.dsm_loss", loss)
     list(
         sd.Training(
             model, rows, sd.Recipe(batch_size=batch, **recipe), transform=Scale.quantised(8).encode

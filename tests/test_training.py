@@ -23,7 +23,7 @@ from sdekit_diffusion import (
     nets,
     sample,
 )
-from sdekit_diffusion._training.loop import RecipeLoss
+from sdekit_diffusion._training.recipe_loss import RecipeLoss
 
 TINY = Recipe(steps=20, batch_size=8, warmup=3)
 

@@ -13,7 +13,7 @@ from sdekit import normal
 from sdekit_diffusion._models.model import ScoreModel
 from sdekit_diffusion._sampling.coordinates import Coordinates
 from sdekit_diffusion._sampling.sample import sample
-from sdekit_diffusion._training.run import METRICS
+from sdekit_diffusion._training.log import METRICS
 from sdekit_diffusion.data import Dataset, Scale
 
 if TYPE_CHECKING:

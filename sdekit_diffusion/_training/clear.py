@@ -7,7 +7,7 @@ from pathlib import Path
 from sdekit_diffusion._models.checkpoint import CONFIG, files_of
 from sdekit_diffusion._storage.atomic import alone
 from sdekit_diffusion._training.history import checkpoints, discard, step_folders
-from sdekit_diffusion._training.run import METRICS, require_lines
+from sdekit_diffusion._training.log import METRICS, require_lines
 
 PROGRESS = "progress"
 REPORT = "report.html"

@@ -2,8 +2,8 @@
 
 import math
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,9 +16,11 @@ from sdekit_diffusion._inputs import require_tensor
 from sdekit_diffusion._models.evaluating import evaluating
 from sdekit_diffusion._models.model import ScoreModel
 from sdekit_diffusion._storage.distributed import rank, wait
-from sdekit_diffusion._training.loop import RecipeLoss, Record, Training, Transform
+from sdekit_diffusion._training.log import Log
+from sdekit_diffusion._training.loop import Record, Training
 from sdekit_diffusion._training.recipe import Recipe
-from sdekit_diffusion._training.run import VALIDATION, Log, run_in
+from sdekit_diffusion._training.recipe_loss import RecipeLoss, Transform
+from sdekit_diffusion._training.run import VALIDATION, run_in
 from sdekit_diffusion.data._batches import AbstractSource, Rows, require_finite
 
 _BAR = 50  # updates between two losses on the bar
@@ -88,11 +90,7 @@ def fit(
         (20, True)
     """
     require_minutes(minutes, folder)
-    if any(every < 1 for every, _ in measures):
-        raise ValueError(
-            "measures are taken every so many updates, from 1 on; not every "
-            f"{min(e for e, _ in measures)}"
-        )
+    _require_measures(measures)
     training = Training(model, data, recipe, transform=transform)
     records = []
     opened = (
@@ -100,24 +98,13 @@ def fit(
         if folder is None
         else run_in(Path(folder), training, log or Log(), notes or {}, resume, minutes)
     )
-    steps = training.recipe.steps
-    silent = not progress or rank() > 0
-    with (
-        opened as run,
-        tqdm(
-            total=steps, initial=training.step, disable=silent, unit="step", desc="training"
-        ) as bar,
-    ):
+    shown = progress and rank() == 0
+    with opened as run, _bar(training, shown) as show:
         for record in training:
             records.append(record)
             if run is not None:
                 run.take(record)
-            bar.update()
-            if record.step % _BAR == 0 and not silent:
-                bar.set_postfix(
-                    loss=f"{float(torch.stack([r.loss for r in records[-_BAR:]]).mean()):.4f}",
-                    refresh=False,
-                )
+            show(records)
             if callback is not None:
                 callback(record)
             found = _found(training, measures)
@@ -125,14 +112,39 @@ def fit(
                 run.note(found)
                 if run.ended():
                     training.finish()
-                    if not silent:
-                        bar.write(
-                            f"{minutes:g} minutes are over at update {training.step} of {steps}: "
-                            f"{run.advice()}",
-                            sys.stderr,
-                        )
+                    if shown:
+                        over = f"{minutes:g} minutes are over at {run.position}"
+                        tqdm.write(f"{over}: {run.advice()}", sys.stderr)
                     break
     return records
+
+
+@contextmanager
+def _bar(training: Training, shown: bool) -> Iterator[Callable[[Sequence[Record]], None]]:
+    """For the time of a block a progress bar; yields a function that counts the last of the records
+    and, now and then, shows the mean of the newest losses.
+    """
+    steps = training.recipe.steps
+    with tqdm(
+        total=steps, initial=training.step, disable=not shown, unit="step", desc="training"
+    ) as bar:
+
+        def show(records: Sequence[Record]) -> None:
+            bar.update()
+            if shown and records[-1].step % _BAR == 0:
+                losses = torch.stack([record.loss for record in records[-_BAR:]])
+                bar.set_postfix(loss=f"{float(losses.mean()):.4f}", refresh=False)
+
+        yield show
+
+
+def _require_measures(measures: Sequence[tuple[int, Measure]]) -> None:
+    """Refuses a number of updates below 1."""
+    if any(every < 1 for every, _ in measures):
+        raise ValueError(
+            "measures are taken every so many updates, from 1 on; not every "
+            f"{min(every for every, _ in measures)}"
+        )
 
 
 def require_minutes(minutes: float | None, folder: str | Path | None) -> None:

@@ -1,32 +1,30 @@
 """Training by denoising score matching, with an exponential moving average of the weights."""
 
-import hashlib
-import math
-import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from typing import NamedTuple, Self
 
 import torch
-from torch import Tensor, distributed, nn
+from torch import Tensor, distributed
 from torch.nn.parallel import DistributedDataParallel
-from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from sdekit import uniform01
-from sdekit_diffusion._counters import DEQUANTISATION, FLIP
 from sdekit_diffusion._models.model import ScoreModel
 from sdekit_diffusion._models.wrapped import require_own
 from sdekit_diffusion._storage.distributed import rank, world
-from sdekit_diffusion._training.loss import dsm_loss
+from sdekit_diffusion._training.averages import Averages
+from sdekit_diffusion._training.finite import FiniteCheck
 from sdekit_diffusion._training.moments import data_moments
 from sdekit_diffusion._training.recipe import Recipe
+from sdekit_diffusion._training.recipe_loss import (
+    RecipeLoss,
+    Transform,
+    loss_module,
+    seeded_dropout,
+)
+from sdekit_diffusion._training.trainable import require_rows, require_trainable
 from sdekit_diffusion.data._batches import AbstractSource, Rows, Shuffled
 
 _LOOK = 50  # steps between two looks at whether the loss is finite
-
-_SINGLE = (type(None), bool, int, float, complex, str)
-
-Transform = Callable[[Tensor, Tensor], Tensor]
 
 
 class Record(NamedTuple):
@@ -43,17 +41,6 @@ class Record(NamedTuple):
     step: int
     loss: Tensor
     lr: float
-
-
-class _Look(NamedTuple):
-    """Whether loss and weights were finite after an update: on the host as soon as an event of the
-    device says so.
-    """
-
-    step: int
-    loss: Tensor
-    finite: Tensor
-    arrived: torch.Event
 
 
 class Training(Iterator[Record]):
@@ -118,27 +105,18 @@ class Training(Iterator[Record]):
         self.recipe = recipe or Recipe()
         self.step = 0
         self.source = data if isinstance(data, AbstractSource) else Shuffled(data)
-        if next(model.parameters(), None) is None:
-            raise TypeError("this model's network is a plain function and has no weights to train")
-        _require_single(model)
-        parts = world() * self.recipe.accumulate
-        if self.recipe.batch_size < parts:
-            raise ValueError(
-                f"a batch of {self.recipe.batch_size} cannot be taken in {parts} "
-                "parts; raise batch_size"
-            )
+        require_trainable(model, self.recipe)
+        row = next(self.source.batches(1))
+        require_rows(row, model, self.recipe, transformed=transform is not None)
         self._transform = transform
-        self._check(next(self.source.batches(1)))
         model.record_scale(*data_moments(self.source, self._encoded))
         self._weights: list[Tensor] = list(model.parameters())
-        self._averages = [
-            [weight.detach().clone() for weight in self._weights] for _ in self.recipe.decays
-        ]
+        self._averages = Averages(self._weights, self.recipe.decays)
+        self._finite = FiniteCheck(self._weights)
         self._optimiser = torch.optim.AdamW(self._weights, lr=self.recipe.lr)
         self._loss: RecipeLoss | DistributedDataParallel | None = None  # made for the first batch
         self._batches: Iterator[Tensor] | None = None
         self.whole = True
-        self._looked: _Look | None = None
         model.train()
 
     def _encoded(self, rows: Tensor) -> Tensor:
@@ -146,36 +124,6 @@ class Training(Iterator[Record]):
         return (
             rows if self._transform is None else self._transform(rows, torch.full(rows.shape, 0.5))
         )
-
-    def _check(self, row: Tensor) -> None:
-        if self.recipe.flip and row.ndim != 4:
-            raise ValueError(
-                "only images (C, H, W) can be flipped, not samples of shape "
-                f"{tuple(row.shape[1:])}; leave out flip"
-            )
-        if self._transform is None and not row.is_floating_point():
-            raise TypeError(
-                f"data of {row.dtype} need transform=, such as a data set's scale.encode; or scale "
-                "them and use .float()"
-            )
-        dtype = self.model.place()[0]
-        if dtype.itemsize < 4:
-            raise ValueError(
-                f"small updates vanish in weights of {dtype}; use model.float(), and "
-                "precision='bfloat16' with it"
-            )
-        if self.recipe.precision == "bfloat16" and dtype == torch.float64:
-            raise ValueError(
-                "products of float64 are not taken in bfloat16; use model.float(), or "
-                "precision='full'"
-            )
-        if self.recipe.discrete:
-            len(self.model.sde.levels)  # refuses where there are none
-        if self.model.shape is not None and tuple(row.shape[1:]) != self.model.shape:
-            raise ValueError(
-                f"samples of shape {tuple(row.shape[1:])} do not fit a model of samples of shape "
-                f"{self.model.shape}"
-            )
 
     def __iter__(self) -> Self:
         return self
@@ -197,55 +145,23 @@ class Training(Iterator[Record]):
         for group in self._optimiser.param_groups:
             group["lr"] = recipe.rate(self.step)
         self._optimiser.step()
-        for decay, average in zip(recipe.decays, self._averages, strict=True):
-            # The first copies the weights.
-            kept = min(decay, (1 + self.step) / (10 + self.step)) if self.step else 0.0
-            get_ema_multi_avg_fn(kept)(average, self._weights, self.step)
+        self._averages.update(self.step)
         self.step += 1
         self.whole = True
         if self.step == recipe.steps:
             self.require_finite(loss)
         elif self.step % _LOOK == 0:
-            self._look(loss)
+            self._finite.look(loss, self.step)
         return Record(self.step, loss, recipe.rate(self.step - 1))
 
     def finish(self) -> None:
         """Gives the model the averaged weights, in evaluation mode, as after the last record."""
-        self._fill(self._averages[0])
+        self._averages.fill()
         self.model.eval()
 
     def require_finite(self, loss: Tensor) -> None:
         """Raises ArithmeticError unless a loss and all weights are finite; reads the host once."""
-        if not self._finite(loss):
-            self._refuse(loss, self.step)
-
-    def _look(self, loss: Tensor) -> None:
-        """`require_finite`, on an accelerator without waiting for it: the flag is read at a later
-        look, once it has arrived.
-        """
-        if loss.device.type == "cpu":
-            self.require_finite(loss)
-            return
-        if self._looked is not None and self._looked.arrived.query():
-            if not self._looked.finite:
-                self._refuse(self._looked.loss, self._looked.step)
-            self._looked = None
-        if self._looked is None:
-            arrived = torch.Event(loss.device)
-            finite = self._finite(loss).to("cpu", non_blocking=True)
-            arrived.record()
-            self._looked = _Look(self.step, loss, finite, arrived)
-
-    def _finite(self, loss: Tensor) -> Tensor:
-        """Whether the loss and all weights are."""
-        parts = [loss.detach(), *(weight.detach() for weight in self._weights)]
-        return torch.stack([part.isfinite().all() for part in parts]).all()
-
-    def _refuse(self, loss: Tensor, step: int) -> None:
-        remedy = "lower lr, or look for NaN in the data"
-        if not math.isfinite(loss):
-            raise ArithmeticError(f"the loss is {float(loss)} at update {step}; {remedy}")
-        raise ArithmeticError(f"weights are not finite after update {step}; {remedy}")
+        self._finite.require(loss, self.step)
 
     def _descended(self, rows: Tensor, first: int) -> Tensor:
         """The mean loss of the batch whose samples from number `first` on are this process's rows;
@@ -257,14 +173,16 @@ class Training(Iterator[Record]):
         parts = rows.tensor_split(self.recipe.accumulate)
         for i, part in enumerate(parts):
             batch = _sent(part, device)
-            module = self._loss = self._loss or self._built(batch, first)
+            module = self._loss = self._loss or loss_module(
+                self.model, self.recipe, self._transform, batch, first
+            )
             last = i + 1 == len(parts)
             alone = (
                 module.no_sync()
                 if isinstance(module, DistributedDataParallel) and not last
                 else nullcontext()
             )
-            with alone, _dropout(self.recipe.seed, first, device):
+            with alone, seeded_dropout(self.recipe.seed, first, device):
                 loss: Tensor = module(batch, first).sum() / self.recipe.batch_size
                 (loss * world()).backward()  # the processes' gradients are averaged
             total = total + loss.detach()
@@ -273,53 +191,18 @@ class Training(Iterator[Record]):
             distributed.all_reduce(total)
         return total
 
-    def _built(self, batch: Tensor, first: int) -> "RecipeLoss | DistributedDataParallel":
-        """The loss as a module: compiled if it is to be and can be, and with gradients averaged
-        over processes.
-        """
-        loss = RecipeLoss(self.model, self.recipe, self._transform)
-        if self.recipe.compile:
-            compiled = RecipeLoss(
-                self.model.around(torch.compile(self.model.net)), self.recipe, self._transform
-            )
-            # The trial is no update.
-            kept = [(buffer, buffer.clone()) for buffer in self.model.buffers()]
-            try:
-                with _dropout(self.recipe.seed, first, batch.device):
-                    compiled(batch, first).sum().backward()
-                loss = compiled
-            except Exception as error:  # whatever compilers raise
-                reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-                warnings.warn(
-                    f"torch.compile failed ({reason}); training goes on without it",
-                    RuntimeWarning,
-                    stacklevel=4,
-                )
-            self._optimiser.zero_grad(set_to_none=True)
-            with torch.no_grad():
-                for buffer, value in kept:
-                    buffer.copy_(value)
-        return DistributedDataParallel(loss) if world() > 1 else loss
-
     @contextmanager
     def averaged(self, which: int = 0) -> Iterator[ScoreModel]:
         """A context in which the model has the averaged weights of decay `which`, in evaluation
         mode.
         """
-        own = [weight.detach().clone() for weight in self._weights]
         training = self.model.training
-        self._fill(self._averages[which])
-        self.model.eval()
-        try:
-            yield self.model
-        finally:
-            self._fill(own)
-            self.model.train(training)
-
-    def _fill(self, values: list[Tensor]) -> None:
-        with torch.no_grad():
-            for weight, value in zip(self._weights, values, strict=True):
-                weight.copy_(value)
+        with self._averages.filled(which):
+            self.model.eval()
+            try:
+                yield self.model
+            finally:
+                self.model.train(training)
 
     def state_dict(self) -> dict[str, Tensor]:
         """The state of the run besides model, data and recipe: step, weights, averages, AdamW's
@@ -341,7 +224,7 @@ class Training(Iterator[Record]):
         shared = self.model.named_parameters(remove_duplicate=False)
         places = {name: numbers[id(weight)] for name, weight in shared}
         state = {f"model.{name}": value for name, value in self.model.state_dict().items()}
-        for i, average in enumerate(self._averages):
+        for i, average in enumerate(self._averages.values):
             state |= {f"average.{i}.{name}": average[j] for name, j in places.items()}
         for i, moments in self._optimiser.state_dict()["state"].items():
             state |= {f"adamw.{names[i]}/{key}": value for key, value in moments.items()}
@@ -363,11 +246,11 @@ class Training(Iterator[Record]):
             self.model.load_state_dict(
                 {name[6:]: v for name, v in state.items() if name.startswith("model.")}
             )
-            for i, average in enumerate(self._averages):
+            for i, average in enumerate(self._averages.values):
                 for name, value in zip(names, average, strict=True):
                     value.copy_(state[f"average.{i}.{name}"])
-            if f"average.{len(self._averages)}.{names[0]}" in state:
-                raise KeyError(f"it has more than {len(self._averages)} averages")
+            if f"average.{len(self._averages.values)}.{names[0]}" in state:
+                raise KeyError(f"it has more than {len(self._averages.values)} averages")
             for i, name in enumerate(names):
                 if f"adamw.{name}/step" in state:  # of a weight that was ever moved
                     moments[i] = {
@@ -385,71 +268,8 @@ class Training(Iterator[Record]):
         self.model.train()
 
 
-def _require_single(model: ScoreModel) -> None:
-    """Refuses conditions that may have an entry per sample: all but single values."""
-    for name, value in model.conditions.items():
-        if not (isinstance(value, _SINGLE) or (isinstance(value, Tensor) and value.ndim == 0)):
-            raise ValueError(
-                f"the model was given {name}, a {type(value).__name__} that may hold one entry per "
-                "sample; training shuffles "
-                "the rows of the data and would pair them with the entries of others. Train with a "
-                "loop of your own: for each "
-                f"batch of row numbers, loss = dsm_loss(model.given({name}={name}[rows]), "
-                "data[rows]).mean()"
-            )
-
-
-class RecipeLoss(nn.Module):
-    """`dsm_loss` of a recipe, as a module, which distributed training needs: `(rows, first)` to the
-    loss of each sample.
-    """
-
-    def __init__(self, model: ScoreModel, recipe: Recipe, transform: Transform | None) -> None:
-        super().__init__()
-        self.model = model
-        self.recipe = recipe
-        self.transform = transform
-
-    def forward(self, rows: Tensor, first: int) -> Tensor:
-        recipe = self.recipe
-        index = torch.arange(first, first + len(rows), device=rows.device)
-        if self.transform is not None:
-            rows = self.transform(
-                rows, uniform01(recipe.seed, index, tuple(rows.shape[1:]), counter=DEQUANTISATION)
-            )
-        if recipe.flip:
-            rows = torch.where(
-                uniform01(recipe.seed, index, (1, 1, 1), counter=FLIP) < 0.5, rows.flip(-1), rows
-            )
-        with torch.autocast(
-            rows.device.type, torch.bfloat16, enabled=recipe.precision == "bfloat16"
-        ):
-            return dsm_loss(
-                self.model,
-                rows.to(self.model.place()[0]),
-                weighting=recipe.weighting,
-                discrete=recipe.discrete,
-                end=recipe.end,
-                seed=recipe.seed,
-                first=first,
-            )
-
-
 def _sent(rows: Tensor, device: torch.device) -> Tensor:
     """Rows on a device, without waiting for what is queued there, which takes pinned memory."""
     if device.type == "cuda" and rows.device.type == "cpu":
         rows = rows.pin_memory()
     return rows.to(device, non_blocking=True)
-
-
-@contextmanager
-def _dropout(seed: int, first: int, device: torch.device) -> Iterator[None]:
-    """torch's own generators as a function of the seed and of the place in the stream; afterwards
-    as they were.
-    """
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        torch.manual_seed(
-            int.from_bytes(hashlib.blake2b(f"{seed} {first}".encode(), digest_size=8).digest())
-            % 2**63
-        )
-        yield

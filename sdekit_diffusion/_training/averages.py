@@ -1,0 +1,51 @@
+"""Exponential moving averages of weights."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+from torch.optim.swa_utils import get_ema_multi_avg_fn
+
+
+class Averages:
+    """An average of the weights for each of some decays.
+
+    Attributes:
+        values: the averages, by decay and weight.
+
+    Arguments:
+        weights: changed in place, by the updates of a training run.
+        decays: which the averages approach as min(decay, (1 + n) / (10 + n)).
+    """
+
+    def __init__(self, weights: list[Tensor], decays: Sequence[float]) -> None:
+        self._weights = weights
+        self._decays = decays
+        self.values = [[weight.detach().clone() for weight in weights] for _ in decays]
+
+    def update(self, step: int) -> None:
+        """Takes the weights after update number `step`, counted from 0, into account."""
+        for decay, average in zip(self._decays, self.values, strict=True):
+            # The first copies the weights.
+            kept = min(decay, (1 + step) / (10 + step)) if step else 0.0
+            get_ema_multi_avg_fn(kept)(average, self._weights, step)
+
+    def fill(self, which: int = 0) -> None:
+        """Gives the weights the values of an average."""
+        self._copy(self.values[which])
+
+    @contextmanager
+    def filled(self, which: int = 0) -> Iterator[None]:
+        """A context in which the weights have the values of an average."""
+        own = [weight.detach().clone() for weight in self._weights]
+        self.fill(which)
+        try:
+            yield
+        finally:
+            self._copy(own)
+
+    def _copy(self, values: list[Tensor]) -> None:
+        with torch.no_grad():
+            for weight, value in zip(self._weights, values, strict=True):
+                weight.copy_(value)

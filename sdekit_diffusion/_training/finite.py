@@ -1,0 +1,71 @@
+"""Whether the loss and the weights of a training run are finite."""
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class _Look(NamedTuple):
+    """Whether loss and weights were finite after an update: on the host as soon as an event of the
+    device says so.
+    """
+
+    step: int
+    loss: Tensor
+    finite: Tensor
+    arrived: torch.Event
+
+
+class FiniteCheck:
+    """Looks at losses and weights.
+
+    Arguments:
+        weights: all that are trained.
+    """
+
+    def __init__(self, weights: list[Tensor]) -> None:
+        self._weights = weights
+        self._looked: _Look | None = None
+
+    def require(self, loss: Tensor, step: int) -> None:
+        """Raises unless a loss and all weights are finite after an update; reads the host once.
+
+        Raises:
+            ArithmeticError: says which of them is not.
+        """
+        if not self._finite(loss):
+            _refuse(loss, step)
+
+    def look(self, loss: Tensor, step: int) -> None:
+        """`require`, on an accelerator without waiting for it: the flag is read at a later look,
+        once it has arrived.
+
+        Raises:
+            ArithmeticError: as `require`.
+        """
+        if loss.device.type == "cpu":
+            self.require(loss, step)
+            return
+        if self._looked is not None and self._looked.arrived.query():
+            if not self._looked.finite:
+                _refuse(self._looked.loss, self._looked.step)
+            self._looked = None
+        if self._looked is None:
+            arrived = torch.Event(loss.device)
+            finite = self._finite(loss).to("cpu", non_blocking=True)
+            arrived.record()
+            self._looked = _Look(step, loss, finite, arrived)
+
+    def _finite(self, loss: Tensor) -> Tensor:
+        """Whether the loss and all weights are."""
+        parts = [loss.detach(), *(weight.detach() for weight in self._weights)]
+        return torch.stack([part.isfinite().all() for part in parts]).all()
+
+
+def _refuse(loss: Tensor, step: int) -> None:
+    remedy = "lower lr, or look for NaN in the data"
+    if not math.isfinite(loss):
+        raise ArithmeticError(f"the loss is {float(loss)} at update {step}; {remedy}")
+    raise ArithmeticError(f"weights are not finite after update {step}; {remedy}")

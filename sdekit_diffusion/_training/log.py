@@ -1,0 +1,144 @@
+"""What a training run logs: metrics.jsonl and, where asked for, TensorBoard's files."""
+
+import json
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sdekit_diffusion._storage.atomic import flush, naming, replacing
+from sdekit_diffusion._storage.distributed import rank
+
+METRICS = "metrics.jsonl"
+
+
+@dataclass(frozen=True)
+class Log:
+    """What a training run writes to its folder, and how often.
+
+    Attributes:
+        log_every: updates between two lines of metrics.jsonl.
+        save_every: updates between two checkpoints; one with the least validation loss so far is
+            written at once.
+        keep: how many checkpoints stay besides that one.
+        tensorboard: write the numbers of metrics.jsonl for TensorBoard too.
+
+    Raises:
+        ValueError: for numbers below 1.
+        ImportError: when TensorBoard is wanted and missing.
+
+    Example:
+        >>> model = sd.ScoreModel(sd.nets.MLP(shape=(2,), width=8), "vp", shape=(2,))
+        >>> log = sd.Log(log_every=5, save_every=10, keep=1)
+        >>> recipe = sd.Recipe(steps=10, batch_size=8)
+        >>> x = torch.randn(32, 2)
+        >>> records = sd.fit(model, x, recipe, folder="run", log=log, progress=False)
+    """
+
+    log_every: int = 10
+    save_every: int = 500
+    keep: int = 3
+    tensorboard: bool = False
+
+    def __post_init__(self) -> None:
+        if min(self.log_every, self.save_every, self.keep) < 1:
+            raise ValueError(f"log_every, save_every and keep start at 1: {self}")
+        if self.tensorboard:
+            _writer()
+
+
+class MetricsFile:
+    """metrics.jsonl in the folder of a run, which goes on after an update: later lines are dropped.
+
+    Of several processes the first one writes.
+
+    Arguments:
+        folder: of the run.
+        step: the number of completed updates.
+        tensorboard: whether to write the numbers for TensorBoard too.
+    """
+
+    def __init__(self, folder: Path, step: int, tensorboard: bool) -> None:
+        self._path = folder / METRICS
+        lines = _lines(self._path, step)
+        self._begun = time.perf_counter() - (lines[-1]["seconds"] if lines else 0.0)
+        self._board = None
+        if rank() == 0:
+            with replacing(self._path) as beside:
+                beside.write_text(
+                    "".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8"
+                )
+            if tensorboard:
+                self._board = _writer()(str(folder / "tensorboard"), purge_step=step + 1)
+
+    def seconds(self) -> float:
+        """Since the run began, without the time between an end and a resumption."""
+        return time.perf_counter() - self._begun
+
+    def add(self, line: Mapping[str, float], *, flush: bool) -> None:
+        """A line, on the disk before the checkpoint that it belongs to."""
+        with naming(self._path), self._path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+            file.flush()
+            if flush:
+                os.fsync(file.fileno())
+        if self._board is not None:
+            for name in set(line) - {"step"}:
+                self._board.add_scalar(name, line[name], line["step"])
+            self._board.flush()
+
+    def flush(self) -> None:
+        """Returns when all lines are on the disk."""
+        flush(self._path)
+
+    def close(self) -> None:
+        """Nothing more is to be written."""
+        if self._board is not None:
+            self._board.close()
+
+
+def require_lines(path: Path) -> bool:
+    """Whether there is a metrics.jsonl of a training run.
+
+    Raises:
+        ValueError: when a file of that name is none.
+    """
+    text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+    first = text.partition("\n")[0]
+    # A run may have been killed within its first line.
+    whole = "\n" not in text or '"seconds": ' in first
+    if text and not (first.startswith('{"step": ') and whole):
+        raise ValueError(
+            f"{path} was not written by a training run; choose another folder, or remove that file"
+        )
+    return bool(text)
+
+
+def _lines(path: Path, step: int) -> list[dict[str, float]]:
+    """The lines of metrics.jsonl up to an update; one that was not finished is none."""
+    found = []
+    for text in (
+        path.read_text(encoding="utf-8", errors="replace").splitlines()
+        if path.exists() and step
+        else ()
+    ):
+        try:
+            line = json.loads(text)
+            if line["step"] <= step:
+                found.append(line)
+        except (ValueError, TypeError, KeyError):
+            continue
+    return found
+
+
+def _writer() -> Any:  # noqa: ANN401 - an extra
+    """TensorBoard's class, refused where it is missing before anything is written."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise ImportError(
+            "tensorboard=True needs TensorBoard: pip install 'sdekit[tensorboard]'"
+        ) from error
+    return SummaryWriter

@@ -1,0 +1,97 @@
+"""The loss of a recipe as a module: compiled, and over several processes."""
+
+import hashlib
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from sdekit import uniform01
+from sdekit_diffusion._counters import DEQUANTISATION, FLIP
+from sdekit_diffusion._models.model import ScoreModel
+from sdekit_diffusion._storage.distributed import world
+from sdekit_diffusion._training.loss import dsm_loss
+from sdekit_diffusion._training.recipe import Recipe
+
+Transform = Callable[[Tensor, Tensor], Tensor]
+
+
+class RecipeLoss(nn.Module):
+    """`dsm_loss` of a recipe, as a module, which distributed training needs: `(rows, first)` to the
+    loss of each sample.
+    """
+
+    def __init__(self, model: ScoreModel, recipe: Recipe, transform: Transform | None) -> None:
+        super().__init__()
+        self.model = model
+        self.recipe = recipe
+        self.transform = transform
+
+    def forward(self, rows: Tensor, first: int) -> Tensor:
+        recipe = self.recipe
+        index = torch.arange(first, first + len(rows), device=rows.device)
+        if self.transform is not None:
+            rows = self.transform(
+                rows, uniform01(recipe.seed, index, tuple(rows.shape[1:]), counter=DEQUANTISATION)
+            )
+        if recipe.flip:
+            rows = torch.where(
+                uniform01(recipe.seed, index, (1, 1, 1), counter=FLIP) < 0.5, rows.flip(-1), rows
+            )
+        with torch.autocast(
+            rows.device.type, torch.bfloat16, enabled=recipe.precision == "bfloat16"
+        ):
+            return dsm_loss(
+                self.model,
+                rows.to(self.model.place()[0]),
+                weighting=recipe.weighting,
+                discrete=recipe.discrete,
+                end=recipe.end,
+                seed=recipe.seed,
+                first=first,
+            )
+
+
+def loss_module(
+    model: ScoreModel, recipe: Recipe, transform: Transform | None, rows: Tensor, first: int
+) -> RecipeLoss | DistributedDataParallel:
+    """The loss: compiled if it is to be and can be, which is tried with some rows, and with
+    gradients averaged over processes.
+    """
+    loss = RecipeLoss(model, recipe, transform)
+    if recipe.compile:
+        compiled = RecipeLoss(model.around(torch.compile(model.net)), recipe, transform)
+        # The trial is no update.
+        kept = [(buffer, buffer.clone()) for buffer in model.buffers()]
+        try:
+            with seeded_dropout(recipe.seed, first, rows.device):
+                compiled(rows, first).sum().backward()
+            loss = compiled
+        except Exception as error:  # whatever compilers raise
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            warnings.warn(
+                f"torch.compile failed ({reason}); training goes on without it",
+                RuntimeWarning,
+                stacklevel=4,
+            )
+        model.zero_grad(set_to_none=True)
+        with torch.no_grad():
+            for buffer, value in kept:
+                buffer.copy_(value)
+    return DistributedDataParallel(loss) if world() > 1 else loss
+
+
+@contextmanager
+def seeded_dropout(seed: int, first: int, device: torch.device) -> Iterator[None]:
+    """torch's own generators as a function of the seed and of the place in the stream; afterwards
+    as they were.
+    """
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(
+            int.from_bytes(hashlib.blake2b(f"{seed} {first}".encode(), digest_size=8).digest())
+            % 2**63
+        )
+        yield

@@ -1,0 +1,72 @@
+"""What can be trained: models, data and recipes that do not go together are refused."""
+
+import torch
+from torch import Tensor
+
+from sdekit_diffusion._models.model import ScoreModel
+from sdekit_diffusion._storage.distributed import world
+from sdekit_diffusion._training.recipe import Recipe
+
+_SINGLE = (type(None), bool, int, float, complex, str)
+
+
+def require_trainable(model: ScoreModel, recipe: Recipe) -> None:
+    """Refuses models without weights or with an entry per sample, and batches of too few samples.
+
+    Raises:
+        TypeError, ValueError: as `Training`.
+    """
+    if next(model.parameters(), None) is None:
+        raise TypeError("this model's network is a plain function and has no weights to train")
+    _require_single(model)
+    parts = world() * recipe.accumulate
+    if recipe.batch_size < parts:
+        raise ValueError(
+            f"a batch of {recipe.batch_size} cannot be taken in {parts} parts; raise batch_size"
+        )
+
+
+def _require_single(model: ScoreModel) -> None:
+    """Refuses conditions that may have an entry per sample: all but single values."""
+    for name, value in model.conditions.items():
+        if not (isinstance(value, _SINGLE) or (isinstance(value, Tensor) and value.ndim == 0)):
+            raise ValueError(
+                f"the model was given {name}, a {type(value).__name__} that may hold one entry per "
+                "sample; training shuffles the rows of the data and would pair them with the "
+                "entries of others. Train with a loop of your own: for each batch of row numbers, "
+                f"loss = dsm_loss(model.given({name}={name}[rows]), data[rows]).mean()"
+            )
+
+
+def require_rows(rows: Tensor, model: ScoreModel, recipe: Recipe, transformed: bool) -> None:
+    """Refuses rows of data that are not for this model and recipe, and dtypes that do not learn.
+
+    Raises:
+        TypeError, ValueError: as `Training`.
+    """
+    shape = tuple(rows.shape[1:])
+    if recipe.flip and rows.ndim != 4:
+        raise ValueError(
+            f"only images (C, H, W) can be flipped, not samples of shape {shape}; leave out flip"
+        )
+    if not transformed and not rows.is_floating_point():
+        raise TypeError(
+            f"data of {rows.dtype} need transform=, such as a data set's scale.encode; or scale "
+            "them and use .float()"
+        )
+    dtype = model.place()[0]
+    if dtype.itemsize < 4:
+        raise ValueError(
+            f"small updates vanish in weights of {dtype}; use model.float(), and "
+            "precision='bfloat16' with it"
+        )
+    if recipe.precision == "bfloat16" and dtype == torch.float64:
+        raise ValueError(
+            "products of float64 are not taken in bfloat16; use model.float(), or precision='full'"
+        )
+    if recipe.discrete:
+        len(model.sde.levels)  # refuses where there are none
+    if model.shape is not None and shape != model.shape:
+        raise ValueError(
+            f"samples of shape {shape} do not fit a model of samples of shape {model.shape}"
+        )
