@@ -4,6 +4,7 @@ scheduler.
 
 import inspect
 from collections.abc import Callable, Mapping
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -91,7 +92,7 @@ def shape_of(settings: Mapping[str, Any]) -> tuple[int, ...] | None:
 def _unet(folder: Path) -> nn.Module:
     """The UNet2DModel in a folder, in evaluation mode."""
     try:
-        from diffusers import UNet2DModel  # pyright: ignore[reportPrivateImportUsage] - documented so
+        UNet2DModel = import_module("diffusers").UNet2DModel
     except ImportError as error:
         raise ImportError(
             "folders of diffusers need it: pip install 'sdekit[diffusers]'"
