@@ -15,8 +15,8 @@ def require_tensor(name: str, value: Any, shape: str = "(batch, *shape)") -> Non
     """
     if not isinstance(value, Tensor):
         raise TypeError(
-            f"{name} must be a tensor of shape {shape}, not {type(value).__name__}; "
-            f"use torch.as_tensor({name})"
+            f"{name} must be a tensor of shape {shape}, not {type(value).__name__}; use "
+            f"torch.as_tensor({name})"
         )
 
 

@@ -297,7 +297,7 @@ def _times_of(sde: AbstractDiffusion, times: Tensor | None) -> list[float]:
     sde.checked(chosen)
     if float(sde.sigma(float(chosen[0]))) == 0:
         raise ValueError(
-            "the first of the times must have sigma > 0, and t = "
-            f"{float(chosen[0]):g} has none; begin later"
+            f"the first of the times must have sigma > 0, and t = {float(chosen[0]):g} has none; "
+            "begin later"
         )
     return chosen.tolist()

@@ -75,14 +75,14 @@ def decoder_of(
     if x.is_floating_point():
         if any(given is not None for given in (low, high, levels)):
             raise ValueError(
-                "low, high and levels are for integers: leave them out for floats, or "
-                "pass the levels of the data"
+                "low, high and levels are for integers: leave them out for floats, or pass the "
+                "levels of the data"
             )
         return Density()
     if low is None or high is None or levels is None:
         raise TypeError(
-            f"x of {x.dtype} are levels of something: pass low, high and levels, such "
-            "as -1.0, 1.0 and 256"
+            f"x of {x.dtype} are levels of something: pass low, high and levels, such as -1.0, 1.0 "
+            "and 256"
         )
     if not (high > low and levels >= 2):
         raise ValueError(

@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import replace
-from typing import Literal, overload
+from typing import Literal, TypedDict, Unpack, overload
 
 import torch
 from torch import Tensor
@@ -48,32 +48,35 @@ def encode(
     return FlowMap(model, coordinates, (high, low), method, batch_size).image(x)
 
 
+class _DecodeOptions(TypedDict, total=False):
+    """The options of `decode` but for what it returns."""
+
+    sde: AbstractDiffusion | str | None
+    end: float
+    method: AdaptiveFlow
+    batch_size: int | None
+    trace: AbstractTrace | None
+    first: int
+
+
 @overload
 def decode(
     model: Model,
     latent: Tensor,
     *,
-    sde: AbstractDiffusion | str | None = None,
-    end: float = 1e-3,
-    method: AdaptiveFlow = AdaptiveFlow(),  # noqa: B008
-    batch_size: int | None = None,
-    trace: AbstractTrace | None = None,
-    first: int = 0,
     return_likelihood: Literal[False] = False,
+    **options: Unpack[_DecodeOptions],
 ) -> Tensor: ...
 @overload
 def decode(
     model: Model,
     latent: Tensor,
     *,
-    sde: AbstractDiffusion | str | None = None,
-    end: float = 1e-3,
-    method: AdaptiveFlow = AdaptiveFlow(),  # noqa: B008
-    batch_size: int | None = None,
-    trace: AbstractTrace | None = None,
-    first: int = 0,
     return_likelihood: Literal[True],
+    **options: Unpack[_DecodeOptions],
 ) -> tuple[Tensor, Likelihood]: ...
+
+
 def decode(
     model: Model,
     latent: Tensor,
@@ -156,8 +159,8 @@ def interpolate(
     if n < 2 or a.shape != b.shape:
         shapes = f"{tuple(a.shape)} and {tuple(b.shape)}"
         raise ValueError(
-            "n counts points with both ends, from 2 on, and a and b have one shape; "
-            f"not {n}, {shapes}"
+            f"n counts points with both ends, from 2 on, and a and b have one shape; not {n}, "
+            f"{shapes}"
         )
     settings = {"sde": sde, "end": end, "method": method, "batch_size": batch_size}
     u = torch.linspace(0, 1, n, dtype=torch.float64, device=a.device)

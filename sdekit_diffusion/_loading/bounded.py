@@ -30,8 +30,8 @@ class Bounded(TorchFunctionMode):
     def __init__(self, weights: Mapping[str, Tensor]) -> None:
         super().__init__()
         self.known = (
-            f"{len(weights)} tensors of "
-            f"{sum(value.numel() for value in weights.values()):,} numbers"
+            f"{len(weights)} tensors of {sum(value.numel() for value in weights.values()):,} "
+            "numbers"
         )
         self.tensors = _TIMES * len(weights) + _MORE_TENSORS
         self.numbers = _TIMES * sum(value.numel() for value in weights.values()) + _MORE_NUMBERS

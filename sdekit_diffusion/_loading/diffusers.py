@@ -87,8 +87,7 @@ def from_diffusers(
     if settings is None or not isinstance(config, Mapping):
         raise TypeError(
             "from_diffusers takes a folder, or a network with a config, such as a UNet2DModel, and "
-            "scheduler.config; not "
-            f"{type(unet).__name__} and {type(config).__name__}"
+            f"scheduler.config; not {type(unet).__name__} and {type(config).__name__}"
         )
     if data_range == "config":
         data_range = (0.0, 1.0) if settings.get("center_input_sample") else (-1.0, 1.0)
@@ -166,8 +165,8 @@ def _conventions(config: Mapping[str, Any]) -> tuple[AbstractDiffusion, Predicti
     ):
         raise ValueError(
             "schedulers with rescale_betas_zero_snr, which ends at alpha = 0, or continuous "
-            "timesteps are not chains of betas; "
-            "make a ScoreModel of the network with the diffusion it was trained under"
+            "timesteps are not chains of betas; make a ScoreModel of the network with the "
+            "diffusion it was trained under"
         )
     betas = _betas(config)
     return DDPM(betas), _PREDICTIONS[prediction], (len(betas), -1)
@@ -186,18 +185,15 @@ def _betas(config: Mapping[str, Any]) -> tuple[float, ...]:
     n = config.get("num_train_timesteps", 1000)
     if schedule not in _SCHEDULES:
         raise ValueError(
-            f"beta_schedule = {schedule!r} is not one of {', '.join(_SCHEDULES)}"
-            "; give the numbers themselves, "
-            "from_diffusers(unet, {**config, 'trained_betas': scheduler.betas}), or for schedulers "
-            "of EDM whose "
-            "prediction_type is epsilon the network, from_edm(lambda x, t: unet(x, t).sample, "
-            "raw='edm')"
-            f"{did_you_mean(schedule, _SCHEDULES)}"
+            f"beta_schedule = {schedule!r} is not one of {', '.join(_SCHEDULES)}; give the numbers "
+            "themselves, from_diffusers(unet, {**config, 'trained_betas': scheduler.betas}), or "
+            "for schedulers of EDM whose prediction_type is epsilon the network, from_edm(lambda "
+            f"x, t: unet(x, t).sample, raw='edm'){did_you_mean(schedule, _SCHEDULES)}"
         )
     if type(n) is not int or not 2 <= n <= _MOST_STEPS:
         raise ValueError(
-            f"num_train_timesteps must be a number of steps from 2 to {_MOST_STEPS}, "
-            f"such as 1000, not {n!r}"
+            f"num_train_timesteps must be a number of steps from 2 to {_MOST_STEPS}, such as 1000, "
+            f"not {n!r}"
         )
     if schedule == "squaredcos_cap_v2":
         return cosine_betas(n)

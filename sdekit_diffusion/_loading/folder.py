@@ -35,8 +35,8 @@ def opened(
     """
     if not folder.is_dir():
         raise CheckpointError(
-            f"{folder} is no folder; give one that save_pretrained of a pipeline "
-            "or of a UNet2DModel wrote"
+            f"{folder} is no folder; give one that save_pretrained of a pipeline or of a "
+            "UNet2DModel wrote"
         )
     index = folder / "model_index.json"
     parts = read_json(index) if index.exists() else {}
@@ -48,8 +48,8 @@ def opened(
     if more:
         raise CheckpointError(
             f"{folder} is a pipeline with {', '.join(more)}, in which the network sees something "
-            "else than images; load its "
-            "unet with diffusers and pass from_diffusers(unet, scheduler.config, data_range=None)"
+            "else than images; load its unet with diffusers and pass from_diffusers(unet, "
+            "scheduler.config, data_range=None)"
         )
     home = folder / "unet" if (folder / "unet").is_dir() else folder
     if config is None:
@@ -83,8 +83,7 @@ def shape_of(settings: Mapping[str, Any]) -> tuple[int, ...] | None:
     if not all(type(n) is int and n > 0 for n in shape) or len(shape) not in (1, 3):
         raise ValueError(
             f"the network's config has in_channels = {channels!r} and sample_size = {size!r}; "
-            "these are a number of channels, "
-            "and of pixels, one for both sides or two, or None"
+            "these are a number of channels, and of pixels, one for both sides or two, or None"
         )
     return shape if size else None
 
@@ -104,8 +103,8 @@ def _unet(folder: Path) -> nn.Module:
         # Else building it might never end.
         if not 0 < options.get("layers_per_block", 1) <= len(state):
             raise ValueError(
-                f"layers_per_block is {options['layers_per_block']}, and the weights "
-                f"have {len(state)} tensors"
+                f"layers_per_block is {options['layers_per_block']}, and the weights have "
+                f"{len(state)} tensors"
             )
         # Without numbers: nothing is asked for before it is known how much.
         with torch.device("meta"), torch.no_grad():
@@ -138,8 +137,8 @@ def _options(path: Path, known: list[str]) -> dict[str, Any]:
             else f"is of a {config.get('_class_name')!r}"
         )
         raise CheckpointError(
-            f"{path} {what}; it must be of a UNet2DModel, by this version of "
-            "diffusers; or pass the network"
+            f"{path} {what}; it must be of a UNet2DModel, by this version of diffusers; or pass "
+            "the network"
         )
     return options
 
@@ -164,8 +163,8 @@ def _state(folder: Path) -> tuple[Path, dict[str, Tensor]]:
     if not safe.exists() and not pickled.exists():
         raise CheckpointError(
             f"{folder} has no {safe.name} or .bin; weights in parts or of a variant are loaded "
-            "with diffusers' "
-            "UNet2DModel.from_pretrained, and passed as from_diffusers(unet, scheduler.config)"
+            "with diffusers' UNet2DModel.from_pretrained, and passed as from_diffusers(unet, "
+            "scheduler.config)"
         )
     path = safe if safe.exists() else pickled
     state = read_safetensors(path) if safe.exists() else read_pickle(path)

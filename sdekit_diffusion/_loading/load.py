@@ -142,10 +142,9 @@ def _network(config: dict[str, Any], weights: Mapping[str, Tensor]) -> nn.Module
     name = config["class"]
     if config["config"] is None or name not in nets.registry:
         raise CheckpointError(
-            f"the network {name!r} is not one of {', '.join(nets.registry)}: pass it as "
-            "load(..., net=...), or name it by --network: the folder of a network of diffusers, or "
-            "package.module:factory"
-            f"{did_you_mean(name, nets.registry)}"
+            f"the network {name!r} is not one of {', '.join(nets.registry)}: pass it as load(..., "
+            "net=...), or name it by --network: the folder of a network of diffusers, or "
+            f"package.module:factory{did_you_mean(name, nets.registry)}"
         )
     with Bounded(weights):
         return nets.registry[name](**config["config"])
@@ -157,8 +156,8 @@ def _averaged(folder: Path, config: dict[str, Any], ema: float) -> dict[str, Ten
     decays = config["notes"]["decays"]
     if ema and ema not in decays:
         raise CheckpointError(
-            f"{folder} has no average of decay {ema}; choose one of "
-            f"{', '.join(map(str, decays))}, or 0"
+            f"{folder} has no average of decay {ema}; choose one of {', '.join(map(str, decays))}, "
+            "or 0"
         )
     prefixes = ["model.net."] + ([f"average.{decays.index(ema)}.net."] if ema else [])
     return {

@@ -53,17 +53,16 @@ def _made(name: str) -> ScoreModel | nn.Module:
     module, _, factory = name.partition(":")
     if not (module and factory):
         raise ValueError(
-            f"unknown network {name!r}; choose one of {', '.join(nets.registry)}, "
-            "the folder of a network of diffusers, or package.module:factory, a function without "
-            "arguments that makes "
-            f"the network{did_you_mean(name, nets.registry)}"
+            f"unknown network {name!r}; choose one of {', '.join(nets.registry)}, the folder of a "
+            "network of diffusers, or package.module:factory, a function without arguments that "
+            f"makes the network{did_you_mean(name, nets.registry)}"
         )
     try:
         found = import_module(module)
     except ModuleNotFoundError as error:
         raise ImportError(
-            f"{name!r} names a module that cannot be imported: {error}; put its "
-            "folder on PYTHONPATH"
+            f"{name!r} names a module that cannot be imported: {error}; put its folder on "
+            "PYTHONPATH"
         ) from error
     try:
         make = attrgetter(factory)(found)
@@ -74,7 +73,7 @@ def _made(name: str) -> ScoreModel | nn.Module:
     made = make() if callable(make) and not isinstance(make, nn.Module) else make
     if not isinstance(made, nn.Module):
         raise TypeError(
-            f"{name!r} gives a {type(made).__name__}; it must make a torch.nn.Module "
-            "or a ScoreModel"
+            f"{name!r} gives a {type(made).__name__}; it must make a torch.nn.Module or a "
+            "ScoreModel"
         )
     return made

@@ -92,8 +92,8 @@ def _state(found: Any, ema: bool, source: str) -> dict[str, Tensor]:  # noqa: AN
     parts = list(found) if listed else [found]
     if not parts or not _tensors(parts[0]):
         raise CheckpointError(
-            f"{source} holds {type(found).__name__}, not a list that begins with "
-            "a state dict, nor one alone"
+            f"{source} holds {type(found).__name__}, not a list that begins with a state dict, nor "
+            "one alone"
         )
     state = unwrapped(parts[0], (FIRST,))
     if not (listed and ema):
@@ -101,8 +101,8 @@ def _state(found: Any, ema: bool, source: str) -> dict[str, Tensor]:  # noqa: AN
     averages = parts[4] if len(parts) > 4 else None
     if not _tensors(averages):
         raise CheckpointError(
-            f"{source} has no averaged weights as its fifth part; pass ema=False "
-            "for the last weights"
+            f"{source} has no averaged weights as its fifth part; pass ema=False for the last "
+            "weights"
         )
     averages = unwrapped(averages, (FIRST,))
     if set(averages) != set(state) - {"sigmas"}:
@@ -130,8 +130,8 @@ def _levels(sigmas: Tensor | None, source: str) -> NCSN:
         )
     if not (plain(sigmas) and sigmas.ndim == 1 and len(sigmas) <= _MOST_LEVELS):
         raise CheckpointError(
-            f"{source} has sigmas of shape {tuple(sigmas.shape)}, which are no "
-            "noise levels; it is damaged"
+            f"{source} has sigmas of shape {tuple(sigmas.shape)}, which are no noise levels; it is "
+            "damaged"
         )
     try:
         return NCSN(sigmas)

@@ -191,13 +191,13 @@ def _ranged(
     given = diffusion(sde)
     if type(given) not in _READINGS:
         raise ValueError(
-            f"sde = {sde!r} is none of score_sde_pytorch's: pass 'vp', 'subvp', 've' "
-            "or such a diffusion"
+            f"sde = {sde!r} is none of score_sde_pytorch's: pass 'vp', 'subvp', 've' or such a "
+            "diffusion"
         )
     if levels is not None and not 2 <= levels <= _MOST_LEVELS:
         raise ValueError(
-            f"levels must be a number of noise levels from 2 to {_MOST_LEVELS}, such "
-            f"as 1000, not {levels}"
+            f"levels must be a number of noise levels from 2 to {_MOST_LEVELS}, such as 1000, not "
+            f"{levels}"
         )
     held = _noise_levels(sigmas)
     if held is None:
@@ -213,8 +213,8 @@ def _noise_levels(sigmas: Any) -> Tensor | None:  # noqa: ANN401 - a tensor, or 
         return None
     if not (plain(sigmas) and sigmas.ndim < 2 and sigmas.numel() <= _MOST_LEVELS):
         raise CheckpointError(
-            f"the checkpoint's sigmas, of shape {tuple(sigmas.shape)}, are no "
-            "noise levels; it is damaged"
+            f"the checkpoint's sigmas, of shape {tuple(sigmas.shape)}, are no noise levels; it is "
+            "damaged"
         )
     return sigmas if sigmas.ndim == 1 and len(sigmas) > 1 else None
 
@@ -230,8 +230,8 @@ def _ve_of(sigmas: Tensor, given: VESDE | None) -> VESDE:
         return VESDE(low, high)
     if abs(low / given.sigma_min - 1) > 1e-3 or abs(high / given.sigma_max - 1) > 1e-3:
         raise ValueError(
-            f"{given} is not what the checkpoint was trained with, sigma from {low:g} to "
-            f"{high:g}; pass sde='ve'"
+            f"{given} is not what the checkpoint was trained with, sigma from {low:g} to {high:g}; "
+            "pass sde='ve'"
         )
     return given
 
@@ -248,8 +248,8 @@ def _parts(found: Any, ema: bool, source: str) -> tuple[Mapping[str, Any], list[
     )
     if not tensors or not state:
         raise CheckpointError(
-            f"{source} holds {', '.join(map(str, list(found)[:8]))}: no state "
-            "dict alone, nor one as 'model'"
+            f"{source} holds {', '.join(map(str, list(found)[:8]))}: no state dict alone, nor one "
+            "as 'model'"
         )
     if state is found or not ema:
         return state, None
@@ -257,8 +257,8 @@ def _parts(found: Any, ema: bool, source: str) -> tuple[Mapping[str, Any], list[
     averages = held.get("shadow_params") if isinstance(held, Mapping) else None
     if not isinstance(averages, list) or not all(isinstance(value, Tensor) for value in averages):
         raise CheckpointError(
-            f"{source} has no averages, a list 'shadow_params' in 'ema'; pass "
-            "ema=False for the last weights"
+            f"{source} has no averages, a list 'shadow_params' in 'ema'; pass ema=False for the "
+            "last weights"
         )
     return state, averages
 
@@ -276,7 +276,6 @@ def _averaged(
             return dict(zip(some, averages, strict=True))
     raise CheckpointError(
         f"{source} has {len(averages)} averages for {len(names)} parameters of this network, or of "
-        "other shapes; call "
-        "requires_grad_(False) on those that were not trained, such as Fourier features, or pass "
-        "ema=False"
+        "other shapes; call requires_grad_(False) on those that were not trained, such as Fourier "
+        "features, or pass ema=False"
     )

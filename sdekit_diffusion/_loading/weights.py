@@ -67,9 +67,8 @@ def read_pickle(path: Path) -> Any:  # noqa: ANN401 - whatever was saved
     if torch.__version__ < _SAFE:
         raise CheckpointError(
             f"{path} is a pickle, and torch {torch.__version__} does not read crafted ones safely "
-            "(CVE-2026-24747); use torch "
-            "2.10 or later, save the tensors as safetensors, or, if you trust the file, load it "
-            "yourself and pass what it holds"
+            "(CVE-2026-24747); use torch 2.10 or later, save the tensors as safetensors, or, if "
+            "you trust the file, load it yourself and pass what it holds"
         )
     try:
         with path.open("rb") as file:
@@ -84,9 +83,8 @@ def read_pickle(path: Path) -> Any:  # noqa: ANN401 - whatever was saved
     except Exception as error:
         raise CheckpointError(
             f"{path} is refused: {_reason(error)}. It must be what torch.save writes of tensors, "
-            "numbers, text, lists and "
-            "dicts, undamaged; if you trust it and it holds other objects, load it yourself and "
-            "pass a dict of tensors"
+            "numbers, text, lists and dicts, undamaged; if you trust it and it holds other "
+            "objects, load it yourself and pass a dict of tensors"
         ) from error
 
 
@@ -125,13 +123,13 @@ def fill(network: nn.Module, state: Mapping[str, Any], source: str) -> None:
         ):
             raise CheckpointError(
                 f"{source} holds {name} of shape {tuple(new.shape)} and {new.dtype}, and the "
-                f"network has {tuple(value.shape)} "
-                f"and {value.dtype}; build the network with the settings that it was trained with"
+                f"network has {tuple(value.shape)} and {value.dtype}; build the network with the "
+                "settings that it was trained with"
             )
         if not bool(new.to(value.dtype).isfinite().all()):
             raise CheckpointError(
-                f"{source} holds NaN or infinite numbers in {name}; it is "
-                "damaged, or training diverged"
+                f"{source} holds NaN or infinite numbers in {name}; it is damaged, or training "
+                "diverged"
             )
     network.load_state_dict({name: state[name] for name in own})
 

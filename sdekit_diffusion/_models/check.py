@@ -190,8 +190,8 @@ def _judged(
     """The model's own errors with the verdict; a failure that no alternative explains is raised."""
     at = own.noise[own.ratios.index(own.worst)]
     said = (
-        f"at sigma / alpha = {at:.3g} its error is {own.worst:.3g} times that of a guess "
-        "from mean and deviation"
+        f"at sigma / alpha = {at:.3g} its error is {own.worst:.3g} times that of a guess from mean "
+        "and deviation"
     )
     if failure is not None:
         said = f"its network fails with {type(failure).__name__}: {failure}"

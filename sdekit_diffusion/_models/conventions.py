@@ -77,8 +77,8 @@ def _reverse_flows(model: ScoreModel) -> Iterator[tuple[str, ScoreModel]]:
             model.net, "flow", "reverse_flow", conditioning=(-n, n), data_std=model.data_std
         )
         change = (
-            f"sde='flow', predicts='reverse_flow' and conditioning=({-n}, {n}), flow matching "
-            "with time from noise to data,"
+            f"sde='flow', predicts='reverse_flow' and conditioning=({-n}, {n}), flow matching with "
+            "time from noise to data,"
         )
         yield change, usual.given(**model.conditions)
 

@@ -100,8 +100,8 @@ def config_of(model: ScoreModel) -> dict[str, Any]:
         names = ", ".join(model.conditions)
         raise ValueError(
             f"this model was given {names}, which a checkpoint does not hold: save the model that "
-            "given() was called on, and "
-            f"after load(folder) call given({names.replace(', ', '=..., ')}=...) again"
+            "given() was called on, and after load(folder) call "
+            f"given({names.replace(', ', '=..., ')}=...) again"
         )
     known = nets.registry.get(type(model.net).__name__) is type(model.net)
     names = {kind: name for name, kind in DIFFUSIONS.items()}

@@ -177,8 +177,7 @@ class Shards:
             )
             raise ValueError(
                 f"{self.folder} has results of another run, with {found}; repeat that one to "
-                "finish it, or remove the folder "
-                "to begin anew"
+                "finish it, or remove the folder to begin anew"
             )
 
     def _all(self) -> dict[str, Any]:
@@ -213,8 +212,8 @@ class Shards:
             if value.ndim < 1 or len(value) != count or name == _SETTINGS:
                 given = f"{name!r}, {value.dtype} of shape {value.shape}"
                 raise ValueError(
-                    f"work({first}, {count}) returned {given}; it must return numbers "
-                    f"of shape ({count}, ...)"
+                    f"work({first}, {count}) returned {given}; it must return numbers of shape "
+                    f"({count}, ...)"
                 )
         return arrays
 

@@ -159,8 +159,8 @@ def require_minutes(minutes: float | None, folder: str | Path | None) -> None:
         )
     if minutes is not None and folder is None:
         raise ValueError(
-            "after so many minutes the run ends with a checkpoint to go on from: give "
-            "its folder= too"
+            "after so many minutes the run ends with a checkpoint to go on from: give its folder= "
+            "too"
         )
 
 
@@ -180,8 +180,8 @@ def _found(training: Training, measures: Sequence[tuple[int, Measure]]) -> dict[
                 }
         if found.keys() & _OWN:
             raise ValueError(
-                f"the names {', '.join(sorted(_OWN))} are the training's own; give "
-                "what is measured another name"
+                f"the names {', '.join(sorted(_OWN))} are the training's own; give what is "
+                "measured another name"
             )
     if due:
         wait()

@@ -215,8 +215,8 @@ class Training(Iterator[Record]):
         """
         if not self.model.training:
             raise ValueError(
-                "the training is over, or the model was put into evaluation mode; ask "
-                "for its state before that"
+                "the training is over, or the model was put into evaluation mode; ask for its "
+                "state before that"
             )
         names = [name for name, _ in self.model.named_parameters()]
         numbers = {id(weight): i for i, weight in enumerate(self._weights)}

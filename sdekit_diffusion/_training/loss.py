@@ -95,8 +95,8 @@ def draw_times(
     high = min(-math.log(end * data_std), float(sde.log_snr(0.0)))
     if not high > low:
         raise ValueError(
-            f"end = {end:g} leaves nothing to train on under {sde}; choose a smaller "
-            "one, such as 1e-3"
+            f"end = {end:g} leaves nothing to train on under {sde}; choose a smaller one, such as "
+            "1e-3"
         )
     if weighting == "plain":
         earliest = float(sde.time_within(high))

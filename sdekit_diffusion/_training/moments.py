@@ -46,8 +46,7 @@ def data_moments(
     if least >= 0 and greatest > _BYTES and whole:
         warnings.warn(
             f"the data are whole numbers from {least:g} to {greatest:g}, as bytes are: for images "
-            "in [-1, 1] use "
-            "x / 127.5 - 1, or pass transform=, such as a data set's scale.encode",
+            "in [-1, 1] use x / 127.5 - 1, or pass transform=, such as a data set's scale.encode",
             stacklevel=4,
         )
     off = total / count

@@ -133,8 +133,8 @@ class Run:
             self._resume(path)
         if not agreed(training.step, training.model.place()[1]):  # all have read before one writes
             raise RuntimeError(
-                f"the processes do not see the same checkpoints; let {folder} be "
-                "one that all of them share"
+                f"the processes do not see the same checkpoints; let {folder} be one that all of "
+                "them share"
             )
         earlier = [path for path in checkpoints(folder) if int(path.name) <= training.step]
         self._least = min(map(validation_loss_at, earlier), default=math.inf)
@@ -144,8 +144,8 @@ class Run:
         """The checkpoint to resume from, if any; refuses a folder that holds another run."""
         if not resume and checkpoints(self.folder):
             raise ValueError(
-                f"{self.folder} holds checkpoints of a run; go on with resume=True, or "
-                "choose another folder"
+                f"{self.folder} holds checkpoints of a run; go on with resume=True, or choose "
+                "another folder"
             )
         path = newest(self.folder) if resume else None
         if path is None and (self.folder / CONFIG).exists():
@@ -181,14 +181,13 @@ class Run:
         if others:
             said = ", ".join(others)
             raise ValueError(
-                f"the run in {self.folder} was begun with {said}; give the same, or "
-                "choose another folder"
+                f"the run in {self.folder} was begun with {said}; give the same, or choose another "
+                "folder"
             )
         if known["samples"] != self.notes["samples"]:
             raise ValueError(
                 f"the run in {self.folder} was begun on other data ({known['samples']}, not "
-                f"{self.notes['samples']}); give the "
-                "same, or choose another folder"
+                f"{self.notes['samples']}); give the same, or choose another folder"
             )
 
     def take(self, record: Record) -> None:

@@ -92,8 +92,7 @@ class Shuffled(AbstractSource):
         ):
             raise TypeError(
                 "data must be a tensor, an array, or an object with a length that takes a tensor "
-                "of row numbers, not "
-                f"{type(rows).__name__}; use torch.as_tensor"
+                f"of row numbers, not {type(rows).__name__}; use torch.as_tensor"
             )
         if len(rows) < 1:
             raise ValueError(f"there are no data to train on: {len(rows)} samples")
@@ -109,8 +108,8 @@ class Shuffled(AbstractSource):
         )
         digest = hashlib.sha256(some.view(torch.uint8).numpy().tobytes()).hexdigest()
         self.fingerprint = (
-            f"{n} samples of {some.dtype} {tuple(some.shape[1:])}, sha256 of "
-            f"{len(some)} {digest[:16]}"
+            f"{n} samples of {some.dtype} {tuple(some.shape[1:])}, sha256 of {len(some)} "
+            f"{digest[:16]}"
         )
 
     def _taken(self, numbers: np.ndarray) -> Tensor:

@@ -124,8 +124,8 @@ def samples(array: Array, name: str, least: int = 1) -> Array:
         )
     if array.ndim == 0 or array.size == 0 or len(array) < least:
         raise ValueError(
-            f"{name} has shape {array.shape}; it needs {least} or more samples along "
-            "its first dimension"
+            f"{name} has shape {array.shape}; it needs {least} or more samples along its first "
+            "dimension"
         )
     if array.dtype.kind != "f":
         return _images_first(array, name)
@@ -149,8 +149,8 @@ def require_alike(train: Array | Tensor, test: Array | Tensor, name: str) -> Non
     if train.shape[1:] != test.shape[1:] or train.dtype != test.dtype:
         raise ValueError(
             f"{name} holds training samples of shape {tuple(train.shape[1:])} and type "
-            f"{train.dtype} but test samples of shape "
-            f"{tuple(test.shape[1:])} and type {test.dtype}; save both in one shape and type"
+            f"{train.dtype} but test samples of shape {tuple(test.shape[1:])} and type "
+            f"{test.dtype}; save both in one shape and type"
         )
 
 
@@ -158,8 +158,7 @@ def _images_first(array: Array, name: str) -> Array:
     if not 0 <= int(array.min()) <= int(array.max()) < _MOST_LEVELS:
         raise ValueError(
             f"{name} has integers from {array.min()} to {array.max()}; the levels of an image lie "
-            "in "
-            f"[0, {_MOST_LEVELS - 1}], and other data are saved as floats"
+            f"in [0, {_MOST_LEVELS - 1}], and other data are saved as floats"
         )
     if array.ndim == 3:
         images = array[:, None]
@@ -170,8 +169,7 @@ def _images_first(array: Array, name: str) -> Array:
     if images.ndim != 4 or images.shape[1] not in (1, 3):
         raise ValueError(
             f"{name} has integers, so images, of shape {array.shape}; allowed are (N, H, W), (N, "
-            "C, H, W) and "
-            f"(N, H, W, C) with C = 1 or 3; save data that are not images as floats"
+            "C, H, W) and (N, H, W, C) with C = 1 or 3; save data that are not images as floats"
         )
     return np.ascontiguousarray(images, array.dtype.newbyteorder("="))
 
@@ -179,7 +177,7 @@ def _images_first(array: Array, name: str) -> Array:
 def _classes(labels: Array | None, n: int, name: str) -> NDArray[np.int64] | None:
     if labels is not None and (labels.dtype.kind not in "ui" or labels.shape != (n,)):
         raise ValueError(
-            f"{name} have shape {labels.shape} and type {labels.dtype}; give one "
-            f"integer for each of {n} samples"
+            f"{name} have shape {labels.shape} and type {labels.dtype}; give one integer for each "
+            f"of {n} samples"
         )
     return None if labels is None else labels.astype(np.int64)

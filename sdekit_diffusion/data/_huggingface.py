@@ -128,8 +128,7 @@ def load_datasets(given: str, *, streaming: bool) -> Dataset:
     except Exception as error:  # of its own, of Arrow and of the network
         raise ValueError(
             f"{name} cannot be opened ({reason(error)}); give a folder that save_to_disk wrote, a "
-            ".parquet file, a folder of "
-            "such files or of images, or a name on the hub"
+            ".parquet file, a folder of such files or of images, or a name on the hub"
         ) from error
     return from_datasets(found, column or None, name=name)
 
@@ -209,8 +208,8 @@ def _of_streams(train: _Split, test: _Split | None, buffer: int) -> Dataset:
         held = list(itertools.islice(_chained(test.shards()), _FIRST))
     if not head or not held:
         raise ValueError(
-            f"{train.name} has no samples to train on or none to hold out; its first "
-            "shard needs two or more"
+            f"{train.name} has no samples to train on or none to hold out; its first shard needs "
+            "two or more"
         )
     known = train.read(head)
     held_out = (test or train).read(held)
@@ -245,8 +244,7 @@ def _column(first: dict[str, Any], name: str) -> str:
     if len(found) != 1:
         raise ValueError(
             f"{name} has the columns {', '.join(first) or 'of no samples'}, of which {len(found)} "
-            "hold images or arrays of "
-            f"numbers; name one, as column=... or after a # behind the name"
+            "hold images or arrays of numbers; name one, as column=... or after a # behind the name"
         )
     return found[0]
 

@@ -129,8 +129,8 @@ class Scale:
             return values.to(dtype)
         if not bool(x.isfinite().all()):
             raise ValueError(
-                "x has NaN or infinite values, which have no level; find out why "
-                "those samples diverged"
+                "x has NaN or infinite values, which have no level; find out why those samples "
+                "diverged"
             )
         return values.floor().clamp(0, self.levels - 1).to(dtype)
 

@@ -69,9 +69,8 @@ def load(name: str | Path, *, seed: int = 0) -> Dataset:
         return of_arrays(str(path), numpy_arrays(path))
     given = "is a file of another kind" if path.is_file() else "does not exist"
     raise ValueError(
-        f"'{name}' {given}; choose one of {', '.join(sources())}, a .npy or "
-        ".npz file, a folder of png or jpg images, or hf: "
-        f"and a data set of Hugging Face's{did_you_mean(name, sources())}"
+        f"'{name}' {given}; choose one of {', '.join(sources())}, a .npy or .npz file, a folder of "
+        f"png or jpg images, or hf: and a data set of Hugging Face's{did_you_mean(name, sources())}"
     )
 
 
@@ -108,8 +107,8 @@ def _mnist() -> Dataset:
 def _fashion() -> Dataset:
     if not has_idx(_FASHION):
         raise ImportError(
-            f"{_FASHION} is missing: apt-get install dataset-fashion-mnist, or load "
-            "a folder with its four files"
+            f"{_FASHION} is missing: apt-get install dataset-fashion-mnist, or load a folder with "
+            "its four files"
         )
     return of_arrays("fashion-mnist", idx_arrays(_FASHION))
 

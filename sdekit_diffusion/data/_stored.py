@@ -137,8 +137,7 @@ def stacked(arrays: Sequence[Array], called: Callable[[int], str]) -> Array:
         if (array.shape, array.dtype) != (arrays[0].shape, arrays[0].dtype):
             raise ValueError(
                 f"{called(i)} has shape {array.shape} and type {array.dtype} but {called(0)} has "
-                f"{arrays[0].shape} and "
-                f"{arrays[0].dtype}; all samples must have one shape and type"
+                f"{arrays[0].shape} and {arrays[0].dtype}; all samples must have one shape and type"
             )
     return np.stack(arrays)
 
@@ -158,7 +157,7 @@ def scale_of(values: Tensor, name: str) -> Scale:
         return Scale.standard(values)
     if values.dtype != torch.uint8:
         raise ValueError(
-            f"{name} has type {values.dtype}; of so large a set, and of a stream, "
-            "store images as uint8"
+            f"{name} has type {values.dtype}; of so large a set, and of a stream, store images as "
+            "uint8"
         )
     return Scale.quantised(256)

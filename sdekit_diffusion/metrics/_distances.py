@@ -160,8 +160,8 @@ def mmd(
     first, second = pair(a, b, least=2)
     if kernel not in ("rbf", "polynomial") or (kernel == "polynomial" and bandwidth is not None):
         raise ValueError(
-            "kernel must be 'rbf', or 'polynomial' without a bandwidth; not "
-            f"{kernel!r} and {bandwidth}"
+            f"kernel must be 'rbf', or 'polynomial' without a bandwidth; not {kernel!r} and "
+            f"{bandwidth}"
         )
     if kernel == "polynomial":
         d = first.shape[1]

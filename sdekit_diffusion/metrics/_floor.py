@@ -81,8 +81,7 @@ def sampling_floor(
     if len(reference) < n + against:
         raise ValueError(
             f"the reference has {len(reference)} samples; two disjoint sets of {n} and {against} "
-            f"need {n + against}: "
-            f"take smaller ones"
+            f"need {n + against}: take smaller ones"
         )
     rng = np.random.default_rng(seed)
     found = []

@@ -85,8 +85,8 @@ def image_features(
     if len(known) < 3 or min(images.shape[2:]) < _SMALLEST:
         raise ValueError(
             f"{len(known)} classes of images of {images.shape[2]} x {images.shape[3]} pixels; "
-            "these features need three "
-            f"classes and {_SMALLEST} pixels along each side, or take classifier_features"
+            f"these features need three classes and {_SMALLEST} pixels along each side, or take "
+            "classifier_features"
         )
     targets = torch.from_numpy(classes.reshape(-1))
     with torch.random.fork_rng([]), torch.enable_grad():

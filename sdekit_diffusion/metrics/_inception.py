@@ -191,8 +191,7 @@ def _require_tensors(weights: str | Path) -> None:
 def _missing(error: Exception) -> OSError:
     return OSError(
         f"the standard Inception network's weights cannot be had ({error}); give weights= a file "
-        "that holds them, or a "
-        "network= of your own"
+        "that holds them, or a network= of your own"
     )
 
 
@@ -221,6 +220,6 @@ def _require_standard(*sets: Tensor) -> None:
         if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
             raise ValueError(
                 f"images are {images.dtype} of shape {tuple(images.shape)}, and the standard "
-                "network takes uint8 (N, 3, H, W); "
-                f"give levels from 0 to 255, grey ones three times, or a network= of your own"
+                "network takes uint8 (N, 3, H, W); give levels from 0 to 255, grey ones three "
+                "times, or a network= of your own"
             )

@@ -105,8 +105,8 @@ def modes(x: Samples, law: Mixture) -> Modes:
     n, d = samples.shape
     if d != centres.shape[1]:
         raise ValueError(
-            f"x has samples of {d} numbers, and the mixture's means have "
-            f"{centres.shape[1]}; they must agree"
+            f"x has samples of {d} numbers, and the mixture's means have {centres.shape[1]}; they "
+            "must agree"
         )
     roots = np.linalg.cholesky(points(law.covariances, "covariances").reshape(-1, d, d))
     white = [

@@ -21,13 +21,13 @@ def points(x: Samples, name: str, least: int = 1) -> Matrix:
     array = np.asarray(x.detach().cpu().double() if isinstance(x, Tensor) else x, dtype=np.float64)
     if array.ndim == 0 or len(array) < least or array.size == 0:
         raise ValueError(
-            f"{name} has shape {array.shape}; it needs {least} or more samples along "
-            "its first dimension"
+            f"{name} has shape {array.shape}; it needs {least} or more samples along its first "
+            "dimension"
         )
     if not np.isfinite(array).all():
         raise ValueError(
-            f"{name} has NaN or infinite values; remove those samples, or find out "
-            "why they diverged"
+            f"{name} has NaN or infinite values; remove those samples, or find out why they "
+            "diverged"
         )
     return array.reshape(len(array), -1)
 
@@ -45,8 +45,7 @@ def pair(
     if first.shape[1] != second.shape[1]:
         raise ValueError(
             f"samples of {names[0]} have {first.shape[1]} numbers and samples of {names[1]} "
-            f"{second.shape[1]}; "
-            f"compare sets of samples of one shape"
+            f"{second.shape[1]}; compare sets of samples of one shape"
         )
     return first, second
 

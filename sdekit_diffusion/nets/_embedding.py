@@ -63,6 +63,6 @@ def check_time(x: Tensor, t: Tensor) -> None:
     if t.shape != x.shape[:1]:
         raise ValueError(
             f"t has shape {tuple(t.shape)} but x has shape {tuple(x.shape)}: the network needs one "
-            "time per sample, "
-            f"shape {tuple(x.shape[:1])}; expand a single time with t.expand(len(x))"
+            f"time per sample, shape {tuple(x.shape[:1])}; expand a single time with "
+            "t.expand(len(x))"
         )

@@ -46,8 +46,8 @@ class MLP(nn.Module):
         super().__init__()
         if min(width, depth, *shape) < 1:
             raise ValueError(
-                f"MLP needs positive sizes; given shape={tuple(shape)}, "
-                f"width={width}, depth={depth}"
+                f"MLP needs positive sizes; given shape={tuple(shape)}, width={width}, "
+                f"depth={depth}"
             )
         self.config: dict[str, int | list[int]] = {
             "shape": list(shape),
@@ -79,8 +79,7 @@ class MLP(nn.Module):
         if x.dim() == 0 or x.shape[1:] != self.shape:
             raise ValueError(
                 f"x has shape {tuple(x.shape)} but this MLP was built for a batch of samples of "
-                f"shape {self.shape}; reshape x "
-                f"or build MLP(shape=...) for your data"
+                f"shape {self.shape}; reshape x or build MLP(shape=...) for your data"
             )
         check_time(x, t)
         embedding = self.embedding(t)

@@ -74,8 +74,8 @@ class AbstractRefineNet(nn.Module, ABC):
         if x.dim() != 4 or x.shape[1] != self.channels or min(x.shape[2:]) < 1:
             raise ValueError(
                 f"x has shape {tuple(x.shape)} but this {type(self).__name__} was built for (B, "
-                f"{self.channels}, H, W); "
-                f"reshape x or build {type(self).__name__}(channels=...) for your images"
+                f"{self.channels}, H, W); reshape x or build {type(self).__name__}(channels=...) "
+                "for your images"
             )
         check_time(x, t)
         weights = self._weights(t).to(x.dtype)

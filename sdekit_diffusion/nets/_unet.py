@@ -127,8 +127,7 @@ class UNet(nn.Module):
         ):
             raise ValueError(
                 "UNet needs positive sizes and one entry of attention for each of multipliers; "
-                f"given {channels=}, "
-                f"{width=}, {blocks=}, multipliers={tuple(multipliers)}, "
+                f"given {channels=}, {width=}, {blocks=}, multipliers={tuple(multipliers)}, "
                 f"attention={tuple(attention)}"
             )
         self.config: dict[str, int | float | list[int] | list[bool]] = {
@@ -195,13 +194,11 @@ class UNet(nn.Module):
         if x.dim() != 4 or x.shape[1] != self.channels:
             raise ValueError(
                 f"x has shape {tuple(x.shape)} but this UNet was built for (B, {self.channels}, H, "
-                "W); reshape x or "
-                f"build UNet(channels=...) for your images"
+                "W); reshape x or build UNet(channels=...) for your images"
             )
         if min(x.shape[2:]) < 1 or x.shape[2] % self.divisor or x.shape[3] % self.divisor:
             raise ValueError(
                 f"x has images of {x.shape[2]} x {x.shape[3]} but this UNet halves them "
-                f"{len(self.down) - 1} times, so both "
-                f"sizes must be positive multiples of {self.divisor}; pad the images or use fewer "
-                "multipliers"
+                f"{len(self.down) - 1} times, so both sizes must be positive multiples of "
+                f"{self.divisor}; pad the images or use fewer multipliers"
             )
