@@ -16,10 +16,11 @@ Function = Callable[[Tensor, Tensor], Any]  # of x and t, what a network is call
 class Fault:
     """What is wrong, and what would be right.
 
-    Attributes: name: what is wrong. make: a sound function to a faulty one. right: a sound function
-        to one whose results are those that the faulty one should give; None where there are none,
-        and
-            it must be refused.
+    Attributes:
+        name: what is wrong.
+        make: a sound function to a faulty one.
+        right: a sound function to one whose results are those that the faulty one should give; None
+            where there are none, and it must be refused.
     """
 
     name: str

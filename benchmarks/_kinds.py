@@ -32,10 +32,14 @@ from sdekit_diffusion import (
 class Kind:
     """A kind of file.
 
-    Attributes: name: what it is. file: which of the files in the folder is damaged. write: makes
-        them, sound, in a folder. load: what the loader makes of the folder, as named values.
-        errors: with which it may refuse, always with a message. knows: whether the format has a
-        checksum over all that matters, so that no damage may go unnoticed.
+    Attributes:
+        name: what it is.
+        file: which of the files in the folder is damaged.
+        write: makes them, sound, in a folder.
+        load: what the loader makes of the folder, as named values.
+        errors: with which it may refuse, always with a message.
+        knows: whether the format has a checksum over all that matters, so that no damage may go
+            unnoticed.
     """
 
     name: str
