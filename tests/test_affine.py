@@ -14,6 +14,7 @@ from sdekit_diffusion import (
     DDPM,
     DIFFUSIONS,
     VPSDE,
+    AbstractModel,
     GaussianMixture,
     ScoreModel,
     linear_betas,
@@ -128,6 +129,30 @@ def test_numbers_are_those_of_each_model():
             for net, found in zip(nets, together, strict=True):
                 affine._ROWS.clear()
                 assert torch.equal(found, draw(net))
+
+
+@pytest.mark.parametrize("method", ["default", "ddim", "heun", "ancestral", "ode"])
+def test_subclasses_are_asked_by_their_own_predictions(method):
+    """Not by the network's output: one that clips its data has samples of that law."""
+
+    class Clipped(ScoreModel):
+        def predict_data(self, l, u):
+            return super().predict_data(l, u).clamp(-1, 1)
+
+        def predict_noise(self, l, u):
+            return AbstractModel.predict_noise(self, l, u)
+
+    clipped = Clipped(lambda x, t: 3 * torch.tanh(x), "vp", "data", shape=(3,), data_std=1.0)
+    steps = None if method == "ode" else 20
+    assert sample(clipped, 8, method=method, steps=steps, seed=0).abs().max() < 1.3
+
+
+def test_hooks_of_a_model_are_called():
+    own = model("vp", "noise", "time", 0.0)
+    calls = []
+    own.register_forward_hook(lambda *_: calls.append(1))
+    sample(own, 2, method="ddim", steps=4, seed=0)
+    assert len(calls) == 4
 
 
 def test_what_may_be_a_key():

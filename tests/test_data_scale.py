@@ -5,6 +5,7 @@ what depends on them.
 import math
 import warnings
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -19,6 +20,8 @@ from sdekit_diffusion import (
     ScoreModel,
     SubVPSDE,
     Training,
+    decode,
+    encode,
     fit,
     load,
     log_likelihood,
@@ -213,3 +216,110 @@ def test_too_little_noise_for_the_data_is_warned_of_by_name():
             r"\d.*larger sigma_max",
         ):
             sample(model, 4, sde=VESDE(0.01, 50.0), shape=(2,), steps=3, seed=0)
+
+
+def test_estimates_follow_all_that_they_depend_on():
+    """Weights written through `.data`, buffers, a network in place of another, a condition, and the
+    range of the data.
+    """
+
+    class Net(Scaled):
+        def __init__(self, std):
+            super().__init__(std)
+            self.register_buffer("factor", torch.tensor(1.0))
+
+        def forward(self, x, t, wide=1.0):
+            sigma = VPSDE().sigma(t)[:, None]
+            s = self.std * self.factor * wide
+            return x * sigma / ((VPSDE().alpha(t)[:, None] * s) ** 2 + sigma**2)
+
+    wide = torch.tensor(1.0)
+    model = ScoreModel(Net(1.0), "vp", shape=(4,)).given(wide=wide)
+
+    def estimated(std):
+        return data_scale(model, None).std == pytest.approx(std, rel=0.03)
+
+    assert estimated(1.0)
+    model.net.std.data.copy_(torch.tensor(3.0))
+    assert estimated(3.0)
+    model.net.factor.fill_(0.5)
+    assert estimated(1.5)
+    wide.fill_(2.0)
+    assert estimated(3.0)
+    model.net = Net(0.5)
+    assert estimated(1.0)
+
+
+def test_a_mean_that_is_known_is_kept():
+    """With a standard deviation that is estimated, and where none can be."""
+    model = ScoreModel(Scaled(3.0), "vp", shape=(4,), data_mean=torch.full((4,), 0.5))
+    found = data_scale(model, None)
+    assert torch.equal(found.mean, torch.full((4,), 0.5))
+    assert found.std == pytest.approx(3.0, rel=0.05)
+    labelled = ScoreModel(Scaled(3.0), "vp", shape=(4,), data_mean=7.0).given(y=torch.arange(3))
+    assert (data_scale(labelled, None).mean, data_scale(labelled, None).std) == (7.0, 1.0)
+
+
+def test_a_mean_is_found_where_the_noise_hides_little():
+    """The largest noise is four standard deviations of the data, and the mean is ten away."""
+    law = GaussianMixture([1.0], torch.full((1, 4), 200.0, dtype=torch.float64), [20.0**2])
+    model, _ = as_model(plain(law, EDMSDE(80.0)), EDMSDE(80.0), (4,))
+    found = data_scale(model, (4,))
+    assert (found.mean - 200.0).abs().max() < 0.06 * 20.0
+    assert found.std == pytest.approx(20.0, rel=0.05)
+
+
+def test_copies_of_a_model_share_what_training_records():
+    model = ScoreModel(Scaled(3.0), "vp", shape=(4,))
+    copy = model.given(y=1)
+    copy.record_scale(torch.ones(4), 2.0)
+    assert (model.data_std, copy.data_std) == (2.0, 2.0)
+    assert torch.equal(model.data_mean, torch.ones(4))
+    assert model.half().data_mean.dtype == torch.float32  # half precision may not hold it
+    model.data_std = 3.0
+    assert (copy.data_std, float(copy.data_mean[0])) == (3.0, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ({"data_std": 0.0}, "data_std = 0.0 is not a positive number"),
+        ({"data_std": math.inf}, "data_std = inf is not"),
+        ({"data_mean": math.nan}, "data_mean must be finite"),
+        ({"data_mean": torch.ones(3)}, r"data_mean has shape \(3,\), and a sample \(4,\)"),
+    ],
+)
+def test_scales_that_are_none_are_refused(arguments, said):
+    with pytest.raises(ValueError, match=said):
+        ScoreModel(Scaled(3.0), "vp", shape=(4,), **arguments)
+
+
+def test_scales_may_be_numbers_of_other_libraries(tmp_path):
+    scale = {"data_std": torch.tensor(2.0), "data_mean": np.ones(2)}
+    net = nets.MLP((2,), width=8, depth=1)
+    model = ScoreModel(net, "vp", "velocity", shape=(2,), conditioning="log_snr", **scale)
+    save(model, tmp_path)
+    again = load(tmp_path)
+    assert again.data_std == 2.0
+    assert again.data_mean.tolist() == [1.0, 1.0]
+
+
+@pytest.mark.parametrize("sde", ["vp", "flow", "cosine"])
+def test_samples_are_the_data_whatever_alpha_is_at_the_end(sde):
+    """Samples of N(m, s^2) and of what is decoded, where alpha at the end is down to 0.1."""
+    n = 4000
+    for mean, std in ((0.0, 1.0), (3000.0, 1000.0), (0.0, 1e4)):
+        law = GaussianMixture([1.0], torch.tensor([[mean]], dtype=torch.float64), [std**2])
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the noise at T is not large beside such data
+            x_T = mean_start(law, sde, n)
+            x = sample(law, sde=sde, method="ode", x_T=x_T)
+            back = decode(law, x_T, sde=sde)
+        torch.testing.assert_close(x, back, rtol=0, atol=2e-3 * std)
+        assert float(x.mean()) == pytest.approx(mean, abs=0.1 * std)
+        assert float(x.std()) == pytest.approx(std, rel=0.07)
+
+
+def mean_start(law, sde, n):
+    """Latents of exact samples."""
+    return encode(law, law.sample(n, seed=5), sde=sde)

@@ -9,18 +9,21 @@ import torch
 from test_docs import ROOT, blocks
 from torch import Tensor, nn
 
+from sdekit.elementary import scaled
 from sdekit_diffusion import (
     METHODS,
     VPSDE,
     AbstractDerivedModel,
     AdaptiveFlow,
     GaussianMixture,
+    OnClock,
     ScoreModel,
     decode,
     encode,
     log_likelihood,
     per_sample,
     sample,
+    signal_scale,
 )
 
 N = 600
@@ -171,3 +174,43 @@ def test_what_it_does_not_define_is_the_models():
     assert model.place() == model.model.place()
     assert model.data_std == 1.0
     assert model.data_mean == 0.0
+
+
+def test_fields_of_one_name_are_all_counted():
+    """A shift of a shifted model: the inner field is not hidden by the outer one."""
+
+    @dataclass(frozen=True, eq=False)
+    class Shifted(AbstractDerivedModel):
+        y: torch.Tensor = per_sample()
+
+        def predict_data(self, l, u):
+            a = signal_scale(l)
+            return self.model.predict_data(l, u - scaled(a, self.y)) + self.y
+
+    law = GaussianMixture([1.0], [[0.0]], [1.0])
+    inner = Shifted(law, torch.zeros(8, 1))
+    with pytest.raises(ValueError, match="model.y has 8 entries for 4 samples"):
+        sample(Shifted(inner, torch.zeros(4, 1)), 4, sde="vp", steps=2)
+    assert sample(Shifted(inner, torch.zeros(8, 1)), 8, sde="vp", steps=2).shape == (8, 1)
+
+
+@pytest.mark.parametrize("integrand", ["data", "velocity"])
+def test_a_shape_given_to_sample_serves_models_without_one(integrand):
+    """Rules are polynomials in a variable that depends on the number of coordinates."""
+    d = 100
+    means = torch.randn(2, d, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    law = GaussianMixture([0.5, 0.5], means, [0.1] * 2)
+    noise = lambda x, t: -VPSDE().sigma(t)[:, None] * law.score(t, x, "vp")  # noqa: E731
+
+    @dataclass(frozen=True, eq=False)
+    class Same(AbstractDerivedModel):
+        def predict_data(self, l, u):
+            return self.model.predict_data(l, u)
+
+    settings = {"method": OnClock(integrand=integrand), "steps": 8, "seed": 0, "shape": (d,)}
+    settings["dtype"] = torch.float64
+    known, unknown = (ScoreModel(noise, "vp", shape=shape, data_std=1.0) for shape in ((d,), None))
+    first = sample(Same(unknown), 2, **settings)
+    expected = sample(known, 2, **settings)
+    torch.testing.assert_close(first, expected, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(sample(Same(unknown), 2, **settings), first, rtol=0, atol=0)

@@ -175,12 +175,11 @@ def test_other_ends_and_denoising(sde):
     """At sigma/alpha = 0.1 the samples have that noise; denoised, the law of D(x)."""
     mixture = MIXTURES["2"]
     solution = sample(mixture, 4000, sde=sde, end=0.1, seed=3, return_solution=True)
-    law = mixture.marginal(float(solution.ts[-1]), KERNELS[sde])
-    assert mode_scores(solution.x, law).max() < Z
+    t = float(solution.ts[-1])
+    x = solution.x * KERNELS[sde].alpha(t)
+    assert mode_scores(x, mixture.marginal(t, KERNELS[sde])).max() < Z
     denoised = sample(mixture, 4000, sde=sde, end=0.1, seed=3, denoise=True)
-    torch.testing.assert_close(
-        denoised, mixture.denoise(float(solution.ts[-1]), solution.x, KERNELS[sde])
-    )
+    torch.testing.assert_close(denoised, mixture.denoise(t, x, KERNELS[sde]))
 
 
 def test_vp_and_subvp_give_the_same_image_on_the_clock():
@@ -483,9 +482,15 @@ def test_failures_name_time_and_rows_of_the_whole_call(method):
         with pytest.raises(
             UnfinishedError, match=r"1 of 6 samples did not reach the end \(row 5: .* at t = 0\.5"
         ) as unfinished:
-            sample(model, x_T=x_T, method=method, batch_size=4)
+            sample(model, x_T=x_T, method=method, batch_size=4, seed=7)
         assert unfinished.value.solution.x.isfinite().all(dim=1).tolist() == [True] * 5 + [False]
         assert (unfinished.value.reached[:5] < 2e-5).all()
+        assert unfinished.value.solution.seed == 7
+        with pytest.raises(UnfinishedError) as denoised:
+            sample(model, x_T=x_T, method=method, batch_size=4, denoise=True)
+        more = denoised.value.solution.evaluations - unfinished.value.solution.evaluations
+        assert more[:5].tolist() == [1] * 5
+        assert (denoised.value.solution.x[:5] == 0).all()  # the data that the network predicts
         return
     with pytest.raises(NotFiniteError, match="1 of 6 samples") as caught:
         sample(model, x_T=x_T, method=method, steps=40, seed=0, batch_size=4)

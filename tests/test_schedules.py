@@ -301,12 +301,11 @@ ON_THE_CLOCK = [name for name in METHODS if name not in (*NATURAL, "adaptive_sde
 
 
 @functools.cache
-def over_alpha(method, sde):
-    """Six samples over alpha, on the range that all diffusions share: that of the model."""
+def drawn(method, sde):
+    """Six samples on the range that all diffusions share: that of the model."""
     steps = None if method == "ode" else 12
     settings = {"steps": steps, "seed": 4, "end": 0.02 / SHARED.data_std, "dtype": torch.float64}
-    x = sample(SHARED, 6, sde=sde, method=method, **settings)
-    return x / sde.alpha(float(sde.time(-math.log(0.02))))
+    return sample(SHARED, 6, sde=sde, method=method, **settings)
 
 
 @pytest.mark.parametrize("sde", [name for name in DEFAULTS if name != "vp"])
@@ -315,7 +314,7 @@ def test_on_the_clock_every_method_gives_the_same_samples_under_all_diffusions(m
     """To rounding, or to the tolerance, which is one of x."""
     atol = 1e-4 if method == "ode" else 1e-9
     torch.testing.assert_close(
-        over_alpha(method, DEFAULTS[sde]), over_alpha(method, DEFAULTS["vp"]), rtol=0, atol=atol
+        drawn(method, DEFAULTS[sde]), drawn(method, DEFAULTS["vp"]), rtol=0, atol=atol
     )
 
 
@@ -327,16 +326,8 @@ def test_on_the_clock_all_diffusions_give_the_same_samples(sde, method, atol):
     """Up to the ends: where they start, and for NCSN where it stops. Deviations of the modes are
     0.14 and 0.22.
     """
-    a, b = (
-        sample(MIXTURE, 300, sde=name, method=method, seed=4) / DEFAULTS[name].alpha(end(name))
-        for name in ("vp", sde)
-    )
+    a, b = (sample(MIXTURE, 300, sde=name, method=method, seed=4) for name in ("vp", sde))
     torch.testing.assert_close(b, a, rtol=0, atol=atol if sde != "ncsn" else 6e-3)
-
-
-def end(name):
-    """The time at which samples under a diffusion are."""
-    return float(DEFAULTS[name].time(span_of(MIXTURE, DEFAULTS[name], 1e-3)[1]))
 
 
 @pytest.mark.parametrize("method", ["default", OnClock(eta=1.0), "ode", *NATURAL], ids=str)
@@ -388,9 +379,7 @@ def test_a_model_of_one_diffusion_under_the_others(predicts):
         model = exact(DEFAULTS[own], predicts, "time")
         for sde in ("edm", "flow", "cosine"):
             x = sample(model, 50, sde=sde, method=FINE, seed=1, dtype=torch.float64)
-            torch.testing.assert_close(
-                x / DEFAULTS[sde].alpha(end(sde)), expected, rtol=0, atol=1e-3
-            )
+            torch.testing.assert_close(x, expected, rtol=0, atol=1e-3)
             density = data_with_noise(-math.log(1e-3 * MIXTURE.data_std))
             torch.testing.assert_close(
                 log_likelihood(model, X, sde=sde, method=FINE).value, density, rtol=0, atol=2e-3

@@ -4,7 +4,7 @@ denoiser.
 
 import math
 from collections.abc import Hashable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from weakref import WeakKeyDictionary
 
 import torch
@@ -22,8 +22,10 @@ _NUMBERS = 2048
 _POINTS = (8, 256)  # the least and the largest number of points
 _NOISY = 8.0  # noise over the standard deviation of the data at which their law is nearly normal
 _CLEAN = 0.3  # the same where the estimate is final
+_STILL = 0.02  # of the standard deviation: how far the mean may have moved at last
 _JUMP = 16.0  # the largest factor from a level to the next in search of the first
 _LEVELS = 16
+_READ = 16  # tensors of which a number is read to see whether they have changed
 _ALL = 0.98  # of the variance: a network that denoises nothing, as before training
 
 
@@ -44,13 +46,20 @@ def data_scale(model: AbstractModel, shape: tuple[int, ...] | None) -> DataScale
     """As the model knows them; else estimated from the denoiser, in some seven evaluations of a
     small batch.
 
-    Where neither is possible, as with labels per sample, they are those of data that fill a quarter
-    of the model's `data_range` on either side of its middle, or 0 and 1.
+    A mean that the model knows is kept. Where neither is possible, as with labels per sample, they
+    are those of data that fill a quarter of the model's `data_range` on either side of its middle,
+    or 0 and 1.
     """
     if model.data_std is not None:
         return DataScale(model.data_mean, model.data_std)
-    if isinstance(model, AbstractDerivedModel):
-        return data_scale(model.model, shape)
+    inner = model.model if isinstance(model, AbstractDerivedModel) else None
+    found = _unknown(model, shape) if inner is None else data_scale(inner, shape)
+    known = isinstance(model.data_mean, Tensor) or model.data_mean != 0
+    return replace(found, mean=model.data_mean) if known else found
+
+
+def _unknown(model: AbstractModel, shape: tuple[int, ...] | None) -> DataScale:
+    """The estimate, which is kept as long as the model is the same."""
     low, high = getattr(model, "data_range", None) or (-2.0, 2.0)
     usual = DataScale((low + high) / 2, (high - low) / 4)
     known = model.shape if shape is None else shape
@@ -66,14 +75,35 @@ def data_scale(model: AbstractModel, shape: tuple[int, ...] | None) -> DataScale
 
 
 def _key(model: AbstractModel, shape: tuple[int, ...]) -> Hashable | None:
-    """What an estimate depends on, as far as torch counts changes of weights; None where there are
-    none to count.
+    """What an estimate depends on: conventions, the network, its weights and buffers as torch
+    counts their changes, and some of their numbers, as writes to `.data` are not counted. None
+    where there are no weights.
     """
-    weights = [weight for network in model.networks() for weight in network.parameters()]
-    if not weights or any(weight.is_inference() for weight in weights):
+    held = [
+        value
+        for network in model.networks()
+        for value in (*network.parameters(), *network.buffers())
+    ]
+    if not held or any(value.is_inference() for value in held):
         return None
-    conventions = (getattr(model, name, None) for name in ("sde", "predicts", "conditioning"))
-    return shape, *conventions, *((weight.data_ptr(), weight._version) for weight in weights)
+    conditions = getattr(model, "conditions", {}).items()
+    held += [value for _, value in conditions if isinstance(value, Tensor)]
+    names = ("sde", "predicts", "conditioning", "data_range")
+    return (
+        shape,
+        id(getattr(model, "net", None)),
+        *(getattr(model, name, None) for name in names),
+        *((name, id(value)) for name, value in conditions),
+        *((value.data_ptr(), value._version) for value in held),
+        *_some_numbers(held),
+    )
+
+
+def _some_numbers(held: list[Tensor]) -> list[float]:
+    """The first number of some tensors, evenly chosen among them, read at once."""
+    chosen = [value for value in held if value.numel()][:: 1 + len(held) // _READ]
+    first = [value.detach().reshape(-1)[0].to(torch.float64) for value in chosen]
+    return torch.stack(first).tolist() if first else []
 
 
 def _estimated(model: AbstractModel, shape: tuple[int, ...], usual: DataScale) -> DataScale:
@@ -121,14 +151,16 @@ def _carried(model: AbstractModel, z: Tensor, largest: float, least: float) -> t
     for _ in range(_LEVELS):
         v = mean + math.hypot(y, std) * z
         data = _denoised(model, v, y)
+        moved = float((data.mean(dim=0) - mean).square().mean().sqrt())
         mean = data.mean(dim=0)
         std = _kept(v, data, y)
         if not math.isfinite(std):
             return mean, std
         lower = min(y, max(start * std, y / _JUMP))
-        if lower > 0.7 * y:
+        if lower <= 0.7 * y:
+            y = lower
+        elif moved <= _STILL * std:  # where the largest noise hides little, D is far from the mean
             break
-        y = lower
     v = mean + math.hypot(y, std) * z
     last = None
     for _ in range(_LEVELS):

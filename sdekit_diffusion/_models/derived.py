@@ -83,8 +83,11 @@ class AbstractDerivedModel(AbstractModel):
         return replace(self, **chosen)
 
     def entries(self) -> dict[str, Tensor]:
-        inner = [model.entries() for model in self._models().values()]
-        return {name: value for found in [*inner, self._own()] for name, value in found.items()}
+        found = self._own()
+        for name, model in self._models().items():
+            for inner, value in model.entries().items():
+                found[f"{name}.{inner}" if inner in found else inner] = value
+        return found
 
     def networks(self) -> list[nn.Module]:
         return [network for model in self._models().values() for network in model.networks()]

@@ -6,6 +6,7 @@ import threading
 import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal, Self, cast
 
@@ -227,6 +228,14 @@ class AbstractModel(ABC):
         return torch.get_default_dtype(), torch.device("cpu")
 
 
+@dataclass
+class _DataScale:
+    """Mean and standard deviation of the data, which the copies of a model share."""
+
+    mean: Tensor | float = 0.0
+    std: float | None = None
+
+
 class ScoreModel(nn.Module, AbstractModel):
     """A network with the diffusion it is trained under and what its output means.
 
@@ -306,17 +315,12 @@ class ScoreModel(nn.Module, AbstractModel):
             raise ValueError(
                 f"data_range = {data_range} is not a least and a largest value, such as (-1, 1)"
             )
-        if not 0 < (1.0 if data_std is None else data_std) < math.inf:
-            raise ValueError(
-                f"data_std = {data_std} is not a positive number; it is the standard deviation of "
-                "a coordinate"
-            )
         self.net = net
         self.predicts: Prediction = cast(Prediction, predicts)
         self.conditioning: Conditioning = _known(conditioning)
         self.sde = diffusion(sde)  # pyright: ignore[reportIncompatibleVariableOverride] - always known
         self.shape = None if shape is None else tuple(shape)
-        self.register_buffer("_data_mean", None, persistent=False)  # moves with the network
+        self._moments = _DataScale()
         self.record_scale(data_mean, data_std)
         self.data_range = (
             None if data_range is None else (float(data_range[0]), float(data_range[1]))
@@ -326,14 +330,45 @@ class ScoreModel(nn.Module, AbstractModel):
 
     @computed
     def data_mean(self) -> Tensor | float:
-        return 0.0 if self._data_mean is None else self._data_mean
+        if isinstance(self._moments.mean, Tensor):
+            self._moments.mean = self._moments.mean.to(self.place()[1])
+        return self._moments.mean
+
+    @property
+    def data_std(self) -> float | None:
+        return self._moments.std
+
+    @data_std.setter
+    def data_std(self, std: float | None) -> None:  # pyright: ignore[reportIncompatibleVariableOverride]
+        self.record_scale(self.data_mean, std)
 
     def record_scale(self, mean: Tensor | float, std: float | None) -> None:
-        """Sets `data_mean` and `data_std`."""
-        self._data_mean = (
-            torch.as_tensor(mean).to(self.place()[1]) if isinstance(mean, Tensor) or mean else None
-        )
-        self.data_std = std
+        """Sets `data_mean` and `data_std`, also of the copies that `given` has made.
+
+        Raises:
+            ValueError: for a standard deviation that is not positive, or a mean that is not finite
+                or not shaped like one sample.
+        """
+        std = None if std is None else float(std)
+        if not 0 < (1.0 if std is None else std) < math.inf:
+            raise ValueError(
+                f"data_std = {std} is not a positive number; it is the standard deviation of a "
+                "coordinate"
+            )
+        found = torch.as_tensor(mean).detach()
+        if not bool(found.isfinite().all()):
+            raise ValueError(f"data_mean must be finite, not {mean!r:.60}")
+        if found.ndim and self.shape is not None and tuple(found.shape) != self.shape:
+            raise ValueError(
+                f"data_mean has shape {tuple(found.shape)}, and a sample {self.shape}; give a "
+                "number, or a tensor shaped like one sample"
+            )
+        if found.ndim:
+            wide = torch.promote_types(found.dtype, torch.float32)
+            self._moments.mean = found.to(device=self.place()[1], dtype=wide)
+        else:
+            self._moments.mean = float(found)
+        self._moments.std = std
 
     def given(self, **conditions: Any) -> Self:  # noqa: ANN401 - whatever the network takes
         """The same model with further arguments of its network: `net(x, t, **conditions)`.
@@ -491,9 +526,14 @@ class ScoreModel(nn.Module, AbstractModel):
             "it must return x's shape"
         )
 
-    def asking(self) -> Asking:
+    def asking(self) -> Asking | None:
+        own = (getattr(type(self), name) for name in ("predict_data", "predict_noise", "forward"))
+        if (*own,) != (ScoreModel.predict_data, ScoreModel.predict_noise, ScoreModel.forward):
+            return None  # of a subclass, which may predict anything
         parameter = next(self.parameters(), None)
-        if self.plain:
+        if self._forward_hooks or self._forward_pre_hooks:
+            ask = self
+        elif self.plain:
             ask = self.forward
         elif parameter is None:
             ask = self._asked

@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from sdekit import NotFiniteError, Point, Solution, UnfinishedError
+from sdekit import NotFiniteError, Point, Solution, UnfinishedError, computed
 from sdekit.elementary import Time, broadcast, scaled, sqrt
 from sdekit_diffusion._diffusions.diffusion import AbstractDiffusion
 from sdekit_diffusion._models.affine import Affine, Asking
@@ -31,6 +31,11 @@ class Standardised(AbstractDerivedModel):
 
     mean: Tensor | float
     std: float
+    event: tuple[int, ...] | None = None  # the shape of a sample, for a model that does not know it
+
+    @computed
+    def shape(self) -> tuple[int, ...] | None:
+        return self.model.shape if self.event is None else self.event
 
     def _given(self, l: Time, u: Tensor) -> tuple[Time, Tensor]:
         """The level and the point at which the model of x_0 is asked."""
@@ -91,13 +96,18 @@ class Coordinates:
     Attributes:
         sde: the diffusion.
         mean, std: m and s.
-        dimension: the number of coordinates of a sample.
+        event: the shape of a sample.
     """
 
     sde: AbstractDiffusion
     mean: Tensor | float = 0.0
     std: float = 1.0
-    dimension: int = 1
+    event: tuple[int, ...] = ()
+
+    @property
+    def dimension(self) -> int:
+        """The number of coordinates of a sample."""
+        return math.prod(self.event)
 
     @staticmethod
     def of(
@@ -109,11 +119,11 @@ class Coordinates:
         mean = scale.mean
         if isinstance(mean, Tensor):
             mean = mean.to(model.place()[1])
-        return Coordinates(sde, mean, scale.std, math.prod(known or ()))
+        return Coordinates(sde, mean, scale.std, tuple(known or ()))
 
     def standardised(self, model: AbstractModel) -> Standardised:
         """The model of u."""
-        return Standardised(model, self.mean, self.std)
+        return Standardised(model, self.mean, self.std, self.event)
 
     @property
     def shifts(self) -> bool:

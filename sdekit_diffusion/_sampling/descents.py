@@ -88,13 +88,24 @@ class Descents:
         )
 
     def result(self, down: Descent, found: Solution, i: int) -> Solution:
-        """A solution in the diffusion's states, denoised where that is wanted, in the dtype."""
-        solution = self.coordinates.physical_solution(found)
-        if self.denoise and len(found.x):
-            data = down.model.predict_data(self.span[1], found.x)
-            x = self.coordinates.denoised(data)
-            self._require_finite(x, float(solution.ts[-1]), i)
-            solution = replace(solution, x=x, evaluations=solution.evaluations + 1)
+        """The samples x_t / alpha of a solution, or denoised where that is wanted, in the dtype."""
+        solution = self._denoised(down, found) if self.denoise else self._samples(found)
+        if self.denoise:
+            self._require_finite(solution.x, float(solution.ts[-1]), i)
+        return solution
+
+    def _samples(self, found: Solution) -> Solution:
+        x = self.coordinates.leave(self.span, found.x)
+        return self._cast(replace(self.coordinates.physical_solution(found), x=x))
+
+    def _denoised(self, down: Descent, found: Solution) -> Solution:
+        solution = self._samples(found)
+        if not len(found.x):
+            return solution
+        x = self.coordinates.denoised(down.model.predict_data(self.span[1], found.x))
+        return self._cast(replace(solution, x=x, evaluations=solution.evaluations + 1))
+
+    def _cast(self, solution: Solution) -> Solution:
         if solution.x.dtype == self.dtype:
             return solution
         xs = None if solution.xs is None else solution.xs.to(self.dtype)
@@ -108,10 +119,13 @@ class Descents:
             raise error.seen(after=i, total=self.n)
 
     def unfinished(
-        self, error: UnfinishedError, before: Sequence[Solution], i: int
+        self, error: UnfinishedError, down: Descent, before: Sequence[Solution], i: int
     ) -> UnfinishedError:
-        """The error of a batch that begins at i, with the solutions of those before it."""
-        found = Solution.joined([*before, self.coordinates.physical_solution(error.solution)])
+        """The error of a batch that begins at i, with the samples of those before it."""
+        own = (
+            self._denoised(down, error.solution) if self.denoise else self._samples(error.solution)
+        )
+        found = replace(Solution.joined([*before, own]), seed=self.seed)
         reached = torch.as_tensor(self.coordinates.time(error.reached))
         done = torch.full((i,), float(found.ts[-1])).to(reached)
         return UnfinishedError(found, torch.cat([done, reached]), advice=error.advice)

@@ -106,15 +106,15 @@ def sample(
             of standard deviation sigma_T, not data. A warning is raised where their standard
             deviation or range is not that of such noise; data of more than one sigma_T that spread
             as the noise does cannot be told from it. n may then be left out.
-        end: the noise sigma / alpha at which the solve stops, in units of s; the samples follow the
-            law of the data with this noise.
+        end: the noise sigma / alpha at which the solve stops, in units of s. The samples are
+            x_t / alpha there: they follow the law of the data with this noise.
         denoise: replace the result x by D(x), which costs one evaluation.
         dtype, device: those of the result; those of the model unless given, or the dtype of x_T
             where that is wider. Half precision is solved in float32 and cast at the end.
         batch_size: how many samples are solved together; all unless given.
         progress: show a bar.
         callback: called with each `Point` (step, t, x) of each batch; by "ode" only with both ends.
-        save: "all" keeps every state, in `Solution.xs`; needs return_solution=True.
+        save: "all" keeps every state x_t, in `Solution.xs`; needs return_solution=True.
         return_solution: return the `Solution`, with grid, states, evaluations per sample, and seed.
 
     Returns:
@@ -173,7 +173,7 @@ def sample(
             except NotFiniteError as error:
                 raise coordinates.located(error, i, n) from None
             except UnfinishedError as error:
-                raise descents.unfinished(error, solutions, i) from None
+                raise descents.unfinished(error, down, solutions, i) from None
             solutions.append(descents.result(down, found, i))
     if not return_solution:
         return torch.cat([solution.x for solution in solutions])
