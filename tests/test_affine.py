@@ -133,7 +133,7 @@ def test_numbers_are_those_of_each_model():
 
 @pytest.mark.parametrize("method", ["default", "ddim", "heun", "ancestral", "ode"])
 def test_subclasses_are_asked_by_their_own_predictions(method):
-    """Not by the network's output: one that clips its data has samples of that law."""
+    """Not by the network's output, whose samples reach 2.98 where the clipped ones have noise."""
 
     class Clipped(ScoreModel):
         def predict_data(self, l, u):
@@ -144,7 +144,7 @@ def test_subclasses_are_asked_by_their_own_predictions(method):
 
     clipped = Clipped(lambda x, t: 3 * torch.tanh(x), "vp", "data", shape=(3,), data_std=1.0)
     steps = None if method == "ode" else 20
-    assert sample(clipped, 8, method=method, steps=steps, seed=0).abs().max() < 1.3
+    assert sample(clipped, 8, method=method, steps=steps, seed=0).abs().max() < 2
 
 
 def test_hooks_of_a_model_are_called():

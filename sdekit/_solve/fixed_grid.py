@@ -24,27 +24,25 @@ from sdekit.calling import hidden
 _CHECK = 128  # steps between two looks at whether the state is finite
 
 
-def fixed_grid_solution(
+def states_on_grid(
     steps: Steps,
     x0: Tensor,
     *,
-    save: bool,
     gradient: AbstractGradient | None,
     callback: Callable[[Point], None] | None,
     throw: bool,
-) -> Solution:
-    """The solution after all steps; arguments as in `solve`, and whether all states are kept."""
-    gradient = gradient if len(x0) else None
-    every = save or callback is not None
-    if gradient is None:
+    every: bool,
+) -> Iterator[Point]:
+    """The states of a solve, every one or the first and the last; arguments as in `solve`."""
+    if gradient is None or not len(x0):
         states = points(steps, x0, check=throw, every=every)
     else:
-        states = _differentiable(steps, x0, gradient, every=every)
-    states = states if callback is None else _watched(states, callback)
-    xs = _collected(states, len(steps.ts)) if save else None
-    x = deque(states, maxlen=1).pop().x if xs is None else xs[-1]
-    if gradient is not None and throw:
-        _require_finite(steps, x0, x)
+        states = _differentiable(steps, x0, gradient, every=every, check=throw)
+    return states if callback is None else _watched(states, callback)
+
+
+def solution_on_grid(steps: Steps, x: Tensor, xs: Tensor | None, *, throw: bool) -> Solution:
+    """The solution that ends at x, with all states or without."""
     seed = None if steps.noise is None else steps.noise.seed
     at = torch.tensor(steps.ts, dtype=torch.float64)
     evaluations = steps.problem.evaluations
@@ -55,12 +53,15 @@ def fixed_grid_solution(
 
 
 def _differentiable(
-    steps: Steps, x0: Tensor, gradient: AbstractGradient, *, every: bool
+    steps: Steps, x0: Tensor, gradient: AbstractGradient, *, every: bool, check: bool
 ) -> Iterator[Point]:
     """The states of a solve whose gradients do not come from all of autograd's record."""
     yield Point(0, steps.ts[0], x0)
+    x = x0
     for i, x in gradient.states(steps, x0, every=every):
         yield Point(i, steps.ts[i], x)
+    if check:
+        _require_finite(steps, x0, x)
 
 
 def _require_finite(steps: Steps, x0: Tensor, x: Tensor) -> None:
@@ -81,7 +82,7 @@ def _watched(points: Iterator[Point], callback: Callable[[Point], None]) -> Iter
         yield point
 
 
-def _collected(points: Iterator[Point], size: int) -> Tensor:
+def collected(points: Iterator[Point], size: int) -> Tensor:
     """All states as one tensor, `(size, batch, *event)`."""
     # To write in place would copy the gradient of all states at each step.
     if torch.is_grad_enabled():

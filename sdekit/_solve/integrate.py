@@ -1,5 +1,6 @@
 """integrate and solve: the solution of an equation by a solver."""
 
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal
 
@@ -12,7 +13,7 @@ from sdekit._noise.white import AbstractNoise, WhiteNoise
 from sdekit._solve.adaptive import AdaptiveSolve
 from sdekit._solve.arguments import require_adaptive, require_kinds, require_pairing, require_save
 from sdekit._solve.control import PIDController
-from sdekit._solve.fixed_grid import fixed_grid_solution, points
+from sdekit._solve.fixed_grid import collected, points, solution_on_grid, states_on_grid
 from sdekit._solve.gradient import AbstractGradient
 from sdekit._solve.solution import Counted, Point, Solution, Status, UnfinishedError, require_state
 from sdekit._solve.steps import Steps
@@ -125,9 +126,12 @@ def solve(
     if control is None or not len(x0):
         steps = Steps(counted, grid, solver.plan(counted, grid), noise)
         callback = callback if control is None else None
-        return fixed_grid_solution(
-            steps, x0, save=save == "all", gradient=gradient, callback=callback, throw=throw
-        )
+        every = save == "all" or callback is not None
+        settings = {"gradient": gradient, "callback": callback, "throw": throw, "every": every}
+        states = states_on_grid(steps, x0, **settings)
+        xs = collected(states, len(grid)) if save == "all" else None
+        x = deque(states, maxlen=1).pop().x if xs is None else xs[-1]
+        return solution_on_grid(steps, x, xs, throw=throw)
     solution, reached = AdaptiveSolve(
         counted,
         x0,

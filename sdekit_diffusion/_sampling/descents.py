@@ -112,7 +112,7 @@ class Descents:
         return replace(solution, x=solution.x.to(self.dtype), xs=xs)
 
     def _require_finite(self, x: Tensor, t: float, i: int) -> None:
-        spoilt = ~torch.isfinite(x).reshape(len(x), -1).all(dim=1)
+        spoilt = ~torch.isfinite(x).flatten(1).all(dim=1) if x.ndim > 1 else ~torch.isfinite(x)
         if bad := spoilt.nonzero().flatten().tolist():
             after = "the denoising that follows step"
             error = NotFiniteError(self.steps, t, bad, len(x), after)
