@@ -4,7 +4,7 @@ import attack
 import pytest
 import torch
 
-from sdekit._solve.solution import Counted
+from sdekit._solve.counted import Counted
 
 CASES = attack.cases()
 

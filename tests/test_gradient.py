@@ -37,7 +37,7 @@ from sdekit import (
     solve,
     uniform,
 )
-from sdekit._equations.sde import derivative
+from sdekit._equations.derivative import derivative
 from sdekit._solve.gradient import _require_return
 from sdekit._solvers.planned import AbstractPlanned
 

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from sdekit._computed import computed
-from sdekit._equations.sde import AbstractSDE, NoiseType, derivative
+from sdekit._equations.derivative import derivative
+from sdekit._equations.sde import AbstractSDE, NoiseType
 from sdekit.calling import ChangedError, checked_call, require_order, require_real, swapped
 from sdekit.elementary import Time, axpy
 

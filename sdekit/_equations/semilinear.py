@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from sdekit._equations.sde import ODE, SDE, AbstractSDE, NoiseType, SDEType
+from sdekit._equations.functions import ODE, SDE
+from sdekit._equations.sde import AbstractSDE, NoiseType, SDEType
 from sdekit.calling import checked_call
 from sdekit.elementary import Time
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sdekit._equations.sde import AbstractSDE
 from sdekit._likelihood.divergence import AbstractTrace, quadratic_forms
-from sdekit._solve.solution import Counted
+from sdekit._solve.counted import Counted
 from sdekit._solve.working import Move
 from sdekit._solvers import AbstractSolver
 from sdekit._solvers.contract import Tree

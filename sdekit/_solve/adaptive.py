@@ -14,8 +14,9 @@ from torch import Tensor
 
 from sdekit._noise.white import AbstractNoise, Increment, Reader
 from sdekit._solve.control import PIDController
+from sdekit._solve.counted import Counted
 from sdekit._solve.intervals import DyadicIntervals, FreeIntervals, Interval
-from sdekit._solve.solution import Counted, Solution, Status
+from sdekit._solve.solution import Solution, Status
 from sdekit._solve.working import Found, Move, Working, spread, take, where
 from sdekit._solvers import AbstractSolver
 from sdekit._solvers.contract import Step, Tree

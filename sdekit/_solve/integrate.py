@@ -13,9 +13,10 @@ from sdekit._noise.white import AbstractNoise, WhiteNoise
 from sdekit._solve.adaptive import AdaptiveSolve
 from sdekit._solve.arguments import require_adaptive, require_kinds, require_pairing, require_save
 from sdekit._solve.control import PIDController
+from sdekit._solve.counted import Counted
 from sdekit._solve.fixed_grid import collected, points, solution_on_grid, states_on_grid
 from sdekit._solve.gradient import AbstractGradient
-from sdekit._solve.solution import Counted, Point, Solution, Status, UnfinishedError, require_state
+from sdekit._solve.solution import Point, Solution, Status, UnfinishedError, require_state
 from sdekit._solve.steps import Steps
 from sdekit._solvers import AbstractSolver
 from sdekit.calling import is_kept_leaf

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from sdekit._noise.white import AbstractNoise, Increment, NoiseQuery
-from sdekit._solve.solution import Counted
+from sdekit._solve.counted import Counted
 from sdekit._solvers.contract import AbstractSolver, Tree
 
 _BLOCK = 16  # steps whose noise is drawn together on the way back

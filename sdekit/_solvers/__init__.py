@@ -27,15 +27,9 @@ from sdekit._solvers.runge_kutta import (
     Tsit5,
 )
 from sdekit._solvers.single import AbstractSingleStep, ClockedHeun, DPMSolverSingle
-from sdekit._solvers.stochastic_runge_kutta import (
-    SEA,
-    SRA1,
-    SRA3,
-    SRID2,
+from sdekit._solvers.stochastic_runge_kutta import SEA, SRA1, SRA3, SRID2, ShARK, SlowRK, SPaRK
+from sdekit._solvers.stochastic_tableau import (
     AbstractStochasticRungeKutta,
-    ShARK,
-    SlowRK,
-    SPaRK,
     Stage,
     StochasticTableau,
 )

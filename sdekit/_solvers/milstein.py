@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sdekit._equations.sde import AbstractSDE, NoiseType, derivative
+from sdekit._equations.derivative import derivative
+from sdekit._equations.sde import AbstractSDE, NoiseType
 from sdekit._noise.white import Increment
 from sdekit._solvers.contract import AbstractSolver, Order, Step, Tree
 from sdekit.elementary import Time, axpy, broadcast

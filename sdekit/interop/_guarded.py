@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from sdekit._solve.solution import Counted
+from sdekit._solve.counted import Counted
 from sdekit.calling import checked_call, overwritten, require_derivative, require_real, uncounted
 from sdekit.elementary import Time
 from sdekit.interop._system import State, System

@@ -13,8 +13,9 @@ from torch import Tensor
 from sdekit._grid import times
 from sdekit._solve.adaptive import AdaptiveSolve
 from sdekit._solve.control import PIDController
+from sdekit._solve.counted import Counted
 from sdekit._solve.integrate import integrate
-from sdekit._solve.solution import Counted, Point, Status, UnfinishedError
+from sdekit._solve.solution import Point, Status, UnfinishedError
 from sdekit._solvers import AbstractSolver
 from sdekit.calling import require_call
 from sdekit.interop._guarded import GuardedFunc, GuardedMethod

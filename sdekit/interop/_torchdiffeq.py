@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from sdekit._equations.sde import AbstractSDE
 from sdekit._grid import times
 from sdekit._solve.arguments import require_save
+from sdekit._solve.counted import Counted
 from sdekit._solve.solution import (
-    Counted,
     NotFiniteError,
     Point,
     Solution,

@@ -1,0 +1,152 @@
+"""Equations made of plain functions."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import get_args
+
+import torch
+from torch import Tensor
+
+from sdekit._equations.sde import AbstractSDE, NoiseType, SDEType
+from sdekit._names import did_you_mean
+from sdekit.calling import checked_output, require_call, require_order
+from sdekit.elementary import Time
+
+_NOISY = [name for name in get_args(NoiseType) if name != "none"]
+
+
+def _as_tensor(t: Time, x: Tensor) -> Tensor:
+    """t as a user's function gets it: 0-dim, or a number a sample ready to meet x, never coarser
+    than float32.
+    """
+    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+    if isinstance(t, Tensor):
+        t = t if t.dtype == dtype else t.to(dtype)
+        return t.reshape(-1, *[1] * (x.ndim - 1)) if t.ndim == 1 else t
+    return torch.full((), t, dtype=dtype, device=x.device)
+
+
+def _called(
+    name: str, function: Callable[[Tensor, Tensor], Tensor], t: Tensor, x: Tensor
+) -> Tensor:
+    """function(t, x), which says so where it takes other arguments."""
+    try:
+        return function(t, x)
+    except TypeError:
+        require_call(function, f"{name}(t, x)", t, x)
+        raise
+
+
+def _spread(g: Tensor, x: Tensor) -> Tensor:
+    """g as torch broadcasts it against x, whatever the batch size; itself where it does not."""
+    try:
+        return torch.broadcast_to(g, x.shape)
+    except RuntimeError:
+        return g
+
+
+@dataclass(frozen=True, eq=False)
+class SDE(AbstractSDE):
+    """dx = f(t, x) dt + g(t, x) dW from two plain functions.
+
+    Arguments:
+        f: `f(t, x)`, shaped like x; t is a 0-dim tensor, or `(batch, 1, ...)` where samples have
+            their own times.
+        g: `g(t, x)`, shaped as the table in `AbstractSDE` says for the noise type; an additive or
+            diagonal g may also be a number, or broadcast against x as torch does.
+        noise_type: "additive", "diagonal", "scalar" or "general".
+        sde_type: "ito" or "stratonovich".
+        noise_size: m, the number of Brownian motions of general noise.
+
+    Raises:
+        ValueError: for an unknown noise type or calculus, noise_size without general noise, or
+            general noise without noise_size; in a solve, for an f or g of another shape.
+        TypeError: for functions of (x, t); in a solve, for an f or g that is not a tensor of real
+            floating numbers.
+        RuntimeError: in a solve, for an f or g that changes t or x in place, or a tensor that it
+            returned before.
+
+    Example:
+        >>> gbm = sdekit.SDE(lambda t, x: 0.1 * x, lambda t, x: 0.3 * x, "diagonal")
+        >>> ts = sdekit.uniform(0.0, 1.0, 10)
+        >>> sdekit.solve(gbm, torch.ones(4, 1), ts, solver=sdekit.EulerMaruyama()).x.shape
+        torch.Size([4, 1])
+    """
+
+    f: Callable[[Tensor, Tensor], Tensor]
+    g: Callable[[Tensor, Tensor], Tensor]
+    noise_type: NoiseType = "diagonal"
+    sde_type: SDEType = "ito"
+    noise_size: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.noise_type not in _NOISY:
+            raise ValueError(
+                f"noise_type {self.noise_type!r} is not one of {_NOISY}"
+                f"; without noise use ODE(f){did_you_mean(self.noise_type, _NOISY)}"
+            )
+        if self.sde_type not in ("ito", "stratonovich"):
+            raise ValueError(
+                f"sde_type {self.sde_type!r} is not 'ito' or 'stratonovich'"
+                f"{did_you_mean(self.sde_type, ('ito', 'stratonovich'))}"
+            )
+        require_order(self.f, "t, x")
+        require_order(self.g, "t, x")
+        if self.noise_type == "general" and self.noise_size is None:
+            raise ValueError(
+                "noise_type='general' needs noise_size=m, the number of Brownian motions"
+            )
+        if self.noise_size is not None and self.noise_type != "general":
+            raise ValueError(
+                "noise_size=m, the number of Brownian motions, goes with "
+                "noise_type='general' and only there"
+            )
+
+    def drift(self, t: Time, x: Tensor) -> Tensor:
+        return checked_output("f(t, x)", _called("f", self.f, _as_tensor(t, x), x), x.shape, x)
+
+    def diffusion(self, t: Time, x: Tensor) -> Time:
+        g = _called("g", self.g, _as_tensor(t, x), x)
+        if self.noise_size is not None:
+            return checked_output("g(t, x)", g, (*x.shape, self.noise_size), x)
+        if self.noise_type != "scalar" and isinstance(g, (int, float)) and not isinstance(g, bool):
+            return float(g)
+        if self.noise_type != "scalar" and isinstance(g, Tensor) and g.shape != x.shape:
+            g = _spread(g, x)
+        return checked_output("g(t, x)", g, x.shape, x)
+
+    def noise_shape(self, x: Tensor) -> tuple[int, ...] | None:
+        return AbstractSDE.noise_shape(self, x) if self.noise_size is None else (self.noise_size,)
+
+
+@dataclass(frozen=True, eq=False)
+class ODE(AbstractSDE):
+    """dx = f(t, x) dt from a plain function.
+
+    Arguments:
+        f: `f(t, x)`, shaped like x; t is a 0-dim tensor, or `(batch, 1, ...)` where samples have
+            their own times.
+
+    Raises:
+        TypeError: for a function of (x, t). TypeError, ValueError, RuntimeError: in a solve, as
+            `SDE`.
+
+    Example:
+        >>> ode = sdekit.ODE(lambda t, x: -x)
+        >>> ts = sdekit.uniform(0.0, 1.0, 10)
+        >>> sdekit.solve(ode, torch.ones(4, 1), ts, solver=sdekit.RK4()).x.shape
+        torch.Size([4, 1])
+    """
+
+    noise_type = "none"
+
+    f: Callable[[Tensor, Tensor], Tensor]
+
+    def __post_init__(self) -> None:
+        require_order(self.f, "t, x")
+
+    def drift(self, t: Time, x: Tensor) -> Tensor:
+        return checked_output("f(t, x)", _called("f", self.f, _as_tensor(t, x), x), x.shape, x)
+
+    def diffusion(self, t: Time, x: Tensor) -> float:
+        return 0.0

@@ -1,0 +1,140 @@
+"""An equation that counts its evaluations and guards its tensors."""
+
+from collections.abc import Callable, Hashable, Mapping, MutableMapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Self
+
+import numpy as np
+from torch import Tensor
+
+from sdekit._computed import computed
+from sdekit._equations.quadrature import Rule
+from sdekit._equations.sde import AbstractSDE, NoiseType, SDEType
+from sdekit.calling import (
+    changed_in_place,
+    changes,
+    checked_output,
+    is_kept_leaf,
+    overwritten,
+    require_derivative,
+    uncounted,
+)
+from sdekit.elementary import Time
+
+
+@dataclass(frozen=True, eq=False)
+class Counted(AbstractSDE):
+    """A problem that counts its evaluations: `calls` of drift and score, and of the diffusion; and
+    that guards its tensors.
+
+    A drift or a diffusion that changes its input, or a tensor that it returned before, would spoil
+    what solvers remember. Torch's version counters show it. Where there are none, `copies` is true:
+    then both get and return copies.
+    """
+
+    problem: AbstractSDE
+    copies: bool = False
+    calls: list[int] = field(default_factory=lambda: [0, 0])
+    returned: list[tuple[Tensor, int] | None] = field(default_factory=lambda: [None, None])
+
+    slopes: Mapping[float, Callable[[Tensor], Tensor]] = field(default_factory=dict)
+    plans: MutableMapping[Hashable, Any] | None = None
+
+    @staticmethod
+    def of(problem: AbstractSDE, x: Tensor) -> "Counted":
+        """A problem for states such as x."""
+        return Counted(problem, uncounted(x), slopes=problem.slopes, plans=problem.plans)
+
+    @computed
+    def noise_type(self) -> NoiseType:
+        return self.problem.noise_type
+
+    @computed
+    def sde_type(self) -> SDEType:
+        return self.problem.sde_type
+
+    @property
+    def evaluations(self) -> int:
+        return self.calls[0]
+
+    def drift(self, t: Time, x: Tensor) -> Tensor:
+        if not isinstance(t, Tensor) and (slope := self.slopes.get(t)) is not None:
+            self.calls[0] += 1
+            return slope(x)
+        return self._guarded(0, "the drift", self.problem.drift, t, x)
+
+    def score(self, t: Time, x: Tensor) -> Tensor:
+        return checked_output(
+            "score(t, x)", self._guarded(0, "the score", self.problem.score, t, x), x.shape, x
+        )
+
+    def diffusion(self, t: Time, x: Tensor) -> Time:
+        return self._guarded(1, "the diffusion", self.problem.diffusion, t, x)
+
+    def diffuse(self, t: Time, x: Tensor, dw: Tensor | None, onto: Tensor) -> Tensor:
+        return self._guarded(1, "the diffusion", self.problem.diffuse, t, x, dw, onto)
+
+    def _guarded(
+        self,
+        kind: int,
+        name: str,
+        function: Callable[..., Any],
+        t: Time,
+        x: Tensor,
+        *more: Tensor | None,
+    ) -> Any:  # noqa: ANN401
+        """function(t, x, *more), which leaves t, x and what it returned before as they are."""
+        self.calls[kind] += 1
+        if (self.copies and uncounted(x)) or x.is_inference():
+            found = function(t.clone() if isinstance(t, Tensor) else t, x.clone(), *more)
+            return found.clone() if isinstance(found, Tensor) else found
+        version = x._version + t._version if isinstance(t, Tensor) else x._version
+        try:
+            found = function(t, x, *more)
+        except RuntimeError as error:
+            if is_kept_leaf(x) and changes(function, (t, x, *more), {}):
+                raise changed_in_place(name) from error
+            raise
+        if version != (x._version + t._version if isinstance(t, Tensor) else x._version):
+            raise changed_in_place(name)
+        before = self.returned[kind]
+        if before is not None and before[0]._version != before[1]:
+            raise overwritten(name)
+        if isinstance(found, Tensor) and found.is_inference():
+            require_derivative(name, found, x)
+            return found.clone()
+        if not more and isinstance(found, Tensor):
+            # Detached it has the same counter, and no graph that would refer to this object in
+            # turn.
+            self.returned[kind] = found.detach() if found.requires_grad else found, found._version
+        return found
+
+    def multiply(self, g: Time, dw: Tensor | None, onto: Tensor) -> Tensor:
+        return self.problem.multiply(g, dw, onto)
+
+    def kick(self, t0: Time, t1: Time, x: Tensor, dw: Tensor | None) -> Tensor:
+        self.calls[1] += 1
+        return self.problem.kick(t0, t1, x, dw)
+
+    def physical(self, t: Time, x: Tensor) -> Tensor:
+        return self.problem.physical(t, x)
+
+    def noise_shape(self, x: Tensor) -> tuple[int, ...] | None:
+        return self.problem.noise_shape(x)
+
+    def rows(self, index: Tensor) -> Self:
+        return replace(self, problem=self.problem.rows(index))
+
+    def kernel(self, t: float) -> tuple[float, float] | None:
+        return self.problem.kernel(t)
+
+    def chain(self, s: float, t: float) -> tuple[float, float, float]:
+        return self.problem.chain(s, t)
+
+    def quadrature(
+        self, rule: Rule, nodes: np.ndarray, t0: np.ndarray, t1: np.ndarray
+    ) -> np.ndarray:
+        return self.problem.quadrature(rule, nodes, t0, t1)
+
+    def between(self, t0: np.ndarray, t1: np.ndarray, c: float) -> np.ndarray:
+        return self.problem.between(t0, t1, c)
