@@ -1,27 +1,15 @@
 """A Brownian path that can be asked anything, in any order, and remembers nothing.
 
-On an interval of length h, with r the relative position, the mean of W given its increment W_h and
-its space-time Levy area H is r W_h + 6 r (1 - r) H. Halving the interval adds two independent
-normals, Z ~ N(0, h/16) and N ~ N(0, h/12), such that with v the relative position in a half
-
-    left:   Z (v - 3 v (1 - v))     + N 3 v (1 - v)
-    right:  Z (1 - v - 3 v (1 - v)) - N 3 v (1 - v),
-
-and so on in each half (Foster, Lyons, Oberhauser 2020, arXiv 1904.06961; Jelincic, Foster, Kidger
-2024, arXiv 2405.06464). So W is a sum of wavelets over the nodes of a dyadic tree, one a level, and
-so is its integral, whose terms are cubics: W and H over any interval are weighted sums of the
-normals of two branches. The normals are hashes of (seed, sample, node).
-
-Weights are computed in float64 and subtracted where the two branches share a node, so that nothing
-cancels in float32. The terms of either branch, and of either kind of normal, are summed by
-themselves, level by level, whatever is asked: an answer has the same bits in every batch and block,
-and which branch comes first does not matter.
+W and its space-time Levy area H over any interval are weighted sums of normals (`wavelets`), which
+are hashes of (seed, sample, node). The terms of either branch, and of either kind of normal, are
+summed by themselves, level by level, whatever is asked: an answer has the same bits in every batch
+and block, and which branch comes first does not matter.
 """
 
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property, lru_cache
+from functools import cached_property
 from itertools import islice, repeat
 
 import torch
@@ -29,9 +17,9 @@ from torch import Tensor
 
 from sdekit._grid import Dyadic
 from sdekit._noise import generator
+from sdekit._noise.wavelets import terms
 from sdekit._noise.white import AbstractSeededNoise, Increment, NoiseQuery, Reader, together
 
-_NODES = 1 << 37  # counters from here on are nodes; steps of a solve count from 0
 _BLOCK = 1 << 21  # normals of a block of steps on a grid that is known, on the CPU
 _LARGE = 1 << 12  # numbers of a batch from which a copy costs more than a call, on the CPU
 _ROUNDING = 0.02  # how much of a step may be lost or won by rounding its ends to ticks
@@ -94,15 +82,13 @@ class BrownianPath(AbstractSeededNoise):
         Raises:
             ValueError: outside the knots.
         """
-        ticks = self.tree.ticks(t)
-        if (
-            ticks.numel()
-            and not 0 <= int(ticks.amin()) <= int(ticks.amax()) <= self.tree.cells << self.depth
-        ):
+        tree = self._tree
+        ticks = tree.ticks(t)
+        last = tree.cells << self.depth
+        if ticks.numel() and not 0 <= int(ticks.amin()) <= int(ticks.amax()) <= last:
             raise ValueError(
                 f"times from {float(t.min())} to {float(t.max())} were asked of a path that lives "
-                "on "
-                f"[{self.knots[0]}, {self.knots[-1]}]; give BrownianPath the knots of the whole "
+                f"on [{self.knots[0]}, {self.knots[-1]}]; give BrownianPath the knots of the whole "
                 "solve"
             )
         return ticks
@@ -129,18 +115,7 @@ class BrownianPath(AbstractSeededNoise):
     def answer(self, query: NoiseQuery) -> Iterator[Increment]:
         ts, x, shape, levy, normals, start = query
         times = torch.tensor(ts[start:], dtype=torch.float64)
-        steps = times.diff()
-        if not bool(
-            (
-                (self.tree.times(self.ticks(times)).diff() - steps).abs() <= _ROUNDING * steps.abs()
-            ).all()
-        ):
-            raise ValueError(
-                f"ts has steps that ticks of 2^-{self.depth} of an interval of knots change by "
-                f"more than {_ROUNDING:.0%}; give "
-                "BrownianPath a larger depth, knots nearer to each other where ts is finer, or "
-                "snap(ts)"
-            )
+        self._require_resolved(times)
         key = self.keys(x)
         found = self._readings(key, times, x, shape, levy)
         for i, j in together(start, len(ts) - 1, normals * x.numel(), x.device):
@@ -152,6 +127,21 @@ class BrownianPath(AbstractSeededNoise):
             yield from (
                 Increment(w, h, fresh)
                 for fresh, (w, h) in zip(z, islice(found, j - i), strict=False)
+            )
+
+    def _require_resolved(self, times: Tensor) -> None:
+        """Refuses a grid whose steps rounding to ticks would change.
+
+        Raises:
+            ValueError: says what to give instead.
+        """
+        steps = times.diff()
+        changes = self._tree.times(self.ticks(times)).diff() - steps
+        if not bool((changes.abs() <= _ROUNDING * steps.abs()).all()):
+            raise ValueError(
+                f"ts has steps that ticks of 2^-{self.depth} of an interval of knots change by "
+                f"more than {_ROUNDING:.0%}; give BrownianPath a larger depth, knots nearer to "
+                "each other where ts is finer, or snap(ts)"
             )
 
     def readings(
@@ -192,7 +182,7 @@ class BrownianPath(AbstractSeededNoise):
             other = asked.flip(0)
             # A tick of the last query stays in its slot, where the normals of its branch are kept.
             torch.where((other == slots).any(dim=0), other, asked, out=slots)
-            nodes, weights = _terms(self.tree, slots, levy)
+            nodes, weights = terms(self._tree, slots, levy)
             out = x.new_zeros(1 + levy, 2, len(x), 2, size, dtype=dtype)
             weights = weights.to(out, non_blocking=True).movedim(2, 4)
             for part, weight in _pieces(nodes, weights, nodes.numel() * size):
@@ -211,7 +201,7 @@ class BrownianPath(AbstractSeededNoise):
         """W and H over the intervals between neighbouring ticks, which all samples share."""
         reverse = bool(ticks[-1] < ticks[0])
         ticks = ticks.flip(0) if reverse else ticks
-        nodes, weights = _terms(self.tree, torch.stack([ticks[:-1], ticks[1:]]), levy)
+        nodes, weights = terms(self._tree, torch.stack([ticks[:-1], ticks[1:]]), levy)
         out = x.new_zeros(
             1 + levy, 2, 2, len(ticks) - 1, len(x) * math.prod(shape), dtype=_working(x)
         )
@@ -302,98 +292,3 @@ def _total(out: Tensor, normals: int) -> Tensor:
 
 def _working(x: Tensor) -> torch.dtype:
     return x.dtype if x.dtype.itemsize >= 4 else torch.float32
-
-
-def _terms(tree: Dyadic, ticks: Tensor, levy: bool) -> tuple[Tensor, Tensor]:
-    """W, and H, between two ticks `(2, n)`, in any order, as sums over the nodes of the branch of
-    each and over the roots.
-
-    Returns:
-        the counters of the nodes, `(terms, 2, n)`, 0 where a branch has none; and the weights of a
-        node's two normals in the outputs W and H, `(terms, outputs, 2, 2, n, 1)`, float64.
-    """
-    times = tree.times(ticks) if levy else None
-    parts = zip(_branches(tree, ticks, levy=levy), _roots(tree, ticks, times), strict=True)
-    node, value, *area = [torch.cat(part) for part in parts]
-    sign = (ticks - ticks.flip(0)).sign_().to(torch.float64)
-    ends = (value * sign).unsqueeze(1)
-    if times is not None:
-        h = (times[1] - times[0]).abs_()
-        area = area[0] * (sign / torch.where(h == 0, 1.0, h)) - value * (0.5 * sign.abs())
-        ends = torch.cat([ends, area.unsqueeze(1)], dim=1)
-    # A node on both branches counts once, at the upper end, with the difference of its weights,
-    # exact where small.
-    shared = (node[:, 0] == node[:, 1]).unsqueeze(1)
-    upper = sign > 0
-    both = (ends[..., 0, :] + ends[..., 1, :]).unsqueeze(-2) * upper
-    nodes = torch.where(shared & ~upper, 0, node)
-    return nodes, torch.where(shared[:, None, None], both, ends).unsqueeze(-1)
-
-
-def _branches(tree: Dyadic, ticks: Tensor, *, levy: bool) -> Iterator[Tensor]:
-    """The nodes above ticks, `(levels, 2, n)`; W, and its integral, there as weights of the
-    normals, `(levels, 2, 2, n)`.
-    """
-    depth = tree.depth
-    knots = tree.knots_on(ticks.device)
-    cell = ticks >> tree.depth
-    tick = ticks & ((1 << depth) - 1) | (1 << depth)
-    # Below the lowest bit that is set anywhere no node has a part.
-    below, inside, inverse, root = _levels(
-        depth, depth + 1 - int((tick & -tick).amin()).bit_length(), ticks.device
-    )
-    if tree.cells > 1:
-        root = root * knots.diff()[cell.clamp(max=tree.cells - 1)].sqrt()
-    else:
-        root = root * math.sqrt(tree.knots[1] - tree.knots[0])
-    # Along a node s falls from 1 to -1, and m rises from 0 to 1 and falls again.
-    s = 1 - (tick & inside) * inverse
-    a = s.abs()
-    m = 1 - a
-    z = m * root
-    yield torch.where(m == 0, 0, (cell << depth) + _NODES + (tick >> below))
-    yield torch.stack([z * torch.rsub(a, 1, alpha=3), z * s * math.sqrt(12)], dim=1)
-    if levy:
-        n = 8 * root * root * m * z
-        yield torch.stack([-s * n, (1.5 - m) * n * (4 / math.sqrt(12))], dim=1)
-
-
-def _roots(tree: Dyadic, ticks: Tensor, times: Tensor | None) -> Iterator[Tensor]:
-    """The same of the cells between two ticks, whose normals make the W and H of a cell:
-    `(cells, 2, n)`.
-    """
-    depth = tree.depth
-    knots = tree.knots_on(ticks.device)
-    cell = torch.zeros_like(ticks).unsqueeze(0)
-    if tree.cells > 1:
-        low, high = torch.aminmax(ticks, dim=0)
-        last = (high - 1).clamp_(min=0) >> depth
-        first = torch.minimum(low >> depth, last)
-        cell = (
-            first + torch.arange(int((last - first).amax()) + 1, device=ticks.device).unsqueeze(-1)
-        ).unsqueeze(1)
-        cell = cell.expand(-1, 2, -1)
-        yield torch.where(cell <= last, (cell << depth) + _NODES, 0)
-    else:
-        yield cell + _NODES
-    u = (ticks - (cell << depth)).clamp_(0, 1 << depth).to(torch.float64) * 2.0**-depth
-    cell = cell.clamp(max=tree.cells - 1)
-    length = knots.diff()[cell]
-    root = length.sqrt()
-    rest = 1 - u
-    w = root * u
-    yield torch.stack([w, w * rest * math.sqrt(3)], dim=1)
-    if times is not None:
-        w = w * length * u
-        after = (times - knots[cell + 1]).clamp_(min=0)
-        yield torch.stack([0.5 * w + root * after, w * (1 + 2 * rest) * (1 / math.sqrt(12))], dim=1)
-
-
-@lru_cache(maxsize=64)
-def _levels(depth: int, levels: int, device: torch.device) -> tuple[Tensor, ...]:
-    """By level, `(levels, 1, 1)`: the bits below a node, their mask, two a tick, and the root of a
-    16th of its length.
-    """
-    below = depth - torch.arange(levels, device=device).reshape(-1, 1, 1)
-    ticks = (1 << below).to(torch.float64)
-    return below, (1 << below) - 1, 2.0 / ticks, 0.25 * (ticks * 2.0**-depth).sqrt()
