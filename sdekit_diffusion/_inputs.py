@@ -1,10 +1,18 @@
 """What callers give to public functions: tensors, devices; refused where they cannot be used."""
 
 from collections.abc import Sequence
+from numbers import Integral
 from typing import Any
 
 import torch
 from torch import Tensor
+
+
+def is_whole(value: object, least: int | None = None) -> bool:
+    """Whether a value counts something: a whole number, from the least one on; True is none."""
+    if not isinstance(value, Integral) or isinstance(value, bool):
+        return False
+    return least is None or int(value) >= least
 
 
 def require_tensor(name: str, value: Any, shape: str = "(batch, *shape)") -> None:  # noqa: ANN401

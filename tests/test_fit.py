@@ -4,6 +4,7 @@ measures.
 
 import dataclasses
 import errno
+import importlib
 import itertools
 import json
 import os
@@ -40,6 +41,7 @@ from sdekit_diffusion.data._batches import AbstractSource, Shuffled
 RECIPE = Recipe(steps=24, batch_size=10, warmup=3, ema=(0.9, 0.5))
 DATA = torch.randn(50, 2, generator=torch.Generator().manual_seed(0))
 LOG = Log(log_every=4, save_every=6)
+RUN = "sdekit_diffusion._training.run"
 
 
 class Dropping(nn.Module):
@@ -200,8 +202,9 @@ def test_runs_that_differ_are_refused(tmp_path):
     for resume in (False, True):
         with pytest.raises(ValueError, match="holds a model, and no checkpoints"):
             fit(model(), DATA, RECIPE, folder=tmp_path, resume=resume)
-    with pytest.raises(ValueError, match="start at 1"):
-        Log(save_every=0)
+    for wrong in (0, 2.5, True):
+        with pytest.raises(ValueError, match="start at 1"):
+            Log(save_every=wrong)
 
 
 def signalling(number, at):
@@ -248,6 +251,38 @@ def test_a_signal_ends_a_run_with_a_checkpoint(tmp_path, number, at):
     assert records[0].step == at + 1
     assert equal(load(run, net=Dropping()), load(tmp_path / "whole", net=Dropping()))
     assert lines(run) == lines(tmp_path / "whole")
+
+
+@pytest.mark.usefixtures("interruptible")
+@pytest.mark.parametrize("number", ["SIGINT", "SIGTERM"])
+@pytest.mark.parametrize(
+    ("writer", "minutes", "said"),
+    [
+        ("save", 1e-9, "interrupted at update 1 of 24; the checkpoint is saved: .* resume=True"),
+        ("write", None, "interrupted when the training run was complete; the model is in"),
+    ],
+)
+def test_a_signal_while_the_end_is_written_is_heard(
+    tmp_path, monkeypatch, number, writer, minutes, said
+):
+    original = getattr(importlib.import_module(RUN), writer)
+
+    def interrupted(*given, **more):
+        signal.raise_signal(getattr(signal, number))
+        return original(*given, **more)
+
+    monkeypatch.setattr(f"{RUN}.{writer}", interrupted)
+    with pytest.raises(KeyboardInterrupt, match=said):
+        fit(model(), DATA, RECIPE, folder=tmp_path, log=LOG, minutes=minutes, progress=False)
+    monkeypatch.undo()
+    records = fit(model(), DATA, RECIPE, folder=tmp_path, log=LOG, resume=True, progress=False)
+    assert len(records) == (23 if minutes else 0)
+
+
+@pytest.mark.usefixtures("interruptible")
+def test_a_signal_that_nobody_looked_for_acts_after_the_block():
+    with pytest.raises(KeyboardInterrupt), interrupt.remembered():
+        signal.raise_signal(signal.SIGINT)
 
 
 @pytest.mark.parametrize("where", ["callback", "measure"])

@@ -3,6 +3,7 @@
 import itertools
 import math
 
+import numpy as np
 import pytest
 import torch
 
@@ -144,6 +145,15 @@ def test_training_under_every_diffusion(weighting):
         assert all(math.isfinite(r.loss) for r in Training(model(sde), data, recipe))
     with pytest.raises(ValueError, match="leaves nothing to train on"):
         dsm_loss(model(), data, end=1e6)
+
+
+@pytest.mark.parametrize("name", ["steps", "batch_size", "accumulate", "warmup", "seed"])
+def test_what_counts_is_a_whole_number(name):
+    """10.5 updates would never be complete."""
+    for wrong in (10.5, 10.0, True, "10", None):
+        with pytest.raises(ValueError, match=f"{name} = .* must be a whole number"):
+            Recipe(**{name: wrong})
+    Recipe(**{name: np.int64(10)})
 
 
 def test_learning_rate():

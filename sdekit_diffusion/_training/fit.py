@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from sdekit_diffusion._inputs import require_tensor
+from sdekit_diffusion._inputs import is_whole, require_tensor
 from sdekit_diffusion._models.evaluating import evaluating
 from sdekit_diffusion._models.model import ScoreModel
 from sdekit_diffusion._storage.distributed import rank, wait
@@ -139,12 +139,13 @@ def _bar(training: Training, shown: bool) -> Iterator[Callable[[Sequence[Record]
 
 
 def _require_measures(measures: Sequence[tuple[int, Measure]]) -> None:
-    """Refuses a number of updates below 1."""
-    if any(every < 1 for every, _ in measures):
-        raise ValueError(
-            "measures are taken every so many updates, from 1 on; not every "
-            f"{min(every for every, _ in measures)}"
-        )
+    """Refuses numbers of updates below 1, or that are not whole."""
+    for every, _ in measures:
+        if not is_whole(every, 1):
+            raise ValueError(
+                "measures are taken every so many updates, a whole number from 1 on; not every "
+                f"{every}"
+            )
 
 
 def require_minutes(minutes: float | None, folder: str | Path | None) -> None:

@@ -18,12 +18,12 @@ _SAME = 1.0
 @contextmanager
 def remembered() -> Iterator[Callable[[], bool]]:
     """For the time of a block SIGINT and SIGTERM are remembered; yields whether one came. Another
-    one, later, acts at once.
+    one, later, acts at once. One that came and did not end the block acts after it.
 
     Only in the main thread, and only where Python's own handlers are in place: those of others
     stay.
     """
-    came: list[float] = []
+    came: list[tuple[int, float]] = []
     before: dict[int, Any] = {}
 
     def restore() -> None:
@@ -31,10 +31,10 @@ def remembered() -> Iterator[Callable[[], bool]]:
             signal.signal(number, handler)
 
     def remember(number: int, frame: FrameType | None) -> None:
-        if came and time.monotonic() - came[0] > _SAME:
+        if came and time.monotonic() - came[0][1] > _SAME:
             restore()
             signal.raise_signal(number)
-        came.append(time.monotonic())
+        came.append((number, time.monotonic()))
 
     try:
         if threading.current_thread() is threading.main_thread():
@@ -44,3 +44,5 @@ def remembered() -> Iterator[Callable[[], bool]]:
         yield lambda: bool(came)
     finally:
         restore()
+    if came:
+        signal.raise_signal(came[0][0])

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sdekit_diffusion._inputs import is_whole
 from sdekit_diffusion._storage.atomic import flush, naming, replacing
 from sdekit_diffusion._storage.distributed import rank
 
@@ -26,7 +27,7 @@ class Log:
         tensorboard: write the numbers of metrics.jsonl for TensorBoard too.
 
     Raises:
-        ValueError: for numbers below 1.
+        ValueError: for numbers below 1, or that are not whole.
         ImportError: when TensorBoard is wanted and missing.
 
     Example:
@@ -43,8 +44,10 @@ class Log:
     tensorboard: bool = False
 
     def __post_init__(self) -> None:
-        if min(self.log_every, self.save_every, self.keep) < 1:
-            raise ValueError(f"log_every, save_every and keep start at 1: {self}")
+        if not all(is_whole(n, 1) for n in (self.log_every, self.save_every, self.keep)):
+            raise ValueError(
+                f"log_every, save_every and keep are whole numbers that start at 1: {self}"
+            )
         if self.tensorboard:
             _writer()
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from sdekit import did_you_mean
+from sdekit_diffusion._inputs import is_whole
 from sdekit_diffusion._training.loss import Weighting
 
 Schedule = Literal["cosine", "linear", "constant"]
@@ -36,7 +37,7 @@ class Recipe:
         seed: of batches, flips, times, noise, dequantisation and dropout.
 
     Raises:
-        ValueError: for a setting out of range.
+        ValueError: for a setting out of range, or a count that is not a whole number.
 
     Example:
         >>> recipe = sd.Recipe(steps=5000, batch_size=256, lr=1e-3, ema=(0.999, 0.9999))
@@ -62,10 +63,12 @@ class Recipe:
 
     def __post_init__(self) -> None:
         for name, least in (("steps", 1), ("batch_size", 1), ("accumulate", 1), ("warmup", 0)):
-            if not getattr(self, name) >= least:
+            if not is_whole(getattr(self, name), least):
                 raise ValueError(
                     f"{name} = {getattr(self, name)!r} must be a whole number from {least} on"
                 )
+        if not is_whole(self.seed):
+            raise ValueError(f"seed = {self.seed!r} must be a whole number")
         for name in ("lr", "clip", "end"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} = {getattr(self, name)!r} must be positive")

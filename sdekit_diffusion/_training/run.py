@@ -77,10 +77,12 @@ def run_in(
         done = training.step == training.recipe.steps
         if done and rank() == 0:
             write(training.model, config_to_save(training.model, run.notes), folder)
-        wait()
-        if done and signalled():
+        # A signal may have come since the last look, such as while a checkpoint was written.
+        if agreed_on(int(signalled())):
             raise KeyboardInterrupt(
                 f"interrupted when the training run was complete; the model is in {folder}"
+                if done
+                else run.interrupted()
             )
 
 
