@@ -127,22 +127,61 @@ def test_training_records_them_and_checkpoints_keep_them(mean, std, tmp_path):
     assert torch.equal(again.given(y=1).data_mean, model.data_mean)
 
 
+def fresh():
+    torch.manual_seed(0)
+    return ScoreModel(
+        nets.MLP((2,), width=8, depth=1), "vp", "velocity", shape=(2,), conditioning="log_snr"
+    )
+
+
 def test_a_run_goes_on_with_the_scale_of_its_checkpoint(tmp_path):
     data = moved(1.0, 2.0).sample(300, seed=0).float()
-
-    def model():
-        torch.manual_seed(0)
-        return ScoreModel(
-            nets.MLP((2,), width=8, depth=1), "vp", "velocity", shape=(2,), conditioning="log_snr"
-        )
-
-    begun = model()
+    begun = fresh()
     settings = {"folder": tmp_path, "progress": False}
-    other = lambda record: begun.record_scale(0.0, 9.0)  # noqa: E731 - as of another version
+    mean = data.mean(0) + 1e-5  # rounded otherwise, as on another device
+    std = 1.00001 * float((data - data.mean(0)).square().mean().sqrt())
+    other = lambda record: begun.record_scale(mean, std)  # noqa: E731
     fit(begun, data, Recipe(steps=4, batch_size=16), callback=other, **settings)
-    again = model()
+    again = fresh()
     fit(again, data, Recipe(steps=4, batch_size=16), resume=True, **settings)
-    assert (again.data_mean, again.data_std) == (0.0, 9.0)
+    assert torch.equal(again.data_mean, mean)
+    assert again.data_std == std
+
+
+def test_a_run_is_refused_data_with_other_moments(tmp_path):
+    """Bytes that another transform scales, and other samples where the rows that are hashed are
+    the same; a transform that draws from torch's generators is the same one.
+    """
+    recipe = Recipe(steps=2, batch_size=16)
+    settings = {"folder": tmp_path, "progress": False}
+    data = torch.randint(0, 256, (5000, 2), generator=torch.Generator().manual_seed(0))
+    scaled = lambda rows, u: (rows + torch.rand_like(u)) / 127.5 - 1  # noqa: E731
+    fit(fresh(), data, recipe, transform=scaled, **settings)
+    torch.rand(1)
+    fit(fresh(), data, recipe, transform=scaled, resume=True, **settings)
+    hashed = np.linspace(0, 4999, 1000).astype(np.int64)
+    replaced = torch.randint(0, 256, (5000, 2), generator=torch.Generator().manual_seed(1))
+    replaced[hashed] = data[hashed]
+    for given, transform in (
+        (data, lambda rows, u: (rows + u) / 1.0),
+        (data, lambda rows, u: (rows + u) / 127.5 - 1.01),
+        (replaced, scaled),
+    ):
+        with pytest.raises(ValueError, match="the samples or the transform are others"):
+            fit(fresh(), given, recipe, transform=transform, resume=True, **settings)
+
+
+def test_a_checkpoint_without_moments_is_resumed(tmp_path):
+    """One of an earlier version."""
+    begun = fresh()
+    settings = {"folder": tmp_path, "progress": False}
+    data = moved(1.0, 2.0).sample(50, seed=0).float()
+    recipe = Recipe(steps=4, batch_size=16)
+    earlier = lambda record: begun.record_scale(0.0, None)  # noqa: E731
+    fit(begun, data, recipe, callback=earlier, **settings)
+    again = fresh()
+    fit(again, data, recipe, resume=True, **settings)
+    assert again.data_std is None
 
 
 def test_the_least_noise_of_training_is_in_units_of_the_data():

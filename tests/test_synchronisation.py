@@ -121,6 +121,41 @@ def test_failures_are_named_as_on_the_cpu():
     assert found[4] == "True"
 
 
+TRANSFORMS = """
+import torch
+from simulated_gpu import DEVICE, SimulatedGPU, leave
+from sdekit_diffusion import Recipe, ScoreModel, Training
+
+rows = torch.arange(600.0).reshape(300, 2)
+with SimulatedGPU() as gpu:
+    constant = torch.tensor([2.0, 4.0]).to(DEVICE)
+    for transform in (lambda rows, u: (rows + u) / 2, lambda rows, u: (rows + u) / constant):
+        scales = []
+        for data in (rows, rows.to(DEVICE)):
+            torch.manual_seed(0)
+            model = ScoreModel(torch.nn.Linear(2, 2), "vp", shape=(2,))
+            model.net.forward = lambda x, t: x * model.net.bias
+            model = model.to(DEVICE)
+            given = set()
+            def seen(rows, u):
+                given.add((rows.device, u.device, u.dtype))
+                return transform(rows, u)
+            next(Training(model, data, Recipe(steps=2, batch_size=16), transform=seen))
+            assert given == {(torch.device(DEVICE), torch.device(DEVICE), torch.float64)}, given
+            scales.append((model.data_mean.tolist(), model.data_std))
+        assert scales[0] == scales[1]
+        print(scales[0])
+leave()
+"""
+
+
+def test_transforms_run_where_the_model_is():
+    """Already when the mean and the standard deviation of the data are found."""
+    found = run("-c", f"import sys\nsys.path.append('tests')\n{TRANSFORMS}").splitlines()
+    assert found[0].startswith("([149.75, 150.25], ")
+    assert found[1].startswith("([149.75, 75.125], ")
+
+
 # The device itself: what it records, and what it refuses.
 
 DEVICE = """

@@ -120,10 +120,16 @@ class Training(Iterator[Record]):
         model.train()
 
     def _encoded(self, rows: Tensor) -> Tensor:
-        """Rows as the model sees them, dequantised in the middle."""
-        return (
-            rows if self._transform is None else self._transform(rows, torch.full(rows.shape, 0.5))
-        )
+        """Rows as the model sees them, dequantised in the middle, where training does it: on the
+        model's device, with torch's generators seeded.
+        """
+        if self._transform is None:
+            return rows
+        device = self.model.place()[1]
+        rows = _sent(rows, device)
+        middle = torch.full(rows.shape, 0.5, dtype=torch.float64, device=device)
+        with seeded_dropout(self.recipe.seed, 0, device):
+            return self._transform(rows, middle)
 
     def __iter__(self) -> Self:
         return self

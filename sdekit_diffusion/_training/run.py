@@ -39,6 +39,10 @@ from sdekit_diffusion._training.loop import Record, Training
 
 VALIDATION = "validation_loss"
 _PENDING = "losses"  # in a state: those since the last line of metrics.jsonl
+# Relative: two means of the same samples differ by less, on other devices and by other versions of
+# torch; those of other samples by more. And the rounding of samples far from zero.
+_ROUNDING = 1e-4
+_FLOAT32 = 1e-6
 _SIGNAL = 2  # that a signal asked for the end; 1 that the time is over
 
 
@@ -190,6 +194,28 @@ class Run:
             raise ValueError(
                 f"the run in {self.folder} was begun on other data ({known['samples']}, not "
                 f"{self.notes['samples']}); give the same, or choose another folder"
+            )
+        self._require_same_moments(path)
+
+    def _require_same_moments(self, path: Path) -> None:
+        """Refuses data whose mean or standard deviation is not that of the checkpoint, up to
+        rounding: both are of the same samples.
+        """
+        mean, std = scale_in(path)
+        model = self.training.model
+        if std is None or model.data_std is None:  # a checkpoint of an earlier version
+            return
+        here = torch.as_tensor(model.data_mean).detach().cpu().double()
+        there = torch.as_tensor(mean).cpu().double()
+        allowed = _ROUNDING * std + _FLOAT32 * float(there.abs().max())
+        moved = float((here - there).abs().max())
+        if moved > allowed or abs(model.data_std - std) > _ROUNDING * std:
+            raise ValueError(
+                f"the run in {self.folder} was begun on data with another mean or standard "
+                f"deviation ({float(there.mean()):.6g} and {std:.6g}, not "
+                f"{float(here.mean()):.6g} and {model.data_std:.6g}; a coordinate's mean moved by "
+                f"{moved:.3g}): the samples or the transform are others; give the same, or choose "
+                "another folder"
             )
 
     def take(self, record: Record) -> None:
