@@ -248,7 +248,7 @@ def test_the_levels_are_the_grids(grid):
     for point, t, x in zip(seen, solution.ts, solution.xs, strict=True):
         assert point.t == float(t)
         assert torch.equal(point.x, x)
-    close(solution.xs[-1], solution.x)
+    close(solution.xs[-1], solution.x * VPSDE().alpha(float(solution.ts[-1])))
 
 
 def test_progress_counts_levels(capsys):

@@ -68,7 +68,8 @@ def setting(sde, normals=0, dtype=torch.float64):
 
 
 def ours(sde, solver, dtype=torch.float64):
-    return sample(MIXTURE, 4, sde=sde, method=InTime(solver, steps=STEPS), seed=SEED, dtype=dtype)
+    settings = {"method": InTime(solver, steps=STEPS), "seed": SEED, "dtype": dtype, "save": "all"}
+    return sample(MIXTURE, 4, sde=sde, return_solution=True, **settings).xs[-1]
 
 
 @DTYPES

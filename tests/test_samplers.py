@@ -204,7 +204,7 @@ def test_short_solves(name, steps, lower_final):
 
 
 def test_with_noise_the_default_looks_less_far_back_where_there_are_few_steps():
-    """Below 25 steps two values, corrected, from there on three, on grids that follow the model."""
+    """Below 25 steps two values, corrected, from there on three, on its own grid."""
     grid = Focused(0.3)
     x, same = (
         sample(MIXTURE, 4, sde="vp", method=m, steps=50, grid="log_snr", seed=0)

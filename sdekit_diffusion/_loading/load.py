@@ -81,13 +81,12 @@ def load(
     config = read_config(folder)
     weights = read_tensors(folder) if ema is None else _averaged(folder, config, ema)
     weights.pop(MEAN, None)
-    mean, std = scale_in(folder)
     given = _given(net)
     try:
         network = _network(config["net"], weights) if given is None else given
         if config["net"]["class"] == WRAPPER:
             network = wrapped(network)
-        model = _model(config, network, mean, std)
+        model = _model(config, network)
     except CheckpointError:
         raise
     except _SENSELESS as error:
@@ -100,6 +99,10 @@ def load(
     except RuntimeError as error:
         what = str(error).splitlines()[-1].strip()
         raise CheckpointError(f"{folder} holds the weights of another network: {what}") from error
+    try:
+        model.record_scale(*scale_in(folder))
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(f"{folder} is damaged: {error}") from error
     return model.to(device).eval()
 
 
@@ -110,9 +113,7 @@ def _given(net: nn.Module | str | Path | None) -> nn.Module | None:
     return network_of(net) if isinstance(net, ScoreModel) else net
 
 
-def _model(
-    config: dict[str, Any], network: nn.Module, mean: Tensor | float, std: float | None
-) -> ScoreModel:
+def _model(config: dict[str, Any], network: nn.Module) -> ScoreModel:
     """The model that a config describes, around a network, in its dtype."""
     sde = dict(config["sde"])
     model = ScoreModel(
@@ -121,8 +122,6 @@ def _model(
         config["predicts"],
         shape=shape_from(config["shape"]),
         conditioning=config["conditioning"],
-        data_mean=mean,
-        data_std=std,
         data_range=None if config["data_range"] is None else tuple(config["data_range"]),
         scale=Scale(**config["scale"]),
     )

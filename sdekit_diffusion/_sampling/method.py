@@ -28,10 +28,11 @@ from sdekit_diffusion._sampling.clock import Integrand, clock_knots, level, on_c
 from sdekit_diffusion._sampling.coordinates import Coordinates, Span
 from sdekit_diffusion._sampling.grids import AbstractGrid, Focused, Native
 
-# Steps from which the default rules look one value further back, on grids that follow the model:
-# without noise and with it.
+# Steps from which the default rules look one value further back, without noise and with it; and
+# the largest share of `Focused` with which they do so with noise.
 _ENOUGH = 20
 _ENOUGH_WITH_NOISE = 25
+_SHARE_WITH_NOISE = 0.3
 
 
 @dataclass(frozen=True, eq=False)
@@ -238,13 +239,15 @@ class OnClock(AbstractMethod):
         """The solver, or the default for this number of steps.
 
         Without noise it is `AdamsMoulton(3)`, and `AdamsMoulton(4)` for the velocity from 20 steps
-        on; with noise `AdamsMoulton(2)`, and with three values in l from 25 steps on. The longer
-        rules are for grids that `follow` the model: on others they are unstable, or no better.
+        on; with noise `AdamsMoulton(2)`, and with three values in l from 25 steps on. On other
+        grids than those that `follow` the model, with noise than `Focused(0.3)`, whose steps of l
+        differ less, the longer rules have larger errors or are unstable, and are not used.
         """
         if self.solver is not None:
             return self.solver
         if self.eta:
-            far = self.steps >= _ENOUGH_WITH_NOISE and self.grid.follows
+            even = isinstance(self.grid, Focused) and self.grid.share <= _SHARE_WITH_NOISE
+            far = self.steps >= _ENOUGH_WITH_NOISE and even
             return AdamsMoulton(3, variable="l") if far else AdamsMoulton(2)
         far = self.integrand == "velocity" and self.steps >= _ENOUGH and self.grid.follows
         return AdamsMoulton(4 if far else 3, self_starting=False)
