@@ -152,6 +152,24 @@ def test_training_depends_on_the_seed_alone(digits, tmp_path):
         assert all(torch.equal(again[name], weights[name]) for name in weights) is same
 
 
+@pytest.mark.parametrize("seed", [0, 4])
+def test_the_seed_chooses_the_first_weights(seed, tmp_path, monkeypatch):
+    """Those that the network's constructor draws from torch's generator with this seed."""
+    first = []
+
+    def fit(model, *args, **options):
+        first.append(model.net.state_dict())
+        return []
+
+    monkeypatch.setattr("sdekit_diffusion.fit", fit)
+    argv = ["--data", "moons", "--width", "8", "--depth", "1", "--seed", str(seed)]
+    assert main(["train", str(tmp_path / "run"), *argv]) == 0
+    torch.manual_seed(seed)
+    expected = nets.MLP((2,), width=8, depth=1).state_dict()
+    assert first[0].keys() == expected.keys()
+    assert all(torch.equal(first[0][name], value) for name, value in expected.items())
+
+
 def test_samples_are_levels_and_depend_on_seed_and_number(digits, tmp_path, capsys):
     first = samples(digits, tmp_path / "a.npz", "--n", "6")
     assert "6 samples" in capsys.readouterr().out
@@ -578,9 +596,11 @@ def inception(tmp_path_factory):
             return None
 
     torch.manual_seed(0)
-    torch.save(
-        Blank("blank", ["2048"], str(folder / "none.pth")).state_dict(), folder / "random.pth"
-    )
+    network = Blank("blank", ["2048"], str(folder / "none.pth"))
+    for weight in network.parameters():
+        if weight.ndim == 4:  # torch's own are so small that features of all images are 0
+            torch.nn.init.kaiming_normal_(weight)
+    torch.save(network.state_dict(), folder / "random.pth")
     return folder
 
 

@@ -6,7 +6,7 @@ import csv
 import inspect
 import json
 import math
-from dataclasses import fields, replace
+from dataclasses import asdict, fields, replace
 
 import numpy as np
 import pytest
@@ -26,7 +26,7 @@ from sdekit_diffusion._app import (
 )
 from sdekit_diffusion._app.options import Estimate, Sampler
 from sdekit_diffusion.data import Dataset, Scale
-from sdekit_diffusion.metrics import DISTANCES, frechet
+from sdekit_diffusion.metrics import DISTANCES, frechet, inception_scores
 
 LEVELS = 17
 
@@ -222,6 +222,51 @@ def test_two_classes_are_too_few_for_features():
     two = replace(source, labels=source.labels % 2)
     assert set(evaluation.distances(source.train[:20], two, 0)) == {"distances"}
     assert set(evaluation.distances(source.train[:20], source, 0)) == {"frechet"}
+
+
+# Inception scores
+
+
+def test_colours_spread_the_levels_over_all_shades():
+    """The lowest level black, the highest white, those between rounded; grey three times."""
+    x = torch.arange(LEVELS, dtype=torch.uint8).reshape(LEVELS, 1, 1, 1)
+    found = evaluation.coloured(x, LEVELS)
+    assert found.dtype == torch.uint8
+    assert found.shape == (LEVELS, 3, 1, 1)
+    shades = [0, 16, 32, 48, 64, 80, 96, 112, 128, 143, 159, 175, 191, 207, 223, 239, 255]
+    assert all(found[:, i, 0, 0].tolist() == shades for i in range(3))
+    assert evaluation.coloured(torch.tensor([[[[0, 1]]]]), 2)[0, 0, 0].tolist() == [0, 255]
+    full = torch.randint(256, (2, 3, 4, 4), generator=torch.Generator().manual_seed(0))
+    assert torch.equal(evaluation.coloured(full, 256), full.to(torch.uint8))
+
+
+def test_inception_scores_are_of_samples_and_of_held_out_images():
+    """Both against training images, with pixels in the place of the network's outputs."""
+
+    def network(part):
+        assert part.dtype == torch.uint8
+        assert part.shape[1:] == (3, 4, 4)
+        return part.float()[:, 0].flatten(1) / 255
+
+    def classifier(part):
+        return 4 * network(part)[:, :3]
+
+    source = three_classes()
+    x = images(20, 0, 17, seed=2)
+    networks = (network, classifier)
+    found = evaluation.inception_table(x, source, networks, torch.device("cpu"), seed=1)
+    assert found["n_train"] == len(source.train)
+    known = evaluation.coloured(source.train, LEVELS)
+    for name, part in (("model", x), ("real", source.test[:20])):
+        expected = inception_scores(
+            evaluation.coloured(part, LEVELS), known, network=network, classifier=classifier, seed=1
+        )
+        row = found["rows"][name]
+        assert row.pop("n") == 20
+        assert row == pytest.approx(asdict(expected), rel=1e-4)
+        assert row["inception"] > 1.01
+    # Held-out images are far from the training images: their distance is not that of a copy's.
+    assert found["rows"]["real"]["fid"] > 1
 
 
 # Floors and neighbours
