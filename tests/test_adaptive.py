@@ -390,6 +390,29 @@ def test_the_factor_is_that_of_the_formula():
     ), "a rejected step became longer"
 
 
+def test_the_factor_receives_the_errors_of_the_last_two_accepted_steps(monkeypatch):
+    """The newest first, 1 where there were none yet; rejected steps leave them as they are."""
+    formula = PIDController.factor
+    before = torch.ones(len(START), 2, dtype=torch.float64)
+    rejected = 0
+
+    def factor(self, q, given, power):
+        nonlocal before, rejected
+        torch.testing.assert_close(given, before, rtol=0, atol=0)
+        newest = torch.stack([q.clamp(min=1e-10), before[:, 0]], dim=1)
+        before = torch.where((q <= 1)[:, None], newest, before)
+        rejected += int((q > 1).sum())
+        return formula(self, q, given, power)
+
+    monkeypatch.setattr(PIDController, "factor", factor)
+    control = PIDController(
+        1e-6, 1e-6, proportional=0.2, integral=0.4, derivative=0.1, first=0.5, max_steps=8
+    )
+    solve(ODE(f), START, [0.0, 2.0], solver=Dopri5(), control=control, throw=False)
+    assert rejected
+    assert (before != 1).all()
+
+
 def test_the_first_step_is_neither_far_too_short_nor_too_long():
     control = PIDController(1e-6, 1e-6)
     solution = solve(ODE(f), START, [0.0, 2.0], solver=Dopri5(), control=control)

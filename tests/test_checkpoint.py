@@ -104,6 +104,15 @@ def test_round_trip(tmp_path, dtype):
     assert json.loads((tmp_path / "run" / "config.json").read_text())["notes"] == {"data": "toy"}
 
 
+def test_a_loaded_model_is_in_evaluation_mode(tmp_path):
+    """Every module of it, also of a network that is given in training mode."""
+    save(model(), tmp_path / "run")
+    own = lambda: nn.Sequential(nn.Dropout(0.3))  # noqa: E731
+    save(ScoreModel(own(), "vp", shape=(2,)), tmp_path / "own")
+    for loaded in (load(tmp_path / "run"), load(tmp_path / "own", net=own())):
+        assert not any(module.training for module in loaded.modules())
+
+
 def test_unet_and_own_networks(tmp_path):
     unet = ScoreModel(
         nets.UNet(channels=1, width=8, multipliers=(1, 2)), VESDE(exact=False), shape=(1, 8, 8)

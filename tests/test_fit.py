@@ -919,6 +919,14 @@ def test_a_validation_loss_gives_labels_to_their_samples():
         validation_loss(x)(conditioned.given(y=labels[:250]), 0)
 
 
+def test_a_validation_loss_is_of_images_as_they_are():
+    """Also where the training run mirrors them."""
+    images = torch.randn(40, 1, 2, 3, generator=torch.Generator().manual_seed(0))
+    identity = ScoreModel(lambda x, t: x, "vp", shape=(1, 2, 3))
+    found = validation_loss(images, Recipe(flip=True, seed=3))(identity, 0)["validation_loss"]
+    assert found == pytest.approx(float(dsm_loss(identity, images, seed=3).mean()), rel=1e-6)
+
+
 def test_validation_dequantises():
     levels = torch.randint(0, 4, (300, 2), generator=torch.Generator().manual_seed(0))
     recipe = Recipe(seed=3)

@@ -368,6 +368,18 @@ def test_modes_that_are_wrong_show(part):
     assert modes(TILTED.sample(20_000, seed=1), TILTED).worst < 5.5
 
 
+def test_the_fit_of_a_single_mode_is_the_mean_and_the_unbiased_covariance():
+    x = np.random.default_rng(0).standard_normal((7, 2)) @ np.array([[2.0, 0.5], [0.0, 1.0]]) + 3
+    law = GaussianMixture(
+        [1.0],
+        torch.tensor([[1.0, 2.0]], dtype=torch.float64),
+        torch.tensor([[[2.0, 0.3], [0.3, 0.5]]], dtype=torch.float64),
+    )
+    found = modes(x, law)
+    np.testing.assert_allclose(found.means[0], x.mean(0), rtol=1e-12)
+    np.testing.assert_allclose(found.covariances[0], np.cov(x.T), rtol=1e-12)
+
+
 def test_modes_that_overlap_have_no_bias():
     """A narrow mode in the flank of a wide one: assigned to the likelier alone, means would be off
     by 10 standard errors.

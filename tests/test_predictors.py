@@ -205,6 +205,14 @@ def test_the_corrector_is_the_published_loop_with_norms_of_one_sample(sde, predi
     agree(ours(sde, solver, dtype), x)
 
 
+def test_pc_has_the_published_ratio_of_signal_to_noise():
+    """0.16, that of Song et al. (2021) for CIFAR-10, and one move a step."""
+    solver = PredictorCorrector(EulerMaruyama(), Langevin(snr=0.16, steps=1))
+    named = sample(MIXTURE, 4, sde="ve", method="pc", steps=STEPS, seed=SEED)
+    plain = sample(MIXTURE, 4, sde="ve", method=InTime(solver), steps=STEPS, seed=SEED)
+    assert torch.equal(named, plain)
+
+
 @pytest.mark.parametrize("kernel", [VPSDE(), SubVPSDE(), VES[0]], ids=str)
 @pytest.mark.parametrize(
     "solver", [ReverseDiffusion(), Ancestral(), Ancestral(large=True)], ids=str

@@ -25,6 +25,7 @@ from sdekit_diffusion.__main__ import main
 from sdekit_diffusion._app import held_out, trained
 from sdekit_diffusion._app.options import Estimate, Loading
 from sdekit_diffusion._storage import atomic
+from sdekit_diffusion._storage.shards import digest
 
 SAMPLE = ("--n", "23", "--batch-size", "4", "--steps", "6", "--seed", "5")
 NAMES = [f"{i:09d}-{min(4, 23 - i)}.npz" for i in range(0, 23, 4)]
@@ -611,6 +612,24 @@ def test_parts_of_other_settings_are_not_put_together(tmp_path):
     (tmp_path / "b" / "000000002-2.npz").rename(tmp_path / "a" / "000000002-2.npz")
     with pytest.raises(ValueError, match="results of another run, with seed 2"):
         list(ones)
+
+
+def test_a_digest_differs_where_tensors_of_the_same_bytes_do():
+    """In their names, their types or their shapes; and where what they are about does."""
+    ones = torch.ones(6)
+    one = digest("a", {"w": ones})
+    assert digest("a", {"w": ones.clone()}) == one
+    others = [
+        digest("b", {"w": ones}),
+        digest("a"),
+        digest("a", {"v": ones}),
+        digest("a", {"w": ones.view(torch.int32)}),
+        digest("a", {"w": ones.reshape(2, 3)}),
+        digest("a", {"w": ones.reshape(3, 2)}),
+        digest("a", {"w": -ones}),
+        digest("a", {"w": ones[:3], "v": ones[3:]}),
+    ]
+    assert len({one, *others}) == 1 + len(others)
 
 
 def test_what_cannot_be_read_is_not_damaged(tmp_path, monkeypatch):

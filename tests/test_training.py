@@ -25,6 +25,7 @@ from sdekit_diffusion import (
     sample,
 )
 from sdekit_diffusion._training.recipe_loss import RecipeLoss
+from sdekit_diffusion.data._batches import Shuffled
 
 TINY = Recipe(steps=20, batch_size=8, warmup=3)
 
@@ -113,6 +114,20 @@ def test_training_is_deterministic_and_stops_where_it_should():
     ]
     assert a != other
     assert not first.training
+
+
+def test_the_order_of_the_data_follows_the_seed():
+    """The loss of each batch, over more than one epoch, from the rows that this seed's order has
+    there.
+    """
+    data = torch.randn(20, 2, generator=torch.Generator().manual_seed(0))
+    trained = model(predicts="data")
+    training = Training(trained, data, Recipe(batch_size=8, seed=3))
+    batches = Shuffled(data).batches(8, seed=3)
+    for i in range(4):
+        with torch.no_grad():
+            expected = dsm_loss(trained, next(batches), seed=3, first=8 * i).mean()
+        torch.testing.assert_close(next(training).loss, expected)
 
 
 def test_the_average_is_what_remains():
