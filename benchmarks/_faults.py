@@ -68,20 +68,22 @@ def _broken(name: str, change: Callable[[Tensor], Any]) -> Fault:
 
 
 class _Buffer:
-    """Writes each result into the same tensor."""
+    """Writes each result into the same tensor, or into several in turn."""
 
-    def __init__(self, h: Function, *, detached: bool = False) -> None:
+    def __init__(self, h: Function, *, detached: bool = False, several: int = 1) -> None:
         self.h = h
         self.detached = detached
-        self.buffer = None
+        self.buffers: list[Tensor | None] = [None] * several
 
     def __call__(self, x: Tensor, t: Tensor) -> Tensor:
         y = self.h(x, t)
-        if self.buffer is None or self.buffer.shape != y.shape:
-            self.buffer = torch.zeros_like(y)
+        buffer = self.buffers.pop(0)
+        if buffer is None or buffer.shape != y.shape:
+            buffer = torch.zeros_like(y)
+        self.buffers.append(buffer)
         with torch.no_grad():
-            self.buffer.copy_(y)
-        return self.buffer.detach() if self.detached else self.buffer
+            buffer.copy_(y)
+        return buffer.detach() if self.detached else buffer
 
 
 def _at_small_times(value: float, *, columns: int = 2) -> Callable[[Function], Function]:
@@ -152,6 +154,8 @@ IN_PLACE = [
     Fault("t.mul_ first", _before(lambda x, t: t.mul_(0.5)), lambda h: lambda x, t: h(x, 0.5 * t)),
     Fault("one buffer for all outputs", _Buffer, _same),
     Fault("one buffer, detached", lambda h: _Buffer(h, detached=True), _same),
+    Fault("two buffers in turn", lambda h: _Buffer(h, several=2), _same),
+    Fault("three buffers, detached", lambda h: _Buffer(h, detached=True, several=3), _same),
 ]
 SHARED = [
     Fault("identity", _instead(lambda x, t: x), _instead(lambda x, t: x.clone())),

@@ -16,6 +16,7 @@ from sdekit import (
     SRID2,
     AbstractSDE,
     AdamsBashforth,
+    AdamsMoulton,
     Checkpointed,
     Dopri5,
     Dopri8,
@@ -32,6 +33,7 @@ from sdekit import (
     ReversibleHeun,
     SemiLinear,
     SlowRK,
+    UniPC,
     WhiteNoise,
     integrate,
     log_likelihood,
@@ -57,6 +59,7 @@ ORDINARY = [
 ]
 STOCHASTIC = [EulerHeun(), Heun(), ReversibleHeun(), SlowRK()]
 REFUSED = pytest.raises(ChangedError, match="changes its input in place")
+OVERWRITTEN = pytest.raises(ChangedError, match="returned before")
 GRID = uniform(0.0, 1.0, 16)
 
 
@@ -73,15 +76,16 @@ def fine(t, x):
 
 
 class Reusing:
-    """Returns one buffer again and again."""
+    """Returns one buffer again and again, or several in turn."""
 
-    def __init__(self, factor):
+    def __init__(self, factor, several=1):
         self.factor = factor
-        self.buffer = None
+        self.buffers = [None] * several
 
     def __call__(self, t, x):
-        self.buffer = torch.empty_like(x) if self.buffer is None else self.buffer
-        return torch.mul(x, self.factor, out=self.buffer)
+        buffer = self.buffers.pop(0)
+        self.buffers.append(torch.empty_like(x) if buffer is None else buffer)
+        return torch.mul(x, self.factor, out=self.buffers[-1])
 
 
 def right_or_refused(run, expected):
@@ -109,6 +113,47 @@ def test_a_drift_that_changes_x_is_refused_and_x0_stays(solver, mode):
         )
     assert outcome == ("right" if mode is torch.inference_mode else "refused")
     assert torch.equal(start, x0())
+
+
+@pytest.mark.parametrize("several", [2, 3, 4])
+@pytest.mark.parametrize(
+    "solver",
+    [*ORDINARY, AdamsBashforth(4), AdamsMoulton(3), UniPC(3)],
+    ids=lambda s: f"{type(s).__name__}{getattr(s, 'k', '')}",
+)
+def test_buffers_that_are_returned_in_turn_do_not_spoil_slopes(solver, several):
+    """Two of them gave .4109 for .4 in a multistep rule, silently."""
+    with torch.no_grad():
+        expected = solve(ODE(fine), x0(), GRID, solver=solver).x
+        outcome = right_or_refused(
+            lambda: solve(ODE(Reusing(-1.0, several)), x0(), GRID, solver=solver).x, expected
+        )
+    assert outcome == "refused"
+
+
+def test_a_diffusion_that_overwrites_the_drift_is_refused_in_the_last_step_too():
+    kept = []
+
+    def drift(t, x):
+        kept.append(-x)
+        return kept[-1]
+
+    def diffusion(t, x):
+        kept[-1].zero_()
+        return 0.1 * torch.ones_like(x)
+
+    with torch.no_grad(), OVERWRITTEN:
+        solve(SDE(drift, diffusion, "additive"), x0(), [0.0, 1.0], solver=EulerMaruyama())
+
+
+def test_results_that_nobody_has_any_more_may_be_overwritten():
+    """By a pool of tensors, of which a result is a view."""
+    buffers = Reusing(-1.0, 2)
+    rule = AdamsBashforth(1)
+    with torch.no_grad():
+        expected = solve(ODE(fine), x0(), GRID, solver=rule).x
+        found = solve(ODE(lambda t, x: buffers(t, x).detach()), x0(), GRID, solver=rule).x
+    torch.testing.assert_close(found, expected)
 
 
 @pytest.mark.parametrize(

@@ -64,6 +64,7 @@ class AdaptiveSolve:
         """The solution, and the times that the samples reached."""
         while len(self.now.index):
             self._round()
+        self.problem.require_unchanged()
         seed = None if self.noise is None else self.noise.seed
         return self.found.solution(self.outputs, seed), self.found.reached.to(self.device)
 

@@ -1,8 +1,10 @@
 """An equation that counts its evaluations and guards its tensors."""
 
+from collections import deque
 from collections.abc import Callable, Hashable, Mapping, MutableMapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Self
+from weakref import ref
 
 import numpy as np
 from torch import Tensor
@@ -21,6 +23,10 @@ from sdekit.calling import (
 )
 from sdekit.elementary import Time
 
+# Results of a function that are looked after: multistep rules remember up to four.
+_LAST = 4
+_Results = deque[tuple[ref[Tensor], int]]  # with the version when it was returned
+
 
 @dataclass(frozen=True, eq=False)
 class Counted(AbstractSDE):
@@ -28,14 +34,16 @@ class Counted(AbstractSDE):
     that guards its tensors.
 
     A drift or a diffusion that changes its input, or a tensor that it returned before, would spoil
-    what solvers remember. Torch's version counters show it. Where there are none, `copies` is true:
-    then both get and return copies.
+    what solvers remember. Torch's version counters show it, of the last results as long as somebody
+    has them. Where there are none, `copies` is true: then both get and return copies.
     """
 
     problem: AbstractSDE
     copies: bool = False
     calls: list[int] = field(default_factory=lambda: [0, 0])
-    returned: list[tuple[Tensor, int] | None] = field(default_factory=lambda: [None, None])
+    returned: tuple[_Results, _Results] = field(
+        default_factory=lambda: (deque(maxlen=_LAST), deque(maxlen=_LAST))
+    )
 
     slopes: Mapping[float, Callable[[Tensor], Tensor]] = field(default_factory=dict)
     plans: MutableMapping[Hashable, Any] | None = None
@@ -98,16 +106,22 @@ class Counted(AbstractSDE):
         if version != (x._version + t._version if isinstance(t, Tensor) else x._version):
             raise changed_in_place(name)
         before = self.returned[kind]
-        if before is not None and before[0]._version != before[1]:
-            raise overwritten(name)
+        for result, then in before:
+            if (kept := result()) is not None and kept._version != then:
+                raise overwritten(name)
         if isinstance(found, Tensor) and found.is_inference():
             require_derivative(name, found, x)
             return found.clone()
         if not more and isinstance(found, Tensor):
-            # Detached it has the same counter, and no graph that would refer to this object in
-            # turn.
-            self.returned[kind] = found.detach() if found.requires_grad else found, found._version
+            before.append((ref(found), found._version))
         return found
+
+    def require_unchanged(self) -> None:
+        """Refuses, after the last step, results that were overwritten since they were returned."""
+        for name, results in zip(("the drift", "the diffusion"), self.returned, strict=True):
+            for result, then in results:
+                if (kept := result()) is not None and kept._version != then:
+                    raise overwritten(name)
 
     def multiply(self, g: Time, dw: Tensor | None, onto: Tensor) -> Tensor:
         return self.problem.multiply(g, dw, onto)

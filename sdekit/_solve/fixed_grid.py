@@ -59,6 +59,8 @@ def _differentiable(
     yield Point(0, steps.ts[0], x0)
     x = x0
     for i, x in gradient.states(steps, x0, every=every):
+        if i == len(steps):
+            steps.problem.require_unchanged()
         yield Point(i, steps.ts[i], x)
     if check:
         _require_finite(steps, x0, x)
@@ -125,6 +127,8 @@ def points(steps: Steps, x: Tensor, *, check: bool = True, every: bool = True) -
                     raise _located(steps, *kept, Point(i, ts[i], x))
                 kept = (i, x, state)
                 looks = []
+        if i == n:
+            problem.require_unchanged()
         if every or i == n:
             yield Point(i, ts[i], x)
 

@@ -172,7 +172,8 @@ def solve_ode(
     require_save(save)
     require_state(x0)
     grid = times(ts)
-    field = _Field(Counted.of(problem.within(grid[0], grid[-1]), x0).drift, grid)
+    counted = Counted.of(problem.within(grid[0], grid[-1]), x0)
+    field = _Field(counted.drift, grid)
     xs = x0.expand(len(grid), *x0.shape)
     if len(x0):
         params = None
@@ -188,6 +189,7 @@ def solve_ode(
             options=options or {},
             adjoint=params,
         )
+    counted.require_unchanged()
     at = torch.tensor(grid, dtype=torch.float64)
     every = xs if save == "all" else None
     return shared(xs[-1], at, every, None, evaluations=field.evaluations, steps=None)
