@@ -27,7 +27,7 @@ from sdekit_diffusion import (
     variational_bound,
 )
 from sdekit_diffusion._counters import BOUND
-from sdekit_diffusion._likelihood.bound import _DRAW
+from sdekit_diffusion._likelihood.chain import _DRAW
 from sdekit_diffusion._likelihood.decoder import Levels
 from sdekit_diffusion.metrics import modes
 

@@ -3,29 +3,22 @@ term.
 """
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from sdekit import fresh_seed, normal
-from sdekit_diffusion._counters import BOUND
+from sdekit import fresh_seed
 from sdekit_diffusion._diffusions.diffusion import AbstractDiffusion
 from sdekit_diffusion._inputs import require_event, require_tensor
+from sdekit_diffusion._likelihood.chain import Chain, ChainNoise, Variance, times_of
 from sdekit_diffusion._likelihood.code_length import AbstractCodeLength
-from sdekit_diffusion._likelihood.decoder import Density, Levels, decoder_of
+from sdekit_diffusion._likelihood.decoder import decoder_of
 from sdekit_diffusion._models.evaluating import evaluating
 from sdekit_diffusion._models.in_batches import batches
 from sdekit_diffusion._models.model import AbstractModel, as_model
 from sdekit_diffusion._sampling.arguments import Model
-
-Variance = Literal["smaller", "larger"]
-
-_DRAW = 1 << 40  # between the samples' indices of two draws, so that their noise is independent
-_MOST_STEPS = -BOUND // 2
 
 
 @dataclass(frozen=True, eq=False)
@@ -161,7 +154,7 @@ def variational_bound(
     """
     require_tensor("x", x)
     model, sde = as_model(model, sde)
-    chain = _Chain(sde, _times_of(sde, times), variance, decoder_std)
+    chain = Chain(sde, times_of(sde, times), variance, decoder_std)
     decoder = decoder_of(x, low, high, levels)
     _require(model, x, draws, batch_size)
     dtype = torch.promote_types(
@@ -176,7 +169,7 @@ def variational_bound(
     with torch.no_grad(), evaluating(model, len(x)), bar:
         for _, rows, some in batches(model, len(x), size, x.device):
             x0 = decoder.values(x[rows])
-            noise = _Noise(seed, first + rows, tuple(x.shape[1:]), dtype)
+            noise = ChainNoise(seed, first + rows, tuple(x.shape[1:]), dtype)
             drawn = [chain.terms(some, x0, noise, k, decoder, bar.update) for k in range(draws)]
             terms.append(torch.stack(drawn))
             priors.append(chain.prior(x0))
@@ -193,111 +186,3 @@ def _require(model: AbstractModel, x: Tensor, draws: int, batch_size: int | None
     if draws < 1 or (batch_size is not None and batch_size < 1):
         raise ValueError(f"draws and batch_size count from 1 on; not {draws} and {batch_size}")
     require_event(x, model.shape)
-
-
-@dataclass(frozen=True, eq=False)
-class _Noise:
-    """The noise of some samples, which depends on the seed, their numbers, the draw and the step.
-
-    Attributes:
-        seed: the seed.
-        rows: the numbers, `(batch,)`.
-        shape: of one sample.
-        dtype: of the noise.
-    """
-
-    seed: int
-    rows: Tensor
-    shape: tuple[int, ...]
-    dtype: torch.dtype
-
-    def at(self, draw: int, step: int) -> Tensor:
-        """`(batch, *shape)`."""
-        index = self.rows + draw * _DRAW
-        return normal(self.seed, index, self.shape, counter=BOUND + step, dtype=self.dtype)
-
-
-@dataclass(frozen=True)
-class _Chain:
-    """The chain over some times of a diffusion, and its terms in nats given x_0 and the model's D,
-    float64, `(batch,)`.
-    """
-
-    sde: AbstractDiffusion
-    times: list[float]
-    variance: Variance
-    decoder_std: float | None
-
-    def __post_init__(self) -> None:
-        if self.variance not in ("smaller", "larger"):
-            raise ValueError(f"variance must be 'smaller' or 'larger', not {self.variance!r}")
-        if self.decoder_std is not None and not self.decoder_std > 0:
-            raise ValueError(f"decoder_std must be positive, such as 0.01, not {self.decoder_std}")
-
-    def terms(
-        self,
-        model: AbstractModel,
-        x0: Tensor,
-        noise: _Noise,
-        draw: int,
-        decoder: Density | Levels,
-        update: Callable[[], object],
-    ) -> Tensor:
-        """L_0 ... L_{N-1} for one draw of the noise, `(N, batch)`; calls update after each."""
-        found = x0.new_empty(len(self.times), len(x0))
-        for i, t in enumerate(self.times):
-            eps = noise.at(draw, i)
-            x_t = self.sde.alpha(t) * x0.to(eps.dtype) + self.sde.sigma(t) * eps
-            denoised = model.predict_data(*self.sde.normalised(t, x_t)).double()
-            found[i] = self.term(i, x0, denoised, decoder)
-            update()
-        return found
-
-    def term(self, i: int, x0: Tensor, denoised: Tensor, decoder: Density | Levels) -> Tensor:
-        """L_i."""
-        if i == 0:
-            std = (
-                float(self.sde.sigma(self.times[0]))
-                if self.decoder_std is None
-                else self.decoder_std
-            )
-            return _summed(decoder.surprise(x0, denoised, std))
-        s = self.times[i - 1]
-        t = self.times[i]
-        _, b, std = (float(value) for value in self.sde.posterior(s, t))
-        v = std if self.variance == "smaller" else float(self.sde.transition(s, t)[1])
-        ratio = (std / v) ** 2
-        apart = _summed((x0 - denoised).mul(b / v).square())
-        return 0.5 * (x0[:1].numel() * (ratio - 1 - math.log(ratio)) + apart)
-
-    def prior(self, x0: Tensor) -> Tensor:
-        """L_N = alpha^2 |x_0|^2 / (2 sigma^2)."""
-        alpha, sigma = self.sde.kernel(self.times[-1])
-        return 0.5 * (alpha / sigma) ** 2 * _summed(x0.square())
-
-
-def _summed(x: Tensor) -> Tensor:
-    """Over the coordinates of each sample, `(batch,)`."""
-    return x.unsqueeze(-1).flatten(1).sum(dim=1)
-
-
-def _times_of(sde: AbstractDiffusion, times: Tensor | None) -> list[float]:
-    """The times of the chain, checked."""
-    chosen = sde.levels if times is None else torch.as_tensor(times, dtype=torch.float64)
-    if (
-        chosen.ndim != 1
-        or not 0 < len(chosen) <= _MOST_STEPS
-        or not bool((chosen.diff() > 0).all())
-    ):
-        shown = chosen.flatten()[:4].tolist()
-        raise ValueError(
-            f"times must be one to {_MOST_STEPS} increasing numbers, not shape "
-            f"{tuple(chosen.shape)}: {shown} ..."
-        )
-    sde.checked(chosen)
-    if float(sde.sigma(float(chosen[0]))) == 0:
-        raise ValueError(
-            f"the first of the times must have sigma > 0, and t = {float(chosen[0]):g} has none; "
-            "begin later"
-        )
-    return chosen.tolist()
