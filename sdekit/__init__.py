@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING
 
 from sdekit import _solvers, elementary, interop
 from sdekit._computed import computed
-from sdekit._equations.clocked import AbstractClocked, AngleClocked, Clocked, PiecewiseClocked
+from sdekit._equations.clocked import AbstractClocked, AngleClocked, Clocked
 from sdekit._equations.functions import ODE, SDE
+from sdekit._equations.piecewise import PiecewiseClocked
 from sdekit._equations.reverse import ProbabilityFlow, ReverseSDE
 from sdekit._equations.sde import AbstractSDE
 from sdekit._equations.semilinear import SemiLinear

@@ -13,7 +13,7 @@ from torch import Tensor
 from sdekit._computed import computed
 from sdekit._equations.quadrature import Panels, Rule
 from sdekit._equations.sde import AbstractSDE, NoiseType
-from sdekit.elementary import Time, atan, axpy, broadcast, exp, log, scaled, tan
+from sdekit.elementary import Time, atan, broadcast, exp, log, scaled, tan
 
 Levels = tuple[Time, Time, Time]
 Functions = Sequence[Callable[[Tensor], Tensor]]
@@ -180,7 +180,7 @@ class Clocked(AbstractClocked):
         start = np.log(t0) / clock
         stop = np.log(t1) / clock
         rate = self.a / self.q * np.exp((self.a - self.q) * l) if self.q else 1.0
-        panels = Panels(l, start, stop, self.a, _on_arrays(self.own), _on_arrays(self.smooth))
+        panels = Panels(l, start, stop, self.a, on_arrays(self.own), on_arrays(self.smooth))
         return rule(panels) * np.exp(self.a * stop)[:, None] / rate
 
     def between(self, t0: np.ndarray, t1: np.ndarray, c: float) -> np.ndarray:
@@ -233,109 +233,11 @@ class AngleClocked(AbstractClocked):
         self, rule: Rule, nodes: np.ndarray, t0: np.ndarray, t1: np.ndarray
     ) -> np.ndarray:
         own, smooth = (
-            _on_arrays(lambda t, f=f: f(self.parameter(t))) for f in (self.own, self.smooth)
+            on_arrays(lambda t, f=f: f(self.parameter(t))) for f in (self.own, self.smooth)
         )
         return rule(Panels(nodes, t0, t1, own=own, smooth=smooth))
 
 
-def _on_arrays(function: Callable[[Time], Time]) -> Callable[[np.ndarray], np.ndarray]:
+def on_arrays(function: Callable[[Time], Time]) -> Callable[[np.ndarray], np.ndarray]:
+    """A function of times as one of arrays."""
     return lambda l: np.asarray(function(torch.from_numpy(l)))
-
-
-@dataclass(frozen=True, eq=False)
-class PiecewiseClocked(AbstractSDE):
-    """dy = F dA(l) + dB_{Q(l)} with F(l, x), x = y scale(l), log A and log Q linear on each step of
-    a grid of l.
-
-    `Clocked` with exponents that change from step to step. Its time is l, because Q may be constant
-    on a step. The weights of planned rules and the noise of a step, N(0, Q(l_1) - Q(l_0)), are
-    exact; other solvers see a drift and a g that jump between steps.
-
-    Arguments:
-        integrand: `F(l, x)`, shaped like x.
-        scale: x / y as a function of l.
-        l: the grid, increasing.
-        log_a: log A at its points, increasing.
-        log_q: log Q at its points, not decreasing; steps on which it is constant have no noise.
-        own, smooth: as in `Clocked`.
-
-    Raises:
-        ValueError: unless l and log_a increase and log_q does not decrease; in a solve with
-            adaptive steps.
-
-    Example:
-        >>> from sdekit.elementary import scaled
-        >>> l = sdekit.uniform(-3.0, 3.0, 20).numpy()
-        >>> equation = sdekit.PiecewiseClocked(
-        ...     lambda l, x: scaled(0.0, x), lambda l: 1.0, l, log_a=l, log_q=0.0 * l
-        ... )
-        >>> equation.noise_type
-        'none'
-    """
-
-    integrand: Callable[[Time, Tensor], Tensor]
-    scale: Callable[[Time], Time]
-    l: np.ndarray
-    log_a: np.ndarray
-    log_q: np.ndarray
-    own: Callable[[Time], Time] = lambda l: l
-    smooth: Callable[[Time], Time] = lambda l: l
-
-    def __post_init__(self) -> None:
-        if not (
-            (np.diff(self.l) > 0).all()
-            and (np.diff(self.log_a) > 0).all()
-            and (np.diff(self.log_q) >= 0).all()
-        ):
-            raise ValueError("l and log_a must increase, and log_q must not decrease")
-
-    @computed
-    def noise_type(self) -> NoiseType:
-        return "additive" if self.log_q[-1] > self.log_q[0] else "none"
-
-    def time(self, l: Time) -> Time:
-        """l itself."""
-        return l
-
-    def parameter(self, t: Time) -> Time:
-        """l itself."""
-        return t
-
-    def physical(self, t: Time, x: Tensor) -> Tensor:
-        """The equation's x = y scale(l), from its y."""
-        return x * broadcast(self.scale(t), x)
-
-    def drift(self, t: Time, x: Tensor) -> Tensor:
-        return self.integrand(t, self.physical(t, x)) * self._float(self.log_a, t)
-
-    def diffusion(self, t: Time, x: Tensor) -> float:
-        return self._float(self.log_q, t) ** 0.5
-
-    def kick(self, t0: Time, t1: Time, x: Tensor, dw: Tensor | None) -> Tensor:
-        if dw is None:
-            return x
-        start, stop = np.interp([float(t0), float(t1)], self.l, self.log_q).tolist()
-        return axpy(math.sqrt(-math.exp(stop) * math.expm1(start - stop) / float(t1 - t0)), dw, x)
-
-    def quadrature(
-        self, rule: Rule, nodes: np.ndarray, t0: np.ndarray, t1: np.ndarray
-    ) -> np.ndarray:
-        start, stop = (np.interp(t, self.l, self.log_a) for t in (t0, t1))
-        rate = (stop - start) / (t1 - t0)
-        panels = Panels(nodes, t0, t1, rate, _on_arrays(self.own), _on_arrays(self.smooth))
-        return rule(panels) * np.exp(stop)[:, None] / self._speed(self.log_a, nodes)
-
-    def _float(self, log_values: np.ndarray, t: Time) -> float:
-        if isinstance(t, Tensor) and t.ndim:
-            raise ValueError(
-                "this equation jumps where its steps meet, so each sample cannot have "
-                "its own; use Clocked"
-            )
-        return float(self._speed(log_values, np.asarray(t)))
-
-    def _speed(self, log_values: np.ndarray, l: np.ndarray) -> np.ndarray:
-        """The derivative of what has these logarithms; where steps meet that of the later one."""
-        step = np.clip(np.searchsorted(self.l, l, side="right") - 1, 0, len(self.l) - 2)
-        return (np.diff(log_values) / np.diff(self.l))[step] * np.exp(
-            np.interp(l, self.l, log_values)
-        )

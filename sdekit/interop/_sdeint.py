@@ -112,11 +112,7 @@ def sdeint(
         torch.Size([3, 4, 2])
     """
     _require(sde, y0, ts, dt)
-    problem = (
-        sde
-        if isinstance(sde, AbstractSDE)
-        else from_torchsde(sde, names=names, noise_size=_size(bm))
-    )
+    problem = _equation(sde, names, bm)
     method = _default(problem) if method is None else method
     solver = _solver(method, problem)
     special = adaptive or logqp or extra or options or extra_solver_state is not None
@@ -144,6 +140,14 @@ def sdeint(
         y0 = y0.clone(memory_format=torch.contiguous_format)
         problem = for_one_solve(problem, y0, ts)
         return torch.stack(list(states(problem, y0, ts, solver=solver, bm=bm, dt=float(dt))))
+
+
+def _equation(sde: object, names: dict[str, str] | None, bm: Brownian | None) -> AbstractSDE:
+    """sde as an equation of ours; how many Brownian motions it has is that of bm, if known."""
+    if isinstance(sde, AbstractSDE):
+        return sde
+    shape = getattr(bm, "shape", None)
+    return from_torchsde(sde, names=names, noise_size=None if shape is None else shape[-1])
 
 
 def _by_torchsde(
@@ -212,11 +216,6 @@ def _require_method(method: str) -> None:
             f"method = {method!r} is not one of "
             f"{', '.join(known)}{did_you_mean(method, known, _MEANT)}"
         )
-
-
-def _size(bm: Brownian | None) -> int | None:
-    shape = getattr(bm, "shape", None)
-    return None if shape is None else shape[-1]
 
 
 def _default(problem: AbstractSDE) -> str:
