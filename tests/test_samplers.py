@@ -5,9 +5,11 @@ evaluations, brevity.
 import ast
 import inspect
 import math
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cache
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from peers import Case
@@ -369,3 +371,36 @@ def test_a_rule_takes_twenty_lines(module):
             docstring = len(ast.get_docstring(node, clean=False).splitlines())
             assert len([line for line in lines if line.strip()]) - docstring <= 20
     assert rules
+
+
+@dataclass(frozen=True, eq=False)
+class Weighted(AbstractMultistep):
+    """Euler's rule times a factor, which a field holds in some way."""
+
+    accuracy = {1: 1}
+    k: int = 1
+    held: Any = 1.0
+
+    def rule(self, panels):
+        factor = self.held[0] if hasattr(self.held, "__getitem__") else self.held
+        return float(factor) * panels.exact()
+
+
+@pytest.mark.parametrize(
+    "held",
+    [[1.0], np.ones(1), torch.ones(1), (torch.ones(()),), {0: 1.0}],
+    ids=["list", "array", "tensor", "tuple of a tensor", "dict"],
+)
+def test_plans_follow_fields_that_can_change(held):
+    law = GaussianMixture([1.0], torch.zeros(1, 2), [1.0])
+
+    def drawn(value):
+        return sample(law, 4, sde="vp", method=OnClock(Weighted(held=value), steps=5), seed=0)
+
+    assert torch.equal(drawn(held), drawn(1.0))
+    if isinstance(held, tuple):
+        held[0].fill_(0.5)
+    else:
+        held[0] = 0.5
+    assert torch.equal(drawn(held), drawn(0.5))
+    assert not torch.equal(drawn(0.5), drawn(1.0))

@@ -5,6 +5,7 @@ knows one class of them.
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
+from enum import Enum
 from itertools import repeat
 from typing import ClassVar, Literal, Self, get_args
 
@@ -101,9 +102,9 @@ class AbstractMultistep(AbstractPlanned):
         """
 
     def plan(self, problem: AbstractSDE, ts: Sequence[float]) -> Self:
-        if problem.plans is None:
-            return replace(self, planned=self._planned(problem, ts))
         own = tuple(getattr(self, part.name) for part in fields(self) if part.name != "planned")
+        if problem.plans is None or not _constant(own):
+            return replace(self, planned=self._planned(problem, ts))
         key = type(self), own, problem.noise_type, tuple(ts)
         if key not in problem.plans:
             problem.plans[key] = self._planned(problem, ts)
@@ -190,6 +191,15 @@ class AbstractMultistep(AbstractPlanned):
             (weight_m, weight_end, 0.0, weight_0),
             (1, 0, 3) if self.corrects else (0, 3),
         )
+
+
+def _constant(value: object) -> bool:
+    """Whether a value is known by its hash for ever: numbers, strings and tuples of them are; a
+    tensor, an array or a list may be changed in place.
+    """
+    if isinstance(value, tuple):
+        return all(map(_constant, value))
+    return value is None or isinstance(value, bool | int | float | complex | str | Enum)
 
 
 @dataclass(frozen=True, eq=False)
