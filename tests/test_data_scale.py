@@ -3,6 +3,7 @@ what depends on them.
 """
 
 import math
+import re
 import warnings
 
 import numpy as np
@@ -208,6 +209,36 @@ def test_bytes_are_warned_of():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         Training(model, data / 127.5 - 1)
+
+
+@pytest.mark.parametrize(
+    ("mean", "std", "warned"),
+    [
+        (0.0, 1e-4, True),
+        (0.0, 1e3, True),
+        (1e3, 1.0, True),
+        (-40.0, 1.0, True),
+        (0.0, 0.01, False),
+        (0.0, 100.0, False),
+        (5.0, 20.0, False),
+        (-20.0, 1.0, False),
+    ],
+)
+def test_data_in_another_scale_than_that_of_networks_are_warned_of(mean, std, warned):
+    """Networks trained on the first and the third gave samples 15 and 24 times too wide."""
+    data = moved(mean, std).sample(2000, seed=0).float()
+    data = mean + std * (data - data.mean(0)) / (data - data.mean(0)).square().mean().sqrt()
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        fit(fresh(), data, Recipe(steps=1, batch_size=16), progress=False)
+    assert len(seen) == warned
+    for warning in seen:
+        assert warning.filename == __file__
+        assert re.search(
+            rf"a mean of .* standard deviation of {re.escape(f'{std:.3g}')}; networks expect .* "
+            r"mean 0 and standard deviation 1.*scale them.*transform=.*data\.Scale\(",
+            str(warning.message),
+        )
 
 
 class Scaled(nn.Module):

@@ -50,11 +50,11 @@ class Training(Iterator[Record]):
     The model's `data_mean` and `data_std` are set to those of the data.
 
     Sample number i of the stream has its own times, noise and dequantisation, which depend on
-    (seed, i) alone; i is the epoch times the number of samples plus its place in the epoch's
-    permutation. Under torch.distributed each process takes a part of each batch, and gradients are
-    averaged: the same up to rounding. `state_dict` and `load_state_dict` stop and resume a run; on
-    the CPU the result is bit-identical, because dropout too depends on the seed and on the place in
-    the stream.
+    (seed, i) and the standard deviation of the data alone; i is the epoch times the number of
+    samples plus its place in the epoch's permutation. Under torch.distributed each process takes a
+    part of each batch, and gradients are averaged: the same up to rounding. `state_dict` and
+    `load_state_dict` stop and resume a run; on the CPU the result is bit-identical, because dropout
+    too depends on the seed and on the place in the stream.
 
     Attributes:
         step: the number of completed updates.

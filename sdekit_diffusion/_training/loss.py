@@ -43,9 +43,10 @@ def dsm_loss(
             bounds the negative log-likelihood up to a factor and a constant.
         discrete: draw t from the diffusion's own `levels`, all equally likely, as DDPM and NCSN do;
             with "plain" only.
-        end: sigma / alpha at the least noise that is trained; levels are all trained.
-        seed, first: times and noise of sample i depend on (seed, first + i) alone; None takes a new
-            seed.
+        end: sigma / alpha at the least noise that is trained, divided by `model.data_std`, or by 1
+            where that is None; levels are all trained.
+        seed, first: the noise of sample i depends on (seed, first + i) alone, its time also on
+            `model.data_std`; None takes a new seed.
 
     Raises:
         TypeError: when x0 is not a floating tensor.
@@ -87,8 +88,8 @@ def dsm_loss(
 def draw_times(
     sde: AbstractDiffusion, u: Tensor, weighting: Weighting, end: float, data_std: float = 1.0
 ) -> Tensor:
-    """Uniform numbers in [0, 1) as times from sigma / alpha = end to the diffusion's latest, as the
-    weighting wants them.
+    """Uniform numbers in [0, 1) as times from sigma / alpha = end data_std to the diffusion's
+    latest, as the weighting wants them.
     """
     last = sde.latest(data_std)
     low = float(sde.log_snr(last))

@@ -13,6 +13,11 @@ from sdekit_diffusion.data._batches import AbstractSource, Shuffled
 _IN_MEMORY = 1 << 16  # samples that are looked at, of a tensor
 _READ = 1 << 10  # of data that have to be read
 _TOGETHER = 256
+# Standard deviations from 0.01 to 100 are trained on without a warning, up to sampling; and means
+# within so many of them.
+_SMALLEST = 0.95e-2
+_LARGEST = 1.05e2
+_FARTHEST = 30.0
 _BYTES = 128.0  # whole numbers from 0 to above this are taken for bytes
 
 
@@ -53,7 +58,24 @@ def data_moments(
     variance = float((squares / count - off.square()).mean())
     if not math.isfinite(variance):  # the first loss says so
         return torch.zeros_like(off, dtype=torch.float32), 1.0
-    return (centre + off).to(torch.float32), math.sqrt(max(variance, 0.0)) or 1.0
+    mean = centre + off
+    std = math.sqrt(max(variance, 0.0)) or 1.0
+    _warn_of_scale(float(mean.square().mean().sqrt()), std)
+    return mean.to(torch.float32), std
+
+
+def _warn_of_scale(mean: float, std: float) -> None:
+    """Warns of data that networks cannot be trained on as they are."""
+    if _SMALLEST <= std <= _LARGEST and mean <= _FARTHEST * std:
+        return
+    warnings.warn(
+        f"the data have a mean of {mean:.3g} (root mean square over the coordinates) and a "
+        f"standard deviation of {std:.3g}; networks expect data of mean 0 and standard deviation "
+        "1, and on these samples may be wrong by orders of magnitude: scale them, for example with "
+        "transform=scale.encode, where scale = sdekit_diffusion.data.Scale(shift=mean, unit=std), "
+        "and decode samples with scale.decode",
+        stacklevel=5,  # the caller of fit
+    )
 
 
 def _first(source: AbstractSource, n: int) -> Iterator[Tensor]:

@@ -29,7 +29,8 @@ class Recipe:
             several, the first of which gives the weights of the trained model.
         weighting: "plain" or "likelihood", see `dsm_loss`.
         discrete: train only the discrete levels of `DDPM` and `NCSN`, see `dsm_loss`.
-        end: sigma / alpha at the least noise that is trained.
+        end: sigma / alpha at the least noise that is trained, divided by the standard deviation of
+            the data.
         flip: images: mirror each left to right with probability 1/2 whenever it is seen.
         precision: "full", that of the weights; or "bfloat16" for the network's products, the
             weights keeping their precision.
