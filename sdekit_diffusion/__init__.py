@@ -28,8 +28,9 @@ from sdekit_diffusion._models.checkpoint import CheckpointError
 from sdekit_diffusion._models.derived import AbstractDerivedModel, per_sample
 from sdekit_diffusion._models.empirical import EmpiricalMixture
 from sdekit_diffusion._models.mixture import GaussianMixture
-from sdekit_diffusion._models.model import AbstractModel, ScoreModel, noise_scale, signal_scale
+from sdekit_diffusion._models.model import AbstractModel, noise_scale, signal_scale
 from sdekit_diffusion._models.save import save
+from sdekit_diffusion._models.score_model import ScoreModel
 from sdekit_diffusion._sampling.adaptive import AdaptiveFlow, AdaptiveSDE
 from sdekit_diffusion._sampling.annealed_langevin import AnnealedLangevin
 from sdekit_diffusion._sampling.arguments import SampleOptions
@@ -49,9 +50,11 @@ from sdekit_diffusion._sampling.grids import (
     UniformInLogSNR,
     UniformInTime,
 )
-from sdekit_diffusion._sampling.method import AbstractMethod, Descent, InTime, OnClock
+from sdekit_diffusion._sampling.in_time import InTime
+from sdekit_diffusion._sampling.method import AbstractMethod, Descent
 from sdekit_diffusion._sampling.methods import METHODS
 from sdekit_diffusion._sampling.ncsn_settings import NCSNSettings, ncsn_settings, ncsnv2_settings
+from sdekit_diffusion._sampling.on_clock import OnClock
 from sdekit_diffusion._sampling.sample import sample
 from sdekit_diffusion._sampling.techniques import (
     geometric_sigmas,

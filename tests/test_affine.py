@@ -23,7 +23,7 @@ from sdekit_diffusion import (
 from sdekit_diffusion._models import affine
 from sdekit_diffusion._sampling.clock import on_clock
 from sdekit_diffusion._sampling.coordinates import Coordinates
-from sdekit_diffusion._sampling.method import _Score
+from sdekit_diffusion._sampling.in_time import _Score
 
 L = torch.linspace(-3.0, 5.0, 9, dtype=torch.float64)
 U = torch.randn(4, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)

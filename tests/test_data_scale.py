@@ -31,7 +31,7 @@ from sdekit_diffusion import (
     save,
 )
 from sdekit_diffusion._models.data_scale import data_scale
-from sdekit_diffusion._models.model import as_model
+from sdekit_diffusion._models.score_model import as_model
 from sdekit_diffusion._training.loss import draw_times
 
 SCALES = [(0.0, 1.0), (5.0, 20.0), (-0.02, 0.01)]

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from sdekit_diffusion import DDPM, NCSN, VESDE, VPSDE, GaussianMixture, ScoreModel, nets
-from sdekit_diffusion._models.model import as_model
+from sdekit_diffusion._models.score_model import as_model
 
 MIXTURE = GaussianMixture(
     [0.3, 0.7], [[1.0, 2.0], [-1.0, 0.5]], torch.tensor([0.3, 0.2], dtype=torch.float64)

@@ -12,7 +12,7 @@ from torch import nn
 
 from sdekit_diffusion import ScoreModel, encode, log_likelihood, sample
 from sdekit_diffusion._models.evaluating import evaluating
-from sdekit_diffusion._models.model import as_model
+from sdekit_diffusion._models.score_model import as_model
 
 PATIENCE = 30.0  # seconds until a thread gives up, so that a failure does not hang
 

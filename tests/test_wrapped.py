@@ -19,7 +19,7 @@ from sdekit_diffusion import (
     sample,
     save,
 )
-from sdekit_diffusion._models.model import as_model
+from sdekit_diffusion._models.score_model import as_model
 
 
 def model():

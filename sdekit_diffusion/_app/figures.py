@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from sdekit import normal
-from sdekit_diffusion._models.model import ScoreModel
+from sdekit_diffusion._models.score_model import ScoreModel
 from sdekit_diffusion._sampling.coordinates import Coordinates
 from sdekit_diffusion._sampling.sample import sample
 from sdekit_diffusion._training.log import METRICS

@@ -14,7 +14,7 @@ from sdekit_diffusion._app.options import Estimate
 from sdekit_diffusion._diffusions.diffusion import AbstractDiffusion
 from sdekit_diffusion._likelihood.bits_per_dim import BitsPerDim, bits_per_dim
 from sdekit_diffusion._likelihood.likelihood import log_likelihood
-from sdekit_diffusion._models.model import ScoreModel
+from sdekit_diffusion._models.score_model import ScoreModel
 from sdekit_diffusion._sampling.adaptive import AdaptiveFlow
 from sdekit_diffusion.data import Scale
 

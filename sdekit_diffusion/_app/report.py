@@ -27,7 +27,7 @@ from sdekit_diffusion._app.page import Picture, page_of
 from sdekit_diffusion._app.trained import data_of, opened, source_of
 from sdekit_diffusion._loading.load import described_in
 from sdekit_diffusion._models.checkpoint import read_config, versions
-from sdekit_diffusion._models.model import ScoreModel
+from sdekit_diffusion._models.score_model import ScoreModel
 from sdekit_diffusion._sampling.sample import sample
 from sdekit_diffusion.data import Dataset
 

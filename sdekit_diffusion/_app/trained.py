@@ -9,7 +9,7 @@ from sdekit_diffusion._app.options import Loading
 from sdekit_diffusion._inputs import usable
 from sdekit_diffusion._loading.load import described_in, load
 from sdekit_diffusion._models.checkpoint import CheckpointError, read_config, versions
-from sdekit_diffusion._models.model import ScoreModel
+from sdekit_diffusion._models.score_model import ScoreModel
 from sdekit_diffusion._storage.distributed import own
 from sdekit_diffusion._storage.shards import digest
 from sdekit_diffusion.data import Dataset, Scale

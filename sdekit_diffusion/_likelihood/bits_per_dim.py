@@ -13,7 +13,7 @@ from sdekit_diffusion._diffusions.diffusion import AbstractDiffusion
 from sdekit_diffusion._inputs import require_tensor
 from sdekit_diffusion._likelihood.code_length import AbstractCodeLength
 from sdekit_diffusion._likelihood.likelihood import log_likelihood
-from sdekit_diffusion._models.model import as_model
+from sdekit_diffusion._models.score_model import as_model
 from sdekit_diffusion._sampling.adaptive import AdaptiveFlow
 from sdekit_diffusion._sampling.arguments import Model
 

@@ -17,7 +17,8 @@ from sdekit_diffusion._likelihood.code_length import AbstractCodeLength
 from sdekit_diffusion._likelihood.decoder import decoder_of
 from sdekit_diffusion._models.evaluating import evaluating
 from sdekit_diffusion._models.in_batches import batches
-from sdekit_diffusion._models.model import AbstractModel, as_model
+from sdekit_diffusion._models.model import AbstractModel
+from sdekit_diffusion._models.score_model import as_model
 from sdekit_diffusion._sampling.arguments import Model
 
 

@@ -14,7 +14,8 @@ from sdekit import AbstractTrace, Exact, Hutchinson, Likelihood, UnfinishedError
 from sdekit_diffusion._inputs import require_event, require_tensor
 from sdekit_diffusion._models.evaluating import evaluating
 from sdekit_diffusion._models.in_batches import batches
-from sdekit_diffusion._models.model import AbstractModel, ScoreModel
+from sdekit_diffusion._models.model import AbstractModel
+from sdekit_diffusion._models.score_model import ScoreModel
 from sdekit_diffusion._sampling.adaptive import AdaptiveFlow
 from sdekit_diffusion._sampling.coordinates import Coordinates, Span
 from sdekit_diffusion._sampling.probability_flow import ProbabilityFlowOnClock

@@ -8,7 +8,7 @@ from torch import Tensor
 from sdekit import AbstractTrace, Likelihood
 from sdekit_diffusion._diffusions.diffusion import AbstractDiffusion
 from sdekit_diffusion._likelihood.flow_map import FlowMap
-from sdekit_diffusion._models.model import as_model
+from sdekit_diffusion._models.score_model import as_model
 from sdekit_diffusion._sampling.adaptive import AdaptiveFlow
 from sdekit_diffusion._sampling.arguments import Model
 from sdekit_diffusion._sampling.coordinates import Coordinates, event_of

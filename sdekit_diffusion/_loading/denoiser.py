@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from sdekit.elementary import broadcast
 from sdekit_diffusion._diffusions.edm import EDMSDE
 from sdekit_diffusion._models.check import checked
-from sdekit_diffusion._models.model import ScoreModel
+from sdekit_diffusion._models.score_model import ScoreModel
 
 # The smallest sigma a network is told: at 0 its logarithm is infinite, and the output is multiplied
 # by 0.

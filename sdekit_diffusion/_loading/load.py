@@ -23,7 +23,7 @@ from sdekit_diffusion._models.checkpoint import (
     read_tensors,
     scale_in,
 )
-from sdekit_diffusion._models.model import ScoreModel
+from sdekit_diffusion._models.score_model import ScoreModel
 from sdekit_diffusion._training.history import newest
 from sdekit_diffusion.data import Scale
 

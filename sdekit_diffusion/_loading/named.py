@@ -12,7 +12,7 @@ from torch import nn
 from sdekit import did_you_mean
 from sdekit_diffusion import nets
 from sdekit_diffusion._loading.diffusers import from_diffusers, network_in
-from sdekit_diffusion._models.model import ScoreModel
+from sdekit_diffusion._models.score_model import ScoreModel
 
 
 def named_network(name: str | Path) -> nn.Module:

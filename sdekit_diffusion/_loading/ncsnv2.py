@@ -12,7 +12,7 @@ from sdekit_diffusion._loading.published_refinenet import FIRST, network
 from sdekit_diffusion._loading.weights import plain, read_pickle, unwrapped
 from sdekit_diffusion._models.check import checked
 from sdekit_diffusion._models.checkpoint import CheckpointError
-from sdekit_diffusion._models.model import ScoreModel
+from sdekit_diffusion._models.score_model import ScoreModel
 from sdekit_diffusion.nets import NCSNv2
 
 _MOST_LEVELS = 100_000

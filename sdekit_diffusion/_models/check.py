@@ -15,13 +15,8 @@ from sdekit_diffusion._diffusions.diffusion import AbstractDiffusion
 from sdekit_diffusion._inputs import require_event, require_tensor
 from sdekit_diffusion._models.conventions import Alternative, alternatives
 from sdekit_diffusion._models.evaluating import evaluating
-from sdekit_diffusion._models.model import (
-    AbstractModel,
-    ScoreModel,
-    as_model,
-    noise_scale,
-    signal_scale,
-)
+from sdekit_diffusion._models.model import AbstractModel, noise_scale, signal_scale
+from sdekit_diffusion._models.score_model import ScoreModel, as_model
 
 # In units of the data's deviation; beyond, small errors of a network are magnified.
 _NOISE = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0)

@@ -8,7 +8,8 @@ from typing import Any, NamedTuple, get_args
 from torch import Tensor, nn
 
 from sdekit_diffusion._diffusions.diffusion import AbstractDiffusion
-from sdekit_diffusion._models.model import AbstractModel, Conditioning, Prediction, ScoreModel
+from sdekit_diffusion._models.model import AbstractModel
+from sdekit_diffusion._models.score_model import Conditioning, Prediction, ScoreModel
 
 _OPPOSITE: dict[str, str] = {"flow": "reverse_flow", "reverse_flow": "flow"}
 _RANGES = ((0.0, 1.0), (-1.0, 1.0), (0.0, 255.0))

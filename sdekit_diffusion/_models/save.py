@@ -30,7 +30,7 @@ from sdekit_diffusion._models.checkpoint import (
     read_config,
     versions,
 )
-from sdekit_diffusion._models.model import ScoreModel
+from sdekit_diffusion._models.score_model import ScoreModel
 from sdekit_diffusion._models.wrapped import require_own
 from sdekit_diffusion._storage.atomic import alone, flush, made, naming, replacing
 

@@ -22,7 +22,8 @@ from sdekit import (
 from sdekit_diffusion._models.model import AbstractModel
 from sdekit_diffusion._sampling.clock import clock_knots, on_clock
 from sdekit_diffusion._sampling.coordinates import Coordinates, Span
-from sdekit_diffusion._sampling.method import AbstractMethod, Descent, require_clock
+from sdekit_diffusion._sampling.method import AbstractMethod, Descent
+from sdekit_diffusion._sampling.on_clock import require_clock
 from sdekit_diffusion._sampling.probability_flow import ADVICE, agreed, flow
 
 

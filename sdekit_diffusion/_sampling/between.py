@@ -20,7 +20,7 @@ from sdekit import (
 )
 from sdekit.elementary import broadcast
 from sdekit_diffusion._diffusions.diffusion import AbstractDiffusion
-from sdekit_diffusion._models.model import as_model
+from sdekit_diffusion._models.score_model import as_model
 from sdekit_diffusion._sampling.arguments import Model, shape_of
 from sdekit_diffusion._sampling.coordinates import Coordinates
 from sdekit_diffusion._sampling.method import AbstractMethod

@@ -11,7 +11,8 @@ from sdekit import AbstractSDE, AbstractSolver, Increment, Order, Solution, Step
 from sdekit.elementary import Time, axpy
 from sdekit_diffusion._sampling.coordinates import Coordinates, Span
 from sdekit_diffusion._sampling.grids import AbstractGrid, UniformInLogSNR
-from sdekit_diffusion._sampling.method import AbstractMethod, Descent, OnClock
+from sdekit_diffusion._sampling.method import AbstractMethod, Descent
+from sdekit_diffusion._sampling.on_clock import OnClock
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,7 +12,8 @@ from torch import Tensor
 from sdekit import AbstractSDE, AbstractSolver, Heun, Increment, Order, Solution, Step, computed
 from sdekit.elementary import Time, axpy
 from sdekit_diffusion._sampling.grids import AbstractGrid, UniformInLogSNR
-from sdekit_diffusion._sampling.method import AbstractMethod, Descent, OnClock
+from sdekit_diffusion._sampling.method import AbstractMethod, Descent
+from sdekit_diffusion._sampling.on_clock import OnClock
 
 
 @dataclass(frozen=True, eq=False)

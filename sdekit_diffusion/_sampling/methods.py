@@ -25,7 +25,9 @@ from sdekit_diffusion._sampling.annealed_langevin import AnnealedLangevin
 from sdekit_diffusion._sampling.ddim import DDIM
 from sdekit_diffusion._sampling.edm_sampler import EDM
 from sdekit_diffusion._sampling.grids import AbstractGrid, Focused, UniformInLogSNR, grid_of
-from sdekit_diffusion._sampling.method import AbstractMethod, InTime, OnClock
+from sdekit_diffusion._sampling.in_time import InTime
+from sdekit_diffusion._sampling.method import AbstractMethod
+from sdekit_diffusion._sampling.on_clock import OnClock
 
 
 def _published(solver: AbstractSolver, steps: int = 100, **settings: Any) -> OnClock:  # noqa: ANN401

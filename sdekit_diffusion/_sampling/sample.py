@@ -22,7 +22,7 @@ from sdekit_diffusion._diffusions.diffusion import AbstractDiffusion
 from sdekit_diffusion._inputs import usable
 from sdekit_diffusion._models.evaluating import evaluating
 from sdekit_diffusion._models.in_batches import batches
-from sdekit_diffusion._models.model import as_model
+from sdekit_diffusion._models.score_model import as_model
 from sdekit_diffusion._sampling.arguments import (
     Model,
     SampleOptions,

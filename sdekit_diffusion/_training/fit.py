@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 
 from sdekit_diffusion._inputs import is_whole, require_tensor
 from sdekit_diffusion._models.evaluating import evaluating
-from sdekit_diffusion._models.model import ScoreModel
+from sdekit_diffusion._models.score_model import ScoreModel
 from sdekit_diffusion._storage.distributed import rank, wait
 from sdekit_diffusion._training.log import Log
 from sdekit_diffusion._training.loop import Record, Training

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, distributed
 from torch.nn.parallel import DistributedDataParallel
 
-from sdekit_diffusion._models.model import ScoreModel
+from sdekit_diffusion._models.score_model import ScoreModel
 from sdekit_diffusion._models.wrapped import require_own
 from sdekit_diffusion._storage.distributed import rank, world
 from sdekit_diffusion._training.averages import Averages

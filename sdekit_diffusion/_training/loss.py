@@ -11,7 +11,8 @@ from sdekit.elementary import broadcast, clip
 from sdekit_diffusion._counters import NOISE, TIME
 from sdekit_diffusion._diffusions.diffusion import AbstractDiffusion
 from sdekit_diffusion._inputs import require_tensor
-from sdekit_diffusion._models.model import ScoreModel, noise_scale, signal_scale
+from sdekit_diffusion._models.model import noise_scale, signal_scale
+from sdekit_diffusion._models.score_model import ScoreModel
 
 Weighting = Literal["plain", "likelihood"]
 

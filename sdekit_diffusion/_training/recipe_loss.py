@@ -11,7 +11,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from sdekit import uniform01
 from sdekit_diffusion._counters import DEQUANTISATION, FLIP
-from sdekit_diffusion._models.model import ScoreModel
+from sdekit_diffusion._models.score_model import ScoreModel
 from sdekit_diffusion._storage.distributed import world
 from sdekit_diffusion._training.loss import dsm_loss
 from sdekit_diffusion._training.recipe import Recipe

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from sdekit_diffusion._models.model import ScoreModel
+from sdekit_diffusion._models.score_model import ScoreModel
 from sdekit_diffusion._storage.distributed import world
 from sdekit_diffusion._training.recipe import Recipe
 

@@ -1,0 +1,519 @@
+"""`ScoreModel`: a denoiser from a network, whatever the network predicts and is told."""
+
+import copy
+import math
+import threading
+import weakref
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal, Self, cast
+
+import torch
+from torch import Tensor, nn
+
+from sdekit import computed, did_you_mean
+from sdekit.calling import (
+    ChangedError,
+    changed_in_place,
+    checked_call,
+    missing,
+    require_call,
+    require_order,
+    require_real,
+    swapped,
+    uncounted,
+)
+from sdekit.elementary import Time, axpy, broadcast, clip, scaled
+from sdekit_diffusion._diffusions.diffusion import LARGEST, AbstractDiffusion
+from sdekit_diffusion._diffusions.names import diffusion
+from sdekit_diffusion._inputs import require_tensor
+from sdekit_diffusion._models.affine import Affine, Asking, constant
+from sdekit_diffusion._models.model import AbstractModel, noise_scale, signal_scale
+from sdekit_diffusion._models.wrapped import require_plain, unwrapped
+from sdekit_diffusion.data import Scale
+
+Prediction = Literal["noise", "data", "score", "velocity", "flow", "reverse_flow"]
+
+
+# diffusers' names of predictions, which `predicts` takes as well.
+ALIASES: dict[str, Prediction] = {
+    "epsilon": "noise",
+    "sample": "data",
+    "v_prediction": "velocity",
+    "flow_prediction": "flow",
+}
+
+
+_MEANT = {"x0": "data", "x_0": "data", "eps": "noise", "v": "velocity"}  # names that papers give
+
+
+Conditioning = Literal["time", "log_snr", "sigma"] | tuple[float, float]
+
+
+def _inverse(value: Time) -> Time:
+    """1 / value, and 0 for 0: a point says nothing of x_0 where alpha = 0, nor of eps where
+    sigma = 0; their mean is 0.
+    """
+    if isinstance(value, Tensor):
+        return torch.where(value == 0, 0.0, 1 / value)
+    return 1 / value if value else 0.0
+
+
+def _velocity(alpha: Time, sigma: Time) -> tuple[Time, Time, Time, Time]:
+    square = alpha * alpha + sigma * sigma
+    return alpha / square, -sigma / square, sigma / square, alpha / square
+
+
+def _flow(alpha: Time, sigma: Time) -> tuple[Time, Time, Time, Time]:
+    total = alpha + sigma
+    return 1 / total, -sigma / total, 1 / total, alpha / total
+
+
+def _reverse_flow(alpha: Time, sigma: Time) -> tuple[Time, Time, Time, Time]:
+    a, b, c, d = _flow(alpha, sigma)
+    return a, -b, c, -d
+
+
+# What a network's output o says about x = alpha x_0 + sigma eps: x_0 = a x + b o and eps = c x + d
+# o.
+_CONVENTIONS: dict[str, Callable[[Time, Time], tuple[Time, Time, Time, Time]]] = {
+    "noise": lambda alpha, sigma: (_inverse(alpha), -sigma * _inverse(alpha), 0.0, 1.0),
+    "data": lambda alpha, sigma: (0.0, 1.0, _inverse(sigma), -alpha * _inverse(sigma)),
+    "score": lambda alpha, sigma: (_inverse(alpha), sigma * sigma * _inverse(alpha), 0.0, -sigma),
+    "velocity": _velocity,
+    "flow": _flow,
+    "reverse_flow": _reverse_flow,
+}
+
+
+@dataclass
+class _DataScale:
+    """Mean and standard deviation of the data, which the copies of a model share."""
+
+    mean: Tensor | float = 0.0
+    std: float | None = None
+
+
+class ScoreModel(nn.Module, AbstractModel):
+    """A network with the diffusion it is trained under and what its output means.
+
+    With x = alpha x_0 + sigma eps a network predicts eps ("noise"), x_0 ("data"), -eps / sigma
+    ("score"), alpha eps - sigma x_0 ("velocity"), eps - x_0 ("flow", the velocity of flow
+    matching), or x_0 - eps ("reverse_flow", the same where its time runs from the noise, 0, to the
+    data, 1: then under "flow" with conditioning=(-1, 1)). Under another diffusion the network is
+    evaluated at the same signal-to-noise ratio, at the point with the same x / alpha. A network
+    that ignores t and predicts "noise" has the score -net(x) / sigma: where alpha = 1, up to the
+    sign, Song and Ermon's (2020) third technique.
+
+    Arguments:
+        net: `net(x, t)`, shaped like x, t of shape `(batch,)`; a module or a plain function.
+        sde: the diffusion, or its name in `DIFFUSIONS`, such as "vp".
+        predicts: what the output means; diffusers' names "epsilon", "sample", "v_prediction" and
+            "flow_prediction" are "noise", "data", "velocity" and "flow".
+        shape: the shape of one sample.
+        conditioning: "time" calls `net(x, t)`; a pair (a, b) `net(x, a t + b)`, so that (N, -1)
+            counts DDPM's N steps from 0, and (1 - L, L - 1) NCSN's L levels from the noisiest;
+            "sigma" `net(x, sigma(t))`. "log_snr" calls `net(u, l)` with l = log(alpha / sigma) and
+            the point scaled to unit noise-plus-signal, u = x / sqrt(alpha^2 + sigma^2): then the
+            network does not depend on the diffusion, and its output means the same for u = alpha'
+            x_0 + sigma' eps, alpha'^2 + sigma'^2 = 1.
+        data_mean, data_std: of the data: the mean, a number or shaped like one sample, and the root
+            mean square of a coordinate less its mean. Training records them; where they are not
+            known they are estimated from the network when a solve begins.
+        data_range: the least and the largest value that the data can have, such as (-1, 1); None
+            where there is no bound.
+        scale: from the data in their own range and dtype to those of this model, and back:
+            `model.scale.decode(x)`. It is stored and saved, and applied only by callers; all other
+            arguments concern data as the model sees them.
+
+    Raises:
+        ValueError: for a name that is not one of these, or when the network returns another shape
+            than its input's.
+        TypeError: for a net that is a model itself.
+
+    Example:
+        >>> net = sd.nets.MLP(shape=(2,), width=16)
+        >>> model = sd.ScoreModel(net, "vp", "velocity", shape=(2,), conditioning="log_snr")
+        >>> model.denoise(0.5, torch.zeros(4, 2)).shape
+        torch.Size([4, 2])
+        >>> sd.sample(model, 4, steps=10, seed=0).shape
+        torch.Size([4, 2])
+    """
+
+    sde: AbstractDiffusion
+    plain = False  # whether net is a score function that was passed where a model is expected
+
+    def __init__(
+        self,
+        net: Callable[[Tensor, Tensor], Tensor],
+        sde: AbstractDiffusion | str,
+        predicts: Prediction | str = "noise",
+        *,
+        shape: tuple[int, ...] | None = None,
+        conditioning: Conditioning = "time",
+        data_mean: Tensor | float = 0.0,
+        data_std: float | None = None,
+        data_range: tuple[float, float] | None = None,
+        scale: Scale = Scale(),  # noqa: B008 - frozen
+    ) -> None:
+        super().__init__()
+        if isinstance(unwrapped(net, AbstractModel), AbstractModel):
+            raise TypeError(
+                f"net is a {type(net).__name__}, a model with a diffusion of its own; pass it "
+                "where a model is expected, or give its network: ScoreModel(model.net, ...)"
+            )
+        predicts = ALIASES.get(predicts, predicts)
+        if predicts not in _CONVENTIONS:
+            near = did_you_mean(predicts, [*_CONVENTIONS, *ALIASES], _MEANT)
+            raise ValueError(
+                f"predicts = {predicts!r} is not one of {', '.join(_CONVENTIONS)}{near}"
+            )
+        require_order(net, "x, t")
+        if data_range is not None and not data_range[0] < data_range[1]:
+            raise ValueError(
+                f"data_range = {data_range} is not a least and a largest value, such as (-1, 1)"
+            )
+        self.net = net
+        self.predicts: Prediction = cast(Prediction, predicts)
+        self.conditioning: Conditioning = _known(conditioning)
+        self.sde = diffusion(sde)  # pyright: ignore[reportIncompatibleVariableOverride] - always known
+        self.shape = None if shape is None else tuple(shape)
+        self._moments = _DataScale()
+        self.record_scale(data_mean, data_std)
+        self.data_range = (
+            None if data_range is None else (float(data_range[0]), float(data_range[1]))
+        )
+        self.scale = scale
+        self.conditions: Mapping[str, Any] = {}
+
+    @computed
+    def data_mean(self) -> Tensor | float:
+        if isinstance(self._moments.mean, Tensor):
+            self._moments.mean = self._moments.mean.to(self.place()[1])
+        return self._moments.mean
+
+    @property
+    def data_std(self) -> float | None:
+        return self._moments.std
+
+    @data_std.setter
+    def data_std(self, std: float | None) -> None:  # pyright: ignore[reportIncompatibleVariableOverride]
+        self.record_scale(self.data_mean, std)
+
+    def record_scale(self, mean: Tensor | float, std: float | None) -> None:
+        """Sets `data_mean` and `data_std`, also of the copies that `given` has made.
+
+        Raises:
+            ValueError: for a standard deviation that is not positive, or a mean that is not finite
+                or not shaped like one sample.
+        """
+        std = None if std is None else float(std)
+        if not 0 < (1.0 if std is None else std) < math.inf:
+            raise ValueError(
+                f"data_std = {std} is not a positive number; it is the standard deviation of a "
+                "coordinate"
+            )
+        found = torch.as_tensor(mean).detach()
+        if not bool(found.isfinite().all()):
+            raise ValueError(f"data_mean must be finite, not {mean!r:.60}")
+        if found.ndim and self.shape is not None and tuple(found.shape) != self.shape:
+            raise ValueError(
+                f"data_mean has shape {tuple(found.shape)}, and a sample {self.shape}; give a "
+                "number, or a tensor shaped like one sample"
+            )
+        if found.ndim:
+            wide = torch.promote_types(found.dtype, torch.float32)
+            self._moments.mean = found.to(device=self.place()[1], dtype=wide)
+        else:
+            self._moments.mean = float(found)
+        self._moments.std = std
+
+    def given(self, **conditions: Any) -> Self:  # noqa: ANN401 - whatever the network takes
+        """The same model with further arguments of its network: `net(x, t, **conditions)`.
+
+        A tensor with a dimension has one entry per sample, such as labels `(batch,)`; everything
+        else is passed unchanged.
+        """
+        model = copy.copy(self)  # shares the network
+        model.conditions = {**self.conditions, **conditions}
+        return model
+
+    def around(self, net: Callable[..., Tensor]) -> "ScoreModel":
+        """The same model around another network, such as a compiled one."""
+        model = ScoreModel(
+            net,
+            self.sde,
+            self.predicts,
+            shape=self.shape,
+            conditioning=self.conditioning,
+            data_mean=self.data_mean,
+            data_std=self.data_std,
+            data_range=self.data_range,
+            scale=self.scale,
+        )
+        return model.given(**self.conditions)
+
+    def rows(self, index: Tensor) -> Self:
+        own = self.entries()
+        if not own:
+            return self
+        return self.given(**{name: value[index.to(value.device)] for name, value in own.items()})
+
+    def entries(self) -> dict[str, Tensor]:
+        return {
+            name: value
+            for name, value in self.conditions.items()
+            if isinstance(value, Tensor) and value.ndim
+        }
+
+    def networks(self) -> list[nn.Module]:
+        return [self]
+
+    def extra_repr(self) -> str:
+        return (
+            f"{self.sde}, predicts={self.predicts!r}, conditioning={self.conditioning!r}, "
+            f"shape={self.shape}"
+        )
+
+    def place(self) -> tuple[torch.dtype, torch.device]:
+        parameter = next(self.parameters(), None)
+        return (
+            (torch.get_default_dtype(), torch.device("cpu"))
+            if parameter is None
+            else (parameter.dtype, parameter.device)
+        )
+
+    def forward(self, point: Tensor, label: Time | None = None) -> Tensor:
+        """The network's output at points and labels that are its own, in the dtype of the points.
+
+        Raises:
+            TypeError: when its signature does not fit, or it does not return a tensor of real
+                floating numbers.
+            ValueError: when its shape is not that of the points.
+            TypeError: when a plain score returns another model's output.
+            RuntimeError: when the network changes its input in place.
+        """
+        require_tensor("x", point)
+        if label is None:
+            raise TypeError(
+                "a model is called as model(x, t), t the label of its network; here t is missing"
+            )
+        for name, value in self.entries().items():
+            if len(value) != len(point):
+                raise ValueError(
+                    f"{name} has {len(value)} entries for {len(point)} samples; give one entry a "
+                    "sample"
+                )
+        dtype = next(self.parameters(), point).dtype
+        if not isinstance(label, Tensor):
+            label = torch.full((len(point),), label, dtype=dtype, device=point.device)
+        out = self._asked(point.to(dtype), label.to(dtype).expand(len(point)))
+        if self.plain and _OUTPUT.of is not None and _OUTPUT.of() is out:
+            raise TypeError(
+                "this score returns what model(x, t) returned, the output of a network, which is "
+                "no score: pass the model itself, or return model.score(t, x)"
+            )
+        out = out.to(point.dtype)
+        if not torch.compiler.is_compiling():
+            _OUTPUT.of = (
+                None
+                if self.predicts == "score" and self.conditioning == "time"
+                else weakref.ref(out)
+            )
+        return out
+
+    def _asked(self, point: Tensor, label: Tensor) -> Tensor:
+        """The network's output, refused where it is not shaped like the point."""
+        slowly = bool(self.conditions) or point.requires_grad or uncounted(point)
+        changes = point._version + label._version if not slowly else 0
+        ask = (
+            partial(checked_call, "the network", self.net, **self.conditions)
+            if slowly
+            else self.net
+        )
+        try:
+            out = ask(point, label)
+        except ChangedError:
+            raise
+        except Exception as error:
+            self._explain(error, point, label)
+            raise
+        if not slowly and point._version + label._version != changes:
+            raise changed_in_place("the network")
+        if not isinstance(out, Tensor) or out.shape != point.shape or not out.is_floating_point():
+            self._refuse(out, point, label)
+        return out
+
+    def _asked_in(self, dtype: torch.dtype, point: Tensor, label: Tensor) -> Tensor:
+        """The network's output in the point's dtype; it is asked in its own, which labels have."""
+        if point.dtype == dtype:
+            return self._asked(point, label).to(dtype)
+        return self._asked(point.to(dtype), label).to(point.dtype)
+
+    def _explain(self, error: Exception, point: Tensor, label: Tensor) -> None:
+        """Raises what tells more of a call that failed, if anything does."""
+        if swapped(partial(self.net, **self.conditions), point, label, point.shape):
+            raise TypeError(_SWAPPED) from error
+        if isinstance(error, TypeError):
+            if names := missing(self.net, point, label, **self.conditions):
+                arguments = ", ".join(f"{name}=..." for name in names)
+                raise TypeError(
+                    f"the network also needs {', '.join(names)}: pass model.given({arguments}), "
+                    "with one entry per sample or the same for all"
+                ) from error
+            require_call(
+                self.net,
+                f"net({', '.join(['x', 't', *self.conditions])})",
+                point,
+                label,
+                **self.conditions,
+            )
+
+    def _refuse(self, out: object, point: Tensor, label: Tensor) -> None:
+        """Raises for an output that is not real, or not shaped like the point."""
+        if isinstance(out, Tensor) and out.shape == point.shape:
+            require_real("the network", out, point)
+        if swapped(partial(self.net, **self.conditions), point, label, point.shape):
+            raise TypeError(_SWAPPED)
+        if not isinstance(out, Tensor):
+            raise TypeError(
+                f"the network returned {type(out).__name__}; it must return a tensor of x's shape"
+            )
+        raise ValueError(
+            f"the network returned shape {tuple(out.shape)} for x of shape {tuple(point.shape)}; "
+            "it must return x's shape"
+        )
+
+    def asking(self) -> Asking | None:
+        own = (getattr(type(self), name) for name in ("predict_data", "predict_noise", "forward"))
+        if (*own,) != (ScoreModel.predict_data, ScoreModel.predict_noise, ScoreModel.forward):
+            return None  # of a subclass, which may predict anything
+        parameter = next(self.parameters(), None)
+        if self._forward_hooks or self._forward_pre_hooks:
+            ask = self
+        elif self.plain:
+            ask = self.forward
+        elif parameter is None:
+            ask = self._asked
+        else:
+            ask = partial(self._asked_in, parameter.dtype)
+        known = (self.sde, self.predicts, self.conditioning) if constant(self.sde) else None
+        return Asking(ask, *self.place(), known)
+
+    def affine(self, l: Tensor, what: Literal["data", "noise"]) -> Affine:
+        size, label, alpha, sigma = self._levels(l)
+        a, b, c, d = _CONVENTIONS[self.predicts](alpha, sigma)
+        own, out = (a, b) if what == "data" else (c, d)
+        return Affine(label, size, own * size, out)
+
+    def predict_data(self, l: Time, u: Tensor) -> Tensor:
+        point, label, alpha, sigma = self._inputs(l, u)
+        a, b, _, _ = _CONVENTIONS[self.predicts](alpha, sigma)
+        return _combined(a, point, b, self(point, label))
+
+    def predict_noise(self, l: Time, u: Tensor) -> Tensor:
+        point, label, alpha, sigma = self._inputs(l, u)
+        _, _, c, d = _CONVENTIONS[self.predicts](alpha, sigma)
+        return _combined(c, point, d, self(point, label))
+
+    def _inputs(self, l: Time, u: Tensor) -> tuple[Tensor, Time, Time, Time]:
+        """The point and the label that the network expects, with the alpha and sigma of that
+        point.
+        """
+        size, label, alpha, sigma = self._levels(l)
+        point = scaled(size, u) if isinstance(size, Tensor) or size != 1 else u
+        return point, label, alpha, sigma
+
+    def _levels(self, l: Time) -> tuple[Time, Time, Time, Time]:
+        """sqrt(alpha^2 + sigma^2), the label, alpha and sigma at which the network is asked."""
+        if self.conditioning == "log_snr":
+            l = clip(l, -LARGEST, LARGEST)
+            return 1.0, l, signal_scale(l), noise_scale(l)
+        t = self.sde.time(l)
+        alpha = self.sde.alpha(t)
+        sigma = self.sde.sigma(t)
+        return self.sde.size(t), self._label(t, sigma), alpha, sigma
+
+    def _label(self, t: Time, sigma: Time) -> Time:
+        """What the network is told at time t of its own diffusion."""
+        if isinstance(self.conditioning, tuple):
+            return self.conditioning[0] * t + self.conditioning[1]
+        return sigma if self.conditioning == "sigma" else t
+
+
+class _Output(threading.local):
+    """The last output of a network in this thread, unless it is a score."""
+
+    of: weakref.ref[Tensor] | None = None
+
+
+_OUTPUT = _Output()
+
+
+_SWAPPED = (
+    "a network, or a plain score, is called as net(x, t) here, and this one takes (t, x); pass "
+    "lambda x, t: net(t, x)"
+)
+
+
+def _known(conditioning: Conditioning) -> Conditioning:
+    """As it is, a pair as a tuple of floats."""
+    if conditioning in ("time", "log_snr", "sigma"):
+        return conditioning
+    if isinstance(conditioning, str) or len(conditioning) != 2:
+        near = did_you_mean(conditioning, ("time", "log_snr", "sigma"))
+        raise ValueError(
+            f"conditioning = {conditioning!r} is not 'time', 'log_snr', 'sigma' or a pair (a, b) "
+            f"for a t + b{near}"
+        )
+    return float(conditioning[0]), float(conditioning[1])
+
+
+def _combined(a: Time, x: Tensor, b: Time, out: Tensor) -> Tensor:
+    """a x + b out."""
+    scaled = out * broadcast(b, out)
+    if isinstance(a, Tensor):
+        return torch.addcmul(scaled, broadcast(a, x), x)
+    return axpy(a, x, scaled) if a else scaled
+
+
+def as_model(
+    model: AbstractModel | Callable[[Tensor, Tensor], Tensor],
+    sde: AbstractDiffusion | str | None,
+    shape: tuple[int, ...] | None = None,
+) -> tuple[AbstractModel, AbstractDiffusion]:
+    """A model and the diffusion to use it under, from what a user passes: a model, or a score
+    `(x, t)` of a given sde.
+
+    Raises:
+        TypeError: when the model is neither, or is wrapped in a way that is not known.
+        ValueError: when the diffusion is neither given nor the model's.
+    """
+    model = cast(
+        AbstractModel | Callable[[Tensor, Tensor], Tensor], unwrapped(model, AbstractModel)
+    )
+    if not isinstance(model, AbstractModel):
+        require_plain(model, AbstractModel)
+        if not callable(model):
+            raise TypeError(
+                "the model must be a ScoreModel, a GaussianMixture or a score (x, t), not "
+                f"{type(model).__name__}"
+            )
+        if sde is None:
+            raise ValueError(
+                "a plain score function needs the diffusion it belongs to: pass sde='vp', for "
+                "example"
+            )
+        model = ScoreModel(model, sde, "score", shape=shape)
+        model.plain = True
+    elif isinstance(model, ScoreModel) and model.shape is None and shape is not None:
+        model = model.given()  # a copy
+        model.shape = tuple(shape)
+    chosen = model.sde if sde is None else diffusion(sde)
+    if chosen is None:
+        raise ValueError(
+            f"a {type(model).__name__} has no diffusion of its own: pass sde='vp', another name or "
+            "a diffusion"
+        )
+    return model, chosen

@@ -1,0 +1,159 @@
+"""Solvers in the diffusion's own time."""
+
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from sdekit import (
+    AbstractSolver,
+    NotFiniteError,
+    Point,
+    ReverseSDE,
+    Solution,
+    solve,
+)
+from sdekit.elementary import Time, scaled
+from sdekit_diffusion._models.affine import Affine, Function, constant, prepared
+from sdekit_diffusion._models.model import AbstractModel
+from sdekit_diffusion._sampling.coordinates import Coordinates, Span
+from sdekit_diffusion._sampling.grids import AbstractGrid, Native
+from sdekit_diffusion._sampling.method import AbstractMethod, Descent
+
+
+@dataclass(frozen=True, eq=False)
+class _Score:
+    """grad log p_t(x) = -eps / sigma of a model of standardised data, in the diffusion's own
+    states.
+    """
+
+    model: AbstractModel
+    coordinates: Coordinates
+    table: Mapping[float, Function] = field(default_factory=dict)
+
+    def __call__(self, t: Time, x: Tensor) -> Tensor:
+        known = None if isinstance(t, Tensor) else self.table.get(t)
+        if known is not None:
+            return known(x)
+        eps = self.model.predict_noise(self.coordinates.log_snr(t), self.coordinates.standard(t, x))
+        return scaled(-1 / self.coordinates.sde.sigma(t), eps)
+
+    def tabulated(self, ts: Sequence[float]) -> "_Score":
+        """The same with what depends on the times of a grid computed at once."""
+        functions = self._prepared(ts, "score", lambda t, score: score)
+        return replace(self, table=dict(zip(ts, functions or (), strict=bool(functions))))
+
+    def slopes(self, factor: float, ts: Sequence[float]) -> Mapping[float, Function]:
+        """f x - factor g^2 s at the times of a grid; empty where it is not affine in a network's
+        output.
+        """
+        sde = self.coordinates.sde
+
+        def slope(t: Tensor, score: Affine) -> Affine:
+            g = torch.as_tensor(sde.g(t), dtype=torch.float64)
+            return score.times(-factor * g * g, plus=sde.f(t))
+
+        functions = self._prepared(ts, factor, slope)
+        return dict(zip(ts, functions or (), strict=bool(functions)))
+
+    def _prepared(
+        self,
+        ts: Sequence[float],
+        what: Hashable,
+        made: Callable[[Tensor, Affine], Affine],
+    ) -> list[Function] | None:
+        """What is made of the score at the times of a grid."""
+        coordinates = self.coordinates
+        sde = coordinates.sde
+
+        def numbers() -> Affine:
+            t = torch.tensor(ts, dtype=torch.float64)
+            r = coordinates.radius(t)
+            shift = -sde.alpha(t) / r if coordinates.shifts else 0.0
+            eps = self.model.affine(torch.as_tensor(coordinates.log_snr(t)), "noise")
+            return made(t, eps.at(1 / r, shift).times(-1 / sde.sigma(t)))
+
+        key = ("time", sde, coordinates.std, what, *ts) if constant(sde) else None
+        return prepared(self.model, key, len(ts), numbers)
+
+
+@dataclass(frozen=True, eq=False)
+class InTime(AbstractMethod):
+    """A solver in the diffusion's own time, on dx = [f - (1 + eta^2)/2 g^2 s] dt + eta g dW.
+
+    Arguments:
+        solver: any, such as `EulerMaruyama()` or `PredictorCorrector(ReverseDiffusion(),
+            Langevin(snr=0.16, steps=2))`.
+        eta: the noise level: 1 the reverse SDE, 0 the probability flow.
+        steps, grid: the number of steps and their grid, unless `sample` receives others.
+
+    Raises:
+        ValueError: in `sample`, for a negative eta, or a solver that does not support additive
+            noise.
+
+    Example:
+        >>> model = sd.GaussianMixture([0.5, 0.5], [[-1.0], [1.0]], [0.1, 0.1])
+        >>> method = sd.InTime(sdekit.EulerMaruyama(), eta=1.0, steps=100)
+        >>> sd.sample(model, 4, sde="vp", method=method, seed=0).shape
+        torch.Size([4, 1])
+
+    References:
+        Song et al. 2021, arXiv 2011.13456, section 4.
+    """
+
+    solver: AbstractSolver
+    eta: float = 1.0
+    steps: int = field(default=1000, kw_only=True)
+    grid: AbstractGrid = field(default=Native(), kw_only=True)
+
+    def run(self, down: Descent) -> Solution:
+        coordinates = down.coordinates
+        score = _Score(down.model, coordinates)
+        problem = ReverseSDE(
+            coordinates.sde, score, self.eta, prepare=partial(score.slopes, 0.5 * (1 + self.eta**2))
+        )
+        grid = self.points(down)
+        times = torch.as_tensor(coordinates.time(grid))
+
+        def report(point: Point) -> None:
+            assert down.callback is not None
+            u = coordinates.standard(point.t, point.x)
+            down.callback(Point(point.step, float(grid[point.step]), u))
+
+        x = coordinates.physical(float(times[0]), down.u)
+        watch = down.callback and report
+        try:
+            solution = solve(
+                problem,
+                x,
+                times,
+                solver=self.solver,
+                noise=down.noise,
+                save=down.save,
+                callback=watch,
+            )
+        except NotFiniteError as error:
+            raise error.seen(t=float(coordinates.log_snr(error.t))) from None
+        xs = solution.xs
+        if xs is not None:
+            xs = torch.stack(
+                [coordinates.standard(t, x) for t, x in zip(times.tolist(), xs, strict=True)]
+            )
+        u = coordinates.standard(float(times[-1]), solution.x)
+        return replace(solution, x=u, xs=xs, ts=grid)
+
+    def knots(self, coordinates: Coordinates, span: Span) -> Tensor:
+        """Sixteen knots of the own grid of the diffusion, which may be denser at one end.
+
+        Raises:
+            ValueError: without noise, or for a solver that draws normals of its own.
+        """
+        if self.solver.normals or not self.eta:
+            raise ValueError(
+                "one Brownian path is for eta > 0 and solvers that draw nothing else; without "
+                "noise there is none, and a corrector draws anew on each grid: leave out "
+                "noise='path'"
+            )
+        return torch.as_tensor(coordinates.time(Native().points(coordinates, span, 16))).flip(0)

@@ -1,0 +1,217 @@
+"""Solvers on the clock of the signal-to-noise ratio, where the linear part is exact."""
+
+import math
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field, replace
+from typing import Any, get_args
+
+import torch
+from torch import Tensor
+
+from sdekit import (
+    AbstractSolver,
+    AdamsMoulton,
+    NotFiniteError,
+    Point,
+    Solution,
+    solve,
+    uniform,
+)
+from sdekit.elementary import broadcast
+from sdekit_diffusion._models.affine import constant
+from sdekit_diffusion._sampling.clock import Integrand, clock_knots, level, on_clock, on_steps
+from sdekit_diffusion._sampling.coordinates import Coordinates, Span
+from sdekit_diffusion._sampling.grids import AbstractGrid, Focused
+from sdekit_diffusion._sampling.method import AbstractMethod, Descent
+
+# Steps from which the default rules look one value further back, without noise and with it; and
+# the largest share of `Focused` with which they do so with noise.
+_ENOUGH = 20
+
+
+_ENOUGH_WITH_NOISE = 25
+
+
+_SHARE_WITH_NOISE = 0.3
+
+
+def require_clock(down: Descent, start: float, stop: float) -> None:
+    """Refuses a clock whose logarithm has these values at the ends, where the dtype of the states
+    does not hold it.
+
+    At the clean end weights and variances are as the clock, at the noisy end y is as its root.
+
+    Raises:
+        ValueError: with what to change.
+    """
+    dtype = down.u.dtype
+    if max(stop, -0.5 * start) > math.log(torch.finfo(dtype).max / 10):
+        wider = ", or dtype=torch.float64" if dtype != torch.float64 else ""
+        raise ValueError(
+            f"at this eta the clock (alpha / sigma)^(2 eta^2) runs from e^{start:.0f} to "
+            f"e^{stop:.0f}, which {dtype} does not hold; take a smaller eta or a larger end{wider}"
+        )
+
+
+_REMEMBERED = 32  # clocks whose plans are kept, and plans of each
+
+
+_PLANS: dict[Hashable, dict[Hashable, Any]] = {}
+
+
+def _plans(coordinates: Coordinates, eta: float, integrand: Integrand) -> dict[Hashable, Any]:
+    """The plans of multistep rules on one clock, for calls to come."""
+    if not constant(coordinates.sde):
+        return {}
+    key = coordinates.sde, coordinates.std, coordinates.dimension, eta, integrand
+    plans = _PLANS.setdefault(key, {})
+    for remembered in (_PLANS, plans):
+        if len(remembered) > _REMEMBERED:
+            remembered.clear()
+    return plans
+
+
+@dataclass(frozen=True, eq=False)
+class OnClock(AbstractMethod):
+    """A solver on the clock of the signal-to-noise ratio, where the linear part is exact.
+
+    Arguments:
+        solver: `AdamsMoulton(k)` or `AdamsBashforth(k)`, whose weights are then exponential
+            integrals, for a polynomial in the variable in which the denoiser is smooth; the latter
+            with k = 1 is DDIM for eta = 0, of the data or the noise, and DDPM's ancestral sampler
+            for eta = 1. Or any other solver, on the clock as its time. None chooses by the number
+            of steps, see `rule`.
+        eta: the noise level: 0 the probability flow, 1 the reverse SDE; or a function of
+            l = log(alpha / sigma), such as `lambda l: float(-2 < l < 3)`, of which a step uses the
+            value in its middle: for solvers with planned weights. It is the square root of the eta
+            of k-diffusion's SDE samplers, such as `sample_dpmpp_2m_sde`, whose noise has the
+            variance sigma_1^2 (1 - e^{-2 eta h}) where here it is sigma_1^2 (1 - e^{-2 eta^2 h}), h
+            the step in l. The eta of DDIM and of k-diffusion's ancestral samplers has another
+            meaning; see `DDIM`.
+        integrand: what rules approximate by a polynomial: "data", the denoiser; or, for eta = 0,
+            "noise", or "velocity", a combination of both; see `on_clock`.
+        steps, grid: the number of steps and their grid, unless `sample` receives others.
+
+    Raises:
+        TypeError: for a solver that is not an object, such as a name.
+        ValueError: for a negative eta, a solver that does not support the noise or an eta that is a
+            function of l, or an integrand other than "data" with noise; in `sample`, where the
+            dtype does not hold the clock.
+
+    Example:
+        >>> model = sd.GaussianMixture([0.5, 0.5], [[-1.0], [1.0]], [0.1, 0.1])
+        >>> method = sd.OnClock(sdekit.AdamsBashforth(2), eta=1.0)
+        >>> sd.sample(model, 4, sde="vp", method=method, steps=20, seed=0).shape
+        torch.Size([4, 1])
+    """
+
+    solver: AbstractSolver | None = None
+    eta: float | Callable[[float], float] = 0.0
+    integrand: Integrand = "data"
+    steps: int = field(default=100, kw_only=True)
+    grid: AbstractGrid = field(default=Focused(), kw_only=True)
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.solver, AbstractSolver | None):
+            raise TypeError(
+                "solver is an object such as AdamsMoulton(3), or None for the default, not "
+                f"{self.solver!r}"
+            )
+        if not callable(self.eta):
+            level(self.eta)
+        elif not self.rule.stepwise:
+            raise ValueError(
+                f"{type(self.rule).__name__} is for one eta: as a function of l it jumps where "
+                "steps meet, which rules with planned weights take exactly; choose one such as "
+                "AdamsBashforth(2), or give eta as a number"
+            )
+        if self.eta and not callable(self.eta) and "additive" not in self.rule.order:
+            name = type(self.rule).__name__
+            raise ValueError(
+                f"{name} is for the probability flow, eta = 0; with noise take ClockedHeun() or "
+                "AdamsMoulton(2)"
+            )
+        if self.integrand not in get_args(Integrand) or (self.integrand != "data" and self.eta):
+            raise ValueError(
+                "integrand must be 'data', or for eta = 0 'noise' or 'velocity'; not "
+                f"{self.integrand!r} for eta = {self.eta}: with noise take integrand='data', or "
+                "the method 'sde'"
+            )
+
+    @property
+    def rule(self) -> AbstractSolver:
+        """The solver, or the default for this number of steps.
+
+        Without noise it is `AdamsMoulton(3)`, and `AdamsMoulton(4)` for the velocity from 20 steps
+        on; with noise `AdamsMoulton(2)`, and with three values in l from 25 steps on. On other
+        grids than those that `follow` the model, with noise than `Focused(0.3)`, whose steps of l
+        differ less, the longer rules have larger errors or are unstable, and are not used.
+        """
+        if self.solver is not None:
+            return self.solver
+        if self.eta:
+            even = isinstance(self.grid, Focused) and self.grid.share <= _SHARE_WITH_NOISE
+            far = self.steps >= _ENOUGH_WITH_NOISE and even
+            return AdamsMoulton(3, variable="l") if far else AdamsMoulton(2)
+        far = self.integrand == "velocity" and self.steps >= _ENOUGH and self.grid.follows
+        return AdamsMoulton(4 if far else 3, self_starting=False)
+
+    def run(self, down: Descent) -> Solution:
+        grid = self.points(down)
+        if callable(self.eta):
+            problem = on_steps(
+                down.model, self._eta_in(down.coordinates), grid, down.coordinates.time
+            )
+            require_clock(down, problem.log_q[0], problem.log_q[-1])
+        else:
+            problem = on_clock(down.model, self.eta, self.integrand, down.coordinates.time)
+            problem = replace(problem, plans=_plans(down.coordinates, self.eta, self.integrand))
+            require_clock(down, *(2 * self.eta**2 * l for l in down.span))
+        clock = torch.as_tensor(problem.time(grid))
+
+        def report(point: Point) -> None:
+            assert down.callback is not None
+            down.callback(
+                Point(point.step, float(grid[point.step]), problem.physical(point.t, point.x))
+            )
+
+        y = down.u / problem.scale(down.span[0])
+        watch = down.callback and report
+        try:
+            solution = solve(
+                problem,
+                y,
+                clock,
+                solver=self.rule,
+                noise=down.noise,
+                save=down.save,
+                callback=watch,
+            )
+        except NotFiniteError as error:
+            raise error.seen(t=float(problem.parameter(error.t))) from None
+        xs = solution.xs
+        if xs is not None:
+            xs = xs * broadcast(problem.scale(grid), xs)
+        return replace(solution, x=solution.x * problem.scale(down.span[1]), xs=xs, ts=grid)
+
+    def _eta_in(self, coordinates: Coordinates) -> Callable[[float], float]:
+        """eta as a function of the l of standardised coordinates."""
+        assert callable(self.eta)
+        eta = self.eta
+        shift = math.log(coordinates.std)
+        return lambda l: eta(l - shift)
+
+    def knots(self, coordinates: Coordinates, span: Span) -> Tensor:
+        """`clock_knots`; if eta is a function of l, uniform in l, at most log 2 apart.
+
+        Raises:
+            ValueError: for eta = 0, a method without noise.
+        """
+        if callable(self.eta):
+            return uniform(*span, math.ceil((span[1] - span[0]) / math.log(2)))
+        if not self.eta:
+            raise ValueError(
+                "a method without noise reads no Brownian path; leave out noise='path', or give "
+                "eta > 0"
+            )
+        return clock_knots(self.eta, span)
