@@ -128,11 +128,9 @@ def main() -> None:
             result["rows"].append(row)
             print(
                 f"d = {dim:2d}  tolerance {tol:5.3f}  one path: bias {100 * row['one path']:7.3f} "
-                "%  "
-                f"{row['one path, evaluations']:6.1f} evaluations  "
-                f"{row['one path, rejected']:5.2f} rejected   "
-                f"drawn again: bias {100 * row['drawn again']:7.3f} % +- "
-                f"{100 * math.sqrt(2 / SAMPLES):.1f} %",
+                f"%  {row['one path, evaluations']:6.1f} evaluations  "
+                f"{row['one path, rejected']:5.2f} rejected   drawn again: bias "
+                f"{100 * row['drawn again']:7.3f} % +- {100 * math.sqrt(2 / SAMPLES):.1f} %",
                 flush=True,
             )
     result["state-dependent noise"] = state_dependent()

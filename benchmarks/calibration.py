@@ -168,12 +168,10 @@ def calibration(name: str, model: AbstractModel, x: Tensor, sde: str) -> list[di
         rows.append(row)
         print(
             f"{name:16s} {kind:10s} {'fresh' if fresh else 'fixed'}  coverage "
-            f"{100 * row['coverage']:5.2f} % of "
-            f"{row['runs']:,} (bar: 93 to 97), of the worst point "
-            f"{100 * row['lowest of a point']:.1f} %, by Student's t "
-            f"alone {100 * row['by t alone']:.2f} %;  "
-            f"bias {row['bias in standard errors']:+.1f} standard errors;  "
-            f"{row['evaluations']:.0f} evaluations",
+            f"{100 * row['coverage']:5.2f} % of {row['runs']:,} (bar: 93 to 97), of the worst "
+            f"point {100 * row['lowest of a point']:.1f} %, by Student's t alone "
+            f"{100 * row['by t alone']:.2f} %;  bias {row['bias in standard errors']:+.1f} "
+            f"standard errors;  {row['evaluations']:.0f} evaluations",
             flush=True,
         )
     return rows
@@ -205,8 +203,8 @@ def one_probe(name: str, model: AbstractModel, x: Tensor, sde: str) -> list[dict
         rows.append(row)
         print(
             f"{name:16s} {kind:10s} one probe: {row['fixed']:6.2f} nats fixed, {row['fresh']:6.2f} "
-            "fresh; variance ratio "
-            f"{row['variance, fixed / fresh']:.1f}; {row['evaluations']:.0f} evaluations",
+            f"fresh; variance ratio {row['variance, fixed / fresh']:.1f}; "
+            f"{row['evaluations']:.0f} evaluations",
             flush=True,
         )
     return rows
@@ -243,8 +241,7 @@ def simulated(
         print(
             f"{name:32s} K = {k:2d}  coverage {100 * row['0.95 corrected']:5.1f} % at 95 %, "
             f"{100 * row['0.99 corrected']:5.1f} at 99; by Student's t alone "
-            f"{100 * row['0.95 by t alone']:5.1f};  "
-            f"width {row['width']:.2f} of that",
+            f"{100 * row['0.95 by t alone']:5.1f};  width {row['width']:.2f} of that",
             flush=True,
         )
     return rows

@@ -346,15 +346,14 @@ def equal_accuracy(sde: str, batches: int = 3) -> dict[str, Any]:
     for name in methods:
         print(
             f"d = 2 {sde:6s} {name:7s} tolerance {tols[name]:.1e}  error {row['error'][name]:.1e}  "
-            "evaluations "
-            f"{row['evaluations'][name]:5.0f}  closed form {row['closed form, ms'][name]:6.1f} ms  "
-            "with a network "
+            f"evaluations {row['evaluations'][name]:5.0f}  closed form "
+            f"{row['closed form, ms'][name]:6.1f} ms  with a network "
             f"{row['network, ms'][name]:6.1f} ms"
         )
     print(
         f"d = 2 {sde:6s} ours / the better of torchdiffeq's: closed form "
-        f"{row['closed form, ours / torchdiffeq']:.2f} (bar: <= "
-        f"0.5)  network {row['network, ours / torchdiffeq']:.2f} (bar: <= 0.8)",
+        f"{row['closed form, ours / torchdiffeq']:.2f} (bar: <= 0.5)  network "
+        f"{row['network, ours / torchdiffeq']:.2f} (bar: <= 0.8)",
         flush=True,
     )
     return row
@@ -492,13 +491,11 @@ def repeated_runs(
     each = row["time of one"]
     print(
         f"d = 3072 {sde:6s} {row['score']:14s} standard error: 4 probes {errors['ours']:.2f} "
-        f"(reported {row['reported']:.2f}), "
-        f"4 fixed {errors['ours, one fixed probe'] / 2:.2f}, one run of the procedure "
-        f"{errors['procedure']:.2f}; as many of "
-        f"its runs {row['runs']:.1f}; evaluations {row['evaluations']['ours']:.0f} and "
-        f"{single.evaluations:.0f}; time over one "
-        f"run {each:.2f}, over 4 runs {each / probes:.2f}, over as many runs {row['ratio']:.3f} "
-        "(bar: <= 0.4); mean error "
+        f"(reported {row['reported']:.2f}), 4 fixed {errors['ours, one fixed probe'] / 2:.2f}, "
+        f"one run of the procedure {errors['procedure']:.2f}; as many of its runs "
+        f"{row['runs']:.1f}; evaluations {row['evaluations']['ours']:.0f} and "
+        f"{single.evaluations:.0f}; time over one run {each:.2f}, over 4 runs "
+        f"{each / probes:.2f}, over as many runs {row['ratio']:.3f} (bar: <= 0.4); mean error "
         f"{means['ours']:.2f} and {means['procedure']:.2f}",
         flush=True,
     )

@@ -193,9 +193,8 @@ def study(case: Case, direction: int, quick: bool) -> list[dict[str, Any]]:
         rows.append(row)
         print(
             f"  {row['solver']:22s} promised {row['promised'][0]:3.1f}/{row['promised'][1]:3.1f}  "
-            "strong "
-            f"{row['strong order']:5.2f}  weak {row['weak order']:5.2f}  error at {AT} steps "
-            f"{errors[STEPS.index(AT)]:.2e}",
+            f"strong {row['strong order']:5.2f}  weak {row['weak order']:5.2f}  error at {AT} "
+            f"steps {errors[STEPS.index(AT)]:.2e}",
             flush=True,
         )
     best = min(row["strong errors"][STEPS.index(AT)] for row in rows)
@@ -237,8 +236,8 @@ def draw(rows: list[dict[str, Any]]) -> None:
         axes.set_ylim(low * (low / high) ** 0.5, high)  # room for the legend
         axes.legend(fontsize=5.5, frameon=False, loc="lower left", ncols=2)
     figure.supxlabel(
-        "steps (dotted: backwards in time; dashes: methods of torchsde and diffrax on "
-        "the same paths)",
+        "steps (dotted: backwards in time; dashes: methods of torchsde and diffrax on the same "
+        "paths)",
         fontsize=9,
     )
     figure.supylabel("strong error", fontsize=9)

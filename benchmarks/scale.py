@@ -106,8 +106,7 @@ def main() -> None:
                 shown = "  ".join(f"{n}: {ratio:.3f}" for n, ratio in ratios.items())
                 print(
                     f"mean {mean:g}, std {std:g}, {name:3s} {kind:12s} {shown}   std of samples "
-                    f"{spread:.3f}, "
-                    f"mean off by {float(off.max()):.1f} standard errors",
+                    f"{spread:.3f}, mean off by {float(off.max()):.1f} standard errors",
                     flush=True,
                 )
     save(

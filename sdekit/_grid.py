@@ -37,8 +37,8 @@ def geometric(t0: float, t1: float, steps: int) -> Tensor:
     """
     if not (t0 > 0 and t1 > 0):
         raise ValueError(
-            f"a geometric grid needs two positive times, not {t0} and {t1}; use "
-            "uniform, or shift the time"
+            f"a geometric grid needs two positive times, not {t0} and {t1}; use uniform, or shift "
+            "the time"
         )
     grid = uniform(math.log(t0), math.log(t1), steps).exp()
     grid[0] = t0
@@ -64,8 +64,8 @@ def times(ts: Tensor | Sequence[float]) -> list[float]:
     except (TypeError, ValueError, RuntimeError) as error:
         given = f"{ts!r:.60}"
         raise TypeError(
-            f"ts must be a tensor or a sequence of numbers, not {given}; give [0.0, "
-            "1.0], for example"
+            f"ts must be a tensor or a sequence of numbers, not {given}; give [0.0, 1.0], for "
+            "example"
         ) from error
     if values.ndim != 1 or values.numel() < 2:
         raise ValueError(

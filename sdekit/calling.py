@@ -67,8 +67,7 @@ def require_call(function: Callable[..., Any], call: str, *given: object, **name
     except TypeError as error:
         raise TypeError(
             f"a function that is called as {call} has the signature {signature}, which does not "
-            f"fit ({error}); let it take "
-            "these arguments, even those that it does not use"
+            f"fit ({error}); let it take these arguments, even those that it does not use"
         ) from None
 
 
@@ -176,9 +175,8 @@ def changed_in_place(name: str) -> ChangedError:
     """The error to raise for a function that changes what it is given."""
     return ChangedError(
         f"{name} changes its input in place, which the solver still needs; begin with x = "
-        "x.clone(), or replace the operation "
-        "(x.mul_(2), x += 1, nn.ReLU(inplace=True) as the first layer) by one that returns a new "
-        "tensor"
+        "x.clone(), or replace the operation (x.mul_(2), x += 1, nn.ReLU(inplace=True) as the "
+        "first layer) by one that returns a new tensor"
     )
 
 
@@ -186,8 +184,7 @@ def overwritten(name: str) -> ChangedError:
     """The error to raise for a function that writes into what it returned before."""
     return ChangedError(
         f"{name} overwrites the tensor that it returned before, which the solver still needs; "
-        "return a new tensor from each "
-        "call, or a copy of the buffer: buffer.clone()"
+        "return a new tensor from each call, or a copy of the buffer: buffer.clone()"
     )
 
 
@@ -295,6 +292,5 @@ def require_derivative(name: str, value: Tensor, x: Tensor) -> None:
     if x.requires_grad and value.is_inference():
         raise RuntimeError(
             f"{name} returned a tensor made in inference mode, through which no derivative passes, "
-            "and one is asked "
-            "for; leave torch.inference_mode out of it"
+            "and one is asked for; leave torch.inference_mode out of it"
         )

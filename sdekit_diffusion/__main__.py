@@ -144,8 +144,8 @@ def sample(
         if rank() == 0:
             shape = outputs.assemble(out, shards, model.scale)
             print(
-                f"{n} samples in {out}, of shape {shape}; seed {sampler.seed}, the first is "
-                f"number {sampler.first}"
+                f"{n} samples in {out}, of shape {shape}; seed {sampler.seed}, the first is number "
+                f"{sampler.first}"
             )
         wait()
 

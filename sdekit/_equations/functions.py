@@ -82,13 +82,13 @@ class SDE(AbstractSDE):
     def __post_init__(self) -> None:
         if self.noise_type not in _NOISY:
             raise ValueError(
-                f"noise_type {self.noise_type!r} is not one of {_NOISY}"
-                f"; without noise use ODE(f){did_you_mean(self.noise_type, _NOISY)}"
+                f"noise_type {self.noise_type!r} is not one of {_NOISY}; without noise use "
+                f"ODE(f){did_you_mean(self.noise_type, _NOISY)}"
             )
         if self.sde_type not in ("ito", "stratonovich"):
             raise ValueError(
-                f"sde_type {self.sde_type!r} is not 'ito' or 'stratonovich'"
-                f"{did_you_mean(self.sde_type, ('ito', 'stratonovich'))}"
+                f"sde_type {self.sde_type!r} is not 'ito' or "
+                f"'stratonovich'{did_you_mean(self.sde_type, ('ito', 'stratonovich'))}"
             )
         require_order(self.f, "t, x")
         require_order(self.g, "t, x")
@@ -98,8 +98,8 @@ class SDE(AbstractSDE):
             )
         if self.noise_size is not None and self.noise_type != "general":
             raise ValueError(
-                "noise_size=m, the number of Brownian motions, goes with "
-                "noise_type='general' and only there"
+                "noise_size=m, the number of Brownian motions, goes with noise_type='general' and "
+                "only there"
             )
 
     def drift(self, t: Time, x: Tensor) -> Tensor:

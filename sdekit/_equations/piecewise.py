@@ -100,8 +100,8 @@ class PiecewiseClocked(AbstractSDE):
     def _float(self, log_values: np.ndarray, t: Time) -> float:
         if isinstance(t, Tensor) and t.ndim:
             raise ValueError(
-                "this equation jumps where its steps meet, so each sample cannot have "
-                "its own; use Clocked"
+                "this equation jumps where its steps meet, so each sample cannot have its own; use "
+                "Clocked"
             )
         return float(self._speed(log_values, np.asarray(t)))
 

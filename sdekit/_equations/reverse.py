@@ -24,13 +24,12 @@ def _require_elementwise(forward: AbstractSDE) -> None:
     if forward.noise_type not in ("additive", "diagonal"):
         raise TypeError(
             f"the forward equation has {forward.noise_type} noise; reversing is supported for "
-            "additive and diagonal noise, "
-            "where div(g g^T) is a number a coordinate"
+            "additive and diagonal noise, where div(g g^T) is a number a coordinate"
         )
     if forward.noise_type == "diagonal" and forward.sde_type != "ito":
         raise TypeError(
-            "the forward equation is a Stratonovich one; write it as an Ito equation, "
-            "with g g' / 2 in its drift"
+            "the forward equation is a Stratonovich one; write it as an Ito equation, with g g' / "
+            "2 in its drift"
         )
 
 
@@ -134,8 +133,8 @@ class ReverseSDE(AbstractSDE):
         require_order(self.score, "t, x")
         if not 0 <= self.eta < math.inf:
             raise ValueError(
-                "eta must be a number from 0 (probability flow) on, 1 being "
-                f"Anderson's equation; not {self.eta}"
+                "eta must be a number from 0 (probability flow) on, 1 being Anderson's equation; "
+                f"not {self.eta}"
             )
 
     @computed
@@ -166,8 +165,8 @@ class ReverseSDE(AbstractSDE):
     def chain(self, s: float, t: float) -> tuple[float, float, float]:
         if self.eta != 1:
             raise ValueError(
-                "the predictors are for Anderson's equation, eta = 1, not "
-                f"{self.eta}; take EulerMaruyama()"
+                f"the predictors are for Anderson's equation, eta = 1, not {self.eta}; take "
+                "EulerMaruyama()"
             )
         return self.forward.chain(s, t)
 

@@ -125,8 +125,8 @@ class AbstractSDE(ABC):
             TypeError: for an equation without a score.
         """
         raise TypeError(
-            f"{type(self).__name__} has no score; a Langevin corrector needs a "
-            "ReverseSDE or ProbabilityFlow"
+            f"{type(self).__name__} has no score; a Langevin corrector needs a ReverseSDE or "
+            "ProbabilityFlow"
         )
 
     def kernel(self, t: float) -> tuple[float, float] | None:
@@ -154,13 +154,12 @@ class AbstractSDE(ABC):
         if early is None or late is None:
             raise TypeError(
                 f"{type(self).__name__} has no kernel alpha, sigma, from which the predictors take "
-                "their steps; give a "
-                "ReverseSDE of a diffusion that has, or take EulerMaruyama()"
+                "their steps; give a ReverseSDE of a diffusion that has, or take EulerMaruyama()"
             )
         if not s < t:
             raise ValueError(
-                "the predictors go from late times to early ones, and this step goes "
-                f"from {t} to {s}"
+                f"the predictors go from late times to early ones, and this step goes from {t} to "
+                f"{s}"
             )
         r = late[0] / early[0]
         v = (late[1] - r * early[1]) * (late[1] + r * early[1])

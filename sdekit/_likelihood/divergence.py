@@ -123,8 +123,8 @@ class Hutchinson(AbstractTrace):
             raise ValueError(f"Hutchinson needs from one probe to {_PROBES:,}, not {self.probes}")
         if self.kind not in ("rademacher", "gaussian"):
             raise ValueError(
-                f"kind must be 'rademacher' or 'gaussian', not {self.kind!r}"
-                f"{did_you_mean(self.kind, ('rademacher', 'gaussian'))}"
+                "kind must be 'rademacher' or 'gaussian', not "
+                f"{self.kind!r}{did_you_mean(self.kind, ('rademacher', 'gaussian'))}"
             )
 
     def vectors(self, x: Tensor, index: Tensor, node: Tensor) -> Iterator[Tensor]:

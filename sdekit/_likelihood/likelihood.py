@@ -221,8 +221,8 @@ def _prior(log_prior: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     if not isinstance(prior, Tensor) or prior.shape != x.shape[:1]:
         given = f"shape {tuple(prior.shape)}" if isinstance(prior, Tensor) else type(prior).__name__
         raise ValueError(
-            f"log_prior returned {given} for {len(x)} samples; it must return one "
-            "number for each: sum over events"
+            f"log_prior returned {given} for {len(x)} samples; it must return one number for each: "
+            "sum over events"
         )
     return prior.to(torch.float64)
 
@@ -237,8 +237,8 @@ def _require_points(x: Tensor) -> None:
     require_state(x)
     if not bool(torch.isfinite(x).all()):
         raise ValueError(
-            "x is not finite in rows "
-            f"{(~finite(x)).nonzero().flatten().tolist()[:8]}; leave these out"
+            f"x is not finite in rows {(~finite(x)).nonzero().flatten().tolist()[:8]}; leave these "
+            "out"
         )
 
 
@@ -255,13 +255,13 @@ def _require_kinds(flow: object, x: object, log_prior: object, trace: object) ->
         raise TypeError(f"x must be a tensor, not {type(x).__name__}; use torch.as_tensor")
     if not callable(log_prior):
         raise TypeError(
-            "log_prior must be a function of the latents, such as a distribution's "
-            f"log_prob; not {log_prior!r}"
+            "log_prior must be a function of the latents, such as a distribution's log_prob; not "
+            f"{log_prior!r}"
         )
     if trace is not None and not isinstance(trace, AbstractTrace):
         raise TypeError(f"trace must be Exact() or Hutchinson(probes), an object; not {trace!r}")
     if flow.noise_type != "none":
         raise ValueError(
-            f"this equation has {flow.noise_type} noise; likelihoods are those of an "
-            "ODE or a ProbabilityFlow"
+            f"this equation has {flow.noise_type} noise; likelihoods are those of an ODE or a "
+            "ProbabilityFlow"
         )

@@ -132,8 +132,7 @@ class AbstractNoise(ABC):
         """
         raise TypeError(
             f"{type(self).__name__} cannot be read twice, and adaptive steps that draw new noise "
-            "after a rejection bias the "
-            "result; use BrownianPath"
+            "after a rejection bias the result; use BrownianPath"
         )
 
 
@@ -182,8 +181,8 @@ class AbstractSeededNoise(AbstractNoise):
         if self.index is not None:
             if isinstance(seed, Tensor):
                 raise ValueError(
-                    "a seed a sample is what tells them apart: leave out index, or "
-                    "give one seed and the index"
+                    "a seed a sample is what tells them apart: leave out index, or give one seed "
+                    "and the index"
                 )
             object.__setattr__(self, "index", _whole("index", self.index))
 
@@ -203,8 +202,8 @@ class AbstractSeededNoise(AbstractNoise):
         known = self.seed if isinstance(self.seed, Tensor) else self.index
         if known is not None and len(known) != len(x):
             raise ValueError(
-                f"this noise is for {len(known)} samples and the state has {len(x)}; "
-                "use rows(index)"
+                f"this noise is for {len(known)} samples and the state has {len(x)}; use "
+                "rows(index)"
             )
         if isinstance(self.seed, Tensor):
             index = torch.full_like(self.seed, self.first, device=x.device)

@@ -87,8 +87,8 @@ def require_adaptive(
         )
     if gradient is not None:
         raise ValueError(
-            "gradient= goes with a fixed grid, and control= makes steps adaptive; "
-            "leave out one of them"
+            "gradient= goes with a fixed grid, and control= makes steps adaptive; leave out one of "
+            "them"
         )
     control.require_resolved(x.dtype)
 
@@ -121,11 +121,11 @@ def require_pairing(problem: AbstractSDE, solver: AbstractSolver) -> None:
     noise = problem.noise_type
     if noise not in solver.order:
         raise ValueError(
-            f"{name} does not support {noise} noise, only {', '.join(solver.order)}; "
-            "choose another solver"
+            f"{name} does not support {noise} noise, only {', '.join(solver.order)}; choose "
+            "another solver"
         )
     if noise not in ("none", "additive") and problem.sde_type != solver.sde_type:
         raise ValueError(
-            f"{name} solves {solver.sde_type} equations and this one is "
-            f"{problem.sde_type}; choose another solver"
+            f"{name} solves {solver.sde_type} equations and this one is {problem.sde_type}; choose "
+            "another solver"
         )

@@ -59,8 +59,8 @@ class PIDController:
     def __post_init__(self) -> None:
         if not (self.rtol >= 0 and self.atol >= 0 and 0 < max(self.rtol, self.atol) < math.inf):
             raise ValueError(
-                "rtol and atol are tolerances, from 0 on and not both 0; not "
-                f"{self.rtol} and {self.atol}"
+                f"rtol and atol are tolerances, from 0 on and not both 0; not {self.rtol} and "
+                f"{self.atol}"
             )
         if not 0 < self.smallest < self.safety <= 1 <= self.largest:
             raise ValueError(
@@ -70,8 +70,8 @@ class PIDController:
             raise ValueError("integral must be positive, proportional and derivative not negative")
         if self.max_steps < 1 or (self.first is not None and not self.first > 0):
             raise ValueError(
-                "max_steps must be from 1 on and first positive, not "
-                f"{self.max_steps} and {self.first}"
+                f"max_steps must be from 1 on and first positive, not {self.max_steps} and "
+                f"{self.first}"
             )
 
     def require_resolved(self, dtype: torch.dtype) -> None:
@@ -84,8 +84,7 @@ class PIDController:
         if max(self.rtol, self.atol) < finest:
             raise ValueError(
                 f"rtol = {self.rtol:g} and atol = {self.atol:g} are below what {dtype} resolves; "
-                f"ask for {finest:.1g} or more, "
-                "or use a wider dtype"
+                f"ask for {finest:.1g} or more, or use a wider dtype"
             )
 
     @property

@@ -178,8 +178,8 @@ class _BackAndForth(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Any, ...]:  # noqa: ANN401
         if torch.is_grad_enabled():
             raise RuntimeError(
-                "Reversible() gives first derivatives only; use "
-                "gradient=Checkpointed() for second ones"
+                "Reversible() gives first derivatives only; use gradient=Checkpointed() for second "
+                "ones"
             )
         (x0, x, *_) = ctx.saved_tensors
         state = ctx.state
@@ -209,9 +209,8 @@ def _require_return(x: Tensor, x0: Tensor) -> None:
     if not off <= torch.finfo(x.dtype).eps ** (1 / 3):
         raise ArithmeticError(
             f"run backwards, the solve ends {off:.1e} away from x0 in relative terms: rounding "
-            "errors grow like e^(rate t) "
-            "where the drift contracts at a rate; use gradient=Checkpointed(), a wider dtype, or a "
-            "shorter solve"
+            "errors grow like e^(rate t) where the drift contracts at a rate; use "
+            "gradient=Checkpointed(), a wider dtype, or a shorter solve"
         )
 
 
@@ -258,8 +257,8 @@ class _Pull:
         if any(id(leaf) not in known for leaf in _leaves(_nodes(outputs))):
             raise RuntimeError(
                 "a step depends on a tensor with a gradient that the first step does not read, so "
-                "that its gradient would be "
-                "lost; list what f and g depend on: Reversible(parameters)"
+                "that its gradient would be lost; list what f and g depend on: "
+                "Reversible(parameters)"
             )
 
 

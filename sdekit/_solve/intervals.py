@@ -120,8 +120,8 @@ class DyadicIntervals(AbstractIntervals):
         if max(coarse) >= path.depth:
             raise ValueError(
                 f"the solve from {ts[0]} to {ts[-1]} is shorter than the path resolves, "
-                f"2^-{path.depth} of an interval of knots; "
-                "give BrownianPath knots at the ends of the solve"
+                f"2^-{path.depth} of an interval of knots; give BrownianPath knots at the ends of "
+                "the solve"
             )
         end = torch.tensor(ts[-1], dtype=torch.float64)
         tree = Dyadic(knots, path.depth)

@@ -56,8 +56,8 @@ class NotFiniteError(ArithmeticError):
         shown = ", ".join(map(str, samples[:8])) + (", ..." if len(samples) > 8 else "")
         super().__init__(
             f"the state is not finite after {unit} {step}, at t = {t:.6g}, in {len(samples)} of "
-            f"{total} samples (rows "
-            f"{shown}); look at what the drift returns there, or take smaller steps"
+            f"{total} samples (rows {shown}); look at what the drift returns there, or take "
+            "smaller steps"
         )
 
     def seen(

@@ -70,8 +70,8 @@ class AbstractMultistep(AbstractPlanned):
     def __post_init__(self) -> None:
         if self.k not in self.accuracy:
             raise ValueError(
-                f"{type(self).__name__} is offered for k in "
-                f"{', '.join(map(str, self.accuracy))}, not {self.k}"
+                f"{type(self).__name__} is offered for k in {', '.join(map(str, self.accuracy))}, "
+                f"not {self.k}"
             )
         for name, allowed in self.choices.items():
             if getattr(self, name) not in allowed:

@@ -86,8 +86,8 @@ class Langevin(AbstractCorrector):
     def __post_init__(self) -> None:
         if not (self.snr > 0 and self.steps >= 1 and self.m >= 0):
             raise ValueError(
-                f"Langevin needs snr > 0, steps >= 1 and m >= 0, not {self.snr}, "
-                f"{self.steps} and {self.m}"
+                f"Langevin needs snr > 0, steps >= 1 and m >= 0, not {self.snr}, {self.steps} and "
+                f"{self.m}"
             )
 
     @computed

@@ -69,18 +69,17 @@ def from_torchsde(
     if noise_type not in _NOISE_TYPES:
         raise ValueError(
             f"noise_type is {noise_type!r}; a torchsde equation has one of "
-            f"{', '.join(_NOISE_TYPES)}"
-            f"{did_you_mean(noise_type, _NOISE_TYPES)}"
+            f"{', '.join(_NOISE_TYPES)}{did_you_mean(noise_type, _NOISE_TYPES)}"
         )
     if sde_type not in _SDE_TYPES:
         raise ValueError(
-            f"sde_type is {sde_type!r}; a torchsde equation has one of {', '.join(_SDE_TYPES)}"
-            f"{did_you_mean(sde_type, _SDE_TYPES)}"
+            f"sde_type is {sde_type!r}; a torchsde equation has one of "
+            f"{', '.join(_SDE_TYPES)}{did_you_mean(sde_type, _SDE_TYPES)}"
         )
     if all(methods[name] is None for name in ("f", "f_and_g", "f_and_g_prod")):
         raise ValueError(
-            f"{type(sde).__name__} has no drift; define one of f, f_and_g, "
-            "f_and_g_prod, or pass names"
+            f"{type(sde).__name__} has no drift; define one of f, f_and_g, f_and_g_prod, or pass "
+            "names"
         )
     if all(methods[name] is None for name in ("g", "g_prod", "f_and_g", "f_and_g_prod")):
         raise ValueError(

@@ -185,8 +185,7 @@ def _adaptive(
     if max(rtol, atol) < finest / 2:
         raise ValueError(
             f"rtol = {rtol:g} and atol = {atol:g} are below the rounding of {x0.dtype}; ask for "
-            f"{finest:.1g} or more, or use a "
-            "wider dtype"
+            f"{finest:.1g} or more, or use a wider dtype"
         )
     solution, reached = AdaptiveSolve(
         Counted.of(system, x0), x0, ts, solver=solver, noise=None, control=control, save=True
@@ -196,8 +195,7 @@ def _adaptive(
             solution,
             reached,
             advice="look at what func returns there, or ask for a larger rtol or atol; the limit "
-            "of steps is "
-            "options={'max_num_steps': ...}",
+            "of steps is options={'max_num_steps': ...}",
         )
     assert solution.xs is not None
     return solution.xs

@@ -88,13 +88,13 @@ def require_arguments(y0: object, t: object) -> None:
         ]
         raise TypeError(
             "y0 must be a floating tensor or a tuple of them, not "
-            f"{', '.join(given) or 'an empty tuple'}; convert "
-            "integers with .float(), and a list with tuple()"
+            f"{', '.join(given) or 'an empty tuple'}; convert integers with .float(), and a list "
+            "with tuple()"
         )
     if not isinstance(t, Tensor | Sequence | np.ndarray) or isinstance(t, str):
         raise TypeError(
-            f"t must be a tensor or a sequence of numbers, not {t!r:.60}; give [0.0, "
-            "1.0], for example"
+            f"t must be a tensor or a sequence of numbers, not {t!r:.60}; give [0.0, 1.0], for "
+            "example"
         )
 
 

@@ -180,13 +180,13 @@ def _require(sde: object, y0: Tensor, ts: Tensor | Sequence[float], dt: float) -
     if not isinstance(y0, Tensor) or (y0.ndim != 2 and not isinstance(sde, AbstractSDE)):
         given = tuple(y0.shape) if isinstance(y0, Tensor) else type(y0).__name__
         raise ValueError(
-            f"y0 must be a tensor of shape (batch, d), not {given}; an sdekit "
-            "equation takes events of any shape"
+            f"y0 must be a tensor of shape (batch, d), not {given}; an sdekit equation takes "
+            "events of any shape"
         )
     if not isinstance(ts, Tensor | Sequence | np.ndarray) or isinstance(ts, str):
         raise TypeError(
-            f"ts must be a tensor or a sequence of numbers, not {ts!r:.60}; give [0.0, "
-            "1.0], for example"
+            f"ts must be a tensor or a sequence of numbers, not {ts!r:.60}; give [0.0, 1.0], for "
+            "example"
         )
     for name, value in (("ts", ts), ("dt", dt)):
         if isinstance(value, Tensor) and value.requires_grad:

@@ -48,8 +48,8 @@ def to_torchsde(
     """
     if problem.noise_type == "none":
         raise ValueError(
-            "this equation has no noise, which torchsde's always have; use "
-            "sdekit.solve or interop.solve_ode"
+            "this equation has no noise, which torchsde's always have; use sdekit.solve or "
+            "interop.solve_ode"
         )
     return _AsTorchsde(problem, None if event is None else tuple(event), modules)
 

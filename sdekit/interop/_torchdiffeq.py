@@ -116,8 +116,7 @@ def _require_tolerances(rtol: float, atol: float, dtype: torch.dtype, method: st
     if max(rtol, atol) < finest and method in _TOLERANT:
         raise ValueError(
             f"rtol = {rtol:g} and atol = {atol:g} are below what {dtype} resolves; ask for "
-            f"{finest:.1g} or more, or use a "
-            "wider dtype"
+            f"{finest:.1g} or more, or use a wider dtype"
         )
 
 

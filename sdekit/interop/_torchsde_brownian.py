@@ -52,8 +52,8 @@ class TorchsdeBrownian(original("torchsde._brownian.brownian_base", "BaseBrownia
     ) -> Any:  # noqa: ANN401 - one tensor or two, as torchsde's
         if return_A:
             raise ValueError(
-                "the path knows W and its space-time area U, not the areas between "
-                "coordinates: return_A=False"
+                "the path knows W and its space-time area U, not the areas between coordinates: "
+                "return_A=False"
             )
         start, end = (self.path.tree.knots[0], float(ta)) if tb is None else (float(ta), float(tb))
         if start > end:

@@ -61,14 +61,13 @@ class TorchsdeNoise(AbstractNoise):
         ts, x, shape, levy, normals, start = query
         if normals:
             raise ValueError(
-                "this solver uses fresh normals and a torchsde Brownian motion has "
-                "none; use WhiteNoise(seed)"
+                "this solver uses fresh normals and a torchsde Brownian motion has none; use "
+                "WhiteNoise(seed)"
             )
         if levy and getattr(self.bm, "levy_area_approximation", "none") == "none":
             raise ValueError(
                 "this solver uses the space-time Levy area and bm has none; make it with "
-                "levy_area_approximation='space-time', "
-                "or choose another method"
+                "levy_area_approximation='space-time', or choose another method"
             )
         for t0, t1 in zip(ts[start:-1], ts[start + 1 :], strict=True):
             yield Increment() if shape is None else self._increment(t0, t1, x, shape, levy)
@@ -89,8 +88,8 @@ class TorchsdeNoise(AbstractNoise):
         if len(value) != len(x) or value[:1].numel() != math.prod(shape) * len(x[:1]):
             wanted = (len(x), math.prod(shape))
             raise ValueError(
-                f"bm returned shape {tuple(value.shape)} and this equation's noise "
-                f"for this state is {wanted}"
+                f"bm returned shape {tuple(value.shape)} and this equation's noise for this state "
+                f"is {wanted}"
             )
         return value.to(x).reshape(len(x), *shape)
 

@@ -40,8 +40,8 @@ def inception_networks(
     """
     if source.scale.levels is None:
         raise ValueError(
-            f"{source.name} holds no images, which the Inception network is for; "
-            "leave out inception"
+            f"{source.name} holds no images, which the Inception network is for; leave out "
+            "inception"
         )
     return standard_networks(weights, device)
 

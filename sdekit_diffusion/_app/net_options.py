@@ -108,8 +108,7 @@ class _Conventions:
             ):
                 raise ValueError(
                     f"{name} is for images in {made.data_range}, and those of {source.name} are "
-                    "trained in "
-                    f"{(scale.low, scale.high)}; train it from Python, with transform="
+                    f"trained in {(scale.low, scale.high)}; train it from Python, with transform="
                 )
         return made
 
@@ -134,8 +133,8 @@ class _Conventions:
             if value is not None and value != getattr(model, option):
                 known = getattr(model, option)
                 raise ValueError(
-                    f"the run of {begun} was begun with {option} = {known}, not "
-                    f"{value}; give the same"
+                    f"the run of {begun} was begun with {option} = {known}, not {value}; give the "
+                    "same"
                 )
         return model
 

@@ -97,8 +97,8 @@ class Sampler:
         flow = eta > 0 and getattr(chosen, "integrand", "data") != "data"
         if flow or "eta" not in [field.name for field in fields(chosen)]:
             raise ValueError(
-                f"the method {self.method!r} has no noise level; leave out --eta, "
-                "or choose default or sde"
+                f"the method {self.method!r} has no noise level; leave out --eta, or choose "
+                "default or sde"
             )
         return replace(chosen, eta=eta)
 

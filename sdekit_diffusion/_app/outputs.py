@@ -28,8 +28,8 @@ def shards_of(out: Path) -> Path:
     """
     if not out.name or out.suffix not in (*_WRITERS, SHARDS, ""):
         raise ValueError(
-            f"{out} ends in none of .npz, .npy, .png and {SHARDS}, nor is it a "
-            "folder; choose a name that does"
+            f"{out} ends in none of .npz, .npy, .png and {SHARDS}, nor is it a folder; choose a "
+            "name that does"
         )
     return out if out.suffix == SHARDS else out.with_name(out.name + SHARDS)
 
@@ -43,8 +43,8 @@ def require(out: Path, shards: Shards, scale: Scale) -> None:
     """
     if out.exists() and out.is_dir() == bool(out.suffix in _WRITERS):
         raise ValueError(
-            f"{out} is {'a folder' if out.is_dir() else 'a file'}, which this output "
-            "is not; choose another name"
+            f"{out} is {'a folder' if out.is_dir() else 'a file'}, which this output is not; "
+            "choose another name"
         )
     if out.suffix == ".png" and not shards.n:
         raise ValueError("there are no samples to draw; ask for one or more")
@@ -53,8 +53,8 @@ def require(out: Path, shards: Shards, scale: Scale) -> None:
     if scale.levels is None or scale.levels > 256:
         kind = "points" if scale.levels is None else f"{scale.levels} levels"
         raise ValueError(
-            "a folder holds png images of up to 256 levels, and these samples have "
-            f"{kind}; end {out} in .npz"
+            f"a folder holds png images of up to 256 levels, and these samples have {kind}; end "
+            f"{out} in .npz"
         )
     there = [name for name in (_name(shards, i) for i in range(shards.n)) if (out / name).exists()]
     if there and not shards.folder.exists():

@@ -47,8 +47,8 @@ def parsed(commands: Mapping[str, Command], argv: Sequence[str] | None) -> Calla
         if not stop.code:
             raise
         raise ValueError(
-            f"{_message(said.getvalue())}; add --help to see what is allowed"
-            f"{_suggestion(commands, argv)}"
+            f"{_message(said.getvalue())}; add --help to see what is "
+            f"allowed{_suggestion(commands, argv)}"
         ) from None
 
 

@@ -106,8 +106,8 @@ def _compared(
     source = source_of(name, model.scale)
     if tuple(source.test.shape[1:]) != model.shape:
         raise ValueError(
-            f"{source.name} has samples of shape {tuple(source.test.shape[1:])}, the "
-            f"model of {model.shape}"
+            f"{source.name} has samples of shape {tuple(source.test.shape[1:])}, the model of "
+            f"{model.shape}"
         )
     return model, source, n
 
@@ -195,14 +195,14 @@ def _drawn(
             neighbouring(grid, nearest[:64], source.scale),
         )
     caption = (
-        f"States of {500 if source.scale.levels is None else 8} samples on their way from "
-        f"noise to data, {unit}{states}."
+        f"States of {500 if source.scale.levels is None else 8} samples on their way from noise to "
+        f"data, {unit}{states}."
     )
     found["denoising"] = ("Denoising", caption, denoising(model, source, seed))
     rows = min(rows, len(source.test))
     caption = (
-        f"{rows} held-out samples at times uniform in the logarithm of the signal-to-noise "
-        f"ratio, {unit}."
+        f"{rows} held-out samples at times uniform in the logarithm of the signal-to-noise ratio, "
+        f"{unit}."
     )
     found["forward"] = ("The forward process", caption, forward(model, source, seed))
     loss = loss_curve(run)

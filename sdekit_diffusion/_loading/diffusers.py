@@ -86,8 +86,8 @@ def from_diffusers(
     settings: Any = getattr(unet, "config", None)
     if settings is None or not isinstance(config, Mapping):
         raise TypeError(
-            "from_diffusers takes a folder, or a network with a config, such as a UNet2DModel, and "
-            f"scheduler.config; not {type(unet).__name__} and {type(config).__name__}"
+            "from_diffusers takes a folder, or a network with a config, such as a UNet2DModel, "
+            f"and scheduler.config; not {type(unet).__name__} and {type(config).__name__}"
         )
     if data_range == "config":
         data_range = (0.0, 1.0) if settings.get("center_input_sample") else (-1.0, 1.0)

@@ -212,10 +212,9 @@ class Run:
         if moved > allowed or abs(model.data_std - std) > _ROUNDING * std:
             raise ValueError(
                 f"the run in {self.folder} was begun on data with another mean or standard "
-                f"deviation ({float(there.mean()):.6g} and {std:.6g}, not "
-                f"{float(here.mean()):.6g} and {model.data_std:.6g}; a coordinate's mean moved by "
-                f"{moved:.3g}): the samples or the transform are others; give the same, or choose "
-                "another folder"
+                f"deviation ({float(there.mean()):.6g} and {std:.6g}, not {float(here.mean()):.6g} "
+                f"and {model.data_std:.6g}; a coordinate's mean moved by {moved:.3g}): the samples "
+                "or the transform are others; give the same, or choose another folder"
             )
 
     def take(self, record: Record) -> None:
