@@ -32,7 +32,7 @@ ON_GRIDS = {
 NAMED = [
     name
     for name, method in ON_GRIDS.items()
-    if getattr(method, "eta", 0) and not method.solver.normals
+    if getattr(method, "eta", 0) and not getattr(method, "rule", method.solver).normals
 ]
 NOISY = {name: METHODS[name] for name in NAMED}
 NOISY |= {"eta = 1/2": OnClock(AdamsBashforth(1), eta=0.5), "large": InTime(Ancestral(large=True))}
