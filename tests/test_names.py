@@ -128,6 +128,9 @@ MISSPELT = [
         (lambda method=method: method_of(method), "euler_maruyama")
         for method in ("euler", "euler-maruyama", "EM", "em")
     ),
+    (lambda: method_of("sample_euler_ancestral"), "ddpm"),  # with its eta of 1, test_diffusers.py
+    (lambda: method_of("DDPMScheduler"), "ddpm"),
+    (lambda: ScoreModel(nn.Identity(), "vp", "epsilon_prediction"), "noise"),
     (lambda: sample(lambda x, t: -x, 4, sde="vp", shape=(2,), noise="pth"), "path"),
     (
         lambda: sample(lambda x, t: -x, 4, sde="vp", shape=(2,), return_solution=True, save="al"),

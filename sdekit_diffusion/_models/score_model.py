@@ -45,7 +45,12 @@ ALIASES: dict[str, Prediction] = {
 }
 
 
-_MEANT = {"x0": "data", "x_0": "data", "eps": "noise", "v": "velocity"}  # names that papers give
+# Names that papers and programs give.
+_MEANT = {
+    **dict.fromkeys(("x0", "x_0", "x0_prediction", "x_prediction", "sample_prediction"), "data"),
+    **dict.fromkeys(("eps", "eps_prediction", "epsilon_prediction", "noise_prediction"), "noise"),
+    "v": "velocity",
+}
 
 
 Conditioning = Literal["time", "log_snr", "sigma"] | tuple[float, float]

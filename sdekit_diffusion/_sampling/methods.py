@@ -67,8 +67,12 @@ METHODS: dict[str, AbstractMethod] = {
 }
 # Names that papers and other libraries give.
 _MEANT = {
-    "euler": "euler_maruyama", "em": "euler_maruyama", "euler_a": "ancestral",
-    "euler_ancestral": "ancestral", "predictor_corrector": "pc", "langevin": "pc",
+    "euler": "euler_maruyama", "em": "euler_maruyama", "euler_a": "ddpm",
+    "euler_ancestral": "ddpm", "sample_euler_ancestral": "ddpm", "sample_heun": "heun",
+    "ddpmscheduler": "ddpm", "ddimscheduler": "ddim", "heundiscretescheduler": "heun",
+    "unipcmultistepscheduler": "unipc", "deismultistepscheduler": "deis",
+    "lmsdiscretescheduler": "lms", "dpmsolvermultistepscheduler": "dpmpp_2m",
+    "predictor_corrector": "pc", "langevin": "pc",
     "probability_flow": "ode", "rk45": "ode", "dopri5": "ode", "dpm_solver++": "dpmpp_2m",
     "dpmsolver++": "dpmpp_2m", "dpm_solver": "dpm_2", "dpm++_2m": "dpmpp_2m",
     "dpm++_2m_sde": "dpmpp_2m_sde", "dpm++_3m_sde": "dpmpp_3m_sde", "dpm++_sde": "dpmpp_sde",
