@@ -8,6 +8,7 @@ import torch
 
 from sdekit_diffusion import (
     DDPM,
+    DIFFUSIONS,
     NCSN,
     VESDE,
     VPSDE,
@@ -144,6 +145,20 @@ def test_a_wrong_label_of_time_is_named(truth, told):
     else:
         assert not found.fits
         assert re.search(f"With conditioning=({names}) it is", found.verdict)
+
+
+@pytest.mark.parametrize(
+    ("truth", "told"),
+    [("vp", "flow"), ("flow", "vp"), ("vp", "ve"), ("cosine", "flow")],
+)
+def test_a_wrong_diffusion_is_named(truth, told):
+    """Some were let pass: the error of a network of VP, taken for one of the flow, is twice that of
+    a guess at one level alone.
+    """
+    model = ScoreModel(exact(DIFFUSIONS[truth]()), told, "noise", shape=(4,))
+    found = check_model(model, X, throw=False)
+    assert not found.fits
+    assert f"With sde={truth!r} it is" in found.verdict
 
 
 @pytest.mark.parametrize(("low", "high"), [(0.0, 1.0), (0.0, 255.0)])

@@ -91,8 +91,9 @@ def check_model(
     The noise is 0.1 to 5 times the standard deviation of the data.
 
     The mean of x_0 given x_t is at least as close to x_0 as any linear function of x_t, and closer
-    than the same network with another meaning of its output, another label of time or another range
-    of the data. These are tried, one change at a time: about a hundred evaluations of the batch.
+    than the same network with another meaning of its output, another label of time, another
+    diffusion by its name or another range of the data. These are tried, one change at a time: about
+    a hundred and fifty evaluations of the batch.
 
     Arguments:
         model: a trained `ScoreModel`, a `GaussianMixture`, or a plain score `(x, t)` with sde=.

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, get_args
 from torch import Tensor, nn
 
 from sdekit_diffusion._diffusions.diffusion import AbstractDiffusion
+from sdekit_diffusion._diffusions.names import DIFFUSIONS
 from sdekit_diffusion._models.model import AbstractModel
 from sdekit_diffusion._models.score_model import Conditioning, Prediction, ScoreModel
 
@@ -47,6 +48,8 @@ def alternatives(model: AbstractModel, x: Tensor, sde: AbstractDiffusion) -> Ite
             name = f"({conditioning[0]:g}, {conditioning[1]:g})"
         other = _variant(model, model.net, model.predicts, conditioning)
         yield Alternative(f"conditioning={name}", other, x, sde)
+    for name, other in _other_diffusions(model):
+        yield Alternative(f"sde={name!r}", other, x, other.sde)
 
 
 class _Negative(nn.Module):
@@ -69,6 +72,15 @@ def _other_outputs(model: ScoreModel) -> Iterator[tuple[str, ScoreModel]]:
     opposite = f" (predicts={_OPPOSITE[model.predicts]!r})" if model.predicts in _OPPOSITE else ""
     negative = _variant(model, _Negative(model.net), model.predicts, model.conditioning)
     yield f"the opposite sign of the output{opposite}", negative
+
+
+def _other_diffusions(model: ScoreModel) -> Iterator[tuple[str, ScoreModel]]:
+    """The diffusions that have a name, with their default parameters."""
+    settings = {"conditioning": model.conditioning, "data_std": model.data_std}
+    for name, kind in DIFFUSIONS.items():
+        if (sde := kind()) != model.sde:
+            other = ScoreModel(model.net, sde, model.predicts, **settings)
+            yield name, other.given(**model.conditions)
 
 
 def _reverse_flows(model: ScoreModel) -> Iterator[tuple[str, ScoreModel]]:
