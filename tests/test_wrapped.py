@@ -228,3 +228,34 @@ def test_a_compiled_network_within_a_model_stays_as_it_is():
         sample(own.around(net), 5, seed=0, steps=8), sample(own, 5, seed=0, steps=8)
     )
     assert graphs
+
+
+DROPPED = nn.Sequential(nn.Linear(2, 2), nn.Dropout(0.5))
+HIDING = {
+    "a variable of the module": lambda net: lambda x, t: DROPPED(x),
+    "a variable of the function around": lambda net: lambda x, t: net(x),
+    "a partial": lambda net: functools.partial(lambda held, x, t: held(x), net),
+    "a method": lambda net: functools.partial(Method(net).of, more=0.0),
+}
+
+
+class Method(nn.Module):
+    def __init__(self, net):
+        super().__init__()
+        self.net = net
+
+    def of(self, x, t, more):
+        return self.net(x) + more
+
+
+@pytest.mark.parametrize("plain", [False, True])
+@pytest.mark.parametrize("hidden", HIDING)
+def test_networks_within_functions_are_in_evaluation_mode(hidden, plain):
+    """Two calls with one seed agree, and the network is in training mode afterwards."""
+    net = DROPPED if hidden.endswith("module") else copy.deepcopy(DROPPED)
+    function = HIDING[hidden](net.train())
+    own = function if plain else ScoreModel(function, "vp", shape=(2,), data_std=1.0)
+    more = {"sde": "vp", "shape": (2,)} if plain else {}
+    a, b = (sample(own, 16, steps=4, method="ddim", seed=0, **more) for _ in range(2))
+    assert torch.equal(a, b)
+    assert all(module.training for module in net.modules())

@@ -30,7 +30,7 @@ from sdekit_diffusion._diffusions.names import diffusion
 from sdekit_diffusion._inputs import require_tensor
 from sdekit_diffusion._models.affine import Affine, Asking, constant
 from sdekit_diffusion._models.model import AbstractModel, noise_scale, signal_scale
-from sdekit_diffusion._models.wrapped import require_plain, unwrapped
+from sdekit_diffusion._models.wrapped import modules_of, require_plain, unwrapped
 from sdekit_diffusion.data import Scale
 
 Prediction = Literal["noise", "data", "score", "velocity", "flow", "reverse_flow"]
@@ -273,7 +273,7 @@ class ScoreModel(nn.Module, AbstractModel):
         }
 
     def networks(self) -> list[nn.Module]:
-        return [self]
+        return [self] if isinstance(self.net, nn.Module) else [self, *modules_of(self.net)]
 
     def extra_repr(self) -> str:
         return (

@@ -1,6 +1,7 @@
 """Models within torch's wrappers: found again where that is safe, and otherwise refused by name."""
 
 import functools
+import inspect
 
 from torch import nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
@@ -91,6 +92,21 @@ def _owner(function: object) -> object:
             else getattr(function, "__wrapped__")  # noqa: B009
         )
     return getattr(function, "__self__", None)
+
+
+def modules_of(function: object) -> list[nn.Module]:
+    """The modules that a function calls, as far as it shows them: through `functools.partial`, as
+    the module of a method, or as variables that it uses.
+    """
+    found: list[object] = []
+    while isinstance(function, functools.partial):
+        found += [*function.args, *function.keywords.values()]
+        function = function.func
+    found += [function, getattr(function, "__self__", None)]
+    if inspect.isfunction(function):
+        variables = inspect.getclosurevars(function)
+        found += [*variables.nonlocals.values(), *variables.globals.values()]
+    return [value for value in found if isinstance(value, nn.Module)]
 
 
 def require_own(model: object, kind: type, remedy: str) -> None:
