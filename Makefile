@@ -31,7 +31,7 @@ types: setup
 unit: setup
 	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal --quiet
 
-mutants: setup ## whether the tests notice mistakes: tests/mutants.toml, about 40 minutes on two cores
+mutants: setup ## whether the tests notice mistakes: tests/mutants.toml, about an hour on two cores
 	$(BIN)/python tests/mutants.py
 
 oldest: ## the tests on the oldest supported dependencies, in an environment of their own
