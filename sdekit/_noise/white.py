@@ -41,7 +41,7 @@ class Increment(NamedTuple):
 class NoiseQuery(NamedTuple):
     """What a solve asks of its noise: the increments over the intervals of a grid.
 
-    Attributes:
+    Arguments:
         ts: all times of the grid.
         x: a state, for batch, event shape, dtype and device.
         shape: the event shape of W, None without noise.
