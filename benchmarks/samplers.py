@@ -453,10 +453,8 @@ def judged(x: Tensor, law: GaussianMixture, reference: Tensor) -> dict[str, floa
     """
     if not bool(torch.isfinite(x).all()):
         return dict.fromkeys(("weights", "means", "covariances", "floor", "wasserstein"), math.nan)
-    x, reference = (
-        x[:, : 64 if x.shape[1] > 64 else None],
-        reference[:, : 64 if x.shape[1] > 64 else None],
-    )
+    x = x[:, :64]
+    reference = reference[:, :64]
     found = modes(x, seen(law, x.shape[1]))
     scores = {
         "weights": found.weight_scores,

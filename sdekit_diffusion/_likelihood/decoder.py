@@ -57,9 +57,8 @@ class Levels:
             x0 < self.low + self.width, -math.inf, (x0 - 0.5 * self.width - mean) / std
         )
         flip = lower > 0  # by symmetry both in the lower tail, where log_ndtr keeps its digits
-        upper, lower = torch.where(flip, -lower, upper), torch.where(flip, -upper, lower)
-        top = torch.special.log_ndtr(upper)
-        bottom = torch.special.log_ndtr(lower)
+        top = torch.special.log_ndtr(torch.where(flip, -lower, upper))
+        bottom = torch.special.log_ndtr(torch.where(flip, -upper, lower))
         return -(top + torch.log(-torch.expm1(bottom - top)))
 
 

@@ -93,7 +93,7 @@ _CONVENTIONS: dict[str, Callable[[Time, Time], tuple[Time, Time, Time, Time]]] =
 
 
 @dataclass
-class _DataScale:
+class _Moments:
     """Mean and standard deviation of the data, which the copies of a model share."""
 
     mean: Tensor | float = 0.0
@@ -184,7 +184,7 @@ class ScoreModel(nn.Module, AbstractModel):
         self.conditioning: Conditioning = _known(conditioning)
         self.sde = diffusion(sde)  # pyright: ignore[reportIncompatibleVariableOverride] - always known
         self.shape = None if shape is None else tuple(shape)
-        self._moments = _DataScale()
+        self._moments = _Moments()
         self.record_scale(data_mean, data_std)
         self.data_range = (
             None if data_range is None else (float(data_range[0]), float(data_range[1]))

@@ -85,7 +85,8 @@ def of_arrays(name: str, arrays: Mapping[str, Array], *, levels: int | None = No
     if test is None:
         held, kept = np.split(shuffled(len(train)).numpy(), [max(1, len(train) // 10)])
         labels, test_labels = (None, None) if labels is None else (labels[kept], labels[held])
-        train, test = train[kept], train[held]
+        test = train[held]
+        train = train[kept]
     else:
         test = samples(test, f"the test set of {name}")
         test_labels = _classes(arrays.get("test_labels"), len(test), f"the test labels of {name}")

@@ -113,7 +113,8 @@ def of_stored(
         held = order[:n]
         kept = order[n:].sort().values
         if labels is not None:
-            labels, test_labels = labels[kept.numpy()], labels[held.numpy()]
+            test_labels = labels[held.numpy()]
+            labels = labels[kept.numpy()]
         rows = Chosen(train, kept)
         test = train
     else:
