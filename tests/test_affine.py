@@ -156,7 +156,11 @@ def test_hooks_of_a_model_are_called():
 
 
 def test_what_may_be_a_key():
+    class Other(VPSDE):  # may hold more than the fields of VPSDE
+        pass
+
     assert affine.constant(VPSDE())
+    assert not affine.constant(Other())
     assert affine.constant(DDPM(linear_betas(10)))
 
     @dataclass(frozen=True)

@@ -75,7 +75,7 @@ class _Score:
             eps = self.model.affine(torch.as_tensor(coordinates.log_snr(t)), "noise")
             return made(t, eps.at(1 / r, shift).times(-1 / sde.sigma(t)))
 
-        key = ("time", sde, coordinates.std, what, *ts) if constant(sde) else None
+        key = ("time", sde, what, *ts) if constant(sde) else None
         return prepared(self.model, key, len(ts), numbers)
 
 
