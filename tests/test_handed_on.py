@@ -13,6 +13,7 @@ from sdekit.calling import ChangedError
 from sdekit.interop import to_torchsde
 
 REFUSED = pytest.raises(ChangedError, match="changes its input in place")
+NO_DERIVATIVE = pytest.raises(RuntimeError, match="depends on y, but .* no derivative")
 OVERWRITTEN = pytest.raises(ChangedError, match="returned before")
 T = torch.tensor([0.0, 0.4, 1.0], dtype=torch.float64)
 ODE_CALLS = {
@@ -284,6 +285,37 @@ def test_buffers_products_and_joint_functions_are_refused():
         with torch.no_grad(), REFUSED:
             sdeint(sde, start, T, dt=0.1, method=method, adaptive=True)
         assert torch.equal(start, y0())
+
+
+@pytest.mark.parametrize("kind", ["equation", "torchsde's", "renamed"])
+def test_a_diffusion_without_its_derivative_is_refused_where_it_is_used(kind):
+    """Through a detached tensor Milstein's correction would be zero."""
+
+    def solved(g, method):
+        theirs = Torchsde()
+        theirs.g = theirs.noise = g
+        names = {"diffusion": "noise"} if kind == "renamed" else None
+        if kind == "renamed":
+            theirs.g = lambda t, y: 0.1 * y
+        equation = SDE(lambda t, x: -x, g, "diagonal", "stratonovich")
+        sde = equation if kind == "equation" else theirs
+        return sdeint(sde, y0(), T, dt=0.1, method=method, adaptive=True, names=names)
+
+    with NO_DERIVATIVE:
+        solved(lambda t, y: (0.1 * y).detach(), "milstein")
+    for found in (lambda t, y: 0.1 * y, lambda t, y: 0.1 * torch.ones_like(y)):
+        assert solved(found, "milstein").isfinite().all()
+    assert solved(lambda t, y: (0.1 * y).detach(), "heun").isfinite().all()
+
+
+def test_levys_areas_need_the_derivative_too():
+    def solved(g):
+        sde = SDE(lambda t, x: -x, g, "general", "stratonovich", 2)
+        return sdeint(sde, y0(), T, dt=0.1, method="log_ode")
+
+    with NO_DERIVATIVE:
+        solved(lambda t, y: torch.stack([y, y.square()], dim=-1).detach())
+    assert solved(lambda t, y: torch.stack([y, y.square()], dim=-1)).isfinite().all()
 
 
 def test_the_question_for_the_number_of_brownian_motions_leaves_y0():

@@ -5,6 +5,7 @@ stays as it is.
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from sdekit._solve.counted import Counted
@@ -85,6 +86,30 @@ class GuardedMethod:
             part.to(dtype, copy=uncounted(part)) if isinstance(part, Tensor) else part
             for part in found
         ]
+
+
+class Differentiated:
+    """A diffusion g(t, y) whose derivative in y a method asks torch for.
+
+    Where torch sees no dependence on y, as through a buffer or a detached tensor, the derivative is
+    taken for zero: g is then asked at another state, and refused if it returns something else.
+    """
+
+    def __init__(self, g: Callable[[Time, Tensor], Tensor]) -> None:
+        self.g = g
+
+    def __call__(self, t: Time, y: Tensor) -> Tensor:
+        found = self.g(t, y)
+        if y.requires_grad and not found.requires_grad:
+            with torch.no_grad():
+                elsewhere = self.g(t, y + 1e-3 * (1 + y.abs()))
+            if not torch.equal(elsewhere, found):
+                raise RuntimeError(
+                    "the diffusion depends on y, but returns a tensor through which no derivative "
+                    "passes, and this method needs one; leave .detach(), torch.no_grad() and "
+                    "buffers out of it"
+                )
+        return found
 
 
 class GuardedSDE:

@@ -24,7 +24,7 @@ from sdekit._solvers import (
     ReversibleHeun,
 )
 from sdekit.interop._from_torchsde import calls_of, for_one_solve, from_torchsde
-from sdekit.interop._guarded import GuardedSDE
+from sdekit.interop._guarded import Differentiated, GuardedSDE
 from sdekit.interop._originals import torchsde_methods, torchsde_sdeint
 from sdekit.interop._to_torchsde import to_torchsde
 from sdekit.interop._torchsde_grid import states
@@ -47,6 +47,8 @@ SOLVERS: dict[str, dict[NoiseType, AbstractSolver]] = {
 _MEANT = {"euler_maruyama": "euler", "em": "euler"}
 # Of an equation, as torchsde names them.
 _METHODS = ("f", "g", "h", "f_and_g", "g_prod", "f_and_g_prod")
+# torchsde's methods that use the derivative of g.
+_DIFFERENTIATE = ("milstein", "log_ode")
 
 
 def sdeint(
@@ -165,6 +167,10 @@ def _by_torchsde(
         if problem is sde
         else GuardedSDE(sde, {*_METHODS, *(settings["names"] or {}).values()})
     )
+    if method in _DIFFERENTIATE:
+        name = "g" if problem is sde else (settings["names"] or {}).get("diffusion", "g")
+        if callable(getattr(theirs, name, None)):  # else torchsde names what is missing
+            setattr(theirs, name, Differentiated(getattr(theirs, name)))
     ts = ts if isinstance(ts, Tensor) else torch.tensor(ts, dtype=y0.dtype, device=y0.device)
     dt = None if settings["adaptive"] else float(settings["dt"])
     motion = brownian(bm, problem, y0, ts, method=method, dt=dt, logqp=settings["logqp"])
