@@ -13,7 +13,7 @@ from sdekit.calling import ChangedError
 from sdekit.interop import to_torchsde
 
 REFUSED = pytest.raises(ChangedError, match="changes its input in place")
-NO_DERIVATIVE = pytest.raises(RuntimeError, match="depends on y, but .* no derivative")
+NO_DERIVATIVE = pytest.raises(RuntimeError, match=r"depends on y, but .* no derivative")
 OVERWRITTEN = pytest.raises(ChangedError, match="returned before")
 T = torch.tensor([0.0, 0.4, 1.0], dtype=torch.float64)
 ODE_CALLS = {
