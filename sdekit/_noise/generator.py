@@ -62,6 +62,14 @@ def _mix(word: Tensor) -> Tensor:
     return word.bitwise_xor_(_shifted(word, 31))
 
 
+def _mixed(word: int) -> int:
+    """`_mix` of one word, as a Python integer: no work for the device."""
+    word %= 2**64
+    word = (word ^ (word >> 30)) * _MIX_1 % 2**64
+    word = (word ^ (word >> 27)) * _MIX_2 % 2**64
+    return word ^ (word >> 31)
+
+
 def keys(seed: int | Tensor, index: Tensor) -> Tensor:
     """One 64-bit key a sample.
 
@@ -71,12 +79,10 @@ def keys(seed: int | Tensor, index: Tensor) -> Tensor:
         index: the samples' indices, int64, shape `(batch,)`.
     """
     if isinstance(seed, Tensor):
-        word = seed.to(index.device) ^ _SALT
+        start = _mix(seed.to(index.device) ^ _SALT) + _SALT
     else:
-        word = torch.full(
-            (), signed(operator.index(seed) ^ _SALT), dtype=torch.int64, device=index.device
-        )
-    return _mix(index * GOLDEN + _SALT + _mix(word))
+        start = signed(_mixed(operator.index(seed) ^ _SALT) + _SALT)
+    return _mix(index * GOLDEN + start)
 
 
 def _normals(key: Tensor, offsets: Tensor, out: Tensor) -> None:

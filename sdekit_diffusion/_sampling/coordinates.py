@@ -230,11 +230,12 @@ class Coordinates:
 
     def under(self, sde: AbstractDiffusion) -> "Coordinates":
         """The coordinates of the same data under another diffusion."""
-        return replace(self, sde=sde)
+        return self if sde is self.sde else replace(self, sde=sde)
 
     def _shared(self, model: AbstractModel) -> list[AbstractDiffusion]:
         """The diffusions whose ranges a solve shares."""
-        return [self.sde] if model.sde is None else [self.sde, model.sde]
+        known = model.sde
+        return [self.sde] if known is None or known is self.sde else [self.sde, known]
 
     def physical_solution(self, solution: Solution) -> Solution:
         """A solution in u and l as one in x and t."""

@@ -53,6 +53,7 @@ class Descents:
         dtype: of the result. States have it too, but float32 for half precision, whose rounding is
             larger than the increments of a fine grid.
         denoise: whether the result is D(x).
+        whole: whether solutions have the times and states of the diffusion, beside their samples.
     """
 
     coordinates: Coordinates
@@ -68,6 +69,7 @@ class Descents:
     steps: int
     dtype: torch.dtype
     denoise: bool
+    whole: bool
 
     def of(self, index: Tensor, i: int, model: AbstractModel) -> Descent:
         """What is solved for the samples of an index, which begins at i."""
@@ -91,12 +93,12 @@ class Descents:
         """The samples x_t / alpha of a solution, or denoised where that is wanted, in the dtype."""
         solution = self._denoised(down, found) if self.denoise else self._samples(found)
         if self.denoise:
-            self._require_finite(solution.x, float(solution.ts[-1]), i)
+            self._require_finite(solution.x, i)
         return solution
 
     def _samples(self, found: Solution) -> Solution:
-        x = self.coordinates.leave(self.span, found.x)
-        return self._cast(replace(self.coordinates.physical_solution(found), x=x))
+        solution = self.coordinates.physical_solution(found) if self.whole else found
+        return self._cast(replace(solution, x=self.coordinates.leave(self.span, found.x)))
 
     def _denoised(self, down: Descent, found: Solution) -> Solution:
         solution = self._samples(found)
@@ -111,10 +113,11 @@ class Descents:
         xs = None if solution.xs is None else solution.xs.to(self.dtype)
         return replace(solution, x=solution.x.to(self.dtype), xs=xs)
 
-    def _require_finite(self, x: Tensor, t: float, i: int) -> None:
+    def _require_finite(self, x: Tensor, i: int) -> None:
         spoilt = ~torch.isfinite(x).flatten(1).all(dim=1) if x.ndim > 1 else ~torch.isfinite(x)
         if bad := spoilt.nonzero().flatten().tolist():
             after = "the denoising that follows step"
+            t = float(self.coordinates.time(self.span[1]))
             error = NotFiniteError(self.steps, t, bad, len(x), after)
             raise error.seen(after=i, total=self.n)
 

@@ -1,6 +1,7 @@
 """The one call: samples from a model, under any diffusion, by any method."""
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from typing import Literal, Unpack, overload
@@ -157,15 +158,16 @@ def sample(
     noise = noise_of(noise, chosen, coordinates, span, seed=seed, first=first)
     size = max(1, n if batch_size is None else batch_size)
     total = chosen.steps * -(-n // size) or None
-    bar = tqdm(total=total, disable=not progress, unit="step", desc="sampling")
+    bar = tqdm(total=total, unit="step", desc="sampling") if progress else None
     watched = progress or callback is not None
     watch = partial(_watched, bar, callback, coordinates) if watched else None
+    whole = return_solution or not chosen.steps  # adaptive solves may be left unfinished
     descents = Descents(
         coordinates, span, noise, save, watch, n, event, x_T, seed, first, chosen.steps, dtype,
-        denoise,
+        denoise, whole,
     )  # fmt: skip
     solutions = []
-    with torch.no_grad(), evaluating(model, n), bar:
+    with torch.no_grad(), evaluating(model, n), nullcontext() if bar is None else bar:
         for i, index, part in batches(model, n, size, device):
             down = descents.of(index, i, part)
             try:
@@ -181,9 +183,13 @@ def sample(
 
 
 def _watched(
-    bar: tqdm, callback: Callable[[Point], None] | None, coordinates: Coordinates, point: Point
+    bar: tqdm | None,
+    callback: Callable[[Point], None] | None,
+    coordinates: Coordinates,
+    point: Point,
 ) -> None:
     """Moves the bar, and calls the user with a point (step, l, u) as (step, t, x)."""
-    bar.update(point.step > 0)
+    if bar is not None:
+        bar.update(point.step > 0)
     if callback is not None:
         callback(coordinates.physical_point(point))
