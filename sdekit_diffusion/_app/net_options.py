@@ -16,7 +16,8 @@ from sdekit_diffusion._diffusions.diffusion import AbstractDiffusion
 from sdekit_diffusion._diffusions.names import diffusion
 from sdekit_diffusion._loading.load import load
 from sdekit_diffusion._loading.named import named_model
-from sdekit_diffusion._models.score_model import ALIASES, Conditioning, Prediction, ScoreModel
+from sdekit_diffusion._models.prediction import ALIASES, Prediction
+from sdekit_diffusion._models.score_model import Conditioning, ScoreModel
 from sdekit_diffusion.data import Dataset
 
 # What is predicted and what is told of the noise, as published; other networks do as well with the

@@ -14,7 +14,8 @@ from sdekit_diffusion._diffusions.diffusion import AbstractDiffusion
 from sdekit_diffusion._diffusions.ve import VESDE
 from sdekit_diffusion._loading.folder import opened, shape_of
 from sdekit_diffusion._models.check import checked
-from sdekit_diffusion._models.score_model import ALIASES, Conditioning, Prediction, ScoreModel
+from sdekit_diffusion._models.prediction import ALIASES, Prediction
+from sdekit_diffusion._models.score_model import Conditioning, ScoreModel
 
 _PREDICTIONS: dict[str, Prediction] = {
     name: ALIASES[name] for name in ("epsilon", "sample", "v_prediction")

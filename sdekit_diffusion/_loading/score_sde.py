@@ -18,7 +18,8 @@ from sdekit_diffusion._diffusions.vp import VPSDE, SubVPSDE
 from sdekit_diffusion._loading.weights import fill, plain, read_pickle, unwrapped
 from sdekit_diffusion._models.check import checked
 from sdekit_diffusion._models.checkpoint import CheckpointError
-from sdekit_diffusion._models.score_model import Conditioning, Prediction, ScoreModel
+from sdekit_diffusion._models.prediction import Prediction
+from sdekit_diffusion._models.score_model import Conditioning, ScoreModel
 
 _MOST_LEVELS = 100_000
 Reading = tuple[AbstractDiffusion, Prediction, Conditioning]

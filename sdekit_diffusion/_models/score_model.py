@@ -24,72 +24,17 @@ from sdekit.calling import (
     swapped,
     uncounted,
 )
-from sdekit.elementary import Time, axpy, broadcast, clip, scaled
+from sdekit.elementary import Time, axpy, broadcast, clip, scaled, sqrt
 from sdekit_diffusion._diffusions.diffusion import LARGEST, AbstractDiffusion
 from sdekit_diffusion._diffusions.names import diffusion
 from sdekit_diffusion._inputs import require_tensor
 from sdekit_diffusion._models.affine import Affine, Asking, constant
 from sdekit_diffusion._models.model import AbstractModel, noise_scale, signal_scale
+from sdekit_diffusion._models.prediction import ALIASES, DATA, MEANT, NOISE, Prediction
 from sdekit_diffusion._models.wrapped import modules_of, require_plain, unwrapped
 from sdekit_diffusion.data import Scale
 
-Prediction = Literal["noise", "data", "score", "velocity", "flow", "reverse_flow"]
-
-
-# diffusers' names of predictions, which `predicts` takes as well.
-ALIASES: dict[str, Prediction] = {
-    "epsilon": "noise",
-    "sample": "data",
-    "v_prediction": "velocity",
-    "flow_prediction": "flow",
-}
-
-
-# Names that papers and programs give.
-_MEANT = {
-    **dict.fromkeys(("x0", "x_0", "x0_prediction", "x_prediction", "sample_prediction"), "data"),
-    **dict.fromkeys(("eps", "eps_prediction", "epsilon_prediction", "noise_prediction"), "noise"),
-    "v": "velocity",
-}
-
-
 Conditioning = Literal["time", "log_snr", "sigma"] | tuple[float, float]
-
-
-def _inverse(value: Time) -> Time:
-    """1 / value, and 0 for 0: a point says nothing of x_0 where alpha = 0, nor of eps where
-    sigma = 0; their mean is 0.
-    """
-    if isinstance(value, Tensor):
-        return torch.where(value == 0, 0.0, 1 / value)
-    return 1 / value if value else 0.0
-
-
-def _velocity(alpha: Time, sigma: Time) -> tuple[Time, Time, Time, Time]:
-    square = alpha * alpha + sigma * sigma
-    return alpha / square, -sigma / square, sigma / square, alpha / square
-
-
-def _flow(alpha: Time, sigma: Time) -> tuple[Time, Time, Time, Time]:
-    total = alpha + sigma
-    return 1 / total, -sigma / total, 1 / total, alpha / total
-
-
-def _reverse_flow(alpha: Time, sigma: Time) -> tuple[Time, Time, Time, Time]:
-    a, b, c, d = _flow(alpha, sigma)
-    return a, -b, c, -d
-
-
-# What a network's output o says about x = alpha x_0 + sigma eps: x_0 = a x + b o and eps = c x + d
-# o.
-_CONVENTIONS: dict[str, Callable[[Time, Time], tuple[Time, Time, Time, Time]]] = {
-    "noise": lambda alpha, sigma: (_inverse(alpha), -sigma * _inverse(alpha), 0.0, 1.0),
-    "data": lambda alpha, sigma: (0.0, 1.0, _inverse(sigma), -alpha * _inverse(sigma)),
-    "score": lambda alpha, sigma: (_inverse(alpha), sigma * sigma * _inverse(alpha), 0.0, -sigma),
-    "velocity": _velocity,
-    "flow": _flow,
-    "reverse_flow": _reverse_flow,
-}
 
 
 @dataclass
@@ -169,11 +114,9 @@ class ScoreModel(nn.Module, AbstractModel):
                 "where a model is expected, or give its network: ScoreModel(model.net, ...)"
             )
         predicts = ALIASES.get(predicts, predicts)
-        if predicts not in _CONVENTIONS:
-            near = did_you_mean(predicts, [*_CONVENTIONS, *ALIASES], _MEANT)
-            raise ValueError(
-                f"predicts = {predicts!r} is not one of {', '.join(_CONVENTIONS)}{near}"
-            )
+        if predicts not in DATA:
+            near = did_you_mean(predicts, [*DATA, *ALIASES], MEANT)
+            raise ValueError(f"predicts = {predicts!r} is not one of {', '.join(DATA)}{near}")
         require_order(net, "x, t")
         if data_range is not None and not data_range[0] < data_range[1]:
             raise ValueError(
@@ -408,19 +351,18 @@ class ScoreModel(nn.Module, AbstractModel):
 
     def affine(self, l: Tensor, what: Literal["data", "noise"]) -> Affine:
         size, label, alpha, sigma = self._levels(l)
-        a, b, c, d = _CONVENTIONS[self.predicts](alpha, sigma)
-        own, out = (a, b) if what == "data" else (c, d)
+        own, out = (DATA if what == "data" else NOISE)[self.predicts](alpha, sigma)
         return Affine(label, size, own * size, out)
 
     def predict_data(self, l: Time, u: Tensor) -> Tensor:
         point, label, alpha, sigma = self._inputs(l, u)
-        a, b, _, _ = _CONVENTIONS[self.predicts](alpha, sigma)
+        a, b = DATA[self.predicts](alpha, sigma)
         return _combined(a, point, b, self(point, label))
 
     def predict_noise(self, l: Time, u: Tensor) -> Tensor:
         point, label, alpha, sigma = self._inputs(l, u)
-        _, _, c, d = _CONVENTIONS[self.predicts](alpha, sigma)
-        return _combined(c, point, d, self(point, label))
+        a, b = NOISE[self.predicts](alpha, sigma)
+        return _combined(a, point, b, self(point, label))
 
     def _inputs(self, l: Time, u: Tensor) -> tuple[Tensor, Time, Time, Time]:
         """The point and the label that the network expects, with the alpha and sigma of that
@@ -438,7 +380,8 @@ class ScoreModel(nn.Module, AbstractModel):
         t = self.sde.time(l)
         alpha = self.sde.alpha(t)
         sigma = self.sde.sigma(t)
-        return self.sde.size(t), self._label(t, sigma), alpha, sigma
+        size = sqrt(alpha * alpha + sigma * sigma)
+        return size, self._label(t, sigma), alpha, sigma
 
     def _label(self, t: Time, sigma: Time) -> Time:
         """What the network is told at time t of its own diffusion."""

@@ -40,8 +40,9 @@ class Standardised(AbstractDerivedModel):
     def _given(self, l: Time, u: Tensor) -> tuple[Time, Tensor]:
         """The level and the point at which the model of x_0 is asked."""
         level = l - math.log(self.std)
-        r = sqrt(signal_scale(level) ** 2 * self.std**2 + noise_scale(level) ** 2)
-        return level, shifted(self.mean, signal_scale(level), scaled(r, u))
+        a = signal_scale(level)
+        r = sqrt((a * self.std) ** 2 + noise_scale(level) ** 2)
+        return level, shifted(self.mean, a, scaled(r, u))
 
     def predict_data(self, l: Time, u: Tensor) -> Tensor:
         level, point = self._given(l, u)
