@@ -103,7 +103,7 @@ class AdaptiveSolve:
             step = self._again(interval.t1, increment, accept)
         if self.callback is not None and bool(accept.any()):
             self.callback(_moved(now, start, stop, accept, step))
-        if self.found.xs is not None:
+        if self.found.xs is not None and len(self.outputs) > 2:
             self._output(self.found.xs, interval.t1, accept, step, increment)
         now.advance(interval.t1, interval.left, accept, step.x, step.state)
         self.tries += 1

@@ -160,6 +160,8 @@ class _Control(PIDController):
     sizes: Sequence[int] = ()
 
     def error(self, error: Tensor, x0: Tensor, x1: Tensor) -> Tensor:
+        if len(self.sizes) == 1:
+            return super().error(error, x0, x1)
         parts = zip(*(value.split(self.sizes, dim=1) for value in (error, x0, x1)), strict=True)
         return torch.stack([PIDController.error(self, *part) for part in parts]).amax(dim=0)
 

@@ -36,19 +36,21 @@ class System(AbstractSDE):
 
     def flat(self, y: State) -> Tensor:
         """A state as `(1, n)`."""
-        parts = (y,) if isinstance(y, Tensor) else y
-        return torch.cat([part.reshape(1, -1) for part in parts], dim=1)
+        if isinstance(y, Tensor):
+            return y.reshape(1, -1).clone()
+        return torch.cat([part.reshape(1, -1) for part in y], dim=1)
 
     def shaped(self, x: Tensor) -> State:
         """States `(*times, n)` as func knows them."""
+        if self.single:
+            return x.reshape((*x.shape[:-1], *self.shapes[0]))
         # Slices, which unlike the parts of a split func may change in place.
         ends = [*accumulate(self.sizes)]
         parts = (x[..., end - size : end] for end, size in zip(ends, self.sizes, strict=True))
-        parts = tuple(
+        return tuple(
             part.reshape((*x.shape[:-1], *shape))
             for part, shape in zip(parts, self.shapes, strict=True)
         )
-        return parts[0] if self.single else parts
 
     def drift(self, t: Time, x: Tensor) -> Tensor:
         dtype = x.dtype.to_real()
@@ -58,6 +60,12 @@ class System(AbstractSDE):
             else torch.full((), t, dtype=dtype, device=x.device)
         )
         slopes = self.func(t, self.shaped(x[0]))
+        same = isinstance(slopes, Tensor) and slopes.dtype == x.dtype
+        if not (same and self.single and slopes.shape == self.shapes[0]):
+            self._require(slopes, x)
+        return self.flat(slopes).to(x.dtype)
+
+    def _require(self, slopes: Any, x: Tensor) -> None:  # noqa: ANN401
         parts = (slopes,) if self.single else tuple(slopes)
         if not all(isinstance(part, Tensor) for part in parts):
             wanted = "a tensor" if self.single else f"{len(self.shapes)} tensors"
@@ -76,7 +84,6 @@ class System(AbstractSDE):
         for part in parts:
             if not (x.is_complex() and part.is_complex()):
                 require_real("func(t, y)", part, x)
-        return self.flat(parts).to(x.dtype)
 
     def diffusion(self, t: Time, x: Tensor) -> float:
         return 0.0
