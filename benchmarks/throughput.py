@@ -300,6 +300,50 @@ def adaptive_overhead(repeats: int = 15) -> dict[str, float]:
     return row
 
 
+def adaptive_calls(repeats: int = 15) -> dict[str, dict[str, float]]:
+    """Whole calls at (64, 2) over those of torchdiffeq with the same tolerances: `odeint`, and
+    `sample(..., method="ode")` over the probability flow written out by hand.
+    """
+    x = torch.randn(64, 2, generator=torch.Generator().manual_seed(0))
+    ends = torch.tensor([0.0, 20.0])
+    calls = [0]
+
+    def f(t: Tensor, x: Tensor) -> Tensor:
+        calls[0] += 1
+        return torch.cos(3 * t) - x
+
+    def counted(x: Tensor, t: Tensor) -> Tensor:
+        calls[0] += 1
+        return torch.tanh(x / (0.05 + t[:, None]))  # as of two modes
+
+    def flow(t: Tensor, x: Tensor) -> Tensor:
+        beta = SDE.beta_min + t * (SDE.beta_max - SDE.beta_min)
+        b = t * (SDE.beta_min + 0.5 * t * (SDE.beta_max - SDE.beta_min))
+        denoised = counted(x, t.expand(len(x)))
+        return 0.5 * beta * ((torch.exp(-0.5 * b) * denoised - x) / torch.expm1(-b) - x)
+
+    odeint = functools.partial(torchdiffeq.odeint, f, x, ends, rtol=1e-6, atol=1e-6)
+    own_odeint = functools.partial(sdekit.odeint, f, x, ends, rtol=1e-6, atol=1e-6)
+    span = torch.tensor([1.0, 1e-3])
+    theirs = functools.partial(torchdiffeq.odeint, flow, x, span, rtol=1e-5, atol=1e-5)
+    model = ScoreModel(counted, SDE, "data", shape=(2,), data_std=1.0)
+    own = functools.partial(sample, model, x_T=x, method="ode")
+    rows = {}
+    for name, cases in {
+        "odeint": {"torchdiffeq": odeint, "sdekit": own_odeint},
+        "ode": {"torchdiffeq": theirs, "sdekit": own},
+    }.items():
+        counts = {}
+        for case, run in cases.items():
+            calls[0] = 0
+            run()
+            counts[f"{case} evaluations"] = float(calls[0])
+        seconds = interleaved(cases, repeats)
+        rows[name] = {"sdekit / torchdiffeq": ratio(seconds, "sdekit", "torchdiffeq"), **counts}
+        print(f"{name} (64, 2)", "  ".join(f"{k} {v:.3g}" for k, v in rows[name].items()))
+    return rows
+
+
 def shrinking(x: Tensor, t: Tensor) -> Tensor:
     """A network with nothing about it."""
     return 0.9 * x
@@ -488,6 +532,7 @@ def main() -> None:
         result["against torchsde"] = against_torchsde()
         result["paths"] = paths()
         result["adaptive"] = adaptive_overhead()
+        result["adaptive calls"] = adaptive_calls()
     result["memory MB"] = {str(steps): peak_memory(steps) for steps in (100, 1000, 10_000)}
     print("memory growth in MB by steps", result["memory MB"])
     save("throughput", result)

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from sdekit import ReverseSDE
+from sdekit._solve.counted import Counted
 from sdekit.elementary import softplus, sqrt
 from sdekit_diffusion import (
     DDPM,
@@ -24,6 +25,7 @@ from sdekit_diffusion._models import affine
 from sdekit_diffusion._sampling.clock import on_clock
 from sdekit_diffusion._sampling.coordinates import Coordinates
 from sdekit_diffusion._sampling.in_time import _Score
+from sdekit_diffusion._sampling.probability_flow import ProbabilityFlowOnClock
 
 L = torch.linspace(-3.0, 5.0, 9, dtype=torch.float64)
 U = torch.randn(4, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
@@ -64,6 +66,33 @@ def test_functions_of_a_grid_are_the_predictions(sde, predicts, conditioning, me
             functions = one.asking().functions(one.affine(L, what).rows(len(L)))
             for l, function in zip(L.tolist(), functions, strict=True):
                 same(function(U), predict(l, U))
+
+
+@pytest.mark.parametrize("mean", [0.0, -0.4, MEAN], ids=["none", "number", "vector"])
+@pytest.mark.parametrize("conditioning", ["time", "log_snr", (999.0, -1.0)], ids=str)
+@pytest.mark.parametrize("predicts", ["noise", "data", "velocity"])
+@pytest.mark.parametrize("sde", SDES)
+def test_the_stages_of_an_adaptive_step_are_the_drift(sde, predicts, conditioning, mean):
+    own = model(sde, predicts, conditioning, mean)
+    flow = ProbabilityFlowOnClock(Coordinates.of(own, own.sde).standardised(own))
+    times = torch.linspace(0.02, 1.7, 12, dtype=torch.float64).reshape(3, 4)
+    problem = Counted(flow)
+    for t, drift in zip(times, problem.drifts(list(times), U), strict=True):
+        same(drift(U), flow.drift(t, U))
+    assert problem.evaluations == 3
+    assert flow.drifts(list(times), U.float())[0](U.float()).dtype == torch.float32
+
+
+def test_stages_of_images_and_of_models_without_a_network():
+    own = ScoreModel(Net(), "vp", "data", shape=(1, 2, 2), data_mean=0.3, data_std=2.0)
+    own.net.forward = lambda x, t: torch.sin(x) * (1 + t[:, None, None, None])
+    flow = ProbabilityFlowOnClock(Coordinates.of(own, own.sde).standardised(own))
+    times = torch.linspace(0.02, 1.7, 8, dtype=torch.float64).reshape(2, 4)
+    x = torch.randn(4, 1, 2, 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    for t, drift in zip(times, flow.drifts(list(times), x), strict=True):
+        same(drift(x), flow.drift(t, x))
+    law = GaussianMixture([0.5, 0.5], [[-1.0], [1.0]], [0.1, 0.1])
+    assert ProbabilityFlowOnClock(law).drifts(list(times), x) is None
 
 
 @pytest.mark.parametrize("mean", [0.0, MEAN], ids=["none", "vector"])

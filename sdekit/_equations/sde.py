@@ -108,6 +108,16 @@ class AbstractSDE(ABC):
         """
         return self
 
+    def drifts(
+        self, times: Sequence[Tensor], x: Tensor
+    ) -> Sequence[Callable[[Tensor], Tensor]] | None:
+        """The drift at each of several times `(batch,)`, the stages of one step, as functions of
+        states like x; what depends on the times alone is computed at once.
+
+        None if that saves nothing.
+        """
+        return None
+
     def within(self, t0: float, t1: float) -> Self:
         """The same equation for the times between t0 and t1, which are checked only here.
 

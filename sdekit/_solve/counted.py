@@ -1,8 +1,9 @@
 """An equation that counts its evaluations and guards its tensors."""
 
 from collections import deque
-from collections.abc import Callable, Hashable, Mapping, MutableMapping
+from collections.abc import Callable, Hashable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, Self
 from weakref import ref
 
@@ -70,6 +71,16 @@ class Counted(AbstractSDE):
             self.calls[0] += 1
             return slope(x)
         return self._guarded(0, "the drift", self.problem.drift, t, x)
+
+    def drifts(
+        self, times: Sequence[Tensor], x: Tensor
+    ) -> Sequence[Callable[[Tensor], Tensor]] | None:
+        functions = self.problem.drifts(times, x)
+        return functions and [partial(self._counted, function) for function in functions]
+
+    def _counted(self, function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+        self.calls[0] += 1
+        return function(x)
 
     def score(self, t: Time, x: Tensor) -> Tensor:
         return checked_output(

@@ -1,9 +1,9 @@
 """Explicit Runge-Kutta methods for ordinary equations: coefficients as data, one step for all."""
 
 from abc import ABC
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, partial
 from typing import ClassVar
 
 import torch
@@ -97,11 +97,11 @@ class AbstractEmbeddedRungeKutta(AbstractRungeKutta, ABC):
         # numbers.
         width = broadcast(t1 - t0, x)
         moves = [width * state[0]]
-        times = stage_times(tableau.c, t0, t1, x)
-        for t, row in zip(times[1:-1], tableau.a[1:], strict=True):
-            moves.append(width * problem.drift(t, combined(x, row, moves)))
+        *drifts, last = drifts_at(problem, stage_times(tableau.c, t0, t1, x)[1:], x)
+        for drift, row in zip(drifts, tableau.a[1:], strict=True):
+            moves.append(width * drift(combined(x, row, moves)))
         end = combined(x, tableau.b, moves)
-        slope = problem.drift(times[-1], end)
+        slope = last(end)
         moves.append(width * slope)
         error = combined(moves[0] * tableau.difference[0], tableau.difference[1:], moves[1:])
         return Step(end, error, (x, end, *moves), (slope,))
@@ -129,6 +129,15 @@ def stage_times(c: tuple[float, ...], t0: Time, t1: Time, x: Tensor) -> Sequence
         return [*(t1 if ci == 1 else t0 + ci * (t1 - t0) for ci in c), t1]
     # All in one call.
     return torch.lerp(t0, t1, _nodes(c, t0.device).reshape(-1, *[1] * t0.ndim)).unbind(0)
+
+
+def drifts_at(
+    problem: AbstractSDE, times: Sequence[Time], x: Tensor
+) -> Sequence[Callable[[Tensor], Tensor]]:
+    """The drift at each of the times of a step, as functions of states like x."""
+    tensors = [t for t in times if isinstance(t, Tensor)]
+    functions = problem.drifts(tensors, x) if len(tensors) == len(times) else None
+    return functions or [partial(problem.drift, t) for t in times]
 
 
 @cache

@@ -44,8 +44,8 @@ class Affine:
             self.point * factor,
             self.own * factor,
             self.out,
-            self.shift + self.point * shift,
-            self.mean + self.own * shift,
+            self.shift + _product(shift, self.point),
+            self.mean + _product(shift, self.own),
         )
 
     def times(self, factor: Time, plus: Time = 0.0, mean: Time = 0.0) -> "Affine":
@@ -56,7 +56,7 @@ class Affine:
             self.own * factor + plus,
             self.out * factor,
             self.shift,
-            (self.mean + mean) * factor,
+            _product(self.mean + mean, factor),
         )
 
     def rows(self, levels: int) -> list[Row]:
@@ -90,6 +90,25 @@ class Asking(NamedTuple):
         return [
             partial(_predicted, self.ask, self.m, label, row)
             for label, row in zip(labels.unbind(), rows, strict=True)
+        ]
+
+    def in_rows(self, affine: Affine, levels: torch.Size, x: Tensor) -> list[Function]:
+        """The prediction at each of the levels, `(stages, batch)`, as a function of points like
+        x.
+        """
+        label = torch.as_tensor(affine.label).expand(levels)
+        labels = label.to(device=self.device, dtype=self.dtype).unbind()
+        parts = (affine.point, affine.own, affine.out, affine.shift, affine.mean)
+        each = (*levels, *[1] * (x.ndim - 1))
+        columns = [
+            part.to(x).expand(levels).reshape(each).unbind()
+            if isinstance(part, Tensor)
+            else [part] * len(labels)
+            for part in parts
+        ]
+        return [
+            partial(_predicted_in_rows, self.ask, self.m, *numbers)
+            for numbers in zip(labels, *columns, strict=True)
         ]
 
 
@@ -148,6 +167,32 @@ def _predicted(ask: Ask, m: Tensor | float, label: Tensor, row: Row, u: Tensor) 
     if own:
         found = axpy(own, u, found)
     return _plus(mean, m, found) if mean else found
+
+
+def _predicted_in_rows(
+    ask: Ask,
+    m: Tensor | float,
+    label: Tensor,
+    point: Time,
+    own: Time,
+    out: Time,
+    shift: Time,
+    mean: Time,
+    u: Tensor,
+) -> Tensor:
+    """`_predicted` with numbers of each sample, ready to multiply u."""
+    x = u * point
+    if isinstance(shift, Tensor):
+        x = x + shift * (m.to(x) if isinstance(m, Tensor) else m)
+    found = u * own + ask(x, label) * out
+    if isinstance(mean, Tensor):
+        found = found + mean * (m.to(found) if isinstance(m, Tensor) else m)
+    return found
+
+
+def _product(a: Time, b: Time) -> Time:
+    """a b; the number 0 where a is."""
+    return a * b if isinstance(a, Tensor) or a else 0.0
 
 
 def _plus(factor: float, m: Tensor | float, x: Tensor) -> Tensor:

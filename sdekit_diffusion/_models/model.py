@@ -92,9 +92,9 @@ class AbstractModel(ABC):
         return None
 
     def affine(self, l: Tensor, what: Literal["data", "noise"]) -> Affine:
-        """A prediction at levels `(levels,)`, float64, as that function: for models with `asking`.
+        """A prediction at levels of any shape, float64, as that function: for models with `asking`.
 
-        The coefficients are computed once for a whole solve.
+        The coefficients are computed once for a whole solve, or the stages of an adaptive step.
 
         Raises:
             NotImplementedError: for other models.

@@ -1,7 +1,7 @@
 """The probability flow as the likelihood and the adaptive sampler solve it."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Self
 
@@ -18,6 +18,7 @@ from sdekit import (
     solve,
 )
 from sdekit.elementary import Time, broadcast, clip, expm1, log, sqrt
+from sdekit_diffusion._models.affine import Function
 from sdekit_diffusion._models.model import AbstractModel
 
 _RESOLVED = 1e-6  # of 5 - (e^v - 1): where v is rounded in float32, y may run off to infinity
@@ -62,10 +63,25 @@ class ProbabilityFlowOnClock(AbstractSDE):
 
     def drift(self, t: Time, x: Tensor) -> Tensor:
         y = self.ratio(t)
+        ahead, back = self._weights(y)
+        denoised = self.model.predict_data(-log(y), x)
+        return denoised * broadcast(ahead, x) + x * broadcast(back, x)
+
+    def drifts(self, times: Sequence[Tensor], x: Tensor) -> list[Function] | None:
+        asking = self.model.asking()
+        if asking is None:
+            return None
+        y = torch.as_tensor(self.ratio(torch.stack([*times])))
+        ahead, back = self._weights(y)
+        slope = self.model.affine(torch.as_tensor(-log(y)), "data").times(ahead, plus=back)
+        return asking.in_rows(slope, y.shape, x)
+
+    @staticmethod
+    def _weights(y: Time) -> tuple[Time, Time]:
+        """The factors of D and of u in the drift."""
         rate = -(6 * y + 1) * (y + 1) / (5 * y)
         a = 1 / sqrt(1 + y * y)
-        denoised = self.model.predict_data(-log(y), x)
-        return denoised * broadcast(rate * a, x) - x * broadcast(rate * a * a, x)
+        return rate * a, -rate * a * a
 
     def seen(self, error: UnfinishedError, after: int = 0) -> UnfinishedError:
         """A failure as the caller knows it: times l, `after` rows earlier."""
