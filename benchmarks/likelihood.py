@@ -50,6 +50,7 @@ from sdekit_diffusion import (
 )
 
 SEED = 0
+END = 1e-3  # sigma / alpha of the points
 TARGET = 1e-5
 SDES: dict[str, AbstractDiffusion] = {"ve": VESDE(), "vp": VPSDE(), "subvp": SubVPSDE()}
 SOLVERS = ("dopri5", "dopri8")
@@ -112,7 +113,7 @@ class Problem:
 
     @property
     def start(self) -> float:
-        return float(self.kernel.time(math.log(1000)))
+        return float(self.kernel.time(-math.log(END)))
 
     @functools.cached_property
     def exact(self) -> Tensor:
@@ -153,6 +154,7 @@ def ours(problem: Problem, tol: float, trace: AbstractTrace) -> Likelihood:
         sde=problem.kernel,
         log_prior=problem.prior,
         trace=trace,
+        end=END / problem.mixture.data_std,  # in units of which it is given
         method=AdaptiveFlow(tol, tol),
     )
     return replace(found, value=found.value - problem.x[0].numel() * math.log(alpha))

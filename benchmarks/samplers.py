@@ -509,7 +509,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parts = ("deterministic", "stochastic")
-    parser.add_argument("parts", nargs="*", choices=parts, default=parts)
+    parser.add_argument("parts", nargs="*", choices=parts)
     parser.add_argument(
         "--mixtures",
         type=int,
@@ -518,7 +518,7 @@ def main() -> None:
         help=f"the seed of the first of three ({FIRST})",
     )
     arguments = parser.parse_args()
-    wanted = arguments.parts
+    wanted = arguments.parts or parts
     MIXTURES.update(mixtures(arguments.mixtures))
     result: dict[str, Any] = {
         "environment": environment(dtype="float64", seed=SEED, mixtures=arguments.mixtures)
