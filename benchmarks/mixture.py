@@ -88,8 +88,9 @@ def likelihood() -> list[dict[str, Any]]:
     x = mixture.sample(256, seed=1)
     rows = []
     for sde, kernel in SDES.items():
-        # Data with noise of 1e-3.
-        exact = mixture.marginal(float(VESDE().time(math.log(1000))), VESDE()).log_prob(x)
+        # Data with noise of 1e-3 of their standard deviation, where likelihoods end.
+        noise = float(VESDE().time(-math.log(1e-3 * mixture.data_std)))
+        exact = mixture.marginal(noise, VESDE()).log_prob(x)
         for prior in (None, mixture.marginal(1.0, kernel).log_prob):
             ours = log_likelihood(
                 mixture, x, sde=sde, log_prior=prior, method=AdaptiveFlow(1e-6, 1e-6)
