@@ -18,7 +18,7 @@ Stochastic samplers draw 20,000 samples with 30 evaluations and 200,000 with 60 
 each mode in standard errors, and the sliced Wasserstein distance to exact samples; the floor is
 what exact samples have. The mixtures are none of those on which anything was chosen.
 
-    python benchmarks/samplers.py [deterministic] [stochastic] [--mixtures FIRST]
+    python benchmarks/samplers.py [--only deterministic|stochastic] [--mixtures FIRST]
 """
 
 import argparse
@@ -509,7 +509,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parts = ("deterministic", "stochastic")
-    parser.add_argument("parts", nargs="*", choices=parts)
+    parser.add_argument("--only", choices=parts, help="one of the two parts")
     parser.add_argument(
         "--mixtures",
         type=int,
@@ -518,7 +518,7 @@ def main() -> None:
         help=f"the seed of the first of three ({FIRST})",
     )
     arguments = parser.parse_args()
-    wanted = arguments.parts or parts
+    wanted = [arguments.only] if arguments.only else parts
     MIXTURES.update(mixtures(arguments.mixtures))
     result: dict[str, Any] = {
         "environment": environment(dtype="float64", seed=SEED, mixtures=arguments.mixtures)
