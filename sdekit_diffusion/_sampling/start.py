@@ -4,6 +4,7 @@ given states.
 
 import math
 import warnings
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,6 +17,7 @@ from sdekit_diffusion._sampling.coordinates import Coordinates
 _PRIOR = 2.0
 _SLACK = 1.25  # of the standard deviation of states that are given, for models that are not exact
 _FALSE_ALARM = 1e-6
+_NUMBERS = 2**16  # of x_T, that are looked at
 
 
 def warn_of_start(model: AbstractModel, coordinates: Coordinates, x_T: Tensor | None) -> None:
@@ -46,50 +48,96 @@ def warn_of_prior(model: AbstractModel, coordinates: Coordinates, *, stacklevel:
 def warn_of_given(x_T: Tensor, coordinates: Coordinates, l: float) -> None:
     """Warns where given states are not noise as at l: data, or latents of another diffusion.
 
-    The d coordinates of a sample are taken for independent normals of a standard deviation between
-    sigma, that of pure noise, and sqrt(sigma^2 + alpha^2 s^2), that of latents of `encode`; a
-    factor of 1.25 is allowed for models that are not exact and for latents of other data. The mean
-    variance v of up to 64 samples is tested: v / E v is chi^2 / m, m = (d - 1) tr(C)^2 / tr(C^2) by
-    Welch and Satterthwaite, C the correlation of the samples, so that copies and interpolated
-    latents count for what they are. Data within [-1, 1] may pass this; but no d normals have all
-    |x| < 1.05 sigma where 0.706^d is rare. Draws from the prior raise a warning once in a million
+    The numbers of x_T are taken for independent normals of a standard deviation between sigma, that
+    of pure noise, and sqrt(sigma^2 + alpha^2 s^2), that of latents of `encode`; a factor of 1.25 is
+    allowed for models that are not exact and for latents of other data. The mean variance v within
+    samples (of single numbers, within the batch) is tested: v / E v is chi^2 / m, and so is the
+    mean square of all numbers, with one more degree of freedom for each sample. `_Numbers.samples`
+    says how many samples count. Data within [-1, 1] may pass this; but no n normals have all
+    |x| < 1.05 sigma where 0.706^n is rare. Draws from the prior raise a warning once in a million
     calls at most.
     """
-    from scipy.special import gammainccinv, gammaincinv
-
-    k = x_T[:1].numel() - 1
-    if k < 1:
+    known = _Numbers.of(x_T.detach())
+    if not known.samples:
         return
     alpha, sigma = coordinates.sde.kernel(float(coordinates.time(l)))
-    std, samples = _spread(x_T.detach()[:64].to(torch.float64).flatten(1))
-    m = k * samples
-    least, most = (
-        math.sqrt(2 * quantile(0.5 * m, _FALSE_ALARM / 4) / m)
-        for quantile in (gammaincinv, gammainccinv)
-    )
-    low = std < least * sigma / _SLACK
-    high = std > most * math.hypot(sigma, alpha * coordinates.std) * _SLACK
-    within = float(x_T.detach().abs().amax()) < _least_range(k + 1) * sigma
+    mean = float(torch.as_tensor(coordinates.mean, dtype=torch.float64).square().mean().sqrt())
+    n = known.samples * known.size
+    within_rows = known.samples * (known.size - 1) if known.size > 1 else n - 1
+    least, most = _range_of_std(within_rows, sigma, math.hypot(sigma, alpha * coordinates.std))
+    # The prior's mean is alpha times that of the data.
+    _, largest = _range_of_std(n, sigma, math.hypot(sigma, alpha * coordinates.std, alpha * mean))
+    low = known.std < least
+    high = known.std > most or known.root > largest
+    within = known.most < _least_range(n) * sigma
     if low or high or within:
-        bound = f" and does not stay within +-{_least_range(k + 1) * sigma:.3g} as x_T does"
+        bound = f" and does not stay within +-{_least_range(n) * sigma:.3g} as x_T does"
+        far = known.root > largest and known.std <= most
+        given = (
+            f"root mean square {known.root:.3g}" if far else f"standard deviation {known.std:.3g}"
+        )
         warnings.warn(
-            f"x_T has the standard deviation {std:.3g}, and the noise at which the solve starts "
+            f"x_T has the {given}, and the noise at which the solve starts "
             f"has {sigma:.3g}{bound if within and not low else ''}: x_T is that noise, not data. "
             "Take latents from encode(model, x), or prior(...) of the diffusion, or leave x_T out",
             stacklevel=4,
         )
 
 
-def _spread(rows: Tensor) -> tuple[float, float]:
-    """The standard deviation within rows, and how many independent rows they are worth."""
-    centred = rows - rows.mean(dim=1, keepdim=True)
-    gram = centred @ centred.T / (rows.shape[1] - 1)
-    total, squares = torch.stack([gram.trace(), gram.square().sum()]).tolist()
-    return math.sqrt(total / len(rows)), total * total / squares if squares else 1.0
+class _Numbers(NamedTuple):
+    """What is known of a batch of states.
+
+    size: the numbers in a sample. samples: how many independent samples the batch is worth. std:
+    the standard deviation within samples; of single numbers, within the batch. root: the root mean
+    square. most: the largest absolute value.
+    """
+
+    size: int
+    samples: float
+    std: float
+    root: float
+    most: float
+
+    @staticmethod
+    def of(x: Tensor) -> "_Numbers":
+        """Of the first 65,536 numbers, but for the largest, which is that of all.
+
+        Copies count once; of latents that change little from one to the next, as those between two
+        do, some count for one. With r the correlation of neighbours, n are worth
+        n (1 - r) / (1 + r), the number for an autoregression.
+        """
+        size = x[:1].numel()
+        if not size:
+            return _Numbers(0, 0.0, 0.0, 0.0, 0.0)
+        most = float(x.abs().amax())
+        rows = x[: max(1, _NUMBERS // size)].reshape(-1, size).cpu().double()
+        square = float(rows.square().mean())
+        neighbours = (rows[1:] * rows[:-1]).mean() if len(rows) > 1 else torch.zeros(())
+        r = min(max(float(neighbours) / square if square else 0.0, 0.0), 1.0)
+        samples = max(1.0, len(torch.unique(rows, dim=0)) * (1 - r) / (1 + r))
+        centred = rows - (rows.mean(dim=1, keepdim=True) if size > 1 else rows.mean())
+        degrees = len(rows) * (size - 1) if size > 1 else max(1, len(rows) - 1)
+        std = math.sqrt(float(centred.square().sum()) / degrees)
+        return _Numbers(size, samples, std, math.sqrt(square), most)
 
 
-def _least_range(d: int) -> float:
-    """The largest |x| that d standard normals exceed but for rare draws; 1.05 at most."""
+def _range_of_std(m: float, low: float, high: float) -> tuple[float, float]:
+    """What the root of chi^2 / m, times one of two standard deviations, is between but for rare
+    draws.
+    """
+    from scipy.special import gammainccinv, gammaincinv
+
+    if not m:
+        return 0.0, math.inf
+    least, most = (
+        math.sqrt(2 * quantile(0.5 * m, _FALSE_ALARM / 4) / m)
+        for quantile in (gammaincinv, gammainccinv)
+    )
+    return least * low / _SLACK, most * high * _SLACK
+
+
+def _least_range(n: float) -> float:
+    """The largest |x| that n standard normals exceed but for rare draws; 1.05 at most."""
     from scipy.special import ndtri
 
-    return min(1.05, float(ndtri(0.5 + 0.5 * (_FALSE_ALARM / 4) ** (1 / d))))
+    return min(1.05, float(ndtri(0.5 + 0.5 * (_FALSE_ALARM / 4) ** (1 / n))))
