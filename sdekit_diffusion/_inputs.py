@@ -1,11 +1,15 @@
 """What callers give to public functions: tensors, devices; refused where they cannot be used."""
 
+import math
 from collections.abc import Sequence
-from numbers import Integral
+from dataclasses import fields
+from numbers import Integral, Real
 from typing import Any
 
 import torch
 from torch import Tensor
+
+_LARGEST = 2**31  # numbers in one sample
 
 
 def is_whole(value: object, least: int | None = None) -> bool:
@@ -26,6 +30,41 @@ def require_tensor(name: str, value: Any, shape: str = "(batch, *shape)") -> Non
             f"{name} must be a tensor of shape {shape}, not {type(value).__name__}; use "
             f"torch.as_tensor({name})"
         )
+
+
+def require_numbers(owner: Any) -> None:  # noqa: ANN401 - a dataclass
+    """Refuses a dataclass with fields that are no numbers.
+
+    Raises:
+        TypeError: names the field.
+    """
+    for field in fields(owner):
+        value = getattr(owner, field.name)
+        if not isinstance(value, Real | Tensor):
+            raise TypeError(
+                f"{field.name} of {type(owner).__name__} is a number, such as {field.default}, not "
+                f"{value!r:.60}"
+            )
+
+
+def shape_given(shape: Any) -> tuple[int, ...]:  # noqa: ANN401
+    """The shape of one sample, as integers of Python.
+
+    Raises:
+        TypeError: unless it is a sequence of whole numbers.
+        ValueError: for sizes that are not positive, or a sample of 2^31 numbers or more.
+    """
+    if not isinstance(shape, Sequence) or not all(is_whole(size) for size in shape):
+        raise TypeError(
+            f"shape = {shape!r:.60} is not the shape of one sample, a tuple of whole numbers such "
+            "as (2,) or (1, 28, 28)"
+        )
+    sizes = tuple(map(int, shape))
+    if min(sizes, default=1) < 1 or math.prod(sizes) >= _LARGEST:
+        raise ValueError(
+            f"shape = {sizes!r:.60} must have positive sizes, and fewer than {_LARGEST} numbers"
+        )
+    return sizes
 
 
 def require_event(x: Tensor, event: Sequence[int] | None) -> None:

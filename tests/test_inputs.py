@@ -2,9 +2,12 @@
 Each is refused by name.
 """
 
+import json
 import math
 import re
+from dataclasses import asdict
 
+import numpy as np
 import pytest
 import torch
 
@@ -150,7 +153,7 @@ def test_times_are_numbers(ts):
     for call in (
         lambda: solved(X, ts=ts),
         lambda: sdekit.odeint(lambda t, y: -y, X, ts),
-        lambda: sdekit.odeint_adjoint(sd.nets.MLP((2,), 8, 1), X, ts),
+        lambda: sdekit.odeint_adjoint(lambda t, y: -y, X, ts, adjoint_params=()),
         lambda: sdekit.sdeint(equation, X, ts, dt=0.5),
     ):
         with pytest.raises(TypeError, match="must be a tensor or a sequence of numbers, not"):
@@ -308,3 +311,142 @@ def test_a_file_is_no_folder_to_save_to(tmp_path):
 def test_a_dtype_given_as_a_name():
     with pytest.raises(TypeError, match=r"such as torch.float32, not 'float16'"):
         sd.sample(sd.ScoreModel(lambda x, t: x, "vp", shape=(2,)), dtype="float16")
+
+
+NAN = math.nan
+NET = sd.nets.MLP(shape=(2,), width=4)
+POINTS = sd.GaussianMixture([1.0], [[0.0]], [1.0])
+WRONG_VALUES = {
+    "no conditioning": (lambda: model_of(conditioning=None), ValueError, "conditioning = None"),
+    "conditioning NaN": (lambda: model_of(conditioning=(NAN, 1)), ValueError, "finite numbers"),
+    "one conditioning": (lambda: model_of(conditioning=NAN), ValueError, "conditioning = nan"),
+    "conditioning of texts": (lambda: model_of(conditioning=("1", "2")), ValueError, "pair"),
+    "shape 2": (lambda: model_of(shape=2), TypeError, r"shape = 2 .* such as \(2,\)"),
+    "half a number": (lambda: model_of(shape=(2.5,)), TypeError, "shape = .* whole numbers"),
+    "no numbers": (lambda: model_of(shape=(0, 2)), ValueError, "positive sizes"),
+    "huge shape": (lambda: model_of(shape=(2**20, 2**11)), ValueError, "fewer than 2147483648"),
+    "half a range": (lambda: model_of(data_range=(0,)), ValueError, r"data_range = \(0,\)"),
+    "a range of texts": (lambda: model_of(data_range=("a", "b")), ValueError, "data_range"),
+    "a class of networks": (lambda: sd.ScoreModel(sd.nets.MLP, "vp"), TypeError, "the class MLP"),
+    "no network": (lambda: sd.ScoreModel(None, "vp"), TypeError, "called as net.x, t., not None"),
+    "a shape to sample": (
+        lambda: sd.sample(lambda x, t: -x, 2, sde="vp", shape=2),
+        TypeError,
+        "shape = 2",
+    ),
+    "a shape of a mixture": (lambda: sd.sample(POINTS, 2, sde="vp", shape=1), TypeError, "shape"),
+    "a shape of a model": (lambda: sd.sample(model_of(), 2, shape=2), TypeError, "shape = 2"),
+    "a solver by name": (
+        lambda: sd.AdaptiveFlow(solver="dopri5"),
+        TypeError,
+        r"Dopri5\(\), not 'd",
+    ),
+    "no error estimate": (
+        lambda: sd.AdaptiveFlow(solver=sdekit.RK4()),
+        ValueError,
+        "RK4 has no err",
+    ),
+    "a class of solvers": (
+        lambda: sd.AdaptiveSDE(solver=sdekit.ShARK),
+        TypeError,
+        r"ShARK\(\), not",
+    ),
+    "VP of a text": (lambda: sd.VPSDE("a"), TypeError, "beta_min of VPSDE .* not 'a'"),
+    "VE of nothing": (lambda: sd.VESDE(0.1, None), TypeError, "sigma_max of VESDE .* not None"),
+    "cosine of a text": (lambda: sd.CosineVPSDE("a"), TypeError, "s of CosineVPSDE"),
+    "EDM of a text": (lambda: sd.EDMSDE("a"), TypeError, "sigma_max of EDMSDE"),
+    "NCSN of a text": (lambda: sd.NCSN("a"), TypeError, "a sequence of numbers"),
+    "half a level": (lambda: sd.data.Scale(levels=2.5), ValueError, "whole number of levels"),
+    "a shift that is none": (lambda: sd.data.Scale(shift=NAN), ValueError, "finite shifts"),
+    "settings": (lambda: sd.ncsn_settings("CIFAR10"), ValueError, "did you mean 'cifar10'"),
+    "x_T": (
+        lambda: sd.sample(POINTS, sde="vp", x_T=torch.tensor([[1.0], [NAN]])),
+        ValueError,
+        r"x_T is not finite in 1 of 2 samples \(rows 1\)",
+    ),
+}
+
+
+def model_of(**options):
+    return sd.ScoreModel(NET, "vp", **options)
+
+
+@pytest.mark.parametrize("name", WRONG_VALUES)
+def test_wrong_values_are_refused_when_they_are_given(name):
+    call, kind, said = WRONG_VALUES[name]
+    with pytest.raises(kind, match=said):
+        call()
+
+
+def test_numbers_of_numpy_are_numbers():
+    size = np.int64(2)
+    made = sd.ScoreModel(NET, "vp", shape=(size,), conditioning=(np.float32(2), size))
+    assert made.shape == (2,)
+    assert made.conditioning == (2.0, 2.0)
+    assert type(sd.data.Scale(levels=size).levels) is int
+    recipe = sd.Recipe(steps=np.int64(10), lr=np.float32(0.5), ema=np.float32(0.5), flip=np.True_)
+    assert json.loads(json.dumps(asdict(recipe))) == asdict(
+        sd.Recipe(10, lr=0.5, ema=0.5, flip=True)
+    )
+    assert sd.Recipe(ema=[np.float32(0.5), 0]).ema == (0.5, 0.0)
+
+
+LINE = sdekit.ODE(lambda t, x: -x)
+RK4 = sdekit.RK4()
+SOLVES = {
+    "fixed": lambda x0: sdekit.solve(LINE, x0, [0.0, 1.0], solver=RK4),
+    "one by one": lambda x0: list(sdekit.integrate(LINE, x0, [0.0, 1.0], solver=RK4)),
+    "checkpointed": lambda x0: sdekit.solve(
+        LINE, x0, [0.0, 1.0], solver=RK4, gradient=sdekit.Checkpointed()
+    ),
+    "adaptive": lambda x0: sdekit.solve(
+        LINE, x0, [0.0, 1.0], solver=sdekit.Dopri5(), control=sdekit.PIDController()
+    ),
+}
+
+
+@pytest.mark.parametrize("how", SOLVES)
+def test_an_initial_state_that_is_not_finite_is_named(how):
+    x0 = torch.tensor([[1.0], [NAN], [math.inf]])
+    said = r"initial state x0 is not finite in 2 of 3 samples \(rows 1, 2\)"
+    with pytest.raises(ArithmeticError, match=said):
+        SOLVES[how](x0)
+    for method in ("dopri5", "rk4"):
+        with pytest.raises(ArithmeticError, match="initial state x0 is not finite"):
+            sdekit.odeint(lambda t, y: -y, x0, [0.0, 1.0], method=method)
+    with pytest.raises(ArithmeticError, match="the state is not finite after step 1"):
+        sdekit.solve(sdekit.ODE(lambda t, x: x / 0), x0[:1], [0.0, 1.0], solver=sdekit.RK4())
+
+
+class Swapped:
+    """torchsde's, whose methods take the time last."""
+
+    noise_type = "diagonal"
+    sde_type = "ito"
+
+    def f(self, y, t):
+        return -y
+
+    def g(self, y, t):
+        return y
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: sdekit.odeint(lambda y, t: -y, X, [0.0, 1.0]),
+        lambda: sdekit.odeint(lambda y, t: -y, X, [0.0, 1.0], method="scipy_solver"),
+        lambda: sdekit.odeint_adjoint(lambda y, t: -y, X, [0.0, 1.0], adjoint_params=()),
+        lambda: sdekit.odeint(lambda t, y: -y, X, [0.0, 1.0], event_fn=lambda y, t: y.sum() + t),
+        lambda: sdekit.sdeint(Swapped(), X, [0.0, 1.0], dt=0.1),
+        lambda: sdekit.interop.from_torchsde(Swapped()),
+    ],
+)
+def test_functions_of_other_libraries_take_the_time_first(call):
+    with pytest.raises(TypeError, match=r"called as \(t, x\) here, and this one takes \(y, t\)"):
+        call()
+
+
+def test_the_drift_of_y_over_x_is_no_swap():
+    """dy/dx = f(x, y)."""
+    sdekit.odeint(lambda x, y: -y, X, [0.0, 1.0])

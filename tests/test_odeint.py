@@ -301,7 +301,7 @@ def test_slopes_may_be_of_another_dtype():
 
 
 @pytest.mark.parametrize(
-    "func", [lambda y, t: y, lambda t, y: y.sum(), lambda t, y: y[:, :1], lambda t, y: y.T]
+    "func", [lambda a, b: a, lambda t, y: y.sum(), lambda t, y: y[:, :1], lambda t, y: y.T]
 )
 def test_slopes_of_another_shape_are_refused(func):
     """Arguments in scipy's order among them, which would be solved as dy = t dt."""

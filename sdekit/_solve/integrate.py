@@ -16,7 +16,7 @@ from sdekit._solve.control import PIDController
 from sdekit._solve.counted import Counted
 from sdekit._solve.fixed_grid import collected, points, solution_on_grid, states_on_grid
 from sdekit._solve.gradient import AbstractGradient
-from sdekit._solve.solution import Point, Solution, Status, UnfinishedError, require_state
+from sdekit._solve.solution import Point, Solution, Status, require_state, unfinished
 from sdekit._solve.steps import Steps
 from sdekit._solvers import AbstractSolver
 from sdekit.calling import is_kept_leaf
@@ -144,7 +144,7 @@ def solve(
         callback=callback,
     ).run()
     if throw and bool((solution.status != Status.DONE).any()):
-        raise UnfinishedError(solution, reached)
+        raise unfinished(solution, reached, x0)
     return solution
 
 

@@ -53,11 +53,12 @@ class NotFiniteError(ArithmeticError):
         self.samples = samples
         self.total = total
         self.unit = unit
-        shown = ", ".join(map(str, samples[:8])) + (", ..." if len(samples) > 8 else "")
+        where = f"in {len(samples)} of {total} samples (rows {listed(samples)})"
         super().__init__(
-            f"the state is not finite after {unit} {step}, at t = {t:.6g}, in {len(samples)} of "
-            f"{total} samples (rows {shown}); look at what the drift returns there, or take "
-            "smaller steps"
+            f"the state is not finite after {unit} {step}, at t = {t:.6g}, {where}; look at what "
+            "the drift returns there, or take smaller steps"
+            if step or unit != "step"
+            else f"the initial state x0 is not finite {where}; give finite numbers"
         )
 
     def seen(
@@ -198,10 +199,27 @@ class UnfinishedError(ArithmeticError):
 
 
 _REASONS = {
-    Status.NOT_FINITE: "the drift or the noise made it infinite or NaN however short the step,",
+    Status.NOT_FINITE: "infinite or NaN however short the step, by x0, the drift or the noise,",
     Status.UNDERFLOW: "no step is short enough for the tolerance,",
     Status.TOO_MANY_STEPS: "max_steps was not enough, which ended",
 }
+
+
+def listed(rows: Sequence[int]) -> str:
+    """The first of some numbers of rows, for messages."""
+    return ", ".join(map(str, rows[:8])) + (", ..." if len(rows) > 8 else "")
+
+
+def unfinished(
+    solution: Solution, reached: Tensor, x0: Tensor, advice: str | None = None
+) -> UnfinishedError:
+    """The error to raise for samples that did not reach the end from x0; it says which of these
+    were not finite.
+    """
+    if point := not_finite(Point(0, 0.0, x0.detach())):
+        others = bool((solution.status == Status.DONE).any())
+        advice = f"{point}{'; the others are in `.solution` of this error' if others else ''}"
+    return UnfinishedError(solution, reached, advice=advice)
 
 
 def finite(x: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sdekit._equations.sde import AbstractSDE, NoiseType, SDEType
 from sdekit._names import did_you_mean
-from sdekit.calling import checked_call, require_call, require_real
+from sdekit.calling import checked_call, require_call, require_order, require_real
 from sdekit.elementary import Time
 
 Method = Callable[..., Any]
@@ -45,6 +45,7 @@ def from_torchsde(
             each solve.
 
     Raises:
+        TypeError: for methods whose parameters are named in the order (y, t).
         ValueError: when the object has no noise_type, sde_type, drift or diffusion; in a solve,
             when one of its methods returns another shape.
 
@@ -86,6 +87,8 @@ def from_torchsde(
             f"{type(sde).__name__} has no diffusion; define one of g, f_and_g, g_prod, "
             "f_and_g_prod, or pass names"
         )
+    for method in methods.values():
+        require_order(method, "t, x")
     return _Torchsde(**methods, noise_type=noise_type, sde_type=sde_type, size=noise_size)
 
 

@@ -15,9 +15,9 @@ from sdekit._solve.adaptive import AdaptiveSolve
 from sdekit._solve.control import PIDController
 from sdekit._solve.counted import Counted
 from sdekit._solve.integrate import integrate
-from sdekit._solve.solution import Point, Status, UnfinishedError
+from sdekit._solve.solution import Point, Status, unfinished
 from sdekit._solvers import AbstractSolver
-from sdekit.calling import require_call
+from sdekit.calling import require_call, require_order
 from sdekit.interop._guarded import GuardedFunc, GuardedMethod
 from sdekit.interop._odeint_methods import (
     ADAPTIVE,
@@ -93,6 +93,9 @@ def odeint(
     """
     require_arguments(y0, t)
     require_method(method)
+    require_order(func, "t, x")
+    if event_fn is not None:
+        require_order(event_fn, "t, x")
     try:
         return _solved(func, y0, t, event_fn, rtol=rtol, atol=atol, method=method, options=options)
     except TypeError:
@@ -193,9 +196,10 @@ def _adaptive(
         Counted.of(system, x0), x0, ts, solver=solver, noise=None, control=control, save=True
     ).run()
     if bool((solution.status != Status.DONE).any()):
-        raise UnfinishedError(
+        raise unfinished(
             solution,
             reached,
+            x0,
             advice="look at what func returns there, or ask for a larger rtol or atol; the limit "
             "of steps is options={'max_num_steps': ...}",
         )

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from sdekit.calling import require_call
+from sdekit.calling import require_call, require_order
 from sdekit.interop._guarded import GuardedMethod
 from sdekit.interop._odeint import handed, odeint
 from sdekit.interop._odeint_methods import require_arguments, require_method, solved_here
@@ -74,6 +74,7 @@ def odeint_adjoint(
     require_arguments(y0, t)
     require_method(method)
     require_method(adjoint_method)
+    require_order(func, "t, x")
     there: dict[str, Any] = {"rtol": rtol, "atol": atol, "method": method, "options": options}
     back: dict[str, Any] = {
         "rtol": rtol if adjoint_rtol is None else adjoint_rtol,

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from sdekit.elementary import Time, atan, reciprocal, sigmoid, sin, sqrt
 from sdekit_diffusion._diffusions.diffusion import AbstractDiffusion
+from sdekit_diffusion._inputs import require_numbers
 
 
 @dataclass(frozen=True)
@@ -20,6 +21,7 @@ class CosineVPSDE(AbstractDiffusion):
         s: the offset of time, which keeps the noise near the data from vanishing too fast.
 
     Raises:
+        TypeError: for what is no number.
         ValueError: for s that is not positive.
 
     Example:
@@ -34,6 +36,7 @@ class CosineVPSDE(AbstractDiffusion):
     s: float = 0.008
 
     def __post_init__(self) -> None:
+        require_numbers(self)
         if not 0 < self.s < math.inf:
             raise ValueError(f"CosineVPSDE needs s > 0, such as 0.008, not {self.s}")
 

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from sdekit.elementary import Time, clip, exp, sqrt
 from sdekit_diffusion._diffusions.diffusion import LARGEST, AbstractExploding
+from sdekit_diffusion._inputs import require_numbers
 
 
 @dataclass(frozen=True)
@@ -20,6 +21,7 @@ class EDMSDE(AbstractExploding):
         sigma_max: the end of time, at least the largest distance between two points of the data.
 
     Raises:
+        TypeError: for what is no number.
         ValueError: for sigma_max that is not positive.
 
     Example:
@@ -35,6 +37,7 @@ class EDMSDE(AbstractExploding):
     sigma_max: float = 80.0
 
     def __post_init__(self) -> None:
+        require_numbers(self)
         if not 0 < self.sigma_max < math.inf:
             raise ValueError(f"EDMSDE needs sigma_max > 0, such as 80, not {self.sigma_max}")
 

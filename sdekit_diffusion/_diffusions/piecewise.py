@@ -63,8 +63,15 @@ def require_increasing(function: PiecewiseLinear, why: str) -> None:
 
 
 def numbers(values: Sequence[float] | Tensor) -> tuple[float, ...]:
-    """As a tuple of floats: two diffusions are equal where these are."""
-    return tuple(torch.as_tensor(values, dtype=torch.float64).flatten().tolist())
+    """As a tuple of floats: two diffusions are equal where these are.
+
+    Raises:
+        TypeError: for values that are no numbers.
+    """
+    try:
+        return tuple(torch.as_tensor(values, dtype=torch.float64).flatten().tolist())
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(f"give a sequence of numbers, or a tensor, not {values!r:.60}") from error
 
 
 def shown(values: Sequence[float] | Tensor) -> str:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from sdekit.elementary import Time, clip, exp, expm1, softplus, sqrt
 from sdekit_diffusion._diffusions.diffusion import LARGEST, AbstractExploding
+from sdekit_diffusion._inputs import require_numbers
 
 
 @dataclass(frozen=True)
@@ -19,6 +20,7 @@ class VESDE(AbstractExploding):
         exact: False for sigma = s(t), which published checkpoints were trained with.
 
     Raises:
+        TypeError: for what is no number.
         ValueError: unless 0 < sigma_min < sigma_max.
 
     Example:
@@ -38,6 +40,7 @@ class VESDE(AbstractExploding):
     exact: bool = True
 
     def __post_init__(self) -> None:
+        require_numbers(self)
         if not (0 < self.sigma_min < self.sigma_max < math.inf and self.growth > 0):
             raise ValueError(
                 f"VESDE needs 0 < sigma_min < sigma_max, not {self.sigma_min} and {self.sigma_max}"

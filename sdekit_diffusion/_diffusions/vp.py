@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from sdekit.elementary import Time, asinh, clip, exp, expm1, softplus, sqrt
 from sdekit_diffusion._diffusions.diffusion import LARGEST, AbstractDiffusion
+from sdekit_diffusion._inputs import require_numbers
 
 
 @dataclass(frozen=True)
@@ -20,6 +21,7 @@ class AbstractLinearBeta(AbstractDiffusion, ABC):
     beta_max: float = 20.0
 
     def __post_init__(self) -> None:
+        require_numbers(self)
         if not (0 <= self.beta_min <= self.beta_max and 1e-30 <= self.beta_max <= 1e30):
             raise ValueError(
                 f"{type(self).__name__} needs 0 <= beta_min <= beta_max, and beta_max from 1e-30 "
@@ -62,6 +64,7 @@ class VPSDE(AbstractLinearBeta):
         beta_min, beta_max: the ends of beta.
 
     Raises:
+        TypeError: for what is no number.
         ValueError: unless 0 <= beta_min <= beta_max and 1e-30 <= beta_max <= 1e30.
 
     Example:
@@ -112,7 +115,7 @@ class SubVPSDE(AbstractLinearBeta):
         beta_min, beta_max: the ends of beta.
 
     Raises:
-        ValueError: as `VPSDE`.
+        TypeError, ValueError: as `VPSDE`.
 
     Example:
         >>> alpha, sigma = sd.SubVPSDE().kernel(0.5)

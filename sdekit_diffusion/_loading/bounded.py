@@ -8,12 +8,13 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from sdekit_diffusion._inputs import shape_given
+
 _MAKERS = (torch.empty, torch.zeros, torch.ones, torch.rand, torch.randn, torch.full)
 # As many tensors and numbers as the weights have: constructors make some that they do not keep.
 _TIMES = 4
 _MORE_TENSORS = 1000
 _MORE_NUMBERS = 2**24
-_LARGEST = 2**31  # numbers in one sample
 
 
 class Bounded(TorchFunctionMode):
@@ -64,12 +65,11 @@ def shape_from(sizes: Any) -> tuple[int, ...] | None:  # noqa: ANN401 - JSON
     """The shape of a sample, None where it is not known.
 
     Raises:
-        ValueError: for sizes that are not positive integers, or a sample of 2^31 numbers or more.
+        TypeError, ValueError: for sizes that are not positive integers, or a sample of 2^31 numbers
+            or more.
     """
     if sizes is None:
         return None
-    if not isinstance(sizes, list) or not all(type(size) is int and size > 0 for size in sizes):
+    if not isinstance(sizes, list):
         raise ValueError(f"the shape of a sample is a list of positive integers, not {sizes!r:.60}")
-    if math.prod(sizes) >= _LARGEST:
-        raise ValueError(f"a sample of shape {sizes!r:.60} has {_LARGEST} numbers or more")
-    return tuple(sizes)
+    return shape_given(sizes)

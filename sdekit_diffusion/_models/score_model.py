@@ -4,9 +4,10 @@ import copy
 import math
 import threading
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from numbers import Real
 from typing import Any, Literal, Self, cast
 
 import torch
@@ -27,7 +28,7 @@ from sdekit.calling import (
 from sdekit.elementary import Time, axpy, broadcast, clip, scaled, sqrt
 from sdekit_diffusion._diffusions.diffusion import LARGEST, AbstractDiffusion
 from sdekit_diffusion._diffusions.names import diffusion
-from sdekit_diffusion._inputs import require_tensor
+from sdekit_diffusion._inputs import require_tensor, shape_given
 from sdekit_diffusion._models.affine import Affine, Asking, constant
 from sdekit_diffusion._models.model import AbstractModel, noise_scale, signal_scale
 from sdekit_diffusion._models.prediction import ALIASES, DATA, MEANT, NOISE, Prediction
@@ -80,7 +81,7 @@ class ScoreModel(nn.Module, AbstractModel):
     Raises:
         ValueError: for a name that is not one of these, or when the network returns another shape
             than its input's.
-        TypeError: for a net that is a model itself.
+        TypeError: for a net that is a model itself or no function, or a shape that is none.
 
     Example:
         >>> net = sd.nets.MLP(shape=(2,), width=16)
@@ -113,25 +114,22 @@ class ScoreModel(nn.Module, AbstractModel):
                 f"net is a {type(net).__name__}, a model with a diffusion of its own; pass it "
                 "where a model is expected, or give its network: ScoreModel(model.net, ...)"
             )
+        if not callable(net) or isinstance(net, type):
+            given = f"the class {net.__name__}" if isinstance(net, type) else f"{net!r:.60}"
+            raise TypeError(f"net is a function or a module, called as net(x, t), not {given}")
         predicts = ALIASES.get(predicts, predicts)
         if predicts not in DATA:
             near = did_you_mean(predicts, [*DATA, *ALIASES], MEANT)
             raise ValueError(f"predicts = {predicts!r} is not one of {', '.join(DATA)}{near}")
         require_order(net, "x, t")
-        if data_range is not None and not data_range[0] < data_range[1]:
-            raise ValueError(
-                f"data_range = {data_range} is not a least and a largest value, such as (-1, 1)"
-            )
         self.net = net
         self.predicts: Prediction = cast(Prediction, predicts)
         self.conditioning: Conditioning = _known(conditioning)
         self.sde = diffusion(sde)  # pyright: ignore[reportIncompatibleVariableOverride] - always known
-        self.shape = None if shape is None else tuple(shape)
+        self.shape = None if shape is None else shape_given(shape)
         self._moments = _Moments()
         self.record_scale(data_mean, data_std)
-        self.data_range = (
-            None if data_range is None else (float(data_range[0]), float(data_range[1]))
-        )
+        self.data_range = None if data_range is None else _range(data_range)
         self.scale = scale
         self.conditions: Mapping[str, Any] = {}
 
@@ -407,15 +405,36 @@ _SWAPPED = (
 
 def _known(conditioning: Conditioning) -> Conditioning:
     """As it is, a pair as a tuple of floats."""
-    if conditioning in ("time", "log_snr", "sigma"):
+    if isinstance(conditioning, str) and conditioning in ("time", "log_snr", "sigma"):
         return conditioning
-    if isinstance(conditioning, str) or len(conditioning) != 2:
+    pair = _pair(conditioning)
+    if pair is None or not all(map(math.isfinite, pair)):
         near = did_you_mean(conditioning, ("time", "log_snr", "sigma"))
         raise ValueError(
             f"conditioning = {conditioning!r} is not 'time', 'log_snr', 'sigma' or a pair (a, b) "
-            f"for a t + b{near}"
+            f"of finite numbers for a t + b{near}"
         )
-    return float(conditioning[0]), float(conditioning[1])
+    return pair
+
+
+def _range(given: object) -> tuple[float, float]:
+    """The least and the largest value of data."""
+    pair = _pair(given)
+    if pair is None or not pair[0] < pair[1]:
+        raise ValueError(
+            f"data_range = {given!r} is not a least and a largest value, such as (-1, 1)"
+        )
+    return pair
+
+
+def _pair(given: object) -> tuple[float, float] | None:
+    """Two numbers, None where it is something else."""
+    if not isinstance(given, Sequence) or len(given) != 2:
+        return None
+    first, second = given
+    if not isinstance(first, Real) or not isinstance(second, Real):
+        return None
+    return float(first), float(second)
 
 
 def _combined(a: Time, x: Tensor, b: Time, out: Tensor) -> Tensor:
@@ -457,7 +476,7 @@ def as_model(
         model.plain = True
     elif isinstance(model, ScoreModel) and model.shape is None and shape is not None:
         model = model.given()  # a copy
-        model.shape = tuple(shape)
+        model.shape = shape_given(shape)
     chosen = model.sde if sde is None else diffusion(sde)
     if chosen is None:
         raise ValueError(

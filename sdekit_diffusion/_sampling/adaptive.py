@@ -53,6 +53,21 @@ class AbstractAdaptive(AbstractMethod, ABC):
             )
 
     @staticmethod
+    def require_solver(solver: object, such: str) -> None:
+        """Refuses what is no solver with an error estimate.
+
+        Raises:
+            TypeError, ValueError: with one that is.
+        """
+        if not isinstance(solver, AbstractSolver):
+            raise TypeError(f"solver is an object such as {such}, not {solver!r:.60}")
+        if solver.embedded is None:
+            raise ValueError(
+                f"{type(solver).__name__} has no error estimate, which adaptive steps need; take "
+                f"{such}"
+            )
+
+    @staticmethod
     def told(down: Descent, solution: Solution) -> Solution:
         """The solution, its two ends shown to the callback."""
         if down.callback is not None:
@@ -75,7 +90,9 @@ class AdaptiveFlow(AbstractAdaptive):
             of a solve with the tolerance needed.
 
     Raises:
-        ValueError: for an accuracy that is not positive, or a grid; in `sample`, for a number of
+        TypeError: for a solver that is not an object, such as a name.
+        ValueError: for an accuracy that is not positive, a solver without an error estimate, or a
+            grid; in `sample`, for a number of
             steps or save="all".
 
     Example:
@@ -94,6 +111,7 @@ class AdaptiveFlow(AbstractAdaptive):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self.require_solver(self.solver, "Dopri5()")
         if self.accuracy is not None and not 0 < self.accuracy < math.inf:
             raise ValueError(
                 "accuracy is the error of x at the end relative to its deviation, such as 1e-3; "
@@ -147,7 +165,9 @@ class AdaptiveSDE(AbstractAdaptive):
         max_steps: the most steps per sample, rejected ones included.
 
     Raises:
-        ValueError: for an eta that is not positive, or a grid; in `sample`, for a number of steps
+        TypeError: for a solver that is not an object, such as a name.
+        ValueError: for an eta that is not positive, a solver without an error estimate, or a grid;
+            in `sample`, for a number of steps
             or save="all".
 
     Example:
@@ -171,6 +191,7 @@ class AdaptiveSDE(AbstractAdaptive):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self.require_solver(self.solver, "ShARK()")
         if not 0 < self.eta < math.inf:
             raise ValueError(
                 "eta must be a positive number, 1 being the reverse SDE; for 0 take "

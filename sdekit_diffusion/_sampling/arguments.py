@@ -1,5 +1,6 @@
 """What `sample` is given: its options as a type, and checks of them."""
 
+import math
 from collections.abc import Callable
 from numbers import Integral
 from typing import Literal, TypedDict
@@ -9,6 +10,7 @@ from torch import Tensor
 
 from sdekit import AbstractNoise, AbstractSolver, Point, did_you_mean
 from sdekit_diffusion._diffusions.diffusion import AbstractDiffusion
+from sdekit_diffusion._inputs import shape_given
 from sdekit_diffusion._models.model import AbstractModel
 from sdekit_diffusion._sampling.grids import AbstractGrid
 from sdekit_diffusion._sampling.method import AbstractMethod
@@ -95,7 +97,7 @@ def dtype_of(given: torch.dtype | None, x_T: Tensor | None, own: torch.dtype) ->
 
 
 def require_start(x_T: Tensor, n: int, model: AbstractModel) -> None:
-    """Refuses initial states that are no floating tensor, or of another shape or number."""
+    """Refuses initial states that are no finite floating tensor, or of another shape or number."""
     if not isinstance(x_T, Tensor) or not x_T.is_floating_point() or x_T.ndim < 1:
         given = x_T.dtype if isinstance(x_T, Tensor) else type(x_T).__name__
         raise TypeError(
@@ -109,19 +111,28 @@ def require_start(x_T: Tensor, n: int, model: AbstractModel) -> None:
             f"x_T has shape {tuple(x_T.shape)}; it must be {known}, with n = {n} left out or the "
             "same"
         )
+    finite = torch.isfinite(x_T).reshape(len(x_T), math.prod(x_T.shape[1:])).all(dim=1)
+    if rows := (~finite).nonzero().flatten().tolist():
+        shown = ", ".join(map(str, rows[:8])) + (", ..." if len(rows) > 8 else "")
+        raise ValueError(
+            f"x_T is not finite in {len(rows)} of {len(x_T)} samples (rows {shown}); give latents "
+            "of encode(model, x), or prior(...) of the diffusion, or leave x_T out"
+        )
 
 
 def shape_of(model: AbstractModel, shape: tuple[int, ...] | None) -> tuple[int, ...]:
     """The shape of one sample, from the model or from the caller.
 
     Raises:
+        TypeError: when it is no shape.
         ValueError: when neither knows it, or they differ.
     """
     if model.shape is None and shape is None:
         raise ValueError(
             "the shape of one sample is not known: pass shape=(1, 28, 28), for example"
         )
-    if shape is not None and model.shape is not None and tuple(shape) != tuple(model.shape):
+    shape = None if shape is None else shape_given(shape)
+    if shape is not None and model.shape is not None and shape != tuple(model.shape):
         raise ValueError(
             f"the model makes samples of shape {tuple(model.shape)}, not {tuple(shape)}"
         )

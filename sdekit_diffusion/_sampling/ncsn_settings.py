@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from sdekit import geometric
+from sdekit import did_you_mean, geometric
 from sdekit_diffusion._diffusions.ncsn import NCSN
 from sdekit_diffusion._sampling.annealed_langevin import AnnealedLangevin
 from sdekit_diffusion._sampling.grids import Native
@@ -186,7 +186,8 @@ def ncsn_settings(data: str, convention: Convention = "ncsnv2") -> NCSNSettings:
             f"{name!r} with {', '.join(map(repr, rows))}" for name, rows in _TABLE.items()
         )
         raise ValueError(
-            f"no settings were published for {data!r} with {convention!r}; there are {known}"
+            f"no settings were published for {data!r} with {convention!r}; there are "
+            f"{known}{did_you_mean(convention, _TABLE)}{did_you_mean(data, _TABLE['ncsnv2'])}"
         )
     sigma_max, levels, steps, e, batch_size, iterations = _TABLE[convention][data]
     return NCSNSettings(

@@ -124,7 +124,8 @@ def sample(
     Raises:
         TypeError: for an x_T that is no floating tensor, or a network whose signature does not fit.
         ValueError: for unknown names, a device that cannot be used, a missing shape or diffusion, a
-            range with nothing to solve, or a dtype narrower than that of x_T.
+            range with nothing to solve, an x_T that is not finite, or a dtype narrower than that of
+            x_T.
         sdekit.NotFiniteError: when a state is not finite; it names the step, the time and the
             samples.
         sdekit.UnfinishedError: when samples of "ode" do not reach the end; it names them, with the

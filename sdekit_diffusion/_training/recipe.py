@@ -1,8 +1,9 @@
 """How to train: everything besides the data that the weights depend on."""
 
 import math
-from dataclasses import dataclass
-from typing import Literal, get_args
+from dataclasses import dataclass, fields
+from numbers import Real
+from typing import Any, Literal, get_args
 
 from sdekit import did_you_mean
 from sdekit_diffusion._inputs import is_whole
@@ -90,11 +91,21 @@ class Recipe:
             )
         if not (self.decays and all(0 <= decay < 1 for decay in self.decays)):
             raise ValueError(f"ema = {self.ema!r} must be one or more decays in [0, 1)")
+        self._plain()
+
+    def _plain(self) -> None:
+        """Replaces numbers of numpy by those of Python, which JSON has."""
+        for field in fields(self):
+            if field.type in (int, float, bool):
+                object.__setattr__(self, field.name, field.type(getattr(self, field.name)))
+        decays = self.decays
+        object.__setattr__(self, "ema", decays[0] if isinstance(self.ema, Real) else decays)
 
     @property
     def decays(self) -> tuple[float, ...]:
         """The decays of `ema`, one or several."""
-        return (self.ema,) if isinstance(self.ema, float | int) else tuple(self.ema)
+        given: Any = self.ema
+        return (float(given),) if isinstance(given, Real) else tuple(map(float, given))
 
     def rate(self, step: int) -> float:
         """The learning rate before update number `step`, counted from 0."""

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from numbers import Integral
 
 import torch
 from torch import Tensor
@@ -58,10 +59,15 @@ class Scale:
                 tuple(map(float, value)) if isinstance(value, list | tuple) else float(value),
             )
         units = self.unit if isinstance(self.unit, tuple) else (self.unit,)
-        if not all(0 < unit < math.inf for unit in units) or (
-            self.levels is not None and self.levels < 2
-        ):
-            raise ValueError(f"a scale has positive units, and two levels or more or None: {self}")
+        shifts = self.shift if isinstance(self.shift, tuple) else (self.shift,)
+        whole = isinstance(self.levels, Integral) and self.levels > 1
+        sound = all(0 < unit < math.inf for unit in units) and all(map(math.isfinite, shifts))
+        if not sound or not (self.levels is None or whole):
+            raise ValueError(
+                "a scale has finite shifts, positive units, and a whole number of levels, two "
+                f"levels or more, or None: {self}"
+            )
+        object.__setattr__(self, "levels", None if self.levels is None else int(self.levels))
         if self.dtype not in _DTYPES:
             raise ValueError(f"dtype {self.dtype!r} is not one of {', '.join(_DTYPES)}")
 
