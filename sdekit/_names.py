@@ -9,6 +9,8 @@ def did_you_mean(
 ) -> str:
     """The end of a message on an unknown name: "; did you mean 'heun'?", or "" if none is near.
 
+    A name that is known, but not allowed where it was given, is not suggested.
+
     Arguments:
         given: the unknown name.
         known: the names.
@@ -32,4 +34,4 @@ def did_you_mean(
         if low in others
         else get_close_matches(given.lower(), names, n=1) or get_close_matches(low, others, n=1)
     )
-    return f"; did you mean {others[near[0]]!r}?" if near else ""
+    return f"; did you mean {others[near[0]]!r}?" if near and others[near[0]] != given else ""

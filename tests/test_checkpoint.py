@@ -130,6 +130,46 @@ def test_unet_and_own_networks(tmp_path):
     assert torch.equal(filled.net.weight, own.net.weight)
     with pytest.raises(TypeError, match="plain function"):
         save(ScoreModel(lambda x, t: x, "vp"), tmp_path / "function")
+    for net, given in ((nn.Bilinear, "the class Bilinear"), (3, "not 3")):
+        with pytest.raises(TypeError, match=f"net is a network, such as Net.*{given}"):
+            load(tmp_path / "own", net=net)
+
+
+class Doubled(nn.Bilinear):
+    """Of the same weights, and of a class that computes something else."""
+
+    def forward(self, x, t):
+        return 2 * super().forward(x, t[:, None])
+
+
+def test_a_network_of_another_class_or_other_arguments_is_warned_of(tmp_path):
+    save(ScoreModel(Doubled(2, 1, 2), "vp", shape=(2,)), tmp_path / "own")
+    with pytest.warns(UserWarning, match="of class Doubled, and net is of Bilinear: .* wrong"):
+        load(tmp_path / "own", net=nn.Bilinear(2, 1, 2))
+    load(tmp_path / "own", net=type("Derived", (Doubled,), {})(2, 1, 2))
+    save(ScoreModel(nets.MLP(shape=(2,), width=8), "vp", shape=(2,)), tmp_path / "own")
+    load(tmp_path / "own", net=nets.MLP(shape=(2,), width=8))
+    other = nets.MLP(shape=(2,), width=8)
+    other.config = other.config | {"activation": "relu"}
+    with pytest.warns(UserWarning, match=r"MLP\(.*and net is MLP\(.*relu"):
+        load(tmp_path / "own", net=other)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"conditioning": [math.nan, 1.0]},
+        {"shape": [2.5]},
+        {"shape": [2**20, 2**20]},
+        {"data_range": [0.0]},
+        {"scale": {"levels": 2.5}},
+    ],
+)
+def test_a_config_with_values_that_are_none(tmp_path, change):
+    save(model(), tmp_path)
+    reseal(tmp_path, **change)
+    with pytest.raises(CheckpointError, match="does not describe a model"):
+        load(tmp_path)
 
 
 @pytest.mark.parametrize(

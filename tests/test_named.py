@@ -110,6 +110,7 @@ def test_a_network_of_your_own_comes_back_by_one_argument(tmp_path):
             "unknown network 'Own'; choose one of MLP.* the folder of a network of diffusers, or "
             "package.module",
         ),
+        ("MLP", ValueError, "the library's MLP names it itself: leave net, or --network, out"),
         ("own_networks:", ValueError, "unknown network"),
         (
             "no_such_module:f",

@@ -244,6 +244,7 @@ def test_scores_made_with_models_are_scores():
 
 
 def test_nothing_is_suggested_where_no_name_is_near():
+    assert did_you_mean("heun", METHODS) == ""  # known, but not allowed there
     assert did_you_mean("warp drive", METHODS) == ""
     with pytest.raises(ValueError, match="unknown method 'warp drive'; choose one of default"):
         method_of("warp drive")

@@ -1,5 +1,7 @@
 """A model from what `save` wrote."""
 
+import json
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -59,7 +61,7 @@ def load(
         net: the network for the weights, unless it is one of `nets`: a module, such as the one
             passed to `from_diffusers`; a model with such a network; a folder of diffusers; or
             "package.module:factory", which is imported, called without arguments, and returns a
-            module or a model.
+            module or a model. A warning is raised where its class is not the one that was saved.
         device: the device of the model.
         ema: the decay of the averaged weights, of those of a run, in its newest checkpoint; 0 for
             the weights without averaging.
@@ -99,6 +101,8 @@ def load(
     except RuntimeError as error:
         what = str(error).splitlines()[-1].strip()
         raise CheckpointError(f"{folder} holds the weights of another network: {what}") from error
+    if given is not None:
+        _warn_of_another(config["net"], network, folder)
     try:
         model.record_scale(*scale_in(folder))
     except (TypeError, ValueError) as error:
@@ -110,7 +114,35 @@ def _given(net: nn.Module | str | Path | None) -> nn.Module | None:
     """The network that `load` was given, or None."""
     if isinstance(net, str | Path):
         return named_network(net)
-    return network_of(net) if isinstance(net, ScoreModel) else net
+    if isinstance(net, ScoreModel):
+        return network_of(net)
+    if not isinstance(net, nn.Module | None):
+        given = f"the class {net.__name__}" if isinstance(net, type) else f"{net!r:.60}"
+        raise TypeError(
+            "net is a network, such as Net() of a class Net; a model with one; a folder of "
+            f"diffusers, or 'package.module:factory'; not {given}"
+        )
+    return net
+
+
+def _warn_of_another(config: Any, network: nn.Module, folder: Path) -> None:  # noqa: ANN401 - JSON
+    """Warns where a network is of another class than that whose weights a checkpoint holds, or was
+    made with other arguments: weights of the same names and shapes do not tell them apart.
+    """
+    saved = config["class"]
+    kinds = [kind.__name__ for kind in type(network).__mro__]
+    arguments = json.loads(json.dumps(getattr(network, "config", None), default=str))
+    if saved not in kinds:
+        differ = f"class {saved}, and net is of {kinds[0]}"
+    elif config["config"] not in (None, arguments) and arguments is not None:
+        differ = f"{saved}({config['config']}), and net is {saved}({arguments})"
+    else:
+        return
+    warnings.warn(
+        f"{folder} holds weights of a network of {differ}: the results are wrong unless both "
+        "compute the same; give the network that was saved",
+        stacklevel=3,
+    )
 
 
 def _model(config: dict[str, Any], network: nn.Module) -> ScoreModel:
@@ -140,8 +172,9 @@ def described_in(folder: str | Path) -> Path:
 def _network(config: dict[str, Any], weights: Mapping[str, Tensor]) -> nn.Module:
     name = config["class"]
     if config["config"] is None or name not in nets.registry:
+        others = "the library's" if name in nets.registry else f"one of {', '.join(nets.registry)}"
         raise CheckpointError(
-            f"the network {name!r} is not one of {', '.join(nets.registry)}: pass it as load(..., "
+            f"the network {name!r} is not {others}: pass it as load(..., "
             "net=...), or name it by --network: the folder of a network of diffusers, or "
             f"package.module:factory{did_you_mean(name, nets.registry)}"
         )

@@ -25,6 +25,12 @@ def named_network(name: str | Path) -> nn.Module:
     """
     if Path(name).is_dir():
         return network_in(Path(name))
+    if name in nets.registry:
+        raise ValueError(
+            f"a run that is of the library's {name} names it itself: leave net, or --network, out; "
+            "or give the folder of a network of diffusers, or package.module:factory, a function "
+            "without arguments that makes the network"
+        )
     made = _made(str(name))
     return network_of(made) if isinstance(made, ScoreModel) else made
 
