@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from safetensors.torch import save as serialised
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
-from sdekit_diffusion import METHODS, Log, nets, sample
+from sdekit_diffusion import DDIM, METHODS, Log, nets, sample
 from sdekit_diffusion import load as load_model
 from sdekit_diffusion.__main__ import COMMANDS, main
 from sdekit_diffusion._app import evaluation, held_out, report
@@ -27,6 +27,7 @@ from sdekit_diffusion._app.evaluation import distances
 from sdekit_diffusion._app.held_out import measured
 from sdekit_diffusion._app.net_options import Net
 from sdekit_diffusion._app.options import Estimate
+from sdekit_diffusion._app.parsing import _message
 from sdekit_diffusion.data import Dataset, Scale, load
 from sdekit_diffusion.metrics import inception_scores
 
@@ -190,7 +191,7 @@ def test_samples_by_other_ways(digits, tmp_path, argv):
 
 
 def test_sampling_is_that_of_the_library(moons, tmp_path):
-    """Grid, noise and noise level reach `sample`: the same numbers."""
+    """Grid, noise and noise level reach `sample`: the same numbers. That of ddim is its own."""
     argv = [
         "--n",
         "6",
@@ -205,11 +206,12 @@ def test_sampling_is_that_of_the_library(moons, tmp_path):
         "--seed",
         "2",
     ]
-    method = replace(METHODS["ddim"], eta=0.7)
-    expected = sample(
-        load_model(moons), 6, method=method, steps=5, grid="karras", noise="path", seed=2
-    )
-    assert np.array_equal(samples(moons, tmp_path / "a.npz", *argv), expected.numpy())
+    for name, method in (("ddim", DDIM(eta=0.7)), ("ddpm", replace(METHODS["ddpm"], eta=0.7))):
+        argv[3] = name
+        expected = sample(
+            load_model(moons), 6, method=method, steps=5, grid="karras", noise="path", seed=2
+        )
+        assert np.array_equal(samples(moons, tmp_path / f"{name}.npz", *argv), expected.numpy())
 
 
 def test_the_default_with_noise_is_sde(moons, tmp_path):
@@ -766,6 +768,9 @@ def test_overwriting_removes_what_the_run_wrote_and_nothing_else(tmp_path, capsy
     argv = ["--data", "moons", "--width", "8", *TRAIN]
     assert main(["train", str(run), *argv, "--sample-every", "12", "--save-every", "4"]) == 0
     assert main(["report", str(run), "--samples", "20", "--steps", "3"]) == 0
+    assert main(["sample", str(run), "--n", "2", "--steps", "3"]) == 0
+    pictures = {path.stem for path in run.glob("*.png")}
+    assert pictures == {"samples", "denoising", "forward", "loss"}  # and of images "neighbours"
     (tmp_path / "archive").mkdir()
     (run / "checkpoints" / "00000008").rename(tmp_path / "archive" / "00000008")
     (run / "checkpoints" / "00000008").symlink_to(tmp_path / "archive" / "00000008")
@@ -787,7 +792,7 @@ def test_overwriting_removes_what_the_run_wrote_and_nothing_else(tmp_path, capsy
     )
     assert sorted(path.name for path in (tmp_path / "archive" / "00000008").iterdir()) == kept
     assert len(list(run.glob("weights-*.safetensors"))) == 2
-    assert not (run / "report.html").exists()
+    assert not [*run.glob("report.*"), *run.glob("*.png"), *run.glob("*.npz")]
     assert [path.name for path in (run / "progress").iterdir()] == ["mine.png"]
     left = sorted(
         str(path.relative_to(run / "checkpoints"))
@@ -834,6 +839,7 @@ def test_folders_of_other_programs_are_not_overwritten(tmp_path, name, text, cap
         (tmp_path / file).parent.mkdir(exist_ok=True, parents=True)
         (tmp_path / file).write_text("mine")
     argv = ["train", tmp_path, "--data", "moons", "--width", "8", *TRAIN, "--overwrite"]
+    np.savez_compressed(tmp_path / "samples.npz", mine=np.zeros(2))
     before = sorted(tmp_path.rglob("*"))
     (tmp_path / name).write_text(text)
     assert "remove that file" in error(capsys, *argv)
@@ -970,6 +976,11 @@ def test_weights_that_are_not_finite(damaged, capsys):
     }
     replace_weights(damaged, serialised(weights))
     assert "not finite" in error(capsys, "sample", damaged, "--n", "2", "--steps", "3")
+
+
+def test_messages_have_no_names_of_tyros_own():
+    shown = "╭─ Parsing error ─╮\n│ Missing value for argument '--__tyro-dummy-inner__.n' │\n╰──╯"
+    assert _message(shown) == "Missing value for argument '--n'"
 
 
 def test_no_command_and_help(capsys):

@@ -11,6 +11,7 @@ import torch
 
 from sdekit_diffusion import nets
 from sdekit_diffusion._diffusions.names import DIFFUSIONS
+from sdekit_diffusion._sampling.ddim import DDIM
 from sdekit_diffusion._sampling.grids import GRIDS
 from sdekit_diffusion._sampling.method import AbstractMethod
 from sdekit_diffusion._sampling.methods import method_of
@@ -54,7 +55,7 @@ class Sampler:
         noise: white, other noise for every number of steps; or path, one Brownian path per sample,
             which more steps refine.
         eta: the noise level: 0 the probability flow, 1 the reverse SDE; above 0 the default method
-            is "sde".
+            is "sde". Of ddim it is DDIM's own, the part of the noise of ddpm.
         sde: the diffusion to sample under: {diffusions}; the model's own unless given.
         end: sigma / alpha where the solve stops.
         denoise: replace each sample by the mean of the data given it, one evaluation more.
@@ -93,6 +94,8 @@ class Sampler:
         if eta is None:
             return self.method
         name = "sde" if eta and self.method == "default" else self.method
+        if name == "ddim":  # the eta of its paper
+            return method_of(DDIM(eta), self.steps, self.grid)
         chosen = method_of(name, self.steps, self.grid)
         flow = eta > 0 and getattr(chosen, "integrand", "data") != "data"
         if flow or "eta" not in [field.name for field in fields(chosen)]:

@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import io
+import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import is_dataclass
@@ -64,6 +65,7 @@ def _message(shown: str) -> str:
     lines = [line.strip("│ ") for line in shown.splitlines() if line.startswith("│")]
     text = " ".join(takewhile(lambda line: line[:2] != "──", lines))
     text = text.partition(" Got errors: ")[0]  # of each type in turn
+    text = re.sub("__tyro.dummy.inner__[.]?", "", text)  # tyro's own, in some of its versions
     return " ".join((text or shown).split()).rstrip(".")
 
 

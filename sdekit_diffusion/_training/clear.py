@@ -2,6 +2,7 @@
 
 import json
 import re
+import zipfile
 from pathlib import Path
 
 from sdekit_diffusion._models.checkpoint import CONFIG, files_of
@@ -12,12 +13,15 @@ from sdekit_diffusion._training.log import METRICS, require_lines
 PROGRESS = "progress"
 REPORT = "report.html"
 NUMBERS = "report.json"
+SAMPLES = "samples.npz"
+# Of a report, a file each.
+PICTURES = ("samples", "neighbours", "denoising", "forward", "loss")
 _PICTURE = re.compile(r"\d{8,}\.png")
 
 
 def clear(run: Path) -> None:
-    """Removes an older run's model, checkpoints, pictures of its progress and report; all other
-    files stay.
+    """Removes an older run's model, checkpoints, samples, pictures of its progress and report; all
+    other files stay.
 
     Where the folder has no run nothing is removed.
 
@@ -31,11 +35,13 @@ def clear(run: Path) -> None:
         config = run / CONFIG
         if not (require_lines(run / METRICS) or config.exists() or checkpoints(run)):
             return
-        report = [run / REPORT, run / NUMBERS] if _is_report(run / NUMBERS) else []
+        report = [run / REPORT, run / NUMBERS, *(run / f"{name}.png" for name in PICTURES)]
+        report = report if _is_report(run / NUMBERS) else []
+        samples = [run / SAMPLES] if _is_samples(run / SAMPLES) else []
         pictures = [
             path for path in (run / PROGRESS).glob("*.png") if _PICTURE.fullmatch(path.name)
         ]
-        for path in [config, *(run / name for name in files), *pictures, *report]:
+        for path in [config, *(run / name for name in files), *pictures, *report, *samples]:
             path.unlink(missing_ok=True)
         for path in step_folders(run):
             discard(path)
@@ -48,3 +54,13 @@ def _is_report(path: Path) -> bool:
     except (OSError, ValueError, RecursionError):
         return False
     return isinstance(found, dict) and {"page", "model", "sampling", "likelihood"} <= set(found)
+
+
+def _is_samples(path: Path) -> bool:
+    """Whether it is as `sample` writes it: one array, which is not compressed."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = [(member.filename, member.compress_type) for member in archive.infolist()]
+    except (OSError, zipfile.BadZipFile):
+        return False
+    return members == [("samples.npy", zipfile.ZIP_STORED)]
