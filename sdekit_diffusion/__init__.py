@@ -12,6 +12,7 @@ Example:
     torch.Size([4, 1])
 """
 
+import sdekit_diffusion._training.interrupt as _interrupt  # noqa: F401 # pyright: ignore - first
 from sdekit_diffusion import data, metrics, nets
 from sdekit_diffusion._diffusions import names as _names
 from sdekit_diffusion._diffusions.ddpm import cosine_betas, linear_betas

@@ -1,8 +1,10 @@
 """The command line: train, sample, likelihood, report."""
 
+import os
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,7 @@ from sdekit_diffusion._storage.shards import digest
 from sdekit_diffusion._training.clear import clear
 from sdekit_diffusion._training.fit import require_minutes
 from sdekit_diffusion._training.history import newest
+from sdekit_diffusion._training.interrupt import number_of, raised
 from sdekit_diffusion.data import Dataset
 
 # CheckpointError is a ValueError.
@@ -48,8 +51,8 @@ def train(
     """Train a score model and write a run folder: config.json, weights-*.safetensors,
     metrics.jsonl, checkpoints.
 
-    Under torchrun all processes train together. Ctrl-C and SIGTERM end the run with a checkpoint,
-    as --minutes does; the same command with --resume goes on from there.
+    Under torchrun all processes train together. Ctrl-C, SIGTERM and SIGHUP end the run with a
+    checkpoint, as --minutes does; the same command with --resume goes on from there.
 
     Args:
         run: the folder to write.
@@ -287,22 +290,26 @@ COMMANDS = {"train": train, "sample": sample, "likelihood": likelihood, "report"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command; returns the exit code, 0, or 2 after an error, told in one line on
-    stderr.
+    """Runs one command; returns the exit code: 0; 2 after an error, which one line on stderr says;
+    128 more than its number after a signal.
     """
     try:
-        parsed(COMMANDS, argv)()
+        # A process of torchrun that waits for others hears nothing: there a signal ends it at once.
+        with nullcontext() if "TORCHELASTIC_RUN_ID" in os.environ else raised():
+            parsed(COMMANDS, argv)()
     except _ERRORS as error:
         return _failed(" ".join(str(error).split()) or type(error).__name__, 2)
     except KeyboardInterrupt as interrupt:
-        return _failed(str(interrupt) or "interrupted; nothing is left running", 130)
+        said = str(interrupt) or "interrupted; nothing is left running"
+        return _failed(said, 128 + number_of(interrupt))
     return 0
 
 
 def _failed(reason: str, code: int) -> int:
     """Tells the reason, once for all processes that work together."""
     if first_to_fail():
-        print(f"error: {reason}", file=sys.stderr)
+        with suppress(OSError):  # of a terminal that was closed
+            print(f"error: {reason}", file=sys.stderr)
     return code
 
 

@@ -217,19 +217,24 @@ def signalling(number, at):
     return callback
 
 
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
 @pytest.fixture
 def interruptible():
-    """Ctrl-C raises KeyboardInterrupt, also where a shell has started the tests in the
-    background.
+    """Signals act as Python has it, also where a shell has started the tests in the background, or
+    with nohup.
     """
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    usual = (signal.default_int_handler, signal.SIG_DFL, signal.SIG_DFL)
+    before = [signal.signal(*each) for each in zip(SIGNALS, usual, strict=True)]
     yield
-    signal.signal(signal.SIGINT, before)
+    for number, handler in zip(SIGNALS, before, strict=True):
+        signal.signal(number, handler)
 
 
 @pytest.mark.usefixtures("interruptible")
 @pytest.mark.parametrize(
-    ("number", "at"), [("SIGINT", 1), ("SIGINT", 11), ("SIGTERM", 3), ("SIGTERM", 18)]
+    ("number", "at"), [("SIGINT", 1), ("SIGINT", 11), ("SIGTERM", 3), ("SIGHUP", 18)]
 )
 def test_a_signal_ends_a_run_with_a_checkpoint(tmp_path, number, at):
     """Ctrl-C before the first checkpoint, at one, between two: nothing is lost, weights and lines
@@ -238,15 +243,16 @@ def test_a_signal_ends_a_run_with_a_checkpoint(tmp_path, number, at):
     fit(model(), DATA, RECIPE, folder=tmp_path / "whole", log=LOG, progress=False)
     run = tmp_path / "run"
     trained = model()
-    before = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)]
+    before = [signal.getsignal(n) for n in SIGNALS]
     callback = signalling(getattr(signal, number), at)
     with pytest.raises(
         KeyboardInterrupt,
         match=rf"at update {at} of 24; the checkpoint is saved: "
         rf".* resume=True.*/{at:08d}",
-    ):
+    ) as caught:
         fit(model(), DATA, RECIPE, folder=run, log=LOG, progress=False, callback=callback)
-    assert [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)] == before
+    assert interrupt.number_of(caught.value) == getattr(signal, number)
+    assert [signal.getsignal(n) for n in SIGNALS] == before
     records = fit(trained, DATA, RECIPE, folder=run, log=LOG, resume=True, progress=False)
     assert records[0].step == at + 1
     assert equal(load(run, net=Dropping()), load(tmp_path / "whole", net=Dropping()))
@@ -1020,6 +1026,37 @@ def test_compiled_networks_train_the_same_weights(monkeypatch):
     assert equal(compiled, plain)
 
 
+@pytest.mark.usefixtures("interruptible")
+@pytest.mark.parametrize("number", SIGNALS)
+def test_a_signal_before_the_training_loop_ends_a_command_with_a_message(
+    tmp_path, monkeypatch, capsys, number
+):
+    monkeypatch.setattr("sdekit_diffusion.data.load", lambda name: signal.raise_signal(number))
+    assert main(train(tmp_path / "run", steps=40)) == 128 + number
+    assert capsys.readouterr().err == "error: interrupted; nothing is left running\n"
+    assert [signal.getsignal(n) for n in SIGNALS[1:]] == [signal.SIG_DFL] * 2
+
+
+@pytest.mark.parametrize("name", ["bin/sdekit-diffusion", "-m", "a/program.py"])
+def test_an_interruption_while_the_command_line_is_imported(name):
+    """Ctrl-C at the import of torch, which takes long."""
+    code = (
+        "import sys\n"
+        "class Stop:\n"
+        "    def find_spec(self, name, *rest):\n"
+        "        if name == 'torch': raise KeyboardInterrupt\n"
+        f"sys.argv[0] = {name!r}\n"
+        "sys.meta_path.insert(0, Stop())\n"
+        "import sdekit_diffusion\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)  # noqa: S603
+    assert ended.returncode == -signal.SIGINT
+    if name == "a/program.py":
+        assert "Traceback" in ended.stderr
+    else:
+        assert ended.stderr == "error: interrupted; nothing is left running\n"
+
+
 def test_the_command_line_stops_with_a_checkpoint(tmp_path, capsys):
     """When its time is over, and by a signal."""
     run = tmp_path / "run"
@@ -1040,7 +1077,7 @@ def test_the_command_line_stops_with_a_checkpoint(tmp_path, capsys):
         time.sleep(0.01)
     process.send_signal(signal.SIGTERM)
     said = process.communicate(timeout=300)[1]
-    assert process.returncode == 130
+    assert process.returncode == 128 + signal.SIGTERM
     found = re.search(
         r"error: interrupted at update (\d+) of 1000000; the checkpoint is saved: "
         r".*--resume",

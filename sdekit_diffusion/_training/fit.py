@@ -50,9 +50,9 @@ def fit(
 
     With a folder, checkpoints and metrics.jsonl are written there, and in the end the model, for
     `load`. An interrupted run resumes from its newest valid checkpoint with resume=True; on the CPU
-    its weights and metrics, the seconds excepted, are those of a run without interruption. Ctrl-C
-    and SIGTERM end it after the current update, with a checkpoint; a second one ends it at once. In
-    a process group all processes train together and the first one writes.
+    its weights and metrics, the seconds excepted, are those of a run without interruption. Ctrl-C,
+    SIGTERM and SIGHUP end it after the current update, with a checkpoint; a second one ends it at
+    once. In a process group all processes train together and the first one writes.
 
     Arguments:
         model, data, recipe, transform: as for `Training`, which gives the records one by one;

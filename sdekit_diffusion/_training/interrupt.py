@@ -1,13 +1,16 @@
-"""Ctrl-C and SIGTERM while a training run is at work: remembered, so that it ends between two
-updates.
+"""Ctrl-C, SIGTERM and SIGHUP. While a training run is at work they are remembered, so that it ends
+between two updates; elsewhere they end a command with a message. The package imports this module
+first: torch takes long, and Ctrl-C may come meanwhile.
 """
 
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from types import FrameType
+from pathlib import Path
+from types import FrameType, TracebackType
 from typing import Any
 
 # Seconds in which a signal that comes again is the same one: a terminal and a launcher both send
@@ -15,13 +18,58 @@ from typing import Any
 _SAME = 1.0
 
 
-@contextmanager
-def remembered() -> Iterator[Callable[[], bool]]:
-    """For the time of a block SIGINT and SIGTERM are remembered; yields whether one came. Another
-    one, later, acts at once. One that came and did not end the block acts after it.
+# SIGHUP, which Windows does not have, comes when a terminal is closed.
+_HEARD = tuple(
+    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
+)
 
-    Only in the main thread, and only where Python's own handlers are in place: those of others
-    stay.
+
+class Interrupted(KeyboardInterrupt):
+    """A signal asked for the end.
+
+    Attributes:
+        number: of the signal.
+    """
+
+    def __init__(self, number: int, message: str = "") -> None:
+        super().__init__(message)
+        self.number = number
+
+
+def number_of(error: KeyboardInterrupt) -> int:
+    """The signal that raised it, SIGINT unless it says another."""
+    return error.number if isinstance(error, Interrupted) else signal.SIGINT
+
+
+def _raise(number: int, frame: FrameType | None) -> None:
+    raise Interrupted(number)
+
+
+@contextmanager
+def raised() -> Iterator[None]:
+    """For the time of a block SIGTERM and SIGHUP raise `Interrupted`, as SIGINT raises
+    KeyboardInterrupt: only in the main thread, and only where they would end the process.
+    """
+    before: dict[int, Any] = {}
+    try:
+        if threading.current_thread() is threading.main_thread():
+            for number in _HEARD:
+                if signal.getsignal(number) is signal.SIG_DFL:
+                    before[number] = signal.signal(number, _raise)
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def remembered() -> Iterator[Callable[[], int]]:
+    """For the time of a block SIGINT, SIGTERM and SIGHUP are remembered; yields the number of the
+    one that came, 0 where none did. Another one, later, acts at once. One that came and did not end
+    the block acts after it.
+
+    Only in the main thread, and only where Python's own handlers, or those of `raised`, are in
+    place: those of others stay.
     """
     came: list[tuple[int, float]] = []
     before: dict[int, Any] = {}
@@ -38,11 +86,25 @@ def remembered() -> Iterator[Callable[[], bool]]:
 
     try:
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                if signal.getsignal(number) in (signal.default_int_handler, signal.SIG_DFL):
+            for number in _HEARD:
+                if signal.getsignal(number) in (signal.default_int_handler, signal.SIG_DFL, _raise):
                     before[number] = signal.signal(number, remember)
-        yield lambda: bool(came)
+        yield lambda: came[0][0] if came else 0
     finally:
         restore()
     if came:
         signal.raise_signal(came[0][0])
+
+
+def _shown(kind: type[BaseException], error: BaseException, where: TracebackType | None) -> None:
+    """sys.excepthook of the command line: one line for Ctrl-C, all else as Python shows it."""
+    if issubclass(kind, KeyboardInterrupt):
+        sys.stderr.write("error: interrupted; nothing is left running\n")
+    else:
+        sys.__excepthook__(kind, error, where)
+
+
+# Where python -m imports a package, "-m" stands for the name that is not known yet.
+_name = (getattr(sys, "argv", None) or [""])[0]
+if _name == "-m" or Path(_name).stem == "sdekit-diffusion":
+    sys.excepthook = _shown

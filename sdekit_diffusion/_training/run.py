@@ -33,7 +33,7 @@ from sdekit_diffusion._training.history import (
     prune,
     validation_loss_at,
 )
-from sdekit_diffusion._training.interrupt import remembered
+from sdekit_diffusion._training.interrupt import Interrupted, number_of, remembered
 from sdekit_diffusion._training.log import METRICS, Log, MetricsFile, require_lines
 from sdekit_diffusion._training.loop import Record, Training
 
@@ -43,7 +43,7 @@ _PENDING = "losses"  # in a state: those since the last line of metrics.jsonl
 # torch; those of other samples by more. And the rounding of samples far from zero.
 _ROUNDING = 1e-4
 _FLOAT32 = 1e-6
-_SIGNAL = 2  # that a signal asked for the end; 1 that the time is over
+_TIME = 1  # that the time is over; more by one than its number that a signal asked for the end
 
 
 @contextmanager
@@ -59,8 +59,8 @@ def run_in(
     model is saved for `load`.
 
     Raises:
-        KeyboardInterrupt: after Ctrl-C or SIGTERM, which end the run between two updates; it says
-            how to go on.
+        KeyboardInterrupt: after Ctrl-C, SIGTERM or SIGHUP, which end the run between two updates;
+            it says how to go on.
         OSError: when the folder cannot be written to, or another process trains in it; other errors
             are those of `Run`.
     """
@@ -71,22 +71,28 @@ def run_in(
         remembered() as signalled,
     ):
         run = Run(folder, training, log, notes, resume)
-        run.asked = lambda: agreed_on(_SIGNAL if signalled() else int(time.monotonic() >= end))
+
+        def asked() -> int:
+            over = _TIME if time.monotonic() >= end else 0
+            return agreed_on(_TIME + signalled() if signalled() else over)
+
+        run.asked = asked
         try:
             yield run
         except KeyboardInterrupt as error:
-            raise KeyboardInterrupt(run.interrupted()) from error
+            raise Interrupted(number_of(error), run.interrupted()) from error
         finally:
             run.close()
         done = training.step == training.recipe.steps
         if done and rank() == 0:
             write(training.model, config_to_save(training.model, run.notes), folder)
         # A signal may have come since the last look, such as while a checkpoint was written.
-        if agreed_on(int(signalled())):
-            raise KeyboardInterrupt(
+        if number := agreed_on(signalled()):
+            raise Interrupted(
+                number,
                 f"interrupted when the training run was complete; the model is in {folder}"
                 if done
-                else run.interrupted()
+                else run.interrupted(),
             )
 
 
@@ -262,8 +268,8 @@ class Run:
         if why:
             self._keep()
             wait()
-        if why == _SIGNAL:
-            raise KeyboardInterrupt
+        if why > _TIME:
+            raise Interrupted(why - _TIME)
         return bool(why)
 
     @property
