@@ -100,7 +100,7 @@ def test_failure_names_step_time_and_samples(step, value):
 
 
 def test_initial_state_that_is_not_finite():
-    with pytest.raises(NotFiniteError, match="after step 0"):
+    with pytest.raises(NotFiniteError, match="the initial state x0 is not finite"):
         solve(GROWTH, ONE * math.nan, [0.0, 1.0], solver=RK4())
 
 
