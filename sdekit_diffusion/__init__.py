@@ -3,10 +3,8 @@
 The examples in the docstrings assume `import torch, sdekit` and `import sdekit_diffusion as sd`.
 
 Example:
-    >>> sorted(sd.DIFFUSIONS)
-    ['cosine', 'ddpm', 'edm', 'flow', 'ncsn', 'subvp', 've', 'vp']
-    >>> "default" in sd.METHODS, "karras" in sd.GRIDS  # names that `sample` takes
-    (True, True)
+    >>> "vp" in sd.DIFFUSIONS, "default" in sd.METHODS, "karras" in sd.GRIDS  # names for `sample`
+    (True, True, True)
     >>> model = sd.GaussianMixture([0.3, 0.7], [[-1.0], [1.0]], [0.1, 0.1])
     >>> sd.sample(model, 4, sde="vp", method="default", grid="karras", seed=0).shape
     torch.Size([4, 1])

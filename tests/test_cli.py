@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from safetensors.torch import save as serialised
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
-from sdekit_diffusion import DDIM, METHODS, Log, nets, sample
+from sdekit_diffusion import DDIM, DIFFUSIONS, GRIDS, METHODS, Log, nets, sample
 from sdekit_diffusion import load as load_model
 from sdekit_diffusion.__main__ import COMMANDS, main
 from sdekit_diffusion._app import evaluation, held_out, report
@@ -26,7 +26,7 @@ from sdekit_diffusion._app.architecture import with_architecture
 from sdekit_diffusion._app.evaluation import distances
 from sdekit_diffusion._app.held_out import measured
 from sdekit_diffusion._app.net_options import Net
-from sdekit_diffusion._app.options import Estimate
+from sdekit_diffusion._app.options import Estimate, Sampler
 from sdekit_diffusion._app.parsing import _message
 from sdekit_diffusion.data import Dataset, Scale, load
 from sdekit_diffusion.metrics import inception_scores
@@ -524,11 +524,16 @@ def test_every_option_of_sample_is_one_of_the_report(capsys):
         said[command] = set(re.findall(r"--[a-z]+(?:-[a-z]+)*", capsys.readouterr().out)) - {
             "--nproc-per-node"
         }
-    # --samples in the report, which counts held-out ones too.
-    assert said["sample"] - {"--n"} <= said["report"]
-    assert {"--denoise", "--end", "--first", "--sde", "--batch-size", "--dtype", "--seed"} <= said[
-        "report"
-    ]
+    # --n is --samples in the report, which counts held-out ones too.
+    own = {
+        name for name, hint in get_type_hints(COMMANDS["sample"]).items() if not is_dataclass(hint)
+    }
+    own = {f"--{name.replace('_', '-')}" for name in own} - {"--out"}
+    assert "--n" in own
+    assert said["sample"] - own <= said["report"]
+    every = {f"--{name.replace('_', '-')}" for name in Sampler.__dataclass_fields__}
+    assert {"--denoise", "--end", "--first", "--sde", "--batch-size", "--dtype", "--seed"} <= every
+    assert every <= said["sample"] & said["report"]
 
 
 class Asked(Exception):  # noqa: N818
@@ -859,10 +864,10 @@ def test_a_missing_run(command, tmp_path, capsys):
     ("argv", "said"),
     [
         (["--data", "mnists"], "digits, mnist, fashion-mnist, moons"),
-        (["--data", "moons", "--sde", "vq"], "ve, vp, subvp"),
+        (["--data", "moons", "--sde", "vq"], ", ".join(DIFFUSIONS)),
         (["--data", "moons", "--predicts", "noises"], "velocity"),
         (["--data", "moons", "--blocks", "2"], "blocks"),
-        (["--data", "moons", "--network", "unet"], "MLP, NCSN, NCSNv2, UNet"),
+        (["--data", "moons", "--network", "unet"], ", ".join(nets.registry)),
         (["--data", "moons", "--network", "UNet"], "this UNet was built for"),
         (["--data", "digits", "--network", "NCSN"], "no discrete noise levels"),
         (["--data", "moons", "--sde", "vp", "--discrete"], "no discrete noise levels"),
@@ -886,13 +891,13 @@ def test_what_train_refuses(argv, said, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("argv", "said"),
     [
-        (["--sde", "vq"], "ve, vp, subvp"),
-        (["--method", "rk45"], "euler_maruyama"),
+        (["--sde", "vq"], ", ".join(DIFFUSIONS)),
+        (["--method", "rk45"], ", ".join(METHODS)),
         (["--method", "rk45", "--eta", "1"], "euler_maruyama"),
         (["--method", "ode", "--eta", "1"], "no noise level"),
         (["--method", "lms", "--eta", "1"], "the method 'lms' has no noise level"),
         (["--eta", "-1"], "eta must be a number from 0"),
-        (["--grid", "squares"], "karras, log_snr"),
+        (["--grid", "squares"], ", ".join(GRIDS)),
         (["--noise", "pink"], "white"),
         (["--noise", "path"], "reads no Brownian path"),
         (["--out", "grid.bmp"], ".npz"),

@@ -163,25 +163,47 @@ def test_a_start_of_too_low_an_order_would_show(monkeypatch):
             assert measured(solver) < solver.accuracy[solver.k] - 0.5
 
 
+def extra(method, steps):
+    """Evaluations of the first step besides one a step."""
+    rule = method.rule
+    if method.eta or not rule.self_starting:
+        return 0
+    values = rule.starting.get(rule.k, 1)
+    if rule.corrects:  # what a start of two values asks is the corrector's, except in the last step
+        return {1: 0, 2: 0, 3: 2 + (steps == 1)}[values]
+    return {1: 0, 2: 1, 3: 3}[values]
+
+
 @pytest.mark.parametrize("name", MULTISTEP)
 def test_evaluations(name):
     method = METHODS[name]
     counted = sample(MIXTURE, 2, sde="vp", method=name, seed=0, return_solution=True).evaluations
-    assert counted.tolist() == [1000 if name == "ddpm" else 100] * 2
-    for k, extra in ((1, 0), (2, 0), (3, 1), (4, 3)):
-        solver = OnClock(AdamsBashforth(k), eta=method.eta)
-        counted = sample(
-            MIXTURE, 2, sde="vp", method=solver, steps=10, seed=0, return_solution=True
-        ).evaluations
-        assert counted.tolist() == [10 if method.eta else 10 + extra] * 2
+    assert counted.tolist() == [method.steps + extra(method, method.steps)] * 2
+
+
+@pytest.mark.parametrize("eta", [0.0, 1.0])
+@pytest.mark.parametrize("steps", [1, 2, 10])
+@pytest.mark.parametrize(
+    ("rule", "more"),
+    [
+        *((AdamsBashforth(k), more) for k, more in ((1, 0), (2, 0), (3, 1), (4, 3))),
+        *((AdamsMoulton(k), more) for k, more in ((1, 0), (2, 0), (3, 2), (4, 0))),
+    ],
+    ids=str,
+)
+def test_evaluations_of_the_start(rule, more, steps, eta):
+    method = OnClock(rule, eta=eta, steps=steps)
+    counted = sample(MIXTURE, 2, sde="vp", method=method, seed=0, return_solution=True).evaluations
+    assert counted.tolist() == [steps + extra(method, steps)] * 2
+    assert steps == 1 or extra(method, steps) == (0 if eta else more)
 
 
 @pytest.mark.parametrize("name", MULTISTEP)
 @pytest.mark.parametrize("steps", [1, 2, 3, 4, 5])
 @pytest.mark.parametrize("lower_final", [False, True])
 def test_short_solves(name, steps, lower_final):
-    """Fewer steps than values: finite, an evaluation a step, and one step is DDIM or ancestral
-    sampling, whatever the rule.
+    """Fewer steps than values: finite, an evaluation a step besides those of the start, and one
+    step without a start is DDIM or ancestral sampling, whatever the rule.
     """
     method = replace(
         METHODS[name],
@@ -191,8 +213,9 @@ def test_short_solves(name, steps, lower_final):
         MIXTURE, 4, sde="vp", method=method, steps=steps, end=0.3, seed=0, return_solution=True
     )
     assert solution.x.isfinite().all()
-    assert solution.evaluations.tolist() == [steps] * 4
-    if steps == 1 and method.integrand != "velocity":
+    more = extra(method, steps)
+    assert solution.evaluations.tolist() == [steps + more] * 4
+    if steps == 1 and not more and method.integrand != "velocity":
         one = sample(
             MIXTURE,
             4,
@@ -236,7 +259,9 @@ def test_the_default_looks_further_back_where_there_are_enough_steps(steps, k):
         assert torch.equal(x, same)
     for name, grid in GRIDS.items():
         rule = replace(METHODS["default"], steps=steps, grid=grid).rule
-        assert rule.k == (k if name == "focused" else 3)
+        assert rule.k == (k if grid.follows else 3)
+        assert grid.follows or name != "focused"
+        assert not (grid.follows and name in "native time quadratic sigma karras log_snr".split())
     assert (
         replace(METHODS["default"], steps=steps, grid=Given(uniform(-3.0, 3.0, steps))).rule.k == k
     )
