@@ -199,7 +199,7 @@ class UnfinishedError(ArithmeticError):
 
 
 _REASONS = {
-    Status.NOT_FINITE: "infinite or NaN however short the step, by x0, the drift or the noise,",
+    Status.NOT_FINITE: "it became infinite or NaN however short the step,",
     Status.UNDERFLOW: "no step is short enough for the tolerance,",
     Status.TOO_MANY_STEPS: "max_steps was not enough, which ended",
 }
