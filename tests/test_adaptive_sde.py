@@ -8,7 +8,7 @@ import math
 import pytest
 import torch
 
-from sdekit import SRA1, BrownianPath, ShARK, UnfinishedError, WhiteNoise
+from sdekit import SRA1, BrownianPath, UnfinishedError, WhiteNoise, all_solvers
 from sdekit_diffusion import (
     VPSDE,
     AdaptiveSDE,
@@ -40,7 +40,10 @@ def followed():
     return path, on_a_path(OnClock(SRA1(), eta=1.0, grid=UniformInLogSNR()), path, steps=4000).x
 
 
-@pytest.mark.parametrize("solver", [SRA1(), ShARK()], ids=str)
+PAIRS = [s for s in all_solvers() if s.embedded is not None and "additive" in s.order]
+
+
+@pytest.mark.parametrize("solver", PAIRS, ids=str)
 def test_it_follows_the_path_as_the_tolerance_falls(solver):
     """Medians over samples: some pass close to where modes part. White noise would leave errors of
     the size of x.

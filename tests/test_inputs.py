@@ -224,11 +224,14 @@ def test_mixtures_refuse_lists(mixture):
             run()
 
 
-@pytest.mark.parametrize("name", ["MLP", "UNet", "NCSN", "NCSNv2"])
+WIDTH = {"MLP": 8, "UNet": 8, "NCSN": 8, "NCSNv2": 8}  # of other networks the default
+
+
+@pytest.mark.parametrize("name", sd.nets.registry)
 def test_networks_say_how_they_are_called(name):
-    more = {"levels": 3} if name == "NCSN" else {}
-    net = sd.nets.registry[name](width=8, **more)
-    x = X if name == "MLP" else torch.zeros(2, getattr(net, "channels", 1), 8, 8)
+    settings = {"width": WIDTH[name]} if name in WIDTH else {}
+    net = sd.nets.registry[name](**settings, **({"levels": 3} if name == "NCSN" else {}))
+    x = torch.zeros(2, *net.config.get("shape", (net.config.get("channels", 1), 8, 8)))
     for given, what in (
         ((x,), "nothing"),
         ((x, 0.5), "float"),

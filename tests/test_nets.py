@@ -58,7 +58,7 @@ CASES = {
 # Another network is tested with its defaults, on images of 8 pixels where it has no shape of its
 # own.
 KNOWN = {type(build()) for build, _ in CASES.values()}
-CASES |= {
+OTHERS = {
     name: (
         network,
         tuple(config["shape"])
@@ -68,6 +68,7 @@ CASES |= {
     for name, network in nets.registry.items()
     if network not in KNOWN
 }
+CASES |= OTHERS
 
 
 @pytest.fixture(params=CASES)
@@ -164,14 +165,14 @@ def test_every_parameter_and_every_input_of_every_layer_is_used(case):
         assert by_input.any(dim=-1).all(), name
 
 
-@pytest.mark.parametrize("name", ["mlp", "unet", "ncsnv2", "ncsn"])
+@pytest.mark.parametrize("name", ["mlp", "unet", "ncsnv2", "ncsn", *OTHERS])
 def test_second_derivatives(name):
     build, shape = CASES[name]
     torch.manual_seed(0)
     net = awake(build()).double()
-    x, t = inputs(shape if name == "mlp" else (1, 2, 4), batch=1, dtype=torch.float64)
+    x, t = inputs(shape if name in ("mlp", *OTHERS) else (1, 2, 4), batch=1, dtype=torch.float64)
     t = t if name != "ncsn" else t.mul(0).add(0.4)
-    fast = {"fast_mode": name.startswith("ncsn")}
+    fast = {"fast_mode": name not in ("mlp", "unet")}
     assert torch.autograd.gradcheck(net, (x.requires_grad_(), t.requires_grad_()), **fast)
     assert torch.autograd.gradgradcheck(net, (x, t), **fast)
 

@@ -9,6 +9,7 @@ that noise, which shares nothing with the solvers.
 
 import functools
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -37,8 +38,6 @@ from sdekit import (
     RK4,
     SDE,
     SEA,
-    SRA1,
-    SRA3,
     SRID2,
     AbstractEmbeddedRungeKutta,
     AbstractMultistep,
@@ -58,8 +57,6 @@ from sdekit import (
     Milstein,
     PredictorCorrector,
     ReversibleHeun,
-    ShARK,
-    SlowRK,
     SPaRK,
     UniPC,
     WhiteNoise,
@@ -70,7 +67,7 @@ from sdekit import (
 from sdekit._solvers.planned import AbstractPlanned
 from sdekit.elementary import exp
 
-RULES = [  # those with several parameters; others have their defaults
+RULES = [  # others have their variants
     *(AdamsBashforth(k) for k in (1, 2, 3, 4)),
     *(AdamsMoulton(k) for k in (1, 2, 3, 4)),
     *(
@@ -81,10 +78,22 @@ RULES = [  # those with several parameters; others have their defaults
     *(DEIS(k, variable) for k, variable in ((2, "rho"), (3, "t"), (4, "rho"), (4, "log_rho"))),
     *(rule(lower_final=True) for rule in (AdamsBashforth, AdamsMoulton, DPMSolver, UniPC)),
 ]
+
+
+def variants(rule):
+    """With each number of values, each of its choices, and fewer values at the end."""
+    yield from (replace(rule, k=k) for k in rule.accuracy)
+    for name, values in rule.choices.items():
+        yield from (replace(rule, **{name: value}) for value in values)
+    yield replace(rule, lower_final=True)
+
+
+KNOWN = {type(rule) for rule in RULES}
 RULES += [
     rule
-    for rule in all_solvers(AbstractMultistep)
-    if type(rule) not in {type(known) for known in RULES}
+    for other in all_solvers(AbstractMultistep)
+    if type(other) not in KNOWN
+    for rule in variants(other)
 ]
 SINGLE = [DPMSolverSingle(3), *all_solvers(AbstractSingleStep)]
 PLANNED = [*RULES, *SINGLE]
@@ -175,14 +184,12 @@ class Without(FinePath):
             yield step._replace(h=self.factor * step.h)
 
 
-H_SOLVERS = [
-    (SRA1(), "additive"),
-    (SRA3(), "additive"),
-    (ShARK(), "additive"),
-    (SRID2(), "diagonal"),
-    (SPaRK(), "additive"),
+KINDS = ("diagonal", "additive")
+H_SOLVERS = [  # without H no strong order is more than one
+    (solver, kind)
+    for solver in SOLVERS
+    for kind in [k for k in KINDS if k in solver.order and solver.order[k].strong > 1][:1]
 ]
-H_SOLVERS += [(SlowRK(), "diagonal")]
 
 
 @pytest.mark.parametrize(("solver", "kind"), H_SOLVERS, ids=str)
