@@ -170,7 +170,7 @@ def _half() -> ScoreModel:
 
 WRAPPED: dict[str, Callable[[], Any]] = {
     "torch.compile(model)": lambda: torch.compile(_sound(), backend="eager"),
-    "torch.compile(net)": lambda: _sound().around(
+    "torch.compile(net)": lambda: _sound().with_network(
         torch.compile(Network(lambda h: h), backend="eager")
     ),
     "DataParallel(model)": lambda: nn.DataParallel(_sound()),

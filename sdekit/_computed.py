@@ -1,4 +1,4 @@
-"""Properties in the place of class attributes and fields."""
+"""Properties that replace class attributes and dataclass fields."""
 
 from collections.abc import Callable
 from typing import Any, TypeVar, cast
@@ -9,7 +9,7 @@ Value = TypeVar("Value")
 def computed(method: Callable[[Any], Value]) -> Value:
     """A property that overrides an attribute of the base class, such as the order of a solver.
 
-    It is `property`, with the type of its value, so that type checkers accept what Python does.
+    At run time it is `property`; for type checkers it has the type of its value.
 
     Example:
         >>> class Base:

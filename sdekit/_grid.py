@@ -81,7 +81,7 @@ def times(ts: Tensor | Sequence[float]) -> list[float]:
         )
     try:
         return values.tolist()
-    # Under a transform of torch.func some versions of torch show single numbers only.
+    # Under a transform of torch.func some versions of torch only allow reading single numbers.
     except RuntimeError:
         return [float(value) for value in values]
 
@@ -120,11 +120,11 @@ class Dyadic:
 
     def knots_on(self, device: torch.device) -> Tensor:
         """The knots as a tensor, float64."""
-        return _on(tuple(self.knots), device)
+        return _tensor_on(tuple(self.knots), device)
 
     def ticks(self, t: Tensor) -> Tensor:
         """The tick nearest to a time: cell 2^depth + the tick in the cell. Outside the knots the
-        outer cells go on.
+        outer cells are extended.
         """
         knots = self.knots_on(t.device)
         cell = (
@@ -151,32 +151,37 @@ class Dyadic:
             (ticks - (cell << self.depth)).to(torch.float64) * 2.0**-self.depth,
         )
 
-    def after(self, t: Tensor, h: Tensor, direction: int, coarse: Tensor) -> tuple[Tensor, Tensor]:
+    def after(
+        self, t: Tensor, h: Tensor, direction: int, unused_bits: Tensor
+    ) -> tuple[Tensor, Tensor]:
         """The end of the longest dyadic interval that begins at t and is at most h long, and the
         length of the shortest.
 
-        Dyadic intervals are nested, so a walk along them that shortens a step comes by the point it
+        Dyadic intervals are nested, so a solve that shortens a step still visits the time that it
         had tried before.
 
         Arguments:
             t, h: times and lengths, `(n,)`.
             direction: 1 or -1.
-            coarse: how many of the lowest bits of a tick are not used, by cell, `(cells,)`.
+            unused_bits: the number of unused lowest bits of a tick, per cell, `(cells,)`.
         """
         ticks = self.ticks(t)
         knots = self.knots_on(t.device)
         cell = ((ticks if direction > 0 else ticks - 1) >> self.depth).clamp_(0, self.cells - 1)
-        tick = (knots[cell + 1] - knots[cell]) * 2.0**-self.depth
-        least = torch.ones_like(ticks) << coarse[cell]
-        whole = torch.minimum(
-            torch.maximum(h / tick, least.to(torch.float64)), least.new_tensor(1 << self.depth)
+        tick_length = (knots[cell + 1] - knots[cell]) * 2.0**-self.depth
+        shortest = torch.ones_like(ticks) << unused_bits[cell]
+        allowed = torch.minimum(
+            torch.maximum(h / tick_length, shortest.to(torch.float64)),
+            shortest.new_tensor(1 << self.depth),
         )
-        longest = torch.ones_like(ticks) << whole.log2_().add_(1e-9).floor_().to(torch.int64)
-        inside = ticks - (cell << self.depth)
-        aligned = torch.where(inside == 0, 1 << self.depth, inside & -inside)
-        return self.times(ticks + direction * torch.minimum(longest, aligned)), tick * least
+        longest = torch.ones_like(ticks) << allowed.log2_().add_(1e-9).floor_().to(torch.int64)
+        offset = ticks - (cell << self.depth)
+        alignment = torch.where(offset == 0, 1 << self.depth, offset & -offset)
+        return self.times(
+            ticks + direction * torch.minimum(longest, alignment)
+        ), tick_length * shortest
 
 
 @lru_cache(maxsize=64)
-def _on(values: tuple[float, ...], device: torch.device) -> Tensor:
+def _tensor_on(values: tuple[float, ...], device: torch.device) -> Tensor:
     return torch.tensor(values, dtype=torch.float64, device=device)

@@ -5,7 +5,7 @@ from difflib import get_close_matches
 
 
 def did_you_mean(
-    given: object, known: Iterable[object], meant: Mapping[str, str] | None = None
+    given: object, known: Iterable[object], aliases: Mapping[str, str] | None = None
 ) -> str:
     """The end of a message on an unknown name: "; did you mean 'heun'?", or "" if none is near.
 
@@ -14,7 +14,7 @@ def did_you_mean(
     Arguments:
         given: the unknown name.
         known: the names.
-        meant: other names for known ones, in lower case and with underscores, and the known ones.
+        aliases: other names, in lower case and with underscores, to the known names they stand for.
 
     Example:
         >>> sdekit.did_you_mean("huen", ["heun", "euler"])
@@ -27,11 +27,16 @@ def did_you_mean(
     if not isinstance(given, str):
         return ""
     names: dict[str, object] = {str(name).lower(): name for name in known}
-    others = {**names, **(meant or {})}
-    low = given.lower().replace("-", "_")
-    near = (
-        [low]
-        if low in others
-        else get_close_matches(given.lower(), names, n=1) or get_close_matches(low, others, n=1)
+    candidates = {**names, **(aliases or {})}
+    normalised = given.lower().replace("-", "_")
+    matches = (
+        [normalised]
+        if normalised in candidates
+        else get_close_matches(given.lower(), names, n=1)
+        or get_close_matches(normalised, candidates, n=1)
     )
-    return f"; did you mean {others[near[0]]!r}?" if near and others[near[0]] != given else ""
+    return (
+        f"; did you mean {candidates[matches[0]]!r}?"
+        if matches and candidates[matches[0]] != given
+        else ""
+    )

@@ -1,6 +1,4 @@
-"""Users' functions: they take what they are called with and leave it as it is, and return real
-numbers of the right shape.
-"""
+"""Checks of users' functions: of their signatures, of changes in place, and of what they return."""
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
@@ -13,16 +11,16 @@ from torch._C._functorch import get_unwrapped, is_batchedtensor, is_functorch_wr
 
 __all__ = [
     "ChangedError",
+    "accepts_swapped",
     "changed_in_place",
     "checked_call",
     "checked_output",
-    "missing",
+    "has_no_version_counter",
+    "missing_arguments",
     "require_call",
     "require_derivative",
     "require_order",
     "require_real",
-    "swapped",
-    "uncounted",
 ]
 
 _TIMES = {"t", "time", "times", "timestep", "timesteps", "sigma", "tau", "log_snr", "noise_level"}
@@ -44,16 +42,18 @@ _STATES = {
 }
 
 
-def require_call(function: Callable[..., Any], call: str, *given: object, **named: object) -> None:
+def require_call(
+    function: Callable[..., Any], call: str, *arguments: object, **keywords: object
+) -> None:
     """Refuses a function, or the forward method of a module, whose signature does not fit a call.
 
-    For handlers of a TypeError, so that a call that succeeds pays nothing; a TypeError of another
-    cause passes.
+    Meant for handlers of a TypeError, so that a call that succeeds costs nothing. Returns if the
+    TypeError has another cause.
 
     Arguments:
-        function: what was called; one without a signature passes.
-        call: how, in words, such as "net(x, t)".
-        given, named: the arguments.
+        function: what was called; a function without a signature passes.
+        call: the call as text, such as "net(x, t)".
+        arguments, keywords: the arguments of the call.
 
     Raises:
         TypeError: when it cannot be called with these.
@@ -63,7 +63,7 @@ def require_call(function: Callable[..., Any], call: str, *given: object, **name
     except (TypeError, ValueError):
         return
     try:
-        signature.bind(*given, **named)
+        signature.bind(*arguments, **keywords)
     except TypeError as error:
         raise TypeError(
             f"a function that is called as {call} has the signature {signature}, which does not "
@@ -71,26 +71,28 @@ def require_call(function: Callable[..., Any], call: str, *given: object, **name
         ) from None
 
 
-def missing(function: Callable[..., Any], *given: object, **named: object) -> list[str]:
+def missing_arguments(
+    function: Callable[..., Any], *arguments: object, **keywords: object
+) -> list[str]:
     """The names of the arguments that a function, or the forward method of a module, still needs.
 
-    Empty where it needs none, does not take what is given, or has no signature.
+    Empty if it needs none, does not accept the given arguments, or has no signature.
 
-    >>> missing(lambda x, t, y: x, 1, 2)
+    >>> missing_arguments(lambda x, t, y: x, 1, 2)
     ['y']
     """
     try:
         signature = inspect.signature(getattr(function, "forward", function))
-        bound = signature.bind_partial(*given, **named).arguments
+        bound = signature.bind_partial(*arguments, **keywords).arguments
     except (TypeError, ValueError):
         return []
-    optional = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
     return [
         name
         for name, parameter in signature.parameters.items()
         if name not in bound
         and parameter.default is parameter.empty
-        and parameter.kind not in optional
+        and parameter.kind not in variadic
     ]
 
 
@@ -113,23 +115,27 @@ def require_order(function: Callable[..., Any], order: str) -> None:
         Traceback (most recent call last):
         TypeError: a function is called as (t, x) here, and this one takes (x, t); ...
     """
-    names = _first_two(function)
+    names = _first_two_names(function)
     state_first = names[0] in _STATES and names[1] in _TIMES
     time_first = names[0] in _TIMES and names[1] in _STATES
     if (state_first and order == "t, x") or (time_first and order == "x, t"):
-        other = "x, t" if order == "t, x" else "t, x"
+        other_order = "x, t" if order == "t, x" else "t, x"
         raise TypeError(
             f"a function is called as ({order}) here, and this one takes ({', '.join(names)}); "
-            f"pass lambda {order}: function({other})"
+            f"pass lambda {order}: function({other_order})"
         )
 
 
-def swapped(function: Callable[..., Any], first: Any, second: Any, shape: tuple[int, ...]) -> bool:  # noqa: ANN401
-    """Whether a function that failed, or returned something else, returns a tensor of a shape with
-    its arguments exchanged.
+def accepts_swapped(
+    function: Callable[..., Any],
+    first: Any,  # noqa: ANN401
+    second: Any,  # noqa: ANN401
+    shape: tuple[int, ...],
+) -> bool:
+    """Whether a function returns a tensor of the given shape when its two arguments are exchanged.
 
-    Arguments of one shape, such as points `(batch,)` and their times, do not tell: there a failure
-    has another cause.
+    Called after the function failed or returned something else. False for arguments of equal
+    shape, such as points `(batch,)` and their times, for which a failure has another cause.
     """
     if getattr(first, "shape", ()) == getattr(second, "shape", ()):
         return False
@@ -139,8 +145,8 @@ def swapped(function: Callable[..., Any], first: Any, second: Any, shape: tuple[
         return False
 
 
-def _first_two(function: Callable[..., Any]) -> tuple[str, str]:
-    """The lower-case names of the first two parameters; empty where they are not known."""
+def _first_two_names(function: Callable[..., Any]) -> tuple[str, str]:
+    """The names of the first two parameters in lower case; empty strings if they are unknown."""
     try:
         parameters = inspect.signature(getattr(function, "forward", function)).parameters.values()
     except (TypeError, ValueError):
@@ -151,15 +157,15 @@ def _first_two(function: Callable[..., Any]) -> tuple[str, str]:
     return (positional[0], positional[1]) if len(positional) > 1 else ("", "")
 
 
-def uncounted(x: Tensor) -> bool:
-    """Whether torch does not count the changes of x in place: in inference mode, in compiled code,
+def has_no_version_counter(x: Tensor) -> bool:
+    """Whether torch does not count in-place changes of x: in inference mode, in compiled code and
     under `torch.func.vmap`.
     """
     return torch.compiler.is_compiling() or x.is_inference() or is_batchedtensor(x)
 
 
-def hidden(x: Tensor) -> bool:
-    """Whether `torch.func.vmap` hides the values of x, also where other transforms wrap it."""
+def has_hidden_values(x: Tensor) -> bool:
+    """Whether `torch.func.vmap` hides the values of x, possibly inside other transforms."""
     while is_functorch_wrapped_tensor(x):
         if is_batchedtensor(x):
             return True
@@ -168,11 +174,11 @@ def hidden(x: Tensor) -> bool:
 
 
 class ChangedError(RuntimeError):
-    """A function changed in place what it was given, or what it had returned."""
+    """A function changed its input, or a tensor that it had returned, in place."""
 
 
 def changed_in_place(name: str) -> ChangedError:
-    """The error to raise for a function that changes what it is given."""
+    """The error for a function that changes its input in place."""
     return ChangedError(
         f"{name} changes its input in place, which the solver still needs; begin with x = "
         "x.clone(), or replace the operation (x.mul_(2), x += 1, nn.ReLU(inplace=True) as the "
@@ -181,36 +187,36 @@ def changed_in_place(name: str) -> ChangedError:
 
 
 def overwritten(name: str) -> ChangedError:
-    """The error to raise for a function that writes into what it returned before."""
+    """The error for a function that overwrites a tensor that it returned before."""
     return ChangedError(
         f"{name} overwrites the tensor that it returned before, which the solver still needs; "
         "return a new tensor from each call, or a copy of the buffer: buffer.clone()"
     )
 
 
-def checked_call(name: str, function: Callable[..., Any], *arguments: Any, **more: Any) -> Any:  # noqa: ANN401
-    """function(*arguments, **more), which must leave the tensors that it is given as they are.
+def checked_call(name: str, function: Callable[..., Any], *arguments: Any, **keywords: Any) -> Any:  # noqa: ANN401
+    """function(*arguments, **keywords), refused if it changes one of its tensors in place.
 
-    Changes are seen by the tensors' version counters; tensors that have none are copied first.
-    Torch itself refuses changes of leaves that require gradients: the call is then repeated with
-    copies, to tell this from other failures.
+    Changes are detected by the tensors' version counters; tensors without a counter are copied
+    first. Torch itself refuses in-place changes of leaves that require gradients: the call is then
+    repeated with copies, to distinguish this from other failures.
 
     Arguments:
-        name: of the function, for the message.
+        name: the name of the function, for the message.
 
     Raises:
-        RuntimeError: where the function changes one in place.
+        RuntimeError: when the function changes a tensor in place.
     """
-    tensors = [value for value in (*arguments, *more.values()) if isinstance(value, Tensor)]
-    if any(map(uncounted, tensors)):
+    tensors = [value for value in (*arguments, *keywords.values()) if isinstance(value, Tensor)]
+    if any(map(has_no_version_counter, tensors)):
         return function(
-            *map(_copied, arguments), **{key: _copied(value) for key, value in more.items()}
+            *map(_copied, arguments), **{key: _copied(value) for key, value in keywords.items()}
         )
     versions = [value._version for value in tensors]
     try:
-        result = function(*arguments, **more)
+        result = function(*arguments, **keywords)
     except RuntimeError as error:
-        if any(map(is_kept_leaf, tensors)) and changes(function, arguments, more):
+        if any(map(is_kept_leaf, tensors)) and changes_in_place(function, arguments, keywords):
             raise changed_in_place(name) from error
         raise
     if versions != [value._version for value in tensors]:
@@ -219,8 +225,8 @@ def checked_call(name: str, function: Callable[..., Any], *arguments: Any, **mor
 
 
 def is_kept_leaf(value: Any) -> bool:  # noqa: ANN401
-    """Whether torch refuses changes of a value in place: a leaf that requires gradients, while they
-    are recorded.
+    """Whether torch refuses in-place changes of a value: a leaf that requires gradients, while
+    gradients are recorded.
     """
     return (
         isinstance(value, Tensor)
@@ -230,14 +236,18 @@ def is_kept_leaf(value: Any) -> bool:  # noqa: ANN401
     )
 
 
-def changes(function: Callable[..., Any], given: Sequence[Any], named: Mapping[str, Any]) -> bool:
-    """Whether a function changes a leaf in place, seen on copies, which are no leaves."""
-    copies = [value.clone() if is_kept_leaf(value) else value for value in given]
-    others = {key: value.clone() if is_kept_leaf(value) else value for key, value in named.items()}
-    tensors = [value for value in (*copies, *others.values()) if isinstance(value, Tensor)]
+def changes_in_place(
+    function: Callable[..., Any], arguments: Sequence[Any], keywords: Mapping[str, Any]
+) -> bool:
+    """Whether a function changes a leaf in place, tested on copies, which are not leaves."""
+    copies = [value.clone() if is_kept_leaf(value) else value for value in arguments]
+    keyword_copies = {
+        key: value.clone() if is_kept_leaf(value) else value for key, value in keywords.items()
+    }
+    tensors = [value for value in (*copies, *keyword_copies.values()) if isinstance(value, Tensor)]
     versions = [value._version for value in tensors]
     with suppress(Exception):
-        function(*copies, **others)
+        function(*copies, **keyword_copies)
     return versions != [value._version for value in tensors]
 
 
@@ -269,10 +279,10 @@ def checked_output(name: str, value: object, shape: tuple[int, ...], x: Tensor) 
 
 
 def require_real(name: str, value: Tensor, x: Tensor) -> None:
-    """Refuses integers, booleans and complex numbers, which a cast would make wrong numbers of.
+    """Refuses integers, booleans and complex numbers, which a cast would silently make wrong.
 
     Raises:
-        TypeError: says what to return.
+        TypeError: with what the function should return.
     """
     if not value.is_floating_point():
         remedy = (
@@ -284,10 +294,10 @@ def require_real(name: str, value: Tensor, x: Tensor) -> None:
 
 
 def require_derivative(name: str, value: Tensor, x: Tensor) -> None:
-    """Refuses tensors made in inference mode where a derivative with respect to x is asked for.
+    """Refuses tensors made in inference mode if a derivative with respect to x is needed.
 
     Raises:
-        RuntimeError: says what to do.
+        RuntimeError: with what to do.
     """
     if x.requires_grad and value.is_inference():
         raise RuntimeError(

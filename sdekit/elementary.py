@@ -24,7 +24,7 @@ __all__ = [
 ]  # fmt: skip
 
 Time = float | Tensor
-# Of no dimension, so that it goes with any device.
+# A 0-dim tensor on the CPU combines with tensors on any device.
 _ZERO = torch.zeros((), dtype=torch.float32, device="cpu")
 
 
@@ -62,7 +62,7 @@ def _sigmoid(value: float) -> float:
 
 
 def _sigmoid_of_tensor(value: Tensor) -> Tensor:
-    # Not torch.sigmoid, whose rounding depends on a number's place, as that of logaddexp does.
+    # Not torch.sigmoid, whose rounding depends on an element's position, as that of logaddexp does.
     negative = value < 0
     small = torch.where(negative, value, -value).exp()
     return torch.where(negative, small, 1.0) / (1 + small)
@@ -77,8 +77,8 @@ log1p = _elementary(math.log1p, torch.log1p)
 reciprocal = _elementary(_reciprocal, torch.reciprocal)
 sigmoid = _elementary(_sigmoid, _sigmoid_of_tensor)
 sin = _elementary(math.sin, torch.sin)
-# Not logaddexp, whose rounding depends on a number's place in the tensor: bits would depend on the
-# batch.
+# Not logaddexp, whose rounding depends on an element's position in the tensor: results would depend
+# on the batch.
 softplus = _elementary(
     _softplus, lambda value: value.clamp(min=0) + value.abs().neg().exp().log1p()
 )
@@ -100,8 +100,8 @@ def broadcast(coefficient: float, x: Tensor) -> float: ...
 @overload
 def broadcast(coefficient: Tensor, x: Tensor) -> Tensor: ...
 def broadcast(coefficient: Time, x: Tensor) -> Time:
-    """A coefficient ready to multiply a state: a float as it is, `(batch,)` as `(batch, 1, ...)` in
-    x's dtype and device.
+    """A coefficient in a form that multiplies a state: a float is unchanged, `(batch,)` becomes
+    `(batch, 1, ...)` in x's dtype and on its device.
 
     Arguments:
         coefficient: a float, a 0-dim tensor or a tensor of shape `(batch,)`.
@@ -114,11 +114,11 @@ def broadcast(coefficient: Time, x: Tensor) -> Time:
 
 
 def axpy(a: Time, x: Tensor, y: Tensor) -> Tensor:
-    """y + a x, in one pass over memory where every element then has the same rounding; a is a float
-    or `(batch,)`.
+    """y + a x, in one pass over memory if this rounds all elements in the same way; a is a float or
+    `(batch,)`.
 
-    In half precision torch's fused sum rounds the last elements of a tensor in another way than the
-    others, and a sample's bits would depend on its place in the batch.
+    In half precision torch's fused sum rounds the last elements of a tensor differently from the
+    others, so that a sample would depend on its position in the batch.
     """
     if isinstance(a, Tensor):
         return torch.addcmul(y, broadcast(a, x), x)
@@ -128,8 +128,8 @@ def axpy(a: Time, x: Tensor, y: Tensor) -> Tensor:
 def scaled(a: Time, x: Tensor) -> Tensor:
     """a x; a is a float or `(batch,)`.
 
-    For a product torch makes a tensor of a float, which a small one is long about; for a sum's
-    factor it does not.
+    torch converts the float of a product to a tensor, which is slow for a small x; the factor of a
+    sum it does not convert.
     """
     if isinstance(a, Tensor):
         return x * broadcast(a, x)

@@ -50,7 +50,7 @@ from sdekit_diffusion._sampling.grids import (
     UniformInTime,
 )
 from sdekit_diffusion._sampling.in_time import InTime
-from sdekit_diffusion._sampling.method import AbstractMethod, Descent
+from sdekit_diffusion._sampling.method import AbstractMethod, ReverseProblem
 from sdekit_diffusion._sampling.methods import METHODS
 from sdekit_diffusion._sampling.ncsn_settings import NCSNSettings, ncsn_settings, ncsnv2_settings
 from sdekit_diffusion._sampling.on_clock import OnClock
@@ -84,7 +84,6 @@ __all__ = [
     "AnnealedLangevin",
     "BitsPerDim",
     "CheckpointError",
-    "Descent",
     "EmpiricalMixture",
     "Equidistributed",
     "Focused",
@@ -101,6 +100,7 @@ __all__ = [
     "Quadratic",
     "Recipe",
     "Record",
+    "ReverseProblem",
     "SampleOptions",
     "ScoreModel",
     "Shards",

@@ -19,8 +19,8 @@ from sdekit_diffusion._app.net_options import Net
 from sdekit_diffusion._app.options import QUICK, Estimate, Loading, Sampler, with_names
 from sdekit_diffusion._app.parsing import parsed
 from sdekit_diffusion._app.watch import Watch
-from sdekit_diffusion._inputs import usable
-from sdekit_diffusion._storage.distributed import first_to_fail, joined, rank, wait
+from sdekit_diffusion._inputs import available_device
+from sdekit_diffusion._storage.distributed import first_to_fail, process_group, rank, wait
 from sdekit_diffusion._storage.shards import digest
 from sdekit_diffusion._training.clear import clear
 from sdekit_diffusion._training.fit import require_minutes
@@ -74,9 +74,9 @@ def train(
             "--resume goes on with a run and --overwrite begins it anew: give one of them"
         )
     source = sdekit_diffusion.data.load(data)
-    with joined(device) as place:
+    with process_group(device) as place:
         torch.manual_seed(recipe.seed)
-        model = net.model(source, sde, newest(run) if resume else None).to(usable(place))
+        model = net.model(source, sde, newest(run) if resume else None).to(available_device(place))
         # What is refused is refused before an older run goes.
         require_minutes(minutes, run)
         sdekit_diffusion.Training(model, source.train, recipe, transform=source.scale.encode)
@@ -131,7 +131,7 @@ def sample(
     """
     out = run / "samples.npz" if out is None else out
     folder = outputs.shards_of(out)
-    with joined("cpu"):
+    with process_group("cpu"):
         model, _ = trained.opened(run, loading)
         settings = {**asdict(sampler), **trained.premises(run, model)}
         shards = Shards(folder, n, sampler.batch_size, sampler.first, settings)
@@ -189,7 +189,7 @@ def likelihood(
         raise ValueError(f"n is the number of samples, from 1 on; not {n}")
     if csv is not None and not csv.parent.is_dir():
         raise ValueError(f"the folder of {csv} does not exist; make it, or choose another file")
-    with joined("cpu"):
+    with process_group("cpu"):
         model, known = trained.opened(run, loading)
         name = trained.data_of(run, data, known)
         x = trained.source_of(name, model.scale).test[:n]
@@ -246,7 +246,7 @@ def summarise(
             without it distances are in the features of a small classifier.
         loading: how to load the model.
     """
-    with joined("cpu"):
+    with process_group("cpu"):
         if rank() == 0:  # of several processes one is enough
             numbers = report.write_report(
                 run,

@@ -1,4 +1,4 @@
-"""What callers give to public functions: tensors, devices; refused where they cannot be used."""
+"""Checks of arguments of public functions: tensors, shapes, devices."""
 
 import math
 from collections.abc import Sequence
@@ -12,18 +12,18 @@ from torch import Tensor
 _LARGEST = 2**31  # numbers in one sample
 
 
-def is_whole(value: object, least: int | None = None) -> bool:
+def is_whole(value: object, smallest: int | None = None) -> bool:
     """Whether a value counts something: a whole number, from the least one on; True is none."""
     if not isinstance(value, Integral) or isinstance(value, bool):
         return False
-    return least is None or int(value) >= least
+    return smallest is None or int(value) >= smallest
 
 
 def require_tensor(name: str, value: Any, shape: str = "(batch, *shape)") -> None:  # noqa: ANN401
-    """Refuses lists, arrays and whatever else is no tensor.
+    """Refuses values that are not tensors, such as lists and arrays.
 
     Raises:
-        TypeError: says what makes a tensor of it.
+        TypeError: with how to convert the value to a tensor.
     """
     if not isinstance(value, Tensor):
         raise TypeError(
@@ -79,7 +79,7 @@ def require_event(x: Tensor, event: Sequence[int] | None) -> None:
         )
 
 
-def usable(device: torch.device | str) -> torch.device:
+def available_device(device: torch.device | str) -> torch.device:
     """The device, with its number where it has one.
 
     Raises:

@@ -11,7 +11,7 @@ from sdekit import normal
 from sdekit.elementary import broadcast
 from sdekit_diffusion._sampling import clock
 from sdekit_diffusion._sampling.coordinates import Coordinates
-from sdekit_diffusion._sampling.method import Descent
+from sdekit_diffusion._sampling.method import ReverseProblem
 
 
 def span_of(model, sde, end):
@@ -43,8 +43,8 @@ def run(method, model, sde, x, span, noise=None):
     coordinates = Coordinates.of(model, sde)
     start, stop = (l + math.log(coordinates.std) for l in span)
     u = coordinates.standard(float(coordinates.time(start)), x)
-    down = Descent(coordinates.standardised(model), coordinates, u, (start, stop), noise)
-    return coordinates.physical_solution(method.run(down)).x
+    problem = ReverseProblem(coordinates.standardised(model), coordinates, u, (start, stop), noise)
+    return coordinates.physical_solution(method.run(problem)).x
 
 
 def _in_x(problem, sde):
@@ -64,4 +64,4 @@ def on_clock(model, sde, eta=0.0, integrand="data"):
 
 
 def on_steps(model, sde, eta, grid):
-    return _in_x(clock.on_steps(model, eta, grid, sde.time), sde)
+    return _in_x(clock.piecewise_on_clock(model, eta, grid, sde.time), sde)

@@ -63,7 +63,7 @@ def test_functions_of_a_grid_are_the_predictions(sde, predicts, conditioning, me
     coordinates = Coordinates.of(own, own.sde)
     for one in (own, coordinates.standardised(own)):
         for what, predict in (("data", one.predict_data), ("noise", one.predict_noise)):
-            functions = one.asking().functions(one.affine(L, what).rows(len(L)))
+            functions = one.network_call().functions(one.affine(L, what).rows(len(L)))
             for l, function in zip(L.tolist(), functions, strict=True):
                 same(function(U), predict(l, U))
 
@@ -153,10 +153,10 @@ def test_numbers_are_those_of_each_model():
     for method in ("default", "ddim", "euler_maruyama"):
         for sde in ("vp", VPSDE(0.1, 10.0)):
             draw = partial(sample, n=2, sde=sde, method=method, steps=4, seed=0)
-            affine._ROWS.clear()
+            affine._CACHE.clear()
             together = [draw(net) for net in nets]
             for net, found in zip(nets, together, strict=True):
-                affine._ROWS.clear()
+                affine._CACHE.clear()
                 assert torch.equal(found, draw(net))
 
 
@@ -188,25 +188,25 @@ def test_what_may_be_a_key():
     class Other(VPSDE):  # may hold more than the fields of VPSDE
         pass
 
-    assert affine.constant(VPSDE())
-    assert not affine.constant(Other())
-    assert affine.constant(DDPM(linear_betas(10)))
+    assert affine.is_immutable(VPSDE())
+    assert not affine.is_immutable(Other())
+    assert affine.is_immutable(DDPM(linear_betas(10)))
 
     @dataclass(frozen=True)
     class Held:
         value: object
 
-    assert affine.constant(Held(1.0))
-    assert not affine.constant(Held(torch.tensor(1.0)))
-    assert not affine.constant(Held([1.0]))
+    assert affine.is_immutable(Held(1.0))
+    assert not affine.is_immutable(Held(torch.tensor(1.0)))
+    assert not affine.is_immutable(Held([1.0]))
 
 
 def test_models_that_are_no_such_function_are_asked_as_they_are():
     law = GaussianMixture([1.0], torch.zeros(1, 3, dtype=torch.float64), [1.0])
     coordinates = Coordinates.of(law, DIFFUSIONS["vp"]())
     standardised = coordinates.standardised(law)
-    assert standardised.asking() is None
+    assert standardised.network_call() is None
     problem = on_clock(standardised)
     ts = problem.time(L).tolist()
     assert not problem.tabulated(ts).slopes
-    assert math.isclose(problem.tabulated(ts).known[ts[0]][0], float(L[0]))
+    assert math.isclose(problem.tabulated(ts).table[ts[0]][0], float(L[0]))

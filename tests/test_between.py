@@ -5,7 +5,7 @@ import torch
 
 from sdekit import WhiteNoise
 from sdekit_diffusion import EmpiricalMixture, OnClock, sample, sample_between
-from sdekit_diffusion._sampling.between import Between
+from sdekit_diffusion._sampling.between import InterpolatedNoise
 
 MODEL = EmpiricalMixture(torch.randn(20, 2, 3, generator=torch.Generator().manual_seed(0)), 0.2)
 
@@ -45,7 +45,7 @@ def test_in_between_the_noise_has_its_law():
     x = torch.zeros(4, 100_000)
     u = torch.linspace(0, 1, 4, dtype=torch.float64)
     zero = torch.zeros(4, dtype=torch.int64)
-    noise = Between(WhiteNoise(1, index=zero), WhiteNoise(2, index=zero), u)
+    noise = InterpolatedNoise(WhiteNoise(1, index=zero), WhiteNoise(2, index=zero), u)
     steps = list(noise.increments([0.0, 1.0, 2.0], x, (100_000,), levy=True, normals=2))
     parts = [part for s in steps for part in (s.w, s.h * 12**0.5, s.z[0], s.z[1])]
     for i, a in enumerate(parts):

@@ -27,7 +27,7 @@ from sdekit_diffusion import (
     variational_bound,
 )
 from sdekit_diffusion._counters import BOUND
-from sdekit_diffusion._likelihood.chain import _DRAW
+from sdekit_diffusion._likelihood.chain import _DRAW_STRIDE
 from sdekit_diffusion._likelihood.decoder import Levels
 from sdekit_diffusion.metrics import modes
 
@@ -112,7 +112,7 @@ def test_every_term_is_its_divergence(sde, variance):
     unit = 2 * math.log(2)
     assert found.draws.shape == (2, len(times), 50)
     for k, (i, t) in itertools.product(range(2), enumerate(times)):
-        index = torch.arange(7, 57) + k * _DRAW
+        index = torch.arange(7, 57) + k * _DRAW_STRIDE
         x_t = sde.alpha(t) * X + sde.sigma(t) * sdekit.normal(
             4, index, (2,), counter=BOUND + i, dtype=torch.float64
         )
@@ -271,7 +271,7 @@ def test_the_decoder_gives_each_level_its_mass(std):
     decoder = Levels(-1.0, 1.0, 17)
     middles = decoder.values(levels)
     for mean in (-1.3, -0.4, 0.111, 1.0):
-        found = decoder.surprise(middles, torch.tensor(mean, dtype=torch.float64), std)
+        found = decoder.negative_log_prob(middles, torch.tensor(mean, dtype=torch.float64), std)
         assert found.isfinite().all()
         assert (-found).exp().sum() == pytest.approx(1, abs=1e-12)
         near = np.abs(middles.numpy() - mean) < 30 * std

@@ -143,8 +143,8 @@ def test_what_does_not_fit_is_made_piece_by_piece_with_the_same_bits(monkeypatch
 
     whole = ask()
     for large in (1, 1 << 12):
-        monkeypatch.setattr("sdekit._noise.brownian._HELD", 1)
-        monkeypatch.setattr("sdekit._noise.brownian._LARGE", large)
+        monkeypatch.setattr("sdekit._noise.brownian._MAX_NORMALS", 1)
+        monkeypatch.setattr("sdekit._noise.brownian._LARGE_BATCH", large)
         assert all(map(torch.equal, whole, ask()))
 
 

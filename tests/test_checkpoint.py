@@ -32,7 +32,7 @@ from sdekit_diffusion import (
     sample,
     save,
 )
-from sdekit_diffusion._storage.atomic import alone
+from sdekit_diffusion._storage.atomic import exclusive
 
 
 def model(sde="vp", seed=0, **settings):
@@ -76,7 +76,7 @@ def test_a_folder_that_another_process_writes_to_is_refused(tmp_path):
     """Two that save into one folder at once would remove each other's weights."""
     save(model(), tmp_path / "run")
     before = {path: path.read_bytes() for path in (tmp_path / "run").iterdir()}
-    with alone(tmp_path / "run"), pytest.raises(OSError, match="another process is at work"):
+    with exclusive(tmp_path / "run"), pytest.raises(OSError, match="another process is at work"):
         save(model(predicts="data"), tmp_path / "run")
     assert {path: path.read_bytes() for path in (tmp_path / "run").iterdir()} == before
 

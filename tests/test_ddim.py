@@ -24,7 +24,7 @@ from sdekit_diffusion import (
     UniformInLogSNR,
     sample,
 )
-from sdekit_diffusion._sampling.ddim import Implicit
+from sdekit_diffusion._sampling.ddim import DDIMStep
 
 ETAS = [0.0, 0.5, 1.0, 1.3]
 WIDE = GaussianMixture(
@@ -53,7 +53,7 @@ def ddim(case):
 @pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
 def test_ddim_is_as_published(eta, dtype):
     case = Case(VPSDE(), eta=eta, dtype=dtype)
-    agree(case.ours(Implicit(eta)), ddim(case))
+    agree(case.ours(DDIMStep(eta)), ddim(case))
 
 
 @DTYPES
@@ -62,7 +62,7 @@ def test_ddim_is_as_published(eta, dtype):
 def test_euler_with_ancestral_noise(eta, s_noise, dtype):
     """k-diffusion's, whose eta is DDIM's."""
     case = Case(VESDE(), eta=eta, dtype=dtype)
-    agree(case.ours(Implicit(eta, s_noise=s_noise)), euler_ancestral(case, s_noise))
+    agree(case.ours(DDIMStep(eta, s_noise=s_noise)), euler_ancestral(case, s_noise))
 
 
 @DTYPES
@@ -70,9 +70,9 @@ def test_euler_with_ancestral_noise(eta, s_noise, dtype):
 @pytest.mark.parametrize("s_noise", [1.0, 1.003])
 def test_two_stages(eta, s_noise, dtype):
     case = Case(VESDE(), eta=eta, dtype=dtype)
-    agree(case.ours(Implicit(eta, 2, s_noise)), dpmpp_sde(case, s_noise))
+    agree(case.ours(DDIMStep(eta, 2, s_noise)), dpmpp_sde(case, s_noise))
     if not eta:
-        agree(case.ours(Implicit(eta, 2, s_noise)), dpmpp_2s(case))
+        agree(case.ours(DDIMStep(eta, 2, s_noise)), dpmpp_2s(case))
 
 
 @DTYPES
@@ -112,7 +112,7 @@ def test_weak_order(eta, stages):
     """Two stages are of order two where a step of one is exact for constant D: eta = 0 and 1, and
     no other.
     """
-    solver = Implicit(eta, stages)
+    solver = DDIMStep(eta, stages)
     promised = solver.order["additive" if eta else "none"].weak
     assert promised == (stages if eta in (0, 1) else 1)
     assert weak_slope_on_clock(solver, on_clock(LINE, VPSDE(), eta)) == pytest.approx(

@@ -24,7 +24,7 @@ from sdekit_diffusion import (
     linear_betas,
     sample,
 )
-from sdekit_diffusion._sampling.ddim import Implicit
+from sdekit_diffusion._sampling.ddim import DDIMStep
 
 pytestmark = [
     pytest.mark.filterwarnings(f"ignore::{kind}")
@@ -200,7 +200,7 @@ def test_ddim(scheduler, eta, dtype):
         x = made.step(
             case.noise(i, x), t, x, eta=eta, variance_noise=case.z[i] if eta else None
         ).prev_sample
-    agree(case.ours(Implicit(eta)), x)
+    agree(case.ours(DDIMStep(eta)), x)
     if not eta:
         agree(case.ours(METHODS["ddim"].solver), x)
 
@@ -252,7 +252,7 @@ def test_euler_ancestral(scheduled, dtype):
     x = scheduled(
         case, "euler_ancestral_discrete", "EulerAncestralDiscreteScheduler", normals=case.z
     )
-    agree(case.ours(Implicit(1.0)), x)
+    agree(case.ours(DDIMStep(1.0)), x)
     agree(case.ours(METHODS["ddpm"].solver), x)
 
 

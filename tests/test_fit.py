@@ -287,7 +287,7 @@ def test_a_signal_while_the_end_is_written_is_heard(
 
 @pytest.mark.usefixtures("interruptible")
 def test_a_signal_that_nobody_looked_for_acts_after_the_block():
-    with pytest.raises(KeyboardInterrupt), interrupt.remembered():
+    with pytest.raises(KeyboardInterrupt), interrupt.remember_signals():
         signal.raise_signal(signal.SIGINT)
 
 
@@ -326,7 +326,9 @@ def test_an_interruption_after_an_update_loses_nothing(tmp_path, where):
 
 @pytest.mark.usefixtures("interruptible")
 def test_a_second_signal_ends_an_update_and_saves_no_half_of_one(tmp_path, monkeypatch):
-    monkeypatch.setattr(interrupt, "_SAME", -1.0)  # else signals within a second are one
+    monkeypatch.setattr(
+        interrupt, "_SAME_SIGNAL_SECONDS", -1.0
+    )  # else signals within a second are one
     fit(model(), DATA, RECIPE, folder=tmp_path / "whole", log=LOG, progress=False)
     trained = model()
     calls = itertools.count(1)

@@ -17,7 +17,7 @@ from torch import nn
 import sdekit
 from sdekit import NotFiniteError
 from sdekit.interop import TorchsdeNoise, from_torchsde, sdeint, to_torchsde
-from sdekit.interop._from_torchsde import for_one_solve
+from sdekit.interop._from_torchsde import prepare_solve
 from sdekit.interop._sdeint import SOLVERS
 
 F64 = torch.float64
@@ -163,7 +163,7 @@ def test_a_pair_is_given_away_once_and_at_one_place_only():
     equation = Equation("diagonal")
     sde = Only(equation, "f_and_g")
     x = start()
-    problem = for_one_solve(from_torchsde(sde), x, [0.0, 1.0])
+    problem = prepare_solve(from_torchsde(sde), x, [0.0, 1.0])
     problem.drift(0.0, x)
     problem.diffusion(0.0, x.clone())  # another place
     problem.diffusion(0.0, x)  # nothing is left

@@ -53,7 +53,7 @@ from sdekit_diffusion import (
 from sdekit_diffusion._app.held_out import measured
 from sdekit_diffusion._app.options import Estimate
 from sdekit_diffusion._likelihood.encoding import slerp
-from sdekit_diffusion._sampling.probability_flow import flow
+from sdekit_diffusion._sampling.probability_flow import solve_flow
 from sdekit_diffusion.data import Scale
 
 MIXTURE = GaussianMixture(
@@ -353,9 +353,9 @@ def test_an_accuracy_takes_a_tenth_and_a_hundredth_and_counts_all_solves():
     """
     a = 1e-2
     span = tuple(reversed(span_of(MIXTURE, VPSDE(), 1e-3)))
-    found = AdaptiveFlow(accuracy=a).carried(MIXTURE, X, span)
+    found = AdaptiveFlow(accuracy=a).solve_flow(MIXTURE, X, span)
     controls = [AdaptiveFlow(tol, tol).control for tol in (a / 10, a / 100)]
-    parts = [flow(MIXTURE, X, span, sdekit.Dopri5(), control) for control in controls]
+    parts = [solve_flow(MIXTURE, X, span, sdekit.Dopri5(), control) for control in controls]
     twice = found.evaluations == parts[0].evaluations + parts[1].evaluations
     assert twice.any()
     torch.testing.assert_close(found.x[twice], parts[1].x[twice], rtol=0, atol=1e-9)

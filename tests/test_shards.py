@@ -493,14 +493,14 @@ def test_a_file_keeps_its_old_content(tmp_path):
     path.write_bytes(b"old")
 
     def interrupted():
-        with atomic.replacing(path) as beside:
+        with atomic.replace_atomically(path) as beside:
             beside.write_bytes(b"new")
             raise KeyError
 
     with pytest.raises(KeyError):
         interrupted()
     assert path.read_bytes() == b"old"
-    with atomic.replacing(path) as beside:
+    with atomic.replace_atomically(path) as beside:
         beside.write_bytes(b"new")
         assert path.read_bytes() == b"old"
     assert path.read_bytes() == b"new"

@@ -137,7 +137,7 @@ def test_latents_near_one_another_count_once():
         for x_T in (few[:1].expand(1000, size), few[:2].repeat(500, 1), between, near):
             with warnings.catch_warnings(record=True) as caught:
                 warnings.simplefilter("always")
-                start.warn_of_given(x_T, coordinates, l)
+                start.warn_of_states(x_T, coordinates, l)
             assert bool(caught) == (size == 64)  # which alone is no noise
 
 
@@ -195,12 +195,12 @@ def test_false_alarms(n, size):
     l = float(coordinates.log_snr(1.0))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(start, "_FALSE_ALARM", 0.5)
-        patch.setattr(start, "_SLACK", 1.0)
+        patch.setattr(start, "_STD_MARGIN", 1.0)
         count = 0
         for seed in range(1000):
             with warnings.catch_warnings(record=True) as caught:
                 warnings.simplefilter("always")
-                start.warn_of_given(VPSDE().prior((n, size), seed=seed), coordinates, l)
+                start.warn_of_states(VPSDE().prior((n, size), seed=seed), coordinates, l)
             count += len(caught)
     # 5 standard deviations are 68 at a quarter, and 79 at a half; neighbours that happen to agree
     # make a batch count for fewer samples.

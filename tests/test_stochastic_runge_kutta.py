@@ -60,7 +60,7 @@ def read(tableau, depth):
     """c, A, B of the stages with f, of those with g, and the end's weights; B[i, j, k] is for g_j
     N_k in stage i.
     """
-    f, g = ([s for s in tableau.stages if kind in s.asks] for kind in "fg")
+    f, g = ([s for s in tableau.stages if kind in s.evaluates] for kind in "fg")
 
     def arrays(stages):
         A = padded([s.a for s in stages], len(f), 1)[..., 0]

@@ -225,7 +225,7 @@ def test_a_compiled_network_within_a_model_stays_as_it_is():
     own = model()
     net, graphs = compiled(own.net)
     torch.testing.assert_close(
-        sample(own.around(net), 5, seed=0, steps=8), sample(own, 5, seed=0, steps=8)
+        sample(own.with_network(net), 5, seed=0, steps=8), sample(own, 5, seed=0, steps=8)
     )
     assert graphs
 

@@ -15,15 +15,15 @@ from sdekit._equations.quadrature import Panels, Rule
 from sdekit._equations.sde import AbstractSDE, NoiseType
 from sdekit.elementary import Time, atan, broadcast, exp, log, scaled, tan
 
-Levels = tuple[Time, Time, Time]
+Coefficients = tuple[Time, Time, Time]
 Functions = Sequence[Callable[[Tensor], Tensor]]
-Prepare = Callable[[Sequence[float], Callable[[], Levels]], Functions | None]
+Prepare = Callable[[Sequence[float], Callable[[], Coefficients]], Functions | None]
 
 
 @dataclass(frozen=True, eq=False)
 class AbstractClocked(AbstractSDE, ABC):
-    """dy = F dA(l) + dB with F(l, x), x = y scale(l), in a time tau of its own, on which B is a
-    standard Brownian motion:
+    """dy = F dA(l) + dB with F(l, x), x = y scale(l), in a time tau in which B is a standard
+    Brownian motion:
 
         dy = F dA/dtau dtau + dB_tau.
 
@@ -36,9 +36,9 @@ class AbstractClocked(AbstractSDE, ABC):
         smooth: a monotone function of l in which F is nearly a polynomial.
         prepare: `prepare(ts, levels)` to a list of functions of y, rate F(l_i, scale_i y), for the
             times of a grid; `levels()` returns l, scale and rate, float64 tensors. None, or a
-            result None, where this saves nothing.
+            result None, if this saves nothing.
         plans: a cache of plans of multistep rules, for equations of one clock, `own` and `smooth`.
-        known: `at` the times of a grid; `tabulated` fills it in.
+        table: the values of `at` at the times of a grid; `tabulated` fills it in.
         slopes: those at the times of a grid; `tabulated` fills it in.
 
     Example:
@@ -56,7 +56,7 @@ class AbstractClocked(AbstractSDE, ABC):
     smooth: Callable[[Time], Time] = field(default=lambda l: l, kw_only=True)
     prepare: Prepare | None = field(default=None, repr=False, kw_only=True)
     plans: MutableMapping[Hashable, Any] | None = field(default=None, repr=False, kw_only=True)
-    known: Mapping[float, tuple[float, float, float]] = field(
+    table: Mapping[float, tuple[float, float, float]] = field(
         default_factory=dict, repr=False, kw_only=True
     )
     slopes: Mapping[float, Callable[[Tensor], Tensor]] = field(
@@ -64,7 +64,7 @@ class AbstractClocked(AbstractSDE, ABC):
     )
 
     @property
-    def steady(self) -> bool:
+    def constant_rate(self) -> bool:
         """Whether dA / dtau is 1."""
         return True
 
@@ -80,13 +80,13 @@ class AbstractClocked(AbstractSDE, ABC):
     def rate(self, l: Time) -> Time:
         """dA / dtau at l."""
 
-    def at(self, t: Time) -> Levels:
+    def at(self, t: Time) -> Coefficients:
         """l, the scale and the rate at a time."""
         l = self.parameter(t)
         return l, self.scale(l), self.rate(l)
 
     def tabulated(self, ts: Sequence[float]) -> Self:
-        def levels() -> Levels:
+        def levels() -> Coefficients:
             return self.at(torch.tensor(ts, dtype=torch.float64))
 
         functions = None if self.prepare is None else self.prepare(ts, levels)
@@ -94,20 +94,20 @@ class AbstractClocked(AbstractSDE, ABC):
             return replace(self, slopes=dict(zip(ts, functions, strict=True)))
         parts = (torch.as_tensor(part, dtype=torch.float64) for part in levels())
         rows = (part.expand(len(ts)).tolist() for part in parts)
-        return replace(self, known=dict(zip(ts, zip(*rows, strict=True), strict=True)))
+        return replace(self, table=dict(zip(ts, zip(*rows, strict=True), strict=True)))
 
-    def _slope(self, l: Time, scale: Time, rate: Time, x: Tensor) -> Tensor:
+    def _drift(self, l: Time, scale: Time, rate: Time, x: Tensor) -> Tensor:
         """F(l, scale y) dA/dtau."""
         f = self.integrand(l, scaled(scale, x))
-        return f if self.steady else scaled(rate, f)
+        return f if self.constant_rate else scaled(rate, f)
 
     def physical(self, t: Time, x: Tensor) -> Tensor:
         """The equation's x = y scale(l) at a time, from its y."""
         return x * broadcast(self.scale(self.parameter(t)), x)
 
     def drift(self, t: Time, x: Tensor) -> Tensor:
-        known = None if isinstance(t, Tensor) else self.known.get(t)
-        return self._slope(*(known or self.at(t)), x)
+        coefficients = None if isinstance(t, Tensor) else self.table.get(t)
+        return self._drift(*(coefficients or self.at(t)), x)
 
     def diffusion(self, t: Time, x: Tensor) -> float:
         return 1.0
@@ -157,7 +157,7 @@ class Clocked(AbstractClocked):
         return "additive" if self.q else "none"
 
     @property
-    def steady(self) -> bool:
+    def constant_rate(self) -> bool:
         return self.a == self.q or not self.q
 
     def time(self, l: Time) -> Time:
@@ -239,5 +239,5 @@ class AngleClocked(AbstractClocked):
 
 
 def on_arrays(function: Callable[[Time], Time]) -> Callable[[np.ndarray], np.ndarray]:
-    """A function of times as one of arrays."""
+    """A function of times as a function of arrays."""
     return lambda l: np.asarray(function(torch.from_numpy(l)))

@@ -12,12 +12,12 @@ from sdekit._names import did_you_mean
 from sdekit.calling import checked_output, require_call, require_order
 from sdekit.elementary import Time
 
-_NOISY = [name for name in get_args(NoiseType) if name != "none"]
+_NOISE_TYPES = [name for name in get_args(NoiseType) if name != "none"]
 
 
 def _as_tensor(t: Time, x: Tensor) -> Tensor:
-    """t as a user's function gets it: 0-dim, or a number a sample ready to meet x, never coarser
-    than float32.
+    """t as a user's function receives it: 0-dim, or `(batch, 1, ...)` to broadcast against x; in
+    float32 or float64.
     """
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
     if isinstance(t, Tensor):
@@ -26,10 +26,8 @@ def _as_tensor(t: Time, x: Tensor) -> Tensor:
     return torch.full((), t, dtype=dtype, device=x.device)
 
 
-def _called(
-    name: str, function: Callable[[Tensor, Tensor], Tensor], t: Tensor, x: Tensor
-) -> Tensor:
-    """function(t, x), which says so where it takes other arguments."""
+def _call(name: str, function: Callable[[Tensor, Tensor], Tensor], t: Tensor, x: Tensor) -> Tensor:
+    """function(t, x), with an error that says so if it takes other arguments."""
     try:
         return function(t, x)
     except TypeError:
@@ -37,8 +35,8 @@ def _called(
         raise
 
 
-def _spread(g: Tensor, x: Tensor) -> Tensor:
-    """g as torch broadcasts it against x, whatever the batch size; itself where it does not."""
+def _broadcast(g: Tensor, x: Tensor) -> Tensor:
+    """g broadcast to the shape of x; g itself if torch cannot broadcast it."""
     try:
         return torch.broadcast_to(g, x.shape)
     except RuntimeError:
@@ -80,10 +78,10 @@ class SDE(AbstractSDE):
     noise_size: int | None = None
 
     def __post_init__(self) -> None:
-        if self.noise_type not in _NOISY:
+        if self.noise_type not in _NOISE_TYPES:
             raise ValueError(
-                f"noise_type {self.noise_type!r} is not one of {_NOISY}; without noise use "
-                f"ODE(f){did_you_mean(self.noise_type, _NOISY)}"
+                f"noise_type {self.noise_type!r} is not one of {_NOISE_TYPES}; without noise use "
+                f"ODE(f){did_you_mean(self.noise_type, _NOISE_TYPES)}"
             )
         if self.sde_type not in ("ito", "stratonovich"):
             raise ValueError(
@@ -103,16 +101,16 @@ class SDE(AbstractSDE):
             )
 
     def drift(self, t: Time, x: Tensor) -> Tensor:
-        return checked_output("f(t, x)", _called("f", self.f, _as_tensor(t, x), x), x.shape, x)
+        return checked_output("f(t, x)", _call("f", self.f, _as_tensor(t, x), x), x.shape, x)
 
     def diffusion(self, t: Time, x: Tensor) -> Time:
-        g = _called("g", self.g, _as_tensor(t, x), x)
+        g = _call("g", self.g, _as_tensor(t, x), x)
         if self.noise_size is not None:
             return checked_output("g(t, x)", g, (*x.shape, self.noise_size), x)
         if self.noise_type != "scalar" and isinstance(g, (int, float)) and not isinstance(g, bool):
             return float(g)
         if self.noise_type != "scalar" and isinstance(g, Tensor) and g.shape != x.shape:
-            g = _spread(g, x)
+            g = _broadcast(g, x)
         return checked_output("g(t, x)", g, x.shape, x)
 
     def noise_shape(self, x: Tensor) -> tuple[int, ...] | None:
@@ -146,7 +144,7 @@ class ODE(AbstractSDE):
         require_order(self.f, "t, x")
 
     def drift(self, t: Time, x: Tensor) -> Tensor:
-        return checked_output("f(t, x)", _called("f", self.f, _as_tensor(t, x), x), x.shape, x)
+        return checked_output("f(t, x)", _call("f", self.f, _as_tensor(t, x), x), x.shape, x)
 
     def diffusion(self, t: Time, x: Tensor) -> float:
         return 0.0

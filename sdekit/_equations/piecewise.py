@@ -78,10 +78,10 @@ class PiecewiseClocked(AbstractSDE):
         return x * broadcast(self.scale(t), x)
 
     def drift(self, t: Time, x: Tensor) -> Tensor:
-        return self.integrand(t, self.physical(t, x)) * self._float(self.log_a, t)
+        return self.integrand(t, self.physical(t, x)) * self._rate(self.log_a, t)
 
     def diffusion(self, t: Time, x: Tensor) -> float:
-        return self._float(self.log_q, t) ** 0.5
+        return self._rate(self.log_q, t) ** 0.5
 
     def kick(self, t0: Time, t1: Time, x: Tensor, dw: Tensor | None) -> Tensor:
         if dw is None:
@@ -95,18 +95,20 @@ class PiecewiseClocked(AbstractSDE):
         start, stop = (np.interp(t, self.l, self.log_a) for t in (t0, t1))
         rate = (stop - start) / (t1 - t0)
         panels = Panels(nodes, t0, t1, rate, on_arrays(self.own), on_arrays(self.smooth))
-        return rule(panels) * np.exp(stop)[:, None] / self._speed(self.log_a, nodes)
+        return rule(panels) * np.exp(stop)[:, None] / self._derivative(self.log_a, nodes)
 
-    def _float(self, log_values: np.ndarray, t: Time) -> float:
+    def _rate(self, log_values: np.ndarray, t: Time) -> float:
         if isinstance(t, Tensor) and t.ndim:
             raise ValueError(
                 "this equation jumps where its steps meet, so each sample cannot have its own; use "
                 "Clocked"
             )
-        return float(self._speed(log_values, np.asarray(t)))
+        return float(self._derivative(log_values, np.asarray(t)))
 
-    def _speed(self, log_values: np.ndarray, l: np.ndarray) -> np.ndarray:
-        """The derivative of what has these logarithms; where steps meet that of the later one."""
+    def _derivative(self, log_values: np.ndarray, l: np.ndarray) -> np.ndarray:
+        """The derivative of the function with these logarithms; between two steps, that of the
+        later one.
+        """
         step = np.clip(np.searchsorted(self.l, l, side="right") - 1, 0, len(self.l) - 2)
         return (np.diff(log_values) / np.diff(self.l))[step] * np.exp(
             np.interp(l, self.l, log_values)

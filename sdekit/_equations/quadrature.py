@@ -16,13 +16,13 @@ _NODES = (_NODES + 1) / 2
 _WEIGHTS = _WEIGHTS / 2
 
 
-def _itself(l: np.ndarray) -> np.ndarray:
+def _identity(l: np.ndarray) -> np.ndarray:
     return l
 
 
 @dataclass(frozen=True, eq=False)
 class Panels:
-    """Steps of an integral against dA(l), and where the values are known that each may use.
+    """Steps of an integral against dA(l), and the nodes of the values that each step may use.
 
     A(l) = l where rate = 0; else A(l) = e^{rate (l - stop)}, normalised to 1 at the end so that
     nothing overflows.
@@ -30,7 +30,7 @@ class Panels:
     Arguments:
         nodes: `(steps, k)`, distinct in each row; start, stop: `(steps,)`.
         rate: the exponent of A, a number or `(steps,)`.
-        own: the time that the equation itself is written in, as a function of l.
+        own: the time in which the equation itself is written, as a function of l.
         smooth: a variable in which the values are nearly a polynomial, as a function of l.
     """
 
@@ -38,12 +38,12 @@ class Panels:
     start: np.ndarray
     stop: np.ndarray
     rate: float | np.ndarray = 0.0
-    own: Map = _itself
-    smooth: Map = _itself
+    own: Map = _identity
+    smooth: Map = _identity
 
     @property
     def k(self) -> int:
-        """How many values a step may use."""
+        """The number of values that a step may use."""
         return self.nodes.shape[1]
 
     @property
@@ -52,10 +52,10 @@ class Panels:
         return np.where(self.rate, self.rate, np.ones_like(self.stop))
 
     def inverse(self, l: np.ndarray) -> np.ndarray:
-        """e^{-l} but for a factor; l itself where A(l) = l."""
+        """e^{-l} up to a factor; l itself if A(l) = l."""
         return np.exp(self.stop.max() - l) if np.any(self.rate) else l
 
-    def moments(self, variable: Map = _itself) -> np.ndarray:
+    def moments(self, variable: Map = _identity) -> np.ndarray:
         """The integrals of 1, s, ..., s^{k-1} against dA, `(steps, k)`; s goes from 0 to 1 over the
         step as a variable does.
         """
@@ -64,7 +64,7 @@ class Panels:
             rate = np.where(self.rate, self.rate, 1.0)
             return np.where(self.rate, -np.expm1(-rate * width), width)[:, None]
         width = (self.stop - self.start)[:, None]
-        s = self._place(self.stop[:, None] - _NODES * width, variable)
+        s = self._position(self.stop[:, None] - _NODES * width, variable)
         density = (
             np.exp(-(self.rate * (self.stop - self.start))[:, None] * _NODES)
             * self.speed[:, None]
@@ -73,7 +73,7 @@ class Panels:
         )
         return np.einsum("iq,iqj->ij", density, s[:, :, None] ** np.arange(self.k))
 
-    def weights(self, moments: np.ndarray, variable: Map = _itself) -> np.ndarray:
+    def weights(self, moments: np.ndarray, variable: Map = _identity) -> np.ndarray:
         """w with sum_j w_j p(s_j) = sum_i moments_i c_i for every p = sum_i c_i s^i of degree < k:
         `(steps, k)`.
         """
@@ -81,17 +81,17 @@ class Panels:
             return moments
         powers = np.arange(self.k)[:, None]
         return np.linalg.solve(
-            self._place(self.nodes, variable)[:, None, :] ** powers, moments[:, :, None]
+            self._position(self.nodes, variable)[:, None, :] ** powers, moments[:, :, None]
         )[:, :, 0]
 
-    def exact(self, variable: Map = _itself) -> np.ndarray:
+    def exact(self, variable: Map = _identity) -> np.ndarray:
         """w with sum_j w_j p(node_j) = the integral of p dA, for every polynomial p of degree < k
         in a variable.
         """
         return self.weights(self.moments(variable), variable)
 
-    def _place(self, l: np.ndarray, variable: Map) -> np.ndarray:
-        """s at places `(steps, n)`."""
+    def _position(self, l: np.ndarray, variable: Map) -> np.ndarray:
+        """s at l, `(steps, n)`."""
         start = variable(self.start)[:, None]
         stop = variable(self.stop)[:, None]
         return (variable(l) - start) / (stop - start)

@@ -13,7 +13,7 @@ from torch import Tensor
 from sdekit._computed import computed
 from sdekit._equations.derivative import derivative
 from sdekit._equations.sde import AbstractSDE, NoiseType
-from sdekit.calling import ChangedError, checked_call, require_order, require_real, swapped
+from sdekit.calling import ChangedError, accepts_swapped, checked_call, require_order, require_real
 from sdekit.elementary import Time, axpy
 
 Score = Callable[[Time, Tensor], Tensor]
@@ -33,10 +33,10 @@ def _require_elementwise(forward: AbstractSDE) -> None:
         )
 
 
-def _anderson(forward: AbstractSDE, score: Score, factor: float, t: Time, x: Tensor) -> Tensor:
+def _reverse_drift(forward: AbstractSDE, score: Score, factor: float, t: Time, x: Tensor) -> Tensor:
     """f - factor [div(g g^T) + g g^T s]."""
     f = checked_call("the drift", forward.drift, t, x)
-    s = _scored(score, t, x)
+    s = _checked_score(score, t, x)
     g = forward.diffusion(t, x)
     if not isinstance(g, Tensor):
         return axpy(-factor * g * g, s, f)
@@ -53,30 +53,30 @@ def _anderson(forward: AbstractSDE, score: Score, factor: float, t: Time, x: Ten
     return torch.addcmul(f, g.to(x.dtype).square(), s, value=-factor)
 
 
-def _scored(score: Score, t: Time, x: Tensor) -> Tensor:
-    """score(t, x), refused where it is not shaped like x, or fails, with what its arguments may
-    have to do with it.
+def _checked_score(score: Score, t: Time, x: Tensor) -> Tensor:
+    """score(t, x), refused if it fails or is not shaped like x; the message says if the arguments
+    are exchanged.
     """
     try:
         s = checked_call("score(t, x)", score, t, x)
     except ChangedError:
         raise
     except Exception as error:
-        if swapped(score, t, x, x.shape):
-            raise TypeError(_SWAPPED) from error
+        if accepts_swapped(score, t, x, x.shape):
+            raise TypeError(_SWAPPED_ARGUMENTS) from error
         raise
     if not isinstance(s, Tensor) or s.shape != x.shape:
-        if swapped(score, t, x, x.shape):
-            raise TypeError(_SWAPPED)
-        given = f"shape {tuple(s.shape)}" if isinstance(s, Tensor) else type(s).__name__
+        if accepts_swapped(score, t, x, x.shape):
+            raise TypeError(_SWAPPED_ARGUMENTS)
+        returned = f"shape {tuple(s.shape)}" if isinstance(s, Tensor) else type(s).__name__
         raise ValueError(
-            f"score(t, x) returned {given} for x of shape {tuple(x.shape)}; it must return x's"
+            f"score(t, x) returned {returned} for x of shape {tuple(x.shape)}; it must return x's"
         )
     require_real("score(t, x)", s, x)
     return s.to(x.dtype)
 
 
-_SWAPPED = (
+_SWAPPED_ARGUMENTS = (
     "the score is called as score(t, x) here, and this one takes (x, t); pass lambda t, x: "
     "score(x, t)"
 )
@@ -98,7 +98,7 @@ class ReverseSDE(AbstractSDE):
             functions for both.
         eta: the noise level, 0 or larger.
         prepare: the drift at the times of a grid, as functions of x that guard their tensors;
-            empty, or None, where this saves nothing.
+            empty, or None, if this saves nothing.
         slopes: those of a grid; `tabulated` fills it in.
 
     Raises:
@@ -142,7 +142,7 @@ class ReverseSDE(AbstractSDE):
         return self.forward.noise_type if self.eta else "none"
 
     def drift(self, t: Time, x: Tensor) -> Tensor:
-        return _anderson(self.forward, self.score, 0.5 * (1 + self.eta**2), t, x)
+        return _reverse_drift(self.forward, self.score, 0.5 * (1 + self.eta**2), t, x)
 
     def diffusion(self, t: Time, x: Tensor) -> Time:
         return self.eta * self.forward.diffusion(t, x)
@@ -202,7 +202,7 @@ class ProbabilityFlow(AbstractSDE):
         require_order(self.score, "t, x")
 
     def drift(self, t: Time, x: Tensor) -> Tensor:
-        return _anderson(self.forward, self.score, 0.5, t, x)
+        return _reverse_drift(self.forward, self.score, 0.5, t, x)
 
     def diffusion(self, t: Time, x: Tensor) -> float:
         return 0.0

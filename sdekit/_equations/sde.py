@@ -37,7 +37,7 @@ class AbstractSDE(ABC):
 
     Attributes:
         slopes: the drift at the times of a grid, as functions of x that guard their tensors;
-            `tabulated` of an equation that has such fills it in.
+            filled in by `tabulated` of equations that have them.
         plans: a cache of the plans of multistep rules on this equation; None for a new plan in each
             solve.
 
@@ -64,7 +64,7 @@ class AbstractSDE(ABC):
 
     @abstractmethod
     def diffusion(self, t: Time, x: Tensor) -> Time:
-        """g(t, x): see the table of the class; a float where it is one number."""
+        """g(t, x), shaped as in the table of the class; a float if it is one number."""
 
     def diffuse(self, t: Time, x: Tensor, dw: Tensor | None, onto: Tensor) -> Tensor:
         """onto + g(t, x) . dw: the method of most solvers, which need not know the noise type.
@@ -92,7 +92,7 @@ class AbstractSDE(ABC):
         return x
 
     def noise_shape(self, x: Tensor) -> tuple[int, ...] | None:
-        """The event shape of W, None where there is no noise."""
+        """The event shape of W, or None without noise."""
         if self.noise_type == "none":
             return None
         return () if self.noise_type == "scalar" else tuple(x.shape[1:])
@@ -102,9 +102,9 @@ class AbstractSDE(ABC):
         return self
 
     def tabulated(self, ts: Sequence[float]) -> Self:
-        """The same equation with its coefficients at the times of a grid computed at once.
+        """The same equation with its coefficients at the times of a grid computed in advance.
 
-        Itself if that saves nothing.
+        The equation itself if this saves nothing.
         """
         return self
 
@@ -121,7 +121,7 @@ class AbstractSDE(ABC):
     def within(self, t0: float, t1: float) -> Self:
         """The same equation for the times between t0 and t1, which are checked only here.
 
-        Itself if every time is valid.
+        The equation itself if it is defined at all times.
 
         Raises:
             ValueError: when the equation is not defined at one of them.
@@ -140,9 +140,7 @@ class AbstractSDE(ABC):
         )
 
     def kernel(self, t: float) -> tuple[float, float] | None:
-        """alpha and sigma with x_t | x_0 ~ N(alpha x_0, sigma^2 I), or None where they are not
-        known.
-        """
+        """alpha and sigma with x_t | x_0 ~ N(alpha x_0, sigma^2 I), or None if they are unknown."""
         return None
 
     def chain(self, s: float, t: float) -> tuple[float, float, float]:

@@ -1,4 +1,4 @@
-"""Equations with a linear part that is known apart from the rest."""
+"""Equations with a known linear part."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field

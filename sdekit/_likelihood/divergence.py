@@ -12,7 +12,7 @@ from torch import Tensor
 from sdekit._names import did_you_mean
 from sdekit._noise.generator import PROBES, keys, normal_pairs, signs
 
-_PROBES = 1 << 12  # counters between the probes of two points of a trajectory
+_PROBE_STRIDE = 1 << 12  # counters between the probes of two points of a trajectory
 
 
 class AbstractTrace(ABC):
@@ -119,8 +119,10 @@ class Hutchinson(AbstractTrace):
     fresh: bool = True
 
     def __post_init__(self) -> None:
-        if not 1 <= self.probes <= _PROBES:
-            raise ValueError(f"Hutchinson needs from one probe to {_PROBES:,}, not {self.probes}")
+        if not 1 <= self.probes <= _PROBE_STRIDE:
+            raise ValueError(
+                f"Hutchinson needs from one probe to {_PROBE_STRIDE:,}, not {self.probes}"
+            )
         if self.kind not in ("rademacher", "gaussian"):
             raise ValueError(
                 "kind must be 'rademacher' or 'gaussian', not "
@@ -130,7 +132,7 @@ class Hutchinson(AbstractTrace):
     def vectors(self, x: Tensor, index: Tensor, node: Tensor) -> Iterator[Tensor]:
         key = keys(self.seed, index)
         size = math.prod(x.shape[1:])
-        draw = PROBES - (node if self.fresh else torch.zeros_like(node)) * _PROBES
+        draw = PROBES - (node if self.fresh else torch.zeros_like(node)) * _PROBE_STRIDE
         for k in range(self.probes):
             if self.kind == "rademacher":
                 v = signs(key, draw - k, size)
@@ -166,20 +168,20 @@ def skewness(estimates: Tensor) -> Tensor:
 
 
 def by_row(values: Tensor) -> Tensor:
-    """`(n, rows)` as `(rows, n)` in memory: sums over n then have the same rounding wherever a row
-    stands in its batch.
+    """`(n, rows)` as `(rows, n)` in memory: the rounding of sums over n then does not depend on the
+    position of a row in its batch.
     """
     return values.mT.contiguous()
 
 
 def quadratic_forms(
-    y: Tensor, x: Tensor, vectors: Iterator[Tensor], *, record: bool = False
+    y: Tensor, x: Tensor, vectors: Iterator[Tensor], *, create_graph: bool = False
 ) -> Tensor:
     """v^T (dy/dx) v for each vector and row, from one forward pass: `(vectors, rows)`, float64.
 
     Arguments:
         y: F(x), computed from x with gradients; x: `(rows, *event)`; vectors: shaped like x.
-        record: whether the result shall have gradients itself.
+        create_graph: whether the result itself has gradients.
     """
     if not y.requires_grad:  # it does not depend on x
         return torch.stack(
@@ -192,12 +194,12 @@ def quadratic_forms(
             x,
             v,
             retain_graph=True,
-            create_graph=record,
+            create_graph=create_graph,
             allow_unused=True,
             materialize_grads=True,
         )
-        # In pieces that torch sums on one thread: cut among several, a row alone would be summed in
-        # another order.
+        # In pieces that torch sums on one thread: with several threads the order of the sum would
+        # depend on the number of rows.
         pieces = (vjp * v).reshape(len(x), math.prod(x.shape[1:])).split(1 << 14, dim=1)
         products.append(
             torch.stack([piece.sum(dim=1, dtype=torch.float64) for piece in pieces]).cumsum(dim=0)[

@@ -1,5 +1,5 @@
-"""The integral of a divergence along trajectories: evaluated in bulk, at Gauss's nodes of every
-accepted step's dense output, and summed in float64.
+"""The integral of a divergence along trajectories: evaluated at Gauss nodes, many at a time,
+on the dense output of every accepted step, and summed in float64.
 """
 
 import math
@@ -11,22 +11,22 @@ from torch import Tensor
 
 from sdekit._equations.sde import AbstractSDE
 from sdekit._likelihood.divergence import AbstractTrace, quadratic_forms
+from sdekit._solve.active import Move
 from sdekit._solve.counted import Counted
-from sdekit._solve.working import Move
 from sdekit._solvers import AbstractSolver
 from sdekit._solvers.contract import Tree
 
-# Points of trajectories whose traces are evaluated together, where events are small.
+# The number of points of trajectories whose traces are evaluated together, if events are small.
 _ROWS = 1 << 12
-_NUMBERS = 1 << 15  # numbers of such points, or as many points as there are samples
+_NUMBERS = 1 << 15  # the number of coordinates of such points; at least one point per sample
 
 
 class DivergenceIntegral:
-    """The integral of the divergence along trajectories, out of the moves of a solve: estimates of
-    it, `(estimates, batch)`.
+    """Estimates of the integral of the divergence along trajectories, `(estimates, batch)`, from
+    the accepted steps of a solve.
 
-    A sample's terms are added one by one in the order of its own time, so that the batch cannot
-    show.
+    The terms of a sample are added one by one in the order of its time, so that the result does not
+    depend on the batch.
     """
 
     def __init__(
@@ -36,39 +36,42 @@ class DivergenceIntegral:
         self.solver = solver
         self.trace = trace
         self.index = index
-        # Gauss and Legendre's rule on [0, 1]. With three nodes for order five its error would be
-        # that of everything else.
+        # The Gauss-Legendre rule on [0, 1]. With three nodes for order five its error would be as
+        # large as that of the trajectory.
         nodes, weights = np.polynomial.legendre.leggauss(int(solver.order["none"].strong + 3) // 2)
         self.nodes, self.weights = (
             torch.from_numpy(part).to(index.device) for part in (0.5 + 0.5 * nodes, 0.5 * weights)
         )
         self.evaluations = torch.zeros_like(index)
         self._steps = torch.zeros_like(index)
-        self._waiting: list[tuple[Move, Tensor]] = []
+        self._pending: list[tuple[Move, Tensor]] = []
         self._sums = index.new_zeros(max(1, trace.probes), len(index), dtype=torch.float64)
 
     def add(self, move: Move) -> None:
-        """Takes note of steps; the traces wait until there are enough of them."""
-        self._waiting.append((move, self._steps[move.samples]))
+        """Adds steps; the traces are computed when there are enough of them."""
+        self._pending.append((move, self._steps[move.samples]))
         self._steps[move.samples] += 1
-        if sum(len(m.samples) for m, _ in self._waiting) * len(self.nodes) >= self._most(move.x):
+        if sum(len(m.samples) for m, _ in self._pending) * len(self.nodes) >= self._block_size(
+            move.x
+        ):
             self._evaluate()
 
     def estimates(self) -> Tensor:
-        """The integral, when the solve has come to its end."""
+        """The integral, after the end of the solve."""
         self._evaluate()
         return self._sums
 
-    def _most(self, x: Tensor) -> int:
+    def _block_size(self, x: Tensor) -> int:
         return max(len(self.index), min(_ROWS, _NUMBERS // max(1, math.prod(x.shape[1:]))))
 
     def _evaluate(self) -> None:
-        if not self._waiting:
+        if not self._pending:
             return
-        moves, steps = zip(*self._waiting, strict=True)
-        self._waiting = []
+        moves, steps = zip(*self._pending, strict=True)
+        self._pending = []
         index, t0, t1, dense = (
-            _joined([getattr(m, name) for m in moves]) for name in ("samples", "t0", "t1", "dense")
+            _concatenate([getattr(m, name) for m in moves])
+            for name in ("samples", "t0", "t1", "dense")
         )
         flow = Counted.of(self.flow.rows(index), moves[0].x)
         dense = self.solver.dense(flow, t0, t1, dense)
@@ -81,34 +84,36 @@ class DivergenceIntegral:
         rows = index.repeat_interleave(n)
         node = torch.cat(steps).unsqueeze(1) * n + torch.arange(n, device=index.device)
         node = node.flatten()
-        most = self._most(x)
-        parts = (slice(i, i + most) for i in range(0, len(rows), most))
-        found = (
+        size = self._block_size(x)
+        parts = (slice(i, i + size) for i in range(0, len(rows), size))
+        traces = (
             torch.cat(
                 [self._traces(t[part], x[part], rows[part], node[part]) for part in parts], dim=1
             )
             * weight
         )
-        steps = sum(found.unflatten(1, (-1, n)).unbind(2))
+        steps = sum(traces.unflatten(1, (-1, n)).unbind(2))
         assert isinstance(steps, Tensor)
         for move, step in zip(
             moves, steps.split([len(move.samples) for move in moves], dim=1), strict=True
         ):
-            # Each sample once: the order is that of time.
+            # Every sample occurs once per move, so its terms are added in the order of time.
             self._sums = self._sums.index_add(1, move.samples, step)
         self.evaluations.index_add_(0, index, torch.full_like(index, flow.evaluations + n))
 
     def _traces(self, t: Tensor, x: Tensor, rows: Tensor, node: Tensor) -> Tensor:
-        record = torch.is_grad_enabled()
+        create_graph = torch.is_grad_enabled()
         with torch.enable_grad():
-            x = x if record and x.requires_grad else x.detach().requires_grad_()
+            x = x if create_graph and x.requires_grad else x.detach().requires_grad_()
             slope = self.flow.rows(rows).drift(t, x)
             vectors = self.trace.vectors(x.detach(), self.index[rows], node)
-            return self.trace.estimates(quadratic_forms(slope, x, vectors, record=record))
+            return self.trace.estimates(
+                quadratic_forms(slope, x, vectors, create_graph=create_graph)
+            )
 
 
-def _joined(trees: Sequence[Tree]) -> Tree:
-    """Every tensor of several trees as one."""
+def _concatenate(trees: Sequence[Tree]) -> Tree:
+    """Several trees as one, by concatenating their tensors."""
     if isinstance(trees[0], Tensor):
         return torch.cat(list(trees))
-    return tuple(_joined(parts) for parts in zip(*trees, strict=True))
+    return tuple(_concatenate(parts) for parts in zip(*trees, strict=True))

@@ -1,7 +1,7 @@
-"""Log-likelihoods under the flow of an ordinary equation, with the error that random probes leave.
+"""Log-likelihoods under the flow of an ordinary equation, with the errors due to random probes.
 
-The trajectory does not need the trace: it is solved first, each sample with its own steps; then the
-divergence is integrated along it.
+The trajectory does not depend on the trace. It is solved first, each sample with its own steps;
+then the divergence is integrated along it.
 """
 
 import math
@@ -55,12 +55,14 @@ class Likelihood:
     def __repr__(self) -> str:
         n = len(self.value)
         done = int((self.status == Status.DONE).sum())
-        of = (
+        source = (
             f"{self.probes} probes, standard errors of {self.stderr.nanmean():.3g}"
             if self.probes
             else "exact traces"
         )
-        return f"Likelihood({n} samples, {done} done, mean {self.value.nanmean():.6g} nats, {of})"
+        return (
+            f"Likelihood({n} samples, {done} done, mean {self.value.nanmean():.6g} nats, {source})"
+        )
 
     def interval(self, level: float = 0.95) -> tuple[Tensor, Tensor]:
         """A confidence interval for the value with exact traces.
@@ -95,11 +97,11 @@ class Likelihood:
 
         q = float(stdtrit(self.probes - 1, 0.5 + 0.5 * level)) if self.probes > 1 else 1.0
         a = self.skewness / math.sqrt(max(1, self.probes))
-        low, high = (_untransformed(end, a) for end in (-q, q))
+        low, high = (_inverse_hall(end, a) for end in (-q, q))
         return self.value - high * self.stderr, self.value - low * self.stderr
 
 
-def _untransformed(q: float, a: Tensor) -> Tensor:
+def _inverse_hall(q: float, a: Tensor) -> Tensor:
     """The t with t + a t^2 / 3 + a^2 t^3 / 27 + a / 6 = q: ((1 + a t / 3)^3 - 1) / a + a / 6 on the
     left.
     """
@@ -170,7 +172,7 @@ def log_likelihood(
     solver = solver or Dopri5()
     ends = [float(t) for t in (ts[0], ts[-1])]
     flow = flow.within(*ends)
-    # In inference mode the divergence would be forgotten without a word.
+    # In inference mode the derivatives would silently be lost.
     with torch.inference_mode(False), torch.set_grad_enabled(differentiable):
         x = x.clone() if x.is_inference() else x
         _require_points(x)
@@ -198,10 +200,10 @@ def _trajectory(
     control: PIDController,
     integral: DivergenceIntegral,
 ) -> Solution:
-    """The solve from x, whose steps the integral takes note of; also where some samples fail.
+    """The solve from x, whose steps are added to the integral; also if some samples fail.
 
     Raises:
-        UnfinishedError: when the drift of some is not finite.
+        UnfinishedError: when the drift of some samples is not finite.
     """
     try:
         return solve(flow, x, ends, solver=solver, control=control, callback=integral.add)
@@ -215,20 +217,22 @@ def _prior(log_prior: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     """The log-density of latents, float64, `(batch,)`.
 
     Raises:
-        ValueError: unless it is one number for each.
+        ValueError: unless log_prior returns one number per sample.
     """
     prior = log_prior(x)
     if not isinstance(prior, Tensor) or prior.shape != x.shape[:1]:
-        given = f"shape {tuple(prior.shape)}" if isinstance(prior, Tensor) else type(prior).__name__
+        returned = (
+            f"shape {tuple(prior.shape)}" if isinstance(prior, Tensor) else type(prior).__name__
+        )
         raise ValueError(
-            f"log_prior returned {given} for {len(x)} samples; it must return one number for each: "
-            "sum over events"
+            f"log_prior returned {returned} for {len(x)} samples; it must return one number for "
+            "each: sum over events"
         )
     return prior.to(torch.float64)
 
 
 def _require_points(x: Tensor) -> None:
-    """Refuses what is no batch of points.
+    """Refuses values that are not a batch of finite points.
 
     Raises:
         TypeError: when x is not a floating tensor with a batch dimension.
@@ -243,10 +247,10 @@ def _require_points(x: Tensor) -> None:
 
 
 def _require_kinds(flow: object, x: object, log_prior: object, trace: object) -> None:
-    """Refuses what is no ordinary equation, tensor, density or trace, and says what makes one.
+    """Refuses arguments that are not an ordinary equation, a tensor, a density or a trace.
 
     Raises:
-        TypeError: for something else.
+        TypeError: with what is expected.
         ValueError: for an equation with noise.
     """
     if not isinstance(flow, AbstractSDE):

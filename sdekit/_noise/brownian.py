@@ -1,9 +1,9 @@
-"""A Brownian path that can be asked anything, in any order, and remembers nothing.
+"""A Brownian path that can be evaluated on any intervals, in any order, and stores nothing.
 
 W and its space-time Levy area H over any interval are weighted sums of normals (`wavelets`), which
-are hashes of (seed, sample, node). The terms of either branch, and of either kind of normal, are
-summed by themselves, level by level, whatever is asked: an answer has the same bits in every batch
-and block, and which branch comes first does not matter.
+are hashes of (seed, sample, node). The terms of each branch and of each kind of normal are always
+summed separately, level by level: results are bit-identical in every batch and block, and do not
+depend on which branch comes first.
 """
 
 import math
@@ -18,13 +18,13 @@ from torch import Tensor
 from sdekit._grid import Dyadic
 from sdekit._noise import generator
 from sdekit._noise.wavelets import terms
-from sdekit._noise.white import AbstractSeededNoise, Increment, NoiseQuery, Reader, together
+from sdekit._noise.white import AbstractSeededNoise, Increment, NoiseQuery, Reader, blocks
 
 _BLOCK = 1 << 21  # normals of a block of steps on a grid that is known, on the CPU
-_LARGE = 1 << 12  # numbers of a batch from which a copy costs more than a call, on the CPU
-_ROUNDING = 0.02  # how much of a step may be lost or won by rounding its ends to ticks
-# Normals of one kind held at once: 64 MB of both; on an accelerator four times as many.
-_HELD = 1 << 23
+_LARGE_BATCH = 1 << 12  # numbers of a batch from which a copy costs more than a call, on the CPU
+_ROUNDING = 0.02  # the largest relative change of a step by rounding its ends to ticks
+# Normals of one kind in memory at once: 64 MB of both; on an accelerator four times as many.
+_MAX_NORMALS = 1 << 23
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,27 +117,27 @@ class BrownianPath(AbstractSeededNoise):
         times = torch.tensor(ts[start:], dtype=torch.float64)
         self._require_resolved(times)
         key = self.keys(x)
-        found = self._readings(key, times, x, shape, levy)
-        for i, j in together(start, len(ts) - 1, normals * x.numel(), x.device):
+        readings = self._readings(key, times, x, shape, levy)
+        for i, j in blocks(start, len(ts) - 1, normals * x.numel(), x.device):
             z = (
-                self.fresh(key, torch.arange(i, j, device=x.device), normals, x)
+                self.extra_normals(key, torch.arange(i, j, device=x.device), normals, x)
                 if normals
                 else repeat(None)
             )
             yield from (
-                Increment(w, h, fresh)
-                for fresh, (w, h) in zip(z, islice(found, j - i), strict=False)
+                Increment(w, h, extra_normals)
+                for extra_normals, (w, h) in zip(z, islice(readings, j - i), strict=False)
             )
 
     def _require_resolved(self, times: Tensor) -> None:
-        """Refuses a grid whose steps rounding to ticks would change.
+        """Refuses a grid whose steps would be changed by rounding to ticks.
 
         Raises:
-            ValueError: says what to give instead.
+            ValueError: with what to give instead.
         """
         steps = times.diff()
-        changes = self._tree.times(self.ticks(times)).diff() - steps
-        if not bool((changes.abs() <= _ROUNDING * steps.abs()).all()):
+        rounding = self._tree.times(self.ticks(times)).diff() - steps
+        if not bool((rounding.abs() <= _ROUNDING * steps.abs()).all()):
             raise ValueError(
                 f"ts has steps that ticks of 2^-{self.depth} of an interval of knots change by "
                 f"more than {_ROUNDING:.0%}; give BrownianPath a larger depth, knots nearer to "
@@ -163,53 +163,55 @@ class BrownianPath(AbstractSeededNoise):
         if shape is None:
             yield from [(None, None)] * steps
             return
-        most = _BLOCK if x.device.type == "cpu" else _BLOCK << 3
-        block = min(64, max(4, most // (8 * max(1, len(x) * math.prod(shape)))))
+        limit = _BLOCK if x.device.type == "cpu" else _BLOCK << 3
+        block = min(64, max(4, limit // (8 * max(1, len(x) * math.prod(shape)))))
         for i in range(0, steps, block):
-            yield from zip(*self._block(key, ticks[i : i + block + 1], x, shape, levy), strict=True)
+            yield from zip(
+                *self._block_increments(key, ticks[i : i + block + 1], x, shape, levy), strict=True
+            )
 
     def reader(self, x: Tensor, shape: tuple[int, ...] | None, *, levy: bool = False) -> Reader:
         if shape is None:
             return lambda t0, t1: Increment()
         size = math.prod(shape)
-        dtype = _working(x)
-        kept = _Kept(self.keys(x), x.new_zeros(0, size, dtype=dtype))
+        dtype = _working_dtype(x)
+        cache = _NormalCache(self.keys(x), x.new_zeros(0, size, dtype=dtype))
         slots = torch.full((2, len(x)), -1)
 
         def read(t0: Tensor, t1: Tensor) -> Increment:
-            # Times, nodes and weights are small, and the host decides on them.
-            asked = self.ticks(torch.stack([t0, t1]).cpu())
-            other = asked.flip(0)
-            # A tick of the last query stays in its slot, where the normals of its branch are kept.
-            torch.where((other == slots).any(dim=0), other, asked, out=slots)
+            # Times, nodes and weights are small and are computed on the host.
+            ticks = self.ticks(torch.stack([t0, t1]).cpu())
+            swapped = ticks.flip(0)
+            # A tick of the last query stays in its slot, which has the normals of its branch.
+            torch.where((swapped == slots).any(dim=0), swapped, ticks, out=slots)
             nodes, weights = terms(self._tree, slots, levy)
             out = x.new_zeros(1 + levy, 2, len(x), 2, size, dtype=dtype)
             weights = weights.to(out, non_blocking=True).movedim(2, 4)
-            for part, weight in _pieces(nodes, weights, nodes.numel() * size):
-                for w, z in zip(weight, kept(part), strict=True):
+            for part, weight in _split_terms(nodes, weights, nodes.numel() * size):
+                for w, z in zip(weight, cache(part), strict=True):
                     out.addcmul_(w, z)
-            out = _total(out, 3)
-            sign = torch.where(asked[0] > asked[1], -1, 1).to(x.device, non_blocking=True)
+            out = _sum_branches(out, 3)
+            sign = torch.where(ticks[0] > ticks[1], -1, 1).to(x.device, non_blocking=True)
             out[0].mul_(sign.unsqueeze(-1))
             return Increment(*out.to(x.dtype).reshape(1 + levy, len(x), *shape))
 
         return read
 
-    def _block(
+    def _block_increments(
         self, key: Tensor, ticks: Tensor, x: Tensor, shape: tuple[int, ...], levy: bool
     ) -> tuple[Sequence[Tensor], Sequence[Tensor | None]]:
-        """W and H over the intervals between neighbouring ticks, which all samples share."""
+        """W and H over the intervals between neighbouring ticks, the same for all samples."""
         reverse = bool(ticks[-1] < ticks[0])
         ticks = ticks.flip(0) if reverse else ticks
         nodes, weights = terms(self._tree, torch.stack([ticks[:-1], ticks[1:]]), levy)
         out = x.new_zeros(
-            1 + levy, 2, 2, len(ticks) - 1, len(x) * math.prod(shape), dtype=_working(x)
+            1 + levy, 2, 2, len(ticks) - 1, len(x) * math.prod(shape), dtype=_working_dtype(x)
         )
-        for part, weight in _pieces(
+        for part, weight in _split_terms(
             nodes, weights.to(out, non_blocking=True), nodes.unique().numel() * out.shape[4]
         ):
-            self._sum(key, part, weight, out)
-        out = _total(out, 1)
+            self._add_terms(key, part, weight, out)
+        out = _sum_branches(out, 1)
         if reverse:  # the path read backwards: W -> -W, H -> +H
             out = out.flip(1)
             out[0].neg_()
@@ -217,33 +219,33 @@ class BrownianPath(AbstractSeededNoise):
         return w.unbind(0), h[0].unbind(0) if h else [None] * len(w)
 
     @staticmethod
-    def _sum(key: Tensor, nodes: Tensor, weights: Tensor, out: Tensor) -> None:
-        """out + terms that all samples share; each node is hashed once."""
-        found, place = torch.unique(nodes, return_inverse=True)
-        rows = found.to(out.device, non_blocking=True).repeat_interleave(len(key))
+    def _add_terms(key: Tensor, nodes: Tensor, weights: Tensor, out: Tensor) -> None:
+        """Adds the terms of nodes that all samples share to out; each node is hashed once."""
+        unique_nodes, positions = torch.unique(nodes, return_inverse=True)
+        rows = unique_nodes.to(out.device, non_blocking=True).repeat_interleave(len(key))
         size = out.shape[4] // max(1, len(key))
-        copies = out.shape[4] < _LARGE or out.device.type != "cpu"
-        place = place.to(out.device, non_blocking=True) if copies else place
-        normals = generator.normal_pairs(key.repeat(len(found)), rows, size)
-        normals = normals.reshape(2, len(found), out.shape[4]).to(out.dtype)
-        found = found.tolist()
-        for row, weight in zip(place, weights, strict=True):
-            for where, w, lane in zip(row, weight.unbind(2), out.unbind(2), strict=True):
-                if copies:
-                    lane.addcmul_(w, normals[:, where])
+        gathers = out.shape[4] < _LARGE_BATCH or out.device.type != "cpu"
+        positions = positions.to(out.device, non_blocking=True) if gathers else positions
+        normals = generator.normal_pairs(key.repeat(len(unique_nodes)), rows, size)
+        normals = normals.reshape(2, len(unique_nodes), out.shape[4]).to(out.dtype)
+        unique_nodes = unique_nodes.tolist()
+        for row, weight in zip(positions, weights, strict=True):
+            for indices, w, branch in zip(row, weight.unbind(2), out.unbind(2), strict=True):
+                if gathers:
+                    branch.addcmul_(w, normals[:, indices])
                     continue
-                node, count = torch.unique_consecutive(where, return_counts=True)
+                node, count = torch.unique_consecutive(indices, return_counts=True)
                 start = 0
-                # No copy of what steps in a row share.
+                # Consecutive steps with the same node share its normals without a copy.
                 for j, n in zip(node.tolist(), count.tolist(), strict=True):
                     run = slice(start, start := start + n)
-                    if found[j]:
-                        lane[:, :, run].addcmul_(w[:, :, run], normals[:, j, None])
+                    if unique_nodes[j]:
+                        branch[:, :, run].addcmul_(w[:, :, run], normals[:, j, None])
 
 
-class _Kept:
-    """The normals of the last query, by the place of their terms: those of nodes that are there
-    again are not drawn again.
+class _NormalCache:
+    """The normals of the last query by the position of their terms; normals of a node that occurs
+    again at the same position are not drawn again.
     """
 
     def __init__(self, key: Tensor, like: Tensor) -> None:
@@ -252,28 +254,32 @@ class _Kept:
         self.nodes = torch.zeros(0, dtype=torch.int64)
 
     def __call__(self, nodes: Tensor) -> Tensor:
-        """The normals of nodes `(terms, lanes, batch)`, `(terms, lanes, batch, 2, size)`; anything
-        where a node is 0.
+        """The normals of nodes `(terms, 2, batch)`, `(terms, 2, batch, 2, size)`; arbitrary where a
+        node is 0.
         """
         size = self.normals.shape[-1]
         if len(nodes) > len(self.nodes):
             self.nodes = torch.zeros_like(nodes)
             self.normals = self.normals.new_zeros(*nodes.shape, 2, size)
-        held = self.nodes[: len(nodes)]
+        cached = self.nodes[: len(nodes)]
         normals = self.normals[: len(nodes)]
-        place = ((nodes != held) & (nodes != 0)).view(-1).nonzero().squeeze(1)
-        if len(place):
-            new = nodes.view(-1)[place]
-            held.view(-1).index_copy_(0, place, new)
-            place, new = (part.to(self.key.device, non_blocking=True) for part in (place, new))
-            drawn = generator.normal_pairs(self.key[place % len(self.key)], new, size, outer=False)
-            normals.view(-1, 2, size).index_copy_(0, place, drawn.to(normals.dtype))
+        positions = ((nodes != cached) & (nodes != 0)).view(-1).nonzero().squeeze(1)
+        if len(positions):
+            new_nodes = nodes.view(-1)[positions]
+            cached.view(-1).index_copy_(0, positions, new_nodes)
+            positions, new_nodes = (
+                part.to(self.key.device, non_blocking=True) for part in (positions, new_nodes)
+            )
+            drawn = generator.normal_pairs(
+                self.key[positions % len(self.key)], new_nodes, size, outer=False
+            )
+            normals.view(-1, 2, size).index_copy_(0, positions, drawn.to(normals.dtype))
         return normals
 
 
-def _pieces(nodes: Tensor, weights: Tensor, numbers: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """All terms at once, or where their normals would fill the memory one at a time."""
-    if numbers < (_HELD if weights.device.type == "cpu" else _HELD << 2):
+def _split_terms(nodes: Tensor, weights: Tensor, numbers: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """All terms at once, or one at a time if their normals need too much memory."""
+    if numbers < (_MAX_NORMALS if weights.device.type == "cpu" else _MAX_NORMALS << 2):
         yield nodes, weights
         return
     for part, weight in zip(nodes.split(1), weights.split(1), strict=True):
@@ -281,7 +287,7 @@ def _pieces(nodes: Tensor, weights: Tensor, numbers: int) -> Iterator[tuple[Tens
             yield part, weight
 
 
-def _total(out: Tensor, normals: int) -> Tensor:
+def _sum_branches(out: Tensor, normals: int) -> Tensor:
     """The sum over the two normals, a dimension of out, then over the two branches,
     `(outputs, 2, ...)`.
     """
@@ -290,5 +296,5 @@ def _total(out: Tensor, normals: int) -> Tensor:
     return first + second
 
 
-def _working(x: Tensor) -> torch.dtype:
+def _working_dtype(x: Tensor) -> torch.dtype:
     return x.dtype if x.dtype.itemsize >= 4 else torch.float32

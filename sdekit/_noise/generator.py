@@ -19,22 +19,21 @@ from torch import Tensor
 GOLDEN = 0x9E3779B97F4A7C15 - 2**64
 _MIX_1 = 0xBF58476D1CE4E5B9 - 2**64
 _MIX_2 = 0x94D049BB133111EB - 2**64
-# So that no plain seed or index makes the word 0, which the finaliser leaves alone.
+# Prevents that a small seed or index gives the word 0, which the finaliser maps to 0.
 _SALT = 0x6A09E667F3BCC909
 _POSITIONS = 1 << 26  # words between two counters
-_WORDS = 1 << 15  # evaluated together on the CPU: what the second-level cache holds
-# Elsewhere, where every call is a kernel to launch: some 200 MB while they are made.
+_WORDS = 1 << 15  # evaluated together on the CPU, to fit into the second-level cache
+# On accelerators, where every call launches a kernel: about 200 MB of temporary memory.
 _MANY_WORDS = 1 << 22
 
-# Counters below zero belong to draws that are not steps of a solve; those from -3 on to whoever
-# uses the library.
-# probes go on downwards
+# Counters below zero belong to draws outside a solve; those from -3 downwards are free for users of
+# the library, down to those of the probes.
 PRIOR = -1
 PROBES = -(1 << 20)
 
 
 def fresh_seed() -> int:
-    """A seed in [0, 2^63) from torch's default generator, which nothing else in the library reads.
+    """A seed in [0, 2^63) from torch's default generator, which is read nowhere else.
 
     Example:
         >>> 0 <= sdekit.fresh_seed() < 2**63
@@ -49,13 +48,13 @@ def signed(value: int) -> int:
 
 
 def _shifted(word: Tensor, bits: int) -> Tensor:
-    """A logical shift to the right: torch's own repeats the sign bit."""
+    """A logical shift to the right; torch's own shift is arithmetic."""
     return torch.bitwise_right_shift(word, bits).bitwise_and_((1 << (64 - bits)) - 1)
 
 
 def _mix(word: Tensor) -> Tensor:
     """SplitMix64's finaliser, in place: a bijection of 64-bit words in which each bit of the input
-    moves half the output.
+    flips about half of the bits of the output.
     """
     word.bitwise_xor_(_shifted(word, 30)).mul_(_MIX_1)
     word.bitwise_xor_(_shifted(word, 27)).mul_(_MIX_2)
@@ -71,10 +70,10 @@ def _mixed(word: int) -> int:
 
 
 def keys(seed: int | Tensor, index: Tensor) -> Tensor:
-    """One 64-bit key a sample.
+    """One 64-bit key per sample.
 
     Arguments:
-        seed: any integer, of which the lowest 64 bits count; or one a sample, int64, shape
+        seed: any integer, of which the lowest 64 bits are used; or one per sample, int64, shape
             `(batch,)`.
         index: the samples' indices, int64, shape `(batch,)`.
     """
@@ -88,8 +87,8 @@ def keys(seed: int | Tensor, index: Tensor) -> Tensor:
 def _normals(key: Tensor, offsets: Tensor, out: Tensor) -> None:
     """Fills out `(rows, 2, words)` with the normals of `(rows,)` keys at `(words,)` offsets."""
     word = _mix(key.unsqueeze(-1) + offsets)
-    # Both halves as signed 32-bit integers. |upper + 1/2| / 2^31 is uniform on (0, 1) and fine
-    # where it is small.
+    # Both halves as signed 32-bit integers. |upper + 1/2| / 2^31 is uniform on (0, 1), with a fine
+    # resolution near 0.
     radius = torch.bitwise_right_shift(word, 32).to(torch.float32)
     radius.add_(0.5).abs_().mul_(2.0**-31).log_().mul_(-2.0).sqrt_()
     angle = word.to(torch.int32).to(torch.float32).mul_(math.pi * 2.0**-31)
@@ -98,18 +97,20 @@ def _normals(key: Tensor, offsets: Tensor, out: Tensor) -> None:
 
 
 def _fill(rows: Tensor, out: Tensor) -> Tensor:
-    """Fills out `(rows, 2, words)` from `(rows,)` keys: a cacheful at a time, on an accelerator as
-    much as memory allows.
+    """Fills out `(rows, 2, words)` from `(rows,)` keys in blocks: of the size of the cache on the
+    CPU, limited by memory on an accelerator.
     """
     words = out.shape[-1]
-    most = _WORDS if rows.device.type == "cpu" else _MANY_WORDS
+    limit = _WORDS if rows.device.type == "cpu" else _MANY_WORDS
     offsets = torch.arange(words, device=rows.device) * GOLDEN
-    across = max(1, min(words, most))
-    down = max(1, most // across)
-    for i in range(0, rows.numel(), down):
-        for j in range(0, words, across):
+    block_columns = max(1, min(words, limit))
+    block_rows = max(1, limit // block_columns)
+    for i in range(0, rows.numel(), block_rows):
+        for j in range(0, words, block_columns):
             _normals(
-                rows[i : i + down], offsets[j : j + across], out[i : i + down, :, j : j + across]
+                rows[i : i + block_rows],
+                offsets[j : j + block_columns],
+                out[i : i + block_rows, :, j : j + block_columns],
             )
     return out
 
@@ -119,8 +120,8 @@ def standard_normal(key: Tensor, counters: Tensor, size: int) -> Tensor:
 
     Arguments:
         key: from `keys`, shape `(batch,)`.
-        counters: which draws, int64, shape `(counters,)`.
-        size: how many numbers each sample has in a draw.
+        counters: the draws, int64, shape `(counters,)`.
+        size: the number of normals per sample and draw.
     """
     rows = (key + (counters * _POSITIONS * GOLDEN).unsqueeze(-1)).reshape(-1)
     out = _fill(rows, torch.empty(rows.numel(), 2, (size + 1) // 2, device=key.device))
@@ -128,12 +129,12 @@ def standard_normal(key: Tensor, counters: Tensor, size: int) -> Tensor:
 
 
 def normal_pairs(key: Tensor, counters: Tensor, size: int, *, outer: bool = True) -> Tensor:
-    """Two independent sets of standard normals in float32, `(2, rows, size)`: one word makes a
-    number of each.
+    """Two independent sets of standard normals in float32, `(2, rows, size)`: each word gives one
+    number of both.
 
     Arguments:
         key, counters: a key and a draw for each row, int64, shape `(rows,)`.
-        size: how many numbers each set has.
+        size: the size of each set.
         outer: False puts the rows first, `(rows, 2, size)`.
     """
     shape = (2, key.numel(), size) if outer else (key.numel(), 2, size)

@@ -29,12 +29,12 @@ _NODES = 1 << 37  # counters from here on are nodes; steps of a solve count from
 
 
 def terms(tree: Dyadic, ticks: Tensor, levy: bool) -> tuple[Tensor, Tensor]:
-    """W, and H, between two ticks `(2, n)`, in any order, as sums over the nodes of the branch of
-    each and over the roots.
+    """W, and H, between two ticks `(2, n)`, in any order, as sums over the nodes of both branches
+    and over the roots.
 
     Returns:
-        the counters of the nodes, `(terms, 2, n)`, 0 where a branch has none; and the weights of a
-        node's two normals in the outputs W and H, `(terms, outputs, 2, 2, n, 1)`, float64.
+        the counters of the nodes, `(terms, 2, n)`, 0 where a branch has no node; and the weights of
+        a node's two normals in the outputs W and H, `(terms, outputs, 2, 2, n, 1)`, float64.
     """
     times = tree.times(ticks) if levy else None
     parts = zip(_branches(tree, ticks, levy=levy), _roots(tree, ticks, times), strict=True)
@@ -45,25 +45,25 @@ def terms(tree: Dyadic, ticks: Tensor, levy: bool) -> tuple[Tensor, Tensor]:
         h = (times[1] - times[0]).abs_()
         area = area[0] * (sign / torch.where(h == 0, 1.0, h)) - value * (0.5 * sign.abs())
         ends = torch.cat([ends, area.unsqueeze(1)], dim=1)
-    # A node on both branches counts once, at the upper end, with the difference of its weights,
-    # exact where small.
+    # A node on both branches is used once, at the upper end, with the difference of its weights,
+    # which is accurate even if it is small.
     shared = (node[:, 0] == node[:, 1]).unsqueeze(1)
     upper = sign > 0
-    both = (ends[..., 0, :] + ends[..., 1, :]).unsqueeze(-2) * upper
+    combined = (ends[..., 0, :] + ends[..., 1, :]).unsqueeze(-2) * upper
     nodes = torch.where(shared & ~upper, 0, node)
-    return nodes, torch.where(shared[:, None, None], both, ends).unsqueeze(-1)
+    return nodes, torch.where(shared[:, None, None], combined, ends).unsqueeze(-1)
 
 
 def _branches(tree: Dyadic, ticks: Tensor, *, levy: bool) -> Iterator[Tensor]:
-    """The nodes above ticks, `(levels, 2, n)`; W, and its integral, there as weights of the
-    normals, `(levels, 2, 2, n)`.
+    """The nodes above ticks, `(levels, 2, n)`; then W, and its integral, at the ticks as weights of
+    the nodes' normals, `(levels, 2, 2, n)`.
     """
     depth = tree.depth
     knots = tree.knots_on(ticks.device)
     cell = ticks >> tree.depth
     tick = ticks & ((1 << depth) - 1) | (1 << depth)
-    # Below the lowest bit that is set anywhere no node has a part.
-    below, inside, inverse, root = _levels(
+    # Nodes below the lowest bit that is set in any tick do not contribute.
+    shift, mask, inverse, root = _levels(
         depth, depth + 1 - int((tick & -tick).amin()).bit_length(), ticks.device
     )
     if tree.cells > 1:
@@ -71,11 +71,11 @@ def _branches(tree: Dyadic, ticks: Tensor, *, levy: bool) -> Iterator[Tensor]:
     else:
         root = root * math.sqrt(tree.knots[1] - tree.knots[0])
     # Along a node s falls from 1 to -1, and m rises from 0 to 1 and falls again.
-    s = 1 - (tick & inside) * inverse
+    s = 1 - (tick & mask) * inverse
     a = s.abs()
     m = 1 - a
     z = m * root
-    yield torch.where(m == 0, 0, (cell << depth) + _NODES + (tick >> below))
+    yield torch.where(m == 0, 0, (cell << depth) + _NODES + (tick >> shift))
     yield torch.stack([z * torch.rsub(a, 1, alpha=3), z * s * math.sqrt(12)], dim=1)
     if levy:
         n = 8 * root * root * m * z
@@ -83,8 +83,8 @@ def _branches(tree: Dyadic, ticks: Tensor, *, levy: bool) -> Iterator[Tensor]:
 
 
 def _roots(tree: Dyadic, ticks: Tensor, times: Tensor | None) -> Iterator[Tensor]:
-    """The same of the cells between two ticks, whose normals make the W and H of a cell:
-    `(cells, 2, n)`.
+    """As `_branches` for the roots of the cells between two ticks, whose normals give the W and H
+    of a cell: `(cells, 2, n)`.
     """
     depth = tree.depth
     knots = tree.knots_on(ticks.device)
@@ -109,15 +109,17 @@ def _roots(tree: Dyadic, ticks: Tensor, times: Tensor | None) -> Iterator[Tensor
     yield torch.stack([w, w * rest * math.sqrt(3)], dim=1)
     if times is not None:
         w = w * length * u
-        after = (times - knots[cell + 1]).clamp_(min=0)
-        yield torch.stack([0.5 * w + root * after, w * (1 + 2 * rest) * (1 / math.sqrt(12))], dim=1)
+        beyond = (times - knots[cell + 1]).clamp_(min=0)
+        yield torch.stack(
+            [0.5 * w + root * beyond, w * (1 + 2 * rest) * (1 / math.sqrt(12))], dim=1
+        )
 
 
 @lru_cache(maxsize=64)
 def _levels(depth: int, levels: int, device: torch.device) -> tuple[Tensor, ...]:
-    """By level, `(levels, 1, 1)`: the bits below a node, their mask, two a tick, and the root of a
-    16th of its length.
+    """Per level, `(levels, 1, 1)`: the number of bits below a node, their mask, 2 divided by the
+    ticks of a node, and the square root of a 16th of its length.
     """
-    below = depth - torch.arange(levels, device=device).reshape(-1, 1, 1)
-    ticks = (1 << below).to(torch.float64)
-    return below, (1 << below) - 1, 2.0 / ticks, 0.25 * (ticks * 2.0**-depth).sqrt()
+    shift = depth - torch.arange(levels, device=device).reshape(-1, 1, 1)
+    ticks = (1 << shift).to(torch.float64)
+    return shift, (1 << shift) - 1, 2.0 / ticks, 0.25 * (ticks * 2.0**-depth).sqrt()

@@ -1,4 +1,4 @@
-"""The noise of a solve: what a step receives, and the fast stream that fixed grids draw it from."""
+"""The noise of a solve: the increments of steps, and the white noise of fixed grids."""
 
 import math
 from abc import ABC, abstractmethod
@@ -12,9 +12,9 @@ from torch import Tensor
 from sdekit._grid import Dyadic
 from sdekit._noise import generator
 
-# Normals drawn together on the CPU: a call costs as much as 20,000 of them however few it makes.
+# Normals drawn together on the CPU, where the overhead of a call is that of 20,000 normals.
 _BLOCK = 1 << 16
-# Elsewhere: a draw is some 30 kernels to launch, however many numbers it makes.
+# On accelerators, where every draw launches about 30 kernels.
 _LARGE_BLOCK = 1 << 22
 _DRAWS = 1 << 10  # counters of one step: W, H, then fresh normals
 
@@ -39,15 +39,15 @@ class Increment(NamedTuple):
 
 
 class NoiseQuery(NamedTuple):
-    """What a solve asks of its noise: the increments over the intervals of a grid.
+    """A query of a solve to its noise: the increments over the intervals of a grid.
 
     Arguments:
         ts: all times of the grid.
         x: a state, for batch, event shape, dtype and device.
         shape: the event shape of W, None without noise.
-        levy: whether H is wanted.
+        levy: whether H is needed.
         normals: the number of further normals per step.
-        start: the first interval that is wanted.
+        start: the index of the first interval.
 
     Example:
         >>> query = sdekit.NoiseQuery([0.0, 0.5, 1.0], torch.zeros(3, 2), (2,), normals=1)
@@ -88,7 +88,7 @@ class AbstractNoise(ABC):
 
     @abstractmethod
     def answer(self, query: NoiseQuery) -> Iterator[Increment]:
-        """The increments that are asked for, one per interval, from interval `query.start` on."""
+        """The increments of a query, one per interval, from interval `query.start` on."""
 
     def increments(
         self,
@@ -125,7 +125,7 @@ class AbstractNoise(ABC):
 
     @property
     def tree(self) -> Dyadic:
-        """The times between which a path can be read, and how finely.
+        """The dyadic times at which a path can be read.
 
         Raises:
             TypeError: for noise that is not one path.
@@ -136,12 +136,12 @@ class AbstractNoise(ABC):
         )
 
 
-def _whole(name: str, values: Any) -> Tensor:  # noqa: ANN401 - whatever a user gives
-    """A sequence of integers as an int64 tensor `(batch,)`; of larger ones the lowest 64 bits
-    count.
+def _integers(name: str, values: Any) -> Tensor:  # noqa: ANN401 - whatever a user gives
+    """A sequence of integers as an int64 tensor `(batch,)`; of larger integers the lowest 64 bits
+    are used.
 
     Raises:
-        TypeError: for what is not one.
+        TypeError: for other values.
     """
     try:
         if isinstance(values, Tensor):
@@ -153,11 +153,9 @@ def _whole(name: str, values: Any) -> Tensor:  # noqa: ANN401 - whatever a user 
         raise TypeError(f"{name} must be an integer, or one a sample; not {values!r}") from None
 
 
-def together(
-    start: int, steps: int, numbers: int, device: torch.device
-) -> Iterator[tuple[int, int]]:
-    """Steps `start` to `steps` - 1 in blocks [i, j) whose normals are drawn together, so many
-    numbers a step.
+def blocks(start: int, steps: int, numbers: int, device: torch.device) -> Iterator[tuple[int, int]]:
+    """Steps `start` to `steps` - 1 in blocks [i, j) whose normals are drawn together; numbers: the
+    normals per step.
     """
     block = max(1, (_BLOCK if device.type == "cpu" else _LARGE_BLOCK) // max(1, numbers))
     return ((i, min(i + block, steps)) for i in range(start, steps, block))
@@ -165,7 +163,9 @@ def together(
 
 @dataclass(frozen=True, eq=False)
 class AbstractSeededNoise(AbstractNoise):
-    """Noise that is a function of (seed, sample index): what such kinds share."""
+    """Noise that is a function of (seed, sample index): the base of `WhiteNoise` and
+    `BrownianPath`.
+    """
 
     seed: int | Tensor = field(default_factory=generator.fresh_seed)
     index: Tensor | None = field(default=None, kw_only=True)
@@ -176,7 +176,7 @@ class AbstractSeededNoise(AbstractNoise):
         if seed is None:
             seed = generator.fresh_seed()
         elif isinstance(seed, Tensor) or not hasattr(seed, "__index__"):
-            seed = _whole("seed", seed)
+            seed = _integers("seed", seed)
         object.__setattr__(self, "seed", seed)
         if self.index is not None:
             if isinstance(seed, Tensor):
@@ -184,7 +184,7 @@ class AbstractSeededNoise(AbstractNoise):
                     "a seed a sample is what tells them apart: leave out index, or give one seed "
                     "and the index"
                 )
-            object.__setattr__(self, "index", _whole("index", self.index))
+            object.__setattr__(self, "index", _integers("index", self.index))
 
     def rows(self, index: Tensor) -> Self:
         index = index.nonzero().flatten() if index.dtype == torch.bool else index
@@ -199,10 +199,10 @@ class AbstractSeededNoise(AbstractNoise):
 
     def keys(self, x: Tensor) -> Tensor:
         """The samples' keys, `(batch,)`, on x's device."""
-        known = self.seed if isinstance(self.seed, Tensor) else self.index
-        if known is not None and len(known) != len(x):
+        per_sample = self.seed if isinstance(self.seed, Tensor) else self.index
+        if per_sample is not None and len(per_sample) != len(x):
             raise ValueError(
-                f"this noise is for {len(known)} samples and the state has {len(x)}; use "
+                f"this noise is for {len(per_sample)} samples and the state has {len(x)}; use "
                 "rows(index)"
             )
         if isinstance(self.seed, Tensor):
@@ -219,10 +219,8 @@ class AbstractSeededNoise(AbstractNoise):
         numbers = generator.standard_normal(key, steps * _DRAWS + kind, math.prod(event))
         return numbers.to(x.dtype).reshape(len(steps), len(x), *event)
 
-    def fresh(self, key: Tensor, steps: Tensor, normals: int, x: Tensor) -> Tensor:
-        """The normals that steps want besides the increments of W,
-        `(steps, normals, batch, *event)`.
-        """
+    def extra_normals(self, key: Tensor, steps: Tensor, normals: int, x: Tensor) -> Tensor:
+        """The normals of steps besides the increments of W, `(steps, normals, batch, *event)`."""
         return torch.stack(
             [self.draw(key, steps, 2 + k, tuple(x.shape[1:]), x) for k in range(normals)], dim=1
         )
@@ -261,8 +259,8 @@ class WhiteNoise(AbstractSeededNoise):
         ts, x, shape, levy, normals, start = query
         key = self.keys(x)
         steps = len(ts) - 1
-        drawn = max(1, math.prod(shape or ()), math.prod(x.shape[1:]))
-        # Copied once, and without waiting for what is queued on the device.
+        numbers = max(1, math.prod(shape or ()), math.prod(x.shape[1:]))
+        # Copied once, without waiting for the queued work of the device.
         scales = (
             torch.tensor(ts[start:], dtype=torch.float64)
             .diff()
@@ -270,7 +268,7 @@ class WhiteNoise(AbstractSeededNoise):
             .sqrt_()
             .to(x, non_blocking=True)
         )
-        for i, j in together(start, steps, len(x) * drawn, x.device):
+        for i, j in blocks(start, steps, len(x) * numbers, x.device):
             counters = torch.arange(i, j, device=x.device)
             w = h = z = [None] * (j - i)
             if shape is not None:
@@ -282,5 +280,5 @@ class WhiteNoise(AbstractSeededNoise):
                     else h
                 )
             if normals:
-                z = self.fresh(key, counters, normals, x).unbind(0)
+                z = self.extra_normals(key, counters, normals, x).unbind(0)
             yield from map(Increment, w, h, z)

@@ -1,4 +1,4 @@
-"""What `solve` and `integrate` refuse before a loop begins."""
+"""Checks of the arguments of `solve` and `integrate`."""
 
 from torch import Tensor
 
@@ -14,10 +14,10 @@ _SAVES = ("last", "all")
 
 
 def require_save(save: str) -> None:
-    """Refuses what `save` cannot be.
+    """Refuses an unknown value of `save`.
 
     Raises:
-        ValueError: with the names, and the nearest.
+        ValueError: with the allowed values and the nearest one.
     """
     if save not in _SAVES:
         raise ValueError(f"save must be 'last' or 'all', not {save!r}{did_you_mean(save, _SAVES)}")
@@ -26,13 +26,12 @@ def require_save(save: str) -> None:
 def require_kinds(
     problem: object, solver: object, noise: object, control: object, gradient: object
 ) -> None:
-    """Refuses what is no equation, solver, noise, controller or gradient, and says what makes one
-    of it.
+    """Refuses arguments that are not an equation, a solver, noise, a controller or a gradient.
 
     Raises:
-        TypeError: always with what was given and what is wanted.
+        TypeError: with what was given and what is expected.
     """
-    wanted = [
+    expected = [
         (
             "the equation",
             problem,
@@ -50,21 +49,21 @@ def require_kinds(
         ("control", control, PIDController, "PIDController(rtol, atol)"),
         ("gradient", gradient, AbstractGradient, "Checkpointed() or Reversible()"),
     ]
-    for name, value, kind, remedy in wanted:
+    for name, value, kind, remedy in expected:
         if not isinstance(value, kind) and (
             value is not None or name in ("the equation", "solver")
         ):
-            given = (
+            description = (
                 f"the class {value.__name__}"
                 if isinstance(value, type)
                 else f"{type(value).__name__} {value!r:.40}"
             )
-            near = (
+            suggestion = (
                 did_you_mean(value, _solvers.__all__, {"euler": "EulerMaruyama"})
                 if name == "solver"
                 else ""
             )
-            raise TypeError(f"{name} must be {remedy}; not {given}{near}")
+            raise TypeError(f"{name} must be {remedy}; not {description}{suggestion}")
 
 
 def require_adaptive(
@@ -74,7 +73,7 @@ def require_adaptive(
     gradient: AbstractGradient | None,
     x: Tensor,
 ) -> None:
-    """Refuses what cannot be solved with adaptive steps.
+    """Refuses combinations that cannot be solved with adaptive steps.
 
     Raises:
         ValueError: for a solver without an error estimate, a gradient of fixed grids, or tolerances
@@ -83,7 +82,7 @@ def require_adaptive(
     if solver.embedded is None or solver.normals:
         raise ValueError(
             f"{type(solver).__name__} does not estimate its error; for {problem.noise_type} noise "
-            f"these do: {_able(problem)}"
+            f"these do: {_adaptive_solvers(problem)}"
         )
     if gradient is not None:
         raise ValueError(
@@ -93,7 +92,7 @@ def require_adaptive(
     control.require_resolved(x.dtype)
 
 
-def _able(problem: AbstractSDE) -> str:
+def _adaptive_solvers(problem: AbstractSDE) -> str:
     """The solvers with an error estimate that suit an equation."""
     kinds = [
         kind
@@ -101,18 +100,18 @@ def _able(problem: AbstractSDE) -> str:
         if isinstance(kind, type) and getattr(kind, "embedded", None)
     ]
     state_free = problem.noise_type in ("none", "additive")
-    suited = [
+    suitable = [
         k
         for k in kinds
         if problem.noise_type in k.order and (state_free or k.sde_type == problem.sde_type)
     ]
-    return ", ".join(k.__name__ for k in suited) or (
+    return ", ".join(k.__name__ for k in suitable) or (
         "none in this calculus; write it in Stratonovich form, for SPaRK"
     )
 
 
 def require_pairing(problem: AbstractSDE, solver: AbstractSolver) -> None:
-    """Refuses a solver for other equations than this one.
+    """Refuses a solver that does not support the equation.
 
     Raises:
         ValueError: for another kind of noise, or another calculus.

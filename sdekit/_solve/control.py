@@ -1,4 +1,4 @@
-"""How long a step may be: each sample's own error, and a controller for its steps."""
+"""Step size control: the error of each sample, and a controller of its steps."""
 
 import math
 from dataclasses import dataclass
@@ -80,15 +80,15 @@ class PIDController:
         Raises:
             ValueError: with the smallest tolerance that the dtype resolves.
         """
-        finest = 4 * torch.finfo(dtype).eps
-        if max(self.rtol, self.atol) < finest:
+        resolution = 4 * torch.finfo(dtype).eps
+        if max(self.rtol, self.atol) < resolution:
             raise ValueError(
                 f"rtol = {self.rtol:g} and atol = {self.atol:g} are below what {dtype} resolves; "
-                f"ask for {finest:.1g} or more, or use a wider dtype"
+                f"ask for {resolution:.1g} or more, or use a wider dtype"
             )
 
     @property
-    def remembers(self) -> bool:
+    def uses_history(self) -> bool:
         """Whether the factor depends on earlier errors."""
         return bool(self.proportional or self.derivative)
 
@@ -106,10 +106,11 @@ class PIDController:
         )
         return torch.nan_to_num_(q, nan=math.inf, posinf=math.inf)
 
-    def factor(self, q: Tensor, before: Tensor, power: float) -> Tensor:
-        """The factor of the next step, from q and the two accepted ones before, `(batch, 2)`.
+    def factor(self, q: Tensor, previous: Tensor, power: float) -> Tensor:
+        """The factor of the next step, from q and the q of the two previous accepted steps,
+        `(batch, 2)`.
 
-        A rejected step becomes shorter.
+        After a rejection it is less than 1.
         """
         p = self.proportional / power
         i = self.integral / power
@@ -117,9 +118,11 @@ class PIDController:
         # Powers through logarithms: torch's own power rounds the tail of a tensor differently from
         # its body.
         log = q.log().mul_(-(p + i + d))
-        if self.remembers:
-            log.add_(before[:, 0].log(), alpha=p + 2 * d).sub_(before[:, 1].log(), alpha=d)
+        if self.uses_history:
+            log.add_(previous[:, 0].log(), alpha=p + 2 * d).sub_(previous[:, 1].log(), alpha=d)
         factor = log.exp_().mul_(self.safety).clamp_(self.smallest, self.largest)
         return (
-            torch.where(q > 1, factor.clamp(max=self.safety), factor) if self.remembers else factor
+            torch.where(q > 1, factor.clamp(max=self.safety), factor)
+            if self.uses_history
+            else factor
         )

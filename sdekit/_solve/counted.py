@@ -1,4 +1,4 @@
-"""An equation that counts its evaluations and guards its tensors."""
+"""An equation that counts its evaluations and detects in-place changes of its tensors."""
 
 from collections import deque
 from collections.abc import Callable, Hashable, Mapping, MutableMapping, Sequence
@@ -15,35 +15,36 @@ from sdekit._equations.quadrature import Rule
 from sdekit._equations.sde import AbstractSDE, NoiseType, SDEType
 from sdekit.calling import (
     changed_in_place,
-    changes,
+    changes_in_place,
     checked_output,
+    has_no_version_counter,
     is_kept_leaf,
     overwritten,
     require_derivative,
-    uncounted,
 )
 from sdekit.elementary import Time
 
-# Results of a function that are looked after: multistep rules remember up to four.
-_LAST = 4
+# The number of last results of a function that are checked: multistep rules remember up to four.
+_REMEMBERED = 4
 _Results = deque[tuple[ref[Tensor], int]]  # with the version when it was returned
 
 
 @dataclass(frozen=True, eq=False)
 class Counted(AbstractSDE):
-    """A problem that counts its evaluations: `calls` of drift and score, and of the diffusion; and
-    that guards its tensors.
+    """A problem that counts its evaluations and detects in-place changes of its tensors.
 
-    A drift or a diffusion that changes its input, or a tensor that it returned before, would spoil
-    what solvers remember. Torch's version counters show it, of the last results as long as somebody
-    has them. Where there are none, `copies` is true: then both get and return copies.
+    `calls` counts the calls of drift and score, and those of the diffusion. A drift or a diffusion
+    that changes its input, or a tensor that it returned before, would invalidate what solvers
+    remember. Torch's version counters reveal this, for the last results as long as they are
+    referenced. Without version counters `copies` is true: both functions then receive and return
+    copies.
     """
 
     problem: AbstractSDE
     copies: bool = False
     calls: list[int] = field(default_factory=lambda: [0, 0])
     returned: tuple[_Results, _Results] = field(
-        default_factory=lambda: (deque(maxlen=_LAST), deque(maxlen=_LAST))
+        default_factory=lambda: (deque(maxlen=_REMEMBERED), deque(maxlen=_REMEMBERED))
     )
 
     slopes: Mapping[float, Callable[[Tensor], Tensor]] = field(default_factory=dict)
@@ -52,7 +53,9 @@ class Counted(AbstractSDE):
     @staticmethod
     def of(problem: AbstractSDE, x: Tensor) -> "Counted":
         """A problem for states such as x."""
-        return Counted(problem, uncounted(x), slopes=problem.slopes, plans=problem.plans)
+        return Counted(
+            problem, has_no_version_counter(x), slopes=problem.slopes, plans=problem.plans
+        )
 
     @computed
     def noise_type(self) -> NoiseType:
@@ -100,38 +103,38 @@ class Counted(AbstractSDE):
         function: Callable[..., Any],
         t: Time,
         x: Tensor,
-        *more: Tensor | None,
+        *arguments: Tensor | None,
     ) -> Any:  # noqa: ANN401
-        """function(t, x, *more), which leaves t, x and what it returned before as they are."""
+        """function(t, x, *arguments), refused if it changes t, x or what it returned before."""
         self.calls[kind] += 1
-        if (self.copies and uncounted(x)) or x.is_inference():
-            found = function(t.clone() if isinstance(t, Tensor) else t, x.clone(), *more)
-            return found.clone() if isinstance(found, Tensor) else found
+        if (self.copies and has_no_version_counter(x)) or x.is_inference():
+            value = function(t.clone() if isinstance(t, Tensor) else t, x.clone(), *arguments)
+            return value.clone() if isinstance(value, Tensor) else value
         version = x._version + t._version if isinstance(t, Tensor) else x._version
         try:
-            found = function(t, x, *more)
+            value = function(t, x, *arguments)
         except RuntimeError as error:
-            if is_kept_leaf(x) and changes(function, (t, x, *more), {}):
+            if is_kept_leaf(x) and changes_in_place(function, (t, x, *arguments), {}):
                 raise changed_in_place(name) from error
             raise
         if version != (x._version + t._version if isinstance(t, Tensor) else x._version):
             raise changed_in_place(name)
-        before = self.returned[kind]
-        for result, then in before:
-            if (kept := result()) is not None and kept._version != then:
+        previous = self.returned[kind]
+        for reference, version_then in previous:
+            if (earlier := reference()) is not None and earlier._version != version_then:
                 raise overwritten(name)
-        if isinstance(found, Tensor) and found.is_inference():
-            require_derivative(name, found, x)
-            return found.clone()
-        if not more and isinstance(found, Tensor):
-            before.append((ref(found), found._version))
-        return found
+        if isinstance(value, Tensor) and value.is_inference():
+            require_derivative(name, value, x)
+            return value.clone()
+        if not arguments and isinstance(value, Tensor):
+            previous.append((ref(value), value._version))
+        return value
 
     def require_unchanged(self) -> None:
-        """Refuses, after the last step, results that were overwritten since they were returned."""
+        """Refuses results that were overwritten after they were returned; for the last step."""
         for name, results in zip(("the drift", "the diffusion"), self.returned, strict=True):
-            for result, then in results:
-                if (kept := result()) is not None and kept._version != then:
+            for reference, version in results:
+                if (value := reference()) is not None and value._version != version:
                     raise overwritten(name)
 
     def multiply(self, g: Time, dw: Tensor | None, onto: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""The loop over a fixed grid, and the solution that comes of it."""
+"""The loop over a fixed grid, and its solution."""
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -15,13 +15,13 @@ from sdekit._solve.solution import (
     Status,
     finite,
     not_finite,
-    shared,
+    solution_of_equal_steps,
 )
 from sdekit._solve.steps import Steps
 from sdekit._solvers.contract import Tree
-from sdekit.calling import hidden
+from sdekit.calling import has_hidden_values
 
-_CHECK = 128  # steps between two looks at whether the state is finite
+_CHECK_INTERVAL = 128  # steps between two checks that the state is finite
 
 
 def states_on_grid(
@@ -33,29 +33,29 @@ def states_on_grid(
     throw: bool,
     every: bool,
 ) -> Iterator[Point]:
-    """The states of a solve, every one or the first and the last; arguments as in `solve`."""
+    """The states of a solve, all or only the first and the last; arguments as in `solve`."""
     if gradient is None or not len(x0):
         states = points(steps, x0, check=throw, every=every)
     else:
-        states = _differentiable(steps, x0, gradient, every=every, check=throw)
-    return states if callback is None else _watched(states, callback)
+        states = _states_with_gradient(steps, x0, gradient, every=every, check=throw)
+    return states if callback is None else _with_callback(states, callback)
 
 
 def solution_on_grid(steps: Steps, x: Tensor, xs: Tensor | None, *, throw: bool) -> Solution:
-    """The solution that ends at x, with all states or without."""
+    """The solution that ends at x, with or without the other states."""
     seed = None if steps.noise is None else steps.noise.seed
-    at = torch.tensor(steps.ts, dtype=torch.float64)
+    ts = torch.tensor(steps.ts, dtype=torch.float64)
     evaluations = steps.problem.evaluations
-    solution = shared(x, at, xs, seed, evaluations=evaluations, steps=len(steps))
+    solution = solution_of_equal_steps(x, ts, xs, seed, evaluations=evaluations, steps=len(steps))
     if throw:
         return solution
     return replace(solution, status=torch.where(finite(x), Status.DONE, Status.NOT_FINITE))
 
 
-def _differentiable(
+def _states_with_gradient(
     steps: Steps, x0: Tensor, gradient: AbstractGradient, *, every: bool, check: bool
 ) -> Iterator[Point]:
-    """The states of a solve whose gradients do not come from all of autograd's record."""
+    """The states of a solve with a `gradient` other than plain autograd."""
     yield Point(0, steps.ts[0], x0)
     x = x0
     for i, x in gradient.states(steps, x0, every=every):
@@ -67,10 +67,10 @@ def _differentiable(
 
 
 def _require_finite(steps: Steps, x0: Tensor, x: Tensor) -> None:
-    """Refuses an end that is not finite, of a solve that did not look at its states.
+    """Refuses a final state that is not finite, of a solve that did not check its states.
 
     Raises:
-        NotFiniteError: with the step, which the plain loop finds.
+        NotFiniteError: with the step, which the plain loop determines.
     """
     if failure := not_finite(Point(len(steps), steps.ts[-1], x)):
         with torch.no_grad():
@@ -78,15 +78,15 @@ def _require_finite(steps: Steps, x0: Tensor, x: Tensor) -> None:
         raise failure
 
 
-def _watched(points: Iterator[Point], callback: Callable[[Point], None]) -> Iterator[Point]:
+def _with_callback(points: Iterator[Point], callback: Callable[[Point], None]) -> Iterator[Point]:
     for point in points:
         callback(point)
         yield point
 
 
-def collected(points: Iterator[Point], size: int) -> Tensor:
+def collect(points: Iterator[Point], size: int) -> Tensor:
     """All states as one tensor, `(size, batch, *event)`."""
-    # To write in place would copy the gradient of all states at each step.
+    # Writing in place would copy the gradient of all states at each step.
     if torch.is_grad_enabled():
         return torch.stack([point.x for point in points])
     first = next(points).x
@@ -100,11 +100,11 @@ def collected(points: Iterator[Point], size: int) -> Tensor:
 
 
 def points(steps: Steps, x: Tensor, *, check: bool = True, every: bool = True) -> Iterator[Point]:
-    """The states of a solve: of every step, or the first and the last.
+    """The states of a solve: of every step, or only the first and the last.
 
-    The CPU reads whether the state is finite at every look. Elsewhere a read waits for all that is
-    queued, so the looks are collected on the device and read once, at the end: an error comes
-    later, and names the same step.
+    On the CPU every check whether the state is finite is read at once. Elsewhere a read waits for
+    all queued work, so the flags are collected on the device and read once, at the end: an error is
+    raised later, but names the same step.
     """
     ts = steps.ts
     n = len(steps)
@@ -113,46 +113,46 @@ def points(steps: Steps, x: Tensor, *, check: bool = True, every: bool = True) -
         yield from (Point(i, t, x) for i, t in enumerate(ts[1:], 1))
         return
     state = steps.init(x)
-    kept = (0, x, state)
-    looks = []
-    at_once = x.device.type == "cpu"
+    checkpoint = (0, x, state)
+    finite_flags = []
+    on_cpu = x.device.type == "cpu"
     step = steps.solver.step
     problem = steps.problem
     for i, increment in enumerate(steps.increments(x, 0, n), 1):
         x, _, _, state = step(problem, ts[i - 1], ts[i], x, increment, state)
-        if check and (i % _CHECK == 0 or i == n):
-            looks.append(torch.isfinite(x).all())
-            if at_once or i == n:
-                if not _all(looks):
-                    raise _located(steps, *kept, Point(i, ts[i], x))
-                kept = (i, x, state)
-                looks = []
+        if check and (i % _CHECK_INTERVAL == 0 or i == n):
+            finite_flags.append(torch.isfinite(x).all())
+            if on_cpu or i == n:
+                if not _all_true(finite_flags):
+                    raise _locate_failure(steps, *checkpoint, Point(i, ts[i], x))
+                checkpoint = (i, x, state)
+                finite_flags = []
         if i == n:
             problem.require_unchanged()
         if every or i == n:
             yield Point(i, ts[i], x)
 
 
-def _all(looks: Sequence[Tensor]) -> bool:
+def _all_true(flags: Sequence[Tensor]) -> bool:
     """Whether all flags are set, by one read; True under `torch.func.vmap`, which hides values."""
-    every = looks[0] if len(looks) == 1 else torch.stack(list(looks)).all()
-    return hidden(every) or bool(every)
+    flag = flags[0] if len(flags) == 1 else torch.stack(list(flags)).all()
+    return has_hidden_values(flag) or bool(flag)
 
 
-def _located(steps: Steps, i: int, x: Tensor, state: Tree, seen: Point) -> NotFiniteError:
-    """Repeats the steps since the last finite state and finds the first that spoils it: noise is
-    random access.
+def _locate_failure(steps: Steps, i: int, x: Tensor, state: Tree, failure: Point) -> NotFiniteError:
+    """The error for the first step after the last finite state that fails, found by repeating the
+    steps, as noise has random access.
     """
     with torch.no_grad():
         for increment in steps.increments(x, i, len(steps)):
-            if i == seen.step or not bool(torch.isfinite(x).all()):
+            if i == failure.step or not bool(torch.isfinite(x).all()):
                 break
             x, state = steps.step(i, increment, x, state)
             i += 1
-    # A model that is not deterministic may pass the second time; then what was seen first is all
-    # that is known.
+    # A model that is not deterministic may succeed in the repetition; then only the original
+    # failure is known.
     return (
         not_finite(Point(i, steps.ts[i], x))
-        or not_finite(seen)
-        or NotFiniteError(seen.step, seen.t, [], len(x))
+        or not_finite(failure)
+        or NotFiniteError(failure.step, failure.t, [], len(x))
     )

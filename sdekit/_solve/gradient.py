@@ -1,7 +1,7 @@
-"""How gradients pass back through a fixed-grid solve, when autograd is not to record all of it.
+"""Gradients of a fixed-grid solve for which autograd does not record every step.
 
-Noise is random access, so a backward pass can repeat any steps of the forward pass on the noise
-that they had.
+Noise has random access, so the backward pass can repeat any steps of the forward pass with the same
+noise.
 """
 
 import math
@@ -126,33 +126,39 @@ class Reversible(AbstractGradient):
                 f"{name} cannot be run backwards exactly; use ReversibleHeun, or "
                 "gradient=Checkpointed()"
             )
-        leaves, behind = _closure(steps, x0)
+        leaves, shared_graph = _captured_leaves(steps, x0)
         parameters = leaves if self.parameters is None else tuple(self.parameters)
-        xs = _BackAndForth.apply(
-            steps, every, _Pull(parameters, self.parameters is None, behind), x0, *parameters
+        xs = _ReversibleSolve.apply(
+            steps,
+            every,
+            _VectorJacobianProduct(parameters, self.parameters is None, shared_graph),
+            x0,
+            *parameters,
         )
         yield from zip(range(len(steps) + 1 - len(xs), len(steps) + 1), xs, strict=True)
 
 
-def _closure(steps: Steps, x: Tensor) -> tuple[list[Tensor], bool]:
-    """The leaves with a gradient that f and g read besides x, and whether they read them through a
-    graph of its own.
+def _captured_leaves(steps: Steps, x: Tensor) -> tuple[list[Tensor], bool]:
+    """The leaves that require a gradient on which f and g depend besides x, and whether part of
+    their graph is shared by all steps.
     """
     if not torch.is_grad_enabled():
         return [], False
     x = x.detach()
     state = steps.init(x)
     increment = next(steps.increments(x, 0, 1))
-    first = _nodes(_flat(state))
+    first = _nodes(_tensors(state))
     second = _nodes(
-        _flat(steps.step(0, increment, x, _with(state, map(Tensor.detach, _flat(state)))))
+        _tensors(
+            steps.step(0, increment, x, _with_tensors(state, map(Tensor.detach, _tensors(state))))
+        )
     )
     return _leaves(first | second), any(node.next_functions for node in first & second)
 
 
-class _BackAndForth(torch.autograd.Function):
-    """From x(t_0) and parameters to states of a solve, remembering the last; the way back starts
-    from it.
+class _ReversibleSolve(torch.autograd.Function):
+    """From x(t_0) and parameters to the states of a solve; only the last is saved, from which the
+    backward pass starts.
     """
 
     @staticmethod
@@ -160,17 +166,17 @@ class _BackAndForth(torch.autograd.Function):
         ctx: Any,  # noqa: ANN401
         steps: Steps,
         every: bool,
-        pull: "_Pull",
+        vjp: "_VectorJacobianProduct",
         x: Tensor,
         *parameters: Tensor,
     ) -> tuple[Tensor, ...]:
         xs, state = steps.run(x, steps.init(x), 0, len(steps), every)
-        # Parameters are saved, not just kept, so that autograd notices when they are changed before
-        # the way back.
+        # Parameters are saved by autograd, which then notices if they are changed before the
+        # backward pass.
         ctx.save_for_backward(x, xs[-1], *parameters)
         ctx.steps = steps
-        ctx.pull = pull
-        ctx.state = _with(state, map(Tensor.detach, _flat(state)))
+        ctx.vjp = vjp
+        ctx.state = _with_tensors(state, map(Tensor.detach, _tensors(state)))
         ctx.set_materialize_grads(False)
         return tuple(xs)
 
@@ -184,49 +190,58 @@ class _BackAndForth(torch.autograd.Function):
         (x0, x, *_) = ctx.saved_tensors
         state = ctx.state
         steps = ctx.steps
-        pull = ctx.pull
-        arriving = dict(zip(range(len(steps) - len(gradients), len(steps)), gradients, strict=True))
-        pulled: list[Tensor | None] = [None] * (1 + len(_flat(state)))
-        totals: list[Tensor | None] = [None] * len(pull.parameters)
+        vjp = ctx.vjp
+        output_gradients = dict(
+            zip(range(len(steps) - len(gradients), len(steps)), gradients, strict=True)
+        )
+        gradients_at: list[Tensor | None] = [None] * (1 + len(_tensors(state)))
+        parameter_gradients: list[Tensor | None] = [None] * len(vjp.parameters)
         for i, increment in steps.backwards(x):
-            pulled[0] = _sum(pulled[0], arriving.get(i))
-            x, state = steps.back(i, increment, x, state)
-            pulled, more = pull(partial(steps.step, i, increment), (x, state), pulled)
-            totals = list(map(_sum, totals, more))
+            gradients_at[0] = _sum(gradients_at[0], output_gradients.get(i))
+            x, state = steps.reverse_step(i, increment, x, state)
+            gradients_at, contributions = vjp(
+                partial(steps.step, i, increment), (x, state), gradients_at
+            )
+            parameter_gradients = list(map(_sum, parameter_gradients, contributions))
         _require_return(x, x0)
-        (gradient,), more = pull(steps.init, (x,), pulled[1:])
-        return None, None, None, _sum(pulled[0], gradient), *map(_sum, totals, more)
+        (gradient,), contributions = vjp(steps.init, (x,), gradients_at[1:])
+        return (
+            None,
+            None,
+            None,
+            _sum(gradients_at[0], gradient),
+            *map(_sum, parameter_gradients, contributions),
+        )
 
 
 def _require_return(x: Tensor, x0: Tensor) -> None:
-    """Refuses a way back that does not end where the way there began: then its gradients are of
-    another path.
+    """Refuses a backward solve that does not end at x0: its gradients would belong to another path.
 
     Raises:
-        ArithmeticError: with how far off it is.
+        ArithmeticError: with the relative difference.
     """
-    off = float((x - x0).abs().max()) / (1 + float(x0.abs().max()))
-    if not off <= torch.finfo(x.dtype).eps ** (1 / 3):
+    error = float((x - x0).abs().max()) / (1 + float(x0.abs().max()))
+    if not error <= torch.finfo(x.dtype).eps ** (1 / 3):
         raise ArithmeticError(
-            f"run backwards, the solve ends {off:.1e} away from x0 in relative terms: rounding "
+            f"run backwards, the solve ends {error:.1e} away from x0 in relative terms: rounding "
             "errors grow like e^(rate t) where the drift contracts at a rate; use "
             "gradient=Checkpointed(), a wider dtype, or a shorter solve"
         )
 
 
 @dataclass(frozen=True, eq=False)
-class _Pull:
-    """Pulls gradients of what a function returns back to the tensors in its arguments and to
-    parameters.
+class _VectorJacobianProduct:
+    """The vector-Jacobian product of a function: from gradients of its results to those of the
+    tensors in its arguments and of parameters.
 
-    found: whether the parameters are all the leaves that were found, and no others may be met.
-    behind: whether f and g close over tensors with a graph of their own, which every step then
-    passes through.
+    all_leaves: whether the parameters are all leaves of the first step, so that other leaves are
+    refused. shared_graph: whether f and g close over tensors with a graph of their own, which is
+    then part of every step.
     """
 
     parameters: Sequence[Tensor]
-    found: bool
-    behind: bool
+    all_leaves: bool
+    shared_graph: bool
 
     def __call__(
         self,
@@ -235,9 +250,9 @@ class _Pull:
         gradients: Sequence[Tensor | None],
     ) -> tuple[list[Tensor | None], list[Tensor | None]]:
         with torch.enable_grad():
-            inputs = [tensor.detach().requires_grad_() for tensor in _flat(arguments)]
-            outputs = _flat(function(*_with(arguments, iter(inputs))))
-        if self.found:
+            inputs = [tensor.detach().requires_grad_() for tensor in _tensors(arguments)]
+            outputs = _tensors(function(*_with_tensors(arguments, iter(inputs))))
+        if self.all_leaves:
             self.require_known(inputs, outputs)
         pairs = [
             (y, g)
@@ -246,11 +261,15 @@ class _Pull:
         ]
         if not pairs:
             return [None] * len(inputs), [None] * len(self.parameters)
-        ys, gs = zip(*pairs, strict=True)
-        pulled = torch.autograd.grad(
-            ys, [*inputs, *self.parameters], gs, retain_graph=self.behind, allow_unused=True
+        ys, vectors = zip(*pairs, strict=True)
+        gradients_in = torch.autograd.grad(
+            ys,
+            [*inputs, *self.parameters],
+            vectors,
+            retain_graph=self.shared_graph,
+            allow_unused=True,
         )
-        return list(pulled[: len(inputs)]), list(pulled[len(inputs) :])
+        return list(gradients_in[: len(inputs)]), list(gradients_in[len(inputs) :])
 
     def require_known(self, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> None:
         known = {id(tensor) for tensor in (*inputs, *self.parameters)}
@@ -263,41 +282,47 @@ class _Pull:
 
 
 def _sum(a: Tensor | None, b: Tensor | None) -> Tensor | None:
-    """a + b, None being zero."""
+    """a + b, where None is zero."""
     return b if a is None else a if b is None else a + b
 
 
 def _nodes(outputs: Iterable[Tensor]) -> set[Node]:
-    """The graph of some tensors."""
+    """The nodes of the graph of some tensors."""
     stack = [tensor.grad_fn for tensor in outputs]
-    seen = set()
+    nodes = set()
     while stack:
         node = stack.pop()
-        if node is not None and node not in seen:
-            seen.add(node)
+        if node is not None and node not in nodes:
+            nodes.add(node)
             stack += [before for before, _ in node.next_functions]
-    return seen
+    return nodes
 
 
 def _leaves(nodes: Iterable[Node]) -> list[Tensor]:
-    """The leaves of a graph: where gradients accumulate it ends, and the node knows its tensor."""
-    ends = [getattr(node, "variable", None) for node in nodes if not node.next_functions]
-    return [leaf for leaf in ends if leaf is not None]
+    """The leaves of a graph: a node without successors that accumulates a gradient has its tensor
+    as `variable`.
+    """
+    tensors = [getattr(node, "variable", None) for node in nodes if not node.next_functions]
+    return [leaf for leaf in tensors if leaf is not None]
 
 
-def _flat(tree: Tree) -> list[Tensor]:
+def _tensors(tree: Tree) -> list[Tensor]:
     """The tensors of a tree."""
     if isinstance(tree, Tensor):
         return [tree]
     return (
-        [tensor for part in tree for tensor in _flat(part)]
+        [tensor for part in tree for tensor in _tensors(part)]
         if isinstance(tree, tuple | list)
         else []
     )
 
 
-def _with(tree: Tree, tensors: Iterator[Tensor]) -> Tree:
-    """The tree with other tensors in place of its own."""
+def _with_tensors(tree: Tree, tensors: Iterator[Tensor]) -> Tree:
+    """The tree with its tensors replaced."""
     if isinstance(tree, Tensor):
         return next(tensors)
-    return tuple(_with(part, tensors) for part in tree) if isinstance(tree, tuple | list) else tree
+    return (
+        tuple(_with_tensors(part, tensors) for part in tree)
+        if isinstance(tree, tuple | list)
+        else tree
+    )

@@ -14,7 +14,7 @@ from sdekit._solve.adaptive import AdaptiveSolve
 from sdekit._solve.arguments import require_adaptive, require_kinds, require_pairing, require_save
 from sdekit._solve.control import PIDController
 from sdekit._solve.counted import Counted
-from sdekit._solve.fixed_grid import collected, points, solution_on_grid, states_on_grid
+from sdekit._solve.fixed_grid import collect, points, solution_on_grid, states_on_grid
 from sdekit._solve.gradient import AbstractGradient
 from sdekit._solve.solution import Point, Solution, Status, require_state, unfinished
 from sdekit._solve.steps import Steps
@@ -50,10 +50,10 @@ def integrate(
     grid = times(ts)
     require_state(x0)
     require_pairing(problem, solver)
-    if noise is None and _random(problem, solver):
+    if noise is None and _needs_noise(problem, solver):
         noise = WhiteNoise()
     counted = Counted.of(problem.tabulated(grid), x0)
-    return points(Steps(counted, grid, solver.plan(counted, grid), noise), _own(x0))
+    return points(Steps(counted, grid, solver.plan(counted, grid), noise), _copied_states(x0))
 
 
 def solve(
@@ -117,20 +117,20 @@ def solve(
     require_pairing(problem, solver)
     if control is not None:
         require_adaptive(problem, solver, control, gradient, x0)
-    if not _random(problem, solver):
+    if not _needs_noise(problem, solver):
         noise = None
     elif noise is None:
         noise = WhiteNoise() if control is None else BrownianPath(knots=(min(grid), max(grid)))
     problem = problem.tabulated(grid) if control is None else problem.within(grid[0], grid[-1])
     counted = Counted.of(problem, x0)
-    x0 = _own(x0)
+    x0 = _copied_states(x0)
     if control is None or not len(x0):
         steps = Steps(counted, grid, solver.plan(counted, grid), noise)
         callback = callback if control is None else None
         every = save == "all" or callback is not None
         settings = {"gradient": gradient, "callback": callback, "throw": throw, "every": every}
         states = states_on_grid(steps, x0, **settings)
-        xs = collected(states, len(grid)) if save == "all" else None
+        xs = collect(states, len(grid)) if save == "all" else None
         x = deque(states, maxlen=1).pop().x if xs is None else xs[-1]
         return solution_on_grid(steps, x, xs, throw=throw)
     solution, reached = AdaptiveSolve(
@@ -148,14 +148,15 @@ def solve(
     return solution
 
 
-def _own(x0: Tensor) -> Tensor:
-    """A copy of the caller's states: a drift that changes its input is refused, but not before it
-    has changed it once.
+def _copied_states(x0: Tensor) -> Tensor:
+    """A copy of the caller's states: a drift that changes its input is only refused after it has
+    changed it once.
 
-    Torch lets nothing change a leaf that requires gradients, which compiled drifts need as it is.
+    A leaf that requires gradients is not copied: torch refuses its changes, and compiled drifts
+    need the leaf itself.
     """
     return x0 if is_kept_leaf(x0) else x0.clone()
 
 
-def _random(problem: AbstractSDE, solver: AbstractSolver) -> bool:
+def _needs_noise(problem: AbstractSDE, solver: AbstractSolver) -> bool:
     return problem.noise_type != "none" or solver.normals > 0

@@ -1,4 +1,4 @@
-"""The intervals over which adaptive steps go: of any length, or the dyadic ones of a path."""
+"""The intervals of adaptive steps: of any length, or the dyadic intervals of a path."""
 
 import math
 from abc import ABC, abstractmethod
@@ -10,104 +10,108 @@ import torch
 from torch import Tensor
 
 from sdekit._grid import Dyadic
+from sdekit._solve.active import ActiveSamples
 from sdekit._solve.control import PIDController
-from sdekit._solve.working import Working
 
 
 class Interval(NamedTuple):
     """The next interval of each sample; float64, `(batch,)`, on the host.
 
-    t1: where it ends. left: the time from there to the end of the solve. length: without sign.
-    shortest: the length of the shortest there is at that place; None where there is no such length.
+    t1: where it ends. remaining: the time from there to the end of the solve. length: without sign.
+    shortest: the length of the shortest interval there; None if there is no shortest one.
     """
 
     t1: Tensor
-    left: Tensor
+    remaining: Tensor
     length: Tensor
     shortest: Tensor | None = None
 
 
 class AbstractIntervals(ABC):
-    """Which intervals there are for steps."""
+    """The intervals over which steps may be taken."""
 
     @abstractmethod
-    def after(self, now: Working) -> Interval:
+    def after(self, active: ActiveSamples) -> Interval:
         """The next interval of each sample, of about the length h that the controller allows."""
 
     @abstractmethod
-    def allowed(self, now: Working, interval: Interval, factor: Tensor) -> Tensor:
-        """The length that the controller's factor is of."""
+    def allowed(self, active: ActiveSamples, interval: Interval, factor: Tensor) -> Tensor:
+        """The length that the controller's factor multiplies."""
 
     @abstractmethod
-    def too_short(self, now: Working, interval: Interval) -> Tensor:
-        """Where there is no shorter interval to try, if this one was rejected."""
+    def too_short(self, active: ActiveSamples, interval: Interval) -> Tensor:
+        """Whether there is no shorter interval to try after a rejection, `(batch,)`."""
 
     @abstractmethod
-    def may_end(self, now: Working) -> bool:
-        """False where it is cheap to see that no sample has finished or failed."""
+    def may_end(self, active: ActiveSamples) -> bool:
+        """False if it is known cheaply that no sample has finished or failed."""
 
 
 @dataclass(frozen=True, eq=False)
 class FreeIntervals(AbstractIntervals):
     """Intervals of any length, for ordinary equations.
 
-    end: the last time. direction: 1 or -1. stretch: how much longer than allowed the last step may
-    be, lest a sliver be left; less than by what a rejection makes it shorter. floor: the shortest
-    length.
+    end: the last time. direction: 1 or -1. stretch: the factor by which the last step may be longer
+    than allowed, to avoid a tiny last step; smaller than the factor by which a rejection shortens
+    it. shortest_length: below this a step is too short.
     """
 
     end: Tensor
     direction: int
     stretch: float
-    floor: float
+    shortest_length: float
 
     @staticmethod
     def of(ts: list[float], control: PIDController) -> "FreeIntervals":
         """Those of a solve with output at ts."""
         stretch = control.safety**-0.9
-        floor = 16 * torch.finfo(torch.float64).eps * max(map(abs, ts))
+        shortest_length = 16 * torch.finfo(torch.float64).eps * max(map(abs, ts))
         end = torch.tensor(ts[-1], dtype=torch.float64)
-        return FreeIntervals(end, 1 if ts[-1] > ts[0] else -1, stretch, floor)
+        return FreeIntervals(end, 1 if ts[-1] > ts[0] else -1, stretch, shortest_length)
 
-    def after(self, now: Working) -> Interval:
-        length = torch.where(now.left <= self.stretch * now.h, now.left, now.h)
-        left = now.left - length
-        return Interval(torch.add(self.end, left, alpha=-self.direction), left, length)
+    def after(self, active: ActiveSamples) -> Interval:
+        length = torch.where(
+            active.remaining <= self.stretch * active.h, active.remaining, active.h
+        )
+        remaining = active.remaining - length
+        return Interval(torch.add(self.end, remaining, alpha=-self.direction), remaining, length)
 
-    def allowed(self, now: Working, interval: Interval, factor: Tensor) -> Tensor:
+    def allowed(self, active: ActiveSamples, interval: Interval, factor: Tensor) -> Tensor:
         return interval.length
 
-    def too_short(self, now: Working, interval: Interval) -> Tensor:
-        return now.h < self.floor
+    def too_short(self, active: ActiveSamples, interval: Interval) -> Tensor:
+        return active.h < self.shortest_length
 
-    def may_end(self, now: Working) -> bool:
-        return bool(torch.minimum(now.left, now.h).add_(now.gone).amin() <= 2 * self.floor)
+    def may_end(self, active: ActiveSamples) -> bool:
+        return bool(
+            torch.minimum(active.remaining, active.h).add_(active.ended).amin()
+            <= 2 * self.shortest_length
+        )
 
 
 @dataclass(frozen=True, eq=False)
 class DyadicIntervals(AbstractIntervals):
     """Dyadic intervals, for stochastic equations: a rejected step is halved.
 
-    The walk along them comes by the times it had tried before. So all that was learned of the path
-    is used, and results are consistent for every kind of noise; and the path is read where it costs
-    least.
+    A solve visits all times that it had tried before. So every value of the path that was read is
+    used, results are consistent for every kind of noise, and the path is read where it is cheapest.
 
-    tree: the dyadic times. coarse: how many of the lowest bits are not used in each of its cells.
+    tree: the dyadic times. unused_bits: the number of unused lowest bits in each of its cells.
     end: the last time. direction: 1 or -1.
     """
 
     tree: Dyadic
-    coarse: Tensor
+    unused_bits: Tensor
     end: Tensor
     direction: int
 
     @staticmethod
     def of(ts: list[float], path: Dyadic) -> "DyadicIntervals":
-        """Those of a solve with output at ts on a path that lives on a tree.
+        """Those of a solve with output at ts on a path with the dyadic times of a tree.
 
-        The cells are those of the path between the ends of the solve. Where an end cuts a cell, its
-        dyadic times are not the path's: then an interval is 32 of the path's ticks long at least,
-        and one of them where they are.
+        The cells are those of the path between the ends of the solve. If an end cuts a cell, the
+        dyadic times of its rest are not those of the path, and intervals are at least 32 ticks of
+        the path long; elsewhere at least one tick.
 
         Raises:
             ValueError: for a solve so short that the path does not resolve it.
@@ -115,9 +119,9 @@ class DyadicIntervals(AbstractIntervals):
         low = min(ts[0], ts[-1])
         high = max(ts[0], ts[-1])
         cells = [(a, b) for a, b in pairwise(path.knots) if a < high and b > low]
-        knots = (low, *_inner(cells, low, high), high)
-        coarse = [_unused_bits(start, stop, cells) for start, stop in pairwise(knots)]
-        if max(coarse) >= path.depth:
+        knots = (low, *_inner_knots(cells, low, high), high)
+        unused_bits = [_unused_bits(start, stop, cells) for start, stop in pairwise(knots)]
+        if max(unused_bits) >= path.depth:
             raise ValueError(
                 f"the solve from {ts[0]} to {ts[-1]} is shorter than the path resolves, "
                 f"2^-{path.depth} of an interval of knots; give BrownianPath knots at the ends of "
@@ -125,28 +129,28 @@ class DyadicIntervals(AbstractIntervals):
             )
         end = torch.tensor(ts[-1], dtype=torch.float64)
         tree = Dyadic(knots, path.depth)
-        return DyadicIntervals(tree, torch.tensor(coarse), end, 1 if ts[-1] > ts[0] else -1)
+        return DyadicIntervals(tree, torch.tensor(unused_bits), end, 1 if ts[-1] > ts[0] else -1)
 
-    def after(self, now: Working) -> Interval:
-        t1, shortest = self.tree.after(now.t, now.h, self.direction, self.coarse)
-        return Interval(t1, (self.end - t1).abs(), (t1 - now.t).abs(), shortest)
+    def after(self, active: ActiveSamples) -> Interval:
+        t1, shortest = self.tree.after(active.t, active.h, self.direction, self.unused_bits)
+        return Interval(t1, (self.end - t1).abs(), (t1 - active.t).abs(), shortest)
 
-    def allowed(self, now: Working, interval: Interval, factor: Tensor) -> Tensor:
+    def allowed(self, active: ActiveSamples, interval: Interval, factor: Tensor) -> Tensor:
         # Where alignment made a step shorter than it was allowed to be, it stays allowed.
         length = interval.length
-        return torch.where(factor > 1, torch.maximum(length, now.h / factor), length)
+        return torch.where(factor > 1, torch.maximum(length, active.h / factor), length)
 
-    def too_short(self, now: Working, interval: Interval) -> Tensor:
+    def too_short(self, active: ActiveSamples, interval: Interval) -> Tensor:
         assert interval.shortest is not None
         return interval.length < 1.5 * interval.shortest
 
-    def may_end(self, now: Working) -> bool:
+    def may_end(self, active: ActiveSamples) -> bool:
         return True
 
 
-def _inner(cells: list[tuple[float, float]], low: float, high: float) -> list[float]:
-    """The knots between the ends of a solve. A cell of which hardly anything is left is joined to
-    its neighbour: an end is often a rounding away from a knot.
+def _inner_knots(cells: list[tuple[float, float]], low: float, high: float) -> list[float]:
+    """The knots between the ends of a solve. A tiny rest of a cell is joined to the neighbouring
+    cell: an end often differs from a knot by rounding only.
     """
     return [
         b
@@ -156,7 +160,7 @@ def _inner(cells: list[tuple[float, float]], low: float, high: float) -> list[fl
 
 
 def _unused_bits(start: float, stop: float, cells: list[tuple[float, float]]) -> int:
-    """How many of the lowest bits of a cell from start to stop are not used, given the path's."""
+    """The number of unused lowest bits of a cell from start to stop, given the path's cells."""
     length = max((b - a for a, b in cells if a < stop and b > start), default=stop - start)
-    whole = any((start, stop) == cell for cell in cells)
-    return max(0, math.ceil(math.log2((1 if whole else 32) * length / (stop - start))))
+    uncut = any((start, stop) == cell for cell in cells)
+    return max(0, math.ceil(math.log2((1 if uncut else 32) * length / (stop - start))))

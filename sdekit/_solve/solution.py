@@ -1,4 +1,4 @@
-"""What a solve returns, and how it says that something went wrong."""
+"""The result of a solve, and its errors."""
 
 import math
 from collections.abc import Sequence
@@ -61,7 +61,7 @@ class NotFiniteError(ArithmeticError):
             else f"the initial state x0 is not finite {where}; give finite numbers"
         )
 
-    def seen(
+    def relocated(
         self, *, t: float | None = None, after: int = 0, total: int | None = None
     ) -> "NotFiniteError":
         """The same error at another time, in a batch that begins `after` rows earlier."""
@@ -140,7 +140,7 @@ class Solution:
         return Solution(x, first.ts, xs, first.seed, evaluations, accepted, rejected, status)
 
 
-def shared(
+def solution_of_equal_steps(
     x: Tensor,
     ts: Tensor,
     xs: Tensor | None,
@@ -149,7 +149,7 @@ def shared(
     evaluations: int,
     steps: int | None,
 ) -> Solution:
-    """The solution of samples that made the same steps."""
+    """The solution of samples that took the same steps."""
     zeros = torch.zeros(len(x), dtype=torch.int64, device=x.device)
     accepted, rejected = (None, None) if steps is None else (zeros + steps, zeros)
     return Solution(x, ts, xs, seed, zeros + evaluations, accepted, rejected, zeros)
@@ -188,13 +188,13 @@ class UnfinishedError(ArithmeticError):
             "see `.solution` of this error, which `sdekit.solve` returns with throw=False"
         )
         failed = (solution.status != Status.DONE).nonzero().flatten().tolist()
-        shown = "; ".join(
+        causes = "; ".join(
             f"row {after + i}: {_REASONS[Status(int(solution.status[i]))]} at t = {reached[i]:.6g}"
             for i in failed[:4]
         )
         super().__init__(
             f"{len(failed)} of {len(reached)} samples did not reach the end "
-            f"({shown}{'; ...' if len(failed) > 4 else ''}); " + advice
+            f"({causes}{'; ...' if len(failed) > 4 else ''}); " + advice
         )
 
 
@@ -228,28 +228,29 @@ def finite(x: Tensor) -> Tensor:
 
 
 def not_finite(point: Point) -> NotFiniteError | None:
-    """The error to raise for a state, None where it is finite."""
-    bad = ~finite(point.x)
-    rows = bad.nonzero().flatten().tolist()
-    return NotFiniteError(point.step, point.t, rows, len(bad)) if rows else None
+    """The error for a state that is not finite; None if it is finite."""
+    failed = ~finite(point.x)
+    rows = failed.nonzero().flatten().tolist()
+    return NotFiniteError(point.step, point.t, rows, len(failed)) if rows else None
 
 
 def require_state(x: Tensor) -> None:
-    """Refuses what cannot be a state.
+    """Refuses values that cannot be a state.
 
     Raises:
         TypeError: when x is not a floating tensor with a batch dimension.
     """
     if not isinstance(x, Tensor) or not x.is_floating_point() or x.ndim < 1:
-        given = (
+        description = (
             f"{x.dtype} of shape {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
         )
-        whole = isinstance(x, Tensor) and not x.is_floating_point() and not x.is_complex()
+        integral = isinstance(x, Tensor) and not x.is_floating_point() and not x.is_complex()
         remedy = (
             "convert it with .float()"
-            if whole
+            if integral
             else ("give one tensor of real numbers, with the batch first")
         )
         raise TypeError(
-            f"the state must be a floating tensor of shape (batch, *event), not {given}; {remedy}"
+            f"the state must be a floating tensor of shape (batch, *event), not {description}; "
+            f"{remedy}"
         )

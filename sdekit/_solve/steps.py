@@ -1,6 +1,4 @@
-"""The steps of a solve on a fixed grid: noise is random access, so any of them can be done
-again.
-"""
+"""The steps of a solve on a fixed grid: noise has random access, so any step can be repeated."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -11,12 +9,12 @@ from sdekit._noise.white import AbstractNoise, Increment, NoiseQuery
 from sdekit._solve.counted import Counted
 from sdekit._solvers.contract import AbstractSolver, Tree
 
-_BLOCK = 16  # steps whose noise is drawn together on the way back
+_BLOCK = 16  # steps whose noise is drawn together in the backward pass
 
 
 @dataclass(frozen=True, eq=False)
 class Steps:
-    """The steps of a solve, any of which can be done again."""
+    """The steps of a solve, any of which can be repeated."""
 
     problem: Counted
     ts: Sequence[float]
@@ -30,7 +28,7 @@ class Steps:
         return self.solver.init(self.problem, self.ts[0], x)
 
     def increments(self, x: Tensor, i: int, j: int) -> Iterator[Increment]:
-        """The noise of steps i to j - 1, without which a step has none."""
+        """The noise of steps i to j - 1; empty increments without noise."""
         if self.noise is None:
             return iter([Increment()] * (j - i))
         shape = self.problem.noise_shape(x)
@@ -40,7 +38,7 @@ class Steps:
         )
 
     def backwards(self, x: Tensor) -> Iterator[tuple[int, Increment]]:
-        """The numbers of the steps, the last first, and their noise."""
+        """The indices of the steps in reverse order, with their noise."""
         for j in range(len(self), 0, -_BLOCK):
             i = max(0, j - _BLOCK)
             yield from reversed(list(enumerate(self.increments(x, i, j), i)))
@@ -51,13 +49,15 @@ class Steps:
         )
         return x, state
 
-    def back(self, i: int, increment: Increment, x: Tensor, state: Tree) -> tuple[Tensor, Tree]:
-        """What step i was given, from what it returned."""
+    def reverse_step(
+        self, i: int, increment: Increment, x: Tensor, state: Tree
+    ) -> tuple[Tensor, Tree]:
+        """The arguments of step i, from what it returned."""
         return self.solver.reverse(self.problem, self.ts[i], self.ts[i + 1], x, increment, state)
 
     def run(self, x: Tensor, state: Tree, i: int, j: int, every: bool) -> tuple[list[Tensor], Tree]:
-        """Steps i to j - 1: the states after each of them, or after the last alone, and what the
-        solver remembers.
+        """Steps i to j - 1: the states after each of them, or only after the last, and the state of
+        the solver.
         """
         xs = []
         for k, increment in enumerate(self.increments(x, i, j), i):

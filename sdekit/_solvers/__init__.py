@@ -102,5 +102,5 @@ def all_solvers(family: type[Solver] = AbstractSolver) -> list[Solver]:
 
 
 def _needs_arguments(kind: type) -> bool:
-    required = fields(kind) if is_dataclass(kind) else ()
-    return any(field.default is MISSING and field.default_factory is MISSING for field in required)
+    arguments = fields(kind) if is_dataclass(kind) else ()
+    return any(field.default is MISSING and field.default_factory is MISSING for field in arguments)

@@ -11,7 +11,7 @@ from torch import Tensor
 from sdekit._equations.sde import AbstractSDE
 from sdekit._noise.white import Increment
 from sdekit._solvers.contract import Order, Step, Tree
-from sdekit._solvers.runge_kutta import AbstractEmbeddedRungeKutta, Tableau, combined, stage_times
+from sdekit._solvers.runge_kutta import AbstractEmbeddedRungeKutta, Tableau, combine, stage_times
 from sdekit.elementary import Time, broadcast
 
 # Hairer, Norsett and Wanner 1993, section II.10, and the Fortran program DOP853: the method; b less
@@ -125,7 +125,7 @@ _E5 = (
     -0.022355307863886294,
     0,
 )
-_THIRD = (
+_B3 = (
     0.2440944881889764,
     0,
     0,
@@ -140,7 +140,7 @@ _THIRD = (
     0.022058823529411766,
     0,
 )
-_EXTRA = (
+_OUTPUT_STAGES = (
     (
         0.056167502283047954,
         0,
@@ -190,7 +190,7 @@ _EXTRA = (
         -9.15095847217987,
     ),
 )
-_TIMES = (0.1, 0.2, 0.7777777777777778)
+_OUTPUT_TIMES = (0.1, 0.2, 0.7777777777777778)
 _DENSE = (
     (
         -8.428938276109013,
@@ -265,7 +265,7 @@ _DENSE = (
         -149.72683625798564,
     ),
 )
-_E3 = tuple(b - third for b, third in zip(_B, _THIRD, strict=True))
+_E3 = tuple(b - b3 for b, b3 in zip(_B, _B3, strict=True))
 # fmt: on
 
 
@@ -301,29 +301,36 @@ class Dopri8(AbstractEmbeddedRungeKutta):
         self, problem: AbstractSDE, t0: Time, t1: Time, x: Tensor, noise: Increment, state: Tree
     ) -> Step:
         step = super().step(problem, t0, t1, x, noise, state)
-        _, _, *moves = step.dense
+        _, _, *increments = step.dense
         return Step(
-            step.x, (step.error, combined(torch.zeros_like(x), _E3, moves)), step.dense, step.state
+            step.x,
+            (step.error, combine(torch.zeros_like(x), _E3, increments)),
+            step.dense,
+            step.state,
         )
 
     def quotient(self, measure: Callable[[Tensor], Tensor], error: Tree) -> Tensor:
         fifth, third = map(measure, error)
-        both = torch.hypot(fifth, 0.1 * third)
+        combined = torch.hypot(fifth, 0.1 * third)
         return torch.where(
-            both.isinf(), both, fifth * fifth / both.clamp(min=torch.finfo(both.dtype).tiny)
+            combined.isinf(),
+            combined,
+            fifth * fifth / combined.clamp(min=torch.finfo(combined.dtype).tiny),
         )
 
     def dense(self, problem: AbstractSDE, t0: Time, t1: Time, dense: Tree) -> Tree:
-        """Three further stages, then the coefficients of the polynomial of degree seven."""
-        start, end, *moves = dense
+        """Computes three more stages, then the coefficients of the polynomial of degree seven."""
+        start, end, *increments = dense
         width = broadcast(t1 - t0, start)
-        first = moves[0]
-        last = moves[-1]
-        for t, row in zip(stage_times(_TIMES, t0, t1, start)[:-1], _EXTRA, strict=True):
-            moves.append(width * problem.drift(t, combined(start, row, moves)))
-        rise = end - start
-        tail = (combined(torch.zeros_like(start), row, moves) for row in _DENSE)
-        return start, rise, first - rise, 2 * rise - first - last, *tail
+        first = increments[0]
+        last = increments[-1]
+        for t, row in zip(
+            stage_times(_OUTPUT_TIMES, t0, t1, start)[:-1], _OUTPUT_STAGES, strict=True
+        ):
+            increments.append(width * problem.drift(t, combine(start, row, increments)))
+        change = end - start
+        rest = (combine(torch.zeros_like(start), row, increments) for row in _DENSE)
+        return start, change, first - change, 2 * change - first - last, *rest
 
     def interpolate(self, dense: Tree, theta: Tensor) -> Tensor:
         """x_0 + s (d_1 + (1 - s) (d_2 + s (d_3 + (1 - s) (d_4 + ...)))), from what `dense`

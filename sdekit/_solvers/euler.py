@@ -36,5 +36,5 @@ class EulerMaruyama(AbstractSolver):
     def step(
         self, problem: AbstractSDE, t0: Time, t1: Time, x: Tensor, noise: Increment, state: Tree
     ) -> Step:
-        drifted = axpy(t1 - t0, problem.drift(t0, x), x)
-        return Step(problem.diffuse(t0, x, noise.w, drifted))
+        mean = axpy(t1 - t0, problem.drift(t0, x), x)
+        return Step(problem.diffuse(t0, x, noise.w, mean))

@@ -33,15 +33,15 @@ def _quotient(k: int, z: Time) -> Time:
     return expm1(z) / z if k == 1 else (expm1(z) - z) / (z * z)
 
 
-def _linear(linear: float | Tensor, dt: Time, x: Tensor) -> tuple[Time, Time]:
-    """dt and A dt, ready to multiply x once they are in its dtype: A dt in float64 unless both A
-    and dt have another.
+def _scaled_linear(linear: float | Tensor, dt: Time, x: Tensor) -> tuple[Time, Time]:
+    """dt and A dt in shapes that multiply x: A dt is in float64 unless both A and dt have another
+    dtype.
     """
-    step = dt.reshape(-1, *[1] * (x.ndim - 1)) if isinstance(dt, Tensor) else dt
-    return step, linear * step
+    dt_column = dt.reshape(-1, *[1] * (x.ndim - 1)) if isinstance(dt, Tensor) else dt
+    return dt_column, linear * dt_column
 
 
-def _times(a: Time, x: Tensor) -> Tensor:
+def _multiply(a: Time, x: Tensor) -> Tensor:
     return (a.to(x) if isinstance(a, Tensor) else a) * x
 
 
@@ -75,17 +75,21 @@ class ExponentialEuler(AbstractSolver):
     def step(
         self, problem: AbstractSDE, t0: Time, t1: Time, x: Tensor, noise: Increment, state: Tree
     ) -> Step:
-        dt, z = _linear(self.linear, t1 - t0, x)
+        dt, z = _scaled_linear(self.linear, t1 - t0, x)
         return Step(
-            _kicked(problem, t0, z, noise, x, x + _times(dt * phi(1, z), problem.drift(t0, x)))
+            _add_noise(
+                problem, t0, z, noise, x, x + _multiply(dt * phi(1, z), problem.drift(t0, x))
+            )
         )
 
 
-def _kicked(
+def _add_noise(
     problem: AbstractSDE, t: Time, z: Time, noise: Increment, x: Tensor, onto: Tensor
 ) -> Tensor:
     """onto + sqrt(phi_1(2 z)) g(t, x) dW."""
-    return onto + _times(sqrt(phi(1, 2 * z)), problem.diffuse(t, x, noise.w, torch.zeros_like(x)))
+    return onto + _multiply(
+        sqrt(phi(1, 2 * z)), problem.diffuse(t, x, noise.w, torch.zeros_like(x))
+    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,10 +121,10 @@ class ExponentialHeun(AbstractSolver):
     def step(
         self, problem: AbstractSDE, t0: Time, t1: Time, x: Tensor, noise: Increment, state: Tree
     ) -> Step:
-        dt, z = _linear(self.linear, t1 - t0, x)
+        dt, z = _scaled_linear(self.linear, t1 - t0, x)
         slope = problem.drift(t0, x)
-        predicted = _kicked(
-            problem, t0 + 0.5 * (t1 - t0), z, noise, x, x + _times(dt * phi(1, z), slope)
+        predicted = _add_noise(
+            problem, t0 + 0.5 * (t1 - t0), z, noise, x, x + _multiply(dt * phi(1, z), slope)
         )
-        change = _times(dt, problem.drift(t1, predicted) - slope) - _times(z, predicted - x)
-        return Step(predicted + _times(phi(2, z), change))
+        change = _multiply(dt, problem.drift(t1, predicted) - slope) - _multiply(z, predicted - x)
+        return Step(predicted + _multiply(phi(2, z), change))

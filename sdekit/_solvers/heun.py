@@ -148,7 +148,7 @@ class ReversibleHeun(AbstractSolver):
 
     def init(self, problem: AbstractSDE, t0: Time, x: Tensor) -> Tree:
         g = 0.0 if problem.noise_shape(x) is None else problem.diffusion(t0, x)
-        # What is remembered has the batch first, a g that is one number as well.
+        # All tensors of the state have the batch first, also a g that is one number.
         if not isinstance(g, Tensor):
             g = x.new_full((len(x), *[1] * (x.ndim - 1)), g)
         return x, problem.drift(t0, x), g
@@ -156,17 +156,19 @@ class ReversibleHeun(AbstractSolver):
     def step(
         self, problem: AbstractSDE, t0: Time, t1: Time, x: Tensor, noise: Increment, state: Tree
     ) -> Step:
-        x, state = _leap(self, problem, t1, t1 - t0, x, noise.w, state)
+        x, state = _reversible_step(self, problem, t1, t1 - t0, x, noise.w, state)
         return Step(x, state=state)
 
     def reverse(
         self, problem: AbstractSDE, t0: Time, t1: Time, x1: Tensor, noise: Increment, state1: Tree
     ) -> tuple[Tensor, Tree]:
         """x and the state at t_0 from those at t_1 and the noise of the step."""
-        return _leap(self, problem, t0, t0 - t1, x1, None if noise.w is None else -noise.w, state1)
+        return _reversible_step(
+            self, problem, t0, t0 - t1, x1, None if noise.w is None else -noise.w, state1
+        )
 
 
-def _leap(
+def _reversible_step(
     solver: ReversibleHeun,
     problem: AbstractSDE,
     t: Time,
@@ -175,12 +177,12 @@ def _leap(
     w: Tensor | None,
     state: Tree,
 ) -> tuple[Tensor, Tree]:
-    """The step to t by (dt, w); by (-dt, -w) it undoes itself, as the formula does not change when
-    the ends change places.
+    """The step to t with (dt, w); a step with (-dt, -w) undoes it, because the formula is symmetric
+    in the two ends.
     """
-    other, f, g = state
+    auxiliary, f, g = state
     half = _half(w)
-    other = problem.multiply(g, w, axpy(dt, f, 2 * x - other))
+    auxiliary = problem.multiply(g, w, axpy(dt, f, 2 * x - auxiliary))
     onto = problem.multiply(g, half, axpy(0.5 * dt, f, x))
-    _, f, g = state = solver.init(problem, t, other)
+    _, f, g = state = solver.init(problem, t, auxiliary)
     return problem.multiply(g, half, axpy(0.5 * dt, f, onto)), state

@@ -40,40 +40,42 @@ def _diagonal(
 
 def _scalar(problem: AbstractSDE, t: Time, x: Tensor, w: Tensor, dt: Time, onto: Tensor) -> Tensor:
     """g W + D g[g] (W^2 - dt) / 2."""
-    g, push = _pushing(problem, t, x)
+    g, pushforward = _directional_derivative(problem, t, x)
     onto = problem.multiply(g, w, onto)
-    return problem.multiply(push(torch.ones_like(w)), 0.5 * (w * w - broadcast(dt, w)), onto)
+    return problem.multiply(pushforward(torch.ones_like(w)), 0.5 * (w * w - broadcast(dt, w)), onto)
 
 
 def _general(problem: AbstractSDE, t: Time, x: Tensor, w: Tensor, dt: Time, onto: Tensor) -> Tensor:
     """g W + D(g W)[g W] / 2 - dt / 2 sum_j D g^j[g^j]."""
-    g, push = _pushing(problem, t, x)
-    onto = problem.multiply(g, w, onto) + 0.5 * push(w)
+    g, pushforward = _directional_derivative(problem, t, x)
+    onto = problem.multiply(g, w, onto) + 0.5 * pushforward(w)
     for unit in torch.eye(w.shape[1], dtype=w.dtype, device=w.device):
-        onto = axpy(-0.5 * dt, push(unit.expand_as(w)), onto)
+        onto = axpy(-0.5 * dt, pushforward(unit.expand_as(w)), onto)
     return onto
 
 
-def _pushing(problem: AbstractSDE, t: Time, x: Tensor) -> tuple[Time, Callable[[Tensor], Tensor]]:
+def _directional_derivative(
+    problem: AbstractSDE, t: Time, x: Tensor
+) -> tuple[Time, Callable[[Tensor], Tensor]]:
     """g, and the function from v, shaped like W, to D(g v)[g v], shaped like x."""
     zero = torch.zeros_like(x)
     g = problem.diffusion(t, x)
 
-    def push(v: Tensor) -> Tensor:
+    def pushforward(v: Tensor) -> Tensor:
         def product(y: Tensor) -> Tensor:
             return problem.multiply(problem.diffusion(t, y), v, zero)
 
-        at = x.contiguous()
-        along = problem.multiply(g, v, zero).contiguous()
+        point = x.contiguous()
+        direction = problem.multiply(g, v, zero).contiguous()
         if torch.compiler.is_compiling() or not torch.is_inference_mode_enabled():
-            return torch.func.jvp(product, (at,), (along,))[1]
+            return torch.func.jvp(product, (point,), (direction,))[1]
         with torch.inference_mode(mode=False):  # in that mode older versions of torch return zeros
-            return torch.func.jvp(product, (at.clone(),), (along.clone(),))[1]
+            return torch.func.jvp(product, (point.clone(),), (direction.clone(),))[1]
 
-    return g, push
+    return g, pushforward
 
 
-_NOISE: dict[NoiseType, Correction] = {
+_CORRECTIONS: dict[NoiseType, Correction] = {
     "additive": _additive,
     "diagonal": _diagonal,
     "scalar": _scalar,
@@ -83,8 +85,8 @@ _NOISE: dict[NoiseType, Correction] = {
 
 @functools.cache
 def _load_forward_mode() -> None:
-    """torch compiles rules of forward differentiation at the first use, and warns of a deprecation
-    inside itself.
+    """Makes torch compile its rules of forward differentiation, which issues a DeprecationWarning
+    from torch itself at the first use.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
@@ -128,5 +130,5 @@ class Milstein(AbstractSolver):
     ) -> Step:
         assert noise.w is not None
         dt = t1 - t0
-        drifted = axpy(dt, problem.drift(t0, x), x)
-        return Step(_NOISE[problem.noise_type](problem, t0, x, noise.w, abs(dt), drifted))
+        mean = axpy(dt, problem.drift(t0, x), x)
+        return Step(_CORRECTIONS[problem.noise_type](problem, t0, x, noise.w, abs(dt), mean))

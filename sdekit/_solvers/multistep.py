@@ -1,6 +1,4 @@
-"""Multistep methods: a rule for the weights, on the time axis or on a clock; the loop over steps
-knows one class of them.
-"""
+"""Multistep methods: rules for the weights, in time or on a clock."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -58,7 +56,7 @@ class AbstractMultistep(AbstractPlanned):
 
     accuracy: ClassVar[Mapping[int, int]]  # k to the order without noise, as measured
     corrects: ClassVar[bool] = False
-    # K to how many values the first step makes for itself, without noise.
+    # k to the number of values that the first step computes, without noise.
     starting: ClassVar[Mapping[int, int]] = {}
     # The names that further arguments may have.
     choices: ClassVar[Mapping[str, tuple[str, ...]]] = {}
@@ -76,20 +74,21 @@ class AbstractMultistep(AbstractPlanned):
         for name, allowed in self.choices.items():
             if getattr(self, name) not in allowed:
                 value = getattr(self, name)
-                near = did_you_mean(value, allowed)
+                suggestion = did_you_mean(value, allowed)
                 raise ValueError(
-                    f"{name} must be one of {', '.join(map(repr, allowed))}, not {value!r}{near}"
+                    f"{name} must be one of {', '.join(map(repr, allowed))}, not {value!r}"
+                    f"{suggestion}"
                 )
 
     @computed
     def order(self) -> Mapping[NoiseType, Order]:
-        p = min(self.accuracy[self.k], self._most)
+        p = min(self.accuracy[self.k], self._limited_order)
         return {"none": Order(p, p), "additive": Order(1, min(p, 2))}
 
     @property
-    def _most(self) -> int:
-        """The order that the first and the last steps leave: their errors are made once, and are of
-        one order less.
+    def _limited_order(self) -> int:
+        """The largest order that the first and the last steps allow: their errors, made once, may
+        be of one order less.
         """
         if self.lower_final:
             return 2
@@ -102,15 +101,17 @@ class AbstractMultistep(AbstractPlanned):
         """
 
     def plan(self, problem: AbstractSDE, ts: Sequence[float]) -> Self:
-        own = tuple(getattr(self, part.name) for part in fields(self) if part.name != "planned")
-        if problem.plans is None or not _constant(own):
-            return replace(self, planned=self._planned(problem, ts))
-        key = type(self), own, problem.noise_type, tuple(ts)
+        settings = tuple(
+            getattr(self, part.name) for part in fields(self) if part.name != "planned"
+        )
+        if problem.plans is None or not _is_constant(settings):
+            return replace(self, planned=self._compute_plan(problem, ts))
+        key = type(self), settings, problem.noise_type, tuple(ts)
         if key not in problem.plans:
-            problem.plans[key] = self._planned(problem, ts)
+            problem.plans[key] = self._compute_plan(problem, ts)
         return replace(self, planned=problem.plans[key])
 
-    def _planned(self, problem: AbstractSDE, ts: Sequence[float]) -> dict[float, Row]:
+    def _compute_plan(self, problem: AbstractSDE, ts: Sequence[float]) -> dict[float, Row]:
         """The steps of a grid by their t_0."""
         grid = np.asarray(ts)
         steps = np.arange(len(ts) - 1)
@@ -120,71 +121,77 @@ class AbstractMultistep(AbstractPlanned):
             if problem.noise_type == "none" and self.self_starting
             else 1
         )
-        # where there are values, and which is the last when a step begins
+        # The times of the values, and the index of the newest value at the start of each step.
         points = grid
-        at = steps
+        newest = steps
         if start == 3:
             points = np.insert(grid, 1, 0.5 * (grid[0] + grid[1]))
-            at = np.where(steps > 0, steps + 1, 0)
-        sizes = np.minimum(self.k, at + 1)
+            newest = np.where(steps > 0, steps + 1, 0)
+        sizes = np.minimum(self.k, newest + 1)
         if self.lower_final:
             sizes = np.minimum(sizes, len(steps) - steps)
         for size in np.unique(sizes).tolist():
-            those = steps[sizes == size]
-            nodes = points[at[those, None] - np.arange(size)]
-            begins = grid[those]
-            ends = grid[those + 1]
-            rows |= self._rows(problem, nodes, begins, ends)
+            indices = steps[sizes == size]
+            nodes = points[newest[indices, None] - np.arange(size)]
+            starts = grid[indices]
+            ends = grid[indices + 1]
+            rows |= self._rows(problem, nodes, starts, ends)
         if start > 1:
-            rows[ts[0]] = self._first(problem, points[: start - 1].tolist(), ts[1])
+            rows[ts[0]] = self._first_step(problem, points[: start - 1].tolist(), ts[1])
         elif self.corrects:
-            rows[ts[0]] = rows[ts[0]]._replace(known=False)
+            rows[ts[0]] = rows[ts[0]]._replace(slope_known=False)
         last = rows[ts[-2]]
         if self.corrects and len(last.stages) == 1:
-            rows[ts[-2]] = last._replace(stages=(), weights=last.stages[0][1], kept=())
+            rows[ts[-2]] = last._replace(stages=(), weights=last.stages[0][1], kept_slopes=())
         return rows
 
     def _rows(
-        self, problem: AbstractSDE, nodes: np.ndarray, begins: np.ndarray, ends: np.ndarray
+        self, problem: AbstractSDE, nodes: np.ndarray, starts: np.ndarray, ends: np.ndarray
     ) -> dict[float, Row]:
         """Steps with the same number of values, by their t_0."""
         size = nodes.shape[1]
-        times = begins.tolist()
-        predicted = zip(*problem.quadrature(self.rule, nodes, begins, ends).T.tolist(), strict=True)
+        times = starts.tolist()
+        predicted = zip(*problem.quadrature(self.rule, nodes, starts, ends).T.tolist(), strict=True)
         if not self.corrects:
-            kept = tuple(range(min(self.k - 1, size)))
+            kept_slopes = tuple(range(min(self.k - 1, size)))
             return dict(
                 zip(
-                    times, map(Row, repeat(False), repeat(()), predicted, repeat(kept)), strict=True
+                    times,
+                    map(Row, repeat(False), repeat(()), predicted, repeat(kept_slopes)),
+                    strict=True,
                 )
             )
         stages = [(stage,) for stage in zip(ends.tolist(), predicted, strict=True)]
         nodes = np.column_stack([ends, nodes])
-        kept = tuple(range(min(self.k, size + 1)))
-        corrected = zip(*problem.quadrature(self.rule, nodes, begins, ends).T.tolist(), strict=True)
+        kept_slopes = tuple(range(min(self.k, size + 1)))
+        corrected = zip(*problem.quadrature(self.rule, nodes, starts, ends).T.tolist(), strict=True)
         return dict(
-            zip(times, map(Row, repeat(True), stages, corrected, repeat(kept)), strict=True)
+            zip(times, map(Row, repeat(True), stages, corrected, repeat(kept_slopes)), strict=True)
         )
 
-    def _first(self, problem: AbstractSDE, begin: Sequence[float], end: float) -> Row:
-        """The first step as a Runge-Kutta method: its error, made once, must fall as fast as all
-        later ones together.
+    def _first_step(self, problem: AbstractSDE, starts: Sequence[float], end: float) -> Row:
+        """The first step as a Runge-Kutta method: its error, made once, must fall as fast as the
+        sum of all later ones.
 
         With t_0 alone the value at the end is predicted and the step corrected: an error of h^3.
         With the middle m as well, m, the end and m again are predicted, each with all values so
         far: an error of h^4.
         """
 
-        def over(stop: float, *nodes: float) -> tuple[float, ...]:
-            ends = np.array([begin[0]]), np.array([stop])
+        def weights_over(stop: float, *nodes: float) -> tuple[float, ...]:
+            ends = np.array([starts[0]]), np.array([stop])
             return tuple(problem.quadrature(self.rule, np.array([nodes]), *ends)[0].tolist())
 
-        t0, *middle = begin
+        t0, *middle = starts
         if not middle:
-            return Row(False, ((end, over(end, t0)),), over(end, end, t0), (1,))
+            return Row(False, ((end, weights_over(end, t0)),), weights_over(end, end, t0), (1,))
         m = middle[0]
-        stages = (m, over(m, t0)), (end, over(end, m, t0)), (m, over(m, end, m, t0))
-        weight_m, weight_end, weight_0 = over(end, m, end, t0)
+        stages = (
+            (m, weights_over(m, t0)),
+            (end, weights_over(end, m, t0)),
+            (m, weights_over(m, end, m, t0)),
+        )
+        weight_m, weight_end, weight_0 = weights_over(end, m, end, t0)
         return Row(
             False,
             stages,
@@ -193,12 +200,12 @@ class AbstractMultistep(AbstractPlanned):
         )
 
 
-def _constant(value: object) -> bool:
-    """Whether a value is known by its hash for ever: numbers, strings and tuples of them are; a
-    tensor, an array or a list may be changed in place.
+def _is_constant(value: object) -> bool:
+    """Whether a value is immutable, so that its hash identifies it: numbers, strings and tuples of
+    them; tensors, arrays and lists may be changed in place.
     """
     if isinstance(value, tuple):
-        return all(map(_constant, value))
+        return all(map(_is_constant, value))
     return value is None or isinstance(value, bool | int | float | complex | str | Enum)
 
 
@@ -207,8 +214,8 @@ class AbstractAdams(AbstractMultistep, ABC):
     """Rules that integrate the interpolant exactly, a polynomial in a variable of choice.
 
     Arguments:
-        variable: "smooth", the variable in which a `Clocked` problem says that it is smooth, or
-            "l", its parameter; for others both are t.
+        variable: "smooth", the variable `smooth` of a `Clocked` problem, or "l", its parameter; for
+            other problems both are t.
     """
 
     choices = {"variable": get_args(Variable)}

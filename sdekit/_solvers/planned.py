@@ -1,6 +1,4 @@
-"""Steps planned in numbers before a solve: where slopes are evaluated, and the weights that they
-get.
-"""
+"""Steps planned before a solve: the times at which slopes are evaluated, and their weights."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,17 +14,17 @@ from sdekit.elementary import Time, axpy
 
 
 class Row(NamedTuple):
-    """One step in numbers; weights are those of the slopes, the newest first.
+    """The plan of one step; weights are those of the slopes, newest first.
 
-    known: whether the state holds the slope at t_0. stages: where slopes are evaluated on the way,
-    and the weights with which one gets there. weights: of the step. kept: which slopes the next
-    step is given.
+    slope_known: whether the state contains the slope at t_0. stages: the times of the stages, and
+    the weights of the states there. weights: those of the step. kept_slopes: the indices of the
+    slopes that are passed to the next step.
     """
 
-    known: bool
+    slope_known: bool
     stages: tuple[tuple[float, tuple[float, ...]], ...]
     weights: tuple[float, ...]
-    kept: tuple[int, ...]
+    kept_slopes: tuple[int, ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,17 +44,19 @@ class AbstractPlanned(AbstractSolver):
         self, problem: AbstractSDE, t0: Time, t1: Time, x: Tensor, noise: Increment, state: Tree
     ) -> Step:
         assert isinstance(t0, float), "planned weights belong to a fixed grid"
-        known, stages, weights, kept = self.planned[t0]
-        slopes = state if known else (problem.drift(t0, x), *state)
-        kicked = x if noise.w is None else problem.kick(t0, t1, x, noise.w)
-        for t, on_the_way in stages:
-            slopes = (problem.drift(t, _moved(kicked, on_the_way, slopes)), *slopes)
-        return Step(_moved(kicked, weights, slopes), None, None, tuple([slopes[i] for i in kept]))
+        slope_known, stages, weights, kept_slopes = self.planned[t0]
+        slopes = state if slope_known else (problem.drift(t0, x), *state)
+        noisy = x if noise.w is None else problem.kick(t0, t1, x, noise.w)
+        for t, stage_weights in stages:
+            slopes = (problem.drift(t, _advance(noisy, stage_weights, slopes)), *slopes)
+        return Step(
+            _advance(noisy, weights, slopes), None, None, tuple([slopes[i] for i in kept_slopes])
+        )
 
 
-def _moved(x: Tensor, weights: Sequence[float], slopes: Sequence[Tensor]) -> Tensor:
+def _advance(x: Tensor, weights: Sequence[float], slopes: Sequence[Tensor]) -> Tensor:
     """x + sum_j w_j f_j over the newest values, as many as there are weights."""
-    add = torch.add if x.dtype.itemsize >= 4 else None  # see `axpy`, which this loop spares
+    add = torch.add if x.dtype.itemsize >= 4 else None  # as `axpy`, without its overhead
     for weight, slope in zip(weights, slopes, strict=False):
         x = axpy(weight, slope, x) if add is None else add(x, slope, alpha=weight)
     return x

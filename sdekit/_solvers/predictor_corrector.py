@@ -95,19 +95,19 @@ class Langevin(AbstractCorrector):
         return self.steps
 
     def correct(self, problem: AbstractSDE, t0: float, t1: float, x: Tensor, z: Tensor) -> Tensor:
-        here = problem.kernel(t0)
-        there = problem.kernel(t1)
+        kernel0 = problem.kernel(t0)
+        kernel1 = problem.kernel(t1)
         a = 1.0
-        square = 1.0
+        variance = 1.0
         m = 0.0
-        if here is not None and there is not None:
-            a = (here[0] / there[0]) ** 2
-            square = here[1] ** 2
+        if kernel0 is not None and kernel1 is not None:
+            a = (kernel0[0] / kernel1[0]) ** 2
+            variance = kernel0[1] ** 2
             m = self.m
         for noise in z:
             s = problem.score(t0, x)
-            ratio = (norm(noise).square() + m) / (square * norm(s).square() + m)
-            e = broadcast(2 * a * self.snr**2 * square * ratio, x)
+            ratio = (norm(noise).square() + m) / (variance * norm(s).square() + m)
+            e = broadcast(2 * a * self.snr**2 * variance * ratio, x)
             x = x + e * s + torch.sqrt(2 * e) * noise
         return x
 
@@ -165,8 +165,8 @@ class PredictorCorrector(AbstractSolver):
     ) -> Step:
         assert isinstance(t0, float), "correctors live on fixed grids"
         assert isinstance(t1, float)
-        z = x.new_empty(0, *x.shape) if noise.z is None else noise.z  # where neither draws any
-        own = self.predictor.normals
-        x = self.corrector.correct(problem, t0, t1, x, z[own:])
-        increment = Increment(noise.w, noise.h, z[:own])
+        z = x.new_empty(0, *x.shape) if noise.z is None else noise.z  # None: neither needs normals
+        count = self.predictor.normals
+        x = self.corrector.correct(problem, t0, t1, x, z[count:])
+        increment = Increment(noise.w, noise.h, z[:count])
         return self.predictor.step(problem, t0, t1, x, increment, state)

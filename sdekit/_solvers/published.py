@@ -1,5 +1,5 @@
-"""Published multistep samplers of diffusion models, with the weights of their authors: on `Clocked`
-problems they are those.
+"""Published multistep samplers of diffusion models: on `Clocked` problems their weights are those
+of the authors.
 """
 
 from collections.abc import Callable
@@ -103,8 +103,8 @@ class UniPC(AbstractMultistep):
     def rule(self, panels: Panels) -> np.ndarray:
         moments = panels.moments()
         if panels.k == 2:
-            short = panels.speed * (panels.stop - panels.start)
-            moments[:, 1] = (moments[:, 0] if self.form == "bh2" else short) / 2
+            limit = panels.speed * (panels.stop - panels.start)
+            moments[:, 1] = (moments[:, 0] if self.form == "bh2" else limit) / 2
         return panels.weights(moments)
 
 

@@ -65,12 +65,12 @@ class AbstractRungeKutta(AbstractSolver, ABC):
         self, problem: AbstractSDE, t0: Time, t1: Time, x: Tensor, noise: Increment, state: Tree
     ) -> Step:
         tableau = self.tableau
-        width = broadcast(t1 - t0, x)
-        moves = []
+        dt = broadcast(t1 - t0, x)
+        increments = []
         times = stage_times(tableau.c, t0, t1, x)
         for t, row in zip(times[:-1], tableau.a, strict=True):
-            moves.append(width * problem.drift(t, combined(x, row, moves)))
-        return Step(combined(x, tableau.b, moves))
+            increments.append(dt * problem.drift(t, combine(x, row, increments)))
+        return Step(combine(x, tableau.b, increments))
 
 
 class AbstractEmbeddedRungeKutta(AbstractRungeKutta, ABC):
@@ -93,42 +93,45 @@ class AbstractEmbeddedRungeKutta(AbstractRungeKutta, ABC):
         self, problem: AbstractSDE, t0: Time, t1: Time, x: Tensor, noise: Increment, state: Tree
     ) -> Step:
         tableau = self.tableau
-        # Slopes times the step: with a step a sample this is one product a stage, and weights are
-        # numbers.
-        width = broadcast(t1 - t0, x)
-        moves = [width * state[0]]
+        # Slopes times the step: with steps per sample this is one product per stage, and the
+        # weights remain numbers.
+        dt = broadcast(t1 - t0, x)
+        increments = [dt * state[0]]
         *drifts, last = drifts_at(problem, stage_times(tableau.c, t0, t1, x)[1:], x)
         for drift, row in zip(drifts, tableau.a[1:], strict=True):
-            moves.append(width * drift(combined(x, row, moves)))
-        end = combined(x, tableau.b, moves)
+            increments.append(dt * drift(combine(x, row, increments)))
+        end = combine(x, tableau.b, increments)
         slope = last(end)
-        moves.append(width * slope)
-        error = combined(moves[0] * tableau.difference[0], tableau.difference[1:], moves[1:])
-        return Step(end, error, (x, end, *moves), (slope,))
+        increments.append(dt * slope)
+        error = combine(
+            increments[0] * tableau.difference[0], tableau.difference[1:], increments[1:]
+        )
+        return Step(end, error, (x, end, *increments), (slope,))
 
     def interpolate(self, dense: Tree, theta: Tensor) -> Tensor:
         """Hermite's cubic through both ends and their slopes; the quartic that also includes a
         middle.
         """
-        start, end, *moves = dense
+        start, end, *increments = dense
         s = broadcast(theta, start)
-        bend = (1 - 2 * s) * (end - start) + (s - 1) * moves[0] + s * moves[-1]
+        correction = (1 - 2 * s) * (end - start) + (s - 1) * increments[0] + s * increments[-1]
         if self.tableau.middle is not None:
-            # A quartic that vanishes at both ends with its slope takes up what the cubic misses
-            # halfway.
-            cubic = 0.5 * (start + end) + 0.125 * (moves[0] - moves[-1])
-            bend = bend + 16 * s * (s - 1) * (combined(start, self.tableau.middle, moves) - cubic)
-        return torch.lerp(start, end, s) + s * (s - 1) * bend
+            # A quartic that vanishes with its slope at both ends corrects the cubic in the middle.
+            cubic = 0.5 * (start + end) + 0.125 * (increments[0] - increments[-1])
+            correction = correction + 16 * s * (s - 1) * (
+                combine(start, self.tableau.middle, increments) - cubic
+            )
+        return torch.lerp(start, end, s) + s * (s - 1) * correction
 
 
 def stage_times(c: tuple[float, ...], t0: Time, t1: Time, x: Tensor) -> Sequence[Time]:
-    """t_0 + c dt, then t_1; a stage at the end of a step is on t_1 itself, never a rounding beyond
-    it.
+    """t_0 + c dt, then t_1; a stage at the end of a step is at t_1 exactly, not beyond it by
+    rounding.
     """
     if not isinstance(t0, Tensor) or not isinstance(t1, Tensor):
         return [*(t1 if ci == 1 else t0 + ci * (t1 - t0) for ci in c), t1]
     # All in one call.
-    return torch.lerp(t0, t1, _nodes(c, t0.device).reshape(-1, *[1] * t0.ndim)).unbind(0)
+    return torch.lerp(t0, t1, _node_tensor(c, t0.device).reshape(-1, *[1] * t0.ndim)).unbind(0)
 
 
 def drifts_at(
@@ -141,18 +144,18 @@ def drifts_at(
 
 
 @cache
-def _nodes(c: tuple[float, ...], device: torch.device) -> Tensor:
+def _node_tensor(c: tuple[float, ...], device: torch.device) -> Tensor:
     return torch.tensor([*c, 1.0], dtype=torch.float64, device=device)
 
 
-def combined(x: Tensor, weights: Sequence[float], moves: Sequence[Tensor]) -> Tensor:
+def combine(x: Tensor, weights: Sequence[float], increments: Sequence[Tensor]) -> Tensor:
     """x + sum_j w_j k_j."""
     if x.dtype.itemsize < 4:
-        for weight, move in zip(weights[: len(moves)], moves, strict=True):
-            x = axpy(weight, move, x) if weight else x
+        for weight, increment in zip(weights[: len(increments)], increments, strict=True):
+            x = axpy(weight, increment, x) if weight else x
         return x
-    for weight, move in zip(weights[: len(moves)], moves, strict=True):
-        x = torch.add(x, move, alpha=weight) if weight else x
+    for weight, increment in zip(weights[: len(increments)], increments, strict=True):
+        x = torch.add(x, increment, alpha=weight) if weight else x
     return x
 
 

@@ -1,6 +1,4 @@
-"""Single-step methods with the same weights as multistep rules: the values are made within the
-step.
-"""
+"""Single-step methods with the weights of multistep rules; all values come from within the step."""
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
@@ -51,25 +49,29 @@ class AbstractSingleStep(AbstractPlanned):
         """
 
     def plan(self, problem: AbstractSDE, ts: Sequence[float]) -> Self:
-        begins = np.asarray(ts[:-1])
+        starts = np.asarray(ts[:-1])
         ends = np.asarray(ts[1:])
-        nodes = begins[:, None]
+        nodes = starts[:, None]
         stops = []
         weights = []
         for i, c in enumerate((*self.c, 1.0)):
-            stops.append(ends if c == 1 else problem.between(begins, ends, c))
-            line = problem.quadrature(self.rule, nodes, begins, stops[i])
+            stops.append(ends if c == 1 else problem.between(starts, ends, c))
+            line = problem.quadrature(self.rule, nodes, starts, stops[i])
             # The stages that are neither the start nor the last.
-            between = np.zeros((len(begins), max(0, i - 1)))
+            between = np.zeros((len(starts), max(0, i - 1)))
             weights.append(map(tuple, np.hstack([line[:, :1], between, line[:, 1:]]).tolist()))
-            nodes = np.column_stack([stops[i], begins])
+            nodes = np.column_stack([stops[i], starts])
         *stages, final = (
             list(zip(stop.tolist(), row, strict=True))
             for stop, row in zip(stops, weights, strict=True)
         )
         rows = zip(ts[:-1], zip(*stages, strict=True), final, strict=True)
         return replace(
-            self, planned={t: Row(False, on_the_way, last, ()) for t, on_the_way, (_, last) in rows}
+            self,
+            planned={
+                t: Row(False, stages_of_step, weights_of_step, ())
+                for t, stages_of_step, (_, weights_of_step) in rows
+            },
         )
 
 

@@ -15,7 +15,7 @@ from sdekit._solvers.stochastic_tableau import (
 # g linear in time.
 
 _ENDS = (Stage("g"), Stage("g", c=1))
-_SPREAD = ((1 / 2, 1), (1 / 2, -1))
+_NOISE_AT_ENDS = ((1 / 2, 1), (1 / 2, -1))
 # Roessler's methods have a drift at the start, too.
 _START_AND_END = (Stage("fg"), Stage("g", c=1))
 
@@ -41,7 +41,7 @@ class SEA(AbstractStochasticRungeKutta):
 
     order = {"additive": Order(1, 1)}
     tableau = StochasticTableau(
-        stages=(*_ENDS, Stage("f", b=((1 / 2, 1),))), end=Stage(a=(1,), b=_SPREAD)
+        stages=(*_ENDS, Stage("f", b=((1 / 2, 1),))), end=Stage(a=(1,), b=_NOISE_AT_ENDS)
     )
 
 
@@ -64,8 +64,8 @@ class SRA1(AbstractStochasticRungeKutta):
     embedded = 1.5
     tableau = StochasticTableau(
         stages=(*_START_AND_END, Stage("f", 3 / 4, (3 / 4,), ((0, 0), (3 / 4, 3 / 2)))),
-        end=Stage(a=(1 / 3, 2 / 3), b=_SPREAD),
-        embedded=Stage(a=(1, 0), b=_SPREAD),
+        end=Stage(a=(1 / 3, 2 / 3), b=_NOISE_AT_ENDS),
+        embedded=Stage(a=(1, 0), b=_NOISE_AT_ENDS),
     )
 
 
@@ -93,8 +93,8 @@ class SRA3(AbstractStochasticRungeKutta):
             Stage("f", 1, (1,)),
             Stage("f", 1 / 2, (1 / 4, 1 / 4), ((1 / 4, 1 / 2), (1 / 2, 1))),
         ),
-        end=Stage(a=(1 / 6, 1 / 6, 2 / 3), b=_SPREAD),
-        embedded=Stage(a=(1 / 2, 1 / 2, 0), b=_SPREAD),
+        end=Stage(a=(1 / 6, 1 / 6, 2 / 3), b=_NOISE_AT_ENDS),
+        embedded=Stage(a=(1 / 2, 1 / 2, 0), b=_NOISE_AT_ENDS),
     )
 
 
@@ -118,8 +118,8 @@ class ShARK(AbstractStochasticRungeKutta):
     embedded = 1.5
     tableau = StochasticTableau(
         stages=(*_ENDS, Stage("f", b=((0, 1),)), Stage("f", 5 / 6, (5 / 6,), ((5 / 6, 1),))),
-        end=Stage(a=(2 / 5, 3 / 5), b=_SPREAD),
-        embedded=Stage(a=(1, 0), b=_SPREAD),
+        end=Stage(a=(2 / 5, 3 / 5), b=_NOISE_AT_ENDS),
+        embedded=Stage(a=(1, 0), b=_NOISE_AT_ENDS),
     )
 
 

@@ -25,8 +25,8 @@ def area(dt: Time, noise: Increment) -> tuple[Tensor, ...]:
 
 
 def iterated(dt: Time, noise: Increment) -> tuple[Tensor, ...]:
-    """Roessler's I_1, I_11 / s, I_10 / s^2, I_111 / s^2 and s, with s^2 = |dt|, for noises that do
-    not mix.
+    """Roessler's I_1, I_11 / s, I_10 / s^2, I_111 / s^2 and s, with s^2 = |dt|, for diagonal and
+    scalar noise.
     """
     w, h = area(dt, noise)
     s = broadcast(sqrt(abs(dt)), w)
@@ -37,15 +37,15 @@ def iterated(dt: Time, noise: Increment) -> tuple[Tensor, ...]:
 class Stage(NamedTuple):
     """The point t_0 + c dt, x_0 + dt sum_j a_j f_j + sum_j g_j (b_j1 N_1 + b_j2 N_2 + ...).
 
-    N is the basis of the noise; f_j and g_j are the drifts and diffusions evaluated so far; `asks`
-    says which of the two are evaluated here.
+    N is the basis of the noise; f_j and g_j are the drifts and diffusions evaluated so far;
+    `evaluates` says which of the two are evaluated here.
 
     Example:
         >>> sdekit.SRA1.tableau.stages[0]
-        Stage(asks='fg', c=0.0, a=(), b=())
+        Stage(evaluates='fg', c=0.0, a=(), b=())
     """
 
-    asks: Literal["", "f", "g", "fg"] = ""
+    evaluates: Literal["", "f", "g", "fg"] = ""
     c: float = 0.0
     a: Row = ()
     b: tuple[Row, ...] = ()
@@ -111,28 +111,28 @@ class AbstractStochasticRungeKutta(AbstractSolver, ABC):
         f = []
         g = []
 
-        def moved(stage: Stage, y: Tensor) -> Tensor:
+        def point(stage: Stage, y: Tensor) -> Tensor:
             for weight, slope in zip(stage.a, f[: len(stage.a)], strict=True):
                 y = axpy(weight * dt, slope, y) if weight else y
             for weights, factor in zip(stage.b, g[: len(stage.b)], strict=True):
-                y = problem.multiply(factor, _mixed(weights, basis), y) if any(weights) else y
+                y = problem.multiply(factor, _combine(weights, basis), y) if any(weights) else y
             return y
 
         for stage in tableau.stages:
-            # A stage at the end of the step is on t1 itself, never a rounding beyond it.
+            # A stage at the end of the step is at t1 exactly, not beyond it by rounding.
             t = t1 if stage.c == 1 else t0 + stage.c * dt
-            y = moved(stage, x)
-            if "f" in stage.asks:
+            y = point(stage, x)
+            if "f" in stage.evaluates:
                 f.append(problem.drift(t, y))
-            if "g" in stage.asks:
+            if "g" in stage.evaluates:
                 g.append(problem.diffusion(t, y))
         error = (
-            None if tableau.difference is None else moved(tableau.difference, torch.zeros_like(x))
+            None if tableau.difference is None else point(tableau.difference, torch.zeros_like(x))
         )
-        return Step(moved(tableau.end, x), error)
+        return Step(point(tableau.end, x), error)
 
 
-def _mixed(weights: Row, basis: tuple[Tensor, ...]) -> Tensor:
+def _combine(weights: Row, basis: tuple[Tensor, ...]) -> Tensor:
     terms = [
         part if weight == 1 else weight * part
         for weight, part in zip(weights, basis, strict=True)

@@ -1,4 +1,4 @@
-"""torchsde's equations as ours."""
+"""Equations of torchsde as equations of sdekit."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -61,9 +61,9 @@ def from_torchsde(
         >>> sdekit.solve(sde, torch.ones(4, 2), ts, solver=sdekit.Milstein()).x.shape
         torch.Size([4, 2])
     """
-    renamed = names or {}
+    method_names = names or {}
     methods: dict[str, Any] = {
-        role: getattr(sde, renamed.get(key, role), None) for key, role in _ROLES.items()
+        role: getattr(sde, method_names.get(key, role), None) for key, role in _ROLES.items()
     }
     noise_type = getattr(sde, "noise_type", None)
     sde_type = getattr(sde, "sde_type", None)
@@ -92,11 +92,11 @@ def from_torchsde(
     return _Torchsde(**methods, noise_type=noise_type, sde_type=sde_type, size=noise_size)
 
 
-def for_one_solve(problem: AbstractSDE, y0: Tensor, ts: Tensor | Sequence[float]) -> AbstractSDE:
-    """The same equation for one solve from y0 at ts[0], given times in the dtype of ts.
+def prepare_solve(problem: AbstractSDE, y0: Tensor, ts: Tensor | Sequence[float]) -> AbstractSDE:
+    """The same equation for one solve from y0 at ts[0], called with times in the dtype of ts.
 
-    The number of Brownian motions is asked for once, at ts[0]. Where f_and_g is all there is, the g
-    that came with f is kept for the next question, which is for g at the same place.
+    The number of Brownian motions is determined once, at ts[0]. If only f_and_g is defined, the g
+    computed with f is stored for the next call, which is for g at the same point.
     """
     if not isinstance(problem, _Torchsde):
         return problem
@@ -110,16 +110,16 @@ def for_one_solve(problem: AbstractSDE, y0: Tensor, ts: Tensor | Sequence[float]
         with torch.no_grad():
             g = checked_call("the diffusion", problem.diffusion, float(ts[0]), y0)
             problem = replace(problem, size=g.shape[-1])
-    return replace(problem, kept=[])
+    return replace(problem, last_g=[])
 
 
 @contextmanager
-def calls_of(problem: AbstractSDE, y: Tensor) -> Iterator[None]:
-    """A block in which an equation of torchsde's whose methods take other arguments than they
-    should is named.
+def signature_errors(problem: AbstractSDE, y: Tensor) -> Iterator[None]:
+    """A block in which a TypeError of a torchsde equation names the method that takes other
+    arguments.
 
     Raises:
-        TypeError: says which method, and what it is called with.
+        TypeError: with the method, and the arguments of the call.
     """
     try:
         yield
@@ -127,18 +127,18 @@ def calls_of(problem: AbstractSDE, y: Tensor) -> Iterator[None]:
         products = ("g_prod", "f_and_g_prod")
         for name in ("f", "g", "f_and_g", *products) if isinstance(problem, _Torchsde) else ():
             method = getattr(problem, name)
-            more = [y] if name in products else []
+            vectors = [y] if name in products else []
             if method is not None:
                 require_call(
-                    method, f"{name}(t, y{', v' if more else ''})", y.new_zeros(()), y, *more
+                    method, f"{name}(t, y{', v' if vectors else ''})", y.new_zeros(()), y, *vectors
                 )
         raise
 
 
 @dataclass(frozen=True, eq=False)
 class _Torchsde(AbstractSDE):
-    """See `from_torchsde`. Additive noise has a matrix here, so the product with W is general
-    noise's.
+    """See `from_torchsde`. The g of additive noise is a matrix here, multiplied as for general
+    noise.
     """
 
     f: Method | None
@@ -149,12 +149,12 @@ class _Torchsde(AbstractSDE):
     noise_type: NoiseType
     sde_type: SDEType
     size: int | None = None
-    kept: list[tuple[Time, Tensor, bool, Tensor]] | None = None
+    last_g: list[tuple[Time, Tensor, bool, Tensor]] | None = None
     dtype: torch.dtype = torch.float32
 
     def _time(self, t: Time, x: Tensor) -> Tensor:
-        """t as torchsde gives it, 0-dim; `(batch, 1, ...)` where samples have their own times. Not
-        coarser than x.
+        """t as torchsde passes it, 0-dim; `(batch, 1, ...)` if samples have their own times. Its
+        precision is at least that of x.
         """
         dtype = torch.promote_types(self.dtype, x.dtype)
         if isinstance(t, Tensor):
@@ -166,40 +166,42 @@ class _Torchsde(AbstractSDE):
             f = self.f(self._time(t, x), x)
         elif self.f_and_g is not None:
             f, g = self.f_and_g(self._time(t, x), x)
-            if self.kept is not None:
-                self.kept[:] = [(t, x, torch.is_grad_enabled(), g)]
+            if self.last_g is not None:
+                self.last_g[:] = [(t, x, torch.is_grad_enabled(), g)]
         else:
             assert self.f_and_g_prod is not None
-            still = x.new_zeros(len(x), *(self.noise_shape(x) or (1,)))
-            f = self.f_and_g_prod(self._time(t, x), x, still)[0]
-        return _shaped("the drift", f, tuple(x.shape), x)
+            zero = x.new_zeros(len(x), *(self.noise_shape(x) or (1,)))
+            f = self.f_and_g_prod(self._time(t, x), x, zero)[0]
+        return _checked_shape("the drift", f, tuple(x.shape), x)
 
     def diffusion(self, t: Time, x: Tensor) -> Tensor:
         g = self._matrix(t, x)
         if self.noise_type == "diagonal":
-            return _shaped("the diffusion", g, tuple(x.shape), x)
+            return _checked_shape("the diffusion", g, tuple(x.shape), x)
         size = 1 if self.noise_type == "scalar" else self.size or g.shape[-1]
-        g = _shaped("the diffusion", g, (*x.shape, size), x)
+        g = _checked_shape("the diffusion", g, (*x.shape, size), x)
         return g.squeeze(-1) if self.noise_type == "scalar" else g
 
     def _matrix(self, t: Time, x: Tensor) -> Tensor:
-        """g as torchsde shapes it; where there are products only, from those with one, or with each
-        Brownian motion.
+        """g in the shape of torchsde; if only products are defined, from the product with ones, or
+        with the unit vector of each Brownian motion.
         """
         if self.g is not None:
             return self.g(self._time(t, x), x)
         if self.f_and_g is not None:
-            return self._came_with_f(t, x) if self.kept else self.f_and_g(self._time(t, x), x)[1]
+            return (
+                self._last_g_or_new(t, x) if self.last_g else self.f_and_g(self._time(t, x), x)[1]
+            )
         if self.noise_type == "diagonal":
             return self._product(t, x, torch.ones_like(x))
         (size,) = self.noise_shape(x) or (1,)
         units = torch.eye(size, dtype=x.dtype, device=x.device)
         return torch.stack([self._product(t, x, unit.expand(len(x), -1)) for unit in units], dim=-1)
 
-    def _came_with_f(self, t: Time, x: Tensor) -> Tensor:
-        assert self.kept is not None
+    def _last_g_or_new(self, t: Time, x: Tensor) -> Tensor:
+        assert self.last_g is not None
         assert self.f_and_g is not None
-        s, y, with_grad, g = self.kept.pop()
+        s, y, with_grad, g = self.last_g.pop()
         same = (
             y is x
             and with_grad == torch.is_grad_enabled()
@@ -210,9 +212,9 @@ class _Torchsde(AbstractSDE):
     def _product(self, t: Time, x: Tensor, v: Tensor) -> Tensor:
         method = self.g_prod or self.f_and_g_prod
         assert method is not None
-        found = checked_call("the product g . v", method, self._time(t, x), x, v)
-        return _shaped(
-            "the product g . v", found if self.g_prod is not None else found[1], tuple(x.shape), x
+        result = checked_call("the product g . v", method, self._time(t, x), x, v)
+        return _checked_shape(
+            "the product g . v", result if self.g_prod is not None else result[1], tuple(x.shape), x
         )
 
     def diffuse(self, t: Time, x: Tensor, dw: Tensor | None, onto: Tensor) -> Tensor:
@@ -242,9 +244,11 @@ class _Torchsde(AbstractSDE):
             return (checked_call("the diffusion", self.diffusion, 0.0, x.clone()).shape[-1],)
 
 
-def _shaped(what: str, value: Tensor, shape: tuple[int, ...], x: Tensor) -> Tensor:
+def _checked_shape(name: str, value: Tensor, shape: tuple[int, ...], x: Tensor) -> Tensor:
     if not isinstance(value, Tensor) or value.shape != shape:
-        given = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
-        raise ValueError(f"{what} of this equation is {given}; for this state it must be {shape}")
-    require_real(what, value, x)
+        description = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+        raise ValueError(
+            f"{name} of this equation is {description}; for this state it must be {shape}"
+        )
+    require_real(name, value, x)
     return value

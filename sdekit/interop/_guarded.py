@@ -1,6 +1,4 @@
-"""Users' functions as torchsde and torchdiffeq get them: what they get, and what they returned,
-stays as it is.
-"""
+"""Users' functions as passed to torchsde and torchdiffeq, with checks of in-place changes."""
 
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -9,14 +7,20 @@ import torch
 from torch import Tensor, nn
 
 from sdekit._solve.counted import Counted
-from sdekit.calling import checked_call, overwritten, require_derivative, require_real, uncounted
+from sdekit.calling import (
+    checked_call,
+    has_no_version_counter,
+    overwritten,
+    require_derivative,
+    require_real,
+)
 from sdekit.elementary import Time
 from sdekit.interop._system import State, System
 
 
 class GuardedFunc:
-    """A func of torchdiffeq's, checked as by sdekit's own solvers; its callbacks are the attributes
-    that they were.
+    """A func for torchdiffeq with the checks of sdekit's own solvers; its attributes, such as
+    callbacks, are those of func.
     """
 
     def __init__(self, func: Callable[..., Any], y0: State) -> None:
@@ -32,7 +36,7 @@ class GuardedFunc:
 
 
 class GuardedModule(nn.Module):
-    """A guarded func that was a module: its parameters are found as in the module itself."""
+    """A guarded func that is a module, with the parameters of the original module."""
 
     def __init__(self, func: nn.Module, guarded: GuardedFunc) -> None:
         super().__init__()
@@ -59,61 +63,63 @@ class GuardedMethod:
         self.method = method
         self.returned: list[Tensor] = []
 
-    def __call__(self, t: Time, y: State, *more: Tensor | None) -> Any:  # noqa: ANN401
+    def __call__(self, t: Time, y: State, *vectors: Tensor | None) -> Any:  # noqa: ANN401
         parts = (y,) if isinstance(y, Tensor) else y
 
-        def call(t: Time, *given: Tensor | None) -> Any:  # noqa: ANN401
-            return self.method(t, *given) if isinstance(y, Tensor) else self.method(t, given)
+        def call(t: Time, *states: Tensor | None) -> Any:  # noqa: ANN401
+            return self.method(t, *states) if isinstance(y, Tensor) else self.method(t, states)
 
-        before = [(part, part._version) for part in self.returned]
-        found = checked_call(self.name, call, t, *parts, *more)
-        # Changes by others, such as those of a parameter by an optimiser after a solve, are no
-        # fault.
-        if any(part._version != version for part, version in before):
+        versions = [(part, part._version) for part in self.returned]
+        result = checked_call(self.name, call, t, *parts, *vectors)
+        # Changes between calls, such as those of a parameter by an optimiser, are allowed.
+        if any(part._version != version for part, version in versions):
             raise overwritten(self.name)
-        kept = self._kept(found if isinstance(found, tuple) else (found,), parts[0])
-        return tuple(kept) if isinstance(found, tuple) else kept[0]
+        results = self._checked_results(
+            result if isinstance(result, tuple) else (result,), parts[0]
+        )
+        return tuple(results) if isinstance(result, tuple) else results[0]
 
-    def _kept(self, found: Sequence[Any], y: Tensor) -> list[Any]:
-        """What was returned, checked, remembered, and copied where its changes are not counted."""
-        tensors = [part for part in found if isinstance(part, Tensor)]
+    def _checked_results(self, results: Sequence[Any], y: Tensor) -> list[Any]:
+        """Returned tensors, checked, and copied if torch does not count their changes."""
+        tensors = [part for part in results if isinstance(part, Tensor)]
         for part in tensors:
             require_real(self.name, part, y)
             require_derivative(self.name, part, y)
-        self.returned = [part.detach() for part in tensors if not uncounted(part)]
+        self.returned = [part.detach() for part in tensors if not has_no_version_counter(part)]
         dtype = y.dtype.to_real()  # a step in half precision would have no error estimate
         return [
-            part.to(dtype, copy=uncounted(part)) if isinstance(part, Tensor) else part
-            for part in found
+            part.to(dtype, copy=has_no_version_counter(part)) if isinstance(part, Tensor) else part
+            for part in results
         ]
 
 
-class Differentiated:
-    """A diffusion g(t, y) whose derivative in y a method asks torch for.
+class DifferentiableDiffusion:
+    """A diffusion g(t, y) for a method that uses its derivative with respect to y.
 
-    Where torch sees no dependence on y, as through a buffer or a detached tensor, the derivative is
-    taken for zero: g is then asked at another state, and refused if it returns something else.
+    If autograd records no dependence on y, as for a buffer or a detached tensor, the derivative
+    would be taken as zero. Then g is also evaluated at another state, and refused if its value
+    differs.
     """
 
     def __init__(self, g: Callable[[Time, Tensor], Tensor]) -> None:
         self.g = g
 
     def __call__(self, t: Time, y: Tensor) -> Tensor:
-        found = self.g(t, y)
-        if y.requires_grad and not found.requires_grad:
+        g = self.g(t, y)
+        if y.requires_grad and not g.requires_grad:
             with torch.no_grad():
-                elsewhere = self.g(t, y + 1e-3 * (1 + y.abs()))
-            if not torch.equal(elsewhere, found):
+                shifted = self.g(t, y + 1e-3 * (1 + y.abs()))
+            if not torch.equal(shifted, g):
                 raise RuntimeError(
                     "the diffusion depends on y, but returns a tensor through which no derivative "
                     "passes, and this method needs one; leave .detach(), torch.no_grad() and "
                     "buffers out of it"
                 )
-        return found
+        return g
 
 
 class GuardedSDE:
-    """A torchsde equation with its methods guarded; all else is as it was."""
+    """A torchsde equation with guarded methods; its other attributes are unchanged."""
 
     def __init__(self, sde: object, names: Iterable[str]) -> None:
         self.sde = sde

@@ -1,6 +1,4 @@
-"""torchdiffeq's odeint, solved here where the method is ours and by torchdiffeq itself where it is
-not.
-"""
+"""torchdiffeq's odeint: by sdekit's solvers for supported methods, else by torchdiffeq itself."""
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -23,15 +21,15 @@ from sdekit.interop._odeint_methods import (
     ADAPTIVE,
     CONTROL,
     FIXED,
+    is_supported,
     require_arguments,
     require_method,
-    solved_here,
 )
 from sdekit.interop._originals import torchdiffeq_odeint
 from sdekit.interop._system import State, System
 from sdekit.interop._torchsde_grid import steps
 
-_ENDLESS = 2**31 - 1  # steps, as in torchdiffeq
+_MAX_STEPS = 2**31 - 1  # steps, as in torchdiffeq
 
 
 def odeint(
@@ -97,13 +95,13 @@ def odeint(
     if event_fn is not None:
         require_order(event_fn, "t, x")
     try:
-        return _solved(func, y0, t, event_fn, rtol=rtol, atol=atol, method=method, options=options)
+        return _solve(func, y0, t, event_fn, rtol=rtol, atol=atol, method=method, options=options)
     except TypeError:
         require_call(func, "func(t, y)", t, y0)
         raise
 
 
-def _solved(
+def _solve(
     func: Callable[..., Any],
     y0: State,
     t: Tensor | Sequence[float],
@@ -114,11 +112,11 @@ def _solved(
     method: str | None,
     options: dict[str, Any] | None,
 ) -> Any:  # noqa: ANN401
-    given: dict[str, Any] = {"rtol": rtol, "atol": atol, "method": method, "options": options}
-    if not solved_here(func, y0, t, event_fn, **given):
+    settings: dict[str, Any] = {"rtol": rtol, "atol": atol, "method": method, "options": options}
+    if not is_supported(func, y0, t, event_fn, **settings):
         return torchdiffeq_odeint(
-            *handed(func, y0, t),
-            **given,
+            *guarded_arguments(func, y0, t),
+            **settings,
             event_fn=event_fn and GuardedMethod("event_fn(t, y)", event_fn),
         )
     method = method or "dopri5"
@@ -137,17 +135,19 @@ def _solved(
         size = options.get("step_size")
         xs = torch.stack(
             list(
-                _stepped(system, x0, times(t), FIXED[method], None if size is None else float(size))
+                _fixed_steps(
+                    system, x0, times(t), FIXED[method], None if size is None else float(size)
+                )
             )
         )
     return system.shaped(xs[:, 0])
 
 
-def handed(
+def guarded_arguments(
     func: Callable[..., Any], y0: State, t: Tensor | Sequence[float]
 ) -> tuple[GuardedFunc, State, Tensor]:
-    """What torchdiffeq is called with: func guarded, and copies of y0 and t, which func may change
-    before that is seen.
+    """Arguments for torchdiffeq: a guarded func, and copies of y0 and t, because func may change
+    them before this is detected.
     """
     times = t.clone() if isinstance(t, Tensor) else torch.tensor(t, dtype=torch.float64)
     copies = y0.clone() if isinstance(y0, Tensor) else tuple(part.clone() for part in y0)
@@ -156,8 +156,8 @@ def handed(
 
 @dataclass(frozen=True, eq=False)
 class _Control(PIDController):
-    """q is the largest of those of the parts of a tuple, so that a small part is not lost in a
-    large one.
+    """A controller whose q is the largest of those of the parts of a tuple, so that small parts
+    have their own tolerance.
     """
 
     sizes: Sequence[int] = ()
@@ -178,7 +178,7 @@ def _adaptive(
     atol: float,
     options: dict[str, Any],
 ) -> Tensor:
-    settings: dict[str, Any] = {"max_steps": _ENDLESS}
+    settings: dict[str, Any] = {"max_steps": _MAX_STEPS}
     for option, value in options.items():
         name, kind = CONTROL[option]
         settings |= {} if value is None else {name: kind(value)}
@@ -186,11 +186,11 @@ def _adaptive(
             raise ValueError(f"options[{option!r}] must be positive, not {value}")
     settings["max_steps"] *= len(ts) - 1
     control = _Control(rtol, atol, **settings, sizes=system.sizes)
-    finest = torch.finfo(x0.dtype).eps
-    if max(rtol, atol) < finest / 2:
+    resolution = torch.finfo(x0.dtype).eps
+    if max(rtol, atol) < resolution / 2:
         raise ValueError(
             f"rtol = {rtol:g} and atol = {atol:g} are below the rounding of {x0.dtype}; ask for "
-            f"{finest:.1g} or more, or use a wider dtype"
+            f"{resolution:.1g} or more, or use a wider dtype"
         )
     solution, reached = AdaptiveSolve(
         Counted.of(system, x0), x0, ts, solver=solver, noise=None, control=control, save=True
@@ -207,24 +207,26 @@ def _adaptive(
     return solution.xs
 
 
-def _stepped(
+def _fixed_steps(
     system: System, x0: Tensor, ts: list[float], solver: AbstractSolver, size: float | None
 ) -> Iterator[Tensor]:
-    """The states at ts by fixed steps, of one size or from each of ts to the next, with straight
-    lines within them.
+    """The states at ts by fixed steps, of one size or from each of ts to the next, interpolated
+    linearly.
     """
     if size is not None and not size > 0:
         raise ValueError(
             f"step_size is the width of a step, positive, not {size}; decreasing t reverse the time"
         )
     span = abs(ts[-1] - ts[0])
-    left = deque(ts[1:])
+    remaining = deque(ts[1:])
     grid = ts if size is None else steps(ts[0], ts[-1], size, 1e-6 * min(size, span))
-    before = Point(0, ts[0], x0)
+    previous = Point(0, ts[0], x0)
     sign = 1 if ts[-1] > ts[0] else -1
     for point in integrate(system, x0, grid, solver=solver):
         if point.step == 0:
             yield point.x
-        while point.step and left and sign * (point.t - left[0]) >= 0:
-            yield torch.lerp(before.x, point.x, (left.popleft() - before.t) / (point.t - before.t))
-        before = point
+        while point.step and remaining and sign * (point.t - remaining[0]) >= 0:
+            yield torch.lerp(
+                previous.x, point.x, (remaining.popleft() - previous.t) / (point.t - previous.t)
+            )
+        previous = point

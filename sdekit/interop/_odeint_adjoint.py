@@ -1,5 +1,5 @@
-"""torchdiffeq's odeint_adjoint: gradients by an equation that is solved backwards, in memory that
-does not grow with steps.
+"""torchdiffeq's odeint_adjoint: gradients by the adjoint equation, in memory that does not grow
+with the number of steps.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -12,8 +12,8 @@ from torch.autograd.function import once_differentiable
 
 from sdekit.calling import require_call, require_order
 from sdekit.interop._guarded import GuardedMethod
-from sdekit.interop._odeint import handed, odeint
-from sdekit.interop._odeint_methods import require_arguments, require_method, solved_here
+from sdekit.interop._odeint import guarded_arguments, odeint
+from sdekit.interop._odeint_methods import is_supported, require_arguments, require_method
 from sdekit.interop._originals import original, torchdiffeq_adjoint
 from sdekit.interop._system import State, System
 
@@ -75,66 +75,87 @@ def odeint_adjoint(
     require_method(method)
     require_method(adjoint_method)
     require_order(func, "t, x")
-    there: dict[str, Any] = {"rtol": rtol, "atol": atol, "method": method, "options": options}
-    back: dict[str, Any] = {
+    forward_settings: dict[str, Any] = {
+        "rtol": rtol,
+        "atol": atol,
+        "method": method,
+        "options": options,
+    }
+    backward_settings: dict[str, Any] = {
         "rtol": rtol if adjoint_rtol is None else adjoint_rtol,
         "atol": atol if adjoint_atol is None else adjoint_atol,
         "method": method if adjoint_method is None else adjoint_method,
         "options": options if adjoint_options is None else adjoint_options,
     }
-    ours = all(solved_here(func, y0, t, event_fn, **settings) for settings in (there, back))
-    unclear = options is not None and adjoint_options is None and back["method"] != method
-    unknown = adjoint_params is None and (
+    supported = all(
+        is_supported(func, y0, t, event_fn, **settings)
+        for settings in (forward_settings, backward_settings)
+    )
+    ambiguous = (
+        options is not None and adjoint_options is None and backward_settings["method"] != method
+    )
+    unknown_parameters = adjoint_params is None and (
         not isinstance(func, nn.Module) or getattr(func, "_is_replica", False)
     )
-    if not ours or unclear or unknown:
-        back["options"] = adjoint_options
-        return _by_torchdiffeq(func, y0, t, event_fn, there, back, adjoint_params)
-    found = (
+    if not supported or ambiguous or unknown_parameters:
+        backward_settings["options"] = adjoint_options
+        return _solve_by_torchdiffeq(
+            func, y0, t, event_fn, forward_settings, backward_settings, adjoint_params
+        )
+    candidates = (
         func.parameters()
         if adjoint_params is None and isinstance(func, nn.Module)
         else adjoint_params
     )
-    params = [param for param in found or () if param.requires_grad]
+    params = [param for param in candidates or () if param.requires_grad]
     system = System(func, y0)
-    xs = _Adjoint.apply(_Way(system, t, there, back), system.flat(y0), *params)
+    xs = _Adjoint.apply(
+        _AdjointProblem(system, t, forward_settings, backward_settings), system.flat(y0), *params
+    )
     return system.shaped(xs)
 
 
-def _by_torchdiffeq(
+def _solve_by_torchdiffeq(
     func: Callable[..., Any],
     y0: State,
     t: Tensor | Sequence[float],
     event_fn: Callable[..., Any] | None,
-    there: dict[str, Any],
-    back: dict[str, Any],
+    forward_settings: dict[str, Any],
+    backward_settings: dict[str, Any],
     params: Iterable[Tensor] | None,
 ) -> Any:  # noqa: ANN401 - as odeint_adjoint
     if params is None and isinstance(func, nn.Module):
         params = original("torchdiffeq._impl.adjoint", "find_parameters")(func)
-    given: dict[str, Any] = {f"adjoint_{name}": value for name, value in back.items()}
-    given["event_fn"] = event_fn and GuardedMethod("event_fn(t, y)", event_fn)
+    adjoint_settings: dict[str, Any] = {
+        f"adjoint_{name}": value for name, value in backward_settings.items()
+    }
+    adjoint_settings["event_fn"] = event_fn and GuardedMethod("event_fn(t, y)", event_fn)
     try:
-        return torchdiffeq_adjoint(*handed(func, y0, t), **there, **given, adjoint_params=params)
+        return torchdiffeq_adjoint(
+            *guarded_arguments(func, y0, t),
+            **forward_settings,
+            **adjoint_settings,
+            adjoint_params=params,
+        )
     except TypeError:
         require_call(func, "func(t, y)", t, y0)
         raise
 
 
 @dataclass(frozen=True, eq=False)
-class _Way:
-    """What is solved, when, and how there and back."""
+class _AdjointProblem:
+    """The system, its times, and the settings of the forward and the backward solve."""
 
     system: System
     t: Tensor | Sequence[float]
-    there: dict[str, Any]
-    back: dict[str, Any]
+    forward_settings: dict[str, Any]
+    backward_settings: dict[str, Any]
 
     def slopes(
         self, t: Tensor, state: tuple[Tensor, ...], params: Sequence[Tensor]
     ) -> tuple[Tensor, ...]:
-        """Those of y, a and the gradients of params: a tensor each, but y and a in parts, so that
-        each has its own error.
+        """The slopes of y, a and the gradients of params; y and a are split into their parts, so
+        that each has its own error.
         """
         half = len(self.system.sizes)
         with torch.enable_grad():
@@ -146,11 +167,11 @@ class _Way:
             products = [None] * (1 + len(params))
             if slope.requires_grad:
                 products = torch.autograd.grad(slope, (x, *params), -a, allow_unused=True)
-        zeroed = [
-            torch.zeros_like(of) if p is None else p
-            for p, of in zip(products, (x, *params), strict=True)
+        gradients = [
+            torch.zeros_like(tensor) if product is None else product
+            for product, tensor in zip(products, (x, *params), strict=True)
         ]
-        return *self.parts(slope.detach()), *self.parts(zeroed[0]), *zeroed[1:]
+        return *self.parts(slope.detach()), *self.parts(gradients[0]), *gradients[1:]
 
     def parts(self, x: Tensor) -> tuple[Tensor, ...]:
         return x.reshape(-1).split(self.system.sizes)
@@ -158,28 +179,33 @@ class _Way:
 
 class _Adjoint(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, way: _Way, x0: Tensor, *params: Tensor) -> Tensor:  # noqa: ANN401
-        system = way.system
-        xs = odeint(system.func, system.shaped(x0[0]), way.t, **way.there)
+    def forward(ctx: Any, problem: _AdjointProblem, x0: Tensor, *params: Tensor) -> Tensor:  # noqa: ANN401
+        system = problem.system
+        xs = odeint(system.func, system.shaped(x0[0]), problem.t, **problem.forward_settings)
         xs = torch.cat(
-            [part.reshape(len(way.t), -1) for part in ((xs,) if system.single else xs)], dim=1
+            [part.reshape(len(problem.t), -1) for part in ((xs,) if system.single else xs)], dim=1
         )
-        ctx.way = way
+        ctx.problem = problem
         ctx.save_for_backward(xs, *params)
         return xs
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Any:  # noqa: ANN401 # pyright: ignore[reportIncompatibleMethodOverride]
-        way: _Way = ctx.way
+        problem: _AdjointProblem = ctx.problem
         xs, *params = ctx.saved_tensors
-        half = len(way.system.sizes)
+        half = len(problem.system.sizes)
         a = grad[-1]
-        found = tuple(torch.zeros_like(param) for param in params)
+        gradients = tuple(torch.zeros_like(param) for param in params)
         for i in range(len(xs) - 1, 0, -1):
-            state = (*way.parts(xs[i]), *way.parts(a), *found)
-            span = [float(way.t[i]), float(way.t[i - 1])]
-            ends = odeint(lambda t, state: way.slopes(t, state, params), state, span, **way.back)
+            state = (*problem.parts(xs[i]), *problem.parts(a), *gradients)
+            span = [float(problem.t[i]), float(problem.t[i - 1])]
+            ends = odeint(
+                lambda t, state: problem.slopes(t, state, params),
+                state,
+                span,
+                **problem.backward_settings,
+            )
             a = torch.cat([part[1] for part in ends[half : 2 * half]]) + grad[i - 1]
-            found = tuple(part[1] for part in ends[2 * half :])
-        return None, a.reshape(1, -1), *found
+            gradients = tuple(part[1] for part in ends[2 * half :])
+        return None, a.reshape(1, -1), *gradients

@@ -1,4 +1,4 @@
-"""torchdiffeq's odeint_event, with the functions that it is given guarded."""
+"""torchdiffeq's odeint_event with guarded functions."""
 
 from collections.abc import Callable
 from typing import Any
@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from sdekit.calling import require_call
 from sdekit.interop._guarded import GuardedMethod, GuardedModule
-from sdekit.interop._odeint import handed, require_arguments
+from sdekit.interop._odeint import guarded_arguments, require_arguments
 from sdekit.interop._originals import original
 
 
@@ -56,13 +56,13 @@ def odeint_event(
     require_arguments(y0, (t0,))
     if odeint_interface is not None:
         settings["odeint_interface"] = odeint_interface
-    found = original("torchdiffeq._impl.odeint", "odeint_event")
-    guarded, start, begin = handed(func, y0, t0)
+    solve_event = original("torchdiffeq._impl.odeint", "odeint_event")
+    guarded, start, start_time = guarded_arguments(func, y0, t0)
     try:
-        return found(
+        return solve_event(
             GuardedModule(func, guarded) if isinstance(func, nn.Module) else guarded,
             start,
-            begin,
+            start_time,
             event_fn=GuardedMethod("event_fn(t, y)", event_fn),
             reverse_time=reverse_time,
             **settings,

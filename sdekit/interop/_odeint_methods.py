@@ -1,4 +1,4 @@
-"""The methods of torchdiffeq that are solved here, and the arguments that they take."""
+"""The methods of torchdiffeq that sdekit's solvers support, and their arguments."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -42,8 +42,8 @@ class _ThreeEighths(AbstractRungeKutta):
     )
 
 
-# torchdiffeq's names; every embedded pair has one, such as "tsit5", which torchdiffeq does not
-# have. What is not here, torchdiffeq solves or refuses.
+# torchdiffeq's names; every embedded pair of sdekit has one, also "tsit5", which torchdiffeq lacks.
+# Other names are passed to torchdiffeq, which solves or refuses them.
 ADAPTIVE: dict[str, AbstractSolver] = {
     type(pair).__name__.lower(): pair for pair in all_solvers(AbstractEmbeddedRungeKutta)
 }
@@ -55,7 +55,7 @@ FIXED: dict[str, AbstractSolver] = {
     "rk4": _ThreeEighths(),
 }
 # SciPy's and others' names.
-_MEANT = {
+_ALIASES = {
     "rk45": "dopri5",
     "rk23": "bosh3",
     "dop853": "dopri8",
@@ -75,7 +75,7 @@ _CALLBACKS = ("callback_step", "callback_accept_step", "callback_reject_step")
 
 
 def require_arguments(y0: object, t: object) -> None:
-    """Refuses what is no state and what are no times.
+    """Refuses values that are not a state or not times.
 
     Raises:
         TypeError: for a y0 that is not a floating or complex tensor or a tuple of them, or a t that
@@ -83,12 +83,12 @@ def require_arguments(y0: object, t: object) -> None:
     """
     parts = y0 if isinstance(y0, tuple) else (y0,)
     if not parts or not all(isinstance(part, Tensor) and _continuous(part) for part in parts):
-        given = [
+        kinds = [
             str(part.dtype) if isinstance(part, Tensor) else type(part).__name__ for part in parts
         ]
         raise TypeError(
             "y0 must be a floating tensor or a tuple of them, not "
-            f"{', '.join(given) or 'an empty tuple'}; convert integers with .float(), and a list "
+            f"{', '.join(kinds) or 'an empty tuple'}; convert integers with .float(), and a list "
             "with tuple()"
         )
     if not isinstance(t, Tensor | Sequence | np.ndarray) or isinstance(t, str):
@@ -99,10 +99,10 @@ def require_arguments(y0: object, t: object) -> None:
 
 
 def require_method(method: str | None) -> None:
-    """Refuses what is no name of a method, here or in torchdiffeq.
+    """Refuses an unknown method.
 
     Raises:
-        ValueError: with the names, and the nearest.
+        ValueError: with the names of sdekit and torchdiffeq, and the nearest of them.
     """
     if method is None or method in ADAPTIVE or method in FIXED:
         return
@@ -110,7 +110,7 @@ def require_method(method: str | None) -> None:
     if method not in names:
         raise ValueError(
             f"method = {method!r} is not one of "
-            f"{', '.join(names)}{did_you_mean(method, names, _MEANT)}"
+            f"{', '.join(names)}{did_you_mean(method, names, _ALIASES)}"
         )
 
 
@@ -118,7 +118,7 @@ def _continuous(part: Tensor) -> bool:
     return part.is_floating_point() or part.is_complex()
 
 
-def solved_here(
+def is_supported(
     func: object,
     y0: object,
     t: Tensor | Sequence[float],
@@ -129,18 +129,19 @@ def solved_here(
     method: str | None,
     options: dict[str, Any] | None,
 ) -> bool:
-    """Whether the arguments of odeint ask for nothing that only torchdiffeq has."""
+    """Whether sdekit's solvers support the arguments of odeint."""
     parts = y0 if isinstance(y0, tuple) else (y0,)
-    theirs = (
+    unsupported = (
         event_fn is not None,
         isinstance(t, Tensor) and t.requires_grad,
-        any(hasattr(func, name + way) for name in _CALLBACKS for way in ("", "_adjoint")),
+        any(hasattr(func, name + suffix) for name in _CALLBACKS for suffix in ("", "_adjoint")),
         any(isinstance(part, Tensor) and part.is_complex() for part in parts),
         any(
-            isinstance(tol, tuple | list) or (isinstance(tol, Tensor) and tol.numel() != 1)
-            for tol in (rtol, atol)
+            isinstance(tolerance, tuple | list)
+            or (isinstance(tolerance, Tensor) and tolerance.numel() != 1)
+            for tolerance in (rtol, atol)
         ),
     )
     if method is None or method in ADAPTIVE:
-        return not any(theirs) and set(options or ()) <= set(CONTROL)
-    return not any(theirs) and method in FIXED and set(options or ()) <= {"step_size"}
+        return not any(unsupported) and set(options or ()) <= set(CONTROL)
+    return not any(unsupported) and method in FIXED and set(options or ()) <= {"step_size"}

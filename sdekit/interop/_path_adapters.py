@@ -1,4 +1,4 @@
-"""Our Brownian paths as the noise of k-diffusion's samplers."""
+"""Brownian paths of sdekit as the noise of k-diffusion's samplers."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -54,8 +54,8 @@ class BrownianTreeNoiseSampler:
         if low > 0:
             octaves = max(1, math.ceil(math.log2(high / low)))
             knots = geometric(low, high, octaves).tolist() if octaves <= _OCTAVES else knots
-        chosen: Any = fresh_seed() if seed is None else seed
-        self.path = BrownianPath(chosen, knots)
+        path_seed: Any = fresh_seed() if seed is None else seed
+        self.path = BrownianPath(path_seed, knots)
 
     def _time(self, sigma: float | Tensor) -> float:
         # Through float32, so that a level given as a number and as a tensor is the same time.
@@ -70,7 +70,7 @@ class BrownianTreeNoiseSampler:
         ends = torch.tensor(
             [min(max(self._time(s), low), high) for s in (sigma, sigma_next)], dtype=torch.float64
         )
-        # Of which W has exactly the variance |t1 - t0|.
+        # The times of the ticks, between which W has exactly the variance |t1 - t0|.
         t0, t1 = self.path.tree.times(self.path.ticks(ends)).tolist()
         w = read(self.path, t0, t1, self._like, levy=False).w
         assert w is not None

@@ -1,6 +1,4 @@
-"""torchsde's sdeint, solved here where the method is ours and by torchsde itself where it is
-not.
-"""
+"""torchsde's sdeint: by sdekit's solvers for supported methods, else by torchsde itself."""
 
 import warnings
 from collections.abc import Sequence
@@ -23,29 +21,29 @@ from sdekit._solvers import (
     Milstein,
     ReversibleHeun,
 )
-from sdekit.interop._from_torchsde import calls_of, for_one_solve, from_torchsde
-from sdekit.interop._guarded import Differentiated, GuardedSDE
+from sdekit.interop._from_torchsde import from_torchsde, prepare_solve, signature_errors
+from sdekit.interop._guarded import DifferentiableDiffusion, GuardedSDE
 from sdekit.interop._originals import torchsde_methods, torchsde_sdeint
 from sdekit.interop._to_torchsde import to_torchsde
 from sdekit.interop._torchsde_grid import states
 from sdekit.interop._torchsde_noise import Brownian, brownian
 
-_KINDS: tuple[NoiseType, ...] = ("additive", "diagonal", "scalar", "general")
+_NOISE_TYPES: tuple[NoiseType, ...] = ("additive", "diagonal", "scalar", "general")
 
-# torchsde's names, and the noise they are for. What is not here, or is for the other calculus,
-# torchsde solves or refuses.
+# torchsde's names, and solvers by noise type. Other names, and methods of the other calculus, are
+# passed to torchsde, which solves or refuses them.
 SOLVERS: dict[str, dict[NoiseType, AbstractSolver]] = {
-    "euler": dict.fromkeys(_KINDS, EulerMaruyama()),
-    # Euler's where g' is zero.
+    "euler": dict.fromkeys(_NOISE_TYPES, EulerMaruyama()),
+    # For additive noise Milstein's method is Euler's.
     "milstein": {"additive": EulerMaruyama(), "diagonal": Milstein(), "scalar": Milstein()},
     "srk": {"additive": SRA1(), "diagonal": SRID2(), "scalar": SRID2()},
-    "heun": dict.fromkeys(_KINDS, Heun()),
-    "euler_heun": dict.fromkeys(_KINDS, EulerHeun()),
-    "midpoint": dict.fromkeys(_KINDS, Midpoint()),
-    "reversible_heun": dict.fromkeys(_KINDS, ReversibleHeun()),
+    "heun": dict.fromkeys(_NOISE_TYPES, Heun()),
+    "euler_heun": dict.fromkeys(_NOISE_TYPES, EulerHeun()),
+    "midpoint": dict.fromkeys(_NOISE_TYPES, Midpoint()),
+    "reversible_heun": dict.fromkeys(_NOISE_TYPES, ReversibleHeun()),
 }
-_MEANT = {"euler_maruyama": "euler", "em": "euler"}
-# Of an equation, as torchsde names them.
+_ALIASES = {"euler_maruyama": "euler", "em": "euler"}
+# torchsde's names for the methods of an equation.
 _METHODS = ("f", "g", "h", "f_and_g", "g_prod", "f_and_g_prod")
 # torchsde's methods that use the derivative of g.
 _DIFFERENTIATE = ("milstein", "log_ode")
@@ -115,10 +113,10 @@ def sdeint(
     """
     _require(sde, y0, ts, dt)
     problem = _equation(sde, names, bm)
-    method = _default(problem) if method is None else method
+    method = _default_method(problem) if method is None else method
     solver = _solver(method, problem)
-    special = adaptive or logqp or extra or options or extra_solver_state is not None
-    if special or solver is None:
+    needs_torchsde = adaptive or logqp or extra or options or extra_solver_state is not None
+    if needs_torchsde or solver is None:
         settings: dict[str, Any] = {
             "dt": dt,
             "adaptive": adaptive,
@@ -131,28 +129,28 @@ def sdeint(
             "extra": extra,
             "extra_solver_state": extra_solver_state,
         }
-        return _by_torchsde(sde, problem, y0, ts, bm, method, {**settings, **unused_kwargs})
+        return _solve_by_torchsde(sde, problem, y0, ts, bm, method, {**settings, **unused_kwargs})
     if unused_kwargs:
         warnings.warn(
             f"sdeint does not know the arguments {', '.join(unused_kwargs)}", stacklevel=2
         )
     if len(ts) == 1:
         return y0.unsqueeze(0)
-    with calls_of(problem, y0):
+    with signature_errors(problem, y0):
         y0 = y0.clone(memory_format=torch.contiguous_format)
-        problem = for_one_solve(problem, y0, ts)
+        problem = prepare_solve(problem, y0, ts)
         return torch.stack(list(states(problem, y0, ts, solver=solver, bm=bm, dt=float(dt))))
 
 
 def _equation(sde: object, names: dict[str, str] | None, bm: Brownian | None) -> AbstractSDE:
-    """sde as an equation of ours; how many Brownian motions it has is that of bm, if known."""
+    """sde as an equation of sdekit, with the number of Brownian motions of bm if it is known."""
     if isinstance(sde, AbstractSDE):
         return sde
     shape = getattr(bm, "shape", None)
     return from_torchsde(sde, names=names, noise_size=None if shape is None else shape[-1])
 
 
-def _by_torchsde(
+def _solve_by_torchsde(
     sde: object,
     problem: AbstractSDE,
     y0: Tensor,
@@ -161,22 +159,22 @@ def _by_torchsde(
     method: str,
     settings: dict[str, Any],
 ) -> Any:  # noqa: ANN401 - as sdeint
-    """What torchsde returns, with states shaped as y0; problem is sde as an equation of ours."""
-    theirs = (
+    """The result of torchsde, with states shaped as y0; problem is sde as an equation of sdekit."""
+    equation = (
         to_torchsde(problem, y0.shape[1:])
         if problem is sde
         else GuardedSDE(sde, {*_METHODS, *(settings["names"] or {}).values()})
     )
     if method in _DIFFERENTIATE:
         name = "g" if problem is sde else (settings["names"] or {}).get("diffusion", "g")
-        if callable(getattr(theirs, name, None)):  # else torchsde names what is missing
-            setattr(theirs, name, Differentiated(getattr(theirs, name)))
+        if callable(getattr(equation, name, None)):  # else torchsde names what is missing
+            setattr(equation, name, DifferentiableDiffusion(getattr(equation, name)))
     ts = ts if isinstance(ts, Tensor) else torch.tensor(ts, dtype=y0.dtype, device=y0.device)
     dt = None if settings["adaptive"] else float(settings["dt"])
     motion = brownian(bm, problem, y0, ts, method=method, dt=dt, logqp=settings["logqp"])
-    with calls_of(problem, y0):
+    with signature_errors(problem, y0):
         flat = y0.flatten(1).clone()
-        out = torchsde_sdeint(theirs, flat, ts, bm=motion, method=method, **settings)
+        out = torchsde_sdeint(equation, flat, ts, bm=motion, method=method, **settings)
     if isinstance(out, Tensor):
         return out.reshape(-1, *y0.shape)
     return (out[0].reshape(-1, *y0.shape), *out[1:])
@@ -184,9 +182,9 @@ def _by_torchsde(
 
 def _require(sde: object, y0: Tensor, ts: Tensor | Sequence[float], dt: float) -> None:
     if not isinstance(y0, Tensor) or (y0.ndim != 2 and not isinstance(sde, AbstractSDE)):
-        given = tuple(y0.shape) if isinstance(y0, Tensor) else type(y0).__name__
+        description = tuple(y0.shape) if isinstance(y0, Tensor) else type(y0).__name__
         raise ValueError(
-            f"y0 must be a tensor of shape (batch, d), not {given}; an sdekit equation takes "
+            f"y0 must be a tensor of shape (batch, d), not {description}; an sdekit equation takes "
             "events of any shape"
         )
     if not isinstance(ts, Tensor | Sequence | np.ndarray) or isinstance(ts, str):
@@ -204,7 +202,7 @@ def _require(sde: object, y0: Tensor, ts: Tensor | Sequence[float], dt: float) -
 
 
 def _solver(method: str, problem: AbstractSDE) -> AbstractSolver | None:
-    """Ours for a method and an equation; None where torchsde solves or refuses.
+    """sdekit's solver for a method and an equation; None if there is none.
 
     Raises:
         ValueError: for a name that is not a method of torchsde's either.
@@ -216,15 +214,15 @@ def _solver(method: str, problem: AbstractSDE) -> AbstractSolver | None:
 
 
 def _require_method(method: str) -> None:
-    known = torchsde_methods()
-    if method not in known:
+    methods = torchsde_methods()
+    if method not in methods:
         raise ValueError(
             f"method = {method!r} is not one of "
-            f"{', '.join(known)}{did_you_mean(method, known, _MEANT)}"
+            f"{', '.join(methods)}{did_you_mean(method, methods, _ALIASES)}"
         )
 
 
-def _default(problem: AbstractSDE) -> str:
+def _default_method(problem: AbstractSDE) -> str:
     if problem.sde_type == "stratonovich":
         return "midpoint"
     return "euler" if problem.noise_type == "general" else "srk"

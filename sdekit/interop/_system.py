@@ -1,4 +1,4 @@
-"""A func of torchdiffeq's as an equation."""
+"""A func for torchdiffeq as an equation."""
 
 from collections.abc import Callable
 from itertools import accumulate
@@ -21,8 +21,8 @@ class System(AbstractSDE):
         func, y0: as of `odeint`.
 
     Raises:
-        TypeError: in a solve, where func returns something else than tensors.
-        ValueError: in a solve, where func returns another number of elements.
+        TypeError: in a solve, when func returns something else than tensors.
+        ValueError: in a solve, when func returns another number of elements.
     """
 
     noise_type = "none"
@@ -41,10 +41,10 @@ class System(AbstractSDE):
         return torch.cat([part.reshape(1, -1) for part in y], dim=1)
 
     def shaped(self, x: Tensor) -> State:
-        """States `(*times, n)` as func knows them."""
+        """States `(*times, n)` in the shapes of func."""
         if self.single:
             return x.reshape((*x.shape[:-1], *self.shapes[0]))
-        # Slices, which unlike the parts of a split func may change in place.
+        # Slices, because autograd forbids in-place changes of the results of split.
         ends = [*accumulate(self.sizes)]
         parts = (x[..., end - size : end] for end, size in zip(ends, self.sizes, strict=True))
         return tuple(
@@ -68,18 +68,20 @@ class System(AbstractSDE):
     def _require(self, slopes: Any, x: Tensor) -> None:  # noqa: ANN401
         parts = (slopes,) if self.single else tuple(slopes)
         if not all(isinstance(part, Tensor) for part in parts):
-            wanted = "a tensor" if self.single else f"{len(self.shapes)} tensors"
+            expected = "a tensor" if self.single else f"{len(self.shapes)} tensors"
             raise TypeError(
-                f"func(t, y) returned {type(slopes).__name__}; it must return {wanted}, shaped as y"
+                f"func(t, y) returned {type(slopes).__name__}; it must return {expected}, shaped "
+                "as y"
             )
-        # Of a tuple torchdiffeq asks for the numbers of elements alone.
+        # For a tuple torchdiffeq only requires the numbers of elements.
         if [part.numel() for part in parts] != self.sizes or (
             self.single and parts[0].shape != self.shapes[0]
         ):
-            given = [tuple(part.shape) for part in parts]
-            wanted = [tuple(shape) for shape in self.shapes]
+            returned = [tuple(part.shape) for part in parts]
+            expected = [tuple(shape) for shape in self.shapes]
             raise ValueError(
-                f"func(t, y) returned {given} for a state of shapes {wanted}; return the state's"
+                f"func(t, y) returned {returned} for a state of shapes {expected}; return the "
+                "state's"
             )
         for part in parts:
             if not (x.is_complex() and part.is_complex()):

@@ -1,4 +1,4 @@
-"""Our equations as torchsde's."""
+"""Equations of sdekit as equations of torchsde."""
 
 import inspect
 from collections.abc import Iterable, Iterator, Sequence
@@ -68,9 +68,11 @@ class _AsTorchsde(nn.Module):
         self.diffuse = GuardedMethod("the diffusion", problem.diffuse)
         self.noise_type = problem.noise_type
         self.sde_type = problem.sde_type
-        items = {id(item): item for root in (problem, *modules) for item in held(root)}.values()
-        self.held_modules = nn.ModuleList(item for item in items if isinstance(item, nn.Module))
-        self.held_parameters = nn.ParameterList(
+        items = {
+            id(item): item for root in (problem, *modules) for item in modules_and_parameters(root)
+        }.values()
+        self.modules_held = nn.ModuleList(item for item in items if isinstance(item, nn.Module))
+        self.parameters_held = nn.ParameterList(
             item for item in items if isinstance(item, nn.Parameter)
         )
 
@@ -96,25 +98,27 @@ class _AsTorchsde(nn.Module):
         return self.diffuse(float(t), x, dw, torch.zeros_like(x)).reshape(y.shape)
 
 
-def held(value: object, seen: set[int] | None = None) -> Iterator[nn.Module | nn.Parameter]:
-    """The modules and parameters within what an equation is made of: dataclasses, containers and
-    functions.
+def modules_and_parameters(
+    value: object, visited: set[int] | None = None
+) -> Iterator[nn.Module | nn.Parameter]:
+    """The modules and parameters within a value: within the fields of dataclasses, containers, and
+    the variables of functions.
     """
-    seen = set() if seen is None else seen
-    if id(value) in seen:
+    visited = set() if visited is None else visited
+    if id(value) in visited:
         return
-    seen.add(id(value))
+    visited.add(id(value))
     if isinstance(value, nn.Module | nn.Parameter):
         yield value
         return
     for part in _parts(value):
-        yield from held(part, seen)
+        yield from modules_and_parameters(part, visited)
 
 
 def _parts(value: object) -> Iterable[object]:
     if isinstance(value, FunctionType):
-        known = inspect.getclosurevars(value)
-        return (*known.nonlocals.values(), *known.globals.values())
+        variables = inspect.getclosurevars(value)
+        return (*variables.nonlocals.values(), *variables.globals.values())
     if isinstance(value, MethodType):
         return (value.__self__, value.__func__)
     if isinstance(value, partial):

@@ -1,4 +1,4 @@
-"""torchdiffeq's solvers on our equations: steps that the batch shares, and its adjoint."""
+"""torchdiffeq's solvers for equations of sdekit, with one step for the batch, and its adjoint."""
 
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal
@@ -16,11 +16,11 @@ from sdekit._solve.solution import (
     Solution,
     not_finite,
     require_state,
-    shared,
+    solution_of_equal_steps,
 )
 from sdekit.elementary import Time
 from sdekit.interop._originals import torchdiffeq_adjoint, torchdiffeq_odeint
-from sdekit.interop._to_torchsde import held
+from sdekit.interop._to_torchsde import modules_and_parameters
 
 _ADAPTIVE = ("dopri5", "dopri8", "bosh3", "fehlberg2", "adaptive_heun")
 _TOLERANT = (*_ADAPTIVE, "scipy_solver")
@@ -29,13 +29,12 @@ _TOLERANT = (*_ADAPTIVE, "scipy_solver")
 class _Field:
     """The drift of an equation as torchdiffeq calls it, on a tuple of one state.
 
-    Two things that torchdiffeq leaves to its caller are done here: the drift is never asked for a
-    time outside the interval, and a value that is not finite is reported instead of shrinking the
-    step for ever.
+    In addition the drift is never called at a time outside the interval, and a value that is not
+    finite is an error, where torchdiffeq would shrink the step for ever.
 
     Attributes:
         evaluations: the number of evaluations.
-        failed: whether an assertion of the drift's own failed.
+        failed: whether an assertion within the drift failed.
     """
 
     def __init__(self, drift: Callable[[Time, Tensor], Tensor], ts: Sequence[float]) -> None:
@@ -47,17 +46,17 @@ class _Field:
 
     def __call__(self, t: Tensor, state: tuple[Tensor]) -> tuple[Tensor]:
         self.evaluations += 1
-        now = min(max(float(t.detach()), self.low), self.high)
-        # torchdiffeq differentiates its first step: then times do depend on the state, and have to
-        # stay tensors.
-        time = t.clamp(self.low, self.high) if t.requires_grad else now
+        clamped = min(max(float(t.detach()), self.low), self.high)
+        # torchdiffeq differentiates its first step: times then depend on the state and must remain
+        # tensors.
+        time = t.clamp(self.low, self.high) if t.requires_grad else clamped
         try:
             slope = self.drift(time, state[0])
         except AssertionError:
             self.failed = True
             raise
-        if error := not_finite(Point(self.evaluations, now, slope)):
-            raise NotFiniteError(self.evaluations, now, error.samples, len(slope), "evaluation")
+        if error := not_finite(Point(self.evaluations, clamped, slope)):
+            raise NotFiniteError(self.evaluations, clamped, error.samples, len(slope), "evaluation")
         return (slope,)
 
 
@@ -77,7 +76,7 @@ def _trajectory(
     """
     _require_tolerances(rtol, atol, x0.dtype, method)
     points = torch.tensor(ts, dtype=torch.float64, device=x0.device)
-    given: dict[str, Any] = {
+    settings: dict[str, Any] = {
         "rtol": rtol,
         "atol": atol,
         "method": method,
@@ -85,15 +84,15 @@ def _trajectory(
     }
     try:
         if adjoint is None:
-            (xs,) = torchdiffeq_odeint(field, (x0,), points, **given)
+            (xs,) = torchdiffeq_odeint(field, (x0,), points, **settings)
         else:
-            (xs,) = torchdiffeq_adjoint(field, (x0,), points, **given, adjoint_params=adjoint)
+            (xs,) = torchdiffeq_adjoint(field, (x0,), points, **settings, adjoint_params=adjoint)
     except AssertionError as error:
         # Arguments are checked before the first evaluation.
         if field.failed or not field.evaluations or method not in _ADAPTIVE:
             raise
-        if spoilt := not_finite(Point(0, ts[0], x0)):
-            raise spoilt from error
+        if failure := not_finite(Point(0, ts[0], x0)):
+            raise failure from error
         raise ValueError(
             f"torchdiffeq's {method} stopped ({error}); ask for a larger rtol or atol than "
             f"{rtol:g} and {atol:g}"
@@ -102,7 +101,7 @@ def _trajectory(
 
 
 def _options(method: str, points: Tensor, options: dict[str, Any]) -> dict[str, Any]:
-    """The caller's, and for adaptive methods steps that end at the times of output."""
+    """The caller's options; for adaptive methods also steps that end at the times of output."""
     if method not in _ADAPTIVE:
         return options
     jumps = torch.as_tensor(options.get("jump_t", ()), dtype=points.dtype, device=points.device)
@@ -112,11 +111,11 @@ def _options(method: str, points: Tensor, options: dict[str, Any]) -> dict[str, 
 def _require_tolerances(rtol: float, atol: float, dtype: torch.dtype, method: str) -> None:
     if not (rtol >= 0 and atol >= 0):
         raise ValueError(f"rtol and atol are tolerances, from 0 on; not {rtol} and {atol}")
-    finest = 4 * torch.finfo(dtype).eps
-    if max(rtol, atol) < finest and method in _TOLERANT:
+    resolution = 4 * torch.finfo(dtype).eps
+    if max(rtol, atol) < resolution and method in _TOLERANT:
         raise ValueError(
             f"rtol = {rtol:g} and atol = {atol:g} are below what {dtype} resolves; ask for "
-            f"{finest:.1g} or more, or use a wider dtype"
+            f"{resolution:.1g} or more, or use a wider dtype"
         )
 
 
@@ -189,14 +188,17 @@ def solve_ode(
             adjoint=params,
         )
     counted.require_unchanged()
-    at = torch.tensor(grid, dtype=torch.float64)
-    every = xs if save == "all" else None
-    return shared(xs[-1], at, every, None, evaluations=field.evaluations, steps=None)
+    times_tensor = torch.tensor(grid, dtype=torch.float64)
+    states = xs if save == "all" else None
+    return solution_of_equal_steps(
+        xs[-1], times_tensor, states, None, evaluations=field.evaluations, steps=None
+    )
 
 
 def _parameters(problem: AbstractSDE) -> list[Tensor]:
     """The parameters within an equation, each once."""
-    found = [
-        item.parameters() if isinstance(item, nn.Module) else (item,) for item in held(problem)
+    groups = [
+        item.parameters() if isinstance(item, nn.Module) else (item,)
+        for item in modules_and_parameters(problem)
     ]
-    return list({id(param): param for some in found for param in some}.values())
+    return list({id(param): param for group in groups for param in group}.values())

@@ -1,4 +1,4 @@
-"""Our Brownian paths as torchsde's. A module of its own, since it imports torchsde."""
+"""Brownian paths of sdekit for torchsde; a separate module, because it imports torchsde."""
 
 from typing import Any
 

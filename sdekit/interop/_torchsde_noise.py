@@ -13,7 +13,7 @@ from sdekit._noise.generator import fresh_seed
 from sdekit._noise.white import AbstractNoise, Increment, NoiseQuery, WhiteNoise
 from sdekit.interop._originals import original
 
-# What sdeint takes as bm: torchsde's Brownian motions are callable.
+# The types of bm in sdeint; Brownian motions of torchsde are callable.
 Brownian = AbstractNoise | Callable[..., Any]
 
 _LEVY = {"srk": "space-time", "log_ode": "foster"}
@@ -51,7 +51,7 @@ class TorchsdeNoise(AbstractNoise):
     index: Tensor | None = None
 
     @computed
-    def seed(self) -> Any:  # noqa: ANN401 - bm does not tell what it is seeded with
+    def seed(self) -> Any:  # noqa: ANN401 - the seed of bm is not known
         return None
 
     def rows(self, index: Tensor) -> Self:
@@ -79,17 +79,17 @@ class TorchsdeNoise(AbstractNoise):
         high = max(t0, t1)
         sign = math.copysign(1.0, t1 - t0)
         w, u = self.bm(low, high, return_U=True) if levy else (self.bm(low, high), None)
-        w = self._fitted(w, x, shape)
-        h = None if u is None else self._fitted(u, x, shape) / (high - low) - 0.5 * w
+        w = self._reshaped(w, x, shape)
+        h = None if u is None else self._reshaped(u, x, shape) / (high - low) - 0.5 * w
         return Increment(w if sign > 0 else -w, h)
 
-    def _fitted(self, value: Tensor, x: Tensor, shape: tuple[int, ...]) -> Tensor:
+    def _reshaped(self, value: Tensor, x: Tensor, shape: tuple[int, ...]) -> Tensor:
         value = value if self.index is None else value[self.index]
         if len(value) != len(x) or value[:1].numel() != math.prod(shape) * len(x[:1]):
-            wanted = (len(x), math.prod(shape))
+            expected = (len(x), math.prod(shape))
             raise ValueError(
                 f"bm returned shape {tuple(value.shape)} and this equation's noise for this state "
-                f"is {wanted}"
+                f"is {expected}"
             )
         return value.to(x).reshape(len(x), *shape)
 
@@ -104,19 +104,19 @@ def brownian(
     dt: float | None,
     logqp: bool,
 ) -> Any:  # noqa: ANN401 - torchsde takes any callable
-    """What torchsde.sdeint is given as bm: the caller's, or a BrownianInterval seeded by torch's
-    default generator.
+    """The bm for torchsde.sdeint: the caller's, or a BrownianInterval seeded by torch's default
+    generator.
 
-    With the width of the steps as a hint it does not refine itself to that of a rounding, which
-    takes for ever.
+    dt, the width of the steps, is passed as a hint, without which a BrownianInterval may refine
+    itself down to rounding errors, which takes for ever.
 
     Raises:
-        ValueError: for WhiteNoise, which is no path.
+        ValueError: for WhiteNoise, which is not a path.
     """
     if (bm is not None and not isinstance(bm, AbstractNoise)) or (bm is None and ts[-1] <= ts[0]):
-        return bm  # and what is wrong with the times is torchsde's to say
+        return bm  # torchsde itself refuses wrong times
     event = problem.noise_shape(y0) or ()
-    # Torchsde adds a coordinate, and to it a Brownian motion.
+    # torchsde adds a coordinate, and a Brownian motion for it.
     if logqp and problem.noise_type == "diagonal":
         event = (math.prod(event) + 1,)
     if isinstance(bm, WhiteNoise):

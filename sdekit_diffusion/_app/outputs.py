@@ -13,7 +13,7 @@ import torch
 
 from sdekit_diffusion._app import figures
 from sdekit_diffusion._app.held_out import Array, HeldOut
-from sdekit_diffusion._storage.atomic import replacing, settle
+from sdekit_diffusion._storage.atomic import replace_atomically, settle
 from sdekit_diffusion._storage.shards import Shards
 from sdekit_diffusion.data import Scale
 
@@ -74,7 +74,7 @@ def assemble(out: Path, shards: Shards, scale: Scale) -> tuple[int, ...]:
         return shape
     parts = (part["samples"] for part in shards)
     if out.suffix:
-        with replacing(out) as beside, beside.open("wb") as file:
+        with replace_atomically(out) as beside, beside.open("wb") as file:
             _WRITERS[out.suffix](file, parts, shards.n, scale)
     else:
         _images(out, parts, shards, scale)
@@ -85,7 +85,7 @@ def assemble(out: Path, shards: Shards, scale: Scale) -> tuple[int, ...]:
 def table(csv: Path, result: HeldOut) -> None:
     """The likelihood of each sample, a line each."""
     columns = np.stack([np.arange(len(result.value)), result.value, result.stderr], axis=1)
-    with replacing(csv) as beside:
+    with replace_atomically(csv) as beside:
         np.savetxt(
             beside, columns, "%.17g", ",", header=f"sample,{result.unit},stderr", comments=""
         )

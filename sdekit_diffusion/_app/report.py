@@ -25,7 +25,7 @@ from sdekit_diffusion._app.held_out import measured, summed
 from sdekit_diffusion._app.options import QUICK, Estimate, Loading, Sampler
 from sdekit_diffusion._app.page import Picture, page_of
 from sdekit_diffusion._app.trained import data_of, opened, source_of
-from sdekit_diffusion._loading.load import described_in
+from sdekit_diffusion._loading.load import config_folder
 from sdekit_diffusion._models.checkpoint import read_config, versions
 from sdekit_diffusion._models.score_model import ScoreModel
 from sdekit_diffusion._sampling.sample import sample
@@ -153,7 +153,7 @@ def _about(run: Path, model: ScoreModel, source: Dataset, seed: int) -> dict[str
             "sde": str(model.sde),
             "predicts": model.predicts,
         },
-        "recipe": read_config(described_in(run))["notes"].get("recipe"),
+        "recipe": read_config(config_folder(run))["notes"].get("recipe"),
         "seed": seed,
         "environment": {
             "device": str(device),

@@ -6,11 +6,11 @@ from typing import Any
 
 from sdekit_diffusion import data as datasets
 from sdekit_diffusion._app.options import Loading
-from sdekit_diffusion._inputs import usable
-from sdekit_diffusion._loading.load import described_in, load
+from sdekit_diffusion._inputs import available_device
+from sdekit_diffusion._loading.load import config_folder, load
 from sdekit_diffusion._models.checkpoint import CheckpointError, read_config, versions
 from sdekit_diffusion._models.score_model import ScoreModel
-from sdekit_diffusion._storage.distributed import own
+from sdekit_diffusion._storage.distributed import own_device
 from sdekit_diffusion._storage.shards import digest
 from sdekit_diffusion.data import Dataset, Scale
 
@@ -19,8 +19,8 @@ def opened(run: str | Path, loading: Loading) -> tuple[ScoreModel, str | None]:
     """The model of a run, as `load` gives it, and the name of its data, None where that is not
     known.
     """
-    model = load(run, device=usable(own(loading.device)), net=loading.network)
-    return model, _data_name(read_config(described_in(run)))
+    model = load(run, device=available_device(own_device(loading.device)), net=loading.network)
+    return model, _data_name(read_config(config_folder(run)))
 
 
 def _data_name(config: Any) -> str | None:  # noqa: ANN401 - JSON
@@ -72,7 +72,7 @@ def premises(run: str | Path, model: ScoreModel) -> dict[str, str]:
     others = ("files", "notes", "replaces", "sha256", "versions")
     known = versions()
     described = {
-        name: value for name, value in read_config(described_in(run)).items() if name not in others
+        name: value for name, value in read_config(config_folder(run)).items() if name not in others
     }
     found = {"model": digest(described, model.state_dict()), "device": model.place()[1].type}
     return found | {name: known[name] for name in ("sdekit", "torch")}

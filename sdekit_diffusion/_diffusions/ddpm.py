@@ -15,7 +15,7 @@ from sdekit_diffusion._diffusions.piecewise import (
     PiecewiseLinear,
     numbers,
     require_increasing,
-    shown,
+    summary,
 )
 
 
@@ -47,8 +47,11 @@ def cosine_betas(n: int = 1000, s: float = 0.008) -> tuple[float, ...]:
     References:
         Nichol and Dhariwal 2021, arXiv 2102.09672, equation 17.
     """
-    kept = [math.cos(0.5 * math.pi * (i / n + s) / (1 + s)) ** 2 for i in range(n + 1)]
-    return tuple(min(1 - after / before, 0.999) for before, after in pairwise(kept))
+    alphas_bar = [math.cos(0.5 * math.pi * (i / n + s) / (1 + s)) ** 2 for i in range(n + 1)]
+    return tuple(
+        min(1 - next_alpha_bar / alpha_bar, 0.999)
+        for alpha_bar, next_alpha_bar in pairwise(alphas_bar)
+    )
 
 
 @dataclass(frozen=True)
@@ -88,15 +91,15 @@ class DDPM(AbstractDiffusion):
         object.__setattr__(self, "betas", numbers(self.betas))
         if len(self.betas) < 2 or not all(0 < beta < 1 for beta in self.betas):
             raise ValueError(
-                f"DDPM needs two betas or more, each between 0 and 1, not {shown(self.betas)}"
+                f"DDPM needs two betas or more, each between 0 and 1, not {summary(self.betas)}"
             )
         require_increasing(
             self.integral,
-            f"DDPM({shown(self.betas)}) has betas so small that alpha does not change",
+            f"DDPM({summary(self.betas)}) has betas so small that alpha does not change",
         )
 
     def __repr__(self) -> str:
-        return f"DDPM({shown(self.betas)})"
+        return f"DDPM({summary(self.betas)})"
 
     @cached_property
     def integral(self) -> PiecewiseLinear:

@@ -12,15 +12,15 @@ from torch import Tensor
 
 from sdekit import AbstractSDE, fresh_seed, normal
 from sdekit.elementary import Time, broadcast, clip, expm1, log, reciprocal, scaled, sqrt
-from sdekit_diffusion._inputs import usable
+from sdekit_diffusion._inputs import available_device
 
 # Sigma / alpha of the data's standard deviation at the start of a solve, where T is out of reach.
-_START = 1000.0
+_START_RATIO = 1000.0
 
 
 # The largest such ratio at T that is not: published schedules end at up to 4e4; clocks of solves
 # lose digits.
-_REACH = 1e5
+_LARGEST_RATIO = 1e5
 
 # |log(alpha / sigma)| that stands for infinity where a diffusion or a network has none.
 LARGEST = 20.0
@@ -56,7 +56,7 @@ class AbstractDiffusion(AbstractSDE):
     noise_type = "additive"
     largest: ClassVar[str] = ""  # the parameter that says how much noise there is at T
     _table: ClassVar[Mapping[float, tuple[float, float]]] = {}  # f and g at the times of a grid
-    _reads = True  # whether `checked` reads times that are tensors
+    _reads_times = True  # whether `checked` reads times that are tensors
 
     @property
     def T(self) -> float:
@@ -93,9 +93,9 @@ class AbstractDiffusion(AbstractSDE):
 
     def _coefficients(self, t: Time) -> tuple[Time, Time]:
         """f(t) and g(t)."""
-        known = None if isinstance(t, Tensor) else self._table.get(t)
-        if known is not None:
-            return known
+        values = None if isinstance(t, Tensor) else self._table.get(t)
+        if values is not None:
+            return values
         t = self.checked(t)
         return self.f(t), self.g(t)
 
@@ -104,13 +104,13 @@ class AbstractDiffusion(AbstractSDE):
         columns = (
             torch.as_tensor(column).expand(len(ts)).tolist() for column in (self.f(t), self.g(t))
         )
-        same = copy.copy(self)
-        object.__setattr__(same, "_table", dict(zip(ts, zip(*columns, strict=True), strict=True)))
-        return same
+        copied = copy.copy(self)
+        object.__setattr__(copied, "_table", dict(zip(ts, zip(*columns, strict=True), strict=True)))
+        return copied
 
     def kernel(self, t: float) -> tuple[float, float]:
         """alpha(t) and sigma(t)."""
-        self._known(t)
+        self._require_in_range(t)
         return float(self.alpha(t)), float(self.sigma(t))
 
     def log_snr(self, t: Time) -> Time:
@@ -173,9 +173,9 @@ class AbstractDiffusion(AbstractSDE):
         Arguments:
             data_std: the root mean square of a coordinate of the data.
         """
-        if -float(self.log_snr(self.T)) <= math.log(_REACH * data_std):
+        if -float(self.log_snr(self.T)) <= math.log(_LARGEST_RATIO * data_std):
             return self.T
-        return max(0.0, float(self.time(-math.log(_START * data_std))))
+        return max(0.0, float(self.time(-math.log(_START_RATIO * data_std))))
 
     def marginal(self, t: Time, x0: Tensor) -> tuple[Tensor, Time]:
         """The mean and the standard deviation of x_t given x_0; the latter ready to multiply a
@@ -204,12 +204,12 @@ class AbstractDiffusion(AbstractSDE):
             return 1.0, 0.0
         # Where s = t both are infinite at the ends, and alpha may be 0.
         factor = self.alpha(t) * reciprocal(self.alpha(s))
-        apart = self.log_snr(t) - self.log_snr(s)
-        if isinstance(apart, Tensor):
+        log_ratio = self.log_snr(t) - self.log_snr(s)
+        if isinstance(log_ratio, Tensor):
             same = torch.as_tensor(s == t)
             factor = torch.where(same, 1.0, torch.as_tensor(factor))
-            apart = torch.where(same, 0.0, apart)
-        return factor, self.sigma(t) * sqrt(-expm1(2 * apart))
+            log_ratio = torch.where(same, 0.0, log_ratio)
+        return factor, self.sigma(t) * sqrt(-expm1(2 * log_ratio))
 
     def posterior(self, s: Time, t: Time) -> tuple[Time, Time, Time]:
         """q(x_s | x_t, x_0) = N(a x_t + b x_0, std^2 I), s <= t, as (a, b, std); sigma(t) > 0.
@@ -224,9 +224,13 @@ class AbstractDiffusion(AbstractSDE):
             Ho et al. 2020, arXiv 2006.11239, equations 6 and 7.
         """
         factor, std = self.transition(s, t)
-        kept = self.sigma(s) / self.sigma(t)
-        new = std / self.sigma(t)
-        return factor * kept * kept, self.alpha(s) * new * new, kept * std
+        signal_ratio = self.sigma(s) / self.sigma(t)
+        noise_ratio = std / self.sigma(t)
+        return (
+            factor * signal_ratio * signal_ratio,
+            self.alpha(s) * noise_ratio * noise_ratio,
+            signal_ratio * std,
+        )
 
     def prior(
         self,
@@ -245,8 +249,8 @@ class AbstractDiffusion(AbstractSDE):
             seed, first: sample n depends on (seed, first + n) alone; None takes a new seed.
             t: the time; T unless given.
         """
-        place = None if device is None else usable(device)
-        index = torch.arange(first, first + shape[0], device=place)
+        target_device = None if device is None else available_device(device)
+        index = torch.arange(first, first + shape[0], device=target_device)
         seed = fresh_seed() if seed is None else seed
         return normal(seed, index, tuple(shape[1:]), dtype=dtype) * float(
             self.sigma(self.checked(self.T if t is None else t))
@@ -268,10 +272,10 @@ class AbstractDiffusion(AbstractSDE):
 
         A tensor is read on the host once.
         """
-        if isinstance(t, Tensor) and t.numel() and self._reads:
+        if isinstance(t, Tensor) and t.numel() and self._reads_times:
             for value in torch.stack(torch.aminmax(t.detach())).cpu():
-                self._known(float(value))
-        return self._known(t)
+                self._require_in_range(float(value))
+        return self._require_in_range(t)
 
     def unchecked(self) -> Self:
         """The same diffusion, equal to this one, without the read of `checked`.
@@ -280,16 +284,16 @@ class AbstractDiffusion(AbstractSDE):
 
         A read synchronises host and device. Times that are floats are still checked.
         """
-        same = copy.copy(self)
-        object.__setattr__(same, "_reads", False)
-        return same
+        copied = copy.copy(self)
+        object.__setattr__(copied, "_reads_times", False)
+        return copied
 
     def within(self, t0: float, t1: float) -> Self:
-        self._known(t0)
-        self._known(t1)
+        self._require_in_range(t0)
+        self._require_in_range(t1)
         return self.unchecked()
 
-    def _known(self, t: Time) -> Time:
+    def _require_in_range(self, t: Time) -> Time:
         """t itself; a float is refused outside [0, T]."""
         if not isinstance(t, Tensor) and not -1e-6 <= t / self.T <= 1 + 1e-6:
             kind = type(self).__name__

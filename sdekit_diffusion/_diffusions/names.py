@@ -35,7 +35,7 @@ __all__ = [
 ]
 
 # Names of classes and papers.
-_MEANT = {
+_PUBLISHED_NAMES = {
     "vpsde": "vp", "vp_sde": "vp", "vesde": "ve", "ve_sde": "ve", "subvpsde": "subvp",
     "sub_vp": "subvp", "sub_vpsde": "subvp", "sub_vp_sde": "subvp", "cosinevpsde": "cosine",
     "edmsde": "edm", "karras": "edm", "rectifiedflow": "flow", "rectified_flow": "flow",
@@ -54,6 +54,6 @@ def diffusion(sde: AbstractDiffusion | str) -> AbstractDiffusion:
     if sde not in DIFFUSIONS:
         raise ValueError(
             f"unknown sde {sde!r}; choose one of {', '.join(DIFFUSIONS)}, or pass a diffusion such "
-            f"as VPSDE(){did_you_mean(sde, DIFFUSIONS, _MEANT)}"
+            f"as VPSDE(){did_you_mean(sde, DIFFUSIONS, _PUBLISHED_NAMES)}"
         )
     return DIFFUSIONS[sde]()

@@ -16,7 +16,7 @@ from sdekit_diffusion._diffusions.piecewise import (
     PiecewiseLinear,
     numbers,
     require_increasing,
-    shown,
+    summary,
 )
 
 
@@ -49,21 +49,21 @@ class NCSN(AbstractExploding):
     sigmas: Sequence[float] | Tensor = tuple(geometric(0.01, 50.0, 231).tolist())
 
     def __post_init__(self) -> None:
-        given = numbers(self.sigmas)
-        object.__setattr__(self, "sigmas", tuple(sorted(given)))
-        increasing = len(given) > 1 and all(0 < a < b < math.inf for a, b in pairwise(self.sigmas))
-        if not increasing or given not in (self.sigmas, tuple(reversed(self.sigmas))):
+        sigmas = numbers(self.sigmas)
+        object.__setattr__(self, "sigmas", tuple(sorted(sigmas)))
+        increasing = len(sigmas) > 1 and all(0 < a < b < math.inf for a, b in pairwise(self.sigmas))
+        if not increasing or sigmas not in (self.sigmas, tuple(reversed(self.sigmas))):
             raise ValueError(
                 "NCSN needs two different positive noise levels or more, in order, not "
-                f"{shown(given)}"
+                f"{summary(sigmas)}"
             )
         require_increasing(
             self.log_sigma,
-            f"NCSN({shown(given)}) has sigmas so near that their logarithms are equal",
+            f"NCSN({summary(sigmas)}) has sigmas so near that their logarithms are equal",
         )
 
     def __repr__(self) -> str:
-        return f"NCSN({shown(self.sigmas)})"
+        return f"NCSN({summary(self.sigmas)})"
 
     @cached_property
     def log_sigma(self) -> PiecewiseLinear:

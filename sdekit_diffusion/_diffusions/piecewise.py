@@ -56,10 +56,10 @@ class PiecewiseLinear:
         return x0, y0, slope
 
 
-def require_increasing(function: PiecewiseLinear, why: str) -> None:
+def require_increasing(function: PiecewiseLinear, reason: str) -> None:
     """Refuses a table of a clock that stands still: it has no inverse."""
     if not all(a < b for a, b in pairwise(function.y)):
-        raise ValueError(f"{why} in float64; leave these out")
+        raise ValueError(f"{reason} in float64; leave these out")
 
 
 def numbers(values: Sequence[float] | Tensor) -> tuple[float, ...]:
@@ -74,7 +74,7 @@ def numbers(values: Sequence[float] | Tensor) -> tuple[float, ...]:
         raise TypeError(f"give a sequence of numbers, or a tensor, not {values!r:.60}") from error
 
 
-def shown(values: Sequence[float] | Tensor) -> str:
+def summary(values: Sequence[float] | Tensor) -> str:
     """All of a few numbers, or how many there are, and the ends."""
     if len(values) <= 6:
         return ", ".join(f"{float(value):g}" for value in values)

@@ -17,7 +17,7 @@ from sdekit_diffusion._models.score_model import as_model
 from sdekit_diffusion._sampling.adaptive import AdaptiveFlow
 from sdekit_diffusion._sampling.arguments import Model
 
-_DRAW = 1 << 40  # between the indices of two dequantisations
+_DRAW_STRIDE = 1 << 40  # between the indices of two dequantisations
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,9 +75,9 @@ class BitsPerDim(AbstractCodeLength):
         n = len(self.draws)
         squares = {"probes": float(self.probe_stderr.square().mean()) / points}
         if n > 1:
-            drawn = float(self.draws.var(dim=0).mean()) / (n * points)
+            variance = float(self.draws.var(dim=0).mean()) / (n * points)
             squares["dequantisation"] = max(
-                0.0, drawn - (0.0 if self.probes == 1 else squares["probes"])
+                0.0, variance - (0.0 if self.probes == 1 else squares["probes"])
             )
         rest = self.mean_stderr**2 - sum(
             value for value in squares.values() if not math.isnan(value)
@@ -139,13 +139,13 @@ def bits_per_dim(
     _require_values(x, low, high, levels)
     seed = fresh_seed() if seed is None else seed
     dtype = as_model(model, sde)[0].place()[0]
-    found = []
-    for start in range(first, first + draws * _DRAW, _DRAW):
+    likelihoods = []
+    for start in range(first, first + draws * _DRAW_STRIDE, _DRAW_STRIDE):
         points = x
         if not x.is_floating_point():
             points = low + (high - low) * (x + _uniform(x, seed, start)) / levels
             points = points.to(dtype)
-        part = log_likelihood(
+        likelihood = log_likelihood(
             model,
             points,
             sde=sde,
@@ -157,8 +157,8 @@ def bits_per_dim(
             batch_size=batch_size,
             progress=progress,
         )
-        found.append(part)
-    return _code_lengths(found, x[0].numel() if len(x) else 1, (high - low) / levels)
+        likelihoods.append(likelihood)
+    return _code_lengths(likelihoods, x[0].numel() if len(x) else 1, (high - low) / levels)
 
 
 def _uniform(x: Tensor, seed: int, first: int) -> Tensor:
@@ -167,16 +167,16 @@ def _uniform(x: Tensor, seed: int, first: int) -> Tensor:
     return uniform01(seed, index, tuple(x.shape[1:]), counter=DEQUANTISATION)
 
 
-def _code_lengths(found: list[Likelihood], dimension: int, width: float) -> BitsPerDim:
+def _code_lengths(likelihoods: list[Likelihood], dimension: int, width: float) -> BitsPerDim:
     """Bits per dimension from the likelihoods of each draw and the width of a level."""
     unit = dimension * math.log(2)
-    stderr = torch.stack([part.stderr / unit for part in found])
+    stderr = torch.stack([part.stderr / unit for part in likelihoods])
     return BitsPerDim(
-        torch.stack([-part.value / unit - math.log2(width) for part in found]),
-        stderr.square().mean(dim=0).div(len(found)).sqrt(),
-        torch.stack([part.evaluations for part in found]).sum(dim=0),
-        torch.stack([part.status for part in found]).amax(dim=0),
-        found[0].probes,
+        torch.stack([-part.value / unit - math.log2(width) for part in likelihoods]),
+        stderr.square().mean(dim=0).div(len(likelihoods)).sqrt(),
+        torch.stack([part.evaluations for part in likelihoods]).sum(dim=0),
+        torch.stack([part.status for part in likelihoods]).amax(dim=0),
+        likelihoods[0].probes,
     )
 
 

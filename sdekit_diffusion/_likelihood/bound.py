@@ -168,11 +168,13 @@ def variational_bound(
     terms = []
     priors = []
     with torch.no_grad(), evaluating(model, len(x)), bar:
-        for _, rows, some in batches(model, len(x), size, x.device):
+        for _, rows, batch_model in batches(model, len(x), size, x.device):
             x0 = decoder.values(x[rows])
             noise = ChainNoise(seed, first + rows, tuple(x.shape[1:]), dtype)
-            drawn = [chain.terms(some, x0, noise, k, decoder, bar.update) for k in range(draws)]
-            terms.append(torch.stack(drawn))
+            draw_terms = [
+                chain.terms(batch_model, x0, noise, k, decoder, bar.update) for k in range(draws)
+            ]
+            terms.append(torch.stack(draw_terms))
             priors.append(chain.prior(x0))
     unit = (x[0].numel() if len(x) else 1) * math.log(2)
     return VariationalBound(

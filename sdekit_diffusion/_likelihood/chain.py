@@ -16,8 +16,8 @@ from sdekit_diffusion._models.model import AbstractModel
 
 Variance = Literal["smaller", "larger"]
 
-_DRAW = 1 << 40  # between the samples' indices of two draws, so that their noise is independent
-_MOST_STEPS = -BOUND // 2
+_DRAW_STRIDE = 1 << 40  # between the indices of two draws, for independent noise
+_MAX_STEPS = -BOUND // 2
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,7 +38,7 @@ class ChainNoise:
 
     def at(self, draw: int, step: int) -> Tensor:
         """`(batch, *shape)`."""
-        index = self.rows + draw * _DRAW
+        index = self.rows + draw * _DRAW_STRIDE
         return normal(self.seed, index, self.shape, counter=BOUND + step, dtype=self.dtype)
 
 
@@ -69,14 +69,14 @@ class Chain:
         update: Callable[[], object],
     ) -> Tensor:
         """L_0 ... L_{N-1} for one draw of the noise, `(N, batch)`; calls update after each."""
-        found = x0.new_empty(len(self.times), len(x0))
+        terms = x0.new_empty(len(self.times), len(x0))
         for i, t in enumerate(self.times):
             eps = noise.at(draw, i)
             x_t = self.sde.alpha(t) * x0.to(eps.dtype) + self.sde.sigma(t) * eps
             denoised = model.predict_data(*self.sde.normalised(t, x_t)).double()
-            found[i] = self.term(i, x0, denoised, decoder)
+            terms[i] = self.term(i, x0, denoised, decoder)
             update()
-        return found
+        return terms
 
     def term(self, i: int, x0: Tensor, denoised: Tensor, decoder: Density | Levels) -> Tensor:
         """L_i."""
@@ -86,43 +86,43 @@ class Chain:
                 if self.decoder_std is None
                 else self.decoder_std
             )
-            return _summed(decoder.surprise(x0, denoised, std))
+            return _sum_coordinates(decoder.negative_log_prob(x0, denoised, std))
         s = self.times[i - 1]
         t = self.times[i]
         _, b, std = (float(value) for value in self.sde.posterior(s, t))
         v = std if self.variance == "smaller" else float(self.sde.transition(s, t)[1])
         ratio = (std / v) ** 2
-        apart = _summed((x0 - denoised).mul(b / v).square())
-        return 0.5 * (x0[:1].numel() * (ratio - 1 - math.log(ratio)) + apart)
+        distance = _sum_coordinates((x0 - denoised).mul(b / v).square())
+        return 0.5 * (x0[:1].numel() * (ratio - 1 - math.log(ratio)) + distance)
 
     def prior(self, x0: Tensor) -> Tensor:
         """L_N = alpha^2 |x_0|^2 / (2 sigma^2)."""
         alpha, sigma = self.sde.kernel(self.times[-1])
-        return 0.5 * (alpha / sigma) ** 2 * _summed(x0.square())
+        return 0.5 * (alpha / sigma) ** 2 * _sum_coordinates(x0.square())
 
 
-def _summed(x: Tensor) -> Tensor:
+def _sum_coordinates(x: Tensor) -> Tensor:
     """Over the coordinates of each sample, `(batch,)`."""
     return x.unsqueeze(-1).flatten(1).sum(dim=1)
 
 
 def times_of(sde: AbstractDiffusion, times: Tensor | None) -> list[float]:
     """The times of the chain, checked."""
-    chosen = sde.levels if times is None else torch.as_tensor(times, dtype=torch.float64)
+    selected = sde.levels if times is None else torch.as_tensor(times, dtype=torch.float64)
     if (
-        chosen.ndim != 1
-        or not 0 < len(chosen) <= _MOST_STEPS
-        or not bool((chosen.diff() > 0).all())
+        selected.ndim != 1
+        or not 0 < len(selected) <= _MAX_STEPS
+        or not bool((selected.diff() > 0).all())
     ):
-        shown = chosen.flatten()[:4].tolist()
+        first_times = selected.flatten()[:4].tolist()
         raise ValueError(
-            f"times must be one to {_MOST_STEPS} increasing numbers, not shape "
-            f"{tuple(chosen.shape)}: {shown} ..."
+            f"times must be one to {_MAX_STEPS} increasing numbers, not shape "
+            f"{tuple(selected.shape)}: {first_times} ..."
         )
-    sde.checked(chosen)
-    if float(sde.sigma(float(chosen[0]))) == 0:
+    sde.checked(selected)
+    if float(sde.sigma(float(selected[0]))) == 0:
         raise ValueError(
-            f"the first of the times must have sigma > 0, and t = {float(chosen[0]):g} has none; "
+            f"the first of the times must have sigma > 0, and t = {float(selected[0]):g} has none; "
             "begin later"
         )
-    return chosen.tolist()
+    return selected.tolist()

@@ -1,4 +1,4 @@
-"""What the last step of a chain says of the data: a density, or the masses of levels."""
+"""The decoder of a chain's last step: a density, or the probability masses of levels."""
 
 import math
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ class Density:
         """x_0, float64."""
         return x.double()
 
-    def surprise(self, x0: Tensor, mean: Tensor, std: float) -> Tensor:
+    def negative_log_prob(self, x0: Tensor, mean: Tensor, std: float) -> Tensor:
         """-log N(x_0; mean, std^2) of each coordinate."""
         return 0.5 * ((x0 - mean) / std).square() + math.log(std * math.sqrt(2 * math.pi))
 
@@ -46,7 +46,7 @@ class Levels:
         """x_0 of levels 0 ... levels - 1, the middles of their bins, float64."""
         return self.low + self.width * (x.double() + 0.5)
 
-    def surprise(self, x0: Tensor, mean: Tensor, std: float) -> Tensor:
+    def negative_log_prob(self, x0: Tensor, mean: Tensor, std: float) -> Tensor:
         """-log of the mass about each coordinate, right to rounding far out in the tails as
         well.
         """
@@ -72,7 +72,7 @@ def decoder_of(
         ValueError: for floats with levels, or values out of range.
     """
     if x.is_floating_point():
-        if any(given is not None for given in (low, high, levels)):
+        if any(value is not None for value in (low, high, levels)):
             raise ValueError(
                 "low, high and levels are for integers: leave them out for floats, or pass the "
                 "levels of the data"

@@ -1,4 +1,4 @@
-"""Images as latents and back: the probability flow is a bijection."""
+"""Data to latents and back by the probability flow, which is a bijection."""
 
 import math
 from dataclasses import replace
@@ -111,10 +111,12 @@ def decode(
     flow_map = FlowMap(model, coordinates, (low, high), method, batch_size)
     if not return_likelihood:
         return flow_map.image(latent)
-    found = flow_map.log_likelihood(latent, lambda x: x.new_zeros(len(x)), trace=trace, first=first)
+    likelihood = flow_map.log_likelihood(
+        latent, lambda x: x.new_zeros(len(x)), trace=trace, first=first
+    )
     start = coordinates.log_prior((low, high), latent)
-    return found.latent, replace(
-        found, value=start - found.value, latent=latent, skewness=-found.skewness
+    return likelihood.latent, replace(
+        likelihood, value=start - likelihood.value, latent=latent, skewness=-likelihood.skewness
     )
 
 
@@ -165,8 +167,8 @@ def interpolate(
     settings = {"sde": sde, "end": end, "method": method, "batch_size": batch_size}
     u = torch.linspace(0, 1, n, dtype=torch.float64, device=a.device)
     z = slerp(encode(model, a, **settings), encode(model, b, **settings), u)
-    chosen = as_model(model, sde)[0].rows(torch.arange(len(a), device=a.device).repeat(n))
-    return decode(chosen, z.flatten(0, 1), **settings).unflatten(0, (n, len(a)))
+    rows_model = as_model(model, sde)[0].rows(torch.arange(len(a), device=a.device).repeat(n))
+    return decode(rows_model, z.flatten(0, 1), **settings).unflatten(0, (n, len(a)))
 
 
 def slerp(a: Tensor, b: Tensor, u: Tensor) -> Tensor:
@@ -178,11 +180,11 @@ def slerp(a: Tensor, b: Tensor, u: Tensor) -> Tensor:
     angle = cosine.acos()
     u = u[:, None]
     # Where the two point the same way, or opposite ways, no circle is known: a straight line.
-    straight = angle.sin() < 1e-6
+    collinear = angle.sin() < 1e-6
     parts = [
-        torch.where(straight, v, (v * angle).sin() / torch.where(straight, 1.0, angle.sin()))
+        torch.where(collinear, v, (v * angle).sin() / torch.where(collinear, 1.0, angle.sin()))
         for v in (1 - u, u)
     ]
-    mixed = sum(part[:, :, None] * ends for part, ends in zip(parts, flat, strict=True))
-    assert isinstance(mixed, Tensor)
-    return mixed.to(a.dtype).reshape(len(u), *a.shape)
+    interpolated = sum(part[:, :, None] * ends for part, ends in zip(parts, flat, strict=True))
+    assert isinstance(interpolated, Tensor)
+    return interpolated.to(a.dtype).reshape(len(u), *a.shape)

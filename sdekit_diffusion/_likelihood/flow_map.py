@@ -20,7 +20,9 @@ from sdekit_diffusion._sampling.adaptive import AdaptiveFlow
 from sdekit_diffusion._sampling.coordinates import Coordinates, Span
 from sdekit_diffusion._sampling.probability_flow import ProbabilityFlowOnClock
 
-_EXACT_UP_TO = 32  # dimensions: above, eight probes cost less than a quarter of the exact trace
+_MAX_EXACT_DIMENSION = (
+    32  # dimensions: above, eight probes cost less than a quarter of the exact trace
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,13 +52,15 @@ class FlowMap:
         x = self._points(x)
         parts = []
         with torch.no_grad(), evaluating(self.model, len(x)):
-            for before, rows, some in batches(self.model, len(x), self.batch_size, x.device):
-                u = self._entered(x[rows])
+            for offset, rows, batch_model in batches(self.model, len(x), self.batch_size, x.device):
+                u = self._enter(x[rows])
                 try:
-                    found = self.method.carried(self.coordinates.standardised(some), u, self.span)
+                    solution = self.method.solve_flow(
+                        self.coordinates.standardised(batch_model), u, self.span
+                    )
                 except UnfinishedError as error:
-                    raise self.coordinates.left_unfinished(self.span, error, before) from None
-                parts.append(self.coordinates.leave(self.span, found.x))
+                    raise self.coordinates.unfinished_flow(self.span, error, offset) from None
+                parts.append(self.coordinates.leave(self.span, solution.x))
         return torch.cat(parts)
 
     def log_likelihood(
@@ -82,11 +86,11 @@ class FlowMap:
             )
         equation = ProbabilityFlowOnClock(self.coordinates.standardised(self.model))
         dimension = math.prod(x.shape[1:])
-        trace = trace or (Exact() if dimension <= _EXACT_UP_TO else Hutchinson(probes=8))
+        trace = trace or (Exact() if dimension <= _MAX_EXACT_DIMENSION else Hutchinson(probes=8))
         likelihood = partial(
             sdekit.log_likelihood,
             ts=[equation.clock(l) for l in self.span],
-            log_prior=self._at_end(log_end, dimension),
+            log_prior=self._log_density_at_end(log_end, dimension),
             trace=trace,
             solver=self.method.solver,
             control=self.method.control,
@@ -96,15 +100,15 @@ class FlowMap:
         bar = tqdm(total=len(x), unit="sample", desc="likelihood", disable=not progress)
         with torch.set_grad_enabled(differentiable), evaluating(self.model, len(x)), bar:
             _require_differentiable(self.model, x)
-            for before, rows, _ in batches(self.model, len(x), self.batch_size, x.device):
-                u = self._entered(x[rows])
+            for offset, rows, _ in batches(self.model, len(x), self.batch_size, x.device):
+                u = self._enter(x[rows])
                 try:
                     parts.append(likelihood(equation.rows(rows), u, index=first + rows))
                 except UnfinishedError as error:
-                    seen = equation.seen(error)
-                    raise self.coordinates.left_unfinished(self.span, seen, before) from None
+                    relocated = equation.relocated(error)
+                    raise self.coordinates.unfinished_flow(self.span, relocated, offset) from None
                 bar.update(len(rows))
-        return self._joined(parts, trace.probes)
+        return self._join(parts, trace.probes)
 
     def _points(self, x: object) -> Tensor:
         """x, in float32 where its precision is half; what cannot be solved is refused."""
@@ -117,11 +121,11 @@ class FlowMap:
             raise ValueError(f"batch_size counts points from 1 on, not {self.batch_size}")
         return x.to(torch.promote_types(x.dtype, torch.float32)) if x.is_floating_point() else x
 
-    def _entered(self, x: Tensor) -> Tensor:
+    def _enter(self, x: Tensor) -> Tensor:
         """u of x at the first end; integers are as they are: the solve refuses them."""
         return self.coordinates.enter(self.span, x) if x.is_floating_point() else x
 
-    def _at_end(
+    def _log_density_at_end(
         self, log_end: Callable[[Tensor], Tensor], dimension: int
     ) -> Callable[[Tensor], Tensor]:
         """log_end as a function of u at the last end, with the change of volume from x to u at both
@@ -130,7 +134,7 @@ class FlowMap:
         volume = dimension * self.coordinates.log_scaling(self.span)
         return lambda u: log_end(self.coordinates.leave(self.span, u)).to(torch.float64) + volume
 
-    def _joined(self, parts: list[Likelihood], probes: int) -> Likelihood:
+    def _join(self, parts: list[Likelihood], probes: int) -> Likelihood:
         """The likelihoods of all batches, with latents in the scale of x."""
         value, stderr, latent, evaluations, status, skewness = (
             torch.cat([getattr(part, name) for part in parts])

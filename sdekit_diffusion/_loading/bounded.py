@@ -10,11 +10,11 @@ from torch.overrides import TorchFunctionMode
 
 from sdekit_diffusion._inputs import shape_given
 
-_MAKERS = (torch.empty, torch.zeros, torch.ones, torch.rand, torch.randn, torch.full)
+_CONSTRUCTORS = (torch.empty, torch.zeros, torch.ones, torch.rand, torch.randn, torch.full)
 # As many tensors and numbers as the weights have: constructors make some that they do not keep.
-_TIMES = 4
-_MORE_TENSORS = 1000
-_MORE_NUMBERS = 2**24
+_FACTOR = 4
+_EXTRA_TENSORS = 1000
+_EXTRA_NUMBERS = 2**24
 
 
 class Bounded(TorchFunctionMode):
@@ -30,12 +30,12 @@ class Bounded(TorchFunctionMode):
 
     def __init__(self, weights: Mapping[str, Tensor]) -> None:
         super().__init__()
-        self.known = (
+        self.description = (
             f"{len(weights)} tensors of {sum(value.numel() for value in weights.values()):,} "
             "numbers"
         )
-        self.tensors = _TIMES * len(weights) + _MORE_TENSORS
-        self.numbers = _TIMES * sum(value.numel() for value in weights.values()) + _MORE_NUMBERS
+        self.tensors = _FACTOR * len(weights) + _EXTRA_TENSORS
+        self.numbers = _FACTOR * sum(value.numel() for value in weights.values()) + _EXTRA_NUMBERS
 
     def __torch_function__(
         self,
@@ -45,7 +45,7 @@ class Bounded(TorchFunctionMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:  # noqa: ANN401
         kwargs = kwargs or {}
-        if func in _MAKERS:
+        if func in _CONSTRUCTORS:
             first = args[0] if args else kwargs.get("size", ())
             sizes = (
                 first
@@ -56,7 +56,7 @@ class Bounded(TorchFunctionMode):
             self.numbers -= math.prod(sizes)
             if self.tensors < 0 or self.numbers < 0:
                 raise ValueError(
-                    f"the network it describes is larger than its weights, {self.known}"
+                    f"the network it describes is larger than its weights, {self.description}"
                 )
         return func(*args, **kwargs)
 

@@ -7,12 +7,12 @@ from torch import Tensor, nn
 
 from sdekit.elementary import broadcast
 from sdekit_diffusion._diffusions.edm import EDMSDE
-from sdekit_diffusion._models.check import checked
+from sdekit_diffusion._models.check import require_denoising
 from sdekit_diffusion._models.score_model import ScoreModel
 
 # The smallest sigma a network is told: at 0 its logarithm is infinite, and the output is multiplied
 # by 0.
-_LEAST = 1e-9
+_SMALLEST_SIGMA = 1e-9
 Raw = Literal["edm", "k-diffusion"]
 
 
@@ -24,7 +24,7 @@ class _Denoiser(nn.Module):
         self.net = net
 
     def forward(self, x: Tensor, sigma: Tensor, **conditions: Any) -> Tensor:  # noqa: ANN401 - whatever the network takes
-        return self.net(x, sigma.clamp(min=_LEAST), **conditions)
+        return self.net(x, sigma.clamp(min=_SMALLEST_SIGMA), **conditions)
 
 
 class _Preconditioned(nn.Module):
@@ -32,15 +32,15 @@ class _Preconditioned(nn.Module):
     at either end of sigma.
     """
 
-    def __init__(self, net: Callable[..., Tensor], sigma_data: float, told: Raw) -> None:
+    def __init__(self, net: Callable[..., Tensor], sigma_data: float, label_kind: Raw) -> None:
         super().__init__()
         self.net = net
         self.sigma_data = sigma_data
-        self.told = told
+        self.label_kind = label_kind
 
     def forward(self, x: Tensor, sigma: Tensor, **conditions: Any) -> Tensor:  # noqa: ANN401 - whatever the network takes
-        label = sigma.clamp(min=_LEAST)
-        label = label.log() / 4 if self.told == "edm" else label
+        label = sigma.clamp(min=_SMALLEST_SIGMA)
+        label = label.log() / 4 if self.label_kind == "edm" else label
         s = broadcast(sigma, x)
         v = self.sigma_data**2
         size = (s * s + v).sqrt()
@@ -112,10 +112,10 @@ def from_edm(
             data_range=data_range,
         )
 
-    return checked(model(raw, sigma_data), check, _others(model, raw, sigma_data))
+    return require_denoising(model(raw, sigma_data), check, _alternatives(model, raw, sigma_data))
 
 
-def _others(
+def _alternatives(
     model: Callable[[Raw | None, float], ScoreModel], raw: Raw | None, sigma_data: float
 ) -> Iterator[tuple[str, ScoreModel]]:
     """The same function read in the other ways, and what to write for each."""

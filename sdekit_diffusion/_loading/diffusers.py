@@ -12,8 +12,8 @@ from sdekit import did_you_mean
 from sdekit_diffusion._diffusions.ddpm import DDPM, cosine_betas, linear_betas
 from sdekit_diffusion._diffusions.diffusion import AbstractDiffusion
 from sdekit_diffusion._diffusions.ve import VESDE
-from sdekit_diffusion._loading.folder import opened, shape_of
-from sdekit_diffusion._models.check import checked
+from sdekit_diffusion._loading.folder import open_folder, shape_of
+from sdekit_diffusion._models.check import require_denoising
 from sdekit_diffusion._models.prediction import ALIASES, Prediction
 from sdekit_diffusion._models.score_model import Conditioning, ScoreModel
 
@@ -21,7 +21,7 @@ _PREDICTIONS: dict[str, Prediction] = {
     name: ALIASES[name] for name in ("epsilon", "sample", "v_prediction")
 }
 _SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2")
-_MOST_STEPS = 100_000
+_MAX_STEPS = 100_000
 
 
 class _Sample(nn.Module):
@@ -82,8 +82,8 @@ def from_diffusers(
         >>> sd.sample(model, 2, steps=3, seed=0).shape  # of an untrained network
         torch.Size([2, 1, 8, 8])
     """
-    if read := isinstance(unet, str | Path):
-        unet, config = opened(Path(unet), config, _conventions)
+    if from_folder := isinstance(unet, str | Path):
+        unet, config = open_folder(Path(unet), config, _conventions)
     settings: Any = getattr(unet, "config", None)
     if settings is None or not isinstance(config, Mapping):
         raise TypeError(
@@ -107,8 +107,10 @@ def from_diffusers(
             data_range=data_range,
         )
 
-    own = model(config).eval() if read else model(config)
-    return checked(own, check, ((change, model(other)) for change, other in _others(config)))
+    given_model = model(config).eval() if from_folder else model(config)
+    return require_denoising(
+        given_model, check, ((change, model(other)) for change, other in _alternatives(config))
+    )
 
 
 def network_in(folder: Path) -> nn.Module:
@@ -117,10 +119,10 @@ def network_in(folder: Path) -> nn.Module:
     Raises:
         CheckpointError, ImportError: as there.
     """
-    return wrapped(opened(folder, {}, _conventions)[0])
+    return wrap(open_folder(folder, {}, _conventions)[0])
 
 
-def wrapped(net: nn.Module) -> nn.Module:
+def wrap(net: nn.Module) -> nn.Module:
     """A network of diffusers as `from_diffusers` calls it; itself where it is one already."""
     return net if isinstance(net, _Sample) else _Sample(net)
 
@@ -128,7 +130,7 @@ def wrapped(net: nn.Module) -> nn.Module:
 WRAPPER = _Sample.__name__  # in checkpoints
 
 
-def _others(config: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+def _alternatives(config: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """The config with one convention changed, and the change in words."""
     if "beta_schedule" in config:
         for name in _PREDICTIONS:
@@ -174,13 +176,13 @@ def _conventions(config: Mapping[str, Any]) -> tuple[AbstractDiffusion, Predicti
 
 
 def _betas(config: Mapping[str, Any]) -> tuple[float, ...]:
-    given = config.get("trained_betas")
-    if given is not None:
+    trained_betas = config.get("trained_betas")
+    if trained_betas is not None:
         try:
-            return tuple(torch.as_tensor(given, dtype=torch.float64).flatten().tolist())
+            return tuple(torch.as_tensor(trained_betas, dtype=torch.float64).flatten().tolist())
         except (TypeError, ValueError, RuntimeError) as error:
             raise ValueError(
-                f"trained_betas must be numbers between 0 and 1, not {str(given)[:40]}"
+                f"trained_betas must be numbers between 0 and 1, not {str(trained_betas)[:40]}"
             ) from error
     schedule = config.get("beta_schedule")
     n = config.get("num_train_timesteps", 1000)
@@ -191,9 +193,9 @@ def _betas(config: Mapping[str, Any]) -> tuple[float, ...]:
             "for schedulers of EDM whose prediction_type is epsilon the network, from_edm(lambda "
             f"x, t: unet(x, t).sample, raw='edm'){did_you_mean(schedule, _SCHEDULES)}"
         )
-    if type(n) is not int or not 2 <= n <= _MOST_STEPS:
+    if type(n) is not int or not 2 <= n <= _MAX_STEPS:
         raise ValueError(
-            f"num_train_timesteps must be a number of steps from 2 to {_MOST_STEPS}, such as 1000, "
+            f"num_train_timesteps must be a number of steps from 2 to {_MAX_STEPS}, such as 1000, "
             f"not {n!r}"
         )
     if schedule == "squaredcos_cap_v2":
@@ -208,11 +210,11 @@ def _betas(config: Mapping[str, Any]) -> tuple[float, ...]:
 def _number(config: Mapping[str, Any], name: str) -> float:
     value: Any = config.get(name)
     if type(value) not in (int, float) or not 0 < value < math.inf:
-        usual = (
+        defaults = (
             "beta_start is 0.0001 and beta_end 0.02 in DDPMScheduler() unless given, sigma_min "
             "0.01 in ScoreSdeVeScheduler()"
         )
         raise ValueError(
-            f"{name} must be a positive number in the scheduler's config, not {value!r}; {usual}"
+            f"{name} must be a positive number in the scheduler's config, not {value!r}; {defaults}"
         )
     return float(value)

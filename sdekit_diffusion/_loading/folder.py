@@ -15,7 +15,7 @@ from sdekit_diffusion._loading.weights import fill, read_json, read_pickle, read
 from sdekit_diffusion._models.checkpoint import CheckpointError
 
 # Before diffusers 0.17.
-_RENAMED = {
+_OLD_NAMES = {
     ".query.": ".to_q.",
     ".key.": ".to_k.",
     ".value.": ".to_v.",
@@ -23,8 +23,10 @@ _RENAMED = {
 }
 
 
-def opened(
-    folder: Path, config: Mapping[str, Any] | None, known: Callable[[Mapping[str, Any]], object]
+def open_folder(
+    folder: Path,
+    config: Mapping[str, Any] | None,
+    require_known: Callable[[Mapping[str, Any]], object],
 ) -> tuple[nn.Module, Mapping[str, Any]]:
     """The network in a folder, and the scheduler's config in it unless one is given, which `known`
     must not refuse.
@@ -40,21 +42,24 @@ def opened(
         )
     index = folder / "model_index.json"
     parts = read_json(index) if index.exists() else {}
-    more = [
+    other_parts = [
         name
         for name, part in parts.items()
         if not name.startswith("_") and name not in ("unet", "scheduler") and part
     ]
-    if more:
+    if other_parts:
         raise CheckpointError(
-            f"{folder} is a pipeline with {', '.join(more)}, in which the network sees something "
-            "else than images; load its unet with diffusers and pass from_diffusers(unet, "
-            "scheduler.config, data_range=None)"
+            f"{folder} is a pipeline with {', '.join(other_parts)}, in which the network sees "
+            "something else than images; load its unet with diffusers and pass "
+            "from_diffusers(unet, scheduler.config, data_range=None)"
         )
-    home = folder / "unet" if (folder / "unet").is_dir() else folder
+    unet_folder = folder / "unet" if (folder / "unet").is_dir() else folder
     if config is None:
-        places = [folder / "scheduler" / "scheduler_config.json", folder / "scheduler_config.json"]
-        path = next((place for place in places if place.exists()), None)
+        candidates = [
+            folder / "scheduler" / "scheduler_config.json",
+            folder / "scheduler_config.json",
+        ]
+        path = next((candidate for candidate in candidates if candidate.exists()), None)
         if path is None:
             raise CheckpointError(
                 f"{folder} has no scheduler_config.json, nor has its scheduler/; pass "
@@ -62,10 +67,10 @@ def opened(
             )
         config = read_json(path)
         try:
-            known(config)
+            require_known(config)
         except ValueError as error:
             raise CheckpointError(f"{path}: {error}") from error
-    return _unet(home), config
+    return _unet(unet_folder), config
 
 
 def shape_of(settings: Mapping[str, Any]) -> tuple[int, ...] | None:
@@ -108,13 +113,14 @@ def _unet(folder: Path) -> nn.Module:
             )
         # Without numbers: nothing is asked for before it is known how much.
         with torch.device("meta"), torch.no_grad():
-            planned = UNet2DModel(**options).eval()
-            _try(planned, shape_of(planned.config) or (planned.config["in_channels"], 64, 64))
-        needed = sum(value.numel() for value in planned.state_dict().values())
-        if needed != sum(value.numel() for value in state.values()):
-            raise ValueError(
-                f"its network has {needed:,} numbers, and {weights.name} another count"
+            empty_unet = UNet2DModel(**options).eval()
+            _require_usable(
+                empty_unet,
+                shape_of(empty_unet.config) or (empty_unet.config["in_channels"], 64, 64),
             )
+        count = sum(value.numel() for value in empty_unet.state_dict().values())
+        if count != sum(value.numel() for value in state.values()):
+            raise ValueError(f"its network has {count:,} numbers, and {weights.name} another count")
         unet = UNet2DModel(**options)
     except Exception as error:  # whatever constructors raise over senseless arguments
         reason = str(error).partition("\n")[0] or type(error).__name__
@@ -125,30 +131,30 @@ def _unet(folder: Path) -> nn.Module:
     return unet.eval()
 
 
-def _options(path: Path, known: list[str]) -> dict[str, Any]:
+def _options(path: Path, allowed: list[str]) -> dict[str, Any]:
     """The arguments of a UNet2DModel in its config, all of which must be known."""
     config = read_json(path)
     options = {name: value for name, value in config.items() if not name.startswith("_")}
-    strange = [name for name in options if name not in known]
-    if config.get("_class_name") != "UNet2DModel" or strange:
-        what = (
-            f"has {strange[0]!r}, which it does not know"
-            if strange
+    unknown = [name for name in options if name not in allowed]
+    if config.get("_class_name") != "UNet2DModel" or unknown:
+        problem = (
+            f"has {unknown[0]!r}, which it does not know"
+            if unknown
             else f"is of a {config.get('_class_name')!r}"
         )
         raise CheckpointError(
-            f"{path} {what}; it must be of a UNet2DModel, by this version of diffusers; or pass "
+            f"{path} {problem}; it must be of a UNet2DModel, by this version of diffusers; or pass "
             "the network"
         )
     return options
 
 
-def _try(planned: nn.Module, shape: tuple[int, ...]) -> None:
+def _require_usable(unet: nn.Module, shape: tuple[int, ...]) -> None:
     """Refuses a network that cannot work, as far as that is known without its numbers and without
     labels.
     """
-    if planned.class_embedding is None:
-        out = planned(torch.zeros(1, *shape), torch.zeros(1)).sample
+    if unet.class_embedding is None:
+        out = unet(torch.zeros(1, *shape), torch.zeros(1)).sample
         if out.shape[1] < shape[0] or out.shape[2:] != shape[1:]:
             raise ValueError(
                 f"its output has shape {tuple(out.shape[1:])} for images of shape {shape}"
@@ -172,7 +178,7 @@ def _state(folder: Path) -> tuple[Path, dict[str, Tensor]]:
         isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()
     ):
         raise CheckpointError(f"{path} holds something else than tensors with names")
-    for old, new in _RENAMED.items():
+    for old, new in _OLD_NAMES.items():
         state = {
             name.replace(old, new) if ".attentions." in name else name: value
             for name, value in state.items()

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from sdekit import did_you_mean
 from sdekit_diffusion import nets
 from sdekit_diffusion._diffusions.names import DIFFUSIONS
-from sdekit_diffusion._inputs import usable
+from sdekit_diffusion._inputs import available_device
 from sdekit_diffusion._loading.bounded import Bounded, shape_from
-from sdekit_diffusion._loading.diffusers import WRAPPER, wrapped
+from sdekit_diffusion._loading.diffusers import WRAPPER, wrap
 from sdekit_diffusion._loading.named import named_network, network_of
 from sdekit_diffusion._models.checkpoint import (
     CONFIG,
@@ -36,7 +36,7 @@ _DTYPES = {
     "bfloat16": torch.bfloat16,
 }
 # What constructors raise over a config that describes no model.
-_SENSELESS = (
+_CONSTRUCTOR_ERRORS = (
     LookupError,
     TypeError,
     ValueError,
@@ -78,20 +78,20 @@ def load(
         >>> sd.sample(model, 3, steps=5, seed=0).shape
         torch.Size([3, 2])
     """
-    device = usable(device)
-    folder = described_in(folder) if ema is None else newest(Path(folder)) or Path(folder)
+    device = available_device(device)
+    folder = config_folder(folder) if ema is None else newest(Path(folder)) or Path(folder)
     config = read_config(folder)
     weights = read_tensors(folder) if ema is None else _averaged(folder, config, ema)
     weights.pop(MEAN, None)
-    given = _given(net)
+    own_network = _given_network(net)
     try:
-        network = _network(config["net"], weights) if given is None else given
+        network = _network(config["net"], weights) if own_network is None else own_network
         if config["net"]["class"] == WRAPPER:
-            network = wrapped(network)
+            network = wrap(network)
         model = _model(config, network)
     except CheckpointError:
         raise
-    except _SENSELESS as error:
+    except _CONSTRUCTOR_ERRORS as error:
         raise CheckpointError(
             f"{folder / CONFIG} does not describe a model ({error!r:.300}); the checkpoint is "
             "damaged"
@@ -99,9 +99,9 @@ def load(
     try:
         network.load_state_dict(weights)
     except RuntimeError as error:
-        what = str(error).splitlines()[-1].strip()
-        raise CheckpointError(f"{folder} holds the weights of another network: {what}") from error
-    if given is not None:
+        reason = str(error).splitlines()[-1].strip()
+        raise CheckpointError(f"{folder} holds the weights of another network: {reason}") from error
+    if own_network is not None:
         _warn_of_another(config["net"], network, folder)
     try:
         model.record_scale(*scale_in(folder))
@@ -110,7 +110,7 @@ def load(
     return model.to(device).eval()
 
 
-def _given(net: nn.Module | str | Path | None) -> nn.Module | None:
+def _given_network(net: nn.Module | str | Path | None) -> nn.Module | None:
     """The network that `load` was given, or None."""
     if isinstance(net, str | Path):
         return named_network(net)
@@ -161,7 +161,7 @@ def _model(config: dict[str, Any], network: nn.Module) -> ScoreModel:
     return model
 
 
-def described_in(folder: str | Path) -> Path:
+def config_folder(folder: str | Path) -> Path:
     """Where the config of a model is: in the folder, or in the newest checkpoint of a run that is
     not over.
     """

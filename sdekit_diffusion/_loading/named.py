@@ -31,15 +31,15 @@ def named_network(name: str | Path) -> nn.Module:
             "or give the folder of a network of diffusers, or package.module:factory, a function "
             "without arguments that makes the network"
         )
-    made = _made(str(name))
-    return network_of(made) if isinstance(made, ScoreModel) else made
+    network = _make(str(name))
+    return network_of(network) if isinstance(network, ScoreModel) else network
 
 
 def named_model(name: str) -> ScoreModel | nn.Module:
     """The model of a folder of diffusers with its scheduler, or what `package.module:factory`
     makes; errors as above.
     """
-    return from_diffusers(name) if Path(name).is_dir() else _made(name)
+    return from_diffusers(name) if Path(name).is_dir() else _make(name)
 
 
 def network_of(model: ScoreModel) -> nn.Module:
@@ -55,7 +55,7 @@ def network_of(model: ScoreModel) -> nn.Module:
     return model.net
 
 
-def _made(name: str) -> ScoreModel | nn.Module:
+def _make(name: str) -> ScoreModel | nn.Module:
     module, _, factory = name.partition(":")
     if not (module and factory):
         raise ValueError(
@@ -64,22 +64,22 @@ def _made(name: str) -> ScoreModel | nn.Module:
             f"makes the network{did_you_mean(name, nets.registry)}"
         )
     try:
-        found = import_module(module)
+        imported = import_module(module)
     except ModuleNotFoundError as error:
         raise ImportError(
             f"{name!r} names a module that cannot be imported: {error}; put its folder on "
             "PYTHONPATH"
         ) from error
     try:
-        make = attrgetter(factory)(found)
+        make = attrgetter(factory)(imported)
     except AttributeError as error:
         raise ValueError(
             f"{name!r}: {error}; name a function of {module} that makes the network"
         ) from error
-    made = make() if callable(make) and not isinstance(make, nn.Module) else make
-    if not isinstance(made, nn.Module):
+    result = make() if callable(make) and not isinstance(make, nn.Module) else make
+    if not isinstance(result, nn.Module):
         raise TypeError(
-            f"{name!r} gives a {type(made).__name__}; it must make a torch.nn.Module or a "
+            f"{name!r} gives a {type(result).__name__}; it must make a torch.nn.Module or a "
             "ScoreModel"
         )
-    return made
+    return result

@@ -10,12 +10,12 @@ from torch import Tensor
 from sdekit_diffusion._diffusions.ncsn import NCSN
 from sdekit_diffusion._loading.published_refinenet import FIRST, network
 from sdekit_diffusion._loading.weights import plain, read_pickle, unwrapped
-from sdekit_diffusion._models.check import checked
+from sdekit_diffusion._models.check import require_denoising
 from sdekit_diffusion._models.checkpoint import CheckpointError
 from sdekit_diffusion._models.score_model import ScoreModel
 from sdekit_diffusion.nets import NCSNv2
 
-_MOST_LEVELS = 100_000
+_MAX_LEVELS = 100_000
 
 
 def from_ncsnv2(
@@ -83,17 +83,17 @@ def from_ncsnv2(
 
     other = copy.copy(net)  # shares the weights
     other.centred = rescaled
-    return checked(model(net), check, [(f"rescaled={not rescaled}", model(other))])
+    return require_denoising(model(net), check, [(f"rescaled={not rescaled}", model(other))])
 
 
-def _state(found: Any, ema: bool, source: str) -> dict[str, Tensor]:  # noqa: ANN401 - what was read
+def _state(content: Any, ema: bool, source: str) -> dict[str, Tensor]:  # noqa: ANN401 - what was read
     """The state dict of a checkpoint, with the averages of its parameters where they are wanted."""
-    listed = isinstance(found, Sequence) and not isinstance(found, str)
-    parts = list(found) if listed else [found]
+    listed = isinstance(content, Sequence) and not isinstance(content, str)
+    parts = list(content) if listed else [content]
     if not parts or not _tensors(parts[0]):
         raise CheckpointError(
-            f"{source} holds {type(found).__name__}, not a list that begins with a state dict, nor "
-            "one alone"
+            f"{source} holds {type(content).__name__}, not a list that begins with a state dict, "
+            "nor one alone"
         )
     state = unwrapped(parts[0], (FIRST,))
     if not (listed and ema):
@@ -106,9 +106,10 @@ def _state(found: Any, ema: bool, source: str) -> dict[str, Tensor]:  # noqa: AN
         )
     averages = unwrapped(averages, (FIRST,))
     if set(averages) != set(state) - {"sigmas"}:
-        odd = sorted(set(averages) ^ (set(state) - {"sigmas"}))
+        different = sorted(set(averages) ^ (set(state) - {"sigmas"}))
         raise CheckpointError(
-            f"{source} has averages of other weights than its own, such as {odd[0]}; pass ema=False"
+            f"{source} has averages of other weights than its own, such as {different[0]}; pass "
+            "ema=False"
         )
     return {**state, **averages}
 
@@ -128,7 +129,7 @@ def _levels(sigmas: Tensor | None, source: str) -> NCSN:
         raise CheckpointError(
             f"{source} has no sigmas, which NCSNv2's weights hold; NCSN's and others have none"
         )
-    if not (plain(sigmas) and sigmas.ndim == 1 and len(sigmas) <= _MOST_LEVELS):
+    if not (plain(sigmas) and sigmas.ndim == 1 and len(sigmas) <= _MAX_LEVELS):
         raise CheckpointError(
             f"{source} has sigmas of shape {tuple(sigmas.shape)}, which are no noise levels; it is "
             "damaged"

@@ -90,14 +90,14 @@ def network(state: Mapping[str, Tensor], centred: bool, source: str) -> NCSNv2:
         shapes = {name: tuple(value.shape) for name, value in NCSNv2(**config).state_dict().items()}
     names = {ours: published.theirs(ours) for ours in shapes}
     _require_shapes(state, names, shapes, source)
-    values = {ours: _joined([state[theirs] for theirs in names[ours]]) for ours in shapes}
+    values = {ours: _join([state[theirs] for theirs in names[ours]]) for ours in shapes}
     values |= {name: -values[name] for name in ("last.conv.weight", "last.conv.bias")}
     net = NCSNv2(**config, centred=centred)
     fill(net, values, source)
     return net
 
 
-def _joined(parts: Sequence[Tensor]) -> Tensor:
+def _join(parts: Sequence[Tensor]) -> Tensor:
     """A tensor alone, or the row of a norm."""
     return parts[0] if len(parts) == 1 else torch.cat(list(parts))[None]
 
@@ -107,15 +107,19 @@ def _architecture(state: Mapping[str, Tensor], source: str) -> tuple[_Published,
     numbers = {match[1] for name in state if (match := re.match(r"res(\d+)\.", name))}
     for published in _PUBLISHED:
         ends = [state.get(f"res{stage}.1.conv2.weight") for stage in published.stages]
-        held = [
+        weights = [
             value
             for value in (state.get(FIRST), *ends)
             if value is not None and plain(value) and value.numel()
         ]
-        if numbers == set(published.stages) and len(held) == 1 + len(ends) and held[0].ndim == 4:
-            width = len(held[0])
-            multipliers = [max(len(end) // width, 1) for end in held[1:]]
-            sizes = {"channels": held[0].shape[1], "width": width, "multipliers": multipliers}
+        if (
+            numbers == set(published.stages)
+            and len(weights) == 1 + len(ends)
+            and weights[0].ndim == 4
+        ):
+            width = len(weights[0])
+            multipliers = [max(len(end) // width, 1) for end in weights[1:]]
+            sizes = {"channels": weights[0].shape[1], "width": width, "multipliers": multipliers}
             return published, sizes | {"dilations": published.dilations}
     raise CheckpointError(
         f"{source} holds {', '.join(list(state)[:4])} ...: not the weights of NCSNv2, NCSNv2Deeper "
@@ -130,24 +134,24 @@ def _require_shapes(
     source: str,
 ) -> None:
     """Refuses names and shapes that are not the network's, before it is built."""
-    wanted = {
-        theirs: shapes[ours] if len(some) == 1 else (shapes[ours][-1] // len(some),)
-        for ours, some in names.items()
-        for theirs in some
+    expected = {
+        theirs: shapes[ours] if len(names_of) == 1 else (shapes[ours][-1] // len(names_of),)
+        for ours, names_of in names.items()
+        for theirs in names_of
     }
-    for name in sorted(wanted.keys() | state.keys()):
+    for name in sorted(expected.keys() | state.keys()):
         value = state.get(name)
-        held = (
+        shape_held = (
             None
             if value is None or not plain(value) or not value.is_floating_point()
             else tuple(value.shape)
         )
-        if held != wanted.get(name) or held is None:
-            has, needs = (
+        if shape_held != expected.get(name) or shape_held is None:
+            held_text, expected_text = (
                 "no numbers" if shape is None else f"shape {shape}"
-                for shape in (held, wanted.get(name))
+                for shape in (shape_held, expected.get(name))
             )
             raise CheckpointError(
-                f"{source} has {has} as {name}, where the published network has {needs}; it is "
-                "another's, or damaged"
+                f"{source} has {held_text} as {name}, where the published network has "
+                f"{expected_text}; it is another's, or damaged"
             )

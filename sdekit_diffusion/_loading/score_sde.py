@@ -16,13 +16,13 @@ from sdekit_diffusion._diffusions.ncsn import NCSN
 from sdekit_diffusion._diffusions.ve import VESDE
 from sdekit_diffusion._diffusions.vp import VPSDE, SubVPSDE
 from sdekit_diffusion._loading.weights import fill, plain, read_pickle, unwrapped
-from sdekit_diffusion._models.check import checked
+from sdekit_diffusion._models.check import require_denoising
 from sdekit_diffusion._models.checkpoint import CheckpointError
 from sdekit_diffusion._models.prediction import Prediction
 from sdekit_diffusion._models.score_model import Conditioning, ScoreModel
 
-_MOST_LEVELS = 100_000
-Reading = tuple[AbstractDiffusion, Prediction, Conditioning]
+_MAX_LEVELS = 100_000
+Interpretation = tuple[AbstractDiffusion, Prediction, Conditioning]
 
 
 class _Nearest(nn.Module):
@@ -103,8 +103,8 @@ def from_score_sde(
         and losses.py.
     """
     source = "the checkpoint" if isinstance(weights, Mapping) else str(weights)
-    found = weights if isinstance(weights, Mapping) else read_pickle(Path(weights))
-    state, averages = _parts(found, ema, source)
+    content = weights if isinstance(weights, Mapping) else read_pickle(Path(weights))
+    state, averages = _parts(content, ema, source)
     if net is None:
         raise ValueError(
             f"{source} holds weights {_kind(state)}, not their network, and ncsnpp, ddpmpp and "
@@ -114,9 +114,9 @@ def from_score_sde(
         )
     state = unwrapped(state, net.state_dict())
     sigmas = state.get("sigmas")
-    sde, levels = _ranged(sde, sigmas, levels)
+    sde, levels = _with_levels(sde, sigmas, levels)
     if averages is not None:
-        state = {**state, **_averaged(state, averages, net, source)}
+        state = {**state, **_averages_by_name(state, averages, net, source)}
     if "sigmas" not in net.state_dict():
         state = {name: value for name, value in state.items() if name != "sigmas"}
     fill(net, state, source)
@@ -124,11 +124,11 @@ def from_score_sde(
     low = -1.0 if centered else 0.0
 
     def model(sde: AbstractDiffusion, continuous: bool) -> ScoreModel:
-        chosen, predicts, label = _READINGS[type(sde)](sde, continuous, levels)
-        network = net if type(chosen) is not NCSN else _Nearest(net, levels)
+        selected, predicts, label = _INTERPRETATIONS[type(sde)](sde, continuous, levels)
+        network = net if type(selected) is not NCSN else _Nearest(net, levels)
         return ScoreModel(
             network,
-            chosen,
+            selected,
             predicts,
             shape=shape,
             conditioning=label,
@@ -136,7 +136,9 @@ def from_score_sde(
             data_range=(low, 1.0),
         ).eval()
 
-    return checked(model(sde, continuous), check, _others(model, sde, continuous, sigmas))
+    return require_denoising(
+        model(sde, continuous), check, _alternatives(model, sde, continuous, sigmas)
+    )
 
 
 def _kind(state: Mapping[str, Any]) -> str:
@@ -146,73 +148,79 @@ def _kind(state: Mapping[str, Any]) -> str:
     return f"such as {next(iter(state))}"
 
 
-def _others(
+def _alternatives(
     model: Callable[[AbstractDiffusion, bool], ScoreModel],
     sde: AbstractDiffusion,
     continuous: bool,
     sigmas: Any,  # noqa: ANN401 - a tensor, or whatever the checkpoint has
 ) -> Iterator[tuple[str, ScoreModel]]:
     """The same network read in the other ways, and what to write for each."""
-    for name, way in (("vp", True), ("vp", False), ("subvp", True), ("ve", True), ("ve", False)):
+    for name, other_continuous in (
+        ("vp", True),
+        ("vp", False),
+        ("subvp", True),
+        ("ve", True),
+        ("ve", False),
+    ):
         same = type(diffusion(name)) is type(sde)
-        if same and (way == continuous or name == "subvp"):
+        if same and (other_continuous == continuous or name == "subvp"):
             continue
         with suppress(CheckpointError):  # of sigmas that are no noise levels
             yield (
-                f"sde={name!r}, continuous={way}",
-                model(sde if same else _ranged(name, sigmas, None)[0], way),
+                f"sde={name!r}, continuous={other_continuous}",
+                model(sde if same else _with_levels(name, sigmas, None)[0], other_continuous),
             )
 
 
-def _vp(sde: Any, continuous: bool, n: int) -> Reading:  # noqa: ANN401 - a VPSDE
+def _vp(sde: Any, continuous: bool, n: int) -> Interpretation:  # noqa: ANN401 - a VPSDE
     if continuous:
         return sde, "noise", (999.0, 0.0)
     return DDPM(linear_betas(n, sde.beta_min / n, sde.beta_max / n)), "noise", (n, -1.0)
 
 
-def _ve(sde: Any, continuous: bool, n: int) -> Reading:  # noqa: ANN401 - a VESDE
+def _ve(sde: Any, continuous: bool, n: int) -> Interpretation:  # noqa: ANN401 - a VESDE
     if continuous:
         return VESDE(sde.sigma_min, sde.sigma_max, exact=False), "score", "sigma"
     return NCSN(geometric(sde.sigma_max, sde.sigma_min, n - 1)), "score", (1.0 - n, n - 1.0)
 
 
-_READINGS: dict[type[AbstractDiffusion], Callable[[Any, bool, int], Reading]] = {
+_INTERPRETATIONS: dict[type[AbstractDiffusion], Callable[[Any, bool, int], Interpretation]] = {
     VPSDE: _vp,
     SubVPSDE: lambda sde, _, n: (sde, "noise", (999.0, 0.0)),
     VESDE: _ve,
 }
 
 
-def _ranged(
+def _with_levels(
     sde: AbstractDiffusion | str,
     sigmas: Any,  # noqa: ANN401
     levels: int | None,
 ) -> tuple[AbstractDiffusion, int]:
     """The diffusion and the number of levels, with what the checkpoint's `sigmas` say of them."""
-    given = diffusion(sde)
-    if type(given) not in _READINGS:
+    selected = diffusion(sde)
+    if type(selected) not in _INTERPRETATIONS:
         raise ValueError(
             f"sde = {sde!r} is none of score_sde_pytorch's: pass 'vp', 'subvp', 've' or such a "
             "diffusion"
         )
-    if levels is not None and not 2 <= levels <= _MOST_LEVELS:
+    if levels is not None and not 2 <= levels <= _MAX_LEVELS:
         raise ValueError(
-            f"levels must be a number of noise levels from 2 to {_MOST_LEVELS}, such as 1000, not "
+            f"levels must be a number of noise levels from 2 to {_MAX_LEVELS}, such as 1000, not "
             f"{levels}"
         )
-    held = _noise_levels(sigmas)
-    if held is None:
-        return given, 1000 if levels is None else levels
-    if isinstance(given, VESDE):
-        given = _ve_of(held, None if isinstance(sde, str) else given)
-    return given, len(held) if levels is None else levels
+    noise_levels = _noise_levels(sigmas)
+    if noise_levels is None:
+        return selected, 1000 if levels is None else levels
+    if isinstance(selected, VESDE):
+        selected = _ve_of(noise_levels, None if isinstance(sde, str) else selected)
+    return selected, len(noise_levels) if levels is None else levels
 
 
 def _noise_levels(sigmas: Any) -> Tensor | None:  # noqa: ANN401 - a tensor, or whatever there is
     """The `sigmas` of a checkpoint where they are two or more."""
     if not isinstance(sigmas, Tensor):
         return None
-    if not (plain(sigmas) and sigmas.ndim < 2 and sigmas.numel() <= _MOST_LEVELS):
+    if not (plain(sigmas) and sigmas.ndim < 2 and sigmas.numel() <= _MAX_LEVELS):
         raise CheckpointError(
             f"the checkpoint's sigmas, of shape {tuple(sigmas.shape)}, are no noise levels; it is "
             "damaged"
@@ -237,25 +245,25 @@ def _ve_of(sigmas: Tensor, given: VESDE | None) -> VESDE:
     return given
 
 
-def _parts(found: Any, ema: bool, source: str) -> tuple[Mapping[str, Any], list[Tensor] | None]:  # noqa: ANN401 - what was read
+def _parts(content: Any, ema: bool, source: str) -> tuple[Mapping[str, Any], list[Tensor] | None]:  # noqa: ANN401 - what was read
     """The state dict of a checkpoint, and the averages of its parameters where they are wanted."""
-    if not isinstance(found, Mapping) or not all(isinstance(name, str) for name in found):
+    if not isinstance(content, Mapping) or not all(isinstance(name, str) for name in content):
         raise CheckpointError(
-            f"{source} holds {type(found).__name__}, not a dict with 'model' and 'ema'"
+            f"{source} holds {type(content).__name__}, not a dict with 'model' and 'ema'"
         )
-    state = found.get("model", found)
+    state = content.get("model", content)
     tensors = isinstance(state, Mapping) and all(
         isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()
     )
     if not tensors or not state:
         raise CheckpointError(
-            f"{source} holds {', '.join(map(str, list(found)[:8]))}: no state dict alone, nor one "
-            "as 'model'"
+            f"{source} holds {', '.join(map(str, list(content)[:8]))}: no state dict alone, nor "
+            "one as 'model'"
         )
-    if state is found or not ema:
+    if state is content or not ema:
         return state, None
-    held = found.get("ema")
-    averages = held.get("shadow_params") if isinstance(held, Mapping) else None
+    ema_state = content.get("ema")
+    averages = ema_state.get("shadow_params") if isinstance(ema_state, Mapping) else None
     if not isinstance(averages, list) or not all(isinstance(value, Tensor) for value in averages):
         raise CheckpointError(
             f"{source} has no averages, a list 'shadow_params' in 'ema'; pass ema=False for the "
@@ -264,7 +272,7 @@ def _parts(found: Any, ema: bool, source: str) -> tuple[Mapping[str, Any], list[
     return state, averages
 
 
-def _averaged(
+def _averages_by_name(
     state: Mapping[str, Any], averages: list[Tensor], net: nn.Module, source: str
 ) -> dict[str, Tensor]:
     """Averages by name: they are in the order of the parameters in the state dict, those that were
@@ -272,9 +280,9 @@ def _averaged(
     """
     parameters = dict(net.named_parameters())
     names = [name for name in state if name in parameters]
-    for some in ([name for name in names if parameters[name].requires_grad], names):
-        if some and [state[name].shape for name in some] == [value.shape for value in averages]:
-            return dict(zip(some, averages, strict=True))
+    for subset in ([name for name in names if parameters[name].requires_grad], names):
+        if subset and [state[name].shape for name in subset] == [value.shape for value in averages]:
+            return dict(zip(subset, averages, strict=True))
     raise CheckpointError(
         f"{source} has {len(averages)} averages for {len(names)} parameters of this network, or of "
         "other shapes; call requires_grad_(False) on those that were not trained, such as Fourier "

@@ -17,7 +17,7 @@ from sdekit_diffusion._models.checkpoint import CheckpointError
 
 _PREFIXES = ("module.", "_orig_mod.")  # of nn.DataParallel and torch.compile
 # Torch before it corrupts memory over crafted pickles, even of weights only: CVE-2026-24747.
-_SAFE = "2.10"
+_SAFE_TORCH = "2.10"
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -27,18 +27,18 @@ def read_json(path: Path) -> dict[str, Any]:
         CheckpointError: when there is none.
     """
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise CheckpointError(f"{path} does not exist") from None
     except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(
             f"{path} is not readable as JSON ({_reason(error)}); it is damaged"
         ) from error
-    if not isinstance(found, dict):
+    if not isinstance(content, dict):
         raise CheckpointError(
-            f"{path} holds {type(found).__name__}, not an object with names; it is damaged"
+            f"{path} holds {type(content).__name__}, not an object with names; it is damaged"
         )
-    return found
+    return content
 
 
 def read_safetensors(path: Path) -> dict[str, Tensor]:
@@ -64,7 +64,7 @@ def read_pickle(path: Path) -> Any:  # noqa: ANN401 - whatever was saved
         CheckpointError: when it holds anything else, or is damaged; or when this version of torch
             is not safe.
     """
-    if torch.__version__ < _SAFE:
+    if torch.__version__ < _SAFE_TORCH:
         raise CheckpointError(
             f"{path} is a pickle, and torch {torch.__version__} does not read crafted ones safely "
             "(CVE-2026-24747); use torch 2.10 or later, save the tensors as safetensors, or, if "
@@ -110,9 +110,9 @@ def fill(network: nn.Module, state: Mapping[str, Any], source: str) -> None:
         CheckpointError: for names, shapes or dtypes that are not the network's, and for numbers
             that are not finite.
     """
-    own = network.state_dict()
-    _require_same(own, state, source)
-    for name, value in own.items():
+    own_state = network.state_dict()
+    _require_same(own_state, state, source)
+    for name, value in own_state.items():
         new = state[name]
         if not plain(new):
             raise CheckpointError(f"{source} holds no plain tensor of numbers as {name}")
@@ -131,7 +131,7 @@ def fill(network: nn.Module, state: Mapping[str, Any], source: str) -> None:
                 f"{source} holds NaN or infinite numbers in {name}; it is damaged, or training "
                 "diverged"
             )
-    network.load_state_dict({name: state[name] for name in own})
+    network.load_state_dict({name: state[name] for name in own_state})
 
 
 def unwrapped(state: Mapping[str, Any], known: Container[str]) -> dict[str, Any]:
@@ -156,16 +156,20 @@ def plain(value: object) -> bool:
     )
 
 
-def _require_same(own: Mapping[str, Any], state: Mapping[str, Any], source: str) -> None:
-    missing = [k for k in own if k not in state]
-    more = [k for k in state if k not in own]
-    if missing or more:
+def _require_same(expected: Mapping[str, Any], state: Mapping[str, Any], source: str) -> None:
+    missing = [k for k in expected if k not in state]
+    unexpected = [k for k in state if k not in expected]
+    if missing or unexpected:
         lacks = (
             f"lacks {len(missing)} of the network's tensors, such as {missing[0]}"
             if missing
             else ""
         )
-        has = f"has {len(more)} that the network has not, such as {more[0]}" if more else ""
+        has = (
+            f"has {len(unexpected)} that the network has not, such as {unexpected[0]}"
+            if unexpected
+            else ""
+        )
         raise CheckpointError(
             f"{source} {' and '.join(filter(None, (lacks, has)))}; build the network with the "
             "settings that it was trained with"

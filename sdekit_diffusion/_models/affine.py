@@ -12,27 +12,29 @@ from torch import Tensor
 
 from sdekit.elementary import Time, axpy, scaled
 
-Ask = Callable[[Tensor, Tensor], Tensor]  # a network's output at points and labels that are its own
+Network = Callable[
+    [Tensor, Tensor], Tensor
+]  # a network's output at points and labels that are its own
 Function = Callable[[Tensor], Tensor]
 Row = tuple[float, float, float, float, float, float]
 
-_REMEMBERED = 64  # grids whose numbers are kept
-_ROWS: dict[Hashable, list[Row]] = {}
+_CACHE_SIZE = 64  # grids whose numbers are kept
+_CACHE: dict[Hashable, list[Row]] = {}
 
 
 @dataclass(frozen=True, eq=False)
 class Affine:
-    """A prediction at levels l_i: own_i u + out_i net(point_i u + shift_i m, label_i) + mean_i m.
+    """A prediction at levels l_i: skip_i u + out_i net(point_i u + shift_i m, label_i) + mean_i m.
 
     Numbers are float64 tensors, `(levels,)`, or the same for all levels; m is the mean of the data.
 
     Arguments:
-        label, point, own, out, shift, mean: of each level.
+        label, point, skip, out, shift, mean: of each level.
     """
 
     label: Time
     point: Time
-    own: Time
+    skip: Time
     out: Time
     shift: Time = 0.0
     mean: Time = 0.0
@@ -42,41 +44,41 @@ class Affine:
         return Affine(
             self.label,
             self.point * factor,
-            self.own * factor,
+            self.skip * factor,
             self.out,
             self.shift + _product(shift, self.point),
-            self.mean + _product(shift, self.own),
+            self.mean + _product(shift, self.skip),
         )
 
-    def times(self, factor: Time, plus: Time = 0.0, mean: Time = 0.0) -> "Affine":
-        """factor times the sum of the prediction and mean m, plus `plus` u."""
+    def times(self, factor: Time, skip_term: Time = 0.0, mean: Time = 0.0) -> "Affine":
+        """factor times the sum of the prediction and mean m, plus skip_term u."""
         return Affine(
             self.label,
             self.point,
-            self.own * factor + plus,
+            self.skip * factor + skip_term,
             self.out * factor,
             self.shift,
             _product(self.mean + mean, factor),
         )
 
     def rows(self, levels: int) -> list[Row]:
-        """Label, point, own, out, shift and mean of each level."""
-        parts = (self.label, self.point, self.own, self.out, self.shift, self.mean)
+        """Label, point, skip, out, shift and mean of each level."""
+        parts = (self.label, self.point, self.skip, self.out, self.shift, self.mean)
         columns = [
             torch.as_tensor(part, dtype=torch.float64).expand(levels).tolist() for part in parts
         ]
         return list(zip(*columns, strict=True))
 
 
-class Asking(NamedTuple):
-    """How a network is asked.
+class NetworkCall(NamedTuple):
+    """How a network is called.
 
-    ask: calls it. dtype, device: of labels. m: the mean of the data, a number or shaped like one
-    sample. key: all that `affine` depends on besides levels; None where that may change, so that
-    numbers are computed anew.
+    network: calls it. dtype, device: of labels. m: the mean of the data, a number or shaped like
+    one sample. key: all that `affine` depends on besides levels; None if that may change, so that
+    the coefficients are computed in each call.
     """
 
-    ask: Ask
+    network: Network
     dtype: torch.dtype
     device: torch.device
     key: Hashable | None
@@ -88,7 +90,7 @@ class Asking(NamedTuple):
             device=self.device, dtype=self.dtype, non_blocking=True
         )
         return [
-            partial(_predicted, self.ask, self.m, label, row)
+            partial(_predict, self.network, self.m, label, row)
             for label, row in zip(labels.unbind(), rows, strict=True)
         ]
 
@@ -98,7 +100,7 @@ class Asking(NamedTuple):
         """
         label = torch.as_tensor(affine.label).expand(levels)
         labels = label.to(device=self.device, dtype=self.dtype).unbind()
-        parts = (affine.point, affine.own, affine.out, affine.shift, affine.mean)
+        parts = (affine.point, affine.skip, affine.out, affine.shift, affine.mean)
         each = (*levels, *[1] * (x.ndim - 1))
         columns = [
             part.to(x).expand(levels).reshape(each).unbind()
@@ -107,7 +109,7 @@ class Asking(NamedTuple):
             for part in parts
         ]
         return [
-            partial(_predicted_in_rows, self.ask, self.m, *numbers)
+            partial(_predict_in_rows, self.network, self.m, *numbers)
             for numbers in zip(labels, *columns, strict=True)
         ]
 
@@ -115,7 +117,7 @@ class Asking(NamedTuple):
 class Model(Protocol):
     """A model that may have a network."""
 
-    def asking(self) -> Asking | None: ...
+    def network_call(self) -> NetworkCall | None: ...
 
 
 def prepared(
@@ -127,22 +129,22 @@ def prepared(
     Arguments:
         key: what `numbers` depends on besides the model; None computes them anew.
     """
-    asking = model.asking()
-    if asking is None:
+    network_call = model.network_call()
+    if network_call is None:
         return None
-    if key is None or asking.key is None:
-        return asking.functions(numbers().rows(levels))
-    whole = asking.key, key
-    rows = _ROWS.get(whole)
+    if key is None or network_call.key is None:
+        return network_call.functions(numbers().rows(levels))
+    full_key = network_call.key, key
+    rows = _CACHE.get(full_key)
     if rows is None:
         rows = numbers().rows(levels)
-        if len(_ROWS) >= _REMEMBERED:
-            _ROWS.clear()
-        _ROWS[whole] = rows
-    return asking.functions(rows)
+        if len(_CACHE) >= _CACHE_SIZE:
+            _CACHE.clear()
+        _CACHE[full_key] = rows
+    return network_call.functions(rows)
 
 
-def constant(value: object) -> bool:
+def is_immutable(value: object) -> bool:
     """Whether an object may be a key: of a frozen dataclass compared by value, without tensors.
 
     A class that inherits from such a dataclass and is none itself may hold more than its fields.
@@ -154,40 +156,40 @@ def constant(value: object) -> bool:
         hash(value)
     except TypeError:
         return False
-    return not any(isinstance(held, Tensor) for held in vars(value).values())
+    return not any(isinstance(field, Tensor) for field in vars(value).values())
 
 
-def _predicted(ask: Ask, m: Tensor | float, label: Tensor, row: Row, u: Tensor) -> Tensor:
-    _, point, own, out, shift, mean = row
+def _predict(network: Network, m: Tensor | float, label: Tensor, row: Row, u: Tensor) -> Tensor:
+    _, point, skip, out, shift, mean = row
     x = u if point == 1 else scaled(point, u)
     if shift:
-        x = _plus(shift, m, x)
+        x = _add_multiple(shift, m, x)
     # New, even if a network has one buffer for all.
-    found = scaled(out, ask(x, label.expand(len(u))))
-    if own:
-        found = axpy(own, u, found)
-    return _plus(mean, m, found) if mean else found
+    prediction = scaled(out, network(x, label.expand(len(u))))
+    if skip:
+        prediction = axpy(skip, u, prediction)
+    return _add_multiple(mean, m, prediction) if mean else prediction
 
 
-def _predicted_in_rows(
-    ask: Ask,
+def _predict_in_rows(
+    network: Network,
     m: Tensor | float,
     label: Tensor,
     point: Time,
-    own: Time,
+    skip: Time,
     out: Time,
     shift: Time,
     mean: Time,
     u: Tensor,
 ) -> Tensor:
-    """`_predicted` with numbers of each sample, ready to multiply u."""
+    """`_predict` with numbers of each sample, ready to multiply u."""
     x = u * point
     if isinstance(shift, Tensor):
         x = x + shift * (m.to(x) if isinstance(m, Tensor) else m)
-    found = u * own + ask(x, label) * out
+    result = u * skip + network(x, label) * out
     if isinstance(mean, Tensor):
-        found = found + mean * (m.to(found) if isinstance(m, Tensor) else m)
-    return found
+        result = result + mean * (m.to(result) if isinstance(m, Tensor) else m)
+    return result
 
 
 def _product(a: Time, b: Time) -> Time:
@@ -195,6 +197,6 @@ def _product(a: Time, b: Time) -> Time:
     return a * b if isinstance(a, Tensor) or a else 0.0
 
 
-def _plus(factor: float, m: Tensor | float, x: Tensor) -> Tensor:
+def _add_multiple(factor: float, m: Tensor | float, x: Tensor) -> Tensor:
     """x + factor m."""
     return torch.add(x, m.to(x), alpha=factor) if isinstance(m, Tensor) else x + factor * m

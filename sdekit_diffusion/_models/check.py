@@ -1,6 +1,4 @@
-"""Does a model denoise a batch of data, and if it does not, with which other convention would
-it?
-"""
+"""Checks whether a model denoises a batch of data, and if not, with which convention it would."""
 
 import math
 from collections.abc import Callable, Iterable, Iterator
@@ -20,15 +18,19 @@ from sdekit_diffusion._models.score_model import ScoreModel, as_model
 
 # In units of the data's deviation; beyond, small errors of a network are magnified.
 _NOISE = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
-_NUMBERS = 4096  # coordinates with noise of their own, at least: an error is known to some 2 %
-_ALIKE = 1.03  # errors whose ratio is within this are the same: then the fewest changes are named
+_MIN_COORDINATES = (
+    4096  # coordinates with noise of their own, at least: an error is known to some 2 %
+)
+_EQUAL_RATIO = (
+    1.03  # errors whose ratio is within this are the same: then the fewest changes are named
+)
 # Ratios to the guess's error, which are at least 1 for whatever is linear in x, an untrained
 # network too: on average, of a model that passes; at one level, of one that is broken there; of a
 # convention that is named, and what it must gain.
-_PASSES = 1.1
-_BROKEN = 10.0
-_NAMED = 0.95
-_GAIN = 1.25
+_LARGEST_MEAN_RATIO = 1.1
+_LARGEST_RATIO = 10.0
+_LARGEST_ALTERNATIVE = 0.95
+_SMALLEST_GAIN = 1.25
 # A network's, of labels.
 _REFUSALS = (ValueError, TypeError, RuntimeError, LookupError, ArithmeticError, AssertionError)
 
@@ -121,34 +123,34 @@ def check_model(
         Karras et al. 2022, arXiv 2206.00364, section 5, for errors in these units.
     """
     model, diffusion = as_model(model, sde)
-    found = _checked(model, x, diffusion, seed, ())
-    if throw and not found.fits:
-        raise ValueError(found.verdict)
-    return found
+    check = _check(model, x, diffusion, seed, ())
+    if throw and not check.fits:
+        raise ValueError(check.verdict)
+    return check
 
 
-def checked(
-    model: ScoreModel, x: Tensor | None, readings: Iterable[tuple[str, ScoreModel]]
+def require_denoising(
+    model: ScoreModel, x: Tensor | None, interpretations: Iterable[tuple[str, ScoreModel]]
 ) -> ScoreModel:
-    """The model itself, if it denoises x or there is none to try; readings are what else it may be,
-    and how to say so.
+    """The model itself if it denoises x, or if x is None; interpretations are other models that it
+    may be, with the change in words.
 
     Raises:
         TypeError, ValueError: as `check_model`.
     """
     if x is not None:
-        found = _checked(model, x, model.sde, 0, readings)
-        if not found.fits:
-            raise ValueError(found.verdict)
+        check = _check(model, x, model.sde, 0, interpretations)
+        if not check.fits:
+            raise ValueError(check.verdict)
     return model
 
 
-def _checked(
+def _check(
     model: AbstractModel,
     x: Tensor,
     sde: AbstractDiffusion,
     seed: int,
-    readings: Iterable[tuple[str, ScoreModel]],
+    interpretations: Iterable[tuple[str, ScoreModel]],
 ) -> ModelCheck:
     require_tensor("x", x)
     if not x.is_floating_point():
@@ -162,60 +164,76 @@ def _checked(
     with torch.no_grad(), evaluating(model, len(x)):
         noise = _noise(x, model, sde)
         try:
-            own = _errors(model, x, sde, seed)
+            errors = _errors(model, x, sde, seed)
         except _REFUSALS as error:  # over labels it was not made for, perhaps
             failure = error
-            own = ModelCheck(noise, (math.inf,) * len(noise), (1.0,) * len(noise))
-        others = [Alternative(change, other, x, other.sde) for change, other in readings]
-        tried = list(_tried([*others, *alternatives(model, x, sde)], seed))
-    return _judged(own, failure, tried)
+            errors = ModelCheck(noise, (math.inf,) * len(noise), (1.0,) * len(noise))
+        interpreted = [
+            Alternative(change, other, x, other.sde) for change, other in interpretations
+        ]
+        alternatives_tried = list(
+            _evaluate_alternatives([*interpreted, *alternatives(model, x, sde)], seed)
+        )
+    return _with_verdict(errors, failure, alternatives_tried)
 
 
-def _tried(others: list[Alternative], seed: int) -> Iterator[tuple[Alternative, ModelCheck]]:
-    """The errors of each that can be evaluated."""
-    for other in others:
+def _evaluate_alternatives(
+    candidates: list[Alternative], seed: int
+) -> Iterator[tuple[Alternative, ModelCheck]]:
+    """The errors of the alternatives that can be evaluated."""
+    for candidate in candidates:
         try:
-            yield other, _errors(other.model, other.x, other.sde, seed)
+            yield candidate, _errors(candidate.model, candidate.x, candidate.sde, seed)
         except _REFUSALS:
             continue
 
 
-def _judged(
-    own: ModelCheck, failure: Exception | None, tried: list[tuple[Alternative, ModelCheck]]
+def _with_verdict(
+    check: ModelCheck,
+    failure: Exception | None,
+    alternatives_tried: list[tuple[Alternative, ModelCheck]],
 ) -> ModelCheck:
     """The model's own errors with the verdict; a failure that no alternative explains is raised."""
-    at = own.noise[own.ratios.index(own.worst)]
-    said = (
-        f"at sigma / alpha = {at:.3g} its error is {own.worst:.3g} times that of a guess from mean "
-        "and deviation"
+    noise = check.noise[check.ratios.index(check.worst)]
+    description = (
+        f"at sigma / alpha = {noise:.3g} its error is {check.worst:.3g} times that of a guess from "
+        "mean and deviation"
     )
     if failure is not None:
-        said = f"its network fails with {type(failure).__name__}: {failure}"
-    best = _best(tried)
-    if best is not None and best[1].score < min(_NAMED, own.score / _GAIN):
+        description = f"its network fails with {type(failure).__name__}: {failure}"
+    best = _best(alternatives_tried)
+    if best is not None and best[1].score < min(_LARGEST_ALTERNATIVE, check.score / _SMALLEST_GAIN):
         gain = f"on average {best[1].score:.3g} times that of the guess"
         if failure is None:
-            gain += f" instead of {own.score:.3g} times"
-        verdict = f"the model does not denoise x: {said}. With {best[0].change} it is {gain}"
-        return replace(own, verdict=verdict, fits=False)
+            gain += f" instead of {check.score:.3g} times"
+        verdict = f"the model does not denoise x: {description}. With {best[0].change} it is {gain}"
+        return replace(check, verdict=verdict, fits=False)
     if failure is not None:
         raise failure
-    if own.score <= _PASSES and own.worst <= _BROKEN:
-        return replace(own, verdict=f"the model denoises x: {said}, and nowhere more", fits=True)
-    why = (
+    if check.score <= _LARGEST_MEAN_RATIO and check.worst <= _LARGEST_RATIO:
+        return replace(
+            check, verdict=f"the model denoises x: {description}, and nowhere more", fits=True
+        )
+    reason = (
         "no single change of predicts, conditioning or the range of x explains it; it may be "
         "untrained, or of other data"
     )
-    return replace(own, verdict=f"the model does not denoise x: {said}, and {why}", fits=False)
+    return replace(
+        check, verdict=f"the model does not denoise x: {description}, and {reason}", fits=False
+    )
 
 
 def _best(
-    tried: list[tuple[Alternative, ModelCheck]],
+    alternatives_tried: list[tuple[Alternative, ModelCheck]],
 ) -> tuple[Alternative, ModelCheck] | None:
     """The alternative with the least error; of those that are alike, one with a single change."""
-    least = min((found.score for _, found in tried), default=math.inf)
-    alike = [(other, found) for other, found in tried if found.score <= _ALIKE * least]
-    return min(alike, key=lambda pair: (pair[0].several, pair[1].score), default=None)
+    smallest = min((check.score for _, check in alternatives_tried), default=math.inf)
+    equal = [
+        (alternative, check)
+        for alternative, check in alternatives_tried
+        if check.score <= _EQUAL_RATIO * smallest
+    ]
+    return min(equal, key=lambda pair: (pair[0].several, pair[1].score), default=None)
 
 
 def _noise(x: Tensor, model: AbstractModel, sde: AbstractDiffusion) -> tuple[float, ...]:
@@ -244,7 +262,7 @@ def _errors(model: AbstractModel, x: Tensor, sde: AbstractDiffusion, seed: int) 
     noise = _noise(x, model, sde)
     variance = float(x.double().var(correction=0))
     errors = []
-    rows = torch.arange(len(x), device=x.device).repeat(-(-_NUMBERS // x.numel()))
+    rows = torch.arange(len(x), device=x.device).repeat(-(-_MIN_COORDINATES // x.numel()))
     x = x[rows]
     model = model.rows(rows)
     eps = normal(

@@ -31,7 +31,7 @@ MEAN = ".data_mean"  # beside the weights, whose names do not begin so
 # The names that `save` gives.
 _TENSORS = re.compile(rf"({WEIGHTS}|{STATE})-[0-9a-f]{{12}}\.safetensors")
 # Until config.json is written.
-STAGED = {part: f".{part}.safetensors{PART}" for part in (WEIGHTS, STATE)}
+TEMPORARY = {part: f".{part}.safetensors{PART}" for part in (WEIGHTS, STATE)}
 
 
 def versions() -> dict[str, str]:
@@ -74,15 +74,16 @@ def _config(path: Path) -> dict[str, Any]:
             f"{path} is not readable as JSON ({error}); the checkpoint is damaged"
         ) from error
     if not isinstance(config, dict) or config.get("format") != FORMAT:
-        found = config.get("format") if isinstance(config, dict) else type(config).__name__
+        format_found = config.get("format") if isinstance(config, dict) else type(config).__name__
         raise CheckpointError(
-            f"{path} is not a checkpoint of this version: format {found!r}, expected {FORMAT!r}"
+            f"{path} is not a checkpoint of this version: format {format_found!r}, "
+            f"expected {FORMAT!r}"
         )
     files = config.get("files")
-    known = isinstance(files, dict) and all(
+    valid = isinstance(files, dict) and all(
         isinstance(file, dict) and set(file) == {"name", "sha256"} for file in files.values()
     )
-    if not known or config.get("sha256") != checksum(config):
+    if not valid or config.get("sha256") != checksum(config):
         raise CheckpointError(
             f"{path} is not as it was written: its checksum differs; the checkpoint is damaged"
         )
@@ -171,7 +172,7 @@ def is_ours(name: str) -> bool:
     """Whether `save` gives this name to a file of tensors, or to one that is to become a file of a
     checkpoint.
     """
-    return bool(_TENSORS.fullmatch(name)) or name in (*STAGED.values(), f".{CONFIG}{PART}")
+    return bool(_TENSORS.fullmatch(name)) or name in (*TEMPORARY.values(), f".{CONFIG}{PART}")
 
 
 def is_foreign(path: Path) -> bool:

@@ -47,7 +47,7 @@ def alternatives(model: AbstractModel, x: Tensor, sde: AbstractDiffusion) -> Ite
         name = repr(conditioning)
         if not isinstance(conditioning, str):
             name = f"({conditioning[0]:g}, {conditioning[1]:g})"
-        other = _variant(model, model.net, model.predicts, conditioning)
+        other = _with_convention(model, model.net, model.predicts, conditioning)
         yield Alternative(f"conditioning={name}", other, x, sde)
     for name, other in _other_diffusions(model):
         yield Alternative(f"sde={name!r}", other, x, other.sde)
@@ -68,10 +68,10 @@ def _other_outputs(model: ScoreModel) -> Iterator[tuple[str, ScoreModel]]:
     """Other meanings of what the network returns, and the opposite sign."""
     for predicts in get_args(Prediction):
         if predicts not in (model.predicts, _OPPOSITE.get(model.predicts)):
-            other = _variant(model, model.net, predicts, model.conditioning)
+            other = _with_convention(model, model.net, predicts, model.conditioning)
             yield f"predicts={predicts!r}", other
     opposite = f" (predicts={_OPPOSITE[model.predicts]!r})" if model.predicts in _OPPOSITE else ""
-    negative = _variant(model, _Negative(model.net), model.predicts, model.conditioning)
+    negative = _with_convention(model, _Negative(model.net), model.predicts, model.conditioning)
     yield f"the opposite sign of the output{opposite}", negative
 
 
@@ -87,21 +87,23 @@ def _other_diffusions(model: ScoreModel) -> Iterator[tuple[str, ScoreModel]]:
 def _reverse_flows(model: ScoreModel) -> Iterator[tuple[str, ScoreModel]]:
     """Flow matching with time from noise to data, counted to 1 or to 1000."""
     for n in (1, 1000):
-        usual = ScoreModel(
+        model_variant = ScoreModel(
             model.net, "flow", "reverse_flow", conditioning=(-n, n), data_std=model.data_std
         )
         change = (
             f"sde='flow', predicts='reverse_flow' and conditioning=({-n}, {n}), flow matching with "
             "time from noise to data,"
         )
-        yield change, usual.given(**model.conditions)
+        yield change, model_variant.given(**model.conditions)
 
 
-def _variant(
+def _with_convention(
     model: ScoreModel, net: Callable[..., Tensor], predicts: Prediction, conditioning: Conditioning
 ) -> ScoreModel:
-    new = ScoreModel(net, model.sde, predicts, conditioning=conditioning, data_std=model.data_std)
-    return new.given(**model.conditions)
+    variant = ScoreModel(
+        net, model.sde, predicts, conditioning=conditioning, data_std=model.data_std
+    )
+    return variant.given(**model.conditions)
 
 
 def _labels(model: ScoreModel) -> list[Conditioning]:
@@ -109,28 +111,28 @@ def _labels(model: ScoreModel) -> list[Conditioning]:
     or down, time reversed.
     """
     sde = model.sde
-    counted: list[Conditioning] = []
+    step_labels: list[Conditioning] = []
     try:
         n = len(sde.levels)
     except ValueError:
         n = 1000  # as many as most networks count where the diffusion has none
-        counted = [(-n, n * sde.T)]
+        step_labels = [(-n, n * sde.T)]
     a, b = model.conditioning if isinstance(model.conditioning, tuple) else (1.0, 0.0)
-    known: list[Conditioning] = ["time", "sigma", "log_snr", (n, -1), (n - 1, 0), (1 - n, n - 1)]
-    known += [(-1, sde.T), (-a, a * sde.T + b), *counted]
-    return [label for label in dict.fromkeys(known) if label != model.conditioning]
+    labels: list[Conditioning] = ["time", "sigma", "log_snr", (n, -1), (n - 1, 0), (1 - n, n - 1)]
+    labels += [(-1, sde.T), (-a, a * sde.T + b), *step_labels]
+    return [label for label in dict.fromkeys(labels) if label != model.conditioning]
 
 
-def _rescaled(x: Tensor, wanted: tuple[float, float] | None) -> Iterator[tuple[str, Tensor]]:
+def _rescaled(x: Tensor, data_range: tuple[float, float] | None) -> Iterator[tuple[str, Tensor]]:
     """x moved from the narrowest of the usual ranges that holds it to the others, or to the model's
     own.
     """
-    least = float(x.min())
-    most = float(x.max())
+    smallest = float(x.min())
+    largest = float(x.max())
     for low, high in _RANGES:
-        slack = 0.01 * (high - low)
-        if low - slack <= least and most <= high + slack:
-            for a, b in _RANGES[:2] if wanted is None else (wanted,):
+        tolerance = 0.01 * (high - low)
+        if low - tolerance <= smallest and largest <= high + tolerance:
+            for a, b in _RANGES[:2] if data_range is None else (data_range,):
                 if (a, b) != (low, high):
                     scaled = a + (b - a) * (x - low) / (high - low)
                     yield f"x moved from [{low:g}, {high:g}] to [{a:g}, {b:g}]", scaled

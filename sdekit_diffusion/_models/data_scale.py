@@ -18,15 +18,17 @@ from sdekit_diffusion._models.evaluating import evaluating
 from sdekit_diffusion._models.model import AbstractModel, signal_scale
 
 # Coordinates of all points together, at least: the estimate is good to a few per cent.
-_NUMBERS = 2048
+_MIN_COORDINATES = 2048
 _POINTS = (8, 256)  # the least and the largest number of points
-_NOISY = 8.0  # noise over the standard deviation of the data at which their law is nearly normal
-_CLEAN = 0.3  # the same where the estimate is final
-_STILL = 0.02  # of the standard deviation: how far the mean may have moved at last
-_JUMP = 16.0  # the largest factor from a level to the next in search of the first
-_LEVELS = 16
-_READ = 16  # tensors of which a number is read to see whether they have changed
-_ALL = 0.98  # of the variance: a network that denoises nothing, as before training
+_NOISE_RATIO = (
+    8.0  # noise over the standard deviation of the data at which their law is nearly normal
+)
+_FINAL_RATIO = 0.3  # the same where the estimate is final
+_MEAN_TOLERANCE = 0.02  # of the standard deviation: how far the mean may have moved at last
+_LARGEST_FACTOR = 16.0  # the largest factor from a level to the next in search of the first
+_MAX_LEVELS = 16
+_TENSORS_READ = 16  # tensors of which a number is read to see whether they have changed
+_LARGEST_SHARE = 0.98  # of the variance: a network that denoises nothing, as before training
 
 
 @dataclass(frozen=True)
@@ -53,25 +55,25 @@ def data_scale(model: AbstractModel, shape: tuple[int, ...] | None) -> DataScale
     if model.data_std is not None:
         return DataScale(model.data_mean, model.data_std)
     inner = model.model if isinstance(model, AbstractDerivedModel) else None
-    found = _unknown(model, shape) if inner is None else data_scale(inner, shape)
-    known = isinstance(model.data_mean, Tensor) or model.data_mean != 0
-    return replace(found, mean=model.data_mean) if known else found
+    scale = _estimate_or_default(model, shape) if inner is None else data_scale(inner, shape)
+    has_mean = isinstance(model.data_mean, Tensor) or model.data_mean != 0
+    return replace(scale, mean=model.data_mean) if has_mean else scale
 
 
-def _unknown(model: AbstractModel, shape: tuple[int, ...] | None) -> DataScale:
+def _estimate_or_default(model: AbstractModel, shape: tuple[int, ...] | None) -> DataScale:
     """The estimate, which is kept as long as the model is the same."""
     low, high = getattr(model, "data_range", None) or (-2.0, 2.0)
-    usual = DataScale((low + high) / 2, (high - low) / 4)
-    known = model.shape if shape is None else shape
-    if model.entries() or model.sde is None or known is None or not math.prod(known):
-        return usual
-    key = _key(model, known)
+    default = DataScale((low + high) / 2, (high - low) / 4)
+    event = model.shape if shape is None else shape
+    if model.entries() or model.sde is None or event is None or not math.prod(event):
+        return default
+    key = _key(model, event)
     if key is None:
-        return _estimated(model, known, usual)
-    found = _ESTIMATES.get(model)
-    if found is None or found[0] != key:
-        found = _ESTIMATES[model] = key, _estimated(model, known, usual)
-    return found[1]
+        return _estimate(model, event, default)
+    cached = _ESTIMATES.get(model)
+    if cached is None or cached[0] != key:
+        cached = _ESTIMATES[model] = key, _estimate(model, event, default)
+    return cached[1]
 
 
 def _key(model: AbstractModel, shape: tuple[int, ...]) -> Hashable | None:
@@ -79,34 +81,34 @@ def _key(model: AbstractModel, shape: tuple[int, ...]) -> Hashable | None:
     counts their changes, and some of their numbers, as writes to `.data` are not counted. None
     where there are no weights.
     """
-    held = [
+    tensors = [
         value
         for network in model.networks()
         for value in (*network.parameters(), *network.buffers())
     ]
-    if not held or any(value.is_inference() for value in held):
+    if not tensors or any(value.is_inference() for value in tensors):
         return None
     conditions = getattr(model, "conditions", {}).items()
-    held += [value for _, value in conditions if isinstance(value, Tensor)]
+    tensors += [value for _, value in conditions if isinstance(value, Tensor)]
     names = ("sde", "predicts", "conditioning", "data_range")
     return (
         shape,
         id(getattr(model, "net", None)),
         *(getattr(model, name, None) for name in names),
         *((name, id(value)) for name, value in conditions),
-        *((value.data_ptr(), value._version) for value in held),
-        *_some_numbers(held),
+        *((value.data_ptr(), value._version) for value in tensors),
+        *_sample_numbers(tensors),
     )
 
 
-def _some_numbers(held: list[Tensor]) -> list[float]:
+def _sample_numbers(tensors: list[Tensor]) -> list[float]:
     """The first number of some tensors, evenly chosen among them, read at once."""
-    chosen = [value for value in held if value.numel()][:: 1 + len(held) // _READ]
-    first = [value.detach().reshape(-1)[0].to(torch.float64) for value in chosen]
+    selected = [value for value in tensors if value.numel()][:: 1 + len(tensors) // _TENSORS_READ]
+    first = [value.detach().reshape(-1)[0].to(torch.float64) for value in selected]
     return torch.stack(first).tolist() if first else []
 
 
-def _estimated(model: AbstractModel, shape: tuple[int, ...], usual: DataScale) -> DataScale:
+def _estimate(model: AbstractModel, shape: tuple[int, ...], default: DataScale) -> DataScale:
     """The estimate; `usual` where there is none: of a denoiser that is not finite, or is that of no
     data.
 
@@ -122,19 +124,19 @@ def _estimated(model: AbstractModel, shape: tuple[int, ...], usual: DataScale) -
     assert model.sde is not None
     dtype, device = model.place()
     dtype = torch.promote_types(dtype, torch.float32)
-    half = max(_POINTS[0], min(_POINTS[1], _NUMBERS // math.prod(shape))) // 2
-    z = normal(0, torch.arange(half, device=device), shape, counter=SCALE, dtype=dtype)
+    pairs = max(_POINTS[0], min(_POINTS[1], _MIN_COORDINATES // math.prod(shape))) // 2
+    z = normal(0, torch.arange(pairs, device=device), shape, counter=SCALE, dtype=dtype)
     z = torch.cat([z, -z])
     z = z / z.square().mean().sqrt()
     try:
         with torch.no_grad(), evaluating(model, len(z)):
-            mean, std = _carried(model, z, *_levels(model.sde))
+            mean, std = _along_flow(model, z, *_levels(model.sde))
     except Exception:
-        return usual
+        return default
     trained = any(True for network in model.networks() for _ in network.parameters())
     largest = 0.5 * _levels(model.sde)[0] if trained else math.inf
-    found = 0 < std < largest and bool(mean.isfinite().all())
-    return DataScale(mean, std) if found else usual
+    valid = 0 < std < largest and bool(mean.isfinite().all())
+    return DataScale(mean, std) if valid else default
 
 
 def _levels(sde: AbstractDiffusion) -> tuple[float, float]:
@@ -142,53 +144,57 @@ def _levels(sde: AbstractDiffusion) -> tuple[float, float]:
     return math.exp(-float(sde.log_snr(sde.latest()))), math.exp(-float(sde.log_snr(0.0)))
 
 
-def _carried(model: AbstractModel, z: Tensor, largest: float, least: float) -> tuple[Tensor, float]:
+def _along_flow(
+    model: AbstractModel, z: Tensor, largest: float, smallest: float
+) -> tuple[Tensor, float]:
     """Mean and standard deviation of the data; z are standard normals."""
-    start = max(_NOISY, 2 * math.sqrt(z[0].numel()))  # one direction may have half of the variance
+    start = max(
+        _NOISE_RATIO, 2 * math.sqrt(z[0].numel())
+    )  # one direction may have half of the variance
     y = largest
     mean = torch.zeros_like(z[0])
     std = 0.0
-    for _ in range(_LEVELS):
+    for _ in range(_MAX_LEVELS):
         v = mean + math.hypot(y, std) * z
-        data = _denoised(model, v, y)
-        moved = float((data.mean(dim=0) - mean).square().mean().sqrt())
+        data = _denoise(model, v, y)
+        change = float((data.mean(dim=0) - mean).square().mean().sqrt())
         mean = data.mean(dim=0)
-        std = _kept(v, data, y)
+        std = _std_from_denoiser(v, data, y)
         if not math.isfinite(std):
             return mean, std
-        lower = min(y, max(start * std, y / _JUMP))
-        if lower <= 0.7 * y:
-            y = lower
-        elif moved <= _STILL * std:  # where the largest noise hides little, D is far from the mean
+        next_level = min(y, max(start * std, y / _LARGEST_FACTOR))
+        if next_level <= 0.7 * y:
+            y = next_level
+        elif change <= _MEAN_TOLERANCE * std:  # D is far from the mean if the noise hides little
             break
     v = mean + math.hypot(y, std) * z
-    last = None
-    for _ in range(_LEVELS):
-        finer = max(least, y / 2)
-        data = _denoised(model, v, y)
-        target = data if last is None else data + 0.5 * (data - last)
-        v = finer / y * v + (1 - finer / y) * target
-        last = data
-        y = finer
+    previous = None
+    for _ in range(_MAX_LEVELS):
+        next_noise = max(smallest, y / 2)
+        data = _denoise(model, v, y)
+        target = data if previous is None else data + 0.5 * (data - previous)
+        v = next_noise / y * v + (1 - next_noise / y) * target
+        previous = data
+        y = next_noise
         std = math.sqrt(max(_variance(v) - y * y, 0.0))
-        if y < _CLEAN * std or y <= least:
+        if y < _FINAL_RATIO * std or y <= smallest:
             return mean, std
     return mean, 0.0  # no noise is as small as that
 
 
-def _denoised(model: AbstractModel, v: Tensor, y: float) -> Tensor:
+def _denoise(model: AbstractModel, v: Tensor, y: float) -> Tensor:
     """D at x / alpha = v and sigma / alpha = y."""
     l = -math.log(y)
     return model.predict_data(l, v * float(signal_scale(l)))
 
 
-def _kept(v: Tensor, data: Tensor, y: float) -> float:
+def _std_from_denoiser(v: Tensor, data: Tensor, y: float) -> float:
     """s, from the share of the variance of v that the denoiser keeps; y for more than half,
     infinite for nearly all.
     """
     centred = (v - v.mean(dim=0)).to(torch.float64)
     share = float((centred * data).sum() / centred.square().sum())
-    if not share < _ALL:
+    if not share < _LARGEST_SHARE:
         return math.inf
     return y * math.sqrt(max(share, 0.0) / (1 - share)) if share < 0.5 else y
 

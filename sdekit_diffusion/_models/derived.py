@@ -77,17 +77,19 @@ class AbstractDerivedModel(AbstractModel):
         return self.model.data_std
 
     def rows(self, index: Tensor) -> Self:
-        chosen: dict[str, Any] = {name: model.rows(index) for name, model in self._models().items()}
-        for name, value in self._own().items():
-            chosen[name] = value[index.to(value.device)]
-        return replace(self, **chosen)
+        selected: dict[str, Any] = {
+            name: model.rows(index) for name, model in self._models().items()
+        }
+        for name, value in self._per_sample_fields().items():
+            selected[name] = value[index.to(value.device)]
+        return replace(self, **selected)
 
     def entries(self) -> dict[str, Tensor]:
-        found = self._own()
+        entries = self._per_sample_fields()
         for name, model in self._models().items():
             for inner, value in model.entries().items():
-                found[f"{name}.{inner}" if inner in found else inner] = value
-        return found
+                entries[f"{name}.{inner}" if inner in entries else inner] = value
+        return entries
 
     def networks(self) -> list[nn.Module]:
         return [network for model in self._models().values() for network in model.networks()]
@@ -100,7 +102,7 @@ class AbstractDerivedModel(AbstractModel):
         values = {part.name: getattr(self, part.name) for part in fields(self)}
         return {name: value for name, value in values.items() if isinstance(value, AbstractModel)}
 
-    def _own(self) -> dict[str, Tensor]:
+    def _per_sample_fields(self) -> dict[str, Tensor]:
         """The fields with an entry per sample."""
         return {
             part.name: getattr(self, part.name)

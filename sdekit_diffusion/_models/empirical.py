@@ -61,7 +61,7 @@ class EmpiricalMixture(AbstractMixture):
         self._centres = centres.reshape(len(centres), -1)
         parts = [
             part.to(torch.float64).square().sum(dim=1)
-            for part in self._centres.split(self._size(1))
+            for part in self._centres.split(self._block_size(1))
         ]
         self._squares = torch.cat(parts)
         if not bool(self._squares.isfinite().all()) or not 0 <= self.std < math.inf:
@@ -93,10 +93,11 @@ class EmpiricalMixture(AbstractMixture):
 
     def log_prob(self, x: Tensor) -> Tensor:
         """log p_0(x) in nats: `(batch, *event)` to `(batch,)`."""
-        one, v = self._columns(1.0, 0.0, x)
-        blocks = self._blocks(one, v, self._flat(x))
+        alpha, v = self._kernel_columns(1.0, 0.0, x)
+        blocks = self._blocks(alpha, v, self._flat(x))
         parts = [
-            torch.logsumexp(logits, dim=1) - 0.5 * least / self.std**2 for least, logits in blocks
+            torch.logsumexp(logits, dim=1) - 0.5 * smallest / self.std**2
+            for smallest, logits in blocks
         ]
         d = self._centres.shape[1]
         constant = math.log(len(self._centres)) + d * (
@@ -109,39 +110,39 @@ class EmpiricalMixture(AbstractMixture):
         return torch.cat(
             [
                 torch.softmax(logits, dim=1)
-                for _, logits in self._blocks(*self._columns(1.0, 0.0, x), self._flat(x))
+                for _, logits in self._blocks(*self._kernel_columns(1.0, 0.0, x), self._flat(x))
             ]
         )
 
     def predict_data(self, l: Time, u: Tensor) -> Tensor:
         """D(l, u) = m + a s^2 / v (u - a m), m = sum_k r_k c_k."""
-        a, v = self._columns(signal_scale(l), noise_scale(l), u)
+        a, v = self._kernel_columns(signal_scale(l), noise_scale(l), u)
         mean = self._mean(a, v, u)
         return torch.addcmul(mean, a * self.std**2 / v, self._flat(u) - a * mean).reshape(u.shape)
 
     def predict_noise(self, l: Time, u: Tensor) -> Tensor:
         """eps(l, u) = b (u - a m) / v."""
         b = noise_scale(l)
-        a, v = self._columns(signal_scale(l), b, u)
+        a, v = self._kernel_columns(signal_scale(l), b, u)
         return ((self._flat(u) - a * self._mean(a, v, u)) / v).reshape(u.shape) * broadcast(b, u)
 
     def score(self, t: Time, x: Tensor, sde: AbstractDiffusion | str | None = None) -> Tensor:
         """grad log p_t(x) = (alpha m - x) / v; where sigma = 0 too, for s > 0."""
         kernel = self.under(sde)
         t = kernel.checked(t)
-        alpha, v = self._columns(kernel.alpha(t), kernel.sigma(t), x)
+        alpha, v = self._kernel_columns(kernel.alpha(t), kernel.sigma(t), x)
         return ((alpha * self._mean(alpha, v, x) - self._flat(x)) / v).reshape(x.shape)
 
-    def _placed(self, k: Tensor, z: Tensor) -> Tensor:
+    def _component_points(self, k: Tensor, z: Tensor) -> Tensor:
         return self._centres[k] + self.std * z
 
-    def _size(self, numbers: int) -> int:
+    def _block_size(self, numbers: int) -> int:
         """How many points make a block, each of which takes some numbers besides its
         coordinates.
         """
         return max(1, _BLOCK // max(numbers, self._centres.shape[1]))
 
-    def _columns(self, alpha: Time, sigma: Time, x: Tensor) -> tuple[Tensor, Tensor]:
+    def _kernel_columns(self, alpha: Time, sigma: Time, x: Tensor) -> tuple[Tensor, Tensor]:
         """alpha and v of each point, `(batch, 1)`.
 
         Raises:
@@ -177,21 +178,23 @@ class EmpiricalMixture(AbstractMixture):
         centres = self._centres.to(x)
         squares = self._squares.to(x)
         count = min(_NEAREST, len(centres))
-        size = self._size(max(len(centres), 2 * count * centres.shape[1]))
-        for a, variance, some in zip(alpha.split(size), v.split(size), x.split(size), strict=True):
+        size = self._block_size(max(len(centres), 2 * count * centres.shape[1]))
+        for a, variance, points in zip(
+            alpha.split(size), v.split(size), x.split(size), strict=True
+        ):
             product = torch.addmm(
-                a.square() * squares + some.square().sum(dim=1, keepdim=True),
-                a * some,
+                a.square() * squares + points.square().sum(dim=1, keepdim=True),
+                a * points,
                 centres.T,
                 alpha=-2,
             )
-            near = product.detach().topk(count, largest=False).indices
-            gap = some.to(torch.float64).unsqueeze(1) - a.to(torch.float64).unsqueeze(1) * centres[
-                near
-            ].to(torch.float64)
-            exact = gap.square().sum(dim=2)
-            least = exact.amin(dim=1)
-            relative = (product - least.to(x.dtype).unsqueeze(1)).scatter(
-                1, near, (exact - least.unsqueeze(1)).to(x.dtype)
+            nearest = product.detach().topk(count, largest=False).indices
+            difference = points.to(torch.float64).unsqueeze(1) - a.to(torch.float64).unsqueeze(
+                1
+            ) * centres[nearest].to(torch.float64)
+            distances = difference.square().sum(dim=2)
+            smallest = distances.amin(dim=1)
+            relative = (product - smallest.to(x.dtype).unsqueeze(1)).scatter(
+                1, nearest, (distances - smallest.unsqueeze(1)).to(x.dtype)
             )
-            yield least, relative * (-0.5 / variance)
+            yield smallest, relative * (-0.5 / variance)

@@ -1,4 +1,4 @@
-"""Models in evaluation mode for the time of a call, whatever other threads do with them."""
+"""Evaluation mode of models during a call, also if threads share a model."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,8 +10,8 @@ from torch import nn
 from sdekit_diffusion._models.model import AbstractModel
 
 _LOCK = Lock()  # held while flags change, never during a call
-# How many calls hold a module in evaluation mode.
-_CALLS: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()
+# The number of calls during which a module is in evaluation mode.
+_ACTIVE_CALLS: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()
 
 
 @contextmanager
@@ -31,33 +31,33 @@ def evaluating(model: AbstractModel, n: int) -> Iterator[None]:
             raise ValueError(
                 f"{name} has {len(value)} entries for {n} samples; give one entry a sample"
             )
-    modules = _entered([module for network in model.networks() for module in network.modules()])
+    modules = _enter([module for network in model.networks() for module in network.modules()])
     try:
         yield
     finally:
-        _left(modules)
+        _leave(modules)
 
 
-def _entered(modules: list[nn.Module]) -> list[nn.Module]:
-    """Puts modules into evaluation mode and returns those that a call has to hold there.
+def _enter(modules: list[nn.Module]) -> list[nn.Module]:
+    """Puts modules into evaluation mode and returns those that the call must restore.
 
     The wrapper that torch.compile makes has no flag of its own: it shows, and sets, that of the
     module within.
     """
-    own = [module for module in modules if not hasattr(module, "_orig_mod")]
+    flagged = [module for module in modules if not hasattr(module, "_orig_mod")]
     with _LOCK:
-        held = [module for module in own if module.training or module in _CALLS]
-        for module in held:
+        entered = [module for module in flagged if module.training or module in _ACTIVE_CALLS]
+        for module in entered:
             module.training = False
-            _CALLS[module] = _CALLS.get(module, 0) + 1
-    return held
+            _ACTIVE_CALLS[module] = _ACTIVE_CALLS.get(module, 0) + 1
+    return entered
 
 
-def _left(held: list[nn.Module]) -> None:
-    """Restores those that no other call holds."""
+def _leave(modules: list[nn.Module]) -> None:
+    """Restores training mode of modules that no other call uses."""
     with _LOCK:
-        for module in held:
-            _CALLS[module] -= 1
-            if not _CALLS[module]:
-                del _CALLS[module]
+        for module in modules:
+            _ACTIVE_CALLS[module] -= 1
+            if not _ACTIVE_CALLS[module]:
+                del _ACTIVE_CALLS[module]
                 module.training = True

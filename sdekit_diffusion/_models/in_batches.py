@@ -1,4 +1,4 @@
-"""Samples that are solved together."""
+"""Batches of samples that are solved together."""
 
 from collections.abc import Iterator
 

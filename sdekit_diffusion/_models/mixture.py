@@ -39,10 +39,10 @@ class AbstractMixture(AbstractModel):
         edges = self.weights.to(torch.float64).cumsum(0)[:-1]
         k = torch.searchsorted(edges, uniform01(seed, index, (), counter=COMPONENT), right=True)
         z = normal(seed, index, (math.prod(self.shape),), counter=POINT, dtype=dtype)
-        return self._placed(k, z).reshape(n, *self.shape)
+        return self._component_points(k, z).reshape(n, *self.shape)
 
     @abstractmethod
-    def _placed(self, k: Tensor, z: Tensor) -> Tensor:
+    def _component_points(self, k: Tensor, z: Tensor) -> Tensor:
         """The points of components k `(n,)` whose standard normals are z: `(n, d)`, as z."""
 
     def _flat(self, x: Tensor) -> Tensor:
@@ -149,7 +149,7 @@ class GaussianMixture(AbstractMixture):
             "k,kij->ij", self.weights, self.covariances + centred[:, :, None] * centred[:, None, :]
         )
 
-    def _placed(self, k: Tensor, z: Tensor) -> Tensor:
+    def _component_points(self, k: Tensor, z: Tensor) -> Tensor:
         z = z * self._variances[k].sqrt()
         z = z if self._axes is None else torch.einsum("nij,nj->ni", self._axes[k], z)
         return self._means[k] + z
@@ -167,13 +167,13 @@ class GaussianMixture(AbstractMixture):
         a = signal_scale(l)
         z, variances, logits = self._components(a, noise_scale(l), u)
         gain = broadcast(a, z) * self._variances.to(u) / variances
-        return self._mixed(logits, gain * z, self._means.to(u)).reshape(u.shape)
+        return self._mix(logits, gain * z, self._means.to(u)).reshape(u.shape)
 
     def predict_noise(self, l: Time, u: Tensor) -> Tensor:
         """eps(l, u) = b sum_k r_k (a^2 C_k + b^2)^{-1} (u - a m_k)."""
         b = noise_scale(l)
         z, variances, logits = self._components(signal_scale(l), b, u)
-        return self._mixed(logits, broadcast(b, z) * z / variances, None).reshape(u.shape)
+        return self._mix(logits, broadcast(b, z) * z / variances, None).reshape(u.shape)
 
     def score(self, t: Time, x: Tensor, sde: AbstractDiffusion | str | None = None) -> Tensor:
         """grad log p_t(x) = -sum_k r_k (alpha^2 C_k + sigma^2)^{-1} (x - alpha m_k), where
@@ -182,7 +182,7 @@ class GaussianMixture(AbstractMixture):
         kernel = self.under(sde)
         t = kernel.checked(t)
         z, variances, logits = self._components(kernel.alpha(t), kernel.sigma(t), x)
-        return self._mixed(logits, -z / variances, None).reshape(x.shape)
+        return self._mix(logits, -z / variances, None).reshape(x.shape)
 
     def _components(self, alpha: Time, sigma: Time, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """x - alpha m_k along each component's axes, its variances there, and log (w_k N_k(x)): (B,
@@ -200,16 +200,16 @@ class GaussianMixture(AbstractMixture):
         squares = z.square() / variances + variances.log() + math.log(2 * math.pi)
         return z, variances, self.weights.to(x).log() - 0.5 * squares.sum(dim=-1)
 
-    def _mixed(self, logits: Tensor, along: Tensor, offset: Tensor | None) -> Tensor:
+    def _mix(self, logits: Tensor, components: Tensor, offset: Tensor | None) -> Tensor:
         """sum_k r_k (axes_k along_k + offset_k), r the responsibilities."""
         r = torch.softmax(logits, dim=1)
-        along = along * r[:, :, None]
-        mixed = (
-            along.sum(dim=1)
+        components = components * r[:, :, None]
+        mixture = (
+            components.sum(dim=1)
             if self._axes is None
-            else torch.einsum("bkj,kij->bi", along, self._axes.to(along))
+            else torch.einsum("bkj,kij->bi", components, self._axes.to(components))
         )
-        return mixed if offset is None else mixed + r @ offset
+        return mixture if offset is None else mixture + r @ offset
 
 
 def _spectrum(covariances: Tensor, k: int, d: int) -> tuple[Tensor, Tensor | None]:

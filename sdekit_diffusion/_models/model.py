@@ -10,7 +10,7 @@ from sdekit.elementary import Time, broadcast, sigmoid, sqrt
 from sdekit_diffusion._diffusions.diffusion import AbstractDiffusion
 from sdekit_diffusion._diffusions.names import diffusion
 from sdekit_diffusion._inputs import require_tensor
-from sdekit_diffusion._models.affine import Affine, Asking
+from sdekit_diffusion._models.affine import Affine, NetworkCall
 
 
 def signal_scale(l: Time) -> Time:
@@ -85,14 +85,16 @@ class AbstractModel(ABC):
         b = noise_scale(l)
         return u * broadcast(1 / b, u) - self.predict_data(l, u) * broadcast(signal_scale(l) / b, u)
 
-    def asking(self) -> Asking | None:
-        """How its network is asked, where predictions are affine functions of one network's output;
-        None elsewhere.
+    def network_call(self) -> NetworkCall | None:
+        """How its network is called, if predictions are affine functions of one network's output;
+        else None.
         """
         return None
 
-    def affine(self, l: Tensor, what: Literal["data", "noise"]) -> Affine:
-        """A prediction at levels of any shape, float64, as that function: for models with `asking`.
+    def affine(self, l: Tensor, prediction: Literal["data", "noise"]) -> Affine:
+        """A prediction at levels of any shape, float64, as that function.
+
+        For models with a `network_call`.
 
         The coefficients are computed once for a whole solve, or the stages of an adaptive step.
 
@@ -137,9 +139,9 @@ class AbstractModel(ABC):
                 f"a {type(self).__name__} has no diffusion of its own: pass sde=VPSDE(), for "
                 "example"
             )
-        chosen = self.sde if sde is None else sde
-        assert chosen is not None
-        return diffusion(chosen)
+        selected = self.sde if sde is None else sde
+        assert selected is not None
+        return diffusion(selected)
 
     def rows(self, index: Tensor) -> Self:
         """The same model for some of the samples; itself if only x is per sample."""

@@ -19,7 +19,7 @@ ALIASES: dict[str, Prediction] = {
 }
 
 # Names that papers and programs give.
-MEANT: dict[str, Prediction] = {
+PUBLISHED_NAMES: dict[str, Prediction] = {
     **dict.fromkeys(("x0", "x_0", "x0_prediction", "x_prediction", "sample_prediction"), "data"),
     **dict.fromkeys(("eps", "eps_prediction", "epsilon_prediction", "noise_prediction"), "noise"),
     "v": "velocity",

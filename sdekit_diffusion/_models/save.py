@@ -21,8 +21,8 @@ from sdekit_diffusion._models.checkpoint import (
     CONFIG,
     FORMAT,
     MEAN,
-    STAGED,
     STATE,
+    TEMPORARY,
     WEIGHTS,
     CheckpointError,
     checksum,
@@ -32,7 +32,13 @@ from sdekit_diffusion._models.checkpoint import (
 )
 from sdekit_diffusion._models.score_model import ScoreModel
 from sdekit_diffusion._models.wrapped import require_own
-from sdekit_diffusion._storage.atomic import alone, flush, made, naming, replacing
+from sdekit_diffusion._storage.atomic import (
+    exclusive,
+    flush,
+    make_folder,
+    replace_atomically,
+    with_file_name,
+)
 
 
 def save(
@@ -73,7 +79,7 @@ def save(
         raise NotADirectoryError(
             f"{str(folder)!r} is a file: save writes a folder of several files; name another"
         )
-    with alone(made(Path(folder))):
+    with exclusive(make_folder(Path(folder))):
         return write(model, config, Path(folder), state)
 
 
@@ -103,7 +109,7 @@ def config_of(model: ScoreModel) -> dict[str, Any]:
             "given() was called on, and after load(folder) call "
             f"given({names.replace(', ', '=..., ')}=...) again"
         )
-    known = nets.registry.get(type(model.net).__name__) is type(model.net)
+    registered = nets.registry.get(type(model.net).__name__) is type(model.net)
     names = {kind: name for name, kind in DIFFUSIONS.items()}
     if type(model.sde) not in names:
         kind = type(model.sde).__name__
@@ -115,7 +121,7 @@ def config_of(model: ScoreModel) -> dict[str, Any]:
         "format": FORMAT,
         "net": {
             "class": type(model.net).__name__,
-            "config": getattr(model.net, "config", None) if known else None,
+            "config": getattr(model.net, "config", None) if registered else None,
         },
         "sde": {"name": names[type(model.sde)], **dataclasses.asdict(model.sde)},
         "predicts": model.predicts,
@@ -138,26 +144,26 @@ def write(
 ) -> Path:
     """`save` into a folder that no other process writes to."""
     assert isinstance(model.net, nn.Module)
-    before = files_of(folder)
+    old_files = files_of(folder)
     # None twice in memory.
     weights = {name: value.clone() for name, value in model.net.state_dict().items()}
     if isinstance(model.data_mean, Tensor):
         weights[MEAN] = model.data_mean.clone()
     parts = {WEIGHTS: weights} | ({} if state is None else {STATE: dict(state)})
-    new: set[str] = set()
+    new_files: set[str] = set()
     try:
         files = {part: _stage(tensors, folder, part) for part, tensors in parts.items()}
-        new |= {file["name"] for file in files.values()}
-        config |= {"files": files, "replaces": sorted(before - new)}
+        new_files |= {file["name"] for file in files.values()}
+        config |= {"files": files, "replaces": sorted(old_files - new_files)}
         config["sha256"] = checksum(config)
-        with replacing(folder / CONFIG) as path:
+        with replace_atomically(folder / CONFIG) as path:
             path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
             # Named in what stands beside by now: `files_of` knows them after a kill.
             for part, file in files.items():
-                os.replace(folder / STAGED[part], folder / file["name"])
+                os.replace(folder / TEMPORARY[part], folder / file["name"])
             flush(folder)
     finally:
-        _tidy(folder, before | new | set(STAGED.values()))
+        _remove_unreferenced(folder, old_files | new_files | set(TEMPORARY.values()))
     return folder
 
 
@@ -166,14 +172,14 @@ def _stage(tensors: dict[str, Tensor], folder: Path, part: str) -> dict[str, str
     content = serialised({name: value.detach().contiguous() for name, value in tensors.items()})
     sha256 = hashlib.sha256(content).hexdigest()
     name = f"{part}-{sha256[:12]}.safetensors"
-    path = folder / STAGED[part]
-    with naming(folder / name):
+    path = folder / TEMPORARY[part]
+    with with_file_name(folder / name):
         path.write_bytes(content)
         flush(path)
     return {"name": name, "sha256": sha256}
 
 
-def _tidy(folder: Path, names: Iterable[str]) -> None:
+def _remove_unreferenced(folder: Path, names: Iterable[str]) -> None:
     """Removes those of some files that config.json does not name; where it is damaged all stay."""
     try:
         files = read_config(folder)["files"] if (folder / CONFIG).exists() else {}

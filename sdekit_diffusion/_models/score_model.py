@@ -1,4 +1,4 @@
-"""`ScoreModel`: a denoiser from a network, whatever the network predicts and is told."""
+"""`ScoreModel`: a denoiser from a network, for any prediction and conditioning."""
 
 import copy
 import math
@@ -16,22 +16,22 @@ from torch import Tensor, nn
 from sdekit import computed, did_you_mean
 from sdekit.calling import (
     ChangedError,
+    accepts_swapped,
     changed_in_place,
     checked_call,
-    missing,
+    has_no_version_counter,
+    missing_arguments,
     require_call,
     require_order,
     require_real,
-    swapped,
-    uncounted,
 )
 from sdekit.elementary import Time, axpy, broadcast, clip, scaled, sqrt
 from sdekit_diffusion._diffusions.diffusion import LARGEST, AbstractDiffusion
 from sdekit_diffusion._diffusions.names import diffusion
 from sdekit_diffusion._inputs import require_tensor, shape_given
-from sdekit_diffusion._models.affine import Affine, Asking, constant
+from sdekit_diffusion._models.affine import Affine, NetworkCall, is_immutable
 from sdekit_diffusion._models.model import AbstractModel, noise_scale, signal_scale
-from sdekit_diffusion._models.prediction import ALIASES, DATA, MEANT, NOISE, Prediction
+from sdekit_diffusion._models.prediction import ALIASES, DATA, NOISE, PUBLISHED_NAMES, Prediction
 from sdekit_diffusion._models.wrapped import modules_of, require_plain, unwrapped
 from sdekit_diffusion.data import Scale
 
@@ -39,7 +39,7 @@ Conditioning = Literal["time", "log_snr", "sigma"] | tuple[float, float]
 
 
 @dataclass
-class _Moments:
+class _DataMoments:
     """Mean and standard deviation of the data, which the copies of a model share."""
 
     mean: Tensor | float = 0.0
@@ -119,15 +119,15 @@ class ScoreModel(nn.Module, AbstractModel):
             raise TypeError(f"net is a function or a module, called as net(x, t), not {given}")
         predicts = ALIASES.get(predicts, predicts)
         if predicts not in DATA:
-            near = did_you_mean(predicts, [*DATA, *ALIASES], MEANT)
-            raise ValueError(f"predicts = {predicts!r} is not one of {', '.join(DATA)}{near}")
+            suggestion = did_you_mean(predicts, [*DATA, *ALIASES], PUBLISHED_NAMES)
+            raise ValueError(f"predicts = {predicts!r} is not one of {', '.join(DATA)}{suggestion}")
         require_order(net, "x, t")
         self.net = net
         self.predicts: Prediction = cast(Prediction, predicts)
-        self.conditioning: Conditioning = _known(conditioning)
+        self.conditioning: Conditioning = _checked_conditioning(conditioning)
         self.sde = diffusion(sde)  # pyright: ignore[reportIncompatibleVariableOverride] - always known
         self.shape = None if shape is None else shape_given(shape)
-        self._moments = _Moments()
+        self._moments = _DataMoments()
         self.record_scale(data_mean, data_std)
         self.data_range = None if data_range is None else _range(data_range)
         self.scale = scale
@@ -160,19 +160,19 @@ class ScoreModel(nn.Module, AbstractModel):
                 f"data_std = {std} is not a positive number; it is the standard deviation of a "
                 "coordinate"
             )
-        found = torch.as_tensor(mean).detach()
-        if not bool(found.isfinite().all()):
+        tensor = torch.as_tensor(mean).detach()
+        if not bool(tensor.isfinite().all()):
             raise ValueError(f"data_mean must be finite, not {mean!r:.60}")
-        if found.ndim and self.shape is not None and tuple(found.shape) != self.shape:
+        if tensor.ndim and self.shape is not None and tuple(tensor.shape) != self.shape:
             raise ValueError(
-                f"data_mean has shape {tuple(found.shape)}, and a sample {self.shape}; give a "
+                f"data_mean has shape {tuple(tensor.shape)}, and a sample {self.shape}; give a "
                 "number, or a tensor shaped like one sample"
             )
-        if found.ndim:
-            wide = torch.promote_types(found.dtype, torch.float32)
-            self._moments.mean = found.to(device=self.place()[1], dtype=wide)
+        if tensor.ndim:
+            dtype = torch.promote_types(tensor.dtype, torch.float32)
+            self._moments.mean = tensor.to(device=self.place()[1], dtype=dtype)
         else:
-            self._moments.mean = float(found)
+            self._moments.mean = float(tensor)
         self._moments.std = std
 
     def given(self, **conditions: Any) -> Self:  # noqa: ANN401 - whatever the network takes
@@ -185,7 +185,7 @@ class ScoreModel(nn.Module, AbstractModel):
         model.conditions = {**self.conditions, **conditions}
         return model
 
-    def around(self, net: Callable[..., Tensor]) -> "ScoreModel":
+    def with_network(self, net: Callable[..., Tensor]) -> "ScoreModel":
         """The same model around another network, such as a compiled one."""
         model = ScoreModel(
             net,
@@ -201,10 +201,12 @@ class ScoreModel(nn.Module, AbstractModel):
         return model.given(**self.conditions)
 
     def rows(self, index: Tensor) -> Self:
-        own = self.entries()
-        if not own:
+        entries = self.entries()
+        if not entries:
             return self
-        return self.given(**{name: value[index.to(value.device)] for name, value in own.items()})
+        return self.given(
+            **{name: value[index.to(value.device)] for name, value in entries.items()}
+        )
 
     def entries(self) -> dict[str, Tensor]:
         return {
@@ -254,7 +256,7 @@ class ScoreModel(nn.Module, AbstractModel):
         dtype = next(self.parameters(), point).dtype
         if not isinstance(label, Tensor):
             label = torch.full((len(point),), label, dtype=dtype, device=point.device)
-        out = self._asked(point.to(dtype), label.to(dtype).expand(len(point)))
+        out = self._call_network(point.to(dtype), label.to(dtype).expand(len(point)))
         if self.plain and _OUTPUT.of is not None and _OUTPUT.of() is out:
             raise TypeError(
                 "this score returns what model(x, t) returned, the output of a network, which is "
@@ -269,40 +271,40 @@ class ScoreModel(nn.Module, AbstractModel):
             )
         return out
 
-    def _asked(self, point: Tensor, label: Tensor) -> Tensor:
-        """The network's output, refused where it is not shaped like the point."""
-        slowly = bool(self.conditions) or point.requires_grad or uncounted(point)
-        changes = point._version + label._version if not slowly else 0
-        ask = (
+    def _call_network(self, point: Tensor, label: Tensor) -> Tensor:
+        """The network's output, refused if it is not shaped like the point."""
+        checked = bool(self.conditions) or point.requires_grad or has_no_version_counter(point)
+        versions = point._version + label._version if not checked else 0
+        network = (
             partial(checked_call, "the network", self.net, **self.conditions)
-            if slowly
+            if checked
             else self.net
         )
         try:
-            out = ask(point, label)
+            out = network(point, label)
         except ChangedError:
             raise
         except Exception as error:
             self._explain(error, point, label)
             raise
-        if not slowly and point._version + label._version != changes:
+        if not checked and point._version + label._version != versions:
             raise changed_in_place("the network")
         if not isinstance(out, Tensor) or out.shape != point.shape or not out.is_floating_point():
-            self._refuse(out, point, label)
+            self._refuse_output(out, point, label)
         return out
 
-    def _asked_in(self, dtype: torch.dtype, point: Tensor, label: Tensor) -> Tensor:
-        """The network's output in the point's dtype; it is asked in its own, which labels have."""
+    def _call_network_in(self, dtype: torch.dtype, point: Tensor, label: Tensor) -> Tensor:
+        """The network's output in the point's dtype, computed in the network's own dtype."""
         if point.dtype == dtype:
-            return self._asked(point, label).to(dtype)
-        return self._asked(point.to(dtype), label).to(point.dtype)
+            return self._call_network(point, label).to(dtype)
+        return self._call_network(point.to(dtype), label).to(point.dtype)
 
     def _explain(self, error: Exception, point: Tensor, label: Tensor) -> None:
-        """Raises what tells more of a call that failed, if anything does."""
-        if swapped(partial(self.net, **self.conditions), point, label, point.shape):
-            raise TypeError(_SWAPPED) from error
+        """Raises a more informative error for a call that failed, if there is one."""
+        if accepts_swapped(partial(self.net, **self.conditions), point, label, point.shape):
+            raise TypeError(_SWAPPED_ARGUMENTS) from error
         if isinstance(error, TypeError):
-            if names := missing(self.net, point, label, **self.conditions):
+            if names := missing_arguments(self.net, point, label, **self.conditions):
                 arguments = ", ".join(f"{name}=..." for name in names)
                 raise TypeError(
                     f"the network also needs {', '.join(names)}: pass model.given({arguments}), "
@@ -316,12 +318,12 @@ class ScoreModel(nn.Module, AbstractModel):
                 **self.conditions,
             )
 
-    def _refuse(self, out: object, point: Tensor, label: Tensor) -> None:
+    def _refuse_output(self, out: object, point: Tensor, label: Tensor) -> None:
         """Raises for an output that is not real, or not shaped like the point."""
         if isinstance(out, Tensor) and out.shape == point.shape:
             require_real("the network", out, point)
-        if swapped(partial(self.net, **self.conditions), point, label, point.shape):
-            raise TypeError(_SWAPPED)
+        if accepts_swapped(partial(self.net, **self.conditions), point, label, point.shape):
+            raise TypeError(_SWAPPED_ARGUMENTS)
         if not isinstance(out, Tensor):
             raise TypeError(
                 f"the network returned {type(out).__name__}; it must return a tensor of x's shape"
@@ -331,36 +333,38 @@ class ScoreModel(nn.Module, AbstractModel):
             "it must return x's shape"
         )
 
-    def asking(self) -> Asking | None:
-        own = (getattr(type(self), name) for name in ("predict_data", "predict_noise", "forward"))
-        if (*own,) != (ScoreModel.predict_data, ScoreModel.predict_noise, ScoreModel.forward):
+    def network_call(self) -> NetworkCall | None:
+        methods = (
+            getattr(type(self), name) for name in ("predict_data", "predict_noise", "forward")
+        )
+        if (*methods,) != (ScoreModel.predict_data, ScoreModel.predict_noise, ScoreModel.forward):
             return None  # of a subclass, which may predict anything
         parameter = next(self.parameters(), None)
         if self._forward_hooks or self._forward_pre_hooks:
-            ask = self
+            network = self
         elif self.plain:
-            ask = self.forward
+            network = self.forward
         elif parameter is None:
-            ask = self._asked
+            network = self._call_network
         else:
-            ask = partial(self._asked_in, parameter.dtype)
-        known = (self.sde, self.predicts, self.conditioning) if constant(self.sde) else None
-        return Asking(ask, *self.place(), known)
+            network = partial(self._call_network_in, parameter.dtype)
+        key = (self.sde, self.predicts, self.conditioning) if is_immutable(self.sde) else None
+        return NetworkCall(network, *self.place(), key)
 
-    def affine(self, l: Tensor, what: Literal["data", "noise"]) -> Affine:
+    def affine(self, l: Tensor, prediction: Literal["data", "noise"]) -> Affine:
         size, label, alpha, sigma = self._levels(l)
-        own, out = (DATA if what == "data" else NOISE)[self.predicts](alpha, sigma)
-        return Affine(label, size, own * size, out)
+        skip, out = (DATA if prediction == "data" else NOISE)[self.predicts](alpha, sigma)
+        return Affine(label, size, skip * size, out)
 
     def predict_data(self, l: Time, u: Tensor) -> Tensor:
         point, label, alpha, sigma = self._inputs(l, u)
         a, b = DATA[self.predicts](alpha, sigma)
-        return _combined(a, point, b, self(point, label))
+        return _combine(a, point, b, self(point, label))
 
     def predict_noise(self, l: Time, u: Tensor) -> Tensor:
         point, label, alpha, sigma = self._inputs(l, u)
         a, b = NOISE[self.predicts](alpha, sigma)
-        return _combined(a, point, b, self(point, label))
+        return _combine(a, point, b, self(point, label))
 
     def _inputs(self, l: Time, u: Tensor) -> tuple[Tensor, Time, Time, Time]:
         """The point and the label that the network expects, with the alpha and sigma of that
@@ -382,7 +386,7 @@ class ScoreModel(nn.Module, AbstractModel):
         return size, self._label(t, sigma), alpha, sigma
 
     def _label(self, t: Time, sigma: Time) -> Time:
-        """What the network is told at time t of its own diffusion."""
+        """The label that the network receives at time t of its diffusion."""
         if isinstance(self.conditioning, tuple):
             return self.conditioning[0] * t + self.conditioning[1]
         return sigma if self.conditioning == "sigma" else t
@@ -397,22 +401,22 @@ class _Output(threading.local):
 _OUTPUT = _Output()
 
 
-_SWAPPED = (
+_SWAPPED_ARGUMENTS = (
     "a network, or a plain score, is called as net(x, t) here, and this one takes (t, x); pass "
     "lambda x, t: net(t, x)"
 )
 
 
-def _known(conditioning: Conditioning) -> Conditioning:
+def _checked_conditioning(conditioning: Conditioning) -> Conditioning:
     """As it is, a pair as a tuple of floats."""
     if isinstance(conditioning, str) and conditioning in ("time", "log_snr", "sigma"):
         return conditioning
     pair = _pair(conditioning)
     if pair is None or not all(map(math.isfinite, pair)):
-        near = did_you_mean(conditioning, ("time", "log_snr", "sigma"))
+        suggestion = did_you_mean(conditioning, ("time", "log_snr", "sigma"))
         raise ValueError(
             f"conditioning = {conditioning!r} is not 'time', 'log_snr', 'sigma' or a pair (a, b) "
-            f"of finite numbers for a t + b{near}"
+            f"of finite numbers for a t + b{suggestion}"
         )
     return pair
 
@@ -437,7 +441,7 @@ def _pair(given: object) -> tuple[float, float] | None:
     return float(first), float(second)
 
 
-def _combined(a: Time, x: Tensor, b: Time, out: Tensor) -> Tensor:
+def _combine(a: Time, x: Tensor, b: Time, out: Tensor) -> Tensor:
     """a x + b out."""
     scaled = out * broadcast(b, out)
     if isinstance(a, Tensor):
@@ -477,10 +481,10 @@ def as_model(
     elif isinstance(model, ScoreModel) and model.shape is None and shape is not None:
         model = model.given()  # a copy
         model.shape = shape_given(shape)
-    chosen = model.sde if sde is None else diffusion(sde)
-    if chosen is None:
+    selected = model.sde if sde is None else diffusion(sde)
+    if selected is None:
         raise ValueError(
             f"a {type(model).__name__} has no diffusion of its own: pass sde='vp', another name or "
             "a diffusion"
         )
-    return model, chosen
+    return model, selected

@@ -1,4 +1,4 @@
-"""Models within torch's wrappers: found again where that is safe, and otherwise refused by name."""
+"""Models within torch's wrappers: unwrapped if that is safe, else refused by name."""
 
 import functools
 import inspect
@@ -17,22 +17,22 @@ def unwrapped(model: object, kind: type) -> object:
     """
     if not isinstance(model, nn.Module) or isinstance(model, kind):
         return model
-    inner = _within(model)
-    found = None if inner is None else unwrapped(inner, kind)
-    if not isinstance(found, kind):
+    inner = _wrapped_module(model)
+    model_inside = None if inner is None else unwrapped(inner, kind)
+    if not isinstance(model_inside, kind):
         return model
-    net = getattr(found, "net", None)
-    around = getattr(found, "around", None)
-    if around is None or not isinstance(net, nn.Module):
-        return found
+    net = getattr(model_inside, "net", None)
+    with_network = getattr(model_inside, "with_network", None)
+    if with_network is None or not isinstance(net, nn.Module):
+        return model_inside
     if isinstance(model, DataParallel) and model.device_ids:
-        return around(DataParallel(net, model.device_ids, model.output_device, model.dim))
+        return with_network(DataParallel(net, model.device_ids, model.output_device, model.dim))
     compiler = getattr(model, "dynamo_ctx", None)
-    return found if compiler is None else around(compiler(net))
+    return model_inside if compiler is None else with_network(compiler(net))
 
 
-def _within(model: nn.Module) -> object:
-    """What a wrapper of torch wraps, None where the module is none."""
+def _wrapped_module(model: nn.Module) -> object:
+    """The module within a wrapper of torch; None if the module is not a wrapper."""
     if isinstance(model, DataParallel | DistributedDataParallel):
         return model.module
     return getattr(model, "_orig_mod", None)
@@ -65,18 +65,19 @@ def require_plain(score: object, kind: type) -> None:
             if isinstance(module, kind) or getattr(module, "original_name", None) in scripted
         ]
         if places:
-            where = places[0] and f", its .{places[0]},"
+            location = places[0] and f", its .{places[0]},"
             raise TypeError(
-                f"this {name} wraps a model{where} and its output is not a score; pass the model "
+                f"this {name} wraps a model{location} and its output is not a score; pass the "
+                "model "
                 f"itself, or wrap the network instead: ScoreModel({name}(net), ...). model(x, t) "
                 "is its network's output, in the model's own parametrisation; only a module that "
                 "returns model.score(t, x), or a score made of it, may go as a function that "
                 "calls it"
             )
     elif isinstance(owner := _owner(score), kind):
-        called = getattr(score, "__name__", "method")
+        method = getattr(score, "__name__", "method")
         raise TypeError(
-            f"this is the method {called} of a {type(owner).__name__}, not a score (x, t) of its "
+            f"this is the method {method} of a {type(owner).__name__}, not a score (x, t) of its "
             f"own; pass the {type(owner).__name__} itself, without sde= and shape="
         )
 
@@ -98,15 +99,15 @@ def modules_of(function: object) -> list[nn.Module]:
     """The modules that a function calls, as far as it shows them: through `functools.partial`, as
     the module of a method, or as variables that it uses.
     """
-    found: list[object] = []
+    values: list[object] = []
     while isinstance(function, functools.partial):
-        found += [*function.args, *function.keywords.values()]
+        values += [*function.args, *function.keywords.values()]
         function = function.func
-    found += [function, getattr(function, "__self__", None)]
+    values += [function, getattr(function, "__self__", None)]
     if inspect.isfunction(function):
         variables = inspect.getclosurevars(function)
-        found += [*variables.nonlocals.values(), *variables.globals.values()]
-    return [value for value in found if isinstance(value, nn.Module)]
+        values += [*variables.nonlocals.values(), *variables.globals.values()]
+    return [value for value in values if isinstance(value, nn.Module)]
 
 
 def require_own(model: object, kind: type, remedy: str) -> None:

@@ -22,9 +22,9 @@ from sdekit import (
 from sdekit_diffusion._models.model import AbstractModel
 from sdekit_diffusion._sampling.clock import clock_knots, on_clock
 from sdekit_diffusion._sampling.coordinates import Coordinates, Span
-from sdekit_diffusion._sampling.method import AbstractMethod, Descent
+from sdekit_diffusion._sampling.method import AbstractMethod, ReverseProblem
 from sdekit_diffusion._sampling.on_clock import require_clock
-from sdekit_diffusion._sampling.probability_flow import ADVICE, agreed, flow
+from sdekit_diffusion._sampling.probability_flow import ADVICE, solve_flow, solve_to_accuracy
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,13 +40,13 @@ class AbstractAdaptive(AbstractMethod, ABC):
                 "fixed steps"
             )
 
-    def require(self, down: Descent) -> None:
+    def require(self, problem: ReverseProblem) -> None:
         """Refuses what would be ignored.
 
         Raises:
             ValueError: for a number of steps, or states between the ends.
         """
-        if self.steps or down.save == "all":
+        if self.steps or problem.save == "all":
             raise ValueError(
                 "an adaptive method chooses its own steps: leave steps out and save='last', or set "
                 "rtol and atol"
@@ -68,11 +68,11 @@ class AbstractAdaptive(AbstractMethod, ABC):
             )
 
     @staticmethod
-    def told(down: Descent, solution: Solution) -> Solution:
+    def report_ends(problem: ReverseProblem, solution: Solution) -> Solution:
         """The solution, its two ends shown to the callback."""
-        if down.callback is not None:
-            for i, state in enumerate((down.u, solution.x)):
-                down.callback(Point(i, float(solution.ts[i]), state))
+        if problem.callback is not None:
+            for i, state in enumerate((problem.u, solution.x)):
+                problem.callback(Point(i, float(solution.ts[i]), state))
         return solution
 
 
@@ -136,19 +136,21 @@ class AdaptiveFlow(AbstractAdaptive):
             max_steps=self.max_steps,
         )
 
-    def carried(self, model: AbstractModel, u: Tensor, span: Span, *, after: int = 0) -> Solution:
-        """The `flow` over a span, to the tolerance or the accuracy."""
+    def solve_flow(
+        self, model: AbstractModel, u: Tensor, span: Span, *, after: int = 0
+    ) -> Solution:
+        """The `solve_flow` over a span, to the tolerance or the accuracy."""
         if self.accuracy is None:
-            return flow(model, u, span, self.solver, self.control, after=after)
+            return solve_flow(model, u, span, self.solver, self.control, after=after)
 
-        def control(tol: float) -> PIDController:
-            return replace(self, rtol=tol, atol=tol).control
+        def control(tolerance: float) -> PIDController:
+            return replace(self, rtol=tolerance, atol=tolerance).control
 
-        return agreed(model, u, span, self.solver, control, self.accuracy, after=after)
+        return solve_to_accuracy(model, u, span, self.solver, control, self.accuracy, after=after)
 
-    def run(self, down: Descent) -> Solution:
-        self.require(down)
-        return self.told(down, self.carried(down.model, down.u, down.span))
+    def run(self, problem: ReverseProblem) -> Solution:
+        self.require(problem)
+        return self.report_ends(problem, self.solve_flow(problem.model, problem.u, problem.span))
 
 
 @dataclass(frozen=True, eq=False)
@@ -198,28 +200,28 @@ class AdaptiveSDE(AbstractAdaptive):
                 f"AdaptiveFlow(); not {self.eta}"
             )
 
-    def run(self, down: Descent) -> Solution:
-        self.require(down)
-        problem = on_clock(down.model, self.eta)
-        require_clock(down, *(2 * self.eta**2 * l for l in down.span))
-        y = down.u / problem.scale(down.span[0])
-        ends = [float(problem.time(l)) for l in down.span]
+    def run(self, problem: ReverseProblem) -> Solution:
+        self.require(problem)
+        equation = on_clock(problem.model, self.eta)
+        require_clock(problem, *(2 * self.eta**2 * l for l in problem.span))
+        y = problem.u / equation.scale(problem.span[0])
+        ends = [float(equation.time(l)) for l in problem.span]
         control = PIDController(
             self.rtol, self.atol, proportional=0.1, integral=0.3, max_steps=self.max_steps
         )
-        ts = torch.tensor(down.span, dtype=torch.float64)
+        ts = torch.tensor(problem.span, dtype=torch.float64)
 
-        def seen(solution: Solution) -> Solution:
-            return replace(solution, x=solution.x * problem.scale(down.span[1]), ts=ts)
+        def converted(solution: Solution) -> Solution:
+            return replace(solution, x=solution.x * equation.scale(problem.span[1]), ts=ts)
 
         try:
             solution = solve(
-                problem, y, ends, solver=self.solver, noise=down.noise, control=control
+                equation, y, ends, solver=self.solver, noise=problem.noise, control=control
             )
         except UnfinishedError as error:
-            reached = torch.as_tensor(problem.parameter(error.reached))
-            raise UnfinishedError(seen(error.solution), reached, advice=ADVICE) from None
-        return self.told(down, seen(solution))
+            reached = torch.as_tensor(equation.parameter(error.reached))
+            raise UnfinishedError(converted(error.solution), reached, advice=ADVICE) from None
+        return self.report_ends(problem, converted(solution))
 
     def knots(self, coordinates: Coordinates, span: Span) -> Tensor:
         return clock_knots(self.eta, span)

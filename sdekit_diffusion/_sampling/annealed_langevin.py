@@ -14,7 +14,7 @@ from sdekit import AbstractSDE, EulerMaruyama, NotFiniteError, Point, Solution, 
 from sdekit.elementary import Time
 from sdekit_diffusion._models.model import AbstractModel, signal_scale
 from sdekit_diffusion._sampling.grids import AbstractGrid, UniformInLogSNR
-from sdekit_diffusion._sampling.method import AbstractMethod, Descent
+from sdekit_diffusion._sampling.method import AbstractMethod, ReverseProblem
 from sdekit_diffusion._sampling.techniques import langevin_step_size
 
 
@@ -86,8 +86,8 @@ class AnnealedLangevin(AbstractMethod):
         Song and Ermon 2019, arXiv 1907.05600, algorithm 1; 2020, arXiv 2006.09011.
     """
 
-    extra = 1  # the levels are the points
-    forgets = True  # as published, from uniform numbers
+    extra_steps = 1  # the levels are the points
+    accepts_any_start = True  # as published, from uniform numbers
 
     moves: int = 5
     size: float | None = None
@@ -113,36 +113,36 @@ class AnnealedLangevin(AbstractMethod):
                 f"{self.steps} and {self.size}"
             )
 
-    def run(self, down: Descent) -> Solution:
-        levels = self.grid.points(down.coordinates, down.span, self.steps - 1)
+    def run(self, problem: ReverseProblem) -> Solution:
+        levels = self.grid.points(problem.coordinates, problem.span, self.steps - 1)
         size = self.size
         if size is None:
             size = langevin_step_size(torch.exp(levels[-1] - levels), self.moves)
         elif self.convention == "ncsn":
             size = 0.5 * size
-        problem = Relaxation(down.model, levels.tolist(), self.moves, size)
+        equation = Relaxation(problem.model, levels.tolist(), self.moves, size)
         ts = torch.cat([levels[:1], levels])
         xs = []
 
         def report(point: Point) -> None:
-            level, within = divmod(point.step, self.moves)
-            if within:
+            level, remainder = divmod(point.step, self.moves)
+            if remainder:
                 return
             l = float(ts[level])
             u = point.x * signal_scale(l)
-            if down.save == "all":
+            if problem.save == "all":
                 xs.append(u)
-            if down.callback is not None:
-                down.callback(Point(level, l, u))
+            if problem.callback is not None:
+                problem.callback(Point(level, l, u))
 
         counts = torch.arange(len(levels) * self.moves + 1, dtype=torch.float64)
-        watch = report if down.save == "all" or down.callback is not None else None
+        callback = report if problem.save == "all" or problem.callback is not None else None
         try:
-            y = down.u / signal_scale(down.span[0])
+            y = problem.u / signal_scale(problem.span[0])
             solution = solve(
-                problem, y, counts, solver=EulerMaruyama(), noise=down.noise, callback=watch
+                equation, y, counts, solver=EulerMaruyama(), noise=problem.noise, callback=callback
             )
         except NotFiniteError as error:
-            raise error.seen(t=float(ts[-(-error.step // self.moves)])) from None
-        u = solution.x * signal_scale(down.span[1])
+            raise error.relocated(t=float(ts[-(-error.step // self.moves)])) from None
+        u = solution.x * signal_scale(problem.span[1])
         return replace(solution, x=u, xs=torch.stack(xs) if xs else None, ts=ts)

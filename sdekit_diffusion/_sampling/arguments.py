@@ -1,4 +1,4 @@
-"""What `sample` is given: its options as a type, and checks of them."""
+"""The arguments of `sample`: its options as a type, and checks."""
 
 import math
 from collections.abc import Callable
@@ -74,7 +74,9 @@ def require_choices(save: str, return_solution: bool, noise: object) -> None:
         )
 
 
-def dtype_of(given: torch.dtype | None, x_T: Tensor | None, own: torch.dtype) -> torch.dtype:
+def dtype_of(
+    requested: torch.dtype | None, x_T: Tensor | None, model_dtype: torch.dtype
+) -> torch.dtype:
     """The result's: as given, else that of x_T where it is wider than the model's, else the
     model's.
 
@@ -82,13 +84,15 @@ def dtype_of(given: torch.dtype | None, x_T: Tensor | None, own: torch.dtype) ->
         TypeError: for one that is not floating.
         ValueError: for one in which the digits of x_T would be lost.
     """
-    dtype = given or (own if x_T is None else torch.promote_types(own, x_T.dtype))
+    dtype = requested or (
+        model_dtype if x_T is None else torch.promote_types(model_dtype, x_T.dtype)
+    )
     if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
         raise TypeError(
             f"dtype is the state's and must be floating, such as torch.float32, not {dtype!r}"
         )
-    wide = torch.promote_types(dtype, torch.float32)
-    if x_T is not None and torch.promote_types(wide, x_T.dtype) != wide:
+    state_dtype = torch.promote_types(dtype, torch.float32)
+    if x_T is not None and torch.promote_types(state_dtype, x_T.dtype) != state_dtype:
         raise ValueError(
             f"x_T is {x_T.dtype} and dtype={dtype} would drop its digits: leave dtype out, or use "
             f"x_T.to({dtype})"
@@ -99,17 +103,20 @@ def dtype_of(given: torch.dtype | None, x_T: Tensor | None, own: torch.dtype) ->
 def require_start(x_T: Tensor, n: int, model: AbstractModel) -> None:
     """Refuses initial states that are no finite floating tensor, or of another shape or number."""
     if not isinstance(x_T, Tensor) or not x_T.is_floating_point() or x_T.ndim < 1:
-        given = x_T.dtype if isinstance(x_T, Tensor) else type(x_T).__name__
+        description = x_T.dtype if isinstance(x_T, Tensor) else type(x_T).__name__
         raise TypeError(
-            f"x_T must be a floating tensor of shape (n, *shape), not {given}; use torch.as_tensor "
+            f"x_T must be a floating tensor of shape (n, *shape), not {description}; use "
+            "torch.as_tensor "
             "and .float()"
         )
     fits = model.shape is None or tuple(x_T.shape[1:]) == tuple(model.shape)
     if n not in (1, len(x_T)) or not fits:
-        known = "(n, *shape)" if model.shape is None else f"(n, {', '.join(map(str, model.shape))})"
+        expected = (
+            "(n, *shape)" if model.shape is None else f"(n, {', '.join(map(str, model.shape))})"
+        )
         raise ValueError(
-            f"x_T has shape {tuple(x_T.shape)}; it must be {known}, with n = {n} left out or the "
-            "same"
+            f"x_T has shape {tuple(x_T.shape)}; it must be {expected}, with n = {n} left out or "
+            "the same"
         )
     finite = torch.isfinite(x_T).reshape(len(x_T), math.prod(x_T.shape[1:])).all(dim=1)
     if rows := (~finite).nonzero().flatten().tolist():
@@ -136,6 +143,6 @@ def shape_of(model: AbstractModel, shape: tuple[int, ...] | None) -> tuple[int, 
         raise ValueError(
             f"the model makes samples of shape {tuple(model.shape)}, not {tuple(shape)}"
         )
-    known = model.shape if shape is None else shape
-    assert known is not None
-    return tuple(known)
+    event = model.shape if shape is None else shape
+    assert event is not None
+    return tuple(event)

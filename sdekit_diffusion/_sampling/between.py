@@ -1,6 +1,4 @@
-"""Samples between two samples: all their noise is turned from that of the one to that of the
-other.
-"""
+"""Samples between two samples, by interpolation of all their noise."""
 
 import math
 from collections.abc import Iterator
@@ -29,7 +27,7 @@ from sdekit_diffusion._sampling.sample import sample
 
 
 @dataclass(frozen=True, eq=False)
-class Between(AbstractNoise):
+class InterpolatedNoise(AbstractNoise):
     """cos(pi u / 2) a + sin(pi u / 2) b of two independent noises, which has the law of either.
 
     Arguments:
@@ -45,10 +43,12 @@ class Between(AbstractNoise):
     def seed(self) -> int | Tensor:
         return self.a.seed
 
-    def rows(self, index: Tensor) -> "Between":
-        return Between(self.a.rows(index), self.b.rows(index), self.u[index.to(self.u.device)])
+    def rows(self, index: Tensor) -> "InterpolatedNoise":
+        return InterpolatedNoise(
+            self.a.rows(index), self.b.rows(index), self.u[index.to(self.u.device)]
+        )
 
-    def mixed(self, a: Tensor, b: Tensor) -> Tensor:
+    def interpolate(self, a: Tensor, b: Tensor) -> Tensor:
         """Tensors with the batch first."""
         # Both as sines, which are exactly 0 and 1 at the ends.
         return a * broadcast((0.5 * math.pi * (1 - self.u)).sin(), a) + b * broadcast(
@@ -59,13 +59,13 @@ class Between(AbstractNoise):
         pairs = (noise.answer(query) for noise in (self.a, self.b))
         for (wa, ha, za), (wb, hb, zb) in zip(*pairs, strict=True):
             w, h = (
-                None if a is None or b is None else self.mixed(a, b)
+                None if a is None or b is None else self.interpolate(a, b)
                 for a, b in ((wa, wb), (ha, hb))
             )
             z = (
                 None
                 if za is None or zb is None
-                else torch.stack([self.mixed(*pair) for pair in zip(za, zb, strict=True)])
+                else torch.stack([self.interpolate(*pair) for pair in zip(za, zb, strict=True)])
             )
             yield Increment(w, h, z)
 
@@ -109,32 +109,34 @@ def sample_between(
     """
     if n < 2:
         raise ValueError(f"n counts the samples with both ends, from 2 on, not {n}")
-    chosen = method_of(method)
-    if chosen.noise == "path":
+    sampler = method_of(method)
+    if sampler.noise == "path":
         raise ValueError(
-            f"{type(chosen).__name__} reads a Brownian path, which is not turned; choose a method "
+            f"{type(sampler).__name__} reads a Brownian path, which is not turned; choose a method "
             "with fixed steps, such as OnClock(eta=1.0), or one without noise, such as 'ode'"
         )
     model, diffusion = as_model(model, sde, shape)
     dtype, device = model.place()
     zero = torch.zeros(n, dtype=torch.int64, device=device)
     u = torch.linspace(0, 1, n, dtype=torch.float64, device=device)
-    noise = Between(WhiteNoise(first, index=zero), WhiteNoise(last, index=zero), u)
+    noise = InterpolatedNoise(WhiteNoise(first, index=zero), WhiteNoise(last, index=zero), u)
     event = shape_of(model, shape)
     coordinates = Coordinates.of(model, diffusion, event)
     start = float(coordinates.time(coordinates.span(model, end)[0]))
-    wide = torch.promote_types(dtype, torch.float32)
-    ends = [normal(seed, zero[:1], event, dtype=wide).expand(n, *event) for seed in (first, last)]
+    state_dtype = torch.promote_types(dtype, torch.float32)
+    ends = [
+        normal(seed, zero[:1], event, dtype=state_dtype).expand(n, *event) for seed in (first, last)
+    ]
     return sample(
         model,
         sde=diffusion,
-        method=chosen,
+        method=sampler,
         steps=steps,
         seed=first,
         noise=noise,
         end=end,
         denoise=denoise,
-        x_T=coordinates.physical(start, noise.mixed(*ends)),
+        x_T=coordinates.physical(start, noise.interpolate(*ends)),
         batch_size=batch_size,
         dtype=dtype,
     )

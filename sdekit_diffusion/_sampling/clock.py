@@ -30,7 +30,7 @@ _LARGEST = 0.99 * math.log(torch.finfo(torch.float64).max)  # of the logarithm o
 
 
 @dataclass(frozen=True, eq=False)
-class Denoising(Clocked):
+class DenoiserClocked(Clocked):
     """The equation of `on_clock` with the data predicted; whatever the model has per sample goes
     with its samples.
     """
@@ -74,7 +74,7 @@ def on_clock(
     if integrand == "velocity":
         return velocity_on_angle(model, VELOCITY_SCALE, own)
     if integrand == "noise":
-        prepare = partial(_prepared, model, eta, "noise")
+        prepare = partial(_prepare_prediction, model, eta, "noise")
         return Clocked(
             model.predict_noise,
             signal_scale,
@@ -87,28 +87,30 @@ def on_clock(
     def scale(l: Time) -> Time:
         return noise_scale(l) * exp(-(eta**2) * l)
 
-    prepare = partial(_prepared, model, eta, "data")
+    prepare = partial(_prepare_prediction, model, eta, "data")
     settings = {"own": own, "smooth": smooth_of(model), "prepare": prepare}
-    return Denoising(model.predict_data, scale, 1 + eta**2, 2 * eta**2, model=model, **settings)
+    return DenoiserClocked(
+        model.predict_data, scale, 1 + eta**2, 2 * eta**2, model=model, **settings
+    )
 
 
-Levels = Callable[[], tuple[Time, Time, Time]]
+Coefficients = Callable[[], tuple[Time, Time, Time]]
 
 
-def _prepared(
+def _prepare_prediction(
     model: AbstractModel,
     eta: float,
-    what: Literal["data", "noise"],
+    prediction: Literal["data", "noise"],
     ts: Sequence[float],
-    levels: Levels,
+    levels: Coefficients,
 ) -> list[Function] | None:
     """rate times a prediction at scale y, for each level, as functions of y."""
 
     def numbers() -> Affine:
         l, scale, rate = levels()
-        return model.affine(torch.as_tensor(l), what).at(scale).times(rate)
+        return model.affine(torch.as_tensor(l), prediction).at(scale).times(rate)
 
-    return prepared(model, ("clock", eta, what, *ts), len(ts), numbers)
+    return prepared(model, ("clock", eta, prediction, *ts), len(ts), numbers)
 
 
 def velocity_on_angle(
@@ -125,12 +127,12 @@ def velocity_on_angle(
         a, b, r = radius(l)
         return axpy(-(c * c) * a / (r * b), u, scaled(r / b, model.predict_data(l, u)))
 
-    def prepare(ts: Sequence[float], levels: Levels) -> list[Function] | None:
+    def prepare(ts: Sequence[float], levels: Coefficients) -> list[Function] | None:
         def numbers() -> Affine:
             l, scale, _ = levels()
             a, b, r = radius(l)
-            found = model.affine(torch.as_tensor(l), "data")
-            return found.times(r / b, plus=-(c * c) * a / (r * b)).at(scale)
+            denoiser = model.affine(torch.as_tensor(l), "data")
+            return denoiser.times(r / b, skip_term=-(c * c) * a / (r * b)).at(scale)
 
         return prepared(model, ("angle", c, *ts), len(ts), numbers)
 
@@ -158,7 +160,7 @@ def clock_knots(eta: float, span: Span) -> Tensor:
     return geometric(start, stop, math.ceil(math.log(stop / start, 4)))
 
 
-def on_steps(
+def piecewise_on_clock(
     model: AbstractModel,
     eta: Callable[[float], float],
     grid: Tensor,
@@ -180,11 +182,11 @@ def on_steps(
         Xue et al. 2023, arXiv 2309.05019, where eta is called tau.
     """
     l = grid.numpy()
-    middles = (0.5 * (grid[1:] + grid[:-1])).tolist()
-    levels = np.array([level(float(eta(middle))) for middle in middles])
-    total = np.append(0.0, np.cumsum(levels**2 * np.diff(l)))
-    total = total - np.interp(0.0, l, total)
-    exponent = PiecewiseLinear(tuple(l.tolist()), tuple(total.tolist()))
+    midpoints = (0.5 * (grid[1:] + grid[:-1])).tolist()
+    etas = np.array([checked_eta(float(eta(middle))) for middle in midpoints])
+    integral = np.append(0.0, np.cumsum(etas**2 * np.diff(l)))
+    integral = integral - np.interp(0.0, l, integral)
+    exponent = PiecewiseLinear(tuple(l.tolist()), tuple(integral.tolist()))
 
     def scale(l: Time) -> Time:
         return noise_scale(l) * exp(-exponent(l))
@@ -193,14 +195,14 @@ def on_steps(
         model.predict_data,
         scale,
         l,
-        log_a=l + total,
-        log_q=2 * total,
+        log_a=l + integral,
+        log_q=2 * integral,
         own=own,
         smooth=smooth_of(model),
     )
 
 
-def level(eta: float) -> float:
+def checked_eta(eta: float) -> float:
     """A noise level, refused unless it is a number from 0 on."""
     if not 0 <= eta < math.inf:
         raise ValueError(

@@ -12,7 +12,7 @@ from torch import Tensor
 from sdekit import NotFiniteError, Point, Solution, UnfinishedError, computed
 from sdekit.elementary import Time, broadcast, scaled, sqrt
 from sdekit_diffusion._diffusions.diffusion import AbstractDiffusion
-from sdekit_diffusion._models.affine import Affine, Asking
+from sdekit_diffusion._models.affine import Affine, NetworkCall
 from sdekit_diffusion._models.data_scale import data_scale
 from sdekit_diffusion._models.derived import AbstractDerivedModel
 from sdekit_diffusion._models.model import AbstractModel, noise_scale, signal_scale
@@ -37,7 +37,7 @@ class Standardised(AbstractDerivedModel):
     def shape(self) -> tuple[int, ...] | None:
         return self.model.shape if self.event is None else self.event
 
-    def _given(self, l: Time, u: Tensor) -> tuple[Time, Tensor]:
+    def _model_input(self, l: Time, u: Tensor) -> tuple[Time, Tensor]:
         """The level and the point at which the model of x_0 is asked."""
         level = l - math.log(self.std)
         a = signal_scale(level)
@@ -45,31 +45,35 @@ class Standardised(AbstractDerivedModel):
         return level, shifted(self.mean, a, scaled(r, u))
 
     def predict_data(self, l: Time, u: Tensor) -> Tensor:
-        level, point = self._given(l, u)
+        level, point = self._model_input(l, u)
         data = self.model.predict_data(level, point)
         return scaled(1 / self.std, shifted(self.mean, -1.0, data))
 
     def predict_noise(self, l: Time, u: Tensor) -> Tensor:
-        return self.model.predict_noise(*self._given(l, u))
+        return self.model.predict_noise(*self._model_input(l, u))
 
     @property
     def shifts(self) -> bool:
         """Whether the data have a mean."""
         return isinstance(self.mean, Tensor) or self.mean != 0
 
-    def asking(self) -> Asking | None:
-        inner = self.model.asking()
+    def network_call(self) -> NetworkCall | None:
+        inner = self.model.network_call()
         if inner is None:
             return None
         key = None if inner.key is None else (inner.key, self.std, self.shifts)
         return inner._replace(key=key, m=self.mean)
 
-    def affine(self, l: Tensor, what: Literal["data", "noise"]) -> Affine:
+    def affine(self, l: Tensor, prediction: Literal["data", "noise"]) -> Affine:
         level = l - math.log(self.std)
         a = signal_scale(level)
         r = sqrt((a * self.std) ** 2 + noise_scale(level) ** 2)
-        found = self.model.affine(level, what).at(r, a if self.shifts else 0.0)
-        return found if what == "noise" else found.times(1 / self.std, mean=-float(self.shifts))
+        affine_prediction = self.model.affine(level, prediction).at(r, a if self.shifts else 0.0)
+        return (
+            affine_prediction
+            if prediction == "noise"
+            else affine_prediction.times(1 / self.std, mean=-float(self.shifts))
+        )
 
 
 def shifted(mean: Tensor | float, factor: Time, x: Tensor) -> Tensor:
@@ -115,12 +119,12 @@ class Coordinates:
         model: AbstractModel, sde: AbstractDiffusion, shape: tuple[int, ...] | None = None
     ) -> "Coordinates":
         """Those for the data of a model."""
-        known = model.shape if shape is None else shape
-        scale = data_scale(model, known)
+        event = model.shape if shape is None else shape
+        scale = data_scale(model, event)
         mean = scale.mean
         if isinstance(mean, Tensor):
             mean = mean.to(model.place()[1])
-        return Coordinates(sde, mean, scale.std, tuple(known or ()))
+        return Coordinates(sde, mean, scale.std, tuple(event or ()))
 
     def standardised(self, model: AbstractModel) -> Standardised:
         """The model of u."""
@@ -157,7 +161,7 @@ class Coordinates:
         """x_0 = m + s z."""
         return shifted(self.mean, 1.0, scaled(self.std, z))
 
-    def _end(self, l: float, *, noisy: bool) -> tuple[float, float]:
+    def _end_scales(self, l: float, *, noisy: bool) -> tuple[float, float]:
         """p and q of x = p m + q u at an end of a flow: x is x_T at the noisy end, and x_t / alpha
         at the clean one.
         """
@@ -170,18 +174,18 @@ class Coordinates:
         """u at the first end of a span of l, from x_T or, at the clean end, the data with noise
         sigma / alpha.
         """
-        p, q = self._end(span[0], noisy=span[0] < span[1])
+        p, q = self._end_scales(span[0], noisy=span[0] < span[1])
         return scaled(1 / q, shifted(self.mean, -p, x))
 
     def leave(self, span: Span, u: Tensor) -> Tensor:
         """x at the last end of a span of l, in the sense of `enter`."""
-        p, q = self._end(span[1], noisy=span[1] < span[0])
+        p, q = self._end_scales(span[1], noisy=span[1] < span[0])
         return shifted(self.mean, p, scaled(q, u))
 
     def log_scaling(self, span: Span) -> float:
         """log of dx/du at the last end over that at the first, for one coordinate."""
-        first = self._end(span[0], noisy=span[0] < span[1])[1]
-        last = self._end(span[1], noisy=span[1] < span[0])[1]
+        first = self._end_scales(span[0], noisy=span[0] < span[1])[1]
+        last = self._end_scales(span[1], noisy=span[1] < span[0])[1]
         return math.log(last / first)
 
     def log_prior(self, span: Span, x: Tensor) -> Tensor:
@@ -192,8 +196,8 @@ class Coordinates:
         flat = u.reshape(len(u), math.prod(u.shape[1:])).to(torch.float64)
         pieces = flat.square().split(1 << 14, dim=1)  # each summed on one thread, in one order
         squares = torch.stack([piece.sum(dim=1) for piece in pieces]).cumsum(dim=0)[-1]
-        unit = math.log(2 * math.pi) + 2 * math.log(self._end(min(span), noisy=True)[1])
-        return -0.5 * (squares + flat.shape[1] * unit)
+        log_norm = math.log(2 * math.pi) + 2 * math.log(self._end_scales(min(span), noisy=True)[1])
+        return -0.5 * (squares + flat.shape[1] * log_norm)
 
     def span(self, model: AbstractModel, end: float) -> Span:
         """The range of l that the model and the diffusion share, down to sigma / alpha = end s.
@@ -213,10 +217,10 @@ class Coordinates:
             math.inf,
         )
         if not start < stop:
-            given = "" if model.sde is None else f" with a model of {model.sde}"
+            description = "" if model.sde is None else f" with a model of {model.sde}"
             raise ValueError(
                 f"nothing to solve: sigma / alpha runs from {self.std * math.exp(-start):.3g} to "
-                f"{self.std * math.exp(-stop):.3g} under {self.sde}{given}; choose a smaller "
+                f"{self.std * math.exp(-stop):.3g} under {self.sde}{description}; choose a smaller "
                 f"end{noisiest.more_noise} or another diffusion"
             )
         return start, stop
@@ -251,13 +255,13 @@ class Coordinates:
         t = float(self.time(point.t))
         return Point(point.step, t, self.physical(t, point.x))
 
-    def located(self, error: NotFiniteError, after: int, total: int) -> NotFiniteError:
+    def locate_failure(self, error: NotFiniteError, after: int, total: int) -> NotFiniteError:
         """A failure at the diffusion's time, in a batch of `total` rows, `after` of which come
         before.
         """
-        return error.seen(t=float(self.time(error.t)), after=after, total=total)
+        return error.relocated(t=float(self.time(error.t)), after=after, total=total)
 
-    def left_unfinished(self, span: Span, error: UnfinishedError, after: int) -> UnfinishedError:
+    def unfinished_flow(self, span: Span, error: UnfinishedError, after: int) -> UnfinishedError:
         """`unfinished` at the last end of a span, in the sense of `leave`."""
         solution = replace(
             error.solution,

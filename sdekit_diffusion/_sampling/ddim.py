@@ -11,12 +11,12 @@ from sdekit import AbstractSDE, AbstractSolver, Increment, Order, Solution, Step
 from sdekit.elementary import Time, axpy
 from sdekit_diffusion._sampling.coordinates import Coordinates, Span
 from sdekit_diffusion._sampling.grids import AbstractGrid, UniformInLogSNR
-from sdekit_diffusion._sampling.method import AbstractMethod, Descent
+from sdekit_diffusion._sampling.method import AbstractMethod, ReverseProblem
 from sdekit_diffusion._sampling.on_clock import OnClock
 
 
 @dataclass(frozen=True, eq=False)
-class Implicit(AbstractSolver):
+class DDIMStep(AbstractSolver):
     """The step of `DDIM` on the clock of the equation of noise level eta: y = x e^{eta^2
     l} / sigma, of which it knows D.
 
@@ -56,8 +56,8 @@ class Implicit(AbstractSolver):
                 assert noise.z is not None
                 r = (middle - t0) / (t1 - t0)
                 w = axpy(math.sqrt((1 - r) * (middle - t0)), noise.z[0], r * w)
-            data = self._data(problem, middle, self._moved(t0, middle, x, data, w))
-        return Step(self._moved(t0, t1, x, data, noise.w))
+            data = self._data(problem, middle, self._advance(t0, middle, x, data, w))
+        return Step(self._advance(t0, t1, x, data, noise.w))
 
     def _l(self, t: float) -> float:
         return math.log(t) / (2 * self.eta**2 or 1)
@@ -68,17 +68,17 @@ class Implicit(AbstractSolver):
         q = 2 * self.eta**2
         return problem.drift(t, y) * (q / a * math.exp((q - a) * self._l(t)) if q else 1.0)
 
-    def _moved(self, t0: float, t1: float, y: Tensor, data: Tensor, w: Tensor | None) -> Tensor:
+    def _advance(self, t0: float, t1: float, y: Tensor, data: Tensor, w: Tensor | None) -> Tensor:
         l0 = self._l(t0)
         l1 = self._l(t1)
         level = self.eta**2
         c = min(1.0, self.eta * math.sqrt(-math.expm1(2 * (l0 - l1))))
-        kept = math.sqrt(1 - c * c)
+        signal = math.sqrt(1 - c * c)
         scale = math.exp(level * l1)
         y = axpy(
-            scale * (math.exp(l1) - kept * math.exp(l0)),
+            scale * (math.exp(l1) - signal * math.exp(l0)),
             data,
-            scale * kept * math.exp(-level * l0) * y,
+            scale * signal * math.exp(-level * l0) * y,
         )
         return y if w is None else axpy(self.s_noise * scale * c / math.sqrt(t1 - t0), w, y)
 
@@ -132,20 +132,20 @@ class DDIM(AbstractMethod):
         if not (
             0 <= self.eta < math.inf and self.stages in (1, 2) and 0 <= self.s_noise < math.inf
         ):
-            given = f"{self.eta}, {self.stages} and {self.s_noise}"
-            raise ValueError(f"DDIM needs eta >= 0, 1 or 2 stages and s_noise >= 0, not {given}")
+            values = f"{self.eta}, {self.stages} and {self.s_noise}"
+            raise ValueError(f"DDIM needs eta >= 0, 1 or 2 stages and s_noise >= 0, not {values}")
 
     @property
     def solver(self) -> AbstractSolver:
         """Its step."""
-        return Implicit(self.eta, self.stages, self.s_noise)
+        return DDIMStep(self.eta, self.stages, self.s_noise)
 
     @property
     def _on_clock(self) -> OnClock:
         return OnClock(self.solver, self.eta, steps=self.steps, grid=self.grid)
 
-    def run(self, down: Descent) -> Solution:
-        return self._on_clock.run(down)
+    def run(self, problem: ReverseProblem) -> Solution:
+        return self._on_clock.run(problem)
 
     def knots(self, coordinates: Coordinates, span: Span) -> Tensor:
         return self._on_clock.knots(coordinates, span)

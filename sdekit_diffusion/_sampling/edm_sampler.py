@@ -12,7 +12,7 @@ from torch import Tensor
 from sdekit import AbstractSDE, AbstractSolver, Heun, Increment, Order, Solution, Step, computed
 from sdekit.elementary import Time, axpy
 from sdekit_diffusion._sampling.grids import AbstractGrid, UniformInLogSNR
-from sdekit_diffusion._sampling.method import AbstractMethod, Descent
+from sdekit_diffusion._sampling.method import AbstractMethod, ReverseProblem
 from sdekit_diffusion._sampling.on_clock import OnClock
 
 
@@ -106,13 +106,13 @@ class EDM(AbstractMethod):
             and 0 <= self.s_tmin <= self.s_tmax
             and 0 <= self.s_noise < math.inf
         ):
-            given = f"{self.s_churn}, {self.s_tmin}, {self.s_tmax} and {self.s_noise}"
+            values = f"{self.s_churn}, {self.s_tmin}, {self.s_tmax} and {self.s_noise}"
             raise ValueError(
-                f"EDM needs s_churn >= 0, 0 <= s_tmin <= s_tmax and s_noise >= 0, not {given}"
+                f"EDM needs s_churn >= 0, 0 <= s_tmin <= s_tmax and s_noise >= 0, not {values}"
             )
 
-    def run(self, down: Descent) -> Solution:
-        std = down.coordinates.std
-        largest = math.exp(-down.span[0])
+    def run(self, problem: ReverseProblem) -> Solution:
+        std = problem.coordinates.std
+        largest = math.exp(-problem.span[0])
         solver = Churn(self.s_churn, self.s_tmin / std, self.s_tmax / std, self.s_noise, largest)
-        return OnClock(solver, integrand="noise", steps=self.steps, grid=self.grid).run(down)
+        return OnClock(solver, integrand="noise", steps=self.steps, grid=self.grid).run(problem)

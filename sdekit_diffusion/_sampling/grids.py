@@ -1,4 +1,4 @@
-"""Grids: where a solve from noise to data takes its steps."""
+"""Grids of the steps of a solve from noise to data."""
 
 import math
 from abc import ABC, abstractmethod
@@ -14,7 +14,7 @@ from sdekit.elementary import Time, log1p, sigmoid
 from sdekit_diffusion._sampling.coordinates import Coordinates, Span
 
 # Between two l, the relative difference of sigma / alpha: ends that are nearer are the same.
-_SAME = 1e-3
+_TOLERANCE = 1e-3
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,7 +41,7 @@ class AbstractGrid(ABC):
         torch.Size([4, 1])
     """
 
-    follows: ClassVar[bool] = False
+    follows_model: ClassVar[bool] = False
 
     @property
     def count(self) -> int | None:
@@ -71,7 +71,7 @@ class Native(AbstractGrid):
 
     def points(self, coordinates: Coordinates, span: Span, steps: int) -> Tensor:
         t0, t1 = (float(coordinates.time(l)) for l in span)
-        return _ended(
+        return _with_exact_ends(
             coordinates.log_snr(coordinates.sde.spaced(t0, t1, uniform(0.0, 1.0, steps))), span
         )
 
@@ -91,7 +91,7 @@ class UniformInTime(AbstractGrid):
 
     def points(self, coordinates: Coordinates, span: Span, steps: int) -> Tensor:
         t0, t1 = (float(coordinates.time(l)) for l in span)
-        return _ended(coordinates.log_snr(uniform(t0, t1, steps)), span)
+        return _with_exact_ends(coordinates.log_snr(uniform(t0, t1, steps)), span)
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,7 +111,7 @@ class Quadratic(AbstractGrid):
 
     def points(self, coordinates: Coordinates, span: Span, steps: int) -> Tensor:
         t0, t1 = (float(coordinates.time(l)) for l in span)
-        return _ended(
+        return _with_exact_ends(
             coordinates.log_snr(uniform(math.sqrt(t0), math.sqrt(t1), steps).square()), span
         )
 
@@ -135,15 +135,15 @@ class GeometricInSigma(AbstractGrid):
     def points(self, coordinates: Coordinates, span: Span, steps: int) -> Tensor:
         sigma = coordinates.sde.sigma
         start, stop = (math.log(float(sigma(float(coordinates.time(l))))) for l in span)
-        wanted = uniform(start, stop, steps)
-        low = torch.full_like(wanted, span[0])
-        high = torch.full_like(wanted, span[1])
+        targets = uniform(start, stop, steps)
+        low = torch.full_like(targets, span[0])
+        high = torch.full_like(targets, span[1])
         for _ in range(64):  # bisection: sigma falls as l rises
             l = 0.5 * (low + high)
-            above = torch.as_tensor(sigma(coordinates.time(l))).log() > wanted
+            above = torch.as_tensor(sigma(coordinates.time(l))).log() > targets
             low = torch.where(above, l, low)
             high = torch.where(above, high, l)
-        return _ended(0.5 * (low + high), span)
+        return _with_exact_ends(0.5 * (low + high), span)
 
 
 @dataclass(frozen=True, eq=False)
@@ -174,7 +174,7 @@ class Karras(AbstractGrid):
 
     def points(self, coordinates: Coordinates, span: Span, steps: int) -> Tensor:
         root0, root1 = (math.exp(-l / self.rho) for l in span)
-        return _ended(-self.rho * uniform(root0, root1, steps).log(), span)
+        return _with_exact_ends(-self.rho * uniform(root0, root1, steps).log(), span)
 
 
 @dataclass(frozen=True, eq=False)
@@ -213,7 +213,7 @@ class Focused(AbstractGrid):
         torch.Size([4, 1])
     """
 
-    follows = True
+    follows_model = True
 
     share: float = 0.8
 
@@ -226,10 +226,10 @@ class Focused(AbstractGrid):
     def points(self, coordinates: Coordinates, span: Span, steps: int) -> Tensor:
         l = uniform(*span, 4000)
         v = torch.as_tensor(smooth(l, coordinates.dimension))
-        even = torch.linspace(0, 1, len(l), dtype=torch.float64)
-        mass = self.share * (v - v[0]) / (v[-1] - v[0]) + (1 - self.share) * even
-        wanted = uniform(0.0, 1.0, steps).numpy()
-        return _ended(torch.from_numpy(np.interp(wanted, mass.numpy(), l.numpy())), span)
+        uniform_mass = torch.linspace(0, 1, len(l), dtype=torch.float64)
+        mass = self.share * (v - v[0]) / (v[-1] - v[0]) + (1 - self.share) * uniform_mass
+        targets = uniform(0.0, 1.0, steps).numpy()
+        return _with_exact_ends(torch.from_numpy(np.interp(targets, mass.numpy(), l.numpy())), span)
 
 
 def smooth(l: Time, dimension: int) -> Time:
@@ -268,7 +268,7 @@ class Equidistributed(AbstractGrid):
         de Boor 1974, "Good approximation by splines with variable knots II".
     """
 
-    follows = True
+    follows_model = True
 
     l: Tensor
     density: Tensor
@@ -286,12 +286,14 @@ class Equidistributed(AbstractGrid):
 
     def points(self, coordinates: Coordinates, span: Span, steps: int) -> Tensor:
         l = self.l + math.log(coordinates.std)
-        if not (float(l[0]) - _SAME <= span[0] < span[1] <= float(l[-1]) + _SAME):
-            raise ValueError(f"{_known(l, span, coordinates.std)}; give a density for that range")
+        if not (float(l[0]) - _TOLERANCE <= span[0] < span[1] <= float(l[-1]) + _TOLERANCE):
+            raise ValueError(
+                f"{_range_mismatch(l, span, coordinates.std)}; give a density for that range"
+            )
         mass = torch.cat([torch.zeros(1), torch.cumulative_trapezoid(self.density, l)]).numpy()
         start, stop = np.interp(span, l.numpy(), mass).tolist()
-        wanted = uniform(start, stop, steps).numpy()
-        return _ended(torch.from_numpy(np.interp(wanted, mass, l.numpy())), span)
+        targets = uniform(start, stop, steps).numpy()
+        return _with_exact_ends(torch.from_numpy(np.interp(targets, mass, l.numpy())), span)
 
 
 @dataclass(frozen=True, eq=False)
@@ -314,7 +316,7 @@ class Given(AbstractGrid):
         torch.Size([4, 1])
     """
 
-    follows = True
+    follows_model = True
 
     l: Tensor
 
@@ -339,26 +341,28 @@ class Given(AbstractGrid):
                 f"give {self.count}"
             )
         l = self.l + math.log(coordinates.std)
-        points = _ended(l.clone(), span)
+        points = _with_exact_ends(l.clone(), span)
         if not (
-            np.allclose(l[[0, -1]], span, rtol=0, atol=_SAME) and bool((points.diff() > 0).all())
+            np.allclose(l[[0, -1]], span, rtol=0, atol=_TOLERANCE)
+            and bool((points.diff() > 0).all())
         ):
             raise ValueError(
-                f"{_known(l, span, coordinates.std)}; give points that end there, or pass another "
+                f"{_range_mismatch(l, span, coordinates.std)}; give points that end there, or pass "
+                "another "
                 "end="
             )
         return points
 
 
-def _known(l: Tensor, span: Span, std: float) -> str:
-    has, asked = (
+def _range_mismatch(l: Tensor, span: Span, std: float) -> str:
+    available, required = (
         f"{std * math.exp(-a):.6g} to {std * math.exp(-b):.6g}" for a, b in ((l[0], l[-1]), span)
     )
-    return f"the grid is known from sigma / alpha = {has}, and asked for from {asked}"
+    return f"the grid is known from sigma / alpha = {available}, and asked for from {required}"
 
 
-def _ended(l: Tensor | float, span: Span) -> Tensor:
-    """Points whose ends are exact, where formulas round."""
+def _with_exact_ends(l: Tensor | float, span: Span) -> Tensor:
+    """Points with exact ends, which formulas may round."""
     points = torch.as_tensor(l)
     points[0], points[-1] = span
     return points
@@ -375,23 +379,23 @@ GRIDS: dict[str, AbstractGrid] = {
 }
 
 
-def grid_of(given: AbstractGrid | str) -> AbstractGrid:
+def grid_of(choice: AbstractGrid | str) -> AbstractGrid:
     """A grid from its name.
 
     Raises:
         TypeError: for what is neither a name nor a grid.
         ValueError: for an unknown name.
     """
-    if isinstance(given, AbstractGrid):
-        return given
-    if not isinstance(given, str):
+    if isinstance(choice, AbstractGrid):
+        return choice
+    if not isinstance(choice, str):
         raise TypeError(
-            f"grid must be a name or a grid, not {type(given).__name__}; points of your own go as "
+            f"grid must be a name or a grid, not {type(choice).__name__}; points of your own go as "
             "Given(l), with l = log(alpha / sigma) increasing, -torch.log(sigmas) where alpha = 1"
         )
-    if given not in GRIDS:
+    if choice not in GRIDS:
         raise ValueError(
-            f"unknown grid {given!r}{did_you_mean(given, GRIDS)}; choose one of "
+            f"unknown grid {choice!r}{did_you_mean(choice, GRIDS)}; choose one of "
             f"{', '.join(GRIDS)}, or pass a grid such as Karras(rho=7)"
         )
-    return GRIDS[given]
+    return GRIDS[choice]

@@ -16,11 +16,11 @@ from sdekit import (
     solve,
 )
 from sdekit.elementary import Time, scaled
-from sdekit_diffusion._models.affine import Affine, Function, constant, prepared
+from sdekit_diffusion._models.affine import Affine, Function, is_immutable, prepared
 from sdekit_diffusion._models.model import AbstractModel
 from sdekit_diffusion._sampling.coordinates import Coordinates, Span
 from sdekit_diffusion._sampling.grids import AbstractGrid, Native
-from sdekit_diffusion._sampling.method import AbstractMethod, Descent
+from sdekit_diffusion._sampling.method import AbstractMethod, ReverseProblem
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,15 +34,15 @@ class _Score:
     table: Mapping[float, Function] = field(default_factory=dict)
 
     def __call__(self, t: Time, x: Tensor) -> Tensor:
-        known = None if isinstance(t, Tensor) else self.table.get(t)
-        if known is not None:
-            return known(x)
+        function = None if isinstance(t, Tensor) else self.table.get(t)
+        if function is not None:
+            return function(x)
         eps = self.model.predict_noise(self.coordinates.log_snr(t), self.coordinates.standard(t, x))
         return scaled(-1 / self.coordinates.sde.sigma(t), eps)
 
     def tabulated(self, ts: Sequence[float]) -> "_Score":
         """The same with what depends on the times of a grid computed at once."""
-        functions = self._prepared(ts, "score", lambda t, score: score)
+        functions = self._prepare_score(ts, "score", lambda t, score: score)
         return replace(self, table=dict(zip(ts, functions or (), strict=bool(functions))))
 
     def slopes(self, factor: float, ts: Sequence[float]) -> Mapping[float, Function]:
@@ -53,16 +53,16 @@ class _Score:
 
         def slope(t: Tensor, score: Affine) -> Affine:
             g = torch.as_tensor(sde.g(t), dtype=torch.float64)
-            return score.times(-factor * g * g, plus=sde.f(t))
+            return score.times(-factor * g * g, skip_term=sde.f(t))
 
-        functions = self._prepared(ts, factor, slope)
+        functions = self._prepare_score(ts, factor, slope)
         return dict(zip(ts, functions or (), strict=bool(functions)))
 
-    def _prepared(
+    def _prepare_score(
         self,
         ts: Sequence[float],
-        what: Hashable,
-        made: Callable[[Tensor, Affine], Affine],
+        name: Hashable,
+        transform: Callable[[Tensor, Affine], Affine],
     ) -> list[Function] | None:
         """What is made of the score at the times of a grid."""
         coordinates = self.coordinates
@@ -73,9 +73,9 @@ class _Score:
             r = coordinates.radius(t)
             shift = -sde.alpha(t) / r if coordinates.shifts else 0.0
             eps = self.model.affine(torch.as_tensor(coordinates.log_snr(t)), "noise")
-            return made(t, eps.at(1 / r, shift).times(-1 / sde.sigma(t)))
+            return transform(t, eps.at(1 / r, shift).times(-1 / sde.sigma(t)))
 
-        key = ("time", sde, what, *ts) if constant(sde) else None
+        key = ("time", sde, name, *ts) if is_immutable(sde) else None
         return prepared(self.model, key, len(ts), numbers)
 
 
@@ -108,34 +108,34 @@ class InTime(AbstractMethod):
     steps: int = field(default=1000, kw_only=True)
     grid: AbstractGrid = field(default=Native(), kw_only=True)
 
-    def run(self, down: Descent) -> Solution:
-        coordinates = down.coordinates
-        score = _Score(down.model, coordinates)
-        problem = ReverseSDE(
+    def run(self, problem: ReverseProblem) -> Solution:
+        coordinates = problem.coordinates
+        score = _Score(problem.model, coordinates)
+        equation = ReverseSDE(
             coordinates.sde, score, self.eta, prepare=partial(score.slopes, 0.5 * (1 + self.eta**2))
         )
-        grid = self.points(down)
+        grid = self.points(problem)
         times = torch.as_tensor(coordinates.time(grid))
 
         def report(point: Point) -> None:
-            assert down.callback is not None
+            assert problem.callback is not None
             u = coordinates.standard(point.t, point.x)
-            down.callback(Point(point.step, float(grid[point.step]), u))
+            problem.callback(Point(point.step, float(grid[point.step]), u))
 
-        x = coordinates.physical(float(times[0]), down.u)
-        watch = down.callback and report
+        x = coordinates.physical(float(times[0]), problem.u)
+        callback = problem.callback and report
         try:
             solution = solve(
-                problem,
+                equation,
                 x,
                 times,
                 solver=self.solver,
-                noise=down.noise,
-                save=down.save,
-                callback=watch,
+                noise=problem.noise,
+                save=problem.save,
+                callback=callback,
             )
         except NotFiniteError as error:
-            raise error.seen(t=float(coordinates.log_snr(error.t))) from None
+            raise error.relocated(t=float(coordinates.log_snr(error.t))) from None
         xs = solution.xs
         if xs is not None:
             xs = torch.stack(

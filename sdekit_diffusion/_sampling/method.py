@@ -18,19 +18,19 @@ from sdekit_diffusion._sampling.grids import AbstractGrid
 
 
 @dataclass(frozen=True, eq=False)
-class Descent:
-    """What a method solves: the reverse equation from the noisy end of a span of l to its clean
-    end.
+class ReverseProblem:
+    """The problem that a method solves: the reverse equation from the noisy end of a span of l to
+    its clean end.
 
     States are u and times are l as in `Coordinates`, whatever the diffusion.
 
     Arguments:
         model: whose reverse equation; of data with mean 0 and standard deviation 1.
-        coordinates: the way to a diffusion, in whose time grids may be even and solvers may run.
+        coordinates: the conversion to a diffusion, for grids and solvers in its time.
         u: the states at the noisy end, `(batch, *event)`.
         span: l at both ends.
         noise: row i is the noise of state i.
-        save: whether the states at all points of the grid are wanted.
+        save: whether the states at all points of the grid are returned.
         callback: called with each `Point` (step, l, u).
 
     Example:
@@ -38,9 +38,9 @@ class Descent:
         >>> @dataclass(frozen=True, eq=False)
         ... class Reporting(sd.AbstractMethod):
         ...     method: sd.AbstractMethod
-        ...     def run(self, down):
-        ...         print(tuple(down.u.shape), down.span[0] < down.span[1])
-        ...         return self.method.run(down)
+        ...     def run(self, problem):
+        ...         print(tuple(problem.u.shape), problem.span[0] < problem.span[1])
+        ...         return self.method.run(problem)
         >>> model = sd.GaussianMixture([0.5, 0.5], [[-1.0], [1.0]], [0.1, 0.1])
         >>> x = sd.sample(model, 4, sde="vp", method=Reporting(sd.DDIM(steps=5)), seed=0)
         (4, 1) True
@@ -59,7 +59,7 @@ class Descent:
 class AbstractMethod(ABC):
     """A sampling method: an equation in reverse time, a solver, and a grid.
 
-    A subclass defines `run`, which solves a `Descent` in standardised coordinates u and l.
+    A subclass defines `run`, which solves a `ReverseProblem` in standardised coordinates u and l.
 
     Arguments:
         steps, grid: the number of steps and their grid, unless `sample` receives others.
@@ -70,30 +70,30 @@ class AbstractMethod(ABC):
         ... class Switched(sd.AbstractMethod):  # another method from l = 0 on
         ...     high: sd.AbstractMethod
         ...     low: sd.AbstractMethod
-        ...     def run(self, down):
-        ...         first = self.high.run(replace(down, span=(down.span[0], 0.0)))
-        ...         return self.low.run(replace(down, u=first.x, span=(0.0, down.span[1])))
+        ...     def run(self, problem):
+        ...         first = self.high.run(replace(problem, span=(problem.span[0], 0.0)))
+        ...         return self.low.run(replace(problem, u=first.x, span=(0.0, problem.span[1])))
         >>> method = Switched(sd.DDIM(steps=10), sd.OnClock(steps=5))
         >>> model = sd.GaussianMixture([0.5, 0.5], [[-1.0], [1.0]], [0.1, 0.1])
         >>> sd.sample(model, 4, sde="vp", method=method, seed=0).shape
         torch.Size([4, 1])
     """
 
-    noise: ClassVar[Literal["white", "path"]] = "white"  # what it reads unless told otherwise
-    extra: ClassVar[int] = 0  # what `steps` counts beyond the steps of the grid
-    # Whether x_T may be of another law, which is forgotten on the way.
-    forgets: ClassVar[bool] = False
+    noise: ClassVar[Literal["white", "path"]] = "white"  # the noise unless `sample` has another
+    extra_steps: ClassVar[int] = 0  # what `steps` counts beyond the steps of the grid
+    # Whether x_T may have another law, on which the result does not depend.
+    accepts_any_start: ClassVar[bool] = False
 
     steps: int = field(default=0, kw_only=True)
     grid: AbstractGrid | None = field(default=None, kw_only=True)
 
-    def points(self, down: Descent) -> Tensor:
+    def points(self, problem: ReverseProblem) -> Tensor:
         """l at the ends of the steps."""
         assert self.grid is not None
-        return self.grid.points(down.coordinates, down.span, self.steps)
+        return self.grid.points(problem.coordinates, problem.span, self.steps)
 
     @abstractmethod
-    def run(self, down: Descent) -> Solution:
+    def run(self, problem: ReverseProblem) -> Solution:
         """The solution in u and l.
 
         Raises:

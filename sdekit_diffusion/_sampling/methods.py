@@ -1,4 +1,4 @@
-"""Each named sampler is a line of a table."""
+"""The table of named sampling methods."""
 
 from dataclasses import replace
 from typing import Any
@@ -30,7 +30,7 @@ from sdekit_diffusion._sampling.method import AbstractMethod
 from sdekit_diffusion._sampling.on_clock import OnClock
 
 
-def _published(solver: AbstractSolver, steps: int = 100, **settings: Any) -> OnClock:  # noqa: ANN401
+def _uniform_in_log_snr(solver: AbstractSolver, steps: int = 100, **settings: Any) -> OnClock:  # noqa: ANN401
     """On the clock, with steps uniform in log-SNR."""
     return OnClock(solver, steps=steps, grid=UniformInLogSNR(), **settings)
 
@@ -38,23 +38,23 @@ def _published(solver: AbstractSolver, steps: int = 100, **settings: Any) -> OnC
 METHODS: dict[str, AbstractMethod] = {
     "default": OnClock(integrand="velocity"),
     "sde": OnClock(eta=1.0, grid=Focused(0.3)),
-    "ddim": _published(AdamsBashforth(1)),
-    "ddpm": _published(AdamsBashforth(1), 1000, eta=1.0),
-    "dpmpp_2m": _published(DPMSolver(2)),
-    "dpmpp_3m": _published(DPMSolver(3)),
-    "dpmpp_2m_sde": _published(DPMSolver(2), eta=1.0),
-    "dpmpp_3m_sde": _published(DPMSolver(3, "heun"), eta=1.0),
-    "deis": _published(DEIS(3), integrand="noise"),
-    "lms": _published(DEIS(4, "rho"), integrand="noise"),
-    "unipc": _published(UniPC(2)),
-    "abm": _published(AdamsMoulton(2, variable="l")),
-    "sa": _published(AdamsMoulton(2, variable="l"), eta=1.0),
-    "heun": _published(Heun(), 50, integrand="noise"),
+    "ddim": _uniform_in_log_snr(AdamsBashforth(1)),
+    "ddpm": _uniform_in_log_snr(AdamsBashforth(1), 1000, eta=1.0),
+    "dpmpp_2m": _uniform_in_log_snr(DPMSolver(2)),
+    "dpmpp_3m": _uniform_in_log_snr(DPMSolver(3)),
+    "dpmpp_2m_sde": _uniform_in_log_snr(DPMSolver(2), eta=1.0),
+    "dpmpp_3m_sde": _uniform_in_log_snr(DPMSolver(3, "heun"), eta=1.0),
+    "deis": _uniform_in_log_snr(DEIS(3), integrand="noise"),
+    "lms": _uniform_in_log_snr(DEIS(4, "rho"), integrand="noise"),
+    "unipc": _uniform_in_log_snr(UniPC(2)),
+    "abm": _uniform_in_log_snr(AdamsMoulton(2, variable="l")),
+    "sa": _uniform_in_log_snr(AdamsMoulton(2, variable="l"), eta=1.0),
+    "heun": _uniform_in_log_snr(Heun(), 50, integrand="noise"),
     "edm": EDM(s_churn=40, s_tmin=0.05, s_tmax=50),
-    "exp_heun": _published(ClockedHeun(), 50),
-    "dpm_2": _published(DPMSolverSingle(2), 50, integrand="noise"),
-    "dpmpp_2s": _published(DPMSolverSingle(2), 50),
-    "dpmpp_3s": _published(DPMSolverSingle(3), 33),
+    "exp_heun": _uniform_in_log_snr(ClockedHeun(), 50),
+    "dpm_2": _uniform_in_log_snr(DPMSolverSingle(2), 50, integrand="noise"),
+    "dpmpp_2s": _uniform_in_log_snr(DPMSolverSingle(2), 50),
+    "dpmpp_3s": _uniform_in_log_snr(DPMSolverSingle(3), 33),
     "dpmpp_sde": DDIM(eta=1.0, stages=2, steps=50),
     "euler_maruyama": InTime(EulerMaruyama()),
     "reverse_diffusion": InTime(ReverseDiffusion()),
@@ -66,7 +66,7 @@ METHODS: dict[str, AbstractMethod] = {
     "adaptive_sde": AdaptiveSDE(),
 }
 # Names that papers and other libraries give.
-_MEANT = {
+_PUBLISHED_NAMES = {
     "euler": "euler_maruyama", "em": "euler_maruyama", "euler_a": "ddpm",
     "euler_ancestral": "ddpm", "sample_euler_ancestral": "ddpm", "sample_heun": "heun",
     "ddpmscheduler": "ddpm", "ddimscheduler": "ddim", "heundiscretescheduler": "heun",
@@ -81,7 +81,7 @@ _MEANT = {
 
 
 def method_of(
-    given: AbstractMethod | AbstractSolver | str,
+    choice: AbstractMethod | AbstractSolver | str,
     steps: int | None = None,
     grid: AbstractGrid | str | None = None,
 ) -> AbstractMethod:
@@ -95,17 +95,17 @@ def method_of(
         TypeError: for a method whose grid is none, such as its name.
         ValueError: for an unknown name.
     """
-    if isinstance(given, AbstractMethod):
-        method = given
-    elif isinstance(given, AbstractSolver):
-        method = InTime(given, eta=1.0 if "additive" in given.order else 0.0)
-    elif given not in METHODS:
+    if isinstance(choice, AbstractMethod):
+        method = choice
+    elif isinstance(choice, AbstractSolver):
+        method = InTime(choice, eta=1.0 if "additive" in choice.order else 0.0)
+    elif choice not in METHODS:
         raise ValueError(
-            f"unknown method {given!r}; choose one of {', '.join(METHODS)}, or pass a solver or a "
-            f"method object{did_you_mean(given, METHODS, _MEANT)}"
+            f"unknown method {choice!r}; choose one of {', '.join(METHODS)}, or pass a solver or a "
+            f"method object{did_you_mean(choice, METHODS, _PUBLISHED_NAMES)}"
         )
     else:
-        method = METHODS[given]
+        method = METHODS[choice]
     method = method if grid is None else replace(method, grid=grid_of(grid))
     if not isinstance(method.grid, AbstractGrid | None):
         raise TypeError(
@@ -113,8 +113,10 @@ def method_of(
             "sample(grid=)"
         )
     if steps is None and method.grid is not None and method.grid.count is not None:
-        own = type(method).__dataclass_fields__["steps"].default
+        default_steps = type(method).__dataclass_fields__["steps"].default
         steps = (
-            method.grid.count + method.extra if grid is not None or method.steps == own else None
+            method.grid.count + method.extra_steps
+            if grid is not None or method.steps == default_steps
+            else None
         )
     return method if steps is None else replace(method, steps=steps)

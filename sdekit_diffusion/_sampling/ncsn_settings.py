@@ -182,12 +182,12 @@ def ncsn_settings(data: str, convention: Convention = "ncsnv2") -> NCSNSettings:
         Song and Ermon 2020, arXiv 2006.09011, table 4; github.com/ermongroup/ncsnv2, configs.
     """
     if convention not in _TABLE or data not in _TABLE[convention]:
-        known = "; ".join(
+        published = "; ".join(
             f"{name!r} with {', '.join(map(repr, rows))}" for name, rows in _TABLE.items()
         )
         raise ValueError(
             f"no settings were published for {data!r} with {convention!r}; there are "
-            f"{known}{did_you_mean(convention, _TABLE)}{did_you_mean(data, _TABLE['ncsnv2'])}"
+            f"{published}{did_you_mean(convention, _TABLE)}{did_you_mean(data, _TABLE['ncsnv2'])}"
         )
     sigma_max, levels, steps, e, batch_size, iterations = _TABLE[convention][data]
     return NCSNSettings(

@@ -18,24 +18,30 @@ from sdekit import (
     uniform,
 )
 from sdekit.elementary import broadcast
-from sdekit_diffusion._models.affine import constant
-from sdekit_diffusion._sampling.clock import Integrand, clock_knots, level, on_clock, on_steps
+from sdekit_diffusion._models.affine import is_immutable
+from sdekit_diffusion._sampling.clock import (
+    Integrand,
+    checked_eta,
+    clock_knots,
+    on_clock,
+    piecewise_on_clock,
+)
 from sdekit_diffusion._sampling.coordinates import Coordinates, Span
 from sdekit_diffusion._sampling.grids import AbstractGrid, Focused
-from sdekit_diffusion._sampling.method import AbstractMethod, Descent
+from sdekit_diffusion._sampling.method import AbstractMethod, ReverseProblem
 
 # Steps from which the default rules look one value further back, without noise and with it; and
 # the largest share of `Focused` with which they do so with noise.
-_ENOUGH = 20
+_LONG_RULE_STEPS = 20
 
 
-_ENOUGH_WITH_NOISE = 25
+_LONG_RULE_STEPS_WITH_NOISE = 25
 
 
-_SHARE_WITH_NOISE = 0.3
+_LONG_RULE_SHARE = 0.3
 
 
-def require_clock(down: Descent, start: float, stop: float) -> None:
+def require_clock(problem: ReverseProblem, start: float, stop: float) -> None:
     """Refuses a clock whose logarithm has these values at the ends, where the dtype of the states
     does not hold it.
 
@@ -44,7 +50,7 @@ def require_clock(down: Descent, start: float, stop: float) -> None:
     Raises:
         ValueError: with what to change.
     """
-    dtype = down.u.dtype
+    dtype = problem.u.dtype
     if max(stop, -0.5 * start) > math.log(torch.finfo(dtype).max / 10):
         wider = ", or dtype=torch.float64" if dtype != torch.float64 else ""
         raise ValueError(
@@ -53,7 +59,7 @@ def require_clock(down: Descent, start: float, stop: float) -> None:
         )
 
 
-_REMEMBERED = 32  # clocks whose plans are kept, and plans of each
+_CACHE_SIZE = 32  # clocks whose plans are kept, and plans of each
 
 
 _PLANS: dict[Hashable, dict[Hashable, Any]] = {}
@@ -61,13 +67,13 @@ _PLANS: dict[Hashable, dict[Hashable, Any]] = {}
 
 def _plans(coordinates: Coordinates, eta: float, integrand: Integrand) -> dict[Hashable, Any]:
     """The plans of multistep rules on one clock, for calls to come."""
-    if not constant(coordinates.sde):
+    if not is_immutable(coordinates.sde):
         return {}
     key = coordinates.sde, coordinates.std, coordinates.dimension, eta, integrand
     plans = _PLANS.setdefault(key, {})
-    for remembered in (_PLANS, plans):
-        if len(remembered) > _REMEMBERED:
-            remembered.clear()
+    for cache in (_PLANS, plans):
+        if len(cache) > _CACHE_SIZE:
+            cache.clear()
     return plans
 
 
@@ -118,7 +124,7 @@ class OnClock(AbstractMethod):
                 f"{self.solver!r}"
             )
         if not callable(self.eta):
-            level(self.eta)
+            checked_eta(self.eta)
         elif not self.rule.stepwise:
             raise ValueError(
                 f"{type(self.rule).__name__} is for one eta: as a function of l it jumps where "
@@ -150,49 +156,55 @@ class OnClock(AbstractMethod):
         if self.solver is not None:
             return self.solver
         if self.eta:
-            even = isinstance(self.grid, Focused) and self.grid.share <= _SHARE_WITH_NOISE
-            far = self.steps >= _ENOUGH_WITH_NOISE and even
-            return AdamsMoulton(3, variable="l") if far else AdamsMoulton(2)
-        far = self.integrand == "velocity" and self.steps >= _ENOUGH and self.grid.follows
-        return AdamsMoulton(4 if far else 3, self_starting=False)
+            nearly_uniform = isinstance(self.grid, Focused) and self.grid.share <= _LONG_RULE_SHARE
+            use_long_rule = self.steps >= _LONG_RULE_STEPS_WITH_NOISE and nearly_uniform
+            return AdamsMoulton(3, variable="l") if use_long_rule else AdamsMoulton(2)
+        use_long_rule = (
+            self.integrand == "velocity"
+            and self.steps >= _LONG_RULE_STEPS
+            and self.grid.follows_model
+        )
+        return AdamsMoulton(4 if use_long_rule else 3, self_starting=False)
 
-    def run(self, down: Descent) -> Solution:
-        grid = self.points(down)
+    def run(self, problem: ReverseProblem) -> Solution:
+        grid = self.points(problem)
         if callable(self.eta):
-            problem = on_steps(
-                down.model, self._eta_in(down.coordinates), grid, down.coordinates.time
+            equation = piecewise_on_clock(
+                problem.model, self._eta_in(problem.coordinates), grid, problem.coordinates.time
             )
-            require_clock(down, problem.log_q[0], problem.log_q[-1])
+            require_clock(problem, equation.log_q[0], equation.log_q[-1])
         else:
-            problem = on_clock(down.model, self.eta, self.integrand, down.coordinates.time)
-            problem = replace(problem, plans=_plans(down.coordinates, self.eta, self.integrand))
-            require_clock(down, *(2 * self.eta**2 * l for l in down.span))
-        clock = torch.as_tensor(problem.time(grid))
+            equation = on_clock(problem.model, self.eta, self.integrand, problem.coordinates.time)
+            equation = replace(
+                equation, plans=_plans(problem.coordinates, self.eta, self.integrand)
+            )
+            require_clock(problem, *(2 * self.eta**2 * l for l in problem.span))
+        clock = torch.as_tensor(equation.time(grid))
 
         def report(point: Point) -> None:
-            assert down.callback is not None
-            down.callback(
-                Point(point.step, float(grid[point.step]), problem.physical(point.t, point.x))
+            assert problem.callback is not None
+            problem.callback(
+                Point(point.step, float(grid[point.step]), equation.physical(point.t, point.x))
             )
 
-        y = down.u / problem.scale(down.span[0])
-        watch = down.callback and report
+        y = problem.u / equation.scale(problem.span[0])
+        callback = problem.callback and report
         try:
             solution = solve(
-                problem,
+                equation,
                 y,
                 clock,
                 solver=self.rule,
-                noise=down.noise,
-                save=down.save,
-                callback=watch,
+                noise=problem.noise,
+                save=problem.save,
+                callback=callback,
             )
         except NotFiniteError as error:
-            raise error.seen(t=float(problem.parameter(error.t))) from None
+            raise error.relocated(t=float(equation.parameter(error.t))) from None
         xs = solution.xs
         if xs is not None:
-            xs = xs * broadcast(problem.scale(grid), xs)
-        return replace(solution, x=solution.x * problem.scale(down.span[1]), xs=xs, ts=grid)
+            xs = xs * broadcast(equation.scale(grid), xs)
+        return replace(solution, x=solution.x * equation.scale(problem.span[1]), xs=xs, ts=grid)
 
     def _eta_in(self, coordinates: Coordinates) -> Callable[[float], float]:
         """eta as a function of the l of standardised coordinates."""

@@ -21,7 +21,9 @@ from sdekit.elementary import Time, broadcast, clip, expm1, log, sqrt
 from sdekit_diffusion._models.affine import Function
 from sdekit_diffusion._models.model import AbstractModel
 
-_RESOLVED = 1e-6  # of 5 - (e^v - 1): where v is rounded in float32, y may run off to infinity
+_SMALLEST_DIFFERENCE = (
+    1e-6  # of 5 - (e^v - 1): where v is rounded in float32, y may run off to infinity
+)
 ADVICE = (
     "look at what the model returns there, or leave these rows out; see `.solution` of this error"
 )
@@ -55,7 +57,7 @@ class ProbabilityFlowOnClock(AbstractSDE):
     def ratio(v: Time) -> Time:
         """y = b / a at v."""
         rise = expm1(v)
-        return rise / clip(5 - rise, _RESOLVED, 5.0)
+        return rise / clip(5 - rise, _SMALLEST_DIFFERENCE, 5.0)
 
     def log_snr(self, v: Time) -> Time:
         """l at v."""
@@ -68,13 +70,13 @@ class ProbabilityFlowOnClock(AbstractSDE):
         return denoised * broadcast(ahead, x) + x * broadcast(back, x)
 
     def drifts(self, times: Sequence[Tensor], x: Tensor) -> list[Function] | None:
-        asking = self.model.asking()
-        if asking is None:
+        network_call = self.model.network_call()
+        if network_call is None:
             return None
         y = torch.as_tensor(self.ratio(torch.stack([*times])))
         ahead, back = self._weights(y)
-        slope = self.model.affine(torch.as_tensor(-log(y)), "data").times(ahead, plus=back)
-        return asking.in_rows(slope, y.shape, x)
+        slope = self.model.affine(torch.as_tensor(-log(y)), "data").times(ahead, skip_term=back)
+        return network_call.in_rows(slope, y.shape, x)
 
     @staticmethod
     def _weights(y: Time) -> tuple[Time, Time]:
@@ -83,7 +85,7 @@ class ProbabilityFlowOnClock(AbstractSDE):
         a = 1 / sqrt(1 + y * y)
         return rate * a, -rate * a * a
 
-    def seen(self, error: UnfinishedError, after: int = 0) -> UnfinishedError:
+    def relocated(self, error: UnfinishedError, after: int = 0) -> UnfinishedError:
         """A failure as the caller knows it: times l, `after` rows earlier."""
         solution = replace(error.solution, ts=torch.as_tensor(self.log_snr(error.solution.ts)))
         return UnfinishedError(
@@ -97,7 +99,7 @@ class ProbabilityFlowOnClock(AbstractSDE):
         return replace(self, model=self.model.rows(index))
 
 
-def flow(
+def solve_flow(
     model: AbstractModel,
     u: Tensor,
     span: tuple[float, float],
@@ -119,11 +121,11 @@ def flow(
     try:
         solution = solve(equation, u, ends, solver=solver, control=control)
     except UnfinishedError as error:
-        raise equation.seen(error, after) from None
+        raise equation.relocated(error, after) from None
     return replace(solution, ts=torch.tensor(span, dtype=torch.float64))
 
 
-def agreed(
+def solve_to_accuracy(
     model: AbstractModel,
     u: Tensor,
     span: tuple[float, float],
@@ -150,42 +152,42 @@ def agreed(
     Raises:
         UnfinishedError: where some samples fail, or agree at no tolerance that the dtype resolves.
     """
-    finest = 4 * torch.finfo(u.dtype).eps if u.is_floating_point() else 0.0
+    smallest = 4 * torch.finfo(u.dtype).eps if u.is_floating_point() else 0.0
     rows = torch.arange(len(u), device=u.device)
     reached = torch.full((len(u),), span[1], dtype=torch.float64, device=u.device)
-    found = None
-    tol = max(accuracy / 10, finest)
-    while found is None or (len(rows) and tol > 0):
+    solution = None
+    tolerance = max(accuracy / 10, smallest)
+    while solution is None or (len(rows) and tolerance > 0):
         try:
-            part = flow(model.rows(rows), u[rows], span, solver, control(tol))
+            part = solve_flow(model.rows(rows), u[rows], span, solver, control(tolerance))
         except UnfinishedError as error:
             part = error.solution
             reached = reached.index_copy(0, rows, error.reached.double())
-        last = torch.full_like(part.x, math.inf) if found is None else found.x[rows]
-        apart = (part.x - last).abs().unsqueeze(-1).flatten(1).amax(1)
-        found = part if found is None else _renewed(found, part, rows)
-        rows = rows[(part.status == Status.DONE) & (apart > accuracy / 2)]
-        tol = max(tol / 10, finest) if tol > finest else 0.0
-    found.status[rows] = Status.UNDERFLOW
-    found.x[rows] = math.nan
-    if bool((found.status != Status.DONE).any()):
+        previous = torch.full_like(part.x, math.inf) if solution is None else solution.x[rows]
+        difference = (part.x - previous).abs().unsqueeze(-1).flatten(1).amax(1)
+        solution = part if solution is None else _replace_rows(solution, part, rows)
+        rows = rows[(part.status == Status.DONE) & (difference > accuracy / 2)]
+        tolerance = max(tolerance / 10, smallest) if tolerance > smallest else 0.0
+    solution.status[rows] = Status.UNDERFLOW
+    solution.x[rows] = math.nan
+    if bool((solution.status != Status.DONE).any()):
         advice = (
             "ask for less accuracy, a wider dtype or more steps, or look at the model; `.solution` "
             "of this error has the others"
         )
-        raise UnfinishedError(found, reached, after, advice)
-    return found
+        raise UnfinishedError(solution, reached, after, advice)
+    return solution
 
 
-def _renewed(found: Solution, part: Solution, rows: Tensor) -> Solution:
+def _replace_rows(solution: Solution, part: Solution, rows: Tensor) -> Solution:
     """What is found, some rows of it anew; what is counted adds up."""
     counts = {
-        name: getattr(found, name).index_add(0, rows, getattr(part, name))
+        name: getattr(solution, name).index_add(0, rows, getattr(part, name))
         for name in ("evaluations", "accepted", "rejected")
     }
     return replace(
-        found,
-        x=found.x.index_copy(0, rows, part.x),
-        status=found.status.index_copy(0, rows, part.status),
+        solution,
+        x=solution.x.index_copy(0, rows, part.x),
+        status=solution.status.index_copy(0, rows, part.status),
         **counts,
     )

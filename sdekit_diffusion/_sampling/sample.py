@@ -1,4 +1,4 @@
-"""The one call: samples from a model, under any diffusion, by any method."""
+"""`sample`: samples from a model, under any diffusion, by any method."""
 
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -20,7 +20,7 @@ from sdekit import (
     fresh_seed,
 )
 from sdekit_diffusion._diffusions.diffusion import AbstractDiffusion
-from sdekit_diffusion._inputs import usable
+from sdekit_diffusion._inputs import available_device
 from sdekit_diffusion._models.evaluating import evaluating
 from sdekit_diffusion._models.in_batches import batches
 from sdekit_diffusion._models.score_model import as_model
@@ -34,10 +34,10 @@ from sdekit_diffusion._sampling.arguments import (
     shape_of,
 )
 from sdekit_diffusion._sampling.coordinates import Coordinates
-from sdekit_diffusion._sampling.descents import Descents, noise_of
 from sdekit_diffusion._sampling.grids import AbstractGrid
 from sdekit_diffusion._sampling.method import AbstractMethod
 from sdekit_diffusion._sampling.methods import method_of
+from sdekit_diffusion._sampling.reverse_problems import ReverseProblems, noise_of
 from sdekit_diffusion._sampling.start import warn_of_start
 
 
@@ -140,56 +140,56 @@ def sample(
         >>> solution.evaluations.tolist()
         [100, 100, 100, 100]
     """
-    given = tuple(x_T.shape[1:]) if shape is None and isinstance(x_T, Tensor) else shape
-    model, diffusion = as_model(model, sde, given)
+    event_shape = tuple(x_T.shape[1:]) if shape is None and isinstance(x_T, Tensor) else shape
+    model, diffusion = as_model(model, sde, event_shape)
     require_counts(n, steps, batch_size, first)
     require_choices(save, return_solution, noise)
-    chosen = method_of(method, steps, grid)
+    sampler = method_of(method, steps, grid)
     if x_T is not None:
         require_start(x_T, n, model)
     own_dtype, own_device = model.place()
     dtype = dtype_of(dtype, x_T, own_dtype)
-    device = own_device if device is None else usable(device)
+    device = own_device if device is None else available_device(device)
     n, event = (n, shape_of(model, shape)) if x_T is None else (len(x_T), tuple(x_T.shape[1:]))
     seed = fresh_seed() if seed is None else seed
     coordinates = Coordinates.of(model, diffusion, event)
     span = coordinates.span(model, end)
-    if not chosen.forgets:
+    if not sampler.accepts_any_start:
         warn_of_start(model, coordinates, x_T)
-    noise = noise_of(noise, chosen, coordinates, span, seed=seed, first=first)
+    noise = noise_of(noise, sampler, coordinates, span, seed=seed, first=first)
     size = max(1, n if batch_size is None else batch_size)
-    total = chosen.steps * -(-n // size) or None
+    total = sampler.steps * -(-n // size) or None
     bar = tqdm(total=total, unit="step", desc="sampling") if progress else None
-    watched = progress or callback is not None
-    watch = partial(_watched, bar, callback, coordinates) if watched else None
-    whole = return_solution or not chosen.steps  # adaptive solves may be left unfinished
-    descents = Descents(
-        coordinates, span, noise, save, watch, n, event, x_T, seed, first, chosen.steps, dtype,
-        denoise, whole,
+    reports = progress or callback is not None
+    report = partial(_report, bar, callback, coordinates) if reports else None
+    full_solution = return_solution or not sampler.steps  # adaptive solves may be left unfinished
+    problems = ReverseProblems(
+        coordinates, span, noise, save, report, n, event, x_T, seed, first, sampler.steps, dtype,
+        denoise, full_solution,
     )  # fmt: skip
     solutions = []
     with torch.no_grad(), evaluating(model, n), nullcontext() if bar is None else bar:
         for i, index, part in batches(model, n, size, device):
-            down = descents.of(index, i, part)
+            problem = problems.of(index, i, part)
             try:
-                found = chosen.run(down)
+                solution = sampler.run(problem)
             except NotFiniteError as error:
-                raise coordinates.located(error, i, n) from None
+                raise coordinates.locate_failure(error, i, n) from None
             except UnfinishedError as error:
-                raise descents.unfinished(error, down, solutions, i) from None
-            solutions.append(descents.result(down, found, i))
+                raise problems.unfinished(error, problem, solutions, i) from None
+            solutions.append(problems.result(problem, solution, i))
     if not return_solution:
         return torch.cat([solution.x for solution in solutions])
     return replace(Solution.joined(solutions), seed=seed)
 
 
-def _watched(
+def _report(
     bar: tqdm | None,
     callback: Callable[[Point], None] | None,
     coordinates: Coordinates,
     point: Point,
 ) -> None:
-    """Moves the bar, and calls the user with a point (step, l, u) as (step, t, x)."""
+    """Updates the bar, and calls the callback with a point (step, l, u) as (step, t, x)."""
     if bar is not None:
         bar.update(point.step > 0)
     if callback is not None:

@@ -14,8 +14,10 @@ from sdekit_diffusion._sampling.coordinates import Coordinates
 
 # Sigma / alpha over the data's standard deviation, below which the shape of the data's law shows at
 # the start.
-_PRIOR = 2.0
-_SLACK = 1.25  # of the standard deviation of states that are given, for models that are not exact
+_SMALLEST_RATIO = 2.0
+_STD_MARGIN = (
+    1.25  # of the standard deviation of states that are given, for models that are not exact
+)
 _FALSE_ALARM = 1e-6
 _NUMBERS = 2**16  # of x_T, that are looked at
 
@@ -25,7 +27,7 @@ def warn_of_start(model: AbstractModel, coordinates: Coordinates, x_T: Tensor | 
     if x_T is None:
         warn_of_prior(model, coordinates, stacklevel=4)
     else:
-        warn_of_given(x_T, coordinates, coordinates.start(model)[0])
+        warn_of_states(x_T, coordinates, coordinates.start(model)[0])
 
 
 def warn_of_prior(model: AbstractModel, coordinates: Coordinates, *, stacklevel: int = 3) -> None:
@@ -34,7 +36,7 @@ def warn_of_prior(model: AbstractModel, coordinates: Coordinates, *, stacklevel:
     """
     start, noisiest = coordinates.start(model)
     ratio = math.exp(-start)
-    if ratio < _PRIOR:
+    if ratio < _SMALLEST_RATIO:
         warnings.warn(
             f"{noisiest} ends at sigma / alpha = {coordinates.std * ratio:.3g}, {ratio:.3g} times "
             f"the standard deviation of the data, {coordinates.std:.3g}: the prior is far from "
@@ -45,7 +47,7 @@ def warn_of_prior(model: AbstractModel, coordinates: Coordinates, *, stacklevel:
         )
 
 
-def warn_of_given(x_T: Tensor, coordinates: Coordinates, l: float) -> None:
+def warn_of_states(x_T: Tensor, coordinates: Coordinates, l: float) -> None:
     """Warns where given states are not noise as at l: data, or latents of another diffusion.
 
     The numbers of x_T are taken for independent normals of a standard deviation between sigma, that
@@ -64,21 +66,21 @@ def warn_of_given(x_T: Tensor, coordinates: Coordinates, l: float) -> None:
     mean = float(torch.as_tensor(coordinates.mean, dtype=torch.float64).square().mean().sqrt())
     n = known.samples * known.size
     within_rows = known.samples * (known.size - 1) if known.size > 1 else n - 1
-    least, most = _range_of_std(within_rows, sigma, math.hypot(sigma, alpha * coordinates.std))
+    lower, upper = _range_of_std(within_rows, sigma, math.hypot(sigma, alpha * coordinates.std))
     # The prior's mean is alpha times that of the data.
     _, largest = _range_of_std(n, sigma, math.hypot(sigma, alpha * coordinates.std, alpha * mean))
-    low = known.std < least
-    high = known.std > most or known.root > largest
-    within = known.most < _least_range(n) * sigma
-    if low or high or within:
-        bound = f" and does not stay within +-{_least_range(n) * sigma:.3g} as x_T does"
-        far = known.root > largest and known.std <= most
+    low = known.std < lower
+    high = known.std > upper or known.root > largest
+    bounded = known.most < _smallest_range(n) * sigma
+    if low or high or bounded:
+        bound = f" and does not stay within +-{_smallest_range(n) * sigma:.3g} as x_T does"
+        far = known.root > largest and known.std <= upper
         given = (
             f"root mean square {known.root:.3g}" if far else f"standard deviation {known.std:.3g}"
         )
         warnings.warn(
             f"x_T has the {given}, and the noise at which the solve starts "
-            f"has {sigma:.3g}{bound if within and not low else ''}: x_T is that noise, not data. "
+            f"has {sigma:.3g}{bound if bounded and not low else ''}: x_T is that noise, not data. "
             "Take latents from encode(model, x), or prior(...) of the diffusion, or leave x_T out",
             stacklevel=4,
         )
@@ -133,10 +135,10 @@ def _range_of_std(m: float, low: float, high: float) -> tuple[float, float]:
         math.sqrt(2 * quantile(0.5 * m, _FALSE_ALARM / 4) / m)
         for quantile in (gammaincinv, gammainccinv)
     )
-    return least * low / _SLACK, most * high * _SLACK
+    return least * low / _STD_MARGIN, most * high * _STD_MARGIN
 
 
-def _least_range(n: float) -> float:
+def _smallest_range(n: float) -> float:
     """The largest |x| that n standard normals exceed but for rare draws; 1.05 at most."""
     from scipy.special import ndtri
 

@@ -64,19 +64,19 @@ def max_pairwise_distance(data: Tensor, *, sample: int | None = None, seed: int 
     if not bool(radius.isfinite().all()):
         raise ValueError("the data have NaN or infinite values; remove those points")
     order = radius.argsort(descending=True)
-    chosen = torch.ones_like(rows, dtype=torch.bool)
+    is_anchor = torch.ones_like(rows, dtype=torch.bool)
     if sample is not None:
-        chosen = uniform01(seed, rows, (), counter=ANCHOR).argsort().argsort() < sample
+        is_anchor = uniform01(seed, rows, (), counter=ANCHOR).argsort().argsort() < sample
     largest = 0.0
-    anchors = order[chosen[order]]
+    anchors = order[is_anchor[order]]
     for i in range(0, len(anchors), size):
-        some = anchors[i : i + size]
-        a = block(some)
-        reach = float(radius[some[0]])
-        for others in order[0 if sample else i :].split(size):
-            if reach + float(radius[others[0]]) <= largest:
+        anchor_block = anchors[i : i + size]
+        a = block(anchor_block)
+        radius_max = float(radius[anchor_block[0]])
+        for other_block in order[0 if sample else i :].split(size):
+            if radius_max + float(radius[other_block[0]]) <= largest:
                 break
-            largest = max(largest, _farthest(a, block(others)))
+            largest = max(largest, _farthest(a, block(other_block)))
     return largest
 
 
@@ -139,18 +139,18 @@ def geometric_sigmas(
     """
     largest = level_overlap(1, 1.0)
     if dim < 1 or not 0 < sigma_min < sigma_max < math.inf or not 0 < overlap < largest:
-        given = (
+        values = (
             f"dim = {dim}, sigma_max = {sigma_max}, sigma_min = {sigma_min} and overlap = {overlap}"
         )
         raise ValueError(
             "levels need dim >= 1, 0 < sigma_min < sigma_max and an overlap between 0 and "
-            f"{largest:.3f}; not {given}"
+            f"{largest:.3f}; not {values}"
         )
-    widest = sigma_max / sigma_min
-    if level_overlap(dim, widest) >= overlap:
+    ratio_max = sigma_max / sigma_min
+    if level_overlap(dim, ratio_max) >= overlap:
         return geometric(sigma_max, sigma_min, 1)
-    rise = _root(lambda rise: level_overlap(dim, 1 + rise) - overlap, widest - 1)
-    return geometric(sigma_max, sigma_min, max(1, round(math.log(widest) / math.log1p(rise))))
+    rise = _root(lambda rise: level_overlap(dim, 1 + rise) - overlap, ratio_max - 1)
+    return geometric(sigma_max, sigma_min, max(1, round(math.log(ratio_max) / math.log1p(rise))))
 
 
 def variance_ratio(ratio: float, steps: int, size: float) -> float:
@@ -213,8 +213,8 @@ def langevin_step_size(sigmas: Tensor, steps: int) -> float:
 
     def slope(h: float) -> float:
         limit = 1 / (1 - 0.5 * h)
-        left = (1 - h) ** (2 * steps - 1)
-        return 0.5 * limit**2 * (1 - (1 - h) * left) - 2 * steps * left * (ratio**2 - limit)
+        power = (1 - h) ** (2 * steps - 1)
+        return 0.5 * limit**2 * (1 - (1 - h) * power) - 2 * steps * power * (ratio**2 - limit)
 
     return float(sigmas[-1]) ** 2 * _root(slope, 1.0)
 

@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all, in folders that one process writes to."""
+"""Files that are written atomically, in folders to which one process writes."""
 
 import os
 from collections.abc import Iterator
@@ -9,7 +9,7 @@ PART = ".part"  # the end of a name beside
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def replace_atomically(path: Path) -> Iterator[Path]:
     """A name beside `path` to write to; at the end of the block what stands there takes the place
     of `path`, on the disk.
 
@@ -19,22 +19,22 @@ def replacing(path: Path) -> Iterator[Path]:
     Raises:
         OSError: when it cannot be written; the message names it.
     """
-    beside = path.with_name(f".{path.name}{PART}")
+    temporary = path.with_name(f".{path.name}{PART}")
     try:
-        with naming(path):
-            yield beside
-            flush(beside)
-            os.replace(beside, path)
+        with with_file_name(path):
+            yield temporary
+            flush(temporary)
+            os.replace(temporary, path)
             flush(path.parent)
     except BaseException:
         with suppress(OSError):
-            beside.unlink(missing_ok=True)
+            temporary.unlink(missing_ok=True)
         raise
 
 
 @contextmanager
-def naming(path: Path) -> Iterator[None]:
-    """Errors of the block name the file; those of a full disk do not by themselves."""
+def with_file_name(path: Path) -> Iterator[None]:
+    """A block whose errors name the file; errors of a full disk do not contain it."""
     try:
         yield
     except OSError as error:
@@ -43,21 +43,20 @@ def naming(path: Path) -> Iterator[None]:
         ) from error
 
 
-def made(folder: Path) -> Path:
-    """The folder, made where it is missing, and its name on the disk."""
+def make_folder(folder: Path) -> Path:
+    """Creates a folder if it is missing, and flushes its name to the disk; returns it."""
     if not folder.is_dir():
-        made(folder.parent)
+        make_folder(folder.parent)
         folder.mkdir(exist_ok=True)
         flush(folder.parent)
     return folder
 
 
 @contextmanager
-def alone(folder: Path) -> Iterator[None]:
-    """For the time of a block, or until its death, this process is the only one that writes to a
-    folder.
+def exclusive(folder: Path) -> Iterator[None]:
+    """A block, until its end or that of the process, in which only this process writes to a folder.
 
-    Where the system or the file system has no locks, nothing is known of others.
+    If the system or the file system has no locks, other processes are not detected.
 
     Raises:
         OSError: while another process is within such a block.
@@ -86,7 +85,7 @@ def _lock(handle: int, folder: Path) -> None:
 
 
 def settle() -> None:
-    """Returns when all that was written is on the disk: one call for many files."""
+    """Returns when all written files are on the disk: one call for many files."""
     if os.name != "nt":
         os.sync()
 

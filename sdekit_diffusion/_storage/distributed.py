@@ -1,4 +1,4 @@
-"""Which of several processes this is. torchrun starts them and says so in the environment."""
+"""The processes that work together, started by torchrun or in a process group."""
 
 import itertools
 import os
@@ -17,14 +17,14 @@ from torch import distributed
 if TYPE_CHECKING:
     from torch.distributed.distributed_c10d import Store
 
-# Gloo notices at once when a process is gone; how long one computes is nobody's fault.
-_PATIENCE = timedelta(days=30)
-_GONE = "another process ended before the work was done; run the same again to go on"
-_TIMES = itertools.count()
+# Gloo notices at once when a process ends; the time of a computation is not limited.
+_TIMEOUT = timedelta(days=30)
+_PROCESS_ENDED = "another process ended before the work was done; run the same again to go on"
+_JOIN_COUNT = itertools.count()
 
 
 def world() -> int:
-    """How many processes work together."""
+    """The number of processes that work together."""
     return (
         distributed.get_world_size()
         if distributed.is_available() and distributed.is_initialized()
@@ -38,7 +38,7 @@ def rank() -> int:
 
 
 def wait() -> None:
-    """Returns when all processes have come here.
+    """Returns when all processes have called it.
 
     Raises:
         ConnectionError: when one of them is gone.
@@ -47,13 +47,11 @@ def wait() -> None:
         try:
             distributed.barrier()
         except RuntimeError as error:
-            raise ConnectionError(_GONE) from error
+            raise ConnectionError(_PROCESS_ENDED) from error
 
 
-def own(device: str) -> str:
-    """The device of this process: where GPUs are meant without a number, one for each process of a
-    machine.
-    """
+def own_device(device: str) -> str:
+    """The device of this process: for "cuda" without a number, one GPU per process of a machine."""
     return (
         f"cuda:{os.environ['LOCAL_RANK']}"
         if device == "cuda" and "LOCAL_RANK" in os.environ
@@ -62,9 +60,7 @@ def own(device: str) -> str:
 
 
 def first_to_fail() -> bool:
-    """Whether none of the other processes failed before this one, which then is the one to say
-    why.
-    """
+    """Whether this process is the first one to fail, which reports the error."""
     return _started() == 1 or _first_claim()
 
 
@@ -81,25 +77,25 @@ def largest() -> Iterator[Callable[[int], int]]:
     if world() == 1:
         yield lambda number: number
         return
-    group = distributed.new_group(backend="gloo", timeout=_PATIENCE)
+    group = distributed.new_group(backend="gloo", timeout=_TIMEOUT)
     assert not isinstance(group, int)  # it is for processes that are not of the group
 
-    def found(number: int) -> int:
+    def largest_of(number: int) -> int:
         value = torch.tensor(number)
         try:
             distributed.all_reduce(value, distributed.ReduceOp.MAX, group=group)
         except RuntimeError as error:
-            raise ConnectionError(_GONE) from error
+            raise ConnectionError(_PROCESS_ENDED) from error
         return int(value)
 
     try:
-        yield found
+        yield largest_of
     finally:
         distributed.destroy_process_group(group)
 
 
-def agreed(number: int, device: torch.device) -> bool:
-    """Whether all processes have come here with the same number, which is known when they have."""
+def equal_on_all(number: int, device: torch.device) -> bool:
+    """Whether all processes call this with the same number; waits for all of them."""
     ends = torch.tensor([number, -number], device=device)
     if world() > 1:
         distributed.all_reduce(ends, distributed.ReduceOp.MAX)
@@ -107,7 +103,7 @@ def agreed(number: int, device: torch.device) -> bool:
 
 
 @contextmanager
-def joined(device: str) -> Iterator[str]:
+def process_group(device: str) -> Iterator[str]:
     """For the time of a block the processes that torchrun started work together; yields the device
     of this one.
 
@@ -118,7 +114,7 @@ def joined(device: str) -> Iterator[str]:
     Raises:
         ValueError: where torchrun started several processes and this torch cannot join them.
     """
-    device = own(device)
+    device = own_device(device)
     if "TORCHELASTIC_RUN_ID" in os.environ:
         _follow()
     if _started() == 1 or world() > 1:
@@ -132,7 +128,7 @@ def joined(device: str) -> Iterator[str]:
         torch.cuda.set_device(device)
         _join("nccl")
     else:
-        _join("gloo", timeout=_PATIENCE)
+        _join("gloo", timeout=_TIMEOUT)
     try:
         yield device
     except BaseException:
@@ -143,7 +139,7 @@ def joined(device: str) -> Iterator[str]:
 
 
 def _started() -> int:
-    """How many processes torchrun started."""
+    """The number of processes that torchrun started."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
@@ -151,8 +147,8 @@ def _join(backend: str, timeout: timedelta | None = None) -> None:
     from torch.distributed.distributed_c10d import PrefixStore
 
     store, number, total = _store()
-    again = f"joined {next(_TIMES)}"  # what was agreed on the time before is void
-    store = PrefixStore(again, store)
+    prefix = f"joined {next(_JOIN_COUNT)}"  # what was agreed on the time before is void
+    store = PrefixStore(prefix, store)
     distributed.init_process_group(
         backend, store=store, rank=number, world_size=total, timeout=timeout
     )
@@ -160,7 +156,7 @@ def _join(backend: str, timeout: timedelta | None = None) -> None:
 
 @cache
 def _store() -> "tuple[Store, int, int]":
-    """What torchrun keeps for its processes, the number of this one, and how many they are."""
+    """The store of torchrun, the rank of this process, and the number of processes."""
     from torch.distributed.rendezvous import rendezvous
 
     return next(rendezvous("env://"))
@@ -176,7 +172,7 @@ def _first_claim() -> bool:
 
 @cache
 def _follow() -> None:
-    """From now on this process ends as soon as torchrun, its parent, is gone."""
+    """Makes this process end as soon as torchrun, its parent, has ended."""
     parent = os.getppid()
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
         try:

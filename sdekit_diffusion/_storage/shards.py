@@ -1,6 +1,4 @@
-"""Results of many samples, kept in files as they come: processes share the work, and after a kill
-it goes on.
-"""
+"""Results of many samples in files: processes share the work, which resumes after a kill."""
 
 import hashlib
 import json
@@ -20,8 +18,8 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from sdekit import NotFiniteError, UnfinishedError
-from sdekit_diffusion._storage.atomic import PART, alone, replacing
-from sdekit_diffusion._storage.distributed import joined, rank, wait, world
+from sdekit_diffusion._storage.atomic import PART, exclusive, replace_atomically
+from sdekit_diffusion._storage.distributed import process_group, rank, wait, world
 from sdekit_diffusion.data._array_files import require_ratio
 
 Arrays = dict[str, NDArray[Any]]
@@ -88,11 +86,11 @@ class Shards:
             ValueError: when the folder has results with other settings.
             OSError: when a file cannot be written; existing ones remain.
         """
-        with joined("cpu"), ExitStack() as held:
+        with process_group("cpu"), ExitStack() as stack:
             if rank() == 0:
                 self._make()
-                held.enter_context(alone(self.folder))
-                self._look()
+                stack.enter_context(exclusive(self.folder))
+                self._check_files()
             wait()
             missing = [part for part in self._parts() if not self._path(*part).exists()]
             wait()  # until all know what is missing
@@ -104,7 +102,7 @@ class Shards:
                     disable=rank() > 0 or len(self._parts()) == 1,
                 ) as bar:
                     for first, count in missing[rank() :: world()]:
-                        self._write(self._path(first, count), self._done(work, first, count))
+                        self._write(self._path(first, count), self._compute(work, first, count))
                         if not bar.disable:  # of all processes
                             bar.update(
                                 sum(c for i, c in self._parts() if self._path(i, c).exists())
@@ -119,13 +117,13 @@ class Shards:
     def __iter__(self) -> Iterator[Arrays]:
         for part in self._parts():
             try:
-                found = _read(self._path(*part))
+                arrays = _read(self._path(*part))
             except _DamagedError as error:
                 raise ValueError(
                     f"{self._path(*part)} {error}; run the same again, which makes it anew"
                 ) from error
-            self._require(json.loads(str(found[_SETTINGS])))
-            yield found
+            self._require(json.loads(str(arrays[_SETTINGS])))
+            yield arrays
 
     def remove(self) -> None:
         """Removes the files, and the folder if nothing else is in it."""
@@ -138,7 +136,7 @@ class Shards:
             self.folder.rmdir()
 
     def _parts(self) -> list[tuple[int, int]]:
-        """First number and count of each."""
+        """The first number and the count of each part."""
         starts = range(0, max(self.n, 1), self.batch_size)
         return [(self.first + i, min(self.batch_size, self.n - i)) for i in starts]
 
@@ -154,14 +152,14 @@ class Shards:
                 f"the folder {self.folder} cannot be made: {error.strerror}; choose another place",
             ) from error
 
-    def _look(self) -> None:
-        """Looks through the folder: all that is left in it is sound and has these settings."""
-        own = {self._path(*part) for part in self._parts()}
+    def _check_files(self) -> None:
+        """Checks the files in the folder; removes damaged ones, refuses other settings."""
+        expected = {self._path(*part) for part in self._parts()}
         for path in sorted(self.folder.glob("*-*.npz")):
             try:
                 old = json.loads(str(_read(path)[_SETTINGS]))
             except _DamagedError as error:
-                if path in own:
+                if path in expected:
                     warnings.warn(f"{path} {error}; it is made again", stacklevel=3)
                     path.unlink()
                 continue
@@ -171,24 +169,24 @@ class Shards:
         new = self._all()
         different = [name for name in {**old, **new} if old.get(name) != new.get(name)]
         if different:
-            found = ", ".join(
-                f"{name} {_short(old.get(name))} (now {_short(new.get(name))})"
+            description = ", ".join(
+                f"{name} {_shortened(old.get(name))} (now {_shortened(new.get(name))})"
                 for name in different
             )
             raise ValueError(
-                f"{self.folder} has results of another run, with {found}; repeat that one to "
+                f"{self.folder} has results of another run, with {description}; repeat that one to "
                 "finish it, or remove the folder to begin anew"
             )
 
     def _all(self) -> dict[str, Any]:
-        """What the results depend on, and which they are."""
+        """The settings and the numbers of the samples."""
         return json.loads(
             json.dumps(
                 {**self.settings, "first": self.first, "n": self.n, "batch_size": self.batch_size}
             )
         )
 
-    def _done(
+    def _compute(
         self,
         work: Callable[[int, int], Mapping[str, Tensor | NDArray[Any]]],
         first: int,
@@ -199,26 +197,26 @@ class Shards:
         """
         after = first - self.first
         try:
-            found = work(first, count)
+            results = work(first, count)
         except NotFiniteError as error:
-            raise error.seen(after=after, total=self.n) from None
+            raise error.relocated(after=after, total=self.n) from None
         except UnfinishedError as error:
             raise UnfinishedError(error.solution, error.reached, after, error.advice) from None
         arrays = {
             name: np.asarray(value.cpu() if isinstance(value, Tensor) else value)
-            for name, value in found.items()
+            for name, value in results.items()
         }
         for name, value in arrays.items():
             if value.ndim < 1 or len(value) != count or name == _SETTINGS:
-                given = f"{name!r}, {value.dtype} of shape {value.shape}"
+                description = f"{name!r}, {value.dtype} of shape {value.shape}"
                 raise ValueError(
-                    f"work({first}, {count}) returned {given}; it must return numbers of shape "
-                    f"({count}, ...)"
+                    f"work({first}, {count}) returned {description}; it must return numbers of "
+                    f"shape ({count}, ...)"
                 )
         return arrays
 
     def _write(self, path: Path, arrays: Arrays) -> None:
-        with replacing(path) as beside, zipfile.ZipFile(beside, "w") as archive:
+        with replace_atomically(path) as beside, zipfile.ZipFile(beside, "w") as archive:
             for name, value in {**arrays, _SETTINGS: np.array(json.dumps(self._all()))}.items():
                 with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
                     np.lib.format.write_array(member, value, allow_pickle=False)
@@ -245,7 +243,7 @@ def _read(path: Path) -> Arrays:
     return arrays
 
 
-def _short(value: object) -> str:
+def _shortened(value: object) -> str:
     text = str(value)
     return text if len(text) <= 60 else text[:57] + "..."
 

@@ -25,25 +25,25 @@ class Averages:
         self.values = [[weight.detach().clone() for weight in weights] for _ in decays]
 
     def update(self, step: int) -> None:
-        """Takes the weights after update number `step`, counted from 0, into account."""
+        """Updates the averages with the weights after update number `step`, counted from 0."""
         for decay, average in zip(self._decays, self.values, strict=True):
             # The first copies the weights.
-            kept = min(decay, (1 + step) / (10 + step)) if step else 0.0
-            get_ema_multi_avg_fn(kept)(average, self._weights, step)
+            decay_now = min(decay, (1 + step) / (10 + step)) if step else 0.0
+            get_ema_multi_avg_fn(decay_now)(average, self._weights, step)
 
-    def fill(self, which: int = 0) -> None:
-        """Gives the weights the values of an average."""
-        self._copy(self.values[which])
+    def fill(self, index: int = 0) -> None:
+        """Copies an average to the weights."""
+        self._copy(self.values[index])
 
     @contextmanager
-    def filled(self, which: int = 0) -> Iterator[None]:
+    def filled(self, index: int = 0) -> Iterator[None]:
         """A context in which the weights have the values of an average."""
-        own = [weight.detach().clone() for weight in self._weights]
-        self.fill(which)
+        original = [weight.detach().clone() for weight in self._weights]
+        self.fill(index)
         try:
             yield
         finally:
-            self._copy(own)
+            self._copy(original)
 
     def _copy(self, values: list[Tensor]) -> None:
         with torch.no_grad():

@@ -1,4 +1,4 @@
-"""The folder of a run, made ready for another run."""
+"""Clears the folder of a run for another run."""
 
 import json
 import re
@@ -6,7 +6,7 @@ import zipfile
 from pathlib import Path
 
 from sdekit_diffusion._models.checkpoint import CONFIG, files_of
-from sdekit_diffusion._storage.atomic import alone
+from sdekit_diffusion._storage.atomic import exclusive
 from sdekit_diffusion._training.history import checkpoints, discard, step_folders
 from sdekit_diffusion._training.log import METRICS, require_lines
 
@@ -23,14 +23,14 @@ def clear(run: Path) -> None:
     """Removes an older run's model, checkpoints, samples, pictures of its progress and report; all
     other files stay.
 
-    Where the folder has no run nothing is removed.
+    If the folder has no run, nothing is removed.
 
     Raises:
         CheckpointError: when its config.json is none of a checkpoint, or a damaged one.
         ValueError: when its metrics.jsonl is none of a run.
         OSError: when another process trains there.
     """
-    with alone(run):
+    with exclusive(run):
         files = files_of(run)
         config = run / CONFIG
         if not (require_lines(run / METRICS) or config.exists() or checkpoints(run)):
@@ -50,10 +50,10 @@ def clear(run: Path) -> None:
 def _is_report(path: Path) -> bool:
     """Whether a report was written there, and with it its page."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         return False
-    return isinstance(found, dict) and {"page", "model", "sampling", "likelihood"} <= set(found)
+    return isinstance(content, dict) and {"page", "model", "sampling", "likelihood"} <= set(content)
 
 
 def _is_samples(path: Path) -> bool:

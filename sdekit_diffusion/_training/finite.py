@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 
-class _Look(NamedTuple):
+class _Flag(NamedTuple):
     """Whether loss and weights were finite after an update: on the host as soon as an event of the
     device says so.
     """
@@ -19,7 +19,7 @@ class _Look(NamedTuple):
 
 
 class FiniteCheck:
-    """Looks at losses and weights.
+    """Checks that losses and weights are finite.
 
     Arguments:
         weights: all that are trained.
@@ -27,7 +27,7 @@ class FiniteCheck:
 
     def __init__(self, weights: list[Tensor]) -> None:
         self._weights = weights
-        self._looked: _Look | None = None
+        self._flag: _Flag | None = None
 
     def require(self, loss: Tensor, step: int) -> None:
         """Raises unless a loss and all weights are finite after an update; reads the host once.
@@ -48,18 +48,18 @@ class FiniteCheck:
         if loss.device.type == "cpu":
             self.require(loss, step)
             return
-        if self._looked is not None and self._looked.arrived.query():
-            if not self._looked.finite:
-                _refuse(self._looked.loss, self._looked.step)
-            self._looked = None
-        if self._looked is None:
+        if self._flag is not None and self._flag.arrived.query():
+            if not self._flag.finite:
+                _refuse(self._flag.loss, self._flag.step)
+            self._flag = None
+        if self._flag is None:
             arrived = torch.Event(loss.device)
             finite = self._finite(loss).to("cpu", non_blocking=True)
             arrived.record()
-            self._looked = _Look(step, loss, finite, arrived)
+            self._flag = _Flag(step, loss, finite, arrived)
 
     def _finite(self, loss: Tensor) -> Tensor:
-        """Whether the loss and all weights are."""
+        """Whether the loss and all weights are finite."""
         parts = [loss.detach(), *(weight.detach() for weight in self._weights)]
         return torch.stack([part.isfinite().all() for part in parts]).all()
 

@@ -1,4 +1,4 @@
-"""A training to its end, and what is measured on the way."""
+"""`fit`: a training run to its end, with measures in between."""
 
 import math
 import sys
@@ -23,9 +23,9 @@ from sdekit_diffusion._training.recipe_loss import RecipeLoss, Transform
 from sdekit_diffusion._training.run import VALIDATION, run_in
 from sdekit_diffusion.data._batches import AbstractSource, Rows, require_finite
 
-_BAR = 50  # updates between two losses on the bar
-_OWN = {"step", "loss", "lr", "seconds"}  # names of metrics.jsonl that are not measures
-_TOGETHER = 250  # samples of a validation loss that are evaluated together
+_BAR_INTERVAL = 50  # updates between two losses on the bar
+_RESERVED_NAMES = {"step", "loss", "lr", "seconds"}  # names of metrics.jsonl that are not measures
+_BATCH = 250  # samples of a validation loss that are evaluated together
 
 Measure = Callable[[ScoreModel, int], Mapping[str, float]]
 
@@ -93,13 +93,13 @@ def fit(
     _require_measures(measures)
     training = Training(model, data, recipe, transform=transform)
     records = []
-    opened = (
+    run_context = (
         nullcontext()
         if folder is None
         else run_in(Path(folder), training, log or Log(), notes or {}, resume, minutes)
     )
-    shown = progress and rank() == 0
-    with opened as run, _bar(training, shown) as show:
+    show_bar = progress and rank() == 0
+    with run_context as run, _bar(training, show_bar) as show:
         for record in training:
             records.append(record)
             if run is not None:
@@ -107,14 +107,14 @@ def fit(
             show(records)
             if callback is not None:
                 callback(record)
-            found = _found(training, measures)
+            values = _measure(training, measures)
             if run is not None:
-                run.note(found)
+                run.note(values)
                 if run.ended():
                     training.finish()
-                    if shown:
-                        over = f"{minutes:g} minutes are over at {run.position}"
-                        tqdm.write(f"{over}: {run.advice()}", sys.stderr)
+                    if show_bar:
+                        reason = f"{minutes:g} minutes are over at {run.position}"
+                        tqdm.write(f"{reason}: {run.advice()}", sys.stderr)
                     break
     return records
 
@@ -131,8 +131,8 @@ def _bar(training: Training, shown: bool) -> Iterator[Callable[[Sequence[Record]
 
         def show(records: Sequence[Record]) -> None:
             bar.update()
-            if shown and records[-1].step % _BAR == 0:
-                losses = torch.stack([record.loss for record in records[-_BAR:]])
+            if shown and records[-1].step % _BAR_INTERVAL == 0:
+                losses = torch.stack([record.loss for record in records[-_BAR_INTERVAL:]])
                 bar.set_postfix(loss=f"{float(losses.mean()):.4f}", refresh=False)
 
         yield show
@@ -149,7 +149,7 @@ def _require_measures(measures: Sequence[tuple[int, Measure]]) -> None:
 
 
 def require_minutes(minutes: float | None, folder: str | Path | None) -> None:
-    """Refuses a time budget that is none, or has no folder for its checkpoint.
+    """Refuses an invalid time budget, or one without a folder for its checkpoint.
 
     Raises:
         ValueError: says what is allowed.
@@ -165,28 +165,28 @@ def require_minutes(minutes: float | None, folder: str | Path | None) -> None:
         )
 
 
-def _found(training: Training, measures: Sequence[tuple[int, Measure]]) -> dict[str, float]:
-    """What is due after this update, found by the first process; the others wait."""
+def _measure(training: Training, measures: Sequence[tuple[int, Measure]]) -> dict[str, float]:
+    """The measures that are due after this update, by the first process; the others wait."""
     due = [
         measure
         for every, measure in measures
         if training.step % every == 0 or training.step == training.recipe.steps
     ]
-    found = {}
+    values = {}
     if due and rank() == 0:
         with training.averaged() as model:
             for measure in due:
-                found |= {
+                values |= {
                     name: float(value) for name, value in measure(model, training.step).items()
                 }
-        if found.keys() & _OWN:
+        if values.keys() & _RESERVED_NAMES:
             raise ValueError(
-                f"the names {', '.join(sorted(_OWN))} are the training's own; give what is "
-                "measured another name"
+                f"the names {', '.join(sorted(_RESERVED_NAMES))} are the training's own; give "
+                "what is measured another name"
             )
     if due:
         wait()
-    return found
+    return values
 
 
 def validation_loss(
@@ -225,8 +225,8 @@ def validation_loss(
         device = model.place()[1]
         parts = []
         with torch.no_grad(), evaluating(model, len(x)):
-            for i in range(0, len(x), _TOGETHER):
-                rows = x[i : i + _TOGETHER].to(device)
+            for i in range(0, len(x), _BATCH):
+                rows = x[i : i + _BATCH].to(device)
                 some = model.rows(torch.arange(i, i + len(rows), device=device))
                 parts.append(RecipeLoss(some, recipe, transform)(rows, i).sum())
         return {VALIDATION: float(torch.stack(parts).sum()) / len(x)}

@@ -1,6 +1,4 @@
-"""The checkpoints of a run, a folder each: which are there, which of them is the newest sound one,
-and which go.
-"""
+"""The checkpoints of a run, one folder each: their list, the newest valid one, and pruning."""
 
 import math
 import re
@@ -22,20 +20,18 @@ _STEP = re.compile(r"\d{8,}")
 
 
 def checkpoint(run: Path, step: int) -> Path:
-    """Where the checkpoint of an update is."""
+    """The folder of the checkpoint of an update."""
     return run / STEPS / f"{step:08d}"
 
 
 def checkpoints(run: Path) -> list[Path]:
-    """Those of a run, the newest first; one that was never finished is none, nor is a folder of
-    another kind of name.
-    """
-    found = [path for path in step_folders(run) if (path / CONFIG).exists()]
-    return sorted(found, key=lambda path: int(path.name), reverse=True)
+    """The complete checkpoints of a run, newest first."""
+    folders = [path for path in step_folders(run) if (path / CONFIG).exists()]
+    return sorted(folders, key=lambda path: int(path.name), reverse=True)
 
 
 def step_folders(run: Path) -> list[Path]:
-    """The folders of a run's checkpoints, those too that were never finished."""
+    """The folders of a run's checkpoints, including unfinished ones."""
     return [
         path for path in (run / STEPS).glob("*") if path.is_dir() and _STEP.fullmatch(path.name)
     ]
@@ -48,8 +44,8 @@ def newest(run: Path) -> Path | None:
     Raises:
         CheckpointError: when all are damaged.
     """
-    while found := checkpoints(run):
-        for path in found:
+    while folders := checkpoints(run):
+        for path in folders:
             try:
                 for part in read_config(path)["files"]:
                     read_tensors(path, part)
@@ -93,15 +89,15 @@ def prune(run: Path, keep: int, step: int) -> None:
     Others are of no use: they were never finished, or they are later and were passed over because
     they are damaged.
     """
-    found = [path for path in checkpoints(run) if int(path.name) <= step]
-    kept = {*found[:keep], min(found, key=validation_loss_at, default=None)}
+    folders = [path for path in checkpoints(run) if int(path.name) <= step]
+    kept_folders = {*folders[:keep], min(folders, key=validation_loss_at, default=None)}
     for path in step_folders(run):
-        if path not in kept:
+        if path not in kept_folders:
             discard(path)
 
 
 def validation_loss_at(folder: Path) -> float:
-    """That of a checkpoint, infinite where it was not measured."""
+    """The validation loss of a checkpoint; infinite if it was not measured."""
     try:
         return read_config(folder)["notes"].get("validation_loss", math.inf)
     except CheckpointError:

@@ -15,7 +15,7 @@ from typing import Any
 
 # Seconds in which a signal that comes again is the same one: a terminal and a launcher both send
 # it.
-_SAME = 1.0
+_SAME_SIGNAL_SECONDS = 1.0
 
 
 # SIGHUP, which Windows does not have, comes when a terminal is closed.
@@ -63,7 +63,7 @@ def raised() -> Iterator[None]:
 
 
 @contextmanager
-def remembered() -> Iterator[Callable[[], int]]:
+def remember_signals() -> Iterator[Callable[[], int]]:
     """For the time of a block SIGINT, SIGTERM and SIGHUP are remembered; yields the number of the
     one that came, 0 where none did. Another one, later, acts at once. One that came and did not end
     the block acts after it.
@@ -71,29 +71,29 @@ def remembered() -> Iterator[Callable[[], int]]:
     Only in the main thread, and only where Python's own handlers, or those of `raised`, are in
     place: those of others stay.
     """
-    came: list[tuple[int, float]] = []
-    before: dict[int, Any] = {}
+    signals: list[tuple[int, float]] = []
+    handlers: dict[int, Any] = {}
 
     def restore() -> None:
-        for number, handler in before.items():
+        for number, handler in handlers.items():
             signal.signal(number, handler)
 
     def remember(number: int, frame: FrameType | None) -> None:
-        if came and time.monotonic() - came[0][1] > _SAME:
+        if signals and time.monotonic() - signals[0][1] > _SAME_SIGNAL_SECONDS:
             restore()
             signal.raise_signal(number)
-        came.append((number, time.monotonic()))
+        signals.append((number, time.monotonic()))
 
     try:
         if threading.current_thread() is threading.main_thread():
             for number in _HEARD:
                 if signal.getsignal(number) in (signal.default_int_handler, signal.SIG_DFL, _raise):
-                    before[number] = signal.signal(number, remember)
-        yield lambda: came[0][0] if came else 0
+                    handlers[number] = signal.signal(number, remember)
+        yield lambda: signals[0][0] if signals else 0
     finally:
         restore()
-    if came:
-        signal.raise_signal(came[0][0])
+    if signals:
+        signal.raise_signal(signals[0][0])
 
 
 def _shown(kind: type[BaseException], error: BaseException, where: TracebackType | None) -> None:

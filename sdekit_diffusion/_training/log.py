@@ -1,4 +1,4 @@
-"""What a training run logs: metrics.jsonl and, where asked for, TensorBoard's files."""
+"""The logs of a training run: metrics.jsonl and optionally TensorBoard's files."""
 
 import json
 import os
@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sdekit_diffusion._inputs import is_whole
-from sdekit_diffusion._storage.atomic import flush, naming, replacing
+from sdekit_diffusion._storage.atomic import flush, replace_atomically, with_file_name
 from sdekit_diffusion._storage.distributed import rank
 
 METRICS = "metrics.jsonl"
@@ -66,31 +66,31 @@ class MetricsFile:
     def __init__(self, folder: Path, step: int, tensorboard: bool) -> None:
         self._path = folder / METRICS
         lines = _lines(self._path, step)
-        self._begun = time.perf_counter() - (lines[-1]["seconds"] if lines else 0.0)
-        self._board = None
+        self._start_time = time.perf_counter() - (lines[-1]["seconds"] if lines else 0.0)
+        self._tensorboard = None
         if rank() == 0:
-            with replacing(self._path) as beside:
+            with replace_atomically(self._path) as beside:
                 beside.write_text(
                     "".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8"
                 )
             if tensorboard:
-                self._board = _writer()(str(folder / "tensorboard"), purge_step=step + 1)
+                self._tensorboard = _writer()(str(folder / "tensorboard"), purge_step=step + 1)
 
     def seconds(self) -> float:
-        """Since the run began, without the time between an end and a resumption."""
-        return time.perf_counter() - self._begun
+        """The seconds since the run began, without the time between an end and a resumption."""
+        return time.perf_counter() - self._start_time
 
     def add(self, line: Mapping[str, float], *, flush: bool) -> None:
-        """A line, on the disk before the checkpoint that it belongs to."""
-        with naming(self._path), self._path.open("a", encoding="utf-8") as file:
+        """Appends a line; flush: whether it is on the disk when this returns."""
+        with with_file_name(self._path), self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
             file.flush()
             if flush:
                 os.fsync(file.fileno())
-        if self._board is not None:
+        if self._tensorboard is not None:
             for name in set(line) - {"step"}:
-                self._board.add_scalar(name, line[name], line["step"])
-            self._board.flush()
+                self._tensorboard.add_scalar(name, line[name], line["step"])
+            self._tensorboard.flush()
 
     def flush(self) -> None:
         """Returns when all lines are on the disk."""
@@ -98,8 +98,8 @@ class MetricsFile:
 
     def close(self) -> None:
         """Nothing more is to be written."""
-        if self._board is not None:
-            self._board.close()
+        if self._tensorboard is not None:
+            self._tensorboard.close()
 
 
 def require_lines(path: Path) -> bool:
@@ -111,8 +111,8 @@ def require_lines(path: Path) -> bool:
     text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
     first = text.partition("\n")[0]
     # A run may have been killed within its first line.
-    whole = "\n" not in text or '"seconds": ' in first
-    if text and not (first.startswith('{"step": ') and whole):
+    complete = "\n" not in text or '"seconds": ' in first
+    if text and not (first.startswith('{"step": ') and complete):
         raise ValueError(
             f"{path} was not written by a training run; choose another folder, or remove that file"
         )
@@ -120,8 +120,8 @@ def require_lines(path: Path) -> bool:
 
 
 def _lines(path: Path, step: int) -> list[dict[str, float]]:
-    """The lines of metrics.jsonl up to an update; one that was not finished is none."""
-    found = []
+    """The complete lines of metrics.jsonl up to an update."""
+    lines = []
     for text in (
         path.read_text(encoding="utf-8", errors="replace").splitlines()
         if path.exists() and step
@@ -130,10 +130,10 @@ def _lines(path: Path, step: int) -> list[dict[str, float]]:
         try:
             line = json.loads(text)
             if line["step"] <= step:
-                found.append(line)
+                lines.append(line)
         except (ValueError, TypeError, KeyError):
             continue
-    return found
+    return lines
 
 
 def _writer() -> Any:  # noqa: ANN401 - an extra

@@ -24,7 +24,7 @@ from sdekit_diffusion._training.recipe_loss import (
 from sdekit_diffusion._training.trainable import require_rows, require_trainable
 from sdekit_diffusion.data._batches import AbstractSource, Rows, Shuffled
 
-_LOOK = 50  # steps between two looks at whether the loss is finite
+_CHECK_INTERVAL = 50  # steps between two looks at whether the loss is finite
 
 
 class Record(NamedTuple):
@@ -126,7 +126,7 @@ class Training(Iterator[Record]):
         if self._transform is None:
             return rows
         device = self.model.place()[1]
-        rows = _sent(rows, device)
+        rows = _to_device(rows, device)
         middle = torch.full(rows.shape, 0.5, dtype=torch.float64, device=device)
         with seeded_dropout(self.recipe.seed, 0, device):
             return self._transform(rows, middle)
@@ -146,7 +146,7 @@ class Training(Iterator[Record]):
             self._batches = self.source.batches(
                 size, seed=recipe.seed, first=self.step * size, part=share
             )
-        loss = self._descended(next(self._batches), self.step * size + share.start)
+        loss = self._backward(next(self._batches), self.step * size + share.start)
         torch.nn.utils.clip_grad_norm_(self._weights, recipe.clip)
         for group in self._optimiser.param_groups:
             group["lr"] = recipe.rate(self.step)
@@ -156,7 +156,7 @@ class Training(Iterator[Record]):
         self.whole = True
         if self.step == recipe.steps:
             self.require_finite(loss)
-        elif self.step % _LOOK == 0:
+        elif self.step % _CHECK_INTERVAL == 0:
             self._finite.look(loss, self.step)
         return Record(self.step, loss, recipe.rate(self.step - 1))
 
@@ -169,7 +169,7 @@ class Training(Iterator[Record]):
         """Raises ArithmeticError unless a loss and all weights are finite; reads the host once."""
         self._finite.require(loss, self.step)
 
-    def _descended(self, rows: Tensor, first: int) -> Tensor:
+    def _backward(self, rows: Tensor, first: int) -> Tensor:
         """The mean loss of the batch whose samples from number `first` on are this process's rows;
         leaves its gradient.
         """
@@ -178,17 +178,17 @@ class Training(Iterator[Record]):
         total = torch.zeros((), device=device)
         parts = rows.tensor_split(self.recipe.accumulate)
         for i, part in enumerate(parts):
-            batch = _sent(part, device)
+            batch = _to_device(part, device)
             module = self._loss = self._loss or loss_module(
                 self.model, self.recipe, self._transform, batch, first
             )
             last = i + 1 == len(parts)
-            alone = (
+            context = (
                 module.no_sync()
                 if isinstance(module, DistributedDataParallel) and not last
                 else nullcontext()
             )
-            with alone, seeded_dropout(self.recipe.seed, first, device):
+            with context, seeded_dropout(self.recipe.seed, first, device):
                 loss: Tensor = module(batch, first).sum() / self.recipe.batch_size
                 (loss * world()).backward()  # the processes' gradients are averaged
             total = total + loss.detach()
@@ -198,12 +198,12 @@ class Training(Iterator[Record]):
         return total
 
     @contextmanager
-    def averaged(self, which: int = 0) -> Iterator[ScoreModel]:
+    def averaged(self, index: int = 0) -> Iterator[ScoreModel]:
         """A context in which the model has the averaged weights of decay `which`, in evaluation
         mode.
         """
         training = self.model.training
-        with self._averages.filled(which):
+        with self._averages.filled(index):
             self.model.eval()
             try:
                 yield self.model
@@ -227,11 +227,11 @@ class Training(Iterator[Record]):
         names = [name for name, _ in self.model.named_parameters()]
         numbers = {id(weight): i for i, weight in enumerate(self._weights)}
         # A weight that is used twice has two names.
-        shared = self.model.named_parameters(remove_duplicate=False)
-        places = {name: numbers[id(weight)] for name, weight in shared}
+        named = self.model.named_parameters(remove_duplicate=False)
+        positions = {name: numbers[id(weight)] for name, weight in named}
         state = {f"model.{name}": value for name, value in self.model.state_dict().items()}
         for i, average in enumerate(self._averages.values):
-            state |= {f"average.{i}.{name}": average[j] for name, j in places.items()}
+            state |= {f"average.{i}.{name}": average[j] for name, j in positions.items()}
         for i, moments in self._optimiser.state_dict()["state"].items():
             state |= {f"adamw.{names[i]}/{key}": value for key, value in moments.items()}
         return {name: value.detach().clone() for name, value in state.items()} | {
@@ -274,7 +274,7 @@ class Training(Iterator[Record]):
         self.model.train()
 
 
-def _sent(rows: Tensor, device: torch.device) -> Tensor:
+def _to_device(rows: Tensor, device: torch.device) -> Tensor:
     """Rows on a device, without waiting for what is queued there, which takes pinned memory."""
     if device.type == "cuda" and rows.device.type == "cpu":
         rows = rows.pin_memory()

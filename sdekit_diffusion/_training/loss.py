@@ -105,8 +105,8 @@ def draw_times(
         return sde.spaced(earliest, last, u)
     if weighting == "likelihood":
         return clip(torch.as_tensor(sde.time(low + (high - low) * u)), 0.0, last)
-    near = did_you_mean(weighting, ("plain", "likelihood"))
-    raise ValueError(f"weighting must be 'plain' or 'likelihood', not {weighting!r}{near}")
+    suggestion = did_you_mean(weighting, ("plain", "likelihood"))
+    raise ValueError(f"weighting must be 'plain' or 'likelihood', not {weighting!r}{suggestion}")
 
 
 def draw_levels(sde: AbstractDiffusion, u: Tensor, weighting: Weighting) -> Tensor:

@@ -1,4 +1,4 @@
-"""Mean and standard deviation of the data of a training."""
+"""Mean and standard deviation of the data of a training run."""
 
 import itertools
 import math
@@ -10,14 +10,14 @@ from torch import Tensor
 
 from sdekit_diffusion.data._batches import AbstractSource, Shuffled
 
-_IN_MEMORY = 1 << 16  # samples that are looked at, of a tensor
-_READ = 1 << 10  # of data that have to be read
-_TOGETHER = 256
+_MAX_SAMPLES = 1 << 16  # samples that are looked at, of a tensor
+_MAX_SAMPLES_READ = 1 << 10  # of data that have to be read
+_BATCH = 256
 # Standard deviations from 0.01 to 100 are trained on without a warning, up to sampling; and means
 # within so many of them.
-_SMALLEST = 0.95e-2
-_LARGEST = 1.05e2
-_FARTHEST = 30.0
+_SMALLEST_STD = 0.95e-2
+_LARGEST_STD = 1.05e2
+_LARGEST_MEAN = 30.0
 _BYTES = 128.0  # whole numbers from 0 to above this are taken for bytes
 
 
@@ -31,42 +31,45 @@ def data_moments(
     Arguments:
         encode: rows as the model sees them.
     """
-    n = _READ
+    n = _MAX_SAMPLES_READ
     if isinstance(source, Shuffled):
-        n = min(len(source.rows), _IN_MEMORY if isinstance(source.rows, Tensor) else _READ)
+        n = min(
+            len(source.rows), _MAX_SAMPLES if isinstance(source.rows, Tensor) else _MAX_SAMPLES_READ
+        )
     count = 0
     total = squares = centre = torch.zeros(())
-    least = math.inf
-    greatest = -math.inf
-    whole = True
+    smallest = math.inf
+    largest = -math.inf
+    integers = True
     for rows in _first(source, n):
         x = encode(rows).detach().to(device="cpu", dtype=torch.float64)
         centre = x.mean(dim=0) if not count else centre
         total = total + (x - centre).sum(dim=0)
         squares = squares + (x - centre).square().sum(dim=0)
         count += len(x)
-        least = min(least, float(x.min()))
-        greatest = max(greatest, float(x.max()))
-        whole = whole and bool((x == x.round()).all())
-    if least >= 0 and greatest > _BYTES and whole:
+        smallest = min(smallest, float(x.min()))
+        largest = max(largest, float(x.max()))
+        integers = integers and bool((x == x.round()).all())
+    if smallest >= 0 and largest > _BYTES and integers:
         warnings.warn(
-            f"the data are whole numbers from {least:g} to {greatest:g}, as bytes are: for images "
-            "in [-1, 1] use x / 127.5 - 1, or pass transform=, such as a data set's scale.encode",
+            f"the data are whole numbers from {smallest:g} to {largest:g}, as bytes are: for "
+            "images in [-1, 1] use x / 127.5 - 1, or pass transform=, such as a data set's "
+            "scale.encode",
             stacklevel=4,
         )
-    off = total / count
-    variance = float((squares / count - off.square()).mean())
+    offset = total / count
+    variance = float((squares / count - offset.square()).mean())
     if not math.isfinite(variance):  # the first loss says so
-        return torch.zeros_like(off, dtype=torch.float32), 1.0
-    mean = centre + off
+        return torch.zeros_like(offset, dtype=torch.float32), 1.0
+    mean = centre + offset
     std = math.sqrt(max(variance, 0.0)) or 1.0
     _warn_of_scale(float(mean.square().mean().sqrt()), std)
     return mean.to(torch.float32), std
 
 
 def _warn_of_scale(mean: float, std: float) -> None:
-    """Warns of data that networks cannot be trained on as they are."""
-    if _SMALLEST <= std <= _LARGEST and mean <= _FARTHEST * std:
+    """Warns of data on a scale on which networks cannot be trained."""
+    if _SMALLEST_STD <= std <= _LARGEST_STD and mean <= _LARGEST_MEAN * std:
         return
     warnings.warn(
         f"the data have a mean of {mean:.3g} (root mean square over the coordinates) and a "
@@ -80,7 +83,7 @@ def _warn_of_scale(mean: float, std: float) -> None:
 
 def _first(source: AbstractSource, n: int) -> Iterator[Tensor]:
     """The first n samples of a source, in batches."""
-    size = min(n, _TOGETHER)
+    size = min(n, _BATCH)
     for batch in itertools.islice(source.batches(size), -(-n // size)):
         yield batch[:n]
         n -= len(batch)

@@ -1,4 +1,4 @@
-"""How to train: everything besides the data that the weights depend on."""
+"""Recipes: all settings of a training run on which the weights depend."""
 
 import math
 from dataclasses import dataclass, fields
@@ -64,10 +64,10 @@ class Recipe:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name, least in (("steps", 1), ("batch_size", 1), ("accumulate", 1), ("warmup", 0)):
-            if not is_whole(getattr(self, name), least):
+        for name, smallest in (("steps", 1), ("batch_size", 1), ("accumulate", 1), ("warmup", 0)):
+            if not is_whole(getattr(self, name), smallest):
                 raise ValueError(
-                    f"{name} = {getattr(self, name)!r} must be a whole number from {least} on"
+                    f"{name} = {getattr(self, name)!r} must be a whole number from {smallest} on"
                 )
         if not is_whole(self.seed):
             raise ValueError(f"seed = {self.seed!r} must be a whole number")
@@ -80,10 +80,10 @@ class Recipe:
             ("precision", Precision),
         ):
             value = getattr(self, name)
-            if value not in (known := get_args(choices)):
+            if value not in (allowed := get_args(choices)):
                 raise ValueError(
                     f"{name} = {value!r} must be one of "
-                    f"{', '.join(map(repr, known))}{did_you_mean(value, known)}"
+                    f"{', '.join(map(repr, allowed))}{did_you_mean(value, allowed)}"
                 )
         if self.discrete and self.weighting != "plain":
             raise ValueError(
@@ -111,10 +111,12 @@ class Recipe:
         """The learning rate before update number `step`, counted from 0."""
         if step < self.warmup:
             return self.lr * (step + 1) / self.warmup
-        done = min(1.0, (step - self.warmup) / max(1, self.steps - self.warmup))
+        fraction = min(1.0, (step - self.warmup) / max(1, self.steps - self.warmup))
         return (
             self.lr
-            * {"cosine": 0.5 * (1 + math.cos(math.pi * done)), "linear": 1 - done, "constant": 1.0}[
-                self.schedule
-            ]
+            * {
+                "cosine": 0.5 * (1 + math.cos(math.pi * fraction)),
+                "linear": 1 - fraction,
+                "constant": 1.0,
+            }[self.schedule]
         )

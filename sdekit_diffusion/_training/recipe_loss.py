@@ -63,9 +63,9 @@ def loss_module(
     """
     loss = RecipeLoss(model, recipe, transform)
     if recipe.compile:
-        compiled = RecipeLoss(model.around(torch.compile(model.net)), recipe, transform)
+        compiled = RecipeLoss(model.with_network(torch.compile(model.net)), recipe, transform)
         # The trial is no update.
-        kept = [(buffer, buffer.clone()) for buffer in model.buffers()]
+        buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
         try:
             with seeded_dropout(recipe.seed, first, rows.device):
                 compiled(rows, first).sum().backward()
@@ -79,7 +79,7 @@ def loss_module(
             )
         model.zero_grad(set_to_none=True)
         with torch.no_grad():
-            for buffer, value in kept:
+            for buffer, value in buffers:
                 buffer.copy_(value)
     return DistributedDataParallel(loss) if world() > 1 else loss
 

@@ -1,6 +1,4 @@
-"""The folder of a training run: what is written when, and how it resumes after an end that came too
-soon.
-"""
+"""The folder of a training run: what is written when, and how an interrupted run resumes."""
 
 import json
 import math
@@ -23,8 +21,8 @@ from sdekit_diffusion._models.checkpoint import (
     scale_in,
 )
 from sdekit_diffusion._models.save import config_of, config_to_save, save, write
-from sdekit_diffusion._storage.atomic import alone, made
-from sdekit_diffusion._storage.distributed import agreed, largest, rank, wait
+from sdekit_diffusion._storage.atomic import exclusive, make_folder
+from sdekit_diffusion._storage.distributed import equal_on_all, largest, rank, wait
 from sdekit_diffusion._training.history import (
     checkpoint,
     checkpoints,
@@ -33,12 +31,12 @@ from sdekit_diffusion._training.history import (
     prune,
     validation_loss_at,
 )
-from sdekit_diffusion._training.interrupt import Interrupted, number_of, remembered
+from sdekit_diffusion._training.interrupt import Interrupted, number_of, remember_signals
 from sdekit_diffusion._training.log import METRICS, Log, MetricsFile, require_lines
 from sdekit_diffusion._training.loop import Record, Training
 
 VALIDATION = "validation_loss"
-_PENDING = "losses"  # in a state: those since the last line of metrics.jsonl
+_PENDING_LOSSES = "losses"  # in a state: those since the last line of metrics.jsonl
 # Relative: two means of the same samples differ by less, on other devices and by other versions of
 # torch; those of other samples by more. And the rounding of samples far from zero.
 _ROUNDING = 1e-4
@@ -66,32 +64,32 @@ def run_in(
     """
     end = math.inf if minutes is None else time.monotonic() + 60 * minutes
     with (
-        alone(made(folder)) if rank() == 0 else nullcontext(),
-        largest() as agreed_on,
-        remembered() as signalled,
+        exclusive(make_folder(folder)) if rank() == 0 else nullcontext(),
+        largest() as largest_of,
+        remember_signals() as signal_came,
     ):
         run = Run(folder, training, log, notes, resume)
 
-        def asked() -> int:
+        def end_requested() -> int:
             over = _TIME if time.monotonic() >= end else 0
-            return agreed_on(_TIME + signalled() if signalled() else over)
+            return largest_of(_TIME + signal_came() if signal_came() else over)
 
-        run.asked = asked
+        run.end_requested = end_requested
         try:
             yield run
         except KeyboardInterrupt as error:
             raise Interrupted(number_of(error), run.interrupted()) from error
         finally:
             run.close()
-        done = training.step == training.recipe.steps
-        if done and rank() == 0:
+        complete = training.step == training.recipe.steps
+        if complete and rank() == 0:
             write(training.model, config_to_save(training.model, run.notes), folder)
         # A signal may have come since the last look, such as while a checkpoint was written.
-        if number := agreed_on(signalled()):
+        if number := largest_of(signal_came()):
             raise Interrupted(
                 number,
                 f"interrupted when the training run was complete; the model is in {folder}"
-                if done
+                if complete
                 else run.interrupted(),
             )
 
@@ -123,7 +121,7 @@ class Run:
     def __init__(
         self, folder: Path, training: Training, log: Log, notes: Mapping[str, Any], resume: bool
     ) -> None:
-        self.asked: Callable[[], int] = lambda: 0
+        self.end_requested: Callable[[], int] = lambda: 0
         self.folder = folder
         self.training = training
         self.log = log
@@ -134,7 +132,7 @@ class Run:
         }
         self._saved: int | None = None
         self._last: Record | None = None
-        self._noted = 0
+        self._noted_step = 0
         self._losses: list[Tensor] = []
         config_of(training.model)  # refuses what could not be saved in the end
         files_of(folder)  # and what would stand in its way
@@ -143,13 +141,15 @@ class Run:
             require_lines(folder / METRICS)
         else:
             self._resume(path)
-        if not agreed(training.step, training.model.place()[1]):  # all have read before one writes
+        if not equal_on_all(
+            training.step, training.model.place()[1]
+        ):  # all have read before one writes
             raise RuntimeError(
                 f"the processes do not see the same checkpoints; let {folder} be one that all of "
                 "them share"
             )
         earlier = [path for path in checkpoints(folder) if int(path.name) <= training.step]
-        self._least = min(map(validation_loss_at, earlier), default=math.inf)
+        self._smallest_loss = min(map(validation_loss_at, earlier), default=math.inf)
         self._metrics = MetricsFile(folder, training.step, log.tensorboard)
 
     def _newest(self, resume: bool) -> Path | None:
@@ -168,37 +168,37 @@ class Run:
         return path
 
     def _resume(self, path: Path) -> None:
-        """Puts the training to the state of a checkpoint."""
+        """Sets the training to the state of a checkpoint."""
         self._require_same(path)
         state = read_tensors(path, STATE)
         model = self.training.model
         self.training.load_state_dict(state)
         model.record_scale(*scale_in(path))
-        self._losses = list(state.get(_PENDING, torch.empty(0)).to(model.place()[1]))
+        self._losses = list(state.get(_PENDING_LOSSES, torch.empty(0)).to(model.place()[1]))
         self._saved = self.training.step
 
     def _require_same(self, path: Path) -> None:
         config = read_config(path)
-        known = config["notes"]
+        saved = config["notes"]
         model = json.loads(json.dumps(config_of(self.training.model)))
-        before = config | known["recipe"]
-        now = model | self.notes["recipe"] | {"versions": config["versions"]}
+        old_settings = config | saved["recipe"]
+        new_settings = model | self.notes["recipe"] | {"versions": config["versions"]}
         for name in ("data_mean", "data_std"):  # those of the checkpoint stay
-            del now[name]
-        others = [
-            f"{name} = {before.get(name)}, not {value}"
-            for name, value in now.items()
-            if before.get(name) != value
+            del new_settings[name]
+        differences = [
+            f"{name} = {old_settings.get(name)}, not {value}"
+            for name, value in new_settings.items()
+            if old_settings.get(name) != value
         ]
-        if others:
-            said = ", ".join(others)
+        if differences:
+            text = ", ".join(differences)
             raise ValueError(
-                f"the run in {self.folder} was begun with {said}; give the same, or choose another "
+                f"the run in {self.folder} was begun with {text}; give the same, or choose another "
                 "folder"
             )
-        if known["samples"] != self.notes["samples"]:
+        if saved["samples"] != self.notes["samples"]:
             raise ValueError(
-                f"the run in {self.folder} was begun on other data ({known['samples']}, not "
+                f"the run in {self.folder} was begun on other data ({saved['samples']}, not "
                 f"{self.notes['samples']}); give the same, or choose another folder"
             )
         self._require_same_moments(path)
@@ -211,16 +211,17 @@ class Run:
         model = self.training.model
         if std is None or model.data_std is None:  # a checkpoint of an earlier version
             return
-        here = torch.as_tensor(model.data_mean).detach().cpu().double()
-        there = torch.as_tensor(mean).cpu().double()
-        allowed = _ROUNDING * std + _FLOAT32 * float(there.abs().max())
-        moved = float((here - there).abs().max())
-        if moved > allowed or abs(model.data_std - std) > _ROUNDING * std:
+        mean_now = torch.as_tensor(model.data_mean).detach().cpu().double()
+        mean_before = torch.as_tensor(mean).cpu().double()
+        tolerance = _ROUNDING * std + _FLOAT32 * float(mean_before.abs().max())
+        difference = float((mean_now - mean_before).abs().max())
+        if difference > tolerance or abs(model.data_std - std) > _ROUNDING * std:
             raise ValueError(
                 f"the run in {self.folder} was begun on data with another mean or standard "
-                f"deviation ({float(there.mean()):.6g} and {std:.6g}, not {float(here.mean()):.6g} "
-                f"and {model.data_std:.6g}; a coordinate's mean moved by {moved:.3g}): the samples "
-                "or the transform are others; give the same, or choose another folder"
+                f"deviation ({float(mean_before.mean()):.6g} and {std:.6g}, not "
+                f"{float(mean_now.mean()):.6g} and {model.data_std:.6g}; a coordinate's mean moved "
+                f"by {difference:.3g}): the samples or the transform are others; give the same, or "
+                "choose another folder"
             )
 
     def take(self, record: Record) -> None:
@@ -228,17 +229,17 @@ class Run:
         self._last = record
         self._losses.append(record.loss)
 
-    def note(self, found: Mapping[str, float]) -> None:
+    def note(self, measured: Mapping[str, float]) -> None:
         """Takes note of what was measured after the last update; writes what is due."""
         assert self._last is not None
         record = self._last
         step = record.step
         last = record.step == self.training.recipe.steps
-        self._noted = step
-        better = found.get(VALIDATION, math.inf) < self._least
-        self._least = min(self._least, found.get(VALIDATION, math.inf))
-        saves = last or better or step % self.log.save_every == 0
-        if saves or found or step % self.log.log_every == 0:
+        self._noted_step = step
+        improved = measured.get(VALIDATION, math.inf) < self._smallest_loss
+        self._smallest_loss = min(self._smallest_loss, measured.get(VALIDATION, math.inf))
+        saves_checkpoint = last or improved or step % self.log.save_every == 0
+        if saves_checkpoint or measured or step % self.log.log_every == 0:
             loss = torch.stack(self._losses).mean()
             self.training.require_finite(loss)
             self._losses.clear()
@@ -249,10 +250,10 @@ class Run:
                     "lr": record.lr,
                     "seconds": self._metrics.seconds(),
                 }
-                self._metrics.add(line | dict(found), flush=saves)
-        if saves and rank() == 0:
-            self._save(step, {name: found[name] for name in (VALIDATION,) if name in found})
-        if saves:
+                self._metrics.add(line | dict(measured), flush=saves_checkpoint)
+        if saves_checkpoint and rank() == 0:
+            self._save(step, {name: measured[name] for name in (VALIDATION,) if name in measured})
+        if saves_checkpoint:
             self._saved = step
 
     def ended(self) -> bool:
@@ -264,17 +265,17 @@ class Run:
         """
         if self.training.step == self.training.recipe.steps:
             return False
-        why = self.asked()
-        if why:
-            self._keep()
+        request = self.end_requested()
+        if request:
+            self._save_checkpoint()
             wait()
-        if why > _TIME:
-            raise Interrupted(why - _TIME)
-        return bool(why)
+        if request > _TIME:
+            raise Interrupted(request - _TIME)
+        return bool(request)
 
     @property
     def position(self) -> str:
-        """How far it is, in words."""
+        """The progress of the run, in words."""
         return f"update {self.training.step} of {self.training.recipe.steps}"
 
     def interrupted(self) -> str:
@@ -283,20 +284,24 @@ class Run:
         """
         step = self.training.step
         if self.training.whole and self._last is not None and self._last.step == step:
-            if self._noted != step:
+            if self._noted_step != step:
                 self.note({})
-            self._keep()
+            self._save_checkpoint()
         if self._saved is None:
             return f"interrupted at {self.position}; there is no checkpoint to go on from"
-        lost = "" if self._saved == step and self.training.whole else f" of update {self._saved}"
-        return f"interrupted at {self.position}; the checkpoint{lost} is saved: {self.advice()}"
+        of_update = (
+            "" if self._saved == step and self.training.whole else f" of update {self._saved}"
+        )
+        return (
+            f"interrupted at {self.position}; the checkpoint{of_update} is saved: {self.advice()}"
+        )
 
     def advice(self) -> str:
-        """How to go on."""
+        """How to resume the run, in words."""
         path = checkpoint(self.folder, self._saved or 0)
         return f"the same call with resume=True, or command with --resume, goes on from {path}"
 
-    def _keep(self) -> None:
+    def _save_checkpoint(self) -> None:
         """Saves a checkpoint now; the lines of metrics.jsonl will be those of a run without a
         break.
         """
@@ -307,13 +312,16 @@ class Run:
             self.training.require_finite(losses.mean())
         if rank() == 0:
             self._metrics.flush()
-            self._save(self.training.step, {}, {_PENDING: losses})
+            self._save(self.training.step, {}, {_PENDING_LOSSES: losses})
         self._saved = self.training.step
 
     def _save(
-        self, step: int, measured: Mapping[str, float], more: Mapping[str, Tensor] | None = None
+        self,
+        step: int,
+        measured: Mapping[str, float],
+        extra_state: Mapping[str, Tensor] | None = None,
     ) -> None:
-        state = self.training.state_dict() | dict(more or {})
+        state = self.training.state_dict() | dict(extra_state or {})
         path = checkpoint(self.folder, step)
         if path.exists():
             discard(path)  # one that is damaged, and was passed over
@@ -322,5 +330,5 @@ class Run:
         prune(self.folder, self.log.keep, step)
 
     def close(self) -> None:
-        """Nothing more is to be written."""
+        """Closes the logs."""
         self._metrics.close()

@@ -1,4 +1,4 @@
-"""What can be trained: models, data and recipes that do not go together are refused."""
+"""Checks of models, data and recipes before training."""
 
 import torch
 from torch import Tensor

@@ -1,0 +1,167 @@
+"""The state of the adaptive loop: the active samples, the results of the others, and trees of
+tensors.
+"""
+
+from dataclasses import dataclass, fields
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from sdekit._solve.solution import Solution, Status
+from sdekit._solvers.contract import Tree
+from sdekit.elementary import broadcast
+
+
+def take(tree: Tree, rows: Tensor) -> Tree:
+    """Some rows of every tensor."""
+    return tree[rows] if isinstance(tree, Tensor) else tuple(take(part, rows) for part in tree)
+
+
+def where(accept: Tensor, new: Tree, old: Tree) -> Tree:
+    """torch.where by row for every tensor."""
+    if isinstance(new, Tensor):
+        return torch.where(accept.reshape(-1, *[1] * (new.ndim - 1)), new, old)
+    return tuple(where(accept, a, b) for a, b in zip(new, old, strict=True))
+
+
+def spread(tree: Tree, rows: Tensor, size: int) -> Tree:
+    """Every tensor as rows of a larger one that is 0 elsewhere."""
+    if isinstance(tree, Tensor):
+        return tree.new_zeros(size, *tree.shape[1:]).index_copy(0, rows, tree)
+    return tuple(spread(part, rows, size) for part in tree)
+
+
+class Move(NamedTuple):
+    """Accepted steps, one per sample; tensors with the batch first.
+
+    Attributes:
+        samples: the rows of these samples in the full batch.
+        t0, t1: the start and the end of each step, float64.
+        x: the states at t1.
+        dense: the data from which `AbstractSolver.interpolate` computes states within the step, or
+            None.
+    """
+
+    samples: Tensor
+    t0: Tensor
+    t1: Tensor
+    x: Tensor
+    dense: Tree
+
+
+@dataclass
+class ActiveSamples:
+    """The samples that are still being solved; tensors with the batch first: x and state on the
+    device of the solve, all others on the host.
+
+    index: their rows in the full batch. remaining: the time to the end. h: the length of the next
+    step, without sign. previous: q of the last two accepted steps. next_output: the number of the
+    next output. ended: infinity for samples that have finished or failed and are not yet removed,
+    else 0. output_evaluations: additional evaluations for output within steps.
+    """
+
+    index: Tensor
+    x: Tensor
+    t: Tensor
+    remaining: Tensor
+    h: Tensor
+    state: Tree
+    previous: Tensor
+    accepted: Tensor
+    next_output: Tensor
+    ended: Tensor
+    output_evaluations: Tensor
+
+    @staticmethod
+    def of(x0: Tensor, t: Tensor, remaining: Tensor, h: Tensor, state: Tree) -> "ActiveSamples":
+        """All samples before the first step."""
+        index = torch.arange(len(x0))
+        zeros = torch.zeros_like(index)
+        previous = t.new_ones(len(x0), 2)
+        return ActiveSamples(
+            index=index,
+            x=x0,
+            t=t,
+            remaining=remaining,
+            h=h,
+            state=state,
+            previous=previous,
+            accepted=zeros,
+            next_output=zeros + 1,
+            ended=torch.zeros_like(t),
+            output_evaluations=zeros,
+        )
+
+    def advance(
+        self, t1: Tensor, remaining: Tensor, accept: Tensor, x1: Tensor, state1: Tree
+    ) -> None:
+        """Moves the samples whose steps are accepted to t1; remaining: the time from there."""
+        accept_there = accept.to(self.x.device, non_blocking=True)
+        self.x = where(accept_there, x1, self.x)
+        self.state = where(accept_there, state1, self.state)
+        self.t = torch.where(accept, t1, self.t)
+        self.remaining = torch.where(accept, remaining, self.remaining)
+        self.accepted = self.accepted + accept
+
+    def rows(self, rows: Tensor) -> "ActiveSamples":
+        device_rows = rows.to(self.x.device, non_blocking=True)
+        return ActiveSamples(
+            *(
+                take(getattr(self, part.name), device_rows if part.name in ("x", "state") else rows)
+                for part in fields(self)
+            )
+        )
+
+
+@dataclass(frozen=True)
+class Results:
+    """The results, one row per sample of the full batch: the states on the device of the solve, all
+    others on the host.
+    """
+
+    x: Tensor
+    xs: Tensor | None
+    reached: Tensor
+    evaluations: Tensor
+    accepted: Tensor
+    rejected: Tensor
+    status: Tensor
+
+    @staticmethod
+    def of(x0: Tensor, ts: list[float], *, save: bool) -> "Results":
+        reached = torch.zeros(len(x0), dtype=torch.float64)
+        xs = x0.new_full((len(ts), *x0.shape), torch.nan) if save else None
+        if xs is not None:
+            xs[0] = x0
+        return Results(
+            torch.full_like(x0, torch.nan),
+            xs,
+            reached,
+            *reached.new_zeros(4, len(x0), dtype=torch.int64),
+        )
+
+    def keep(
+        self, active: ActiveSamples, rows: Tensor, status: Tensor, rounds: int, evaluations: int
+    ) -> None:
+        """Stores the results of samples that have finished or failed."""
+        index = active.index[rows]
+        done = status[rows] == Status.DONE
+        self.status[index] = status[rows]
+        self.reached[index] = active.t[rows]
+        self.evaluations[index] = evaluations + active.output_evaluations[rows]
+        self.accepted[index] = active.accepted[rows]
+        self.rejected[index] = rounds - active.accepted[rows]
+        index, rows, done = (
+            part.to(self.x.device, non_blocking=True) for part in (index, rows, done)
+        )
+        self.x[index] = torch.where(broadcast(done, active.x) != 0, active.x[rows], torch.nan)
+
+    def solution(self, ts: Tensor, seed: int | Tensor | None) -> Solution:
+        if self.xs is not None:
+            self.xs[-1] = self.x
+        counts = (self.evaluations, self.accepted, self.rejected, self.status)
+        evaluations, accepted, rejected, status = (
+            part.to(self.x.device, non_blocking=True) for part in counts
+        )
+        return Solution(self.x, ts, self.xs, seed, evaluations, accepted, rejected, status)

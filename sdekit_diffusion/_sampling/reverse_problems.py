@@ -1,0 +1,136 @@
+"""The batches of a call of `sample`: their reverse problems and results."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from sdekit import (
+    AbstractNoise,
+    BrownianPath,
+    NotFiniteError,
+    Point,
+    Solution,
+    UnfinishedError,
+    WhiteNoise,
+    normal,
+)
+from sdekit_diffusion._models.model import AbstractModel
+from sdekit_diffusion._sampling.coordinates import Coordinates, Span
+from sdekit_diffusion._sampling.method import AbstractMethod, ReverseProblem
+
+
+def noise_of(
+    choice: Literal["white", "path"] | AbstractNoise | None,
+    method: AbstractMethod,
+    coordinates: Coordinates,
+    span: Span,
+    *,
+    seed: int,
+    first: int,
+) -> AbstractNoise:
+    """The noise of a name, or of the method."""
+    choice = method.noise if choice is None else choice
+    if choice == "white":
+        return WhiteNoise(seed, first=first)
+    if choice == "path":
+        return BrownianPath(seed, method.knots(coordinates, span).tolist(), first=first)
+    return choice
+
+
+@dataclass(frozen=True, eq=False)
+class ReverseProblems:
+    """The reverse problems of a call, one per batch, from noise to data.
+
+    Arguments:
+        coordinates, span, noise, save, callback: as in `ReverseProblem`.
+        n, event: the number of samples, and the shape of one.
+        start: the initial states x_T; None draws them from the prior.
+        seed, first: of the prior's draws.
+        steps: how many the method takes.
+        dtype: of the result. States have it too, but float32 for half precision, whose rounding is
+            larger than the increments of a fine grid.
+        denoise: whether the result is D(x).
+        full_solution: whether solutions have the times and states of the diffusion.
+    """
+
+    coordinates: Coordinates
+    span: Span
+    noise: AbstractNoise
+    save: Literal["last", "all"]
+    callback: Callable[[Point], None] | None
+    n: int
+    event: tuple[int, ...]
+    start: Tensor | None
+    seed: int
+    first: int
+    steps: int
+    dtype: torch.dtype
+    denoise: bool
+    full_solution: bool
+
+    def of(self, index: Tensor, i: int, model: AbstractModel) -> ReverseProblem:
+        """The reverse problem of the samples of an index, which begins at i."""
+        state_dtype = torch.promote_types(self.dtype, torch.float32)
+        if self.start is None:
+            u = normal(self.seed, self.first + index, self.event, dtype=state_dtype)
+        else:
+            x = self.start[i : i + len(index)].to(device=index.device, dtype=state_dtype)
+            u = self.coordinates.standard(float(self.coordinates.time(self.span[0])), x)
+        return ReverseProblem(
+            self.coordinates.standardised(model),
+            self.coordinates,
+            u,
+            self.span,
+            self.noise.rows(index),
+            self.save,
+            self.callback,
+        )
+
+    def result(self, problem: ReverseProblem, solution: Solution, i: int) -> Solution:
+        """The samples x_t / alpha of a solution, or denoised where that is wanted, in the dtype."""
+        samples = self._denoised(problem, solution) if self.denoise else self._samples(solution)
+        if self.denoise:
+            self._require_finite(samples.x, i)
+        return samples
+
+    def _samples(self, solution: Solution) -> Solution:
+        physical = self.coordinates.physical_solution(solution) if self.full_solution else solution
+        return self._cast(replace(physical, x=self.coordinates.leave(self.span, solution.x)))
+
+    def _denoised(self, problem: ReverseProblem, solution: Solution) -> Solution:
+        samples = self._samples(solution)
+        if not len(solution.x):
+            return samples
+        x = self.coordinates.denoised(problem.model.predict_data(self.span[1], solution.x))
+        return self._cast(replace(samples, x=x, evaluations=samples.evaluations + 1))
+
+    def _cast(self, solution: Solution) -> Solution:
+        if solution.x.dtype == self.dtype:
+            return solution
+        xs = None if solution.xs is None else solution.xs.to(self.dtype)
+        return replace(solution, x=solution.x.to(self.dtype), xs=xs)
+
+    def _require_finite(self, x: Tensor, i: int) -> None:
+        failed = ~torch.isfinite(x).flatten(1).all(dim=1) if x.ndim > 1 else ~torch.isfinite(x)
+        if rows := failed.nonzero().flatten().tolist():
+            unit = "the denoising that follows step"
+            t = float(self.coordinates.time(self.span[1]))
+            error = NotFiniteError(self.steps, t, rows, len(x), unit)
+            raise error.relocated(after=i, total=self.n)
+
+    def unfinished(
+        self, error: UnfinishedError, problem: ReverseProblem, previous: Sequence[Solution], i: int
+    ) -> UnfinishedError:
+        """The error of a batch that begins at i, with the samples of those before it."""
+        current = (
+            self._denoised(problem, error.solution)
+            if self.denoise
+            else self._samples(error.solution)
+        )
+        solution = replace(Solution.joined([*previous, current]), seed=self.seed)
+        reached = torch.as_tensor(self.coordinates.time(error.reached))
+        done = torch.full((i,), float(solution.ts[-1])).to(reached)
+        return UnfinishedError(solution, torch.cat([done, reached]), advice=error.advice)
