@@ -466,6 +466,7 @@ def test_empty_batch():
         assert sample(MIXTURES["2"], 0, sde="vp", method=method, denoise=True).shape == (0, 2)
 
 
+@pytest.mark.filterwarnings("ignore:x_T has the")
 @pytest.mark.parametrize(
     "method", ["default", OnClock(eta=1.0), "euler_maruyama", "pc", "ode"], ids=str
 )

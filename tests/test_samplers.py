@@ -257,11 +257,12 @@ def test_the_default_looks_further_back_where_there_are_enough_steps(steps, k):
             sample(MIXTURE, 4, sde="vp", method=m, steps=steps, seed=0) for m in (given, meant)
         )
         assert torch.equal(x, same)
+    fixed = "native time quadratic sigma karras log_snr".split()
     for name, grid in GRIDS.items():
         rule = replace(METHODS["default"], steps=steps, grid=grid).rule
-        assert rule.k == (k if grid.follows else 3)
-        assert grid.follows or name != "focused"
-        assert not (grid.follows and name in "native time quadratic sigma karras log_snr".split())
+        assert rule.k == (k if grid.follows_model else 3)
+        assert grid.follows_model or name != "focused"
+        assert not (grid.follows_model and name in fixed)
     assert (
         replace(METHODS["default"], steps=steps, grid=Given(uniform(-3.0, 3.0, steps))).rule.k == k
     )
