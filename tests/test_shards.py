@@ -575,6 +575,7 @@ def test_what_folders_of_images_refuse(points, images, tmp_path, capsys):
     assert "end" in told(capsys, "sample", points, "--out", tmp_path / "points")
 
 
+@pytest.mark.filterwarnings("ignore:x_T has the")
 def test_failures_name_samples_of_the_whole(tmp_path):
     """Of the second part's samples the last is not finite."""
 
