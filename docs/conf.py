@@ -1,10 +1,16 @@
 """Sphinx configuration. The pages need no network: formulas are MathML, drawn by the browser."""
 
 import re
+import sys
+from pathlib import Path
 
 from docutils import nodes
 from docutils.utils.math.latex2mathml import MathError, tex2mathml
 from sphinx.util import logging
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from registered import completed
 
 logger = logging.getLogger(__name__)
 
@@ -64,7 +70,12 @@ def at_the_root(app, path, parent, content):
         content[0] = content[0].replace(f"({name})", f"(docs/{name.lower()})")
 
 
+def with_all_rows(app, name, source):
+    source[0] = completed(name, source[0])
+
+
 def setup(app):
+    app.connect("source-read", with_all_rows)
     app.connect("include-read", at_the_root)
     app.add_html_math_renderer("mathml", (inline_formula, None), (formula, None))
     app.connect("autodoc-process-docstring", escape, priority=100)

@@ -30,30 +30,14 @@ from sdekit_diffusion._models.mixture import GaussianMixture
 from sdekit_diffusion._models.model import AbstractModel, noise_scale, signal_scale
 from sdekit_diffusion._models.save import save
 from sdekit_diffusion._models.score_model import ScoreModel
-from sdekit_diffusion._sampling.adaptive import AdaptiveFlow, AdaptiveSDE
-from sdekit_diffusion._sampling.annealed_langevin import AnnealedLangevin
+from sdekit_diffusion._sampling import grids as _grids
+from sdekit_diffusion._sampling import methods as _methods
 from sdekit_diffusion._sampling.arguments import SampleOptions
 from sdekit_diffusion._sampling.between import sample_between
-from sdekit_diffusion._sampling.ddim import DDIM
-from sdekit_diffusion._sampling.edm_sampler import EDM
-from sdekit_diffusion._sampling.grids import (
-    GRIDS,
-    AbstractGrid,
-    Equidistributed,
-    Focused,
-    GeometricInSigma,
-    Given,
-    Karras,
-    Native,
-    Quadratic,
-    UniformInLogSNR,
-    UniformInTime,
-)
-from sdekit_diffusion._sampling.in_time import InTime
+from sdekit_diffusion._sampling.grids import *  # noqa: F403
 from sdekit_diffusion._sampling.method import AbstractMethod, ReverseProblem
-from sdekit_diffusion._sampling.methods import METHODS
+from sdekit_diffusion._sampling.methods import *  # noqa: F403
 from sdekit_diffusion._sampling.ncsn_settings import NCSNSettings, ncsn_settings, ncsnv2_settings
-from sdekit_diffusion._sampling.on_clock import OnClock
 from sdekit_diffusion._sampling.sample import sample
 from sdekit_diffusion._sampling.techniques import (
     geometric_sigmas,
@@ -69,35 +53,18 @@ from sdekit_diffusion._training.recipe import Recipe
 from sdekit_diffusion.data._batches import AbstractSource
 
 __all__ = [
-    "DDIM",
-    "EDM",
-    "GRIDS",
-    "METHODS",
     "AbstractDerivedModel",
     "AbstractDiffusion",
-    "AbstractGrid",
     "AbstractMethod",
     "AbstractModel",
     "AbstractSource",
-    "AdaptiveFlow",
-    "AdaptiveSDE",
-    "AnnealedLangevin",
     "BitsPerDim",
     "CheckpointError",
     "EmpiricalMixture",
-    "Equidistributed",
-    "Focused",
     "GaussianMixture",
-    "GeometricInSigma",
-    "Given",
-    "InTime",
-    "Karras",
     "Log",
     "ModelCheck",
     "NCSNSettings",
-    "Native",
-    "OnClock",
-    "Quadratic",
     "Recipe",
     "Record",
     "ReverseProblem",
@@ -105,8 +72,6 @@ __all__ = [
     "ScoreModel",
     "Shards",
     "Training",
-    "UniformInLogSNR",
-    "UniformInTime",
     "VariationalBound",
     "bits_per_dim",
     "check_model",
@@ -141,3 +106,5 @@ __all__ = [
     "variational_bound",
 ]
 __all__ += _names.__all__
+__all__ += _grids.__all__
+__all__ += _methods.__all__

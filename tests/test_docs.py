@@ -3,14 +3,16 @@ a page.
 """
 
 import ast
+import dataclasses
 import re
 from fractions import Fraction
 from pathlib import Path
 
 import pytest
+from registered import completed, evaluations, solvers, summary
 
 import sdekit
-from sdekit_diffusion import DIFFUSIONS, GRIDS, METHODS, nets
+from sdekit_diffusion import DIFFUSIONS, GRIDS, METHODS, VPSDE, Karras, OnClock, nets
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -87,15 +89,90 @@ def test_every_file_of_the_glossary_exists():
     assert [path for path in paths if not (ROOT / path).exists()] == []
 
 
+def built(page):
+    """The text of a page as it is built."""
+    return completed(page, (ROOT / "docs" / f"{page}.md").read_text())
+
+
+def rows(text, head):
+    """The cells of the rows of a table, without its head."""
+    lines = text.split(f"\n| {head} |")[1].split("\n\n")[0].splitlines()
+    return [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines[2:]]
+
+
+def names(cell):
+    return re.findall(r'`"(\w+)"`', cell)
+
+
 def test_the_page_on_samplers_names_every_method_diffusion_and_grid():
-    page = (ROOT / "docs" / "samplers.md").read_text()
-    methods = page.split("| `method=`")[1].split("\n\n")[0]
-    assert set(
-        re.findall(r'`"(\w+)"`', "\n".join(line.split("|")[1] for line in methods.splitlines()[2:]))
-    ) == set(METHODS)
-    diffusions = page.split("| `sde=`")[1].split("\n\n")[0]
-    assert re.findall(r'^\| `"(\w+)"`', diffusions, re.M) == list(DIFFUSIONS)
-    assert all(f'`"{name}"`' in page.split("## Noise level")[1] for name in GRIDS)
+    page = built("samplers")
+    for head, registered in (("`method=`", METHODS), ("`sde=`", DIFFUSIONS), ("`grid=`", GRIDS)):
+        found = [name for row in rows(page, head) for name in names(row[0])]
+        assert sorted(found) == sorted(registered)
+    written = (ROOT / "docs" / "samplers.md").read_text()
+    found = [name for row in rows(written, "`sde=`") for name in names(row[0])]
+    assert found == [name for name in DIFFUSIONS if name in found]
+
+
+def test_the_page_on_samplers_says_how_often_a_method_asks():
+    for row in rows(built("samplers"), "`method=`"):
+        said = row[3].split(", ")
+        for i, name in enumerate(names(row[0])):
+            assert evaluations(name) == said[i if len(said) > 1 else 0], name
+
+
+def test_the_page_on_solvers_names_every_solver():
+    page = built("solvers")
+    assert [
+        kind for kind in solvers(sdekit.AbstractSolver) if f"`{kind.__name__}" not in page
+    ] == []
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class One(sdekit.EulerMaruyama):
+    """x_1 = a * |x_0|, one more solver.
+
+    And more of it.
+    """
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Ordinary(sdekit.RK4):
+    """Runge and Kutta's."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Rule(sdekit.AdamsBashforth):
+    """A rule."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Single(sdekit.ClockedHeun):
+    """A single step."""
+
+
+def test_one_more_of_each_has_a_row_when_the_page_is_built(monkeypatch):
+    for kind in (One, Ordinary, Rule, Single):
+        monkeypatch.setattr(sdekit, kind.__name__, kind, raising=False)
+        monkeypatch.setattr(sdekit, "__all__", [*sdekit.__all__, kind.__name__])
+    for table, value in (
+        (METHODS, OnClock(sdekit.AdamsBashforth(3), steps=10)),
+        (DIFFUSIONS, VPSDE),
+        (GRIDS, Karras(3.0)),
+    ):
+        monkeypatch.setitem(table, "another", value)
+    page = built("samplers")
+    assert rows(page, "`method=`")[-1][3] == "11"
+    assert rows(page, "`sde=`")[-1][:2] == ['`"another"`', "`VPSDE`"]
+    assert rows(page, "`grid=`")[-1][:2] == ['`"another"`', "`Karras(rho=3.0)`"]
+    page = built("solvers")
+    one = ["`One`", "Ito", "(1, 1)", "(0.5, 1)", "(0.5, 1)", ""]
+    assert rows(page, "solver | calculus")[-1] == one
+    ordinary = ["`Ordinary`", "4", "4", "Runge and Kutta's."]
+    assert rows(page, "for ordinary equations")[-1] == ordinary
+    assert rows(page, "rule | weights")[-1] == ["`Rule(k)`", "A rule.", "1", "2", "3", "4"]
+    assert rows(page, "method | c")[-1][:1] == ["`Single`"]
+    assert summary(One) == r"x\_1 = a \* \|x\_0\|, one more solver."
 
 
 def test_readme_commands_are_targets():
@@ -161,9 +238,19 @@ def test_the_table_of_single_steps_says_what_the_classes_declare():
         if line[:3] == "| `"
     ]
     assert len(rows) == 3
-    for call, c, _, order, evaluations, _ in rows:
+    for call, c, _, order, number, _ in rows:
         name, k = re.fullmatch(r"`(\w+)\((\d?)\)`", call).groups()
         solver = getattr(sdekit, name)(*([int(k)] if k else []))
         assert solver.c == tuple(float(Fraction(part)) for part in c.split(", "))
         assert solver.order["none"] == (int(order), int(order))
-        assert len(solver.c) + 1 == int(evaluations)
+        assert len(solver.c) + 1 == int(number)
+
+
+def test_the_table_of_methods_for_ordinary_equations_says_what_the_classes_declare():
+    found = rows((ROOT / "docs" / "solvers.md").read_text(), "for ordinary equations")
+    for cell, order, stages, _ in found:
+        for name in re.findall(r"`(\w+)", cell):
+            solver = getattr(sdekit, name)
+            assert solver.order == {"none": (int(order), int(order))}
+            assert len(solver.tableau.a) == int(stages)
+    assert len(found) == 4

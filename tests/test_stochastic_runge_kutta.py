@@ -274,7 +274,7 @@ COSTS += [  # others, as their tableaux say
     (
         solver,
         "diagonal" if "diagonal" in solver.order else "additive",
-        *("".join(stage.asks for stage in solver.tableau.stages).count(each) for each in "fg"),
+        *("".join(stage.evaluates for stage in solver.tableau.stages).count(each) for each in "fg"),
     )
     for solver in all_solvers(AbstractStochasticRungeKutta)
     if type(solver) not in [type(known) for known, *_ in COSTS]

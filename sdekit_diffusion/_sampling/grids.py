@@ -1,4 +1,4 @@
-"""Grids of the steps of a solve from noise to data."""
+"""Grids of the steps of a solve from noise to data. `GRIDS` and `__all__` register one."""
 
 import math
 from abc import ABC, abstractmethod
@@ -12,6 +12,20 @@ from torch import Tensor
 from sdekit import did_you_mean, uniform
 from sdekit.elementary import Time, log1p, sigmoid
 from sdekit_diffusion._sampling.coordinates import Coordinates, Span
+
+__all__ = [
+    "GRIDS",
+    "AbstractGrid",
+    "Equidistributed",
+    "Focused",
+    "GeometricInSigma",
+    "Given",
+    "Karras",
+    "Native",
+    "Quadratic",
+    "UniformInLogSNR",
+    "UniformInTime",
+]
 
 # Between two l, the relative difference of sigma / alpha: ends that are nearer are the same.
 _TOLERANCE = 1e-3

@@ -1,4 +1,4 @@
-"""The table of named sampling methods."""
+"""The table of named sampling methods; `__all__` has the public classes of methods."""
 
 from dataclasses import replace
 from typing import Any
@@ -28,6 +28,17 @@ from sdekit_diffusion._sampling.grids import AbstractGrid, Focused, UniformInLog
 from sdekit_diffusion._sampling.in_time import InTime
 from sdekit_diffusion._sampling.method import AbstractMethod
 from sdekit_diffusion._sampling.on_clock import OnClock
+
+__all__ = [
+    "DDIM",
+    "EDM",
+    "METHODS",
+    "AdaptiveFlow",
+    "AdaptiveSDE",
+    "AnnealedLangevin",
+    "InTime",
+    "OnClock",
+]
 
 
 def _uniform_in_log_snr(solver: AbstractSolver, steps: int = 100, **settings: Any) -> OnClock:  # noqa: ANN401

@@ -94,8 +94,8 @@ def sample(
             sigma / alpha that both share.
         method: a name in `METHODS`, a method object with its own parameters, or a solver.
         steps: the number of steps; the method's own unless given.
-        grid: where the steps are, "native", "time", "quadratic", "sigma", "karras", "log_snr",
-            "focused" or an object such as `Karras(rho=7)`; the method's own unless given.
+        grid: where the steps are: a name in `GRIDS` or an object such as `Karras(rho=7)`; the
+            method's own unless given.
         seed: of all noise; None takes a new one from torch's default generator.
         noise: "white", other noise on every grid; "path", one `BrownianPath` per sample on the
             clock of the method's noise, so that more steps refine the same samples; or an object

@@ -1,0 +1,139 @@
+"""Rows for what is registered and has none in the tables of a page, from the classes.
+
+`conf.py` adds them to the pages when they are built, so that one more solver, rule, diffusion,
+method or grid is on its page before somebody describes it there.
+"""
+
+import inspect
+import re
+from collections.abc import Iterator, Mapping
+from functools import cache
+
+import sdekit
+import sdekit_diffusion as sd
+
+Row = tuple[str, ...]  # the cells
+KINDS = ("additive", "diagonal", "general")
+
+
+def completed(page: str, text: str) -> str:
+    """The text of a page, with a row at the end of its tables for each name that it lacks."""
+    written = text
+    for head, rows in TABLES.get(page, {}).items():
+        before, found, rest = text.partition(f"\n{head}\n")
+        if not found:
+            raise ValueError(f"{page} has no table with the head {head}")
+        table, end, after = rest.partition("\n\n")
+        place = (
+            written if page == "solvers" else table
+        )  # a solver may be in a sentence or any table
+        more = [cells for pattern, cells in rows() if not re.search(pattern, place)]
+        table += "".join(f"\n| {' | '.join(cells)} |" for cells in more)
+        text = before + found + table + end + after
+    return text
+
+
+def summary(kind: type) -> str:
+    """The first sentence of a docstring, as Markdown."""
+    words = " ".join((inspect.getdoc(kind) or "").split("\n\n")[0].split())
+    return re.sub(r"([\\`*_|$<\[])", r"\\\1", words)
+
+
+@cache
+def evaluations(name: str) -> str:
+    """Of a method with its own number of steps."""
+    if not sd.METHODS[name].steps:
+        return "by tolerance"
+    model = sd.GaussianMixture([1.0], [[0.0]], [1.0])
+    solution = sd.sample(model, 1, sde="vp", method=name, seed=0, return_solution=True)
+    return str(int(solution.evaluations[0]))
+
+
+def methods() -> Iterator[tuple[str, Row]]:
+    for name, method in sd.METHODS.items():
+        cells = f'`"{name}"`', summary(type(method)), f"`{method}`", evaluations(name)
+        yield rf'\| [^|]*`"{name}"`[^|]*\|', cells
+
+
+def diffusions() -> Iterator[tuple[str, Row]]:
+    for name, kind in sd.DIFFUSIONS.items():
+        yield rf'\| `"{name}"` \|', (f'`"{name}"`', f"`{kind.__name__}`", summary(kind), "")
+
+
+def grids() -> Iterator[tuple[str, Row]]:
+    for name, grid in sd.GRIDS.items():
+        yield rf'\| `"{name}"` \|', (f'`"{name}"`', f"`{grid}`", summary(type(grid)))
+
+
+def solvers(family: type) -> Iterator[type[sdekit.AbstractSolver]]:
+    """The public solvers of a family."""
+    for name in sdekit.__all__:
+        kind = getattr(sdekit, name)
+        if inspect.isclass(kind) and issubclass(kind, family) and not name.startswith("Abstract"):
+            yield kind
+
+
+def others() -> Iterator[type[sdekit.AbstractSolver]]:
+    """Solvers without a table of their own."""
+    own = sdekit.AbstractMultistep, sdekit.AbstractSingleStep
+    yield from (kind for kind in solvers(sdekit.AbstractSolver) if not issubclass(kind, own))
+
+
+def orders(kind: type[sdekit.AbstractSolver]) -> Mapping[str, sdekit.Order]:
+    """Those that do not depend on arguments."""
+    return kind.order if isinstance(kind.order, Mapping) else {}
+
+
+def stages(kind: type[sdekit.AbstractSolver]) -> str:
+    """Evaluations of the drift in a step of a tableau."""
+    tableau = getattr(kind, "tableau", None)
+    if tableau is None:
+        return ""
+    stochastic = isinstance(tableau, sdekit.StochasticTableau)
+    return str(
+        sum("f" in one.evaluates for one in tableau.stages) if stochastic else len(tableau.a)
+    )
+
+
+def stochastic() -> Iterator[tuple[str, Row]]:
+    for kind in others():
+        order = orders(kind)
+        if set(order) != {"none"}:
+            calculus = str(kind.sde_type).title() if set(order) - {"none", "additive"} else "either"
+            pairs = [f"({order[k][0]:g}, {order[k][1]:g})" if k in order else "" for k in KINDS]
+            yield rf"`{kind.__name__}\b", (f"`{kind.__name__}`", calculus, *pairs, stages(kind))
+
+
+def ordinary() -> Iterator[tuple[str, Row]]:
+    for kind in others():
+        if set(orders(kind)) == {"none"}:
+            order = f"{orders(kind)['none'].strong:g}"
+            yield rf"`{kind.__name__}\b", (f"`{kind.__name__}`", order, stages(kind), summary(kind))
+
+
+def rules() -> Iterator[tuple[str, Row]]:
+    for kind in solvers(sdekit.AbstractMultistep):
+        order = [str(kind.accuracy.get(k, "")) for k in (1, 2, 3, 4)]
+        yield rf"`{kind.__name__}\b", (f"`{kind.__name__}(k)`", summary(kind), *order)
+
+
+def single_steps() -> Iterator[tuple[str, Row]]:
+    for kind in solvers(sdekit.AbstractSingleStep):
+        yield rf"`{kind.__name__}\b", (f"`{kind.__name__}`", "", summary(kind), "", "", "")
+
+
+TABLES = {
+    "samplers": {
+        r"| `sde=` | class | $\alpha$ | $\sigma$ |": diffusions,
+        "| `method=` | equation | solver | evaluations |": methods,
+        "| `grid=` | class | steps |": grids,
+    },
+    "solvers": {
+        "| solver | calculus | additive | diagonal, scalar | general | drift evaluations |": (
+            stochastic
+        ),
+        "| for ordinary equations | order | evaluations | |": ordinary,
+        "| rule | weights | k = 1 | 2 | 3 | 4 |": rules,
+        "| method | c | weights | order | evaluations | published as |": single_steps,
+    },
+}
