@@ -75,33 +75,24 @@ def odeint_adjoint(
     require_method(method)
     require_method(adjoint_method)
     require_order(func, "t, x")
-    forward_settings: dict[str, Any] = {
-        "rtol": rtol,
-        "atol": atol,
-        "method": method,
-        "options": options,
+    forward: dict[str, Any] = {"rtol": rtol, "atol": atol, "method": method, "options": options}
+    given: dict[str, Any] = {
+        "rtol": adjoint_rtol,
+        "atol": adjoint_atol,
+        "method": adjoint_method,
+        "options": adjoint_options,
     }
-    backward_settings: dict[str, Any] = {
-        "rtol": rtol if adjoint_rtol is None else adjoint_rtol,
-        "atol": atol if adjoint_atol is None else adjoint_atol,
-        "method": method if adjoint_method is None else adjoint_method,
-        "options": options if adjoint_options is None else adjoint_options,
-    }
+    backward = {name: forward[name] if given[name] is None else given[name] for name in forward}
     supported = all(
-        is_supported(func, y0, t, event_fn, **settings)
-        for settings in (forward_settings, backward_settings)
+        is_supported(func, y0, t, event_fn, **settings) for settings in (forward, backward)
     )
-    ambiguous = (
-        options is not None and adjoint_options is None and backward_settings["method"] != method
-    )
+    ambiguous = options is not None and adjoint_options is None and backward["method"] != method
     unknown_parameters = adjoint_params is None and (
         not isinstance(func, nn.Module) or getattr(func, "_is_replica", False)
     )
     if not supported or ambiguous or unknown_parameters:
-        backward_settings["options"] = adjoint_options
-        return _solve_by_torchdiffeq(
-            func, y0, t, event_fn, forward_settings, backward_settings, adjoint_params
-        )
+        backward["options"] = adjoint_options
+        return _solve_by_torchdiffeq(func, y0, t, event_fn, forward, backward, adjoint_params)
     candidates = (
         func.parameters()
         if adjoint_params is None and isinstance(func, nn.Module)
@@ -109,9 +100,7 @@ def odeint_adjoint(
     )
     params = [param for param in candidates or () if param.requires_grad]
     system = System(func, y0)
-    xs = _Adjoint.apply(
-        _AdjointProblem(system, t, forward_settings, backward_settings), system.flat(y0), *params
-    )
+    xs = _Adjoint.apply(_AdjointProblem(system, t, forward, backward), system.flat(y0), *params)
     return system.shaped(xs)
 
 
