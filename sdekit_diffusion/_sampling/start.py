@@ -4,7 +4,6 @@ given states.
 
 import math
 import warnings
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,11 +14,12 @@ from sdekit_diffusion._sampling.coordinates import Coordinates
 # Sigma / alpha over the data's standard deviation, below which the shape of the data's law shows at
 # the start.
 _SMALLEST_RATIO = 2.0
-_STD_MARGIN = (
-    1.25  # of the standard deviation of states that are given, for models that are not exact
-)
+# Of the standard deviation of states that are given, for models that are not exact.
+_STD_MARGIN = 1.25
 _FALSE_ALARM = 1e-6
-_NUMBERS = 2**16  # of x_T, that are looked at
+# What is looked at of x_T.
+_SAMPLES = 64
+_NUMBERS = 2**16
 
 
 def warn_of_start(model: AbstractModel, coordinates: Coordinates, x_T: Tensor | None) -> None:
@@ -50,77 +50,54 @@ def warn_of_prior(model: AbstractModel, coordinates: Coordinates, *, stacklevel:
 def warn_of_states(x_T: Tensor, coordinates: Coordinates, l: float) -> None:
     """Warns where given states are not noise as at l: data, or latents of another diffusion.
 
-    The numbers of x_T are taken for independent normals of a standard deviation between sigma, that
-    of pure noise, and sqrt(sigma^2 + alpha^2 s^2), that of latents of `encode`; a factor of 1.25 is
-    allowed for models that are not exact and for latents of other data. The mean variance v within
-    samples (of single numbers, within the batch) is tested: v / E v is chi^2 / m, and so is the
-    mean square of all numbers, with one more degree of freedom for each sample. `_Numbers.samples`
-    says how many samples count. Data within [-1, 1] may pass this; but no n normals have all
-    |x| < 1.05 sigma where 0.706^n is rare. Draws from the prior raise a warning once in a million
-    calls at most.
+    The d coordinates of a sample are taken for independent normals of a standard deviation between
+    sigma, that of pure noise, and sqrt(sigma^2 + alpha^2 s^2), that of latents of `encode`, with a
+    mean between 0 and alpha m; a factor of 1.25 is allowed for models that are not exact and for
+    latents of other data. The mean variance v within n samples is tested: v / E v is chi^2 / k with
+    k = n (d - 1), and so is the mean square, with k = n d. `_spread` says how many samples count.
+    Data within [-1, 1] may pass this; but no n d normals have all |x| < 1.05 sigma where 0.706^(n
+    d) is rare. Draws from the prior raise a warning once in a million calls at most.
     """
-    known = _Numbers.of(x_T.detach())
-    if not known.samples:
+    if not x_T.numel():
         return
+    x = x_T.detach()
+    size = x[0].numel()
+    rows = x[: max(1, min(_SAMPLES, _NUMBERS // size))].reshape(-1, size).cpu().double()
+    std, samples = _spread(rows)
+    root = math.sqrt(float(rows.square().mean()))
     alpha, sigma = coordinates.sde.kernel(float(coordinates.time(l)))
     mean = float(torch.as_tensor(coordinates.mean, dtype=torch.float64).square().mean().sqrt())
-    n = known.samples * known.size
-    within_rows = known.samples * (known.size - 1) if known.size > 1 else n - 1
-    lower, upper = _range_of_std(within_rows, sigma, math.hypot(sigma, alpha * coordinates.std))
-    # The prior's mean is alpha times that of the data.
-    _, largest = _range_of_std(n, sigma, math.hypot(sigma, alpha * coordinates.std, alpha * mean))
-    low = known.std < lower
-    high = known.std > upper or known.root > largest
-    bounded = known.most < _smallest_range(n) * sigma
-    if low or high or bounded:
-        bound = f" and does not stay within +-{_smallest_range(n) * sigma:.3g} as x_T does"
-        far = known.root > largest and known.std <= upper
-        given = (
-            f"root mean square {known.root:.3g}" if far else f"standard deviation {known.std:.3g}"
-        )
+    lower, _ = _range_of_std(samples * (size - 1), sigma, sigma)
+    _, upper = _range_of_std(
+        samples * size, sigma, math.hypot(sigma, alpha * coordinates.std, alpha * mean)
+    )
+    bound = _smallest_range(samples * size) * sigma
+    bounded = float(x.abs().amax()) < bound
+    if std < lower or root > upper or bounded:
+        given = f"root mean square {root:.3g}" if root > upper else f"standard deviation {std:.3g}"
+        stays = f" and does not stay within +-{bound:.3g} as x_T does"
         warnings.warn(
             f"x_T has the {given}, and the noise at which the solve starts "
-            f"has {sigma:.3g}{bound if bounded and not low else ''}: x_T is that noise, not data. "
-            "Take latents from encode(model, x), or prior(...) of the diffusion, or leave x_T out",
+            f"has {sigma:.3g}{stays if bounded and std >= lower else ''}: x_T is that noise, not "
+            "data. Take latents from encode(model, x), or prior(...) of the diffusion, or leave "
+            "x_T out",
             stacklevel=4,
         )
 
 
-class _Numbers(NamedTuple):
-    """What is known of a batch of states.
+def _spread(rows: Tensor) -> tuple[float, float]:
+    """The standard deviation within samples, and how many independent samples they are worth.
 
-    size: the numbers in a sample. samples: how many independent samples the batch is worth. std:
-    the standard deviation within samples; of single numbers, within the batch. root: the root mean
-    square. most: the largest absolute value.
+    With C the correlation of the samples they are worth tr(C)^2 / tr(C^2) by Welch and
+    Satterthwaite: copies and interpolated latents count for what they are. That of d - 1
+    coordinates is at most d - 1, so that samples of one or two numbers count for one.
     """
-
-    size: int
-    samples: float
-    std: float
-    root: float
-    most: float
-
-    @staticmethod
-    def of(x: Tensor) -> "_Numbers":
-        """Of the first 65,536 numbers, but for the largest, which is that of all.
-
-        Copies count once; of latents that change little from one to the next, as those between two
-        do, some count for one. With r the correlation of neighbours, n are worth
-        n (1 - r) / (1 + r), the number for an autoregression.
-        """
-        size = x[:1].numel()
-        if not size:
-            return _Numbers(0, 0.0, 0.0, 0.0, 0.0)
-        most = float(x.abs().amax())
-        rows = x[: max(1, _NUMBERS // size)].reshape(-1, size).cpu().double()
-        square = float(rows.square().mean())
-        neighbours = (rows[1:] * rows[:-1]).mean() if len(rows) > 1 else torch.zeros(())
-        r = min(max(float(neighbours) / square if square else 0.0, 0.0), 1.0)
-        samples = max(1.0, len(torch.unique(rows, dim=0)) * (1 - r) / (1 + r))
-        centred = rows - (rows.mean(dim=1, keepdim=True) if size > 1 else rows.mean())
-        degrees = len(rows) * (size - 1) if size > 1 else max(1, len(rows) - 1)
-        std = math.sqrt(float(centred.square().sum()) / degrees)
-        return _Numbers(size, samples, std, math.sqrt(square), most)
+    centred = rows - rows.mean(dim=1, keepdim=True)
+    gram = centred @ centred.T
+    trace = float(gram.trace())
+    squares = float(gram.square().sum())
+    std = math.sqrt(trace / (len(rows) * max(1, rows.shape[1] - 1)))
+    return std, trace * trace / squares if squares else 1.0
 
 
 def _range_of_std(m: float, low: float, high: float) -> tuple[float, float]:
