@@ -210,3 +210,49 @@ def test_models_that_are_no_such_function_are_asked_as_they_are():
     ts = problem.time(L).tolist()
     assert not problem.tabulated(ts).slopes
     assert math.isclose(problem.tabulated(ts).table[ts[0]][0], float(L[0]))
+
+
+class Labels(nn.Module):
+    """Keeps what it is told; with a parameter or without one, or as a function."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def forward(self, x, t):
+        self.seen.append((x, t))
+        return torch.sin(x) * t[:, None]
+
+
+@pytest.mark.parametrize("method", ["ddim", "euler_maruyama", "ode"])
+def test_functions_without_parameters_get_labels_like_their_points(method):
+    """Labels in float32 would be wrong in float64 by 1e-8, and more than a tolerance of 1e-12."""
+    net = Labels()
+    own = ScoreModel(net, "vp", "noise", shape=(2,), data_std=1.0)
+    sample(own, 3, method=method, seed=0, dtype=torch.float64, steps=None if method == "ode" else 4)
+    times = torch.cat([t for _, t in net.seen])
+    assert times.dtype == torch.float64
+    assert (times != times.float()).any()
+    assert all(t.shape == x.shape[:1] for x, t in net.seen)
+
+
+@pytest.mark.parametrize("method", ["ddim", "ode"])
+def test_functions_may_compute_in_a_wider_dtype(method):
+    own = ScoreModel(lambda x, t: torch.sin(x).double(), "vp", "noise", shape=(2,), data_std=1.0)
+    assert sample(own, 3, method=method, seed=0).dtype == torch.float32
+
+
+@dataclass(frozen=True)
+class Learned(VPSDE):
+    """Times are numbers or `(batch,)`, as a schedule that a network computes takes them."""
+
+    def time(self, l):
+        if isinstance(l, torch.Tensor) and l.ndim:
+            assert l.ndim == 1
+        return VPSDE.time(self, l)
+
+
+def test_diffusions_get_one_time_a_sample_from_the_stages_of_a_step():
+    own = ScoreModel(Net(), Learned(), "noise", shape=(3,), data_std=1.0)
+    same_law = ScoreModel(Net(), VPSDE(), "noise", shape=(3,), data_std=1.0)
+    assert torch.equal(*(sample(m, 3, method="ode", seed=0) for m in (own, same_law)))

@@ -304,6 +304,12 @@ def test_a_diffusion_without_its_derivative_is_refused_where_it_is_used(kind):
 
     with NO_DERIVATIVE:
         solved(lambda t, y: (0.1 * y).detach(), "milstein")
+    scale = nn.Parameter(torch.tensor(0.1, dtype=torch.float64))
+    with NO_DERIVATIVE:  # of the state, though not of the parameter
+        solved(lambda t, y: scale * y.detach(), "milstein")
+    assert solved(lambda t, y: scale * y, "milstein").isfinite().all()
+    with pytest.raises(AssertionError, match="nans"):  # torchsde's own
+        solved(lambda t, y: torch.full_like(y, torch.nan), "milstein")
     for found in (lambda t, y: 0.1 * y, lambda t, y: 0.1 * torch.ones_like(y)):
         assert solved(found, "milstein").isfinite().all()
     assert solved(lambda t, y: (0.1 * y).detach(), "heun").isfinite().all()

@@ -907,3 +907,11 @@ def test_solve_ode_is_torchdiffeqs_after_its_functions_are_replaced(monkeypatch)
             monkeypatch.setattr(torchdiffeq, "odeint", odeint)
         expected.append(interop.solve_ode(equation, Y0, [0.0, 1.3]).evaluations)
     assert torch.equal(*expected)
+
+
+def test_func_may_return_its_parts_by_a_generator():
+    y0 = torch.ones(2, dtype=torch.float64), torch.ones(3, dtype=torch.float64)
+    t = torch.tensor([0.0, 1.0])
+    found = odeint(lambda t, y: (-part for part in y), y0, t)
+    expected = odeint(lambda t, y: tuple(-part for part in y), y0, t)
+    assert all(map(torch.equal, found, expected))

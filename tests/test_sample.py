@@ -488,6 +488,9 @@ def test_failures_name_time_and_rows_of_the_whole_call(method):
             sample(model, x_T=x_T, method=method, batch_size=4, seed=7)
         assert unfinished.value.solution.x.isfinite().all(dim=1).tolist() == [True] * 5 + [False]
         assert (unfinished.value.reached[:5] < 2e-5).all()
+        start, stop = unfinished.value.solution.ts.tolist()
+        assert start == 1  # times of the diffusion
+        assert 0 < stop < 2e-5
         assert unfinished.value.solution.seed == 7
         with pytest.raises(UnfinishedError) as denoised:
             sample(model, x_T=x_T, method=method, batch_size=4, denoise=True)
@@ -664,19 +667,29 @@ def test_the_type_of_the_options_is_that_of_the_function():
     assert found == SampleOptions.__annotations__
 
 
+class Bent(nn.Module):
+    """A network with a parameter, which notes the calls on the stack that are not torch's."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(()))
+        self.calls = []
+
+    def forward(self, x, t):
+        frames = [f.name for f in traceback.extract_stack() if "torch" not in f.filename]
+        self.calls.append(len(frames) - 2 - max(i for i, f in enumerate(frames) if f == "sample"))
+        return torch.tanh(self.scale * x)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("method", ["default", "ddim", "heun", "sde", "euler_maruyama"])
-def test_few_calls_lie_between_sample_and_the_network(method):
+def test_few_calls_lie_between_sample_and_the_network(method, dtype):
     """Named in docs/architecture.md: run, solve, the loop, the solver's step, drift, the affine
     function, the checked call.
     """
-    between = []
-
-    def net(x, t):
-        frames = [frame.name for frame in traceback.extract_stack()]
-        between.append(
-            len(frames) - 2 - max(i for i, name in enumerate(frames) if name == "sample")
-        )
-        return torch.tanh(x)
-
-    sample(ScoreModel(net, "vp", shape=(2,), data_std=1.0), 2, method=method, steps=8, seed=0)
-    assert max(between) <= 7
+    net = Bent()
+    for made in (net, net.forward):  # a network, and a function
+        model = ScoreModel(made, "vp", shape=(2,), data_std=1.0)
+        sample(model, 2, method=method, steps=8, seed=0, dtype=dtype)
+    assert len(net.calls) >= 16
+    assert max(net.calls) == 7

@@ -98,24 +98,38 @@ class DifferentiableDiffusion:
 
     If autograd records no dependence on y, as for a buffer or a detached tensor, the derivative
     would be taken as zero. Then g is also evaluated at another state, and refused if its value
-    differs.
+    differs. The first call tells.
     """
 
     def __init__(self, g: Callable[[Time, Tensor], Tensor]) -> None:
         self.g = g
+        self.checked = False
 
     def __call__(self, t: Time, y: Tensor) -> Tensor:
         g = self.g(t, y)
-        if y.requires_grad and not g.requires_grad:
-            with torch.no_grad():
-                shifted = self.g(t, y + 1e-3 * (1 + y.abs()))
-            if not torch.equal(shifted, g):
-                raise RuntimeError(
-                    "the diffusion depends on y, but returns a tensor through which no derivative "
-                    "passes, and this method needs one; leave .detach(), torch.no_grad() and "
-                    "buffers out of it"
-                )
+        if y.requires_grad and not self.checked:
+            self.checked = True
+            if not _depends_on(g, y):
+                self._require_independence(t, y, g)
         return g
+
+    def _require_independence(self, t: Time, y: Tensor, g: Tensor) -> None:
+        with torch.no_grad():
+            shifted = self.g(t, y + 1e-3 * (1 + y.abs()))
+        if not torch.allclose(shifted, g, rtol=0.0, atol=0.0, equal_nan=True):
+            raise RuntimeError(
+                "the diffusion depends on y, but returns a tensor through which no derivative "
+                "passes, and this method needs one; leave .detach(), torch.no_grad() and "
+                "buffers out of it"
+            )
+
+
+def _depends_on(value: Tensor, y: Tensor) -> bool:
+    """Whether autograd records that a value depends on y."""
+    if not value.requires_grad:
+        return False
+    (gradient,) = torch.autograd.grad(value.sum(), y, retain_graph=True, allow_unused=True)
+    return gradient is not None
 
 
 class GuardedSDE:

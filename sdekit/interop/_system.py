@@ -60,8 +60,13 @@ class System(AbstractSDE):
             else torch.full((), t, dtype=dtype, device=x.device)
         )
         slopes = self.func(t, self.shaped(x[0]))
-        same = isinstance(slopes, Tensor) and slopes.dtype == x.dtype
-        if not (same and self.single and slopes.shape == self.shapes[0]):
+        if not self.single and not isinstance(slopes, Tensor):
+            slopes = tuple(slopes)  # of a generator, which ends
+        if (
+            not self.single
+            or not isinstance(slopes, Tensor)
+            or (slopes.dtype, slopes.shape) != (x.dtype, self.shapes[0])
+        ):
             self._require(slopes, x)
         return self.flat(slopes).to(x.dtype)
 

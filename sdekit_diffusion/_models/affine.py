@@ -73,14 +73,14 @@ class Affine:
 class NetworkCall(NamedTuple):
     """How a network is called.
 
-    network: calls it. dtype, device: of labels. m: the mean of the data, a number or shaped like
-    one sample. key: all that `affine` depends on besides levels; None if that may change, so that
-    the coefficients are computed in each call.
+    network: calls it. dtype, device: of labels; a device None is wherever they are. m: the mean of
+    the data, a number or shaped like one sample. key: all that `affine` depends on besides levels;
+    None if that may change, so that the coefficients are computed in each call.
     """
 
     network: Network
     dtype: torch.dtype
-    device: torch.device
+    device: torch.device | None
     key: Hashable | None
     m: Tensor | float = 0.0
 
@@ -94,18 +94,19 @@ class NetworkCall(NamedTuple):
             for label, row in zip(labels.unbind(), rows, strict=True)
         ]
 
-    def in_rows(self, affine: Affine, levels: torch.Size, x: Tensor) -> list[Function]:
-        """The prediction at each of the levels, `(stages, batch)`, as a function of points like
+    def in_rows(self, affine: Affine, stages: int, x: Tensor) -> list[Function]:
+        """The prediction at levels `(stages * batch,)`, for each stage a function of points like
         x.
         """
-        label = torch.as_tensor(affine.label).expand(levels)
+        count = stages * len(x)
+        label = torch.as_tensor(affine.label).expand(count).reshape(stages, -1)
         labels = label.to(device=self.device, dtype=self.dtype).unbind()
         parts = (affine.point, affine.skip, affine.out, affine.shift, affine.mean)
-        each = (*levels, *[1] * (x.ndim - 1))
+        shape = (stages, -1, *[1] * (x.ndim - 1))
         columns = [
-            part.to(x).expand(levels).reshape(each).unbind()
+            part.to(x).expand(count).reshape(shape).unbind()
             if isinstance(part, Tensor)
-            else [part] * len(labels)
+            else [part] * stages
             for part in parts
         ]
         return [

@@ -256,7 +256,7 @@ class ScoreModel(nn.Module, AbstractModel):
         dtype = next(self.parameters(), point).dtype
         if not isinstance(label, Tensor):
             label = torch.full((len(point),), label, dtype=dtype, device=point.device)
-        out = self._call_network(point.to(dtype), label.to(dtype).expand(len(point)))
+        out = self._call_network(None, point.to(dtype), label.expand(len(point)))
         if self.plain and _OUTPUT.of is not None and _OUTPUT.of() is out:
             raise TypeError(
                 "this score returns what model(x, t) returned, the output of a network, which is "
@@ -271,33 +271,32 @@ class ScoreModel(nn.Module, AbstractModel):
             )
         return out
 
-    def _call_network(self, point: Tensor, label: Tensor) -> Tensor:
-        """The network's output, refused if it is not shaped like the point."""
-        checked = bool(self.conditions) or point.requires_grad or has_no_version_counter(point)
-        versions = point._version + label._version if not checked else 0
+    def _call_network(self, dtype: torch.dtype | None, point: Tensor, label: Tensor) -> Tensor:
+        """The network's output in the point's dtype, computed in another or, if that is None, in
+        that of the point; refused if it is not shaped like the point.
+        """
+        x = point if dtype is None or point.dtype == dtype else point.to(dtype)
+        if label.dtype != x.dtype or label.device != x.device:
+            label = label.to(device=x.device, dtype=x.dtype, non_blocking=True)
+        checked = bool(self.conditions) or x.requires_grad or has_no_version_counter(x)
+        versions = x._version + label._version if not checked else 0
         network = (
             partial(checked_call, "the network", self.net, **self.conditions)
             if checked
             else self.net
         )
         try:
-            out = network(point, label)
+            out = network(x, label)
         except ChangedError:
             raise
         except Exception as error:
-            self._explain(error, point, label)
+            self._explain(error, x, label)
             raise
-        if not checked and point._version + label._version != versions:
+        if not checked and x._version + label._version != versions:
             raise changed_in_place("the network")
-        if not isinstance(out, Tensor) or out.shape != point.shape or not out.is_floating_point():
-            self._refuse_output(out, point, label)
-        return out
-
-    def _call_network_in(self, dtype: torch.dtype, point: Tensor, label: Tensor) -> Tensor:
-        """The network's output in the point's dtype, computed in the network's own dtype."""
-        if point.dtype == dtype:
-            return self._call_network(point, label).to(dtype)
-        return self._call_network(point.to(dtype), label).to(point.dtype)
+        if not isinstance(out, Tensor) or out.shape != x.shape or not out.is_floating_point():
+            self._refuse_output(out, x, label)
+        return out if out.dtype == point.dtype else out.to(point.dtype)
 
     def _explain(self, error: Exception, point: Tensor, label: Tensor) -> None:
         """Raises a more informative error for a call that failed, if there is one."""
@@ -344,12 +343,12 @@ class ScoreModel(nn.Module, AbstractModel):
             network = self
         elif self.plain:
             network = self.forward
-        elif parameter is None:
-            network = self._call_network
         else:
-            network = partial(self._call_network_in, parameter.dtype)
+            network = partial(self._call_network, None if parameter is None else parameter.dtype)
         key = (self.sde, self.predicts, self.conditioning) if is_immutable(self.sde) else None
-        return NetworkCall(network, *self.place(), key)
+        # Without parameters the labels get the dtype and the device of the points.
+        place = (torch.float64, None) if parameter is None else self.place()
+        return NetworkCall(network, *place, key)
 
     def affine(self, l: Tensor, prediction: Literal["data", "noise"]) -> Affine:
         size, label, alpha, sigma = self._levels(l)

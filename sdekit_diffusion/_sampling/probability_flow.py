@@ -73,10 +73,10 @@ class ProbabilityFlowOnClock(AbstractSDE):
         network_call = self.model.network_call()
         if network_call is None:
             return None
-        y = torch.as_tensor(self.ratio(torch.stack([*times])))
+        y = torch.as_tensor(self.ratio(torch.cat([*times])))
         ahead, back = self._weights(y)
         slope = self.model.affine(torch.as_tensor(-log(y)), "data").times(ahead, skip_term=back)
-        return network_call.in_rows(slope, y.shape, x)
+        return network_call.in_rows(slope, len(times), x)
 
     @staticmethod
     def _weights(y: Time) -> tuple[Time, Time]:

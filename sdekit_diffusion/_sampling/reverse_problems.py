@@ -130,7 +130,8 @@ class ReverseProblems:
             if self.denoise
             else self._samples(error.solution)
         )
-        solution = replace(Solution.joined([*previous, current]), seed=self.seed)
+        ts = torch.as_tensor(self.coordinates.time(error.solution.ts))
+        solution = replace(Solution.joined([*previous, current]), ts=ts, seed=self.seed)
         reached = torch.as_tensor(self.coordinates.time(error.reached))
         done = torch.full((i,), float(solution.ts[-1])).to(reached)
         return UnfinishedError(solution, torch.cat([done, reached]), advice=error.advice)

@@ -162,10 +162,9 @@ def sample(
     bar = tqdm(total=total, unit="step", desc="sampling") if progress else None
     reports = progress or callback is not None
     report = partial(_report, bar, callback, coordinates) if reports else None
-    full_solution = return_solution or not sampler.steps  # adaptive solves may be left unfinished
     problems = ReverseProblems(
         coordinates, span, noise, save, report, n, event, x_T, seed, first, sampler.steps, dtype,
-        denoise, full_solution,
+        denoise, return_solution,
     )  # fmt: skip
     solutions = []
     with torch.no_grad(), evaluating(model, n), nullcontext() if bar is None else bar:
