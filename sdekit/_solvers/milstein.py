@@ -97,6 +97,8 @@ def _load_forward_mode() -> None:
 class Milstein(AbstractSolver):
     """x_1 = x_0 + f dt + g dW + D(g dW)[g dW] / 2 - |dt| / 2 sum_j D g^j[g^j], for Ito equations.
 
+    torch differentiates g: with x.detach() or torch.no_grad() in g, D is zero.
+
     All functions are at (t_0, x_0); D is the derivative in x; g^j multiplies the j-th Brownian
     motion. Diagonal noise as in Kloeden and Platen: g_i depends on x_i only, not on the other
     coordinates. With general noise that commutes, D g^j[g^k] = D g^k[g^j], the strong order is one;
