@@ -11,6 +11,7 @@ import os
 import shutil
 from contextlib import suppress
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -147,11 +148,18 @@ def test_a_network_of_another_class_or_other_arguments_is_warned_of(tmp_path):
     with pytest.warns(UserWarning, match="of class Doubled, and net is of Bilinear: .* wrong"):
         load(tmp_path / "own", net=nn.Bilinear(2, 1, 2))
     load(tmp_path / "own", net=type("Derived", (Doubled,), {})(2, 1, 2))
+    other = Doubled(2, 1, 2)
+    other.config = {("a", "b"): 1}
+    load(tmp_path / "own", net=other)
     save(ScoreModel(nets.MLP(shape=(2,), width=8), "vp", shape=(2,)), tmp_path / "own")
     load(tmp_path / "own", net=nets.MLP(shape=(2,), width=8))
     other = nets.MLP(shape=(2,), width=8)
     other.config = other.config | {"activation": "relu"}
     with pytest.warns(UserWarning, match=r"MLP\(.*and net is MLP\(.*relu"):
+        load(tmp_path / "own", net=other)
+    load(tmp_path / "own", net=nets.MLP(shape=(np.int64(2),), width=np.int64(8)))
+    for unknown in ({("a", "b"): 1}, {"width": torch.ones(2)}):
+        other.config = unknown
         load(tmp_path / "own", net=other)
 
 

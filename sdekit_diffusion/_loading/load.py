@@ -131,11 +131,11 @@ def _warn_of_another(config: Any, network: nn.Module, folder: Path) -> None:  # 
     """
     saved = config["class"]
     kinds = [kind.__name__ for kind in type(network).__mro__]
-    arguments = json.loads(json.dumps(getattr(network, "config", None), default=str))
+    given = _arguments(network) if config["config"] is not None else None
     if saved not in kinds:
         differ = f"class {saved}, and net is of {kinds[0]}"
-    elif config["config"] not in (None, arguments) and arguments is not None:
-        differ = f"{saved}({config['config']}), and net is {saved}({arguments})"
+    elif given is not None and given != config["config"]:
+        differ = f"{saved}({config['config']}), and net is {saved}({given})"
     else:
         return
     warnings.warn(
@@ -143,6 +143,21 @@ def _warn_of_another(config: Any, network: nn.Module, folder: Path) -> None:  # 
         "compute the same; give the network that was saved",
         stacklevel=3,
     )
+
+
+def _arguments(network: nn.Module) -> Any:  # noqa: ANN401 - JSON
+    """The arguments of a network's constructor as `save` stores them, None where they are not
+    known.
+    """
+    try:
+        return json.loads(json.dumps(getattr(network, "config", None), default=_python_number))
+    except (TypeError, ValueError, RuntimeError):
+        return None
+
+
+def _python_number(value: Any) -> Any:  # noqa: ANN401
+    """A number of numpy, or a tensor with one number, as Python's; anything else as a text."""
+    return value.item() if hasattr(value, "item") else str(value)
 
 
 def _model(config: dict[str, Any], network: nn.Module) -> ScoreModel:
