@@ -1,11 +1,12 @@
 """Checks of arguments of public functions: tensors, shapes, devices."""
 
 import math
+import operator
 from collections.abc import Sequence
-from dataclasses import fields
 from numbers import Integral, Real
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -32,18 +33,19 @@ def require_tensor(name: str, value: Any, shape: str = "(batch, *shape)") -> Non
         )
 
 
-def require_numbers(owner: Any) -> None:  # noqa: ANN401 - a dataclass
-    """Refuses a dataclass with fields that are no numbers.
+def require_numbers(owner: object, *names: str) -> None:
+    """Refuses an object with attributes that are no numbers.
 
     Raises:
-        TypeError: names the field.
+        TypeError: names the attribute.
     """
-    for field in fields(owner):
-        value = getattr(owner, field.name)
-        if not isinstance(value, Real | Tensor):
+    for name in names:
+        value = getattr(owner, name)
+        number = value[()] if isinstance(value, np.ndarray) else value
+        if not isinstance(number, Real | Tensor):
             raise TypeError(
-                f"{field.name} of {type(owner).__name__} is a number, such as {field.default}, not "
-                f"{value!r:.60}"
+                f"{name} of {type(owner).__name__} is a number, such as "
+                f"{getattr(type(owner), name)}, not {value!r:.60}"
             )
 
 
@@ -51,15 +53,19 @@ def shape_given(shape: Any) -> tuple[int, ...]:  # noqa: ANN401
     """The shape of one sample, as integers of Python.
 
     Raises:
-        TypeError: unless it is a sequence of whole numbers.
+        TypeError: unless it is a sequence, an array or a tensor of whole numbers.
         ValueError: for sizes that are not positive, or a sample of 2^31 numbers or more.
     """
-    if not isinstance(shape, Sequence) or not all(is_whole(size) for size in shape):
+    try:
+        given = tuple(shape)
+        sizes = tuple(map(operator.index, given))
+        if any(isinstance(size, bool) for size in given):
+            raise TypeError
+    except TypeError:
         raise TypeError(
             f"shape = {shape!r:.60} is not the shape of one sample, a tuple of whole numbers such "
             "as (2,) or (1, 28, 28)"
-        )
-    sizes = tuple(map(int, shape))
+        ) from None
     if min(sizes, default=1) < 1 or math.prod(sizes) >= _LARGEST:
         raise ValueError(
             f"shape = {sizes!r:.60} must have positive sizes, and fewer than {_LARGEST} numbers"

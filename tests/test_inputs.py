@@ -5,7 +5,7 @@ Each is refused by name.
 import json
 import math
 import re
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 
 import numpy as np
 import pytest
@@ -392,6 +392,54 @@ def test_numbers_of_numpy_are_numbers():
         sd.Recipe(10, lr=0.5, ema=0.5, flip=True)
     )
     assert sd.Recipe(ema=[np.float32(0.5), 0]).ema == (0.5, 0.0)
+
+
+@pytest.mark.parametrize("pair", [torch.tensor([-1.0, 1.0]), np.array([-1.0, 1.0]), [-1, 1]])
+def test_pairs_of_numbers_are_tensors_and_arrays_too(pair):
+    made = sd.ScoreModel(NET, "vp", data_range=pair, conditioning=pair)
+    assert made.data_range == made.conditioning == (-1.0, 1.0)
+    assert sd.ScoreModel(NET, "vp", data_range=(X.min(), X.max())).data_range == (
+        X.min().item(),
+        X.max().item(),
+    )
+    assert sd.ScoreModel(NET, "vp", data_range=torch.aminmax(X)).data_range is not None
+    for wrong in (
+        "12",
+        "ab",
+        torch.ones(3),
+        torch.ones(2, 2),
+        torch.tensor(1.0),
+        torch.ones(2) * 1j,
+    ):
+        with pytest.raises(ValueError, match="is not a least and a largest value"):
+            sd.ScoreModel(NET, "vp", data_range=wrong)
+
+
+@pytest.mark.parametrize(
+    "shape", [torch.Size([2]), torch.tensor([2]), np.array([2]), (torch.tensor(2),), [np.int64(2)]]
+)
+def test_shapes_are_tensors_and_arrays_too(shape):
+    made = sd.ScoreModel(NET, "vp", shape=shape).shape
+    assert made == (2,)
+    assert type(made[0]) is int
+    with pytest.raises(TypeError, match="is not the shape of one sample"):
+        sd.ScoreModel(NET, "vp", shape=torch.tensor([2.0]))
+
+
+@dataclass(frozen=True)
+class Labelled(sd.VPSDE):
+    label: str = "mine"
+
+
+def test_parameters_of_diffusions_are_arrays_and_those_of_subclasses_anything():
+    assert Labelled().kernel(0.5) == sd.VPSDE().kernel(0.5)
+    with pytest.raises(TypeError, match=r"beta_max of Labelled is a number, such as 20.0, not 'a'"):
+        Labelled(beta_max="a")
+    x = sd.sample(POINTS, 2, sde=sd.VPSDE(np.array(0.1)), steps=2, seed=0)
+    assert torch.equal(x, sd.sample(POINTS, 2, sde="vp", steps=2, seed=0))
+    for wrong in (np.array([0.1]), np.array("a"), [0.1]):
+        with pytest.raises(TypeError, match=r"beta_min of VPSDE is a number, such as 0.1, not"):
+            sd.VPSDE(wrong)
 
 
 LINE = sdekit.ODE(lambda t, x: -x)

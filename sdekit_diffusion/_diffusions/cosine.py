@@ -36,7 +36,7 @@ class CosineVPSDE(AbstractDiffusion):
     s: float = 0.008
 
     def __post_init__(self) -> None:
-        require_numbers(self)
+        require_numbers(self, "s")
         if not 0 < self.s < math.inf:
             raise ValueError(f"CosineVPSDE needs s > 0, such as 0.008, not {self.s}")
 

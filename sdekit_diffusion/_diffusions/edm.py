@@ -37,7 +37,7 @@ class EDMSDE(AbstractExploding):
     sigma_max: float = 80.0
 
     def __post_init__(self) -> None:
-        require_numbers(self)
+        require_numbers(self, "sigma_max")
         if not 0 < self.sigma_max < math.inf:
             raise ValueError(f"EDMSDE needs sigma_max > 0, such as 80, not {self.sigma_max}")
 

@@ -40,7 +40,7 @@ class VESDE(AbstractExploding):
     exact: bool = True
 
     def __post_init__(self) -> None:
-        require_numbers(self)
+        require_numbers(self, "sigma_min", "sigma_max", "exact")
         if not (0 < self.sigma_min < self.sigma_max < math.inf and self.growth > 0):
             raise ValueError(
                 f"VESDE needs 0 < sigma_min < sigma_max, not {self.sigma_min} and {self.sigma_max}"

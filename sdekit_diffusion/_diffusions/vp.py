@@ -21,7 +21,7 @@ class AbstractLinearBeta(AbstractDiffusion, ABC):
     beta_max: float = 20.0
 
     def __post_init__(self) -> None:
-        require_numbers(self)
+        require_numbers(self, "beta_min", "beta_max")
         if not (0 <= self.beta_min <= self.beta_max and 1e-30 <= self.beta_max <= 1e30):
             raise ValueError(
                 f"{type(self).__name__} needs 0 <= beta_min <= beta_max, and beta_max from 1e-30 "

@@ -4,10 +4,9 @@ import copy
 import math
 import threading
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from numbers import Real
 from typing import Any, Literal, Self, cast
 
 import torch
@@ -430,14 +429,15 @@ def _range(given: object) -> tuple[float, float]:
     return pair
 
 
-def _pair(given: object) -> tuple[float, float] | None:
+def _pair(given: Any) -> tuple[float, float] | None:  # noqa: ANN401
     """Two numbers, None where it is something else."""
-    if not isinstance(given, Sequence) or len(given) != 2:
+    try:
+        first, second = given
+        if isinstance(first, str) or isinstance(second, str):
+            return None
+        return float(first), float(second)
+    except (TypeError, ValueError, RuntimeError):
         return None
-    first, second = given
-    if not isinstance(first, Real) or not isinstance(second, Real):
-        return None
-    return float(first), float(second)
 
 
 def _combine(a: Time, x: Tensor, b: Time, out: Tensor) -> Tensor:
