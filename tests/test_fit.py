@@ -1039,24 +1039,50 @@ def test_a_signal_before_the_training_loop_ends_a_command_with_a_message(
     assert [signal.getsignal(n) for n in SIGNALS[1:]] == [signal.SIG_DFL] * 2
 
 
-@pytest.mark.parametrize("name", ["bin/sdekit-diffusion", "-m", "a/program.py"])
-def test_an_interruption_while_the_command_line_is_imported(name):
-    """Ctrl-C at the import of torch, which takes long."""
-    code = (
-        "import sys\n"
-        "class Stop:\n"
-        "    def find_spec(self, name, *rest):\n"
-        "        if name == 'torch': raise KeyboardInterrupt\n"
-        f"sys.argv[0] = {name!r}\n"
-        "sys.meta_path.insert(0, Stop())\n"
-        "import sdekit_diffusion\n"
-    )
-    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)  # noqa: S603
-    assert ended.returncode == -signal.SIGINT
-    if name == "a/program.py":
-        assert "Traceback" in ended.stderr
-    else:
-        assert ended.stderr == "error: interrupted; nothing is left running\n"
+FAILS_AT_TORCH = """
+import sys
+class Fails:
+    def find_spec(self, name, *rest):
+        if name == "torch": raise {error}
+sys.meta_path.insert(0, Fails())
+sys.excepthook = lambda *raised: sys.stderr.write("an earlier hook")
+"""
+
+
+@pytest.mark.parametrize(
+    ("command", "ours"),
+    [
+        (["sdekit-diffusion"], True),
+        (["-m", "sdekit_diffusion", "train"], True),
+        (["-msdekit_diffusion.__main__"], True),
+        (["-m", "other", "-m", "sdekit_diffusion"], False),
+        (["other/__init__.py"], False),
+    ],
+)
+def test_an_interruption_while_the_command_line_is_imported(tmp_path, command, ours):
+    """Ctrl-C at the import of torch, which takes long: in one line, but not in programs of others,
+    nor for other errors.
+    """
+    (tmp_path / "other").mkdir()
+    for script in ("sdekit-diffusion", "other/__init__.py"):
+        (tmp_path / script).write_text("import sdekit_diffusion")
+    path = os.pathsep.join([str(tmp_path), *filter(None, sys.path)])
+    for error in (KeyboardInterrupt, ArithmeticError):
+        (tmp_path / "sitecustomize.py").write_text(FAILS_AT_TORCH.format(error=error.__name__))
+        ended = subprocess.run(  # noqa: S603
+            [sys.executable, *command],
+            capture_output=True,
+            text=True,
+            cwd=tmp_path,
+            env=os.environ | {"PYTHONPATH": path},
+        )
+        interrupted = error is KeyboardInterrupt
+        assert ended.returncode == (-signal.SIGINT if interrupted else 1)
+        assert ended.stderr == (
+            "error: interrupted; nothing is left running\n"
+            if ours and interrupted
+            else "an earlier hook"
+        )
 
 
 def test_the_command_line_stops_with_a_checkpoint(tmp_path, capsys):

@@ -96,15 +96,28 @@ def remember_signals() -> Iterator[Callable[[], int]]:
         signal.raise_signal(signals[0][0])
 
 
-def _shown(kind: type[BaseException], error: BaseException, where: TracebackType | None) -> None:
-    """sys.excepthook of the command line: one line for Ctrl-C, all else as Python shows it."""
-    if issubclass(kind, KeyboardInterrupt):
-        sys.stderr.write("error: interrupted; nothing is left running\n")
-    else:
-        sys.__excepthook__(kind, error, where)
+def _is_the_program() -> bool:
+    """Whether the process runs the command line: its script, or python -m sdekit_diffusion."""
+    argv = getattr(sys, "argv", None) or [""]
+    if argv[0] != "-m":
+        return Path(argv[0]).stem == "sdekit-diffusion"
+    # While python -m imports a package, "-m" stands for its name.
+    name = "".join(sys.orig_argv[-len(argv) :][:1]).removeprefix("-m")
+    return name in ("sdekit_diffusion", "sdekit_diffusion.__main__")
 
 
-# Where python -m imports a package, "-m" stands for the name that is not known yet.
-_name = (getattr(sys, "argv", None) or [""])[0]
-if _name == "-m" or Path(_name).stem == "sdekit-diffusion":
-    sys.excepthook = _shown
+def _show_interrupts_in_one_line() -> None:
+    """Sets sys.excepthook: one line for Ctrl-C; the hook that was there for all else."""
+    before = sys.excepthook
+
+    def show(kind: type[BaseException], error: BaseException, where: TracebackType | None) -> None:
+        if issubclass(kind, KeyboardInterrupt):
+            sys.stderr.write("error: interrupted; nothing is left running\n")
+        else:
+            before(kind, error, where)
+
+    sys.excepthook = show
+
+
+if _is_the_program():
+    _show_interrupts_in_one_line()
