@@ -2,7 +2,7 @@
 once.
 """
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple, Protocol
@@ -73,25 +73,26 @@ class Affine:
 class NetworkCall(NamedTuple):
     """How a network is called.
 
-    network: calls it. dtype, device: of labels; a device None is wherever they are. m: the mean of
-    the data, a number or shaped like one sample. key: all that `affine` depends on besides levels;
-    None if that may change, so that the coefficients are computed in each call.
+    network: calls it. dtype, device: of labels; None are those of the points. m: the mean of the
+    data, a number or shaped like one sample. key: all that `affine` depends on besides levels; None
+    if that may change, so that the coefficients are computed in each call.
     """
 
     network: Network
-    dtype: torch.dtype
+    dtype: torch.dtype | None
     device: torch.device | None
     key: Hashable | None
     m: Tensor | float = 0.0
 
     def functions(self, rows: list[Row]) -> list[Function]:
         """The prediction at each level, as a function of the point."""
-        labels = torch.tensor([row[0] for row in rows], dtype=torch.float64).to(
-            device=self.device, dtype=self.dtype, non_blocking=True
-        )
+        labels: Sequence[Tensor | None] = [None] * len(rows)
+        if self.dtype is not None:
+            column = torch.tensor([row[0] for row in rows], dtype=torch.float64)
+            labels = column.to(self.device, self.dtype, non_blocking=True).unbind()
         return [
             partial(_predict, self.network, self.m, label, row)
-            for label, row in zip(labels.unbind(), rows, strict=True)
+            for label, row in zip(labels, rows, strict=True)
         ]
 
     def in_rows(self, affine: Affine, stages: int, x: Tensor) -> list[Function]:
@@ -100,7 +101,7 @@ class NetworkCall(NamedTuple):
         """
         count = stages * len(x)
         label = torch.as_tensor(affine.label).expand(count).reshape(stages, -1)
-        labels = label.to(device=self.device, dtype=self.dtype).unbind()
+        labels = label.to(self.device or x.device, self.dtype or x.dtype).unbind()
         parts = (affine.point, affine.skip, affine.out, affine.shift, affine.mean)
         shape = (stages, -1, *[1] * (x.ndim - 1))
         columns = [
@@ -160,13 +161,17 @@ def is_immutable(value: object) -> bool:
     return not any(isinstance(field, Tensor) for field in vars(value).values())
 
 
-def _predict(network: Network, m: Tensor | float, label: Tensor, row: Row, u: Tensor) -> Tensor:
-    _, point, skip, out, shift, mean = row
+def _predict(
+    network: Network, m: Tensor | float, label: Tensor | None, row: Row, u: Tensor
+) -> Tensor:
+    value, point, skip, out, shift, mean = row
     x = u if point == 1 else scaled(point, u)
     if shift:
         x = _add_multiple(shift, m, x)
     # New, even if a network has one buffer for all.
-    prediction = scaled(out, network(x, label.expand(len(u))))
+    n = len(u)
+    labels = x.new_full((n,), value) if label is None else label.expand(n)
+    prediction = scaled(out, network(x, labels))
     if skip:
         prediction = axpy(skip, u, prediction)
     return _add_multiple(mean, m, prediction) if mean else prediction

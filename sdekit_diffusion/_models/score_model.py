@@ -255,6 +255,7 @@ class ScoreModel(nn.Module, AbstractModel):
         dtype = next(self.parameters(), point).dtype
         if not isinstance(label, Tensor):
             label = torch.full((len(point),), label, dtype=dtype, device=point.device)
+        label = label.to(device=point.device, dtype=dtype, non_blocking=True)
         out = self._call_network(None, point.to(dtype), label.expand(len(point)))
         if self.plain and _OUTPUT.of is not None and _OUTPUT.of() is out:
             raise TypeError(
@@ -275,8 +276,6 @@ class ScoreModel(nn.Module, AbstractModel):
         that of the point; refused if it is not shaped like the point.
         """
         x = point if dtype is None or point.dtype == dtype else point.to(dtype)
-        if label.dtype != x.dtype or label.device != x.device:
-            label = label.to(device=x.device, dtype=x.dtype, non_blocking=True)
         checked = bool(self.conditions) or x.requires_grad or has_no_version_counter(x)
         versions = x._version + label._version if not checked else 0
         network = (
@@ -345,9 +344,8 @@ class ScoreModel(nn.Module, AbstractModel):
         else:
             network = partial(self._call_network, None if parameter is None else parameter.dtype)
         key = (self.sde, self.predicts, self.conditioning) if is_immutable(self.sde) else None
-        # Without parameters the labels get the dtype and the device of the points.
-        place = (torch.float64, None) if parameter is None else self.place()
-        return NetworkCall(network, *place, key)
+        dtype, device = (None, None) if parameter is None else self.place()
+        return NetworkCall(network, dtype, device, key)
 
     def affine(self, l: Tensor, prediction: Literal["data", "noise"]) -> Affine:
         size, label, alpha, sigma = self._levels(l)
