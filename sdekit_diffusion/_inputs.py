@@ -14,7 +14,7 @@ _LARGEST = 2**31  # numbers in one sample
 
 
 def is_whole(value: object, smallest: int | None = None) -> bool:
-    """Whether a value counts something: a whole number, from the least one on; True is none."""
+    """Whether a value is a whole number from a least one on; True is not a number."""
     if not isinstance(value, Integral) or isinstance(value, bool):
         return False
     return smallest is None or int(value) >= smallest

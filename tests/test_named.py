@@ -251,7 +251,7 @@ def test_a_run_from_diffusers_reloads_by_one_argument(diffusers, tmp_path, capsy
         )
     whole, run = runs
     with pytest.raises(
-        CheckpointError, match=r"load\(\.\.\., net=\.\.\.\), or name it by --network"
+        CheckpointError, match=r"load\(\.\.\., net=\.\.\.\); on the command line name it by --network"
     ):
         load(run)
     stopped = load(run, net=tmp_path / "pipeline")

@@ -125,8 +125,8 @@ class BrownianPath(AbstractSeededNoise):
                 else repeat(None)
             )
             yield from (
-                Increment(w, h, extra_normals)
-                for extra_normals, (w, h) in zip(z, islice(readings, j - i), strict=False)
+                Increment(w, h, normal)
+                for normal, (w, h) in zip(z, islice(readings, j - i), strict=False)
             )
 
     def _require_resolved(self, times: Tensor) -> None:

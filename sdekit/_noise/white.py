@@ -231,7 +231,7 @@ class WhiteNoise(AbstractSeededNoise):
     """Independent normals: those of step i of sample n depend on (seed, n, i) only.
 
     They do not depend on the batch, on how many steps are drawn together, on the dtype (drawn in
-    float32, then cast) or on the device (to rounding). On another grid the noise is another one:
+    float32, then cast) or on the device (to rounding). On another grid the noise is different:
     increments are not those of one path.
 
     Arguments:

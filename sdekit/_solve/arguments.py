@@ -121,7 +121,7 @@ def require_pairing(problem: AbstractSDE, solver: AbstractSolver) -> None:
     if noise not in solver.order:
         raise ValueError(
             f"{name} does not support {noise} noise, only {', '.join(solver.order)}; choose "
-            "another solver"
+            f"another solver{'' if noise == 'none' else ', or an equation without noise (eta=0)'}"
         )
     if noise not in ("none", "additive") and problem.sde_type != solver.sde_type:
         raise ValueError(

@@ -21,7 +21,7 @@ class CosineVPSDE(AbstractDiffusion):
         s: the offset of time, which keeps the noise near the data from vanishing too fast.
 
     Raises:
-        TypeError: for what is no number.
+        TypeError: for parameters that are not numbers.
         ValueError: for s that is not positive.
 
     Example:

@@ -21,7 +21,7 @@ class EDMSDE(AbstractExploding):
         sigma_max: the end of time, at least the largest distance between two points of the data.
 
     Raises:
-        TypeError: for what is no number.
+        TypeError: for parameters that are not numbers.
         ValueError: for sigma_max that is not positive.
 
     Example:

@@ -20,7 +20,7 @@ class VESDE(AbstractExploding):
         exact: False for sigma = s(t), which published checkpoints were trained with.
 
     Raises:
-        TypeError: for what is no number.
+        TypeError: for parameters that are not numbers.
         ValueError: unless 0 < sigma_min < sigma_max.
 
     Example:

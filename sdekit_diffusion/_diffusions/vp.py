@@ -64,7 +64,7 @@ class VPSDE(AbstractLinearBeta):
         beta_min, beta_max: the ends of beta.
 
     Raises:
-        TypeError: for what is no number.
+        TypeError: for parameters that are not numbers.
         ValueError: unless 0 <= beta_min <= beta_max and 1e-30 <= beta_max <= 1e30.
 
     Example:

@@ -23,6 +23,7 @@ _DRAW_STRIDE = 1 << 40  # between the indices of two dequantisations
 @dataclass(frozen=True, eq=False)
 class BitsPerDim(AbstractCodeLength):
     """Code lengths and their error: value, stderr, mean, mean_stderr and parts, computed from
+    bits per dimension.
 
     Attributes:
         draws: bits per dimension of every point for every dequantisation, float64,
@@ -181,7 +182,7 @@ def _code_lengths(likelihoods: list[Likelihood], dimension: int, width: float) -
 
 
 def _require_settings(x: Tensor, low: float, high: float, levels: int, draws: int) -> None:
-    """Refuses an empty range, no levels, and several draws of what is not dequantised."""
+    """Refuses an empty range, no levels, and several draws of data that are not dequantised."""
     if not (high > low and levels >= 1):
         raise ValueError(
             f"bits per dimension need low < high and levels >= 1, not {low}, {high} and {levels}"

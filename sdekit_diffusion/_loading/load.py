@@ -189,8 +189,8 @@ def _network(config: dict[str, Any], weights: Mapping[str, Tensor]) -> nn.Module
     if config["config"] is None or name not in nets.registry:
         others = "the library's" if name in nets.registry else f"one of {', '.join(nets.registry)}"
         raise CheckpointError(
-            f"the network {name!r} is not {others}: pass it as load(..., "
-            "net=...), or name it by --network: the folder of a network of diffusers, or "
+            f"the network {name!r} is not {others}: pass it as load(..., net=...); on the command "
+            "line name it by --network: the folder of a network of diffusers, or "
             f"package.module:factory{did_you_mean(name, nets.registry)}"
         )
     with Bounded(weights):

@@ -149,7 +149,8 @@ def prepared(
 def is_immutable(value: object) -> bool:
     """Whether an object may be a key: of a frozen dataclass compared by value, without tensors.
 
-    A class that inherits from such a dataclass and is none itself may hold more than its fields.
+    A class that inherits from such a dataclass, but is not declared as one, may hold more than its
+    fields.
     """
     parameters = vars(type(value)).get("__dataclass_params__")
     if parameters is None or not (parameters.frozen and parameters.eq):

@@ -141,7 +141,7 @@ def files_of(folder: Path) -> set[str]:
     killed left there.
 
     Raises:
-        CheckpointError: when its config.json is none of a checkpoint, or a damaged one.
+        CheckpointError: when its config.json is not that of a checkpoint, or is damaged.
     """
     names: set[str] = set()
     if (folder / CONFIG).exists():
@@ -157,8 +157,8 @@ def files_of(folder: Path) -> set[str]:
 
 
 def _names(config: Mapping[str, Any]) -> set[str]:
-    """The files that a config names, and those that it says it replaces; a name that `save` does
-    not give is none.
+    """The files that a config names, and those that it says it replaces; names that `save` does
+    not use are left out.
     """
     replaced = config.get("replaces")
     names = [

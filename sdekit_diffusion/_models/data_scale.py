@@ -109,8 +109,7 @@ def _sample_numbers(tensors: list[Tensor]) -> list[float]:
 
 
 def _estimate(model: AbstractModel, shape: tuple[int, ...], default: DataScale) -> DataScale:
-    """The estimate; `usual` where there is none: of a denoiser that is not finite, or is that of no
-    data.
+    """The estimate; `default` if the denoiser is not finite, or cannot be that of any data.
 
     A network that finds data as large as the noise that it was made for is taken for an untrained
     one.

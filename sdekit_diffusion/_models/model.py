@@ -136,8 +136,7 @@ class AbstractModel(ABC):
         """
         if sde is None and self.sde is None:
             raise ValueError(
-                f"a {type(self).__name__} has no diffusion of its own: pass sde=VPSDE(), for "
-                "example"
+                f"{type(self).__name__} has no diffusion of its own: pass sde=VPSDE(), for example"
             )
         selected = self.sde if sde is None else sde
         assert selected is not None

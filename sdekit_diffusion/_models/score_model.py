@@ -80,7 +80,7 @@ class ScoreModel(nn.Module, AbstractModel):
     Raises:
         ValueError: for a name that is not one of these, or when the network returns another shape
             than its input's.
-        TypeError: for a net that is a model itself or no function, or a shape that is none.
+        TypeError: for a net that is a model itself or not callable, or a shape that is not one.
 
     Example:
         >>> net = sd.nets.MLP(shape=(2,), width=16)
@@ -481,7 +481,7 @@ def as_model(
     selected = model.sde if sde is None else diffusion(sde)
     if selected is None:
         raise ValueError(
-            f"a {type(model).__name__} has no diffusion of its own: pass sde='vp', another name or "
+            f"{type(model).__name__} has no diffusion of its own: pass sde='vp', another name or "
             "a diffusion"
         )
     return model, selected

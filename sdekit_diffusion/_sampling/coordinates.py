@@ -84,7 +84,7 @@ def shifted(mean: Tensor | float, factor: Time, x: Tensor) -> Tensor:
 
 
 def event_of(x: object) -> tuple[int, ...]:
-    """The shape of one sample of a batch; () for what is no tensor, which is refused elsewhere."""
+    """The shape of one sample of a batch; () for other objects, which are refused elsewhere."""
     return tuple(x.shape[1:]) if isinstance(x, Tensor) else ()
 
 

@@ -39,8 +39,8 @@ class AbstractGrid(ABC):
     s is the standard deviation of the data: l is the log-SNR in `Coordinates`.
 
     Attributes:
-        follows: whether steps are short where the model varies fast, so that multistep rules of
-            high order are stable.
+        follows_model: whether steps are short where the model varies fast, so that multistep rules
+            of high order are stable.
         count: the number of its steps; None where any number is possible.
 
     Example:

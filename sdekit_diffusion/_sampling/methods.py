@@ -103,7 +103,7 @@ def method_of(
     was made with both.
 
     Raises:
-        TypeError: for a method whose grid is none, such as its name.
+        TypeError: for a method whose grid is not a grid object, but a name, for example.
         ValueError: for an unknown name.
     """
     if isinstance(choice, AbstractMethod):

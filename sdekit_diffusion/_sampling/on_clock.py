@@ -149,9 +149,10 @@ class OnClock(AbstractMethod):
         """The solver, or the default for this number of steps.
 
         Without noise it is `AdamsMoulton(3)`, and `AdamsMoulton(4)` for the velocity from 20 steps
-        on; with noise `AdamsMoulton(2)`, and with three values in l from 25 steps on. On other
-        grids than those that `follow` the model, with noise than `Focused(0.3)`, whose steps of l
-        differ less, the longer rules have larger errors or are unstable, and are not used.
+        on; with noise `AdamsMoulton(2)`, and with three values in l from 25 steps on. The longer
+        rules have larger errors or are unstable, and are not used, on grids that do not follow the
+        model (`follows_model`), and with noise on others than `Focused(0.3)`, whose steps of l
+        differ less.
         """
         if self.solver is not None:
             return self.solver

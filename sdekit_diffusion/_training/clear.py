@@ -26,8 +26,8 @@ def clear(run: Path) -> None:
     If the folder has no run, nothing is removed.
 
     Raises:
-        CheckpointError: when its config.json is none of a checkpoint, or a damaged one.
-        ValueError: when its metrics.jsonl is none of a run.
+        CheckpointError: when its config.json is not that of a checkpoint, or is damaged.
+        ValueError: when its metrics.jsonl is not that of a run.
         OSError: when another process trains there.
     """
     with exclusive(run):

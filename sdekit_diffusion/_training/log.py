@@ -106,7 +106,7 @@ def require_lines(path: Path) -> bool:
     """Whether there is a metrics.jsonl of a training run.
 
     Raises:
-        ValueError: when a file of that name is none.
+        ValueError: when a file of that name holds something else.
     """
     text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
     first = text.partition("\n")[0]

@@ -73,9 +73,9 @@ class Training(Iterator[Record]):
     Raises:
         TypeError: for integers without transform, a model without weights, or a wrapper of a model.
         ValueError: for a model that was given an entry per sample, such as labels, which are not
-            shuffled; for no data, data of another shape, flips of what is no image, fewer samples
-            in a batch than parts it is taken in, weights of half precision, or weights in float64
-            with precision "bfloat16".
+            shuffled; for no data, data of another shape, flips of data that are not images, fewer
+            samples in a batch than parts it is taken in, weights of half precision, or weights in
+            float64 with precision "bfloat16".
         ArithmeticError: while iterating, when the loss or the weights stop being finite.
 
     Example:
