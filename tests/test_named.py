@@ -86,7 +86,7 @@ def test_a_network_of_your_own_comes_back_by_one_argument(tmp_path):
     with pytest.raises(
         CheckpointError,
         match=r"'Own' is not one of .*load\(\.\.\., net=\.\.\.\), "
-        r"or name it by --network",
+        r"on the command line name it by --network",
     ):
         load(tmp_path / "run")
     for net in (
@@ -251,7 +251,8 @@ def test_a_run_from_diffusers_reloads_by_one_argument(diffusers, tmp_path, capsy
         )
     whole, run = runs
     with pytest.raises(
-        CheckpointError, match=r"load\(\.\.\., net=\.\.\.\); on the command line name it by --network"
+        CheckpointError,
+        match=r"load\(\.\.\., net=\.\.\.\); on the command line name it by --network",
     ):
         load(run)
     stopped = load(run, net=tmp_path / "pipeline")
