@@ -85,7 +85,7 @@ def test_a_network_of_your_own_comes_back_by_one_argument(tmp_path):
     save(model, tmp_path / "run")
     with pytest.raises(
         CheckpointError,
-        match=r"'Own' is not one of .*load\(\.\.\., net=\.\.\.\), "
+        match=r"'Own' is not one of .*load\(\.\.\., net=\.\.\.\); "
         r"on the command line name it by --network",
     ):
         load(tmp_path / "run")
