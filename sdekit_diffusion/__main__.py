@@ -74,9 +74,11 @@ def train(
             "--resume goes on with a run and --overwrite begins it anew: give one of them"
         )
     source = sdekit_diffusion.data.load(data)
-    with process_group(device) as place:
+    with process_group(device) as local_device:
         torch.manual_seed(recipe.seed)
-        model = net.model(source, sde, newest(run) if resume else None).to(available_device(place))
+        model = net.model(source, sde, newest(run) if resume else None).to(
+            available_device(local_device)
+        )
         # What is refused is refused before an older run goes.
         require_minutes(minutes, run)
         sdekit_diffusion.Training(model, source.train, recipe, transform=source.scale.encode)
@@ -84,7 +86,7 @@ def train(
         if rank() == 0:
             _prepare(run, overwrite, resume)
         wait()
-        begun = time.perf_counter()
+        start_time = time.perf_counter()
         records = sdekit_diffusion.fit(
             model,
             source.train,
@@ -98,11 +100,13 @@ def train(
             notes={"data": {"name": source.name}, "device": device},
         )
         if rank() == 0:
-            seconds = time.perf_counter() - begun
-            print(f"trained {_counted(model, source, data)} in {seconds:.0f} s; wrote {run}")
+            seconds = time.perf_counter() - start_time
+            print(
+                f"trained {_training_summary(model, source, data)} in {seconds:.0f} s; wrote {run}"
+            )
             if records and records[-1].step < recipe.steps:
-                done = f"{records[-1].step} of {recipe.steps} updates are done"
-                print(f"{done}; the same command with --resume goes on")
+                progress = f"{records[-1].step} of {recipe.steps} updates are done"
+                print(f"{progress}; the same command with --resume goes on")
 
 
 def sample(
@@ -139,8 +143,8 @@ def sample(
         options = {**sampler.settings(), "progress": n <= sampler.batch_size}
 
         def draw(first: int, count: int) -> dict[str, Tensor]:
-            given: dict[str, Any] = {**options, "first": first}
-            x = sdekit_diffusion.sample(model, count, **given)
+            arguments: dict[str, Any] = {**options, "first": first}
+            x = sdekit_diffusion.sample(model, count, **arguments)
             return {"samples": model.scale.decode(x.cpu())}
 
         shards.fill(draw, "sampling")
@@ -190,8 +194,8 @@ def likelihood(
     if csv is not None and not csv.parent.is_dir():
         raise ValueError(f"the folder of {csv} does not exist; make it, or choose another file")
     with process_group("cpu"):
-        model, known = trained.opened(run, loading)
-        name = trained.data_of(run, data, known)
+        model, recorded_name = trained.opened(run, loading)
+        name = trained.data_of(run, data, recorded_name)
         x = trained.source_of(name, model.scale).test[:n]
         settings = {"data": digest("", {"x": x}), **asdict(estimate), "sde": sde, "seed": seed}
         settings |= trained.premises(run, model)
@@ -200,11 +204,11 @@ def likelihood(
         shards = Shards(folder, len(x), batch_size, settings=settings)
 
         def measure(first: int, count: int) -> dict[str, Tensor]:
-            some = x[first : first + count]
-            alone = len(x) <= batch_size
+            batch = x[first : first + count]
+            single_batch = len(x) <= batch_size
             return held_out.columns(
                 held_out.measured(
-                    model, some, estimate, sde=sde, seed=seed, first=first, progress=alone
+                    model, batch, estimate, sde=sde, seed=seed, first=first, progress=single_batch
                 )
             )
 
@@ -265,7 +269,7 @@ def summarise(
         wait()
 
 
-def _counted(model: ScoreModel, source: Dataset, data: str) -> str:
+def _training_summary(model: ScoreModel, source: Dataset, data: str) -> str:
     """How many parameters were trained, on how many samples."""
     parameters = sum(p.numel() for p in model.parameters())
     samples = "a stream" if source.size is None else f"{source.size} samples"
@@ -298,14 +302,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         with nullcontext() if "TORCHELASTIC_RUN_ID" in os.environ else raised():
             parsed(COMMANDS, argv)()
     except _ERRORS as error:
-        return _failed(" ".join(str(error).split()) or type(error).__name__, 2)
+        return _report_error(" ".join(str(error).split()) or type(error).__name__, 2)
     except KeyboardInterrupt as interrupt:
-        said = str(interrupt) or "interrupted; nothing is left running"
-        return _failed(said, 128 + number_of(interrupt))
+        message = str(interrupt) or "interrupted; nothing is left running"
+        return _report_error(message, 128 + number_of(interrupt))
     return 0
 
 
-def _failed(reason: str, code: int) -> int:
+def _report_error(reason: str, code: int) -> int:
     """Tells the reason, once for all processes that work together."""
     if first_to_fail():
         with suppress(OSError):  # of a terminal that was closed

@@ -615,7 +615,7 @@ def test_a_report_with_inception_scores(digits, inception, tmp_path, monkeypatch
     """Those of torchmetrics with the file's network, of the same images in colour, against the
     training images.
     """
-    monkeypatch.setattr(evaluation, "_SCORED", 8)
+    monkeypatch.setattr(evaluation, "_REFERENCE_IMAGES", 8)
     argv = [
         "--samples",
         "3",

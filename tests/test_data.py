@@ -352,7 +352,7 @@ def test_large_folders_stay_on_disk(tmp_path, monkeypatch, split):
         tmp_path, ["train/a", "train/b", "test/a"] if split else ["a", "b", "c"], n=10
     )
     whole = load(folder)
-    monkeypatch.setattr(_stored, "_IN_MEMORY", 100)
+    monkeypatch.setattr(_stored, "_MAX_BYTES_IN_MEMORY", 100)
     lazy = load(folder)
     assert not isinstance(lazy.train, torch.Tensor)
     assert (lazy.size, lazy.scale, lazy.name) == (whole.size, whole.scale, str(folder))
@@ -374,7 +374,7 @@ def test_large_folders_stay_on_disk(tmp_path, monkeypatch, split):
 
 
 def test_large_sets_need_bytes(monkeypatch):
-    monkeypatch.setattr(_stored, "_IN_MEMORY", 100)
+    monkeypatch.setattr(_stored, "_MAX_BYTES_IN_MEMORY", 100)
     stored = _stored.Stored(20, lambda rows: [np.full((4, 4), row) for row in rows], str, "mine")
     with pytest.raises(ValueError, match=r"mine has type torch\.int64; .*uint8"):
         _stored.of_stored(stored)

@@ -167,7 +167,7 @@ def test_the_scale_and_its_errors(monkeypatch):
         (kernel(p, p).sum() - np.trace(kernel(p, p))) / (len(p) * (len(p) - 1)) for p in (a, b)
     ]
     assert rows["model"]["kid"] == pytest.approx(sum(within) - 2 * kernel(a, b).mean())
-    monkeypatch.setattr(classified, "_KERNEL", 50)
+    monkeypatch.setattr(classified, "_KERNEL_IMAGES", 50)
     b = known[:50]
     within = [
         (kernel(p, p).sum() - np.trace(kernel(p, p))) / (len(p) * (len(p) - 1)) for p in (a, b)
@@ -306,7 +306,7 @@ def test_neighbours_of_known_points(monkeypatch):
     source = points(train, train[:40] + 0.1, Scale())
     for rows in (100, 7):
         monkeypatch.setattr(comparison, "fitting", lambda source, rows=rows: rows)
-        monkeypatch.setattr(comparison, "_SEARCHED", 100)
+        monkeypatch.setattr(comparison, "_SEARCH_BLOCKS", 100)
         found, near = comparison.neighbours(train[50:80] + 0.3, source)
         assert (found["samples"], found["held_out"]) == (
             pytest.approx(0.3, rel=1e-4),
@@ -455,7 +455,7 @@ def test_states_on_the_way_to_noise():
 def test_states_are_shown_at_unit_signal_plus_noise():
     """3 x + 4 eps of two numbers 10: over 5, and named by 4/3."""
     x = torch.full((1, 2), 10.0)
-    ((label, shown),) = figures._named([(3.0, 4.0, x)], points(x, x, Scale()))
+    ((label, shown),) = figures._labelled([(3.0, 4.0, x)], points(x, x, Scale()))
     assert shown.tolist() == [[2.0, 2.0]]
     assert label.endswith("= 1.3")
 

@@ -135,7 +135,7 @@ def test_arrays(streaming, dtype, scale):
 
 def test_large_sets_stay_in_their_memory_map(monkeypatch):
     whole = from_datasets(pictures())
-    monkeypatch.setattr(_stored, "_IN_MEMORY", 100)
+    monkeypatch.setattr(_stored, "_MAX_BYTES_IN_MEMORY", 100)
     lazy = from_datasets(pictures())
     assert not isinstance(lazy.train, torch.Tensor)
     every = lazy.train[torch.arange(lazy.size)]
@@ -215,7 +215,7 @@ def test_encoded_images_are_not_decoded_to_skip_them(monkeypatch):
 
 @pytest.mark.parametrize("streaming", [False, True])
 def test_a_model_trains_on_what_does_not_fit(monkeypatch, streaming):
-    monkeypatch.setattr(_stored, "_IN_MEMORY", 100)
+    monkeypatch.setattr(_stored, "_MAX_BYTES_IN_MEMORY", 100)
     source = from_datasets(pictures().to_iterable_dataset(4) if streaming else pictures())
     model = sd.ScoreModel(
         sd.nets.UNet(3, width=8), "vp", shape=(3, 6, 4), conditioning="log_snr", scale=source.scale

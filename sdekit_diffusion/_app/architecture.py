@@ -11,7 +11,7 @@ from torch import nn
 
 from sdekit_diffusion import nets
 
-_OF_DATA = ("shape", "channels")  # arguments that follow from the data
+_FROM_DATA = ("shape", "channels")  # arguments that follow from the data
 _SECTION = re.compile(r"^ *Arg(?:ument)?s:\n(.*?)(?=^\s*\n|\Z)", re.DOTALL | re.MULTILINE)
 _ENTRY = re.compile(r"([\w, ]+): (.*)")
 
@@ -19,7 +19,7 @@ _ENTRY = re.compile(r"([\w, ]+): (.*)")
 def arguments(network: type[nn.Module]) -> dict[str, type]:
     """The arguments of a constructor that are options, with their types: `tuple` for a sequence."""
     parameters = inspect.signature(network).parameters.values()
-    return {p.name: _option_type(p.annotation) for p in parameters if p.name not in _OF_DATA}
+    return {p.name: _option_type(p.annotation) for p in parameters if p.name not in _FROM_DATA}
 
 
 def with_architecture(name: str, base: type) -> type:
@@ -36,8 +36,10 @@ def with_architecture(name: str, base: type) -> type:
         types |= arguments(network)
     lines = [f"    {option}: {_help(option)}" for option in types]
     doc = "\n".join([inspect.cleandoc(base.__doc__ or ""), *lines]) + "\n"
-    added = [(option, kind | None, field(default=None)) for option, kind in types.items()]
-    return make_dataclass(name, added, bases=(base,), frozen=True, namespace={"__doc__": doc})
+    option_fields = [(option, kind | None, field(default=None)) for option, kind in types.items()]
+    return make_dataclass(
+        name, option_fields, bases=(base,), frozen=True, namespace={"__doc__": doc}
+    )
 
 
 def _option_type(annotation: Any) -> type:  # noqa: ANN401
@@ -52,20 +54,22 @@ def _help(option: str) -> str:
     """
     networks: dict[str, list[str]] = {}
     for name, network in nets.registry.items():
-        text = dict(_documented(network)).get(option)
+        text = dict(_argument_descriptions(network)).get(option)
         if text is None:
             continue
-        same = re.match(r"as in `(\w+)`", text)
-        text = dict(_documented(nets.registry[same[1]]))[option] if same else text
+        reference = re.match(r"as in `(\w+)`", text)
+        text = (
+            dict(_argument_descriptions(nets.registry[reference[1]]))[option] if reference else text
+        )
         networks.setdefault(text.rstrip("."), []).append(name)
     return " ".join(f"{', '.join(names)}: {text}." for text, names in networks.items())
 
 
-def _documented(network: type[nn.Module]) -> Iterator[tuple[str, str]]:
+def _argument_descriptions(network: type[nn.Module]) -> Iterator[tuple[str, str]]:
     """The arguments that a docstring describes, with their descriptions on one line."""
     section = _SECTION.search(inspect.getdoc(network) or "")
     entries = re.split(r"\n {4}(?=\S)", "\n" + section[1].rstrip()) if section else []
     for entry in entries[1:]:
-        described = _ENTRY.fullmatch(" ".join(entry.split()))
-        if described:
-            yield from ((name, described[2]) for name in described[1].split(", "))
+        match = _ENTRY.fullmatch(" ".join(entry.split()))
+        if match:
+            yield from ((name, match[2]) for name in match[1].split(", "))

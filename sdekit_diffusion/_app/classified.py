@@ -12,10 +12,10 @@ from sdekit_diffusion._app.comparison import fitting
 from sdekit_diffusion.data import Dataset
 from sdekit_diffusion.metrics import classifier_features, frechet, image_features, mmd
 
-_LEARNT = 10_000  # training images, which a classifier learns from and distances are to
-_CONVOLVED = 16  # pixels along a side, from which on the classifier has convolutions
-_KERNEL = 2000  # training images to which the unbiased kernel distance is taken
-_DRAWS = 10  # bootstrapped sets, from which a standard error is estimated
+_TRAINING_IMAGES = 10_000  # training images, which a classifier learns from and distances are to
+_CONVOLUTIONS_FROM = 16  # pixels along a side, from which on the classifier has convolutions
+_KERNEL_IMAGES = 2000  # training images to which the unbiased kernel distance is taken
+_BOOTSTRAP_SETS = 10  # bootstrapped sets, from which a standard error is estimated
 
 Array = NDArray[Any]
 
@@ -40,12 +40,12 @@ def _gaussians(x: Array, labels: Array, n: int, rng: np.random.Generator) -> Arr
     A sum of the class's deviations from its mean with normal weights is such a sample, in any
     number of dimensions.
     """
-    made = []
+    samples = []
     for label, size in zip(*np.unique(rng.choice(labels, n), return_counts=True), strict=True):
-        own = x[labels == label]
-        weights = rng.standard_normal((size, len(own))) / math.sqrt(max(1, len(own) - 1))
-        made.append(own.mean(0) + weights @ (own - own.mean(0)))
-    return np.concatenate(made)
+        members = x[labels == label]
+        weights = rng.standard_normal((size, len(members))) / math.sqrt(max(1, len(members) - 1))
+        samples.append(members.mean(0) + weights @ (members - members.mean(0)))
+    return np.concatenate(samples)
 
 
 def classified(x: Tensor, source: Dataset, seed: int) -> dict[str, Any]:
@@ -58,29 +58,35 @@ def classified(x: Tensor, source: Dataset, seed: int) -> dict[str, Any]:
     """
     levels = source.scale.levels
     rng = np.random.default_rng(seed)
-    images, classes = source.reference(min(_LEARNT, fitting(source)))
+    images, classes = source.reference(min(_TRAINING_IMAGES, fitting(source)))
     assert levels is not None
     assert classes is not None
     assert source.test_labels is not None
-    train, test, made = (part.flatten(1).double().numpy() for part in (images, source.test, x))
+    train, test, generated = (
+        array.flatten(1).double().numpy() for array in (images, source.test, x)
+    )
     shape = tuple(x.shape[1:])
     labels = classes.numpy()
-    learn = classifier_features if min(shape[1:]) < _CONVOLVED else image_features
-    features = learn(train.reshape(-1, *shape) / levels, labels, seed=seed)
+    train_classifier = (
+        classifier_features if min(shape[1:]) < _CONVOLUTIONS_FROM else image_features
+    )
+    features = train_classifier(train.reshape(-1, *shape) / levels, labels, seed=seed)
     sets = {
-        "model": made,
-        "real": test[: len(made)],
-        **_anchors(train, labels, levels, len(made), rng),
+        "model": generated,
+        "real": test[: len(generated)],
+        **_anchors(train, labels, levels, len(generated), rng),
     }
-    scaled = {name: part.reshape(-1, *shape) / levels for name, part in sets.items()}
-    known = features(train.reshape(-1, *shape) / levels)
-    rows = _rows({name: features(part) for name, part in scaled.items()}, known, rng)
-    for name, part in scaled.items():
-        rows[name]["score"] = classes_score(features.logits(part))
+    scaled_sets = {name: array.reshape(-1, *shape) / levels for name, array in sets.items()}
+    train_features = features(train.reshape(-1, *shape) / levels)
+    rows = _rows(
+        {name: features(array) for name, array in scaled_sets.items()}, train_features, rng
+    )
+    for name, array in scaled_sets.items():
+        rows[name]["score"] = classes_score(features.logits(array))
     accuracy = features.accuracy(test.reshape(-1, *shape) / levels, source.test_labels.numpy())
     return {
         "rows": rows,
-        "features": known.shape[1],
+        "features": train_features.shape[1],
         "accuracy": accuracy,
         "n_train": len(train),
         "n_held_out": len(test),
@@ -88,28 +94,31 @@ def classified(x: Tensor, source: Dataset, seed: int) -> dict[str, Any]:
 
 
 def _rows(
-    found: dict[str, Array], known: Array, rng: np.random.Generator
+    features: dict[str, Array], reference: Array, rng: np.random.Generator
 ) -> dict[str, dict[str, Any]]:
     """Distances of the features of sets, by name, to known ones: on the scale from "real" to
     "noise" with standard errors.
     """
-    distances = {name: frechet(some, known) for name, some in found.items()}
+    distances = {name: frechet(set_features, reference) for name, set_features in features.items()}
     real = distances["real"]
     rows = {}
-    span = distances["noise"] - real
-    for name, some in found.items():
-        again = [
-            frechet(some[rng.integers(len(some), size=len(some))], known) for _ in range(_DRAWS)
+    scale = distances["noise"] - real
+    for name, set_features in features.items():
+        bootstrapped = [
+            frechet(
+                set_features[rng.integers(len(set_features), size=len(set_features))], reference
+            )
+            for _ in range(_BOOTSTRAP_SETS)
         ]
         value = distances[name]
-        stderr = float(np.std(again, ddof=1)) / span
+        stderr = float(np.std(bootstrapped, ddof=1)) / scale
         rows[name] = {
             "distance": value,
-            "relative": (value - real) / span,
+            "relative": (value - real) / scale,
             "stderr": stderr,
-            "n": len(some),
+            "n": len(set_features),
         }
-        rows[name]["kid"] = mmd(some, known[:_KERNEL], kernel="polynomial")
+        rows[name]["kid"] = mmd(set_features, reference[:_KERNEL_IMAGES], kernel="polynomial")
     return rows
 
 
@@ -117,6 +126,8 @@ def classes_score(logits: Array) -> float:
     """exp E KL(p(class | image) | p(class)), the Inception Score of one set of logits `(n,
     classes)`: from 1 to the classes.
     """
-    given = log_softmax(logits, axis=1)
-    mean = logsumexp(given, axis=0) - math.log(len(given))
-    return float(np.exp((np.exp(given) * (given - mean)).sum(axis=1).mean()))
+    log_probabilities = log_softmax(logits, axis=1)
+    log_marginal = logsumexp(log_probabilities, axis=0) - math.log(len(log_probabilities))
+    return float(
+        np.exp((np.exp(log_probabilities) * (log_probabilities - log_marginal)).sum(axis=1).mean())
+    )

@@ -9,7 +9,7 @@ from torch import Tensor
 from sdekit_diffusion.data import Dataset, Scale
 from sdekit_diffusion.metrics import DISTANCES, nearest
 
-_SEARCHED = 8  # times 256 MB of samples, among which the nearest are looked for
+_SEARCH_BLOCKS = 8  # times 256 MB of samples, among which the nearest are looked for
 _DRAWS = 10  # sets over which a distance between data and data is averaged
 
 
@@ -21,14 +21,14 @@ def against_floor(x: Tensor, source: Dataset, seed: int) -> dict[str, Any]:
     scale = source.scale
     n = min(len(x), len(source.test), len(train))
     rng = np.random.default_rng(seed)
-    made = _compared(x[:n], scale)
-    test = _compared(source.test[:n], scale)
-    picks = [_compared(train[rng.permutation(len(train))[:n]], scale) for _ in range(_DRAWS)]
+    generated = _comparable(x[:n], scale)
+    test = _comparable(source.test[:n], scale)
+    train_sets = [_comparable(train[rng.permutation(len(train))[:n]], scale) for _ in range(_DRAWS)]
     rows = {}
     for name, (_, distance) in DISTANCES.items():
-        floor = [distance(pick, test) for pick in picks]
+        floor = [distance(train_set, test) for train_set in train_sets]
         rows[name] = {
-            "distance": distance(made, test),
+            "distance": distance(generated, test),
             "floor": float(np.mean(floor)),
             "floor_max": max(floor),
         }
@@ -41,23 +41,29 @@ def neighbours(x: Tensor, source: Dataset) -> tuple[dict[str, Any], Tensor]:
     """
     test = source.test[: len(x)]
     size = fitting(source)
-    train = source.reference(_SEARCHED * size)[0]
-    both = _compared(torch.cat([x.to(test.dtype), test]), source.scale)
-    distance = np.full(len(both), np.inf)
-    index = np.zeros(len(both), dtype=np.int64)
+    train = source.reference(_SEARCH_BLOCKS * size)[0]
+    queries = _comparable(torch.cat([x.to(test.dtype), test]), source.scale)
+    distance = np.full(len(queries), np.inf)
+    index = np.zeros(len(queries), dtype=np.int64)
     for i in range(0, len(train), size):  # as many at a time as fit into memory as floats
-        some, where = nearest(both, _compared(train[i : i + size], source.scale))
-        index = np.where(some < distance, i + where, index)
-        distance = np.minimum(some, distance)
-    made = float(np.median(distance[: len(x)]))
-    real = float(np.median(distance[len(x) :]))
-    numbers = {"ratio": made / real if real else float("nan"), "samples": made, "held_out": real}
+        block_distance, block_index = nearest(
+            queries, _comparable(train[i : i + size], source.scale)
+        )
+        index = np.where(block_distance < distance, i + block_index, index)
+        distance = np.minimum(block_distance, distance)
+    generated_median = float(np.median(distance[: len(x)]))
+    held_out_median = float(np.median(distance[len(x) :]))
+    numbers = {
+        "ratio": generated_median / held_out_median if held_out_median else float("nan"),
+        "samples": generated_median,
+        "held_out": held_out_median,
+    }
     return numbers | {"n_samples": len(x), "n_held_out": len(test), "n_train": len(train)}, train[
         index[: len(x)]
     ]
 
 
-def _compared(x: Tensor, scale: Scale) -> Tensor:
+def _comparable(x: Tensor, scale: Scale) -> Tensor:
     """Levels of images, and continuous data in a model's scale, in which their coordinates weigh
     alike.
     """

@@ -13,8 +13,8 @@ from sdekit_diffusion.data import Dataset
 from sdekit_diffusion.metrics import inception_scores
 from sdekit_diffusion.metrics._inception import Network, outputs, standard_networks
 
-_CLASSES = 3  # the fewest that a classifier's features tell apart
-_SCORED = 10_000  # training images that scores of the standard network are against
+_MIN_CLASSES = 3  # the fewest that a classifier's features tell apart
+_REFERENCE_IMAGES = 10_000  # training images that scores of the standard network are against
 
 
 def distances(x: Tensor, source: Dataset, seed: int) -> dict[str, Any]:
@@ -24,7 +24,7 @@ def distances(x: Tensor, source: Dataset, seed: int) -> dict[str, Any]:
     classes = (
         0 if source.labels is None or source.test_labels is None else len(source.labels.unique())
     )
-    if classes >= _CLASSES and source.scale.levels is not None:
+    if classes >= _MIN_CLASSES and source.scale.levels is not None:
         return {"frechet": classified(x, source, seed)}
     return {"distances": against_floor(x, source, seed)}
 
@@ -54,23 +54,32 @@ def inception_table(
     """
     levels = source.scale.levels
     assert levels is not None
-    parts = {"known": source.reference(_SCORED)[0], "model": x, "real": source.test[: len(x)]}
-    images = {name: coloured(part, levels).to(device) for name, part in parts.items()}
-    found = {
-        name: [outputs(network, part) for network in networks] for name, part in images.items()
+    image_sets = {
+        "known": source.reference(_REFERENCE_IMAGES)[0],
+        "model": x,
+        "real": source.test[: len(x)],
     }
-    width = found["known"][0].shape[1]
-    joined = {name: torch.cat(pair, dim=1) for name, pair in found.items()}
+    images = {
+        name: coloured(image_set, levels).to(device) for name, image_set in image_sets.items()
+    }
+    network_outputs = {
+        name: [outputs(network, image_set) for network in networks]
+        for name, image_set in images.items()
+    }
+    width = network_outputs["known"][0].shape[1]
+    joined_outputs = {name: torch.cat(pair, dim=1) for name, pair in network_outputs.items()}
     # The outputs are there: all that is left of each network is to choose its own.
-    chosen: dict[str, Any] = {
-        "network": lambda both: both[:, :width],
-        "classifier": lambda both: both[:, width:],
+    selections: dict[str, Any] = {
+        "network": lambda joined: joined[:, :width],
+        "classifier": lambda joined: joined[:, width:],
     }
     rows: dict[str, Any] = {}
     for name in ("model", "real"):
-        scores = inception_scores(joined[name], joined["known"], seed=seed, **chosen)
-        rows[name] = {"n": len(parts[name]), **asdict(scores)}
-    return {"rows": rows, "n_train": len(parts["known"])}
+        scores = inception_scores(
+            joined_outputs[name], joined_outputs["known"], seed=seed, **selections
+        )
+        rows[name] = {"n": len(image_sets[name]), **asdict(scores)}
+    return {"rows": rows, "n_train": len(image_sets["known"])}
 
 
 def coloured(x: Tensor, levels: int) -> Tensor:

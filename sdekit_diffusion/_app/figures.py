@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_ALIKE = 4  # times as wide
+_MAX_ASPECT = 4  # times as wide
 _BLUE = "#2b6cb0"
 _GREY = "#718096"
 RATIO = "σ/α"  # noqa: RUF001
@@ -46,16 +46,16 @@ def _tiles(
     its columns.
     """
     levels = scale.levels or 2
-    shown = (
+    pixels = (
         (x.double() - scale.low) / (scale.high - scale.low)
         if x.is_floating_point()
         else x.double() / (levels - 1)
     )
-    shown = shown.clamp(0, 1)
-    (c, h, w) = shown.shape[1:]
+    pixels = pixels.clamp(0, 1)
+    (c, h, w) = pixels.shape[1:]
     rows = -(-len(x) // columns)
     canvas = np.ones((rows * (h + gap) - gap, columns * (w + gap) - gap, c))
-    for i, image in enumerate(shown.numpy()):
+    for i, image in enumerate(pixels.numpy()):
         row = i // columns * (h + gap)
         column = i % columns * (w + gap)
         canvas[row : row + h, column : column + w] = np.moveaxis(image, 0, 2)
@@ -74,11 +74,13 @@ def scatter(panels: list[tuple[str, Tensor]]) -> "Figure":
     points = [x.reshape(len(x), -1)[:, :2].double().cpu().numpy() for _, x in panels]
     low, high = np.quantile(np.concatenate(points), (0.001, 0.999), axis=0)
     centre = (low + high) / 2
-    half = np.maximum(0.55 * (high - low), 1e-6 * np.abs(high) + 1e-12)
+    half_widths = np.maximum(0.55 * (high - low), 1e-6 * np.abs(high) + 1e-12)
     # One unit for both where they are alike.
-    half = np.where(half.max() < _ALIKE * half, half.max(), half)
-    low = centre - half
-    high = centre + half
+    half_widths = np.where(
+        half_widths.max() < _MAX_ASPECT * half_widths, half_widths.max(), half_widths
+    )
+    low = centre - half_widths
+    high = centre + half_widths
     for i, (ax, flat) in enumerate(zip(axes, points, strict=True)):
         if flat.shape[1] == 1:
             ax.hist(flat[:, 0], bins=60, range=(low[0], high[0]), color=_BLUE, density=True)
@@ -118,9 +120,9 @@ def forward(model: ScoreModel, source: Dataset, seed: int) -> "Figure":
         alpha, sigma = model.sde.kernel(float(coordinates.time(float(l))))
         panels.append((alpha, sigma, alpha * x0 + sigma * eps))
     if continuous:
-        return scatter(_named(panels, source))
+        return scatter(_labelled(panels, source))
     figure, (ax,) = _axes(9, 9 * len(x) / 11 * x.shape[2] / x.shape[3] + 0.3)
-    _strip(ax, _named(panels, source), source.scale)
+    _strip(ax, _labelled(panels, source), source.scale)
     return figure
 
 
@@ -138,24 +140,27 @@ def denoising(model: ScoreModel, source: Dataset, seed: int) -> "Figure":
         alpha, sigma = model.sde.kernel(t)
         states.append((alpha, sigma, x.cpu()))
         with torch.no_grad():
-            denoised.append((_ratio(sigma / alpha), model.denoise(t, x).cpu()))
+            denoised.append((_format_ratio(sigma / alpha), model.denoise(t, x).cpu()))
     if continuous:
-        return scatter(_named(states, source))
+        return scatter(_labelled(states, source))
     figure, axes = _axes(11, 5.5 * 8 / 9 * states[0][2].shape[2] / states[0][2].shape[3] + 0.3, 2)
-    _strip(axes[0], _named(states, source), source.scale)
+    _strip(axes[0], _labelled(states, source), source.scale)
     _strip(axes[1], denoised, source.scale)
     return figure
 
 
-def _named(panels: list[tuple[float, float, Tensor]], source: Dataset) -> list[tuple[str, Tensor]]:
+def _labelled(
+    panels: list[tuple[float, float, Tensor]], source: Dataset
+) -> list[tuple[str, Tensor]]:
     """States at unit signal plus noise, named by sigma / alpha."""
     prefix = f"{RATIO} = " if source.scale.levels is None else ""
     return [
-        (prefix + _ratio(sigma / alpha), x / math.hypot(alpha, sigma)) for alpha, sigma, x in panels
+        (prefix + _format_ratio(sigma / alpha), x / math.hypot(alpha, sigma))
+        for alpha, sigma, x in panels
     ]
 
 
-def _ratio(value: float) -> str:
+def _format_ratio(value: float) -> str:
     return f"{value:.0f}" if value >= 10 else f"{value:.2g}"
 
 
@@ -166,8 +171,8 @@ def _strip(ax: "Axes", panels: list[tuple[str, Tensor]], scale: Scale) -> None:
 
 def neighbouring(x: Tensor, nearest: Tensor, scale: Scale) -> "Figure":
     """Each sample, and on its right its nearest training image."""
-    between = torch.full((*x.shape[:3], 1), (scale.levels or 2) - 1, dtype=x.dtype)
-    pairs = torch.cat([x, between, nearest.to(x.dtype)], dim=3)
+    separator = torch.full((*x.shape[:3], 1), (scale.levels or 2) - 1, dtype=x.dtype)
+    pairs = torch.cat([x, separator, nearest.to(x.dtype)], dim=3)
     figure, (ax,) = _axes(
         9, 9 * -(-len(x) // 8) * (x.shape[2] + 3) / (8 * (pairs.shape[3] + 3)) + 0.1
     )
@@ -193,10 +198,10 @@ def loss_curve(run: Path) -> "Figure | None":
         ) from error
     width = max(1, len(loss) // 20)
     kernel = np.ones(width)
-    smooth = np.convolve(loss, kernel, "same") / np.convolve(np.ones(len(loss)), kernel, "same")
+    smoothed = np.convolve(loss, kernel, "same") / np.convolve(np.ones(len(loss)), kernel, "same")
     figure, (ax,) = _axes(7, 2.6)
     ax.plot(step, loss, color=_BLUE, alpha=0.25, linewidth=0.7)
-    ax.plot(step, smooth, color=_BLUE, linewidth=1.6)
+    ax.plot(step, smoothed, color=_BLUE, linewidth=1.6)
     ax.grid(axis="y", color="#e2e8f0", linewidth=0.6)
     ax.set(yscale="log", xlim=(0, step[-1]))
     ax.tick_params(which="both", length=0, labelsize=7, colors=_GREY)

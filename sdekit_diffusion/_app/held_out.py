@@ -50,7 +50,7 @@ class HeldOut:
 
     def sentences(self) -> list[str]:
         """The mean with its standard error, and what that error is made of, for people."""
-        found = self.numbers()
+        numbers = self.numbers()
         notes = {"probes": f" ({self.probes} a trace)" if self.probes else " (traces are exact)"}
         notes |= {"data": ", dequantisation with it (1 draw)" if self.draws == 1 else ""}
         notes |= {"dequantisation": f" ({self.draws} draws)"}
@@ -58,25 +58,26 @@ class HeldOut:
             name: "unknown" if share != share else f"{share:.4f}"
             for name, share in self.parts.items()
         }
-        made = [f"{name} {share}{notes[name]}" for name, share in shares.items()]
-        said = [
-            f"{found['mean']:.4f} ± {found['stderr']:.4f} {self.unit} (standard error, over "
-            f"{found['n']} held-out samples)",
-            f"of that error: {', '.join(made)}; {self.evaluations:.0f} evaluations a sample",
+        contributions = [f"{name} {share}{notes[name]}" for name, share in shares.items()]
+        lines = [
+            f"{numbers['mean']:.4f} ± {numbers['stderr']:.4f} {self.unit} (standard error, over "
+            f"{numbers['n']} held-out samples)",
+            f"of that error: {', '.join(contributions)}; "
+            f"{self.evaluations:.0f} evaluations a sample",
         ]
-        return said + (
+        return lines + (
             [f"{self.failed} samples were given up and are not in the mean"] if self.failed else []
         )
 
     def numbers(self) -> dict[str, Any]:
         """The mean, its standard error, what that is made of, and what they rest on."""
         n = len(self.value)
-        known = self.value[~self.value.isnan()]
+        values = self.value[~self.value.isnan()]
         return {
             "unit": self.unit,
-            "mean": float(known.mean()),
-            "stderr": float(known.std(correction=1)) / len(known) ** 0.5
-            if len(known) > 1
+            "mean": float(values.mean()),
+            "stderr": float(values.std(correction=1)) / len(values) ** 0.5
+            if len(values) > 1
             else float("nan"),
             "parts": self.parts,
             "probes": self.probes,
@@ -114,9 +115,15 @@ def measured(
     x = x.to(model.place()[1])
     scale = model.scale
     if scale.levels is None:
-        found = log_likelihood(model, scale.encode(x).to(model.place()[0]), **settings)
-        value = found.value - scale.log_volume(tuple(x.shape[1:]))
-        return BitsPerDim(value[None], found.stderr, found.evaluations, found.status, found.probes)
+        likelihood = log_likelihood(model, scale.encode(x).to(model.place()[0]), **settings)
+        value = likelihood.value - scale.log_volume(tuple(x.shape[1:]))
+        return BitsPerDim(
+            value[None],
+            likelihood.stderr,
+            likelihood.evaluations,
+            likelihood.status,
+            likelihood.probes,
+        )
     return bits_per_dim(
         model,
         x,
@@ -133,9 +140,9 @@ def summed(bits: BitsPerDim, scale: Scale) -> HeldOut:
     """What `measured` returned, and what is known of its error."""
     unit, draws = ("nats", 0) if scale.levels is None else ("bits/dim", len(bits.draws))
     evaluations = float(bits.evaluations.double().mean())
-    done = bits.status == Status.DONE
-    failed = int((~done).sum())
-    parts = replace(bits, draws=bits.draws[:, done], probe_stderr=bits.probe_stderr[done]).parts
+    solved = bits.status == Status.DONE
+    failed = int((~solved).sum())
+    parts = replace(bits, draws=bits.draws[:, solved], probe_stderr=bits.probe_stderr[solved]).parts
     return HeldOut(
         bits.value.cpu(), bits.stderr.cpu(), unit, parts, bits.probes, draws, evaluations, failed
     )
@@ -154,9 +161,9 @@ def of_columns(parts: Iterable[Mapping[str, Array]]) -> BitsPerDim:
     """All samples of parts as `columns` made them."""
     names = [field.name for field in fields(BitsPerDim)]
     parts = list(parts)
-    found = {
+    arrays = {
         name: torch.from_numpy(np.concatenate([part[name] for part in parts])) for name in names
     }
     return BitsPerDim(
-        **{**found, "draws": found["draws"].T.contiguous(), "probes": int(found["probes"][0])}
+        **{**arrays, "draws": arrays["draws"].T.contiguous(), "probes": int(arrays["probes"][0])}
     )

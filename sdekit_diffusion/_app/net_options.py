@@ -53,7 +53,7 @@ class _Conventions:
     predicts: str | None = None
     conditioning: Conditioning | None = None
 
-    def model(self, source: Dataset, sde: str | None, begun: Path | None = None) -> ScoreModel:
+    def model(self, source: Dataset, sde: str | None, checkpoint: Path | None = None) -> ScoreModel:
         """A model of a data set to train: untrained, or as a network of the user's own is.
 
         Arguments:
@@ -67,102 +67,107 @@ class _Conventions:
         """
         name = self.network or ("MLP" if source.scale.levels is None else "UNet")
         shape = tuple(source.test.shape[1:])
-        own = name not in nets.registry
-        if own and begun is not None:
-            return self._going_on(name, begun, sde, source)
-        made = self._named(name, sde, source) if own else None
-        if isinstance(made, ScoreModel):
-            net = made.net
-            chosen = made.sde
-            predicts = made.predicts
-            conditioning = made.conditioning
+        is_custom = name not in nets.registry
+        if is_custom and checkpoint is not None:
+            return self._resume(name, checkpoint, sde, source)
+        custom = self._load_custom(name, sde, source) if is_custom else None
+        if isinstance(custom, ScoreModel):
+            net = custom.net
+            training_sde = custom.sde
+            predicts = custom.predicts
+            conditioning = custom.conditioning
         else:
-            chosen = diffusion(sde or _SDE)
+            training_sde = diffusion(sde or _SDE)
             (predicts, conditioning) = _PUBLISHED.get(name, _DEFAULT)
-            net = self._built(name, shape, chosen) if made is None else made
+            net = self._build(name, shape, training_sde) if custom is None else custom
         return ScoreModel(
             net,
-            chosen,
+            training_sde,
             self.predicts or predicts,
             shape=shape,
             conditioning=self.conditioning or conditioning,
-            data_range=made.data_range if isinstance(made, ScoreModel) else None,
+            data_range=custom.data_range if isinstance(custom, ScoreModel) else None,
             scale=source.scale,
         )
 
-    def _named(self, name: str, sde: str | None, source: Dataset) -> ScoreModel | nn.Module:
+    def _load_custom(self, name: str, sde: str | None, source: Dataset) -> ScoreModel | nn.Module:
         """A network of the user's own, or a model, whose conventions then are no options."""
-        made = named_model(name)
-        own = [*self._architecture(), *(_CONVENTIONS if isinstance(made, ScoreModel) else ())]
-        self._require_none(name, own, {**asdict(self), "sde": sde})
-        if isinstance(made, ScoreModel):
+        custom = named_model(name)
+        fixed_options = [
+            *self._constructor_options(),
+            *(_CONVENTIONS if isinstance(custom, ScoreModel) else ()),
+        ]
+        self._require_unset(name, fixed_options, {**asdict(self), "sde": sde})
+        if isinstance(custom, ScoreModel):
             shape = tuple(source.test.shape[1:])
             scale = source.scale
-            if made.shape not in (None, shape):
+            if custom.shape not in (None, shape):
                 raise ValueError(
-                    f"{name} is for samples of shape {made.shape}, and {source.name} has {shape}; "
-                    "choose other data"
+                    f"{name} is for samples of shape {custom.shape}, and {source.name} has "
+                    f"{shape}; choose other data"
                 )
-            if None not in (made.data_range, scale.levels) and made.data_range != (
+            if None not in (custom.data_range, scale.levels) and custom.data_range != (
                 scale.low,
                 scale.high,
             ):
                 raise ValueError(
-                    f"{name} is for images in {made.data_range}, and those of {source.name} are "
+                    f"{name} is for images in {custom.data_range}, and those of {source.name} are "
                     f"trained in {(scale.low, scale.high)}; train it from Python, with transform="
                 )
-        return made
+        return custom
 
     @staticmethod
-    def _require_none(name: str, own: Sequence[str], options: dict[str, Any]) -> None:
+    def _require_unset(name: str, fixed_options: Sequence[str], options: dict[str, Any]) -> None:
         """Refuses options of what a network of the user's own has already."""
-        for option in own:
+        for option in fixed_options:
             if options[option] is not None:
                 raise ValueError(
                     f"--{option} is no option of {name}, which has its own; leave it out"
                 )
 
-    def _going_on(self, name: str, begun: Path, sde: str | None, source: Dataset) -> ScoreModel:
+    def _resume(self, name: str, checkpoint: Path, sde: str | None, source: Dataset) -> ScoreModel:
         """The model of a run, from Python too, around a network of the user's own."""
-        self._require_none(name, list(self._architecture()), asdict(self))
-        model = load(begun, net=name)
-        asked: dict[str, Any] = {"predicts": ALIASES.get(self.predicts or "", self.predicts)}
-        asked["conditioning"] = self.conditioning
-        asked |= {"sde": None if sde is None else diffusion(sde)}
-        asked |= {"shape": tuple(source.test.shape[1:]), "scale": source.scale}
-        for option, value in asked.items():
+        self._require_unset(name, list(self._constructor_options()), asdict(self))
+        model = load(checkpoint, net=name)
+        requested: dict[str, Any] = {"predicts": ALIASES.get(self.predicts or "", self.predicts)}
+        requested["conditioning"] = self.conditioning
+        requested |= {"sde": None if sde is None else diffusion(sde)}
+        requested |= {"shape": tuple(source.test.shape[1:]), "scale": source.scale}
+        for option, value in requested.items():
             if value is not None and value != getattr(model, option):
-                known = getattr(model, option)
+                recorded = getattr(model, option)
                 raise ValueError(
-                    f"the run of {begun} was begun with {option} = {known}, not {value}; give the "
-                    "same"
+                    f"the run of {checkpoint} was begun with {option} = {recorded}, not "
+                    f"{value}; give the same"
                 )
         return model
 
-    def _built(self, name: str, shape: tuple[int, ...], sde: AbstractDiffusion) -> nn.Module:
-        known = inspect.signature(nets.registry[name]).parameters
-        given = {
-            option: value for option, value in self._architecture().items() if value is not None
+    def _build(self, name: str, shape: tuple[int, ...], sde: AbstractDiffusion) -> nn.Module:
+        parameters = inspect.signature(nets.registry[name]).parameters
+        arguments = {
+            option: value
+            for option, value in self._constructor_options().items()
+            if value is not None
         }
-        for option in given:
-            if option not in known:
+        for option in arguments:
+            if option not in parameters:
                 raise ValueError(
                     f"--{option} is no option of {name}; leave it out, or choose another --network"
                 )
-        given |= {"shape": shape} if "shape" in known else {"channels": shape[0]}
-        if name == "UNet" and len(shape) == 3 and not {"multipliers", "attention"} & set(given):
-            given |= _levels(shape)
-        if "levels" in known and "levels" not in given:
-            given["levels"] = len(sde.levels)
-        net = nets.registry[name](**given)
+        arguments |= {"shape": shape} if "shape" in parameters else {"channels": shape[0]}
+        if name == "UNet" and len(shape) == 3 and not {"multipliers", "attention"} & set(arguments):
+            arguments |= _unet_levels(shape)
+        if "levels" in parameters and "levels" not in arguments:
+            arguments["levels"] = len(sde.levels)
+        net = nets.registry[name](**arguments)
         with torch.no_grad():
             net(torch.zeros(1, *shape), torch.zeros(1))
         return net
 
-    def _architecture(self) -> dict[str, Any]:
+    def _constructor_options(self) -> dict[str, Any]:
         """The options that are arguments of a network's constructor."""
-        own = {field.name for field in fields(_Conventions)}
-        return {name: value for name, value in asdict(self).items() if name not in own}
+        conventions = {field.name for field in fields(_Conventions)}
+        return {name: value for name, value in asdict(self).items() if name not in conventions}
 
 
 if TYPE_CHECKING:
@@ -171,7 +176,7 @@ else:
     Net = with_architecture("Net", _Conventions)
 
 
-def _levels(shape: tuple[int, ...]) -> dict[str, list[Any]]:
+def _unet_levels(shape: tuple[int, ...]) -> dict[str, list[Any]]:
     """Levels of a U-Net for images `(C, H, W)`: down to 16 pixels or an odd size, those below the
     first with attention from 64 pixels on.
     """
@@ -181,8 +186,8 @@ def _levels(shape: tuple[int, ...]) -> dict[str, list[Any]]:
         height = height // 2
         width = width // 2
         areas.append(height * width)
-    below = areas[1:]
+    lower_areas = areas[1:]
     return {
-        "multipliers": [1, *[2 for _ in below]],
-        "attention": [False, *[area <= 64 for area in below]],
+        "multipliers": [1, *[2 for _ in lower_areas]],
+        "attention": [False, *[area <= 64 for area in lower_areas]],
     }

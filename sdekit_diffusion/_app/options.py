@@ -84,26 +84,26 @@ class Sampler:
         Raises:
             ValueError: for an eta that the method does not have, or does not take.
         """
-        given = {field.name: getattr(self, field.name) for field in fields(self)}
-        given["method"] = self._chosen(given.pop("eta"))
-        given["dtype"] = None if self.dtype is None else getattr(torch, self.dtype)
-        return given
+        settings = {field.name: getattr(self, field.name) for field in fields(self)}
+        settings["method"] = self._resolve_method(settings.pop("eta"))
+        settings["dtype"] = None if self.dtype is None else getattr(torch, self.dtype)
+        return settings
 
-    def _chosen(self, eta: float | None) -> AbstractMethod | str:
+    def _resolve_method(self, eta: float | None) -> AbstractMethod | str:
         """The method, with its noise level where one is given."""
         if eta is None:
             return self.method
         name = "sde" if eta and self.method == "default" else self.method
         if name == "ddim":  # the eta of its paper
             return method_of(DDIM(eta), self.steps, self.grid)
-        chosen = method_of(name, self.steps, self.grid)
-        flow = eta > 0 and getattr(chosen, "integrand", "data") != "data"
-        if flow or "eta" not in [field.name for field in fields(chosen)]:
+        method = method_of(name, self.steps, self.grid)
+        is_flow = eta > 0 and getattr(method, "integrand", "data") != "data"
+        if is_flow or "eta" not in [field.name for field in fields(method)]:
             raise ValueError(
                 f"the method {self.method!r} has no noise level; leave out --eta, or choose "
                 "default or sde"
             )
-        return replace(chosen, eta=eta)
+        return replace(method, eta=eta)
 
 
 @dataclass(frozen=True)

@@ -56,10 +56,12 @@ def require(out: Path, shards: Shards, scale: Scale) -> None:
             f"a folder holds png images of up to 256 levels, and these samples have {kind}; end "
             f"{out} in .npz"
         )
-    there = [name for name in (_name(shards, i) for i in range(shards.n)) if (out / name).exists()]
-    if there and not shards.folder.exists():
+    existing = [
+        name for name in (_file_name(shards, i) for i in range(shards.n)) if (out / name).exists()
+    ]
+    if existing and not shards.folder.exists():
         raise ValueError(
-            f"{out} holds {there[0]} already; choose another folder, or remove its images"
+            f"{out} holds {existing[0]} already; choose another folder, or remove its images"
         )
 
 
@@ -74,10 +76,10 @@ def assemble(out: Path, shards: Shards, scale: Scale) -> tuple[int, ...]:
         return shape
     parts = (part["samples"] for part in shards)
     if out.suffix:
-        with replace_atomically(out) as beside, beside.open("wb") as file:
+        with replace_atomically(out) as temporary, temporary.open("wb") as file:
             _WRITERS[out.suffix](file, parts, shards.n, scale)
     else:
-        _images(out, parts, shards, scale)
+        _write_images(out, parts, shards, scale)
     shards.remove()
     return shape
 
@@ -85,39 +87,39 @@ def assemble(out: Path, shards: Shards, scale: Scale) -> tuple[int, ...]:
 def table(csv: Path, result: HeldOut) -> None:
     """The likelihood of each sample, a line each."""
     columns = np.stack([np.arange(len(result.value)), result.value, result.stderr], axis=1)
-    with replace_atomically(csv) as beside:
+    with replace_atomically(csv) as temporary:
         np.savetxt(
-            beside, columns, "%.17g", ",", header=f"sample,{result.unit},stderr", comments=""
+            temporary, columns, "%.17g", ",", header=f"sample,{result.unit},stderr", comments=""
         )
 
 
-def _npy(file: IO[bytes], parts: Iterator[Array], n: int, _: Scale) -> None:
+def _write_npy(file: IO[bytes], parts: Iterator[Array], n: int, _: Scale) -> None:
     first = next(parts)
-    described = {
+    header = {
         "descr": np.lib.format.dtype_to_descr(first.dtype),
         "fortran_order": False,
         "shape": (n, *first.shape[1:]),
     }
-    np.lib.format.write_array_header_1_0(file, described)
+    np.lib.format.write_array_header_1_0(file, header)
     for part in chain([first], parts):
         file.write(part.tobytes())
 
 
-def _npz(file: IO[bytes], parts: Iterator[Array], n: int, scale: Scale) -> None:
+def _write_npz(file: IO[bytes], parts: Iterator[Array], n: int, scale: Scale) -> None:
     with (
         zipfile.ZipFile(file, "w") as archive,
         archive.open("samples.npy", "w", force_zip64=True) as member,
     ):
-        _npy(member, parts, n, scale)
+        _write_npy(member, parts, n, scale)
 
 
-def _png(file: IO[bytes], parts: Iterator[Array], n: int, scale: Scale) -> None:
+def _write_png(file: IO[bytes], parts: Iterator[Array], n: int, scale: Scale) -> None:
     figures.picture(torch.from_numpy(np.concatenate(list(parts))), scale).savefig(
         file, format="png"
     )
 
 
-def _images(folder: Path, parts: Iterable[Array], shards: Shards, scale: Scale) -> None:
+def _write_images(folder: Path, parts: Iterable[Array], shards: Shards, scale: Scale) -> None:
     """000000.png, ...: by number of the sample; the levels spread over 0 to 255."""
     try:
         from PIL import Image
@@ -130,19 +132,19 @@ def _images(folder: Path, parts: Iterable[Array], shards: Shards, scale: Scale) 
     folder.mkdir(exist_ok=True)
     for i, image in enumerate(image for part in parts for image in part):
         pixels = np.moveaxis(shades[image], 0, 2)
-        with (folder / _name(shards, i)).open("wb") as file:
+        with (folder / _file_name(shards, i)).open("wb") as file:
             Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels).save(
                 file, format="PNG"
             )
     settle()
 
 
-def _name(shards: Shards, i: int) -> str:
+def _file_name(shards: Shards, i: int) -> str:
     return f"{shards.first + i:06d}.png"
 
 
 _WRITERS: dict[str, Callable[[IO[bytes], Iterator[Array], int, Scale], None]] = {
-    ".npz": _npz,
-    ".npy": _npy,
-    ".png": _png,
+    ".npz": _write_npz,
+    ".npy": _write_npy,
+    ".png": _write_png,
 }

@@ -48,10 +48,10 @@ _NAMES = {
 }
 
 
-def page_of(found: dict[str, Any], pictures: Mapping[str, Picture]) -> str:
+def page_of(results: dict[str, Any], pictures: Mapping[str, Picture]) -> str:
     """The HTML of what `write_report` found."""
-    distances, cards = _distances(found)
-    likelihood, card = _likelihood(found["likelihood"])
+    distances, cards = _distances(results)
+    likelihood, card = _likelihood(results["likelihood"])
     sections = {
         name: f'<h2>{escape(heading)}</h2><figure><img alt="{escape(heading)}" '
         'src="data:image/png;base64,'
@@ -60,57 +60,59 @@ def page_of(found: dict[str, Any], pictures: Mapping[str, Picture]) -> str:
         for name, (heading, caption, png) in pictures.items()
     }
     order = ["samples", "neighbours", distances, likelihood, "denoising", "forward", "loss"]
-    body = "\n".join(sections.get(part, part if part.startswith("<") else "") for part in order)
-    made = [
-        f"<p><b>{name}</b> {escape(_said(found[name]))}</p>"
+    body = "\n".join(
+        sections.get(section, section if section.startswith("<") else "") for section in order
+    )
+    provenance = [
+        f"<p><b>{name}</b> {escape(_in_words(results[name]))}</p>"
         for name in ("data", "recipe", "sampling", "environment")
     ]
-    body += f'\n<h2>How it was made</h2><div class="quiet">{"".join(made)}</div>'
-    shown = "".join(
+    body += f'\n<h2>How it was made</h2><div class="quiet">{"".join(provenance)}</div>'
+    card_html = "".join(
         f'<div class="card"><b>{value}</b><span class="quiet">{escape(text)}</span></div>'
         for value, text in [*cards, card]
     )
-    model = found["model"]
+    model = results["model"]
     subtitle = (
         f"{model['network']} of {model['parameters']:,} parameters, trained under {model['sde']} "
         f"to predict {model['predicts']}"
     )
     return _PAGE.substitute(
-        title=escape(found["data"]["name"]), subtitle=escape(subtitle), cards=shown, body=body
+        title=escape(results["data"]["name"]), subtitle=escape(subtitle), cards=card_html, body=body
     )
 
 
-def _said(value: Any) -> str:  # noqa: ANN401 - JSON
+def _in_words(value: Any) -> str:  # noqa: ANN401 - JSON
     """A nest of dictionaries in words."""
     if not isinstance(value, dict):
         return str(value)
     return ", ".join(
-        f"{name} ({_said(part)})" if isinstance(part, dict) else f"{name} {part}"
-        for name, part in value.items()
+        f"{name} ({_in_words(item)})" if isinstance(item, dict) else f"{name} {item}"
+        for name, item in value.items()
     )
 
 
-def _distances(found: dict[str, Any]) -> tuple[str, list[Card]]:
+def _distances(results: dict[str, Any]) -> tuple[str, list[Card]]:
     """The section on distances, and its headline figures."""
-    if "frechet" in found:
-        html, card = _frechet(found["frechet"])
+    if "frechet" in results:
+        html, card = _frechet(results["frechet"])
     else:
-        html, card = _floors(found["distances"])
-    if "inception" in found:
-        html += _inception(found["inception"])
-    text, nearest = _nearest(found["neighbours"])
+        html, card = _floors(results["distances"])
+    if "inception" in results:
+        html += _inception(results["inception"])
+    text, nearest = _nearest(results["neighbours"])
     return f"<h2>Distances</h2>{html}<p>{text}</p>", [card, nearest]
 
 
-def _frechet(found: dict[str, Any]) -> tuple[str, Card]:
+def _frechet(results: dict[str, Any]) -> tuple[str, Card]:
     """Distances in the features of a classifier."""
     text = (
-        f"Fréchet distances to {found['n_train']} training images, between Gaussian fits to the "
-        f"{found['features']} hidden features of a small classifier, which was trained on these "
-        f"and is right on {found['accuracy']:.1%} of the {found['n_held_out']} held-out ones. The "
-        "scale runs from 0, held-out images, to 1, noise; ± is the standard error that the choice "
-        "of images leaves. The kernel distance is the squared MMD of the same features with KID's "
-        "kernel, unbiased; the score is exp E KL(p(class | image) | p(class)), as the Inception "
+        f"Fréchet distances to {results['n_train']} training images, between Gaussian fits to the "
+        f"{results['features']} hidden features of a small classifier, which was trained on these "
+        f"and is right on {results['accuracy']:.1%} of the {results['n_held_out']} held-out "
+        "ones. The scale runs from 0, held-out images, to 1, noise; ± is the standard error that "
+        "the choice of images leaves. The kernel distance is the squared MMD of the same features "
+        "with KID's kernel, unbiased; the score is exp E KL(p(class | image) | p(class)), as the Inception "
         "Score is, from 1 to the number of classes."
     )
     head = [
@@ -121,8 +123,8 @@ def _frechet(found: dict[str, Any]) -> tuple[str, Card]:
         "score",
         "images",
     ]
-    cells = [[_NAMES[name], *_numbers(row)] for name, row in found["rows"].items()]
-    first = found["rows"]["model"]
+    cells = [[_NAMES[name], *_cells(row)] for name, row in results["rows"].items()]
+    first = results["rows"]["model"]
     card = (
         f"{first['relative']:.4f} ± {first['stderr']:.4f}",
         f"Fréchet distance, 0 being real and 1 noise; {first['n']} samples",
@@ -130,7 +132,7 @@ def _frechet(found: dict[str, Any]) -> tuple[str, Card]:
     return f"<p>{text}</p>" + _table(head, cells, 0), card
 
 
-def _numbers(row: dict[str, Any]) -> list[str]:
+def _cells(row: dict[str, Any]) -> list[str]:
     """The cells of a set of images in the table of a classifier's features."""
     scaled = f"{row['relative']:.4f} ± {row['stderr']:.4f}"
     return [
@@ -142,12 +144,12 @@ def _numbers(row: dict[str, Any]) -> list[str]:
     ]
 
 
-def _floors(found: dict[str, Any]) -> tuple[str, Card]:
+def _floors(results: dict[str, Any]) -> tuple[str, Card]:
     """Distances of samples as they are, beside those between data and data."""
-    n = found["n"]
+    n = results["n"]
     text = (
         f"Distances of {n} samples to {n} held-out data, beside those of as many training data: "
-        f"the mean and the largest of {found['draws']} draws. A perfect model is at that floor. "
+        f"the mean and the largest of {results['draws']} draws. A perfect model is at that floor. "
         "Numbers are in the model's scale, levels of images as they are."
     )
     cells = [
@@ -158,10 +160,10 @@ def _floors(found: dict[str, Any]) -> tuple[str, Card]:
             f"{row['floor_max']:.4f}",
             str(n),
         ]
-        for name, row in found["rows"].items()
+        for name, row in results["rows"].items()
     ]
     head = ["", "samples", "floor", "largest of floor", "points"]
-    name, first = next(iter(found["rows"].items()))
+    name, first = next(iter(results["rows"].items()))
     card = (
         f"{first['distance']:.4f}",
         f"{DISTANCES[name][0]}, floor {first['floor']:.4f}; {n} samples",
@@ -169,25 +171,25 @@ def _floors(found: dict[str, Any]) -> tuple[str, Card]:
     return f"<p>{text}</p>" + _table(head, cells), card
 
 
-def _nearest(found: dict[str, Any]) -> tuple[str, Card]:
+def _nearest(results: dict[str, Any]) -> tuple[str, Card]:
     """How far samples are from the training samples, compared with held-out ones."""
     text = (
-        f"The median distance of {found['n_samples']} samples to their nearest of "
-        f"{found['n_train']} training samples is {found['samples']:.4g}; that of "
-        f"{found['n_held_out']} held-out samples is {found['held_out']:.4g}. Their ratio is "
-        f"{found['ratio']:.3f}; far below 1 it would mean that training samples are repeated."
+        f"The median distance of {results['n_samples']} samples to their nearest of "
+        f"{results['n_train']} training samples is {results['samples']:.4g}; that of "
+        f"{results['n_held_out']} held-out samples is {results['held_out']:.4g}. Their ratio is "
+        f"{results['ratio']:.3f}; far below 1 it would mean that training samples are repeated."
     )
     card = (
-        f"{found['ratio']:.3f}",
-        f"ratio of distances to the nearest training sample; {found['n_samples']} samples",
+        f"{results['ratio']:.3f}",
+        f"ratio of distances to the nearest training sample; {results['n_samples']} samples",
     )
     return text, card
 
 
-def _inception(found: dict[str, Any]) -> str:
+def _inception(results: dict[str, Any]) -> str:
     """The paragraph and the table of FID, KID and Inception Score."""
     text = (
-        f"FID, KID and Inception Score against {found['n_train']} training images, with the "
+        f"FID, KID and Inception Score against {results['n_train']} training images, with the "
         "standard Inception network as torchmetrics has it; ± is the standard deviation over "
         "KID's subsets and the score's splits. They compare only with scores of as many images."
     )
@@ -199,32 +201,34 @@ def _inception(found: dict[str, Any]) -> str:
             f"{row['inception']:.3f} ± {row['inception_std']:.2g}",
             str(row["n"]),
         ]
-        for name, row in found["rows"].items()
+        for name, row in results["rows"].items()
     ]
     return f"<p>{text}</p>" + _table(["", "FID", "KID", "Inception Score", "images"], cells, 0)
 
 
-def _likelihood(found: dict[str, Any]) -> tuple[str, Card]:
+def _likelihood(results: dict[str, Any]) -> tuple[str, Card]:
     """The section on the likelihood, and its headline figure."""
-    n = found["n"]
-    unit = found["unit"]
-    mean = f"{found['mean']:.4f}"
-    error = f"{found['stderr']:.4f}"
-    part = (
+    n = results["n"]
+    unit = results["unit"]
+    mean = f"{results['mean']:.4f}"
+    error = f"{results['stderr']:.4f}"
+    trace_note = (
         "Traces are exact."
-        if not found["probes"]
-        else f"The {found['probes']} random probes of each trace make "
-        f"{found['parts']['probes']:.4f} of the error."
+        if not results["probes"]
+        else f"The {results['probes']} random probes of each trace make "
+        f"{results['parts']['probes']:.4f} of the error."
     )
-    text = f"{mean} ± {error} {unit}: mean and standard error over {n} held-out samples. {part}"
-    more = (
+    text = (
+        f"{mean} ± {error} {unit}: mean and standard error over {n} held-out samples. {trace_note}"
+    )
+    bound_note = (
         " Levels are dequantised uniformly, so this bounds the code length from above."
         if unit == "bits/dim"
         else ""
     )
     return (
-        f"<h2>Held-out likelihood</h2><p>{text}{more} {found['evaluations']:.0f} evaluations a "
-        "sample.</p>",
+        f"<h2>Held-out likelihood</h2><p>{text}{bound_note} {results['evaluations']:.0f} "
+        "evaluations a sample.</p>",
         (f"{mean} ± {error}", f"held-out {unit}; {n} samples"),
     )
 

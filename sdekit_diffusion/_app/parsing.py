@@ -34,9 +34,9 @@ def parsed(commands: Mapping[str, Command], argv: Sequence[str] | None) -> Calla
         raise ImportError("the command line needs tyro: pip install 'sdekit[app]'") from error
 
     argv = sys.argv[1:] if argv is None else argv
-    said = io.StringIO()
+    stderr = io.StringIO()
     try:
-        with contextlib.redirect_stderr(said):
+        with contextlib.redirect_stderr(stderr):
             return tyro.extras.subcommand_cli_from_dict(
                 {name: _deferred(command) for name, command in commands.items()},
                 prog="sdekit-diffusion",
@@ -48,7 +48,7 @@ def parsed(commands: Mapping[str, Command], argv: Sequence[str] | None) -> Calla
         if not stop.code:
             raise
         raise ValueError(
-            f"{_message(said.getvalue())}; add --help to see what is "
+            f"{_message(stderr.getvalue())}; add --help to see what is "
             f"allowed{_suggestion(commands, argv)}"
         ) from None
 
@@ -60,13 +60,13 @@ def _deferred(command: Command) -> Callable[..., Callable[[], None]]:
     )
 
 
-def _message(shown: str) -> str:
+def _message(output: str) -> str:
     """What tyro wrote, on one line: the text in its box, above the first rule."""
-    lines = [line.strip("│ ") for line in shown.splitlines() if line.startswith("│")]
+    lines = [line.strip("│ ") for line in output.splitlines() if line.startswith("│")]
     text = " ".join(takewhile(lambda line: line[:2] != "──", lines))
     text = text.partition(" Got errors: ")[0]  # of each type in turn
     text = re.sub("__tyro.dummy.inner__[.]?", "", text)  # tyro's own, in some of its versions
-    return " ".join((text or shown).split()).rstrip(".")
+    return " ".join((text or output).split()).rstrip(".")
 
 
 def _suggestion(commands: Mapping[str, Command], argv: Sequence[str]) -> str:
@@ -84,15 +84,15 @@ def _suggestion(commands: Mapping[str, Command], argv: Sequence[str]) -> str:
 
 def _choices(kind: Any) -> dict[str, tuple[str, ...]]:  # noqa: ANN401
     """The options of a command, or of a dataclass, that take one of a few names, with these."""
-    found: dict[str, tuple[str, ...]] = {}
+    choices: dict[str, tuple[str, ...]] = {}
     for name, hint in get_type_hints(kind).items():
         if is_dataclass(hint):
-            found |= _choices(hint)
+            choices |= _choices(hint)
             continue
         parts = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
         names = [part for part in parts if part is not NoneType]
         if names and all(get_origin(part) is Literal for part in names):
             allowed = [str(value) for part in names for value in get_args(part)]
-            none = ["None"] if NoneType in parts else []
-            found["--" + name.replace("_", "-")] = (*allowed, *none)
-    return found
+            none_choice = ["None"] if NoneType in parts else []
+            choices["--" + name.replace("_", "-")] = (*allowed, *none_choice)
+    return choices

@@ -71,35 +71,35 @@ def write_report(
         OSError: when the weights cannot be read.
         ImportError: when an extra is missing.
     """
-    begun = time.perf_counter()
+    start_time = time.perf_counter()
     run = Path(run_folder)
-    model, source, n = _compared(run, samples, data, loading)
+    model, source, n = _load_inputs(run, samples, data, loading)
     device = model.place()[1]
     networks = None if inception is None else inception_networks(inception, source, device)
     seed = sampler.seed
-    x, sampling = _sampled(model, n, sampler)
-    found = _about(run, model, source, seed) | {"sampling": sampling}
-    found["likelihood"] = _likelihood(model, source.test[:n], estimate, sampler)
-    found["neighbours"], nearest = neighbours(x, source)
-    found |= distances(x, source, seed)
+    x, sampling = _draw_samples(model, n, sampler)
+    results = _about(run, model, source, seed) | {"sampling": sampling}
+    results["likelihood"] = _likelihood(model, source.test[:n], estimate, sampler)
+    results["neighbours"], nearest = neighbours(x, source)
+    results |= distances(x, source, seed)
     if networks is not None:
-        found["inception"] = inception_table(x, source, networks, device, seed)
-    pictures = _written(run, _drawn(model, source, x, nearest, seed, run))
+        results["inception"] = inception_table(x, source, networks, device, seed)
+    pictures = _save_pictures(run, _make_figures(model, source, x, nearest, seed, run))
     page = run / "report.html" if out is None else Path(out)
     page.parent.mkdir(parents=True, exist_ok=True)
-    page.write_text(page_of(found, pictures), encoding="utf-8")
-    found |= {"page": str(page), "seconds": time.perf_counter() - begun}
-    text = json.dumps(_finite(found), indent=2, allow_nan=False)
+    page.write_text(page_of(results, pictures), encoding="utf-8")
+    results |= {"page": str(page), "seconds": time.perf_counter() - start_time}
+    text = json.dumps(_without_nan(results), indent=2, allow_nan=False)
     (run / "report.json").write_text(text + "\n", encoding="utf-8")
-    return found
+    return results
 
 
-def _compared(
+def _load_inputs(
     run: Path, samples: int | None, data: str | None, loading: Loading
 ) -> tuple[ScoreModel, Dataset, int]:
     """The model of a run, the data to compare it with, and how many samples."""
-    model, known = opened(run, loading)
-    name = data_of(run, data, known)
+    model, recorded_name = opened(run, loading)
+    name = data_of(run, data, recorded_name)
     n = (2000 if model.scale.levels is None else 500) if samples is None else samples
     if n < 2:
         raise ValueError(f"a report needs two samples or more, not {n}")
@@ -112,15 +112,15 @@ def _compared(
     return model, source, n
 
 
-def _sampled(model: ScoreModel, n: int, sampler: Sampler) -> tuple[Tensor, dict[str, Any]]:
+def _draw_samples(model: ScoreModel, n: int, sampler: Sampler) -> tuple[Tensor, dict[str, Any]]:
     """Samples in the data's own values, and how they were made, as JSON."""
-    given = sampler.settings()
-    solution = sample(model, n, progress=True, return_solution=True, **given)
-    del given["batch_size"]  # on which samples do not depend
-    given["steps"] = len(solution.ts) - 1
+    arguments = sampler.settings()
+    solution = sample(model, n, progress=True, return_solution=True, **arguments)
+    del arguments["batch_size"]  # on which samples do not depend
+    arguments["steps"] = len(solution.ts) - 1
     sampling = {"n": n} | {
         name: value if isinstance(value, int | float) else str(value)
-        for name, value in given.items()
+        for name, value in arguments.items()
         if value is not None
     }
     sampling["evaluations"] = int(solution.evaluations[0])
@@ -164,32 +164,32 @@ def _about(run: Path, model: ScoreModel, source: Dataset, seed: int) -> dict[str
     }
 
 
-def _finite(value: Any) -> Any:  # noqa: ANN401 - JSON
+def _without_nan(value: Any) -> Any:  # noqa: ANN401 - JSON
     """The same with None for numbers that JSON does not have."""
     if isinstance(value, dict):
-        return {key: _finite(part) for key, part in value.items()}
+        return {key: _without_nan(item) for key, item in value.items()}
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _drawn(
+def _make_figures(
     model: ScoreModel, source: Dataset, x: Tensor, nearest: Tensor, seed: int, run: Path
 ) -> dict[str, tuple[str, str, "Figure"]]:
     """The pictures by name: a heading, a caption, the picture."""
     grid = x[:64]
     unit = f"shown at unit signal plus noise, headed by {RATIO}"
-    found: dict[str, tuple[str, str, Figure]] = {}
+    figures: dict[str, tuple[str, str, Figure]] = {}
     if source.scale.levels is None:
         n = min(len(x), len(source.test))
         rows = 500
         states = ""
         panels = [(f"{n} held-out data", source.test[:n]), (f"{n} samples", x[:n])]
-        found["samples"] = ("Samples and data", "", scatter(panels))
+        figures["samples"] = ("Samples and data", "", scatter(panels))
     else:
         rows = 4
         states = "; on the right, what the model makes of each state"
-        found["samples"] = (f"{len(grid)} samples", "", picture(grid, source.scale))
+        figures["samples"] = (f"{len(grid)} samples", "", picture(grid, source.scale))
         caption = f"Each of {len(grid)} samples, and on its right its nearest training image."
-        found["neighbours"] = (
+        figures["neighbours"] = (
             "Nearest training images",
             caption,
             neighbouring(grid, nearest[:64], source.scale),
@@ -198,23 +198,27 @@ def _drawn(
         f"States of {500 if source.scale.levels is None else 8} samples on their way from noise to "
         f"data, {unit}{states}."
     )
-    found["denoising"] = ("Denoising", caption, denoising(model, source, seed))
+    figures["denoising"] = ("Denoising", caption, denoising(model, source, seed))
     rows = min(rows, len(source.test))
     caption = (
         f"{rows} held-out samples at times uniform in the logarithm of the signal-to-noise ratio, "
         f"{unit}."
     )
-    found["forward"] = ("The forward process", caption, forward(model, source, seed))
+    figures["forward"] = ("The forward process", caption, forward(model, source, seed))
     loss = loss_curve(run)
     if loss is not None:
-        found["loss"] = ("Loss", "Pale: means over ten updates. Dark: their moving average.", loss)
-    return found
+        figures["loss"] = (
+            "Loss",
+            "Pale: means over ten updates. Dark: their moving average.",
+            loss,
+        )
+    return figures
 
 
-def _written(run: Path, drawn: dict[str, tuple[str, str, "Figure"]]) -> dict[str, Picture]:
+def _save_pictures(run: Path, figures: dict[str, tuple[str, str, "Figure"]]) -> dict[str, Picture]:
     """The pictures as PNG, which are in the folder of the run then."""
     pictures = {}
-    for name, (heading, caption, figure) in drawn.items():
+    for name, (heading, caption, figure) in figures.items():
         buffer = io.BytesIO()
         figure.savefig(buffer, format="png")
         pictures[name] = heading, caption, buffer.getvalue()

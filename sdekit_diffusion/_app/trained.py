@@ -32,13 +32,13 @@ def _data_name(config: Any) -> str | None:  # noqa: ANN401 - JSON
     return str(config)
 
 
-def data_of(run: str | Path, given: str | None, known: str | None) -> str:
+def data_of(run: str | Path, requested: str | None, recorded: str | None) -> str:
     """The name of the data, as a user gives it or as the run has it.
 
     Raises:
         CheckpointError: when neither says it.
     """
-    name = given or known
+    name = requested or recorded
     if name is None:
         raise CheckpointError(
             f"{Path(run) / 'config.json'} does not say what data the model is for; name them by "
@@ -55,12 +55,13 @@ def source_of(name: str, scale: Scale) -> Dataset:
     """
     source = datasets.load(name)
     if (source.scale.levels is None) != (scale.levels is None):
-        kinds = [
+        data_kinds = [
             "continuous data" if levels is None else "images"
             for levels in (source.scale.levels, scale.levels)
         ]
         raise ValueError(
-            f"{source.name} holds {kinds[0]} and the model is for {kinds[1]}; give it such data"
+            f"{source.name} holds {data_kinds[0]} and the model is for {data_kinds[1]}; "
+            "give it such data"
         )
     return replace(source, scale=scale)
 
@@ -69,10 +70,12 @@ def premises(run: str | Path, model: ScoreModel) -> dict[str, str]:
     """What the numbers of a run depend on besides the settings: its model, the libraries, the kind
     of device.
     """
-    others = ("files", "notes", "replaces", "sha256", "versions")
-    known = versions()
-    described = {
-        name: value for name, value in read_config(config_folder(run)).items() if name not in others
+    excluded = ("files", "notes", "replaces", "sha256", "versions")
+    library_versions = versions()
+    config = {
+        name: value
+        for name, value in read_config(config_folder(run)).items()
+        if name not in excluded
     }
-    found = {"model": digest(described, model.state_dict()), "device": model.place()[1].type}
-    return found | {name: known[name] for name in ("sdekit", "torch")}
+    identity = {"model": digest(config, model.state_dict()), "device": model.place()[1].type}
+    return identity | {name: library_versions[name] for name in ("sdekit", "torch")}

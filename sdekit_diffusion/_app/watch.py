@@ -11,8 +11,8 @@ from sdekit_diffusion._app.options import QUICK
 from sdekit_diffusion._training.fit import Measure
 from sdekit_diffusion.data import Dataset
 
-_SHOWN = 36
-_VALIDATED = 2000
+_PICTURE_SAMPLES = 36
+_VALIDATION_SAMPLES = 2000
 
 
 @dataclass(frozen=True)
@@ -44,23 +44,25 @@ class Watch:
         """The measures of `fit`."""
 
         def bits(model: ScoreModel, step: int) -> Mapping[str, float]:
-            found = summed(measured(model, source.test[:100], QUICK), model.scale).numbers()
+            numbers = summed(measured(model, source.test[:100], QUICK), model.scale).numbers()
             return {
-                found["unit"]: found["mean"],
-                f"{found['unit']}, standard error": found["stderr"],
+                numbers["unit"]: numbers["mean"],
+                f"{numbers['unit']}, standard error": numbers["stderr"],
             }
 
         def pictures(model: ScoreModel, step: int) -> Mapping[str, float]:
-            x = model.scale.decode(sample(model, _SHOWN, seed=0, steps=20).cpu())
+            x = model.scale.decode(sample(model, _PICTURE_SAMPLES, seed=0, steps=20).cpu())
             folder = run / "progress"
             folder.mkdir(exist_ok=True)
             picture(x, model.scale).savefig(folder / f"{step:08d}.png")
             return {}
 
-        validate = validation_loss(source.test[:_VALIDATED], recipe, transform=source.scale.encode)
-        due = [
+        validate = validation_loss(
+            source.test[:_VALIDATION_SAMPLES], recipe, transform=source.scale.encode
+        )
+        schedule = [
             (self.validate_every, validate),
             (self.bits_every, bits),
             (self.sample_every, pictures),
         ]
-        return [(every, measure) for every, measure in due if every]
+        return [(interval, measure) for interval, measure in schedule if interval]

@@ -75,7 +75,7 @@ def read_pickle(path: Path) -> Any:  # noqa: ANN401 - whatever was saved
             archive = zipfile.is_zipfile(file)
             file.seek(0)
             return torch.load(
-                _intact(file) if archive else file, map_location="cpu", weights_only=True
+                _verified_copy(file) if archive else file, map_location="cpu", weights_only=True
             )
     except FileNotFoundError:
         raise CheckpointError(f"{path} does not exist") from None
@@ -88,18 +88,18 @@ def read_pickle(path: Path) -> Any:  # noqa: ANN401 - whatever was saved
         ) from error
 
 
-def _intact(file: BinaryIO) -> BinaryIO:
+def _verified_copy(file: BinaryIO) -> BinaryIO:
     """An archive anew, of members with the right checksums, at which torch does not look: one bit
     among the attributes of one, and it would return memory that nobody has written to.
     """
-    anew = io.BytesIO()
-    with zipfile.ZipFile(file) as archive, zipfile.ZipFile(anew, "w") as copy:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(file) as archive, zipfile.ZipFile(buffer, "w") as copy:
         for member in archive.infolist():
             if member.compress_type != zipfile.ZIP_STORED:
                 raise ValueError("its archive is compressed, which torch.save does not do")
             copy.writestr(member.filename, archive.read(member))
-    anew.seek(0)
-    return anew
+    buffer.seek(0)
+    return buffer
 
 
 def fill(network: nn.Module, state: Mapping[str, Any], source: str) -> None:
@@ -110,37 +110,37 @@ def fill(network: nn.Module, state: Mapping[str, Any], source: str) -> None:
         CheckpointError: for names, shapes or dtypes that are not the network's, and for numbers
             that are not finite.
     """
-    own_state = network.state_dict()
-    _require_same(own_state, state, source)
-    for name, value in own_state.items():
-        new = state[name]
-        if not plain(new):
+    network_state = network.state_dict()
+    _require_same(network_state, state, source)
+    for name, value in network_state.items():
+        tensor = state[name]
+        if not plain(tensor):
             raise CheckpointError(f"{source} holds no plain tensor of numbers as {name}")
         if (
-            new.shape != value.shape
-            or new.is_floating_point() != value.is_floating_point()
-            or new.is_complex()
+            tensor.shape != value.shape
+            or tensor.is_floating_point() != value.is_floating_point()
+            or tensor.is_complex()
         ):
             raise CheckpointError(
-                f"{source} holds {name} of shape {tuple(new.shape)} and {new.dtype}, and the "
+                f"{source} holds {name} of shape {tuple(tensor.shape)} and {tensor.dtype}, and the "
                 f"network has {tuple(value.shape)} and {value.dtype}; build the network with the "
                 "settings that it was trained with"
             )
-        if not bool(new.to(value.dtype).isfinite().all()):
+        if not bool(tensor.to(value.dtype).isfinite().all()):
             raise CheckpointError(
                 f"{source} holds NaN or infinite numbers in {name}; it is damaged, or training "
                 "diverged"
             )
-    network.load_state_dict({name: state[name] for name in own_state})
+    network.load_state_dict({name: state[name] for name in network_state})
 
 
-def unwrapped(state: Mapping[str, Any], known: Container[str]) -> dict[str, Any]:
+def unwrapped(state: Mapping[str, Any], expected: Container[str]) -> dict[str, Any]:
     """The state with the known names, without the prefix that a wrapper has put before all of
     them.
     """
     for prefix in _PREFIXES:
         if all(name.startswith(prefix) for name in state) and not any(
-            name in known for name in state
+            name in expected for name in state
         ):
             state = {name.removeprefix(prefix): value for name, value in state.items()}
     return dict(state)

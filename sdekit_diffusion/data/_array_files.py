@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 Array = NDArray[np.generic]
 
 # Deflate reaches 1032, with nothing but zeros; black-and-white images of one rectangle each 380.
-_RATIO = 500
-_SMALL = 2**20  # bytes to which any file may unpack
+_MAX_RATIO = 500
+_ALWAYS_ALLOWED = 2**20  # bytes to which any file may unpack
 
 _OPTIONAL = "test", "labels", "test_labels"
 
@@ -46,8 +46,8 @@ def numpy_arrays(path: Path) -> dict[str, Array]:
                 sum(member.file_size for member in archive.zip.infolist()), path.stat().st_size
             )
             # Numpy stops at the end of the array that a header describes.
-            if (wrong := archive.zip.testzip()) is not None:
-                raise ValueError(f"the checksum of {wrong} in it is wrong")
+            if (corrupt_member := archive.zip.testzip()) is not None:
+                raise ValueError(f"the checksum of {corrupt_member} in it is wrong")
             # A member that is not an array comes as bytes.
             arrays = {key: np.asarray(archive[key]) for key in archive.files}
     except Exception as error:  # zipfile, zlib and numpy raise a dozen kinds over damaged bytes
@@ -69,7 +69,7 @@ def numpy_arrays(path: Path) -> dict[str, Array]:
 
 def has_idx(folder: Path) -> bool:
     """Whether a folder has MNIST's training images."""
-    return any(_found(folder, _IDX["train"][0]))
+    return any(_existing_files(folder, _IDX["train"][0]))
 
 
 def idx_arrays(folder: Path) -> dict[str, Array]:
@@ -78,7 +78,7 @@ def idx_arrays(folder: Path) -> dict[str, Array]:
     Raises:
         ValueError: when one of the files is missing or damaged.
     """
-    return {key: _idx(folder, name, ndim) for key, (name, ndim) in _IDX.items()}
+    return {key: _read_idx(folder, name, ndim) for key, (name, ndim) in _IDX.items()}
 
 
 def reason(error: Exception) -> str:
@@ -92,28 +92,28 @@ def require_ratio(unpacked: int, size: int) -> None:
     Raises:
         ValueError: for more than 1 MiB and more than 500 times the size of the file.
     """
-    if unpacked > max(_SMALL, _RATIO * size):
+    if unpacked > max(_ALWAYS_ALLOWED, _MAX_RATIO * size):
         raise ValueError(
-            f"its {size:,} bytes unpack to {unpacked:,}, more than {_RATIO} times as many; save "
-            "data without compression"
+            f"its {size:,} bytes unpack to {unpacked:,}, more than {_MAX_RATIO} times as many; "
+            "save data without compression"
         )
 
 
-def _found(folder: Path, name: str) -> list[Path]:
+def _existing_files(folder: Path, name: str) -> list[Path]:
     return [path for path in (folder / name, folder / f"{name}.gz") if path.is_file()]
 
 
-def _idx(folder: Path, name: str, ndim: int) -> NDArray[np.uint8]:
+def _read_idx(folder: Path, name: str, ndim: int) -> NDArray[np.uint8]:
     """One array of bytes: 0, 0, 8 for bytes, the number of dimensions; the sizes as big-endian
     32-bit numbers; the bytes.
     """
-    found = _found(folder, name)
-    if not found:
+    paths = _existing_files(folder, name)
+    if not paths:
         raise ValueError(
             f"{folder} lacks {name} or {name}.gz; a data set in MNIST's format has "
-            f"{', '.join(_names())}"
+            f"{', '.join(_file_names())}"
         )
-    path = found[0]
+    path = paths[0]
     try:
         with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
             if (magic := file.read(4)) != bytes((0, 0, 8, ndim)):
@@ -128,5 +128,5 @@ def _idx(folder: Path, name: str, ndim: int) -> NDArray[np.uint8]:
         ) from error
 
 
-def _names() -> list[str]:
+def _file_names() -> list[str]:
     return [name for name, _ in _IDX.values()]

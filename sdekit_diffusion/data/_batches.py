@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-_TOGETHER = 4096  # rows of a tensor that are looked at together
-_LOOKED_AT = 1000  # rows, evenly spaced, that tell data from others
+_CHECKED_ROWS = 4096  # rows of a tensor that are looked at together
+_FINGERPRINT_ROWS = 1000  # rows, evenly spaced, that tell data from others
 
 
 class Rows(Protocol):
@@ -31,10 +31,14 @@ def require_finite(rows: Tensor, numbers: Sequence[int] | np.ndarray) -> None:
     """
     if not rows.is_floating_point() or bool(torch.isfinite(rows).all()):
         return
-    bad = (~torch.isfinite(rows)).reshape(len(rows), -1).any(dim=1).nonzero().flatten().tolist()
-    shown = ", ".join(str(int(numbers[i])) for i in bad[:8]) + (", ..." if len(bad) > 8 else "")
+    bad_rows = (
+        (~torch.isfinite(rows)).reshape(len(rows), -1).any(dim=1).nonzero().flatten().tolist()
+    )
+    row_list = ", ".join(str(int(numbers[i])) for i in bad_rows[:8]) + (
+        ", ..." if len(bad_rows) > 8 else ""
+    )
     raise ValueError(
-        f"the data have NaN or infinite values in rows {shown}; remove or repair these samples"
+        f"the data have NaN or infinite values in rows {row_list}; remove or repair these samples"
     )
 
 
@@ -99,43 +103,43 @@ class Shuffled(AbstractSource):
         self.rows = rows
         n = len(rows)
         if isinstance(rows, Tensor):
-            for first in range(0, n, _TOGETHER):
-                require_finite(rows[first : first + _TOGETHER], range(first, n))
-        some = (
-            self._taken(np.linspace(0, n - 1, min(n, _LOOKED_AT)).astype(np.int64))
+            for first in range(0, n, _CHECKED_ROWS):
+                require_finite(rows[first : first + _CHECKED_ROWS], range(first, n))
+        subset = (
+            self._read(np.linspace(0, n - 1, min(n, _FINGERPRINT_ROWS)).astype(np.int64))
             .cpu()
             .contiguous()
         )
-        digest = hashlib.sha256(some.view(torch.uint8).numpy().tobytes()).hexdigest()
+        digest = hashlib.sha256(subset.view(torch.uint8).numpy().tobytes()).hexdigest()
         self.fingerprint = (
-            f"{n} samples of {some.dtype} {tuple(some.shape[1:])}, sha256 of {len(some)} "
+            f"{n} samples of {subset.dtype} {tuple(subset.shape[1:])}, sha256 of {len(subset)} "
             f"{digest[:16]}"
         )
 
-    def _taken(self, numbers: np.ndarray) -> Tensor:
+    def _read(self, numbers: np.ndarray) -> Tensor:
         # an array would take a tensor with one number for that number
-        found = torch.as_tensor(
+        samples = torch.as_tensor(
             self.rows[numbers if isinstance(self.rows, np.ndarray) else torch.from_numpy(numbers)]
         )
         # Elsewhere each look would synchronise.
-        if not isinstance(self.rows, Tensor) and found.device.type == "cpu":
-            require_finite(found, numbers)
-        return found
+        if not isinstance(self.rows, Tensor) and samples.device.type == "cpu":
+            require_finite(samples, numbers)
+        return samples
 
     def batches(
         self, size: int, *, seed: int = 0, first: int = 0, part: slice = slice(None)
     ) -> Iterator[Tensor]:
         n = len(self.rows)
-        known = -1
+        order_epoch = -1
         order = np.empty(0, dtype=np.int64)
         numbers = np.arange(size, dtype=np.int64)[part]
         while True:
-            epochs, places = np.divmod(first + numbers, n)
-            chosen = np.empty_like(places)
+            epochs, positions = np.divmod(first + numbers, n)
+            batch_rows = np.empty_like(positions)
             for epoch in np.unique(epochs):
-                if epoch != known:
-                    known = epoch
+                if epoch != order_epoch:
+                    order_epoch = epoch
                     order = np.random.default_rng([seed % 2**64, epoch]).permutation(n)
-                chosen[epochs == epoch] = order[places[epochs == epoch]]
-            yield self._taken(chosen)
+                batch_rows[epochs == epoch] = order[positions[epochs == epoch]]
+            yield self._read(batch_rows)
             first += size

@@ -14,8 +14,8 @@ from sdekit_diffusion.data._scale import Scale
 
 # Of folders and splits the first that is there is held out.
 HELD_OUT = "test", "validation", "valid", "val"
-_MOST_LEVELS = 2**16
-_ENOUGH = 10_000  # samples, for a mean and a deviation
+_MAX_LEVELS = 2**16
+_SCALE_SAMPLES = 10_000  # samples, for a mean and a deviation
 
 Array = NDArray[Any]
 
@@ -60,8 +60,8 @@ class Dataset:
         assert not isinstance(rows, AbstractSource)
         if isinstance(rows, Tensor) and len(rows) <= n:
             return rows, self.labels
-        chosen = shuffled(len(rows))[:n]
-        return rows[chosen], None if self.labels is None else self.labels[chosen]
+        numbers = shuffled(len(rows))[:n]
+        return rows[numbers], None if self.labels is None else self.labels[numbers]
 
 
 def of_arrays(name: str, arrays: Mapping[str, Array], *, levels: int | None = None) -> Dataset:
@@ -83,16 +83,20 @@ def of_arrays(name: str, arrays: Mapping[str, Array], *, levels: int | None = No
     test = arrays.get("test")
     labels = _classes(arrays.get("labels"), len(train), f"the labels of {name}")
     if test is None:
-        held, kept = np.split(shuffled(len(train)).numpy(), [max(1, len(train) // 10)])
-        labels, test_labels = (None, None) if labels is None else (labels[kept], labels[held])
-        test = train[held]
-        train = train[kept]
+        test_rows, train_rows = np.split(shuffled(len(train)).numpy(), [max(1, len(train) // 10)])
+        labels, test_labels = (
+            (None, None) if labels is None else (labels[train_rows], labels[test_rows])
+        )
+        test = train[test_rows]
+        train = train[train_rows]
     else:
         test = samples(test, f"the test set of {name}")
         test_labels = _classes(arrays.get("test_labels"), len(test), f"the test labels of {name}")
     require_alike(train, test, name)
     if train.dtype.kind == "f":
-        scale = Scale.standard(torch.from_numpy(train[shuffled(len(train))[:_ENOUGH].numpy()]))
+        scale = Scale.standard(
+            torch.from_numpy(train[shuffled(len(train))[:_SCALE_SAMPLES].numpy()])
+        )
         dtype = None
     else:
         levels = levels or (
@@ -129,7 +133,7 @@ def samples(array: Array, name: str, least: int = 1) -> Array:
             "dimension"
         )
     if array.dtype.kind != "f":
-        return _images_first(array, name)
+        return _channels_first(array, name)
     with np.errstate(over="ignore"):
         if not np.isfinite(array.astype(np.float32)).all():
             raise ValueError(
@@ -155,11 +159,11 @@ def require_alike(train: Array | Tensor, test: Array | Tensor, name: str) -> Non
         )
 
 
-def _images_first(array: Array, name: str) -> Array:
-    if not 0 <= int(array.min()) <= int(array.max()) < _MOST_LEVELS:
+def _channels_first(array: Array, name: str) -> Array:
+    if not 0 <= int(array.min()) <= int(array.max()) < _MAX_LEVELS:
         raise ValueError(
             f"{name} has integers from {array.min()} to {array.max()}; the levels of an image lie "
-            f"in [0, {_MOST_LEVELS - 1}], and other data are saved as floats"
+            f"in [0, {_MAX_LEVELS - 1}], and other data are saved as floats"
         )
     if array.ndim == 3:
         images = array[:, None]

@@ -19,8 +19,8 @@ from sdekit_diffusion.data._stored import Stored, fits, of_stored, scale_of, sta
 from sdekit_diffusion.data._stream import Shard, Stream
 
 _FORMATS = "PNG", "JPEG", "WEBP", "BMP"
-_FIRST = 1000  # samples of a stream that are held out at most
-_SHARD = 1000  # samples of a shard of what is on disk
+_MAX_HELD_OUT = 1000  # samples of a stream that are held out at most
+_SHARD_SIZE = 1000  # samples of a shard of what is on disk
 # Others of the library's readers have unpickled what they found.
 _FILES = {".parquet": "parquet", ".arrow": "arrow"}
 _SAVED = "dataset_info.json", "dataset_dict.json"  # written by save_to_disk
@@ -80,14 +80,14 @@ def from_datasets(
     first = next(iter(splits["train"]), {})
     column = _column(first, name) if column is None else column
     label = "label" if label is None and isinstance(first.get("label"), int) else label
-    for wanted in (column, label):
-        if wanted is not None and wanted not in first:
-            raise ValueError(f"{name} has no column {wanted!r}; it has {', '.join(first)}")
-    held = next((splits[split] for split in HELD_OUT if split in splits), None)
+    for required in (column, label):
+        if required is not None and required not in first:
+            raise ValueError(f"{name} has no column {required!r}; it has {', '.join(first)}")
+    test_split = next((splits[split] for split in HELD_OUT if split in splits), None)
     train = _Split(splits["train"], column, label, name)
     test = None
-    if held is not None:
-        test = _Split(held, column, label, f"the test set of {name}")
+    if test_split is not None:
+        test = _Split(test_split, column, label, f"the test set of {name}")
     if isinstance(splits["train"], streams):
         return _of_streams(train, test, buffer)
     if test is None:
@@ -95,7 +95,7 @@ def from_datasets(
     return of_stored(train.stored(), test.stored(), train.labels(), test.labels())
 
 
-def load_datasets(given: str, *, streaming: bool) -> Dataset:
+def load_datasets(location: str, *, streaming: bool) -> Dataset:
     """What is named after `hf:` or `hf-stream:`, and after a `#` its column of samples.
 
     A folder that `save_to_disk` wrote, a Parquet file, or what `load_dataset` takes: a folder of
@@ -106,31 +106,33 @@ def load_datasets(given: str, *, streaming: bool) -> Dataset:
         ImportError: the library is missing.
     """
     library = _library()
-    place, mark, column = given.partition("#")
-    path = Path(place).expanduser()
-    place = str(path.resolve()) if path.exists() else place
-    name = f"{'hf-stream' if streaming else 'hf'}:{place}{mark}{column}"
+    source, mark, column = location.partition("#")
+    path = Path(source).expanduser()
+    source = str(path.resolve()) if path.exists() else source
+    name = f"{'hf-stream' if streaming else 'hf'}:{source}{mark}{column}"
     try:
-        if not path.exists() and (place[0] in "/.~" or path.suffix in _FILES):
+        if not path.exists() and (source[0] in "/.~" or path.suffix in _FILES):
             raise FileNotFoundError("it does not exist")  # and is no name to ask the hub for
         if any((path / file).is_file() for file in _SAVED):
-            found = library.load_from_disk(place)
+            dataset = library.load_from_disk(source)
             if streaming:
-                splits = found if isinstance(found, dict) else {"train": found}
-                found = {
-                    key: split.to_iterable_dataset(max(1, len(split) // _SHARD))
+                splits = dataset if isinstance(dataset, dict) else {"train": dataset}
+                dataset = {
+                    key: split.to_iterable_dataset(max(1, len(split) // _SHARD_SIZE))
                     for key, split in splits.items()
                 }
         elif path.is_file():
-            found = library.load_dataset(_FILES[path.suffix], data_files=place, streaming=streaming)
+            dataset = library.load_dataset(
+                _FILES[path.suffix], data_files=source, streaming=streaming
+            )
         else:
-            found = library.load_dataset(place, streaming=streaming)
+            dataset = library.load_dataset(source, streaming=streaming)
     except Exception as error:  # of its own, of Arrow and of the network
         raise ValueError(
             f"{name} cannot be opened ({reason(error)}); give a folder that save_to_disk wrote, a "
             ".parquet file, a folder of such files or of images, or a name on the hub"
         ) from error
-    return from_datasets(found, column or None, name=name)
+    return from_datasets(dataset, column or None, name=name)
 
 
 class _Split:
@@ -143,7 +145,7 @@ class _Split:
         self._dataset = (
             dataset.cast_column(column, _library().Image(decode=False)) if images else dataset
         )
-        self._dtype = None if images else _dtype(features.get(column))
+        self._feature_dtype = None if images else _feature_dtype(features.get(column))
         self._column = column
         self._label = label
         self.name = name
@@ -151,8 +153,8 @@ class _Split:
     def stored(self) -> Stored:
         """The samples by number."""
         dataset = self._dataset.select_columns([self._column])
-        if self._dtype is not None:
-            dataset = dataset.with_format("numpy", dtype=self._dtype)
+        if self._feature_dtype is not None:
+            dataset = dataset.with_format("numpy", dtype=self._feature_dtype)
 
         def read(numbers: Sequence[int]) -> list[Array]:
             return [self._array(value) for value in dataset[list(numbers)][self._column]]
@@ -171,8 +173,8 @@ class _Split:
         """The classes of examples of a stream."""
         if self._label is None:
             return None
-        found = _classes(np.asarray([example[self._label] for example in examples]))
-        return None if found is None else torch.from_numpy(found)
+        classes = _classes(np.asarray([example[self._label] for example in examples]))
+        return None if classes is None else torch.from_numpy(classes)
 
     def shards(self) -> list[Shard]:
         """The shards of a stream."""
@@ -188,49 +190,50 @@ class _Split:
 
     def _array(self, value: Any) -> Array:  # noqa: ANN401
         if isinstance(value, dict):  # an image that is still encoded
-            return pixels(BytesIO(_content(value)), f"an image of {self.name}", _FORMATS)
-        return np.asarray(value, self._dtype)
+            return pixels(BytesIO(_image_bytes(value)), f"an image of {self.name}", _FORMATS)
+        return np.asarray(value, self._feature_dtype)
 
 
 def _of_streams(train: _Split, test: _Split | None, buffer: int) -> Dataset:
     shards = train.shards()
-    first = list(itertools.islice(shards[0](), _FIRST + 1))
-    head = list(
-        itertools.islice(_chained(shards), fits(train.read(first[:1]).nbytes) if first else 0)
+    first = list(itertools.islice(shards[0](), _MAX_HELD_OUT + 1))
+    train_examples = list(
+        itertools.islice(_chain_shards(shards), fits(train.read(first[:1]).nbytes) if first else 0)
     )
     if test is None:
-        beginning = shards[0]
-        n = min(max(1, len(head) // 10), len(first) - 1)
-        shards[0] = lambda: itertools.islice(beginning(), n, None)
-        held = head[:n]
-        head = head[n:]
+        first_shard = shards[0]
+        n = min(max(1, len(train_examples) // 10), len(first) - 1)
+        shards[0] = lambda: itertools.islice(first_shard(), n, None)
+        test_examples = train_examples[:n]
+        train_examples = train_examples[n:]
     else:
-        held = list(itertools.islice(_chained(test.shards()), _FIRST))
-    if not head or not held:
+        test_examples = list(itertools.islice(_chain_shards(test.shards()), _MAX_HELD_OUT))
+    if not train_examples or not test_examples:
         raise ValueError(
             f"{train.name} has no samples to train on or none to hold out; its first shard needs "
             "two or more"
         )
-    known = train.read(head)
-    held_out = (test or train).read(held)
-    require_alike(known, held_out, train.name)
+    first_samples = train.read(train_examples)
+    held_out = (test or train).read(test_examples)
+    require_alike(first_samples, held_out, train.name)
     return Dataset(
         Stream(
             shards,
             train.read,
             buffer,
-            f"the beginning of a stream in {len(shards)} shards: {Shuffled(known).fingerprint}",
+            f"the beginning of a stream in {len(shards)} shards: "
+            f"{Shuffled(first_samples).fingerprint}",
         ),
         held_out,
-        scale_of(known, train.name),
+        scale_of(first_samples, train.name),
         train.name,
-        train.labels_of(head),
-        (test or train).labels_of(held),
-        known,
+        train.labels_of(train_examples),
+        (test or train).labels_of(test_examples),
+        first_samples,
     )
 
 
-def _chained(shards: Sequence[Shard]) -> Iterator[Any]:
+def _chain_shards(shards: Sequence[Shard]) -> Iterator[Any]:
     return itertools.chain.from_iterable(shard() for shard in shards)
 
 
@@ -240,16 +243,17 @@ def _column(first: dict[str, Any], name: str) -> str:
     Raises:
         ValueError: when there is none, or more than one.
     """
-    found = [key for key, value in first.items() if _numbers(value)]
-    if len(found) != 1:
+    columns = [key for key, value in first.items() if _is_numeric(value)]
+    if len(columns) != 1:
         raise ValueError(
-            f"{name} has the columns {', '.join(first) or 'of no samples'}, of which {len(found)} "
-            "hold images or arrays of numbers; name one, as column=... or after a # behind the name"
+            f"{name} has the columns {', '.join(first) or 'of no samples'}, of which "
+            f"{len(columns)} hold images or arrays of numbers; name one, as column=... or after a "
+            "# behind the name"
         )
-    return found[0]
+    return columns[0]
 
 
-def _numbers(value: Any) -> bool:  # noqa: ANN401
+def _is_numeric(value: Any) -> bool:  # noqa: ANN401
     try:
         array = np.asarray(value)
     except ValueError:  # a ragged list
@@ -257,7 +261,7 @@ def _numbers(value: Any) -> bool:  # noqa: ANN401
     return array.ndim > 0 and array.dtype.kind in "uif"
 
 
-def _dtype(feature: Any) -> str | None:  # noqa: ANN401
+def _feature_dtype(feature: Any) -> str | None:  # noqa: ANN401
     """The type of the numbers in an array or in nested lists of them; None where it is not
     known.
     """
@@ -271,7 +275,7 @@ def _classes(labels: Array) -> Array | None:
     return labels if labels.dtype.kind in "ui" and len(labels) and labels.min() >= 0 else None
 
 
-def _content(image: dict[str, Any]) -> bytes:
+def _image_bytes(image: dict[str, Any]) -> bytes:
     """The bytes of an encoded image, from its file, which may be far away, where they are not at
     hand.
     """
@@ -281,8 +285,8 @@ def _content(image: dict[str, Any]) -> bytes:
         return b""
     import fsspec
 
-    opened: Any = fsspec.open(image["path"], "rb")
-    with opened as file:
+    source: Any = fsspec.open(image["path"], "rb")
+    with source as file:
         return file.read()
 
 

@@ -30,19 +30,20 @@ def of_images(folder: Path) -> Dataset:
         train = folder
         test = None
     paths = _paths(train)
-    held = [] if test is None else _paths(test)
-    kinds = [_class(path, train) for path in paths]
-    held_kinds = [_class(path, test or train) for path in held]
-    numbers = {name: i for i, name in enumerate(sorted({*kinds, *held_kinds}))}
+    test_paths = [] if test is None else _paths(test)
+    class_names = [_class_name(path, train) for path in paths]
+    test_class_names = [_class_name(path, test or train) for path in test_paths]
+    class_numbers = {name: i for i, name in enumerate(sorted({*class_names, *test_class_names}))}
     labels = test_labels = None
-    if "" not in numbers and len(numbers) > 1:
+    if "" not in class_numbers and len(class_numbers) > 1:
         labels, test_labels = (
-            np.array([numbers[name] for name in part], np.int64) for part in (kinds, held_kinds)
+            np.array([class_numbers[name] for name in names], np.int64)
+            for names in (class_names, test_class_names)
         )
     stored = _stored(paths, str(folder))
     if test is None:
         return of_stored(stored, labels=labels)
-    return of_stored(stored, _stored(held, f"the test set of {folder}"), labels, test_labels)
+    return of_stored(stored, _stored(test_paths, f"the test set of {folder}"), labels, test_labels)
 
 
 def pixels(
@@ -64,7 +65,7 @@ def pixels(
             image.verify()  # the checksums, at which reading does not look
         with Image.open(BytesIO(content), formats=list(formats)) as image:
             mode = image.mode
-            found = np.asarray(image)
+            array = np.asarray(image)
     except Exception as error:  # pillow and its codecs raise several kinds over damaged bytes
         raise ValueError(
             f"{name} is not a sound {' or '.join(formats)} image ({reason(error)}); replace or "
@@ -72,17 +73,17 @@ def pixels(
         ) from error
     if mode not in ("L", "RGB"):
         raise ValueError(f"{name} is an image of mode {mode}; convert all to L (grey) or to RGB")
-    return found
+    return array
 
 
 def _paths(folder: Path) -> list[Path]:
-    found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in _FORMATS)
-    if not found:
+    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in _FORMATS)
+    if not paths:
         raise ValueError(f"{folder} has no png or jpg images, nor have the folders in it")
-    return found
+    return paths
 
 
-def _class(path: Path, folder: Path) -> str:
+def _class_name(path: Path, folder: Path) -> str:
     """The folder right below that an image is in; empty where it is in none."""
     return "/".join(path.relative_to(folder).parts[:-1][:1])
 

@@ -60,9 +60,9 @@ class Scale:
             )
         units = self.unit if isinstance(self.unit, tuple) else (self.unit,)
         shifts = self.shift if isinstance(self.shift, tuple) else (self.shift,)
-        whole = isinstance(self.levels, Integral) and self.levels > 1
-        sound = all(0 < unit < math.inf for unit in units) and all(map(math.isfinite, shifts))
-        if not sound or not (self.levels is None or whole):
+        valid_levels = isinstance(self.levels, Integral) and self.levels > 1
+        valid_units = all(0 < unit < math.inf for unit in units) and all(map(math.isfinite, shifts))
+        if not valid_units or not (self.levels is None or valid_levels):
             raise ValueError(
                 "a scale has finite shifts, positive units, and a whole number of levels, two "
                 f"levels or more, or None: {self}"
@@ -130,7 +130,7 @@ class Scale:
         """
         dtype = _DTYPES[self.dtype]
         x = x.to(torch.promote_types(x.dtype, torch.promote_types(dtype, torch.float32)))
-        values = x * self._of(self.unit, x) + self._of(self.shift, x)
+        values = x * self._broadcastable(self.unit, x) + self._broadcastable(self.shift, x)
         if self.levels is None:
             return values.to(dtype)
         if not bool(x.isfinite().all()):
@@ -149,8 +149,10 @@ class Scale:
         return math.prod(shape) * math.log(self.unit)
 
     def _inputs(self, values: Tensor) -> Tensor:
-        return (values - self._of(self.shift, values)) / self._of(self.unit, values)
+        return (values - self._broadcastable(self.shift, values)) / self._broadcastable(
+            self.unit, values
+        )
 
     @staticmethod
-    def _of(value: float | tuple[float, ...], like: Tensor) -> Tensor | float:
+    def _broadcastable(value: float | tuple[float, ...], like: Tensor) -> Tensor | float:
         return like.new_tensor(value) if isinstance(value, tuple) else value

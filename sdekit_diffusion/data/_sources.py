@@ -59,18 +59,19 @@ def load(name: str | Path, *, seed: int = 0) -> Dataset:
         return _NAMED[text]()
     if text in TOYS:
         return _points(text, seed)
-    kind, _, place = text.partition(":")
-    if place and kind in ("hf", "hf-stream"):
-        return load_datasets(place, streaming=kind == "hf-stream")
+    kind, _, location = text.partition(":")
+    if location and kind in ("hf", "hf-stream"):
+        return load_datasets(location, streaming=kind == "hf-stream")
     path = Path(name).expanduser().resolve()
     if path.is_dir():
         return of_arrays(str(path), idx_arrays(path)) if has_idx(path) else of_images(path)
     if path.is_file() and path.suffix in (".npy", ".npz"):
         return of_arrays(str(path), numpy_arrays(path))
-    given = "is a file of another kind" if path.is_file() else "does not exist"
+    problem = "is a file of another kind" if path.is_file() else "does not exist"
     raise ValueError(
-        f"'{name}' {given}; choose one of {', '.join(sources())}, a .npy or .npz file, a folder of "
-        f"png or jpg images, or hf: and a data set of Hugging Face's{did_you_mean(name, sources())}"
+        f"'{name}' {problem}; choose one of {', '.join(sources())}, a .npy or .npz file, a folder "
+        "of png or jpg images, or hf: and a data set of Hugging Face's"
+        f"{did_you_mean(name, sources())}"
     )
 
 

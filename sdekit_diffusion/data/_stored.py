@@ -17,9 +17,9 @@ from sdekit_diffusion.data._dataset import (
 )
 from sdekit_diffusion.data._scale import Scale
 
-_IN_MEMORY = 2**30  # bytes: what is larger stays where it is
+_MAX_BYTES_IN_MEMORY = 2**30  # bytes: what is larger stays where it is
 # How many samples of a large set are kept in memory at most, and bytes of them.
-_TO_COMPARE = 10_000, 2**28
+_MAX_COMPARED = 10_000, 2**28
 _CHUNK = 1000  # samples read together
 
 
@@ -37,14 +37,14 @@ class Stored:
         self,
         n: int,
         read: Callable[[Sequence[int]], Sequence[Array]],
-        called: Callable[[int], str],
+        sample_name: Callable[[int], str],
         name: str,
     ) -> None:
         if n < 1:
             raise ValueError(f"{name} has no samples")
         self._n = n
         self._read = read
-        self._called = called
+        self._sample_name = sample_name
         self.name = name
         self._first = read([0])[0]
 
@@ -53,8 +53,8 @@ class Stored:
 
     def __getitem__(self, rows: Tensor) -> Tensor:
         numbers = rows.tolist()
-        found = torch.from_numpy(samples(self.arrays(numbers or [0]), self.name))
-        return found if numbers else found[:0]
+        tensor = torch.from_numpy(samples(self.arrays(numbers or [0]), self.name))
+        return tensor if numbers else tensor[:0]
 
     @property
     def nbytes(self) -> int:
@@ -64,7 +64,8 @@ class Stored:
     def arrays(self, numbers: Sequence[int]) -> Array:
         """Samples as they are stored."""
         return stacked(
-            [self._first, *self._read(numbers)], lambda i: self._called(numbers[i - 1] if i else 0)
+            [self._first, *self._read(numbers)],
+            lambda i: self._sample_name(numbers[i - 1] if i else 0),
         )[1:]
 
     def everything(self) -> Array:
@@ -74,18 +75,18 @@ class Stored:
         )
 
 
-class Chosen:
+class Subset:
     """Some of other samples, `Rows`."""
 
-    def __init__(self, rows: Rows, chosen: Tensor) -> None:
+    def __init__(self, rows: Rows, numbers: Tensor) -> None:
         self._rows = rows
-        self._chosen = chosen
+        self._numbers = numbers
 
     def __len__(self) -> int:
-        return len(self._chosen)
+        return len(self._numbers)
 
     def __getitem__(self, rows: Tensor) -> Tensor:
-        return self._rows[self._chosen[rows]]
+        return self._rows[self._numbers[rows]]
 
 
 def of_stored(
@@ -101,7 +102,7 @@ def of_stored(
         ValueError: for samples that are not as `of_arrays` describes, or a large set of integers
             other than bytes.
     """
-    if len(train) * train.nbytes <= _IN_MEMORY:
+    if len(train) * train.nbytes <= _MAX_BYTES_IN_MEMORY:
         arrays = {"train": train.everything(), "labels": labels, "test_labels": test_labels}
         arrays["test"] = None if test is None else test.everything()
         return of_arrays(
@@ -110,25 +111,27 @@ def of_stored(
     if test is None:
         order = shuffled(len(train))
         n = min(fits(train.nbytes), len(train) // 10)
-        held = order[:n]
-        kept = order[n:].sort().values
+        test_numbers = order[:n]
+        train_numbers = order[n:].sort().values
         if labels is not None:
-            test_labels = labels[held.numpy()]
-            labels = labels[kept.numpy()]
-        rows = Chosen(train, kept)
+            test_labels = labels[test_numbers.numpy()]
+            labels = labels[train_numbers.numpy()]
+        rows = Subset(train, train_numbers)
         test = train
     else:
-        held = shuffled(len(test))[: fits(test.nbytes)]
+        test_numbers = shuffled(len(test))[: fits(test.nbytes)]
         rows = train
-        test_labels = None if test_labels is None else test_labels[held.numpy()]
-    held_out = test[held]
-    known = rows[shuffled(len(rows))[: fits(train.nbytes)]]
-    require_alike(known, held_out, train.name)
-    classes = [None if part is None else torch.from_numpy(part) for part in (labels, test_labels)]
-    return Dataset(rows, held_out, scale_of(known, train.name), train.name, *classes)
+        test_labels = None if test_labels is None else test_labels[test_numbers.numpy()]
+    held_out = test[test_numbers]
+    first_samples = rows[shuffled(len(rows))[: fits(train.nbytes)]]
+    require_alike(first_samples, held_out, train.name)
+    classes = [
+        None if array is None else torch.from_numpy(array) for array in (labels, test_labels)
+    ]
+    return Dataset(rows, held_out, scale_of(first_samples, train.name), train.name, *classes)
 
 
-def stacked(arrays: Sequence[Array], called: Callable[[int], str]) -> Array:
+def stacked(arrays: Sequence[Array], sample_name: Callable[[int], str]) -> Array:
     """Samples in one array.
 
     Raises:
@@ -137,15 +140,16 @@ def stacked(arrays: Sequence[Array], called: Callable[[int], str]) -> Array:
     for i, array in enumerate(arrays):
         if (array.shape, array.dtype) != (arrays[0].shape, arrays[0].dtype):
             raise ValueError(
-                f"{called(i)} has shape {array.shape} and type {array.dtype} but {called(0)} has "
-                f"{arrays[0].shape} and {arrays[0].dtype}; all samples must have one shape and type"
+                f"{sample_name(i)} has shape {array.shape} and type {array.dtype} but "
+                f"{sample_name(0)} has {arrays[0].shape} and {arrays[0].dtype}; all samples must "
+                "have one shape and type"
             )
     return np.stack(arrays)
 
 
 def fits(nbytes: int) -> int:
     """How many samples of a size are kept in memory at most to compare with."""
-    return max(1, min(_TO_COMPARE[0], _TO_COMPARE[1] // nbytes))
+    return max(1, min(_MAX_COMPARED[0], _MAX_COMPARED[1] // nbytes))
 
 
 def scale_of(values: Tensor, name: str) -> Scale:

@@ -64,8 +64,8 @@ class Stream(AbstractSource):
             size = 0
             for number in itertools.count():
                 block = list(itertools.islice(examples, self._buffer))
-                places = np.random.default_rng([seed, epoch, number]).permutation(len(block))
-                yield from (block[place] for place in places[first:])
+                positions = np.random.default_rng([seed, epoch, number]).permutation(len(block))
+                yield from (block[position] for position in positions[first:])
                 size = size + len(block)
                 first = max(0, first - len(block))
                 if len(block) < self._buffer:

@@ -9,7 +9,7 @@ import numpy as np
 
 from sdekit_diffusion.metrics._points import Matrix, Samples, blocks, pair, squares
 
-_MEDIAN_OF = 2000  # samples whose distances give the median: two million of them
+_MEDIAN_SAMPLES = 2000  # samples whose distances give the median: two million of them
 
 
 def frechet(a: Samples, b: Samples) -> float:
@@ -45,8 +45,8 @@ def frechet(a: Samples, b: Samples) -> float:
         for x, mean in zip((first, second), means, strict=True)
     ]
     cross = np.linalg.svd(roots[0] @ np.transpose(roots[1]), compute_uv=False).sum()
-    spread = np.square(roots[0]).sum() + np.square(roots[1]).sum() - 2 * cross
-    return float(np.square(means[0] - means[1]).sum() + max(spread, 0.0))
+    covariance_term = np.square(roots[0]).sum() + np.square(roots[1]).sum() - 2 * cross
+    return float(np.square(means[0] - means[1]).sum() + max(covariance_term, 0.0))
 
 
 def _mean_distance(a: Matrix, b: Matrix) -> float:
@@ -167,7 +167,7 @@ def mmd(
         d = first.shape[1]
         return _discrepancy(first, second, lambda x, y: (x @ y.T / d + 1) ** 3)
     h = (
-        _median_distance(second[:: -(-len(second) // _MEDIAN_OF)])
+        _median_distance(second[:: -(-len(second) // _MEDIAN_SAMPLES)])
         if bandwidth is None
         else bandwidth
     )

@@ -73,10 +73,11 @@ def classifier_features(
         from sklearn.neural_network import MLPClassifier
     except ImportError as error:
         raise ImportError("a classifier needs scikit-learn: pip install 'sdekit[app]'") from error
-    known = np.unique(labels)
-    if len(known) < 3:
+    classes = np.unique(labels)
+    if len(classes) < 3:
         raise ValueError(
-            f"labels name {len(known)} classes; features that tell classes apart need three or more"
+            f"labels name {len(classes)} classes; features that tell classes apart need "
+            "three or more"
         )
     classifier = MLPClassifier((width,), alpha=1.0, max_iter=200, random_state=seed)
     with warnings.catch_warnings():

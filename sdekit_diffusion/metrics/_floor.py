@@ -84,11 +84,11 @@ def sampling_floor(
             f"need {n + against}: take smaller ones"
         )
     rng = np.random.default_rng(seed)
-    found = []
+    values = []
     for _ in range(draws):
         rows: Any = rng.permutation(len(reference))[: n + against]
         rows = (
             torch.from_numpy(rows).to(reference.device) if isinstance(reference, Tensor) else rows
         )
-        found.append(metric(reference[rows[:n]], reference[rows[n:]]))
-    return Floor(np.asarray(found, dtype=np.float64))
+        values.append(metric(reference[rows[:n]], reference[rows[n:]]))
+    return Floor(np.asarray(values, dtype=np.float64))

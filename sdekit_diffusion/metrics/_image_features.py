@@ -43,7 +43,7 @@ class ImageFeatures:
     def __call__(self, x: Samples) -> Matrix:
         """Features (N, width) of images (N, C, H, W)."""
         with torch.no_grad():
-            return torch.cat([self.net(part) for part in _images(x).split(1000)]).double().numpy()
+            return torch.cat([self.net(batch) for batch in _images(x).split(1000)]).double().numpy()
 
     def logits(self, x: Samples) -> Matrix:
         """Logits (N, classes) of images (N, C, H, W)."""
@@ -81,18 +81,18 @@ def image_features(
         ValueError: ...
     """
     images = _images(x)
-    (known, classes) = np.unique(labels, return_inverse=True)
-    if len(known) < 3 or min(images.shape[2:]) < _SMALLEST:
+    (classes, class_numbers) = np.unique(labels, return_inverse=True)
+    if len(classes) < 3 or min(images.shape[2:]) < _SMALLEST:
         raise ValueError(
-            f"{len(known)} classes of images of {images.shape[2]} x {images.shape[3]} pixels; "
+            f"{len(classes)} classes of images of {images.shape[2]} x {images.shape[3]} pixels; "
             f"these features need three classes and {_SMALLEST} pixels along each side, or take "
             "classifier_features"
         )
-    targets = torch.from_numpy(classes.reshape(-1))
+    targets = torch.from_numpy(class_numbers.reshape(-1))
     with torch.random.fork_rng([]), torch.enable_grad():
         torch.manual_seed(seed)
         net = _network(images[:1], width)
-        head = nn.Linear(width, len(known))
+        head = nn.Linear(width, len(classes))
         optimiser = torch.optim.AdamW(
             [*net.parameters(), *head.parameters()], lr=2e-3, weight_decay=0.1
         )
@@ -100,7 +100,7 @@ def image_features(
             optimiser.zero_grad()
             functional.cross_entropy(head(net(images[rows])), targets[rows]).backward()
             optimiser.step()
-    return ImageFeatures(net.eval(), head.eval(), known)
+    return ImageFeatures(net.eval(), head.eval(), classes)
 
 
 def _network(image: Tensor, width: int) -> nn.Sequential:

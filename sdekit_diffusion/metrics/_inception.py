@@ -101,30 +101,32 @@ def inception_scores(
             f"there are {len(x)} and {len(reference)} images; scores need two or more of each"
         )
     if network is None:
-        _require_standard(x, reference)
+        _require_standard_images(x, reference)
         network, logits = standard_networks(weights, x.device)
         classifier = classifier or logits
-    made, real = (outputs(network, images, batch_size) for images in (x, reference))
-    found = [torch.tensor(torch.nan)] * 2
+    generated, real = (outputs(network, images, batch_size) for images in (x, reference))
+    score_moments = [torch.tensor(torch.nan)] * 2
     with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
         warnings.simplefilter("ignore")  # that features are kept in memory
         torch.manual_seed(seed)  # torchmetrics draws from the global generator
-        given = _Given(made.shape[1])
-        fid = torchmetrics.fid.FrechetInceptionDistance(feature=given)
+        features = _PrecomputedFeatures(generated.shape[1])
+        fid = torchmetrics.fid.FrechetInceptionDistance(feature=features)
         kid = torchmetrics.kid.KernelInceptionDistance(
-            feature=given, subset_size=min(subset, len(made), len(real))
+            feature=features, subset_size=min(subset, len(generated), len(real))
         )
         for metric in (fid, kid):
             metric.update(real, real=True)
-            metric.update(made, real=False)
+            metric.update(generated, real=False)
         if classifier is not None:
-            score = torchmetrics.inception.InceptionScore(feature=given, splits=splits)
+            score = torchmetrics.inception.InceptionScore(feature=features, splits=splits)
             score.update(outputs(classifier, x, batch_size))
-            found = score.compute()
-        return InceptionScores(*(float(value) for value in (fid.compute(), *kid.compute(), *found)))
+            score_moments = score.compute()
+        return InceptionScores(
+            *(float(value) for value in (fid.compute(), *kid.compute(), *score_moments))
+        )
 
 
-class _Given(nn.Module):
+class _PrecomputedFeatures(nn.Module):
     """The network of a metric whose features are there already."""
 
     def __init__(self, num_features: int) -> None:
@@ -164,7 +166,7 @@ def standard_networks(weights: str | Path | None, device: torch.device) -> tuple
     torchmetrics = _torchmetrics()
     if weights is not None:
         _require_tensors(weights)
-    return _standard(torchmetrics, _FEATURES, weights, device), _standard(
+    return _standard_network(torchmetrics, _FEATURES, weights, device), _standard_network(
         torchmetrics, _LOGITS, weights, device
     )
 
@@ -172,30 +174,30 @@ def standard_networks(weights: str | Path | None, device: torch.device) -> tuple
 def _require_tensors(weights: str | Path) -> None:
     """Refuses a file whose pickle would run code: torch-fidelity would load that too."""
     try:
-        found = torch.load(weights, map_location="meta", weights_only=True)
+        state = torch.load(weights, map_location="meta", weights_only=True)
     except OSError as error:
-        raise _missing(error) from error
+        raise _unavailable_weights(error) from error
     except Exception as error:  # of pickle, zipfile and torch
         reason = str(error).partition("\n")[0] or type(error).__name__
         raise ValueError(
             f"{weights} is not a file of weights alone ({reason}); get it anew from torch-fidelity"
         ) from error
-    if not isinstance(found, dict) or not all(
-        isinstance(value, Tensor) for value in found.values()
+    if not isinstance(state, dict) or not all(
+        isinstance(value, Tensor) for value in state.values()
     ):
         raise ValueError(
             f"{weights} holds something else than tensors by name; get it anew from torch-fidelity"
         )
 
 
-def _missing(error: Exception) -> OSError:
+def _unavailable_weights(error: Exception) -> OSError:
     return OSError(
         f"the standard Inception network's weights cannot be had ({error}); give weights= a file "
         "that holds them, or a network= of your own"
     )
 
 
-def _standard(
+def _standard_network(
     torchmetrics: ModuleType, layer: str, weights: str | Path | None, device: torch.device
 ) -> Network:
     """The standard network up to a layer."""
@@ -207,7 +209,7 @@ def _standard(
             "the standard Inception network needs torch-fidelity: pip install 'sdekit[metrics]'"
         ) from error
     except OSError as error:
-        raise _missing(error) from error
+        raise _unavailable_weights(error) from error
     except RuntimeError as error:
         reason = str(error).partition("\n")[0]
         raise ValueError(
@@ -215,7 +217,7 @@ def _standard(
         ) from error
 
 
-def _require_standard(*sets: Tensor) -> None:
+def _require_standard_images(*sets: Tensor) -> None:
     for images in sets:
         if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
             raise ValueError(

@@ -56,8 +56,8 @@ class Modes:
         """All scores that are known and distinct, at most K (1 + d + d (d + 1) / 2)."""
         upper = np.triu_indices(self.means.shape[1])
         parts = self.weight_scores, self.mean_scores, self.covariance_scores[:, upper[0], upper[1]]
-        every = np.concatenate([part.ravel() for part in parts])
-        return every[~np.isnan(every)]
+        values = np.concatenate([part.ravel() for part in parts])
+        return values[~np.isnan(values)]
 
     @property
     def worst(self) -> float:
@@ -117,29 +117,29 @@ def modes(x: Samples, law: Mixture) -> Modes:
     logits = (
         np.stack([-0.5 * np.square(u).sum(1) for u in white], axis=1) + np.log(weights) - volumes
     )
-    given = softmax(logits, axis=1)
-    counts = given.sum(0)
-    fits = [_fit(u, r) for u, r in zip(white, given.T, strict=True)]
+    responsibilities = softmax(logits, axis=1)
+    counts = responsibilities.sum(0)
+    fits = [_fit(u, r) for u, r in zip(white, responsibilities.T, strict=True)]
     mean = np.stack([fit[0] for fit in fits])
     covariance = np.stack([fit[1] for fit in fits])
-    spread = np.sqrt(weights * (1 - weights) / n)
-    errors = np.sqrt(1 + np.eye(d)) / np.sqrt(counts)[:, None, None]
+    weight_stderr = np.sqrt(weights * (1 - weights) / n)
+    covariance_stderr = np.sqrt(1 + np.eye(d)) / np.sqrt(counts)[:, None, None]
     return Modes(
         weights=counts / n,
         means=centres + np.einsum("kij,kj->ki", roots, mean),
         covariances=roots @ covariance @ roots.transpose(0, 2, 1),
-        weight_scores=(counts / n - weights) / np.where(spread > 0, spread, math.inf),
+        weight_scores=(counts / n - weights) / np.where(weight_stderr > 0, weight_stderr, math.inf),
         mean_scores=mean * np.sqrt(counts)[:, None],
-        covariance_scores=(covariance - np.eye(d)) / errors,
+        covariance_scores=(covariance - np.eye(d)) / covariance_stderr,
     )
 
 
-def _fit(u: Matrix, given: Matrix) -> tuple[Matrix, Matrix]:
+def _fit(u: Matrix, responsibility: Matrix) -> tuple[Matrix, Matrix]:
     """Mean (d,) and covariance (d, d) of weighted points; NaN where they weigh less than two."""
-    count = given.sum()
+    count = responsibility.sum()
     d = u.shape[1]
     if count < 2:
         return np.full(d, math.nan), np.full((d, d), math.nan)
-    mean = given @ u / count
+    mean = responsibility @ u / count
     centred = u - mean
-    return mean, (given * centred.T) @ centred / (count - 1)
+    return mean, (responsibility * centred.T) @ centred / (count - 1)

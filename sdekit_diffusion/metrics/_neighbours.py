@@ -36,11 +36,11 @@ def nearest(x: Samples, reference: Samples) -> tuple[Matrix, NDArray[np.int64]]:
     lengths = np.square(centred).sum(1)
     # |x - r|^2 = |x|^2 - 2 x.r + |r|^2, of which |x|^2 does not matter: one matrix product finds
     # the neighbour ...
-    found = [
+    index_blocks = [
         np.argmin(lengths - 2 * (queries[rows] - centre) @ centred.T, axis=1)
         for rows in blocks(len(queries), len(points))
     ]
-    indices = np.concatenate(found)
+    indices = np.concatenate(index_blocks)
     # ... and a difference gives its distance, without cancellation: exactly zero for a copy.
     return np.linalg.norm(queries - points[indices], axis=1), indices
 
@@ -91,10 +91,10 @@ def precision_recall(x: Samples, reference: Samples, *, k: int = 3) -> Precision
     centre = second.mean(0)
     first = first - centre
     second = second - centre
-    return PrecisionRecall(_covered(first, second, k), _covered(second, first, k))
+    return PrecisionRecall(_coverage(first, second, k), _coverage(second, first, k))
 
 
-def _covered(x: Matrix, manifold: Matrix, k: int) -> float:
+def _coverage(x: Matrix, manifold: Matrix, k: int) -> float:
     """The share of x within the balls about the points of a manifold."""
     slack = _SLACK * float(np.square(x).sum(1).max() + np.square(manifold).sum(1).max())
     radii = np.concatenate(

@@ -61,5 +61,5 @@ def squares(a: Matrix, b: Matrix) -> Matrix:
 
     Their errors are the rounding of |a_i|^2 + |b_j|^2: centre both sets first.
     """
-    found = np.square(a).sum(1)[:, None] + np.square(b).sum(1) - 2 * a @ b.T
-    return np.maximum(found, 0, out=found)
+    squared = np.square(a).sum(1)[:, None] + np.square(b).sum(1) - 2 * a @ b.T
+    return np.maximum(squared, 0, out=squared)

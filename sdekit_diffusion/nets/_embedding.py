@@ -50,11 +50,11 @@ def require_both(x: Tensor, t: Tensor | None) -> Tensor:
     """
     if isinstance(x, Tensor) and isinstance(t, Tensor):
         return t
-    given = "nothing" if t is None else type(t).__name__
+    time_type = "nothing" if t is None else type(t).__name__
     raise TypeError(
         "a network is called as net(x, t) with tensors (B, *shape) and (B,), not with "
-        f"{type(x).__name__} and {given}; use torch.as_tensor(x), and torch.full((len(x),), t) for "
-        "one time"
+        f"{type(x).__name__} and {time_type}; use torch.as_tensor(x), and torch.full((len(x),), t) "
+        "for one time"
     )
 
 
