@@ -52,21 +52,21 @@ def train(
     metrics.jsonl, checkpoints.
 
     Under torchrun all processes train together. Ctrl-C, SIGTERM and SIGHUP end the run with a
-    checkpoint, as --minutes does; the same command with --resume goes on from there.
+    checkpoint, as --minutes does; the same command with --resume continues from it.
 
     Args:
         run: the folder to write.
         data: digits, mnist, fashion-mnist, moons, swissroll, eight_gaussians, checkerboard, spiral;
-            a .npy or .npz file; a folder of images; hf: and what Hugging Face's datasets can open,
-            such as hf:a/folder, or hf-stream: to stream it.
+            a .npy or .npz file; a folder of images; hf: and a data set that Hugging Face's datasets
+            can open, such as hf:a/folder, or hf-stream: to stream it.
         sde: the diffusion to train under: {diffusions}; subvp unless given, or the network's own.
-        net: the network, what it is told and what it predicts.
-        recipe: the training.
-        log: what is written, and how often.
-        watch: what is measured on the way.
+        net: the network, its conditioning and what it predicts.
+        recipe: the settings of the training run.
+        log: what is logged, and how often.
+        watch: what is measured during training.
         device: where to train: cpu, cuda, cuda:1, ...
-        minutes: end after so many minutes, with a checkpoint to go on from.
-        resume: go on from the newest checkpoint in the folder, or begin where there is none.
+        minutes: end after this many minutes, with a checkpoint to resume from.
+        resume: continue from the newest checkpoint in the folder, or start if there is none.
         overwrite: write into a folder that is not empty, over an older run.
     """
     if resume and overwrite:
@@ -79,7 +79,7 @@ def train(
         model = net.model(source, sde, newest(run) if resume else None).to(
             available_device(local_device)
         )
-        # What is refused is refused before an older run goes.
+        # All checks come before an older run is deleted.
         require_minutes(minutes, run)
         sdekit_diffusion.Training(model, source.train, recipe, transform=source.scale.encode)
         measures = watch.measures(source, recipe, run)
@@ -120,13 +120,13 @@ def sample(
 ) -> None:
     """Draw samples from a trained model, in the range and the type of its data.
 
-    They are kept batch by batch in a folder beside the output until that is done: after a kill the
-    same command goes on. By torchrun --nproc-per-node N -m -- sdekit_diffusion sample ... N
+    Batches are stored in a folder beside the output until it is complete: after an interruption
+    the same command resumes. With torchrun --nproc-per-node N -m -- sdekit_diffusion sample ... N
     processes share the work; the samples are the same.
 
     Args:
         run: the folder that train wrote.
-        n: how many.
+        n: the number of samples.
         out: a .npz file with the array `samples`, a .npy file, a .png picture, a folder of images
             000000.png, ..., or a folder .shards of the batches; samples.npz in the folder of the
             run unless given.
@@ -174,14 +174,14 @@ def likelihood(
     """Print the mean log-likelihood of held-out samples: bits per dimension of images, nats of
     other data.
 
-    Values are kept batch by batch in a folder of the run, or beside the csv, until all are there:
-    after a kill the same command goes on. By torchrun --nproc-per-node N -m -- sdekit_diffusion
+    Batches are stored in a folder of the run, or beside the csv, until all are complete: after an
+    interruption the same command resumes. With torchrun --nproc-per-node N -m -- sdekit_diffusion
     likelihood ... N processes share the work; the values are the same.
 
     Args:
         run: the folder that train wrote.
-        data: a data set as for train, whose held-out part is taken; the run's own unless given.
-        n: how many samples, or all where there are fewer.
+        data: a data set as for train, whose held-out part is used; the run's own unless given.
+        n: the number of samples, or all if there are fewer.
         estimate: how to estimate it.
         sde: the diffusion: {diffusions}; the model's own unless given.
         seed: of the dequantisation and of the probes.
@@ -239,11 +239,11 @@ def summarise(
 
     Args:
         run: the folder that train wrote.
-        samples: how many to draw, and held-out ones to compare with, or all where there are fewer;
+        samples: how many to draw, and held-out ones to compare with, or all if there are fewer;
             500 images or 2000 others unless given.
         out: the page; report.html in the folder unless given.
         data: a data set as for train; the run's own unless given.
-        sampler: how to sample; sde and seed are those of the likelihood too.
+        sampler: how to sample; the likelihood uses its sde and seed too.
         estimate: how to estimate the likelihood.
         inception: a file with the weights of the standard Inception network, such as
             weights-inception-2015-12-05-6726825d.pth, for FID, KID and Inception Score of images;
@@ -277,8 +277,8 @@ def _training_summary(model: ScoreModel, source: Dataset, data: str) -> str:
 
 
 def _prepare(run: Path, overwrite: bool, resume: bool) -> None:
-    """Makes the folder of a run; what an older run wrote there goes if it is to, other files
-    stay.
+    """Makes the folder of a run; with `overwrite` deletes the files of an older run, and only
+    these.
     """
     if run.is_dir() and any(run.iterdir()) and not (overwrite or resume):
         raise ValueError(
@@ -294,11 +294,12 @@ COMMANDS = {"train": train, "sample": sample, "likelihood": likelihood, "report"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command; returns the exit code: 0; 2 after an error, which one line on stderr says;
-    128 more than its number after a signal.
+    """Runs one command; returns the exit code: 0; 2 after an error, which is printed as one
+    line on stderr; 128 plus its number after a signal.
     """
     try:
-        # A process of torchrun that waits for others hears nothing: there a signal ends it at once.
+        # Under torchrun signals keep their default action: a process that waits for others cannot
+        # handle them, and ends at once.
         with nullcontext() if "TORCHELASTIC_RUN_ID" in os.environ else raised():
             parsed(COMMANDS, argv)()
     except _ERRORS as error:
@@ -310,9 +311,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _report_error(reason: str, code: int) -> int:
-    """Tells the reason, once for all processes that work together."""
+    """Prints the reason, once for all processes that work together."""
     if first_to_fail():
-        with suppress(OSError):  # of a terminal that was closed
+        with suppress(OSError):  # if the terminal was closed
             print(f"error: {reason}", file=sys.stderr)
     return code
 

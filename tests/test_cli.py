@@ -22,10 +22,10 @@ from sdekit_diffusion import DDIM, DIFFUSIONS, GRIDS, METHODS, Log, nets, sample
 from sdekit_diffusion import load as load_model
 from sdekit_diffusion.__main__ import COMMANDS, main
 from sdekit_diffusion._app import evaluation, held_out, report
-from sdekit_diffusion._app.architecture import with_architecture
 from sdekit_diffusion._app.evaluation import distances
 from sdekit_diffusion._app.held_out import measured
 from sdekit_diffusion._app.net_options import Net
+from sdekit_diffusion._app.network_arguments import with_network_arguments
 from sdekit_diffusion._app.options import Estimate, Sampler
 from sdekit_diffusion._app.parsing import _message
 from sdekit_diffusion.data import Dataset, Scale, load
@@ -963,7 +963,7 @@ class Wide(torch.nn.Linear):
 
 def test_the_arguments_of_a_registered_network_are_options(monkeypatch):
     monkeypatch.setitem(nets.registry, "Wide", Wide)
-    options = with_architecture("Options", Net.__base__)
+    options = with_network_arguments("Options", Net.__base__)
     assert "kernel: Wide: of nothing." in options.__doc__
     x = torch.zeros(4, 2)
     source = Dataset(x, x, Scale(), "points")

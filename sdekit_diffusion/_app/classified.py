@@ -12,10 +12,10 @@ from sdekit_diffusion._app.comparison import fitting
 from sdekit_diffusion.data import Dataset
 from sdekit_diffusion.metrics import classifier_features, frechet, image_features, mmd
 
-_TRAINING_IMAGES = 10_000  # training images, which a classifier learns from and distances are to
-_CONVOLUTIONS_FROM = 16  # pixels along a side, from which on the classifier has convolutions
-_KERNEL_IMAGES = 2000  # training images to which the unbiased kernel distance is taken
-_BOOTSTRAP_SETS = 10  # bootstrapped sets, from which a standard error is estimated
+_TRAINING_IMAGES = 10_000  # for training the classifier, and as the reference of distances
+_CONVOLUTIONS_FROM = 16  # smallest side in pixels for which the classifier is convolutional
+_KERNEL_IMAGES = 2000  # training images for the unbiased kernel distance
+_BOOTSTRAP_SETS = 10  # bootstrap sets of each standard error
 
 Array = NDArray[Any]
 
@@ -23,7 +23,7 @@ Array = NDArray[Any]
 def _anchors(
     train: Array, labels: Array, levels: int, n: int, rng: np.random.Generator
 ) -> dict[str, Array]:
-    """Sets of n images that a model should be told from, levels `(n, d)`."""
+    """Sets of n images that should differ from a good model's, levels `(n, d)`."""
     noisy = train[rng.permutation(len(train))[:n]] + rng.normal(
         0, 0.1 * levels, (min(n, len(train)), train.shape[1])
     )
@@ -53,8 +53,8 @@ def classified(x: Tensor, source: Dataset, seed: int) -> dict[str, Any]:
     bootstrapped standard errors.
 
     Beside them the unbiased squared MMD of the same features with KID's kernel, and the Inception
-    Score of the classifier. Of images of less than 16 pixels along a side the classifier has one
-    layer, else convolutions.
+    Score of the classifier. For images with a side of less than 16 pixels the classifier has one
+    hidden layer, otherwise convolutions.
     """
     levels = source.scale.levels
     rng = np.random.default_rng(seed)
@@ -96,8 +96,8 @@ def classified(x: Tensor, source: Dataset, seed: int) -> dict[str, Any]:
 def _rows(
     features: dict[str, Array], reference: Array, rng: np.random.Generator
 ) -> dict[str, dict[str, Any]]:
-    """Distances of the features of sets, by name, to known ones: on the scale from "real" to
-    "noise" with standard errors.
+    """Distances of the features of named sets to the reference, on the scale from "real" to
+    "noise", with standard errors.
     """
     distances = {name: frechet(set_features, reference) for name, set_features in features.items()}
     real = distances["real"]

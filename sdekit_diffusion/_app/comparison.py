@@ -1,4 +1,4 @@
-"""Samples beside data as they are: distances with their floors, and nearest training samples."""
+"""Samples compared with data: distances with their floors, and nearest training samples."""
 
 from typing import Any
 
@@ -9,14 +9,12 @@ from torch import Tensor
 from sdekit_diffusion.data import Dataset, Scale
 from sdekit_diffusion.metrics import DISTANCES, nearest
 
-_SEARCH_BLOCKS = 8  # times 256 MB of samples, among which the nearest are looked for
+_SEARCH_BLOCKS = 8  # blocks of 256 MB of training samples that are searched for neighbours
 _DRAWS = 10  # sets over which a distance between data and data is averaged
 
 
 def against_floor(x: Tensor, source: Dataset, seed: int) -> dict[str, Any]:
-    """Distances of samples to held-out data, beside those of as many training data: what a perfect
-    model would have.
-    """
+    """Distances of samples to held-out data, and the floor: those of as many training data."""
     train = source.reference(fitting(source))[0]
     scale = source.scale
     n = min(len(x), len(source.test), len(train))
@@ -45,7 +43,7 @@ def neighbours(x: Tensor, source: Dataset) -> tuple[dict[str, Any], Tensor]:
     queries = _comparable(torch.cat([x.to(test.dtype), test]), source.scale)
     distance = np.full(len(queries), np.inf)
     index = np.zeros(len(queries), dtype=np.int64)
-    for i in range(0, len(train), size):  # as many at a time as fit into memory as floats
+    for i in range(0, len(train), size):  # in blocks that fit into memory as floats
         block_distance, block_index = nearest(
             queries, _comparable(train[i : i + size], source.scale)
         )
@@ -64,8 +62,8 @@ def neighbours(x: Tensor, source: Dataset) -> tuple[dict[str, Any], Tensor]:
 
 
 def _comparable(x: Tensor, scale: Scale) -> Tensor:
-    """Levels of images, and continuous data in a model's scale, in which their coordinates weigh
-    alike.
+    """Levels of images, and continuous data in a model's scale, in which coordinates have equal
+    weight.
     """
     return x.float() if scale.levels is not None else scale.encode(x).float()
 

@@ -13,13 +13,13 @@ from sdekit_diffusion.data import Dataset
 from sdekit_diffusion.metrics import inception_scores
 from sdekit_diffusion.metrics._inception import Network, outputs, standard_networks
 
-_MIN_CLASSES = 3  # the fewest that a classifier's features tell apart
-_REFERENCE_IMAGES = 10_000  # training images that scores of the standard network are against
+_MIN_CLASSES = 3  # the fewest for features of a classifier
+_REFERENCE_IMAGES = 10_000  # training images that the standard network's scores compare with
 
 
 def distances(x: Tensor, source: Dataset, seed: int) -> dict[str, Any]:
-    """Of samples to data: in features of a classifier where the data are images of known classes,
-    else as they are.
+    """Distances of samples to data: in the features of a classifier if the data are images with
+    class labels, otherwise of the samples themselves.
     """
     classes = (
         0 if source.labels is None or source.test_labels is None else len(source.labels.unique())
@@ -32,11 +32,11 @@ def distances(x: Tensor, source: Dataset, seed: int) -> dict[str, Any]:
 def inception_networks(
     weights: str | Path, source: Dataset, device: torch.device
 ) -> tuple[Network, Network]:
-    """The standard Inception networks, before the work that ends with them.
+    """The standard Inception networks, loaded before the samples are drawn.
 
     Raises:
-        OSError, ImportError: when the weights, or a library, cannot be had.
-        ValueError: for data that are no images, or weights that are none.
+        OSError, ImportError: when the weights, or a library, are not available.
+        ValueError: for data that are not images, or a file that does not hold the weights.
     """
     if source.scale.levels is None:
         raise ValueError(
@@ -68,7 +68,7 @@ def inception_table(
     }
     width = network_outputs["known"][0].shape[1]
     joined_outputs = {name: torch.cat(pair, dim=1) for name, pair in network_outputs.items()}
-    # The outputs are there: all that is left of each network is to choose its own.
+    # Both outputs are computed already: each network selects its own.
     selections: dict[str, Any] = {
         "network": lambda joined: joined[:, :width],
         "classifier": lambda joined: joined[:, width:],
@@ -83,8 +83,8 @@ def inception_table(
 
 
 def coloured(x: Tensor, levels: int) -> Tensor:
-    """Images of levels as uint8 `(n, 3, H, W)`, the levels spread over 0 to 255, grey three
-    times.
+    """Images of levels as uint8 `(n, 3, H, W)`, the levels scaled to 0 to 255, grey repeated
+    three times.
     """
     shades = (
         (torch.arange(levels, dtype=torch.float64) * (255 / (levels - 1))).round().to(torch.uint8)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_MAX_ASPECT = 4  # times as wide
+_MAX_ASPECT = 4  # axes that differ by less share one unit
 _BLUE = "#2b6cb0"
 _GREY = "#718096"
 RATIO = "σ/α"  # noqa: RUF001
@@ -75,7 +75,7 @@ def scatter(panels: list[tuple[str, Tensor]]) -> "Figure":
     low, high = np.quantile(np.concatenate(points), (0.001, 0.999), axis=0)
     centre = (low + high) / 2
     half_widths = np.maximum(0.55 * (high - low), 1e-6 * np.abs(high) + 1e-12)
-    # One unit for both where they are alike.
+    # One unit for both axes if their ranges are similar.
     half_widths = np.where(
         half_widths.max() < _MAX_ASPECT * half_widths, half_widths.max(), half_widths
     )
@@ -93,7 +93,7 @@ def scatter(panels: list[tuple[str, Tensor]]) -> "Figure":
 
 
 def picture(x: Tensor, scale: Scale) -> "Figure":
-    """Samples at a glance: a grid of images, or points by their first two coordinates.
+    """A picture of samples: a grid of images, or points by their first two coordinates.
 
     Raises:
         ValueError: when there are none.
@@ -127,7 +127,7 @@ def forward(model: ScoreModel, source: Dataset, seed: int) -> "Figure":
 
 
 def denoising(model: ScoreModel, source: Dataset, seed: int) -> "Figure":
-    """States of a solve at steps equally far apart, and for images what the model makes of each."""
+    """States of a solve at evenly spaced steps, and for images the denoised ones."""
     device = model.place()[1]
     continuous = source.scale.levels is None
     solution = sample(model, 500 if continuous else 8, seed=seed, save="all", return_solution=True)
@@ -181,8 +181,8 @@ def neighbouring(x: Tensor, nearest: Tensor, scale: Scale) -> "Figure":
 
 
 def loss_curve(run: Path) -> "Figure | None":
-    """The loss by update, as it was and smoothed over a twentieth of the run; None without a
-    record.
+    """The loss by update, raw and smoothed over a twentieth of the run; None if it was not
+    logged.
     """
     path = run / METRICS
     if not path.is_file():

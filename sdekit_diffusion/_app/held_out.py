@@ -1,4 +1,4 @@
-"""The likelihood of held-out samples, and what is known of its error."""
+"""The likelihood of held-out samples, with standard errors."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields, replace
@@ -25,18 +25,18 @@ Array = NDArray[Any]
 
 @dataclass(frozen=True, eq=False)
 class HeldOut:
-    """Likelihoods of held-out samples and what is known of their error.
+    """Likelihoods of held-out samples with their standard errors.
 
     Attributes:
         value: bits per dimension of images, nats of other data; `(n,)`.
-        stderr: the standard error that probes and dequantisation leave in each; 0 for exact traces
-            of data as they are.
+        stderr: the standard error of each from probes and dequantisation; 0 for exact traces of
+            continuous data.
         unit: "bits/dim" or "nats".
-        parts: what the standard error of the mean is made of, see `BitsPerDim.parts`.
+        parts: contributions to the standard error of the mean, see `BitsPerDim.parts`.
         probes: of each trace; 0 for exact traces.
-        draws: of the dequantisation; 0 where there is none.
+        draws: of the dequantisation; 0 for continuous data.
         evaluations: of the model, the mean over the samples.
-        failed: how many samples the solve gave up.
+        failed: the number of samples whose solve failed.
     """
 
     value: Tensor
@@ -49,7 +49,7 @@ class HeldOut:
     failed: int
 
     def sentences(self) -> list[str]:
-        """The mean with its standard error, and what that error is made of, for people."""
+        """The mean, its standard error and the contributions to it, as text."""
         numbers = self.numbers()
         notes = {"probes": f" ({self.probes} a trace)" if self.probes else " (traces are exact)"}
         notes |= {"data": ", dequantisation with it (1 draw)" if self.draws == 1 else ""}
@@ -70,7 +70,7 @@ class HeldOut:
         )
 
     def numbers(self) -> dict[str, Any]:
-        """The mean, its standard error, what that is made of, and what they rest on."""
+        """The mean, its standard error, the contributions to it, and the settings."""
         n = len(self.value)
         values = self.value[~self.value.isnan()]
         return {
@@ -137,7 +137,7 @@ def measured(
 
 
 def summed(bits: BitsPerDim, scale: Scale) -> HeldOut:
-    """What `measured` returned, and what is known of its error."""
+    """The result of `measured`, with its standard error."""
     unit, draws = ("nats", 0) if scale.levels is None else ("bits/dim", len(bits.draws))
     evaluations = float(bits.evaluations.double().mean())
     solved = bits.status == Status.DONE
@@ -149,7 +149,7 @@ def summed(bits: BitsPerDim, scale: Scale) -> HeldOut:
 
 
 def columns(bits: BitsPerDim) -> dict[str, Tensor]:
-    """What is known of every sample, each with the samples first."""
+    """The results as arrays by name, each with the samples along its first axis."""
     return {
         **vars(bits),
         "draws": bits.draws.T,
@@ -158,7 +158,7 @@ def columns(bits: BitsPerDim) -> dict[str, Tensor]:
 
 
 def of_columns(parts: Iterable[Mapping[str, Array]]) -> BitsPerDim:
-    """All samples of parts as `columns` made them."""
+    """The inverse of `columns`, for all samples of several parts."""
     names = [field.name for field in fields(BitsPerDim)]
     parts = list(parts)
     arrays = {

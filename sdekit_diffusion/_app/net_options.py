@@ -1,4 +1,4 @@
-"""Options of the network that a command trains, and what is predicted by it."""
+"""Options of the network to train, and of its prediction."""
 
 import inspect
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from sdekit_diffusion import nets
-from sdekit_diffusion._app.architecture import with_architecture
+from sdekit_diffusion._app.network_arguments import with_network_arguments
 from sdekit_diffusion._app.options import with_names
 from sdekit_diffusion._diffusions.diffusion import AbstractDiffusion
 from sdekit_diffusion._diffusions.names import diffusion
@@ -20,8 +20,7 @@ from sdekit_diffusion._models.prediction import ALIASES, Prediction
 from sdekit_diffusion._models.score_model import Conditioning, ScoreModel
 from sdekit_diffusion.data import Dataset
 
-# What is predicted and what is told of the noise, as published; other networks do as well with the
-# default.
+# Predictions and conditionings as published; other networks do as well with the default.
 _PUBLISHED: dict[str, tuple[Prediction, Conditioning]] = {
     "NCSN": ("score", "time"),
     "NCSNv2": ("noise", "time"),
@@ -34,19 +33,19 @@ _DEFAULT: tuple[Prediction, Conditioning] = ("velocity", "log_snr")
 @with_names
 @dataclass(frozen=True)
 class _Conventions:
-    """The network, and what it is told and predicts. What is left out is as the network has it.
+    """The network, its conditioning and its prediction; defaults are those of the network.
 
     Attributes:
         network: {networks}; a UNet for images and an MLP for other data unless given. A UNet has
             levels down to 16 pixels or an odd size, and an NCSN those of the diffusion, unless
             given. Or one of your own: the folder of a network of diffusers with its scheduler, or
-            package.module:factory, a function without arguments that is imported and makes a
+            package.module:factory, a function without arguments that is imported and returns a
             module or a ScoreModel.
         predicts: what the output means: noise, data, score, velocity or flow. Velocity unless
             given, but as published score for NCSN and noise for NCSNv2.
-        conditioning: what it is told of the noise: log_snr, time, sigma, or two numbers a b for
+        conditioning: its input for the noise level: log_snr, time, sigma, or two numbers a b for
             a t + b, such as 1000 -1 for DDPM's steps from 0. Unless given log_snr, but time for
-            NCSN and NCSNv2, which is told nothing.
+            NCSN and NCSNv2, which ignores it.
     """
 
     network: str | None = None
@@ -54,12 +53,12 @@ class _Conventions:
     conditioning: Conditioning | None = None
 
     def model(self, source: Dataset, sde: str | None, checkpoint: Path | None = None) -> ScoreModel:
-        """A model of a data set to train: untrained, or as a network of the user's own is.
+        """The model to train on a data set: untrained, or as a network of the user's own is.
 
         Arguments:
             source: the data.
             sde: the diffusion; the network's own, or else sub-VP, unless given.
-            begun: the checkpoint that a run of a network of the user's own goes on from.
+            checkpoint: where a run of a network of the user's own resumes.
 
         Raises:
             ValueError: for a name that is not one of these, an option that this network does not
@@ -91,7 +90,7 @@ class _Conventions:
         )
 
     def _load_custom(self, name: str, sde: str | None, source: Dataset) -> ScoreModel | nn.Module:
-        """A network of the user's own, or a model, whose conventions then are no options."""
+        """A network of the user's own, or a model; the conventions of a model are not options."""
         custom = named_model(name)
         fixed_options = [
             *self._constructor_options(),
@@ -118,7 +117,7 @@ class _Conventions:
 
     @staticmethod
     def _require_unset(name: str, fixed_options: Sequence[str], options: dict[str, Any]) -> None:
-        """Refuses options of what a network of the user's own has already."""
+        """Refuses options that a network of the user's own determines."""
         for option in fixed_options:
             if options[option] is not None:
                 raise ValueError(
@@ -126,7 +125,7 @@ class _Conventions:
                 )
 
     def _resume(self, name: str, checkpoint: Path, sde: str | None, source: Dataset) -> ScoreModel:
-        """The model of a run, from Python too, around a network of the user's own."""
+        """The model of a run, also of one from Python, with a network of the user's own."""
         self._require_unset(name, list(self._constructor_options()), asdict(self))
         model = load(checkpoint, net=name)
         requested: dict[str, Any] = {"predicts": ALIASES.get(self.predicts or "", self.predicts)}
@@ -173,7 +172,7 @@ class _Conventions:
 if TYPE_CHECKING:
     Net = _Conventions
 else:
-    Net = with_architecture("Net", _Conventions)
+    Net = with_network_arguments("Net", _Conventions)
 
 
 def _unet_levels(shape: tuple[int, ...]) -> dict[str, list[Any]]:

@@ -20,7 +20,7 @@ Described = TypeVar("Described", bound=Callable[..., Any])
 
 
 def with_names(described: Described) -> Described:
-    """Writes the names that there are into a docstring with {diffusions}, {grids} or {networks}."""
+    """Replaces {diffusions}, {grids} or {networks} in a docstring by the names available."""
     tables = {"diffusions": DIFFUSIONS, "grids": GRIDS, "networks": nets.registry}
     for table, names in tables.items():
         described.__doc__ = (described.__doc__ or "").replace(f"{{{table}}}", ", ".join(names))
@@ -32,10 +32,10 @@ class Loading:
     """How the model of a run is loaded.
 
     Attributes:
-        network: where the run cannot name its network itself: the folder of one of diffusers, or
+        network: for a run that does not record its network: the folder of one of diffusers, or
             package.module:factory, a function of yours without arguments, which is imported and
-            makes it.
-        device: where to: cpu, cuda, cuda:1, ...; under torchrun cuda is one GPU for each process.
+            returns it.
+        device: the device: cpu, cuda, cuda:1, ...; under torchrun cuda is one GPU for each process.
     """
 
     network: str | None = None
@@ -45,24 +45,24 @@ class Loading:
 @with_names
 @dataclass(frozen=True)
 class Sampler:
-    """How to sample, the same for all commands that do. What is left out is as the method has it.
+    """How to sample, for all commands that do. Options left out take the method's defaults.
 
     Attributes:
-        method: default, euler_maruyama, pc, ode or another method of the library; a name that is
-            none lists them.
+        method: default, euler_maruyama, pc, ode or another method of the library; an unknown
+            name lists them.
         steps: how many steps.
-        grid: where they are: {grids}.
+        grid: the grid of the steps: {grids}.
         noise: white, other noise for every number of steps; or path, one Brownian path per sample,
             which more steps refine.
         eta: the noise level: 0 the probability flow, 1 the reverse SDE; above 0 the default method
-            is "sde". Of ddim it is DDIM's own, the part of the noise of ddpm.
+            is "sde". For ddim it is the eta of DDIM, the share of the noise of ddpm.
         sde: the diffusion to sample under: {diffusions}; the model's own unless given.
         end: sigma / alpha where the solve stops.
         denoise: replace each sample by the mean of the data given it, one evaluation more.
         dtype: of the solve; the model's unless given.
         seed: of all noise.
         first: the index of the first sample; sample i depends on the seed and on i alone.
-        batch_size: how many are solved together.
+        batch_size: how many samples are solved together.
     """
 
     method: str = "default"
@@ -79,7 +79,7 @@ class Sampler:
     batch_size: int = 256
 
     def settings(self) -> dict[str, Any]:
-        """All fields as arguments of `sample`; eta as that of the method.
+        """All fields as arguments of `sample`; eta as a field of the method.
 
         Raises:
             ValueError: for an eta that the method does not have, or does not take.
@@ -90,7 +90,7 @@ class Sampler:
         return settings
 
     def _resolve_method(self, eta: float | None) -> AbstractMethod | str:
-        """The method, with its noise level where one is given."""
+        """The method, with its noise level if one is given."""
         if eta is None:
             return self.method
         name = "sde" if eta and self.method == "default" else self.method
@@ -121,4 +121,4 @@ class Estimate:
     tolerance: float = 1e-5
 
 
-QUICK = Estimate(probes=2, draws=1, tolerance=3e-4)  # where it is one number among others
+QUICK = Estimate(probes=2, draws=1, tolerance=3e-4)  # for reports and training runs

@@ -1,5 +1,5 @@
-"""Samples as files: arrays, a picture, a folder of images; part by part, so that memory holds
-one.
+"""Samples as files: arrays, a picture, a folder of images; written in parts, one at a time in
+memory.
 """
 
 import zipfile
@@ -21,10 +21,10 @@ SHARDS = ".shards"
 
 
 def shards_of(out: Path) -> Path:
-    """The folder of the parts of an output, beside it until it is done; itself where it is to stay.
+    """The folder of the parts of an output, beside it; the output itself if it ends in .shards.
 
     Raises:
-        ValueError: for a name that is none of an output.
+        ValueError: for a name that no output has.
     """
     if not out.name or out.suffix not in (*_WRITERS, SHARDS, ""):
         raise ValueError(
@@ -35,11 +35,11 @@ def shards_of(out: Path) -> Path:
 
 
 def require(out: Path, shards: Shards, scale: Scale) -> None:
-    """Refuses what could not be written in the end, before the work.
+    """Refuses outputs that could not be written, before samples are drawn.
 
     Raises:
-        ValueError: for a folder in the place of a file or a file in that of a folder, pictures of
-            none, images of data that are none, or images that are there already.
+        ValueError: for a folder in the place of a file or a file in that of a folder, pictures
+            without samples, images of data that are not images, or images that exist already.
     """
     if out.exists() and out.is_dir() == bool(out.suffix in _WRITERS):
         raise ValueError(
@@ -69,7 +69,7 @@ def assemble(out: Path, shards: Shards, scale: Scale) -> tuple[int, ...]:
     """Makes the output of all parts, in order, and removes them; returns the shape of all samples.
 
     Raises:
-        OSError: where it cannot be written; the parts stay.
+        OSError: when it cannot be written; the parts stay.
     """
     shape = (shards.n, *next(iter(shards))["samples"].shape[1:])
     if out.suffix == SHARDS:
@@ -85,7 +85,7 @@ def assemble(out: Path, shards: Shards, scale: Scale) -> tuple[int, ...]:
 
 
 def table(csv: Path, result: HeldOut) -> None:
-    """The likelihood of each sample, a line each."""
+    """Writes the likelihood of each sample, one per line."""
     columns = np.stack([np.arange(len(result.value)), result.value, result.stderr], axis=1)
     with replace_atomically(csv) as temporary:
         np.savetxt(
@@ -120,7 +120,7 @@ def _write_png(file: IO[bytes], parts: Iterator[Array], n: int, scale: Scale) ->
 
 
 def _write_images(folder: Path, parts: Iterable[Array], shards: Shards, scale: Scale) -> None:
-    """000000.png, ...: by number of the sample; the levels spread over 0 to 255."""
+    """000000.png, ...: by number of the sample; the levels scaled to 0 to 255."""
     try:
         from PIL import Image
     except ImportError as error:

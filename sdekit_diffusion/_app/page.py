@@ -49,7 +49,7 @@ _NAMES = {
 
 
 def page_of(results: dict[str, Any], pictures: Mapping[str, Picture]) -> str:
-    """The HTML of what `write_report` found."""
+    """The HTML page of the results of `write_report`."""
     distances, cards = _distances(results)
     likelihood, card = _likelihood(results["likelihood"])
     sections = {
@@ -83,7 +83,7 @@ def page_of(results: dict[str, Any], pictures: Mapping[str, Picture]) -> str:
 
 
 def _in_words(value: Any) -> str:  # noqa: ANN401 - JSON
-    """A nest of dictionaries in words."""
+    """Nested dictionaries as text."""
     if not isinstance(value, dict):
         return str(value)
     return ", ".join(
@@ -112,8 +112,8 @@ def _frechet(results: dict[str, Any]) -> tuple[str, Card]:
         f"and is right on {results['accuracy']:.1%} of the {results['n_held_out']} held-out "
         "ones. The scale runs from 0, held-out images, to 1, noise; ± is the standard error that "
         "the choice of images leaves. The kernel distance is the squared MMD of the same features "
-        "with KID's kernel, unbiased; the score is exp E KL(p(class | image) | p(class)), as the Inception "
-        "Score is, from 1 to the number of classes."
+        "with KID's kernel, unbiased; the score is exp E KL(p(class | image) | p(class)), as the "
+        "Inception Score is, from 1 to the number of classes."
     )
     head = [
         "against the training images",
@@ -145,7 +145,7 @@ def _cells(row: dict[str, Any]) -> list[str]:
 
 
 def _floors(results: dict[str, Any]) -> tuple[str, Card]:
-    """Distances of samples as they are, beside those between data and data."""
+    """Distances of samples to data, beside those between data and data."""
     n = results["n"]
     text = (
         f"Distances of {n} samples to {n} held-out data, beside those of as many training data: "

@@ -1,4 +1,4 @@
-"""What the arguments of the command line ask for, or what is wrong with them, in one line."""
+"""Parsing of the command line, with errors on one line."""
 
 import contextlib
 import functools
@@ -25,7 +25,7 @@ def parsed(commands: Mapping[str, Command], argv: Sequence[str] | None) -> Calla
         argv: the arguments; those of the process unless given.
 
     Raises:
-        ValueError: for arguments that name none, in one line.
+        ValueError: for arguments that are not a valid command; one line.
         ImportError: without tyro.
     """
     try:
@@ -61,7 +61,7 @@ def _deferred(command: Command) -> Callable[..., Callable[[], None]]:
 
 
 def _message(output: str) -> str:
-    """What tyro wrote, on one line: the text in its box, above the first rule."""
+    """tyro's output on one line: the text in its box, above the first rule."""
     lines = [line.strip("│ ") for line in output.splitlines() if line.startswith("│")]
     text = " ".join(takewhile(lambda line: line[:2] != "──", lines))
     text = text.partition(" Got errors: ")[0]  # of each type in turn
@@ -70,7 +70,7 @@ def _message(output: str) -> str:
 
 
 def _suggestion(commands: Mapping[str, Command], argv: Sequence[str]) -> str:
-    """For a message: what the value of an option that takes one of a few was meant to be."""
+    """For a message: the allowed value of an option that is closest to the one given."""
     if not argv or argv[0] not in commands:
         return ""
     choices = _choices(commands[argv[0]])
@@ -83,7 +83,7 @@ def _suggestion(commands: Mapping[str, Command], argv: Sequence[str]) -> str:
 
 
 def _choices(kind: Any) -> dict[str, tuple[str, ...]]:  # noqa: ANN401
-    """The options of a command, or of a dataclass, that take one of a few names, with these."""
+    """The options of a command, or of a dataclass, that take one of several names, with these."""
     choices: dict[str, tuple[str, ...]] = {}
     for name, hint in get_type_hints(kind).items():
         if is_dataclass(hint):

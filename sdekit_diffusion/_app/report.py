@@ -50,11 +50,11 @@ def write_report(
 
     Arguments:
         run_folder: what `sdekit-diffusion train` wrote.
-        samples: how many samples to draw, and held-out samples to use, or all where there are
+        samples: how many samples to draw, and held-out samples to use, or all if there are
             fewer; 500 images or 2000 others unless given.
         out: the page; report.html in the folder unless given.
         data: the name of the data set; the run's own unless given.
-        sampler: how to sample. Its sde is that of the likelihood too, and its seed that of
+        sampler: how to sample. The likelihood uses its sde too, and its seed is that of
             dequantisation, probes, the classifier and the anchors.
         estimate: how to estimate the likelihood.
         inception: a file with the weights of the standard Inception network, for FID, KID and
@@ -66,8 +66,8 @@ def write_report(
 
     Raises:
         CheckpointError: when the folder is not a run's.
-        ValueError: for fewer than two samples, or damaged files, or Inception weights where the
-            data are no images.
+        ValueError: for fewer than two samples, or damaged files, or Inception weights if the
+            data are not images.
         OSError: when the weights cannot be read.
         ImportError: when an extra is missing.
     """
@@ -138,7 +138,7 @@ def _likelihood(
 
 
 def _about(run: Path, model: ScoreModel, source: Dataset, seed: int) -> dict[str, Any]:
-    """What the numbers are of, and where they were found."""
+    """The data, the model, the recipe and the environment."""
     dtype, device = model.place()
     return {
         "data": {
@@ -165,7 +165,7 @@ def _about(run: Path, model: ScoreModel, source: Dataset, seed: int) -> dict[str
 
 
 def _without_nan(value: Any) -> Any:  # noqa: ANN401 - JSON
-    """The same with None for numbers that JSON does not have."""
+    """The value with None for NaN and infinities, which JSON lacks."""
     if isinstance(value, dict):
         return {key: _without_nan(item) for key, item in value.items()}
     return None if isinstance(value, float) and not math.isfinite(value) else value
@@ -216,7 +216,7 @@ def _make_figures(
 
 
 def _save_pictures(run: Path, figures: dict[str, tuple[str, str, "Figure"]]) -> dict[str, Picture]:
-    """The pictures as PNG, which are in the folder of the run then."""
+    """Saves the pictures to the folder of the run, and returns them as PNG."""
     pictures = {}
     for name, (heading, caption, figure) in figures.items():
         buffer = io.BytesIO()

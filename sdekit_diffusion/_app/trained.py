@@ -1,4 +1,4 @@
-"""What a run folder holds: its model, the name of its data, and what its results depend on."""
+"""The contents of a run folder: its model, the name of its data, and what results depend on."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -16,15 +16,15 @@ from sdekit_diffusion.data import Dataset, Scale
 
 
 def opened(run: str | Path, loading: Loading) -> tuple[ScoreModel, str | None]:
-    """The model of a run, as `load` gives it, and the name of its data, None where that is not
-    known.
+    """The model of a run, as `load` returns it, and the name of its data; None if that is
+    unknown.
     """
     model = load(run, device=available_device(own_device(loading.device)), net=loading.network)
     return model, _data_name(read_config(config_folder(run)))
 
 
 def _data_name(config: Any) -> str | None:  # noqa: ANN401 - JSON
-    """What the notes of a config call the data."""
+    """The name of the data in the notes of a config."""
     for key in ("notes", "data", "name"):
         if not isinstance(config, dict) or key not in config:
             return None
@@ -33,10 +33,10 @@ def _data_name(config: Any) -> str | None:  # noqa: ANN401 - JSON
 
 
 def data_of(run: str | Path, requested: str | None, recorded: str | None) -> str:
-    """The name of the data, as a user gives it or as the run has it.
+    """The name of the data, as the user gives it or as the run records it.
 
     Raises:
-        CheckpointError: when neither says it.
+        CheckpointError: when neither names them.
     """
     name = requested or recorded
     if name is None:
@@ -48,10 +48,10 @@ def data_of(run: str | Path, requested: str | None, recorded: str | None) -> str
 
 
 def source_of(name: str, scale: Scale) -> Dataset:
-    """A data set for a model of data in a scale, which is put in the place of its own.
+    """A data set for a model, with the model's scale instead of its own.
 
     Raises:
-        ValueError: when it cannot be found, or is not of that kind.
+        ValueError: when it does not exist, or is of another kind than the model's data.
     """
     source = datasets.load(name)
     if (source.scale.levels is None) != (scale.levels is None):

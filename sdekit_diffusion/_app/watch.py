@@ -1,4 +1,4 @@
-"""What a training on the command line measures on the way."""
+"""What `sdekit-diffusion train` measures during a training run."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ _VALIDATION_SAMPLES = 2000
 
 @dataclass(frozen=True)
 class Watch:
-    """What is measured of the averaged weights, every so many updates; 0 for never.
+    """What is measured with the averaged weights; intervals in updates, 0 for never.
 
     Attributes:
         validate_every: the loss on up to 2000 held-out samples, to metrics.jsonl; its best

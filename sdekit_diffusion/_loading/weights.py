@@ -1,6 +1,4 @@
-"""Files of weights, read as data: nothing in them is executed, and damage is refused where it can
-be known.
-"""
+"""Files of weights, read as data: nothing in them is executed, and detectable damage is refused."""
 
 import io
 import json
@@ -16,7 +14,7 @@ from torch import Tensor, nn
 from sdekit_diffusion._models.checkpoint import CheckpointError
 
 _PREFIXES = ("module.", "_orig_mod.")  # of nn.DataParallel and torch.compile
-# Torch before it corrupts memory over crafted pickles, even of weights only: CVE-2026-24747.
+# Earlier versions corrupt memory over crafted pickles, even of weights only: CVE-2026-24747.
 _SAFE_TORCH = "2.10"
 
 
@@ -24,7 +22,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file.
 
     Raises:
-        CheckpointError: when there is none.
+        CheckpointError: when the file is missing or damaged.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -43,7 +41,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def read_safetensors(path: Path) -> dict[str, Tensor]:
     """The tensors of a safetensors file, which has no checksum: damage to the numbers themselves
-    cannot be known.
+    is not detected.
 
     Raises:
         CheckpointError: when it is damaged.
@@ -57,8 +55,8 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
 
 
 def read_pickle(path: Path) -> Any:  # noqa: ANN401 - whatever was saved
-    """What `torch.save` wrote, of tensors, numbers, text, lists and dicts: the pickle is never
-    executed.
+    """The content of a file of `torch.save`: tensors, numbers, text, lists and dicts. The pickle is
+    never executed.
 
     Raises:
         CheckpointError: when it holds anything else, or is damaged; or when this version of torch
@@ -89,8 +87,8 @@ def read_pickle(path: Path) -> Any:  # noqa: ANN401 - whatever was saved
 
 
 def _verified_copy(file: BinaryIO) -> BinaryIO:
-    """An archive anew, of members with the right checksums, at which torch does not look: one bit
-    among the attributes of one, and it would return memory that nobody has written to.
+    """A copy of an archive, whose checksums are verified; torch does not verify them, and with a
+    damaged attribute of a member it would return uninitialised memory.
     """
     buffer = io.BytesIO()
     with zipfile.ZipFile(file) as archive, zipfile.ZipFile(buffer, "w") as copy:
@@ -103,8 +101,8 @@ def _verified_copy(file: BinaryIO) -> BinaryIO:
 
 
 def fill(network: nn.Module, state: Mapping[str, Any], source: str) -> None:
-    """Copies tensors into a network, if they are all that it needs, and nothing else; otherwise it
-    is left as it was.
+    """Copies tensors into a network if they are exactly those that it needs; otherwise the network
+    is unchanged.
 
     Raises:
         CheckpointError: for names, shapes or dtypes that are not the network's, and for numbers
@@ -135,7 +133,7 @@ def fill(network: nn.Module, state: Mapping[str, Any], source: str) -> None:
 
 
 def unwrapped(state: Mapping[str, Any], expected: Container[str]) -> dict[str, Any]:
-    """The state with the known names, without the prefix that a wrapper has put before all of
+    """The state with the expected names, without the prefix that a wrapper has added to all of
     them.
     """
     for prefix in _PREFIXES:
@@ -147,7 +145,7 @@ def unwrapped(state: Mapping[str, Any], expected: Container[str]) -> dict[str, A
 
 
 def plain(value: object) -> bool:
-    """Whether this is a tensor with numbers of its own, no more of them than memory holds."""
+    """Whether this is a dense real tensor with no more elements than its storage holds."""
     return (
         isinstance(value, Tensor)
         and value.layout == torch.strided

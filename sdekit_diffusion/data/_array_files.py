@@ -25,7 +25,7 @@ _IDX = {
 
 
 def numpy_arrays(path: Path) -> dict[str, Array]:
-    """The training samples of a .npy or .npz file, and what else there is of a test set and labels,
+    """The training samples of a .npy or .npz file, and its test set and labels if there are any,
     by name.
 
     Raises:
@@ -82,7 +82,7 @@ def idx_arrays(folder: Path) -> dict[str, Array]:
 
 
 def reason(error: Exception) -> str:
-    """What an error says, in one line."""
+    """The message of an error, in one line."""
     return str(error).partition("\n")[0] or type(error).__name__
 
 
@@ -120,7 +120,7 @@ def _read_idx(folder: Path, name: str, ndim: int) -> NDArray[np.uint8]:
                 raise ValueError(f"it begins with {magic.hex()} and not with 000008{ndim:02}")
             sizes = tuple(int(size) for size in np.frombuffer(file.read(4 * ndim), ">u4"))
             require_ratio(math.prod(sizes), path.stat().st_size)
-            content = file.read(math.prod(sizes) + 1)  # one more than there should be
+            content = file.read(math.prod(sizes) + 1)  # one more, to detect trailing bytes
             return np.frombuffer(content, np.uint8).reshape(sizes).copy()
     except Exception as error:  # gzip, zlib and numpy raise several kinds over damaged bytes
         raise ValueError(

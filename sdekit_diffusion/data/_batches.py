@@ -1,4 +1,4 @@
-"""In which order a training sees its samples: a function of the seed and of nothing else."""
+"""The order of samples in a training run, which depends on the seed alone."""
 
 import hashlib
 from abc import ABC, abstractmethod
@@ -9,13 +9,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-_CHECKED_ROWS = 4096  # rows of a tensor that are looked at together
-_FINGERPRINT_ROWS = 1000  # rows, evenly spaced, that tell data from others
+_CHECKED_ROWS = 4096  # rows of a tensor that are checked together
+_FINGERPRINT_ROWS = 1000  # evenly spaced rows that identify the data
 
 
 class Rows(Protocol):
-    """Samples by their number: a tensor, an array, or whatever has a length and takes a tensor of
-    row numbers.
+    """Samples by their number: a tensor, an array, or any object that has a length and takes a
+    tensor of row numbers.
     """
 
     def __len__(self) -> int: ...
@@ -43,12 +43,12 @@ def require_finite(rows: Tensor, numbers: Sequence[int] | np.ndarray) -> None:
 
 
 class AbstractSource(ABC):
-    """Samples for a training run, in an endless order that depends on the seed alone: on no batch
-    size, process or worker.
+    """Samples for a training run, in an endless order that depends on the seed alone: not on
+    batch size, process or worker.
 
     Attributes:
-        fingerprint: identifies the samples, so that a resumed run is refused other data; "" for
-            none.
+        fingerprint: identifies the samples, so that a run is not resumed with other data; "" to
+            skip this check.
 
     Example:
         >>> class Uniform(sd.AbstractSource):
@@ -117,11 +117,11 @@ class Shuffled(AbstractSource):
         )
 
     def _read(self, numbers: np.ndarray) -> Tensor:
-        # an array would take a tensor with one number for that number
+        # an array treats a tensor with one element as a scalar index
         samples = torch.as_tensor(
             self.rows[numbers if isinstance(self.rows, np.ndarray) else torch.from_numpy(numbers)]
         )
-        # Elsewhere each look would synchronise.
+        # On other devices each check would synchronise.
         if not isinstance(self.rows, Tensor) and samples.device.type == "cpu":
             require_finite(samples, numbers)
         return samples

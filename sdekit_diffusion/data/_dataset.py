@@ -1,4 +1,4 @@
-"""Training and test samples, and how arrays become such."""
+"""Training and test samples, and their construction from arrays."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,10 +12,10 @@ from torch import Tensor
 from sdekit_diffusion.data._batches import AbstractSource, Rows
 from sdekit_diffusion.data._scale import Scale
 
-# Of folders and splits the first that is there is held out.
+# The first of these folders or splits that exists is held out.
 HELD_OUT = "test", "validation", "valid", "val"
 _MAX_LEVELS = 2**16
-_SCALE_SAMPLES = 10_000  # samples, for a mean and a deviation
+_SCALE_SAMPLES = 10_000  # for the mean and the standard deviation
 
 Array = NDArray[Any]
 
@@ -28,7 +28,7 @@ class Dataset:
         train: (N, C, H, W) integer levels of images, or (N, ...) floats of continuous data: a
             tensor, samples that are read by their number, or a stream of them.
         test: the same for samples that training never sees, a tensor.
-        scale: between them and what a model is given.
+        scale: between them and the inputs of a model.
         name: what was loaded.
         labels: the classes of the training samples, (N,), or None; of a stream those of `known`.
         test_labels: the classes of the test samples, or None.
@@ -65,7 +65,7 @@ class Dataset:
 
 
 def of_arrays(name: str, arrays: Mapping[str, Array], *, levels: int | None = None) -> Dataset:
-    """Arrays, checked, as a data set; a tenth of the training samples are held out where there is
+    """Arrays, checked, as a data set; a tenth of the training samples are held out if there is
     no test set.
 
     Args:
@@ -120,7 +120,7 @@ def samples(array: Array, name: str, least: int = 1) -> Array:
     """Checks one array and puts images into `(N, C, H, W)`, in their own type, native.
 
     Raises:
-        ValueError: for arrays that are no samples.
+        ValueError: for arrays that are not samples.
     """
     if array.dtype.kind not in "uif":
         raise ValueError(

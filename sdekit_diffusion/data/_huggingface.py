@@ -19,9 +19,9 @@ from sdekit_diffusion.data._stored import Stored, fits, of_stored, scale_of, sta
 from sdekit_diffusion.data._stream import Shard, Stream
 
 _FORMATS = "PNG", "JPEG", "WEBP", "BMP"
-_MAX_HELD_OUT = 1000  # samples of a stream that are held out at most
-_SHARD_SIZE = 1000  # samples of a shard of what is on disk
-# Others of the library's readers have unpickled what they found.
+_MAX_HELD_OUT = 1000  # samples of a stream that are held out, at most
+_SHARD_SIZE = 1000  # samples per shard of a stored data set
+# Other readers of the library have unpickled file contents.
 _FILES = {".parquet": "parquet", ".arrow": "arrow"}
 _SAVED = "dataset_info.json", "dataset_dict.json"  # written by save_to_disk
 
@@ -96,7 +96,7 @@ def from_datasets(
 
 
 def load_datasets(location: str, *, streaming: bool) -> Dataset:
-    """What is named after `hf:` or `hf-stream:`, and after a `#` its column of samples.
+    """The data set named after `hf:` or `hf-stream:`; its column of samples follows a `#`.
 
     A folder that `save_to_disk` wrote, a Parquet file, or what `load_dataset` takes: a folder of
     these or of images, or a name on the hub.
@@ -112,7 +112,7 @@ def load_datasets(location: str, *, streaming: bool) -> Dataset:
     name = f"{'hf-stream' if streaming else 'hf'}:{source}{mark}{column}"
     try:
         if not path.exists() and (source[0] in "/.~" or path.suffix in _FILES):
-            raise FileNotFoundError("it does not exist")  # and is no name to ask the hub for
+            raise FileNotFoundError("it does not exist")  # and must not be looked up on the hub
         if any((path / file).is_file() for file in _SAVED):
             dataset = library.load_from_disk(source)
             if streaming:
@@ -127,7 +127,7 @@ def load_datasets(location: str, *, streaming: bool) -> Dataset:
             )
         else:
             dataset = library.load_dataset(source, streaming=streaming)
-    except Exception as error:  # of its own, of Arrow and of the network
+    except Exception as error:  # the library, Arrow and the network raise many kinds
         raise ValueError(
             f"{name} cannot be opened ({reason(error)}); give a folder that save_to_disk wrote, a "
             ".parquet file, a folder of such files or of images, or a name on the hub"
@@ -241,7 +241,7 @@ def _column(first: dict[str, Any], name: str) -> str:
     """The only column of images or numbers in an example.
 
     Raises:
-        ValueError: when there is none, or more than one.
+        ValueError: when there is not exactly one.
     """
     columns = [key for key, value in first.items() if _is_numeric(value)]
     if len(columns) != 1:
@@ -262,8 +262,8 @@ def _is_numeric(value: Any) -> bool:  # noqa: ANN401
 
 
 def _feature_dtype(feature: Any) -> str | None:  # noqa: ANN401
-    """The type of the numbers in an array or in nested lists of them; None where it is not
-    known.
+    """The type of the numbers in an array or in nested lists of them; None if it is
+    unknown.
     """
     while hasattr(feature, "feature"):
         feature = feature.feature
@@ -271,13 +271,13 @@ def _feature_dtype(feature: Any) -> str | None:  # noqa: ANN401
 
 
 def _classes(labels: Array) -> Array | None:
-    """Labels, unless some are missing, which is often told by -1."""
+    """Labels, or None if some are missing, which -1 often marks."""
     return labels if labels.dtype.kind in "ui" and len(labels) and labels.min() >= 0 else None
 
 
 def _image_bytes(image: dict[str, Any]) -> bytes:
-    """The bytes of an encoded image, from its file, which may be far away, where they are not at
-    hand.
+    """The bytes of an encoded image, from its file, which may be remote, if the example does not
+    hold them.
     """
     if image.get("bytes") is not None:
         return image["bytes"]

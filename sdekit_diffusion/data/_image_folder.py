@@ -17,12 +17,12 @@ _FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG"}
 def of_images(folder: Path) -> Dataset:
     """The png and jpg images of a folder and of those in it, in the order of their names.
 
-    Where it holds folders `train` and `test` (or `validation`, `valid`, `val`) these are the two
-    sets, and where all images are in `train` a part of them is held out. The folders right below
-    are classes when all images are in some.
+    Folders `train` and `test` (or `validation`, `valid`, `val`) are the two sets; if all images are
+    in `train`, a part of them is held out. The folders directly below are classes if each image is
+    in one.
 
     Raises:
-        ValueError: when there are none, one is damaged, or they differ in size or mode.
+        ValueError: when there are no images, one is damaged, or they differ in size or mode.
     """
     train = folder / "train"
     test = next((folder / name for name in HELD_OUT if (folder / name).is_dir()), None)
@@ -62,7 +62,7 @@ def pixels(
     try:
         content = file.read_bytes() if isinstance(file, Path) else file.getvalue()
         with Image.open(BytesIO(content), formats=list(formats)) as image:
-            image.verify()  # the checksums, at which reading does not look
+            image.verify()  # the checksums, which reading does not verify
         with Image.open(BytesIO(content), formats=list(formats)) as image:
             mode = image.mode
             array = np.asarray(image)
@@ -84,7 +84,7 @@ def _paths(folder: Path) -> list[Path]:
 
 
 def _class_name(path: Path, folder: Path) -> str:
-    """The folder right below that an image is in; empty where it is in none."""
+    """The subfolder that an image is in; empty if it is directly in the folder."""
     return "/".join(path.relative_to(folder).parts[:-1][:1])
 
 

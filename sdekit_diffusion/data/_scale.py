@@ -1,4 +1,4 @@
-"""Between data in their own range and dtype and what a model is given."""
+"""The map between data in their own range and dtype and a model's inputs."""
 
 import math
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ _DTYPES = {
 
 @dataclass(frozen=True)
 class Scale:
-    """The scale of the data that a model sees, x = (data + u - shift) / unit, and its inverse.
+    """The scale of a model's data, x = (data + u - shift) / unit, and its inverse.
 
     Levels 0, ..., levels - 1 are dequantised by u, uniform on [0, 1), which makes the density of x
     a bound on their probability (Theis, van den Oord, Bethge, 2016, arXiv 1511.01844). For
@@ -52,7 +52,7 @@ class Scale:
 
     def __post_init__(self) -> None:
         for name in ("shift", "unit"):
-            value = getattr(self, name)  # a list where it comes from JSON
+            value = getattr(self, name)  # a list if it comes from JSON
             object.__setattr__(
                 self,
                 name,
@@ -83,7 +83,7 @@ class Scale:
     def standard(cls, values: Tensor) -> "Scale":
         """The scale that gives continuous data `(N, ...)` mean 0 and standard deviation 1.
 
-        For vectors `(N, d)` in each coordinate.
+        For vectors `(N, d)` this holds for each coordinate.
         """
         std, mean = torch.std_mean(
             values.double(), dim=0 if values.ndim == 2 else None, correction=0

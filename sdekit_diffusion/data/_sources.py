@@ -14,7 +14,7 @@ from sdekit_diffusion.data._image_folder import of_images
 from sdekit_diffusion.data._scale import Scale
 from sdekit_diffusion.data._toys import TOYS
 
-_FASHION = Path("/usr/share/datasets/fashion-mnist")  # where Debian's package puts it
+_FASHION = Path("/usr/share/datasets/fashion-mnist")  # the folder of Debian's package
 
 
 def sources() -> list[str]:

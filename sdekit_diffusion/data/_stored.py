@@ -1,4 +1,4 @@
-"""Samples that stay where they are stored until they are asked for."""
+"""Samples that are read from storage on demand."""
 
 from collections.abc import Callable, Sequence
 
@@ -17,20 +17,20 @@ from sdekit_diffusion.data._dataset import (
 )
 from sdekit_diffusion.data._scale import Scale
 
-_MAX_BYTES_IN_MEMORY = 2**30  # bytes: what is larger stays where it is
-# How many samples of a large set are kept in memory at most, and bytes of them.
+_MAX_BYTES_IN_MEMORY = 2**30  # larger data sets are read on demand
+# Largest number of samples of a large set kept in memory, and of their bytes.
 _MAX_COMPARED = 10_000, 2**28
 _CHUNK = 1000  # samples read together
 
 
 class Stored:
-    """Samples that are read and checked when they are asked for by their numbers, `Rows`.
+    """Samples that are read and checked on demand by their numbers, `Rows`.
 
     Args:
-        n: how many there are.
+        n: the number of samples.
         read: the arrays of samples by their numbers.
-        called: what a sample is called in errors.
-        name: what all are called.
+        sample_name: the name of a sample in errors.
+        name: the name of the data set.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class Stored:
 
     @property
     def nbytes(self) -> int:
-        """How large a sample is."""
+        """The size of a sample."""
         return self._first.nbytes
 
     def arrays(self, numbers: Sequence[int]) -> Array:
@@ -76,7 +76,7 @@ class Stored:
 
 
 class Subset:
-    """Some of other samples, `Rows`."""
+    """A subset of other samples, `Rows`."""
 
     def __init__(self, rows: Rows, numbers: Tensor) -> None:
         self._rows = rows
@@ -95,8 +95,8 @@ def of_stored(
     labels: Array | None = None,
     test_labels: Array | None = None,
 ) -> Dataset:
-    """Stored samples as a data set: in memory, or read when they are asked for where they take more
-    than 1 GiB.
+    """Stored samples as a data set: in memory, or read on demand if they take more than
+    1 GiB.
 
     Raises:
         ValueError: for samples that are not as `of_arrays` describes, or a large set of integers
@@ -135,7 +135,7 @@ def stacked(arrays: Sequence[Array], sample_name: Callable[[int], str]) -> Array
     """Samples in one array.
 
     Raises:
-        ValueError: where shapes or types differ.
+        ValueError: when shapes or types differ.
     """
     for i, array in enumerate(arrays):
         if (array.shape, array.dtype) != (arrays[0].shape, arrays[0].dtype):
@@ -148,15 +148,15 @@ def stacked(arrays: Sequence[Array], sample_name: Callable[[int], str]) -> Array
 
 
 def fits(nbytes: int) -> int:
-    """How many samples of a size are kept in memory at most to compare with."""
+    """The largest number of samples of a size that are kept in memory for comparison."""
     return max(1, min(_MAX_COMPARED[0], _MAX_COMPARED[1] // nbytes))
 
 
 def scale_of(values: Tensor, name: str) -> Scale:
-    """The scale of samples of which only some are known.
+    """The scale of a data set from some of its samples.
 
     Raises:
-        ValueError: for integers whose levels are not known either.
+        ValueError: for integers other than bytes, whose levels are unknown.
     """
     if values.is_floating_point():
         return Scale.standard(values)

@@ -1,4 +1,4 @@
-"""Samples that can only be read one after the other."""
+"""Samples that can only be read in sequence."""
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -13,18 +13,18 @@ Shard = Callable[[], Iterable[Any]]
 
 
 class Stream(AbstractSource):
-    """Examples of shards, each of which is read from its beginning: sets that may be larger
-    than any disk.
+    """Examples of shards, each of which is read from its beginning: data sets may be larger than
+    the disk.
 
     Each epoch visits the shards in a new order and shuffles every `buffer` consecutive examples, by
-    (seed, epoch) alone. To go on at number `first` is to read over what comes before: of its own
-    epoch where the length of one is known, else of all.
+    (seed, epoch) alone. To continue at number `first` is to skip the examples before it: those
+    of its epoch if the length of an epoch is known, otherwise all.
 
     Args:
         shards: the examples of each, from its beginning whenever it is called.
         read: the samples `(batch, *shape)` of examples.
-        buffer: how many examples are shuffled together; they are in memory as they come.
-        fingerprint: what tells these samples from others.
+        buffer: how many examples are shuffled together; they are held in memory as read.
+        fingerprint: identifies the samples.
 
     Raises:
         ValueError: for an empty buffer.

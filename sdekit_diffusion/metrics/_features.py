@@ -1,4 +1,4 @@
-"""Features of a small classifier of the data, for distances that see what makes classes differ."""
+"""Features of a small classifier, for distances that are sensitive to class differences."""
 
 import warnings
 from dataclasses import dataclass
@@ -41,7 +41,7 @@ class ClassifierFeatures:
         return self(x) @ self.head + self.bias
 
     def accuracy(self, x: Samples, labels: ArrayLike) -> float:
-        """The share of samples whose class is right."""
+        """The share of samples classified correctly."""
         return float((self.classes[np.argmax(self.logits(x), axis=1)] == np.asarray(labels)).mean())
 
 

@@ -1,4 +1,4 @@
-"""What a metric is for real samples: no model can be expected below it."""
+"""The value of a metric between real samples, the floor for any model."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

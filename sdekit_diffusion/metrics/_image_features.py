@@ -1,5 +1,5 @@
-"""Features of a small convolutional classifier of images, for distances that see texture as well as
-shape.
+"""Features of a small convolutional classifier of images, for distances that are sensitive to
+texture as well as shape.
 """
 
 from collections.abc import Iterator
@@ -51,7 +51,7 @@ class ImageFeatures:
             return self.head(torch.from_numpy(self(x)).float()).double().numpy()
 
     def accuracy(self, x: Samples, labels: ArrayLike) -> float:
-        """The share of images whose class is right."""
+        """The share of images classified correctly."""
         return float((self.classes[np.argmax(self.logits(x), axis=1)] == np.asarray(labels)).mean())
 
 
@@ -118,7 +118,7 @@ def _batches(n: int) -> Iterator[Tensor]:
 
 
 def _images(x: Samples) -> Tensor:
-    """As float32, averaged down to at most 64 pixels along a side."""
+    """Images as float32, averaged down to at most 64 pixels along a side."""
     shape = np.shape(x)
     if len(shape) != 4:
         raise ValueError(f"x has shape {tuple(shape)}; images are (N, C, H, W)")

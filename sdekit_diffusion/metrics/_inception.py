@@ -1,5 +1,5 @@
-"""FID, KID and Inception Score as torchmetrics has them, with its Inception network or with
-networks that are given.
+"""FID, KID and Inception Score as torchmetrics computes them, with its Inception network or
+with given networks.
 """
 
 import warnings
@@ -127,7 +127,7 @@ def inception_scores(
 
 
 class _PrecomputedFeatures(nn.Module):
-    """The network of a metric whose features are there already."""
+    """The identity, as the network of a metric whose features are computed already."""
 
     def __init__(self, num_features: int) -> None:
         super().__init__()
@@ -140,8 +140,8 @@ class _PrecomputedFeatures(nn.Module):
 def outputs(network: Network, images: Tensor, batch_size: int = 64) -> Tensor:
     """A network's outputs, (N, d), in float64 and without gradients."""
     with torch.no_grad():
-        found = torch.cat([network(batch).flatten(1) for batch in images.split(batch_size)])
-    return found.cpu().double()
+        rows = torch.cat([network(batch).flatten(1) for batch in images.split(batch_size)])
+    return rows.cpu().double()
 
 
 def _torchmetrics() -> ModuleType:
@@ -161,7 +161,7 @@ def standard_networks(weights: str | Path | None, device: torch.device) -> tuple
 
     Raises:
         ImportError, OSError: as `inception_scores`.
-        ValueError: for a file that holds something else than tensors, or those of another network.
+        ValueError: for a file that holds anything but tensors, or those of another network.
     """
     torchmetrics = _torchmetrics()
     if weights is not None:

@@ -1,4 +1,4 @@
-"""What samples have of each mode of a known mixture of Gaussians."""
+"""The share, mean and covariance of samples in each mode of a known mixture of Gaussians."""
 
 import math
 from dataclasses import dataclass
@@ -53,7 +53,7 @@ class Modes:
 
     @property
     def scores(self) -> Matrix:
-        """All scores that are known and distinct, at most K (1 + d + d (d + 1) / 2)."""
+        """All distinct scores that are not NaN, at most K (1 + d + d (d + 1) / 2)."""
         upper = np.triu_indices(self.means.shape[1])
         parts = self.weight_scores, self.mean_scores, self.covariance_scores[:, upper[0], upper[1]]
         values = np.concatenate([part.ravel() for part in parts])
@@ -68,7 +68,7 @@ class Modes:
         """The bound of `worst` for exact samples with this probability, for independent normal
         scores.
 
-        The scores nearly are where each mode has hundreds of samples and modes are separate.
+        The scores are nearly so if each mode has hundreds of samples and modes are separate.
         """
         from scipy.special import ndtri
 
@@ -135,7 +135,7 @@ def modes(x: Samples, law: Mixture) -> Modes:
 
 
 def _fit(u: Matrix, responsibility: Matrix) -> tuple[Matrix, Matrix]:
-    """Mean (d,) and covariance (d, d) of weighted points; NaN where they weigh less than two."""
+    """Mean (d,) and covariance (d, d) of weighted points; NaN if the total weight is below 2."""
     count = responsibility.sum()
     d = u.shape[1]
     if count < 2:

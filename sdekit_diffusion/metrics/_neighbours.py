@@ -1,4 +1,4 @@
-"""Nearest neighbours, and what they say of two sets: how much of each lies where the other is."""
+"""Nearest neighbours, and the precision and recall of samples that they give."""
 
 from typing import NamedTuple
 
@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from sdekit_diffusion.metrics._points import Matrix, Samples, blocks, pair, squares
 
-_SLACK = 1e-12  # of the squared distances, relative to the sets' own size: their rounding
+_SLACK = 1e-12  # rounding of squared distances, relative to the largest squared norms
 
 
 def nearest(x: Samples, reference: Samples) -> tuple[Matrix, NDArray[np.int64]]:

@@ -1,4 +1,4 @@
-"""Sets of samples as matrices, and their distances block by block."""
+"""Sets of samples as matrices, and their distances in blocks."""
 
 from collections.abc import Iterator
 

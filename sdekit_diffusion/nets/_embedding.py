@@ -35,7 +35,7 @@ class TimeEmbedding(nn.Module):
         """Returns features (B, width), in the dtype of the weights, of times t (B,) of any
         dtype.
         """
-        # Phases need t as precise as it was given: the weights may be bfloat16, which has 8 bits.
+        # Phases need the full precision of t: the weights may be bfloat16, which has 8 bits.
         t = t.to(torch.promote_types(t.dtype, torch.float32))[:, None]
         phase = t * self.frequencies.to(t.dtype)
         features = torch.cat([t, phase.sin(), phase.cos()], dim=1)
@@ -43,10 +43,10 @@ class TimeEmbedding(nn.Module):
 
 
 def require_both(x: Tensor, t: Tensor | None) -> Tensor:
-    """t, where x and t are tensors.
+    """t, if x and t are tensors.
 
     Raises:
-        TypeError: where one is not, or t is missing.
+        TypeError: when one is not a tensor, or t is missing.
     """
     if isinstance(x, Tensor) and isinstance(t, Tensor):
         return t

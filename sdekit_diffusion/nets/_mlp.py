@@ -72,7 +72,7 @@ class MLP(nn.Module):
             t: times (B,), of any real dtype.
 
         Raises:
-            TypeError: x or t is no tensor.
+            TypeError: x or t is not a tensor.
             ValueError: x has another event shape, or t is not one time per sample.
         """
         t = require_both(x, t)

@@ -1,5 +1,5 @@
-"""RefineNets for scores of images: NCSNv2, which is told nothing of the noise, and NCSN, which is
-told its level.
+"""RefineNets for scores of images: NCSNv2, which is not conditioned on the noise level, and NCSN,
+which is.
 """
 
 from abc import ABC
@@ -19,8 +19,8 @@ class AbstractRefineNet(nn.Module, ABC):
     Arguments:
         channels, width, multipliers, dilations, centred: as in `NCSNv2`.
         levels: rows of the norms on the way down and at the end.
-        cascades: rows of the norms in the cascades, which pool by means; 0 for none, and for
-            maxima.
+        cascades: rows of the norms in the cascades, which then pool by means; 0 for no norms
+            and pooling by maxima.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class AbstractRefineNet(nn.Module, ABC):
             t: times (B,), of any real dtype.
 
         Raises:
-            TypeError: x or t is no tensor.
+            TypeError: x or t is not a tensor.
             ValueError: x has another rank or number of channels, or t is not one time per sample.
         """
         t = require_both(x, t)
@@ -90,8 +90,8 @@ class AbstractRefineNet(nn.Module, ABC):
         return self.last(h, weights)
 
     def _weights(self, t: Tensor) -> Tensor:
-        """The weight of each level, (B, levels): linear interpolation between the two that t in [0,
-        1] is between.
+        """The weight of each level, (B, levels): linear interpolation between the two
+        levels on either side of t in [0, 1].
         """
         t = t.to(torch.promote_types(t.dtype, torch.float32)).clamp(0, 1)[:, None]
         return functional.relu(
@@ -100,7 +100,7 @@ class AbstractRefineNet(nn.Module, ABC):
 
 
 def _stages(sizes: Sequence[int], dilations: Sequence[int], levels: int) -> list[Residual]:
-    """The way down: two blocks a stage, the first of which takes the features of the one before."""
+    """The way down: two blocks per stage; the first takes the features of the stage before."""
     blocks = []
     above = sizes[0]
     for i, (size, dilation) in enumerate(zip(sizes, dilations, strict=True)):
@@ -112,8 +112,8 @@ def _stages(sizes: Sequence[int], dilations: Sequence[int], levels: int) -> list
 
 
 def _cascades(sizes: Sequence[int], levels: int) -> list[Cascade]:
-    """The way up: one for each stage, from the last to the first, which has more units at its
-    end.
+    """The way up: one for each stage, from the last to the first; the last cascade ends in more
+    units.
     """
     above = [sizes[0], *sizes[:-1]]
     cascades = [Cascade(sizes[-1:], sizes[-1], 3 if len(sizes) == 1 else 1, levels)]
@@ -131,7 +131,7 @@ class NCSNv2(AbstractRefineNet):
     that predicts "noise", under a diffusion with alpha = 1 such as `sdekit_diffusion.NCSN`, has the
     score -net(x) / sigma.
 
-    From the second on a stage halves the image where its dilation is 1 and keeps it otherwise.
+    From the second on, a stage halves the image if its dilation is 1 and keeps its size otherwise.
     Published, all of width 128, are multipliers (1, 2, 2, 2) with dilations (1, 1, 2, 4) for 32 and
     64 pixels, (1, 2, 2, 4, 4) with (1, 1, 1, 2, 4) for 96 and 128, (1, 2, 2, 2, 4, 4) with (1, 1,
     1, 1, 2, 4) for 256. For 8 pixels (1, 2, 2) with (1, 2, 4) is sufficient.

@@ -11,10 +11,10 @@ class InstanceNormPlus(nn.Module):
     """gain ((x - m_c) / s_c + pull (m_c - m) / s) + shift: m_c, s_c of each channel, m, s of the
     m_c over the channels.
 
-    The last term keeps what normalisation takes away, how the channels' means differ. s_c^2 is the
-    mean square over the pixels; s^2 is the unbiased variance, divided by the channels less one, as
-    in the authors' code. Gain, pull and shift have a row for each level; those of a sample are the
-    sum of the rows with its weights.
+    The last term restores the differences of the channels' means, which normalisation removes.
+    s_c^2 is the mean square over the pixels; s^2 is the unbiased variance, divided by the channels
+    less one, as in the authors' code. Gain, pull and shift have a row for each level; those of a
+    sample are the sum of the rows with its weights.
 
     Reference: Song and Ermon 2019, arXiv 1907.05600, appendix A.1; github.com/ermongroup/ncsnv2,
     models/normalization.py.
@@ -42,7 +42,7 @@ def _standardised(x: Tensor, dim: tuple[int, ...], factor: float = 1.0) -> Tenso
 
 
 class Layer(nn.Module):
-    """A norm, unless levels is 0; what is given to come between; a convolution."""
+    """A norm, unless levels is 0; the module `between`; a convolution."""
 
     def __init__(
         self,

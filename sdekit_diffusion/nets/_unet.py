@@ -164,7 +164,7 @@ class UNet(nn.Module):
             t: times (B,), of any real dtype.
 
         Raises:
-            TypeError: x or t is no tensor.
+            TypeError: x or t is not a tensor.
             ValueError: x has another rank, number of channels or size, or t is not one time per
                 sample.
         """

@@ -22,7 +22,7 @@ def arguments(network: type[nn.Module]) -> dict[str, type]:
     return {p.name: _option_type(p.annotation) for p in parameters if p.name not in _FROM_DATA}
 
 
-def with_architecture(name: str, base: type) -> type:
+def with_network_arguments(name: str, base: type) -> type:
     """A frozen dataclass with the fields of a base and those of all networks in `nets.registry`.
 
     An option is None unless given: the network has its own default then.
@@ -49,9 +49,7 @@ def _option_type(annotation: Any) -> type:  # noqa: ANN401
 
 
 def _help(option: str) -> str:
-    """What the networks' docstrings say of an argument, each text after the names of its
-    networks.
-    """
+    """The networks' descriptions of an argument, each after the names of its networks."""
     networks: dict[str, list[str]] = {}
     for name, network in nets.registry.items():
         text = dict(_argument_descriptions(network)).get(option)
