@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 import sdekit_diffusion
-from sdekit_diffusion import Log, Recipe, ScoreModel, Shards
+from sdekit_diffusion import Log, Recipe, Record, ScoreModel, Shards
 from sdekit_diffusion._app import held_out, outputs, report, trained
 from sdekit_diffusion._app.net_options import Net
 from sdekit_diffusion._app.options import QUICK, Estimate, Loading, Sampler, with_names
@@ -101,12 +101,9 @@ def train(
         )
         if rank() == 0:
             seconds = time.perf_counter() - start_time
-            print(
-                f"trained {_training_summary(model, source, data)} in {seconds:.0f} s; wrote {run}"
-            )
-            if records and records[-1].step < recipe.steps:
-                progress = f"{records[-1].step} of {recipe.steps} updates are done"
-                print(f"{progress}; the same command with --resume goes on")
+            summary = _training_summary(model, source, data)
+            print(f"trained {summary} in {seconds:.0f} s; wrote {run}")
+            _print_remaining(records, recipe.steps)
 
 
 def sample(
@@ -267,6 +264,13 @@ def summarise(
                 f"{numbers['seconds']:.0f} s"
             )
         wait()
+
+
+def _print_remaining(records: Sequence[Record], steps: int) -> None:
+    """Says how to continue, if not all updates are complete."""
+    if records and records[-1].step < steps:
+        progress = f"{records[-1].step} of {steps} updates are done"
+        print(f"{progress}; the same command with --resume goes on")
 
 
 def _training_summary(model: ScoreModel, source: Dataset, data: str) -> str:
