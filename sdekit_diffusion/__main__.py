@@ -76,9 +76,8 @@ def train(
     source = sdekit_diffusion.data.load(data)
     with process_group(device) as local_device:
         torch.manual_seed(recipe.seed)
-        model = net.model(source, sde, newest(run) if resume else None).to(
-            available_device(local_device)
-        )
+        place = available_device(local_device)
+        model = net.model(source, sde, newest(run) if resume else None).to(place)
         # All checks come before an older run is deleted.
         require_minutes(minutes, run)
         sdekit_diffusion.Training(model, source.train, recipe, transform=source.scale.encode)

@@ -7,20 +7,14 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from sdekit import (
-    AbstractSolver,
-    NotFiniteError,
-    Point,
-    ReverseSDE,
-    Solution,
-    solve,
-)
+from sdekit import AbstractSolver, ReverseSDE
 from sdekit.elementary import Time, scaled
 from sdekit_diffusion._models.affine import Affine, Function, is_immutable, prepared
 from sdekit_diffusion._models.model import AbstractModel
 from sdekit_diffusion._sampling.coordinates import Coordinates, Span
 from sdekit_diffusion._sampling.grids import AbstractGrid, Native
-from sdekit_diffusion._sampling.method import AbstractMethod, ReverseProblem
+from sdekit_diffusion._sampling.method import ReverseProblem
+from sdekit_diffusion._sampling.on_grid import AbstractGridMethod, Transformed
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,7 +74,7 @@ class _Score:
 
 
 @dataclass(frozen=True, eq=False)
-class InTime(AbstractMethod):
+class InTime(AbstractGridMethod):
     """A solver in the diffusion's own time, on dx = [f - (1 + eta^2)/2 g^2 s] dt + eta g dW.
 
     Arguments:
@@ -108,41 +102,22 @@ class InTime(AbstractMethod):
     steps: int = field(default=1000, kw_only=True)
     grid: AbstractGrid = field(default=Native(), kw_only=True)
 
-    def run(self, problem: ReverseProblem) -> Solution:
+    def transformed(self, problem: ReverseProblem, grid: Tensor) -> Transformed:
         coordinates = problem.coordinates
         score = _Score(problem.model, coordinates)
         equation = ReverseSDE(
             coordinates.sde, score, self.eta, prepare=partial(score.slopes, 0.5 * (1 + self.eta**2))
         )
-        grid = self.points(problem)
         times = torch.as_tensor(coordinates.time(grid))
-
-        def report(point: Point) -> None:
-            assert problem.callback is not None
-            u = coordinates.standard(point.t, point.x)
-            problem.callback(Point(point.step, float(grid[point.step]), u))
-
-        x = coordinates.physical(float(times[0]), problem.u)
-        callback = problem.callback and report
-        try:
-            solution = solve(
-                equation,
-                x,
-                times,
-                solver=self.solver,
-                noise=problem.noise,
-                save=problem.save,
-                callback=callback,
-            )
-        except NotFiniteError as error:
-            raise error.relocated(t=float(coordinates.log_snr(error.t))) from None
-        xs = solution.xs
-        if xs is not None:
-            xs = torch.stack(
-                [coordinates.standard(t, x) for t, x in zip(times.tolist(), xs, strict=True)]
-            )
-        u = coordinates.standard(float(times[-1]), solution.x)
-        return replace(solution, x=u, xs=xs, ts=grid)
+        ts = times.tolist()
+        return Transformed(
+            equation,
+            self.solver,
+            coordinates.physical(ts[0], problem.u),
+            times,
+            lambda i, x: coordinates.standard(ts[i], x),
+            lambda t: float(coordinates.log_snr(t)),
+        )
 
     def knots(self, coordinates: Coordinates, span: Span) -> Tensor:
         """Sixteen knots of the own grid of the diffusion, which may be denser at one end.

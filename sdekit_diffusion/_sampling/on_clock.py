@@ -11,13 +11,8 @@ from torch import Tensor
 from sdekit import (
     AbstractSolver,
     AdamsMoulton,
-    NotFiniteError,
-    Point,
-    Solution,
-    solve,
     uniform,
 )
-from sdekit.elementary import broadcast
 from sdekit_diffusion._models.affine import is_immutable
 from sdekit_diffusion._sampling.clock import (
     Integrand,
@@ -28,7 +23,8 @@ from sdekit_diffusion._sampling.clock import (
 )
 from sdekit_diffusion._sampling.coordinates import Coordinates, Span
 from sdekit_diffusion._sampling.grids import AbstractGrid, Focused
-from sdekit_diffusion._sampling.method import AbstractMethod, ReverseProblem
+from sdekit_diffusion._sampling.method import ReverseProblem
+from sdekit_diffusion._sampling.on_grid import AbstractGridMethod, Transformed
 
 # Steps from which the default rules look one value further back, without noise and with it; and
 # the largest share of `Focused` with which they do so with noise.
@@ -78,7 +74,7 @@ def _plans(coordinates: Coordinates, eta: float, integrand: Integrand) -> dict[H
 
 
 @dataclass(frozen=True, eq=False)
-class OnClock(AbstractMethod):
+class OnClock(AbstractGridMethod):
     """A solver on the clock of the signal-to-noise ratio, where the linear part is exact.
 
     Arguments:
@@ -167,8 +163,7 @@ class OnClock(AbstractMethod):
         )
         return AdamsMoulton(4 if use_long_rule else 3, self_starting=False)
 
-    def run(self, problem: ReverseProblem) -> Solution:
-        grid = self.points(problem)
+    def transformed(self, problem: ReverseProblem, grid: Tensor) -> Transformed:
         if callable(self.eta):
             equation = piecewise_on_clock(
                 problem.model, self._eta_in(problem.coordinates), grid, problem.coordinates.time
@@ -180,32 +175,14 @@ class OnClock(AbstractMethod):
                 equation, plans=_plans(problem.coordinates, self.eta, self.integrand)
             )
             require_clock(problem, *(2 * self.eta**2 * l for l in problem.span))
-        clock = torch.as_tensor(equation.time(grid))
-
-        def report(point: Point) -> None:
-            assert problem.callback is not None
-            problem.callback(
-                Point(point.step, float(grid[point.step]), equation.physical(point.t, point.x))
-            )
-
-        y = problem.u / equation.scale(problem.span[0])
-        callback = problem.callback and report
-        try:
-            solution = solve(
-                equation,
-                y,
-                clock,
-                solver=self.rule,
-                noise=problem.noise,
-                save=problem.save,
-                callback=callback,
-            )
-        except NotFiniteError as error:
-            raise error.relocated(t=float(equation.parameter(error.t))) from None
-        xs = solution.xs
-        if xs is not None:
-            xs = xs * broadcast(equation.scale(grid), xs)
-        return replace(solution, x=solution.x * equation.scale(problem.span[1]), xs=xs, ts=grid)
+        return Transformed(
+            equation,
+            self.rule,
+            problem.u / equation.scale(problem.span[0]),
+            torch.as_tensor(equation.time(grid)),
+            lambda i, y: y * equation.scale(float(grid[i])),
+            lambda t: float(equation.parameter(t)),
+        )
 
     def _eta_in(self, coordinates: Coordinates) -> Callable[[float], float]:
         """eta as a function of the l of standardised coordinates."""

@@ -1,0 +1,68 @@
+"""Methods that solve an equation on a fixed grid, in variables of their own."""
+
+from abc import abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from sdekit import AbstractSDE, AbstractSolver, NotFiniteError, Point, Solution, solve
+from sdekit_diffusion._sampling.method import AbstractMethod, ReverseProblem
+
+
+class Transformed(NamedTuple):
+    """A reverse problem in the variables in which a method solves it.
+
+    Attributes:
+        equation, solver: of the states x.
+        x: the initial state.
+        times: at the points of the grid.
+        to_u: u from the number of a point and the state there.
+        to_l: l from a time.
+    """
+
+    equation: AbstractSDE
+    solver: AbstractSolver
+    x: Tensor
+    times: Tensor
+    to_u: Callable[[int, Tensor], Tensor]
+    to_l: Callable[[float], float]
+
+
+@dataclass(frozen=True, eq=False)
+class AbstractGridMethod(AbstractMethod):
+    """A method that solves an equation on the points of its grid; a subclass defines
+    `transformed`.
+    """
+
+    @abstractmethod
+    def transformed(self, problem: ReverseProblem, grid: Tensor) -> Transformed:
+        """The problem in other variables, for a grid of l."""
+
+    def run(self, problem: ReverseProblem) -> Solution:
+        grid = self.points(problem)
+        equation, solver, x, times, to_u, to_l = self.transformed(problem, grid)
+
+        def report(point: Point) -> None:
+            assert problem.callback is not None
+            l = float(grid[point.step])
+            problem.callback(Point(point.step, l, to_u(point.step, point.x)))
+
+        try:
+            solution = solve(
+                equation,
+                x,
+                times,
+                solver=solver,
+                noise=problem.noise,
+                save=problem.save,
+                callback=problem.callback and report,
+            )
+        except NotFiniteError as error:
+            raise error.relocated(t=to_l(error.t)) from None
+        xs = solution.xs
+        if xs is not None:
+            xs = torch.stack([to_u(i, state) for i, state in enumerate(xs)])
+        return replace(solution, x=to_u(len(grid) - 1, solution.x), xs=xs, ts=grid)
