@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sdekit import AbstractNoise, AbstractSolver, Point, did_you_mean
 from sdekit_diffusion._diffusions.diffusion import AbstractDiffusion
-from sdekit_diffusion._inputs import shape_given
+from sdekit_diffusion._inputs import available_device, shape_given
 from sdekit_diffusion._models.model import AbstractModel
 from sdekit_diffusion._sampling.grids import AbstractGrid
 from sdekit_diffusion._sampling.method import AbstractMethod
@@ -47,7 +47,25 @@ class SampleOptions(TypedDict, total=False):
     save: Literal["last", "all"]
 
 
-def require_counts(n: int, steps: int | None, batch_size: int | None, first: int) -> None:
+def require_options(
+    n: int,
+    steps: int | None,
+    batch_size: int | None,
+    first: int,
+    save: str,
+    return_solution: bool,
+    noise: object,
+) -> None:
+    """Refuses numbers and names that `sample` does not know.
+
+    Raises:
+        TypeError, ValueError: say what is allowed.
+    """
+    _require_counts(n, steps, batch_size, first)
+    _require_choices(save, return_solution, noise)
+
+
+def _require_counts(n: int, steps: int | None, batch_size: int | None, first: int) -> None:
     """Refuses numbers that are not whole, or out of range."""
     for name, value in (("n", n), ("batch_size", batch_size), ("first", first)):
         if not isinstance(value, Integral | None):
@@ -60,7 +78,7 @@ def require_counts(n: int, steps: int | None, batch_size: int | None, first: int
         )
 
 
-def require_choices(save: str, return_solution: bool, noise: object) -> None:
+def _require_choices(save: str, return_solution: bool, noise: object) -> None:
     """Refuses unknown names, and states that would not be returned."""
     if save not in ("last", "all") or (save == "all" and not return_solution):
         raise ValueError(
@@ -72,6 +90,44 @@ def require_choices(save: str, return_solution: bool, noise: object) -> None:
             "noise must be 'white', 'path', or an object such as BrownianPath(seed, knots); not "
             f"{noise!r}{did_you_mean(noise, ('white', 'path'))}"
         )
+
+
+def shape_given_by(shape: tuple[int, ...] | None, x_T: Tensor | None) -> tuple[int, ...] | None:
+    """The shape of one sample where the caller gives it, alone or with the initial states."""
+    return tuple(x_T.shape[1:]) if shape is None and isinstance(x_T, Tensor) else shape
+
+
+def size_of(
+    model: AbstractModel, n: int, shape: tuple[int, ...] | None, x_T: Tensor | None
+) -> tuple[int, tuple[int, ...]]:
+    """The number of samples and the shape of one: of the initial states, or else as given.
+
+    Raises:
+        TypeError, ValueError: for states that cannot be used, and as `shape_of`.
+    """
+    if x_T is None:
+        return n, shape_of(model, shape)
+    _require_start(x_T, n, model)
+    return len(x_T), tuple(x_T.shape[1:])
+
+
+def place_of(
+    model: AbstractModel,
+    dtype: torch.dtype | None,
+    device: torch.device | str | None,
+    x_T: Tensor | None,
+) -> tuple[torch.dtype, torch.device]:
+    """The dtype and the device of the result: as given, else those of the model; but the dtype of
+    x_T where that is wider.
+
+    Raises:
+        TypeError, ValueError: as `dtype_of`, or for a device that cannot be used.
+    """
+    own_dtype, own_device = model.place()
+    return (
+        dtype_of(dtype, x_T, own_dtype),
+        own_device if device is None else available_device(device),
+    )
 
 
 def dtype_of(
@@ -100,7 +156,7 @@ def dtype_of(
     return dtype
 
 
-def require_start(x_T: Tensor, n: int, model: AbstractModel) -> None:
+def _require_start(x_T: Tensor, n: int, model: AbstractModel) -> None:
     """Refuses initial states that are no finite floating tensor, or of another shape or number."""
     if not isinstance(x_T, Tensor) or not x_T.is_floating_point() or x_T.ndim < 1:
         description = x_T.dtype if isinstance(x_T, Tensor) else type(x_T).__name__

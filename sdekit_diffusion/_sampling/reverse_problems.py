@@ -121,7 +121,27 @@ class ReverseProblems:
             error = NotFiniteError(self.steps, t, rows, len(x), unit)
             raise error.relocated(after=i, total=self.n)
 
-    def unfinished(
+    def joined(self, solutions: Sequence[Solution]) -> Tensor | Solution:
+        """The results of all batches: the samples, or the solution where that is wanted."""
+        if not self.full_solution:
+            return torch.cat([solution.x for solution in solutions])
+        return replace(Solution.joined(solutions), seed=self.seed)
+
+    def located(
+        self,
+        error: NotFiniteError | UnfinishedError,
+        problem: ReverseProblem,
+        previous: Sequence[Solution],
+        i: int,
+    ) -> NotFiniteError | UnfinishedError:
+        """The error of a batch that begins at i, in the times of the diffusion and the samples of
+        the call.
+        """
+        if isinstance(error, NotFiniteError):
+            return self.coordinates.locate_failure(error, i, self.n)
+        return self._unfinished(error, problem, previous, i)
+
+    def _unfinished(
         self, error: UnfinishedError, problem: ReverseProblem, previous: Sequence[Solution], i: int
     ) -> UnfinishedError:
         """The error of a batch that begins at i, with the samples of those before it."""

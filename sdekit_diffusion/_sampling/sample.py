@@ -2,8 +2,6 @@
 
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import replace
-from functools import partial
 from typing import Literal, Unpack, overload
 
 import torch
@@ -20,18 +18,16 @@ from sdekit import (
     fresh_seed,
 )
 from sdekit_diffusion._diffusions.diffusion import AbstractDiffusion
-from sdekit_diffusion._inputs import available_device
 from sdekit_diffusion._models.evaluating import evaluating
 from sdekit_diffusion._models.in_batches import batches
 from sdekit_diffusion._models.score_model import as_model
 from sdekit_diffusion._sampling.arguments import (
     Model,
     SampleOptions,
-    dtype_of,
-    require_choices,
-    require_counts,
-    require_start,
-    shape_of,
+    place_of,
+    require_options,
+    shape_given_by,
+    size_of,
 )
 from sdekit_diffusion._sampling.coordinates import Coordinates
 from sdekit_diffusion._sampling.grids import AbstractGrid
@@ -140,56 +136,51 @@ def sample(
         >>> solution.evaluations.tolist()
         [100, 100, 100, 100]
     """
-    event_shape = tuple(x_T.shape[1:]) if shape is None and isinstance(x_T, Tensor) else shape
-    model, diffusion = as_model(model, sde, event_shape)
-    require_counts(n, steps, batch_size, first)
-    require_choices(save, return_solution, noise)
+    model, diffusion = as_model(model, sde, shape_given_by(shape, x_T))
+    require_options(n, steps, batch_size, first, save, return_solution, noise)
     sampler = method_of(method, steps, grid)
-    if x_T is not None:
-        require_start(x_T, n, model)
-    own_dtype, own_device = model.place()
-    dtype = dtype_of(dtype, x_T, own_dtype)
-    device = own_device if device is None else available_device(device)
-    n, event = (n, shape_of(model, shape)) if x_T is None else (len(x_T), tuple(x_T.shape[1:]))
+    n, event = size_of(model, n, shape, x_T)
+    dtype, device = place_of(model, dtype, device, x_T)
     seed = fresh_seed() if seed is None else seed
     coordinates = Coordinates.of(model, diffusion, event)
     span = coordinates.span(model, end)
-    if not sampler.accepts_any_start:
-        warn_of_start(model, coordinates, x_T)
+    warn_of_start(sampler, model, coordinates, x_T)
     noise = noise_of(noise, sampler, coordinates, span, seed=seed, first=first)
-    size = max(1, n if batch_size is None else batch_size)
-    total = sampler.steps * -(-n // size) or None
-    bar = tqdm(total=total, unit="step", desc="sampling") if progress else None
-    reports = progress or callback is not None
-    report = partial(_report, bar, callback, coordinates) if reports else None
+    bar = _bar(n, batch_size, sampler.steps) if progress else None
+    report = _reporter(bar, callback, coordinates)
     problems = ReverseProblems(
         coordinates, span, noise, save, report, n, event, x_T, seed, first, sampler.steps, dtype,
         denoise, return_solution,
     )  # fmt: skip
     solutions = []
     with torch.no_grad(), evaluating(model, n), nullcontext() if bar is None else bar:
-        for i, index, part in batches(model, n, size, device):
+        for i, index, part in batches(model, n, batch_size, device):
             problem = problems.of(index, i, part)
             try:
                 solution = sampler.run(problem)
-            except NotFiniteError as error:
-                raise coordinates.locate_failure(error, i, n) from None
-            except UnfinishedError as error:
-                raise problems.unfinished(error, problem, solutions, i) from None
+            except (NotFiniteError, UnfinishedError) as error:
+                raise problems.located(error, problem, solutions, i) from None
             solutions.append(problems.result(problem, solution, i))
-    if not return_solution:
-        return torch.cat([solution.x for solution in solutions])
-    return replace(Solution.joined(solutions), seed=seed)
+    return problems.joined(solutions)
 
 
-def _report(
-    bar: tqdm | None,
-    callback: Callable[[Point], None] | None,
-    coordinates: Coordinates,
-    point: Point,
-) -> None:
-    """Updates the bar, and calls the callback with a point (step, l, u) as (step, t, x)."""
-    if bar is not None:
-        bar.update(point.step > 0)
-    if callback is not None:
-        callback(coordinates.physical_point(point))
+def _bar(n: int, batch_size: int | None, steps: int) -> tqdm:
+    """A progress bar of the steps of all batches, whose number is unknown where a method has 0."""
+    batches = -(-n // (batch_size or max(1, n)))
+    return tqdm(total=steps * batches or None, unit="step", desc="sampling")
+
+
+def _reporter(
+    bar: tqdm | None, callback: Callable[[Point], None] | None, coordinates: Coordinates
+) -> Callable[[Point], None] | None:
+    """What is called with each point (step, l, u): updates the bar, and calls the callback with
+    (step, t, x). None where there is neither.
+    """
+
+    def report(point: Point) -> None:
+        if bar is not None:
+            bar.update(point.step > 0)
+        if callback is not None:
+            callback(coordinates.physical_point(point))
+
+    return None if bar is None and callback is None else report

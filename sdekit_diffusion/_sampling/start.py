@@ -10,6 +10,7 @@ from torch import Tensor
 
 from sdekit_diffusion._models.model import AbstractModel
 from sdekit_diffusion._sampling.coordinates import Coordinates
+from sdekit_diffusion._sampling.method import AbstractMethod
 
 # Sigma / alpha over the data's standard deviation, below which the shape of the data's law shows at
 # the start.
@@ -22,8 +23,14 @@ _SAMPLES = 64
 _NUMBERS = 2**16
 
 
-def warn_of_start(model: AbstractModel, coordinates: Coordinates, x_T: Tensor | None) -> None:
-    """Warns where the prior is far from the law at the start, or given states are not noise."""
+def warn_of_start(
+    method: AbstractMethod, model: AbstractModel, coordinates: Coordinates, x_T: Tensor | None
+) -> None:
+    """Warns where the prior is far from the law at the start, or given states are not noise, unless
+    the method accepts any start.
+    """
+    if method.accepts_any_start:
+        return
     if x_T is None:
         warn_of_prior(model, coordinates, stacklevel=4)
     else:
