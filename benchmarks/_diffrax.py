@@ -3,6 +3,7 @@
 # pyright: reportMissingImports=false
 
 import importlib.util
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -36,9 +37,30 @@ def ends(name: str, x0: Tensor, path: BrownianPath, steps: int) -> dict[str, Ten
     import diffrax
     import jax
     import jax.numpy as jnp
-    import lineax
 
     jax.config.update("jax_enable_x64", True)
+    w, h = _increments(x0, path, steps)
+    recorded = _recorded_path(steps)
+    terms = _equation(name)
+
+    def end(solver: Any, y0: Any, w: Any, h: Any) -> Any:  # noqa: ANN401
+        return diffrax.diffeqsolve(
+            terms(recorded(w, h)), solver, 0.0, 1.0, 1 / steps, y0, max_steps=2 * steps
+        ).ys[-1]
+
+    result = {}
+    for method in METHODS[name]:
+        x = jax.vmap(end, in_axes=(None, 0, 0, 0))(
+            getattr(diffrax, method)(), jnp.asarray(x0.numpy()), w, h
+        )
+        result[method] = torch.tensor(x.tolist(), dtype=torch.float64)
+    return result
+
+
+def _increments(x0: Tensor, path: BrownianPath, steps: int) -> tuple[Any, Any]:
+    """W and H of each step of the grid as jax's arrays, `(batch, steps, 1)`."""
+    import jax.numpy as jnp
+
     grid = [i / steps for i in range(steps + 1)]
     found = list(path.increments(grid, x0, (1,), levy=True))
     # Path by path: Milstein's Jacobian of all of them together would not fit.
@@ -46,6 +68,13 @@ def ends(name: str, x0: Tensor, path: BrownianPath, steps: int) -> dict[str, Ten
         jnp.asarray(torch.stack([getattr(i, part) for i in found], dim=1).numpy())
         for part in ("w", "h")
     )
+    return w, h
+
+
+def _recorded_path(steps: int) -> Any:  # noqa: ANN401 - a class of diffrax
+    """The class of Brownian paths with given increments on a grid of equal steps."""
+    import diffrax
+    import jax.numpy as jnp
 
     class Recorded(diffrax.AbstractBrownianPath):
         """The increments of the steps of the grid, looked up."""
@@ -76,6 +105,15 @@ def ends(name: str, x0: Tensor, path: BrownianPath, steps: int) -> dict[str, Ten
                 else self.w[i]
             )
 
+    return Recorded
+
+
+def _equation(name: str) -> Callable[[Any], Any]:
+    """diffrax's terms of the equation of that name, as a function of the Brownian path."""
+    import diffrax
+    import jax.numpy as jnp
+    import lineax
+
     def drift(t: Any, x: Any, args: Any) -> Any:  # noqa: ANN401
         return jnp.sin(2 * x) + 0.5 * jnp.cos(3 * t) - 0.3 * x
 
@@ -84,18 +122,7 @@ def ends(name: str, x0: Tensor, path: BrownianPath, steps: int) -> dict[str, Ten
             return lineax.DiagonalLinearOperator((0.6 + 0.3 * jnp.sin(2 * t)) * jnp.ones(1))
         return lineax.DiagonalLinearOperator(0.8 + 0.3 * jnp.cos(2 * x) + 0.2 * jnp.sin(3 * t))
 
-    def end(solver: Any, y0: Any, w: Any, h: Any) -> Any:  # noqa: ANN401
-        terms = diffrax.MultiTerm(
-            diffrax.ODETerm(drift), diffrax.ControlTerm(diffusion, Recorded(w, h))
-        )
-        return diffrax.diffeqsolve(terms, solver, 0.0, 1.0, 1 / steps, y0, max_steps=2 * steps).ys[
-            -1
-        ]
+    def terms(path: Any) -> Any:  # noqa: ANN401
+        return diffrax.MultiTerm(diffrax.ODETerm(drift), diffrax.ControlTerm(diffusion, path))
 
-    result = {}
-    for method in METHODS[name]:
-        x = jax.vmap(end, in_axes=(None, 0, 0, 0))(
-            getattr(diffrax, method)(), jnp.asarray(x0.numpy()), w, h
-        )
-        result[method] = torch.tensor(x.tolist(), dtype=torch.float64)
-    return result
+    return terms

@@ -204,83 +204,86 @@ def kinds(folder: Path) -> list[Kind]:
     """
     _checkpoint(folder)
     names = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
-    refused = (CheckpointError,)
-    values = (ValueError,)
+    return [
+        *_kinds_of_checkpoints(names),
+        *_kinds_of_data(),
+        *_kinds_of_diffusers(),
+        *_kinds_of_score_sde(),
+    ]
 
-    def ours(folder: Path) -> dict[str, Any]:
+
+def _kinds_of_checkpoints(files: list[str]) -> list[Kind]:
+    """Each of the files of our checkpoints."""
+
+    def read(folder: Path) -> dict[str, Any]:
         return _described(load(folder))
 
-    def theirs(folder: Path) -> dict[str, Any]:
+    return [
+        Kind(
+            f"checkpoint, {file.partition('-')[0]}",
+            file,
+            _checkpoint,
+            read,
+            (CheckpointError,),
+            True,
+        )
+        for file in files
+    ]
+
+
+def _kinds_of_data() -> list[Kind]:
+    """Arrays, images and MNIST's files."""
+    rows: list[tuple[str, str, Callable[[Path], None], bool]] = [
+        (".npy of levels", "a.npy", lambda f: np.save(f / "a.npy", _IMAGES), False),
+        (".npy of floats", "a.npy", lambda f: np.save(f / "a.npy", _FLOATS), False),
+        (".npz", "a.npz", lambda f: np.savez(f / "a.npz", train=_IMAGES), True),
+        (".npz of many", "a.npz", lambda f: np.savez(f / "a.npz", train=_MANY), True),
+        (".npz compressed", "a.npz", lambda f: np.savez_compressed(f / "a.npz", _FLOATS), True),
+        ("png", "2.png", _pictures("png"), True),
+        ("MNIST's", "train-images-idx3-ubyte", _idx, False),
+        ("MNIST's compressed", "train-labels-idx1-ubyte.gz", _idx, True),
+        ("jpg", "2.jpg", _pictures("jpg"), False),
+    ]
+    return [
+        Kind(f"data, {name}", file, write, _array, (ValueError,), knows)
+        for name, file, write, knows in rows
+    ]
+
+
+def _kinds_of_diffusers() -> list[Kind]:
+    """The files of a pipeline of diffusers."""
+
+    def read(folder: Path) -> dict[str, Any]:
         return _described(from_diffusers(folder))
 
-    def song(folder: Path) -> dict[str, Any]:
+    weights = "unet/diffusion_pytorch_model"
+    rows = [
+        ("unet/config.json", "unet/config.json", _unet, False),
+        ("scheduler_config.json", "scheduler/scheduler_config.json", _unet, False),
+        ("model_index.json", "model_index.json", _unet, False),
+        (".safetensors", f"{weights}.safetensors", _unet, False),
+        (".bin", f"{weights}.bin", _unet_bin, True),
+    ]
+    return [
+        Kind(f"diffusers, {name}", file, write, read, (CheckpointError,), knows)
+        for name, file, write, knows in rows
+    ]
+
+
+def _kinds_of_score_sde() -> list[Kind]:
+    """A checkpoint of score_sde_pytorch in both formats of torch, and with right checksums."""
+
+    def read(folder: Path) -> dict[str, Any]:
         return _described(from_score_sde(folder / "a.pth", Small(), "ve"))
 
-    weights = "unet/diffusion_pytorch_model"
+    rows = [
+        (".pth", _pth(False), True),
+        (".pth of old torch", _pth(True), False),
+        (".pth with right checksums", _pth(False), False),
+    ]
     return [
-        *(
-            Kind(f"checkpoint, {name.partition('-')[0]}", name, _checkpoint, ours, refused, True)
-            for name in names
-        ),
-        Kind(
-            "data, .npy of levels",
-            "a.npy",
-            lambda f: np.save(f / "a.npy", _IMAGES),
-            _array,
-            values,
-            False,
-        ),
-        Kind(
-            "data, .npy of floats",
-            "a.npy",
-            lambda f: np.save(f / "a.npy", _FLOATS),
-            _array,
-            values,
-            False,
-        ),
-        Kind(
-            "data, .npz",
-            "a.npz",
-            lambda f: np.savez(f / "a.npz", train=_IMAGES),
-            _array,
-            values,
-            True,
-        ),
-        Kind(
-            "data, .npz of many",
-            "a.npz",
-            lambda f: np.savez(f / "a.npz", train=_MANY),
-            _array,
-            values,
-            True,
-        ),
-        Kind(
-            "data, .npz compressed",
-            "a.npz",
-            lambda f: np.savez_compressed(f / "a.npz", _FLOATS),
-            _array,
-            values,
-            True,
-        ),
-        Kind("data, png", "2.png", _pictures("png"), _array, values, True),
-        Kind("data, MNIST's", "train-images-idx3-ubyte", _idx, _array, values, False),
-        Kind("data, MNIST's compressed", "train-labels-idx1-ubyte.gz", _idx, _array, values, True),
-        Kind("data, jpg", "2.jpg", _pictures("jpg"), _array, values, False),
-        Kind("diffusers, unet/config.json", "unet/config.json", _unet, theirs, refused, False),
-        Kind(
-            "diffusers, scheduler_config.json",
-            "scheduler/scheduler_config.json",
-            _unet,
-            theirs,
-            refused,
-            False,
-        ),
-        Kind("diffusers, model_index.json", "model_index.json", _unet, theirs, refused, False),
-        Kind("diffusers, .safetensors", f"{weights}.safetensors", _unet, theirs, refused, False),
-        Kind("diffusers, .bin", f"{weights}.bin", _unet_bin, theirs, refused, True),
-        Kind("score_sde, .pth", "a.pth", _pth(False), song, refused, True),
-        Kind("score_sde, .pth of old torch", "a.pth", _pth(True), song, refused, False),
-        Kind("score_sde, .pth with right checksums", "a.pth", _pth(False), song, refused, False),
+        Kind(f"score_sde, {name}", "a.pth", write, read, (CheckpointError,), knows)
+        for name, write, knows in rows
     ]
 
 

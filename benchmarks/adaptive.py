@@ -39,6 +39,7 @@ SAMPLES = 20_000
 LOW = 50.0**-2
 HIGH = 1e-3**-2
 TOLERANCES = (0.2, 0.05, 1e-2, 2e-3)
+DIMENSIONS = (1, 2, 4, 16)
 
 
 def denoiser(l: Time, x: Tensor) -> Tensor:
@@ -96,57 +97,69 @@ def state_dependent() -> list[dict[str, float]]:
     return rows
 
 
-def main() -> None:
-    torch.set_num_threads(1)
-    result: dict[str, Any] = {
-        "environment": environment(dtype="float64", seed=5, samples=SAMPLES),
-        "rows": [],
-    }
-    for dim in (1, 2, 4, 16):
-        n = SAMPLES // dim
-        noise = torch.randn(n, dim, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-        y0 = LOW * math.sqrt(0.25 + 1 / LOW) * noise
-        knots = geometric(LOW, HIGH, 12).tolist()
-        path = BrownianPath(5, knots)
-        exact = (
-            (solve(EQUATION, y0, geometric(LOW, HIGH, 2000), solver=SRA1(), noise=path).x / HIGH)
-            .square()
-            .mean()
-        )
-        for tol in TOLERANCES:
-            control = PIDController(tol, tol)
-            row = {"dimension": dim, "tolerance": tol}
-            for name, source in (("one path", path), ("drawn again", DrawnAgain(5, knots))):
-                solution = solve(
-                    EQUATION, y0, [LOW, HIGH], solver=SRA1(), noise=source, control=control
-                )
-                variance = (solution.x / HIGH).square().mean()
-                row[name] = float(variance / (exact if name == "one path" else 0.25) - 1)
-                row[f"{name}, evaluations"] = float(solution.evaluations.double().mean())
-                assert solution.rejected is not None
-                row[f"{name}, rejected"] = float(solution.rejected.double().mean())
-            result["rows"].append(row)
-            print(
-                f"d = {dim:2d}  tolerance {tol:5.3f}  one path: bias {100 * row['one path']:7.3f} "
-                f"%  {row['one path, evaluations']:6.1f} evaluations  "
-                f"{row['one path, rejected']:5.2f} rejected   drawn again: bias "
-                f"{100 * row['drawn again']:7.3f} % +- {100 * math.sqrt(2 / SAMPLES):.1f} %",
-                flush=True,
+def additive(dim: int) -> list[dict[str, float]]:
+    """The bias in so many dimensions at each tolerance, with one path and with noise drawn
+    again.
+    """
+    n = SAMPLES // dim
+    noise = torch.randn(n, dim, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    y0 = LOW * math.sqrt(0.25 + 1 / LOW) * noise
+    knots = geometric(LOW, HIGH, 12).tolist()
+    path = BrownianPath(5, knots)
+    exact = (
+        (solve(EQUATION, y0, geometric(LOW, HIGH, 2000), solver=SRA1(), noise=path).x / HIGH)
+        .square()
+        .mean()
+    )
+    rows = []
+    for tol in TOLERANCES:
+        control = PIDController(tol, tol)
+        row = {"dimension": dim, "tolerance": tol}
+        for name, source in (("one path", path), ("drawn again", DrawnAgain(5, knots))):
+            solution = solve(
+                EQUATION, y0, [LOW, HIGH], solver=SRA1(), noise=source, control=control
             )
-    result["state-dependent noise"] = state_dependent()
-    save("adaptive", result)
+            variance = (solution.x / HIGH).square().mean()
+            row[name] = float(variance / (exact if name == "one path" else 0.25) - 1)
+            row[f"{name}, evaluations"] = float(solution.evaluations.double().mean())
+            assert solution.rejected is not None
+            row[f"{name}, rejected"] = float(solution.rejected.double().mean())
+        rows.append(row)
+        print(
+            f"d = {dim:2d}  tolerance {tol:5.3f}  one path: bias {100 * row['one path']:7.3f} "
+            f"%  {row['one path, evaluations']:6.1f} evaluations  "
+            f"{row['one path, rejected']:5.2f} rejected   drawn again: bias "
+            f"{100 * row['drawn again']:7.3f} % +- {100 * math.sqrt(2 / SAMPLES):.1f} %",
+            flush=True,
+        )
+    return rows
+
+
+def draw(rows: list[dict[str, float]]) -> None:
+    """Writes adaptive.png: the bias against the tolerance."""
     figure = Figure(figsize=(5, 3.4), layout="constrained")
     axes = figure.add_subplot()
-    for i, dim in enumerate((1, 2, 4, 16)):
-        rows = [row for row in result["rows"] if row["dimension"] == dim]
+    for i, dim in enumerate(DIMENSIONS):
+        here = [row for row in rows if row["dimension"] == dim]
         for name, style in (("one path", "-o"), ("drawn again", ":x")):
-            biases = [abs(row[name]) for row in rows]
+            biases = [abs(row[name]) for row in here]
             axes.plot(
                 TOLERANCES, biases, style, color=f"C{i}", markersize=4, label=f"d = {dim}, {name}"
             )
     axes.set(xscale="log", yscale="log", xlabel="tolerance", ylabel="|bias of the variance|")
     axes.legend(fontsize=7, frameon=False)
     figure.savefig(RESULTS / "adaptive.png", dpi=120)
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    result: dict[str, Any] = {
+        "environment": environment(dtype="float64", seed=5, samples=SAMPLES),
+        "rows": [row for dim in DIMENSIONS for row in additive(dim)],
+    }
+    result["state-dependent noise"] = state_dependent()
+    save("adaptive", result)
+    draw(result["rows"])
 
 
 if __name__ == "__main__":

@@ -26,6 +26,8 @@ from sdekit_diffusion._sampling.clock import velocity_on_angle
 
 BUDGETS = (10, 19, 20, 50)
 FRACTIONS = (1.0, 0.5, 1 / 3, 0.25, 0.2, 0.1)
+# By evaluations and by what is integrated: geometric mean and largest.
+Summary = dict[int, dict[str, tuple[float, float]]]
 
 
 def digits() -> GaussianMixture:
@@ -67,30 +69,37 @@ def turned(down: Start, c: float, rule: AbstractSolver, steps: int) -> Tensor:
     return coordinates.physical(stop, u)
 
 
-def main() -> None:
+def errors_of(down: Start, exact: Tensor, steps: int) -> dict[str, float]:
+    """The mean error of x(end) by what is integrated."""
+    rule = OnClock(integrand="velocity", steps=steps).rule
+    assert isinstance(rule, AdamsMoulton)
+    other = replace(rule, k=7 - rule.k)
+    ends = {f"{f:.2f}": turned(down, f, rule, steps) for f in FRACTIONS}
+    ends["data"] = down.sampled(OnClock(rule, steps=steps))
+    ends["other rule"] = turned(down, 0.25, other, steps)
+    return {kind: float((x - exact).square().mean(dim=1).sqrt().mean()) for kind, x in ends.items()}
+
+
+def study() -> list[dict[str, Any]]:
+    """A row of errors for each problem, diffusion and number of evaluations."""
     rows: list[dict[str, Any]] = []
     for problem, (law, n) in PROBLEMS.items():
         for name, sde in (("ve", VESDE()), ("vp", VPSDE())):
             down = start(law, sde, n)
             exact = down.sampled(AdaptiveFlow(1e-12, 1e-12, solver=Dopri8()))
             for steps in BUDGETS:
-                rule = OnClock(integrand="velocity", steps=steps).rule
-                assert isinstance(rule, AdamsMoulton)
-                other = replace(rule, k=7 - rule.k)
-                ends = {f"{f:.2f}": turned(down, f, rule, steps) for f in FRACTIONS}
-                ends["data"] = down.sampled(OnClock(rule, steps=steps))
-                ends["other rule"] = turned(down, 0.25, other, steps)
-                errors = {
-                    kind: float((x - exact).square().mean(dim=1).sqrt().mean())
-                    for kind, x in ends.items()
-                }
+                errors = errors_of(down, exact, steps)
                 rows.append({"problem": problem, "sde": name, "evaluations": steps, **errors})
                 figures = "  ".join(f"{kind} {error:.1e}" for kind, error in errors.items())
                 print(
                     f"{problem:16s} {name}  {steps:3d} evaluations  c / data_std: {figures}",
                     flush=True,
                 )
-    kinds = list(rows[0])[3:]
+    return rows
+
+
+def summarised(rows: list[dict[str, Any]], kinds: list[str]) -> Summary:
+    """The errors over the least of their row: geometric mean and largest, over all rows."""
     summary = {}
     for steps in BUDGETS:
         here = [r for r in rows if r["evaluations"] == steps]
@@ -107,10 +116,11 @@ def main() -> None:
         print(
             f"{steps:3d} evaluations, over the least of a row, geometric mean (largest): {figures}"
         )
-    save(
-        "choice",
-        {"environment": environment(dtype="float64", seed=SEED), "rows": rows, "summary": summary},
-    )
+    return summary
+
+
+def draw(summary: Summary, kinds: list[str]) -> None:
+    """Writes choice.png: the errors over the least against c."""
     figure = Figure(figsize=(6, 4), layout="constrained")
     axes = figure.add_subplot()
     for steps in BUDGETS:
@@ -128,6 +138,17 @@ def main() -> None:
     )
     axes.legend(frameon=False)
     figure.savefig(RESULTS / "choice.png", dpi=120)
+
+
+def main() -> None:
+    rows = study()
+    kinds = list(rows[0])[3:]
+    summary = summarised(rows, kinds)
+    save(
+        "choice",
+        {"environment": environment(dtype="float64", seed=SEED), "rows": rows, "summary": summary},
+    )
+    draw(summary, kinds)
 
 
 if __name__ == "__main__":

@@ -179,44 +179,61 @@ def picture(
     figure.savefig(RESULTS / "images.png", dpi=120)
 
 
+def dynamics(
+    name: str, mixture: EmpiricalMixture, settings: NCSNSettings, x_T: Tensor | None
+) -> tuple[dict[str, Any], Tensor]:
+    """What annealed Langevin dynamics with these settings takes, and its samples."""
+    start = time.perf_counter()
+    found = sample(
+        mixture,
+        SAMPLES,
+        sde=settings.sde,
+        method=settings.method,
+        x_T=x_T,
+        seed=SEED,
+        denoise=True,
+        return_solution=True,
+    )
+    row = {
+        "settings": name,
+        "sigma_1": settings.sigmas[0],
+        "L": len(settings.sigmas),
+        "T": settings.steps,
+        "e": settings.step_size,
+        "evaluations": int(found.evaluations[0]),
+        "seconds": time.perf_counter() - start,
+    }
+    return row, found.x
+
+
+def sampled(
+    images: Tensor, mixture: EmpiricalMixture
+) -> tuple[list[dict[str, Any]], dict[str, Tensor]]:
+    """What each run takes, and the samples of each and of the mixture itself."""
+    v2 = ncsnv2_settings(images[0].numel() * ENLARGED**2, sigma_max=max_pairwise_distance(images))
+    runs = {"NCSN": (NCSN_V1, uniform_noise((SAMPLES, *mixture.shape))), "NCSNv2": (v2, None)}
+    rows = []
+    drawn = {"independent draws": mixture.sample(SAMPLES, seed=SEED)}
+    for name, (settings, x_T) in runs.items():
+        row, drawn[name] = dynamics(name, mixture, settings, x_T)
+        rows.append(row)
+    return rows, drawn
+
+
+def indices(x: Tensor, images: Tensor) -> NDArray[np.int64]:
+    """Which image each sample is."""
+    distance, index = nearest(x, images)
+    assert distance.max() < 1e-3, "a denoised sample is an image"
+    return index
+
+
 def main() -> None:
     particulars = environment(dtype="float32", seed=SEED, samples=SAMPLES)
     images, labels = digits()
-    mixture = EmpiricalMixture(images)
-    v2 = ncsnv2_settings(images[0].numel() * ENLARGED**2, sigma_max=max_pairwise_distance(images))
-    runs = {"NCSN": (NCSN_V1, uniform_noise((SAMPLES, *mixture.shape))), "NCSNv2": (v2, None)}
     bottom = floor(labels)
-    rows = []
-    drawn = {"independent draws": mixture.sample(SAMPLES, seed=SEED)}
-    reached = {}
-    for name, (settings, x_T) in runs.items():
-        start = time.perf_counter()
-        found = sample(
-            mixture,
-            SAMPLES,
-            sde=settings.sde,
-            method=settings.method,
-            x_T=x_T,
-            seed=SEED,
-            denoise=True,
-            return_solution=True,
-        )
-        row: dict[str, Any] = {
-            "settings": name,
-            "sigma_1": settings.sigmas[0],
-            "L": len(settings.sigmas),
-            "T": settings.steps,
-        }
-        row |= {
-            "e": settings.step_size,
-            "evaluations": int(found.evaluations[0]),
-            "seconds": time.perf_counter() - start,
-        }
-        rows.append(row)
-        drawn[name] = found.x
-    for name, x in drawn.items():
-        distance, reached[name] = nearest(x, images)
-        assert distance.max() < 1e-3, "a denoised sample is an image"
+    rows, drawn = sampled(images, EmpiricalMixture(images))
+    reached = {name: indices(x, images) for name, x in drawn.items()}
+    taken = [dict(row) for row in rows]
     for row in rows:
         row |= coverage(reached[row["settings"]], labels)
     for key, (mean, deviation) in bottom.items():
@@ -232,13 +249,8 @@ def main() -> None:
             "cost": cost(),
         },
     )
-    for row in rows:
-        print(
-            {
-                key: row[key]
-                for key in ("settings", "sigma_1", "L", "T", "e", "evaluations", "seconds")
-            }
-        )
+    for row in taken:
+        print(row)
     picture(images, drawn, reached, labels)
 
 

@@ -29,6 +29,7 @@ import numpy as np
 import torch
 import torchdiffeq
 from _bench import RESULTS, environment, interleaved, ratio, save
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 from scipy.integrate import solve_ivp
@@ -304,6 +305,15 @@ def curve(run: Callable[[Problem, float], Tensor], batches: list[Problem]) -> Cu
     return found
 
 
+# log p of the points at a tolerance, with exact traces.
+ESTIMATES: dict[str, Callable[[Problem, float], Tensor]] = {
+    "ours": lambda p, tol: ours(p, tol, Exact()).value
+}
+ESTIMATES |= {
+    name: lambda p, tol, name=name: torchdiffeq_cnf(p, tol, name).value for name in SOLVERS
+}
+
+
 def equal_accuracy(sde: str, batches: int = 3) -> dict[str, Any]:
     """Times at a mean error of 1e-5 nats: d = 2, batch 64, float64, exact traces.
 
@@ -312,42 +322,54 @@ def equal_accuracy(sde: str, batches: int = 3) -> dict[str, Any]:
     """
     mixture = full_mixture(2)
     problems = [Problem.of(mixture, sde, 64, seed=1 + i) for i in range(batches)]
-    methods: dict[str, Callable[[Problem, float], Tensor]] = {
-        "ours": lambda p, tol: ours(p, tol, Exact()).value
-    }
-    methods |= {
-        name: lambda p, tol, name=name: torchdiffeq_cnf(p, tol, name).value for name in SOLVERS
-    }
-    curves = {name: curve(run, problems) for name, run in methods.items()}
+    curves = {name: curve(run, problems) for name, run in ESTIMATES.items()}
     tols = {name: tolerance(found) for name, found in curves.items()}
-    first = problems[0]
     row: dict[str, Any] = {"sde": sde, "curves": curves, "tolerance": tols, "error": {}}
-    for name, run in methods.items():
+    for name, run in ESTIMATES.items():
         while (error := statistics.fmean(p.error(run(p, tols[name])) for p in problems)) > TARGET:
             tols[name] *= 0.8
         row["error"][name] = error
     row["evaluations"] = {
-        "ours": float(ours(first, tols["ours"], Exact()).evaluations.double().mean())
+        "ours": float(ours(problems[0], tols["ours"], Exact()).evaluations.double().mean())
     }
     row["evaluations"] |= {
-        name: torchdiffeq_cnf(first, tols[name], name).evaluations for name in SOLVERS
+        name: torchdiffeq_cnf(problems[0], tols[name], name).evaluations for name in SOLVERS
     }
+    row |= times_at(tols, problems[0])
+    print_equal_accuracy(row)
+    return row
+
+
+def times_at(tols: dict[str, float], problem: Problem) -> dict[str, Any]:
+    """Milliseconds of each method at its tolerance, and ours over those of the better of
+    torchdiffeq's, with the closed-form score and with a network.
+    """
+    times: dict[str, Any] = {}
     for label, model, rounds in (
-        ("closed form", mixture, 9),
-        ("network", WithNetwork(mixture, 128, 3), 5),
+        ("closed form", problem.mixture, 9),
+        ("network", WithNetwork(problem.mixture, 128, 3), 5),
     ):
-        timed = Problem(mixture, SDES[sde], first.x, model)
+        timed = Problem(problem.mixture, problem.kernel, problem.x, model)
         seconds = interleaved(
-            {name: functools.partial(run, timed, tols[name]) for name, run in methods.items()},
+            {name: functools.partial(run, timed, tols[name]) for name, run in ESTIMATES.items()},
             rounds,
         )
-        row[f"{label}, ms"] = {
+        times[f"{label}, ms"] = {
             name: 1e3 * statistics.median(values) for name, values in seconds.items()
         }
-        row[f"{label}, ours / torchdiffeq"] = max(ratio(seconds, "ours", name) for name in SOLVERS)
-    for name in methods:
+        times[f"{label}, ours / torchdiffeq"] = max(
+            ratio(seconds, "ours", name) for name in SOLVERS
+        )
+    return times
+
+
+def print_equal_accuracy(row: dict[str, Any]) -> None:
+    """A line for each method, then the ratios with their bars."""
+    sde = row["sde"]
+    for name in ESTIMATES:
         print(
-            f"d = 2 {sde:6s} {name:7s} tolerance {tols[name]:.1e}  error {row['error'][name]:.1e}  "
+            f"d = 2 {sde:6s} {name:7s} tolerance {row['tolerance'][name]:.1e}  error "
+            f"{row['error'][name]:.1e}  "
             f"evaluations {row['evaluations'][name]:5.0f}  closed form "
             f"{row['closed form, ms'][name]:6.1f} ms  with a network "
             f"{row['network, ms'][name]:6.1f} ms"
@@ -358,7 +380,6 @@ def equal_accuracy(sde: str, batches: int = 3) -> dict[str, Any]:
         f"{row['network, ours / torchdiffeq']:.2f} (bar: <= 0.8)",
         flush=True,
     )
-    return row
 
 
 def of_ours(problem: Problem, probes: int) -> tuple[Run, float]:
@@ -379,6 +400,32 @@ def of_procedure(problem: Problem, probes: int) -> tuple[Run, float]:
     return procedure(problem, SEED), math.nan
 
 
+def cases_at_one_tolerance(dim: int, dtype: torch.dtype, sde: str) -> dict[str, tuple[str, int]]:
+    """Methods with their numbers of probes, 0 for exact traces, by label."""
+    probes = (4, 16) if dim > 16 else (0, 8)
+    cases = [(name, k) for k in probes for name in ("ours", "dopri5") if k < 16 or name == "ours"]
+    if dtype == torch.float32:
+        cases.append(("procedure", 1))
+    # As many products as dimensions: once.
+    if dim == 768 and dtype == torch.float64 and sde == "vp":
+        cases.append(("ours", 0))
+    return {f"{name}, {f'{k} probes' if k else 'exact trace'}": (name, k) for name, k in cases}
+
+
+def errors_at_one_tolerance(
+    problem: Problem, estimate: Callable[[Problem, int], tuple[Run, float]], probes: int
+) -> dict[str, float]:
+    """Evaluations and errors of one method, and the standard error that it reports."""
+    run, stderr = estimate(problem, probes)
+    error = run.value - problem.exact
+    return {
+        "evaluations": run.evaluations,
+        "mean error": float(error.abs().mean()),
+        "rms error": float(error.square().mean().sqrt()),
+        "standard error": stderr,
+    }
+
+
 def at_one_tolerance(dim: int, dtype: torch.dtype) -> list[dict[str, Any]]:
     """Errors and evaluations of all at a nominal tolerance of 1e-5; times under VP."""
     wide = dim > 16
@@ -386,56 +433,27 @@ def at_one_tolerance(dim: int, dtype: torch.dtype) -> list[dict[str, Any]]:
     mixture = wide_mixture(dim, torch.float64) if wide else full_mixture(dim)
     model = wide_mixture(dim, dtype) if wide else mixture
     methods = {"ours": of_ours, "dopri5": of_torchdiffeq, "procedure": of_procedure}
-    cases = [
-        (name, k)
-        for k in ((4, 16) if wide else (0, 8))
-        for name in ("ours", "dopri5")
-        if k < 16 or name == "ours"
-    ]
-    cases += [("procedure", 1)] if dtype == torch.float32 else []
-    # As many products as dimensions: once.
-    exact = [("ours", 0)] if dim == 768 and dtype == torch.float64 else []
     for sde, kernel in SDES.items():
-        problem = Problem(
-            mixture, kernel, mixture.sample(4 if wide else 64, seed=1).to(dtype), model
-        )
-        labels = {
-            f"{name}, {f'{k} probes' if k else 'exact trace'}": (name, k)
-            for name, k in cases + (exact if sde == "vp" else [])
-        }
+        x = mixture.sample(4 if wide else 64, seed=1).to(dtype)
+        problem = Problem(mixture, kernel, x, model)
+        cases = cases_at_one_tolerance(dim, dtype, sde)
         seconds: dict[str, list[float]] = {}
         if sde == "vp" and (dtype == torch.float32) == wide:
-            seconds = interleaved(
-                {
-                    label: functools.partial(methods[n], problem, k)
-                    for label, (n, k) in labels.items()
-                },
-                5,
-            )
-        for label, (name, k) in labels.items():
-            run, stderr = methods[name](problem, k)
-            error = run.value - problem.exact
-            row = {
-                "d": dim,
-                "dtype": str(dtype)[6:],
-                "sde": sde,
-                "method": label,
-                "evaluations": run.evaluations,
+            runs = {
+                label: functools.partial(methods[name], problem, k)
+                for label, (name, k) in cases.items()
             }
-            row |= {
-                "mean error": float(error.abs().mean()),
-                "rms error": float(error.square().mean().sqrt()),
-            }
-            row |= {
-                "standard error": stderr,
-                "ms": 1e3 * statistics.median(seconds[label]) if seconds else math.nan,
-            }
+            seconds = interleaved(runs, 5)
+        for label, (name, k) in cases.items():
+            row: dict[str, Any] = {"d": dim, "dtype": str(dtype)[6:], "sde": sde, "method": label}
+            row |= errors_at_one_tolerance(problem, methods[name], k)
+            row["ms"] = 1e3 * statistics.median(seconds[label]) if seconds else math.nan
             rows.append(row)
             print(
                 f"d = {dim:4d} {row['dtype']} {sde:6s}{label:22s} error: mean "
                 f"{row['mean error']:.1e}, "
-                f"rms {row['rms error']:.1e}, reported {stderr:.1e}  evaluations "
-                f"{run.evaluations:4.0f}" + (f"  {row['ms']:7.1f} ms" if seconds else ""),
+                f"rms {row['rms error']:.1e}, reported {row['standard error']:.1e}  evaluations "
+                f"{row['evaluations']:4.0f}" + (f"  {row['ms']:7.1f} ms" if seconds else ""),
                 flush=True,
             )
     return rows
@@ -533,7 +551,9 @@ def cost_of_exact(dims: tuple[int, ...] = (2, 16, 32, 64, 128)) -> list[dict[str
 
 
 def draw(result: dict[str, Any]) -> None:
-    """Error against time in two dimensions, standard error against time in 3,072."""
+    """Writes likelihood.png: error against time in two dimensions, standard error against time in
+    3,072.
+    """
     figure = Figure(figsize=(12, 3.4), layout="constrained")
     panels = figure.subplots(1, 4)
     for axes in panels:
@@ -541,29 +561,38 @@ def draw(result: dict[str, Any]) -> None:
         for axis in (axes.xaxis, axes.yaxis):
             axis.set_minor_formatter(NullFormatter())
     for axes, row in zip(panels, result["equal accuracy"], strict=False):
-        for i, (name, found) in enumerate(row["curves"].items()):
-            ms = [v["ms"] for v in found.values()]
-            errors = [v["error"] for v in found.values()]
-            label = name if name == "ours" else f"torchdiffeq, {name}"
-            axes.plot(ms, errors, "-o", color=("C0", "C3", "C1")[i], markersize=4, label=label)
-        axes.axhline(TARGET, color="0.6", linewidth=1)
-        axes.set(
-            xlabel="ms for a batch of 64",
-            title=f"d = 2, {row['sde']}, exact trace",
-            xlim=(20, 3000),
-            ylim=(2e-8, 2e-4),
-        )
+        draw_equal_accuracy(axes, row)
     panels[0].set_ylabel("mean |error| of log p (nats)")
     panels[0].legend(loc="lower left", fontsize=7, frameon=False)
-    row = result["repeated runs"][1]
-    axes = panels[3]
+    draw_repeated_runs(panels[3], result["repeated runs"][1])
+    figure.savefig(RESULTS / "likelihood.png", dpi=120)
+
+
+def draw_equal_accuracy(axes: Axes, row: dict[str, Any]) -> None:
+    """Draws the error of each method against its time, in two dimensions."""
+    for i, (name, found) in enumerate(row["curves"].items()):
+        ms = [v["ms"] for v in found.values()]
+        errors = [v["error"] for v in found.values()]
+        label = name if name == "ours" else f"torchdiffeq, {name}"
+        axes.plot(ms, errors, "-o", color=("C0", "C3", "C1")[i], markersize=4, label=label)
+    axes.axhline(TARGET, color="0.6", linewidth=1)
+    axes.set(
+        xlabel="ms for a batch of 64",
+        title=f"d = 2, {row['sde']}, exact trace",
+        xlim=(20, 3000),
+        ylim=(2e-8, 2e-4),
+    )
+
+
+def draw_repeated_runs(axes: Axes, row: dict[str, Any]) -> None:
+    """Draws standard errors against time in 3,072 dimensions, by probes and by runs."""
+    probes = (2, 4, 8, 16)
     runs = [1, 2, 4, 8, 16, 32, 64]
-    times = [row["ms"][f"ours, {k} probes"] for k in (2, 4, 8, 16)]
     own = row["standard error"]["ours"]
     one = row["standard error"]["procedure"]
     axes.plot(
-        times,
-        [own * math.sqrt(4 / k) for k in (2, 4, 8, 16)],
+        [row["ms"][f"ours, {k} probes"] for k in probes],
+        [own * math.sqrt(4 / k) for k in probes],
         "-o",
         color="C0",
         markersize=4,
@@ -585,7 +614,6 @@ def draw(result: dict[str, Any]) -> None:
     )
     axes.set_ylabel("standard error of log p (nats)")
     axes.legend(fontsize=7, frameon=False)
-    figure.savefig(RESULTS / "likelihood.png", dpi=120)
 
 
 def main() -> None:
