@@ -106,12 +106,7 @@ def from_score_sde(
     content = weights if isinstance(weights, Mapping) else read_pickle(Path(weights))
     state, averages = _parts(content, ema, source)
     if net is None:
-        raise ValueError(
-            f"{source} holds weights {_kind(state)}, not their network, and ncsnpp, ddpmpp and "
-            "their like are not among sdekit's: pass net=, the module that score_sde_pytorch "
-            "builds from the config of the run, or convert the checkpoint with diffusers' script "
-            "and use from_diffusers"
-        )
+        raise _without_network(state, source)
     state = unwrapped(state, net.state_dict())
     sigmas = state.get("sigmas")
     sde, levels = _with_levels(sde, sigmas, levels)
@@ -141,11 +136,16 @@ def from_score_sde(
     )
 
 
-def _kind(state: Mapping[str, Any]) -> str:
-    """What weights seem to be of."""
-    if any("all_modules." in name for name in state):
-        return "of an NCSN++ or DDPM++"
-    return f"such as {next(iter(state))}"
+def _without_network(state: Mapping[str, Any], source: str) -> ValueError:
+    """The error when weights come without the network that they fill."""
+    ncsnpp = any("all_modules." in name for name in state)
+    kind = "of an NCSN++ or DDPM++" if ncsnpp else f"such as {next(iter(state))}"
+    return ValueError(
+        f"{source} holds weights {kind}, not their network, and ncsnpp, ddpmpp and "
+        "their like are not among sdekit's: pass net=, the module that score_sde_pytorch "
+        "builds from the config of the run, or convert the checkpoint with diffusers' script "
+        "and use from_diffusers"
+    )
 
 
 def _alternatives(
