@@ -436,6 +436,23 @@ class Crash(BaseException):
     """What nothing handles, as a loss of power would not be."""
 
 
+def failing_at(k, fault, *, before):
+    """A wrapper of functions: the k-th call of any of them fails, before or after it was done."""
+    count = itertools.count()
+
+    def wrapped(real):
+        def operation(*arguments, **options):
+            if next(count) != k:
+                return real(*arguments, **options)
+            if not before:
+                real(*arguments, **options)
+            raise fault
+
+        return operation
+
+    return wrapped
+
+
 @pytest.mark.parametrize(
     "fault",
     [OSError(errno.ENOSPC, "No space left on device"), OSError(errno.EROFS, "Read-only"), Crash()],
@@ -457,24 +474,10 @@ def test_faults_at_every_operation_leave_the_old_or_the_new_checkpoint(
     old = model()
     new = model(seed=1)
     outcomes = []
-    k = 0
-    while True:
+    for k in itertools.count():
         folder = tmp_path / f"{k}"
-        count = 0
         save(old, folder, {"which": "old"})
-
-        def failing(real, k=k):
-            def operation(*arguments, **options):
-                nonlocal count
-                count += 1
-                if count != k + 1:
-                    return real(*arguments, **options)
-                if not before:
-                    real(*arguments, **options)
-                raise fault
-
-            return operation
-
+        failing = failing_at(k, fault, before=before)
         with monkeypatch.context() as patch:
             for owner, name in operations:
                 patch.setattr(owner, name, failing(getattr(owner, name)))
@@ -494,7 +497,6 @@ def test_faults_at_every_operation_leave_the_old_or_the_new_checkpoint(
         if not failed:
             break
         outcomes.append(which)
-        k += 1
     assert outcomes[0] == "old"
     assert outcomes == sorted(outcomes, reverse=True)
     assert len(outcomes) >= 8

@@ -26,6 +26,9 @@ from sdekit_diffusion.__main__ import main
 
 RECIPE = Recipe(steps=4, batch_size=8, warmup=2)
 OPTIONS = ["--data", "digits", "--steps", "4", "--batch-size", "8", "--warmup", "2"]
+OWN = ["--network", "own_networks:Own"]
+MADE = ["--network", "own_networks:Made.model"]
+CONVENTIONS = ["--sde", "vp", "--predicts", "noise", "--conditioning", "time"]
 SOURCE = """
 import torch
 from torch import nn
@@ -149,61 +152,45 @@ def test_a_checkpoint_names_no_code(tmp_path):
     assert "own_networks" not in sys.modules
 
 
-def test_the_command_line_trains_and_uses_a_network_of_your_own(tmp_path, capsys):
-    """A module with the conventions of the options; a model with its own. Runs go on by the same
-    command.
-    """
-    options = [
-        *OPTIONS,
-        "--network",
-        "own_networks:Own",
-        "--sde",
-        "vp",
-        "--predicts",
-        "noise",
-        "--conditioning",
-        "time",
-    ]
+def test_a_run_with_a_network_of_your_own_goes_on_by_the_same_command(tmp_path, capsys):
+    """A module with the conventions of the options; samples are those of its model."""
+    options = [*OPTIONS, *OWN, *CONVENTIONS]
     whole = tmp_path / "whole"
     run = tmp_path / "run"
     assert main(["train", str(whole), *options]) == 0
     assert main(["train", str(run), *options, "--minutes", "1e-9"]) == 0
     assert "1 of 4 updates are done" in capsys.readouterr().out
-    assert "was begun with predicts = noise, not data" in refused(
-        capsys,
-        "train",
-        run,
-        *OPTIONS,
-        "--network",
-        "own_networks:Own",
-        "--predicts",
-        "data",
-        "--resume",
-    )
+    again = ["train", run, *OPTIONS, *OWN, "--predicts", "data", "--resume"]
+    assert "was begun with predicts = noise, not data" in refused(capsys, *again)
     again = ["train", run, *options, "--resume"]
     assert "--width is no option of own_networks:Own" in refused(capsys, *again, "--width", "3")
     again[again.index("noise")] = "epsilon"  # another name of the same
     assert main([str(part) for part in again]) == 0
     assert equal(load(run, net="own_networks:Own"), load(whole, net="own_networks:Own"))
-    assert "--width is no option of own_networks:Own" in refused(
-        capsys, "train", tmp_path / "b", *options, "--width", "3"
-    )
-    named = ["--network", "own_networks:Made.model"]
-    assert "--predicts is no option of" in refused(
-        capsys, "train", tmp_path / "b", *OPTIONS, *named, "--predicts", "data"
-    )
-    assert "for samples of shape (1, 8, 8)" in refused(
-        capsys, "train", tmp_path / "b", "--data", "moons", *named
-    )
-    assert not (tmp_path / "b").exists()
-    assert main(["train", str(tmp_path / "b"), *OPTIONS, *named]) == 0
-    assert json.loads((tmp_path / "b" / "config.json").read_text())["sde"]["name"] == "vp"
     assert "--network" in refused(capsys, "sample", run, "--n", 2)
-    for name in named[1:], options[options.index("--network") + 1 :][:1]:
-        assert main(["sample", str(run), "--n", "2", "--steps", "3", "--network", *name]) == 0
+    for named in MADE, OWN:
+        assert main(["sample", str(run), "--n", "2", "--steps", "3", *named]) == 0
     made = np.load(run / "samples.npz")["samples"]
     model = load(run, net="own_networks:Own")
     assert np.array_equal(made, model.scale.decode(sample(model, 2, steps=3, seed=0)).numpy())
+
+
+def test_the_command_line_trains_a_model_of_your_own_with_its_conventions(tmp_path, capsys):
+    """Options of other networks, and of what the model itself says, are refused."""
+    run = tmp_path / "run"
+    options = [*OPTIONS, *OWN, *CONVENTIONS]
+    assert "--width is no option of own_networks:Own" in refused(
+        capsys, "train", run, *options, "--width", "3"
+    )
+    assert "--predicts is no option of" in refused(
+        capsys, "train", run, *OPTIONS, *MADE, "--predicts", "data"
+    )
+    assert "for samples of shape (1, 8, 8)" in refused(
+        capsys, "train", run, "--data", "moons", *MADE
+    )
+    assert not run.exists()
+    assert main(["train", str(run), *OPTIONS, *MADE]) == 0
+    assert json.loads((run / "config.json").read_text())["sde"]["name"] == "vp"
 
 
 @pytest.fixture
@@ -225,31 +212,43 @@ def unet_of(diffusers, seed=0):
     )
 
 
+def saved_pipeline(diffusers, folder):
+    """The scheduler of a pipeline of diffusers that is saved in `pipeline`, its network also in
+    `unet`.
+    """
+    scheduler = diffusers.DDPMScheduler(num_train_timesteps=100, beta_end=0.2)
+    unet = unet_of(diffusers)
+    diffusers.DDPMPipeline(unet, scheduler).save_pretrained(folder / "pipeline")
+    unet.save_pretrained(folder / "unet")
+    return scheduler
+
+
+def trained_from_diffusers(pipeline, run, minutes=None):
+    """The folder of a run on digits that began with the pipeline."""
+    source = data.load("digits")
+    model = from_diffusers(pipeline)
+    model.scale = source.scale
+    fit(
+        model,
+        source.train,
+        RECIPE,
+        transform=source.scale.encode,
+        folder=run,
+        minutes=minutes,
+        progress=False,
+        notes={"data": {"name": "digits"}},
+    )
+    return run
+
+
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 def test_a_run_from_diffusers_reloads_by_one_argument(diffusers, tmp_path, capsys):
     """Begun in Python, stopped, gone on with and used from the command line; `load` takes what
     `from_diffusers` took.
     """
-    scheduler = diffusers.DDPMScheduler(num_train_timesteps=100, beta_end=0.2)
-    unet = unet_of(diffusers)
-    diffusers.DDPMPipeline(unet, scheduler).save_pretrained(tmp_path / "pipeline")
-    unet.save_pretrained(tmp_path / "unet")
-    source = data.load("digits")
-    runs = [tmp_path / "whole", tmp_path / "run"]
-    for run, minutes in zip(runs, (None, 1e-9), strict=True):
-        model = from_diffusers(tmp_path / "pipeline")
-        model.scale = source.scale
-        fit(
-            model,
-            source.train,
-            RECIPE,
-            transform=source.scale.encode,
-            folder=run,
-            minutes=minutes,
-            progress=False,
-            notes={"data": {"name": "digits"}},
-        )
-    whole, run = runs
+    scheduler = saved_pipeline(diffusers, tmp_path)
+    whole = trained_from_diffusers(tmp_path / "pipeline", tmp_path / "whole")
+    run = trained_from_diffusers(tmp_path / "pipeline", tmp_path / "run", minutes=1e-9)
     with pytest.raises(
         CheckpointError,
         match=r"load\(\.\.\., net=\.\.\.\); on the command line name it by --network",

@@ -251,6 +251,11 @@ def test_files(tmp_path, legacy):
     assert torch.equal(again.score(0.5, X), model.score(0.5, X))
 
 
+def assert_untouched(net):
+    """A refused checkpoint leaves the network as it was."""
+    assert torch.equal(net.first, torch.zeros(4))
+
+
 def test_what_is_refused(tmp_path):
     net = Exact(by_sigma)
     named = OrderedDict([("module.all_modules.0.W", torch.ones(3))])
@@ -273,6 +278,14 @@ def test_what_is_refused(tmp_path):
     ):
         with pytest.raises(CheckpointError, match=r"no state dict|not a dict with"):
             from_score_sde(strange, net)
+    with pytest.raises(CheckpointError, match="does not exist"):
+        from_score_sde(tmp_path / "no.pth", net)
+    assert_untouched(net)
+
+
+def test_sigmas_and_levels_that_are_no_noise_levels_are_refused():
+    """Where they are used: VP has no need of the sigmas."""
+    net = Exact(by_sigma)
     damaged = checkpoint()
     damaged["model"]["module.sigmas"] = torch.zeros(100)
     with pytest.raises(CheckpointError, match="sigmas, from 0 to 0, are no noise levels"):
@@ -290,6 +303,11 @@ def test_what_is_refused(tmp_path):
     for levels in (0, 1, 10**9):
         with pytest.raises(ValueError, match="levels must be a number"):
             from_score_sde(checkpoint(), net, "vp", levels=levels)
+    assert_untouched(net)
+
+
+def test_weights_that_are_not_the_networks_are_refused():
+    net = Exact(by_sigma)
     damaged = checkpoint()
     damaged["model"]["module.more"] = torch.ones(1)
     with pytest.raises(CheckpointError, match=r"has 1 that the network has not, such as more"):
@@ -304,11 +322,7 @@ def test_what_is_refused(tmp_path):
         damaged["model"]["module.fourier"] = value
         with pytest.raises(CheckpointError, match="fourier"):
             from_score_sde(damaged, net)
-    assert torch.equal(net.first, torch.zeros(4)), (
-        "a refused checkpoint leaves the network as it was"
-    )
-    with pytest.raises(CheckpointError, match="does not exist"):
-        from_score_sde(tmp_path / "no.pth", net)
+    assert_untouched(net)
 
 
 @needs_safe_torch
