@@ -1,6 +1,7 @@
 """Options of the network to train, and of its prediction."""
 
 import inspect
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -153,8 +154,9 @@ class _Conventions:
                 raise ValueError(
                     f"--{option} is no option of {name}; leave it out, or choose another --network"
                 )
-        arguments |= {"shape": shape} if "shape" in parameters else {"channels": shape[0]}
-        if name == "UNet" and len(shape) == 3 and not {"multipliers", "attention"} & set(arguments):
+        of_data = _arguments_of_data(shape)
+        arguments |= {option: of_data[option] for option in of_data if option in parameters}
+        if name == "UNet" and len(shape) > 1 and not {"multipliers", "attention"} & set(arguments):
             arguments |= _unet_levels(shape)
         if "levels" in parameters and "levels" not in arguments:
             arguments["levels"] = len(sde.levels)
@@ -175,16 +177,28 @@ else:
     Net = with_network_arguments("Net", _Conventions)
 
 
+def _arguments_of_data(shape: tuple[int, ...]) -> dict[str, Any]:
+    """The arguments of networks that follow from the shape of a sample, by their names."""
+    sizes = shape[1:]
+    arguments: dict[str, Any] = {"shape": shape}
+    if shape:
+        arguments["channels"] = shape[0]
+    if sizes:
+        arguments["dimensions"] = len(sizes)
+    if len(sizes) == 2:
+        arguments["size"] = sizes
+    return arguments
+
+
 def _unet_levels(shape: tuple[int, ...]) -> dict[str, list[Any]]:
-    """Levels of a U-Net for images `(C, H, W)`: down to 16 pixels or an odd size, those below the
-    first with attention from 64 pixels on.
+    """Levels of a U-Net for samples `(C, *sizes)`: down to 16 pixels or an odd size, those below
+    the first with attention from 64 pixels on.
     """
-    height, width = shape[1:]
-    areas = [height * width]
-    while areas[-1] > 16 and height % 2 == width % 2 == 0:
-        height = height // 2
-        width = width // 2
-        areas.append(height * width)
+    sizes = list(shape[1:])
+    areas = [math.prod(sizes)]
+    while areas[-1] > 16 and all(size % 2 == 0 for size in sizes):
+        sizes = [size // 2 for size in sizes]
+        areas.append(math.prod(sizes))
     lower_areas = areas[1:]
     return {
         "multipliers": [1, *[2 for _ in lower_areas]],

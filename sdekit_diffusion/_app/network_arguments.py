@@ -11,7 +11,8 @@ from torch import nn
 
 from sdekit_diffusion import nets
 
-_FROM_DATA = ("shape", "channels")  # arguments that follow from the data
+# Arguments that follow from the data.
+_FROM_DATA = ("shape", "channels", "size", "dimensions", "classes", "context", "image")
 _SECTION = re.compile(r"^ *Arg(?:ument)?s:\n(.*?)(?=^\s*\n|\Z)", re.DOTALL | re.MULTILINE)
 _ENTRY = re.compile(r"([\w, ]+): (.*)")
 

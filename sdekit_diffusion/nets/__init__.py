@@ -1,6 +1,10 @@
 """Score networks that import torch only: modules called as `net(x, t)` that return a tensor of the
 shape of x.
 
+Some also receive what is known of each sample, `net(x, t, label=..., context=..., image=...)`:
+those that were built with a number of classes, the length of a context or the channels of an image.
+Their `null` holds the values that stand for unknown.
+
 `config` holds the constructor arguments of a network as JSON, so that
 `registry[name](**net.config)` builds the same network.
 
@@ -13,10 +17,17 @@ Example:
 
 from torch import nn
 
+from sdekit_diffusion.nets._dit import DiT
 from sdekit_diffusion.nets._mlp import MLP
 from sdekit_diffusion.nets._refinenet import NCSN, NCSNv2
 from sdekit_diffusion.nets._unet import UNet
 
-registry: dict[str, type[nn.Module]] = {"MLP": MLP, "NCSN": NCSN, "NCSNv2": NCSNv2, "UNet": UNet}
+registry: dict[str, type[nn.Module]] = {
+    "MLP": MLP,
+    "NCSN": NCSN,
+    "NCSNv2": NCSNv2,
+    "UNet": UNet,
+    "DiT": DiT,
+}
 
-__all__ = ["MLP", "NCSN", "NCSNv2", "UNet", "registry"]
+__all__ = ["MLP", "NCSN", "DiT", "NCSNv2", "UNet", "registry"]

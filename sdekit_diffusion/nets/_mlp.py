@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 from torch.nn import functional
 
+from sdekit_diffusion.nets._conditions import Conditions
 from sdekit_diffusion.nets._embedding import TimeEmbedding, check_time, require_both
 
 
@@ -26,23 +27,38 @@ class _Block(nn.Module):
 
 
 class MLP(nn.Module):
-    """Residual multilayer perceptron on flattened data, modulated by time.
+    """Residual multilayer perceptron on flattened data, modulated by time and by conditions.
 
     Args:
         shape: event shape of the data, () for scalars; a list is accepted, as JSON returns one.
         width: number of hidden features.
         depth: number of residual blocks, of two layers each.
+        classes: the number of classes of labels, 0 for a network without labels.
+        context: the length of a vector that the network receives for each sample, such as the
+            parameters of a simulation, best scaled to numbers around 1; 0 for none.
 
     Raises:
-        ValueError: for an argument that is not positive.
+        ValueError: for a size that is not positive, or a negative number of classes or context.
 
     Example:
         >>> net = sd.nets.MLP(shape=(2,), width=16, depth=2)
         >>> net(torch.zeros(4, 2), torch.full((4,), 0.5)).shape
         torch.Size([4, 2])
+        >>> net = sd.nets.MLP(shape=(2,), width=16, classes=10)
+        >>> net(torch.zeros(4, 2), torch.ones(4), label=torch.tensor([3, 9, 0, -1])).shape
+        torch.Size([4, 2])
+        >>> net.null  # the label of samples of which the class is unknown
+        {'label': -1}
     """
 
-    def __init__(self, shape: Sequence[int] = (2,), width: int = 128, depth: int = 3) -> None:
+    def __init__(
+        self,
+        shape: Sequence[int] = (2,),
+        width: int = 128,
+        depth: int = 3,
+        classes: int = 0,
+        context: int = 0,
+    ) -> None:
         super().__init__()
         if min(width, depth, *shape) < 1:
             raise ValueError(
@@ -63,17 +79,36 @@ class MLP(nn.Module):
         # The network starts at zero, the mean of a standardised target.
         nn.init.zeros_(self.last.weight)
         nn.init.zeros_(self.last.bias)
+        self.conditions = Conditions("MLP", width, classes, context)
+        self.config |= self.conditions.config
 
-    def forward(self, x: Tensor, t: Tensor | None = None) -> Tensor:
+    @property
+    def null(self) -> dict[str, float]:
+        """The value that says unknown, of each condition that the network was built with."""
+        return self.conditions.null
+
+    def forward(
+        self,
+        x: Tensor,
+        t: Tensor | None = None,
+        *,
+        label: Tensor | None = None,
+        context: Tensor | None = None,
+    ) -> Tensor:
         """Returns a tensor of the shape of x.
 
         Args:
             x: data (B, *shape), in the dtype of the weights.
             t: times (B,), of any real dtype.
+            label: integers (B,) from 0 to classes - 1, or -1 where unknown; None where all are.
+            context: numbers (B, context), a row with NaN where unknown; None where all are.
 
         Raises:
-            TypeError: x or t is not a tensor.
-            ValueError: x has another event shape, or t is not one time per sample.
+            TypeError: x or t is not a tensor, label not one of integers, or context not one of
+                floating-point numbers.
+            ValueError: x has another event shape, t is not one time per sample, or a condition has
+                another shape, is one that the network was built without, or, on the CPU, a label
+                that is no class.
         """
         t = require_both(x, t)
         if x.dim() == 0 or x.shape[1:] != self.shape:
@@ -82,7 +117,8 @@ class MLP(nn.Module):
                 f"shape {self.shape}; reshape x or build MLP(shape=...) for your data"
             )
         check_time(x, t)
-        embedding = self.embedding(t)
+        self.conditions.require(x, label, context)
+        embedding = self.conditions(self.embedding(t), label, context)
         h = self.first(x.reshape(len(x), self.size))
         for block in self.blocks:
             h = block(h, embedding)

@@ -1,91 +1,21 @@
-"""A small U-Net for images."""
+"""A small U-Net for images, series and volumes."""
 
-import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from sdekit_diffusion.nets._conditions import Conditions
 from sdekit_diffusion.nets._embedding import TimeEmbedding, check_time, require_both
+from sdekit_diffusion.nets._unet_blocks import Convolutions, Level, norm
 
-
-def _norm(channels: int) -> nn.GroupNorm:
-    # At least four channels in a group: a group of one would erase images that are one pixel large
-    # at the bottom.
-    return nn.GroupNorm(math.gcd(channels, min(8, max(1, channels // 4))), channels)
-
-
-def _zero_conv(inputs: int, outputs: int, size: int) -> nn.Conv2d:
-    conv = nn.Conv2d(inputs, outputs, size, padding=size // 2)
-    for parameter in conv.parameters():
-        nn.init.zeros_(parameter)
-    return conv
-
-
-class _Attention(nn.Module):
-    """x + W softmax(q k^T / sqrt(C)) v over the pixels, in one head.
-
-    Written out, because scaled_dot_product_attention has no second derivative and likelihoods may
-    need one.
-    """
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.norm = _norm(channels)
-        self.qkv = nn.Conv2d(channels, 3 * channels, 1)
-        self.out = _zero_conv(channels, channels, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        q, k, v = self.qkv(self.norm(x)).flatten(2).chunk(3, dim=1)
-        weights = torch.softmax(q.mT @ k / math.sqrt(x.shape[1]), dim=-1)
-        return x + self.out((v @ weights.mT).reshape(x.shape))
-
-
-class _Block(nn.Module):
-    """Residual block: norm, SiLU, convolution; norm, scale and shift by time, SiLU, convolution
-    from zero.
-    """
-
-    def __init__(
-        self, inputs: int, outputs: int, embedding: int, dropout: float, attend: bool
-    ) -> None:
-        super().__init__()
-        self.norm1 = _norm(inputs)
-        self.conv1 = nn.Conv2d(inputs, outputs, 3, padding=1)
-        self.modulation = nn.Linear(embedding, 2 * outputs)
-        self.norm2 = _norm(outputs)
-        self.dropout = nn.Dropout(dropout)
-        self.conv2 = _zero_conv(outputs, outputs, 3)
-        self.skip = nn.Identity() if inputs == outputs else nn.Conv2d(inputs, outputs, 1)
-        self.attention = _Attention(outputs) if attend else nn.Identity()
-
-    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
-        scale, shift = self.modulation(embedding)[:, :, None, None].chunk(2, dim=1)
-        h = self.conv1(functional.silu(self.norm1(x)))
-        h = self.dropout(functional.silu(self.norm2(h) * (1 + scale) + shift))
-        return self.attention(self.skip(x) + self.conv2(h))
-
-
-class _Level(nn.Module):
-    """The residual blocks of one resolution; the first changes the number of channels."""
-
-    def __init__(
-        self, inputs: int, outputs: int, blocks: int, embedding: int, dropout: float, attend: bool
-    ) -> None:
-        super().__init__()
-        first = _Block(inputs, outputs, embedding, dropout, attend)
-        rest = (_Block(outputs, outputs, embedding, dropout, attend) for _ in range(blocks - 1))
-        self.blocks = nn.ModuleList([first, *rest])
-
-    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
-        for block in self.blocks:
-            x = block(x, embedding)
-        return x
+_SIZES = {1: "L", 2: "H, W", 3: "D, H, W"}
+_POOLS = {1: functional.avg_pool1d, 2: functional.avg_pool2d, 3: functional.avg_pool3d}
 
 
 class UNet(nn.Module):
-    """U-Net of residual blocks on images, modulated by time.
+    """U-Net of residual blocks on images, series or volumes, modulated by time and by conditions.
 
     Level i has 1 / 2^i of the resolution; the upward path of a level receives the features of its
     downward path, except in the lowest.
@@ -97,17 +27,30 @@ class UNet(nn.Module):
         blocks: residual blocks of each level, in the downward and in the upward path.
         attention: for each level, whether its blocks end in self-attention over the pixels.
         dropout: probability of dropping a feature inside a block while training.
+        classes, context: as in `MLP`.
+        image: channels of an image that the network receives for each sample, of the same size as
+            x, such as a low resolution scaled up, best scaled to numbers around 1; 0 for none.
+        dimensions: of space: 1 for series (B, channels, L), 2 for images, 3 for volumes.
+        circular: whether space is periodic, so that convolutions continue at the other end and a
+            shift of x by multiples of 2^(levels - 1) shifts the output.
 
     Raises:
         ValueError: for a size that is not positive, `attention` and `multipliers` of different
-            lengths, or a dropout that is not in [0, 1].
+            lengths, other dimensions, a negative number of classes, context or image, or a dropout
+            that is not in [0, 1].
 
     Example:
         >>> net = sd.nets.UNet(channels=1, width=8)
         >>> net(torch.zeros(2, 1, 8, 8), torch.full((2,), 0.5)).shape
         torch.Size([2, 1, 8, 8])
+        >>> net = sd.nets.UNet(channels=2, width=8, image=3, dimensions=1, circular=True)
+        >>> net(torch.zeros(2, 2, 16), torch.ones(2), image=torch.zeros(2, 3, 16)).shape
+        torch.Size([2, 2, 16])
+        >>> net.null  # an image of NaN is unknown
+        {'image': nan}
 
-    Reference: Ho, Jain, Abbeel, Denoising Diffusion Probabilistic Models, 2020, appendix B.
+    Reference: Ho, Jain, Abbeel, Denoising Diffusion Probabilistic Models, 2020, appendix B;
+    classes as in Nichol and Dhariwal, Improved Denoising Diffusion Probabilistic Models, 2021.
     """
 
     def __init__(
@@ -118,18 +61,14 @@ class UNet(nn.Module):
         blocks: int = 1,
         attention: Sequence[bool] = (False, True),
         dropout: float = 0.0,
+        classes: int = 0,
+        context: int = 0,
+        image: int = 0,
+        dimensions: int = 2,
+        circular: bool = False,
     ) -> None:
         super().__init__()
-        if (
-            not multipliers
-            or len(attention) != len(multipliers)
-            or min(channels, width, blocks, *multipliers) < 1
-        ):
-            raise ValueError(
-                "UNet needs positive sizes and one entry of attention for each of multipliers; "
-                f"given {channels=}, {width=}, {blocks=}, multipliers={tuple(multipliers)}, "
-                f"attention={tuple(attention)}"
-            )
+        _require_sizes(channels, width, multipliers, blocks, attention, dimensions)
         self.config: dict[str, int | float | list[int] | list[bool]] = {
             "channels": channels,
             "width": width,
@@ -139,66 +78,134 @@ class UNet(nn.Module):
             "dropout": dropout,
         }
         self.channels = channels
+        self.dimensions = dimensions
         self.divisor = 2 ** (len(multipliers) - 1)
         sizes = [width * m for m in multipliers]
-        above = [sizes[0], *sizes[:-1]]
-        below = [*sizes[1:], 0]
-        features = 2 * width
-        self.embedding = TimeEmbedding(features)
-        self.first = nn.Conv2d(channels, sizes[0], 3, padding=1)
-        self.down = nn.ModuleList()
-        self.up = nn.ModuleList()
-        for size, larger, smaller, attend in zip(sizes, above, below, attention, strict=True):
-            self.down.append(_Level(larger, size, blocks, features, dropout, attend))
-            self.up.append(_Level(smaller + size, size, blocks, features, dropout, attend))
-        self.norm = _norm(sizes[0])
+        convolutions = Convolutions(dimensions, circular)
+        self.embedding = TimeEmbedding(2 * width)
+        self.first = convolutions(channels + (image + 1 if image else 0), sizes[0])
+        self.down, self.up = _paths(convolutions, sizes, blocks, dropout, attention, 2 * width)
+        self.norm = norm(sizes[0])
         # The network starts at zero, the mean of a standardised target.
-        self.last = _zero_conv(sizes[0], channels, 3)
+        self.last = convolutions.zero(sizes[0], channels)
+        self.conditions = Conditions("UNet", 2 * width, classes, context, image)
+        self.config |= self.conditions.config
+        # Configs of images on a plane are those of checkpoints older than the other kinds.
+        self.config |= {"dimensions": dimensions} if dimensions != 2 else {}
+        self.config |= {"circular": True} if circular else {}
 
-    def forward(self, x: Tensor, t: Tensor | None = None) -> Tensor:
+    @property
+    def null(self) -> dict[str, float]:
+        """The value that says unknown, of each condition that the network was built with."""
+        return self.conditions.null
+
+    def forward(
+        self,
+        x: Tensor,
+        t: Tensor | None = None,
+        *,
+        label: Tensor | None = None,
+        context: Tensor | None = None,
+        image: Tensor | None = None,
+    ) -> Tensor:
         """Returns a tensor of the shape of x.
 
         Args:
-            x: images (B, channels, H, W), in the dtype of the weights; H and W divisible by
-                2^(levels - 1).
+            x: images (B, channels, H, W), series (B, channels, L) or volumes (B, channels, D, H,
+                W), in the dtype of the weights; sizes divisible by 2^(levels - 1).
             t: times (B,), of any real dtype.
+            label, context: as in `MLP`.
+            image: floating-point numbers (B, image, H, W), of the size of x; a sample with NaN
+                where unknown; None where all are.
 
         Raises:
-            TypeError: x or t is not a tensor.
-            ValueError: x has another rank, number of channels or size, or t is not one time per
-                sample.
+            TypeError: x or t is not a tensor, label not one of integers, or context or image not
+                one of floating-point numbers.
+            ValueError: x has another rank, number of channels or size, t is not one time per
+                sample, or a condition has another shape, is one that the network was built
+                without, or, on the CPU, a label that is no class.
         """
         t = require_both(x, t)
         self._check(x)
         check_time(x, t)
-        embedding = self.embedding(t)
-        h = self.first(x)
-        skips = []
-        if self.training:
+        self.conditions.require(x, label, context, image)
+        embedding = self.conditions(self.embedding(t), label, context)
+        h = self.first(self.conditions.append_image(x, image))
+        if self.training and self.dimensions == 2:
             # All that follows keeps this layout, in which a training step of the default network on
             # 128 images of 8 x 8 took 44 ms on two cores, 57 in the other; widths 24 and 40 gained
             # -6 and 9 %. Evaluation gains nothing, and group norm in this layout refuses vmap and
             # forward derivatives.
             h = h.contiguous(memory_format=torch.channels_last)
+        return self.last(functional.silu(self.norm(self._levels(h, embedding))))
+
+    def _levels(self, h: Tensor, embedding: Tensor) -> Tensor:
+        """The way down and up again."""
+        skips = []
         for i, level in enumerate(self.down):
-            h = level(h if i == 0 else functional.avg_pool2d(h, 2), embedding)
+            h = level(_POOLS[self.dimensions](h, 2) if i else h, embedding)
             skips.append(h)
         h = self.up[-1](h, embedding)
         for level, skip in zip(reversed(self.up[:-1]), reversed(skips[:-1]), strict=True):
             h = level(
                 torch.cat([functional.interpolate(h, scale_factor=2), skip], dim=1), embedding
             )
-        return self.last(functional.silu(self.norm(h)))
+        return h
 
     def _check(self, x: Tensor) -> None:
-        if x.dim() != 4 or x.shape[1] != self.channels:
+        if x.dim() != self.dimensions + 2 or x.shape[1] != self.channels:
             raise ValueError(
-                f"x has shape {tuple(x.shape)} but this UNet was built for (B, {self.channels}, H, "
-                "W); reshape x or build UNet(channels=...) for your images"
+                f"x has shape {tuple(x.shape)} but this UNet was built for (B, {self.channels}, "
+                f"{_SIZES[self.dimensions]}); reshape x or build UNet(channels=..., "
+                "dimensions=...) for your data"
             )
-        if min(x.shape[2:]) < 1 or x.shape[2] % self.divisor or x.shape[3] % self.divisor:
+        if min(x.shape[2:]) < 1 or any(size % self.divisor for size in x.shape[2:]):
             raise ValueError(
-                f"x has images of {x.shape[2]} x {x.shape[3]} but this UNet halves them "
-                f"{len(self.down) - 1} times, so both sizes must be positive multiples of "
+                f"x has images of {' x '.join(map(str, x.shape[2:]))} but this UNet halves them "
+                f"{len(self.down) - 1} times, so all sizes must be positive multiples of "
                 f"{self.divisor}; pad the images or use fewer multipliers"
             )
+
+
+def _require_sizes(
+    channels: int,
+    width: int,
+    multipliers: Sequence[int],
+    blocks: int,
+    attention: Sequence[bool],
+    dimensions: int,
+) -> None:
+    if (
+        not multipliers
+        or len(attention) != len(multipliers)
+        or min(channels, width, blocks, *multipliers) < 1
+    ):
+        raise ValueError(
+            "UNet needs positive sizes and one entry of attention for each of multipliers; "
+            f"given {channels=}, {width=}, {blocks=}, multipliers={tuple(multipliers)}, "
+            f"attention={tuple(attention)}"
+        )
+    if dimensions not in _SIZES:
+        raise ValueError(
+            f"UNet has dimensions=1 for series, 2 for images or 3 for volumes; given {dimensions=}"
+        )
+
+
+def _paths(
+    convolutions: Convolutions,
+    sizes: Sequence[int],
+    blocks: int,
+    dropout: float,
+    attention: Sequence[bool],
+    embedding: int,
+) -> tuple[nn.ModuleList, nn.ModuleList]:
+    """The levels of the way down, and those of the way up, the finest first."""
+    above = [sizes[0], *sizes[:-1]]
+    below = [*sizes[1:], 0]
+    down = nn.ModuleList()
+    up = nn.ModuleList()
+    for size, larger, smaller, attend in zip(sizes, above, below, attention, strict=True):
+        features = blocks, embedding, dropout, attend
+        down.append(Level(convolutions, larger, size, *features))
+        up.append(Level(convolutions, smaller + size, size, *features))
+    return down, up
