@@ -7,7 +7,7 @@ import json
 import re
 import sys
 from collections.abc import Sequence
-from dataclasses import field, is_dataclass, make_dataclass, replace
+from dataclasses import field, fields, is_dataclass, make_dataclass, replace
 from typing import get_type_hints
 
 import numpy as np
@@ -716,6 +716,29 @@ def test_levels_of_a_unet_by_size(shape, multipliers, attention):
     assert (net.config["multipliers"], net.config["attention"]) == (multipliers, attention)
 
 
+@pytest.mark.parametrize(
+    ("network", "shape", "found"),
+    [
+        ("UNet", (2, 64), {"dimensions": 1, "multipliers": [1, 2, 2], "channels": 2}),
+        ("UNet", (1, 8, 8, 8), {"dimensions": 3, "multipliers": [1, 2, 2], "channels": 1}),
+        ("UNet", (1, 8, 8, 6), {"dimensions": 3, "attention": [False, True]}),
+        ("DiT", (3, 8, 12), {"size": [8, 12], "channels": 3, "patch": 2}),
+        ("MLP", (), {"shape": []}),
+    ],
+)
+def test_networks_have_the_shape_of_the_data(network, shape, found):
+    x = torch.zeros(4, *shape)
+    net = Net(network=network, width=8).model(Dataset(x, x, Scale(), "zeros"), "vp").net
+    assert {name: net.config[name] for name in found} == found
+    assert net.null == {}
+
+
+def test_what_follows_from_the_data_is_no_option():
+    known = {option.name for option in fields(Net)}
+    assert {"patch", "heads", "circular", "multipliers", "depth"} <= known
+    assert not known & {"shape", "channels", "size", "dimensions", "classes", "context", "image"}
+
+
 def test_own_arrays_keep_their_path(tmp_path, monkeypatch):
     np.save(tmp_path / "own.npy", np.random.default_rng(0).integers(0, 8, (30, 4, 4)))
     monkeypatch.chdir(tmp_path)
@@ -869,6 +892,8 @@ def test_a_missing_run(command, tmp_path, capsys):
         (["--data", "moons", "--blocks", "2"], "blocks"),
         (["--data", "moons", "--network", "unet"], ", ".join(nets.registry)),
         (["--data", "moons", "--network", "UNet"], "this UNet was built for"),
+        (["--data", "moons", "--network", "DiT"], "this DiT was built for"),
+        (["--data", "digits", "--network", "DiT", "--patch", "3"], "patches that divide height"),
         (["--data", "digits", "--network", "NCSN"], "no discrete noise levels"),
         (["--data", "moons", "--sde", "vp", "--discrete"], "no discrete noise levels"),
         (["--data", "moons", "--conditioning", "times"], "--conditioning"),

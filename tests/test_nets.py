@@ -10,9 +10,9 @@ import torch
 from torch import nn
 
 from sdekit_diffusion import nets
-from sdekit_diffusion.nets import MLP, NCSN, NCSNv2, UNet
+from sdekit_diffusion.nets import MLP, NCSN, DiT, NCSNv2, UNet
 from sdekit_diffusion.nets._embedding import TimeEmbedding
-from sdekit_diffusion.nets._unet import _norm
+from sdekit_diffusion.nets._unet_blocks import norm
 
 
 def awake(net: nn.Module, seed: int = 0) -> nn.Module:
@@ -46,6 +46,11 @@ CASES = {
         (1, 5, 3),
     ),
     "unet down to one pixel": (lambda: UNet(1, width=8), (1, 2, 2)),
+    "unet of series": (lambda: UNet(2, width=8, dimensions=1), (2, 12)),
+    "unet of volumes": (lambda: UNet(1, width=8, dimensions=3), (1, 4, 6, 2)),
+    "unet of periodic space": (lambda: UNet(1, width=8, circular=True), (1, 8, 4)),
+    "dit": (lambda: DiT(1, width=16, depth=2, heads=2), (1, 8, 8)),
+    "dit of colours": (lambda: DiT(3, (6, 9), 3, width=12, depth=1, heads=3), (3, 6, 9)),
     "ncsnv2": (lambda: NCSNv2(1, width=8), (1, 8, 8)),
     "ncsnv2 of colours, of odd size": (
         lambda: NCSNv2(3, 4, (1, 2, 2, 4, 4), (1, 1, 1, 2, 4)),
@@ -165,12 +170,14 @@ def test_every_parameter_and_every_input_of_every_layer_is_used(case):
         assert by_input.any(dim=-1).all(), name
 
 
-@pytest.mark.parametrize("name", ["mlp", "unet", "ncsnv2", "ncsn", *OTHERS])
+@pytest.mark.parametrize("name", ["mlp", "unet", "ncsnv2", "ncsn", "dit", *OTHERS])
 def test_second_derivatives(name):
     build, shape = CASES[name]
     torch.manual_seed(0)
     net = awake(build()).double()
-    x, t = inputs(shape if name in ("mlp", *OTHERS) else (1, 2, 4), batch=1, dtype=torch.float64)
+    x, t = inputs(
+        shape if name in ("mlp", "dit", *OTHERS) else (1, 2, 4), batch=1, dtype=torch.float64
+    )
     t = t if name != "ncsn" else t.mul(0).add(0.4)
     fast = {"fast_mode": name not in ("mlp", "unet")}
     assert torch.autograd.gradcheck(net, (x.requires_grad_(), t.requires_grad_()), **fast)
@@ -565,9 +572,7 @@ def test_attention_of_the_unet():
 
 
 def test_groups_of_the_unets_norms_have_four_channels_or_more():
-    groups = {
-        channels: _norm(channels).num_groups for channels in (1, 4, 6, 8, 12, 24, 32, 64, 100)
-    }
+    groups = {channels: norm(channels).num_groups for channels in (1, 4, 6, 8, 12, 24, 32, 64, 100)}
     assert groups == {1: 1, 4: 1, 6: 1, 8: 2, 12: 3, 24: 6, 32: 8, 64: 8, 100: 4}
 
 

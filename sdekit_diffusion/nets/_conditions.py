@@ -148,10 +148,11 @@ class Conditions(nn.Module):
         if is_functorch_wrapped_tensor(label):  # its values may be hidden
             return
         classes = self.sizes["label"]
-        if label.min() < -1 or label.max() >= classes:
+        least, largest = (int(value) for value in label.aminmax())
+        if least < -1 or largest >= classes:
             raise ValueError(
-                f"label has values from {int(label.min())} to {int(label.max())}, but the classes "
-                f"of this {self.network} are 0 to {classes - 1}, and -1 where unknown; build "
+                f"label has values from {least} to {largest}, but the classes of this "
+                f"{self.network} are 0 to {classes - 1}, and -1 where unknown; build "
                 f"{self.network}(classes=...) with one more than the largest label"
             )
 

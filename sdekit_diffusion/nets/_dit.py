@@ -124,7 +124,7 @@ class DiT(nn.Module):
             h = block(h, embedding)
         scale, shift = self.modulation(embedding)[:, None].chunk(2, dim=2)
         pixels = self.last(_normalised(h) * (1 + scale) + shift).mT
-        return functional.pixel_shuffle(pixels.reshape(len(x), -1, *patches.shape[2:]), self.patch)
+        return functional.pixel_shuffle(pixels.unflatten(2, patches.shape[2:]), self.patch)
 
 
 class _Block(nn.Module):

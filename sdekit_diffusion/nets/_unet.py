@@ -11,7 +11,6 @@ from sdekit_diffusion.nets._embedding import TimeEmbedding, check_time, require_
 from sdekit_diffusion.nets._unet_blocks import Convolutions, Level, norm
 
 _SIZES = {1: "L", 2: "H, W", 3: "D, H, W"}
-_POOLS = {1: functional.avg_pool1d, 2: functional.avg_pool2d, 3: functional.avg_pool3d}
 
 
 class UNet(nn.Module):
@@ -137,13 +136,14 @@ class UNet(nn.Module):
             # -6 and 9 %. Evaluation gains nothing, and group norm in this layout refuses vmap and
             # forward derivatives.
             h = h.contiguous(memory_format=torch.channels_last)
-        return self.last(functional.silu(self.norm(self._levels(h, embedding))))
+        h = self._levels(h, embedding)
+        return self.last(functional.silu(self.norm(h)))
 
     def _levels(self, h: Tensor, embedding: Tensor) -> Tensor:
         """The way down and up again."""
         skips = []
         for i, level in enumerate(self.down):
-            h = level(_POOLS[self.dimensions](h, 2) if i else h, embedding)
+            h = level(_halved(h) if i else h, embedding)
             skips.append(h)
         h = self.up[-1](h, embedding)
         for level, skip in zip(reversed(self.up[:-1]), reversed(skips[:-1]), strict=True):
@@ -165,6 +165,15 @@ class UNet(nn.Module):
                 f"{len(self.down) - 1} times, so all sizes must be positive multiples of "
                 f"{self.divisor}; pad the images or use fewer multipliers"
             )
+
+
+def _halved(h: Tensor) -> Tensor:
+    """Means of each two neighbours in every dimension of space."""
+    if h.dim() == 4:
+        return functional.avg_pool2d(h, 2)
+    for dim in range(2, h.dim()):  # as avg_pool3d, which has no bfloat16 on the CPU
+        h = h.unflatten(dim, (-1, 2)).mean(dim=dim + 1)
+    return h
 
 
 def _require_sizes(
