@@ -111,6 +111,14 @@ def ordinary() -> Iterator[tuple[str, Row]]:
             yield rf"`{kind.__name__}\b", (f"`{kind.__name__}`", order, stages(kind), summary(kind))
 
 
+def networks() -> Iterator[tuple[str, Row]]:
+    for name, kind in sd.nets.registry.items():
+        arguments = inspect.signature(kind).parameters
+        built = {"classes": "label", "context": "context", "image": "image"}
+        conditions = ", ".join(built[argument] for argument in built if argument in arguments)
+        yield rf"`{name}`", (f"`{name}`", "", conditions or "none", summary(kind))
+
+
 def rules() -> Iterator[tuple[str, Row]]:
     for kind in solvers(sdekit.AbstractMultistep):
         order = [str(kind.accuracy.get(k, "")) for k in (1, 2, 3, 4)]
@@ -123,6 +131,7 @@ def single_steps() -> Iterator[tuple[str, Row]]:
 
 
 TABLES = {
+    "networks": {"| network | samples | conditions | |": networks},
     "samplers": {
         r"| `sde=` | class | $\alpha$ | $\sigma$ |": diffusions,
         "| `method=` | equation | solver | evaluations |": methods,

@@ -4,6 +4,7 @@ a page.
 
 import ast
 import dataclasses
+import inspect
 import re
 from fractions import Fraction
 from pathlib import Path
@@ -121,6 +122,17 @@ def test_the_page_on_samplers_says_how_often_a_method_asks():
             assert evaluations(name) == said[i if len(said) > 1 else 0], name
 
 
+def test_the_page_on_networks_names_every_network_and_its_conditions():
+    arguments = {"label": "classes", "context": "context", "image": "image"}
+    table = rows(built("networks"), "network | samples")
+    found = {name: row[2] for row in table for name in re.findall(r"`(\w+)`", row[0])}
+    assert sorted(found) == sorted(nets.registry)
+    for name, conditions in found.items():
+        parameters = inspect.signature(nets.registry[name]).parameters
+        taken = [condition for condition in arguments if arguments[condition] in parameters]
+        assert conditions == (", ".join(taken) or "none"), name
+
+
 def test_the_page_on_solvers_names_every_solver():
     page = built("solvers")
     assert [
@@ -165,6 +177,10 @@ def test_one_more_of_each_has_a_row_when_the_page_is_built(monkeypatch):
     assert rows(page, "`method=`")[-1][3] == "11"
     assert rows(page, "`sde=`")[-1][:2] == ['`"another"`', "`VPSDE`"]
     assert rows(page, "`grid=`")[-1][:2] == ['`"another"`', "`Karras(rho=3.0)`"]
+    monkeypatch.setitem(nets.registry, "Another", nets.MLP)
+    row = rows(built("networks"), "network | samples")[-1]
+    assert row[:3] == ["`Another`", "", "label, context"]
+    assert row[3].startswith("Residual multilayer perceptron")
     page = built("solvers")
     one = ["`One`", "Ito", "(1, 1)", "(0.5, 1)", "(0.5, 1)", ""]
     assert rows(page, "solver | calculus")[-1] == one

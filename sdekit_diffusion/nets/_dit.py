@@ -67,7 +67,7 @@ class DiT(nn.Module):
         self.shape = (channels, *size)
         self.patch = patch
         self.embedding = TimeEmbedding(width)
-        inputs = channels + (image + 1 if image else 0)
+        inputs = channels + (image + 1 if image > 0 else 0)
         self.first = nn.Conv2d(inputs, width, patch, stride=patch)
         positions = _positions(size[0] // patch, size[1] // patch, width)
         self.register_buffer("positions", positions, persistent=False)

@@ -82,7 +82,7 @@ class UNet(nn.Module):
         sizes = [width * m for m in multipliers]
         convolutions = Convolutions(dimensions, circular)
         self.embedding = TimeEmbedding(2 * width)
-        self.first = convolutions(channels + (image + 1 if image else 0), sizes[0])
+        self.first = convolutions(channels + (image + 1 if image > 0 else 0), sizes[0])
         self.down, self.up = _paths(convolutions, sizes, blocks, dropout, attention, 2 * width)
         self.norm = norm(sizes[0])
         # The network starts at zero, the mean of a standardised target.
