@@ -28,7 +28,7 @@ def test_the_transformer_is_its_blocks():
         for column in range(3):
             patch = x[:, :, 2 * row : 2 * row + 2, 2 * column : 2 * column + 2]
             tokens.append(patch.flatten(1) @ net.first.weight.flatten(1).T + net.first.bias)
-    h = torch.stack(tokens, dim=1) + net.positions
+    h = torch.stack(tokens, dim=1) + _positions(2, 3, 8)
     for block in net.blocks:
         h = block(h, embedding)
     modulation = net.modulation(embedding)[:, None]
@@ -73,6 +73,7 @@ def test_blocks_begin_as_the_identity():
     net = DiT(1, (4, 4), 2, width=8, depth=1, heads=2)
     h = torch.randn(2, 4, 8, generator=torch.Generator().manual_seed(0))
     assert torch.equal(net.blocks[0](h, torch.ones(2, 8)), h)
+    assert not any(parameter.any() for parameter in net.modulation.parameters())
 
 
 def test_positions_are_sines_and_cosines_of_columns_and_rows():
