@@ -50,7 +50,7 @@ from sdekit_diffusion._training.log import Log
 from sdekit_diffusion._training.loop import Record, Training
 from sdekit_diffusion._training.loss import dsm_loss
 from sdekit_diffusion._training.recipe import Recipe
-from sdekit_diffusion.data._batches import AbstractSource
+from sdekit_diffusion.data._batches import AbstractSource, Batch
 
 __all__ = [
     "AbstractDerivedModel",
@@ -58,6 +58,7 @@ __all__ = [
     "AbstractMethod",
     "AbstractModel",
     "AbstractSource",
+    "Batch",
     "BitsPerDim",
     "CheckpointError",
     "EmpiricalMixture",

@@ -10,4 +10,5 @@ POINT = -7
 SCALE = -8
 ANCHOR = -9
 FLIP = -10
+DROP = -1024  # and one below for each further condition
 BOUND = -(1 << 19)

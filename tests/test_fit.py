@@ -884,8 +884,7 @@ def test_labels_do_not_meet_shuffled_rows(tmp_path, y, folder):
     before = list(tmp_path.iterdir())
     with pytest.raises(
         ValueError,
-        match=r"given y, .* training shuffles .* "
-        r"dsm_loss\(model\.given\(y=y\[rows\]\), data\[rows\]\)",
+        match=r"given y, .* training shuffles .* fit\(model, \{'x': x, 'y': y\}\)",
     ):
         Training(conditioned, DATA, RECIPE)
     with pytest.raises(ValueError, match="training shuffles"):

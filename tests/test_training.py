@@ -252,7 +252,7 @@ def test_flips_are_from_left_to_right():
     """
     identity = ScoreModel(lambda x, t: x, "vp", shape=(2, 3, 4))
     images = torch.randn(400, 2, 3, 4, generator=torch.Generator().manual_seed(0))
-    found = RecipeLoss(identity, Recipe(flip=True, seed=3), None)(images, 0)
+    found = RecipeLoss(identity, Recipe(flip=True, seed=3), None)(images, {}, 0)
     plain, mirrored = (dsm_loss(identity, some, seed=3) for some in (images, images.flip(3)))
     as_it_is, flipped = (
         torch.isclose(found, loss, rtol=1e-5, atol=0) for loss in (plain, mirrored)

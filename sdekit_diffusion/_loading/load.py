@@ -171,6 +171,7 @@ def _model(config: dict[str, Any], network: nn.Module) -> ScoreModel:
         conditioning=config["conditioning"],
         data_range=None if config["data_range"] is None else tuple(config["data_range"]),
         scale=Scale(**config["scale"]),
+        null=config.get("null"),  # not in checkpoints of earlier versions
     )
     model.to(_DTYPES[config["dtype"]])
     return model

@@ -77,7 +77,11 @@ def _other_outputs(model: ScoreModel) -> Iterator[tuple[str, ScoreModel]]:
 
 def _other_diffusions(model: ScoreModel) -> Iterator[tuple[str, ScoreModel]]:
     """The diffusions that have a name, with their default parameters."""
-    settings = {"conditioning": model.conditioning, "data_std": model.data_std}
+    settings = {
+        "conditioning": model.conditioning,
+        "data_std": model.data_std,
+        "null": model.given_null,
+    }
     for name, kind in DIFFUSIONS.items():
         if (sde := kind()) != model.sde:
             other = ScoreModel(model.net, sde, model.predicts, **settings)
@@ -88,7 +92,12 @@ def _reverse_flows(model: ScoreModel) -> Iterator[tuple[str, ScoreModel]]:
     """Flow matching with time from noise to data, counted to 1 or to 1000."""
     for n in (1, 1000):
         model_variant = ScoreModel(
-            model.net, "flow", "reverse_flow", conditioning=(-n, n), data_std=model.data_std
+            model.net,
+            "flow",
+            "reverse_flow",
+            conditioning=(-n, n),
+            data_std=model.data_std,
+            null=model.given_null,
         )
         change = (
             f"sde='flow', predicts='reverse_flow' and conditioning=({-n}, {n}), flow matching with "
@@ -101,7 +110,12 @@ def _with_convention(
     model: ScoreModel, net: Callable[..., Tensor], predicts: Prediction, conditioning: Conditioning
 ) -> ScoreModel:
     variant = ScoreModel(
-        net, model.sde, predicts, conditioning=conditioning, data_std=model.data_std
+        net,
+        model.sde,
+        predicts,
+        conditioning=conditioning,
+        data_std=model.data_std,
+        null=model.given_null,
     )
     return variant.given(**model.conditions)
 

@@ -131,6 +131,7 @@ def config_of(model: ScoreModel) -> dict[str, Any]:
         "data_std": model.data_std,
         "data_range": model.data_range,
         "scale": dataclasses.asdict(model.scale),
+        "null": model.given_null,
         "dtype": str(model.place()[0]).removeprefix("torch."),
         "versions": versions(),
     }

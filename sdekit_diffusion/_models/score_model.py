@@ -29,6 +29,7 @@ from sdekit_diffusion._diffusions.diffusion import LARGEST, AbstractDiffusion
 from sdekit_diffusion._diffusions.names import diffusion
 from sdekit_diffusion._inputs import require_tensor, shape_given
 from sdekit_diffusion._models.affine import Affine, NetworkCall, is_immutable
+from sdekit_diffusion._models.conditions import Null, expanded, null_of
 from sdekit_diffusion._models.model import AbstractModel, noise_scale, signal_scale
 from sdekit_diffusion._models.prediction import ALIASES, DATA, NOISE, PUBLISHED_NAMES, Prediction
 from sdekit_diffusion._models.wrapped import modules_of, require_plain, unwrapped
@@ -76,6 +77,9 @@ class ScoreModel(nn.Module, AbstractModel):
         scale: from the data in their own range and dtype to those of this model, and back:
             `model.scale.decode(x)`. It is stored and saved, and applied only by callers; all other
             arguments concern data as the model sees them.
+        null: for each condition that the network may be asked without, a number that stands for an
+            unknown one, such as `{"class_labels": 1000}`: training drops conditions to it, and
+            guidance compares with it. Networks of `sdekit_diffusion.nets` know theirs.
 
     Raises:
         ValueError: for a name that is not one of these, or when the network returns another shape
@@ -106,6 +110,7 @@ class ScoreModel(nn.Module, AbstractModel):
         data_std: float | None = None,
         data_range: tuple[float, float] | None = None,
         scale: Scale = Scale(),  # noqa: B008 - frozen
+        null: Null | None = None,
     ) -> None:
         super().__init__()
         if isinstance(unwrapped(net, AbstractModel), AbstractModel):
@@ -130,6 +135,8 @@ class ScoreModel(nn.Module, AbstractModel):
         self.record_scale(data_mean, data_std)
         self.data_range = None if data_range is None else _range(data_range)
         self.scale = scale
+        self.given_null = null
+        self.null = null_of(net, null)
         self.conditions: Mapping[str, Any] = {}
 
     @computed
@@ -177,12 +184,27 @@ class ScoreModel(nn.Module, AbstractModel):
     def given(self, **conditions: Any) -> Self:  # noqa: ANN401 - whatever the network takes
         """The same model with further arguments of its network: `net(x, t, **conditions)`.
 
-        A tensor with a dimension has one entry per sample, such as labels `(batch,)`; everything
-        else is passed unchanged.
+        A tensor with a dimension has one entry per sample, such as labels `(batch,)`; a number is
+        the same for all where the network knows what an unknown one is (`null`); everything else
+        is passed unchanged.
         """
         model = copy.copy(self)  # shares the network
         model.conditions = {**self.conditions, **conditions}
         return model
+
+    def unconditional(self) -> Self:
+        """The same model where each condition that can be unknown is.
+
+        Raises:
+            ValueError: when the network cannot be asked without its conditions.
+        """
+        if not self.null:
+            raise ValueError(
+                "this network is not known to work without its conditions: give the number that "
+                "stands for an unknown one, as in ScoreModel(net, ..., null={'class_labels': "
+                "1000}), or a network of sdekit_diffusion.nets, such as MLP(classes=10)"
+            )
+        return self.given(**(dict.fromkeys(self.null) if self.given_null is None else self.null))
 
     def with_network(self, net: Callable[..., Tensor]) -> "ScoreModel":
         """The same model around another network, such as a compiled one."""
@@ -196,6 +218,7 @@ class ScoreModel(nn.Module, AbstractModel):
             data_std=self.data_std,
             data_range=self.data_range,
             scale=self.scale,
+            null=self.given_null,
         )
         return model.given(**self.conditions)
 
@@ -279,7 +302,7 @@ class ScoreModel(nn.Module, AbstractModel):
         checked = bool(self.conditions) or x.requires_grad or has_no_version_counter(x)
         versions = x._version + label._version if not checked else 0
         network = (
-            partial(checked_call, "the network", self.net, **self.conditions)
+            partial(checked_call, "the network", self.net, **self._arguments(x))
             if checked
             else self.net
         )
@@ -296,30 +319,35 @@ class ScoreModel(nn.Module, AbstractModel):
             self._refuse_output(out, x, label)
         return out if out.dtype == point.dtype else out.to(point.dtype)
 
+    def _arguments(self, point: Tensor) -> dict[str, Any]:
+        """The conditions as the network receives them with these points."""
+        return expanded(self.conditions, self.null, len(point), point.device)
+
     def _explain(self, error: Exception, point: Tensor, label: Tensor) -> None:
         """Raises a more informative error for a call that failed, if there is one."""
-        if accepts_swapped(partial(self.net, **self.conditions), point, label, point.shape):
+        if accepts_swapped(partial(self.net, **self._arguments(point)), point, label, point.shape):
             raise TypeError(_SWAPPED_ARGUMENTS) from error
         if isinstance(error, TypeError):
-            if names := missing_arguments(self.net, point, label, **self.conditions):
+            if names := missing_arguments(self.net, point, label, **self._arguments(point)):
                 arguments = ", ".join(f"{name}=..." for name in names)
                 raise TypeError(
                     f"the network also needs {', '.join(names)}: pass model.given({arguments}), "
-                    "with one entry per sample or the same for all"
+                    "with one entry per sample or the same for all; to train, give the data with "
+                    "them, as in fit(model, (x, labels))"
                 ) from error
             require_call(
                 self.net,
                 f"net({', '.join(['x', 't', *self.conditions])})",
                 point,
                 label,
-                **self.conditions,
+                **self._arguments(point),
             )
 
     def _refuse_output(self, out: object, point: Tensor, label: Tensor) -> None:
         """Raises for an output that is not real, or not shaped like the point."""
         if isinstance(out, Tensor) and out.shape == point.shape:
             require_real("the network", out, point)
-        if accepts_swapped(partial(self.net, **self.conditions), point, label, point.shape):
+        if accepts_swapped(partial(self.net, **self._arguments(point)), point, label, point.shape):
             raise TypeError(_SWAPPED_ARGUMENTS)
         if not isinstance(out, Tensor):
             raise TypeError(

@@ -13,6 +13,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from sdekit_diffusion._inputs import is_whole, require_tensor
+from sdekit_diffusion._models.conditions import names_of
 from sdekit_diffusion._models.evaluating import evaluating
 from sdekit_diffusion._models.score_model import ScoreModel
 from sdekit_diffusion._storage.distributed import rank, wait
@@ -21,7 +22,8 @@ from sdekit_diffusion._training.loop import Record, Training
 from sdekit_diffusion._training.recipe import Recipe
 from sdekit_diffusion._training.recipe_loss import RecipeLoss, Transform
 from sdekit_diffusion._training.run import VALIDATION, run_in
-from sdekit_diffusion.data._batches import AbstractSource, Rows, require_finite
+from sdekit_diffusion.data._batches import Batch, require_finite
+from sdekit_diffusion.data._given import Data, Labelled, named
 
 _BAR_INTERVAL = 50  # updates between two losses on the bar
 _RESERVED_NAMES = {"step", "loss", "lr", "seconds"}  # names of metrics.jsonl that are not measures
@@ -32,7 +34,7 @@ Measure = Callable[[ScoreModel, int], Mapping[str, float]]
 
 def fit(
     model: ScoreModel,
-    data: Rows | AbstractSource,
+    data: Data,
     recipe: Recipe | None = None,
     *,
     transform: Transform | None = None,
@@ -190,24 +192,25 @@ def _measure(training: Training, measures: Sequence[tuple[int, Measure]]) -> dic
 
 
 def validation_loss(
-    x: Tensor, recipe: Recipe | None = None, *, transform: Transform | None = None
+    data: Tensor | Labelled, recipe: Recipe | None = None, *, transform: Transform | None = None
 ) -> Measure:
     """A measure for `fit`: the mean of `dsm_loss` over held-out samples, with the same noise each
     time.
 
-    With it `fit` keeps the checkpoint with the least loss. Conditions per sample of the model
-    belong to these samples, in their order.
+    With it `fit` keeps the checkpoint with the least loss. Conditions are never dropped here; those
+    per sample that the model was given belong to these samples, in their order.
 
     Arguments:
-        x: the samples, `(n, *shape)`.
+        data: the samples, `(n, *shape)`; or with conditions, tensors of one entry per sample, a
+            pair (x, labels) or a dictionary such as {"x": x, "label": y}.
         recipe, transform: those of the training run.
 
     Returns:
         a function of the model and the step that returns the loss by name.
 
     Raises:
-        TypeError: when x is not a tensor.
-        ValueError: for no samples, or samples that are not finite.
+        TypeError: when the samples are not a tensor.
+        ValueError: for no samples, samples that are not finite, or conditions of another number.
 
     Example:
         >>> model = sd.ScoreModel(sd.nets.MLP(shape=(2,), width=8), "vp", shape=(2,))
@@ -215,7 +218,8 @@ def validation_loss(
         >>> sorted(measure(model, 0))
         ['validation_loss']
     """
-    recipe = replace(recipe or Recipe(), flip=False)
+    recipe = replace(recipe or Recipe(), flip=False, drop=0.0)
+    x = _samples(data)
     require_tensor("x", x)
     if len(x) < 1:
         raise ValueError("there are no samples to find a validation loss of; hold some out")
@@ -223,12 +227,22 @@ def validation_loss(
 
     def found(model: ScoreModel, step: int) -> dict[str, float]:
         device = model.place()[1]
+        batch = Batch.of(named(data, names_of(model.net, model.null)))
         parts = []
         with torch.no_grad(), evaluating(model, len(x)):
             for i in range(0, len(x), _BATCH):
-                rows = x[i : i + _BATCH].to(device)
-                some = model.rows(torch.arange(i, i + len(rows), device=device))
-                parts.append(RecipeLoss(some, recipe, transform)(rows, i).sum())
+                rows = slice(i, i + _BATCH)
+                some_x = batch.x[rows].to(device)
+                conditions = {k: v[rows].to(device) for k, v in batch.conditions.items()}
+                some = model.rows(torch.arange(i, i + len(some_x), device=device))
+                parts.append(RecipeLoss(some, recipe, transform)(some_x, conditions, i).sum())
         return {VALIDATION: float(torch.stack(parts).sum()) / len(x)}
 
     return found
+
+
+def _samples(data: Any) -> Any:  # noqa: ANN401 - what a user gives
+    """The samples of held-out data, alone or with conditions."""
+    if isinstance(data, Mapping):
+        return data.get("x")
+    return data[0] if isinstance(data, tuple) else data

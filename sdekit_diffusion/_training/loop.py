@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, distributed
 from torch.nn.parallel import DistributedDataParallel
 
+from sdekit_diffusion._models.conditions import names_of
 from sdekit_diffusion._models.score_model import ScoreModel
 from sdekit_diffusion._models.wrapped import require_own
 from sdekit_diffusion._storage.distributed import rank, world
@@ -21,8 +22,14 @@ from sdekit_diffusion._training.recipe_loss import (
     loss_module,
     seeded_dropout,
 )
-from sdekit_diffusion._training.trainable import require_rows, require_trainable
-from sdekit_diffusion.data._batches import AbstractSource, Rows, Shuffled
+from sdekit_diffusion._training.trainable import (
+    require_conditions,
+    require_rows,
+    require_trainable,
+)
+from sdekit_diffusion.data import Dataset
+from sdekit_diffusion.data._batches import Batch
+from sdekit_diffusion.data._given import Data, source_of
 
 _CHECK_INTERVAL = 50  # steps between two looks at whether the loss is finite
 
@@ -65,17 +72,22 @@ class Training(Iterator[Record]):
         model: on the device and in the dtype in which it is trained.
         data: `(N, *shape)`, floating and in the scale of the model, or what transform converts to
             that: a tensor, an array, something else with a length that takes a tensor of row
-            numbers, or an `AbstractSource`.
+            numbers, or an `AbstractSource`. With conditions: a pair (x, labels); a dictionary such
+            as {"x": x, "label": y}, of one entry per sample under the names that the network gives
+            them; a source that yields both. A `TensorDataset` or another data set of torch, or a
+            `DataLoader`, is read in the order and in the batches of the recipe. A
+            `sdekit_diffusion.data.Dataset` brings its labels, where the network takes them, and its
+            scale, which becomes that of the model and the transform.
         recipe: the settings.
         transform: `(rows, u)` to model inputs, with u uniform on [0, 1) and shaped like the rows:
             dequantisation.
 
     Raises:
         TypeError: for integers without transform, a model without weights, or a wrapper of a model.
-        ValueError: for a model that was given an entry per sample, such as labels, which are not
-            shuffled; for no data, data of another shape, flips of data that are not images, fewer
-            samples in a batch than parts it is taken in, weights of half precision, or weights in
-            float64 with precision "bfloat16".
+        ValueError: for a model that was given an entry per sample, such as labels, which belong to
+            the data; for conditions that the network does not take, or misses; for no data, data of
+            another shape, flips of data that are not images, fewer samples in a batch than parts it
+            is taken in, weights of half precision, or weights in float64 with precision "bfloat16".
         ArithmeticError: while iterating, when the loss or the weights stop being finite.
 
     Example:
@@ -89,7 +101,7 @@ class Training(Iterator[Record]):
     def __init__(
         self,
         model: ScoreModel,
-        data: Rows | AbstractSource,
+        data: Data,
         recipe: Recipe | None = None,
         *,
         transform: Transform | None = None,
@@ -104,10 +116,15 @@ class Training(Iterator[Record]):
         self.model = model
         self.recipe = recipe or Recipe()
         self.step = 0
-        self.source = data if isinstance(data, AbstractSource) else Shuffled(data)
         require_trainable(model, self.recipe)
-        row = next(self.source.batches(1))
-        require_rows(row, model, self.recipe, transformed=transform is not None)
+        if isinstance(data, Dataset):
+            transform = transform or data.scale.encode
+            model.scale = data.scale
+        names = names_of(model.net, model.null)
+        self.source = source_of(data, [name for name in names if name not in model.conditions])
+        row = Batch.of(next(self.source.batches(1)))
+        require_rows(row.x, model, self.recipe, transformed=transform is not None)
+        require_conditions(row.conditions, model, self.recipe)
         self._transform = transform
         model.record_scale(*data_moments(self.source, self._encoded))
         self._weights: list[Tensor] = list(model.parameters())
@@ -115,7 +132,7 @@ class Training(Iterator[Record]):
         self._finite = FiniteCheck(self._weights)
         self._optimiser = torch.optim.AdamW(self._weights, lr=self.recipe.lr)
         self._loss: RecipeLoss | DistributedDataParallel | None = None  # made for the first batch
-        self._batches: Iterator[Tensor] | None = None
+        self._batches: Iterator[Tensor | tuple[Tensor, Mapping[str, Tensor]]] | None = None
         self.whole = True
         model.train()
 
@@ -146,7 +163,7 @@ class Training(Iterator[Record]):
             self._batches = self.source.batches(
                 size, seed=recipe.seed, first=self.step * size, part=share
             )
-        loss = self._backward(next(self._batches), self.step * size + share.start)
+        loss = self._backward(Batch.of(next(self._batches)), self.step * size + share.start)
         torch.nn.utils.clip_grad_norm_(self._weights, recipe.clip)
         for group in self._optimiser.param_groups:
             group["lr"] = recipe.rate(self.step)
@@ -169,16 +186,19 @@ class Training(Iterator[Record]):
         """Raises ArithmeticError unless a loss and all weights are finite; reads the host once."""
         self._finite.require(loss, self.step)
 
-    def _backward(self, rows: Tensor, first: int) -> Tensor:
-        """The mean loss of the batch whose samples from number `first` on are this process's rows;
+    def _backward(self, samples: Batch, first: int) -> Tensor:
+        """The mean loss of the batch whose samples from number `first` on are this process's;
         leaves its gradient.
         """
         self._optimiser.zero_grad(set_to_none=True)
         device = self.model.place()[1]
         total = torch.zeros((), device=device)
-        parts = rows.tensor_split(self.recipe.accumulate)
+        parts = samples.split(self.recipe.accumulate)
         for i, part in enumerate(parts):
-            batch = _to_device(part, device)
+            batch = Batch(
+                _to_device(part.x, device),
+                {name: _to_device(value, device) for name, value in part.conditions.items()},
+            )
             module = self._loss = self._loss or loss_module(
                 self.model, self.recipe, self._transform, batch, first
             )
@@ -189,10 +209,10 @@ class Training(Iterator[Record]):
                 else nullcontext()
             )
             with context, seeded_dropout(self.recipe.seed, first, device):
-                loss: Tensor = module(batch, first).sum() / self.recipe.batch_size
+                loss: Tensor = module(*batch, first).sum() / self.recipe.batch_size
                 (loss * world()).backward()  # the processes' gradients are averaged
             total = total + loss.detach()
-            first = first + len(part)
+            first = first + len(part.x)
         if world() > 1:
             distributed.all_reduce(total)
         return total

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from sdekit_diffusion.data._batches import AbstractSource, Shuffled
+from sdekit_diffusion.data._batches import AbstractSource, Batch, Shuffled
 
 _MAX_SAMPLES = 1 << 16  # samples that are looked at, of a tensor
 _MAX_SAMPLES_READ = 1 << 10  # of data that have to be read
@@ -85,5 +85,6 @@ def _first(source: AbstractSource, n: int) -> Iterator[Tensor]:
     """The first n samples of a source, in batches."""
     size = min(n, _BATCH)
     for batch in itertools.islice(source.batches(size), -(-n // size)):
-        yield batch[:n]
-        n -= len(batch)
+        x = Batch.of(batch).x
+        yield x[:n]
+        n -= len(x)

@@ -1,6 +1,7 @@
 """Recipes: all settings of a training run on which the weights depend."""
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from numbers import Real
 from typing import Any, Literal, get_args
@@ -32,6 +33,9 @@ class Recipe:
         discrete: train only the discrete levels of `DDPM` and `NCSN`, see `dsm_loss`.
         end: sigma / alpha at the least noise that is trained, divided by the standard deviation of
             the data.
+        drop: the probability with which a condition is replaced by the null value of the network,
+            so that guidance has an unconditional model to compare with: a number for all that have
+            one, or a dictionary of numbers by name.
         flip: images: mirror each left to right with probability 1/2 whenever it is seen.
         precision: "full", that of the weights; or "bfloat16" for the network's products, the
             weights keeping their precision.
@@ -58,6 +62,7 @@ class Recipe:
     weighting: Weighting = "plain"
     discrete: bool = False
     end: float = 1e-3
+    drop: float | dict[str, float] = 0.1
     flip: bool = False
     precision: Precision = "full"
     compile: bool = False
@@ -89,9 +94,33 @@ class Recipe:
             raise ValueError(
                 f"discrete levels are trained with weighting = 'plain', not {self.weighting!r}"
             )
+        if not all(0 <= p <= 1 for p in self._drops().values()):
+            raise ValueError(f"drop = {self.drop!r} must be a probability, or one for each name")
         if not (self.decays and all(0 <= decay < 1 for decay in self.decays)):
             raise ValueError(f"ema = {self.ema!r} must be one or more decays in [0, 1)")
         self._plain()
+
+    def _drops(self) -> dict[str, float]:
+        """The probabilities of `drop`, that for all under no name."""
+        given: Any = self.drop
+        return dict(given) if isinstance(given, Mapping) else {"": given}
+
+    def drop_of(self, names: Sequence[str]) -> dict[str, float]:
+        """The probability of each condition to be dropped, of those that can be.
+
+        Raises:
+            ValueError: for probabilities of others.
+        """
+        drops = self._drops()
+        if "" in drops:
+            return dict.fromkeys(names, drops[""])
+        for name in drops:
+            if name not in names:
+                raise ValueError(
+                    f"drop has a probability for {name!r}, which is no condition with a null "
+                    f"value; these are: {', '.join(names) or 'none'}"
+                )
+        return drops
 
     def _plain(self) -> None:
         """Replaces numbers of numpy by those of Python, which JSON has."""

@@ -2,7 +2,7 @@
 
 import hashlib
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
@@ -10,18 +10,20 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from sdekit import uniform01
-from sdekit_diffusion._counters import DEQUANTISATION, FLIP
+from sdekit_diffusion._counters import DEQUANTISATION, DROP, FLIP
+from sdekit_diffusion._models.conditions import dropped
 from sdekit_diffusion._models.score_model import ScoreModel
 from sdekit_diffusion._storage.distributed import world
 from sdekit_diffusion._training.loss import dsm_loss
 from sdekit_diffusion._training.recipe import Recipe
+from sdekit_diffusion.data._batches import Batch
 
 Transform = Callable[[Tensor, Tensor], Tensor]
 
 
 class RecipeLoss(nn.Module):
-    """`dsm_loss` of a recipe, as a module, which distributed training needs: `(rows, first)` to the
-    loss of each sample.
+    """`dsm_loss` of a recipe, as a module, which distributed training needs: `(rows, conditions,
+    first)` to the loss of each sample.
     """
 
     def __init__(self, model: ScoreModel, recipe: Recipe, transform: Transform | None) -> None:
@@ -30,7 +32,7 @@ class RecipeLoss(nn.Module):
         self.recipe = recipe
         self.transform = transform
 
-    def forward(self, rows: Tensor, first: int) -> Tensor:
+    def forward(self, rows: Tensor, conditions: Mapping[str, Tensor], first: int) -> Tensor:
         recipe = self.recipe
         index = torch.arange(first, first + len(rows), device=rows.device)
         if self.transform is not None:
@@ -41,11 +43,14 @@ class RecipeLoss(nn.Module):
             rows = torch.where(
                 uniform01(recipe.seed, index, (1, 1, 1), counter=FLIP) < 0.5, rows.flip(-1), rows
             )
+        model = self.model
+        if conditions:
+            model = model.given(**self._dropped(conditions, index))
         with torch.autocast(
             rows.device.type, torch.bfloat16, enabled=recipe.precision == "bfloat16"
         ):
             return dsm_loss(
-                self.model,
+                model,
                 rows.to(self.model.place()[0]),
                 weighting=recipe.weighting,
                 discrete=recipe.discrete,
@@ -54,11 +59,23 @@ class RecipeLoss(nn.Module):
                 first=first,
             )
 
+    def _dropped(self, conditions: Mapping[str, Tensor], index: Tensor) -> dict[str, Tensor]:
+        """The conditions of the samples of an index, each dropped with its probability."""
+        null = self.model.null
+        names = sorted(conditions)
+        drops = self.recipe.drop_of([name for name in names if name in null])
+        result = dict(conditions)
+        for i, name in enumerate(names):
+            if drops.get(name, 0.0) > 0:
+                u = uniform01(self.recipe.seed, index, (), counter=DROP - i)
+                result[name] = dropped(conditions[name], null[name], u < drops[name])
+        return result
+
 
 def loss_module(
-    model: ScoreModel, recipe: Recipe, transform: Transform | None, rows: Tensor, first: int
+    model: ScoreModel, recipe: Recipe, transform: Transform | None, batch: Batch, first: int
 ) -> RecipeLoss | DistributedDataParallel:
-    """The loss: compiled if it is to be and can be, which is tried with some rows, and with
+    """The loss: compiled if it is to be and can be, which is tried with a batch, and with
     gradients averaged over processes.
     """
     loss = RecipeLoss(model, recipe, transform)
@@ -67,8 +84,8 @@ def loss_module(
         # The trial is no update.
         buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
         try:
-            with seeded_dropout(recipe.seed, first, rows.device):
-                compiled(rows, first).sum().backward()
+            with seeded_dropout(recipe.seed, first, batch.x.device):
+                compiled(*batch, first).sum().backward()
             loss = compiled
         except Exception as error:  # whatever compilers raise
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -34,6 +34,7 @@ from sdekit_diffusion._training.history import (
 from sdekit_diffusion._training.interrupt import Interrupted, number_of, remember_signals
 from sdekit_diffusion._training.log import METRICS, Log, MetricsFile, require_lines
 from sdekit_diffusion._training.loop import Record, Training
+from sdekit_diffusion._training.recipe import Recipe
 
 VALIDATION = "validation_loss"
 _PENDING_LOSSES = "losses"  # in a state: those since the last line of metrics.jsonl
@@ -181,7 +182,8 @@ class Run:
         config = read_config(path)
         saved = config["notes"]
         model = json.loads(json.dumps(config_of(self.training.model)))
-        old_settings = config | saved["recipe"]
+        # Settings that earlier versions did not have keep their defaults.
+        old_settings = asdict(Recipe()) | config | saved["recipe"]
         new_settings = model | self.notes["recipe"] | {"versions": config["versions"]}
         for name in ("data_mean", "data_std"):  # those of the checkpoint stay
             del new_settings[name]

@@ -1,13 +1,15 @@
 """Checks of models, data and recipes before training."""
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
+from sdekit import did_you_mean
+from sdekit_diffusion._models.conditions import is_single, names_of
 from sdekit_diffusion._models.score_model import ScoreModel
 from sdekit_diffusion._storage.distributed import world
 from sdekit_diffusion._training.recipe import Recipe
-
-_SINGLE = (type(None), bool, int, float, complex, str)
 
 
 def require_trainable(model: ScoreModel, recipe: Recipe) -> None:
@@ -29,12 +31,12 @@ def require_trainable(model: ScoreModel, recipe: Recipe) -> None:
 def _require_single(model: ScoreModel) -> None:
     """Refuses conditions that may have an entry per sample: all but single values."""
     for name, value in model.conditions.items():
-        if not (isinstance(value, _SINGLE) or (isinstance(value, Tensor) and value.ndim == 0)):
+        if not is_single(value):
             raise ValueError(
                 f"the model was given {name}, a {type(value).__name__} that may hold one entry per "
                 "sample; training shuffles the rows of the data and would pair them with the "
-                "entries of others. Train with a loop of your own: for each batch of row numbers, "
-                f"loss = dsm_loss(model.given({name}={name}[rows]), data[rows]).mean()"
+                "entries of others. Conditions are part of the data: fit(model, {'x': x, "
+                f"'{name}': {name}}})"
             )
 
 
@@ -70,3 +72,30 @@ def require_rows(rows: Tensor, model: ScoreModel, recipe: Recipe, transformed: b
         raise ValueError(
             f"samples of shape {shape} do not fit a model of samples of shape {model.shape}"
         )
+
+
+def require_conditions(conditions: Mapping[str, Tensor], model: ScoreModel, recipe: Recipe) -> None:
+    """Refuses data with conditions that the network does not take, or without some that it does,
+    and probabilities of dropping others.
+
+    Raises:
+        ValueError: as `Training`.
+    """
+    names = names_of(model.net, model.null)
+    for name in conditions:
+        if names and name not in names:
+            raise ValueError(
+                f"the data have the condition {name!r} and the network takes "
+                f"{', '.join(names)}{did_you_mean(name, names)}"
+            )
+        if name in model.conditions:
+            raise ValueError(
+                f"{name} is given by the data, and to the model by given(): leave out one of them"
+            )
+    missing = [name for name in model.null if name not in {**conditions, **model.conditions}]
+    if missing and model.given_null is None:
+        raise ValueError(
+            f"the network was built for {', '.join(missing)} and the data have none: give them, as "
+            f"in fit(model, {{'x': x, '{missing[0]}': ...}}), or leave it out of the network"
+        )
+    recipe.drop_of([name for name in conditions if name in model.null])

@@ -2,8 +2,8 @@
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
-from typing import Any, Protocol
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol, Self
 
 import numpy as np
 import torch
@@ -21,6 +21,61 @@ class Rows(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, rows: Any, /) -> Any: ...  # noqa: ANN401 - of a tensor of numbers a tensor or an array
+
+
+class Batch(NamedTuple):
+    """Samples of a training run, with what is known about each.
+
+    Attributes:
+        x: `(batch, *shape)`.
+        conditions: by the name of the network's argument, one entry per sample, `(batch, ...)`.
+
+    Example:
+        >>> batch = sd.Batch(torch.zeros(3, 2), {"label": torch.tensor([0, 1, 1])})
+        >>> [len(part.x) for part in batch.split(2)]
+        [2, 1]
+    """
+
+    x: Tensor
+    conditions: Mapping[str, Tensor] = {}
+
+    @classmethod
+    def of(cls, given: Any) -> Self:  # noqa: ANN401 - what a source yields
+        """A tensor, or a pair of a tensor and a dictionary, as a batch.
+
+        Raises:
+            TypeError: for anything else.
+            ValueError: when a condition does not have one entry per sample.
+        """
+        x, conditions = (given, {}) if isinstance(given, Tensor) else _pair(given)
+        for name, value in conditions.items():
+            if not isinstance(value, Tensor) or value.ndim < 1 or len(value) != len(x):
+                shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+                raise ValueError(
+                    f"the condition {name!r} needs one entry for each of {len(x)} samples, a "
+                    f"tensor ({len(x)}, ...), not {shape}"
+                )
+        return cls(x, conditions)
+
+    def split(self, parts: int) -> list[Self]:
+        """The batch in parts of consecutive samples."""
+        xs = self.x.tensor_split(parts)
+        split = {name: value.tensor_split(parts) for name, value in self.conditions.items()}
+        return [
+            type(self)(x, {name: values[i] for name, values in split.items()})
+            for i, x in enumerate(xs)
+        ]
+
+
+def _pair(given: Any) -> tuple[Tensor, Mapping[str, Tensor]]:  # noqa: ANN401
+    if isinstance(given, tuple) and len(given) == 2:
+        x, conditions = given
+        if isinstance(x, Tensor) and isinstance(conditions, Mapping):
+            return x, conditions
+    raise TypeError(
+        "a source yields tensors, or pairs of a tensor and a dictionary of conditions, such as "
+        f"(x, {{'label': y}}); not {type(given).__name__}"
+    )
 
 
 def require_finite(rows: Tensor, numbers: Sequence[int] | np.ndarray) -> None:
@@ -66,9 +121,9 @@ class AbstractSource(ABC):
     @abstractmethod
     def batches(
         self, size: int, *, seed: int = 0, first: int = 0, part: slice = slice(None)
-    ) -> Iterator[Tensor]:
+    ) -> Iterator[Tensor | tuple[Tensor, Mapping[str, Tensor]]]:
         """An endless iterator of batches, the first of which begins with number `first` of the
-        order.
+        order: samples, or pairs of samples and a dictionary of conditions as in `Batch`.
 
         Arguments:
             size: samples of a batch; one may span epochs.
@@ -83,63 +138,91 @@ class Shuffled(AbstractSource):
 
     Arguments:
         rows: `(n, *shape)`, a tensor or other `Rows`.
+        conditions: the same of what is known about each sample, by name; without them batches are
+            tensors.
 
     Raises:
         TypeError: for a list, or anything else that does not take a tensor of row numbers.
-        ValueError: for no rows, or rows with NaN or infinite values: of a tensor at once, of others
-            when they are read.
+        ValueError: for no rows, rows with NaN or infinite values (of a tensor at once, of others
+            when they are read), or a condition of another length.
     """
 
-    def __init__(self, rows: Rows) -> None:
-        if isinstance(rows, list | tuple | dict | str) or not (
-            hasattr(rows, "__len__") and hasattr(rows, "__getitem__")
-        ):
-            raise TypeError(
-                "data must be a tensor, an array, or an object with a length that takes a tensor "
-                f"of row numbers, not {type(rows).__name__}; use torch.as_tensor"
-            )
-        if len(rows) < 1:
-            raise ValueError(f"there are no data to train on: {len(rows)} samples")
+    def __init__(self, rows: Rows, conditions: Mapping[str, Rows] | None = None) -> None:
         self.rows = rows
-        n = len(rows)
-        if isinstance(rows, Tensor):
-            for first in range(0, n, _CHECKED_ROWS):
-                require_finite(rows[first : first + _CHECKED_ROWS], range(first, n))
-        subset = (
-            self._read(np.linspace(0, n - 1, min(n, _FINGERPRINT_ROWS)).astype(np.int64))
-            .cpu()
-            .contiguous()
-        )
-        digest = hashlib.sha256(subset.view(torch.uint8).numpy().tobytes()).hexdigest()
-        self.fingerprint = (
-            f"{n} samples of {subset.dtype} {tuple(subset.shape[1:])}, sha256 of {len(subset)} "
-            f"{digest[:16]}"
-        )
-
-    def _read(self, numbers: np.ndarray) -> Tensor:
-        # an array treats a tensor with one element as a scalar index
-        samples = torch.as_tensor(
-            self.rows[numbers if isinstance(self.rows, np.ndarray) else torch.from_numpy(numbers)]
-        )
-        # On other devices each check would synchronise.
-        if not isinstance(self.rows, Tensor) and samples.device.type == "cpu":
-            require_finite(samples, numbers)
-        return samples
+        self.conditions = dict(conditions or {})
+        for name, values in {"data": rows, **self.conditions}.items():
+            _require_rows(name, values)
+        for name, values in self.conditions.items():
+            if len(values) != len(rows):
+                raise ValueError(
+                    f"{name} has {len(values)} entries for {len(rows)} samples; give one for each"
+                )
+        self.fingerprint = _fingerprint(rows)
+        for name, values in sorted(self.conditions.items()):
+            self.fingerprint += f"; {name}: {_fingerprint(values)}"
 
     def batches(
         self, size: int, *, seed: int = 0, first: int = 0, part: slice = slice(None)
-    ) -> Iterator[Tensor]:
-        n = len(self.rows)
-        order_epoch = -1
-        order = np.empty(0, dtype=np.int64)
-        numbers = np.arange(size, dtype=np.int64)[part]
-        while True:
-            epochs, positions = np.divmod(first + numbers, n)
-            batch_rows = np.empty_like(positions)
-            for epoch in np.unique(epochs):
-                if epoch != order_epoch:
-                    order_epoch = epoch
-                    order = np.random.default_rng([seed % 2**64, epoch]).permutation(n)
-                batch_rows[epochs == epoch] = order[positions[epochs == epoch]]
-            yield self._read(batch_rows)
-            first += size
+    ) -> Iterator[Tensor | Batch]:
+        for numbers in shuffled_numbers(len(self.rows), size, seed=seed, first=first, part=part):
+            x = _read(self.rows, numbers)
+            values = {name: _read(rows, numbers) for name, rows in self.conditions.items()}
+            yield Batch(x, values) if values else x
+
+
+def shuffled_numbers(
+    n: int, size: int, *, seed: int, first: int, part: slice
+) -> Iterator[np.ndarray]:
+    """The row numbers of batches of n samples, each epoch a permutation by (seed, epoch)."""
+    order_epoch = -1
+    order = np.empty(0, dtype=np.int64)
+    numbers = np.arange(size, dtype=np.int64)[part]
+    while True:
+        epochs, positions = np.divmod(first + numbers, n)
+        batch_rows = np.empty_like(positions)
+        for epoch in np.unique(epochs):
+            if epoch != order_epoch:
+                order_epoch = epoch
+                order = np.random.default_rng([seed % 2**64, epoch]).permutation(n)
+            batch_rows[epochs == epoch] = order[positions[epochs == epoch]]
+        yield batch_rows
+        first += size
+
+
+def _require_rows(name: str, rows: Any) -> None:  # noqa: ANN401 - what a user gives
+    """Refuses what is not `Rows`, is empty, or is a tensor that is not finite."""
+    if isinstance(rows, list | tuple | dict | str) or not (
+        hasattr(rows, "__len__") and hasattr(rows, "__getitem__")
+    ):
+        raise TypeError(
+            f"{name} must be a tensor, an array, or an object with a length that takes a tensor "
+            f"of row numbers, not {type(rows).__name__}; use torch.as_tensor"
+        )
+    if len(rows) < 1:
+        raise ValueError(f"there are no data to train on: {len(rows)} samples")
+    if isinstance(rows, Tensor):
+        for first in range(0, len(rows), _CHECKED_ROWS):
+            require_finite(rows[first : first + _CHECKED_ROWS], range(first, len(rows)))
+
+
+def _fingerprint(rows: Rows) -> str:
+    """The number of rows, their type and shape, and a hash of some of them."""
+    n = len(rows)
+    numbers = np.linspace(0, n - 1, min(n, _FINGERPRINT_ROWS)).astype(np.int64)
+    subset = _read(rows, numbers).cpu().contiguous()
+    digest = hashlib.sha256(subset.view(torch.uint8).numpy().tobytes()).hexdigest()
+    return (
+        f"{n} samples of {subset.dtype} {tuple(subset.shape[1:])}, sha256 of {len(subset)} "
+        f"{digest[:16]}"
+    )
+
+
+def _read(rows: Rows, numbers: np.ndarray) -> Tensor:
+    # an array treats a tensor with one element as a scalar index
+    samples = torch.as_tensor(
+        rows[numbers if isinstance(rows, np.ndarray) else torch.from_numpy(numbers)]
+    )
+    # On other devices each check would synchronise.
+    if not isinstance(rows, Tensor) and samples.device.type == "cpu":
+        require_finite(samples, numbers)
+    return samples

@@ -223,6 +223,7 @@ def _of_streams(train: _Split, test: _Split | None, buffer: int) -> Dataset:
             buffer,
             f"the beginning of a stream in {len(shards)} shards: "
             f"{Shuffled(first_samples).fingerprint}",
+            train.labels_of,
         ),
         held_out,
         scale_of(first_samples, train.name),

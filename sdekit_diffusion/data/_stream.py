@@ -1,13 +1,14 @@
 """Samples that can only be read in sequence."""
 
+import copy
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from torch import Tensor
 
-from sdekit_diffusion.data._batches import AbstractSource
+from sdekit_diffusion.data._batches import AbstractSource, Batch
 
 Shard = Callable[[], Iterable[Any]]
 
@@ -26,6 +27,8 @@ class Stream(AbstractSource):
         buffer: how many examples are shuffled together; they are held in memory as read.
         fingerprint: identifies the samples.
 
+        label: the classes of examples, `(batch,)`, or None where they have none.
+
     Raises:
         ValueError: for an empty buffer.
     """
@@ -36,6 +39,7 @@ class Stream(AbstractSource):
         read: Callable[[Sequence[Any]], Tensor],
         buffer: int,
         fingerprint: str = "",
+        label: Callable[[Sequence[Any]], Tensor | None] = lambda _: None,
     ) -> None:
         if buffer < 1:
             raise ValueError(f"buffer is a number of samples, from 1 on; not {buffer}")
@@ -43,15 +47,36 @@ class Stream(AbstractSource):
         self._read = read
         self._buffer = buffer
         self.fingerprint = fingerprint
+        self._label = label
+        self._label_name: str | None = None
         self._size = 0  # of an epoch; 0 until it is known
+
+    def labelled(self, name: str | None) -> Self:
+        """The same stream with the classes as a condition of that name; None for none."""
+        stream = copy.copy(self)
+        stream._label_name = name
+        return stream
 
     def batches(
         self, size: int, *, seed: int = 0, first: int = 0, part: slice = slice(None)
-    ) -> Iterator[Tensor]:
+    ) -> Iterator[Tensor | Batch]:
         examples = self._ordered(seed % 2**64, first)
         while True:
             batch = list(itertools.islice(examples, size))
-            yield self._read(batch[part]) if batch[part] else self._read(batch[:1])[:0]
+            count = len(batch[part])
+            chosen = batch[part] or batch[:1]
+            x = self._read(chosen)[:count]
+            yield x if self._label_name is None else Batch(x, self._labels(chosen, count))
+
+    def _labels(self, examples: Sequence[Any], count: int) -> dict[str, Tensor]:
+        labels = self._label(examples)
+        assert self._label_name is not None
+        if labels is None:
+            raise ValueError(
+                "some examples of the stream have no class; remove them, or train a network "
+                "without labels"
+            )
+        return {self._label_name: labels[:count]}
 
     def _ordered(self, seed: int, first: int) -> Iterator[Any]:
         """Epoch after epoch, from number `first` on."""

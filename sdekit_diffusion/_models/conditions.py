@@ -1,0 +1,70 @@
+"""The conditions of a network: their names, and the values that say that one is unknown."""
+
+import inspect
+from collections.abc import Callable, Mapping
+from numbers import Real
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+Null = Mapping[str, float]
+_SINGLE = (type(None), bool, int, float, complex, str)
+
+
+def null_of(net: Callable[..., Tensor], given: Null | None) -> dict[str, float]:
+    """The value of each condition of a network that stands for an unknown one: as given, or what
+    the network says (`net.null`).
+
+    Raises:
+        TypeError: when they are not numbers by name.
+    """
+    null = getattr(net, "null", None) if given is None else given
+    if given is None and not isinstance(null, Mapping):
+        return {}
+    if not isinstance(null, Mapping) or not all(isinstance(v, Real) for v in null.values()):
+        raise TypeError(
+            "null has a number for each condition that the network may be asked without, such as "
+            f"{{'class_labels': 1000}}; not {null!r:.60}"
+        )
+    return dict(null)
+
+
+def names_of(net: Callable[..., Tensor], null: Null) -> tuple[str, ...]:
+    """The conditions that a network takes: those of its `null`, or the parameters of its signature
+    after x and t. None where its signature does not tell.
+    """
+    if null:
+        return tuple(null)
+    try:
+        called = net.forward if isinstance(net, nn.Module) else net
+        parameters = list(inspect.signature(called).parameters.values())
+    except (TypeError, ValueError):
+        return ()
+    kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    return tuple(p.name for p in parameters[2:] if p.kind in kinds)
+
+
+def is_single(value: object) -> bool:
+    """Whether a condition is one value, the same for all samples."""
+    return isinstance(value, _SINGLE) or (isinstance(value, Tensor) and value.ndim == 0)
+
+
+def expanded(
+    conditions: Mapping[str, Any], null: Null, rows: int, device: torch.device
+) -> dict[str, Any]:
+    """Conditions as a network receives them: where it knows a null value, a number is one entry for
+    each of the rows.
+    """
+    return {
+        name: torch.full((rows,), value, device=device)
+        if name in null and isinstance(value, int | float)
+        else value
+        for name, value in conditions.items()
+    }
+
+
+def dropped(value: Tensor, null: float, drop: Tensor) -> Tensor:
+    """A condition with the null value in the rows `drop`, `(batch,)` booleans."""
+    rows = drop.reshape(-1, *[1] * (value.ndim - 1))
+    return torch.where(rows, torch.full((), null, dtype=value.dtype, device=value.device), value)

@@ -1,0 +1,123 @@
+"""What users train on as a source: arrays, pairs, dictionaries, data sets and loaders."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import Dataset as TorchDataset
+
+from sdekit import did_you_mean
+from sdekit_diffusion.data._batches import AbstractSource, Rows, Shuffled
+from sdekit_diffusion.data._dataset import Dataset
+from sdekit_diffusion.data._loader import Loaded
+from sdekit_diffusion.data._stream import Stream
+
+Labelled = tuple[Rows, Rows | Mapping[str, Rows]] | Mapping[str, Rows]
+Data = Rows | AbstractSource | Labelled | Dataset | TorchDataset[Any] | DataLoader[Any]
+
+
+def source_of(data: Data, names: Sequence[str]) -> AbstractSource:
+    """Data of any kind as a source of samples with the conditions of a network.
+
+    Arguments:
+        data: a source; samples alone; a pair (x, y), where y are labels or a dictionary of
+            conditions; a dictionary of samples and conditions; a `TensorDataset` or another data
+            set of torch, a `DataLoader`; or a `sdekit_diffusion.data.Dataset`, whose labels are
+            used if the network takes them.
+        names: the conditions that the network takes.
+
+    Raises:
+        TypeError: for anything else.
+        ValueError: for conditions without a name, or that the network does not take.
+    """
+    if isinstance(data, AbstractSource):
+        return data
+    if isinstance(data, Dataset):
+        return _of_dataset(data, names)
+    if isinstance(data, TensorDataset):
+        return source_of(data.tensors if len(data.tensors) > 1 else data[:][0], names)
+    if isinstance(data, DataLoader | TorchDataset):
+        return Loaded(data, lambda item: named(item, names))
+    if type(data).__module__.partition(".")[0] == "datasets":
+        raise TypeError(
+            "a data set of Hugging Face's library is read by sdekit_diffusion.data.from_datasets("
+            "data, column), which names its columns and holds samples out; pass the result"
+        )
+    if isinstance(data, Mapping) or (isinstance(data, tuple) and len(data) > 1):
+        rows, conditions = named(data, names)
+        return Shuffled(rows, conditions)
+    return Shuffled(data)
+
+
+def _of_dataset(data: Dataset, names: Sequence[str]) -> AbstractSource:
+    """The training samples of a data set, with their labels where the network takes one."""
+    name = "label" if "label" in names else names[0] if len(names) == 1 else None
+    if isinstance(data.train, Stream):
+        return data.train.labelled(None if data.labels is None else name)
+    if isinstance(data.train, AbstractSource):
+        return data.train
+    labels = None if name is None else data.labels
+    return Shuffled(data.train, None if name is None or labels is None else {name: labels})
+
+
+def named(given: Any, names: Sequence[str]) -> tuple[Any, dict[str, Any]]:  # noqa: ANN401
+    """The samples, and the conditions by name, of a pair, a dictionary, or samples alone.
+
+    Raises:
+        TypeError, ValueError: say how to name them.
+    """
+    if isinstance(given, Mapping):
+        return _of_mapping(given, names)
+    if not isinstance(given, tuple | list):
+        return given, {}
+    if len(given) != 2:
+        raise ValueError(
+            f"the data have {len(given)} parts; give samples, a pair (x, labels), or a dictionary "
+            "with the samples as 'x' and each condition under its name in the network"
+        )
+    x, y = given
+    if isinstance(y, Mapping):
+        return _of_mapping({"x": x, **y}, names)
+    if "label" not in names and len(names) != 1:
+        takes = f"takes {', '.join(names)}" if names else "takes no conditions that are known here"
+        raise ValueError(
+            f"the data are pairs, and the network {takes}: name the second part, as in "
+            "{'x': x, 'label': y}; or train on the samples alone, or with a network that takes "
+            "labels, such as nets.MLP(classes=10)"
+        )
+    return _of_mapping({"x": x, "label" if "label" in names else names[0]: y}, names)
+
+
+def _of_mapping(given: Mapping[str, Any], names: Sequence[str]) -> tuple[Any, dict[str, Any]]:
+    others = [name for name in given if name not in names]
+    key = "x" if "x" in given else others[0] if len(others) == 1 else None
+    if key is None:
+        raise ValueError(f"of the data {', '.join(given)} one must be the samples: call them 'x'")
+    conditions = {name: _rows(name, value) for name, value in given.items() if name != key}
+    for name in conditions:
+        if names and name not in names:
+            raise ValueError(
+                f"the network does not take {name!r}; it takes {', '.join(names)}"
+                f"{did_you_mean(name, names)}"
+            )
+    return given[key], conditions
+
+
+def _rows(name: str, values: Any) -> Rows:  # noqa: ANN401
+    """The entries of a condition; a list of numbers as a tensor."""
+    if isinstance(values, Tensor) or _kind(values) in ("u", "i", "f"):
+        return values
+    try:
+        return torch.as_tensor(values)
+    except (TypeError, ValueError, RuntimeError):
+        raise TypeError(
+            f"{name} must be numbers, one entry per sample, not {values!r:.60}; number the classes "
+            "from 0"
+        ) from None
+
+
+def _kind(values: Any) -> str | None:  # noqa: ANN401
+    """The letter of the type of an array's numbers; None where there is no such type."""
+    return getattr(getattr(values, "dtype", None), "kind", None)

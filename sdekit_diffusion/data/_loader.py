@@ -1,0 +1,130 @@
+"""torch's data sets and loaders as sources."""
+
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch.utils.data import (
+    DataLoader,
+    IterableDataset,
+    RandomSampler,
+    SequentialSampler,
+    default_collate,
+)
+from torch.utils.data import Dataset as TorchDataset
+
+from sdekit_diffusion.data._batches import AbstractSource, Batch, require_finite, shuffled_numbers
+
+_FORWARDED = (
+    "num_workers",
+    "collate_fn",
+    "timeout",
+    "worker_init_fn",
+    "multiprocessing_context",
+    "prefetch_factor",
+)
+
+
+class Loaded(AbstractSource):
+    """The items of a `torch.utils.data.Dataset`, or of a `DataLoader`, whose workers and
+    `collate_fn` are used.
+
+    A data set with a length is read in the order of `Shuffled`, by (seed, epoch); the batch size is
+    that of the training run. An iterable data set, and a loader with a sampler of its own, keep
+    their order: a run that resumes reads it from the beginning, and is the same as without a break
+    only if the order is the same each time. Items that draw random numbers are random; those that
+    use torch's generators in this process depend on (seed, number of the batch) alone.
+
+    Arguments:
+        loader: the loader or the data set.
+        named: the samples and conditions of what the loader yields.
+    """
+
+    def __init__(
+        self,
+        loader: DataLoader[Any] | TorchDataset[Any],
+        named: Callable[[Any], tuple[Any, Mapping[str, Any]]],
+    ) -> None:
+        self._loader = loader if isinstance(loader, DataLoader) else DataLoader(loader)
+        self._named = named
+        self._n = 0 if self._own_order() else len(self._loader.dataset)  # pyright: ignore[reportArgumentType]
+        first = next(self.batches(1))
+        size = f"{self._n} items" if self._n else "a stream"
+        parts = {"x": first.x, **first.conditions}
+        shapes = [f"{name} {v.dtype} {tuple(v.shape[1:])}" for name, v in sorted(parts.items())]
+        self.fingerprint = f"{size} of a data set of torch: {', '.join(shapes)}"
+
+    def _own_order(self) -> bool:
+        """Whether the order is the loader's."""
+        if isinstance(self._loader.dataset, IterableDataset):
+            return True
+        return type(self._loader.sampler) not in (SequentialSampler, RandomSampler)
+
+    def batches(
+        self, size: int, *, seed: int = 0, first: int = 0, part: slice = slice(None)
+    ) -> Iterator[Batch]:
+        generator = torch.Generator().manual_seed(seed % 2**63)
+        count = len(range(size)[part])
+        batches = (
+            self._shuffled(size, seed, first, part, generator)
+            if self._n
+            else self._in_turn(size, first, part)
+        )
+        for number in itertools.count(first, size):
+            with torch.random.fork_rng([]):
+                torch.manual_seed((seed + number) % 2**63)
+                batch = next(batches)
+            yield Batch(batch.x[:count], {k: v[:count] for k, v in batch.conditions.items()})
+
+    def _shuffled(
+        self, size: int, seed: int, first: int, part: slice, generator: torch.Generator
+    ) -> Iterator[Batch]:
+        """Batches in our order; of no samples one is read, to know what they look like."""
+        order = shuffled_numbers(self._n, size, seed=seed, first=first, part=part)
+        numbers: Any = (rows.tolist() or [0] for rows in order)
+        options = {name: getattr(self._loader, name) for name in _FORWARDED}
+        if self._loader.batch_size is None and self._loader.batch_sampler is None:
+            options["collate_fn"] = default_collate  # the loader's own takes single items
+        loader = DataLoader(
+            self._loader.dataset, batch_sampler=numbers, generator=generator, **options
+        )
+        return map(self._batch, loader)
+
+    def _in_turn(self, size: int, first: int, part: slice) -> Iterator[Batch]:
+        """Batches in the order of the loader."""
+        rows = itertools.islice(self._rows(), first, None)
+        while True:
+            batch = list(itertools.islice(rows, size))
+            yield _joined(batch[part] or batch[:1])
+
+    def _rows(self) -> Iterator[Batch]:
+        """The samples one by one, epoch after epoch."""
+        while True:
+            empty = True
+            for given in self._loader:
+                batch = self._batch(given)
+                empty = False
+                yield from batch.split(len(batch.x))
+            if empty:
+                raise ValueError("the loader has no samples when it is read; give one that has")
+
+    def _batch(self, given: Any) -> Batch:  # noqa: ANN401 - what a loader yields
+        x, conditions = self._named(given)
+        batch = Batch.of(
+            (torch.as_tensor(x), {k: torch.as_tensor(v) for k, v in conditions.items()})
+        )
+        for values in (batch.x, *batch.conditions.values()):
+            require_finite(values, range(len(values)))
+        return batch
+
+
+def _joined(batches: Sequence[Batch]) -> Batch:
+    """Batches as one."""
+    return Batch(
+        torch.cat([batch.x for batch in batches]),
+        {
+            name: torch.cat([batch.conditions[name] for batch in batches])
+            for name in batches[0].conditions
+        },
+    )

@@ -1,0 +1,372 @@
+"""Conditions are part of the data: they stay with their rows, are dropped by seed and number, and a
+run with them resumes to the bit.
+"""
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
+
+import sdekit_diffusion as sd
+from sdekit import uniform01
+from sdekit_diffusion import Batch, Recipe, ScoreModel, Training, fit, nets, validation_loss
+from sdekit_diffusion._counters import DROP
+from sdekit_diffusion._models.conditions import names_of
+from sdekit_diffusion._training.recipe_loss import RecipeLoss
+from sdekit_diffusion.data._batches import Shuffled
+from sdekit_diffusion.data._given import source_of
+from sdekit_diffusion.data._stream import Stream
+
+N = 40
+X = torch.arange(2.0 * N).reshape(N, 2) / 50
+LABEL = torch.arange(N) % 3
+RECIPE = Recipe(steps=6, batch_size=8, warmup=0, drop=0.3)
+
+
+def model(net=None, **settings):
+    torch.manual_seed(0)
+    net = nets.MLP(shape=(2,), width=8, depth=1, classes=3) if net is None else net
+    return ScoreModel(net, "vp", shape=(2,), conditioning="log_snr", **settings)
+
+
+def with_labels():
+    """The same samples and labels in every form that is accepted."""
+    pairs = TensorDataset(X, LABEL)
+    return {
+        "pair": (X, LABEL),
+        "pair of arrays": (X.numpy(), LABEL.numpy()),
+        "pair with a list": (X, LABEL.tolist()),
+        "pair with a dictionary": (X, {"label": LABEL}),
+        "dictionary": {"x": X, "label": LABEL},
+        "dictionary, the samples under another name": {"points": X, "label": LABEL},
+        "TensorDataset": pairs,
+        "source": Shuffled(X, {"label": LABEL}),
+        "data set": sd.data.Dataset(X, X, sd.data.Scale(), "made", LABEL, LABEL),
+        "loader": DataLoader(pairs, batch_size=5),
+        "loader that shuffles": DataLoader(pairs, batch_size=5, shuffle=True),
+        "loader with workers": DataLoader(pairs, num_workers=1),
+        "torch's data set": [(x, y) for x, y in zip(X, LABEL, strict=True)],
+    }
+
+
+class Items(torch.utils.data.Dataset):
+    def __init__(self, items):
+        self.items = items
+
+    def __len__(self):
+        return len(self.items)
+
+    def __getitem__(self, i):
+        return self.items[i]
+
+
+@pytest.mark.parametrize("kind", with_labels())
+def test_labels_stay_with_their_rows(kind):
+    """In every form the same batches: those of the seed, each row with its label."""
+    data = with_labels()[kind]
+    data = Items(data) if isinstance(data, list) else data
+    expected = Shuffled(X, {"label": LABEL}).batches(7, seed=3, first=5)
+    found = source_of(data, ["label"]).batches(7, seed=3, first=5)
+    for _ in range(12):
+        batch = Batch.of(next(found))
+        same = Batch.of(next(expected))
+        assert torch.equal(batch.x, same.x)
+        assert torch.equal(batch.conditions["label"], same.conditions["label"])
+        row = (batch.x[:, 0] * 25).round().long()
+        assert torch.equal(batch.conditions["label"], row % 3)
+
+
+def test_parts_of_batches_are_those_of_the_processes():
+    loader = DataLoader(TensorDataset(X, LABEL))
+    for data in ((X, LABEL), loader):
+        source = source_of(data, ["label"])
+        whole = Batch.of(next(source.batches(7, seed=1)))
+        parts = [
+            Batch.of(next(source.batches(7, seed=1, part=slice(i, j)))) for i, j in ((0, 3), (3, 7))
+        ]
+        assert torch.equal(torch.cat([part.x for part in parts]), whole.x)
+        joined = torch.cat([part.conditions["label"] for part in parts])
+        assert torch.equal(joined, whole.conditions["label"])
+        none = Batch.of(next(source.batches(7, seed=1, part=slice(7, 7))))
+        assert none.x.shape == (0, 2)
+        assert none.conditions["label"].shape == (0,)
+
+
+class Lines(IterableDataset):
+    def __iter__(self):
+        return iter(zip(X, LABEL, strict=True))
+
+
+@pytest.mark.parametrize(
+    "loader",
+    [
+        Lines(),
+        DataLoader(Lines(), batch_size=6),
+        DataLoader(
+            TensorDataset(X, LABEL),
+            batch_size=4,
+            sampler=list(range(N)),  # any order of one's own
+        ),
+    ],
+)
+def test_an_order_of_its_own_is_kept(loader):
+    batches = source_of(loader, ["label"]).batches(16, first=32)
+    first = Batch.of(next(batches))
+    rows = torch.arange(32, 48) % N
+    assert torch.equal(first.x, X[rows])
+    assert torch.equal(first.conditions["label"], LABEL[rows])
+    part = next(source_of(loader, ["label"]).batches(16, first=32, part=slice(4, 6)))
+    assert torch.equal(Batch.of(part).x, X[rows[4:6]])
+
+
+def test_a_loader_leaves_torchs_generator_as_it_was():
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    source = source_of(DataLoader(TensorDataset(X, LABEL), shuffle=True), ["label"])
+    next(source.batches(4))
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_items_that_draw_depend_on_their_place_alone():
+    class Noisy(Items):
+        def __getitem__(self, i):
+            return X[i] + torch.rand(2), LABEL[i]
+
+    source = source_of(Noisy(range(N)), ["label"])
+    first, second, third = (Batch.of(b).x for b, _ in zip(source.batches(4), range(3), strict=False))
+    resumed = source_of(Noisy(range(N)), ["label"]).batches(4, first=8)
+    assert torch.equal(Batch.of(next(resumed)).x, third)
+    assert not torch.equal(first - second, torch.zeros(4, 2))
+
+
+def test_streams_carry_their_classes():
+    rows = list(range(N))
+    stream = Stream([lambda: rows], lambda r: X[r], 1, label=lambda r: LABEL[r])
+    assert isinstance(next(stream.batches(4)), torch.Tensor)
+    labelled = stream.labelled("label")
+    for batch, _ in zip(labelled.batches(8, seed=2), range(9), strict=False):
+        x, conditions = batch
+        assert torch.equal(conditions["label"], (x[:, 0] * 25).round().long() % 3)
+    data = sd.data.Dataset(stream, X, sd.data.Scale(), "made", LABEL, None, X)
+    assert next(source_of(data, ["label"]).batches(4)).conditions["label"].shape == (4,)
+    assert isinstance(next(source_of(data, []).batches(4)), torch.Tensor)
+    some = Stream([lambda: rows], lambda r: X[r], 1, label=lambda r: None).labelled("label")
+    with pytest.raises(ValueError, match="have no class"):
+        next(some.batches(4))
+
+
+def test_each_condition_is_dropped_by_seed_and_number():
+    """Each with its own probability, others with none, the same in any part of a batch."""
+
+    class Recorder(nn.Module):
+        null = {"label": -1, "context": math.nan}
+
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(2, 2)
+            self.seen = []
+
+        def forward(self, x, t, *, label=None, context=None):
+            self.seen.append((label, context))
+            return self.layer(x)
+
+    n = 4000
+    x = torch.zeros(n, 2)
+    conditions = {"context": torch.ones(n, 3), "label": torch.ones(n, dtype=torch.long)}
+    recipe = Recipe(drop={"label": 0.25, "context": 0.5}, seed=3)
+    network = Recorder()
+    loss = RecipeLoss(model(network), recipe, None)
+    loss(x, conditions, 10)
+    ((label, context),) = network.seen
+    dropped = label == -1
+    gone = context.isnan()
+    assert torch.equal(gone.all(1), gone.any(1))
+    # Five standard deviations: once in two million.
+    assert abs(int(dropped.sum()) - 0.25 * n) < 5 * math.sqrt(n * 0.25 * 0.75)
+    assert abs(int(gone[:, 0].sum()) - 0.5 * n) < 5 * math.sqrt(n * 0.25)
+    both = int((dropped & gone[:, 0]).sum())
+    assert abs(both - 0.125 * n) < 5 * math.sqrt(n * 0.125 * 0.875)  # independent
+    index = torch.arange(10, 10 + n)
+    assert torch.equal(gone[:, 0], uniform01(3, index, (), counter=DROP) < 0.5)
+    assert torch.equal(dropped, uniform01(3, index, (), counter=DROP - 1) < 0.25)
+    part = {name: value[100:] for name, value in conditions.items()}
+    RecipeLoss(model(network), recipe, None)(x[100:], part, 110)
+    assert torch.equal(network.seen[1][0], label[100:])
+    assert torch.equal(network.seen[1][1].isnan(), gone[100:])
+    RecipeLoss(model(network), replace(recipe, drop=0.0), None)(x, conditions, 0)
+    assert bool((network.seen[2][0] == 1).all())
+    assert bool((network.seen[2][1] == 1).all())
+    RecipeLoss(model(network), replace(recipe, drop=1.0), None)(x, conditions, 0)
+    assert bool((network.seen[3][0] == -1).all())
+
+
+def test_a_run_with_labels_resumes_to_the_bit(tmp_path):
+    data = {"x": X, "label": LABEL}
+    whole = model()
+    fit(whole, data, RECIPE, progress=False)
+    training = Training(model(), data, RECIPE)
+    for _ in range(3):
+        next(training)
+    state = training.state_dict()
+    resumed = Training(model(), data, RECIPE)
+    resumed.load_state_dict(state)
+    list(resumed)
+    for a, b in zip(whole.parameters(), resumed.model.parameters(), strict=True):
+        assert torch.equal(a, b)
+    with pytest.raises(KeyboardInterrupt):
+        fit(model(), data, RECIPE, folder=tmp_path, callback=_stop_at(3), progress=False)
+    again = model()
+    fit(again, data, RECIPE, folder=tmp_path, resume=True, progress=False)
+    for a, b in zip(whole.parameters(), again.parameters(), strict=True):
+        assert torch.equal(a, b)
+    loaded = sd.load(tmp_path)
+    assert loaded.null == {"label": -1}
+    with pytest.raises(ValueError, match="begun on other data"):
+        fit(
+            model(), (X, LABEL.flip(0)), RECIPE, folder=tmp_path, resume=True, progress=False
+        )  # the labels belong to other rows
+
+
+def _stop_at(step):
+    def stop(record):
+        if record.step == step:
+            raise KeyboardInterrupt
+
+    return stop
+
+
+def test_accumulation_changes_rounding_only():
+    one, three = model(), model()
+    fit(one, (X, LABEL), RECIPE, progress=False)
+    fit(three, (X, LABEL), replace(RECIPE, accumulate=3), progress=False)
+    for a, b in zip(one.parameters(), three.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5)
+
+
+def test_the_labels_are_learnt():
+    """A network that sees the label alone predicts each class's data."""
+    centres = torch.tensor([[-1.0, 0.0], [0.0, 1.0], [1.0, 0.0]])
+    label = torch.arange(600) % 3
+    x = centres[label] + 0.05 * torch.randn(600, 2, generator=torch.Generator().manual_seed(0))
+    trained = model(nets.MLP(shape=(2,), width=32, depth=2, classes=3), predicts="velocity")
+    fit(trained, (x, label), Recipe(steps=400, batch_size=64, lr=5e-3), progress=False)
+    wanted = torch.arange(300) % 3
+    samples = sd.sample(trained.given(label=wanted), 300, steps=10, seed=0)
+    nearest = torch.cdist(samples, centres).argmin(1)
+    assert int((nearest == wanted).sum()) >= 297
+    one = sd.sample(trained.given(label=2), 100, steps=10, seed=0)
+    assert int((torch.cdist(one, centres).argmin(1) == 2).sum()) >= 99
+    any_class = sd.sample(trained.unconditional(), 300, steps=10, seed=0)
+    counts = torch.cdist(any_class, centres).argmin(1).bincount(minlength=3)
+    assert int(counts.min()) > 50  # of about 100, standard deviation 8
+
+
+def test_validation_with_labels():
+    trained = model()
+    with torch.no_grad():
+        for parameter in trained.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
+    trained.eval()
+    found = validation_loss((X, LABEL))(trained, 0)["validation_loss"]
+    by_name = validation_loss({"x": X, "label": LABEL}, Recipe(drop=1.0))(trained, 0)
+    assert by_name["validation_loss"] == found  # never dropped
+    given = validation_loss(X)(trained.given(label=LABEL), 0)["validation_loss"]
+    assert given == pytest.approx(found, rel=1e-6)
+    assert validation_loss((X, LABEL.flip(0)))(trained, 0)["validation_loss"] != found
+    with pytest.raises(ValueError, match="entry for each of 40"):
+        validation_loss((X, LABEL[1:]))(trained, 0)
+    with pytest.raises(TypeError, match="x must be a tensor"):
+        validation_loss({"points": X})
+
+
+def test_data_sets_bring_labels_and_scale():
+    data = sd.data.load("digits")
+    labelled = ScoreModel(
+        nets.UNet(channels=1, width=8, classes=10), "vp", "velocity", shape=(1, 8, 8)
+    )
+    fit(labelled, data, Recipe(steps=1, batch_size=4), progress=False)
+    assert labelled.scale == data.scale
+    plain = ScoreModel(nets.UNet(channels=1, width=8), "vp", "velocity", shape=(1, 8, 8))
+    fit(plain, data, Recipe(steps=1, batch_size=4), progress=False)  # without labels
+
+
+def test_what_is_refused():
+    plain = model(nets.MLP(shape=(2,), width=8))
+    with pytest.raises(ValueError, match="no conditions that are known .* samples alone"):
+        Training(plain, (X, LABEL), RECIPE)
+    with pytest.raises(ValueError, match="built for label and the data have none"):
+        Training(model(), X, RECIPE)
+    Training(model().given(label=2), X, RECIPE)  # one label for all
+    with pytest.raises(ValueError, match="given by the data, and to the model"):
+        Training(model().given(label=2), {"x": X, "label": LABEL}, RECIPE)
+    with pytest.raises(ValueError, match="does not take 'lable'.*did you mean 'label'"):
+        Training(model(), {"x": X, "lable": LABEL}, RECIPE)
+    with pytest.raises(ValueError, match="39 entries for 40 samples"):
+        Training(model(), (X, LABEL[1:]), RECIPE)
+    with pytest.raises(TypeError, match="label must be numbers.*number the classes"):
+        Training(model(), (X, ["a"] * N), RECIPE)
+    with pytest.raises(ValueError, match="have 3 parts"):
+        Training(model(), (X, LABEL, LABEL), RECIPE)
+    with pytest.raises(ValueError, match="one must be the samples"):
+        Training(model(), {"a": X, "b": X}, RECIPE)
+    with pytest.raises(ValueError, match="drop has a probability for 'context'"):
+        Training(model(), (X, LABEL), replace(RECIPE, drop={"context": 0.1}))
+    with pytest.raises(ValueError, match="drop = 1.5"):
+        Recipe(drop=1.5)
+    with pytest.raises(ValueError, match="drop = "):
+        Recipe(drop={"label": -0.1})
+    bad = X.clone()
+    bad[3] = math.nan
+    with pytest.raises(ValueError, match="NaN or infinite"):
+        Training(model(), {"x": X, "label": LABEL, "points": X}, RECIPE)
+    with pytest.raises(ValueError, match="NaN or infinite"):
+        next(source_of(DataLoader(TensorDataset(bad, LABEL), batch_size=40), ["label"]).batches(40))
+
+
+def test_other_networks_say_their_null_values():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.table = nn.Embedding(4, 2)
+
+        def forward(self, x, t, class_labels):
+            return x + self.table(class_labels)
+
+    assert names_of(Net(), {}) == ("class_labels",)
+    with pytest.raises(ValueError, match="not known to work without"):
+        model(Net()).unconditional()
+    own = model(Net(), null={"class_labels": 3})
+    fit(own, (X, LABEL), RECIPE, progress=False)  # the only condition
+    u = torch.zeros(5, 2)
+    rows = own.given(class_labels=torch.full((5,), 3)).predict_data(0.0, u)
+    assert torch.equal(own.unconditional().predict_data(0.0, u), rows)
+    assert torch.equal(own.given(class_labels=3).predict_data(0.0, u), rows)
+    with pytest.raises(TypeError, match="null has a number for each"):
+        model(Net(), null={"class_labels": "none"})
+
+
+def test_numbers_become_one_entry_per_sample():
+    labelled = model()
+    u = torch.randn(4, 2, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        labelled.net.last.weight.normal_(generator=torch.Generator().manual_seed(0))
+        expected = labelled.given(label=torch.full((4,), 2)).predict_data(0.0, u)
+        assert torch.equal(labelled.given(label=2).predict_data(0.0, u), expected)
+        unknown = labelled.given(label=torch.full((4,), -1)).predict_data(0.0, u)
+        assert torch.equal(labelled.unconditional().predict_data(0.0, u), unknown)
+        assert not torch.equal(expected, unknown)
+
+
+def test_batches():
+    batch = Batch.of((X, {"label": LABEL}))
+    parts = batch.split(3)
+    assert torch.equal(torch.cat([part.conditions["label"] for part in parts]), LABEL)
+    assert Batch.of(X).conditions == {}
+    with pytest.raises(TypeError, match="a source yields tensors, or pairs"):
+        Batch.of([X, LABEL])
+    with pytest.raises(ValueError, match="'label' needs one entry for each of 40"):
+        Batch.of((X, {"label": LABEL[1:]}))
