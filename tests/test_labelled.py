@@ -14,7 +14,7 @@ import sdekit_diffusion as sd
 from sdekit import uniform01
 from sdekit_diffusion import Batch, Recipe, ScoreModel, Training, fit, nets, validation_loss
 from sdekit_diffusion._counters import DROP
-from sdekit_diffusion._models.conditions import names_of
+from sdekit_diffusion._models.condition_values import names_of
 from sdekit_diffusion._training.recipe_loss import RecipeLoss
 from sdekit_diffusion.data._batches import Shuffled
 from sdekit_diffusion.data._given import source_of
@@ -137,7 +137,9 @@ def test_items_that_draw_depend_on_their_place_alone():
             return X[i] + torch.rand(2), LABEL[i]
 
     source = source_of(Noisy(range(N)), ["label"])
-    first, second, third = (Batch.of(b).x for b, _ in zip(source.batches(4), range(3), strict=False))
+    first, second, third = (
+        Batch.of(b).x for b, _ in zip(source.batches(4), range(3), strict=False)
+    )
     resumed = source_of(Noisy(range(N)), ["label"]).batches(4, first=8)
     assert torch.equal(Batch.of(next(resumed)).x, third)
     assert not torch.equal(first - second, torch.zeros(4, 2))
@@ -296,18 +298,18 @@ def test_data_sets_bring_labels_and_scale():
 
 def test_what_is_refused():
     plain = model(nets.MLP(shape=(2,), width=8))
-    with pytest.raises(ValueError, match="no conditions that are known .* samples alone"):
+    with pytest.raises(ValueError, match=r"no condition that is known .* samples alone"):
         Training(plain, (X, LABEL), RECIPE)
     with pytest.raises(ValueError, match="built for label and the data have none"):
         Training(model(), X, RECIPE)
     Training(model().given(label=2), X, RECIPE)  # one label for all
     with pytest.raises(ValueError, match="given by the data, and to the model"):
         Training(model().given(label=2), {"x": X, "label": LABEL}, RECIPE)
-    with pytest.raises(ValueError, match="does not take 'lable'.*did you mean 'label'"):
+    with pytest.raises(ValueError, match=r"does not take 'lable'.*did you mean 'label'"):
         Training(model(), {"x": X, "lable": LABEL}, RECIPE)
     with pytest.raises(ValueError, match="39 entries for 40 samples"):
         Training(model(), (X, LABEL[1:]), RECIPE)
-    with pytest.raises(TypeError, match="label must be numbers.*number the classes"):
+    with pytest.raises(TypeError, match=r"label must be numbers.*number the classes"):
         Training(model(), (X, ["a"] * N), RECIPE)
     with pytest.raises(ValueError, match="have 3 parts"):
         Training(model(), (X, LABEL, LABEL), RECIPE)
@@ -315,14 +317,18 @@ def test_what_is_refused():
         Training(model(), {"a": X, "b": X}, RECIPE)
     with pytest.raises(ValueError, match="drop has a probability for 'context'"):
         Training(model(), (X, LABEL), replace(RECIPE, drop={"context": 0.1}))
-    with pytest.raises(ValueError, match="drop = 1.5"):
+    with pytest.raises(ValueError, match=r"drop = 1\.5"):
         Recipe(drop=1.5)
     with pytest.raises(ValueError, match="drop = "):
         Recipe(drop={"label": -0.1})
     bad = X.clone()
     bad[3] = math.nan
     with pytest.raises(ValueError, match="NaN or infinite"):
-        Training(model(), {"x": X, "label": LABEL, "points": X}, RECIPE)
+        Training(model(), (bad, LABEL), RECIPE)
+    with pytest.raises(ValueError, match="does not take 'label'; it takes none"):
+        Training(plain, {"x": X, "label": LABEL}, RECIPE)
+    with pytest.raises(ValueError, match="have the condition 'y' and the network takes label"):
+        Training(model(), Shuffled(X, {"label": LABEL, "y": LABEL}), RECIPE)
     with pytest.raises(ValueError, match="NaN or infinite"):
         next(source_of(DataLoader(TensorDataset(bad, LABEL), batch_size=40), ["label"]).batches(40))
 
@@ -337,6 +343,9 @@ def test_other_networks_say_their_null_values():
             return x + self.table(class_labels)
 
     assert names_of(Net(), {}) == ("class_labels",)
+    assert names_of(lambda x, t, **more: x, {}) is None
+    assert names_of(lambda x, t, **more: x, {"y": 0}) == ("y",)
+    assert names_of(nets.MLP(shape=(2,), width=8), {}) == ()
     with pytest.raises(ValueError, match="not known to work without"):
         model(Net()).unconditional()
     own = model(Net(), null={"class_labels": 3})

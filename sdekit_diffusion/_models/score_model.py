@@ -29,7 +29,7 @@ from sdekit_diffusion._diffusions.diffusion import LARGEST, AbstractDiffusion
 from sdekit_diffusion._diffusions.names import diffusion
 from sdekit_diffusion._inputs import require_tensor, shape_given
 from sdekit_diffusion._models.affine import Affine, NetworkCall, is_immutable
-from sdekit_diffusion._models.conditions import Null, expanded, null_of
+from sdekit_diffusion._models.condition_values import Null, expanded, names_of, null_of
 from sdekit_diffusion._models.model import AbstractModel, noise_scale, signal_scale
 from sdekit_diffusion._models.prediction import ALIASES, DATA, NOISE, PUBLISHED_NAMES, Prediction
 from sdekit_diffusion._models.wrapped import modules_of, require_plain, unwrapped
@@ -205,6 +205,10 @@ class ScoreModel(nn.Module, AbstractModel):
                 "1000}), or a network of sdekit_diffusion.nets, such as MLP(classes=10)"
             )
         return self.given(**(dict.fromkeys(self.null) if self.given_null is None else self.null))
+
+    def condition_names(self) -> tuple[str, ...] | None:
+        """The conditions that the network takes; None where its signature does not tell."""
+        return names_of(self.net, self.null)
 
     def with_network(self, net: Callable[..., Tensor]) -> "ScoreModel":
         """The same model around another network, such as a compiled one."""

@@ -13,7 +13,6 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from sdekit_diffusion._inputs import is_whole, require_tensor
-from sdekit_diffusion._models.conditions import names_of
 from sdekit_diffusion._models.evaluating import evaluating
 from sdekit_diffusion._models.score_model import ScoreModel
 from sdekit_diffusion._storage.distributed import rank, wait
@@ -227,7 +226,7 @@ def validation_loss(
 
     def found(model: ScoreModel, step: int) -> dict[str, float]:
         device = model.place()[1]
-        batch = Batch.of(named(data, names_of(model.net, model.null)))
+        batch = Batch.of(named(data, model.condition_names()))
         parts = []
         with torch.no_grad(), evaluating(model, len(x)):
             for i in range(0, len(x), _BATCH):

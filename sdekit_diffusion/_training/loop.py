@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, distributed
 from torch.nn.parallel import DistributedDataParallel
 
-from sdekit_diffusion._models.conditions import names_of
 from sdekit_diffusion._models.score_model import ScoreModel
 from sdekit_diffusion._models.wrapped import require_own
 from sdekit_diffusion._storage.distributed import rank, world
@@ -120,8 +119,7 @@ class Training(Iterator[Record]):
         if isinstance(data, Dataset):
             transform = transform or data.scale.encode
             model.scale = data.scale
-        names = names_of(model.net, model.null)
-        self.source = source_of(data, [name for name in names if name not in model.conditions])
+        self.source = source_of(data, model.condition_names())
         row = Batch.of(next(self.source.batches(1)))
         require_rows(row.x, model, self.recipe, transformed=transform is not None)
         require_conditions(row.conditions, model, self.recipe)

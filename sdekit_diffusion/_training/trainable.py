@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from sdekit import did_you_mean
-from sdekit_diffusion._models.conditions import is_single, names_of
+from sdekit_diffusion._models.condition_values import is_single
 from sdekit_diffusion._models.score_model import ScoreModel
 from sdekit_diffusion._storage.distributed import world
 from sdekit_diffusion._training.recipe import Recipe
@@ -81,12 +81,12 @@ def require_conditions(conditions: Mapping[str, Tensor], model: ScoreModel, reci
     Raises:
         ValueError: as `Training`.
     """
-    names = names_of(model.net, model.null)
+    names = model.condition_names()
     for name in conditions:
-        if names and name not in names:
+        if names is not None and name not in names:
             raise ValueError(
                 f"the data have the condition {name!r} and the network takes "
-                f"{', '.join(names)}{did_you_mean(name, names)}"
+                f"{', '.join(names) or 'none'}{did_you_mean(name, names)}"
             )
         if name in model.conditions:
             raise ValueError(

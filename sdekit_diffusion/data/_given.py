@@ -18,7 +18,7 @@ Labelled = tuple[Rows, Rows | Mapping[str, Rows]] | Mapping[str, Rows]
 Data = Rows | AbstractSource | Labelled | Dataset | TorchDataset[Any] | DataLoader[Any]
 
 
-def source_of(data: Data, names: Sequence[str]) -> AbstractSource:
+def source_of(data: Data, names: Sequence[str] | None) -> AbstractSource:
     """Data of any kind as a source of samples with the conditions of a network.
 
     Arguments:
@@ -26,7 +26,7 @@ def source_of(data: Data, names: Sequence[str]) -> AbstractSource:
             conditions; a dictionary of samples and conditions; a `TensorDataset` or another data
             set of torch, a `DataLoader`; or a `sdekit_diffusion.data.Dataset`, whose labels are
             used if the network takes them.
-        names: the conditions that the network takes.
+        names: the conditions that the network takes; None where that is not known.
 
     Raises:
         TypeError: for anything else.
@@ -51,9 +51,9 @@ def source_of(data: Data, names: Sequence[str]) -> AbstractSource:
     return Shuffled(data)
 
 
-def _of_dataset(data: Dataset, names: Sequence[str]) -> AbstractSource:
+def _of_dataset(data: Dataset, names: Sequence[str] | None) -> AbstractSource:
     """The training samples of a data set, with their labels where the network takes one."""
-    name = "label" if "label" in names else names[0] if len(names) == 1 else None
+    name = _label_name(names)
     if isinstance(data.train, Stream):
         return data.train.labelled(None if data.labels is None else name)
     if isinstance(data.train, AbstractSource):
@@ -62,7 +62,7 @@ def _of_dataset(data: Dataset, names: Sequence[str]) -> AbstractSource:
     return Shuffled(data.train, None if name is None or labels is None else {name: labels})
 
 
-def named(given: Any, names: Sequence[str]) -> tuple[Any, dict[str, Any]]:  # noqa: ANN401
+def named(given: Any, names: Sequence[str] | None) -> tuple[Any, dict[str, Any]]:  # noqa: ANN401
     """The samples, and the conditions by name, of a pair, a dictionary, or samples alone.
 
     Raises:
@@ -80,26 +80,35 @@ def named(given: Any, names: Sequence[str]) -> tuple[Any, dict[str, Any]]:  # no
     x, y = given
     if isinstance(y, Mapping):
         return _of_mapping({"x": x, **y}, names)
-    if "label" not in names and len(names) != 1:
-        takes = f"takes {', '.join(names)}" if names else "takes no conditions that are known here"
+    name = _label_name(names)
+    if name is None:
+        takes = f"takes {', '.join(names)}" if names else "takes no condition that is known here"
         raise ValueError(
             f"the data are pairs, and the network {takes}: name the second part, as in "
             "{'x': x, 'label': y}; or train on the samples alone, or with a network that takes "
             "labels, such as nets.MLP(classes=10)"
         )
-    return _of_mapping({"x": x, "label" if "label" in names else names[0]: y}, names)
+    return _of_mapping({"x": x, name: y}, names)
 
 
-def _of_mapping(given: Mapping[str, Any], names: Sequence[str]) -> tuple[Any, dict[str, Any]]:
-    others = [name for name in given if name not in names]
+def _label_name(names: Sequence[str] | None) -> str | None:
+    """The name of a condition that has none: "label", or the only one that the network takes."""
+    names = names or ()
+    return "label" if "label" in names else names[0] if len(names) == 1 else None
+
+
+def _of_mapping(
+    given: Mapping[str, Any], names: Sequence[str] | None
+) -> tuple[Any, dict[str, Any]]:
+    others = [name for name in given if name not in (names or ())]
     key = "x" if "x" in given else others[0] if len(others) == 1 else None
     if key is None:
         raise ValueError(f"of the data {', '.join(given)} one must be the samples: call them 'x'")
     conditions = {name: _rows(name, value) for name, value in given.items() if name != key}
     for name in conditions:
-        if names and name not in names:
+        if names is not None and name not in names:
             raise ValueError(
-                f"the network does not take {name!r}; it takes {', '.join(names)}"
+                f"the network does not take {name!r}; it takes {', '.join(names) or 'none'}"
                 f"{did_you_mean(name, names)}"
             )
     return given[key], conditions

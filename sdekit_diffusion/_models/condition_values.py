@@ -30,19 +30,24 @@ def null_of(net: Callable[..., Tensor], given: Null | None) -> dict[str, float]:
     return dict(null)
 
 
-def names_of(net: Callable[..., Tensor], null: Null) -> tuple[str, ...]:
-    """The conditions that a network takes: those of its `null`, or the parameters of its signature
-    after x and t. None where its signature does not tell.
+def names_of(net: Callable[..., Tensor], null: Null) -> tuple[str, ...] | None:
+    """The conditions that a network takes: those of its own `null`, or else those of `null` and the
+    parameters of its signature after x and t. None where the signature does not tell.
     """
-    if null:
-        return tuple(null)
+    own = getattr(net, "null", None)
+    if isinstance(own, Mapping):
+        return tuple({**own, **null})
     try:
         called = net.forward if isinstance(net, nn.Module) else net
         parameters = list(inspect.signature(called).parameters.values())
     except (TypeError, ValueError):
-        return ()
-    kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-    return tuple(p.name for p in parameters[2:] if p.kind in kinds)
+        return tuple(null) or None
+    if any(
+        p.kind in (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
+        for p in parameters
+    ):
+        return tuple(null) or None
+    return tuple(dict.fromkeys([*null, *(p.name for p in parameters[2:])]))
 
 
 def is_single(value: object) -> bool:
