@@ -26,6 +26,7 @@ from sdekit_diffusion._models.check import ModelCheck, check_model
 from sdekit_diffusion._models.checkpoint import CheckpointError
 from sdekit_diffusion._models.derived import AbstractDerivedModel, per_sample
 from sdekit_diffusion._models.empirical import EmpiricalMixture
+from sdekit_diffusion._models.guidance import ClassifierGuided, Guided
 from sdekit_diffusion._models.mixture import GaussianMixture
 from sdekit_diffusion._models.model import AbstractModel, noise_scale, signal_scale
 from sdekit_diffusion._models.save import save
@@ -61,8 +62,10 @@ __all__ = [
     "Batch",
     "BitsPerDim",
     "CheckpointError",
+    "ClassifierGuided",
     "EmpiricalMixture",
     "GaussianMixture",
+    "Guided",
     "Log",
     "ModelCheck",
     "NCSNSettings",

@@ -224,6 +224,7 @@ class ScoreModel(nn.Module, AbstractModel):
             scale=self.scale,
             null=self.given_null,
         )
+        model.null = self.null  # a wrapper may not show that of the network
         return model.given(**self.conditions)
 
     def rows(self, index: Tensor) -> Self:

@@ -1,0 +1,252 @@
+"""Guidance: denoisers that follow a condition more closely than the model does."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from sdekit.elementary import Time, broadcast, sqrt
+from sdekit_diffusion._diffusions.diffusion import AbstractDiffusion
+from sdekit_diffusion._models.condition_values import expanded, is_single
+from sdekit_diffusion._models.derived import AbstractDerivedModel, per_sample
+from sdekit_diffusion._models.model import AbstractModel, noise_scale, signal_scale
+from sdekit_diffusion._models.prediction import DATA
+from sdekit_diffusion._models.score_model import ScoreModel
+from sdekit_diffusion._models.wrapped import modules_of
+
+
+@dataclass(frozen=True, eq=False)
+class Guided(AbstractDerivedModel):
+    """D_r + w (D - D_r): the denoiser D of a model, moved away from that of a reference.
+
+    With the same model without its conditions as reference this is classifier-free guidance: w = 0
+    is the unconditional model, w = 1 the conditional one, and w > 1 raises the density of what is
+    typical of the condition. Papers and libraries that write (1 + w') D - w' D_r, such as azula,
+    have w' = w - 1. With a weaker network as reference it is autoguidance.
+
+    A guided model is a model: it can be sampled by every method, encoded, and has a likelihood.
+    Where it needs both, one evaluation is one call of the network with 2 B rows if the reference
+    shares the network, and else one of each.
+
+    Arguments:
+        model: with its condition, such as `model.given(label=labels)`.
+        scale: w.
+        by: the reference; the same model without its conditions unless given, for which the network
+            must have been trained with some of them dropped (`Recipe(drop=...)`).
+        interval: the least and the largest sigma / alpha at which w applies; elsewhere it is 1.
+        rescale: 0 for none; phi mixes the network's output, at the scale w, with phi parts of the
+            same output at the standard deviation that it has at w = 1, sample by sample.
+        together: whether one call of 2 B rows is made, which takes twice the memory.
+
+    Raises:
+        ValueError: when no reference is given or known, for an interval without extent, or a
+            rescale outside [0, 1].
+
+    Example:
+        >>> net = sd.nets.MLP(shape=(2,), width=8, classes=3)
+        >>> model = sd.ScoreModel(net, "vp", "velocity", shape=(2,))
+        >>> guided = sd.Guided(model.given(label=torch.tensor([0, 1, 2, 2])), 2.0)
+        >>> sd.sample(guided, 4, steps=10, seed=0).shape
+        torch.Size([4, 2])
+
+    References:
+        Ho and Salimans 2022, arXiv 2207.12598; Kynkaanniemi et al. 2024, arXiv 2404.07724, for the
+        interval; Lin et al. 2023, arXiv 2305.08891, section 3.4, for rescaling; Karras et al. 2024,
+        arXiv 2406.02507, for autoguidance.
+    """
+
+    scale: float
+    by: AbstractModel | None = None
+    interval: tuple[float, float] | None = None
+    rescale: float = 0.0
+    together: bool = True
+
+    def __post_init__(self) -> None:
+        if not math.isfinite(self.scale):
+            raise ValueError(f"scale is a finite number, 1 for no guidance; not {self.scale}")
+        if self.by is None:
+            if not isinstance(self.model, ScoreModel):
+                raise ValueError(
+                    f"{type(self.model).__name__} has no unconditional model that is known here: "
+                    "give one, by=..."
+                )
+            object.__setattr__(self, "by", self.model.unconditional())
+        if self.interval is not None and not 0 <= self.interval[0] < self.interval[1]:
+            raise ValueError(
+                "interval has a least and a largest sigma / alpha, such as (0.2, 2.0); not "
+                f"{self.interval}"
+            )
+        if not 0 <= self.rescale <= 1:
+            raise ValueError(f"rescale is a share, from 0 to 1; not {self.rescale}")
+
+    def predict_data(self, l: Time, u: Tensor) -> Tensor:
+        w = self._scale_at(l)
+        if self.rescale == 0 or w == 1.0:
+            return self._guided("data", w, l, u)
+        own, reference = self._both("data", l, u)
+        return self._rescaled(l, u, own, reference + (own - reference) * broadcast(w, u))
+
+    def predict_noise(self, l: Time, u: Tensor) -> Tensor:
+        if self.rescale == 0:
+            return self._guided("noise", self._scale_at(l), l, u)
+        return super().predict_noise(l, u)
+
+    def _guided(self, prediction: Literal["data", "noise"], w: Time, l: Time, u: Tensor) -> Tensor:
+        """A prediction of the reference, and w times the difference to it."""
+        if isinstance(w, float) and w in (0.0, 1.0):
+            return _predict(self.model if w else self._reference, prediction, l, u)
+        own, reference = self._both(prediction, l, u)
+        return reference + (own - reference) * broadcast(w, u)
+
+    @property
+    def _reference(self) -> AbstractModel:
+        assert self.by is not None
+        return self.by
+
+    def _scale_at(self, l: Time) -> Time:
+        """w at a level, or at one for each sample."""
+        if self.interval is None:
+            return float(self.scale)
+        low, high = self.interval
+        if isinstance(l, Tensor) and l.ndim:
+            ratio = torch.exp(-l)
+            return torch.where((low <= ratio) & (ratio <= high), self.scale, 1.0)
+        ratio = math.exp(min(-float(l), 700.0))
+        return float(self.scale) if low <= ratio <= high else 1.0
+
+    def _both(
+        self, prediction: Literal["data", "noise"], l: Time, u: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """A prediction of the model and of the reference."""
+        joined = _joined(self.model, self._reference, len(u)) if self.together else None
+        if joined is None:
+            return (
+                _predict(self.model, prediction, l, u),
+                _predict(self._reference, prediction, l, u),
+            )
+        levels = torch.cat([l, l]) if isinstance(l, Tensor) and l.ndim else l
+        own, reference = _predict(joined, prediction, levels, torch.cat([u, u])).chunk(2)
+        return own, reference
+
+    def _rescaled(self, l: Time, u: Tensor, own: Tensor, guided: Tensor) -> Tensor:
+        """D with the network's output o = (D - a u) / b brought towards its spread at w = 1."""
+        predicts = self.model.predicts if isinstance(self.model, ScoreModel) else "data"
+        skip = DATA[predicts](signal_scale(l), noise_scale(l))[0]
+        point = u * broadcast(skip, u)
+        spread = _spread(guided - point)
+        ratio = torch.where(spread > 0, _spread(own - point) / spread, 1.0)
+        factor = self.rescale * ratio + (1 - self.rescale)
+        return point + (guided - point) * broadcast(factor, u)
+
+
+@dataclass(frozen=True, eq=False)
+class ClassifierGuided(AbstractDerivedModel):
+    """D + w (sigma^2 / alpha) grad_x log p(y | x_t): a denoiser moved by a classifier of noisy
+    samples.
+
+    With w = 1 and exact log p this is E[x_0 | x_t, y].
+
+    Arguments:
+        model: the unconditional model.
+        log_prob: `log_prob(x, t, y)` to log p(y | x_t = x), `(batch,)`, differentiable, with t
+            `(batch,)` a time of its diffusion; a module is put into evaluation mode. A constant
+            does not matter.
+        y: what is given, one entry per sample, `(n, ...)`.
+        scale: w.
+        classifier_sde: the diffusion of log_prob, an object or a name; the model's own unless
+            given.
+
+    Raises:
+        ValueError: when no diffusion is given or known.
+
+    Example:
+        >>> model = sd.GaussianMixture([0.5, 0.5], [[-1.0], [1.0]], [0.1, 0.1])
+        >>> def log_prob(x, t, y):  # of the sign of x_0
+        ...     return torch.nn.functional.logsigmoid(y * x[:, 0] / (0.1 + t))
+        >>> guided = sd.ClassifierGuided(model, log_prob, torch.ones(4), classifier_sde="vp")
+        >>> bool((sd.sample(guided, 4, sde="vp", seed=0) > 0).all())
+        True
+
+    Reference: Dhariwal and Nichol 2021, arXiv 2105.05233, algorithm 1.
+    """
+
+    log_prob: Callable[[Tensor, Tensor, Tensor], Tensor]
+    y: Tensor = per_sample()  # noqa: RUF009 - the description of a field
+    scale: float = 1.0
+    classifier_sde: AbstractDiffusion | str | None = None
+
+    def __post_init__(self) -> None:
+        self.model.under(self.classifier_sde)  # refuses where there is none
+
+    def predict_data(self, l: Time, u: Tensor) -> Tensor:
+        a, b = signal_scale(l), noise_scale(l)
+        move = self._gradient(l, u) * broadcast(self.scale * b * b / a, u)
+        return self.model.predict_data(l, u) + move
+
+    def predict_noise(self, l: Time, u: Tensor) -> Tensor:
+        move = self._gradient(l, u) * broadcast(self.scale * noise_scale(l), u)
+        return self.model.predict_noise(l, u) - move
+
+    def networks(self) -> list[nn.Module]:
+        return [*super().networks(), *modules_of(self.log_prob)]
+
+    def _gradient(self, l: Time, u: Tensor) -> Tensor:
+        """The gradient of log p(y | x_t) in u."""
+        sde = self.model.under(self.classifier_sde)
+        t = sde.time(l)
+        alpha = sde.alpha(t)
+        sigma = sde.sigma(t)
+        size = sqrt(alpha * alpha + sigma * sigma)
+        times = t if isinstance(t, Tensor) else torch.full((len(u),), t)
+        times = times.to(u).expand(len(u))
+
+        def total(point: Tensor) -> Tensor:
+            return self.log_prob(point * broadcast(size, point), times, self.y.to(u.device)).sum()
+
+        return torch.func.grad(total)(u)
+
+
+def _predict(
+    model: AbstractModel, prediction: Literal["data", "noise"], l: Time, u: Tensor
+) -> Tensor:
+    return model.predict_data(l, u) if prediction == "data" else model.predict_noise(l, u)
+
+
+def _joined(model: AbstractModel, reference: AbstractModel, n: int) -> ScoreModel | None:
+    """A model of 2 n samples, those of both, if they share their network; else None."""
+    if not (isinstance(model, ScoreModel) and isinstance(reference, ScoreModel)):
+        return None
+    if model.net is not reference.net:
+        return None
+    device = model.place()[1]
+    own, other = (expanded(each.conditions, each.null, n, device) for each in (model, reference))
+    joined = {}
+    for name in {**own, **other}:
+        rows = _rows_of_both(own.get(name), other.get(name), model.null.get(name))
+        if not rows:
+            return None
+        joined[name] = rows[0]
+    return model.given(**joined)
+
+
+def _rows_of_both(own: Any, other: Any, null: float | None) -> list[Any]:  # noqa: ANN401
+    """A condition of the samples of two models, one after the other, if it can be told: in a list
+    of one, else of none.
+    """
+    if own is other and is_single(own):
+        return [own]
+    tensors = [value for value in (own, other) if isinstance(value, Tensor) and value.ndim]
+    if len(tensors) == 2:
+        return [torch.cat(tensors)]
+    if len(tensors) == 1 and null is not None and (own is None or other is None):
+        unknown = torch.full_like(tensors[0], null)
+        return [torch.cat([unknown if own is None else own, unknown if other is None else other])]
+    return []
+
+
+def _spread(output: Tensor) -> Tensor:
+    """The standard deviation of the numbers of each sample, `(batch,)`."""
+    return output.flatten(1).std(dim=1, correction=0)

@@ -1,0 +1,285 @@
+"""Guidance against the formulas that others publish, and against exact conditional laws."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+import sdekit_diffusion as sd
+from sdekit_diffusion import ClassifierGuided, GaussianMixture, Guided, ScoreModel, nets
+from sdekit_diffusion._models.model import noise_scale, signal_scale
+
+WEIGHTS = [0.3, 0.7]
+MEANS = [[-1.0], [1.5]]
+VARIANCES = [0.2, 0.5]
+
+
+def mixture(weights, means, variances):
+    arguments = (weights, means, variances)
+    return GaussianMixture(*(torch.tensor(value, dtype=torch.float64) for value in arguments))
+
+
+WHOLE = mixture(WEIGHTS, MEANS, VARIANCES)
+SECOND = mixture([1.0], MEANS[1:], VARIANCES[1:])
+
+
+def network(seed=0, **sizes):
+    torch.manual_seed(seed)
+    net = nets.MLP(shape=(3,), width=16, depth=2, **({"classes": 4} | sizes))
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.add_(0.1 * torch.randn(parameter.shape))
+    return net
+
+
+LABELS = torch.tensor([0, 3, 1, 2, 2])
+U = torch.randn(5, 3, generator=torch.Generator().manual_seed(1))
+
+
+def model(predicts="noise", net=None, **settings):
+    settings = {"shape": (3,), "conditioning": "log_snr", "data_std": 1.0} | settings
+    return ScoreModel(net or network(), "vp", predicts, **settings).eval()
+
+
+@pytest.mark.parametrize("together", [True, False])
+@pytest.mark.parametrize("l", [0.3, torch.linspace(-2, 2, 5)])
+def test_the_formula_of_classifier_free_guidance(l, together):
+    """The outputs of the network, u + w (c - u), and the noise and the data that belong to them."""
+    plain = model()
+    guided = Guided(plain.given(label=LABELS), 2.5, together=together)
+    with torch.no_grad():
+        times = l if isinstance(l, torch.Tensor) else torch.full((5,), l)
+        own = plain.net(U, times, label=LABELS)
+        none = plain.net(U, times)
+        expected = none + 2.5 * (own - none)
+        torch.testing.assert_close(guided.predict_noise(l, U), expected, rtol=1e-6, atol=1e-6)
+        a, b = signal_scale(times)[:, None], noise_scale(times)[:, None]
+        data = (U - b * expected) / a
+        torch.testing.assert_close(guided.predict_data(l, U), data, rtol=1e-5, atol=1e-5)
+
+
+class Counting(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.net = network()
+        self.rows = []
+
+    @property
+    def null(self):
+        return self.net.null
+
+    def forward(self, x, t, **conditions):
+        self.rows.append(len(x))
+        return self.net(x, t, **conditions)
+
+
+def test_calls_of_the_network():
+    """One of 2 B rows, two of B, one of B where the reference or the model alone counts."""
+    counting = Counting()
+    plain = model(net=counting)
+    conditional = plain.given(label=LABELS)
+    for settings, rows in (
+        ({"scale": 2.0}, [10]),
+        ({"scale": 2.0, "together": False}, [5, 5]),
+        ({"scale": 1.0}, [5]),
+        ({"scale": 0.0}, [5]),
+        ({"scale": 2.0, "interval": (0.1, 0.5)}, [5]),
+        ({"scale": 2.0, "interval": (0.1, 2.0)}, [10]),
+        ({"scale": 2.0, "rescale": 0.5}, [10]),
+        ({"scale": 2.0, "by": model(net=network(3)).given(label=LABELS)}, [5]),
+    ):
+        counting.rows.clear()
+        with torch.no_grad():
+            Guided(conditional, **settings).predict_data(0.0, U)
+        assert counting.rows == rows, settings
+    with torch.no_grad():
+        one = Guided(conditional, 1.0).predict_data(0.0, U)
+        assert torch.equal(one, conditional.predict_data(0.0, U))
+        none = Guided(conditional, 0.0).predict_data(0.0, U)
+        assert torch.equal(none, plain.unconditional().predict_data(0.0, U))
+
+
+def test_other_conditions_in_one_call():
+    """A number for all, contexts with NaN for unknown, and conditions that stay the same."""
+    net = network(classes=4, context=2)
+    plain = model(net=net)
+    context = torch.randn(5, 2, generator=torch.Generator().manual_seed(2))
+    for conditions in (
+        {"label": 2},
+        {"label": LABELS, "context": context},
+        {"context": context},
+        {"label": None, "context": context},
+    ):
+        conditional = plain.given(**conditions)
+        with torch.no_grad():
+            one = Guided(conditional, 3.0).predict_data(0.5, U)
+            two = Guided(conditional, 3.0, together=False).predict_data(0.5, U)
+        torch.testing.assert_close(one, two, rtol=1e-6, atol=1e-6)
+    kept = plain.given(label=LABELS, context=context)
+    other = plain.given(label=LABELS, context=None)
+    with torch.no_grad():
+        one = Guided(kept, 3.0, by=other).predict_data(0.5, U)
+        own, reference = kept.predict_data(0.5, U), other.predict_data(0.5, U)
+    torch.testing.assert_close(one, reference + 3 * (own - reference), rtol=1e-6, atol=1e-6)
+
+
+def test_the_interval_per_sample():
+    """sigma / alpha = e^-l; outside the interval the conditional model."""
+    conditional = model().given(label=LABELS)
+    l = torch.tensor([-2.0, -0.5, 0.0, 0.5, 2.0])
+    with torch.no_grad():
+        found = Guided(conditional, 4.0, interval=(math.exp(-0.6), 1.2)).predict_data(l, U)
+        inside = Guided(conditional, 4.0).predict_data(l, U)
+        outside = conditional.predict_data(l, U)
+    applies = torch.tensor([False, False, True, True, False])[:, None]
+    torch.testing.assert_close(found, torch.where(applies, inside, outside), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("predicts", ["noise", "velocity", "data", "flow"])
+def test_rescaling_is_that_of_diffusers(predicts):
+    """Of the outputs of the network, as in `rescale_noise_cfg` of its pipelines."""
+    from diffusers.guiders.guider_utils import rescale_noise_cfg
+
+    plain = model(predicts)
+    guided = Guided(plain.given(label=LABELS), 3.0, rescale=0.7)
+    l = 0.4
+    a, b = signal_scale(l), noise_scale(l)
+    with torch.no_grad():
+        times = torch.full((5,), l)
+        own, none = plain.net(U, times, label=LABELS), plain.net(U, times)
+        output = rescale_noise_cfg(none + 3.0 * (own - none), own, guidance_rescale=0.7)
+        data = {
+            "noise": (U - b * output) / a,
+            "velocity": a * U - b * output,
+            "data": output,
+            "flow": (U - b * output) / (a + b),
+        }[predicts]
+        torch.testing.assert_close(guided.predict_data(l, U), data, rtol=1e-5, atol=1e-5)
+        noise = (U - a * data) / b
+        torch.testing.assert_close(guided.predict_noise(l, U), noise, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("method", "steps", "tolerance"),
+    [("default", 200, 1e-5), ("ddim", 2000, 1e-2), ("heun", 400, 1e-3), ("ode", None, 1e-4)],
+)
+def test_the_guided_flow_of_exact_scores(method, steps, tolerance):
+    """Samples are those of a solve of the guided equation at tolerance 1e-10."""
+    guided = Guided(SECOND, 2.0, by=WHOLE)
+    x_T = sd.VPSDE().prior((16, 1), seed=0).double()
+    exact_method = sd.AdaptiveFlow(rtol=1e-10, atol=1e-10)
+    exact = sd.sample(guided, sde="vp", method=exact_method, x_T=x_T)
+    found = sd.sample(guided, sde="vp", method=method, x_T=x_T, steps=steps)
+    torch.testing.assert_close(found, exact, rtol=0, atol=tolerance)
+    plain = sd.sample(SECOND, sde="vp", method=method, x_T=x_T, steps=steps)
+    assert float((plain - exact).abs().max()) > 0.1
+
+
+def test_the_likelihood_of_a_guided_model():
+    """Its density is that of the flow map, p(x) = p_T(z(x)) z'(x), and integrates to 1."""
+    guided = Guided(SECOND, 2.0, by=WHOLE)
+    method = sd.AdaptiveFlow(rtol=1e-10, atol=1e-10)
+    x = torch.linspace(-3.0, 6.0, 181, dtype=torch.float64)[:, None]
+    found = sd.log_likelihood(guided, x, sde="vp", method=method)
+    h = 1e-3
+    above, below = (sd.encode(guided, x + s, sde="vp", method=method) for s in (h, -h))
+    slope = ((above - below) / (2 * h))[:, 0]
+    model_mean, model_std = float(SECOND.data_mean), SECOND.data_std
+    alpha, sigma = (float(v) for v in sd.VPSDE().kernel(1.0))
+    prior = torch.distributions.Normal(alpha * model_mean, math.hypot(alpha * model_std, sigma))
+    z = sd.encode(guided, x, sde="vp", method=method)[:, 0]
+    expected = prior.log_prob(z) + slope.log()
+    torch.testing.assert_close(found.value, expected, rtol=0, atol=1e-5)
+    total = torch.trapezoid(found.value.exp(), x[:, 0])
+    assert abs(float(total) - 1) < 1e-4
+    far = (found.value - sd.log_likelihood(SECOND, x, sde="vp", method=method).value).abs().max()
+    assert float(far) > 0.1
+
+
+def log_prob(x, t, y):
+    """log p(second component | x_t) under VP; y = 1 asks for it, y = 0 for the first."""
+    sde = sd.VPSDE()
+    alpha, sigma = (v.reshape(-1, 1) for v in (sde.alpha(t), sde.sigma(t)))
+    logs = []
+    for weight, mean, variance in zip(WEIGHTS, MEANS, VARIANCES, strict=True):
+        spread = alpha**2 * variance + sigma**2
+        logs.append(
+            math.log(weight) - 0.5 * ((x - alpha * mean[0]) ** 2 / spread + spread.log())[:, 0]
+        )
+    both = torch.log_softmax(torch.stack(logs), dim=0)
+    return torch.where(y > 0, both[1], both[0])
+
+
+@pytest.mark.parametrize("l", [-1.0, 0.7, torch.linspace(-3, 3, 6).double()])
+def test_an_exact_classifier_gives_the_conditional_law(l):
+    y = torch.ones(6)
+    guided = ClassifierGuided(WHOLE, log_prob, y, classifier_sde="vp")
+    u = torch.linspace(-2, 2, 6, dtype=torch.float64)[:, None]
+    torch.testing.assert_close(
+        guided.predict_data(l, u), SECOND.predict_data(l, u), rtol=1e-5, atol=1e-5
+    )
+    torch.testing.assert_close(
+        guided.predict_noise(l, u), SECOND.predict_noise(l, u), rtol=1e-5, atol=1e-5
+    )
+    doubled = ClassifierGuided(WHOLE, log_prob, y, 2.0, classifier_sde="vp")
+    plain = WHOLE.predict_data(l, u)
+    torch.testing.assert_close(
+        doubled.predict_data(l, u) - plain,
+        2 * (guided.predict_data(l, u) - plain),
+        rtol=1e-6,
+        atol=1e-9,
+    )
+
+
+def test_classifier_guidance_samples_per_row():
+    y = torch.tensor([0.0, 1.0]).repeat(200)
+    guided = ClassifierGuided(WHOLE, log_prob, y, classifier_sde="vp")
+    whole = sd.sample(guided, 400, sde="vp", seed=3, steps=30)
+    parts = sd.sample(guided, 400, sde="vp", seed=3, steps=30, batch_size=64)
+    assert torch.equal(whole, parts)
+    for value, mean, variance in ((0, -1.0, 0.2), (1, 1.5, 0.5)):
+        of_class = whole[y == value]
+        # Five standard errors: once in two million.
+        assert abs(float(of_class.mean()) - mean) < 5 * math.sqrt(variance / 200)
+        assert abs(float(of_class.var()) / variance - 1) < 5 * math.sqrt(2 / 199)
+
+
+def test_a_classifier_is_put_into_evaluation_mode():
+    class Classifier(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.seen = []
+
+        def forward(self, x, t, y):
+            self.seen.append(self.training)
+            return -((x[:, 0] - y) ** 2)
+
+    classifier = Classifier()
+    guided = ClassifierGuided(WHOLE, classifier, torch.zeros(3), classifier_sde="vp")
+    sd.sample(guided, 3, sde="vp", steps=4, seed=0)
+    assert classifier.training
+    assert not any(classifier.seen)
+
+
+@pytest.mark.parametrize("method", ["default", "ode", "sde"])
+def test_labels_stay_with_their_samples_in_batches(method):
+    guided = Guided(model("velocity").double().given(label=LABELS), 1.5)
+    whole, parts = (sd.sample(guided, 5, method=method, seed=0, batch_size=size) for size in (5, 2))
+    torch.testing.assert_close(whole, parts, rtol=1e-6, atol=1e-6)
+
+
+def test_what_is_refused():
+    conditional = model().given(label=LABELS)
+    with pytest.raises(ValueError, match="no unconditional model that is known"):
+        Guided(WHOLE, 2.0)
+    with pytest.raises(ValueError, match="not known to work without"):
+        Guided(model(net=lambda x, t: x), 2.0)
+    with pytest.raises(ValueError, match="interval has a least"):
+        Guided(conditional, 2.0, interval=(2.0, 1.0))
+    with pytest.raises(ValueError, match="rescale is a share"):
+        Guided(conditional, 2.0, rescale=1.5)
+    with pytest.raises(ValueError, match="scale is a finite number"):
+        Guided(conditional, math.nan)
+    with pytest.raises(ValueError, match="has no diffusion of its own"):
+        ClassifierGuided(WHOLE, log_prob, torch.ones(1))
