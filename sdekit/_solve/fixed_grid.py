@@ -130,7 +130,7 @@ def points(steps: Steps, x: Tensor, *, check: bool = True, every: bool = True) -
         if i == n:
             problem.require_unchanged()
         if every or i == n:
-            yield Point(i, ts[i], x)
+            yield Point(i, ts[i], steps.solver.output(ts[i - 1], x, state))
 
 
 def _all_true(flags: Sequence[Tensor]) -> bool:

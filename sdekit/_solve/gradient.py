@@ -71,9 +71,8 @@ class Checkpointed(AbstractGradient):
         length = math.isqrt(n - 1) + 1
         for i in range(0, n, length):
             j = min(i + length, n)
-            xs, state = checkpoint(steps.run, x, state, i, j, every, use_reentrant=False)
+            xs, x, state = checkpoint(steps.run, x, state, i, j, every, use_reentrant=False)
             yield from zip(range(j + 1 - len(xs), j + 1), xs, strict=True)
-            x = xs[-1]
 
 
 @dataclass(frozen=True, eq=False)
@@ -170,10 +169,10 @@ class _ReversibleSolve(torch.autograd.Function):
         x: Tensor,
         *parameters: Tensor,
     ) -> tuple[Tensor, ...]:
-        xs, state = steps.run(x, steps.init(x), 0, len(steps), every)
+        xs, last, state = steps.run(x, steps.init(x), 0, len(steps), every)
         # Parameters are saved by autograd, which then notices if they are changed before the
         # backward pass.
-        ctx.save_for_backward(x, xs[-1], *parameters)
+        ctx.save_for_backward(x, last, *parameters)
         ctx.steps = steps
         ctx.vjp = vjp
         ctx.state = _with_tensors(state, map(Tensor.detach, _tensors(state)))

@@ -55,12 +55,15 @@ class Steps:
         """The arguments of step i, from what it returned."""
         return self.solver.reverse(self.problem, self.ts[i], self.ts[i + 1], x, increment, state)
 
-    def run(self, x: Tensor, state: Tree, i: int, j: int, every: bool) -> tuple[list[Tensor], Tree]:
-        """Steps i to j - 1: the states after each of them, or only after the last, and the state of
-        the solver.
+    def run(
+        self, x: Tensor, state: Tree, i: int, j: int, every: bool
+    ) -> tuple[list[Tensor], Tensor, Tree]:
+        """Steps i to j - 1: the outputs of each of them, or only of the last; then what the last
+        passes on, x and the state of the solver.
         """
         xs = []
         for k, increment in enumerate(self.increments(x, i, j), i):
             x, state = self.step(k, increment, x, state)
-            xs = [*xs, x] if every else [x]
-        return xs, state
+            if every or k == j - 1:
+                xs.append(self.solver.output(self.ts[k], x, state))
+        return xs, x, state

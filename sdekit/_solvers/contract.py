@@ -103,6 +103,14 @@ class AbstractSolver(ABC):
         Times are floats, or `(batch,)` where samples have their own.
         """
 
+    def output(self, t0: float, x: Tensor, state: Tree) -> Tensor:
+        """The state that a solve on a fixed grid returns after the step from t0, from the x and the
+        state that the step passes on.
+
+        x itself, unless a solver passes on another state than it would return.
+        """
+        return x
+
     def quotient(self, measure: Callable[[Tensor], Tensor], error: Tree) -> Tensor:
         """q, the error of a step relative to the tolerance, `(batch,)`, from what the step returned
         as `error`.

@@ -4,7 +4,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from enum import Enum
-from itertools import repeat
 from typing import ClassVar, Literal, Self, get_args
 
 import numpy as np
@@ -24,9 +23,10 @@ class AbstractMultistep(AbstractPlanned):
     """x_1 = x_0 + sum_j w_j f_j + g((t_0 + t_1)/2) dW, f_j the drifts at the last k times.
 
     A subclass defines `rule`, which computes the weights from the times. If it `corrects`, f is
-    evaluated at the predicted x_1, the same rule is applied again with this value, and the next
-    step uses it, so that the cost is still one evaluation per step. The last step is not corrected.
-    The first steps use the values available.
+    evaluated at the predicted x_1, and the same rule is applied again with this value, so that the
+    cost is still one evaluation per step. The last step is not corrected. The next step begins at
+    the predicted state and adds the correction of the one before: both are sums of the same values,
+    so that this is one sum instead of two. The first steps use the values available.
 
     Arguments:
         k: the number of values of a prediction.
@@ -115,7 +115,6 @@ class AbstractMultistep(AbstractPlanned):
         """The steps of a grid by their t_0."""
         grid = np.asarray(ts)
         steps = np.arange(len(ts) - 1)
-        rows = {}
         start = (
             self.starting.get(self.k, 1)
             if problem.noise_type == "none" and self.self_starting
@@ -130,44 +129,43 @@ class AbstractMultistep(AbstractPlanned):
         sizes = np.minimum(self.k, newest + 1)
         if self.lower_final:
             sizes = np.minimum(sizes, len(steps) - steps)
-        for size in np.unique(sizes).tolist():
-            indices = steps[sizes == size]
-            nodes = points[newest[indices, None] - np.arange(size)]
-            starts = grid[indices]
-            ends = grid[indices + 1]
-            rows |= self._rows(problem, nodes, starts, ends)
+        nodes = points[np.maximum(newest[:, None] - np.arange(self.k), 0)]
+        weights, corrections = self._weights(problem, grid, nodes, sizes)
+        if self.corrects:
+            rows = _corrected_rows(weights, corrections, sizes, first=1 if start == 1 else 2)
+        else:
+            rows = [
+                Row(False, (), tuple(row[:size]), tuple(range(min(self.k - 1, size))))
+                for row, size in zip(weights.tolist(), sizes, strict=True)
+            ]
         if start > 1:
-            rows[ts[0]] = self._first_step(problem, points[: start - 1].tolist(), ts[1])
-        elif self.corrects:
-            rows[ts[0]] = rows[ts[0]]._replace(slope_known=False)
-        last = rows[ts[-2]]
-        if self.corrects and len(last.stages) == 1:
-            rows[ts[-2]] = last._replace(stages=(), weights=last.stages[0][1], kept_slopes=())
-        return rows
+            rows[0] = self._first_step(problem, points[: start - 1].tolist(), ts[1])
+        rows[-1] = rows[-1]._replace(kept_slopes=(), correction=())
+        return dict(zip(ts[:-1], rows, strict=True))
 
-    def _rows(
-        self, problem: AbstractSDE, nodes: np.ndarray, starts: np.ndarray, ends: np.ndarray
-    ) -> dict[float, Row]:
-        """Steps with the same number of values, by their t_0."""
-        size = nodes.shape[1]
-        times = starts.tolist()
-        predicted = zip(*problem.quadrature(self.rule, nodes, starts, ends).T.tolist(), strict=True)
-        if not self.corrects:
-            kept_slopes = tuple(range(min(self.k - 1, size)))
-            return dict(
-                zip(
-                    times,
-                    map(Row, repeat(False), repeat(()), predicted, repeat(kept_slopes)),
-                    strict=True,
-                )
-            )
-        stages = [(stage,) for stage in zip(ends.tolist(), predicted, strict=True)]
-        nodes = np.column_stack([ends, nodes])
-        kept_slopes = tuple(range(min(self.k, size + 1)))
-        corrected = zip(*problem.quadrature(self.rule, nodes, starts, ends).T.tolist(), strict=True)
-        return dict(
-            zip(times, map(Row, repeat(True), stages, corrected, repeat(kept_slopes)), strict=True)
-        )
+    def _weights(
+        self, problem: AbstractSDE, grid: np.ndarray, nodes: np.ndarray, sizes: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The weights of the predictions, and those of the corrections to be added to them, which
+        begin with the value at the end of a step; `(steps, k + 1)`.
+
+        Arguments:
+            nodes: the times of the values before each step, `(steps, k)`.
+            sizes: how many of them there are.
+        """
+        weights = np.zeros((len(sizes), self.k + 1))
+        corrections = np.zeros_like(weights)
+        for size in np.unique(sizes).tolist():
+            steps = np.flatnonzero(sizes == size)
+            ends = grid[steps], grid[steps + 1]
+            before = nodes[steps, :size]
+            predicted = problem.quadrature(self.rule, before, *ends)
+            weights[steps, :size] = predicted
+            if self.corrects:
+                values = np.column_stack([ends[1], before])
+                corrections[steps, : size + 1] = problem.quadrature(self.rule, values, *ends)
+                corrections[steps, 1 : size + 1] -= predicted
+        return weights, corrections
 
     def _first_step(self, problem: AbstractSDE, starts: Sequence[float], end: float) -> Row:
         """The first step as a Runge-Kutta method: its error, made once, must fall as fast as the
@@ -198,6 +196,22 @@ class AbstractMultistep(AbstractPlanned):
             (weight_m, weight_end, 0.0, weight_0),
             (1, 0, 3) if self.corrects else (0, 3),
         )
+
+
+def _corrected_rows(
+    weights: np.ndarray, corrections: np.ndarray, sizes: np.ndarray, first: int
+) -> list[Row]:
+    """The steps of a predictor-corrector; from the first on, each adds the correction of the one
+    before.
+    """
+    counts = sizes.copy()
+    counts[first:] = sizes[first - 1 : -1] + 1
+    weights[first:] += corrections[first - 1 : -1]
+    parts = zip(weights.tolist(), counts, corrections.tolist(), sizes + 1, strict=True)
+    return [
+        Row(i > 0, (), tuple(row[:count]), tuple(range(size)), tuple(correction[:size]))
+        for i, (row, count, correction, size) in enumerate(parts)
+    ]
 
 
 def _is_constant(value: object) -> bool:

@@ -18,13 +18,15 @@ class Row(NamedTuple):
 
     slope_known: whether the state contains the slope at t_0. stages: the times of the stages, and
     the weights of the states there. weights: those of the step. kept_slopes: the indices of the
-    slopes that are passed to the next step.
+    slopes that are passed to the next step. correction: the weights by which the state at the end
+    is corrected, whose first slope is the one there; empty if it is not.
     """
 
     slope_known: bool
     stages: tuple[tuple[float, tuple[float, ...]], ...]
     weights: tuple[float, ...]
     kept_slopes: tuple[int, ...]
+    correction: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,14 +46,18 @@ class AbstractPlanned(AbstractSolver):
         self, problem: AbstractSDE, t0: Time, t1: Time, x: Tensor, noise: Increment, state: Tree
     ) -> Step:
         assert isinstance(t0, float), "planned weights belong to a fixed grid"
-        slope_known, stages, weights, kept_slopes = self.planned[t0]
+        slope_known, stages, weights, kept_slopes, correction = self.planned[t0]
         slopes = state if slope_known else (problem.drift(t0, x), *state)
         noisy = x if noise.w is None else problem.kick(t0, t1, x, noise.w)
         for t, stage_weights in stages:
             slopes = (problem.drift(t, _advance(noisy, stage_weights, slopes)), *slopes)
-        return Step(
-            _advance(noisy, weights, slopes), None, None, tuple([slopes[i] for i in kept_slopes])
-        )
+        end = _advance(noisy, weights, slopes)
+        if correction:
+            slopes = (problem.drift(t1, end), *slopes)
+        return Step(end, None, None, tuple([slopes[i] for i in kept_slopes]))
+
+    def output(self, t0: float, x: Tensor, state: Tree) -> Tensor:
+        return _advance(x, self.planned[t0].correction, state)
 
 
 def _advance(x: Tensor, weights: Sequence[float], slopes: Sequence[Tensor]) -> Tensor:

@@ -170,3 +170,6 @@ class PredictorCorrector(AbstractSolver):
         x = self.corrector.correct(problem, t0, t1, x, z[count:])
         increment = Increment(noise.w, noise.h, z[:count])
         return self.predictor.step(problem, t0, t1, x, increment, state)
+
+    def output(self, t0: float, x: Tensor, state: Tree) -> Tensor:
+        return self.predictor.output(t0, x, state)
