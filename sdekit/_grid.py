@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
+from operator import gt, lt
 
 import torch
 from torch import Tensor
@@ -72,18 +73,18 @@ def times(ts: Tensor | Sequence[float]) -> list[float]:
             "ts must be one-dimensional with at least two times, not of shape "
             f"{tuple(values.shape)}"
         )
-    steps = values.diff()
-    if not bool(torch.isfinite(values).all()):
+    try:
+        grid = values.tolist()
+    # Under a transform of torch.func some versions of torch only allow reading single numbers.
+    except RuntimeError:
+        grid = [float(value) for value in values]
+    if not all(map(math.isfinite, grid)):
         raise ValueError("ts holds a time that is not finite; give finite times")
-    if not (bool((steps > 0).all()) or bool((steps < 0).all())):
+    if not (all(map(lt, grid, grid[1:])) or all(map(gt, grid, grid[1:]))):
         raise ValueError(
             "ts must increase strictly or decrease strictly; sort it and drop the repeated times"
         )
-    try:
-        return values.tolist()
-    # Under a transform of torch.func some versions of torch only allow reading single numbers.
-    except RuntimeError:
-        return [float(value) for value in values]
+    return grid
 
 
 @dataclass(frozen=True, eq=False)

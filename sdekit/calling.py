@@ -207,20 +207,24 @@ def checked_call(name: str, function: Callable[..., Any], *arguments: Any, **key
     Raises:
         RuntimeError: when the function changes a tensor in place.
     """
-    tensors = [value for value in (*arguments, *keywords.values()) if isinstance(value, Tensor)]
-    if any(map(has_no_version_counter, tensors)):
-        return function(
-            *map(_copied, arguments), **{key: _copied(value) for key, value in keywords.items()}
-        )
-    versions = [value._version for value in tensors]
+    versions = []
+    for value in (*arguments, *keywords.values()):
+        if isinstance(value, Tensor):
+            if has_no_version_counter(value):
+                return function(
+                    *map(_copied, arguments), **{key: _copied(v) for key, v in keywords.items()}
+                )
+            versions.append((value, value._version))
     try:
         result = function(*arguments, **keywords)
     except RuntimeError as error:
-        if any(map(is_kept_leaf, tensors)) and changes_in_place(function, arguments, keywords):
+        leaves = any(is_kept_leaf(tensor) for tensor, _ in versions)
+        if leaves and changes_in_place(function, arguments, keywords):
             raise changed_in_place(name) from error
         raise
-    if versions != [value._version for value in tensors]:
-        raise changed_in_place(name)
+    for tensor, version in versions:
+        if tensor._version != version:
+            raise changed_in_place(name)
     return result
 
 

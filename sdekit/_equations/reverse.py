@@ -72,6 +72,8 @@ def _checked_score(score: Score, t: Time, x: Tensor) -> Tensor:
         raise ValueError(
             f"score(t, x) returned {returned} for x of shape {tuple(x.shape)}; it must return x's"
         )
+    if s.dtype == x.dtype:
+        return s
     require_real("score(t, x)", s, x)
     return s.to(x.dtype)
 
@@ -129,6 +131,8 @@ class ReverseSDE(AbstractSDE):
     slopes: Mapping[float, Slope] = field(default_factory=dict, repr=False, kw_only=True)
 
     def __post_init__(self) -> None:
+        if self.slopes:  # of an equation that was checked
+            return
         _require_elementwise(self.forward)
         require_order(self.score, "t, x")
         if not 0 <= self.eta < math.inf:

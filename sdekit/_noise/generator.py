@@ -26,6 +26,20 @@ _WORDS = 1 << 15  # evaluated together on the CPU, to fit into the second-level 
 # On accelerators, where every call launches a kernel: about 200 MB of temporary memory.
 _MANY_WORDS = 1 << 22
 
+# Operands as tensors: torch makes one of a number in each call, which takes as long as a call on a
+# few words. Those without dimensions combine with tensors on any device.
+_STRIDE = (_POSITIONS * GOLDEN + 2**63) % 2**64 - 2**63
+_GOLDEN_TENSOR, _STRIDE_TENSOR, *_MIX_TENSORS = torch.tensor(
+    (GOLDEN, _STRIDE, _MIX_1, _MIX_2), device="cpu"
+).unbind()
+_SHIFTS = {
+    bits: torch.tensor((bits, (1 << (64 - bits)) - 1), device="cpu").unbind()
+    for bits in (11, 27, 30, 31, 32)
+}
+_HALF, _UNIT, _MINUS_TWO, _ANGLE = torch.tensor(
+    (0.5, 2.0**-31, -2.0, math.pi * 2.0**-31), dtype=torch.float32, device="cpu"
+).unbind()
+
 # Counters below zero belong to draws outside a solve; those from -3 downwards are free for users of
 # the library, down to those of the probes.
 PRIOR = -1
@@ -49,15 +63,16 @@ def signed(value: int) -> int:
 
 def _shifted(word: Tensor, bits: int) -> Tensor:
     """A logical shift to the right; torch's own shift is arithmetic."""
-    return torch.bitwise_right_shift(word, bits).bitwise_and_((1 << (64 - bits)) - 1)
+    count, mask = _SHIFTS[bits]
+    return torch.bitwise_right_shift(word, count).bitwise_and_(mask)
 
 
 def _mix(word: Tensor) -> Tensor:
     """SplitMix64's finaliser, in place: a bijection of 64-bit words in which each bit of the input
     flips about half of the bits of the output.
     """
-    word.bitwise_xor_(_shifted(word, 30)).mul_(_MIX_1)
-    word.bitwise_xor_(_shifted(word, 27)).mul_(_MIX_2)
+    word.bitwise_xor_(_shifted(word, 30)).mul_(_MIX_TENSORS[0])
+    word.bitwise_xor_(_shifted(word, 27)).mul_(_MIX_TENSORS[1])
     return word.bitwise_xor_(_shifted(word, 31))
 
 
@@ -81,7 +96,7 @@ def keys(seed: int | Tensor, index: Tensor) -> Tensor:
         start = _mix(seed.to(index.device) ^ _SALT) + _SALT
     else:
         start = signed(_mixed(operator.index(seed) ^ _SALT) + _SALT)
-    return _mix(index * GOLDEN + start)
+    return _mix(index * _GOLDEN_TENSOR + start)
 
 
 def _normals(key: Tensor, offsets: Tensor, out: Tensor) -> None:
@@ -89,11 +104,12 @@ def _normals(key: Tensor, offsets: Tensor, out: Tensor) -> None:
     word = _mix(key.unsqueeze(-1) + offsets)
     # Both halves as signed 32-bit integers. |upper + 1/2| / 2^31 is uniform on (0, 1), with a fine
     # resolution near 0.
-    radius = torch.bitwise_right_shift(word, 32).to(torch.float32)
-    radius.add_(0.5).abs_().mul_(2.0**-31).log_().mul_(-2.0).sqrt_()
-    angle = word.to(torch.int32).to(torch.float32).mul_(math.pi * 2.0**-31)
-    torch.mul(radius, angle.cos(), out=out[:, 0])
-    torch.mul(radius, angle.sin_(), out=out[:, 1])
+    radius = torch.bitwise_right_shift(word, _SHIFTS[32][0]).to(torch.float32)
+    radius.add_(_HALF).abs_().mul_(_UNIT).log_().mul_(_MINUS_TWO).sqrt_()
+    angle = word.to(torch.int32).to(torch.float32).mul_(_ANGLE)
+    first, second = out.unbind(1)
+    torch.mul(radius, angle.cos(), out=first)
+    torch.mul(radius, angle.sin_(), out=second)
 
 
 def _fill(rows: Tensor, out: Tensor) -> Tensor:
@@ -102,7 +118,10 @@ def _fill(rows: Tensor, out: Tensor) -> Tensor:
     """
     words = out.shape[-1]
     limit = _WORDS if rows.device.type == "cpu" else _MANY_WORDS
-    offsets = torch.arange(words, device=rows.device) * GOLDEN
+    offsets = torch.arange(words, device=rows.device) * _GOLDEN_TENSOR
+    if rows.numel() * words <= limit:  # without slices, which cost as much as a call
+        _normals(rows, offsets, out)
+        return out
     block_columns = max(1, min(words, limit))
     block_rows = max(1, limit // block_columns)
     for i in range(0, rows.numel(), block_rows):
@@ -123,7 +142,7 @@ def standard_normal(key: Tensor, counters: Tensor, size: int) -> Tensor:
         counters: the draws, int64, shape `(counters,)`.
         size: the number of normals per sample and draw.
     """
-    rows = (key + (counters * _POSITIONS * GOLDEN).unsqueeze(-1)).reshape(-1)
+    rows = (key + (counters * _STRIDE_TENSOR).unsqueeze(-1)).reshape(-1)
     out = _fill(rows, torch.empty(rows.numel(), 2, (size + 1) // 2, device=key.device))
     return out.flatten(1)[:, :size].reshape(counters.numel(), key.numel(), size)
 
@@ -139,15 +158,15 @@ def normal_pairs(key: Tensor, counters: Tensor, size: int, *, outer: bool = True
     """
     shape = (2, key.numel(), size) if outer else (key.numel(), 2, size)
     out = torch.empty(shape, device=key.device)
-    _fill(key + counters * _POSITIONS * GOLDEN, out.transpose(0, 1) if outer else out)
+    _fill(key + counters * _STRIDE_TENSOR, out.transpose(0, 1) if outer else out)
     return out
 
 
 def signs(key: Tensor, counters: Tensor, size: int) -> Tensor:
     """-1 or 1 in float32, 64 from one word, `(rows, size)`; arguments as in `normal_pairs`."""
     word = _mix(
-        (key + counters * _POSITIONS * GOLDEN).unsqueeze(-1)
-        + torch.arange(-(-size // 64), device=key.device) * GOLDEN
+        (key + counters * _STRIDE_TENSOR).unsqueeze(-1)
+        + torch.arange(-(-size // 64), device=key.device) * _GOLDEN_TENSOR
     )
     bits = 1 << torch.arange(8, dtype=torch.uint8, device=key.device)
     ones = (

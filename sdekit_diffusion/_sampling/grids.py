@@ -3,6 +3,7 @@
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import ClassVar
 
 import numpy as np
@@ -238,12 +239,18 @@ class Focused(AbstractGrid):
             )
 
     def points(self, coordinates: Coordinates, span: Span, steps: int) -> Tensor:
-        l = uniform(*span, 4000)
-        v = torch.as_tensor(smooth(l, coordinates.dimension))
-        uniform_mass = torch.linspace(0, 1, len(l), dtype=torch.float64)
-        mass = self.share * (v - v[0]) / (v[-1] - v[0]) + (1 - self.share) * uniform_mass
-        targets = uniform(0.0, 1.0, steps).numpy()
-        return _with_exact_ends(torch.from_numpy(np.interp(targets, mass.numpy(), l.numpy())), span)
+        return _focused(self.share, coordinates.dimension, span, steps).clone()
+
+
+@lru_cache(maxsize=32)
+def _focused(share: float, dimension: int, span: Span, steps: int) -> Tensor:
+    """The points of `Focused`."""
+    l = uniform(*span, 4000)
+    v = torch.as_tensor(smooth(l, dimension))
+    uniform_mass = torch.linspace(0, 1, len(l), dtype=torch.float64)
+    mass = share * (v - v[0]) / (v[-1] - v[0]) + (1 - share) * uniform_mass
+    targets = uniform(0.0, 1.0, steps).numpy()
+    return _with_exact_ends(torch.from_numpy(np.interp(targets, mass.numpy(), l.numpy())), span)
 
 
 def smooth(l: Time, dimension: int) -> Time:

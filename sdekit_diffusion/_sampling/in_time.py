@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cached_property, partial
 
 import torch
 from torch import Tensor
@@ -25,19 +25,26 @@ class _Score:
 
     model: AbstractModel
     coordinates: Coordinates
-    table: Mapping[float, Function] = field(default_factory=dict)
+    ts: Sequence[float] = ()
+
+    @cached_property
+    def _table(self) -> Mapping[float, Function]:
+        """The score at the times of a grid, with what depends on them computed at once; empty where
+        it is not affine in a network's output.
+        """
+        functions = self._prepare_score(self.ts, "score", lambda t, score: score)
+        return dict(zip(self.ts, functions or (), strict=bool(functions)))
 
     def __call__(self, t: Time, x: Tensor) -> Tensor:
-        function = None if isinstance(t, Tensor) else self.table.get(t)
+        function = None if isinstance(t, Tensor) or not self.ts else self._table.get(t)
         if function is not None:
             return function(x)
         eps = self.model.predict_noise(self.coordinates.log_snr(t), self.coordinates.standard(t, x))
         return scaled(-1 / self.coordinates.sde.sigma(t), eps)
 
     def tabulated(self, ts: Sequence[float]) -> "_Score":
-        """The same with what depends on the times of a grid computed at once."""
-        functions = self._prepare_score(ts, "score", lambda t, score: score)
-        return replace(self, table=dict(zip(ts, functions or (), strict=bool(functions))))
+        """The same for the times of a grid."""
+        return replace(self, ts=ts)
 
     def slopes(self, factor: float, ts: Sequence[float]) -> Mapping[float, Function]:
         """f x - factor g^2 s at the times of a grid; empty where it is not affine in a network's
