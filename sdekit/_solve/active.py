@@ -97,11 +97,16 @@ class ActiveSamples:
         self, t1: Tensor, remaining: Tensor, accept: Tensor, x1: Tensor, state1: Tree
     ) -> None:
         """Moves the samples whose steps are accepted to t1; remaining: the time from there."""
-        accept_there = accept.to(self.x.device, non_blocking=True)
-        self.x = where(accept_there, x1, self.x)
-        self.state = where(accept_there, state1, self.state)
-        self.t = torch.where(accept, t1, self.t)
-        self.remaining = torch.where(accept, remaining, self.remaining)
+        if not bool(accept.all()):
+            there = accept.to(self.x.device, non_blocking=True)
+            x1 = where(there, x1, self.x)
+            state1 = where(there, state1, self.state)
+            t1 = torch.where(accept, t1, self.t)
+            remaining = torch.where(accept, remaining, self.remaining)
+        self.x = x1
+        self.state = state1
+        self.t = t1
+        self.remaining = remaining
         self.accepted = self.accepted + accept
 
     def rows(self, rows: Tensor) -> "ActiveSamples":

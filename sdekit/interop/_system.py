@@ -1,6 +1,7 @@
 """A func for torchdiffeq as an equation."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import accumulate
 from typing import Any
 
@@ -8,7 +9,7 @@ import torch
 from torch import Tensor
 
 from sdekit._equations.sde import AbstractSDE
-from sdekit.calling import require_real
+from sdekit.calling import checked_call, require_real
 from sdekit.elementary import Time
 
 State = Tensor | tuple[Tensor, ...]
@@ -59,7 +60,17 @@ class System(AbstractSDE):
             if isinstance(t, Tensor)
             else torch.full((), t, dtype=dtype, device=x.device)
         )
-        slopes = self.func(t, self.shaped(x[0]))
+        return self._slope(t, x)
+
+    def drifts(
+        self, times: Sequence[Tensor], x: Tensor
+    ) -> Sequence[Callable[[Tensor], Tensor]] | None:
+        converted = torch.cat([*times]).to(x.dtype.to_real()).unbind()
+        return [partial(checked_call, "the drift", self._slope, t) for t in converted]
+
+    def _slope(self, t: Tensor, x: Tensor) -> Tensor:
+        """func at a time without dimensions; a copy, which later calls of func do not change."""
+        slopes = self.func(t, x.reshape(self.shapes[0]) if self.single else self.shaped(x[0]))
         if not self.single and not isinstance(slopes, Tensor):
             slopes = tuple(slopes)  # of a generator, which ends
         if (
@@ -68,7 +79,8 @@ class System(AbstractSDE):
             or (slopes.dtype, slopes.shape) != (x.dtype, self.shapes[0])
         ):
             self._require(slopes, x)
-        return self.flat(slopes).to(x.dtype)
+        slope = self.flat(slopes)
+        return slope if slope.dtype == x.dtype else slope.to(x.dtype)
 
     def _require(self, slopes: Any, x: Tensor) -> None:  # noqa: ANN401
         parts = (slopes,) if self.single else tuple(slopes)
