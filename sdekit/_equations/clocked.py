@@ -12,12 +12,11 @@ from torch import Tensor
 
 from sdekit._computed import computed
 from sdekit._equations.quadrature import Panels, Rule
-from sdekit._equations.sde import AbstractSDE, NoiseType
+from sdekit._equations.sde import AbstractSDE, NoiseType, Slope
 from sdekit.elementary import Time, atan, broadcast, exp, log, scaled, tan
 
 Coefficients = tuple[Time, Time, Time]
-Functions = Sequence[Callable[[Tensor], Tensor]]
-Prepare = Callable[[Sequence[float], Callable[[], Coefficients]], Functions | None]
+Prepare = Callable[[Sequence[float], Callable[[], Coefficients]], Sequence[Slope] | None]
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,8 +34,8 @@ class AbstractClocked(AbstractSDE, ABC):
             some rules interpolate in it.
         smooth: a monotone function of l in which F is nearly a polynomial.
         prepare: `prepare(ts, levels)` to a list of functions of y, rate F(l_i, scale_i y), for the
-            times of a grid; `levels()` returns l, scale and rate, float64 tensors. None, or a
-            result None, if this saves nothing.
+            times of a grid, as in `slopes` of `AbstractSDE`; `levels()` returns l, scale and rate,
+            float64 tensors. None, or a result None, if this saves nothing.
         plans: a cache of plans of multistep rules, for equations of one clock, `own` and `smooth`.
         table: the values of `at` at the times of a grid; `tabulated` fills it in.
         slopes: those at the times of a grid; `tabulated` fills it in.
@@ -59,9 +58,7 @@ class AbstractClocked(AbstractSDE, ABC):
     table: Mapping[float, tuple[float, float, float]] = field(
         default_factory=dict, repr=False, kw_only=True
     )
-    slopes: Mapping[float, Callable[[Tensor], Tensor]] = field(
-        default_factory=dict, repr=False, kw_only=True
-    )
+    slopes: Mapping[float, Slope] = field(default_factory=dict, repr=False, kw_only=True)
 
     @property
     def constant_rate(self) -> bool:

@@ -12,12 +12,11 @@ from torch import Tensor
 
 from sdekit._computed import computed
 from sdekit._equations.derivative import derivative
-from sdekit._equations.sde import AbstractSDE, NoiseType
+from sdekit._equations.sde import AbstractSDE, NoiseType, Slope
 from sdekit.calling import ChangedError, accepts_swapped, checked_call, require_order, require_real
 from sdekit.elementary import Time, axpy
 
 Score = Callable[[Time, Tensor], Tensor]
-Slope = Callable[[Tensor], Tensor]
 
 
 def _require_elementwise(forward: AbstractSDE) -> None:

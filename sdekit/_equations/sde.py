@@ -4,7 +4,7 @@ g = 0.
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Mapping, MutableMapping, Sequence
-from typing import Any, Literal, Self
+from typing import Any, Literal, Protocol, Self
 
 import numpy as np
 import torch
@@ -15,6 +15,12 @@ from sdekit.elementary import Time, axpy, broadcast
 
 NoiseType = Literal["none", "additive", "diagonal", "scalar", "general"]
 SDEType = Literal["ito", "stratonovich"]
+
+
+class Slope(Protocol):
+    """The drift f at some time as a function of x, or onto + h f."""
+
+    def __call__(self, x: Tensor, h: float = 1.0, onto: Tensor | None = None, /) -> Tensor: ...
 
 
 class AbstractSDE(ABC):
@@ -37,7 +43,8 @@ class AbstractSDE(ABC):
 
     Attributes:
         slopes: the drift at the times of a grid, as functions of x that guard their tensors;
-            filled in by `tabulated` of equations that have them.
+            filled in by `tabulated` of equations that have them. With two more arguments h and
+            onto they return onto + h f(x).
         plans: a cache of the plans of multistep rules on this equation; None for a new plan in each
             solve.
 
@@ -55,7 +62,7 @@ class AbstractSDE(ABC):
 
     noise_type: NoiseType
     sde_type: SDEType = "ito"
-    slopes: Mapping[float, Callable[[Tensor], Tensor]] = {}
+    slopes: Mapping[float, Slope] = {}
     plans: MutableMapping[Hashable, Any] | None = None
 
     @abstractmethod
@@ -65,6 +72,10 @@ class AbstractSDE(ABC):
     @abstractmethod
     def diffusion(self, t: Time, x: Tensor) -> Time:
         """g(t, x), shaped as in the table of the class; a float if it is one number."""
+
+    def advance(self, t: Time, x: Tensor, h: Time, onto: Tensor) -> Tensor:
+        """onto + h f(t, x), for solvers that use a drift once."""
+        return axpy(h, self.drift(t, x), onto)
 
     def diffuse(self, t: Time, x: Tensor, dw: Tensor | None, onto: Tensor) -> Tensor:
         """onto + g(t, x) . dw: the method of most solvers, which need not know the noise type.

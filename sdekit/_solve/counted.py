@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sdekit._computed import computed
 from sdekit._equations.quadrature import Rule
-from sdekit._equations.sde import AbstractSDE, NoiseType, SDEType
+from sdekit._equations.sde import AbstractSDE, NoiseType, SDEType, Slope
 from sdekit.calling import (
     changed_in_place,
     changes_in_place,
@@ -22,7 +22,7 @@ from sdekit.calling import (
     overwritten,
     require_derivative,
 )
-from sdekit.elementary import Time
+from sdekit.elementary import Time, axpy
 
 # The number of last results of a function that are checked: multistep rules remember up to four.
 _REMEMBERED = 4
@@ -47,7 +47,7 @@ class Counted(AbstractSDE):
         default_factory=lambda: (deque(maxlen=_REMEMBERED), deque(maxlen=_REMEMBERED))
     )
 
-    slopes: Mapping[float, Callable[[Tensor], Tensor]] = field(default_factory=dict)
+    slopes: Mapping[float, Slope] = field(default_factory=dict)
     plans: MutableMapping[Hashable, Any] | None = None
 
     @staticmethod
@@ -74,6 +74,13 @@ class Counted(AbstractSDE):
             self.calls[0] += 1
             return slope(x)
         return self._guarded(0, "the drift", self.problem.drift, t, x)
+
+    def advance(self, t: Time, x: Tensor, h: Time, onto: Tensor) -> Tensor:
+        slope = None if isinstance(t, Tensor) else self.slopes.get(t)
+        if slope is None or isinstance(h, Tensor):
+            return axpy(h, self.drift(t, x), onto)
+        self.calls[0] += 1
+        return slope(x, h, onto)
 
     def drifts(
         self, times: Sequence[Tensor], x: Tensor

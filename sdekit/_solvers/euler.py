@@ -7,7 +7,7 @@ from torch import Tensor
 from sdekit._equations.sde import AbstractSDE
 from sdekit._noise.white import Increment
 from sdekit._solvers.contract import AbstractSolver, Order, Step, Tree
-from sdekit.elementary import Time, axpy
+from sdekit.elementary import Time
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,5 +36,5 @@ class EulerMaruyama(AbstractSolver):
     def step(
         self, problem: AbstractSDE, t0: Time, t1: Time, x: Tensor, noise: Increment, state: Tree
     ) -> Step:
-        mean = axpy(t1 - t0, problem.drift(t0, x), x)
+        mean = problem.advance(t0, x, t1 - t0, x)
         return Step(problem.diffuse(t0, x, noise.w, mean))

@@ -9,7 +9,7 @@ from torch import Tensor
 from sdekit._equations.sde import AbstractSDE, NoiseType
 from sdekit._noise.white import Increment
 from sdekit._solvers.contract import AbstractSolver, Order, Step, Tree
-from sdekit.elementary import Time, axpy
+from sdekit.elementary import Time, axpy, scaled
 
 # Common to the family; Heun has weak order two for additive noise.
 _WITH_NOISE: dict[NoiseType, Order] = {
@@ -52,8 +52,8 @@ class Heun(AbstractSolver):
         self, problem: AbstractSDE, t0: Time, t1: Time, x: Tensor, noise: Increment, state: Tree
     ) -> Step:
         dt = t1 - t0
-        predicted = problem.diffuse(t0, x, noise.w, axpy(dt, problem.drift(t0, x), x))
-        onto = axpy(0.5 * dt, problem.drift(t1, predicted), 0.5 * (x + predicted))
+        predicted = problem.diffuse(t0, x, noise.w, problem.advance(t0, x, dt, x))
+        onto = problem.advance(t1, predicted, 0.5 * dt, scaled(0.5, x + predicted))
         return Step(problem.diffuse(t1, predicted, _half(noise.w), onto))
 
 
@@ -83,7 +83,7 @@ class EulerHeun(AbstractSolver):
         self, problem: AbstractSDE, t0: Time, t1: Time, x: Tensor, noise: Increment, state: Tree
     ) -> Step:
         predicted = problem.diffuse(t0, x, noise.w, x)
-        onto = axpy(t1 - t0, problem.drift(t0, x), 0.5 * (x + predicted))
+        onto = problem.advance(t0, x, t1 - t0, scaled(0.5, x + predicted))
         return Step(problem.diffuse(t1, predicted, _half(noise.w), onto))
 
 
@@ -112,9 +112,9 @@ class Midpoint(AbstractSolver):
         self, problem: AbstractSDE, t0: Time, t1: Time, x: Tensor, noise: Increment, state: Tree
     ) -> Step:
         dt = t1 - t0
-        middle = problem.diffuse(t0, x, _half(noise.w), axpy(0.5 * dt, problem.drift(t0, x), x))
+        middle = problem.diffuse(t0, x, _half(noise.w), problem.advance(t0, x, 0.5 * dt, x))
         t = t0 + 0.5 * dt
-        return Step(problem.diffuse(t, middle, noise.w, axpy(dt, problem.drift(t, middle), x)))
+        return Step(problem.diffuse(t, middle, noise.w, problem.advance(t, middle, dt, x)))
 
 
 @dataclass(frozen=True, eq=False)

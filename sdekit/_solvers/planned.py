@@ -47,8 +47,10 @@ class AbstractPlanned(AbstractSolver):
     ) -> Step:
         assert isinstance(t0, float), "planned weights belong to a fixed grid"
         slope_known, stages, weights, kept_slopes, correction = self.planned[t0]
-        slopes = state if slope_known else (problem.drift(t0, x), *state)
         noisy = x if noise.w is None else problem.kick(t0, t1, x, noise.w)
+        if not (stages or state or kept_slopes):
+            return Step(problem.advance(t0, x, weights[0], noisy))
+        slopes = state if slope_known else (problem.drift(t0, x), *state)
         for t, stage_weights in stages:
             slopes = (problem.drift(t, _advance(noisy, stage_weights, slopes)), *slopes)
         end = _advance(noisy, weights, slopes)

@@ -15,7 +15,7 @@ from sdekit.elementary import Time, axpy, scaled
 Network = Callable[
     [Tensor, Tensor], Tensor
 ]  # a network's output at points and labels that are its own
-Function = Callable[[Tensor], Tensor]
+Function = Callable[..., Tensor]  # of points u, or of (u, h, onto): onto + h f(u)
 Row = tuple[float, float, float, float, float, float]
 
 _CACHE_SIZE = 64  # grids whose numbers are kept
@@ -163,19 +163,27 @@ def is_immutable(value: object) -> bool:
 
 
 def _predict(
-    network: Network, m: Tensor | float, label: Tensor | None, row: Row, u: Tensor
+    network: Network,
+    m: Tensor | float,
+    label: Tensor | None,
+    row: Row,
+    u: Tensor,
+    h: float = 1.0,
+    onto: Tensor | None = None,
 ) -> Tensor:
+    """h times the prediction at u, added to onto."""
     value, point, skip, out, shift, mean = row
     x = u if point == 1 else scaled(point, u)
     if shift:
         x = _add_multiple(shift, m, x)
     # New, even if a network has one buffer for all.
-    n = len(u)
+    n = u.shape[0]
     labels = x.new_full((n,), value) if label is None else label.expand(n)
-    prediction = scaled(out, network(x, labels))
+    output = network(x, labels)
+    result = scaled(h * out, output) if onto is None else axpy(h * out, output, onto)
     if skip:
-        prediction = axpy(skip, u, prediction)
-    return _add_multiple(mean, m, prediction) if mean else prediction
+        result = axpy(h * skip, u, result)
+    return _add_multiple(h * mean, m, result) if mean else result
 
 
 def _predict_in_rows(
