@@ -11,8 +11,9 @@ import math
 import statistics
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import pairwise
+from typing import Any
 
 import torch
 import torchdiffeq
@@ -32,7 +33,6 @@ from sdekit import (
     Milstein,
     PIDController,
     ReverseSDE,
-    Solution,
     WhiteNoise,
     solve,
     uniform,
@@ -47,6 +47,7 @@ from sdekit_diffusion import (
 
 SDE = VPSDE()
 Score = Callable[[Time, Tensor], Tensor]
+Function = Callable[[Tensor, Tensor], Tensor]
 
 
 def bare(score: Score, x: Tensor, ts: list[float]) -> Tensor:
@@ -98,6 +99,23 @@ def with_torchsde(score: Score, x: Tensor, ts: list[float]) -> Tensor:
     )[-1]
 
 
+def times_of(seconds: dict[str, list[float]], steps: int, over: str) -> dict[str, float]:
+    """Microseconds per step of each case, and its time relative to another one's."""
+    row = {
+        f"{case} us/step": 1e6 * statistics.median(values) / steps
+        for case, values in seconds.items()
+    }
+    return row | {
+        f"{case} / {over}": ratio(seconds, case, over) for case in seconds if case != over
+    }
+
+
+def printed(name: str, row: dict[str, float], bar: str = "", width: int = 28) -> dict[str, float]:
+    """The row, printed."""
+    print(f"{name:{width}s}", "  ".join(f"{k} {v:.3g}" for k, v in row.items()), bar)
+    return row
+
+
 def compare(
     name: str, score: Score, shape: tuple[int, ...], steps: int, repeats: int, bar: float
 ) -> dict[str, float]:
@@ -110,92 +128,73 @@ def compare(
     }
     if steps == 500:  # at 100 steps torchsde refines its tree to rounding width (its issue 109)
         cases["torchsde"] = lambda: with_torchsde(score, x, ts)
-    seconds = interleaved(cases, repeats)
-    row = {
-        f"{case} us/step": 1e6 * statistics.median(values) / steps
-        for case, values in seconds.items()
-    }
-    row |= {f"{case} / bare": ratio(seconds, case, "bare") for case in seconds if case != "bare"}
-    print(
-        f"{name:28s}",
-        "  ".join(f"{k} {v:.2f}" for k, v in row.items()),
-        f"  (bar: sdekit / bare <= {bar})",
-    )
-    return row
+    row = times_of(interleaved(cases, repeats), steps, "bare")
+    return printed(name, row, f"  (bar: sdekit / bare <= {bar})")
+
+
+class Sine:
+    """dx = -sin(x) dt + (0.5 + 0.1 sin(x)) dW for both libraries, with its evaluations counted."""
+
+    sde_type = "ito"
+    noise_type = "diagonal"
+
+    def __init__(self) -> None:
+        self.drifts = 0
+        self.diffusions = 0
+
+    def f(self, t: Tensor, x: Tensor) -> Tensor:
+        self.drifts += 1
+        return -torch.sin(x)
+
+    def g(self, t: Tensor, x: Tensor) -> Tensor:
+        self.diffusions += 1
+        return 0.5 + 0.1 * torch.sin(x)
 
 
 def against_torchsde(repeats: int = 15, steps: int = 512) -> dict[str, dict[str, float]]:
-    """dx = -sin(x) dt + g dW at (64, 2): its solvers and ours, each with its default noise;
-    evaluations counted.
+    """An equation with diagonal noise at (64, 2): torchsde's solvers and ours, each with its
+    default noise; evaluations counted.
     """
     x = torch.randn(64, 2, generator=torch.Generator().manual_seed(0))
-    counts = [0, 0]
-
-    class Theirs(torch.nn.Module):
-        sde_type = "ito"
-
-        def __init__(self, noise_type: str) -> None:
-            super().__init__()
-            self.noise_type = noise_type
-
-        def f(self, t: Tensor, x: Tensor) -> Tensor:
-            counts[0] += 1
-            return -torch.sin(x)
-
-        def g(self, t: Tensor, x: Tensor) -> Tensor:
-            counts[1] += 1
-            return 0.5 + 0.1 * torch.sin(x)
-
-    theirs = Theirs("diagonal")
-    ours = sdekit.SDE(lambda t, x: -torch.sin(x), lambda t, x: 0.5 + 0.1 * torch.sin(x))
-    ts = torch.tensor([0.0, 1.0])
-    grid = uniform(0.0, 1.0, steps)
     solvers = {"euler": EulerMaruyama(), "milstein": Milstein(), "srk": SRID2()}
     rows = {}
     for name, solver in solvers.items():
-
-        def run_theirs(name: str = name) -> Tensor:
-            return torchsde.sdeint(theirs, x, ts, dt=1 / steps, method=name)[-1]
-
-        def run_hinted(name: str = name) -> Tensor:
-            levy = "space-time" if name == "srk" else "none"
-            bm = torchsde.BrownianInterval(
-                0.0, 1.0, (64, 2), dt=1 / steps, levy_area_approximation=levy
-            )
-            return torchsde.sdeint(theirs, x, ts, bm=bm, dt=1 / steps, method=name)[-1]
-
-        def run_ours(solver: AbstractSolver = solver) -> Solution:
-            return solve(ours, x, grid, solver=solver, noise=WhiteNoise(0))
-
-        def run_sdeint(name: str = name) -> Tensor:
-            return sdekit.sdeint(theirs, x, ts, dt=1 / steps, method=name)[-1]
-
-        cases = {
-            "torchsde": run_theirs,
-            "torchsde with a hint": run_hinted,
-            "sdekit": run_ours,
-            "sdeint": run_sdeint,
-        }
-        seconds = interleaved(cases, repeats)
-        counts[:] = 0, 0
-        run_theirs()
-        row = {
-            f"{case} us/step": 1e6 * statistics.median(values) / steps
-            for case, values in seconds.items()
-        }
-        row |= {
-            f"{case} / torchsde": ratio(seconds, case, "torchsde")
-            for case in cases
-            if case != "torchsde"
-        }
-        row |= {
-            "torchsde drifts/step": counts[0] / steps,
-            "torchsde diffusions/step": counts[1] / steps,
-        }
-        row["sdekit drifts/step"] = int(run_ours().evaluations[0]) / steps
-        print(f"{name + ' (64, 2)':28s}", "  ".join(f"{k} {v:.3g}" for k, v in row.items()))
-        rows[name] = row
+        cases = torchsde_cases(name, solver, x, steps)
+        row = times_of(interleaved(cases, repeats), steps, "torchsde")
+        counted = Sine()
+        torchsde_cases(name, solver, x, steps, counted)["torchsde"]()
+        row["torchsde drifts/step"] = counted.drifts / steps
+        row["torchsde diffusions/step"] = counted.diffusions / steps
+        row["sdekit drifts/step"] = int(cases["sdekit"]().evaluations[0]) / steps
+        rows[name] = printed(f"{name} (64, 2)", row)
     return rows
+
+
+def torchsde_cases(
+    name: str, solver: AbstractSolver, x: Tensor, steps: int, sde: Sine | None = None
+) -> dict[str, Callable[[], Any]]:
+    """One method of torchsde, without and with the size of the steps as a hint to its tree, and
+    ours, by `solve` and by `sdeint`.
+    """
+    sde = sde or Sine()
+    ts = torch.tensor([0.0, 1.0])
+    theirs = functools.partial(torchsde.sdeint, sde, x, ts, dt=1 / steps, method=name)
+    levy = "space-time" if name == "srk" else "none"
+
+    def run_hinted() -> object:
+        bm = torchsde.BrownianInterval(
+            0.0, 1.0, tuple(x.shape), dt=1 / steps, levy_area_approximation=levy
+        )
+        return theirs(bm=bm)
+
+    ours = sdekit.SDE(lambda t, x: -torch.sin(x), lambda t, x: 0.5 + 0.1 * torch.sin(x))
+    grid = uniform(0.0, 1.0, steps)
+    return {
+        "torchsde": theirs,
+        "torchsde with a hint": run_hinted,
+        "sdekit": lambda: solve(ours, x, grid, solver=solver, noise=WhiteNoise(0)),
+        "sdeint": functools.partial(sdekit.sdeint, sde, x, ts, dt=1 / steps, method=name),
+    }
 
 
 def paths(repeats: int = 7) -> dict[str, dict[str, float]]:
@@ -204,58 +203,52 @@ def paths(repeats: int = 7) -> dict[str, dict[str, float]]:
     """
     rows = {}
     for shape, steps in itertools.product(((64, 2), (8, 784)), (100, 999)):
-        x = torch.zeros(shape)
-        path = BrownianPath(0)
-        grid = uniform(0.0, 1.0, steps)
-        known = grid.tolist()
-        times = torch.linspace(0, 1, steps + 1)
-        snapped = path.snap(grid, spare=1).tolist()
-        spread = torch.rand(
-            shape[0], generator=torch.Generator().manual_seed(0), dtype=torch.float64
-        )
-        aligned = (256 * spread).floor() / 256
-
-        def tree(levy: str, shape: tuple[int, ...] = shape, times: Tensor = times) -> None:
-            bm = torchsde.BrownianInterval(
-                0.0, 1.0, shape, halfway_tree=True, tol=1e-6, levy_area_approximation=levy
-            )
-            for t0, t1 in pairwise(times):
-                bm(t0, t1, return_U=levy != "none")
-
-        def ours(ts: list[float], *, levy: bool, x: Tensor = x, path: BrownianPath = path) -> None:
-            for _ in path.increments(ts, x, tuple(x.shape[1:]), levy=levy):
-                pass
-
-        def own_times(
-            starts: Tensor, *, levy: bool, x: Tensor = x, path: BrownianPath = path, n: int = steps
-        ) -> None:
-            read = path.reader(x, tuple(x.shape[1:]), levy=levy)
-            for i in range(n):
-                t = (starts + i / 256) % 1.0
-                read(t, (t + 1 / 256).clamp(max=1.0))
-
         for levy in (False, True):
-            cases = {
-                "torchsde": functools.partial(tree, "space-time" if levy else "none"),
-                "known grid": functools.partial(ours, known, levy=levy),
-                "snapped grid": functools.partial(ours, snapped, levy=levy),
-                "dyadic times of each sample": functools.partial(own_times, aligned, levy=levy),
-                "any times of each sample": functools.partial(own_times, spread, levy=levy),
-            }
-            seconds = interleaved(cases, repeats)
-            row = {
-                f"{case} us/step": 1e6 * statistics.median(values) / steps
-                for case, values in seconds.items()
-            }
-            row |= {
-                f"{case} / torchsde": ratio(seconds, case, "torchsde")
-                for case in cases
-                if case != "torchsde"
-            }
+            seconds = interleaved(path_cases(shape, steps, levy=levy), repeats)
             name = f"path {shape}, {steps} steps, {'W and H' if levy else 'W'}"
-            print(f"{name:38s}", "  ".join(f"{k} {v:.3g}" for k, v in row.items()))
-            rows[name] = row
+            rows[name] = printed(name, times_of(seconds, steps, "torchsde"), width=38)
     return rows
+
+
+def path_cases(shape: tuple[int, ...], steps: int, *, levy: bool) -> dict[str, Callable[[], None]]:
+    """The increments of a path over a known grid, one snapped to coarse ticks, and times of each
+    sample.
+    """
+    x = torch.zeros(shape)
+    path = BrownianPath(0)
+    grid = uniform(0.0, 1.0, steps)
+    times = torch.linspace(0, 1, steps + 1)
+    spread = torch.rand(shape[0], generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+    def tree() -> None:
+        bm = torchsde.BrownianInterval(
+            0.0,
+            1.0,
+            shape,
+            halfway_tree=True,
+            tol=1e-6,
+            levy_area_approximation="space-time" if levy else "none",
+        )
+        for t0, t1 in pairwise(times):
+            bm(t0, t1, return_U=levy)
+
+    def on_grid(ts: list[float]) -> None:
+        for _ in path.increments(ts, x, shape[1:], levy=levy):
+            pass
+
+    def own_times(starts: Tensor) -> None:
+        read = path.reader(x, shape[1:], levy=levy)
+        for i in range(steps):
+            t = (starts + i / 256) % 1.0
+            read(t, (t + 1 / 256).clamp(max=1.0))
+
+    return {
+        "torchsde": tree,
+        "known grid": functools.partial(on_grid, grid.tolist()),
+        "snapped grid": functools.partial(on_grid, path.snap(grid, spare=1).tolist()),
+        "dyadic times of each sample": functools.partial(own_times, (256 * spread).floor() / 256),
+        "any times of each sample": functools.partial(own_times, spread),
+    }
 
 
 def adaptive_overhead(repeats: int = 15) -> dict[str, float]:
@@ -300,9 +293,68 @@ def adaptive_overhead(repeats: int = 15) -> dict[str, float]:
     return row
 
 
+def added(x: Tensor, weights: Sequence[float], values: Sequence[Tensor]) -> Tensor:
+    """x + sum_j w_j k_j."""
+    for weight, value in zip(weights, values, strict=False):
+        x = torch.add(x, value, alpha=weight) if weight else x
+    return x
+
+
+def dopri5_loop(f: Function, x: Tensor, ends: tuple[float, float], tolerance: float) -> Tensor:
+    """The arithmetic of `Dopri5` with a step size per row, from an estimated first one, without any
+    check.
+    """
+    tableau = Dopri5.tableau
+    t = torch.full((len(x), 1), ends[0])
+    h = torch.full_like(t, math.copysign(tolerance**0.2, ends[1] - ends[0]))
+    slope = f(t, x)
+    while True:
+        remaining = ends[1] - t
+        h = torch.where(h.abs() < remaining.abs(), h, remaining)
+        increments = [h * slope]
+        for c, row in zip(tableau.c[1:], tableau.a[1:], strict=True):
+            increments.append(h * f(t + c * h, added(x, row, increments)))
+        end = added(x, tableau.b, increments)
+        last = f(t + h, end)
+        increments.append(h * last)
+        error = added(increments[0] * tableau.difference[0], tableau.difference[1:], increments[1:])
+        scale = torch.maximum(x.abs(), end.abs()).mul_(tolerance).add_(tolerance)
+        q = torch.linalg.vector_norm(error / scale, dim=1, keepdim=True).mul_(x.shape[1] ** -0.5)
+        accept = q <= 1
+        x = torch.where(accept, end, x)
+        slope = torch.where(accept, last, slope)
+        t = torch.where(accept, t + h, t)
+        h = h * (0.9 * q**-0.2).clamp_(0.2, 10)
+        if bool(((ends[1] - t).abs() < 1e-6).all()):
+            return x
+
+
+def flow_on_clock(network: Function) -> Function:
+    """The probability flow of `AdaptiveFlow` under VP, for a network of the data, on its clock
+    v = log(1 + 5 y / (y + 1)), y = sigma / alpha.
+    """
+    width = SDE.beta_max - SDE.beta_min
+
+    def flow(v: Tensor, u: Tensor) -> Tensor:
+        rise = torch.expm1(v)
+        y = rise / (5 - rise)
+        b = torch.log1p(y * y)
+        t = 2 * b / (SDE.beta_min + torch.sqrt(SDE.beta_min**2 + 2 * width * b))
+        a = torch.rsqrt(1 + y * y)
+        return -(6 * y + 1) * (y + 1) / (5 * y) * a * (network(u, t[:, 0]) - a * u)
+
+    return flow
+
+
+def clock(y: float) -> float:
+    """v at y."""
+    return math.log1p(5 * y / (y + 1))
+
+
 def adaptive_calls(repeats: int = 15) -> dict[str, dict[str, float]]:
     """Whole calls at (64, 2) over those of torchdiffeq with the same tolerances: `odeint`, and
-    `sample(..., method="ode")` over the probability flow written out by hand.
+    `sample(..., method="ode")` over the probability flow written out by hand. And bare loops of
+    their arithmetic.
     """
     x = torch.randn(64, 2, generator=torch.Generator().manual_seed(0))
     ends = torch.tensor([0.0, 20.0])
@@ -312,36 +364,49 @@ def adaptive_calls(repeats: int = 15) -> dict[str, dict[str, float]]:
         calls[0] += 1
         return torch.cos(3 * t) - x
 
-    def counted(x: Tensor, t: Tensor) -> Tensor:
+    def network(x: Tensor, t: Tensor) -> Tensor:
         calls[0] += 1
         return torch.tanh(x / (0.05 + t[:, None]))  # as of two modes
 
     def flow(t: Tensor, x: Tensor) -> Tensor:
         beta = SDE.beta_min + t * (SDE.beta_max - SDE.beta_min)
         b = t * (SDE.beta_min + 0.5 * t * (SDE.beta_max - SDE.beta_min))
-        denoised = counted(x, t.expand(len(x)))
+        denoised = network(x, t.expand(len(x)))
         return 0.5 * beta * ((torch.exp(-0.5 * b) * denoised - x) / torch.expm1(-b) - x)
 
-    odeint = functools.partial(torchdiffeq.odeint, f, x, ends, rtol=1e-6, atol=1e-6)
-    own_odeint = functools.partial(sdekit.odeint, f, x, ends, rtol=1e-6, atol=1e-6)
-    span = torch.tensor([1.0, 1e-3])
-    theirs = functools.partial(torchdiffeq.odeint, flow, x, span, rtol=1e-5, atol=1e-5)
-    model = ScoreModel(counted, SDE, "data", shape=(2,), data_std=1.0)
-    own = functools.partial(sample, model, x_T=x, method="ode")
-    rows = {}
-    for name, cases in {
-        "odeint": {"torchdiffeq": odeint, "sdekit": own_odeint},
-        "ode": {"torchdiffeq": theirs, "sdekit": own},
-    }.items():
-        counts = {}
-        for case, run in cases.items():
-            calls[0] = 0
-            run()
-            counts[f"{case} evaluations"] = float(calls[0])
-        seconds = interleaved(cases, repeats)
-        rows[name] = {"sdekit / torchdiffeq": ratio(seconds, "sdekit", "torchdiffeq"), **counts}
-        print(f"{name} (64, 2)", "  ".join(f"{k} {v:.3g}" for k, v in rows[name].items()))
-    return rows
+    model = ScoreModel(network, SDE, "data", shape=(2,), data_std=1.0)
+    alpha, sigma = kernel(1.0)
+    on_clock = clock(sigma / alpha), clock(1e-3)
+    cases = {
+        "odeint": {
+            "torchdiffeq": lambda: torchdiffeq.odeint(f, x, ends, rtol=1e-6, atol=1e-6),
+            "sdekit": lambda: sdekit.odeint(f, x, ends, rtol=1e-6, atol=1e-6),
+            "bare": lambda: dopri5_loop(f, x.reshape(1, -1), (0.0, 20.0), 1e-6),
+        },
+        "ode": {
+            "torchdiffeq": lambda: torchdiffeq.odeint(
+                flow, x, torch.tensor([1.0, 1e-3]), rtol=1e-5, atol=1e-5
+            ),
+            "sdekit": lambda: sample(model, x_T=x, method="ode"),
+            "bare": lambda: dopri5_loop(flow_on_clock(network), x, on_clock, 1e-5),
+        },
+    }
+    return {name: over_torchdiffeq(name, runs, calls, repeats) for name, runs in cases.items()}
+
+
+def over_torchdiffeq(
+    name: str, cases: dict[str, Callable[[], Any]], calls: list[int], repeats: int
+) -> dict[str, float]:
+    """The time of each case relative to torchdiffeq's, and its evaluations."""
+    row = {}
+    for case, run in cases.items():
+        calls[0] = 0
+        run()
+        row[f"{case} evaluations"] = float(calls[0])
+    seconds = interleaved(cases, repeats)
+    for case in ("sdekit", "bare"):
+        row[f"{case} / torchdiffeq"] = ratio(seconds, case, "torchdiffeq")
+    return printed(f"{name} (64, 2)", row)
 
 
 def shrinking(x: Tensor, t: Tensor) -> Tensor:
@@ -379,50 +444,73 @@ def heun_loop(f: Score, x: Tensor, ts: list[float]) -> Tensor:
     return x
 
 
+def default_loop(f: Score, x: Tensor, ts: list[float]) -> Tensor:
+    """The arithmetic of the default alone, whose numbers are known: a sum of five values, and a
+    value of the output and the point of the network.
+    """
+    weights = (0.5, -0.4, 0.3, -0.2, 0.1)
+    zero = torch.zeros(())
+    values = [x] * 5
+    for t in ts[1:]:
+        x = added(x, weights, values)
+        output = f(t, torch.add(zero, x, alpha=0.9))
+        value = torch.add(torch.add(zero, output, alpha=0.1), x, alpha=-0.05)
+        values = [value, *values[:4]]
+    return x
+
+
+# The loop that a method is compared with, its evaluations per step, what the network predicts, and
+# a loop of the arithmetic of the method itself, where it is another.
+LOOPS = {
+    "ddim": (ddim_loop, 1, "data", None),
+    "default": (ddim_loop, 1, "data", default_loop),
+    "heun": (heun_loop, 2, "noise", None),
+    "euler_maruyama": (bare, 1, "score", None),
+}
+
+
 def sampler_overhead(repeats: int = 31) -> dict[str, dict[str, float]]:
     """`sample(ScoreModel(net, ...))` at (64, 2) over bare loops: the time of each beyond that of
     the network's calls.
     """
-    x = torch.randn(64, 2, generator=torch.Generator().manual_seed(0))
-    label = torch.full((64,), 0.5)
-    loops = {
-        "ddim": (ddim_loop, 1),
-        "default": (ddim_loop, 1),
-        "heun": (heun_loop, 2),
-        "euler_maruyama": (bare, 1),
-    }
-    predicts = {"ddim": "data", "default": "data", "heun": "noise", "euler_maruyama": "score"}
     rows = {}
-    spent = {}
-    for (name, (loop, each)), evaluations in itertools.product(loops.items(), (50, 1000)):
-        steps = evaluations // each
-        model = ScoreModel(shrinking, SDE, predicts[name], shape=(2,), data_std=1.0)
-        ts = uniform(1.0, 1e-3, steps)
-        labels = dict(zip(ts.tolist(), ts.to(torch.float32), strict=True))
-        net = lambda t, x, labels=labels: shrinking(x, labels[t].expand(len(x)))  # noqa: E731
-        cases = {
-            "sdekit": functools.partial(sample, model, 64, method=name, steps=steps, seed=0),
-            "bare": functools.partial(loop, net, x, ts.tolist()),
-            "network": lambda n=evaluations: [shrinking(x, label) for _ in range(n)],
-        }
-        seconds = interleaved(cases, repeats if evaluations < 100 else 7)
+    for name, evaluations in itertools.product(LOOPS, (50, 1000)):
+        cases = sampler_cases(name, evaluations)
+        seconds = interleaved(cases, repeats if evaluations < 100 else 15)
         median = {case: statistics.median(values) for case, values in seconds.items()}
-        beyond = (median["sdekit"] - median["network"]) / (median["bare"] - median["network"])
+        beyond = {case: value - median["network"] for case, value in median.items()}
         row = {
-            "sdekit / bare, beyond the network": beyond,
-            "sdekit us/evaluation": 1e6 * median["sdekit"] / evaluations,
+            f"{case} / bare, beyond the network": beyond[case] / beyond["bare"]
+            for case in ("sdekit", "arithmetic")
+            if case in cases
         }
-        print(
-            f"{name} (64, 2), {evaluations} evaluations",
-            "  ".join(f"{k} {v:.3g}" for k, v in row.items()),
-        )
-        rows[f"{name}, {evaluations}"] = row
-        spent[name, evaluations] = 1e3 * median["sdekit"]
-    for name in loops:
-        few, many = (spent[name, evaluations] for evaluations in (50, 1000))
-        rows[f"{name}, a call"] = {"ms": few - 50 * (many - few) / 950}
+        row["sdekit us/evaluation"] = 1e6 * median["sdekit"] / evaluations
+        rows[f"{name}, {evaluations}"] = printed(f"{name} (64, 2), {evaluations} evaluations", row)
+    for name in LOOPS:
+        few, many = (n * rows[f"{name}, {n}"]["sdekit us/evaluation"] for n in (50, 1000))
+        rows[f"{name}, a call"] = {"ms": 1e-3 * (few - 50 * (many - few) / 950)}
         print(f"{name} (64, 2), a call without its steps: {rows[f'{name}, a call']['ms']:.2f} ms")
     return rows
+
+
+def sampler_cases(name: str, evaluations: int) -> dict[str, Callable[[], Any]]:
+    """A call of `sample`, the bare loops, and the calls of the network alone."""
+    loop, each, predicts, arithmetic = LOOPS[name]
+    steps = evaluations // each
+    x = torch.randn(64, 2, generator=torch.Generator().manual_seed(0))
+    label = torch.full((64,), 0.5)
+    model = ScoreModel(shrinking, SDE, predicts, shape=(2,), data_std=1.0)
+    ts = uniform(1.0, 1e-3, steps)
+    labels = dict(zip(ts.tolist(), ts.to(torch.float32), strict=True))
+    net = lambda t, x: shrinking(x, labels[t].expand(len(x)))  # noqa: E731
+    cases = {
+        "sdekit": functools.partial(sample, model, 64, method=name, steps=steps, seed=0),
+        "bare": functools.partial(loop, net, x, ts.tolist()),
+        "network": lambda: [shrinking(x, label) for _ in range(evaluations)],
+    }
+    if arithmetic is not None:
+        cases["arithmetic"] = functools.partial(arithmetic, net, x, ts.tolist())
+    return cases
 
 
 def sampler_unet_overhead(repeats: int = 9, steps: int = 20) -> dict[str, dict[str, float]]:

@@ -108,7 +108,11 @@ def test_slopes_on_the_clock_are_the_drift(eta, integrand, mean):
     assert list(slopes) == ts
     for t in ts:
         y = U / problem.scale(problem.parameter(t))
-        torch.testing.assert_close(slopes[t](y), problem.drift(t, y), rtol=1e-9, atol=1e-9)
+        drift = problem.drift(t, y)
+        torch.testing.assert_close(slopes[t](y), drift, rtol=1e-9, atol=1e-9)
+        advanced = slopes[t](y, -0.3, U)
+        torch.testing.assert_close(advanced, U - 0.3 * drift, rtol=1e-9, atol=1e-9)
+        same(problem.advance(t, y, -0.3, U), U - 0.3 * drift)
 
 
 @pytest.mark.parametrize("mean", [0.0, MEAN], ids=["none", "vector"])
@@ -125,7 +129,10 @@ def test_slopes_in_time_are_the_drift(sde, mean):
         slopes = score.slopes(factor, ts)
         for t in ts:
             x = coordinates.physical(t, U)
-            torch.testing.assert_close(slopes[t](x), problem.drift(t, x), rtol=1e-8, atol=1e-8)
+            drift = problem.drift(t, x)
+            torch.testing.assert_close(slopes[t](x), drift, rtol=1e-8, atol=1e-8)
+            advanced = slopes[t](x, -0.3, U)
+            torch.testing.assert_close(advanced, U - 0.3 * drift, rtol=1e-8, atol=1e-8)
             torch.testing.assert_close(tabulated(t, x), own.score(t, x), rtol=1e-8, atol=1e-8)
 
 

@@ -113,6 +113,28 @@ def test_order_from_the_noisy_end_needs_no_start(k, integrand):
     assert measured(rule, integrand, start=-4.5) == pytest.approx(rule.accuracy[k], abs=0.15)
 
 
+@pytest.mark.parametrize("g", [0.0, 0.5])
+def test_states_on_the_way_are_corrected(g):
+    """Euler's prediction and the trapezoidal rule with the value there, of which only the last
+    state is not corrected.
+    """
+    ts = uniform(0.0, 1.0, 5).tolist()
+    x0 = torch.linspace(-1.0, 1.0, 6, dtype=torch.float64)[:, None]
+    equation = sdekit.SDE(lambda t, x: torch.sin(3 * x) + t, lambda t, x: g, "additive")
+    noise = sdekit.WhiteNoise(0)
+    found = sdekit.solve(equation, x0, ts, solver=AdamsMoulton(1), noise=noise, save="all").xs
+    x = x0
+    f = torch.sin(3 * x)
+    states = [x]
+    for t0, t1, increment in zip(ts, ts[1:], noise.increments(ts, x, (1,)), strict=False):
+        predicted = x + g * increment.w + (t1 - t0) * f
+        before = f
+        f = torch.sin(3 * predicted) + t1
+        x = x + g * increment.w + 0.5 * (t1 - t0) * (f + before)
+        states.append(x if t1 < 1 else predicted)
+    torch.testing.assert_close(found, torch.stack(states), rtol=1e-12, atol=1e-12)
+
+
 def scaled(j, factor=1.1, weights=Panels.weights):
     """`Panels.weights` with one of the integrals of powers off by a factor."""
 
