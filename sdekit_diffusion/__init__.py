@@ -18,6 +18,7 @@ from sdekit_diffusion._diffusions.diffusion import AbstractDiffusion
 from sdekit_diffusion._diffusions.names import *  # noqa: F403
 from sdekit_diffusion._likelihood.bits_per_dim import BitsPerDim, bits_per_dim
 from sdekit_diffusion._likelihood.bound import VariationalBound, variational_bound
+from sdekit_diffusion._likelihood.classification import Classification, classify
 from sdekit_diffusion._likelihood.encoding import decode, encode, interpolate
 from sdekit_diffusion._likelihood.likelihood import log_likelihood
 from sdekit_diffusion._loading import from_diffusers, from_edm, from_ncsnv2, from_score_sde
@@ -62,6 +63,7 @@ __all__ = [
     "Batch",
     "BitsPerDim",
     "CheckpointError",
+    "Classification",
     "ClassifierGuided",
     "EmpiricalMixture",
     "GaussianMixture",
@@ -79,6 +81,7 @@ __all__ = [
     "VariationalBound",
     "bits_per_dim",
     "check_model",
+    "classify",
     "cosine_betas",
     "data",
     "decode",

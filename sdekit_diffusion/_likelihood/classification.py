@@ -1,0 +1,189 @@
+"""Classification by Bayes' rule, from how well each class's model denoises a point."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sdekit import fresh_seed, normal, uniform01
+from sdekit.elementary import broadcast
+from sdekit_diffusion._counters import CLASSES
+from sdekit_diffusion._diffusions.diffusion import AbstractDiffusion
+from sdekit_diffusion._inputs import is_whole, require_event, require_tensor
+from sdekit_diffusion._models.evaluating import evaluating
+from sdekit_diffusion._models.in_batches import batches
+from sdekit_diffusion._models.model import AbstractModel, noise_scale, signal_scale
+
+
+@dataclass(frozen=True, eq=False)
+class Classification:
+    """p(c | x) for K classes, from independent estimates of log p(x | c).
+
+    Attributes:
+        estimates: log p(x | c) up to a constant that all classes share, float64, `(draws, batch,
+            K)`.
+        log_weights: log p(c), `(K,)`.
+
+    Example:
+        >>> models = [sd.GaussianMixture([1.0], [[m]], [0.1]) for m in (-1.0, 1.0)]
+        >>> found = sd.classify(models, torch.tensor([[-0.9], [1.2]]), sde="vp")
+        >>> found.label.tolist(), found.probability.round().tolist()
+        ([0, 1], [[1.0, 0.0], [0.0, 1.0]])
+    """
+
+    estimates: Tensor
+    log_weights: Tensor
+
+    @property
+    def log_likelihood(self) -> Tensor:
+        """log p(x | c) up to a constant that all classes share, `(batch, K)`."""
+        return self.estimates.mean(dim=0)
+
+    @property
+    def probability(self) -> Tensor:
+        """p(c | x), `(batch, K)`."""
+        return torch.softmax(self.log_likelihood + self.log_weights, dim=1)
+
+    @property
+    def stderr(self) -> Tensor:
+        """The standard error of p(c | x), `(batch, K)`: by the derivative of the softmax, from the
+        differences between the draws; NaN for one draw.
+        """
+        n = len(self.estimates)
+        if n < 2:
+            return torch.full_like(self.probability, math.nan)
+        p = self.probability
+        deviation = self.estimates - self.log_likelihood
+        change = p * (deviation - (p * deviation).sum(dim=2, keepdim=True))
+        return (change.square().sum(dim=0) / (n * (n - 1))).sqrt()
+
+    @property
+    def label(self) -> Tensor:
+        """The class of the largest p(c | x), `(batch,)`."""
+        return self.probability.argmax(dim=1)
+
+
+def classify(
+    models: Sequence[AbstractModel],
+    x: Tensor,
+    *,
+    log_weights: Tensor | None = None,
+    sde: AbstractDiffusion | str | None = None,
+    draws: int = 4,
+    levels: int = 8,
+    end: float = 1e-3,
+    seed: int | None = 0,
+    first: int = 0,
+    batch_size: int | None = None,
+) -> Classification:
+    """p(c | x) by Bayes' rule, with log p(x | c) from the errors of the denoisers.
+
+    With the optimal denoiser of a law, log p(x) = const - int E |eps - eps_c(l, u)|^2 dl over all
+    l = log(alpha / sigma), with u = a x + b eps and a constant that does not depend on the law. The
+    integral runs over the levels of the diffusion; at each all classes receive the same eps and
+    -eps, so that most of the noise cancels. log p(x) is that of x with noise of the last level.
+
+    `log_likelihood(model, x)` of each class is an alternative that has no noise in few dimensions,
+    and takes more evaluations.
+
+    Arguments:
+        models: one per class, such as `[model.given(label=k) for k in range(10)]`.
+        x: points, `(batch, *shape)`, floating, in the scale of the models.
+        log_weights: log p(c), `(K,)`; all equal unless given.
+        sde: the diffusion whose range of levels is used; that of the first model unless given.
+        draws: independent estimates, two or more for a standard error.
+        levels: of each draw, one in each of so many equal parts of the range of l, with two
+            evaluations of each model.
+        end: sigma / alpha of the last level, in units of the standard deviation of the data.
+        seed, first: levels and noise of sample i depend on (seed, first + i) alone; None takes a
+            new seed.
+        batch_size: how many points are evaluated together; all unless given.
+
+    Raises:
+        TypeError: when x is no floating tensor, or models is one model.
+        ValueError: for fewer than two models, numbers out of range, or another shape.
+
+    Example:
+        >>> models = [sd.GaussianMixture([1.0], [[m]], [0.1]) for m in (-1.0, 1.0)]
+        >>> found = sd.classify(models, torch.tensor([[-0.9], [1.2]]), sde="vp")
+        >>> found.stderr.shape
+        torch.Size([2, 2])
+
+    References:
+        Kong et al. 2023, arXiv 2302.03792, equation 9, for the integral; Li et al. 2023, arXiv
+        2303.16203, for classification with common noise.
+    """
+    _require(models, x, draws, levels, batch_size)
+    diffusion = models[0].under(sde)
+    std = models[0].data_std or 1.0
+    span = (float(diffusion.log_snr(diffusion.latest(std))), -math.log(end * std))
+    weights = torch.zeros(len(models)) if log_weights is None else torch.as_tensor(log_weights)
+    if weights.shape != (len(models),):
+        raise ValueError(
+            f"log_weights has shape {tuple(weights.shape)}; give one for each of {len(models)} "
+            "models"
+        )
+    seed = fresh_seed() if seed is None else seed
+    columns = []
+    with torch.no_grad():
+        for model in models:
+            with evaluating(model, len(x)):
+                parts = [
+                    _estimates(part, x[rows], first + rows, seed, span, draws, levels)
+                    for _, rows, part in batches(model, len(x), batch_size, x.device)
+                ]
+            columns.append(torch.cat(parts, dim=1))
+    return Classification(torch.stack(columns, dim=2), weights.to(columns[0]))
+
+
+def _estimates(
+    model: AbstractModel,
+    x: Tensor,
+    index: Tensor,
+    seed: int,
+    span: tuple[float, float],
+    draws: int,
+    levels: int,
+) -> Tensor:
+    """- int E |eps - eps_c|^2 dl over a span of levels, for samples of an index: `(draws,
+    batch)`.
+    """
+    low, high = span
+    width = (high - low) / levels
+    total = torch.zeros(draws, len(x), dtype=torch.float64, device=x.device)
+    for draw in range(draws):
+        for k in range(levels):
+            counter = CLASSES - 2 * (draw * levels + k)
+            l = low + width * (k + uniform01(seed, index, (), counter=counter))
+            eps = normal(seed, index, tuple(x.shape[1:]), counter=counter - 1, dtype=x.dtype)
+            total[draw] -= 0.5 * width * (_error(model, l, x, eps) + _error(model, l, x, -eps))
+    return total
+
+
+def _error(model: AbstractModel, l: Tensor, x: Tensor, eps: Tensor) -> Tensor:
+    """|eps - eps_c|^2 at u = a x + b eps, `(batch,)`, float64."""
+    u = x * broadcast(signal_scale(l), x) + eps * broadcast(noise_scale(l), x)
+    difference = (model.predict_noise(l, u) - eps).to(torch.float64)
+    return difference.square().reshape(len(x), -1).sum(dim=1)
+
+
+def _require(
+    models: Sequence[AbstractModel], x: Tensor, draws: int, levels: int, batch_size: int | None
+) -> None:
+    """Refuses what `classify` cannot use."""
+    if isinstance(models, AbstractModel):
+        raise TypeError(
+            "models is a list with one model per class, such as [model.given(label=k) for k in "
+            "range(10)]"
+        )
+    if len(models) < 2:
+        raise ValueError(f"classes are told apart from two on; {len(models)} model was given")
+    require_tensor("x", x)
+    if not x.is_floating_point():
+        raise TypeError(f"x must be floating, in the scale of the models, not {x.dtype}")
+    require_event(x, models[0].shape)
+    for name, value in (("draws", draws), ("levels", levels), ("batch_size", batch_size or 1)):
+        if not is_whole(value, 1):
+            raise ValueError(f"{name} = {value!r} must be a whole number from 1 on")

@@ -1,0 +1,119 @@
+"""Classification by Bayes' rule against exact mixtures."""
+
+import math
+
+import pytest
+import torch
+
+import sdekit_diffusion as sd
+from sdekit_diffusion import Classification, GaussianMixture, classify
+
+MEANS = torch.tensor([[-1.0, 0.0], [0.5, 0.5], [0.8, -1.0]], dtype=torch.float64)
+VARIANCES = torch.tensor([0.5, 0.3, 0.8], dtype=torch.float64)
+WEIGHTS = torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64)
+ONE = torch.ones(1, dtype=torch.float64)
+MODELS = [GaussianMixture(ONE, m[None], v[None]) for m, v in zip(MEANS, VARIANCES, strict=True)]
+
+
+def exact(x):
+    """p(c | x) of the three normal laws."""
+    logs = [
+        torch.distributions.Normal(m, math.sqrt(v)).log_prob(x).sum(1)
+        for m, v in zip(MEANS, VARIANCES.tolist(), strict=True)
+    ]
+    return torch.softmax(torch.stack(logs, dim=1) + WEIGHTS.log(), dim=1)
+
+
+X = GaussianMixture(WEIGHTS, MEANS, VARIANCES).sample(400, seed=1)
+
+
+@pytest.mark.parametrize("sde", ["vp", "ve", "flow"])
+def test_probabilities_of_exact_models(sde):
+    """Within the reported errors."""
+    found = classify(MODELS, X, log_weights=WEIGHTS.log(), sde=sde, draws=16, levels=16, seed=3)
+    wanted = exact(X)
+    error = found.probability - wanted
+    assert float(error.abs().max()) < 0.2
+    assert float(error.abs().mean()) < 0.01
+    z = error / found.stderr
+    # t with 15 degrees of freedom: the mean square is 15/13; its mean over 1,200 correlated
+    # values lies within 0.8 and 1.7 but for one seed in a million.
+    assert 0.7 < float(z.square().mean()) < 1.9
+    agree = (found.label == wanted.argmax(1)).double().mean()
+    assert float(agree) > 0.97
+
+
+def test_errors_shrink_with_the_draws():
+    few = classify(MODELS, X, sde="vp", draws=4, levels=8)
+    many = classify(MODELS, X, sde="vp", draws=64, levels=8)
+    ratio = float(few.stderr.mean() / many.stderr.mean())
+    assert 3 < ratio < 5.5  # four
+
+
+def test_the_class_of_a_mixture_is_the_ratio_of_densities():
+    """The estimates are log p(x | c) up to a constant: their differences are those of exact
+    log-densities, with many evaluations.
+    """
+    found = classify(MODELS, X[:50], sde="vp", draws=4, levels=200)
+    logs = torch.stack([model.log_prob(X[:50]) for model in MODELS], dim=1)
+    differences = (found.log_likelihood - logs).diff(dim=1)
+    assert float(differences.abs().max()) < 0.5
+    assert float(differences.abs().mean()) < 0.09
+
+
+def test_a_sample_does_not_depend_on_its_batch():
+    whole = classify(MODELS, X[:10], sde="vp", seed=5)
+    parts = classify(MODELS, X[:10], sde="vp", seed=5, batch_size=3)
+    assert torch.equal(whole.estimates, parts.estimates)
+    later = classify(MODELS, X[4:10], sde="vp", seed=5, first=4)
+    assert torch.equal(whole.estimates[:, 4:], later.estimates)
+    other = classify(MODELS, X[:10], sde="vp", seed=6)
+    assert not torch.equal(whole.estimates, other.estimates)
+    assert not torch.equal(
+        classify(MODELS, X[:2], sde="vp", seed=None).estimates,
+        classify(MODELS, X[:2], sde="vp", seed=None).estimates,
+    )
+
+
+def test_networks_with_labels():
+    torch.manual_seed(0)
+    net = sd.nets.MLP(shape=(2,), width=16, depth=1, classes=3)
+    model = sd.ScoreModel(net, "vp", "velocity", shape=(2,), conditioning="log_snr", data_std=1.0)
+    assert net.training
+    found = classify([model.given(label=k) for k in range(3)], X[:6].float())
+    assert found.probability.shape == (6, 3)
+    torch.testing.assert_close(found.probability.sum(1), torch.ones(6, dtype=torch.float64))
+    # A new network does not look at the label.
+    torch.testing.assert_close(found.probability, torch.full((6, 3), 1 / 3, dtype=torch.float64))
+    assert net.training
+
+
+def test_the_standard_error_is_that_of_the_softmax():
+    """Against the spread of the probabilities of slightly different estimates."""
+    estimates = torch.tensor([[[0.0, 0.01]], [[0.02, 0.0]], [[0.01, 0.03]]], dtype=torch.float64)
+    found = Classification(estimates, torch.zeros(2, dtype=torch.float64))
+    each = torch.softmax(estimates, dim=2)[:, 0]
+    expected = each.std(dim=0) / math.sqrt(3)
+    torch.testing.assert_close(found.stderr[0], expected, rtol=1e-3, atol=1e-6)
+    assert Classification(estimates[:1], torch.zeros(2)).stderr.isnan().all()
+
+
+def test_what_is_refused():
+    with pytest.raises(TypeError, match="a list with one model per class"):
+        classify(MODELS[0], X, sde="vp")
+    with pytest.raises(ValueError, match="from two on; 1 model"):
+        classify(MODELS[:1], X, sde="vp")
+    with pytest.raises(TypeError, match="must be floating"):
+        classify(MODELS, X.long(), sde="vp")
+    with pytest.raises(TypeError, match="x must be a tensor"):
+        classify(MODELS, X.numpy(), sde="vp")
+    with pytest.raises(ValueError, match="shape"):
+        classify(MODELS, X[:, :1], sde="vp")
+    with pytest.raises(ValueError, match="draws = 0"):
+        classify(MODELS, X, sde="vp", draws=0)
+    with pytest.raises(ValueError, match=r"levels = 1\.5"):
+        classify(MODELS, X, sde="vp", levels=1.5)
+    with pytest.raises(ValueError, match=r"log_weights has shape \(2,\)"):
+        classify(MODELS, X, sde="vp", log_weights=torch.zeros(2))
+    with pytest.raises(ValueError, match="no diffusion of its own"):
+        classify(MODELS, X)
