@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from torch import nn
+from torch import distributed, nn
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 import sdekit_diffusion as sd
@@ -239,6 +239,31 @@ def _stop_at(step):
             raise KeyboardInterrupt
 
     return stop
+
+
+def labelled_worker(number, folder):
+    distributed.init_process_group(
+        "gloo", init_method=f"file://{folder}/meeting", rank=number, world_size=2
+    )
+    torch.set_num_threads(1)
+    trained = model().double()
+    data = {"x": X.double(), "label": LABEL}
+    records = fit(trained, data, replace(RECIPE, batch_size=9), progress=False)
+    losses = [float(record.loss) for record in records]
+    torch.save({"losses": losses, "weights": trained.state_dict()}, f"{folder}/{number}")
+    distributed.destroy_process_group()
+
+
+def test_two_processes_train_as_one(tmp_path):
+    torch.multiprocessing.spawn(labelled_worker, (str(tmp_path),), nprocs=2)
+    first, second = (torch.load(tmp_path / str(i), weights_only=True) for i in range(2))
+    alone = model().double()
+    data = {"x": X.double(), "label": LABEL}
+    records = fit(alone, data, replace(RECIPE, batch_size=9), progress=False)
+    assert first["losses"] == pytest.approx([float(r.loss) for r in records], rel=1e-9)
+    for name, value in alone.state_dict().items():
+        assert torch.equal(first["weights"][name], second["weights"][name])
+        torch.testing.assert_close(first["weights"][name], value, rtol=1e-6, atol=1e-9)
 
 
 def test_accumulation_changes_rounding_only():

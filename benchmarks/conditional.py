@@ -1,0 +1,164 @@
+"""Digits by class: samples judged by a classifier that saw none of them, the worth of labels in
+bits per dimension, and classification by Bayes' rule.
+
+A U-Net with labels is trained on scikit-learn's 1,297 training images for `--minutes`. Then:
+samples of each class without and with guidance, and the share on which a classifier (scikit-learn's
+support vector machine, trained on the real training images) agrees with the label, beside its
+accuracy on the 500 held-out images; bits per dimension of these with their labels and without, of
+the same model; and p(c | x) of each, with the share of right classes and a calibration curve.
+`python benchmarks/conditional.py [--minutes 5] [--two-modes]`
+"""
+
+import argparse
+import math
+from typing import Any
+
+import torch
+from _bench import RESULTS, environment, save
+from matplotlib.figure import Figure
+from torch import Tensor
+
+import sdekit_diffusion as sd
+from sdekit import Hutchinson
+
+SEED = 0
+PER_CLASS = 50
+SCALES = (0.0, 1.0, 2.0, 3.0)
+BINS = 5
+
+
+def two_modes(n: int = 10_000) -> dict[str, float]:
+    """Two labelled modes 6 standard deviations apart: the share of samples of each class that are
+    in its mode.
+    """
+    label = torch.arange(2000) % 2
+    generator = torch.Generator().manual_seed(SEED)
+    x = 3.0 * (2 * label - 1)[:, None] + torch.randn(2000, 2, generator=generator)
+    torch.manual_seed(SEED)
+    net = sd.nets.MLP(shape=(2,), width=64, classes=2)
+    model = sd.ScoreModel(net, "vp", "velocity", shape=(2,), conditioning="log_snr")
+    sd.fit(model, (x, label), sd.Recipe(steps=1500, batch_size=128), progress=False)
+    wanted = torch.arange(n) % 2
+    samples = sd.sample(model.given(label=wanted), n, steps=20, seed=SEED)
+    right = (samples.mean(dim=1) > 0) == (wanted == 1)
+    floor = 0.5 * math.erfc(3.0)  # of exact samples on the wrong side: their mean has variance 1/2
+    return {"share": float(right.double().mean()), "exact": 1 - floor}
+
+
+def trained(minutes: float) -> tuple[sd.ScoreModel, Any]:
+    """A model of digits with labels, and its data."""
+    data = sd.data.load("digits")
+    torch.manual_seed(SEED)
+    net = sd.nets.UNet(channels=1, width=32, classes=10)
+    model = sd.ScoreModel(net, "subvp", "velocity", shape=(1, 8, 8), conditioning="log_snr")
+    recipe = sd.Recipe(steps=int(900 * minutes), batch_size=128, seed=SEED)
+    sd.fit(model, data, recipe, progress=True)
+    return model, data
+
+
+def by_class(model: sd.ScoreModel, data: Any) -> dict[str, Any]:  # noqa: ANN401
+    """The share of samples on which a classifier agrees with the label, for each scale."""
+    from sklearn.svm import SVC
+
+    flat = data.train.flatten(1).numpy() / 16
+    judge = SVC(gamma="scale", C=10).fit(flat, data.labels.numpy())
+    held_out = data.test.flatten(1).numpy() / 16
+    accuracy = float((judge.predict(held_out) == data.test_labels.numpy()).mean())
+    label = torch.arange(10).repeat_interleave(PER_CLASS)
+    agreement = {}
+    pictures = {}
+    for scale in SCALES:
+        guided = sd.Guided(model.given(label=label), scale)
+        x = sd.sample(guided, len(label), steps=20, seed=SEED)
+        levels = model.scale.decode(x)
+        found = torch.from_numpy(judge.predict(levels.flatten(1).numpy() / 16))
+        agreement[f"{scale:g}"] = float((found == label).double().mean())
+        pictures[scale] = levels
+    draw(pictures)
+    return {"classifier on held-out images": accuracy, "agreement": agreement}
+
+
+def code_lengths(model: sd.ScoreModel, data: Any) -> dict[str, float]:  # noqa: ANN401
+    """Bits per dimension of the held-out images with labels and without, and the mean difference
+    with its standard error; the same dequantisation and probes for both.
+    """
+    settings: dict[str, Any] = {
+        "low": model.scale.low,
+        "high": model.scale.high,
+        "levels": model.scale.levels,
+        "draws": 2,
+        "trace": Hutchinson(probes=8),
+        "batch_size": 250,
+    }
+    labelled = sd.bits_per_dim(model.given(label=data.test_labels), data.test, **settings)
+    plain = sd.bits_per_dim(model.unconditional(), data.test, **settings)
+    difference = (plain.value - labelled.value).double()
+    return {
+        "with labels": labelled.mean,
+        "with labels, standard error": labelled.mean_stderr,
+        "without": plain.mean,
+        "without, standard error": plain.mean_stderr,
+        "difference": float(difference.mean()),
+        "difference, standard error": float(difference.std() / math.sqrt(len(difference))),
+    }
+
+
+def bayes(model: sd.ScoreModel, data: Any) -> dict[str, Any]:  # noqa: ANN401
+    """The share of held-out images whose class is right, and how often it is, by p(c | x)."""
+    x = model.scale.encode(data.test, torch.full(data.test.shape, 0.5, dtype=torch.float64))
+    models = [model.given(label=k) for k in range(10)]
+    found = sd.classify(models, x.to(torch.float32), draws=4, levels=16, batch_size=250)
+    right = found.label == data.test_labels
+    p = found.probability.max(dim=1).values
+    order = p.argsort()
+    curve = [
+        {
+            "probability": float(p[part].mean()),
+            "right": float(right[part].double().mean()),
+            "stderr": float(right[part].double().std() / math.sqrt(len(part))),
+        }
+        for part in order.tensor_split(BINS)
+    ]
+    return {
+        "right": float(right.double().mean()),
+        "mean probability": float(p.mean()),
+        "mean standard error": float(found.stderr.max(dim=1).values.mean()),
+        "evaluations per class": 2 * 4 * 16,
+        "curve": curve,
+    }
+
+
+def draw(pictures: dict[float, Tensor]) -> None:
+    """One panel per scale: ten samples of each class, a class in a row."""
+    figure = Figure(figsize=(3.2 * len(pictures), 3.5), layout="constrained")
+    for axes, (scale, levels) in zip(
+        figure.subplots(1, len(pictures)), pictures.items(), strict=True
+    ):
+        rows = levels.reshape(10, PER_CLASS, 8, 8)[:, :10]
+        grid = rows.permute(0, 2, 1, 3).reshape(80, 80)
+        axes.imshow(grid.numpy(), cmap="gray_r", vmin=0, vmax=16)
+        axes.set_title({0.0: "w = 0: unconditional"}.get(scale, f"w = {scale:g}"), fontsize=10)
+        axes.set_axis_off()
+    RESULTS.mkdir(exist_ok=True)
+    figure.savefig(RESULTS / "conditional.png", dpi=120)
+
+
+def main() -> None:
+    """Trains, measures, prints and writes."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--minutes", type=float, default=5.0, help="of training, about")
+    parser.add_argument("--two-modes", action="store_true", help="the plane only")
+    arguments = parser.parse_args()
+    result: dict[str, Any] = {"environment": environment(dtype="float32", seed=SEED)}
+    result["two modes"] = two_modes()
+    print(result["two modes"])
+    if not arguments.two_modes:
+        model, data = trained(arguments.minutes)
+        for name, measure in (("by class", by_class), ("bits/dim", code_lengths), ("bayes", bayes)):
+            result[name] = measure(model, data)
+            print(name, result[name], flush=True)
+    save("conditional", result)
+
+
+if __name__ == "__main__":
+    main()
