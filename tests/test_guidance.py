@@ -54,6 +54,9 @@ def test_the_formula_of_classifier_free_guidance(l, together):
         none = plain.net(U, times)
         expected = none + 2.5 * (own - none)
         torch.testing.assert_close(guided.predict_noise(l, U), expected, rtol=1e-6, atol=1e-6)
+        # azula's, with w - 1 for its strength.
+        azula = own + 1.5 * (own - none)
+        torch.testing.assert_close(guided.predict_noise(l, U), azula, rtol=1e-6, atol=1e-6)
         a, b = signal_scale(times)[:, None], noise_scale(times)[:, None]
         data = (U - b * expected) / a
         torch.testing.assert_close(guided.predict_data(l, U), data, rtol=1e-5, atol=1e-5)
@@ -138,8 +141,8 @@ def test_the_interval_per_sample():
 
 @pytest.mark.parametrize("predicts", ["noise", "velocity", "data", "flow"])
 def test_rescaling_is_that_of_diffusers(predicts):
-    """Of the outputs of the network, as in `rescale_noise_cfg` of its pipelines."""
-    from diffusers.guiders.guider_utils import rescale_noise_cfg
+    """Of the outputs of the network, as its guider does it."""
+    from diffusers.guiders import ClassifierFreeGuidance
 
     plain = model(predicts)
     guided = Guided(plain.given(label=LABELS), 3.0, rescale=0.7)
@@ -148,7 +151,8 @@ def test_rescaling_is_that_of_diffusers(predicts):
     with torch.no_grad():
         times = torch.full((5,), l)
         own, none = plain.net(U, times, label=LABELS), plain.net(U, times)
-        output = rescale_noise_cfg(none + 3.0 * (own - none), own, guidance_rescale=0.7)
+        theirs = ClassifierFreeGuidance(guidance_scale=3.0, guidance_rescale=0.7)
+        output = theirs(own, none).pred
         data = {
             "noise": (U - b * output) / a,
             "velocity": a * U - b * output,
