@@ -152,7 +152,7 @@ def test_rescaling_is_that_of_diffusers(predicts):
         times = torch.full((5,), l)
         own, none = plain.net(U, times, label=LABELS), plain.net(U, times)
         theirs = ClassifierFreeGuidance(guidance_scale=3.0, guidance_rescale=0.7)
-        output = theirs(own, none).pred
+        output = theirs.forward(own, none).pred
         data = {
             "noise": (U - b * output) / a,
             "velocity": a * U - b * output,
