@@ -83,10 +83,8 @@ class FreeIntervals(AbstractIntervals):
         return active.h < self.shortest_length
 
     def may_end(self, active: ActiveSamples) -> bool:
-        return bool(
-            torch.minimum(active.remaining, active.h).add_(active.ended).amin()
-            <= 2 * self.shortest_length
-        )
+        smallest = torch.minimum(active.remaining, active.h).add_(active.ended).amin()
+        return float(smallest) <= 2 * self.shortest_length
 
 
 @dataclass(frozen=True, eq=False)

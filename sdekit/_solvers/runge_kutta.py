@@ -12,7 +12,7 @@ from torch import Tensor
 from sdekit._equations.sde import AbstractSDE
 from sdekit._noise.white import Increment
 from sdekit._solvers.contract import AbstractSolver, Order, Step, Tree
-from sdekit.elementary import Time, axpy, broadcast
+from sdekit.elementary import Time, axpy, broadcast, scaled
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ class AbstractEmbeddedRungeKutta(AbstractRungeKutta, ABC):
         slope = last(end)
         increments.append(dt * slope)
         error = combine(
-            increments[0] * tableau.difference[0], tableau.difference[1:], increments[1:]
+            scaled(tableau.difference[0], increments[0]), tableau.difference[1:], increments[1:]
         )
         return Step(end, error, (x, end, *increments), (slope,))
 

@@ -126,8 +126,10 @@ class Coordinates:
             mean = mean.to(model.place()[1])
         return Coordinates(sde, mean, scale.std, tuple(event or ()))
 
-    def standardised(self, model: AbstractModel) -> Standardised:
-        """The model of u."""
+    def standardised(self, model: AbstractModel) -> AbstractModel:
+        """The model of u; the model itself where it is that."""
+        if self.std == 1 and not self.shifts and model.shape is not None:
+            return model
         return Standardised(model, self.mean, self.std, self.event)
 
     @property
