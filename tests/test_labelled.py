@@ -319,6 +319,10 @@ def test_data_sets_bring_labels_and_scale():
     assert labelled.scale == data.scale
     plain = ScoreModel(nets.UNet(channels=1, width=8), "vp", "velocity", shape=(1, 8, 8))
     fit(plain, data, Recipe(steps=1, batch_size=4), progress=False)  # without labels
+    fit(plain, data, Recipe(steps=1, batch_size=4), progress=False)  # the same scale again
+    other = ScoreModel(nets.UNet(channels=1, width=8), "vp", scale=sd.data.Scale(shift=1.0))
+    with pytest.raises(ValueError, match=r"the model is for data of .* and digits has .*leave out"):
+        fit(other, data, Recipe(steps=1, batch_size=4), progress=False)
 
 
 def test_what_is_refused():

@@ -26,7 +26,7 @@ from sdekit_diffusion._training.trainable import (
     require_rows,
     require_trainable,
 )
-from sdekit_diffusion.data import Dataset
+from sdekit_diffusion.data import Dataset, Scale
 from sdekit_diffusion.data._batches import Batch
 from sdekit_diffusion.data._given import Data, source_of
 
@@ -118,7 +118,7 @@ class Training(Iterator[Record]):
         require_trainable(model, self.recipe)
         if isinstance(data, Dataset):
             transform = transform or data.scale.encode
-            model.scale = data.scale
+            model.scale = _scale_for(model, data)
         self.source = source_of(data, model.condition_names())
         row = Batch.of(next(self.source.batches(1)))
         require_rows(row.x, model, self.recipe, transformed=transform is not None)
@@ -290,6 +290,20 @@ class Training(Iterator[Record]):
         )
         self._batches = None
         self.model.train()
+
+
+def _scale_for(model: ScoreModel, data: Dataset) -> Scale:
+    """The scale of a data set, for a model that has none or the same.
+
+    Raises:
+        ValueError: when the model has another one.
+    """
+    if model.scale not in (Scale(), data.scale):
+        raise ValueError(
+            f"the model is for data of {model.scale}, and {data.name} has {data.scale}: leave out "
+            "scale, or train on data.train with transform=model.scale.encode"
+        )
+    return data.scale
 
 
 def _to_device(rows: Tensor, device: torch.device) -> Tensor:
