@@ -14,9 +14,17 @@ from torch import Tensor
 
 import sdekit_diffusion
 from sdekit_diffusion import Log, Recipe, Record, ScoreModel, Shards
-from sdekit_diffusion._app import held_out, outputs, report, trained
+from sdekit_diffusion._app import held_out, labels, outputs, report, trained
 from sdekit_diffusion._app.net_options import Net
-from sdekit_diffusion._app.options import QUICK, Estimate, Loading, Sampler, with_names
+from sdekit_diffusion._app.options import (
+    QUICK,
+    Estimate,
+    Guidance,
+    Labelling,
+    Loading,
+    Sampler,
+    with_names,
+)
 from sdekit_diffusion._app.parsing import parsed
 from sdekit_diffusion._app.watch import Watch
 from sdekit_diffusion._inputs import available_device
@@ -73,30 +81,33 @@ def train(
         raise ValueError(
             "--resume goes on with a run and --overwrite begins it anew: give one of them"
         )
-    source = sdekit_diffusion.data.load(data)
+    source = net.with_labels(sdekit_diffusion.data.load(data))
     with process_group(device) as local_device:
         torch.manual_seed(recipe.seed)
         place = available_device(local_device)
         model = net.model(source, sde, newest(run) if resume else None).to(place)
         # All checks come before an older run is deleted.
+        label = labels.label_to_train(model, source)
         require_minutes(minutes, run)
-        sdekit_diffusion.Training(model, source.train, recipe, transform=source.scale.encode)
-        measures = watch.measures(source, recipe, run)
+        sdekit_diffusion.Training(model, source, recipe)
+        measures = watch.measures(source, recipe, run, label)
         if rank() == 0:
             _prepare(run, overwrite, resume)
         wait()
         start_time = time.perf_counter()
         records = sdekit_diffusion.fit(
             model,
-            source.train,
+            source,
             recipe,
-            transform=source.scale.encode,
             folder=run,
             resume=resume,
             minutes=minutes,
             log=log,
             measures=measures,
-            notes={"data": {"name": source.name}, "device": device},
+            notes={
+                "data": {"name": source.name} | ({labels.NOTE: label} if label else {}),
+                "device": device,
+            },
         )
         if rank() == 0:
             seconds = time.perf_counter() - start_time
@@ -111,6 +122,8 @@ def sample(
     *,
     n: int = 64,
     out: Path | None = None,
+    label: tuple[int, ...] = (),
+    guidance: Guidance = Guidance(),  # noqa: B008 - frozen
     sampler: Sampler = Sampler(),  # noqa: B008 - frozen
     loading: Loading = Loading(),  # noqa: B008 - frozen
 ) -> None:
@@ -126,6 +139,9 @@ def sample(
         out: a .npz file with the array `samples`, a .npy file, a .png picture, a folder of images
             000000.png, ..., or a folder .shards of the batches; samples.npz in the folder of the
             run unless given.
+        label: of a model with labels, the class of all samples; or several: number i has the class
+            at place i modulo their number. Samples of all classes unless given.
+        guidance: how closely samples follow their labels.
         sampler: how to sample.
         loading: how to load the model.
     """
@@ -133,14 +149,17 @@ def sample(
     folder = outputs.shards_of(out)
     with process_group("cpu"):
         model, _ = trained.opened(run, loading)
+        chosen = labels.chosen(run, model, label, guidance)
         settings = {**asdict(sampler), **trained.premises(run, model)}
+        settings |= labels.settings(chosen, guidance)
         shards = Shards(folder, n, sampler.batch_size, sampler.first, settings)
         outputs.require(out, shards, model.scale)
         options = {**sampler.settings(), "progress": n <= sampler.batch_size}
 
         def draw(first: int, count: int) -> dict[str, Tensor]:
             arguments: dict[str, Any] = {**options, "first": first}
-            x = sdekit_diffusion.sample(model, count, **arguments)
+            given = labels.drawn(model, chosen, guidance, count, first)
+            x = sdekit_diffusion.sample(given, count, **arguments)
             return {"samples": model.scale.decode(x.cpu())}
 
         shards.fill(draw, "sampling")
@@ -148,7 +167,7 @@ def sample(
             shape = outputs.assemble(out, shards, model.scale)
             print(
                 f"{n} samples in {out}, of shape {shape}; seed {sampler.seed}, the first is number "
-                f"{sampler.first}"
+                f"{sampler.first}{labels.sentence(chosen, guidance)}"
             )
         wait()
 
@@ -165,10 +184,11 @@ def likelihood(
     seed: int = 0,
     batch_size: int = 100,
     csv: Path | None = None,
+    labelling: Labelling = Labelling(),  # noqa: B008 - frozen
     loading: Loading = Loading(),  # noqa: B008 - frozen
 ) -> None:
     """Print the mean log-likelihood of held-out samples: bits per dimension of images, nats of
-    other data.
+    other data; for a model with labels, that of each sample given its label.
 
     Batches are stored in a folder of the run, or beside the csv, until all are complete: after an
     interruption the same command resumes. With torchrun --nproc-per-node N -m -- sdekit_diffusion
@@ -183,6 +203,7 @@ def likelihood(
         seed: of the dequantisation and of the probes.
         batch_size: how many samples are solved together.
         csv: a file for the values of all samples.
+        labelling: whether each sample is given its label.
         loading: how to load the model.
     """
     if n < 1:
@@ -192,8 +213,11 @@ def likelihood(
     with process_group("cpu"):
         model, recorded_name = trained.opened(run, loading)
         name = trained.data_of(run, data, recorded_name)
-        x = trained.source_of(name, model.scale).test[:n]
-        settings = {"data": digest("", {"x": x}), **asdict(estimate), "sde": sde, "seed": seed}
+        source = trained.source_of(name, model.scale)
+        given = labels.required(run, model, source, labelling)
+        x = source.test[:n]
+        arrays = {"x": x} | ({} if given is None else {given.name: given.values})
+        settings = {"data": digest("", arrays), **asdict(estimate), "sde": sde, "seed": seed}
         settings |= trained.premises(run, model)
         folder = run if csv is None else csv.parent
         folder /= f"likelihood-{digest([settings, len(x), batch_size])}.shards"
@@ -201,12 +225,9 @@ def likelihood(
 
         def measure(first: int, count: int) -> dict[str, Tensor]:
             batch = x[first : first + count]
-            single_batch = len(x) <= batch_size
-            return held_out.columns(
-                held_out.measured(
-                    model, batch, estimate, sde=sde, seed=seed, first=first, progress=single_batch
-                )
-            )
+            options = {"sde": sde, "seed": seed, "first": first, "progress": len(x) <= batch_size}
+            of_batch = labels.given(model, given, count, first)
+            return held_out.columns(held_out.measured(of_batch, batch, estimate, **options))
 
         shards.fill(measure, "likelihood")
         if rank() == 0:
@@ -214,7 +235,8 @@ def likelihood(
             if csv is not None:
                 outputs.table(csv, result)
             shards.remove()
-            print("\n".join([f"{name}: {line}" for line in result.sentences()]))
+            lines = [*result.sentences(), *labels.of_likelihood(model, given)]
+            print("\n".join([f"{name}: {line}" for line in lines]))
         wait()
 
 
@@ -225,6 +247,8 @@ def summarise(
     samples: int | None = None,
     out: Path | None = None,
     data: str | None = None,
+    guidance: Guidance = Guidance(),  # noqa: B008 - frozen
+    labelling: Labelling = Labelling(),  # noqa: B008 - frozen
     sampler: Sampler = Sampler(),  # noqa: B008 - frozen
     estimate: Estimate = QUICK,
     inception: Path | None = None,
@@ -239,6 +263,8 @@ def summarise(
             500 images or 2000 others unless given.
         out: the page; report.html in the folder unless given.
         data: a data set as for train; the run's own unless given.
+        guidance: how closely samples follow their labels.
+        labelling: whether samples have the labels of the held-out ones.
         sampler: how to sample; the likelihood uses its sde and seed too.
         estimate: how to estimate the likelihood.
         inception: a file with the weights of the standard Inception network, such as
@@ -253,6 +279,8 @@ def summarise(
                 samples=samples,
                 out=out,
                 data=data,
+                guidance=guidance,
+                labelling=labelling,
                 sampler=sampler,
                 estimate=estimate,
                 inception=inception,

@@ -18,15 +18,29 @@ from safetensors.torch import load_file
 from safetensors.torch import save as serialised
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
-from sdekit_diffusion import DDIM, DIFFUSIONS, GRIDS, METHODS, Log, nets, sample
+from sdekit_diffusion import (
+    DDIM,
+    DIFFUSIONS,
+    GRIDS,
+    METHODS,
+    Guided,
+    Log,
+    Recipe,
+    ScoreModel,
+    fit,
+    nets,
+    sample,
+    save,
+    validation_loss,
+)
 from sdekit_diffusion import load as load_model
 from sdekit_diffusion.__main__ import COMMANDS, main
-from sdekit_diffusion._app import evaluation, held_out, report
+from sdekit_diffusion._app import evaluation, held_out, report, watch
 from sdekit_diffusion._app.evaluation import distances
 from sdekit_diffusion._app.held_out import measured
 from sdekit_diffusion._app.net_options import Net
 from sdekit_diffusion._app.network_arguments import with_network_arguments
-from sdekit_diffusion._app.options import Estimate, Sampler
+from sdekit_diffusion._app.options import QUICK, Estimate, Sampler
 from sdekit_diffusion._app.parsing import _message
 from sdekit_diffusion.data import Dataset, Scale, load
 from sdekit_diffusion.metrics import inception_scores
@@ -1043,3 +1057,438 @@ def test_no_command_and_help(capsys):
 def test_without_tyro(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "tyro", None)
     assert "pip install 'sdekit[app]'" in error(capsys, "sample", "run")
+
+
+# Labels
+
+LABELS = ["--width", "16", "--depth", "1", "--labels", "--drop", "0.2", *TRAIN, "--lr", "0.05"]
+
+
+def classes(path, **others):
+    """A file with points of three classes, some of the last only held out."""
+    rng = np.random.default_rng(0)
+    labels = np.arange(90) % 2
+    test_labels = np.arange(20) % 3
+    arrays = {"labels": labels, "test_labels": test_labels}
+    for name, part in (("train", labels), ("test", test_labels)):
+        x = rng.normal([[3.0, 0.0]], 1.0, (len(part), 2))
+        x[:, 1] += 5 * part
+        arrays[name] = x.astype(np.float32)
+    arrays |= others
+    np.savez(path, **{name: value for name, value in arrays.items() if value is not None})
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def labelled(tmp_path_factory):
+    """A run on points of three classes, and its data."""
+    folder = tmp_path_factory.mktemp("labelled")
+    data = classes(folder / "points.npz")
+    argv = ["--validate-every", "12", "--bits-every", "12", "--sample-every", "12"]
+    assert main(["train", str(folder / "run"), "--data", data, *LABELS, *argv]) == 0
+    return folder / "run", load(data)
+
+
+def test_training_with_labels_is_that_of_the_library(labelled, monkeypatch):
+    run, source = labelled
+    config = json.loads((run / "config.json").read_text())
+    assert config["net"]["config"]["classes"] == 3
+    assert config["notes"]["data"] == {"name": source.name, "label": "label"}
+    assert config["notes"]["recipe"]["drop"] == 0.2
+    torch.manual_seed(0)
+    net = nets.MLP((2,), width=16, depth=1, classes=3)
+    model = ScoreModel(
+        net, "subvp", "velocity", shape=(2,), conditioning="log_snr", scale=source.scale
+    )
+    recipe = Recipe(steps=12, batch_size=16, warmup=2, drop=0.2, lr=0.05)
+    fit(model, source, recipe, progress=False)
+    loaded = load_model(run)
+    weights = loaded.state_dict()
+    assert all(torch.equal(weights[name], value) for name, value in model.state_dict().items())
+    line = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
+    held = (source.test, source.test_labels)
+    loss = validation_loss(held, recipe, transform=source.scale.encode)(loaded, 12)
+    assert line["validation_loss"] == pytest.approx(loss["validation_loss"], rel=1e-6)
+    nats = measured(loaded.given(label=source.test_labels), source.test, QUICK)
+    assert line["nats"] == pytest.approx(float(nats.value.mean()), rel=1e-6)
+    assert (run / "progress" / "00000012.png").exists()
+
+
+def test_pictures_of_a_training_run_have_a_part_for_each_class(labelled, tmp_path, monkeypatch):
+    run, source = labelled
+    shown = []
+    kept = watch.picture
+
+    def picture(x, scale, rows=()):
+        shown.append((x, rows))
+        return kept(x, scale, rows)
+
+    monkeypatch.setattr(watch, "picture", picture)
+    model = load_model(run)
+    ((every, pictures),) = watch.Watch(sample_every=7).measures(source, Recipe(), tmp_path, "label")
+    assert every == 7
+    assert pictures(model, 7) == {}
+    label = torch.tensor([0, 1]).repeat_interleave(200)
+    expected = model.scale.decode(sample(model.given(label=label), 400, seed=0, steps=20))
+    assert torch.equal(shown[0][0], expected)
+    assert shown[0][1] == ["0", "1"]  # those of the training samples
+    ((_, pictures),) = watch.Watch(sample_every=7).measures(source, Recipe(), tmp_path)
+    pictures(model, 8)
+    assert torch.equal(shown[1][0], model.scale.decode(sample(model, 36, seed=0, steps=20)))
+    assert shown[1][1] == []
+
+
+def test_without_the_option_no_network_has_labels(labelled, tmp_path):
+    """Neither those of the library nor one that could take some."""
+    source = labelled[1]
+    plain = Net().with_labels(source)
+    assert (plain.labels, plain.test_labels) == (None, None)
+    assert Net(width=8, depth=1).model(plain, "vp").null == {}
+    assert Net(labels=True).with_labels(source) is source
+
+
+def test_a_run_with_labels_goes_on(labelled, tmp_path):
+    run, source = labelled
+    argv = ["train", str(tmp_path / "part"), "--data", source.name, *LABELS]
+    assert main([*argv, "--minutes", "1e-9"]) == 0
+    assert main([*argv, "--resume"]) == 0
+    whole = load_file(weights_of(run))
+    part = load_file(weights_of(tmp_path / "part"))
+    assert all(torch.equal(part[name], value) for name, value in whole.items())
+
+
+def test_samples_have_the_labels_of_their_numbers(labelled, tmp_path, capsys):
+    run, _ = labelled
+    model = load_model(run)
+    made = samples(run, tmp_path / "a.npz", "--n", "5", "--first", "3", "--label", "2", "0")
+    assert "number 3; labels 2, 0 in turn, guidance 1" in capsys.readouterr().out
+    given = model.given(label=torch.tensor([0, 2, 0, 2, 0]))
+    expected = model.scale.decode(sample(given, 5, steps=5, seed=0, first=3)).numpy()
+    assert np.array_equal(made, expected)
+    again = samples(
+        run,
+        tmp_path / "b.npz",
+        "--n",
+        "4",
+        "--first",
+        "4",
+        "--label",
+        "2",
+        "0",
+        "--batch-size",
+        "3",
+    )
+    assert np.allclose(again, expected[1:], atol=1e-4)
+    argv = ["--guidance", "1.5", "--interval", "0.1", "10", "--rescale", "0.3", "--n", "5"]
+    made = samples(run, tmp_path / "c.npz", "--label", "1", *argv)
+    assert "; label 1, guidance 1.5" in capsys.readouterr().out
+    guided = Guided(model.given(label=1), 1.5, interval=(0.1, 10.0), rescale=0.3)
+    expected = model.scale.decode(sample(guided, 5, steps=5, seed=0)).numpy()
+    assert np.allclose(made, expected, atol=1e-5)
+    for other in (argv[:2], [*argv[:2], *argv[5:7]], argv[:5]):
+        made = samples(run, tmp_path / "d.npz", "--label", "1", "--n", "5", *other)
+        assert not np.allclose(made, expected, atol=1e-4)
+    plain = model.scale.decode(sample(model, 5, steps=5, seed=0)).numpy()
+    assert np.array_equal(samples(run, tmp_path / "e.npz", "--n", "5"), plain)
+    assert "number 0\n" in capsys.readouterr().out
+
+
+def test_interrupted_samples_of_other_labels_are_not_mixed(labelled, moons, tmp_path, capsys):
+    run, _ = labelled
+    out = tmp_path / "a.shards"
+    argv = ["sample", run, "--n", "2", "--steps", "3", "--out", out, "--label"]
+    assert main([str(part) for part in [*argv, "1", "--guidance", "2"]]) == 0
+    assert "label [1] (now [2])" in error(capsys, *argv, "2", "--guidance", "2")
+    assert "guidance 2.0 (now 3.0)" in error(capsys, *argv, "1", "--guidance", "3")
+    assert "rescale 0.0 (now 0.5)" in error(
+        capsys, *argv, "1", "--guidance", "2", "--rescale", "0.5"
+    )
+    interval = ["--interval", "0.1", "5"]
+    assert "interval None (now [0.1, 5.0])" in error(
+        capsys, *argv, "1", "--guidance", "2", *interval
+    )
+    assert "label [1] (now None)" in error(capsys, *argv[:-1])
+    # Without labels they are as they were before there were any.
+    argv = ["sample", str(moons), "--n", "2", "--steps", "3", "--out", str(tmp_path / "b.shards")]
+    assert main(argv) == 0
+    with np.load(next((tmp_path / "b.shards").iterdir())) as part:
+        assert not {"label", "guidance"} & set(json.loads(str(part["settings"])))
+
+
+def stopped(model, x, *args, first, **options):
+    """The first part of a likelihood, and no other."""
+    if first:
+        raise ValueError("stop")
+    return measured(model, x, *args, first=first, **options)
+
+
+def mean_in(line):
+    return float(re.search(r"(-?[0-9.]+) ±", line)[1])
+
+
+def test_likelihood_given_labels_and_without(labelled, tmp_path, capsys, monkeypatch):
+    run, source = labelled
+    model = load_model(run)
+    estimate = Estimate(tolerance=1e-3)
+    values = {
+        "given": measured(model.given(label=source.test_labels[:8]), source.test[:8], estimate),
+        "none": measured(model, source.test[:8], estimate),
+    }
+    argv = ["likelihood", str(run), "--n", "8", "--tolerance", "1e-3", "--batch-size", "3"]
+    with monkeypatch.context() as patch:
+        patch.setattr(held_out, "measured", stopped)
+        assert "stop" in error(capsys, *argv)  # a part of it stays
+    assert len(list(run.glob("likelihood-*.shards"))) == 1
+    for more, kind, said in (
+        (["--unconditional"], "none", "this is log p(x), of samples without their labels"),
+        ([], "given", "this is log p(x | label), each sample with its own label"),
+    ):
+        assert main([*argv, *more]) == 0
+        mean, _, last = capsys.readouterr().out.splitlines()
+        assert mean_in(mean) == pytest.approx(float(values[kind].value.mean()), abs=2e-4)
+        assert last == f"{source.name}: {said}"
+    assert abs(float((values["given"].value - values["none"].value).mean())) > 1e-3
+
+
+def test_likelihood_of_other_labels_is_not_mixed(labelled, tmp_path, capsys, monkeypatch):
+    """Of two data sets with the same samples."""
+    run, source = labelled
+    turned = classes(tmp_path / "a.npz", test_labels=(np.arange(20) + 1) % 3)
+    argv = ["likelihood", str(run), "--n", "4", "--tolerance", "1e-3", "--batch-size", "2"]
+    with monkeypatch.context() as patch:
+        patch.setattr(held_out, "measured", stopped)
+        assert "stop" in error(capsys, *argv)
+    assert main([*argv, "--data", turned]) == 0
+    labels = (source.test_labels[:4] + 1) % 3
+    expected = measured(
+        load_model(run).given(label=labels), source.test[:4], Estimate(tolerance=1e-3)
+    )
+    assert mean_in(capsys.readouterr().out) == pytest.approx(float(expected.value.mean()), abs=2e-4)
+
+
+def test_a_report_with_labels(labelled, tmp_path):
+    """Samples have the labels of held-out samples by number, also beyond their end."""
+    run, source = labelled
+    page = tmp_path / "r.html"
+    argv = ["--samples", "24", "--steps", "5", "--first", "2", "--tolerance", "1e-3"]
+    argv += ["--out", str(page)]
+    assert main(["report", str(run), "--guidance", "2", *argv]) == 0
+    found = json.loads((run / "report.json").read_text())
+    model = load_model(run)
+    label = source.test_labels[(torch.arange(24) + 2) % 20]
+    x = sample(Guided(model.given(label=label), 2.0), 24, steps=5, seed=0, first=2)
+    assert found["distances"] == distances(model.scale.decode(x), source, 0)["distances"]
+    held = measured(model.given(label=source.test_labels), source.test, Estimate(tolerance=1e-3))
+    assert found["likelihood"]["mean"] == pytest.approx(float(held.value.mean()), abs=1e-5)
+    told = {"labels": "of the held-out samples", "guidance": 2.0, "rescale": 0.0}
+    assert found["sampling"].items() >= told.items()
+    text = page.read_text(encoding="utf-8")
+    for part in (
+        "each sample has that of the held-out sample of the same number, at guidance 2.",
+        "Each sample is given its label, without guidance.",
+        "held-out nats given labels; 20 samples",
+        "One panel for each class, at guidance 2.",
+    ):
+        assert part in text, part
+    assert (run / "classes.png").exists()
+    assert main(["report", str(run), "--unconditional", *argv]) == 0
+    found = json.loads((run / "report.json").read_text())
+    x = sample(model, 24, steps=5, seed=0, first=2)
+    assert found["distances"] == distances(model.scale.decode(x), source, 0)["distances"]
+    assert "labels" not in found["sampling"]
+    text = page.read_text(encoding="utf-8")
+    assert "The network takes labels" not in text
+    assert "given its label" not in text
+    assert "given labels" not in text
+
+
+def test_overwriting_removes_the_picture_by_class(labelled, tmp_path):
+    source = labelled[1]
+    argv = ["train", str(tmp_path / "run"), "--data", source.name, *LABELS]
+    assert main(argv) == 0
+    assert main(["report", str(tmp_path / "run"), "--samples", "4", "--steps", "2"]) == 0
+    assert (tmp_path / "run" / "classes.png").exists()
+    assert main([*argv, "--overwrite"]) == 0
+    assert not (tmp_path / "run" / "classes.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["--label", "3"], "--label has 3; the classes of this model are 0 to 2"),
+        (["--label", "-1"], "--label has -1; the classes of this model are 0 to 2"),
+        (["--label", "1", "7"], "--label has values from 1 to 7; the classes"),
+        (["--label", "cat"], "label"),
+        (["--guidance", "2"], "guidance follows labels, and there are none: leave out --guidance"),
+        (["--label", "1", "--rescale", "0.5"], "there is none: add --guidance"),
+        (["--label", "1", "--interval", "1", "2"], "there is none: add --guidance"),
+        (["--label", "1", "--guidance", "2", "--rescale", "2"], "rescale is a share"),
+        (["--label", "1", "--guidance", "2", "--interval", "2", "1"], "interval has a least"),
+        (["--label", "1", "--guidance", "nan"], "scale is a finite number"),
+    ],
+)
+def test_which_labels_sample_refuses(labelled, argv, said, tmp_path, capsys):
+    out = tmp_path / "a.npz"
+    assert said in error(capsys, "sample", labelled[0], "--n", "2", "--out", out, *argv)
+    assert not list(tmp_path.iterdir())
+
+
+def test_labels_of_models_without(moons, capsys):
+    assert "this model has no labels: leave out --label, or train" in error(
+        capsys, "sample", moons, "--label", "1"
+    )
+    for command in ("likelihood", "report"):
+        assert "this model has no labels: leave out --unconditional" in error(
+            capsys, command, moons, "--unconditional"
+        )
+    assert "guidance follows labels" in error(capsys, "report", moons, "--guidance", "2")
+
+
+@pytest.mark.parametrize("drop", [["0"], ["label", "0"]])
+def test_a_model_that_never_dropped_its_labels(labelled, drop, tmp_path, capsys):
+    source = labelled[1]
+    run = tmp_path / "run"
+    argv = ["--width", "8", "--depth", "1", "--labels", *TRAIN, "--drop", *drop]
+    assert main(["train", str(run), "--data", source.name, *argv]) == 0
+    for command in (
+        ["sample", run],
+        ["sample", run, "--label", "1", "--guidance", "2"],
+        ["likelihood", run, "--unconditional"],
+        ["report", run, "--unconditional"],
+        ["report", run, "--guidance", "2"],
+    ):
+        assert "trained with drop = 0 and knows samples with labels only" in error(capsys, *command)
+    assert main(["sample", str(run), "--n", "2", "--steps", "2", "--label", "1"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("others", "said"),
+    [
+        ({"labels": None, "test_labels": None}, "has no labels: leave out --labels, or give data"),
+        ({"labels": np.arange(90) % 2 - 1}, "run from -1 to 2, of 90 training samples; number the"),
+        ({"test_labels": np.arange(20) * 5}, "run from 0 to 95, of 90 training samples"),
+        ({"labels": np.full(90, 90)}, "run from 0 to 90, of 90 training samples"),
+    ],
+)
+def test_which_labels_train_refuses(others, said, tmp_path, capsys):
+    data = classes(tmp_path / "a.npz", **others)
+    assert said in error(capsys, "train", tmp_path / "run", "--data", data, *LABELS)
+    assert not (tmp_path / "run").exists()
+
+
+def test_networks_without_labels_are_refused(tmp_path, capsys):
+    argv = ["--data", "digits", "--labels", "--network", "NCSNv2", "--sde", "ncsn", "--width", "4"]
+    assert "this network takes no labels: leave out --labels, or choose another" in error(
+        capsys, "train", tmp_path / "run", *argv
+    )
+    assert not (tmp_path / "run").exists()
+
+
+def test_held_out_samples_without_labels(labelled, tmp_path, capsys):
+    """A network can be trained, and what needs their labels is refused."""
+    data = classes(tmp_path / "a.npz", test_labels=None, labels=np.arange(90) % 3)
+    run = tmp_path / "run"
+    argv = ["train", run, "--data", data, *LABELS]
+    for more in ("--validate-every", "--bits-every"):
+        assert "have none: leave out --validate-every and --bits-every" in error(
+            capsys, *argv, more, "4"
+        )
+    assert main([str(part) for part in [*argv, "--sample-every", "12"]]) == 0
+    for command in ("likelihood", "report"):
+        assert "have none: give --data that have them, or add --unconditional" in error(
+            capsys, command, run
+        )
+    other = classes(tmp_path / "b.npz", test_labels=np.arange(20) % 4)
+    assert "the labels of " in error(capsys, "likelihood", run, "--data", other)
+    assert "have values from 0 to 3; the classes of this model are 0 to 2" in error(
+        capsys, "report", run, "--data", other
+    )
+
+
+OWN_NETWORK = """
+import torch
+
+from sdekit_diffusion import ScoreModel, nets
+
+
+class Own(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.table = torch.nn.Embedding(4, 2)
+        self.layer = torch.nn.Linear(2, 2)
+
+    def forward(self, x, t, classes=None):
+        return self.layer(x) if classes is None else self.layer(x) + self.table(classes)
+
+
+class Vector(Own):
+    null = {"context": float("nan")}
+
+    def forward(self, x, t, context=None):
+        return self.layer(x)
+
+
+def built():
+    return nets.MLP((2,), 8, 1, classes=3)
+
+
+def known():
+    return ScoreModel(Own(), "vp", shape=(2,), null={"classes": 3})
+"""
+
+
+def test_networks_of_ones_own_take_labels(labelled, tmp_path, monkeypatch, capsys):
+    """Under the name of their argument; those trained without are used without."""
+    (tmp_path / "own_classes.py").write_text(OWN_NETWORK)
+    monkeypatch.syspath_prepend(tmp_path)
+    source = labelled[1]
+    short = ["--tolerance", "1e-1", "--n", "4"]
+    network = ["--network", "own_classes:known"]
+    argv = ["--data", source.name, *TRAIN]
+    assert main(["train", str(tmp_path / "a"), *argv, *network, "--labels"]) == 0
+    config = json.loads((tmp_path / "a" / "config.json").read_text())
+    assert config["notes"]["data"]["label"] == "classes"
+    assert config["null"] == {"classes": 3}
+    assert main(["likelihood", str(tmp_path / "a"), *short, *network]) == 0
+    assert "log p(x | label)" in capsys.readouterr().out
+    more = ["--label", "1", "--guidance", "2", *network]
+    assert len(samples(tmp_path / "a", tmp_path / "a.npz", "--n", "2", *more)) == 2
+    assert "from 0 on" in error(capsys, "sample", tmp_path / "a", "--label", "-2", *network)
+    network = ["--network", "own_classes:Own"]
+    for name, options, said in (("b", ["--labels"], True), ("c", [], False)):
+        assert main(["train", str(tmp_path / name), *argv, *network, *options]) == 0
+        assert main(["likelihood", str(tmp_path / name), *short, *network]) == 0
+        assert ("log p(x | label)" in capsys.readouterr().out) is said
+    network = ["--network", "own_classes:built"]
+    assert "this network takes labels: add --labels" in error(
+        capsys, "train", tmp_path / "d", *argv, *network
+    )
+    assert main(["train", str(tmp_path / "d"), *argv, *network, "--labels"]) == 0
+    network = ["--network", "own_classes:Vector"]
+    assert "takes no labels" in error(capsys, "train", tmp_path / "e", *argv, *network, "--labels")
+    sys.modules.pop("own_classes", None)
+
+
+def test_models_from_python_are_used_with_their_labels(labelled, tmp_path, capsys):
+    """Those of the library say that they take some; their notes need not."""
+    source = labelled[1]
+    model = ScoreModel(nets.MLP((2,), 8, 1, classes=3), "vp", shape=(2,), scale=source.scale)
+    save(model, tmp_path / "run", {"data": {"name": source.name}})
+    argv = ["likelihood", str(tmp_path / "run"), "--tolerance", "1e-1"]
+    assert main(argv) == 0
+    assert "log p(x | label)" in capsys.readouterr().out
+    assert main([*argv, "--unconditional"]) == 0
+
+
+def test_the_help_names_what_labels_need(capsys):
+    said = {}
+    for command in COMMANDS:
+        with pytest.raises(SystemExit):
+            main([command, "--help"])
+        said[command] = set(re.findall(r"--[a-z]+(?:-[a-z]+)*", capsys.readouterr().out))
+    assert {"--labels", "--drop"} <= said["train"]
+    assert {"--label", "--guidance", "--interval", "--rescale"} <= said["sample"]
+    assert {"--unconditional", "--guidance"} <= said["report"]
+    assert "--unconditional" in said["likelihood"]
+    assert not {"--label", "--labels"} & said["report"]

@@ -217,6 +217,18 @@ def test_which_classifier_images_have(monkeypatch, size, kind):
         evaluation.distances(x, source, 0)
 
 
+def test_agreement_is_of_samples_with_the_labels_that_they_were_given():
+    source = three_classes()
+    x = source.train[:30]
+    assert "agreement" not in classified.classified(x, source, seed=0)
+    for given, least, most in (
+        (source.labels[:30], 0.9, 1),
+        ((source.labels[:30] + 1) % 3, 0, 0.1),
+    ):
+        found = evaluation.distances(x, source, 0, given)["frechet"]["agreement"]
+        assert least <= found <= most
+
+
 def test_two_classes_are_too_few_for_features():
     source = three_classes()
     two = replace(source, labels=source.labels % 2)
@@ -515,6 +527,23 @@ def test_the_loss_is_smoothed_over_a_twentieth(tmp_path):
         expected = [losses[max(0, k - 5) : k + 5].mean() for k in i]
         assert np.allclose(smooth, expected)
         assert ax.get_xlim() == (0, 2000)
+
+
+def test_a_picture_by_class_has_named_rows():
+    scale = Scale.quantised(5)
+    x = images(6, 0, 5)
+    ax = figures.picture(x, scale, ["3", "7"]).axes[0]
+    canvas = np.asarray(ax.images[0].get_array())
+    assert canvas.shape == (2 * 5 - 1, 3 * 5 - 1, 3)
+    assert np.allclose(canvas[5:, :4, 0], x[3, 0] / 4)
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["3", "7"]
+    assert list(ax.get_yticks()) == [1.5, 6.5]
+    assert not figures.picture(x, scale).axes[0].get_yticklabels()
+    panels = figures.picture(torch.arange(8.0).reshape(4, 2), Scale(), ["3", "7"]).axes
+    assert [ax.get_title() for ax in panels] == ["class 3", "class 7"]
+    assert panels[1].collections[0].get_offsets().tolist() == [[4, 5], [6, 7]]
+    (panel,) = figures.picture(torch.arange(8.0).reshape(4, 2), Scale()).axes
+    assert panel.get_title() == "4 samples"
 
 
 def test_pictures_are_nearly_square():

@@ -323,6 +323,11 @@ def test_data_sets_bring_labels_and_scale():
     other = ScoreModel(nets.UNet(channels=1, width=8), "vp", scale=sd.data.Scale(shift=1.0))
     with pytest.raises(ValueError, match=r"the model is for data of .* and digits has .*leave out"):
         fit(other, data, Recipe(steps=1, batch_size=4), progress=False)
+    # Runs that were begun on the samples alone go on with the data set.
+    alone = Shuffled(data.train).fingerprint
+    assert source_of(data, ()).fingerprint == alone
+    assert source_of(replace(data, labels=None), ["label"]).fingerprint == alone
+    assert source_of(data, ["label"]).fingerprint != alone
 
 
 def test_what_is_refused():

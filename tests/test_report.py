@@ -11,7 +11,8 @@ from PIL import Image
 
 import sdekit_diffusion as sd
 from sdekit_diffusion._app import classified, comparison, figures, report
-from sdekit_diffusion._app.options import QUICK, Sampler
+from sdekit_diffusion._app.labels import Labels
+from sdekit_diffusion._app.options import QUICK, Guidance, Sampler
 from sdekit_diffusion.data import Scale, load
 from sdekit_diffusion.metrics import DISTANCES
 
@@ -20,15 +21,8 @@ def saved(folder, source, net, steps=8):
     """A run folder as `train` writes it, hardly trained."""
     torch.manual_seed(0)
     shape = tuple(source.test.shape[1:])
-    scale = source.scale
-    model = sd.ScoreModel(
-        net, "subvp", shape=shape, conditioning="log_snr", data_std=0.7, scale=scale
-    )
-    records = list(
-        sd.Training(
-            model, source.train, sd.Recipe(steps=steps, batch_size=16), transform=scale.encode
-        )
-    )
+    model = sd.ScoreModel(net, "subvp", shape=shape, conditioning="log_snr", data_std=0.7)
+    records = list(sd.Training(model, source, sd.Recipe(steps=steps, batch_size=16)))
     sd.save(model, folder, {"data": {"name": source.name}})
     lines = [
         json.dumps({"step": r.step, "loss": float(r.loss), "lr": r.lr, "seconds": 0.0})
@@ -115,6 +109,86 @@ def test_the_report_of_points(moons):
     assert all(row["distance"] > row["floor_max"] >= row["floor"] > 0 for row in rows.values())
     assert "50 held-out data" in page or "50 samples" in page
     assert not (run / "neighbours.png").exists()
+
+
+def test_the_report_of_images_with_labels(tmp_path, monkeypatch):
+    """A row of eight for each class at the sampler's settings, and how often a classifier finds the
+    labels of the samples.
+    """
+    source = load("digits")
+    run = saved(tmp_path, source, sd.nets.UNet(width=8, classes=10))
+    shown = []
+    kept = report.picture
+
+    def picture(x, scale, rows=()):
+        shown.append((x, rows))
+        return kept(x, scale, rows)
+
+    given = []
+    compared = report.distances
+
+    def distances(x, source, seed, labels):
+        given.append(labels)
+        return compared(x, source, seed, labels)
+
+    monkeypatch.setattr(report, "picture", picture)
+    monkeypatch.setattr(report, "distances", distances)
+    sampler = Sampler(steps=2, first=3, seed=1)
+    settings = {"samples": 6, "estimate": replace(QUICK, tolerance=1e-1), "sampler": sampler}
+    numbers = report.write_report(run, guidance=Guidance(3.0), **settings)
+    model = sd.load(run)
+    label = torch.arange(10).repeat_interleave(8)
+    guided = sd.Guided(model.given(label=label), 3.0)
+    expected = model.scale.decode(sd.sample(guided, 80, steps=2, first=3, seed=1))
+    (_, no_rows), (x, rows) = shown
+    assert no_rows == ()
+    assert (x - expected.to(x.dtype)).abs().max() <= 1
+    assert rows == [str(k) for k in range(10)]
+    assert torch.equal(given[0], source.test_labels[3:9])
+    page = (run / "report.html").read_text(encoding="utf-8")
+    assert "One row for each class, at guidance 3." in page
+    agreement = numbers["frechet"]["agreement"]
+    assert f"It finds the label that a sample was given in {agreement:.1%} of them." in page
+    assert page.index("Samples by class") < page.index("Nearest training images")
+    with pytest.raises(ValueError, match="rescale is a share"):
+        report.write_report(run, guidance=Guidance(3.0, rescale=2.0), **settings)
+
+
+def test_a_picture_has_the_first_ten_classes(tmp_path):
+    labels = torch.arange(60) % 12
+    net = sd.nets.MLP((2,), width=8, depth=1, classes=12)
+    model = sd.ScoreModel(net, "vp", shape=(2,))
+    law = report._Law(model, Labels("label", labels), Guidance())
+    _, caption, figure = report._by_class(law, law.labels, Sampler(steps=2))
+    assert caption == "One panel for each class, at guidance 1; the first 10 of 12 classes."
+    assert [ax.get_title() for ax in figure.axes] == [f"class {k}" for k in range(10)]
+    assert len(figure.axes[0].collections[0].get_offsets()) == 200
+
+
+def test_states_are_those_of_samples_with_labels():
+    """The model that is sampled, and that denoises, is the one of so many samples."""
+    asked = []
+    net = sd.nets.MLP((2,), width=8, depth=1, classes=3)
+    model = sd.ScoreModel(net, "vp", shape=(2,), conditioning="log_snr")
+    with torch.no_grad():
+        net.conditions.labels.weight.normal_()
+        net.last.weight.normal_(std=0.3)
+    source = load("moons")
+
+    def drawn(n):
+        asked.append(n)
+        return model.given(label=torch.full((n,), 2))
+
+    with_labels = figures.denoising(model, source, 0, drawn)
+    without = figures.denoising(model, source, 0)
+    same = figures.denoising(model.given(label=2), source, 0)
+    assert asked == [500]
+    ends = [
+        np.asarray(figure.axes[-1].collections[0].get_offsets())
+        for figure in (with_labels, without, same)
+    ]
+    assert np.allclose(ends[0], ends[2])
+    assert not np.allclose(ends[0], ends[1])
 
 
 def test_the_same_seed_gives_the_same_numbers(moons, tmp_path):

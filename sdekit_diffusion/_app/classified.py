@@ -48,13 +48,16 @@ def _gaussians(x: Array, labels: Array, n: int, rng: np.random.Generator) -> Arr
     return np.concatenate(samples)
 
 
-def classified(x: Tensor, source: Dataset, seed: int) -> dict[str, Any]:
+def classified(
+    x: Tensor, source: Dataset, seed: int, given: Tensor | None = None
+) -> dict[str, Any]:
     """Fréchet distances to training images in the features of a classifier of these, with
     bootstrapped standard errors.
 
     Beside them the unbiased squared MMD of the same features with KID's kernel, and the Inception
     Score of the classifier. For images with a side of less than 16 pixels the classifier has one
-    hidden layer, otherwise convolutions.
+    hidden layer, otherwise convolutions. Of samples that were given labels, the share in which it
+    finds them.
     """
     levels = source.scale.levels
     rng = np.random.default_rng(seed)
@@ -84,7 +87,10 @@ def classified(x: Tensor, source: Dataset, seed: int) -> dict[str, Any]:
     for name, array in scaled_sets.items():
         rows[name]["score"] = classes_score(features.logits(array))
     accuracy = features.accuracy(test.reshape(-1, *shape) / levels, source.test_labels.numpy())
-    return {
+    agreement = {}
+    if given is not None:
+        agreement["agreement"] = features.accuracy(scaled_sets["model"], given.numpy())
+    return agreement | {
         "rows": rows,
         "features": train_features.shape[1],
         "accuracy": accuracy,

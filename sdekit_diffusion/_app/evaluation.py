@@ -17,15 +17,15 @@ _MIN_CLASSES = 3  # the fewest for features of a classifier
 _REFERENCE_IMAGES = 10_000  # training images that the standard network's scores compare with
 
 
-def distances(x: Tensor, source: Dataset, seed: int) -> dict[str, Any]:
-    """Distances of samples to data: in the features of a classifier if the data are images with
-    class labels, otherwise of the samples themselves.
+def distances(x: Tensor, source: Dataset, seed: int, given: Tensor | None = None) -> dict[str, Any]:
+    """Distances of samples, with the labels that they were given, to data: in the features of a
+    classifier if the data are images with class labels, otherwise of the samples themselves.
     """
     classes = (
         0 if source.labels is None or source.test_labels is None else len(source.labels.unique())
     )
     if classes >= _MIN_CLASSES and source.scale.levels is not None:
-        return {"frechet": classified(x, source, seed)}
+        return {"frechet": classified(x, source, seed, given)}
     return {"distances": against_floor(x, source, seed)}
 
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 
 from sdekit import normal
+from sdekit_diffusion._models.model import AbstractModel
 from sdekit_diffusion._models.score_model import ScoreModel
 from sdekit_diffusion._sampling.coordinates import Coordinates
 from sdekit_diffusion._sampling.sample import sample
@@ -40,10 +42,16 @@ def _axes(width: float, height: float, columns: int = 1) -> "tuple[Figure, list[
 
 
 def _tiles(
-    ax: "Axes", x: Tensor, scale: Scale, columns: int, labels: list[str] | None = None, gap: int = 1
+    ax: "Axes",
+    x: Tensor,
+    scale: Scale,
+    columns: int,
+    labels: Sequence[str] = (),
+    gap: int = 1,
+    names: Sequence[str] = (),
 ) -> None:
     """Images `(n, C, H, W)`, levels or a model's values, row by row in a grid; labels stand over
-    its columns.
+    its columns, and names beside its rows.
     """
     levels = scale.levels or 2
     pixels = (
@@ -60,9 +68,9 @@ def _tiles(
         column = i % columns * (w + gap)
         canvas[row : row + h, column : column + w] = np.moveaxis(image, 0, 2)
     ax.imshow(canvas.repeat(3 // c, axis=2), interpolation="nearest")
-    ax.set_yticks([])
+    ax.set_yticks([i * (h + gap) + (h - 1) / 2 for i in range(len(names))], names)
     ax.xaxis.tick_top()
-    ax.set_xticks([i * (w + gap) + (w - 1) / 2 for i in range(len(labels or []))], labels or [])
+    ax.set_xticks([i * (w + gap) + (w - 1) / 2 for i in range(len(labels))], labels)
 
 
 def scatter(panels: list[tuple[str, Tensor]]) -> "Figure":
@@ -92,8 +100,9 @@ def scatter(panels: list[tuple[str, Tensor]]) -> "Figure":
     return figure
 
 
-def picture(x: Tensor, scale: Scale) -> "Figure":
-    """A picture of samples: a grid of images, or points by their first two coordinates.
+def picture(x: Tensor, scale: Scale, rows: Sequence[str] = ()) -> "Figure":
+    """A picture of samples: a grid of images, or points by their first two coordinates; with names
+    a row of equally many images, or a panel of points, for each.
 
     Raises:
         ValueError: when there are none.
@@ -101,10 +110,12 @@ def picture(x: Tensor, scale: Scale) -> "Figure":
     if not len(x):
         raise ValueError("there are no samples to draw; ask for one or more")
     if scale.levels is None:
-        return scatter([(f"{len(x)} samples", x)])
-    columns = math.ceil(math.sqrt(len(x)))
+        parts = x.tensor_split(max(1, len(rows)))
+        titles = [f"class {name}" for name in rows] or [f"{len(x)} samples"]
+        return scatter(list(zip(titles, parts, strict=True)))
+    columns = len(x) // len(rows) if rows else math.ceil(math.sqrt(len(x)))
     figure, (ax,) = _axes(5.5, 5.5 * x.shape[2] / x.shape[3] * -(-len(x) // columns) / columns)
-    _tiles(ax, x, scale, columns)
+    _tiles(ax, x, scale, columns, names=rows)
     return figure
 
 
@@ -126,11 +137,20 @@ def forward(model: ScoreModel, source: Dataset, seed: int) -> "Figure":
     return figure
 
 
-def denoising(model: ScoreModel, source: Dataset, seed: int) -> "Figure":
-    """States of a solve at evenly spaced steps, and for images the denoised ones."""
+def denoising(
+    model: ScoreModel,
+    source: Dataset,
+    seed: int,
+    drawn: Callable[[int], AbstractModel] | None = None,
+) -> "Figure":
+    """States of a solve at evenly spaced steps, and for images the denoised ones; `drawn` gives the
+    model of so many samples where that depends on their number.
+    """
     device = model.place()[1]
     continuous = source.scale.levels is None
-    solution = sample(model, 500 if continuous else 8, seed=seed, save="all", return_solution=True)
+    n = 500 if continuous else 8
+    given = model if drawn is None else drawn(n)
+    solution = sample(given, n, seed=seed, save="all", return_solution=True)
     assert solution.xs is not None
     states = []
     denoised = []
@@ -140,7 +160,7 @@ def denoising(model: ScoreModel, source: Dataset, seed: int) -> "Figure":
         alpha, sigma = model.sde.kernel(t)
         states.append((alpha, sigma, x.cpu()))
         with torch.no_grad():
-            denoised.append((_format_ratio(sigma / alpha), model.denoise(t, x).cpu()))
+            denoised.append((_format_ratio(sigma / alpha), given.denoise(t, x).cpu()))
     if continuous:
         return scatter(_labelled(states, source))
     figure, axes = _axes(11, 5.5 * 8 / 9 * states[0][2].shape[2] / states[0][2].shape[3] + 0.3, 2)

@@ -3,7 +3,7 @@
 import inspect
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from sdekit_diffusion import nets
+from sdekit_diffusion._app.labels import class_count
 from sdekit_diffusion._app.network_arguments import with_network_arguments
 from sdekit_diffusion._app.options import with_names
 from sdekit_diffusion._diffusions.diffusion import AbstractDiffusion
@@ -47,11 +48,24 @@ class _Conventions:
         conditioning: its input for the noise level: log_snr, time, sigma, or two numbers a b for
             a t + b, such as 1000 -1 for DDPM's steps from 0. Unless given log_snr, but time for
             NCSN and NCSNv2, which ignores it.
+        labels: train with the labels of the data: the network takes the class of a sample.
     """
 
     network: str | None = None
     predicts: str | None = None
     conditioning: Conditioning | None = None
+    labels: bool = False
+
+    def with_labels(self, source: Dataset) -> Dataset:
+        """The data set, with its labels only if the network is to take them.
+
+        Raises:
+            ValueError: when it is and there are none.
+        """
+        if not self.labels:
+            return replace(source, labels=None, test_labels=None)
+        class_count(source)  # refuses
+        return source
 
     def model(self, source: Dataset, sde: str | None, checkpoint: Path | None = None) -> ScoreModel:
         """The model to train on a data set: untrained, or as a network of the user's own is.
@@ -79,7 +93,7 @@ class _Conventions:
         else:
             training_sde = diffusion(sde or _SDE)
             (predicts, conditioning) = _PUBLISHED.get(name, _DEFAULT)
-            net = self._build(name, shape, training_sde) if custom is None else custom
+            net = self._build(name, source, training_sde) if custom is None else custom
         return ScoreModel(
             net,
             training_sde,
@@ -88,6 +102,7 @@ class _Conventions:
             conditioning=self.conditioning or conditioning,
             data_range=custom.data_range if isinstance(custom, ScoreModel) else None,
             scale=source.scale,
+            null=custom.given_null if isinstance(custom, ScoreModel) else None,
         )
 
     def _load_custom(self, name: str, sde: str | None, source: Dataset) -> ScoreModel | nn.Module:
@@ -142,7 +157,8 @@ class _Conventions:
                 )
         return model
 
-    def _build(self, name: str, shape: tuple[int, ...], sde: AbstractDiffusion) -> nn.Module:
+    def _build(self, name: str, source: Dataset, sde: AbstractDiffusion) -> nn.Module:
+        shape = tuple(source.test.shape[1:])
         parameters = inspect.signature(nets.registry[name]).parameters
         arguments = {
             option: value
@@ -154,7 +170,7 @@ class _Conventions:
                 raise ValueError(
                     f"--{option} is no option of {name}; leave it out, or choose another --network"
                 )
-        of_data = _arguments_of_data(shape)
+        of_data = _arguments_of_data(source)
         arguments |= {option: of_data[option] for option in of_data if option in parameters}
         if name == "UNet" and len(shape) > 1 and not {"multipliers", "attention"} & set(arguments):
             arguments |= _unet_levels(shape)
@@ -177,8 +193,9 @@ else:
     Net = with_network_arguments("Net", _Conventions)
 
 
-def _arguments_of_data(shape: tuple[int, ...]) -> dict[str, Any]:
-    """The arguments of networks that follow from the shape of a sample, by their names."""
+def _arguments_of_data(source: Dataset) -> dict[str, Any]:
+    """The arguments of networks that follow from the data, by their names."""
+    shape = tuple(source.test.shape[1:])
     sizes = shape[1:]
     arguments: dict[str, Any] = {"shape": shape}
     if shape:
@@ -187,6 +204,8 @@ def _arguments_of_data(shape: tuple[int, ...]) -> dict[str, Any]:
         arguments["dimensions"] = len(sizes)
     if len(sizes) == 2:
         arguments["size"] = sizes
+    if source.labels is not None:
+        arguments["classes"] = class_count(source)
     return arguments
 
 

@@ -4,13 +4,15 @@ Each is a dataclass. A field is an option of every command that has a parameter 
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal, TypeVar
 
 import torch
 
 from sdekit_diffusion import nets
 from sdekit_diffusion._diffusions.names import DIFFUSIONS
+from sdekit_diffusion._models.guidance import Guided
+from sdekit_diffusion._models.model import AbstractModel
 from sdekit_diffusion._sampling.ddim import DDIM
 from sdekit_diffusion._sampling.grids import GRIDS
 from sdekit_diffusion._sampling.method import AbstractMethod
@@ -104,6 +106,55 @@ class Sampler:
                 "default or sde"
             )
         return replace(method, eta=eta)
+
+
+@dataclass(frozen=True)
+class Guidance:
+    """How closely samples follow their labels, see `Guided`.
+
+    Attributes:
+        guidance: w of the denoiser D_u + w (D_c - D_u), with that given the label and that without:
+            1 for the law given the label, above 1 for samples more typical of it.
+        interval: the least and the largest sigma / alpha at which w applies; everywhere unless
+            given.
+        rescale: from 0 to 1, how far the spread of the network's output is brought back to that at
+            w = 1.
+
+    Raises:
+        ValueError: for an interval or a rescale without guidance.
+    """
+
+    guidance: float = 1.0
+    interval: tuple[float, float] | None = None
+    rescale: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.guidance == 1 and (self.interval is not None or self.rescale):
+            raise ValueError(
+                "--interval and --rescale change guidance, and there is none: add --guidance and "
+                "a number above 1"
+            )
+
+    def of(self, model: AbstractModel) -> AbstractModel:
+        """A model with a label under this guidance."""
+        if self.guidance == 1:
+            return model
+        return Guided(model, self.guidance, interval=self.interval, rescale=self.rescale)
+
+    def settings(self) -> dict[str, Any]:
+        """The fields that matter, as JSON."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
+
+
+@dataclass(frozen=True)
+class Labelling:
+    """Whether held-out samples, and those compared with them, are given their labels.
+
+    Attributes:
+        unconditional: use a model with labels without them, for the law of all classes together.
+    """
+
+    unconditional: bool = False
 
 
 @dataclass(frozen=True)

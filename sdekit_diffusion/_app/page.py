@@ -51,7 +51,7 @@ _NAMES = {
 def page_of(results: dict[str, Any], pictures: Mapping[str, Picture]) -> str:
     """The HTML page of the results of `write_report`."""
     distances, cards = _distances(results)
-    likelihood, card = _likelihood(results["likelihood"])
+    likelihood, card = _likelihood(results["likelihood"], results["labels"])
     sections = {
         name: f'<h2>{escape(heading)}</h2><figure><img alt="{escape(heading)}" '
         'src="data:image/png;base64,'
@@ -59,7 +59,16 @@ def page_of(results: dict[str, Any], pictures: Mapping[str, Picture]) -> str:
         f'class="quiet">{escape(caption)}</figcaption></figure>'
         for name, (heading, caption, png) in pictures.items()
     }
-    order = ["samples", "neighbours", distances, likelihood, "denoising", "forward", "loss"]
+    order = [
+        "samples",
+        "classes",
+        "neighbours",
+        distances,
+        likelihood,
+        "denoising",
+        "forward",
+        "loss",
+    ]
     body = "\n".join(
         sections.get(section, section if section.startswith("<") else "") for section in order
     )
@@ -101,7 +110,14 @@ def _distances(results: dict[str, Any]) -> tuple[str, list[Card]]:
     if "inception" in results:
         html += _inception(results["inception"])
     text, nearest = _nearest(results["neighbours"])
-    return f"<h2>Distances</h2>{html}<p>{text}</p>", [card, nearest]
+    labels = ""
+    if results["labels"]:
+        guidance = results["sampling"]["guidance"]
+        labels = (
+            "<p>The network takes labels: each sample has that of the held-out sample of the same "
+            f"number, at guidance {guidance:g}.</p>"
+        )
+    return f"<h2>Distances</h2>{labels}{html}<p>{text}</p>", [card, nearest]
 
 
 def _frechet(results: dict[str, Any]) -> tuple[str, Card]:
@@ -115,6 +131,10 @@ def _frechet(results: dict[str, Any]) -> tuple[str, Card]:
         "with KID's kernel, unbiased; the score is exp E KL(p(class | image) | p(class)), as the "
         "Inception Score is, from 1 to the number of classes."
     )
+    if "agreement" in results:
+        text += (
+            f" It finds the label that a sample was given in {results['agreement']:.1%} of them."
+        )
     head = [
         "against the training images",
         "distance",
@@ -206,8 +226,8 @@ def _inception(results: dict[str, Any]) -> str:
     return f"<p>{text}</p>" + _table(["", "FID", "KID", "Inception Score", "images"], cells, 0)
 
 
-def _likelihood(results: dict[str, Any]) -> tuple[str, Card]:
-    """The section on the likelihood, and its headline figure."""
+def _likelihood(results: dict[str, Any], labels: bool) -> tuple[str, Card]:
+    """The section on the likelihood, given labels or not, and its headline figure."""
     n = results["n"]
     unit = results["unit"]
     mean = f"{results['mean']:.4f}"
@@ -221,15 +241,16 @@ def _likelihood(results: dict[str, Any]) -> tuple[str, Card]:
     text = (
         f"{mean} ± {error} {unit}: mean and standard error over {n} held-out samples. {trace_note}"
     )
+    given_note = " Each sample is given its label, without guidance." if labels else ""
     bound_note = (
         " Levels are dequantised uniformly, so this bounds the code length from above."
         if unit == "bits/dim"
         else ""
     )
     return (
-        f"<h2>Held-out likelihood</h2><p>{text}{bound_note} {results['evaluations']:.0f} "
-        "evaluations a sample.</p>",
-        (f"{mean} ± {error}", f"held-out {unit}; {n} samples"),
+        f"<h2>Held-out likelihood</h2><p>{text}{given_note}{bound_note} "
+        f"{results['evaluations']:.0f} evaluations a sample.</p>",
+        (f"{mean} ± {error}", f"held-out {unit}{' given labels' if labels else ''}; {n} samples"),
     )
 
 

@@ -4,6 +4,7 @@ import io
 import json
 import math
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,11 +23,13 @@ from sdekit_diffusion._app.figures import (
     scatter,
 )
 from sdekit_diffusion._app.held_out import measured, summed
-from sdekit_diffusion._app.options import QUICK, Estimate, Loading, Sampler
+from sdekit_diffusion._app.labels import Labels, drawn, given, require_guidance, required
+from sdekit_diffusion._app.options import QUICK, Estimate, Guidance, Labelling, Loading, Sampler
 from sdekit_diffusion._app.page import Picture, page_of
 from sdekit_diffusion._app.trained import data_of, opened, source_of
 from sdekit_diffusion._loading.load import config_folder
 from sdekit_diffusion._models.checkpoint import read_config, versions
+from sdekit_diffusion._models.model import AbstractModel
 from sdekit_diffusion._models.score_model import ScoreModel
 from sdekit_diffusion._sampling.sample import sample
 from sdekit_diffusion.data import Dataset
@@ -41,6 +44,8 @@ def write_report(
     samples: int | None = None,
     out: str | Path | None = None,
     data: str | None = None,
+    guidance: Guidance = Guidance(),  # noqa: B008 - frozen
+    labelling: Labelling = Labelling(),  # noqa: B008 - frozen
     sampler: Sampler = Sampler(),  # noqa: B008 - frozen
     estimate: Estimate = QUICK,
     inception: str | Path | None = None,
@@ -54,6 +59,9 @@ def write_report(
             fewer; 500 images or 2000 others unless given.
         out: the page; report.html in the folder unless given.
         data: the name of the data set; the run's own unless given.
+        guidance: how closely samples follow their labels, where the network takes them; the
+            likelihood is that without guidance.
+        labelling: whether samples have the labels of the held-out ones, and these are given them.
         sampler: how to sample. The likelihood uses its sde too, and its seed is that of
             dequantisation, probes, the classifier and the anchors.
         estimate: how to estimate the likelihood.
@@ -67,24 +75,27 @@ def write_report(
     Raises:
         CheckpointError: when the folder is not a run's.
         ValueError: for fewer than two samples, or damaged files, or Inception weights if the
-            data are not images.
+            data are not images; for a model with labels and data without, or guidance without
+            labels.
         OSError: when the weights cannot be read.
         ImportError: when an extra is missing.
     """
     start_time = time.perf_counter()
     run = Path(run_folder)
     model, source, n = _load_inputs(run, samples, data, loading)
+    law = _law(run, model, source, guidance, labelling)
     device = model.place()[1]
     networks = None if inception is None else inception_networks(inception, source, device)
     seed = sampler.seed
-    x, sampling = _draw_samples(model, n, sampler)
+    x, sampling = _draw_samples(law, n, sampler)
     results = _about(run, model, source, seed) | {"sampling": sampling}
-    results["likelihood"] = _likelihood(model, source.test[:n], estimate, sampler)
+    results["labels"] = law.labels is not None
+    results["likelihood"] = _likelihood(law, source.test[:n], estimate, sampler)
     results["neighbours"], nearest = neighbours(x, source)
-    results |= distances(x, source, seed)
+    results |= distances(x, source, seed, law.classes(n, sampler.first))
     if networks is not None:
         results["inception"] = inception_table(x, source, networks, device, seed)
-    pictures = _save_pictures(run, _make_figures(model, source, x, nearest, seed, run))
+    pictures = _save_pictures(run, _make_figures(law, source, x, nearest, sampler, run))
     page = run / "report.html" if out is None else Path(out)
     page.parent.mkdir(parents=True, exist_ok=True)
     page.write_text(page_of(results, pictures), encoding="utf-8")
@@ -112,9 +123,40 @@ def _load_inputs(
     return model, source, n
 
 
-def _draw_samples(model: ScoreModel, n: int, sampler: Sampler) -> tuple[Tensor, dict[str, Any]]:
+@dataclass(frozen=True, eq=False)
+class _Law:
+    """What samples are drawn from: a model, the labels of held-out samples, guidance.
+
+    Attributes:
+        labels: None for a model without labels.
+    """
+
+    model: ScoreModel
+    labels: Labels | None
+    guidance: Guidance
+
+    def drawn(self, n: int, first: int = 0) -> AbstractModel:
+        """The model of samples first, ..., first + n - 1."""
+        return drawn(self.model, self.labels, self.guidance, n, first)
+
+    def classes(self, n: int, first: int) -> Tensor | None:
+        """Their labels."""
+        return None if self.labels is None else self.labels.of(n, first)
+
+
+def _law(
+    run: Path, model: ScoreModel, source: Dataset, guidance: Guidance, labelling: Labelling
+) -> _Law:
+    """What samples are drawn from; errors as `write_report`."""
+    labels = required(run, model, source, labelling)
+    require_guidance(run, model, labels, guidance)
+    return _Law(model, labels, guidance)
+
+
+def _draw_samples(law: _Law, n: int, sampler: Sampler) -> tuple[Tensor, dict[str, Any]]:
     """Samples in the data's own values, and how they were made, as JSON."""
     arguments = sampler.settings()
+    model = law.drawn(n, sampler.first)
     solution = sample(model, n, progress=True, return_solution=True, **arguments)
     del arguments["batch_size"]  # on which samples do not depend
     arguments["steps"] = len(solution.ts) - 1
@@ -124,13 +166,16 @@ def _draw_samples(model: ScoreModel, n: int, sampler: Sampler) -> tuple[Tensor, 
         if value is not None
     }
     sampling["evaluations"] = int(solution.evaluations[0])
-    return model.scale.decode(solution.x.cpu()), sampling
+    if law.labels is not None:
+        sampling |= {"labels": "of the held-out samples", **law.guidance.settings()}
+    return law.model.scale.decode(solution.x.cpu()), sampling
 
 
-def _likelihood(
-    model: ScoreModel, x: Tensor, estimate: Estimate, sampler: Sampler
-) -> dict[str, Any]:
-    """The likelihood of held-out samples, under the diffusion and with the seed of the sampler."""
+def _likelihood(law: _Law, x: Tensor, estimate: Estimate, sampler: Sampler) -> dict[str, Any]:
+    """The likelihood of held-out samples, given their labels, under the diffusion and with the seed
+    of the sampler.
+    """
+    model = given(law.model, law.labels, len(x))
     bits = measured(
         model, x, estimate, sde=sampler.sde, seed=sampler.seed, batch_size=100, progress=True
     )
@@ -171,10 +216,31 @@ def _without_nan(value: Any) -> Any:  # noqa: ANN401 - JSON
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
+def _by_class(law: _Law, labels: Labels, sampler: Sampler) -> tuple[str, str, "Figure"]:
+    """A picture with a row of samples for each class."""
+    model = law.model
+    rows, names = labels.rows(model.scale.levels is None)
+    n = len(rows.values)
+    arguments = sampler.settings()
+    x = sample(drawn(model, rows, law.guidance, n), n, **arguments)
+    kind = "panel" if model.scale.levels is None else "row"
+    caption = f"One {kind} for each class, at guidance {law.guidance.guidance:g}"
+    classes = len(labels.values.unique())
+    if classes > len(names):
+        caption += f"; the first {len(names)} of {classes} classes"
+    return (
+        "Samples by class",
+        f"{caption}.",
+        picture(model.scale.decode(x.cpu()), model.scale, names),
+    )
+
+
 def _make_figures(
-    model: ScoreModel, source: Dataset, x: Tensor, nearest: Tensor, seed: int, run: Path
+    law: _Law, source: Dataset, x: Tensor, nearest: Tensor, sampler: Sampler, run: Path
 ) -> dict[str, tuple[str, str, "Figure"]]:
     """The pictures by name: a heading, a caption, the picture."""
+    model = law.model
+    seed = sampler.seed
     grid = x[:64]
     unit = f"shown at unit signal plus noise, headed by {RATIO}"
     figures: dict[str, tuple[str, str, Figure]] = {}
@@ -198,7 +264,9 @@ def _make_figures(
         f"States of {500 if source.scale.levels is None else 8} samples on their way from noise to "
         f"data, {unit}{states}."
     )
-    figures["denoising"] = ("Denoising", caption, denoising(model, source, seed))
+    figures["denoising"] = ("Denoising", caption, denoising(model, source, seed, law.drawn))
+    if law.labels is not None:
+        figures["classes"] = _by_class(law, law.labels, sampler)
     rows = min(rows, len(source.test))
     caption = (
         f"{rows} held-out samples at times uniform in the logarithm of the signal-to-noise ratio, "

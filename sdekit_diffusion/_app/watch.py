@@ -7,12 +7,14 @@ from pathlib import Path
 from sdekit_diffusion import Recipe, ScoreModel, sample, validation_loss
 from sdekit_diffusion._app.figures import picture
 from sdekit_diffusion._app.held_out import measured, summed
+from sdekit_diffusion._app.labels import Labels, given, held_out
 from sdekit_diffusion._app.options import QUICK
 from sdekit_diffusion._training.fit import Measure
 from sdekit_diffusion.data import Dataset
 
 _PICTURE_SAMPLES = 36
 _VALIDATION_SAMPLES = 2000
+_LIKELIHOOD_SAMPLES = 100
 
 
 @dataclass(frozen=True)
@@ -24,7 +26,8 @@ class Watch:
             checkpoint is kept.
         bits_every: the likelihood of a hundred held-out samples, bits per dimension or nats, to
             metrics.jsonl.
-        sample_every: a picture of samples, to the folder progress.
+        sample_every: a picture of samples, to the folder progress; of a network with labels a row
+            for each class.
 
     Raises:
         ValueError: for numbers below 0.
@@ -40,26 +43,42 @@ class Watch:
                 f"validate_every, bits_every and sample_every are updates, or 0 for never: {self}"
             )
 
-    def measures(self, source: Dataset, recipe: Recipe, run: Path) -> Sequence[tuple[int, Measure]]:
-        """The measures of `fit`."""
+    def measures(
+        self, source: Dataset, recipe: Recipe, run: Path, label: str | None = None
+    ) -> Sequence[tuple[int, Measure]]:
+        """The measures of `fit`, for a network whose condition `label` are the labels.
+
+        Raises:
+            ValueError: when held-out samples are to be used and have no labels.
+        """
+        held = None
+        if self.validate_every or self.bits_every:
+            held = held_out(source, label, "leave out --validate-every and --bits-every")
 
         def bits(model: ScoreModel, step: int) -> Mapping[str, float]:
-            numbers = summed(measured(model, source.test[:100], QUICK), model.scale).numbers()
+            x = source.test[:_LIKELIHOOD_SAMPLES]
+            bits_of = measured(given(model, held, len(x)), x, QUICK)
+            numbers = summed(bits_of, model.scale).numbers()
             return {
                 numbers["unit"]: numbers["mean"],
                 f"{numbers['unit']}, standard error": numbers["stderr"],
             }
 
         def pictures(model: ScoreModel, step: int) -> Mapping[str, float]:
-            x = model.scale.decode(sample(model, _PICTURE_SAMPLES, seed=0, steps=20).cpu())
+            rows, names = None, []
+            if label is not None and source.labels is not None:
+                rows, names = Labels(label, source.labels).rows(model.scale.levels is None)
+            n = _PICTURE_SAMPLES if rows is None else len(rows.values)
+            x = sample(given(model, rows, n), n, seed=0, steps=20)
             folder = run / "progress"
             folder.mkdir(exist_ok=True)
-            picture(x, model.scale).savefig(folder / f"{step:08d}.png")
+            shown = picture(model.scale.decode(x.cpu()), model.scale, names)
+            shown.savefig(folder / f"{step:08d}.png")
             return {}
 
-        validate = validation_loss(
-            source.test[:_VALIDATION_SAMPLES], recipe, transform=source.scale.encode
-        )
+        x = source.test[:_VALIDATION_SAMPLES]
+        labels = {} if held is None else {held.name: held.values[:_VALIDATION_SAMPLES]}
+        validate = validation_loss((x, labels), recipe, transform=source.scale.encode)
         schedule = [
             (self.validate_every, validate),
             (self.bits_every, bits),

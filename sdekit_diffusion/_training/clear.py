@@ -15,7 +15,7 @@ REPORT = "report.html"
 NUMBERS = "report.json"
 SAMPLES = "samples.npz"
 # Of a report, a file each.
-PICTURES = ("samples", "neighbours", "denoising", "forward", "loss")
+PICTURES = ("samples", "classes", "neighbours", "denoising", "forward", "loss")
 _PICTURE = re.compile(r"\d{8,}\.png")
 
 

@@ -53,7 +53,7 @@ def source_of(data: Data, names: Sequence[str] | None) -> AbstractSource:
 
 def _of_dataset(data: Dataset, names: Sequence[str] | None) -> AbstractSource:
     """The training samples of a data set, with their labels where the network takes one."""
-    name = _label_name(names)
+    name = label_name(names)
     if isinstance(data.train, Stream):
         return data.train.labelled(None if data.labels is None else name)
     if isinstance(data.train, AbstractSource):
@@ -80,7 +80,7 @@ def named(given: Any, names: Sequence[str] | None) -> tuple[Any, dict[str, Any]]
     x, y = given
     if isinstance(y, Mapping):
         return _of_mapping({"x": x, **y}, names)
-    name = _label_name(names)
+    name = label_name(names)
     if name is None:
         takes = f"takes {', '.join(names)}" if names else "takes no condition that is known here"
         raise ValueError(
@@ -91,7 +91,7 @@ def named(given: Any, names: Sequence[str] | None) -> tuple[Any, dict[str, Any]]
     return _of_mapping({"x": x, name: y}, names)
 
 
-def _label_name(names: Sequence[str] | None) -> str | None:
+def label_name(names: Sequence[str] | None) -> str | None:
     """The name of a condition that has none: "label", or the only one that the network takes."""
     names = names or ()
     return "label" if "label" in names else names[0] if len(names) == 1 else None
