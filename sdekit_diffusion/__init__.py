@@ -40,6 +40,7 @@ from sdekit_diffusion._sampling.grids import *  # noqa: F403
 from sdekit_diffusion._sampling.method import AbstractMethod, ReverseProblem
 from sdekit_diffusion._sampling.methods import *  # noqa: F403
 from sdekit_diffusion._sampling.ncsn_settings import NCSNSettings, ncsn_settings, ncsnv2_settings
+from sdekit_diffusion._sampling.noised import Noised
 from sdekit_diffusion._sampling.sample import sample
 from sdekit_diffusion._sampling.techniques import (
     geometric_sigmas,
@@ -71,6 +72,7 @@ __all__ = [
     "Log",
     "ModelCheck",
     "NCSNSettings",
+    "Noised",
     "Recipe",
     "Record",
     "ReverseProblem",

@@ -597,7 +597,7 @@ def test_the_options_of_a_sampler_are_the_arguments_of_sample():
     """By signature, so that a new argument of `sample` is an option too; what is left out makes no
     sense there, and eta is part of the method in Python.
     """
-    own = {"model", "n", "shape", "x_T", "progress", "callback", "save", "return_solution"}
+    own = {"model", "n", "shape", "x_T", "start", "progress", "callback", "save", "return_solution"}
     arguments = set(inspect.signature(sd.sample).parameters) - own - {"device"}
     assert set(Sampler().settings()) == arguments
     assert {field.name for field in fields(Sampler)} - {"eta"} == arguments

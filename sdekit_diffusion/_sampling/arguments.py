@@ -1,6 +1,5 @@
 """The arguments of `sample`: its options as a type, and checks."""
 
-import math
 from collections.abc import Callable
 from numbers import Integral
 from typing import Literal, TypedDict
@@ -13,7 +12,9 @@ from sdekit_diffusion._diffusions.diffusion import AbstractDiffusion
 from sdekit_diffusion._inputs import available_device, shape_given
 from sdekit_diffusion._models.model import AbstractModel
 from sdekit_diffusion._sampling.grids import AbstractGrid
+from sdekit_diffusion._sampling.initial_states import AbstractStart
 from sdekit_diffusion._sampling.method import AbstractMethod
+from sdekit_diffusion._sampling.noised import Noised
 
 Model = AbstractModel | Callable[[Tensor, Tensor], Tensor]
 
@@ -37,6 +38,7 @@ class SampleOptions(TypedDict, total=False):
     first: int
     shape: tuple[int, ...] | None
     x_T: Tensor | None
+    start: Noised | None
     end: float
     denoise: bool
     dtype: torch.dtype | None
@@ -92,95 +94,65 @@ def _require_choices(save: str, return_solution: bool, noise: object) -> None:
         )
 
 
-def shape_given_by(shape: tuple[int, ...] | None, x_T: Tensor | None) -> tuple[int, ...] | None:
-    """The shape of one sample where the caller gives it, alone or with the initial states."""
-    return tuple(x_T.shape[1:]) if shape is None and isinstance(x_T, Tensor) else shape
+def shape_given_by(shape: tuple[int, ...] | None, x: Tensor | None) -> tuple[int, ...] | None:
+    """The shape of one sample where the caller gives it, alone or with states."""
+    return tuple(x.shape[1:]) if shape is None and isinstance(x, Tensor) else shape
 
 
 def size_of(
-    model: AbstractModel, n: int, shape: tuple[int, ...] | None, x_T: Tensor | None
+    model: AbstractModel, n: int, shape: tuple[int, ...] | None, start: AbstractStart
 ) -> tuple[int, tuple[int, ...]]:
-    """The number of samples and the shape of one: of the initial states, or else as given.
+    """The number of samples and the shape of one: of given states, or else as given.
 
     Raises:
         TypeError, ValueError: for states that cannot be used, and as `shape_of`.
     """
-    if x_T is None:
-        return n, shape_of(model, shape)
-    _require_start(x_T, n, model)
-    return len(x_T), tuple(x_T.shape[1:])
+    n = start.count(n, model)
+    return n, shape_of(model, shape) if start.x is None else tuple(start.x.shape[1:])
 
 
 def place_of(
     model: AbstractModel,
     dtype: torch.dtype | None,
     device: torch.device | str | None,
-    x_T: Tensor | None,
+    start: AbstractStart,
 ) -> tuple[torch.dtype, torch.device]:
     """The dtype and the device of the result: as given, else those of the model; but the dtype of
-    x_T where that is wider.
+    given states where that is wider.
 
     Raises:
         TypeError, ValueError: as `dtype_of`, or for a device that cannot be used.
     """
     own_dtype, own_device = model.place()
     return (
-        dtype_of(dtype, x_T, own_dtype),
+        dtype_of(dtype, start, own_dtype),
         own_device if device is None else available_device(device),
     )
 
 
 def dtype_of(
-    requested: torch.dtype | None, x_T: Tensor | None, model_dtype: torch.dtype
+    requested: torch.dtype | None, start: AbstractStart, model_dtype: torch.dtype
 ) -> torch.dtype:
-    """The result's: as given, else that of x_T where it is wider than the model's, else the
-    model's.
+    """The result's: as given, else that of given states where it is wider than the model's, else
+    the model's.
 
     Raises:
         TypeError: for one that is not floating.
-        ValueError: for one in which the digits of x_T would be lost.
+        ValueError: for one in which the digits of given states would be lost.
     """
-    dtype = requested or (
-        model_dtype if x_T is None else torch.promote_types(model_dtype, x_T.dtype)
-    )
+    x = start.x
+    dtype = requested or (model_dtype if x is None else torch.promote_types(model_dtype, x.dtype))
     if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
         raise TypeError(
             f"dtype is the state's and must be floating, such as torch.float32, not {dtype!r}"
         )
     state_dtype = torch.promote_types(dtype, torch.float32)
-    if x_T is not None and torch.promote_types(state_dtype, x_T.dtype) != state_dtype:
+    if x is not None and torch.promote_types(state_dtype, x.dtype) != state_dtype:
         raise ValueError(
-            f"x_T is {x_T.dtype} and dtype={dtype} would drop its digits: leave dtype out, or use "
-            f"x_T.to({dtype})"
+            f"{start.name} is {x.dtype} and dtype={dtype} would drop its digits: leave dtype out, "
+            f"or use {start.name}.to({dtype})"
         )
     return dtype
-
-
-def _require_start(x_T: Tensor, n: int, model: AbstractModel) -> None:
-    """Refuses initial states that are no finite floating tensor, or of another shape or number."""
-    if not isinstance(x_T, Tensor) or not x_T.is_floating_point() or x_T.ndim < 1:
-        description = x_T.dtype if isinstance(x_T, Tensor) else type(x_T).__name__
-        raise TypeError(
-            f"x_T must be a floating tensor of shape (n, *shape), not {description}; use "
-            "torch.as_tensor "
-            "and .float()"
-        )
-    fits = model.shape is None or tuple(x_T.shape[1:]) == tuple(model.shape)
-    if n not in (1, len(x_T)) or not fits:
-        expected = (
-            "(n, *shape)" if model.shape is None else f"(n, {', '.join(map(str, model.shape))})"
-        )
-        raise ValueError(
-            f"x_T has shape {tuple(x_T.shape)}; it must be {expected}, with n = {n} left out or "
-            "the same"
-        )
-    finite = torch.isfinite(x_T).reshape(len(x_T), math.prod(x_T.shape[1:])).all(dim=1)
-    if rows := (~finite).nonzero().flatten().tolist():
-        shown = ", ".join(map(str, rows[:8])) + (", ..." if len(rows) > 8 else "")
-        raise ValueError(
-            f"x_T is not finite in {len(rows)} of {len(x_T)} samples (rows {shown}); give latents "
-            "of encode(model, x), or prior(...) of the diffusion, or leave x_T out"
-        )
 
 
 def shape_of(model: AbstractModel, shape: tuple[int, ...] | None) -> tuple[int, ...]:

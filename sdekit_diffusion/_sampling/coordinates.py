@@ -159,6 +159,10 @@ class Coordinates:
         """u from x_t."""
         return scaled(1 / self.radius(t), shifted(self.mean, -self.sde.alpha(t), x))
 
+    def standard_data(self, x: Tensor) -> Tensor:
+        """z = (x_0 - m) / s."""
+        return scaled(1 / self.std, shifted(self.mean, -1.0, x))
+
     def denoised(self, z: Tensor) -> Tensor:
         """x_0 = m + s z."""
         return shifted(self.mean, 1.0, scaled(self.std, z))

@@ -19,6 +19,7 @@ from sdekit import (
 )
 from sdekit_diffusion._models.model import AbstractModel
 from sdekit_diffusion._sampling.coordinates import Coordinates, Span
+from sdekit_diffusion._sampling.initial_states import AbstractStart
 from sdekit_diffusion._sampling.method import AbstractMethod, ReverseProblem
 
 
@@ -47,8 +48,8 @@ class ReverseProblems:
     Arguments:
         coordinates, span, noise, save, callback: as in `ReverseProblem`.
         n, event: the number of samples, and the shape of one.
-        start: the initial states x_T; None draws them from the prior.
-        seed, first: of the prior's draws.
+        start: the initial states.
+        seed, first: of their draws.
         steps: how many the method takes.
         dtype: of the result. States have it too, but float32 for half precision, whose rounding is
             larger than the increments of a fine grid.
@@ -63,7 +64,7 @@ class ReverseProblems:
     callback: Callable[[Point], None] | None
     n: int
     event: tuple[int, ...]
-    start: Tensor | None
+    start: AbstractStart
     seed: int
     first: int
     steps: int
@@ -74,15 +75,18 @@ class ReverseProblems:
     def of(self, index: Tensor, i: int, model: AbstractModel) -> ReverseProblem:
         """The reverse problem of the samples of an index, which begins at i."""
         state_dtype = torch.promote_types(self.dtype, torch.float32)
-        if self.start is None:
-            u = normal(self.seed, self.first + index, self.event, dtype=state_dtype)
-        else:
-            x = self.start[i : i + len(index)].to(device=index.device, dtype=state_dtype)
-            u = self.coordinates.standard(float(self.coordinates.time(self.span[0])), x)
+
+        def draw(counter: int) -> Tensor:
+            return normal(
+                self.seed, self.first + index, self.event, counter=counter, dtype=state_dtype
+            )
+
+        x = self.start.rows(i, len(index))
+        x = None if x is None else x.to(device=index.device, dtype=state_dtype)
         return ReverseProblem(
             self.coordinates.standardised(model),
             self.coordinates,
-            u,
+            self.start.states(self.coordinates, self.span[0], x, draw),
             self.span,
             self.noise.rows(index),
             self.save,

@@ -1,7 +1,6 @@
 """`sample`: samples from a model, under any diffusion, by any method."""
 
 from collections.abc import Callable
-from contextlib import nullcontext
 from typing import Literal, Unpack, overload
 
 import torch
@@ -31,10 +30,11 @@ from sdekit_diffusion._sampling.arguments import (
 )
 from sdekit_diffusion._sampling.coordinates import Coordinates
 from sdekit_diffusion._sampling.grids import AbstractGrid
+from sdekit_diffusion._sampling.initial_states import start_of
 from sdekit_diffusion._sampling.method import AbstractMethod
 from sdekit_diffusion._sampling.methods import method_of
+from sdekit_diffusion._sampling.noised import Noised
 from sdekit_diffusion._sampling.reverse_problems import ReverseProblems, noise_of
-from sdekit_diffusion._sampling.start import warn_of_start
 
 
 @overload
@@ -64,6 +64,7 @@ def sample(
     first: int = 0,
     shape: tuple[int, ...] | None = None,
     x_T: Tensor | None = None,
+    start: Noised | None = None,
     end: float = 1e-3,
     denoise: bool = False,
     dtype: torch.dtype | None = None,
@@ -103,6 +104,8 @@ def sample(
             of standard deviation sigma_T, not data. A warning is raised where their standard
             deviation or range is not that of such noise; data of more than one sigma_T that spread
             as the noise does cannot be told from it. n may then be left out.
+        start: `Noised(x, strength=)` or `Noised(x, level=)`: begin at x with noise of a level below
+            the noisy end (SDEdit). n may then be left out.
         end: the noise sigma / alpha at which the solve stops, in units of s. The samples are
             x_t / alpha there: they follow the law of the data with this noise.
         denoise: replace the result x by D(x), which costs one evaluation.
@@ -118,10 +121,11 @@ def sample(
         a tensor of shape `(n, *shape)`, or a `sdekit.Solution` that has it as x.
 
     Raises:
-        TypeError: for an x_T that is no floating tensor, or a network whose signature does not fit.
+        TypeError: for an x_T or start that is no floating tensor, or a network whose signature does
+            not fit.
         ValueError: for unknown names, a device that cannot be used, a missing shape or diffusion, a
-            range with nothing to solve, an x_T that is not finite, or a dtype narrower than that of
-            x_T.
+            range with nothing to solve, an x_T that is not finite, a dtype narrower than that of
+            x_T, or both x_T and start.
         sdekit.NotFiniteError: when a state is not finite; it names the step, the time and the
             samples.
         sdekit.UnfinishedError: when samples of "ode" do not reach the end; it names them, with the
@@ -136,24 +140,24 @@ def sample(
         >>> solution.evaluations.tolist()
         [100, 100, 100, 100]
     """
-    model, diffusion = as_model(model, sde, shape_given_by(shape, x_T))
+    begin = start_of(start, x_T)
+    model, diffusion = as_model(model, sde, shape_given_by(shape, begin.x))
     require_options(n, steps, batch_size, first, save, return_solution, noise)
     sampler = method_of(method, steps, grid)
-    n, event = size_of(model, n, shape, x_T)
-    dtype, device = place_of(model, dtype, device, x_T)
+    n, event = size_of(model, n, shape, begin)
+    dtype, device = place_of(model, dtype, device, begin)
     seed = fresh_seed() if seed is None else seed
     coordinates = Coordinates.of(model, diffusion, event)
-    span = coordinates.span(model, end)
-    warn_of_start(sampler, model, coordinates, x_T)
+    span = begin.span(coordinates.span(model, end), coordinates)
+    begin.warn(sampler, model, coordinates)
     noise = noise_of(noise, sampler, coordinates, span, seed=seed, first=first)
-    bar = _bar(n, batch_size, sampler.steps) if progress else None
-    report = _reporter(bar, callback, coordinates)
+    bar, report = _reporting(progress, callback, coordinates, n, batch_size, sampler.steps)
     problems = ReverseProblems(
-        coordinates, span, noise, save, report, n, event, x_T, seed, first, sampler.steps, dtype,
+        coordinates, span, noise, save, report, n, event, begin, seed, first, sampler.steps, dtype,
         denoise, return_solution,
     )  # fmt: skip
     solutions = []
-    with torch.no_grad(), evaluating(model, n), nullcontext() if bar is None else bar:
+    with torch.no_grad(), evaluating(model, n), bar:
         for i, index, part in batches(model, n, batch_size, device):
             problem = problems.of(index, i, part)
             try:
@@ -164,23 +168,25 @@ def sample(
     return problems.joined(solutions)
 
 
-def _bar(n: int, batch_size: int | None, steps: int) -> tqdm:
-    """A progress bar of the steps of all batches, whose number is unknown where a method has 0."""
-    batches = -(-n // (batch_size or max(1, n)))
-    return tqdm(total=steps * batches or None, unit="step", desc="sampling")
-
-
-def _reporter(
-    bar: tqdm | None, callback: Callable[[Point], None] | None, coordinates: Coordinates
-) -> Callable[[Point], None] | None:
-    """What is called with each point (step, l, u): updates the bar, and calls the callback with
-    (step, t, x). None where there is neither.
+def _reporting(
+    progress: bool,
+    callback: Callable[[Point], None] | None,
+    coordinates: Coordinates,
+    n: int,
+    batch_size: int | None,
+    steps: int,
+) -> tuple[tqdm, Callable[[Point], None] | None]:
+    """A progress bar of the steps of all batches, whose number is unknown where a method has 0; and
+    what is called with each point (step, l, u): updates the bar, and calls the callback with
+    (step, t, x). None where nothing is to be reported.
     """
+    batches = -(-n // (batch_size or max(1, n)))
+    total = steps * batches or None
+    bar = tqdm(total=total, unit="step", desc="sampling", disable=not progress)
 
     def report(point: Point) -> None:
-        if bar is not None:
-            bar.update(point.step > 0)
+        bar.update(point.step > 0)
         if callback is not None:
             callback(coordinates.physical_point(point))
 
-    return None if bar is None and callback is None else report
+    return bar, report if progress or callback is not None else None

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from sdekit_diffusion._models.model import AbstractModel
 from sdekit_diffusion._sampling.coordinates import Coordinates
-from sdekit_diffusion._sampling.method import AbstractMethod
 
 # Sigma / alpha over the data's standard deviation, below which the shape of the data's law shows at
 # the start.
@@ -21,20 +20,6 @@ _FALSE_ALARM = 1e-6
 # What is looked at of x_T.
 _SAMPLES = 64
 _NUMBERS = 2**16
-
-
-def warn_of_start(
-    method: AbstractMethod, model: AbstractModel, coordinates: Coordinates, x_T: Tensor | None
-) -> None:
-    """Warns where the prior is far from the law at the start, or given states are not noise, unless
-    the method accepts any start.
-    """
-    if method.accepts_any_start:
-        return
-    if x_T is None:
-        warn_of_prior(model, coordinates, stacklevel=4)
-    else:
-        warn_of_states(x_T, coordinates, coordinates.start(model)[0])
 
 
 def warn_of_prior(model: AbstractModel, coordinates: Coordinates, *, stacklevel: int = 3) -> None:
