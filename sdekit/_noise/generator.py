@@ -143,8 +143,13 @@ def standard_normal(key: Tensor, counters: Tensor, size: int) -> Tensor:
         size: the number of normals per sample and draw.
     """
     rows = (key + (counters * _STRIDE_TENSOR).unsqueeze(-1)).reshape(-1)
-    out = _fill(rows, torch.empty(rows.numel(), 2, (size + 1) // 2, device=key.device))
-    return out.flatten(1)[:, :size].reshape(counters.numel(), key.numel(), size)
+    return _drawn(rows, size).reshape(counters.numel(), key.numel(), size)
+
+
+def _drawn(rows: Tensor, size: int) -> Tensor:
+    """Standard normals in float32 from `(rows,)` keys, `(rows, size)`."""
+    out = _fill(rows, torch.empty(rows.numel(), 2, (size + 1) // 2, device=rows.device))
+    return out.flatten(1)[:, :size]
 
 
 def normal_pairs(key: Tensor, counters: Tensor, size: int, *, outer: bool = True) -> Tensor:
@@ -203,12 +208,8 @@ def normal(
         >>> torch.equal(a[2:], b)  # a sample does not depend on the others
         True
     """
-    counters = torch.full((1,), counter, dtype=torch.int64, device=index.device)
-    return (
-        standard_normal(keys(seed, index), counters, math.prod(event))
-        .to(dtype)
-        .reshape(len(index), *event)
-    )
+    rows = keys(seed, index) + signed(counter * _STRIDE)
+    return _drawn(rows, math.prod(event)).to(dtype).reshape(len(index), *event)
 
 
 def uniform01(seed: int, index: Tensor, event: tuple[int, ...], *, counter: int) -> Tensor:

@@ -151,8 +151,9 @@ def solution_of_equal_steps(
 ) -> Solution:
     """The solution of samples that took the same steps."""
     zeros = torch.zeros(len(x), dtype=torch.int64, device=x.device)
-    accepted, rejected = (None, None) if steps is None else (zeros + steps, zeros)
-    return Solution(x, ts, xs, seed, zeros + evaluations, accepted, rejected, zeros)
+    accepted, rejected = (None, None) if steps is None else (torch.full_like(zeros, steps), zeros)
+    counts = torch.full_like(zeros, evaluations)
+    return Solution(x, ts, xs, seed, counts, accepted, rejected, zeros)
 
 
 class UnfinishedError(ArithmeticError):
