@@ -5,6 +5,8 @@ The examples in the docstrings assume `import torch, sdekit` and `import sdekit_
 Example:
     >>> "vp" in sd.DIFFUSIONS, "default" in sd.METHODS, "karras" in sd.GRIDS  # names for `sample`
     (True, True, True)
+    >>> "min_snr" in sd.WEIGHTS, "log_normal" in sd.DENSITIES  # names for `Recipe`
+    (True, True)
     >>> model = sd.GaussianMixture([0.3, 0.7], [[-1.0], [1.0]], [0.1, 0.1])
     >>> sd.sample(model, 4, sde="vp", method="default", grid="karras", seed=0).shape
     torch.Size([4, 1])
@@ -48,10 +50,14 @@ from sdekit_diffusion._sampling.techniques import (
     max_pairwise_distance,
 )
 from sdekit_diffusion._storage.shards import Shards
+from sdekit_diffusion._training import densities as _densities
+from sdekit_diffusion._training import loss_weights as _weights
+from sdekit_diffusion._training.densities import *  # noqa: F403
 from sdekit_diffusion._training.fit import fit, validation_loss
 from sdekit_diffusion._training.log import Log
 from sdekit_diffusion._training.loop import Record, Training
 from sdekit_diffusion._training.loss import dsm_loss
+from sdekit_diffusion._training.loss_weights import *  # noqa: F403
 from sdekit_diffusion._training.recipe import Recipe
 from sdekit_diffusion.data._batches import AbstractSource, Batch
 
@@ -117,3 +123,5 @@ __all__ = [
 __all__ += _names.__all__
 __all__ += _grids.__all__
 __all__ += _methods.__all__
+__all__ += _densities.__all__
+__all__ += _weights.__all__

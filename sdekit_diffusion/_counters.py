@@ -11,6 +11,7 @@ SCALE = -8
 ANCHOR = -9
 FLIP = -10
 START = -11
+SHIFT = -12
 DROP = -1024  # and one below for each further condition
 CLASSES = -(1 << 18)  # and two below for each evaluation
 BOUND = -(1 << 19)

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from sdekit_diffusion import (
+    DENSITIES,
     EDMSDE,
     VESDE,
     VPSDE,
@@ -32,7 +33,7 @@ from sdekit_diffusion import (
 )
 from sdekit_diffusion._models.data_scale import data_scale
 from sdekit_diffusion._models.score_model import as_model
-from sdekit_diffusion._training.loss import draw_times
+from sdekit_diffusion._training.densities import draw_times
 
 SCALES = [(0.0, 1.0), (5.0, 20.0), (-0.02, 0.01)]
 WIDE = {
@@ -186,11 +187,11 @@ def test_a_checkpoint_without_moments_is_resumed(tmp_path):
 
 
 def test_the_least_noise_of_training_is_in_units_of_the_data():
-    """sigma / alpha = end std at the least, by either weighting."""
-    for weighting in ("plain", "likelihood"):
+    """sigma / alpha = end std at the least, with every density of levels."""
+    for density in DENSITIES.values():
         u = torch.tensor([0.0, 1.0], dtype=torch.float64)
         for std in (0.01, 1.0, 3.0):
-            t = draw_times(VPSDE(), u, weighting, 1e-2, std)
+            t = draw_times(VPSDE(), u, density, 1e-2, std)
             largest = float(VPSDE().log_snr(t).max())
             assert largest == pytest.approx(-math.log(1e-2 * std), rel=1e-6)
 

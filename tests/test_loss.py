@@ -8,10 +8,13 @@ import torch
 from sdekit import normal
 from sdekit_diffusion import (
     DDPM,
+    DENSITIES,
     NCSN,
     VESDE,
     VPSDE,
+    WEIGHTS,
     GaussianMixture,
+    LogNormal,
     Recipe,
     ScoreModel,
     SubVPSDE,
@@ -19,7 +22,7 @@ from sdekit_diffusion import (
     linear_betas,
     nets,
 )
-from sdekit_diffusion._training.loss import draw_levels, draw_times
+from sdekit_diffusion._training.densities import draw_discrete, draw_times
 
 TINY = Recipe(steps=20, batch_size=8, warmup=3)
 
@@ -45,7 +48,7 @@ def test_loss_of_the_exact_denoiser_is_the_conditional_variance(weighting):
     x0 = gauss.sample(40_000, seed=1)
     losses = dsm_loss(exact, x0, weighting=weighting, seed=2)
     u = (torch.arange(100_000, dtype=torch.float64) + 0.5) / 100_000
-    t = draw_times(sde, u, weighting, 1e-3)
+    t = draw_times(sde, u, DENSITIES[WEIGHTS[weighting].density], 1e-3)
     signal = (s * sde.alpha(t)) ** 2
     expected = (signal / (signal + sde.sigma(t) ** 2)).mean()
     assert abs(losses.mean() - expected) < 5.5 * losses.std() / math.sqrt(len(losses))
@@ -54,12 +57,12 @@ def test_loss_of_the_exact_denoiser_is_the_conditional_variance(weighting):
     assert excess.mean() > 5.5 * excess.std() / math.sqrt(len(excess))
 
 
-@pytest.mark.parametrize("weighting", ["plain", "likelihood"])
+@pytest.mark.parametrize("density", DENSITIES)
 @pytest.mark.parametrize("sde", [VESDE(), VPSDE(), SubVPSDE(), DDPM(), NCSN()], ids=str)
-def test_times_reach_from_the_end_to_the_latest(sde, weighting):
+def test_times_reach_from_the_end_to_the_latest(sde, density):
     """From sigma / alpha = end, or from t = 0 where that has more noise."""
     ends = (
-        draw_times(sde, torch.tensor([0.0, 1.0], dtype=torch.float64), weighting, 0.02)
+        draw_times(sde, torch.tensor([0.0, 1.0], dtype=torch.float64), DENSITIES[density], 0.02)
         .sort()
         .values
     )
@@ -72,7 +75,7 @@ def test_times_reach_from_the_end_to_the_latest(sde, weighting):
 def test_every_level_is_drawn_alike(sde):
     n = len(sde.levels)
     u = (torch.arange(4 * n, dtype=torch.float64) + 0.5) / (4 * n)
-    assert torch.equal(draw_levels(sde, u, "plain"), sde.levels.repeat_interleave(4))
+    assert torch.equal(draw_discrete(sde, u), sde.levels.repeat_interleave(4))
 
 
 @pytest.mark.parametrize("sde", [VESDE(), VPSDE(), SubVPSDE()], ids=str)
@@ -81,7 +84,7 @@ def test_likelihood_times_have_density_g2_over_sigma2(sde):
     rule.
     """
     u = torch.linspace(0, 1, 2001, dtype=torch.float64)
-    t = draw_times(sde, u, "likelihood", 1e-3)
+    t = draw_times(sde, u, DENSITIES["uniform"], 1e-3)
     assert float(t.max()) <= 1.0
     density = (sde.g(t) / sde.sigma(t)) ** 2
     mass = (0.5 * (density[1:] + density[:-1]) * t.diff().abs()).cumsum(0)
@@ -135,13 +138,14 @@ def test_discrete_loss_of_ncsn():
 
 def test_discrete_levels_are_asked_of_the_diffusion():
     u = torch.tensor([0.0, 0.4999, 0.5, 1 - 2**-53], dtype=torch.float64)
-    assert draw_levels(NCSN([1.0, 0.1]), u, "plain").tolist() == [0.0, 0.0, 1.0, 1.0]
+    assert draw_discrete(NCSN([1.0, 0.1]), u).tolist() == [0.0, 0.0, 1.0, 1.0]
     with pytest.raises(ValueError, match="no discrete noise levels"):
         dsm_loss(model("vp"), torch.zeros(2, 2), discrete=True)
-    with pytest.raises(ValueError, match="drawn uniformly, for weighting = 'plain'"):
-        dsm_loss(model("ddpm"), torch.zeros(2, 2), discrete=True, weighting="likelihood")
-    with pytest.raises(ValueError, match="trained with weighting = 'plain'"):
-        Recipe(discrete=True, weighting="likelihood")
+    for given in ({"weighting": "likelihood"}, {"density": "time"}, {"density": LogNormal()}):
+        with pytest.raises(ValueError, match="discrete levels are all equally likely"):
+            dsm_loss(model("ddpm"), torch.zeros(2, 2), discrete=True, **given)
+        with pytest.raises(ValueError, match="discrete levels are all equally likely"):
+            Recipe(discrete=True, **given)
 
 
 def test_loss_is_per_sample():
@@ -155,5 +159,5 @@ def test_loss_is_per_sample():
 def test_loss_refuses():
     with pytest.raises(TypeError, match="x0 must be floating"):
         dsm_loss(model(), torch.zeros(2, 2, dtype=torch.uint8))
-    with pytest.raises(ValueError, match="'plain' or 'likelihood'"):
+    with pytest.raises(ValueError, match="must be one of 'plain', 'likelihood', 'edm'"):
         dsm_loss(model(), torch.zeros(2, 2), weighting="snr")

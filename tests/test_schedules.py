@@ -17,12 +17,14 @@ from sdekit._equations.quadrature import Panels
 from sdekit_diffusion import (
     DDIM,
     DDPM,
+    DENSITIES,
     DIFFUSIONS,
     EDMSDE,
     METHODS,
     NCSN,
     VESDE,
     VPSDE,
+    WEIGHTS,
     AdaptiveFlow,
     CosineVPSDE,
     GaussianMixture,
@@ -43,7 +45,7 @@ from sdekit_diffusion import (
     sample,
     save,
 )
-from sdekit_diffusion._training.loss import draw_times
+from sdekit_diffusion._training.densities import draw_times
 
 DEFAULTS = {name: kind() for name, kind in DIFFUSIONS.items()}
 NEW = [name for name in DIFFUSIONS if name not in ("ve", "vp", "subvp")]
@@ -426,14 +428,14 @@ class Small(nn.Module):
         )
 
 
-@pytest.mark.parametrize("weighting", ["plain", "likelihood"])
+@pytest.mark.parametrize("weighting", ["plain", "likelihood", "edm"])
 @pytest.mark.parametrize("sde", DEFAULTS)
 def test_training_under_every_diffusion(sde, weighting, tmp_path):
     """Times stay where the clock is finite; the loss is; the checkpoint comes back with its
     diffusion.
     """
     u = torch.linspace(0, 1, 101, dtype=torch.float64)[:-1]
-    t = draw_times(DEFAULTS[sde], u, weighting, 1e-3, 0.5)
+    t = draw_times(DEFAULTS[sde], u, DENSITIES[WEIGHTS[weighting].density], 1e-3, 0.5)
     assert DEFAULTS[sde].log_snr(t).isfinite().all()
     assert t.min() >= 0
     assert t.max() <= DEFAULTS[sde].latest(0.5)

@@ -24,7 +24,7 @@ from sdekit.calling import (
     require_order,
     require_real,
 )
-from sdekit.elementary import Time, axpy, broadcast, clip, scaled, sqrt
+from sdekit.elementary import Time, axpy, broadcast, clip, reciprocal, scaled, sqrt
 from sdekit_diffusion._diffusions.diffusion import LARGEST, AbstractDiffusion
 from sdekit_diffusion._diffusions.names import diffusion
 from sdekit_diffusion._inputs import require_tensor, shape_given
@@ -35,7 +35,8 @@ from sdekit_diffusion._models.prediction import ALIASES, DATA, NOISE, PUBLISHED_
 from sdekit_diffusion._models.wrapped import modules_of, require_plain, unwrapped
 from sdekit_diffusion.data import Scale
 
-Conditioning = Literal["time", "log_snr", "sigma"] | tuple[float, float]
+Conditioning = Literal["time", "log_snr", "standardised", "sigma"] | tuple[float, float]
+_CONDITIONINGS = ("time", "log_snr", "standardised", "sigma")
 
 
 @dataclass
@@ -68,7 +69,10 @@ class ScoreModel(nn.Module, AbstractModel):
             "sigma" `net(x, sigma(t))`. "log_snr" calls `net(u, l)` with l = log(alpha / sigma) and
             the point scaled to unit noise-plus-signal, u = x / sqrt(alpha^2 + sigma^2): then the
             network does not depend on the diffusion, and its output means the same for u = alpha'
-            x_0 + sigma' eps, alpha'^2 + sigma'^2 = 1.
+            x_0 + sigma' eps, alpha'^2 + sigma'^2 = 1. "standardised" is "log_snr" for x_0 / s,
+            s = data_std: `net(x / sqrt(alpha^2 s^2 + sigma^2), log(alpha s / sigma))`, whose output
+            concerns x_0 / s. With "velocity" this is EDM's preconditioning, x_0 = c_skip x + c_out
+            F(c_in x, .), up to the sign of F.
         data_mean, data_std: of the data: the mean, a number or shaped like one sample, and the root
             mean square of a coordinate less its mean. Training records them; where they are not
             known they are estimated from the network when a solve begins.
@@ -376,24 +380,38 @@ class ScoreModel(nn.Module, AbstractModel):
             network = self.forward
         else:
             network = partial(self._call_network, None if parameter is None else parameter.dtype)
-        key = (self.sde, self.predicts, self.conditioning) if is_immutable(self.sde) else None
+        key = (self.sde, self.predicts, self.conditioning, self._unit())
+        key = key if is_immutable(self.sde) else None
         dtype, device = (None, None) if parameter is None else self.place()
         return NetworkCall(network, dtype, device, key)
 
     def affine(self, l: Tensor, prediction: Literal["data", "noise"]) -> Affine:
         size, label, alpha, sigma = self._levels(l)
-        skip, out = (DATA if prediction == "data" else NOISE)[self.predicts](alpha, sigma)
+        if prediction == "data":
+            skip, out = self._data(alpha, sigma)
+        else:
+            skip, out = NOISE[self.predicts](alpha, sigma)
         return Affine(label, size, skip * size, out)
 
     def predict_data(self, l: Time, u: Tensor) -> Tensor:
         point, label, alpha, sigma = self._inputs(l, u)
-        a, b = DATA[self.predicts](alpha, sigma)
+        a, b = self._data(alpha, sigma)
         return _combine(a, point, b, self(point, label))
 
     def predict_noise(self, l: Time, u: Tensor) -> Tensor:
         point, label, alpha, sigma = self._inputs(l, u)
         a, b = NOISE[self.predicts](alpha, sigma)
         return _combine(a, point, b, self(point, label))
+
+    def _data(self, alpha: Time, sigma: Time) -> tuple[Time, Time]:
+        """The coefficients of the point and of the output in x_0."""
+        a, b = DATA[self.predicts](alpha, sigma)
+        unit = self._unit()
+        return (a, b) if unit == 1 else (unit * a, unit * b)
+
+    def _unit(self) -> float:
+        """The standard deviation of the data for which the network is asked."""
+        return (self.data_std or 1.0) if self.conditioning == "standardised" else 1.0
 
     def _inputs(self, l: Time, u: Tensor) -> tuple[Tensor, Time, Time, Time]:
         """The point and the label that the network expects, with the alpha and sigma of that
@@ -404,10 +422,20 @@ class ScoreModel(nn.Module, AbstractModel):
         return point, label, alpha, sigma
 
     def _levels(self, l: Time) -> tuple[Time, Time, Time, Time]:
-        """sqrt(alpha^2 + sigma^2), the label, alpha and sigma at which the network is asked."""
+        """The point's factor, the label, alpha and sigma at which the network is asked."""
         if self.conditioning == "log_snr":
             l = clip(l, -LARGEST, LARGEST)
             return 1.0, l, signal_scale(l), noise_scale(l)
+        if self.conditioning == "standardised":
+            l = clip(l, -LARGEST, LARGEST)
+            unit = self._unit()
+            label = l + math.log(unit)
+            return (
+                reciprocal(sqrt((unit * signal_scale(l)) ** 2 + noise_scale(l) ** 2)),
+                label,
+                signal_scale(label),
+                noise_scale(label),
+            )
         t = self.sde.time(l)
         alpha = self.sde.alpha(t)
         sigma = self.sde.sigma(t)
@@ -438,14 +466,14 @@ _SWAPPED_ARGUMENTS = (
 
 def _checked_conditioning(conditioning: Conditioning) -> Conditioning:
     """As it is, a pair as a tuple of floats."""
-    if isinstance(conditioning, str) and conditioning in ("time", "log_snr", "sigma"):
+    if isinstance(conditioning, str) and conditioning in _CONDITIONINGS:
         return conditioning
     pair = _pair(conditioning)
     if pair is None or not all(map(math.isfinite, pair)):
-        suggestion = did_you_mean(conditioning, ("time", "log_snr", "sigma"))
+        suggestion = did_you_mean(conditioning, _CONDITIONINGS)
         raise ValueError(
-            f"conditioning = {conditioning!r} is not 'time', 'log_snr', 'sigma' or a pair (a, b) "
-            f"of finite numbers for a t + b{suggestion}"
+            f"conditioning = {conditioning!r} is not {', '.join(map(repr, _CONDITIONINGS))} or a "
+            f"pair (a, b) of finite numbers for a t + b{suggestion}"
         )
     return pair
 

@@ -1,20 +1,32 @@
 """Denoising score matching."""
 
 import math
-from typing import Literal
+from collections.abc import Mapping
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from sdekit import did_you_mean, fresh_seed, normal, uniform01
-from sdekit.elementary import broadcast, clip
-from sdekit_diffusion._counters import NOISE, TIME
-from sdekit_diffusion._diffusions.diffusion import AbstractDiffusion
+from sdekit.elementary import broadcast
+from sdekit_diffusion._counters import NOISE, SHIFT, TIME
 from sdekit_diffusion._inputs import require_tensor
 from sdekit_diffusion._models.model import noise_scale, signal_scale
 from sdekit_diffusion._models.score_model import ScoreModel
+from sdekit_diffusion._training.densities import (
+    DENSITIES,
+    AbstractDensity,
+    Density,
+    draw_discrete,
+    draw_times,
+)
+from sdekit_diffusion._training.loss_weights import WEIGHTS, AbstractWeight, Weighting
 
-Weighting = Literal["plain", "likelihood"]
+# 2^64 over the golden ratio, as a signed number: multiples of it modulo 2^64 are spread evenly.
+_GOLDEN = 0x9E3779B97F4A7C15 - (1 << 64)
+_BITS = 53
+
+Kind = TypeVar("Kind", AbstractWeight, AbstractDensity)
 
 
 def dsm_loss(
@@ -22,41 +34,51 @@ def dsm_loss(
     x0: Tensor,
     *,
     weighting: Weighting = "plain",
+    density: Density | None = None,
+    stratified: bool = False,
     discrete: bool = False,
     end: float = 1e-3,
     seed: int | None = None,
     first: int = 0,
 ) -> Tensor:
-    """E lambda(t) |s(x_t, t) - grad log p(x_t | x_0)|^2 for each sample, x_t = alpha x_0 + sigma
-    eps: shape `(batch,)`.
+    """E w(l) |eps_hat - eps|^2 for each sample, averaged over the coordinates, with x_t = alpha x_0
+    + sigma eps and l = log(alpha s / sigma), s the standard deviation of the data: shape
+    `(batch,)`.
 
-    With sigma s = -eps_hat the loss is lambda / sigma^2 |eps_hat - eps|^2, averaged over the
-    coordinates here. With discrete levels it is DDPM's E |eps - eps_hat(x_i, i)|^2, i uniform on 1
-    ... N, and twice NCSN's mean over the levels of lambda(sigma) 1/2 |(x_t - x_0) / sigma^2 + s|^2,
-    lambda = sigma^2.
+    In terms of the score, sigma s = -eps_hat, it is E w sigma^2 |s(x_t, t) - grad log p(x_t |
+    x_0)|^2; of standardised data z = x_0 / s, E w e^{2l} |z_hat - z|^2; of their velocity,
+    E w / (1 + e^{-2l}) |v_hat - v|^2. With discrete levels and "plain" it is DDPM's
+    E |eps - eps_hat(x_i, i)|^2, i uniform on 1 ... N, and twice NCSN's mean over the levels of
+    lambda(sigma) 1/2 |(x_t - x_0) / sigma^2 + s|^2, lambda = sigma^2.
 
     Arguments:
         model: the network and its diffusion.
         x0: data, floating, `(batch, *shape)`.
-        weighting: "plain", lambda = sigma^2 and t uniform (EDM: t^(1/7)); or "likelihood",
-            lambda = g^2, with t drawn from a density proportional to g^2 / sigma^2 = -2 dl/dt,
-            l = log(alpha / sigma), so that the variance stays finite: l is uniform, and the loss
-            bounds the negative log-likelihood up to a factor and a constant.
-        discrete: draw t from the diffusion's own `levels`, all equally likely, as DDPM and NCSN do;
-            with "plain" only.
+        weighting: w, by its name in `WEIGHTS`, or an `AbstractWeight`: "plain", 1; "likelihood", 1
+            with l uniform, so that the loss bounds the negative log-likelihood up to a factor and a
+            constant; "edm", 1 + e^{-2l}; "min_snr", `MinSNR(5)`; "balanced", e^{-l}; "data",
+            e^{-2l}; "sigmoid", `Sigmoid(2)`.
+        density: of noise levels, by its name in `DENSITIES`, or an `AbstractDensity`: "time", t
+            uniform (EDM: t^(1/7)); "uniform", l uniform; "log_normal", `LogNormal()`. That of the
+            weighting unless given: "uniform" for "likelihood", "balanced" and
+            "sigmoid", "log_normal" for "edm", "time" for others.
+        stratified: draw the levels of the stream of samples evenly: the quantiles are u + n / phi
+            modulo 1 for sample n, with the golden ratio phi and u drawn once from the seed.
+        discrete: draw t from the diffusion's own `levels`, all equally likely, as DDPM and NCSN do.
         end: sigma / alpha at the least noise that is trained, divided by `model.data_std`, or by 1
             where that is None; levels are all trained.
         seed, first: the noise of sample i depends on (seed, first + i) alone, its time also on
             `model.data_std`; None takes a new seed.
 
     Raises:
-        TypeError: when x0 is not a floating tensor.
-        ValueError: for an unknown weighting, or discrete levels where the diffusion has none or
-            with another weighting.
+        TypeError: when x0 is not a floating tensor, or weighting or density are neither names nor
+            objects of these classes.
+        ValueError: for an unknown name; for discrete levels where the diffusion has none, or with
+            another density; for "likelihood" with a density that is not uniform.
 
     Example:
         >>> model = sd.ScoreModel(sd.nets.MLP(shape=(2,), width=8), "vp", shape=(2,))
-        >>> loss = sd.dsm_loss(model, torch.randn(16, 2), seed=0)
+        >>> loss = sd.dsm_loss(model, torch.randn(16, 2), weighting="min_snr", seed=0)
         >>> loss.shape
         torch.Size([16])
         >>> loss.mean().backward()
@@ -64,7 +86,8 @@ def dsm_loss(
     References:
         Vincent 2011, "A connection between score matching and denoising autoencoders"; Song et al.
         2021, arXiv 2101.09258, for the likelihood weighting; Ho et al. 2020, arXiv 2006.11239,
-        equation 14, and Song and Ermon 2019, arXiv 1907.05600, equation 6, for discrete levels.
+        equation 14, and Song and Ermon 2019, arXiv 1907.05600, equation 6, for discrete levels;
+        Kingma et al. 2021, arXiv 2107.00630, for stratified levels.
     """
     require_tensor("x0", x0)
     if not x0.is_floating_point():
@@ -72,50 +95,81 @@ def dsm_loss(
             f"x0 must be floating, in the range that the model is to learn, not {x0.dtype}; scale "
             "it, or use .float()"
         )
+    require_density(weighting, density, discrete)
+    weight = weight_of(weighting)
+    data_std = model.data_std or 1.0
     seed = fresh_seed() if seed is None else seed
     index = torch.arange(first, first + len(x0), device=x0.device)
-    u = uniform01(seed, index, (), counter=TIME)
+    u = _stratified(seed, index) if stratified else uniform01(seed, index, (), counter=TIME)
     t = (
-        draw_levels(model.sde, u, weighting)
+        draw_discrete(model.sde, u)
         if discrete
-        else draw_times(model.sde, u, weighting, end, model.data_std or 1.0)
+        else draw_times(model.sde, u, density_of(density or weight.density), end, data_std)
     )
     eps = normal(seed, index, tuple(x0.shape[1:]), counter=NOISE, dtype=x0.dtype)
-    l = model.sde.log_snr(t)
+    l = torch.as_tensor(model.sde.log_snr(t))
     point = x0 * broadcast(signal_scale(l), x0) + eps * broadcast(noise_scale(l), x0)
-    return (model.predict_noise(l, point) - eps).square().reshape(len(x0), -1).mean(dim=1)
+    error = (model.predict_noise(l, point) - eps).square().reshape(len(x0), -1).mean(dim=1)
+    return error * weight.weight(l + math.log(data_std)).to(error.dtype)
 
 
-def draw_times(
-    sde: AbstractDiffusion, u: Tensor, weighting: Weighting, end: float, data_std: float = 1.0
-) -> Tensor:
-    """Uniform numbers in [0, 1) as times from sigma / alpha = end data_std to the diffusion's
-    latest, as the weighting wants them.
+def weight_of(choice: Weighting) -> AbstractWeight:
+    """A weight from its name.
+
+    Raises:
+        TypeError, ValueError: as `dsm_loss`.
     """
-    last = sde.latest(data_std)
-    low = float(sde.log_snr(last))
-    high = min(-math.log(end * data_std), float(sde.log_snr(0.0)))
-    if not high > low:
-        raise ValueError(
-            f"end = {end:g} leaves nothing to train on under {sde}; choose a smaller one, such as "
-            "1e-3"
-        )
-    if weighting == "plain":
-        earliest = float(sde.time_within(high))
-        return sde.spaced(earliest, last, u)
-    if weighting == "likelihood":
-        return clip(torch.as_tensor(sde.time(low + (high - low) * u)), 0.0, last)
-    suggestion = did_you_mean(weighting, ("plain", "likelihood"))
-    raise ValueError(f"weighting must be 'plain' or 'likelihood', not {weighting!r}{suggestion}")
+    return _resolved("weighting", choice, WEIGHTS, AbstractWeight)
 
 
-def draw_levels(sde: AbstractDiffusion, u: Tensor, weighting: Weighting) -> Tensor:
-    """Uniform numbers in [0, 1) as times of the diffusion's discrete noise levels, all equally
-    likely.
+def density_of(choice: Density) -> AbstractDensity:
+    """A density of noise levels from its name.
+
+    Raises:
+        TypeError, ValueError: as `dsm_loss`.
     """
-    if weighting != "plain":
+    return _resolved("density", choice, DENSITIES, AbstractDensity)
+
+
+def _resolved(
+    argument: str, choice: str | Kind, table: Mapping[str, Kind], kind: type[Kind]
+) -> Kind:
+    if isinstance(choice, kind):
+        return choice
+    if not isinstance(choice, str):
+        raise TypeError(f"{argument} must be a name or an {kind.__name__}, not {choice!r:.60}")
+    if choice not in table:
         raise ValueError(
-            f"discrete levels are drawn uniformly, for weighting = 'plain'; not {weighting!r}"
+            f"{argument} = {choice!r} must be one of {', '.join(map(repr, table))}"
+            f"{did_you_mean(choice, table)}"
         )
-    levels = sde.levels.to(u.device, non_blocking=True)
-    return levels[(u * len(levels)).to(torch.int64)]
+    return table[choice]
+
+
+def require_density(weighting: Weighting, density: Density | None, discrete: bool) -> None:
+    """Refuses a density of noise levels that is determined already.
+
+    Raises:
+        ValueError: as `dsm_loss`.
+    """
+    if discrete and (density is not None or weighting == "likelihood"):
+        raise ValueError(
+            "discrete levels are all equally likely: leave out density, and take another "
+            "weighting than 'likelihood', which has a density of its own"
+        )
+    if weighting == "likelihood" and density not in (None, "uniform"):
+        raise ValueError(
+            f"weighting = 'likelihood' bounds the likelihood with density = 'uniform' only, "
+            f"not {density!r}; leave out density, or take weighting = 'plain'"
+        )
+
+
+def _stratified(seed: int, index: Tensor) -> Tensor:
+    """Points in [0, 1), float64, evenly spread over every run of numbers of samples: u + n / phi
+    modulo 1 with u uniform, computed in integers.
+
+    Every number is uniform, and those of n successive ones leave no gap above 2 / n.
+    """
+    shift = uniform01(seed, index.new_zeros(1), (), counter=SHIFT)
+    words = index * _GOLDEN + (shift * 2.0**_BITS).to(torch.int64) * 2 ** (64 - _BITS)
+    return ((words >> (64 - _BITS)) & (2**_BITS - 1)).to(torch.float64) * 2.0**-_BITS

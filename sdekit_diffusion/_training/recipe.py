@@ -2,13 +2,16 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from numbers import Real
-from typing import Any, Literal, get_args
+from typing import Any, Literal, Self, get_args
 
 from sdekit import did_you_mean
 from sdekit_diffusion._inputs import is_whole
-from sdekit_diffusion._training.loss import Weighting
+from sdekit_diffusion._models.prediction import Prediction
+from sdekit_diffusion._training.densities import AbstractDensity, Density
+from sdekit_diffusion._training.loss import density_of, require_density, weight_of
+from sdekit_diffusion._training.loss_weights import AbstractWeight, Weighting, suited
 
 Schedule = Literal["cosine", "linear", "constant"]
 Precision = Literal["full", "bfloat16"]
@@ -29,7 +32,12 @@ class Recipe:
         clip: bound of the gradient's norm.
         ema: decay of the averaged weights, which rises to it as min(ema, (1 + n) / (10 + n)); or
             several, the first of which gives the weights of the trained model.
-        weighting: "plain" or "likelihood", see `dsm_loss`.
+        weighting: of the noise levels, see `dsm_loss`: plain, likelihood, edm, min_snr, balanced,
+            data, sigmoid, or in Python an `AbstractWeight`. Unless given, "balanced" for a network
+            that predicts the data, and "plain" for others.
+        density: of the noise levels, see `dsm_loss`: time, uniform, log_normal, or in
+            Python an `AbstractLogSNRDensity`; that of the weighting unless given.
+        stratified: draw the noise levels evenly over the samples of the stream, see `dsm_loss`.
         discrete: train only the discrete levels of `DDPM` and `NCSN`, see `dsm_loss`.
         end: sigma / alpha at the least noise that is trained, divided by the standard deviation of
             the data.
@@ -59,7 +67,9 @@ class Recipe:
     schedule: Schedule = "cosine"
     clip: float = 1.0
     ema: float | tuple[float, ...] = 0.999
-    weighting: Weighting = "plain"
+    weighting: Weighting | None = None
+    density: Density | None = None
+    stratified: bool = False
     discrete: bool = False
     end: float = 1e-3
     drop: float | dict[str, float] = 0.1
@@ -79,26 +89,42 @@ class Recipe:
         for name in ("lr", "clip", "end"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} = {getattr(self, name)!r} must be positive")
-        for name, choices in (
-            ("weighting", Weighting),
-            ("schedule", Schedule),
-            ("precision", Precision),
-        ):
+        weighting = "plain" if self.weighting is None else self.weighting
+        weight_of(weighting)
+        if self.density is not None:
+            density_of(self.density)
+        require_density(weighting, self.density, self.discrete)
+        for name, choices in (("schedule", Schedule), ("precision", Precision)):
             value = getattr(self, name)
             if value not in (allowed := get_args(choices)):
                 raise ValueError(
                     f"{name} = {value!r} must be one of "
                     f"{', '.join(map(repr, allowed))}{did_you_mean(value, allowed)}"
                 )
-        if self.discrete and self.weighting != "plain":
-            raise ValueError(
-                f"discrete levels are trained with weighting = 'plain', not {self.weighting!r}"
-            )
         if not all(0 <= p <= 1 for p in self._drops().values()):
             raise ValueError(f"drop = {self.drop!r} must be a probability, or one for each name")
         if not (self.decays and all(0 <= decay < 1 for decay in self.decays)):
             raise ValueError(f"ema = {self.ema!r} must be one or more decays in [0, 1)")
         self._plain()
+
+    def suited(self, predicts: Prediction) -> Self:
+        """The recipe with the weighting and the density that suit a prediction, where none are
+        given.
+        """
+        weighting = suited(predicts) if self.weighting is None else self.weighting
+        density = None if self.discrete else self.density or weight_of(weighting).density
+        return replace(self, weighting=weighting, density=density)
+
+    def settings(self) -> dict[str, Any]:
+        """All settings as JSON has them; a weight or a density that is an object by its class
+        and its fields.
+        """
+        objects = {
+            name: {"class": type(value).__name__, **asdict(value)}
+            for name in ("weighting", "density")
+            if isinstance(value := getattr(self, name), AbstractWeight | AbstractDensity)
+        }
+        return asdict(self) | objects
 
     def _drops(self) -> dict[str, float]:
         """The probabilities of `drop`, that for all under no name."""

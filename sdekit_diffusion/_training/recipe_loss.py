@@ -29,7 +29,7 @@ class RecipeLoss(nn.Module):
     def __init__(self, model: ScoreModel, recipe: Recipe, transform: Transform | None) -> None:
         super().__init__()
         self.model = model
-        self.recipe = recipe
+        self.recipe = recipe.suited(model.predicts)
         self.transform = transform
 
     def forward(self, rows: Tensor, conditions: Mapping[str, Tensor], first: int) -> Tensor:
@@ -52,7 +52,9 @@ class RecipeLoss(nn.Module):
             return dsm_loss(
                 model,
                 rows.to(self.model.place()[0]),
-                weighting=recipe.weighting,
+                weighting=recipe.weighting or "plain",
+                density=recipe.density,
+                stratified=recipe.stratified,
                 discrete=recipe.discrete,
                 end=recipe.end,
                 seed=recipe.seed,

