@@ -47,10 +47,13 @@ def plane_error(model: sd.ScoreModel, n: int = 20_000) -> float:
     u = u[torch.randperm(n, generator=torch.Generator().manual_seed(1))]
     std = model.data_std or 1.0
     earliest = float(model.sde.time(-math.log(1e-3 * std)))
-    l = model.sde.log_snr(earliest + (1 - earliest) * u)
+    l = torch.as_tensor(model.sde.log_snr(earliest + (1 - earliest) * u))
     x0 = MIXTURE.sample(n, seed=99).double()
     eps = torch.randn(n, 2, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
-    point = x0 * sd.signal_scale(l)[:, None] + eps * sd.noise_scale(l)[:, None]
+    signal, noise = (
+        torch.as_tensor(scale(l))[:, None] for scale in (sd.signal_scale, sd.noise_scale)
+    )
+    point = x0 * signal + eps * noise
     with torch.no_grad():
         error = model.predict_noise(l, point.float()) - MIXTURE.predict_noise(l, point)
     return float(error.square().mean())
