@@ -134,8 +134,8 @@ def draw(pictures: dict[float, Tensor]) -> None:
     for axes, (scale, levels) in zip(
         figure.subplots(1, len(pictures)), pictures.items(), strict=True
     ):
-        rows = levels.reshape(10, PER_CLASS, 8, 8)[:, :10]
-        grid = rows.permute(0, 2, 1, 3).reshape(80, 80)
+        rows = torch.nn.functional.pad(levels.reshape(10, PER_CLASS, 8, 8)[:, :10], (1, 1, 1, 1))
+        grid = rows.permute(0, 2, 1, 3).reshape(100, 100)
         axes.imshow(grid.numpy(), cmap="gray_r", vmin=0, vmax=16)
         axes.set_title({0.0: "w = 0: unconditional"}.get(scale, f"w = {scale:g}"), fontsize=10)
         axes.set_axis_off()
