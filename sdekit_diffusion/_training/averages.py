@@ -1,4 +1,4 @@
-"""Exponential moving averages of weights."""
+"""Averages of weights along a training run."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -7,29 +7,38 @@ import torch
 from torch import Tensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
+from sdekit_diffusion._training.profiles import exponent
+
 
 class Averages:
-    """An average of the weights for each of some decays.
+    """An average of the weights for each of some decays, then for each of some relative widths.
 
     Attributes:
-        values: the averages, by decay and weight.
+        values: the averages, by decay or width and by weight.
 
     Arguments:
         weights: changed in place, by the updates of a training run.
         decays: which the averages approach as min(decay, (1 + n) / (10 + n)).
+        widths: of averages in which the weights after update n of t count like n^gamma: the decay
+            of update n is (1 - 1 / n)^(gamma + 1), see `profiles.py`.
     """
 
-    def __init__(self, weights: list[Tensor], decays: Sequence[float]) -> None:
+    def __init__(
+        self, weights: list[Tensor], decays: Sequence[float], widths: Sequence[float] = ()
+    ) -> None:
         self._weights = weights
         self._decays = decays
-        self.values = [[weight.detach().clone() for weight in weights] for _ in decays]
+        self._powers = [exponent(width) + 1 for width in widths]
+        count = len(decays) + len(widths)
+        self.values = [[weight.detach().clone() for weight in weights] for _ in range(count)]
 
     def update(self, step: int) -> None:
         """Updates the averages with the weights after update number `step`, counted from 0."""
-        for decay, average in zip(self._decays, self.values, strict=True):
-            # The first copies the weights.
-            decay_now = min(decay, (1 + step) / (10 + step)) if step else 0.0
-            get_ema_multi_avg_fn(decay_now)(average, self._weights, step)
+        # The first copies the weights.
+        decays = [min(decay, (1 + step) / (10 + step)) if step else 0.0 for decay in self._decays]
+        decays += [(step / (step + 1)) ** power for power in self._powers]
+        for decay, average in zip(decays, self.values, strict=True):
+            get_ema_multi_avg_fn(decay)(average, self._weights, step)
 
     def fill(self, index: int = 0) -> None:
         """Copies an average to the weights."""

@@ -9,6 +9,7 @@ from sdekit_diffusion._models.checkpoint import CONFIG, files_of
 from sdekit_diffusion._storage.atomic import exclusive
 from sdekit_diffusion._training.history import checkpoints, discard, step_folders
 from sdekit_diffusion._training.log import METRICS, require_lines
+from sdekit_diffusion._training.snapshots import remove_snapshots
 
 PROGRESS = "progress"
 REPORT = "report.html"
@@ -20,8 +21,8 @@ _PICTURE = re.compile(r"\d{8,}\.png")
 
 
 def clear(run: Path) -> None:
-    """Removes an older run's model, checkpoints, samples, pictures of its progress and report; all
-    other files stay.
+    """Removes an older run's model, checkpoints, snapshots of averages, samples, pictures of its
+    progress and report; all other files stay.
 
     If the folder has no run, nothing is removed.
 
@@ -45,6 +46,7 @@ def clear(run: Path) -> None:
             path.unlink(missing_ok=True)
         for path in step_folders(run):
             discard(path)
+        remove_snapshots(run)
 
 
 def _is_report(path: Path) -> bool:

@@ -24,6 +24,7 @@ class Log:
         save_every: updates between two checkpoints; one with the least validation loss so far is
             written at once.
         keep: how many checkpoints stay besides that one.
+        snapshots: how many times, evenly over the run, the averages of `Recipe.widths` are stored.
         tensorboard: write the numbers of metrics.jsonl for TensorBoard too.
 
     Raises:
@@ -41,12 +42,15 @@ class Log:
     log_every: int = 10
     save_every: int = 500
     keep: int = 3
+    snapshots: int = 64
     tensorboard: bool = False
 
     def __post_init__(self) -> None:
-        if not all(is_whole(n, 1) for n in (self.log_every, self.save_every, self.keep)):
+        counts = (self.log_every, self.save_every, self.keep, self.snapshots)
+        if not all(is_whole(n, 1) for n in counts):
             raise ValueError(
-                f"log_every, save_every and keep are whole numbers that start at 1: {self}"
+                "log_every, save_every, keep and snapshots are whole numbers that start at 1: "
+                f"{self}"
             )
         if self.tensorboard:
             _writer()

@@ -126,7 +126,7 @@ class Training(Iterator[Record]):
         self._transform = transform
         model.record_scale(*data_moments(self.source, self._encoded))
         self._weights: list[Tensor] = list(model.parameters())
-        self._averages = Averages(self._weights, self.recipe.decays)
+        self._averages = Averages(self._weights, self.recipe.decays, self.recipe.widths)
         self._finite = FiniteCheck(self._weights)
         self._optimiser = torch.optim.AdamW(self._weights, lr=self.recipe.lr)
         self._loss: RecipeLoss | DistributedDataParallel | None = None  # made for the first batch
@@ -243,18 +243,21 @@ class Training(Iterator[Record]):
                 "state before that"
             )
         names = [name for name, _ in self.model.named_parameters()]
-        numbers = {id(weight): i for i, weight in enumerate(self._weights)}
-        # A weight that is used twice has two names.
-        named = self.model.named_parameters(remove_duplicate=False)
-        positions = {name: numbers[id(weight)] for name, weight in named}
         state = {f"model.{name}": value for name, value in self.model.state_dict().items()}
-        for i, average in enumerate(self._averages.values):
-            state |= {f"average.{i}.{name}": average[j] for name, j in positions.items()}
+        for i in range(len(self._averages.values)):
+            state |= {f"average.{i}.{name}": value for name, value in self.average(i).items()}
         for i, moments in self._optimiser.state_dict()["state"].items():
             state |= {f"adamw.{names[i]}/{key}": value for key, value in moments.items()}
         return {name: value.detach().clone() for name, value in state.items()} | {
             "step": torch.tensor(self.step)
         }
+
+    def average(self, index: int) -> dict[str, Tensor]:
+        """The averaged weights of a decay or, after these, of a width, by name."""
+        numbers = {id(weight): i for i, weight in enumerate(self._weights)}
+        # A weight that is used twice has two names.
+        named = self.model.named_parameters(remove_duplicate=False)
+        return {name: self._averages.values[index][numbers[id(weight)]] for name, weight in named}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Resumes the run from where `state_dict` was called.

@@ -12,6 +12,7 @@ from sdekit_diffusion._models.prediction import Prediction
 from sdekit_diffusion._training.densities import AbstractDensity, Density
 from sdekit_diffusion._training.loss import density_of, require_density, weight_of
 from sdekit_diffusion._training.loss_weights import AbstractWeight, Weighting, suited
+from sdekit_diffusion._training.profiles import exponent
 
 Schedule = Literal["cosine", "linear", "constant"]
 Precision = Literal["full", "bfloat16"]
@@ -32,6 +33,8 @@ class Recipe:
         clip: bound of the gradient's norm.
         ema: decay of the averaged weights, which rises to it as min(ema, (1 + n) / (10 + n)); or
             several, the first of which gives the weights of the trained model.
+        widths: the relative widths of averages from snapshots of which `load(folder, width=...)`
+            makes one of any width after the run, such as (0.05, 0.1); see `Log.snapshots`.
         weighting: of the noise levels, see `dsm_loss`: plain, likelihood, edm, min_snr, balanced,
             data, sigmoid, or in Python an `AbstractWeight`. Unless given, "balanced" for a network
             that predicts the data, and "plain" for others.
@@ -67,6 +70,7 @@ class Recipe:
     schedule: Schedule = "cosine"
     clip: float = 1.0
     ema: float | tuple[float, ...] = 0.999
+    widths: tuple[float, ...] = ()
     weighting: Weighting | None = None
     density: Density | None = None
     stratified: bool = False
@@ -106,6 +110,8 @@ class Recipe:
         if not (self.decays and all(0 <= decay < 1 for decay in self.decays)):
             raise ValueError(f"ema = {self.ema!r} must be one or more decays in [0, 1)")
         self._plain()
+        for width in self.widths:
+            exponent(width)
 
     def suited(self, predicts: Prediction) -> Self:
         """The recipe with the weighting and the density that suit a prediction, where none are
@@ -154,6 +160,7 @@ class Recipe:
             if field.type in (int, float, bool):
                 object.__setattr__(self, field.name, field.type(getattr(self, field.name)))
         decays = self.decays
+        object.__setattr__(self, "widths", tuple(map(float, self.widths)))
         object.__setattr__(self, "ema", decays[0] if isinstance(self.ema, Real) else decays)
 
     @property

@@ -34,6 +34,7 @@ from sdekit_diffusion._training.interrupt import Interrupted, number_of, remembe
 from sdekit_diffusion._training.log import METRICS, Log, MetricsFile, require_lines
 from sdekit_diffusion._training.loop import Record, Training
 from sdekit_diffusion._training.recipe import Recipe
+from sdekit_diffusion._training.snapshots import remove_snapshots, write_snapshot
 
 VALIDATION = "validation_loss"
 _PENDING_LOSSES = "losses"  # in a state: those since the last line of metrics.jsonl
@@ -149,6 +150,8 @@ class Run:
                 "them share"
             )
         earlier = [path for path in checkpoints(folder) if int(path.name) <= training.step]
+        if rank() == 0:
+            remove_snapshots(folder, after=training.step)
         self._smallest_loss = min(map(validation_loss_at, earlier), default=math.inf)
         self._metrics = MetricsFile(folder, training.step, log.tensorboard)
 
@@ -239,6 +242,7 @@ class Run:
         improved = measured.get(VALIDATION, math.inf) < self._smallest_loss
         self._smallest_loss = min(self._smallest_loss, measured.get(VALIDATION, math.inf))
         saves_checkpoint = last or improved or step % self.log.save_every == 0
+        self._snapshot(record)
         if saves_checkpoint or measured or step % self.log.log_every == 0:
             loss = torch.stack(self._losses).mean()
             self.training.require_finite(loss)
@@ -255,6 +259,23 @@ class Run:
             self._save(step, {name: measured[name] for name in (VALIDATION,) if name in measured})
         if saves_checkpoint:
             self._saved = step
+
+    def _snapshot(self, record: Record) -> None:
+        """Stores the averages of the recipe's widths after an update, if that is due."""
+        recipe = self.training.recipe
+        due, before = (
+            n * self.log.snapshots // recipe.steps for n in (record.step, record.step - 1)
+        )
+        if not recipe.widths or due == before:
+            return
+        self.training.require_finite(record.loss)
+        if rank() == 0:
+            averages = {
+                f"{width}/{name}": value
+                for i, width in enumerate(recipe.widths)
+                for name, value in self.training.average(len(recipe.decays) + i).items()
+            }
+            write_snapshot(self.folder, record.step, averages)
 
     def ended(self) -> bool:
         """Whether the run ends here, before the recipe does, because its time is over; a checkpoint
@@ -343,4 +364,4 @@ def _recorded(recipe: Mapping[str, Any]) -> dict[str, Any]:
     """The settings of a run; those that its version did not have are what they were in effect."""
     chosen = {name: recipe[name] for name in ("weighting", "discrete") if name in recipe}
     earlier = Recipe() if "density" in recipe else Recipe(**chosen)
-    return earlier.suited("noise").settings() | dict(recipe)
+    return json.loads(json.dumps(earlier.suited("noise").settings())) | dict(recipe)
