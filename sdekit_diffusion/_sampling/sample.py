@@ -1,7 +1,8 @@
 """`sample`: samples from a model, under any diffusion, by any method."""
 
 from collections.abc import Callable
-from typing import Literal, Unpack, overload
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Literal, Unpack, overload
 
 import torch
 from torch import Tensor
@@ -175,11 +176,13 @@ def _reporting(
     n: int,
     batch_size: int | None,
     steps: int,
-) -> tuple[tqdm, Callable[[Point], None] | None]:
+) -> tuple[AbstractContextManager[Any], Callable[[Point], None] | None]:
     """A progress bar of the steps of all batches, whose number is unknown where a method has 0; and
     what is called with each point (step, l, u): updates the bar, and calls the callback with
-    (step, t, x). None where nothing is to be reported.
+    (step, t, x). An empty context, and None, where nothing is to be reported.
     """
+    if not progress and callback is None:
+        return nullcontext(), None  # a bar that is not shown takes time too, and a thread
     batches = -(-n // (batch_size or max(1, n)))
     total = steps * batches or None
     bar = tqdm(total=total, unit="step", desc="sampling", disable=not progress)
@@ -189,4 +192,4 @@ def _reporting(
         if callback is not None:
             callback(coordinates.physical_point(point))
 
-    return bar, report if progress or callback is not None else None
+    return bar, report
