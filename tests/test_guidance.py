@@ -279,11 +279,64 @@ def test_what_is_refused():
         Guided(WHOLE, 2.0)
     with pytest.raises(ValueError, match="not known to work without"):
         Guided(model(net=lambda x, t: x), 2.0)
-    with pytest.raises(ValueError, match="interval has a least"):
-        Guided(conditional, 2.0, interval=(2.0, 1.0))
+    for interval in ((2.0, 1.0), 0.5, (0.1, 1.0, 2.0), ("a", "b"), (-1.0, 1.0)):
+        with pytest.raises(ValueError, match="interval has a least"):
+            Guided(conditional, 2.0, interval=interval)
+    for forgotten in (model(), model().unconditional(), model().given(label=None)):
+        with pytest.raises(ValueError, match="not given label, so there is nothing to guide to"):
+            Guided(forgotten, 2.0)
+    with pytest.raises(TypeError, match="by is a model"):
+        Guided(conditional, 2.0, by="weak")
+    for scale in (math.nan, "2", None):
+        with pytest.raises(ValueError, match="scale is a finite number"):
+            Guided(conditional, scale)
+        with pytest.raises(ValueError, match="scale is a finite number"):
+            ClassifierGuided(WHOLE, log_prob, torch.ones(1), scale, classifier_sde="vp")
+    with pytest.raises(ValueError, match="rescale is a finite number"):
+        Guided(conditional, 2.0, rescale="0.7")
+    for y in (2, torch.tensor(2), [1, 2]):
+        with pytest.raises(TypeError, match="y is a tensor with one entry per sample"):
+            ClassifierGuided(WHOLE, log_prob, y, classifier_sde="vp")
     with pytest.raises(ValueError, match="rescale is a share"):
         Guided(conditional, 2.0, rescale=1.5)
-    with pytest.raises(ValueError, match="scale is a finite number"):
-        Guided(conditional, math.nan)
     with pytest.raises(ValueError, match="has no diffusion of its own"):
         ClassifierGuided(WHOLE, log_prob, torch.ones(1))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (lambda x, t, y: log_prob(x.detach(), t, y), "has no gradient in x"),
+        (torch.no_grad()(log_prob), "has no gradient in x"),
+        (lambda x, t, y: x.expand(len(x), 3), "it must return log p"),
+        (lambda x, t, y: log_prob(x, t, y).sum(), "it must return log p"),
+        (lambda x, t, y: 1.0, "returned float; it must return"),
+    ],
+)
+def test_a_classifier_that_guides_nowhere_is_refused(wrong, message):
+    guided = ClassifierGuided(WHOLE, wrong, torch.ones(4), classifier_sde="vp")
+    with pytest.raises(ValueError, match=message):
+        guided.predict_data(0.3, torch.zeros(4, 1))
+    with pytest.raises(ValueError, match=message):
+        sd.sample(guided, 4, sde="vp", steps=4, seed=0)
+
+
+def test_vectors_of_networks_with_null_values():
+    """A null value of a condition that is a vector fills it."""
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(3, 3)
+
+        def forward(self, x, t, y):
+            return self.layer(x) + y
+
+    torch.manual_seed(0)
+    plain = model(net=Net(), null={"y": 0})
+    y = torch.eye(3)
+    with torch.no_grad():
+        found = Guided(plain.given(y=y), 2.0).predict_noise(0.0, U[:3])
+        reference = plain.given(y=torch.zeros(3, 3))
+        expected = Guided(plain.given(y=y), 2.0, by=reference).predict_noise(0.0, U[:3])
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)

@@ -206,6 +206,12 @@ def test_each_condition_is_dropped_by_seed_and_number():
     assert bool((network.seen[3][0] == -1).all())
 
 
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int32])
+def test_small_integers_are_dropped_too(dtype):
+    """-1 is none of MNIST's bytes."""
+    fit(model(), (X, LABEL.to(dtype)), replace(RECIPE, drop=0.5), progress=False)
+
+
 def test_a_run_with_labels_resumes_to_the_bit(tmp_path):
     data = {"x": X, "label": LABEL}
     whole = model()
@@ -306,6 +312,8 @@ def test_validation_with_labels():
     assert validation_loss((X, LABEL.flip(0)))(trained, 0)["validation_loss"] != found
     with pytest.raises(ValueError, match="entry for each of 40"):
         validation_loss((X, LABEL[1:]))(trained, 0)
+    with pytest.raises(ValueError, match="built for label and the data have none"):
+        validation_loss(X)(trained, 0)
     with pytest.raises(TypeError, match="x must be a tensor"):
         validation_loss({"points": X})
 

@@ -116,7 +116,7 @@ def test_what_is_refused():
     for conditioning in ("snr", (1.0, 2.0, 3.0)):
         with pytest.raises(
             ValueError,
-            match=r"conditioning = .* is not 'time', 'log_snr', 'sigma' "
+            match=r"conditioning = .* is not 'time', 'log_snr', 'standardised', 'sigma' "
             r"or a pair",
         ):
             ScoreModel(lambda x, t: x, "vp", conditioning=conditioning)

@@ -70,6 +70,14 @@ def expanded(
 
 
 def dropped(value: Tensor, null: float, drop: Tensor) -> Tensor:
-    """A condition with the null value in the rows `drop`, `(batch,)` booleans."""
+    """A condition with the null value in the rows `drop`, `(batch,)` booleans; integers as int64,
+    because the null value may not be one of their own type.
+    """
+    value = value if value.is_floating_point() else value.to(torch.int64)
     rows = drop.reshape(-1, *[1] * (value.ndim - 1))
     return torch.where(rows, torch.full((), null, dtype=value.dtype, device=value.device), value)
+
+
+def unknown_like(value: Tensor, null: float) -> Tensor:
+    """As many unknown values as a condition has entries."""
+    return dropped(value, null, torch.ones(len(value), dtype=torch.bool, device=value.device))

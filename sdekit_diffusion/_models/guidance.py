@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any, Literal
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 
 from sdekit.elementary import Time, broadcast, sqrt
 from sdekit_diffusion._diffusions.diffusion import AbstractDiffusion
-from sdekit_diffusion._models.condition_values import expanded, is_single
+from sdekit_diffusion._models.condition_values import is_single, unknown_like
 from sdekit_diffusion._models.derived import AbstractDerivedModel, per_sample
 from sdekit_diffusion._models.model import AbstractModel, noise_scale, signal_scale
 from sdekit_diffusion._models.prediction import DATA
@@ -65,20 +66,15 @@ class Guided(AbstractDerivedModel):
     together: bool = True
 
     def __post_init__(self) -> None:
-        if not math.isfinite(self.scale):
-            raise ValueError(f"scale is a finite number, 1 for no guidance; not {self.scale}")
+        _require_number("scale", self.scale, "1 for no guidance")
+        _require_number("rescale", self.rescale, "a share from 0 to 1")
         if self.by is None:
-            if not isinstance(self.model, ScoreModel):
-                raise ValueError(
-                    f"{type(self.model).__name__} has no unconditional model that is known here: "
-                    "give one, by=..."
-                )
-            object.__setattr__(self, "by", self.model.unconditional())
-        if self.interval is not None and not 0 <= self.interval[0] < self.interval[1]:
-            raise ValueError(
-                "interval has a least and a largest sigma / alpha, such as (0.2, 2.0); not "
-                f"{self.interval}"
+            object.__setattr__(self, "by", _unconditional(self.model))
+        if not isinstance(self.by, AbstractModel):
+            raise TypeError(
+                f"by is a model, such as weak.given(label=y), not a {type(self.by).__name__}"
             )
+        _require_interval(self.interval)
         if not 0 <= self.rescale <= 1:
             raise ValueError(f"rescale is a share, from 0 to 1; not {self.rescale}")
 
@@ -180,6 +176,12 @@ class ClassifierGuided(AbstractDerivedModel):
 
     def __post_init__(self) -> None:
         self.model.under(self.classifier_sde)  # refuses where there is none
+        _require_number("scale", self.scale, "1 for the classifier as it is")
+        if not isinstance(self.y, Tensor) or not self.y.ndim:
+            raise TypeError(
+                f"y is a tensor with one entry per sample, not {self.y!r:.60}; use "
+                "torch.full((n,), ...) for the same of all"
+            )
 
     def predict_data(self, l: Time, u: Tensor) -> Tensor:
         a, b = signal_scale(l), noise_scale(l)
@@ -204,9 +206,25 @@ class ClassifierGuided(AbstractDerivedModel):
         times = times.to(u).expand(len(u))
 
         def total(point: Tensor) -> Tensor:
-            return self.log_prob(point * broadcast(size, point), times, self.y.to(u.device)).sum()
+            found = self.log_prob(point * broadcast(size, point), times, self.y.to(u.device))
+            _require_log_prob(found, len(u))
+            return found.sum()
 
         return torch.func.grad(total)(u)
+
+
+def _require_log_prob(found: object, n: int) -> None:
+    """Refuses what is not log p(y | x_t) of n samples, or has no gradient."""
+    if not isinstance(found, Tensor) or found.shape != (n,):
+        shape = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
+        raise ValueError(
+            f"log_prob(x, t, y) returned {shape}; it must return log p(y | x) of each of {n} "
+            f"samples, ({n},): of the logits of a classifier, log_softmax(logits, 1)[range(n), y]"
+        )
+    if not found.requires_grad:
+        raise ValueError(
+            "log_prob(x, t, y) has no gradient in x: do not detach x, nor use torch.no_grad()"
+        )
 
 
 def _predict(
@@ -221,30 +239,84 @@ def _joined(model: AbstractModel, reference: AbstractModel, n: int) -> ScoreMode
         return None
     if model.net is not reference.net:
         return None
-    device = model.place()[1]
-    own, other = (expanded(each.conditions, each.null, n, device) for each in (model, reference))
     joined = {}
-    for name in {**own, **other}:
-        rows = _rows_of_both(own.get(name), other.get(name), model.null.get(name))
+    for name in {**model.conditions, **reference.conditions}:
+        own, other = (each.conditions.get(name) for each in (model, reference))
+        rows = _rows_of_both(own, other, model.null.get(name), n, model.place()[1])
         if not rows:
             return None
         joined[name] = rows[0]
     return model.given(**joined)
 
 
-def _rows_of_both(own: Any, other: Any, null: float | None) -> list[Any]:  # noqa: ANN401
-    """A condition of the samples of two models, one after the other, if it can be told: in a list
+def _rows_of_both(
+    own: Any,  # noqa: ANN401 - whatever the network takes
+    other: Any,  # noqa: ANN401
+    null: float | None,
+    n: int,
+    device: torch.device,
+) -> list[Any]:
+    """A condition of the n samples of two models, one after the other, if it can be told: in a list
     of one, else of none.
     """
     if own is other and is_single(own):
         return [own]
     tensors = [value for value in (own, other) if isinstance(value, Tensor) and value.ndim]
-    if len(tensors) == 2:
-        return [torch.cat(tensors)]
-    if len(tensors) == 1 and null is not None and (own is None or other is None):
-        unknown = torch.full_like(tensors[0], null)
-        return [torch.cat([unknown if own is None else own, unknown if other is None else other])]
-    return []
+    if null is None and len(tensors) < 2:
+        return []
+    like = tensors[0] if tensors else torch.zeros(n, dtype=torch.int64, device=device)
+    both = []
+    for value in (own, other):
+        if isinstance(value, Tensor) and value.ndim:
+            both.append(value)
+        elif value is None or isinstance(value, int | float):
+            assert null is not None
+            both.append(unknown_like(like, null if value is None else value))
+        else:
+            return []
+    return [torch.cat(both)]
+
+
+def _unconditional(model: AbstractModel) -> AbstractModel:
+    """The reference of a model that is given a condition: itself without.
+
+    Raises:
+        ValueError: when there is none, or no condition.
+    """
+    if not isinstance(model, ScoreModel):
+        raise ValueError(
+            f"{type(model).__name__} has no unconditional model that is known here: give one, "
+            "by=..."
+        )
+    reference = model.unconditional()
+    if all(model.conditions.get(name) is None for name in model.null):
+        raise ValueError(
+            f"the model was not given {' or '.join(model.null)}, so there is nothing to guide to: "
+            f"pass model.given({next(iter(model.null))}=...), or another reference, by=..."
+        )
+    return reference
+
+
+def _require_number(name: str, value: object, allowed: str) -> None:
+    """Refuses what is no finite number."""
+    if not isinstance(value, Real) or not math.isfinite(value):
+        raise ValueError(f"{name} is a finite number, {allowed}; not {value!r:.60}")
+
+
+def _require_interval(interval: Any) -> None:  # noqa: ANN401 - what a user gives
+    """Refuses what is no interval of sigma / alpha."""
+    if interval is None:
+        return
+    try:
+        low, high = interval
+        valid = 0 <= low < high
+    except (TypeError, ValueError):
+        valid = False
+    if not valid:
+        raise ValueError(
+            "interval has a least and a largest sigma / alpha, such as (0.2, 2.0); not "
+            f"{interval!r:.60}"
+        )
 
 
 def _spread(output: Tensor) -> Tensor:

@@ -250,9 +250,10 @@ class ScoreModel(nn.Module, AbstractModel):
         return [self] if isinstance(self.net, nn.Module) else [self, *modules_of(self.net)]
 
     def extra_repr(self) -> str:
+        given = f", given {', '.join(self.conditions)}" if self.conditions else ""
         return (
             f"{self.sde}, predicts={self.predicts!r}, conditioning={self.conditioning!r}, "
-            f"shape={self.shape}"
+            f"shape={self.shape}{given}"
         )
 
     def place(self) -> tuple[torch.dtype, torch.device]:

@@ -21,6 +21,7 @@ from sdekit_diffusion._training.loop import Record, Training
 from sdekit_diffusion._training.recipe import Recipe
 from sdekit_diffusion._training.recipe_loss import RecipeLoss, Transform
 from sdekit_diffusion._training.run import VALIDATION, run_in
+from sdekit_diffusion._training.trainable import require_given
 from sdekit_diffusion.data._batches import Batch, require_finite
 from sdekit_diffusion.data._given import Data, Labelled, named
 
@@ -227,6 +228,7 @@ def validation_loss(
     def found(model: ScoreModel, step: int) -> dict[str, float]:
         device = model.place()[1]
         batch = Batch.of(named(data, model.condition_names()))
+        require_given(batch.conditions, model)
         parts = []
         with torch.no_grad(), evaluating(model, len(x)):
             for i in range(0, len(x), _BATCH):

@@ -92,10 +92,19 @@ def require_conditions(conditions: Mapping[str, Tensor], model: ScoreModel, reci
             raise ValueError(
                 f"{name} is given by the data, and to the model by given(): leave out one of them"
             )
+    require_given(conditions, model)
+    recipe.drop_of([name for name in conditions if name in model.null])
+
+
+def require_given(conditions: Mapping[str, Tensor], model: ScoreModel) -> None:
+    """Refuses data without a condition that the network was built for.
+
+    Raises:
+        ValueError: says which.
+    """
     missing = [name for name in model.null if name not in {**conditions, **model.conditions}]
     if missing and model.given_null is None:
         raise ValueError(
             f"the network was built for {', '.join(missing)} and the data have none: give them, as "
             f"in fit(model, {{'x': x, '{missing[0]}': ...}}), or leave it out of the network"
         )
-    recipe.drop_of([name for name in conditions if name in model.null])
