@@ -37,9 +37,13 @@ from sdekit import (
 from sdekit_diffusion import (
     DDPM,
     METHODS,
+    AbstractModel,
     AdaptiveFlow,
     AdaptiveSDE,
+    Inpainted,
+    Noised,
     Recipe,
+    RePaint,
     ScoreModel,
     fit,
     log_likelihood,
@@ -102,12 +106,20 @@ def sampling() -> Iterator[tuple[str, tuple[int, int], Case]]:
     """Every method on a fixed grid."""
     model = model_of()
 
-    def run(n: int, *, method: str, **more: Any) -> None:  # noqa: ANN401 - options of `sample`
-        sample(model, BATCH, method=method, steps=n, seed=0, **more)
+    def run(n: int, *, method: Any, of: AbstractModel = model, **more: Any) -> None:  # noqa: ANN401 - options of `sample`
+        sample(of, BATCH, method=method, steps=n, seed=0, **more)
 
     for name, method in METHODS.items():
         if not isinstance(method, AdaptiveFlow | AdaptiveSDE):
             yield name, STEPS.get(name, (6, 12)), partial(run, method=name)
+    mask = torch.zeros(SHAPE, dtype=torch.bool)
+    mask[..., 0] = True
+    y = torch.ones(SHAPE)
+    repaint = RePaint(y, mask, resamplings=2, jump=2)
+    yield "repaint", (6, 12), partial(run, method=repaint)
+    yield "ddim of known values", (6, 12), partial(run, method="ddim", of=Inpainted(model, y, mask))
+    start = Noised(torch.ones(BATCH, *SHAPE), strength=0.5)
+    yield "ddim from data", (6, 12), partial(run, method="ddim", start=start)
     yield "ddpm on a path", (6, 30), partial(run, method="ddpm", noise="path")
     yield "ddim, all states", (6, 12), partial(run, method="ddim", save="all", return_solution=True)
 

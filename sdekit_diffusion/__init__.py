@@ -30,6 +30,7 @@ from sdekit_diffusion._models.checkpoint import CheckpointError
 from sdekit_diffusion._models.derived import AbstractDerivedModel, per_sample
 from sdekit_diffusion._models.empirical import EmpiricalMixture
 from sdekit_diffusion._models.guidance import ClassifierGuided, Guided
+from sdekit_diffusion._models.inpainting import Inpainted
 from sdekit_diffusion._models.mixture import GaussianMixture
 from sdekit_diffusion._models.model import AbstractModel, noise_scale, signal_scale
 from sdekit_diffusion._models.save import save
@@ -75,6 +76,7 @@ __all__ = [
     "EmpiricalMixture",
     "GaussianMixture",
     "Guided",
+    "Inpainted",
     "Log",
     "ModelCheck",
     "NCSNSettings",

@@ -13,8 +13,11 @@ from sdekit_diffusion._models.model import AbstractModel
 _PER_SAMPLE = "per sample"
 
 
-def per_sample() -> Any:  # noqa: ANN401 - stands for the value of a field
+def per_sample(*, or_one: bool = False) -> Any:  # noqa: ANN401 - stands for the value of a field
     """A field of an `AbstractDerivedModel` that holds one entry per sample, `(n, ...)`.
+
+    Arguments:
+        or_one: whether it may also hold one tensor of the shape of a sample, for all of them.
 
     Example:
         >>> from dataclasses import dataclass
@@ -28,7 +31,7 @@ def per_sample() -> Any:  # noqa: ANN401 - stands for the value of a field
         >>> weighted.rows(torch.tensor([2])).weight
         tensor([[2.]])
     """
-    return field(metadata={_PER_SAMPLE: True})
+    return field(metadata={_PER_SAMPLE: "or one" if or_one else "each"})
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,5 +110,11 @@ class AbstractDerivedModel(AbstractModel):
         return {
             part.name: getattr(self, part.name)
             for part in fields(self)
-            if _PER_SAMPLE in part.metadata
+            if self._is_per_sample(getattr(self, part.name), part.metadata.get(_PER_SAMPLE))
         }
+
+    def _is_per_sample(self, value: Any, declared: str | None) -> bool:  # noqa: ANN401 - of any field
+        """Whether the value of a field has one entry per sample."""
+        if declared != "or one" or self.shape is None:
+            return declared is not None
+        return value.ndim > len(self.shape)

@@ -100,15 +100,20 @@ def shape_given_by(shape: tuple[int, ...] | None, x: Tensor | None) -> tuple[int
 
 
 def size_of(
-    model: AbstractModel, n: int, shape: tuple[int, ...] | None, start: AbstractStart
+    model: AbstractModel,
+    n: int,
+    shape: tuple[int, ...] | None,
+    start: AbstractStart,
+    method: AbstractMethod,
 ) -> tuple[int, tuple[int, ...]]:
-    """The number of samples and the shape of one: of given states, or else as given.
+    """The number of samples and the shape of one: of given states and values, or else as given.
 
     Raises:
         TypeError, ValueError: for states that cannot be used, and as `shape_of`.
     """
-    n = start.count(n, model)
-    return n, shape_of(model, shape) if start.x is None else tuple(start.x.shape[1:])
+    start.require(model)
+    event = shape_of(model, shape) if start.x is None else tuple(start.x.shape[1:])
+    return start.count(method.count(start.count(n), event)), event
 
 
 def place_of(

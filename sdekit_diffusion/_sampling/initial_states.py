@@ -28,11 +28,19 @@ class AbstractStart(ABC):
     name: ClassVar[str] = "x_T"
     x: Tensor | None = None
 
-    def count(self, n: int, model: AbstractModel) -> int:
+    def require(self, model: AbstractModel) -> None:
+        """Refuses given states that cannot be used.
+
+        Raises:
+            TypeError, ValueError: say what can.
+        """
+        return
+
+    def count(self, n: int) -> int:
         """How many samples there are, where the caller asks for n.
 
         Raises:
-            TypeError, ValueError: for states that cannot be used.
+            ValueError: where there are states for another number.
         """
         return n
 
@@ -93,8 +101,10 @@ class GivenStates(AbstractStart):
 
     x: Tensor  # pyright: ignore[reportIncompatibleVariableOverride]
 
-    def count(self, n: int, model: AbstractModel) -> int:
+    def require(self, model: AbstractModel) -> None:
         require_states(self.name, self.x, model, self.advice)
+
+    def count(self, n: int) -> int:
         if n not in (1, len(self.x)):
             raise ValueError(
                 f"x_T has shape {tuple(self.x.shape)}; it must be (n, *shape), with n = {n} left "

@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, Self
 
 from torch import Tensor
 
@@ -86,6 +86,28 @@ class AbstractMethod(ABC):
 
     steps: int = field(default=0, kw_only=True)
     grid: AbstractGrid | None = field(default=None, kw_only=True)
+
+    @property
+    def reports(self) -> int:
+        """How many points `run` reports to a callback after the first; 0 where that is not known
+        before.
+        """
+        return self.steps
+
+    def count(self, n: int, event: tuple[int, ...]) -> int:
+        """The number of samples, of shape `event`, where the caller asks for n; another one where
+        the method has a value for each sample and n is 1.
+
+        Raises:
+            ValueError: where values of the method are for another number of samples or shape.
+        """
+        return n
+
+    def rows(self, index: Tensor, event: tuple[int, ...]) -> Self:
+        """The method for some of the samples, of shape `event`: with their values, if it has one
+        per sample.
+        """
+        return self
 
     def points(self, problem: ReverseProblem) -> Tensor:
         """l at the ends of the steps."""

@@ -28,6 +28,7 @@ from sdekit_diffusion._sampling.grids import AbstractGrid, Focused, UniformInLog
 from sdekit_diffusion._sampling.in_time import InTime
 from sdekit_diffusion._sampling.method import AbstractMethod
 from sdekit_diffusion._sampling.on_clock import OnClock
+from sdekit_diffusion._sampling.repaint import RePaint
 
 __all__ = [
     "DDIM",
@@ -38,6 +39,7 @@ __all__ = [
     "AnnealedLangevin",
     "InTime",
     "OnClock",
+    "RePaint",
 ]
 
 

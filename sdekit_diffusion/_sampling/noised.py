@@ -81,8 +81,10 @@ class Noised(AbstractStart):
                 f"as 2.0; not {self.level}"
             )
 
-    def count(self, n: int, model: AbstractModel) -> int:
+    def require(self, model: AbstractModel) -> None:
         require_states(self.name, self.x, model, "correct these rows or leave them out")
+
+    def count(self, n: int) -> int:
         if len(self.x) == 1:
             return n
         if n not in (1, len(self.x)):

@@ -145,14 +145,14 @@ def sample(
     model, diffusion = as_model(model, sde, shape_given_by(shape, begin.x))
     require_options(n, steps, batch_size, first, save, return_solution, noise)
     sampler = method_of(method, steps, grid)
-    n, event = size_of(model, n, shape, begin)
+    n, event = size_of(model, n, shape, begin, sampler)
     dtype, device = place_of(model, dtype, device, begin)
     seed = fresh_seed() if seed is None else seed
     coordinates = Coordinates.of(model, diffusion, event)
     span = begin.span(coordinates.span(model, end), coordinates)
     begin.warn(sampler, model, coordinates)
     noise = noise_of(noise, sampler, coordinates, span, seed=seed, first=first)
-    bar, report = _reporting(progress, callback, coordinates, n, batch_size, sampler.steps)
+    bar, report = _reporting(progress, callback, coordinates, n, batch_size, sampler.reports)
     problems = ReverseProblems(
         coordinates, span, noise, save, report, n, event, begin, seed, first, sampler.steps, dtype,
         denoise, return_solution,
@@ -162,7 +162,7 @@ def sample(
         for i, index, part in batches(model, n, batch_size, device):
             problem = problems.of(index, i, part)
             try:
-                solution = sampler.run(problem)
+                solution = sampler.rows(index, event).run(problem)
             except (NotFiniteError, UnfinishedError) as error:
                 raise problems.located(error, problem, solutions, i) from None
             solutions.append(problems.result(problem, solution, i))

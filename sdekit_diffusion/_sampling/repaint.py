@@ -1,0 +1,214 @@
+"""RePaint: known coordinates are replaced in every step, with returns to higher noise levels."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+from sdekit import (
+    AbstractSDE,
+    AbstractSolver,
+    Increment,
+    NotFiniteError,
+    Order,
+    Point,
+    Solution,
+    Step,
+    solve,
+)
+from sdekit.elementary import Time, axpy
+from sdekit_diffusion._models.known import known_values
+from sdekit_diffusion._models.model import AbstractModel, noise_scale, signal_scale
+from sdekit_diffusion._sampling.grids import AbstractGrid, UniformInLogSNR
+from sdekit_diffusion._sampling.method import AbstractMethod, ReverseProblem
+
+
+def visited_points(steps: int, jump: int, resamplings: int) -> list[int]:
+    """The points of a grid that RePaint visits, from 0 to `steps`.
+
+    At the last point but one, and every `jump` points before it, it returns by `jump` points
+    towards the noise, resamplings - 1 times.
+    """
+    returns = dict.fromkeys(range(steps - 1, jump - 1, -jump), resamplings - 1)
+    visited = [0]
+    while visited[-1] < steps:
+        i = visited[-1] + 1
+        visited.append(i)
+        if returns.get(i):
+            returns[i] -= 1
+            visited.append(i - jump)
+    return visited
+
+
+@dataclass(frozen=True, eq=False)
+class Moves(AbstractSDE):
+    """Moves between levels, whose number is the time: the drift of move k is D(l_k, u)."""
+
+    noise_type = "none"
+
+    model: AbstractModel
+    levels: Sequence[float]
+
+    def drift(self, t: Time, x: Tensor) -> Tensor:
+        return self.model.predict_data(self.levels[int(t)], x)
+
+    def diffusion(self, t: Time, x: Tensor) -> float:
+        return 0.0
+
+
+@dataclass(frozen=True, eq=False)
+class ReplacingStep(AbstractSolver):
+    """A move of `RePaint` from u at l_k to u at l_{k+1}.
+
+    With c = eta b_1 sqrt(1 - e^{2 (l_0 - l_1)}), towards the data DDIM's step,
+    u_1 = a_1 D + sqrt(b_1^2 - c^2) (u_0 - a_0 D) / b_0 + c eps, and a_1 y + b_1 eps' where y is
+    known, y itself at the last level; towards the noise the transition of the diffusion.
+
+    Arguments:
+        levels: l, one more than moves.
+        y, mask: the known values, in the scale of u, and where they are known.
+        eta: of DDIM.
+    """
+
+    order = {"none": Order(1, 1)}
+    normals = 2
+
+    levels: Sequence[float]
+    y: Tensor
+    mask: Tensor
+    eta: float
+
+    def step(
+        self,
+        problem: AbstractSDE,
+        t0: Time,
+        t1: Time,
+        x: Tensor,
+        noise: Increment,
+        state: Any,  # noqa: ANN401
+    ) -> Step:
+        assert noise.z is not None
+        l0, l1 = self.levels[int(t0)], self.levels[int(t1)]
+        a0, b0, a1, b1 = signal_scale(l0), noise_scale(l0), signal_scale(l1), noise_scale(l1)
+        share = -math.expm1(-2 * abs(l1 - l0))  # of the variance at the noisier of the two
+        if l1 < l0:
+            return Step(axpy(b1 * math.sqrt(share), noise.z[0], (a1 / a0) * x))
+        data = problem.drift(t0, x)
+        kept = b1 * math.sqrt(1 - self.eta**2 * share) / b0
+        u = axpy(a1 - kept * a0, data, kept * x)
+        u = axpy(self.eta * b1 * math.sqrt(share), noise.z[0], u)
+        last = int(t1) == len(self.levels) - 1
+        known = a1 * self.y if last else axpy(b1, noise.z[1], a1 * self.y)
+        return Step(torch.where(self.mask, known, u))
+
+
+@dataclass(frozen=True, eq=False)
+class RePaint(AbstractMethod):
+    """Samples with known coordinates: each step sets them to alpha y + sigma eps at the new level,
+    with new noise, and the solve returns to higher noise levels several times.
+
+    A step is DDIM's (DDPM's ancestral sampling for eta = 1). The returns let the other coordinates
+    adapt to the known ones: at points of the grid `jump` steps apart, the state receives the noise
+    of `jump` steps and descends again, resamplings - 1 times. With resamplings=1 there are none:
+    this is the replacement method of Song et al. Results have y itself in its place.
+
+    Both are approximations, see docs/editing.md for by how much; `Inpainted` is replacement for
+    every method.
+
+    Arguments:
+        y: the values, of the shape of one sample, or one per sample, `(n, *shape)`; what is not
+            known is ignored.
+        mask: True where they are known, in a shape that broadcasts against y, or per sample.
+        resamplings: how often each part of the grid is descended, from 1 on.
+        jump: the length of a return, in steps.
+        eta: the noise of DDIM's step, from 0 to 1.
+        steps, grid: the number of steps of one descent and their grid, unless `sample` receives
+            others; resamplings times as many evaluations, or somewhat fewer.
+
+    Raises:
+        TypeError: for a y that is no floating tensor, or a mask that is not boolean.
+        ValueError: for shapes that do not fit, known values that are not finite, or other numbers
+            out of range.
+
+    Example:
+        >>> law = sd.GaussianMixture([0.5, 0.5], [[-1.0, -1.0], [1.0, 1.0]], [0.05, 0.05])
+        >>> y, mask = torch.tensor([1.0, 0.0]), torch.tensor([True, False])
+        >>> method = sd.RePaint(y, mask, resamplings=5, jump=5, steps=50)
+        >>> x = sd.sample(law, 100, sde="vp", method=method, seed=0)
+        >>> bool((x[:, 0] - 1).abs().max() < 1e-5), bool((x[:, 1] > 0).double().mean() > 0.95)
+        (True, True)
+
+    References:
+        Lugmayr et al. 2022, "RePaint", arXiv 2201.09865, algorithm 1 and appendix B; Song et al.
+        2021, arXiv 2011.13456, appendix I.2.
+    """
+
+    y: Tensor
+    mask: Tensor
+    resamplings: int = 10
+    jump: int = 10
+    eta: float = 1.0
+    steps: int = field(default=100, kw_only=True)
+    grid: AbstractGrid = field(default=UniformInLogSNR(), kw_only=True)
+
+    def __post_init__(self) -> None:
+        if self.resamplings < 1 or self.jump < 1 or not 0 <= self.eta <= 1:
+            raise ValueError(
+                "RePaint needs resamplings >= 1, jump >= 1 and eta from 0 to 1, not "
+                f"{self.resamplings}, {self.jump} and {self.eta}"
+            )
+        y, mask = known_values(self.y, self.mask)
+        object.__setattr__(self, "y", y)
+        object.__setattr__(self, "mask", mask)
+
+    @property
+    def reports(self) -> int:
+        return len(visited_points(self.steps, self.jump, self.resamplings)) - 1
+
+    def count(self, n: int, event: tuple[int, ...]) -> int:
+        rows = len(self.y) if self.y.ndim == len(event) + 1 else 1
+        if tuple(self.y.shape[self.y.ndim - len(event) :]) != event or self.y.ndim > len(event) + 1:
+            raise ValueError(
+                f"y has shape {tuple(self.y.shape)} and samples have {event}; give one sample, or "
+                "(n, *shape)"
+            )
+        if rows == 1:
+            return n
+        if n not in (1, rows):
+            raise ValueError(f"y has {rows} entries for {n} samples; give one, or one a sample")
+        return rows
+
+    def rows(self, index: Tensor, event: tuple[int, ...]) -> Self:
+        if self.y.ndim == len(event) or len(self.y) == 1:
+            return self
+        rows = index.to(self.y.device)
+        return replace(self, y=self.y[rows], mask=self.mask[rows])
+
+    def run(self, problem: ReverseProblem) -> Solution:
+        grid = self.points(problem)
+        ts = grid[visited_points(self.steps, self.jump, self.resamplings)]
+        levels = ts.tolist()
+        y = problem.coordinates.standard_data(self.y.to(problem.u))
+        solver = ReplacingStep(levels, y, self.mask.to(problem.u.device), self.eta)
+
+        def report(point: Point) -> None:
+            assert problem.callback is not None
+            problem.callback(Point(point.step, levels[point.step], point.x))
+
+        counts = torch.arange(len(levels), dtype=torch.float64)
+        try:
+            solution = solve(
+                Moves(problem.model, levels),
+                problem.u,
+                counts,
+                solver=solver,
+                noise=problem.noise,
+                save=problem.save,
+                callback=problem.callback and report,
+            )
+        except NotFiniteError as error:
+            raise error.relocated(t=levels[error.step]) from None
+        return replace(solution, ts=ts)
