@@ -187,7 +187,7 @@ def require_guidance(
             "with labels with --label and a class, or several"
         )
     _require_dropped(run, labels.name)
-    guidance.of(model)  # refuses
+    guidance.of(given(model, labels, 1))  # refuses
 
 
 def given(model: ScoreModel, labels: Labels | None, count: int, first: int = 0) -> ScoreModel:
