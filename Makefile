@@ -66,6 +66,7 @@ bench: setup ## every number of docs/benchmarks.md; needs a quiet machine
 	$(BIN)/python benchmarks/images.py
 	$(BIN)/python benchmarks/ncsn.py
 	$(BIN)/python benchmarks/conditional.py
+	$(BIN)/python benchmarks/sbi.py
 	$(BIN)/python benchmarks/fuzz.py
 	$(BIN)/python benchmarks/scaling.py
 	$(BIN)/python benchmarks/kill.py
