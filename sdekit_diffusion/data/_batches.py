@@ -26,7 +26,7 @@ class Rows(Protocol):
 class Batch(NamedTuple):
     """Samples of a training run, with what is known about each.
 
-    Attributes:
+    Arguments:
         x: `(batch, *shape)`.
         conditions: by the name of the network's argument, one entry per sample, `(batch, ...)`.
 
