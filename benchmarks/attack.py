@@ -56,7 +56,16 @@ from sdekit import (
     solve,
     uniform,
 )
-from sdekit_diffusion import METHODS, VPSDE, ScoreModel, encode, log_likelihood, sample
+from sdekit_diffusion import (
+    METHODS,
+    VPSDE,
+    Noised,
+    RePaint,
+    ScoreModel,
+    encode,
+    log_likelihood,
+    sample,
+)
 
 OUTCOMES = ("right", "refused", "raised", "SILENT")
 QUICK = 101  # one case in so many; prime, so that it meets all faults and all methods
@@ -129,8 +138,15 @@ def _targets() -> dict[str, Callable[[Any, Tensor], Tensor]]:
     found: dict[str, Callable[[Any, Tensor], Tensor]] = {
         name: functools.partial(method, name) for name in METHODS
     }
+
+    def repaint(model: Any, x: Tensor) -> Tensor:  # noqa: ANN401
+        known = RePaint(x, torch.tensor([True, False]), resamplings=2, jump=2, steps=5)
+        return sample(model, method=known, seed=0)
+
     return found | {
         "encode": encode,
+        "repaint": repaint,
+        "noised": lambda model, x: sample(model, start=Noised(x, level=1.0), seed=0, steps=5),
         "log_likelihood": lambda model, x: log_likelihood(model, x).value,
     }
 

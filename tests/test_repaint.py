@@ -28,7 +28,7 @@ TWO = GaussianMixture([0.3, 0.7], [[-1.0, 0.0], [1.0, 0.5]], [0.02, 0.05])
 Y = torch.tensor([1.5, math.nan], dtype=torch.float64)
 MASK = torch.tensor([True, False])
 N = 40_000
-Z = 5.6  # standard errors; with 30 comparisons a false alarm once in a million
+Z = 5.6  # standard errors; with 300 comparisons a false alarm once in 200,000
 
 
 def published(steps, jump, resamplings):
@@ -97,7 +97,8 @@ def test_the_law_for_gaussian_data(resamplings, jump, eta):
     """Every move is linear: mean and covariance follow exactly. The last value is y itself."""
     method = RePaint(Y, MASK, resamplings=resamplings, jump=jump, eta=eta, steps=20)
     end = 0.05
-    solution = sample(LAW, N, sde="vp", method=method, seed=1, end=end, return_solution=True)
+    settings = {"sde": "vp", "seed": 1, "end": end, "save": "all", "return_solution": True}
+    solution = sample(LAW, N, method=method, **settings)
     vp = VPSDE()
     levels = [float(vp.log_snr(t)) for t in solution.ts.tolist()]
     mean, covariance = gaussian(levels, torch.nan_to_num(Y), eta)
@@ -107,6 +108,11 @@ def test_the_law_for_gaussian_data(resamplings, jump, eta):
     assert abs(float(x[:, 1].mean() - mean[1])) < Z * std / math.sqrt(N)
     assert abs(float(x[:, 1].std()) / std - 1) < Z / math.sqrt(2 * N)
     torch.testing.assert_close(solution.x[:, 0], Y[:1].expand(N), rtol=0, atol=1e-9)
+    for l, before, state in zip(levels[1:-1], levels, solution.xs[1:-1], strict=False):
+        if before < l:  # after a descent
+            eps = (state[:, 0] - signal_scale(l) * Y[0]) / noise_scale(l)
+            assert abs(float(eps.mean())) < Z / math.sqrt(N)
+            assert abs(float(eps.std()) - 1) < Z / math.sqrt(2 * N)
     descents = sum(b > a for a, b in pairwise(levels))
     assert solution.evaluations.tolist() == [descents] * N  # a return asks no model
     assert len(levels) == len(visited_points(20, jump, resamplings))

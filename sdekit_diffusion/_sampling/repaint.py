@@ -64,7 +64,7 @@ class ReplacingStep(AbstractSolver):
     """A move of `RePaint` from u at l_k to u at l_{k+1}.
 
     With c = eta b_1 sqrt(1 - e^{2 (l_0 - l_1)}), towards the data DDIM's step,
-    u_1 = a_1 D + sqrt(b_1^2 - c^2) (u_0 - a_0 D) / b_0 + c eps, and a_1 y + b_1 eps' where y is
+    u_1 = a_1 D + sqrt(b_1^2 - c^2) (u_0 - a_0 D) / b_0 + c eps, and a_1 y + b_1 eps where y is
     known, y itself at the last level; towards the noise the transition of the diffusion.
 
     Arguments:
@@ -74,7 +74,7 @@ class ReplacingStep(AbstractSolver):
     """
 
     order = {"none": Order(1, 1)}
-    normals = 2
+    normals = 1
 
     levels: Sequence[float]
     y: Tensor
@@ -91,17 +91,18 @@ class ReplacingStep(AbstractSolver):
         state: Any,  # noqa: ANN401
     ) -> Step:
         assert noise.z is not None
+        (eps,) = noise.z
         l0, l1 = self.levels[int(t0)], self.levels[int(t1)]
         a0, b0, a1, b1 = signal_scale(l0), noise_scale(l0), signal_scale(l1), noise_scale(l1)
         share = -math.expm1(-2 * abs(l1 - l0))  # of the variance at the noisier of the two
         if l1 < l0:
-            return Step(axpy(b1 * math.sqrt(share), noise.z[0], (a1 / a0) * x))
+            return Step(axpy(b1 * math.sqrt(share), eps, (a1 / a0) * x))
         data = problem.drift(t0, x)
         kept = b1 * math.sqrt(1 - self.eta**2 * share) / b0
         u = axpy(a1 - kept * a0, data, kept * x)
-        u = axpy(self.eta * b1 * math.sqrt(share), noise.z[0], u)
+        u = axpy(self.eta * b1 * math.sqrt(share), eps, u)
         last = int(t1) == len(self.levels) - 1
-        known = a1 * self.y if last else axpy(b1, noise.z[1], a1 * self.y)
+        known = a1 * self.y if last else axpy(b1, eps, a1 * self.y)
         return Step(torch.where(self.mask, known, u))
 
 
