@@ -12,6 +12,7 @@ from sdekit import NotFiniteError
 from sdekit_diffusion import (
     VPSDE,
     GaussianMixture,
+    Inpainted,
     Noised,
     RePaint,
     ScoreModel,
@@ -203,6 +204,15 @@ def test_a_failure_names_the_time():
     with pytest.raises(NotFiniteError) as caught:
         sample(model, 3, method=RePaint(Y.float(), MASK, 2, 2, steps=10), seed=0)
     assert 0.005 < caught.value.t < 0.3
+
+
+def test_the_mask_hides_no_output_that_is_not_finite():
+    spoilt = torch.tensor([math.nan, 0.0])
+    model = ScoreModel(lambda x, t: x + spoilt, "vp", "data", shape=(2,), data_std=1.0)
+    with pytest.raises(NotFiniteError):
+        sample(model, 3, method=RePaint(Y.float(), MASK, 2, 2, steps=5), seed=0)
+    with pytest.raises(NotFiniteError):
+        sample(Inpainted(model, Y.float(), MASK), 3, steps=5, seed=0)
 
 
 @pytest.mark.parametrize(

@@ -66,4 +66,6 @@ class Inpainted(AbstractDerivedModel):
         object.__setattr__(self, "mask", mask.to(device))
 
     def predict_data(self, l: Time, u: Tensor) -> Tensor:
-        return torch.where(self.mask.to(u.device), self.y.to(u), self.model.predict_data(l, u))
+        data = self.model.predict_data(l, u)
+        # 0 D is NaN where the output is not finite, which the mask would hide.
+        return torch.where(self.mask.to(u.device), self.y.to(u) + 0 * data, data)

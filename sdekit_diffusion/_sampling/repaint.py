@@ -103,7 +103,8 @@ class ReplacingStep(AbstractSolver):
         u = axpy(self.eta * b1 * math.sqrt(share), eps, u)
         last = int(t1) == len(self.levels) - 1
         known = a1 * self.y if last else axpy(b1, eps, a1 * self.y)
-        return Step(torch.where(self.mask, known, u))
+        # 0 u is NaN where the model's output is not finite, which the mask would hide.
+        return Step(torch.where(self.mask, known + 0 * u, u))
 
 
 @dataclass(frozen=True, eq=False)
