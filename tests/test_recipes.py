@@ -390,15 +390,18 @@ def test_standardised_predictions_are_of_standardised_data(predicts):
         }[predicts]
 
     l = torch.linspace(-4, 6, 60, dtype=torch.float64)
+    keys = set()
     for std in (S, 3.0):  # one after the other: nothing is kept of the first
         law = GaussianMixture([1.0], torch.zeros(1, 2, dtype=torch.float64), [std**2])
         model = ScoreModel(
             net, "vp", predicts, shape=(2,), conditioning="standardised", data_std=std
         )
+        keys.add(model.network_call().key)
         torch.testing.assert_close(model.predict_data(l, X), law.predict_data(l, X))
         torch.testing.assert_close(model.predict_noise(l, X), law.predict_noise(l, X))
         x, y = (sample(m, 5, sde="vp", steps=6, seed=0, dtype=torch.float64) for m in (model, law))
         torch.testing.assert_close(x, y, rtol=0, atol=1e-9)
+    assert len(keys) == 2
 
 
 def test_a_standardised_model_is_saved_with_its_scale(tmp_path):
