@@ -5,12 +5,15 @@ A U-Net with labels is trained on scikit-learn's 1,297 training images for `--mi
 samples of each class without and with guidance, and the share on which a classifier (scikit-learn's
 support vector machine, trained on the real training images) agrees with the label, beside its
 accuracy on the 500 held-out images; bits per dimension of these with their labels and without, of
-the same model; and p(c | x) of each, with the share of right classes and a calibration curve.
-`python benchmarks/conditional.py [--minutes 5] [--two-modes]`
+the same model; and p(c | x) of each, with the share of right classes and a calibration curve. With --garments
+Fashion-MNIST instead: the Fréchet distance of each class in the features of a classifier, beside
+those of held-out images, of Gaussians and of noise. `python benchmarks/conditional.py
+[--minutes 5] [--two-modes | --garments]`
 """
 
 import argparse
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -20,9 +23,11 @@ from torch import Tensor
 
 import sdekit_diffusion as sd
 from sdekit import Hutchinson
+from sdekit_diffusion.metrics import frechet, image_features
 
 SEED = 0
 PER_CLASS = 50
+GARMENTS = 200  # of each class
 SCALES = (0.0, 1.0, 2.0, 3.0)
 BINS = 5
 
@@ -43,6 +48,62 @@ def two_modes(n: int = 10_000) -> dict[str, float]:
     right = (samples.mean(dim=1) > 0) == (wanted == 1)
     floor = 0.5 * math.erfc(3.0)  # of exact samples on the wrong side: their mean has variance 1/2
     return {"share": float(right.double().mean()), "exact": 1 - floor}
+
+
+def garments(minutes: float) -> dict[str, Any]:
+    """Fashion-MNIST by class: distances of samples of each class to training images of it, with
+    those of three other sets of as many images.
+    """
+    data = sd.data.load("fashion-mnist")
+    torch.manual_seed(SEED)
+    net = sd.nets.UNet(
+        channels=1, width=32, multipliers=(1, 2, 2), attention=(False, False, True), classes=10
+    )
+    model = sd.ScoreModel(net, "subvp", "velocity", shape=(1, 28, 28), conditioning="log_snr")
+    recipe = sd.Recipe(steps=int(290 * minutes), batch_size=64, lr=3e-3, seed=SEED)
+    sd.fit(model, data, recipe, progress=True)
+    known, labels = data.reference(10_000)
+    assert labels is not None
+    assert data.test_labels is not None
+    features = image_features(known.double() / 255, labels)
+    held_out = data.test.double() / 255
+    wanted = torch.arange(10).repeat_interleave(GARMENTS)
+    sets: dict[str, Callable[[int], Tensor]] = {
+        "held-out": lambda k: held_out[data.test_labels == k][:GARMENTS],
+        "Gaussians": lambda k: gaussian_images(known[labels == k].double() / 255),
+        "noise": lambda k: torch.rand(GARMENTS, 1, 28, 28, dtype=torch.float64),
+    }
+    agreement: dict[str, float] = {}
+    pictures = {}
+    for scale in (1.0, 2.0):
+        guided = sd.Guided(model.given(label=wanted), scale)
+        x = sd.sample(guided, len(wanted), steps=25, seed=SEED, batch_size=200)
+        levels = model.scale.decode(x)
+        pictures[scale] = levels
+        shades = levels.double() / 255
+        sets[f"w = {scale:g}"] = lambda k, shades=shades: shades[wanted == k]
+        agreement[f"{scale:g}"] = features.accuracy(shades, wanted)
+    draw(pictures, GARMENTS, "garments")
+    distances = {
+        name: [
+            frechet(features(images_of(k)), features(known[labels == k].double() / 255))
+            for k in range(10)
+        ]
+        for name, images_of in sets.items()
+    }
+    return {
+        "updates": recipe.steps,
+        "classifier on held-out images": features.accuracy(held_out, data.test_labels),
+        "agreement": agreement,
+        "distance": distances,
+    }
+
+
+def gaussian_images(x: Tensor) -> Tensor:
+    """Images from a Gaussian with the mean and the covariance of others, cut to 0 to 1."""
+    weights = torch.randn(GARMENTS, len(x), dtype=x.dtype) / math.sqrt(len(x) - 1)
+    centred = (x - x.mean(dim=0)).flatten(1)
+    return (x.mean(dim=0) + (weights @ centred).reshape(-1, *x.shape[1:])).clamp(0, 1)
 
 
 def trained(minutes: float) -> tuple[sd.ScoreModel, Any]:
@@ -74,7 +135,7 @@ def by_class(model: sd.ScoreModel, data: Any) -> dict[str, Any]:  # noqa: ANN401
         found = torch.from_numpy(judge.predict(levels.flatten(1).numpy() / 16))
         agreement[f"{scale:g}"] = float((found == label).double().mean())
         pictures[scale] = levels
-    draw(pictures)
+    draw(pictures, PER_CLASS, "conditional")
     return {"classifier on held-out images": accuracy, "agreement": agreement}
 
 
@@ -128,19 +189,21 @@ def bayes(model: sd.ScoreModel, data: Any) -> dict[str, Any]:  # noqa: ANN401
     }
 
 
-def draw(pictures: dict[float, Tensor]) -> None:
+def draw(pictures: dict[float, Tensor], per_class: int, name: str) -> None:
     """One panel per scale: ten samples of each class, a class in a row."""
     figure = Figure(figsize=(3.2 * len(pictures), 3.5), layout="constrained")
     for axes, (scale, levels) in zip(
         figure.subplots(1, len(pictures)), pictures.items(), strict=True
     ):
-        rows = torch.nn.functional.pad(levels.reshape(10, PER_CLASS, 8, 8)[:, :10], (1, 1, 1, 1))
-        grid = rows.permute(0, 2, 1, 3).reshape(100, 100)
-        axes.imshow(grid.numpy(), cmap="gray_r", vmin=0, vmax=16)
+        size = levels.shape[-1]
+        rows = levels.reshape(10, per_class, size, size)[:, :10]
+        padded = torch.nn.functional.pad(rows, (1, 1, 1, 1))
+        grid = padded.permute(0, 2, 1, 3).reshape(10 * (size + 2), 10 * (size + 2))
+        axes.imshow(grid.numpy(), cmap="gray_r", vmin=0, vmax=16 if size == 8 else 255)
         axes.set_title({0.0: "w = 0: unconditional"}.get(scale, f"w = {scale:g}"), fontsize=10)
         axes.set_axis_off()
     RESULTS.mkdir(exist_ok=True)
-    figure.savefig(RESULTS / "conditional.png", dpi=120)
+    figure.savefig(RESULTS / f"{name}.png", dpi=130)
 
 
 def main() -> None:
@@ -148,8 +211,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--minutes", type=float, default=5.0, help="of training, about")
     parser.add_argument("--two-modes", action="store_true", help="the plane only")
+    parser.add_argument("--garments", action="store_true", help="Fashion-MNIST only")
     arguments = parser.parse_args()
     result: dict[str, Any] = {"environment": environment(dtype="float32", seed=SEED)}
+    if arguments.garments:
+        result["garments"] = garments(arguments.minutes)
+        print(result["garments"])
+        save("garments", result)
+        return
     result["two modes"] = two_modes()
     print(result["two modes"])
     if not arguments.two_modes:

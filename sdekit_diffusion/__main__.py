@@ -184,6 +184,7 @@ def likelihood(
     seed: int = 0,
     batch_size: int = 100,
     csv: Path | None = None,
+    guidance: Guidance = Guidance(),  # noqa: B008 - frozen
     labelling: Labelling = Labelling(),  # noqa: B008 - frozen
     loading: Loading = Loading(),  # noqa: B008 - frozen
 ) -> None:
@@ -203,6 +204,7 @@ def likelihood(
         seed: of the dequantisation and of the probes.
         batch_size: how many samples are solved together.
         csv: a file for the values of all samples.
+        guidance: how closely the law whose likelihood it is follows the labels.
         labelling: whether each sample is given its label.
         loading: how to load the model.
     """
@@ -215,10 +217,11 @@ def likelihood(
         name = trained.data_of(run, data, recorded_name)
         source = trained.source_of(name, model.scale)
         given = labels.required(run, model, source, labelling)
+        labels.require_guidance(run, model, given, guidance)
         x = source.test[:n]
         arrays = {"x": x} | ({} if given is None else {given.name: given.values})
         settings = {"data": digest("", arrays), **asdict(estimate), "sde": sde, "seed": seed}
-        settings |= trained.premises(run, model)
+        settings |= trained.premises(run, model) | guidance.settings()
         folder = run if csv is None else csv.parent
         folder /= f"likelihood-{digest([settings, len(x), batch_size])}.shards"
         shards = Shards(folder, len(x), batch_size, settings=settings)
@@ -226,8 +229,9 @@ def likelihood(
         def measure(first: int, count: int) -> dict[str, Tensor]:
             batch = x[first : first + count]
             options = {"sde": sde, "seed": seed, "first": first, "progress": len(x) <= batch_size}
-            of_batch = labels.given(model, given, count, first)
-            return held_out.columns(held_out.measured(of_batch, batch, estimate, **options))
+            of_batch = labels.drawn(model, given, guidance, count, first)
+            bits = held_out.measured(of_batch, model.scale, batch, estimate, **options)
+            return held_out.columns(bits)
 
         shards.fill(measure, "likelihood")
         if rank() == 0:
@@ -235,7 +239,7 @@ def likelihood(
             if csv is not None:
                 outputs.table(csv, result)
             shards.remove()
-            lines = [*result.sentences(), *labels.of_likelihood(model, given)]
+            lines = [*result.sentences(), *labels.of_likelihood(model, given, guidance)]
             print("\n".join([f"{name}: {line}" for line in lines]))
         wait()
 

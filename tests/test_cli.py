@@ -526,7 +526,9 @@ def test_the_report_samples_as_sample_does(moons, tmp_path):
         >= {"n": 24, "seed": 2, "end": 0.02, "denoise": True, "first": 3, "sde": "ve"}.items()
     )
     assert found["sampling"]["evaluations"] == 7
-    held = measured(model, source.test[:24], Estimate(tolerance=1e-2), sde="ve", seed=2)
+    held = measured(
+        model, model.scale, source.test[:24], Estimate(tolerance=1e-2), sde="ve", seed=2
+    )
     assert found["likelihood"]["mean"] == pytest.approx(float(held.value.mean()), abs=1e-6)
 
 
@@ -710,7 +712,7 @@ def test_the_likelihood_reads_its_seed_and_its_tolerance(digits, capsys):
     evaluations = [int(re.search(r"(\d+) evaluations", line)[1]) for line in lines]
     assert evaluations[3] > evaluations[0]
     model = load_model(digits)
-    held = measured(model, load("digits").test[:3], Estimate(1, 1, 1e-1), seed=1)
+    held = measured(model, model.scale, load("digits").test[:3], Estimate(1, 1, 1e-1), seed=1)
     assert f"digits: {float(held.value.mean()):.4f} ±" in lines[2]
 
 
@@ -1109,7 +1111,7 @@ def test_training_with_labels_is_that_of_the_library(labelled, monkeypatch):
     held = (source.test, source.test_labels)
     loss = validation_loss(held, recipe, transform=source.scale.encode)(loaded, 12)
     assert line["validation_loss"] == pytest.approx(loss["validation_loss"], rel=1e-6)
-    nats = measured(loaded.given(label=source.test_labels), source.test, QUICK)
+    nats = measured(loaded.given(label=source.test_labels), loaded.scale, source.test, QUICK)
     assert line["nats"] == pytest.approx(float(nats.value.mean()), rel=1e-6)
     assert (run / "progress" / "00000012.png").exists()
 
@@ -1231,8 +1233,10 @@ def test_likelihood_given_labels_and_without(labelled, tmp_path, capsys, monkeyp
     model = load_model(run)
     estimate = Estimate(tolerance=1e-3)
     values = {
-        "given": measured(model.given(label=source.test_labels[:8]), source.test[:8], estimate),
-        "none": measured(model, source.test[:8], estimate),
+        "given": measured(
+            model.given(label=source.test_labels[:8]), model.scale, source.test[:8], estimate
+        ),
+        "none": measured(model, model.scale, source.test[:8], estimate),
     }
     argv = ["likelihood", str(run), "--n", "8", "--tolerance", "1e-3", "--batch-size", "3"]
     with monkeypatch.context() as patch:
@@ -1250,6 +1254,42 @@ def test_likelihood_given_labels_and_without(labelled, tmp_path, capsys, monkeyp
     assert abs(float((values["given"].value - values["none"].value).mean())) > 1e-3
 
 
+def test_likelihood_of_a_guided_law(labelled, capsys):
+    run, source = labelled
+    model = load_model(run)
+    guided = Guided(model.given(label=source.test_labels[:8]), 2.0)
+    wanted = measured(guided, model.scale, source.test[:8], Estimate(tolerance=1e-3)).value.mean()
+    argv = ["likelihood", str(run), "--n", "8", "--tolerance", "1e-3", "--guidance", "2"]
+    assert main([*argv, "--batch-size", "3"]) == 0
+    mean, _, last = capsys.readouterr().out.splitlines()
+    assert mean_in(mean) == pytest.approx(float(wanted), abs=2e-4)
+    assert "the law of the flow guided by 2 towards the label" in last
+    assert "guidance follows labels, and there are none" in error(capsys, *argv, "--unconditional")
+
+
+def test_the_weights_of_a_run_are_chosen(tmp_path, capsys):
+    """The average of a width, and the checkpoint with the least validation loss."""
+    run = tmp_path / "run"
+    argv = ["--data", "moons", "--width", "8", "--depth", "1", *TRAIN, "--lr", "0.05"]
+    assert main(["train", str(run), *argv, "--widths", "0.05", "0.1", "--validate-every", "3"]) == 0
+    means = []
+    for chosen, which in (
+        ([], {}),
+        (["--average-width", "0.2"], {"width": 0.2}),
+        (["--best"], {"best": True}),
+    ):
+        assert main(["sample", str(run), "--n", "6", "--steps", "3", *chosen]) == 0
+        x = torch.from_numpy(np.load(run / "samples.npz")["samples"])
+        model = load_model(run, **which)
+        expected = model.scale.decode(sample(model, 6, steps=3, seed=0))
+        torch.testing.assert_close(x, expected, check_dtype=False)
+        means.append(float(x.mean()))
+    assert "give one of them" in error(
+        capsys, "sample", str(run), "--best", "--average-width", "0.2"
+    )
+    assert means[0] != means[1]
+
+
 def test_likelihood_of_other_labels_is_not_mixed(labelled, tmp_path, capsys, monkeypatch):
     """Of two data sets with the same samples."""
     run, source = labelled
@@ -1260,8 +1300,9 @@ def test_likelihood_of_other_labels_is_not_mixed(labelled, tmp_path, capsys, mon
         assert "stop" in error(capsys, *argv)
     assert main([*argv, "--data", turned]) == 0
     labels = (source.test_labels[:4] + 1) % 3
+    model = load_model(run)
     expected = measured(
-        load_model(run).given(label=labels), source.test[:4], Estimate(tolerance=1e-3)
+        model.given(label=labels), model.scale, source.test[:4], Estimate(tolerance=1e-3)
     )
     assert mean_in(capsys.readouterr().out) == pytest.approx(float(expected.value.mean()), abs=2e-4)
 
@@ -1278,7 +1319,9 @@ def test_a_report_with_labels(labelled, tmp_path):
     label = source.test_labels[(torch.arange(24) + 2) % 20]
     x = sample(Guided(model.given(label=label), 2.0), 24, steps=5, seed=0, first=2)
     assert found["distances"] == distances(model.scale.decode(x), source, 0)["distances"]
-    held = measured(model.given(label=source.test_labels), source.test, Estimate(tolerance=1e-3))
+    held = measured(
+        model.given(label=source.test_labels), model.scale, source.test, Estimate(tolerance=1e-3)
+    )
     assert found["likelihood"]["mean"] == pytest.approx(float(held.value.mean()), abs=1e-5)
     told = {"labels": "of the held-out samples", "guidance": 2.0, "rescale": 0.0}
     assert found["sampling"].items() >= told.items()
@@ -1490,5 +1533,5 @@ def test_the_help_names_what_labels_need(capsys):
     assert {"--labels", "--drop"} <= said["train"]
     assert {"--label", "--guidance", "--interval", "--rescale"} <= said["sample"]
     assert {"--unconditional", "--guidance"} <= said["report"]
-    assert "--unconditional" in said["likelihood"]
+    assert {"--unconditional", "--guidance"} <= said["likelihood"]
     assert not {"--label", "--labels"} & said["report"]

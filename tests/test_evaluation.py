@@ -350,7 +350,7 @@ def test_the_likelihood_of_points_is_in_their_own_units():
     scale = Scale((0.0, 0.0), (100.0, 50.0))
     x = torch.tensor([[0.0, 0.0], [100.0, -50.0], [30.0, 10.0]], dtype=torch.float64)
     found = held_out.summed(
-        held_out.measured(linear_model(scale=scale), x, Estimate(tolerance=1e-6)), scale
+        held_out.measured(linear_model(scale=scale), scale, x, Estimate(tolerance=1e-6)), scale
     )
     u = x / torch.tensor([100.0, 50.0])
     expected = -0.5 * u.square().sum(1) - math.log(2 * math.pi) - math.log(100 * 50)
@@ -401,7 +401,7 @@ def test_measured_depends_on_its_seed_in_probes_and_in_dequantisation():
     wide = sd.ScoreModel(net, "vp", "data", shape=(40,))
     x = torch.randn(3, 40, generator=torch.Generator().manual_seed(1))
     values = [
-        held_out.measured(wide, x, Estimate(probes=1, tolerance=1e-2), seed=seed).value
+        held_out.measured(wide, wide.scale, x, Estimate(probes=1, tolerance=1e-2), seed=seed).value
         for seed in (0, 0, 1)
     ]
     assert torch.equal(values[0], values[1])
@@ -410,17 +410,21 @@ def test_measured_depends_on_its_seed_in_probes_and_in_dequantisation():
     small = linear_model((1, 2, 2), scale=scale)
     levels = images(4, 0, 5)[:, :, :2, :2]
     values = [
-        held_out.measured(small, levels, Estimate(draws=1, tolerance=1e-2), seed=seed).value
+        held_out.measured(
+            small, small.scale, levels, Estimate(draws=1, tolerance=1e-2), seed=seed
+        ).value
         for seed in (0, 0, 1)
     ]
     assert torch.equal(values[0], values[1])
     assert not torch.equal(values[0], values[2])
     coarse, fine = (
-        held_out.measured(small, levels, Estimate(draws=1, tolerance=t)).evaluations
+        held_out.measured(small, small.scale, levels, Estimate(draws=1, tolerance=t)).evaluations
         for t in (1e-2, 1e-6)
     )
     assert (fine > coarse).all()
-    assert held_out.measured(small, levels, Estimate(draws=3, tolerance=1e-1)).draws.shape == (3, 4)
+    assert held_out.measured(
+        small, small.scale, levels, Estimate(draws=3, tolerance=1e-1)
+    ).draws.shape == (3, 4)
 
 
 def test_premises_tell_models_apart(tmp_path):

@@ -23,6 +23,7 @@ import torch
 from torch import distributed, nn
 
 from sdekit_diffusion import (
+    CheckpointError,
     Log,
     Recipe,
     ScoreModel,
@@ -561,6 +562,20 @@ def test_the_checkpoint_that_is_best_is_kept_wherever_it_is(tmp_path):
     assert [
         json.loads((path / "config.json").read_text())["notes"]["validation_loss"] for path in found
     ] == [1.0, 2.0]
+    weights = [
+        next(load(path, net=model().net, **which).parameters())
+        for path, which in ((found[0], {}), (tmp_path, {"best": True}), (tmp_path, {}))
+    ]
+    assert torch.equal(weights[0], weights[1])
+    assert not torch.equal(weights[0], weights[2])
+    with pytest.raises(ValueError, match="ema, width and best each name other weights"):
+        load(tmp_path, net=model().net, ema=0.0, best=True)
+
+
+def test_a_run_without_a_validation_loss_has_no_best_checkpoint(tmp_path):
+    fit(model(), DATA, RECIPE, folder=tmp_path, progress=False)
+    with pytest.raises(CheckpointError, match="no checkpoint with a validation loss"):
+        load(tmp_path, best=True)
 
 
 def test_other_files_among_the_checkpoints_stay(tmp_path):

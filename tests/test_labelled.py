@@ -400,6 +400,53 @@ def test_other_networks_say_their_null_values():
         model(Net(), null={"class_labels": "none"})
 
 
+def test_a_condition_that_no_network_takes_is_refused_at_once():
+    class Net(nn.Module):
+        def forward(self, x, t, class_labels, scale=1.0):
+            return x * scale
+
+    own = model(Net(), null={"missing": 0})
+    with pytest.raises(ValueError, match="takes no 'class_label'; its conditions are class_labels"):
+        own.given(class_label=LABEL)
+    with pytest.raises(ValueError, match="takes no 'y'; its conditions are none"):
+        model(lambda x, t: x).given(y=LABEL)
+    own.given(class_labels=LABEL, scale=2.0, missing=1)
+    model(lambda x, t, **more: x).given(anything=LABEL)
+    assert names_of(Net(), {"missing": 0}) == ("missing", "class_labels", "scale")
+
+
+def test_a_model_that_was_never_asked_without_a_condition_warns(tmp_path, recwarn):
+    """In Python, after loading and around a compiled network; not where training dropped it."""
+    trained = model()
+    fit(trained, (X, LABEL), RECIPE, progress=False)
+    sd.Guided(trained.given(label=LABEL), 2.0)
+    assert not recwarn
+    for drop in (0.0, {"label": 0.0}, {}):
+        fit(trained, (X, LABEL), replace(RECIPE, drop=drop), progress=False)
+        loaded = sd.load(sd.save(trained, tmp_path / "run"))
+        for each in (trained, loaded, trained.with_network(trained.net)):
+            with pytest.warns(UserWarning, match="drop = 0 for label: what it predicts without"):
+                each.unconditional()
+            with pytest.warns(UserWarning, match="drop = 0 for label"):
+                sd.Guided(each.given(label=LABEL), 2.0)
+    fit(trained, (X, LABEL), RECIPE, progress=False)
+    trained.unconditional()
+    sd.load(sd.save(trained, tmp_path / "again")).unconditional()
+    assert not recwarn
+
+
+def test_a_run_without_dropping_resumes(tmp_path):
+    recipe = replace(RECIPE, drop=0.0)
+    data = (X, LABEL)
+    log = sd.Log(save_every=2)
+    stop = [(3, lambda model, step: (_ for _ in ()).throw(KeyboardInterrupt))]
+    with pytest.raises(KeyboardInterrupt):
+        fit(model(), data, recipe, folder=tmp_path, log=log, measures=stop, progress=False)
+    resumed = model()
+    fit(resumed, data, recipe, folder=tmp_path, log=log, resume=True, progress=False)
+    assert resumed.never_dropped == ("label",)
+
+
 def test_numbers_become_one_entry_per_sample():
     labelled = model()
     u = torch.randn(4, 2, generator=torch.Generator().manual_seed(0))

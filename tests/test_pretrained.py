@@ -14,6 +14,7 @@ from sdekit_diffusion import (
     VESDE,
     AdaptiveFlow,
     CheckpointError,
+    Guided,
     Recipe,
     check_model,
     cosine_betas,
@@ -63,6 +64,15 @@ def test_labels_are_the_numbers_of_steps():
         torch.testing.assert_close(unet.seen[0], torch.full((3,), label), rtol=0, atol=1e-5)
     model.given(class_labels=torch.arange(3)).denoise(0.5, X)
     assert unet.seen[1].tolist() == [0, 1, 2]
+
+
+def test_a_class_that_stands_for_unknown():
+    unet = Stub()
+    model = from_diffusers(unet, BETAS, null={"class_labels": 9})
+    model.unconditional().denoise(0.5, X)
+    assert unet.seen[1].tolist() == [9, 9, 9]
+    Guided(model.given(class_labels=torch.arange(3)), 2.0).denoise(0.5, X)
+    assert unet.seen[1].tolist() == [0, 1, 2, 9, 9, 9]
 
 
 @pytest.mark.parametrize(

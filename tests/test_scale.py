@@ -204,7 +204,7 @@ def test_continuous_data_far_from_the_origin(tmp_path):
     assert x.dtype == torch.float64
     assert torch.allclose(x.mean(0), law.mean, atol=0, rtol=0.1)
     assert torch.allclose(x.std(0), law.stddev, atol=0, rtol=0.1)
-    nats = measured(model, source.test[:100], Estimate(tolerance=1e-4)).value
+    nats = measured(model, model.scale, source.test[:100], Estimate(tolerance=1e-4)).value
     assert nats.mean() == pytest.approx(
         float(law.log_prob(source.test[:100]).sum(1).mean()), abs=0.15
     )

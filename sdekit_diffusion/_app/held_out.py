@@ -14,7 +14,7 @@ from sdekit_diffusion._app.options import Estimate
 from sdekit_diffusion._diffusions.diffusion import AbstractDiffusion
 from sdekit_diffusion._likelihood.bits_per_dim import BitsPerDim, bits_per_dim
 from sdekit_diffusion._likelihood.likelihood import log_likelihood
-from sdekit_diffusion._models.score_model import ScoreModel
+from sdekit_diffusion._models.model import AbstractModel
 from sdekit_diffusion._sampling.adaptive import AdaptiveFlow
 from sdekit_diffusion.data import Scale
 
@@ -89,7 +89,8 @@ class HeldOut:
 
 
 def measured(
-    model: ScoreModel,
+    model: AbstractModel,
+    scale: Scale,
     x: Tensor,
     estimate: Estimate,
     *,
@@ -99,7 +100,8 @@ def measured(
     batch_size: int | None = None,
     progress: bool = False,
 ) -> BitsPerDim:
-    """Bits per dimension of data `(n, *shape)`, nats of continuous ones in their own units.
+    """Bits per dimension of data `(n, *shape)`, nats of continuous ones in their own units, which
+    the model sees through a scale.
 
     See `bits_per_dim` and `log_likelihood`.
     """
@@ -113,7 +115,6 @@ def measured(
         "progress": progress,
     }
     x = x.to(model.place()[1])
-    scale = model.scale
     if scale.levels is None:
         likelihood = log_likelihood(model, scale.encode(x).to(model.place()[0]), **settings)
         value = likelihood.value - scale.log_volume(tuple(x.shape[1:]))

@@ -218,8 +218,11 @@ def sentence(labels: Labels | None, guidance: Guidance) -> str:
     return f"; {kind}{' in turn' if len(classes) > 1 else ''}, guidance {guidance.guidance:g}"
 
 
-def of_likelihood(model: ScoreModel, labels: Labels | None) -> list[str]:
+def of_likelihood(model: ScoreModel, labels: Labels | None, guidance: Guidance) -> list[str]:
     """What a likelihood is of, for a model with labels, as text."""
+    if labels is not None and guidance.guidance != 1:
+        guided = f"the flow guided by {guidance.guidance:g} towards the label of each sample"
+        return [f"this is log p(x) of the law of {guided}"]
     if labels is not None:
         return ["this is log p(x | label), each sample with its own label"]
     return (

@@ -46,8 +46,9 @@ class _Conventions:
         predicts: what the output means: noise, data, score, velocity or flow. Velocity unless
             given, but as published score for NCSN and noise for NCSNv2.
         conditioning: its input for the noise level: log_snr, time, sigma, or two numbers a b for
-            a t + b, such as 1000 -1 for DDPM's steps from 0. Unless given log_snr, but time for
-            NCSN and NCSNv2, which ignores it.
+            a t + b, such as 1000 -1 for DDPM's steps from 0; standardised is log_snr for data
+            divided by their standard deviation, EDM's preconditioning. Unless given log_snr, but
+            time for NCSN and NCSNv2, which ignores it.
         labels: train with the labels of the data: the network takes the class of a sample.
     """
 

@@ -38,10 +38,14 @@ class Loading:
             package.module:factory, a function of yours without arguments, which is imported and
             returns it.
         device: the device: cpu, cuda, cuda:1, ...; under torchrun cuda is one GPU for each process.
+        average_width: the relative width of the average of the weights, of a run with --widths.
+        best: take the checkpoint with the least validation loss, instead of the last weights.
     """
 
     network: str | None = None
     device: str = "cpu"
+    average_width: float | None = None
+    best: bool = False
 
 
 @with_names

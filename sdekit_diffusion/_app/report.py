@@ -177,7 +177,14 @@ def _likelihood(law: _Law, x: Tensor, estimate: Estimate, sampler: Sampler) -> d
     """
     model = given(law.model, law.labels, len(x))
     bits = measured(
-        model, x, estimate, sde=sampler.sde, seed=sampler.seed, batch_size=100, progress=True
+        model,
+        model.scale,
+        x,
+        estimate,
+        sde=sampler.sde,
+        seed=sampler.seed,
+        batch_size=100,
+        progress=True,
     )
     return summed(bits, model.scale).numbers() | {"tolerance": estimate.tolerance}
 

@@ -19,7 +19,10 @@ def opened(run: str | Path, loading: Loading) -> tuple[ScoreModel, str | None]:
     """The model of a run, as `load` returns it, and the name of its data; None if that is
     unknown.
     """
-    model = load(run, device=available_device(own_device(loading.device)), net=loading.network)
+    device = available_device(own_device(loading.device))
+    model = load(
+        run, device=device, net=loading.network, width=loading.average_width, best=loading.best
+    )
     return model, _data_name(read_config(config_folder(run)))
 
 

@@ -57,7 +57,7 @@ class Watch:
 
         def bits(model: ScoreModel, step: int) -> Mapping[str, float]:
             x = source.test[:_LIKELIHOOD_SAMPLES]
-            bits_of = measured(given(model, held, len(x)), x, QUICK)
+            bits_of = measured(given(model, held, len(x)), model.scale, x, QUICK)
             numbers = summed(bits_of, model.scale).numbers()
             return {
                 numbers["unit"]: numbers["mean"],

@@ -14,6 +14,7 @@ from sdekit_diffusion._diffusions.diffusion import AbstractDiffusion
 from sdekit_diffusion._diffusions.ve import VESDE
 from sdekit_diffusion._loading.folder import open_folder, shape_of
 from sdekit_diffusion._models.check import require_denoising
+from sdekit_diffusion._models.condition_values import Null
 from sdekit_diffusion._models.prediction import ALIASES, Prediction
 from sdekit_diffusion._models.score_model import Conditioning, ScoreModel
 
@@ -42,6 +43,7 @@ def from_diffusers(
     data_std: float | None = None,
     data_range: tuple[float, float] | Literal["config"] | None = "config",
     check: Tensor | None = None,
+    null: Null | None = None,
 ) -> ScoreModel:
     """A `ScoreModel` of a diffusers `UNet2DModel` and the scheduler that it was trained with.
 
@@ -64,6 +66,8 @@ def from_diffusers(
             is set, else -1 to 1.
         check: a batch of data, on which the conventions are checked as by `check_model`; for a
             network with labels use `check_model(model.given(class_labels=...), x)`.
+        null: as of `ScoreModel`: what stands for an unknown condition, which guidance compares
+            with, such as {"class_labels": 1000} for networks trained with one more class.
 
     Raises:
         TypeError: for a network without a config, or a scheduler instead of its config.
@@ -105,6 +109,7 @@ def from_diffusers(
             conditioning=label,
             data_std=data_std,
             data_range=data_range,
+            null=null,
         )
 
     given_model = model(config).eval() if from_folder else model(config)

@@ -27,7 +27,7 @@ from sdekit_diffusion._models.checkpoint import (
     scale_in,
 )
 from sdekit_diffusion._models.score_model import ScoreModel
-from sdekit_diffusion._training.history import newest
+from sdekit_diffusion._training.history import best_of, newest
 from sdekit_diffusion.data import Scale
 
 _DTYPES = {
@@ -55,6 +55,7 @@ def load(
     device: torch.device | str = "cpu",
     ema: float | None = None,
     width: float | None = None,
+    best: bool = False,
 ) -> ScoreModel:
     """The model that `save` wrote, in evaluation mode; of an unfinished run, its newest checkpoint.
 
@@ -70,12 +71,15 @@ def load(
         width: the relative width of an average of the weights, the standard deviation of their
             updates over the number of updates: the combination nearest to it of the snapshots that
             a run with `Recipe(widths=...)` has stored, at the newest of these.
+        best: load the checkpoint of a run with the least `validation_loss`, instead of the last
+            weights.
 
     Raises:
-        CheckpointError: when a file is missing, damaged, or belongs to another network.
+        CheckpointError: when a file is missing, damaged, or belongs to another network, or no
+            checkpoint has a validation loss.
         ImportError, TypeError, ValueError: when net is not a network.
-        ValueError: for a device that cannot be used, a width that no average has, or both ema and
-            width.
+        ValueError: for a device that cannot be used, a width that no average has, or more than one
+            of ema, width and best.
 
     Example:
         >>> net = sd.nets.MLP(shape=(2,), width=8)
@@ -85,10 +89,12 @@ def load(
         torch.Size([3, 2])
     """
     device = available_device(device)
-    if None not in (ema, width):
-        raise ValueError("ema and width name two averages: give one of them")
+    if sum([ema is not None, width is not None, best]) > 1:
+        raise ValueError("ema, width and best each name other weights: give one of them")
     run = Path(folder)
     folder = config_folder(folder) if ema is None else newest(run) or run
+    if best:
+        folder = best_of(run)
     config = read_config(folder)
     weights = read_tensors(folder) if ema is None else _averaged(folder, config, ema)
     if width is not None:
@@ -184,6 +190,7 @@ def _model(config: dict[str, Any], network: nn.Module) -> ScoreModel:
         scale=Scale(**config["scale"]),
         null=config.get("null"),  # not in checkpoints of earlier versions
     )
+    model.never_dropped = tuple(config.get("never_dropped") or ())
     model.to(_DTYPES[config["dtype"]])
     return model
 

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sdekit import did_you_mean
+
 Null = Mapping[str, float]
 _SINGLE = (type(None), bool, int, float, complex, str)
 
@@ -37,17 +39,37 @@ def names_of(net: Callable[..., Tensor], null: Null) -> tuple[str, ...] | None:
     own = getattr(net, "null", None)
     if isinstance(own, Mapping):
         return tuple({**own, **null})
+    names = _parameters_of(net)
+    return tuple(dict.fromkeys([*null, *(names or [])])) or names
+
+
+def require_name(name: str, net: Callable[..., Tensor], null: Null) -> None:
+    """Refuses a condition that a network's signature does not have.
+
+    Raises:
+        ValueError: says which there are.
+    """
+    names = _parameters_of(net)
+    if names is not None and name not in (*names, *null):
+        raise ValueError(
+            f"the network takes no {name!r}; its conditions are {', '.join(names) or 'none'}"
+            f"{did_you_mean(name, names)}"
+        )
+
+
+def _parameters_of(net: Callable[..., Tensor]) -> tuple[str, ...] | None:
+    """The parameters of a network after x and t, None where any can be given."""
     try:
         called = net.forward if isinstance(net, nn.Module) else net
         parameters = list(inspect.signature(called).parameters.values())
     except (TypeError, ValueError):
-        return tuple(null) or None
+        return None
     if any(
         p.kind in (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
         for p in parameters
     ):
-        return tuple(null) or None
-    return tuple(dict.fromkeys([*null, *(p.name for p in parameters[2:])]))
+        return None
+    return tuple(p.name for p in parameters[2:])
 
 
 def is_single(value: object) -> bool:

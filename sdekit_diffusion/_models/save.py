@@ -132,6 +132,7 @@ def config_of(model: ScoreModel) -> dict[str, Any]:
         "data_range": model.data_range,
         "scale": dataclasses.asdict(model.scale),
         "null": model.given_null,
+        "never_dropped": list(model.never_dropped) or None,
         "dtype": str(model.place()[0]).removeprefix("torch."),
         "versions": versions(),
     }

@@ -3,6 +3,7 @@
 import copy
 import math
 import threading
+import warnings
 import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -29,7 +30,13 @@ from sdekit_diffusion._diffusions.diffusion import LARGEST, AbstractDiffusion
 from sdekit_diffusion._diffusions.names import diffusion
 from sdekit_diffusion._inputs import require_tensor, shape_given
 from sdekit_diffusion._models.affine import Affine, NetworkCall, is_immutable
-from sdekit_diffusion._models.condition_values import Null, expanded, names_of, null_of
+from sdekit_diffusion._models.condition_values import (
+    Null,
+    expanded,
+    names_of,
+    null_of,
+    require_name,
+)
 from sdekit_diffusion._models.model import AbstractModel, noise_scale, signal_scale
 from sdekit_diffusion._models.prediction import ALIASES, DATA, NOISE, PUBLISHED_NAMES, Prediction
 from sdekit_diffusion._models.wrapped import modules_of, require_plain, unwrapped
@@ -141,6 +148,7 @@ class ScoreModel(nn.Module, AbstractModel):
         self.scale = scale
         self.given_null = null
         self.null = null_of(net, null)
+        self.never_dropped: tuple[str, ...] = ()  # conditions, as training records
         self.conditions: Mapping[str, Any] = {}
 
     @computed
@@ -191,13 +199,20 @@ class ScoreModel(nn.Module, AbstractModel):
         A tensor with a dimension has one entry per sample, such as labels `(batch,)`; a number is
         the same for all where the network knows what an unknown one is (`null`); everything else
         is passed unchanged.
+
+        Raises:
+            ValueError: for a condition that the network's signature does not have.
         """
+        for name in conditions.keys() - self.conditions.keys() - self.null.keys():
+            require_name(name, self.net, self.null)
         model = copy.copy(self)  # shares the network
         model.conditions = {**self.conditions, **conditions}
         return model
 
     def unconditional(self) -> Self:
         """The same model where each condition that can be unknown is.
+
+        A warning is raised where training never dropped one of them.
 
         Raises:
             ValueError: when the network cannot be asked without its conditions.
@@ -207,6 +222,13 @@ class ScoreModel(nn.Module, AbstractModel):
                 "this network is not known to work without its conditions: give the number that "
                 "stands for an unknown one, as in ScoreModel(net, ..., null={'class_labels': "
                 "1000}), or a network of sdekit_diffusion.nets, such as MLP(classes=10)"
+            )
+        if self.never_dropped:
+            names = ", ".join(self.never_dropped)
+            warnings.warn(
+                f"this model was trained with drop = 0 for {names}: what it predicts without was "
+                "never trained; train it with Recipe(drop=0.1), or do not ask it without",
+                stacklevel=2,
             )
         return self.given(**(dict.fromkeys(self.null) if self.given_null is None else self.null))
 
@@ -229,6 +251,7 @@ class ScoreModel(nn.Module, AbstractModel):
             null=self.given_null,
         )
         model.null = self.null  # a wrapper may not show that of the network
+        model.never_dropped = self.never_dropped
         return model.given(**self.conditions)
 
     def rows(self, index: Tensor) -> Self:

@@ -96,6 +96,21 @@ def prune(run: Path, keep: int, step: int) -> None:
             discard(path)
 
 
+def best_of(run: Path) -> Path:
+    """The checkpoint of a run with the least validation loss.
+
+    Raises:
+        CheckpointError: when none was measured.
+    """
+    best = min(checkpoints(run), key=validation_loss_at, default=run)
+    if validation_loss_at(best) == math.inf:
+        raise CheckpointError(
+            f"{run} has no checkpoint with a validation loss: train with fit(..., folder=, "
+            "measures=[(500, validation_loss(x))]), or on the command line with --validate-every"
+        )
+    return best
+
+
 def validation_loss_at(folder: Path) -> float:
     """The validation loss of a checkpoint; infinite if it was not measured."""
     try:

@@ -22,6 +22,7 @@ from sdekit_diffusion._training.recipe_loss import (
     seeded_dropout,
 )
 from sdekit_diffusion._training.trainable import (
+    never_dropped,
     require_conditions,
     require_rows,
     require_trainable,
@@ -123,6 +124,7 @@ class Training(Iterator[Record]):
         row = Batch.of(next(self.source.batches(1)))
         require_rows(row.x, model, self.recipe, transformed=transform is not None)
         require_conditions(row.conditions, model, self.recipe)
+        model.never_dropped = never_dropped(row.conditions, model, self.recipe)
         self._transform = transform
         model.record_scale(*data_moments(self.source, self._encoded))
         self._weights: list[Tensor] = list(model.parameters())

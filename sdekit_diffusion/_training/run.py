@@ -186,7 +186,8 @@ class Run:
         model = json.loads(json.dumps(config_of(self.training.model)))
         old_settings = config | _recorded(saved["recipe"])
         new_settings = model | self.notes["recipe"] | {"versions": config["versions"]}
-        for name in ("data_mean", "data_std"):  # those of the checkpoint stay
+        # Moments of the checkpoint stay; what is never dropped, the recipe says too.
+        for name in ("data_mean", "data_std", "never_dropped"):
             del new_settings[name]
         differences = [
             f"{name} = {old_settings.get(name)}, not {value}"

@@ -96,6 +96,15 @@ def require_conditions(conditions: Mapping[str, Tensor], model: ScoreModel, reci
     recipe.drop_of([name for name in conditions if name in model.null])
 
 
+def never_dropped(
+    conditions: Mapping[str, Tensor], model: ScoreModel, recipe: Recipe
+) -> tuple[str, ...]:
+    """The conditions without which the network could be asked, and is never trained."""
+    names = [name for name in conditions if name in model.null]
+    drops = recipe.drop_of(names)
+    return tuple(name for name in names if not drops.get(name, 0.0))
+
+
 def require_given(conditions: Mapping[str, Tensor], model: ScoreModel) -> None:
     """Refuses data without a condition that the network was built for.
 
