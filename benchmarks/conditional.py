@@ -5,10 +5,11 @@ A U-Net with labels is trained on scikit-learn's 1,297 training images for `--mi
 samples of each class without and with guidance, and the share on which a classifier (scikit-learn's
 support vector machine, trained on the real training images) agrees with the label, beside its
 accuracy on the 500 held-out images; bits per dimension of these with their labels and without, of
-the same model; and p(c | x) of each, with the share of right classes and a calibration curve. With --garments
-Fashion-MNIST instead: the Fréchet distance of each class in the features of a classifier, beside
-those of held-out images, of Gaussians and of noise. `python benchmarks/conditional.py
-[--minutes 5] [--two-modes | --garments]`
+the same model; and p(c | x) of each, with the share of right classes and a calibration curve.
+
+With --garments Fashion-MNIST instead: the Fréchet distance of each class in the features of a
+classifier, beside those of held-out images, of Gaussians and of noise. `python
+benchmarks/conditional.py [--minutes 5] [--two-modes | --garments]`
 """
 
 import argparse

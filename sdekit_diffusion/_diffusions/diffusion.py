@@ -15,7 +15,7 @@ from sdekit.elementary import Time, broadcast, clip, expm1, log, reciprocal, sca
 from sdekit_diffusion._inputs import available_device
 
 # Sigma / alpha of the data's standard deviation at the start of a solve, where T is out of reach.
-_START_RATIO = 1000.0
+_START_RATIO = 150.0
 
 
 # The largest such ratio at T that is not: published schedules end at up to 4e4; clocks of solves
@@ -167,8 +167,9 @@ class AbstractDiffusion(AbstractSDE):
         """The last time of training and the first of solves, where the prior stands for p_t.
 
         It is T, unless sigma / alpha there is above 1e5 data_std, or infinite: then it is the time
-        of sigma / alpha = 1000 data_std, where the data contribute a thousandth to the standard
-        deviation. Beyond, the states hardly change, and the clocks of solves lose digits.
+        of sigma / alpha = 150 data_std, near that of the published VP, where the data contribute
+        2e-5 to the standard deviation. Beyond, the states hardly change, and networks are hardly
+        trained.
 
         Arguments:
             data_std: the root mean square of a coordinate of the data.

@@ -1,7 +1,7 @@
 """Models made from models: a condition, guidance, other coordinates."""
 
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -78,6 +78,10 @@ class AbstractDerivedModel(AbstractModel):
     @computed
     def data_std(self) -> float | None:
         return self.model.data_std
+
+    @computed
+    def integrand(self) -> Literal["velocity", "noise"]:
+        return self.model.integrand
 
     def rows(self, index: Tensor) -> Self:
         selected: dict[str, Any] = {

@@ -53,6 +53,8 @@ class AbstractModel(ABC):
         data_std: the root mean square of a coordinate of the data less their mean; None where it is
             not known, and is estimated when a solve begins. Solves run in coordinates in which the
             data have mean 0 and standard deviation 1; neither need be exact.
+        integrand: what the default sampler approximates by polynomials, see `on_clock`: "noise" for
+            networks that predict the noise, and "velocity" for all other models.
 
     Example:
         >>> from sdekit.elementary import scaled
@@ -70,6 +72,7 @@ class AbstractModel(ABC):
     sde: AbstractDiffusion | None
     data_mean: Tensor | float = 0.0
     data_std: float | None
+    integrand: Literal["velocity", "noise"] = "velocity"
 
     @abstractmethod
     def predict_data(self, l: Time, u: Tensor) -> Tensor:

@@ -157,6 +157,14 @@ class ScoreModel(nn.Module, AbstractModel):
             self._moments.mean = self._moments.mean.to(self.place()[1])
         return self._moments.mean
 
+    @computed
+    def integrand(self) -> Literal["velocity", "noise"]:
+        """The noise for a network that predicts it: its error in the data grows with the noise,
+        that in its own output does not.
+        """
+        is_noise = self.predicts in ("noise", "score") and bool(modules_of(self.net))
+        return "noise" if is_noise else "velocity"
+
     @property
     def data_std(self) -> float | None:
         return self._moments.std

@@ -83,6 +83,11 @@ def shifted(mean: Tensor | float, factor: Time, x: Tensor) -> Tensor:
     return x + broadcast(factor, x) * mean.to(x)
 
 
+def extent_of(model: AbstractModel, event: tuple[int, ...]) -> float:
+    """`Coordinates.extent` for a model of samples of a shape."""
+    return math.inf if model.integrand == "noise" else math.sqrt(math.prod(event))
+
+
 def event_of(x: object) -> tuple[int, ...]:
     """The shape of one sample of a batch; () for other objects, which are refused elsewhere."""
     return tuple(x.shape[1:]) if isinstance(x, Tensor) else ()
@@ -102,17 +107,15 @@ class Coordinates:
         sde: the diffusion.
         mean, std: m and s.
         event: the shape of a sample.
+        extent: sigma / (alpha s) from which on the model hardly changes: the length of a sample,
+            and infinity for networks that predict the noise, whose error in the data grows with it.
     """
 
     sde: AbstractDiffusion
     mean: Tensor | float = 0.0
     std: float = 1.0
     event: tuple[int, ...] = ()
-
-    @property
-    def dimension(self) -> int:
-        """The number of coordinates of a sample."""
-        return math.prod(self.event)
+    extent: float = 1.0
 
     @staticmethod
     def of(
@@ -124,7 +127,8 @@ class Coordinates:
         mean = scale.mean
         if isinstance(mean, Tensor):
             mean = mean.to(model.place()[1])
-        return Coordinates(sde, mean, scale.std, tuple(event or ()))
+        event = tuple(event or ())
+        return Coordinates(sde, mean, scale.std, event, extent_of(model, event))
 
     def standardised(self, model: AbstractModel) -> AbstractModel:
         """The model of u; the model itself where it is that."""

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from sdekit import did_you_mean, uniform
-from sdekit.elementary import Time, log1p, sigmoid
+from sdekit.elementary import Time, exp, log1p, sigmoid
 from sdekit_diffusion._sampling.coordinates import Coordinates, Span
 
 __all__ = [
@@ -28,6 +28,11 @@ __all__ = [
     "UniformInTime",
 ]
 
+# `Focused` with few steps: below how many, with what sharpness of `smooth`, and to what power of
+# the extent. Chosen by benchmarks/choice.py.
+_FEW = 20
+_FEW_SHARPNESS = 12.0
+_FEW_EXTENT = 0.75
 # Between two l, the relative difference of sigma / alpha: ends that are nearer are the same.
 _TOLERANCE = 1e-3
 
@@ -211,10 +216,13 @@ class UniformInLogSNR(AbstractGrid):
 
 @dataclass(frozen=True, eq=False)
 class Focused(AbstractGrid):
-    """A share of the steps is uniform in v = `smooth(l, d)`, the others are uniform in l.
+    """A share of the steps is uniform in v = `smooth(l, r)`, the others are uniform in l.
 
     v covers the levels at which the sample is determined, sigma / alpha from a fifth of the
-    standard deviation of the data to the norm of a sample; l covers the finer ones.
+    standard deviation of the data to the norm of a sample, and for networks that predict the noise
+    all larger ones too; l covers the finer ones. Fewer than 20 steps, and those of networks that
+    predict the noise, are shorter near the data and skip more of the noise: v = log(1 + 12 y /
+    (y / r + 1)) with r = d^{3/8}.
 
     Arguments:
         share: from 0, uniform in l, to less than 1.
@@ -230,7 +238,7 @@ class Focused(AbstractGrid):
 
     follows_model = True
 
-    share: float = 0.8
+    share: float = 0.85
 
     def __post_init__(self) -> None:
         if not 0 <= self.share < 1:
@@ -239,31 +247,35 @@ class Focused(AbstractGrid):
             )
 
     def points(self, coordinates: Coordinates, span: Span, steps: int) -> Tensor:
-        return _focused(self.share, coordinates.dimension, span, steps).clone()
+        return _focused(self.share, coordinates.extent, span, steps).clone()
 
 
 @lru_cache(maxsize=32)
-def _focused(share: float, dimension: int, span: Span, steps: int) -> Tensor:
+def _focused(share: float, extent: float, span: Span, steps: int) -> Tensor:
     """The points of `Focused`."""
     l = uniform(*span, 4000)
-    v = torch.as_tensor(smooth(l, dimension))
+    if steps < _FEW or math.isinf(extent):
+        v = torch.as_tensor(smooth(l, extent**_FEW_EXTENT, _FEW_SHARPNESS))
+    else:
+        v = torch.as_tensor(smooth(l, extent))
     uniform_mass = torch.linspace(0, 1, len(l), dtype=torch.float64)
     mass = share * (v - v[0]) / (v[-1] - v[0]) + (1 - share) * uniform_mass
     targets = uniform(0.0, 1.0, steps).numpy()
     return _with_exact_ends(torch.from_numpy(np.interp(targets, mass.numpy(), l.numpy())), span)
 
 
-def smooth(l: Time, dimension: int) -> Time:
-    """v = log(1 + 5 y / (y / r + 1)) with y = e^{-l} and r^2 the number of coordinates, for data of
-    standard deviation 1.
+def smooth(l: Time, extent: float, sharpness: float = 5.0) -> Time:
+    """v = log(1 + k y / (y / r + 1)) with y = e^{-l}, r the extent and k = 5, for data of standard
+    deviation 1.
 
-    From log(1 + 5 r), all noise, down to 0, the data. The denoiser is smooth in y as y goes to 0
+    From log(1 + k r), all noise, down to 0, the data. The denoiser is smooth in y as y goes to 0
     and in 1/y as it goes to infinity; where the sample is determined, from a fifth up to the length
     r of a whole sample, it is so in log y. v is as y, as log y and as -1/y there; l would run on
-    without end on both sides.
+    without end on both sides. For an infinite extent v is log(1 + k y).
     """
-    r = math.sqrt(dimension)
-    return log1p(5 * r * sigmoid(-l - math.log(r)))
+    if math.isinf(extent):
+        return log1p(sharpness * exp(-l))
+    return log1p(sharpness * extent * sigmoid(-l - math.log(extent)))
 
 
 @dataclass(frozen=True, eq=False)

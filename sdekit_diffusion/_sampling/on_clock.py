@@ -3,13 +3,15 @@
 import math
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field, replace
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
 from sdekit import (
+    AbstractMultistep,
     AbstractSolver,
+    AdamsBashforth,
     AdamsMoulton,
     uniform,
 )
@@ -26,11 +28,30 @@ from sdekit_diffusion._sampling.grids import AbstractGrid, Focused
 from sdekit_diffusion._sampling.method import ReverseProblem
 from sdekit_diffusion._sampling.on_grid import AbstractGridMethod, Transformed
 
-# Steps from which the default rules look one value further back, without noise and with it; and
-# the largest share of `Focused` with which they do so with noise.
-_LONG_RULE_STEPS = 20
+# The default rules without noise, by what they integrate: the number of steps below which a rule is
+# used, and the rule. Chosen by benchmarks/choice.py.
+_RULES: dict[str, tuple[tuple[float, AbstractMultistep], ...]] = {
+    "velocity": (
+        (7, AdamsMoulton(3, self_starting=False, lower_final=True)),
+        (20, AdamsMoulton(3, self_starting=False)),
+        (math.inf, AdamsMoulton(4, self_starting=False)),
+    ),
+    "noise": (
+        (8, AdamsBashforth(2, variable="l", self_starting=False)),
+        (15, AdamsBashforth(3, variable="l", self_starting=False, lower_final=True)),
+        (30, AdamsMoulton(2, variable="l", self_starting=False, lower_final=True)),
+        (math.inf, AdamsMoulton(3, variable="l", self_starting=False, lower_final=True)),
+    ),
+}
+# Of grids that do not follow the model, and of the data.
+_SHORT_RULES: dict[str, AbstractMultistep] = {
+    "velocity": AdamsMoulton(3, self_starting=False),
+    "noise": AdamsBashforth(2, variable="l", self_starting=False),
+    "data": AdamsMoulton(3, self_starting=False),
+}
 
-
+# With noise: steps from which the rule looks one value further back, and the largest share of
+# `Focused` with which it does so.
 _LONG_RULE_STEPS_WITH_NOISE = 25
 
 
@@ -65,7 +86,7 @@ def _plans(coordinates: Coordinates, eta: float, integrand: Integrand) -> dict[H
     """The plans of multistep rules on one clock, for calls to come."""
     if not is_immutable(coordinates.sde):
         return {}
-    key = coordinates.sde, coordinates.std, coordinates.dimension, eta, integrand
+    key = coordinates.sde, coordinates.std, coordinates.extent, eta, integrand
     plans = _PLANS.setdefault(key, {})
     for cache in (_PLANS, plans):
         if len(cache) > _CACHE_SIZE:
@@ -91,7 +112,8 @@ class OnClock(AbstractGridMethod):
             the step in l. The eta of DDIM and of k-diffusion's ancestral samplers has another
             meaning; see `DDIM`.
         integrand: what rules approximate by a polynomial: "data", the denoiser; or, for eta = 0,
-            "noise", or "velocity", a combination of both; see `on_clock`.
+            "noise", or "velocity", a combination of both, see `on_clock`; or "model" for what the
+            model has (`AbstractModel.integrand`).
         steps, grid: the number of steps and their grid, unless `sample` receives others.
 
     Raises:
@@ -109,7 +131,7 @@ class OnClock(AbstractGridMethod):
 
     solver: AbstractSolver | None = None
     eta: float | Callable[[float], float] = 0.0
-    integrand: Integrand = "data"
+    integrand: Integrand | Literal["model"] = "data"
     steps: int = field(default=100, kw_only=True)
     grid: AbstractGrid = field(default=Focused(), kw_only=True)
 
@@ -133,9 +155,10 @@ class OnClock(AbstractGridMethod):
                 f"{name} is for the probability flow, eta = 0; with noise take ClockedHeun() or "
                 "AdamsMoulton(2)"
             )
-        if self.integrand not in get_args(Integrand) or (self.integrand != "data" and self.eta):
+        allowed = (*get_args(Integrand), "model")
+        if self.integrand not in allowed or (self.integrand != "data" and self.eta):
             raise ValueError(
-                "integrand must be 'data', or for eta = 0 'noise' or 'velocity'; not "
+                "integrand must be 'data', or for eta = 0 'noise', 'velocity' or 'model'; not "
                 f"{self.integrand!r} for eta = {self.eta}: with noise take integrand='data', or "
                 "the method 'sde'"
             )
@@ -144,11 +167,14 @@ class OnClock(AbstractGridMethod):
     def rule(self) -> AbstractSolver:
         """The solver, or the default for this number of steps.
 
-        Without noise it is `AdamsMoulton(3)`, and `AdamsMoulton(4)` for the velocity from 20 steps
-        on; with noise `AdamsMoulton(2)`, and with three values in l from 25 steps on. The longer
-        rules have larger errors or are unstable, and are not used, on grids that do not follow the
-        model (`follows_model`), and with noise on others than `Focused(0.3)`, whose steps of l
-        differ less.
+        Of the velocity that is `AdamsMoulton(3)`, below 7 steps with a shorter last step, and
+        `AdamsMoulton(4)` from 20 on. Networks that predict the noise have errors of their own,
+        which long rules amplify where steps are long: of the noise the rule is `AdamsBashforth(2)`
+        below 8 steps, `AdamsBashforth(3)` below 15, `AdamsMoulton(2)` below 30 and then
+        `AdamsMoulton(3)`, all in l. Of the data it is `AdamsMoulton(3)`. With noise it is
+        `AdamsMoulton(2)`, and with three values in l from 25 steps on. On grids that do not follow
+        the model (`follows_model`), and with noise on others than `Focused(0.3)`, whose steps of l
+        differ less, the longer rules have larger errors or are unstable, and are not used.
         """
         if self.solver is not None:
             return self.solver
@@ -156,14 +182,15 @@ class OnClock(AbstractGridMethod):
             nearly_uniform = isinstance(self.grid, Focused) and self.grid.share <= _LONG_RULE_SHARE
             use_long_rule = self.steps >= _LONG_RULE_STEPS_WITH_NOISE and nearly_uniform
             return AdamsMoulton(3, variable="l") if use_long_rule else AdamsMoulton(2)
-        use_long_rule = (
-            self.integrand == "velocity"
-            and self.steps >= _LONG_RULE_STEPS
-            and self.grid.follows_model
-        )
-        return AdamsMoulton(4 if use_long_rule else 3, self_starting=False)
+        kind = "velocity" if self.integrand == "model" else self.integrand
+        if not self.grid.follows_model or kind not in _RULES:
+            return _SHORT_RULES[kind]
+        return next(rule for bound, rule in _RULES[kind] if self.steps < bound)
 
     def transformed(self, problem: ReverseProblem, grid: Tensor) -> Transformed:
+        if self.integrand == "model":
+            own = replace(self, integrand=problem.model.integrand)
+            return own.transformed(problem, grid)
         if callable(self.eta):
             equation = piecewise_on_clock(
                 problem.model, self._eta_in(problem.coordinates), grid, problem.coordinates.time
