@@ -28,6 +28,7 @@ from sdekit_diffusion import (
     Native,
     OnClock,
     Quadratic,
+    ScoreModel,
     UniformInLogSNR,
     UniformInTime,
     sample,
@@ -95,17 +96,30 @@ def test_formulas(sde):
 
 @pytest.mark.parametrize("sde", SDES)
 @pytest.mark.parametrize("share", [0.0, 0.7])
-def test_a_focused_grid_has_equal_steps_of_its_own_variable(sde, share):
-    """log(1 + 5 y / (y / r + s)) and l, each over its range, y = sigma / alpha, s the deviation and
-    r^2 = 2 coordinates.
+@pytest.mark.parametrize(("steps", "k", "power"), [(19, 12, 3 / 8), (20, 5, 1 / 2)])
+def test_a_focused_grid_has_equal_steps_of_its_own_variable(sde, share, steps, k, power):
+    """log(1 + k y / (y / r + s)) and l, each over its range, y = sigma / alpha, s the deviation and
+    r a power of 2 coordinates.
     """
     model = narrow()
     kernel = SDES[sde]
-    l = grid_points(Focused(share), model, kernel, span_of(model, kernel, 1e-3), 23)
+    l = grid_points(Focused(share), model, kernel, span_of(model, kernel, 1e-3), steps)
     y = l.neg().exp()
-    v = torch.log1p(5 * y / (y / math.sqrt(2) + model.data_std))
-    steps = (share * v / (v[-1] - v[0]) + (1 - share) * l / (l[-1] - l[0])).diff()
-    torch.testing.assert_close(steps, steps.mean().expand(23), rtol=1e-5, atol=0)
+    v = torch.log1p(k * y / (y / 2**power + model.data_std))
+    parts = (share * v / (v[-1] - v[0]) + (1 - share) * l / (l[-1] - l[0])).diff()
+    torch.testing.assert_close(parts, parts.mean().expand(steps), rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("steps", [10, 40])
+def test_a_focused_grid_has_steps_among_all_noise_for_networks_that_predict_it(steps):
+    """log(1 + 12 y / s) and l."""
+    model = ScoreModel(torch.nn.Identity(), "vp", shape=(2,), data_std=0.5)
+    model.net.forward = lambda x, t: x
+    kernel = SDES["vp"]
+    l = grid_points(Focused(0.7), model, kernel, span_of(model, kernel, 1e-3), steps)
+    v = torch.log1p(12 * l.neg().exp() / 0.5)
+    parts = (0.7 * v / (v[-1] - v[0]) + 0.3 * l / (l[-1] - l[0])).diff()
+    torch.testing.assert_close(parts, parts.mean().expand(steps), rtol=1e-5, atol=0)
 
 
 def test_steps_have_equal_shares_of_a_density_that_jumps():

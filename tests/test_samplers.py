@@ -40,7 +40,9 @@ from sdekit_diffusion import (
     Focused,
     GaussianMixture,
     Given,
+    Inpainted,
     OnClock,
+    ScoreModel,
     sample,
 )
 from sdekit_diffusion._sampling.adaptive import AbstractAdaptive
@@ -237,7 +239,7 @@ def test_short_solves(name, steps, lower_final):
     assert solution.x.isfinite().all()
     more = extra(method, steps)
     assert solution.evaluations.tolist() == [steps + more] * 4
-    if steps == 1 and not more and method.integrand != "velocity":
+    if steps == 1 and not more and method.integrand in ("data", "noise"):
         one = sample(
             MIXTURE,
             4,
@@ -267,27 +269,93 @@ def test_with_noise_the_default_looks_less_far_back_where_there_are_few_steps():
             assert torch.equal(x, same)
 
 
-@pytest.mark.parametrize(("steps", "k"), [(10, 3), (19, 3), (20, 4), (40, 4)])
-def test_the_default_looks_further_back_where_there_are_enough_steps(steps, k):
-    """Three values below 20 steps, four from there on, of the velocity; of the data and on other
-    grids three.
-    """
-    velocity = OnClock(AdamsMoulton(k, self_starting=False), integrand="velocity")
-    data = OnClock(AdamsMoulton(3, self_starting=False))
-    for given, meant in (("default", velocity), (OnClock(), data)):
-        x, same = (
-            sample(MIXTURE, 4, sde="vp", method=m, steps=steps, seed=0) for m in (given, meant)
-        )
-        assert torch.equal(x, same)
+def moulton(k, **settings):
+    return AdamsMoulton(k, self_starting=False, **settings)
+
+
+def bashforth(k, **settings):
+    return AdamsBashforth(k, variable="l", self_starting=False, **settings)
+
+
+def same_samples(model, method, meant, steps, **settings):
+    x, same = (
+        sample(model, 4, sde="vp", method=m, steps=steps, seed=0, **settings)
+        for m in (method, meant)
+    )
+    return torch.equal(x, same)
+
+
+@pytest.mark.parametrize(
+    ("steps", "rule"),
+    [
+        (6, moulton(3, lower_final=True)),
+        (7, moulton(3)),
+        (19, moulton(3)),
+        (20, moulton(4)),
+        (40, moulton(4)),
+    ],
+)
+def test_the_default_looks_further_back_where_there_are_enough_steps(steps, rule):
+    """Of the velocity; of the data, and on grids that do not follow the model, three values."""
+    assert same_samples(MIXTURE, "default", OnClock(rule, integrand="velocity"), steps)
+    assert same_samples(MIXTURE, OnClock(), OnClock(moulton(3)), steps)
     fixed = "native time quadratic sigma karras log_snr".split()
     for name, grid in GRIDS.items():
-        rule = replace(METHODS["default"], steps=steps, grid=grid).rule
-        assert rule.k == (k if grid.follows_model else 3)
+        found = replace(METHODS["default"], steps=steps, grid=grid).rule
+        expected = rule if grid.follows_model else moulton(3)
+        assert (found.k, found.lower_final) == (expected.k, expected.lower_final)
         assert grid.follows_model or name != "focused"
         assert not (grid.follows_model and name in fixed)
-    assert (
-        replace(METHODS["default"], steps=steps, grid=Given(uniform(-3.0, 3.0, steps))).rule.k == k
-    )
+    given = Given(uniform(-3.0, 3.0, steps))
+    assert replace(METHODS["default"], steps=steps, grid=given).rule.k == rule.k
+
+
+class Guess(torch.nn.Module):
+    """Of the noise, or of what a network predicts: nearly right for N(0, 1), and not smooth."""
+
+    def forward(self, x, t):
+        return x * 0.8 + 0.1 * torch.sin(5 * x + 20 * t[:, None])
+
+
+@pytest.mark.parametrize(
+    ("steps", "rule"),
+    [
+        (7, bashforth(2)),
+        (8, bashforth(3, lower_final=True)),
+        (14, bashforth(3, lower_final=True)),
+        (15, moulton(2, variable="l", lower_final=True)),
+        (29, moulton(2, variable="l", lower_final=True)),
+        (30, moulton(3, variable="l", lower_final=True)),
+    ],
+)
+@pytest.mark.parametrize("predicts", ["noise", "score"])
+def test_the_default_integrates_the_noise_where_a_network_predicts_it(steps, rule, predicts):
+    model = ScoreModel(Guess(), "vp", predicts, shape=(1,), data_std=0.5)
+    assert model.integrand == "noise"
+    assert same_samples(model, "default", OnClock(rule, integrand="noise"), steps)
+    assert same_samples(Inpainted(model, torch.zeros(1), torch.zeros(1)), "default", "default", 5)
+    fixed = OnClock(bashforth(2), integrand="noise")
+    assert same_samples(model, "default", fixed, steps, grid="quadratic")
+
+
+def test_what_the_default_integrates():
+    """The noise for modules that predict it; exact functions and other networks, the velocity."""
+    net = Guess()
+    for predicts, expected in (
+        ("noise", "noise"),
+        ("score", "noise"),
+        ("data", "velocity"),
+        ("velocity", "velocity"),
+        ("flow", "velocity"),
+    ):
+        model = ScoreModel(net, "vp", predicts, shape=(1,), data_std=0.5)
+        assert model.integrand == expected
+        assert Inpainted(model, torch.zeros(1), torch.zeros(1)).integrand == expected
+        assert ScoreModel(lambda x, t: net(x, t), "vp", predicts).integrand == expected
+        assert ScoreModel(lambda x, t: -x, "vp", predicts).integrand == "velocity"
+    assert MIXTURE.integrand == "velocity"
+    with pytest.raises(ValueError, match="'velocity' or 'model'; not 'score'"):
+        OnClock(integrand="score")
 
 
 @pytest.mark.parametrize("sde", ["ve", "vp", "subvp", "flow"])

@@ -238,7 +238,7 @@ class Focused(AbstractGrid):
 
     follows_model = True
 
-    share: float = 0.85
+    share: float = 0.8
 
     def __post_init__(self) -> None:
         if not 0 <= self.share < 1:

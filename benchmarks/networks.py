@@ -1,0 +1,230 @@
+"""Trained networks and few evaluations: the default against published samplers, each on its best
+grid.
+
+Networks are trained here, on laws with which nothing was chosen: MLPs in the plane and in 32
+dimensions, U-Nets on digits, predicting the noise, the velocity or the flow. The error of a sample
+is the root mean square of its coordinates' difference to the flow of the same network from the same
+x_T, solved to 1e-6. A row has the mean error of the default, that of the best of the published
+samplers over all grids, the ratio of the means and that of the medians. For digits also with labels
+and guidance of 3, and Frechet distances in the features of a classifier, less that of the solved
+flow, with bootstrapped standard errors.
+
+`python benchmarks/networks.py [--quick] [--names moons digits ...]`; an hour on one core.
+"""
+
+import argparse
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from _bench import RESULTS, environment, save
+from matplotlib.figure import Figure
+from torch import Tensor
+
+import sdekit_diffusion as sd
+from sdekit import DEIS, DPMSolver, UniPC
+from sdekit_diffusion.metrics import classifier_features, frechet
+
+SEED = 1
+BUDGETS = (5, 6, 8, 10, 15, 20, 50)
+SAMPLES = 200
+IMAGES = 500  # for Frechet distances
+GUIDANCE = 3.0
+GRIDS: Mapping[str, sd.AbstractGrid] = {
+    "log-SNR": sd.UniformInLogSNR(),
+    "quadratic": sd.Quadratic(),
+    "Karras": sd.Karras(),
+    "time": sd.UniformInTime(),
+}
+PEERS: Mapping[str, sd.OnClock] = {
+    "DDIM": sd.METHODS["ddim"],  # pyright: ignore[reportAssignmentType]
+    "UniPC-2": sd.OnClock(UniPC(2, lower_final=True)),
+    "UniPC-3": sd.OnClock(UniPC(3, lower_final=True)),
+    "UniPC-3, noise": sd.OnClock(UniPC(3, lower_final=True), integrand="noise"),
+    "DPM-Solver++(2M)": sd.OnClock(DPMSolver(2, lower_final=True)),
+    "DPM-Solver++(3M)": sd.OnClock(DPMSolver(3, lower_final=True)),
+    "DPM-Solver-3": sd.OnClock(DPMSolver(3, lower_final=True), integrand="noise"),
+    "DEIS-3": sd.OnClock(DEIS(3, lower_final=True), integrand="noise"),
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """A network: of which data, under which diffusion, and what it predicts."""
+
+    data: str
+    sde: str
+    predicts: str
+    conditioning: Literal["time", "log_snr"] = "time"
+
+    @property
+    def name(self) -> str:
+        return f"{self.data}, {self.sde}, {self.predicts}"
+
+
+CASES = (
+    Case("moons", "vp", "noise"),
+    Case("moons", "flow", "flow"),
+    Case("swissroll", "cosine", "noise"),
+    Case("spiral", "vp", "velocity", "log_snr"),
+    Case("curved, d = 32", "vp", "noise", "log_snr"),
+    Case("curved, d = 32", "subvp", "velocity", "log_snr"),
+    Case("digits", "vp", "noise"),
+    Case("digits", "subvp", "velocity", "log_snr"),
+    Case("digits", "flow", "flow"),
+)
+
+
+def curved(n: int = 20_000) -> Tensor:
+    """Points near a surface of four dimensions in 32: two layers of random weights, and noise."""
+    generator = torch.Generator().manual_seed(SEED)
+    first = torch.randn(4, 24, generator=generator)
+    second = torch.randn(24, 32, generator=generator) / math.sqrt(24)
+    z = torch.randn(n, 4, generator=generator)
+    return torch.tanh(z @ first) @ second + 0.05 * torch.randn(n, 32, generator=generator)
+
+
+def trained(case: Case, updates: float) -> sd.ScoreModel:
+    """A model, its updates multiplied by a factor."""
+    torch.manual_seed(SEED)
+    settings: dict[str, Any] = {"conditioning": case.conditioning}
+    if case.data == "digits":
+        data: Any = sd.data.load("digits")
+        net = sd.nets.UNet(channels=1, width=32, classes=10)
+        model = sd.ScoreModel(net, case.sde, case.predicts, shape=(1, 8, 8), **settings)
+        recipe = sd.Recipe(steps=int(1500 * updates), batch_size=128, seed=SEED)
+    else:
+        source = None if case.data.startswith("curved") else sd.data.load(case.data)
+        data = curved() if source is None else source
+        shape = data.shape[1:] if source is None else source.test.shape[1:]
+        net = sd.nets.MLP(shape=tuple(shape), width=96)
+        model = sd.ScoreModel(net, case.sde, case.predicts, shape=tuple(shape), **settings)
+        recipe = sd.Recipe(steps=int(3000 * updates), batch_size=256, seed=SEED)
+    sd.fit(model, data, recipe, progress=False)
+    return model
+
+
+def errors(x: Tensor, exact: Tensor) -> tuple[float, float]:
+    """Mean and median over the samples."""
+    each = (x - exact).double().square().flatten(1).mean(dim=1).sqrt()
+    return float(each.mean()), float(each.median())
+
+
+def compared(name: str, model: sd.AbstractModel, budgets: tuple[int, ...]) -> list[dict[str, Any]]:
+    """A row for each number of evaluations."""
+
+    def drawn(steps: int | None, method: Any, grid: Any = None) -> Tensor:  # noqa: ANN401
+        return sd.sample(model, SAMPLES, steps=steps, method=method, grid=grid, seed=SEED)
+
+    exact = drawn(None, sd.AdaptiveFlow(1e-6, 1e-6))
+    rows = []
+    for steps in budgets:
+        peers = {
+            f"{peer}, {grid}": errors(drawn(steps, method, GRIDS[grid]), exact)
+            for peer, method in PEERS.items()
+            for grid in GRIDS
+        }
+        ours = errors(drawn(steps, "default"), exact)
+        best = [min(peers, key=lambda peer, i=i: peers[peer][i]) for i in (0, 1)]
+        row = {
+            "network": name,
+            "evaluations": steps,
+            "default": ours[0],
+            "best peer": peers[best[0]][0],
+            "its name": best[0],
+            "ratio": ours[0] / peers[best[0]][0],
+            "ratio of medians": ours[1] / peers[best[1]][1],
+        }
+        rows.append(row)
+        print(
+            f"{name:40s} {steps:3d} evaluations: {row['default']:.4f}, best peer "
+            f"{row['best peer']:.4f} ({best[0]}), ratio {row['ratio']:.2f}, of medians "
+            f"{row['ratio of medians']:.2f}",
+            flush=True,
+        )
+    return rows
+
+
+def distances(model: sd.ScoreModel, budgets: tuple[int, ...]) -> list[dict[str, Any]]:
+    """Frechet distances of digits to the training images, less that of the solved flow."""
+    source = sd.data.load("digits")
+    known, labels = source.reference(2000)
+    assert labels is not None
+    features = classifier_features(known.double() / 16, labels)
+    reference = features(known.double() / 16)
+    rng = np.random.default_rng(SEED)
+
+    def found(method: Any, steps: int | None, grid: Any = None) -> Any:  # noqa: ANN401
+        x = sd.sample(model, IMAGES, method=method, steps=steps, grid=grid, seed=SEED)
+        return features(x.double() / 2 + 0.5)
+
+    flow = found(sd.AdaptiveFlow(1e-5, 1e-5), None)
+    rows = []
+    for steps in budgets:
+        sets = {
+            "default": found("default", steps),
+            "UniPC-3, quadratic": found(PEERS["UniPC-3"], steps, GRIDS["quadratic"]),
+            "DPM-Solver++(2M), log-SNR": found(PEERS["DPM-Solver++(2M)"], steps, GRIDS["log-SNR"]),
+        }
+        row: dict[str, Any] = {"evaluations": steps}
+        for name, points in sets.items():
+            picks = [rng.integers(IMAGES, size=IMAGES) for _ in range(10)]
+            differences = [
+                frechet(points[pick], reference) - frechet(flow[pick], reference) for pick in picks
+            ]
+            excess = frechet(points, reference) - frechet(flow, reference)
+            row[name] = {"excess": excess, "stderr": float(np.std(differences, ddof=1))}
+        rows.append(row)
+        figures = "; ".join(
+            f"{name} {row[name]['excess']:.3f} +- {row[name]['stderr']:.3f}" for name in sets
+        )
+        print(f"Frechet distance above that of the flow, {steps} evaluations: {figures}")
+    return rows
+
+
+def draw(rows: list[dict[str, Any]]) -> None:
+    """Writes networks.png: the ratios by the number of evaluations."""
+    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    axes = figure.add_subplot()
+    for name in dict.fromkeys(row["network"] for row in rows):
+        own = [row for row in rows if row["network"] == name]
+        axes.plot(
+            [row["evaluations"] for row in own], [row["ratio"] for row in own], "o-", label=name
+        )
+    axes.axhline(1, color="k", linewidth=0.8)
+    axes.set(xscale="log", yscale="log", xlabel="evaluations", ylabel="error over the best peer's")
+    axes.set_xticks(BUDGETS, [str(n) for n in BUDGETS])
+    axes.legend(frameon=False, fontsize=7, ncols=2)
+    RESULTS.mkdir(exist_ok=True)
+    figure.savefig(RESULTS / "networks.png", dpi=120)
+
+
+def main() -> None:
+    """Trains, measures, prints and writes."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="a tenth of the updates, few budgets")
+    parser.add_argument("--names", nargs="*", default=(), help="of data, such as moons or digits")
+    arguments = parser.parse_args()
+    budgets = (5, 10) if arguments.quick else BUDGETS
+    result: dict[str, Any] = {"environment": environment(dtype="float32", seed=SEED)}
+    result["rows"] = []
+    for case in CASES:
+        if arguments.names and case.data.split(",")[0] not in arguments.names:
+            continue
+        model = trained(case, 0.1 if arguments.quick else 1.0)
+        plain = model.unconditional() if case.data == "digits" else model
+        result["rows"] += compared(case.name, plain, budgets)
+        if case.data == "digits":
+            label = torch.arange(SAMPLES) % 10
+            guided = sd.Guided(model.given(label=label), GUIDANCE)
+            result["rows"] += compared(f"{case.name}, guidance 3", guided, budgets)
+            result[f"Frechet, {case.name}"] = distances(plain, budgets[:4])
+        draw(result["rows"])
+        save("networks", result)
+
+
+if __name__ == "__main__":
+    main()
