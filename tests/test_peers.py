@@ -6,6 +6,7 @@ users know them.
 """
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -215,8 +216,21 @@ NAMED = {
     "dpmpp_3m_sde": lambda case: dpmpp(case, 3, "heun"),
     "deis": lambda case: tab(case, 3),
     "lms": lambda case: lms(case, 4),
-    "unipc": lambda case: unipc(case, 2, "bh2", False),
+    "unipc": lambda case: unipc(case, 2, "bh2", True),
 }
+
+
+@pytest.mark.parametrize(
+    ("name", "rule"), [("dpmpp_2m", DPMSolver(2)), ("dpmpp_3m", DPMSolver(3)), ("deis", DEIS(3))]
+)
+@pytest.mark.parametrize("steps", [14, 15])
+def test_names_use_fewer_values_in_their_last_steps_where_there_are_few(name, rule, steps):
+    """Below 15 steps, as diffusers' schedulers; with tests/test_diffusers.py for these."""
+    settings = {"sde": "vp", "steps": steps, "grid": "log_snr", "seed": 0}
+    rule = replace(rule, lower_final=steps == 14)
+    method = OnClock(rule, integrand="noise" if name == "deis" else "data")
+    x = sample(MIXTURE, 4, method=method, **settings)
+    assert torch.equal(sample(MIXTURE, 4, method=name, **settings), x)
 
 
 @DTYPES

@@ -32,7 +32,7 @@ class AbstractMultistep(AbstractPlanned):
         k: the number of values of a prediction.
         lower_final: whether the last steps use at most as many values as there are steps left, as
             some samplers do because their last step is infinite in log(alpha / sigma). This limits
-            the order to two.
+            the order to two. A number: in solves of fewer steps than that.
         self_starting: whether the first step computes further values that the order needs. If f
             hardly changes at first, as at the noisy end of a diffusion, more steps are a better use
             of these evaluations.
@@ -62,7 +62,7 @@ class AbstractMultistep(AbstractPlanned):
     choices: ClassVar[Mapping[str, tuple[str, ...]]] = {}
 
     k: int = 3
-    lower_final: bool = field(default=False, kw_only=True)
+    lower_final: bool | int = field(default=False, kw_only=True)
     self_starting: bool = field(default=True, kw_only=True)
 
     def __post_init__(self) -> None:
@@ -90,7 +90,7 @@ class AbstractMultistep(AbstractPlanned):
         """The largest order that the first and the last steps allow: their errors, made once, may
         be of one order less.
         """
-        if self.lower_final:
+        if self.lower_final is True:
             return 2
         return max(2 + self.corrects, self.starting.get(self.k, 1) + 1 if self.self_starting else 0)
 
@@ -127,7 +127,7 @@ class AbstractMultistep(AbstractPlanned):
             points = np.insert(grid, 1, 0.5 * (grid[0] + grid[1]))
             newest = np.where(steps > 0, steps + 1, 0)
         sizes = np.minimum(self.k, newest + 1)
-        if self.lower_final:
+        if self.lower_final is True or len(steps) < self.lower_final:
             sizes = np.minimum(sizes, len(steps) - steps)
         nodes = points[np.maximum(newest[:, None] - np.arange(self.k), 0)]
         weights, corrections = self._weights(problem, grid, nodes, sizes)

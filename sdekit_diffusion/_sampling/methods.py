@@ -48,16 +48,19 @@ def _uniform_in_log_snr(solver: AbstractSolver, steps: int = 100, **settings: An
     return OnClock(solver, steps=steps, grid=UniformInLogSNR(), **settings)
 
 
+_FEW_STEPS = 15  # below which diffusers' schedulers use fewer values in their last steps
+
+
 METHODS: dict[str, AbstractMethod] = {
     "default": OnClock(integrand="model"),
     "sde": OnClock(eta=1.0, grid=Focused(0.3)),
     "ddim": _uniform_in_log_snr(AdamsBashforth(1)),
     "ddpm": _uniform_in_log_snr(AdamsBashforth(1), 1000, eta=1.0),
-    "dpmpp_2m": _uniform_in_log_snr(DPMSolver(2, lower_final=True)),
-    "dpmpp_3m": _uniform_in_log_snr(DPMSolver(3, lower_final=True)),
+    "dpmpp_2m": _uniform_in_log_snr(DPMSolver(2, lower_final=_FEW_STEPS)),
+    "dpmpp_3m": _uniform_in_log_snr(DPMSolver(3, lower_final=_FEW_STEPS)),
     "dpmpp_2m_sde": _uniform_in_log_snr(DPMSolver(2), eta=1.0),
     "dpmpp_3m_sde": _uniform_in_log_snr(DPMSolver(3, "heun"), eta=1.0),
-    "deis": _uniform_in_log_snr(DEIS(3, lower_final=True), integrand="noise"),
+    "deis": _uniform_in_log_snr(DEIS(3, lower_final=_FEW_STEPS), integrand="noise"),
     "lms": _uniform_in_log_snr(DEIS(4, "rho"), integrand="noise"),
     "unipc": _uniform_in_log_snr(UniPC(2, lower_final=True)),
     "abm": _uniform_in_log_snr(AdamsMoulton(2, variable="l")),
