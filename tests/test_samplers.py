@@ -333,7 +333,7 @@ def test_the_default_integrates_the_noise_where_a_network_predicts_it(steps, rul
     model = ScoreModel(Guess(), "vp", predicts, shape=(1,), data_std=0.5)
     assert model.integrand == "noise"
     assert same_samples(model, "default", OnClock(rule, integrand="noise"), steps)
-    assert same_samples(Inpainted(model, torch.zeros(1), torch.zeros(1)), "default", "default", 5)
+    assert same_samples(Inpainted(model, torch.zeros(1), torch.zeros(1).bool()), "default", "default", 5)
     fixed = OnClock(bashforth(2), integrand="noise")
     assert same_samples(model, "default", fixed, steps, grid="quadratic")
 
@@ -350,7 +350,7 @@ def test_what_the_default_integrates():
     ):
         model = ScoreModel(net, "vp", predicts, shape=(1,), data_std=0.5)
         assert model.integrand == expected
-        assert Inpainted(model, torch.zeros(1), torch.zeros(1)).integrand == expected
+        assert Inpainted(model, torch.zeros(1), torch.zeros(1).bool()).integrand == expected
         assert ScoreModel(lambda x, t: net(x, t), "vp", predicts).integrand == expected
         assert ScoreModel(lambda x, t: -x, "vp", predicts).integrand == "velocity"
     assert MIXTURE.integrand == "velocity"
@@ -457,8 +457,8 @@ WRONG = [
 def test_noise_and_velocity_are_integrated_without_noise(settings):
     with pytest.raises(
         ValueError,
-        match=r"integrand must be 'data', or for eta = 0 'noise' or "
-        r"'velocity'.* the method 'sde'",
+        match=r"integrand must be 'data', or for eta = 0 'noise', "
+        r"'velocity' or 'model'.* the method 'sde'",
     ):
         OnClock(**settings)
 
