@@ -6,13 +6,21 @@ and for the c of the default the other one of them too; x(end) is compared with 
 from the same x_T, solved to 1e-12. The digits are the covariances of scikit-learn's, ten Gaussians.
 benchmarks/samplers.py measures the choice on other mixtures.
 
-    python benchmarks/choice.py
+With --few the choices for few steps: grids and rules of the velocity on the same mixtures, and
+rules of the noise for small networks that predict it, trained here; the error over the least of a
+row.
+benchmarks/networks.py measures them on other networks.
+
+    python benchmarks/choice.py [--few]
 """
 
 import math
-from dataclasses import replace
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from _bench import RESULTS, environment, save
 from matplotlib.figure import Figure
@@ -20,11 +28,30 @@ from samplers import SEED, Start, mixture, start
 from sklearn.datasets import load_digits
 from torch import Tensor
 
-from sdekit import AbstractSolver, AdamsMoulton, Dopri8, solve
-from sdekit_diffusion import VESDE, VPSDE, AdaptiveFlow, Focused, GaussianMixture, OnClock
+from sdekit import AbstractSolver, AdamsBashforth, AdamsMoulton, Dopri8, solve, uniform
+from sdekit_diffusion import (
+    VESDE,
+    VPSDE,
+    AbstractGrid,
+    AdaptiveFlow,
+    Focused,
+    GaussianMixture,
+    OnClock,
+    Recipe,
+    ScoreModel,
+    fit,
+    nets,
+    sample,
+)
 from sdekit_diffusion._sampling.clock import velocity_on_angle
+from sdekit_diffusion._sampling.coordinates import Coordinates, Span
+from sdekit_diffusion._sampling.grids import smooth
 
 BUDGETS = (10, 19, 20, 50)
+FEW = (5, 6, 8, 10, 12, 15, 19)
+FEW_OF_NOISE = (5, 7, 8, 10, 14, 15, 20, 29, 30, 50)
+SHARPNESS = (5.0, 8.0, 12.0)
+POWERS = (0.25, 0.375, 0.5)  # of the number of coordinates
 FRACTIONS = (1.0, 0.5, 1 / 3, 0.25, 0.2, 0.1)
 # By evaluations and by what is integrated: geometric mean and largest.
 Summary = dict[int, dict[str, tuple[float, float]]]
@@ -119,6 +146,119 @@ def summarised(rows: list[dict[str, Any]], kinds: list[str]) -> Summary:
     return summary
 
 
+@dataclass(frozen=True, eq=False)
+class Tried(AbstractGrid):
+    """`Focused()` with another v, see `smooth`."""
+
+    sharpness: float
+    power: float
+
+    follows_model = True
+
+    def points(self, coordinates: Coordinates, span: Span, steps: int) -> Tensor:
+        l = uniform(*span, 4000)
+        extent = (
+            math.inf if math.isinf(coordinates.extent) else coordinates.extent ** (2 * self.power)
+        )
+        v = torch.as_tensor(smooth(l, extent, self.sharpness))
+        share = Focused().share
+        mass = share * (v - v[0]) / (v[-1] - v[0])
+        mass = mass + (1 - share) * torch.linspace(0, 1, len(l), dtype=torch.float64)
+        targets = uniform(0.0, 1.0, steps).numpy()
+        points = torch.from_numpy(np.interp(targets, mass.numpy(), l.numpy()))
+        points[0], points[-1] = span
+        return points
+
+
+def of_velocity() -> list[dict[str, Any]]:
+    """Errors over the least of their row by grid and rule, a row for each problem, diffusion and
+    number of steps.
+    """
+    rules = {
+        "3, shorter last step": AdamsMoulton(3, self_starting=False, lower_final=True),
+        "2, shorter last step": AdamsMoulton(2, self_starting=False, lower_final=True),
+        "3": AdamsMoulton(3, self_starting=False),
+        "4": AdamsMoulton(4, self_starting=False),
+    }
+    rows = []
+    for problem, (law, n) in PROBLEMS.items():
+        for name, sde in (("ve", VESDE()), ("vp", VPSDE())):
+            down = start(law, sde, min(n, 100))
+            exact = down.sampled(AdaptiveFlow(1e-9, 1e-9, solver=Dopri8()))
+            for steps in FEW:
+                found = {}
+                for k in SHARPNESS:
+                    for power in POWERS:
+                        for rule, solver in rules.items():
+                            method = OnClock(
+                                solver, integrand="velocity", steps=steps, grid=Tried(k, power)
+                            )
+                            x = down.sampled(method)
+                            error = (x - exact).square().mean(dim=1).sqrt().mean()
+                            found[f"{k:g}, d^{power:g}, {rule}"] = float(error)
+                rows.append({"problem": problem, "sde": name, "steps": steps, **_relative(found)})
+    return rows
+
+
+def _relative(errors: Mapping[str, float]) -> dict[str, float]:
+    least = min(errors.values())
+    return {name: error / least for name, error in errors.items()}
+
+
+def of_noise() -> list[dict[str, Any]]:
+    """The same by rule for networks that predict the noise: of eight narrow modes in the plane and
+    of a curved law in 16 dimensions.
+    """
+    rules: dict[str, AbstractSolver] = {
+        f"{kind.__name__}({k}{', shorter last step' if final else ''})": kind(
+            k, variable="l", self_starting=False, lower_final=final
+        )
+        for kind in (AdamsBashforth, AdamsMoulton)
+        for k in (2, 3)
+        for final in (False, True)
+    }
+    generator = torch.Generator().manual_seed(SEED)
+    angle = torch.randint(0, 8, (20_000,), generator=generator) * (math.pi / 4)
+    modes = torch.stack([angle.cos(), angle.sin()], dim=1)
+    modes = modes + 0.05 * torch.randn(modes.shape, generator=generator)
+    weights = torch.randn(16, 3, generator=generator)
+    curved = torch.tanh(torch.randn(20_000, 3, generator=generator) @ weights.T)
+    curved = curved + 0.1 * torch.randn(curved.shape, generator=generator)
+    rows = []
+    for law, x in (("modes", modes), ("curved", curved)):
+        for sde in ("vp", "ve", "cosine", "flow"):
+            torch.manual_seed(SEED)
+            shape = tuple(x.shape[1:])
+            model = ScoreModel(nets.MLP(shape=shape, width=64), sde, "noise", shape=shape)
+            fit(model, x, Recipe(steps=2500, batch_size=256), progress=False)
+            exact = sample(model, 200, method=AdaptiveFlow(1e-6, 1e-6), seed=SEED)
+            for steps in FEW_OF_NOISE:
+                found = {}
+                for rule, solver in rules.items():
+                    method = OnClock(solver, integrand="noise")
+                    end = sample(model, 200, method=method, grid="focused", steps=steps, seed=SEED)
+                    found[rule] = float((end - exact).square().mean(dim=1).sqrt().mean())
+                rows.append({"problem": law, "sde": sde, "steps": steps, **_relative(found)})
+    return rows
+
+
+def told(rows: list[dict[str, Any]]) -> None:
+    """Prints for each number of steps the six kinds with the least geometric mean, and the largest
+    ratio of each.
+    """
+    for steps in dict.fromkeys(row["steps"] for row in rows):
+        here = [row for row in rows if row["steps"] == steps]
+        kinds = list(here[0])[3:]
+        mean = {
+            kind: math.exp(sum(math.log(row[kind]) for row in here) / len(here)) for kind in kinds
+        }
+        best = sorted(kinds, key=lambda kind: mean[kind])[:6]
+        figures = "; ".join(
+            f"{kind}: {mean[kind]:.2f} ({max(row[kind] for row in here):.1f})" for kind in best
+        )
+        print(f"{steps:3d} steps: {figures}", flush=True)
+
+
 def draw(summary: Summary, kinds: list[str]) -> None:
     """Writes choice.png: the errors over the least against c."""
     figure = Figure(figsize=(6, 4), layout="constrained")
@@ -141,6 +281,12 @@ def draw(summary: Summary, kinds: list[str]) -> None:
 
 
 def main() -> None:
+    if "--few" in sys.argv[1:]:
+        found = {"velocity": of_velocity(), "noise": of_noise()}
+        for rows in found.values():
+            told(rows)
+        save("choice_few", {"environment": environment(seed=SEED), **found})
+        return
     rows = study()
     kinds = list(rows[0])[3:]
     summary = summarised(rows, kinds)
@@ -152,5 +298,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    with torch.no_grad():
-        main()
+    main()

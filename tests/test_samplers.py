@@ -333,7 +333,9 @@ def test_the_default_integrates_the_noise_where_a_network_predicts_it(steps, rul
     model = ScoreModel(Guess(), "vp", predicts, shape=(1,), data_std=0.5)
     assert model.integrand == "noise"
     assert same_samples(model, "default", OnClock(rule, integrand="noise"), steps)
-    assert same_samples(Inpainted(model, torch.zeros(1), torch.zeros(1).bool()), "default", "default", 5)
+    assert same_samples(
+        Inpainted(model, torch.zeros(1), torch.zeros(1).bool()), "default", "default", 5
+    )
     fixed = OnClock(bashforth(2), integrand="noise")
     assert same_samples(model, "default", fixed, steps, grid="quadratic")
 
