@@ -149,7 +149,7 @@ def test_the_first_state_is_data_with_noise(sde, by):
     solution = sample(TWO, start=start, return_solution=True, dtype=torch.float64, **settings)
     t = float(solution.ts[0])
     if by == "strength":
-        first = float(sde.time(-math.log(150 * TWO.data_std))) if sde.latest(1.0) < 1 else sde.T
+        first = float(sde.time(-math.log(160 * TWO.data_std))) if sde.latest(1.0) < 1 else sde.T
         last = float(solution.ts[-1])
         share = (lambda t: t ** (1 / 7)) if isinstance(sde, EDMSDE) else (lambda t: t)
         assert share(t) == pytest.approx(0.6 * share(first) + 0.4 * share(last), rel=1e-6)

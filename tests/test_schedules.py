@@ -235,14 +235,14 @@ def test_where_a_solve_ends(end):
 
 def test_where_a_solve_starts():
     """At T, unless sigma / alpha there is above 1e5 deviations of the data, as where alpha is 0:
-    then at 1000.
+    then at 160.
     """
     starts = {}
     for name, sde in DEFAULTS.items():
         start = span_of(MIXTURE, sde, 1e-3)[0]
         last = sde.log_snr(sde.T)
         starts[name] = -last > math.log(1e5 * MIXTURE.data_std)
-        expected = -math.log(1000 * MIXTURE.data_std) if starts[name] else last
+        expected = -math.log(160 * MIXTURE.data_std) if starts[name] else last
         assert start == pytest.approx(expected, rel=1e-9)
         model = exact(VPSDE(), "data")
         assert span_of(model, sde, 1e-3)[0] == pytest.approx(max(start, VPSDE().log_snr(1.0)))
@@ -451,11 +451,11 @@ def test_training_under_every_diffusion(sde, weighting, tmp_path):
 
 
 def test_training_ends_where_solves_start():
-    """For data of deviation 0.01 under the flow at sigma/alpha = 10, t = 10/11."""
+    """For data of deviation 0.01 under the flow at sigma/alpha = 1.6, t = 1.6/2.6."""
     seen = []
     model = ScoreModel(lambda x, t: seen.append(t) or x, "flow", "flow", shape=(2,), data_std=0.01)
     dsm_loss(model, 0.01 * X.repeat(200, 1), seed=0)
-    assert 0.9 < seen[0].max() < 10 / 11
+    assert 0.6 < seen[0].max() < 1.6 / 2.6
 
 
 def test_flow_matching_learns():

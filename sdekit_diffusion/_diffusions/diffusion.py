@@ -15,7 +15,7 @@ from sdekit.elementary import Time, broadcast, clip, expm1, log, reciprocal, sca
 from sdekit_diffusion._inputs import available_device
 
 # Sigma / alpha of the data's standard deviation at the start of a solve, where T is out of reach.
-_START_RATIO = 150.0
+_START_RATIO = 160.0
 
 
 # The largest such ratio at T that is not: published schedules end at up to 4e4; clocks of solves
@@ -167,7 +167,7 @@ class AbstractDiffusion(AbstractSDE):
         """The last time of training and the first of solves, where the prior stands for p_t.
 
         It is T, unless sigma / alpha there is above 1e5 data_std, or infinite: then it is the time
-        of sigma / alpha = 150 data_std, near that of the published VP, where the data contribute
+        of sigma / alpha = 160 data_std, near that of the published VP, where the data contribute
         2e-5 to the standard deviation. Beyond, the states hardly change, and networks are hardly
         trained.
 
