@@ -135,6 +135,9 @@ def test_the_interval_per_sample():
         found = Guided(conditional, 4.0, interval=(math.exp(-0.6), 1.2)).predict_data(l, U)
         inside = Guided(conditional, 4.0).predict_data(l, U)
         outside = conditional.predict_data(l, U)
+        for level in (-2.0, 2.0):  # the same for all samples
+            one = Guided(conditional, 4.0, interval=(math.exp(-0.6), 1.2)).predict_data(level, U)
+            assert torch.equal(one, conditional.predict_data(level, U))
     applies = torch.tensor([False, False, True, True, False])[:, None]
     torch.testing.assert_close(found, torch.where(applies, inside, outside), rtol=1e-5, atol=1e-5)
 

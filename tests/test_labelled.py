@@ -134,7 +134,7 @@ def test_a_loader_leaves_torchs_generator_as_it_was():
 def test_items_that_draw_depend_on_their_place_alone():
     class Noisy(Items):
         def __getitem__(self, i):
-            return X[i] + torch.rand(2), LABEL[i]
+            return torch.rand(2), LABEL[i]
 
     source = source_of(Noisy(range(N)), ["label"])
     first, second, third = (
@@ -142,7 +142,7 @@ def test_items_that_draw_depend_on_their_place_alone():
     )
     resumed = source_of(Noisy(range(N)), ["label"]).batches(4, first=8)
     assert torch.equal(Batch.of(next(resumed)).x, third)
-    assert not torch.equal(first - second, torch.zeros(4, 2))
+    assert not bool((first == second).any())
 
 
 def test_streams_carry_their_classes():
