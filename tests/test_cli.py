@@ -578,7 +578,7 @@ def test_one_more_option_of_the_sampler_reaches_sample(command, moons, monkeypat
 def test_one_more_option_of_the_estimate_reaches_the_likelihood(command, moons, monkeypatch):
     with_field(COMMANDS[command], "estimate", monkeypatch)
 
-    def asked(model, x, estimate, **options):
+    def asked(model, scale, x, estimate, **options):
         raise Asked(estimate.stretch)
 
     monkeypatch.setattr(held_out, "measured", asked)

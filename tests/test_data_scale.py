@@ -126,7 +126,7 @@ def test_training_records_them_and_checkpoints_keep_them(mean, std, tmp_path):
     again = load(tmp_path)
     assert torch.equal(again.data_mean, model.data_mean)
     assert again.data_std == model.data_std
-    assert torch.equal(again.given(y=1).data_mean, model.data_mean)
+    assert torch.equal(again.given(label=1).data_mean, model.data_mean)
 
 
 def fresh():
@@ -249,7 +249,7 @@ class Scaled(nn.Module):
         super().__init__()
         self.std = nn.Parameter(torch.tensor(std))
 
-    def forward(self, x, t):
+    def forward(self, x, t, y=None):
         alpha, sigma = (f(t)[:, None] for f in (VPSDE().alpha, VPSDE().sigma))
         return x * sigma / ((alpha * self.std) ** 2 + sigma**2)
 

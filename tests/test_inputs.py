@@ -85,13 +85,19 @@ def test_a_network_without_t_is_named(entry):
 
 
 def test_a_network_without_its_conditions_is_named():
-    model = sd.ScoreModel(sd.nets.MLP((2,), 8, 1), "vp", shape=(2,)).given(y=torch.zeros(3))
-    with pytest.raises(
-        TypeError,
-        match=r"called as net\(x, t, y\) has the signature .* unexpected "
-        r"keyword argument 'y'",
-    ):
-        sd.sample(model, 3, steps=2)
+    model = sd.ScoreModel(sd.nets.MLP((2,), 8, 1), "vp", shape=(2,))
+    with pytest.raises(ValueError, match="takes no 'y'; its conditions are label, context"):
+        model.given(y=torch.zeros(3))
+
+    with pytest.raises(TypeError, match=r"called as net\(x, t, y\) has the signature"):
+        sd.sample(sd.ScoreModel(Few(), "vp", shape=(2,)).given(y=torch.zeros(3)), 3, steps=2)
+
+
+class Few(torch.nn.Module):
+    """Takes conditions, and no t."""
+
+    def forward(self, x, **more):
+        return x
 
 
 def test_other_type_errors_pass():

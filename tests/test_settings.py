@@ -199,7 +199,12 @@ def test_nats_of_data_are_those_of_the_model_less_its_units():
         }
         nats = log_likelihood(model, x, **settings)
         found = measured(
-            model, data, Estimate(probes=probes, tolerance=tolerance), seed=seed, first=4
+            model,
+            model.scale,
+            data,
+            Estimate(probes=probes, tolerance=tolerance),
+            seed=seed,
+            first=4,
         )
         # Where the logarithm of the unit would not be rounded away.
         assert nats.value.abs().max() < 1e3
@@ -271,11 +276,11 @@ def test_the_status_of_a_point_is_the_worst_of_its_draws(monkeypatch):
 
 
 def test_the_prior_is_that_of_the_time_at_which_the_solve_begins():
-    """Where alpha(T) = 0 it begins before T, at sigma / alpha = 1000 s."""
+    """Where alpha(T) = 0 it begins before T, at sigma / alpha = 160 s."""
     sde = DIFFUSIONS["flow"]()
-    start = float(sde.time(-math.log(1000 * MIXTURE.data_std)))
+    start = float(sde.time(-math.log(160 * MIXTURE.data_std)))
     assert start < sde.T
-    assert span_of(MIXTURE, sde, 1e-3)[0] == pytest.approx(-math.log(1000 * MIXTURE.data_std))
+    assert span_of(MIXTURE, sde, 1e-3)[0] == pytest.approx(-math.log(160 * MIXTURE.data_std))
     alpha, sigma = sde.kernel(start)
     deviation = math.hypot(alpha * MIXTURE.data_std, sigma)
     prior = torch.distributions.Normal(alpha * MIXTURE.data_mean, deviation)

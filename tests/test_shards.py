@@ -313,7 +313,7 @@ def test_likelihoods_of_one_process_and_of_two(run, request, context, tmp_path, 
     model, name = trained.opened(folder, Loading())
     x = trained.source_of(name, model.scale).test[:5]
     whole = held_out.summed(
-        held_out.measured(model, x, Estimate(2, 2, 1e-2), batch_size=2), model.scale
+        held_out.measured(model, model.scale, x, Estimate(2, 2, 1e-2), batch_size=2), model.scale
     )
     assert one.splitlines()[0].endswith(whole.sentences()[0])
     rows = np.loadtxt(tmp_path / "one.csv", delimiter=",", skiprows=1)
@@ -326,7 +326,7 @@ def test_likelihoods_depend_on_the_number_of_the_sample(images):
     x = trained.source_of(name, model.scale).test[:1].expand(3, -1, -1, -1)
     estimate = Estimate(probes=1, draws=2, tolerance=1e-2)
     whole, last, other = (
-        held_out.measured(model, some, estimate, first=first, batch_size=1)
+        held_out.measured(model, model.scale, some, estimate, first=first, batch_size=1)
         for some, first in ((x, 0), (x[2:], 2), (x[2:], 5))
     )
     assert torch.equal(whole.draws[:, 2:], last.draws)
