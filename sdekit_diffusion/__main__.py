@@ -88,13 +88,14 @@ def train(
         model = net.model(source, sde, newest(run) if resume else None).to(place)
         # All checks come before an older run is deleted.
         label = labels.label_to_train(model, source)
+        name = {"name": source.name} | ({labels.NOTE: label} if label else {})
         require_minutes(minutes, run)
         sdekit_diffusion.Training(model, source, recipe)
         measures = watch.measures(source, recipe, run, label)
         if rank() == 0:
             _prepare(run, overwrite, resume)
         wait()
-        start_time = time.perf_counter()
+        start = time.perf_counter()
         records = sdekit_diffusion.fit(
             model,
             source,
@@ -104,15 +105,11 @@ def train(
             minutes=minutes,
             log=log,
             measures=measures,
-            notes={
-                "data": {"name": source.name} | ({labels.NOTE: label} if label else {}),
-                "device": device,
-            },
+            notes={"data": name, "device": device},
         )
         if rank() == 0:
-            seconds = time.perf_counter() - start_time
             summary = _training_summary(model, source, data)
-            print(f"trained {summary} in {seconds:.0f} s; wrote {run}")
+            print(f"trained {summary} in {time.perf_counter() - start:.0f} s; wrote {run}")
             _print_remaining(records, recipe.steps)
 
 
