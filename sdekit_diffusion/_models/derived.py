@@ -83,10 +83,6 @@ class AbstractDerivedModel(AbstractModel):
     def integrand(self) -> Literal["velocity", "noise"]:
         return self.model.integrand
 
-    @computed
-    def learned(self) -> bool:
-        return any(model.learned for model in self._models().values())
-
     def rows(self, index: Tensor) -> Self:
         selected: dict[str, Any] = {
             name: model.rows(index) for name, model in self._models().items()

@@ -55,7 +55,6 @@ class AbstractModel(ABC):
             data have mean 0 and standard deviation 1; neither need be exact.
         integrand: what the default sampler approximates by polynomials, see `on_clock`: "noise" for
             networks that predict the noise, and "velocity" for all other models.
-        learned: whether it has a network, whose errors the default sampler expects.
 
     Example:
         >>> from sdekit.elementary import scaled
@@ -74,7 +73,6 @@ class AbstractModel(ABC):
     data_mean: Tensor | float = 0.0
     data_std: float | None
     integrand: Literal["velocity", "noise"] = "velocity"
-    learned: bool = False
 
     @abstractmethod
     def predict_data(self, l: Time, u: Tensor) -> Tensor:

@@ -162,11 +162,8 @@ class ScoreModel(nn.Module, AbstractModel):
         """The noise for a network that predicts it: its error in the data grows with the noise,
         that in its own output does not.
         """
-        return "noise" if self.learned and self.predicts in ("noise", "score") else "velocity"
-
-    @computed
-    def learned(self) -> bool:
-        return bool(modules_of(self.net))
+        is_noise = self.predicts in ("noise", "score") and bool(modules_of(self.net))
+        return "noise" if is_noise else "velocity"
 
     @property
     def data_std(self) -> float | None:

@@ -30,12 +30,12 @@ from sdekit_diffusion._sampling.on_grid import AbstractGridMethod, Transformed
 
 # The default rules without noise, by what they integrate: the number of steps below which a rule is
 # used, and the rule. Chosen by benchmarks/choice.py.
-_SHORTEST = AdamsMoulton(2, self_starting=False, lower_final=True)
-_SHORT = AdamsMoulton(3, self_starting=False)
-_LONG = AdamsMoulton(4, self_starting=False)
 _RULES: dict[str, tuple[tuple[float, AbstractMultistep], ...]] = {
-    "velocity": ((7, _SHORTEST), (20, _SHORT), (math.inf, _LONG)),
-    "learned velocity": ((12, _SHORTEST), (20, _SHORT), (math.inf, _LONG)),
+    "velocity": (
+        (7, AdamsMoulton(3, self_starting=False, lower_final=True)),
+        (20, AdamsMoulton(3, self_starting=False)),
+        (math.inf, AdamsMoulton(4, self_starting=False)),
+    ),
     "noise": (
         (8, AdamsBashforth(2, variable="l", self_starting=False)),
         (15, AdamsBashforth(3, variable="l", self_starting=False, lower_final=True)),
@@ -45,10 +45,9 @@ _RULES: dict[str, tuple[tuple[float, AbstractMultistep], ...]] = {
 }
 # Of grids that do not follow the model, and of the data.
 _SHORT_RULES: dict[str, AbstractMultistep] = {
-    "velocity": _SHORT,
-    "learned velocity": _SHORT,
+    "velocity": AdamsMoulton(3, self_starting=False),
     "noise": AdamsBashforth(2, variable="l", self_starting=False),
-    "data": _SHORT,
+    "data": AdamsMoulton(3, self_starting=False),
 }
 
 # With noise: steps from which the rule looks one value further back, and the largest share of
@@ -168,9 +167,9 @@ class OnClock(AbstractGridMethod):
     def rule(self) -> AbstractSolver:
         """The solver, or the default for this number of steps.
 
-        Of the velocity that is `AdamsMoulton(3)`, below 7 steps, and below 12 of a network's, whose
-        errors longer rules amplify, `AdamsMoulton(2)` with a shorter last step, and from 20 on
-        `AdamsMoulton(4)`. Of the noise, which only networks predict, it is `AdamsBashforth(2)`
+        Of the velocity that is `AdamsMoulton(3)`, below 7 steps with a shorter last step, and
+        `AdamsMoulton(4)` from 20 on. Networks that predict the noise have errors of their own,
+        which long rules amplify where steps are long: of the noise the rule is `AdamsBashforth(2)`
         below 8 steps, `AdamsBashforth(3)` below 15, `AdamsMoulton(2)` below 30 and then
         `AdamsMoulton(3)`, all in l. Of the data it is `AdamsMoulton(3)`. With noise it is
         `AdamsMoulton(2)`, and with three values in l from 25 steps on. On grids that do not follow
@@ -183,21 +182,14 @@ class OnClock(AbstractGridMethod):
             nearly_uniform = isinstance(self.grid, Focused) and self.grid.share <= _LONG_RULE_SHARE
             use_long_rule = self.steps >= _LONG_RULE_STEPS_WITH_NOISE and nearly_uniform
             return AdamsMoulton(3, variable="l") if use_long_rule else AdamsMoulton(2)
-        return self._rule_of("velocity" if self.integrand == "model" else self.integrand)
-
-    def _rule_of(self, kind: str) -> AbstractMultistep:
-        """The default rule without noise for what is integrated."""
+        kind = "velocity" if self.integrand == "model" else self.integrand
         if not self.grid.follows_model or kind not in _RULES:
             return _SHORT_RULES[kind]
         return next(rule for bound, rule in _RULES[kind] if self.steps < bound)
 
     def transformed(self, problem: ReverseProblem, grid: Tensor) -> Transformed:
         if self.integrand == "model":
-            model = problem.model
-            is_learned = model.learned and model.integrand == "velocity"
-            kind = "learned velocity" if is_learned else model.integrand
-            rule = self.solver or self._rule_of(kind)
-            own = replace(self, solver=rule, integrand=model.integrand)
+            own = replace(self, integrand=problem.model.integrand)
             return own.transformed(problem, grid)
         if callable(self.eta):
             equation = piecewise_on_clock(
