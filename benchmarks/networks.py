@@ -69,6 +69,7 @@ class Case:
 CASES = (
     Case("moons", "vp", "noise"),
     Case("moons", "flow", "flow"),
+    Case("swissroll", "flow", "flow"),
     Case("swissroll", "cosine", "noise"),
     Case("spiral", "vp", "velocity", "log_snr"),
     Case("curved, d = 32", "vp", "noise", "log_snr"),
@@ -96,7 +97,7 @@ def trained(case: Case, updates: float) -> sd.ScoreModel:
         data: Any = sd.data.load("digits")
         net = sd.nets.UNet(channels=1, width=32, classes=10)
         model = sd.ScoreModel(net, case.sde, case.predicts, shape=(1, 8, 8), **settings)
-        recipe = sd.Recipe(steps=int(1500 * updates), batch_size=128, seed=SEED)
+        recipe = sd.Recipe(steps=int(1000 * updates), batch_size=128, seed=SEED)
     else:
         source = None if case.data.startswith("curved") else sd.data.load(case.data)
         data = curved() if source is None else source
