@@ -111,15 +111,29 @@ def test_a_focused_grid_has_equal_steps_of_its_own_variable(sde, share, steps, k
 
 
 @pytest.mark.parametrize("steps", [10, 40])
-def test_a_focused_grid_has_steps_among_all_noise_for_networks_that_predict_it(steps):
-    """log(1 + 12 y / s) and l."""
-    model = ScoreModel(torch.nn.Identity(), "vp", shape=(2,), data_std=0.5)
-    model.net.forward = lambda x, t: x
+@pytest.mark.parametrize("predicts", ["noise", "velocity"])
+def test_a_focused_grid_has_steps_among_all_noise_for_networks_that_predict_it(steps, predicts):
+    """log(1 + 12 y / s) and l; with noise, and for other predictions, the grid of all models."""
+
+    class Net(torch.nn.Module):
+        def forward(self, x, t):
+            return 0.5 * x
+
+    model = ScoreModel(Net(), "vp", predicts, shape=(2,), data_std=0.5)
+    settings = {"steps": steps, "seed": 0, "return_solution": True}
+    found = sample(model, 2, grid=Focused(0.7), **settings)
+    l = model.sde.log_snr(found.ts.double())
     kernel = SDES["vp"]
-    l = grid_points(Focused(0.7), model, kernel, span_of(model, kernel, 1e-3), steps)
+    usual = grid_points(Focused(0.7), model, kernel, span_of(model, kernel, 1e-3), steps)
+    if predicts == "velocity":
+        torch.testing.assert_close(l, usual, rtol=1e-6, atol=1e-6)
+        return
     v = torch.log1p(12 * l.neg().exp() / 0.5)
     parts = (0.7 * v / (v[-1] - v[0]) + 0.3 * l / (l[-1] - l[0])).diff()
-    torch.testing.assert_close(parts, parts.mean().expand(steps), rtol=1e-5, atol=0)
+    torch.testing.assert_close(parts, parts.mean().expand(steps), rtol=1e-5, atol=1e-7)
+    noisy = sample(model, 2, method="sde", grid=Focused(0.7), **settings)
+    l = model.sde.log_snr(noisy.ts.double())
+    torch.testing.assert_close(l, usual, rtol=1e-6, atol=1e-6)
 
 
 def test_steps_have_equal_shares_of_a_density_that_jumps():

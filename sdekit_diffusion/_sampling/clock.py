@@ -15,7 +15,7 @@ from sdekit.elementary import Time, axpy, exp, scaled, sqrt
 from sdekit_diffusion._diffusions.piecewise import PiecewiseLinear
 from sdekit_diffusion._models.affine import Affine, Function, prepared
 from sdekit_diffusion._models.model import AbstractModel, noise_scale, signal_scale
-from sdekit_diffusion._sampling.coordinates import Span, extent_of
+from sdekit_diffusion._sampling.coordinates import Span
 from sdekit_diffusion._sampling.grids import smooth
 
 
@@ -142,7 +142,7 @@ def velocity_on_angle(
 
 def smooth_of(model: AbstractModel) -> Callable[[Time], Time]:
     """The variable in which a model is smooth, as a function of l."""
-    return partial(smooth, extent=extent_of(model, model.shape or ()))
+    return partial(smooth, extent=math.sqrt(math.prod(model.shape or ())))
 
 
 def clock_knots(eta: float, span: Span) -> Tensor:

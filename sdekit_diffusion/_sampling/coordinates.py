@@ -83,11 +83,6 @@ def shifted(mean: Tensor | float, factor: Time, x: Tensor) -> Tensor:
     return x + broadcast(factor, x) * mean.to(x)
 
 
-def extent_of(model: AbstractModel, event: tuple[int, ...]) -> float:
-    """`Coordinates.extent` for a model of samples of a shape."""
-    return math.inf if model.integrand == "noise" else math.sqrt(math.prod(event))
-
-
 def event_of(x: object) -> tuple[int, ...]:
     """The shape of one sample of a batch; () for other objects, which are refused elsewhere."""
     return tuple(x.shape[1:]) if isinstance(x, Tensor) else ()
@@ -107,8 +102,7 @@ class Coordinates:
         sde: the diffusion.
         mean, std: m and s.
         event: the shape of a sample.
-        extent: sigma / (alpha s) from which on the model hardly changes: the length of a sample,
-            and infinity for networks that predict the noise, whose error in the data grows with it.
+        extent: sigma / (alpha s) from which on a model hardly changes: the length of a sample.
     """
 
     sde: AbstractDiffusion
@@ -128,7 +122,7 @@ class Coordinates:
         if isinstance(mean, Tensor):
             mean = mean.to(model.place()[1])
         event = tuple(event or ())
-        return Coordinates(sde, mean, scale.std, event, extent_of(model, event))
+        return Coordinates(sde, mean, scale.std, event, math.sqrt(math.prod(event)))
 
     def standardised(self, model: AbstractModel) -> AbstractModel:
         """The model of u; the model itself where it is that."""

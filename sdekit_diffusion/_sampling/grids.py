@@ -219,10 +219,9 @@ class Focused(AbstractGrid):
     """A share of the steps is uniform in v = `smooth(l, r)`, the others are uniform in l.
 
     v covers the levels at which the sample is determined, sigma / alpha from a fifth of the
-    standard deviation of the data to the norm of a sample, and for networks that predict the noise
-    all larger ones too; l covers the finer ones. Fewer than 20 steps, and those of networks that
-    predict the noise, are shorter near the data and skip more of the noise: v = log(1 + 12 y /
-    (y / r + 1)) with r = d^{3/8}.
+    standard deviation of the data to the norm of a sample, and for `OnClock(integrand="noise")`
+    all larger ones too; l covers the finer ones. Fewer than 20 steps, and those of the noise, are
+    shorter near the data: v = log(1 + 12 y / (y / r + 1)) with r = d^{3/8}.
 
     Arguments:
         share: from 0, uniform in l, to less than 1.

@@ -16,6 +16,7 @@ from sdekit import (
     uniform,
 )
 from sdekit_diffusion._models.affine import is_immutable
+from sdekit_diffusion._models.model import AbstractModel
 from sdekit_diffusion._sampling.clock import (
     Integrand,
     checked_eta,
@@ -187,9 +188,18 @@ class OnClock(AbstractGridMethod):
             return _SHORT_RULES[kind]
         return next(rule for bound, rule in _RULES[kind] if self.steps < bound)
 
+    def points(self, problem: ReverseProblem) -> Tensor:
+        if self._integrand_of(problem.model) == "noise":  # its error in the data grows with it
+            coordinates = replace(problem.coordinates, extent=math.inf)
+            problem = replace(problem, coordinates=coordinates)
+        return super().points(problem)
+
+    def _integrand_of(self, model: AbstractModel) -> Integrand:
+        return model.integrand if self.integrand == "model" else self.integrand
+
     def transformed(self, problem: ReverseProblem, grid: Tensor) -> Transformed:
         if self.integrand == "model":
-            own = replace(self, integrand=problem.model.integrand)
+            own = replace(self, integrand=self._integrand_of(problem.model))
             return own.transformed(problem, grid)
         if callable(self.eta):
             equation = piecewise_on_clock(
