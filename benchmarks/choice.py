@@ -48,8 +48,8 @@ from sdekit_diffusion._sampling.coordinates import Coordinates, Span
 from sdekit_diffusion._sampling.grids import smooth
 
 BUDGETS = (10, 19, 20, 50)
-FEW = (5, 6, 8, 10, 12, 15, 19)
-FEW_OF_NOISE = (5, 7, 8, 10, 14, 15, 20, 29, 30, 50)
+FEW_STEPS = (5, 6, 8, 10, 12, 15, 19)
+FEW_STEPS_OF_NOISE = (5, 7, 8, 10, 14, 15, 20, 29, 30, 50)
 SHARPNESS = (5.0, 8.0, 12.0)
 POWERS = (0.25, 0.375, 0.5)  # of the number of coordinates
 FRACTIONS = (1.0, 0.5, 1 / 3, 0.25, 0.2, 0.1)
@@ -147,7 +147,7 @@ def summarised(rows: list[dict[str, Any]], kinds: list[str]) -> Summary:
 
 
 @dataclass(frozen=True, eq=False)
-class Tried(AbstractGrid):
+class Candidate(AbstractGrid):
     """`Focused()` with another v, see `smooth`."""
 
     sharpness: float
@@ -170,7 +170,7 @@ class Tried(AbstractGrid):
         return points
 
 
-def of_velocity() -> list[dict[str, Any]]:
+def velocity_rules() -> list[dict[str, Any]]:
     """Errors over the least of their row by grid and rule, a row for each problem, diffusion and
     number of steps.
     """
@@ -185,13 +185,13 @@ def of_velocity() -> list[dict[str, Any]]:
         for name, sde in (("ve", VESDE()), ("vp", VPSDE())):
             down = start(law, sde, min(n, 100))
             exact = down.sampled(AdaptiveFlow(1e-9, 1e-9, solver=Dopri8()))
-            for steps in FEW:
+            for steps in FEW_STEPS:
                 found = {}
                 for k in SHARPNESS:
                     for power in POWERS:
                         for rule, solver in rules.items():
                             method = OnClock(
-                                solver, integrand="velocity", steps=steps, grid=Tried(k, power)
+                                solver, integrand="velocity", steps=steps, grid=Candidate(k, power)
                             )
                             x = down.sampled(method)
                             error = (x - exact).square().mean(dim=1).sqrt().mean()
@@ -205,7 +205,7 @@ def _relative(errors: Mapping[str, float]) -> dict[str, float]:
     return {name: error / least for name, error in errors.items()}
 
 
-def of_noise() -> list[dict[str, Any]]:
+def noise_rules() -> list[dict[str, Any]]:
     """The same by rule for networks that predict the noise: of eight narrow modes in the plane and
     of a curved law in 16 dimensions.
     """
@@ -232,7 +232,7 @@ def of_noise() -> list[dict[str, Any]]:
             model = ScoreModel(nets.MLP(shape=shape, width=64), sde, "noise", shape=shape)
             fit(model, x, Recipe(steps=2500, batch_size=256), progress=False)
             exact = sample(model, 200, method=AdaptiveFlow(1e-6, 1e-6), seed=SEED)
-            for steps in FEW_OF_NOISE:
+            for steps in FEW_STEPS_OF_NOISE:
                 found = {}
                 for rule, solver in rules.items():
                     method = OnClock(solver, integrand="noise")
@@ -242,7 +242,7 @@ def of_noise() -> list[dict[str, Any]]:
     return rows
 
 
-def told(rows: list[dict[str, Any]]) -> None:
+def print_best(rows: list[dict[str, Any]]) -> None:
     """Prints for each number of steps the six kinds with the least geometric mean, and the largest
     ratio of each.
     """
@@ -282,9 +282,9 @@ def draw(summary: Summary, kinds: list[str]) -> None:
 
 def main() -> None:
     if "--few" in sys.argv[1:]:
-        found = {"velocity": of_velocity(), "noise": of_noise()}
+        found = {"velocity": velocity_rules(), "noise": noise_rules()}
         for rows in found.values():
-            told(rows)
+            print_best(rows)
         save("choice_few", {"environment": environment(seed=SEED), **found})
         return
     rows = study()

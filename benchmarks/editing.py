@@ -75,7 +75,8 @@ def given_noisy(law: sd.GaussianMixture, x: Tensor, sigma: float, seed: int) -> 
 
 def conditional(law: sd.GaussianMixture, y: Tensor, mask: Tensor) -> sd.GaussianMixture:
     """The law of the coordinates where the mask is False, given those where it is True."""
-    known, rest = mask.nonzero().flatten(), (~mask).nonzero().flatten()
+    known = mask.nonzero().flatten()
+    rest = (~mask).nonzero().flatten()
     s = law.covariances[:, known][:, :, known]
     cross = law.covariances[:, rest][:, :, known]
     gain = torch.linalg.solve(s, cross.mT).mT
@@ -92,7 +93,8 @@ def ratios(exact: Callable[[int, int], Tensor]) -> Callable[[Tensor], dict[str, 
     """
     floor = sampling_floor(sliced_wasserstein, exact(6 * N, 1), N, draws=20, seed=SEED)
     reference = exact(N, 2)
-    mean, std = float(floor.mean), float(floor.std)
+    mean = float(floor.mean)
+    std = float(floor.std)
 
     def ratio(x: Tensor) -> dict[str, float]:
         distance = sliced_wasserstein(x, reference)

@@ -340,7 +340,9 @@ def main() -> None:
     numbers = [int(name) for name in sys.argv[1:] if name.isdigit()] or list(OBSERVATIONS)
     problems = [problem for problem in PROBLEMS if not names or problem.name in names]
     particulars = environment(dtype="float32", seed=SEED, samples=SAMPLES, evaluations=STEPS)
-    rows, drawn, references = [], [], []
+    rows: list[dict[str, Any]] = []
+    drawn: list[list[Tensor]] = []
+    references: list[list[Observation]] = []
     agreements: dict[str, float] = {}
     for problem in problems:
         observations = [published(problem, number) for number in numbers]

@@ -97,7 +97,7 @@ class Pixelwise(nn.Module):
         return 0.1 * self.mix(x)
 
 
-def model_of(sde: Any = "vp", shape: tuple[int, ...] = SHAPE) -> ScoreModel:  # noqa: ANN401 - a diffusion or its name
+def model_of(sde: Any = "vp", shape: tuple[int, ...] = SHAPE) -> ScoreModel:  # noqa: ANN401
     torch.manual_seed(0)
     return ScoreModel(Pixelwise(), sde, "noise", shape=shape).to(PLACE)
 
@@ -106,7 +106,7 @@ def sampling() -> Iterator[tuple[str, tuple[int, int], Case]]:
     """Every method on a fixed grid."""
     model = model_of()
 
-    def run(n: int, *, method: Any, of: AbstractModel = model, **more: Any) -> None:  # noqa: ANN401 - options of `sample`
+    def run(n: int, *, method: Any, of: AbstractModel = model, **more: Any) -> None:  # noqa: ANN401
         sample(of, BATCH, method=method, steps=n, seed=0, **more)
 
     for name, method in METHODS.items():
@@ -131,7 +131,7 @@ def solving() -> Iterator[tuple[str, tuple[int, int], Case]]:
         lambda t, x: -weight * x, lambda t, x: torch.ones_like(x), "additive", "stratonovich"
     )
 
-    def run(n: int, *, x: Tensor, solver: Any, noise: Any, gradient: Any) -> None:  # noqa: ANN401 - arguments of `solve`
+    def run(n: int, *, x: Tensor, solver: Any, noise: Any, gradient: Any) -> None:  # noqa: ANN401
         solution = solve(
             equation, x, uniform(0.0, 1.0, n), solver=solver, noise=noise, gradient=gradient
         )

@@ -88,7 +88,7 @@ def train(
         model = net.model(source, sde, newest(run) if resume else None).to(place)
         # All checks come before an older run is deleted.
         label = labels.label_to_train(model, source)
-        name = {"name": source.name} | ({labels.NOTE: label} if label else {})
+        data_notes = {"name": source.name} | ({labels.NOTE: label} if label else {})
         require_minutes(minutes, run)
         sdekit_diffusion.Training(model, source, recipe)
         measures = watch.measures(source, recipe, run, label)
@@ -105,7 +105,7 @@ def train(
             minutes=minutes,
             log=log,
             measures=measures,
-            notes={"data": name, "device": device},
+            notes={"data": data_notes, "device": device},
         )
         if rank() == 0:
             summary = _training_summary(model, source, data)

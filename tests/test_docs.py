@@ -31,7 +31,7 @@ def test_examples_run(page, tmp_path, monkeypatch):
     monkeypatch.setattr(nets, "registry", dict(nets.registry))
     namespace = {"__name__": "example"}
     for line, code in blocks(page):
-        exec(compile("\n" * line + code, str(page), "exec"), namespace)  # noqa: S102 - our own pages
+        exec(compile("\n" * line + code, str(page), "exec"), namespace)  # noqa: S102
 
 
 def test_there_are_examples():

@@ -429,6 +429,10 @@ def test_a_model_that_was_never_asked_without_a_condition_warns(tmp_path, recwar
                 each.unconditional()
             with pytest.warns(UserWarning, match="drop = 0 for label"):
                 sd.Guided(each.given(label=LABEL), 2.0)
+            with pytest.warns(UserWarning, match="drop = 0 for label"):
+                sd.sample(each, 2, steps=2)
+            sd.sample(each.given(label=1), 2, steps=2)
+    assert not recwarn
     fit(trained, (X, LABEL), RECIPE, progress=False)
     trained.unconditional()
     sd.load(sd.save(trained, tmp_path / "again")).unconditional()

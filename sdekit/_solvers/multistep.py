@@ -38,7 +38,8 @@ class AbstractMultistep(AbstractPlanned):
             of these evaluations.
 
     Raises:
-        ValueError: for a k that is not in `accuracy`, or a name that is not in `choices`.
+        ValueError: for a k that is not in `accuracy`, a name that is not in `choices`, or a
+            lower_final that is neither a bool nor a number of steps, from 2 on.
 
     Example:
         >>> from dataclasses import dataclass
@@ -70,6 +71,12 @@ class AbstractMultistep(AbstractPlanned):
             raise ValueError(
                 f"{type(self).__name__} is offered for k in {', '.join(map(str, self.accuracy))}, "
                 f"not {self.k}"
+            )
+        is_count = isinstance(self.lower_final, int) and self.lower_final >= 2
+        if not isinstance(self.lower_final, bool) and not is_count:
+            raise ValueError(
+                "lower_final is True, False or the number of steps below which it is so, from 2 "
+                f"on; not {self.lower_final!r}"
             )
         for name, allowed in self.choices.items():
             if getattr(self, name) not in allowed:

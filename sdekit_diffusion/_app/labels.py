@@ -236,7 +236,8 @@ def _require_classes(model: ScoreModel, label: Sequence[int], what: str) -> None
     """Refuses classes that the network is known not to have."""
     config = getattr(model.net, "config", None)
     classes = config.get("classes") if isinstance(config, dict) else None
-    least, largest = min(label), max(label)
+    least = min(label)
+    largest = max(label)
     if least < 0 or (classes is not None and largest >= classes):
         known = "from 0 on" if classes is None else f"0 to {classes - 1}"
         values = str(least) if least == largest else f"values from {least} to {largest}"

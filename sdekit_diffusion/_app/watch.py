@@ -65,7 +65,8 @@ class Watch:
             }
 
         def pictures(model: ScoreModel, step: int) -> Mapping[str, float]:
-            rows, names = None, []
+            rows = None
+            names: list[str] = []
             if label is not None and source.labels is not None:
                 rows, names = Labels(label, source.labels).rows(model.scale.levels is None)
             n = _PICTURE_SAMPLES if rows is None else len(rows.values)

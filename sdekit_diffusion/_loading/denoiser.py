@@ -23,7 +23,7 @@ class _Denoiser(nn.Module):
         super().__init__()
         self.net = net
 
-    def forward(self, x: Tensor, sigma: Tensor, **conditions: Any) -> Tensor:  # noqa: ANN401 - whatever the network takes
+    def forward(self, x: Tensor, sigma: Tensor, **conditions: Any) -> Tensor:  # noqa: ANN401
         return self.net(x, sigma.clamp(min=_SMALLEST_SIGMA), **conditions)
 
 
@@ -38,7 +38,7 @@ class _Preconditioned(nn.Module):
         self.sigma_data = sigma_data
         self.label_kind = label_kind
 
-    def forward(self, x: Tensor, sigma: Tensor, **conditions: Any) -> Tensor:  # noqa: ANN401 - whatever the network takes
+    def forward(self, x: Tensor, sigma: Tensor, **conditions: Any) -> Tensor:  # noqa: ANN401
         label = sigma.clamp(min=_SMALLEST_SIGMA)
         label = label.log() / 4 if self.label_kind == "edm" else label
         s = broadcast(sigma, x)

@@ -32,7 +32,7 @@ class _Sample(nn.Module):
         super().__init__()
         self.net = net
 
-    def forward(self, x: Tensor, t: Tensor, **conditions: Any) -> Tensor:  # noqa: ANN401 - whatever the network takes
+    def forward(self, x: Tensor, t: Tensor, **conditions: Any) -> Tensor:  # noqa: ANN401
         return self.net(x, t, **conditions).sample[:, : x.shape[1]]
 
 

@@ -86,7 +86,7 @@ def from_ncsnv2(
     return require_denoising(model(net), check, [(f"rescaled={not rescaled}", model(other))])
 
 
-def _state(content: Any, ema: bool, source: str) -> dict[str, Tensor]:  # noqa: ANN401 - what was read
+def _state(content: Any, ema: bool, source: str) -> dict[str, Tensor]:  # noqa: ANN401
     """The state dict of a checkpoint, with the averages of its parameters where they are wanted."""
     listed = isinstance(content, Sequence) and not isinstance(content, str)
     parts = list(content) if listed else [content]

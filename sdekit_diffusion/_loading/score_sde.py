@@ -33,7 +33,7 @@ class _Nearest(nn.Module):
         self.net = net
         self.levels = levels
 
-    def forward(self, x: Tensor, t: Tensor, **conditions: Any) -> Tensor:  # noqa: ANN401 - whatever the network takes
+    def forward(self, x: Tensor, t: Tensor, **conditions: Any) -> Tensor:  # noqa: ANN401
         return self.net(x, t.round().clamp(0, self.levels - 1).long(), **conditions)
 
 
@@ -245,7 +245,7 @@ def _ve_of(sigmas: Tensor, given: VESDE | None) -> VESDE:
     return given
 
 
-def _parts(content: Any, ema: bool, source: str) -> tuple[Mapping[str, Any], list[Tensor] | None]:  # noqa: ANN401 - what was read
+def _parts(content: Any, ema: bool, source: str) -> tuple[Mapping[str, Any], list[Tensor] | None]:  # noqa: ANN401
     """The state dict of a checkpoint, and the averages of its parameters where they are wanted."""
     if not isinstance(content, Mapping) or not all(isinstance(name, str) for name in content):
         raise CheckpointError(

@@ -117,7 +117,7 @@ class AbstractDerivedModel(AbstractModel):
             if self._is_per_sample(getattr(self, part.name), part.metadata.get(_PER_SAMPLE))
         }
 
-    def _is_per_sample(self, value: Any, declared: str | None) -> bool:  # noqa: ANN401 - of any field
+    def _is_per_sample(self, value: Any, declared: str | None) -> bool:  # noqa: ANN401
         """Whether the value of a field has one entry per sample."""
         if declared != "or one" or self.shape is None:
             return declared is not None

@@ -184,7 +184,8 @@ class ClassifierGuided(AbstractDerivedModel):
             )
 
     def predict_data(self, l: Time, u: Tensor) -> Tensor:
-        a, b = signal_scale(l), noise_scale(l)
+        a = signal_scale(l)
+        b = noise_scale(l)
         move = self._gradient(l, u) * broadcast(self.scale * b * b / a, u)
         return self.model.predict_data(l, u) + move
 

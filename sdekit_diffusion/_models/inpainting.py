@@ -61,7 +61,8 @@ class Inpainted(AbstractDerivedModel):
                     f"{tuple(shape)}; give one sample, or (n, *shape)"
                 )
             if y.ndim > len(shape) and len(y) == 1:
-                y, mask = y[0], mask[0]
+                y = y[0]
+                mask = mask[0]
         object.__setattr__(self, "y", y.to(device))
         object.__setattr__(self, "mask", mask.to(device))
 

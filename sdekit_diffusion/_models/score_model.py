@@ -231,14 +231,18 @@ class ScoreModel(nn.Module, AbstractModel):
                 "stands for an unknown one, as in ScoreModel(net, ..., null={'class_labels': "
                 "1000}), or a network of sdekit_diffusion.nets, such as MLP(classes=10)"
             )
-        if self.never_dropped:
-            names = ", ".join(self.never_dropped)
+        self.warn_of_missing({}, stacklevel=3)
+        return self.given(**(dict.fromkeys(self.null) if self.given_null is None else self.null))
+
+    def warn_of_missing(self, given: Mapping[str, Any], *, stacklevel: int = 2) -> None:
+        """Warns where conditions that training never dropped are not given."""
+        if missing := [name for name in self.never_dropped if name not in given]:
+            names = ", ".join(missing)
             warnings.warn(
                 f"this model was trained with drop = 0 for {names}: what it predicts without was "
                 "never trained; train it with Recipe(drop=0.1), or do not ask it without",
-                stacklevel=2,
+                stacklevel=stacklevel,
             )
-        return self.given(**(dict.fromkeys(self.null) if self.given_null is None else self.null))
 
     def condition_names(self) -> tuple[str, ...] | None:
         """The conditions that the network takes; None where its signature does not tell."""
@@ -571,6 +575,8 @@ def as_model(
     elif isinstance(model, ScoreModel) and model.shape is None and shape is not None:
         model = model.given()  # a copy
         model.shape = shape_given(shape)
+    if isinstance(model, ScoreModel):
+        model.warn_of_missing(model.conditions, stacklevel=3)
     selected = model.sde if sde is None else diffusion(sde)
     if selected is None:
         raise ValueError(

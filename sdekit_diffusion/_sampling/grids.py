@@ -30,7 +30,7 @@ __all__ = [
 
 # `Focused` with few steps: below how many, with what sharpness of `smooth`, and to what power of
 # the extent. Chosen by benchmarks/choice.py.
-_FEW = 20
+_FEW_STEPS = 20
 _FEW_SHARPNESS = 12.0
 _FEW_EXTENT = 0.75
 # Between two l, the relative difference of sigma / alpha: ends that are nearer are the same.
@@ -253,7 +253,7 @@ class Focused(AbstractGrid):
 def _focused(share: float, extent: float, span: Span, steps: int) -> Tensor:
     """The points of `Focused`."""
     l = uniform(*span, 4000)
-    if steps < _FEW or math.isinf(extent):
+    if steps < _FEW_STEPS or math.isinf(extent):
         v = torch.as_tensor(smooth(l, extent**_FEW_EXTENT, _FEW_SHARPNESS))
     else:
         v = torch.as_tensor(smooth(l, extent))

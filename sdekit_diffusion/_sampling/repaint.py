@@ -92,8 +92,12 @@ class ReplacingStep(AbstractSolver):
     ) -> Step:
         assert noise.z is not None
         (eps,) = noise.z
-        l0, l1 = self.levels[int(t0)], self.levels[int(t1)]
-        a0, b0, a1, b1 = signal_scale(l0), noise_scale(l0), signal_scale(l1), noise_scale(l1)
+        l0 = self.levels[int(t0)]
+        l1 = self.levels[int(t1)]
+        a0 = signal_scale(l0)
+        b0 = noise_scale(l0)
+        a1 = signal_scale(l1)
+        b1 = noise_scale(l1)
         share = -math.expm1(-2 * abs(l1 - l0))  # of the variance at the noisier of the two
         if l1 < l0:
             return Step(axpy(b1 * math.sqrt(share), eps, (a1 / a0) * x))

@@ -20,7 +20,7 @@ class Rows(Protocol):
 
     def __len__(self) -> int: ...
 
-    def __getitem__(self, rows: Any, /) -> Any: ...  # noqa: ANN401 - of a tensor of numbers a tensor or an array
+    def __getitem__(self, rows: Any, /) -> Any: ...  # noqa: ANN401
 
 
 class Batch(NamedTuple):
