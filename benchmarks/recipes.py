@@ -271,8 +271,8 @@ def dit(source: sd.data.Dataset) -> torch.nn.Module:
 def trained(
     case: Case, source: sd.data.Dataset, minutes: float, seed: int
 ) -> tuple[sd.ScoreModel, int]:
-    """A model after about so many minutes of training, and the number of updates; the learning
-    rate's schedule is that of this number.
+    """A model after about so many minutes of processor time of training, and the number of updates;
+    the learning rate's schedule is that of this number.
     """
     torch.manual_seed(seed)
     net = dit(source) if case.net == "dit" else unet(source)
@@ -293,9 +293,9 @@ def trained(
     start = {name: value.clone() for name, value in model.state_dict().items()}
     unlabelled = replace(source, labels=None, test_labels=None)
     sd.fit(model, unlabelled, recipe, progress=False)
-    began = time.perf_counter()
+    began = time.process_time()
     sd.fit(model, unlabelled, recipe, progress=False)
-    seconds = (time.perf_counter() - began) / recipe.steps
+    seconds = (time.process_time() - began) / recipe.steps
     model.load_state_dict(start)
     recipe = replace(recipe, steps=max(20, int(60 * minutes / seconds)))
     sd.fit(model, unlabelled, recipe, progress=False)

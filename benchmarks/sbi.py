@@ -32,7 +32,7 @@ from torch import Tensor
 
 import sdekit_diffusion as sd
 
-SEED = 0
+SEED = 1
 SIMULATIONS = (1_000, 10_000)
 OBSERVATIONS = range(1, 11)
 SAMPLES = 10_000

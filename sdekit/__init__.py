@@ -30,6 +30,7 @@ from sdekit._solve.control import PIDController
 from sdekit._solve.gradient import AbstractGradient, Checkpointed, Reversible
 from sdekit._solve.integrate import integrate, solve
 from sdekit._solve.solution import NotFiniteError, Point, Solution, Status, UnfinishedError
+from sdekit._solve.stepper import Stepper, stepper
 from sdekit._solvers import *  # noqa: F403
 from sdekit._solvers import all_solvers
 from sdekit.interop import odeint, odeint_adjoint, odeint_event, sdeint
@@ -61,6 +62,7 @@ __all__ = [
     "SemiLinear",
     "Solution",
     "Status",
+    "Stepper",
     "UnfinishedError",
     "WhiteNoise",
     "all_solvers",
@@ -78,6 +80,7 @@ __all__ = [
     "odeint_event",
     "sdeint",
     "solve",
+    "stepper",
     "uniform",
     "uniform01",
 ]

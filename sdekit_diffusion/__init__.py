@@ -45,11 +45,13 @@ from sdekit_diffusion._sampling.methods import *  # noqa: F403
 from sdekit_diffusion._sampling.ncsn_settings import NCSNSettings, ncsn_settings, ncsnv2_settings
 from sdekit_diffusion._sampling.noised import Noised
 from sdekit_diffusion._sampling.sample import sample
+from sdekit_diffusion._sampling.stepper import Stepper, stepper
 from sdekit_diffusion._sampling.techniques import (
     geometric_sigmas,
     langevin_step_size,
     max_pairwise_distance,
 )
+from sdekit_diffusion._sampling.trajectories import Trajectories, trajectories
 from sdekit_diffusion._storage.shards import Shards
 from sdekit_diffusion._training import densities as _densities
 from sdekit_diffusion._training import loss_weights as _weights
@@ -87,7 +89,9 @@ __all__ = [
     "SampleOptions",
     "ScoreModel",
     "Shards",
+    "Stepper",
     "Training",
+    "Trajectories",
     "VariationalBound",
     "bits_per_dim",
     "check_model",
@@ -119,6 +123,8 @@ __all__ = [
     "sample_between",
     "save",
     "signal_scale",
+    "stepper",
+    "trajectories",
     "validation_loss",
     "variational_bound",
 ]

@@ -106,9 +106,11 @@ def slope(case, s, x):
     return (x - case.denoised(-math.log(s), x)) / s
 
 
-def heun(case, s_churn=0.0, s_tmin=0.0, s_tmax=math.inf, s_noise=1.0, largest=math.inf):
+def heun(
+    case, s_churn=0.0, s_tmin=0.0, s_tmax=math.inf, s_noise=1.0, largest=math.inf, rule="heun"
+):
     """Karras et al. 2022, algorithm 2, for largest = inf; the normals are those that a solver gets
-    besides W.
+    besides W. k-diffusion has the same noise before steps of Euler and of DPM-Solver-2.
     """
     x = case.x
     fresh = WhiteNoise(3).increments(case.sigmas.tolist(), case.x, None, normals=1)
@@ -118,7 +120,12 @@ def heun(case, s_churn=0.0, s_tmin=0.0, s_tmax=math.inf, s_noise=1.0, largest=ma
         if gamma:
             x = x + drawn.z[0] * s_noise * math.sqrt(max(0, hat**2 - s**2))
         d = slope(case, hat, x)
-        x = x + (d + slope(case, t, x + d * (t - hat))) / 2 * (t - hat)
+        if rule == "heun":
+            d = (d + slope(case, t, x + d * (t - hat))) / 2
+        if rule == "dpm_2":
+            middle = math.exp((math.log(hat) + math.log(t)) / 2)
+            d = slope(case, middle, x + d * (middle - hat))
+        x = x + d * (t - hat)
     return x
 
 
@@ -156,6 +163,29 @@ def dpmpp_sde(case, s_noise=1.0):
         x = down / s * x - (down / s - 1) * case.denoised(-math.log(middle), x_2)
         if up:
             x = x + case.z[i] * s_noise * up
+    return x
+
+
+def dpm_2_ancestral(case, s_noise=1.0, data=False):
+    """Two stages down to the lower sigma of `ancestral_step`, one where that is 0: the slope of the
+    second, or its data.
+    """
+    x = case.x
+    fresh = WhiteNoise(3).increments(case.sigmas.tolist(), case.x, None, normals=1)
+    for s, t, drawn in zip(case.sigmas, case.sigmas[1:], fresh, strict=False):
+        down, up = ancestral_step(s, t, case.eta)
+        d = slope(case, s, x)
+        if down == 0:
+            x = x + d * (down - s)
+        else:
+            middle = math.exp((math.log(s) + math.log(down)) / 2)
+            inner = x + d * (middle - s)
+            if data:
+                x = down / s * x + (1 - down / s) * case.denoised(-math.log(middle), inner)
+            else:
+                x = x + slope(case, middle, inner) * (down - s)
+        if up:
+            x = x + drawn.z[0] * s_noise * up
     return x
 
 

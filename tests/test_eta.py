@@ -33,7 +33,17 @@ from sdekit import (
     solve,
     uniform,
 )
-from sdekit_diffusion import VESDE, VPSDE, AdaptiveSDE, GaussianMixture, OnClock, sample
+from sdekit_diffusion import (
+    VESDE,
+    VPSDE,
+    AdaptiveSDE,
+    GaussianMixture,
+    Given,
+    Noised,
+    OnClock,
+    ScoreModel,
+    sample,
+)
 
 WIDE = GaussianMixture(
     [0.3, 0.7], torch.tensor([[-1.0, 0.3], [0.5, -0.4]], dtype=torch.float64), [0.3, 0.2]
@@ -295,3 +305,36 @@ def test_steps_of_each_sample_are_refused():
             control=control,
             noise=noise,
         )
+
+
+def test_eta_of_k_diffusion_is_the_square():
+    """As a number and as a function of l; the default is the reverse SDE's own."""
+    settings = {"sde": "vp", "steps": 20, "seed": 1, "dtype": torch.float64}
+    ours = sample(MIXTURE, 3, method=OnClock(DPMSolver(2), 0.5), **settings)
+    theirs = OnClock(DPMSolver(2), 0.25, convention="k-diffusion")
+    assert torch.equal(sample(MIXTURE, 3, method=theirs, **settings), ours)
+    varying = OnClock(DPMSolver(2), lambda l: 0.5 if l < 0 else 1.0)
+    squared = OnClock(DPMSolver(2), lambda l: 0.25 if l < 0 else 1.0, convention="k-diffusion")
+    assert torch.equal(
+        sample(MIXTURE, 3, method=squared, **settings),
+        sample(MIXTURE, 3, method=varying, **settings),
+    )
+    path = {"noise": "path", **settings}
+    assert torch.equal(
+        sample(MIXTURE, 3, method=theirs, **path),
+        sample(MIXTURE, 3, method=OnClock(DPMSolver(2), 0.5), **path),
+    )
+    with pytest.raises(ValueError, match="one of 'sde', 'k-diffusion', not 'karras'"):
+        OnClock(eta=0.5, convention="karras")
+
+
+def test_eta_of_k_diffusion_has_its_variance():
+    """sigma_1^2 (1 - e^{-2 eta h}) in one step, as `sample_dpmpp_2m_sde` has it."""
+    nothing = ScoreModel(lambda x, t: 0 * x, "ve", "data", shape=(1,), data_std=1.0)
+    grid = torch.tensor([0.0, 0.7], dtype=torch.float64)
+    method = OnClock(DPMSolver(1), 0.3, convention="k-diffusion", grid=Given(grid), steps=1)
+    start = Noised(torch.zeros(1, 1), level=1.0, add_noise=False)
+    n = 20_000
+    x = sample(nothing, n, method=method, start=start, end=math.exp(-0.7), seed=0)
+    wanted = math.exp(-1.4) * -math.expm1(-2 * 0.3 * 0.7)
+    assert float(x.var()) == pytest.approx(wanted, rel=5.5 * math.sqrt(2 / n))

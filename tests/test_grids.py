@@ -1,14 +1,17 @@
 """Grids: their formulas, their ends, and what the focused one gains."""
 
+import itertools
 import math
 import re
 
+import numpy as np
 import pytest
 import torch
 from physical import grid_points, span_of
 
 from sdekit import EulerMaruyama
 from sdekit_diffusion import (
+    DDIM,
     DIFFUSIONS,
     EDMSDE,
     GRIDS,
@@ -29,6 +32,7 @@ from sdekit_diffusion import (
     OnClock,
     Quadratic,
     ScoreModel,
+    Sigmas,
     UniformInLogSNR,
     UniformInTime,
     sample,
@@ -341,6 +345,80 @@ def test_given_points_say_how_many_steps():
         ValueError, match="5 points are 4 steps, not 50: leave steps out, or give 4"
     ):
         sample(narrow(), 2, sde="vp", method=OnClock(steps=50, grid=Given(l)))
+
+
+SIGMAS = [14.6, 6.5, 3.9, 2.7, 1.9, 1.4, 0.96, 0.65, 0.4, 0.15, 0.03]
+
+
+def euler(model, x, sigmas):
+    """k-diffusion's `sample_euler` under VE, down to 0 where that is the last level."""
+    for s, t in itertools.pairwise(sigmas):
+        d = (x - model.denoise(VESDE().time(-math.log(s)), x, VESDE())) / s
+        x = x + (t - s) * d
+    return x
+
+
+@pytest.mark.parametrize("kind", [list, tuple, torch.DoubleTensor, np.array, Sigmas])
+@pytest.mark.parametrize("last", [[], [0.0]], ids=["positive", "0"])
+def test_noise_levels_set_both_ends_and_0_denoises(kind, last):
+    model = narrow()
+    sigmas = [*SIGMAS, *last]
+    generator = torch.Generator().manual_seed(0)
+    x = 14.6 * torch.randn(4, 2, generator=generator, dtype=torch.float64)
+    settings = {"sde": "ve", "method": "ddim", "grid": kind(sigmas), "x_T": x}
+    solution = sample(model, **settings, return_solution=True)
+    torch.testing.assert_close(solution.x, euler(model, x, sigmas), rtol=1e-9, atol=1e-9)
+    assert solution.evaluations.tolist() == [10 + len(last)] * 4
+    alone = sample(model, **{**settings, "method": DDIM(grid=Sigmas(sigmas)), "grid": None})
+    torch.testing.assert_close(alone, solution.x, rtol=1e-12, atol=1e-12)
+
+
+def test_noise_levels_begin_with_the_prior_of_the_first():
+    """N(m, (s^2 + sigma_0^2) I), as data of this deviation have it under VE."""
+    normal = GaussianMixture([1.0], [[3.0]], [4.0])
+    n = 20_000
+    x = sample(normal, n, sde="ve", grid=[5.0, 4.9], seed=0)
+    wanted = 4 + 4.9**2
+    assert float(x.var()) == pytest.approx(wanted, rel=5.5 * math.sqrt(2 / n))
+    assert float(x.mean()) == pytest.approx(3.0, abs=5.5 * math.sqrt(wanted / n))
+    with pytest.warns(UserWarning, match="the grid begins at sigma / alpha = 2"):
+        sample(normal, 2, sde="ve", grid=[2.0, 1.0], seed=0)
+
+
+def test_noise_levels_are_those_of_the_data_whatever_the_diffusion():
+    """sigma / alpha, so that VP and VE give the same samples from the same noise."""
+    model = narrow()
+    settings = {"method": "ddim", "grid": SIGMAS, "seed": 0, "dtype": torch.float64}
+    torch.testing.assert_close(
+        sample(model, 4, sde="vp", **settings), sample(model, 4, sde="ve", **settings)
+    )
+
+
+@pytest.mark.parametrize(
+    ("sigmas", "message"),
+    [
+        ([1.0], "two or more positive numbers that decrease"),
+        ([1.0, 0.0], "two or more positive"),
+        ([1.0, 2.0], "two or more positive"),
+        ([2.0, 1.0, 1.0], "two or more positive"),
+        ([2.0, -1.0], "two or more positive"),
+        ([math.inf, 1.0], "two or more positive"),
+        ([[2.0, 1.0]], "two or more positive"),
+        ([51.0, 1.0], "levels run from 51 to 1, and sigma / alpha under VESDE.* from 50 to"),
+        ([2.0, 5e-3], "levels run from 2 to 0.005, .* to 0.01: take levels between them"),
+    ],
+    ids=str,
+)
+def test_noise_levels_that_are_refused(sigmas, message):
+    with pytest.raises(ValueError, match=message):
+        sample(narrow(), 2, sde=VESDE(0.01, 50.0, exact=False), grid=sigmas)
+
+
+def test_noise_levels_say_how_many_steps():
+    with pytest.raises(ValueError, match=r"3 points are 2 steps, not 5: leave steps out, or give"):
+        sample(narrow(), 2, sde="ve", grid=[9.0, 2.0, 1.0, 0.0], steps=5)
+    with pytest.raises(ValueError, match=r"the grid is known from .*; give all of them"):
+        Sigmas([2.0, 1.0]).points(Coordinates(VESDE()), (-1.0, 0.0), 1)
 
 
 @pytest.mark.parametrize("off", [-9e-4, -1e-9, 1e-9, 9e-4])

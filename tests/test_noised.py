@@ -38,6 +38,7 @@ STD = MIXTURE.data_std
 TWO = GaussianMixture([0.3, 0.7], [[-1.0, 0.0], [1.0, 0.5]], [0.02, 0.05])
 END = 0.02
 WITH_NOISE = {"sde", "ddpm", "dpmpp_2m_sde", "dpmpp_3m_sde", "sa", "dpmpp_sde", "adaptive_sde"}
+WITH_NOISE |= {"dpm_2_ancestral", "dpmpp_2s_ancestral"}
 IN_TIME = {"euler_maruyama", "reverse_diffusion", "ancestral"}
 MIXED = {"edm", "pc", "ncsn", "ncsnv2"}  # neither the flow nor the reverse SDE alone
 FLOW = set(METHODS) - WITH_NOISE - IN_TIME - MIXED

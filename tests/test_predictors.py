@@ -8,6 +8,7 @@ bounds of 5.5 standard errors with fixed seeds, false alarm below 1e-6 a test.
 import ast
 import inspect
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from physical import prior, span_of
 
 import sdekit
 from sdekit import (
+    RK4,
     SDE,
     AbstractCorrector,
     AbstractSDE,
@@ -300,12 +302,45 @@ def test_what_the_predictors_refuse(solver):
         solve(plain, x, [1.0, 0.5], solver=solver, noise=noise)
     with pytest.raises(ValueError, match="from late times to early ones"):
         solve(reverse_decay(), x, [0.5, 1.0], solver=solver, noise=noise)
-    for eta, message in ((0.5, "eta = 1, not 0.5"), (0.0, "does not support none noise")):
-        with pytest.raises(ValueError, match=message):
-            sample(MIXTURE, 2, sde="ve", method=InTime(solver, eta=eta), steps=9)
+    with pytest.raises(ValueError, match=r"eta = 0; not 0\.5"):
+        sample(MIXTURE, 2, sde="ve", method=InTime(solver, eta=0.5), steps=9)
     with pytest.raises(ValueError, match="take more than 20 steps"):
         sample(MIXTURE, 2, sde="vp", method=InTime(solver), steps=15)
     sample(MIXTURE, 2, sde="vp", method=InTime(EulerMaruyama()), steps=15)
+
+
+def test_of_the_flow_there_is_reverse_diffusion_only():
+    with pytest.raises(ValueError, match="Ancestral does not support none noise, only additive"):
+        sample(MIXTURE, 2, sde="ve", method=InTime(Ancestral(), eta=0.0), steps=9)
+
+
+@DTYPES
+@pytest.mark.parametrize("sde", [VPSDE(), VES[0]], ids=str)
+def test_reverse_diffusion_of_the_flow_is_the_published_loop(sde, dtype):
+    """Half of the score's term, and no noise."""
+    x, ts, _ = setting(sde, dtype=dtype)
+    for t, s in pairwise(ts):
+        if isinstance(sde, VPSDE):
+            v = (0.1 + t * 19.9) * (t - s)
+            f = (math.sqrt(1 - v) - 1) * x
+        else:
+            v = sde.sigma(t) ** 2 - sde.sigma(s) ** 2
+            f = 0.0
+        x = x - f + 0.5 * v * MIXTURE.score(t, x, sde)
+    method = InTime(ReverseDiffusion(), eta=0.0, steps=STEPS)
+    agree(sample(MIXTURE, 4, sde=sde, method=method, seed=SEED, dtype=dtype), x / sde.alpha(ts[-1]))
+
+
+def test_reverse_diffusion_of_the_flow_has_order_one():
+    """Towards the solution of the flow by `RK4` on a fine grid."""
+    sde = VPSDE()
+    problem = ReverseSDE(sde, lambda t, x: MIXTURE.score(t, x, sde), eta=0.0)
+    x = torch.tensor([[0.4, -0.2], [-1.0, 0.7]], dtype=torch.float64)
+    exact = solve(problem, x, uniform(0.6, 0.2, 400), solver=RK4()).x
+    steps = [100, 200, 400]
+    ends = [solve(problem, x, uniform(0.6, 0.2, n), solver=ReverseDiffusion()).x for n in steps]
+    errors = [float((end - exact).abs().max()) for end in ends]
+    assert slope(steps, errors) == pytest.approx(ReverseDiffusion().order["none"].weak, abs=0.1)
 
 
 def test_a_predictor_takes_twenty_lines():

@@ -41,7 +41,13 @@ def test_exponential_heun(eta, dtype):
     agree(case.ours(ClockedHeun()), exp_heun(case))
 
 
-CHURNS = [{}, {"s_churn": 5.0}, {"s_churn": 40.0, "s_tmin": 0.1, "s_tmax": 5.0, "s_noise": 1.003}]
+CHURNS = [
+    {},
+    {"s_churn": 5.0},
+    {"s_churn": 40.0, "s_tmin": 0.1, "s_tmax": 5.0, "s_noise": 1.003},
+    {"s_churn": 5.0, "rule": "euler"},
+    {"s_churn": 5.0, "rule": "dpm_2"},
+]
 
 
 def named(steps, dtype, **settings):
@@ -106,7 +112,7 @@ class Impulses(AbstractNoise):
             yield Increment(z=(torch.arange(len(x)) == i + 1).to(x)[None, :, None])
 
 
-def excess(steps, s_noise=1.0):
+def excess(steps, s_noise=1.0, rule="heun"):
     """The variance in the end minus what it should be, for Gaussian data: steps are linear, so that
     it is exact.
     """
@@ -114,7 +120,7 @@ def excess(steps, s_noise=1.0):
     ve = VESDE()
     s = (5.0, 0.1)
     problem = on_clock(gaussian, ve, integrand="noise")
-    solver = Churn(s_churn=10.0, s_noise=s_noise)
+    solver = Churn(s_churn=10.0, s_noise=s_noise, rule=rule)
     x = torch.zeros(steps + 1, 1, dtype=torch.float64)
     x[0] = math.sqrt(0.09 + s[0] ** 2)
     clock = problem.time(uniform(-math.log(s[0]), -math.log(s[1]), steps))
@@ -125,8 +131,15 @@ def excess(steps, s_noise=1.0):
     )
 
 
-def test_churn_converges_to_the_law_with_order_two_and_other_noise_does_not():
-    assert math.log2(excess(64) / excess(128)) == pytest.approx(2, abs=0.15)
+@pytest.mark.parametrize("rule", ["heun", "euler", "dpm_2"])
+def test_churn_converges_to_the_law_with_the_order_of_the_rule(rule):
+    promised = Churn(rule=rule).order["none"].weak
+    assert promised == (1 if rule == "euler" else 2)
+    rate = math.log2(excess(64, rule=rule) / excess(128, rule=rule))
+    assert rate == pytest.approx(promised, abs=0.15)
+
+
+def test_churn_with_other_noise_does_not_converge():
     assert excess(128, s_noise=1.02) > 10 * excess(128)
 
 
@@ -137,6 +150,17 @@ def test_no_churn_is_heun_and_draws_nothing():
     assert a.evaluations.tolist() == [100] * 4
     assert a.seed == b.seed
     assert Churn().normals == 0
+
+
+def test_euler_takes_one_evaluation_a_step():
+    settings = {"sde": "vp", "seed": 0, "steps": 20}
+    method = EDM(s_churn=5.0, rule="euler")
+    counted = sample(MIXTURE, 2, method=method, return_solution=True, **settings)
+    assert counted.evaluations.tolist() == [20, 20]
+    agree(
+        sample(MIXTURE, 2, method=EDM(rule="euler"), **settings, dtype=torch.float64),
+        sample(MIXTURE, 2, method="ddim", **settings, dtype=torch.float64),
+    )
 
 
 def test_noise_outside_the_range_is_not_added():
@@ -157,6 +181,11 @@ def test_noise_outside_the_range_is_not_added():
 def test_edm_refuses(settings):
     with pytest.raises(ValueError, match="EDM needs s_churn >= 0"):
         EDM(**settings)
+
+
+def test_edm_refuses_other_rules():
+    with pytest.raises(ValueError, match=r"one of 'heun', 'euler', 'dpm_2', not 'eular'.*euler"):
+        EDM(rule="eular")
 
 
 @pytest.mark.parametrize("k", [0, 1, 4])

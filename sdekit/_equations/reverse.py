@@ -106,7 +106,7 @@ class ReverseSDE(AbstractSDE):
         TypeError: when the forward noise is of another kind, or the score takes (x, t); in a solve,
             when the score is not a tensor of real floating numbers.
         ValueError: for a negative eta; in a solve, for a score of another shape than x, or
-            predictors with another eta than 1.
+            predictors with an eta other than 0 and 1.
         RuntimeError: in a solve, when the score changes t or x in place.
 
     Example:
@@ -166,10 +166,10 @@ class ReverseSDE(AbstractSDE):
         return self.forward.kernel(t)
 
     def chain(self, s: float, t: float) -> tuple[float, float, float]:
-        if self.eta != 1:
+        if self.eta not in (0, 1):
             raise ValueError(
-                f"the predictors are for Anderson's equation, eta = 1, not {self.eta}; take "
-                "EulerMaruyama()"
+                f"the predictors are for Anderson's equation, eta = 1, and ReverseDiffusion also "
+                f"for the probability flow, eta = 0; not {self.eta}: take EulerMaruyama()"
             )
         return self.forward.chain(s, t)
 

@@ -13,8 +13,11 @@ rounding.
 import math
 import operator
 
+import numpy as np
 import torch
 from torch import Tensor
+from torch._C._functorch import is_functorch_wrapped_tensor
+from torch.compiler import is_compiling
 
 GOLDEN = 0x9E3779B97F4A7C15 - 2**64
 _MIX_1 = 0xBF58476D1CE4E5B9 - 2**64
@@ -36,6 +39,9 @@ _SHIFTS = {
     bits: torch.tensor((bits, (1 << (64 - bits)) - 1), device="cpu").unbind()
     for bits in (11, 27, 30, 31, 32)
 }
+# The same for numpy, whose integers have no sign.
+_MIX_WORDS = tuple(np.uint64(mix % 2**64) for mix in (_MIX_1, _MIX_2))
+_COUNTS = {bits: np.uint64(bits) for bits in (27, 30, 31)}
 _HALF, _UNIT, _MINUS_TWO, _ANGLE = torch.tensor(
     (0.5, 2.0**-31, -2.0, math.pi * 2.0**-31), dtype=torch.float32, device="cpu"
 ).unbind()
@@ -71,9 +77,21 @@ def _mix(word: Tensor) -> Tensor:
     """SplitMix64's finaliser, in place: a bijection of 64-bit words in which each bit of the input
     flips about half of the bits of the output.
     """
+    if word.device.type == "cpu" and not (is_compiling() or is_functorch_wrapped_tensor(word)):
+        _mix_array(word.numpy().view(np.uint64))
+        return word
     word.bitwise_xor_(_shifted(word, 30)).mul_(_MIX_TENSORS[0])
     word.bitwise_xor_(_shifted(word, 27)).mul_(_MIX_TENSORS[1])
     return word.bitwise_xor_(_shifted(word, 31))
+
+
+def _mix_array(word: np.ndarray) -> None:
+    """`_mix` of an array, in place: numpy takes half to a third of torch's time."""
+    word ^= word >> _COUNTS[30]
+    word *= _MIX_WORDS[0]
+    word ^= word >> _COUNTS[27]
+    word *= _MIX_WORDS[1]
+    word ^= word >> _COUNTS[31]
 
 
 def _mixed(word: int) -> int:

@@ -46,6 +46,21 @@ def integrate(
         1 0.5 (1, 1)
         2 1.0 (1, 1)
     """
+    return points(*steps_of(problem, x0, ts, solver, noise))
+
+
+def steps_of(
+    problem: AbstractSDE,
+    x0: Tensor,
+    ts: Tensor | Sequence[float],
+    solver: AbstractSolver,
+    noise: AbstractNoise | None,
+) -> tuple[Steps, Tensor]:
+    """The steps of a solve on a fixed grid, and its initial states.
+
+    Raises:
+        RuntimeError, TypeError, ValueError: as `solve`.
+    """
     require_kinds(problem, solver, noise, None, None)
     grid = times(ts)
     require_state(x0)
@@ -53,7 +68,7 @@ def integrate(
     if noise is None and _needs_noise(problem, solver):
         noise = WhiteNoise()
     counted = Counted.of(problem.tabulated(grid), x0)
-    return points(Steps(counted, grid, solver.plan(counted, grid), noise), _copied_states(x0))
+    return Steps(counted, grid, solver.plan(counted, grid), noise), _copied_states(x0)
 
 
 def solve(

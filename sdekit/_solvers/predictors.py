@@ -17,7 +17,7 @@ from sdekit.elementary import Time, axpy
 class AbstractPredictor(AbstractSolver, ABC):
     """A step x_1 = a x_0 + b s(t_0, x_0) + c z of Anderson's equation, back in time.
 
-    z = W / sqrt(|dt|).
+    z = W / sqrt(|dt|). For the probability flow, where a predictor has one, b is halved and c is 0.
 
     a, b and c are functions of r, v and w, which `AbstractSDE.chain` returns: forwards x_0 = r
     x_1 + sqrt(v) z, and w is the variance of a step back. For most diffusions these are exact, from
@@ -41,13 +41,13 @@ class AbstractPredictor(AbstractSolver, ABC):
     def step(
         self, problem: AbstractSDE, t0: Time, t1: Time, x: Tensor, noise: Increment, state: Tree
     ) -> Step:
-        assert noise.w is not None
         assert isinstance(t0, float), "predictors live on fixed grids"
         assert isinstance(t1, float)
         a, b, variance = self.coefficients(*problem.chain(t1, t0))
-        return Step(
-            axpy((variance / (t0 - t1)) ** 0.5, noise.w, axpy(b, problem.score(t0, x), a * x))
-        )
+        score = problem.score(t0, x)
+        if noise.w is None:
+            return Step(axpy(0.5 * b, score, a * x))
+        return Step(axpy((variance / (t0 - t1)) ** 0.5, noise.w, axpy(b, score, a * x)))
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,11 +59,12 @@ class ReverseDiffusion(AbstractPredictor):
     VP: x + (1 - sqrt(1 - beta_i)) x + beta_i s + sqrt(beta_i) z, beta_i = beta(t_i) dt; VE: x + v
     s + sqrt(v) z with v = sigma_i^2 - sigma_{i-1}^2. The authors' code has no chain for sub-VP and
     uses f dt and g^2 dt, which is `EulerMaruyama`; here, and under all other diffusions, the
-    increments are integrated exactly.
+    increments are integrated exactly. With eta = 0 it is the step of the probability flow,
+    x + (1 - r) x + v s / 2.
 
     Raises:
         TypeError: in a solve of an equation without a score or a kernel.
-        ValueError: in a solve of `ReverseSDE` with another eta than 1, or forward in time.
+        ValueError: in a solve of `ReverseSDE` with an eta other than 0 and 1, or forward in time.
 
     Example:
         >>> vp = sd.VPSDE()
@@ -73,8 +74,11 @@ class ReverseDiffusion(AbstractPredictor):
         torch.Size([4, 2])
 
     References:
-        Song et al. 2021, arXiv 2011.13456, appendix E, algorithms 2 and 3.
+        Song et al. 2021, arXiv 2011.13456, appendix E, algorithms 2 and 3; appendix D.3 for the
+        flow.
     """
+
+    order = {"additive": Order(1, 1), "none": Order(1, 1)}
 
     def coefficients(self, r: float, v: float, w: float) -> tuple[float, float, float]:
         return 2 - r, v, v

@@ -82,7 +82,7 @@ def log_likelihood(
     coordinates = Coordinates.of(model, diffusion, event_of(x))
     low, high = coordinates.span(model, end)
     if log_prior is None:
-        warn_of_prior(model, coordinates)
+        warn_of_prior(model, coordinates, low)
     flow_map = FlowMap(model, coordinates, (high, low), method, batch_size)
     return flow_map.log_likelihood(
         x,

@@ -547,6 +547,8 @@ def as_model(
     model: AbstractModel | Callable[[Tensor, Tensor], Tensor],
     sde: AbstractDiffusion | str | None,
     shape: tuple[int, ...] | None = None,
+    *,
+    stacklevel: int = 3,
 ) -> tuple[AbstractModel, AbstractDiffusion]:
     """A model and the diffusion to use it under, from what a user passes: a model, or a score
     `(x, t)` of a given sde.
@@ -576,7 +578,7 @@ def as_model(
         model = model.given()  # a copy
         model.shape = shape_given(shape)
     if isinstance(model, ScoreModel):
-        model.warn_of_missing(model.conditions, stacklevel=3)
+        model.warn_of_missing(model.conditions, stacklevel=stacklevel)
     selected = model.sde if sde is None else diffusion(sde)
     if selected is None:
         raise ValueError(

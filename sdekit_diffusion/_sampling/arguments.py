@@ -11,7 +11,7 @@ from sdekit import AbstractNoise, AbstractSolver, Point, did_you_mean
 from sdekit_diffusion._diffusions.diffusion import AbstractDiffusion
 from sdekit_diffusion._inputs import available_device, shape_given
 from sdekit_diffusion._models.model import AbstractModel
-from sdekit_diffusion._sampling.grids import AbstractGrid
+from sdekit_diffusion._sampling.grids import AbstractGrid, Levels
 from sdekit_diffusion._sampling.initial_states import AbstractStart
 from sdekit_diffusion._sampling.method import AbstractMethod
 from sdekit_diffusion._sampling.noised import Noised
@@ -32,7 +32,7 @@ class SampleOptions(TypedDict, total=False):
     sde: AbstractDiffusion | str | None
     method: AbstractMethod | AbstractSolver | str
     steps: int | None
-    grid: AbstractGrid | str | None
+    grid: AbstractGrid | Levels | str | None
     seed: int | None
     noise: Literal["white", "path"] | AbstractNoise | None
     first: int

@@ -1,10 +1,10 @@
 """The reverse equation without its linear part, on a clock on which any solver applies."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 import torch
@@ -25,6 +25,7 @@ def identity(l: Time) -> Time:
 
 
 Integrand = Literal["data", "noise", "velocity"]
+Plans = dict[Hashable, Any]
 VELOCITY_SCALE = 0.25  # chosen by benchmarks/choice.py
 _LARGEST = 0.99 * math.log(torch.finfo(torch.float64).max)  # of the logarithm of a clock
 
@@ -47,6 +48,7 @@ def on_clock(
     eta: float = 0.0,
     integrand: Integrand = "data",
     own: Callable[[Time], Time] = identity,
+    plans: Plans | None = None,
 ) -> AbstractClocked:
     """The reverse equation of noise level eta without its linear part, for u = a x_0 + b eps,
     l = log(a / b).
@@ -65,6 +67,7 @@ def on_clock(
 
     Arguments:
         own: a diffusion's time as a function of l, in which some published rules interpolate.
+        plans: those of multistep rules on this clock that were made before.
 
     References:
         Zhang and Chen 2023, arXiv 2204.13902; Lu et al. 2022, arXiv 2211.01095, for eta = 0 and 1;
@@ -72,23 +75,15 @@ def on_clock(
         arXiv 2410.11081.
     """
     if integrand == "velocity":
-        return velocity_on_angle(model, VELOCITY_SCALE, own)
+        return velocity_on_angle(model, VELOCITY_SCALE, own, plans)
+    prepare = partial(_prepare_prediction, model, eta, integrand)
+    settings = {"own": own, "smooth": smooth_of(model), "prepare": prepare, "plans": plans}
     if integrand == "noise":
-        prepare = partial(_prepare_prediction, model, eta, "noise")
-        return Clocked(
-            model.predict_noise,
-            signal_scale,
-            a=-1.0,
-            own=own,
-            smooth=smooth_of(model),
-            prepare=prepare,
-        )
+        return Clocked(model.predict_noise, signal_scale, a=-1.0, **settings)
 
     def scale(l: Time) -> Time:
         return noise_scale(l) * exp(-(eta**2) * l)
 
-    prepare = partial(_prepare_prediction, model, eta, "data")
-    settings = {"own": own, "smooth": smooth_of(model), "prepare": prepare}
     return DenoiserClocked(
         model.predict_data, scale, 1 + eta**2, 2 * eta**2, model=model, **settings
     )
@@ -114,7 +109,10 @@ def _prepare_prediction(
 
 
 def velocity_on_angle(
-    model: AbstractModel, c: float, own: Callable[[Time], Time] = identity
+    model: AbstractModel,
+    c: float,
+    own: Callable[[Time], Time] = identity,
+    plans: Plans | None = None,
 ) -> AngleClocked:
     """`on_clock` with the velocity of some c."""
 
@@ -136,7 +134,7 @@ def velocity_on_angle(
 
         return prepared(model, ("angle", c, *ts), len(ts), numbers)
 
-    settings = {"own": own, "smooth": smooth_of(model), "prepare": prepare}
+    settings = {"own": own, "smooth": smooth_of(model), "prepare": prepare, "plans": plans}
     return AngleClocked(velocity, lambda l: radius(l)[2] / c, c=c, **settings)
 
 

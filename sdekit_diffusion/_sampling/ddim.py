@@ -7,12 +7,11 @@ from typing import Any
 
 from torch import Tensor
 
-from sdekit import AbstractSDE, AbstractSolver, Increment, Order, Solution, Step, computed
+from sdekit import AbstractSDE, AbstractSolver, Increment, Order, Step, computed
 from sdekit.elementary import Time, axpy
 from sdekit_diffusion._sampling.coordinates import Coordinates, Span
 from sdekit_diffusion._sampling.grids import AbstractGrid, UniformInLogSNR
-from sdekit_diffusion._sampling.method import AbstractMethod, ReverseProblem
-from sdekit_diffusion._sampling.on_clock import OnClock
+from sdekit_diffusion._sampling.on_clock import AbstractOnClock, OnClock
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,7 +83,7 @@ class DDIMStep(AbstractSolver):
 
 
 @dataclass(frozen=True, eq=False)
-class DDIM(AbstractMethod):
+class DDIM(AbstractOnClock):
     """DDIM, whose eta is the part of the noise of DDPM's ancestral sampler: with
     tau = sigma / alpha and y = x / alpha,
 
@@ -140,12 +139,8 @@ class DDIM(AbstractMethod):
         """Its step."""
         return DDIMStep(self.eta, self.stages, self.s_noise)
 
-    @property
-    def _on_clock(self) -> OnClock:
+    def on_clock(self, coordinates: Coordinates, span: Span) -> OnClock:
         return OnClock(self.solver, self.eta, steps=self.steps, grid=self.grid)
 
-    def run(self, problem: ReverseProblem) -> Solution:
-        return self._on_clock.run(problem)
-
     def knots(self, coordinates: Coordinates, span: Span) -> Tensor:
-        return self._on_clock.knots(coordinates, span)
+        return self.on_clock(coordinates, span).knots(coordinates, span)

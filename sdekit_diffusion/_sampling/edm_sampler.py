@@ -1,29 +1,40 @@
-"""EDM's stochastic sampler: Heun's method with fresh noise before each step, on the clock
+"""EDM's stochastic sampler: a deterministic step with fresh noise before it, on the clock
 sigma / alpha.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Self
+from typing import Any, Literal, Self, get_args
 
 from torch import Tensor
 
-from sdekit import AbstractSDE, AbstractSolver, Heun, Increment, Order, Solution, Step, computed
+from sdekit import (
+    AbstractSDE,
+    AbstractSolver,
+    Heun,
+    Increment,
+    Order,
+    Step,
+    computed,
+    did_you_mean,
+)
 from sdekit.elementary import Time, axpy
+from sdekit_diffusion._sampling.coordinates import Coordinates, Span
 from sdekit_diffusion._sampling.grids import AbstractGrid, UniformInLogSNR
-from sdekit_diffusion._sampling.method import AbstractMethod, ReverseProblem
-from sdekit_diffusion._sampling.on_clock import OnClock
+from sdekit_diffusion._sampling.on_clock import AbstractOnClock, OnClock
+
+Rule = Literal["heun", "euler", "dpm_2"]
 
 
 @dataclass(frozen=True, eq=False)
 class Churn(AbstractSolver):
-    """x^ = x_0 + s_noise sqrt(t^2 - t_0^2) z with t = (1 + gamma) t_0, then a step of `Heun` from
-    x^ at t to t_1.
+    """x^ = x_0 + s_noise sqrt(t^2 - t_0^2) z with t = (1 + gamma) t_0, then a step of a rule from
+    x^ at t to t_1: of Heun, of Euler, or of DPM-Solver-2, whose stage is at sqrt(t t_1).
 
     gamma = min(s_churn / N, sqrt(2) - 1) for N steps, where s_tmin <= t_0 <= s_tmax, else 0; t is
     at most `largest`. Time is the deviation of the noise in x, and decreases. Two evaluations a
-    step, order two; with churn that of the law.
+    step and order two, one and order one by Euler; with churn that of the law.
     """
 
     s_churn: float = 0.0
@@ -31,8 +42,13 @@ class Churn(AbstractSolver):
     s_tmax: float = math.inf
     s_noise: float = 1.0
     largest: float = math.inf
+    rule: Rule = "heun"
     gamma: float = 0.0
-    order = {"none": Order(2, 2)}
+
+    @computed
+    def order(self) -> Mapping[Any, Order]:
+        p = 1 if self.rule == "euler" else 2
+        return {"none": Order(p, p)}
 
     @computed
     def normals(self) -> int:
@@ -55,33 +71,42 @@ class Churn(AbstractSolver):
             assert noise.z is not None
             t = min((1 + self.gamma) * t0, self.largest)
             x = axpy(self.s_noise * math.sqrt(max(0.0, t**2 - t0**2)), noise.z[0], x)
-        return Heun().step(problem, t, t1, x, noise, state)
+        if self.rule == "heun":
+            return Heun().step(problem, t, t1, x, noise, state)
+        if self.rule == "euler":
+            return Step(problem.advance(t, x, t1 - t, x))
+        middle = math.sqrt(t * t1)
+        stage = problem.advance(t, x, middle - t, x)
+        return Step(problem.advance(middle, stage, t1 - t, x))
 
 
 @dataclass(frozen=True, eq=False)
-class EDM(AbstractMethod):
-    """The stochastic sampler of EDM: fresh noise before each of Heun's steps, on the noise
+class EDM(AbstractOnClock):
+    """The stochastic sampler of EDM: fresh noise before each step of a rule, on the noise
     prediction and its clock.
 
     With t = sigma / alpha, y = x / alpha and N steps,
 
         t = (1 + gamma) t_0,  y^ = y_0 + s_noise sqrt(t^2 - t_0^2) z,
-        then Heun's step of dy = eps dt from y^ at t to t_1,
+        then a step of dy = eps dt from y^ at t to t_1,
 
     gamma = min(s_churn / N, sqrt(2) - 1) where s_tmin <= t_0 <= s_tmax, else 0. Unlike in the
     paper, t never exceeds its value at the start of the solve, beyond which models may not be
-    trained. Steps are uniform in log(t), as by `OnClock`. Two evaluations per step. The law
-    converges with order two for s_noise = 1; larger values compensate for the noise that networks
-    remove in excess. s_churn = 0 is Heun's method.
+    trained. Steps are uniform in log(t), as by `OnClock`. The law converges with the order of the
+    rule for s_noise = 1; larger values compensate for the noise that networks remove in excess.
+    s_churn = 0 is the rule without noise.
 
     Arguments:
         s_churn: the amount of noise over all steps; 0 for none.
         s_tmin, s_tmax: the range of sigma / alpha in which it is added.
         s_noise: its standard deviation relative to the noise that the step removes.
+        rule: "heun" as published, of order two; "dpm_2", the midpoint in log(t), of order two;
+            "euler", of order one. k-diffusion has the same three: `sample_heun`, `sample_dpm_2`,
+            `sample_euler`. Two evaluations per step, by Euler's one.
         steps, grid: N and the grid, unless `sample` receives others.
 
     Raises:
-        ValueError: for a negative s_churn, s_tmin or s_noise, or s_tmin > s_tmax.
+        ValueError: for a negative s_churn, s_tmin or s_noise, s_tmin > s_tmax, or another rule.
 
     Example:
         >>> model = sd.GaussianMixture([0.5, 0.5], [[-1.0], [1.0]], [0.1, 0.1])
@@ -97,6 +122,7 @@ class EDM(AbstractMethod):
     s_tmin: float = 0.0
     s_tmax: float = math.inf
     s_noise: float = 1.0
+    rule: Rule = "heun"
     steps: int = field(default=50, kw_only=True)
     grid: AbstractGrid = field(default=UniformInLogSNR(), kw_only=True)
 
@@ -111,8 +137,16 @@ class EDM(AbstractMethod):
                 f"EDM needs s_churn >= 0, 0 <= s_tmin <= s_tmax and s_noise >= 0, not {values}"
             )
 
-    def run(self, problem: ReverseProblem) -> Solution:
-        std = problem.coordinates.std
-        largest = math.exp(-problem.span[0])
-        solver = Churn(self.s_churn, self.s_tmin / std, self.s_tmax / std, self.s_noise, largest)
-        return OnClock(solver, integrand="noise", steps=self.steps, grid=self.grid).run(problem)
+        if self.rule not in get_args(Rule):
+            raise ValueError(
+                f"rule must be one of {', '.join(map(repr, get_args(Rule)))}, not {self.rule!r}"
+                f"{did_you_mean(self.rule, get_args(Rule))}"
+            )
+
+    def on_clock(self, coordinates: Coordinates, span: Span) -> OnClock:
+        std = coordinates.std
+        largest = math.exp(-span[0])
+        solver = Churn(
+            self.s_churn, self.s_tmin / std, self.s_tmax / std, self.s_noise, largest, self.rule
+        )
+        return OnClock(solver, integrand="noise", steps=self.steps, grid=self.grid)

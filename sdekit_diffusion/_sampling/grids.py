@@ -2,6 +2,7 @@
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import ClassVar
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from sdekit import did_you_mean, uniform
 from sdekit.elementary import Time, exp, log1p, sigmoid
+from sdekit_diffusion._models.model import AbstractModel
 from sdekit_diffusion._sampling.coordinates import Coordinates, Span
 
 __all__ = [
@@ -24,6 +26,7 @@ __all__ = [
     "Karras",
     "Native",
     "Quadratic",
+    "Sigmas",
     "UniformInLogSNR",
     "UniformInTime",
 ]
@@ -35,6 +38,9 @@ _FEW_SHARPNESS = 12.0
 _FEW_EXTENT = 0.75
 # Between two l, the relative difference of sigma / alpha: ends that are nearer are the same.
 _TOLERANCE = 1e-3
+
+
+Levels = Tensor | np.ndarray | Sequence[float]  # of noise, sigma / alpha
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,6 +72,19 @@ class AbstractGrid(ABC):
     @property
     def count(self) -> int | None:
         return None
+
+    @property
+    def denoises(self) -> bool:
+        """Whether the last state is replaced by the mean of the data given it."""
+        return False
+
+    def span(self, model: AbstractModel, coordinates: Coordinates, end: float) -> Span:
+        """l at both ends of a solve that ends at sigma / alpha = end s.
+
+        Raises:
+            ValueError: when there is nothing between them.
+        """
+        return coordinates.span(model, end)
 
     @abstractmethod
     def points(self, coordinates: Coordinates, span: Span, steps: int) -> Tensor:
@@ -367,23 +386,102 @@ class Given(AbstractGrid):
         return len(self.l) - 1
 
     def points(self, coordinates: Coordinates, span: Span, steps: int) -> Tensor:
-        if steps != self.count:
+        advice = "give points that end there, or pass another end="
+        return _given_points(self.l + math.log(coordinates.std), coordinates, span, steps, advice)
+
+
+@dataclass(frozen=True, eq=False)
+class Sigmas(AbstractGrid):
+    """Given noise levels sigma_0 > ... > sigma_N, sigma / alpha in units of the data, as
+    k-diffusion's samplers and diffusers' schedulers take them.
+
+    They set both ends of the solve as well: it begins with noise of the first level, and ends at
+    the last. A last level of 0 is no step: it replaces the state x by D(x), as those samplers do.
+
+    Arguments:
+        sigmas: decreasing and positive, but for the last; a tensor, an array or a sequence, which
+            `sample(grid=)` takes as it is too.
+
+    Raises:
+        ValueError: for fewer than two positive levels, or levels that do not decrease; in a solve
+            for levels that the model or the diffusion does not have, or another number of steps.
+
+    Example:
+        >>> model = sd.GaussianMixture([0.5, 0.5], [[-1.0], [1.0]], [0.1, 0.1])
+        >>> sigmas = [14.6, 6.5, 3.9, 2.7, 1.9, 1.4, 0.96, 0.65, 0.4, 0.15, 0.03, 0.0]
+        >>> sd.sample(model, 4, sde="ve", grid=sd.Sigmas(sigmas), seed=0).shape
+        torch.Size([4, 1])
+
+    References:
+        Karras et al. 2022, arXiv 2206.00364; Sabour, Fidler and Kreis 2024, arXiv 2404.14507, for
+        levels that are optimised for a model, such as those of the example.
+    """
+
+    sigmas: Levels
+
+    def __post_init__(self) -> None:
+        sigmas = torch.as_tensor(self.sigmas, dtype=torch.float64, device="cpu").detach()
+        valid = sigmas.ndim == 1 and bool((sigmas.diff() < 0).all() and sigmas.isfinite().all())
+        if not valid or len(sigmas) < 2 or float(sigmas[-1]) < 0 or self._of(sigmas) < 1:
             raise ValueError(
-                f"{len(self.l)} points are {self.count} steps, not {steps}: leave steps out, or "
-                f"give {self.count}"
+                "sigmas must be two or more positive numbers that decrease, sigma / alpha at the "
+                f"ends of the steps, and 0 after them where the result is denoised; not "
+                f"{sigmas.tolist()!r:.100}"
             )
-        l = self.l + math.log(coordinates.std)
-        points = _with_exact_ends(l.clone(), span)
-        if not (
-            np.allclose(l[[0, -1]], span, rtol=0, atol=_TOLERANCE)
-            and bool((points.diff() > 0).all())
-        ):
+        object.__setattr__(self, "sigmas", sigmas)
+
+    @staticmethod
+    def _of(sigmas: Tensor) -> int:
+        """The number of steps between positive levels."""
+        return int((sigmas > 0).sum()) - 1
+
+    @property
+    def count(self) -> int:
+        return self._of(torch.as_tensor(self.sigmas))
+
+    @property
+    def denoises(self) -> bool:
+        return float(self.sigmas[-1]) == 0
+
+    def _l(self, coordinates: Coordinates) -> Tensor:
+        levels = torch.as_tensor(self.sigmas)[: self.count + 1]
+        return math.log(coordinates.std) - levels.log()
+
+    def span(self, model: AbstractModel, coordinates: Coordinates, end: float) -> Span:
+        l = self._l(coordinates).tolist()
+        start, stop = coordinates.span(model, math.exp(-l[-1]))
+        if not (start - _TOLERANCE <= l[0] and l[-1] <= stop + _TOLERANCE):
             raise ValueError(
-                f"{_range_mismatch(l, span, coordinates.std)}; give points that end there, or pass "
-                "another "
-                "end="
+                f"the noise levels run from {coordinates.std * math.exp(-l[0]):.6g} to "
+                f"{coordinates.std * math.exp(-l[-1]):.6g}, and sigma / alpha under "
+                f"{coordinates.sde} from {coordinates.std * math.exp(-start):.6g} to "
+                f"{coordinates.std * math.exp(-stop):.6g}: take levels between them, or another "
+                "diffusion"
             )
-        return points
+        return max(start, l[0]), stop
+
+    def points(self, coordinates: Coordinates, span: Span, steps: int) -> Tensor:
+        return _given_points(self._l(coordinates), coordinates, span, steps, "give all of them")
+
+
+def _given_points(
+    l: Tensor, coordinates: Coordinates, span: Span, steps: int, advice: str
+) -> Tensor:
+    """Given points, with the exact ends of a span.
+
+    Raises:
+        ValueError: for another number of steps, or another range.
+    """
+    if steps != len(l) - 1:
+        raise ValueError(
+            f"{len(l)} points are {len(l) - 1} steps, not {steps}: leave steps out, or give "
+            f"{len(l) - 1}"
+        )
+    points = _with_exact_ends(l.clone(), span)
+    fits = np.allclose(l[[0, -1]], span, rtol=0, atol=_TOLERANCE)
+    if not (fits and bool((points.diff() > 0).all())):
+        raise ValueError(f"{_range_mismatch(l, span, coordinates.std)}; {advice}")
+    return points
 
 
 def _range_mismatch(l: Tensor, span: Span, std: float) -> str:
@@ -411,8 +509,8 @@ GRIDS: dict[str, AbstractGrid] = {
 }
 
 
-def grid_of(choice: AbstractGrid | str) -> AbstractGrid:
-    """A grid from its name.
+def grid_of(choice: AbstractGrid | Levels | str) -> AbstractGrid:
+    """A grid from its name, or from noise levels.
 
     Raises:
         TypeError: for what is neither a name nor a grid.
@@ -420,10 +518,12 @@ def grid_of(choice: AbstractGrid | str) -> AbstractGrid:
     """
     if isinstance(choice, AbstractGrid):
         return choice
+    if isinstance(choice, Tensor | np.ndarray | list | tuple):
+        return Sigmas(choice)
     if not isinstance(choice, str):
         raise TypeError(
-            f"grid must be a name or a grid, not {type(choice).__name__}; points of your own go as "
-            "Given(l), with l = log(alpha / sigma) increasing, -torch.log(sigmas) where alpha = 1"
+            "grid must be a name, a grid or noise levels sigma / alpha that decrease, not "
+            f"{type(choice).__name__}"
         )
     if choice not in GRIDS:
         raise ValueError(

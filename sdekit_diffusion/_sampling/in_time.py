@@ -120,8 +120,8 @@ class InTime(AbstractGridMethod):
         return Transformed(
             equation,
             self.solver,
-            coordinates.physical(ts[0], problem.u),
             times,
+            lambda i, u: coordinates.physical(ts[i], u),
             lambda i, x: coordinates.standard(ts[i], x),
             lambda t: float(coordinates.log_snr(t)),
         )

@@ -56,8 +56,10 @@ class AbstractStart(ABC):
         """
         return span
 
-    def warn(self, method: AbstractMethod, model: AbstractModel, coordinates: Coordinates) -> None:
-        """Warns where the states are not those of noisy data."""
+    def warn(
+        self, method: AbstractMethod, model: AbstractModel, coordinates: Coordinates, l: float
+    ) -> None:
+        """Warns where the states are not those of noisy data, at l."""
         return
 
     @abstractmethod
@@ -77,9 +79,11 @@ class AbstractStart(ABC):
 class PriorStates(AbstractStart):
     """Draws from the prior."""
 
-    def warn(self, method: AbstractMethod, model: AbstractModel, coordinates: Coordinates) -> None:
+    def warn(
+        self, method: AbstractMethod, model: AbstractModel, coordinates: Coordinates, l: float
+    ) -> None:
         if not method.accepts_any_start:
-            warn_of_prior(model, coordinates, stacklevel=4)
+            warn_of_prior(model, coordinates, l, stacklevel=5)
 
     def states(
         self, coordinates: Coordinates, l: float, x: Tensor | None, draw: Callable[[int], Tensor]
@@ -112,9 +116,11 @@ class GivenStates(AbstractStart):
             )
         return len(self.x)
 
-    def warn(self, method: AbstractMethod, model: AbstractModel, coordinates: Coordinates) -> None:
+    def warn(
+        self, method: AbstractMethod, model: AbstractModel, coordinates: Coordinates, l: float
+    ) -> None:
         if not method.accepts_any_start:
-            warn_of_states(self.x, coordinates, coordinates.start(model)[0])
+            warn_of_states(self.x, coordinates, l)
 
     def states(
         self, coordinates: Coordinates, l: float, x: Tensor | None, draw: Callable[[int], Tensor]

@@ -109,6 +109,21 @@ class AbstractMethod(ABC):
         """
         return self
 
+    @property
+    def denoises(self) -> bool:
+        """Whether the last state is replaced by the mean of the data given it."""
+        return self.grid is not None and self.grid.denoises
+
+    def span(self, model: AbstractModel, coordinates: Coordinates, end: float) -> Span:
+        """l at both ends of a solve that ends at sigma / alpha = end s, or where the grid does.
+
+        Raises:
+            ValueError: when there is nothing between them.
+        """
+        if self.grid is None:
+            return coordinates.span(model, end)
+        return self.grid.span(model, coordinates, end)
+
     def points(self, problem: ReverseProblem) -> Tensor:
         """l at the ends of the steps."""
         assert self.grid is not None

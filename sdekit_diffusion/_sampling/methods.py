@@ -23,8 +23,9 @@ from sdekit import (
 from sdekit_diffusion._sampling.adaptive import AdaptiveFlow, AdaptiveSDE
 from sdekit_diffusion._sampling.annealed_langevin import AnnealedLangevin
 from sdekit_diffusion._sampling.ddim import DDIM
+from sdekit_diffusion._sampling.dpm_ancestral import DPMAncestral
 from sdekit_diffusion._sampling.edm_sampler import EDM
-from sdekit_diffusion._sampling.grids import AbstractGrid, Focused, UniformInLogSNR, grid_of
+from sdekit_diffusion._sampling.grids import AbstractGrid, Focused, Levels, UniformInLogSNR, grid_of
 from sdekit_diffusion._sampling.in_time import InTime
 from sdekit_diffusion._sampling.method import AbstractMethod
 from sdekit_diffusion._sampling.on_clock import OnClock
@@ -37,6 +38,7 @@ __all__ = [
     "AdaptiveFlow",
     "AdaptiveSDE",
     "AnnealedLangevin",
+    "DPMAncestral",
     "InTime",
     "OnClock",
     "RePaint",
@@ -72,6 +74,8 @@ METHODS: dict[str, AbstractMethod] = {
     "dpmpp_2s": _uniform_in_log_snr(DPMSolverSingle(2), 50),
     "dpmpp_3s": _uniform_in_log_snr(DPMSolverSingle(3), 33),
     "dpmpp_sde": DDIM(eta=1.0, stages=2, steps=50),
+    "dpm_2_ancestral": DPMAncestral("noise"),
+    "dpmpp_2s_ancestral": DPMAncestral("data"),
     "euler_maruyama": InTime(EulerMaruyama()),
     "reverse_diffusion": InTime(ReverseDiffusion()),
     "ancestral": InTime(Ancestral()),
@@ -99,7 +103,7 @@ _PUBLISHED_NAMES = {
 def method_of(
     choice: AbstractMethod | AbstractSolver | str,
     steps: int | None = None,
-    grid: AbstractGrid | str | None = None,
+    grid: AbstractGrid | Levels | str | None = None,
 ) -> AbstractMethod:
     """A method from its name or from a solver, used in the diffusion's own time; with a number of
     steps and a grid.

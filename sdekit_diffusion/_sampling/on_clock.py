@@ -1,9 +1,10 @@
 """Solvers on the clock of the signal-to-noise ratio, where the linear part is exact."""
 
 import math
+from abc import abstractmethod
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -13,12 +14,14 @@ from sdekit import (
     AbstractSolver,
     AdamsBashforth,
     AdamsMoulton,
+    did_you_mean,
     uniform,
 )
 from sdekit_diffusion._models.affine import is_immutable
 from sdekit_diffusion._models.model import AbstractModel
 from sdekit_diffusion._sampling.clock import (
     Integrand,
+    Plans,
     checked_eta,
     clock_knots,
     on_clock,
@@ -77,13 +80,16 @@ def require_clock(problem: ReverseProblem, start: float, stop: float) -> None:
         )
 
 
+EtaConvention = Literal["sde", "k-diffusion"]
+
+
 _CACHE_SIZE = 32  # clocks whose plans are kept, and plans of each
 
 
-_PLANS: dict[Hashable, dict[Hashable, Any]] = {}
+_PLANS: dict[Hashable, Plans] = {}
 
 
-def _plans(coordinates: Coordinates, eta: float, integrand: Integrand) -> dict[Hashable, Any]:
+def _plans(coordinates: Coordinates, eta: float, integrand: Integrand) -> Plans:
     """The plans of multistep rules on one clock, for calls to come."""
     if not is_immutable(coordinates.sde):
         return {}
@@ -93,6 +99,12 @@ def _plans(coordinates: Coordinates, eta: float, integrand: Integrand) -> dict[H
         if len(cache) > _CACHE_SIZE:
             cache.clear()
     return plans
+
+
+def _shifted(eta: Callable[[float], float], coordinates: Coordinates) -> Callable[[float], float]:
+    """eta as a function of the l of standardised coordinates."""
+    shift = math.log(coordinates.std)
+    return lambda l: eta(l - shift)
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,11 +119,12 @@ class OnClock(AbstractGridMethod):
             of steps, see `rule`.
         eta: the noise level: 0 the probability flow, 1 the reverse SDE; or a function of
             l = log(alpha / sigma), such as `lambda l: float(-2 < l < 3)`, of which a step uses the
-            value in its middle: for solvers with planned weights. It is the square root of the eta
-            of k-diffusion's SDE samplers, such as `sample_dpmpp_2m_sde`, whose noise has the
-            variance sigma_1^2 (1 - e^{-2 eta h}) where here it is sigma_1^2 (1 - e^{-2 eta^2 h}), h
-            the step in l. The eta of DDIM and of k-diffusion's ancestral samplers has another
-            meaning; see `DDIM`.
+            value in its middle: for solvers with planned weights.
+        convention: what eta means. "sde": dx = [f - (1 + eta^2)/2 g^2 s] dt + eta g dW, so that the
+            noise of a step of h in l has the variance sigma_1^2 (1 - e^{-2 eta^2 h}).
+            "k-diffusion": that of its SDE samplers, such as `sample_dpmpp_2m_sde`, whose variance
+            is sigma_1^2 (1 - e^{-2 eta h}): the square of the other. The eta of DDIM and of
+            k-diffusion's ancestral samplers has a third meaning; see `DDIM`.
         integrand: what rules approximate by a polynomial: "data", the denoiser; or, for eta = 0,
             "noise", or "velocity", a combination of both, see `on_clock`; or "model" for what the
             model has (`AbstractModel.integrand`).
@@ -133,6 +146,7 @@ class OnClock(AbstractGridMethod):
     solver: AbstractSolver | None = None
     eta: float | Callable[[float], float] = 0.0
     integrand: Integrand | Literal["model"] = "data"
+    convention: EtaConvention = field(default="sde", kw_only=True)
     steps: int = field(default=100, kw_only=True)
     grid: AbstractGrid = field(default=Focused(), kw_only=True)
 
@@ -141,6 +155,11 @@ class OnClock(AbstractGridMethod):
             raise TypeError(
                 "solver is an object such as AdamsMoulton(3), or None for the default, not "
                 f"{self.solver!r}"
+            )
+        if self.convention not in get_args(EtaConvention):
+            raise ValueError(
+                f"convention must be one of {', '.join(map(repr, get_args(EtaConvention)))}, not "
+                f"{self.convention!r}{did_you_mean(self.convention, get_args(EtaConvention))}"
             )
         if not callable(self.eta):
             checked_eta(self.eta)
@@ -163,6 +182,14 @@ class OnClock(AbstractGridMethod):
                 f"{self.integrand!r} for eta = {self.eta}: with noise take integrand='data', or "
                 "the method 'sde'"
             )
+
+    @property
+    def noise_level(self) -> float | Callable[[float], float]:
+        """eta in the convention "sde"."""
+        eta = self.eta
+        if self.convention == "sde":
+            return eta
+        return (lambda l: math.sqrt(eta(l))) if callable(eta) else math.sqrt(eta)
 
     @property
     def rule(self) -> AbstractSolver:
@@ -201,32 +228,24 @@ class OnClock(AbstractGridMethod):
         if self.integrand == "model":
             own = replace(self, integrand=self._integrand_of(problem.model))
             return own.transformed(problem, grid)
-        if callable(self.eta):
-            equation = piecewise_on_clock(
-                problem.model, self._eta_in(problem.coordinates), grid, problem.coordinates.time
-            )
+        eta = self.noise_level
+        coordinates = problem.coordinates
+        if callable(eta):
+            in_coordinates = _shifted(eta, coordinates)
+            equation = piecewise_on_clock(problem.model, in_coordinates, grid, coordinates.time)
             require_clock(problem, equation.log_q[0], equation.log_q[-1])
         else:
-            equation = on_clock(problem.model, self.eta, self.integrand, problem.coordinates.time)
-            equation = replace(
-                equation, plans=_plans(problem.coordinates, self.eta, self.integrand)
-            )
-            require_clock(problem, *(2 * self.eta**2 * l for l in problem.span))
+            plans = _plans(coordinates, eta, self.integrand)
+            equation = on_clock(problem.model, eta, self.integrand, coordinates.time, plans)
+            require_clock(problem, *(2 * eta**2 * l for l in problem.span))
         return Transformed(
             equation,
             self.rule,
-            problem.u / equation.scale(problem.span[0]),
             torch.as_tensor(equation.time(grid)),
+            lambda i, u: u / equation.scale(float(grid[i])),
             lambda i, y: y * equation.scale(float(grid[i])),
             lambda t: float(equation.parameter(t)),
         )
-
-    def _eta_in(self, coordinates: Coordinates) -> Callable[[float], float]:
-        """eta as a function of the l of standardised coordinates."""
-        assert callable(self.eta)
-        eta = self.eta
-        shift = math.log(coordinates.std)
-        return lambda l: eta(l - shift)
 
     def knots(self, coordinates: Coordinates, span: Span) -> Tensor:
         """`clock_knots`; if eta is a function of l, uniform in l, at most log 2 apart.
@@ -234,11 +253,27 @@ class OnClock(AbstractGridMethod):
         Raises:
             ValueError: for eta = 0, a method without noise.
         """
-        if callable(self.eta):
+        eta = self.noise_level
+        if callable(eta):
             return uniform(*span, math.ceil((span[1] - span[0]) / math.log(2)))
-        if not self.eta:
+        if not eta:
             raise ValueError(
                 "a method without noise reads no Brownian path; leave out noise='path', or give "
                 "eta > 0"
             )
-        return clock_knots(self.eta, span)
+        return clock_knots(eta, span)
+
+
+@dataclass(frozen=True, eq=False)
+class AbstractOnClock(AbstractGridMethod):
+    """A method that is a solver on the clock; a subclass defines `on_clock`."""
+
+    @abstractmethod
+    def on_clock(self, coordinates: Coordinates, span: Span) -> OnClock:
+        """The solver with its clock, for a solve over a span."""
+
+    def points(self, problem: ReverseProblem) -> Tensor:
+        return self.on_clock(problem.coordinates, problem.span).points(problem)
+
+    def transformed(self, problem: ReverseProblem, grid: Tensor) -> Transformed:
+        return self.on_clock(problem.coordinates, problem.span).transformed(problem, grid)

@@ -17,16 +17,15 @@ class Transformed(NamedTuple):
 
     Attributes:
         equation, solver: of the states x.
-        x: the initial state.
         times: at the points of the grid.
-        to_u: u from the number of a point and the state there.
+        from_u, to_u: x from the number of a point and the u there, and back.
         to_l: l from a time.
     """
 
     equation: AbstractSDE
     solver: AbstractSolver
-    x: Tensor
     times: Tensor
+    from_u: Callable[[int, Tensor], Tensor]
     to_u: Callable[[int, Tensor], Tensor]
     to_l: Callable[[float], float]
 
@@ -43,7 +42,7 @@ class AbstractGridMethod(AbstractMethod):
 
     def run(self, problem: ReverseProblem) -> Solution:
         grid = self.points(problem)
-        equation, solver, x, times, to_u, to_l = self.transformed(problem, grid)
+        equation, solver, times, from_u, to_u, to_l = self.transformed(problem, grid)
 
         def report(point: Point) -> None:
             assert problem.callback is not None
@@ -53,7 +52,7 @@ class AbstractGridMethod(AbstractMethod):
         try:
             solution = solve(
                 equation,
-                x,
+                from_u(0, problem.u),
                 times,
                 solver=solver,
                 noise=problem.noise,

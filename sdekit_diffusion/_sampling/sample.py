@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from typing import Any, Literal, Unpack, overload
 
 import torch
@@ -15,27 +16,16 @@ from sdekit import (
     Point,
     Solution,
     UnfinishedError,
-    fresh_seed,
 )
 from sdekit_diffusion._diffusions.diffusion import AbstractDiffusion
 from sdekit_diffusion._models.evaluating import evaluating
 from sdekit_diffusion._models.in_batches import batches
-from sdekit_diffusion._models.score_model import as_model
-from sdekit_diffusion._sampling.arguments import (
-    Model,
-    SampleOptions,
-    place_of,
-    require_options,
-    shape_given_by,
-    size_of,
-)
-from sdekit_diffusion._sampling.coordinates import Coordinates
-from sdekit_diffusion._sampling.grids import AbstractGrid
+from sdekit_diffusion._sampling.arguments import Model, SampleOptions, require_options
+from sdekit_diffusion._sampling.grids import AbstractGrid, Levels
 from sdekit_diffusion._sampling.initial_states import start_of
 from sdekit_diffusion._sampling.method import AbstractMethod
-from sdekit_diffusion._sampling.methods import method_of
 from sdekit_diffusion._sampling.noised import Noised
-from sdekit_diffusion._sampling.reverse_problems import ReverseProblems, noise_of
+from sdekit_diffusion._sampling.prepare import Prepared, prepared
 
 
 @overload
@@ -59,7 +49,7 @@ def sample(
     sde: AbstractDiffusion | str | None = None,
     method: AbstractMethod | AbstractSolver | str = "default",
     steps: int | None = None,
-    grid: AbstractGrid | str | None = None,
+    grid: AbstractGrid | Levels | str | None = None,
     seed: int | None = None,
     noise: Literal["white", "path"] | AbstractNoise | None = None,
     first: int = 0,
@@ -92,8 +82,9 @@ def sample(
             sigma / alpha that both share.
         method: a name in `METHODS`, a method object with its own parameters, or a solver.
         steps: the number of steps; the method's own unless given.
-        grid: where the steps are: a name in `GRIDS` or an object such as `Karras(rho=7)`; the
-            method's own unless given.
+        grid: where the steps are: a name in `GRIDS`, an object such as `Karras(rho=7)`, or the
+            noise levels sigma / alpha themselves, as k-diffusion's sigmas: decreasing, with 0 at
+            the end for a last step to D(x) (`Sigmas`); the method's own unless given.
         seed: of all noise; None takes a new one from torch's default generator.
         noise: "white", other noise on every grid; "path", one `BrownianPath` per sample on the
             clock of the method's noise, so that more steps refine the same samples; or an object
@@ -141,28 +132,20 @@ def sample(
         >>> solution.evaluations.tolist()
         [100, 100, 100, 100]
     """
-    begin = start_of(start, x_T)
-    model, diffusion = as_model(model, sde, shape_given_by(shape, begin.x))
     require_options(n, steps, batch_size, first, save, return_solution, noise)
-    sampler = method_of(method, steps, grid)
-    n, event = size_of(model, n, shape, begin, sampler)
-    dtype, device = place_of(model, dtype, device, begin)
-    seed = fresh_seed() if seed is None else seed
-    coordinates = Coordinates.of(model, diffusion, event)
-    span = begin.span(coordinates.span(model, end), coordinates)
-    begin.warn(sampler, model, coordinates)
-    noise = noise_of(noise, sampler, coordinates, span, seed=seed, first=first)
-    bar, report = _reporting(progress, callback, coordinates, n, batch_size, sampler.reports)
-    problems = ReverseProblems(
-        coordinates, span, noise, save, report, n, event, begin, seed, first, sampler.steps, dtype,
-        denoise, return_solution,
+    call = prepared(
+        start_of(start, x_T), model, n, sde, method, steps, grid, seed, noise, first, shape, end,
+        denoise, dtype, device, save, return_solution,
     )  # fmt: skip
+    bar, report = _reporting(progress, callback, call, batch_size)
+    problems = call.problems if report is None else replace(call.problems, callback=report)
+    event = problems.event
     solutions = []
-    with torch.no_grad(), evaluating(model, n), bar:
-        for i, index, part in batches(model, n, batch_size, device):
+    with torch.no_grad(), evaluating(call.model, problems.n), bar:
+        for i, index, part in batches(call.model, problems.n, batch_size, call.device):
             problem = problems.of(index, i, part)
             try:
-                solution = sampler.rows(index, event).run(problem)
+                solution = call.method.rows(index, event).run(problem)
             except (NotFiniteError, UnfinishedError) as error:
                 raise problems.located(error, problem, solutions, i) from None
             solutions.append(problems.result(problem, solution, i))
@@ -172,10 +155,8 @@ def sample(
 def _reporting(
     progress: bool,
     callback: Callable[[Point], None] | None,
-    coordinates: Coordinates,
-    n: int,
+    call: Prepared,
     batch_size: int | None,
-    steps: int,
 ) -> tuple[AbstractContextManager[Any], Callable[[Point], None] | None]:
     """A progress bar of the steps of all batches, whose number is unknown where a method has 0; and
     what is called with each point (step, l, u): updates the bar, and calls the callback with
@@ -183,13 +164,14 @@ def _reporting(
     """
     if not progress and callback is None:
         return nullcontext(), None  # a bar that is not shown takes time too, and a thread
+    n = call.problems.n
     batches = -(-n // (batch_size or max(1, n)))
-    total = steps * batches or None
+    total = call.method.reports * batches or None
     bar = tqdm(total=total, unit="step", desc="sampling", disable=not progress)
 
     def report(point: Point) -> None:
         bar.update(point.step > 0)
         if callback is not None:
-            callback(coordinates.physical_point(point))
+            callback(call.problems.coordinates.physical_point(point))
 
     return bar, report

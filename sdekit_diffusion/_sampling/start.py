@@ -22,21 +22,25 @@ _SAMPLES = 64
 _NUMBERS = 2**16
 
 
-def warn_of_prior(model: AbstractModel, coordinates: Coordinates, *, stacklevel: int = 3) -> None:
-    """Warns where p_T is far from a normal law: where sigma / alpha at the start is below twice the
-    data's deviation.
+def warn_of_prior(
+    model: AbstractModel, coordinates: Coordinates, l: float, *, stacklevel: int = 3
+) -> None:
+    """Warns where the law at l, the start of a solve, is far from a normal one: where sigma / alpha
+    is below twice the data's deviation.
     """
+    ratio = math.exp(-l)
+    if ratio >= _SMALLEST_RATIO:
+        return
     start, noisiest = coordinates.start(model)
-    ratio = math.exp(-start)
-    if ratio < _SMALLEST_RATIO:
-        warnings.warn(
-            f"{noisiest} ends at sigma / alpha = {coordinates.std * ratio:.3g}, {ratio:.3g} times "
-            f"the standard deviation of the data, {coordinates.std:.3g}: the prior is far from "
-            "the law there, and so is the result from that of the data. Choose another "
-            f"diffusion{noisiest.more_noise}, or give the start or its log-density (x_T, "
-            "log_prior)",
-            stacklevel=stacklevel,
-        )
+    where = f"{noisiest} ends" if l <= start else "the grid begins"
+    warnings.warn(
+        f"{where} at sigma / alpha = {coordinates.std * ratio:.3g}, {ratio:.3g} times "
+        f"the standard deviation of the data, {coordinates.std:.3g}: the prior is far from "
+        "the law there, and so is the result from that of the data. Choose another "
+        f"diffusion{noisiest.more_noise}, or give the start or its log-density (x_T, "
+        "log_prior)",
+        stacklevel=stacklevel,
+    )
 
 
 def warn_of_states(x_T: Tensor, coordinates: Coordinates, l: float) -> None:
@@ -73,7 +77,7 @@ def warn_of_states(x_T: Tensor, coordinates: Coordinates, l: float) -> None:
             f"has {sigma:.3g}{stays if bounded and std >= lower else ''}: x_T is that noise, not "
             "data. Take latents from encode(model, x), or prior(...) of the diffusion, or leave "
             "x_T out",
-            stacklevel=4,
+            stacklevel=5,
         )
 
 

@@ -28,7 +28,7 @@ from sdekit_diffusion._training.trainable import (
     require_trainable,
 )
 from sdekit_diffusion.data import Dataset, Scale
-from sdekit_diffusion.data._batches import Batch
+from sdekit_diffusion.data._batches import GIVEN_LEVEL, Batch
 from sdekit_diffusion.data._given import Data, source_of
 
 _CHECK_INTERVAL = 50  # steps between two looks at whether the loss is finite
@@ -74,10 +74,12 @@ class Training(Iterator[Record]):
             that: a tensor, an array, something else with a length that takes a tensor of row
             numbers, or an `AbstractSource`. With conditions: a pair (x, labels); a dictionary such
             as {"x": x, "label": y}, of one entry per sample under the names that the network gives
-            them; a source that yields both. A `TensorDataset` or another data set of torch, or a
-            `DataLoader`, is read in the order and in the batches of the recipe. A
-            `sdekit_diffusion.data.Dataset` brings its labels, where the network takes them, and its
-            scale, which becomes that of the model and the transform.
+            them; a source that yields both. "noise" and "log_snr" in a dictionary are eps and the
+            level log(alpha / sigma) of each sample instead of draws, as `Trajectories` has them;
+            with levels the model keeps its `data_mean` and `data_std`. A `TensorDataset` or another
+            data set of torch, or a `DataLoader`, is read in the order and in the batches of the
+            recipe. A `sdekit_diffusion.data.Dataset` brings its labels, where the network takes
+            them, and its scale, which becomes that of the model and the transform.
         recipe: the settings.
         transform: `(rows, u)` to model inputs, with u uniform on [0, 1) and shaped like the rows:
             dequantisation.
@@ -126,7 +128,8 @@ class Training(Iterator[Record]):
         require_conditions(row.conditions, model, self.recipe)
         model.never_dropped = never_dropped(row.conditions, model, self.recipe)
         self._transform = transform
-        model.record_scale(*data_moments(self.source, self._encoded))
+        if GIVEN_LEVEL not in row.conditions or model.data_std is None:  # else of another law
+            model.record_scale(*data_moments(self.source, self._encoded))
         self._weights: list[Tensor] = list(model.parameters())
         self._averages = Averages(self._weights, self.recipe.decays, self.recipe.widths)
         self._finite = FiniteCheck(self._weights)

@@ -40,6 +40,8 @@ def dsm_loss(
     end: float = 1e-3,
     seed: int | None = None,
     first: int = 0,
+    noise: Tensor | None = None,
+    log_snr: Tensor | None = None,
 ) -> Tensor:
     """E w(l) |eps_hat - eps|^2 for each sample, averaged over the coordinates, with x_t = alpha x_0
     + sigma eps and l = log(alpha s / sigma), s the standard deviation of the data: shape
@@ -69,6 +71,8 @@ def dsm_loss(
             where that is None; levels are all trained.
         seed, first: the noise of sample i depends on (seed, first + i) alone, its time also on
             `model.data_std`; None takes a new seed.
+        noise: eps of each sample instead of a draw, shaped like x0: the loss of rectified flow.
+        log_snr: log(alpha / sigma) of each sample instead of a draw, `(batch,)`.
 
     Raises:
         TypeError: when x0 is not a floating tensor, or weighting or density are neither names nor
@@ -96,21 +100,40 @@ def dsm_loss(
             "it, or use .float()"
         )
     require_density(weighting, density, discrete)
+    require_given_noise(x0, noise, log_snr)
     weight = weight_of(weighting)
     data_std = model.data_std or 1.0
     seed = fresh_seed() if seed is None else seed
     index = torch.arange(first, first + len(x0), device=x0.device)
-    u = _stratified(seed, index) if stratified else uniform01(seed, index, (), counter=TIME)
-    t = (
-        draw_discrete(model.sde, u)
-        if discrete
-        else draw_times(model.sde, u, density_of(density or weight.density), end, data_std)
-    )
-    eps = normal(seed, index, tuple(x0.shape[1:]), counter=NOISE, dtype=x0.dtype)
-    l = torch.as_tensor(model.sde.log_snr(t))
+    l = log_snr
+    if l is None:
+        u = _stratified(seed, index) if stratified else uniform01(seed, index, (), counter=TIME)
+        t = (
+            draw_discrete(model.sde, u)
+            if discrete
+            else draw_times(model.sde, u, density_of(density or weight.density), end, data_std)
+        )
+        l = torch.as_tensor(model.sde.log_snr(t))
+    eps = noise
+    if eps is None:
+        eps = normal(seed, index, tuple(x0.shape[1:]), counter=NOISE, dtype=x0.dtype)
     point = x0 * broadcast(signal_scale(l), x0) + eps * broadcast(noise_scale(l), x0)
     error = (model.predict_noise(l, point) - eps).square().reshape(len(x0), -1).mean(dim=1)
     return error * weight.weight(l + math.log(data_std)).to(error.dtype)
+
+
+def require_given_noise(x0: Tensor, noise: Tensor | None, log_snr: Tensor | None) -> None:
+    """Refuses noise and levels that are not those of these samples.
+
+    Raises:
+        ValueError: says which shape they must have.
+    """
+    for name, value, shape in (("noise", noise, x0.shape), ("log_snr", log_snr, x0.shape[:1])):
+        if value is not None and value.shape != shape:
+            raise ValueError(
+                f"{name} of shape {tuple(value.shape)} must have the shape {tuple(shape)} for x0 "
+                f"of shape {tuple(x0.shape)}"
+            )
 
 
 def weight_of(choice: Weighting) -> AbstractWeight:

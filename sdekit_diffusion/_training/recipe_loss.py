@@ -16,7 +16,7 @@ from sdekit_diffusion._models.score_model import ScoreModel
 from sdekit_diffusion._storage.distributed import world
 from sdekit_diffusion._training.loss import dsm_loss
 from sdekit_diffusion._training.recipe import Recipe
-from sdekit_diffusion.data._batches import Batch
+from sdekit_diffusion.data._batches import GIVEN_LEVEL, GIVEN_NOISE, Batch
 
 Transform = Callable[[Tensor, Tensor], Tensor]
 
@@ -44,8 +44,15 @@ class RecipeLoss(nn.Module):
                 uniform01(recipe.seed, index, (1, 1, 1), counter=FLIP) < 0.5, rows.flip(-1), rows
             )
         model = self.model
-        if conditions:
-            model = model.given(**self._dropped(conditions, index))
+        noise = conditions.get(GIVEN_NOISE)
+        log_snr = conditions.get(GIVEN_LEVEL)
+        own = {
+            name: value
+            for name, value in conditions.items()
+            if name not in (GIVEN_NOISE, GIVEN_LEVEL)
+        }
+        if own:
+            model = model.given(**self._dropped(own, index))
         with torch.autocast(
             rows.device.type, torch.bfloat16, enabled=recipe.precision == "bfloat16"
         ):
@@ -59,6 +66,8 @@ class RecipeLoss(nn.Module):
                 end=recipe.end,
                 seed=recipe.seed,
                 first=first,
+                noise=None if noise is None else noise.to(self.model.place()[0]),
+                log_snr=None if log_snr is None else log_snr.to(torch.float64),
             )
 
     def _dropped(self, conditions: Mapping[str, Tensor], index: Tensor) -> dict[str, Tensor]:

@@ -10,6 +10,7 @@ from sdekit_diffusion._models.condition_values import is_single
 from sdekit_diffusion._models.score_model import ScoreModel
 from sdekit_diffusion._storage.distributed import world
 from sdekit_diffusion._training.recipe import Recipe
+from sdekit_diffusion.data._batches import GIVEN_LEVEL, GIVEN_NOISE
 
 
 def require_trainable(model: ScoreModel, recipe: Recipe) -> None:
@@ -76,13 +77,15 @@ def require_rows(rows: Tensor, model: ScoreModel, recipe: Recipe, transformed: b
 
 def require_conditions(conditions: Mapping[str, Tensor], model: ScoreModel, recipe: Recipe) -> None:
     """Refuses data with conditions that the network does not take, or without some that it does,
-    and probabilities of dropping others.
+    probabilities of dropping others, and flips of data that bring their noise.
 
     Raises:
         ValueError: as `Training`.
     """
     names = model.condition_names()
-    for name in conditions:
+    if recipe.flip and GIVEN_NOISE in conditions:
+        raise ValueError("images with noise of their own are not flipped; leave out flip")
+    for name in conditions.keys() - {GIVEN_NOISE, GIVEN_LEVEL}:
         if names is not None and name not in names:
             raise ValueError(
                 f"the data have the condition {name!r} and the network takes "

@@ -9,6 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+# What data may have for each sample besides the conditions of the network: the noise that is added
+# to it, and the level log(alpha / sigma) at which it is.
+GIVEN_NOISE = "noise"
+GIVEN_LEVEL = "log_snr"
 _CHECKED_ROWS = 4096  # rows of a tensor that are checked together
 _FINGERPRINT_ROWS = 1000  # evenly spaced rows that identify the data
 

@@ -1,0 +1,187 @@
+"""Students of one and four steps of the digits network, trained on exact solutions of its flow.
+
+The teacher is a run folder such as that of `make demo` (`--teacher demo/digits`), or is trained
+with the same settings. Students are copies of it, trained on solutions of its probability flow:
+for one and for four steps (`Trajectories.steps`), and as rectified flow (`Trajectories.pairs`),
+one step. From initial states that none of them was trained on:
+
+- the error of x against the exact flow, in standard deviations of the data, mean and median;
+- the Frechet distance to training images in the features of a classifier, from 0, that of held-out
+  images, to 1, that of noise, beside the teacher's;
+- how confident that classifier is, as the mean of its largest probability;
+- p of a permutation test of the energy distance of these features between 2,000 samples of the
+  student and 2,000 others of the teacher.
+
+`python benchmarks/distillation.py [--teacher FOLDER] [--pairs 20000] [--minutes 6]`
+"""
+
+import argparse
+import copy
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from _bench import RESULTS, environment, save
+from matplotlib.figure import Figure
+from torch import Tensor
+
+import sdekit_diffusion as sd
+from sdekit_diffusion.metrics import classifier_features, frechet
+
+SEED = 0
+N = 2000
+STEPS = 4
+BATCH = 256
+PERMUTATIONS = 1000
+
+
+def teacher_of(folder: Path | None) -> sd.ScoreModel:
+    """The model of a run, or one that is trained as `make demo` does."""
+    if folder is not None:
+        return sd.load(folder)
+    digits = sd.data.load("digits")
+    torch.manual_seed(SEED)
+    net = sd.nets.UNet(channels=1, width=32)
+    model = sd.ScoreModel(net, "subvp", "velocity", shape=(1, 8, 8), conditioning="log_snr")
+    sd.fit(model, digits, sd.Recipe(steps=2200, lr=4e-3, seed=SEED))
+    return model
+
+
+def student_of(
+    teacher: sd.ScoreModel, data: dict[str, Tensor], weighting: str, minutes: float
+) -> tuple[sd.ScoreModel, int]:
+    """A copy of the teacher, trained for about so many minutes, and the number of updates."""
+    student = copy.deepcopy(teacher)
+    trial = sd.Recipe(steps=10, batch_size=BATCH, weighting=weighting)
+    began = time.perf_counter()
+    sd.fit(copy.deepcopy(teacher), data, trial, progress=False)
+    seconds = (time.perf_counter() - began) / trial.steps
+    steps = max(20, int(60 * minutes / seconds))
+    recipe = sd.Recipe(steps=steps, batch_size=BATCH, weighting=weighting, lr=1e-3, seed=SEED)
+    sd.fit(student, data, recipe, progress=False)
+    return student, steps
+
+
+def permutation_test(a: np.ndarray, b: np.ndarray) -> float:
+    """p of the energy distance of two sets of points."""
+    points = torch.from_numpy(np.concatenate([a, b])).double()
+    distances = torch.cdist(points, points)
+    rows = distances.sum(dim=1)
+    whole = float(rows.sum())
+
+    def energy(chosen: Tensor) -> float:
+        within_a = float(distances[chosen][:, chosen].sum())
+        between = float(rows[chosen].sum()) - within_a
+        within_b = whole - within_a - 2 * between
+        return 2 * between / (len(a) * len(b)) - within_a / len(a) ** 2 - within_b / len(b) ** 2
+
+    generator = torch.Generator().manual_seed(SEED)
+    found = energy(torch.arange(len(a)))
+    larger = sum(
+        energy(torch.randperm(len(points), generator=generator)[: len(a)]) >= found
+        for _ in range(PERMUTATIONS)
+    )
+    return (1 + larger) / (1 + PERMUTATIONS)
+
+
+class Judge:
+    """Compares samples with the data and with the teacher."""
+
+    def __init__(self, teacher: sd.ScoreModel, exact: Tensor, others: Tensor) -> None:
+        digits = sd.data.load("digits")
+        known, labels = digits.reference(10_000)
+        assert labels is not None
+        self.features = classifier_features(known.double() / 16, labels)
+        self.known = self.features(known.double() / 16)
+        generator = torch.Generator().manual_seed(SEED)
+        noise = torch.randint(17, (N, 1, 8, 8), generator=generator).double() / 16
+        self.real, self.noise = (
+            frechet(self.features(x), self.known) for x in (digits.test.double() / 16, noise)
+        )
+        self.scale = teacher.scale
+        self.std = teacher.data_std or 1.0
+        self.exact = exact
+        self.others = self._shown(others)
+
+    def _shown(self, x: Tensor) -> np.ndarray:
+        return np.asarray(self.features(self.scale.decode(x).double() / 16))
+
+    def confidence(self, x: Tensor) -> float:
+        logits = torch.as_tensor(self.features.logits(self.scale.decode(x).double() / 16))
+        return float(logits.softmax(dim=1).amax(dim=1).mean())
+
+    def row(self, x: Tensor) -> dict[str, float]:
+        error = (x - self.exact).flatten(1).double().square().mean(dim=1).sqrt() / self.std
+        shown = self._shown(x)
+        return {
+            "mean error": float(error.mean()),
+            "median error": float(error.median()),
+            "frechet": (frechet(shown, self.known) - self.real) / (self.noise - self.real),
+            "confidence": self.confidence(x),
+            "p": permutation_test(shown, self.others),
+        }
+
+
+def picture(columns: dict[str, Tensor], scale: Any) -> None:  # noqa: ANN401
+    """Twenty samples of each, from the same initial states."""
+    figure = Figure(figsize=(2.0 * len(columns), 2.4), layout="constrained")
+    for axes, (name, x) in zip(figure.subplots(1, len(columns)), columns.items(), strict=True):
+        tiles = torch.nn.functional.pad(scale.decode(x[:20]).reshape(5, 4, 8, 8), (1, 1, 1, 1))
+        axes.imshow(tiles.permute(0, 2, 1, 3).reshape(50, 40).numpy(), cmap="gray_r")
+        axes.set_title(name, fontsize=9)
+        axes.set_axis_off()
+    RESULTS.mkdir(exist_ok=True)
+    figure.savefig(RESULTS / "distillation.png", dpi=130)
+
+
+def main() -> None:
+    """Trains, measures, prints and writes."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--teacher", type=Path, help="a run folder of digits")
+    parser.add_argument("--pairs", type=int, default=20_000)
+    parser.add_argument("--minutes", type=float, default=6.0, help="of training for each student")
+    arguments = parser.parse_args()
+    teacher = teacher_of(arguments.teacher)
+    began = time.perf_counter()
+    found = sd.trajectories(teacher, arguments.pairs, STEPS, seed=SEED, batch_size=500)
+    seconds = time.perf_counter() - began
+    print(f"{arguments.pairs} solutions of the flow in {seconds:.0f} s", flush=True)
+    ends = sd.Trajectories(found.sigmas[[0, -1]], found.y[[0, -1]], found.conditions)
+    fresh = sd.trajectories(teacher, N, 1, seed=SEED, first=arguments.pairs, batch_size=500)
+    others = sd.trajectories(teacher, N, 1, seed=SEED + 1, batch_size=500)
+    judge = Judge(teacher, fresh.y[-1], others.y[-1])
+    settings: dict[str, Any] = {"method": "ddim", "seed": SEED, "first": arguments.pairs}
+    cases = {
+        f"{STEPS} steps": (found.steps(), "data", found.sigmas),
+        "1 step": (ends.steps(), "data", ends.sigmas),
+        "rectified, 1 step": (ends.pairs(), "edm", ends.sigmas),
+    }
+    drawn = {"exact flow": fresh.y[-1]}
+    rows = {"teacher, exact flow": judge.row(fresh.y[-1])}
+    for name, (_, _, sigmas) in list(cases.items())[:2]:
+        drawn_now = sd.sample(teacher, N, grid=sigmas, **settings)
+        rows[f"teacher, DDIM, {name}"] = judge.row(drawn_now)
+    for name, (data, weighting, sigmas) in cases.items():
+        student, updates = student_of(teacher, data, weighting, arguments.minutes)
+        drawn[name] = sd.sample(student, N, grid=sigmas, **settings)
+        rows[name] = {"updates": updates, **judge.row(drawn[name])}
+        print(name, rows[name], flush=True)
+        save(
+            "distillation",
+            {
+                "environment": environment(dtype="float32", seed=SEED),
+                "pairs": arguments.pairs,
+                "seconds of pairs": seconds,
+                "minutes": arguments.minutes,
+                "rows": rows,
+            },
+        )
+    for name, row in rows.items():
+        print(f"{name:24s}", "  ".join(f"{key} {value:.4g}" for key, value in row.items()))
+    picture(drawn, teacher.scale)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,70 @@
+"""A call of `sample` before its first evaluation: everything checked, and what it will solve."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from sdekit import AbstractNoise, AbstractSolver, fresh_seed
+from sdekit_diffusion._diffusions.diffusion import AbstractDiffusion
+from sdekit_diffusion._models.model import AbstractModel
+from sdekit_diffusion._models.score_model import as_model
+from sdekit_diffusion._sampling.arguments import Model, place_of, shape_given_by, size_of
+from sdekit_diffusion._sampling.coordinates import Coordinates
+from sdekit_diffusion._sampling.grids import AbstractGrid, Levels
+from sdekit_diffusion._sampling.initial_states import AbstractStart
+from sdekit_diffusion._sampling.method import AbstractMethod
+from sdekit_diffusion._sampling.methods import method_of
+from sdekit_diffusion._sampling.reverse_problems import ReverseProblems, noise_of
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """What a call of `sample` solves: a model, on a device, by a method, the problems of its
+    batches.
+    """
+
+    model: AbstractModel
+    device: torch.device
+    method: AbstractMethod
+    problems: ReverseProblems
+
+
+def prepared(
+    begin: AbstractStart,
+    model: Model,
+    n: int,
+    sde: AbstractDiffusion | str | None,
+    method: AbstractMethod | AbstractSolver | str,
+    steps: int | None,
+    grid: AbstractGrid | Levels | str | None,
+    seed: int | None,
+    noise: Literal["white", "path"] | AbstractNoise | None,
+    first: int,
+    shape: tuple[int, ...] | None,
+    end: float,
+    denoise: bool,
+    dtype: torch.dtype | None,
+    device: torch.device | str | None,
+    save: Literal["last", "all"],
+    full_solution: bool,
+) -> Prepared:
+    """The arguments of `sample`, which explains them, resolved; begin is where the solve does.
+
+    Raises:
+        TypeError, ValueError: as `sample`.
+    """
+    model, diffusion = as_model(model, sde, shape_given_by(shape, begin.x), stacklevel=4)
+    sampler = method_of(method, steps, grid)
+    n, event = size_of(model, n, shape, begin, sampler)
+    dtype, device = place_of(model, dtype, device, begin)
+    seed = fresh_seed() if seed is None else seed
+    coordinates = Coordinates.of(model, diffusion, event)
+    span = begin.span(sampler.span(model, coordinates, end), coordinates)
+    begin.warn(sampler, model, coordinates, span[0])
+    noise = noise_of(noise, sampler, coordinates, span, seed=seed, first=first)
+    problems = ReverseProblems(
+        coordinates, span, noise, save, None, n, event, begin, seed, first, sampler.steps, dtype,
+        denoise or sampler.denoises, full_solution,
+    )  # fmt: skip
+    return Prepared(model, device, sampler, problems)

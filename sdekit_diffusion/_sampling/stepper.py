@@ -1,0 +1,170 @@
+"""A call of `sample` whose loop is the caller's."""
+
+import math
+from dataclasses import dataclass, field, replace
+from typing import Literal, Self
+
+import torch
+from torch import Tensor
+
+import sdekit
+from sdekit import AbstractNoise, AbstractSolver
+from sdekit_diffusion._diffusions.diffusion import AbstractDiffusion
+from sdekit_diffusion._models.evaluating import evaluating
+from sdekit_diffusion._sampling.arguments import Model, require_options
+from sdekit_diffusion._sampling.coordinates import Coordinates
+from sdekit_diffusion._sampling.grids import AbstractGrid, Levels
+from sdekit_diffusion._sampling.initial_states import start_of
+from sdekit_diffusion._sampling.method import AbstractMethod, ReverseProblem
+from sdekit_diffusion._sampling.noised import Noised
+from sdekit_diffusion._sampling.on_grid import AbstractGridMethod, Transformed
+from sdekit_diffusion._sampling.prepare import Prepared, prepared
+
+
+@dataclass(frozen=True, eq=False)
+class Stepper:
+    """A point of a call of `sample` from which it goes on step by step; `stepper` makes the first.
+
+    Raises:
+        sdekit.NotFiniteError: in `next`, when the state at the end of the grid is not finite.
+        ValueError: in `next` at the end of the grid, and in `with_x` for another shape or dtype.
+
+    Example:
+        >>> model = sd.GaussianMixture([0.5, 0.5], [[-1.0], [1.0]], [0.1, 0.1])
+        >>> at = sd.stepper(model, 4, sde="ve", steps=10, seed=0)
+        >>> isinstance(at, sd.Stepper), at.remaining, round(at.sigma, 3)  # sigma / alpha
+        (True, 10, 50.0)
+    """
+
+    call: Prepared = field(repr=False)
+    problem: ReverseProblem = field(repr=False)
+    transformed: Transformed = field(repr=False)
+    grid: Tensor = field(repr=False)
+    solve: sdekit.Stepper = field(repr=False)
+
+    @property
+    def step(self) -> int:
+        """The number of steps that were made."""
+        return self.solve.step
+
+    @property
+    def remaining(self) -> int:
+        """The number of steps to the end of the grid."""
+        return self.solve.remaining
+
+    @property
+    def evaluations(self) -> int:
+        """Those of the model so far, by all points of the call."""
+        return self.solve.evaluations
+
+    @property
+    def _coordinates(self) -> Coordinates:
+        return self.problem.coordinates
+
+    @property
+    def _l(self) -> float:
+        return float(self.grid[self.step])
+
+    @property
+    def _u(self) -> Tensor:
+        return self.transformed.to_u(self.step, self.solve.x)
+
+    @property
+    def t(self) -> float:
+        """The diffusion's time."""
+        return float(self._coordinates.time(self._l))
+
+    @property
+    def sigma(self) -> float:
+        """sigma / alpha, in units of the data."""
+        return self._coordinates.std * math.exp(-self._l)
+
+    @property
+    def x(self) -> Tensor:
+        """x_t, `(n, *shape)`."""
+        return self._coordinates.physical(self.t, self._u)
+
+    @property
+    def samples(self) -> Tensor:
+        """x_t / alpha, which `sample` returns at the end."""
+        x = self._coordinates.leave((self.problem.span[0], self._l), self._u)
+        return x.to(self.call.problems.dtype)
+
+    def denoised(self) -> Tensor:
+        """D(x_t), the mean of the data given x_t; one evaluation."""
+        with torch.no_grad(), evaluating(self.call.model, self.call.problems.n):
+            return self._coordinates.denoised(self.problem.model.predict_data(self._l, self._u))
+
+    def next(self) -> Self:
+        """The point after one more step."""
+        with torch.no_grad(), evaluating(self.call.model, self.call.problems.n):
+            return replace(self, solve=self.solve.next())
+
+    def with_x(self, x: Tensor) -> Self:
+        """The same point with another x_t; what a multistep rule remembers is kept."""
+        u = self._coordinates.standard(self.t, x)
+        return replace(self, solve=self.solve.with_x(self.transformed.from_u(self.step, u)))
+
+
+def stepper(
+    model: Model,
+    n: int = 1,
+    *,
+    sde: AbstractDiffusion | str | None = None,
+    method: AbstractMethod | AbstractSolver | str = "default",
+    steps: int | None = None,
+    grid: AbstractGrid | Levels | str | None = None,
+    seed: int | None = None,
+    noise: Literal["white", "path"] | AbstractNoise | None = None,
+    first: int = 0,
+    shape: tuple[int, ...] | None = None,
+    x_T: Tensor | None = None,
+    start: Noised | None = None,
+    end: float = 1e-3,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str | None = None,
+) -> Stepper:
+    """The first point of a call of `sample`, for loops of one's own.
+
+    The points are those of `sample` with the same arguments, which explains them; a caller may
+    change states with `with_x` between two steps. With `start=Noised(x, level=...)` the loop begins
+    at any noise level, and with `grid=[2.0, 1.0]` it is one step from sigma / alpha = 2 to 1.
+
+    Raises:
+        TypeError: for a method that does not step along a grid, such as "ode"; and as `sample`.
+        ValueError: as `sample`.
+
+    Example:
+        >>> model = sd.GaussianMixture([0.5, 0.5], [[-1.0], [1.0]], [0.1, 0.1])
+        >>> at = sd.stepper(model, 4, sde="vp", steps=20, seed=0)
+        >>> while at.remaining:
+        ...     at = at.next()
+        >>> torch.equal(at.samples, sd.sample(model, 4, sde="vp", steps=20, seed=0))
+        True
+        >>> x = torch.ones(3, 1)
+        >>> level = sd.Noised(x, level=1.0)  # in standard deviations of the data
+        >>> sigma = model.data_std
+        >>> at = sd.stepper(model, sde="vp", start=level, grid=[sigma, 0.5 * sigma], seed=0)
+        >>> at.next().samples.shape
+        torch.Size([3, 1])
+    """
+    require_options(n, steps, None, first, "last", False, noise)
+    call = prepared(
+        start_of(start, x_T), model, n, sde, method, steps, grid, seed, noise, first, shape, end,
+        False, dtype, device, "last", False,
+    )  # fmt: skip
+    index = torch.arange(call.problems.n, device=call.device)
+    chosen = call.method.rows(index, call.problems.event)
+    if not isinstance(chosen, AbstractGridMethod):
+        raise TypeError(
+            f"{type(chosen).__name__} does not step along a grid; choose a method that does, such "
+            "as 'default', 'ddim' or 'sde'"
+        )
+    with torch.no_grad(), evaluating(call.model, call.problems.n):
+        problem = call.problems.of(index, 0, call.model.rows(index))
+        points = chosen.points(problem)
+        transformed = chosen.transformed(problem, points)
+        equation, solver, times, from_u, _, _ = transformed
+        x = from_u(0, problem.u)
+        solve = sdekit.stepper(equation, x, times, solver=solver, noise=problem.noise)
+    return Stepper(call, problem, transformed, points, solve)

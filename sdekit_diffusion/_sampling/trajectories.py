@@ -1,0 +1,138 @@
+"""Solutions of a model's probability flow as data, on which students of few steps are trained."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from sdekit import Point
+from sdekit_diffusion._diffusions.diffusion import AbstractDiffusion
+from sdekit_diffusion._models.model import AbstractModel
+from sdekit_diffusion._models.score_model import as_model
+from sdekit_diffusion._sampling.adaptive import AdaptiveFlow
+from sdekit_diffusion._sampling.arguments import shape_of
+from sdekit_diffusion._sampling.coordinates import Coordinates
+from sdekit_diffusion._sampling.grids import AbstractGrid, grid_of
+from sdekit_diffusion._sampling.noised import Noised
+from sdekit_diffusion._sampling.sample import sample
+
+
+@dataclass(frozen=True, eq=False)
+class Trajectories:
+    """Solutions of a probability flow at decreasing noise levels.
+
+    Attributes:
+        sigmas: the levels sigma / alpha, float64, `(levels,)`.
+        y: x_t / alpha there, `(levels, n, *shape)`.
+        conditions: those of the model, one entry per sample.
+
+    Example:
+        >>> model = sd.GaussianMixture([0.5, 0.5], [[-1.0], [1.0]], [0.1, 0.1])
+        >>> found = sd.trajectories(model, 8, steps=2, sde="vp", seed=0)
+        >>> isinstance(found, sd.Trajectories), found.y.shape
+        (True, torch.Size([3, 8, 1]))
+    """
+
+    sigmas: Tensor
+    y: Tensor
+    conditions: Mapping[str, Tensor]
+
+    def pairs(self) -> dict[str, Tensor]:
+        """The end of each solution with the noise of its beginning, as data for `fit`: rectified
+        flow.
+
+        With x_0 = y at the last level and eps = (y - x_0) / sigma at the first, a network trained
+        on x_t = alpha x_0 + sigma eps has a flow with straighter solutions (Liu et al. 2023).
+        """
+        data = self.y[-1]
+        noise = (self.y[0] - data) / float(self.sigmas[0])
+        return {"x": data, "noise": noise, **self.conditions}
+
+    def steps(self) -> dict[str, Tensor]:
+        """What a network must predict at all levels but the last for its steps of "ddim" between
+        them to be those of the flow, as data for `fit`: distillation.
+
+        A step from y at sigma to y' at sigma' = r sigma is right where the network predicts the
+        data (y' - r y) / (1 - r).
+        """
+        levels = self.sigmas[:-1].tolist()
+        ratios = (self.sigmas[1:] / self.sigmas[:-1]).tolist()
+        pieces = zip(self.y[:-1], self.y[1:], ratios, strict=True)
+        data = torch.stack([(end - r * start) / (1 - r) for start, end, r in pieces])
+        noise = torch.stack(
+            [(start - x) / sigma for start, x, sigma in zip(self.y, data, levels, strict=False)]
+        )
+        count = len(levels)
+        log_snr = -self.sigmas[:-1].log().repeat_interleave(self.y.shape[1])
+        conditions = {
+            name: value.repeat(count, *[1] * (value.ndim - 1))
+            for name, value in self.conditions.items()
+        }
+        target = {"x": data.flatten(0, 1), "noise": noise.flatten(0, 1), "log_snr": log_snr}
+        return target | conditions
+
+
+def trajectories(
+    model: AbstractModel,
+    n: int,
+    steps: int = 1,
+    *,
+    sde: AbstractDiffusion | str | None = None,
+    grid: AbstractGrid | str = "focused",
+    accuracy: float = 1e-2,
+    end: float = 1e-3,
+    seed: int = 0,
+    first: int = 0,
+    batch_size: int | None = None,
+) -> Trajectories:
+    """n solutions of the probability flow of a model, at both ends of `steps` steps, for students
+    that take as many.
+
+    A student is a `ScoreModel`, such as a copy of the teacher. It is trained by
+    `fit(student, found.steps(), Recipe(weighting="data"))`, and sampled with
+    `sample(student, method="ddim", grid=found.sigmas)`, whose steps are those of these solutions.
+
+    Arguments:
+        model: the teacher. With a condition per sample it is for n samples.
+        steps, grid: the number of steps and where they are.
+        accuracy: of each part of a solution, see `AdaptiveFlow`.
+        sde, end, seed, first, batch_size: as in `sample`. The initial states are those of `sample`
+            with the same seed.
+
+    Raises:
+        TypeError, ValueError: as `sample`.
+
+    Example:
+        >>> teacher = sd.GaussianMixture([0.5, 0.5], [[-1.0], [1.0]], [0.1, 0.1])
+        >>> found = sd.trajectories(teacher, 64, steps=2, sde="vp")
+        >>> net = sd.nets.MLP(shape=(1,), width=16)
+        >>> student = sd.ScoreModel(net, "vp", "velocity", shape=(1,), conditioning="log_snr")
+        >>> recipe = sd.Recipe(steps=20, weighting="data")
+        >>> records = sd.fit(student, found.steps(), recipe, progress=False)
+        >>> x = sd.sample(student, 4, method="ddim", grid=found.sigmas, seed=0)
+
+    References:
+        Salimans and Ho 2022, arXiv 2202.00512, for the data that a step of "ddim" must be given;
+        Luhman and Luhman 2021, arXiv 2101.02388, for one step; Liu, Gong and Liu 2023,
+        arXiv 2209.03003, for `Trajectories.pairs`.
+    """
+    model, diffusion = as_model(model, sde)
+    coordinates = Coordinates.of(model, diffusion, shape_of(model, None))
+    points = grid_of(grid).points(coordinates, coordinates.span(model, end), steps)
+    relative = torch.exp(-points).tolist()  # sigma / alpha in standard deviations of the data
+    beginnings: list[Tensor] = []
+
+    def keep(point: Point) -> None:
+        if point.step == 0:
+            beginnings.append(point.x / diffusion.alpha(point.t))
+
+    settings = {"sde": diffusion, "method": AdaptiveFlow(accuracy=accuracy), "seed": seed}
+    settings |= {"first": first, "batch_size": batch_size}
+    states = [sample(model, n, end=relative[1], callback=keep, **settings)]
+    for level, stop in pairwise(relative[1:]):
+        start = Noised(states[-1], level=level, add_noise=False)
+        states.append(sample(model, n, start=start, end=stop, **settings))
+    y = torch.stack([torch.cat(beginnings), *states])
+    return Trajectories(coordinates.std * torch.exp(-points), y, dict(model.entries()))

@@ -1,0 +1,154 @@
+"""Solves whose loop is the caller's: bit for bit the points of `integrate` and of `sample`, and
+states that are changed between two steps.
+"""
+
+import math
+
+import pytest
+import torch
+from peers import MIXTURE
+
+import sdekit
+import sdekit_diffusion as sd
+from sdekit_diffusion._sampling.on_grid import AbstractGridMethod
+
+ODE = sdekit.ODE(lambda t, x: -torch.sin(x) * t)
+SDE = sdekit.SDE(lambda t, x: -torch.sin(x), lambda t, x: 0.3 + 0.1 * torch.cos(x), "diagonal")
+X = torch.linspace(-1, 2, 6, dtype=torch.float64).reshape(3, 2)
+GRIDDED = [name for name, method in sd.METHODS.items() if isinstance(method, AbstractGridMethod)]
+
+
+@pytest.mark.parametrize(
+    "solver", [sdekit.RK4(), sdekit.AdamsMoulton(4), sdekit.AdamsBashforth(3)], ids=str
+)
+def test_the_points_are_those_of_integrate(solver):
+    ts = sdekit.uniform(0.0, 1.0, 9)
+    at = sdekit.stepper(ODE, X, ts, solver=solver)
+    for point in sdekit.integrate(ODE, X, ts, solver=solver):
+        assert (at.step, at.t) == (point.step, point.t)
+        assert at.remaining == 9 - point.step
+        assert torch.equal(at.x, point.x)
+        at = at.next() if at.remaining else at
+    solution = sdekit.solve(ODE, X, ts, solver=solver)
+    assert at.evaluations == int(solution.evaluations[0])
+
+
+@pytest.mark.parametrize(
+    "noise", [sdekit.WhiteNoise(3), sdekit.BrownianPath(3, (0.0, 1.0))], ids=["white", "path"]
+)
+def test_the_noise_is_that_of_a_solve(noise):
+    ts = sdekit.uniform(0.0, 1.0, 40)
+    at = sdekit.stepper(SDE, X, ts, solver=sdekit.SRID2(), noise=noise)
+    while at.remaining:
+        at = at.next()
+    assert torch.equal(at.x, sdekit.solve(SDE, X, ts, solver=sdekit.SRID2(), noise=noise).x)
+
+
+def test_a_point_may_be_left_twice():
+    at = sdekit.stepper(ODE, X, [0.0, 0.5, 1.0], solver=sdekit.RK4()).next()
+    assert torch.equal(at.next().x, at.next().x)
+    assert at.step == 1
+
+
+@pytest.mark.parametrize("solver", [sdekit.RK4(), sdekit.AdamsMoulton(3)], ids=str)
+def test_another_state_takes_the_place_of_one(solver):
+    """Where the drift depends on the time alone, a state that is larger stays so, also if the rule
+    corrects the one before.
+    """
+    timed = sdekit.ODE(lambda t, x: torch.full_like(x, math.cos(3 * t)))
+    at = sdekit.stepper(timed, X, sdekit.uniform(0.0, 1.0, 5), solver=solver)
+    for _ in range(3):
+        at = at.next()
+    moved = at.with_x(at.x + 7.0)
+    assert torch.equal(moved.x, at.x + 7.0)
+    torch.testing.assert_close(moved.next().x, at.next().x + 7.0, rtol=0, atol=1e-12)
+    with pytest.raises(ValueError, match=r"one of shape \(2, 2\) and torch.float64 cannot take"):
+        at.with_x(X[:2])
+    with pytest.raises(ValueError, match=r"torch.float32 cannot take its place"):
+        at.with_x(at.x.float())
+
+
+def test_what_a_stepper_refuses():
+    at = sdekit.stepper(ODE, X, [0.0, 1.0], solver=sdekit.RK4()).next()
+    with pytest.raises(ValueError, match="the grid ends at t = 1, after 1 steps"):
+        at.next()
+    wild = sdekit.ODE(lambda t, x: x * math.inf)
+    with pytest.raises(sdekit.NotFiniteError, match="step 1"):
+        sdekit.stepper(wild, X, [0.0, 1.0], solver=sdekit.RK4()).next()
+
+    kept = torch.empty_like(X)
+    buffered = sdekit.ODE(lambda t, x: torch.mul(x, -1.0, out=kept))
+    at = sdekit.stepper(buffered, X, [0.0, 0.5, 1.0], solver=sdekit.AdamsBashforth(2)).next()
+    with pytest.raises(RuntimeError, match="the drift"):
+        at.next()
+
+
+@pytest.mark.parametrize("name", GRIDDED)
+def test_the_loop_ends_in_the_samples(name):
+    settings = {"sde": "vp", "method": name, "steps": 30, "seed": 1}
+    at = sd.stepper(MIXTURE, 3, **settings)
+    states = []
+    sd.sample(MIXTURE, 3, callback=states.append, **settings)
+    for point in states:
+        assert at.step == point.step
+        assert at.t == point.t
+        assert torch.equal(at.x, point.x)
+        assert at.sigma == pytest.approx(float(sd.VPSDE().sigma(at.t) / sd.VPSDE().alpha(at.t)))
+        at = at.next() if at.remaining else at
+    samples = sd.sample(MIXTURE, 3, **settings)
+    assert torch.equal(at.samples, samples)
+    denoised = sd.sample(MIXTURE, 3, denoise=True, **settings)
+    assert torch.equal(at.denoised().to(denoised), denoised)
+
+
+def test_a_network_is_in_evaluation_mode_within_steps_only():
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Dropout(0.5))
+
+    class Net(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = net
+
+        def forward(self, x, t):
+            return self.net(x)
+
+    model = sd.ScoreModel(Net(), "vp", "data", shape=(2,), data_std=1.0).train()
+    at = sd.stepper(model, 5, method="ddim", steps=4, seed=0)
+    while at.remaining:
+        assert model.training
+        at = at.next()
+    x = at.samples
+    assert not x.requires_grad
+    assert torch.equal(x, sd.sample(model, 5, method="ddim", steps=4, seed=0))
+    assert at.evaluations == 4
+
+
+def test_states_of_samples_may_be_changed():
+    """By DDIM for data that are 0: x_t / sigma_t stays."""
+    zero = sd.ScoreModel(lambda x, t: 0 * x, "ve", "data", shape=(2,), data_std=1.0)
+    at = sd.stepper(zero, 3, method="ddim", steps=5, seed=0).next()
+    moved = at.with_x(2 * at.x)
+    torch.testing.assert_close(moved.x, 2 * at.x)
+    torch.testing.assert_close(moved.next().x, 2 * at.next().x)
+
+
+def test_one_step_between_two_levels():
+    """DDIM's, from data with noise, written down."""
+    x = torch.tensor([[0.3, -0.2]], dtype=torch.float64)
+    s = MIXTURE.data_std
+    noisy = sd.Noised(x, level=2.0 / s, add_noise=False)
+    settings = {"sde": "ve", "method": "ddim", "dtype": torch.float64}
+    at = sd.stepper(MIXTURE, start=noisy, grid=[2.0, 0.7], **settings)
+    assert at.remaining == 1
+    assert at.sigma == pytest.approx(2.0, rel=1e-12)
+    d = MIXTURE.denoise(sd.VESDE().time(-math.log(2.0)), x, sd.VESDE())
+    torch.testing.assert_close(at.denoised(), d, rtol=1e-9, atol=1e-9)
+    wanted = d + 0.35 * (x - d)
+    torch.testing.assert_close(at.next().samples, wanted, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", ["ode", "ncsnv2"])
+def test_methods_without_a_grid_of_steps_are_refused(name):
+    with pytest.raises(TypeError, match="does not step along a grid; choose a method that does"):
+        sd.stepper(MIXTURE, 2, sde="vp", method=name)

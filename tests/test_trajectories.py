@@ -1,0 +1,189 @@
+"""Solutions of a flow as data for students: what they are, and students that reproduce them."""
+
+import math
+
+import pytest
+import torch
+
+import sdekit_diffusion as sd
+from sdekit_diffusion._training.recipe_loss import RecipeLoss
+
+LAW = sd.GaussianMixture(
+    [0.3, 0.7], torch.tensor([[-1.0, 0.3], [0.5, -0.4]], dtype=torch.float64), [0.09, 0.05]
+)
+close = torch.testing.assert_close
+
+
+@pytest.fixture(scope="module")
+def found():
+    return sd.trajectories(LAW, 5, 3, sde="vp", seed=2, first=4, accuracy=1e-4)
+
+
+def test_states_are_those_of_the_exact_flow(found):
+    assert found.y.shape == (4, 5, 2)
+    settings = {"sde": "vp", "seed": 2, "first": 4, "method": sd.AdaptiveFlow(1e-9, 1e-9)}
+    for sigma, y in zip(found.sigmas[1:].tolist(), found.y[1:], strict=True):
+        exact = sd.sample(LAW, 5, end=sigma / LAW.data_std, **settings)
+        close(y.double(), exact.double(), rtol=0, atol=1e-3 * LAW.data_std * (1 + sigma))
+    x_T = sd.stepper(LAW, 5, sde="vp", seed=2, first=4).x
+    close(found.y[0], x_T / sd.VPSDE().alpha(1.0), rtol=1e-6, atol=1e-6)
+
+
+def test_levels_are_those_of_the_grid_from_end_to_end(found):
+    vp = sd.VPSDE()
+    assert float(found.sigmas[0]) == pytest.approx(float(vp.sigma(1.0) / vp.alpha(1.0)))
+    assert float(found.sigmas[-1]) == pytest.approx(1e-3 * LAW.data_std)
+    even = sd.trajectories(LAW, 2, 2, sde="vp", grid="log_snr", end=0.1)
+    assert float(even.sigmas[1]) ** 2 == pytest.approx(float(even.sigmas[0] * even.sigmas[2]))
+
+
+def test_batches_do_not_matter(found):
+    again = sd.trajectories(LAW, 5, 3, sde="vp", seed=2, first=4, accuracy=1e-4, batch_size=2)
+    assert torch.equal(again.y, found.y)
+
+
+class Answers(torch.nn.Module):
+    """A network that returns given data, a sample and a level each."""
+
+    def __init__(self, levels, data):
+        super().__init__()
+        self.levels = levels
+        self.data = data
+        self.weight = torch.nn.Parameter(torch.zeros((), dtype=data.dtype))
+
+    def forward(self, x, t):
+        i = int((self.levels - t[0]).abs().argmin())
+        return self.data[i] + self.weight
+
+
+def test_a_network_that_predicts_the_data_of_steps_takes_the_steps(found):
+    data = found.steps()
+    levels = data["log_snr"].reshape(3, 5)
+    assert torch.equal(levels, -found.sigmas[:-1].log()[:, None].expand(3, 5))
+    close(
+        data["x"] + data["noise"] * torch.exp(-data["log_snr"])[:, None],
+        found.y[:-1].flatten(0, 1).to(data["noise"].dtype),
+        check_dtype=False,
+    )
+    net = Answers(levels[:, 0], data["x"].reshape(3, 5, 2))
+    student = sd.ScoreModel(net, "vp", "data", shape=(2,), conditioning="log_snr", data_std=1.0)
+    settings = {"method": "ddim", "grid": found.sigmas, "return_solution": True, "save": "all"}
+    x_T = (found.y[0] * sd.VPSDE().alpha(1.0)).to(data["x"].dtype)
+    solution = sd.sample(student, x_T=x_T, **settings)
+    close(solution.x, found.y[-1], rtol=1e-4, atol=1e-5, check_dtype=False)
+    assert solution.evaluations.tolist() == [3] * 5
+
+
+def test_pairs_are_the_end_and_the_noise_of_the_beginning(found):
+    pairs = found.pairs()
+    assert torch.equal(pairs["x"], found.y[-1])
+    close(pairs["x"] + float(found.sigmas[0]) * pairs["noise"], found.y[0])
+    assert float(pairs["noise"].std()) == pytest.approx(1.0, abs=0.6)
+
+
+def test_conditions_go_with_their_samples():
+    torch.manual_seed(0)
+    net = sd.nets.MLP(shape=(2,), width=8, classes=3)
+    model = sd.ScoreModel(net, "vp", "velocity", shape=(2,), data_std=1.0)
+    label = torch.tensor([0, 2, 1, 2])
+    found = sd.trajectories(model.given(label=label), 4, 2)
+    assert torch.equal(found.steps()["label"], label.repeat(2))
+    assert torch.equal(found.pairs()["label"], label)
+    student = sd.ScoreModel(net, "vp", "velocity", shape=(2,), data_std=1.0)
+    sd.fit(student, found.steps(), sd.Recipe(steps=2, batch_size=4), progress=False)
+
+
+def small(predicts="velocity"):
+    torch.manual_seed(0)
+    net = sd.nets.MLP(shape=(2,), width=8)
+    return sd.ScoreModel(net, "vp", predicts, shape=(2,), conditioning="log_snr", data_std=0.7)
+
+
+def test_the_loss_takes_noise_and_levels_in_the_place_of_draws():
+    model = small()
+    generator = torch.Generator().manual_seed(0)
+    x, eps = torch.randn(2, 6, 2, generator=generator)
+    l = torch.linspace(-3, 3, 6, dtype=torch.float64)
+    loss = sd.dsm_loss(model, x, weighting="data", noise=eps, log_snr=l)
+    a, b = sd.signal_scale(l)[:, None], sd.noise_scale(l)[:, None]
+    error = model.predict_noise(l, (a * x + b * eps).float()) - eps
+    wanted = torch.exp(-2 * (l + math.log(0.7))) * error.square().mean(dim=1)
+    close(loss, wanted.to(loss.dtype), rtol=1e-5, atol=1e-6)
+    one = sd.dsm_loss(model, x, noise=eps, seed=3)
+    other = sd.dsm_loss(model, x, noise=eps, seed=4)
+    assert not torch.equal(one, other)  # levels are drawn
+    one = sd.dsm_loss(model, x, log_snr=l, seed=3)
+    other = sd.dsm_loss(model, x, log_snr=l, seed=4)
+    assert not torch.equal(one, other)  # noise is drawn
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"noise": torch.zeros(5, 2)}, r"noise of shape \(5, 2\) must have the shape \(6, 2\)"),
+        ({"log_snr": torch.zeros(6, 1)}, r"log_snr of shape \(6, 1\) must have the shape \(6,\)"),
+    ],
+)
+def test_noise_and_levels_of_other_samples_are_refused(given, message):
+    with pytest.raises(ValueError, match=message):
+        sd.dsm_loss(small(), torch.zeros(6, 2), **given)
+
+
+def test_training_pairs_them_with_their_rows():
+    """The loss of a batch is that of its own rows, whatever the order."""
+    model = small()
+    generator = torch.Generator().manual_seed(1)
+    x, eps = torch.randn(2, 40, 2, generator=generator)
+    l = torch.linspace(-3, 3, 40, dtype=torch.float64)
+    recipe = sd.Recipe(steps=1, batch_size=40, weighting="data")
+    data = {"x": x, "noise": eps, "log_snr": l}
+    expected = RecipeLoss(model, recipe, None)(x, {"noise": eps, "log_snr": l}, 0).mean()
+    (record,) = sd.Training(model, data, recipe)
+    assert float(record.loss) == pytest.approx(float(expected.detach()), rel=1e-5)
+
+
+def test_with_levels_the_model_keeps_its_scale():
+    """The data of noisy levels have another law; with noise alone they are samples as any."""
+    x = 5 + torch.randn(64, 2, generator=torch.Generator().manual_seed(0))
+    recipe = sd.Recipe(steps=1, batch_size=8)
+    levelled = small()
+    sd.Training(levelled, {"x": x, "noise": x, "log_snr": torch.zeros(64)}, recipe)
+    assert levelled.data_std == 0.7
+    paired = small()
+    sd.Training(paired, {"x": x, "noise": x}, recipe)
+    assert paired.data_std == pytest.approx(float((x - x.mean(dim=0)).square().mean().sqrt()))
+    unknown = small()
+    unknown.data_std = None
+    sd.Training(unknown, {"x": x, "log_snr": torch.zeros(64)}, recipe)
+    assert unknown.data_std is not None
+
+
+def test_images_with_noise_of_their_own_are_not_flipped():
+    net = sd.nets.UNet(channels=1, width=8)
+    model = sd.ScoreModel(net, "vp", shape=(1, 8, 8))
+    x = torch.randn(8, 1, 8, 8)
+    with pytest.raises(ValueError, match="images with noise of their own are not flipped"):
+        sd.Training(model, {"x": x, "noise": x}, sd.Recipe(steps=1, batch_size=4, flip=True))
+
+
+class Linear(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = torch.nn.Linear(2, 2)
+
+    def forward(self, x, t):
+        return self.layer(x)
+
+
+def test_a_student_learns_the_flow_in_one_step():
+    """The flow of normal data is linear, so that a linear network can."""
+    covariance = torch.tensor([[0.5, 0.3], [0.3, 0.4]])
+    teacher = sd.GaussianMixture([1.0], [[0.2, -0.3]], covariance[None])
+    found = sd.trajectories(teacher, 500, 1, sde="vp", accuracy=1e-3)
+    torch.manual_seed(0)
+    student = sd.ScoreModel(Linear(), "vp", "data", shape=(2,), conditioning="log_snr")
+    recipe = sd.Recipe(steps=800, batch_size=100, lr=2e-2, ema=0.9, weighting="data")
+    sd.fit(student, found.steps(), recipe, progress=False)
+    fresh = sd.trajectories(teacher, 200, 1, sde="vp", accuracy=1e-3, seed=1)
+    x = sd.sample(student, method="ddim", grid=fresh.sigmas, x_T=fresh.y[0] * sd.VPSDE().alpha(1.0))
+    assert float((x - fresh.y[-1]).square().mean().sqrt()) < 0.01
