@@ -1,19 +1,20 @@
 """What the default integrates: mean error of x(end) for the velocity by its c, and for the data, on
 mixtures of its own.
 
-The rule is the default's, `AdamsMoulton(4)` on the focused grid, below 20 steps `AdamsMoulton(3)`,
+The rule is the default's, `AdamsMoulton(4)` on the focused grid, below 12 steps `AdamsMoulton(3)`,
 and for the c of the default the other one of them too; x(end) is compared with the probability flow
 from the same x_T, solved to 1e-12. The digits are the covariances of scikit-learn's, ten Gaussians.
 benchmarks/samplers.py measures the choice on other mixtures.
 
-With --few the choices for few steps: grids and rules of the velocity on the same mixtures, and
-rules of the noise for small networks that predict it, trained here; the error over the least of a
-row.
+With --few the choices for few steps: grids and rules of the velocity on the same mixtures, rules of
+the noise for small networks that predict it, and rules under guidance for small networks with
+labels, trained here; the error over the least of a row. With --guided the last of these alone.
 benchmarks/networks.py measures them on other networks.
 
-    python benchmarks/choice.py [--few]
+    python benchmarks/choice.py [--few | --guided]
 """
 
+import itertools
 import math
 import sys
 from collections.abc import Mapping
@@ -36,6 +37,7 @@ from sdekit_diffusion import (
     AdaptiveFlow,
     Focused,
     GaussianMixture,
+    Guided,
     OnClock,
     Recipe,
     ScoreModel,
@@ -47,8 +49,10 @@ from sdekit_diffusion._sampling.clock import velocity_on_angle
 from sdekit_diffusion._sampling.coordinates import Coordinates, Span
 from sdekit_diffusion._sampling.grids import smooth
 
-BUDGETS = (10, 19, 20, 50)
+BUDGETS = (10, 11, 12, 20, 50)
 FEW_STEPS = (5, 6, 8, 10, 12, 15, 19)
+GUIDANCE = (2.0, 3.0, 7.5)
+FEW_STEPS_GUIDED = (5, 8, 10, 15, 20, 25, 35, 50)
 FEW_STEPS_OF_NOISE = (5, 7, 8, 10, 14, 15, 20, 29, 30, 50)
 SHARPNESS = (5.0, 8.0, 12.0)
 POWERS = (0.25, 0.375, 0.5)  # of the number of coordinates
@@ -205,6 +209,58 @@ def _relative(errors: Mapping[str, float]) -> dict[str, float]:
     return {name: error / least for name, error in errors.items()}
 
 
+def laws() -> dict[str, tuple[Tensor, Tensor]]:
+    """Eight narrow modes in the plane and a curved law in 16 dimensions, with labels: that of the
+    mode, and of the quadrant of the two first of three hidden coordinates.
+    """
+    generator = torch.Generator().manual_seed(SEED)
+    mode = torch.randint(0, 8, (20_000,), generator=generator)
+    angle = mode * (math.pi / 4)
+    modes = torch.stack([angle.cos(), angle.sin()], dim=1)
+    modes = modes + 0.05 * torch.randn(modes.shape, generator=generator)
+    weights = torch.randn(16, 3, generator=generator)
+    hidden = torch.randn(20_000, 3, generator=generator)
+    curved = torch.tanh(hidden @ weights.T)
+    curved = curved + 0.1 * torch.randn(curved.shape, generator=generator)
+    quadrant = (hidden[:, 0] > 0).long() + 2 * (hidden[:, 1] > 0).long()
+    return {"modes": (modes, mode), "curved": (curved, quadrant)}
+
+
+def guided_rules() -> list[dict[str, Any]]:
+    """The same by rule under classifier-free guidance, of networks that predict the velocity or the
+    noise under VP.
+    """
+    rules: dict[str, dict[str, AbstractSolver]] = {"velocity": {}, "noise": {}}
+    kinds = [(AdamsBashforth, 1), (AdamsBashforth, 2), *((AdamsMoulton, k) for k in (1, 2, 3, 4))]
+    for kind, k in kinds:
+        name = f"{kind.__name__}({k})"
+        rules["velocity"][name] = kind(k, self_starting=False)
+        rules["noise"][name] = kind(
+            k, variable="l", self_starting=False, lower_final=kind is AdamsMoulton
+        )
+    rows = []
+    for (law, (x, label)), predicts in itertools.product(laws().items(), ("velocity", "noise")):
+        torch.manual_seed(SEED)
+        shape = tuple(x.shape[1:])
+        classes = int(label.max()) + 1
+        net = nets.MLP(shape=shape, width=64, classes=classes)
+        model = ScoreModel(net, "vp", predicts, shape=shape)
+        fit(model, (x, label), Recipe(steps=2500, batch_size=256), progress=False)
+        given = model.given(label=torch.arange(200) % classes)
+        for scale in GUIDANCE:
+            guided = Guided(given, scale)
+            exact = sample(guided, 200, method=AdaptiveFlow(1e-6, 1e-6), seed=SEED)
+            for steps in FEW_STEPS_GUIDED:
+                found = {}
+                for rule, solver in rules[predicts].items():
+                    method = OnClock(solver, integrand=guided.integrand)
+                    end = sample(guided, 200, method=method, grid="focused", steps=steps, seed=SEED)
+                    found[rule] = float((end - exact).square().mean(dim=1).sqrt().mean())
+                row = {"problem": f"{law}, {predicts}, w = {scale:g}", "sde": "vp", "steps": steps}
+                rows.append(row | _relative(found))
+    return rows
+
+
 def noise_rules() -> list[dict[str, Any]]:
     """The same by rule for networks that predict the noise: of eight narrow modes in the plane and
     of a curved law in 16 dimensions.
@@ -217,15 +273,8 @@ def noise_rules() -> list[dict[str, Any]]:
         for k in (2, 3)
         for final in (False, True)
     }
-    generator = torch.Generator().manual_seed(SEED)
-    angle = torch.randint(0, 8, (20_000,), generator=generator) * (math.pi / 4)
-    modes = torch.stack([angle.cos(), angle.sin()], dim=1)
-    modes = modes + 0.05 * torch.randn(modes.shape, generator=generator)
-    weights = torch.randn(16, 3, generator=generator)
-    curved = torch.tanh(torch.randn(20_000, 3, generator=generator) @ weights.T)
-    curved = curved + 0.1 * torch.randn(curved.shape, generator=generator)
     rows = []
-    for law, x in (("modes", modes), ("curved", curved)):
+    for law, (x, _) in laws().items():
         for sde in ("vp", "ve", "cosine", "flow"):
             torch.manual_seed(SEED)
             shape = tuple(x.shape[1:])
@@ -281,9 +330,18 @@ def draw(summary: Summary, kinds: list[str]) -> None:
 
 
 def main() -> None:
-    if "--few" in sys.argv[1:]:
-        found = {"velocity": velocity_rules(), "noise": noise_rules()}
-        for rows in found.values():
+    if {"--few", "--guided"} & set(sys.argv[1:]):
+        guided = guided_rules()
+        found = {
+            f"{predicts}, w = {scale:g}": [
+                row for row in guided if row["problem"].endswith(f"{predicts}, w = {scale:g}")
+            ]
+            for predicts, scale in itertools.product(("velocity", "noise"), GUIDANCE)
+        }
+        if "--few" in sys.argv[1:]:
+            found |= {"velocity": velocity_rules(), "noise": noise_rules()}
+        for name, rows in found.items():
+            print(name)
             print_best(rows)
         save("choice_few", {"environment": environment(seed=SEED), **found})
         return

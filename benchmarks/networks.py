@@ -29,12 +29,12 @@ import sdekit_diffusion as sd
 from sdekit import DEIS, DPMSolver, UniPC
 from sdekit_diffusion.metrics import classifier_features, frechet
 
-SEED = 2
+SEED = 3
 BUDGETS = (5, 6, 8, 10, 15, 20, 50)
 SAMPLES = 200
 DIGITS = 80  # samples compared one by one
 IMAGES = 500  # for Frechet distances
-GUIDANCE = 3.0
+GUIDANCE = (3.0, 7.5)
 GRIDS: Mapping[str, sd.AbstractGrid] = {
     "log-SNR": sd.UniformInLogSNR(),
     "quadratic": sd.Quadratic(),
@@ -73,6 +73,8 @@ CASES = (
     Case("curve 2", "cosine", "noise"),
     Case("curve 2", "flow", "flow"),
     Case("curve 3", "vp", "velocity", "log_snr"),
+    Case("curves", "vp", "velocity", "log_snr"),
+    Case("curves", "vp", "noise"),
     Case("surface", "vp", "noise", "log_snr"),
     Case("surface", "subvp", "velocity", "log_snr"),
     Case("digits", "vp", "noise"),
@@ -111,6 +113,11 @@ def trained(case: Case, updates: float) -> sd.ScoreModel:
         net = sd.nets.UNet(channels=1, width=32, classes=10)
         model = sd.ScoreModel(net, case.sde, case.predicts, shape=(1, 8, 8), **settings)
         recipe = sd.Recipe(steps=int(1000 * updates), batch_size=128, seed=SEED)
+    elif case.data == "curves":
+        data = torch.cat([curve(i) for i in (4, 5, 6)]), torch.arange(3).repeat_interleave(20_000)
+        net = sd.nets.MLP(shape=(2,), width=96, classes=3)
+        model = sd.ScoreModel(net, case.sde, case.predicts, shape=(2,), **settings)
+        recipe = sd.Recipe(steps=int(3000 * updates), batch_size=256, seed=SEED)
     else:
         data = surface() if case.data == "surface" else curve(int(case.data.split()[1]))
         shape = tuple(data.shape[1:])
@@ -222,7 +229,9 @@ def main() -> None:
     """Trains, measures, prints and writes."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="a tenth of the updates, few budgets")
-    parser.add_argument("--names", nargs="*", default=(), help="of data: curve, surface, digits")
+    parser.add_argument(
+        "--names", nargs="*", default=(), help="of data: curve, curves, surface, digits"
+    )
     arguments = parser.parse_args()
     budgets = (5, 10) if arguments.quick else BUDGETS
     result: dict[str, Any] = {"environment": environment(dtype="float32", seed=SEED)}
@@ -231,13 +240,16 @@ def main() -> None:
         if arguments.names and case.data.split()[0] not in arguments.names:
             continue
         model = trained(case, 0.1 if arguments.quick else 1.0)
-        plain = model.unconditional() if case.data == "digits" else model
+        classes = {"digits": 10, "curves": 3}.get(case.data, 0)
+        plain = model.unconditional() if classes else model
         n = DIGITS if case.data == "digits" else SAMPLES
-        result["rows"] += compared(case.name, plain, budgets, n)
+        if case.data != "curves":
+            result["rows"] += compared(case.name, plain, budgets, n)
+        for scale in GUIDANCE if classes else ():
+            guided = sd.Guided(model.given(label=torch.arange(n) % classes), scale)
+            name = f"{case.name}, guidance {scale:g}"
+            result["rows"] += compared(name, guided, budgets, n)
         if case.data == "digits":
-            label = torch.arange(n) % 10
-            guided = sd.Guided(model.given(label=label), GUIDANCE)
-            result["rows"] += compared(f"{case.name}, guidance 3", guided, budgets, n)
             result[f"Frechet, {case.name}"] = distances(plain, budgets[:4])
         draw(result["rows"])
         save("networks", result)

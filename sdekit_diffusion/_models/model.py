@@ -55,6 +55,8 @@ class AbstractModel(ABC):
             data have mean 0 and standard deviation 1; neither need be exact.
         integrand: what the default sampler approximates by polynomials, see `on_clock`: "noise" for
             networks that predict the noise, and "velocity" for all other models.
+        stiffness: how much faster than that of a model its flow may change, as |w - 1| under
+            guidance; from 1 on the default sampler looks less far back.
 
     Example:
         >>> from sdekit.elementary import scaled
@@ -73,6 +75,7 @@ class AbstractModel(ABC):
     data_mean: Tensor | float = 0.0
     data_std: float | None
     integrand: Literal["velocity", "noise"] = "velocity"
+    stiffness: float = 0.0
 
     @abstractmethod
     def predict_data(self, l: Time, u: Tensor) -> Tensor:

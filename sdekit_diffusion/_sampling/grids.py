@@ -33,7 +33,7 @@ __all__ = [
 
 # `Focused` with few steps: below how many, with what sharpness of `smooth`, and to what power of
 # the extent. Chosen by benchmarks/choice.py.
-_FEW_STEPS = 20
+_FEW_STEPS = 12
 _FEW_SHARPNESS = 12.0
 _FEW_EXTENT = 0.75
 # Between two l, the relative difference of sigma / alpha: ends that are nearer are the same.
@@ -239,7 +239,7 @@ class Focused(AbstractGrid):
 
     v covers the levels at which the sample is determined, sigma / alpha from a fifth of the
     standard deviation of the data to the norm of a sample, and for `OnClock(integrand="noise")`
-    all larger ones too; l covers the finer ones. Fewer than 20 steps, and those of the noise, are
+    all larger ones too; l covers the finer ones. Fewer than 12 steps, and those of the noise, are
     shorter near the data: v = log(1 + 12 y / (y / r + 1)) with r = d^{3/8}.
 
     Arguments:

@@ -37,7 +37,7 @@ from sdekit_diffusion._sampling.on_grid import AbstractGridMethod, Transformed
 _RULES: dict[str, tuple[tuple[float, AbstractMultistep], ...]] = {
     "velocity": (
         (7, AdamsMoulton(3, self_starting=False, lower_final=True)),
-        (20, AdamsMoulton(3, self_starting=False)),
+        (12, AdamsMoulton(3, self_starting=False)),
         (math.inf, AdamsMoulton(4, self_starting=False)),
     ),
     "noise": (
@@ -53,6 +53,20 @@ _SHORT_RULES: dict[str, AbstractMultistep] = {
     "noise": AdamsBashforth(2, variable="l", self_starting=False),
     "data": AdamsMoulton(3, self_starting=False),
 }
+# Of models whose stiffness s is 1 or more: the a and b of the number of steps a + b s below which
+# the first rule is used, and the second one.
+_STIFF_RULES: dict[str, tuple[float, float, AbstractMultistep, AbstractMultistep]] = {
+    "velocity": (
+        4, 2.5,
+        AdamsMoulton(1, self_starting=False),
+        AdamsMoulton(2, self_starting=False),
+    ),
+    "noise": (
+        15, 3,
+        AdamsBashforth(2, variable="l", self_starting=False),
+        AdamsMoulton(2, variable="l", self_starting=False, lower_final=True),
+    ),
+}  # fmt: skip
 
 # With noise: steps from which the rule looks one value further back, and the largest share of
 # `Focused` with which it does so.
@@ -196,13 +210,16 @@ class OnClock(AbstractGridMethod):
         """The solver, or the default for this number of steps.
 
         Of the velocity that is `AdamsMoulton(3)`, below 7 steps with a shorter last step, and
-        `AdamsMoulton(4)` from 20 on. Networks that predict the noise have errors of their own,
+        `AdamsMoulton(4)` from 12 on. Networks that predict the noise have errors of their own,
         which long rules amplify where steps are long: of the noise the rule is `AdamsBashforth(2)`
         below 8 steps, `AdamsBashforth(3)` below 15, `AdamsMoulton(2)` below 30 and then
-        `AdamsMoulton(3)`, all in l. Of the data it is `AdamsMoulton(3)`. With noise it is
-        `AdamsMoulton(2)`, and with three values in l from 25 steps on. On grids that do not follow
-        the model (`follows_model`), and with noise on others than `Focused(0.3)`, whose steps of l
-        differ less, the longer rules have larger errors or are unstable, and are not used.
+        `AdamsMoulton(3)`, all in l. Under guidance with s = |w - 1| from 1 on
+        (`AbstractModel.stiffness`) rules are shorter: of the velocity `AdamsMoulton(1)` below
+        4 + 2.5 s steps, of the noise `AdamsBashforth(2)` below 15 + 3 s, and then
+        `AdamsMoulton(2)`. Of the data it is `AdamsMoulton(3)`. With noise it is `AdamsMoulton(2)`,
+        and with three values in l from 25 steps on. On grids that do not follow the model
+        (`follows_model`), and with noise on others than `Focused(0.3)`, whose steps of l differ
+        less, the longer rules have larger errors or are unstable, and are not used.
         """
         if self.solver is not None:
             return self.solver
@@ -210,10 +227,16 @@ class OnClock(AbstractGridMethod):
             nearly_uniform = isinstance(self.grid, Focused) and self.grid.share <= _LONG_RULE_SHARE
             use_long_rule = self.steps >= _LONG_RULE_STEPS_WITH_NOISE and nearly_uniform
             return AdamsMoulton(3, variable="l") if use_long_rule else AdamsMoulton(2)
-        kind = "velocity" if self.integrand == "model" else self.integrand
-        if not self.grid.follows_model or kind not in _RULES:
-            return _SHORT_RULES[kind]
-        return next(rule for bound, rule in _RULES[kind] if self.steps < bound)
+        return self._rule_for("velocity" if self.integrand == "model" else self.integrand, 0.0)
+
+    def _rule_for(self, integrand: str, stiffness: float) -> AbstractMultistep:
+        """The default rule without noise."""
+        if stiffness >= 1:
+            a, b, few, many = _STIFF_RULES[integrand]
+            return few if self.steps < a + b * stiffness else many
+        if not self.grid.follows_model or integrand not in _RULES:
+            return _SHORT_RULES[integrand]
+        return next(rule for bound, rule in _RULES[integrand] if self.steps < bound)
 
     def points(self, problem: ReverseProblem) -> Tensor:
         if self._integrand_of(problem.model) == "noise":  # its error in the data grows with it
@@ -226,7 +249,9 @@ class OnClock(AbstractGridMethod):
 
     def transformed(self, problem: ReverseProblem, grid: Tensor) -> Transformed:
         if self.integrand == "model":
-            own = replace(self, integrand=self._integrand_of(problem.model))
+            integrand = self._integrand_of(problem.model)
+            rule = self.solver or self._rule_for(integrand, problem.model.stiffness)
+            own = replace(self, integrand=integrand, solver=rule)
             return own.transformed(problem, grid)
         eta = self.noise_level
         coordinates = problem.coordinates

@@ -24,6 +24,7 @@ from sdekit_diffusion._training.recipe_loss import (
 from sdekit_diffusion._training.trainable import (
     never_dropped,
     require_conditions,
+    require_labels,
     require_rows,
     require_trainable,
 )
@@ -126,6 +127,7 @@ class Training(Iterator[Record]):
         row = Batch.of(next(self.source.batches(1)))
         require_rows(row.x, model, self.recipe, transformed=transform is not None)
         require_conditions(row.conditions, model, self.recipe)
+        require_labels(self.source, model)
         model.never_dropped = never_dropped(row.conditions, model, self.recipe)
         self._transform = transform
         if GIVEN_LEVEL not in row.conditions or model.data_std is None:  # else of another law

@@ -10,7 +10,8 @@ from sdekit_diffusion._models.condition_values import is_single
 from sdekit_diffusion._models.score_model import ScoreModel
 from sdekit_diffusion._storage.distributed import world
 from sdekit_diffusion._training.recipe import Recipe
-from sdekit_diffusion.data._batches import GIVEN_LEVEL, GIVEN_NOISE
+from sdekit_diffusion.data._batches import GIVEN_LEVEL, GIVEN_NOISE, AbstractSource, Shuffled
+from sdekit_diffusion.nets._conditions import Conditions
 
 
 def require_trainable(model: ScoreModel, recipe: Recipe) -> None:
@@ -97,6 +98,19 @@ def require_conditions(conditions: Mapping[str, Tensor], model: ScoreModel, reci
             )
     require_given(conditions, model)
     recipe.drop_of([name for name in conditions if name in model.null])
+
+
+def require_labels(source: AbstractSource, model: ScoreModel) -> None:
+    """Refuses labels that are no classes of the network, where all of them are known before the
+    first batch.
+
+    Raises:
+        ValueError: says which there are.
+    """
+    label = source.conditions.get("label") if isinstance(source, Shuffled) else None
+    layers = getattr(model.net, "conditions", None)
+    if isinstance(label, Tensor) and isinstance(layers, Conditions):
+        layers.require_classes(label)
 
 
 def never_dropped(

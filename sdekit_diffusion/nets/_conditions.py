@@ -92,7 +92,7 @@ class Conditions(nn.Module):
                 _require_dtype(name, value)
                 self._require_shape(name, value, shapes[name])
         if label is not None:
-            self._require_classes(label)
+            self.require_classes(label)
 
     def forward(
         self, embedding: Tensor, label: Tensor | None = None, context: Tensor | None = None
@@ -141,8 +141,13 @@ class Conditions(nn.Module):
                 f"{name}.expand({', '.join(map(str, shape))})"
             )
 
-    def _require_classes(self, label: Tensor) -> None:
-        """Looks at labels on the CPU only: elsewhere, the host would wait for the device."""
+    def require_classes(self, label: Tensor) -> None:
+        """Refuses labels that are no classes. On the CPU only: elsewhere, the host would wait for
+        the device.
+
+        Raises:
+            ValueError: says which there are.
+        """
         if label.device.type != "cpu" or torch.compiler.is_compiling() or not label.numel():
             return
         if is_functorch_wrapped_tensor(label):  # its values may be hidden
