@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._C import _get_tracing_state as tracing_state  # pyright: ignore[reportPrivateUsage]
+from torch._C import _len_torch_dispatch_stack as modes  # pyright: ignore[reportPrivateUsage]
 from torch._C._functorch import get_unwrapped, is_batchedtensor, is_functorch_wrapped_tensor
 
 __all__ = [
@@ -16,9 +18,11 @@ __all__ = [
     "checked_call",
     "checked_output",
     "has_no_version_counter",
+    "is_recorded",
     "missing_arguments",
     "require_call",
     "require_derivative",
+    "require_like",
     "require_order",
     "require_real",
 ]
@@ -171,6 +175,31 @@ def has_hidden_values(x: Tensor) -> bool:
             return True
         x = get_unwrapped(x)
     return False
+
+
+def is_recorded(x: Tensor) -> bool:
+    """Whether torch records, transforms or compiles what is done with x, so that it must be done by
+    torch's own functions.
+    """
+    return (
+        torch.compiler.is_compiling()
+        or tracing_state() is not None
+        or is_functorch_wrapped_tensor(x)
+        or modes() > 0
+    )
+
+
+def require_like(x: Tensor, state: Tensor) -> None:
+    """Refuses a state that cannot take the place of another.
+
+    Raises:
+        ValueError: for another shape or dtype.
+    """
+    if x.shape != state.shape or x.dtype != state.dtype:
+        raise ValueError(
+            f"the state has shape {tuple(state.shape)} and {state.dtype}; one of shape "
+            f"{tuple(x.shape)} and {x.dtype} cannot take its place"
+        )
 
 
 class ChangedError(RuntimeError):

@@ -324,6 +324,9 @@ def test_eta_of_k_diffusion_is_the_square():
         sample(MIXTURE, 3, method=theirs, **path),
         sample(MIXTURE, 3, method=OnClock(DPMSolver(2), 0.5), **path),
     )
+    negative = OnClock(DPMSolver(2), lambda l: -0.5, convention="k-diffusion")
+    with pytest.raises(ValueError, match=r"eta must be a number from 0 .*; not -0.5"):
+        sample(MIXTURE, 3, method=negative, **settings)
     with pytest.raises(ValueError, match="one of 'sde', 'k-diffusion', not 'karras'"):
         OnClock(eta=0.5, convention="karras")
 

@@ -3,13 +3,14 @@
 import itertools
 import math
 import re
+from array import array
 
 import numpy as np
 import pytest
 import torch
 from physical import grid_points, span_of
 
-from sdekit import EulerMaruyama
+from sdekit import DPMSolver, EulerMaruyama
 from sdekit_diffusion import (
     DDIM,
     DIFFUSIONS,
@@ -347,6 +348,11 @@ def test_given_points_say_how_many_steps():
         sample(narrow(), 2, sde="vp", method=OnClock(steps=50, grid=Given(l)))
 
 
+def array_of(values):
+    """A sequence that is neither a list nor a tuple."""
+    return array("d", values)
+
+
 SIGMAS = [14.6, 6.5, 3.9, 2.7, 1.9, 1.4, 0.96, 0.65, 0.4, 0.15, 0.03]
 
 
@@ -358,7 +364,7 @@ def euler(model, x, sigmas):
     return x
 
 
-@pytest.mark.parametrize("kind", [list, tuple, torch.DoubleTensor, np.array, Sigmas])
+@pytest.mark.parametrize("kind", [list, tuple, torch.DoubleTensor, np.array, Sigmas, array_of])
 @pytest.mark.parametrize("last", [[], [0.0]], ids=["positive", "0"])
 def test_noise_levels_set_both_ends_and_0_denoises(kind, last):
     model = narrow()
@@ -371,6 +377,53 @@ def test_noise_levels_set_both_ends_and_0_denoises(kind, last):
     assert solution.evaluations.tolist() == [10 + len(last)] * 4
     alone = sample(model, **{**settings, "method": DDIM(grid=Sigmas(sigmas)), "grid": None})
     torch.testing.assert_close(alone, solution.x, rtol=1e-12, atol=1e-12)
+
+
+def dpmpp_2m(model, x, sigmas):
+    """k-diffusion's `sample_dpmpp_2m`, of order one in the first step and in that to 0 only."""
+    before = None
+    for s, t in itertools.pairwise(sigmas):
+        d = model.denoise(VESDE().time(-math.log(s)), x, VESDE())
+        if not t:
+            return d
+        h = math.log(s / t)
+        mixed = d
+        if before is not None:
+            r = math.log(before[0] / s) / h
+            mixed = (1 + 1 / (2 * r)) * d - before[1] / (2 * r)
+        x = t / s * x - math.expm1(-h) * mixed
+        before = s, d
+    return x
+
+
+@pytest.mark.parametrize("last", [[], [0.0]], ids=["positive", "0"])
+def test_the_step_to_0_is_the_last_of_few(last):
+    """So that no step before it is of lower order; without it, that to the last level is."""
+    model = narrow()
+    generator = torch.Generator().manual_seed(0)
+    x = 14.6 * torch.randn(4, 2, generator=generator, dtype=torch.float64)
+    settings = {"sde": "ve", "x_T": x, "grid": [*SIGMAS, *last]}
+    found = sample(model, method="dpmpp_2m", **settings)
+    same = torch.allclose(found, dpmpp_2m(model, x, [*SIGMAS, *last]), rtol=1e-9, atol=1e-9)
+    assert same == bool(last)
+    never = sample(model, method=OnClock(DPMSolver(2)), **settings)
+    torch.testing.assert_close(never, dpmpp_2m(model, x, [*SIGMAS, *last]), rtol=1e-9, atol=1e-9)
+
+
+def test_the_end_is_that_of_the_noise_levels():
+    settings = {"sde": "ve", "grid": [5.0, 1.0, 0.5], "seed": 0}
+    model = narrow()
+    end = 0.5 / model.data_std
+    assert torch.equal(sample(model, 2, end=end, **settings), sample(model, 2, **settings))
+    with pytest.raises(ValueError, match=r"the noise levels end at .* and end is 1: leave out end"):
+        sample(model, 2, end=1.0, **settings)
+
+
+def test_levels_of_a_tensor_are_those_that_it_had():
+    given = torch.tensor([5.0, 1.0], dtype=torch.float64)
+    grid = Sigmas(given)
+    given[1] = 3.0
+    assert float(grid.sigmas[1]) == 1.0
 
 
 def test_noise_levels_begin_with_the_prior_of_the_first():
@@ -402,6 +455,8 @@ def test_noise_levels_are_those_of_the_data_whatever_the_diffusion():
         ([1.0, 2.0], "two or more positive"),
         ([2.0, 1.0, 1.0], "two or more positive"),
         ([2.0, -1.0], "two or more positive"),
+        (["a", "b"], "two or more positive numbers that decrease.*; not .*'a'"),
+        ([None, 1.0], "two or more positive"),
         ([math.inf, 1.0], "two or more positive"),
         ([[2.0, 1.0]], "two or more positive"),
         ([51.0, 1.0], "levels run from 51 to 1, and sigma / alpha under VESDE.* from 50 to"),
@@ -415,9 +470,13 @@ def test_noise_levels_that_are_refused(sigmas, message):
 
 
 def test_noise_levels_say_how_many_steps():
-    with pytest.raises(ValueError, match=r"3 points are 2 steps, not 5: leave steps out, or give"):
+    with pytest.raises(
+        ValueError, match=r"3 points are 2 steps, not 5: .*the step from the last level to 0 is not"
+    ):
         sample(narrow(), 2, sde="ve", grid=[9.0, 2.0, 1.0, 0.0], steps=5)
-    with pytest.raises(ValueError, match=r"the grid is known from .*; give all of them"):
+    with pytest.raises(
+        ValueError, match=r"the grid is known from .*; begin with the level of the start"
+    ):
         Sigmas([2.0, 1.0]).points(Coordinates(VESDE()), (-1.0, 0.0), 1)
 
 

@@ -370,19 +370,19 @@ def test_guidance_is_the_stiffer_the_stronger(scale):
 @pytest.mark.parametrize(
     ("predicts", "scale", "steps", "corrects"),
     [
-        ("velocity", 2.0, 6, False),
-        ("velocity", 2.0, 7, True),
-        ("velocity", 3.0, 8, False),
-        ("velocity", 3.0, 9, True),
-        ("noise", 3.0, 20, False),
-        ("noise", 3.0, 21, True),
+        ("velocity", 2.0, 7, False),
+        ("velocity", 2.0, 8, True),
+        ("velocity", 3.0, 11, False),
+        ("velocity", 3.0, 12, True),
+        ("noise", 3.0, 29, False),
+        ("noise", 3.0, 30, True),
     ],
 )
 @pytest.mark.parametrize("grid", ["focused", "karras"])
 def test_the_default_looks_less_far_back_where_the_flow_is_stiff(
     predicts, scale, steps, corrects, grid
 ):
-    """From 4 + 2.5 s steps on, of the noise from 15 + 3 s, another rule; s = w - 1."""
+    """From 4 + 4 s steps on, of the noise from 10 + 10 s, another rule; s = w - 1."""
     if predicts == "velocity":
         rule = sdekit.AdamsMoulton(2 if corrects else 1, self_starting=False)
     else:
@@ -409,4 +409,4 @@ def test_the_default_is_stable_under_strong_guidance(steps):
         return float((x - exact).norm(dim=1).mean())
 
     assert error("default") < 0.8 * error("ddim")
-    assert error("default") < 0.1 * error(four)
+    assert error("default") < 0.2 * error(four)

@@ -126,8 +126,9 @@ MISSPELT = [
     ),
     *(
         (lambda method=method: method_of(method), "euler_maruyama")
-        for method in ("euler", "euler-maruyama", "EM", "em")
+        for method in ("euler-maruyama", "EM", "em")
     ),
+    *((lambda method=method: method_of(method), "ddim") for method in ("euler", "sample_euler")),
     (lambda: method_of("sample_euler_ancestral"), "ddpm"),  # with its eta of 1, test_diffusers.py
     (lambda: method_of("DDPMScheduler"), "ddpm"),
     (lambda: ScoreModel(nn.Identity(), "vp", "epsilon_prediction"), "noise"),

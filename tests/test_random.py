@@ -9,6 +9,7 @@ import math
 import pytest
 import torch
 from scipy import stats
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from sdekit import fresh_seed, normal, uniform01
 from sdekit._noise.generator import keys, standard_normal
@@ -176,3 +177,14 @@ def test_fresh_seeds_follow_torch_manual_seed():
     torch.manual_seed(0)
     assert (fresh_seed(), fresh_seed()) == first
     assert first[0] != first[1]
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore::DeprecationWarning")
+def test_recorded_programs_mix_words_of_other_samples_too():
+    """Where torch records what is done, words are mixed by its own functions."""
+    draw = lambda index: normal(3, index, (2,))  # noqa: E731
+    first, other = torch.arange(3), torch.arange(5, 8)
+    traced = torch.jit.trace(draw, first, check_trace=False)
+    assert torch.equal(traced(other), draw(other))
+    graph = make_fx(draw)(first)
+    assert torch.equal(graph(other), draw(other))

@@ -236,3 +236,10 @@ def test_values_of_another_shape_are_refused():
             sample(TWO, 1, sde="vp", method=method)
     with pytest.raises(ValueError, match="reads no Brownian path"):
         sample(LAW, 1, sde="vp", method=RePaint(Y, MASK), noise="path")
+
+
+@pytest.mark.parametrize("settings", [{"denoise": True, "steps": 20}, {"grid": [9.0, 2.0, 0.5, 0]}])
+def test_denoising_would_change_what_is_known(settings):
+    method = RePaint(Y, MASK, resamplings=2, jump=1)
+    with pytest.raises(ValueError, match="RePaint sets known values in its last step"):
+        sample(LAW, 2, sde="ve", method=method, **settings)

@@ -502,7 +502,7 @@ def test_churn_of_data_at_one_point(s_tmin, s_tmax, s_noise):
     """eps = y / t, along which Heun's step is exact, y_1 = y^ t_1 / t: what is left is the noise
     asked for.
 
-    At the start, t = 2, there is none: the noise is never raised above that.
+    Also at the start, t = 2, which is below the noisy end of the diffusion.
     """
     ve = VESDE()
     point = EmpiricalMixture(torch.zeros(1, 4, dtype=torch.float64))
@@ -515,7 +515,7 @@ def test_churn_of_data_at_one_point(s_tmin, s_tmax, s_noise):
     method = EDM(1.2, s_tmin, s_tmax, s_noise, steps=3, grid=Given(grid))
     found = run(method, point, ve, y, span, noise)
     for t0, t1, step in zip(ts, ts[1:], drawn, strict=False):
-        t = min(1.4 * t0, 2.0) if s_tmin <= t0 <= s_tmax else t0
+        t = 1.4 * t0 if s_tmin <= t0 <= s_tmax else t0
         y = (y + s_noise * math.sqrt(t**2 - t0**2) * step.z[0]) * t1 / t
     torch.testing.assert_close(found, y, rtol=0, atol=1e-9)
 
@@ -586,3 +586,8 @@ def test_predictor_and_corrector_draw_normals_of_their_own():
 
 def test_single_step_of_order_three_has_its_stages_at_thirds():
     assert DPMSolverSingle(3).c == (1 / 3, 2 / 3)
+
+
+def test_a_method_is_an_object():
+    with pytest.raises(TypeError, match=r"method is an object, DDIM\(...\), not the class"):
+        sample(MIXTURE, 2, sde="vp", method=DDIM)

@@ -5,6 +5,7 @@ test_sample.py.
 """
 
 import math
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -14,7 +15,16 @@ from physical import on_clock, span_of
 
 from sdekit import ClockedHeun, DPMSolverSingle, Heun, Increment, solve, uniform
 from sdekit._noise.white import AbstractNoise
-from sdekit_diffusion import EDM, METHODS, VESDE, VPSDE, GaussianMixture, sample
+from sdekit_diffusion import (
+    EDM,
+    METHODS,
+    VESDE,
+    VPSDE,
+    GaussianMixture,
+    ScoreModel,
+    sample,
+    stepper,
+)
 from sdekit_diffusion._sampling.edm_sampler import Churn
 
 PUBLISHED = {
@@ -181,6 +191,24 @@ def test_noise_outside_the_range_is_not_added():
 def test_edm_refuses(settings):
     with pytest.raises(ValueError, match="EDM needs s_churn >= 0"):
         EDM(**settings)
+
+
+@pytest.mark.parametrize("sigmas", [[20.0, 5.0, 1.0], [20.0, 5.0, 1.0, 0.0]], ids=str)
+def test_churn_counts_the_step_to_0_and_begins_below_the_noisy_end(sigmas):
+    """As in k-diffusion, for data that are 0: the variance at the last positive level."""
+    zero = ScoreModel(lambda x, t: 0 * x, "ve", "data", shape=(1,), data_std=1.0)
+    n = 20_000
+    settings = {"grid": sigmas, "method": EDM(0.3, rule="euler"), "seed": 0}
+    with pytest.warns(UserWarning, match="x_T has the standard deviation 0"):
+        at = stepper(zero, x_T=torch.zeros(n, 1), **settings)
+    while at.remaining:
+        at = at.next()
+    factor = 1 + 0.3 / (len(sigmas) - 1)
+    variance = 0.0
+    for s, t in pairwise(sigmas[:3]):
+        hat = factor * s
+        variance = (variance + hat**2 - s**2) * (t / hat) ** 2
+    assert float(at.x.var()) == pytest.approx(variance, rel=5.5 * math.sqrt(2 / n))
 
 
 def test_edm_refuses_other_rules():

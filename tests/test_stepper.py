@@ -3,6 +3,7 @@ states that are changed between two steps.
 """
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -68,13 +69,38 @@ def test_another_state_takes_the_place_of_one(solver):
         at.with_x(at.x.float())
 
 
+def test_a_state_that_is_not_finite_may_be_repaired():
+    """It is what takes its place that goes on, whatever the correction of the rule."""
+    for solver in (sdekit.RK4(), sdekit.AdamsMoulton(3)):
+        at = sdekit.stepper(ODE, X, sdekit.uniform(0.0, 1.0, 5), solver=solver).next().next()
+        broken = replace(at, x=at.x * math.nan)
+        repaired = broken.with_x(torch.ones_like(X))
+        assert torch.equal(repaired.x, torch.ones_like(X))
+        assert repaired.next().x.isfinite().all()
+    large = sdekit.stepper(ODE, 1e8 * X.float(), [0.0, 1e-9], solver=sdekit.RK4())
+    torch.testing.assert_close(large.with_x(0.3 * X.float()).next().x, 0.3 * X.float())
+
+
+def test_noise_is_drawn_in_blocks_and_for_equations_that_have_some_only():
+    noise = sdekit.BrownianPath(0, (0.0, 0.5))  # too short, and not read
+    at = sdekit.stepper(ODE, X, [0.0, 1.0, 2.0], solver=sdekit.RK4(), noise=noise)
+    assert at.next().next().remaining == 0
+
+
 def test_what_a_stepper_refuses():
     at = sdekit.stepper(ODE, X, [0.0, 1.0], solver=sdekit.RK4()).next()
     with pytest.raises(ValueError, match="the grid ends at t = 1, after 1 steps"):
         at.next()
-    wild = sdekit.ODE(lambda t, x: x * math.inf)
-    with pytest.raises(sdekit.NotFiniteError, match="step 1"):
-        sdekit.stepper(wild, X, [0.0, 1.0], solver=sdekit.RK4()).next()
+    wild = sdekit.ODE(lambda t, x: x * math.inf if t > 0.4 else x)
+    at = sdekit.stepper(wild, X, sdekit.uniform(0.0, 1.0, 5), solver=sdekit.AdamsBashforth(1))
+    with pytest.raises(sdekit.NotFiniteError, match="step 4"):
+        at.next().next().next().next()
+    with pytest.raises(sdekit.NotFiniteError, match="the initial state x0 is not finite in 3 of"):
+        sdekit.stepper(ODE, X * math.nan, [0.0, 1.0], solver=sdekit.RK4())
+    at = sdekit.stepper(ODE, X, [0.0, 1.0], solver=sdekit.RK4())
+    at.x.mul_(0)
+    with pytest.raises(RuntimeError, match=r"x was changed in place; .* by with_x"):
+        at.next()
 
     kept = torch.empty_like(X)
     buffered = sdekit.ODE(lambda t, x: torch.mul(x, -1.0, out=kept))
@@ -97,8 +123,55 @@ def test_the_loop_ends_in_the_samples(name):
         at = at.next() if at.remaining else at
     samples = sd.sample(MIXTURE, 3, **settings)
     assert torch.equal(at.samples, samples)
-    denoised = sd.sample(MIXTURE, 3, denoise=True, **settings)
-    assert torch.equal(at.denoised().to(denoised), denoised)
+    assert torch.equal(at.denoised(), sd.sample(MIXTURE, 3, denoise=True, **settings))
+
+
+@pytest.mark.parametrize("name", ["ddim", "default", "sde", "dpmpp_2m"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16])
+def test_after_noise_levels_that_end_in_0_the_samples_are_denoised(name, dtype):
+    sigmas = [9.0, 3.0, 1.0, 0.3, 0.1, 0.0]
+    settings = {"sde": "ve", "method": name, "grid": sigmas, "seed": 2, "dtype": dtype}
+    at = sd.stepper(MIXTURE, 3, **settings)
+    while at.remaining:
+        at = at.next()
+    assert torch.equal(at.samples, sd.sample(MIXTURE, 3, **settings))
+
+
+def test_failures_are_told_at_the_step_and_in_the_diffusions_time():
+    """As by `sample`."""
+    net = lambda x, t: x * torch.where(t < 0.5, math.nan, 1.0)[:, None]  # noqa: E731
+    model = sd.ScoreModel(net, "vp", "data", shape=(2,), data_std=1.0)
+    settings = {"method": "ddim", "steps": 10, "seed": 0, "grid": "time"}
+    with pytest.raises(sdekit.NotFiniteError) as whole:
+        sd.sample(model, 3, **settings)
+    at = sd.stepper(model, 3, **settings)
+    for _ in range(whole.value.step - 1):
+        at = at.next()
+    with pytest.raises(sdekit.NotFiniteError) as single:
+        at.next()
+    assert str(single.value) == str(whole.value)
+    assert "at t = 0." in str(whole.value)
+
+
+def test_conditions_go_with_their_samples():
+    torch.manual_seed(0)
+    net = sd.nets.MLP(shape=(2,), width=8, classes=3)
+    model = sd.ScoreModel(net, "vp", "velocity", shape=(2,), data_std=1.0)
+    given = model.given(label=torch.tensor([0, 2, 1]))
+    at = sd.stepper(given, 3, steps=4, seed=0)
+    while at.remaining:
+        at = at.next()
+    assert torch.equal(at.samples, sd.sample(given, 3, steps=4, seed=0))
+    assert repr(at).startswith("Stepper(step=4, remaining=0, sigma=")
+    with pytest.raises(ValueError, match=r"the solve ends at t = .*, after 4 steps"):
+        at.next()
+
+
+def test_states_of_another_shape_are_refused_also_where_they_would_broadcast():
+    at = sd.stepper(MIXTURE, 3, sde="vp", steps=4, seed=0)
+    for wrong in (at.x[:, :1], at.x[:2], at.x.float()):
+        with pytest.raises(ValueError, match="cannot take its place"):
+            at.with_x(wrong)
 
 
 def test_a_network_is_in_evaluation_mode_within_steps_only():

@@ -93,6 +93,76 @@ def test_conditions_go_with_their_samples():
     sd.fit(student, found.steps(), sd.Recipe(steps=2, batch_size=4), progress=False)
 
 
+class Named(torch.nn.Module):
+    """A network with conditions of the names that data have for noise and levels."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.ones(()))
+        self.seen = []
+
+    def forward(self, x, t, noise=None, log_snr=None):
+        self.seen.append((noise, log_snr))
+        return self.weight * x
+
+
+def test_conditions_of_the_network_are_not_taken_for_noise_or_levels():
+    model = sd.ScoreModel(Named(), "vp", shape=(2,))
+    noise = torch.arange(8.0)
+    levels = torch.full((8, 3), 1e9)
+    data = {"x": torch.randn(8, 2), "noise": noise, "log_snr": levels}
+    sd.fit(model, data, sd.Recipe(steps=1, batch_size=8), progress=False)
+    found, given = model.net.seen[-1]
+    assert torch.equal(found.sort().values, noise)
+    assert torch.equal(given, levels)
+    with pytest.raises(ValueError, match=r"has a condition '(noise|log_snr)', which is what data"):
+        sd.trajectories(model.given(noise=torch.zeros(4), log_snr=levels[:4]), 4)
+
+
+def test_noise_levels_are_a_grid_of_solutions():
+    found = sd.trajectories(LAW, 3, sde="vp", grid=[9.0, 2.0, 0.5])
+    assert found.y.shape == (3, 3, 2)
+    close(found.sigmas, torch.tensor([9.0, 2.0, 0.5], dtype=torch.float64))
+    with pytest.raises(ValueError, match="end above 0: leave out the last"):
+        sd.trajectories(LAW, 3, sde="vp", grid=[9.0, 2.0, 0.0])
+    with pytest.raises(ValueError, match=r"at least one step, a whole number of them; not 1\.5"):
+        sd.trajectories(LAW, 3, 1.5, sde="vp")
+
+
+def test_of_models_made_from_models_the_conditions_of_the_network_count():
+    torch.manual_seed(0)
+    net = sd.nets.MLP(shape=(2,), width=8, classes=3)
+    model = sd.ScoreModel(net, "vp", "velocity", shape=(2,), data_std=1.0)
+    label = torch.tensor([0, 2, 1, 2])
+    found = sd.trajectories(sd.Guided(model.given(label=label), 1.5), 4)
+    assert list(found.conditions) == ["label"]
+    assert torch.equal(found.conditions["label"], label)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"recipe": {"discrete": True}}, "the data have their own noise levels, log_snr"),
+        ({"recipe": {"stratified": True}}, "leave out discrete, stratified and density"),
+        ({"recipe": {"density": "uniform"}}, "leave out discrete, stratified and density"),
+        ({"level": -9.0}, r"log_snr runs from -9 to -9, and log\(alpha / sigma\) under VPSDE"),
+        ({"level": math.nan}, "the data have NaN or infinite values in rows 0"),
+        ({"std": None}, "does not know the standard deviation of its data"),
+    ],
+    ids=str,
+)
+def test_levels_that_cannot_be_trained_are_refused(change, message):
+    settings = {"recipe": {}, "level": 0.5, "std": 1.0} | change
+    sde = sd.DDPM() if "discrete" in settings["recipe"] else "vp"
+    net = sd.nets.MLP(shape=(2,), width=8)
+    model = sd.ScoreModel(net, sde, shape=(2,), data_std=settings["std"])
+    x = torch.randn(8, 2)
+    levels = torch.full((8,), settings["level"])
+    recipe = sd.Recipe(steps=1, batch_size=4, **settings["recipe"])
+    with pytest.raises(ValueError, match=message):
+        sd.Training(model, {"x": x, "log_snr": levels}, recipe)
+
+
 def small(predicts="velocity"):
     torch.manual_seed(0)
     net = sd.nets.MLP(shape=(2,), width=8)
@@ -122,9 +192,12 @@ def test_the_loss_takes_noise_and_levels_in_the_place_of_draws():
     [
         ({"noise": torch.zeros(5, 2)}, r"noise of shape \(5, 2\) must have the shape \(6, 2\)"),
         ({"log_snr": torch.zeros(6, 1)}, r"log_snr of shape \(6, 1\) must have the shape \(6,\)"),
+        ({"log_snr": torch.zeros(6), "stratified": True}, "leave out discrete and stratified"),
     ],
 )
 def test_noise_and_levels_of_other_samples_are_refused(given, message):
+    with pytest.raises(TypeError, match="log_snr"):
+        sd.dsm_loss(small(), torch.zeros(6, 2), log_snr=0.5)
     with pytest.raises(ValueError, match=message):
         sd.dsm_loss(small(), torch.zeros(6, 2), **given)
 
@@ -152,10 +225,6 @@ def test_with_levels_the_model_keeps_its_scale():
     paired = small()
     sd.Training(paired, {"x": x, "noise": x}, recipe)
     assert paired.data_std == pytest.approx(float((x - x.mean(dim=0)).square().mean().sqrt()))
-    unknown = small()
-    unknown.data_std = None
-    sd.Training(unknown, {"x": x, "log_snr": torch.zeros(64)}, recipe)
-    assert unknown.data_std is not None
 
 
 def test_images_with_noise_of_their_own_are_not_flipped():
@@ -181,7 +250,9 @@ def test_a_student_learns_the_flow_in_one_step():
     teacher = sd.GaussianMixture([1.0], [[0.2, -0.3]], covariance[None])
     found = sd.trajectories(teacher, 500, 1, sde="vp", accuracy=1e-3)
     torch.manual_seed(0)
-    student = sd.ScoreModel(Linear(), "vp", "data", shape=(2,), conditioning="log_snr")
+    student = sd.ScoreModel(
+        Linear(), "vp", "data", shape=(2,), conditioning="log_snr", data_std=teacher.data_std
+    )
     recipe = sd.Recipe(steps=800, batch_size=100, lr=2e-2, ema=0.9, weighting="data")
     sd.fit(student, found.steps(), recipe, progress=False)
     fresh = sd.trajectories(teacher, 200, 1, sde="vp", accuracy=1e-3, seed=1)

@@ -16,8 +16,8 @@ import operator
 import numpy as np
 import torch
 from torch import Tensor
-from torch._C._functorch import is_functorch_wrapped_tensor
-from torch.compiler import is_compiling
+
+from sdekit.calling import is_recorded
 
 GOLDEN = 0x9E3779B97F4A7C15 - 2**64
 _MIX_1 = 0xBF58476D1CE4E5B9 - 2**64
@@ -77,7 +77,7 @@ def _mix(word: Tensor) -> Tensor:
     """SplitMix64's finaliser, in place: a bijection of 64-bit words in which each bit of the input
     flips about half of the bits of the output.
     """
-    if word.device.type == "cpu" and not (is_compiling() or is_functorch_wrapped_tensor(word)):
+    if word.device.type == "cpu" and not is_recorded(word):
         _mix_array(word.numpy().view(np.uint64))
         return word
     word.bitwise_xor_(_shifted(word, 30)).mul_(_MIX_TENSORS[0])

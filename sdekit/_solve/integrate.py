@@ -65,7 +65,9 @@ def steps_of(
     grid = times(ts)
     require_state(x0)
     require_pairing(problem, solver)
-    if noise is None and _needs_noise(problem, solver):
+    if not _needs_noise(problem, solver):
+        noise = None
+    elif noise is None:
         noise = WhiteNoise()
     counted = Counted.of(problem.tabulated(grid), x0)
     return Steps(counted, grid, solver.plan(counted, grid), noise), _copied_states(x0)

@@ -7,12 +7,15 @@ from typing import Self
 from torch import Tensor
 
 from sdekit._equations.sde import AbstractSDE
-from sdekit._noise.white import AbstractNoise
+from sdekit._noise.white import AbstractNoise, Increment
 from sdekit._solve.integrate import steps_of
 from sdekit._solve.solution import Point, not_finite
 from sdekit._solve.steps import Steps
 from sdekit._solvers import AbstractSolver
 from sdekit._solvers.contract import Tree
+from sdekit.calling import has_no_version_counter, require_like
+
+_BLOCK = 16  # steps whose noise is drawn together
 
 
 @dataclass(frozen=True, eq=False)
@@ -21,10 +24,12 @@ class Stepper:
 
     Attributes:
         step: the number of steps that were made.
-        x: the state there, `(batch, *event)`.
+        x: the state there, `(batch, *event)`; another one takes its place by `with_x`.
 
     Raises:
-        NotFiniteError: in `next`, when the state at the end of the grid is not finite.
+        NotFiniteError: in `next`, when the state is not finite; on an accelerator at the end of the
+            grid only, because looking waits for the device.
+        RuntimeError: in `next`, when x was changed in place.
         ValueError: in `next` at the end of the grid, and in `with_x` for another shape or dtype.
 
     Example:
@@ -40,6 +45,8 @@ class Stepper:
     # What the solver passes on: its state of x, which `output` converts to x, and its memory.
     inner: Tensor = field(repr=False)
     memory: Tree = field(repr=False)
+    drawn: dict[int, Increment] = field(repr=False)  # noise of steps to come, of all points
+    version: int | None = field(repr=False)  # of x
 
     @property
     def t(self) -> float:
@@ -60,24 +67,40 @@ class Stepper:
         """The point after one more step."""
         if not self.remaining:
             raise ValueError(f"the grid ends at t = {self.t:g}, after {self.step} steps")
+        if _version(self.x) != self.version:
+            raise RuntimeError("x was changed in place; give the changed state by with_x(x)")
         i = self.step
-        (increment,) = self.steps.increments(self.inner, i, i + 1)
-        inner, memory = self.steps.step(i, increment, self.inner, self.memory)
+        inner, memory = self.steps.step(i, self._increment(i), self.inner, self.memory)
         x = self.steps.solver.output(self.t, inner, memory)
-        if self.remaining == 1:
+        last = self.remaining == 1
+        if last:
             self.steps.problem.require_unchanged()
-            if failure := not_finite(Point(i + 1, self.steps.ts[i + 1], x)):
-                raise failure
-        return replace(self, step=i + 1, x=x, inner=inner, memory=memory)
+        look = last or x.device.type == "cpu"
+        if look and (failure := not_finite(Point(i + 1, self.steps.ts[i + 1], x))):
+            raise failure
+        return replace(self, step=i + 1, x=x, inner=inner, memory=memory, version=_version(x))
+
+    def _increment(self, i: int) -> Increment:
+        """The noise of step i, drawn with that of the steps after it."""
+        if i not in self.drawn:
+            stop = min(i + _BLOCK, len(self.steps))
+            self.drawn.clear()
+            self.drawn.update(enumerate(self.steps.increments(self.inner, i, stop), i))
+        return self.drawn[i]
 
     def with_x(self, x: Tensor) -> Self:
         """The same point with another state; what a multistep rule remembers is kept."""
-        if x.shape != self.x.shape or x.dtype != self.x.dtype:
-            raise ValueError(
-                f"the state has shape {tuple(self.x.shape)} and {self.x.dtype}; one of shape "
-                f"{tuple(x.shape)} and {x.dtype} cannot take its place"
-            )
-        return replace(self, x=x, inner=self.inner + (x - self.x))
+        require_like(x, self.x)
+        x = x.clone()
+        if self.inner is self.x:
+            return replace(self, x=x, inner=x, version=_version(x))
+        correction = (self.x - self.inner).nan_to_num(0.0, 0.0, 0.0)
+        return replace(self, x=x, inner=x - correction, version=_version(x))
+
+
+def _version(x: Tensor) -> int | None:
+    """How often x was changed in place; None where torch does not count."""
+    return None if has_no_version_counter(x) or x.is_inference() else x._version
 
 
 def stepper(
@@ -90,13 +113,14 @@ def stepper(
 ) -> Stepper:
     """The first point of a solve on a fixed grid, for loops of one's own.
 
-    The points are those of `integrate`, with the same noise, also if a caller changes states with
-    `with_x` between two steps. A point may be stepped from more than once.
+    The points are those of `integrate`, unless a caller changes states with `with_x` between two
+    steps; the noise is the same then too. A point may be stepped from more than once.
 
     Arguments as in `solve`.
 
     Raises:
         TypeError, ValueError: as `solve`.
+        NotFiniteError: for initial states that are not finite.
 
     Example:
         >>> ode = sdekit.ODE(lambda t, x: -x)
@@ -108,4 +132,6 @@ def stepper(
         (20, 1.0, 0.3679)
     """
     steps, x = steps_of(problem, x0, ts, solver, noise)
-    return Stepper(steps, 0, x, x, steps.init(x))
+    if failure := not_finite(Point(0, steps.ts[0], x)):
+        raise failure
+    return Stepper(steps, 0, x, x, steps.init(x), {}, _version(x))

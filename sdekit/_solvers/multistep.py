@@ -33,6 +33,8 @@ class AbstractMultistep(AbstractPlanned):
         lower_final: whether the last steps use at most as many values as there are steps left, as
             some samplers do because their last step is infinite in log(alpha / sigma). This limits
             the order to two. A number: in solves of fewer steps than that.
+        steps_after: how many steps follow those of the grid, which lower_final counts too: 1 where
+            a sampler ends with a step to the denoised state.
         self_starting: whether the first step computes further values that the order needs. If f
             hardly changes at first, as at the noisy end of a diffusion, more steps are a better use
             of these evaluations.
@@ -64,6 +66,7 @@ class AbstractMultistep(AbstractPlanned):
 
     k: int = 3
     lower_final: bool | int = field(default=False, kw_only=True)
+    steps_after: int = field(default=0, kw_only=True)
     self_starting: bool = field(default=True, kw_only=True)
 
     def __post_init__(self) -> None:
@@ -134,8 +137,9 @@ class AbstractMultistep(AbstractPlanned):
             points = np.insert(grid, 1, 0.5 * (grid[0] + grid[1]))
             newest = np.where(steps > 0, steps + 1, 0)
         sizes = np.minimum(self.k, newest + 1)
-        if self.lower_final is True or len(steps) < self.lower_final:
-            sizes = np.minimum(sizes, len(steps) - steps)
+        count = len(steps) + self.steps_after
+        if self.lower_final is True or count < self.lower_final:
+            sizes = np.minimum(sizes, count - steps)
         nodes = points[np.maximum(newest[:, None] - np.arange(self.k), 0)]
         weights, corrections = self._weights(problem, grid, nodes, sizes)
         if self.corrects:
@@ -263,7 +267,7 @@ class AdamsBashforth(AbstractAdams):
         k: the number of values, 1 to 4.
         variable: the variable of the polynomial: "smooth", that of a `Clocked` problem, or "l", its
             parameter; for other problems both are t.
-        lower_final, self_starting: as in `AbstractMultistep`.
+        lower_final, steps_after, self_starting: as in `AbstractMultistep`.
 
     Raises:
         ValueError: for another k or variable.
@@ -302,7 +306,7 @@ class AdamsMoulton(AbstractAdams):
         k: the number of values of the predictor, 1 to 4.
         variable: the variable of the polynomial: "smooth", that of a `Clocked` problem, or "l", its
             parameter; for other problems both are t.
-        lower_final, self_starting: as in `AbstractMultistep`.
+        lower_final, steps_after, self_starting: as in `AbstractMultistep`.
 
     Raises:
         ValueError: for another k or variable.

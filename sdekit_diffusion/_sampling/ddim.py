@@ -11,6 +11,7 @@ from sdekit import AbstractSDE, AbstractSolver, Increment, Order, Step, computed
 from sdekit.elementary import Time, axpy
 from sdekit_diffusion._sampling.coordinates import Coordinates, Span
 from sdekit_diffusion._sampling.grids import AbstractGrid, UniformInLogSNR
+from sdekit_diffusion._sampling.method import ReverseProblem
 from sdekit_diffusion._sampling.on_clock import AbstractOnClock, OnClock
 
 
@@ -139,8 +140,12 @@ class DDIM(AbstractOnClock):
         """Its step."""
         return DDIMStep(self.eta, self.stages, self.s_noise)
 
-    def on_clock(self, coordinates: Coordinates, span: Span) -> OnClock:
+    @property
+    def _on_clock(self) -> OnClock:
         return OnClock(self.solver, self.eta, steps=self.steps, grid=self.grid)
 
+    def on_clock(self, problem: ReverseProblem) -> OnClock:
+        return self._on_clock
+
     def knots(self, coordinates: Coordinates, span: Span) -> Tensor:
-        return self.on_clock(coordinates, span).knots(coordinates, span)
+        return self._on_clock.knots(coordinates, span)

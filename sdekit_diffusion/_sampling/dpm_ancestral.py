@@ -10,8 +10,8 @@ from torch import Tensor
 
 from sdekit import AbstractSDE, AbstractSolver, Increment, Order, Step, computed
 from sdekit.elementary import Time, axpy
-from sdekit_diffusion._sampling.coordinates import Coordinates, Span
 from sdekit_diffusion._sampling.grids import AbstractGrid, UniformInLogSNR
+from sdekit_diffusion._sampling.method import ReverseProblem
 from sdekit_diffusion._sampling.on_clock import AbstractOnClock, OnClock
 
 Prediction = Literal["noise", "data"]
@@ -73,8 +73,9 @@ class DPMAncestral(AbstractOnClock):
         c = eta t_1 sqrt(1 - t_1^2 / t_0^2),  t_1' = sqrt(t_1^2 - c^2),
 
     a step of two stages from y_0 to t_1' with the noise or the data predicted, then y_1 = y +
-    s_noise c z. Its middle is sqrt(t_0 t_1'). Two evaluations per step. The law converges with
-    order two for s_noise = 1. eta = 0 is the method without noise.
+    s_noise c z. Its middle is sqrt(t_0 t_1'), for eta > 1 perhaps below t_1. Two evaluations per
+    step, one where c = t_1. The law converges with order two for s_noise = 1. eta = 0 is the method
+    without noise.
 
     Arguments:
         integrand: "noise" for DPM-Solver-2, "data" for DPM-Solver++(2S).
@@ -116,5 +117,5 @@ class DPMAncestral(AbstractOnClock):
         """Its step."""
         return DPMAncestralStep(self.integrand, self.eta, self.s_noise)
 
-    def on_clock(self, coordinates: Coordinates, span: Span) -> OnClock:
+    def on_clock(self, problem: ReverseProblem) -> OnClock:
         return OnClock(self.solver, integrand="noise", steps=self.steps, grid=self.grid)

@@ -20,8 +20,8 @@ from sdekit import (
     did_you_mean,
 )
 from sdekit.elementary import Time, axpy
-from sdekit_diffusion._sampling.coordinates import Coordinates, Span
 from sdekit_diffusion._sampling.grids import AbstractGrid, UniformInLogSNR
+from sdekit_diffusion._sampling.method import ReverseProblem
 from sdekit_diffusion._sampling.on_clock import AbstractOnClock, OnClock
 
 Rule = Literal["heun", "euler", "dpm_2"]
@@ -32,9 +32,10 @@ class Churn(AbstractSolver):
     """x^ = x_0 + s_noise sqrt(t^2 - t_0^2) z with t = (1 + gamma) t_0, then a step of a rule from
     x^ at t to t_1: of Heun, of Euler, or of DPM-Solver-2, whose stage is at sqrt(t t_1).
 
-    gamma = min(s_churn / N, sqrt(2) - 1) for N steps, where s_tmin <= t_0 <= s_tmax, else 0; t is
-    at most `largest`. Time is the deviation of the noise in x, and decreases. Two evaluations a
-    step and order two, one and order one by Euler; with churn that of the law.
+    gamma = min(s_churn / N, sqrt(2) - 1) for N steps, with those after the grid, where s_tmin <=
+    t_0 <= s_tmax, else 0; t is at most `largest`. Time is the deviation of the noise in x, and
+    decreases. Two evaluations a step and order two, one and order one by Euler; with churn that of
+    the law.
     """
 
     s_churn: float = 0.0
@@ -43,6 +44,7 @@ class Churn(AbstractSolver):
     s_noise: float = 1.0
     largest: float = math.inf
     rule: Rule = "heun"
+    steps_after: int = 0
     gamma: float = 0.0
 
     @computed
@@ -55,7 +57,8 @@ class Churn(AbstractSolver):
         return 1 if self.s_churn else 0
 
     def plan(self, problem: AbstractSDE, ts: Sequence[float]) -> Self:
-        return replace(self, gamma=min(self.s_churn / (len(ts) - 1), math.sqrt(2) - 1))
+        count = len(ts) - 1 + self.steps_after
+        return replace(self, gamma=min(self.s_churn / count, math.sqrt(2) - 1))
 
     def step(
         self,
@@ -91,10 +94,11 @@ class EDM(AbstractOnClock):
         then a step of dy = eps dt from y^ at t to t_1,
 
     gamma = min(s_churn / N, sqrt(2) - 1) where s_tmin <= t_0 <= s_tmax, else 0. Unlike in the
-    paper, t never exceeds its value at the start of the solve, beyond which models may not be
-    trained. Steps are uniform in log(t), as by `OnClock`. The law converges with the order of the
-    rule for s_noise = 1; larger values compensate for the noise that networks remove in excess.
-    s_churn = 0 is the rule without noise.
+    paper, t never exceeds its value at the noisy end of the diffusion, beyond which models may not
+    be trained: a first step there has no noise. Nor has the step to D(x) after noise levels that
+    end in 0, which N counts. Steps are uniform in log(t), as by `OnClock`. The law converges with
+    the order of the rule for s_noise = 1; larger values compensate for the noise that networks
+    remove in excess. s_churn = 0 is the rule without noise.
 
     Arguments:
         s_churn: the amount of noise over all steps; 0 for none.
@@ -143,10 +147,17 @@ class EDM(AbstractOnClock):
                 f"{did_you_mean(self.rule, get_args(Rule))}"
             )
 
-    def on_clock(self, coordinates: Coordinates, span: Span) -> OnClock:
-        std = coordinates.std
-        largest = math.exp(-span[0])
+    def on_clock(self, problem: ReverseProblem) -> OnClock:
+        std = problem.coordinates.std
+        largest = math.exp(-problem.coordinates.start(problem.model)[0])
+        after = int(self.grid.denoises)
         solver = Churn(
-            self.s_churn, self.s_tmin / std, self.s_tmax / std, self.s_noise, largest, self.rule
+            self.s_churn,
+            self.s_tmin / std,
+            self.s_tmax / std,
+            self.s_noise,
+            largest,
+            self.rule,
+            after,
         )
         return OnClock(solver, integrand="noise", steps=self.steps, grid=self.grid)

@@ -36,6 +36,11 @@ __all__ = [
 _FEW_STEPS = 12
 _FEW_SHARPNESS = 12.0
 _FEW_EXTENT = 0.75
+DEFAULT_END = 1e-3  # of `sample`: sigma / alpha at the end of a solve, in units of s
+_LEVELS = (
+    "sigmas must be two or more positive numbers that decrease, sigma / alpha at the ends of the "
+    "steps, and 0 after them where the result is denoised"
+)
 # Between two l, the relative difference of sigma / alpha: ends that are nearer are the same.
 _TOLERANCE = 1e-3
 
@@ -397,6 +402,8 @@ class Sigmas(AbstractGrid):
 
     They set both ends of the solve as well: it begins with noise of the first level, and ends at
     the last. A last level of 0 is no step: it replaces the state x by D(x), as those samplers do.
+    As on all grids that need not follow the model, the default's rules are the shorter ones; those
+    of `Given` are longer.
 
     Arguments:
         sigmas: decreasing and positive, but for the last; a tensor, an array or a sequence, which
@@ -404,7 +411,8 @@ class Sigmas(AbstractGrid):
 
     Raises:
         ValueError: for fewer than two positive levels, or levels that do not decrease; in a solve
-            for levels that the model or the diffusion does not have, or another number of steps.
+            for levels that the model or the diffusion does not have, another number of steps, or an
+            end that is not the last level.
 
     Example:
         >>> model = sd.GaussianMixture([0.5, 0.5], [[-1.0], [1.0]], [0.1, 0.1])
@@ -420,14 +428,14 @@ class Sigmas(AbstractGrid):
     sigmas: Levels
 
     def __post_init__(self) -> None:
-        sigmas = torch.as_tensor(self.sigmas, dtype=torch.float64, device="cpu").detach()
+        try:
+            sigmas = torch.as_tensor(self.sigmas, dtype=torch.float64, device="cpu")
+        except (TypeError, ValueError, RuntimeError):
+            raise ValueError(f"{_LEVELS}; not {self.sigmas!r:.100}") from None
+        sigmas = sigmas.detach().clone()
         valid = sigmas.ndim == 1 and bool((sigmas.diff() < 0).all() and sigmas.isfinite().all())
         if not valid or len(sigmas) < 2 or float(sigmas[-1]) < 0 or self._of(sigmas) < 1:
-            raise ValueError(
-                "sigmas must be two or more positive numbers that decrease, sigma / alpha at the "
-                f"ends of the steps, and 0 after them where the result is denoised; not "
-                f"{sigmas.tolist()!r:.100}"
-            )
+            raise ValueError(f"{_LEVELS}; not {sigmas.tolist()!r:.100}")
         object.__setattr__(self, "sigmas", sigmas)
 
     @staticmethod
@@ -449,7 +457,13 @@ class Sigmas(AbstractGrid):
 
     def span(self, model: AbstractModel, coordinates: Coordinates, end: float) -> Span:
         l = self._l(coordinates).tolist()
-        start, stop = coordinates.span(model, math.exp(-l[-1]))
+        last = math.exp(-l[-1])
+        if end != DEFAULT_END and not math.isclose(end, last, rel_tol=_TOLERANCE):
+            raise ValueError(
+                f"the noise levels end at {last:.4g} standard deviations of the data, and end is "
+                f"{end:.4g}: leave out end, or give levels that end there"
+            )
+        start, stop = coordinates.span(model, last)
         if not (start - _TOLERANCE <= l[0] and l[-1] <= stop + _TOLERANCE):
             raise ValueError(
                 f"the noise levels run from {coordinates.std * math.exp(-l[0]):.6g} to "
@@ -461,11 +475,19 @@ class Sigmas(AbstractGrid):
         return max(start, l[0]), stop
 
     def points(self, coordinates: Coordinates, span: Span, steps: int) -> Tensor:
-        return _given_points(self._l(coordinates), coordinates, span, steps, "give all of them")
+        advice = "begin with the level of the start, as sigmas[sigmas <= level] does"
+        l = self._l(coordinates)
+        return _given_points(l, coordinates, span, steps, advice, to_zero=self.denoises)
 
 
 def _given_points(
-    l: Tensor, coordinates: Coordinates, span: Span, steps: int, advice: str
+    l: Tensor,
+    coordinates: Coordinates,
+    span: Span,
+    steps: int,
+    advice: str,
+    *,
+    to_zero: bool = False,
 ) -> Tensor:
     """Given points, with the exact ends of a span.
 
@@ -475,7 +497,7 @@ def _given_points(
     if steps != len(l) - 1:
         raise ValueError(
             f"{len(l)} points are {len(l) - 1} steps, not {steps}: leave steps out, or give "
-            f"{len(l) - 1}"
+            f"{len(l) - 1}{'; the step from the last level to 0 is not counted' if to_zero else ''}"
         )
     points = _with_exact_ends(l.clone(), span)
     fits = np.allclose(l[[0, -1]], span, rtol=0, atol=_TOLERANCE)
@@ -518,7 +540,7 @@ def grid_of(choice: AbstractGrid | Levels | str) -> AbstractGrid:
     """
     if isinstance(choice, AbstractGrid):
         return choice
-    if isinstance(choice, Tensor | np.ndarray | list | tuple):
+    if not isinstance(choice, str) and isinstance(choice, Tensor | np.ndarray | Sequence):
         return Sigmas(choice)
     if not isinstance(choice, str):
         raise TypeError(

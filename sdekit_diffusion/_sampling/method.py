@@ -83,6 +83,8 @@ class AbstractMethod(ABC):
     extra_steps: ClassVar[int] = 0  # what `steps` counts beyond the steps of the grid
     # Whether x_T may have another law, on which the result does not depend.
     accepts_any_start: ClassVar[bool] = False
+    # Whether the last step sets values that a denoising step after it would change.
+    sets_values: ClassVar[bool] = False
 
     steps: int = field(default=0, kw_only=True)
     grid: AbstractGrid | None = field(default=None, kw_only=True)

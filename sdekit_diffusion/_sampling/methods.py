@@ -87,7 +87,8 @@ METHODS: dict[str, AbstractMethod] = {
 }
 # Names that papers and other libraries give.
 _PUBLISHED_NAMES = {
-    "euler": "euler_maruyama", "em": "euler_maruyama", "euler_a": "ddpm",
+    "euler": "ddim", "sample_euler": "ddim", "eulerdiscretescheduler": "ddim",
+    "em": "euler_maruyama", "euler_a": "ddpm",
     "euler_ancestral": "ddpm", "sample_euler_ancestral": "ddpm", "sample_heun": "heun",
     "ddpmscheduler": "ddpm", "ddimscheduler": "ddim", "heundiscretescheduler": "heun",
     "unipcmultistepscheduler": "unipc", "deismultistepscheduler": "deis",
@@ -112,9 +113,12 @@ def method_of(
     was made with both.
 
     Raises:
-        TypeError: for a method whose grid is not a grid object, but a name, for example.
+        TypeError: for a class instead of an object, or a method whose grid is not a grid object,
+            but a name, for example.
         ValueError: for an unknown name.
     """
+    if isinstance(choice, type):
+        raise TypeError(f"method is an object, {choice.__name__}(...), not the class")
     if isinstance(choice, AbstractMethod):
         method = choice
     elif isinstance(choice, AbstractSolver):

@@ -106,8 +106,8 @@ class Noised(AbstractStart):
             raise ValueError(
                 f"a solve under {sde} runs from sigma / alpha = {math.exp(-start):.3g} to "
                 f"{math.exp(-stop):.3g} standard deviations of the data, and the start is at "
-                f"{math.exp(-l):.3g}: choose a level between them, or another diffusion"
-                f"{sde.more_noise}, or a smaller end"
+                f"{math.exp(-l):.3g}: choose a level between them (sigma / alpha over "
+                f"{coordinates.std:.4g}), or another diffusion{sde.more_noise}, or a smaller end"
             )
         return max(start, l), stop
 

@@ -57,12 +57,12 @@ _SHORT_RULES: dict[str, AbstractMultistep] = {
 # the first rule is used, and the second one.
 _STIFF_RULES: dict[str, tuple[float, float, AbstractMultistep, AbstractMultistep]] = {
     "velocity": (
-        4, 2.5,
+        4, 4,
         AdamsMoulton(1, self_starting=False),
         AdamsMoulton(2, self_starting=False),
     ),
     "noise": (
-        15, 3,
+        10, 10,
         AdamsBashforth(2, variable="l", self_starting=False),
         AdamsMoulton(2, variable="l", self_starting=False, lower_final=True),
     ),
@@ -203,7 +203,7 @@ class OnClock(AbstractGridMethod):
         eta = self.eta
         if self.convention == "sde":
             return eta
-        return (lambda l: math.sqrt(eta(l))) if callable(eta) else math.sqrt(eta)
+        return (lambda l: math.sqrt(checked_eta(eta(l)))) if callable(eta) else math.sqrt(eta)
 
     @property
     def rule(self) -> AbstractSolver:
@@ -215,7 +215,7 @@ class OnClock(AbstractGridMethod):
         below 8 steps, `AdamsBashforth(3)` below 15, `AdamsMoulton(2)` below 30 and then
         `AdamsMoulton(3)`, all in l. Under guidance with s = |w - 1| from 1 on
         (`AbstractModel.stiffness`) rules are shorter: of the velocity `AdamsMoulton(1)` below
-        4 + 2.5 s steps, of the noise `AdamsBashforth(2)` below 15 + 3 s, and then
+        4 + 4 s steps, of the noise `AdamsBashforth(2)` below 10 + 10 s, and then
         `AdamsMoulton(2)`. Of the data it is `AdamsMoulton(3)`. With noise it is `AdamsMoulton(2)`,
         and with three values in l from 25 steps on. On grids that do not follow the model
         (`follows_model`), and with noise on others than `Focused(0.3)`, whose steps of l differ
@@ -263,9 +263,12 @@ class OnClock(AbstractGridMethod):
             plans = _plans(coordinates, eta, self.integrand)
             equation = on_clock(problem.model, eta, self.integrand, coordinates.time, plans)
             require_clock(problem, *(2 * eta**2 * l for l in problem.span))
+        rule = self.rule
+        if self.grid.denoises and isinstance(rule, AbstractMultistep):
+            rule = replace(rule, steps_after=1)
         return Transformed(
             equation,
-            self.rule,
+            rule,
             torch.as_tensor(equation.time(grid)),
             lambda i, u: u / equation.scale(float(grid[i])),
             lambda i, y: y * equation.scale(float(grid[i])),
@@ -294,11 +297,11 @@ class AbstractOnClock(AbstractGridMethod):
     """A method that is a solver on the clock; a subclass defines `on_clock`."""
 
     @abstractmethod
-    def on_clock(self, coordinates: Coordinates, span: Span) -> OnClock:
-        """The solver with its clock, for a solve over a span."""
+    def on_clock(self, problem: ReverseProblem) -> OnClock:
+        """The solver with its clock, for a problem."""
 
     def points(self, problem: ReverseProblem) -> Tensor:
-        return self.on_clock(problem.coordinates, problem.span).points(problem)
+        return self.on_clock(problem).points(problem)
 
     def transformed(self, problem: ReverseProblem, grid: Tensor) -> Transformed:
-        return self.on_clock(problem.coordinates, problem.span).transformed(problem, grid)
+        return self.on_clock(problem).transformed(problem, grid)

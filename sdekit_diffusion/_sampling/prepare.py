@@ -34,6 +34,7 @@ def prepared(
     begin: AbstractStart,
     model: Model,
     n: int,
+    *,
     sde: AbstractDiffusion | str | None,
     method: AbstractMethod | AbstractSolver | str,
     steps: int | None,
@@ -56,6 +57,12 @@ def prepared(
     """
     model, diffusion = as_model(model, sde, shape_given_by(shape, begin.x), stacklevel=4)
     sampler = method_of(method, steps, grid)
+    denoise = denoise or sampler.denoises
+    if denoise and sampler.sets_values:
+        raise ValueError(
+            f"{type(sampler).__name__} sets known values in its last step, which a denoising step "
+            "would change: leave out denoise, or the 0 at the end of noise levels"
+        )
     n, event = size_of(model, n, shape, begin, sampler)
     dtype, device = place_of(model, dtype, device, begin)
     seed = fresh_seed() if seed is None else seed
@@ -65,6 +72,6 @@ def prepared(
     noise = noise_of(noise, sampler, coordinates, span, seed=seed, first=first)
     problems = ReverseProblems(
         coordinates, span, noise, save, None, n, event, begin, seed, first, sampler.steps, dtype,
-        denoise or sampler.denoises, full_solution,
+        denoise, full_solution,
     )  # fmt: skip
     return Prepared(model, device, sampler, problems)

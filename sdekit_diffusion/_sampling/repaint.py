@@ -152,6 +152,8 @@ class RePaint(AbstractMethod):
         2021, arXiv 2011.13456, appendix I.2.
     """
 
+    sets_values = True
+
     y: Tensor
     mask: Tensor
     resamplings: int = 10

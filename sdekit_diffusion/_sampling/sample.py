@@ -21,7 +21,7 @@ from sdekit_diffusion._diffusions.diffusion import AbstractDiffusion
 from sdekit_diffusion._models.evaluating import evaluating
 from sdekit_diffusion._models.in_batches import batches
 from sdekit_diffusion._sampling.arguments import Model, SampleOptions, require_options
-from sdekit_diffusion._sampling.grids import AbstractGrid, Levels
+from sdekit_diffusion._sampling.grids import DEFAULT_END, AbstractGrid, Levels
 from sdekit_diffusion._sampling.initial_states import start_of
 from sdekit_diffusion._sampling.method import AbstractMethod
 from sdekit_diffusion._sampling.noised import Noised
@@ -56,7 +56,7 @@ def sample(
     shape: tuple[int, ...] | None = None,
     x_T: Tensor | None = None,
     start: Noised | None = None,
-    end: float = 1e-3,
+    end: float = DEFAULT_END,
     denoise: bool = False,
     dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
@@ -99,7 +99,8 @@ def sample(
         start: `Noised(x, strength=)` or `Noised(x, level=)`: begin at x with noise of a level below
             the noisy end (SDEdit). n may then be left out.
         end: the noise sigma / alpha at which the solve stops, in units of s. The samples are
-            x_t / alpha there: they follow the law of the data with this noise.
+            x_t / alpha there: they follow the law of the data with this noise. Not where the grid
+            is noise levels, which say it.
         denoise: replace the result x by D(x), which costs one evaluation.
         dtype, device: those of the result; those of the model unless given, or the dtype of x_T
             where that is wider. Half precision is solved in float32 and cast at the end.
@@ -134,8 +135,9 @@ def sample(
     """
     require_options(n, steps, batch_size, first, save, return_solution, noise)
     call = prepared(
-        start_of(start, x_T), model, n, sde, method, steps, grid, seed, noise, first, shape, end,
-        denoise, dtype, device, save, return_solution,
+        start_of(start, x_T), model, n, sde=sde, method=method, steps=steps, grid=grid, seed=seed,
+        noise=noise, first=first, shape=shape, end=end, denoise=denoise, dtype=dtype,
+        device=device, save=save, full_solution=return_solution,
     )  # fmt: skip
     bar, report = _reporting(progress, callback, call, batch_size)
     problems = call.problems if report is None else replace(call.problems, callback=report)

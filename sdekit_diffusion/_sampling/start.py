@@ -32,13 +32,16 @@ def warn_of_prior(
     if ratio >= _SMALLEST_RATIO:
         return
     start, noisiest = coordinates.start(model)
-    where = f"{noisiest} ends" if l <= start else "the grid begins"
+    where = f"{noisiest} ends"
+    remedy = f"Choose another diffusion{noisiest.more_noise}, or give"
+    if l > start:
+        where = "the grid begins"
+        remedy = "Begin at a higher level, or give"
     warnings.warn(
         f"{where} at sigma / alpha = {coordinates.std * ratio:.3g}, {ratio:.3g} times "
         f"the standard deviation of the data, {coordinates.std:.3g}: the prior is far from "
-        "the law there, and so is the result from that of the data. Choose another "
-        f"diffusion{noisiest.more_noise}, or give the start or its log-density (x_T, "
-        "log_prior)",
+        f"the law there, and so is the result from that of the data. {remedy} the start or its "
+        "log-density (x_T, log_prior)",
         stacklevel=stacklevel,
     )
 

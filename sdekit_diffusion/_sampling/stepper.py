@@ -8,12 +8,13 @@ import torch
 from torch import Tensor
 
 import sdekit
-from sdekit import AbstractNoise, AbstractSolver
+from sdekit import AbstractNoise, AbstractSolver, NotFiniteError
+from sdekit.calling import require_like
 from sdekit_diffusion._diffusions.diffusion import AbstractDiffusion
 from sdekit_diffusion._models.evaluating import evaluating
 from sdekit_diffusion._sampling.arguments import Model, require_options
 from sdekit_diffusion._sampling.coordinates import Coordinates
-from sdekit_diffusion._sampling.grids import AbstractGrid, Levels
+from sdekit_diffusion._sampling.grids import DEFAULT_END, AbstractGrid, Levels
 from sdekit_diffusion._sampling.initial_states import start_of
 from sdekit_diffusion._sampling.method import AbstractMethod, ReverseProblem
 from sdekit_diffusion._sampling.noised import Noised
@@ -26,7 +27,9 @@ class Stepper:
     """A point of a call of `sample` from which it goes on step by step; `stepper` makes the first.
 
     Raises:
-        sdekit.NotFiniteError: in `next`, when the state at the end of the grid is not finite.
+        sdekit.NotFiniteError: in `next`, when the state is not finite; on an accelerator at the end
+            of the grid only.
+        RuntimeError: in `next`, when the state was changed in place instead of by `with_x`.
         ValueError: in `next` at the end of the grid, and in `with_x` for another shape or dtype.
 
     Example:
@@ -42,6 +45,9 @@ class Stepper:
     grid: Tensor = field(repr=False)
     solve: sdekit.Stepper = field(repr=False)
 
+    def __repr__(self) -> str:
+        return f"Stepper(step={self.step}, remaining={self.remaining}, sigma={self.sigma:.4g})"
+
     @property
     def step(self) -> int:
         """The number of steps that were made."""
@@ -54,7 +60,7 @@ class Stepper:
 
     @property
     def evaluations(self) -> int:
-        """Those of the model so far, by all points of the call."""
+        """Those of steps so far, by all points of the call."""
         return self.solve.evaluations
 
     @property
@@ -81,27 +87,41 @@ class Stepper:
 
     @property
     def x(self) -> Tensor:
-        """x_t, `(n, *shape)`."""
+        """x_t, `(n, *shape)`, in float32 where samples are in half precision."""
         return self._coordinates.physical(self.t, self._u)
 
     @property
     def samples(self) -> Tensor:
-        """x_t / alpha, which `sample` returns at the end."""
+        """x_t / alpha, which `sample` returns at the end; after noise levels that end in 0 the mean
+        of the data given it, one evaluation.
+        """
+        if self.call.problems.denoise and not self.remaining:
+            return self.denoised()
         x = self._coordinates.leave((self.problem.span[0], self._l), self._u)
         return x.to(self.call.problems.dtype)
 
     def denoised(self) -> Tensor:
-        """D(x_t), the mean of the data given x_t; one evaluation."""
+        """D(x_t), the mean of the data given x_t; one evaluation, not in `evaluations`."""
         with torch.no_grad(), evaluating(self.call.model, self.call.problems.n):
-            return self._coordinates.denoised(self.problem.model.predict_data(self._l, self._u))
+            x = self._coordinates.denoised(self.problem.model.predict_data(self._l, self._u))
+        return x.to(self.call.problems.dtype)
 
     def next(self) -> Self:
         """The point after one more step."""
+        if not self.remaining:
+            raise ValueError(f"the solve ends at t = {self.t:g}, after {self.step} steps")
         with torch.no_grad(), evaluating(self.call.model, self.call.problems.n):
-            return replace(self, solve=self.solve.next())
+            try:
+                return replace(self, solve=self.solve.next())
+            except NotFiniteError as error:
+                error = error.relocated(t=self.transformed.to_l(error.t))
+                raise self._coordinates.locate_failure(error, 0, self.call.problems.n) from None
 
     def with_x(self, x: Tensor) -> Self:
-        """The same point with another x_t; what a multistep rule remembers is kept."""
+        """The same point with another x_t, such as a clamped one; what a multistep rule remembers
+        is kept.
+        """
+        require_like(x, self.x)
         u = self._coordinates.standard(self.t, x)
         return replace(self, solve=self.solve.with_x(self.transformed.from_u(self.step, u)))
 
@@ -120,15 +140,16 @@ def stepper(
     shape: tuple[int, ...] | None = None,
     x_T: Tensor | None = None,
     start: Noised | None = None,
-    end: float = 1e-3,
+    end: float = DEFAULT_END,
     dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
 ) -> Stepper:
     """The first point of a call of `sample`, for loops of one's own.
 
-    The points are those of `sample` with the same arguments, which explains them; a caller may
-    change states with `with_x` between two steps. With `start=Noised(x, level=...)` the loop begins
-    at any noise level, and with `grid=[2.0, 1.0]` it is one step from sigma / alpha = 2 to 1.
+    The points are those of `sample` with the same arguments, which explains them, unless a caller
+    changes states with `with_x` between two steps. With `start=Noised(x, level=...)` the loop
+    begins at any noise level, and with `grid=[2.0, 1.0]` it is one step from sigma / alpha = 2 to
+    1.
 
     Raises:
         TypeError: for a method that does not step along a grid, such as "ode"; and as `sample`.
@@ -150,8 +171,9 @@ def stepper(
     """
     require_options(n, steps, None, first, "last", False, noise)
     call = prepared(
-        start_of(start, x_T), model, n, sde, method, steps, grid, seed, noise, first, shape, end,
-        False, dtype, device, "last", False,
+        start_of(start, x_T), model, n, sde=sde, method=method, steps=steps, grid=grid, seed=seed,
+        noise=noise, first=first, shape=shape, end=end, denoise=False, dtype=dtype, device=device,
+        save="last", full_solution=False,
     )  # fmt: skip
     index = torch.arange(call.problems.n, device=call.device)
     chosen = call.method.rows(index, call.problems.event)

@@ -9,14 +9,17 @@ from torch import Tensor
 
 from sdekit import Point
 from sdekit_diffusion._diffusions.diffusion import AbstractDiffusion
+from sdekit_diffusion._inputs import is_whole
+from sdekit_diffusion._models.derived import AbstractDerivedModel
 from sdekit_diffusion._models.model import AbstractModel
 from sdekit_diffusion._models.score_model import as_model
 from sdekit_diffusion._sampling.adaptive import AdaptiveFlow
 from sdekit_diffusion._sampling.arguments import shape_of
 from sdekit_diffusion._sampling.coordinates import Coordinates
-from sdekit_diffusion._sampling.grids import AbstractGrid, grid_of
+from sdekit_diffusion._sampling.grids import DEFAULT_END, AbstractGrid, Levels, grid_of
 from sdekit_diffusion._sampling.noised import Noised
 from sdekit_diffusion._sampling.sample import sample
+from sdekit_diffusion.data._batches import given_draws
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,7 +29,7 @@ class Trajectories:
     Attributes:
         sigmas: the levels sigma / alpha, float64, `(levels,)`.
         y: x_t / alpha there, `(levels, n, *shape)`.
-        conditions: those of the model, one entry per sample.
+        conditions: those of the network, one entry per sample.
 
     Example:
         >>> model = sd.GaussianMixture([0.5, 0.5], [[-1.0], [1.0]], [0.1, 0.1])
@@ -80,15 +83,16 @@ def trajectories(
     steps: int = 1,
     *,
     sde: AbstractDiffusion | str | None = None,
-    grid: AbstractGrid | str = "focused",
+    grid: AbstractGrid | Levels | str = "focused",
     accuracy: float = 1e-2,
-    end: float = 1e-3,
+    end: float = DEFAULT_END,
     seed: int = 0,
     first: int = 0,
+    shape: tuple[int, ...] | None = None,
     batch_size: int | None = None,
 ) -> Trajectories:
-    """n solutions of the probability flow of a model, at both ends of `steps` steps, for students
-    that take as many.
+    """n solutions of the probability flow of a model, to an accuracy, at the ends of `steps` steps,
+    for students that take as many.
 
     A student is a `ScoreModel`, such as a copy of the teacher. It is trained by
     `fit(student, found.steps(), Recipe(weighting="data"))`, and sampled with
@@ -96,19 +100,21 @@ def trajectories(
 
     Arguments:
         model: the teacher. With a condition per sample it is for n samples.
-        steps, grid: the number of steps and where they are.
+        steps, grid: the number of steps and where they are; noise levels say both.
         accuracy: of each part of a solution, see `AdaptiveFlow`.
-        sde, end, seed, first, batch_size: as in `sample`. The initial states are those of `sample`
-            with the same seed.
+        sde, end, seed, first, shape, batch_size: as in `sample`. The initial states are those of
+            `sample` with the same seed.
 
     Raises:
-        TypeError, ValueError: as `sample`.
+        TypeError, ValueError: as `sample`; for noise levels that end in 0, which is no step of the
+            flow.
 
     Example:
         >>> teacher = sd.GaussianMixture([0.5, 0.5], [[-1.0], [1.0]], [0.1, 0.1])
         >>> found = sd.trajectories(teacher, 64, steps=2, sde="vp")
         >>> net = sd.nets.MLP(shape=(1,), width=16)
-        >>> student = sd.ScoreModel(net, "vp", "velocity", shape=(1,), conditioning="log_snr")
+        >>> settings = {"shape": (1,), "conditioning": "log_snr", "data_std": teacher.data_std}
+        >>> student = sd.ScoreModel(net, "vp", "velocity", **settings)
         >>> recipe = sd.Recipe(steps=20, weighting="data")
         >>> records = sd.fit(student, found.steps(), recipe, progress=False)
         >>> x = sd.sample(student, 4, method="ddim", grid=found.sigmas, seed=0)
@@ -118,9 +124,14 @@ def trajectories(
         Luhman and Luhman 2021, arXiv 2101.02388, for one step; Liu, Gong and Liu 2023,
         arXiv 2209.03003, for `Trajectories.pairs`.
     """
-    model, diffusion = as_model(model, sde)
-    coordinates = Coordinates.of(model, diffusion, shape_of(model, None))
-    points = grid_of(grid).points(coordinates, coordinates.span(model, end), steps)
+    model, diffusion = as_model(model, sde, shape)
+    coordinates = Coordinates.of(model, diffusion, shape_of(model, shape))
+    chosen = grid_of(grid)
+    if chosen.denoises:
+        raise ValueError("noise levels of solutions end above 0: leave out the last")
+    if not is_whole(steps, 1):
+        raise ValueError(f"steps must be at least one step, a whole number of them; not {steps!r}")
+    points = chosen.points(coordinates, chosen.span(model, coordinates, end), chosen.count or steps)
     relative = torch.exp(-points).tolist()  # sigma / alpha in standard deviations of the data
     beginnings: list[Tensor] = []
 
@@ -129,10 +140,28 @@ def trajectories(
             beginnings.append(point.x / diffusion.alpha(point.t))
 
     settings = {"sde": diffusion, "method": AdaptiveFlow(accuracy=accuracy), "seed": seed}
-    settings |= {"first": first, "batch_size": batch_size}
+    settings |= {"first": first, "shape": shape, "batch_size": batch_size}
     states = [sample(model, n, end=relative[1], callback=keep, **settings)]
     for level, stop in pairwise(relative[1:]):
         start = Noised(states[-1], level=level, add_noise=False)
         states.append(sample(model, n, start=start, end=stop, **settings))
     y = torch.stack([torch.cat(beginnings), *states])
-    return Trajectories(coordinates.std * torch.exp(-points), y, dict(model.entries()))
+    return Trajectories(coordinates.std * torch.exp(-points), y, _conditions_of(model))
+
+
+def _conditions_of(model: AbstractModel) -> dict[str, Tensor]:
+    """The conditions of the network of a model, perhaps within models made from it, one entry per
+    sample.
+
+    Raises:
+        ValueError: for a condition that has the name of noise or levels in data.
+    """
+    while isinstance(model, AbstractDerivedModel):
+        model = model.model
+    conditions = dict(model.entries())
+    for name in conditions.keys() & set(given_draws(None)):
+        raise ValueError(
+            f"the network has a condition {name!r}, which is what data call the noise or the level "
+            "of each sample: give it another name"
+        )
+    return conditions

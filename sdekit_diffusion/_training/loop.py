@@ -25,11 +25,12 @@ from sdekit_diffusion._training.trainable import (
     never_dropped,
     require_conditions,
     require_labels,
+    require_levels,
     require_rows,
     require_trainable,
 )
 from sdekit_diffusion.data import Dataset, Scale
-from sdekit_diffusion.data._batches import GIVEN_LEVEL, Batch
+from sdekit_diffusion.data._batches import GIVEN_LEVEL, Batch, given_draws
 from sdekit_diffusion.data._given import Data, source_of
 
 _CHECK_INTERVAL = 50  # steps between two looks at whether the loss is finite
@@ -128,9 +129,11 @@ class Training(Iterator[Record]):
         require_rows(row.x, model, self.recipe, transformed=transform is not None)
         require_conditions(row.conditions, model, self.recipe)
         require_labels(self.source, model)
+        require_levels(self.source, model)
         model.never_dropped = never_dropped(row.conditions, model, self.recipe)
         self._transform = transform
-        if GIVEN_LEVEL not in row.conditions or model.data_std is None:  # else of another law
+        draws = given_draws(model.condition_names())
+        if GIVEN_LEVEL not in row.conditions or GIVEN_LEVEL not in draws:  # else of another law
             model.record_scale(*data_moments(self.source, self._encoded))
         self._weights: list[Tensor] = list(model.parameters())
         self._averages = Averages(self._weights, self.recipe.decays, self.recipe.widths)

@@ -72,13 +72,15 @@ def dsm_loss(
         seed, first: the noise of sample i depends on (seed, first + i) alone, its time also on
             `model.data_std`; None takes a new seed.
         noise: eps of each sample instead of a draw, shaped like x0: the loss of rectified flow.
-        log_snr: log(alpha / sigma) of each sample instead of a draw, `(batch,)`.
+        log_snr: l = log(alpha / sigma) of each sample instead of a draw, `(batch,)`; not with
+            discrete or stratified.
 
     Raises:
         TypeError: when x0 is not a floating tensor, or weighting or density are neither names nor
             objects of these classes.
         ValueError: for an unknown name; for discrete levels where the diffusion has none, or with
-            another density; for "likelihood" with a density that is not uniform.
+            another density; for "likelihood" with a density that is not uniform; for noise or
+            levels of another shape, or levels with discrete or stratified.
 
     Example:
         >>> model = sd.ScoreModel(sd.nets.MLP(shape=(2,), width=8), "vp", shape=(2,))
@@ -101,6 +103,8 @@ def dsm_loss(
         )
     require_density(weighting, density, discrete)
     require_given_noise(x0, noise, log_snr)
+    if log_snr is not None and (discrete or stratified):
+        raise ValueError("log_snr gives the levels: leave out discrete and stratified")
     weight = weight_of(weighting)
     data_std = model.data_std or 1.0
     seed = fresh_seed() if seed is None else seed
@@ -126,10 +130,14 @@ def require_given_noise(x0: Tensor, noise: Tensor | None, log_snr: Tensor | None
     """Refuses noise and levels that are not those of these samples.
 
     Raises:
+        TypeError: for what is no tensor.
         ValueError: says which shape they must have.
     """
     for name, value, shape in (("noise", noise, x0.shape), ("log_snr", log_snr, x0.shape[:1])):
-        if value is not None and value.shape != shape:
+        if value is None:
+            continue
+        require_tensor(name, value)
+        if value.shape != shape:
             raise ValueError(
                 f"{name} of shape {tuple(value.shape)} must have the shape {tuple(shape)} for x0 "
                 f"of shape {tuple(x0.shape)}"

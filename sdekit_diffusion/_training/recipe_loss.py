@@ -16,7 +16,7 @@ from sdekit_diffusion._models.score_model import ScoreModel
 from sdekit_diffusion._storage.distributed import world
 from sdekit_diffusion._training.loss import dsm_loss
 from sdekit_diffusion._training.recipe import Recipe
-from sdekit_diffusion.data._batches import GIVEN_LEVEL, GIVEN_NOISE, Batch
+from sdekit_diffusion.data._batches import GIVEN_LEVEL, GIVEN_NOISE, Batch, given_draws
 
 Transform = Callable[[Tensor, Tensor], Tensor]
 
@@ -44,13 +44,10 @@ class RecipeLoss(nn.Module):
                 uniform01(recipe.seed, index, (1, 1, 1), counter=FLIP) < 0.5, rows.flip(-1), rows
             )
         model = self.model
-        noise = conditions.get(GIVEN_NOISE)
-        log_snr = conditions.get(GIVEN_LEVEL)
-        own = {
-            name: value
-            for name, value in conditions.items()
-            if name not in (GIVEN_NOISE, GIVEN_LEVEL)
-        }
+        draws = given_draws(model.condition_names())
+        noise = conditions.get(GIVEN_NOISE) if GIVEN_NOISE in draws else None
+        log_snr = conditions.get(GIVEN_LEVEL) if GIVEN_LEVEL in draws else None
+        own = {name: value for name, value in conditions.items() if name not in draws}
         if own:
             model = model.given(**self._dropped(own, index))
         with torch.autocast(

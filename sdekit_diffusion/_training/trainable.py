@@ -1,6 +1,6 @@
 """Checks of models, data and recipes before training."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -10,7 +10,13 @@ from sdekit_diffusion._models.condition_values import is_single
 from sdekit_diffusion._models.score_model import ScoreModel
 from sdekit_diffusion._storage.distributed import world
 from sdekit_diffusion._training.recipe import Recipe
-from sdekit_diffusion.data._batches import GIVEN_LEVEL, GIVEN_NOISE, AbstractSource, Shuffled
+from sdekit_diffusion.data._batches import (
+    GIVEN_LEVEL,
+    GIVEN_NOISE,
+    AbstractSource,
+    Shuffled,
+    given_draws,
+)
 from sdekit_diffusion.nets._conditions import Conditions
 
 
@@ -84,9 +90,9 @@ def require_conditions(conditions: Mapping[str, Tensor], model: ScoreModel, reci
         ValueError: as `Training`.
     """
     names = model.condition_names()
-    if recipe.flip and GIVEN_NOISE in conditions:
-        raise ValueError("images with noise of their own are not flipped; leave out flip")
-    for name in conditions.keys() - {GIVEN_NOISE, GIVEN_LEVEL}:
+    draws = given_draws(names)
+    _require_recipe(recipe, [name for name in conditions if name in draws])
+    for name in conditions.keys() - set(draws):
         if names is not None and name not in names:
             raise ValueError(
                 f"the data have the condition {name!r} and the network takes "
@@ -98,6 +104,48 @@ def require_conditions(conditions: Mapping[str, Tensor], model: ScoreModel, reci
             )
     require_given(conditions, model)
     recipe.drop_of([name for name in conditions if name in model.null])
+
+
+def _require_recipe(recipe: Recipe, draws: Sequence[str]) -> None:
+    """Refuses settings that data with noise or levels of their own would leave without effect.
+
+    Raises:
+        ValueError: says which.
+    """
+    if recipe.flip and GIVEN_NOISE in draws:
+        raise ValueError("images with noise of their own are not flipped; leave out flip")
+    drawn = recipe.discrete or recipe.stratified or recipe.density is not None
+    if drawn and GIVEN_LEVEL in draws:
+        raise ValueError(
+            "the data have their own noise levels, log_snr: leave out discrete, stratified and "
+            "density, which say how levels are drawn"
+        )
+
+
+def require_levels(source: AbstractSource, model: ScoreModel) -> None:
+    """Refuses given noise levels that the diffusion of a model does not have, where all of them are
+    known before the first batch; and a model of data of an unknown standard deviation, since data
+    at given levels have another.
+
+    Raises:
+        ValueError: says which levels there are.
+    """
+    given = source.conditions.get(GIVEN_LEVEL) if isinstance(source, Shuffled) else None
+    if given is None or GIVEN_LEVEL not in given_draws(model.condition_names()):
+        return
+    levels = torch.as_tensor(given[:]).double()
+    low, high = (float(model.sde.log_snr(t)) for t in (model.sde.T, 0.0))
+    margin = 1e-3  # the rounding of printed numbers
+    if not bool(((low - margin <= levels) & (levels <= high + margin)).all()):
+        raise ValueError(
+            f"log_snr runs from {float(levels.min()):.4g} to {float(levels.max()):.4g}, and "
+            f"log(alpha / sigma) under {model.sde} from {low:.4g} to {high:.4g}"
+        )
+    if model.data_std is None:
+        raise ValueError(
+            "the model does not know the standard deviation of its data, which is not that of data "
+            "at given noise levels: pass ScoreModel(..., data_std=teacher.data_std)"
+        )
 
 
 def require_labels(source: AbstractSource, model: ScoreModel) -> None:

@@ -9,12 +9,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-# What data may have for each sample besides the conditions of the network: the noise that is added
-# to it, and the level log(alpha / sigma) at which it is.
+# What data may have for each sample besides the conditions of the network, unless these have the
+# same names: the noise that is added to it, and the level log(alpha / sigma) at which it is.
 GIVEN_NOISE = "noise"
 GIVEN_LEVEL = "log_snr"
 _CHECKED_ROWS = 4096  # rows of a tensor that are checked together
 _FINGERPRINT_ROWS = 1000  # evenly spaced rows that identify the data
+
+
+def given_draws(names: Sequence[str] | None) -> tuple[str, ...]:
+    """The names of noise and levels in data for a network that takes conditions of these names."""
+    return tuple(name for name in (GIVEN_NOISE, GIVEN_LEVEL) if name not in (names or ()))
 
 
 class Rows(Protocol):

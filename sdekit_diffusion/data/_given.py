@@ -9,13 +9,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from torch.utils.data import Dataset as TorchDataset
 
 from sdekit import did_you_mean
-from sdekit_diffusion.data._batches import (
-    GIVEN_LEVEL,
-    GIVEN_NOISE,
-    AbstractSource,
-    Rows,
-    Shuffled,
-)
+from sdekit_diffusion.data._batches import AbstractSource, Rows, Shuffled, given_draws
 from sdekit_diffusion.data._dataset import Dataset
 from sdekit_diffusion.data._loader import Loaded
 from sdekit_diffusion.data._stream import Stream
@@ -106,14 +100,14 @@ def label_name(names: Sequence[str] | None) -> str | None:
 def _of_mapping(
     given: Mapping[str, Any], names: Sequence[str] | None
 ) -> tuple[Any, dict[str, Any]]:
-    known = (*(names or ()), GIVEN_NOISE, GIVEN_LEVEL)
+    known = (*(names or ()), *given_draws(names))
     others = [name for name in given if name not in known]
     key = "x" if "x" in given else others[0] if len(others) == 1 else None
     if key is None:
         raise ValueError(f"of the data {', '.join(given)} one must be the samples: call them 'x'")
     conditions = {name: _rows(name, value) for name, value in given.items() if name != key}
     for name in conditions:
-        if names is not None and name not in (*names, GIVEN_NOISE, GIVEN_LEVEL):
+        if names is not None and name not in known:
             raise ValueError(
                 f"the network does not take {name!r}; it takes {', '.join(names) or 'none'}"
                 f"{did_you_mean(name, names)}"
