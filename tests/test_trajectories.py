@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+import sdekit
 import sdekit_diffusion as sd
 from sdekit_diffusion._training.recipe_loss import RecipeLoss
 
@@ -258,3 +259,36 @@ def test_a_student_learns_the_flow_in_one_step():
     fresh = sd.trajectories(teacher, 200, 1, sde="vp", accuracy=1e-3, seed=1)
     x = sd.sample(student, method="ddim", grid=fresh.sigmas, x_T=fresh.y[0] * sd.VPSDE().alpha(1.0))
     assert float((x - fresh.y[-1]).square().mean().sqrt()) < 0.01
+
+
+def test_a_student_warns_where_it_is_sampled_otherwise(tmp_path, recwarn):
+    """Also after it was saved, and inside another model; not once it is trained at all levels."""
+    torch.manual_seed(0)
+    net = sd.nets.MLP(shape=(2,), width=8)
+    student = sd.ScoreModel(net, "vp", shape=(2,), conditioning="log_snr", data_std=LAW.data_std)
+    found = sd.trajectories(LAW, 8, 2, sde="vp")
+    recipe = sd.Recipe(steps=2, batch_size=8, weighting="data")
+    sd.fit(student, found.steps(), recipe, progress=False, folder=tmp_path / "run")
+    loaded = sd.load(tmp_path / "run")
+    assert loaded.trained_levels == student.trained_levels
+    assert len(student.trained_levels) == 2
+    inside = sd.Inpainted(student, torch.zeros(2), torch.tensor([True, False]))
+    for model in (student, loaded, inside):
+        recwarn.clear()
+        for method in ("ddim", sd.OnClock(sdekit.AdamsBashforth(1))):
+            sd.sample(model, 3, method=method, grid=found.sigmas, seed=0)
+        assert not recwarn.list
+        for settings in (
+            {},
+            {"grid": found.sigmas},
+            {"method": "ddim"},
+            {"method": "ddim", "grid": found.sigmas[[0, -1]]},
+            {"method": "ddpm", "grid": found.sigmas},
+            {"method": "ode"},
+        ):
+            with pytest.warns(UserWarning, match=r"trained at 2 noise levels only, .* = 152\.17, "):
+                sd.sample(model, 3, seed=0, **settings)
+    sd.fit(student, LAW.sample(8, seed=0).float(), sd.Recipe(steps=1), progress=False)
+    recwarn.clear()
+    sd.sample(student, 3, steps=5, seed=0)
+    assert not recwarn.list

@@ -191,6 +191,7 @@ def _model(config: dict[str, Any], network: nn.Module) -> ScoreModel:
         null=config.get("null"),  # not in checkpoints of earlier versions
     )
     model.never_dropped = tuple(config.get("never_dropped") or ())
+    model.trained_levels = tuple(map(float, config.get("trained_levels") or ()))
     model.to(_DTYPES[config["dtype"]])
     return model
 

@@ -126,3 +126,10 @@ class AbstractDerivedModel(AbstractModel):
         if declared != "or one" or self.shape is None:
             return declared is not None
         return value.ndim > len(self.shape)
+
+
+def innermost(model: AbstractModel) -> AbstractModel:
+    """The model from which others were made, one from the other."""
+    while isinstance(model, AbstractDerivedModel):
+        model = model.model
+    return model

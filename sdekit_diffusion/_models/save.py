@@ -133,6 +133,7 @@ def config_of(model: ScoreModel) -> dict[str, Any]:
         "scale": dataclasses.asdict(model.scale),
         "null": model.given_null,
         "never_dropped": list(model.never_dropped) or None,
+        "trained_levels": list(model.trained_levels) or None,
         "dtype": str(model.place()[0]).removeprefix("torch."),
         "versions": versions(),
     }

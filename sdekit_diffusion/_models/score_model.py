@@ -148,7 +148,9 @@ class ScoreModel(nn.Module, AbstractModel):
         self.scale = scale
         self.given_null = null
         self.null = null_of(net, null)
-        self.never_dropped: tuple[str, ...] = ()  # conditions, as training records
+        # As training records: conditions, and the levels log(alpha / sigma) of a student.
+        self.never_dropped: tuple[str, ...] = ()
+        self.trained_levels: tuple[float, ...] = ()
         self.conditions: Mapping[str, Any] = {}
 
     @computed
@@ -264,6 +266,7 @@ class ScoreModel(nn.Module, AbstractModel):
         )
         model.null = self.null  # a wrapper may not show that of the network
         model.never_dropped = self.never_dropped
+        model.trained_levels = self.trained_levels
         return model.given(**self.conditions)
 
     def rows(self, index: Tensor) -> Self:

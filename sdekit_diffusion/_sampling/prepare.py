@@ -16,6 +16,7 @@ from sdekit_diffusion._sampling.initial_states import AbstractStart
 from sdekit_diffusion._sampling.method import AbstractMethod
 from sdekit_diffusion._sampling.methods import method_of
 from sdekit_diffusion._sampling.reverse_problems import ReverseProblems, noise_of
+from sdekit_diffusion._sampling.trained_levels import warn_of_levels
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,6 +70,7 @@ def prepared(
     coordinates = Coordinates.of(model, diffusion, event)
     span = begin.span(sampler.span(model, coordinates, end), coordinates)
     begin.warn(sampler, model, coordinates, span[0])
+    warn_of_levels(model, sampler, coordinates, span, stacklevel=4)
     noise = noise_of(noise, sampler, coordinates, span, seed=seed, first=first)
     problems = ReverseProblems(
         coordinates, span, noise, save, None, n, event, begin, seed, first, sampler.steps, dtype,

@@ -10,7 +10,7 @@ from torch import Tensor
 from sdekit import Point
 from sdekit_diffusion._diffusions.diffusion import AbstractDiffusion
 from sdekit_diffusion._inputs import is_whole
-from sdekit_diffusion._models.derived import AbstractDerivedModel
+from sdekit_diffusion._models.derived import innermost
 from sdekit_diffusion._models.model import AbstractModel
 from sdekit_diffusion._models.score_model import as_model
 from sdekit_diffusion._sampling.adaptive import AdaptiveFlow
@@ -156,9 +156,7 @@ def _conditions_of(model: AbstractModel) -> dict[str, Tensor]:
     Raises:
         ValueError: for a condition that has the name of noise or levels in data.
     """
-    while isinstance(model, AbstractDerivedModel):
-        model = model.model
-    conditions = dict(model.entries())
+    conditions = dict(innermost(model).entries())
     for name in conditions.keys() & set(given_draws(None)):
         raise ValueError(
             f"the network has a condition {name!r}, which is what data call the noise or the level "

@@ -25,9 +25,9 @@ from sdekit_diffusion._training.trainable import (
     never_dropped,
     require_conditions,
     require_labels,
-    require_levels,
     require_rows,
     require_trainable,
+    trained_levels,
 )
 from sdekit_diffusion.data import Dataset, Scale
 from sdekit_diffusion.data._batches import GIVEN_LEVEL, Batch, given_draws
@@ -129,7 +129,7 @@ class Training(Iterator[Record]):
         require_rows(row.x, model, self.recipe, transformed=transform is not None)
         require_conditions(row.conditions, model, self.recipe)
         require_labels(self.source, model)
-        require_levels(self.source, model)
+        model.trained_levels = trained_levels(self.source, model)
         model.never_dropped = never_dropped(row.conditions, model, self.recipe)
         self._transform = transform
         draws = given_draws(model.condition_names())

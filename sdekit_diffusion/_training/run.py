@@ -186,8 +186,9 @@ class Run:
         model = json.loads(json.dumps(config_of(self.training.model)))
         old_settings = config | _recorded(saved["recipe"])
         new_settings = model | self.notes["recipe"] | {"versions": config["versions"]}
-        # Moments of the checkpoint stay; what is never dropped, the recipe says too.
-        for name in ("data_mean", "data_std", "never_dropped"):
+        # Moments of the checkpoint stay; what is never dropped, the recipe says too, and levels are
+        # those of the data.
+        for name in ("data_mean", "data_std", "never_dropped", "trained_levels"):
             del new_settings[name]
         differences = [
             f"{name} = {old_settings.get(name)}, not {value}"

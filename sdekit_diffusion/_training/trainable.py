@@ -122,17 +122,20 @@ def _require_recipe(recipe: Recipe, draws: Sequence[str]) -> None:
         )
 
 
-def require_levels(source: AbstractSource, model: ScoreModel) -> None:
-    """Refuses given noise levels that the diffusion of a model does not have, where all of them are
-    known before the first batch; and a model of data of an unknown standard deviation, since data
-    at given levels have another.
+_MOST_LEVELS = 64  # of a student
+
+
+def trained_levels(source: AbstractSource, model: ScoreModel) -> tuple[float, ...]:
+    """The noise levels of data that have some of their own, if they are few and all of them are
+    known before the first batch; empty for other data.
 
     Raises:
-        ValueError: says which levels there are.
+        ValueError: for levels that the diffusion of the model does not have; and for a model of
+            data of an unknown standard deviation, since data at given levels have another.
     """
     given = source.conditions.get(GIVEN_LEVEL) if isinstance(source, Shuffled) else None
     if given is None or GIVEN_LEVEL not in given_draws(model.condition_names()):
-        return
+        return ()
     levels = torch.as_tensor(given[:]).double()
     low, high = (float(model.sde.log_snr(t)) for t in (model.sde.T, 0.0))
     margin = 1e-3  # the rounding of printed numbers
@@ -146,6 +149,8 @@ def require_levels(source: AbstractSource, model: ScoreModel) -> None:
             "the model does not know the standard deviation of its data, which is not that of data "
             "at given noise levels: pass ScoreModel(..., data_std=teacher.data_std)"
         )
+    found = levels.unique().tolist()
+    return tuple(found) if len(found) <= _MOST_LEVELS else ()
 
 
 def require_labels(source: AbstractSource, model: ScoreModel) -> None:
