@@ -18,7 +18,8 @@ demo: setup ## train on scikit-learn's digits, sample, evaluate, write demo/digi
 	$(BIN)/sdekit-diffusion train $(RUN) --data digits --steps 2200 --lr 4e-3 --overwrite
 	$(BIN)/sdekit-diffusion report $(RUN)
 
-test: lint types unit ## everything that must pass
+test: lint ## everything that must pass
+	$(MAKE) --no-print-directory --jobs 2 types unit
 
 lint: setup
 	$(BIN)/ruff format --check .

@@ -631,10 +631,10 @@ def test_a_report_with_inception_scores(digits, inception, tmp_path, monkeypatch
     """Those of torchmetrics with the file's network, of the same images in colour, against the
     training images.
     """
-    monkeypatch.setattr(evaluation, "_REFERENCE_IMAGES", 8)
+    monkeypatch.setattr(evaluation, "_REFERENCE_IMAGES", 4)
     argv = [
         "--samples",
-        "3",
+        "2",
         "--steps",
         "3",
         "--tolerance",
@@ -646,22 +646,22 @@ def test_a_report_with_inception_scores(digits, inception, tmp_path, monkeypatch
     ]
     assert main(["report", str(digits), *argv, "--inception", str(inception / "random.pth")]) == 0
     found = json.loads((digits / "report.json").read_text())["inception"]
-    assert (list(found["rows"]), found["n_train"]) == (["model", "real"], 8)
+    assert (list(found["rows"]), found["n_train"]) == (["model", "real"], 4)
     source = load("digits")
-    known = source.reference(8)[0]
+    known = source.reference(4)[0]
     shades = np.rint(np.arange(17) * 255 / 16).astype(np.uint8)
     coloured = [
         torch.from_numpy(shades[part.numpy()]).expand(-1, 3, -1, -1)
-        for part in (source.test[:3], known)
+        for part in (source.test[:2], known)
     ]
     expected = inception_scores(*coloured, weights=inception / "random.pth", seed=0)
     row = found["rows"]["real"]
-    assert row["n"] == 3
+    assert row["n"] == 2
     assert [row["fid"], row["kid"], row["inception"]] == pytest.approx(
         [expected.fid, expected.kid, expected.inception], rel=1e-4
     )
     page = (tmp_path / "r.html").read_text(encoding="utf-8")
-    assert "FID, KID and Inception Score against 8 training images" in page
+    assert "FID, KID and Inception Score against 4 training images" in page
     assert f"<td>{row['fid']:.3f}</td>" in page
 
 
