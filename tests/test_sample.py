@@ -9,6 +9,7 @@ import copy
 import inspect
 import itertools
 import math
+import re
 import traceback
 
 import pytest
@@ -160,7 +161,7 @@ def depends_on_time(method):
         for method, steps in LAWS
         for sde in (SDES if depends_on_time(method) else ["vp"])
     ],
-    ids=str,
+    ids=lambda value: re.sub(r" at 0x\w+", "", str(value)),  # the same in all processes
 )
 def test_every_method_has_the_law_of_narrow_modes(sde, method, steps):
     mixture = MIXTURES["2"]
