@@ -5,8 +5,8 @@ sbibm 1.1 gives ten observations per problem and 10,000 samples of each posterio
 used: `pip install --no-deps sbibm`. One recipe for all: least squares predicts theta from the
 simulation x, and a conditional network learns the law of what is left, given x. Training ends by
 the loss on a tenth of the simulations, and the weights with the least are kept. The recipe was
-chosen with the same 1,000 simulations, by fresh simulations and observations. C2ST is sbibm's: 0.5
-where no classifier can tell samples from the reference, 1 where it always can. `python
+chosen with the 1,000 simulations of SEED = 0, by fresh simulations and observations. C2ST is
+sbibm's: 0.5 where no classifier can tell samples from the reference, 1 where it always can. `python
 benchmarks/sbi.py`; with names of problems, only these; with numbers, only these observations.
 """
 
