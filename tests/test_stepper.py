@@ -4,6 +4,7 @@ states that are changed between two steps.
 
 import math
 from dataclasses import replace
+from typing import ClassVar
 
 import pytest
 import torch
@@ -43,6 +44,25 @@ def test_the_noise_is_that_of_a_solve(noise):
     while at.remaining:
         at = at.next()
     assert torch.equal(at.x, sdekit.solve(SDE, X, ts, solver=sdekit.SRID2(), noise=noise).x)
+
+
+class Careless(sdekit.AbstractSolver):
+    """Euler's step, which changes what the drift returned."""
+
+    order = {"none": sdekit.Order(1, 1)}
+    kept: ClassVar = []
+
+    def step(self, problem, t0, t1, x, noise, state):
+        f = problem.drift(t0, x)
+        end = x + (t1 - t0) * f
+        self.kept.append(f.mul_(0))
+        return sdekit.Step(end)
+
+
+def test_what_a_drift_returned_in_the_last_step_is_not_overwritten():
+    at = sdekit.stepper(ODE, X, [0.0, 1.0], solver=Careless())
+    with pytest.raises(RuntimeError, match="the drift"):
+        at.next()
 
 
 def test_a_point_may_be_left_twice():
