@@ -55,8 +55,8 @@ class AbstractModel(ABC):
             data have mean 0 and standard deviation 1; neither need be exact.
         integrand: what the default sampler approximates by polynomials, see `on_clock`: "noise" for
             networks that predict the noise, and "velocity" for all other models.
-        stiffness: how much faster than that of a model its flow may change, as |w - 1| under
-            guidance; from 1 on the default sampler looks less far back.
+        stiffness: |w - 1| under guidance of scale w, and 0 without; from 1 on the flow is stiff,
+            and the default sampler uses shorter rules.
 
     Example:
         >>> from sdekit.elementary import scaled

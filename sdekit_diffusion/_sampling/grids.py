@@ -422,7 +422,7 @@ class Sigmas(AbstractGrid):
 
     References:
         Karras et al. 2022, arXiv 2206.00364; Sabour, Fidler and Kreis 2024, arXiv 2404.14507, for
-        levels that are optimised for a model, such as those of the example.
+        levels that are optimised for a model.
     """
 
     sigmas: Levels

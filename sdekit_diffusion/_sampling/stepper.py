@@ -29,7 +29,6 @@ class Stepper:
     Raises:
         sdekit.NotFiniteError: in `next`, when the state is not finite; on an accelerator at the end
             of the grid only.
-        RuntimeError: in `next`, when the state was changed in place instead of by `with_x`.
         ValueError: in `next` at the end of the grid, and in `with_x` for another shape or dtype.
 
     Example:
@@ -87,8 +86,10 @@ class Stepper:
 
     @property
     def x(self) -> Tensor:
-        """x_t, `(n, *shape)`, in float32 where samples are in half precision."""
-        return self._coordinates.physical(self.t, self._u)
+        """A copy of x_t, `(n, *shape)`, in float32 where samples are in half precision; `with_x`
+        puts another one in its place.
+        """
+        return self._coordinates.physical(self.t, self._u).clone()
 
     @property
     def samples(self) -> Tensor:
