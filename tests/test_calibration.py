@@ -73,7 +73,6 @@ def full(dim):
 JACOBIANS = {
     "plane, d = 16": plane(16),
     "plane, d = 32": plane(32, -1.0),
-    "full, d = 16": full(16),
     "full, d = 32": full(32),
 }
 

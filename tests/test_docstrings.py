@@ -83,11 +83,6 @@ def test_the_examples_run(name, tmp_path, monkeypatch):
     assert not runner.failures, "".join(reports)
 
 
-@pytest.mark.parametrize("value", OWN)
-def test_a_public_name_has_an_example(value):
-    assert ">>>" in (value.__doc__ or "")
-
-
 @pytest.mark.parametrize(("name", "value"), OTHERS)
 def test_a_public_table_or_module_has_an_example(name, value):
     """In the docstring of a module itself, of other objects in that of the package."""
@@ -100,13 +95,6 @@ def test_a_public_table_or_module_has_an_example(name, value):
     lines = [line for line in text.splitlines() if line.strip()[:3] in (">>>", "...")]
     assert lines
     assert inspect.ismodule(value) or any(last in line for line in lines)
-
-
-@pytest.mark.parametrize("value", OWN)
-def test_the_lines_of_a_docstring_fit(value):
-    indent = 4 * (1 + value.__qualname__.count("."))
-    lines = [" " * indent + line for line in inspect.cleandoc(value.__doc__).splitlines()]
-    assert [line for line in lines if len(line) > LIMIT] == []
 
 
 def tree(value):
@@ -156,11 +144,16 @@ def methods(cls):
 
 
 @pytest.mark.parametrize("value", OWN)
-def test_what_raises_says_so(value):
+def test_a_public_name_has_an_example_and_lines_that_fit_and_says_what_is_raised(value):
+    text = value.__doc__ or ""
+    assert ">>>" in text
+    indent = 4 * (1 + value.__qualname__.count("."))
+    lines = [" " * indent + line for line in inspect.cleandoc(text).splitlines()]
+    assert [line for line in lines if len(line) > LIMIT] == []
     if inspect.isroutine(value):
-        assert not raises(value) or "Raises:" in value.__doc__
+        assert not raises(value) or "Raises:" in text
         return
-    assert "Raises:" in value.__doc__ or not any(map(raises, constructor(value)))
+    assert "Raises:" in text or not any(map(raises, constructor(value)))
     silent = [
         name for name, function in methods(value) if raises(function) and not said(value, name)
     ]

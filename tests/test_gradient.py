@@ -640,7 +640,8 @@ def test_a_step_compiles_whole(solver, kind, time):
     """As tensors, times do not make a step compile again; a state that appears with the first step
     may, once.
     """
-    compiled, eager, count = compiled_steps(solver, kind, TIMES[time], "eager")
+    steps = 2 if time == "floats" else 4  # as floats, times compile a step again and again
+    compiled, eager, count = compiled_steps(solver, kind, TIMES[time], "eager", steps=steps)
     torch.testing.assert_close(compiled, eager, rtol=1e-14, atol=1e-14)
     assert count <= 2 or time == "floats"
 

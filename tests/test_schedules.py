@@ -356,10 +356,12 @@ def test_on_the_clock_all_diffusions_give_the_same_samples(sde, method):
     torch.testing.assert_close(b, a, rtol=0, atol=1e-4 + ends)
 
 
-@pytest.mark.parametrize("method", ["default", OnClock(eta=1.0), "ode", *NATURAL], ids=str)
+@pytest.mark.parametrize("method", NATURAL)
 @pytest.mark.parametrize("sde", NEW)
 def test_every_method_has_the_law(sde, method):
-    """Mean and covariance within 5.5 standard errors of 4000 samples and the bias of 1000 steps."""
+    """Mean and covariance within 5.5 standard errors of 4000 samples and the bias of 1000 steps.
+    Samples of methods on the clock are those under VP, see above.
+    """
     n = 4000
     solution = sample(MIXTURE, n, sde=sde, method=method, seed=2, return_solution=True)
     law = MIXTURE.marginal(float(solution.ts[-1]), DEFAULTS[sde])
