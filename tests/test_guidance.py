@@ -367,27 +367,46 @@ def test_guidance_is_the_stiffer_the_stronger(scale):
     assert far(0.0).stiffness == WHOLE.stiffness == 0
 
 
+FEW = sdekit.AdamsBashforth(1)
+STIFF_RULES = {  # those of medium numbers of steps, and of many
+    "velocity": (
+        sdekit.AdamsMoulton(1, self_starting=False),
+        sdekit.AdamsMoulton(2, self_starting=False),
+    ),
+    "noise": (
+        sdekit.AdamsBashforth(2, variable="l", self_starting=False),
+        sdekit.AdamsMoulton(2, variable="l", self_starting=False, lower_final=True),
+    ),
+}
+
+
 @pytest.mark.parametrize(
-    ("predicts", "scale", "steps", "corrects"),
+    ("predicts", "scale", "steps", "rule"),
     [
-        ("velocity", 2.0, 7, False),
-        ("velocity", 2.0, 8, True),
-        ("velocity", 3.0, 11, False),
-        ("velocity", 3.0, 12, True),
-        ("noise", 3.0, 29, False),
-        ("noise", 3.0, 30, True),
+        ("velocity", 3.0, 3, FEW),
+        ("velocity", 3.0, 4, STIFF_RULES["velocity"][0]),
+        ("velocity", 5.0, 7, FEW),
+        ("velocity", 5.0, 8, STIFF_RULES["velocity"][0]),
+        ("velocity", 2.0, 7, STIFF_RULES["velocity"][0]),
+        ("velocity", 2.0, 8, STIFF_RULES["velocity"][1]),
+        ("velocity", 3.0, 11, STIFF_RULES["velocity"][0]),
+        ("velocity", 3.0, 12, STIFF_RULES["velocity"][1]),
+        ("noise", 3.0, 7, FEW),
+        ("noise", 3.0, 8, STIFF_RULES["noise"][0]),
+        ("noise", 5.0, 10, FEW),
+        ("noise", 5.0, 11, STIFF_RULES["noise"][0]),
+        ("noise", 3.0, 29, STIFF_RULES["noise"][0]),
+        ("noise", 3.0, 30, STIFF_RULES["noise"][1]),
     ],
+    ids=str,
 )
 @pytest.mark.parametrize("grid", ["focused", "karras"])
 def test_the_default_looks_less_far_back_where_the_flow_is_stiff(
-    predicts, scale, steps, corrects, grid
+    predicts, scale, steps, rule, grid
 ):
-    """From 4 + 4 s steps on, of the noise from 10 + 10 s, another rule; s = w - 1."""
-    if predicts == "velocity":
-        rule = sdekit.AdamsMoulton(2 if corrects else 1, self_starting=False)
-    else:
-        kind = sdekit.AdamsMoulton if corrects else sdekit.AdamsBashforth
-        rule = kind(2, variable="l", self_starting=False, lower_final=corrects)
+    """Rules change at 2 s and 4 + 4 s steps, with s = w - 1; of the noise at 5 + 1.5 s and
+    10 + 10 s.
+    """
     guided = Guided(model(predicts).given(label=LABELS), scale)
     settings = {"steps": steps, "seed": 0, "grid": grid}
     meant = sd.OnClock(rule, integrand="model")

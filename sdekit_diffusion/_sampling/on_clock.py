@@ -53,20 +53,20 @@ _SHORT_RULES: dict[str, AbstractMultistep] = {
     "noise": AdamsBashforth(2, variable="l", self_starting=False),
     "data": AdamsMoulton(3, self_starting=False),
 }
-# Of models whose stiffness s is 1 or more: the a and b of the number of steps a + b s below which
-# the first rule is used, and the second one.
-_STIFF_RULES: dict[str, tuple[float, float, AbstractMultistep, AbstractMultistep]] = {
+# Of models whose stiffness s is 1 or more: the a and b of the number of steps a + b s below which a
+# rule is used, and the rule.
+_STIFF_RULES: dict[str, tuple[tuple[float, float, AbstractMultistep], ...]] = {
     "velocity": (
-        4, 4,
-        AdamsMoulton(1, self_starting=False),
-        AdamsMoulton(2, self_starting=False),
+        (0, 2, AdamsBashforth(1)),
+        (4, 4, AdamsMoulton(1, self_starting=False)),
+        (math.inf, 0, AdamsMoulton(2, self_starting=False)),
     ),
     "noise": (
-        10, 10,
-        AdamsBashforth(2, variable="l", self_starting=False),
-        AdamsMoulton(2, variable="l", self_starting=False, lower_final=True),
+        (5, 1.5, AdamsBashforth(1)),
+        (10, 10, AdamsBashforth(2, variable="l", self_starting=False)),
+        (math.inf, 0, AdamsMoulton(2, variable="l", self_starting=False, lower_final=True)),
     ),
-}  # fmt: skip
+}
 
 # With noise: steps from which the rule looks one value further back, and the largest share of
 # `Focused` with which it does so.
@@ -214,12 +214,13 @@ class OnClock(AbstractGridMethod):
         which long rules amplify where steps are long: of the noise the rule is `AdamsBashforth(2)`
         below 8 steps, `AdamsBashforth(3)` below 15, `AdamsMoulton(2)` below 30 and then
         `AdamsMoulton(3)`, all in l. Under guidance with s = |w - 1| from 1 on
-        (`AbstractModel.stiffness`) rules are shorter: of the velocity `AdamsMoulton(1)` below
-        4 + 4 s steps, of the noise `AdamsBashforth(2)` below 10 + 10 s, and then
-        `AdamsMoulton(2)`. Of the data it is `AdamsMoulton(3)`. With noise it is `AdamsMoulton(2)`,
-        and with three values in l from 25 steps on. On grids that do not follow the model
-        (`follows_model`), and with noise on others than `Focused(0.3)`, whose steps of l differ
-        less, the longer rules have larger errors or are unstable, and are not used.
+        (`AbstractModel.stiffness`) rules are shorter: of the velocity `AdamsBashforth(1)` below
+        2 s steps and `AdamsMoulton(1)` below 4 + 4 s, of the noise `AdamsBashforth(1)` below
+        5 + 1.5 s and `AdamsBashforth(2)` below 10 + 10 s, and then `AdamsMoulton(2)`. Of the data
+        it is `AdamsMoulton(3)`. With noise it is `AdamsMoulton(2)`, and with three values in l from
+        25 steps on. On grids that do not follow the model (`follows_model`), and with noise on
+        others than `Focused(0.3)`, whose steps of l differ less, the longer rules have larger
+        errors or are unstable, and are not used.
         """
         if self.solver is not None:
             return self.solver
@@ -232,8 +233,8 @@ class OnClock(AbstractGridMethod):
     def _rule_for(self, integrand: str, stiffness: float) -> AbstractMultistep:
         """The default rule without noise."""
         if stiffness >= 1:
-            a, b, few, many = _STIFF_RULES[integrand]
-            return few if self.steps < a + b * stiffness else many
+            tiers = _STIFF_RULES[integrand]
+            return next(rule for a, b, rule in tiers if self.steps < a + b * stiffness)
         if not self.grid.follows_model or integrand not in _RULES:
             return _SHORT_RULES[integrand]
         return next(rule for bound, rule in _RULES[integrand] if self.steps < bound)
