@@ -15,7 +15,7 @@ $(VENV)/.installed: pyproject.toml
 	touch $@
 
 demo: setup ## train on scikit-learn's digits, sample, evaluate, write demo/digits/report.html
-	$(BIN)/sdekit-diffusion train $(RUN) --data digits --steps 2200 --lr 4e-3 --overwrite
+	$(BIN)/sdekit-diffusion train $(RUN) --data digits --weighting plain --steps 2200 --lr 4e-3 --overwrite
 	$(BIN)/sdekit-diffusion report $(RUN)
 
 test: lint ## everything that must pass

@@ -126,7 +126,7 @@ def digits() -> tuple[Once, Tensor]:
     fit(
         model,
         source.train,
-        Recipe(steps=500, batch_size=64),
+        Recipe(steps=500, batch_size=64, weighting="plain"),
         transform=source.scale.encode,
         progress=False,
     )

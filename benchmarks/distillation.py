@@ -45,7 +45,7 @@ def teacher_of(folder: Path | None) -> sd.ScoreModel:
     torch.manual_seed(SEED)
     net = sd.nets.UNet(channels=1, width=32)
     model = sd.ScoreModel(net, "subvp", "velocity", shape=(1, 8, 8), conditioning="log_snr")
-    sd.fit(model, digits, sd.Recipe(steps=2200, lr=4e-3, seed=SEED))
+    sd.fit(model, digits, sd.Recipe(steps=2200, lr=4e-3, weighting="plain", seed=SEED))
     return model
 
 

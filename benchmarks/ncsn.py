@@ -148,7 +148,14 @@ def trained(seed: int) -> tuple[dict[str, tuple[ScoreModel, Scale]], list[dict[s
     rows = []
     for name, (model, scale) in made.items():
         discrete = name in ("DDPM", "NCSN", "NCSNv2")
-        recipe = Recipe(steps=UPDATES, batch_size=BATCH, lr=LR, discrete=discrete, seed=seed)
+        recipe = Recipe(
+            steps=UPDATES,
+            batch_size=BATCH,
+            lr=LR,
+            weighting="plain",
+            discrete=discrete,
+            seed=seed,
+        )
         begun = time.process_time()
         wall = time.perf_counter()
         fit(model, TRAIN, recipe, transform=scale.encode, progress=False)

@@ -243,14 +243,15 @@ CASES = (
     TRANSFORMER,
     Case(stratified=True),
     Case(conditioning="standardised"),
-    Case(conditioning="standardised", weighting="edm"),
-    Case(weighting="edm", density="time"),
+    Case(weighting="edm"),
+    Case(density="time"),
+    Case(weighting="plain"),
+    Case(weighting="plain", density=sd.LogNormal(0.0, 1.0)),
     Case(weighting="likelihood"),
     Case(weighting="min_snr"),
     Case(weighting="sigmoid"),
     Case("noise"),
     Case("data"),
-    Case("data", weighting="plain"),
     Case("flow", density=sd.LogNormal(0.0, 1.0)),
 )
 

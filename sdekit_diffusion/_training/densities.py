@@ -12,7 +12,9 @@ from torch import Tensor
 from sdekit.elementary import clip
 from sdekit_diffusion._diffusions.diffusion import AbstractDiffusion
 
-__all__ = ["DENSITIES", "AbstractDensity", "AbstractLogSNRDensity", "LogNormal"]
+__all__ = ["DENSITIES", "AbstractDensity", "AbstractLogSNRDensity", "LogNormal", "Logistic"]
+
+_EDM_MEAN = -1.2 - math.log(0.5)  # EDM's P_mean = -1.2 is of data of standard deviation 0.5
 
 
 @dataclass(frozen=True)
@@ -48,10 +50,10 @@ class AbstractLogSNRDensity(AbstractDensity):
     Example:
         >>> from dataclasses import dataclass
         >>> @dataclass(frozen=True)
-        ... class Logistic(sd.AbstractLogSNRDensity):
-        ...     def cdf(self, l): return torch.sigmoid(l)
-        ...     def quantile(self, p): return torch.logit(p)
-        >>> recipe = sd.Recipe(steps=20, density=Logistic())
+        ... class Cauchy(sd.AbstractLogSNRDensity):
+        ...     def cdf(self, l): return 0.5 + torch.atan(l) / torch.pi
+        ...     def quantile(self, p): return torch.tan(torch.pi * (p - 0.5))
+        >>> recipe = sd.Recipe(steps=20, density=Cauchy())
     """
 
     @abstractmethod
@@ -76,7 +78,7 @@ class LogNormal(AbstractLogSNRDensity):
     """log(sigma / (alpha s)) ~ N(mean, std^2), with s the standard deviation of the data.
 
     Arguments:
-        mean: EDM's P_mean = -1.2 for data of s = 0.5 less log s, unless given.
+        mean: EDM's P_mean = -1.2 less the log s of its data, s = 0.5, unless given.
         std: EDM's P_std unless given. With mean = 0 and std = 1 the time of flow matching, t =
             sigma / (alpha + sigma), is logit-normal, as in Stable Diffusion 3.
 
@@ -90,7 +92,7 @@ class LogNormal(AbstractLogSNRDensity):
         Karras et al. 2022, arXiv 2206.00364, table 1; Esser et al. 2024, arXiv 2403.03206.
     """
 
-    mean: float = -1.2 - math.log(0.5)
+    mean: float = _EDM_MEAN
     std: float = 1.2
 
     def __post_init__(self) -> None:
@@ -102,6 +104,38 @@ class LogNormal(AbstractLogSNRDensity):
 
     def quantile(self, p: Tensor) -> Tensor:
         return torch.special.ndtri(p) * self.std - self.mean
+
+
+@dataclass(frozen=True)
+class Logistic(AbstractLogSNRDensity):
+    """log(sigma / (alpha s)) has a logistic law, with s the standard deviation of the data: the
+    least and the largest noise are trained too, by tails that are heavier than those of
+    `LogNormal`.
+
+    Arguments:
+        mean: that of `LogNormal` unless given.
+        scale: pi / sqrt(3) times it is the standard deviation. With mean = 0 and scale = 1 the time
+            of flow matching, t = sigma / (alpha s + sigma), is uniform.
+
+    Raises:
+        ValueError: unless scale is positive and mean finite.
+
+    Example:
+        >>> recipe = sd.Recipe(steps=20, density=sd.Logistic(mean=0.0, scale=0.8))
+    """
+
+    mean: float = _EDM_MEAN
+    scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not (0 < self.scale < math.inf and math.isfinite(self.mean)):
+            raise ValueError(f"mean must be finite and scale positive: {self}")
+
+    def cdf(self, l: Tensor) -> Tensor:
+        return torch.sigmoid((l + self.mean) / self.scale)
+
+    def quantile(self, p: Tensor) -> Tensor:
+        return torch.logit(p) * self.scale - self.mean
 
 
 @dataclass(frozen=True)
@@ -129,6 +163,7 @@ DENSITIES: Mapping[str, AbstractDensity] = {
     "time": _Time(),
     "uniform": _Uniform(),
     "log_normal": LogNormal(),
+    "logistic": Logistic(),
 }
 
 if TYPE_CHECKING:

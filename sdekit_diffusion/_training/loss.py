@@ -58,12 +58,12 @@ def dsm_loss(
         x0: data, floating, `(batch, *shape)`.
         weighting: w, by its name in `WEIGHTS`, or an `AbstractWeight`: "plain", 1; "likelihood", 1
             with l uniform, so that the loss bounds the negative log-likelihood up to a factor and a
-            constant; "edm", 1 + e^{-2l}; "min_snr", `MinSNR(5)`; "balanced", e^{-l}; "data",
-            e^{-2l}; "sigmoid", `Sigmoid(2)`.
+            constant; "edm" and "velocity", 1 + e^{-2l}; "min_snr", `MinSNR(5)`; "balanced", e^{-l};
+            "data", e^{-2l}; "sigmoid", `Sigmoid(2)`.
         density: of noise levels, by its name in `DENSITIES`, or an `AbstractDensity`: "time", t
-            uniform (EDM: t^(1/7)); "uniform", l uniform; "log_normal", `LogNormal()`. That of the
-            weighting unless given: "uniform" for "likelihood", "balanced" and
-            "sigmoid", "log_normal" for "edm", "time" for others.
+            uniform (EDM: t^(1/7)); "uniform", l uniform; "log_normal", `LogNormal()`; "logistic",
+            `Logistic()`. That of the weighting unless given: "uniform" for "likelihood", "balanced"
+            and "sigmoid", "log_normal" for "edm", "logistic" for "velocity", "time" for others.
         stratified: draw the levels of the stream of samples evenly: the quantiles are u + n / phi
             modulo 1 for sample n, with the golden ratio phi and u drawn once from the seed.
         discrete: draw t from the diffusion's own `levels`, all equally likely, as DDPM and NCSN do.

@@ -80,6 +80,13 @@ class _EDM(AbstractWeight):
 
 
 @dataclass(frozen=True)
+class _Velocity(_EDM):
+    """The same with a density of noise levels that has heavier tails."""
+
+    density = "logistic"
+
+
+@dataclass(frozen=True)
 class _Balanced(AbstractWeight):
     """e^{-l} = |z_hat - z| / |eps_hat - eps|: gradients with respect to a network that predicts the
     data, which grow like e^{2l} |z_hat - z| where nothing weights them, are of one size.
@@ -154,14 +161,15 @@ WEIGHTS: Mapping[str, AbstractWeight] = {
     "plain": _Plain(),
     "likelihood": _Likelihood(),
     "edm": _EDM(),
+    "velocity": _Velocity(),
     "min_snr": MinSNR(),
     "balanced": _Balanced(),
     "data": _Data(),
     "sigmoid": Sigmoid(),
 }
 
-# Where it is not "plain".
-_SUITED: Mapping[Prediction, str] = {"data": "balanced"}
+# Where it is not "plain"; chosen by benchmarks/recipes.py.
+_SUITED: Mapping[Prediction, str] = {"data": "balanced", "velocity": "velocity"}
 
 if TYPE_CHECKING:
     Weighting = str | AbstractWeight

@@ -35,10 +35,11 @@ class Recipe:
             several, the first of which gives the weights of the trained model.
         widths: the relative widths of averages from snapshots of which `load(folder, width=...)`
             makes one of any width after the run, such as (0.05, 0.1); see `Log.snapshots`.
-        weighting: of the noise levels, see `dsm_loss`: plain, likelihood, edm, min_snr, balanced,
-            data, sigmoid, or in Python an `AbstractWeight`. Unless given, "balanced" for a network
-            that predicts the data, and "plain" for others.
-        density: of the noise levels, see `dsm_loss`: time, uniform, log_normal, or in
+        weighting: of the noise levels, see `dsm_loss`: plain, likelihood, edm, velocity, min_snr,
+            balanced, data, sigmoid, or in Python an `AbstractWeight`. Unless given, "velocity" for
+            a network that predicts the velocity, "balanced" for one that predicts the data, and
+            "plain" for others and for discrete levels.
+        density: of the noise levels, see `dsm_loss`: time, uniform, log_normal, logistic, or in
             Python an `AbstractLogSNRDensity`; that of the weighting unless given.
         stratified: draw the noise levels evenly over the samples of the stream, see `dsm_loss`.
         discrete: train only the discrete levels of `DDPM` and `NCSN`, see `dsm_loss`.
@@ -117,7 +118,8 @@ class Recipe:
         """The recipe with the weighting and the density that suit a prediction, where none are
         given.
         """
-        weighting = suited(predicts) if self.weighting is None else self.weighting
+        fitting = "plain" if self.discrete else suited(predicts)
+        weighting = fitting if self.weighting is None else self.weighting
         density = None if self.discrete else self.density or weight_of(weighting).density
         return replace(self, weighting=weighting, density=density)
 
