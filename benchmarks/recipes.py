@@ -36,7 +36,7 @@ UPDATES = 700
 PREDICTIONS = ("velocity", "noise", "data", "score", "flow")
 Conditioning = Literal["time", "log_snr", "standardised"]
 CONDITIONINGS: tuple[Conditioning, ...] = ("time", "log_snr")
-PLANE_WEIGHTS: tuple[str | None, ...] = (None, "plain", "edm", "min_snr", "balanced")
+PLANE_WEIGHTS: tuple[str | None, ...] = (None, "plain", "edm", "velocity", "min_snr", "balanced")
 TRACKED = (0.03, 0.05, 0.07, 0.1, 0.15, 0.2, 0.25)
 CONFIRMED = 3  # recipes that are trained on the larger images
 
