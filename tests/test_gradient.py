@@ -621,11 +621,12 @@ ON_GRIDS = (AbstractPlanned, AbstractPredictor, PredictorCorrector)  # times are
 
 
 def compiled_cases():
-    """Every solver and kind of noise with times as tensors; the other forms of time with one kind a
-    solver.
+    """Every solver, with its first and its last kind of noise and times as tensors; the other forms
+    of time with one kind a solver.
     """
     for solver in PUBLIC:
-        kinds = ["additive"] if solver.normals else list(solver.order)
+        kinds = ["additive"] if solver.normals else [*solver.order]
+        kinds = [*dict.fromkeys([kinds[0], kinds[-1]])]
         floats_only = isinstance(solver, ON_GRIDS)
         tried = [(kind, "floats" if floats_only else "one tensor") for kind in kinds]
         tried += [] if floats_only else [(kinds[-1], "floats"), (kinds[-1], "a time a sample")]

@@ -653,7 +653,7 @@ def test_a_trained_network_of_images_encodes_and_decodes():
     fit(
         model,
         source.train,
-        Recipe(steps=60, batch_size=64),
+        Recipe(steps=60, batch_size=64, weighting="plain"),
         transform=source.scale.encode,
         progress=False,
     )
