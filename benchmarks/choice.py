@@ -245,7 +245,8 @@ def guided_rules() -> list[dict[str, Any]]:
         classes = int(label.max()) + 1
         net = nets.MLP(shape=shape, width=64, classes=classes)
         model = ScoreModel(net, "vp", predicts, shape=shape)
-        fit(model, (x, label), Recipe(steps=2500, batch_size=256), progress=False)
+        recipe = Recipe(steps=2500, batch_size=256, weighting="plain")
+        fit(model, (x, label), recipe, progress=False)
         given = model.given(label=torch.arange(200) % classes)
         for scale in GUIDANCE:
             guided = Guided(given, scale)

@@ -151,15 +151,15 @@ def stratified(batches: int = 200) -> list[dict[str, Any]]:
     image_model = sd.ScoreModel(
         images, "subvp", "velocity", shape=(1, 8, 8), conditioning="log_snr"
     )
-    sd.fit(image_model, digits, sd.Recipe(steps=200), progress=False)
-    recipe = sd.Recipe(steps=200)
+    recipe = sd.Recipe(steps=200, weighting="plain")
+    sd.fit(image_model, digits, recipe, progress=False)
     cases = {
         "plane": (plane_model("velocity", "log_snr", recipe), MIXTURE.sample(2000, seed=0).float()),
         "digits": (image_model, digits),
     }
     rows = []
     for name, (model, x) in cases.items():
-        for weighting in ("plain", "likelihood", "edm"):
+        for weighting in ("plain", "likelihood", "edm", "velocity"):
             pairs = [
                 gradients(model.train(), x, batches, weighting, even) for even in (False, True)
             ]
@@ -190,7 +190,7 @@ def averages() -> list[dict[str, Any]]:
     model = sd.ScoreModel(net, "subvp", "velocity", shape=(2,), conditioning="log_snr")
     start = {name: value.clone() for name, value in model.state_dict().items()}
     x = MIXTURE.sample(2000, seed=0).float()
-    recipe = sd.Recipe(steps=UPDATES, widths=TRACKED)
+    recipe = sd.Recipe(steps=UPDATES, weighting="plain", widths=TRACKED)
     training = sd.Training(model, x, recipe)
     for _ in range(UPDATES):
         next(training)

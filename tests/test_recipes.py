@@ -323,7 +323,9 @@ def test_each_prediction_has_its_weight():
         )
         torch.testing.assert_close(losses, expected_losses)
     assert Recipe(weighting="edm").suited("data").weighting == "edm"
-    assert Recipe(discrete=True).suited("velocity").weighting == "plain"
+    discrete = Recipe(discrete=True)
+    assert discrete.suited("velocity").weighting == discrete.suited("noise").weighting == "plain"
+    assert discrete.suited("data").weighting == "balanced"
 
 
 def rewritten(folder, change):

@@ -54,7 +54,7 @@ _SHORT_RULES: dict[str, AbstractMultistep] = {
     "data": AdamsMoulton(3, self_starting=False),
 }
 # Of models whose stiffness s is 1 or more: the a and b of the number of steps a + b s below which a
-# rule is used, and the rule.
+# rule is used, and the rule. Chosen by benchmarks/choice.py --guided.
 _STIFF_RULES: dict[str, tuple[tuple[float, float, AbstractMultistep], ...]] = {
     "velocity": (
         (0, 2, AdamsBashforth(1)),

@@ -80,7 +80,7 @@ class LogNormal(AbstractLogSNRDensity):
     Arguments:
         mean: EDM's P_mean = -1.2 less the log s of its data, s = 0.5, unless given.
         std: EDM's P_std unless given. With mean = 0 and std = 1 the time of flow matching, t =
-            sigma / (alpha + sigma), is logit-normal, as in Stable Diffusion 3.
+            sigma / (alpha s + sigma), is logit-normal, as in Stable Diffusion 3.
 
     Raises:
         ValueError: unless std is positive and mean finite.

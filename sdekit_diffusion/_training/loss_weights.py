@@ -81,7 +81,9 @@ class _EDM(AbstractWeight):
 
 @dataclass(frozen=True)
 class _Velocity(_EDM):
-    """The same with a density of noise levels that has heavier tails."""
+    """1 + e^{-2l}: the error of the velocity of standardised data, with a density of noise levels
+    that has heavier tails than EDM's.
+    """
 
     density = "logistic"
 
@@ -177,6 +179,9 @@ else:
     Weighting = Literal[*WEIGHTS]  # what the command line offers
 
 
-def suited(predicts: Prediction) -> str:
-    """The name of the weight for what a network predicts, where none is given."""
-    return _SUITED.get(predicts, "plain")
+def suited(predicts: Prediction, *, discrete: bool) -> str:
+    """The name of the weight for what a network predicts, where none is given; for discrete levels,
+    which have no density, that of the velocity is "plain".
+    """
+    name = _SUITED.get(predicts, "plain")
+    return "plain" if discrete and name == "velocity" else name

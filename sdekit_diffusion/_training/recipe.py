@@ -37,8 +37,8 @@ class Recipe:
             makes one of any width after the run, such as (0.05, 0.1); see `Log.snapshots`.
         weighting: of the noise levels, see `dsm_loss`: plain, likelihood, edm, velocity, min_snr,
             balanced, data, sigmoid, or in Python an `AbstractWeight`. Unless given, "velocity" for
-            a network that predicts the velocity, "balanced" for one that predicts the data, and
-            "plain" for others and for discrete levels.
+            a network that predicts the velocity at levels that are not discrete, "balanced" for one
+            that predicts the data, and "plain" for others.
         density: of the noise levels, see `dsm_loss`: time, uniform, log_normal, logistic, or in
             Python an `AbstractLogSNRDensity`; that of the weighting unless given.
         stratified: draw the noise levels evenly over the samples of the stream, see `dsm_loss`.
@@ -118,8 +118,9 @@ class Recipe:
         """The recipe with the weighting and the density that suit a prediction, where none are
         given.
         """
-        fitting = "plain" if self.discrete else suited(predicts)
-        weighting = fitting if self.weighting is None else self.weighting
+        weighting = self.weighting
+        if weighting is None:
+            weighting = suited(predicts, discrete=self.discrete)
         density = None if self.discrete else self.density or weight_of(weighting).density
         return replace(self, weighting=weighting, density=density)
 
