@@ -323,6 +323,8 @@ def test_each_prediction_has_its_weight():
         )
         torch.testing.assert_close(losses, expected_losses)
     assert Recipe(weighting="edm").suited("data").weighting == "edm"
+    densities = [Recipe().suited(predicts).density for predicts in ("velocity", "data", "noise")]
+    assert densities == ["logistic", "uniform", "time"]
     discrete = Recipe(discrete=True)
     assert discrete.suited("velocity").weighting == discrete.suited("noise").weighting == "plain"
     assert discrete.suited("data").weighting == "balanced"
