@@ -391,10 +391,10 @@ STIFF_RULES = {  # those of medium numbers of steps, and of many
         ("velocity", 2.0, 8, STIFF_RULES["velocity"][1]),
         ("velocity", 3.0, 11, STIFF_RULES["velocity"][0]),
         ("velocity", 3.0, 12, STIFF_RULES["velocity"][1]),
-        ("noise", 3.0, 7, FEW),
-        ("noise", 3.0, 8, STIFF_RULES["noise"][0]),
-        ("noise", 5.0, 10, FEW),
-        ("noise", 5.0, 11, STIFF_RULES["noise"][0]),
+        ("noise", 3.0, 8, FEW),
+        ("noise", 3.0, 9, STIFF_RULES["noise"][0]),
+        ("noise", 5.0, 13, FEW),
+        ("noise", 5.0, 14, STIFF_RULES["noise"][0]),
         ("noise", 3.0, 29, STIFF_RULES["noise"][0]),
         ("noise", 3.0, 30, STIFF_RULES["noise"][1]),
     ],
@@ -404,7 +404,7 @@ STIFF_RULES = {  # those of medium numbers of steps, and of many
 def test_the_default_looks_less_far_back_where_the_flow_is_stiff(
     predicts, scale, steps, rule, grid
 ):
-    """Rules change at 2 s and 4 + 4 s steps, with s = w - 1; of the noise at 5 + 1.5 s and
+    """Rules change at 2 s and 4 + 4 s steps, with s = w - 1; of the noise at 3 + 2.7 s and
     10 + 10 s.
     """
     guided = Guided(model(predicts).given(label=LABELS), scale)

@@ -62,7 +62,7 @@ _STIFF_RULES: dict[str, tuple[tuple[float, float, AbstractMultistep], ...]] = {
         (math.inf, 0, AdamsMoulton(2, self_starting=False)),
     ),
     "noise": (
-        (5, 1.5, AdamsBashforth(1)),
+        (3, 2.7, AdamsBashforth(1)),
         (10, 10, AdamsBashforth(2, variable="l", self_starting=False)),
         (math.inf, 0, AdamsMoulton(2, variable="l", self_starting=False, lower_final=True)),
     ),
@@ -216,7 +216,7 @@ class OnClock(AbstractGridMethod):
         `AdamsMoulton(3)`, all in l. Under guidance with s = |w - 1| from 1 on
         (`AbstractModel.stiffness`) rules are shorter: of the velocity `AdamsBashforth(1)` below
         2 s steps and `AdamsMoulton(1)` below 4 + 4 s, of the noise `AdamsBashforth(1)` below
-        5 + 1.5 s and `AdamsBashforth(2)` below 10 + 10 s, and then `AdamsMoulton(2)`. Of the data
+        3 + 2.7 s and `AdamsBashforth(2)` below 10 + 10 s, and then `AdamsMoulton(2)`. Of the data
         it is `AdamsMoulton(3)`. With noise it is `AdamsMoulton(2)`, and with three values in l from
         25 steps on. On grids that do not follow the model (`follows_model`), and with noise on
         others than `Focused(0.3)`, whose steps of l differ less, the longer rules have larger
