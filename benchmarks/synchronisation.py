@@ -75,6 +75,7 @@ SYNCHRONISING = (
 class Row:
     """What a case did at each of two numbers of steps, or of rounds of adaptive steps."""
 
+    group: str
     name: str
     steps: tuple[int, ...]
     waits: tuple[int, ...]
@@ -257,7 +258,7 @@ def rows(groups: list[str]) -> Iterator[Row]:
                 found = [counted(case, n, gpu) for n in sizes]
                 steps, waits, kernels = zip(*found, strict=True)
                 common = [f"{count} x {what}" for what, count in Counter(waits[-1]).most_common(4)]
-                yield Row(name, steps, tuple(map(len, waits)), kernels, tuple(common))
+                yield Row(group, name, steps, tuple(map(len, waits)), kernels, tuple(common))
 
 
 def main() -> None:
