@@ -1,15 +1,17 @@
 """What the default integrates: mean error of x(end) for the velocity by its c, and for the data, on
 mixtures of its own.
 
-The rule is the default's, `AdamsMoulton(4)` on the focused grid, below 12 steps `AdamsMoulton(3)`,
-and for the c of the default the other one of them too; x(end) is compared with the probability flow
-from the same x_T, solved to 1e-12. The digits are the covariances of scikit-learn's, ten Gaussians.
-benchmarks/samplers.py measures the choice on other mixtures.
+The rule is the default's on the focused grid: `AdamsMoulton(3)` below 9 steps and `AdamsMoulton(4)`
+from there on, below 20 with shorter last steps; with c = 1, the default, also the other k, and last
+steps of the other kind. x(end) is compared with the probability flow from the same x_T, solved to
+1e-12. The digits are the covariances of scikit-learn's, ten Gaussians. benchmarks/samplers.py
+measures the choice on other mixtures.
 
-With --few the choices for few steps: grids and rules of the velocity on the same mixtures, rules of
-the noise for small networks that predict it, and rules under guidance for small networks with
-labels, trained here; the error over the least of a row. With --guided the last of these alone.
-benchmarks/networks.py measures them on other networks.
+With --few the choices for few steps and for networks: grids and rules of the velocity on the same
+mixtures; what is integrated, rules and grids for small networks that predict the noise or the
+velocity, and under guidance for small networks with labels, trained here; the error over the least
+of a row. With --guided the last of these alone. benchmarks/networks.py measures them on other
+networks.
 
     python benchmarks/choice.py [--few | --guided]
 """
@@ -19,7 +21,7 @@ import math
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -29,11 +31,21 @@ from samplers import SEED, Start, mixture, start
 from sklearn.datasets import load_digits
 from torch import Tensor
 
-from sdekit import AbstractSolver, AdamsBashforth, AdamsMoulton, Dopri8, solve, uniform
+from sdekit import (
+    AbstractMultistep,
+    AbstractSolver,
+    AdamsBashforth,
+    AdamsMoulton,
+    Dopri8,
+    UniPC,
+    solve,
+    uniform,
+)
 from sdekit_diffusion import (
     VESDE,
     VPSDE,
     AbstractGrid,
+    AbstractModel,
     AdaptiveFlow,
     Focused,
     GaussianMixture,
@@ -49,11 +61,11 @@ from sdekit_diffusion._sampling.clock import velocity_on_angle
 from sdekit_diffusion._sampling.coordinates import Coordinates, Span
 from sdekit_diffusion._sampling.grids import smooth
 
-BUDGETS = (10, 11, 12, 20, 50)
+BUDGETS = (6, 8, 10, 15, 20, 50)
 FEW_STEPS = (5, 6, 8, 10, 12, 15, 19)
 GUIDANCE = (2.0, 3.0, 7.5)
 FEW_STEPS_GUIDED = (5, 8, 10, 15, 20, 25, 35, 50)
-FEW_STEPS_OF_NOISE = (5, 7, 8, 10, 14, 15, 20, 29, 30, 50)
+FEW_STEPS_OF_NETWORKS = (5, 6, 8, 10, 15, 20, 30, 50)
 SHARPNESS = (5.0, 8.0, 12.0)
 POWERS = (0.25, 0.375, 0.5)  # of the number of coordinates
 FRACTIONS = (1.0, 0.5, 1 / 3, 0.25, 0.2, 0.1)
@@ -105,9 +117,11 @@ def errors_of(down: Start, exact: Tensor, steps: int) -> dict[str, float]:
     rule = OnClock(integrand="velocity", steps=steps).rule
     assert isinstance(rule, AdamsMoulton)
     other = replace(rule, k=7 - rule.k)
+    last = replace(rule, lower_final=steps >= 20)
     ends = {f"{f:.2f}": turned(down, f, rule, steps) for f in FRACTIONS}
     ends["data"] = down.sampled(OnClock(rule, steps=steps))
-    ends["other rule"] = turned(down, 0.25, other, steps)
+    ends["other k"] = turned(down, 1.0, other, steps)
+    ends["other last steps"] = turned(down, 1.0, last, steps)
     return {kind: float((x - exact).square().mean(dim=1).sqrt().mean()) for kind, x in ends.items()}
 
 
@@ -134,7 +148,7 @@ def summarised(rows: list[dict[str, Any]], kinds: list[str]) -> Summary:
     summary = {}
     for steps in BUDGETS:
         here = [r for r in rows if r["evaluations"] == steps]
-        least = [min(r[kind] for kind in kinds[:-1]) for r in here]
+        least = [min(r[kind] for kind in kinds[:-2]) for r in here]
         ratios = {
             kind: [r[kind] / best for r, best in zip(here, least, strict=True)] for kind in kinds
         }
@@ -183,6 +197,7 @@ def velocity_rules() -> list[dict[str, Any]]:
         "2, shorter last step": AdamsMoulton(2, self_starting=False, lower_final=True),
         "3": AdamsMoulton(3, self_starting=False),
         "4": AdamsMoulton(4, self_starting=False),
+        "4, shorter last step": AdamsMoulton(4, self_starting=False, lower_final=True),
     }
     rows = []
     for problem, (law, n) in PROBLEMS.items():
@@ -226,69 +241,87 @@ def laws() -> dict[str, tuple[Tensor, Tensor]]:
     return {"modes": (modes, mode), "curved": (curved, quadrant)}
 
 
+def candidates() -> dict[str, OnClock]:
+    """What is integrated, with a rule."""
+    moulton = [
+        AdamsMoulton(k, self_starting=False, lower_final=final)
+        for k in (1, 2, 3, 4)
+        for final in (False, True)
+    ]
+    bashforth = [AdamsBashforth(k, self_starting=False) for k in (1, 2)]
+    in_l = [
+        kind(k, variable="l", self_starting=False, lower_final=True)
+        for kind in (AdamsBashforth, AdamsMoulton)
+        for k in (2, 3)
+    ]
+    methods = [
+        *(OnClock(rule, integrand="velocity") for rule in (*moulton, *bashforth)),
+        *(OnClock(rule, integrand="noise") for rule in (AdamsBashforth(1), *in_l)),
+        *(OnClock(UniPC(k, lower_final=k > 1)) for k in (1, 2)),
+    ]
+    return {f"{method.integrand}, {_name(method.rule)}": method for method in methods}
+
+
+def _name(rule: AbstractSolver) -> str:
+    assert isinstance(rule, AbstractMultistep)
+    return f"{type(rule).__name__}({rule.k}{', shorter last steps' if rule.lower_final else ''})"
+
+
+GRIDS = {
+    "focused": Focused(),
+    "reach 10": Focused(reach=10.0),
+    "infinite reach": Focused(reach=math.inf),
+}
+
+
+def trained(
+    x: Tensor, label: Tensor | None, sde: str, predicts: Literal["noise", "velocity"]
+) -> ScoreModel:
+    """A small network, with labels where there are some."""
+    torch.manual_seed(SEED)
+    shape = tuple(x.shape[1:])
+    net = nets.MLP(shape=shape, width=64, classes=0 if label is None else int(label.max()) + 1)
+    model = ScoreModel(net, sde, predicts, shape=shape)
+    recipe = Recipe(steps=2500, batch_size=256, weighting="plain")
+    fit(model, x if label is None else (x, label), recipe, progress=False)
+    return model
+
+
+def relative_errors(model: AbstractModel, steps: int) -> dict[str, float]:
+    """Of each candidate on each grid, over the least."""
+    exact = sample(model, 200, method=AdaptiveFlow(1e-6, 1e-6), seed=SEED)
+    found = {}
+    for (name, method), (place, grid) in itertools.product(candidates().items(), GRIDS.items()):
+        end = sample(model, 200, method=method, grid=grid, steps=steps, seed=SEED)
+        found[f"{name}, {place}"] = float((end - exact).square().mean(dim=1).sqrt().mean())
+    return _relative(found)
+
+
 def guided_rules() -> list[dict[str, Any]]:
-    """The same by rule under classifier-free guidance, of networks that predict the velocity or the
-    noise under VP.
+    """Errors by what is integrated, rule and grid under classifier-free guidance, over the least of
+    their row, of networks that predict the velocity or the noise under VP.
     """
-    rules: dict[str, dict[str, AbstractSolver]] = {"velocity": {}, "noise": {}}
-    kinds = [(AdamsBashforth, 1), (AdamsBashforth, 2), *((AdamsMoulton, k) for k in (1, 2, 3, 4))]
-    for kind, k in kinds:
-        name = f"{kind.__name__}({k})"
-        rules["velocity"][name] = kind(k, self_starting=False)
-        rules["noise"][name] = kind(
-            k, variable="l", self_starting=False, lower_final=kind is AdamsMoulton
-        )
     rows = []
-    for (law, (x, label)), predicts in itertools.product(laws().items(), ("velocity", "noise")):
-        torch.manual_seed(SEED)
-        shape = tuple(x.shape[1:])
-        classes = int(label.max()) + 1
-        net = nets.MLP(shape=shape, width=64, classes=classes)
-        model = ScoreModel(net, "vp", predicts, shape=shape)
-        recipe = Recipe(steps=2500, batch_size=256, weighting="plain")
-        fit(model, (x, label), recipe, progress=False)
-        given = model.given(label=torch.arange(200) % classes)
-        for scale in GUIDANCE:
-            guided = Guided(given, scale)
-            exact = sample(guided, 200, method=AdaptiveFlow(1e-6, 1e-6), seed=SEED)
-            for steps in FEW_STEPS_GUIDED:
-                found = {}
-                for rule, solver in rules[predicts].items():
-                    method = OnClock(solver, integrand=guided.integrand)
-                    end = sample(guided, 200, method=method, grid="focused", steps=steps, seed=SEED)
-                    found[rule] = float((end - exact).square().mean(dim=1).sqrt().mean())
-                row = {"problem": f"{law}, {predicts}, w = {scale:g}", "sde": "vp", "steps": steps}
-                rows.append(row | _relative(found))
+    predictions: tuple[Literal["velocity", "noise"], ...] = ("velocity", "noise")
+    for (law, (x, label)), predicts in itertools.product(laws().items(), predictions):
+        model = trained(x, label, "vp", predicts)
+        given = model.given(label=torch.arange(200) % (int(label.max()) + 1))
+        for scale, steps in itertools.product(GUIDANCE, FEW_STEPS_GUIDED):
+            row = {"problem": f"{law}, {predicts}, w = {scale:g}", "sde": "vp", "steps": steps}
+            rows.append(row | relative_errors(Guided(given, scale), steps))
     return rows
 
 
-def noise_rules() -> list[dict[str, Any]]:
-    """The same by rule for networks that predict the noise: of eight narrow modes in the plane and
-    of a curved law in 16 dimensions.
+def network_rules(predicts: Literal["noise", "velocity"]) -> list[dict[str, Any]]:
+    """The same without guidance, for networks of eight narrow modes in the plane and a curved law
+    in 16 dimensions.
     """
-    rules: dict[str, AbstractSolver] = {
-        f"{kind.__name__}({k}{', shorter last step' if final else ''})": kind(
-            k, variable="l", self_starting=False, lower_final=final
-        )
-        for kind in (AdamsBashforth, AdamsMoulton)
-        for k in (2, 3)
-        for final in (False, True)
-    }
     rows = []
-    for law, (x, _) in laws().items():
-        for sde in ("vp", "ve", "cosine", "flow"):
-            torch.manual_seed(SEED)
-            shape = tuple(x.shape[1:])
-            model = ScoreModel(nets.MLP(shape=shape, width=64), sde, "noise", shape=shape)
-            fit(model, x, Recipe(steps=2500, batch_size=256), progress=False)
-            exact = sample(model, 200, method=AdaptiveFlow(1e-6, 1e-6), seed=SEED)
-            for steps in FEW_STEPS_OF_NOISE:
-                found = {}
-                for rule, solver in rules.items():
-                    method = OnClock(solver, integrand="noise")
-                    end = sample(model, 200, method=method, grid="focused", steps=steps, seed=SEED)
-                    found[rule] = float((end - exact).square().mean(dim=1).sqrt().mean())
-                rows.append({"problem": law, "sde": sde, "steps": steps, **_relative(found)})
+    for (law, (x, _)), sde in itertools.product(laws().items(), ("vp", "ve", "cosine", "flow")):
+        model = trained(x, None, sde, predicts)
+        for steps in FEW_STEPS_OF_NETWORKS:
+            row = {"problem": f"{law}, {predicts}", "sde": sde, "steps": steps}
+            rows.append(row | relative_errors(model, steps))
     return rows
 
 
@@ -315,7 +348,7 @@ def draw(summary: Summary, kinds: list[str]) -> None:
     axes = figure.add_subplot()
     for steps in BUDGETS:
         for measure, style in ((0, "-"), (1, ":")):
-            ratios = [summary[steps][kind][measure] for kind in kinds[:-2]]
+            ratios = [summary[steps][kind][measure] for kind in kinds[:-3]]
             label = f"{steps} evaluations" if not measure else None
             axes.plot(
                 FRACTIONS, ratios, style, marker="o", color=f"C{BUDGETS.index(steps)}", label=label
@@ -340,7 +373,11 @@ def main() -> None:
             for predicts, scale in itertools.product(("velocity", "noise"), GUIDANCE)
         }
         if "--few" in sys.argv[1:]:
-            found |= {"velocity": velocity_rules(), "noise": noise_rules()}
+            found |= {
+                "exact scores": velocity_rules(),
+                "networks of the velocity": network_rules("velocity"),
+                "networks of the noise": network_rules("noise"),
+            }
         for name, rows in found.items():
             print(name)
             print_best(rows)

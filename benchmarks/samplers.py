@@ -106,7 +106,7 @@ def mixtures(first: int) -> dict[str, GaussianMixture]:
     }
 
 
-FIRST = 301  # the seed of the first mixture
+FIRST = 401  # the seed of the first mixture
 MIXTURES = mixtures(FIRST)
 SAMPLES = {"d = 2, narrow": 20_000, "d = 16, full": 20_000, "d = 3072": 32}
 

@@ -367,57 +367,55 @@ def test_guidance_is_the_stiffer_the_stronger(scale):
     assert far(0.0).stiffness == WHOLE.stiffness == 0
 
 
-FEW = sdekit.AdamsBashforth(1)
-STIFF_RULES = {  # those of medium numbers of steps, and of many
-    "velocity": (
-        sdekit.AdamsMoulton(1, self_starting=False),
-        sdekit.AdamsMoulton(2, self_starting=False),
-    ),
-    "noise": (
-        sdekit.AdamsBashforth(2, variable="l", self_starting=False),
-        sdekit.AdamsMoulton(2, variable="l", self_starting=False, lower_final=True),
-    ),
-}
+ONE = "data", sdekit.UniPC(1)
+TWO = "data", sdekit.UniPC(2, lower_final=True)
+MANY = "velocity", sdekit.AdamsMoulton(2, self_starting=False, lower_final=True)
 
 
 @pytest.mark.parametrize(
-    ("predicts", "scale", "steps", "rule"),
+    ("predicts", "scale", "steps", "choice"),
     [
-        ("velocity", 3.0, 3, FEW),
-        ("velocity", 3.0, 4, STIFF_RULES["velocity"][0]),
-        ("velocity", 5.0, 7, FEW),
-        ("velocity", 5.0, 8, STIFF_RULES["velocity"][0]),
-        ("velocity", 2.0, 7, STIFF_RULES["velocity"][0]),
-        ("velocity", 2.0, 8, STIFF_RULES["velocity"][1]),
-        ("velocity", 3.0, 11, STIFF_RULES["velocity"][0]),
-        ("velocity", 3.0, 12, STIFF_RULES["velocity"][1]),
-        ("noise", 3.0, 8, FEW),
-        ("noise", 3.0, 9, STIFF_RULES["noise"][0]),
-        ("noise", 5.0, 13, FEW),
-        ("noise", 5.0, 14, STIFF_RULES["noise"][0]),
-        ("noise", 3.0, 29, STIFF_RULES["noise"][0]),
-        ("noise", 3.0, 30, STIFF_RULES["noise"][1]),
+        ("velocity", 5.0, 10, ONE),
+        ("velocity", 5.0, 11, TWO),
+        ("velocity", 3.0, 3, ONE),
+        ("velocity", 3.0, 4, TWO),
+        ("velocity", 3.0, 13, TWO),
+        ("velocity", 3.0, 14, MANY),
+        ("velocity", 2.0, 9, TWO),
+        ("velocity", 2.0, 10, MANY),
+        ("noise", 3.0, 3, ONE),
+        ("noise", 3.0, 4, TWO),
+        ("noise", 3.0, 17, TWO),
+        ("noise", 3.0, 18, MANY),
+        ("noise", 5.0, 19, ONE),
+        ("noise", 5.0, 20, TWO),
+        ("noise", 5.0, 41, TWO),
+        ("noise", 5.0, 42, MANY),
     ],
     ids=str,
 )
 @pytest.mark.parametrize("grid", ["focused", "karras"])
 def test_the_default_looks_less_far_back_where_the_flow_is_stiff(
-    predicts, scale, steps, rule, grid
+    predicts, scale, steps, choice, grid
 ):
-    """Rules change at 2 s and 4 + 4 s steps, with s = w - 1; of the noise at 3 + 2.7 s and
-    10 + 10 s.
+    """What it does changes at 3.5 s - 3 and 4.5 s + 5 steps, with s = w - 1; for networks that
+    predict the noise at 8 s - 12 and 12 s - 6, with one grid for all numbers of steps.
     """
     guided = Guided(model(predicts).given(label=LABELS), scale)
     settings = {"steps": steps, "seed": 0, "grid": grid}
-    meant = sd.OnClock(rule, integrand="model")
+    integrand, rule = choice
+    meant = sd.OnClock(rule, integrand=integrand)
+    if grid == "focused" and predicts == "noise":
+        settings["grid"] = sd.Focused(reach=10.0)
     assert torch.equal(
-        sd.sample(guided, 5, **settings), sd.sample(guided, 5, method=meant, **settings)
+        sd.sample(guided, 5, **{**settings, "grid": grid}),
+        sd.sample(guided, 5, method=meant, **settings),
     )
 
 
-@pytest.mark.parametrize("steps", [15, 25])
+@pytest.mark.parametrize("steps", [10, 15, 25])
 def test_the_default_is_stable_under_strong_guidance(steps):
-    """At w = 7.5, where a rule of four values is not."""
+    """At w = 7.5, where a rule of four values is not with 20 steps or fewer."""
     guided = far(7.5)
     settings = {"sde": "vp", "seed": 0}
     exact = sd.sample(guided, 100, method=sd.AdaptiveFlow(1e-8, 1e-8), **settings)
@@ -428,4 +426,4 @@ def test_the_default_is_stable_under_strong_guidance(steps):
         return float((x - exact).norm(dim=1).mean())
 
     assert error("default") < 0.8 * error("ddim")
-    assert error("default") < 0.2 * error(four)
+    assert steps == 25 or error("default") < 0.05 * error(four)

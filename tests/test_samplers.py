@@ -279,10 +279,6 @@ def moulton(k, **settings):
     return AdamsMoulton(k, self_starting=False, **settings)
 
 
-def bashforth(k, **settings):
-    return AdamsBashforth(k, variable="l", self_starting=False, **settings)
-
-
 def same_samples(model, method, meant, steps, **settings):
     x, same = (
         sample(model, 4, sde="vp", method=m, steps=steps, seed=0, **settings)
@@ -294,10 +290,11 @@ def same_samples(model, method, meant, steps, **settings):
 @pytest.mark.parametrize(
     ("steps", "rule"),
     [
-        (6, moulton(3, lower_final=True)),
-        (7, moulton(3)),
-        (11, moulton(3)),
-        (12, moulton(4)),
+        (5, moulton(3, lower_final=True)),
+        (8, moulton(3, lower_final=True)),
+        (9, moulton(4, lower_final=True)),
+        (19, moulton(4, lower_final=True)),
+        (20, moulton(4)),
         (40, moulton(4)),
     ],
 )
@@ -308,10 +305,11 @@ def test_the_default_looks_further_back_where_there_are_enough_steps(steps, rule
     fixed = "native time quadratic sigma karras log_snr".split()
     for name, grid in GRIDS.items():
         found = replace(METHODS["default"], steps=steps, grid=grid).rule
-        expected = rule if grid.follows_model else moulton(3)
-        assert (found.k, found.lower_final) == (expected.k, expected.lower_final)
+        assert found.k == (rule.k if grid.follows_model else 3)
         assert grid.follows_model or name != "focused"
         assert not (grid.follows_model and name in fixed)
+    elsewhere = OnClock(replace(rule, k=3), integrand="velocity")
+    assert same_samples(MIXTURE, "default", elsewhere, steps, grid="karras")
     given = Given(uniform(-3.0, 3.0, steps))
     assert replace(METHODS["default"], steps=steps, grid=given).rule.k == rule.k
 
@@ -324,51 +322,62 @@ class Guess(torch.nn.Module):
 
 
 @pytest.mark.parametrize(
-    ("steps", "rule"),
+    ("steps", "integrand", "rule"),
     [
-        (7, bashforth(2)),
-        (8, bashforth(3, lower_final=True)),
-        (14, bashforth(3, lower_final=True)),
-        (15, moulton(2, variable="l", lower_final=True)),
-        (29, moulton(2, variable="l", lower_final=True)),
-        (30, moulton(3, variable="l", lower_final=True)),
+        (6, "data", UniPC(2, lower_final=True)),
+        (7, "velocity", moulton(2, lower_final=True)),
+        (21, "velocity", moulton(2, lower_final=True)),
+        (22, "velocity", moulton(3, lower_final=True)),
+        (39, "velocity", moulton(3, lower_final=True)),
+        (40, "velocity", moulton(4)),
     ],
 )
 @pytest.mark.parametrize("predicts", ["noise", "score"])
-def test_the_default_integrates_the_noise_where_a_network_predicts_it(steps, rule, predicts):
+def test_the_default_has_shorter_rules_where_a_network_predicts_the_noise(
+    steps, integrand, rule, predicts
+):
+    """On a grid that reaches further, with more steps among all noise."""
     model = ScoreModel(Guess(), "vp", predicts, shape=(1,), data_std=0.5)
-    assert model.integrand == "noise"
-    assert same_samples(model, "default", OnClock(rule, integrand="noise"), steps)
-    assert same_samples(
-        Inpainted(model, torch.zeros(1), torch.zeros(1).bool()), "default", "default", 5
-    )
-    fixed = OnClock(bashforth(2), integrand="noise")
-    assert same_samples(model, "default", fixed, steps, grid="quadratic")
+    grid = Focused(0.9, reach=10.0 if steps < 22 else math.inf)
+    meant = OnClock(rule, integrand=integrand, grid=grid)
+    assert same_samples(model, "default", meant, steps)
+    assert not same_samples(model, "default", replace(meant, grid=Focused()), steps)
+    inside = Inpainted(model, torch.zeros(1), torch.zeros(1).bool())
+    assert same_samples(inside, "default", meant, steps)
+    elsewhere = OnClock(moulton(2, lower_final=True), integrand="velocity")
+    assert same_samples(model, "default", elsewhere, steps, grid="quadratic")
+    chosen = Focused(0.7, reach=2.0)
+    assert same_samples(model, "default", replace(meant, grid=chosen), steps, grid=chosen)
 
 
-def test_what_the_default_integrates():
-    """The noise for modules that predict it; exact functions and other networks, the velocity."""
+def test_which_models_predict_the_noise():
+    """Modules that predict it or the score; no exact functions, and no other networks."""
     net = Guess()
-    for predicts, expected in (
-        ("noise", "noise"),
-        ("score", "noise"),
-        ("data", "velocity"),
-        ("velocity", "velocity"),
-        ("flow", "velocity"),
-    ):
+    for predicts in ("noise", "score", "data", "velocity", "flow"):
+        expected = predicts in ("noise", "score")
         model = ScoreModel(net, "vp", predicts, shape=(1,), data_std=0.5)
-        assert model.integrand == expected
-        assert Inpainted(model, torch.zeros(1), torch.zeros(1).bool()).integrand == expected
-        assert ScoreModel(lambda x, t: net(x, t), "vp", predicts).integrand == expected
-        assert ScoreModel(lambda x, t: -x, "vp", predicts).integrand == "velocity"
-    assert MIXTURE.integrand == "velocity"
+        assert model.predicts_noise == expected
+        inside = Inpainted(model, torch.zeros(1), torch.zeros(1).bool())
+        assert inside.predicts_noise == expected
+        assert ScoreModel(lambda x, t: net(x, t), "vp", predicts).predicts_noise == expected
+        assert not ScoreModel(lambda x, t: -x, "vp", predicts).predicts_noise
+    assert not MIXTURE.predicts_noise
     with pytest.raises(ValueError, match="'velocity' or 'model'; not 'score'"):
         OnClock(integrand="score")
 
 
+@pytest.mark.parametrize("steps", [10, 40])
+def test_the_noise_is_integrated_where_a_caller_says_so(steps):
+    """By two values, on a grid with steps among all noise."""
+    model = ScoreModel(Guess(), "vp", "noise", shape=(1,), data_std=0.5)
+    rule = AdamsBashforth(2, variable="l", self_starting=False)
+    meant = OnClock(rule, integrand="noise", grid=Focused(0.9, reach=math.inf))
+    assert same_samples(model, OnClock(integrand="noise"), meant, steps)
+
+
 @pytest.mark.parametrize("sde", ["ve", "vp", "subvp", "flow"])
 def test_the_velocity(sde):
-    """One step turns the state by the velocity in closed form; where the data are N(0, c^2 I) there
+    """One step turns the state by the velocity in closed form; where the data are N(0, s^2 I) there
     is none, and x is exact.
     """
     kernel = DIFFUSIONS[sde]()
@@ -379,20 +388,20 @@ def test_the_velocity(sde):
         (t, kernel.alpha(t), kernel.sigma(t)) for t in (float(kernel.time(l)) for l in span)
     )
     mean = MIXTURE.data_mean
-    c = MIXTURE.data_std / 4  # angles grow from noise to data
-    r0 = math.hypot(c * a0, s0)
-    r1 = math.hypot(c * a1, s1)
+    s = MIXTURE.data_std  # angles grow from noise to data
+    r0 = math.hypot(s * a0, s0)
+    r1 = math.hypot(s * a1, s1)
     denoised = MIXTURE.denoise(t0, x, kernel) - mean
-    turned = math.atan2(c * a1, s1) - math.atan2(c * a0, s0)
+    turned = math.atan2(s * a1, s1) - math.atan2(s * a0, s0)
     centred = x - a0 * mean
     expected = a1 * mean + r1 * (
-        centred / r0 + turned * (r0 * denoised / c - c * a0 * centred / r0) / s0
+        centred / r0 + turned * (r0 * denoised / s - s * a0 * centred / r0) / s0
     )
     torch.testing.assert_close(
         run(velocity, MIXTURE, kernel, x, span), expected, rtol=1e-10, atol=1e-10
     )
-    gaussian = GaussianMixture([1.0], torch.zeros(1, 2, dtype=torch.float64), [c**2])
-    gaussian.data_std = 4 * c
+    gaussian = GaussianMixture([1.0], torch.zeros(1, 2, dtype=torch.float64), [s**2])
+    gaussian.data_std = s
     torch.testing.assert_close(
         run(velocity, gaussian, kernel, x, span), x * r1 / r0, rtol=1e-10, atol=1e-10
     )

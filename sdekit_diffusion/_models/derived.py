@@ -1,7 +1,7 @@
 """Models made from models: a condition, guidance, other coordinates."""
 
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -80,8 +80,8 @@ class AbstractDerivedModel(AbstractModel):
         return self.model.data_std
 
     @computed
-    def integrand(self) -> Literal["velocity", "noise"]:
-        return self.model.integrand
+    def predicts_noise(self) -> bool:
+        return self.model.predicts_noise
 
     @computed
     def stiffness(self) -> float:

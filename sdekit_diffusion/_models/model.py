@@ -53,8 +53,8 @@ class AbstractModel(ABC):
         data_std: the root mean square of a coordinate of the data less their mean; None where it is
             not known, and is estimated when a solve begins. Solves run in coordinates in which the
             data have mean 0 and standard deviation 1; neither need be exact.
-        integrand: what the default sampler approximates by polynomials, see `on_clock`: "noise" for
-            networks that predict the noise, and "velocity" for all other models.
+        predicts_noise: whether it has a network that predicts the noise, whose errors in the data
+            grow with the noise; the default sampler has rules and a grid for them.
         stiffness: |w - 1| under guidance of scale w, and 0 without; from 1 on the flow is stiff,
             and the default sampler uses shorter rules.
 
@@ -74,7 +74,7 @@ class AbstractModel(ABC):
     sde: AbstractDiffusion | None
     data_mean: Tensor | float = 0.0
     data_std: float | None
-    integrand: Literal["velocity", "noise"] = "velocity"
+    predicts_noise: bool = False
     stiffness: float = 0.0
 
     @abstractmethod

@@ -160,12 +160,8 @@ class ScoreModel(nn.Module, AbstractModel):
         return self._moments.mean
 
     @computed
-    def integrand(self) -> Literal["velocity", "noise"]:
-        """The noise for a network that predicts it: its error in the data grows with the noise,
-        that in its own output does not.
-        """
-        is_noise = self.predicts in ("noise", "score") and bool(modules_of(self.net))
-        return "noise" if is_noise else "velocity"
+    def predicts_noise(self) -> bool:
+        return self.predicts in ("noise", "score") and bool(modules_of(self.net))
 
     @property
     def data_std(self) -> float | None:

@@ -26,7 +26,7 @@ def identity(l: Time) -> Time:
 
 Integrand = Literal["data", "noise", "velocity"]
 Plans = dict[Hashable, Any]
-VELOCITY_SCALE = 0.25  # chosen by benchmarks/choice.py
+VELOCITY_SCALE = 1.0  # chosen by benchmarks/choice.py
 _LARGEST = 0.99 * math.log(torch.finfo(torch.float64).max)  # of the logarithm of a clock
 
 
@@ -55,15 +55,13 @@ def on_clock(
 
     With the data predicted, y = u e^{eta^2 l} / b,  dy = D d e^{(1 + eta^2) l} + dB_Q,  Q = e^{2
     eta^2 l}. For eta = 0 with the noise, y = u / a,  dy = eps d e^{-l}; or with the velocity,
-    c = 1/4, r^2 = (c a)^2 + b^2 and the angle theta = arctan(c a / b),
+    y = u, the angle theta = arctan(a / b) and F = -v, v = a eps - b D,
 
-        y = c u / r,  dy = F d theta,
-        F = cos(theta) D - c sin(theta) eps = (r D - c^2 a u / r) / b.
+        du = F d theta,  F = cos(theta) D - sin(theta) eps = (D - a u) / b.
 
-    F is 0 where the data are N(0, c^2 I), nearly D where b is larger than c a and -c eps where it
-    is smaller. An error of a predicted state is damped in D above the standard deviation of the
-    data, which is 1, and in eps below it; c lies between it and that of details of the data. For
-    c = 1, F is -v, v = a eps - b D.
+    F is 0 where the data are N(0, I), nearly D where b is larger than a and -eps where it is
+    smaller. An error of a predicted state is damped in D above the standard deviation of the data,
+    which is 1, and in eps below it.
 
     Arguments:
         own: a diffusion's time as a function of l, in which some published rules interpolate.
@@ -71,8 +69,7 @@ def on_clock(
 
     References:
         Zhang and Chen 2023, arXiv 2204.13902; Lu et al. 2022, arXiv 2211.01095, for eta = 0 and 1;
-        for the velocity Salimans and Ho 2022, arXiv 2202.00512, and with c Lu and Song 2024,
-        arXiv 2410.11081.
+        for the velocity Salimans and Ho 2022, arXiv 2202.00512.
     """
     if integrand == "velocity":
         return velocity_on_angle(model, VELOCITY_SCALE, own, plans)
@@ -114,7 +111,15 @@ def velocity_on_angle(
     own: Callable[[Time], Time] = identity,
     plans: Plans | None = None,
 ) -> AngleClocked:
-    """`on_clock` with the velocity of some c."""
+    """`on_clock` with a velocity: y = c u / r,  dy = F d arctan(c a / b),  r^2 = (c a)^2 + b^2,
+
+        F = (r D - c^2 a u / r) / b,
+
+    which is 0 where the data are N(0, c^2 I).
+
+    References:
+        Lu and Song 2024, arXiv 2410.11081.
+    """
 
     def radius(l: Time) -> tuple[Time, Time, Time]:
         a = signal_scale(l)

@@ -31,11 +31,13 @@ __all__ = [
     "UniformInTime",
 ]
 
-# `Focused` with few steps: below how many, with what sharpness of `smooth`, and to what power of
-# the extent. Chosen by benchmarks/choice.py.
+# `Focused` with few steps, or with a reach: below how many, with what sharpness of `smooth`, and to
+# what power of the extent. Chosen by benchmarks/choice.py.
 _FEW_STEPS = 12
 _FEW_SHARPNESS = 12.0
 _FEW_EXTENT = 0.75
+_SHARE = 0.8
+_SHARE_WITH_REACH = 0.9
 DEFAULT_END = 1e-3  # of `sample`: sigma / alpha at the end of a solve, in units of s
 _LEVELS = (
     "sigmas must be two or more positive numbers that decrease, sigma / alpha at the ends of the "
@@ -243,15 +245,17 @@ class Focused(AbstractGrid):
     """A share of the steps is uniform in v = `smooth(l, r)`, the others are uniform in l.
 
     v covers the levels at which the sample is determined, sigma / alpha from a fifth of the
-    standard deviation of the data to the norm of a sample, and for `OnClock(integrand="noise")`
-    all larger ones too; l covers the finer ones. Fewer than 12 steps, and those of the noise, are
-    shorter near the data: v = log(1 + 12 y / (y / r + 1)) with r = d^{3/8}.
+    standard deviation of the data to the norm r = d^{1/2} of a sample; l covers the finer ones.
+    Fewer than 12 steps are shorter near the data: v = log(1 + 12 y / (y / r + 1)) with
+    r = d^{3/8}. With a reach, which the default has for networks that predict the noise, v is the
+    latter with r = reach d^{1/2}.
 
     Arguments:
-        share: from 0, uniform in l, to less than 1.
+        share: from 0, uniform in l, to less than 1. None is 0.8, or 0.9 with a reach.
+        reach: up to which level v runs, in norms of a sample; infinity covers all noise.
 
     Raises:
-        ValueError: for a share that is not in [0, 1).
+        ValueError: for a share that is not in [0, 1), or a reach that is not positive.
 
     Example:
         >>> model = sd.GaussianMixture([0.5, 0.5], [[-1.0], [1.0]], [0.1, 0.1])
@@ -261,26 +265,35 @@ class Focused(AbstractGrid):
 
     follows_model = True
 
-    share: float = 0.8
+    share: float | None = None
+    reach: float | None = None
 
     def __post_init__(self) -> None:
-        if not 0 <= self.share < 1:
+        if self.share is not None and not 0 <= self.share < 1:
             raise ValueError(
                 f"share is a number from 0 on and less than 1, such as 0.8; not {self.share}"
             )
+        if self.reach is not None and not self.reach > 0:
+            raise ValueError(f"reach is a positive number, such as 10; not {self.reach}")
 
     def points(self, coordinates: Coordinates, span: Span, steps: int) -> Tensor:
-        return _focused(self.share, coordinates.extent, span, steps).clone()
+        extent = coordinates.extent
+        share = _SHARE
+        if self.reach is not None:
+            extent *= self.reach
+            share = _SHARE_WITH_REACH
+        elif steps < _FEW_STEPS:
+            extent **= _FEW_EXTENT
+        few = steps < _FEW_STEPS or self.reach is not None
+        share = share if self.share is None else self.share
+        return _focused(share, extent, span, steps, few=few).clone()
 
 
 @lru_cache(maxsize=32)
-def _focused(share: float, extent: float, span: Span, steps: int) -> Tensor:
+def _focused(share: float, extent: float, span: Span, steps: int, *, few: bool) -> Tensor:
     """The points of `Focused`."""
     l = uniform(*span, 4000)
-    if steps < _FEW_STEPS or math.isinf(extent):
-        v = torch.as_tensor(smooth(l, extent**_FEW_EXTENT, _FEW_SHARPNESS))
-    else:
-        v = torch.as_tensor(smooth(l, extent))
+    v = torch.as_tensor(smooth(l, extent, _FEW_SHARPNESS) if few else smooth(l, extent))
     uniform_mass = torch.linspace(0, 1, len(l), dtype=torch.float64)
     mass = share * (v - v[0]) / (v[-1] - v[0]) + (1 - share) * uniform_mass
     targets = uniform(0.0, 1.0, steps).numpy()

@@ -12,7 +12,6 @@ from torch import Tensor
 from sdekit import (
     AbstractMultistep,
     AbstractSolver,
-    AdamsBashforth,
     AdamsMoulton,
     did_you_mean,
     uniform,
@@ -28,45 +27,10 @@ from sdekit_diffusion._sampling.clock import (
     piecewise_on_clock,
 )
 from sdekit_diffusion._sampling.coordinates import Coordinates, Span
+from sdekit_diffusion._sampling.default import RULES, default_choice, default_reach
 from sdekit_diffusion._sampling.grids import AbstractGrid, Focused
 from sdekit_diffusion._sampling.method import ReverseProblem
 from sdekit_diffusion._sampling.on_grid import AbstractGridMethod, Transformed
-
-# The default rules without noise, by what they integrate: the number of steps below which a rule is
-# used, and the rule. Chosen by benchmarks/choice.py.
-_RULES: dict[str, tuple[tuple[float, AbstractMultistep], ...]] = {
-    "velocity": (
-        (7, AdamsMoulton(3, self_starting=False, lower_final=True)),
-        (12, AdamsMoulton(3, self_starting=False)),
-        (math.inf, AdamsMoulton(4, self_starting=False)),
-    ),
-    "noise": (
-        (8, AdamsBashforth(2, variable="l", self_starting=False)),
-        (15, AdamsBashforth(3, variable="l", self_starting=False, lower_final=True)),
-        (30, AdamsMoulton(2, variable="l", self_starting=False, lower_final=True)),
-        (math.inf, AdamsMoulton(3, variable="l", self_starting=False, lower_final=True)),
-    ),
-}
-# Of grids that do not follow the model, and of the data.
-_SHORT_RULES: dict[str, AbstractMultistep] = {
-    "velocity": AdamsMoulton(3, self_starting=False),
-    "noise": AdamsBashforth(2, variable="l", self_starting=False),
-    "data": AdamsMoulton(3, self_starting=False),
-}
-# Of models whose stiffness s is 1 or more: the a and b of the number of steps a + b s below which a
-# rule is used, and the rule. Chosen by benchmarks/choice.py --guided.
-_STIFF_RULES: dict[str, tuple[tuple[float, float, AbstractMultistep], ...]] = {
-    "velocity": (
-        (0, 2, AdamsBashforth(1)),
-        (4, 4, AdamsMoulton(1, self_starting=False)),
-        (math.inf, 0, AdamsMoulton(2, self_starting=False)),
-    ),
-    "noise": (
-        (3, 2.7, AdamsBashforth(1)),
-        (10, 10, AdamsBashforth(2, variable="l", self_starting=False)),
-        (math.inf, 0, AdamsMoulton(2, variable="l", self_starting=False, lower_final=True)),
-    ),
-}
 
 # With noise: steps from which the rule looks one value further back, and the largest share of
 # `Focused` with which it does so.
@@ -140,8 +104,8 @@ class OnClock(AbstractGridMethod):
             is sigma_1^2 (1 - e^{-2 eta h}): the square of the other. The eta of DDIM and of
             k-diffusion's ancestral samplers has a third meaning; see `DDIM`.
         integrand: what rules approximate by a polynomial: "data", the denoiser; or, for eta = 0,
-            "noise", or "velocity", a combination of both, see `on_clock`; or "model" for what the
-            model has (`AbstractModel.integrand`).
+            "noise", or "velocity", v = a eps - b D, see `on_clock`; or "model" for what the default
+            integrates, see `rule`.
         steps, grid: the number of steps and their grid, unless `sample` receives others.
 
     Raises:
@@ -209,14 +173,14 @@ class OnClock(AbstractGridMethod):
     def rule(self) -> AbstractSolver:
         """The solver, or the default for this number of steps.
 
-        Of the velocity that is `AdamsMoulton(3)`, below 7 steps with a shorter last step, and
-        `AdamsMoulton(4)` from 12 on. Networks that predict the noise have errors of their own,
-        which long rules amplify where steps are long: of the noise the rule is `AdamsBashforth(2)`
-        below 8 steps, `AdamsBashforth(3)` below 15, `AdamsMoulton(2)` below 30 and then
-        `AdamsMoulton(3)`, all in l. Under guidance with s = |w - 1| from 1 on
-        (`AbstractModel.stiffness`) rules are shorter: of the velocity `AdamsBashforth(1)` below
-        2 s steps and `AdamsMoulton(1)` below 4 + 4 s, of the noise `AdamsBashforth(1)` below
-        3 + 2.7 s and `AdamsBashforth(2)` below 10 + 10 s, and then `AdamsMoulton(2)`. Of the data
+        Of the velocity that is `AdamsMoulton(4)`, below 20 steps with shorter last steps, and below
+        9 `AdamsMoulton(3)`. A network that predicts the noise has an error in the data that grows
+        with the noise, and long rules amplify it. For such networks the default integrates the data
+        by `UniPC(2)` below 7 steps; then it is the velocity, with `AdamsMoulton(2)` below 22 steps
+        and `AdamsMoulton(3)` below 40. Under guidance with s = |w - 1| from 1 on
+        (`AbstractModel.stiffness`) it is the data by `UniPC(1)` below 3.5 s - 3 steps and by
+        `UniPC(2)` below 4.5 s + 5, and then the velocity by `AdamsMoulton(2)`; for networks that
+        predict the noise these bounds are 8 s - 12 and 12 s - 6. Of the data
         it is `AdamsMoulton(3)`. With noise it is `AdamsMoulton(2)`, and with three values in l from
         25 steps on. On grids that do not follow the model (`follows_model`), and with noise on
         others than `Focused(0.3)`, whose steps of l differ less, the longer rules have larger
@@ -225,34 +189,33 @@ class OnClock(AbstractGridMethod):
         if self.solver is not None:
             return self.solver
         if self.eta:
-            nearly_uniform = isinstance(self.grid, Focused) and self.grid.share <= _LONG_RULE_SHARE
+            share = self.grid.share if isinstance(self.grid, Focused) else None
+            nearly_uniform = share is not None and share <= _LONG_RULE_SHARE
             use_long_rule = self.steps >= _LONG_RULE_STEPS_WITH_NOISE and nearly_uniform
             return AdamsMoulton(3, variable="l") if use_long_rule else AdamsMoulton(2)
-        return self._rule_for("velocity" if self.integrand == "model" else self.integrand, 0.0)
-
-    def _rule_for(self, integrand: str, stiffness: float) -> AbstractMultistep:
-        """The default rule without noise."""
-        if stiffness >= 1:
-            tiers = _STIFF_RULES[integrand]
-            return next(rule for a, b, rule in tiers if self.steps < a + b * stiffness)
-        if not self.grid.follows_model or integrand not in _RULES:
-            return _SHORT_RULES[integrand]
-        return next(rule for bound, rule in _RULES[integrand] if self.steps < bound)
+        if self.integrand in RULES:
+            return RULES[self.integrand]
+        return default_choice(self.grid, self.steps, False, 0.0).rule
 
     def points(self, problem: ReverseProblem) -> Tensor:
-        if self._integrand_of(problem.model) == "noise":  # its error in the data grows with it
-            coordinates = replace(problem.coordinates, extent=math.inf)
-            problem = replace(problem, coordinates=coordinates)
-        return super().points(problem)
+        reach = self._reach(problem.model)
+        if reach is None or not isinstance(self.grid, Focused) or self.grid.reach is not None:
+            return super().points(problem)
+        return replace(self, grid=replace(self.grid, reach=reach)).points(problem)
 
-    def _integrand_of(self, model: AbstractModel) -> Integrand:
-        return model.integrand if self.integrand == "model" else self.integrand
+    def _reach(self, model: AbstractModel) -> float | None:
+        """That of `Focused`, where errors in the data grow with the noise."""
+        if self.integrand == "noise":
+            return math.inf
+        if self.integrand != "model" or not model.predicts_noise:
+            return None
+        return default_reach(self.steps, model.stiffness)
 
     def transformed(self, problem: ReverseProblem, grid: Tensor) -> Transformed:
         if self.integrand == "model":
-            integrand = self._integrand_of(problem.model)
-            rule = self.solver or self._rule_for(integrand, problem.model.stiffness)
-            own = replace(self, integrand=integrand, solver=rule)
+            model = problem.model
+            choice = default_choice(self.grid, self.steps, model.predicts_noise, model.stiffness)
+            own = replace(self, integrand=choice.integrand, solver=self.solver or choice.rule)
             return own.transformed(problem, grid)
         eta = self.noise_level
         coordinates = problem.coordinates

@@ -1,0 +1,74 @@
+"""What the default integrates without noise, and by which rule. Chosen by benchmarks/choice.py."""
+
+import math
+from dataclasses import replace
+from typing import NamedTuple
+
+from sdekit import AbstractMultistep, AdamsBashforth, AdamsMoulton, UniPC
+from sdekit_diffusion._sampling.clock import Integrand
+from sdekit_diffusion._sampling.grids import AbstractGrid
+
+
+class Choice(NamedTuple):
+    """What is integrated, and the rule, below a + b s steps; s is the stiffness of the model."""
+
+    a: float
+    integrand: Integrand
+    rule: AbstractMultistep
+    b: float = 0.0
+
+
+_TWO = AdamsMoulton(2, self_starting=False, lower_final=True)
+_THREE = replace(_TWO, k=3)
+_FOUR = AdamsMoulton(4, self_starting=False, lower_final=20)
+_UNIPC = UniPC(2, lower_final=True)
+# By whether the model is a network that predicts the noise.
+_CHOICES = {
+    False: (Choice(9, "velocity", _THREE), Choice(math.inf, "velocity", _FOUR)),
+    True: (
+        Choice(7, "data", _UNIPC),
+        Choice(22, "velocity", _TWO),
+        Choice(40, "velocity", _THREE),
+        Choice(math.inf, "velocity", _FOUR),
+    ),
+}
+# On grids that do not follow the model.
+_CHOICES_ELSEWHERE = {
+    False: (Choice(math.inf, "velocity", replace(_FOUR, k=3)),),
+    True: (Choice(math.inf, "velocity", _TWO),),
+}
+# Of models whose stiffness is 1 or more.
+_STIFF_CHOICES = {
+    False: (
+        Choice(-3, "data", UniPC(1), b=3.5),
+        Choice(5, "data", _UNIPC, b=4.5),
+        Choice(math.inf, "velocity", _TWO),
+    ),
+    True: (
+        Choice(-12, "data", UniPC(1), b=8),
+        Choice(-6, "data", _UNIPC, b=12),
+        Choice(math.inf, "velocity", _TWO),
+    ),
+}
+# Of what is integrated because a caller says so.
+RULES: dict[str, AbstractMultistep] = {
+    "data": AdamsMoulton(3, self_starting=False),
+    "noise": AdamsBashforth(2, variable="l", self_starting=False),
+}
+# Of `Focused` for networks that predict the noise, and below how many steps; then it is infinite.
+_REACH = 10.0
+_REACH_STEPS = 22
+
+
+def default_choice(
+    grid: AbstractGrid, steps: int, predicts_noise: bool, stiffness: float
+) -> Choice:
+    """The choice for a number of steps of a grid, and a model."""
+    table = _CHOICES if grid.follows_model else _CHOICES_ELSEWHERE
+    choices = (_STIFF_CHOICES if stiffness >= 1 else table)[predicts_noise]
+    return next(choice for choice in choices if steps < choice.a + choice.b * stiffness)
+
+
+def default_reach(steps: int, stiffness: float) -> float:
+    """The reach of `Focused` for a network that predicts the noise."""
+    return _REACH if steps < _REACH_STEPS or stiffness >= 1 else math.inf
