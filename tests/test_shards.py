@@ -57,6 +57,21 @@ def images(tmp_path_factory):
     )
 
 
+@pytest.mark.parametrize("rank", [0, 1])
+def test_processes_share_what_is_missing(tmp_path, monkeypatch, rank):
+    """Each of two takes every second part of those that are missing."""
+    work = lambda first, count: {"x": torch.arange(first, first + count)}  # noqa: E731
+    parts = sd.Shards(tmp_path, n=24, batch_size=4)
+    parts.fill(work)
+    for path in sorted(tmp_path.iterdir())[2:]:
+        path.unlink()
+    computed = []
+    monkeypatch.setattr("sdekit_diffusion._storage.shards.rank", lambda: rank)
+    monkeypatch.setattr("sdekit_diffusion._storage.shards.world", lambda: 2)
+    parts.fill(lambda first, count: computed.append(first) or work(first, count))
+    assert computed == [8 + 4 * rank, 16 + 4 * rank]
+
+
 @pytest.fixture(scope="module")
 def expected(points):
     """What the library draws, in memory."""
