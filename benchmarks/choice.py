@@ -175,13 +175,9 @@ class Candidate(AbstractGrid):
 
     def points(self, coordinates: Coordinates, span: Span, steps: int) -> Tensor:
         l = uniform(*span, 4000)
-        extent = (
-            math.inf if math.isinf(coordinates.extent) else coordinates.extent ** (2 * self.power)
-        )
-        v = torch.as_tensor(smooth(l, extent, self.sharpness))
-        share = Focused().share
-        mass = share * (v - v[0]) / (v[-1] - v[0])
-        mass = mass + (1 - share) * torch.linspace(0, 1, len(l), dtype=torch.float64)
+        v = torch.as_tensor(smooth(l, coordinates.extent ** (2 * self.power), self.sharpness))
+        mass = 0.8 * (v - v[0]) / (v[-1] - v[0])
+        mass = mass + 0.2 * torch.linspace(0, 1, len(l), dtype=torch.float64)
         targets = uniform(0.0, 1.0, steps).numpy()
         points = torch.from_numpy(np.interp(targets, mass.numpy(), l.numpy()))
         points[0], points[-1] = span

@@ -65,7 +65,7 @@ from sdekit_diffusion._sampling.coordinates import Coordinates
 from sdekit_diffusion.metrics import modes, sliced_wasserstein
 
 SDES: dict[str, AbstractDiffusion] = {"ve": VESDE(), "vp": VPSDE(), "subvp": SubVPSDE()}
-BUDGETS = [5, 8, 10, 20, 50, 100]
+BUDGETS = [5, 8, 10, 15, 20, 50, 100]
 END = 1e-3
 SEED = 1
 GRIDS: dict[str, AbstractGrid] = {

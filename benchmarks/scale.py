@@ -131,7 +131,7 @@ def errors(draw: Callable[[int], Tensor], std: float) -> dict[int, float]:
 
 def main() -> None:
     rows: list[dict[str, Any]] = []
-    known: dict[tuple[str, str], dict[int, float]] = {}
+    known: dict[tuple[str, bool], dict[int, float]] = {}
     for mean, std in SCALES:
         law = moved(mean, std)
         for name, sde in diffusions(std).items():
@@ -144,8 +144,9 @@ def main() -> None:
                     return sample(model, SAMPLES, steps=steps, **settings).flatten(1)
 
                 found = errors(draw, std)
-                # Of mean 0 and standard deviation 1: by the mixture, or the first of its integrand.
-                reference = name, getattr(model, "integrand", "velocity")
+                # Of mean 0 and standard deviation 1: by the mixture, or by the first network that
+                # predicts the noise.
+                reference = name, getattr(model, "predicts_noise", False)
                 known.setdefault(reference, found)
                 x = draw(100)
                 off = (x.mean(0) - law.data_mean).abs() / (x.std(0) / math.sqrt(SAMPLES))

@@ -137,11 +137,32 @@ def test_a_focused_grid_reaches_further_for_networks_that_predict_the_noise(step
         return
     y = l.neg().exp() / 0.5
     v = torch.log1p(12 * y / (1 + y / (10 * 2**0.5) if steps < 22 else 1))
-    parts = (0.7 * v / (v[-1] - v[0]) + 0.3 * l / (l[-1] - l[0])).diff()
+    finer = y.clamp(max=100 * 2**0.5 if steps < 22 else math.inf).log()
+    parts = (0.7 * v / (v[0] - v[-1]) + 0.3 * finer / (finer[0] - finer[-1])).diff()
     torch.testing.assert_close(parts, parts.mean().expand(steps), rtol=1e-5, atol=1e-7)
     noisy = sample(model, 2, method="sde", grid=Focused(0.7), **settings)
     l = model.sde.log_snr(noisy.ts.double())
     torch.testing.assert_close(l, usual, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("noise", [50.0, 5000.0])
+def test_with_a_reach_more_noise_changes_no_step_below_it(noise):
+    """Steps of l begin at ten times the reach: beyond, the grid has only the end."""
+    model = narrow()
+    grid = Focused(reach=3.0)
+    deviation = float(model.data_std)
+    kernel = VESDE(0.001 * deviation, noise * deviation)
+    l = grid_points(grid, model, kernel, span_of(model, kernel, 1e-3), 10)
+    y = l.neg().exp() / deviation
+    r = 3 * 2**0.5
+    v = torch.log1p(12 * y / (1 + y / r))
+    finer = y.clamp(max=10 * r).log()
+    parts = (0.9 * v / (v[0] - v[-1]) + 0.1 * finer / (finer[0] - finer[-1])).diff()
+    torch.testing.assert_close(parts, parts.mean().expand(10), rtol=1e-4, atol=0)
+    beyond = Coordinates.of(model, kernel, (2,))
+    l = grid.points(beyond, (-9.0, -5.0), 4)  # where no level is below
+    assert l[[0, -1]].tolist() == [-9.0, -5.0]
+    assert (l.diff() > 0.3).all()
 
 
 def test_steps_have_equal_shares_of_a_density_that_jumps():

@@ -38,6 +38,9 @@ _FEW_SHARPNESS = 12.0
 _FEW_EXTENT = 0.75
 _SHARE = 0.8
 _SHARE_WITH_REACH = 0.9
+# In extents, with a reach: steps that are uniform in l begin there at most, so that the grid below
+# is the same for diffusions with more noise.
+_FARTHEST = 10.0
 DEFAULT_END = 1e-3  # of `sample`: sigma / alpha at the end of a solve, in units of s
 _LEVELS = (
     "sigmas must be two or more positive numbers that decrease, sigma / alpha at the ends of the "
@@ -248,7 +251,7 @@ class Focused(AbstractGrid):
     standard deviation of the data to the norm r = d^{1/2} of a sample; l covers the finer ones.
     Fewer than 12 steps are shorter near the data: v = log(1 + 12 y / (y / r + 1)) with
     r = d^{3/8}. With a reach, which the default has for networks that predict the noise, v is the
-    latter with r = reach d^{1/2}.
+    latter with r = reach d^{1/2}, and the steps of l begin at 10 r.
 
     Arguments:
         share: from 0, uniform in l, to less than 1. None is 0.8, or 0.9 with a reach.
@@ -279,25 +282,35 @@ class Focused(AbstractGrid):
     def points(self, coordinates: Coordinates, span: Span, steps: int) -> Tensor:
         extent = coordinates.extent
         share = _SHARE
+        farthest = None
         if self.reach is not None:
             extent *= self.reach
             share = _SHARE_WITH_REACH
+            farthest = None if math.isinf(extent) else _FARTHEST * extent
         elif steps < _FEW_STEPS:
             extent **= _FEW_EXTENT
         few = steps < _FEW_STEPS or self.reach is not None
         share = share if self.share is None else self.share
-        return _focused(share, extent, span, steps, few=few).clone()
+        return _focused(share, extent, farthest, span, steps, few=few).clone()
 
 
 @lru_cache(maxsize=32)
-def _focused(share: float, extent: float, span: Span, steps: int, *, few: bool) -> Tensor:
-    """The points of `Focused`."""
+def _focused(
+    share: float, extent: float, farthest: float | None, span: Span, steps: int, *, few: bool
+) -> Tensor:
+    """The points of `Focused`; steps that are uniform in l begin at the level `farthest`."""
     l = uniform(*span, 4000)
     v = torch.as_tensor(smooth(l, extent, _FEW_SHARPNESS) if few else smooth(l, extent))
-    uniform_mass = torch.linspace(0, 1, len(l), dtype=torch.float64)
-    mass = share * (v - v[0]) / (v[-1] - v[0]) + (1 - share) * uniform_mass
+    begin = -math.inf if farthest is None else -math.log(farthest)
+    finer = l.clamp(min=begin) if begin < span[1] else l
+    mass = share * _from_0_to_1(v) + (1 - share) * _from_0_to_1(finer)
     targets = uniform(0.0, 1.0, steps).numpy()
     return _with_exact_ends(torch.from_numpy(np.interp(targets, mass.numpy(), l.numpy())), span)
+
+
+def _from_0_to_1(values: Tensor) -> Tensor:
+    """Increasing values as their share of the way from the first to the last."""
+    return (values - values[0]) / (values[-1] - values[0])
 
 
 def smooth(l: Time, extent: float, sharpness: float = 5.0) -> Time:
