@@ -569,6 +569,8 @@ def test_adaptive_methods_refuse_a_grid(method, grid):
         (lambda: Karras(rho=0.0), "rho must be a positive number"),
         (lambda: Karras(rho=math.inf), "rho must be a positive number"),
         (lambda: Focused(1.0), "share is a number from 0 on and less than 1"),
+        (lambda: Focused(reach=0.0), "reach is a positive number, such as 10; not 0.0"),
+        (lambda: Focused(reach=math.nan), "reach is a positive number, such as 10; not nan"),
         (lambda: Given(torch.tensor([1.0, 0.0])), "two or more finite numbers that increase"),
         (lambda: Given(torch.tensor([1.0])), "two or more finite numbers that increase"),
         (lambda: Given(torch.tensor([1.0, math.inf])), "two or more finite numbers that increase"),

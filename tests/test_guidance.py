@@ -413,9 +413,9 @@ def test_the_default_looks_less_far_back_where_the_flow_is_stiff(
     )
 
 
-@pytest.mark.parametrize("steps", [10, 15, 25])
-def test_the_default_is_stable_under_strong_guidance(steps):
-    """At w = 7.5, where a rule of four values is not with 20 steps or fewer."""
+@pytest.mark.parametrize(("steps", "share"), [(10, 0.05), (15, 0.05), (25, 0.3)])
+def test_the_default_is_stable_under_strong_guidance(steps, share):
+    """At w = 7.5 it has a small share of the error of a rule of four values."""
     guided = far(7.5)
     settings = {"sde": "vp", "seed": 0}
     exact = sd.sample(guided, 100, method=sd.AdaptiveFlow(1e-8, 1e-8), **settings)
@@ -426,4 +426,4 @@ def test_the_default_is_stable_under_strong_guidance(steps):
         return float((x - exact).norm(dim=1).mean())
 
     assert error("default") < 0.8 * error("ddim")
-    assert steps == 25 or error("default") < 0.05 * error(four)
+    assert error("default") < share * error(four)

@@ -50,7 +50,7 @@ _STIFF_CHOICES = {
         Choice(math.inf, "velocity", _TWO),
     ),
 }
-# Of what is integrated because a caller says so.
+# Of an integrand that the caller names.
 RULES: dict[str, AbstractMultistep] = {
     "data": AdamsMoulton(3, self_starting=False),
     "noise": AdamsBashforth(2, variable="l", self_starting=False),

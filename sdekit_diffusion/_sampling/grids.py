@@ -36,6 +36,7 @@ __all__ = [
 _FEW_STEPS = 12
 _FEW_SHARPNESS = 12.0
 _FEW_EXTENT = 0.75
+_SHARPNESS = 5.0
 _SHARE = 0.8
 _SHARE_WITH_REACH = 0.9
 # In extents, with a reach: steps that are uniform in l begin there at most, so that the grid below
@@ -280,28 +281,26 @@ class Focused(AbstractGrid):
             raise ValueError(f"reach is a positive number, such as 10; not {self.reach}")
 
     def points(self, coordinates: Coordinates, span: Span, steps: int) -> Tensor:
+        share = _SHARE if self.reach is None else _SHARE_WITH_REACH
+        share = share if self.share is None else self.share
         extent = coordinates.extent
-        share = _SHARE
-        farthest = None
         if self.reach is not None:
             extent *= self.reach
-            share = _SHARE_WITH_REACH
-            farthest = None if math.isinf(extent) else _FARTHEST * extent
-        elif steps < _FEW_STEPS:
+            return _focused(share, extent, _FEW_SHARPNESS, _FARTHEST * extent, span, steps).clone()
+        if steps < _FEW_STEPS:
             extent **= _FEW_EXTENT
-        few = steps < _FEW_STEPS or self.reach is not None
-        share = share if self.share is None else self.share
-        return _focused(share, extent, farthest, span, steps, few=few).clone()
+            return _focused(share, extent, _FEW_SHARPNESS, math.inf, span, steps).clone()
+        return _focused(share, extent, _SHARPNESS, math.inf, span, steps).clone()
 
 
 @lru_cache(maxsize=32)
 def _focused(
-    share: float, extent: float, farthest: float | None, span: Span, steps: int, *, few: bool
+    share: float, extent: float, sharpness: float, farthest: float, span: Span, steps: int
 ) -> Tensor:
     """The points of `Focused`; steps that are uniform in l begin at the level `farthest`."""
     l = uniform(*span, 4000)
-    v = torch.as_tensor(smooth(l, extent, _FEW_SHARPNESS) if few else smooth(l, extent))
-    begin = -math.inf if farthest is None else -math.log(farthest)
+    v = torch.as_tensor(smooth(l, extent, sharpness))
+    begin = -math.log(farthest)
     finer = l.clamp(min=begin) if begin < span[1] else l
     mass = share * _from_0_to_1(v) + (1 - share) * _from_0_to_1(finer)
     targets = uniform(0.0, 1.0, steps).numpy()
@@ -313,7 +312,7 @@ def _from_0_to_1(values: Tensor) -> Tensor:
     return (values - values[0]) / (values[-1] - values[0])
 
 
-def smooth(l: Time, extent: float, sharpness: float = 5.0) -> Time:
+def smooth(l: Time, extent: float, sharpness: float = _SHARPNESS) -> Time:
     """v = log(1 + k y / (y / r + 1)) with y = e^{-l}, r the extent and k = 5, for data of standard
     deviation 1.
 

@@ -180,9 +180,9 @@ class OnClock(AbstractGridMethod):
         and `AdamsMoulton(3)` below 40. Under guidance with s = |w - 1| from 1 on
         (`AbstractModel.stiffness`) it is the data by `UniPC(1)` below 3.5 s - 3 steps and by
         `UniPC(2)` below 4.5 s + 5, and then the velocity by `AdamsMoulton(2)`; for networks that
-        predict the noise these bounds are 8 s - 12 and 12 s - 6. Of the data
-        it is `AdamsMoulton(3)`. With noise it is `AdamsMoulton(2)`, and with three values in l from
-        25 steps on. On grids that do not follow the model (`follows_model`), and with noise on
+        predict the noise these bounds are 8 s - 12 and 12 s - 6. Of the data it is
+        `AdamsMoulton(3)`. With noise it is `AdamsMoulton(2)`, and with three values in l from 25
+        steps on. On grids that do not follow the model (`follows_model`), and with noise on
         others than `Focused(0.3)`, whose steps of l differ less, the longer rules have larger
         errors or are unstable, and are not used.
         """
@@ -198,10 +198,11 @@ class OnClock(AbstractGridMethod):
         return default_choice(self.grid, self.steps, False, 0.0).rule
 
     def points(self, problem: ReverseProblem) -> Tensor:
+        grid = self.grid
         reach = self._reach(problem.model)
-        if reach is None or not isinstance(self.grid, Focused) or self.grid.reach is not None:
-            return super().points(problem)
-        return replace(self, grid=replace(self.grid, reach=reach)).points(problem)
+        if reach is not None and isinstance(grid, Focused) and grid.reach is None:
+            grid = replace(grid, reach=reach)
+        return grid.points(problem.coordinates, problem.span, self.steps)
 
     def _reach(self, model: AbstractModel) -> float | None:
         """That of `Focused`, where errors in the data grow with the noise."""

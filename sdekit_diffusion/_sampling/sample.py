@@ -70,7 +70,7 @@ def sample(
 
     s is the standard deviation of the data, `data_std` of the model. The prior N(alpha_T mean,
     (alpha_T^2 s^2 + sigma_T^2) I) stands for p_T. Where sigma / alpha at T is above 1e5 s, as under
-    "cosine" and "flow", the solve starts at sigma / alpha = 1000 s.
+    "cosine" and "flow", the solve starts at sigma / alpha = 160 s.
 
     Sample i depends on (seed, first + i) and on nothing else: not on n, nor on batch_size.
 
