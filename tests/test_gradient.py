@@ -3,6 +3,7 @@ torch.compile.
 """
 
 import functools
+import itertools
 import shutil
 import weakref
 
@@ -621,14 +622,12 @@ ON_GRIDS = (AbstractPlanned, AbstractPredictor, PredictorCorrector)  # times are
 
 
 def compiled_cases():
-    """Every solver and kind of noise with times as tensors; the other forms of time with one kind a
-    solver.
-    """
+    """Every solver with every kind of noise and every form of time, in as few pairs as can be."""
     for solver in PUBLIC:
         kinds = ["additive"] if solver.normals else list(solver.order)
-        floats_only = isinstance(solver, ON_GRIDS)
-        tried = [(kind, "floats" if floats_only else "one tensor") for kind in kinds]
-        tried += [] if floats_only else [(kinds[-1], "floats"), (kinds[-1], "a time a sample")]
+        forms = ["floats"] if isinstance(solver, ON_GRIDS) else list(TIMES)
+        pairs = zip(itertools.cycle(kinds), itertools.cycle(forms), strict=False)
+        tried = itertools.islice(pairs, max(len(kinds), len(forms)))
         yield from (
             pytest.param(solver, *pair, id=f"{type(solver).__name__}-{'-'.join(pair)}")
             for pair in tried

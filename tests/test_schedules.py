@@ -3,6 +3,7 @@ same samples as under VP.
 """
 
 import functools
+import itertools
 import math
 from dataclasses import replace
 
@@ -356,8 +357,15 @@ def test_on_the_clock_all_diffusions_give_the_same_samples(sde, method):
     torch.testing.assert_close(b, a, rtol=0, atol=1e-4 + ends)
 
 
-@pytest.mark.parametrize("method", NATURAL)
-@pytest.mark.parametrize("sde", NEW)
+@pytest.mark.parametrize(
+    ("sde", "method"),
+    # A corrector doubles the time; it knows of a diffusion what its predictor does.
+    [
+        (sde, method)
+        for sde, method in itertools.product(NEW, NATURAL)
+        if method != "pc" or sde in ("cosine", "ncsn")
+    ],
+)
 def test_every_method_has_the_law(sde, method):
     """Mean and covariance within 5.5 standard errors of 4000 samples and the bias of 1000 steps.
     Samples of methods on the clock are those under VP, see above.
