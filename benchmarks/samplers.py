@@ -307,7 +307,7 @@ def errors(
 
 
 def modes_of(law: GaussianMixture, x: Tensor) -> Tensor:
-    return law.posterior(x).nan_to_num().argmax(1)
+    return law.responsibilities(x).nan_to_num().argmax(1)
 
 
 def show(measure: str, found: dict[str, dict[int, dict[str, float]]], ours: list[str]) -> None:

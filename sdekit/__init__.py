@@ -22,6 +22,7 @@ from sdekit._equations.semilinear import SemiLinear
 from sdekit._grid import geometric, uniform
 from sdekit._likelihood.divergence import AbstractTrace, Exact, Hutchinson
 from sdekit._likelihood.likelihood import Likelihood, log_likelihood
+from sdekit._likelihood.transitions import PathWeights, Transitions, path_weights
 from sdekit._names import did_you_mean
 from sdekit._noise.brownian import BrownianPath
 from sdekit._noise.generator import fresh_seed, normal, uniform01
@@ -54,6 +55,7 @@ __all__ = [
     "NoiseQuery",
     "NotFiniteError",
     "PIDController",
+    "PathWeights",
     "PiecewiseClocked",
     "Point",
     "ProbabilityFlow",
@@ -63,6 +65,7 @@ __all__ = [
     "Solution",
     "Status",
     "Stepper",
+    "Transitions",
     "UnfinishedError",
     "WhiteNoise",
     "all_solvers",
@@ -78,6 +81,7 @@ __all__ = [
     "odeint",
     "odeint_adjoint",
     "odeint_event",
+    "path_weights",
     "sdeint",
     "solve",
     "stepper",

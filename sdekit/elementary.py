@@ -20,10 +20,11 @@ from torch import Tensor
 
 __all__ = [
     "Time", "asinh", "atan", "axpy", "broadcast", "clip", "exp", "expm1", "log", "log1p", "norm",
-    "reciprocal", "scaled", "sigmoid", "sin", "softplus", "sqrt", "tan",
+    "reciprocal", "scaled", "sigmoid", "sin", "softplus", "sqrt", "sum_of_sample", "tan",
 ]  # fmt: skip
 
 Time = float | Tensor
+_PIECE = 1 << 14  # numbers that torch sums on one thread
 # A 0-dim tensor on the CPU combines with tensors on any device.
 _ZERO = torch.zeros((), dtype=torch.float32, device="cpu")
 
@@ -139,3 +140,14 @@ def scaled(a: Time, x: Tensor) -> Tensor:
 def norm(x: Tensor) -> Tensor:
     """The Euclidean norm of each sample: `(batch, *event)` to `(batch,)`."""
     return torch.linalg.vector_norm(x.reshape(x.shape[0], -1), dim=1)
+
+
+def sum_of_sample(x: Tensor) -> Tensor:
+    """The sum of the numbers of each sample: `(batch, *event)` to `(batch,)`, float64.
+
+    In pieces that torch sums on one thread: with several threads the order of the sum would depend
+    on the number of rows.
+    """
+    flat = x.reshape(len(x), math.prod(x.shape[1:]))
+    pieces = [piece.sum(dim=1, dtype=torch.float64) for piece in flat.split(_PIECE, dim=1)]
+    return torch.stack(pieces).cumsum(dim=0)[-1]

@@ -5,6 +5,8 @@ The examples in the docstrings assume `import torch, sdekit` and `import sdekit_
 Example:
     >>> "vp" in sd.DIFFUSIONS, "default" in sd.METHODS, "karras" in sd.GRIDS  # names for `sample`
     (True, True, True)
+    >>> "jacobian" in sd.COVARIANCES, "particles" in sd.POSTERIOR_METHODS  # for `sample_posterior`
+    (True, True)
     >>> "min_snr" in sd.WEIGHTS, "log_normal" in sd.DENSITIES  # names for `Recipe`
     (True, True)
     >>> model = sd.GaussianMixture([0.3, 0.7], [[-1.0], [1.0]], [0.1, 0.1])
@@ -18,21 +20,55 @@ from sdekit_diffusion._diffusions import names as _names
 from sdekit_diffusion._diffusions.ddpm import cosine_betas, linear_betas
 from sdekit_diffusion._diffusions.diffusion import AbstractDiffusion
 from sdekit_diffusion._diffusions.names import *  # noqa: F403
-from sdekit_diffusion._likelihood.bits_per_dim import BitsPerDim, bits_per_dim
-from sdekit_diffusion._likelihood.bound import VariationalBound, variational_bound
-from sdekit_diffusion._likelihood.classification import Classification, classify
-from sdekit_diffusion._likelihood.encoding import decode, encode, interpolate
-from sdekit_diffusion._likelihood.likelihood import log_likelihood
+from sdekit_diffusion._inference.bits_per_dim import BitsPerDim, bits_per_dim
+from sdekit_diffusion._inference.bound import VariationalBound, variational_bound
+from sdekit_diffusion._inference.classification import Classification, classify
+from sdekit_diffusion._inference.encoding import decode, encode, interpolate
+from sdekit_diffusion._inference.likelihood import log_likelihood
+from sdekit_diffusion._inference.sample_posterior import bayes_factor, sample_posterior
+from sdekit_diffusion._inference.weighted import WeightedSamples
+from sdekit_diffusion._inference.weighting import (
+    POSTERIOR_METHODS,
+    AbstractWeighting,
+    FlowWeights,
+    Particles,
+    PosteriorProblem,
+)
 from sdekit_diffusion._loading import from_diffusers, from_edm, from_ncsnv2, from_score_sde
 from sdekit_diffusion._loading.load import load
 from sdekit_diffusion._models.check import ModelCheck, check_model
 from sdekit_diffusion._models.checkpoint import CheckpointError
+from sdekit_diffusion._models.conditioned import DPS, AbstractPosterior, Laplace, MomentMatched
+from sdekit_diffusion._models.covariances import (
+    COVARIANCES,
+    AbstractCovariance,
+    Conditioned,
+    DataCovariance,
+    DiagonalCovariance,
+    IsotropicCovariance,
+    JacobianCovariance,
+)
 from sdekit_diffusion._models.derived import AbstractDerivedModel, per_sample
 from sdekit_diffusion._models.empirical import EmpiricalMixture
 from sdekit_diffusion._models.guidance import ClassifierGuided, Guided
 from sdekit_diffusion._models.inpainting import Inpainted
 from sdekit_diffusion._models.mixture import GaussianMixture
 from sdekit_diffusion._models.model import AbstractModel, noise_scale, signal_scale
+from sdekit_diffusion._models.observation import (
+    AbstractObservation,
+    LinearObservation,
+    Observation,
+)
+from sdekit_diffusion._models.operators import (
+    AbstractOperator,
+    Blur,
+    Downsampling,
+    FourierSampling,
+    LinearMap,
+    Mask,
+    Matrix,
+    Radon,
+)
 from sdekit_diffusion._models.save import save
 from sdekit_diffusion._models.score_model import ScoreModel
 from sdekit_diffusion._sampling import grids as _grids
@@ -65,24 +101,51 @@ from sdekit_diffusion._training.recipe import Recipe
 from sdekit_diffusion.data._batches import AbstractSource, Batch
 
 __all__ = [
+    "COVARIANCES",
+    "DPS",
+    "POSTERIOR_METHODS",
+    "AbstractCovariance",
     "AbstractDerivedModel",
     "AbstractDiffusion",
     "AbstractMethod",
     "AbstractModel",
+    "AbstractObservation",
+    "AbstractOperator",
+    "AbstractPosterior",
     "AbstractSource",
+    "AbstractWeighting",
     "Batch",
     "BitsPerDim",
+    "Blur",
     "CheckpointError",
     "Classification",
     "ClassifierGuided",
+    "Conditioned",
+    "DataCovariance",
+    "DiagonalCovariance",
+    "Downsampling",
     "EmpiricalMixture",
+    "FlowWeights",
+    "FourierSampling",
     "GaussianMixture",
     "Guided",
     "Inpainted",
+    "IsotropicCovariance",
+    "JacobianCovariance",
+    "Laplace",
+    "LinearMap",
+    "LinearObservation",
     "Log",
+    "Mask",
+    "Matrix",
     "ModelCheck",
+    "MomentMatched",
     "NCSNSettings",
     "Noised",
+    "Observation",
+    "Particles",
+    "PosteriorProblem",
+    "Radon",
     "Recipe",
     "Record",
     "ReverseProblem",
@@ -93,6 +156,8 @@ __all__ = [
     "Training",
     "Trajectories",
     "VariationalBound",
+    "WeightedSamples",
+    "bayes_factor",
     "bits_per_dim",
     "check_model",
     "classify",
@@ -121,6 +186,7 @@ __all__ = [
     "per_sample",
     "sample",
     "sample_between",
+    "sample_posterior",
     "save",
     "signal_scale",
     "stepper",

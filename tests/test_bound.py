@@ -27,8 +27,8 @@ from sdekit_diffusion import (
     variational_bound,
 )
 from sdekit_diffusion._counters import BOUND
-from sdekit_diffusion._likelihood.chain import _DRAW_STRIDE
-from sdekit_diffusion._likelihood.decoder import Levels
+from sdekit_diffusion._inference.chain import _DRAW_STRIDE
+from sdekit_diffusion._inference.decoder import Levels
 from sdekit_diffusion.metrics import modes
 
 CHAIN = DDPM(linear_betas(20, 1e-3, 0.4))

@@ -50,7 +50,7 @@ def test_it_is_a_gaussian_mixture(centres, std, name):
         close(ours.score(t, x, sde), plain.score(t, x, sde), rtol=1e-10, atol=1e-10)
         close(ours.denoise(t, x, sde), plain.denoise(t, x, sde), rtol=1e-10, atol=1e-10)
     close(ours.log_prob(x), plain.log_prob(x), rtol=1e-10, atol=1e-10)
-    close(ours.posterior(x), plain.posterior(x), rtol=1e-10, atol=1e-10)
+    close(ours.responsibilities(x), plain.responsibilities(x), rtol=1e-10, atol=1e-10)
     law = ours.marginal(0.3 * sde.T, sde)
     close(law.log_prob(x), plain.marginal(0.3 * sde.T, sde).log_prob(x), rtol=1e-10, atol=1e-10)
 
@@ -75,8 +75,8 @@ def test_float32_weighs_near_duplicates_as_float64_does(apart, sigma):
         base + apart * sigma * torch.randn(5, 8, 3072, generator=GENERATOR) / math.sqrt(3072)
     ).flatten(0, 1)
     x = centres[::3] + sigma * torch.randn(14, 3072, generator=GENERATOR)
-    single = EmpiricalMixture(centres, sigma).posterior(x)
-    double = EmpiricalMixture(centres.double(), sigma).posterior(x.double())
+    single = EmpiricalMixture(centres, sigma).responsibilities(x)
+    double = EmpiricalMixture(centres.double(), sigma).responsibilities(x.double())
     assert (single - double).abs().max() < 2e-4
     product = (
         -0.5

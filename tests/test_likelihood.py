@@ -39,7 +39,7 @@ from sdekit_diffusion import (
     nets,
     sample,
 )
-from sdekit_diffusion._likelihood.encoding import slerp
+from sdekit_diffusion._inference.encoding import slerp
 
 KERNELS = {"ve": VESDE(), "vp": VPSDE(), "subvp": SubVPSDE()}
 MIXTURE = GaussianMixture(

@@ -389,13 +389,13 @@ def test_modes_that_overlap_have_no_bias():
     )
     x = law.sample(20_000, seed=2)
     assert modes(x, law).worst < 5.5
-    hard = x[law.posterior(x).argmax(1) == 0]
+    hard = x[law.responsibilities(x).argmax(1) == 0]
     assert abs(float(hard.mean()) + 0.75) * math.sqrt(len(hard)) > 10
 
 
 def test_a_missing_mode():
     x = TILTED.sample(2000, seed=1)
-    found = modes(x[TILTED.posterior(x).argmax(1) > 0], TILTED)
+    found = modes(x[TILTED.responsibilities(x).argmax(1) > 0], TILTED)
     assert found.weights[0] < 1e-3
     assert np.isnan(found.means[0]).all()
     assert np.isnan(found.covariance_scores[0]).all()

@@ -98,7 +98,7 @@ def test_components_can_be_read(kind):
 
 def test_posterior_sums_to_one_and_finds_the_component():
     mixture = GaussianMixture(WEIGHTS, 20 * MEANS, KINDS["full"])
-    r = mixture.posterior(20 * MEANS)
+    r = mixture.responsibilities(20 * MEANS)
     torch.testing.assert_close(r, torch.eye(3, dtype=torch.float64))
 
 
@@ -108,7 +108,7 @@ def test_posterior_sums_to_one_and_finds_the_component():
 )
 def test_what_is_not_a_batch_of_points(x):
     mixture = GaussianMixture(WEIGHTS, MEANS, KINDS["full"])
-    for call in (mixture.log_prob, mixture.posterior, lambda x: mixture.score(0.5, x, "vp")):
+    for call in (mixture.log_prob, mixture.responsibilities, lambda x: mixture.score(0.5, x, "vp")):
         with pytest.raises(ValueError, match="points must be floating, of shape"):
             call(x)
 

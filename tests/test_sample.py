@@ -90,7 +90,7 @@ def floor_scores(x, law):
     """z-scores of mode weights, mean and covariance against a law whose modes are far apart."""
     n = len(x)
     flat = x.reshape(len(x), -1).double()
-    r = law.posterior(x).double()
+    r = law.responsibilities(x).double()
     weights = (r.mean(0) - law.weights) / (r.std(0) / math.sqrt(n))
     mean = (flat.mean(0) - law.mean().reshape(-1)) / (flat.std(0) / math.sqrt(n))
     centred = flat - law.mean().reshape(-1)
@@ -102,7 +102,7 @@ def floor_scores(x, law):
 def mode_scores(x, law):
     """z-scores of each mode's own mean and variance, for isotropic modes that do not overlap."""
     scores = []
-    mode = law.posterior(x).argmax(1)
+    mode = law.responsibilities(x).argmax(1)
     for k, (m, v) in enumerate(zip(law._means, law._variances, strict=True)):
         part = (x[mode == k].reshape(-1, len(m)) - m) / v.sqrt()
         scores += [

@@ -378,7 +378,7 @@ def test_every_method_has_the_law(sde, method):
     assert ((x.mean(0) - law.mean()).abs() < 5.5 * exactly.std(0) / math.sqrt(n)).all()
     products, known = (v[:, :, None] * v[:, None] for v in (x, exactly))
     assert ((products.mean(0) - law.covariance()).abs() < 5.5 * known.std(0) / math.sqrt(n)).all()
-    assert float(law.posterior(x)[:, 0].mean()) == pytest.approx(
+    assert float(law.responsibilities(x)[:, 0].mean()) == pytest.approx(
         0.25, abs=5.5 * math.sqrt(0.1875 / n)
     )
 
@@ -491,7 +491,7 @@ def test_flow_matching_learns():
     assert losses[0] < losses[1] + 0.02
     for sde in ("flow", "vp"):
         x = sample(model, 2000, sde=sde, seed=4)
-        assert MIXTURE.posterior(x)[:, 0].mean() == pytest.approx(0.25, abs=0.06)
+        assert MIXTURE.responsibilities(x)[:, 0].mean() == pytest.approx(0.25, abs=0.06)
         assert (x.double().T.cov() - MIXTURE.covariance()).abs().max() < 0.05
 
 

@@ -52,7 +52,7 @@ from sdekit_diffusion import (
 )
 from sdekit_diffusion._app.held_out import measured
 from sdekit_diffusion._app.options import Estimate
-from sdekit_diffusion._likelihood.encoding import slerp
+from sdekit_diffusion._inference.encoding import slerp
 from sdekit_diffusion._sampling.probability_flow import solve_flow
 from sdekit_diffusion.data import Scale
 
@@ -268,7 +268,7 @@ def test_the_status_of_a_point_is_the_worst_of_its_draws(monkeypatch):
         zero = torch.zeros(3, dtype=torch.float64)
         return Likelihood(zero, zero, points, zero.long(), torch.tensor(next(statuses)), 0, zero)
 
-    monkeypatch.setattr("sdekit_diffusion._likelihood.bits_per_dim.log_likelihood", solved)
+    monkeypatch.setattr("sdekit_diffusion._inference.bits_per_dim.log_likelihood", solved)
     assert bits_per_dim(MIXTURE, LEVELS[:3], draws=3, **BITS).status.tolist() == [0, 2, 3]
 
 

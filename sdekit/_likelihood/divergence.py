@@ -11,6 +11,7 @@ from torch import Tensor
 
 from sdekit._names import did_you_mean
 from sdekit._noise.generator import PROBES, keys, normal_pairs, signs
+from sdekit.elementary import sum_of_sample
 
 _PROBE_STRIDE = 1 << 12  # counters between the probes of two points of a trajectory
 
@@ -198,12 +199,5 @@ def quadratic_forms(
             allow_unused=True,
             materialize_grads=True,
         )
-        # In pieces that torch sums on one thread: with several threads the order of the sum would
-        # depend on the number of rows.
-        pieces = (vjp * v).reshape(len(x), math.prod(x.shape[1:])).split(1 << 14, dim=1)
-        products.append(
-            torch.stack([piece.sum(dim=1, dtype=torch.float64) for piece in pieces]).cumsum(dim=0)[
-                -1
-            ]
-        )
+        products.append(sum_of_sample(vjp * v))
     return torch.stack(products)

@@ -103,6 +103,26 @@ class AbstractSolver(ABC):
         Times are floats, or `(batch,)` where samples have their own.
         """
 
+    def mean_weights(self, t0: float, t1: float) -> Sequence[float]:
+        """The weights of a step whose mean is x_0 + sum_j w_j f_j, with f_j the drifts at the
+        points
+        of the grid up to t_0, the newest first: the steps of `Transitions`.
+
+        Raises:
+            TypeError: for a solver with other steps.
+        """
+        raise TypeError(
+            f"the steps of {type(self).__name__} are not normal with a known mean: choose a rule "
+            " with one evaluation per step, such as EulerMaruyama(), AdamsBashforth(2) or "
+            "AdamsMoulton(2)"
+        )
+
+    def with_noise(
+        self, problem: AbstractSDE, t0: Time, t1: Time, x: Tensor, dw: Tensor | None
+    ) -> Tensor:
+        """x with the noise of a step of a solver that has `mean_weights`."""
+        return problem.kick(t0, t1, x, dw)
+
     def output(self, t0: float, x: Tensor, state: Tree) -> Tensor:
         """The state that a solve on a fixed grid returns after the step from t0, from the x and the
         state that the step passes on.

@@ -1,5 +1,6 @@
 """The Euler-Maruyama method."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -38,3 +39,11 @@ class EulerMaruyama(AbstractSolver):
     ) -> Step:
         mean = problem.advance(t0, x, t1 - t0, x)
         return Step(problem.diffuse(t0, x, noise.w, mean))
+
+    def mean_weights(self, t0: float, t1: float) -> Sequence[float]:
+        return (t1 - t0,)
+
+    def with_noise(
+        self, problem: AbstractSDE, t0: Time, t1: Time, x: Tensor, dw: Tensor | None
+    ) -> Tensor:
+        return problem.diffuse(t0, x, dw, x)

@@ -58,6 +58,10 @@ class AbstractPlanned(AbstractSolver):
             slopes = (problem.drift(t1, end), *slopes)
         return Step(end, None, None, tuple([slopes[i] for i in kept_slopes]))
 
+    def mean_weights(self, t0: float, t1: float) -> Sequence[float]:
+        row = self.planned[t0]
+        return super().mean_weights(t0, t1) if row.stages else row.weights
+
     def output(self, t0: float, x: Tensor, state: Tree) -> Tensor:
         return _advance(x, self.planned[t0].correction, state)
 

@@ -12,8 +12,8 @@ from torch import Tensor
 from sdekit import Exact, Hutchinson, Status
 from sdekit_diffusion._app.options import Estimate
 from sdekit_diffusion._diffusions.diffusion import AbstractDiffusion
-from sdekit_diffusion._likelihood.bits_per_dim import BitsPerDim, bits_per_dim
-from sdekit_diffusion._likelihood.likelihood import log_likelihood
+from sdekit_diffusion._inference.bits_per_dim import BitsPerDim, bits_per_dim
+from sdekit_diffusion._inference.likelihood import log_likelihood
 from sdekit_diffusion._models.model import AbstractModel
 from sdekit_diffusion._sampling.adaptive import AdaptiveFlow
 from sdekit_diffusion.data import Scale

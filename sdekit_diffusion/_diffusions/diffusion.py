@@ -11,7 +11,17 @@ import torch
 from torch import Tensor
 
 from sdekit import AbstractSDE, fresh_seed, normal
-from sdekit.elementary import Time, broadcast, clip, expm1, log, reciprocal, scaled, sqrt
+from sdekit.elementary import (
+    Time,
+    broadcast,
+    clip,
+    expm1,
+    log,
+    reciprocal,
+    scaled,
+    sqrt,
+    sum_of_sample,
+)
 from sdekit_diffusion._inputs import available_device
 
 # Sigma / alpha of the data's standard deviation at the start of a solve, where T is out of reach.
@@ -262,11 +272,9 @@ class AbstractDiffusion(AbstractSDE):
         unless given.
         """
         sigma = float(self.sigma(self.checked(self.T if t is None else t)))
-        flat = x.reshape(len(x), math.prod(x.shape[1:])).to(torch.float64)
-        # Each summed on one thread, in one order.
-        pieces = (flat / sigma).square().split(1 << 14, dim=1)
-        squares = torch.stack([piece.sum(dim=1) for piece in pieces]).cumsum(dim=0)[-1]
-        return -0.5 * squares - flat.shape[1] * (math.log(sigma) + 0.5 * math.log(2 * math.pi))
+        squares = sum_of_sample((x.to(torch.float64) / sigma).square())
+        d = math.prod(x.shape[1:])
+        return -0.5 * squares - d * (math.log(sigma) + 0.5 * math.log(2 * math.pi))
 
     def checked(self, t: Time) -> Time:
         """t, after a check that it is in [0, T] up to rounding in float32.

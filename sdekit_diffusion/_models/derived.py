@@ -87,6 +87,10 @@ class AbstractDerivedModel(AbstractModel):
     def stiffness(self) -> float:
         return self.model.stiffness
 
+    @computed
+    def starts_at_mean(self) -> bool:
+        return self.model.starts_at_mean
+
     def rows(self, index: Tensor) -> Self:
         selected: dict[str, Any] = {
             name: model.rows(index) for name, model in self._models().items()

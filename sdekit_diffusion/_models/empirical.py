@@ -11,16 +11,23 @@ from torch import Tensor
 from sdekit.elementary import Time, broadcast
 from sdekit_diffusion._diffusions.diffusion import AbstractDiffusion
 from sdekit_diffusion._inputs import require_tensor
-from sdekit_diffusion._models.mixture import AbstractMixture
+from sdekit_diffusion._models.mixture import (
+    NEGLIGIBLE,
+    ROUNDING,
+    AbstractMixture,
+    GaussianMixture,
+    Observed,
+)
 from sdekit_diffusion._models.model import noise_scale, signal_scale
+from sdekit_diffusion._models.observation import LinearObservation
 
 _BLOCK = 1 << 23  # numbers of one block: 84 points at a time for 50,000 centres
 _NEAREST = 16  # centres whose distance is a sum of squared differences
 
 
 class EmpiricalMixture(AbstractMixture):
-    """p_0 = (1/n) sum_k N(c_k, s^2 I), hence p_t = (1/n) sum_k N(alpha c_k, v I), v = alpha^2
-    s^2 + sigma^2.
+    """p_0 = sum_k w_k N(c_k, s^2 I), w_k = 1/n unless given, hence p_t = sum_k w_k N(alpha c_k, v
+    I), v = alpha^2 s^2 + sigma^2.
 
     For s = 0 this is what a score network with unlimited capacity learns from n images. Equal to a
     `GaussianMixture`, but for many centres in many dimensions: points are processed in blocks of
@@ -35,6 +42,7 @@ class EmpiricalMixture(AbstractMixture):
         centres: `(n, *event)`, in the dtype of the points; another dtype costs a copy of the
             centres per call.
         std: s; 0 for the points themselves, which have a score where sigma > 0.
+        weights: positive, summing to 1, `(n,)`.
 
     Raises:
         ValueError: for no centres, centres that are not floating or not finite, or a negative std.
@@ -49,7 +57,7 @@ class EmpiricalMixture(AbstractMixture):
         Song and Ermon 2020, arXiv 2006.09011, section 3.1 and figure 2.
     """
 
-    def __init__(self, centres: Tensor, std: float = 0.0) -> None:
+    def __init__(self, centres: Tensor, std: float = 0.0, weights: Tensor | None = None) -> None:
         require_tensor("centres", centres, "(n, *event)")
         if centres.ndim < 1 or not centres.numel() or not centres.is_floating_point():
             raise ValueError(
@@ -67,8 +75,11 @@ class EmpiricalMixture(AbstractMixture):
         if not bool(self._squares.isfinite().all()) or not 0 <= self.std < math.inf:
             raise ValueError(f"centres must be finite and std a number from 0 on; std is {std}")
         self.weights = torch.full_like(self._squares, 1 / len(centres))
-        mean = self._centres.mean(dim=0)
-        spread = float(self._squares.mean() - mean.double().square().sum()) / self._centres.shape[1]
+        if weights is not None:
+            self.weights = _checked_weights(weights).to(self._squares)
+        mean = (self.weights @ self._centres.to(torch.float64)).to(self._centres)
+        square = float(self.weights @ self._squares)
+        spread = (square - float(mean.double().square().sum())) / self._centres.shape[1]
         self.data_mean = mean.reshape(self.shape)
         # Where it is 0 any will do.
         self.data_std = math.sqrt(max(spread, 0.0) + self.std**2) or 1.0
@@ -89,7 +100,47 @@ class EmpiricalMixture(AbstractMixture):
     def marginal(self, t: float, sde: AbstractDiffusion | str) -> "EmpiricalMixture":
         """The law p_t under a diffusion."""
         alpha, sigma = self.under(sde).kernel(t)
-        return EmpiricalMixture(alpha * self.centres, math.hypot(alpha * self.std, sigma))
+        std = math.hypot(alpha * self.std, sigma)
+        return EmpiricalMixture(alpha * self.centres, std, self.weights)
+
+    def given(self, observation: LinearObservation) -> AbstractMixture:
+        """The exact law given y = A x + N(0, R): of points, s = 0, the points with other weights;
+        with s > 0 a `GaussianMixture` of one covariance. Centres of less than e^-100 of the largest
+        weight are left out.
+
+        Raises:
+            TypeError, ValueError: as `GaussianMixture.given`.
+
+        Example:
+            >>> points = sd.EmpiricalMixture(torch.tensor([[-1.0, 0.0], [1.0, 0.0]]))
+            >>> y = sd.LinearObservation(torch.tensor([[1.0, 0.0]]), torch.tensor([1.0]), 1.0)
+            >>> points.given(y).weights[1].round(decimals=3)  # 1 / (1 + e^-2)
+            tensor(0.8810, dtype=torch.float64)
+        """
+        observed = self._observed(observation, one=True)
+        logits = self._given_logits(observed)[0]
+        kept = logits > logits.max() + NEGLIGIBLE
+        weights = torch.softmax(logits[kept], dim=0)
+        centres = self._centres[kept]
+        if not self.std:
+            return EmpiricalMixture(centres.reshape(-1, *self.shape), weights=weights)
+        factor = observed.factor(self._covariance(observed))
+        gain = self.std**2 * torch.cholesky_solve(observed.matrix, factor).T
+        residual = observed.y[0] - centres.to(gain) @ observed.matrix.T
+        rest = self._covariance(observed) - self.std**2 * gain @ observed.matrix
+        variances, axes = torch.linalg.eigh(0.5 * (rest + rest.T))
+        exact = variances.where(variances > ROUNDING * self.std**2, 0.0).to(centres)
+        points = (centres + (residual @ gain.T).to(centres)).reshape(-1, *self.shape)
+        shared = axes.to(centres).expand(len(centres), -1, -1)
+        return GaussianMixture.of_parts(weights, points, exact[None], shared)
+
+    def _given_logits(self, observed: Observed) -> Tensor:
+        factor = observed.factor(self._covariance(observed))
+        return self.weights.log() + observed.log_normal(self._centres.to(torch.float64), factor)
+
+    def _covariance(self, observed: Observed) -> Tensor:
+        """s^2 I."""
+        return self.std**2 * torch.eye(observed.matrix.shape[1], dtype=torch.float64)
 
     def log_prob(self, x: Tensor) -> Tensor:
         """log p_0(x) in nats: `(batch, *event)` to `(batch,)`."""
@@ -100,12 +151,10 @@ class EmpiricalMixture(AbstractMixture):
             for smallest, logits in blocks
         ]
         d = self._centres.shape[1]
-        constant = math.log(len(self._centres)) + d * (
-            math.log(self.std) + 0.5 * math.log(2 * math.pi)
-        )
+        constant = d * (math.log(self.std) + 0.5 * math.log(2 * math.pi))
         return (torch.cat(parts) - constant).to(x.dtype)
 
-    def posterior(self, x: Tensor) -> Tensor:
+    def responsibilities(self, x: Tensor) -> Tensor:
         """The probability of each centre given x: `(batch, *event)` to `(batch, n)`."""
         return torch.cat(
             [
@@ -173,10 +222,12 @@ class EmpiricalMixture(AbstractMixture):
 
     def _blocks(self, alpha: Tensor, v: Tensor, x: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         """By blocks of points, the least squared distance to an alpha c_k, `(block,)` in float64,
-        and the logarithms of the weights relative to that of the nearest centre, `(block, n)`.
+        and the logarithms of w_k times the densities, relative to that of the nearest centre,
+        `(block, n)`.
         """
         centres = self._centres.to(x)
         squares = self._squares.to(x)
+        log_weights = self.weights.log().to(x)
         count = min(_NEAREST, len(centres))
         size = self._block_size(max(len(centres), 2 * count * centres.shape[1]))
         for a, variance, points in zip(
@@ -197,4 +248,14 @@ class EmpiricalMixture(AbstractMixture):
             relative = (product - smallest.to(x.dtype).unsqueeze(1)).scatter(
                 1, nearest, (distances - smallest.unsqueeze(1)).to(x.dtype)
             )
-            yield smallest, relative * (-0.5 / variance)
+            yield smallest, relative * (-0.5 / variance) + log_weights
+
+
+def _checked_weights(weights: Tensor) -> Tensor:
+    """Weights, refused unless they are positive and sum to 1."""
+    if not bool((weights > 0).all()) or abs(float(weights.sum()) - 1) > 1e-5:
+        raise ValueError(
+            f"weights must be positive and sum to 1, not {float(weights.sum()):g}; divide them by "
+            "their sum, and leave out centres of weight 0"
+        )
+    return weights

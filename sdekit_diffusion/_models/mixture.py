@@ -6,6 +6,7 @@ import copy
 import math
 from abc import abstractmethod
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,6 +18,10 @@ from sdekit_diffusion._counters import COMPONENT, POINT
 from sdekit_diffusion._diffusions.diffusion import AbstractDiffusion
 from sdekit_diffusion._inputs import require_tensor
 from sdekit_diffusion._models.model import AbstractModel, noise_scale, signal_scale
+from sdekit_diffusion._models.observation import AbstractObservation, LinearObservation
+
+ROUNDING = 1e-13  # of a variance, below which what is left of it given y is 0
+NEGLIGIBLE = -100.0  # log of a weight relative to the largest, below which a component is dropped
 
 
 class AbstractMixture(AbstractModel):
@@ -45,6 +50,39 @@ class AbstractMixture(AbstractModel):
     def _component_points(self, k: Tensor, z: Tensor) -> Tensor:
         """The points of components k `(n,)` whose standard normals are z: `(n, d)`, as z."""
 
+    def log_evidence(self, observation: LinearObservation) -> Tensor:
+        """log p(y) in nats, float64, a number; one per entry where y has one per sample, `(n,)`.
+
+        Raises:
+            TypeError, ValueError: as `given`.
+        """
+        found = torch.logsumexp(self._given_logits(self._observed(observation)), dim=1)
+        return found if observation.bound(self.shape).each else found[0]
+
+    @abstractmethod
+    def _given_logits(self, observed: "Observed") -> Tensor:
+        """log (w_k N(y; A m_k, A C_k A^T + R)), `(n, K)` in float64."""
+
+    def _observed(self, observation: AbstractObservation, *, one: bool = False) -> "Observed":
+        """An observation as matrices.
+
+        Raises:
+            TypeError: for one that is not linear.
+            ValueError: where it does not fit; with `one`, for y of many samples.
+        """
+        if not isinstance(observation, LinearObservation):
+            raise TypeError(
+                "the exact law of a mixture is known given a LinearObservation, not "
+                f"{type(observation).__name__}; see sample_posterior"
+            )
+        bound = observation.bound(self.shape)
+        if one and bound.each:
+            raise ValueError(
+                f"y has {len(bound.y)} entries, and a mixture is given one: call it for each, or "
+                "sample_posterior for all"
+            )
+        return Observed.of(bound)
+
     def _flat(self, x: Tensor) -> Tensor:
         """Points as vectors, `(batch, d)`.
 
@@ -59,6 +97,52 @@ class AbstractMixture(AbstractModel):
                 f"{tuple(x.shape)}"
             )
         return x.reshape(len(x), math.prod(self.shape))
+
+
+@dataclass(frozen=True, eq=False)
+class Observed:
+    """A linear observation as matrices, float64.
+
+    matrix: A, `(m, d)`. covariance: R, `(m, m)`. y: `(n, m)`.
+    """
+
+    matrix: Tensor
+    covariance: Tensor
+    y: Tensor
+
+    @staticmethod
+    def of(observation: LinearObservation) -> "Observed":
+        event = observation.event
+        assert event is not None
+        unit = torch.eye(math.prod(event), dtype=torch.float64).reshape(-1, *event)
+        matrix = observation.apply(unit).T
+        given = observation.noise_covariance
+        identity = torch.eye(len(matrix), dtype=torch.float64)
+        covariance = given if given.ndim == 2 else identity * given
+        return Observed(matrix, covariance, observation.y.to(matrix).reshape(-1, len(matrix)))
+
+    def factor(self, covariances: Tensor) -> Tensor:
+        """The Cholesky factors of A C A^T + R, `(..., m, m)`.
+
+        Raises:
+            ValueError: where it is singular.
+        """
+        spread = self.matrix @ covariances @ self.matrix.T + self.covariance
+        factor, failed = torch.linalg.cholesky_ex(spread)
+        if bool(failed.any()):
+            raise ValueError(
+                "A C A^T + R is singular: with noise 0 the rows of A must be independent; leave "
+                "out measurements that follow from others, or give a covariance"
+            )
+        return factor
+
+    def log_normal(self, means: Tensor, factor: Tensor) -> Tensor:
+        """log N(y; A m_k, S_k) of means `(K, d)` and factors of S_k, `(n, K)`."""
+        residual = self.y[:, None] - means @ self.matrix.T
+        white = torch.linalg.solve_triangular(factor, residual.unsqueeze(-1), upper=False)
+        log_det = 2 * factor.diagonal(dim1=-2, dim2=-1).log().sum(dim=-1)
+        constant = log_det + residual.shape[-1] * math.log(2 * math.pi)
+        return -0.5 * (white.square().sum(dim=(-2, -1)) + constant)
 
 
 class GaussianMixture(AbstractMixture):
@@ -111,6 +195,20 @@ class GaussianMixture(AbstractMixture):
         spread = (self._means - self.data_mean.reshape(-1)).square() + self._variances
         self.data_std = math.sqrt(float((self.weights @ spread).mean()))
 
+    @classmethod
+    def of_parts(
+        cls, weights: Tensor, means: Tensor, variances: Tensor, axes: Tensor | None
+    ) -> "GaussianMixture":
+        """A mixture from its parts, `(K, d)` and the axes `(K, d, d)`; variances may be 0."""
+        shape = tuple(means.shape[1:])
+        law = cls(weights, means, torch.ones_like(weights))
+        law._variances = variances
+        law._axes = axes
+        spread = (law._means - law.mean().reshape(-1)).square() + variances
+        law.data_std = math.sqrt(float((law.weights @ spread).mean())) or 1.0
+        assert law.shape == shape
+        return law
+
     def __repr__(self) -> str:
         return f"GaussianMixture({len(self.weights)} components, shape={self.shape})"
 
@@ -149,16 +247,68 @@ class GaussianMixture(AbstractMixture):
             "k,kij->ij", self.weights, self.covariances + centred[:, :, None] * centred[:, None, :]
         )
 
+    def given(self, observation: LinearObservation) -> "GaussianMixture":
+        """The exact law given y = A x + N(0, R), again a mixture:
+
+            S_k = A C_k A^T + R,  weights w_k N(y; A m_k, S_k),
+            means m_k + C_k A^T S_k^{-1} (y - A m_k),  covariances C_k - C_k A^T S_k^{-1} A C_k.
+
+        Components of less than e^-100 of the largest weight are left out. Without noise the law has
+        no density, but it has samples and a denoiser.
+
+        Raises:
+            TypeError: for an observation that is not linear.
+            ValueError: for y of many samples, one that does not fit, or rows of A that depend on
+                others without noise.
+
+        Example:
+            >>> law = sd.GaussianMixture([0.5, 0.5], [[-1.0, 0.0], [1.0, 0.0]], [0.1, 0.1])
+            >>> y = sd.LinearObservation(torch.tensor([[1.0, 0.0]]), torch.tensor([1.0]), 0.1)
+            >>> law.given(y).mean().round(decimals=3)
+            tensor([1., 0.])
+        """
+        observed = self._observed(observation, one=True)
+        logits = self._given_logits(observed)[0]
+        kept = logits > logits.max() + NEGLIGIBLE
+        means = self._means[kept].to(torch.float64)
+        covariances = self.covariances.to(torch.float64)[kept]
+        factor = observed.factor(covariances)
+        gain = torch.cholesky_solve(observed.matrix @ covariances, factor).mT
+        residual = observed.y[0] - means @ observed.matrix.T
+        moved = means + torch.einsum("kdm,km->kd", gain, residual)
+        rest = covariances - gain @ observed.matrix @ covariances
+        variances, axes = torch.linalg.eigh(0.5 * (rest + rest.mT))
+        largest = covariances.diagonal(dim1=1, dim2=2).amax(dim=1, keepdim=True)
+        exact = variances.where(variances > ROUNDING * largest, 0.0)
+        weights, points, variances, axes = (
+            value.to(self._means)
+            for value in (torch.softmax(logits[kept], dim=0), moved, exact, axes)
+        )
+        return self.of_parts(weights, points.reshape(-1, *self.shape), variances, axes)
+
+    def _given_logits(self, observed: Observed) -> Tensor:
+        factor = observed.factor(self.covariances.to(torch.float64))
+        log_weights = self.weights.to(torch.float64).log()
+        return log_weights + observed.log_normal(self._means.to(torch.float64), factor)
+
     def _component_points(self, k: Tensor, z: Tensor) -> Tensor:
         z = z * self._variances[k].sqrt()
         z = z if self._axes is None else torch.einsum("nij,nj->ni", self._axes[k], z)
         return self._means[k] + z
 
     def log_prob(self, x: Tensor) -> Tensor:
-        """log p_0(x) in nats: `(batch, *event)` to `(batch,)`."""
+        """log p_0(x) in nats: `(batch, *event)` to `(batch,)`.
+
+        Raises:
+            ValueError: for a law without a density, given y without noise.
+        """
+        if not bool((self._variances > 0).all()):
+            raise ValueError(
+                "this law has no density: it was given y without noise; give a small covariance"
+            )
         return torch.logsumexp(self._components(1.0, 0.0, x)[2], dim=1)
 
-    def posterior(self, x: Tensor) -> Tensor:
+    def responsibilities(self, x: Tensor) -> Tensor:
         """The probability of each component given x: `(batch, *event)` to `(batch, K)`."""
         return torch.softmax(self._components(1.0, 0.0, x)[2], dim=1)
 

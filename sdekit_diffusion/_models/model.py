@@ -57,6 +57,8 @@ class AbstractModel(ABC):
             grow with the noise; the default sampler has rules and a grid for them.
         stiffness: |w - 1| under guidance of scale w, and 0 without; from 1 on the flow is stiff,
             and the default sampler uses shorter rules.
+        starts_at_mean: whether solves start around D at the noisy end, for a law that is not
+            centred where that of the data is, as of data given an observation; one evaluation more.
 
     Example:
         >>> from sdekit.elementary import scaled
@@ -76,6 +78,7 @@ class AbstractModel(ABC):
     data_std: float | None
     predicts_noise: bool = False
     stiffness: float = 0.0
+    starts_at_mean: bool = False
 
     @abstractmethod
     def predict_data(self, l: Time, u: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from sdekit import NotFiniteError, Point, Solution, UnfinishedError, computed
-from sdekit.elementary import Time, broadcast, scaled, sqrt
+from sdekit.elementary import Time, broadcast, scaled, sqrt, sum_of_sample
 from sdekit_diffusion._diffusions.diffusion import AbstractDiffusion
 from sdekit_diffusion._models.affine import Affine, NetworkCall
 from sdekit_diffusion._models.data_scale import data_scale
@@ -37,7 +37,7 @@ class Standardised(AbstractDerivedModel):
     def shape(self) -> tuple[int, ...] | None:
         return self.model.shape if self.event is None else self.event
 
-    def _model_input(self, l: Time, u: Tensor) -> tuple[Time, Tensor]:
+    def model_input(self, l: Time, u: Tensor) -> tuple[Time, Tensor]:
         """The level and the point at which the model of x_0 is asked."""
         level = l - math.log(self.std)
         a = signal_scale(level)
@@ -45,12 +45,12 @@ class Standardised(AbstractDerivedModel):
         return level, shifted(self.mean, a, scaled(r, u))
 
     def predict_data(self, l: Time, u: Tensor) -> Tensor:
-        level, point = self._model_input(l, u)
+        level, point = self.model_input(l, u)
         data = self.model.predict_data(level, point)
         return scaled(1 / self.std, shifted(self.mean, -1.0, data))
 
     def predict_noise(self, l: Time, u: Tensor) -> Tensor:
-        return self.model.predict_noise(*self._model_input(l, u))
+        return self.model.predict_noise(*self.model_input(l, u))
 
     @property
     def shifts(self) -> bool:
@@ -197,11 +197,9 @@ class Coordinates:
         to `(batch,)`.
         """
         u = self.enter((min(span), max(span)), x)
-        flat = u.reshape(len(u), math.prod(u.shape[1:])).to(torch.float64)
-        pieces = flat.square().split(1 << 14, dim=1)  # each summed on one thread, in one order
-        squares = torch.stack([piece.sum(dim=1) for piece in pieces]).cumsum(dim=0)[-1]
         log_norm = math.log(2 * math.pi) + 2 * math.log(self._end_scales(min(span), noisy=True)[1])
-        return -0.5 * (squares + flat.shape[1] * log_norm)
+        squares = sum_of_sample(u.to(torch.float64).square())
+        return -0.5 * (squares + math.prod(u.shape[1:]) * log_norm)
 
     def span(self, model: AbstractModel, end: float) -> Span:
         """The range of l that the model and the diffusion share, down to sigma / alpha = end s.

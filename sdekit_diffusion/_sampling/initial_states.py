@@ -22,10 +22,12 @@ class AbstractStart(ABC):
 
     Attributes:
         name: what messages call the states that the caller gives.
+        moves: whether they move to where the states of a model lie that `starts_at_mean`.
         x: these states, `(n, *event)`; None where there are none.
     """
 
     name: ClassVar[str] = "x_T"
+    moves: ClassVar[bool] = False
     x: Tensor | None = None
 
     def require(self, model: AbstractModel) -> None:
@@ -78,6 +80,8 @@ class AbstractStart(ABC):
 @dataclass(frozen=True, eq=False)
 class PriorStates(AbstractStart):
     """Draws from the prior."""
+
+    moves = True
 
     def warn(
         self, method: AbstractMethod, model: AbstractModel, coordinates: Coordinates, l: float

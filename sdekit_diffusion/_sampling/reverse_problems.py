@@ -21,6 +21,7 @@ from sdekit_diffusion._models.model import AbstractModel
 from sdekit_diffusion._sampling.coordinates import Coordinates, Span
 from sdekit_diffusion._sampling.initial_states import AbstractStart
 from sdekit_diffusion._sampling.method import AbstractMethod, ReverseProblem
+from sdekit_diffusion._sampling.start import centre
 
 
 def noise_of(
@@ -83,10 +84,12 @@ class ReverseProblems:
 
         x = self.start.rows(i, len(index))
         x = None if x is None else x.to(device=index.device, dtype=state_dtype)
+        standard = self.coordinates.standardised(model)
+        u = self.start.states(self.coordinates, self.span[0], x, draw)
         return ReverseProblem(
-            self.coordinates.standardised(model),
+            standard,
             self.coordinates,
-            self.start.states(self.coordinates, self.span[0], x, draw),
+            u + centre(standard, self.span[0], u) if self._moves(model) else u,
             self.span,
             self.noise.rows(index),
             self.save,
@@ -98,7 +101,13 @@ class ReverseProblems:
         samples = self._denoised(problem, solution) if self.denoise else self._samples(solution)
         if self.denoise:
             self._require_finite(samples.x, i)
+        if self._moves(problem.model):
+            samples = replace(samples, evaluations=samples.evaluations + 1)
         return samples
+
+    def _moves(self, model: AbstractModel) -> bool:
+        """Whether the initial states lie around D there, which takes an evaluation."""
+        return self.start.moves and model.starts_at_mean
 
     def _samples(self, solution: Solution) -> Solution:
         physical = self.coordinates.physical_solution(solution) if self.full_solution else solution

@@ -8,7 +8,8 @@ import warnings
 import torch
 from torch import Tensor
 
-from sdekit_diffusion._models.model import AbstractModel
+from sdekit.elementary import scaled
+from sdekit_diffusion._models.model import AbstractModel, signal_scale
 from sdekit_diffusion._sampling.coordinates import Coordinates
 
 # Sigma / alpha over the data's standard deviation, below which the shape of the data's law shows at
@@ -20,6 +21,11 @@ _FALSE_ALARM = 1e-6
 # What is looked at of x_T.
 _SAMPLES = 64
 _NUMBERS = 2**16
+
+
+def centre(model: AbstractModel, l: float, like: Tensor) -> Tensor:
+    """a D(l, 0), around which the states of a model that `starts_at_mean` lie at the noisy end."""
+    return scaled(signal_scale(l), model.predict_data(l, torch.zeros_like(like)))
 
 
 def warn_of_prior(

@@ -1,13 +1,12 @@
 """Log-likelihoods of a model's probability flow, in nats."""
 
 from collections.abc import Callable
-from functools import partial
 
 from torch import Tensor
 
 from sdekit import AbstractTrace, Likelihood
 from sdekit_diffusion._diffusions.diffusion import AbstractDiffusion
-from sdekit_diffusion._likelihood.flow_map import FlowMap
+from sdekit_diffusion._inference.flow_map import FlowMap
 from sdekit_diffusion._models.score_model import as_model
 from sdekit_diffusion._sampling.adaptive import AdaptiveFlow
 from sdekit_diffusion._sampling.arguments import Model
@@ -86,7 +85,7 @@ def log_likelihood(
     flow_map = FlowMap(model, coordinates, (high, low), method, batch_size)
     return flow_map.log_likelihood(
         x,
-        log_prior or partial(coordinates.log_prior, (low, high)),
+        log_prior,
         trace=trace,
         first=first,
         differentiable=differentiable,

@@ -11,7 +11,7 @@ from torch import Tensor
 from sdekit import normal
 from sdekit_diffusion._counters import BOUND
 from sdekit_diffusion._diffusions.diffusion import AbstractDiffusion
-from sdekit_diffusion._likelihood.decoder import Density, Levels
+from sdekit_diffusion._inference.decoder import Density, Levels
 from sdekit_diffusion._models.model import AbstractModel
 
 Variance = Literal["smaller", "larger"]

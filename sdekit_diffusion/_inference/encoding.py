@@ -9,8 +9,9 @@ from torch import Tensor
 
 from sdekit import AbstractTrace, Likelihood
 from sdekit_diffusion._diffusions.diffusion import AbstractDiffusion
+from sdekit_diffusion._inference.flow_map import FlowMap
 from sdekit_diffusion._inputs import require_tensor
-from sdekit_diffusion._likelihood.flow_map import FlowMap
+from sdekit_diffusion._models.evaluating import evaluating
 from sdekit_diffusion._models.score_model import as_model
 from sdekit_diffusion._sampling.adaptive import AdaptiveFlow
 from sdekit_diffusion._sampling.arguments import Model
@@ -114,7 +115,8 @@ def decode(
     likelihood = flow_map.log_likelihood(
         latent, lambda x: x.new_zeros(len(x)), trace=trace, first=first
     )
-    start = coordinates.log_prior((low, high), latent)
+    with torch.no_grad(), evaluating(model, len(latent)):
+        start = flow_map.log_prior(model, latent)(latent)
     return likelihood.latent, replace(
         likelihood, value=start - likelihood.value, latent=latent, skewness=-likelihood.skewness
     )

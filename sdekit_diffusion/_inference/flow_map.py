@@ -19,6 +19,7 @@ from sdekit_diffusion._models.score_model import ScoreModel
 from sdekit_diffusion._sampling.adaptive import AdaptiveFlow
 from sdekit_diffusion._sampling.coordinates import Coordinates, Span
 from sdekit_diffusion._sampling.probability_flow import ProbabilityFlowOnClock
+from sdekit_diffusion._sampling.start import centre
 
 _MAX_EXACT_DIMENSION = (
     32  # dimensions: above, eight probes cost less than a quarter of the exact trace
@@ -66,14 +67,14 @@ class FlowMap:
     def log_likelihood(
         self,
         x: Tensor,
-        log_end: Callable[[Tensor], Tensor],
+        log_end: Callable[[Tensor], Tensor] | None,
         *,
         trace: AbstractTrace | None,
         first: int,
         differentiable: bool = False,
         progress: bool = False,
     ) -> Likelihood:
-        """log_end at the images of x plus the logarithm of the change of volume.
+        """log_end at the images of x, or the prior's, plus the logarithm of the change of volume.
 
         Raises:
             TypeError, ValueError, UnfinishedError: as `log_likelihood` of a model.
@@ -90,7 +91,6 @@ class FlowMap:
         likelihood = partial(
             sdekit.log_likelihood,
             ts=[equation.clock(l) for l in self.span],
-            log_prior=self._log_density_at_end(log_end, dimension),
             trace=trace,
             solver=self.method.solver,
             control=self.method.control,
@@ -100,10 +100,13 @@ class FlowMap:
         bar = tqdm(total=len(x), unit="sample", desc="likelihood", disable=not progress)
         with torch.set_grad_enabled(differentiable), evaluating(self.model, len(x)), bar:
             _require_differentiable(self.model, x)
-            for offset, rows, _ in batches(self.model, len(x), self.batch_size, x.device):
+            for offset, rows, model in batches(self.model, len(x), self.batch_size, x.device):
                 u = self._enter(x[rows])
+                end = self._log_density_at_end(log_end or self.log_prior(model, u), dimension)
                 try:
-                    parts.append(likelihood(equation.rows(rows), u, index=first + rows))
+                    parts.append(
+                        likelihood(equation.rows(rows), u, log_prior=end, index=first + rows)
+                    )
                 except UnfinishedError as error:
                     relocated = equation.relocated(error)
                     raise self.coordinates.unfinished_flow(self.span, relocated, offset) from None
@@ -124,6 +127,18 @@ class FlowMap:
     def _enter(self, x: Tensor) -> Tensor:
         """u of x at the first end; integers are as they are: the solve refuses them."""
         return self.coordinates.enter(self.span, x) if x.is_floating_point() else x
+
+    def log_prior(self, model: AbstractModel, like: Tensor) -> Callable[[Tensor], Tensor]:
+        """The log-density of x_T of some samples: the prior's, around D where the model starts
+        there.
+        """
+        log_prior = partial(self.coordinates.log_prior, self.span)
+        if not model.starts_at_mean:
+            return log_prior
+        l = min(self.span)
+        shift = centre(self.coordinates.standardised(model), l, like)
+        moved = shift * float(self.coordinates.radius(self.coordinates.time(l)))
+        return lambda x: log_prior(x - moved)
 
     def _log_density_at_end(
         self, log_end: Callable[[Tensor], Tensor], dimension: int

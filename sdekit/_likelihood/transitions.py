@@ -1,0 +1,228 @@
+"""The Gaussian transitions of a discretised solve: their densities, and the weights of paths."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from sdekit._equations.sde import AbstractSDE
+from sdekit._grid import times
+from sdekit._noise.white import AbstractNoise, NoiseQuery, WhiteNoise
+from sdekit._solve.arguments import require_kinds
+from sdekit._solve.counted import Counted
+from sdekit._solve.solution import require_state
+from sdekit._solvers import AbstractSolver
+from sdekit.calling import checked_output
+from sdekit.elementary import axpy, sum_of_sample
+
+
+@dataclass(frozen=True, eq=False)
+class Transitions:
+    """The steps x_{i+1} = x_i + sum_j w_j f_j + g dW of a solver on a fixed grid, as normal laws.
+
+    f_j are the drifts at the last points x_i, x_{i-1}, ..., so that each step is normal given those
+    before, with a known mean. That of a predictor-corrector holds for its *predicted* points, which
+    are then the chain: the correction of a step belongs to the mean of the next.
+
+    The noise is additive, diagonal, or general with a square g that can be inverted; the last two
+    for `EulerMaruyama`.
+
+    Arguments:
+        problem: the equation; only its noise is used, and the times of its clock.
+        ts: the grid.
+        solver: one evaluation per step, such as `AdamsBashforth(2)`.
+
+    Raises:
+        TypeError: for a solver whose steps are not of this kind.
+        ValueError: for an equation without noise, or whose noise does not reach all directions.
+
+    Example:
+        >>> sde = sdekit.SDE(lambda t, x: -x, lambda t, x: 0.5)
+        >>> steps = sdekit.Transitions(sde, [0.0, 0.1], sdekit.EulerMaruyama())
+        >>> x0, x1 = torch.ones(1, 1), torch.full((1, 1), 0.9)
+        >>> round(float(steps.log_prob(0, x0, [-x0], x1).exp()), 4)  # 1 / sqrt(2 pi 0.025)
+        2.5231
+    """
+
+    problem: AbstractSDE
+    ts: Sequence[float]
+    solver: AbstractSolver
+
+    def __post_init__(self) -> None:
+        noise = self.problem.noise_type
+        if noise in ("none", "scalar") or noise not in self.solver.order:
+            raise ValueError(
+                f"a step with {noise} noise has no density that is known here: take additive or "
+                "diagonal noise, or general noise with a square g, and a solver that supports it"
+            )
+        object.__setattr__(self, "ts", times(self.ts))
+        object.__setattr__(self, "solver", self.solver.plan(self.problem, self.ts))
+        for i in range(len(self)):
+            self._weights(i)
+
+    def __len__(self) -> int:
+        return len(self.ts) - 1
+
+    @property
+    def memory(self) -> int:
+        """The largest number of drifts that a step uses."""
+        return max(len(self._weights(i)) for i in range(len(self)))
+
+    def _weights(self, i: int) -> Sequence[float]:
+        return self.solver.mean_weights(self.ts[i], self.ts[i + 1])
+
+    def mean(self, i: int, x: Tensor, slopes: Sequence[Tensor]) -> Tensor:
+        """The mean of step i from x.
+
+        Arguments:
+            slopes: the drifts at x and at the points before it, the newest first; more than the
+                step needs are ignored. They may have further dimensions in front of x's, such as
+                the drifts of several equations, and so has the mean.
+        """
+        for weight, slope in zip(self._weights(i), slopes, strict=False):
+            x = axpy(weight, slope, x)
+        return x
+
+    def with_noise(self, i: int, x: Tensor, dw: Tensor) -> Tensor:
+        """x with the noise of step i."""
+        return self.solver.with_noise(self.problem, self.ts[i], self.ts[i + 1], x, dw)
+
+    def log_prob(self, i: int, x: Tensor, slopes: Sequence[Tensor], end: Tensor) -> Tensor:
+        """The log-density of step i from x at its end, `(batch,)` in float64."""
+        z, log_volume = self._normals(i, x, end - self.mean(i, x, slopes))
+        constant = 0.5 * math.prod(x.shape[1:]) * math.log(2 * math.pi)
+        return -0.5 * sum_of_sample(z.square()) - log_volume - constant
+
+    def log_ratio(self, i: int, x: Tensor, move: Tensor, dw: Tensor) -> Tensor:
+        """log p(x_1) - log q(x_1), `(batch,)` in float64, of two laws of step i, where x_1 is that
+        of q with the increment dw.
+
+        Arguments:
+            move: the mean of p less that of q.
+        """
+        z, _ = self._normals(i, x, move)
+        return sum_of_sample(z * (dw / math.sqrt(self._width(i)) - 0.5 * z))
+
+    def _width(self, i: int) -> float:
+        return abs(self.ts[i + 1] - self.ts[i])
+
+    def _normals(self, i: int, x: Tensor, move: Tensor) -> tuple[Tensor, Tensor | float]:
+        """The standard normals whose noise in step i is a move, and the log of the volume of a unit
+        of them.
+        """
+        root = math.sqrt(self._width(i))
+        if self.problem.noise_type == "additive":
+            zero = torch.zeros_like(x[:1])
+            unit = self.with_noise(i, zero, torch.full_like(zero, root))
+            return move / unit, unit.to(torch.float64).abs().log().sum()
+        g = torch.as_tensor(self.problem.diffusion(self.ts[i], x)).to(x)
+        if self.problem.noise_type == "diagonal":
+            unit = root * g.expand_as(x)
+            return move / unit, sum_of_sample(unit.to(torch.float64).abs().log())
+        matrix = root * g.reshape(len(x), -1, g.shape[-1])
+        _require_square(matrix)
+        z = torch.linalg.solve(matrix, move.reshape(len(x), -1))
+        return z.reshape(move.shape), torch.linalg.slogdet(matrix.to(torch.float64)).logabsdet
+
+
+def _require_square(matrix: Tensor) -> None:
+    """Refuses a general g that cannot be inverted.
+
+    Raises:
+        ValueError: says its shape.
+    """
+    if matrix.shape[1] != matrix.shape[2]:
+        raise ValueError(
+            f"a step with a g of {matrix.shape[1]} coordinates and {matrix.shape[2]} Brownian "
+            "motions has no density that is known here: g must be square"
+        )
+
+
+class PathWeights(NamedTuple):
+    """Paths of one equation at their last time, and their weights under another.
+
+    x: `(batch, *event)`. log_weight: log of the density of the path under the target over that
+    under the proposal, `(batch,)` in float64; its exponential has the mean 1.
+
+    Example:
+        >>> weights = sdekit.PathWeights(torch.ones(3, 1), torch.zeros(3))
+        >>> weights.log_weight.exp().mean()
+        tensor(1.)
+    """
+
+    x: Tensor
+    log_weight: Tensor
+
+
+def path_weights(
+    target: AbstractSDE,
+    proposal: AbstractSDE,
+    x0: Tensor,
+    ts: Tensor | Sequence[float],
+    *,
+    solver: AbstractSolver,
+    noise: AbstractNoise | None = None,
+) -> PathWeights:
+    """Solves the proposal, and weights its paths to those of a target with the same noise.
+
+    With m_p and m_q the means of a step under both, S its covariance and n its noise,
+
+        log w += (m_p - m_q)^T S^{-1} n - |m_p - m_q|^2_S / 2,
+
+    which is exact for the discretised equations: for every function h, E[w h(path)] under the
+    proposal is E[h(path)] under the target. As steps become shorter it tends to Girsanov's
+    theorem. -E[log w] is the Kullback-Leibler divergence of the proposal from the target, with
+    gradients by autograd.
+
+    Arguments:
+        target, proposal: equations of which g is the same.
+        x0: the initial states, `(batch, *event)`.
+        ts: the grid, in either direction.
+        solver: one evaluation per step, see `Transitions`.
+        noise: as in `solve`.
+
+    Raises:
+        TypeError, ValueError: as `Transitions`, and for noise types that differ.
+
+    Example:
+        >>> q = sdekit.SDE(lambda t, x: 0 * x, lambda t, x: 1.0)
+        >>> p = sdekit.SDE(lambda t, x: 0 * x + 0.5, lambda t, x: 1.0)
+        >>> ts, solver = sdekit.uniform(0.0, 1.0, 10), sdekit.EulerMaruyama()
+        >>> noise = sdekit.WhiteNoise(0)
+        >>> x, log_w = sdekit.path_weights(p, q, torch.zeros(4, 1), ts, solver=solver, noise=noise)
+        >>> torch.allclose(log_w, 0.5 * x[:, 0].double() - 0.125)  # of N(1/2, 1) over N(0, 1)
+        True
+
+    References:
+        Kloeden and Platen 1992, section 16.2, for Girsanov's theorem; Li et al. 2020,
+        arXiv 2001.01328, section 5, for latent equations.
+    """
+    if target.noise_type != proposal.noise_type:
+        raise ValueError(
+            f"the target has {target.noise_type} noise and the proposal {proposal.noise_type}: "
+            "paths have a density only where g is the same"
+        )
+    require_kinds(proposal, solver, noise, None, None)
+    require_kinds(target, solver, noise, None, None)
+    require_state(x0)
+    grid = times(ts)
+    equations = [Counted.of(equation.tabulated(grid), x0) for equation in (proposal, target)]
+    steps = Transitions(equations[0], grid, solver)
+    shape = equations[0].noise_shape(x0)
+    x = x0
+    log_weight = torch.zeros(len(x), dtype=torch.float64, device=x.device)
+    slopes: list[Tensor] = []
+    for i, (w, _, _) in enumerate((noise or WhiteNoise()).answer(NoiseQuery(grid, x, shape))):
+        assert w is not None
+        drifts = [equation.drift(grid[i], x) for equation in equations]
+        both = [checked_output("the drift", drift, x.shape, x) for drift in drifts]
+        slopes = [torch.stack(both), *slopes]
+        noisy = steps.with_noise(i, x, w)
+        end, other = steps.mean(i, noisy, slopes)
+        log_weight = log_weight + steps.log_ratio(i, x, other - end, w)
+        x = end
+        slopes = slopes[: steps.memory - 1]
+    return PathWeights(x, log_weight)

@@ -1,0 +1,154 @@
+"""One cloud of particles that follow a conditioned reverse equation, weighted by their paths."""
+
+import math
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sdekit import NoiseQuery, Transitions, WhiteNoise, normal, uniform01
+from sdekit.elementary import Time, sum_of_sample
+from sdekit_diffusion._counters import RESAMPLING
+from sdekit_diffusion._inference.weighted import systematic
+from sdekit_diffusion._models.conditioned import AbstractPosterior
+from sdekit_diffusion._sampling.coordinates import Coordinates, Span, Standardised
+from sdekit_diffusion._sampling.method import ReverseProblem
+from sdekit_diffusion._sampling.on_clock import OnClock
+from sdekit_diffusion._sampling.start import centre
+
+_PRIOR = -1  # the counter of `sdekit.normal` that belongs to initial states
+
+
+@dataclass(frozen=True, eq=False)
+class Cloud:
+    """K particles at a point of the grid, with what the next step needs.
+
+    Attributes:
+        y: the states on the clock, `(K, *event)`.
+        slopes: the drifts given y and without, `(2, K, *event)`, the newest first.
+        log_psi: log psi at y, `(K,)`; the weights contain it.
+        log_weights: `(K,)`, since the last resampling.
+        log_mean: the logarithm of the product of the mean weights at each resampling.
+    """
+
+    y: Tensor
+    slopes: tuple[Tensor, ...]
+    log_psi: Tensor
+    log_weights: Tensor
+    log_mean: Tensor
+
+    def resampled(self, threshold: float, u: Tensor) -> "Cloud":
+        """K particles of equal weight, where the effective size is below a share of K; else itself.
+
+        On the device, which need not be waited for.
+        """
+        k = len(self.y)
+        weights = torch.softmax(self.log_weights, dim=0)
+        few = 1 / weights.square().sum() < threshold * k
+        same = torch.arange(k, device=weights.device)
+        index = torch.where(few, systematic(weights[None], u, k)[0], same)
+        mean = torch.logsumexp(self.log_weights, dim=0) - math.log(k)
+        return Cloud(
+            self.y[index],
+            tuple(slope[:, index] for slope in self.slopes),
+            self.log_psi[index],
+            torch.where(few, 0.0, self.log_weights),
+            self.log_mean + torch.where(few, mean, 0.0),
+        )
+
+
+class Both:
+    """The denoisers given y and without, `(2, K, *event)`, as the integrand of an equation; after a
+    call it has the psi of the same evaluation.
+    """
+
+    def __init__(self, posterior: AbstractPosterior, coordinates: Coordinates) -> None:
+        self.posterior = posterior
+        self.coordinates = coordinates
+        self.standard = Standardised(
+            posterior, coordinates.mean, coordinates.std, coordinates.event
+        )
+        self.log_psi = torch.zeros(0)
+
+    def __call__(self, l: Time, u: Tensor) -> Tensor:
+        found = self.posterior.condition(*self.standard.model_input(l, u))
+        self.log_psi = found.log_psi
+        both = (found.conditioned, found.data)
+        return torch.stack([self.coordinates.standard_data(data) for data in both])
+
+
+@dataclass(frozen=True, eq=False)
+class CloudSolve:
+    """How a cloud is solved: the twisted particle filter of a conditioned reverse equation.
+
+    Under the model a step is normal with the mean m, and given y with m_c and the same variance.
+    Each step multiplies the weight by the ratio of both densities and by psi at its end over psi at
+    its beginning, psi being an approximation of p(y | x_t); the last psi is p(y | x). The start has
+    the ratio of the prior's density to its own. So the mean weight is p(y) of the chain, whatever
+    the approximations are.
+
+    Attributes:
+        posterior: of one observation; per-sample entries are those of all particles.
+        coordinates, span: where it is solved.
+        method: the rule, its noise and its grid.
+        threshold: the share of effective particles below which a cloud is resampled.
+        dtype, device: of the states.
+
+    References:
+        Wu et al. 2023, arXiv 2306.17775; Guarniero et al. 2017, "The iterated auxiliary particle
+        filter", for twisting.
+    """
+
+    posterior: AbstractPosterior
+    coordinates: Coordinates
+    span: Span
+    method: OnClock
+    threshold: float
+    dtype: torch.dtype
+    device: torch.device
+
+    def cloud(self, particles: int, seed: int, number: int) -> tuple[Tensor, Tensor]:
+        """x `(K, *event)` and log weights `(K,)` of a cloud, a function of (seed, number) alone."""
+        index = number * particles + torch.arange(particles, device=self.device)
+        z = normal(seed, index, self.coordinates.event, counter=_PRIOR, dtype=self.dtype)
+        both = Both(self.posterior, self.coordinates)
+        u = z + centre(both.standard, self.span[0], z)
+        equation, steps, to_u, from_u = self._steps(both, u)
+        y = from_u(0, u)
+        slopes = (equation.drift(steps.ts[0], y),)
+        start = sum_of_sample(0.5 * (z.double() - u.double()) * (z.double() + u.double()))
+        log_weights = start + both.log_psi
+        cloud = Cloud(y, slopes, both.log_psi, log_weights, start.new_zeros(()))
+        query = NoiseQuery(steps.ts, u, equation.noise_shape(u))
+        for i, (w, _, _) in enumerate(WhiteNoise(seed, index=index).answer(query)):
+            assert w is not None
+            cloud = cloud.resampled(self.threshold, self._uniform(seed, number, i))
+            noisy = steps.with_noise(i, cloud.y, w)
+            y, other = steps.mean(i, noisy, cloud.slopes)
+            log_ratio = steps.log_ratio(i, cloud.y, other - y, w)
+            if i + 1 < len(steps):
+                slopes = (equation.drift(steps.ts[i + 1], y), *cloud.slopes)[: steps.memory]
+                log_psi = both.log_psi
+            else:
+                x = self.coordinates.leave(self.span, to_u(i + 1, y))
+                log_psi = self.posterior.observation.log_prob(x).to(torch.float64)
+            log_weights = cloud.log_weights + log_ratio + (log_psi - cloud.log_psi)
+            cloud = Cloud(y, slopes, log_psi, log_weights, cloud.log_mean)
+        x = self.coordinates.leave(self.span, to_u(len(steps), cloud.y))
+        return x, cloud.log_weights + cloud.log_mean
+
+    def _steps(self, both: Both, u: Tensor) -> tuple[Any, Transitions, Any, Any]:
+        """The equation with both denoisers, its steps, and the ways to u and back."""
+        problem = ReverseProblem(both.standard, self.coordinates, u, self.span)
+        grid = self.method.points(problem)
+        equation, solver, times, from_u, to_u, _ = self.method.transformed(problem, grid)
+        ts = times.tolist()
+        equation: Any = replace(equation, integrand=both, prepare=None, plans=None)
+        equation = equation.tabulated(ts)
+        return equation, Transitions(equation, ts, solver), to_u, from_u
+
+    def _uniform(self, seed: int, number: int, i: int) -> Tensor:
+        """The number in [0, 1) of a resampling, of a cloud."""
+        index = torch.tensor([number], device=self.device)
+        return uniform01(seed, index, (), counter=RESAMPLING + i)

@@ -1,0 +1,264 @@
+"""`sample_posterior`: samples of x given y, with the weights that make them exact."""
+
+import math
+import warnings
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from sdekit import did_you_mean, fresh_seed
+from sdekit_diffusion._diffusions.diffusion import AbstractDiffusion
+from sdekit_diffusion._inference.weighted import WeightedSamples
+from sdekit_diffusion._inference.weighting import (
+    POSTERIOR_METHODS,
+    AbstractWeighting,
+    Particles,
+    PosteriorProblem,
+)
+from sdekit_diffusion._inputs import available_device, is_whole
+from sdekit_diffusion._models.conditioned import DPS, AbstractPosterior, Laplace, MomentMatched
+from sdekit_diffusion._models.covariances import COVARIANCES, AbstractCovariance
+from sdekit_diffusion._models.evaluating import evaluating
+from sdekit_diffusion._models.observation import AbstractObservation, LinearObservation
+from sdekit_diffusion._models.score_model import as_model
+from sdekit_diffusion._sampling.arguments import Model
+from sdekit_diffusion._sampling.coordinates import Coordinates
+from sdekit_diffusion._sampling.grids import DEFAULT_END
+
+Proposal = AbstractCovariance | Callable[..., AbstractPosterior] | str
+
+_OTHERS: dict[str, Callable[..., AbstractPosterior]] = {"laplace": Laplace, "dps": DPS}
+_END = 0.1  # of the noise of y: the noise at which a solve ends
+_SMALLEST_END = 1e-6
+_FEW = 10.0  # effective samples below which a warning is raised, or a quarter of them all
+_SPREAD = 1.0  # nats, between the evidences of clouds
+
+
+def sample_posterior(
+    model: Model,
+    observation: AbstractObservation | None = None,
+    n: int = 1024,
+    *,
+    sde: AbstractDiffusion | str | None = None,
+    method: AbstractWeighting | str = "particles",
+    proposal: Proposal | None = None,
+    particles: int | None = None,
+    steps: int | None = None,
+    seed: int | None = None,
+    first: int = 0,
+    end: float | None = None,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str | None = None,
+    progress: bool = False,
+) -> WeightedSamples:
+    """Samples of x given y with weights that make them exact, and log p(y) with its error.
+
+    An approximate model of x given y proposes, and each sample has the weight w = p / q of the
+    exact
+    law over that of the proposal: the approximation changes the number of effective samples, not
+    what they tend to. By particles the law is that of the reverse process in the given number of
+    steps; by the flow that of the model's probability flow.
+
+    With y per sample, `(n_y, *measured)`, there are n samples for each of the n_y observations.
+
+    Arguments:
+        model: of x, as in `sample`; or a conditioned model, such as `DPS(model, y)`, without
+            observation.
+        observation: y, a `LinearObservation` or an `Observation`.
+        n: the number of samples, for each observation; with particles a multiple of theirs, rounded
+            up.
+        sde: the diffusion to sample under, as in `sample`.
+        method: "particles", clouds that are resampled on the way; "path", the same without
+            resampling; "flow", weights by likelihoods; or an object such as `Particles(...)`.
+        proposal: how the denoiser is conditioned: "isotropic", the default with particles, or
+            "jacobian", that of the flow, or "diagonal", or a
+            covariance such as `DataCovariance(c)`, see `MomentMatched`; "laplace", the default for
+            observations that are not linear, or "dps"; or a function (model, observation) to a
+            conditioned model.
+        particles, steps: those of `Particles`, unless method is an object that has them.
+        seed, first: cloud i depends on (seed, i) alone, and those of observation j follow those of
+            observation j - 1; first is the number of the first observation.
+        end: as in `sample`; a tenth of the noise of y, in units of the data, where that is less
+            than 1e-3.
+        dtype, device: of the result; those of the model unless given.
+        progress: show a bar.
+
+    Raises:
+        TypeError: for arguments of another kind.
+        ValueError: for unknown names, an observation that does not fit or has no noise, numbers out
+            of range, or a missing diffusion.
+
+    Warns:
+        UserWarning: where fewer than 10 samples are effective, or the evidences of the clouds
+            differ by more than a standard deviation of 1 nat: then neither samples nor log p(y) are
+            reliable.
+
+    Example:
+        >>> law = sd.GaussianMixture([0.5, 0.5], [[-1.0, 0.0], [1.0, 0.0]], [0.1, 0.1])
+        >>> y = sd.LinearObservation(torch.tensor([[1.0, 0.0]]), torch.tensor([0.2]), 0.1)
+        >>> samples = sd.sample_posterior(law, y, 512, sde="vp", seed=0)
+        >>> error = samples.log_evidence - law.log_evidence(y)
+        >>> bool(error.abs() < 4 * samples.log_evidence_stderr + 0.05)
+        True
+        >>> samples.resampled(5, seed=0).shape
+        torch.Size([5, 2])
+
+    References:
+        Del Moral, Doucet and Jasra 2006, "Sequential Monte Carlo samplers"; Wu et al. 2023,
+        arXiv 2306.17775; Cardoso et al. 2024, arXiv 2308.07983.
+    """
+    weighting = _weighting(method, particles, steps)
+    if not is_whole(n, 1) or not is_whole(first, 0):
+        raise ValueError(f"n counts samples from 1 on, and first from 0; not {n!r} and {first!r}")
+    default = "isotropic" if isinstance(weighting, Particles) else "jacobian"
+    posterior, diffusion = _posterior(model, observation, sde, proposal, default)
+    if isinstance(posterior.observation, LinearObservation):
+        posterior.observation.require_noise()
+    coordinates = Coordinates.of(posterior, diffusion, posterior.shape)
+    noise = _relative_noise(posterior.observation, coordinates.std)
+    end = max(_SMALLEST_END, min(DEFAULT_END, _END * noise)) if end is None else end
+    own_dtype, own_device = posterior.place()
+    place = available_device(own_device if device is None else device)
+    count = len(posterior.observation.y) if posterior.observation.each else 1
+    problem = PosteriorProblem(
+        posterior, coordinates, coordinates.span(posterior, end), n,
+        fresh_seed() if seed is None else seed, first, noise, dtype or own_dtype, place,
+    )  # fmt: skip
+    parts = []
+    bar = tqdm(total=count * n, unit="sample", desc="posterior", disable=not progress)
+    with evaluating(posterior, count), bar:
+        for j in range(count):
+            row = posterior.rows(torch.tensor([j], device=place)) if count > 1 else posterior
+            one = replace(problem, posterior=row, number=first + j, report=bar.update)
+            parts.append(weighting.run(one))
+    return _checked(parts[0] if not posterior.observation.each else _joined(parts))
+
+
+def _weighting(
+    method: AbstractWeighting | str, particles: int | None, steps: int | None
+) -> AbstractWeighting:
+    """The weighting of a name, with numbers that replace its own."""
+    if isinstance(method, str) and method not in POSTERIOR_METHODS:
+        raise ValueError(
+            f"unknown method {method!r}; choose one of {', '.join(POSTERIOR_METHODS)}, or pass an "
+            f"object such as Particles(particles=256){did_you_mean(method, POSTERIOR_METHODS)}"
+        )
+    weighting = POSTERIOR_METHODS[method] if isinstance(method, str) else method
+    if not isinstance(weighting, AbstractWeighting):
+        raise TypeError(f"method is a name or an object such as Particles(), not {method!r:.60}")
+    given = {"particles": particles, "steps": steps}
+    given = {name: value for name, value in given.items() if value is not None}
+    if given and not isinstance(weighting, Particles):
+        raise ValueError(
+            f"{' and '.join(given)} are those of method='particles'; {method!r:.40} chooses its "
+            "own steps"
+        )
+    return replace(weighting, **given) if given else weighting  # pyright: ignore[reportArgumentType]
+
+
+def _posterior(
+    model: Model,
+    observation: AbstractObservation | None,
+    sde: AbstractDiffusion | str | None,
+    proposal: Proposal | None,
+    default: str,
+) -> tuple[AbstractPosterior, AbstractDiffusion]:
+    """The conditioned model that proposes, and the diffusion."""
+    found, diffusion = as_model(model, sde)
+    if isinstance(found, AbstractPosterior):
+        if observation is not None:
+            raise ValueError(
+                f"the model is given an observation already, a {type(found).__name__}: leave out "
+                "observation, or pass the model of x"
+            )
+        return found, diffusion
+    if observation is None:
+        raise ValueError(
+            "there is no observation: pass LinearObservation(operator, y, covariance), for example"
+        )
+    if proposal is None:
+        proposal = default if isinstance(observation, LinearObservation) else "laplace"
+    if isinstance(proposal, str) and proposal in _OTHERS:
+        return _OTHERS[proposal](found, observation), diffusion
+    if isinstance(proposal, str | AbstractCovariance):
+        if isinstance(proposal, str) and proposal not in COVARIANCES:
+            raise ValueError(
+                f"unknown proposal {proposal!r}; choose one of "
+                f"{', '.join([*COVARIANCES, *_OTHERS])}"
+                f"{did_you_mean(proposal, [*COVARIANCES, *_OTHERS])}"
+            )
+        return MomentMatched(found, observation, proposal), diffusion
+    made = proposal(found, observation)
+    if not isinstance(made, AbstractPosterior):
+        raise TypeError(
+            f"proposal(model, observation) must return a conditioned model, an AbstractPosterior; "
+            f"not {type(made).__name__}"
+        )
+    return made, diffusion
+
+
+def _relative_noise(observation: AbstractObservation, std: float) -> float:
+    """The smallest standard deviation of the noise of y, in the units of x, over that of the data;
+    1 where it is larger or not known.
+    """
+    if not isinstance(observation, LinearObservation):
+        return 1.0
+    largest = float(torch.as_tensor(observation.spectrum.gains).max())
+    return min(1.0, 1 / (math.sqrt(largest) * std)) if largest > 0 else 1.0
+
+
+def _joined(parts: list[WeightedSamples]) -> WeightedSamples:
+    """The samples of several observations."""
+    evaluations = torch.stack([part.evaluations for part in parts if part.evaluations is not None])
+    return replace(
+        parts[0],
+        x=torch.stack([part.x for part in parts]),
+        log_weights=torch.stack([part.log_weights for part in parts]),
+        evaluations=evaluations,
+        probe_variance=sum(part.probe_variance for part in parts) / len(parts),
+    )
+
+
+def _checked(samples: WeightedSamples) -> WeightedSamples:
+    """Samples, with a warning where they are not reliable."""
+    few = samples.ess < min(_FEW, 0.25 * samples.log_weights.shape[-1])
+    spread = torch.zeros_like(few)
+    if 1 < samples.clouds < samples.log_weights.shape[-1]:
+        spread = samples.log_evidence_by_cloud.std(dim=-1) > _SPREAD
+    if not bool(samples.log_weights.isfinite().any(dim=-1).all()):
+        raise ValueError(
+            "all weights are 0 or not finite: y is impossible under the model, or far outside what "
+            "it has learned; check y, its scale and the covariance of its noise"
+        )
+    if bool((few | spread).any()):
+        which = f" of {int((few | spread).sum())} of {few.numel()} observations" if few.ndim else ""
+        clouds = samples.log_evidence_by_cloud
+        range_ = float((clouds.amax(dim=-1) - clouds.amin(dim=-1)).max())
+        warnings.warn(
+            f"the samples{which} are not reliable: {float(samples.ess.min()):.3g} of them are "
+            f"effective, and the evidences of the clouds range over {range_:.2g} nats. Take more "
+            "particles or steps, or a proposal that is nearer to the posterior, such as "
+            "proposal='jacobian'",
+            stacklevel=3,
+        )
+    return samples
+
+
+def bayes_factor(a: WeightedSamples, b: WeightedSamples) -> tuple[Tensor, Tensor]:
+    """log p(y | model a) - log p(y | model b) in nats, and its standard error.
+
+    Of two models, or two observations of one model with the same y.
+
+    Example:
+        >>> y = sd.LinearObservation(torch.tensor([[1.0]]), torch.tensor([1.0]), 1.0)
+        >>> near, far = (sd.GaussianMixture([1.0], [[m]], [1.0]) for m in (0.0, 3.0))
+        >>> a, b = (sd.sample_posterior(law, y, 512, sde="vp", seed=0) for law in (near, far))
+        >>> value, stderr = sd.bayes_factor(a, b)
+        >>> bool((value - 0.75).abs() < 4 * stderr + 0.05)  # (2^2 - 1^2) / (2 * 2)
+        True
+    """
+    value = a.log_evidence - b.log_evidence
+    return value, torch.hypot(a.log_evidence_stderr, b.log_evidence_stderr)

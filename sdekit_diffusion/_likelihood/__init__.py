@@ -1,1 +1,0 @@
-"""Likelihoods of models: bits per dimension, the variational bound, encodings."""

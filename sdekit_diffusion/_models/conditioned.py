@@ -1,0 +1,294 @@
+"""Models of x given an observation y, made from models of x."""
+
+from abc import abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+from sdekit import did_you_mean
+from sdekit.elementary import Time, broadcast, sqrt, sum_of_sample
+from sdekit_diffusion._diffusions.vp import VPSDE
+from sdekit_diffusion._models.covariances import (
+    COVARIANCES,
+    AbstractCovariance,
+    Conditioned,
+    posterior_variance,
+)
+from sdekit_diffusion._models.data_scale import data_scale
+from sdekit_diffusion._models.derived import AbstractDerivedModel
+from sdekit_diffusion._models.model import noise_scale, signal_scale
+from sdekit_diffusion._models.observation import AbstractObservation, LinearObservation
+
+
+@dataclass(frozen=True, eq=False)
+class AbstractPosterior(AbstractDerivedModel):
+    """A model of x given y, an approximation: a subclass defines `condition`.
+
+    It is a model: it can be sampled by every method, encoded, and has a likelihood. Solves start
+    around D_c at the noisy end, because the law given y is not centred where that of the data is.
+    `sample_posterior` weights its samples to the exact law.
+
+    Arguments:
+        model: the model of x.
+        observation: y.
+
+    Raises:
+        TypeError: for something else than an observation.
+        ValueError: for one that does not fit the model, or a model that does not know its shape.
+
+    Example:
+        >>> from dataclasses import dataclass
+        >>> @dataclass(frozen=True, eq=False)
+        ... class Unmoved(sd.AbstractPosterior):  # the prior as a proposal
+        ...     def condition(self, l, u):
+        ...         data = self.model.predict_data(l, u)
+        ...         return sd.Conditioned(data, data, self.observation.log_prob(data).double())
+        >>> law = sd.GaussianMixture([1.0], [[0.0]], [1.0])
+        >>> y = sd.LinearObservation(torch.tensor([[1.0]]), torch.tensor([1.0]), 1.0)
+        >>> sd.sample(Unmoved(law, y), 4, sde="vp", seed=0).shape
+        torch.Size([4, 1])
+    """
+
+    starts_at_mean = True
+
+    observation: AbstractObservation
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.observation, AbstractObservation):
+            raise TypeError(
+                "observation must be a LinearObservation(operator, y, covariance) or an "
+                f"Observation(y, log_likelihood), not {self.observation!r:.60}"
+            )
+        if self.model.shape is None:
+            raise ValueError("the model does not know the shape of its samples; give it shape=")
+        bound = self.observation.bound(tuple(self.model.shape))
+        object.__setattr__(self, "observation", bound)
+
+    @abstractmethod
+    def condition(self, l: Time, u: Tensor) -> Conditioned:
+        """D, D_c and log psi at l and u, as in `predict_data`, by one evaluation of the model."""
+
+    def predict_data(self, l: Time, u: Tensor) -> Tensor:
+        return self.condition(l, u).conditioned
+
+    def rows(self, index: Tensor) -> Self:
+        return replace(super().rows(index), observation=self.observation.rows(index))
+
+    def entries(self) -> dict[str, Tensor]:
+        return {**super().entries(), **self.observation.entries()}
+
+
+@dataclass(frozen=True, eq=False)
+class MomentMatched(AbstractPosterior):
+    """x given y = A x + N(0, R), with a normal law of x_0 given x_t of mean D and covariance V:
+
+        D_c = D + V A^T (R + A V A^T)^{-1} (y - A D),
+
+    which is exact where that law is normal.
+
+    Arguments:
+        model: the model of x.
+        observation: a `LinearObservation`.
+        covariance: V: "isotropic", "diagonal" or "jacobian", or an `AbstractCovariance` such as
+            `DataCovariance(c)`.
+
+    Raises:
+        TypeError: for an observation of another kind.
+        ValueError: for an unknown name, or an observation that does not fit the model.
+
+    Example:
+        >>> law = sd.GaussianMixture([0.5, 0.5], [[-1.0, 0.0], [1.0, 0.0]], [0.1, 0.1])
+        >>> y = sd.LinearObservation(torch.tensor([[1.0, 0.0]]), torch.tensor([1.0]), 0.1)
+        >>> x = sd.sample(sd.MomentMatched(law, y, "jacobian"), 100, sde="vp", seed=0)
+        >>> bool((x[:, 0] > 0).double().mean() > 0.9)
+        True
+
+    References:
+        Finzi et al. 2023, arXiv 2306.07526; Rozet et al. 2024, arXiv 2405.13712.
+    """
+
+    covariance: AbstractCovariance | str = "isotropic"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not isinstance(self.observation, LinearObservation):
+            raise TypeError(
+                "moment matching is for linear observations, not "
+                f"{type(self.observation).__name__}; take DPS(model, observation)"
+            )
+        if not isinstance(self.covariance, AbstractCovariance) and (
+            self.covariance not in COVARIANCES
+        ):
+            raise ValueError(
+                f"covariance must be one of {', '.join(map(repr, COVARIANCES))}, or an object such "
+                f"as DataCovariance(c); not {self.covariance!r:.60}"
+                f"{did_you_mean(str(self.covariance), COVARIANCES)}"
+            )
+
+    def condition(self, l: Time, u: Tensor) -> Conditioned:
+        chosen = self.covariance
+        covariance = COVARIANCES[chosen] if isinstance(chosen, str) else chosen
+        assert isinstance(self.observation, LinearObservation)
+        std = data_scale(self.model, self.shape).std
+        return covariance.condition(self.model, self.observation, std, l, u)
+
+
+@dataclass(frozen=True, eq=False)
+class Laplace(AbstractPosterior):
+    """x given any observation, with an isotropic normal law of x_0 given x_t and Laplace's
+    approximation of what y adds: D_c is the x_0 with the largest
+
+        log p(y | x_0) - |x_0 - D|^2 / (2 r^2),  r^2 = sigma^2 s^2 / (sigma^2 + alpha^2 s^2),
+
+    and psi the integral of its exponential under the normal law of the same curvature. It is found
+    by Newton steps whose curvature is that of row sums, exact where measurements see one coordinate
+    each. No derivative of the network. For y = A x + noise with such an A it is `MomentMatched`.
+
+    Arguments:
+        model: the model of x.
+        observation: any.
+        steps: Newton steps, each with a derivative of log p(y | x_0), and one of that.
+
+    Raises:
+        ValueError: for fewer than one step.
+
+    Example:
+        >>> law = sd.GaussianMixture([0.5, 0.5], [[-1.0], [1.0]], [0.1, 0.1])
+        >>> squares = sd.Observation(torch.tensor([1.0]), lambda x, y: -((x**2 - y) ** 2).sum(1))
+        >>> sd.sample(sd.Laplace(law, squares), 4, sde="vp", seed=0).shape
+        torch.Size([4, 1])
+
+    References:
+        MacKay 2003, "Information theory, inference, and learning algorithms", chapter 27.
+    """
+
+    steps: int = 5
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.steps < 1:
+            raise ValueError(f"Laplace needs at least one Newton step, not {self.steps}")
+
+    def condition(self, l: Time, u: Tensor) -> Conditioned:
+        data = self.model.predict_data(l, u)
+        std = data_scale(self.model, self.shape).std
+        variance = broadcast(posterior_variance(l, std**2), u)
+        x = data
+        with torch.inference_mode(False), torch.enable_grad():
+            for _ in range(self.steps):
+                gradient, curvature, _ = self._derivatives(x)
+                move = variance * gradient - (x - data)
+                x = x + move / (1 + variance * curvature)
+            _, curvature, log_likelihood = self._derivatives(x)
+        distance = sum_of_sample(((x - data).square() / variance).detach())
+        volume = sum_of_sample(torch.log1p(variance * curvature))
+        return Conditioned(data, x, log_likelihood.double() - 0.5 * (distance + volume))
+
+    def _derivatives(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The gradient of log p(y | x), minus the row sums of its second derivative where that is
+        positive, and its value.
+        """
+
+        def gradient_of(point: Tensor) -> tuple[Tensor, Tensor]:
+            return _gradient(self.observation.log_prob, point)
+
+        found: Any = torch.func.vjp(gradient_of, x, has_aux=True)
+        gradient, pull, values = found
+        sums = pull(torch.ones_like(x))[0]
+        return gradient, (-sums).clamp_min(0.0), values
+
+
+@dataclass(frozen=True, eq=False)
+class DPS(AbstractPosterior):
+    """x given any observation, with p(y | x_0) at x_0 = D in the place of p(y | x_t):
+
+        D_c = D + zeta (sigma^2 / alpha) grad_x log p(y | D(x, t)).
+
+    It is never exact, and its flow is stiff where the noise of y is small.
+
+    Arguments:
+        model: the model of x.
+        observation: any.
+        zeta: the factor of the gradient.
+        jacobian: False replaces (sigma^2 / alpha) dD/dx by r^2 = sigma^2 s^2 / (sigma^2 + alpha^2
+            s^2), with the standard deviation s of the data: no derivative of the network.
+        published: the step of the paper, zeta / |y - A D| instead of 1 / noise variance: what it
+            adds in one of the 1,000 steps of DDPM; for linear observations.
+
+    Raises:
+        ValueError: for `published` with another observation, or without the derivative.
+
+    Example:
+        >>> law = sd.GaussianMixture([0.5, 0.5], [[-1.0], [1.0]], [0.1, 0.1])
+        >>> squares = sd.Observation(torch.tensor([1.0]), lambda x, y: -((x**2 - y) ** 2).sum(1))
+        >>> sd.sample(sd.DPS(law, squares), 4, sde="vp", seed=0).shape
+        torch.Size([4, 1])
+
+    References:
+        Chung et al. 2023, arXiv 2209.14687, algorithm 1.
+    """
+
+    zeta: float = 1.0
+    jacobian: bool = True
+    published: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        linear = isinstance(self.observation, LinearObservation)
+        if self.published and not (linear and self.jacobian):
+            raise ValueError(
+                "the published step is for y = A x + noise and uses the network's derivative: take "
+                "a LinearObservation, or published=False"
+            )
+
+    def condition(self, l: Time, u: Tensor) -> Conditioned:
+        a = signal_scale(l)
+        b = noise_scale(l)
+        if not self.jacobian:
+            data = self.model.predict_data(l, u)
+            gradient, log_psi = _gradient(self.observation.log_prob, data)
+            factor = posterior_variance(l, data_scale(self.model, self.shape).std ** 2)
+            move = broadcast(self.zeta * factor, u) * gradient
+            return Conditioned(data, data + move, log_psi)
+
+        def objective(point: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+            data = self.model.predict_data(l, point)
+            log_psi = self.observation.log_prob(data)
+            return self._objective(data, log_psi).sum(), (data, log_psi)
+
+        with torch.inference_mode(False), torch.enable_grad():
+            gradient, (data, log_psi) = torch.func.grad(objective, has_aux=True)(u)
+        factor = b * b / a / _ddpm_step(l) if self.published else b * b / a
+        move = broadcast(self.zeta * factor, u) * gradient
+        return Conditioned(data, data + move, log_psi.to(torch.float64))
+
+    def _objective(self, data: Tensor, log_psi: Tensor) -> Tensor:
+        """What the gradient is taken of: log p(y | D), or as published -|y - A D|."""
+        if not self.published:
+            return log_psi
+        assert isinstance(self.observation, LinearObservation)
+        return -torch.linalg.vector_norm(self.observation.residual(data), dim=1)
+
+
+def _gradient(function: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, Tensor]:
+    """The gradient of a function of each sample, and its values in float64."""
+
+    def total(point: Tensor) -> tuple[Tensor, Tensor]:
+        values = function(point)
+        return values.sum(), values
+
+    with torch.inference_mode(False), torch.enable_grad():
+        gradient, values = torch.func.grad(total, has_aux=True)(x)
+    return gradient, values.to(torch.float64)
+
+
+def _ddpm_step(l: Time) -> Time:
+    """beta_i / sqrt(1 - beta_i) of the 1,000 steps of DDPM at a level: a step adds
+    sqrt(alphabar_{i-1}) beta_i / (1 - alphabar_i) times a move of D.
+    """
+    sde = VPSDE()
+    beta = sde.beta(sde.time(l)) / 1000
+    return beta / sqrt(1 - beta)

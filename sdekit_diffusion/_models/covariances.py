@@ -1,0 +1,354 @@
+"""The covariance V of x_0 given x_t, as moment matching takes it."""
+
+import math
+import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from sdekit.elementary import Time, broadcast, scaled, sum_of_sample
+from sdekit_diffusion._inputs import require_tensor
+from sdekit_diffusion._models.model import AbstractModel, noise_scale, signal_scale
+from sdekit_diffusion._models.observation import LinearObservation
+
+_LOG_2PI = math.log(2 * math.pi)
+
+
+class Conditioned(NamedTuple):
+    """What a conditioned model finds at a noisy point, by one evaluation of the model.
+
+    data: D, the denoiser of the model. conditioned: D_c, that given y. log_psi: an approximation of
+    log p(y | x_t), `(batch,)` in float64.
+
+    Example:
+        >>> found = sd.Conditioned(torch.zeros(3, 2), torch.ones(3, 2), torch.zeros(3))
+        >>> (found.conditioned - found.data).norm(dim=1)
+        tensor([1.4142, 1.4142, 1.4142])
+    """
+
+    data: Tensor
+    conditioned: Tensor
+    log_psi: Tensor
+
+
+class AbstractCovariance(ABC):
+    """A choice of V, the covariance of x_0 given x_t, with which y = A x_0 + N(0, R) moves the
+    denoiser:
+
+        D_c = D + V A^T (R + A V A^T)^{-1} (y - A D),  psi = N(y; A D, R + A V A^T).
+
+    Example:
+        >>> isinstance(sd.IsotropicCovariance(), sd.AbstractCovariance)
+        True
+    """
+
+    @abstractmethod
+    def condition(
+        self, model: AbstractModel, observation: LinearObservation, std: float, l: Time, u: Tensor
+    ) -> Conditioned:
+        """D, D_c and log psi at u.
+
+        Arguments:
+            std: s, the standard deviation of the data.
+        """
+
+
+@dataclass(frozen=True)
+class IsotropicCovariance(AbstractCovariance):
+    """V = r^2 I with r^2 = sigma^2 s^2 / (sigma^2 + alpha^2 s^2): data of one standard deviation s
+    (PiGDM). No derivative of the network; A A^T is diagonalised once.
+
+    Arguments:
+        std: s; that of the model's data unless given.
+
+    Example:
+        >>> law = sd.GaussianMixture([1.0], [[0.0, 0.0]], [1.0])
+        >>> y = sd.LinearObservation(torch.tensor([[1.0, 0.0]]), torch.tensor([1.0]), 1.0)
+        >>> x = sd.sample(sd.MomentMatched(law, y), 4, sde="vp", seed=0)  # exact for this law
+        >>> x.shape
+        torch.Size([4, 2])
+
+    References:
+        Song et al. 2023, "Pseudoinverse-guided diffusion models for inverse problems", ICLR.
+    """
+
+    std: float | None = None
+
+    def condition(
+        self, model: AbstractModel, observation: LinearObservation, std: float, l: Time, u: Tensor
+    ) -> Conditioned:
+        data = model.predict_data(l, u)
+        spectrum = observation.spectrum
+        residual = spectrum.project(observation.residual(data))
+        variance = posterior_variance(l, (std if self.std is None else self.std) ** 2)
+        variances = spectrum.noise + broadcast(variance, residual) * spectrum.gains.to(residual)
+        move = spectrum.lift(residual / variances)
+        conditioned = data + broadcast(variance, u) * move
+        return Conditioned(data, conditioned, _log_normal(residual, variances, observation))
+
+
+@dataclass(frozen=True, eq=False)
+class DataCovariance(AbstractCovariance):
+    """V = (C^{-1} + (alpha / sigma)^2)^{-1} with the covariance C of the data: exact for normal
+    data. No derivative of the network.
+
+    Arguments:
+        covariance: C, `(d, d)` of the flattened sample.
+
+    Raises:
+        ValueError: for a matrix that is not symmetric and positive semidefinite, or of another
+        size.
+
+    Example:
+        >>> x = torch.randn(100, 3, generator=torch.Generator().manual_seed(0))
+        >>> covariance = sd.DataCovariance(torch.cov(x.T))
+
+    References:
+        Rozet et al. 2024, arXiv 2405.13712, section 4.1, for its use as a reference.
+    """
+
+    covariance: Tensor
+
+    def __post_init__(self) -> None:
+        require_tensor("covariance", self.covariance, "(d, d)")
+        c = self.covariance
+        square = c.ndim == 2 and c.shape[0] == c.shape[1]
+        if not square or not torch.allclose(c, c.T, atol=1e-6 * float(c.abs().max())):
+            raise ValueError(
+                f"covariance must be symmetric, of shape (d, d), not {tuple(c.shape)}; use "
+                "torch.cov(x.flatten(1).T)"
+            )
+
+    @cached_property
+    def _spectrum(self) -> tuple[Tensor, Tensor]:
+        values, axes = torch.linalg.eigh(self.covariance.to(torch.float64))
+        return values.clamp_min(0.0), axes
+
+    def condition(
+        self, model: AbstractModel, observation: LinearObservation, std: float, l: Time, u: Tensor
+    ) -> Conditioned:
+        values, axes = self._spectrum
+        data = model.predict_data(l, u)
+        measured = self._measured(observation, axes)
+        level = l.to(values)[:, None] if isinstance(l, Tensor) and l.ndim else l
+        v = posterior_variance(level, values)
+        assert isinstance(v, Tensor)
+        matrix = (measured * v.unsqueeze(-2)) @ measured.T
+        matrix = matrix + observation.spectrum.noise * torch.eye(len(measured)).to(values)
+        factor = torch.linalg.cholesky(matrix)
+        residual = _whitened(observation, observation.residual(data)).to(values)
+        solved = _cholesky_solve(residual, factor)
+        move = ((solved @ measured) * v) @ axes.T
+        log_det = 2 * factor.diagonal(dim1=-2, dim2=-1).log().sum(dim=-1)
+        log_psi = -0.5 * ((residual * solved).sum(dim=1) + log_det + residual.shape[1] * _LOG_2PI)
+        log_psi = log_psi - 0.5 * _log_volume(observation)
+        return Conditioned(data, data + move.to(u).reshape(u.shape), log_psi)
+
+    def _measured(self, observation: LinearObservation, axes: Tensor) -> Tensor:
+        """L^{-1} A Q, `(m, d)`."""
+        event = observation.event
+        assert event is not None
+        if math.prod(event) != len(axes):
+            raise ValueError(
+                f"covariance has shape {tuple(self.covariance.shape)} and a sample has "
+                f"{math.prod(event)} coordinates"
+            )
+        cached = vars(self).get("_cache")
+        if cached is None or cached[0] is not observation.operator:
+            rows = _whitened(observation, observation.apply(axes.T.reshape(-1, *event)))
+            cached = observation.operator, rows.T
+            vars(self)["_cache"] = cached
+        return cached[1]
+
+
+@dataclass(frozen=True)
+class DiagonalCovariance(AbstractCovariance):
+    """V from the denoiser's derivative, V = (sigma^2 / alpha) dD/dx, of which A V A^T is replaced
+    by the diagonal matrix of its row sums (TMPD). Two products with the derivative.
+
+    Raises:
+        ValueError: while sampling, for an observation without noise.
+
+    Example:
+        >>> law = sd.GaussianMixture([0.5, 0.5], [[-1.0, 0.0], [1.0, 0.0]], [0.1, 0.1])
+        >>> y = sd.LinearObservation(torch.tensor([[1.0, 0.0]]), torch.tensor([1.0]), 0.1)
+        >>> model = sd.MomentMatched(law, y, sd.DiagonalCovariance())
+        >>> sd.sample(model, 4, sde="vp", seed=0).shape
+        torch.Size([4, 2])
+
+    References:
+        Boys et al. 2023, arXiv 2310.06721.
+    """
+
+    def condition(
+        self, model: AbstractModel, observation: LinearObservation, std: float, l: Time, u: Tensor
+    ) -> Conditioned:
+        data, residual, spread = _whitened_residual(model, observation, l, u)
+        sums = observation.whitened(observation.apply(spread(torch.ones_like(residual))))
+        variances = 1 + sums.clamp_min(0.0)
+        conditioned = data + spread(residual / variances)
+        return Conditioned(data, conditioned, _log_normal(residual, variances, observation))
+
+
+@dataclass(frozen=True)
+class JacobianCovariance(AbstractCovariance):
+    """V = (sigma^2 / alpha) dD/dx, the covariance that the denoiser itself implies, whole: by
+    products with its derivative, and conjugate gradients (MMPS).
+
+    Up to 8 measurements the matrix A V A^T is computed, by as many products. Above, conjugate
+    gradients go on until the residual of each sample is below a tolerance; psi is then that of an
+    isotropic V, because the determinant is not known.
+
+    Arguments:
+        rtol: of the residual of the conjugate gradients.
+
+    Raises:
+        ValueError: while sampling, for an observation without noise.
+
+    Example:
+        >>> law = sd.GaussianMixture([0.5, 0.5], [[-1.0, 0.0], [1.0, 0.0]], [0.1, 0.1])
+        >>> y = sd.LinearObservation(torch.tensor([[1.0, 0.0]]), torch.tensor([1.0]), 0.1)
+        >>> model = sd.MomentMatched(law, y, sd.JacobianCovariance())
+        >>> sd.sample(model, 4, sde="vp", seed=0).shape
+        torch.Size([4, 2])
+
+    References:
+        Rozet et al. 2024, arXiv 2405.13712.
+    """
+
+    rtol: float = 1e-3
+
+    def condition(
+        self, model: AbstractModel, observation: LinearObservation, std: float, l: Time, u: Tensor
+    ) -> Conditioned:
+        data, residual, spread = _whitened_residual(model, observation, l, u)
+
+        def measured(v: Tensor) -> Tensor:
+            return v + observation.whitened(observation.apply(spread(v)))
+
+        if residual.shape[1] <= _DENSE:
+            solved, log_psi = _dense(measured, residual, observation)
+        else:
+            solved = conjugate_gradients(measured, residual, self.rtol)
+            log_psi = _isotropic_log_psi(observation, data, std, l)
+        return Conditioned(data, data + spread(solved), log_psi)
+
+
+_DENSE = 8  # measurements of which A V A^T is computed
+
+
+def _dense(
+    product: Callable[[Tensor], Tensor], residual: Tensor, observation: LinearObservation
+) -> tuple[Tensor, Tensor]:
+    """M^{-1} residual and log psi, M computed by its products with unit vectors."""
+    m = residual.shape[1]
+    unit = torch.eye(m, dtype=residual.dtype, device=residual.device)
+    columns = [product(row.expand_as(residual)) for row in unit]
+    matrix = torch.stack(columns, dim=2).to(torch.float64)
+    values, axes = torch.linalg.eigh(0.5 * (matrix + matrix.mT))
+    values = values.clamp_min(1.0)  # noise of 1, and a V that networks may make indefinite
+    along = torch.einsum("bij,bi->bj", axes, residual.to(torch.float64))
+    solved = torch.einsum("bij,bj->bi", axes, along / values).to(residual)
+    return solved, _log_normal(along, values, observation)
+
+
+def _isotropic_log_psi(observation: LinearObservation, data: Tensor, std: float, l: Time) -> Tensor:
+    """log psi of D with an isotropic V."""
+    spectrum = observation.spectrum
+    residual = spectrum.project(observation.residual(data))
+    variance = broadcast(posterior_variance(l, std**2), residual)
+    return _log_normal(
+        residual, spectrum.noise + variance * spectrum.gains.to(residual), observation
+    )
+
+
+def conjugate_gradients(product: Callable[[Tensor], Tensor], b: Tensor, rtol: float) -> Tensor:
+    """The x with M x = b, `(batch, m)`, each row until its residual is below rtol |b|; M is
+    symmetric and positive definite.
+    """
+    x = torch.zeros_like(b)
+    residual = b
+    direction = b
+    square = residual.square().sum(dim=1)
+    target = rtol**2 * square
+    for _ in range(2 * b.shape[1]):
+        active = square > target
+        if not bool(active.any()):
+            return x
+        image = product(direction)
+        curvature = (direction * image).sum(dim=1)
+        active = active & (curvature > 0)  # a network's V need not be positive
+        if not bool(active.any()):
+            return x
+        step = torch.where(active, square / curvature, 0.0)[:, None]
+        x = x + step * direction
+        residual = residual - step * image
+        new_square = residual.square().sum(dim=1)
+        ratio = torch.where(active, new_square / square, 0.0)[:, None]
+        direction = torch.where(active[:, None], residual + ratio * direction, direction)
+        square = torch.where(active, new_square, square)
+    warnings.warn(
+        f"conjugate gradients did not reach rtol = {rtol:g} in {2 * b.shape[1]} steps: take a "
+        "larger one, or dtype=torch.float64",
+        stacklevel=2,
+    )
+    return x
+
+
+def _whitened_residual(
+    model: AbstractModel, observation: LinearObservation, l: Time, u: Tensor
+) -> tuple[Tensor, Tensor, Callable[[Tensor], Tensor]]:
+    """D, L^{-1} (y - A D), and the product V A^T L^{-T} v with V = (b^2 / a) (dD/du)^T."""
+    observation.require_noise()
+    with torch.inference_mode(False), torch.enable_grad():
+        found: Any = torch.func.vjp(lambda point: model.predict_data(l, point), u)
+    data, pull = found
+    b = noise_scale(l)
+    factor = b * b / signal_scale(l)
+
+    def spread(v: Tensor) -> Tensor:
+        return scaled(factor, pull(observation.adjoint(observation.unwhitened(v)))[0])
+
+    return data, observation.whitened(observation.residual(data)), spread
+
+
+def posterior_variance(l: Time, variance: Tensor | float) -> Time:
+    """1 / (1 / variance + (a / b)^2), that of data of a variance given a noisy point."""
+    a = signal_scale(l)
+    b = noise_scale(l)
+    return b * b * variance / (b * b + a * a * variance)
+
+
+def _log_normal(residual: Tensor, variances: Tensor, observation: LinearObservation) -> Tensor:
+    """log of the density of y, from independent whitened residuals."""
+    variances = variances.to(torch.float64).expand(residual.shape)
+    terms = residual.to(torch.float64).square() / variances + variances.log() + _LOG_2PI
+    return -0.5 * (sum_of_sample(terms) + _log_volume(observation))
+
+
+def _log_volume(observation: LinearObservation) -> float:
+    """log det R, that of whitening; 0 without noise."""
+    return observation.log_volume if observation.spectrum.noise else 0.0
+
+
+def _whitened(observation: LinearObservation, v: Tensor) -> Tensor:
+    return observation.whitened(v) if observation.spectrum.noise else v
+
+
+def _cholesky_solve(b: Tensor, factor: Tensor) -> Tensor:
+    """M^{-1} b of rows b, M = L L^T, one or one a row."""
+    if factor.ndim == 2:
+        return torch.cholesky_solve(b.T, factor).T
+    return torch.cholesky_solve(b.unsqueeze(2), factor).squeeze(2)
+
+
+COVARIANCES: dict[str, AbstractCovariance] = {
+    "isotropic": IsotropicCovariance(),
+    "diagonal": DiagonalCovariance(),
+    "jacobian": JacobianCovariance(),
+}

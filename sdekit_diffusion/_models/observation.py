@@ -1,0 +1,370 @@
+"""Observations y of samples x: their likelihoods p(y | x)."""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+from sdekit import computed, fresh_seed, normal
+from sdekit.elementary import sum_of_sample
+from sdekit_diffusion._counters import MEASUREMENT
+from sdekit_diffusion._inputs import require_tensor
+from sdekit_diffusion._models.operators import gram, operator_of, require_linear
+
+_ROUNDING = 1e-12  # of the largest number of A A^T: what is not on the diagonal
+# What does not depend on y, computed once.
+_KEPT = ("spectrum", "log_volume", "noise_covariance", "_factor")
+
+
+class AbstractObservation(ABC):
+    """What is observed of a sample: y, and log p(y | x).
+
+    y belongs to all samples, or has one entry per sample, `(n, *measured)`; n samples of a model
+    given the latter are samples of n posteriors.
+
+    Attributes:
+        y: what is observed.
+        each: whether y has one entry per sample.
+
+    Example:
+        >>> squares = sd.Observation(torch.tensor([4.0]), lambda x, y: -((x**2 - y) ** 2).sum(1))
+        >>> isinstance(squares, sd.AbstractObservation), squares.each
+        (True, False)
+    """
+
+    y: Tensor
+    each: bool
+
+    @abstractmethod
+    def log_prob(self, x: Tensor) -> Tensor:
+        """log p(y | x) in nats, of each sample, `(batch,)`, differentiable."""
+
+    def rows(self, index: Tensor) -> Self:
+        """The observations of some of the samples; itself where y belongs to all."""
+        return self
+
+    def entries(self) -> dict[str, Tensor]:
+        """The tensors with one entry per sample, by name."""
+        return {"y": self.y} if self.each else {}
+
+    def bound(self, event: tuple[int, ...]) -> Self:
+        """The observation of samples of a shape, after checks.
+
+        Raises:
+            ValueError: when it does not fit.
+        """
+        return self
+
+
+@dataclass(frozen=True, eq=False)
+class Observation(AbstractObservation):
+    """Any observation, by its likelihood: Poisson counts, saturation, phases that are lost.
+
+    Arguments:
+        y: what is observed, of a shape of your own; with each=True one entry per sample.
+        log_likelihood: `log_likelihood(x, y)` to log p(y | x), `(batch,)`, differentiable in x; y
+            has the batch in front if each is True. A factor of y alone changes the evidence alone.
+        each: whether y has one entry per sample.
+
+    Raises:
+        TypeError: for a y that is no tensor, or a log_likelihood that is no function.
+        ValueError: while sampling, for a result of another shape or without a gradient.
+
+    Example:
+        >>> counts = torch.tensor([7.0, 2.0])  # Poisson, at rates exp(x)
+        >>> def log_likelihood(x, y):
+        ...     return (y * x - x.exp() - (y + 1).lgamma()).sum(1)
+        >>> poisson = sd.Observation(counts, log_likelihood)
+        >>> poisson.log_prob(torch.zeros(3, 2)).shape
+        torch.Size([3])
+    """
+
+    y: Tensor
+    log_likelihood: Callable[[Tensor, Tensor], Tensor]
+    each: bool = field(default=False, kw_only=True)
+    event: tuple[int, ...] | None = field(default=None, repr=False, kw_only=True)
+
+    def __post_init__(self) -> None:
+        require_tensor("y", self.y, "your own")
+        if not callable(self.log_likelihood):
+            raise TypeError(
+                "log_likelihood is a function (x, y) to log p(y | x), not "
+                f"{self.log_likelihood!r:.60}"
+            )
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        found = self.log_likelihood(x, self.y.to(x.device))
+        if not isinstance(found, Tensor) or found.shape != (len(x),):
+            shape = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
+            raise ValueError(
+                f"log_likelihood(x, y) returned {shape}; it must return log p(y | x) of each of "
+                f"{len(x)} samples, ({len(x)},): sum over the measurements of a sample"
+            )
+        return found
+
+    def rows(self, index: Tensor) -> Self:
+        return replace(self, y=self.y[index.to(self.y.device)]) if self.each else self
+
+    def bound(self, event: tuple[int, ...]) -> Self:
+        if self.event == tuple(event):
+            return self
+        x = torch.zeros(len(self.y) if self.each else 2, *event, requires_grad=True)
+        with torch.inference_mode(False), torch.enable_grad():
+            found = self.log_prob(x)
+            if not found.requires_grad:
+                raise ValueError(
+                    "log_likelihood(x, y) has no gradient in x: do not detach x, nor use "
+                    "torch.no_grad()"
+                )
+        if bool(found.isnan().any()) or bool((found == math.inf).any()):
+            raise ValueError(
+                "log_likelihood(x, y) is not a number at x = 0: is y in the range of the sensor? "
+                "It may be -inf where y is impossible"
+            )
+        return replace(self, event=tuple(event))
+
+
+@dataclass(frozen=True, eq=False)
+class LinearObservation(AbstractObservation):
+    """y = A x + noise, with normal noise of mean 0.
+
+    Arguments:
+        operator: A: a matrix `(m, d)` for the flattened sample; a linear function of a batch, or a
+            pair of it and its adjoint; or `Mask`, `Downsampling`, `Blur`, `FourierSampling`,
+            `Radon`, or another `AbstractOperator`.
+        y: what is observed, of the shape that A returns, `(*measured)`, or one entry per sample,
+            `(n, *measured)`.
+        covariance: of the noise: a number r for r I, variances `(m,)`, or a matrix `(m, m)`. 0 is
+            for mixtures: their posterior is exact without noise too, but no path has a weight.
+
+    Raises:
+        TypeError, ValueError: for what is no operator, floating tensor or covariance; in `bound`,
+            which `given` and `sample_posterior` call, for shapes that do not fit, or a function
+            that is not linear.
+
+    Example:
+        >>> law = sd.GaussianMixture([0.5, 0.5], [[-1.0, 0.0], [1.0, 0.0]], [0.1, 0.1])
+        >>> A, y = torch.tensor([[1.0, 1.0]]), torch.tensor([1.2])
+        >>> observation = sd.LinearObservation(A, y, 0.01)
+        >>> observation.log_prob(torch.zeros(3, 2)).shape
+        torch.Size([3])
+        >>> law.given(observation).weights.argmax()
+        tensor(1)
+    """
+
+    operator: Any
+    y: Tensor
+    covariance: Tensor | float
+    event: tuple[int, ...] | None = field(default=None, repr=False, kw_only=True)
+    measured: tuple[int, ...] = field(default=(), repr=False, kw_only=True)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "operator", operator_of(self.operator))
+        require_tensor("y", self.y, "(*measured) or (n, *measured)")
+        if not self.y.is_floating_point() or not bool(self.y.isfinite().all()):
+            raise ValueError(f"y must be floating and finite, not {self.y.dtype}; use y.float()")
+        assert self.noise_covariance is not None  # refuses what is none
+
+    @cached_property
+    def noise_covariance(self) -> Tensor:
+        """The covariance of the noise, float64: a number, `(m,)` or `(m, m)`."""
+        return _covariance(self.covariance)
+
+    @computed
+    def each(self) -> bool:
+        return self.y.ndim > len(self.measured) if self.event is not None else self.y.ndim > 1
+
+    def bound(self, event: tuple[int, ...]) -> Self:
+        if self.event == tuple(event):
+            return self
+        event = tuple(event)
+        measured = require_linear(self.operator, event)
+        y = self.y
+        if tuple(y.shape) != measured and tuple(y.shape[1:]) != measured:
+            raise ValueError(
+                f"y has shape {tuple(y.shape)} and A x has {measured}; give that, or (n, "
+                f"{', '.join(map(str, measured))}), one entry per sample"
+            )
+        m = math.prod(measured)
+        if self.noise_covariance.ndim and self.noise_covariance.shape[-1] != m:
+            raise ValueError(
+                f"covariance has shape {tuple(self.noise_covariance.shape)} and there are {m} "
+                f"measurements; give a number, ({m},) or ({m}, {m})"
+            )
+        return replace(self, event=event, measured=measured)
+
+    def rows(self, index: Tensor) -> Self:
+        if not self.each:
+            return self
+        selected = replace(self, y=self.y[index.to(self.y.device)])
+        known = {name: vars(self)[name] for name in _KEPT if name in vars(self)}
+        vars(selected).update(known)
+        return selected
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        self.require_noise()
+        if self.event is None:
+            return self.bound(tuple(x.shape[1:])).log_prob(x)
+        z = self.whitened(self.residual(x))
+        constant = self.log_volume + z.shape[1] * math.log(2 * math.pi)
+        return (-0.5 * (sum_of_sample(z.square()) + constant)).to(x.dtype)
+
+    def residual(self, x: Tensor) -> Tensor:
+        """y - A x, `(batch, m)`."""
+        measured = self.operator(x)
+        return (self.y.to(measured) - measured).reshape(len(x), -1)
+
+    def apply(self, x: Tensor) -> Tensor:
+        """A x, `(batch, m)`."""
+        return self.operator(x).reshape(len(x), -1)
+
+    def adjoint(self, v: Tensor) -> Tensor:
+        """A^T v of v `(batch, m)`."""
+        assert self.event is not None
+        return self.operator.adjoint(v.reshape(len(v), *self.measured), self.event)
+
+    def whitened(self, v: Tensor) -> Tensor:
+        """R^{-1/2} v of v `(batch, m)`, R = L L^T with L lower triangular."""
+        covariance = self.noise_covariance.to(v.device)
+        if covariance.ndim < 2:
+            return v / covariance.sqrt().to(v)
+        factor = self._factor.to(v)
+        return torch.linalg.solve_triangular(factor, v.T, upper=False).T
+
+    def unwhitened(self, v: Tensor) -> Tensor:
+        """R^{-T/2} v, the adjoint of `whitened`."""
+        covariance = self.noise_covariance.to(v.device)
+        if covariance.ndim < 2:
+            return v / covariance.sqrt().to(v)
+        return torch.linalg.solve_triangular(self._factor.to(v).T, v.T, upper=True).T
+
+    @cached_property
+    def _factor(self) -> Tensor:
+        return torch.linalg.cholesky(self.noise_covariance)
+
+    @cached_property
+    def log_volume(self) -> float:
+        """log det R."""
+        if self.noise_covariance.ndim == 2:
+            return float(2 * self._factor.diagonal().log().sum())
+        m = math.prod(self.measured) if self.noise_covariance.ndim == 0 else 1
+        return float(m * self.noise_covariance.log().sum())
+
+    def require_noise(self) -> None:
+        """Refuses noise 0.
+
+        Raises:
+            ValueError: says what it is for.
+        """
+        if self.noise_covariance.ndim == 0 and float(self.noise_covariance) == 0:
+            raise ValueError(
+                "with noise 0, p(y | x) is no density, and paths have no weights: the exact "
+                "posterior of a mixture, law.given(observation), does without; else give a small "
+                "covariance"
+            )
+
+    @cached_property
+    def spectrum(self) -> "Spectrum":
+        """A A^T in the directions in which it is diagonal, of whitened measurements."""
+        assert self.event is not None
+        return Spectrum.of(self)
+
+    def simulate(self, x: Tensor, *, seed: int | None = None, first: int = 0) -> Tensor:
+        """y given x: A x + noise, `(batch, *measured)`; that of sample i depends on (seed, first +
+        i).
+        """
+        bound = self.bound(tuple(x.shape[1:]))
+        seed = fresh_seed() if seed is None else seed
+        measured = bound.operator(x)
+        index = torch.arange(first, first + len(x), device=x.device)
+        z = normal(seed, index, (math.prod(measured.shape[1:]),), counter=MEASUREMENT).to(x.dtype)
+        covariance = bound.noise_covariance.to(x)
+        noise = z * covariance.sqrt() if covariance.ndim < 2 else z @ bound._factor.to(x).T
+        return measured + noise.reshape(measured.shape)
+
+
+def _covariance(value: Any) -> Tensor:  # noqa: ANN401 - what a user gives
+    """A number, variances or a matrix, float64.
+
+    Raises:
+        ValueError: unless it is that of noise.
+    """
+    try:
+        covariance = torch.as_tensor(value, dtype=torch.float64)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(
+            f"covariance is a number, variances (m,) or a matrix (m, m), not {value!r:.60}"
+        ) from error
+    if covariance.ndim == 2:
+        symmetric = covariance.shape[0] == covariance.shape[1] and torch.allclose(
+            covariance, covariance.T
+        )
+        valid = symmetric and not bool(torch.linalg.cholesky_ex(covariance).info)
+    else:
+        smallest = float(covariance.min()) if covariance.numel() else -1.0
+        valid = covariance.ndim < 2 and bool(covariance.isfinite().all())
+        valid = valid and (smallest > 0 or (covariance.ndim == 0 and smallest == 0))
+    if not valid:
+        raise ValueError(
+            "covariance must be that of noise: a number from 0 on, positive variances (m,), or a "
+            f"symmetric positive definite matrix (m, m); not {value!r:.60}"
+        )
+    return covariance
+
+
+@dataclass(frozen=True, eq=False)
+class Spectrum:
+    """Measurements that are independent given isotropic x: with R = L L^T,
+    U^T L^{-1} A A^T L^{-T} U = diag(gains).
+
+    Without noise L is 1, and the noise of all is 0.
+
+    Attributes:
+        observation: of what.
+        gains: `(m,)`, or a number.
+        noise: the variance of the noise of each, 1 or 0.
+        directions: U, `(m, m)`; None for the unit vectors.
+    """
+
+    observation: LinearObservation
+    gains: Tensor
+    noise: float
+    directions: Tensor | None
+
+    @staticmethod
+    def of(observation: LinearObservation) -> "Spectrum":
+        """Of an observation of samples of known shape."""
+        event = observation.event
+        assert event is not None
+        covariance = observation.noise_covariance
+        noiseless = covariance.ndim == 0 and float(covariance) == 0
+        noise = 0.0 if noiseless else 1.0
+        number = observation.operator.gram_diagonal(event)
+        if number is not None and covariance.ndim < 2:
+            gains = number / (torch.ones_like(covariance) if noiseless else covariance)
+            return Spectrum(observation, gains, noise, None)
+        full = gram(observation.operator, event, observation.measured)
+        if not noiseless:
+            full = observation.whitened(observation.whitened(full).T)
+        diagonal = full.diagonal()
+        rest = full - torch.diag(diagonal)
+        if float(rest.abs().max()) <= _ROUNDING * float(diagonal.abs().max()):
+            return Spectrum(observation, diagonal.clone(), noise, None)
+        gains, directions = torch.linalg.eigh(0.5 * (full + full.T))
+        return Spectrum(observation, gains.clamp_min(0.0), noise, directions)
+
+    def project(self, v: Tensor) -> Tensor:
+        """U^T L^{-1} v of measurements `(batch, m)`."""
+        v = self.observation.whitened(v) if self.noise else v
+        return v if self.directions is None else v @ self.directions.to(v)
+
+    def lift(self, v: Tensor) -> Tensor:
+        """(U^T L^{-1} A)^T v, of the shape of samples."""
+        v = v if self.directions is None else v @ self.directions.to(v).T
+        v = self.observation.unwhitened(v) if self.noise else v
+        return self.observation.adjoint(v)

@@ -1,0 +1,362 @@
+"""Linear maps from a sample to what is measured of it: A of y = A x + noise."""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from sdekit_diffusion._inputs import require_tensor
+
+_TOLERANCE = 1e-3  # of the size of the results, for maps that must be linear
+_MAX_GRAM = 4096  # measurements of which A A^T is computed
+
+
+class AbstractOperator(ABC):
+    """A linear map A, applied to each sample of a batch; a subclass defines `__call__`.
+
+    The adjoint is computed by autograd unless a subclass defines it.
+
+    Example:
+        >>> class Sum(sd.AbstractOperator):
+        ...     def __call__(self, x):
+        ...         return x.sum(dim=1, keepdim=True)
+        >>> Sum().adjoint(torch.tensor([[2.0]]), (3,))
+        tensor([[2., 2., 2.]])
+    """
+
+    @abstractmethod
+    def __call__(self, x: Tensor) -> Tensor:
+        """A x: `(batch, *event)` to `(batch, *measured)`."""
+
+    def adjoint(self, v: Tensor, event: tuple[int, ...]) -> Tensor:
+        """A^T v: `(batch, *measured)` to `(batch, *event)`."""
+        zero = v.new_zeros(len(v), *event)
+        with torch.inference_mode(False), torch.enable_grad():
+            pull: Any = torch.func.vjp(self, zero)[1]
+            return pull(v)[0]
+
+    def gram_diagonal(self, event: tuple[int, ...]) -> float | None:
+        """c where A A^T = c I, so that it need not be computed; None for other maps."""
+        return None
+
+
+@dataclass(frozen=True, eq=False)
+class Matrix(AbstractOperator):
+    """A matrix, applied to the flattened sample: `(m, d)`.
+
+    Raises:
+        TypeError: for something else than a tensor.
+        ValueError: for another shape, and when applied to samples of other than d coordinates.
+
+    Example:
+        >>> sd.Matrix(torch.tensor([[1.0, -1.0]]))(torch.tensor([[3.0, 1.0]]))
+        tensor([[2.]])
+    """
+
+    matrix: Tensor
+
+    def __post_init__(self) -> None:
+        require_tensor("matrix", self.matrix, "(m, d)")
+        if self.matrix.ndim != 2 or not self.matrix.is_floating_point():
+            raise ValueError(
+                f"matrix must be floating, of shape (m, d), not {self.matrix.dtype} of "
+                f"{tuple(self.matrix.shape)}"
+            )
+
+    def __call__(self, x: Tensor) -> Tensor:
+        flat = x.reshape(len(x), -1)
+        if flat.shape[1] != self.matrix.shape[1]:
+            raise ValueError(
+                f"the matrix has {self.matrix.shape[1]} columns and a sample of shape "
+                f"{tuple(x.shape[1:])} has {flat.shape[1]} coordinates; give (m, {flat.shape[1]})"
+            )
+        return flat @ self.matrix.to(x).T
+
+    def adjoint(self, v: Tensor, event: tuple[int, ...]) -> Tensor:
+        return (v @ self.matrix.to(v)).reshape(len(v), *event)
+
+
+@dataclass(frozen=True, eq=False)
+class LinearMap(AbstractOperator):
+    """A function of a batch that is linear in each sample, and its adjoint.
+
+    Arguments:
+        function: `(batch, *event)` to `(batch, *measured)`, differentiable.
+        transpose: the adjoint, `(batch, *measured)` to `(batch, *event)`; by autograd unless given.
+
+    Example:
+        >>> halves = sd.LinearMap(lambda x: x[:, :2] + x[:, 2:])
+        >>> halves.adjoint(torch.tensor([[1.0, 2.0]]), (4,))
+        tensor([[1., 2., 1., 2.]])
+    """
+
+    function: Callable[[Tensor], Tensor]
+    transpose: Callable[[Tensor], Tensor] | None = None
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self.function(x)
+
+    def adjoint(self, v: Tensor, event: tuple[int, ...]) -> Tensor:
+        if self.transpose is None:
+            return super().adjoint(v, event)
+        return self.transpose(v).reshape(len(v), *event)
+
+
+@dataclass(frozen=True, eq=False)
+class Mask(AbstractOperator):
+    """The coordinates where a mask is True, in one row: inpainting.
+
+    Arguments:
+        mask: boolean, of the shape of a sample, or one that broadcasts to it, such as `(1, 8, 8)`.
+
+    Raises:
+        TypeError: for a mask that is not a boolean tensor.
+        ValueError: when applied to samples of another shape.
+
+    Example:
+        >>> sd.Mask(torch.tensor([True, False, True]))(torch.tensor([[1.0, 2.0, 3.0]]))
+        tensor([[1., 3.]])
+    """
+
+    mask: Tensor
+
+    def __post_init__(self) -> None:
+        require_tensor("mask", self.mask, "shape")
+        if self.mask.dtype != torch.bool:
+            raise TypeError(
+                f"mask must be boolean, True where x is known, not {self.mask.dtype}; use "
+                "mask.bool()"
+            )
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return x.flatten(1)[:, self._known(tuple(x.shape[1:]), x.device)]
+
+    def adjoint(self, v: Tensor, event: tuple[int, ...]) -> Tensor:
+        x = v.new_zeros(len(v), math.prod(event))
+        x[:, self._known(event, v.device)] = v
+        return x.reshape(len(v), *event)
+
+    def gram_diagonal(self, event: tuple[int, ...]) -> float:
+        return 1.0
+
+    def _known(self, event: tuple[int, ...], device: torch.device) -> Tensor:
+        try:
+            return self.mask.to(device).expand(event).reshape(-1)
+        except RuntimeError:
+            raise ValueError(
+                f"the mask has shape {tuple(self.mask.shape)} and a sample has {event}; give the "
+                "shape of a sample, or one that broadcasts to it"
+            ) from None
+
+
+@dataclass(frozen=True, eq=False)
+class Downsampling(AbstractOperator):
+    """The means of blocks of pixels: an image of 1 / factor the width and height.
+
+    Arguments:
+        factor: the side of a block, which divides both sides of the image.
+
+    Raises:
+        ValueError: when applied to images that such blocks do not fill.
+
+    Example:
+        >>> sd.Downsampling(2)(torch.ones(3, 1, 8, 8)).shape
+        torch.Size([3, 1, 4, 4])
+    """
+
+    factor: int
+
+    def __call__(self, x: Tensor) -> Tensor:
+        _require_image(x, self)
+        if self.factor < 1 or x.shape[-1] % self.factor or x.shape[-2] % self.factor:
+            raise ValueError(
+                f"blocks of side {self.factor} do not fill images of {x.shape[-2]} x "
+                f"{x.shape[-1]}; choose a factor of both"
+            )
+        return functional.avg_pool2d(x, self.factor)
+
+    def adjoint(self, v: Tensor, event: tuple[int, ...]) -> Tensor:
+        x = v.repeat_interleave(self.factor, dim=-1).repeat_interleave(self.factor, dim=-2)
+        return x / self.factor**2
+
+    def gram_diagonal(self, event: tuple[int, ...]) -> float:
+        return 1 / self.factor**2
+
+
+@dataclass(frozen=True, eq=False)
+class Blur(AbstractOperator):
+    """The convolution of each channel with a normal density, of weights that sum to 1; 0 outside.
+
+    Arguments:
+        std: of the density, in pixels; it is cut off at three of them.
+
+    Raises:
+        ValueError: for a std that is not positive, and when applied to what is no image.
+
+    Example:
+        >>> sd.Blur(1.0)(torch.ones(3, 1, 8, 8)).shape
+        torch.Size([3, 1, 8, 8])
+    """
+
+    std: float
+
+    def __post_init__(self) -> None:
+        if not 0 < self.std < math.inf:
+            raise ValueError(f"std is in pixels, a positive number; not {self.std}")
+
+    def __call__(self, x: Tensor) -> Tensor:
+        _require_image(x, self)
+        reach = math.ceil(3 * self.std)
+        at = torch.arange(-reach, reach + 1, dtype=x.dtype, device=x.device)
+        weights = torch.exp(-0.5 * (at / self.std) ** 2)
+        weights = weights / weights.sum()
+        channels = x.shape[1]
+        rows = weights.reshape(1, 1, -1, 1).expand(channels, 1, -1, 1)
+        x = functional.conv2d(x, rows, padding=(reach, 0), groups=channels)
+        return functional.conv2d(x, rows.mT, padding=(0, reach), groups=channels)
+
+    def adjoint(self, v: Tensor, event: tuple[int, ...]) -> Tensor:
+        return self(v)  # the kernel is even
+
+
+@dataclass(frozen=True, eq=False)
+class FourierSampling(AbstractOperator):
+    """Some coefficients of the orthonormal discrete Fourier transform of each channel, real and
+    imaginary parts in two rows: magnetic resonance imaging.
+
+    Arguments:
+        mask: boolean, `(height, width)`, True where the coefficient is measured, the constant first
+            as in `torch.fft.fft2`.
+
+    Example:
+        >>> mask = torch.zeros(8, 8, dtype=torch.bool)
+        >>> mask[0, 1] = True
+        >>> sd.FourierSampling(mask)(torch.ones(3, 1, 8, 8)).shape
+        torch.Size([3, 2, 1])
+    """
+
+    mask: Tensor
+
+    def __post_init__(self) -> None:
+        Mask(self.mask)  # the same checks
+
+    def __call__(self, x: Tensor) -> Tensor:
+        _require_image(x, self)
+        measured = torch.fft.fft2(x, norm="ortho")[..., self.mask.to(x.device)]
+        return torch.stack([measured.real, measured.imag], dim=1).flatten(2)
+
+
+@dataclass(frozen=True, eq=False)
+class Radon(AbstractOperator):
+    """Sums along parallel lines at several angles, of images that are 0 outside: tomography.
+
+    Arguments:
+        angles: in radians; at 0 the sums are over columns.
+
+    Example:
+        >>> sd.Radon([0.0, 0.5])(torch.ones(3, 1, 8, 8)).shape
+        torch.Size([3, 1, 2, 8])
+    """
+
+    angles: Sequence[float]
+
+    def __call__(self, x: Tensor) -> Tensor:
+        _require_image(x, self)
+        sums = [self._rotated(x, float(angle)).sum(dim=-2) for angle in self.angles]
+        return torch.stack(sums, dim=-2)
+
+    def _rotated(self, x: Tensor, angle: float) -> Tensor:
+        cos = math.cos(angle)
+        sin = math.sin(angle)
+        turn = x.new_tensor([[cos, -sin, 0.0], [sin, cos, 0.0]]).expand(len(x), 2, 3)
+        grid = functional.affine_grid(turn, list(x.shape), align_corners=False)
+        return functional.grid_sample(x, grid, align_corners=False)
+
+
+def _require_image(x: Tensor, operator: object) -> None:
+    """Refuses samples that are no images.
+
+    Raises:
+        ValueError: with their shape.
+    """
+    if x.ndim != 4:
+        raise ValueError(
+            f"{type(operator).__name__} is for images (channels, height, width), not samples of "
+            f"shape {tuple(x.shape[1:])}"
+        )
+
+
+def operator_of(value: Any) -> AbstractOperator:  # noqa: ANN401 - what a user gives
+    """An operator, a matrix, a function, or a pair of a function and its adjoint, as an operator.
+
+    Raises:
+        TypeError: for something else.
+    """
+    if isinstance(value, AbstractOperator):
+        return value
+    if isinstance(value, Tensor):
+        return Matrix(value)
+    functions: Any = value if isinstance(value, tuple) else (value,)
+    if 1 <= len(functions) <= 2 and all(map(callable, functions)) and not isinstance(value, type):
+        return LinearMap(*functions)
+    raise TypeError(
+        "the operator is a matrix (m, d), a linear function of a batch, a pair of such a function "
+        f"and its adjoint, or an operator such as Mask(mask); not {value!r:.60}"
+    )
+
+
+def require_linear(operator: AbstractOperator, event: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape of what is measured, after a check that the map is linear and its adjoint fits.
+
+    Raises:
+        ValueError: when it is not linear, treats samples differently, or its adjoint is another's.
+    """
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(2, *event, generator=generator, dtype=torch.float64)
+    both = operator(torch.cat([x, x[:1] + 2 * x[1:]]))
+    if not isinstance(both, Tensor) or both.ndim < 2 or len(both) != 3:
+        raise ValueError(
+            "the operator must map a batch (batch, *shape) to (batch, *measured); of 3 samples it "
+            f"returned {tuple(both.shape) if isinstance(both, Tensor) else type(both).__name__}"
+        )
+    size = float(both.abs().max()) or 1.0
+    if float((both[0] + 2 * both[1] - both[2]).abs().max()) > _TOLERANCE * size:
+        raise ValueError(
+            "the operator is not linear: A(x + 2 z) is not A(x) + 2 A(z). An affine map has its "
+            "offset in y; for other maps give log p(y | x), as Observation(y, log_prob)"
+        )
+    v = torch.randn(both[:1].shape, generator=generator, dtype=torch.float64)
+    direct = float((both[:1] * v).sum())
+    back = operator.adjoint(v, event)
+    scale = float(both[:1].norm() * v.norm()) or 1.0
+    if tuple(back.shape[1:]) != event or abs(direct - float((x[:1] * back).sum())) > (
+        _TOLERANCE * scale
+    ):
+        raise ValueError(
+            "the adjoint is not that of the operator: <A x, v> is not <x, A^T v>. Leave it out, "
+            "and it is computed by autograd"
+        )
+    return tuple(both.shape[1:])
+
+
+def gram(operator: AbstractOperator, event: tuple[int, ...], measured: tuple[int, ...]) -> Tensor:
+    """A A^T, `(m, m)` in float64.
+
+    Raises:
+        ValueError: for more measurements than that matrix is computed for.
+    """
+    m = math.prod(measured)
+    if m > _MAX_GRAM:
+        raise ValueError(
+            f"A A^T of {m} measurements is not computed (the most are {_MAX_GRAM}): define "
+            "gram_diagonal of the operator if it is a multiple of the identity, or take "
+            "covariance=JacobianCovariance() and noise that is one number"
+        )
+    unit = torch.eye(m, dtype=torch.float64).reshape(m, *measured)
+    rows = [operator(operator.adjoint(part, event)) for part in unit.split(256)]
+    return torch.cat(rows).reshape(m, m)

@@ -1,0 +1,315 @@
+"""Models of x given y: exact where their covariance is the true one, else their formulas."""
+
+import math
+
+import pytest
+import torch
+
+from sdekit_diffusion import (
+    DPS,
+    METHODS,
+    VPSDE,
+    AdaptiveFlow,
+    DataCovariance,
+    DiagonalCovariance,
+    GaussianMixture,
+    IsotropicCovariance,
+    JacobianCovariance,
+    Laplace,
+    LinearObservation,
+    Mask,
+    MomentMatched,
+    Observation,
+    ScoreModel,
+    decode,
+    encode,
+    log_likelihood,
+    noise_scale,
+    sample,
+    signal_scale,
+)
+from sdekit_diffusion._models.covariances import conjugate_gradients
+
+GENERATOR = torch.Generator().manual_seed(0)
+D = 12
+FACTOR = torch.randn(D, D, generator=GENERATOR, dtype=torch.float64) / math.sqrt(D)
+C = FACTOR @ FACTOR.T + 0.05 * torch.eye(D).double()
+MEAN = torch.randn(D, generator=GENERATOR, dtype=torch.float64)
+NORMAL = GaussianMixture([1.0], MEAN[None], C[None])
+ROUND = GaussianMixture([1.0], MEAN[None], [0.49])
+U = torch.randn(4, D, generator=GENERATOR, dtype=torch.float64)
+LEVELS = [-2.0, 0.3, 3.0]
+
+
+def observation(m, each=False):
+    """m measurements with a full covariance of the noise."""
+    generator = torch.Generator().manual_seed(m)
+    a = torch.randn(m, D, generator=generator, dtype=torch.float64) / math.sqrt(D)
+    root = torch.randn(m, m, generator=generator, dtype=torch.float64) / math.sqrt(m)
+    noise = 0.1 * root @ root.T + 0.05 * torch.eye(m).double()
+    shape = (4, m) if each else (m,)
+    return LinearObservation(a, torch.randn(shape, generator=generator, dtype=torch.float64), noise)
+
+
+EXACT = {
+    "isotropic": (ROUND, 3, IsotropicCovariance()),
+    "isotropic, many": (ROUND, 10, "isotropic"),
+    "data": (NORMAL, 3, DataCovariance(C)),
+    "data, many": (NORMAL, 10, DataCovariance(C)),
+    "diagonal, one": (NORMAL, 1, "diagonal"),
+    "jacobian": (NORMAL, 3, "jacobian"),
+    "jacobian, many": (NORMAL, 10, JacobianCovariance(rtol=1e-9)),
+}
+
+
+@pytest.mark.parametrize("l", LEVELS)
+@pytest.mark.parametrize("name", EXACT)
+def test_exact_for_one_gaussian(name, l):
+    """D_c is the denoiser of the exact law given y, psi is p(y | x_t), also with a level and a y
+    per sample; with conjugate gradients psi is that of an isotropic covariance.
+    """
+    law, m, covariance = EXACT[name]
+    given = observation(m)
+    model = MomentMatched(law, given, covariance)
+    found = model.condition(l, U)
+    torch.testing.assert_close(found.data, law.predict_data(l, U))
+    expected = law.given(given).predict_data(l, U)
+    torch.testing.assert_close(found.conditioned, expected, rtol=0, atol=2e-7)
+    torch.testing.assert_close(model.predict_data(l, U), found.conditioned)
+    if "jacobian, many" not in name:
+        torch.testing.assert_close(found.log_psi, exact_psi(law, given, l), rtol=0, atol=1e-6)
+    levels = torch.full((4,), l, dtype=torch.float64)
+    torch.testing.assert_close(model.condition(levels, U).conditioned, expected, rtol=0, atol=2e-7)
+    ys = observation(m, each=True)
+    each = MomentMatched(law, ys, covariance).condition(l, U).conditioned
+    for i in range(4):
+        one = LinearObservation(ys.operator, ys.y[i], ys.covariance)
+        alone = law.given(one).predict_data(l, U[i : i + 1])
+        torch.testing.assert_close(each[i : i + 1], alone, rtol=0, atol=2e-7)
+
+
+def exact_psi(law, given, l):
+    """log p(y | u) = log p(u | y) + log p(y) - log p(u)."""
+    marginals = [law_.marginal(time(l), "vp") for law_ in (law.given(given), law)]
+    x = U  # under VP alpha^2 + sigma^2 = 1
+    return marginals[0].log_prob(x) + law.log_evidence(given) - marginals[1].log_prob(x)
+
+
+def time(l):
+    return float(VPSDE().time(l))
+
+
+def test_psi_of_conjugate_gradients_is_isotropic():
+    given = observation(10)
+    found = MomentMatched(NORMAL, given, "jacobian").condition(0.3, U).log_psi
+    expected = MomentMatched(NORMAL, given, IsotropicCovariance()).condition(0.3, U).log_psi
+    torch.testing.assert_close(found, expected)
+
+
+def test_the_diagonal_is_that_of_row_sums():
+    given = observation(3)
+    model = MomentMatched(NORMAL, given, DiagonalCovariance())
+    a, b = signal_scale(0.3), noise_scale(0.3)
+    v = torch.linalg.inv(torch.linalg.inv(C) + (a / b) ** 2 * torch.eye(D).double())
+    root = torch.linalg.cholesky(torch.as_tensor(given.covariance))
+    white = torch.linalg.solve_triangular(root, given.operator.matrix, upper=False)
+    variances = 1 + (white @ v @ white.T).sum(1).clamp_min(0)
+    data = NORMAL.predict_data(0.3, U)
+    residual = (given.y - data @ given.operator.matrix.T) @ torch.linalg.inv(root).T
+    expected = data + (residual / variances) @ white @ v
+    torch.testing.assert_close(model.predict_data(0.3, U), expected, rtol=0, atol=1e-8)
+
+
+def test_an_isotropic_covariance_of_ones_own():
+    given = observation(3)
+    own = MomentMatched(NORMAL, given, IsotropicCovariance(0.3)).predict_data(0.3, U)
+    a, b = signal_scale(0.3), noise_scale(0.3)
+    r2 = 1 / (1 / 0.09 + (a / b) ** 2)
+    gain = (
+        r2
+        * given.operator.matrix.T
+        @ torch.linalg.inv(
+            torch.as_tensor(given.covariance) + r2 * given.operator.matrix @ given.operator.matrix.T
+        )
+    )
+    data = NORMAL.predict_data(0.3, U)
+    expected = data + (given.y - data @ given.operator.matrix.T) @ gain.T
+    torch.testing.assert_close(own, expected, rtol=0, atol=1e-9)
+
+
+def test_dps_is_the_gradient_of_the_likelihood():
+    means = torch.tensor([[-1.0, 0.3], [1.0, -0.2]], dtype=torch.float64)
+    law = GaussianMixture([0.4, 0.6], means, [0.3, 0.2])
+    squares = Observation(torch.tensor([1.0]), lambda x, y: -2 * ((x**2).sum(1) - y) ** 2)
+    l, a, b = 0.4, signal_scale(0.4), noise_scale(0.4)
+    u = U[:, :2].clone().requires_grad_()
+    data = law.predict_data(l, u)
+    value = squares.log_prob(data)
+    (gradient,) = torch.autograd.grad(value.sum(), u)
+    found = DPS(law, squares, zeta=0.7).condition(l, u.detach())
+    torch.testing.assert_close(found.conditioned, data + 0.7 * b**2 / a * gradient)
+    torch.testing.assert_close(found.data, data.detach())
+    torch.testing.assert_close(found.log_psi, value.detach())
+    at = data.detach().clone().requires_grad_()
+    (direct,) = torch.autograd.grad(squares.log_prob(at).sum(), at)
+    s2 = law.data_std**2
+    without = DPS(law, squares, zeta=0.7, jacobian=False).condition(l, u.detach())
+    move = 0.7 * b**2 * s2 / (b**2 + a**2 * s2) * direct
+    torch.testing.assert_close(without.conditioned, data.detach() + move)
+    torch.testing.assert_close(without.log_psi, value.detach())
+
+
+def test_laplace_is_moment_matching_where_measurements_see_one_coordinate():
+    """With unequal noise; and psi, too. Of Poisson counts it is the largest of the sum."""
+    mask = torch.arange(D) % 2 == 0
+    given = LinearObservation(Mask(mask), MEAN[mask] + 1, 0.1 + torch.arange(6.0) / 10)
+    found = Laplace(ROUND, given).condition(0.3, U)
+    expected = MomentMatched(ROUND, given).condition(0.3, U)
+    torch.testing.assert_close(found.conditioned, expected.conditioned, rtol=0, atol=1e-9)
+    torch.testing.assert_close(found.log_psi, expected.log_psi, rtol=0, atol=1e-9)
+    counts = torch.arange(D) % 4
+    poisson = Observation(counts, lambda x, y: (y * x - x.exp() - (y + 1).lgamma()).sum(1))
+    found = Laplace(ROUND, poisson, steps=20).condition(0.3, U)
+    a, b = signal_scale(0.3), noise_scale(0.3)
+    r2 = 1 / (1 / ROUND.data_std**2 + (a / b) ** 2)
+    x = found.conditioned
+    torch.testing.assert_close(counts - x.exp(), (x - found.data) / r2, rtol=0, atol=1e-9)
+    value = poisson.log_prob(x) - (x - found.data).square().sum(1) / (2 * r2)
+    volume = torch.log1p(r2 * x.exp()).sum(1)
+    torch.testing.assert_close(found.log_psi, value - 0.5 * volume)
+    early = Laplace(ROUND, poisson, steps=1).condition(0.3, U).conditioned
+    data = found.data
+    step = r2 * (counts - data.exp()) / (1 + r2 * data.exp())
+    torch.testing.assert_close(early, data + step)
+    with pytest.raises(ValueError, match="at least one Newton step"):
+        Laplace(ROUND, poisson, steps=0)
+
+
+def test_the_published_step_of_dps():
+    """One of the 1,000 steps of DDPM moves x by zeta times the gradient of |y - A D|."""
+    given = observation(3)
+    sde = VPSDE()
+    t = torch.tensor(0.4, dtype=torch.float64)
+    l = float(sde.log_snr(0.4))
+    found = DPS(NORMAL, given, zeta=0.5, published=True).condition(l, U)
+    x = U.clone().requires_grad_()
+    distance = torch.linalg.vector_norm(
+        given.y - NORMAL.predict_data(l, x) @ given.operator.matrix.T, dim=1
+    )
+    (gradient,) = torch.autograd.grad(distance.sum(), x)
+    beta = (0.1 + 19.9 * t) / 1000
+    alphabar = signal_scale(l) ** 2
+    weight = (alphabar / (1 - beta)).sqrt() * beta / (1 - alphabar)  # of x_0 in DDPM's step
+    moved = weight * (found.conditioned - found.data)
+    torch.testing.assert_close(moved, -0.5 * gradient, rtol=1e-6, atol=0)
+
+
+CENTRED = LinearObservation(torch.eye(D).double()[:2], torch.tensor([30.0, -20.0]).double(), 0.5)
+
+
+@pytest.mark.parametrize("sde", ["vp", "ve", "subvp"])
+def test_a_solve_starts_around_the_conditional_mean(sde):
+    """The posterior is 40 deviations from the mean of the data: without the shift of the start its
+    mean would be off by what alpha_T leaves of it.
+    """
+    model = MomentMatched(ROUND, CENTRED)
+    exact = ROUND.given(CENTRED)
+    solution = sample(model, 4000, sde=sde, seed=0, steps=30, return_solution=True)
+    assert solution.evaluations.unique().tolist() == [31]
+    error = (solution.x.mean(0) - exact.mean()).abs() / exact.covariance().diagonal().sqrt()
+    assert error.max() < 5.6 / math.sqrt(4000) + 0.02
+
+
+def test_likelihood_and_latents_know_the_start():
+    model = MomentMatched(ROUND, CENTRED)
+    exact = ROUND.given(CENTRED)
+    x = exact.sample(5, seed=1)
+    fine = {"sde": "vp", "method": AdaptiveFlow(rtol=1e-7, atol=1e-7)}
+    found = log_likelihood(model, x, **fine)
+    torch.testing.assert_close(found.value, exact.log_prob(x), rtol=0, atol=0.02)
+    batches = log_likelihood(model, x, batch_size=2, **fine)
+    torch.testing.assert_close(batches.value, found.value, rtol=0, atol=1e-9)
+    z = encode(model, x, **fine)
+    back, density = decode(model, z, return_likelihood=True, **fine)
+    torch.testing.assert_close(back, x, rtol=0, atol=1e-4)
+    torch.testing.assert_close(density.value, found.value, rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize("method", [name for name in METHODS if not name.startswith("ncsn")])
+def test_every_method_samples_it(method):
+    model = MomentMatched(ROUND, CENTRED)
+    steps = None if method in ("ode", "adaptive_sde") else 300
+    x = sample(model, 400, sde="vp", method=method, steps=steps, seed=0, dtype=torch.float64)
+    exact = ROUND.given(CENTRED)
+    std = exact.covariance().diagonal().sqrt()
+    assert ((x.mean(0) - exact.mean()).abs() / std).max() < 5.6 / math.sqrt(400) + 0.1
+    assert ((x.std(0) / std).log().abs()).max() < 5.6 / math.sqrt(800) + 0.1
+
+
+def test_rows_of_a_network_with_labels():
+    """Labels and y go with their samples, and the network is in evaluation mode."""
+
+    class Net(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.drop = torch.nn.Dropout(0.5)
+
+        def forward(self, x, t, label):
+            return self.drop(torch.tanh(x)) * (1 + label[:, None])
+
+    model = ScoreModel(Net(), "vp", shape=(3,), data_std=1.0).given(label=torch.arange(4.0))
+    given = LinearObservation(torch.eye(3)[:1], torch.randn(4, 1, generator=GENERATOR), 0.1)
+    posterior = MomentMatched(model, given)
+    assert sorted(posterior.entries()) == ["label", "y"]
+    whole = sample(posterior, 4, steps=5, seed=0)
+    part = sample(posterior.rows(torch.tensor([2, 3])), 2, first=2, steps=5, seed=0)
+    torch.testing.assert_close(part, whole[2:], rtol=1e-5, atol=1e-5)
+    with pytest.raises(ValueError, match="4 entries for 3 samples"):
+        sample(posterior, 3, steps=5)
+
+
+def test_conjugate_gradients():
+    """Each row as far as it needs; a matrix that is not positive stops its row alone."""
+    root = torch.randn(3, 9, 9, generator=GENERATOR, dtype=torch.float64)
+    matrices = root @ root.mT + torch.eye(9).double()
+    b = torch.randn(3, 9, generator=GENERATOR, dtype=torch.float64)
+
+    def product(v):
+        return torch.einsum("bij,bj->bi", matrices[-len(v) :], v)
+
+    x = conjugate_gradients(product, b, 1e-8)
+    torch.testing.assert_close(x, torch.linalg.solve(matrices, b), rtol=1e-6, atol=1e-6)
+    alone = conjugate_gradients(product, b[2:], 1e-8)
+    torch.testing.assert_close(x[2:], alone, rtol=1e-9, atol=1e-12)
+    with pytest.warns(UserWarning, match="did not reach rtol = 1e-30"):
+        conjugate_gradients(product, b, 1e-30)
+    assert torch.equal(conjugate_gradients(product, 0 * b, 1e-3), 0 * b)
+    matrices[0] = -torch.eye(9)
+    others = conjugate_gradients(product, b, 1e-8)[1:]
+    torch.testing.assert_close(others, x[1:], rtol=1e-7, atol=1e-9)
+
+
+def test_what_is_refused():
+    given = observation(3)
+    with pytest.raises(TypeError, match="observation must be a LinearObservation"):
+        MomentMatched(NORMAL, given.y)
+    with pytest.raises(ValueError, match=r"covariance must be one of .* did you mean 'jacobian'"):
+        MomentMatched(NORMAL, given, "jacobi")
+    squares = Observation(torch.ones(1), lambda x, y: -((x**2 - y) ** 2).sum(1))
+    with pytest.raises(TypeError, match=r"take DPS\(model, observation\)"):
+        MomentMatched(NORMAL, squares)
+    with pytest.raises(ValueError, match="the published step is for y = A x"):
+        DPS(NORMAL, squares, published=True)
+    with pytest.raises(ValueError, match="uses the network's derivative"):
+        DPS(NORMAL, given, published=True, jacobian=False)
+    unknown = ScoreModel(lambda x, t: x, "vp")
+    with pytest.raises(ValueError, match="does not know the shape"):
+        MomentMatched(unknown, given)
+    with pytest.raises(ValueError, match="covariance must be symmetric"):
+        DataCovariance(torch.ones(2, 3))
+    with pytest.raises(ValueError, match=r"covariance has shape \(2, 2\) and a sample has 12"):
+        MomentMatched(NORMAL, given, DataCovariance(torch.eye(2))).predict_data(0.0, U)
+    exact = LinearObservation(Mask(torch.ones(D, dtype=torch.bool)), MEAN, 0.0)
+    with pytest.raises(ValueError, match="with noise 0"):
+        MomentMatched(NORMAL, exact, "jacobian").predict_data(0.0, U)
+    assert MomentMatched(NORMAL, exact).predict_data(0.0, U) == pytest.approx(MEAN.expand(4, D))

@@ -1,0 +1,152 @@
+"""Mixtures given an observation: against quadrature, conditional normal laws and each other."""
+
+import pytest
+import torch
+
+from sdekit_diffusion import (
+    EmpiricalMixture,
+    GaussianMixture,
+    LinearObservation,
+    Mask,
+    Observation,
+    sample,
+)
+
+GENERATOR = torch.Generator().manual_seed(0)
+FACTORS = torch.randn(3, 2, 2, generator=GENERATOR, dtype=torch.float64)
+MEANS = 2 * torch.randn(3, 2, generator=GENERATOR, dtype=torch.float64)
+LAWS = {
+    "full": FACTORS @ FACTORS.mT + 0.1 * torch.eye(2).double(),
+    "diagonal": torch.tensor([[0.2, 0.9], [0.5, 0.4], [1.2, 0.1]]).double(),
+    "isotropic": torch.tensor([0.2, 0.5, 0.9]).double(),
+}
+A = torch.tensor([[1.0, -0.6]], dtype=torch.float64)
+Y = torch.tensor([0.7], dtype=torch.float64)
+OBSERVED = LinearObservation(A, Y, 0.3)
+SIDE = torch.linspace(-9.0, 9.0, 901, dtype=torch.float64)
+GRID = torch.cartesian_prod(SIDE, SIDE)
+CELL = float(SIDE[1] - SIDE[0]) ** 2
+
+
+def law_of(kind):
+    return GaussianMixture([0.5, 0.3, 0.2], MEANS, LAWS[kind])
+
+
+@pytest.mark.parametrize("kind", LAWS)
+def test_by_quadrature(kind):
+    """p(x | y) = p(x) p(y | x) / p(y) on a grid: the evidence, the density, mean and covariance."""
+    law = law_of(kind)
+    joint = (law.log_prob(GRID) + OBSERVED.log_prob(GRID)).exp()
+    evidence = joint.sum() * CELL
+    torch.testing.assert_close(law.log_evidence(OBSERVED), evidence.log(), rtol=0, atol=1e-8)
+    given = law.given(OBSERVED)
+    density = joint / evidence
+    torch.testing.assert_close(given.log_prob(GRID).exp(), density, rtol=0, atol=1e-8)
+    mean = (density[:, None] * GRID).sum(0) * CELL
+    torch.testing.assert_close(given.mean(), mean, rtol=0, atol=1e-8)
+    centred = GRID - mean
+    covariance = (density[:, None, None] * centred[:, :, None] * centred[:, None]).sum(0) * CELL
+    torch.testing.assert_close(given.covariance(), covariance, rtol=0, atol=1e-7)
+
+
+def test_two_measurements_at_once_or_one_after_the_other():
+    law = GaussianMixture([0.4, 0.6], torch.randn(2, 3, 4, generator=GENERATOR), [0.5, 1.5])
+    a = torch.randn(3, 12, generator=GENERATOR)
+    y = torch.randn(3, generator=GENERATOR)
+    noise = torch.tensor([0.3, 0.5, 0.2])
+    whole = LinearObservation(a, y, noise)
+    parts = [LinearObservation(a[i : i + 1], y[i : i + 1], float(noise[i])) for i in range(3)]
+    step = law
+    evidence = torch.zeros(())
+    for part in parts:
+        evidence = evidence + step.log_evidence(part)
+        step = step.given(part)
+    assert step.shape == (3, 4)
+    torch.testing.assert_close(law.log_evidence(whole), evidence.double(), rtol=0, atol=1e-3)
+    torch.testing.assert_close(law.given(whole).mean(), step.mean(), rtol=0, atol=1e-3)
+    torch.testing.assert_close(law.given(whole).covariance(), step.covariance(), rtol=0, atol=1e-3)
+
+
+def test_evidences_of_many_observations():
+    law = law_of("full")
+    ys = torch.tensor([[0.1], [2.0], [-3.0]], dtype=torch.float64)
+    found = law.log_evidence(LinearObservation(A, ys, 0.3))
+    single = [law.log_evidence(LinearObservation(A, y, 0.3)) for y in ys]
+    torch.testing.assert_close(found, torch.stack(single))
+    with pytest.raises(ValueError, match="y has 3 entries, and a mixture is given one"):
+        law.given(LinearObservation(A, ys, 0.3))
+
+
+def test_without_noise():
+    """The law on a plane, which the denoiser knows: samples have A x = y; two rows of A that say
+    the same are refused.
+    """
+    law = law_of("full")
+    exact = law.given(LinearObservation(A, Y, 0.0))
+    near = law.given(LinearObservation(A, Y, 1e-9))
+    torch.testing.assert_close(exact.mean(), near.mean(), rtol=0, atol=1e-7)
+    torch.testing.assert_close(exact.sample(50, seed=0) @ A.T, Y.expand(50, 1), atol=1e-6, rtol=0)
+    end = 1e-3 * exact.data_std
+    x = sample(exact, 50, sde="vp", steps=30, seed=0)
+    assert (x @ A.T - Y).std() == pytest.approx(end * float(A.norm()), rel=0.5)
+    with pytest.raises(ValueError, match="no density"):
+        exact.log_prob(x)
+    with pytest.raises(ValueError, match="the rows of A must be independent"):
+        law.given(LinearObservation(A.expand(2, 2), Y.expand(2), 0.0))
+
+
+def test_components_that_do_not_matter_are_left_out():
+    far = GaussianMixture([0.5, 0.5], [[0.0], [100.0]], [1.0, 1.0])
+    given = far.given(LinearObservation(torch.eye(1), torch.zeros(1), 0.1))
+    assert given.means.shape == (1, 1)
+
+
+def test_points():
+    """The points with other weights."""
+    points = torch.randn(40, 2, generator=GENERATOR, dtype=torch.float64)
+    weights = torch.rand(40, generator=GENERATOR, dtype=torch.float64)
+    law = EmpiricalMixture(points, weights=weights / weights.sum())
+    logits = law.weights.log() + OBSERVED.log_prob(points)
+    given = law.given(OBSERVED)
+    torch.testing.assert_close(given.weights, logits.softmax(0))
+    torch.testing.assert_close(given.data_mean, logits.softmax(0) @ points)
+    torch.testing.assert_close(law.log_evidence(OBSERVED), logits.logsumexp(0))
+    assert law.marginal(0.5, "vp").weights is not None
+    torch.testing.assert_close(law.marginal(0.5, "vp").weights, law.weights)
+
+
+def test_points_with_width_are_a_gaussian_mixture():
+    points = torch.randn(6, 2, generator=GENERATOR, dtype=torch.float64)
+    weights = torch.tensor([0.1, 0.2, 0.1, 0.3, 0.1, 0.2], dtype=torch.float64)
+    law = EmpiricalMixture(points, 0.4, weights)
+    same = GaussianMixture(weights, points, torch.full((6,), 0.16).double())
+    x = torch.randn(7, 2, generator=GENERATOR, dtype=torch.float64)
+    torch.testing.assert_close(law.log_prob(x), same.log_prob(x))
+    torch.testing.assert_close(law.denoise(0.4, x, "vp"), same.denoise(0.4, x, "vp"))
+    torch.testing.assert_close(law.score(0.4, x, "vp"), same.score(0.4, x, "vp"))
+    torch.testing.assert_close(law.responsibilities(x), same.responsibilities(x))
+    assert law.data_std == pytest.approx(same.data_std)
+    a, b = law.given(OBSERVED), same.given(OBSERVED)
+    torch.testing.assert_close(a.log_prob(x), b.log_prob(x))
+    torch.testing.assert_close(a.denoise(0.4, x, "vp"), b.denoise(0.4, x, "vp"))
+    torch.testing.assert_close(law.log_evidence(OBSERVED), same.log_evidence(OBSERVED))
+
+
+def test_images_of_a_mask():
+    """A function as the operator, and a mask, are the matrix that they are."""
+    law = GaussianMixture([0.4, 0.6], torch.randn(2, 1, 2, 2, generator=GENERATOR), [0.5, 1.5])
+    mask = torch.tensor([[[True, False], [False, True]]])
+    y = torch.tensor([0.3, -0.4])
+    matrix = torch.zeros(2, 4)
+    matrix[0, 0] = matrix[1, 3] = 1
+    a = law.given(LinearObservation(Mask(mask), y, 0.1))
+    b = law.given(LinearObservation(matrix, y, 0.1))
+    torch.testing.assert_close(a.means, b.means)
+    assert a.shape == (1, 2, 2)
+
+
+def test_what_is_refused():
+    with pytest.raises(TypeError, match="see sample_posterior"):
+        law_of("full").given(Observation(Y, lambda x, y: x.sum(1)))
+    with pytest.raises(ValueError, match="weights must be positive and sum to 1"):
+        EmpiricalMixture(MEANS, weights=torch.ones(3))

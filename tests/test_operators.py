@@ -1,0 +1,138 @@
+"""Linear maps: adjoints, Gram matrices, and what is refused."""
+
+import math
+
+import pytest
+import torch
+
+from sdekit_diffusion import (
+    AbstractOperator,
+    Blur,
+    Downsampling,
+    FourierSampling,
+    LinearMap,
+    Mask,
+    Matrix,
+    Radon,
+)
+from sdekit_diffusion._models.operators import gram, operator_of, require_linear
+
+EVENT = (2, 6, 6)
+GENERATOR = torch.Generator().manual_seed(0)
+X = torch.randn(3, *EVENT, generator=GENERATOR, dtype=torch.float64)
+KNOWN = torch.rand(6, 6, generator=GENERATOR) < 0.4
+OPERATORS = {
+    "matrix": Matrix(torch.randn(5, 72, generator=GENERATOR, dtype=torch.float64)),
+    "map": LinearMap(lambda x: x[:, :, 1:] - x[:, :, :-1]),
+    "mask": Mask(KNOWN),
+    "downsampling": Downsampling(3),
+    "blur": Blur(0.8),
+    "fourier": FourierSampling(KNOWN),
+    "radon": Radon([0.0, 0.7, 2.0]),
+}
+
+
+@pytest.mark.parametrize("name", OPERATORS)
+def test_adjoints(name):
+    """<A x, v> = <x, A^T v>, and each sample is mapped alone."""
+    operator = OPERATORS[name]
+    measured = operator(X)
+    v = torch.randn(measured.shape, generator=GENERATOR, dtype=torch.float64)
+    back = operator.adjoint(v, EVENT)
+    assert back.shape == X.shape
+    for i in range(3):
+        left = (measured[i] * v[i]).sum()
+        torch.testing.assert_close(left, (X[i] * back[i]).sum(), rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(operator(X[1:2]), measured[1:2], rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", OPERATORS)
+def test_gram_matrices(name):
+    """A A^T by its products, and the multiple of the identity where an operator knows one."""
+    operator = OPERATORS[name]
+    measured = require_linear(operator, EVENT)
+    assert measured == tuple(operator(X).shape[1:])
+    matrix = gram(operator, EVENT, measured)
+    unit = torch.eye(72, dtype=torch.float64).reshape(72, *EVENT)
+    a = operator(unit).reshape(72, -1).T
+    torch.testing.assert_close(matrix, a @ a.T, rtol=1e-10, atol=1e-12)
+    number = operator.gram_diagonal(EVENT)
+    assert (number is None) == (name not in ("mask", "downsampling"))
+    if number is not None:
+        torch.testing.assert_close(matrix, number * torch.eye(len(matrix)).double())
+
+
+def test_what_operators_measure():
+    assert torch.equal(OPERATORS["mask"](X)[0], X[0][:, KNOWN].reshape(-1))
+    torch.testing.assert_close(
+        OPERATORS["downsampling"](X)[1, 0, 1, 0], X[1, 0, 3:6, :3].mean(), rtol=1e-12, atol=0
+    )
+    dot = torch.zeros(1, 1, 9, 9, dtype=torch.float64)
+    dot[0, 0, 4, 4] = 1
+    blurred = Blur(0.7)(dot)[0, 0]
+    assert float(blurred.sum()) == pytest.approx(1)
+    assert float(blurred[4, 5] / blurred[4, 4]) == pytest.approx(math.exp(-0.5 / 0.7**2))
+    assert torch.equal(blurred, blurred.T)
+    spectrum = torch.fft.fft2(X, norm="ortho")[..., KNOWN]
+    torch.testing.assert_close(
+        OPERATORS["fourier"](X), torch.stack([spectrum.real, spectrum.imag], 1).flatten(2)
+    )
+    angles = Radon([0.0, math.pi / 2])(X)
+    torch.testing.assert_close(angles[:, :, 0], X.sum(2), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(angles[:, :, 1], X.sum(3), rtol=1e-6, atol=1e-6)
+
+
+def test_what_is_taken_for_an_operator():
+    assert isinstance(operator_of(torch.eye(2)), Matrix)
+    assert operator_of(OPERATORS["mask"]) is OPERATORS["mask"]
+    double = operator_of((lambda x: 2 * x, lambda v: 2 * v))
+    assert torch.equal(double.adjoint(torch.ones(1, 2), (2,)), torch.full((1, 2), 2.0))
+    assert isinstance(operator_of(torch.nn.Linear(3, 2, bias=False)), LinearMap)
+    for wrong in (3.0, [[1.0]], "mask", Mask, (1, 2)):
+        with pytest.raises(TypeError, match="the operator is a matrix"):
+            operator_of(wrong)
+
+
+class Wrong(AbstractOperator):
+    """The adjoint of another map."""
+
+    def __call__(self, x):
+        return x
+
+    def adjoint(self, v, event):
+        return 2 * v
+
+
+@pytest.mark.parametrize(
+    ("operator", "message"),
+    [
+        (LinearMap(lambda x: x.square()), r"A\(x \+ 2 z\) is not A\(x\) \+ 2 A\(z\)"),
+        (LinearMap(lambda x: x + 1), "An affine map has its offset in y"),
+        (LinearMap(lambda x: x - x.mean(0)), "not linear"),
+        (LinearMap(lambda x: x.sum()), r"of 3 samples it returned \(\)"),
+        (LinearMap(lambda x: x, lambda v: -v), "the adjoint is not that of the operator"),
+        (Wrong(), "Leave it out"),
+        (Matrix(torch.eye(4)), "has 4 columns and a sample of shape"),
+        (Mask(torch.ones(5, dtype=torch.bool)), r"the mask has shape \(5,\)"),
+        (Downsampling(4), "blocks of side 4 do not fill images of 6 x 6"),
+    ],
+    ids=str,
+)
+def test_what_does_not_fit_is_refused(operator, message):
+    with pytest.raises(ValueError, match=message):
+        require_linear(operator, EVENT)
+
+
+def test_arguments_are_checked():
+    with pytest.raises(TypeError, match=r"mask\.bool"):
+        Mask(torch.ones(3))
+    with pytest.raises(TypeError, match=r"torch\.as_tensor"):
+        Matrix([[1.0]])
+    with pytest.raises(ValueError, match=r"\(m, d\)"):
+        Matrix(torch.ones(3))
+    with pytest.raises(ValueError, match="positive number"):
+        Blur(0.0)
+    with pytest.raises(ValueError, match="is for images"):
+        Blur(1.0)(torch.ones(3, 4))
+    with pytest.raises(ValueError, match="the most are 4096"):
+        gram(LinearMap(lambda x: x), (5000,), (5000,))

@@ -1,0 +1,314 @@
+"""Weighted posteriors: evidences and moments against exact ones; what numbers depend on."""
+
+import math
+
+import pytest
+import torch
+
+from sdekit import SRA1, AdamsBashforth, Hutchinson
+from sdekit_diffusion import (
+    DPS,
+    DataCovariance,
+    FlowWeights,
+    GaussianMixture,
+    LinearObservation,
+    MomentMatched,
+    Observation,
+    OnClock,
+    Particles,
+    ScoreModel,
+    WeightedSamples,
+    bayes_factor,
+    sample_posterior,
+)
+from sdekit_diffusion._inference.weighted import systematic
+
+Z = 5.6  # standard errors: a false alarm once in 40 million comparisons
+
+
+def problem(d, m=1):
+    """A mixture of three modes and an observation that several of them explain."""
+    generator = torch.Generator().manual_seed(d)
+    means = 2 * torch.randn(3, d, generator=generator, dtype=torch.float64)
+    roots = 0.5 * torch.randn(3, d, d, generator=generator, dtype=torch.float64) / math.sqrt(d)
+    law = GaussianMixture(
+        [0.5, 0.3, 0.2], means, roots @ roots.mT + 0.05 * torch.eye(d, dtype=torch.float64)
+    )
+    a = torch.randn(m, d, generator=generator, dtype=torch.float64) / math.sqrt(d)
+    y = means.mean(0) @ a.T
+    return law, LinearObservation(a, y, 0.3)
+
+
+def require_exact(samples, law, given, allowance=0.0):
+    """log p(y), and means and variances under the posterior, within their errors.
+
+    Those of moments are from the spread of the clouds, of which there are enough for a normal law.
+    """
+    exact = law.given(given)
+    error = float(samples.log_evidence - law.log_evidence(given))
+    assert abs(error) < Z * float(samples.log_evidence_stderr) + allowance
+    clouds = samples.clouds
+    x = samples.x.unflatten(0, (clouds, -1))
+    w = (samples.log_weights - samples.log_evidence).exp().unflatten(0, (clouds, -1))
+    for power, known in ((1, exact.mean()), (2, exact.covariance().diagonal())):
+        h = (x - (exact.mean() if power == 2 else 0)) ** power - known
+        residuals = (w[..., None] * h).mean(1)
+        stderr = residuals.std(0) / math.sqrt(clouds)
+        assert (residuals.mean(0).abs() < Z * stderr + allowance * known.abs()).all()
+
+
+@pytest.mark.parametrize("m", [1, 2])
+@pytest.mark.parametrize("d", [1, 2, 16])
+def test_particles_are_exact(d, m):
+    """To the error of 32 clouds; that of the steps is below a fiftieth of a nat."""
+    if m > d:
+        pytest.skip("more measurements than coordinates")
+    law, given = problem(d, m)
+    samples = sample_posterior(law, given, 32 * 128, sde="vp", seed=0)
+    assert samples.clouds == 32
+    assert samples.evaluations.unique().tolist() == [101]
+    assert samples.log_evidence_stderr < 0.1
+    require_exact(samples, law, given, 0.02)
+
+
+PROPOSALS = {
+    "diagonal": "diagonal",
+    "jacobian": "jacobian",
+    "data": lambda law, given: MomentMatched(law, given, DataCovariance(law.covariance())),
+    "laplace": "laplace",
+    "dps": "dps",
+    "prior": lambda law, given: DPS(law, given, zeta=0.0),
+}
+
+
+@pytest.mark.parametrize("proposal", PROPOSALS)
+def test_every_proposal_has_the_same_law(proposal):
+    law, given = problem(2)
+    samples = sample_posterior(
+        law, given, 20 * 64, sde="ve", seed=0, proposal=PROPOSALS[proposal], particles=64, steps=60
+    )
+    require_exact(samples, law, given, 0.03)
+
+
+PROBED = FlowWeights(trace=Hutchinson(16), batch_size=99)
+
+
+@pytest.mark.parametrize("method", ["path", "flow", PROBED], ids=["path", "flow", "probes"])
+def test_other_weights(method):
+    law, given = problem(2)
+    n = 2048 if method == "path" else 400
+    samples = sample_posterior(law, given, n, sde="vp", seed=0, method=method, proposal="jacobian")
+    error = float(samples.log_evidence - law.log_evidence(given))
+    stderr = samples.weights.std() * n / math.sqrt(n)
+    torch.testing.assert_close(samples.log_evidence_stderr, stderr)
+    assert abs(error) < Z * float(stderr) + 0.02
+    assert (samples.probe_variance > 0) == isinstance(method, FlowWeights)
+    assert samples.ess > 0.2 * n
+    exact = law.given(given)
+    weighted = (samples.x - exact.mean()) * samples.weights[:, None] * n
+    assert ((weighted.mean(0)).abs() < Z * weighted.std(0) / math.sqrt(n)).all()
+
+
+def test_the_weights_are_needed():
+    """The accuracy trap: y between two modes, whose weights moment matching does not keep."""
+    law = GaussianMixture([0.8, 0.2], torch.tensor([[-4.0], [4.0]]).double(), [1.0, 1.0])
+    given = LinearObservation(torch.eye(1).double(), torch.zeros(1).double(), 1.0)
+    samples = sample_posterior(law, given, 2048, sde="vp", seed=0, method="path")
+    right = samples.x[:, 0] > 0
+    stderr = math.sqrt(0.16 / float(samples.ess))
+    assert float(samples.weights[right].sum()) == pytest.approx(0.2, abs=Z * stderr)
+    assert float(right.double().mean()) > 0.3
+
+
+def test_the_noise_of_y_is_followed():
+    """From once to a thousandth of the data's deviation, at the tolerance that is chosen."""
+    for d in (2, 8):
+        law, wide = problem(d)
+        for ratio in (1.0, 0.1, 0.01, 0.001):
+            noise = (ratio * law.data_std) ** 2
+            given = LinearObservation(wide.operator, wide.y, noise)
+            found = sample_posterior(law, given, 200, sde="vp", seed=0, method="flow")
+            error = float(found.log_evidence - law.log_evidence(given))
+            assert abs(error) < 0.05 + 3.5 * float(found.log_evidence_stderr), (d, ratio)
+
+
+def test_clouds_depend_on_seed_and_number_alone():
+    """Not on how many there are, nor on other observations, nor on their order."""
+    law, given = problem(2)
+    settings = {"sde": "vp", "seed": 4, "particles": 32, "steps": 20}
+    few = sample_posterior(law, given, 64, **settings)
+    many = sample_posterior(law, given, 160, **settings)
+    assert torch.equal(few.x, many.x[:64])
+    assert torch.equal(few.log_weights, many.log_weights[:64])
+    ys = torch.tensor([[0.3], [-1.0], [2.0]], dtype=torch.float64)
+    several = LinearObservation(given.operator, ys, 0.3)
+    whole = sample_posterior(law, several, 64, **settings)
+    assert whole.x.shape == (3, 64, 2)
+    assert whole.log_evidence.shape == (3,)
+    for j in range(3):
+        one = LinearObservation(given.operator, ys[j], 0.3)
+        alone = sample_posterior(law, one, 64, first=j, **settings)
+        assert torch.equal(alone.x, whole.x[j])
+        assert torch.equal(alone.log_weights, whole.log_weights[j])
+    assert not torch.equal(sample_posterior(law, given, 64, **{**settings, "seed": 5}).x, few.x)
+    flow = {"sde": "vp", "seed": 4, "method": "flow"}
+    both = sample_posterior(law, several, 20, **flow)
+    assert both.x.shape == (3, 20, 2)
+    second = LinearObservation(given.operator, ys[1], 0.3)
+    torch.testing.assert_close(sample_posterior(law, second, 20, first=1, **flow).x, both.x[1])
+
+
+def test_poisson_counts():
+    """An observation that is not linear, in one dimension, by quadrature."""
+    law = GaussianMixture([0.4, 0.6], torch.tensor([[-1.0], [1.5]]).double(), [0.3, 0.2])
+    counts = torch.tensor([3.0, 5.0], dtype=torch.float64)
+
+    def log_likelihood(x, y):
+        return (y * x - x.exp() - (y + 1).lgamma()).sum(1)
+
+    x = torch.linspace(-6, 6, 4001, dtype=torch.float64)[:, None]
+    joint = (law.log_prob(x) + log_likelihood(x, counts)).exp()
+    evidence = (joint.sum() * 12 / 4000).log()
+    mean = (joint * x[:, 0]).sum() / joint.sum()
+    samples = sample_posterior(
+        law, Observation(counts, log_likelihood), 16 * 64, sde="vp", seed=0, particles=64
+    )
+    error = float(samples.log_evidence - evidence)
+    assert abs(error) < Z * float(samples.log_evidence_stderr) + 0.01
+    assert samples.log_evidence_stderr < 0.02
+    assert samples.mean() == pytest.approx(float(mean), abs=0.05)
+
+
+def test_the_rule_of_weak_order_two_is_needed():
+    """With few steps the evidence of Euler's chain is far from exact, and that of the default is
+    not.
+    """
+    law, given = problem(1)
+    exact = law.log_evidence(given)
+    n = 64 * 128
+    default, euler = (
+        float(
+            sample_posterior(
+                law, given, n, sde="vp", seed=0,
+                method=Particles(steps=12, method=OnClock(rule, eta=1.0)),
+            ).log_evidence - exact
+        )
+        for rule in (Particles().method.solver, AdamsBashforth(1))
+    )  # fmt: skip
+    assert abs(default) < 0.5 * abs(euler)
+
+
+def test_factors_of_models():
+    law, given = problem(2)
+    other = GaussianMixture([1.0], torch.zeros(1, 2).double(), [2.0])
+    a, b = (sample_posterior(p, given, 16 * 128, sde="vp", seed=0) for p in (law, other))
+    value, stderr = bayes_factor(a, b)
+    exact = law.log_evidence(given) - other.log_evidence(given)
+    assert abs(float(value - exact)) < Z * float(stderr) + 0.02
+    torch.testing.assert_close(stderr, torch.hypot(a.log_evidence_stderr, b.log_evidence_stderr))
+
+
+def test_resampling():
+    weights = torch.tensor([[0.1, 0.0, 0.6, 0.3], [0.25, 0.25, 0.25, 0.25]])
+    chosen = systematic(weights, torch.tensor([0.5, 0.2]), 10)
+    assert torch.bincount(chosen[0], minlength=4).tolist() == [1, 0, 6, 3]
+    assert (torch.bincount(chosen[1], minlength=4) - 2.5).abs().max() == 0.5
+    u = torch.rand(20_000, generator=torch.Generator().manual_seed(0))
+    rows = torch.tensor([[0.2, 0.5, 0.3]]).expand(20_000, 3)
+    counts = torch.nn.functional.one_hot(systematic(rows, u, 2), 3).double().sum(1).mean(0)
+    assert counts.tolist() == pytest.approx([0.4, 1.0, 0.6], abs=5.6 * 0.5 / math.sqrt(20_000))
+    x = torch.arange(8.0).reshape(2, 4, 1)
+    samples = WeightedSamples(x, weights.log())
+    drawn = samples.resampled(10, seed=1)
+    assert drawn.shape == (2, 10, 1)
+    assert set(drawn[0].flatten().tolist()) == {0.0, 2.0, 3.0}
+    assert torch.equal(drawn, samples.resampled(10, seed=1))
+
+
+def test_moments_and_sizes():
+    x = torch.tensor([[0.0], [1.0], [4.0], [2.0]])
+    samples = WeightedSamples(x, torch.tensor([0.1, 0.2, 0.4, 0.3]).double().log() + 3, clouds=2)
+    assert float(samples.mean()) == pytest.approx(2.4)
+    assert float(samples.std()) == pytest.approx(math.sqrt(0.2 * 1 + 0.4 * 16 + 0.3 * 4 - 2.4**2))
+    assert float(samples.ess) == pytest.approx(1 / (0.01 + 0.04 + 0.16 + 0.09))
+    assert float(samples.log_evidence) == pytest.approx(3 + math.log(0.25))
+    clouds = samples.log_evidence_by_cloud
+    assert clouds.tolist() == pytest.approx([3 + math.log(0.15), 3 + math.log(0.35)])
+    spread = torch.tensor([0.15, 0.35]).std() / 0.25 / math.sqrt(2)
+    assert float(samples.log_evidence_stderr) == pytest.approx(float(spread))
+    assert WeightedSamples(x, torch.zeros(4)).log_evidence_stderr.isnan()
+    assert repr(samples).startswith("WeightedSamples(4 samples in 2 clouds, effective 3.333")
+
+
+def test_doubtful_results_are_said():
+    """Few particles of a proposal that ignores y; and y that no particle explains."""
+    law, given = problem(16)
+    far = LinearObservation(given.operator, given.y + 6, 0.01)
+    prior = lambda law, y: DPS(law, y, zeta=0.0)  # noqa: E731
+    with pytest.warns(UserWarning, match=r"not reliable: .* effective, and the evidences"):
+        sample_posterior(law, far, 64, sde="vp", seed=0, particles=16, steps=30, proposal=prior)
+    impossible = Observation(torch.zeros(1), lambda x, y: x.sum(1) * 0 - math.inf)
+    with pytest.raises(ValueError, match="all weights are 0"):
+        sample_posterior(law, impossible, 16, sde="vp", particles=8, steps=5)
+    with pytest.raises(ValueError, match=r"only up to 0\.3 can be corrected"):
+        sample_posterior(
+            law, given, 5, sde="vp", seed=0, method=FlowWeights(trace=Hutchinson(2, fresh=False))
+        )
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"method": "particle"}, ValueError, "did you mean 'particles'"),
+        ({"method": 3}, TypeError, r"an object such as Particles\(\)"),
+        ({"proposal": "jacobi"}, ValueError, "unknown proposal 'jacobi'"),
+        ({"proposal": lambda law, y: law}, TypeError, "must return a conditioned model"),
+        ({"n": 0}, ValueError, "n counts samples from 1 on"),
+        ({"first": -1}, ValueError, "first from 0"),
+        ({"observation": None}, ValueError, "there is no observation"),
+        ({"steps": 5, "method": "flow"}, ValueError, "steps are those of method='particles'"),
+        ({"particles": 1}, ValueError, "particles >= 2"),
+        ({"sde": None}, ValueError, "no diffusion of its own"),
+    ],
+    ids=lambda value: "",
+)
+def test_arguments_are_checked(change, error, message):
+    law, given = problem(2)
+    settings = {"observation": given, "n": 8, "sde": "vp", "seed": 0, **change}
+    with pytest.raises(error, match=message):
+        sample_posterior(law, **settings)
+
+
+def test_more_arguments_are_checked():
+    law, given = problem(2)
+    with pytest.raises(ValueError, match="eta > 0"):
+        Particles(method=OnClock())
+    stages = Particles(method=OnClock(SRA1(), eta=1.0))
+    with pytest.raises(TypeError, match="not normal with a known mean"):
+        sample_posterior(law, given, 8, sde="vp", method=stages)
+    with pytest.raises(ValueError, match="the model is given an observation already"):
+        sample_posterior(MomentMatched(law, given), given, 8, sde="vp")
+    exact = LinearObservation(given.operator, given.y, 0.0)
+    with pytest.raises(ValueError, match="with noise 0"):
+        sample_posterior(law, exact, 8, sde="vp")
+    found = sample_posterior(MomentMatched(law, given), n=64, sde="vp", particles=64, steps=20)
+    assert found.x.shape == (64, 2)
+
+
+def test_a_network_in_training_mode_and_its_dtype():
+    class Net(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.drop = torch.nn.Dropout(0.5)
+
+        def forward(self, x, t):
+            return self.drop(torch.tanh(x))
+
+    model = ScoreModel(Net(), "vp", shape=(3,), data_std=1.0)
+    given = LinearObservation(torch.eye(3)[:1], torch.tensor([0.5]), 0.1)
+    settings = {"n": 64, "particles": 32, "steps": 10, "seed": 0}
+    first, second = (sample_posterior(model, given, **settings) for _ in range(2))
+    assert torch.equal(first.x, second.x)
+    assert first.x.dtype == torch.float32
+    assert model.net.training
+    assert sample_posterior(model, given, dtype=torch.float64, **settings).x.dtype == torch.float64

@@ -1,0 +1,224 @@
+"""Densities of steps, and weights of paths."""
+
+import math
+
+import pytest
+import torch
+from torch.distributions import MultivariateNormal, Normal
+
+from sdekit import (
+    ODE,
+    RK4,
+    SDE,
+    SRA1,
+    AdamsBashforth,
+    AdamsMoulton,
+    Clocked,
+    EulerMaruyama,
+    Transitions,
+    WhiteNoise,
+    path_weights,
+    solve,
+    uniform,
+)
+from sdekit.elementary import sum_of_sample
+
+Z = 5.6  # standard errors: a false alarm once in 40 million comparisons
+X = torch.tensor([[0.3, -0.7], [1.1, 0.4], [-0.2, 0.9]], dtype=torch.float64)
+END = torch.tensor([[0.5, -0.6], [0.9, 0.7], [-0.1, 0.6]], dtype=torch.float64)
+MATRIX = torch.tensor([[0.7, 0.2], [-0.1, 0.5]], dtype=torch.float64)
+
+
+def drift(t, x):
+    return torch.cos(x) - t * x
+
+
+KINDS = {
+    "additive": (lambda t, x: torch.tensor([0.4, 0.8]).double() * (1 + t)),
+    "diagonal": (lambda t, x: 0.3 + 0.2 * x.square() + t),
+    "general": (lambda t, x: MATRIX * (1 + x.square().sum(1))[:, None, None]),
+}
+
+
+def equation(kind, f=drift):
+    return SDE(f, KINDS[kind], kind, noise_size=2 if kind == "general" else None)
+
+
+@pytest.mark.parametrize("ts", [[0.2, 0.5], [0.5, 0.2]], ids=["forwards", "backwards"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_density_of_a_step_is_that_of_a_normal_law(kind, ts):
+    """Of Euler-Maruyama: N(x + f h, g g^T |h|), at the start of the step."""
+    sde = equation(kind)
+    steps = Transitions(sde, ts, EulerMaruyama())
+    f = drift(ts[0], X)
+    mean = X + f * (ts[1] - ts[0])
+    torch.testing.assert_close(steps.mean(0, X, [f, 100 * f]), mean)
+    g = KINDS[kind](ts[0], X)
+    if kind == "general":
+        covariance = g @ g.mT * abs(ts[1] - ts[0])
+        expected = MultivariateNormal(mean, covariance).log_prob(END)
+    else:
+        std = g * math.sqrt(abs(ts[1] - ts[0]))
+        expected = Normal(mean, std).log_prob(END).sum(1)
+    torch.testing.assert_close(steps.log_prob(0, X, [f], END), expected)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_ratio_is_that_of_two_densities(kind):
+    steps = Transitions(equation(kind), [0.2, 0.5], EulerMaruyama())
+    f = drift(0.2, X)
+    other = f + torch.sin(3 * X)
+    dw = torch.tensor([[0.3, -0.2], [0.1, 0.5], [-0.4, 0.2]], dtype=torch.float64)
+    end = steps.mean(0, steps.with_noise(0, X, dw), [f])
+    move = steps.mean(0, X, [other]) - steps.mean(0, X, [f])
+    expected = steps.log_prob(0, X, [other], end) - steps.log_prob(0, X, [f], end)
+    torch.testing.assert_close(steps.log_ratio(0, X, move, dw), expected)
+
+
+SOLVERS = [EulerMaruyama(), AdamsBashforth(1), AdamsBashforth(3), AdamsMoulton(2)]
+
+
+@pytest.mark.parametrize("solver", SOLVERS, ids=lambda solver: f"{type(solver).__name__}")
+def test_the_chain_is_that_of_the_solver(solver):
+    """With the target the proposal, weights are 1, and paths those of `solve`, but for the last
+    correction of a predictor-corrector, of which there is none.
+    """
+    sde = equation("additive")
+    ts = uniform(0.0, 1.0, 12)
+    x, log_weight = path_weights(sde, sde, X, ts, solver=solver, noise=WhiteNoise(3))
+    assert torch.equal(log_weight, torch.zeros(3, dtype=torch.float64))
+    expected = solve(sde, X, ts, solver=solver, noise=WhiteNoise(3)).x
+    torch.testing.assert_close(x, expected, rtol=1e-13, atol=1e-13)
+
+
+@pytest.mark.parametrize("solver", SOLVERS, ids=lambda solver: f"{type(solver).__name__}")
+def test_weights_are_products_of_ratios_and_have_the_mean_1(solver):
+    """Of rules that look back, too: an independent sum of `log_prob`; E w = 1 and E w x that of
+    the target.
+    """
+    n = 20_000
+    ts = uniform(0.0, 1.0, 8)
+    q = equation("additive", lambda t, x: -x)
+    p = equation("additive", lambda t, x: 0.5 * torch.cos(2 * x) - x)
+    x0 = X[:1].expand(n, 2)
+    x, log_weight = path_weights(p, q, x0, ts, solver=solver, noise=WhiteNoise(1))
+    w = log_weight.exp()
+    assert abs(float(w.mean()) - 1) < Z * float(w.std()) / math.sqrt(n)
+    assert w.std() > 0.2
+    weighted = w * x.sum(1)
+    direct = path_weights(p, p, x0, ts, solver=solver, noise=WhiteNoise(2)).x.sum(1)
+    error = math.hypot(float(weighted.std()), float(direct.std())) / math.sqrt(n)
+    assert abs(float(weighted.mean() - direct.mean())) < Z * error
+    unweighted = x.sum(1).mean()
+    assert abs(float(unweighted - direct.mean())) > 10 * error
+
+
+def test_two_steps_by_hand():
+    """AdamsMoulton: the correction of the first step belongs to the mean of the second."""
+    sde = SDE(drift, lambda t, x: 0.5, "additive")
+    ts = [0.0, 0.3, 0.5]
+    steps = Transitions(sde, ts, AdamsMoulton(1))
+    f0 = drift(0.0, X)
+    x1 = X + 0.3 * f0 + 0.1
+    f1 = drift(0.3, x1)
+    torch.testing.assert_close(steps.mean(0, X, [f0]), X + 0.3 * f0)
+    expected = x1 + 0.2 * f1 + 0.15 * (f1 - f0)  # and the trapezoidal rule less Euler's step
+    torch.testing.assert_close(steps.mean(1, x1, [f1, f0]), expected)
+    assert steps.memory == 2
+    assert len(steps) == 2
+
+
+def test_girsanov_for_ornstein_uhlenbeck():
+    """The mean of log w is minus the divergence, which for linear equations obeys a recursion."""
+    n = 40_000
+    ts = uniform(0.0, 1.0, 50)
+    h = 0.02
+    q = SDE(lambda t, x: -x, lambda t, x: 0.7)
+    p = SDE(lambda t, x: -2 * x + 0.5, lambda t, x: 0.7)
+    x0 = torch.full((n, 1), 0.4, dtype=torch.float64)
+    _, log_weight = path_weights(p, q, x0, ts, solver=EulerMaruyama(), noise=WhiteNoise(5))
+    mean, variance, divergence = 0.4, 0.0, 0.0
+    for _ in range(50):
+        divergence += 0.5 * h * ((0.5 - mean) ** 2 + variance) / 0.49
+        mean, variance = (1 - h) * mean, (1 - h) ** 2 * variance + 0.49 * h
+    error = float(log_weight.std()) / math.sqrt(n)
+    assert abs(float(log_weight.mean()) + divergence) < Z * error
+    assert divergence > 40 * error
+
+
+def test_gradients_are_those_of_finite_differences():
+    a = torch.tensor(0.3, dtype=torch.float64, requires_grad=True)
+
+    def divergence(a):
+        q = SDE(lambda t, x: -a * x, lambda t, x: 0.7)
+        p = SDE(lambda t, x: torch.sin(x), lambda t, x: 0.7)
+        found = path_weights(p, q, X, uniform(0.0, 1.0, 6), solver=EulerMaruyama(), noise=NOISE)
+        return -found.log_weight.mean()
+
+    (gradient,) = torch.autograd.grad(divergence(a), a)
+    with torch.no_grad():
+        difference = (divergence(a + 1e-5) - divergence(a - 1e-5)) / 2e-5
+    torch.testing.assert_close(gradient, difference, rtol=1e-7, atol=0)
+
+
+NOISE = WhiteNoise(11)
+
+
+def test_the_noise_of_a_clock_is_that_of_the_clock():
+    """Its time is the clock: a step has the variance t_1 - t_0, whatever the rate."""
+    clocked = Clocked(lambda l, x: x, lambda l: 1.0, a=2.0, q=1.5)
+    steps = Transitions(clocked, [0.5, 0.9], AdamsBashforth(1))
+    f = clocked.drift(0.5, X)
+    mean = steps.mean(0, X, [f])
+    expected = Normal(mean, math.sqrt(0.4)).log_prob(END).sum(1)
+    torch.testing.assert_close(steps.log_prob(0, X, [f], END), expected)
+
+
+@pytest.mark.parametrize(
+    ("sde", "solver", "error", "message"),
+    [
+        (ODE(drift), EulerMaruyama(), ValueError, "none noise has no density"),
+        (
+            SDE(drift, lambda t, x: torch.ones_like(x), "scalar"),
+            EulerMaruyama(),
+            ValueError,
+            "scalar noise has no density",
+        ),
+        (equation("diagonal"), AdamsBashforth(1), ValueError, "diagonal noise has no density"),
+        (equation("additive"), SRA1(), TypeError, "SRA1 are not normal with a known mean"),
+        (equation("additive"), RK4(), ValueError, "additive noise has no density"),
+    ],
+    ids=["none", "scalar", "rule and noise", "stages", "solver and noise"],
+)
+def test_what_has_no_known_density_is_refused(sde, solver, error, message):
+    with pytest.raises(error, match=message):
+        Transitions(sde, [0.0, 1.0], solver)
+
+
+def test_a_general_g_must_be_square():
+    wide = SDE(drift, lambda t, x: torch.ones(3, 2, 3).double(), "general", noise_size=3)
+    steps = Transitions(wide, [0.0, 1.0], EulerMaruyama())
+    with pytest.raises(ValueError, match="2 coordinates and 3 Brownian motions"):
+        steps.log_prob(0, X, [X], END)
+
+
+def test_noise_types_must_agree():
+    with pytest.raises(ValueError, match="the target has diagonal noise and the proposal additive"):
+        path_weights(
+            equation("diagonal"), equation("additive"), X, [0.0, 1.0], solver=EulerMaruyama()
+        )
+
+
+def test_a_drift_that_changes_its_input_is_refused():
+    bad = equation("additive", lambda t, x: x.mul_(0.5))
+    with pytest.raises(RuntimeError, match="in place"):
+        path_weights(bad, bad, X.clone(), uniform(0.0, 1.0, 3), solver=EulerMaruyama())
+
+
+def test_sums_do_not_depend_on_the_batch():
+    x = torch.randn(5, 3, 11_000, generator=torch.Generator().manual_seed(0))
+    whole = sum_of_sample(x)
+    assert whole.dtype == torch.float64
+    torch.testing.assert_close(whole, x.double().sum((1, 2)), rtol=1e-12, atol=1e-9)
+    for i in range(5):
+        assert torch.equal(sum_of_sample(x[i : i + 1]), whole[i : i + 1])
