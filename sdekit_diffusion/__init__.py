@@ -56,6 +56,7 @@ from sdekit_diffusion._models.mixture import GaussianMixture
 from sdekit_diffusion._models.model import AbstractModel, noise_scale, signal_scale
 from sdekit_diffusion._models.observation import (
     AbstractObservation,
+    Joint,
     LinearObservation,
     Observation,
 )
@@ -132,6 +133,7 @@ __all__ = [
     "Inpainted",
     "IsotropicCovariance",
     "JacobianCovariance",
+    "Joint",
     "Laplace",
     "LinearMap",
     "LinearObservation",

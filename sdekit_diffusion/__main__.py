@@ -1,4 +1,4 @@
-"""The command line: train, sample, likelihood, report."""
+"""The command line: train, sample, likelihood, restore, report."""
 
 import os
 import sys
@@ -14,7 +14,7 @@ from torch import Tensor
 
 import sdekit_diffusion
 from sdekit_diffusion import Log, Recipe, Record, ScoreModel, Shards
-from sdekit_diffusion._app import held_out, labels, outputs, report, trained
+from sdekit_diffusion._app import held_out, labels, outputs, report, restoring, trained
 from sdekit_diffusion._app.net_options import Net
 from sdekit_diffusion._app.options import (
     QUICK,
@@ -26,6 +26,7 @@ from sdekit_diffusion._app.options import (
     with_names,
 )
 from sdekit_diffusion._app.parsing import parsed
+from sdekit_diffusion._app.restoring import Degradation
 from sdekit_diffusion._app.watch import Watch
 from sdekit_diffusion._inputs import available_device
 from sdekit_diffusion._storage.distributed import first_to_fail, process_group, rank, wait
@@ -241,6 +242,68 @@ def likelihood(
         wait()
 
 
+def restore(
+    run: Path,
+    /,
+    *,
+    degradation: Degradation,
+    n: int = 16,
+    samples: int = 128,
+    particles: int = 128,
+    steps: int = 100,
+    data: str | None = None,
+    out: Path | None = None,
+    seed: int = 0,
+    first: int = 0,
+    loading: Loading = Loading(),  # noqa: B008 - frozen
+) -> None:
+    """Restore held-out images from what is observed of them: samples of the posterior, a picture
+    with maps of their mean and standard deviation, and how often the truth is within its intervals.
+
+    The results of each image are stored in a folder beside the output until all are complete: after
+    an interruption the same command resumes. With torchrun --nproc-per-node N -m --
+    sdekit_diffusion restore ... N processes share the work; the samples are the same.
+
+    Args:
+        run: the folder that train wrote.
+        degradation: what is observed.
+        n: the number of held-out images, or all if there are fewer.
+        samples: posterior samples of each, with weights.
+        particles: in one cloud; more follow the posterior more closely.
+        steps: of the reverse process.
+        data: a data set as for train, whose held-out part is used; the run's own unless given.
+        out: a .png picture, or a .npz file of all samples and weights; restored.png in the folder
+            of the run unless given.
+        seed: of the noise of the observations and of the samples.
+        first: the number of the first held-out image.
+        loading: how to load the model.
+    """
+    out = run / "restored.png" if out is None else out
+    if out.suffix not in (".png", ".npz"):
+        raise ValueError(f"{out} ends in neither .png nor .npz; choose a name that does")
+    with process_group("cpu"):
+        model, recorded_name = trained.opened(run, loading)
+        name = trained.data_of(run, data, recorded_name)
+        images = trained.source_of(name, model.scale).test[first : first + n]
+        degradation.operator(tuple(images.shape[1:]))
+        options = {"samples": samples, "particles": particles, "steps": steps, "seed": seed}
+        settings = {**asdict(degradation), **options, "data": digest("", {"x": images})}
+        settings |= trained.premises(run, model)
+        shards = Shards(outputs.shards_of(out), len(images), 1, first, settings)
+
+        def work(start: int, count: int) -> dict[str, Tensor]:
+            rows = images[start - first : start - first + count]
+            return restoring.restored(model, degradation, rows, first=start, **options)
+
+        shards.fill(work, "restoring")
+        if rank() == 0:
+            found = restoring.Restoration.of(shards)
+            outputs.save_restoration(out, found, model.scale)
+            shards.remove()
+            print("\n".join([*found.sentences(), f"wrote {out}"]))
+        wait()
+
+
 def summarise(
     run: Path,
     /,
@@ -322,7 +385,13 @@ def _prepare(run: Path, overwrite: bool, resume: bool) -> None:
         clear(run)
 
 
-COMMANDS = {"train": train, "sample": sample, "likelihood": likelihood, "report": summarise}
+COMMANDS = {
+    "train": train,
+    "sample": sample,
+    "likelihood": likelihood,
+    "restore": restore,
+    "report": summarise,
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -6,6 +6,7 @@ import torch
 from sdekit_diffusion import (
     EmpiricalMixture,
     GaussianMixture,
+    Joint,
     LinearObservation,
     Mask,
     Observation,
@@ -65,6 +66,41 @@ def test_two_measurements_at_once_or_one_after_the_other():
     torch.testing.assert_close(law.log_evidence(whole), evidence.double(), rtol=0, atol=1e-3)
     torch.testing.assert_close(law.given(whole).mean(), step.mean(), rtol=0, atol=1e-3)
     torch.testing.assert_close(law.given(whole).covariance(), step.covariance(), rtol=0, atol=1e-3)
+
+
+def test_several_observations_are_one():
+    """Of linear ones the stacked one, with y per sample too; of others the product."""
+    law = law_of("full")
+    second = LinearObservation(
+        torch.tensor([[0.3, 0.8]]).double(), torch.tensor([-0.4]).double(), 0.2
+    )
+    both = Joint((OBSERVED, second))
+    step = law.given(OBSERVED).given(second)
+    x = torch.randn(5, 2, generator=GENERATOR, dtype=torch.float64)
+    torch.testing.assert_close(law.given(both).log_prob(x), step.log_prob(x))
+    evidence = law.log_evidence(OBSERVED) + law.given(OBSERVED).log_evidence(second)
+    torch.testing.assert_close(law.log_evidence(both), evidence)
+    torch.testing.assert_close(both.log_prob(x), OBSERVED.log_prob(x) + second.log_prob(x))
+    bound = both.bound((2,))
+    assert isinstance(bound, LinearObservation)
+    torch.testing.assert_close(bound.log_prob(x), both.log_prob(x))
+    ys = [torch.randn(3, 1, generator=GENERATOR, dtype=torch.float64) for _ in range(2)]
+    many = Joint(
+        [LinearObservation(one.operator, y, one.covariance)
+         for one, y in zip((OBSERVED, second), ys, strict=True)]
+    )  # fmt: skip
+    assert many.bound((2,)).y.shape == (3, 2)
+    assert len(many.entries()) == 2
+    some = many.rows(torch.tensor([2, 0])).log_prob(x[:2])
+    torch.testing.assert_close(some, many.log_prob(x[[1, 4, 0]])[[2, 0]])
+    squares = Observation(Y, lambda x, y: -(((x**2).sum(1) - y) ** 2))
+    mixed = Joint((OBSERVED, squares)).bound((2,))
+    assert isinstance(mixed, Joint)
+    torch.testing.assert_close(mixed.log_prob(x), OBSERVED.log_prob(x) + squares.log_prob(x))
+    with pytest.raises(TypeError, match="Joint takes a tuple of observations"):
+        Joint(())
+    with pytest.raises(ValueError, match="some have one y for all"):
+        Joint((many.parts[0], second)).bound((2,))
 
 
 def test_evidences_of_many_observations():

@@ -119,6 +119,15 @@ def picture(x: Tensor, scale: Scale, rows: Sequence[str] = ()) -> "Figure":
     return figure
 
 
+def table_of_images(columns: Sequence[Tensor], labels: Sequence[str], scale: Scale) -> "Figure":
+    """Images `(rows, C, H, W)` in columns with labels."""
+    rows = len(columns[0])
+    figure, (ax,) = _axes(1.1 * len(columns), 1.1 * rows + 0.3)
+    _tiles(ax, torch.stack(list(columns), dim=1).flatten(0, 1), scale, len(columns), labels)
+    ax.set_yticks([])
+    return figure
+
+
 def forward(model: ScoreModel, source: Dataset, seed: int) -> "Figure":
     """Held-out samples noised at times uniform in log(alpha / sigma)."""
     continuous = source.scale.levels is None

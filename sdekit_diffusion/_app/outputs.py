@@ -13,6 +13,7 @@ import torch
 
 from sdekit_diffusion._app import figures
 from sdekit_diffusion._app.held_out import Array, HeldOut
+from sdekit_diffusion._app.restoring import Restoration
 from sdekit_diffusion._storage.atomic import replace_atomically, settle
 from sdekit_diffusion._storage.shards import Shards
 from sdekit_diffusion.data import Scale
@@ -91,6 +92,15 @@ def table(csv: Path, result: HeldOut) -> None:
         np.savetxt(
             temporary, columns, "%.17g", ",", header=f"sample,{result.unit},stderr", comments=""
         )
+
+
+def save_restoration(out: Path, found: Restoration, scale: Scale) -> None:
+    """Writes the picture of restored images, or all samples with their weights."""
+    with replace_atomically(out) as temporary, temporary.open("wb") as file:
+        if out.suffix == ".png":
+            found.picture(scale).savefig(file, format="png")
+        else:
+            np.savez(file, **{name: value.numpy() for name, value in vars(found).items()})
 
 
 def _write_npy(file: IO[bytes], parts: Iterator[Array], n: int, _: Scale) -> None:

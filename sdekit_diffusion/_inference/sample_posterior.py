@@ -179,6 +179,8 @@ def _posterior(
         raise ValueError(
             "there is no observation: pass LinearObservation(operator, y, covariance), for example"
         )
+    if found.shape is not None and isinstance(observation, AbstractObservation):
+        observation = observation.bound(tuple(found.shape))
     if proposal is None:
         proposal = default if isinstance(observation, LinearObservation) else "laplace"
     if isinstance(proposal, str) and proposal in _OTHERS:

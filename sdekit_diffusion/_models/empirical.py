@@ -19,7 +19,7 @@ from sdekit_diffusion._models.mixture import (
     Observed,
 )
 from sdekit_diffusion._models.model import noise_scale, signal_scale
-from sdekit_diffusion._models.observation import LinearObservation
+from sdekit_diffusion._models.observation import AbstractObservation
 
 _BLOCK = 1 << 23  # numbers of one block: 84 points at a time for 50,000 centres
 _NEAREST = 16  # centres whose distance is a sum of squared differences
@@ -103,7 +103,7 @@ class EmpiricalMixture(AbstractMixture):
         std = math.hypot(alpha * self.std, sigma)
         return EmpiricalMixture(alpha * self.centres, std, self.weights)
 
-    def given(self, observation: LinearObservation) -> AbstractMixture:
+    def given(self, observation: AbstractObservation) -> AbstractMixture:
         """The exact law given y = A x + N(0, R): of points, s = 0, the points with other weights;
         with s > 0 a `GaussianMixture` of one covariance. Centres of less than e^-100 of the largest
         weight are left out.

@@ -50,7 +50,7 @@ class AbstractMixture(AbstractModel):
     def _component_points(self, k: Tensor, z: Tensor) -> Tensor:
         """The points of components k `(n,)` whose standard normals are z: `(n, d)`, as z."""
 
-    def log_evidence(self, observation: LinearObservation) -> Tensor:
+    def log_evidence(self, observation: AbstractObservation) -> Tensor:
         """log p(y) in nats, float64, a number; one per entry where y has one per sample, `(n,)`.
 
         Raises:
@@ -70,12 +70,12 @@ class AbstractMixture(AbstractModel):
             TypeError: for one that is not linear.
             ValueError: where it does not fit; with `one`, for y of many samples.
         """
-        if not isinstance(observation, LinearObservation):
+        bound = observation.bound(self.shape)
+        if not isinstance(bound, LinearObservation):
             raise TypeError(
                 "the exact law of a mixture is known given a LinearObservation, not "
-                f"{type(observation).__name__}; see sample_posterior"
+                f"{type(bound).__name__}; see sample_posterior"
             )
-        bound = observation.bound(self.shape)
         if one and bound.each:
             raise ValueError(
                 f"y has {len(bound.y)} entries, and a mixture is given one: call it for each, or "
@@ -247,7 +247,7 @@ class GaussianMixture(AbstractMixture):
             "k,kij->ij", self.weights, self.covariances + centred[:, :, None] * centred[:, None, :]
         )
 
-    def given(self, observation: LinearObservation) -> "GaussianMixture":
+    def given(self, observation: AbstractObservation) -> "GaussianMixture":
         """The exact law given y = A x + N(0, R), again a mixture:
 
             S_k = A C_k A^T + R,  weights w_k N(y; A m_k, S_k),

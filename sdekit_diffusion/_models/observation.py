@@ -2,7 +2,7 @@
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Self
@@ -52,7 +52,7 @@ class AbstractObservation(ABC):
         """The tensors with one entry per sample, by name."""
         return {"y": self.y} if self.each else {}
 
-    def bound(self, event: tuple[int, ...]) -> Self:
+    def bound(self, event: tuple[int, ...]) -> "AbstractObservation":
         """The observation of samples of a shape, after checks.
 
         Raises:
@@ -368,3 +368,81 @@ class Spectrum:
         v = v if self.directions is None else v @ self.directions.to(v).T
         v = self.observation.unwhitened(v) if self.noise else v
         return self.observation.adjoint(v)
+
+
+@dataclass(frozen=True, eq=False)
+class Joint(AbstractObservation):
+    """Several observations of one x with independent noise: p(y | x) is the product of theirs.
+
+    All have one y, or all one per sample. Linear ones are one `LinearObservation`, of all
+    measurements in a row, when it is known of what samples they are.
+
+    Arguments:
+        parts: the observations.
+
+    Raises:
+        TypeError: for something else than observations.
+        ValueError: for none; in `bound`, where some have a y per sample and some have not.
+
+    Example:
+        >>> law = sd.GaussianMixture([1.0], [[0.0, 0.0]], [1.0])
+        >>> first = sd.LinearObservation(torch.tensor([[1.0, 0.0]]), torch.tensor([1.0]), 1.0)
+        >>> second = sd.LinearObservation(torch.tensor([[0.0, 1.0]]), torch.tensor([2.0]), 1.0)
+        >>> law.given(sd.Joint((first, second))).mean()
+        tensor([0.5000, 1.0000])
+    """
+
+    parts: tuple[AbstractObservation, ...]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "parts", tuple(self.parts))
+        if not self.parts or not all(isinstance(one, AbstractObservation) for one in self.parts):
+            raise TypeError(f"Joint takes a tuple of observations, not {self.parts!r:.60}")
+
+    @computed
+    def y(self) -> Tensor:
+        return self.parts[0].y
+
+    @computed
+    def each(self) -> bool:
+        return self.parts[0].each
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        return torch.stack([one.log_prob(x) for one in self.parts]).sum(dim=0)
+
+    def rows(self, index: Tensor) -> Self:
+        return replace(self, parts=tuple(one.rows(index) for one in self.parts))
+
+    def entries(self) -> dict[str, Tensor]:
+        return {
+            f"y of observation {i}": value
+            for i, one in enumerate(self.parts)
+            for value in one.entries().values()
+        }
+
+    def bound(self, event: tuple[int, ...]) -> AbstractObservation:
+        parts = tuple(one.bound(event) for one in self.parts)
+        if len({one.each for one in parts}) > 1:
+            raise ValueError(
+                "some of the observations have a y per sample, and some have one y for all: give "
+                "all of them one per sample"
+            )
+        linear = [one for one in parts if isinstance(one, LinearObservation)]
+        return _stacked(linear).bound(event) if len(linear) == len(parts) else Joint(parts)
+
+
+def _stacked(parts: Sequence[LinearObservation]) -> LinearObservation:
+    """Several as one, whose measurements are those of all in a row."""
+
+    def measured(x: Tensor) -> Tensor:
+        return torch.cat([one.apply(x) for one in parts], dim=1)
+
+    each = parts[0].each
+    rows = [one.y.reshape(len(one.y), -1) if each else one.y.reshape(1, -1) for one in parts]
+    y = torch.cat(rows, dim=1)
+    covariances = []
+    for one in parts:
+        m = math.prod(one.measured)
+        given = one.noise_covariance
+        covariances.append(given if given.ndim == 2 else given * torch.eye(m, dtype=given.dtype))
+    return LinearObservation(measured, y if each else y[0], torch.block_diag(*covariances))

@@ -10,6 +10,14 @@ Example:
 from collections.abc import Callable
 
 from sdekit_diffusion.metrics import _points
+from sdekit_diffusion.metrics._calibration import (
+    Calibration,
+    TwoSample,
+    c2st,
+    predictive,
+    sbc,
+    tarp,
+)
 from sdekit_diffusion.metrics._distances import energy_distance, frechet, mmd, sliced_wasserstein
 from sdekit_diffusion.metrics._features import ClassifierFeatures, classifier_features
 from sdekit_diffusion.metrics._floor import Floor, sampling_floor
@@ -27,12 +35,15 @@ DISTANCES: dict[str, tuple[str, Callable[[_points.Samples, _points.Samples], flo
 
 __all__ = [
     "DISTANCES",
+    "Calibration",
     "ClassifierFeatures",
     "Floor",
     "ImageFeatures",
     "InceptionScores",
     "Modes",
     "PrecisionRecall",
+    "TwoSample",
+    "c2st",
     "classifier_features",
     "energy_distance",
     "frechet",
@@ -42,6 +53,9 @@ __all__ = [
     "modes",
     "nearest",
     "precision_recall",
+    "predictive",
     "sampling_floor",
+    "sbc",
     "sliced_wasserstein",
+    "tarp",
 ]

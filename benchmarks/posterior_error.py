@@ -1,0 +1,84 @@
+"""How the error of particles falls: with their number K as K^{-1/2}, and with the steps at the weak
+order of the rule.
+
+Two modes of a line, exact scores, y between them. Errors of log p(y): root mean square over clouds
+against K, and the mean over all clouds against the steps, whose standard error is printed. `python
+benchmarks/posterior_error.py`, five minutes on one thread.
+"""
+
+import math
+
+import torch
+from _bench import RESULTS, environment, save
+from matplotlib.figure import Figure
+
+import sdekit_diffusion as sd
+from sdekit import AbstractSolver, AdamsBashforth, AdamsMoulton
+
+SEED = 3
+LAW = sd.GaussianMixture([0.7, 0.3], torch.tensor([[-1.5], [1.0]]).double(), [0.15, 0.3])
+OBSERVATION = sd.LinearObservation(torch.eye(1).double(), torch.tensor([0.2]).double(), 0.5)
+NUMBERS = (16, 32, 64, 128, 256, 512, 1024)
+CLOUDS = 64  # for each number of particles
+FINE = 200  # steps, where the number varies
+STEPS = (4, 6, 8, 12, 16, 24)
+LARGE = 4096  # particles of a cloud, where the steps vary
+REPEATS = 24
+RULES: dict[str, AbstractSolver] = {
+    "AdamsBashforth(1)": AdamsBashforth(1),
+    "AdamsMoulton(2)": AdamsMoulton(2),
+}
+
+
+def clouds(solver: AbstractSolver, particles: int, steps: int, count: int) -> torch.Tensor:
+    """The evidence of each cloud, over the exact one."""
+    method = sd.Particles(particles, steps, method=sd.OnClock(solver, eta=1.0))
+    found = sd.sample_posterior(
+        LAW, OBSERVATION, count * particles, sde="vp", method=method, seed=SEED
+    )
+    return torch.exp(found.log_evidence_by_cloud - LAW.log_evidence(OBSERVATION))
+
+
+def slope(x: list[float], y: list[float]) -> float:
+    """Of log y against log x, by least squares."""
+    a, b = (torch.tensor(values, dtype=torch.float64).log() for values in (x, y))
+    return float(((a - a.mean()) * (b - b.mean())).sum() / (a - a.mean()).square().sum())
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    result = environment(dtype="torch.float64", seed=SEED, clouds=CLOUDS)
+    figure = Figure(figsize=(9, 4), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    spreads = [
+        float((clouds(AdamsMoulton(2), k, FINE, CLOUDS) - 1).square().mean().sqrt())
+        for k in NUMBERS
+    ]
+    fitted = slope(list(map(float, NUMBERS)), spreads)
+    print(f"error against particles: {[round(s, 4) for s in spreads]}, slope {fitted:.2f}")
+    left.loglog(NUMBERS, spreads, "o-", label=f"slope {fitted:.2f}")
+    left.set(xlabel="particles", ylabel="root mean square error of p(y), relative")
+    left.legend()
+    rows = {"particles": dict(zip(map(str, NUMBERS), spreads, strict=True)), "slope": fitted}
+    for name, rule in RULES.items():
+        biases, stderrs = [], []
+        for steps in STEPS:
+            ratio = clouds(rule, LARGE, steps, REPEATS)
+            biases.append(abs(float(ratio.mean()) - 1))
+            stderrs.append(float(ratio.std()) / math.sqrt(REPEATS))
+        clear = [i for i in range(len(STEPS)) if biases[i] > 3 * stderrs[i]]
+        order = -slope([float(STEPS[i]) for i in clear], [biases[i] for i in clear])
+        print(
+            f"{name}: bias {[f'{b:.4f} +- {s:.4f}' for b, s in zip(biases, stderrs, strict=True)]},"
+            f" order {order:.2f} over {len(clear)} numbers of steps"
+        )
+        right.errorbar(STEPS, biases, stderrs, fmt="o-", label=f"{name}: order {order:.2f}")
+        rows[name] = {"bias": biases, "stderr": stderrs, "order": order}
+    right.set(xscale="log", yscale="log", xlabel="steps", ylabel="bias of p(y), relative")
+    right.legend()
+    save("posterior_error", {**result, "rows": rows})
+    figure.savefig(RESULTS / "posterior_error.png", dpi=150)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,201 @@
+"""Images restored from what is observed of them, as samples of the posterior."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sdekit_diffusion._app import figures
+from sdekit_diffusion._inference.sample_posterior import sample_posterior
+from sdekit_diffusion._models.observation import LinearObservation
+from sdekit_diffusion._models.operators import AbstractOperator, Blur, Downsampling, Mask
+from sdekit_diffusion._models.score_model import ScoreModel
+from sdekit_diffusion.data import Scale
+from sdekit_diffusion.metrics import Calibration, sbc
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Hidden = Literal["left", "right", "top", "bottom", "centre", "random"]
+_SHOWN = 8  # images of a picture
+_DRAWN = 4  # samples of each
+_CERTAIN = 0.01  # of the deviation of all pixels: the spread of one that is known
+
+
+@dataclass(frozen=True)
+class Degradation:
+    """What is observed of an image: one of a mask, fewer pixels, and a blur, with noise.
+
+    Attributes:
+        mask: the part that is hidden: left, right, top, bottom, centre, or random, half of the
+            pixels.
+        downsample: the factor by which width and height are less.
+        blur: the standard deviation of a normal blur, in pixels.
+        noise: the standard deviation of the noise, in those of the data.
+
+    Raises:
+        ValueError: unless one of mask, downsample and blur is given, and for noise that is not
+            positive.
+    """
+
+    mask: Hidden | None = None
+    downsample: int | None = None
+    blur: float | None = None
+    noise: float = 0.1
+
+    def __post_init__(self) -> None:
+        given = [value for value in (self.mask, self.downsample, self.blur) if value is not None]
+        if len(given) != 1:
+            raise ValueError(
+                "give one of --mask, --downsample and --blur, such as --mask bottom; "
+                f"{len(given)} are given"
+            )
+        if not self.noise > 0:
+            raise ValueError(f"--noise is a positive number, such as 0.1; not {self.noise}")
+
+    def operator(self, event: tuple[int, ...]) -> AbstractOperator:
+        """What is applied to images (channels, height, width).
+
+        Raises:
+            ValueError: for samples that are no images.
+        """
+        if len(event) != 3:
+            raise ValueError(f"images are restored, and these samples have the shape {event}")
+        if self.downsample is not None:
+            return Downsampling(self.downsample)
+        if self.blur is not None:
+            return Blur(self.blur)
+        assert self.mask is not None
+        return Mask(_known(self.mask, *event[1:]))
+
+
+def _known(hidden: Hidden, height: int, width: int) -> Tensor:
+    """The pixels that are not hidden, `(height, width)`."""
+    known = torch.ones(height, width, dtype=torch.bool)
+    if hidden == "random":
+        return torch.rand(height, width, generator=torch.Generator().manual_seed(0)) < 0.5
+    rows = {"top": slice(0, height // 2), "bottom": slice(height // 2, None)}
+    columns = {"left": slice(0, width // 2), "right": slice(width // 2, None)}
+    middle = (slice(height // 4, height - height // 4), slice(width // 4, width - width // 4))
+    inside = (slice(None), slice(None)) if hidden != "centre" else middle
+    known[rows.get(hidden, inside[0]), columns.get(hidden, inside[1])] = False
+    return known
+
+
+def restored(
+    model: ScoreModel,
+    degradation: Degradation,
+    levels: Tensor,
+    *,
+    samples: int,
+    particles: int,
+    steps: int,
+    seed: int,
+    first: int,
+) -> dict[str, Tensor]:
+    """Posterior samples of images, in the scale of the model, with what they were made from.
+
+    Arguments:
+        levels: the images, in the scale of the data.
+        first: the number of the first.
+    """
+    scale: Scale = model.scale
+    dtype, device = model.place()
+    x = scale.encode(levels, 0.5 if scale.levels else 0.0).to(device, dtype)
+    operator = degradation.operator(tuple(x.shape[1:]))
+    variance = (degradation.noise * (model.data_std or 1.0)) ** 2
+    clean = LinearObservation(operator, operator(x), variance)
+    y = clean.simulate(x, seed=seed, first=first)
+    observation = LinearObservation(operator, y, variance)
+    found = sample_posterior(
+        model, observation, samples, particles=particles, steps=steps, seed=seed, first=first
+    )
+    return {
+        "x": x,
+        "observed": operator.adjoint(y, tuple(x.shape[1:])),
+        "samples": found.x,
+        "log_weights": found.log_weights,
+        "log_evidence": found.log_evidence,
+    }
+
+
+@dataclass(frozen=True, eq=False)
+class Restoration:
+    """All images and their posterior samples, `(n, samples, *shape)`."""
+
+    x: Tensor
+    observed: Tensor
+    samples: Tensor
+    log_weights: Tensor
+
+    @staticmethod
+    def of(parts: Any) -> "Restoration":  # noqa: ANN401 - dictionaries of arrays
+        """Joined from the parts of `restored`."""
+        parts = list(parts)
+        names = ("x", "observed", "samples", "log_weights")
+        return Restoration(
+            *(torch.from_numpy(np.concatenate([part[name] for part in parts])) for name in names)
+        )
+
+    @property
+    def _weights(self) -> Tensor:
+        weights = self.log_weights.softmax(dim=1).to(self.samples)
+        return weights.reshape(*weights.shape, *[1] * (self.samples.ndim - 2))
+
+    @property
+    def mean(self) -> Tensor:
+        """Of each pixel, `(n, *shape)`."""
+        return (self._weights * self.samples).sum(dim=1)
+
+    @property
+    def std(self) -> Tensor:
+        """Of each pixel."""
+        rest = (self.samples - self.mean.unsqueeze(1)).square()
+        return (self._weights * rest).sum(dim=1).sqrt()
+
+    @property
+    def error(self) -> float:
+        """The root mean square error of the mean."""
+        return float((self.mean - self.x).square().mean().sqrt())
+
+    def calibration(self) -> Calibration:
+        """The ranks of the pixels in which samples differ."""
+        spread = self.samples.std(dim=1, correction=0).mean(dim=0).flatten()
+        uncertain = spread > _CERTAIN * float(self.x.std(correction=0))
+        uncertain = uncertain | ~uncertain.any()  # where all samples are the same
+        samples = self.samples.flatten(2)[:, :, uncertain]
+        return sbc(samples, self.x.flatten(1)[:, uncertain], self.log_weights)
+
+    def sentences(self) -> list[str]:
+        """Coverage and error, as text."""
+        covered = ", ".join(
+            f"{100 * share:.1f} ± {100 * stderr:.1f} % at {100 * level:g} %"
+            for level, (share, stderr) in self.calibration().coverage().items()
+        )
+        return [
+            f"pixels of {len(self.x)} held-out images within the intervals of their posteriors: "
+            f"{covered}",
+            f"root mean square error of the posterior mean {self.error:.3g}, their own standard "
+            f"deviation {float(self.std.square().mean().sqrt()):.3g}",
+        ]
+
+    def picture(self, scale: Scale) -> "Figure":
+        """A row for each image: itself, what is observed, samples, their mean and deviation."""
+        shown = min(_SHOWN, len(self.x))
+        index = torch.multinomial(
+            self.log_weights.softmax(dim=1)[:shown],
+            _DRAWN,
+            replacement=True,
+            generator=torch.Generator().manual_seed(0),
+        )
+        drawn = self.samples[torch.arange(shown)[:, None], index]
+        largest = self.std[:shown].amax().clamp_min(1e-12)
+        width = scale.high - scale.low
+        deviation = scale.low + width * self.std[:shown] / largest
+        size = self.observed[:shown].abs().amax().clamp_min(1e-12) / max(abs(scale.high), 1e-12)
+        columns = [self.x[:shown], self.observed[:shown] / size]
+        columns += [*drawn.unbind(1), self.mean[:shown], deviation]
+        labels = ["image", "observed", *[f"sample {i + 1}" for i in range(_DRAWN)]]
+        return figures.table_of_images(columns, [*labels, "mean", "std"], scale)

@@ -1,0 +1,334 @@
+"""Calibration of posteriors: numbers that are uniform on [0, 1] where the posteriors are exact."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from sdekit_diffusion.metrics._points import Samples, pair
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+_FOLDS = 5
+
+
+@dataclass(frozen=True, eq=False)
+class Calibration:
+    """Numbers that are uniform on [0, 1], and independent between observations, where posteriors
+    are exact.
+
+    Attributes:
+        values: `(n,)`, or `(n, d)`, a column for each coordinate.
+        central: whether an interval of a credibility is central, as of ranks; else it begins at 0.
+
+    Example:
+        >>> import numpy as np
+        >>> found = sd.metrics.Calibration(np.linspace(0.005, 0.995, 100))
+        >>> found.coverage([0.5, 0.9]), float(found.p_value) > 0.99
+        ({0.5: (0.5, 0.05), 0.9: (0.9, 0.03)}, True)
+    """
+
+    values: NDArray[np.float64]
+    central: bool = True
+
+    def __repr__(self) -> str:
+        shown = ", ".join(
+            f"{100 * level:g} %: {100 * share:.1f} +- {100 * stderr:.1f}"
+            for level, (share, stderr) in self.coverage((0.5, 0.8, 0.95)).items()
+        )
+        worst = float(np.min(self.p_value))
+        return f"Calibration({len(self.values)} observations; covered at {shown}; p >= {worst:.2g})"
+
+    def coverage(
+        self, levels: Sequence[float] = (0.5, 0.8, 0.95)
+    ) -> dict[float, tuple[float, float]]:
+        """The share of observations whose truth is within the region of a credibility, and its
+        standard error from the spread between observations.
+        """
+        columns = self.values.reshape(len(self.values), -1)
+        distance = 2 * np.abs(columns - 0.5) if self.central else columns
+        found = {}
+        for level in levels:
+            inside = (distance <= level).mean(axis=1)
+            binomial = math.sqrt(level * (1 - level) / len(inside))
+            spread = float(inside.std()) / math.sqrt(len(inside))
+            stderr = binomial if columns.shape[1] == 1 else max(spread, binomial / columns.shape[1])
+            found[level] = (float(inside.mean()), stderr)
+        return found
+
+    @property
+    def p_value(self) -> NDArray[np.float64]:
+        """That of the Kolmogorov-Smirnov test of uniform values, of each column."""
+        from scipy.stats import kstest
+
+        columns = self.values.reshape(len(self.values), -1).T
+        return np.array([kstest(column, "uniform").pvalue for column in columns]).squeeze()
+
+    def floor(self, level: float = 0.95) -> float:
+        """The largest distance of the empirical distribution from the uniform one that n exact
+        posteriors stay below with a probability.
+        """
+        from scipy.stats import kstwo
+
+        return float(kstwo.ppf(level, len(self.values)))
+
+    def plot(self, ax: "Axes | None" = None, level: float = 0.95) -> "Axes":
+        """The empirical distribution of each column less the uniform one, with the band in which
+        that of exact posteriors stays.
+
+        Ranks of posteriors that are too narrow are above 0 on the left and below on the right.
+
+        Raises:
+            ImportError: when matplotlib is not installed.
+        """
+        if ax is None:
+            try:
+                from matplotlib.figure import Figure
+            except ImportError as error:
+                raise ImportError("a plot needs matplotlib: pip install 'sdekit[app]'") from error
+            ax = Figure(figsize=(5, 3.5), layout="constrained").subplots()
+        columns = np.sort(self.values.reshape(len(self.values), -1), axis=0)
+        share = (np.arange(len(columns)) + 0.5) / len(columns)
+        for column in columns.T:
+            ax.step(column, share - column, where="mid", color="C0", alpha=0.7)
+        ax.axhspan(-self.floor(level), self.floor(level), color="0.9")
+        ax.axhline(0.0, color="0.6", linewidth=0.8)
+        ax.set(
+            xlim=(0, 1),
+            xlabel="rank of the truth" if self.central else "credibility",
+            ylabel="share of observations less expected",
+            title=f"grey: where exact posteriors stay, {100 * level:g} %",
+        )
+        return ax
+
+
+def sbc(
+    samples: Tensor, truth: Tensor, log_weights: Tensor | None = None, *, seed: int = 0
+) -> Calibration:
+    """Simulation-based calibration: the rank of the truth among samples of its posterior, for each
+    coordinate.
+
+    The truth is drawn from the prior, y given it, and the samples given y; then ranks are uniform.
+
+    Arguments:
+        samples: `(n, L, *shape)`, L for each of n observations.
+        truth: `(n, *shape)`.
+        log_weights: of the samples, `(n, L)`; equal unless given.
+        seed: of the uniform numbers that break ties.
+
+    Returns:
+        a `Calibration` with values (n, d), (L F + U) / (L + 1), F the share below the truth and U
+        uniform.
+
+    Raises:
+        ValueError: for shapes that do not fit.
+
+    Example:
+        >>> law = sd.GaussianMixture([1.0], [[0.0]], [1.0])
+        >>> truth = law.sample(200, seed=0)
+        >>> samples = law.sample(200 * 9, seed=1).reshape(200, 9, 1)
+        >>> bool(sd.metrics.sbc(samples, truth).p_value > 0.001)
+        True
+
+    References:
+        Talts et al. 2018, arXiv 1804.06788.
+    """
+    x, theta, weights = _checked(samples, truth, log_weights)
+    below = (weights[:, :, None] * (x < theta[:, None])).sum(axis=1)
+    return Calibration(_with_ties(below, x.shape[1], seed))
+
+
+def tarp(
+    samples: Tensor,
+    truth: Tensor,
+    log_weights: Tensor | None = None,
+    *,
+    references: Tensor | None = None,
+    seed: int = 0,
+) -> Calibration:
+    """Tests of accuracy with random points: the credibility of the ball around a random point that
+    reaches the truth.
+
+    It is uniform for all points only if the posteriors are exact, in all coordinates together.
+
+    Arguments:
+        samples, truth, log_weights: as in `sbc`.
+        references: the points, `(n, *shape)`; uniform in the box of the truths unless given. They
+            may depend on y.
+        seed: of the points.
+
+    Raises:
+        ValueError: for shapes that do not fit.
+
+    Example:
+        >>> law = sd.GaussianMixture([1.0], [[0.0, 0.0]], [1.0])
+        >>> truth = law.sample(200, seed=0)
+        >>> samples = law.sample(200 * 20, seed=1).reshape(200, 20, 2)
+        >>> bool(sd.metrics.tarp(samples, truth).p_value > 0.001)
+        True
+
+    References:
+        Lemos et al. 2023, arXiv 2302.03026.
+    """
+    x, theta, weights = _checked(samples, truth, log_weights)
+    rng = np.random.default_rng(seed)
+    if references is None:
+        low = theta.min(axis=0)
+        point = low + (theta.max(axis=0) - low) * rng.random(theta.shape)
+    else:
+        point, _ = pair(references, truth, ("references", "truth"))
+    scale = theta.std(axis=0) + np.finfo(float).tiny
+    to_truth = np.square((theta - point) / scale).sum(axis=1)
+    to_samples = np.square((x - point[:, None]) / scale).sum(axis=2)
+    inside = (weights * (to_samples < to_truth[:, None])).sum(axis=1)
+    return Calibration(_with_ties(inside, x.shape[1], seed), central=False)
+
+
+def predictive(
+    samples: Tensor,
+    y: Tensor,
+    simulate: Callable[[Tensor], Tensor],
+    discrepancy: Callable[[Tensor, Tensor], Tensor],
+    log_weights: Tensor | None = None,
+) -> NDArray[np.float64]:
+    """Posterior-predictive p-values: how often data of the posterior fit their x worse than y does.
+
+    Near 0 the model does not explain y; they are not uniform for exact posteriors, but less spread.
+
+    Arguments:
+        samples: `(n, L, *shape)`.
+        y: the observations, `(n, *measured)`.
+        simulate: x `(N, *shape)` to data given x, `(N, *measured)`.
+        discrepancy: (y, x) to a number for each, `(N,)`, larger for a worse fit, such as
+            -log p(y | x).
+        log_weights: `(n, L)`.
+
+    Raises:
+        ValueError: for shapes that do not fit.
+
+    Example:
+        >>> x = torch.zeros(3, 50, 1)
+        >>> y = torch.tensor([[0.1], [1.0], [9.0]])
+        >>> noise = torch.randn(150, 1, generator=torch.Generator().manual_seed(0))
+        >>> p = sd.metrics.predictive(x, y, lambda x: x + noise, lambda y, x: (y - x).abs().sum(1))
+        >>> [bool(p[0] > 0.8), bool(p[2] < 0.01)]
+        [True, True]
+
+    References:
+        Gelman, Meng and Stern 1996, "Posterior predictive assessment of model fitness via realized
+        discrepancies".
+    """
+    x, _, weights = _checked(samples, samples[:, 0], log_weights)
+    flat = samples.flatten(0, 1)
+    own = discrepancy(y.repeat_interleave(x.shape[1], dim=0), flat)
+    replicated = discrepancy(simulate(flat), flat)
+    worse = (replicated >= own).reshape(x.shape[:2]).cpu().numpy()
+    return (weights * worse).sum(axis=1)
+
+
+class TwoSample(NamedTuple):
+    """A classifier two-sample test.
+
+    accuracy: on held-out samples, 0.5 for the same law. stderr: of the accuracy of a coin. p_value:
+    of a coin's accuracy being as large.
+
+    Example:
+        >>> sd.metrics.TwoSample(0.5, 0.01, 0.5).accuracy
+        0.5
+    """
+
+    accuracy: float
+    stderr: float
+    p_value: float
+
+
+def c2st(a: Samples, b: Samples, *, seed: int = 1) -> TwoSample:
+    """Whether a classifier tells two sets of samples apart: its accuracy by 5-fold
+    cross-validation.
+
+    A perceptron of two hidden layers of 10 d units on samples scaled by the first set's mean and
+    standard deviation, as in the benchmark of Lueckmann et al.
+
+    Arguments:
+        a, b: samples (N, ...), of the same number and shape.
+        seed: of the classifier and the folds.
+
+    Raises:
+        ImportError: when scikit-learn is not installed.
+        ValueError: for sets of different sizes, or fewer than ten samples.
+
+    Example:
+        >>> law = sd.GaussianMixture([1.0], [[0.0]], [1.0])
+        >>> a, b = law.sample(100, seed=0), law.sample(100, seed=1)
+        >>> sd.metrics.c2st(a, b + 4).accuracy > 0.9
+        True
+
+    References:
+        Lopez-Paz and Oquab 2017, arXiv 1610.06545; Lueckmann et al. 2021, arXiv 2101.04653.
+    """
+    try:
+        from sklearn.model_selection import KFold, cross_val_score
+        from sklearn.neural_network import MLPClassifier
+    except ImportError as error:
+        raise ImportError("a classifier needs scikit-learn: pip install 'sdekit[app]'") from error
+    from scipy.stats import binom
+
+    first, second = pair(a, b, least=2 * _FOLDS)
+    if len(first) != len(second):
+        raise ValueError(
+            f"there are {len(first)} samples of a and {len(second)} of b: give as many of both"
+        )
+    mean = first.mean(axis=0)
+    std = first.std(axis=0) + np.finfo(float).tiny
+    points = (np.concatenate([first, second]) - mean) / std
+    labels = np.repeat([0, 1], len(first))
+    width = 10 * points.shape[1]
+    classifier = MLPClassifier(
+        (width, width), activation="relu", solver="adam", max_iter=1000, random_state=seed
+    )
+    folds = KFold(_FOLDS, shuffle=True, random_state=seed)
+    accuracy = float(np.mean(cross_val_score(classifier, points, labels, cv=folds)))
+    n = len(points)
+    p_value = float(binom.sf(round(accuracy * n) - 1, n, 0.5))
+    return TwoSample(accuracy, 0.5 / math.sqrt(n), p_value)
+
+
+def _checked(
+    samples: Tensor, truth: Tensor, log_weights: Tensor | None
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+    """Samples (n, L, d), the truth (n, d), and weights (n, L) that sum to 1.
+
+    Raises:
+        ValueError: for shapes that do not fit.
+    """
+    if (
+        samples.ndim < 2
+        or tuple(samples.shape[2:]) != tuple(truth.shape[1:])
+        or (len(samples) != len(truth))
+    ):
+        raise ValueError(
+            f"samples have shape {tuple(samples.shape)} and the truth {tuple(truth.shape)}; give "
+            "(n, L, *shape) and (n, *shape), L samples for each of n observations"
+        )
+    n, count = samples.shape[:2]
+    if log_weights is not None and tuple(log_weights.shape) != (n, count):
+        raise ValueError(
+            f"log_weights have shape {tuple(log_weights.shape)}; give one a sample, ({n}, {count})"
+        )
+    x, theta = pair(samples.flatten(0, 1), truth, ("samples", "truth"))
+    if log_weights is None:
+        weights = np.full((n, count), 1 / count)
+    else:
+        weights = log_weights.double().softmax(dim=1).cpu().numpy()
+    return x.reshape(n, count, -1), theta, weights
+
+
+def _with_ties(share: NDArray[np.float64], count: int, seed: int) -> NDArray[np.float64]:
+    """Of the share of L samples below, a number that is uniform where the truth is one of L + 1."""
+    rng = np.random.default_rng([seed, count])
+    return (share * count + rng.random(share.shape)) / (count + 1)

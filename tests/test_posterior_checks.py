@@ -1,0 +1,164 @@
+"""Checks of posteriors: uniform where they are exact, and not where they are wrong."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from sdekit_diffusion import GaussianMixture, LinearObservation, sample_posterior
+from sdekit_diffusion.metrics import Calibration, c2st, predictive, sbc, tarp
+
+N = 1000
+LAW = GaussianMixture([0.4, 0.6], torch.tensor([[-1.0, 0.5], [1.0, 0.0]]).double(), [0.3, 0.8])
+A = torch.tensor([[1.0, 0.5]], dtype=torch.float64)
+FALSE_ALARM = 1e-6
+
+
+@pytest.fixture(scope="module")
+def problem():
+    """The truth, y, and 19 exact samples of each posterior: by rejection from the prior's ones."""
+    truth = LAW.sample(N, seed=0)
+    y = LinearObservation(A, torch.zeros(1).double(), 0.4).simulate(truth, seed=1)
+    pool = LAW.sample(200_000, seed=2)
+    generator = torch.Generator().manual_seed(3)
+    rows = []
+    for one in y:
+        weights = torch.exp(-0.5 * (one - pool @ A.T)[:, 0] ** 2 / 0.4)
+        rows.append(pool[torch.multinomial(weights, 19, generator=generator)])
+    return truth, y, torch.stack(rows)
+
+
+def test_exact_posteriors_pass(problem):
+    truth, _, samples = problem
+    ranks = sbc(samples, truth)
+    assert ranks.values.shape == (N, 2)
+    assert (ranks.p_value > FALSE_ALARM).all()
+    for level, (share, stderr) in ranks.coverage().items():
+        assert abs(share - level) < 5 * stderr
+    balls = tarp(samples, truth)
+    assert balls.values.shape == (N,)
+    assert balls.p_value > FALSE_ALARM
+    assert abs(balls.coverage([0.5])[0.5][0] - 0.5) < 5 * 0.5 / math.sqrt(N)
+
+
+def test_wrong_posteriors_fail(problem):
+    """Half as wide, shifted by half of a deviation, or the prior in the place of the posterior."""
+    truth, _, samples = problem
+    centre = samples.mean(1, keepdim=True)
+    narrow = centre + 0.5 * (samples - centre)
+    shifted = samples + 0.5 * samples.std(1, keepdim=True)
+    prior = LAW.sample(19 * N, seed=5).reshape(N, 19, 2)
+    for wrong in (narrow, shifted):
+        assert (sbc(wrong, truth).p_value < FALSE_ALARM).all()
+        assert tarp(wrong, truth).p_value < FALSE_ALARM
+    assert sbc(narrow, truth).coverage([0.8])[0.8][0] < 0.65
+    # Ranks do not see the prior; balls around points that depend on y do.
+    assert (sbc(prior, truth).p_value > FALSE_ALARM).all()
+
+
+def test_points_that_depend_on_y_see_the_prior(problem):
+    truth, y, samples = problem
+    prior = LAW.sample(19 * N, seed=5).reshape(N, 19, 2)
+    points = torch.cat([y, 0 * y], dim=1)
+    assert tarp(prior, truth, references=points).p_value < FALSE_ALARM
+    assert tarp(samples, truth, references=points).p_value > FALSE_ALARM
+
+
+def test_weights_count():
+    """Samples of the prior with the likelihood as weights are those of the posterior."""
+    n, count = 500, 400
+    truth = LAW.sample(n, seed=0)
+    y = LinearObservation(A, torch.zeros(1).double(), 0.4).simulate(truth, seed=1)
+    samples = LAW.sample(n * count, seed=2).reshape(n, count, 2)
+    log_weights = -0.5 * (y[:, None, 0] - samples @ A[0]) ** 2 / 0.4
+    weighted = sbc(samples, truth, log_weights)
+    assert (weighted.p_value > FALSE_ALARM).all()
+    points = torch.cat([y, 0 * y], dim=1)
+    assert tarp(samples, truth, log_weights, references=points).p_value > FALSE_ALARM
+    assert tarp(samples, truth, references=points).p_value < FALSE_ALARM
+
+
+def test_our_posteriors_pass():
+    """By particles, of 60 observations."""
+    truth = LAW.sample(60, seed=0)
+    ys = LinearObservation(A, torch.zeros(1).double(), 0.4).simulate(truth, seed=1)
+    observed = LinearObservation(A, ys, 0.4)
+    found = sample_posterior(LAW, observed, 64, sde="vp", seed=0, particles=64, steps=30)
+    ranks = sbc(found.x, truth, found.log_weights)
+    assert (ranks.p_value > FALSE_ALARM).all()
+    p = predictive(
+        found.x,
+        ys,
+        lambda x: observed.simulate(x, seed=9),
+        lambda y, x: (y - x @ A.T).abs().sum(1),
+        found.log_weights,
+    )
+    assert p.shape == (60,)
+    assert 0.3 < p.mean() < 0.7
+
+
+def test_predictive_values_see_impossible_data():
+    x = torch.zeros(2, 400, 1, dtype=torch.float64)
+    y = torch.tensor([[0.7], [4.0]], dtype=torch.float64)
+    generator = torch.Generator().manual_seed(0)
+    p = predictive(
+        x,
+        y,
+        lambda x: x + torch.randn(x.shape, generator=generator, dtype=torch.float64),
+        lambda y, x: (y - x).square().sum(1),
+    )
+    assert p[0] == pytest.approx(2 * (1 - 0.758), abs=5 * 0.025)  # of |N(0, 1)| above 0.7
+    assert p[1] < 0.02
+    heavy = torch.zeros(2, 400, dtype=torch.float64)
+    heavy[:, 0] = 50.0
+    one = predictive(x, y, lambda x: x + 1, lambda y, x: (y - x).square().sum(1), heavy)
+    assert one.tolist() == pytest.approx([1.0, 0.0])
+
+
+def test_c2st():
+    a, b, c = (LAW.sample(300, seed=seed) for seed in range(3))
+    same = c2st(a, b)
+    assert abs(same.accuracy - 0.5) < 5 * same.stderr + 0.02
+    assert same.p_value > 1e-4
+    different = c2st(a, c + 2)
+    assert different.accuracy > 0.8
+    assert different.p_value < 1e-10
+    assert same.stderr == pytest.approx(0.5 / math.sqrt(600))
+    with pytest.raises(ValueError, match="give as many of both"):
+        c2st(a, b[:200])
+
+
+def test_the_distribution_and_its_band():
+    uniform = Calibration((np.arange(400) + 0.5) / 400)
+    assert uniform.p_value > 0.99
+    assert uniform.coverage([0.9])[0.9] == pytest.approx((0.9, 0.015))
+    assert uniform.floor() == pytest.approx(1.358 / 20, rel=0.02)
+    half = Calibration(uniform.values / 2, central=False)
+    assert half.coverage([0.3])[0.3][0] == pytest.approx(0.6)
+    assert half.p_value < 1e-10
+    assert "400 observations; covered at 50 %: 50.0 +- 2.5" in repr(uniform)
+    ax = half.plot()
+    (line,) = ax.get_lines()[:1]
+    assert float(np.max(line.get_ydata())) == pytest.approx(0.5, abs=0.01)
+    assert ax.get_xlabel() == "credibility"
+    assert uniform.plot(ax) is ax
+
+
+@pytest.mark.parametrize(
+    ("shapes", "message"),
+    [
+        (((5, 3, 2), (5, 3)), r"give \(n, L, \*shape\)"),
+        (((5, 3, 2), (4, 2)), r"give \(n, L, \*shape\)"),
+    ],
+)
+def test_shapes_are_checked(shapes, message):
+    samples, truth = (torch.zeros(shape) for shape in shapes)
+    for check in (sbc, tarp):
+        with pytest.raises(ValueError, match=message):
+            check(samples, truth)
+
+
+def test_weights_are_checked():
+    with pytest.raises(ValueError, match=r"give one a sample, \(5, 3\)"):
+        sbc(torch.zeros(5, 3, 2), torch.zeros(5, 2), torch.zeros(5))

@@ -1,0 +1,152 @@
+"""Restored images: what is hidden, samples of a run, their picture and coverage, and resuming."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from sdekit_diffusion import Blur, Downsampling, LinearObservation, Mask, load, sample_posterior
+from sdekit_diffusion.__main__ import main
+from sdekit_diffusion._app.restoring import Degradation, Restoration
+from sdekit_diffusion.data import load as load_data
+
+# Four steps of sixteen particles after twelve updates.
+UNRELIABLE = pytest.mark.filterwarnings(
+    "ignore:the samples of 1 of 1 observations are not reliable"
+)
+FEW = ["--n", "2", "--samples", "16", "--particles", "16", "--steps", "4", "--noise", "0.5"]
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "digits"
+    argv = ["--data", "digits", "--width", "8", "--steps", "12", "--batch-size", "16"]
+    assert main(["train", str(folder), *argv, "--warmup", "2"]) == 0
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("hidden", "known"),
+    [
+        ("left", [[0, 0, 1, 1, 1]] * 4),
+        ("right", [[1, 1, 0, 0, 0]] * 4),
+        ("top", [[0] * 5] * 2 + [[1] * 5] * 2),
+        ("bottom", [[1] * 5] * 2 + [[0] * 5] * 2),
+        ("centre", [[1] * 5, [1, 0, 0, 0, 1], [1, 0, 0, 0, 1], [1] * 5]),
+    ],
+)
+def test_what_is_hidden(hidden, known):
+    operator = Degradation(mask=hidden).operator((1, 4, 5))
+    assert isinstance(operator, Mask)
+    assert operator.mask.int().tolist() == known
+
+
+def test_other_degradations():
+    random = Degradation(mask="random").operator((1, 40, 50)).mask
+    assert 0.4 < random.double().mean() < 0.6
+    smaller = Degradation(downsample=4).operator((3, 8, 8))
+    blurred = Degradation(blur=1.5).operator((3, 8, 8))
+    assert isinstance(smaller, Downsampling)
+    assert smaller.factor == 4
+    assert isinstance(blurred, Blur)
+    assert blurred.std == 1.5
+    for wrong in ({}, {"mask": "left", "blur": 1.0}):
+        with pytest.raises(ValueError, match="give one of --mask, --downsample and --blur"):
+            Degradation(**wrong)
+    with pytest.raises(ValueError, match="--noise is a positive number"):
+        Degradation(blur=1.0, noise=0.0)
+    with pytest.raises(ValueError, match="images are restored"):
+        Degradation(blur=1.0).operator((2,))
+
+
+@UNRELIABLE
+def test_the_command(digits, tmp_path, capsys):
+    """Its samples are those of `sample_posterior`, image by image; a part that is missing is made
+    again, and the picture has a row for each image.
+    """
+    out = tmp_path / "all.npz"
+    argv = ["restore", str(digits), "--mask", "bottom", *FEW, "--first", "3"]
+    assert main([*argv, "--out", str(out)]) == 0
+    said = capsys.readouterr().out
+    assert "pixels of 2 held-out images within the intervals of their posteriors" in said
+    found = np.load(out)
+    model = load(digits)
+    x = model.scale.encode(load_data("digits").test[3:5], 0.5)
+    np.testing.assert_allclose(found["x"], x, rtol=1e-6)
+    mask = Mask(Degradation(mask="bottom").operator((1, 8, 8)).mask)
+    variance = (0.5 * model.data_std) ** 2
+    for i in range(2):
+        clean = LinearObservation(mask, mask(x[i : i + 1]), variance)
+        y = clean.simulate(x[i : i + 1], seed=0, first=3 + i)
+        np.testing.assert_allclose(found["observed"][i, 0, :4], y.reshape(4, 8), rtol=1e-5)
+        assert (found["observed"][i, 0, 4:] == 0).all()
+        one = sample_posterior(
+            model, LinearObservation(mask, y, variance), 16, particles=16, steps=4, seed=0,
+            first=3 + i,
+        )  # fmt: skip
+        np.testing.assert_array_equal(found["samples"][i], one.x[0])
+        np.testing.assert_array_equal(found["log_weights"][i], one.log_weights[0])
+    picture = tmp_path / "all.png"
+    assert main([*argv, "--out", str(picture)]) == 0
+    width, height = Image.open(picture).size
+    assert width > 3 * height
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["all.npz", "all.png"]
+
+
+@UNRELIABLE
+def test_an_interrupted_command_resumes(digits, tmp_path, monkeypatch):
+    """What is complete is not computed again, and the result is the same."""
+    from sdekit_diffusion._app import restoring
+
+    argv = ["restore", str(digits), "--downsample", "2", *FEW]
+    assert main([*argv, "--out", str(tmp_path / "whole.npz")]) == 0
+    original = restoring.restored
+    calls = []
+
+    def failing(*args, first, **options):
+        calls.append(first)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return original(*args, first=first, **options)
+
+    monkeypatch.setattr(restoring, "restored", failing)
+    out = tmp_path / "parts.npz"
+    assert main([*argv, "--out", str(out)]) == 130
+    assert not out.exists()
+    assert main([*argv, "--out", str(out)]) == 0
+    assert calls == [0, 1, 1]
+    whole, parts = (np.load(tmp_path / name) for name in ("whole.npz", "parts.npz"))
+    np.testing.assert_array_equal(whole["samples"], parts["samples"])
+
+
+def test_moments_and_coverage():
+    """Weighted by hand; pixels that are certain do not count."""
+    x = torch.tensor([[[[0.0, 1.0]]], [[[2.0, 1.0]]]])
+    samples = torch.tensor([[0.0, 1.0, 2.0, 3.0], [0.0, 1.0, 2.0, 3.0]])[:, :, None, None, None]
+    samples = torch.cat([samples, torch.ones_like(samples)], dim=-1)
+    log_weights = torch.tensor([[0.1, 0.2, 0.3, 0.4], [0.25] * 4]).double().log()
+    found = Restoration(x, x, samples, log_weights)
+    assert found.mean[:, 0, 0].tolist() == [pytest.approx([2.0, 1.0]), pytest.approx([1.5, 1.0])]
+    assert found.std[:, 0, 0, 0].tolist() == pytest.approx([1.0, 1.25**0.5])
+    assert found.error == pytest.approx(((4 + 0.25) / 4) ** 0.5)
+    ranks = found.calibration()
+    assert ranks.values.shape == (2, 1)
+    assert 0 <= ranks.values[0, 0] <= 0.2
+    assert 0.4 <= ranks.values[1, 0] <= 0.6
+    coverage, error = found.sentences()
+    assert "2 held-out images" in coverage
+    assert "posterior mean 1.03" in error
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--mask", "bottom", "--blur", "1"], "give one of --mask"),
+        (["--downsample", "3"], "do not fill images of 8 x 8"),
+        (["--mask", "bottom", "--out", "x.txt"], "ends in neither .png nor .npz"),
+    ],
+)
+def test_errors_are_one_line(digits, arguments, message, capsys):
+    assert main(["restore", str(digits), *arguments]) == 2
+    said = capsys.readouterr().err
+    assert message in said
