@@ -285,11 +285,12 @@ def measure(d: int, m: int, problems: int, chosen: list[str]) -> list[dict[str, 
             begun = time.perf_counter()
             try:
                 answer = run(problem, n)
-            except (ValueError, RuntimeError) as error:
-                print(f"{name}, problem {seed}: {error}"[:200])
-                continue
+            except (ValueError, ArithmeticError) as error:
+                print(f"{name}, problem {seed}: {error}"[:160])
+                answer = Answer(torch.full_like(exact[0], math.inf), STEPS)
             seconds = time.perf_counter() - begun
-            w1, w2 = distances(answer.x, exact[0])
+            finite = bool(answer.x.isfinite().all())
+            w1, w2 = distances(answer.x, exact[0]) if finite else (math.inf, math.inf)
             error = answer.log_evidence - problem.log_evidence
             rows.append(
                 {

@@ -1,7 +1,8 @@
 """Runs the mutants of mutants.toml, each against the tests that execute its line; prints survivors.
 
 A copy of the tree is mutated, never the tree. `python tests/mutants.py TEXT ...` runs only the
-mutants whose area, or line, contains one of the texts.
+mutants whose area, or line, contains one of the texts; `--part 2 4` the second quarter of the
+table, so that a run of the whole may be spread over machines.
 """
 
 import argparse
@@ -206,6 +207,9 @@ def main() -> int:
         "only", nargs="*", help="texts: run mutants whose area or lines contain one of them"
     )
     parser.add_argument("--jobs", type=int, default=2, help="processes")
+    parser.add_argument(
+        "--part", type=int, nargs=2, default=(1, 1), metavar=("I", "N"), help="part I of N"
+    )
     arguments = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = "1"
     among = sources()
@@ -215,6 +219,8 @@ def main() -> int:
         if not arguments.only
         or any(text in f"{m.area} {m.old} {m.inside}" for text in arguments.only)
     ]
+    part, parts = arguments.part
+    wanted = wanted[len(wanted) * (part - 1) // parts : len(wanted) * part // parts]
     trees: Queue[Path] = Queue()
     for i in range(arguments.jobs):
         trees.put(copied(CACHE / f"tree{i}"))

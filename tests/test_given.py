@@ -89,10 +89,15 @@ def test_several_observations_are_one():
         [LinearObservation(one.operator, y, one.covariance)
          for one, y in zip((OBSERVED, second), ys, strict=True)]
     )  # fmt: skip
-    assert many.bound((2,)).y.shape == (3, 2)
-    assert len(many.entries()) == 2
-    some = many.rows(torch.tensor([2, 0])).log_prob(x[:2])
+    stacked = many.bound((2,))
+    assert stacked.y.shape == (3, 2)
+    some = stacked.rows(torch.tensor([2, 0])).log_prob(x[:2])
     torch.testing.assert_close(some, many.log_prob(x[[1, 4, 0]])[[2, 0]])
+    with pytest.raises(ValueError, match="some of the observations have noise 0"):
+        Joint((OBSERVED, LinearObservation(A, Y, 0.0))).bound((2,))
+    exact = Joint((LinearObservation(A, Y, 0.0), LinearObservation(second.operator, second.y, 0.0)))
+    point = law.given(exact).sample(3, seed=0)
+    torch.testing.assert_close(point @ A.T, Y.expand(3, 1), rtol=0, atol=1e-5)
     squares = Observation(Y, lambda x, y: -(((x**2).sum(1) - y) ** 2))
     mixed = Joint((OBSERVED, squares)).bound((2,))
     assert isinstance(mixed, Joint)
@@ -125,8 +130,9 @@ def test_without_noise():
     end = 1e-3 * exact.data_std
     x = sample(exact, 50, sde="vp", steps=30, seed=0)
     assert (x @ A.T - Y).std() == pytest.approx(end * float(A.norm()), rel=0.5)
-    with pytest.raises(ValueError, match="no density"):
-        exact.log_prob(x)
+    for call in (exact.log_prob, exact.responsibilities):
+        with pytest.raises(ValueError, match="no density"):
+            call(x)
     with pytest.raises(ValueError, match="the rows of A must be independent"):
         law.given(LinearObservation(A.expand(2, 2), Y.expand(2), 0.0))
 
@@ -147,7 +153,6 @@ def test_points():
     torch.testing.assert_close(given.weights, logits.softmax(0))
     torch.testing.assert_close(given.data_mean, logits.softmax(0) @ points)
     torch.testing.assert_close(law.log_evidence(OBSERVED), logits.logsumexp(0))
-    assert law.marginal(0.5, "vp").weights is not None
     torch.testing.assert_close(law.marginal(0.5, "vp").weights, law.weights)
 
 
@@ -184,5 +189,9 @@ def test_images_of_a_mask():
 def test_what_is_refused():
     with pytest.raises(TypeError, match="see sample_posterior"):
         law_of("full").given(Observation(Y, lambda x, y: x.sum(1)))
+    with pytest.raises(TypeError, match="the law is given an observation"):
+        law_of("full").given(Y)
     with pytest.raises(ValueError, match="weights must be positive and sum to 1"):
-        EmpiricalMixture(MEANS, weights=torch.ones(3))
+        EmpiricalMixture(MEANS, weights=[1.0, 1.0, 1.0])
+    with pytest.raises(ValueError, match=r"give one a centre, \(3,\)"):
+        EmpiricalMixture(MEANS, weights=torch.ones(1))

@@ -50,9 +50,9 @@ def test_adjoints(name):
 def test_gram_matrices(name):
     """A A^T by its products, and the multiple of the identity where an operator knows one."""
     operator = OPERATORS[name]
-    measured = require_linear(operator, EVENT)
+    measured = require_linear(operator, EVENT, X)
     assert measured == tuple(operator(X).shape[1:])
-    matrix = gram(operator, EVENT, measured)
+    matrix = gram(operator, EVENT, measured, X)
     unit = torch.eye(72, dtype=torch.float64).reshape(72, *EVENT)
     a = operator(unit).reshape(72, -1).T
     torch.testing.assert_close(matrix, a @ a.T, rtol=1e-10, atol=1e-12)
@@ -80,6 +80,20 @@ def test_what_operators_measure():
     angles = Radon([0.0, math.pi / 2])(X)
     torch.testing.assert_close(angles[:, :, 0], X.sum(2), rtol=1e-6, atol=1e-6)
     torch.testing.assert_close(angles[:, :, 1], X.sum(3), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_functions_are_called_in_the_dtype_of_the_samples(dtype):
+    """Closures over tensors and modules of one dtype are operators of samples of that dtype."""
+    a = torch.ones(2, 3, dtype=dtype)
+    x = torch.zeros(1, 3, dtype=dtype)
+    assert require_linear(LinearMap(lambda x: x @ a.T), (3,), x) == (2,)
+    module = operator_of(torch.nn.Linear(3, 2, bias=False).to(dtype))
+    assert gram(module, (3,), require_linear(module, (3,), x), x).dtype == torch.float64
+
+
+def test_numbers_without_a_shape():
+    assert Mask(torch.tensor(True))(torch.ones(3)).shape == (3, 1)
 
 
 def test_what_is_taken_for_an_operator():
@@ -115,12 +129,14 @@ class Wrong(AbstractOperator):
         (Matrix(torch.eye(4)), "has 4 columns and a sample of shape"),
         (Mask(torch.ones(5, dtype=torch.bool)), r"the mask has shape \(5,\)"),
         (Downsampling(4), "blocks of side 4 do not fill images of 6 x 6"),
+        (Mask(torch.zeros(6, dtype=torch.bool)), "the operator measures nothing"),
+        (LinearMap(lambda x: x * math.nan), "not linear"),
     ],
-    ids=str,
+    ids=lambda value: value if isinstance(value, str) else type(value).__name__,
 )
 def test_what_does_not_fit_is_refused(operator, message):
     with pytest.raises(ValueError, match=message):
-        require_linear(operator, EVENT)
+        require_linear(operator, EVENT, X)
 
 
 def test_arguments_are_checked():
@@ -134,5 +150,7 @@ def test_arguments_are_checked():
         Blur(0.0)
     with pytest.raises(ValueError, match="is for images"):
         Blur(1.0)(torch.ones(3, 4))
+    with pytest.raises(ValueError, match="Radon is for square images, not 4 x 8"):
+        Radon([0.0])(torch.ones(1, 1, 4, 8))
     with pytest.raises(ValueError, match="the most are 4096"):
-        gram(LinearMap(lambda x: x), (5000,), (5000,))
+        gram(LinearMap(lambda x: x), (5000,), (5000,), X)

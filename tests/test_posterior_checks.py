@@ -79,6 +79,15 @@ def test_weights_count():
     assert tarp(samples, truth, references=points).p_value < FALSE_ALARM
 
 
+def test_ties_are_broken_at_random():
+    """Of coins, whose posterior is a coin; and samples that are all the truth."""
+    generator = torch.Generator().manual_seed(0)
+    coins = torch.randint(2, (N, 20), generator=generator).double()
+    assert sbc(coins[:, 1:, None], coins[:, :1]).p_value > FALSE_ALARM
+    same = torch.ones(N, 9, 1)
+    assert sbc(same, same[:, 0]).p_value > FALSE_ALARM
+
+
 def test_our_posteriors_pass():
     """By particles, of 60 observations."""
     truth = LAW.sample(60, seed=0)

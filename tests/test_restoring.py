@@ -88,7 +88,8 @@ def test_the_command(digits, tmp_path, capsys):
         np.testing.assert_array_equal(found["log_weights"][i], one.log_weights[0])
     picture = tmp_path / "all.png"
     assert main([*argv, "--out", str(picture)]) == 0
-    width, height = Image.open(picture).size
+    with Image.open(picture) as image:
+        width, height = image.size
     assert width > 3 * height
     assert sorted(path.name for path in tmp_path.iterdir()) == ["all.npz", "all.png"]
 

@@ -179,6 +179,47 @@ def test_poisson_counts():
     assert samples.mean() == pytest.approx(float(mean), abs=0.05)
 
 
+def test_a_likelihood_that_is_zero_somewhere():
+    """x > 0.3, half of the prior's mass; and one that is not a number is refused."""
+    law = GaussianMixture([1.0], torch.zeros(1, 1).double(), [1.0])
+    above = Observation(
+        torch.zeros(1), lambda x, y: torch.where(x[:, 0] > 0.3, -0.5 * x[:, 0] ** 2, -math.inf)
+    )
+    prior = lambda law, y: DPS(law, y, zeta=0.0, jacobian=False)  # noqa: E731
+    found = sample_posterior(law, above, 32 * 128, sde="vp", seed=0, proposal=prior)
+    # The integral of N(x; 0, 1) e^{-x^2 / 2} above 0.3: the root of a half times a tail.
+    exact = math.log(math.sqrt(0.5) * 0.5 * math.erfc(0.3))
+    error = float(found.log_evidence) - exact
+    assert abs(error) < Z * float(found.log_evidence_stderr) + 0.02
+    assert (found.x[found.weights > 0] > 0.3).all()
+    root = Observation(torch.zeros(1), lambda x, y: (x[:, 0] + 0.5).sqrt())
+    with pytest.raises(ValueError, match="particles are not finite"):
+        sample_posterior(law, root, 64, sde="vp", seed=0, particles=64, steps=10, proposal=prior)
+
+
+def test_half_precision_is_solved_in_single():
+    law, given = problem(2)
+    settings = {"n": 64, "sde": "vp", "seed": 0, "particles": 64, "steps": 20}
+    single = sample_posterior(law, given, dtype=torch.float32, **settings)
+    half = sample_posterior(law, given, dtype=torch.bfloat16, **settings)
+    assert half.x.dtype == torch.bfloat16
+    assert torch.equal(half.x, single.x.to(torch.bfloat16))
+    assert torch.equal(half.log_weights, single.log_weights)
+
+
+def test_probes_of_both_flows_are_independent():
+    """With fixed probes the errors of both likelihoods would cancel, and their sum be corrected
+    for.
+    """
+    law, given = problem(2)
+    settings = {"n": 300, "sde": "vp", "seed": 0}
+    exact = sample_posterior(law, given, method="flow", **settings)
+    trace = Hutchinson(6, seed=1, fresh=False)
+    found = sample_posterior(law, given, method=FlowWeights(trace=trace), **settings)
+    noise = found.log_weights - exact.log_weights + 0.5 * found.probe_variance
+    assert float(noise.var()) == pytest.approx(found.probe_variance, rel=0.4)
+
+
 def test_the_rule_of_weak_order_two_is_needed():
     """With few steps the evidence of Euler's chain is far from exact, and that of the default is
     not.
@@ -268,6 +309,7 @@ def test_doubtful_results_are_said():
         ({"observation": None}, ValueError, "there is no observation"),
         ({"steps": 5, "method": "flow"}, ValueError, "steps are those of method='particles'"),
         ({"particles": 1}, ValueError, "particles >= 2"),
+        ({"proposal": 3}, TypeError, "proposal is a name, a covariance or a function"),
         ({"sde": None}, ValueError, "no diffusion of its own"),
     ],
     ids=lambda value: "",
@@ -281,8 +323,14 @@ def test_arguments_are_checked(change, error, message):
 
 def test_more_arguments_are_checked():
     law, given = problem(2)
-    with pytest.raises(ValueError, match="eta > 0"):
-        Particles(method=OnClock())
+    for eta in (0.0, lambda l: 1.0):
+        with pytest.raises(ValueError, match="a number eta > 0"):
+            Particles(method=OnClock(AdamsBashforth(1), eta=eta))
+    own = Particles(8, method=OnClock(AdamsBashforth(1), eta=1.0, steps=7))
+    found = sample_posterior(law, given, 64, sde="vp", method=own)
+    assert found.evaluations.unique().tolist() == [8]
+    with pytest.raises(ValueError, match="leave out observation and proposal"):
+        sample_posterior(MomentMatched(law, given), n=8, sde="vp", proposal="dps")
     stages = Particles(method=OnClock(SRA1(), eta=1.0))
     with pytest.raises(TypeError, match="not normal with a known mean"):
         sample_posterior(law, given, 8, sde="vp", method=stages)
@@ -311,4 +359,6 @@ def test_a_network_in_training_mode_and_its_dtype():
     assert torch.equal(first.x, second.x)
     assert first.x.dtype == torch.float32
     assert model.net.training
+    score = sample_posterior(lambda x, t: -x, given, sde="vp", shape=(3,), **settings)
+    assert score.x.shape == (64, 3)
     assert sample_posterior(model, given, dtype=torch.float64, **settings).x.dtype == torch.float64

@@ -46,6 +46,8 @@ from sdekit_diffusion import (
     sample,
 )
 from sdekit_diffusion._sampling.adaptive import AbstractAdaptive
+from sdekit_diffusion._sampling.clock import on_clock as data_on_clock
+from sdekit_diffusion._sampling.clock import velocity_on_angle
 from sdekit_diffusion.metrics import modes
 
 MIXTURE = GaussianMixture(
@@ -537,3 +539,17 @@ def test_plans_follow_fields_that_can_change(held):
         held[0] = 0.5
     assert torch.equal(drawn(held), drawn(0.5))
     assert not torch.equal(drawn(0.5), drawn(1.0))
+
+
+@pytest.mark.parametrize("c", [0.5, 1.0, 2.0])
+def test_the_velocity_of_any_scale_has_the_flow_of_the_data(c):
+    """c changes what rules interpolate, not where the flow goes: solved finely, both ends agree."""
+    model = GaussianMixture([0.4, 0.6], torch.tensor([[-1.0], [0.7]]).double(), [0.1, 0.2])
+    u = torch.linspace(-2, 2, 9, dtype=torch.float64)[:, None]
+    grid = uniform(-3.0, 3.0, 400)
+    ends = []
+    for equation in (velocity_on_angle(model, c), data_on_clock(model)):
+        start, stop = (float(equation.scale(float(l))) for l in (grid[0], grid[-1]))
+        times = torch.as_tensor(equation.time(grid))
+        ends.append(solve(equation, u / start, times, solver=RK4()).x * stop)
+    torch.testing.assert_close(ends[0], ends[1], rtol=0, atol=1e-6)

@@ -177,16 +177,16 @@ def test_the_noise_of_a_clock_is_that_of_the_clock():
 @pytest.mark.parametrize(
     ("sde", "solver", "error", "message"),
     [
-        (ODE(drift), EulerMaruyama(), ValueError, "none noise has no density"),
+        (ODE(drift), EulerMaruyama(), ValueError, "noise of type 'none' has no density"),
         (
             SDE(drift, lambda t, x: torch.ones_like(x), "scalar"),
             EulerMaruyama(),
             ValueError,
-            "scalar noise has no density",
+            "noise of type 'scalar' has no density",
         ),
-        (equation("diagonal"), AdamsBashforth(1), ValueError, "diagonal noise has no density"),
+        (equation("diagonal"), AdamsBashforth(1), ValueError, "of AdamsBashforth with noise of"),
         (equation("additive"), SRA1(), TypeError, "SRA1 are not normal with a known mean"),
-        (equation("additive"), RK4(), ValueError, "additive noise has no density"),
+        (equation("additive"), RK4(), ValueError, "a step of RK4 with noise of type"),
     ],
     ids=["none", "scalar", "rule and noise", "stages", "solver and noise"],
 )
@@ -200,6 +200,43 @@ def test_a_general_g_must_be_square():
     steps = Transitions(wide, [0.0, 1.0], EulerMaruyama())
     with pytest.raises(ValueError, match="2 coordinates and 3 Brownian motions"):
         steps.log_prob(0, X, [X], END)
+
+
+def test_general_noise_of_events_with_several_dimensions():
+    """W has one dimension, whatever the state has: the same as for flat states."""
+    unit = torch.eye(2, dtype=torch.float64)
+    shapes = {"flat": (3, 2), "row": (3, 1, 2)}
+    found = {}
+    for name, shape in shapes.items():
+        g = (0.7 * unit).expand(3, 2, 2).reshape(*shape, 2)
+        q, p = (
+            SDE(lambda t, x, k=k: 0 * x + k, lambda t, x, g=g: g, "general", noise_size=2)
+            for k in (0.0, 0.5)
+        )
+        x0 = torch.zeros(shape, dtype=torch.float64)
+        weights = path_weights(
+            p, q, x0, [0.0, 0.4, 1.0], solver=EulerMaruyama(), noise=WhiteNoise(2)
+        )
+        found[name] = weights.log_weight
+        expected = (0.5 * weights.x.reshape(3, 2) - 0.125).sum(1) / 0.49
+        torch.testing.assert_close(weights.log_weight, expected)
+    torch.testing.assert_close(found["flat"], found["row"])
+
+
+def test_one_g_per_sample():
+    g = torch.tensor([[0.4], [0.8], [1.2]], dtype=torch.float64)
+    steps = Transitions(SDE(drift, lambda t, x: g, "additive"), [0.0, 0.5], EulerMaruyama())
+    f = drift(0.0, X)
+    expected = Normal(X + 0.5 * f, g * math.sqrt(0.5)).log_prob(END).sum(1)
+    torch.testing.assert_close(steps.log_prob(0, X, [f], END), expected)
+
+
+def test_another_g_is_refused():
+    with pytest.raises(ValueError, match="different g"):
+        path_weights(
+            SDE(drift, lambda t, x: 2.0), SDE(drift, lambda t, x: 1.0), X, [0.0, 1.0],
+            solver=EulerMaruyama(),
+        )  # fmt: skip
 
 
 def test_noise_types_must_agree():

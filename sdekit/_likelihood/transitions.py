@@ -55,8 +55,9 @@ class Transitions:
         noise = self.problem.noise_type
         if noise in ("none", "scalar") or noise not in self.solver.order:
             raise ValueError(
-                f"a step with {noise} noise has no density that is known here: take additive or "
-                "diagonal noise, or general noise with a square g, and a solver that supports it"
+                f"a step of {type(self.solver).__name__} with noise of type {noise!r} has no "
+                "density that is known here: take additive noise, or EulerMaruyama() for diagonal "
+                "noise and general noise with a square g"
             )
         object.__setattr__(self, "ts", times(self.ts))
         object.__setattr__(self, "solver", self.solver.plan(self.problem, self.ts))
@@ -109,23 +110,36 @@ class Transitions:
     def _width(self, i: int) -> float:
         return abs(self.ts[i + 1] - self.ts[i])
 
-    def _normals(self, i: int, x: Tensor, move: Tensor) -> tuple[Tensor, Tensor | float]:
-        """The standard normals whose noise in step i is a move, and the log of the volume of a unit
-        of them.
+    def _normals(self, i: int, x: Tensor, move: Tensor) -> tuple[Tensor, Tensor]:
+        """The standard normals whose noise in step i is a move, shaped like dw, and the log of the
+        volume of a unit of them.
         """
         root = math.sqrt(self._width(i))
         if self.problem.noise_type == "additive":
-            zero = torch.zeros_like(x[:1])
+            zero = torch.zeros_like(x)
             unit = self.with_noise(i, zero, torch.full_like(zero, root))
-            return move / unit, unit.to(torch.float64).abs().log().sum()
+            return move / unit, sum_of_sample(unit.to(torch.float64).abs().log())
         g = torch.as_tensor(self.problem.diffusion(self.ts[i], x)).to(x)
         if self.problem.noise_type == "diagonal":
             unit = root * g.expand_as(x)
             return move / unit, sum_of_sample(unit.to(torch.float64).abs().log())
         matrix = root * g.reshape(len(x), -1, g.shape[-1])
         _require_square(matrix)
-        z = torch.linalg.solve(matrix, move.reshape(len(x), -1))
-        return z.reshape(move.shape), torch.linalg.slogdet(matrix.to(torch.float64)).logabsdet
+        z = torch.linalg.solve(matrix, move.reshape(len(x), -1))  # shaped like dw
+        return z, torch.linalg.slogdet(matrix.to(torch.float64)).logabsdet
+
+
+def _require_equal(noisy: Tensor, other: Tensor) -> None:
+    """Refuses two equations that move a state by different noise.
+
+    Raises:
+        ValueError: says so.
+    """
+    if not torch.allclose(noisy, other, rtol=2e-4, atol=1e-6):
+        raise ValueError(
+            "the target and the proposal have different g: paths have a density only where g is "
+            "the same"
+        )
 
 
 def _require_square(matrix: Tensor) -> None:
@@ -221,6 +235,8 @@ def path_weights(
         both = [checked_output("the drift", drift, x.shape, x) for drift in drifts]
         slopes = [torch.stack(both), *slopes]
         noisy = steps.with_noise(i, x, w)
+        if not i:
+            _require_equal(noisy, Transitions(equations[1], grid, solver).with_noise(0, x, w))
         end, other = steps.mean(i, noisy, slopes)
         log_weight = log_weight + steps.log_ratio(i, x, other - end, w)
         x = end

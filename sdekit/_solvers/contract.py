@@ -104,16 +104,15 @@ class AbstractSolver(ABC):
         """
 
     def mean_weights(self, t0: float, t1: float) -> Sequence[float]:
-        """The weights of a step whose mean is x_0 + sum_j w_j f_j, with f_j the drifts at the
-        points
-        of the grid up to t_0, the newest first: the steps of `Transitions`.
+        """The weights of a step whose mean is x_0 + sum_j w_j f_j, with f_j the drifts at points of
+        the grid up to t_0, the newest first: those of the steps of `Transitions`.
 
         Raises:
             TypeError: for a solver with other steps.
         """
         raise TypeError(
             f"the steps of {type(self).__name__} are not normal with a known mean: choose a rule "
-            " with one evaluation per step, such as EulerMaruyama(), AdamsBashforth(2) or "
+            "with one evaluation per step, such as EulerMaruyama(), AdamsBashforth(2) or "
             "AdamsMoulton(2)"
         )
 

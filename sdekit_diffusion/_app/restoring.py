@@ -9,6 +9,7 @@ from torch import Tensor
 
 from sdekit_diffusion._app import figures
 from sdekit_diffusion._inference.sample_posterior import sample_posterior
+from sdekit_diffusion._models.data_scale import data_scale
 from sdekit_diffusion._models.observation import LinearObservation
 from sdekit_diffusion._models.operators import AbstractOperator, Blur, Downsampling, Mask
 from sdekit_diffusion._models.score_model import ScoreModel
@@ -105,7 +106,8 @@ def restored(
     dtype, device = model.place()
     x = scale.encode(levels, 0.5 if scale.levels else 0.0).to(device, dtype)
     operator = degradation.operator(tuple(x.shape[1:]))
-    variance = (degradation.noise * (model.data_std or 1.0)) ** 2
+    std = data_scale(model, tuple(x.shape[1:])).std
+    variance = (degradation.noise * std) ** 2
     clean = LinearObservation(operator, operator(x), variance)
     y = clean.simulate(x, seed=seed, first=first)
     observation = LinearObservation(operator, y, variance)

@@ -17,6 +17,7 @@ from sdekit_diffusion._sampling.method import ReverseProblem
 from sdekit_diffusion._sampling.on_clock import OnClock
 from sdekit_diffusion._sampling.start import centre
 
+_WORSE = 3.0  # nats below the least psi at the start: where psi is 0
 _PRIOR = -1  # the counter of `sdekit.normal` that belongs to initial states
 
 
@@ -70,12 +71,22 @@ class Both:
             posterior, coordinates.mean, coordinates.std, coordinates.event
         )
         self.log_psi = torch.zeros(0)
+        self._least: Tensor | None = None
 
     def __call__(self, l: Time, u: Tensor) -> Tensor:
         found = self.posterior.condition(*self.standard.model_input(l, u))
-        self.log_psi = found.log_psi
+        self.log_psi = self._positive(found.log_psi)
         both = (found.conditioned, found.data)
         return torch.stack([self.coordinates.standard_data(data) for data in both])
+
+    def _positive(self, log_psi: Tensor) -> Tensor:
+        """log psi, and a constant where psi is 0, which x may leave later: any positive psi is
+        exact.
+        """
+        if self._least is None:  # at the start
+            least = torch.where(log_psi.isfinite(), log_psi, math.inf).amin()
+            self._least = torch.where(least.isfinite(), least, 0.0) - _WORSE
+        return torch.where(log_psi == -math.inf, self._least, log_psi)
 
 
 @dataclass(frozen=True, eq=False)
@@ -136,7 +147,9 @@ class CloudSolve:
             log_weights = cloud.log_weights + log_ratio + (log_psi - cloud.log_psi)
             cloud = Cloud(y, slopes, log_psi, log_weights, cloud.log_mean)
         x = self.coordinates.leave(self.span, to_u(len(steps), cloud.y))
-        return x, cloud.log_weights + cloud.log_mean
+        log_weights = cloud.log_weights + cloud.log_mean
+        _require_numbers(x, log_weights)
+        return x, log_weights
 
     def _steps(self, both: Both, u: Tensor) -> tuple[Any, Transitions, Any, Any]:
         """The equation with both denoisers, its steps, and the ways to u and back."""
@@ -152,3 +165,18 @@ class CloudSolve:
         """The number in [0, 1) of a resampling, of a cloud."""
         index = torch.tensor([number], device=self.device)
         return uniform01(seed, index, (), counter=RESAMPLING + i)
+
+
+def _require_numbers(x: Tensor, log_weights: Tensor) -> None:
+    """Refuses states or weights that are no numbers; -inf is a weight of 0.
+
+    Raises:
+        ValueError: says where to look.
+    """
+    wrong = ~torch.isfinite(x).flatten(1).all(dim=1) | log_weights.isnan() | (log_weights > 1e300)
+    if bool(wrong.any()):
+        raise ValueError(
+            f"{int(wrong.sum())} of {len(x)} particles are not finite: log p(y | x) must be a "
+            "number, or -inf where y is impossible, wherever particles come, and the steps of a "
+            "proposal such as 'dps' may be too long for the noise of y"
+        )

@@ -22,7 +22,7 @@ from sdekit_diffusion._inputs import available_device, is_whole
 from sdekit_diffusion._models.conditioned import DPS, AbstractPosterior, Laplace, MomentMatched
 from sdekit_diffusion._models.covariances import COVARIANCES, AbstractCovariance
 from sdekit_diffusion._models.evaluating import evaluating
-from sdekit_diffusion._models.observation import AbstractObservation, LinearObservation
+from sdekit_diffusion._models.observation import AbstractObservation, Joint, LinearObservation
 from sdekit_diffusion._models.score_model import as_model
 from sdekit_diffusion._sampling.arguments import Model
 from sdekit_diffusion._sampling.coordinates import Coordinates
@@ -50,6 +50,7 @@ def sample_posterior(
     seed: int | None = None,
     first: int = 0,
     end: float | None = None,
+    shape: tuple[int, ...] | None = None,
     dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
     progress: bool = False,
@@ -83,7 +84,9 @@ def sample_posterior(
             observation j - 1; first is the number of the first observation.
         end: as in `sample`; a tenth of the noise of y, in units of the data, where that is less
             than 1e-3.
-        dtype, device: of the result; those of the model unless given.
+        shape: of one sample; the model's unless given.
+        dtype, device: of the result; those of the model unless given. Half precision is solved in
+            float32.
         progress: show a bar.
 
     Raises:
@@ -114,7 +117,7 @@ def sample_posterior(
     if not is_whole(n, 1) or not is_whole(first, 0):
         raise ValueError(f"n counts samples from 1 on, and first from 0; not {n!r} and {first!r}")
     default = "isotropic" if isinstance(weighting, Particles) else "jacobian"
-    posterior, diffusion = _posterior(model, observation, sde, proposal, default)
+    posterior, diffusion = _posterior(model, observation, sde, shape, proposal, default)
     if isinstance(posterior.observation, LinearObservation):
         posterior.observation.require_noise()
     coordinates = Coordinates.of(posterior, diffusion, posterior.shape)
@@ -125,7 +128,8 @@ def sample_posterior(
     count = len(posterior.observation.y) if posterior.observation.each else 1
     problem = PosteriorProblem(
         posterior, coordinates, coordinates.span(posterior, end), n,
-        fresh_seed() if seed is None else seed, first, noise, dtype or own_dtype, place,
+        fresh_seed() if seed is None else seed, first, noise,
+        torch.promote_types(dtype or own_dtype, torch.float32), place,
     )  # fmt: skip
     parts = []
     bar = tqdm(total=count * n, unit="sample", desc="posterior", disable=not progress)
@@ -134,7 +138,8 @@ def sample_posterior(
             row = posterior.rows(torch.tensor([j], device=place)) if count > 1 else posterior
             one = replace(problem, posterior=row, number=first + j, report=bar.update)
             parts.append(weighting.run(one))
-    return _checked(parts[0] if not posterior.observation.each else _joined(parts))
+    found = _checked(parts[0] if not posterior.observation.each else _joined(parts))
+    return replace(found, x=found.x.to(dtype or own_dtype))
 
 
 def _weighting(
@@ -163,16 +168,17 @@ def _posterior(
     model: Model,
     observation: AbstractObservation | None,
     sde: AbstractDiffusion | str | None,
+    shape: tuple[int, ...] | None,
     proposal: Proposal | None,
     default: str,
 ) -> tuple[AbstractPosterior, AbstractDiffusion]:
     """The conditioned model that proposes, and the diffusion."""
-    found, diffusion = as_model(model, sde)
+    found, diffusion = as_model(model, sde, shape)
     if isinstance(found, AbstractPosterior):
-        if observation is not None:
+        if observation is not None or proposal is not None:
             raise ValueError(
                 f"the model is given an observation already, a {type(found).__name__}: leave out "
-                "observation, or pass the model of x"
+                "observation and proposal, or pass the model of x"
             )
         return found, diffusion
     if observation is None:
@@ -180,7 +186,9 @@ def _posterior(
             "there is no observation: pass LinearObservation(operator, y, covariance), for example"
         )
     if found.shape is not None and isinstance(observation, AbstractObservation):
-        observation = observation.bound(tuple(found.shape))
+        dtype, device = found.place()
+        like = torch.zeros((), dtype=dtype, device=device)
+        observation = observation.bound(tuple(found.shape), like)
     if proposal is None:
         proposal = default if isinstance(observation, LinearObservation) else "laplace"
     if isinstance(proposal, str) and proposal in _OTHERS:
@@ -193,6 +201,8 @@ def _posterior(
                 f"{did_you_mean(proposal, [*COVARIANCES, *_OTHERS])}"
             )
         return MomentMatched(found, observation, proposal), diffusion
+    if not callable(proposal):
+        raise TypeError(f"proposal is a name, a covariance or a function, not {proposal!r:.60}")
     made = proposal(found, observation)
     if not isinstance(made, AbstractPosterior):
         raise TypeError(
@@ -206,15 +216,18 @@ def _relative_noise(observation: AbstractObservation, std: float) -> float:
     """The smallest standard deviation of the noise of y, in the units of x, over that of the data;
     1 where it is larger or not known.
     """
+    if isinstance(observation, Joint):
+        return min(_relative_noise(one, std) for one in observation.parts)
     if not isinstance(observation, LinearObservation):
         return 1.0
-    largest = float(torch.as_tensor(observation.spectrum.gains).max())
+    largest = observation.largest_gain
     return min(1.0, 1 / (math.sqrt(largest) * std)) if largest > 0 else 1.0
 
 
 def _joined(parts: list[WeightedSamples]) -> WeightedSamples:
     """The samples of several observations."""
-    evaluations = torch.stack([part.evaluations for part in parts if part.evaluations is not None])
+    counts = [part.evaluations for part in parts if part.evaluations is not None]
+    evaluations = torch.stack(counts) if len(counts) == len(parts) else None
     return replace(
         parts[0],
         x=torch.stack([part.x for part in parts]),
@@ -226,14 +239,15 @@ def _joined(parts: list[WeightedSamples]) -> WeightedSamples:
 
 def _checked(samples: WeightedSamples) -> WeightedSamples:
     """Samples, with a warning where they are not reliable."""
-    few = samples.ess < min(_FEW, 0.25 * samples.log_weights.shape[-1])
+    few = ~(samples.ess >= min(_FEW, 0.25 * samples.log_weights.shape[-1]))
     spread = torch.zeros_like(few)
     if 1 < samples.clouds < samples.log_weights.shape[-1]:
-        spread = samples.log_evidence_by_cloud.std(dim=-1) > _SPREAD
+        spread = ~(samples.log_evidence_by_cloud.std(dim=-1) <= _SPREAD)
     if not bool(samples.log_weights.isfinite().any(dim=-1).all()):
         raise ValueError(
-            "all weights are 0 or not finite: y is impossible under the model, or far outside what "
-            "it has learned; check y, its scale and the covariance of its noise"
+            "all weights are 0: y is impossible for all particles, outside the range of a sensor "
+            "or far from what the model has learned; check y, its scale and the covariance of its "
+            "noise, or take more particles"
         )
     if bool((few | spread).any()):
         which = f" of {int((few | spread).sum())} of {few.numel()} observations" if few.ndim else ""
@@ -252,12 +266,14 @@ def _checked(samples: WeightedSamples) -> WeightedSamples:
 def bayes_factor(a: WeightedSamples, b: WeightedSamples) -> tuple[Tensor, Tensor]:
     """log p(y | model a) - log p(y | model b) in nats, and its standard error.
 
-    Of two models, or two observations of one model with the same y.
+    Of two models, or two operators with the same y, by samples with different seeds: their errors
+    are taken as independent.
 
     Example:
         >>> y = sd.LinearObservation(torch.tensor([[1.0]]), torch.tensor([1.0]), 1.0)
         >>> near, far = (sd.GaussianMixture([1.0], [[m]], [1.0]) for m in (0.0, 3.0))
-        >>> a, b = (sd.sample_posterior(law, y, 512, sde="vp", seed=0) for law in (near, far))
+        >>> a = sd.sample_posterior(near, y, 512, sde="vp", seed=0)
+        >>> b = sd.sample_posterior(far, y, 512, sde="vp", seed=1)
         >>> value, stderr = sd.bayes_factor(a, b)
         >>> bool((value - 0.75).abs() < 4 * stderr + 0.05)  # (2^2 - 1^2) / (2 * 2)
         True

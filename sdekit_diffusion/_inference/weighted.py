@@ -20,8 +20,7 @@ class WeightedSamples:
 
     Attributes:
         x: `(n, *shape)`.
-        log_weights: log w_i, float64, `(n,)`: relative to p(y) = 1 they have the mean 1 where the
-            estimate is exact. Zero where samples are not weighted.
+        log_weights: log w_i, float64, `(n,)`; the mean of the w_i estimates p(y).
         clouds: how many independent parts the n samples consist of, one after the other.
         evaluations: of the model, per sample, int64.
         probe_variance: the mean variance of log w_i due to random probes; 0 without.

@@ -18,6 +18,7 @@ from sdekit_diffusion._sampling.on_clock import OnClock
 from sdekit_diffusion._sampling.start import centre
 
 _PRIOR = -1  # the counter of `sdekit.normal` that belongs to initial states
+_OTHER_PROBES = 1 << 40  # added to the numbers of samples
 _MAX_PROBE_VARIANCE = 0.3  # nats^2, above which e^{v/2} depends on the law of the probes' noise
 _LARGEST_TOLERANCE = 1e-4
 _TOLERANCE = 3e-3  # of the noise of y, in units of the data, chosen by benchmarks/posterior.py
@@ -94,7 +95,7 @@ class Particles(AbstractWeighting):
     Arguments:
         particles: K, in one cloud; n samples are n / K clouds, rounded up, and cloud i depends on
             (seed, i) alone.
-        steps: of the reverse process.
+        steps: of the reverse process; those of the method unless given.
         threshold: resampling where fewer than this share of the particles are effective; 0 for
             never: importance sampling of whole paths, each a cloud of its own.
         method: the rule, its noise (eta > 0) and its grid; of weak order two unless given.
@@ -117,25 +118,28 @@ class Particles(AbstractWeighting):
     """
 
     particles: int = 128
-    steps: int = 100
+    steps: int | None = None
     threshold: float = 0.5
     method: OnClock = field(default=OnClock(AdamsMoulton(2), eta=1.0))
 
     def __post_init__(self) -> None:
-        if self.particles < 2 or self.steps < 1 or not 0 <= self.threshold <= 1:
+        valid = self.particles >= 2 and (self.steps is None or self.steps >= 1)
+        if not (valid and 0 <= self.threshold <= 1):
             raise ValueError(
                 "Particles needs particles >= 2, steps >= 1 and threshold from 0 to 1, not "
                 f"{self.particles}, {self.steps} and {self.threshold}"
             )
-        if not isinstance(self.method, OnClock) or not self.method.eta:
+        numbers = isinstance(self.method, OnClock) and not callable(self.method.eta)
+        if not numbers or not self.method.eta:
             raise ValueError(
                 "paths have weights where steps have noise: give a method OnClock(eta=1.0), with "
-                f"eta > 0, not {self.method!r:.60}"
+                f"a number eta > 0, not {self.method!r:.60}"
             )
 
     def run(self, problem: PosteriorProblem) -> WeightedSamples:
         count = -(-problem.n // self.particles)
-        method = replace(self.method, steps=self.steps)
+        steps = self.steps or self.method.steps
+        method = replace(self.method, steps=steps)
         solve = CloudSolve(
             problem.of(self.particles), problem.coordinates, problem.span, method, self.threshold,
             problem.dtype, problem.device,
@@ -147,7 +151,7 @@ class Particles(AbstractWeighting):
                 problem.report(self.particles)
         x, log_weights = (torch.cat(part) for part in zip(*parts, strict=True))
         count = count if self.threshold else len(x)
-        evaluations = torch.full((len(x),), self.steps + 1, dtype=torch.int64)
+        evaluations = torch.full((len(x),), steps + 1, dtype=torch.int64)
         return WeightedSamples(x, log_weights, count, evaluations, seed=problem.seed)
 
 
@@ -197,6 +201,8 @@ class FlowWeights(AbstractWeighting):
         log_start = down.log_prior(posterior, start)(start)
         x = found.latent
         up = FlowMap(posterior.model, coordinates, (high, low), method, self.batch_size)
+        # Other probes, so that the noise of both is independent.
+        settings["first"] += _OTHER_PROBES
         prior = up.log_likelihood(x, None, **settings)
         problem.report(problem.n)
         with torch.no_grad():

@@ -3,6 +3,7 @@
 from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, Self
 
 import torch
@@ -64,7 +65,9 @@ class AbstractPosterior(AbstractDerivedModel):
             )
         if self.model.shape is None:
             raise ValueError("the model does not know the shape of its samples; give it shape=")
-        bound = self.observation.bound(tuple(self.model.shape))
+        dtype, device = self.model.place()
+        like = torch.zeros((), dtype=dtype, device=device)
+        bound = self.observation.bound(tuple(self.model.shape), like)
         object.__setattr__(self, "observation", bound)
 
     @abstractmethod
@@ -75,10 +78,20 @@ class AbstractPosterior(AbstractDerivedModel):
         return self.condition(l, u).conditioned
 
     def rows(self, index: Tensor) -> Self:
-        return replace(super().rows(index), observation=self.observation.rows(index))
+        selected = replace(super().rows(index), observation=self.observation.rows(index))
+        vars(selected)["std"] = self.std
+        return selected
 
     def entries(self) -> dict[str, Tensor]:
-        return {**super().entries(), **self.observation.entries()}
+        entries = super().entries()
+        for name, value in self.observation.entries().items():
+            entries[f"observation.{name}" if name in entries else name] = value
+        return entries
+
+    @cached_property
+    def std(self) -> float:
+        """The standard deviation of the data of the model."""
+        return data_scale(self.model, self.shape).std
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,8 +145,7 @@ class MomentMatched(AbstractPosterior):
         chosen = self.covariance
         covariance = COVARIANCES[chosen] if isinstance(chosen, str) else chosen
         assert isinstance(self.observation, LinearObservation)
-        std = data_scale(self.model, self.shape).std
-        return covariance.condition(self.model, self.observation, std, l, u)
+        return covariance.condition(self.model, self.observation, self.std, l, u)
 
 
 @dataclass(frozen=True, eq=False)
@@ -165,7 +177,7 @@ class Laplace(AbstractPosterior):
         MacKay 2003, "Information theory, inference, and learning algorithms", chapter 27.
     """
 
-    steps: int = 5
+    steps: int = 8
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -174,18 +186,27 @@ class Laplace(AbstractPosterior):
 
     def condition(self, l: Time, u: Tensor) -> Conditioned:
         data = self.model.predict_data(l, u)
-        std = data_scale(self.model, self.shape).std
-        variance = broadcast(posterior_variance(l, std**2), u)
+        variance = broadcast(posterior_variance(l, self.std**2), u)
         x = data
         with torch.inference_mode(False), torch.enable_grad():
+            gradient, curvature, log_likelihood = self._derivatives(x)
+            best = log_likelihood
+            damping = torch.ones_like(best)
             for _ in range(self.steps):
-                gradient, curvature, _ = self._derivatives(x)
                 move = variance * gradient - (x - data)
-                x = x + move / (1 + variance * curvature)
-            _, curvature, log_likelihood = self._derivatives(x)
-        distance = sum_of_sample(((x - data).square() / variance).detach())
+                move = move / (1 + variance * curvature)
+                tried = x + move / broadcast(damping, x)
+                derivatives = self._derivatives(tried)
+                value = derivatives[2] - 0.5 * sum_of_sample((tried - data).square() / variance)
+                better = value > best
+                best = torch.where(better, value, best)
+                damping = torch.where(better, (0.5 * damping).clamp_min(1.0), 4 * damping)
+                kept = better.reshape(-1, *[1] * (x.ndim - 1))
+                x = torch.where(kept, tried, x)
+                gradient = torch.where(kept, derivatives[0], gradient)
+                curvature = torch.where(kept, derivatives[1], curvature)
         volume = sum_of_sample(torch.log1p(variance * curvature))
-        return Conditioned(data, x, log_likelihood.double() - 0.5 * (distance + volume))
+        return Conditioned(data, x, best - 0.5 * volume)
 
     def _derivatives(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The gradient of log p(y | x), minus the row sums of its second derivative where that is
@@ -250,7 +271,7 @@ class DPS(AbstractPosterior):
         if not self.jacobian:
             data = self.model.predict_data(l, u)
             gradient, log_psi = _gradient(self.observation.log_prob, data)
-            factor = posterior_variance(l, data_scale(self.model, self.shape).std ** 2)
+            factor = posterior_variance(l, self.std**2)
             move = broadcast(self.zeta * factor, u) * gradient
             return Conditioned(data, data + move, log_psi)
 

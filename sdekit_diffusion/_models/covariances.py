@@ -86,7 +86,8 @@ class IsotropicCovariance(AbstractCovariance):
         spectrum = observation.spectrum
         residual = spectrum.project(observation.residual(data))
         variance = posterior_variance(l, (std if self.std is None else self.std) ** 2)
-        variances = spectrum.noise + broadcast(variance, residual) * spectrum.gains.to(residual)
+        gains = spectrum.gains.to(residual)
+        variances = spectrum.noise + broadcast(variance, residual) * gains
         move = spectrum.lift(residual / variances)
         conditioned = data + broadcast(variance, u) * move
         return Conditioned(data, conditioned, _log_normal(residual, variances, observation))
@@ -123,23 +124,32 @@ class DataCovariance(AbstractCovariance):
                 f"covariance must be symmetric, of shape (d, d), not {tuple(c.shape)}; use "
                 "torch.cov(x.flatten(1).T)"
             )
+        self._require_positive()
 
     @cached_property
     def _spectrum(self) -> tuple[Tensor, Tensor]:
         values, axes = torch.linalg.eigh(self.covariance.to(torch.float64))
         return values.clamp_min(0.0), axes
 
+    def _require_positive(self) -> None:
+        least, *_, largest = torch.linalg.eigvalsh(self.covariance.to(torch.float64)).tolist()
+        if least < -1e-6 * max(largest, -least):
+            raise ValueError(
+                f"covariance must be positive semidefinite; its least eigenvalue is {least:.3g}"
+            )
+
     def condition(
         self, model: AbstractModel, observation: LinearObservation, std: float, l: Time, u: Tensor
     ) -> Conditioned:
-        values, axes = self._spectrum
+        values, axes = (part.to(u.device) for part in self._spectrum)
         data = model.predict_data(l, u)
         measured = self._measured(observation, axes)
         level = l.to(values)[:, None] if isinstance(l, Tensor) and l.ndim else l
         v = posterior_variance(level, values)
         assert isinstance(v, Tensor)
         matrix = (measured * v.unsqueeze(-2)) @ measured.T
-        matrix = matrix + observation.spectrum.noise * torch.eye(len(measured)).to(values)
+        noise = 0.0 if observation.noiseless else 1.0
+        matrix = matrix + noise * torch.eye(len(measured)).to(values)
         factor = torch.linalg.cholesky(matrix)
         residual = _whitened(observation, observation.residual(data)).to(values)
         solved = _cholesky_solve(residual, factor)
@@ -150,7 +160,7 @@ class DataCovariance(AbstractCovariance):
         return Conditioned(data, data + move.to(u).reshape(u.shape), log_psi)
 
     def _measured(self, observation: LinearObservation, axes: Tensor) -> Tensor:
-        """L^{-1} A Q, `(m, d)`."""
+        """L^{-1} A Q, `(m, d)`; A Q is kept for the operator."""
         event = observation.event
         assert event is not None
         if math.prod(event) != len(axes):
@@ -159,11 +169,11 @@ class DataCovariance(AbstractCovariance):
                 f"{math.prod(event)} coordinates"
             )
         cached = vars(self).get("_cache")
-        if cached is None or cached[0] is not observation.operator:
-            rows = _whitened(observation, observation.apply(axes.T.reshape(-1, *event)))
-            cached = observation.operator, rows.T
+        if cached is None or cached[0] is not observation.operator or cached[1] != event:
+            columns = axes.T.reshape(-1, *event).to(observation.y)
+            cached = observation.operator, event, observation.apply(columns).to(axes)
             vars(self)["_cache"] = cached
-        return cached[1]
+        return _whitened(observation, cached[2]).T
 
 
 @dataclass(frozen=True)
@@ -258,7 +268,11 @@ def _dense(
 
 
 def _isotropic_log_psi(observation: LinearObservation, data: Tensor, std: float, l: Time) -> Tensor:
-    """log psi of D with an isotropic V."""
+    """log psi of D with an isotropic V; of too many measurements with the largest gain for all."""
+    if observation.many:
+        residual = observation.whitened(observation.residual(data))
+        spread = broadcast(posterior_variance(l, std**2), residual) * observation.largest_gain
+        return _log_normal(residual, torch.ones_like(residual) + spread, observation)
     spectrum = observation.spectrum
     residual = spectrum.project(observation.residual(data))
     variance = broadcast(posterior_variance(l, std**2), residual)
@@ -333,11 +347,11 @@ def _log_normal(residual: Tensor, variances: Tensor, observation: LinearObservat
 
 def _log_volume(observation: LinearObservation) -> float:
     """log det R, that of whitening; 0 without noise."""
-    return observation.log_volume if observation.spectrum.noise else 0.0
+    return 0.0 if observation.noiseless else observation.log_volume
 
 
 def _whitened(observation: LinearObservation, v: Tensor) -> Tensor:
-    return observation.whitened(v) if observation.spectrum.noise else v
+    return v if observation.noiseless else observation.whitened(v)
 
 
 def _cholesky_solve(b: Tensor, factor: Tensor) -> Tensor:

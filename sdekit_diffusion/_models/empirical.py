@@ -3,7 +3,7 @@ diffusion.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -57,7 +57,9 @@ class EmpiricalMixture(AbstractMixture):
         Song and Ermon 2020, arXiv 2006.09011, section 3.1 and figure 2.
     """
 
-    def __init__(self, centres: Tensor, std: float = 0.0, weights: Tensor | None = None) -> None:
+    def __init__(
+        self, centres: Tensor, std: float = 0.0, weights: Tensor | Sequence[float] | None = None
+    ) -> None:
         require_tensor("centres", centres, "(n, *event)")
         if centres.ndim < 1 or not centres.numel() or not centres.is_floating_point():
             raise ValueError(
@@ -76,7 +78,7 @@ class EmpiricalMixture(AbstractMixture):
             raise ValueError(f"centres must be finite and std a number from 0 on; std is {std}")
         self.weights = torch.full_like(self._squares, 1 / len(centres))
         if weights is not None:
-            self.weights = _checked_weights(weights).to(self._squares)
+            self.weights = _checked_weights(weights, len(centres)).to(self._squares)
         mean = (self.weights @ self._centres.to(torch.float64)).to(self._centres)
         square = float(self.weights @ self._squares)
         spread = (square - float(mean.double().square().sum())) / self._centres.shape[1]
@@ -140,7 +142,7 @@ class EmpiricalMixture(AbstractMixture):
 
     def _covariance(self, observed: Observed) -> Tensor:
         """s^2 I."""
-        return self.std**2 * torch.eye(observed.matrix.shape[1], dtype=torch.float64)
+        return self.std**2 * torch.eye(observed.matrix.shape[1]).to(observed.matrix)
 
     def log_prob(self, x: Tensor) -> Tensor:
         """log p_0(x) in nats: `(batch, *event)` to `(batch,)`."""
@@ -251,8 +253,11 @@ class EmpiricalMixture(AbstractMixture):
             yield smallest, relative * (-0.5 / variance) + log_weights
 
 
-def _checked_weights(weights: Tensor) -> Tensor:
-    """Weights, refused unless they are positive and sum to 1."""
+def _checked_weights(weights: Tensor | Sequence[float], n: int) -> Tensor:
+    """Weights, refused unless there are n, positive, which sum to 1."""
+    weights = torch.as_tensor(weights, dtype=torch.float64)
+    if weights.shape != (n,):
+        raise ValueError(f"weights have shape {tuple(weights.shape)}; give one a centre, ({n},)")
     if not bool((weights > 0).all()) or abs(float(weights.sum()) - 1) > 1e-5:
         raise ValueError(
             f"weights must be positive and sum to 1, not {float(weights.sum()):g}; divide them by "

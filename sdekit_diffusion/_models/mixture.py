@@ -57,7 +57,17 @@ class AbstractMixture(AbstractModel):
             TypeError, ValueError: as `given`.
         """
         found = torch.logsumexp(self._given_logits(self._observed(observation)), dim=1)
-        return found if observation.bound(self.shape).each else found[0]
+        return found if self._bound(observation).each else found[0]
+
+    def _bound(self, observation: AbstractObservation) -> AbstractObservation:
+        """An observation of samples of this law."""
+        if not isinstance(observation, AbstractObservation):
+            raise TypeError(
+                "the law is given an observation, such as LinearObservation(operator, y, "
+                f"covariance), not {observation!r:.60}"
+            )
+        dtype, device = self.place()
+        return observation.bound(self.shape, torch.zeros((), dtype=dtype, device=device))
 
     @abstractmethod
     def _given_logits(self, observed: "Observed") -> Tensor:
@@ -70,13 +80,13 @@ class AbstractMixture(AbstractModel):
             TypeError: for one that is not linear.
             ValueError: where it does not fit; with `one`, for y of many samples.
         """
-        bound = observation.bound(self.shape)
+        bound = self._bound(observation)
         if not isinstance(bound, LinearObservation):
             raise TypeError(
                 "the exact law of a mixture is known given a LinearObservation, not "
                 f"{type(bound).__name__}; see sample_posterior"
             )
-        if one and bound.each:
+        if one and bound.each and len(bound.y) != 1:
             raise ValueError(
                 f"y has {len(bound.y)} entries, and a mixture is given one: call it for each, or "
                 "sample_posterior for all"
@@ -114,11 +124,10 @@ class Observed:
     def of(observation: LinearObservation) -> "Observed":
         event = observation.event
         assert event is not None
-        unit = torch.eye(math.prod(event), dtype=torch.float64).reshape(-1, *event)
-        matrix = observation.apply(unit).T
-        given = observation.noise_covariance
-        identity = torch.eye(len(matrix), dtype=torch.float64)
-        covariance = given if given.ndim == 2 else identity * given
+        unit = torch.eye(math.prod(event)).to(observation.y).reshape(-1, *event)
+        matrix = observation.apply(unit).T.to(torch.float64)
+        given = observation.noise_covariance.to(matrix)
+        covariance = given if given.ndim == 2 else torch.eye(len(matrix)).to(matrix) * given
         return Observed(matrix, covariance, observation.y.to(matrix).reshape(-1, len(matrix)))
 
     def factor(self, covariances: Tensor) -> Tensor:
@@ -139,10 +148,16 @@ class Observed:
     def log_normal(self, means: Tensor, factor: Tensor) -> Tensor:
         """log N(y; A m_k, S_k) of means `(K, d)` and factors of S_k, `(n, K)`."""
         residual = self.y[:, None] - means @ self.matrix.T
-        white = torch.linalg.solve_triangular(factor, residual.unsqueeze(-1), upper=False)
         log_det = 2 * factor.diagonal(dim1=-2, dim2=-1).log().sum(dim=-1)
         constant = log_det + residual.shape[-1] * math.log(2 * math.pi)
-        return -0.5 * (white.square().sum(dim=(-2, -1)) + constant)
+        if factor.ndim == 2:  # one for all, which would be copied for each
+            rows = residual.flatten(0, 1).T
+            white = torch.linalg.solve_triangular(factor, rows, upper=False).T
+            squares = white.square().sum(dim=1).reshape(residual.shape[:2])
+        else:
+            white = torch.linalg.solve_triangular(factor, residual.unsqueeze(-1), upper=False)
+            squares = white.square().sum(dim=(-2, -1))
+        return -0.5 * (squares + constant)
 
 
 class GaussianMixture(AbstractMixture):
@@ -302,15 +317,29 @@ class GaussianMixture(AbstractMixture):
         Raises:
             ValueError: for a law without a density, given y without noise.
         """
-        if not bool((self._variances > 0).all()):
-            raise ValueError(
-                "this law has no density: it was given y without noise; give a small covariance"
-            )
+        self._require_density()
         return torch.logsumexp(self._components(1.0, 0.0, x)[2], dim=1)
 
     def responsibilities(self, x: Tensor) -> Tensor:
-        """The probability of each component given x: `(batch, *event)` to `(batch, K)`."""
+        """The probability of each component given x: `(batch, *event)` to `(batch, K)`.
+
+        Raises:
+            ValueError: for a law without a density.
+        """
+        self._require_density()
         return torch.softmax(self._components(1.0, 0.0, x)[2], dim=1)
+
+    def _require_density(self) -> None:
+        """Refuses a law whose variances are 0 in some direction.
+
+        Raises:
+            ValueError: says why.
+        """
+        if not bool((self._variances > 0).all()):
+            raise ValueError(
+                "this law has no density: it was given y with noise that is 0, or below rounding "
+                "relative to its variance; give a larger covariance"
+            )
 
     def predict_data(self, l: Time, u: Tensor) -> Tensor:
         """D(l, u) = sum_k r_k [m_k + a C_k (a^2 C_k + b^2)^{-1} (u - a m_k)]."""

@@ -14,11 +14,12 @@ from sdekit import computed, fresh_seed, normal
 from sdekit.elementary import sum_of_sample
 from sdekit_diffusion._counters import MEASUREMENT
 from sdekit_diffusion._inputs import require_tensor
-from sdekit_diffusion._models.operators import gram, operator_of, require_linear
+from sdekit_diffusion._models.operators import MAX_GRAM, gram, operator_of, require_linear
 
 _ROUNDING = 1e-12  # of the largest number of A A^T: what is not on the diagonal
 # What does not depend on y, computed once.
-_KEPT = ("spectrum", "log_volume", "noise_covariance", "_factor")
+_KEPT = ("spectrum", "log_volume", "noise_covariance", "_factor", "largest_gain")
+_POWER_STEPS = 30
 
 
 class AbstractObservation(ABC):
@@ -52,8 +53,11 @@ class AbstractObservation(ABC):
         """The tensors with one entry per sample, by name."""
         return {"y": self.y} if self.each else {}
 
-    def bound(self, event: tuple[int, ...]) -> "AbstractObservation":
+    def bound(self, event: tuple[int, ...], like: Tensor | None = None) -> "AbstractObservation":
         """The observation of samples of a shape, after checks.
+
+        Arguments:
+            like: of the dtype and on the device in which samples will be; y unless given.
 
         Raises:
             ValueError: when it does not fit.
@@ -98,6 +102,7 @@ class Observation(AbstractObservation):
             )
 
     def log_prob(self, x: Tensor) -> Tensor:
+        _require_one_each(self, x)
         found = self.log_likelihood(x, self.y.to(x.device))
         if not isinstance(found, Tensor) or found.shape != (len(x),):
             shape = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
@@ -110,22 +115,17 @@ class Observation(AbstractObservation):
     def rows(self, index: Tensor) -> Self:
         return replace(self, y=self.y[index.to(self.y.device)]) if self.each else self
 
-    def bound(self, event: tuple[int, ...]) -> Self:
+    def bound(self, event: tuple[int, ...], like: Tensor | None = None) -> Self:
         if self.event == tuple(event):
             return self
-        x = torch.zeros(len(self.y) if self.each else 2, *event, requires_grad=True)
+        like = torch.zeros(()) if like is None else like
         with torch.inference_mode(False), torch.enable_grad():
-            found = self.log_prob(x)
-            if not found.requires_grad:
+            x = like.new_zeros(len(self.y) if self.each else 2, *event, requires_grad=True)
+            if not self.log_prob(x).requires_grad:
                 raise ValueError(
                     "log_likelihood(x, y) has no gradient in x: do not detach x, nor use "
                     "torch.no_grad()"
                 )
-        if bool(found.isnan().any()) or bool((found == math.inf).any()):
-            raise ValueError(
-                "log_likelihood(x, y) is not a number at x = 0: is y in the range of the sensor? "
-                "It may be -inf where y is impossible"
-            )
         return replace(self, event=tuple(event))
 
 
@@ -177,13 +177,19 @@ class LinearObservation(AbstractObservation):
 
     @computed
     def each(self) -> bool:
-        return self.y.ndim > len(self.measured) if self.event is not None else self.y.ndim > 1
+        if self.event is None:
+            raise ValueError(
+                "whether y has one entry per sample is known when the shape of samples is: call "
+                "bound(shape)"
+            )
+        return self.y.ndim > len(self.measured)
 
-    def bound(self, event: tuple[int, ...]) -> Self:
+    def bound(self, event: tuple[int, ...], like: Tensor | None = None) -> Self:
         if self.event == tuple(event):
             return self
         event = tuple(event)
-        measured = require_linear(self.operator, event)
+        like = self.y if like is None else like
+        measured = require_linear(self.operator, event, like)
         y = self.y
         if tuple(y.shape) != measured and tuple(y.shape[1:]) != measured:
             raise ValueError(
@@ -196,7 +202,7 @@ class LinearObservation(AbstractObservation):
                 f"covariance has shape {tuple(self.noise_covariance.shape)} and there are {m} "
                 f"measurements; give a number, ({m},) or ({m}, {m})"
             )
-        return replace(self, event=event, measured=measured)
+        return replace(self, y=y.to(like), event=event, measured=measured)
 
     def rows(self, index: Tensor) -> Self:
         if not self.each:
@@ -209,7 +215,8 @@ class LinearObservation(AbstractObservation):
     def log_prob(self, x: Tensor) -> Tensor:
         self.require_noise()
         if self.event is None:
-            return self.bound(tuple(x.shape[1:])).log_prob(x)
+            return self.bound(tuple(x.shape[1:]), x).log_prob(x)
+        _require_one_each(self, x)
         z = self.whitened(self.residual(x))
         constant = self.log_volume + z.shape[1] * math.log(2 * math.pi)
         return (-0.5 * (sum_of_sample(z.square()) + constant)).to(x.dtype)
@@ -261,12 +268,38 @@ class LinearObservation(AbstractObservation):
         Raises:
             ValueError: says what it is for.
         """
-        if self.noise_covariance.ndim == 0 and float(self.noise_covariance) == 0:
+        if self.noiseless:
             raise ValueError(
                 "with noise 0, p(y | x) is no density, and paths have no weights: the exact "
                 "posterior of a mixture, law.given(observation), does without; else give a small "
                 "covariance"
             )
+
+    @property
+    def noiseless(self) -> bool:
+        """Whether the noise is 0."""
+        return self.noise_covariance.ndim == 0 and float(self.noise_covariance) == 0
+
+    @property
+    def many(self) -> bool:
+        """Whether A A^T is not computed, and not known either."""
+        assert self.event is not None
+        number = self.operator.gram_diagonal(self.event)
+        known = number is not None and self.noise_covariance.ndim < 2
+        return not known and math.prod(self.measured) > MAX_GRAM
+
+    @cached_property
+    def largest_gain(self) -> float:
+        """The largest eigenvalue of A A^T of whitened measurements, by the power method."""
+        assert self.event is not None
+        if not self.many:
+            return float(torch.as_tensor(self.spectrum.gains).max())
+        generator = torch.Generator().manual_seed(0)
+        v = torch.randn(1, math.prod(self.measured), generator=generator).to(self.y)
+        for _ in range(_POWER_STEPS):
+            v = v / v.norm()
+            v = self.whitened(self.apply(self.adjoint(self.unwhitened(v))))
+        return float(v.norm())
 
     @cached_property
     def spectrum(self) -> "Spectrum":
@@ -278,7 +311,7 @@ class LinearObservation(AbstractObservation):
         """y given x: A x + noise, `(batch, *measured)`; that of sample i depends on (seed, first +
         i).
         """
-        bound = self.bound(tuple(x.shape[1:]))
+        bound = self.bound(tuple(x.shape[1:]), x)
         seed = fresh_seed() if seed is None else seed
         measured = bound.operator(x)
         index = torch.arange(first, first + len(x), device=x.device)
@@ -286,6 +319,19 @@ class LinearObservation(AbstractObservation):
         covariance = bound.noise_covariance.to(x)
         noise = z * covariance.sqrt() if covariance.ndim < 2 else z @ bound._factor.to(x).T
         return measured + noise.reshape(measured.shape)
+
+
+def _require_one_each(observation: AbstractObservation, x: Tensor) -> None:
+    """Refuses samples of another number than y has entries.
+
+    Raises:
+        ValueError: with both numbers.
+    """
+    if observation.each and len(observation.y) != len(x):
+        raise ValueError(
+            f"y has {len(observation.y)} entries, one per sample, and there are {len(x)} samples; "
+            "give as many, or rows(index) of the observation"
+        )
 
 
 def _covariance(value: Any) -> Tensor:  # noqa: ANN401 - what a user gives
@@ -342,13 +388,13 @@ class Spectrum:
         event = observation.event
         assert event is not None
         covariance = observation.noise_covariance
-        noiseless = covariance.ndim == 0 and float(covariance) == 0
+        noiseless = observation.noiseless
         noise = 0.0 if noiseless else 1.0
         number = observation.operator.gram_diagonal(event)
         if number is not None and covariance.ndim < 2:
             gains = number / (torch.ones_like(covariance) if noiseless else covariance)
             return Spectrum(observation, gains, noise, None)
-        full = gram(observation.operator, event, observation.measured)
+        full = gram(observation.operator, event, observation.measured, observation.y)
         if not noiseless:
             full = observation.whitened(observation.whitened(full).T)
         diagonal = full.diagonal()
@@ -420,15 +466,17 @@ class Joint(AbstractObservation):
             for value in one.entries().values()
         }
 
-    def bound(self, event: tuple[int, ...]) -> AbstractObservation:
-        parts = tuple(one.bound(event) for one in self.parts)
+    def bound(self, event: tuple[int, ...], like: Tensor | None = None) -> AbstractObservation:
+        parts = tuple(one.bound(event, like) for one in self.parts)
         if len({one.each for one in parts}) > 1:
             raise ValueError(
                 "some of the observations have a y per sample, and some have one y for all: give "
                 "all of them one per sample"
             )
         linear = [one for one in parts if isinstance(one, LinearObservation)]
-        return _stacked(linear).bound(event) if len(linear) == len(parts) else Joint(parts)
+        if len(linear) == len(parts):
+            return _stacked(linear).bound(event, linear[0].y)
+        return Joint(parts)
 
 
 def _stacked(parts: Sequence[LinearObservation]) -> LinearObservation:
@@ -437,6 +485,12 @@ def _stacked(parts: Sequence[LinearObservation]) -> LinearObservation:
     def measured(x: Tensor) -> Tensor:
         return torch.cat([one.apply(x) for one in parts], dim=1)
 
+    noiseless = [one.noiseless for one in parts]
+    if any(noiseless) and not all(noiseless):
+        raise ValueError(
+            "some of the observations have noise 0, and some have noise: give those without a "
+            "small covariance, or mixtures one after the other, law.given(first).given(second)"
+        )
     each = parts[0].each
     rows = [one.y.reshape(len(one.y), -1) if each else one.y.reshape(1, -1) for one in parts]
     y = torch.cat(rows, dim=1)
@@ -444,5 +498,7 @@ def _stacked(parts: Sequence[LinearObservation]) -> LinearObservation:
     for one in parts:
         m = math.prod(one.measured)
         given = one.noise_covariance
-        covariances.append(given if given.ndim == 2 else given * torch.eye(m, dtype=given.dtype))
-    return LinearObservation(measured, y if each else y[0], torch.block_diag(*covariances))
+        unit = torch.eye(m, dtype=given.dtype, device=given.device)
+        covariances.append(given if given.ndim == 2 else given * unit)
+    covariance = 0.0 if all(noiseless) else torch.block_diag(*covariances)
+    return LinearObservation(measured, y if each else y[0], covariance)

@@ -13,7 +13,7 @@ from torch.nn import functional
 from sdekit_diffusion._inputs import require_tensor
 
 _TOLERANCE = 1e-3  # of the size of the results, for maps that must be linear
-_MAX_GRAM = 4096  # measurements of which A A^T is computed
+MAX_GRAM = 4096  # measurements of which A A^T is computed
 
 
 class AbstractOperator(ABC):
@@ -134,7 +134,7 @@ class Mask(AbstractOperator):
             )
 
     def __call__(self, x: Tensor) -> Tensor:
-        return x.flatten(1)[:, self._known(tuple(x.shape[1:]), x.device)]
+        return x.reshape(len(x), -1)[:, self._known(tuple(x.shape[1:]), x.device)]
 
     def adjoint(self, v: Tensor, event: tuple[int, ...]) -> Tensor:
         x = v.new_zeros(len(v), math.prod(event))
@@ -258,6 +258,9 @@ class Radon(AbstractOperator):
     Arguments:
         angles: in radians; at 0 the sums are over columns.
 
+    Raises:
+        ValueError: when applied to images that are not square.
+
     Example:
         >>> sd.Radon([0.0, 0.5])(torch.ones(3, 1, 8, 8)).shape
         torch.Size([3, 1, 2, 8])
@@ -267,6 +270,8 @@ class Radon(AbstractOperator):
 
     def __call__(self, x: Tensor) -> Tensor:
         _require_image(x, self)
+        if x.shape[-1] != x.shape[-2]:
+            raise ValueError(f"Radon is for square images, not {x.shape[-2]} x {x.shape[-1]}")
         sums = [self._rotated(x, float(angle)).sum(dim=-2) for angle in self.angles]
         return torch.stack(sums, dim=-2)
 
@@ -310,33 +315,41 @@ def operator_of(value: Any) -> AbstractOperator:  # noqa: ANN401 - what a user g
     )
 
 
-def require_linear(operator: AbstractOperator, event: tuple[int, ...]) -> tuple[int, ...]:
+def require_linear(
+    operator: AbstractOperator, event: tuple[int, ...], like: Tensor
+) -> tuple[int, ...]:
     """The shape of what is measured, after a check that the map is linear and its adjoint fits.
 
+    Arguments:
+        like: of the dtype and on the device in which the operator is applied.
+
     Raises:
-        ValueError: when it is not linear, treats samples differently, or its adjoint is another's.
+        ValueError: when it is not linear, treats samples differently, measures nothing, or its
+            adjoint is another's.
     """
     generator = torch.Generator().manual_seed(0)
-    x = torch.randn(2, *event, generator=generator, dtype=torch.float64)
-    both = operator(torch.cat([x, x[:1] + 2 * x[1:]]))
+    x = torch.randn(2, *event, generator=generator).to(like)
+    with torch.no_grad():
+        both = operator(torch.cat([x, x[:1] + 2 * x[1:]]))
     if not isinstance(both, Tensor) or both.ndim < 2 or len(both) != 3:
         raise ValueError(
             "the operator must map a batch (batch, *shape) to (batch, *measured); of 3 samples it "
             f"returned {tuple(both.shape) if isinstance(both, Tensor) else type(both).__name__}"
         )
+    if not both.numel():
+        raise ValueError(f"the operator measures nothing: it returned {tuple(both.shape)}")
     size = float(both.abs().max()) or 1.0
-    if float((both[0] + 2 * both[1] - both[2]).abs().max()) > _TOLERANCE * size:
+    if not float((both[0] + 2 * both[1] - both[2]).abs().max()) <= _TOLERANCE * size:
         raise ValueError(
             "the operator is not linear: A(x + 2 z) is not A(x) + 2 A(z). An affine map has its "
             "offset in y; for other maps give log p(y | x), as Observation(y, log_prob)"
         )
-    v = torch.randn(both[:1].shape, generator=generator, dtype=torch.float64)
+    v = torch.randn(both[:1].shape, generator=generator).to(both)
     direct = float((both[:1] * v).sum())
-    back = operator.adjoint(v, event)
+    back = operator.adjoint(v, event).detach()
     scale = float(both[:1].norm() * v.norm()) or 1.0
-    if tuple(back.shape[1:]) != event or abs(direct - float((x[:1] * back).sum())) > (
-        _TOLERANCE * scale
-    ):
+    fits = tuple(back.shape[1:]) == event
+    if not (fits and abs(direct - float((x[:1] * back).sum())) <= _TOLERANCE * scale):
         raise ValueError(
             "the adjoint is not that of the operator: <A x, v> is not <x, A^T v>. Leave it out, "
             "and it is computed by autograd"
@@ -344,19 +357,22 @@ def require_linear(operator: AbstractOperator, event: tuple[int, ...]) -> tuple[
     return tuple(both.shape[1:])
 
 
-def gram(operator: AbstractOperator, event: tuple[int, ...], measured: tuple[int, ...]) -> Tensor:
+def gram(
+    operator: AbstractOperator, event: tuple[int, ...], measured: tuple[int, ...], like: Tensor
+) -> Tensor:
     """A A^T, `(m, m)` in float64.
 
     Raises:
         ValueError: for more measurements than that matrix is computed for.
     """
     m = math.prod(measured)
-    if m > _MAX_GRAM:
+    if m > MAX_GRAM:
         raise ValueError(
-            f"A A^T of {m} measurements is not computed (the most are {_MAX_GRAM}): define "
+            f"A A^T of {m} measurements is not computed (the most are {MAX_GRAM}): define "
             "gram_diagonal of the operator if it is a multiple of the identity, or take "
-            "covariance=JacobianCovariance() and noise that is one number"
+            "covariance='jacobian'"
         )
-    unit = torch.eye(m, dtype=torch.float64).reshape(m, *measured)
-    rows = [operator(operator.adjoint(part, event)) for part in unit.split(256)]
-    return torch.cat(rows).reshape(m, m)
+    unit = torch.eye(m).to(like).reshape(m, *measured)
+    with torch.no_grad():
+        rows = [operator(operator.adjoint(part, event)) for part in unit.split(256)]
+    return torch.cat(rows).reshape(m, m).to(torch.float64)

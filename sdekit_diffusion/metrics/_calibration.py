@@ -122,8 +122,9 @@ def sbc(
         seed: of the uniform numbers that break ties.
 
     Returns:
-        a `Calibration` with values (n, d), (L F + U) / (L + 1), F the share below the truth and U
-        uniform.
+        a `Calibration` with values (n, d), (L (F + U E) + U) / (L + 1): F is the share of samples
+        below the truth, E that of equal ones, and U uniform. With weights L is the effective number
+        of samples, and values are uniform only where it is large.
 
     Raises:
         ValueError: for shapes that do not fit.
@@ -140,7 +141,8 @@ def sbc(
     """
     x, theta, weights = _checked(samples, truth, log_weights)
     below = (weights[:, :, None] * (x < theta[:, None])).sum(axis=1)
-    return Calibration(_with_ties(below, x.shape[1], seed))
+    equal = (weights[:, :, None] * (x == theta[:, None])).sum(axis=1)
+    return Calibration(_with_ties(below, equal, weights, seed))
 
 
 def tarp(
@@ -186,7 +188,8 @@ def tarp(
     to_truth = np.square((theta - point) / scale).sum(axis=1)
     to_samples = np.square((x - point[:, None]) / scale).sum(axis=2)
     inside = (weights * (to_samples < to_truth[:, None])).sum(axis=1)
-    return Calibration(_with_ties(inside, x.shape[1], seed), central=False)
+    equal = (weights * (to_samples == to_truth[:, None])).sum(axis=1)
+    return Calibration(_with_ties(inside, equal, weights, seed), central=False)
 
 
 def predictive(
@@ -328,7 +331,16 @@ def _checked(
     return x.reshape(n, count, -1), theta, weights
 
 
-def _with_ties(share: NDArray[np.float64], count: int, seed: int) -> NDArray[np.float64]:
-    """Of the share of L samples below, a number that is uniform where the truth is one of L + 1."""
-    rng = np.random.default_rng([seed, count])
-    return (share * count + rng.random(share.shape)) / (count + 1)
+def _with_ties(
+    below: NDArray[np.float64],
+    equal: NDArray[np.float64],
+    weights: NDArray[np.float64],
+    seed: int,
+) -> NDArray[np.float64]:
+    """Of the shares of L samples below and equal, a number that is uniform where the truth is one
+    of L + 1 equal samples.
+    """
+    count = 1 / np.square(weights).sum(axis=1)
+    count = count.reshape(-1, *[1] * (below.ndim - 1))
+    u = np.random.default_rng([seed, len(below)]).random(below.shape)
+    return ((below + u * equal) * count + u) / (count + 1)
