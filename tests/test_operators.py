@@ -98,6 +98,7 @@ def test_numbers_without_a_shape():
 
 def test_what_is_taken_for_an_operator():
     assert isinstance(operator_of(torch.eye(2)), Matrix)
+    assert isinstance(operator_of(torch.eye(2).numpy()), Matrix)
     assert operator_of(OPERATORS["mask"]) is OPERATORS["mask"]
     double = operator_of((lambda x: 2 * x, lambda v: 2 * v))
     assert torch.equal(double.adjoint(torch.ones(1, 2), (2,)), torch.full((1, 2), 2.0))
@@ -144,6 +145,8 @@ def test_arguments_are_checked():
         Mask(torch.ones(3))
     with pytest.raises(TypeError, match=r"torch\.as_tensor"):
         Matrix([[1.0]])
+    with pytest.raises(ValueError, match="not finite"):
+        Matrix(torch.full((1, 2), math.nan))
     with pytest.raises(ValueError, match=r"\(m, d\)"):
         Matrix(torch.ones(3))
     with pytest.raises(ValueError, match="positive number"):

@@ -74,8 +74,8 @@ class Both:
         self._least: Tensor | None = None
 
     def __call__(self, l: Time, u: Tensor) -> Tensor:
-        found = self.posterior.condition(*self.standard.model_input(l, u))
-        self.log_psi = self._positive(found.log_psi)
+        found = self.posterior.conditioned(*self.standard.model_input(l, u))
+        self.log_psi = self._positive(found.log_psi.to(torch.float64))
         both = (found.conditioned, found.data)
         return torch.stack([self.coordinates.standard_data(data) for data in both])
 

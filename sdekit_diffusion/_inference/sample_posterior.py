@@ -80,8 +80,9 @@ def sample_posterior(
             observations that are not linear, or "dps"; or a function (model, observation) to a
             conditioned model.
         particles, steps: those of `Particles`, unless method is an object that has them.
-        seed, first: cloud i depends on (seed, i) alone, and those of observation j follow those of
-            observation j - 1; first is the number of the first observation.
+        seed, first: cloud i depends on (seed, i) alone. Observation j has the clouds from C (first
+            + j) on, C being their number for each, so that some observations can be continued
+            later.
         end: as in `sample`; a tenth of the noise of y, in units of the data, where that is less
             than 1e-3.
         shape: of one sample; the model's unless given.
@@ -95,9 +96,9 @@ def sample_posterior(
             of range, or a missing diffusion.
 
     Warns:
-        UserWarning: where fewer than 10 samples are effective, or the evidences of the clouds
-            differ by more than a standard deviation of 1 nat: then neither samples nor log p(y) are
-            reliable.
+        UserWarning: where fewer than 10 samples are effective, or log p(y) of the clouds has a
+            standard deviation of more than 1: then neither samples nor log p(y) are reliable. One
+            cloud says nothing about that.
 
     Example:
         >>> law = sd.GaussianMixture([0.5, 0.5], [[-1.0, 0.0], [1.0, 0.0]], [0.1, 0.1])
@@ -251,13 +252,15 @@ def _checked(samples: WeightedSamples) -> WeightedSamples:
         )
     if bool((few | spread).any()):
         which = f" of {int((few | spread).sum())} of {few.numel()} observations" if few.ndim else ""
-        clouds = samples.log_evidence_by_cloud
-        range_ = float((clouds.amax(dim=-1) - clouds.amin(dim=-1)).max())
+        reasons = []
+        if bool(few.any()):
+            reasons.append(f"as few as {float(samples.ess.min()):.3g} of them are effective")
+        if bool(spread.any()):
+            std = float(samples.log_evidence_by_cloud.std(dim=-1).max())
+            reasons.append(f"log p(y) of the clouds has a standard deviation of {std:.2g}")
         warnings.warn(
-            f"the samples{which} are not reliable: {float(samples.ess.min()):.3g} of them are "
-            f"effective, and the evidences of the clouds range over {range_:.2g} nats. Take more "
-            "particles or steps, or a proposal that is nearer to the posterior, such as "
-            "proposal='jacobian'",
+            f"the samples{which} are not reliable: {' and '.join(reasons)}. Take more particles or "
+            "steps, or a proposal that is nearer to the posterior, see docs/posteriors.md",
             stacklevel=3,
         )
     return samples

@@ -23,6 +23,8 @@ from sdekit_diffusion._models.derived import AbstractDerivedModel
 from sdekit_diffusion._models.model import noise_scale, signal_scale
 from sdekit_diffusion._models.observation import AbstractObservation, LinearObservation
 
+_PSI_STEPS = 4  # Newton steps for the psi of DPS
+
 
 @dataclass(frozen=True, eq=False)
 class AbstractPosterior(AbstractDerivedModel):
@@ -30,7 +32,11 @@ class AbstractPosterior(AbstractDerivedModel):
 
     It is a model: it can be sampled by every method, encoded, and has a likelihood. Solves start
     around D_c at the noisy end, because the law given y is not centred where that of the data is.
-    `sample_posterior` weights its samples to the exact law.
+    `sample_posterior` weights its samples to the exact law, whatever D_c and psi are: they change
+    how many samples are effective. A constant in log psi does not matter.
+
+    `condition` receives l, a number or `(batch,)`, and u = a x_0 + b eps: `signal_scale(l)` and
+    `noise_scale(l)` are a and b, and `broadcast` of `sdekit.elementary` gives them the shape of u.
 
     Arguments:
         model: the model of x.
@@ -74,8 +80,22 @@ class AbstractPosterior(AbstractDerivedModel):
     def condition(self, l: Time, u: Tensor) -> Conditioned:
         """D, D_c and log psi at l and u, as in `predict_data`, by one evaluation of the model."""
 
+    def conditioned(self, l: Time, u: Tensor) -> Conditioned:
+        """What `condition` returns, checked.
+
+        Raises:
+            TypeError: for something else than a `Conditioned` for the points u.
+        """
+        found = self.condition(l, u)
+        if not isinstance(found, Conditioned) or found.log_psi.shape != (len(u),):
+            raise TypeError(
+                f"condition of {type(self).__name__} must return Conditioned(data, conditioned, "
+                f"log_psi) with a log_psi of shape ({len(u)},)"
+            )
+        return found
+
     def predict_data(self, l: Time, u: Tensor) -> Tensor:
-        return self.condition(l, u).conditioned
+        return self.conditioned(l, u).conditioned
 
     def rows(self, index: Tensor) -> Self:
         selected = replace(super().rows(index), observation=self.observation.rows(index))
@@ -186,40 +206,48 @@ class Laplace(AbstractPosterior):
 
     def condition(self, l: Time, u: Tensor) -> Conditioned:
         data = self.model.predict_data(l, u)
-        variance = broadcast(posterior_variance(l, self.std**2), u)
-        x = data
-        with torch.inference_mode(False), torch.enable_grad():
-            gradient, curvature, log_likelihood = self._derivatives(x)
-            best = log_likelihood
-            damping = torch.ones_like(best)
-            for _ in range(self.steps):
-                move = variance * gradient - (x - data)
-                move = move / (1 + variance * curvature)
-                tried = x + move / broadcast(damping, x)
-                derivatives = self._derivatives(tried)
-                value = derivatives[2] - 0.5 * sum_of_sample((tried - data).square() / variance)
-                better = value > best
-                best = torch.where(better, value, best)
-                damping = torch.where(better, (0.5 * damping).clamp_min(1.0), 4 * damping)
-                kept = better.reshape(-1, *[1] * (x.ndim - 1))
-                x = torch.where(kept, tried, x)
-                gradient = torch.where(kept, derivatives[0], gradient)
-                curvature = torch.where(kept, derivatives[1], curvature)
-        volume = sum_of_sample(torch.log1p(variance * curvature))
-        return Conditioned(data, x, best - 0.5 * volume)
+        variance = posterior_variance(l, self.std**2)
+        return Conditioned(data, *laplace(self.observation, data, variance, self.steps))
 
-    def _derivatives(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The gradient of log p(y | x), minus the row sums of its second derivative where that is
-        positive, and its value.
-        """
 
-        def gradient_of(point: Tensor) -> tuple[Tensor, Tensor]:
-            return _gradient(self.observation.log_prob, point)
+def laplace(
+    observation: AbstractObservation, data: Tensor, variance: Time, steps: int
+) -> tuple[Tensor, Tensor]:
+    """The x with the largest log p(y | x) - |x - D|^2 / (2 r^2), r^2 the variance, and the
+    logarithm of the integral of Laplace's approximation, relative to that of the normal law.
+    """
+    variance = broadcast(variance, data)
+    x = data
+    with torch.inference_mode(False), torch.enable_grad():
+        gradient, curvature, best = _derivatives(observation, x)
+        damping = torch.ones_like(best)
+        for _ in range(steps):
+            move = (variance * gradient - (x - data)) / (1 + variance * curvature)
+            tried = x + move / broadcast(damping, x)
+            slope, bend, value = _derivatives(observation, tried)
+            value = value - 0.5 * sum_of_sample((tried - data).square() / variance)
+            better = value > best
+            best = torch.where(better, value, best)
+            damping = torch.where(better, (0.5 * damping).clamp_min(1.0), 4 * damping)
+            kept = better.reshape(-1, *[1] * (x.ndim - 1))
+            x = torch.where(kept, tried, x)
+            gradient = torch.where(kept, slope, gradient)
+            curvature = torch.where(kept, bend, curvature)
+    return x, best - 0.5 * sum_of_sample(torch.log1p(variance * curvature))
 
-        found: Any = torch.func.vjp(gradient_of, x, has_aux=True)
-        gradient, pull, values = found
-        sums = pull(torch.ones_like(x))[0]
-        return gradient, (-sums).clamp_min(0.0), values
+
+def _derivatives(observation: AbstractObservation, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradient of log p(y | x), minus the row sums of its second derivative where that is
+    positive, and its value.
+    """
+
+    def gradient_of(point: Tensor) -> tuple[Tensor, Tensor]:
+        return _gradient(observation.log_prob, point)
+
+    found: Any = torch.func.vjp(gradient_of, x, has_aux=True)
+    gradient, pull, values = found
+    sums = pull(torch.ones_like(x))[0]
+    return gradient, (-sums).clamp_min(0.0), values
 
 
 @dataclass(frozen=True, eq=False)
@@ -228,7 +256,8 @@ class DPS(AbstractPosterior):
 
         D_c = D + zeta (sigma^2 / alpha) grad_x log p(y | D(x, t)).
 
-    It is never exact, and its flow is stiff where the noise of y is small.
+    It is never exact, and its flow is stiff where the noise of y is small. As a proposal it is
+    often worse than `Laplace`; psi is that of `Laplace`, since p(y | D) is too narrow.
 
     Arguments:
         model: the model of x.
@@ -268,28 +297,33 @@ class DPS(AbstractPosterior):
     def condition(self, l: Time, u: Tensor) -> Conditioned:
         a = signal_scale(l)
         b = noise_scale(l)
-        if not self.jacobian:
+        variance = posterior_variance(l, self.std**2)
+        if self.jacobian:
+            gradient, data = self._through_model(l, u)
+            factor = b * b / a / _ddpm_step(l) if self.published else b * b / a
+        else:
             data = self.model.predict_data(l, u)
-            gradient, log_psi = _gradient(self.observation.log_prob, data)
-            factor = posterior_variance(l, self.std**2)
-            move = broadcast(self.zeta * factor, u) * gradient
-            return Conditioned(data, data + move, log_psi)
+            gradient, _ = _gradient(self.observation.log_prob, data)
+            factor = variance
+        move = broadcast(self.zeta * factor, u) * gradient
+        _, log_psi = laplace(self.observation, data, variance, _PSI_STEPS)
+        return Conditioned(data, data + move, log_psi)
 
-        def objective(point: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    def _through_model(self, l: Time, u: Tensor) -> tuple[Tensor, Tensor]:
+        """The gradient in u of the objective at D, and D."""
+
+        def objective(point: Tensor) -> tuple[Tensor, Tensor]:
             data = self.model.predict_data(l, point)
-            log_psi = self.observation.log_prob(data)
-            return self._objective(data, log_psi).sum(), (data, log_psi)
+            return self._objective(data).sum(), data
 
         with torch.inference_mode(False), torch.enable_grad():
-            gradient, (data, log_psi) = torch.func.grad(objective, has_aux=True)(u)
-        factor = b * b / a / _ddpm_step(l) if self.published else b * b / a
-        move = broadcast(self.zeta * factor, u) * gradient
-        return Conditioned(data, data + move, log_psi.to(torch.float64))
+            found: Any = torch.func.grad(objective, has_aux=True)(u)
+        return found
 
-    def _objective(self, data: Tensor, log_psi: Tensor) -> Tensor:
+    def _objective(self, data: Tensor) -> Tensor:
         """What the gradient is taken of: log p(y | D), or as published -|y - A D|."""
         if not self.published:
-            return log_psi
+            return self.observation.log_prob(data)
         assert isinstance(self.observation, LinearObservation)
         return -torch.linalg.vector_norm(self.observation.residual(data), dim=1)
 

@@ -166,8 +166,10 @@ class LinearObservation(AbstractObservation):
     def __post_init__(self) -> None:
         object.__setattr__(self, "operator", operator_of(self.operator))
         require_tensor("y", self.y, "(*measured) or (n, *measured)")
-        if not self.y.is_floating_point() or not bool(self.y.isfinite().all()):
-            raise ValueError(f"y must be floating and finite, not {self.y.dtype}; use y.float()")
+        if not self.y.is_floating_point():
+            raise ValueError(f"y must be floating, not {self.y.dtype}; use y.float()")
+        if not bool(self.y.isfinite().all()):
+            raise ValueError("y has numbers that are not finite; a Mask leaves out what is missing")
         assert self.noise_covariance is not None  # refuses what is none
 
     @cached_property
@@ -202,7 +204,11 @@ class LinearObservation(AbstractObservation):
                 f"covariance has shape {tuple(self.noise_covariance.shape)} and there are {m} "
                 f"measurements; give a number, ({m},) or ({m}, {m})"
             )
-        return replace(self, y=y.to(like), event=event, measured=measured)
+        found = replace(self, y=y.to(like), event=event, measured=measured)
+        if not found.noiseless:
+            # Now, because what is computed within a derivative cannot be kept.
+            assert isinstance(found.log_volume, float)
+        return found
 
     def rows(self, index: Tensor) -> Self:
         if not self.each:

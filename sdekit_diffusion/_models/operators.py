@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -64,9 +65,11 @@ class Matrix(AbstractOperator):
         require_tensor("matrix", self.matrix, "(m, d)")
         if self.matrix.ndim != 2 or not self.matrix.is_floating_point():
             raise ValueError(
-                f"matrix must be floating, of shape (m, d), not {self.matrix.dtype} of "
-                f"{tuple(self.matrix.shape)}"
+                f"matrix must be floating, of shape (m, d), one row for each measurement; not "
+                f"{self.matrix.dtype} of {tuple(self.matrix.shape)}"
             )
+        if not bool(self.matrix.isfinite().all()):
+            raise ValueError("matrix has numbers that are not finite")
 
     def __call__(self, x: Tensor) -> Tensor:
         flat = x.reshape(len(x), -1)
@@ -304,8 +307,8 @@ def operator_of(value: Any) -> AbstractOperator:  # noqa: ANN401 - what a user g
     """
     if isinstance(value, AbstractOperator):
         return value
-    if isinstance(value, Tensor):
-        return Matrix(value)
+    if isinstance(value, Tensor | np.ndarray):
+        return Matrix(torch.as_tensor(value))
     functions: Any = value if isinstance(value, tuple) else (value,)
     if 1 <= len(functions) <= 2 and all(map(callable, functions)) and not isinstance(value, type):
         return LinearMap(*functions)
@@ -342,7 +345,7 @@ def require_linear(
     if not float((both[0] + 2 * both[1] - both[2]).abs().max()) <= _TOLERANCE * size:
         raise ValueError(
             "the operator is not linear: A(x + 2 z) is not A(x) + 2 A(z). An affine map has its "
-            "offset in y; for other maps give log p(y | x), as Observation(y, log_prob)"
+            "offset in y; for other maps give log p(y | x), as Observation(y, log_likelihood)"
         )
     v = torch.randn(both[:1].shape, generator=generator).to(both)
     direct = float((both[:1] * v).sum())

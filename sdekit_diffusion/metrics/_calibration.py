@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -42,7 +43,10 @@ class Calibration:
             for level, (share, stderr) in self.coverage((0.5, 0.8, 0.95)).items()
         )
         worst = float(np.min(self.p_value))
-        return f"Calibration({len(self.values)} observations; covered at {shown}; p >= {worst:.2g})"
+        return (
+            f"Calibration({len(self.values)} observations; covered at {shown}; least p-value "
+            f"{worst:.2g})"
+        )
 
     def coverage(
         self, levels: Sequence[float] = (0.5, 0.8, 0.95)
@@ -309,6 +313,8 @@ def _checked(
     Raises:
         ValueError: for shapes that do not fit.
     """
+    samples, truth = torch.as_tensor(samples), torch.as_tensor(truth)
+    log_weights = None if log_weights is None else torch.as_tensor(log_weights)
     if (
         samples.ndim < 2
         or tuple(samples.shape[2:]) != tuple(truth.shape[1:])
