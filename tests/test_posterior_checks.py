@@ -89,11 +89,11 @@ def test_ties_are_broken_at_random():
 
 
 def test_our_posteriors_pass():
-    """By particles, of 60 observations."""
-    truth = LAW.sample(60, seed=0)
+    """By particles, of 40 observations."""
+    truth = LAW.sample(40, seed=0)
     ys = LinearObservation(A, torch.zeros(1).double(), 0.4).simulate(truth, seed=1)
     observed = LinearObservation(A, ys, 0.4)
-    found = sample_posterior(LAW, observed, 64, sde="vp", seed=0, particles=64, steps=30)
+    found = sample_posterior(LAW, observed, 48, sde="vp", seed=0, particles=48, steps=20)
     ranks = sbc(found.x, truth, found.log_weights)
     assert (ranks.p_value > FALSE_ALARM).all()
     p = predictive(
@@ -103,7 +103,7 @@ def test_our_posteriors_pass():
         lambda y, x: (y - x @ A.T).abs().sum(1),
         found.log_weights,
     )
-    assert p.shape == (60,)
+    assert p.shape == (40,)
     assert 0.3 < p.mean() < 0.7
 
 

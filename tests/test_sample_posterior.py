@@ -60,14 +60,14 @@ def require_exact(samples, law, given, allowance=0.0):
 @pytest.mark.parametrize("m", [1, 2])
 @pytest.mark.parametrize("d", [1, 2, 16])
 def test_particles_are_exact(d, m):
-    """To the error of 32 clouds; that of the steps is below a fiftieth of a nat."""
+    """To the error of 20 clouds; that of the steps is below a fiftieth of a nat."""
     if m > d:
         pytest.skip("more measurements than coordinates")
     law, given = problem(d, m)
-    samples = sample_posterior(law, given, 32 * 128, sde="vp", seed=0)
-    assert samples.clouds == 32
+    samples = sample_posterior(law, given, 20 * 64, sde="vp", seed=0, particles=64)
+    assert samples.clouds == 20
     assert samples.evaluations.unique().tolist() == [101]
-    assert samples.log_evidence_stderr < 0.1
+    assert samples.log_evidence_stderr < 0.15
     require_exact(samples, law, given, 0.02)
 
 
@@ -85,9 +85,9 @@ PROPOSALS = {
 def test_every_proposal_has_the_same_law(proposal):
     law, given = problem(2)
     samples = sample_posterior(
-        law, given, 20 * 64, sde="ve", seed=0, proposal=PROPOSALS[proposal], particles=64, steps=50
+        law, given, 16 * 48, sde="ve", seed=0, proposal=PROPOSALS[proposal], particles=48, steps=30
     )
-    require_exact(samples, law, given, 0.03)
+    require_exact(samples, law, given, 0.05)
 
 
 PROBED = FlowWeights(trace=Hutchinson(16), batch_size=99)
@@ -96,7 +96,7 @@ PROBED = FlowWeights(trace=Hutchinson(16), batch_size=99)
 @pytest.mark.parametrize("method", ["path", "flow", PROBED], ids=["path", "flow", "probes"])
 def test_other_weights(method):
     law, given = problem(2)
-    n = 2048 if method == "path" else 400
+    n = 1024 if method == "path" else 200
     samples = sample_posterior(law, given, n, sde="vp", seed=0, method=method, proposal="jacobian")
     error = float(samples.log_evidence - law.log_evidence(given))
     stderr = samples.weights.std() * n / math.sqrt(n)
@@ -127,7 +127,7 @@ def test_the_noise_of_y_is_followed():
         for ratio in (1.0, 0.1, 0.01, 0.001):
             noise = (ratio * law.data_std) ** 2
             given = LinearObservation(wide.operator, wide.y, noise)
-            found = sample_posterior(law, given, 200, sde="vp", seed=0, method="flow")
+            found = sample_posterior(law, given, 100, sde="vp", seed=0, method="flow")
             error = float(found.log_evidence - law.log_evidence(given))
             assert abs(error) < 0.05 + 3.5 * float(found.log_evidence_stderr), (d, ratio)
 
@@ -171,12 +171,12 @@ def test_poisson_counts():
     evidence = (joint.sum() * 12 / 4000).log()
     mean = (joint * x[:, 0]).sum() / joint.sum()
     samples = sample_posterior(
-        law, Observation(counts, log_likelihood), 16 * 64, sde="vp", seed=0, particles=64
+        law, Observation(counts, log_likelihood), 12 * 48, sde="vp", seed=0, particles=48, steps=50
     )
     error = float(samples.log_evidence - evidence)
     assert abs(error) < Z * float(samples.log_evidence_stderr) + 0.01
-    assert samples.log_evidence_stderr < 0.02
-    assert samples.mean() == pytest.approx(float(mean), abs=0.05)
+    assert samples.log_evidence_stderr < 0.03
+    assert samples.mean() == pytest.approx(float(mean), abs=0.1)
 
 
 @pytest.mark.parametrize("y", [0.5, 0.9])
@@ -193,9 +193,9 @@ def test_a_saturating_sensor(y):
     exact = (joint.sum() * 16 / 8000).log()
     mean = float((joint * x[:, 0]).sum() / joint.sum())
     given = Observation(observed, log_likelihood)
-    found = sample_posterior(law, given, 16 * 64, sde="vp", seed=0, particles=64, steps=40)
+    found = sample_posterior(law, given, 12 * 48, sde="vp", seed=0, particles=48, steps=30)
     assert abs(float(found.log_evidence - exact)) < Z * float(found.log_evidence_stderr) + 0.03
-    assert found.log_evidence_stderr < 0.05
+    assert found.log_evidence_stderr < 0.08
     assert float(found.mean()) == pytest.approx(mean, abs=0.2)
 
 
@@ -218,14 +218,14 @@ def test_a_likelihood_that_is_zero_somewhere():
     )
     prior = lambda law, y: DPS(law, y, zeta=0.0, jacobian=False)  # noqa: E731
     found = sample_posterior(
-        law, above, 24 * 64, sde="vp", seed=0, proposal=prior, particles=64, steps=50
+        law, above, 16 * 48, sde="vp", seed=0, proposal=prior, particles=48, steps=30
     )
     # The integral of N(x; 0, 1) e^{-x^2 / 2} above 0.3: the root of a half times a tail.
     exact = math.log(math.sqrt(0.5) * 0.5 * math.erfc(0.3))
     error = float(found.log_evidence) - exact
     assert abs(error) < Z * float(found.log_evidence_stderr) + 0.02
     assert (found.x[found.weights > 0] > 0.3).all()
-    assert found.log_evidence_stderr < 0.15
+    assert found.log_evidence_stderr < 0.25
     root = Observation(torch.zeros(1), lambda x, y: (x[:, 0] + 0.5).sqrt())
     with pytest.raises(ValueError, match="particles are not finite"):
         sample_posterior(law, root, 64, sde="vp", seed=0, particles=64, steps=10, proposal=prior)
@@ -246,12 +246,12 @@ def test_probes_of_both_flows_are_independent():
     for.
     """
     law, given = problem(2)
-    settings = {"n": 300, "sde": "vp", "seed": 0}
+    settings = {"n": 150, "sde": "vp", "seed": 0}
     exact = sample_posterior(law, given, method="flow", **settings)
     trace = Hutchinson(6, seed=1, fresh=False)
     found = sample_posterior(law, given, method=FlowWeights(trace=trace), **settings)
     noise = found.log_weights - exact.log_weights + 0.5 * found.probe_variance
-    assert float(noise.var()) == pytest.approx(found.probe_variance, rel=0.4)
+    assert float(noise.var()) == pytest.approx(found.probe_variance, rel=0.5)
 
 
 def test_the_rule_of_weak_order_two_is_needed():
@@ -276,7 +276,9 @@ def test_the_rule_of_weak_order_two_is_needed():
 def test_factors_of_models():
     law, given = problem(2)
     other = GaussianMixture([1.0], torch.zeros(1, 2).double(), [2.0])
-    a, b = (sample_posterior(p, given, 16 * 128, sde="vp", seed=0) for p in (law, other))
+    a, b = (
+        sample_posterior(p, given, 8 * 64, sde="vp", seed=0, particles=64) for p in (law, other)
+    )
     value, stderr = bayes_factor(a, b)
     exact = law.log_evidence(given) - other.log_evidence(given)
     assert abs(float(value - exact)) < Z * float(stderr) + 0.02
