@@ -553,3 +553,11 @@ def test_the_velocity_of_any_scale_has_the_flow_of_the_data(c):
         times = torch.as_tensor(equation.time(grid))
         ends.append(solve(equation, u / start, times, solver=RK4()).x * stop)
     torch.testing.assert_close(ends[0], ends[1], rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("steps", [5, 20])
+def test_the_default_is_exact_where_the_data_are_normal(steps):
+    """The velocity of N(0, I) is 0 for c = 1: under VP states stay where they begin."""
+    model = GaussianMixture([1.0], torch.zeros(1, 2).double(), [1.0])
+    solution = sample(model, 8, sde="vp", steps=steps, seed=0, save="all", return_solution=True)
+    torch.testing.assert_close(solution.xs, solution.xs[:1].expand_as(solution.xs))
