@@ -24,6 +24,7 @@ FINE = 200  # steps, where the number varies
 STEPS = (4, 6, 8, 12, 16, 24)
 LARGE = 4096  # particles of a cloud, where the steps vary
 REPEATS = 24
+FEWEST = 3  # numbers of steps whose bias is clear, for a slope
 RULES: dict[str, AbstractSolver] = {
     "AdamsBashforth(1)": AdamsBashforth(1),
     "AdamsMoulton(2)": AdamsMoulton(2),
@@ -67,7 +68,9 @@ def main() -> None:
             biases.append(abs(float(ratio.mean()) - 1))
             stderrs.append(float(ratio.std()) / math.sqrt(REPEATS))
         clear = [i for i in range(len(STEPS)) if biases[i] > 3 * stderrs[i]]
-        order = -slope([float(STEPS[i]) for i in clear], [biases[i] for i in clear])
+        order = math.nan
+        if len(clear) >= FEWEST:
+            order = -slope([float(STEPS[i]) for i in clear], [biases[i] for i in clear])
         print(
             f"{name}: bias {[f'{b:.4f} +- {s:.4f}' for b, s in zip(biases, stderrs, strict=True)]},"
             f" order {order:.2f} over {len(clear)} numbers of steps"

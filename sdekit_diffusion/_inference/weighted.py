@@ -79,11 +79,11 @@ class WeightedSamples:
 
     @property
     def log_evidence_stderr(self) -> Tensor:
-        """The standard error of log p(y): from the spread of the clouds, or of the weights where
+        """The standard error of log p(y), from the spread of the clouds, or of the weights where
         each sample is a cloud; NaN for one cloud of particles.
 
-        It is that of the mean weight over the mean weight, (the delta method), and does not contain
-        the error of the steps.
+        It is that of the mean weight over the mean weight (the delta method), without the error of
+        the steps.
         """
         parts = self.log_evidence_by_cloud
         if self.clouds == 1:
