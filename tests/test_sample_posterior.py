@@ -21,6 +21,7 @@ from sdekit_diffusion import (
     bayes_factor,
     sample_posterior,
 )
+from sdekit_diffusion._inference.particles import Cloud
 from sdekit_diffusion._inference.weighted import systematic
 
 Z = 5.6  # standard errors: a false alarm once in 40 million comparisons
@@ -400,3 +401,25 @@ def test_a_network_in_training_mode_and_its_dtype():
     score = sample_posterior(lambda x, t: -x, given, sde="vp", shape=(3,), **settings)
     assert score.x.shape == (64, 3)
     assert sample_posterior(model, given, dtype=torch.float64, **settings).x.dtype == torch.float64
+
+
+def test_what_belongs_to_a_particle_goes_with_it():
+    """States, slopes of both laws and psi have the same ancestors; a cloud that is even is kept."""
+    k = torch.arange(6.0, dtype=torch.float64)
+    slopes = tuple(torch.stack([k + 10 * i, k + 100 * i])[:, :, None] for i in (1, 2))
+    zero = torch.zeros((), dtype=torch.float64)
+    cloud = Cloud(k[:, None], slopes, k, torch.tensor([0.0, 5, 0, 4, 0, 0]).double(), zero)
+    chosen = cloud.resampled(0.5, torch.tensor([0.3]))
+    ancestors = chosen.y[:, 0]
+    assert set(ancestors.tolist()) <= {1.0, 3.0}
+    assert torch.equal(chosen.log_psi, ancestors)
+    for i, slope in zip((1, 2), chosen.slopes, strict=True):
+        assert torch.equal(slope[0, :, 0], ancestors + 10 * i)
+        assert torch.equal(slope[1, :, 0], ancestors + 100 * i)
+    assert torch.equal(chosen.log_weights, torch.zeros(6).double())
+    mean = cloud.log_weights.logsumexp(0) - math.log(6)
+    torch.testing.assert_close(chosen.log_mean, mean)
+    even = cloud.resampled(0.1, torch.tensor([0.3]))
+    assert torch.equal(even.y, cloud.y)
+    assert torch.equal(even.log_weights, cloud.log_weights)
+    assert even.log_mean == 0
