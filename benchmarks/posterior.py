@@ -5,8 +5,7 @@ exact samples and log p(y).
 numbers are observed; singular values of A uniform in (0, 1), noise uniform up to the largest.
 Sliced Wasserstein-1 and max-sliced Wasserstein-2 distances over 500 directions, relative to their
 mean between exact samples. Approximate conditioned models, weights by the flow and by the path, and
-the methods of azula, where it is installed (`pip install --no-deps azula einops gdown`); its DPS
-divides by the norm of the whole batch, for which zeta makes up.
+the methods of azula, where it is installed (`pip install --no-deps azula einops gdown`).
 
 `python benchmarks/posterior.py` runs 20 problems in 8 dimensions and 5 in the others, two hours on
 one thread; `--calibrate` the tolerance of the flow, with noise from 1 to a thousandth of the data's
@@ -158,91 +157,20 @@ def weighted(
 def azula_methods() -> dict[str, Callable[[Problem, int], Answer]]:
     """Its methods by name; none where it is not installed."""
     try:
-        from azula import guidance  # pyright: ignore[reportMissingImports]
-        from azula.denoise import Denoiser, DiracPosterior  # pyright: ignore[reportMissingImports]
-        from azula.linalg.covariance import (  # pyright: ignore[reportMissingImports]
-            IsotropicCovariance,
-        )
-        from azula.noise import VPSchedule  # pyright: ignore[reportMissingImports]
-        from azula.sample import DDPMSampler  # pyright: ignore[reportMissingImports]
+        import _azula
     except ImportError as error:
         print(f"azula is left out: {error}")
         return {}
 
-    class Exact(Denoiser):
-        """The denoiser of a mixture."""
-
-        def __init__(self, law: sd.GaussianMixture) -> None:
-            super().__init__()
-            self.law = law
-            self.schedule = VPSchedule()
-
-        def forward(self, x_t: Tensor, t: Tensor, **more: Any) -> Any:  # noqa: ANN401
-            alpha, sigma = self.schedule(t)
-            size = torch.sqrt(alpha**2 + sigma**2)
-            data = self.law.predict_data(float(torch.log(alpha / sigma)), x_t / size)
-            return DiracPosterior(mean=data)
-
-    def parts(problem: Problem) -> tuple[Any, Tensor, Callable[[Tensor], Tensor], Tensor]:
-        a = problem.observation.operator.matrix
-        return Exact(problem.law), problem.observation.y, lambda x: x @ a.T, a
-
-    settings = {"silent": True, "dtype": DTYPE, "steps": STEPS}
-
-    def started(sampler: Any, problem: Problem, n: int) -> Answer:  # noqa: ANN401
-        torch.manual_seed(1)
-        law = problem.law
-        x = sampler.init((n, *law.shape), mean=law.mean(), var=law.data_std**2, dtype=DTYPE)
-        return Answer(sampler(x), STEPS)
-
-    def dps(problem: Problem, n: int) -> Answer:
-        denoiser, y, forward, _ = parts(problem)
-        sampler = guidance.DPSSampler(denoiser, y, forward, zeta=math.sqrt(n), **settings)
-        return started(sampler, problem, n)
-
-    def pgdm(problem: Problem, n: int) -> Answer:
-        denoiser, y, forward, a = parts(problem)
-        inverse = torch.linalg.pinv(a)
-        sampler = guidance.PGDMSampler(
-            denoiser, y, forward, lambda v: v @ inverse.T, eta=1.0, **settings
-        )
-        return started(sampler, problem, n)
-
-    def through(made: Callable[[Any, Problem], Any]) -> Callable[[Problem, int], Answer]:
+    def with_problem(sampled: _azula.Sampled) -> Callable[[Problem, int], Answer]:
         def run(problem: Problem, n: int) -> Answer:
-            denoiser, y, forward, _ = parts(problem)
-            model = made((denoiser, y, forward), problem)
-            return started(DDPMSampler(model, **settings), problem, n)
+            given = problem.observation
+            x = sampled(problem.law, given.operator.matrix, given.y, problem.noise, n)
+            return Answer(x, _azula.STEPS)
 
         return run
 
-    def tds(problem: Problem, n: int) -> Answer:
-        denoiser, y, forward, a = parts(problem)
-        gram = a @ a.T
-
-        def twist(x: Tensor, sigma: Tensor) -> Tensor:
-            variance = 1 / (1 / sigma**2 + 1 / problem.law.data_std**2)
-            spread = variance * gram + problem.noise**2 * torch.eye(len(y), dtype=DTYPE)
-            return MultivariateNormal(forward(x), spread).log_prob(y)
-
-        sampler = guidance.TDSSampler(denoiser=denoiser, twist=twist, **settings)
-        return started(sampler, problem, n)
-
-    def var(problem: Problem) -> float:
-        return problem.noise**2
-
-    return {
-        "azula DPS": dps,
-        "azula PiGDM": pgdm,
-        "azula TMPD": through(lambda given, p: guidance.TMPDenoiser(*given, var(p))),
-        "azula DiffPIR": through(lambda given, p: guidance.DiffPIRDenoiser(*given, var(p))),
-        "azula MMPS": through(
-            lambda given, p: guidance.MMPSDenoiser(
-                *given, IsotropicCovariance(torch.tensor(var(p), dtype=DTYPE)), iterations=4
-            )
-        ),
-        "azula TDS": tds,
-    }
+    return {name: with_problem(sampled) for name, sampled in _azula.METHODS.items()}
 
 
 def methods(d: int) -> dict[str, Callable[[Problem, int], Answer]]:

@@ -12,6 +12,8 @@ benchmarks/posterior_coverage.py`, 40 minutes on one thread; the flow with a qua
 import argparse
 import math
 import time
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from _bench import environment, save
@@ -46,6 +48,73 @@ def trained(law: sd.GaussianMixture) -> sd.ScoreModel:
     return model
 
 
+@dataclass(frozen=True)
+class Case:
+    """A network, observations of samples of it, and the rows that are printed."""
+
+    model: sd.ScoreModel
+    truth: Tensor
+    a: Tensor
+    variance: float
+    y: Tensor
+    rows: list[dict[str, Any]] = field(default_factory=list)
+
+    @staticmethod
+    def of(d: int, n: int) -> "Case":
+        model = trained(law_of(d))
+        generator = torch.Generator().manual_seed(SEED)
+        a = torch.randn(max(1, d // 4), d, generator=generator) / math.sqrt(d)
+        truth = sd.sample(model, n, method=CHAIN, seed=SEED)
+        variance = (0.3 * (model.data_std or 1.0)) ** 2
+        blank = torch.zeros(len(a))
+        y = sd.LinearObservation(a, blank, variance).simulate(truth, seed=SEED)
+        return Case(model, truth, a, variance, y)
+
+    def observation(self, n: int | None = None) -> sd.LinearObservation:
+        """The first n observations."""
+        return sd.LinearObservation(self.a, self.y[:n], self.variance)
+
+    def report(self, name: str, x: Tensor, log_weights: Tensor | None, begun: float) -> None:
+        """Prints the coverage of samples of the first posteriors."""
+        truth = self.truth[: len(x)]
+        points = self.y[: len(x)] @ torch.linalg.pinv(self.a).T
+        coverage = sbc(x, truth, log_weights).coverage(LEVELS)
+        p_value = float(tarp(x, truth, log_weights, references=points).p_value)
+        shown = "  ".join(
+            f"{100 * share:5.1f} +- {100 * stderr:.1f}" for share, stderr in coverage.values()
+        )
+        d = truth.shape[1]
+        seconds = time.perf_counter() - begun
+        print(f"{d:3d}  {name:22s} {shown}   TARP p {p_value:.2g}   {seconds:.0f} s", flush=True)
+        self.rows.append({"d": d, "method": name, "coverage": coverage, "tarp": p_value})
+
+
+def approximations(case: Case) -> None:
+    """Samples of the conditioned models as they are."""
+    n = len(case.truth)
+    index = torch.arange(n).repeat_interleave(SAMPLES)
+    given = case.observation()
+    models = {
+        name: sd.MomentMatched(case.model, given, name)
+        for name in ("isotropic", "diagonal", "jacobian")
+    }
+    for name, model in {**models, "DPS": sd.DPS(case.model, given)}.items():
+        begun = time.perf_counter()
+        x = sd.sample(model.rows(index), len(index), method=CHAIN, seed=1, batch_size=16384)
+        case.report(name, x.reshape(n, SAMPLES, -1), None, begun)
+
+
+def weighted(case: Case) -> None:
+    """The same with weights, by the path and by the flow."""
+    begun = time.perf_counter()
+    found = sd.sample_posterior(case.model, case.observation(), 128, seed=1)
+    case.report("particles", found.x, found.log_weights, begun)
+    begun = time.perf_counter()
+    some = case.observation(len(case.truth) // 4)
+    found = sd.sample_posterior(case.model, some, 64, method="flow", seed=1)
+    case.report("flow", found.x, found.log_weights, begun)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--draws", type=int, default=DRAWS)
@@ -55,59 +124,10 @@ def main() -> None:
     result = environment(dtype="torch.float32", seed=SEED, draws=arguments.draws)
     rows = []
     for d in arguments.dimensions:
-        model = trained(law_of(d))
-        generator = torch.Generator().manual_seed(SEED)
-        a = torch.randn(max(1, d // 4), d, generator=generator) / math.sqrt(d)
-        n = arguments.draws
-        truth = sd.sample(model, n, method=CHAIN, seed=SEED)
-        variance = (0.3 * (model.data_std or 1.0)) ** 2
-        blank = torch.zeros(len(a))
-        y = sd.LinearObservation(a, blank, variance).simulate(truth, seed=SEED)
-        observation = sd.LinearObservation(a, y, variance)
-        points = y @ torch.linalg.pinv(a).T
-
-        def report(
-            name: str,
-            x: Tensor,
-            log_weights: Tensor | None,
-            begun: float,
-            d: int = d,
-            truth: Tensor = truth,
-            points: Tensor = points,
-        ) -> None:
-            known = truth[: len(x)]
-            coverage = sbc(x, known, log_weights).coverage(LEVELS)
-            p_value = tarp(x, known, log_weights, references=points[: len(x)]).p_value
-            shown = "  ".join(
-                f"{100 * share:5.1f} +- {100 * stderr:.1f}" for share, stderr in coverage.values()
-            )
-            print(
-                f"{d:3d}  {name:22s} {shown}   TARP p {float(p_value):.2g}   "
-                f"{time.perf_counter() - begun:.0f} s",
-                flush=True,
-            )
-            rows.append({"d": d, "method": name, "coverage": coverage, "tarp": float(p_value)})
-
-        rows_of = torch.arange(n).repeat_interleave(SAMPLES)
-        approximations = {
-            "isotropic": sd.MomentMatched(model, observation),
-            "diagonal": sd.MomentMatched(model, observation, "diagonal"),
-            "jacobian": sd.MomentMatched(model, observation, "jacobian"),
-            "DPS": sd.DPS(model, observation),
-        }
-        for name, conditioned in approximations.items():
-            begun = time.perf_counter()
-            x = sd.sample(
-                conditioned.rows(rows_of), len(rows_of), method=CHAIN, seed=1, batch_size=16384
-            )
-            report(name, x.reshape(n, SAMPLES, d), None, begun)
-        begun = time.perf_counter()
-        found = sd.sample_posterior(model, observation, 128, seed=1)
-        report("particles", found.x, found.log_weights, begun)
-        begun = time.perf_counter()
-        some = sd.LinearObservation(a, y[: n // 4], variance)
-        found = sd.sample_posterior(model, some, 64, method="flow", seed=1)
-        report("flow", found.x, found.log_weights, begun)
+        case = Case.of(d, arguments.draws)
+        approximations(case)
+        weighted(case)
+        rows += case.rows
     save("posterior_coverage", {**result, "rows": rows})
 
 

@@ -62,7 +62,8 @@ def main() -> None:
     left.legend()
     rows = {"particles": dict(zip(map(str, NUMBERS), spreads, strict=True)), "slope": fitted}
     for name, rule in RULES.items():
-        biases, stderrs = [], []
+        biases = []
+        stderrs = []
         for steps in STEPS:
             ratio = clouds(rule, LARGE, steps, REPEATS)
             biases.append(abs(float(ratio.mean()) - 1))

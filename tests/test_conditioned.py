@@ -175,6 +175,7 @@ def test_laplace_is_moment_matching_where_measurements_see_one_coordinate():
     a, b = signal_scale(0.3), noise_scale(0.3)
     r2 = 1 / (1 / ROUND.data_std**2 + (a / b) ** 2)
     x = found.conditioned
+    # A step that changes the sum by less than rounding is not taken.
     torch.testing.assert_close(counts - x.exp(), (x - found.data) / r2, rtol=0, atol=1e-7)
     value = poisson.log_prob(x) - (x - found.data).square().sum(1) / (2 * r2)
     volume = torch.log1p(r2 * x.exp()).sum(1)
@@ -215,6 +216,14 @@ def test_one_covariance_for_several_observations():
     other = observation(10)
     found = MomentMatched(NORMAL, other, covariance).predict_data(0.3, U)
     torch.testing.assert_close(found, NORMAL.given(other).predict_data(0.3, U))
+
+
+def test_a_covariance_of_one_coordinate():
+    law = GaussianMixture([1.0], torch.tensor([[0.5]]).double(), torch.tensor([0.7]).double())
+    given = LinearObservation(torch.eye(1).double(), torch.ones(1).double(), 0.2)
+    model = MomentMatched(law, given, DataCovariance(torch.tensor([[0.7]]).double()))
+    u = U[:, :1]
+    torch.testing.assert_close(model.predict_data(0.3, u), law.given(given).predict_data(0.3, u))
 
 
 def test_many_measurements_need_no_matrix():
@@ -354,7 +363,7 @@ def test_what_is_refused():
     with pytest.raises(ValueError, match=r"covariance must be one of .* did you mean 'jacobian'"):
         MomentMatched(NORMAL, given, "jacobi")
     squares = Observation(torch.ones(1), lambda x, y: -((x**2 - y) ** 2).sum(1))
-    with pytest.raises(TypeError, match=r"take DPS\(model, observation\)"):
+    with pytest.raises(TypeError, match=r"take Laplace\(model, observation\)"):
         MomentMatched(NORMAL, squares)
     with pytest.raises(ValueError, match="the published step is for y = A x"):
         DPS(NORMAL, squares, published=True)

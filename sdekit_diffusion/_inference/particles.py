@@ -13,12 +13,12 @@ from sdekit_diffusion._counters import RESAMPLING
 from sdekit_diffusion._inference.weighted import systematic
 from sdekit_diffusion._models.conditioned import AbstractPosterior
 from sdekit_diffusion._sampling.coordinates import Coordinates, Span, Standardised
+from sdekit_diffusion._sampling.initial_states import INITIAL_STATE
 from sdekit_diffusion._sampling.method import ReverseProblem
 from sdekit_diffusion._sampling.on_clock import OnClock
 from sdekit_diffusion._sampling.start import centre
 
 _WORSE = 3.0  # nats below the least psi at the start: where psi is 0
-_PRIOR = -1  # the counter of `sdekit.normal` that belongs to initial states
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,7 +122,7 @@ class CloudSolve:
     def cloud(self, particles: int, seed: int, number: int) -> tuple[Tensor, Tensor]:
         """x `(K, *event)` and log weights `(K,)` of a cloud, a function of (seed, number) alone."""
         index = number * particles + torch.arange(particles, device=self.device)
-        z = normal(seed, index, self.coordinates.event, counter=_PRIOR, dtype=self.dtype)
+        z = normal(seed, index, self.coordinates.event, counter=INITIAL_STATE, dtype=self.dtype)
         both = Both(self.posterior, self.coordinates)
         u = z + centre(both.standard, self.span[0], z)
         equation, steps, to_u, from_u = self._steps(both, u)

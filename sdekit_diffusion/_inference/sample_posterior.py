@@ -57,11 +57,10 @@ def sample_posterior(
 ) -> WeightedSamples:
     """Samples of x given y with weights that make them exact, and log p(y) with its error.
 
-    An approximate model of x given y proposes, and each sample has the weight w = p / q of the
-    exact
-    law over that of the proposal: the approximation changes the number of effective samples, not
-    what they tend to. By particles the law is that of the reverse process in the given number of
-    steps; by the flow that of the model's probability flow.
+    An approximate model of x given y proposes, and each sample has the weight w = p / q, the
+    density of the exact law over that of the proposal: the approximation changes the number of
+    effective samples, not what they tend to. By particles the law is that of the reverse process in
+    the given number of steps; by the flow that of the model's probability flow.
 
     With y per sample, `(n_y, *measured)`, there are n samples for each of the n_y observations.
 
@@ -74,11 +73,10 @@ def sample_posterior(
         sde: the diffusion to sample under, as in `sample`.
         method: "particles", clouds that are resampled on the way; "path", the same without
             resampling; "flow", weights by likelihoods; or an object such as `Particles(...)`.
-        proposal: how the denoiser is conditioned: "isotropic", the default with particles, or
-            "jacobian", that of the flow, or "diagonal", or a
-            covariance such as `DataCovariance(c)`, see `MomentMatched`; "laplace", the default for
-            observations that are not linear, or "dps"; or a function (model, observation) to a
-            conditioned model.
+        proposal: how the denoiser is conditioned: "isotropic", the default with particles,
+            "jacobian", that of the flow, "diagonal", or a covariance such as `DataCovariance(c)`,
+            see `MomentMatched`; "laplace", the default for observations that are not linear, or
+            "dps"; or a function (model, observation) to a conditioned model.
         particles, steps: those of `Particles`, unless method is an object that has them.
         seed, first: cloud i depends on (seed, i) alone. Observation j has the clouds from C (first
             + j) on, C being their number for each, so that some observations can be continued

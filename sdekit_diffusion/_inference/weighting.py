@@ -14,14 +14,15 @@ from sdekit_diffusion._inference.weighted import WeightedSamples
 from sdekit_diffusion._models.conditioned import AbstractPosterior
 from sdekit_diffusion._sampling.adaptive import AdaptiveFlow
 from sdekit_diffusion._sampling.coordinates import Coordinates, Span
+from sdekit_diffusion._sampling.initial_states import INITIAL_STATE
 from sdekit_diffusion._sampling.on_clock import OnClock
 from sdekit_diffusion._sampling.start import centre
 
-_PRIOR = -1  # the counter of `sdekit.normal` that belongs to initial states
 _OTHER_PROBES = 1 << 40  # added to the numbers of samples
 _MAX_PROBE_VARIANCE = 0.3  # nats^2, above which e^{v/2} depends on the law of the probes' noise
 _LARGEST_TOLERANCE = 1e-4
-_TOLERANCE = 3e-3  # of the noise of y, in units of the data, chosen by benchmarks/posterior.py
+# Of the noise of y, in units of the data; `benchmarks/posterior.py --calibrate` prints the errors.
+_TOLERANCE = 3e-3
 
 
 @dataclass(frozen=True, eq=False)
@@ -191,7 +192,9 @@ class FlowWeights(AbstractWeighting):
         low, high = problem.span
         method = self.method or _method_for(problem.noise)
         index = problem.number * problem.n + torch.arange(problem.n, device=problem.device)
-        z = normal(problem.seed, index, coordinates.event, counter=_PRIOR, dtype=problem.dtype)
+        z = normal(
+            problem.seed, index, coordinates.event, counter=INITIAL_STATE, dtype=problem.dtype
+        )
         with torch.no_grad():
             u = z + centre(coordinates.standardised(posterior), low, z)
         start = coordinates.leave((high, low), u)

@@ -150,7 +150,7 @@ class MomentMatched(AbstractPosterior):
         if not isinstance(self.observation, LinearObservation):
             raise TypeError(
                 "moment matching is for linear observations, not "
-                f"{type(self.observation).__name__}; take DPS(model, observation)"
+                f"{type(self.observation).__name__}; take Laplace(model, observation)"
             )
         if not isinstance(self.covariance, AbstractCovariance) and (
             self.covariance not in COVARIANCES
@@ -176,8 +176,9 @@ class Laplace(AbstractPosterior):
         log p(y | x_0) - |x_0 - D|^2 / (2 r^2),  r^2 = sigma^2 s^2 / (sigma^2 + alpha^2 s^2),
 
     and psi the integral of its exponential under the normal law of the same curvature. It is found
-    by Newton steps whose curvature is that of row sums, exact where measurements see one coordinate
-    each. No derivative of the network. For y = A x + noise with such an A it is `MomentMatched`.
+    by damped Newton steps, which are taken only where the sum rises. Their curvature is that of row
+    sums, exact where measurements see one coordinate each; for y = A x + noise with such an A this
+    is `MomentMatched`. No derivative of the network.
 
     Arguments:
         model: the model of x.

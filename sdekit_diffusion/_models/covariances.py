@@ -4,7 +4,7 @@ import math
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -17,6 +17,8 @@ from sdekit_diffusion._models.model import AbstractModel, noise_scale, signal_sc
 from sdekit_diffusion._models.observation import LinearObservation
 
 _LOG_2PI = math.log(2 * math.pi)
+_DENSE = 8  # measurements of which A V A^T is computed
+_ROUNDING = 1e-6  # of the largest eigenvalue of a covariance
 
 
 class Conditioned(NamedTuple):
@@ -114,6 +116,8 @@ class DataCovariance(AbstractCovariance):
     """
 
     covariance: Tensor
+    # A Q of the last operator, with the operator and the shape of samples.
+    _last: list[Any] = field(default_factory=list, init=False, repr=False)
 
     def __post_init__(self) -> None:
         require_tensor("covariance", self.covariance, "(d, d)")
@@ -132,8 +136,9 @@ class DataCovariance(AbstractCovariance):
         return values.clamp_min(0.0), axes
 
     def _require_positive(self) -> None:
-        least, *_, largest = torch.linalg.eigvalsh(self.covariance.to(torch.float64)).tolist()
-        if least < -1e-6 * max(largest, -least):
+        values = torch.linalg.eigvalsh(self.covariance.to(torch.float64))
+        least = float(values.min())
+        if least < -_ROUNDING * float(values.abs().max()):
             raise ValueError(
                 f"covariance must be positive semidefinite; its least eigenvalue is {least:.3g}"
             )
@@ -168,12 +173,10 @@ class DataCovariance(AbstractCovariance):
                 f"covariance has shape {tuple(self.covariance.shape)} and a sample has "
                 f"{math.prod(event)} coordinates"
             )
-        cached = vars(self).get("_cache")
-        if cached is None or cached[0] is not observation.operator or cached[1] != event:
+        if self._last[:2] != [observation.operator, event]:
             columns = axes.T.reshape(-1, *event).to(observation.y)
-            cached = observation.operator, event, observation.apply(columns).to(axes)
-            vars(self)["_cache"] = cached
-        return _whitened(observation, cached[2]).T
+            self._last[:] = [observation.operator, event, observation.apply(columns).to(axes)]
+        return _whitened(observation, self._last[2]).T
 
 
 @dataclass(frozen=True)
@@ -247,9 +250,6 @@ class JacobianCovariance(AbstractCovariance):
             solved = conjugate_gradients(measured, residual, self.rtol)
             log_psi = _isotropic_log_psi(observation, data, std, l)
         return Conditioned(data, data + spread(solved), log_psi)
-
-
-_DENSE = 8  # measurements of which A V A^T is computed
 
 
 def _dense(

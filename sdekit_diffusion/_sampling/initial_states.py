@@ -14,7 +14,7 @@ from sdekit_diffusion._sampling.coordinates import Coordinates, Span
 from sdekit_diffusion._sampling.method import AbstractMethod
 from sdekit_diffusion._sampling.start import warn_of_prior, warn_of_states
 
-_PRIOR = -1  # the counter of `sdekit.normal` that belongs to initial states
+INITIAL_STATE = -1  # the counter of `sdekit.normal` that belongs to initial states
 
 
 class AbstractStart(ABC):
@@ -92,7 +92,7 @@ class PriorStates(AbstractStart):
     def states(
         self, coordinates: Coordinates, l: float, x: Tensor | None, draw: Callable[[int], Tensor]
     ) -> Tensor:
-        return draw(_PRIOR)
+        return draw(INITIAL_STATE)
 
 
 @dataclass(frozen=True, eq=False)

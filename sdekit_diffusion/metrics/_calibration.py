@@ -313,7 +313,8 @@ def _checked(
     Raises:
         ValueError: for shapes that do not fit.
     """
-    samples, truth = torch.as_tensor(samples), torch.as_tensor(truth)
+    samples = torch.as_tensor(samples)
+    truth = torch.as_tensor(truth)
     log_weights = None if log_weights is None else torch.as_tensor(log_weights)
     if (
         samples.ndim < 2
