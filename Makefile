@@ -73,6 +73,7 @@ bench: setup ## every number of docs/benchmarks.md; needs a quiet machine
 	$(BIN)/python benchmarks/posterior.py --calibrate
 	$(BIN)/python benchmarks/posterior_error.py
 	$(BIN)/python benchmarks/posterior_coverage.py
+	$(BIN)/python benchmarks/posterior_digits.py
 	$(BIN)/python benchmarks/fuzz.py
 	$(BIN)/python benchmarks/scaling.py
 	$(BIN)/python benchmarks/kill.py

@@ -66,8 +66,7 @@ class Case:
         a = torch.randn(max(1, d // 4), d, generator=generator) / math.sqrt(d)
         truth = sd.sample(model, n, method=CHAIN, seed=SEED)
         variance = (0.3 * (model.data_std or 1.0)) ** 2
-        blank = torch.zeros(len(a))
-        y = sd.LinearObservation(a, blank, variance).simulate(truth, seed=SEED)
+        y = sd.LinearObservation.simulated(a, truth, variance, seed=SEED).y
         return Case(model, truth, a, variance, y)
 
     def observation(self, n: int | None = None) -> sd.LinearObservation:

@@ -342,6 +342,7 @@ def weak_slope(solver, kind, direction, t=0.3, points=(0.9, -0.4, 0.2, 1.3)):
     """
     promised = solver.order[kind].weak
     h = 2.0 ** -np.arange(*((9, 13) if promised < 3 else (6, 9)))
+    points = points if promised < 3 else points[:2]  # derivatives of high order take long
     errors = []
     for step in h:
         error = 0.0

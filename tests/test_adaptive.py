@@ -447,7 +447,7 @@ def test_the_first_step_is_neither_far_too_short_nor_too_long():
 @pytest.mark.parametrize("ends", [(0.0, 1.0), (1.0, 0.0)], ids=["forwards", "backwards"])
 def test_adaptive_paths_converge_to_the_solution_on_the_same_path(equation, solver, ends):
     path = BrownianPath(3)
-    exact = solve(equation, LINE, uniform(*ends, 2**13), solver=solver, noise=path).x
+    exact = solve(equation, LINE, uniform(*ends, 2**12), solver=solver, noise=path).x
     errors = []
     for tol in (3e-2, 6e-3, 1.2e-3):
         solution = solve(

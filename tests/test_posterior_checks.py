@@ -19,8 +19,8 @@ FALSE_ALARM = 1e-6
 def problem():
     """The truth, y, and 19 exact samples of each posterior: by rejection from the prior's ones."""
     truth = LAW.sample(N, seed=0)
-    y = LinearObservation(A, torch.zeros(1).double(), 0.4).simulate(truth, seed=1)
-    pool = LAW.sample(200_000, seed=2)
+    y = LinearObservation.simulated(A, truth, 0.4, seed=1).y
+    pool = LAW.sample(40_000, seed=2)
     generator = torch.Generator().manual_seed(3)
     rows = []
     for one in y:
@@ -69,7 +69,7 @@ def test_weights_count():
     """Samples of the prior with the likelihood as weights are those of the posterior."""
     n, count = 500, 400
     truth = LAW.sample(n, seed=0)
-    y = LinearObservation(A, torch.zeros(1).double(), 0.4).simulate(truth, seed=1)
+    y = LinearObservation.simulated(A, truth, 0.4, seed=1).y
     samples = LAW.sample(n * count, seed=2).reshape(n, count, 2)
     log_weights = -0.5 * (y[:, None, 0] - samples @ A[0]) ** 2 / 0.4
     weighted = sbc(samples, truth, log_weights)
@@ -91,14 +91,13 @@ def test_ties_are_broken_at_random():
 def test_our_posteriors_pass():
     """By particles, of 40 observations."""
     truth = LAW.sample(40, seed=0)
-    ys = LinearObservation(A, torch.zeros(1).double(), 0.4).simulate(truth, seed=1)
-    observed = LinearObservation(A, ys, 0.4)
+    observed = LinearObservation.simulated(A, truth, 0.4, seed=1)
     found = sample_posterior(LAW, observed, 48, sde="vp", seed=0, particles=48, steps=20)
     ranks = sbc(found.x, truth, found.log_weights)
     assert (ranks.p_value > FALSE_ALARM).all()
     p = predictive(
         found.x,
-        ys,
+        observed.y,
         lambda x: observed.simulate(x, seed=9),
         lambda y, x: (y - x @ A.T).abs().sum(1),
         found.log_weights,

@@ -213,13 +213,12 @@ def test_a_network_of_diffusers_trains_samples_and_has_a_likelihood(diffusers):
     scheduler = diffusers.DDPMScheduler(prediction_type="v_prediction")
     model = from_diffusers(unet_of(diffusers), scheduler.config, data_std=0.7)
     x = data.load("digits").train.float() / 8 - 1
-    assert not check_model(model, x[:32], throw=False).fits
     fit(model, x, Recipe(steps=60, batch_size=32, warmup=20), progress=False)
     assert check_model(model, x[:32]).score < 0.9
-    assert 0.5 < sample(model, 16, steps=10, seed=0).std() < 1.0
+    assert 0.5 < sample(model, 8, steps=10, seed=0).std() < 1.0
     noise = torch.rand(2, 1, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
     found = log_likelihood(
-        model, torch.cat([x[:2], noise]), end=0.01, method=AdaptiveFlow(rtol=1e-2, atol=1e-2)
+        model, torch.cat([x[:2], noise]), end=0.03, method=AdaptiveFlow(rtol=2e-2, atol=2e-2)
     )
     assert found.value[:2].min() - found.value[2:].max() > 10 * found.stderr.max()
     unet = model.net.net

@@ -11,6 +11,7 @@ from sdekit_diffusion import (
     DataCovariance,
     FlowWeights,
     GaussianMixture,
+    IsotropicCovariance,
     LinearObservation,
     MomentMatched,
     Observation,
@@ -86,7 +87,7 @@ PROPOSALS = {
 def test_every_proposal_has_the_same_law(proposal):
     law, given = problem(2)
     samples = sample_posterior(
-        law, given, 16 * 48, sde="ve", seed=0, proposal=PROPOSALS[proposal], particles=48, steps=30
+        law, given, 10 * 64, sde="ve", seed=0, proposal=PROPOSALS[proposal], particles=64, steps=30
     )
     require_exact(samples, law, given, 0.05)
 
@@ -172,7 +173,7 @@ def test_poisson_counts():
     evidence = (joint.sum() * 12 / 4000).log()
     mean = (joint * x[:, 0]).sum() / joint.sum()
     samples = sample_posterior(
-        law, Observation(counts, log_likelihood), 12 * 48, sde="vp", seed=0, particles=48, steps=50
+        law, Observation(counts, log_likelihood), 8 * 64, sde="vp", seed=0, particles=64, steps=40
     )
     error = float(samples.log_evidence - evidence)
     assert abs(error) < Z * float(samples.log_evidence_stderr) + 0.01
@@ -194,7 +195,7 @@ def test_a_saturating_sensor(y):
     exact = (joint.sum() * 16 / 8000).log()
     mean = float((joint * x[:, 0]).sum() / joint.sum())
     given = Observation(observed, log_likelihood)
-    found = sample_posterior(law, given, 12 * 48, sde="vp", seed=0, particles=48, steps=30)
+    found = sample_posterior(law, given, 8 * 64, sde="vp", seed=0, particles=64, steps=30)
     assert abs(float(found.log_evidence - exact)) < Z * float(found.log_evidence_stderr) + 0.03
     assert found.log_evidence_stderr < 0.08
     assert float(found.mean()) == pytest.approx(mean, abs=0.2)
@@ -314,12 +315,72 @@ def test_moments_and_sizes():
     assert clouds.tolist() == pytest.approx([3 + math.log(0.15), 3 + math.log(0.35)])
     spread = torch.tensor([0.15, 0.35]).std() / 0.25 / math.sqrt(2)
     assert float(samples.log_evidence_stderr) == pytest.approx(float(spread))
-    assert WeightedSamples(x, torch.zeros(4)).log_evidence_stderr.isnan()
+    alone = WeightedSamples(x, samples.log_weights)
+    assert float(alone.log_evidence_stderr) == pytest.approx(math.sqrt((4 * 0.3 - 1) / 3))
+    assert WeightedSamples(x[:1], torch.zeros(1)).log_evidence_stderr.isnan()
     assert repr(samples).startswith("WeightedSamples(4 samples in 2 clouds, effective 3.333")
 
 
+class Unfollowed(torch.nn.Module):
+    """A network that autograd does not see."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = torch.nn.Linear(2, 2)
+
+    def forward(self, x, t):
+        with torch.no_grad():
+            return self.inner(x)
+
+
+@pytest.mark.filterwarnings("ignore:the samples are not reliable")
+@pytest.mark.parametrize("proposal", ["diagonal", "jacobian", "dps"])
+def test_networks_without_a_derivative_are_refused(proposal):
+    """Where the proposal needs one; the others do not."""
+    model = ScoreModel(Unfollowed(), "vp", shape=(2,), data_std=1.0)
+    _, given = problem(2)
+    settings = {"particles": 8, "steps": 5, "seed": 0}
+    with pytest.raises(ValueError, match="remove no_grad or detach"):
+        sample_posterior(model, given, 16, proposal=proposal, **settings)
+    for other in ("isotropic", lambda law, y: DPS(law, y, jacobian=False)):
+        found = sample_posterior(model, given, 16, proposal=other, **settings)
+        assert found.x.isfinite().all()
+
+
+def test_families():
+    """Weights .8 and .2 of the descendants of two particles, and of three in another row."""
+    weights = torch.tensor([0.1, 0.2, 0.4, 0.3]).double()
+    ancestors = torch.tensor([[5, 4, 5, 5], [9, 10, 8, 10]])
+    samples = WeightedSamples(torch.zeros(2, 4, 1), weights.log().expand(2, 4), ancestors=ancestors)
+    families = [1 / (0.8**2 + 0.2**2), 1 / (0.1**2 + 0.5**2 + 0.4**2)]
+    assert samples.families.tolist() == pytest.approx(families)
+    stderr = [math.sqrt((4 / number - 1) / 3) for number in families]
+    assert samples.log_evidence_stderr.tolist() == pytest.approx(stderr)
+    assert samples.ess.tolist() == pytest.approx([1 / 0.3] * 2)
+
+
+def test_the_error_of_one_cloud_is_that_between_clouds():
+    """80 clouds of about eight families: the root mean square of what each states, over their
+    spread, which is known to 8 %.
+    """
+    law, given = problem(2)
+    far = LinearObservation(given.operator, given.y + 1.5, 0.2)
+    found = sample_posterior(
+        law, far, 80 * 32, sde="vp", seed=1, particles=32, steps=15,
+        proposal=IsotropicCovariance(0.5),
+    )  # fmt: skip
+    parts = (v.unflatten(0, (80, 32)) for v in (found.x, found.log_weights, found.ancestors))
+    x, log_weights, ancestors = parts
+    assert (ancestors // 32 == torch.arange(80)[:, None]).all()
+    stated = WeightedSamples(x, log_weights, ancestors=ancestors).log_evidence_stderr
+    spread = float(found.log_evidence_stderr) * math.sqrt(80)
+    assert 0.65 < float(stated.square().mean().sqrt()) / spread < 1.6
+
+
 def test_doubtful_results_are_said():
-    """Few particles of a proposal that ignores y; and y that no particle explains."""
+    """Few particles of a proposal that ignores y, many and in one cloud; and y that no particle
+    explains.
+    """
     law, given = problem(16)
     far = LinearObservation(given.operator, given.y + 6, 0.01)
     prior = lambda law, y: DPS(law, y, zeta=0.0)  # noqa: E731
@@ -327,6 +388,8 @@ def test_doubtful_results_are_said():
         UserWarning, match=r"not reliable: .* effective and log p\(y\) of the clouds"
     ):
         sample_posterior(law, far, 64, sde="vp", seed=0, particles=16, steps=30, proposal=prior)
+    with pytest.warns(UserWarning, match="those of a cloud descend from as few as 1 particles"):
+        sample_posterior(law, far, 64, sde="vp", seed=0, particles=64, steps=30, proposal=prior)
     impossible = Observation(torch.zeros(1), lambda x, y: x.sum(1) * 0 - math.inf)
     with pytest.raises(ValueError, match="all weights are 0"):
         sample_posterior(law, impossible, 16, sde="vp", particles=8, steps=5)
@@ -408,11 +471,12 @@ def test_what_belongs_to_a_particle_goes_with_it():
     k = torch.arange(6.0, dtype=torch.float64)
     slopes = tuple(torch.stack([k + 10 * i, k + 100 * i])[:, :, None] for i in (1, 2))
     zero = torch.zeros((), dtype=torch.float64)
-    cloud = Cloud(k[:, None], slopes, k, torch.tensor([0.0, 5, 0, 4, 0, 0]).double(), zero)
+    cloud = Cloud(k[:, None], slopes, k, torch.tensor([0.0, 5, 0, 4, 0, 0]).double(), zero, k)
     chosen = cloud.resampled(0.5, torch.tensor([0.3]))
     ancestors = chosen.y[:, 0]
     assert set(ancestors.tolist()) <= {1.0, 3.0}
     assert torch.equal(chosen.log_psi, ancestors)
+    assert torch.equal(chosen.ancestors, ancestors)
     for i, slope in zip((1, 2), chosen.slopes, strict=True):
         assert torch.equal(slope[0, :, 0], ancestors + 10 * i)
         assert torch.equal(slope[1, :, 0], ancestors + 100 * i)

@@ -421,6 +421,7 @@ def test_solves_are_replayed(name):
             "steps": None if isinstance(METHODS[name], AbstractAdaptive) else 12,
             "seed": 3,
             "dtype": dtype,
+            "end": 0.1,
         }
         whole = sample(MIXTURE, 7, **settings)
         assert torch.equal(sample(MIXTURE, 7, **settings), whole)

@@ -108,15 +108,13 @@ def restored(
     operator = degradation.operator(tuple(x.shape[1:]))
     std = data_scale(model, tuple(x.shape[1:])).std
     variance = (degradation.noise * std) ** 2
-    clean = LinearObservation(operator, operator(x), variance)
-    y = clean.simulate(x, seed=seed, first=first)
-    observation = LinearObservation(operator, y, variance)
+    observation = LinearObservation.simulated(operator, x, variance, seed=seed, first=first)
     found = sample_posterior(
         model, observation, samples, particles=particles, steps=steps, seed=seed, first=first
     )
     return {
         "x": x,
-        "observed": operator.adjoint(y, tuple(x.shape[1:])),
+        "observed": operator.adjoint(observation.y, tuple(x.shape[1:])),
         "samples": found.x,
         "log_weights": found.log_weights,
         "log_evidence": found.log_evidence,

@@ -99,7 +99,7 @@ class FlowMap:
         parts = []
         bar = tqdm(total=len(x), unit="sample", desc="likelihood", disable=not progress)
         with torch.set_grad_enabled(differentiable), evaluating(self.model, len(x)), bar:
-            _require_differentiable(self.model, x)
+            require_differentiable(self.model, x)
             for offset, rows, model in batches(self.model, len(x), self.batch_size, x.device):
                 u = self._enter(x[rows])
                 end = self._log_density_at_end(log_end or self.log_prior(model, u), dimension)
@@ -159,7 +159,7 @@ class FlowMap:
         return Likelihood(value, stderr, latent, evaluations, status, probes, skewness)
 
 
-def _require_differentiable(model: AbstractModel, x: Tensor) -> None:
+def require_differentiable(model: AbstractModel, x: Tensor) -> None:
     """Refuses a model whose output autograd cannot follow: its divergence would count as 0."""
     if not (len(x) and x.is_floating_point()):
         return

@@ -31,6 +31,7 @@ class Cloud:
         log_psi: log psi at y, `(K,)`; the weights contain it.
         log_weights: `(K,)`, since the last resampling.
         log_mean: the logarithm of the product of the mean weights at each resampling.
+        ancestors: the particle at the start from which each descends, `(K,)`.
     """
 
     y: Tensor
@@ -38,6 +39,7 @@ class Cloud:
     log_psi: Tensor
     log_weights: Tensor
     log_mean: Tensor
+    ancestors: Tensor
 
     def resampled(self, threshold: float, u: Tensor) -> "Cloud":
         """K particles of equal weight, where the effective size is below a share of K; else itself.
@@ -56,6 +58,7 @@ class Cloud:
             self.log_psi[index],
             torch.where(few, 0.0, self.log_weights),
             self.log_mean + torch.where(few, mean, 0.0),
+            self.ancestors[index],
         )
 
 
@@ -119,8 +122,10 @@ class CloudSolve:
     dtype: torch.dtype
     device: torch.device
 
-    def cloud(self, particles: int, seed: int, number: int) -> tuple[Tensor, Tensor]:
-        """x `(K, *event)` and log weights `(K,)` of a cloud, a function of (seed, number) alone."""
+    def cloud(self, particles: int, seed: int, number: int) -> tuple[Tensor, Tensor, Tensor]:
+        """x `(K, *event)`, log weights `(K,)` and the numbers of ancestors `(K,)` of a cloud, a
+        function of (seed, number) alone.
+        """
         index = number * particles + torch.arange(particles, device=self.device)
         z = normal(seed, index, self.coordinates.event, counter=INITIAL_STATE, dtype=self.dtype)
         both = Both(self.posterior, self.coordinates)
@@ -130,7 +135,7 @@ class CloudSolve:
         slopes = (equation.drift(steps.ts[0], y),)
         start = sum_of_sample(0.5 * (z.double() - u.double()) * (z.double() + u.double()))
         log_weights = start + both.log_psi
-        cloud = Cloud(y, slopes, both.log_psi, log_weights, start.new_zeros(()))
+        cloud = Cloud(y, slopes, both.log_psi, log_weights, start.new_zeros(()), index)
         query = NoiseQuery(steps.ts, u, equation.noise_shape(u))
         for i, (w, _, _) in enumerate(WhiteNoise(seed, index=index).answer(query)):
             assert w is not None
@@ -145,11 +150,11 @@ class CloudSolve:
                 x = self.coordinates.leave(self.span, to_u(i + 1, y))
                 log_psi = self.posterior.observation.log_prob(x).to(torch.float64)
             log_weights = cloud.log_weights + log_ratio + (log_psi - cloud.log_psi)
-            cloud = Cloud(y, slopes, log_psi, log_weights, cloud.log_mean)
+            cloud = replace(cloud, y=y, slopes=slopes, log_psi=log_psi, log_weights=log_weights)
         x = self.coordinates.leave(self.span, to_u(len(steps), cloud.y))
         log_weights = cloud.log_weights + cloud.log_mean
         _require_numbers(x, log_weights)
-        return x, log_weights
+        return x, log_weights, cloud.ancestors
 
     def _steps(self, both: Both, u: Tensor) -> tuple[Any, Transitions, Any, Any]:
         """The equation with both denoisers, its steps, and the ways to u and back."""

@@ -11,6 +11,7 @@ from tqdm.auto import tqdm
 
 from sdekit import did_you_mean, fresh_seed
 from sdekit_diffusion._diffusions.diffusion import AbstractDiffusion
+from sdekit_diffusion._inference.flow_map import require_differentiable
 from sdekit_diffusion._inference.weighted import WeightedSamples
 from sdekit_diffusion._inference.weighting import (
     POSTERIOR_METHODS,
@@ -35,6 +36,7 @@ _END = 0.1  # of the noise of y: the noise at which a solve ends
 _SMALLEST_END = 1e-6
 _FEW = 10.0  # effective samples below which a warning is raised, or a quarter of them all
 _SPREAD = 1.0  # nats, between the evidences of clouds
+_FAMILIES = 4.0  # of one cloud, below which its standard error is above a half
 
 
 def sample_posterior(
@@ -94,9 +96,9 @@ def sample_posterior(
             of range, or a missing diffusion.
 
     Warns:
-        UserWarning: where fewer than 10 samples are effective, or log p(y) of the clouds has a
-            standard deviation of more than 1: then neither samples nor log p(y) are reliable. One
-            cloud says nothing about that.
+        UserWarning: where fewer than 10 samples are effective, log p(y) of the clouds has a
+            standard deviation of more than 1, or the samples of a single cloud descend from fewer
+            than 4 particles: then neither samples nor log p(y) are reliable.
 
     Example:
         >>> law = sd.GaussianMixture([0.5, 0.5], [[-1.0, 0.0], [1.0, 0.0]], [0.1, 0.1])
@@ -133,6 +135,9 @@ def sample_posterior(
     parts = []
     bar = tqdm(total=count * n, unit="sample", desc="posterior", disable=not progress)
     with evaluating(posterior, count), bar:
+        if posterior.differentiates:
+            like = torch.zeros(1, *coordinates.event, dtype=problem.dtype, device=place)
+            require_differentiable(posterior.model, like)
         for j in range(count):
             row = posterior.rows(torch.tensor([j], device=place)) if count > 1 else posterior
             one = replace(problem, posterior=row, number=first + j, report=bar.update)
@@ -227,10 +232,13 @@ def _joined(parts: list[WeightedSamples]) -> WeightedSamples:
     """The samples of several observations."""
     counts = [part.evaluations for part in parts if part.evaluations is not None]
     evaluations = torch.stack(counts) if len(counts) == len(parts) else None
+    lines = [part.ancestors for part in parts if part.ancestors is not None]
+    ancestors = torch.stack(lines) if len(lines) == len(parts) else None
     return replace(
         parts[0],
         x=torch.stack([part.x for part in parts]),
         log_weights=torch.stack([part.log_weights for part in parts]),
+        ancestors=ancestors,
         evaluations=evaluations,
         probe_variance=sum(part.probe_variance for part in parts) / len(parts),
     )
@@ -240,22 +248,29 @@ def _checked(samples: WeightedSamples) -> WeightedSamples:
     """Samples, with a warning where they are not reliable."""
     few = ~(samples.ess >= min(_FEW, 0.25 * samples.log_weights.shape[-1]))
     spread = torch.zeros_like(few)
+    related = torch.zeros_like(few)
     if 1 < samples.clouds < samples.log_weights.shape[-1]:
         spread = ~(samples.log_evidence_by_cloud.std(dim=-1) <= _SPREAD)
+    elif samples.clouds == 1:
+        related = ~(samples.families >= _FAMILIES)
+    wrong = few | spread | related
     if not bool(samples.log_weights.isfinite().any(dim=-1).all()):
         raise ValueError(
             "all weights are 0: y is impossible for all particles, outside the range of a sensor "
             "or far from what the model has learned; check y, its scale and the covariance of its "
             "noise, or take more particles"
         )
-    if bool((few | spread).any()):
-        which = f" of {int((few | spread).sum())} of {few.numel()} observations" if few.ndim else ""
+    if bool(wrong.any()):
+        which = f" of {int(wrong.sum())} of {wrong.numel()} observations" if wrong.ndim else ""
         reasons = []
         if bool(few.any()):
             reasons.append(f"as few as {float(samples.ess.min()):.3g} of them are effective")
         if bool(spread.any()):
             std = float(samples.log_evidence_by_cloud.std(dim=-1).max())
             reasons.append(f"log p(y) of the clouds has a standard deviation of {std:.2g}")
+        if bool(related.any()):
+            least = float(samples.families.min())
+            reasons.append(f"those of a cloud descend from as few as {least:.3g} particles")
         warnings.warn(
             f"the samples{which} are not reliable: {' and '.join(reasons)}. Take more particles or "
             "steps, or a proposal that is nearer to the posterior, see docs/posteriors.md",

@@ -25,6 +25,8 @@ class WeightedSamples:
         evaluations: of the model, per sample, int64.
         probe_variance: the mean variance of log w_i due to random probes; 0 without.
         seed: of all random numbers.
+        ancestors: for each sample, the number of the particle at the start from which it descends,
+            int64; None where samples are independent.
 
     Example:
         >>> samples = sd.WeightedSamples(torch.zeros(4, 2), torch.zeros(4), clouds=2)
@@ -38,6 +40,7 @@ class WeightedSamples:
     evaluations: Tensor | None = None
     probe_variance: float = 0.0
     seed: int | None = None
+    ancestors: Tensor | None = None
 
     def __repr__(self) -> str:
         n = self.log_weights.shape[-1]
@@ -67,6 +70,18 @@ class WeightedSamples:
         return 1 / self.weights.square().sum(dim=-1)
 
     @property
+    def families(self) -> Tensor:
+        """The effective number of families, 1 / sum_f W_f^2, W_f being the weight of all samples
+        that descend from one particle at the start; `ess` where samples are independent.
+        """
+        if self.ancestors is None:
+            return self.ess
+        first = self.ancestors.amin(dim=-1, keepdim=True)
+        shares = torch.zeros_like(self.weights)
+        shares = shares.scatter_add(-1, self.ancestors - first, self.weights)
+        return 1 / shares.square().sum(dim=-1)
+
+    @property
     def log_evidence(self) -> Tensor:
         """log p(y), the logarithm of the mean weight, in nats."""
         return torch.logsumexp(self.log_weights, dim=-1) - math.log(self.log_weights.shape[-1])
@@ -80,14 +95,19 @@ class WeightedSamples:
     @property
     def log_evidence_stderr(self) -> Tensor:
         """The standard error of log p(y), from the spread of the clouds, or of the weights where
-        each sample is a cloud; NaN for one cloud of particles.
+        each sample is a cloud; of one cloud from the weights of its families, see `families`.
 
         It is that of the mean weight over the mean weight (the delta method), without the error of
-        the steps.
+        the steps. NaN for one sample.
+
+        References:
+            Lee and Whiteley 2018, "Variance estimation in the particle filter", without their
+            correction for multinomial resampling.
         """
         parts = self.log_evidence_by_cloud
         if self.clouds == 1:
-            return torch.full_like(self.log_evidence, math.nan)
+            n = self.log_weights.shape[-1]
+            return ((n / self.families - 1) / (n - 1)).clamp_min(0.0).sqrt()
         relative = torch.exp(parts - parts.amax(dim=-1, keepdim=True))
         return relative.std(dim=-1) / relative.mean(dim=-1) / math.sqrt(self.clouds)
 

@@ -150,10 +150,12 @@ class Particles(AbstractWeighting):
             for i in range(problem.number * count, (problem.number + 1) * count):
                 parts.append(solve.cloud(self.particles, problem.seed, i))
                 problem.report(self.particles)
-        x, log_weights = (torch.cat(part) for part in zip(*parts, strict=True))
+        x, log_weights, ancestors = (torch.cat(part) for part in zip(*parts, strict=True))
         count = count if self.threshold else len(x)
         evaluations = torch.full((len(x),), steps + 1, dtype=torch.int64)
-        return WeightedSamples(x, log_weights, count, evaluations, seed=problem.seed)
+        return WeightedSamples(
+            x, log_weights, count, evaluations, seed=problem.seed, ancestors=ancestors
+        )
 
 
 @dataclass(frozen=True, eq=False)

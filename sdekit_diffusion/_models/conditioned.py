@@ -9,7 +9,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from sdekit import did_you_mean
+from sdekit import computed, did_you_mean
 from sdekit.elementary import Time, broadcast, sqrt, sum_of_sample
 from sdekit_diffusion._diffusions.vp import VPSDE
 from sdekit_diffusion._models.covariances import (
@@ -60,6 +60,7 @@ class AbstractPosterior(AbstractDerivedModel):
     """
 
     starts_at_mean = True
+    differentiates = False  # whether it uses a derivative of the network
 
     observation: AbstractObservation
 
@@ -161,11 +162,19 @@ class MomentMatched(AbstractPosterior):
                 f"{did_you_mean(str(self.covariance), COVARIANCES)}"
             )
 
-    def condition(self, l: Time, u: Tensor) -> Conditioned:
+    @property
+    def matrix(self) -> AbstractCovariance:
+        """V."""
         chosen = self.covariance
-        covariance = COVARIANCES[chosen] if isinstance(chosen, str) else chosen
+        return COVARIANCES[chosen] if isinstance(chosen, str) else chosen
+
+    @computed
+    def differentiates(self) -> bool:
+        return self.matrix.differentiates
+
+    def condition(self, l: Time, u: Tensor) -> Conditioned:
         assert isinstance(self.observation, LinearObservation)
-        return covariance.condition(self.model, self.observation, self.std, l, u)
+        return self.matrix.condition(self.model, self.observation, self.std, l, u)
 
 
 @dataclass(frozen=True, eq=False)
@@ -294,6 +303,10 @@ class DPS(AbstractPosterior):
                 "the published step is for y = A x + noise and uses the network's derivative: take "
                 "a LinearObservation, or published=False"
             )
+
+    @computed
+    def differentiates(self) -> bool:
+        return self.jacobian
 
     def condition(self, l: Time, u: Tensor) -> Conditioned:
         a = signal_scale(l)

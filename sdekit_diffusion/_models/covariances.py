@@ -49,6 +49,8 @@ class AbstractCovariance(ABC):
         True
     """
 
+    differentiates = False  # whether it uses a derivative of the network
+
     @abstractmethod
     def condition(
         self, model: AbstractModel, observation: LinearObservation, std: float, l: Time, u: Tensor
@@ -198,6 +200,8 @@ class DiagonalCovariance(AbstractCovariance):
         Boys et al. 2023, arXiv 2310.06721.
     """
 
+    differentiates = True
+
     def condition(
         self, model: AbstractModel, observation: LinearObservation, std: float, l: Time, u: Tensor
     ) -> Conditioned:
@@ -233,6 +237,8 @@ class JacobianCovariance(AbstractCovariance):
     References:
         Rozet et al. 2024, arXiv 2405.13712.
     """
+
+    differentiates = True
 
     rtol: float = 1e-3
 

@@ -313,6 +313,27 @@ class LinearObservation(AbstractObservation):
         assert self.event is not None
         return Spectrum.of(self)
 
+    @classmethod
+    def simulated(
+        cls,
+        operator: Any,  # noqa: ANN401 - as in the class
+        x: Tensor,
+        covariance: Tensor | float,
+        *,
+        seed: int | None = None,
+        first: int = 0,
+    ) -> Self:
+        """What is observed of each sample x, with noise that is drawn as in `simulate`.
+
+        Example:
+            >>> y = sd.LinearObservation.simulated(sd.Downsampling(2), torch.zeros(3, 1, 8, 8), 0.1)
+            >>> y.each, y.y.shape
+            (True, torch.Size([3, 1, 4, 4]))
+        """
+        measured = require_linear(operator_of(operator), tuple(x.shape[1:]), x)
+        clean = cls(operator, x.new_zeros(measured), covariance)
+        return replace(clean, y=clean.simulate(x, seed=seed, first=first)).bound(x.shape[1:], x)
+
     def simulate(self, x: Tensor, *, seed: int | None = None, first: int = 0) -> Tensor:
         """y given x: A x + noise, `(batch, *measured)`; that of sample i depends on (seed, first +
         i).
