@@ -499,7 +499,7 @@ def test_the_variance_of_a_reversed_gaussian_has_no_bias_that_tolerances_do_not_
 
     equation = Clocked(denoiser, lambda l: exp(-2 * l), a=2.0, q=2.0)
     path = BrownianPath(5, geometric(k0, k1, 12))
-    n = 1000 if dim < 4 else 4000 // dim
+    n = 500 if dim < 4 else 2000 // dim
     y0 = (
         k0
         * math.sqrt(0.25 + 50**2)

@@ -37,7 +37,7 @@ def followed():
     coordinates = Coordinates.of(MIXTURE, VPSDE())
     knots = AdaptiveSDE().knots(coordinates, coordinates.span(MIXTURE, 1e-3)).tolist()
     path = BrownianPath(3, knots)
-    return path, on_a_path(OnClock(SRA1(), eta=1.0, grid=UniformInLogSNR()), path, steps=4000).x
+    return path, on_a_path(OnClock(SRA1(), eta=1.0, grid=UniformInLogSNR()), path, steps=2000).x
 
 
 PAIRS = [s for s in all_solvers() if s.embedded is not None and "additive" in s.order]

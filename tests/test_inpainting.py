@@ -17,7 +17,7 @@ from sdekit_diffusion import (
     sample,
 )
 
-N = 2000
+N = 1200
 LIMIT = math.sqrt(math.log(2 / 1e-6) / 2 / N)  # of Kolmogorov's distance, once in a million
 END = 0.02
 # Independent coordinates: the second has two modes.

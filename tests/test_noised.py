@@ -27,7 +27,7 @@ from sdekit_diffusion import (
 )
 from sdekit_diffusion._counters import START
 
-N = 4000
+N = 2000
 # Kolmogorov's limit: the largest difference of the empirical and the exact distribution function
 # exceeds it once in a million samples.
 LIMIT = math.sqrt(math.log(2 / 1e-6) / 2 / N)
