@@ -28,9 +28,17 @@ from sdekit._noise.brownian import BrownianPath
 from sdekit._noise.generator import fresh_seed, normal, uniform01
 from sdekit._noise.white import AbstractNoise, Increment, NoiseQuery, WhiteNoise
 from sdekit._solve.control import PIDController
+from sdekit._solve.events import Event
 from sdekit._solve.gradient import AbstractGradient, Checkpointed, Reversible
 from sdekit._solve.integrate import integrate, solve
-from sdekit._solve.solution import NotFiniteError, Point, Solution, Status, UnfinishedError
+from sdekit._solve.solution import (
+    Events,
+    NotFiniteError,
+    Point,
+    Solution,
+    Status,
+    UnfinishedError,
+)
 from sdekit._solve.stepper import Stepper, stepper
 from sdekit._solvers import *  # noqa: F403
 from sdekit._solvers import all_solvers
@@ -48,6 +56,8 @@ __all__ = [
     "BrownianPath",
     "Checkpointed",
     "Clocked",
+    "Event",
+    "Events",
     "Exact",
     "Hutchinson",
     "Increment",

@@ -199,7 +199,7 @@ def signs(key: Tensor, counters: Tensor, size: int) -> Tensor:
 
 
 def normal(
-    seed: int,
+    seed: int | Tensor,
     index: Tensor,
     event: tuple[int, ...],
     *,
@@ -209,7 +209,7 @@ def normal(
     """Standard normals that depend only on (seed, sample index, counter).
 
     Arguments:
-        seed: any integer.
+        seed: any integer; or one per sample, int64, `(batch,)`.
         index: the samples' indices, int64, shape `(batch,)`, on the device where the numbers are
             wanted.
         event: the shape of one sample.
@@ -230,7 +230,7 @@ def normal(
     return _drawn(rows, math.prod(event)).to(dtype).reshape(len(index), *event)
 
 
-def uniform01(seed: int, index: Tensor, event: tuple[int, ...], *, counter: int) -> Tensor:
+def uniform01(seed: int | Tensor, index: Tensor, event: tuple[int, ...], *, counter: int) -> Tensor:
     """Uniform numbers in [0, 1), float64 with 53 bits, with the arguments of `normal`.
 
     Example:

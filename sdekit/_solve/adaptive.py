@@ -8,6 +8,7 @@ there without waiting.
 
 import math
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -16,7 +17,9 @@ from sdekit._noise.white import AbstractNoise, Increment, Reader
 from sdekit._solve.active import ActiveSamples, Move, Results, spread, take, where
 from sdekit._solve.control import PIDController
 from sdekit._solve.counted import Counted
+from sdekit._solve.events import EventSearch
 from sdekit._solve.intervals import DyadicIntervals, FreeIntervals, Interval
+from sdekit._solve.passage import Passed
 from sdekit._solve.solution import Solution, Status
 from sdekit._solvers import AbstractSolver
 from sdekit._solvers.contract import Step, Tree
@@ -42,6 +45,7 @@ class AdaptiveSolve:
         control: PIDController,
         save: bool,
         callback: Callable[[Move], None] | None = None,
+        search: EventSearch | None = None,
     ) -> None:
         assert solver.embedded is not None
         self.full_problem = self.problem = problem
@@ -50,6 +54,7 @@ class AdaptiveSolve:
         self.noise = noise
         self.control = control
         self.callback = callback
+        self.search = search
         self.device = x0.device
         self.outputs = torch.tensor(ts, dtype=torch.float64)
         if noise is None:
@@ -67,7 +72,10 @@ class AdaptiveSolve:
             self._try_steps()
         self.problem.require_unchanged()
         seed = None if self.noise is None else self.noise.seed
-        return self.results.solution(self.outputs, seed), self.results.reached.to(self.device)
+        solution = self.results.solution(self.outputs, seed)
+        if self.search is not None:
+            solution = self.search.stopped_solution(solution)
+        return solution, self.results.reached.to(self.device)
 
     def _initial_samples(self, x0: Tensor, ts: list[float]) -> ActiveSamples:
         """The samples before their first steps."""
@@ -104,12 +112,39 @@ class AdaptiveSolve:
             step = self._accepted_step(interval.t1, increment, accept)
         if self.callback is not None and bool(accept.any()):
             self.callback(_accepted_move(active, start, stop, accept, step))
+        ended, x = self._stopped(start, stop, interval, accept, step)
         if self.results.xs is not None and len(self.outputs) > 2:
-            self._output(self.results.xs, interval.t1, accept, step, increment)
-        active.advance(interval.t1, interval.remaining, accept, step.x, step.state)
+            self._output(self.results.xs, interval.t1, ended.t1, accept, step, increment)
+        active.advance(ended.t1, ended.remaining, accept, x, step.state)
         self.rounds += 1
         if self.rounds == self.control.max_steps or self.intervals.may_end(active):
             self._record_ended(interval, q, accept)
+
+    def _stopped(
+        self, start: Tensor, stop: Tensor, interval: Interval, accept: Tensor, step: Step
+    ) -> tuple[Interval, Tensor]:
+        """The interval and the states at its end, where an event stops a sample those there."""
+        if self.search is None:
+            return interval, step.x
+        active = self.active
+
+        def within(rows: Tensor) -> Callable[[Tensor], Tensor]:
+            return partial(self.solver.interpolate, self._dense(interval.t1, step, rows.cpu()))
+
+        index, accepted = _to_device(self.device, active.index, accept & (active.ended == 0))
+        zeros = self.search.look(
+            Passed(
+                index, accepted, start, stop, active.x, step.x, self.problem,
+                within if self.noise is None else None,
+            )
+        )  # fmt: skip
+        if zeros is None:
+            return interval, step.x
+        rows = zeros.rows.cpu()
+        t1 = interval.t1.index_copy(0, rows, zeros.t.detach().cpu())
+        remaining = interval.remaining.index_fill(0, rows, 0.0)
+        x = step.x.index_copy(0, zeros.rows, zeros.x)
+        return interval._replace(t1=t1, remaining=remaining), x
 
     def _accept(
         self, interval: Interval, start: Tensor, stop: Tensor, step: Step
@@ -156,10 +191,16 @@ class AdaptiveSolve:
         return Step(x, dense=dense, state=spread(step.state, rows, len(accept)))
 
     def _output(
-        self, xs: Tensor, t1: Tensor, accept: Tensor, step: Step, increment: Increment
+        self,
+        xs: Tensor,
+        t1: Tensor,
+        until: Tensor,
+        accept: Tensor,
+        step: Step,
+        increment: Increment,
     ) -> None:
-        """Writes the states at the output times that accepted steps pass; the last output is the
-        end of the solve.
+        """Writes the states at the output times that accepted steps pass, up to `until`; the last
+        output is the end of the solve.
 
         With noise a bridge of the path is used: g times the deviation of W from a straight line is
         added to the linear interpolation of x. Without it the variance in the middle of a step
@@ -169,7 +210,7 @@ class AdaptiveSolve:
         outputs = self.outputs
         direction = 1 if outputs[-1] > outputs[0] else -1
         counts = (
-            torch.searchsorted(direction * outputs[:-1], direction * t1, right=True)
+            torch.searchsorted(direction * outputs[:-1], direction * until, right=True)
             - active.next_output
         )
         counts = torch.where(accept, counts.clamp(min=0), 0)

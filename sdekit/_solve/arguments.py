@@ -7,6 +7,7 @@ from sdekit._equations.sde import AbstractSDE
 from sdekit._names import did_you_mean
 from sdekit._noise.white import AbstractNoise
 from sdekit._solve.control import PIDController
+from sdekit._solve.events import Event
 from sdekit._solve.gradient import AbstractGradient
 from sdekit._solvers import AbstractSolver
 
@@ -64,6 +65,21 @@ def require_kinds(
                 else ""
             )
             raise TypeError(f"{name} must be {remedy}; not {description}{suggestion}")
+
+
+def require_event(event: object, gradient: AbstractGradient | None) -> None:
+    """Refuses what is no event, and an event of a solve whose steps are repeated.
+
+    Raises:
+        TypeError, ValueError: with what to give.
+    """
+    if event is not None and not isinstance(event, Event):
+        raise TypeError(f"event must be an Event(g), not {event!r:.60}")
+    if event is not None and gradient is not None:
+        raise ValueError(
+            "event= and gradient= cannot be combined: leave out gradient, which then records every "
+            "step"
+        )
 
 
 def require_adaptive(

@@ -3,11 +3,15 @@
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor
 
+from sdekit._solve.active import take
+from sdekit._solve.events import EventSearch
 from sdekit._solve.gradient import AbstractGradient
+from sdekit._solve.passage import Passed
 from sdekit._solve.solution import (
     NotFiniteError,
     Point,
@@ -18,13 +22,14 @@ from sdekit._solve.solution import (
     solution_of_equal_steps,
 )
 from sdekit._solve.steps import Steps
-from sdekit._solvers.contract import Tree
+from sdekit._solvers.contract import Step, Tree
 from sdekit.calling import has_hidden_values
+from sdekit.elementary import broadcast, scaled
 
 _CHECK_INTERVAL = 128  # steps between two checks that the state is finite
 
 
-def states_on_grid(
+def solved_on_grid(
     steps: Steps,
     x0: Tensor,
     *,
@@ -32,16 +37,23 @@ def states_on_grid(
     callback: Callable[[Point], None] | None,
     throw: bool,
     every: bool,
-) -> Iterator[Point]:
-    """The states of a solve, all or only the first and the last; arguments as in `solve`."""
+    search: EventSearch | None,
+) -> Solution:
+    """The solution, with all states or only the last; arguments as in `solve`."""
+    needed = every or callback is not None
     if gradient is None or not len(x0):
-        states = points(steps, x0, check=throw, every=every)
+        states = points(steps, x0, check=throw, every=needed, search=search)
     else:
-        states = _states_with_gradient(steps, x0, gradient, every=every, check=throw)
-    return states if callback is None else _with_callback(states, callback)
+        states = _states_with_gradient(steps, x0, gradient, every=needed, check=throw)
+    if callback is not None:
+        states = _with_callback(states, callback)
+    xs = collect(states, len(steps.ts)) if every else None
+    x = deque(states, maxlen=1).pop().x if xs is None else xs[-1]
+    solution = _solution(steps, x, xs, throw=throw)
+    return solution if search is None else search.stopped_solution(solution)
 
 
-def solution_on_grid(steps: Steps, x: Tensor, xs: Tensor | None, *, throw: bool) -> Solution:
+def _solution(steps: Steps, x: Tensor, xs: Tensor | None, *, throw: bool) -> Solution:
     """The solution that ends at x, with or without the other states."""
     seed = None if steps.noise is None else steps.noise.seed
     ts = torch.tensor(steps.ts, dtype=torch.float64)
@@ -99,7 +111,14 @@ def collect(points: Iterator[Point], size: int) -> Tensor:
     return xs
 
 
-def points(steps: Steps, x: Tensor, *, check: bool = True, every: bool = True) -> Iterator[Point]:
+def points(
+    steps: Steps,
+    x: Tensor,
+    *,
+    check: bool = True,
+    every: bool = True,
+    search: EventSearch | None = None,
+) -> Iterator[Point]:
     """The states of a solve: of every step, or only the first and the last.
 
     On the CPU every check whether the state is finite is read at once. Elsewhere a read waits for
@@ -119,7 +138,17 @@ def points(steps: Steps, x: Tensor, *, check: bool = True, every: bool = True) -
     step = steps.solver.step
     problem = steps.problem
     for i, increment in enumerate(steps.increments(x, 0, n), 1):
-        x, _, _, state = step(problem, ts[i - 1], ts[i], x, increment, state)
+        if search is None:
+            x, _, _, state = step(problem, ts[i - 1], ts[i], x, increment, state)
+        else:
+            before = x
+            taken = step(problem, ts[i - 1], ts[i], x, increment, state)
+            x = _stopped(search, steps, i, before, taken)
+            state = taken.state
+            if bool(search.stopped.all()):
+                rest = range(i, n + 1) if every else (n,)
+                yield from (Point(j, ts[j], x) for j in rest)
+                return
         if check and (i % _CHECK_INTERVAL == 0 or i == n):
             finite_flags.append(torch.isfinite(x).all())
             if on_cpu or i == n:
@@ -131,6 +160,45 @@ def points(steps: Steps, x: Tensor, *, check: bool = True, every: bool = True) -
             problem.require_unchanged()
         if every or i == n:
             yield Point(i, ts[i], steps.solver.output(ts[i - 1], x, state))
+
+
+def _stopped(search: EventSearch, steps: Steps, i: int, x0: Tensor, step: Step) -> Tensor:
+    """The states after step i; those of samples that an event has stopped are as they were then."""
+    index = torch.arange(len(x0), device=x0.device)
+    t0, t1 = (
+        torch.full((len(x0),), t, dtype=torch.float64, device=x0.device)
+        for t in steps.ts[i - 1 : i + 1]
+    )
+    within = None if steps.noise is not None else partial(_within, steps, i, x0, step)
+    x = torch.where(broadcast(search.stopped, x0) != 0, x0, step.x)
+    passed = Passed(index, ~search.stopped, t0, t1, x0, x, steps.problem, within)
+    zeros = search.look(passed)
+    return x if zeros is None else x.index_copy(0, zeros.rows, zeros.x)
+
+
+def _within(
+    steps: Steps, i: int, x0: Tensor, step: Step, rows: Tensor
+) -> Callable[[Tensor], Tensor]:
+    """The states within step i of some samples: the solver's interpolation, or else the cubic
+    through both ends and their slopes (Hermite).
+    """
+    t0, t1 = (
+        torch.full((len(rows),), t, dtype=torch.float64, device=x0.device)
+        for t in steps.ts[i - 1 : i + 1]
+    )
+    some = steps.problem.rows(rows)
+    if step.dense is not None:
+        dense = steps.solver.dense(some, t0, t1, take(step.dense, rows))
+        return partial(steps.solver.interpolate, dense)
+    start, end = x0[rows], step.x[rows]
+    first, last = (scaled(t1 - t0, some.drift(t, x)) for t, x in ((t0, start), (t1, end)))
+
+    def state(theta: Tensor) -> Tensor:
+        s = broadcast(theta, start)
+        rest = (1 - 2 * s) * (end - start) + (s - 1) * first + s * last
+        return torch.lerp(start, end, s) + s * (s - 1) * rest
+
+    return state
 
 
 def _all_true(flags: Sequence[Tensor]) -> bool:

@@ -1,6 +1,5 @@
 """integrate and solve: the solution of an equation by a solver."""
 
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal
 
@@ -11,10 +10,17 @@ from sdekit._grid import times
 from sdekit._noise.brownian import BrownianPath
 from sdekit._noise.white import AbstractNoise, WhiteNoise
 from sdekit._solve.adaptive import AdaptiveSolve
-from sdekit._solve.arguments import require_adaptive, require_kinds, require_pairing, require_save
+from sdekit._solve.arguments import (
+    require_adaptive,
+    require_event,
+    require_kinds,
+    require_pairing,
+    require_save,
+)
 from sdekit._solve.control import PIDController
 from sdekit._solve.counted import Counted
-from sdekit._solve.fixed_grid import collect, points, solution_on_grid, states_on_grid
+from sdekit._solve.events import Event, EventSearch
+from sdekit._solve.fixed_grid import points, solved_on_grid
 from sdekit._solve.gradient import AbstractGradient
 from sdekit._solve.solution import Point, Solution, Status, require_state, unfinished
 from sdekit._solve.steps import Steps
@@ -84,6 +90,7 @@ def solve(
     control: PIDController | None = None,
     gradient: AbstractGradient | None = None,
     callback: Callable[[Any], None] | None = None,
+    event: Event | None = None,
     throw: bool = True,
 ) -> Solution:
     """Solves dx = f dt + g dW from x(ts[0]) = x0.
@@ -105,6 +112,7 @@ def solve(
             None leaves it to autograd, which records every step.
         callback: called with each `Point` of a fixed grid, or after each round of adaptive steps
             with a `Move`, which has the samples and their times before and after.
+        event: a function of which zeros are found, where samples may stop; see `Event`.
         throw: False returns the solution with the status of each sample where True raises.
 
     Raises:
@@ -129,6 +137,7 @@ def solve(
     """
     require_save(save)
     require_kinds(problem, solver, noise, control, gradient)
+    require_event(event, gradient)
     grid = times(ts)
     require_state(x0)
     require_pairing(problem, solver)
@@ -141,15 +150,12 @@ def solve(
     problem = problem.tabulated(grid) if control is None else problem.within(grid[0], grid[-1])
     counted = Counted.of(problem, x0)
     x0 = _copied_states(x0)
+    search = None if event is None else EventSearch.of(event, grid[0], x0, noise)
     if control is None or not len(x0):
         steps = Steps(counted, grid, solver.plan(counted, grid), noise)
         callback = callback if control is None else None
-        every = save == "all" or callback is not None
-        settings = {"gradient": gradient, "callback": callback, "throw": throw, "every": every}
-        states = states_on_grid(steps, x0, **settings)
-        xs = collect(states, len(grid)) if save == "all" else None
-        x = deque(states, maxlen=1).pop().x if xs is None else xs[-1]
-        return solution_on_grid(steps, x, xs, throw=throw)
+        settings = {"gradient": gradient, "callback": callback, "throw": throw}
+        return solved_on_grid(steps, x0, every=save == "all", search=search, **settings)
     solution, reached = AdaptiveSolve(
         counted,
         x0,
@@ -159,6 +165,7 @@ def solve(
         control=control,
         save=save == "all",
         callback=callback,
+        search=search,
     ).run()
     if throw and bool((solution.status != Status.DONE).any()):
         raise unfinished(solution, reached, x0)

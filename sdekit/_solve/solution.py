@@ -86,6 +86,34 @@ class Status(IntEnum):
 
 
 @dataclass(frozen=True, eq=False)
+class Events:
+    """What was found: the zeros of each sample in the order of their times.
+
+    Attributes:
+        t: float64, `(zeros, batch)`, NaN where a sample has fewer; at least one row. For ordinary
+            equations gradients flow to the times.
+        x: the states there, `(zeros, batch, *event)`.
+
+    Example:
+        >>> turn = sdekit.ODE(lambda t, x: torch.stack([x[:, 1], -x[:, 0]], dim=1))
+        >>> zero = sdekit.Event(lambda t, x: x[:, 0], terminal=False)
+        >>> x0 = torch.tensor([[0.0, 1.0]], dtype=torch.float64)
+        >>> grid = sdekit.uniform(0.0, 7.0, 100)
+        >>> events = sdekit.solve(turn, x0, grid, solver=sdekit.RK4(), event=zero).events
+        >>> events.count.tolist(), [round(float(t), 4) for t in events.t[:, 0]]
+        ([2], [3.1416, 6.2832])
+    """
+
+    t: Tensor
+    x: Tensor
+
+    @property
+    def count(self) -> Tensor:
+        """The number of zeros of each sample, int64, `(batch,)`."""
+        return (~self.t.isnan()).sum(dim=0)
+
+
+@dataclass(frozen=True, eq=False)
 class Solution:
     """The result of a solve; counts are per sample, int64, `(batch,)`.
 
@@ -98,6 +126,7 @@ class Solution:
         evaluations: those of the drift, or of the score.
         accepted, rejected: steps; None where they are not known.
         status: see `Status`.
+        events: the zeros of an event; None without.
 
     Example:
         >>> sde = sdekit.SDE(lambda t, x: -x, lambda t, x: 1.0, "additive")
@@ -116,6 +145,7 @@ class Solution:
     accepted: Tensor | None
     rejected: Tensor | None
     status: Tensor
+    events: Events | None = None
 
     @staticmethod
     def joined(parts: "Sequence[Solution]") -> "Solution":

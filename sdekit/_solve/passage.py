@@ -1,0 +1,144 @@
+"""First passages of zero within steps of a stochastic equation, given both ends of each."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from sdekit._noise import generator
+from sdekit._solve.counted import Counted
+from sdekit.elementary import axpy, broadcast
+
+_SMALLEST = 1e-12  # of g at the beginning: where its end is 0
+_NEWTON = 8  # steps to the surface; one is enough where g is linear
+
+
+class Passed(NamedTuple):
+    """Steps that were taken, one per sample of a part of the batch.
+
+    Attributes:
+        index: the samples' rows in the full batch.
+        accept: whether their steps are accepted.
+        t0, t1, x0, x1: the ends of the steps.
+        problem: the equation of these samples.
+        within: a function of rows to one of theta, `(rows,)`, to the states within their steps;
+            None with noise.
+    """
+
+    index: Tensor
+    accept: Tensor
+    t0: Tensor
+    t1: Tensor
+    x0: Tensor
+    x1: Tensor
+    problem: Counted
+    within: Callable[[Tensor], Callable[[Tensor], Tensor]] | None
+
+
+class Zeros(NamedTuple):
+    """Zeros of some rows of the steps that were taken, with their times and states."""
+
+    rows: Tensor
+    t: Tensor
+    x: Tensor
+
+
+def first_passage(
+    function: Callable[[Tensor, Tensor], Tensor],
+    passed: Passed,
+    values: tuple[Tensor, Tensor],
+    key: Tensor,
+    number: Tensor,
+) -> Zeros:
+    """The first passages of zero by g, of the samples whose steps are accepted.
+
+    Given a > 0 and b at the ends of a step of length h, Brownian motion of variance v = s^2 h over
+    the step passes zero with the probability e^{-2 a b / v}, one if b < 0. The time theta h of the
+    passage has theta = xi / (1 + xi) with an inverse Gaussian xi, of the mean a / |b| and the shape
+    a^2 / v. s is |g_x sigma| at the end that is nearer to zero.
+
+    Arguments:
+        function: g(t, x), `(batch,)`.
+        values: g at both ends.
+        key, number: of the samples, and of their steps: what random numbers depend on.
+
+    References:
+        Metwally and Atiya 2002, "Using Brownian bridge for fast simulation of jump-diffusion
+        processes and barrier options"; Michael, Schucany and Haas 1976, "Generating random variates
+        using transformations with multiple roots", for the inverse Gaussian law.
+    """
+    t0, t1 = passed.t0, passed.t1
+    length = (t1 - t0).abs()
+    second = values[1].abs() < values[0].abs()
+    near = torch.where(second, t1, t0)
+    point = torch.where(broadcast(second, passed.x0) != 0, passed.x1, passed.x0)
+    _, across, _ = _across(function, passed.problem, near, point)
+    variance = across.square().flatten(1).sum(dim=1).to(length) * length
+    side = values[0].sign().to(length)
+    a = values[0].to(length).abs()
+    b = side * values[1].to(length)
+    uniform = generator.uniform01(key, number, (), counter=0)
+    hit = (b <= 0) | (variance > 0) & (uniform < torch.exp(-2 * a * b / variance))
+    rows = (passed.accept & hit).nonzero().flatten()
+    if not len(rows):
+        return Zeros(rows, t0[rows], passed.x0[rows])
+    a, b, variance, key, number, length = (
+        part[rows] for part in (a, b, variance, key, number, length)
+    )
+    theta = _share(a, b, variance, key, number)
+    problem = passed.problem.rows(passed.index[rows])
+    with torch.no_grad():
+        t = torch.lerp(t0[rows], t1[rows], theta)
+        x = passed.x0[rows]
+        between = torch.lerp(x, passed.x1[rows], broadcast(theta, x))
+        dw = generator.normal(key, number, tuple(across.shape[1:]), counter=3, dtype=x.dtype)
+        dw = broadcast((theta * (1 - theta) * length).sqrt(), dw) * dw
+        x = problem.diffuse(near[rows], point[rows], dw, between)
+    for _ in range(_NEWTON):
+        height, across, along = _across(function, problem, t, x)
+        size = across.square().flatten(1).sum(dim=1)
+        step = torch.where(size > 0, -height / torch.where(size > 0, size, 1.0), 0.0)
+        x = axpy(step.to(t), along, x)
+    return Zeros(rows, t, x)
+
+
+def _share(a: Tensor, b: Tensor, variance: Tensor, key: Tensor, number: Tensor) -> Tensor:
+    """theta, the share of a step after which Brownian motion passes zero."""
+    mean = a / torch.maximum(b.abs(), _SMALLEST * a)
+    shape = a.square() / variance
+    square = generator.normal(key, number, (), counter=2).to(a).square()
+    w = 0.5 * mean * square / shape
+    root = mean / (1 + w + (w * (2 + w)).sqrt())
+    uniform = generator.uniform01(key, number, (), counter=1)
+    xi = torch.where(uniform * (mean + root) <= mean, root, mean * (mean / root))
+    return torch.where(xi.isfinite(), xi / (1 + xi), 1.0)
+
+
+def _across(
+    function: Callable[[Tensor, Tensor], Tensor], problem: Counted, t: Tensor, x: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """g, g_x sigma, shaped as dW, and sigma sigma^T g_x, shaped as x.
+
+    Raises:
+        ValueError: for a g without a gradient.
+    """
+    shape = problem.noise_shape(x)
+    assert shape is not None
+    zero = torch.zeros_like(x)
+    with torch.enable_grad():
+        point = x.detach().requires_grad_()
+        value = function(t, point)
+        normal = None
+        if value.requires_grad:
+            (normal,) = torch.autograd.grad(value.sum(), point, allow_unused=True)
+        if normal is None:
+            raise ValueError(
+                "an event's g(t, x) has no gradient in x, which the law of a first passage needs: "
+                "do not detach x, nor use torch.no_grad()"
+            )
+        dw = x.new_zeros(len(x), *shape, requires_grad=True)
+        moved = (normal * problem.diffuse(t, x.detach(), dw, zero)).sum()
+        (across,) = torch.autograd.grad(moved, dw)
+    with torch.no_grad():
+        return value.detach(), across, problem.diffuse(t, x, across, zero)

@@ -1,0 +1,427 @@
+"""Events: zeros of ordinary equations against SciPy's, with gradients, and first passages of
+stochastic ones against their laws.
+"""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+from scipy.integrate import solve_ivp
+
+from sdekit import (
+    ODE,
+    RK4,
+    SDE,
+    SRID2,
+    BrownianPath,
+    Checkpointed,
+    Dopri5,
+    Dopri8,
+    EulerMaruyama,
+    Event,
+    PIDController,
+    Tsit5,
+    WhiteNoise,
+    normal,
+    solve,
+    uniform,
+)
+
+FALSE_ALARM = 1e-6
+TIGHT = PIDController(1e-9, 1e-9)
+TURN = ODE(lambda t, x: torch.stack([x[:, 1], -x[:, 0]], dim=1))
+FIRST = Event(lambda t, x: x[:, 0], terminal=False)
+# x = sin t and x = cos t.
+STARTS = torch.tensor([[0.0, 1.0], [1.0, 0.0]], dtype=torch.float64)
+
+
+def ball(g, h):
+    """The time of a fall from h."""
+    fall = ODE(lambda t, x: torch.stack([x[:, 1], -g * torch.ones_like(x[:, 0])], dim=1))
+    start = torch.stack([h, torch.zeros_like(h)], dim=1)
+    return fall, start
+
+
+GROUND = Event(lambda t, x: x[:, 0], direction=-1)
+
+
+# Ordinary equations
+
+
+def coupled(y, p):
+    """Two neurons with eight parameters, of which all oscillate or decay."""
+    a, b, c, d, k, m, u, v = p
+    return (
+        -0.3 * y[0] + a * np.tanh(b * y[1] + u) + k,
+        -0.2 * y[1] - c * np.tanh(d * y[0] + v) + m,
+    )
+
+
+def coupled_tensors(t, x):
+    y, (a, b, c, d, k, m, u, v) = x[:, :2].unbind(1), x[:, 2:].unbind(1)
+    first = -0.3 * y[0] + a * torch.tanh(b * y[1] + u) + k
+    second = -0.2 * y[1] - c * torch.tanh(d * y[0] + v) + m
+    return torch.cat([torch.stack([first, second], dim=1), torch.zeros_like(x[:, 2:])], dim=1)
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_zeros_of_200_random_equations_are_those_of_scipy(terminal):
+    """Times of all zeros of y_0 - y_1 / 2 - sin(t) / 4 up to 12."""
+    generator = torch.Generator().manual_seed(0)
+    spread = torch.tensor([1, 1, 1, 1, 0.1, 0.1, 0.3, 0.3], dtype=torch.float64)
+    p = torch.randn(200, 8, generator=generator, dtype=torch.float64) * spread
+    p[:, :4] = 0.7 + p[:, :4].abs()
+    y0 = torch.randn(200, 2, generator=generator, dtype=torch.float64)
+    event = Event(lambda t, x: x[:, 0] - 0.5 * x[:, 1] - 0.25 * torch.sin(t), terminal=terminal)
+    solution = solve(
+        ODE(coupled_tensors), torch.cat([y0, p], dim=1), [0.0, 12.0], solver=Dopri5(),
+        control=TIGHT, event=event,
+    )  # fmt: skip
+    assert (solution.status == 0).all()
+
+    def g(t, y):
+        return y[0] - 0.5 * y[1] - 0.25 * math.sin(t)
+
+    g.terminal = terminal
+    most = 0
+    for i in range(200):
+        found = solve_ivp(
+            lambda t, y, i=i: coupled(y, p[i].numpy()), (0.0, 12.0), y0[i].numpy(),
+            method="DOP853", rtol=1e-10, atol=1e-11, events=g,
+        )  # fmt: skip
+        t = solution.events.t[:, i]
+        known = torch.from_numpy(found.t_events[0])
+        torch.testing.assert_close(t[~t.isnan()], known, rtol=0, atol=2e-7)
+        x = solution.events.x[: len(known), i, :2]
+        expected = torch.from_numpy(np.reshape(found.y_events[0], (-1, 2)))
+        torch.testing.assert_close(x, expected, rtol=0, atol=2e-7)
+        if terminal:
+            end = torch.from_numpy(found.y[:, -1])
+            torch.testing.assert_close(solution.x[i, :2], end, rtol=0, atol=2e-7)
+        most = max(most, len(known))
+    assert most == (1 if terminal else len(solution.events.t))
+    assert terminal or most > 4
+    assert int(solution.events.count.sum()) > 100
+
+
+SOLVES = {
+    "RK4": (RK4(), uniform(0.0, 7.0, 200), None),
+    "Dopri5": (Dopri5(), uniform(0.0, 7.0, 100), None),
+    "Dopri8": (Dopri8(), uniform(0.0, 7.0, 60), None),
+    "Dopri8, adaptive": (Dopri8(), [0.0, 7.0], TIGHT),
+    "Tsit5, adaptive": (Tsit5(), [0.0, 7.0], TIGHT),
+}
+
+
+@pytest.mark.parametrize("name", SOLVES)
+def test_every_zero_is_found(name):
+    """Those of sin and cos up to 7, all, and of either direction."""
+    solver, ts, control = SOLVES[name]
+    pi = math.pi
+    zeros = {0: [[pi, 2 * pi], [pi / 2, 3 * pi / 2]], -1: [[pi], [pi / 2]]}
+    zeros[1] = [[2 * pi], [3 * pi / 2]]
+    for direction, known in zeros.items():
+        event = Event(lambda t, x: x[:, 0], direction=direction, terminal=False)
+        events = solve(TURN, STARTS, ts, solver=solver, control=control, event=event).events
+        assert events.t.T.numpy() == pytest.approx(np.array(known), abs=2e-7)
+        assert events.x[..., 0].abs().max() < 2e-7
+
+
+@pytest.mark.parametrize("control", [TIGHT, None], ids=["adaptive", "fixed"])
+def test_backwards_in_time(control):
+    """From the states at 7 the same zeros in the opposite order; a rise is one in this order."""
+    c = math.cos(7.0)
+    s = math.sin(7.0)
+    x0 = torch.tensor([[s, c], [c, -s]], dtype=torch.float64)
+    ts = [7.0, 0.5] if control else uniform(7.0, 0.5, 200)
+    events = solve(TURN, x0, ts, solver=Dopri5(), control=control, event=FIRST).events
+    known = [[2 * math.pi, math.pi], [1.5 * math.pi, 0.5 * math.pi]]
+    assert events.t.T.numpy() == pytest.approx(np.array(known), abs=2e-7)
+    event = Event(FIRST.function, direction=1)
+    found = solve(TURN, x0, ts, solver=Dopri5(), control=control, event=event).events.t[0]
+    assert found.numpy() == pytest.approx([math.pi, math.pi / 2], abs=2e-7)
+
+
+@pytest.mark.parametrize("control", [TIGHT, None], ids=["adaptive", "fixed"])
+def test_gradients_of_times_and_states(control):
+    """Of sqrt(2 h / g), and of the speed there, sqrt(2 g h)."""
+    g = torch.tensor(9.81, dtype=torch.float64, requires_grad=True)
+    h = torch.tensor([10.0, 20.0], dtype=torch.float64, requires_grad=True)
+    fall, start = ball(g, h)
+    ts = [0.0, 9.0] if control else uniform(0.0, 9.0, 50)
+    solution = solve(fall, start, ts, solver=Dopri5(), control=control, event=GROUND)
+    t = torch.sqrt(2 * h / g)
+    speed = torch.sqrt(2 * g * h)
+    torch.testing.assert_close(solution.events.t[0], t, rtol=1e-10, atol=0)
+    torch.testing.assert_close(solution.x[:, 1], -speed, rtol=1e-10, atol=0)
+    for ours, known in ((solution.events.t[0], t), (-solution.x[:, 1], speed)):
+        found = torch.autograd.grad(ours.sum(), (g, h), retain_graph=True)
+        expected = torch.autograd.grad(known.sum(), (g, h), retain_graph=True)
+        torch.testing.assert_close(found, expected, rtol=1e-8, atol=1e-10)
+
+
+def test_gradients_by_finite_differences():
+    """Where g depends on time and a parameter of its own, and the flow is not linear."""
+
+    def first(a):
+        event = Event(lambda t, x: x[:, 0] - 0.8 + a * torch.sin(3 * t), terminal=True)
+        equation = ODE(lambda t, x: torch.cos(a + x) * (1 + t))
+        x0 = torch.stack([0 * a, 0.1 * a])[:, None]
+        return solve(
+            equation, x0, [0.0, 3.0], solver=Dopri8(), control=PIDController(1e-12, 1e-12),
+            event=event,
+        ).events.t[0].sum()  # fmt: skip
+
+    a = torch.tensor(0.3, dtype=torch.float64, requires_grad=True)
+    (gradient,) = torch.autograd.grad(first(a), a)
+    with torch.no_grad():
+        difference = (first(a + 1e-4) - first(a - 1e-4)) / 2e-4
+    assert float(gradient) == pytest.approx(float(difference), rel=1e-6)
+
+
+@pytest.mark.parametrize("control", [TIGHT, None], ids=["adaptive", "fixed"])
+def test_a_sample_that_stops_stays(control):
+    """From its stop on; the others go on. Nothing is changed in place, where g is a view of x."""
+    fall, start = ball(9.81, torch.tensor([10.0, 200.0], dtype=torch.float64))
+    before = start.clone()
+    ts = uniform(0.0, 4.0, 40)
+    solution = solve(fall, start, ts, solver=Dopri5(), control=control, event=GROUND, save="all")
+    assert torch.equal(start, before)
+    t = ts.clone()[:, None].clamp(max=math.sqrt(20 / 9.81))
+    torch.testing.assert_close(
+        solution.xs[:, 0], torch.cat([10 - 0.5 * 9.81 * t**2, -9.81 * t], dim=1), rtol=0, atol=1e-6
+    )
+    assert float(solution.xs[-1, 1, 0]) == pytest.approx(200 - 0.5 * 9.81 * 16)
+    assert solution.events.t[0].isnan().tolist() == [False, True]
+    assert solution.events.count.tolist() == [1, 0]
+    assert torch.equal(solution.xs[-1], solution.x)
+    alone = solve(fall, start[:1], ts, solver=Dopri5(), control=control, event=GROUND, save="all")
+    assert torch.equal(alone.xs[:, 0], solution.xs[:, 0])
+    assert int(alone.evaluations[0]) <= int(solution.evaluations.max())
+
+
+def test_a_grid_ends_when_all_have_stopped():
+    calls = []
+    fall, start = ball(9.81, torch.tensor([10.0], dtype=torch.float64))
+    counted = ODE(lambda t, x: calls.append(1) or fall.f(t, x))
+    solve(counted, start, uniform(0.0, 90.0, 900), solver=RK4(), event=GROUND)
+    assert len(calls) < 80
+
+
+def test_zero_at_a_step():
+    """g that is 0 at an end of a step is found once; at the beginning of a solve it is not."""
+    line = ODE(lambda t, x: torch.ones_like(x))
+    x0 = torch.tensor([[-0.5], [0.0]], dtype=torch.float64)
+    event = Event(lambda t, x: x[:, 0], terminal=False)
+    events = solve(line, x0, uniform(0.0, 1.0, 4), solver=RK4(), event=event).events
+    assert events.count.tolist() == [1, 0]
+    assert float(events.t[0, 0]) == pytest.approx(0.5)
+
+
+# Stochastic equations
+
+
+def passage_cdf(t, drift, std, a):
+    """P(T <= t) for Brownian motion from 0 to a > 0."""
+    t = np.maximum(t, 1e-12)
+    root = std * np.sqrt(t)
+    return stats.norm.cdf((drift * t - a) / root) + math.exp(
+        2 * drift * a / std**2
+    ) * stats.norm.cdf((-drift * t - a) / root)
+
+
+def distance(t, drift, std, a):
+    """Kolmogorov's, of the times before the end."""
+    n = len(t)
+    t = np.sort(t[~t.isnan()].numpy())
+    exact = passage_cdf(t, drift, std, a)
+    ranks = np.arange(len(t) + 1) / n
+    return max(np.abs(ranks[1:] - exact).max(), np.abs(ranks[:-1] - exact).max())
+
+
+@pytest.mark.parametrize("drift", [1.0, -0.3])
+def test_first_passage_of_brownian_motion(drift):
+    """100,000 paths with steps of .1: the inverse Gaussian law, of which sign changes on the grid
+    are off by .1.
+    """
+    n = 100_000
+    equation = SDE(lambda t, x: drift + 0 * x, lambda t, x: 0.7 + 0 * x, "additive")
+    x0 = torch.zeros(n, 1, dtype=torch.float64)
+    event = Event(lambda t, x: x[:, 0] - 0.8)
+    solution = solve(
+        equation, x0, uniform(0.0, 3.0, 30), solver=EulerMaruyama(), noise=WhiteNoise(0),
+        event=event,
+    )  # fmt: skip
+    limit = math.sqrt(math.log(2 / FALSE_ALARM) / 2 / n)
+    assert distance(solution.events.t[0], drift, 0.7, 0.8) < limit
+    stopped = solution.events.count == 1
+    assert (solution.x[stopped] - 0.8).abs().max() < 1e-12
+    # Those that do not stop are paths that stay below: their law is reflected.
+    rest = solution.x[~stopped, 0].numpy()
+    assert rest.max() < 0.8
+
+
+NORMAL = torch.tensor([1.0, 2.0], dtype=torch.float64)
+DRIFT = torch.tensor([0.3, 0.1], dtype=torch.float64)
+SIGMA = torch.tensor([[0.5, 0.2, 0.0], [0.1, 0.4, 0.3]], dtype=torch.float64)
+PLANE = Event(lambda t, x: 1.0 - x @ NORMAL)
+EQUATIONS = {
+    "general": (
+        SDE(
+            lambda t, x: DRIFT.expand_as(x),
+            lambda t, x: SIGMA.expand(len(x), 2, 3),
+            "general",
+            noise_size=3,
+        ),
+        SIGMA,
+    ),
+    "diagonal": (
+        SDE(
+            lambda t, x: DRIFT.expand_as(x),
+            lambda t, x: torch.tensor([0.6, 0.5], dtype=torch.float64).expand_as(x),
+            "diagonal",
+        ),
+        torch.diag(torch.tensor([0.6, 0.5], dtype=torch.float64)),
+    ),
+}
+GRID = {"solver": EulerMaruyama(), "ts": uniform(0.0, 8.0, 20)}
+STEPS = {
+    "solver": SRID2(),
+    "ts": [0.0, 8.0],
+    "control": PIDController(0.1, 0.1, first=0.5),
+    "noise": BrownianPath(3, (0.0, 8.0)),
+}
+CASES = {
+    "general": ("general", {**GRID, "noise": WhiteNoise(1)}),
+    "on a path": ("diagonal", {**GRID, "noise": BrownianPath(2, (0.0, 8.0))}),
+    "adaptive": ("diagonal", STEPS),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_first_passage_of_a_plane(case):
+    """The time has its law; the state is on the plane, and along it normal, with the covariance of
+    the time that has passed.
+    """
+    n = 20_000
+    name, settings = CASES[case]
+    equation, sigma = EQUATIONS[name]
+    solution = solve(equation, torch.zeros(n, 2, dtype=torch.float64), event=PLANE, **settings)
+    drift = float(DRIFT @ NORMAL)
+    std = float((sigma.T @ NORMAL).norm())
+    t = solution.events.t[0]
+    limit = math.sqrt(math.log(2 / FALSE_ALARM) / 2 / n)
+    assert distance(t, drift, std, 1.0) < limit
+    stopped = ~t.isnan()
+    x = solution.events.x[0, stopped]
+    assert (1 - x @ NORMAL).abs().max() < 1e-12
+    along = sigma @ (sigma.T @ NORMAL) / std**2
+    covariance = sigma @ sigma.T - std**2 * torch.outer(along, along)
+    rest = x - torch.outer(x @ NORMAL, along)
+    rest = (rest - torch.outer(t[stopped], DRIFT - drift * along)) / t[stopped].sqrt()[:, None]
+    size = covariance.diagonal().sqrt()
+    count = int(stopped.sum())
+    assert (rest.mean(0).abs() < 5.6 * size / math.sqrt(count)).all()
+    assert rest.std(0) / size == pytest.approx(1, abs=5.6 / math.sqrt(2 * count))
+
+
+def test_a_curved_surface_is_reached():
+    """The state is on it to rounding; finer grids converge: the mean time of a disc's exit is
+    r^2 / 2 for Brownian motion in the plane.
+    """
+    equation = SDE(lambda t, x: 0 * x, lambda t, x: torch.ones_like(x), "diagonal")
+    disc = Event(lambda t, x: 1 - x.square().sum(1))
+    n = 20_000
+    x0 = torch.zeros(n, 2, dtype=torch.float64)
+    means = []
+    for steps in (50, 200):
+        solution = solve(
+            equation, x0, uniform(0.0, 5.0, steps), solver=EulerMaruyama(), noise=WhiteNoise(3),
+            event=disc,
+        )  # fmt: skip
+        t = solution.events.t[0]
+        stopped = ~t.isnan()
+        assert stopped.double().mean() > 0.999
+        assert (solution.events.x[0, stopped].square().sum(1) - 1).abs().max() < 1e-6
+        means.append(float(t[stopped].mean()))
+    assert abs(means[1] - 0.5) < 0.02 + 5.5 * 0.35 / math.sqrt(n)
+    assert abs(means[1] - 0.5) < abs(means[0] - 0.5)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_stopped_sample_does_not_know_its_batch(case):
+    name, settings = CASES[case]
+    equation, _ = EQUATIONS[name]
+    noise = settings["noise"]
+    x0 = torch.zeros(7, 2, dtype=torch.float64)
+    whole = solve(equation, x0, event=PLANE, **settings)
+    assert whole.events.count.sum() > 2
+    index = torch.tensor([5, 0, 6])
+    some = solve(equation, x0[index], event=PLANE, **{**settings, "noise": noise.rows(index)})
+    assert torch.equal(some.x, whole.x[index])
+    exactly = {"rtol": 0, "atol": 0, "equal_nan": True}
+    torch.testing.assert_close(some.events.t, whole.events.t[:, index], **exactly)
+    again = solve(equation, x0, event=PLANE, **settings)
+    torch.testing.assert_close(again.events.t, whole.events.t, **exactly)
+
+
+def test_a_direction_of_stochastic_paths():
+    """g, which is 1 at the start, rises through 0 only after it has fallen."""
+    equation, _ = EQUATIONS["diagonal"]
+    x0 = torch.zeros(500, 2, dtype=torch.float64)
+    fallen, risen, either = (
+        solve(
+            equation, x0, **GRID, noise=WhiteNoise(1), event=Event(PLANE.function, direction)
+        ).events.t[0]
+        for direction in (-1, 1, 0)
+    )
+    torch.testing.assert_close(fallen, either, rtol=0, atol=0, equal_nan=True)
+    rose = ~risen.isnan()
+    assert 200 < int(rose.sum()) < int((~fallen.isnan()).sum())
+    assert (risen[rose] > fallen[rose]).all()
+
+
+# Arguments
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"event": lambda t, x: x[:, 0]}, TypeError, r"event must be an Event\(g\)"),
+        ({"event": Event(lambda t, x: x)}, ValueError, r"returned \(2, 2\).*one number per sample"),
+        ({"event": Event(lambda t, x: 1.0)}, ValueError, "returned float"),
+        ({"gradient": Checkpointed()}, ValueError, "cannot be combined"),
+        (
+            {"event": Event(PLANE.function, terminal=False)},
+            ValueError,
+            "does so infinitely often",
+        ),
+        ({"event": Event(lambda t, x: (1 - x @ NORMAL).detach())}, ValueError, "no gradient in x"),
+    ],
+)
+def test_wrong_events_are_refused(change, error, message):
+    equation, _ = EQUATIONS["diagonal"]
+    x0 = torch.zeros(2, 2, dtype=torch.float64)
+    with pytest.raises(error, match=message):
+        solve(equation, x0, **{**GRID, "event": PLANE, **change})
+
+
+def test_wrong_definitions_are_refused():
+    with pytest.raises(ValueError, match="direction is -1, 0 or 1, not 2"):
+        Event(lambda t, x: x[:, 0], direction=2)
+    with pytest.raises(TypeError, match=r"function is g\(t, x\)"):
+        Event(3)
+
+
+def test_half_precision_and_empty_batches():
+    equation, _ = EQUATIONS["diagonal"]
+    x0 = normal(0, torch.arange(5), (2,), dtype=torch.float32)
+    single = SDE(lambda t, x: 0.3 + 0 * x, lambda t, x: 0.5 + 0 * x, "diagonal")
+    event = Event(lambda t, x: 3 - x.sum(1))
+    solution = solve(single, x0, **GRID, noise=WhiteNoise(0), event=event)
+    assert solution.x.dtype == torch.float32
+    assert solution.events.t.dtype == torch.float64
+    nothing = solve(equation, torch.zeros(0, 2).double(), **GRID, event=PLANE)
+    assert nothing.events.t.shape == (1, 0)
