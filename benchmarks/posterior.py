@@ -312,6 +312,9 @@ def calibrate() -> list[dict[str, float]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--dimensions", type=int, nargs="*", default=list(PROBLEMS))
+    parser.add_argument(
+        "--measured", type=int, nargs="*", default=list(MEASURED), help="y of so many"
+    )
     parser.add_argument("--problems", type=int, default=None, help="of each cell")
     parser.add_argument("--methods", nargs="*", default=[], help="only these")
     parser.add_argument("--calibrate", action="store_true")
@@ -323,7 +326,7 @@ def main() -> None:
         return
     rows = []
     for d in arguments.dimensions:
-        for m in MEASURED:
+        for m in arguments.measured:
             cell = measure(d, m, arguments.problems or PROBLEMS[d], arguments.methods)
             show(cell)
             rows += cell
