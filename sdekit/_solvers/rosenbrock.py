@@ -1,0 +1,185 @@
+"""Rosenbrock methods for stiff ordinary equations: linear systems with the Jacobian of each sample,
+no iteration.
+"""
+
+from abc import ABC
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from sdekit._equations.sde import AbstractSDE
+from sdekit._noise.white import Increment
+from sdekit._solvers.contract import AbstractSolver, Order, Step, Tree
+from sdekit._solvers.runge_kutta import combine
+from sdekit.elementary import Time, broadcast
+
+
+@dataclass(frozen=True)
+class RosenbrockTableau:
+    """The coefficients of a Rosenbrock method in the form without products by the Jacobian.
+
+    gamma: that of all stages. a, c: lower triangles, rows from the second stage on. times: of the
+    stages, in steps. rates: the factors of h^2 f_t. dense: of the stages but the last, in the two
+    coefficients of the interpolation.
+
+    Example:
+        >>> sdekit.Rodas4.tableau.gamma
+        0.25
+    """
+
+    gamma: float
+    a: tuple[tuple[float, ...], ...]
+    c: tuple[tuple[float, ...], ...]
+    times: tuple[float, ...]
+    rates: tuple[float, ...]
+    dense: tuple[tuple[float, ...], tuple[float, ...]]
+
+
+class AbstractRosenbrock(AbstractSolver, ABC):
+    """A stiffly accurate Rosenbrock method: with J = f_x and f_t at the beginning of a step,
+
+        (1 / (gamma h) - J) k_i = f(t_0 + c_i h, x_0 + sum_j a_ij k_j) + sum_j (c_ij / h) k_j
+                                  + h d_i f_t.
+
+    x_1 is the argument of the last f plus the last k, which is the estimate of the error. One
+    Jacobian, by d derivatives at once, and one factorisation a step and sample. A subclass defines
+    `tableau`, `order` and `embedded`.
+
+    Example:
+        >>> isinstance(sdekit.Rodas4(), sdekit.AbstractRosenbrock)
+        True
+
+    References:
+        Hairer and Wanner 1996, "Solving ordinary differential equations II", IV.7.
+    """
+
+    tableau: ClassVar[RosenbrockTableau]
+
+    def step(
+        self, problem: AbstractSDE, t0: Time, t1: Time, x: Tensor, noise: Increment, state: Tree
+    ) -> Step:
+        tableau = self.tableau
+        start = _per_sample(t0, x)
+        length = _per_sample(t1, x) - start
+        jacobian, rate = problem.jacobian(start, x)
+        h = broadcast(length, x)
+        factors = _factorised(jacobian, tableau.gamma * length)
+        increments: list[Tensor] = []
+        point = x
+        for i, time in enumerate(tableau.times):
+            if i:
+                # The last stage begins where that before it ended.
+                last = i == len(tableau.times) - 1
+                point = point + increments[-1] if last else combine(x, tableau.a[i - 1], increments)
+            value = problem.drift(torch.lerp(start, start + length, time), point)
+            if i:
+                rest = combine(torch.zeros_like(x), tableau.c[i - 1], increments)
+                value = value + rest / h
+            if tableau.rates[i]:
+                value = value + tableau.rates[i] * h * rate
+            increments.append(_solved(factors, value))
+        end = point + increments[-1]
+        return Step(end, increments[-1], (x, end, *increments[:-1]))
+
+    def dense(self, problem: AbstractSDE, t0: Time, t1: Time, dense: Tree) -> Tree:
+        start, end, *increments = dense
+        zero = torch.zeros_like(start)
+        return start, end, *(combine(zero, row, increments) for row in self.tableau.dense)
+
+    def interpolate(self, dense: Tree, theta: Tensor) -> Tensor:
+        """(1 - s) x_0 + s (x_1 + (1 - s) (d_1 + s d_2)), from what `dense` returned."""
+        start, end, first, second = dense
+        s = broadcast(theta, start)
+        return torch.lerp(start, end, s) + s * (1 - s) * (first + s * second)
+
+
+def _per_sample(t: Time, x: Tensor) -> Tensor:
+    if isinstance(t, Tensor):
+        return t
+    return torch.full((len(x),), t, dtype=torch.float64, device=x.device)
+
+
+Factors = tuple[Tensor, Tensor]
+
+
+def _factorised(jacobian: Tensor, length: Tensor) -> Factors:
+    """LU factors of 1 / length - J, `(batch, d, d)`; a singular matrix gives numbers that are not
+    finite, and its step is rejected.
+    """
+    jacobian = jacobian.to(torch.promote_types(jacobian.dtype, torch.float32))
+    unit = torch.eye(jacobian.shape[-1], dtype=jacobian.dtype, device=jacobian.device)
+    matrix = unit / length.to(jacobian).reshape(-1, 1, 1) - jacobian
+    factors, pivots, _ = torch.linalg.lu_factor_ex(matrix)
+    return factors, pivots
+
+
+def _solved(factors: Factors, value: Tensor) -> Tensor:
+    """The solution of the linear system of each sample."""
+    right = value.reshape(len(value), -1, 1).to(factors[0])
+    return torch.linalg.lu_solve(*factors, right).to(value).reshape(value.shape)
+
+
+@dataclass(frozen=True, eq=False)
+class Rodas4(AbstractRosenbrock):
+    """Order four with an embedded error of order three, for stiff ordinary equations; L-stable.
+
+    Six evaluations, a Jacobian and a factorisation of d x d per step and sample: for up to some
+    hundred numbers a sample. Outputs within a step have order three.
+
+    Example:
+        >>> stiff = sdekit.ODE(lambda t, x: -1000 * (x - torch.cos(t)))
+        >>> control = sdekit.PIDController(rtol=1e-6, atol=1e-6)
+        >>> x0 = torch.zeros(1, 1).double()
+        >>> solution = sdekit.solve(stiff, x0, [0.0, 1.0], solver=sdekit.Rodas4(), control=control)
+        >>> round(float(solution.x), 4), int(solution.accepted) < 100  # explicit: 330 or more
+        (0.5411, True)
+
+    References:
+        Hairer and Wanner 1996, "Solving ordinary differential equations II", IV.7 and the code
+        RODAS.
+    """
+
+    order = {"none": Order(4, 4)}
+    embedded = 4
+    tableau = RosenbrockTableau(
+        gamma=0.25,
+        a=(
+            (1.544,),
+            (0.9466785280815826, 0.2557011698983284),
+            (3.314825187068521, 2.896124015972201, 0.9986419139977817),
+            (1.221224509226641, 6.019134481288629, 12.53708332932087, -0.6878860361058950),
+        ),
+        c=(
+            (-5.6688,),
+            (-2.430093356833875, -0.2063599157091915),
+            (-0.1073529058151375, -9.594562251023355, -20.47028614809616),
+            (7.496443313967647, -10.24680431464352, -33.99990352819905, 11.70890893206160),
+            (
+                8.083246795921522,
+                -7.981132988064893,
+                -31.52159432874371,
+                16.31930543123136,
+                -6.058818238834054,
+            ),
+        ),
+        times=(0.0, 0.386, 0.21, 0.63, 1.0, 1.0),
+        rates=(0.25, -0.1043, 0.1035, -0.0362, 0.0, 0.0),
+        dense=(
+            (
+                10.12623508344586,
+                -7.487995877610167,
+                -34.80091861555747,
+                -7.992771707568823,
+                1.025137723295662,
+            ),
+            (
+                -0.6762803392801253,
+                6.087714651680015,
+                16.43084320892478,
+                24.76722511418386,
+                -6.594389125716872,
+            ),
+        ),
+    )

@@ -1,0 +1,213 @@
+"""Rosenbrock methods: Jacobians, orders, and stiff equations against SciPy's Radau."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from scipy.integrate import solve_ivp
+
+from sdekit import (
+    ODE,
+    Dopri5,
+    Event,
+    PIDController,
+    Rodas4,
+    Status,
+    solve,
+    uniform,
+)
+
+F64 = torch.float64
+
+
+def van_der_pol(mu):
+    """x'' = mu (1 - x^2) x' - x with mu in the state, so that a batch may have several."""
+
+    def f(t, x):
+        x, v, mu = x.unbind(1)
+        return torch.stack([v, mu * (1 - x * x) * v - x, 0 * mu], dim=1)
+
+    return ODE(f), torch.tensor([[2.0, 0.0, value] for value in mu], dtype=F64)
+
+
+def robertson(t, x):
+    a, b, c = x.unbind(1)
+    first = -0.04 * a + 1e4 * b * c
+    third = 3e7 * b * b
+    return torch.stack([first, -first - third, third], dim=1)
+
+
+def reference(f, x0, ends):
+    """By Radau, one sample."""
+
+    def of_arrays(t, y):
+        return f(t, torch.from_numpy(y)[None])[0].numpy()
+
+    found = solve_ivp(of_arrays, ends, x0.numpy(), method="Radau", rtol=1e-10, atol=1e-12)
+    return torch.from_numpy(found.y[:, -1])
+
+
+@pytest.mark.parametrize("event", [(), (3,), (2, 2)], ids=str)
+def test_jacobians(event):
+    """Of each sample, against a loop with reverse-mode derivatives; and the derivative by t."""
+    size = max(1, math.prod(event))
+    weights = torch.randn(size, size, generator=torch.Generator().manual_seed(0), dtype=F64)
+
+    def f(t, x):
+        flat = x.reshape(len(x), size)
+        t = t.reshape(-1, 1)
+        return (torch.sin(flat @ weights) * torch.cos(2 * t) + t**2).reshape(x.shape)
+
+    x = torch.randn(4, *event, generator=torch.Generator().manual_seed(1), dtype=F64)
+    t = torch.linspace(0, 1, 4, dtype=F64)
+    jacobian, rate = ODE(f).jacobian(t, x)
+    assert jacobian.shape == (4, size, size)
+    for i in range(4):
+        one = torch.autograd.functional.jacobian(
+            lambda v, i=i: f(t[i : i + 1], v[None])[0].reshape(-1), x[i]
+        )
+        torch.testing.assert_close(jacobian[i], one.reshape(size, size))
+        by_t = torch.autograd.functional.jacobian(lambda s, i=i: f(s[None], x[i : i + 1])[0], t[i])
+        torch.testing.assert_close(rate[i], by_t)
+
+
+@pytest.mark.parametrize("ends", [(0.0, 2.0), (2.0, 0.0)], ids=["forwards", "backwards"])
+def test_order_of_ends_and_of_outputs(ends):
+    """Four at the ends of steps; three within them, of an equation that depends on time."""
+
+    def f(t, x):
+        t = t.reshape(-1, 1) if isinstance(t, torch.Tensor) else t
+        other = torch.sin(2 * x[:, :1]) - 0.3 * x[:, 1:]
+        return torch.cat([x[:, 1:] * (2 + t) ** 0.5, other], dim=1)
+
+    x0 = torch.tensor([[1.0, 0.5], [-0.3, 1.2]], dtype=F64)
+    grid = torch.linspace(*ends, 17, dtype=F64)
+    settings = {"solver": Dopri5(), "control": PIDController(1e-12, 1e-12), "save": "all"}
+    exact = solve(ODE(f), x0, grid, **settings).xs
+    at_ends = []
+    within = []
+    for n in (32, 64, 128):
+        # Steps of equal length, by tolerances that all of them meet.
+        h = 2.0 / n
+        control = PIDController(1e9, 1e9, first=h, largest=1.0 + 1e-12)
+        shifted = torch.cat([grid[:1], grid[1:-1] + 0.4 * h * (1 if ends[1] else -1), grid[-1:]])
+        known = solve(ODE(f), x0, shifted, **settings).xs
+        found = solve(ODE(f), x0, shifted, solver=Rodas4(), control=control, save="all")
+        assert found.accepted.tolist() == [n, n]
+        at_ends.append(float((found.x - exact[-1]).norm()))
+        within.append(float((found.xs - known)[1:-1].norm()))
+    orders = np.log2(np.array([at_ends[:-1], within[:-1]]) / np.array([at_ends[1:], within[1:]]))
+    assert (orders[0] > 3.8).all()
+    assert (orders[1] > 2.9).all()
+
+
+def test_van_der_pol():
+    """Past a jump: errors follow the tolerance."""
+    equation, x0 = van_der_pol([1e3])
+    exact = reference(equation.f, x0[0], (0.0, 1e3))
+    errors = []
+    for tol in (1e-3, 1e-5):
+        control = PIDController(tol, tol)
+        solution = solve(equation, x0, [0.0, 1e3], solver=Rodas4(), control=control)
+        errors.append(float((solution.x[0, 0] - exact[0]).abs()))
+    assert errors[0] < 5e-3
+    assert errors[1] < 1e-4
+    assert int(solution.accepted) < 400
+
+
+def test_robertson_and_its_conservation():
+    """Eleven decades of time. A linear invariant is kept to rounding."""
+    x0 = torch.tensor([[1.0, 0.0, 0.0]], dtype=F64)
+    control = PIDController(1e-5, 1e-9)
+    solution = solve(ODE(robertson), x0, [0.0, 1e8], solver=Rodas4(), control=control)
+    exact = reference(robertson, x0[0], (0.0, 1e8))
+    torch.testing.assert_close(solution.x[0], exact, rtol=3e-3, atol=1e-11)
+    assert float(solution.x.sum()) == pytest.approx(1.0, abs=1e-12)
+    assert int(solution.accepted) < 300
+
+
+def test_each_sample_has_its_own_steps():
+    """Of different stiffness, with the bits that it has alone."""
+    equation, x0 = van_der_pol([1.0, 30.0, 1e3])
+    settings = {"solver": Rodas4(), "control": PIDController(1e-5, 1e-5)}
+    whole = solve(equation, x0, [0.0, 50.0], **settings)
+    assert whole.accepted.unique().numel() == 3
+    for i in range(3):
+        alone = solve(equation, x0[i : i + 1], [0.0, 50.0], **settings)
+        assert torch.equal(alone.x[0], whole.x[i])
+        assert int(alone.accepted) == int(whole.accepted[i])
+
+
+def test_it_is_stable_at_infinity():
+    """One step of x' = -l x multiplies x by a number that tends to 0 as l h grows."""
+    for l in (1e2, 1e4, 1e8):
+        x = solve(ODE(lambda t, x, l=l: -l * x), torch.ones(1, 1, dtype=F64), [0.0, 1.0],
+                  solver=Rodas4()).x  # fmt: skip
+        assert abs(float(x)) < 30 / l
+
+
+def test_fewer_steps_than_an_explicit_pair():
+    """Where the slow solution is smooth: x' = -1000 (x - cos t)."""
+    equation = ODE(lambda t, x: -1000 * (x - torch.cos(torch.as_tensor(t))))
+    x0 = torch.zeros(1, 1, dtype=F64)
+    control = PIDController(1e-6, 1e-6)
+    stiff, explicit = (
+        solve(equation, x0, [0.0, 10.0], solver=solver, control=control)
+        for solver in (Rodas4(), Dopri5())
+    )
+    assert 8 * int(stiff.accepted) < int(explicit.accepted)
+    torch.testing.assert_close(stiff.x, explicit.x, rtol=0, atol=1e-5)
+
+
+def test_gradients_flow_through_stiff_steps():
+    """To a parameter of f and to x_0, against finite differences."""
+
+    def solved(k, start):
+        equation = ODE(lambda t, x: -k * (x - torch.cos(torch.as_tensor(t))))
+        settings = {"solver": Rodas4(), "control": PIDController(1e-7, 1e-7)}
+        return solve(equation, start[None, None], [0.0, 1.0], **settings).x.sum()
+
+    k = torch.tensor(50.0, dtype=F64, requires_grad=True)
+    start = torch.tensor(0.3, dtype=F64, requires_grad=True)
+    found = torch.autograd.grad(solved(k, start), (k, start))
+    with torch.no_grad():
+        by_k = (solved(k + 1e-3, start) - solved(k - 1e-3, start)) / 2e-3
+    assert float(found[0]) == pytest.approx(float(by_k), rel=1e-4)
+    assert float(found[1]) == pytest.approx(math.exp(-50), abs=1e-12)
+
+
+def test_events_of_stiff_equations():
+    """The first zero of van der Pol's x, against Radau's."""
+    equation, x0 = van_der_pol([100.0])
+    event = Event(lambda t, x: x[:, 0])
+    settings = {"solver": Rodas4(), "control": PIDController(1e-6, 1e-6), "event": event}
+    found = float(solve(equation, x0, [0.0, 300.0], **settings).events.t)
+
+    def zero(t, y):
+        return y[0]
+
+    zero.terminal = True
+    known = solve_ivp(
+        lambda t, y: [y[1], 100 * (1 - y[0] ** 2) * y[1] - y[0]], (0, 300), [2.0, 0.0],
+        method="Radau", rtol=1e-10, atol=1e-12, events=zero,
+    )  # fmt: skip
+    assert found == pytest.approx(known.t_events[0][0], abs=2e-3)
+
+
+def test_singular_systems_end_as_too_short_steps():
+    """A drift that is infinite: no step is accepted, and the status says so."""
+    equation = ODE(lambda t, x: x * math.inf)
+    solution = solve(
+        equation, torch.ones(1, 1, dtype=F64), [0.0, 1.0], solver=Rodas4(),
+        control=PIDController(1e-3, 1e-3), throw=False,
+    )  # fmt: skip
+    assert solution.status.tolist() == [Status.NOT_FINITE]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_other_dtypes(dtype):
+    x = solve(ODE(lambda t, x: -20 * x), torch.ones(2, 3, dtype=dtype), uniform(0.0, 0.1, 8),
+              solver=Rodas4()).x  # fmt: skip
+    assert x.dtype == dtype
+    assert x.double() == pytest.approx(math.exp(-2), abs=20 * torch.finfo(dtype).eps)
