@@ -14,20 +14,29 @@ from sdekit import (
     ODE,
     RK4,
     SDE,
+    SRA1,
     SRID2,
+    AbstractSDE,
+    AdamsMoulton,
     BrownianPath,
     Checkpointed,
     Dopri5,
     Dopri8,
     EulerMaruyama,
     Event,
+    Langevin,
+    NotFiniteError,
     PIDController,
+    PredictorCorrector,
+    ProbabilityFlow,
     Tsit5,
+    UnfinishedError,
     WhiteNoise,
     normal,
     solve,
     uniform,
 )
+from sdekit_diffusion import VPSDE
 
 FALSE_ALARM = 1e-6
 TIGHT = PIDController(1e-9, 1e-9)
@@ -367,20 +376,227 @@ def test_a_stopped_sample_does_not_know_its_batch(case):
     torch.testing.assert_close(again.events.t, whole.events.t, **exactly)
 
 
-def test_a_direction_of_stochastic_paths():
-    """g, which is 1 at the start, rises through 0 only after it has fallen."""
-    equation, _ = EQUATIONS["diagonal"]
-    x0 = torch.zeros(500, 2, dtype=torch.float64)
-    fallen, risen, either = (
-        solve(
-            equation, x0, **GRID, noise=WhiteNoise(1), event=Event(PLANE.function, direction)
-        ).events.t[0]
-        for direction in (-1, 1, 0)
+class Scaled(AbstractSDE):
+    """dx = k_i dt + s_i dW with a rate and a scale for each sample."""
+
+    def __init__(self, rates, scales, noise_type="additive"):
+        self.rates = rates
+        self.scales = scales
+        self.noise_type = noise_type
+
+    def drift(self, t, x):
+        return self.rates[:, None] + 0 * x
+
+    def diffusion(self, t, x):
+        return self.scales[:, None]
+
+    def rows(self, index):
+        return Scaled(self.rates[index], self.scales[index], self.noise_type)
+
+
+LEVEL = Event(lambda t, x: 1 - x[:, 0])
+RATES = torch.linspace(0.3, 3.0, 16, dtype=torch.float64).flip(0)
+
+
+@pytest.mark.parametrize("control", [TIGHT, None], ids=["adaptive", "fixed"])
+def test_each_sample_has_its_own_equation(control):
+    """Samples that stop early leave the batch; the parameters of the others stay with them."""
+    equation = Scaled(RATES, 0 * RATES, "none")
+    x0 = torch.zeros(16, 1, dtype=torch.float64)
+    ts = [0.0, 5.0] if control else uniform(0.0, 5.0, 50)
+    settings = {"solver": Dopri5(), "control": control, "event": LEVEL}
+    solution = solve(equation, x0, ts, **settings)
+    torch.testing.assert_close(solution.events.t[0], 1 / RATES, rtol=1e-9, atol=0)
+    for i in (0, 9, 15):
+        alone = solve(equation.rows(torch.tensor([i])), x0[:1], ts, **settings)
+        assert torch.equal(alone.events.t[:, 0], solution.events.t[:, i])
+        if control:
+            assert alone.evaluations.tolist() == [int(solution.evaluations[i])]
+
+
+def test_each_stochastic_path_has_its_own_equation():
+    """With scales of which the smallest make paths nearly straight."""
+    scales = torch.where(torch.arange(16) % 2 == 0, 1e-3, 1.0).double()
+    equation = Scaled(RATES, scales)
+    x0 = torch.zeros(16, 1, dtype=torch.float64)
+    settings = {"solver": SRA1(), "control": PIDController(1.0, 1.0), "event": LEVEL}
+    path = BrownianPath(1, (0.0, 5.0))
+    solution = solve(equation, x0, [0.0, 5.0], noise=path, **settings)
+    straight = solution.events.t[0, ::2]
+    torch.testing.assert_close(straight, 1 / RATES[::2], rtol=0, atol=0.03)
+    for i in (1, 8, 14):
+        rows = torch.tensor([i])
+        alone = solve(equation.rows(rows), x0[:1], [0.0, 5.0], noise=path.rows(rows), **settings)
+        torch.testing.assert_close(
+            alone.events.t[:, 0], solution.events.t[:, i], rtol=0, atol=0, equal_nan=True
+        )
+
+
+def test_a_stopped_sample_is_not_solved_beyond():
+    """With adaptive steps: x' = x^3 would be infinite soon after the event."""
+    seen = []
+
+    def f(t, x):
+        seen.append(float(x.abs().max()))
+        return x**3
+
+    x0 = torch.linspace(0.1, 2.0, 16, dtype=torch.float64)[:, None]
+    event = Event(lambda t, x: x[:, 0] - 3)
+    solution = solve(ODE(f), x0, [0.0, 1.0], solver=Dopri5(), control=TIGHT, event=event)
+    assert solution.events.count.sum() > 5
+    assert max(seen) < 10
+
+
+@pytest.mark.parametrize("kind", ["no event shape", "scalar"])
+def test_shapes_of_states_and_of_noise(kind):
+    """One number a sample; and one Brownian motion for three numbers."""
+    n = 4000
+    if kind == "scalar":
+        column = torch.tensor([0.3, 0.4, 0.5], dtype=torch.float64)
+        equation = SDE(lambda t, x: 0 * x, lambda t, x: column.expand_as(x), "scalar")
+        x0 = torch.zeros(n, 3, dtype=torch.float64)
+        event = Event(lambda t, x: 1 - x.sum(1))
+    else:
+        equation = SDE(lambda t, x: 0 * x, lambda t, x: 1.2 + 0 * x, "additive")
+        x0 = torch.zeros(n, dtype=torch.float64)
+        event = Event(lambda t, x: 1 - x)
+        found = solve(
+            ODE(lambda t, x: 1 + 0 * x), x0[:2], [0.0, 3.0], solver=Dopri5(), control=TIGHT,
+            event=event,
+        )  # fmt: skip
+        assert found.events.t[0] == pytest.approx([1.0, 1.0])
+    solution = solve(
+        equation, x0, uniform(0.0, 3.0, 10), solver=EulerMaruyama(), noise=WhiteNoise(0),
+        event=event,
+    )  # fmt: skip
+    limit = math.sqrt(math.log(2 / FALSE_ALARM) / 2 / n)
+    assert distance(solution.events.t[0], 0.0, 1.2, 1.0) < limit
+
+
+def test_a_diffusion_that_depends_on_time():
+    """Brownian motion in the time int (1 + 4 s)^2 ds: the share that has passed by 1."""
+    n = 20_000
+    equation = SDE(lambda t, x: 0 * x, lambda t, x: 1 + 4 * t + 0 * x, "additive")
+    solution = solve(
+        equation, torch.zeros(n, 1, dtype=torch.float64), uniform(0.0, 1.0, 40), solver=SRA1(),
+        noise=WhiteNoise(0), event=LEVEL,
+    )  # fmt: skip
+    share = float(solution.events.count.double().mean())
+    exact = 2 * stats.norm.sf(1 / math.sqrt((5**3 - 1) / 12))
+    assert abs(share - exact) < 5 * math.sqrt(exact * (1 - exact) / n) + 0.003
+
+
+def test_a_diffusion_that_vanishes_at_the_surface():
+    """Feller's x at 0: states are on the surface all the same."""
+    equation = SDE(lambda t, x: 0 * x - 0.5, lambda t, x: x.clamp_min(0.0).sqrt(), "diagonal")
+    event = Event(lambda t, x: x[:, 0])
+    solution = solve(
+        equation, torch.full((500, 1), 0.5, dtype=torch.float64), uniform(0.0, 3.0, 50),
+        solver=EulerMaruyama(), noise=WhiteNoise(0), event=event,
+    )  # fmt: skip
+    stopped = solution.events.count == 1
+    assert stopped.sum() > 400
+    assert solution.x[stopped].abs().max() < 1e-8
+
+
+# What else is called
+
+
+@pytest.mark.parametrize("control", [TIGHT, None], ids=["adaptive", "fixed"])
+def test_callbacks_see_the_stop(control):
+    """The last that they see of a sample is where it stopped; a rule that looks back moves it no
+    more.
+    """
+    fall, start = ball(9.81, torch.tensor([10.0, 200.0], dtype=torch.float64))
+    seen = []
+    ts = [0.0, 4.0] if control else uniform(0.0, 4.0, 64)
+    solver = Dopri5() if control else AdamsMoulton(3)
+
+    def callback(point):
+        if control:
+            if (point.samples == 0).any():
+                seen.append(float(point.x[point.samples == 0, 0]))
+                assert float(point.t1[point.samples == 0]) <= math.sqrt(20 / 9.81) + 1e-9
+        else:
+            seen.append(float(point.x[0, 0]))
+
+    solution = solve(
+        fall, start, ts, solver=solver, control=control, event=GROUND, callback=callback
     )
-    torch.testing.assert_close(fallen, either, rtol=0, atol=0, equal_nan=True)
-    rose = ~risen.isnan()
-    assert 200 < int(rose.sum()) < int((~fallen.isnan()).sum())
-    assert (risen[rose] > fallen[rose]).all()
+    assert seen[-1] == pytest.approx(0.0, abs=1e-6)
+    assert min(seen) > -1e-6
+    assert float(solution.x[0, 0]) == pytest.approx(0.0, abs=1e-6)
+
+
+def test_inference_mode():
+    equation, _ = EQUATIONS["diagonal"]
+    fall, start = ball(9.81, torch.tensor([10.0], dtype=torch.float64))
+    with torch.inference_mode():
+        x0 = torch.zeros(50, 2, dtype=torch.float64)
+        stochastic = solve(equation, x0, **GRID, noise=WhiteNoise(1), event=PLANE)
+        t = solve(fall, start, [0.0, 9.0], solver=Dopri5(), control=TIGHT, event=GROUND).events.t
+    plain = solve(equation, torch.zeros(50, 2).double(), **GRID, noise=WhiteNoise(1), event=PLANE)
+    torch.testing.assert_close(stochastic.events.t, plain.events.t, rtol=0, atol=0, equal_nan=True)
+    assert float(t) == pytest.approx(math.sqrt(20 / 9.81))
+
+
+@pytest.mark.parametrize("control", [TIGHT, None], ids=["adaptive", "fixed"])
+def test_states_that_are_not_finite_are_named(control):
+    """x' = x^2 from 1 stops at 5; from .4, where the event is away by then, it becomes infinite."""
+    x0 = torch.tensor([[1.0], [0.4]], dtype=torch.float64)
+    event = Event(lambda t, x: torch.where(t < 1.5, 5 - x[:, 0], 1 + 0 * x[:, 0]))
+    equation = ODE(lambda t, x: x**2)
+    ts = [0.0, 2.6] if control else uniform(0.0, 2.6, 300)
+    solver = Dopri5() if control else RK4()
+    kind = UnfinishedError if control else NotFiniteError
+    with pytest.raises(kind) as caught:
+        solve(equation, x0, ts, solver=solver, control=control, event=event)
+    if control:
+        solution = caught.value.solution
+        assert solution.events.t[0, 0] == pytest.approx(0.8)
+        assert solution.status[0] == 0
+        assert solution.status[1] != 0
+    else:
+        assert caught.value.samples == [1]
+
+
+def test_a_state_that_is_not_finite_is_no_event():
+    """Also where all samples would have stopped."""
+    equation = ODE(lambda t, x: x**2 + (3 - x).sqrt())
+    event = Event(lambda t, x: x[:, 0] - 50)
+    with pytest.raises(NotFiniteError):
+        solve(equation, torch.ones(1, 1).double(), uniform(0.0, 2.3, 20), solver=RK4(), event=event)
+
+
+def test_second_derivatives():
+    """Of t = sqrt(2 h / g): d/dh (h dt/dh) = dt/dh / 2."""
+    h = torch.tensor([10.0], dtype=torch.float64, requires_grad=True)
+    fall, start = ball(9.81, h)
+    t = solve(fall, start, [0.0, 9.0], solver=Dopri5(), control=TIGHT, event=GROUND).events.t
+    (first,) = torch.autograd.grad(t.sum(), h, create_graph=True)
+    (second,) = torch.autograd.grad((h * first).sum(), h)
+    torch.testing.assert_close(second, 0.5 * first.detach(), rtol=1e-8, atol=0)
+
+
+def test_a_function_that_jumps():
+    """Located by its sign; it has no derivative, and no time far outside."""
+    line = ODE(lambda t, x: torch.ones_like(x))
+    x0 = torch.zeros(1, 1, dtype=torch.float64)
+    for function in (
+        lambda t, x: torch.where(x[:, 0] > 0.55, 1.0, -1.0) + 1e-3 * x[:, 0],
+        lambda t, x: (x[:, 0] > 0.55).double() - 0.5,
+    ):
+        found = solve(line, x0, uniform(0.0, 1.0, 4), solver=RK4(), event=Event(function))
+        assert float(found.events.t) == pytest.approx(0.55, abs=1e-8)
+
+
+def test_a_function_that_stays_at_zero():
+    """One zero, not one a step."""
+    line = ODE(lambda t, x: torch.ones_like(x))
+    event = Event(lambda t, x: (0.55 - x[:, 0]).clamp_min(0.0), terminal=False)
+    x0 = torch.zeros(1, 1, dtype=torch.float64)
+    events = solve(line, x0, uniform(0.0, 1.0, 10), solver=RK4(), event=event).events
+    assert events.count.tolist() == [1]
 
 
 # Arguments
@@ -399,6 +615,19 @@ def test_a_direction_of_stochastic_paths():
             "does so infinitely often",
         ),
         ({"event": Event(lambda t, x: (1 - x @ NORMAL).detach())}, ValueError, "no gradient in x"),
+        ({"event": Event(PLANE.function, direction=1)}, ValueError, "in both directions"),
+        ({"event": Event(lambda t, x: (0.2 - x[:, 0]).sqrt())}, ValueError, "is NaN at t = "),
+        (
+            {
+                "solver": SRID2(),
+                "ts": [0.0, 0.5, 1.0],
+                "control": TIGHT,
+                "save": "all",
+                "noise": BrownianPath(0, (0.0, 1.0)),
+            },
+            ValueError,
+            "cannot be saved",
+        ),
     ],
 )
 def test_wrong_events_are_refused(change, error, message):
@@ -408,6 +637,17 @@ def test_wrong_events_are_refused(change, error, message):
         solve(equation, x0, **{**GRID, "event": PLANE, **change})
 
 
+def test_solves_that_have_no_passages_are_refused():
+    equation, _ = EQUATIONS["diagonal"]
+    x0 = torch.zeros(2, 2, dtype=torch.float64, requires_grad=True)
+    with pytest.raises(ValueError, match="gradients do not flow through first passages"):
+        solve(equation, x0, **GRID, event=PLANE)
+    flow = ProbabilityFlow(VPSDE(), lambda t, x: -x)
+    method = PredictorCorrector(EulerMaruyama(), Langevin())
+    with pytest.raises(ValueError, match="draws noise besides that of the equation"):
+        solve(flow, x0.detach(), [0.9, 0.5, 0.1], solver=method, event=PLANE)
+
+
 def test_wrong_definitions_are_refused():
     with pytest.raises(ValueError, match="direction is -1, 0 or 1, not 2"):
         Event(lambda t, x: x[:, 0], direction=2)
@@ -415,7 +655,7 @@ def test_wrong_definitions_are_refused():
         Event(3)
 
 
-def test_half_precision_and_empty_batches():
+def test_single_precision_and_empty_batches():
     equation, _ = EQUATIONS["diagonal"]
     x0 = normal(0, torch.arange(5), (2,), dtype=torch.float32)
     single = SDE(lambda t, x: 0.3 + 0 * x, lambda t, x: 0.5 + 0 * x, "diagonal")

@@ -78,11 +78,25 @@ class AbstractSDE(ABC):
     def jacobian(self, t: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
         """f_x of each sample, `(batch, d, d)` with d numbers a sample, and f_t, shaped like x, by d
         derivatives in reverse mode, at once.
+
+        Raises:
+            ValueError: for a drift that autograd does not see, whose derivatives would be 0.
         """
-        d = max(1, math.prod(x.shape[1:]))
+        d = math.prod(x.shape[1:])
+
+        def followed(t: Tensor, x: Tensor) -> Tensor:
+            value = self.drift(t, x)
+            if not value.requires_grad:
+                raise ValueError(
+                    "f(t, x) does not depend on x in a way that autograd can see: remove "
+                    "torch.no_grad() and detach() from it, or take a solver without its Jacobian"
+                )
+            return value
+
         with torch.inference_mode(False), torch.enable_grad():
+            t, x = (v.clone() if v.is_inference() else v for v in (t, x))
             basis = torch.eye(d, dtype=x.dtype, device=x.device).reshape(d, 1, *x.shape[1:])
-            found: Any = vjp(self.drift, t, x)
+            found: Any = vjp(followed, t, x)
             by_t, by_x = vmap(found[1])(basis.expand(d, *x.shape))
         return by_x.reshape(d, len(x), d).transpose(0, 1), by_t.T.to(x).reshape(x.shape)
 

@@ -2,8 +2,8 @@
 equations.
 
 Everything that decides about steps (times, errors, rows) is kept on the host, whatever the device
-of the states: a round of steps reads its errors and nothing else. What the device needs is copied
-there without waiting.
+of the states: a round of steps reads its errors and nothing else, unless there are events. What the
+device needs is copied there without waiting.
 """
 
 import math
@@ -110,9 +110,10 @@ class AdaptiveSolve:
         q, accept = self._accept(interval, start, stop, step)
         if step.x.requires_grad and not bool(accept.all()):
             step = self._accepted_step(interval.t1, increment, accept)
-        if self.callback is not None and bool(accept.any()):
-            self.callback(_accepted_move(active, start, stop, accept, step))
         ended, x = self._stopped(start, stop, interval, accept, step)
+        if self.callback is not None and bool(accept.any()):
+            end = ended.t1.to(self.device, non_blocking=True)
+            self.callback(_accepted_move(active, start, end, accept, step._replace(x=x)))
         if self.results.xs is not None and len(self.outputs) > 2:
             self._output(self.results.xs, interval.t1, ended.t1, accept, step, increment)
         active.advance(ended.t1, ended.remaining, accept, x, step.state)
@@ -132,13 +133,14 @@ class AdaptiveSolve:
             return partial(self.solver.interpolate, self._dense(interval.t1, step, rows.cpu()))
 
         index, accepted = _to_device(self.device, active.index, accept & (active.ended == 0))
+        problem = Counted.of(self.problem.problem, active.x)
         zeros = self.search.look(
             Passed(
-                index, accepted, start, stop, active.x, step.x, self.problem,
+                index, accepted, start, stop, active.x, step.x, problem,
                 within if self.noise is None else None,
             )
         )  # fmt: skip
-        if zeros is None:
+        if zeros is None or not self.search.event.terminal:
             return interval, step.x
         rows = zeros.rows.cpu()
         t1 = interval.t1.index_copy(0, rows, zeros.t.detach().cpu())
@@ -274,10 +276,12 @@ class AdaptiveSolve:
         self.results.keep(active, rows, status, self.rounds, self.problem.evaluations)
         active.ended[rows] = math.inf
         active.h[rows] = 0.0
-        # With noise they are removed at once, because steps of length 0 could make gradients NaN;
-        # else several at a time, which is cheaper.
+        # With noise they are removed at once, because steps of length 0 could make gradients NaN,
+        # and with events, because they are not at the end; else several at a time, which is
+        # cheaper.
         active_rows = (active.ended == 0).nonzero().flatten()
-        limit = len(active.ended) - 1 if self.noise is not None else 7 * len(active.ended) // 8
+        at_once = self.noise is not None or self.search is not None
+        limit = len(active.ended) - 1 if at_once else 7 * len(active.ended) // 8
         if exhausted or len(active_rows) <= limit:
             self._restrict(active_rows)
 

@@ -67,8 +67,22 @@ def require_kinds(
             raise TypeError(f"{name} must be {remedy}; not {description}{suggestion}")
 
 
-def require_event(event: object, gradient: AbstractGradient | None) -> None:
-    """Refuses what is no event, and an event of a solve whose steps are repeated.
+def require_repeatable(solver: AbstractSolver, gradient: AbstractGradient | None) -> None:
+    """Refuses a gradient that repeats steps with derivatives in them.
+
+    Raises:
+        ValueError: with what to do.
+    """
+    if gradient is not None and solver.differentiates:
+        raise ValueError(
+            f"the steps of {type(solver).__name__} use derivatives of f, and "
+            f"{type(gradient).__name__} cannot repeat them: leave out gradient"
+        )
+
+
+def require_event(event: object, gradient: AbstractGradient | None, solver: AbstractSolver) -> None:
+    """Refuses what is no event, and an event of a solve whose steps are repeated, or whose noise is
+    not that of the equation alone.
 
     Raises:
         TypeError, ValueError: with what to give.
@@ -79,6 +93,26 @@ def require_event(event: object, gradient: AbstractGradient | None) -> None:
         raise ValueError(
             "event= and gradient= cannot be combined: leave out gradient, which then records every "
             "step"
+        )
+    if event is not None and solver.normals:
+        raise ValueError(
+            f"{type(solver).__name__} draws noise besides that of the equation, so that its paths "
+            "have no events; choose another solver"
+        )
+
+
+def require_no_inner_outputs(ts: list[float]) -> None:
+    """Refuses outputs within adaptive steps of a stochastic equation with an event: they would not
+    know of its first passage.
+
+    Raises:
+        ValueError: with what to do.
+    """
+    if len(ts) > 2:
+        raise ValueError(
+            "with an event the states between adaptive steps of a stochastic equation cannot be "
+            "saved, because they would not know whether it has passed zero: take a fixed grid, or "
+            'save="last"'
         )
 
 

@@ -33,16 +33,16 @@ _Results = deque[tuple[ref[Tensor], int]]  # with the version when it was return
 class Counted(AbstractSDE):
     """A problem that counts its evaluations and detects in-place changes of its tensors.
 
-    `calls` counts the calls of drift and score, those of the diffusion, and Jacobians. A drift or a
-    diffusion that changes its input, or a tensor that it returned before, would invalidate what
-    solvers remember. Torch's version counters reveal this, for the last results as long as they are
+    `calls` counts the calls of drift and score, and those of the diffusion. A drift or a diffusion
+    that changes its input, or a tensor that it returned before, would invalidate what solvers
+    remember. Torch's version counters reveal this, for the last results as long as they are
     referenced. Without version counters `copies` is true: both functions then receive and return
     copies.
     """
 
     problem: AbstractSDE
     copies: bool = False
-    calls: list[int] = field(default_factory=lambda: [0, 0, 0])
+    calls: list[int] = field(default_factory=lambda: [0, 0])
     returned: tuple[_Results, _Results] = field(
         default_factory=lambda: (deque(maxlen=_REMEMBERED), deque(maxlen=_REMEMBERED))
     )
@@ -76,7 +76,6 @@ class Counted(AbstractSDE):
         return self._guarded(0, "the drift", self.problem.drift, t, x)
 
     def jacobian(self, t: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-        self.calls[2] += 1
         return self.problem.jacobian(t, x)
 
     def advance(self, t: Time, x: Tensor, h: Time, onto: Tensor) -> Tensor:

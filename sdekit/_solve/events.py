@@ -7,14 +7,13 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from sdekit._noise import generator
 from sdekit._noise.white import AbstractNoise, AbstractSeededNoise
-from sdekit._solve.counted import Counted
 from sdekit._solve.passage import Passed, Zeros, first_passage
 from sdekit._solve.solution import Events, Solution
-from sdekit.elementary import broadcast
 
-_RESOLUTION = 2.0**-30  # of a step, before a last Newton step
+_HALVINGS = 44
+_RESOLUTION = 2.0**-_HALVINGS  # of a step
+_LARGEST = 2.0**-30  # of a step: a Newton step beyond it is that of a g which jumps
 _SALT = 0x2545F4914F6CDD1D  # tells the numbers of passages from those of increments
 
 
@@ -28,18 +27,21 @@ class Event:
     is taken for Brownian motion, given both ends. That is exact where g is linear, and f and the
     diffusion are constant.
 
-    A sample that has stopped stays where it is: the solve returns the stopped path.
+    A sample that has stopped stays where it is: the solve returns the stopped path. A start at
+    which g is 0 is no zero.
 
     Arguments:
-        function: `g(t, x)`, with t and the result `(batch,)`.
-        direction: 1 for zeros at which g rises, -1 for those at which it falls, 0 for both.
+        function: `g(t, x)`, with t and the result `(batch,)`; x is the state of the equation.
+        direction: 1 for zeros at which g rises, -1 for those at which it falls, 0 for both; for
+            ordinary equations.
         terminal: whether the sample stops at its first zero.
 
     Raises:
-        ValueError: for another direction, and in a solve for results of another shape; for events
-            that do not stop a stochastic path, of which there are infinitely many; with
-            `gradient=`.
-        TypeError: for a function that is not callable.
+        TypeError: for a function that is not callable; in a solve for noise without a seed.
+        ValueError: for another direction; in a solve for results of another shape or NaN, with
+            `gradient=`, for solvers that draw more noise than the equation has, and for stochastic
+            equations with a direction, terminal=False, gradients, or `save="all"` and adaptive
+            steps.
 
     Example:
         >>> fall = sdekit.ODE(lambda t, x: torch.stack([x[:, 1], 0 * x[:, 1] - 9.81], dim=1))
@@ -54,7 +56,8 @@ class Event:
 
     References:
         Hairer, Norsett and Wanner 1993, "Solving ordinary differential equations I", II.6, for
-        zeros on the interpolation; `sdekit._solve.passage` for first passages.
+        zeros on the interpolation; Metwally and Atiya 2002, "Using Brownian bridge for fast
+        simulation of jump-diffusion processes and barrier options", for first passages.
     """
 
     function: Callable[[Tensor, Tensor], Tensor]
@@ -78,6 +81,23 @@ class Event:
             )
         return found
 
+    def require_passages(self, noise: AbstractNoise) -> None:
+        """Refuses what has no meaning for a stochastic equation.
+
+        Raises:
+            TypeError, ValueError: with the reason.
+        """
+        if not self.terminal or self.direction:
+            raise ValueError(
+                "a stochastic path that passes zero does so infinitely often, in both directions: "
+                "take terminal=True and direction=0, the first passage"
+            )
+        if not isinstance(noise, AbstractSeededNoise):
+            raise TypeError(
+                "first passages draw random numbers for each sample: take WhiteNoise or "
+                f"BrownianPath, not {type(noise).__name__}"
+            )
+
 
 @dataclass(eq=False)
 class EventSearch:
@@ -85,7 +105,7 @@ class EventSearch:
 
     Attributes:
         event: what is looked for.
-        value, side: g at the last point of each sample, and its sign; that before, where g is 0.
+        value, side: g at the last point of each sample, and its sign.
         looked: the number of steps of each sample.
         stopped: which samples have.
         key: of the random numbers of each sample, of a stochastic equation.
@@ -102,102 +122,111 @@ class EventSearch:
 
     @staticmethod
     def of(event: Event, t0: float, x0: Tensor, noise: AbstractNoise | None) -> "EventSearch":
-        """The search from the initial states.
-
-        Raises:
-            ValueError: for an event of a stochastic equation that does not stop it.
-        """
-        if noise is not None and not event.terminal:
-            raise ValueError(
-                "a stochastic path that passes zero does so infinitely often: take terminal=True, "
-                "the first passage"
-            )
+        """The search from the initial states."""
+        key = None
+        if noise is not None:
+            event.require_passages(noise)
+            assert isinstance(noise, AbstractSeededNoise)
+            key = noise.keys(x0) ^ _SALT
         with torch.no_grad():
             t = torch.full((len(x0),), t0, dtype=torch.float64, device=x0.device)
             value = event.values(t, x0).clone()  # g may return a view of x0
         zeros = torch.zeros(len(x0), dtype=torch.int64, device=x0.device)
-        key = None if noise is None else _keys(noise, x0)
         return EventSearch(event, value, value.sign(), zeros, zeros.bool(), key)
 
     def look(self, passed: Passed) -> Zeros | None:
-        """The zeros at which samples stop in steps that were taken; None where there are none."""
+        """The zeros in steps that were taken; None where there are none. Samples that are to stop
+        have stopped then.
+        """
         index = passed.index
+        searched = passed.accept & ~self.stopped[index]
         with torch.no_grad():
             value = self.event.values(passed.t1, passed.x1)
-        side = self.side[index]
-        other = torch.where(value == 0, -side, value.sign())
-        searched = passed.accept & ~self.stopped[index]
-        if passed.within is None:
-            zeros = self._passages(passed, value, searched)
-        else:
-            crossed = searched & (side != 0) & (other != side)
-            if self.event.direction:
-                crossed = crossed & (other == self.event.direction)
-            rows = crossed.nonzero().flatten()
-            zeros = self._located(passed, rows) if len(rows) else Zeros(rows, rows, rows)
-        self.side[index] = torch.where(searched, other, side)
+        self._require_numbers(passed, value, searched)
+        zeros = self._passages(passed, value, searched)
+        if zeros is None:
+            zeros = self._sign_changes(passed, value, searched)
+        searched = searched & value.isfinite()
+        self.side[index] = torch.where(searched, value.sign(), self.side[index])
         self.value[index] = torch.where(searched, value, self.value[index])
         self.looked[index] += searched
         if not len(zeros.rows):
             return None
         rows = index[zeros.rows]
         self.found.append((rows, zeros.t, zeros.x))
-        if not self.event.terminal:
-            return None
-        self.stopped[rows] = True
+        if self.event.terminal:
+            self.stopped[rows] = True
         return zeros
 
-    def _located(self, passed: Passed, rows: Tensor) -> Zeros:
-        """The zeros of an ordinary equation in some of the steps, with their gradients: those of an
-        implicit function, dt = -dg / (dg/dt).
+    @staticmethod
+    def _require_numbers(passed: Passed, value: Tensor, searched: Tensor) -> None:
+        """Refuses a g that is NaN where the state is finite.
+
+        Raises:
+            ValueError: with a time and the rows.
         """
+        finite = torch.isfinite(passed.x1).reshape(len(value), -1).all(dim=1)
+        rows = (searched & finite & value.isnan()).nonzero().flatten()
+        if len(rows):
+            raise ValueError(
+                f"an event's g(t, x) is NaN at t = {float(passed.t1[rows[0]]):.6g} in "
+                f"{len(rows)} samples, the first in row {int(passed.index[rows[0]])}: it must be "
+                "defined wherever x comes"
+            )
+
+    def _sign_changes(self, passed: Passed, value: Tensor, searched: Tensor) -> Zeros:
+        """The zeros of an ordinary equation."""
+        side = self.side[passed.index]
+        sign = value.sign()
+        crossed = searched & value.isfinite() & (side != 0) & (sign != side)
+        if self.event.direction:
+            crossed = crossed & (side == -self.event.direction)
+        rows = crossed.nonzero().flatten()
+        return self._located(passed, rows) if len(rows) else Zeros(rows, rows, rows)
+
+    def _located(self, passed: Passed, rows: Tensor) -> Zeros:
+        """The zeros in some of the steps."""
         assert passed.within is not None
         state = passed.within(rows)
         t0 = passed.t0[rows]
         length = passed.t1[rows] - t0
         side = self.side[passed.index[rows]]
 
-        def height(theta: Tensor) -> Tensor:
-            return -side * self.event.values(t0 + theta * length, state(theta))
+        def value(t: Tensor) -> Tensor:
+            return self.event.values(t, state((t - t0) / length)).to(t)
 
         with torch.no_grad():
-            theta = _root(height, torch.zeros_like(t0))
-        t = t0 + theta * length
-        x = state(theta)
-        g = self.event.values(t, x)
-        slope, rate = self._rate(passed.problem.rows(passed.index[rows]), t, x)
-        step = torch.where(rate != 0, -g.to(t) / torch.where(rate != 0, rate, 1.0), 0.0)
-        return Zeros(rows, t + step, x + broadcast(step, x) * slope)
+            theta = _root(lambda theta: -side * value(t0 + theta * length), torch.zeros_like(t0))
+            t = t0 + theta * length
+        if torch.is_grad_enabled() and value(t).requires_grad:
+            t = _differentiable(value, t, length)
+        return Zeros(rows, t, state((t - t0) / length))
 
-    def _rate(self, problem: Counted, t: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-        """f, and dg/dt along the solution, as constants."""
-        with torch.no_grad():
-            slope = problem.drift(t, x)
-        with torch.enable_grad():
-            time = t.detach().requires_grad_()
-            point = x.detach().requires_grad_()
-            g = self.event.values(time, point).sum()
-            parts = torch.autograd.grad(g, (time, point), allow_unused=True)
-        by_time = torch.zeros_like(t) if parts[0] is None else parts[0]
-        if parts[1] is None:
-            return slope, by_time
-        return slope, by_time + (parts[1] * slope).flatten(1).sum(dim=1).to(t)
-
-    def _passages(self, passed: Passed, value: Tensor, searched: Tensor) -> Zeros:
-        """The first passages of stochastic paths, from both ends of each step."""
+    def _passages(self, passed: Passed, value: Tensor, searched: Tensor) -> Zeros | None:
+        """The first passages of stochastic paths; None of an ordinary equation."""
+        if self.key is None:
+            return None
+        if passed.x1.requires_grad:
+            raise ValueError(
+                "gradients do not flow through first passages, whose law depends on what they "
+                "would flow to: detach x0 and the parameters, or solve with torch.no_grad()"
+            )
         index = passed.index
-        assert self.key is not None
-        side = self.side[index]
-        searched = searched & (side != 0) & (self.event.direction * side <= 0)
-        passed = passed._replace(accept=searched)
+        searched = searched & value.isfinite() & (self.side[index] != 0)
         values = (self.value[index], value)
-        return first_passage(self.event.values, passed, values, self.key[index], self.looked[index])
+        return first_passage(
+            self.event.values,
+            passed._replace(accept=searched),
+            values,
+            self.key[index],
+            self.looked[index],
+        )
 
     def stopped_solution(self, solution: Solution) -> Solution:
         """A solution with the zeros, and with states at later times than a stop as they were
         there.
         """
-        events = self.events(solution.x)
+        events = self._events(solution.x)
         if not self.event.terminal:
             return replace(solution, events=events)
         there = self.stopped.reshape(-1, *[1] * (solution.x.ndim - 1))
@@ -210,7 +239,7 @@ class EventSearch:
         later = later.reshape(*later.shape, *[1] * (solution.x.ndim - 1))
         return replace(solution, xs=torch.where(later, events.x[0], solution.xs))
 
-    def events(self, x: Tensor) -> Events:
+    def _events(self, x: Tensor) -> Events:
         """All zeros; x is a state of the full batch."""
         batch = len(x)
         counts = torch.zeros(batch, dtype=torch.int64, device=x.device)
@@ -227,17 +256,23 @@ class EventSearch:
         return Events(t, states)
 
 
-def _keys(noise: AbstractNoise, x0: Tensor) -> Tensor:
-    """A key of random numbers for each sample, which depends on it alone where its noise does."""
-    if isinstance(noise, AbstractSeededNoise):
-        return noise.keys(x0) ^ _SALT
-    index = torch.arange(len(x0), device=x0.device)
-    return generator.keys(generator.fresh_seed(), index)
+def _differentiable(function: Callable[[Tensor], Tensor], t: Tensor, length: Tensor) -> Tensor:
+    """The zero t, as a function of what the values of a function depend on, up to second
+    derivatives: two steps of Newton's method from there. Where the function jumps it is a number.
+    """
+    t = t.requires_grad_()
+    for _ in range(2):
+        value = function(t)
+        (rate,) = torch.autograd.grad(value.sum(), t, create_graph=True)
+        smooth = value.abs() <= _LARGEST * (rate * length).abs()
+        smooth = smooth & (rate != 0)
+        t = t - torch.where(smooth, value / torch.where(smooth, rate, 1.0), 0.0)
+    return t
 
 
 def _root(function: Callable[[Tensor], Tensor], zero: Tensor) -> Tensor:
     """The zero of a function of (batch,) numbers from [0, 1], not positive at 0 and not negative at
-    1, to 2^-30, by the ITP method.
+    1, to 2^-44, by the ITP method.
 
     References:
         Oliveira and Takahashi 2020, "An enhancement of the bisection method average performance
@@ -247,10 +282,11 @@ def _root(function: Callable[[Tensor], Tensor], zero: Tensor) -> Tensor:
     high = zero + 1
     below = function(low).to(zero)
     above = function(high).to(zero)
-    rounds = 1 + round(-torch.tensor(_RESOLUTION).log2().item())
+    rounds = 1 + _HALVINGS
     for j in range(rounds):
         width = high - low
-        if not bool((width > 2 * _RESOLUTION).any()):
+        wide = width > 2 * _RESOLUTION
+        if not bool(wide.any()):
             break
         middle = low + 0.5 * width
         rise = above - below
@@ -261,12 +297,10 @@ def _root(function: Callable[[Tensor], Tensor], zero: Tensor) -> Tensor:
         shift = torch.minimum(0.2 * width.square(), (middle - chord).abs())
         allowed = (_RESOLUTION * 2.0 ** (rounds - j) - 0.5 * width).clamp_min(0.0)
         tried = chord + side * shift
-        tried = middle + (tried - middle).clamp(-1.0, 1.0).maximum(-allowed).minimum(allowed)
+        tried = middle + (tried - middle).maximum(-allowed).minimum(allowed)
         value = function(tried).to(zero)
-        below = torch.where(value < 0, value, below)
-        low = torch.where(value < 0, tried, low)
-        above = torch.where(value < 0, above, value)
-        high = torch.where(value < 0, high, tried)
-        exact = value == 0
-        low = torch.where(exact, tried, low)
+        below = torch.where(wide & (value < 0), value, below)
+        low = torch.where(wide & (value <= 0), tried, low)
+        above = torch.where(wide & (value > 0), value, above)
+        high = torch.where(wide & (value >= 0), tried, high)
     return 0.5 * (low + high)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from sdekit._solve.active import take
+from sdekit._solve.counted import Counted
 from sdekit._solve.events import EventSearch
 from sdekit._solve.gradient import AbstractGradient
 from sdekit._solve.passage import Passed
@@ -145,7 +146,7 @@ def points(
             taken = step(problem, ts[i - 1], ts[i], x, increment, state)
             x = _stopped(search, steps, i, before, taken)
             state = taken.state
-            if bool(search.stopped.all()):
+            if bool(search.stopped.all()) and not not_finite(Point(i, ts[i], x)):
                 rest = range(i, n + 1) if every else (n,)
                 yield from (Point(j, ts[j], x) for j in rest)
                 return
@@ -153,13 +154,19 @@ def points(
             finite_flags.append(torch.isfinite(x).all())
             if on_cpu or i == n:
                 if not _all_true(finite_flags):
-                    raise _locate_failure(steps, *checkpoint, Point(i, ts[i], x))
+                    failure = Point(i, ts[i], x)
+                    if search is not None:  # a repetition would not stop
+                        raise _named(failure)
+                    raise _locate_failure(steps, *checkpoint, failure)
                 checkpoint = (i, x, state)
                 finite_flags = []
         if i == n:
             problem.require_unchanged()
         if every or i == n:
-            yield Point(i, ts[i], steps.solver.output(ts[i - 1], x, state))
+            output = steps.solver.output(ts[i - 1], x, state)
+            if search is not None:
+                output = torch.where(broadcast(search.stopped, x) != 0, x, output)
+            yield Point(i, ts[i], output)
 
 
 def _stopped(search: EventSearch, steps: Steps, i: int, x0: Tensor, step: Step) -> Tensor:
@@ -171,9 +178,12 @@ def _stopped(search: EventSearch, steps: Steps, i: int, x0: Tensor, step: Step) 
     )
     within = None if steps.noise is not None else partial(_within, steps, i, x0, step)
     x = torch.where(broadcast(search.stopped, x0) != 0, x0, step.x)
-    passed = Passed(index, ~search.stopped, t0, t1, x0, x, steps.problem, within)
+    problem = Counted.of(steps.problem.problem, x0)  # all samples count the same evaluations
+    passed = Passed(index, ~search.stopped, t0, t1, x0, x, problem, within)
     zeros = search.look(passed)
-    return x if zeros is None else x.index_copy(0, zeros.rows, zeros.x)
+    if zeros is None or not search.event.terminal:
+        return x
+    return x.index_copy(0, zeros.rows, zeros.x)
 
 
 def _within(
@@ -186,7 +196,7 @@ def _within(
         torch.full((len(rows),), t, dtype=torch.float64, device=x0.device)
         for t in steps.ts[i - 1 : i + 1]
     )
-    some = steps.problem.rows(rows)
+    some = Counted.of(steps.problem.problem.rows(rows), x0)
     if step.dense is not None:
         dense = steps.solver.dense(some, t0, t1, take(step.dense, rows))
         return partial(steps.solver.interpolate, dense)
@@ -219,8 +229,9 @@ def _locate_failure(steps: Steps, i: int, x: Tensor, state: Tree, failure: Point
             i += 1
     # A model that is not deterministic may succeed in the repetition; then only the original
     # failure is known.
-    return (
-        not_finite(Point(i, steps.ts[i], x))
-        or not_finite(failure)
-        or NotFiniteError(failure.step, failure.t, [], len(x))
-    )
+    return not_finite(Point(i, steps.ts[i], x)) or _named(failure)
+
+
+def _named(failure: Point) -> NotFiniteError:
+    """The error of a state that is not finite, or was not."""
+    return not_finite(failure) or NotFiniteError(failure.step, failure.t, [], len(failure.x))

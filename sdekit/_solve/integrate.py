@@ -14,7 +14,9 @@ from sdekit._solve.arguments import (
     require_adaptive,
     require_event,
     require_kinds,
+    require_no_inner_outputs,
     require_pairing,
+    require_repeatable,
     require_save,
 )
 from sdekit._solve.control import PIDController
@@ -137,7 +139,8 @@ def solve(
     """
     require_save(save)
     require_kinds(problem, solver, noise, control, gradient)
-    require_event(event, gradient)
+    require_repeatable(solver, gradient)
+    require_event(event, gradient, solver)
     grid = times(ts)
     require_state(x0)
     require_pairing(problem, solver)
@@ -150,7 +153,7 @@ def solve(
     problem = problem.tabulated(grid) if control is None else problem.within(grid[0], grid[-1])
     counted = Counted.of(problem, x0)
     x0 = _copied_states(x0)
-    search = None if event is None else EventSearch.of(event, grid[0], x0, noise)
+    search = _search(event, grid, x0, noise, within=save == "all" and control is not None)
     if control is None or not len(x0):
         steps = Steps(counted, grid, solver.plan(counted, grid), noise)
         callback = callback if control is None else None
@@ -170,6 +173,17 @@ def solve(
     if throw and bool((solution.status != Status.DONE).any()):
         raise unfinished(solution, reached, x0)
     return solution
+
+
+def _search(
+    event: Event | None, grid: list[float], x0: Tensor, noise: AbstractNoise | None, *, within: bool
+) -> EventSearch | None:
+    """The search of a solve; within: whether states are saved within steps."""
+    if event is None:
+        return None
+    if within and noise is not None:
+        require_no_inner_outputs(grid)
+    return EventSearch.of(event, grid[0], x0, noise)
 
 
 def _copied_states(x0: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from sdekit._noise import generator
 from sdekit._solve.counted import Counted
-from sdekit.elementary import axpy, broadcast
+from sdekit.elementary import axpy, broadcast, sum_of_sample
 
 _SMALLEST = 1e-12  # of g at the beginning: where its end is 0
 _NEWTON = 8  # steps to the surface; one is enough where g is linear
@@ -21,7 +21,7 @@ class Passed(NamedTuple):
         index: the samples' rows in the full batch.
         accept: whether their steps are accepted.
         t0, t1, x0, x1: the ends of the steps.
-        problem: the equation of these samples.
+        problem: the equation of these samples; what it counts is no matter.
         within: a function of rows to one of theta, `(rows,)`, to the states within their steps;
             None with noise.
     """
@@ -73,8 +73,8 @@ def first_passage(
     second = values[1].abs() < values[0].abs()
     near = torch.where(second, t1, t0)
     point = torch.where(broadcast(second, passed.x0) != 0, passed.x1, passed.x0)
-    _, across, _ = _across(function, passed.problem, near, point)
-    variance = across.square().flatten(1).sum(dim=1).to(length) * length
+    _, _, across, _ = _across(function, passed.problem, near, point)
+    variance = sum_of_sample(across.square()) * length
     side = values[0].sign().to(length)
     a = values[0].to(length).abs()
     b = side * values[1].to(length)
@@ -87,7 +87,7 @@ def first_passage(
         part[rows] for part in (a, b, variance, key, number, length)
     )
     theta = _share(a, b, variance, key, number)
-    problem = passed.problem.rows(passed.index[rows])
+    problem = passed.problem.rows(rows)
     with torch.no_grad():
         t = torch.lerp(t0[rows], t1[rows], theta)
         x = passed.x0[rows]
@@ -96,8 +96,11 @@ def first_passage(
         dw = broadcast((theta * (1 - theta) * length).sqrt(), dw) * dw
         x = problem.diffuse(near[rows], point[rows], dw, between)
     for _ in range(_NEWTON):
-        height, across, along = _across(function, problem, t, x)
-        size = across.square().flatten(1).sum(dim=1)
+        height, normal, across, along = _across(function, problem, t, x)
+        # Along what the noise moves, or straight where it moves nothing.
+        reached = sum_of_sample(across.square()) > 0
+        along = torch.where(broadcast(reached, x) != 0, along, normal)
+        size = sum_of_sample(normal * along)
         step = torch.where(size > 0, -height / torch.where(size > 0, size, 1.0), 0.0)
         x = axpy(step.to(t), along, x)
     return Zeros(rows, t, x)
@@ -117,17 +120,18 @@ def _share(a: Tensor, b: Tensor, variance: Tensor, key: Tensor, number: Tensor) 
 
 def _across(
     function: Callable[[Tensor, Tensor], Tensor], problem: Counted, t: Tensor, x: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """g, g_x sigma, shaped as dW, and sigma sigma^T g_x, shaped as x.
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """g, g_x, g_x sigma, shaped as dW, and sigma sigma^T g_x, shaped as x.
 
     Raises:
         ValueError: for a g without a gradient.
     """
     shape = problem.noise_shape(x)
     assert shape is not None
-    zero = torch.zeros_like(x)
-    with torch.enable_grad():
-        point = x.detach().requires_grad_()
+    with torch.inference_mode(False), torch.enable_grad():
+        t = t.clone()
+        x = x.detach().clone()
+        point = x.clone().requires_grad_()
         value = function(t, point)
         normal = None
         if value.requires_grad:
@@ -137,8 +141,9 @@ def _across(
                 "an event's g(t, x) has no gradient in x, which the law of a first passage needs: "
                 "do not detach x, nor use torch.no_grad()"
             )
+        zero = torch.zeros_like(x)
         dw = x.new_zeros(len(x), *shape, requires_grad=True)
-        moved = (normal * problem.diffuse(t, x.detach(), dw, zero)).sum()
+        moved = (normal * problem.diffuse(t, x, dw, zero)).sum()
         (across,) = torch.autograd.grad(moved, dw)
     with torch.no_grad():
-        return value.detach(), across, problem.diffuse(t, x, across, zero)
+        return value.detach(), normal, across, problem.diffuse(t, x, across, zero)

@@ -167,6 +167,7 @@ class Solution:
         assert evaluations is not None
         assert status is not None
         x = torch.cat([part.x for part in parts])
+        assert first.events is None
         return Solution(x, first.ts, xs, first.seed, evaluations, accepted, rejected, status)
 
 

@@ -59,6 +59,8 @@ class AbstractSolver(ABC):
         embedded: the power of the step size with which the error estimate falls; None where a step
             has none.
         reversible: whether `reverse` undoes a step.
+        differentiates: whether steps use the Jacobian of the drift, whose steps `Checkpointed` and
+            `Reversible` cannot repeat.
         stepwise: whether coefficients may jump from one step to the next, because the weights and
             the noise of a step come from `AbstractSDE.quadrature` and `kick`.
 
@@ -84,6 +86,7 @@ class AbstractSolver(ABC):
     normals: int = 0
     embedded: float | None = None
     reversible: bool = False
+    differentiates: bool = False
     stepwise: bool = False
 
     def plan(self, problem: AbstractSDE, ts: Sequence[float]) -> Self:

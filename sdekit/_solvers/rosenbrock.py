@@ -44,8 +44,12 @@ class AbstractRosenbrock(AbstractSolver, ABC):
                                   + h d_i f_t.
 
     x_1 is the argument of the last f plus the last k, which is the estimate of the error. One
-    Jacobian, by d derivatives at once, and one factorisation a step and sample. A subclass defines
-    `tableau`, `order` and `embedded`.
+    Jacobian, by d derivatives at once, and one factorisation a step and sample. f receives t as
+    with adaptive steps, `(batch, 1, ...)`, on grids too. A subclass defines `tableau`, `order` and
+    `embedded`.
+
+    Raises:
+        ValueError: while solving, for a drift that autograd does not see, and with `gradient=`.
 
     Example:
         >>> isinstance(sdekit.Rodas4(), sdekit.AbstractRosenbrock)
@@ -54,6 +58,8 @@ class AbstractRosenbrock(AbstractSolver, ABC):
     References:
         Hairer and Wanner 1996, "Solving ordinary differential equations II", IV.7.
     """
+
+    differentiates = True
 
     tableau: ClassVar[RosenbrockTableau]
 

@@ -97,8 +97,9 @@ def sample_posterior(
 
     Warns:
         UserWarning: where fewer than 10 samples are effective, log p(y) of the clouds has a
-            standard deviation of more than 1, or the samples of a single cloud descend from fewer
-            than 4 particles: then neither samples nor log p(y) are reliable.
+            standard deviation of more than 1, or the samples of a single cloud descend from
+            effectively fewer than 4 initial particles: then neither samples nor log p(y) are
+            reliable.
 
     Example:
         >>> law = sd.GaussianMixture([0.5, 0.5], [[-1.0, 0.0], [1.0, 0.0]], [0.1, 0.1])
@@ -252,7 +253,7 @@ def _checked(samples: WeightedSamples) -> WeightedSamples:
     if 1 < samples.clouds < samples.log_weights.shape[-1]:
         spread = ~(samples.log_evidence_by_cloud.std(dim=-1) <= _SPREAD)
     elif samples.clouds == 1:
-        related = ~(samples.families >= _FAMILIES)
+        related = ~(samples.families >= min(_FAMILIES, 0.25 * samples.log_weights.shape[-1]))
     wrong = few | spread | related
     if not bool(samples.log_weights.isfinite().any(dim=-1).all()):
         raise ValueError(
@@ -270,7 +271,7 @@ def _checked(samples: WeightedSamples) -> WeightedSamples:
             reasons.append(f"log p(y) of the clouds has a standard deviation of {std:.2g}")
         if bool(related.any()):
             least = float(samples.families.min())
-            reasons.append(f"those of a cloud descend from as few as {least:.3g} particles")
+            reasons.append(f"they descend from effectively {least:.3g} initial particles")
         warnings.warn(
             f"the samples{which} are not reliable: {' and '.join(reasons)}. Take more particles or "
             "steps, or a proposal that is nearer to the posterior, see docs/posteriors.md",

@@ -76,9 +76,11 @@ class WeightedSamples:
         """
         if self.ancestors is None:
             return self.ess
-        first = self.ancestors.amin(dim=-1, keepdim=True)
+        ancestors, order = self.ancestors.sort(dim=-1)
+        family = (ancestors.diff(dim=-1) != 0).cumsum(dim=-1)
+        family = torch.cat([torch.zeros_like(ancestors[..., :1]), family], dim=-1)
         shares = torch.zeros_like(self.weights)
-        shares = shares.scatter_add(-1, self.ancestors - first, self.weights)
+        shares = shares.scatter_add(-1, family, self.weights.gather(-1, order))
         return 1 / shares.square().sum(dim=-1)
 
     @property
