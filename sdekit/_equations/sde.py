@@ -94,7 +94,6 @@ class AbstractSDE(ABC):
             return value
 
         with torch.inference_mode(False), torch.enable_grad():
-            t, x = (v.clone() if v.is_inference() else v for v in (t, x))
             basis = torch.eye(d, dtype=x.dtype, device=x.device).reshape(d, 1, *x.shape[1:])
             found: Any = vjp(followed, t, x)
             by_t, by_x = vmap(found[1])(basis.expand(d, *x.shape))

@@ -14,6 +14,19 @@ from sdekit._solvers import AbstractSolver
 _SAVES = ("last", "all")
 
 
+def require_options(
+    solver: AbstractSolver, save: str, gradient: AbstractGradient | None, event: object
+) -> None:
+    """Refuses options that are unknown, or that do not go together.
+
+    Raises:
+        TypeError, ValueError: with what is allowed.
+    """
+    require_save(save)
+    _require_repeatable(solver, gradient)
+    _require_event(event, gradient, solver)
+
+
 def require_save(save: str) -> None:
     """Refuses an unknown value of `save`.
 
@@ -67,7 +80,7 @@ def require_kinds(
             raise TypeError(f"{name} must be {remedy}; not {description}{suggestion}")
 
 
-def require_repeatable(solver: AbstractSolver, gradient: AbstractGradient | None) -> None:
+def _require_repeatable(solver: AbstractSolver, gradient: AbstractGradient | None) -> None:
     """Refuses a gradient that repeats steps with derivatives in them.
 
     Raises:
@@ -80,7 +93,9 @@ def require_repeatable(solver: AbstractSolver, gradient: AbstractGradient | None
         )
 
 
-def require_event(event: object, gradient: AbstractGradient | None, solver: AbstractSolver) -> None:
+def _require_event(
+    event: object, gradient: AbstractGradient | None, solver: AbstractSolver
+) -> None:
     """Refuses what is no event, and an event of a solve whose steps are repeated, or whose noise is
     not that of the equation alone.
 

@@ -8,6 +8,7 @@ from typing import Any, Self
 from weakref import ref
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from sdekit._computed import computed
@@ -76,7 +77,14 @@ class Counted(AbstractSDE):
         return self._guarded(0, "the drift", self.problem.drift, t, x)
 
     def jacobian(self, t: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-        return self.problem.jacobian(t, x)
+        with torch.inference_mode(False):
+            t = t.clone()
+            x = x.clone()
+            version = x._version
+            found = self.problem.jacobian(t, x)
+        if version != x._version:
+            raise changed_in_place("the drift")
+        return found
 
     def advance(self, t: Time, x: Tensor, h: Time, onto: Tensor) -> Tensor:
         slope = None if isinstance(t, Tensor) else self.slopes.get(t)

@@ -30,7 +30,7 @@ from sdekit.elementary import broadcast, scaled
 _CHECK_INTERVAL = 128  # steps between two checks that the state is finite
 
 
-def solved_on_grid(
+def states_on_grid(
     steps: Steps,
     x0: Tensor,
     *,
@@ -39,27 +39,26 @@ def solved_on_grid(
     throw: bool,
     every: bool,
     search: EventSearch | None,
-) -> Solution:
-    """The solution, with all states or only the last; arguments as in `solve`."""
+) -> Iterator[Point]:
+    """The states of a solve, all or only the first and the last; arguments as in `solve`."""
     needed = every or callback is not None
     if gradient is None or not len(x0):
         states = points(steps, x0, check=throw, every=needed, search=search)
     else:
         states = _states_with_gradient(steps, x0, gradient, every=needed, check=throw)
-    if callback is not None:
-        states = _with_callback(states, callback)
-    xs = collect(states, len(steps.ts)) if every else None
-    x = deque(states, maxlen=1).pop().x if xs is None else xs[-1]
-    solution = _solution(steps, x, xs, throw=throw)
-    return solution if search is None else search.stopped_solution(solution)
+    return states if callback is None else _with_callback(states, callback)
 
 
-def _solution(steps: Steps, x: Tensor, xs: Tensor | None, *, throw: bool) -> Solution:
+def solution_on_grid(
+    steps: Steps, x: Tensor, xs: Tensor | None, *, throw: bool, search: EventSearch | None
+) -> Solution:
     """The solution that ends at x, with or without the other states."""
     seed = None if steps.noise is None else steps.noise.seed
     ts = torch.tensor(steps.ts, dtype=torch.float64)
     evaluations = steps.problem.evaluations
     solution = solution_of_equal_steps(x, ts, xs, seed, evaluations=evaluations, steps=len(steps))
+    if search is not None:
+        solution = search.stopped_solution(solution)
     if throw:
         return solution
     return replace(solution, status=torch.where(finite(x), Status.DONE, Status.NOT_FINITE))

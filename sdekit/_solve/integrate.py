@@ -1,6 +1,8 @@
 """integrate and solve: the solution of an equation by a solver."""
 
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any, Literal
 
 from torch import Tensor
@@ -12,17 +14,15 @@ from sdekit._noise.white import AbstractNoise, WhiteNoise
 from sdekit._solve.adaptive import AdaptiveSolve
 from sdekit._solve.arguments import (
     require_adaptive,
-    require_event,
     require_kinds,
     require_no_inner_outputs,
+    require_options,
     require_pairing,
-    require_repeatable,
-    require_save,
 )
 from sdekit._solve.control import PIDController
 from sdekit._solve.counted import Counted
 from sdekit._solve.events import Event, EventSearch
-from sdekit._solve.fixed_grid import points, solved_on_grid
+from sdekit._solve.fixed_grid import collect, points, solution_on_grid, states_on_grid
 from sdekit._solve.gradient import AbstractGradient
 from sdekit._solve.solution import Point, Solution, Status, require_state, unfinished
 from sdekit._solve.steps import Steps
@@ -73,10 +73,7 @@ def steps_of(
     grid = times(ts)
     require_state(x0)
     require_pairing(problem, solver)
-    if not _needs_noise(problem, solver):
-        noise = None
-    elif noise is None:
-        noise = WhiteNoise()
+    noise = _noise_of(problem, solver, noise, WhiteNoise)
     counted = Counted.of(problem.tabulated(grid), x0)
     return Steps(counted, grid, solver.plan(counted, grid), noise), _copied_states(x0)
 
@@ -137,19 +134,15 @@ def solve(
         >>> solution.x.shape, solution.seed
         (torch.Size([4, 1]), 0)
     """
-    require_save(save)
     require_kinds(problem, solver, noise, control, gradient)
-    require_repeatable(solver, gradient)
-    require_event(event, gradient, solver)
+    require_options(solver, save, gradient, event)
     grid = times(ts)
     require_state(x0)
     require_pairing(problem, solver)
     if control is not None:
         require_adaptive(problem, solver, control, gradient, x0)
-    if not _needs_noise(problem, solver):
-        noise = None
-    elif noise is None:
-        noise = WhiteNoise() if control is None else BrownianPath(knots=(min(grid), max(grid)))
+    path = partial(BrownianPath, knots=(min(grid), max(grid)))
+    noise = _noise_of(problem, solver, noise, WhiteNoise if control is None else path)
     problem = problem.tabulated(grid) if control is None else problem.within(grid[0], grid[-1])
     counted = Counted.of(problem, x0)
     x0 = _copied_states(x0)
@@ -157,8 +150,11 @@ def solve(
     if control is None or not len(x0):
         steps = Steps(counted, grid, solver.plan(counted, grid), noise)
         callback = callback if control is None else None
-        settings = {"gradient": gradient, "callback": callback, "throw": throw}
-        return solved_on_grid(steps, x0, every=save == "all", search=search, **settings)
+        settings = {"gradient": gradient, "callback": callback, "throw": throw, "search": search}
+        states = states_on_grid(steps, x0, every=save == "all", **settings)
+        xs = collect(states, len(grid)) if save == "all" else None
+        x = deque(states, maxlen=1).pop().x if xs is None else xs[-1]
+        return solution_on_grid(steps, x, xs, throw=throw, search=search)
     solution, reached = AdaptiveSolve(
         counted,
         x0,
@@ -196,5 +192,13 @@ def _copied_states(x0: Tensor) -> Tensor:
     return x0 if is_kept_leaf(x0) else x0.clone()
 
 
-def _needs_noise(problem: AbstractSDE, solver: AbstractSolver) -> bool:
-    return problem.noise_type != "none" or solver.normals > 0
+def _noise_of(
+    problem: AbstractSDE,
+    solver: AbstractSolver,
+    noise: AbstractNoise | None,
+    default: Callable[[], AbstractNoise],
+) -> AbstractNoise | None:
+    """The noise of a solve: none where there is nothing to draw."""
+    if problem.noise_type == "none" and not solver.normals:
+        return None
+    return default() if noise is None else noise

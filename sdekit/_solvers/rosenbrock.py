@@ -103,7 +103,7 @@ class AbstractRosenbrock(AbstractSolver, ABC):
 
 def _per_sample(t: Time, x: Tensor) -> Tensor:
     if isinstance(t, Tensor):
-        return t
+        return t.expand(len(x))
     return torch.full((len(x),), t, dtype=torch.float64, device=x.device)
 
 
