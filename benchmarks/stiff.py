@@ -118,6 +118,8 @@ def ours(problem: Problem, tol: float) -> tuple[Tensor, dict[str, float]]:
         control=sdekit.PIDController(tol, tol * problem.scale),
     )  # fmt: skip
     seconds = time.perf_counter() - begun
+    assert solution.accepted is not None
+    assert solution.rejected is not None
     steps = int(solution.accepted + solution.rejected)
     evaluations = int(solution.evaluations)
     counts = {"evaluations": evaluations, "jacobians": steps, "factorisations": steps}
@@ -222,13 +224,14 @@ def draw(rows: list[dict[str, Any]]) -> None:
     """Evaluations against the error, a panel for each problem."""
     names = list(dict.fromkeys(row["problem"] for row in rows))
     figure = Figure(figsize=(3.2 * len(names), 3.4), layout="constrained")
-    for ax, name in zip(figure.subplots(1, len(names)), names, strict=True):
+    axes = figure.subplots(1, len(names), squeeze=False)[0]
+    for ax, name in zip(axes, names, strict=True):
         for method in ("Rodas4", *METHODS):
             those = [row for row in rows if (row["problem"], row["method"]) == (name, method)]
             ax.loglog([r["error"] for r in those], [r["evaluations"] for r in those], "o-",
                       label=method)  # fmt: skip
         ax.set(title=name, xlabel="relative error at the end", ylabel="evaluations")
-    ax.legend()
+    axes[-1].legend()
     figure.savefig(RESULTS / "stiff.png", dpi=150)
 
 

@@ -138,7 +138,7 @@ class EventSearch:
         """The zeros in steps that were taken; None where there are none. Samples that are to stop
         have stopped then.
         """
-        index = passed.index
+        index = passed.samples
         searched = passed.accept & ~self.stopped[index]
         with torch.no_grad():
             value = self.event.values(passed.t1, passed.x1)
@@ -170,13 +170,13 @@ class EventSearch:
         if len(rows):
             raise ValueError(
                 f"an event's g(t, x) is NaN at t = {float(passed.t1[rows[0]]):.6g} in "
-                f"{len(rows)} samples, the first in row {int(passed.index[rows[0]])}: it must be "
+                f"{len(rows)} samples, the first in row {int(passed.samples[rows[0]])}: it must be "
                 "defined wherever x comes"
             )
 
     def _sign_changes(self, passed: Passed, value: Tensor, searched: Tensor) -> Zeros:
         """The zeros of an ordinary equation."""
-        side = self.side[passed.index]
+        side = self.side[passed.samples]
         sign = value.sign()
         crossed = searched & value.isfinite() & (side != 0) & (sign != side)
         if self.event.direction:
@@ -190,7 +190,7 @@ class EventSearch:
         state = passed.within(rows)
         t0 = passed.t0[rows]
         length = passed.t1[rows] - t0
-        side = self.side[passed.index[rows]]
+        side = self.side[passed.samples[rows]]
 
         def value(t: Tensor) -> Tensor:
             return self.event.values(t, state((t - t0) / length)).to(t)
@@ -211,7 +211,7 @@ class EventSearch:
                 "gradients do not flow through first passages, whose law depends on what they "
                 "would flow to: detach x0 and the parameters, or solve with torch.no_grad()"
             )
-        index = passed.index
+        index = passed.samples
         searched = searched & value.isfinite() & (self.side[index] != 0)
         values = (self.value[index], value)
         return first_passage(

@@ -18,7 +18,7 @@ class Passed(NamedTuple):
     """Steps that were taken, one per sample of a part of the batch.
 
     Attributes:
-        index: the samples' rows in the full batch.
+        samples: the samples' rows in the full batch.
         accept: whether their steps are accepted.
         t0, t1, x0, x1: the ends of the steps.
         problem: the equation of these samples; what it counts is no matter.
@@ -26,7 +26,7 @@ class Passed(NamedTuple):
             None with noise.
     """
 
-    index: Tensor
+    samples: Tensor
     accept: Tensor
     t0: Tensor
     t1: Tensor
