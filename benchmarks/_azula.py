@@ -80,7 +80,9 @@ def through(made: Callable[..., Any]) -> Sampled:
     return run
 
 
-def mmps(denoiser: Exact, y: Tensor, forward: Callable[[Tensor], Tensor], variance: float) -> Any:  # noqa: ANN401
+def mmps(
+    denoiser: Exact, y: Tensor, forward: Callable[[Tensor], Tensor], variance: float
+) -> Denoiser:
     covariance = IsotropicCovariance(torch.tensor(variance, dtype=torch.float64))
     return guidance.MMPSDenoiser(denoiser, y, forward, covariance, iterations=4)
 

@@ -69,7 +69,8 @@ def coupled(y, p):
 
 
 def coupled_tensors(t, x):
-    y, (a, b, c, d, k, m, u, v) = x[:, :2].unbind(1), x[:, 2:].unbind(1)
+    y = x[:, :2].unbind(1)
+    a, b, c, d, k, m, u, v = x[:, 2:].unbind(1)
     first = -0.3 * y[0] + a * torch.tanh(b * y[1] + u) + k
     second = -0.2 * y[1] - c * torch.tanh(d * y[0] + v) + m
     return torch.cat([torch.stack([first, second], dim=1), torch.zeros_like(x[:, 2:])], dim=1)
@@ -606,8 +607,8 @@ def test_a_function_that_stays_at_zero():
     ("change", "error", "message"),
     [
         ({"event": lambda t, x: x[:, 0]}, TypeError, r"event must be an Event\(g\)"),
-        ({"event": Event(lambda t, x: x)}, ValueError, r"returned \(2, 2\).*one number per sample"),
-        ({"event": Event(lambda t, x: 1.0)}, ValueError, "returned float"),
+        ({"event": Event(lambda t, x: x)}, ValueError, r"returned shape \(2, 2\) .*return \(2,\)"),
+        ({"event": Event(lambda t, x: 1.0)}, TypeError, "returned float"),
         ({"gradient": Checkpointed()}, ValueError, "cannot be combined"),
         (
             {"event": Event(PLANE.function, terminal=False)},

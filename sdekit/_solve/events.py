@@ -10,6 +10,7 @@ from torch import Tensor
 from sdekit._noise.white import AbstractNoise, AbstractSeededNoise
 from sdekit._solve.passage import Passed, Zeros, first_passage
 from sdekit._solve.solution import Events, Solution
+from sdekit.calling import checked_output
 
 _HALVINGS = 44
 _RESOLUTION = 2.0**-_HALVINGS  # of a step
@@ -37,7 +38,8 @@ class Event:
         terminal: whether the sample stops at its first zero.
 
     Raises:
-        TypeError: for a function that is not callable; in a solve for noise without a seed.
+        TypeError: for a function that is not callable; in a solve for results that are no floating
+            tensors, and for noise without a seed.
         ValueError: for another direction; in a solve for results of another shape or NaN, with
             `gradient=`, for solvers that draw more noise than the equation has, and for stochastic
             equations with a direction, terminal=False, gradients, or `save="all"` and adaptive
@@ -72,14 +74,7 @@ class Event:
 
     def values(self, t: Tensor, x: Tensor) -> Tensor:
         """g of each sample, checked."""
-        found = self.function(t, x)
-        if not isinstance(found, Tensor) or found.shape != (len(x),):
-            shape = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
-            raise ValueError(
-                f"an event's g(t, x) returned {shape}; it must return one number per sample, "
-                f"({len(x)},)"
-            )
-        return found
+        return checked_output("an event's g(t, x)", self.function(t, x), (len(x),), x)
 
     def require_passages(self, noise: AbstractNoise) -> None:
         """Refuses what has no meaning for a stochastic equation.

@@ -68,7 +68,8 @@ def first_passage(
         processes and barrier options"; Michael, Schucany and Haas 1976, "Generating random variates
         using transformations with multiple roots", for the inverse Gaussian law.
     """
-    t0, t1 = passed.t0, passed.t1
+    t0 = passed.t0
+    t1 = passed.t1
     length = (t1 - t0).abs()
     second = values[1].abs() < values[0].abs()
     near = torch.where(second, t1, t0)
