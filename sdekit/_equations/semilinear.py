@@ -8,7 +8,7 @@ from torch import Tensor
 
 from sdekit._equations.functions import ODE, SDE
 from sdekit._equations.sde import AbstractSDE, NoiseType, SDEType
-from sdekit.calling import checked_call
+from sdekit.calling import checked_call, require_derivative
 from sdekit.elementary import Time
 
 
@@ -62,7 +62,9 @@ class SemiLinear(AbstractSDE):
 
     def drift(self, t: Time, x: Tensor) -> Tensor:
         linear = self.linear.to(x) if isinstance(self.linear, Tensor) else self.linear
-        return torch.add(checked_call("f(t, x)", self.rest.drift, t, x), linear * x)
+        rest = checked_call("f(t, x)", self.rest.drift, t, x)
+        require_derivative("f(t, x)", rest, x)  # which the sum with the linear part would hide
+        return torch.add(rest, linear * x)
 
     def diffusion(self, t: Time, x: Tensor) -> Time:
         return self.rest.diffusion(t, x)
