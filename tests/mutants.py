@@ -2,12 +2,14 @@
 
 A copy of the tree is mutated, never the tree. `python tests/mutants.py TEXT ...` runs only the
 mutants whose area, or line, contains one of the texts; `--part 2 4` the second quarter of the
-table, so that a run of the whole may be spread over machines.
+table, so that a run of the whole may be spread over machines. The test that killed a mutant the
+last time is run first.
 """
 
 import argparse
 import ast
 import itertools
+import json
 import os
 import re
 import sys
@@ -26,6 +28,7 @@ from executed import CACHE, Records, copied, recorded, run_tests
 AIM = 0.97
 FILES = 3  # of the first round
 LIMIT = 120.0  # seconds of tests for one mutant, the fastest first
+KILLERS = CACHE / "killers.json"  # the test that killed a mutant the last time
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,11 @@ class Mutant:
     new: str
     inside: str = ""  # a function, a class or Class.method
     equivalent: str = ""  # why no test can tell the two apart
+
+    @property
+    def name(self) -> str:
+        """What tells it from others."""
+        return "  ".join((self.inside, self.old, "->", self.new))
 
 
 @dataclass(frozen=True)
@@ -115,11 +123,11 @@ def _over_lines(text: str) -> re.Pattern[str]:
     return re.compile("".join(parts))
 
 
-def rounds(tests: set[str], records: Records) -> list[list[str]]:
+def rounds(tests: set[str], first: str, records: Records) -> list[list[str]]:
     """The tests in the order of running, as many as fit into the limit, the fastest first.
 
-    Those of the files that have most to do with the line come in a round of their own, because to
-    open a test file takes long.
+    The test named comes before all; those of the files that have most to do with the line come in
+    a round of their own, because to open a test file takes long.
     """
     ordered = sorted(tests, key=lambda name: records.tests[name]["seconds"])
     ends = itertools.accumulate(records.tests[name]["seconds"] for name in ordered)
@@ -134,7 +142,7 @@ def rounds(tests: set[str], records: Records) -> list[list[str]]:
     parts = [
         [name for name in fitting if (file_of(name) in nearest) == near] for near in (True, False)
     ]
-    return [part for part in parts if part]
+    return [part for part in ([first] if first in tests else [], *parts) if part]
 
 
 def file_of(test: str) -> str:
@@ -159,10 +167,10 @@ class Outcome:
         return f"{mutant.area}: {mutant.old}  ->  {mutant.new}  ({more})"
 
 
-def run(mutant: Mutant, tree: Path, among: list[Source], records: Records) -> Outcome:
+def run(mutant: Mutant, first: str, tree: Path, among: list[Source], records: Records) -> Outcome:
     """Runs the tests of one mutant in a copy of the tree, which is then as before."""
     (place,) = places(mutant, among)
-    tests = rounds(tests_of(place.source, place.line, among, records), records)
+    tests = rounds(tests_of(place.source, place.line, among, records), first, records)
     path = tree / place.source.path
     begun = time.perf_counter()
     path.unlink()
@@ -172,7 +180,7 @@ def run(mutant: Mutant, tree: Path, among: list[Source], records: Records) -> Ou
     killer = next(filter(None, (killer_among(some, tree, records) for some in tests)), "")
     path.unlink()
     os.link(ROOT / place.source.path, path)
-    return Outcome(mutant, sum(map(len, tests)), killer, time.perf_counter() - begun)
+    return Outcome(mutant, len(set().union(*tests)), killer, time.perf_counter() - begun)
 
 
 def killer_among(tests: list[str], tree: Path, records: Records) -> str:
@@ -231,10 +239,12 @@ def main() -> int:
     for name in [name for name, test in records.tests.items() if not test["passed"]]:
         print(f"left out, as it does not pass or is skipped: {name}")
 
+    killers = json.loads(KILLERS.read_text()) if KILLERS.exists() else {}
+
     def work(mutant: Mutant) -> Outcome:
         tree = trees.get()
         try:
-            outcome = run(mutant, tree, among, records)
+            outcome = run(mutant, killers.get(mutant.name, ""), tree, among, records)
         finally:
             trees.put(tree)
         print(f"{outcome.seconds:5.0f} s, {outcome.killer or 'SURVIVES'}: {outcome}", flush=True)
@@ -242,6 +252,8 @@ def main() -> int:
 
     with ThreadPoolExecutor(arguments.jobs) as pool:
         outcomes = list(pool.map(work, wanted))
+    killers |= {outcome.mutant.name: outcome.killer for outcome in outcomes}
+    KILLERS.write_text(json.dumps(killers, indent=1))
     print(f"\n{table(outcomes)}\n")
     for outcome in outcomes:
         if not outcome.killer:
