@@ -8,6 +8,7 @@ import torch
 from sdekit_diffusion import (
     DPS,
     VPSDE,
+    AbstractModel,
     AdaptiveFlow,
     DataCovariance,
     DiagonalCovariance,
@@ -118,6 +119,49 @@ def test_the_diagonal_is_that_of_row_sums():
     residual = (given.y - data @ given.operator.matrix.T) @ torch.linalg.inv(root).T
     expected = data + (residual / variances) @ white @ v
     torch.testing.assert_close(model.predict_data(0.3, U), expected, rtol=0, atol=1e-8)
+
+
+def test_row_sums_below_zero_count_as_zero():
+    """Of coordinates that fall where others rise: they are sums of covariances."""
+    c = torch.tensor([[0.1, -0.25], [-0.25, 1.0]], dtype=torch.float64)
+    law = GaussianMixture([1.0], torch.zeros(1, 2).double(), c[None])
+    given = LinearObservation(torch.eye(2).double(), torch.tensor([0.4, -0.3]).double(), 0.01)
+    l = -3.0
+    v = torch.linalg.inv(torch.linalg.inv(c) + math.exp(2 * l) * torch.eye(2).double())
+    sums = 100 * v.sum(1)
+    assert sums[0] < -1
+    assert sums[1] > 1
+    u = torch.tensor([[0.3, 0.2]], dtype=torch.float64)
+    data = law.predict_data(l, u)
+    expected = data + ((given.y - data) * 100 / (1 + sums.clamp_min(0))) @ v
+    found = MomentMatched(law, given, DiagonalCovariance()).predict_data(l, u)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-8)
+
+
+class Falling(AbstractModel):
+    """A denoiser that no law has: its derivative is negative."""
+
+    shape = (2,)
+    data_mean = 0.0
+    data_std = 1.0
+
+    def predict_data(self, l, u):
+        return -0.5 * u
+
+
+@pytest.mark.parametrize("covariance", ["diagonal", "jacobian"])
+def test_variances_below_that_of_the_noise_count_as_it(covariance):
+    given = LinearObservation(torch.eye(2).double(), torch.tensor([0.4, -0.3]).double(), 0.1)
+    u = torch.tensor([[0.3, 0.2]], dtype=torch.float64)
+    a, b = signal_scale(-1.0), noise_scale(-1.0)
+    v = -0.5 * b * b / a
+    assert v / 0.1 < -1
+    expected = -0.5 * u + v / 0.1 * (given.y + 0.5 * u)
+    found = MomentMatched(Falling(), given, covariance).condition(-1.0, u)
+    torch.testing.assert_close(found.conditioned, expected, rtol=0, atol=1e-12)
+    white = (given.y + 0.5 * u) / math.sqrt(0.1)
+    density = -0.5 * white.square().sum() - math.log(2 * math.pi * 0.1)
+    torch.testing.assert_close(found.log_psi, density[None], rtol=0, atol=1e-9)
 
 
 def test_an_isotropic_covariance_of_ones_own():

@@ -135,9 +135,14 @@ def test_of_models_made_from_models_the_conditions_of_the_network_count():
     net = sd.nets.MLP(shape=(2,), width=8, classes=3)
     model = sd.ScoreModel(net, "vp", "velocity", shape=(2,), data_std=1.0)
     label = torch.tensor([0, 2, 1, 2])
-    found = sd.trajectories(sd.Guided(model.given(label=label), 1.5), 4)
-    assert list(found.conditions) == ["label"]
-    assert torch.equal(found.conditions["label"], label)
+    observed = sd.LinearObservation(torch.eye(2), torch.zeros(4, 2), 1.0)  # an entry per sample
+    for made in (
+        sd.Guided(model.given(label=label), 1.5),
+        sd.MomentMatched(model.given(label=label), observed),
+    ):
+        found = sd.trajectories(made, 4)
+        assert list(found.conditions) == ["label"]
+        assert torch.equal(found.conditions["label"], label)
 
 
 @pytest.mark.parametrize(

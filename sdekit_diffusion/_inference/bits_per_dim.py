@@ -208,5 +208,5 @@ def _require_values(x: Tensor, low: float, high: float, levels: int) -> None:
     if x.numel() > levels + 8 and len(x.unique()) <= levels:
         raise ValueError(
             f"x has only {len(x.unique())} different values: it looks quantised, where a density "
-            "has no bound; pass the integer levels 0 to {levels - 1} instead"
+            f"has no bound; pass the integer levels 0 to {levels - 1} instead"
         )

@@ -137,7 +137,8 @@ class CloudSolve:
         log_weights = start + both.log_psi
         cloud = Cloud(y, slopes, both.log_psi, log_weights, start.new_zeros(()), index)
         query = NoiseQuery(steps.ts, u, equation.noise_shape(u))
-        for i, (w, _, _) in enumerate(WhiteNoise(seed, index=index).answer(query)):
+        for i, increment in enumerate(WhiteNoise(seed, index=index).answer(query)):
+            w = increment.w
             assert w is not None
             cloud = cloud.resampled(self.threshold, self._uniform(seed, number, i))
             noisy = steps.with_noise(i, cloud.y, w)

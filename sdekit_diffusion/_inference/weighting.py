@@ -203,7 +203,8 @@ class FlowWeights(AbstractWeighting):
         down = FlowMap(posterior, coordinates, (low, high), method, self.batch_size)
         settings = {"trace": self.trace, "first": problem.number * problem.n}
         found = down.log_likelihood(start, lambda x: x.new_zeros(len(x)), **settings)
-        log_start = down.log_prior(posterior, start)(start)
+        with torch.no_grad():
+            log_start = down.log_prior(posterior, start)(start)
         x = found.latent
         up = FlowMap(posterior.model, coordinates, (high, low), method, self.batch_size)
         # Other probes, so that the noise of both is independent.

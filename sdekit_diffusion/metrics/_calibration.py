@@ -334,7 +334,7 @@ def _checked(
     if log_weights is None:
         weights = np.full((n, count), 1 / count)
     else:
-        weights = log_weights.double().softmax(dim=1).cpu().numpy()
+        weights = log_weights.detach().double().softmax(dim=1).cpu().numpy()
     return x.reshape(n, count, -1), theta, weights
 
 
