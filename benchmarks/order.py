@@ -105,9 +105,9 @@ class Reversed(sk.interop.TorchsdeBrownian):
         like = torch.empty(self.shape, dtype=self.dtype)
         t0 = 1.0 - float(ta)
         t1 = 1.0 - float(tb)
-        w, h, _ = next(
-            iter(self.path.increments([t0, t1], like, tuple(like.shape[1:]), levy=return_U))
-        )
+        shape = tuple(like.shape[1:])
+        increment = next(iter(self.path.increments([t0, t1], like, shape, levy=return_U)))
+        w, h = increment.w, increment.h
         assert w is not None
         return w if h is None else (w, (t0 - t1) * (0.5 * w + h))
 

@@ -42,7 +42,7 @@ from sdekit._solve.solution import (
 from sdekit._solve.stepper import Stepper, stepper
 from sdekit._solvers import *  # noqa: F403
 from sdekit._solvers import all_solvers
-from sdekit.interop import odeint, odeint_adjoint, odeint_event, sdeint
+from sdekit.interop import odeint, odeint_adjoint, odeint_event, sdeint, sdeint_adjoint
 
 __all__ = [
     "ODE",
@@ -93,6 +93,7 @@ __all__ = [
     "odeint_event",
     "path_weights",
     "sdeint",
+    "sdeint_adjoint",
     "solve",
     "stepper",
     "uniform",

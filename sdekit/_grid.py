@@ -61,7 +61,7 @@ def times(ts: Tensor | Sequence[float]) -> list[float]:
             strictly monotone.
     """
     try:
-        values = torch.as_tensor(ts, dtype=torch.float64)
+        values = torch.as_tensor(ts, dtype=torch.float64, device="cpu")
     except (TypeError, ValueError, RuntimeError) as error:
         given = f"{ts!r:.60}"
         raise TypeError(

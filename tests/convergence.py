@@ -89,7 +89,7 @@ class FinePath(AbstractNoise):
         raise NotImplementedError
 
     def answer(self, query):
-        ts, x, shape, levy, normals, start = query
+        ts, x, shape, levy, normals, start, _ = query
         assert not normals
         at = [round(t * self.cells) for t in ts]
         for t0, t1, i, j in zip(

@@ -21,6 +21,7 @@ from sdekit import (
     Dopri5,
     Dopri8,
     EulerMaruyama,
+    Fehlberg2,
     PIDController,
     SPaRK,
     Status,
@@ -69,7 +70,8 @@ def test_errors_follow_the_tolerance(solver, ends):
         errors.append(float((solution.x - exact).abs().max()) / tol)
         evaluations.append(int(solution.evaluations.max()))
         assert (solution.status == Status.DONE).all()
-    assert max(errors) < 100
+    # Fehlberg's estimate is that of a formula of order one with a 256th of Euler's error.
+    assert max(errors) < (10_000 if isinstance(solver, Fehlberg2) else 100)
     # Error per step to the tolerance: evaluations grow as tol^(-1/k).
     assert math.log(evaluations[2] / evaluations[1]) / math.log(100) == pytest.approx(
         1 / solver.embedded, abs=0.1
@@ -86,7 +88,10 @@ def test_outputs_between_steps_follow_the_tolerance(solver):
     assert torch.equal(solution.xs[-1], solution.x)
     for t, x in zip(ts[1:], solution.xs[1:], strict=True):
         torch.testing.assert_close(
-            x, solve(ODE(f), START, uniform(0, t, 2000), solver=RK4()).x, rtol=0, atol=5e-6
+            x,
+            solve(ODE(f), START, uniform(0, t, 2000), solver=RK4()).x,
+            rtol=0,
+            atol=1.5e-4 if isinstance(solver, Fehlberg2) else 5e-6,
         )
     last = solve(ODE(f), START, [0.0, 2.0], solver=solver, control=PIDController(1e-7, 1e-7))
     assert torch.equal(last.x, solution.x), "asking for outputs changed the steps"

@@ -271,4 +271,4 @@ def test_the_table_of_methods_for_ordinary_equations_says_what_the_classes_decla
             tableau = solver.tableau
             implicit = issubclass(solver, sdekit.AbstractRosenbrock)
             assert len(tableau.times if implicit else tableau.a) == int(stages)
-    assert len(found) == 5
+    assert len(found) == 7

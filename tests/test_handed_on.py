@@ -8,12 +8,23 @@ import torchdiffeq
 import torchsde
 from torch import nn
 
-from sdekit import SDE, odeint, odeint_adjoint, odeint_event, sdeint
+from sdekit import (
+    SDE,
+    LogODE,
+    Milstein,
+    NotFiniteError,
+    StratonovichMilstein,
+    odeint,
+    odeint_adjoint,
+    odeint_event,
+    sdeint,
+    solve,
+)
 from sdekit.calling import ChangedError
 from sdekit.interop import to_torchsde
 
 REFUSED = pytest.raises(ChangedError, match="changes its input in place")
-NO_DERIVATIVE = pytest.raises(RuntimeError, match=r"depends on y, but .* no derivative")
+NO_DERIVATIVE = pytest.raises(RuntimeError, match=r"depends on x, but .* no derivative")
 OVERWRITTEN = pytest.raises(ChangedError, match="returned before")
 T = torch.tensor([0.0, 0.4, 1.0], dtype=torch.float64)
 ODE_CALLS = {
@@ -67,13 +78,18 @@ class Module(nn.Module):
 
 
 @pytest.mark.parametrize("name", ODE_CALLS)
-def test_a_func_that_changes_y_or_t_is_refused(name):
+def test_a_func_that_changes_y_is_refused_and_one_that_changes_t_harmless(name):
     call = {"t": T, **ODE_CALLS[name]}
     start = y0()
     ts = T.clone()
-    for func in (spoiling, lambda t, y: -y * t.mul_(1)):
-        with torch.no_grad(), REFUSED:
-            odeint(func, start, **call)
+    with torch.no_grad(), REFUSED:
+        odeint(spoiling, start, **call)
+    with torch.no_grad():
+        found, expected = (
+            last(odeint(func, start, **call))
+            for func in (lambda t, y: -y + 0 * t.mul_(2), lambda t, y: -y)
+        )
+    torch.testing.assert_close(found, expected)
     with REFUSED:
         odeint_adjoint(spoiling, start, **call, adjoint_params=())
     assert torch.equal(start, y0())
@@ -96,13 +112,14 @@ def test_a_buffer_that_is_returned_again_does_not_spoil_the_slopes_that_adams_me
     torch.testing.assert_close(found, torch.exp(-T[-1]).expand(4, 3), rtol=1e-4, atol=0)
 
 
-def test_complex_states_tuples_and_events_that_change_y_are_refused():
+def test_complex_states_are_copies_and_tuples_and_events_that_change_y_are_refused():
     start = y0(torch.complex128)
-    with torch.no_grad(), REFUSED:
-        odeint(spoiling, start, T)
+    with torch.no_grad():  # a copy, so that the result is right
+        found = odeint(spoiling, start, T)
+    torch.testing.assert_close(found[-1], start * torch.exp(-T[-1]))
     with torch.no_grad(), REFUSED:
         odeint(
-            lambda t, y: (y[0].mul_(-1), -y[1]), (start, y0()), T, method="adaptive_heun", rtol=1e-4
+            lambda t, y: (y[0].mul_(-1), -y[1]), (y0(), y0()), T, method="adaptive_heun", rtol=1e-4
         )
     with torch.no_grad(), REFUSED:
         odeint(lambda t, y: -y, y0(), T[[0, 2]], event_fn=lambda t, y: y.mul_(0.5).mean() - 0.2)
@@ -277,10 +294,16 @@ def test_torchsdes_equations_that_change_y_are_refused(name, faulty):
 
 
 def test_buffers_products_and_joint_functions_are_refused():
-    for faulty in ("f", "g"):
-        with torch.no_grad(), OVERWRITTEN:
-            sdeint(Torchsde(faulty, "buffer"), y0(), T, dt=0.1, method="heun", adaptive=True)
-    for sde, method in ((Products(), "heun"), (Joint(), "euler")):
+    arguments = {"dt": 0.1, "method": "heun", "adaptive": True}
+    with torch.no_grad(), OVERWRITTEN:
+        sdeint(Torchsde("f", "buffer"), y0(), T, **arguments)
+    found = []
+    for faulty in ("g", None):  # products g . dW are new tensors
+        torch.manual_seed(0)
+        with torch.no_grad():
+            found.append(sdeint(Torchsde(faulty, "buffer"), y0(), T, **arguments))
+    torch.testing.assert_close(*found)
+    for sde, method in ((Products(), "heun"), (Joint(), "srk")):
         start = y0()
         with torch.no_grad(), REFUSED:
             sdeint(sde, start, T, dt=0.1, method=method, adaptive=True)
@@ -308,7 +331,7 @@ def test_a_diffusion_without_its_derivative_is_refused_where_it_is_used(kind):
     with NO_DERIVATIVE:  # of the state, though not of the parameter
         solved(lambda t, y: scale * y.detach(), "milstein")
     assert solved(lambda t, y: scale * y, "milstein").isfinite().all()
-    with pytest.raises(AssertionError, match="nans"):  # torchsde's own
+    with pytest.raises(NotFiniteError):
         solved(lambda t, y: torch.full_like(y, torch.nan), "milstein")
     for found in (lambda t, y: 0.1 * y, lambda t, y: 0.1 * torch.ones_like(y)):
         assert solved(found, "milstein").isfinite().all()
@@ -442,5 +465,22 @@ def test_sound_equations_are_solved_as_by_torchsde():
             0.0, 1.0, size=(4, 3), dtype=torch.float64, entropy=1, levy_area_approximation="foster"
         )
         torch.testing.assert_close(
-            found, torchsde.sdeint(Constant(), y0(), T, bm=bm, dt=0.1, **more)
+            found[-1], torchsde.sdeint(Constant(), y0(), T[[0, 2]], bm=bm, dt=0.1, **more)[-1]
         )
+
+
+@pytest.mark.parametrize("kind", ["diagonal", "scalar", "general"])
+def test_a_derivative_that_is_zero_at_the_start_is_no_fault(kind):
+    """Of squares, and where g itself is zero."""
+    x0 = torch.zeros(3, 2, dtype=torch.float64)
+    for power in (1, 2):
+
+        def g(t, x, power=power):
+            value = 0.1 * x**power
+            return torch.stack([value, 2 * value], dim=-1) if kind == "general" else value
+
+        for solver in (Milstein(), StratonovichMilstein(), LogODE()):
+            sde = SDE(
+                lambda t, x: 1 - x, g, kind, solver.sde_type, 2 if kind == "general" else None
+            )
+            assert solve(sde, x0, [0.0, 0.5, 1.0], solver=solver).x.isfinite().all()

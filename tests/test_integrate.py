@@ -140,7 +140,7 @@ def test_what_is_not_a_state(x0):
 
 
 def test_save_is_last_or_all():
-    with pytest.raises(ValueError, match="'last' or 'all'"):
+    with pytest.raises(ValueError, match="'last', 'all', 'dense' or times"):
         solve(GROWTH, ONE, [0.0, 1.0], solver=RK4(), save="some")
 
 

@@ -79,8 +79,13 @@ def theirs(method):
     )
 
 
+# Methods of low order, and tolerances at which they do not take too long.
+TOLERANCES = {"bosh3": 1e-10, "fehlberg2": 1e-6, "adaptive_heun": 1e-6}
+LOOSE = {"fehlberg2": 1e3, "adaptive_heun": 1e3}
+
+
 def ours(method):
-    tolerance = 1e-10 if method == "bosh3" else 1e-9
+    tolerance = TOLERANCES.get(method, 1e-9)
     return {
         "method": method,
         **({"rtol": tolerance, "atol": tolerance} if method in ADAPTIVE else theirs(method)),
@@ -96,7 +101,7 @@ def test_values_are_torchdiffeqs(method, ends):
         found = odeint(Net(), Y0, t, **ours(method))
         expected = torchdiffeq.odeint(Free(), Y0, t, **theirs(method))
     assert torch.equal(found[0], Y0)
-    close(found, expected, 1e-6 if method in ADAPTIVE else 1e-13)
+    close(found, expected, 1e-6 * LOOSE.get(method, 1) if method in ADAPTIVE else 1e-13)
 
 
 @pytest.mark.parametrize("method", STEPPED)
@@ -134,7 +139,7 @@ def test_gradients_are_torchdiffeqs(method, ends):
     t = torch.linspace(*ends, 5, dtype=F64)
     expected = gradients(torchdiffeq.odeint, Free(), Y0, t, **theirs(method))
     for a, b in zip(gradients(odeint, Net(), Y0, t, **ours(method)), expected, strict=True):
-        close(a, b, 1e-5 if method in ADAPTIVE else 1e-12)
+        close(a, b, 1e-5 * LOOSE.get(method, 1) if method in ADAPTIVE else 1e-12)
 
 
 @pytest.mark.parametrize("method", ["dopri5", "dopri8", "rk4"])
@@ -351,6 +356,7 @@ def test_func_is_asked_within_the_interval_only(ends, dtype, method):
             torch.ones(2, dtype=dtype),
             t,
             method=method,
+            rtol=1e-4 if method in LOOSE else 1e-7,
             options=given,
         )
     assert t.min() <= min(asked)
@@ -374,8 +380,12 @@ def test_evaluations_are_about_torchdiffeqs(method):
 
     y0 = torch.tensor([1.5, 0.0], dtype=F64)
     for i, solve in enumerate((odeint, torchdiffeq.odeint)):
-        solve(pendulum(i), y0, t, method=method, rtol=1e-6, atol=1e-6)
-    assert calls[0] < 1.15 * calls[1] + 5
+        tolerance = 1e-6 if method not in LOOSE else 1e-4
+        solve(pendulum(i), y0, t, method=method, rtol=tolerance, atol=tolerance)
+    # torchdiffeq leaves out the slope at the end of a step of the two methods of order two, and
+    # takes that at a predicted point.
+    more = {"adaptive_heun": 2, "fehlberg2": 1.5}.get(method, 1)
+    assert calls[0] < 1.15 * more * calls[1] + 5
 
 
 def test_options_of_adaptive_steps():
@@ -407,89 +417,508 @@ def test_the_limit_of_steps():
 # What is handed over
 
 
-class Watched(Net):
-    def callback_step(self, t0, y0, dt):
-        pass
+def refused(*_, **__):
+    raise AssertionError("handed over")
 
 
-HANDED = [
-    {"method": "adaptive_heun", "rtol": 1e-4},
-    {"method": "fehlberg2"},
-    {"method": "implicit_adams"},
-    {"method": "scipy_solver"},
-    {"method": "dopri5", "options": {"norm": lambda y: y.abs().max()}},
-    {"method": "dopri5", "options": {"max_step": 0.1, "first_step": 0.01}},
-    {"method": "rk4", "options": {"step_size": 0.1, "interp": "cubic"}},
-    {"rtol": torch.full((5, 2), 1e-6)},
-    {"func": Watched(-math.inf, math.inf)},
-    {"y0": Y0.to(torch.complex128), "func": lambda t, y: 1j * y},
-    {"t": torch.tensor([0.0, 1.0], dtype=F64, requires_grad=True)},
-    {"event_fn": lambda t, y: y[0, 0] - 0.5, "func": lambda t, y: torch.ones_like(y), "y0": 0 * Y0},
-]
+@pytest.fixture
+def alone(monkeypatch):
+    """torchdiffeq solves nothing."""
+    monkeypatch.setattr("sdekit.interop._odeint.torchdiffeq_odeint", refused)
+    monkeypatch.setattr("sdekit.interop._odeint_adjoint.torchdiffeq_adjoint", refused)
 
 
-@pytest.mark.parametrize("arguments", HANDED)
-def test_the_rest_is_handed_over(arguments, monkeypatch):
+@pytest.mark.parametrize("method", ["implicit_adams", "explicit_adams", "scipy_solver"])
+@pytest.mark.parametrize("adjoint", [False, True])
+def test_other_methods_are_handed_over(method, adjoint, monkeypatch):
     seen = []
+    name = "odeint_adjoint" if adjoint else "odeint"
+    original = getattr(torchdiffeq, name)
 
     def spy(*positional, **keywords):
         seen.append(keywords)
         return original(*positional, **keywords)
 
-    original = torchdiffeq.odeint
-    monkeypatch.setattr("sdekit.interop._odeint.torchdiffeq_odeint", spy)
-    arguments = {"func": Free(), "y0": Y0, "t": torch.tensor([0.0, 1.0], dtype=F64)} | arguments
-    found = odeint(**arguments)
-    expected = original(**arguments)
+    where = "_odeint_adjoint.torchdiffeq_adjoint" if adjoint else "_odeint.torchdiffeq_odeint"
+    monkeypatch.setattr(f"sdekit.interop.{where}", spy)
+    arguments = {"t": torch.tensor([0.0, 1.0], dtype=F64), "method": method}
+    func = Free()
+    found = getattr(sdekit, name)(func, Y0, **arguments)
     assert len(seen) == 1
-    torch.testing.assert_close(found, expected, rtol=0, atol=0)
+    torch.testing.assert_close(found, original(func, Y0, **arguments), rtol=0, atol=0)
 
 
-def test_gradients_with_respect_to_times_and_events():
+# Options of adaptive steps
+
+
+ORBIT = torch.tensor([1.0 + 0.5j, -0.3 + 1.0j], dtype=torch.complex128)
+SAME = {
+    "fehlberg2": {"method": "fehlberg2", "rtol": 1e-9, "atol": 1e-9},
+    "largest error": {"method": "dopri5", "options": {"norm": lambda y: y.abs().max()}},
+    "longest step": {"method": "dopri5", "options": {"max_step": 0.05, "first_step": 0.01}},
+    "tolerances of elements": {
+        "rtol": torch.full((5, 2), 1e-9),
+        "atol": torch.rand(5, 2, generator=torch.Generator().manual_seed(3)) * 1e-8,
+    },
+    "complex": {"y0": ORBIT, "func": lambda t, y: (1j - 0.2 * t) * y},
+    "complex, a tuple": {
+        "y0": (ORBIT, ORBIT[:1]),
+        "func": lambda t, y: (1j * y[0] * y[1].sum(), -y[1]),
+        "rtol": (1e-9, torch.tensor(1e-10)),
+        "options": {"norm": lambda y: max(part.abs().max() for part in y)},
+        "method": "dopri5",
+    },
+    "dtype of times": {"method": "dopri5", "options": {"dtype": torch.float64}},
+}
+
+
+@pytest.mark.usefixtures("alone")
+@pytest.mark.parametrize("name", SAME)
+def test_what_torchdiffeq_solves_is_solved_here(name):
+    arguments = {"func": Free(), "y0": Y0, "t": torch.linspace(0.0, 1.0, 4, dtype=F64)}
+    arguments |= SAME[name]
+    found, expected = (solve(**arguments) for solve in (odeint, torchdiffeq.odeint))
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
+
+
+def test_adaptive_heun_is_exact_at_its_tolerance():
+    """torchdiffeq's own, which takes the slope at a predicted point for that at the end, is 3e-6
+    off at this tolerance.
+    """
+    t = torch.linspace(0.0, 1.0, 3, dtype=F64)
+    found = odeint(lambda t, y: -y, Y0, t, method="adaptive_heun", rtol=1e-7, atol=1e-9)
+    close(found, Y0 * torch.exp(-t)[:, None, None], 1e-6)
+
+
+@pytest.mark.parametrize("dtype", [F64, torch.float32], ids=str)
+@pytest.mark.parametrize("ends", [(0.0, 1.0), (1.0, 0.0)], ids=["forwards", "backwards"])
+@pytest.mark.parametrize("adjoint", [False, True])
+def test_func_is_asked_on_the_right_side_of_a_jump(dtype, ends, adjoint):
+    """The slope is 1 before a half, 3 after it and NaN there; so steps end there."""
+    asked = []
+
+    def func(t, y):
+        asked.append(float(t))
+        rate = torch.where(t < 0.5, 1.0, torch.where(t > 0.5, 3.0, math.nan))
+        return rate.to(y) * torch.ones_like(y)
+
+    y0 = torch.zeros(2, dtype=dtype, requires_grad=True)
+    solve, more = (odeint_adjoint, {"adjoint_params": ()}) if adjoint else (odeint, {})
+    options = {"jump_t": torch.tensor([0.5, 7.0])}
+    ys = solve(func, y0, ends, method="dopri5", options=options, **more)
+    close(ys[-1], torch.full_like(y0, 2.0 * (ends[1] - ends[0])), 1e-6)
+    assert len(asked) < 100
+    ys.sum().backward()
+    close(y0.grad, torch.full_like(y0, 2.0), 1e-6)
+
+
+def test_steps_end_where_they_are_asked_to():
+    class Watched(Net):
+        def callback_accept_step(self, t0, y0, dt):
+            ends.append(float(t0 + dt))
+
+    ends = []
+    options = {"step_t": torch.tensor([0.3, 0.9, 0.4, -1.0])}
+    odeint(Watched(), Y0, [0.0, 1.0], method="dopri5", options=options)
+    for t in (0.3, 0.4, 0.9):
+        assert min(abs(t - end) for end in ends) < 1e-7
+    with pytest.raises(ValueError, match="must not have any time twice"):
+        odeint(Net(), Y0, [0.0, 1.0], options={"step_t": [0.5], "jump_t": [0.5]})
+
+
+def test_a_shortest_step_is_accepted_whatever_its_error():
+    asked = []
+
+    def func(t, y):
+        asked.append(float(t))
+        return torch.cos(30 * t) * y
+
+    options = {"min_step": 0.25}
+    ys = odeint(func, Y0, [0.0, 1.0], rtol=1e-9, method="dopri5", options=options)
+    assert len(asked) < 32
+    assert not torch.allclose(ys[-1], Y0 * math.exp(math.sin(30.0) / 30), rtol=1e-6)
+    with pytest.raises(UnfinishedError, match="NaN"):
+        odeint(lambda t, y: y * math.nan, Y0, [0.0, 1.0], options={"min_step": 0.25})
+
+
+@pytest.mark.parametrize(
+    ("method", "options", "said"),
+    [
+        ("dopri5", {"step_size": 0.1}, "the method 'dopri5' has no option 'step_size'"),
+        ("rk4", {"step_siz": 0.1}, "has no option 'step_siz'.*did you mean 'step_size'"),
+    ],
+)
+def test_unknown_options_are_named(method, options, said):
+    with pytest.warns(UserWarning, match=said):
+        odeint(Net(), Y0, [0.0, 1.0], method=method, options=options)
+
+
+@pytest.mark.parametrize(
+    ("more", "error", "said"),
+    [
+        ({"rtol": torch.full((5, 2), -1.0)}, ValueError, "rtol has tolerances, from 0 on"),
+        ({"options": {"norm": 2}}, TypeError, r"options\['norm'\] is a function"),
+        ({"method": "rk4", "options": {"interp": "cubik"}}, ValueError, "did you mean 'cubic'"),
+        (
+            {"method": "rk4", "options": {"step_size": 0.1, "grid_constructor": torch.sin}},
+            ValueError,
+            "give one",
+        ),
+        (
+            {"method": "rk4", "options": {"grid_constructor": lambda f, y0, t: t + 1}},
+            ValueError,
+            r"grid_constructor returned times from 1\.0 to 2\.0",
+        ),
+    ],
+)
+def test_options_are_checked(more, error, said):
+    with pytest.raises(error, match=said):
+        odeint(Net(), Y0, [0.0, 1.0], **more)
+    with pytest.raises(ValueError, match=r"each of its 2 parts, not 3"):
+        odeint(lambda t, y: y, (Y0, Y0), [0.0, 1.0], rtol=(1e-3, 1e-3, 1e-3))
+
+
+# Options of fixed steps
+
+
+@pytest.mark.usefixtures("alone")
+@pytest.mark.parametrize("method", ["euler", "heun2", "rk4"])
+@WAYS
+def test_cubics_and_constructed_grids_are_torchdiffeqs(method, ends):
+    t = torch.tensor([ends[0], 0.65, ends[1]], dtype=F64)
+
+    def constructed(func, y0, t):
+        return t[0] + (t[-1] - t[0]) * torch.linspace(0, 1, 8, dtype=F64) ** 2
+
+    for options in (
+        {"step_size": 0.2, "interp": "cubic"},
+        {"grid_constructor": constructed},
+        {"step_size": 0.2, "perturb": True},
+    ):
+        arguments = {"method": method, "options": options}
+        with torch.no_grad():
+            found = odeint(Net(), Y0, t, **arguments)
+            close(found, torchdiffeq.odeint(Free(), Y0, t, **arguments), 1e-12)
+
+
+@pytest.mark.parametrize("dtype", [F64, torch.float32], ids=str)
+def test_perturbed_times_are_within_the_steps(dtype):
+    asked = []
+    options = {"step_size": 0.25, "perturb": True}
+    y0 = torch.ones(2, dtype=dtype)
+    odeint(lambda t, y: asked.append(float(t)) or -y, y0, [0.0, 1.0], method="rk4", options=options)
+    assert not {0.0, 0.25, 0.5, 0.75, 1.0} & set(asked)
+    assert 0 < min(asked) < 1e-30
+    assert 1 - 2 * torch.finfo(dtype).eps <= max(asked) < 1
+
+
+# Callbacks
+
+
+@pytest.mark.parametrize("adjoint", [False, True])
+def test_callbacks_are_called(adjoint):
+    """With times that run as t does, |dt| and the state in its shape; a rejected step is followed
+    by a shorter one from the same time.
+    """
+
+    class Watched(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.seen = []
+            suffixes = ("", "_adjoint") if adjoint else ("",)
+            for suffix in suffixes:
+                for name in ("step", "accept_step", "reject_step"):
+                    setattr(self, f"callback_{name}{suffix}", self.noted(name + suffix))
+
+        def noted(self, name):
+            return lambda t0, y0, dt: self.seen.append((name, float(t0), y0, float(dt)))
+
+        def forward(self, t, y):
+            return (-y[0] / (1e-3 + (t - 0.5) ** 2) / 300,)
+
+    func = Watched()
+    solve = odeint_adjoint if adjoint else odeint
+    y0 = (torch.ones(2, 3, dtype=F64, requires_grad=True),)
+    (ys,) = solve(func, y0, [1.0, 0.0], rtol=1e-4, atol=1e-4, options={"first_step": 0.3})
+    names = [name for name, *_ in func.seen]
+    assert set(names) == {"step", "accept_step", "reject_step"}
+    assert names[::2] == ["step"] * (len(names) // 2)
+    for (_, t, y, dt), (name, t1, y1, dt1), (_, t2, _, dt2) in zip(
+        func.seen[::2], func.seen[1::2], func.seen[2::2], strict=False
+    ):
+        assert (t, dt) == (t1, dt1)
+        assert dt > 0
+        assert y[0].shape == (2, 3)
+        assert y1[0] is not None
+        assert t2 == (pytest.approx(t - dt) if name == "accept_step" else t)
+        assert name == "accept_step" or dt2 < dt
+    if adjoint:
+        func.seen.clear()
+        ys[-1].sum().backward()
+        assert {"step_adjoint", "accept_step_adjoint"} <= {name for name, *_ in func.seen}
+        assert len(func.seen[0][2]) == 3  # 0, y and a
+
+
+def test_callbacks_of_fixed_steps():
+    class Watched(Net):
+        def callback_step(self, t0, y0, dt):
+            seen.append((float(t0), float(dt)))
+            self.spoil and y0.mul_(2)
+
+        def callback_accept_step(self, t0, y0, dt):
+            raise AssertionError
+
+        spoil = False
+
+    seen = []
+    func = Watched()
+    with pytest.warns(UserWarning, match="does not call callback_accept_step"):
+        odeint(func, Y0, [0.0, 1.0], method="heun3", options={"step_size": 0.4})
+    assert seen == [(0.0, 0.4), (0.4, 0.4), (0.8, pytest.approx(0.2))]
+    func.spoil = True
+    with (
+        pytest.warns(UserWarning, match="does not call"),
+        torch.no_grad(),
+        pytest.raises(RuntimeError, match=r"callback_step\(t0, y0, dt\) changes"),
+    ):
+        odeint(func, Y0, [0.0, 1.0], method="heun3", options={"step_size": 0.4})
+
+
+# Derivatives with respect to times
+
+
+@pytest.mark.usefixtures("alone")
+@pytest.mark.parametrize("method", ["dopri5", "dopri8", "euler", "rk4"])
+@pytest.mark.parametrize("adjoint", [False, True])
+def test_derivatives_with_respect_to_times(method, adjoint):
+    """Of adaptive steps those of the exact solution, of fixed steps those of the steps."""
+    if adjoint and method in FIXED:
+        return  # the adjoint equation's own steps are other ones
+    func = Free()
+    t = torch.tensor([0.1, 0.5, 1.2], dtype=F64, requires_grad=True)
+    y0 = Y0[:1].clone().requires_grad_()
+    more = {"rtol": 1e-10, "atol": 1e-10} if method in ADAPTIVE else {}
+    more |= {"adjoint_params": tuple(func.parameters())} if adjoint else {}
+    solve = odeint_adjoint if adjoint else odeint
+    assert torch.autograd.gradcheck(
+        lambda y0, t: solve(func, y0, t, method=method, **more), (y0, t), atol=1e-6
+    )
+
+
+def test_a_step_size_has_derivatives_with_respect_to_its_ends():
+    t = torch.tensor([0.1, 1.2], dtype=F64, requires_grad=True)
+    arguments = {"method": "heun2", "options": {"step_size": 0.3}}
+    found, expected = (
+        torch.autograd.grad(solve(Free(), Y0, t, **arguments)[-1].sum(), t)[0]
+        for solve in (odeint, torchdiffeq.odeint)
+    )
+    close(found, expected, 1e-12)
+
+
+def test_there_are_no_second_derivatives_with_respect_to_times():
     t = torch.tensor([0.0, 1.0], dtype=F64, requires_grad=True)
     ys = odeint(lambda t, y: 2 * y, torch.ones(1, dtype=F64), t)
-    close(torch.autograd.grad(ys[-1].sum(), t)[0][1], 2 * ys[-1, 0], 1e-6)
-    height = torch.tensor([3.0, 0.0], dtype=F64, requires_grad=True)
-    when, _ = torchdiffeq.odeint_event(
-        lambda t, y: torch.stack([y[1], -torch.ones_like(y[1])]),
-        height,
-        torch.tensor(0.0, dtype=F64),
-        event_fn=lambda t, y: y[0],
-        odeint_interface=odeint,
+    (by_t,) = torch.autograd.grad(ys[-1].square().sum(), t, create_graph=True)
+    close(by_t[1], 4 * ys[-1, 0] ** 2, 1e-6)
+    with pytest.raises(RuntimeError, match="differentiate twice"):
+        by_t[1].backward()
+
+
+# Events
+
+
+def ball(t, y):
+    """Height and speed under a gravity of one."""
+    return torch.stack([y[1], -torch.ones_like(y[1])])
+
+
+THROWN = torch.tensor([3.0, 0.5], dtype=F64)
+LANDING = 0.5 + math.sqrt(0.25 + 6)
+
+
+@pytest.mark.usefixtures("alone")
+@pytest.mark.parametrize("adjoint", [False, True])
+def test_an_event_ends_a_solve(adjoint):
+    solve, more = (odeint_adjoint, {"adjoint_params": ()}) if adjoint else (odeint, {})
+    t = torch.tensor([0.25, 0.3], dtype=torch.float32)
+    when, ys = solve(ball, THROWN, t, event_fn=lambda t, y: y[0], **more)
+    assert when.dtype == torch.float32
+    assert float(when) == pytest.approx(0.25 + LANDING, abs=1e-6)
+    assert torch.equal(ys[0], THROWN)
+    close(ys[1], torch.tensor([0.0, 0.5 - LANDING], dtype=F64), 1e-9)
+    backwards, _ = solve(ball, THROWN, [0.0, -1.0], event_fn=lambda t, y: y[0], **more)
+    assert float(backwards) == pytest.approx(1.0 - LANDING, abs=1e-9)
+    ceiling, ys = solve(  # the first of two
+        ball, THROWN, [0.0, 1.0], event_fn=lambda t, y: torch.stack([y[0], 3.1 - y[0]]),
+        options={"max_step": 0.1}, **more,
+    )  # fmt: skip
+    assert float(ys[1][0]) == pytest.approx(3.1, abs=1e-9)
+    assert float(ceiling) == pytest.approx(0.5 - math.sqrt(0.05), abs=1e-9)
+    now, ys = solve(ball, THROWN, [0.25, 1.0], event_fn=lambda t, y: y[0] - 3.0, **more)
+    assert float(now) == 0.25
+    assert torch.equal(ys[1], THROWN)
+    (state,) = solve(
+        lambda t, y: (ball(t, y[0]),), (THROWN,), [0.0, 1.0], event_fn=lambda t, y: y[0][0], **more
+    )[1]
+    close(state[1][1], torch.tensor(0.5 - LANDING, dtype=F64), 1e-9)
+
+
+@pytest.mark.parametrize("interp", ["linear", "cubic"])
+@pytest.mark.parametrize("method", ["euler", "rk4"])
+def test_events_of_fixed_steps_are_torchdiffeqs(method, interp):
+    arguments = {"method": method, "options": {"step_size": 0.04, "interp": interp}}
+    t = torch.tensor([0.0, 1.0], dtype=F64)
+    found, expected = (
+        solve(ball, THROWN, t, event_fn=lambda t, y: y[0] - 0.1 * t, **arguments)
+        for solve in (odeint, torchdiffeq.odeint)
     )
-    assert float(when.detach()) == pytest.approx(math.sqrt(6), abs=1e-6)
+    close(found[0], expected[0], 1e-8)
+    close(found[1], expected[1], 1e-8)
 
 
+def test_what_is_no_event_is_said():
+    def never(t, y):
+        return y[0] + 1e9
+
+    for more, said in (
+        ({"event_fn": lambda t, y: y[0] * math.nan}, "event_fn.* is NaN at t = 0"),
+        ({"event_fn": never, "method": "rk4"}, "fixed steps need a width"),
+        (
+            {"event_fn": never, "method": "euler", "options": {"step_size": 1e-6}},
+            "has not changed its sign in 20,000 steps",
+        ),
+    ):
+        with pytest.raises(ValueError, match=said):
+            odeint(ball, THROWN, [0.0, 1.0], **more)
+    with pytest.raises(NotFiniteError, match="after step 3, at t = 3"):
+        odeint(
+            lambda t, y: torch.where(t > 1.5, math.nan, y), THROWN, [0.0, 1.0], method="euler",
+            event_fn=never, options={"step_size": 1.0},
+        )  # fmt: skip
+    with pytest.raises(ValueError, match="not 3 times"):
+        odeint(ball, THROWN, [0.0, 1.0, 2.0], event_fn=never)
+    with pytest.raises(TypeError, match="must return a real tensor"):
+        odeint(ball, THROWN, [0.0, 1.0], event_fn=lambda t, y: 1.0)
+    with pytest.raises(UnfinishedError, match="max_steps was not enough"):
+        odeint(
+            ball, THROWN, [0.0, 1.0], event_fn=lambda t, y: 1 + 0 * y, options={"max_num_steps": 20}
+        )
+
+
+@pytest.mark.parametrize("adjoint", [False, True])
+@pytest.mark.parametrize("reverse", [False, True])
+def test_the_time_of_an_event_has_derivatives(adjoint, reverse):
+    """With respect to the state, the first time, and parameters of func and of the event."""
+    gravity, ground = (torch.tensor(v, dtype=F64, requires_grad=True) for v in (1.0, 0.2))
+    start = THROWN.clone().requires_grad_()
+    t0 = torch.tensor(0.25, dtype=F64, requires_grad=True)
+    solve = odeint_adjoint if adjoint else odeint
+    more = {"adjoint_params": (gravity,)} if adjoint else {}
+    when, ys = sdekit.odeint_event(
+        lambda t, y: torch.stack([y[1], -gravity + 0 * y[1]]), start, t0, reverse_time=reverse,
+        event_fn=lambda t, y: y[0] - ground, odeint_interface=solve, **more,
+    )  # fmt: skip
+
+    def closed(start, t0, gravity, ground):
+        root = torch.sqrt(start[1] ** 2 + 2 * gravity * (start[0] - ground))
+        time = (start[1] - root if reverse else start[1] + root) / gravity
+        return t0 + time, start[1] - gravity * time
+
+    inputs = (start, t0, gravity, ground)
+    expected = closed(*inputs)
+    for ours, theirs in zip((when, ys[1][1]), expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-8, atol=1e-8)
+        for a, b in zip(
+            torch.autograd.grad(ours, inputs, retain_graph=True),
+            torch.autograd.grad(theirs, inputs, retain_graph=True, materialize_grads=True,
+                                allow_unused=True),
+            strict=True,
+        ):  # fmt: skip
+            close(a, b, 1e-6)
+
+
+def test_the_state_at_an_event_depends_on_the_first_time():
+    """By fixed steps as by adaptive ones: the slope is t."""
+    t = torch.tensor([0.2, 1.0], dtype=F64, requires_grad=True)
+    start = torch.zeros(1, dtype=F64)
+    for more in ({"method": "midpoint", "options": {"step_size": 0.1}}, {}):
+        _, ys = odeint(lambda t, y: t + 0 * y, start, t, event_fn=lambda t, y: y - 0.3, **more)
+        close(torch.autograd.grad(ys[1].sum(), t)[0][0], torch.tensor(-0.2, dtype=F64), 0.2)
+
+
+def test_the_adjoint_differentiates_the_time_itself():
+    start = THROWN.clone().requires_grad_()
+    when, _ = odeint_adjoint(ball, start, [0.0, 1.0], event_fn=lambda t, y: y[0], adjoint_params=())
+    root = math.sqrt(0.25 + 6)
+    close(
+        torch.autograd.grad(when, start)[0],
+        torch.tensor([1 / root, 1 + 0.5 / root], dtype=F64),
+        1e-6,
+    )
+
+
+# The adjoint's options
+
+
+@pytest.mark.usefixtures("alone")
 @pytest.mark.parametrize(
     "arguments",
     [
         {"method": "fehlberg2"},
         {"adjoint_options": {"norm": "seminorm"}},
+        {"adjoint_options": {"norm": lambda state: max(part.abs().max() for part in state[1:3])}},
+        {"method": "dopri5", "options": {"norm": lambda y: y.abs().max()}},
         {
             "method": "dopri5",
             "adjoint_method": "adaptive_heun",
-            "adjoint_rtol": 1e-4,
-            "adjoint_atol": 1e-5,
+            "adjoint_rtol": 1e-5,
+            "adjoint_atol": 1e-6,
         },
-        {"func": Watched(-math.inf, math.inf)},
     ],
 )
-def test_the_rest_of_the_adjoint_is_handed_over(arguments, monkeypatch):
-    seen = []
-
-    def spy(*positional, **keywords):
-        seen.append(keywords)
-        return original(*positional, **keywords)
-
-    original = torchdiffeq.odeint_adjoint
-    monkeypatch.setattr("sdekit.interop._odeint_adjoint.torchdiffeq_adjoint", spy)
-    arguments = dict(arguments)
-    func = arguments.pop("func", Free())
+def test_options_of_the_adjoint(arguments):
     t = torch.tensor([0.0, 1.0], dtype=F64)
-    found = gradients(odeint_adjoint, func, Y0, t, rtol=1e-7, atol=1e-7, **arguments)
-    assert len(seen) == 1
+    found = gradients(odeint_adjoint, Free(), Y0, t, rtol=1e-7, atol=1e-7, **arguments)
     for a, b in zip(found, gradients(odeint, Net(), Y0, t), strict=True):
         close(a, b, 1e-3)
+
+
+def test_the_seminorm_leaves_the_parameters_out():
+    """A parameter with a wild gradient, by which nothing else is changed."""
+
+    class Wild(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.wild = nn.Parameter(torch.tensor(0.0, dtype=F64))
+            self.asked = 0
+
+        def forward(self, t, y):
+            self.asked += 1
+            return -y + self.wild * torch.cos(300 * t)
+
+    counts = []
+    for options in ({}, {"norm": "seminorm"}):
+        func = Wild()
+        ys = odeint_adjoint(func, Y0, [0.0, 1.0], rtol=1e-5, atol=1e-5, adjoint_options=options)
+        func.asked = 0
+        ys[-1].sum().backward()
+        counts.append(func.asked)
+    assert 4 * counts[1] < counts[0]
+
+
+def test_gradients_of_complex_states_are_torchdiffeqs():
+    rate = torch.tensor(0.3 - 1.2j, dtype=torch.complex128, requires_grad=True)
+    start = ORBIT.clone().requires_grad_()
+    t = torch.linspace(0.0, 1.0, 3, dtype=F64)
+
+    def loss(solve, **more):
+        ys = solve(lambda t, y: rate * y, start, t, rtol=1e-9, atol=1e-9, **more)
+        return torch.autograd.grad((ys.abs() + ys.real * ys.imag).sum(), (start, rate))
+
+    expected = loss(torchdiffeq.odeint)
+    for solve, more in ((odeint, {}), (odeint_adjoint, {"adjoint_params": (rate,)})):
+        for a, b in zip(loss(solve, **more), expected, strict=True):
+            close(a, b, 1e-6)
 
 
 def test_a_func_without_parameters_has_to_name_them():
@@ -915,3 +1344,160 @@ def test_func_may_return_its_parts_by_a_generator():
     found = odeint(lambda t, y: (-part for part in y), y0, t)
     expected = odeint(lambda t, y: tuple(-part for part in y), y0, t)
     assert all(map(torch.equal, found, expected))
+
+
+# Events, times and tolerances at the limits
+
+
+def half(t, y):
+    return y - 0.5
+
+
+def decay(t, y):
+    return -y * (1 + 0.3 * t)
+
+
+STEPPING = {"method": "rk4", "options": {"step_size": 0.01, "interp": "cubic"}}
+
+
+@pytest.mark.parametrize("solve", [odeint, odeint_adjoint])
+def test_the_time_of_an_event_is_a_floating_number(solve):
+    adjoint = {"adjoint_params": ()} if solve is odeint_adjoint else {}
+    for t in (torch.tensor([0, 1]), [0, 1], [0.0, 1.0]):
+        when, _ = solve(lambda t, y: -y, torch.ones(1), t, event_fn=half, **adjoint)
+        assert when.dtype == torch.float32
+        close(when, torch.tensor(math.log(2)), 1e-6)
+    t = torch.tensor([0.0, 1.0], dtype=F64)
+    assert solve(lambda t, y: -y, torch.ones(1), t, event_fn=half, **adjoint)[0].dtype == F64
+    when, _ = interop.odeint_event(lambda t, y: -y, torch.ones(1), torch.tensor(0), event_fn=half)
+    close(when, torch.tensor(math.log(2)), 1e-6)
+
+
+@pytest.mark.parametrize("more", [{}, STEPPING], ids=["adaptive", "fixed"])
+def test_the_time_of_an_event_depends_on_the_first_time(more):
+    def when(first):
+        return interop.odeint_event(decay, torch.ones(1, dtype=F64), first, event_fn=half, **more)
+
+    t0 = torch.tensor(0.2, dtype=F64, requires_grad=True)
+    found = torch.autograd.grad(when(t0)[0].sum(), t0)[0]
+    after, before = (when(t0.detach() + change)[0] for change in (1e-4, -1e-4))
+    close(found, ((after - before) / 2e-4).reshape(()), 1e-5)
+
+
+def test_second_derivatives_of_the_time_of_an_event_are_refused():
+    rate = torch.tensor(0.5, dtype=F64, requires_grad=True)
+    when, _ = interop.odeint_event(
+        lambda t, y: -rate * y**2,
+        torch.tensor([1.3], dtype=F64),
+        torch.tensor(0.0, dtype=F64),
+        event_fn=half,
+    )
+    (first,) = torch.autograd.grad(when.sum(), rate, create_graph=True)
+    close(first, torch.tensor(-(2 - 1 / 1.3) / 0.25, dtype=F64), 1e-6)
+    with pytest.raises(RuntimeError, match="the time of an event has first derivatives only"):
+        torch.autograd.grad(first, rate)
+
+
+def test_an_event_that_never_comes_ends_a_solve():
+    never = {"event_fn": lambda t, y: y + 2}
+    t = torch.tensor([0.0, 1.0])
+    for func in (lambda t, y: 0 * y, lambda t, y: 0 * y + 1):
+        with pytest.raises(ValueError, match="has not changed its sign up to t ="):
+            odeint(func, torch.ones(1), t, **never)
+    with pytest.raises(UnfinishedError, match="max_num_steps"):
+        odeint(lambda t, y: -y, torch.ones(1), t, **never, options={"max_num_steps": 100})
+
+
+@pytest.mark.parametrize("method", [None, "rk4"])
+def test_a_start_that_is_not_finite_has_no_event(method):
+    start = torch.full((1,), math.nan)
+    options = {"step_size": 0.1} if method else None
+    with pytest.raises(NotFiniteError, match="the initial state x0 is not finite"):
+        odeint(lambda t, y: -y, start, [0.0, 1.0], event_fn=half, method=method, options=options)
+
+
+@pytest.mark.parametrize("method", STEPPED)
+def test_derivatives_by_perturbed_times_are_torchdiffeqs(method):
+    t = torch.tensor([0.0, 0.5, 1.0], dtype=F64, requires_grad=True)
+
+    def found(solve):
+        def func(t, y):
+            return y * t.cos() + t**2
+
+        ys = solve(func, torch.ones(1, dtype=F64), t, method=method, options={"perturb": True})
+        return torch.autograd.grad(ys[-1].sum(), t)[0]
+
+    close(found(odeint), found(torchdiffeq.odeint), 1e-12)
+
+
+@pytest.mark.parametrize("method", STEPPED)
+def test_times_of_another_precision_have_derivatives(method):
+    for state, time in ((torch.float32, F64), (F64, torch.float32)):
+        for options in (None, {"step_size": 0.3}):
+            t = torch.tensor([0.0, 0.5, 1.0], dtype=time, requires_grad=True)
+
+            def found(solve, state=state, t=t, options=options):
+                y0 = torch.ones(1, dtype=state)
+                ys = solve(lambda t, y: y * t.cos() + t**2, y0, t, method=method, options=options)
+                return torch.autograd.grad(ys[-1].sum(), t)[0]
+
+            assert found(odeint).dtype == time
+            close(found(odeint), found(torchdiffeq.odeint), 1e-5)
+
+
+def test_a_step_that_is_not_finite_is_named_on_any_grid():
+    def singular(t, y):
+        return y / (t - 0.5)
+
+    grid = torch.linspace(0.0, 1.0, 11)
+    for options in ({"step_size": 0.125}, {"grid_constructor": lambda func, y0, t: grid}):
+        step = 5 if "step_size" in options else 6
+        with pytest.raises(NotFiniteError, match=f"not finite after step {step},"):
+            odeint(singular, torch.ones(1), [0.0, 1.0], method="euler", options=options)
+
+
+def test_transforms_of_torch_see_a_solve_by_fixed_steps():
+    def last(y, method):
+        return odeint(lambda t, y: -(y**2), y, torch.tensor([0.0, 1.0]), method=method)[-1]
+
+    y = torch.rand(3, 2, generator=torch.Generator().manual_seed(0))
+    mapped = torch.func.vmap(lambda y: last(y, "rk4"))(y)
+    close(mapped, torch.stack([last(part, "rk4") for part in y]), 1e-6)
+    for method in ("rk4", "dopri5"):
+        jacobian = torch.func.jacrev(lambda y, method=method: last(y, method))(y[0])
+        by_hand = torch.autograd.functional.jacobian(lambda y, method=method: last(y, method), y[0])
+        close(jacobian, by_hand, 1e-5)
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ({"options": {"max_step": 0.0}}, "max_step > 0"),
+        ({"options": {"max_step": -0.1}}, "max_step > 0"),
+        ({"options": {"min_step": 0.5, "max_step": 0.1}}, "min_step <= max_step"),
+        ({"rtol": -1e-3}, "rtol has tolerances, from 0 on, not -0.001"),
+        ({"atol": torch.tensor([1e-6, math.nan])}, "atol has tolerances, from 0 on, not nan"),
+        ({"method": "rk4", "options": {"step_size": math.nan}}, "positive, not nan"),
+    ],
+)
+def test_widths_and_tolerances_are_positive(more, said):
+    with pytest.raises(ValueError, match=said):
+        odeint(lambda t, y: -y, torch.ones(2), [0.0, 1.0], **more)
+
+
+def test_tolerances_of_elements_and_parts_are_those_of_the_adjoint():
+    class Decay(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.rate = nn.Parameter(torch.ones(2, dtype=F64))
+
+        def forward(self, t, y):
+            return (-self.rate * y[0], 0.1 * y[1]) if isinstance(y, tuple) else -self.rate * y
+
+    expected = torch.full((2,), -math.exp(-1), dtype=F64)
+    t, ones = [0.0, 1.0], torch.ones(2, dtype=F64)
+    for y0, atol in ((ones, 1e-8 * ones), ((ones, ones[:1]), (1e-8, 1e-7))):
+        field = Decay()
+        ys = odeint_adjoint(field, y0, t, rtol=1e-8, atol=atol)
+        (ys[0] if isinstance(ys, tuple) else ys)[-1].sum().backward()
+        close(field.rate.grad, expected, 1e-6)

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from convergence import Nodes, quadrature
 from torch.distributions import MultivariateNormal, Normal
 
 from sdekit import (
@@ -15,6 +16,7 @@ from sdekit import (
     AdamsMoulton,
     Clocked,
     EulerMaruyama,
+    Increment,
     Transitions,
     WhiteNoise,
     path_weights,
@@ -144,6 +146,42 @@ def test_girsanov_for_ornstein_uhlenbeck():
     error = float(log_weight.std()) / math.sqrt(n)
     assert abs(float(log_weight.mean()) + divergence) < Z * error
     assert divergence > 40 * error
+
+
+@pytest.mark.parametrize("kind", ["additive", "diagonal", "general"])
+def test_divergences_and_means_by_quadrature(kind):
+    """Over the nodes of four steps: the divergence of linear equations is that of their recursion,
+    and the mean of dP / dQ is 1; no sampling. A general g mixes two coordinates.
+    """
+    g = torch.tensor([[0.7, 0.0], [0.3, 0.5]], dtype=torch.float64)
+    general = kind == "general"
+    d = 2 if general else 1
+    ts = uniform(0.0, 0.4, 2 if general else 4)
+    h = float(ts[1])
+    nodes, mass = quadrature(8, d * (len(ts) - 1))
+    diffusion = (lambda t, x: g.expand(len(x), 2, 2)) if general else (lambda t, x: 0.7 + 0 * x)
+    size = 2 if general else None
+    q = SDE(lambda t, x: -x, diffusion, kind, noise_size=size)
+    p = SDE(lambda t, x: -2 * x + 0.5, diffusion, kind, noise_size=size)
+
+    class Steps(Nodes):
+        def answer(self, query):
+            columns = self.w.reshape(len(self.w), -1, d).unbind(1)
+            yield from (Increment(column * math.sqrt(h)) for column in columns)
+
+    x0 = torch.full((len(mass), d), 0.4, dtype=torch.float64)
+    _, log_weight = path_weights(p, q, x0, ts, solver=EulerMaruyama(), noise=Steps(nodes))
+    covariance = g @ g.T if general else torch.tensor([[0.49]], dtype=torch.float64)
+    mean = torch.full((d,), 0.4, dtype=torch.float64)
+    variance = torch.zeros(d, d, dtype=torch.float64)
+    divergence = 0.0
+    for _ in range(len(ts) - 1):
+        second = variance + torch.outer(0.5 - mean, 0.5 - mean)  # of the difference of both drifts
+        divergence += 0.5 * h * float((torch.linalg.inv(covariance) * second).sum())
+        mean = (1 - h) * mean
+        variance = (1 - h) ** 2 * variance + covariance * h
+    assert -float(mass @ log_weight) == pytest.approx(divergence, abs=1e-9)
+    assert float(mass @ log_weight.exp()) == pytest.approx(1.0, abs=1e-6)
 
 
 def test_gradients_are_those_of_finite_differences():

@@ -229,7 +229,8 @@ def path_weights(
     x = x0
     log_weight = torch.zeros(len(x), dtype=torch.float64, device=x.device)
     slopes: list[Tensor] = []
-    for i, (w, _, _) in enumerate((noise or WhiteNoise()).answer(NoiseQuery(grid, x, shape))):
+    for i, increment in enumerate((noise or WhiteNoise()).answer(NoiseQuery(grid, x, shape))):
+        w = increment.w
         assert w is not None
         drifts = [equation.drift(grid[i], x) for equation in equations]
         both = [checked_output("the drift", drift, x.shape, x) for drift in drifts]

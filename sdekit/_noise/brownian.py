@@ -18,13 +18,23 @@ from torch import Tensor
 from sdekit._grid import Dyadic
 from sdekit._noise import generator
 from sdekit._noise.wavelets import terms
-from sdekit._noise.white import AbstractSeededNoise, Increment, NoiseQuery, Reader, blocks
+from sdekit._noise.white import (
+    AbstractSeededNoise,
+    Increment,
+    NoiseQuery,
+    Reader,
+    areas_given,
+    blocks,
+)
 
 _BLOCK = 1 << 21  # normals of a block of steps on a grid that is known, on the CPU
 _LARGE_BATCH = 1 << 12  # numbers of a batch from which a copy costs more than a call, on the CPU
 _ROUNDING = 0.02  # the largest relative change of a step by rounding its ends to ticks
 # Normals of one kind in memory at once: 64 MB of both; on an accelerator four times as many.
 _MAX_NORMALS = 1 << 23
+# Tell the numbers of areas from those of nodes, and those of one interval from another's.
+_AREA_SALT = 0x3C6EF372FE94F82B
+_AREA_STRIDE = 0x9E3779B97F4A7C15 - (1 << 64)
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,11 +123,14 @@ class BrownianPath(AbstractSeededNoise):
         return self.tree.times(ticks)
 
     def answer(self, query: NoiseQuery) -> Iterator[Increment]:
-        ts, x, shape, levy, normals, start = query
+        ts, x, shape, levy, normals, start, areas = query
         times = torch.tensor(ts[start:], dtype=torch.float64)
         self._require_resolved(times)
         key = self.keys(x)
-        readings = self._readings(key, times, x, shape, levy)
+        readings = self._readings(key, times, x, shape, levy or areas)
+        if areas:
+            yield from self._with_areas(key, times, readings, x)
+            return
         for i, j in blocks(start, len(ts) - 1, normals * x.numel(), x.device):
             z = (
                 self.extra_normals(key, torch.arange(i, j, device=x.device), normals, x)
@@ -128,6 +141,27 @@ class BrownianPath(AbstractSeededNoise):
                 Increment(w, h, normal)
                 for normal, (w, h) in zip(z, islice(readings, j - i), strict=False)
             )
+
+    def _with_areas(
+        self,
+        key: Tensor,
+        ts: Tensor,
+        readings: Iterator[tuple[Tensor | None, Tensor | None]],
+        x: Tensor,
+    ) -> Iterator[Increment]:
+        """The increments with areas that have their law given W and H; they are drawn for each
+        interval by itself, so that those of two halves are not those of the whole.
+        """
+        ticks = self.ticks(ts)
+        for first, last, (w, h) in zip(ticks[:-1], ticks[1:], readings, strict=True):
+            assert w is not None
+            assert h is not None
+            low, high = torch.minimum(first, last), torch.maximum(first, last)
+            counter = (low * _AREA_STRIDE + high)[None].to(x.device)
+            (normal,) = self.draw(key ^ _AREA_SALT, counter, 0, (w.shape[1],) * 2, x)
+            normal = normal if bool(first < last) else -normal  # the area of the reversed path
+            dt = (self.tree.times(last[None]) - self.tree.times(first[None])).abs().to(x)
+            yield Increment(w, h, a=areas_given(w, h, dt, normal))
 
     def _require_resolved(self, times: Tensor) -> None:
         """Refuses a grid whose steps would be changed by rounding to ticks.

@@ -25,6 +25,7 @@ class Increment(NamedTuple):
     w: the increment of W, `(batch, *noise_shape)`, variance |t1 - t0|.
     h: its space-time Levy area, likewise, variance |t1 - t0| / 12, independent of w.
     z: fresh standard normals, `(normals, batch, *event)`.
+    a: areas between coordinates of W, integrals of (W_j dW_k - W_k dW_j) / 2, `(batch, m, m)`.
 
     Example:
         >>> noise = sdekit.WhiteNoise(0)
@@ -36,6 +37,7 @@ class Increment(NamedTuple):
     w: Tensor | None = None
     h: Tensor | None = None
     z: Tensor | None = None
+    a: Tensor | None = None
 
 
 class NoiseQuery(NamedTuple):
@@ -48,6 +50,7 @@ class NoiseQuery(NamedTuple):
         levy: whether H is needed.
         normals: the number of further normals per step.
         start: the index of the first interval.
+        areas: whether the areas between the coordinates of W are needed.
 
     Example:
         >>> query = sdekit.NoiseQuery([0.0, 0.5, 1.0], torch.zeros(3, 2), (2,), normals=1)
@@ -61,6 +64,7 @@ class NoiseQuery(NamedTuple):
     levy: bool = False
     normals: int = 0
     start: int = 0
+    areas: bool = False
 
 
 Reader = Callable[[Tensor, Tensor], Increment]  # from times `(batch,)` to times `(batch,)`
@@ -226,6 +230,20 @@ class AbstractSeededNoise(AbstractNoise):
         )
 
 
+def areas_given(w: Tensor, h: Tensor, dt: Tensor, normal: Tensor) -> Tensor:
+    """Areas that have the mean and the covariance of the true ones given W and H: H_j W_k - W_j H_k
+    and the variance dt^2 / 20 + dt (H_j^2 + H_k^2) / 5.
+
+    References:
+        Foster, Oberhauser and Lyons 2020, "An optimal polynomial approximation of Brownian motion".
+    """
+    mean = h[:, :, None] * w[:, None, :]
+    square = h.square()
+    variance = dt * (0.05 * dt + 0.2 * (square[:, :, None] + square[:, None, :]))
+    noise = torch.triu(variance.sqrt() * normal, diagonal=1)
+    return mean - mean.mT + noise - noise.mT
+
+
 @dataclass(frozen=True, eq=False)
 class WhiteNoise(AbstractSeededNoise):
     """Independent normals: those of step i of sample n depend on (seed, n, i) only.
@@ -256,7 +274,7 @@ class WhiteNoise(AbstractSeededNoise):
     """
 
     def answer(self, query: NoiseQuery) -> Iterator[Increment]:
-        ts, x, shape, levy, normals, start = query
+        ts, x, shape, levy, normals, start, areas = query
         key = self.keys(x)
         steps = len(ts) - 1
         numbers = max(1, math.prod(shape or ()), math.prod(x.shape[1:]))
@@ -270,15 +288,17 @@ class WhiteNoise(AbstractSeededNoise):
         )
         for i, j in blocks(start, steps, len(x) * numbers, x.device):
             counters = torch.arange(i, j, device=x.device)
-            w = h = z = [None] * (j - i)
+            w: Sequence[Tensor | None] = [None] * (j - i)
+            h, z, a = w, w, w
             if shape is not None:
                 scale = scales[i - start : j - start].reshape(-1, *[1] * (1 + len(shape)))
                 w = self.draw(key, counters, 0, shape, x).mul_(scale).unbind(0)
-                h = (
-                    self.draw(key, counters, 1, shape, x).mul_(scale / math.sqrt(12)).unbind(0)
-                    if levy
-                    else h
-                )
+                if levy or areas:
+                    h = self.draw(key, counters, 1, shape, x).mul_(scale / math.sqrt(12)).unbind(0)
+                    if areas:
+                        widths = scale.square().reshape(-1).unbind()
+                        normal = self.draw(key, counters, _DRAWS - 1, shape * 2, x)
+                        a = list(map(areas_given, w, h, widths, normal.unbind(0)))
             if normals:
                 z = self.extra_normals(key, counters, normals, x).unbind(0)
-            yield from map(Increment, w, h, z)
+            yield from map(Increment, w, h, z, a)

@@ -17,6 +17,7 @@ from sdekit._noise.white import AbstractNoise, Increment, Reader
 from sdekit._solve.active import ActiveSamples, Move, Results, spread, take, where
 from sdekit._solve.control import PIDController
 from sdekit._solve.counted import Counted
+from sdekit._solve.dense import Dense, Piece
 from sdekit._solve.events import EventSearch
 from sdekit._solve.intervals import DyadicIntervals, FreeIntervals, Interval
 from sdekit._solve.passage import Passed
@@ -46,6 +47,7 @@ class AdaptiveSolve:
         save: bool,
         callback: Callable[[Move], None] | None = None,
         search: EventSearch | None = None,
+        record: Dense | None = None,
     ) -> None:
         assert solver.embedded is not None
         self.full_problem = self.problem = problem
@@ -55,6 +57,7 @@ class AdaptiveSolve:
         self.control = control
         self.callback = callback
         self.search = search
+        self.record = record
         self.device = x0.device
         self.outputs = torch.tensor(ts, dtype=torch.float64)
         if noise is None:
@@ -114,8 +117,10 @@ class AdaptiveSolve:
         if self.callback is not None and bool(accept.any()):
             end = ended.t1.to(self.device, non_blocking=True)
             self.callback(_accepted_move(active, start, end, accept, step._replace(x=x)))
+        if self.record is not None:
+            self._record(self.record, interval.t1, accept, step)
         if self.results.xs is not None and len(self.outputs) > 2:
-            self._output(self.results.xs, interval.t1, ended.t1, accept, step, increment)
+            self._output(self.results.xs, interval.t1, accept, step, increment)
         active.advance(ended.t1, ended.remaining, accept, x, step.state)
         self.rounds += 1
         if self.rounds == self.control.max_steps or self.intervals.may_end(active):
@@ -192,17 +197,31 @@ class AdaptiveSolve:
         dense = None if step.dense is None else spread(step.dense, rows, len(accept))
         return Step(x, dense=dense, state=spread(step.state, rows, len(accept)))
 
+    def _record(self, dense: Dense, t1: Tensor, accept: Tensor, step: Step) -> None:
+        """Keeps the accepted steps."""
+        active = self.active
+        rows = (accept & (active.ended == 0)).nonzero().flatten()
+        if not len(rows):
+            return
+        index, start, stop, samples = _to_device(
+            self.device, active.index[rows], active.t[rows], t1[rows], rows
+        )
+        if self.noise is None:
+            data = self._dense(t1, step, rows)
+        else:
+            data = (active.x[samples], step.x[samples])
+        dense.pieces.append(Piece(index, start, stop, data))
+
     def _output(
         self,
         xs: Tensor,
         t1: Tensor,
-        until: Tensor,
         accept: Tensor,
         step: Step,
         increment: Increment,
     ) -> None:
-        """Writes the states at the output times that accepted steps pass, up to `until`; the last
-        output is the end of the solve.
+        """Writes the states at the output times that accepted steps pass; the last output is that
+        of the end.
 
         With noise a bridge of the path is used: g times the deviation of W from a straight line is
         added to the linear interpolation of x. Without it the variance in the middle of a step
@@ -212,7 +231,7 @@ class AdaptiveSolve:
         outputs = self.outputs
         direction = 1 if outputs[-1] > outputs[0] else -1
         counts = (
-            torch.searchsorted(direction * outputs[:-1], direction * until, right=True)
+            torch.searchsorted(direction * outputs[:-1], direction * t1, right=True)
             - active.next_output
         )
         counts = torch.where(accept, counts.clamp(min=0), 0)

@@ -1,5 +1,9 @@
 """Checks of the arguments of `solve` and `integrate`."""
 
+from collections.abc import Sequence
+from itertools import pairwise
+
+import torch
 from torch import Tensor
 
 from sdekit import _solvers
@@ -12,17 +16,30 @@ from sdekit._solve.gradient import AbstractGradient
 from sdekit._solvers import AbstractSolver
 
 _SAVES = ("last", "all")
+_SAVES_OF_SOLVE = (*_SAVES, "dense")
 
 
 def require_options(
-    solver: AbstractSolver, save: str, gradient: AbstractGradient | None, event: object
+    solver: AbstractSolver,
+    save: "str | Sequence[float] | Tensor",
+    gradient: AbstractGradient | None,
+    event: object,
 ) -> None:
     """Refuses options that are unknown, or that do not go together.
 
     Raises:
         TypeError, ValueError: with what is allowed.
     """
-    require_save(save)
+    if isinstance(save, str) and save not in _SAVES_OF_SOLVE:
+        raise ValueError(
+            f"save must be 'last', 'all', 'dense' or times, not {save!r}"
+            f"{did_you_mean(save, _SAVES_OF_SOLVE)}"
+        )
+    if gradient is not None and (not isinstance(save, str) or save not in _SAVES):
+        raise ValueError(
+            "states between the steps cannot be saved with gradient=, which repeats the steps: "
+            "leave out gradient, or save='all'"
+        )
     _require_repeatable(solver, gradient)
     _require_event(event, gradient, solver)
 
@@ -35,6 +52,27 @@ def require_save(save: str) -> None:
     """
     if save not in _SAVES:
         raise ValueError(f"save must be 'last' or 'all', not {save!r}{did_you_mean(save, _SAVES)}")
+
+
+def chosen_times(save: "Sequence[float] | Tensor", grid: Sequence[float]) -> list[float]:
+    """The times of a `save=`, in the order of the solve.
+
+    Raises:
+        TypeError: for what is not numbers.
+        ValueError: for times outside the solve, or not in order.
+    """
+    try:
+        found = torch.as_tensor(save, dtype=torch.float64).reshape(-1).tolist()
+    except (TypeError, ValueError, RuntimeError):
+        raise TypeError(f"save must be 'last', 'all', 'dense' or times, not {save!r:.60}") from None
+    sign = 1 if grid[-1] > grid[0] else -1
+    inside = all(sign * grid[0] <= sign * t <= sign * grid[-1] for t in found)
+    if not (found and inside and all(sign * a < sign * b for a, b in pairwise(found))):
+        raise ValueError(
+            f"the times of save must go from {grid[0]:g} to {grid[-1]:g} strictly, and be within; "
+            f"not {found}"
+        )
+    return found
 
 
 def require_kinds(
@@ -116,18 +154,26 @@ def _require_event(
         )
 
 
-def require_no_inner_outputs(ts: list[float]) -> None:
-    """Refuses outputs within adaptive steps of a stochastic equation with an event: they would not
-    know of its first passage.
+def require_no_inner_outputs(
+    ts: Sequence[float], save: str, chosen: Sequence[float] | None, *, adaptive: bool
+) -> None:
+    """Refuses states within steps of a stochastic equation with an event: they would not know of
+    its first passage.
+
+    Arguments:
+        save: "last", "all", "dense" or "times", which are then chosen.
+        adaptive: whether steps are, which end at the ends of ts only.
 
     Raises:
         ValueError: with what to do.
     """
-    if len(ts) > 2:
+    known = (ts[0], ts[-1]) if adaptive else ts
+    wanted = ts if save == "all" else chosen or ()
+    if save == "dense" or not {*wanted} <= {*known}:
         raise ValueError(
-            "with an event the states between adaptive steps of a stochastic equation cannot be "
-            "saved, because they would not know whether it has passed zero: take a fixed grid, or "
-            'save="last"'
+            "with an event the states within steps of a stochastic equation cannot be saved, "
+            "because they would not know whether it has passed zero: take a fixed grid with these "
+            'times and save="all", or save="last"'
         )
 
 

@@ -1,6 +1,7 @@
 """Events: where a function of time and state is zero, sample by sample."""
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -103,6 +104,7 @@ class EventSearch:
         value, side: g at the last point of each sample, and its sign.
         looked: the number of steps of each sample.
         stopped: which samples have.
+        direction: of time, 1 or -1.
         key: of the random numbers of each sample, of a stochastic equation.
         found: rows in the full batch, times and states.
     """
@@ -112,12 +114,17 @@ class EventSearch:
     side: Tensor
     looked: Tensor
     stopped: Tensor
+    direction: float
     key: Tensor | None
     found: list[tuple[Tensor, Tensor, Tensor]] = field(default_factory=list)
 
     @staticmethod
-    def of(event: Event, t0: float, x0: Tensor, noise: AbstractNoise | None) -> "EventSearch":
-        """The search from the initial states."""
+    def of(
+        event: Event, ts: Sequence[float], x0: Tensor, noise: AbstractNoise | None
+    ) -> "EventSearch":
+        """The search from the initial states, at the first of the times."""
+        t0 = ts[0]
+        direction = math.copysign(1.0, ts[-1] - t0)
         key = None
         if noise is not None:
             event.require_passages(noise)
@@ -127,14 +134,14 @@ class EventSearch:
             t = torch.full((len(x0),), t0, dtype=torch.float64, device=x0.device)
             value = event.values(t, x0).clone()  # g may return a view of x0
         zeros = torch.zeros(len(x0), dtype=torch.int64, device=x0.device)
-        return EventSearch(event, value, value.sign(), zeros, zeros.bool(), key)
+        return EventSearch(event, value, value.sign(), zeros, zeros.bool(), direction, key)
 
     def look(self, passed: Passed) -> Zeros | None:
         """The zeros in steps that were taken; None where there are none. Samples that are to stop
         have stopped then.
         """
         index = passed.samples
-        searched = passed.accept & ~self.stopped[index]
+        searched = passed.accept
         with torch.no_grad():
             value = self.event.values(passed.t1, passed.x1)
         self._require_numbers(passed, value, searched)
@@ -191,7 +198,7 @@ class EventSearch:
             return self.event.values(t, state((t - t0) / length)).to(t)
 
         with torch.no_grad():
-            theta = _root(lambda theta: -side * value(t0 + theta * length), torch.zeros_like(t0))
+            theta = root(lambda theta: -side * value(t0 + theta * length), torch.zeros_like(t0))
             t = t0 + theta * length
         if torch.is_grad_enabled() and value(t).requires_grad:
             t = _differentiable(value, t, length)
@@ -230,7 +237,7 @@ class EventSearch:
         if solution.xs is None:
             return solution
         ts = solution.ts.to(events.t.device)[:, None]
-        later = (ts - events.t[0]) * torch.sign(ts[-1] - ts[0]) >= 0
+        later = (ts - events.t[0]) * self.direction >= 0
         later = later.reshape(*later.shape, *[1] * (solution.x.ndim - 1))
         return replace(solution, xs=torch.where(later, events.x[0], solution.xs))
 
@@ -265,7 +272,7 @@ def _differentiable(function: Callable[[Tensor], Tensor], t: Tensor, length: Ten
     return t
 
 
-def _root(function: Callable[[Tensor], Tensor], zero: Tensor) -> Tensor:
+def root(function: Callable[[Tensor], Tensor], zero: Tensor) -> Tensor:
     """The zero of a function of (batch,) numbers from [0, 1], not positive at 0 and not negative at
     1, to 2^-44, by the ITP method.
 

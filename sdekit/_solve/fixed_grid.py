@@ -10,6 +10,7 @@ from torch import Tensor
 
 from sdekit._solve.active import take
 from sdekit._solve.counted import Counted
+from sdekit._solve.dense import Chosen, Dense, cubic, cubic_data
 from sdekit._solve.events import EventSearch
 from sdekit._solve.gradient import AbstractGradient
 from sdekit._solve.passage import Passed
@@ -25,7 +26,7 @@ from sdekit._solve.solution import (
 from sdekit._solve.steps import Steps
 from sdekit._solvers.contract import Step, Tree
 from sdekit.calling import has_hidden_values
-from sdekit.elementary import broadcast, scaled
+from sdekit.elementary import broadcast
 
 _CHECK_INTERVAL = 128  # steps between two checks that the state is finite
 
@@ -39,24 +40,33 @@ def states_on_grid(
     throw: bool,
     every: bool,
     search: EventSearch | None,
+    record: Dense | Chosen | None,
 ) -> Iterator[Point]:
     """The states of a solve, all or only the first and the last; arguments as in `solve`."""
     needed = every or callback is not None
     if gradient is None or not len(x0):
-        states = points(steps, x0, check=throw, every=needed, search=search)
+        states = points(steps, x0, check=throw, every=needed, search=search, record=record)
     else:
         states = _states_with_gradient(steps, x0, gradient, every=needed, check=throw)
     return states if callback is None else _with_callback(states, callback)
 
 
 def solution_on_grid(
-    steps: Steps, x: Tensor, xs: Tensor | None, *, throw: bool, search: EventSearch | None
+    steps: Steps,
+    x: Tensor,
+    xs: Tensor | None,
+    *,
+    ts: Sequence[float],
+    throw: bool,
+    search: EventSearch | None,
 ) -> Solution:
-    """The solution that ends at x, with or without the other states."""
+    """The solution that ends at x, with or without the states at some times."""
     seed = None if steps.noise is None else steps.noise.seed
-    ts = torch.tensor(steps.ts, dtype=torch.float64)
+    times = torch.tensor(ts, dtype=torch.float64)
     evaluations = steps.problem.evaluations
-    solution = solution_of_equal_steps(x, ts, xs, seed, evaluations=evaluations, steps=len(steps))
+    solution = solution_of_equal_steps(
+        x, times, xs, seed, evaluations=evaluations, steps=len(steps)
+    )
     if search is not None:
         solution = search.stopped_solution(solution)
     if throw:
@@ -118,6 +128,7 @@ def points(
     check: bool = True,
     every: bool = True,
     search: EventSearch | None = None,
+    record: Dense | Chosen | None = None,
 ) -> Iterator[Point]:
     """The states of a solve: of every step, or only the first and the last.
 
@@ -138,14 +149,16 @@ def points(
     step = steps.solver.step
     problem = steps.problem
     for i, increment in enumerate(steps.increments(x, 0, n), 1):
-        if search is None:
+        if search is None and record is None:
             x, _, _, state = step(problem, ts[i - 1], ts[i], x, increment, state)
         else:
-            before = x
             taken = step(problem, ts[i - 1], ts[i], x, increment, state)
-            x = _stopped(search, steps, i, before, taken)
+            if record is not None:
+                record.add(i, steps, x, taken)
+            x = taken.x if search is None else _stopped(search, steps, i, x, taken)
             state = taken.state
-            if bool(search.stopped.all()) and not not_finite(Point(i, ts[i], x)):
+            ended = search is not None and bool(search.stopped.all())
+            if ended and not not_finite(Point(i, ts[i], x)):
                 rest = range(i, n + 1) if every else (n,)
                 yield from (Point(j, ts[j], x) for j in rest)
                 return
@@ -199,15 +212,7 @@ def _within(
     if step.dense is not None:
         dense = steps.solver.dense(some, t0, t1, take(step.dense, rows))
         return partial(steps.solver.interpolate, dense)
-    start, end = x0[rows], step.x[rows]
-    first, last = (scaled(t1 - t0, some.drift(t, x)) for t, x in ((t0, start), (t1, end)))
-
-    def state(theta: Tensor) -> Tensor:
-        s = broadcast(theta, start)
-        rest = (1 - 2 * s) * (end - start) + (s - 1) * first + s * last
-        return torch.lerp(start, end, s) + s * (s - 1) * rest
-
-    return state
+    return partial(cubic, cubic_data(some, t0, t1, x0[rows], step.x[rows]))
 
 
 def _all_true(flags: Sequence[Tensor]) -> bool:

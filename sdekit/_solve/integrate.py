@@ -2,9 +2,11 @@
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, Literal
 
+import torch
 from torch import Tensor
 
 from sdekit._equations.sde import AbstractSDE
@@ -13,6 +15,7 @@ from sdekit._noise.brownian import BrownianPath
 from sdekit._noise.white import AbstractNoise, WhiteNoise
 from sdekit._solve.adaptive import AdaptiveSolve
 from sdekit._solve.arguments import (
+    chosen_times,
     require_adaptive,
     require_kinds,
     require_no_inner_outputs,
@@ -21,6 +24,7 @@ from sdekit._solve.arguments import (
 )
 from sdekit._solve.control import PIDController
 from sdekit._solve.counted import Counted
+from sdekit._solve.dense import Chosen, Dense
 from sdekit._solve.events import Event, EventSearch
 from sdekit._solve.fixed_grid import collect, points, solution_on_grid, states_on_grid
 from sdekit._solve.gradient import AbstractGradient
@@ -85,7 +89,7 @@ def solve(
     *,
     solver: AbstractSolver,
     noise: AbstractNoise | None = None,
-    save: Literal["last", "all"] = "last",
+    save: Literal["last", "all", "dense"] | Sequence[float] | Tensor = "last",
     control: PIDController | None = None,
     gradient: AbstractGradient | None = None,
     callback: Callable[[Any], None] | None = None,
@@ -105,7 +109,10 @@ def solve(
         solver: the method of a step.
         noise: the source of increments. None takes a new seed, which the result contains:
             `WhiteNoise()` on a grid, `BrownianPath(knots=the two ends)` with adaptive steps.
-        save: "all" keeps the states at all ts.
+        save: "all" keeps the states at all ts, times those at these times, and "dense" what the
+            method `at` of the solution needs for any times. Between the steps of a grid the states
+            of an ordinary equation are on the solver's interpolation or a cubic; those of a
+            stochastic one are bridged along the path.
         control: how steps are adapted.
         gradient: how gradients pass back through a fixed grid, `Checkpointed()` or `Reversible()`;
             None leaves it to autograd, which records every step.
@@ -120,10 +127,10 @@ def solve(
         UnfinishedError: when samples with adaptive steps fail; it holds the solution of the others.
         RuntimeError: when the drift or the diffusion changes its input or an earlier result in
             place; x0 is not changed.
-        TypeError: when x0 is not a floating tensor with a batch dimension, or adaptive steps are
-            used with noise that cannot be read twice.
-        ValueError: for times that are not monotone, or a solver that does not support the problem's
-            noise or adaptive steps.
+        TypeError: when x0 is not a floating tensor with a batch dimension, or adaptive steps or
+            save="dense" are used with noise that cannot be read twice.
+        ValueError: for times that are not monotone or outside ts, or a solver that does not support
+            the problem's noise or adaptive steps.
 
     Example:
         >>> gbm = sdekit.SDE(lambda t, x: 0.1 * x, lambda t, x: 0.3 * x)
@@ -144,42 +151,94 @@ def solve(
     path = partial(BrownianPath, knots=(min(grid), max(grid)))
     noise = _noise_of(problem, solver, noise, WhiteNoise if control is None else path)
     problem = problem.tabulated(grid) if control is None else problem.within(grid[0], grid[-1])
+    chosen = None if isinstance(save, str) else chosen_times(save, grid)
+    kept = save if isinstance(save, str) else "times"
+    if event is not None and noise is not None:
+        require_no_inner_outputs(grid, kept, chosen, adaptive=control is not None)
+    search = None if event is None else EventSearch.of(event, grid, x0, noise)
+    record = _dense(problem, solver, noise, grid, x0, search) if kept == "dense" else None
     counted = Counted.of(problem, x0)
     x0 = _copied_states(x0)
-    search = _search(event, grid, x0, noise, within=save == "all" and control is not None)
     if control is None or not len(x0):
         steps = Steps(counted, grid, solver.plan(counted, grid), noise)
         callback = callback if control is None else None
-        settings = {"gradient": gradient, "callback": callback, "throw": throw, "search": search}
-        states = states_on_grid(steps, x0, every=save == "all", **settings)
-        xs = collect(states, len(grid)) if save == "all" else None
+        record = record if chosen is None else Chosen(chosen)
+        states = states_on_grid(
+            steps, x0, every=kept == "all", gradient=gradient, callback=callback, throw=throw,
+            search=search, record=record,
+        )  # fmt: skip
+        xs = collect(states, len(grid)) if kept == "all" else None
         x = deque(states, maxlen=1).pop().x if xs is None else xs[-1]
-        return solution_on_grid(steps, x, xs, throw=throw, search=search)
-    solution, reached = AdaptiveSolve(
-        counted,
-        x0,
-        grid,
-        solver=solver,
-        noise=noise,
-        control=control,
-        save=save == "all",
-        callback=callback,
-        search=search,
-    ).run()
+        return _on_grid(steps, x, xs, record, throw=throw, search=search)
+    return _in_adaptive_steps(
+        counted, x0, grid, chosen, record, throw=throw, solver=solver, noise=noise,
+        control=control, save=kept in ("all", "times"), callback=callback, search=search,
+    )  # fmt: skip
+
+
+def _in_adaptive_steps(
+    counted: Counted,
+    x0: Tensor,
+    grid: list[float],
+    chosen: list[float] | None,
+    record: Dense | None,
+    *,
+    throw: bool,
+    **settings: Any,  # noqa: ANN401 - as of AdaptiveSolve
+) -> Solution:
+    """The solution by adaptive steps, with the states at times of the grid, or chosen ones."""
+    outputs = grid if chosen is None else _merged(grid, chosen)
+    solution, reached = AdaptiveSolve(counted, x0, outputs, record=record, **settings).run()
+    if chosen is not None and solution.xs is not None:
+        rows = torch.tensor([outputs.index(t) for t in chosen])
+        solution = replace(solution, ts=solution.ts[rows], xs=solution.xs[rows.to(x0.device)])
     if throw and bool((solution.status != Status.DONE).any()):
         raise unfinished(solution, reached, x0)
-    return solution
+    return solution if record is None else replace(solution, dense=record)
 
 
-def _search(
-    event: Event | None, grid: list[float], x0: Tensor, noise: AbstractNoise | None, *, within: bool
-) -> EventSearch | None:
-    """The search of a solve; within: whether states are saved within steps."""
-    if event is None:
-        return None
-    if within and noise is not None:
-        require_no_inner_outputs(grid)
-    return EventSearch.of(event, grid[0], x0, noise)
+def _on_grid(
+    steps: Steps,
+    x: Tensor,
+    xs: Tensor | None,
+    record: Dense | Chosen | None,
+    *,
+    throw: bool,
+    search: EventSearch | None,
+) -> Solution:
+    """The solution that ends at x, with the states at all times of the grid, or chosen ones."""
+    ts = steps.ts
+    if isinstance(record, Chosen):
+        ts = record.times
+        # All samples may stop before the last of the times.
+        states = [*record.xs, *[x] * (len(ts) - len(record.xs))]
+        xs = torch.stack(states) if len(x) else x.expand(len(ts), *x.shape)
+    found = solution_on_grid(steps, x, xs, ts=ts, throw=throw, search=search)
+    return replace(found, dense=record) if isinstance(record, Dense) else found
+
+
+def _merged(grid: list[float], chosen: list[float]) -> list[float]:
+    """All times of both, in the order of the grid."""
+    return sorted({*grid, *chosen}, reverse=grid[-1] < grid[0])
+
+
+def _dense(
+    problem: AbstractSDE,
+    solver: AbstractSolver,
+    noise: AbstractNoise | None,
+    grid: list[float],
+    x0: Tensor,
+    search: EventSearch | None,
+) -> Dense:
+    """Where the steps are kept.
+
+    Raises:
+        TypeError: for noise that cannot be read at any times.
+    """
+    if noise is not None:
+        noise.reader(x0, problem.noise_shape(x0), levy=False)
+    stops = search is not None and search.event.terminal
+    return Dense(problem, solver, noise, (grid[0], grid[-1]), stops)
 
 
 def _copied_states(x0: Tensor) -> Tensor:

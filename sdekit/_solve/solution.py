@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -113,6 +113,16 @@ class Events:
         return (~self.t.isnan()).sum(dim=0)
 
 
+class AbstractDense(Protocol):
+    """What a solve keeps of its steps; terminal: whether samples stop at an event."""
+
+    terminal: bool
+
+    def at(self, t: float, x: Tensor) -> Tensor:
+        """The states at a time; x where there is no step."""
+        ...
+
+
 @dataclass(frozen=True, eq=False)
 class Solution:
     """The result of a solve; counts are per sample, int64, `(batch,)`.
@@ -120,13 +130,14 @@ class Solution:
     Attributes:
         x: the states at the last time, `(batch, *event)`; with adaptive steps NaN for a sample that
             did not reach it.
-        ts: the times of the solve, float64, `(times,)`.
-        xs: the states at all times, `(times, batch, *event)`; None unless save="all".
+        ts: the times of the solve, or of the states that are kept, float64, `(times,)`.
+        xs: the states at all of them, `(times, batch, *event)`; None unless save is "all" or times.
         seed: the seed of the noise; None where there was none.
         evaluations: those of the drift, or of the score.
         accepted, rejected: steps; None where they are not known.
         status: see `Status`.
         events: the zeros of an event; None without.
+        dense: the steps, where save="dense", for the method `at`.
 
     Example:
         >>> sde = sdekit.SDE(lambda t, x: -x, lambda t, x: 1.0, "additive")
@@ -146,6 +157,42 @@ class Solution:
     rejected: Tensor | None
     status: Tensor
     events: Events | None = None
+    dense: AbstractDense | None = None
+
+    def at(self, t: float | Tensor) -> Tensor:
+        """The states at any times of a solve with save="dense": of ordinary equations those of the
+        solver's interpolation, of order four for pairs, or of a cubic; of stochastic ones on the
+        path, bridged between the steps.
+
+        Arguments:
+            t: a time, or times `(times,)`, within the solve.
+
+        Returns:
+            `(batch, *event)`, or `(times, batch, *event)`.
+
+        Raises:
+            ValueError: for a solve that has not kept its steps, or times outside.
+
+        Example:
+            >>> ode = sdekit.ODE(lambda t, x: -x)
+            >>> control = sdekit.PIDController(1e-8, 1e-8)
+            >>> x0, span = torch.ones(1, 1).double(), [0.0, 1.0]
+            >>> solution = sdekit.solve(
+            ...     ode, x0, span, solver=sdekit.Dopri5(), control=control, save="dense"
+            ... )
+            >>> [round(float(x), 6) for x in solution.at(torch.tensor([0.25, 0.5]))]
+            [0.778801, 0.606531]
+        """
+        if self.dense is None:
+            raise ValueError('a solve keeps what is between its steps with save="dense" only')
+        if isinstance(t, Tensor) and t.ndim:
+            return torch.stack([self.at(float(time)) for time in t.reshape(-1)])
+        x = self.dense.at(float(t), self.x)
+        if self.events is None or not self.dense.terminal:
+            return x
+        sign = torch.sign(self.ts[-1] - self.ts[0]).to(self.events.t)
+        stopped = sign * float(t) >= sign * self.events.t[0]
+        return torch.where(stopped.reshape(-1, *[1] * (x.ndim - 1)), self.x, x)
 
     @staticmethod
     def joined(parts: "Sequence[Solution]") -> "Solution":

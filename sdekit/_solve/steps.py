@@ -33,8 +33,9 @@ class Steps:
             return iter([Increment()] * (j - i))
         shape = self.problem.noise_shape(x)
         levy = self.solver.levy == "H"
+        areas = self.solver.levy == "A" and self.problem.noise_type == "general"
         return self.noise.answer(
-            NoiseQuery(self.ts[: j + 1], x, shape, levy, self.solver.normals, start=i)
+            NoiseQuery(self.ts[: j + 1], x, shape, levy, self.solver.normals, i, areas)
         )
 
     def backwards(self, x: Tensor) -> Iterator[tuple[int, Increment]]:

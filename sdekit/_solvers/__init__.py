@@ -12,7 +12,8 @@ from sdekit._solvers.dopri8 import Dopri8
 from sdekit._solvers.euler import EulerMaruyama
 from sdekit._solvers.exponential import ExponentialEuler, ExponentialHeun
 from sdekit._solvers.heun import EulerHeun, Heun, Midpoint, ReversibleHeun
-from sdekit._solvers.milstein import Milstein
+from sdekit._solvers.log_ode import LogODE
+from sdekit._solvers.milstein import Milstein, StratonovichMilstein
 from sdekit._solvers.multistep import AbstractMultistep, AdamsBashforth, AdamsMoulton
 from sdekit._solvers.predictor_corrector import AbstractCorrector, Langevin, PredictorCorrector
 from sdekit._solvers.predictors import AbstractPredictor, Ancestral, ReverseDiffusion
@@ -24,6 +25,8 @@ from sdekit._solvers.runge_kutta import (
     AbstractRungeKutta,
     Bosh3,
     Dopri5,
+    Fehlberg2,
+    HeunEuler,
     Tableau,
     Tsit5,
 )
@@ -64,8 +67,11 @@ __all__ = [
     "EulerMaruyama",
     "ExponentialEuler",
     "ExponentialHeun",
+    "Fehlberg2",
     "Heun",
+    "HeunEuler",
     "Langevin",
+    "LogODE",
     "Midpoint",
     "Milstein",
     "Order",
@@ -80,6 +86,7 @@ __all__ = [
     "Stage",
     "Step",
     "StochasticTableau",
+    "StratonovichMilstein",
     "Tableau",
     "Tsit5",
     "UniPC",

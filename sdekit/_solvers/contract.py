@@ -54,7 +54,8 @@ class AbstractSolver(ABC):
     Attributes:
         order: the orders by noise type. Other noise types are refused.
         sde_type: the calculus of the equations that it solves, if the noise depends on the state.
-        levy: "H" where a step needs the space-time Levy area.
+        levy: "H" where a step needs the space-time Levy area, "A" where it needs the areas between
+            the coordinates of W, of equations with general noise.
         normals: the number of normals of the state's shape that a step uses besides W.
         embedded: the power of the step size with which the error estimate falls; None where a step
             has none.
@@ -82,7 +83,7 @@ class AbstractSolver(ABC):
 
     order: Mapping[NoiseType, Order]
     sde_type: SDEType = "ito"
-    levy: Literal["H"] | None = None
+    levy: Literal["H", "A"] | None = None
     normals: int = 0
     embedded: float | None = None
     reversible: bool = False

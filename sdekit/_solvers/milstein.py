@@ -1,9 +1,11 @@
 """Milstein's method, with exact directional derivatives of g."""
 
 import functools
+import math
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -12,8 +14,11 @@ from sdekit._equations.derivative import derivative
 from sdekit._equations.sde import AbstractSDE, NoiseType
 from sdekit._noise.white import Increment
 from sdekit._solvers.contract import AbstractSolver, Order, Step, Tree
+from sdekit.calling import has_hidden_values
 from sdekit.elementary import Time, axpy, broadcast
 
+# Of an equation at a time and a state, W, |dt| for Ito equations and 0 for Stratonovich ones, and
+# what it is added to.
 Correction = Callable[[AbstractSDE, Time, Tensor, Tensor, Time, Tensor], Tensor]
 
 
@@ -30,49 +35,72 @@ def _diagonal(
     which torch applies faster.
     """
     half = 0.5 * (w * w - broadcast(dt, w))
-
-    def diffusion(y: Tensor) -> Tensor:
-        return problem.multiply(problem.diffusion(t, y), torch.ones_like(y), torch.zeros_like(y))
-
-    g, correction = derivative(diffusion, x, lambda g: g * half)
+    g, correction = derivative(partial(_elements, problem, t), x, lambda g: g * half)
     return torch.addcmul(onto, g, w) + correction
+
+
+def _elements(problem: AbstractSDE, t: Time, x: Tensor) -> Tensor:
+    """A diagonal g, shaped like x."""
+    return problem.multiply(problem.diffusion(t, x), torch.ones_like(x), torch.zeros_like(x))
 
 
 def _scalar(problem: AbstractSDE, t: Time, x: Tensor, w: Tensor, dt: Time, onto: Tensor) -> Tensor:
     """g W + D g[g] (W^2 - dt) / 2."""
-    g, pushforward = _directional_derivative(problem, t, x)
+    g, pushforward = directional_derivative(problem, t, x)
     onto = problem.multiply(g, w, onto)
     return problem.multiply(pushforward(torch.ones_like(w)), 0.5 * (w * w - broadcast(dt, w)), onto)
 
 
 def _general(problem: AbstractSDE, t: Time, x: Tensor, w: Tensor, dt: Time, onto: Tensor) -> Tensor:
     """g W + D(g W)[g W] / 2 - dt / 2 sum_j D g^j[g^j]."""
-    g, pushforward = _directional_derivative(problem, t, x)
+    g, pushforward = directional_derivative(problem, t, x)
     onto = problem.multiply(g, w, onto) + 0.5 * pushforward(w)
+    if not isinstance(dt, Tensor) and dt == 0:
+        return onto
     for unit in torch.eye(w.shape[1], dtype=w.dtype, device=w.device):
         onto = axpy(-0.5 * dt, pushforward(unit.expand_as(w)), onto)
     return onto
 
 
-def _directional_derivative(
+def directional_derivative(
     problem: AbstractSDE, t: Time, x: Tensor
-) -> tuple[Time, Callable[[Tensor], Tensor]]:
-    """g, and the function from v, shaped like W, to D(g v)[g v], shaped like x."""
+) -> tuple[Time, Callable[..., Tensor]]:
+    """g, and the function from v and u, both shaped like W, to D(g v)[g u], shaped like x; without
+    u it is v.
+    """
     zero = torch.zeros_like(x)
     g = problem.diffusion(t, x)
 
-    def pushforward(v: Tensor) -> Tensor:
+    def pushforward(v: Tensor, u: Tensor | None = None) -> Tensor:
         def product(y: Tensor) -> Tensor:
             return problem.multiply(problem.diffusion(t, y), v, zero)
 
-        point = x.contiguous()
-        direction = problem.multiply(g, v, zero).contiguous()
-        if torch.compiler.is_compiling() or not torch.is_inference_mode_enabled():
-            return torch.func.jvp(product, (point,), (direction,))[1]
-        with torch.inference_mode(mode=False):  # in that mode older versions of torch return zeros
-            return torch.func.jvp(product, (point.clone(),), (direction.clone(),))[1]
+        return _pushed(product, x, problem.multiply(g, v if u is None else u, zero))[1]
 
     return g, pushforward
+
+
+def _pushed(
+    function: Callable[[Tensor], Tensor], x: Tensor, direction: Tensor
+) -> tuple[Tensor, Tensor]:
+    """A function, and its derivative along a direction."""
+    point = x.contiguous()
+    direction = direction.contiguous()
+    if torch.compiler.is_compiling() or not torch.is_inference_mode_enabled():
+        found = torch.func.jvp(function, (point,), (direction,))
+        return found[0], found[1]
+    with torch.inference_mode(mode=False):  # in that mode older versions of torch return zeros
+        found = torch.func.jvp(function, (point.clone(),), (direction.clone(),))
+        return found[0], found[1]
+
+
+def _product(problem: AbstractSDE, t: Time, x: Tensor) -> Tensor:
+    """g with a weight for each Brownian motion, shaped like x."""
+    shape = problem.noise_shape(x) or ()
+    v = torch.linspace(1.0, 2.0, math.prod(shape), dtype=x.dtype, device=x.device)
+    return problem.multiply(
+        problem.diffusion(t, x), v.reshape(shape).expand(len(x), *shape), torch.zeros_like(x)
+    )
 
 
 _CORRECTIONS: dict[NoiseType, Correction] = {
@@ -83,8 +111,37 @@ _CORRECTIONS: dict[NoiseType, Correction] = {
 }
 
 
+def require_derivative_of_diffusion(problem: AbstractSDE, t: Time, x: Tensor) -> None:
+    """Refuses a g that depends on x in a way that torch does not see: its derivative would be 0.
+
+    Raises:
+        RuntimeError: with what to do.
+    """
+    if torch.compiler.is_compiling() or has_hidden_values(x) or not x.numel():
+        return
+    # Beside x, where a derivative that is there is not 0 by chance.
+    point = x + 1e-3 * (1 + x.abs())
+    with torch.no_grad():
+        if problem.noise_type == "diagonal":
+            product = partial(_elements, problem, t)
+            there, change = derivative(product, point, torch.ones_like)
+        else:
+            product = partial(_product, problem, t)
+            there, change = _pushed(product, point, torch.ones_like(point))
+        if bool((change != 0).any()):
+            return
+        # Not x itself: a g that jumps there has the derivative 0 on both sides.
+        here = product(x + 2e-3 * (1 + x.abs()))
+        if not torch.allclose(there, here, rtol=0.0, atol=0.0, equal_nan=True):
+            raise RuntimeError(
+                "the diffusion depends on x, but returns a tensor through which no derivative "
+                "passes, and this method needs one: leave .detach(), torch.no_grad() and buffers "
+                "out of it"
+            )
+
+
 @functools.cache
-def _load_forward_mode() -> None:
+def load_forward_mode() -> None:
     """Makes torch compile its rules of forward differentiation, which issues a DeprecationWarning
     from torch itself at the first use.
     """
@@ -97,13 +154,17 @@ def _load_forward_mode() -> None:
 class Milstein(AbstractSolver):
     """x_1 = x_0 + f dt + g dW + D(g dW)[g dW] / 2 - |dt| / 2 sum_j D g^j[g^j], for Ito equations.
 
-    torch differentiates g: with x.detach() or torch.no_grad() in g, D is zero.
+    torch differentiates g. A solve begins with a look whether it can: x.detach() or torch.no_grad()
+    in g would make D zero, and are refused.
 
     All functions are at (t_0, x_0); D is the derivative in x; g^j multiplies the j-th Brownian
     motion. Diagonal noise as in Kloeden and Platen: g_i depends on x_i only, not on the other
     coordinates. With general noise that commutes, D g^j[g^k] = D g^k[g^j], the strong order is one;
     with other general noise it is that of Euler-Maruyama, because Levy's area is missing. m
     Brownian motions cost m + 1 directional derivatives, other noise one.
+
+    Raises:
+        RuntimeError: in a solve, for a g that depends on x in a way that torch does not see.
 
     Example:
         >>> sde = sdekit.SDE(lambda t, x: 0.1 * x, lambda t, x: 0.3 * x)
@@ -124,7 +185,9 @@ class Milstein(AbstractSolver):
 
     def init(self, problem: AbstractSDE, t0: Time, x: Tensor) -> Tree:
         if problem.noise_type in ("scalar", "general"):
-            _load_forward_mode()
+            load_forward_mode()
+        if problem.noise_type != "additive":
+            require_derivative_of_diffusion(problem, t0, x)
         return ()
 
     def step(
@@ -133,4 +196,25 @@ class Milstein(AbstractSolver):
         assert noise.w is not None
         dt = t1 - t0
         mean = axpy(dt, problem.drift(t0, x), x)
-        return Step(_CORRECTIONS[problem.noise_type](problem, t0, x, noise.w, abs(dt), mean))
+        width = abs(dt) if self.sde_type == "ito" else 0.0
+        return Step(_CORRECTIONS[problem.noise_type](problem, t0, x, noise.w, width, mean))
+
+
+@dataclass(frozen=True, eq=False)
+class StratonovichMilstein(Milstein):
+    """x_1 = x_0 + f dt + g dW + D(g dW)[g dW] / 2: `Milstein` for Stratonovich equations.
+
+    Raises:
+        RuntimeError: in a solve, for a g that depends on x in a way that torch does not see.
+
+    Example:
+        >>> sde = sdekit.SDE(lambda t, x: 0.1 * x, lambda t, x: 0.3 * x, sde_type="stratonovich")
+        >>> ts, solver = sdekit.uniform(0.0, 1.0, 10), sdekit.StratonovichMilstein()
+        >>> sdekit.solve(sde, torch.ones(4, 1), ts, solver=solver).x.shape
+        torch.Size([4, 1])
+
+    References:
+        Kloeden and Platen 1992, section 10.3.
+    """
+
+    sde_type = "stratonovich"

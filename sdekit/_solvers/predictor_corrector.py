@@ -147,7 +147,7 @@ class PredictorCorrector(AbstractSolver):
         return self.predictor.normals + self.corrector.normals
 
     @computed
-    def levy(self) -> Literal["H"] | None:
+    def levy(self) -> Literal["H", "A"] | None:
         return self.predictor.levy
 
     @computed

@@ -70,7 +70,7 @@ class AbstractRungeKutta(AbstractSolver, ABC):
         times = stage_times(tableau.c, t0, t1, x)
         for t, row in zip(times[:-1], tableau.a, strict=True):
             increments.append(dt * problem.drift(t, combine(x, row, increments)))
-        return Step(combine(x, tableau.b, increments))
+        return Step(x + weighted(tableau.b, increments))
 
 
 class AbstractEmbeddedRungeKutta(AbstractRungeKutta, ABC):
@@ -100,12 +100,10 @@ class AbstractEmbeddedRungeKutta(AbstractRungeKutta, ABC):
         *drifts, last = drifts_at(problem, stage_times(tableau.c, t0, t1, x)[1:], x)
         for drift, row in zip(drifts, tableau.a[1:], strict=True):
             increments.append(dt * drift(combine(x, row, increments)))
-        end = combine(x, tableau.b, increments)
+        end = x + weighted(tableau.b, increments)
         slope = last(end)
         increments.append(dt * slope)
-        error = combine(
-            scaled(tableau.difference[0], increments[0]), tableau.difference[1:], increments[1:]
-        )
+        error = weighted(tableau.difference, increments)
         return Step(end, error, (x, end, *increments), (slope,))
 
     def interpolate(self, dense: Tree, theta: Tensor) -> Tensor:
@@ -159,6 +157,11 @@ def combine(x: Tensor, weights: Sequence[float], increments: Sequence[Tensor]) -
     return x
 
 
+def weighted(weights: Sequence[float], increments: Sequence[Tensor]) -> Tensor:
+    """sum_j w_j k_j, which is added to a larger state only then: one rounding a step."""
+    return combine(scaled(weights[0], increments[0]), weights[1:], increments[1:])
+
+
 @dataclass(frozen=True, eq=False)
 class RK4(AbstractRungeKutta):
     """The classical fourth-order method of Kutta (1901), four evaluations per step.
@@ -176,6 +179,57 @@ class RK4(AbstractRungeKutta):
         a=((), (1 / 2,), (0, 1 / 2), (0, 0, 1)),
         b=(1 / 6, 1 / 3, 1 / 3, 1 / 6),
         c=(0, 1 / 2, 1 / 2, 1),
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class HeunEuler(AbstractEmbeddedRungeKutta):
+    """Heun's method of order two with the error of Euler's, two evaluations per step.
+
+    Example:
+        >>> ode = sdekit.ODE(lambda t, x: -x)
+        >>> control = sdekit.PIDController(rtol=1e-6, atol=1e-6)
+        >>> x0 = torch.ones(1, 1).double()
+        >>> x = sdekit.solve(ode, x0, [0.0, 1.0], solver=sdekit.HeunEuler(), control=control).x
+        >>> round(float(x), 5)  # e^-1
+        0.36788
+
+    References:
+        Heun 1900, "Neue Methoden zur approximativen Integration der Differentialgleichungen".
+    """
+
+    order = {"none": Order(2, 2)}
+    embedded = 2
+    tableau = Tableau(a=((), (1,)), b=(1 / 2, 1 / 2, 0), c=(0, 1), embedded=(1, 0, 0))
+
+
+@dataclass(frozen=True, eq=False)
+class Fehlberg2(AbstractEmbeddedRungeKutta):
+    """Order two with an embedded error of order one, three evaluations per step.
+
+    The error is that of a formula of order one which has a 256th of Euler's error: the end of a
+    step, of order two, has errors of some thousand times the tolerance.
+
+    Example:
+        >>> ode = sdekit.ODE(lambda t, x: -x)
+        >>> control = sdekit.PIDController(rtol=1e-6, atol=1e-6)
+        >>> x0 = torch.ones(1, 1).double()
+        >>> x = sdekit.solve(ode, x0, [0.0, 1.0], solver=sdekit.Fehlberg2(), control=control).x
+        >>> round(float(x), 4)  # e^-1
+        0.3679
+
+    References:
+        Fehlberg 1969, "Low-order classical Runge-Kutta formulas with step size control", NASA TR
+        R-315.
+    """
+
+    order = {"none": Order(2, 2)}
+    embedded = 2
+    tableau = Tableau(
+        a=((), (1 / 2,), (1 / 256, 255 / 256)),
+        b=(1 / 512, 255 / 256, 1 / 512, 0),
+        c=(0, 1 / 2, 1),
+        embedded=(1 / 256, 255 / 256, 0, 0),
     )
 
 

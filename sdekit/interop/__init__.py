@@ -14,6 +14,7 @@ from sdekit.interop._odeint_adjoint import odeint_adjoint
 from sdekit.interop._odeint_event import odeint_event
 from sdekit.interop._path_adapters import BrownianTreeNoiseSampler
 from sdekit.interop._sdeint import sdeint
+from sdekit.interop._sdeint_adjoint import sdeint_adjoint
 from sdekit.interop._to_torchsde import to_torchsde
 from sdekit.interop._torchdiffeq import solve_ode
 from sdekit.interop._torchsde_noise import TorchsdeNoise
@@ -30,6 +31,7 @@ __all__ = [
     "odeint_adjoint",
     "odeint_event",
     "sdeint",
+    "sdeint_adjoint",
     "solve_ode",
     "to_torchsde",
 ]

@@ -251,4 +251,4 @@ def _checked_shape(name: str, value: Tensor, shape: tuple[int, ...], x: Tensor) 
             f"{name} of this equation is {description}; for this state it must be {shape}"
         )
     require_real(name, value, x)
-    return value
+    return value if value.dtype == x.dtype else value.to(x.dtype)

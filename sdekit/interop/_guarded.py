@@ -1,9 +1,8 @@
 """Users' functions as passed to torchsde and torchdiffeq, with checks of in-place changes."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from sdekit._solve.counted import Counted
@@ -91,56 +90,3 @@ class GuardedMethod:
             part.to(dtype, copy=has_no_version_counter(part)) if isinstance(part, Tensor) else part
             for part in results
         ]
-
-
-class DifferentiableDiffusion:
-    """A diffusion g(t, y) for a method that uses its derivative with respect to y.
-
-    If autograd records no dependence on y, as for a buffer or a detached tensor, the derivative
-    would be taken as zero. Then g is also evaluated at another state, and refused if its value
-    differs. The first call tells.
-    """
-
-    def __init__(self, g: Callable[[Time, Tensor], Tensor]) -> None:
-        self.g = g
-        self.checked = False
-
-    def __call__(self, t: Time, y: Tensor) -> Tensor:
-        g = self.g(t, y)
-        if y.requires_grad and not self.checked:
-            self.checked = True
-            if not _depends_on(g, y):
-                self._require_independence(t, y, g)
-        return g
-
-    def _require_independence(self, t: Time, y: Tensor, g: Tensor) -> None:
-        with torch.no_grad():
-            shifted = self.g(t, y + 1e-3 * (1 + y.abs()))
-        if not torch.allclose(shifted, g, rtol=0.0, atol=0.0, equal_nan=True):
-            raise RuntimeError(
-                "the diffusion depends on y, but returns a tensor through which no derivative "
-                "passes, and this method needs one; leave .detach(), torch.no_grad() and "
-                "buffers out of it"
-            )
-
-
-def _depends_on(value: Tensor, y: Tensor) -> bool:
-    """Whether autograd records that a value depends on y."""
-    if not value.requires_grad:
-        return False
-    (gradient,) = torch.autograd.grad(value.sum(), y, retain_graph=True, allow_unused=True)
-    return gradient is not None
-
-
-class GuardedSDE:
-    """A torchsde equation with guarded methods; its other attributes are unchanged."""
-
-    def __init__(self, sde: object, names: Iterable[str]) -> None:
-        self.sde = sde
-        for name in names:
-            method = getattr(sde, name, None)
-            if callable(method):
-                setattr(self, name, GuardedMethod(f"{name}(t, y)", method))
-
-    def __getattr__(self, name: str) -> Any:  # noqa: ANN401
-        return getattr(self.__dict__["sde"], name)

@@ -1,35 +1,35 @@
-"""torchdiffeq's odeint: by sdekit's solvers for supported methods, else by torchdiffeq itself."""
+"""torchdiffeq's odeint: by sdekit's solvers for explicit methods, else by torchdiffeq itself."""
 
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+import math
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from sdekit._grid import times
-from sdekit._solve.adaptive import AdaptiveSolve
-from sdekit._solve.control import PIDController
-from sdekit._solve.counted import Counted
-from sdekit._solve.integrate import integrate
-from sdekit._solve.solution import Point, Status, unfinished
-from sdekit._solvers import AbstractSolver
-from sdekit.calling import require_call, require_order
+from sdekit._solve.solution import NotFiniteError, Point, not_finite
+from sdekit.calling import has_hidden_values, require_call, require_order
+from sdekit.elementary import Time
+from sdekit.interop._crossing import MOST, Crossing, first_crossing
 from sdekit.interop._guarded import GuardedFunc, GuardedMethod
 from sdekit.interop._odeint_methods import (
     ADAPTIVE,
-    CONTROL,
     FIXED,
+    callback_of,
     is_supported,
+    options_of,
     require_arguments,
     require_method,
 )
+from sdekit.interop._odeint_steps import Taken, adaptive_steps, fixed_steps, number
+from sdekit.interop._odeint_times import Times, outputs
 from sdekit.interop._originals import torchdiffeq_odeint
 from sdekit.interop._system import State, System
 from sdekit.interop._torchsde_grid import steps
-
-_MAX_STEPS = 2**31 - 1  # steps, as in torchdiffeq
 
 
 def odeint(
@@ -46,27 +46,36 @@ def odeint(
     """Solves dy = func(t, y) dt as `torchdiffeq.odeint` does: its arguments, defaults and names of
     methods.
 
-    The whole of y is one system with one step. sdekit's own solvers are used for the methods
-    "dopri5", "dopri8" (another pair of order eight, `Dopri8`), "bosh3", "tsit5" (which torchdiffeq
-    does not have), "euler", "midpoint", "heun2", "heun3" and "rk4", with the options "first_step",
-    "safety", "ifactor", "dfactor" and "max_num_steps", or "step_size". Other methods and options,
-    `event_fn`, gradients with respect to t, complex states, tolerances of each element and
-    callbacks of func are passed to torchdiffeq with the same arguments. With sdekit's solvers these
-    differences are intended:
+    The whole of y is one system with one step. Every explicit Runge-Kutta method is sdekit's own,
+    with all options, events, callbacks, complex states and gradients with respect to t: "dopri5",
+    "dopri8" (another pair of order eight, `Dopri8`), "bosh3", "fehlberg2", "adaptive_heun", "tsit5"
+    (which torchdiffeq does not have), "euler", "midpoint", "heun2", "heun3" and "rk4". The Adams
+    methods, "scipy_solver" and implicit methods are torchdiffeq's, with the same arguments. With
+    sdekit's methods these differences are intended:
 
-    - func is never called at a time outside the interval;
+    - func is never called at a time outside the interval, unless the end is that of an event;
     - a state that is not finite, or a tolerance below the rounding of y's dtype, is an error;
     - max_num_steps, by default 2^31 - 1 as there, limits the whole solve to this number of steps
       times the number of intervals;
-    - with step_size steps are counted, not accumulated, to avoid a tiny last step.
+    - with step_size steps are counted, not accumulated, to avoid a tiny last step;
+    - an event is located to a 2^-44th of the step, not to atol.
 
     Arguments:
-        func: `func(t, y)`, shaped as y; t is a 0-dim tensor of y's dtype.
-        y0: the state at t[0], floating, of any shape, or a tuple of such tensors.
-        t: the times of the result, strictly monotone.
+        func: `func(t, y)`, shaped as y; t is a 0-dim tensor of y's real dtype. Its attributes
+            callback_step, callback_accept_step and callback_reject_step are called with (t0, y0,
+            dt).
+        y0: the state at t[0], floating or complex, of any shape, or a tuple of such tensors.
+        t: the times of the result, strictly monotone. First derivatives with respect to it are
+            those of the exact solution with adaptive steps.
         rtol, atol: the tolerances of the root mean square of y; of a tuple, of each of its tensors.
+            Tensors shaped as y are tolerances of each element, tuples of each part.
         method: a name of torchdiffeq's, or "tsit5"; None is "dopri5".
-        options, event_fn: as torchdiffeq's.
+        options: "first_step", "min_step", "max_step", "safety", "ifactor", "dfactor",
+            "max_num_steps", "step_t", "jump_t", "norm" and "dtype", which has no effect, with
+            adaptive steps; else "step_size" or "grid_constructor", "interp" and "perturb".
+        event_fn: `event_fn(t, y)`: the solve goes on in the direction of t until the sign of one of
+            its elements changes. Then the result is the time, and the states at t[0] and there,
+            whose derivatives are those at a fixed time; `odeint_event` adds those by the time.
 
     Returns:
         the states at t, `(len(t), *y0.shape)`, the first of them y0; for a tuple a tuple of these.
@@ -94,8 +103,15 @@ def odeint(
     require_order(func, "t, x")
     if event_fn is not None:
         require_order(event_fn, "t, x")
+    settings: dict[str, Any] = {"rtol": rtol, "atol": atol, "method": method, "options": options}
     try:
-        return _solve(func, y0, t, event_fn, rtol=rtol, atol=atol, method=method, options=options)
+        if is_supported(method):
+            return _solve(func, y0, t, event_fn, **settings)
+        return torchdiffeq_odeint(
+            *guarded_arguments(func, y0, t),
+            **settings,
+            event_fn=event_fn and GuardedMethod("event_fn(t, y)", event_fn),
+        )
     except TypeError:
         require_call(func, "func(t, y)", t, y0)
         raise
@@ -112,35 +128,32 @@ def _solve(
     method: str | None,
     options: dict[str, Any] | None,
 ) -> Any:  # noqa: ANN401
-    settings: dict[str, Any] = {"rtol": rtol, "atol": atol, "method": method, "options": options}
-    if not is_supported(func, y0, t, event_fn, **settings):
-        return torchdiffeq_odeint(
-            *guarded_arguments(func, y0, t),
-            **settings,
-            event_fn=event_fn and GuardedMethod("event_fn(t, y)", event_fn),
-        )
-    method = method or "dopri5"
-    options = options or {}
     system = System(func, y0)
-    x0 = system.flat(y0)
     if isinstance(t, Tensor) and t.ndim != 1:
         raise ValueError(
             f"t must have one dimension, the times of the result, not shape {tuple(t.shape)}"
         )
-    if len(t) == 1 or not x0.numel():
-        xs = x0.expand(len(t), *x0.shape)
-    elif method in ADAPTIVE:
-        xs = _adaptive(system, x0, times(t), ADAPTIVE[method], float(rtol), float(atol), options)
-    else:
-        size = options.get("step_size")
-        xs = torch.stack(
-            list(
-                _fixed_steps(
-                    system, x0, times(t), FIXED[method], None if size is None else float(size)
-                )
-            )
+    x0 = system.flat(y0)
+    if event_fn is None and (len(t) == 1 or not x0.numel()):
+        return system.shaped(x0.expand(len(t), *x0.shape)[:, 0])
+    if event_fn is not None and len(t) != 2:
+        raise ValueError(
+            f"with event_fn t is the pair of the beginning and any later time, not {len(t)} times"
         )
-    return system.shaped(xs[:, 0])
+    ts = Times.of(t, differentiated=method in ADAPTIVE or method is None)
+    start = ts.shifted(system, x0, 0, -1.0)
+    chosen = _Method(system, func, y0, rtol, atol, method or "dopri5", options or {})
+    taken = chosen.steps(start, ts, event=event_fn is not None)
+    if event_fn is not None:
+        when, x = first_crossing(Crossing(system, event_fn, ts.numbers[0], start), taken)
+        found = torch.tensor(when, dtype=torch.float64, device=x0.device)
+        dtype = t.dtype if isinstance(t, Tensor) and t.is_floating_point() else x0.dtype
+        return found.to(dtype), system.shaped(torch.cat([x0, x]))
+    xs = list(outputs(ts, taken))
+    if not has_hidden_values(xs[-1]) and (end := not_finite(Point(0, ts.numbers[-1], xs[-1]))):
+        raise _first_failure(chosen, x0, ts) or end
+    xs = [ts.shifted(system, x, i, 1.0) for i, x in enumerate(xs, 1)]
+    return system.shaped(torch.cat([x0, *xs]))
 
 
 def guarded_arguments(
@@ -149,84 +162,103 @@ def guarded_arguments(
     """Arguments for torchdiffeq: a guarded func, and copies of y0 and t, because func may change
     them before this is detected.
     """
-    times = t.clone() if isinstance(t, Tensor) else torch.tensor(t, dtype=torch.float64)
+    at = t.clone() if isinstance(t, Tensor) else torch.tensor(t, dtype=torch.float64)
     copies = y0.clone() if isinstance(y0, Tensor) else tuple(part.clone() for part in y0)
-    return GuardedFunc(func, y0), copies, times
+    return GuardedFunc(func, y0), copies, at
 
 
 @dataclass(frozen=True, eq=False)
-class _Control(PIDController):
-    """A controller whose q is the largest of those of the parts of a tuple, so that small parts
-    have their own tolerance.
+class _Method:
+    """A method with its options, for one system."""
+
+    system: System
+    func: Callable[..., Any]
+    y0: State
+    rtol: Any
+    atol: Any
+    name: str
+    options: dict[str, Any]
+
+    def steps(self, x0: Tensor, ts: Times, *, event: bool) -> Iterator[Taken]:
+        """The steps from the first time to the last, or without an end."""
+        first, last = ts.numbers[0], ts.numbers[-1]
+        given = options_of(self.name, self.options)
+        callback = callback_of(self.func, self.system, self.name)
+        if self.name in ADAPTIVE:
+            return adaptive_steps(
+                self.system, x0, first, math.copysign(math.inf, last - first) if event else last,
+                solver=ADAPTIVE[self.name], callback=callback,
+                control=given.control(self.system, self.rtol, self.atol, x0, len(ts.numbers) - 1),
+            )  # fmt: skip
+        return fixed_steps(
+            self.system, x0, self._grid(ts, given.step_size, given.constructor, event=event),
+            solver=FIXED[self.name], callback=callback, perturb=given.perturb, cubic=given.cubic,
+        )  # fmt: skip
+
+    def _grid(
+        self,
+        ts: Times,
+        size: float | None,
+        constructor: Callable[..., Tensor] | None,
+        *,
+        event: bool,
+    ) -> Iterable[Time]:
+        """The times of fixed steps."""
+        first, last = ts.numbers[0], ts.numbers[-1]
+        if event:
+            if size is None:
+                raise ValueError(
+                    "until an event fixed steps need a width: options={'step_size': ...}"
+                )
+            # The time of the event is a number, so that those of the steps are numbers.
+            start = first if ts.tensors is None else ts.tensors[0]
+            rest = (first + math.copysign(i * size, last - first) for i in range(1, MOST + 1))
+            return chain([start], rest)
+        if constructor is not None:
+            return _constructed(constructor, self.func, self.y0, ts)
+        if size is None:
+            return ts.grid
+        numbers = steps(first, last, size, 1e-6 * min(size, abs(last - first)))
+        if ts.tensors is None:
+            return numbers
+        return [*(ts.tensors[0] + (s - first) for s in numbers[:-1]), ts.tensors[-1]]
+
+
+def _constructed(
+    constructor: Callable[..., Tensor], func: Callable[..., Any], y0: State, ts: Times
+) -> Sequence[Time]:
+    """The grid of a caller's function.
+
+    Raises:
+        ValueError: unless it begins and ends with the first and the last time.
     """
-
-    sizes: Sequence[int] = ()
-
-    def error(self, error: Tensor, x0: Tensor, x1: Tensor) -> Tensor:
-        if len(self.sizes) == 1:
-            return super().error(error, x0, x1)
-        parts = zip(*(value.split(self.sizes, dim=1) for value in (error, x0, x1)), strict=True)
-        return torch.stack([PIDController.error(self, *part) for part in parts]).amax(dim=0)
-
-
-def _adaptive(
-    system: System,
-    x0: Tensor,
-    ts: list[float],
-    solver: AbstractSolver,
-    rtol: float,
-    atol: float,
-    options: dict[str, Any],
-) -> Tensor:
-    settings: dict[str, Any] = {"max_steps": _MAX_STEPS}
-    for option, value in options.items():
-        name, kind = CONTROL[option]
-        settings |= {} if value is None else {name: kind(value)}
-        if value is not None and not value > 0:
-            raise ValueError(f"options[{option!r}] must be positive, not {value}")
-    settings["max_steps"] *= len(ts) - 1
-    control = _Control(rtol, atol, **settings, sizes=system.sizes)
-    resolution = torch.finfo(x0.dtype).eps
-    if max(rtol, atol) < resolution / 2:
+    part = y0 if isinstance(y0, Tensor) else y0[0]
+    dtype = torch.float64 if part.dtype.to_real() == torch.float64 else torch.float32
+    t = (
+        torch.tensor(ts.numbers, dtype=dtype, device=part.device)
+        if ts.tensors is None
+        else torch.cat([*ts.tensors])
+    )
+    grid = constructor(func, y0, t)
+    numbers = times(grid)
+    if numbers[0] != float(t[0]) or numbers[-1] != float(t[-1]):
         raise ValueError(
-            f"rtol = {rtol:g} and atol = {atol:g} are below the rounding of {x0.dtype}; ask for "
-            f"{resolution:.1g} or more, or use a wider dtype"
+            f"grid_constructor returned times from {numbers[0]} to {numbers[-1]}; they must be "
+            f"those from {ts.numbers[0]} to {ts.numbers[-1]}"
         )
-    solution, reached = AdaptiveSolve(
-        Counted.of(system, x0), x0, ts, solver=solver, noise=None, control=control, save=True
-    ).run()
-    if bool((solution.status != Status.DONE).any()):
-        raise unfinished(
-            solution,
-            reached,
-            x0,
-            advice="look at what func returns there, or ask for a larger rtol or atol; the limit "
-            "of steps is options={'max_num_steps': ...}",
-        )
-    assert solution.xs is not None
-    return solution.xs
+    if isinstance(grid, Tensor) and grid.requires_grad:
+        return grid.double().reshape(-1, 1).unbind()
+    return [ts.numbers[0], *numbers[1:-1], ts.numbers[-1]]
 
 
-def _fixed_steps(
-    system: System, x0: Tensor, ts: list[float], solver: AbstractSolver, size: float | None
-) -> Iterator[Tensor]:
-    """The states at ts by fixed steps, of one size or from each of ts to the next, interpolated
-    linearly.
-    """
-    if size is not None and not size > 0:
-        raise ValueError(
-            f"step_size is the width of a step, positive, not {size}; decreasing t reverse the time"
-        )
-    span = abs(ts[-1] - ts[0])
-    remaining = deque(ts[1:])
-    grid = ts if size is None else steps(ts[0], ts[-1], size, 1e-6 * min(size, span))
-    previous = Point(0, ts[0], x0)
-    sign = 1 if ts[-1] > ts[0] else -1
-    for point in integrate(system, x0, grid, solver=solver):
-        if point.step == 0:
-            yield point.x
-        while point.step and remaining and sign * (point.t - remaining[0]) >= 0:
-            yield torch.lerp(
-                previous.x, point.x, (remaining.popleft() - previous.t) / (point.t - previous.t)
-            )
-        previous = point
+def _first_failure(method: _Method, x0: Tensor, ts: Times) -> NotFiniteError | None:
+    """The error of the start or of the first step that is not finite, found by a repetition."""
+    if failure := not_finite(Point(0, ts.numbers[0], x0.detach())):
+        return failure
+    numbers = Times(ts.numbers, None, ts.exact)
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # given already
+        for i, step in enumerate(method.steps(x0.detach(), numbers, event=False), 1):
+            if failure := not_finite(Point(i, number(step.t1), step.x)):
+                return failure
+    return None

@@ -2,7 +2,7 @@
 with the number of steps.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,10 +10,19 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from sdekit._grid import times
 from sdekit.calling import require_call, require_order
+from sdekit.interop._crossing import Crossing
 from sdekit.interop._guarded import GuardedMethod
 from sdekit.interop._odeint import guarded_arguments, odeint
-from sdekit.interop._odeint_methods import is_supported, require_arguments, require_method
+from sdekit.interop._odeint_methods import (
+    CALLBACKS,
+    is_supported,
+    require_arguments,
+    require_method,
+    tolerances,
+)
+from sdekit.interop._odeint_steps import rms
 from sdekit.interop._originals import original, torchdiffeq_adjoint
 from sdekit.interop._system import State, System
 
@@ -38,20 +47,26 @@ def odeint_adjoint(
     arguments and defaults.
 
     With L the loss and a = dL/dy, da = -a^T (df/dy) dt and d(dL/dp) = -a^T (df/dp) dt are solved
-    backwards along with y, which is reset to its value at each of t. torchdiffeq solves the cases
-    that `odeint` passes to it, and those with adjoint_options with a norm.
+    backwards along with y, which is reset to its value at each of t. The methods that `odeint`
+    leaves to torchdiffeq are left to it here too.
 
     Arguments:
-        func, y0, t, rtol, atol, method, options, event_fn: as of `odeint`.
+        func, y0, t, rtol, atol, method, options, event_fn: as of `odeint`. Its attributes
+            callback_step_adjoint, callback_accept_step_adjoint and callback_reject_step_adjoint are
+            called in the backward solve.
         adjoint_rtol, adjoint_atol, adjoint_method, adjoint_options: those of the backward solve;
-            None means the same as forward.
-        adjoint_params: what gets gradients besides y0; None means the parameters of func, a module.
+            None means the same as forward. The "norm" of adjoint_options is a function of the tuple
+            (0, y, a, *gradients of the parameters), with the parts of a tuple y, or "seminorm",
+            which leaves out the parameters.
+        adjoint_params: what gets gradients besides y0 and t; None means the parameters of func, a
+            module.
 
     Returns:
         as `odeint`.
 
     Raises:
-        ValueError: for a func that is not a module without adjoint_params.
+        ValueError: for a func that is not a module without adjoint_params, and for options without
+            adjoint_options where the methods differ.
         UnfinishedError, NotFiniteError, TypeError, ValueError: as `odeint`; in the backward pass
             too.
 
@@ -69,39 +84,104 @@ def odeint_adjoint(
         torch.Size([2, 2])
 
     References:
-        Chen et al. 2018, "Neural ordinary differential equations", arXiv 1806.07366.
+        Chen et al. 2018, "Neural ordinary differential equations", arXiv 1806.07366; Kidger, Chen
+        and Lyons 2021, arXiv 2009.09457, for the seminorm.
     """
     require_arguments(y0, t)
     require_method(method)
     require_method(adjoint_method)
     require_order(func, "t, x")
     forward: dict[str, Any] = {"rtol": rtol, "atol": atol, "method": method, "options": options}
-    given: dict[str, Any] = {
-        "rtol": adjoint_rtol,
-        "atol": adjoint_atol,
-        "method": adjoint_method,
+    backward: dict[str, Any] = {
+        "rtol": rtol if adjoint_rtol is None else adjoint_rtol,
+        "atol": atol if adjoint_atol is None else adjoint_atol,
+        "method": method if adjoint_method is None else adjoint_method,
         "options": adjoint_options,
     }
-    backward = {name: forward[name] if given[name] is None else given[name] for name in forward}
-    supported = all(
-        is_supported(func, y0, t, event_fn, **settings) for settings in (forward, backward)
-    )
-    ambiguous = options is not None and adjoint_options is None and backward["method"] != method
-    unknown_parameters = adjoint_params is None and (
-        not isinstance(func, nn.Module) or getattr(func, "_is_replica", False)
-    )
-    if not supported or ambiguous or unknown_parameters:
-        backward["options"] = adjoint_options
-        return _solve_by_torchdiffeq(func, y0, t, event_fn, forward, backward, adjoint_params)
-    candidates = (
-        func.parameters()
-        if adjoint_params is None and isinstance(func, nn.Module)
-        else adjoint_params
-    )
-    params = [param for param in candidates or () if param.requires_grad]
+    params = _parameters(func, adjoint_params)
+    if options is not None and adjoint_options is None and backward["method"] != method:
+        raise ValueError(
+            "adjoint_options must be given where options are and adjoint_method is another method"
+        )
+    if not (is_supported(method) and is_supported(backward["method"])):
+        return _solve_by_torchdiffeq(func, y0, t, event_fn, forward, backward, params)
     system = System(func, y0)
-    xs = _Adjoint.apply(_AdjointProblem(system, t, forward, backward), system.flat(y0), *params)
-    return system.shaped(xs)
+    backward["options"] = _backward_options(options, adjoint_options, system)
+    like = system.flat(y0)
+    for name, given in (("rtol", adjoint_rtol), ("atol", adjoint_atol)):
+        if given is None:
+            backward[name] = _of_all(name, forward[name], system, like, len(params))
+    problem = _Problem(system, _numbers(t), forward, backward, event_fn)
+    floating = isinstance(t, Tensor) and t.is_floating_point()
+    at = t if floating else torch.tensor(_checked(t), dtype=torch.float64)
+    xs, when = _Adjoint.apply(problem, system.flat(y0), at, *params)
+    states = system.shaped(xs)
+    return states if event_fn is None else (when, states)
+
+
+def _of_all(name: str, value: Any, system: System, like: Tensor, params: int) -> Any:  # noqa: ANN401
+    """A tolerance of y as one of (0, y, a, *gradients): those of y count for a as well, and the
+    largest for all others.
+    """
+    parts = tolerances(name, value, system, like)
+    if not any(isinstance(part, Tensor) for part in parts) and len({*parts}) == 1:
+        return parts[0]
+    largest = max(float(torch.as_tensor(part).max()) for part in parts)
+    return (largest, *parts, *parts, *[largest] * params)
+
+
+def _parameters(func: object, given: Iterable[Tensor] | None) -> list[Tensor]:
+    """The tensors that get gradients.
+
+    Raises:
+        ValueError: where they are not given, and func is not a module.
+    """
+    if given is None:
+        if not isinstance(func, nn.Module):
+            raise ValueError(
+                "func is not a torch.nn.Module, whose parameters would get gradients: give "
+                "adjoint_params, such as () for none"
+            )
+        given = original("torchdiffeq._impl.adjoint", "find_parameters")(func)
+    return [param for param in given or () if param.requires_grad]
+
+
+def _checked(t: Tensor | Sequence[float]) -> Sequence[float]:
+    """Times as numbers; one alone is not a grid."""
+    return times(t) if len(t) > 1 else [float(t[0])]
+
+
+def _numbers(t: Tensor | Sequence[float]) -> Tensor | Sequence[float]:
+    return t.detach() if isinstance(t, Tensor) else t
+
+
+def _backward_options(
+    options: Mapping[str, Any] | None, given: Mapping[str, Any] | None, system: System
+) -> dict[str, Any]:
+    """The options of the backward solve: those of the forward solve but for its norm, or the given
+    ones, with a norm of the tuple of all that it solves.
+    """
+    found = dict((options or {}) if given is None else given)
+    forward_norm = (options or {}).get("norm")
+    norm = found.pop("norm", None) if given is not None else None
+    found.pop("norm", None)
+    if callable(norm):
+        return {**found, "norm": norm}
+    if norm is None and forward_norm is None:
+        return found
+    parts = len(system.shapes)
+
+    def of_state(state: tuple[Tensor, ...]) -> Any:  # noqa: ANN401
+        if forward_norm is None:
+            return max(map(rms, state))
+        return forward_norm(state[0] if system.single else state)
+
+    def of_all(state: tuple[Tensor, ...]) -> Any:  # noqa: ANN401
+        rest = () if norm == "seminorm" else state[1 + 2 * parts :]
+        y, a = state[1 : 1 + parts], state[1 + parts : 1 + 2 * parts]
+        return max(abs(of_state(y)), abs(of_state(a)), *map(rms, rest))
+
+    return {**found, "norm": of_all}
 
 
 def _solve_by_torchdiffeq(
@@ -111,10 +191,8 @@ def _solve_by_torchdiffeq(
     event_fn: Callable[..., Any] | None,
     forward_settings: dict[str, Any],
     backward_settings: dict[str, Any],
-    params: Iterable[Tensor] | None,
+    params: Sequence[Tensor],
 ) -> Any:  # noqa: ANN401 - as odeint_adjoint
-    if params is None and isinstance(func, nn.Module):
-        params = original("torchdiffeq._impl.adjoint", "find_parameters")(func)
     adjoint_settings: dict[str, Any] = {
         f"adjoint_{name}": value for name, value in backward_settings.items()
     }
@@ -132,69 +210,121 @@ def _solve_by_torchdiffeq(
 
 
 @dataclass(frozen=True, eq=False)
-class _AdjointProblem:
+class _Problem:
     """The system, its times, and the settings of the forward and the backward solve."""
 
     system: System
     t: Tensor | Sequence[float]
     forward_settings: dict[str, Any]
     backward_settings: dict[str, Any]
+    event_fn: Callable[..., Any] | None
 
-    def slopes(
-        self, t: Tensor, state: tuple[Tensor, ...], params: Sequence[Tensor]
-    ) -> tuple[Tensor, ...]:
-        """The slopes of y, a and the gradients of params; y and a are split into their parts, so
-        that each has its own error.
-        """
-        half = len(self.system.sizes)
+
+class _Backward:
+    """The slopes of (0, y, a, gradients of the parameters); the parts of y and a have errors of
+    their own. The number 0 stands where torchdiffeq's norms find the gradient of the time.
+    """
+
+    def __init__(self, system: System, params: Sequence[Tensor]) -> None:
+        self.system = system
+        self.params = params
+        for name in CALLBACKS:
+            if hasattr(system.func, f"{name}_adjoint"):
+                setattr(self, name, getattr(system.func, f"{name}_adjoint"))
+
+    def __call__(self, t: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        parts = len(self.system.shapes)
         with torch.enable_grad():
-            x = torch.cat(
-                [part.detach().reshape(1, -1) for part in state[:half]], dim=1
-            ).requires_grad_()
+            x = self._joined(state[1 : 1 + parts]).detach().requires_grad_()
             slope = self.system.drift(t, x)
-            a = torch.cat([part.reshape(1, -1) for part in state[half : 2 * half]], dim=1)
-            products = [None] * (1 + len(params))
+            a = self._joined(state[1 + parts : 1 + 2 * parts])
+            products = [None] * (1 + len(self.params))
             if slope.requires_grad:
-                products = torch.autograd.grad(slope, (x, *params), -a, allow_unused=True)
+                products = torch.autograd.grad(slope, (x, *self.params), -a, allow_unused=True)
         gradients = [
             torch.zeros_like(tensor) if product is None else product
-            for product, tensor in zip(products, (x, *params), strict=True)
+            for product, tensor in zip(products, (x, *self.params), strict=True)
         ]
-        return *self.parts(slope.detach()), *self.parts(gradients[0]), *gradients[1:]
+        return (
+            torch.zeros_like(state[0]),
+            *self.system.parts(slope.detach()[0]),
+            *self.system.parts(gradients[0][0]),
+            *gradients[1:],
+        )
 
-    def parts(self, x: Tensor) -> tuple[Tensor, ...]:
-        return x.reshape(-1).split(self.system.sizes)
+    def _joined(self, parts: tuple[Tensor, ...]) -> Tensor:
+        return self.system.flat(parts[0] if self.system.single else parts)
 
 
 class _Adjoint(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, problem: _AdjointProblem, x0: Tensor, *params: Tensor) -> Tensor:  # noqa: ANN401
+    def forward(
+        ctx: Any,  # noqa: ANN401
+        problem: _Problem,
+        x0: Tensor,
+        t: Tensor,
+        *params: Tensor,
+    ) -> tuple[Tensor, Tensor]:
         system = problem.system
-        xs = odeint(system.func, system.shaped(x0[0]), problem.t, **problem.forward_settings)
-        xs = torch.cat(
-            [part.reshape(len(problem.t), -1) for part in ((xs,) if system.single else xs)], dim=1
-        )
+        found = odeint(
+            system.func, system.shaped(x0[0]), problem.t,
+            **problem.forward_settings, event_fn=problem.event_fn,
+        )  # fmt: skip
+        when, states = (t[-1:], found) if problem.event_fn is None else found
+        parts = (states,) if system.single else states
+        rows = [system.flat(row[0] if system.single else row) for row in zip(*parts, strict=True)]
+        xs = torch.cat(rows)
         ctx.problem = problem
-        ctx.save_for_backward(xs, *params)
-        return xs
+        ends = (t[0], when.reshape(())) if problem.event_fn is not None else t
+        ctx.ends = [float(end) for end in ends]
+        ctx.save_for_backward(xs, t, *params)
+        return xs, when.clone()
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> Any:  # noqa: ANN401 # pyright: ignore[reportIncompatibleMethodOverride]
-        problem: _AdjointProblem = ctx.problem
-        xs, *params = ctx.saved_tensors
-        half = len(problem.system.sizes)
-        a = grad[-1]
+    def backward(ctx: Any, grad: Tensor, by_when: Tensor) -> Any:  # noqa: ANN401 # pyright: ignore[reportIncompatibleMethodOverride]
+        problem: _Problem = ctx.problem
+        system = problem.system
+        ends: list[float] = ctx.ends
+        xs, t, *params = ctx.saved_tensors
+        parts = len(system.shapes)
+        a = grad[-1:]
+        if problem.event_fn is not None and bool(by_when):
+            a = a + by_when * _of_event(problem, ends, xs)
         gradients = tuple(torch.zeros_like(param) for param in params)
+        by_t = torch.zeros(len(ends), dtype=torch.float64, device=xs.device)
+        zero = xs.new_zeros(())
         for i in range(len(xs) - 1, 0, -1):
-            state = (*problem.parts(xs[i]), *problem.parts(a), *gradients)
-            span = [float(problem.t[i]), float(problem.t[i - 1])]
-            ends = odeint(
-                lambda t, state: problem.slopes(t, state, params),
-                state,
-                span,
+            by_t[i] = _product(ctx, grad[i], ends[i], xs[i])
+            state = (zero, *system.parts(xs[i]), *system.parts(a[0]), *gradients)
+            found = odeint(
+                _Backward(system, params), state, [ends[i], ends[i - 1]],
                 **problem.backward_settings,
-            )
-            a = torch.cat([part[1] for part in ends[half : 2 * half]]) + grad[i - 1]
-            gradients = tuple(part[1] for part in ends[2 * half :])
-        return None, a.reshape(1, -1), *gradients
+            )  # fmt: skip
+            there = tuple(part[1] for part in found)
+            a_parts = there[1 + parts : 1 + 2 * parts]
+            a = system.flat(a_parts[0] if system.single else a_parts)
+            if i == 1:
+                by_t[0] = -_product(ctx, a[0], ends[0], xs[0])
+            a = a + grad[i - 1]
+            gradients = there[1 + 2 * parts :]
+        if problem.event_fn is not None:
+            by_t[1] = 0.0
+        return None, a, by_t.to(t) if ctx.needs_input_grad[2] else None, *gradients
+
+
+def _of_event(problem: _Problem, ends: Sequence[float], xs: Tensor) -> Tensor:
+    """The derivative of the time of an event with respect to the state at that time."""
+    assert problem.event_fn is not None
+    crossing = Crossing(problem.system, problem.event_fn, ends[0], xs[:1])
+    t = torch.tensor(ends[1], dtype=torch.float64, device=xs.device)
+    rate, by_x = crossing.derivatives(t, xs[1:])
+    return -by_x / rate if rate else torch.zeros_like(by_x)
+
+
+def _product(ctx: Any, a: Tensor, t: float, x: Tensor) -> float | Tensor:  # noqa: ANN401
+    """a f(t, x), where derivatives with respect to the times are asked for."""
+    if not ctx.needs_input_grad[2]:
+        return 0.0
+    with torch.no_grad():
+        return (a * ctx.problem.system.drift(t, x[None])[0]).sum()

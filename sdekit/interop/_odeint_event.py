@@ -1,14 +1,18 @@
-"""torchdiffeq's odeint_event with guarded functions."""
+"""torchdiffeq's odeint_event: the time of an event, with derivatives."""
 
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from sdekit.calling import require_call
+from sdekit.interop._crossing import Crossing
 from sdekit.interop._guarded import GuardedMethod, GuardedModule
-from sdekit.interop._odeint import guarded_arguments, require_arguments
-from sdekit.interop._originals import original
+from sdekit.interop._odeint import guarded_arguments, odeint
+from sdekit.interop._odeint_adjoint import odeint_adjoint
+from sdekit.interop._odeint_methods import require_arguments
+from sdekit.interop._system import State, System
 
 
 def odeint_event(
@@ -23,6 +27,9 @@ def odeint_event(
 ) -> tuple[Tensor, Any]:
     """torchdiffeq's odeint_event: the time at which event_fn(t, y) is zero, and the state there.
 
+    With g the function of the event, dt = -dg / (g_t + g_y f) along the solution, and the state
+    there changes by f dt besides.
+
     Arguments:
         func: `func(t, y)`, shaped as y.
         y0: the state at t0, a tensor or a tuple of tensors.
@@ -31,12 +38,12 @@ def odeint_event(
             elements changes sign.
         reverse_time: whether the solve goes from t0 to earlier times.
         odeint_interface: a solver with the arguments of torchdiffeq's odeint, such as
-            `sdekit.odeint`; None means torchdiffeq's.
+            `sdekit.odeint_adjoint`; None means `sdekit.odeint`.
         settings: further arguments of the solver, such as rtol, atol and method.
 
     Returns:
-        the time of the event, and the states at t0 and at that time, `(2, *y0.shape)`; gradients
-        flow to y0, t0 and the parameters of func and event_fn.
+        the time of the event, and the states at t0 and at that time, `(2, *y0.shape)`; gradients,
+        first ones, flow to y0, t0 and the parameters of func and event_fn.
 
     Raises:
         RuntimeError: when func or event_fn changes its input in place.
@@ -54,19 +61,88 @@ def odeint_event(
         arXiv 2011.03902.
     """
     require_arguments(y0, (t0,))
-    if odeint_interface is not None:
-        settings["odeint_interface"] = odeint_interface
-    solve_event = original("torchdiffeq._impl.odeint", "odeint_event")
-    guarded, start, start_time = guarded_arguments(func, y0, t0)
+    start = t0.reshape(1)
+    ends = torch.cat([start, start.detach() + (-1.0 if reverse_time else 1.0)])
     try:
-        return solve_event(
-            GuardedModule(func, guarded) if isinstance(func, nn.Module) else guarded,
-            start,
-            start_time,
-            event_fn=GuardedMethod("event_fn(t, y)", event_fn),
-            reverse_time=reverse_time,
-            **settings,
-        )
+        if odeint_interface in (None, odeint, odeint_adjoint):
+            interface = odeint_interface or odeint
+            when, states = interface(func, y0, ends, event_fn=event_fn, **settings)
+        else:
+            guarded, y, ends = guarded_arguments(func, y0, ends)
+            assert odeint_interface is not None
+            when, states = odeint_interface(
+                GuardedModule(func, guarded) if isinstance(func, nn.Module) else guarded,
+                y,
+                ends,
+                event_fn=GuardedMethod("event_fn(t, y)", event_fn),
+                **settings,
+            )
     except TypeError:
         require_call(func, "func(t, y)", t0, y0)
         raise
+    return _linked(System(func, y0), event_fn, t0, when.detach(), y0, states)
+
+
+def _linked(
+    system: System,
+    event_fn: Callable[..., Any],
+    t0: Tensor,
+    when: Tensor,
+    y0: State,
+    states: State,
+) -> tuple[Tensor, State]:
+    """The time, and the states, as functions of what the state at that fixed time depends on."""
+    parts = (states,) if isinstance(states, Tensor) else states
+    last = tuple(part[-1] for part in parts)
+    x = system.flat(last[0] if system.single else last)
+    if torch.is_grad_enabled():
+        change = _change(Crossing(system, event_fn, float(t0.detach()), system.flat(y0)), when, x)
+        if change is not None:
+            change = _Once.apply(change)
+            with torch.no_grad():
+                slope = system.drift(float(when), x)
+            when = when + change.to(when)
+            x = x + change.to(x) * slope
+    ends = system.parts(x[0])
+    found = tuple(torch.cat([part[:-1], end[None]]) for part, end in zip(parts, ends, strict=True))
+    return when, found[0] if system.single else found
+
+
+class _Once(torch.autograd.Function):
+    """A number of which there are first derivatives only: rates are not differentiated."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor) -> Tensor:  # noqa: ANN401
+        ctx.save_for_backward(value)
+        return value.clone()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:  # noqa: ANN401 # pyright: ignore[reportIncompatibleMethodOverride]
+        return _FirstDerivative.apply(grad, *ctx.saved_tensors)
+
+
+class _FirstDerivative(torch.autograd.Function):
+    """A derivative that depends on a number in a way that is not known."""
+
+    @staticmethod
+    def forward(ctx: Any, grad: Tensor, number: Tensor) -> Tensor:  # noqa: ANN401
+        return grad.clone()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:  # noqa: ANN401 # pyright: ignore[reportIncompatibleMethodOverride]
+        raise RuntimeError(
+            "the time of an event has first derivatives only; for second ones solve its equation, "
+            "event_fn(t, y(t)) = 0, by Newton steps that autograd records"
+        )
+
+
+def _change(crossing: Crossing, when: Tensor, x: Tensor) -> Tensor | None:
+    """The change of the time of an event, 0, as a function of what its function depends on there;
+    None where that is nothing, or where the function stands still.
+    """
+    t = when.detach().double()
+    value = crossing.differentiable(t, x)
+    if not value.requires_grad:
+        return None
+    rate, _ = crossing.derivatives(t, x)
+    return None if rate == 0 else (value.detach() - value) / rate

@@ -1,13 +1,17 @@
 """The methods of torchdiffeq that sdekit's solvers support, and their arguments."""
 
-from collections.abc import Sequence
+import math
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from sdekit._names import did_you_mean
+from sdekit._solve.control import PIDController
 from sdekit._solvers import (
     AbstractEmbeddedRungeKutta,
     AbstractRungeKutta,
@@ -19,7 +23,11 @@ from sdekit._solvers import (
     Tableau,
     all_solvers,
 )
+from sdekit.calling import checked_call
+from sdekit.elementary import Time
+from sdekit.interop._odeint_steps import Callback, Control
 from sdekit.interop._originals import torchdiffeq_methods
+from sdekit.interop._system import System
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,10 +50,12 @@ class _ThreeEighths(AbstractRungeKutta):
     )
 
 
+_NAMES = {"HeunEuler": "adaptive_heun"}
 # torchdiffeq's names; every embedded pair of sdekit has one, also "tsit5", which torchdiffeq lacks.
 # Other names are passed to torchdiffeq, which solves or refuses them.
 ADAPTIVE: dict[str, AbstractSolver] = {
-    type(pair).__name__.lower(): pair for pair in all_solvers(AbstractEmbeddedRungeKutta)
+    _NAMES.get(type(pair).__name__, type(pair).__name__.lower()): pair
+    for pair in all_solvers(AbstractEmbeddedRungeKutta)
 }
 FIXED: dict[str, AbstractSolver] = {
     "euler": EulerMaruyama(),
@@ -63,15 +73,20 @@ _ALIASES = {
     "runge_kutta": "rk4",
 }
 
-# The options of adaptive methods, their names in PIDController, and what they are.
-CONTROL: dict[str, tuple[str, type]] = {
+CALLBACKS = ("callback_step", "callback_accept_step", "callback_reject_step")
+
+# Options of adaptive methods that are numbers: their names in PIDController, and what they are.
+_LIMITS: dict[str, tuple[str, type]] = {
     "first_step": ("first", float),
     "safety": ("safety", float),
     "ifactor": ("largest", float),
     "dfactor": ("smallest", float),
     "max_num_steps": ("max_steps", int),
 }
-_CALLBACKS = ("callback_step", "callback_accept_step", "callback_reject_step")
+_OF_ADAPTIVE = (*_LIMITS, "min_step", "max_step", "step_t", "jump_t", "norm", "dtype")
+_OF_FIXED = ("step_size", "grid_constructor", "interp", "perturb", "norm")
+_INTERPOLATIONS = ("linear", "cubic")
+_MAX_STEPS = 2**31 - 1  # steps, as in torchdiffeq
 
 
 def require_arguments(y0: object, t: object) -> None:
@@ -118,30 +133,192 @@ def _continuous(part: Tensor) -> bool:
     return part.is_floating_point() or part.is_complex()
 
 
-def is_supported(
-    func: object,
-    y0: object,
-    t: Tensor | Sequence[float],
-    event_fn: object,
-    *,
-    rtol: object,
-    atol: object,
-    method: str | None,
-    options: dict[str, Any] | None,
-) -> bool:
-    """Whether sdekit's solvers support the arguments of odeint."""
-    parts = y0 if isinstance(y0, tuple) else (y0,)
-    unsupported = (
-        event_fn is not None,
-        isinstance(t, Tensor) and t.requires_grad,
-        any(hasattr(func, name + suffix) for name in _CALLBACKS for suffix in ("", "_adjoint")),
-        any(isinstance(part, Tensor) and part.is_complex() for part in parts),
-        any(
-            isinstance(tolerance, tuple | list)
-            or (isinstance(tolerance, Tensor) and tolerance.numel() != 1)
-            for tolerance in (rtol, atol)
-        ),
+def is_supported(method: str | None) -> bool:
+    """Whether a method is one of sdekit's solvers."""
+    return method is None or method in ADAPTIVE or method in FIXED
+
+
+@dataclass(frozen=True, eq=False)
+class Options:
+    """The options of a method.
+
+    Raises:
+        ValueError: in its attributes, for values that are not allowed.
+    """
+
+    values: Mapping[str, Any]
+
+    @property
+    def step_size(self) -> float | None:
+        """The width of fixed steps."""
+        size = self.values.get("step_size")
+        if size is not None and not size > 0:
+            raise ValueError(
+                f"step_size is the width of a step, positive, not {size}; decreasing t reverse the "
+                "time"
+            )
+        return None if size is None else float(size)
+
+    @property
+    def constructor(self) -> Callable[..., Any] | None:
+        """The function that makes the grid of fixed steps."""
+        constructor = self.values.get("grid_constructor")
+        if constructor is not None and self.values.get("step_size") is not None:
+            raise ValueError("step_size and grid_constructor both say what the steps are: give one")
+        return constructor
+
+    @property
+    def perturb(self) -> bool:
+        """Whether func is called at times strictly within fixed steps."""
+        return bool(self.values.get("perturb", False))
+
+    @property
+    def cubic(self) -> bool:
+        """Whether states within fixed steps are on a cubic instead of a line."""
+        interp = self.values.get("interp", "linear")
+        if interp not in _INTERPOLATIONS:
+            raise ValueError(
+                f"interp is 'linear' or 'cubic', not {interp!r}"
+                f"{did_you_mean(interp, _INTERPOLATIONS)}"
+            )
+        return interp == "cubic"
+
+    def control(
+        self, system: System, rtol: object, atol: object, x0: Tensor, intervals: int
+    ) -> Control:
+        """How adaptive steps are chosen; `intervals` between outputs may each have the limit of
+        steps.
+        """
+        relative, absolute = (
+            tolerances(name, value, system, x0) for name, value in (("rtol", rtol), ("atol", atol))
+        )
+        stops, jumps = (self._times(name) for name in ("step_t", "jump_t"))
+        if len({*stops, *jumps}) < len(stops) + len(jumps):
+            raise ValueError("step_t and jump_t must not have any time twice, nor share one")
+        shortest = float(self.values.get("min_step") or 0.0)
+        given = self.values.get("max_step")
+        longest = math.inf if given is None else float(given)
+        if not 0 <= shortest <= longest or not longest > 0:
+            raise ValueError(
+                f"min_step and max_step are lengths, 0 <= min_step <= max_step and max_step > 0; "
+                f"not {shortest:g} and {longest:g}"
+            )
+        norm = self.values.get("norm")
+        if norm is not None and not callable(norm):
+            raise TypeError(f"options['norm'] is a function of a state, not {norm!r:.60}")
+        return Control(
+            system,
+            relative,
+            absolute,
+            self._limits(relative, absolute, x0.dtype, intervals),
+            norm=norm,
+            shortest=shortest,
+            longest=longest,
+            stops=[*stops, *jumps],
+            jumps=jumps,
+        )
+
+    def _times(self, name: str) -> list[float]:
+        value = self.values.get(name)
+        return [] if value is None else torch.as_tensor(value).double().reshape(-1).tolist()
+
+    def _limits(
+        self,
+        rtol: Sequence[float | Tensor],
+        atol: Sequence[float | Tensor],
+        dtype: torch.dtype,
+        intervals: int,
+    ) -> PIDController:
+        settings: dict[str, Any] = {"max_steps": _MAX_STEPS}
+        for option, (name, kind) in _LIMITS.items():
+            value = self.values.get(option)
+            settings |= {} if value is None else {name: kind(value)}
+            if value is not None and not value > 0:
+                raise ValueError(f"options[{option!r}] must be positive, not {value}")
+        settings["max_steps"] *= intervals
+        largest = [max(float(torch.as_tensor(v).max()) for v in values) for values in (rtol, atol)]
+        control = PIDController(rtol=largest[0], atol=largest[1], **settings)
+        resolution = torch.finfo(dtype).eps
+        if max(largest) < resolution / 2:
+            raise ValueError(
+                f"rtol = {largest[0]:g} and atol = {largest[1]:g} are below the rounding of "
+                f"{dtype}; ask for {resolution:.1g} or more, or use a wider dtype"
+            )
+        return control
+
+
+def options_of(method: str, options: Mapping[str, Any]) -> Options:
+    """The options of a method; a warning names those that it does not have."""
+    known = _OF_ADAPTIVE if method in ADAPTIVE else _OF_FIXED
+    for name in set(options) - set(known):
+        warnings.warn(
+            f"odeint: the method {method!r} has no option {name!r}, which has no effect; it has "
+            f"{', '.join(known)}{did_you_mean(name, known)}",
+            stacklevel=2,
+        )
+    return Options({name: value for name, value in options.items() if name in known})
+
+
+def tolerances(
+    name: str,
+    value: Any,  # noqa: ANN401
+    system: System,
+    x0: Tensor,
+) -> list[float | Tensor]:
+    """A tolerance for each part of a state: numbers, or tensors of its shape.
+
+    Raises:
+        ValueError: for negative values, or another number of them.
+    """
+    shapes = system.shapes
+    several = isinstance(value, tuple | list) or (
+        not system.single and isinstance(value, Tensor) and value.numel() > 1
     )
-    if method is None or method in ADAPTIVE:
-        return not any(unsupported) and set(options or ()) <= set(CONTROL)
-    return not any(unsupported) and method in FIXED and set(options or ()) <= {"step_size"}
+    values = list(value) if several and not system.single else [value] * len(shapes)
+    if len(values) != len(shapes):
+        raise ValueError(
+            f"{name} of a tuple y0 is a number, or one value for each of its {len(shapes)} parts, "
+            f"not {len(values)}"
+        )
+    found: list[float | Tensor] = []
+    for one, shape in zip(values, shapes, strict=True):
+        tensor = torch.as_tensor(one, dtype=torch.float64)
+        if not bool((tensor >= 0).all()):
+            raise ValueError(f"{name} has tolerances, from 0 on, not {float(tensor.min())}")
+        number = tensor.numel() == 1
+        found.append(float(tensor) if number else tensor.to(x0).expand(shape))
+    return found
+
+
+def callback_of(func: object, system: System, method: str, suffix: str = "") -> Callback | None:
+    """A function that calls the callbacks of func, by their names; None if it has none.
+
+    Arguments:
+        suffix: of the names of func's attributes, such as "_adjoint".
+    """
+    found = {
+        name: getattr(func, name + suffix) for name in CALLBACKS if hasattr(func, name + suffix)
+    }
+    unknown = [name for name in found if method in FIXED and name != "callback_step"]
+    if unknown:
+        warnings.warn(
+            f"odeint: the method {method!r} has fixed steps and does not call {', '.join(unknown)}",
+            stacklevel=2,
+        )
+    if not found:
+        return None
+
+    def callback(name: str, t0: Time, x: Tensor, dt: Time) -> None:
+        if name not in found:
+            return
+
+        def call(t0: Tensor, dt: Tensor, *parts: Tensor) -> None:
+            found[name](t0, parts[0] if system.single else parts, dt)
+
+        dtype = torch.float64 if method in ADAPTIVE else x.dtype
+        numbers = [
+            torch.as_tensor(value, dtype=dtype, device=x.device).reshape(()) for value in (t0, dt)
+        ]
+        checked_call(f"{name}(t0, y0, dt)", call, *numbers, *system.parts(x[0]))
+
+    return callback

@@ -38,14 +38,3 @@ def torchdiffeq_adjoint(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
 def torchdiffeq_methods() -> Sequence[str]:
     """The names of torchdiffeq's methods."""
     return tuple(original("torchdiffeq._impl.odeint", "SOLVERS"))
-
-
-def torchsde_sdeint(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
-    """torchsde's sdeint."""
-    return original("torchsde._core.sdeint", "sdeint")(*args, **kwargs)
-
-
-def torchsde_methods() -> Sequence[str]:
-    """The names of torchsde's methods."""
-    methods = original("torchsde.settings", "METHODS")
-    return [name for name in vars(methods).values() if isinstance(name, str) and name in methods]

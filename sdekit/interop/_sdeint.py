@@ -1,7 +1,8 @@
-"""torchsde's sdeint: by sdekit's solvers for supported methods, else by torchsde itself."""
+"""torchsde's sdeint, by sdekit's solvers."""
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,12 @@ import torch
 from torch import Tensor
 
 from sdekit._equations.sde import AbstractSDE, NoiseType
+from sdekit._grid import times
 from sdekit._names import did_you_mean
+from sdekit._noise.brownian import BrownianPath
+from sdekit._noise.white import AbstractNoise, WhiteNoise
+from sdekit._solve.arguments import require_pairing
+from sdekit._solve.gradient import AbstractGradient
 from sdekit._solvers import (
     SRA1,
     SRID2,
@@ -17,36 +23,50 @@ from sdekit._solvers import (
     EulerHeun,
     EulerMaruyama,
     Heun,
+    LogODE,
     Midpoint,
     Milstein,
     ReversibleHeun,
+    StratonovichMilstein,
 )
+from sdekit._solvers.contract import Tree
 from sdekit.interop._from_torchsde import from_torchsde, prepare_solve, signature_errors
-from sdekit.interop._guarded import DifferentiableDiffusion, GuardedSDE
-from sdekit.interop._originals import torchsde_methods, torchsde_sdeint
-from sdekit.interop._to_torchsde import to_torchsde
-from sdekit.interop._torchsde_grid import states
-from sdekit.interop._torchsde_noise import Brownian, brownian
+from sdekit.interop._logqp import with_divergence
+from sdekit.interop._torchsde_grid import (
+    Doubling,
+    doubled,
+    fixed,
+    of_steps,
+    slack_of,
+    states,
+    steps,
+)
+from sdekit.interop._torchsde_noise import AREAS, Brownian, TorchsdeNoise
+from sdekit.interop._torchsde_solvers import DerivativeFreeMilstein
 
 _NOISE_TYPES: tuple[NoiseType, ...] = ("additive", "diagonal", "scalar", "general")
+_ALIKE: tuple[NoiseType, ...] = ("diagonal", "scalar")  # for Milstein's method and for srk
 
-# torchsde's names, and solvers by noise type. Other names, and methods of the other calculus, are
-# passed to torchsde, which solves or refuses them.
-SOLVERS: dict[str, dict[NoiseType, AbstractSolver]] = {
-    "euler": dict.fromkeys(_NOISE_TYPES, EulerMaruyama()),
-    # For additive noise Milstein's method is Euler's.
-    "milstein": {"additive": EulerMaruyama(), "diagonal": Milstein(), "scalar": Milstein()},
-    "srk": {"additive": SRA1(), "diagonal": SRID2(), "scalar": SRID2()},
-    "heun": dict.fromkeys(_NOISE_TYPES, Heun()),
-    "euler_heun": dict.fromkeys(_NOISE_TYPES, EulerHeun()),
-    "midpoint": dict.fromkeys(_NOISE_TYPES, Midpoint()),
-    "reversible_heun": dict.fromkeys(_NOISE_TYPES, ReversibleHeun()),
-}
+# torchsde's names, and solvers by calculus and noise type. For additive noise Milstein's method is
+# Euler's.
+SOLVERS: dict[str, dict[str, dict[NoiseType, AbstractSolver]]] = {
+    "euler": {"ito": dict.fromkeys(_NOISE_TYPES, EulerMaruyama())},
+    "milstein": {
+        "ito": {"additive": EulerMaruyama(), **dict.fromkeys(_ALIKE, Milstein())},
+        "stratonovich": {
+            "additive": EulerMaruyama(), **dict.fromkeys(_ALIKE, StratonovichMilstein()),
+        },
+    },
+    "srk": {"ito": {"additive": SRA1(), **dict.fromkeys(_ALIKE, SRID2())}},
+    "heun": {"stratonovich": dict.fromkeys(_NOISE_TYPES, Heun())},
+    "euler_heun": {"stratonovich": dict.fromkeys(_NOISE_TYPES, EulerHeun())},
+    "midpoint": {"stratonovich": dict.fromkeys(_NOISE_TYPES, Midpoint())},
+    "reversible_heun": {"stratonovich": dict.fromkeys(_NOISE_TYPES, ReversibleHeun())},
+    "log_ode": {"stratonovich": dict.fromkeys(_NOISE_TYPES, LogODE())},
+}  # fmt: skip
 _ALIASES = {"euler_maruyama": "euler", "em": "euler"}
-# torchsde's names for the methods of an equation.
-_METHODS = ("f", "g", "h", "f_and_g", "g_prod", "f_and_g_prod")
-# torchsde's methods that use the derivative of g.
-_DIFFERENTIATE = ("milstein", "log_ode")
+_OPTIONS = ("grad_free",)
+_DEPTH = 32  # of the path of adaptive steps
 
 
 def sdeint(
@@ -68,11 +88,9 @@ def sdeint(
     **unused_kwargs: object,
 ) -> Any:  # noqa: ANN401 - a tensor, or the tuple that logqp and extra ask for
     """Solves an equation as `torchsde.sdeint` does: its arguments, defaults, names of methods and
-    steps, ts[0] + k dt.
+    steps, ts[0] + k dt, or adapted to the error of the whole batch.
 
-    sdekit's own solvers are used for fixed steps; `adaptive`, `logqp`, `extra`,
-    `extra_solver_state`, `options`, and methods that sdekit does not have are passed to torchsde
-    with the same arguments. With sdekit's solvers these differences are intended:
+    All methods are sdekit's own. These differences are intended:
 
     - a state between two steps is (1 - r) x_0 + r x_1 + g(t_0, x_0) times the bridge of the path,
       which has the variance of the solution, not half of it;
@@ -80,6 +98,8 @@ def sdeint(
       a result;
     - steps are counted, not accumulated, to avoid a tiny last step;
     - a state that is not finite is an error;
+    - the areas of "log_ode" with bm=None have the variance dt^2 / 4, where those of a
+      torchsde.BrownianInterval have another;
     - ts may decrease: then the equation is solved as `sdekit.solve` does in reverse time;
     - sde may be an `AbstractSDE`, with events of any shape.
 
@@ -91,9 +111,17 @@ def sdeint(
         method: "euler", "milstein", "srk", "heun", "euler_heun", "midpoint", "reversible_heun",
             "log_ode"; None is "srk" for Ito equations, "euler" for those with general noise, and
             "midpoint" for Stratonovich ones.
-        dt: the step, positive.
-        names: other names for the methods of sde, as for `from_torchsde`.
-        adaptive, rtol, atol, dt_min, options, logqp, extra, extra_solver_state: as torchsde's.
+        dt: the step, positive; the first one of adaptive steps.
+        adaptive: whether each step is compared with two halves, to keep its error within
+            rtol max(|y|) + atol in the root mean square of the batch.
+        dt_min: the shortest adaptive step, which is accepted whatever its error, with a warning.
+        options: {"grad_free": True} for Milstein's method without derivatives of g.
+        names: other names for the methods of sde, as for `from_torchsde`, and "prior_drift" for h.
+        logqp: whether the method h of sde is the drift of a prior; then the integrals of
+            |g^{-1} (f - h)|^2 / 2 between the times of ts are returned too, `(len(ts) - 1, batch)`:
+            the Kullback-Leibler divergence of the paths is their mean.
+        extra, extra_solver_state: whether the state of the solver at the end is returned too, which
+            goes on from there: of "reversible_heun" (f, g, z), else ().
 
     Returns:
         the states at ts, `(len(ts), batch, d)`; with logqp or extra the tuples that torchsde
@@ -102,7 +130,8 @@ def sdeint(
     Raises:
         NotFiniteError: when a state is not finite.
         TypeError: for ts that are not numbers, or methods that take other arguments than (t, y).
-        ValueError: as torchsde, for arguments that do not fit together.
+        ValueError: for an unknown method, or one that does not solve such equations; for arguments
+            that do not fit together.
 
     Example:
         >>> sde = sdekit.SDE(lambda t, x: -x, lambda t, x: 0.1 * x)
@@ -111,76 +140,153 @@ def sdeint(
         >>> ys.shape
         torch.Size([3, 4, 2])
     """
-    _require(sde, y0, ts, dt)
-    problem = _equation(sde, names, bm)
-    method = _default_method(problem) if method is None else method
-    solver = _solver(method, problem)
-    needs_torchsde = adaptive or logqp or extra or options or extra_solver_state is not None
-    if needs_torchsde or solver is None:
-        settings: dict[str, Any] = {
-            "dt": dt,
-            "adaptive": adaptive,
-            "rtol": rtol,
-            "atol": atol,
-            "dt_min": dt_min,
-            "options": options,
-            "names": names,
-            "logqp": logqp,
-            "extra": extra,
-            "extra_solver_state": extra_solver_state,
-        }
-        return _solve_by_torchsde(sde, problem, y0, ts, bm, method, {**settings, **unused_kwargs})
-    if unused_kwargs:
-        warnings.warn(
-            f"sdeint does not know the arguments {', '.join(unused_kwargs)}", stacklevel=2
-        )
+    warn_of_unused("sdeint", unused_kwargs)
+    call = Call.of(sde, y0, ts, bm, names, logqp=logqp)
+    doubling = Doubling(float(rtol), float(atol), float(dt_min)) if adaptive else None
+    solve = call.solve(method, ts, dt, doubling, options)
     if len(ts) == 1:
-        return y0.unsqueeze(0)
-    with signature_errors(problem, y0):
-        y0 = y0.clone(memory_format=torch.contiguous_format)
-        problem = prepare_solve(problem, y0, ts)
-        return torch.stack(list(states(problem, y0, ts, solver=solver, bm=bm, dt=float(dt))))
+        return call.result(call.start.unsqueeze(0), (), extra=extra)
+    with signature_errors(solve.problem, call.start):
+        xs, state = solve.states(call.start, extra_solver_state)
+        return call.result(torch.stack(xs), state, extra=extra)
 
 
-def _equation(sde: object, names: dict[str, str] | None, bm: Brownian | None) -> AbstractSDE:
-    """sde as an equation of sdekit, with the number of Brownian motions of bm if it is known."""
-    if isinstance(sde, AbstractSDE):
-        return sde
-    shape = getattr(bm, "shape", None)
-    return from_torchsde(sde, names=names, noise_size=None if shape is None else shape[-1])
+@dataclass(frozen=True, eq=False)
+class Solve:
+    """How an equation is solved: in steps of a width, or adaptive ones."""
+
+    problem: AbstractSDE
+    solver: AbstractSolver
+    ts: Sequence[float]
+    noise: AbstractNoise
+    dt: float
+    slack: float
+    doubling: Doubling | None = None
+    gradient: AbstractGradient | None = None
+
+    def states(
+        self, x: Tensor, extra: tuple[Tensor, ...] | None = None
+    ) -> tuple[list[Tensor], tuple[Tensor, ...]]:
+        """The states at ts from x, and the state of the solver there; extra: that at the start."""
+        require_pairing(self.problem, self.solver)
+        t0, t1 = self.ts[0], self.ts[-1]
+        grid = [t0, t1] if self.doubling else steps(t0, t1, self.dt, self.slack)
+        taken = of_steps(self.problem, grid, x, self.solver, self.noise)
+        state = None if not extra else _ours(self.problem, extra)
+        if self.doubling is None:
+            reached = fixed(taken, x, state, self.gradient)
+        else:
+            reached = doubled(taken, x, self.dt, self.doubling, state)
+        xs, state = states(self.problem, reached, self.ts, self.noise, self.slack)
+        return xs, _theirs(self.problem, state) if self.solver.reversible else ()
 
 
-def _solve_by_torchsde(
-    sde: object,
-    problem: AbstractSDE,
-    y0: Tensor,
-    ts: Tensor | Sequence[float],
-    bm: Brownian | None,
-    method: str,
-    settings: dict[str, Any],
-) -> Any:  # noqa: ANN401 - as sdeint
-    """The result of torchsde, with states shaped as y0; problem is sde as an equation of sdekit."""
-    equation = (
-        to_torchsde(problem, y0.shape[1:])
-        if problem is sde
-        else GuardedSDE(sde, {*_METHODS, *(settings["names"] or {}).values()})
-    )
-    if method in _DIFFERENTIATE:
-        name = "g" if problem is sde else (settings["names"] or {}).get("diffusion", "g")
-        if callable(getattr(equation, name, None)):  # else torchsde names what is missing
-            setattr(equation, name, DifferentiableDiffusion(getattr(equation, name)))
-    ts = ts if isinstance(ts, Tensor) else torch.tensor(ts, dtype=y0.dtype, device=y0.device)
-    dt = None if settings["adaptive"] else float(settings["dt"])
-    motion = brownian(bm, problem, y0, ts, method=method, dt=dt, logqp=settings["logqp"])
-    with signature_errors(problem, y0):
-        flat = y0.flatten(1).clone()
-        out = torchsde_sdeint(equation, flat, ts, bm=motion, method=method, **settings)
-    if isinstance(out, Tensor):
-        return out.reshape(-1, *y0.shape)
-    return (out[0].reshape(-1, *y0.shape), *out[1:])
+def _ours(problem: AbstractSDE, extra: tuple[Tensor, ...]) -> Tree:
+    """torchsde's (f, g, z) as the state of `ReversibleHeun`."""
+    f, g, z = extra
+    return z, f, g.squeeze(-1) if problem.noise_type == "scalar" and g.ndim > z.ndim else g
 
 
-def _require(sde: object, y0: Tensor, ts: Tensor | Sequence[float], dt: float) -> None:
+def _theirs(problem: AbstractSDE, state: Tree) -> tuple[Tensor, ...]:
+    if not state:
+        return ()
+    z, f, g = state
+    return f, g.unsqueeze(-1) if problem.noise_type == "scalar" else g, z
+
+
+@dataclass(frozen=True, eq=False)
+class Call:
+    """What a call of sdeint is about: the equation, the state, the noise."""
+
+    problem: AbstractSDE
+    start: Tensor
+    bm: Brownian | None
+    logqp: bool
+
+    @staticmethod
+    def of(
+        sde: object,
+        y0: Tensor,
+        ts: Tensor | Sequence[float],
+        bm: Brownian | None,
+        names: Mapping[str, str] | None,
+        *,
+        logqp: bool,
+    ) -> "Call":
+        """The call, checked."""
+        _require(sde, y0, ts)
+        start = y0.clone(memory_format=torch.contiguous_format)
+        if logqp:
+            sde, names = with_divergence(sde, names), None
+            start = torch.cat([start, start.new_zeros(len(start), 1)], dim=1)
+        if not isinstance(sde, AbstractSDE):
+            shape = getattr(bm, "shape", None)
+            noise_size = None if shape is None else shape[-1]
+            sde = from_torchsde(sde, names=names, noise_size=noise_size)
+        return Call(prepare_solve(sde, start, ts), start, bm, logqp)
+
+    def solve(
+        self,
+        method: str | None,
+        ts: Tensor | Sequence[float],
+        dt: float,
+        doubling: Doubling | None,
+        options: Mapping[str, Any] | None,
+    ) -> Solve:
+        """The solve, with steps of dt at first."""
+        _require_step(dt)
+        method = default_method(self.problem) if method is None else method
+        if doubling and method == "euler" and self.problem.noise_type != "additive":
+            warnings.warn(
+                "adaptive steps of the Euler-Maruyama method do not converge to the solution where "
+                "g depends on the state: take another method, or a Stratonovich equation",
+                stacklevel=3,
+            )
+        solver = _solver(method, self.problem, options or {})
+        _require_areas(method, self.bm)
+        numbers = times(ts) if len(ts) > 1 else [float(ts[0])]
+        slack = slack_of(ts, numbers, float(dt))
+        noise = _noise(self.bm, numbers, adaptive=doubling is not None)
+        return Solve(self.problem, solver, numbers, noise, float(dt), slack, doubling)
+
+    def result(self, xs: Tensor, state: tuple[Tensor, ...], *, extra: bool) -> Any:  # noqa: ANN401
+        """What sdeint returns."""
+        found = (xs[..., :-1], xs[..., -1].diff(dim=0)) if self.logqp else (xs,)
+        found = (*found, state) if extra else found
+        return found if len(found) > 1 else found[0]
+
+
+def _noise(bm: Brownian | None, ts: Sequence[float], *, adaptive: bool) -> AbstractNoise:
+    """The noise of a solve.
+
+    Raises:
+        ValueError: for noise that is not a path, where steps are adapted.
+    """
+    if adaptive and isinstance(bm, WhiteNoise):
+        raise ValueError(
+            "WhiteNoise has no path, and adaptive steps ask for one; use bm=None or a BrownianPath"
+        )
+    if bm is None:
+        ends = (min(ts), max(ts))
+        return BrownianPath(knots=ends, depth=_DEPTH) if adaptive else WhiteNoise()
+    return bm if isinstance(bm, AbstractNoise) else TorchsdeNoise(bm)
+
+
+def _require_areas(method: str, bm: Brownian | None) -> None:
+    """Refuses a Brownian motion without areas for "log_ode", as torchsde does for any noise.
+
+    Raises:
+        ValueError: with what to do.
+    """
+    known = getattr(bm, "levy_area_approximation", None)
+    if method == "log_ode" and known not in (None, *AREAS):
+        raise ValueError(
+            f"'log_ode' uses the areas between the coordinates of bm, which has "
+            f"levy_area_approximation = {known!r}: take {' or '.join(map(repr, AREAS))}, or bm=None"
+        )
+
+
+def _require(sde: object, y0: Tensor, ts: Tensor | Sequence[float]) -> None:
     if not isinstance(y0, Tensor) or (y0.ndim != 2 and not isinstance(sde, AbstractSDE)):
         description = tuple(y0.shape) if isinstance(y0, Tensor) else type(y0).__name__
         raise ValueError(
@@ -192,37 +298,63 @@ def _require(sde: object, y0: Tensor, ts: Tensor | Sequence[float], dt: float) -
             f"ts must be a tensor or a sequence of numbers, not {ts!r:.60}; give [0.0, 1.0], for "
             "example"
         )
-    for name, value in (("ts", ts), ("dt", dt)):
-        if isinstance(value, Tensor) and value.requires_grad:
-            raise ValueError(f"{name} must not require a gradient; detach it")
+    if isinstance(ts, Tensor) and ts.requires_grad:
+        raise ValueError("ts must not require a gradient; detach it")
+
+
+def _require_step(dt: float) -> None:
+    if isinstance(dt, Tensor) and dt.requires_grad:
+        raise ValueError("dt must not require a gradient; detach it")
     if not dt > 0:
         raise ValueError(
             f"dt is the width of a step, positive, not {dt}; decreasing ts reverse the time"
         )
 
 
-def _solver(method: str, problem: AbstractSDE) -> AbstractSolver | None:
-    """sdekit's solver for a method and an equation; None if there is none.
-
-    Raises:
-        ValueError: for a name that is not a method of torchsde's either.
-    """
-    if method not in SOLVERS:
-        _require_method(method)
-    solver = SOLVERS.get(method, {}).get(problem.noise_type)
-    return None if solver is None or solver.sde_type != problem.sde_type else solver
-
-
-def _require_method(method: str) -> None:
-    methods = torchsde_methods()
-    if method not in methods:
-        raise ValueError(
-            f"method = {method!r} is not one of "
-            f"{', '.join(methods)}{did_you_mean(method, methods, _ALIASES)}"
+def warn_of_unused(name: str, arguments: Mapping[str, object]) -> None:
+    """Warns of arguments that a function does not have."""
+    if arguments:
+        warnings.warn(
+            f"{name} does not know the arguments {', '.join(arguments)}, which have no effect",
+            stacklevel=3,
         )
 
 
-def _default_method(problem: AbstractSDE) -> str:
+def _solver(method: str, problem: AbstractSDE, options: Mapping[str, Any]) -> AbstractSolver:
+    """sdekit's solver for a method and an equation.
+
+    Raises:
+        ValueError: for a name that is not a method, and an equation that it does not solve.
+    """
+    if method not in SOLVERS:
+        raise ValueError(
+            f"method = {method!r} is not one of "
+            f"{', '.join(SOLVERS)}{did_you_mean(method, SOLVERS, _ALIASES)}"
+        )
+    kinds = SOLVERS[method]
+    if problem.sde_type not in kinds:
+        raise ValueError(
+            f"{method!r} solves {' and '.join(kinds)} equations, and this one is {problem.sde_type}"
+        )
+    solver = kinds[problem.sde_type].get(problem.noise_type)
+    if solver is None:
+        raise ValueError(
+            f"{method!r} has no step for {problem.noise_type} noise, only for "
+            f"{', '.join(kinds[problem.sde_type])}"
+        )
+    for name in set(options) - set(_OPTIONS):
+        warnings.warn(
+            f"sdeint has no option {name!r}, which has no effect; it has {', '.join(_OPTIONS)}"
+            f"{did_you_mean(name, _OPTIONS)}",
+            stacklevel=4,
+        )
+    if options.get("grad_free") and isinstance(solver, Milstein):
+        return DerivativeFreeMilstein(problem.sde_type)
+    return solver
+
+
+def default_method(problem: AbstractSDE) -> str:
+    """The method of None."""
     if problem.sde_type == "stratonovich":
         return "midpoint"
     return "euler" if problem.noise_type == "general" else "srk"

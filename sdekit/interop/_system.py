@@ -1,22 +1,24 @@
 """A func for torchdiffeq as an equation."""
 
+import copy
+import math
 from collections.abc import Callable, Sequence
-from functools import partial
 from itertools import accumulate
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
 
 from sdekit._equations.sde import AbstractSDE
-from sdekit.calling import checked_call, require_real
+from sdekit.calling import require_real
 from sdekit.elementary import Time
 
 State = Tensor | tuple[Tensor, ...]
 
 
 class System(AbstractSDE):
-    """func as an equation whose batch is one state, flat: `(1, n)`.
+    """func as an equation whose batch is one state, flat and real: `(1, n)`. A complex number is
+    two of them.
 
     Arguments:
         func, y0: as of `odeint`.
@@ -33,44 +35,61 @@ class System(AbstractSDE):
         self.func = func
         self.single = isinstance(y0, Tensor)
         self.shapes = [part.shape for part in parts]
-        self.sizes = [part.numel() for part in parts]
+        self.complex = [part.is_complex() for part in parts]
+        self.sizes = [
+            part.numel() * (2 if pair else 1)
+            for part, pair in zip(parts, self.complex, strict=True)
+        ]
+        self.low, self.high = -math.inf, math.inf
+
+    def strictly_between(self, t0: float, t1: float, dtype: torch.dtype) -> Self:
+        """The same equation on one side of what happens at t0, and of what happens at t1: func
+        receives times strictly between them.
+        """
+        low, high = torch.tensor(sorted((t0, t1)), dtype=dtype).unbind()
+        found = copy.copy(self)
+        found.low = float(torch.nextafter(low, high))
+        found.high = float(torch.nextafter(high, low))
+        return found
 
     def flat(self, y: State) -> Tensor:
         """A state as `(1, n)`."""
-        if isinstance(y, Tensor):
+        if isinstance(y, Tensor) and not y.is_complex():
             return y.reshape(1, -1).clone()
-        return torch.cat([part.reshape(1, -1) for part in y], dim=1)
+        parts = (y,) if isinstance(y, Tensor) else y
+        return torch.cat([_real(part).reshape(1, -1) for part in parts], dim=1)
+
+    def parts(self, x: Tensor) -> tuple[Tensor, ...]:
+        """States `(*times, n)` in the shapes of func, of a tuple or of one tensor."""
+        if self.single and not self.complex[0]:
+            return (x.reshape((*x.shape[:-1], *self.shapes[0])),)
+        # Slices, because autograd forbids in-place changes of the results of split.
+        ends = accumulate(self.sizes)
+        return tuple(
+            _shaped(x[..., end - size : end], shape, pair)
+            for end, size, shape, pair in zip(
+                ends, self.sizes, self.shapes, self.complex, strict=True
+            )
+        )
 
     def shaped(self, x: Tensor) -> State:
-        """States `(*times, n)` in the shapes of func."""
-        if self.single:
-            return x.reshape((*x.shape[:-1], *self.shapes[0]))
-        # Slices, because autograd forbids in-place changes of the results of split.
-        ends = [*accumulate(self.sizes)]
-        parts = (x[..., end - size : end] for end, size in zip(ends, self.sizes, strict=True))
-        return tuple(
-            part.reshape((*x.shape[:-1], *shape))
-            for part, shape in zip(parts, self.shapes, strict=True)
-        )
+        """The same as func takes them: a tensor, or a tuple."""
+        parts = self.parts(x)
+        return parts[0] if self.single else parts
 
     def drift(self, t: Time, x: Tensor) -> Tensor:
-        dtype = x.dtype.to_real()
-        t = (
-            t.reshape(()).to(dtype)
-            if isinstance(t, Tensor)
-            else torch.full((), t, dtype=dtype, device=x.device)
-        )
-        return self._slope(t, x)
-
-    def drifts(
-        self, times: Sequence[Tensor], x: Tensor
-    ) -> Sequence[Callable[[Tensor], Tensor]] | None:
-        converted = torch.cat([*times]).to(x.dtype.to_real()).unbind()
-        return [partial(checked_call, "the drift", self._slope, t) for t in converted]
+        dtype = x.dtype
+        if isinstance(t, Tensor):
+            t = t.reshape(()).to(dtype, copy=True)  # func may change it
+            if math.isfinite(self.low) or math.isfinite(self.high):
+                t = t + (t.clamp(self.low, self.high) - t).detach()  # with the derivative of t
+            return self._slope(t, x)
+        t = min(max(t, self.low), self.high)
+        return self._slope(torch.full((), t, dtype=dtype, device=x.device), x)
 
     def _slope(self, t: Tensor, x: Tensor) -> Tensor:
         """func at a time without dimensions; a copy, which later calls of func do not change."""
-        slopes = self.func(t, x.reshape(self.shapes[0]) if self.single else self.shaped(x[0]))
+        slopes = self.func(t, self.shaped(x[0]))
         if not self.single and not isinstance(slopes, Tensor):
             slopes = tuple(slopes)  # of a generator, which ends
         if (
@@ -91,7 +110,8 @@ class System(AbstractSDE):
                 "as y"
             )
         # For a tuple torchdiffeq only requires the numbers of elements.
-        if [part.numel() for part in parts] != self.sizes or (
+        numbers = [math.prod(shape) for shape in self.shapes]
+        if [part.numel() for part in parts] != numbers or (
             self.single and parts[0].shape != self.shapes[0]
         ):
             returned = [tuple(part.shape) for part in parts]
@@ -100,9 +120,26 @@ class System(AbstractSDE):
                 f"func(t, y) returned {returned} for a state of shapes {expected}; return the "
                 "state's"
             )
-        for part in parts:
-            if not (x.is_complex() and part.is_complex()):
+        for part, pair in zip(parts, self.complex, strict=True):
+            if pair and not part.is_complex():
+                raise TypeError(
+                    f"func(t, y) returned {part.dtype} for a complex state; return complex numbers"
+                )
+            if not pair:
                 require_real("func(t, y)", part, x)
 
     def diffusion(self, t: Time, x: Tensor) -> float:
         return 0.0
+
+
+def _real(part: Tensor) -> Tensor:
+    """The real numbers of a tensor, the last dimension those of a complex one."""
+    return torch.view_as_real(part.resolve_conj()) if part.is_complex() else part
+
+
+def _shaped(x: Tensor, shape: Sequence[int], pair: bool) -> Tensor:
+    """Numbers `(*times, n)` in a shape, pairs of them as complex numbers."""
+    if not pair:
+        return x.reshape((*x.shape[:-1], *shape))
+    real, imaginary = x.reshape((*x.shape[:-1], *shape, 2)).unbind(-1)
+    return torch.complex(real, imaginary)

@@ -1,58 +1,200 @@
-"""torchsde's fixed steps, and the states between them."""
+"""torchsde's steps, of one width or adapted to an error, and the states between them."""
 
 import math
+import warnings
 from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
-from itertools import accumulate
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from sdekit._equations.sde import AbstractSDE
-from sdekit._grid import times
-from sdekit._noise.generator import signed
-from sdekit._noise.white import AbstractNoise, WhiteNoise
-from sdekit._solve.integrate import Point, integrate
+from sdekit._noise.white import AbstractNoise, Increment, NoiseQuery
+from sdekit._solve.counted import Counted
+from sdekit._solve.dense import bridged, within_step
+from sdekit._solve.gradient import AbstractGradient
+from sdekit._solve.solution import NotFiniteError, Point, not_finite
+from sdekit._solve.steps import Steps
 from sdekit._solvers import AbstractSolver
-from sdekit.interop._torchsde_noise import Brownian, TorchsdeNoise
+from sdekit._solvers.contract import Tree
+from sdekit.calling import has_hidden_values
 
 _SLACK = 1e-6  # of a step: times closer than this are equal
-# Between the seeds of the noise within neighbouring steps.
-_SEED_STRIDE = 0x9FB21C651E98DF25
+_CHECK_INTERVAL = 128  # steps between two checks that the state is finite
+
+
+class Reached(NamedTuple):
+    """A state of a solve: the number of steps before it, its time, and what the next step gets."""
+
+    step: int
+    t: float
+    x: Tensor
+    state: Tree
+
+
+@dataclass(frozen=True, eq=False)
+class Doubling:
+    """torchsde's adaptive steps: the whole batch has one step, whose error is the difference of a
+    whole step and two halves.
+
+    Arguments:
+        rtol, atol: the tolerances of the root mean square.
+        shortest: a step that would be shorter is as long as this, and accepted.
+    """
+
+    rtol: float
+    atol: float
+    shortest: float
+
+    def error(self, coarse: Tensor, fine: Tensor) -> float:
+        """The error over its tolerance, at least 1e-7."""
+        if not fine.numel():
+            return 1e-7
+        scale = torch.maximum(coarse.abs(), fine.abs()).mul(self.rtol).add(self.atol).clamp(1e-7)
+        error = float(((coarse - fine) / scale).square().mean().sqrt())
+        return max(1e-7, error) if math.isfinite(error) else math.inf
+
+    def factor(self, error: float, previous: float | None) -> float:
+        """The factor of the next step; previous: 0.9 over the last accepted error, or the first.
+
+        After a rejection 0.9^{2/3} to 0.2, otherwise 1 to 1.4, by PI control.
+        """
+        ratio = 0.9 / error
+        if error > 1:
+            return min(max(ratio ** (1 / 1.5), 0.2), 1.4)
+        change = 1.0 if previous is None else ratio / previous
+        return min(max(ratio ** (1 / 4.5) * change**0.13, 1.0), 1.4)
+
+
+def fixed(
+    steps: Steps, x: Tensor, state: Tree = None, gradient: AbstractGradient | None = None
+) -> Iterator[Reached]:
+    """The states of a grid, the first included.
+
+    Arguments:
+        state: what the solver gets in the first step; None means its own.
+        gradient: how gradients pass back, see `sdekit.solve`.
+
+    Raises:
+        NotFiniteError: for a state that is not finite, checked every 128 steps.
+    """
+    ts = steps.ts
+    if gradient is not None:
+        yield Reached(0, ts[0], x, ())
+        for i, end in gradient.states(steps, x, every=True):
+            yield Reached(i, ts[i], end, ())
+        return
+    state = steps.init(x) if state is None else state
+    start = (x, state)
+    yield Reached(0, ts[0], x, state)
+    n = len(steps)
+    for i, increment in enumerate(steps.increments(x, 0, n)):
+        x, state = steps.step(i, increment, x, state)
+        checked = ((i + 1) % _CHECK_INTERVAL == 0 or i + 1 == n) and not has_hidden_values(x)
+        if checked and (failure := not_finite(Point(i + 1, ts[i + 1], x))):
+            raise _first_failure(steps, *start) or failure
+        if i + 1 == n:
+            steps.problem.require_unchanged()
+        yield Reached(i + 1, ts[i + 1], x, state)
+
+
+def _first_failure(steps: Steps, x: Tensor, state: Tree) -> NotFiniteError | None:
+    """The error of the first step that is not finite, found by repeating the steps."""
+    with torch.no_grad():
+        for i, increment in enumerate(steps.increments(x, 0, len(steps))):
+            x, state = steps.step(i, increment, x, state)
+            if failure := not_finite(Point(i + 1, steps.ts[i + 1], x)):
+                return failure
+    return None
+
+
+def doubled(
+    steps: Steps, x: Tensor, dt: float, doubling: Doubling, state: Tree = None
+) -> Iterator[Reached]:
+    """The states of adaptive steps between the first and the last of steps.ts.
+
+    Raises:
+        NotFiniteError: for a step that is not finite.
+    """
+    t, end = steps.ts[0], steps.ts[-1]
+    sign = math.copysign(1.0, end - t)
+    problem = steps.problem
+    state = steps.init(x) if state is None else state
+    yield Reached(0, t, x, state)
+    previous: float | None = None
+    accepted = 0
+    while t != end:
+        t1 = end if abs(end - t) <= dt else t + sign * dt
+        middle = 0.5 * (t + t1)
+        coarse, _ = _step(steps, t, t1, x, state)
+        fine, between = _step(steps, t, middle, x, state)
+        fine, after = _step(steps, middle, t1, fine, between)
+        with torch.no_grad():
+            error = doubling.error(coarse, fine)
+        failure = not_finite(Point(accepted + 1, t1, fine))
+        if failure and dt <= doubling.shortest:
+            raise failure
+        dt *= doubling.factor(error, previous)
+        previous = 0.9 / error if error <= 1 or previous is None else previous
+        if dt < doubling.shortest:
+            if not failure:
+                warnings.warn(
+                    f"the step has reached dt_min = {doubling.shortest:g} at t = {t:.6g}: the "
+                    "error may be above the tolerance there",
+                    stacklevel=2,
+                )
+            dt = doubling.shortest
+            previous = None
+        if error <= 1 or (dt <= doubling.shortest and not failure):
+            t, x, state = t1, fine, after
+            accepted += 1
+            yield Reached(accepted, t, x, state)
+    problem.require_unchanged()
+
+
+def _step(steps: Steps, t0: float, t1: float, x: Tensor, state: Tree) -> tuple[Tensor, Tree]:
+    """A step between any two times."""
+    solver = steps.solver
+    x, _, _, state = solver.step(steps.problem, t0, t1, x, _increment(steps, t0, t1, x), state)
+    return x, state
+
+
+def _increment(steps: Steps, t0: float, t1: float, x: Tensor) -> Increment:
+    """The noise between any two times."""
+    noise = steps.noise
+    shape = steps.problem.noise_shape(x)
+    if noise is None or shape is None:
+        return Increment()
+    if steps.solver.levy == "A" and steps.problem.noise_type == "general":
+        return next(noise.answer(NoiseQuery([t0, t1], x, shape, areas=True)))
+    return next(iter(noise.readings([t0, t1], x, shape, levy=steps.solver.levy == "H")))
 
 
 def states(
-    problem: AbstractSDE,
-    y0: Tensor,
-    ts: Tensor | Sequence[float],
-    *,
-    solver: AbstractSolver,
-    bm: Brownian | None,
-    dt: float,
-) -> Iterator[Tensor]:
-    """The states at ts, each `(batch, *event)`, solved in steps of dt from ts[0]."""
-    remaining = deque(times(ts))
-    slack = _slack(ts, dt)
+    problem: AbstractSDE, reached: Iterator[Reached], ts: Sequence[float], noise: AbstractNoise,
+    slack: float,
+) -> tuple[list[Tensor], Tree]:  # fmt: skip
+    """The states at ts, and what a further step would get."""
+    found = []
+    remaining = deque(ts)
     sign = math.copysign(1.0, remaining[-1] - remaining[0])
-    noise = (
-        WhiteNoise() if bm is None else bm if isinstance(bm, AbstractNoise) else TorchsdeNoise(bm)
-    )
-    previous = Point(0, remaining[0], y0)
-    for point in integrate(
-        problem, y0, steps(remaining[0], remaining[-1], dt, slack), solver=solver, noise=noise
-    ):
-        output_times = []
-        while remaining and sign * (point.t - remaining[0]) > slack:
-            output_times.append(remaining.popleft())
-        if output_times:
-            yield from bridge(
-                problem, _bridge_noise(noise, point.step), previous, point, output_times
-            )
-        while remaining and abs(point.t - remaining[0]) <= slack:
+    previous = None
+    for now in reached:
+        within = []
+        while remaining and sign * (now.t - remaining[0]) > slack:
+            within.append(remaining.popleft())
+        if within and previous is not None:
+            inner = within_step(noise, now.step)
+            ends = (previous.t, now.t)
+            found += bridged(problem, inner, ends, (previous.x, now.x), within)
+        while remaining and abs(now.t - remaining[0]) <= slack:
             remaining.popleft()
-            yield point.x
-        previous = point
+            found.append(now.x)
+        previous = now
+    assert previous is not None
+    return found, previous.state
 
 
 def steps(t0: float, t1: float, dt: float, slack: float) -> list[float]:
@@ -61,33 +203,17 @@ def steps(t0: float, t1: float, dt: float, slack: float) -> list[float]:
     return [t0 + math.copysign(i * dt, t1 - t0) for i in range(count)] + [t1]
 
 
-def bridge(
-    problem: AbstractSDE, noise: AbstractNoise, start: Point, end: Point, ts: list[float]
-) -> Iterator[Tensor]:
-    """(1 - r) x_0 + r x_1 + g(t_0, x_0) . (W(t) - W(t_0) - r (W(t_1) - W(t_0))), r the relative
-    position of t.
-    """
-    increments = noise.readings([start.t, *ts, end.t], start.x, problem.noise_shape(start.x))
-    *path, increment = accumulate(i.w for i in increments if i.w is not None)
-    g = problem.diffusion(start.t, start.x)
-    for t, w in zip(ts, path, strict=True):
-        r = (t - start.t) / (end.t - start.t)
-        yield problem.multiply(g, w - r * increment, torch.lerp(start.x, end.x, r))
-
-
-def _bridge_noise(noise: AbstractNoise, step: int) -> AbstractNoise:
-    """The noise of the bridge within a step: the path itself, or for white noise independent noise,
-    because a bridge is independent of the increment.
-    """
-    return (
-        replace(noise, seed=noise.seed + signed(step * _SEED_STRIDE))
-        if isinstance(noise, WhiteNoise)
-        else noise
-    )
-
-
-def _slack(ts: Tensor | Sequence[float], dt: float) -> float:
+def slack_of(ts: Tensor | Sequence[float], numbers: Sequence[float], dt: float) -> float:
     """The distance below which two times are equal: the rounding of ts, or 1e-6 of a step."""
     dtype = ts.dtype if isinstance(ts, Tensor) and ts.is_floating_point() else torch.float64
-    rounding = 4 * torch.finfo(dtype).eps * max(map(abs, times(ts)))
+    rounding = 4 * torch.finfo(dtype).eps * max(map(abs, numbers))
     return min(max(rounding, _SLACK * dt), dt / 4)
+
+
+def of_steps(
+    problem: AbstractSDE, grid: Sequence[float], x: Tensor, solver: AbstractSolver,
+    noise: AbstractNoise,
+) -> Steps:  # fmt: skip
+    """The steps of a solver on a grid."""
+    counted = Counted.of(problem.tabulated(grid), x)
+    return Steps(counted, grid, solver.plan(counted, grid), noise)

@@ -8,15 +8,12 @@ from typing import Any, Self
 from torch import Tensor
 
 from sdekit._computed import computed
-from sdekit._equations.sde import AbstractSDE
-from sdekit._noise.generator import fresh_seed
-from sdekit._noise.white import AbstractNoise, Increment, NoiseQuery, WhiteNoise
-from sdekit.interop._originals import original
+from sdekit._noise.white import AbstractNoise, Increment, NoiseQuery
+
+AREAS = ("davie", "foster")  # torchsde's names of approximations to areas
 
 # The types of bm in sdeint; Brownian motions of torchsde are callable.
 Brownian = AbstractNoise | Callable[..., Any]
-
-_LEVY = {"srk": "space-time", "log_ode": "foster"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,7 +55,7 @@ class TorchsdeNoise(AbstractNoise):
         return replace(self, index=index if self.index is None else self.index[index])
 
     def answer(self, query: NoiseQuery) -> Iterator[Increment]:
-        ts, x, shape, levy, normals, start = query
+        ts, x, shape, levy, normals, start, areas = query
         if normals:
             raise ValueError(
                 "this solver uses fresh normals and a torchsde Brownian motion has none; use "
@@ -69,8 +66,19 @@ class TorchsdeNoise(AbstractNoise):
                 "this solver uses the space-time Levy area and bm has none; make it with "
                 "levy_area_approximation='space-time', or choose another method"
             )
+        known = getattr(self.bm, "levy_area_approximation", "none")
+        if areas and known not in AREAS:
+            raise ValueError(
+                "this solver uses the areas between the coordinates of W, which bm knows not: make "
+                "it with levy_area_approximation='foster', or choose another method"
+            )
         for t0, t1 in zip(ts[start:-1], ts[start + 1 :], strict=True):
-            yield Increment() if shape is None else self._increment(t0, t1, x, shape, levy)
+            if shape is None:
+                yield Increment()
+            elif areas:
+                yield self._with_areas(t0, t1, x, shape)
+            else:
+                yield self._increment(t0, t1, x, shape, levy)
 
     def _increment(
         self, t0: float, t1: float, x: Tensor, shape: tuple[int, ...], levy: bool
@@ -83,6 +91,12 @@ class TorchsdeNoise(AbstractNoise):
         h = None if u is None else self._reshaped(u, x, shape) / (high - low) - 0.5 * w
         return Increment(w if sign > 0 else -w, h)
 
+    def _with_areas(self, t0: float, t1: float, x: Tensor, shape: tuple[int, ...]) -> Increment:
+        w, a = self.bm(min(t0, t1), max(t0, t1), return_A=True)
+        w = self._reshaped(w, x, shape)
+        a = (a if self.index is None else a[self.index]).to(x)
+        return Increment(w, a=a) if t1 > t0 else Increment(-w, a=-a)
+
     def _reshaped(self, value: Tensor, x: Tensor, shape: tuple[int, ...]) -> Tensor:
         value = value if self.index is None else value[self.index]
         if len(value) != len(x) or value[:1].numel() != math.prod(shape) * len(x[:1]):
@@ -92,49 +106,3 @@ class TorchsdeNoise(AbstractNoise):
                 f"is {expected}"
             )
         return value.to(x).reshape(len(x), *shape)
-
-
-def brownian(
-    bm: Brownian | None,
-    problem: AbstractSDE,
-    y0: Tensor,
-    ts: Tensor,
-    *,
-    method: str,
-    dt: float | None,
-    logqp: bool,
-) -> Any:  # noqa: ANN401 - torchsde takes any callable
-    """The bm for torchsde.sdeint: the caller's, or a BrownianInterval seeded by torch's default
-    generator.
-
-    dt, the width of the steps, is passed as a hint, without which a BrownianInterval may refine
-    itself down to rounding errors, which takes for ever.
-
-    Raises:
-        ValueError: for WhiteNoise, which is not a path.
-    """
-    if (bm is not None and not isinstance(bm, AbstractNoise)) or (bm is None and ts[-1] <= ts[0]):
-        return bm  # torchsde itself refuses wrong times
-    event = problem.noise_shape(y0) or ()
-    # torchsde adds a coordinate, and a Brownian motion for it.
-    if logqp and problem.noise_type == "diagonal":
-        event = (math.prod(event) + 1,)
-    if isinstance(bm, WhiteNoise):
-        raise ValueError(
-            "WhiteNoise has no path, and this solve is torchsde's, which asks for one; use bm=None "
-            "or a BrownianPath"
-        )
-    if bm is not None:
-        from sdekit.interop._torchsde_brownian import TorchsdeBrownian
-
-        return TorchsdeBrownian(bm, (len(y0), math.prod(event)), dtype=y0.dtype, device=y0.device)
-    return original("torchsde._brownian.brownian_interval", "BrownianInterval")(
-        t0=float(ts[0]),
-        t1=float(ts[-1]),
-        size=(len(y0), math.prod(event)),
-        dtype=y0.dtype,
-        device=y0.device,
-        entropy=fresh_seed(),
-        dt=dt,
-        levy_area_approximation=_LEVY.get(method, "none"),
-    )

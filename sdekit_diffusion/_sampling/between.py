@@ -57,16 +57,15 @@ class InterpolatedNoise(AbstractNoise):
 
     def answer(self, query: NoiseQuery) -> Iterator[Increment]:
         pairs = (noise.answer(query) for noise in (self.a, self.b))
-        for (wa, ha, za), (wb, hb, zb) in zip(*pairs, strict=True):
+        for first, second in zip(*pairs, strict=True):
             w, h = (
                 None if a is None or b is None else self.interpolate(a, b)
-                for a, b in ((wa, wb), (ha, hb))
+                for a, b in ((first.w, second.w), (first.h, second.h))
             )
-            z = (
-                None
-                if za is None or zb is None
-                else torch.stack([self.interpolate(*pair) for pair in zip(za, zb, strict=True)])
-            )
+            z = None
+            if first.z is not None and second.z is not None:
+                pairs_of_z = zip(first.z, second.z, strict=True)
+                z = torch.stack([self.interpolate(*pair) for pair in pairs_of_z])
             yield Increment(w, h, z)
 
 

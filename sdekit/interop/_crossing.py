@@ -1,0 +1,99 @@
+"""The zero of a function of time and state along the steps of odeint."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sdekit._solve.events import root
+from sdekit._solve.solution import Point, not_finite
+from sdekit.calling import checked_call
+from sdekit.interop._odeint_steps import Taken, number
+from sdekit.interop._system import System
+
+MOST = 20_000  # steps of a size until an event, as in torchdiffeq
+
+
+class Crossing:
+    """The function whose zero is an event: the least of the elements of event_fn, all of them
+    positive at the beginning.
+    """
+
+    def __init__(self, system: System, event_fn: Callable[..., Any], t0: float, x0: Tensor) -> None:
+        self.system = system
+        self.event_fn = event_fn
+        self.t0 = t0
+        self.x0 = x0
+        with torch.no_grad():
+            self.signs = self._elements(self._time(t0, x0), x0).sign()
+
+    @staticmethod
+    def _time(t: float, x: Tensor) -> Tensor:
+        return torch.tensor(t, dtype=torch.float64, device=x.device)
+
+    def _elements(self, t: Tensor, x: Tensor) -> Tensor:
+        state = self.system.parts(x[0])
+        single = self.system.single
+
+        def function(t: Tensor, *parts: Tensor) -> Any:  # noqa: ANN401
+            return self.event_fn(t, parts[0] if single else parts)
+
+        found = checked_call("event_fn(t, y)", function, t, *state)
+        if not isinstance(found, Tensor) or found.is_complex() or not found.numel():
+            raise TypeError(
+                f"event_fn(t, y) returned {found!r:.60}; it must return a real tensor, of which "
+                "one element changes its sign"
+            )
+        if bool(found.isnan().any()) and bool(torch.isfinite(x).all()):
+            raise ValueError(
+                f"event_fn(t, y) is NaN at t = {float(t):.6g}: it must be defined wherever y comes"
+            )
+        return found
+
+    def __call__(self, t: float, x: Tensor) -> Tensor:
+        """`(1,)`."""
+        return (self._elements(self._time(t, x), x) * self.signs).min().reshape(1)
+
+    def differentiable(self, t: Tensor, x: Tensor) -> Tensor:
+        """The same as a function that autograd sees."""
+        return (self._elements(t, x) * self.signs).min()
+
+    def derivatives(self, t: Tensor, x: Tensor) -> tuple[float, Tensor]:
+        """The derivative along the solution, and that with respect to the state."""
+        with torch.enable_grad():
+            inputs = (t.detach().clone().requires_grad_(), x.detach().requires_grad_())
+            value = self.differentiable(*inputs)
+            found = torch.autograd.grad(value, inputs, allow_unused=True, materialize_grads=True)
+        with torch.no_grad():
+            slope = self.system.drift(float(t), x.detach())
+        return float(found[0] + (found[1] * slope).sum()), found[1]
+
+
+def first_crossing(crossing: Crossing, taken: Iterator[Taken]) -> tuple[float, Tensor]:
+    """The time of the first zero, and the state there.
+
+    Raises:
+        NotFiniteError: when a state before it is not finite.
+        ValueError: when there is none in the steps.
+    """
+    if failure := not_finite(Point(0, crossing.t0, crossing.x0)):
+        raise failure
+    if not bool(crossing.signs.all()):
+        return crossing.t0, crossing.x0
+    for i, step in enumerate(taken, 1):
+        if failure := not_finite(Point(i, number(step.t1), step.x)):
+            raise failure
+        t0 = number(step.t0)
+        length = number(step.t1) - t0
+        with torch.no_grad():
+            if float(crossing(t0 + length, step.x)) > 0:
+                continue
+
+            def fallen(theta: Tensor, step: Taken = step, t0: float = t0) -> Tensor:
+                t = t0 + float(theta) * (number(step.t1) - t0)
+                return -crossing(t, step.within(theta)).to(theta)
+
+            theta = root(fallen, torch.zeros(1, dtype=torch.float64, device=step.x.device))
+        return t0 + float(theta) * length, step.within(theta)
+    raise ValueError(f"event_fn(t, y) has not changed its sign in {MOST:,} steps")

@@ -1,0 +1,66 @@
+"""torchsde's logqp: the divergence of an equation from a prior, as one more coordinate."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_EPSILON = 1e-7  # of g, below which torchsde divides by it with this sign
+_KEYS = {"drift": "f", "diffusion": "g", "prior_drift": "h"}
+
+
+class WithDivergence:
+    """A torchsde equation with the coordinate d l = |g^{-1} (f - h)|^2 / 2 dt, of which g is 0.
+
+    For general, additive and scalar noise g^{-1} is the pseudoinverse.
+    """
+
+    def __init__(
+        self, methods: Mapping[str, Callable[..., Tensor]], noise_type: str, sde_type: str
+    ) -> None:
+        self.methods = methods
+        self.noise_type = noise_type
+        self.sde_type = sde_type
+
+    def f(self, t: Tensor, y: Tensor) -> Tensor:
+        return self.f_and_g(t, y)[0]
+
+    def g(self, t: Tensor, y: Tensor) -> Tensor:
+        return self._enlarged(self.methods["g"](t, y[:, :-1]))
+
+    def f_and_g(self, t: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        y = y[:, :-1]
+        f, g, h = (self.methods[name](t, y) for name in ("f", "g", "h"))
+        if self.noise_type == "diagonal":
+            small = torch.where(g < 0, -_EPSILON, _EPSILON)
+            u = (f - h) / torch.where(g.abs() > _EPSILON, g, small)
+        else:
+            u = torch.einsum("bmd,bd->bm", torch.linalg.pinv(g), f - h)
+        rate = 0.5 * u.square().sum(dim=1, keepdim=True)
+        return torch.cat([f, rate], dim=1), self._enlarged(g)
+
+    @staticmethod
+    def _enlarged(g: Tensor) -> Tensor:
+        return torch.cat([g, g.new_zeros(len(g), 1, *g.shape[2:])], dim=1)
+
+
+def with_divergence(sde: object, names: Mapping[str, str] | None) -> WithDivergence:
+    """The equation with its divergence.
+
+    Raises:
+        ValueError: when the object lacks one of the three functions.
+    """
+    renamed = names or {}
+    methods: dict[str, Any] = {
+        role: getattr(sde, renamed.get(key, role), None) for key, role in _KEYS.items()
+    }
+    missing = [role for role, method in methods.items() if not callable(method)]
+    if missing:
+        raise ValueError(
+            f"logqp=True needs the methods f, g and h, the drift of the prior; "
+            f"{type(sde).__name__} lacks {', '.join(missing)}. For equations of sdekit take "
+            "sdekit.path_weights"
+        )
+    kinds: list[Any] = [getattr(sde, name, None) for name in ("noise_type", "sde_type")]
+    return WithDivergence(methods, *kinds)

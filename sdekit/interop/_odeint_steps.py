@@ -1,0 +1,304 @@
+"""The steps of odeint: those of one system, whose times are numbers."""
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from sdekit._noise.white import Increment
+from sdekit._solve.control import PIDController
+from sdekit._solve.counted import Counted
+from sdekit._solve.dense import cubic, cubic_data
+from sdekit._solve.solution import (
+    Status,
+    UnfinishedError,
+    solution_of_equal_steps,
+    unfinished,
+)
+from sdekit._solvers import AbstractSolver
+from sdekit._solvers.contract import Tree
+from sdekit.elementary import Time, broadcast
+from sdekit.interop._system import System
+
+_ADVICE = (
+    "look at what func returns there, or ask for a larger rtol or atol; the limit of steps is "
+    "options={'max_num_steps': ...}"
+)
+_LATEST = 1e-3  # of the largest number: where a solve without an end gives up
+_EPSILON = torch.finfo(torch.float64).eps
+
+
+class Taken(NamedTuple):
+    """An accepted step: its times, the state at its end, and `within(theta)`, the state at
+    t0 + theta (t1 - t0), theta `(1,)`.
+    """
+
+    t0: Time
+    t1: Time
+    x: Tensor
+    within: Callable[[Tensor], Tensor]
+
+
+# called with "callback_step", "callback_accept_step" or "callback_reject_step", and t0, x and |dt|
+Callback = Callable[[str, Time, Tensor, Time], None]
+
+
+@dataclass(frozen=True, eq=False)
+class Control:
+    """Which steps are accepted, and how long they are.
+
+    Arguments:
+        system: whose parts have errors of their own.
+        rtol, atol: the tolerances of each part, numbers or tensors.
+        limits: safety, smallest and largest factor, the first step, the limit of steps.
+        norm: of the errors over their tolerances, shaped as y; None is the largest root mean square
+            of the parts.
+        shortest, longest: the limits of a step; one that is not longer than shortest is accepted.
+        stops: times at which steps end.
+        jumps: those of them at which func jumps.
+    """
+
+    system: System
+    rtol: Sequence[float | Tensor]
+    atol: Sequence[float | Tensor]
+    limits: PIDController
+    norm: Callable[..., Any] | None = None
+    shortest: float = 0.0
+    longest: float = math.inf
+    stops: Sequence[float] = ()
+    jumps: Sequence[float] = ()
+
+    @cached_property
+    def plain(self) -> bool:
+        """Whether each part has the same two numbers, and the error of real ones is asked for."""
+        values = (*self.rtol, *self.atol)
+        return (
+            self.norm is None
+            and not any(self.system.complex)
+            and not any(isinstance(value, Tensor) for value in values)
+            and len({*self.rtol}) == len({*self.atol}) == 1
+        )
+
+    def error(self, error: Tensor, x0: Tensor, x1: Tensor) -> float:
+        """q, the error relative to the tolerance; infinite where anything is not finite."""
+        if self.plain:
+            sizes = self.system.sizes
+            if len(sizes) == 1:
+                return float(self.limits.error(error, x0, x1))
+            parts = zip(*(value.split(sizes, dim=1) for value in (error, x0, x1)), strict=True)
+            return max(float(self.limits.error(*part)) for part in parts)
+        parts = zip(*map(self.system.parts, (error[0], x0[0], x1[0])), strict=True)
+        tiny = torch.finfo(x0.dtype).tiny ** 0.5
+        ratios = [
+            e / (atol + rtol * torch.maximum(a.abs(), b.abs())).clamp_min(tiny)
+            for (e, a, b), rtol, atol in zip(parts, self.rtol, self.atol, strict=True)
+        ]
+        if self.norm is None:
+            q = torch.stack([rms(ratio) for ratio in ratios]).max()
+        else:
+            q = self.norm(ratios[0] if self.system.single else tuple(ratios))
+        q = float(abs(q) + 0 * x1.abs().max())
+        return math.inf if math.isnan(q) else q
+
+    def factor(self, q: float, power: float) -> float:
+        """By which the next step is longer or shorter."""
+        limits = self.limits
+        factor = limits.safety * q ** (-1 / power) if q > 0 else limits.largest
+        return min(max(factor, limits.smallest), limits.largest)
+
+    def first(self, problem: Counted, power: float, t: float, end: float, x: Tensor) -> float:
+        """The length of the first step, by two evaluations.
+
+        References:
+            Hairer, Norsett and Wanner 1993, II.4.
+        """
+        if self.limits.first is not None:
+            return self.limits.first
+        span = abs(end - t)
+        tiny = 1e-6 * (span if math.isfinite(span) else 1.0)
+        with torch.no_grad():
+            slope = problem.drift(t, x)
+            size, speed = (self.error(value, x, x) for value in (x, slope))
+            length = 0.01 * size / speed if min(size, speed) >= 1e-5 else tiny
+            length = min(length if 0 < length < math.inf else tiny, span)
+            there = t + math.copysign(length, end - t) if length < span else end
+            change = problem.drift(there, x + math.copysign(length, end - t) * slope) - slope
+            rate = min(max(speed, self.error(change, x, x) / length), 1e30)
+        second = (0.01 / rate) ** (1 / power) if rate > 1e-15 else 1e-3 * length
+        return min(100 * length, second, span)
+
+
+def rms(x: Tensor) -> Tensor:
+    """The root mean square, 0 of nothing; real."""
+    return torch.linalg.vector_norm(x) / math.sqrt(max(1, x.numel()))
+
+
+def adaptive_steps(
+    system: System,
+    x: Tensor,
+    t: float,
+    end: float,
+    *,
+    solver: AbstractSolver,
+    control: Control,
+    callback: Callback | None,
+) -> Iterator[Taken]:
+    """The accepted steps from t to the end, which may be infinite; on both sides of a jump func is
+    called with times of that side.
+
+    Raises:
+        UnfinishedError: when the steps become too short, or too many.
+        ValueError: when a solve without an end has gone on for as long as there are numbers.
+    """
+    assert solver.embedded is not None
+    sign = math.copysign(1.0, end - t)
+    ahead = sorted((s for s in control.stops if sign * t < sign * s < sign * end), reverse=sign < 0)
+    length = 0.0
+    tried = 0
+    state: Tree = None
+    problem = Counted.of(system, x)
+    for stop in (*ahead, end):
+        if state is None:
+            problem = _problem(system, control.jumps, t, end, x)
+            length = length or control.first(problem, solver.embedded, t, end, x)
+            state = solver.init(problem, t, x)
+        while t != stop:
+            step_length = min(max(length, control.shortest), control.longest)
+            # A last step may be a tenth longer, rather than be followed by a tiny one.
+            stretch = 1.1 if step_length < control.longest / 1.1 else 1.0
+            t1 = stop if sign * (stop - t) <= stretch * step_length else t + sign * step_length
+            if abs(t1) > _LATEST * torch.finfo(x.dtype).max:
+                raise ValueError(f"event_fn(t, y) has not changed its sign up to t = {t:.3g}")
+            tried += 1
+            if callback:
+                callback("callback_step", t, x, abs(t1 - t))
+            step = solver.step(problem, t, t1, x, Increment(), state)
+            q = _quotient(control, solver, x, step.x, step.error)
+            if (q > 1 and step_length > control.shortest) or math.isinf(q):
+                if callback:
+                    callback("callback_reject_step", t, x, abs(t1 - t))
+                _require_hope(control, x, t, step_length, q, tried)
+                length = abs(t1 - t) * control.factor(q, solver.embedded)
+                continue
+            if callback:
+                callback("callback_accept_step", t, x, abs(t1 - t))
+            grown = abs(t1 - t) * control.factor(q, solver.embedded)
+            length = max(length, grown) if t1 == stop else grown
+            yield Taken(t, t1, step.x, _dense(solver, problem, t, t1, step.dense))
+            t, x, state = t1, step.x, step.state
+            if t != end and tried >= control.limits.max_steps:
+                raise _unfinished(x, t, Status.TOO_MANY_STEPS)
+        if t in control.jumps:
+            state = None
+    problem.require_unchanged()
+
+
+def _problem(system: System, jumps: Sequence[float], t: float, end: float, x: Tensor) -> Counted:
+    """The equation from t to the next jump."""
+    if not jumps:
+        return Counted.of(system, x)
+    beyond = [s for s in jumps if (s - t) * (end - t) > 0 and abs(s - t) <= abs(end - t)]
+    low = t if t in jumps else -math.copysign(math.inf, end - t)
+    high = min(beyond, key=lambda s: abs(s - t), default=math.copysign(math.inf, end - t))
+    return Counted.of(system.strictly_between(low, high, x.dtype), x)
+
+
+def _quotient(
+    control: Control, solver: AbstractSolver, x0: Tensor, x1: Tensor, error: Tree
+) -> float:
+    """q of a step."""
+    with torch.no_grad():
+        if isinstance(error, Tensor):
+            return control.error(error, x0, x1)
+        return float(
+            solver.quotient(
+                lambda e: torch.tensor([control.error(e, x0, x1)], dtype=torch.float64), error
+            )
+        )
+
+
+def _require_hope(
+    control: Control, x: Tensor, t: float, length: float, q: float, tried: int
+) -> None:
+    """Refuses to go on after a rejected step that cannot be shortened, or was the last allowed.
+
+    Raises:
+        UnfinishedError: says which.
+    """
+    if length <= max(16 * _EPSILON * (abs(t) + length), control.shortest):
+        raise _unfinished(x, t, Status.NOT_FINITE if math.isinf(q) else Status.UNDERFLOW)
+    if tried >= control.limits.max_steps:
+        raise _unfinished(x, t, Status.TOO_MANY_STEPS)
+
+
+def _unfinished(x: Tensor, t: float, status: Status) -> UnfinishedError:
+    """The error of a solve that stops at t with the state x."""
+    nowhere = torch.full_like(x.detach(), math.nan)
+    ts = torch.tensor([t], dtype=torch.float64)
+    solution = solution_of_equal_steps(nowhere, ts, None, None, evaluations=0, steps=None)
+    solution = replace(solution, status=torch.full_like(solution.status, status))
+    return unfinished(solution, ts, x, advice=_ADVICE)
+
+
+def _dense(
+    solver: AbstractSolver, problem: Counted, t0: float, t1: float, dense: Tree
+) -> Callable[[Tensor], Tensor]:
+    """The states within a step; what they need is computed at the first of them."""
+    data: list[Tree] = []
+
+    def state(theta: Tensor) -> Tensor:
+        if not data:
+            data.append(solver.dense(problem, t0, t1, dense))
+        return solver.interpolate(data[0], theta)
+
+    return state
+
+
+def fixed_steps(
+    system: System,
+    x: Tensor,
+    grid: Iterable[Time],
+    *,
+    solver: AbstractSolver,
+    perturb: bool,
+    cubic: bool,
+    callback: Callback | None,
+) -> Iterator[Taken]:
+    """A step for each interval of a grid.
+
+    Arguments:
+        grid: numbers, or tensors `(1,)` for derivatives with respect to them; it may be infinite.
+        perturb: whether func is called with times strictly within a step.
+        cubic: whether states within a step are on a cubic that has the slopes of both ends, or on a
+            straight line.
+    """
+    problem = Counted.of(system, x)
+    for t0, t1 in pairwise(grid):
+        if perturb:
+            problem = Counted.of(system.strictly_between(number(t0), number(t1), x.dtype), x)
+        if callback:
+            callback("callback_step", t0, x, abs(t1 - t0))
+        end = solver.step(problem, t0, t1, x, Increment(), ()).x
+        within = partial(_cubic, problem, t0, t1, x, end) if cubic else partial(_line, x, end)
+        yield Taken(t0, t1, end, within)
+        x = end
+    problem.require_unchanged()
+
+
+def number(t: Time) -> float:
+    """A time as a number."""
+    return float(t.detach()) if isinstance(t, Tensor) else t
+
+
+def _line(x0: Tensor, x1: Tensor, theta: Tensor) -> Tensor:
+    return torch.lerp(x0, x1, broadcast(theta, x0))
+
+
+def _cubic(problem: Counted, t0: Time, t1: Time, x0: Tensor, x1: Tensor, theta: Tensor) -> Tensor:
+    """Hermite's interpolation."""
+    return cubic(cubic_data(problem, t0, t1, x0, x1), theta)

@@ -1,0 +1,81 @@
+"""The times of a result of odeint, and derivatives with respect to them."""
+
+import math
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from sdekit._grid import times
+from sdekit.calling import checked_call
+from sdekit.elementary import Time
+from sdekit.interop._odeint_steps import Taken, number
+from sdekit.interop._system import System
+
+
+@dataclass(frozen=True, eq=False)
+class Times:
+    """The times of a result, as numbers, and as tensors `(1,)` where derivatives with respect to
+    them are asked for.
+
+    exact: whether these are those of the exact solution, f, as with adaptive steps, or those of the
+    steps.
+    """
+
+    numbers: list[float]
+    tensors: Sequence[Tensor] | None
+    exact: bool
+
+    @staticmethod
+    def of(t: Tensor | Sequence[float], *, differentiated: bool) -> "Times":
+        wanted = isinstance(t, Tensor) and t.requires_grad and torch.is_grad_enabled()
+        tensors = t.double().reshape(-1, 1).unbind() if wanted and isinstance(t, Tensor) else None
+        return Times(times(t), tensors, differentiated)
+
+    @property
+    def grid(self) -> Sequence[Time]:
+        """What steps between them are given."""
+        return self.numbers if self.tensors is None or self.exact else self.tensors
+
+    def shifted(self, system: System, x: Tensor, i: int, sign: float) -> Tensor:
+        """A state, with the derivative sign f with respect to the i-th time."""
+        if self.tensors is None or not self.exact:
+            return x
+        with torch.no_grad():
+            slope = checked_call("the drift", system.drift, self.numbers[i], x.detach())
+        return _Shifted.apply(x, sign * slope, self.tensors[i])
+
+
+class _Shifted(torch.autograd.Function):
+    """x, as a function of a time on which it depends with a given slope."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, slope: Tensor, t: Tensor) -> Tensor:  # noqa: ANN401
+        ctx.save_for_backward(slope, t)
+        return x.clone()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> Any:  # noqa: ANN401 # pyright: ignore[reportIncompatibleMethodOverride]
+        slope, t = ctx.saved_tensors
+        return grad, None, (grad * slope).sum().to(t).reshape(t.shape)
+
+
+def outputs(ts: Times, taken: Iterator[Taken]) -> Iterator[Tensor]:
+    """The states at the times after the first."""
+    remaining = deque(zip(ts.numbers, ts.grid, strict=True))
+    remaining.popleft()
+    sign = math.copysign(1.0, ts.numbers[-1] - ts.numbers[0])
+    for step in taken:
+        end = number(step.t1)
+        while remaining and sign * (end - remaining[0][0]) >= 0:
+            time, t = remaining.popleft()
+            theta = (t - step.t0) / (step.t1 - step.t0)
+            if time == end:
+                yield step.x
+            else:
+                yield step.within(torch.as_tensor(theta, dtype=torch.float64).reshape(1))

@@ -1,0 +1,214 @@
+"""States between the steps of a solve."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from sdekit import (
+    ODE,
+    RK4,
+    SDE,
+    SRA1,
+    BrownianPath,
+    Checkpointed,
+    Dopri5,
+    Dopri8,
+    EulerMaruyama,
+    Event,
+    Heun,
+    PIDController,
+    Rodas4,
+    Tsit5,
+    WhiteNoise,
+    interop,
+    solve,
+    uniform,
+)
+
+F64 = torch.float64
+TIGHT = PIDController(1e-9, 1e-9)
+X0 = torch.tensor([[1.0], [0.5], [-2.0]], dtype=F64)
+
+
+def f(t, x):
+    return -x * torch.cos(torch.as_tensor(t, dtype=F64).reshape(-1, 1))
+
+
+def exact(t, x0=X0, start=0.0):
+    return x0 * math.exp(math.sin(start) - math.sin(t))
+
+
+@pytest.mark.parametrize(
+    ("solver", "order"),
+    [(RK4(), 4), (Heun(), 2), (Dopri5(), 4.5), (Tsit5(), 4.5), (Rodas4(), 4), (Dopri8(), 7)],
+    ids=str,
+)
+@pytest.mark.parametrize("ends", [(0.0, 2.0), (2.0, 0.0)], ids=["forwards", "backwards"])
+def test_order_between_the_steps(solver, order, ends):
+    """The largest error over the whole interval, of grids with 8 to 32 steps (4 to 16 of order
+    eight); a middle of pairs has order four, with a small factor before that of the end.
+    """
+    steps = np.array([4, 8, 16] if order == 7 else [8, 16, 32])
+    times = torch.linspace(*ends, 101, dtype=F64)
+    errors = []
+    for n in steps:
+        grid = uniform(*ends, int(n))
+        solution = solve(ODE(f), X0, grid, solver=solver, save="dense")
+        found = solution.at(times)
+        expected = torch.stack([exact(t, start=ends[0]) for t in times.tolist()])
+        errors.append(float((found - expected).abs().max()))
+        saved = solve(ODE(f), X0, grid, solver=solver, save=times)
+        assert torch.equal(saved.ts, times)
+        torch.testing.assert_close(saved.xs, found, rtol=0, atol=1e-14)
+        assert torch.equal(saved.x, solution.x)
+    slope = np.polyfit(np.log(1 / steps), np.log(errors), 1)[0]
+    assert slope > order - 0.35
+
+
+@pytest.mark.parametrize("solver", [Dopri5(), Dopri8(), Rodas4()], ids=str)
+def test_adaptive_steps_of_each_sample(solver):
+    """Samples with steps of their own, each as alone; in both directions."""
+    x0 = X0 * torch.tensor([[1.0], [30.0], [1e4]], dtype=F64)
+    times = torch.tensor([1.9, 1.2, 0.33, 0.0], dtype=F64)
+    for ends in ((0.0, 2.0), (2.0, 0.0)):
+        those = times.flip(0) if ends[0] == 0 else times
+        solution = solve(ODE(f), x0, ends, solver=solver, control=TIGHT, save="dense")
+        for t in those.tolist():
+            found = solution.at(t)
+            torch.testing.assert_close(found, exact(t, x0, ends[0]), rtol=1e-6, atol=1e-9)
+            alone = solve(ODE(f), x0[1:2], ends, solver=solver, control=TIGHT, save="dense")
+            assert torch.equal(alone.at(t), found[1:2])
+        saved = solve(ODE(f), x0, ends, solver=solver, control=TIGHT, save=those)
+        assert torch.equal(saved.ts, those)
+        torch.testing.assert_close(saved.xs, solution.at(those), rtol=1e-12, atol=0)
+
+
+def bridges(solver, x0=None, **arguments):
+    """A Brownian motion and its path."""
+    path = BrownianPath(5, (0.0, 1.0))
+    motion = SDE(lambda t, x: 0 * x, lambda t, x: 1.0, "additive")
+    x0 = torch.zeros(4, 2, dtype=F64) if x0 is None else x0
+    return path, solve(motion, x0, solver=solver, noise=path, **arguments)
+
+
+@pytest.mark.parametrize(
+    ("solver", "ts", "control"),
+    [
+        (EulerMaruyama(), [0.0, 0.25, 1.0], None),
+        (SRA1(), [0.0, 1.0], PIDController(1e-1, 1e-1)),
+        (EulerMaruyama(), [1.0, 0.25, 0.0], None),
+    ],
+)
+@pytest.mark.parametrize("save", ["dense", "times"])
+def test_stochastic_states_are_on_the_path(solver, ts, control, save):
+    times = sorted([0.0, 0.125, 0.3125, 1.0], reverse=ts[0] > ts[-1])
+    how = "dense" if save == "dense" else times
+    path, solution = bridges(solver, ts=ts, control=control, save=how)
+    xs = solution.at(torch.tensor(times, dtype=F64)) if save == "dense" else solution.xs
+    increments = path.increments(times, torch.zeros(4, 2, dtype=F64), (2,))
+    expected = torch.stack([increment.w for increment in increments]).cumsum(0)
+    torch.testing.assert_close(xs[1:], expected, rtol=0, atol=1e-12)
+    assert torch.equal(xs[0], torch.zeros(4, 2, dtype=F64))
+
+
+def test_white_noise_has_states_at_chosen_times_with_the_variance_of_the_solution():
+    """20,000 samples; five standard errors, a false alarm of 2e-6 in all."""
+    n = 20_000
+    motion = SDE(lambda t, x: 0 * x, lambda t, x: 1.0, "additive")
+    arguments = {"solver": EulerMaruyama(), "noise": WhiteNoise(1), "save": [0.2, 0.3, 0.7]}
+    xs = solve(motion, torch.zeros(n, 1, dtype=F64), [0.0, 0.5, 1.0], **arguments).xs[..., 0]
+    covariance = xs @ xs.T / n
+    t = torch.tensor([0.2, 0.3, 0.7], dtype=F64)
+    law = torch.minimum(t[:, None], t)
+    error = ((law**2 + t[:, None] * t) / n).sqrt()
+    assert ((covariance - law).abs() < 5 * error).all()
+    with pytest.raises(TypeError, match="not one path that can be read at any times"):
+        solve(motion, X0, [0.0, 1.0], solver=EulerMaruyama(), noise=WhiteNoise(0), save="dense")
+
+
+@pytest.mark.parametrize("control", [None, TIGHT], ids=["grid", "adaptive"])
+@pytest.mark.parametrize("save", ["dense", "times"])
+def test_a_stopped_sample_stays_where_it_is(control, save):
+    fall = ODE(lambda t, x: torch.stack([x[:, 1], 0 * x[:, 1] - 1.0], dim=1))
+    ground = Event(lambda t, x: x[:, 0], direction=-1)
+    x0 = torch.tensor([[0.5, 0.0], [8.0, 0.0]], dtype=F64)
+    times = [0.3, 1.5, 2.0]
+    solution = solve(
+        fall, x0, [0.0, 0.7, 2.0] if control is None else [0.0, 2.0], solver=Dopri5(),
+        control=control, event=ground, save="dense" if save == "dense" else times,
+    )  # fmt: skip
+    xs = solution.at(torch.tensor(times, dtype=F64)) if save == "dense" else solution.xs
+    expected = [[0.455, -0.3], [0.0, -1.0], [0.0, -1.0]]
+    torch.testing.assert_close(xs[:, 0], torch.tensor(expected, dtype=F64), rtol=0, atol=1e-9)
+    heights = torch.tensor([8 - 0.5 * t**2 for t in times], dtype=F64)
+    torch.testing.assert_close(xs[:, 1, 0], heights, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("save", [[0.5], [0.9, 1.0], [0.1, 0.25, 0.5, 0.9]])
+def test_times_after_all_samples_have_stopped(save):
+    fall = ODE(lambda t, x: 0 * x - 1.0)
+    ground = Event(lambda t, x: x[:, 0])
+    x0 = torch.tensor([[0.3], [0.2]], dtype=F64)
+    grid = uniform(0.0, 1.0, 10)
+    solution = solve(fall, x0, grid, solver=RK4(), event=ground, save=save)
+    expected = torch.stack([(x0 - t).clamp(min=0.0) for t in save])
+    torch.testing.assert_close(solution.xs, expected, rtol=0, atol=1e-12)
+
+
+def test_one_chosen_time_does_not_tell_the_direction():
+    fall = ODE(lambda t, x: 0 * x - 1.0)
+    arguments = {"solver": RK4(), "event": Event(lambda t, x: x[:, 0]), "save": [0.5]}
+    x0 = torch.tensor([[0.85]], dtype=F64)
+    xs = solve(fall, x0, uniform(0.0, 1.0, 10), **arguments).xs
+    torch.testing.assert_close(xs, torch.tensor([[[0.35]]], dtype=F64))
+
+
+def test_gradients_pass_through_states_between_the_steps():
+    x0 = X0.clone().requires_grad_()
+    for arguments in ({"ts": [0.0, 2.0], "control": TIGHT}, {"ts": uniform(0.0, 2.0, 40)}):
+        solution = solve(ODE(f), x0, solver=Dopri5(), save="dense", **arguments)
+        (found,) = torch.autograd.grad(solution.at(0.77).sum(), x0)
+        expected = torch.full_like(X0, math.exp(-math.sin(0.77)))
+        torch.testing.assert_close(found, expected, rtol=1e-6, atol=0)
+
+
+def test_an_empty_batch_and_torchsdes_motion():
+    none = torch.zeros(0, 2, dtype=F64)
+    solution = solve(ODE(f), none, [0.0, 1.0], solver=RK4(), save=[0.2, 0.4])
+    assert solution.xs.shape == (2, 0, 2)
+    numbers = solve(ODE(f), X0, [0.0, 1.0], solver=RK4(), save=np.linspace(0.0, 1.0, 3))
+    assert numbers.ts.tolist() == [0.0, 0.5, 1.0]
+    torchsde = pytest.importorskip("torchsde")
+    bm = torchsde.BrownianInterval(0.0, 1.0, (3, 1), dtype=F64, entropy=1)
+    motion = SDE(lambda t, x: 0 * x, lambda t, x: 1.0, "additive")
+    noise = interop.TorchsdeNoise(bm)
+    arguments = {"solver": EulerMaruyama(), "noise": noise, "save": [0.2, 1.0]}
+    xs = solve(motion, 0 * X0, [0.0, 1.0], **arguments).xs
+    torch.testing.assert_close(xs[0], bm(0.0, 0.2))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "said"),
+    [
+        ({"save": "dens"}, ValueError, "did you mean 'dense'"),
+        ({"save": [0.5, 3.0]}, ValueError, "must go from 0 to 2 strictly, and be within"),
+        ({"save": [0.5, 0.2]}, ValueError, "must go from 0 to 2 strictly"),
+        ({"save": []}, ValueError, "must go from 0 to 2"),
+        ({"save": {"a": 1}}, TypeError, "or times, not"),
+        ({"save": "dense", "gradient": Checkpointed()}, ValueError, "leave out gradient"),
+        ({"save": [0.5], "gradient": Checkpointed()}, ValueError, "leave out gradient"),
+    ],
+)
+def test_refusals(arguments, error, said):
+    with pytest.raises(error, match=said):
+        solve(ODE(f), X0, [0.0, 1.0, 2.0], solver=RK4(), **arguments)
+
+
+def test_outside_there_is_no_state():
+    solution = solve(ODE(f), X0, [0.0, 1.0, 2.0], solver=RK4(), save="dense")
+    with pytest.raises(ValueError, match=r"from 0 to 2 and has no state at 2\.1"):
+        solution.at(2.1)
+    with pytest.raises(ValueError, match='save="dense" only'):
+        solve(ODE(f), X0, [0.0, 1.0, 2.0], solver=RK4()).at(1.0)
