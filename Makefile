@@ -57,6 +57,8 @@ bench: setup ## every number of docs/benchmarks.md; needs a quiet machine
 	$(BIN)/python benchmarks/adaptive.py
 	$(BIN)/python benchmarks/stiff.py
 	$(BIN)/python benchmarks/gradient.py
+	$(BIN)/python benchmarks/latent_sde.py
+	$(BIN)/python benchmarks/their_tests.py
 	$(BIN)/python benchmarks/likelihood.py
 	$(BIN)/python benchmarks/calibration.py
 	$(BIN)/python benchmarks/probability_flow.py
@@ -85,4 +87,4 @@ docs: setup
 	$(BIN)/sphinx-build -W -b html docs docs/_build/html
 
 clean:
-	rm -rf $(VENV) demo docs/_build .mutants build dist .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) demo docs/_build docs/_cache docs/gallery .mutants build dist .pytest_cache .ruff_cache .hypothesis

@@ -16,16 +16,52 @@ logger = logging.getLogger(__name__)
 
 project = "sdekit"
 author = "The sdekit authors"
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
+extensions = [
+    "myst_parser",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.napoleon",
+    "sphinx_gallery.gen_gallery",
+]
 myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 3
 html_math_renderer = "mathml"
 html_theme = "furo"
 html_static_path = ["_static"]
 html_css_files = ["pages.css"]
-exclude_patterns = ["_build"]
-suppress_warnings = ["myst.header"]
+exclude_patterns = ["_build", "_cache", "examples"]
+# The look of pictures is a function, which Sphinx cannot keep between two builds.
+suppress_warnings = ["myst.header", "config.cache"]
 autodoc_typehints = "none"
+
+
+def style(gallery_conf, script):
+    """One look for the pictures of all examples."""
+    import matplotlib.pyplot as plt
+
+    plt.rcParams.update(
+        {
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "figure.constrained_layout.use": True,
+            "font.size": 9,
+            "legend.frameon": False,
+        }
+    )
+
+
+sphinx_gallery_conf = {
+    "examples_dirs": "examples",
+    "gallery_dirs": "gallery",
+    "reset_modules": ("matplotlib", style),
+    "within_subsection_order": "FileNameSortKey",
+    "download_all_examples": False,
+    "show_signature": False,
+    "remove_config_comments": True,
+    "ignore_pattern": r"networks\.py",
+    "plot_gallery": True,
+    "abort_on_example_error": True,
+    "min_reported_time": 0,
+}
 
 
 SPACE = '<mspace width="0.1667em"></mspace>'

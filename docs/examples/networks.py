@@ -1,0 +1,38 @@
+"""The trained networks of the examples: made once, and kept in docs/_cache."""
+
+from pathlib import Path
+
+import sdekit_diffusion as sd
+import torch
+
+CACHE = Path(__file__).parents[1] / "_cache"
+
+
+def digits():
+    """A network of scikit-learn's digits with labels, trained for about a minute, and the data."""
+    source = sd.data.load("digits")
+    folder = CACHE / "digits"
+    if folder.exists():
+        return sd.load(folder), source
+    torch.manual_seed(0)
+    net = sd.nets.UNet(channels=1, width=24, classes=10)
+    model = sd.ScoreModel(net, "vp", "velocity", shape=(1, 8, 8), conditioning="log_snr")
+    recipe = sd.Recipe(steps=1500, batch_size=64, seed=0, drop=0.15)
+    sd.fit(model, source, recipe, progress=False)
+    sd.save(model, folder)
+    return model, source
+
+
+def pixels(x, source):
+    """Images in [0, 1], for a picture."""
+    return (x[:, 0].clamp(-1, 1) + 1) / 2
+
+
+def row(axes, images, title=None):
+    """Images beside each other."""
+    for ax, image in zip(axes, images, strict=True):
+        ax.imshow(image, cmap="gray_r", vmin=0, vmax=1)
+        ax.set(xticks=[], yticks=[])
+        ax.spines[:].set_visible(False)
+    if title:
+        axes[0].set_title(title, loc="left", fontsize=9)
