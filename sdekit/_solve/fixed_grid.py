@@ -145,7 +145,6 @@ def points(
     state = steps.init(x)
     checkpoint = (0, x, state)
     finite_flags = []
-    on_cpu = x.device.type == "cpu"
     step = steps.solver.step
     problem = steps.problem
     for i, increment in enumerate(steps.increments(x, 0, n), 1):
@@ -159,12 +158,11 @@ def points(
             state = taken.state
             ended = search is not None and bool(search.stopped.all())
             if ended and not not_finite(Point(i, ts[i], x)):
-                rest = range(i, n + 1) if every else (n,)
-                yield from (Point(j, ts[j], x) for j in rest)
+                yield from (Point(j, ts[j], x) for j in range(i if every else n, n + 1))
                 return
         if check and (i % _CHECK_INTERVAL == 0 or i == n):
             finite_flags.append(torch.isfinite(x).all())
-            if on_cpu or i == n:
+            if x.device.type == "cpu" or i == n:
                 if not _all_true(finite_flags):
                     failure = Point(i, ts[i], x)
                     if search is not None:  # a repetition would not stop
@@ -175,10 +173,15 @@ def points(
         if i == n:
             problem.require_unchanged()
         if every or i == n:
-            output = steps.solver.output(ts[i - 1], x, state)
-            if search is not None:
-                output = torch.where(broadcast(search.stopped, x) != 0, x, output)
-            yield Point(i, ts[i], output)
+            yield Point(i, ts[i], _output(steps, search, i, x, state))
+
+
+def _output(steps: Steps, search: EventSearch | None, i: int, x: Tensor, state: Tree) -> Tensor:
+    """The state that a solve returns for the end of step i; samples that stopped stay there."""
+    output = steps.solver.output(steps.ts[i - 1], x, state)
+    if search is None:
+        return output
+    return torch.where(broadcast(search.stopped, x) != 0, x, output)
 
 
 def _stopped(search: EventSearch, steps: Steps, i: int, x0: Tensor, step: Step) -> Tensor:

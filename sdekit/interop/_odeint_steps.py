@@ -169,9 +169,7 @@ def adaptive_steps(
             state = solver.init(problem, t, x)
         while t != stop:
             step_length = min(max(length, control.shortest), control.longest)
-            # A last step may be a tenth longer, rather than be followed by a tiny one.
-            stretch = 1.1 if step_length < control.longest / 1.1 else 1.0
-            t1 = stop if sign * (stop - t) <= stretch * step_length else t + sign * step_length
+            t1 = _end(control, t, stop, step_length)
             if abs(t1) > _LATEST * torch.finfo(x.dtype).max:
                 raise ValueError(f"event_fn(t, y) has not changed its sign up to t = {t:.3g}")
             tried += 1
@@ -179,23 +177,33 @@ def adaptive_steps(
                 callback("callback_step", t, x, abs(t1 - t))
             step = solver.step(problem, t, t1, x, Increment(), state)
             q = _quotient(control, solver, x, step.x, step.error)
+            proposed = abs(t1 - t) * control.factor(q, solver.embedded)
             if (q > 1 and step_length > control.shortest) or math.isinf(q):
                 if callback:
                     callback("callback_reject_step", t, x, abs(t1 - t))
                 _require_hope(control, x, t, step_length, q, tried)
-                length = abs(t1 - t) * control.factor(q, solver.embedded)
+                length = proposed
                 continue
             if callback:
                 callback("callback_accept_step", t, x, abs(t1 - t))
-            grown = abs(t1 - t) * control.factor(q, solver.embedded)
-            length = max(length, grown) if t1 == stop else grown
+            length = max(length, proposed) if t1 == stop else proposed
             yield Taken(t, t1, step.x, _dense(solver, problem, t, t1, step.dense))
-            t, x, state = t1, step.x, step.state
+            t = t1
+            x = step.x
+            state = step.state
             if t != end and tried >= control.limits.max_steps:
                 raise _unfinished(x, t, Status.TOO_MANY_STEPS)
         if t in control.jumps:
             state = None
     problem.require_unchanged()
+
+
+def _end(control: Control, t: float, stop: float, length: float) -> float:
+    """Where a step ends. One that reaches the stop may be a tenth longer, rather than be followed
+    by a tiny one.
+    """
+    stretch = 1.1 if length < control.longest / 1.1 else 1.0
+    return stop if abs(stop - t) <= stretch * length else t + math.copysign(length, stop - t)
 
 
 def _problem(system: System, jumps: Sequence[float], t: float, end: float, x: Tensor) -> Counted:
