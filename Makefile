@@ -55,6 +55,7 @@ bench: setup ## every number of docs/benchmarks.md; needs a quiet machine
 	$(BIN)/python benchmarks/mixture.py
 	$(BIN)/python benchmarks/order.py
 	$(BIN)/python benchmarks/adaptive.py
+	$(BIN)/python benchmarks/work_precision.py
 	$(BIN)/python benchmarks/stiff.py
 	$(BIN)/python benchmarks/gradient.py
 	$(BIN)/python benchmarks/latent_sde.py

@@ -26,9 +26,9 @@ BATCH = 128
 LATENT = 4
 CONTEXT = 64
 HIDDEN = 128
-TIMES = 40
+TIMES = 65  # each is the end of a step: between steps torchsde interpolates otherwise
 END = 2.0
-DT = 0.01
+DT = 1 / 128  # times without rounding, at which both see the same increments
 NOISE = 0.01
 LORENZ = (10.0, 28.0, 8 / 3)
 
@@ -75,7 +75,7 @@ class LatentSDE(nn.Module):
     def f(self, t: Tensor, y: Tensor) -> Tensor:
         assert self.context is not None
         ts, context = self.context
-        i = min(int(torch.searchsorted(ts, t, right=True)), len(ts) - 1)
+        i = min(int(torch.searchsorted(ts, t + DT / 2)), len(ts) - 1)  # whatever the rounding
         return self.posterior(torch.cat([y, context[i]], dim=1))
 
     def h(self, t: Tensor, y: Tensor) -> Tensor:
@@ -133,7 +133,7 @@ def step(
     loss = model.bound(partial(solve, method=method), ts, xs, bm, adjoint=adjoint)
     loss.backward()
     gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in model.parameters()]
-    return float(loss), torch.cat([gradient.reshape(-1) for gradient in gradients])
+    return float(loss.detach()), torch.cat([gradient.reshape(-1) for gradient in gradients])
 
 
 def main() -> None:

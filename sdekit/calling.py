@@ -10,6 +10,7 @@ from torch import Tensor
 from torch._C import _get_tracing_state as tracing_state  # pyright: ignore[reportPrivateUsage]
 from torch._C import _len_torch_dispatch_stack as modes  # pyright: ignore[reportPrivateUsage]
 from torch._C._functorch import get_unwrapped, is_batchedtensor, is_functorch_wrapped_tensor
+from torch.autograd import forward_ad
 
 __all__ = [
     "ChangedError",
@@ -175,6 +176,11 @@ def has_hidden_values(x: Tensor) -> bool:
             return True
         x = get_unwrapped(x)
     return False
+
+
+def is_differentiating() -> bool:
+    """Whether torch takes derivatives, in reverse or in forward mode."""
+    return torch.is_grad_enabled() or forward_ad._current_level >= 0  # pyright: ignore[reportPrivateUsage]
 
 
 def is_recorded(x: Tensor) -> bool:

@@ -22,6 +22,7 @@ from sdekit import (
     Dopri8,
     EulerMaruyama,
     Fehlberg2,
+    HeunEuler,
     PIDController,
     SPaRK,
     Status,
@@ -62,10 +63,11 @@ LINE = torch.linspace(-2, 2, 400, dtype=torch.float64)[:, None]
 @PAIRS
 @pytest.mark.parametrize("ends", [(0.0, 2.0), (2.0, 0.0)], ids=["forwards", "backwards"])
 def test_errors_follow_the_tolerance(solver, ends):
-    exact = solve(ODE(f), START, uniform(*ends, 4000), solver=RK4()).x
+    exact = solve(ODE(f), START, uniform(*ends, 1000), solver=RK4()).x
     errors = []
     evaluations = []
-    for tol in (1e-4, 1e-6, 1e-8):
+    tolerances = (1e-3, 1e-4, 1e-5) if isinstance(solver, HeunEuler) else (1e-4, 1e-6, 1e-8)
+    for tol in tolerances:
         solution = solve(ODE(f), START, ends, solver=solver, control=PIDController(tol, tol))
         errors.append(float((solution.x - exact).abs().max()) / tol)
         evaluations.append(int(solution.evaluations.max()))
@@ -73,7 +75,8 @@ def test_errors_follow_the_tolerance(solver, ends):
     # Fehlberg's estimate is that of a formula of order one with a 256th of Euler's error.
     assert max(errors) < (10_000 if isinstance(solver, Fehlberg2) else 100)
     # Error per step to the tolerance: evaluations grow as tol^(-1/k).
-    assert math.log(evaluations[2] / evaluations[1]) / math.log(100) == pytest.approx(
+    fall = math.log(tolerances[1] / tolerances[2])
+    assert math.log(evaluations[2] / evaluations[1]) / fall == pytest.approx(
         1 / solver.embedded, abs=0.1
     )
 
@@ -81,19 +84,19 @@ def test_errors_follow_the_tolerance(solver, ends):
 @PAIRS
 def test_outputs_between_steps_follow_the_tolerance(solver):
     ts = [0.0, 0.1, 0.7, 1.55, 2.0]
-    solution = solve(
-        ODE(f), START, ts, solver=solver, control=PIDController(1e-7, 1e-7), save="all"
-    )
+    tol = 1e-5 if isinstance(solver, HeunEuler) else 1e-7
+    control = PIDController(tol, tol)
+    solution = solve(ODE(f), START, ts, solver=solver, control=control, save="all")
     assert torch.equal(solution.xs[0], START)
     assert torch.equal(solution.xs[-1], solution.x)
     for t, x in zip(ts[1:], solution.xs[1:], strict=True):
         torch.testing.assert_close(
             x,
-            solve(ODE(f), START, uniform(0, t, 2000), solver=RK4()).x,
+            solve(ODE(f), START, uniform(0, t, 500), solver=RK4()).x,
             rtol=0,
-            atol=1.5e-4 if isinstance(solver, Fehlberg2) else 5e-6,
+            atol=(1500 if isinstance(solver, Fehlberg2) else 50) * tol,
         )
-    last = solve(ODE(f), START, [0.0, 2.0], solver=solver, control=PIDController(1e-7, 1e-7))
+    last = solve(ODE(f), START, [0.0, 2.0], solver=solver, control=control)
     assert torch.equal(last.x, solution.x), "asking for outputs changed the steps"
 
 
@@ -452,7 +455,7 @@ def test_the_first_step_is_neither_far_too_short_nor_too_long():
 @pytest.mark.parametrize("ends", [(0.0, 1.0), (1.0, 0.0)], ids=["forwards", "backwards"])
 def test_adaptive_paths_converge_to_the_solution_on_the_same_path(equation, solver, ends):
     path = BrownianPath(3)
-    exact = solve(equation, LINE, uniform(*ends, 2**12), solver=solver, noise=path).x
+    exact = solve(equation, LINE, uniform(*ends, 2**11), solver=solver, noise=path).x
     errors = []
     for tol in (3e-2, 6e-3, 1.2e-3):
         solution = solve(
@@ -643,7 +646,7 @@ def test_refusals():
         solve(EQUATION, x0, [0.0, 1.0], solver=SRID2(), noise=WhiteNoise(0), control=control)
     with pytest.raises(
         ValueError,
-        match="EulerMaruyama does not estimate its error; for diagonal noise these do: SRID2",
+        match="does not estimate its error; for diagonal noise these do: ImplicitPlaten, SRID2",
     ):
         solve(EQUATION, x0, [0.0, 1.0], solver=EulerMaruyama(), control=control)
     with pytest.raises(ValueError, match=r"below what torch.float32 resolves; ask for 5e-07"):

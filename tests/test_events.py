@@ -29,6 +29,7 @@ from sdekit import (
     PIDController,
     PredictorCorrector,
     ProbabilityFlow,
+    ReverseSDE,
     Tsit5,
     UnfinishedError,
     WhiteNoise,
@@ -729,3 +730,58 @@ def test_single_precision_and_empty_batches():
     assert solution.events.t.dtype == torch.float64
     nothing = solve(equation, torch.zeros(0, 2).double(), **GRID, event=PLANE)
     assert nothing.events.t.shape == (1, 0)
+
+
+# Ends of steps
+
+
+@pytest.mark.parametrize("control", [None, PIDController(1e-3, 1e-3)], ids=["grid", "adaptive"])
+@pytest.mark.parametrize("noisy", [False, True], ids=["ordinary", "stochastic"])
+def test_samples_stop_at_the_end_of_a_step_by_any_condition(control, noisy):
+    """The first after which it holds; each sample goes as without the event until then, and stays
+    there.
+    """
+    ends = []
+
+    def watch(move):
+        ends.append(move)
+
+    f = lambda t, x: x  # noqa: E731
+    equation = SDE(f, lambda t, x: 0.3 * x) if noisy else ODE(f)
+    noise = BrownianPath(0, (0.0, 2.0)) if noisy else None
+    x0 = torch.tensor([[1.0], [2.0], [0.1]], dtype=torch.float64)
+    settings = {"solver": SRID2() if noisy else Dopri5(), "control": control, "noise": noise}
+    ts = uniform(0.0, 2.0, 20)
+    stop = Event(lambda t, x: torch.where(x[:, 0] > 3, -1.0, 1.0), located=False)
+    plain = solve(equation, x0, ts, callback=watch, save="all", **settings)
+    found = solve(equation, x0, ts, event=stop, save="all", **settings)
+    for i in range(2):
+        if control is None:
+            j = int((plain.xs[:, i, 0] > 3).nonzero()[0])
+            t, x = float(ts[j]), plain.xs[j, i]
+        else:
+            t, x = next(
+                (float(move.t1[row]), move.x[row])
+                for move in ends
+                for row in (move.samples == i).nonzero().flatten()
+                if move.x[row] > 3
+            )
+        assert float(found.events.t[0, i]) == t
+        assert torch.equal(found.x[i], x)
+        later = ts >= t
+        assert (found.xs[later, i] == x).all()
+        assert torch.equal(found.xs[~later, i], plain.xs[~later, i])
+    assert found.events.count.tolist() == [1, 1, 0]
+    assert torch.equal(found.xs[:, 2], plain.xs[:, 2])
+
+
+def test_ends_of_steps_with_more_noise_than_that_of_the_equation():
+    equation = ReverseSDE(VPSDE(), lambda t, x: -x)
+    event = Event(lambda t, x: x[:, 0] - 0.5, located=False)
+    solver = PredictorCorrector(EulerMaruyama(), Langevin())
+    x0 = torch.zeros(50, 1, dtype=torch.float64)
+    found = solve(equation, x0, uniform(1.0, 0.1, 20), solver=solver, noise=WhiteNoise(0),
+                  event=event)  # fmt: skip
+    stopped = found.events.count == 1
+    assert 5 < int(stopped.sum()) < 50
+    assert (found.x[stopped] >= 0.5).all()

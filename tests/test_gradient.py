@@ -108,11 +108,19 @@ def network(width=16, dtype=torch.float64):
 # The numbers
 
 
-@DIRECTIONS
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize(
-    "gradient", [None, Checkpointed(), Reversible()], ids=["plain", "checkpointed", "reversible"]
-)
+def turning():
+    """Every gradient with every kind of noise, by turns forwards and backwards."""
+    gradients = {"plain": None, "checkpointed": Checkpointed(), "reversible": Reversible()}
+    directions = {"forwards": (0.2, 1.0), "backwards": (1.0, 0.2)}
+    for i, (name, gradient) in enumerate(gradients.items()):
+        for j, kind in enumerate(KINDS):
+            direction = list(directions)[(i + j) % 2]
+            yield pytest.param(
+                gradient, kind, directions[direction], id=f"{name}-{kind}-{direction}"
+            )
+
+
+@pytest.mark.parametrize(("gradient", "kind", "ends"), list(turning()))
 def test_gradients_are_those_of_finite_differences(gradient, kind, ends):
     x0, a, b = tensors((2, 2), (), ())
 
@@ -145,6 +153,21 @@ def test_second_derivatives(gradient, kind, ends):
     assert torch.autograd.gradgradcheck(solved, (x0, a, b))
 
 
+def a_thousand_steps(gradient, value, ends):
+    """The result of a thousand steps with a network, and the gradients."""
+    net = network()
+    (x0, scale) = tensors((8, 2), 2)
+    problem = SDE(
+        lambda t, x: net(x) - x, lambda t, x: 0.2 + scale * torch.cos(x), "diagonal", "stratonovich"
+    )
+    wanted = [x0, scale, *net.parameters()]
+    x = value(problem, x0, uniform(*ends, 1000), solver=ReversibleHeun(), gradient=gradient)
+    return x.detach(), torch.autograd.grad((x * torch.cos(x)).sum(), wanted)
+
+
+a_thousand_plain_steps = functools.cache(functools.partial(a_thousand_steps, None))
+
+
 @pytest.mark.parametrize(
     ("value", "ends"), [(end, (1.0, 0.0)), (states, (0.0, 1.0))], ids=["backwards", "forwards"]
 )
@@ -154,19 +177,8 @@ def test_second_derivatives(gradient, kind, ends):
     ids=["checkpointed", "reversible"],
 )
 def test_a_thousand_steps_give_the_plain_gradient(gradient, tolerance, value, ends):
-    net = network()
-    (x0, scale) = tensors((8, 2), 2)
-    problem = SDE(
-        lambda t, x: net(x) - x, lambda t, x: 0.2 + scale * torch.cos(x), "diagonal", "stratonovich"
-    )
-    wanted = [x0, scale, *net.parameters()]
-
-    def solved(gradient):
-        x = value(problem, x0, uniform(*ends, 1000), solver=ReversibleHeun(), gradient=gradient)
-        return x.detach(), torch.autograd.grad((x * torch.cos(x)).sum(), wanted)
-
-    (x, ours) = solved(gradient)
-    (y, plain) = solved(None)
+    (x, ours) = a_thousand_steps(gradient, value, ends)
+    (y, plain) = a_thousand_plain_steps(value, ends)
     assert torch.equal(x, y)
     for a, b in zip(ours, plain, strict=True):
         torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance * float(b.abs().max()))
@@ -314,8 +326,11 @@ def test_what_reversible_refuses():
     with pytest.raises(TypeError, match="Heun cannot be run backwards exactly; use ReversibleHeun"):
         end(problem, x0, uniform(0, 1, 5), solver=Heun(), gradient=Reversible())
     x = end(problem, x0, uniform(0, 1, 5), solver=ReversibleHeun(), gradient=Reversible())
+    (plain,) = torch.autograd.grad(x.sum(), x0, retain_graph=True)
+    (found,) = torch.autograd.grad(x.sum(), x0, create_graph=True)
+    assert torch.equal(found, plain)
     with pytest.raises(RuntimeError, match="first derivatives only"):
-        torch.autograd.grad(x.sum(), x0, create_graph=True)
+        torch.autograd.grad(found.sum(), x0)
 
 
 def test_reversible_refuses_a_way_back_that_does_not_return():
@@ -461,14 +476,13 @@ def test_peak_memory_of_forward_and_backward_pass(monkeypatch):
     """As n without help, as sqrt(n) with checkpoints, constant on the way back."""
     monkeypatch.setattr("sdekit._noise.white._BLOCK", 1 << 9)
     plain = [peak(None, n) for n in (25, 100)]
-    checkpointed = [peak(Checkpointed(), n) for n in (64, 256, 1024)]
-    reversible = [peak(Reversible(), n) for n in (64, 256, 1024)]
+    checkpointed = [peak(Checkpointed(), n) for n in (100, 400)]
+    reversible = [peak(Reversible(), n) for n in (100, 400)]
     assert plain[1] / plain[0] == pytest.approx(4, rel=0.1)
     assert checkpointed[1] / checkpointed[0] == pytest.approx(2, rel=0.15)
-    assert checkpointed[2] / checkpointed[1] == pytest.approx(2, rel=0.15)
     assert checkpointed[0] < 0.2 * plain[1]
-    assert reversible[2] - reversible[0] < 32 * 960  # the grid itself: a few float64 a step
-    assert reversible[2] < 0.5 * checkpointed[2]
+    assert reversible[1] - reversible[0] < 32 * 300  # the grid itself: a few float64 a step
+    assert reversible[1] < 0.5 * checkpointed[1]
 
 
 def counted(problem):
@@ -501,7 +515,10 @@ def test_evaluations_of_the_drift():
 # torch.func and torch.compile
 
 
-PUBLIC = [PredictorCorrector(EulerMaruyama(), Langevin()), *all_solvers()]
+PUBLIC = [
+    PredictorCorrector(EulerMaruyama(), Langevin()),
+    *(solver for solver in all_solvers() if not solver.iterates),
+]
 
 
 def cases():
@@ -533,23 +550,50 @@ def test_solves_under_torch_func(solver, kind):
     def every(x0, a=a):
         return states(with_parameter(solver, kind, a), x0, uniform(1.0, 0.0, 4), solver=solver)
 
-    parameters = torch.tensor([0.5, 1.0, 2.0], dtype=torch.float64)
+    parameters = torch.tensor([0.5, 2.0], dtype=torch.float64)
     starts = torch.stack([x0, 2 * x0])
-    for solved in (last, every):
+    # How states are collected has nothing to do with the kind of noise.
+    first = kind == next(iter(solver.order)) or solver.normals
+    for solved in (last, every) if first else (last,):
         close = functools.partial(torch.testing.assert_close, rtol=1e-12, atol=1e-12)
-        close(
-            vmap(functools.partial(solved, x0))(parameters),
-            torch.stack([solved(x0, a) for a in parameters]),
-        )
         close(vmap(solved)(starts), torch.stack([solved(x) for x in starts]))
         jacobian = torch.autograd.functional.jacobian(solved, x0)
         close(jacrev(solved)(x0), jacobian)
         if solved is every:  # the other transforms see the same steps
             continue
+        close(
+            vmap(functools.partial(solved, x0))(parameters),
+            torch.stack([solved(x0, a) for a in parameters]),
+        )
         close(jacfwd(solved)(x0), jacobian)
         value, along = jvp(solved, (x0,), (torch.cos(x0),))
         close(value, solved(x0))
         close(along, torch.einsum("...ij,ij->...", jacobian, torch.cos(x0)))
+
+
+@pytest.mark.parametrize("solver", [s for s in all_solvers() if s.iterates], ids=str)
+def test_solvers_that_iterate_under_torch_func(solver):
+    """vmap, which hides whether they have converged, is refused; derivatives in both modes are
+    right, also where gradients are disabled.
+    """
+    x0 = torch.linspace(-1, 1.2, 4, dtype=torch.float64).reshape(2, 2)
+    given = torch.tensor(1.3, dtype=torch.float64)
+
+    def solved(x0, a=given):
+        return end(with_parameter(solver, "diagonal", a), x0, uniform(1.0, 0.0, 4), solver=solver)
+
+    with pytest.raises(RuntimeError, match=r"which torch\.func\.vmap hides: solve all rows"):
+        vmap(solved)(torch.stack([x0, 2 * x0]))
+    jacobian = torch.autograd.functional.jacobian(solved, x0)
+    torch.testing.assert_close(jacrev(solved)(x0), jacobian, rtol=1e-12, atol=1e-12)
+    by_a = torch.autograd.functional.jacobian(lambda a: solved(x0, a), given)
+    for mode in (torch.enable_grad, torch.no_grad):
+        with mode():
+            _, along = jvp(solved, (x0,), (torch.cos(x0),))
+            _, with_a = jvp(lambda a: solved(x0, a), (given,), (torch.ones_like(given),))
+        expected = torch.einsum("...ij,ij->...", jacobian, torch.cos(x0))
+        torch.testing.assert_close(along, expected, rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(with_a, by_a, rtol=1e-12, atol=1e-12)
 
 
 def test_solves_within_nested_transforms():
@@ -587,6 +631,25 @@ def test_an_error_of_a_function_is_not_taken_for_a_refusal_of_torch():
     assert len(calls) == 2
 
 
+def light(solver, kind, a):
+    """An equation of few operations, each of which a compiler traces once a stage."""
+    if solver.normals or isinstance(solver, AbstractPredictor):
+        return reverse_decay(a)
+    g = {
+        "additive": lambda t, x: t * torch.ones_like(x),
+        "diagonal": lambda t, x: torch.cos(x),
+        "scalar": lambda t, x: torch.cos(x),
+        "general": lambda t, x: torch.stack([torch.cos(x), t + x.flip(-1)], dim=-1),
+    }
+
+    def f(t, x):
+        return torch.sin(a * x.flip(-1)) + t
+
+    if kind == "none":
+        return ODE(f)
+    return SDE(f, g[kind], kind, solver.sde_type, noise_size=2 if kind == "general" else None)
+
+
 def compiled_steps(solver, kind, time, backend, steps=4):
     """The end of a solve whose steps are compiled, the end of one whose steps are not, and how
     often there was compiling.
@@ -596,7 +659,7 @@ def compiled_steps(solver, kind, time, backend, steps=4):
     x0 = torch.linspace(-1, 1.2, 6, dtype=torch.float64).reshape(3, 2)
     a = torch.tensor(1.3, dtype=torch.float64)
     ts = uniform(1.0, 0.0, steps).tolist()
-    problem = with_parameter(solver, kind, a)
+    problem = light(solver, kind, a)
     solver = solver.plan(problem, ts)
     ends = []
     for step in (torch.compile(solver.step, backend=backend, fullgraph=True), solver.step):
@@ -625,12 +688,20 @@ ON_GRIDS = (AbstractPlanned, AbstractPredictor, PredictorCorrector)  # times are
 
 
 def compiled_cases():
-    """Every solver with every kind of noise and every form of time, in as few pairs as can be."""
-    for solver in PUBLIC:
+    """Every solver with every kind of noise, and with times as floats and as tensors, in as few
+    pairs as can be: solvers of fewer than three kinds meet one of the two forms of tensors, by
+    turns.
+    """
+    floats, one, each = TIMES
+    for i, solver in enumerate(PUBLIC):
         kinds = ["additive"] if solver.normals else list(solver.order)
-        forms = ["floats"] if isinstance(solver, ON_GRIDS) else list(TIMES)
-        pairs = zip(itertools.cycle(kinds), itertools.cycle(forms), strict=False)
-        tried = itertools.islice(pairs, max(len(kinds), len(forms)))
+        tensors = itertools.cycle([each, one] if i % 2 else [one, each])
+        if isinstance(solver, ON_GRIDS):
+            tried = [(kind, floats) for kind in kinds]
+        else:
+            count = max(2, len(kinds))
+            forms = itertools.chain([floats], itertools.islice(tensors, count - 1))
+            tried = zip(itertools.islice(itertools.cycle(kinds), count), forms, strict=True)
         yield from (
             pytest.param(solver, *pair, id=f"{type(solver).__name__}-{'-'.join(pair)}")
             for pair in tried
@@ -643,7 +714,7 @@ def test_a_step_compiles_whole(solver, kind, time):
     may, once.
     """
     # Each float is compiled anew; rules that look back need steps to do so.
-    steps = 2 if time == "floats" and not isinstance(solver, ON_GRIDS) else 4
+    steps = 4 if time != "floats" or isinstance(solver, sdekit.AbstractMultistep) else 2
     compiled, eager, count = compiled_steps(solver, kind, TIMES[time], "eager", steps=steps)
     torch.testing.assert_close(compiled, eager, rtol=1e-14, atol=1e-14)
     assert count <= 2 or time == "floats"

@@ -147,7 +147,7 @@ def _require_event(
             "event= and gradient= cannot be combined: leave out gradient, which then records every "
             "step"
         )
-    if event is not None and solver.normals:
+    if event is not None and event.located and solver.normals:
         raise ValueError(
             f"{type(solver).__name__} draws noise besides that of the equation, so that its paths "
             "have no events; choose another solver"

@@ -37,14 +37,15 @@ class Event:
         direction: 1 for zeros at which g rises, -1 for those at which it falls, 0 for both; for
             ordinary equations.
         terminal: whether the sample stops at its first zero.
+        located: False takes the end of the first step after which g has another sign than before,
+            for every equation and solver: a g that is 1 or -1 stops samples by any condition.
 
     Raises:
         TypeError: for a function that is not callable; in a solve for results that are no floating
             tensors, and for noise without a seed.
         ValueError: for another direction; in a solve for results of another shape or NaN, with
-            `gradient=`, for solvers that draw more noise than the equation has, and for stochastic
-            equations with a direction, terminal=False, gradients, or `save="all"` and adaptive
-            steps.
+            `gradient=`, and for first passages with a direction, terminal=False, gradients, solvers
+            that draw more noise than the equation has, or `save="all"` and adaptive steps.
 
     Example:
         >>> fall = sdekit.ODE(lambda t, x: torch.stack([x[:, 1], 0 * x[:, 1] - 9.81], dim=1))
@@ -66,6 +67,7 @@ class Event:
     function: Callable[[Tensor, Tensor], Tensor]
     direction: Literal[-1, 0, 1] = 0
     terminal: bool = True
+    located: bool = True
 
     def __post_init__(self) -> None:
         if not callable(self.function):
@@ -126,7 +128,7 @@ class EventSearch:
         t0 = ts[0]
         direction = math.copysign(1.0, ts[-1] - t0)
         key = None
-        if noise is not None:
+        if noise is not None and event.located:
             event.require_passages(noise)
             assert isinstance(noise, AbstractSeededNoise)
             key = noise.keys(x0) ^ _SALT
@@ -177,14 +179,18 @@ class EventSearch:
             )
 
     def _sign_changes(self, passed: Passed, value: Tensor, searched: Tensor) -> Zeros:
-        """The zeros of an ordinary equation."""
+        """The zeros of an ordinary equation, or ends of steps."""
         side = self.side[passed.samples]
         sign = value.sign()
         crossed = searched & value.isfinite() & (side != 0) & (sign != side)
         if self.event.direction:
             crossed = crossed & (side == -self.event.direction)
         rows = crossed.nonzero().flatten()
-        return self._located(passed, rows) if len(rows) else Zeros(rows, rows, rows)
+        if not len(rows):
+            return Zeros(rows, rows, rows)
+        if not self.event.located:
+            return Zeros(rows, passed.t1[rows], passed.x1[rows])
+        return self._located(passed, rows)
 
     def _located(self, passed: Passed, rows: Tensor) -> Zeros:
         """The zeros in some of the steps."""

@@ -181,11 +181,17 @@ class _ReversibleSolve(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Any, ...]:  # noqa: ANN401
-        if torch.is_grad_enabled():
-            raise RuntimeError(
-                "Reversible() gives first derivatives only; use gradient=Checkpointed() for second "
-                "ones"
-            )
+        with torch.no_grad():
+            found = _ReversibleSolve.gradients(ctx, gradients)
+        if not torch.is_grad_enabled():
+            return (None, None, None, *found)
+        origins = [t for t in (*ctx.saved_tensors, *gradients) if t is not None]
+        marked = iter(_FirstDerivatives.apply(*[g for g in found if g is not None], *origins))
+        return (None, None, None, *(g if g is None else next(marked) for g in found))
+
+    @staticmethod
+    def gradients(ctx: Any, gradients: Sequence[Tensor | None]) -> list[Tensor | None]:  # noqa: ANN401
+        """The gradients of x(t_0) and the parameters."""
         (x0, x, *_) = ctx.saved_tensors
         state = ctx.state
         steps = ctx.steps
@@ -204,12 +210,21 @@ class _ReversibleSolve(torch.autograd.Function):
             parameter_gradients = list(map(_sum, parameter_gradients, contributions))
         _require_return(x, x0)
         (gradient,), contributions = vjp(steps.init, (x,), gradients_at[1:])
-        return (
-            None,
-            None,
-            None,
-            _sum(gradients_at[0], gradient),
-            *map(_sum, parameter_gradients, contributions),
+        of_parameters = map(_sum, parameter_gradients, contributions)
+        return [_sum(gradients_at[0], gradient), *of_parameters]
+
+
+class _FirstDerivatives(torch.autograd.Function):
+    """Gradients, followed by what they depend on in a way that is not known."""
+
+    @staticmethod
+    def forward(ctx: Any, *tensors: Tensor) -> tuple[Tensor, ...]:  # noqa: ANN401
+        return tuple(tensor.clone() for tensor in tensors)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Any:  # noqa: ANN401
+        raise RuntimeError(
+            "Reversible() gives first derivatives only; use gradient=Checkpointed() for second ones"
         )
 
 

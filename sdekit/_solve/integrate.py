@@ -153,7 +153,7 @@ def solve(
     problem = problem.tabulated(grid) if control is None else problem.within(grid[0], grid[-1])
     chosen = None if isinstance(save, str) else chosen_times(save, grid)
     kept = save if isinstance(save, str) else "times"
-    if event is not None and noise is not None:
+    if event is not None and event.located and noise is not None:
         require_no_inner_outputs(grid, kept, chosen, adaptive=control is not None)
     search = None if event is None else EventSearch.of(event, grid, x0, noise)
     record = _dense(problem, solver, noise, grid, x0, search) if kept == "dense" else None

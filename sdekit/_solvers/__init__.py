@@ -12,6 +12,7 @@ from sdekit._solvers.dopri8 import Dopri8
 from sdekit._solvers.euler import EulerMaruyama
 from sdekit._solvers.exponential import ExponentialEuler, ExponentialHeun
 from sdekit._solvers.heun import EulerHeun, Heun, Midpoint, ReversibleHeun
+from sdekit._solvers.implicit import ImplicitEulerMaruyama, ImplicitPlaten
 from sdekit._solvers.log_ode import LogODE
 from sdekit._solvers.milstein import Milstein, StratonovichMilstein
 from sdekit._solvers.multistep import AbstractMultistep, AdamsBashforth, AdamsMoulton
@@ -31,6 +32,7 @@ from sdekit._solvers.runge_kutta import (
     Tsit5,
 )
 from sdekit._solvers.single import AbstractSingleStep, ClockedHeun, DPMSolverSingle
+from sdekit._solvers.stabilised import SKROCK
 from sdekit._solvers.stochastic_runge_kutta import SEA, SRA1, SRA3, SRID2, ShARK, SlowRK, SPaRK
 from sdekit._solvers.stochastic_tableau import (
     AbstractStochasticRungeKutta,
@@ -42,6 +44,7 @@ __all__ = [
     "DEIS",
     "RK4",
     "SEA",
+    "SKROCK",
     "SRA1",
     "SRA3",
     "SRID2",
@@ -70,6 +73,8 @@ __all__ = [
     "Fehlberg2",
     "Heun",
     "HeunEuler",
+    "ImplicitEulerMaruyama",
+    "ImplicitPlaten",
     "Langevin",
     "LogODE",
     "Midpoint",

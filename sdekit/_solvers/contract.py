@@ -62,6 +62,8 @@ class AbstractSolver(ABC):
         reversible: whether `reverse` undoes a step.
         differentiates: whether steps use the Jacobian of the drift, whose steps `Checkpointed` and
             `Reversible` cannot repeat.
+        iterates: whether a step ends where values have converged: its evaluations are not known
+            before, the host waits for the device, and under vmap it is refused.
         stepwise: whether coefficients may jump from one step to the next, because the weights and
             the noise of a step come from `AbstractSDE.quadrature` and `kick`.
 
@@ -88,6 +90,7 @@ class AbstractSolver(ABC):
     embedded: float | None = None
     reversible: bool = False
     differentiates: bool = False
+    iterates: bool = False
     stepwise: bool = False
 
     def plan(self, problem: AbstractSDE, ts: Sequence[float]) -> Self:

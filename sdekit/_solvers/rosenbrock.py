@@ -12,6 +12,7 @@ from torch import Tensor
 from sdekit._equations.sde import AbstractSDE
 from sdekit._noise.white import Increment
 from sdekit._solvers.contract import AbstractSolver, Order, Step, Tree
+from sdekit._solvers.linear_systems import factorised, per_sample, solved
 from sdekit._solvers.runge_kutta import combine
 from sdekit.elementary import Time, broadcast
 
@@ -67,11 +68,11 @@ class AbstractRosenbrock(AbstractSolver, ABC):
         self, problem: AbstractSDE, t0: Time, t1: Time, x: Tensor, noise: Increment, state: Tree
     ) -> Step:
         tableau = self.tableau
-        start = _per_sample(t0, x)
-        length = _per_sample(t1, x) - start
+        start = per_sample(t0, x)
+        length = per_sample(t1, x) - start
         jacobian, rate = problem.jacobian(start, x)
         h = broadcast(length, x)
-        factors = _factorised(jacobian, tableau.gamma * length)
+        factors = factorised(jacobian, tableau.gamma * length)
         increments: list[Tensor] = []
         point = x
         for i, time in enumerate(tableau.times):
@@ -85,7 +86,7 @@ class AbstractRosenbrock(AbstractSolver, ABC):
                 value = value + rest / h
             if tableau.rates[i]:
                 value = value + tableau.rates[i] * h * rate
-            increments.append(_solved(factors, value))
+            increments.append(solved(factors, value))
         end = point + increments[-1]
         return Step(end, increments[-1], (x, end, *increments[:-1]))
 
@@ -99,32 +100,6 @@ class AbstractRosenbrock(AbstractSolver, ABC):
         start, end, first, second = dense
         s = broadcast(theta, start)
         return torch.lerp(start, end, s) + s * (1 - s) * (first + s * second)
-
-
-def _per_sample(t: Time, x: Tensor) -> Tensor:
-    if isinstance(t, Tensor):
-        return t.expand(len(x))
-    return torch.full((len(x),), t, dtype=torch.float64, device=x.device)
-
-
-Factors = tuple[Tensor, Tensor]
-
-
-def _factorised(jacobian: Tensor, length: Tensor) -> Factors:
-    """LU factors of 1 / length - J, `(batch, d, d)`; a singular matrix gives numbers that are not
-    finite, and its step is rejected.
-    """
-    jacobian = jacobian.to(torch.promote_types(jacobian.dtype, torch.float32))
-    unit = torch.eye(jacobian.shape[-1], dtype=jacobian.dtype, device=jacobian.device)
-    matrix = unit / length.to(jacobian).reshape(-1, 1, 1) - jacobian
-    factors, pivots, _ = torch.linalg.lu_factor_ex(matrix)
-    return factors, pivots
-
-
-def _solved(factors: Factors, value: Tensor) -> Tensor:
-    """The solution of the linear system of each sample."""
-    right = value.reshape(len(value), -1, 1).to(factors[0])
-    return torch.linalg.lu_solve(*factors, right).to(value).reshape(value.shape)
 
 
 @dataclass(frozen=True, eq=False)

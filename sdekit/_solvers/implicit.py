@@ -1,0 +1,149 @@
+"""Methods for stiff stochastic equations that are implicit in the drift."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sdekit._equations.sde import AbstractSDE
+from sdekit._noise.white import Increment
+from sdekit._solvers.contract import AbstractSolver, Order, Step, Tree
+from sdekit._solvers.linear_systems import per_sample
+from sdekit._solvers.newton import implicit, no_factors, smoothed, warn_without_solution
+from sdekit.elementary import Time, axpy, broadcast, sqrt
+
+
+@dataclass(frozen=True, eq=False)
+class ImplicitEulerMaruyama(AbstractSolver):
+    """x_1 = x_0 + f(t_1, x_1) dt + g(t_0, x_0) dW.
+
+    For Ito equations with a stiff drift. Newton's method with the Jacobian of each sample; factors
+    are used again, over steps too, as long as it converges fast. A sample for which it does not
+    converge becomes NaN, with a warning. Steps may be as long as accuracy allows: for f = l x,
+    l < 0, the mean shrinks by 1 / (1 - l dt), and the variance is stable where that of the
+    equation is. f receives t as with adaptive steps, `(batch, 1, ...)`, on grids too. Each
+    iteration waits for the device.
+
+    Raises:
+        ValueError: while solving, for a drift that autograd does not see, and with `gradient=`.
+        RuntimeError: under torch.func.vmap, which hides whether a sample has converged.
+
+    Warns:
+        RuntimeWarning: where Newton's method does not converge.
+
+    Example:
+        >>> drift = lambda t, x: -1000 * (x - torch.cos(t))
+        >>> stiff = sdekit.SDE(drift, lambda t, x: 1.0, "additive")
+        >>> x0, ts = torch.ones(4, 1), sdekit.uniform(0.0, 1.0, 10)  # explicit: 500 steps or more
+        >>> x = sdekit.solve(stiff, x0, ts, solver=sdekit.ImplicitEulerMaruyama()).x
+        >>> bool((x - 0.5403).abs().max() < 0.1)
+        True
+
+    References:
+        Kloeden and Platen 1992, "Numerical solution of stochastic differential equations",
+        section 12.2; Higham 2000, "Mean-square and asymptotic stability of the stochastic theta
+        method", SIAM Journal on Numerical Analysis 38.
+    """
+
+    order = {
+        "none": Order(1, 1),
+        "additive": Order(1, 1),
+        "diagonal": Order(0.5, 1),
+        "scalar": Order(0.5, 1),
+        "general": Order(0.5, 1),
+    }
+    differentiates = True
+    iterates = True
+
+    def init(self, problem: AbstractSDE, t0: Time, x: Tensor) -> Tree:
+        return no_factors(x)
+
+    def step(
+        self, problem: AbstractSDE, t0: Time, t1: Time, x: Tensor, noise: Increment, state: Tree
+    ) -> Step:
+        end = per_sample(t1, x)
+        h = end - per_sample(t0, x)
+        noisy = problem.diffuse(t0, x, noise.w, x)
+        x1, state = implicit(problem, end, h, noisy, noisy, state, patient=True)
+        warn_without_solution(t1, x1, noisy)
+        return Step(x1, state=state)
+
+
+@dataclass(frozen=True, eq=False)
+class ImplicitPlaten(AbstractSolver):
+    """Weak order two, with the trapezoidal rule for the drift:
+
+        x_1 = x_0 + (f(t_0, x_0) + f(t_1, x_1)) dt / 2 + (g_+ + g_- + 2 g_0) dW / 4
+              + (g_+ - g_-) (dW^2 - |dt|) / (4 sqrt|dt|),
+        g_+- = g(t_1, x_0 + f_0 dt +- g_0 sqrt|dt|).
+
+    For Ito equations with a stiff drift, with additive, diagonal (g_i depends on x_i only) or
+    scalar noise; strong order one. Newton's method as in `ImplicitEulerMaruyama`. On a grid fast
+    modes do not decay: for f = l x, l dt to minus infinity, x changes its sign with each step.
+    Adaptive steps, whose error is the difference from Euler's, damped as the step is, follow them.
+
+    Raises:
+        ValueError: while solving, for a drift that autograd does not see, and with `gradient=`.
+        RuntimeError: under torch.func.vmap, which hides whether a sample has converged.
+
+    Warns:
+        RuntimeWarning: where Newton's method does not converge.
+
+    Example:
+        >>> drift = lambda t, x: -1000 * (x - torch.cos(t))
+        >>> stiff = sdekit.SDE(drift, lambda t, x: 1.0, "additive")
+        >>> x0, ts = torch.ones(4, 1), sdekit.uniform(0.0, 1.0, 10)  # explicit: 500 steps or more
+        >>> x = sdekit.solve(stiff, x0, ts, solver=sdekit.ImplicitPlaten()).x
+        >>> bool((x - 0.5403).abs().max() < 0.1)
+        True
+
+    References:
+        Kloeden and Platen 1992, as for `ImplicitEulerMaruyama`, section 15.4.
+    """
+
+    order = {
+        "none": Order(2, 2),
+        "additive": Order(1, 2),
+        "diagonal": Order(1, 2),
+        "scalar": Order(1, 2),
+    }
+    embedded = 1.0
+    differentiates = True
+    iterates = True
+
+    def init(self, problem: AbstractSDE, t0: Time, x: Tensor) -> Tree:
+        return no_factors(x)
+
+    def step(
+        self, problem: AbstractSDE, t0: Time, t1: Time, x: Tensor, noise: Increment, state: Tree
+    ) -> Step:
+        start = per_sample(t0, x)
+        end = per_sample(t1, x)
+        h = end - start
+        slope = problem.drift(start, x)
+        half = axpy(0.5 * h, slope, x)
+        kick = correction = torch.zeros_like(x)
+        if noise.w is not None:
+            kick, correction = _kicks(problem, t0, t1, h, x, axpy(h, slope, x), noise.w)
+        base = half + kick + correction
+        guess = x + kick + correction
+        patient = not isinstance(t1, Tensor)
+        x1, state = implicit(problem, end, 0.5 * h, base, guess, state, patient=patient)
+        warn_without_solution(t1, x1, base)
+        # From Euler's step, whose drift is that of the start and whose noise is g_0 dW.
+        error = correction + (x1 - base) - (half - x)
+        return Step(x1, smoothed(error.detach(), state), state=state)
+
+
+def _kicks(
+    problem: AbstractSDE, t0: Time, t1: Time, h: Tensor, x: Tensor, ahead: Tensor, w: Tensor
+) -> tuple[Tensor, Tensor]:
+    """g_0 dW, and what the formula has more than this."""
+    s = broadcast(sqrt(h.abs()), w) * torch.ones_like(w)
+    square = (w * w - s * s) / s
+    g = problem.diffusion(t0, x)
+    above = problem.diffusion(t1, problem.multiply(g, s, ahead))
+    below = problem.diffusion(t1, problem.multiply(g, -s, ahead))
+    kick = problem.multiply(g, w, torch.zeros_like(x))
+    correction = problem.multiply(above, 0.25 * (w + square), -0.5 * kick)
+    return kick, problem.multiply(below, 0.25 * (w - square), correction)

@@ -1,0 +1,147 @@
+"""Newton's method for the implicit steps of each sample."""
+
+import math
+import warnings
+
+import torch
+from torch import Tensor
+
+from sdekit._equations.sde import AbstractSDE
+from sdekit._solvers.contract import Tree
+from sdekit._solvers.linear_systems import connected, factorised, solved
+from sdekit.calling import has_hidden_values, is_differentiating
+from sdekit.elementary import Time, broadcast
+
+_ATTEMPTS = 50  # evaluations of the drift in a step
+_SLOW = 0.3  # changes that shrink by less ask for another Jacobian
+_LENGTHS = 0.1  # the relative change of h that does
+
+
+def no_factors(x: Tensor) -> Tree:
+    """What the first step receives: factors of no matrix, for steps of length 0."""
+    d = math.prod(x.shape[1:])
+    wide = torch.promote_types(x.dtype, torch.float32)
+    matrices = torch.zeros(len(x), d, d, dtype=wide, device=x.device)
+    pivots = torch.ones(len(x), d, dtype=torch.int32, device=x.device)
+    return matrices, pivots, torch.zeros(len(x), dtype=torch.float64, device=x.device)
+
+
+def implicit(
+    problem: AbstractSDE,
+    t: Tensor,
+    h: Tensor,
+    base: Tensor,
+    guess: Tensor,
+    state: Tree,
+    *,
+    patient: bool,
+) -> tuple[Tensor, Tree]:
+    """The solution of x = base + h f(t, x) near a guess, and the factors with which the next step
+    begins; t and h are `(batch,)`.
+
+    The Jacobian of a sample and its factors are kept, over steps too, as long as changes shrink to
+    0.3 of the one before, and h stays within a tenth. A sample is finished when a change is below
+    eps^(3/4) of its largest number; the rest of the batch has no influence on it. Derivatives are
+    those of the solution, by the implicit function theorem.
+
+    A sample without a solution is NaN. So is a solution that is not `connected` with those of
+    shorter steps, as may be found where differences grow within a step. And so is, unless patient,
+    a sample that would need a second Jacobian in this step.
+    """
+    if has_hidden_values(base):
+        raise RuntimeError(
+            "implicit steps iterate until each sample has converged, which torch.func.vmap hides: "
+            "solve all rows as one batch, without vmap"
+        )
+    with torch.no_grad():
+        start = base.detach(), guess.detach()
+        x, state = _iterated(problem, t, h, *start, state, patient=patient)
+    if not is_differentiating():
+        return x, state
+    jacobian, _ = problem.jacobian(t, x)
+    factors = factorised(jacobian.detach(), h)
+    change = solved(factors, _residual(problem, t, h, base, x))
+    return x + (change - change.detach()), state
+
+
+def smoothed(error: Tensor, state: Tree) -> Tensor:
+    """(1 - h J)^-1 error: an estimate without the part that an implicit step damps."""
+    matrices, pivots, length = state
+    return solved((matrices, pivots), error / broadcast(length, error))
+
+
+def _residual(problem: AbstractSDE, t: Tensor, h: Tensor, base: Tensor, x: Tensor) -> Tensor:
+    return (base - x) / broadcast(h, x) + problem.drift(t, x)
+
+
+def _iterated(
+    problem: AbstractSDE,
+    t: Tensor,
+    h: Tensor,
+    base: Tensor,
+    x: Tensor,
+    state: Tree,
+    *,
+    patient: bool,
+) -> tuple[Tensor, Tree]:
+    """The solution without derivatives."""
+    eps = torch.finfo(x.dtype).eps
+    relative = max(eps**0.75, 8 * eps)
+    outdated = (h - state[2]).abs() > _LENGTHS * state[2].abs()
+    before = _largest(base).fill_(torch.inf)
+    done = torch.zeros_like(outdated)
+    renewed = done
+    for _ in range(_ATTEMPTS):
+        if bool(outdated.any()):
+            x = x if patient else torch.where(_mask(outdated & renewed, x), torch.nan, x)
+            state = _updated(problem, t, h, x, state, outdated)
+            before = torch.where(outdated, torch.inf, before)
+            renewed = renewed | outdated
+        change = solved(state[:2], _residual(problem, t, h, base, x))
+        size = _largest(change)
+        tolerance = relative * torch.maximum(_largest(base), _largest(x + change))
+        outdated = (size > _SLOW * before) & (size > tolerance) & ~done
+        x = torch.where(_mask(done | outdated, x), x, x + change)
+        before = size
+        done = done | ~((size > tolerance) & size.isfinite())
+        if bool(done.all()):
+            break
+    return torch.where(_mask(done & connected(state[:2], h), x), x, torch.nan), state
+
+
+def _updated(
+    problem: AbstractSDE, t: Tensor, h: Tensor, x: Tensor, state: Tree, outdated: Tensor
+) -> Tree:
+    """The factors, with new ones for outdated samples."""
+    jacobian, _ = problem.jacobian(t, x)
+    found = *factorised(jacobian, h), h
+    return tuple(
+        torch.where(_mask(outdated, new), new, old) for new, old in zip(found, state, strict=True)
+    )
+
+
+def _mask(rows: Tensor, x: Tensor) -> Tensor:
+    return rows.reshape(-1, *[1] * (x.ndim - 1))
+
+
+def _largest(x: Tensor) -> Tensor:
+    """The largest absolute value of each sample."""
+    return x.reshape(len(x), -1).abs().amax(1)
+
+
+def warn_without_solution(t1: Time, x: Tensor, given: Tensor) -> None:
+    """Says for which samples a step of a fixed grid has no solution.
+
+    Warns:
+        RuntimeWarning: with what to do.
+    """
+    if isinstance(t1, Tensor):  # with adaptive steps it is repeated with a shorter one
+        return
+    failed = (_largest(given).isfinite() & ~_largest(x).isfinite()).nonzero()[:, 0].tolist()
+    if failed:
+        warnings.warn(
+            f"Newton's method does not converge in the step to t = {t1:g} for {len(failed)} of "
+            f"{len(x)} samples, the first of which is {failed[0]}: take shorter steps",
+            RuntimeWarning,
+            stacklevel=2,
+        )

@@ -1,0 +1,173 @@
+"""Methods that are implicit in the drift: stiff equations with noise, Newton's method, and its
+derivatives.
+"""
+
+import math
+
+import pytest
+import torch
+
+from sdekit import (
+    ODE,
+    SDE,
+    SRID2,
+    BrownianPath,
+    EulerMaruyama,
+    ImplicitEulerMaruyama,
+    ImplicitPlaten,
+    NotFiniteError,
+    PIDController,
+    WhiteNoise,
+    solve,
+    uniform,
+)
+
+F64 = torch.float64
+BOTH = pytest.mark.parametrize("solver", [ImplicitEulerMaruyama(), ImplicitPlaten()], ids=str)
+HALF = torch.full((16, 1), 0.5, dtype=F64)
+
+
+def quadratic(p, q=1.0):
+    """SciML's stiff problem with the solution tanh(artanh x_0 - p t + q W); its time constants are
+    1 / p.
+    """
+    return SDE(lambda t, x: -(p + q * q * x) * (1 - x.square()), lambda t, x: q * (1 - x.square()))
+
+
+def on_the_path(p, path, t):
+    start = torch.zeros(len(HALF), dtype=F64)
+    w = path.reader(HALF, (1,), levy=False)(start, start + t).w
+    return torch.tanh(math.atanh(0.5) - p * t + w)
+
+
+def test_adaptive_steps_of_a_stiff_equation():
+    """Soon the state rests at -1, where explicit steps are bounded by 1 / p."""
+    p = 500.0
+    path = BrownianPath(3, (0.0, 3.0))
+    control = PIDController(1e-2, 1e-2)
+    settings = {"noise": path, "control": control, "save": "all"}
+    ours, explicit = (
+        solve(quadratic(p), HALF, [0.0, 0.3 / p, 3.0], solver=solver, **settings)
+        for solver in (ImplicitPlaten(), SRID2())
+    )
+    assert int(ours.accepted.max()) < 50 < 800 < int(explicit.accepted.min())
+    for x, t in zip(ours.xs[1:], (0.3 / p, 3.0), strict=True):
+        assert (x - on_the_path(p, path, t)).abs().max() < 0.02
+
+
+@BOTH
+def test_steps_that_explicit_methods_cannot_take(solver):
+    """A hundred times as long, for noise around a moving point: the law of the slow
+    coordinate.
+    """
+
+    def drift(t, x):
+        x, y = x[:, 0], x[:, 1]
+        return torch.stack([-(x + 0.5 * y), 4000.0 * (x - y)], dim=1)
+
+    equation = SDE(drift, lambda t, x: torch.tensor([[1.0, 1.0]], dtype=F64), "additive")
+    x0 = torch.zeros(20_000, 2, dtype=F64)
+    ts = uniform(0.0, 2.0, 40)
+    x = solve(equation, x0, ts, solver=solver, noise=WhiteNoise(1)).x[:, 0]
+    # y follows x: dx = -1.5 x dt + dW, whose variance at 2 is (1 - e^-6) / 3.
+    variance = (1 - math.exp(-6)) / 3
+    assert abs(float(x.mean())) < 5 * math.sqrt(variance / len(x))
+    step = 0.05 * 1.5 if isinstance(solver, ImplicitEulerMaruyama) else 0.0  # its bias
+    assert float(x.var()) / variance == pytest.approx(1 / (1 + step / 2), abs=5 * 0.01)
+    with pytest.raises(NotFiniteError):
+        solve(equation, x0[:2], uniform(0, 20, 400), solver=EulerMaruyama(), noise=WhiteNoise(1))
+
+
+@BOTH
+def test_the_equation_of_a_step_is_solved(solver):
+    """x_1 = x_0 + f(t_1, x_1) dt, or half of both slopes, to rounding."""
+
+    def drift(t, x):
+        return torch.cos(3 * t) - 5 * x.flip(1).sinh() - x**3
+
+    x0 = torch.linspace(-1.5, 1.5, 14, dtype=F64).reshape(7, 2)
+    x = solve(ODE(drift), x0, [0.0, 0.05], solver=solver).x
+    end = drift(torch.tensor(0.05), x)
+    start = drift(torch.tensor(0.0), x0)
+    slope = end if isinstance(solver, ImplicitEulerMaruyama) else (start + end) / 2
+    torch.testing.assert_close(x, x0 + 0.05 * slope, rtol=1e-9, atol=1e-9)
+
+
+class Watched(ODE):
+    """Counts its Jacobians."""
+
+    def __init__(self, f):
+        super().__init__(f)
+        self.jacobians = 0
+
+    def jacobian(self, t, x):
+        self.jacobians += 1
+        return super().jacobian(t, x)
+
+
+@BOTH
+def test_factors_are_used_again(solver):
+    """Over the equal steps of a grid, as long as the Jacobian hardly changes."""
+    slow = Watched(lambda t, x: -100 * (x - torch.cos(t)) - x**3)
+    x0 = torch.zeros(3, 1, dtype=F64)
+    with torch.no_grad():
+        solve(slow, x0, uniform(0.0, 1.0, 100), solver=solver)
+    assert slow.jacobians < 5
+    fast = Watched(lambda t, x: -1e4 * torch.cos(20 * t) ** 2 * x + 1)
+    with torch.no_grad():
+        solve(fast, x0, uniform(0.0, 1.0, 100), solver=solver)
+    assert 20 < fast.jacobians <= 100
+    lengthening = Watched(lambda t, x: -x)
+    with torch.no_grad():
+        solve(lengthening, x0 + 1, [0.0, 0.1, 0.3, 0.7, 1.5], solver=solver)
+    assert lengthening.jacobians == 4
+
+
+@BOTH
+def test_derivatives_are_those_of_the_solution(solver):
+    """Where h f' is 50, to parameters of f and g and to x_0, against finite differences."""
+
+    def solved(k, s, start):
+        equation = SDE(
+            lambda t, x: -k * (x - torch.cos(t)) ** 3 - 30 * k * x,
+            lambda t, x: s * (1 + 0.1 * torch.sin(x)),
+        )
+        x0 = start * torch.tensor([[0.3], [1.0]], dtype=F64)
+        ts = uniform(0.0, 3.0, 6)
+        return solve(equation, x0, ts, solver=solver, noise=WhiteNoise(1)).x.sum()
+
+    given = [torch.tensor(v, dtype=F64, requires_grad=True) for v in (3.0, 0.7, 0.9)]
+    assert torch.autograd.gradcheck(solved, given, eps=1e-5, atol=1e-6, rtol=1e-5)
+
+
+@BOTH
+def test_a_step_without_the_right_solution_is_said(solver):
+    """Where differences grow within a step Newton's method would find another root."""
+    equation = quadratic(50.0)
+    with (
+        pytest.warns(
+            RuntimeWarning, match=r"Newton's method does not converge in the step to t = "
+        ),
+        pytest.raises(NotFiniteError),
+    ):
+        solve(equation, HALF, uniform(0, 3, 32), solver=solver, noise=WhiteNoise(0))
+    with pytest.warns(
+        RuntimeWarning, match="for 1 of 3 samples, the first of which is 1: take sho"
+    ):
+        found = solve(
+            ODE(lambda t, x: torch.where(x > 1, 100.0 * x, -x)),
+            torch.tensor([[0.5], [2.0], [0.7]], dtype=F64), [0.0, 0.1], solver=solver, throw=False,
+        )  # fmt: skip
+    assert found.x.isfinite().flatten().tolist() == [True, False, True]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@BOTH
+def test_other_dtypes(solver, dtype):
+    x0 = torch.ones(2, 3, dtype=dtype)
+    x = solve(ODE(lambda t, x: -20 * x), x0, uniform(0.0, 0.1, 64), solver=solver).x
+    z = 20 * 0.1 / 64
+    euler = isinstance(solver, ImplicitEulerMaruyama)
+    exact = 1 / (1 + z) ** 64 if euler else ((1 - z / 2) / (1 + z / 2)) ** 64
+    assert x.dtype == dtype
+    assert x.double() == pytest.approx(exact, abs=40 * torch.finfo(dtype).eps)
