@@ -62,7 +62,7 @@ PLACE = "cuda" if REAL else DEVICE
 # each.
 STEPS = {"ncsn": (2, 3), "ncsnv2": (4, 8), "reverse_diffusion": (24, 36), "ancestral": (24, 36)}
 # The last passes two looks at whether x is finite.
-STEPS |= {"default": (25, 50), "sde": (25, 50), "ddpm": (120, 280)}
+STEPS |= {"default": (25, 50), "sde": (25, 50), "ddpm": (20, 260)}
 SYNCHRONISING = (
     "cudaStreamSynchronize",
     "cudaDeviceSynchronize",
@@ -121,7 +121,7 @@ def sampling() -> Iterator[tuple[str, tuple[int, int], Case]]:
     yield "ddim of known values", (6, 12), partial(run, method="ddim", of=Inpainted(model, y, mask))
     start = Noised(torch.ones(BATCH, *SHAPE), strength=0.5)
     yield "ddim from data", (6, 12), partial(run, method="ddim", start=start)
-    yield "ddpm on a path", (6, 30), partial(run, method="ddpm", noise="path")
+    yield "ddpm on a path", (6, 18), partial(run, method="ddpm", noise="path")
     yield "ddim, all states", (6, 12), partial(run, method="ddim", save="all", return_solution=True)
 
 
@@ -144,12 +144,12 @@ def solving() -> Iterator[tuple[str, tuple[int, int], Case]]:
         name = type(noise).__name__
         yield (
             name,
-            (6, 30),
+            (6, 18),
             partial(run, x=large, solver=EulerMaruyama(), noise=noise, gradient=None),
         )
         yield (
             f"{name}, small",
-            (60, 300),
+            (20, 260),
             partial(run, x=small, solver=EulerMaruyama(), noise=noise, gradient=None),
         )
         yield (
@@ -159,7 +159,7 @@ def solving() -> Iterator[tuple[str, tuple[int, int], Case]]:
         )
         for gradient in (Checkpointed(), Reversible()):
             case = partial(run, x=small, solver=ReversibleHeun(), noise=noise, gradient=gradient)
-            yield f"{name}, {type(gradient).__name__}", (20, 100), case
+            yield f"{name}, {type(gradient).__name__}", (20, 60), case
 
 
 def adaptive() -> Iterator[tuple[str, tuple[int, int], Case]]:
@@ -221,7 +221,7 @@ def training() -> Iterator[tuple[str, tuple[int, int], Case]]:
         times = uniform(0.01, 1.0, n - 1)
         variational_bound(model_of(shape=shape), torch.zeros(4, *shape).to(PLACE), times=times)
 
-    yield "fit", (10, 110), partial(run, sde="vp")
+    yield "fit", (5, 105), partial(run, sde="vp")
     yield (
         "fit, likelihood weighting",
         (5, 20),

@@ -173,8 +173,12 @@ def test_no_value_is_read_from_a_device(case):
 
 @pytest.mark.parametrize("name", CASES)
 def test_conditions_in_one_compiled_graph(name):
-    """Traced by torch.compile without a break, and run without a compiler of machine code."""
+    """Traced by torch.compile without a break, and run without a compiler of machine code. A UNet
+    has levels in the other two cases, and every class of network is run without conditions once.
+    """
     build, shape = CASES[name]
+    if name == "unet":
+        build = lambda: UNet(1, 8, (1,), 1, (True,), classes=3, context=2, image=2)  # noqa: E731
     torch.manual_seed(0)
     net = awake(build())
     x = torch.ones(2, *shape)
@@ -185,7 +189,8 @@ def test_conditions_in_one_compiled_graph(name):
     torch.compiler.reset()
     compiled = torch.compile(net, backend="eager", fullgraph=True)
     torch.testing.assert_close(compiled(x, t, **given), net(x, t, **given))
-    torch.testing.assert_close(compiled(x, t), net(x, t))
+    if name in ("mlp", "unet", "dit"):
+        torch.testing.assert_close(compiled(x, t), net(x, t))
     torch.compiler.reset()
 
 

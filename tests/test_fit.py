@@ -4,9 +4,11 @@ measures.
 
 import dataclasses
 import errno
-import importlib
+import functools
+import importlib.metadata
 import itertools
 import json
+import multiprocessing
 import os
 import random
 import re
@@ -43,6 +45,26 @@ RECIPE = Recipe(steps=24, batch_size=10, warmup=3, ema=(0.9, 0.5))
 DATA = torch.randn(50, 2, generator=torch.Generator().manual_seed(0))
 LOG = Log(log_every=4, save_every=6)
 RUN = "sdekit_diffusion._training.run"
+
+
+@pytest.fixture(autouse=True)
+def _versions_are_read_once(monkeypatch):
+    """Those of packages, which every checkpoint has in it: a quarter of the time of short runs."""
+    path = "sdekit_diffusion._models.checkpoint.version"
+    monkeypatch.setattr(path, functools.cache(importlib.metadata.version))
+
+
+@pytest.fixture(scope="module")
+def context():
+    """Processes that need not import torch again, as in test_shards.py."""
+    found = multiprocessing.get_context("forkserver")
+    found.set_forkserver_preload(["sdekit_diffusion.__main__", "pytest", "PIL.Image"])
+    return found
+
+
+def together(target, *arguments):
+    """Two processes to their end."""
+    torch.multiprocessing.start_processes(target, arguments, nprocs=2, start_method="forkserver")
 
 
 class Dropping(nn.Module):
@@ -625,7 +647,7 @@ def written(run):
     return path.stat().st_size if path.exists() else 0
 
 
-def train(run, *argv, steps=400):
+def train(run, *argv, steps=300):
     """The command that is killed."""
     return [
         *(
@@ -646,26 +668,30 @@ def train(run, *argv, steps=400):
     ]
 
 
-def test_killed_runs_go_on_to_the_same_weights(tmp_path):
+def command(argv):
+    """A process that trains, on one thread."""
+    torch.set_num_threads(1)
+    sys.exit(main(argv))
+
+
+def test_killed_runs_go_on_to_the_same_weights(context, tmp_path):
     """SIGKILL at a random moment: nothing before the last checkpoint is lost, nothing at the end
     differs. `benchmarks/kill.py` does it twenty times.
     """
     assert main(train(tmp_path / "whole")) == 0
     draw = random.Random(0)  # noqa: S311
     run = tmp_path / "killed"
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(  # noqa: S603
-        [sys.executable, "-m", "sdekit_diffusion", *train(run, "--resume")], env=environment
-    )
+    process = context.Process(target=command, args=(train(run, "--resume"),))
+    process.start()
     goal = written(run) + draw.uniform(0.05, 0.3) * written(tmp_path / "whole")
     deadline = time.monotonic() + 300
     while written(run) < goal:
-        assert process.poll() is None
+        assert process.is_alive()
         assert time.monotonic() < deadline
         time.sleep(0.002)
     time.sleep(draw.uniform(0, 0.03))
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    process.kill()
+    process.join()
     assert main(train(run, "--resume")) == 0
     assert equal(load(run), load(tmp_path / "whole"))
     assert lines(run) == lines(tmp_path / "whole")
@@ -707,6 +733,7 @@ def worker(number, folder, recipes):
     distributed.destroy_process_group()
 
 
+@pytest.mark.usefixtures("context")
 def test_two_processes_train_as_one(tmp_path):
     """Gradients and losses to rounding, with a batch that cannot be halved and in parts too; both
     end with the same weights.
@@ -715,7 +742,7 @@ def test_two_processes_train_as_one(tmp_path):
         Recipe(steps=12, batch_size=9, warmup=3, accumulate=accumulate, weighting=weighting)
         for accumulate, weighting in [(1, "plain"), (2, "plain"), (3, "likelihood")]
     ]
-    torch.multiprocessing.spawn(worker, (str(tmp_path), recipes), nprocs=2)
+    together(worker, str(tmp_path), recipes)
     first, second = (torch.load(tmp_path / str(i), weights_only=True) for i in range(2))
     for recipe, *found in zip(recipes, first["gradients"], second["gradients"], strict=True):
         expected = gradients(recipe)
@@ -758,8 +785,9 @@ def stopped(number, folder):
     distributed.destroy_process_group()
 
 
+@pytest.mark.usefixtures("context")
 def test_processes_stop_after_the_same_update(tmp_path):
-    torch.multiprocessing.spawn(stopped, (str(tmp_path),), nprocs=2)
+    together(stopped, str(tmp_path))
     for number in range(2):
         steps = [(found[0], found[-1]) for found in torch.load(tmp_path / str(number))]
         assert steps == [(1, 24), (4, 4), (5, 5), (6, 24)]

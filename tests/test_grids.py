@@ -312,7 +312,7 @@ def test_what_is_gained_over_steps_uniform_in_log_snr(mixture, sde):
     """
     model = mixture()
     settings = {"sde": sde, "seed": 7, "dtype": torch.float64}
-    exact = sample(model, 300, steps=1500, **settings)
+    exact = sample(model, 300, steps=600, **settings)
 
     def error(grid, steps):
         return float(

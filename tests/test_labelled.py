@@ -3,6 +3,7 @@ run with them resumes to the bit.
 """
 
 import math
+import multiprocessing
 from dataclasses import replace
 
 import pytest
@@ -261,7 +262,11 @@ def labelled_worker(number, folder):
 
 
 def test_two_processes_train_as_one(tmp_path):
-    torch.multiprocessing.spawn(labelled_worker, (str(tmp_path),), nprocs=2)
+    # Processes that need not import torch again, as in test_shards.py.
+    multiprocessing.set_forkserver_preload(["sdekit_diffusion.__main__", "pytest", "PIL.Image"])
+    torch.multiprocessing.start_processes(
+        labelled_worker, (str(tmp_path),), nprocs=2, start_method="forkserver"
+    )
     first, second = (torch.load(tmp_path / str(i), weights_only=True) for i in range(2))
     alone = model().double()
     data = {"x": X.double(), "label": LABEL}

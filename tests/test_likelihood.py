@@ -150,12 +150,16 @@ def test_a_sample_does_not_know_its_batch(trace):
         return log_likelihood(rowwise, x, sde="vp", trace=trace, **settings)
 
     whole = found(X)
+    pieces = found(X, batch_size=7)
+    last = found(X[49:], first=49)
     for name in ("value", "stderr", "latent", "evaluations"):
         of = lambda part: getattr(part, name)  # noqa: B023, E731
-        assert torch.equal(of(found(X, batch_size=7)), of(whole))
-        assert torch.equal(of(found(X[49:], first=49)), of(whole)[49:])
-    beside = log_likelihood(rowwise, OUTLIER, sde="vp", trace=Exact())
-    alone = log_likelihood(rowwise, X, sde="vp", trace=Exact())
+        assert torch.equal(of(pieces), of(whole))
+        assert torch.equal(of(last), of(whole)[49:])
+    if not isinstance(trace, Exact):  # probes are those of a number, which the outlier shifts
+        return
+    beside = found(OUTLIER)
+    alone = whole
     assert torch.equal(beside.value[INSIDE], alone.value)
     assert torch.equal(beside.evaluations[INSIDE], alone.evaluations)
     assert beside.evaluations[7] != alone.evaluations.max()

@@ -14,6 +14,7 @@ from torch import nn
 import sdekit
 from sdekit import ODE, NotFiniteError, UnfinishedError, interop, odeint, odeint_adjoint
 from sdekit._solvers import Dopri5
+from sdekit.interop import _crossing, _odeint
 from sdekit.interop._odeint_methods import ADAPTIVE, FIXED
 
 F64 = torch.float64
@@ -776,7 +777,12 @@ def test_events_of_fixed_steps_are_torchdiffeqs(method, interp):
     close(found[1], expected[1], 1e-8)
 
 
-def test_what_is_no_event_is_said():
+def test_what_is_no_event_is_said(monkeypatch):
+    """As many steps as torchdiffeq makes are 20,000, which are not all made here."""
+    assert _odeint.MOST == _crossing.MOST == 20_000
+    for module in (_odeint, _crossing):
+        monkeypatch.setattr(module, "MOST", 1000)
+
     def never(t, y):
         return y[0] + 1e9
 
@@ -785,7 +791,7 @@ def test_what_is_no_event_is_said():
         ({"event_fn": never, "method": "rk4"}, "fixed steps need a width"),
         (
             {"event_fn": never, "method": "euler", "options": {"step_size": 1e-6}},
-            "has not changed its sign in 20,000 steps",
+            "has not changed its sign in 1,000 steps",
         ),
     ):
         with pytest.raises(ValueError, match=said):
@@ -1234,10 +1240,10 @@ def same_gradients(runs, func, low, high, loss, tolerance):
 
 
 def test_a_neural_equation_learns_a_spiral():
-    for run in both("spiral"):
-        func, losses = run["train"]()
-        assert sum(losses[-5:]) < 0.5 * sum(losses[:5])
+    """Here; theirs has the same gradients."""
     runs = both("spiral")
+    func, losses = runs[1]["train"]()
+    assert sum(losses[-5:]) < 0.5 * sum(losses[:5])
     (t, y), (_, other) = (run["data"](dtype=F64) for run in runs)
     close(y, other, 1e-6)
     torch.manual_seed(1)
@@ -1271,10 +1277,10 @@ def test_three_bodies_go_round_a_figure_eight(method):
 
 
 def test_a_normalizing_flow():
-    for run in both("flow"):
-        func, losses = run["train"]()
-        assert sum(losses[-3:]) < sum(losses[:3]) - 0.3
+    """It learns here; theirs has the same gradients."""
     runs = both("flow")
+    func, losses = runs[1]["train"]()
+    assert sum(losses[-3:]) < sum(losses[:3]) - 0.3
     torch.manual_seed(2)
     x = runs[0]["data"](64, F64)
     arguments = {"rtol": 1e-8, "atol": 1e-8}
@@ -1322,7 +1328,7 @@ def test_what_is_handed_over_reaches_torchdiffeq_after_its_functions_are_replace
     equation = ODE(lambda t, x: -x)
     for adjoint in (False, True):
         solution = interop.solve_ode(
-            equation, Y0, [0.0, 1.0], method="adaptive_heun", rtol=1e-7, atol=1e-7, adjoint=adjoint
+            equation, Y0, [0.0, 1.0], method="bosh3", rtol=1e-7, atol=1e-7, adjoint=adjoint
         )
         close(solution.x, Y0 / math.e, 1e-5)
 

@@ -63,12 +63,11 @@ def require_exact(samples, law, given, allowance=0.0):
         assert (residuals.mean(0).abs() < Z * stderr + allowance * known.abs()).all()
 
 
-@pytest.mark.parametrize("m", [1, 2])
-@pytest.mark.parametrize("d", [1, 2, 16])
+@pytest.mark.parametrize(("d", "m"), [(1, 1), (2, 2), (16, 2)])
 def test_particles_are_exact(d, m):
-    """To the error of 12 clouds; that of the steps is below a fiftieth of a nat."""
-    if m > d:
-        pytest.skip("more measurements than coordinates")
+    """To the error of 12 clouds; that of the steps is below a fiftieth of a nat. One measurement of
+    two coordinates is in the tests below.
+    """
     law, given = problem(d, m)
     samples = sample_posterior(law, given, 12 * 64, sde="vp", seed=0, particles=64)
     assert samples.clouds == 12
@@ -91,7 +90,7 @@ PROPOSALS = {
 def test_every_proposal_has_the_same_law(proposal):
     law, given = problem(2)
     samples = sample_posterior(
-        law, given, 10 * 64, sde="ve", seed=0, proposal=PROPOSALS[proposal], particles=64, steps=30
+        law, given, 10 * 64, sde="ve", seed=0, proposal=PROPOSALS[proposal], particles=64, steps=20
     )
     require_exact(samples, law, given, 0.05)
 
@@ -343,7 +342,8 @@ def test_factors_of_models():
     law, given = problem(2)
     other = GaussianMixture([1.0], torch.zeros(1, 2).double(), [2.0])
     a, b = (
-        sample_posterior(p, given, 8 * 64, sde="vp", seed=0, particles=64) for p in (law, other)
+        sample_posterior(p, given, 8 * 64, sde="vp", seed=0, particles=64, steps=40)
+        for p in (law, other)
     )
     value, stderr = bayes_factor(a, b)
     exact = law.log_evidence(given) - other.log_evidence(given)
@@ -447,7 +447,7 @@ def test_doubtful_results_are_said():
     """
     law, given = problem(16)
     far = LinearObservation(given.operator, given.y + 6, 0.01)
-    prior = lambda law, y: DPS(law, y, zeta=0.0)  # noqa: E731
+    prior = lambda law, y: DPS(law, y, zeta=0.0, jacobian=False)  # noqa: E731
     with pytest.warns(
         UserWarning, match=r"not reliable: .* effective and log p\(y\) of the clouds"
     ):

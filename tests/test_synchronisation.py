@@ -1,11 +1,12 @@
 """On a simulated GPU: how often the host would wait for the device, and how many kernels a step
 would launch.
 
-The device changes torch for the rest of a process, so every test has one of its own. Two numbers of
-steps tell what grows: a wait that a solve makes once is no matter, one that every step makes leaves
-a real GPU idle.
+The device changes torch for the rest of a process, so all programs run in one process of their own,
+which takes seconds to start. Two numbers of steps tell what grows: a wait that a solve makes once
+is no matter, one that every step makes leaves a real GPU idle.
 """
 
+import functools
 import json
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import pytest
 import simulated_gpu
+import torch
 
 ROOT = Path(__file__).parent.parent
 # Waits that a call may make, however many steps it takes: what is set up, and the look at the end.
@@ -25,17 +27,55 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-def run(*command: str) -> str:
-    done = subprocess.run([sys.executable, *command], capture_output=True, text=True, cwd=ROOT)  # noqa: S603
+# Runs the programs one after the other, the failure of one leaving the others as they are.
+PROCESS = """
+import contextlib, io, json, sys, traceback
+sys.path += ["tests", "benchmarks"]
+import torch
+torch.set_num_threads(1)
+found = {}
+for name, program in PROGRAMS.items():
+    output = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(output):
+            exec(program, {"__name__": name})
+        found[name] = [True, output.getvalue()]
+    except Exception:
+        found[name] = [False, traceback.format_exc()]
+print(json.dumps(found))
+from simulated_gpu import leave
+leave()
+"""
+
+
+@functools.cache
+def outputs(names: tuple[str, ...]) -> dict[str, tuple[bool, str]]:
+    """Of programs run in one process, whether each ended without an error, and what it printed, or
+    the error.
+    """
+    programs = {name: PROGRAMS[name] for name in names}
+    code = f"PROGRAMS = {programs!r}\n{PROCESS}"
+    done = subprocess.run(  # noqa: S603
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT
+    )
     assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout
+    return json.loads(done.stdout)
+
+
+def output(name: str) -> str:
+    """What a program printed. Those of the benchmark run apart where they find a real GPU."""
+    apart = torch.cuda.is_available()
+    together = [
+        other for other in PROGRAMS if not apart or (other in BENCHMARK) == (name in BENCHMARK)
+    ]
+    right, text = outputs(tuple(together))[name]
+    assert right, text[-3000:]
+    return text
 
 
 def rows(*groups: str) -> dict[str, dict]:
-    return {
-        row["name"]: row
-        for row in json.loads(run("benchmarks/synchronisation.py", "--json", *groups))
-    }
+    found = [row for group in groups for row in json.loads(output(group))]
+    return {row["name"]: row for row in found}
 
 
 def kernels_per_step(row: dict) -> float:
@@ -45,7 +85,6 @@ def kernels_per_step(row: dict) -> float:
 
 
 def test_waits_do_not_grow_with_the_steps():
-    """In one process, which takes seconds to start."""
     least = {"sampling": 28, "solving": 10, "training": 4}
     found = rows(*least)
     cases = Counter(row["group"] for row in found.values())
@@ -70,7 +109,7 @@ def test_adaptive_solves_wait_once_a_round():
 
 FAILURES = """
 import torch
-from simulated_gpu import DEVICE, SimulatedGPU, leave
+from simulated_gpu import DEVICE, SimulatedGPU
 from sdekit import SDE, EulerMaruyama, NotFiniteError, WhiteNoise, solve, uniform
 from sdekit_diffusion import Recipe, ScoreModel, fit
 
@@ -104,26 +143,23 @@ with SimulatedGPU() as gpu:
     except ArithmeticError as error:
         print(error)
     print(len(gpu.waits) < 10)
-leave()
 """
+NAN_AT = [40, 130, 299]
 
 
 def test_failures_are_named_as_on_the_cpu():
     """The state after the step that met NaN; a training run one look later at most, without a wait
     before.
     """
-    steps = [40, 130, 299]
-    found = run(
-        "-c", f"import sys\nsys.path.append('tests')\nSTEPS = {steps}\n{FAILURES}"
-    ).splitlines()
-    assert found[:3] == [f"{step + 1} [2] 4" for step in steps]
+    found = output("failures").splitlines()
+    assert found[:3] == [f"{step + 1} [2] 4" for step in NAN_AT]
     assert found[3].startswith("the loss is nan at update 50; lower lr")
     assert found[4] == "True"
 
 
 TRANSFORMS = """
 import torch
-from simulated_gpu import DEVICE, SimulatedGPU, leave
+from simulated_gpu import DEVICE, SimulatedGPU
 from sdekit_diffusion import Recipe, ScoreModel, Training
 
 rows = torch.arange(600.0).reshape(300, 2)
@@ -145,13 +181,12 @@ with SimulatedGPU() as gpu:
             scales.append((model.data_mean.tolist(), model.data_std))
         assert scales[0] == scales[1]
         print(scales[0])
-leave()
 """
 
 
 def test_transforms_run_where_the_model_is():
     """Already when the mean and the standard deviation of the data are found."""
-    found = run("-c", f"import sys\nsys.path.append('tests')\n{TRANSFORMS}").splitlines()
+    found = output("transforms").splitlines()
     assert found[0].startswith("([149.75, 150.25], ")
     assert found[1].startswith("([149.75, 75.125], ")
 
@@ -160,7 +195,7 @@ def test_transforms_run_where_the_model_is():
 
 DEVICE = """
 import torch
-from simulated_gpu import DEVICE, MixedDevicesError, SimulatedGPU, leave
+from simulated_gpu import DEVICE, MixedDevicesError, SimulatedGPU
 
 def waits(case):
     gpu.clear()
@@ -189,7 +224,6 @@ with SimulatedGPU() as gpu:
     assert w.grad.tolist() == [0.0, 1.0, 2.0, 3.0]
 assert torch.tensor(1.0).device.type == "cpu" and torch.tensor.__module__ != "simulated_gpu"
 print("done")
-leave()
 """
 CASES = [
     ("x.sum().item()", 1),
@@ -222,5 +256,19 @@ CASES = [
 
 
 def test_the_device_records_what_waits_and_refuses_what_mixes():
-    code = f"import sys\nsys.path.append('tests')\nCASES = {CASES!r}\n{DEVICE}"
-    assert run("-c", code).strip() == "done"
+    assert output("device").strip() == "done"
+
+
+ROWS = """
+import json
+from dataclasses import asdict
+from synchronisation import rows
+print(json.dumps([asdict(row) for row in rows([__name__])]))
+"""
+BENCHMARK = ("sampling", "solving", "training", "adaptive")
+PROGRAMS = {
+    **dict.fromkeys(BENCHMARK, ROWS),
+    "failures": f"STEPS = {NAN_AT}\n{FAILURES}",
+    "transforms": TRANSFORMS,
+    "device": f"CASES = {CASES!r}\n{DEVICE}",
+}

@@ -136,7 +136,7 @@ class MomentMatched(AbstractPosterior):
     Example:
         >>> law = sd.GaussianMixture([0.5, 0.5], [[-1.0, 0.0], [1.0, 0.0]], [0.1, 0.1])
         >>> y = sd.LinearObservation(torch.tensor([[1.0, 0.0]]), torch.tensor([1.0]), 0.1)
-        >>> x = sd.sample(sd.MomentMatched(law, y, "jacobian"), 100, sde="vp", seed=0)
+        >>> x = sd.sample(sd.MomentMatched(law, y, "jacobian"), 100, sde="vp", steps=20)
         >>> bool((x[:, 0] > 0).double().mean() > 0.9)
         True
 
@@ -200,7 +200,7 @@ class Laplace(AbstractPosterior):
     Example:
         >>> law = sd.GaussianMixture([0.5, 0.5], [[-1.0], [1.0]], [0.1, 0.1])
         >>> squares = sd.Observation(torch.tensor([1.0]), lambda x, y: -((x**2 - y) ** 2).sum(1))
-        >>> sd.sample(sd.Laplace(law, squares), 4, sde="vp", seed=0).shape
+        >>> sd.sample(sd.Laplace(law, squares), 4, sde="vp", steps=20).shape
         torch.Size([4, 1])
 
     References:
@@ -284,7 +284,7 @@ class DPS(AbstractPosterior):
     Example:
         >>> law = sd.GaussianMixture([0.5, 0.5], [[-1.0], [1.0]], [0.1, 0.1])
         >>> squares = sd.Observation(torch.tensor([1.0]), lambda x, y: -((x**2 - y) ** 2).sum(1))
-        >>> sd.sample(sd.DPS(law, squares), 4, sde="vp", seed=0).shape
+        >>> sd.sample(sd.DPS(law, squares), 4, sde="vp", steps=20).shape
         torch.Size([4, 1])
 
     References:

@@ -193,7 +193,7 @@ class DiagonalCovariance(AbstractCovariance):
         >>> law = sd.GaussianMixture([0.5, 0.5], [[-1.0, 0.0], [1.0, 0.0]], [0.1, 0.1])
         >>> y = sd.LinearObservation(torch.tensor([[1.0, 0.0]]), torch.tensor([1.0]), 0.1)
         >>> model = sd.MomentMatched(law, y, sd.DiagonalCovariance())
-        >>> sd.sample(model, 4, sde="vp", seed=0).shape
+        >>> sd.sample(model, 4, sde="vp", steps=20).shape
         torch.Size([4, 2])
 
     References:
@@ -231,7 +231,7 @@ class JacobianCovariance(AbstractCovariance):
         >>> law = sd.GaussianMixture([0.5, 0.5], [[-1.0, 0.0], [1.0, 0.0]], [0.1, 0.1])
         >>> y = sd.LinearObservation(torch.tensor([[1.0, 0.0]]), torch.tensor([1.0]), 0.1)
         >>> model = sd.MomentMatched(law, y, sd.JacobianCovariance())
-        >>> sd.sample(model, 4, sde="vp", seed=0).shape
+        >>> sd.sample(model, 4, sde="vp", steps=20).shape
         torch.Size([4, 2])
 
     References:
