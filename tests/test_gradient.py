@@ -26,6 +26,7 @@ from sdekit import (
     EulerMaruyama,
     Heun,
     Langevin,
+    LogODE,
     Milstein,
     NotFiniteError,
     PIDController,
@@ -33,6 +34,7 @@ from sdekit import (
     ReverseSDE,
     Reversible,
     ReversibleHeun,
+    StratonovichMilstein,
     WhiteNoise,
     all_solvers,
     solve,
@@ -521,11 +523,23 @@ PUBLIC = [
 ]
 
 
+# Their steps differ with the kind of noise; all others leave it to the equation.
+DISTINGUISHING = (EulerMaruyama, Milstein, StratonovichMilstein, LogODE)
+
+
+def kinds_of(solver):
+    """All of a solver that distinguishes them, or else the first and the last."""
+    kinds = ["additive"] if solver.normals else list(solver.order)
+    if isinstance(solver, DISTINGUISHING) or len(kinds) < 3:
+        return kinds
+    return [kinds[0], kinds[-1]]
+
+
 def cases():
     return [
         pytest.param(solver, kind, id=f"{type(solver).__name__}-{kind}")
         for solver in PUBLIC
-        for kind in (["additive"] if solver.normals else solver.order)
+        for kind in kinds_of(solver)
     ]
 
 
@@ -688,13 +702,13 @@ ON_GRIDS = (AbstractPlanned, AbstractPredictor, PredictorCorrector)  # times are
 
 
 def compiled_cases():
-    """Every solver with every kind of noise, and with times as floats and as tensors, in as few
+    """Every solver with its kinds of noise, and with times as floats and as tensors, in as few
     pairs as can be: solvers of fewer than three kinds meet one of the two forms of tensors, by
     turns.
     """
     floats, one, each = TIMES
     for i, solver in enumerate(PUBLIC):
-        kinds = ["additive"] if solver.normals else list(solver.order)
+        kinds = kinds_of(solver)
         tensors = itertools.cycle([each, one] if i % 2 else [one, each])
         if isinstance(solver, ON_GRIDS):
             tried = [(kind, floats) for kind in kinds]

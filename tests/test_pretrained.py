@@ -223,7 +223,6 @@ def test_a_network_of_diffusers_trains_samples_and_has_a_likelihood(diffusers):
     assert found.value[:2].min() - found.value[2:].max() > 10 * found.stderr.max()
     unet = model.net.net
     config = dict(scheduler.config)
-    assert from_diffusers(unet, config, check=x[:32]).predicts == "velocity"
     with pytest.raises(
         ValueError,
         match=r"With prediction_type = 'v_prediction' in the "

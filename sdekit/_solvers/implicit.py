@@ -73,9 +73,9 @@ class ImplicitEulerMaruyama(AbstractSolver):
 class ImplicitPlaten(AbstractSolver):
     """Weak order two, with the trapezoidal rule for the drift:
 
-        x_1 = x_0 + (f(t_0, x_0) + f(t_1, x_1)) dt / 2 + (g_+ + g_- + 2 g_0) dW / 4
-              + (g_+ - g_-) (dW^2 - |dt|) / (4 sqrt|dt|),
-        g_+- = g(t_1, x_0 + f_0 dt +- g_0 sqrt|dt|).
+        x_1 = x_0 + (f(t_0, x_0) + f(t_1, x_1)) dt / 2 + k,
+        k = (a + b + 2 g_0) dW / 4 + (a - b) (dW^2 - |dt|) / (4 sqrt|dt|),
+        a, b = g(t_1, x_0 + f_0 dt +- g_0 sqrt|dt|).
 
     For Ito equations with a stiff drift, with additive, diagonal (g_i depends on x_i only) or
     scalar noise; strong order one. Newton's method as in `ImplicitEulerMaruyama`. On a grid fast
