@@ -773,6 +773,17 @@ def test_samples_stop_at_the_end_of_a_step_by_any_condition(control, noisy):
         assert torch.equal(found.xs[~later, i], plain.xs[~later, i])
     assert found.events.count.tolist() == [1, 1, 0]
     assert torch.equal(found.xs[:, 2], plain.xs[:, 2])
+    for g in (lambda t, x: x[:, 0] > 3, lambda t, x: (x[:, 0] > 3).to(x.dtype)):
+        same = solve(equation, x0, ts, event=Event(g, located=False), save="all", **settings)
+        assert torch.equal(same.xs, found.xs)
+
+
+def test_located_is_true_or_false():
+    with pytest.raises(TypeError, match="located is True or False, not 'no'"):
+        Event(lambda t, x: x[:, 0], located="no")
+    nan = Event(lambda t, x: x[:, 0] * math.nan, located=False)
+    with pytest.raises(ValueError, match="an event's g"):
+        solve(ODE(lambda t, x: x), torch.ones(1, 1), [0.0, 1.0], solver=RK4(), event=nan)
 
 
 def test_ends_of_steps_with_more_noise_than_that_of_the_equation():

@@ -171,3 +171,55 @@ def test_other_dtypes(solver, dtype):
     exact = 1 / (1 + z) ** 64 if euler else ((1 - z / 2) / (1 + z / 2)) ** 64
     assert x.dtype == dtype
     assert x.double() == pytest.approx(exact, abs=40 * torch.finfo(dtype).eps)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "rate"),
+    [(F64, 1e12), (torch.float32, 1e5), (torch.bfloat16, 1e3), (torch.float16, 1e3)],
+    ids=str,
+)
+@BOTH
+def test_factors_that_are_too_old_are_seen(solver, dtype, rate):
+    """A drift that is stiff no longer: with the old factors changes are small, and the state would
+    stay where it is, at 1.
+    """
+
+    def drift(t, x):
+        return torch.where(t < 0.55, -rate * (x - 1), -0.5 * x)
+
+    x0 = torch.ones(1, 1, dtype=dtype)
+    x = solve(ODE(drift), x0, uniform(0.0, 3.0, 30), solver=solver).x
+    euler = isinstance(solver, ImplicitEulerMaruyama)
+    # Of Platen's steps the one across the change has both slopes, of which the first is 0.
+    exact = 1 / 1.05**25 if euler else (0.975 / 1.025) ** 24 / 1.025
+    assert float(x) == pytest.approx(exact, abs=4e-3)
+
+
+@pytest.mark.parametrize("dtype", [F64, torch.float32], ids=str)
+def test_the_way_to_an_equilibrium_at_0(dtype):
+    """Where the rounding of f is larger than x."""
+    x0 = torch.ones(1, 1, dtype=dtype)
+    f = ODE(lambda t, x: 1000 * (1 - torch.exp(x)))
+    x = solve(f, x0, uniform(0.0, 10.0, 40), solver=ImplicitEulerMaruyama()).x
+    assert abs(float(x)) < 1e-6
+
+
+@BOTH
+def test_second_derivatives(solver):
+    x0 = torch.tensor([[0.7]], dtype=F64, requires_grad=True)
+    p = torch.tensor(1.3, dtype=F64, requires_grad=True)
+
+    def solved(x0, p):
+        return solve(ODE(lambda t, x: -p * x**3), x0, uniform(0.0, 1.0, 4), solver=solver).x
+
+    assert torch.autograd.gradgradcheck(solved, (x0, p))
+
+
+@BOTH
+def test_states_without_numbers_and_short_steps_of_half_precision(solver):
+    none = solve(ODE(lambda t, x: -x), torch.ones(3, 0), uniform(0.0, 1.0, 4), solver=solver).x
+    assert none.shape == (3, 0)
+    x0 = torch.ones(1, 1, dtype=torch.float16)
+    x = solve(ODE(lambda t, x: -x), x0, [0.0, 1e-8, 1.0], solver=solver).x
+    exact = 1 / 2 if isinstance(solver, ImplicitEulerMaruyama) else 1 / 3
+    assert float(x) == pytest.approx(exact, abs=2e-3)

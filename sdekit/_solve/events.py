@@ -37,8 +37,8 @@ class Event:
         direction: 1 for zeros at which g rises, -1 for those at which it falls, 0 for both; for
             ordinary equations.
         terminal: whether the sample stops at its first zero.
-        located: False takes the end of the first step after which g has another sign than before,
-            for every equation and solver: a g that is 1 or -1 stops samples by any condition.
+        located: False takes the end of the first step after which g is positive and was not, or the
+            reverse, for every equation and solver: a g of truths stops samples by any condition.
 
     Raises:
         TypeError: for a function that is not callable; in a solve for results that are no floating
@@ -74,10 +74,18 @@ class Event:
             raise TypeError(f"function is g(t, x), not {self.function!r:.60}")
         if self.direction not in (-1, 0, 1):
             raise ValueError(f"direction is -1, 0 or 1, not {self.direction!r}")
+        if not isinstance(self.located, bool):
+            raise TypeError(f"located is True or False, not {self.located!r:.60}")
 
     def values(self, t: Tensor, x: Tensor) -> Tensor:
-        """g of each sample, checked."""
-        return checked_output("an event's g(t, x)", self.function(t, x), (len(x),), x)
+        """g of each sample, checked; of an event that is not located a truth, or a number of which
+        only matters whether it is positive.
+        """
+        value = self.function(t, x)
+        if not self.located and isinstance(value, Tensor) and value.dtype == torch.bool:
+            value = value.to(x.dtype) - 0.5
+        value = checked_output("an event's g(t, x)", value, (len(x),), x)
+        return value if self.located else torch.where(value == 0, -1.0, value)
 
     def require_passages(self, noise: AbstractNoise) -> None:
         """Refuses what has no meaning for a stochastic equation.

@@ -19,7 +19,9 @@ class ImplicitEulerMaruyama(AbstractSolver):
 
     For Ito equations with a stiff drift. Newton's method with the Jacobian of each sample; factors
     are used again, over steps too, as long as it converges fast. A sample for which it does not
-    converge becomes NaN, with a warning. Steps may be as long as accuracy allows: for f = l x,
+    converge becomes NaN, with a warning. f of a sample must not depend on the others.
+
+    Steps may be as long as accuracy allows: for f = l x,
     l < 0, the mean shrinks by 1 / (1 - l dt), and the variance is stable where that of the
     equation is. f receives t as with adaptive steps, `(batch, 1, ...)`, on grids too. Each
     iteration waits for the device.

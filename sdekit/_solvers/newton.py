@@ -18,12 +18,15 @@ _LENGTHS = 0.1  # the relative change of h that does
 
 
 def no_factors(x: Tensor) -> Tree:
-    """What the first step receives: factors of no matrix, for steps of length 0."""
+    """What the first step receives: factors of no matrix, for steps of length 0, and the largest
+    number so far.
+    """
     d = math.prod(x.shape[1:])
     wide = torch.promote_types(x.dtype, torch.float32)
     matrices = torch.zeros(len(x), d, d, dtype=wide, device=x.device)
     pivots = torch.ones(len(x), d, dtype=torch.int32, device=x.device)
-    return matrices, pivots, torch.zeros(len(x), dtype=torch.float64, device=x.device)
+    length = torch.zeros(len(x), dtype=torch.float64, device=x.device)
+    return matrices, pivots, length, _largest(x)
 
 
 def implicit(
@@ -41,18 +44,15 @@ def implicit(
 
     The Jacobian of a sample and its factors are kept, over steps too, as long as changes shrink to
     0.3 of the one before, and h stays within a tenth. A sample is finished when a change is below
-    eps^(3/4) of its largest number; the rest of the batch has no influence on it. Derivatives are
-    those of the solution, by the implicit function theorem.
+    eps^(3/4) of the largest number that it has had, and either has shrunk so or comes from a
+    Jacobian of this step: with factors that are too old changes are small far from the solution.
+    f of a sample must not depend on the others. First and second derivatives are those of the
+    solution, by the implicit function theorem.
 
     A sample without a solution is NaN. So is a solution that is not `connected` with those of
     shorter steps, as may be found where differences grow within a step. And so is, unless patient,
     a sample that would need a second Jacobian in this step.
     """
-    if has_hidden_values(base):
-        raise RuntimeError(
-            "implicit steps iterate until each sample has converged, which torch.func.vmap hides: "
-            "solve all rows as one batch, without vmap"
-        )
     with torch.no_grad():
         start = base.detach(), guess.detach()
         x, state = _iterated(problem, t, h, *start, state, patient=patient)
@@ -60,18 +60,32 @@ def implicit(
         return x, state
     jacobian, _ = problem.jacobian(t, x)
     factors = factorised(jacobian.detach(), h)
-    change = solved(factors, _residual(problem, t, h, base, x))
-    return x + (change - change.detach()), state
+    for _ in range(2):  # the first has the first derivatives, and the second the second ones
+        change = solved(factors, _residual(problem, t, h, base, x)).to(x.dtype)
+        x = x + (change - change.detach())
+    return x, state
 
 
 def smoothed(error: Tensor, state: Tree) -> Tensor:
     """(1 - h J)^-1 error: an estimate without the part that an implicit step damps."""
-    matrices, pivots, length = state
+    matrices, pivots, length, _ = state
     return solved((matrices, pivots), error / broadcast(length, error))
 
 
 def _residual(problem: AbstractSDE, t: Tensor, h: Tensor, base: Tensor, x: Tensor) -> Tensor:
-    return (base - x) / broadcast(h, x) + problem.drift(t, x)
+    """(base - x) / h + f, at least in single precision: h may be less than half precision has.
+
+    Raises:
+        RuntimeError: under vmap.
+    """
+    wide = (base - x).to(torch.promote_types(x.dtype, torch.float32))
+    residual = wide / broadcast(h, wide) + problem.drift(t, x)
+    if has_hidden_values(residual):
+        raise RuntimeError(
+            "implicit steps iterate until each sample has converged, which torch.func.vmap hides: "
+            "solve all rows as one batch, without vmap"
+        )
+    return residual
 
 
 def _iterated(
@@ -86,38 +100,43 @@ def _iterated(
 ) -> tuple[Tensor, Tree]:
     """The solution without derivatives."""
     eps = torch.finfo(x.dtype).eps
+    *factors, largest = state
     relative = max(eps**0.75, 8 * eps)
-    outdated = (h - state[2]).abs() > _LENGTHS * state[2].abs()
-    before = _largest(base).fill_(torch.inf)
+    scale = torch.maximum(largest, _largest(base))
+    outdated = (h - factors[2]).abs() > _LENGTHS * factors[2].abs()
+    before = torch.full_like(largest, torch.inf)
     done = torch.zeros_like(outdated)
     renewed = done
     for _ in range(_ATTEMPTS):
         if bool(outdated.any()):
             x = x if patient else torch.where(_mask(outdated & renewed, x), torch.nan, x)
-            state = _updated(problem, t, h, x, state, outdated)
+            factors = _updated(problem, t, h, x, factors, outdated)
             before = torch.where(outdated, torch.inf, before)
             renewed = renewed | outdated
-        change = solved(state[:2], _residual(problem, t, h, base, x))
+        change = solved((factors[0], factors[1]), _residual(problem, t, h, base, x)).to(x.dtype)
         size = _largest(change)
-        tolerance = relative * torch.maximum(_largest(base), _largest(x + change))
-        outdated = (size > _SLOW * before) & (size > tolerance) & ~done
+        tolerance = relative * torch.maximum(scale, _largest(x + change))
+        shrinks = (size <= _SLOW * before) & before.isfinite()
+        small = (size <= tolerance) & (shrinks | renewed)
+        outdated = ~(shrinks | small | before.isinf() | done)
         x = torch.where(_mask(done | outdated, x), x, x + change)
         before = size
-        done = done | ~((size > tolerance) & size.isfinite())
+        done = done | small | ~size.isfinite()
         if bool(done.all()):
             break
-    return torch.where(_mask(done & connected(state[:2], h), x), x, torch.nan), state
+    found = torch.where(_mask(done & connected((factors[0], factors[1]), h), x), x, torch.nan)
+    return found, (*factors, torch.maximum(largest, _largest(found).nan_to_num(0.0, 0.0)))
 
 
 def _updated(
-    problem: AbstractSDE, t: Tensor, h: Tensor, x: Tensor, state: Tree, outdated: Tensor
-) -> Tree:
-    """The factors, with new ones for outdated samples."""
+    problem: AbstractSDE, t: Tensor, h: Tensor, x: Tensor, factors: list[Tensor], outdated: Tensor
+) -> list[Tensor]:
+    """The factors and their lengths, with new ones for outdated samples."""
     jacobian, _ = problem.jacobian(t, x)
     found = *factorised(jacobian, h), h
-    return tuple(
-        torch.where(_mask(outdated, new), new, old) for new, old in zip(found, state, strict=True)
-    )
+    return [
+        torch.where(_mask(outdated, new), new, old) for new, old in zip(found, factors, strict=True)
+    ]
 
 
 def _mask(rows: Tensor, x: Tensor) -> Tensor:
@@ -125,8 +144,10 @@ def _mask(rows: Tensor, x: Tensor) -> Tensor:
 
 
 def _largest(x: Tensor) -> Tensor:
-    """The largest absolute value of each sample."""
-    return x.reshape(len(x), -1).abs().amax(1)
+    """The largest absolute value of each sample; 0 without numbers."""
+    if not x.numel():
+        return x.new_zeros(len(x))
+    return x.detach().reshape(len(x), -1).abs().amax(1)
 
 
 def warn_without_solution(t1: Time, x: Tensor, given: Tensor) -> None:
