@@ -78,6 +78,22 @@ def test_steps_that_explicit_methods_cannot_take(solver):
         solve(equation, x0[:2], uniform(0, 20, 400), solver=EulerMaruyama(), noise=WhiteNoise(1))
 
 
+def test_fast_fluctuations_do_not_bound_adaptive_steps():
+    """A coordinate that follows another within 1 / 4000: an estimate that is not damped as the step
+    is has more than a thousand steps.
+    """
+
+    def drift(t, x):
+        x, y = x[:, 0], x[:, 1]
+        return torch.stack([-(x + 0.5 * y), 4000.0 * (x - y)], dim=1)
+
+    equation = SDE(drift, lambda t, x: torch.ones_like(x), "additive")
+    x0 = torch.full((6, 2), 0.5, dtype=torch.float64)
+    control = PIDController(2e-2, 2e-2)
+    settings = {"solver": ImplicitPlaten(), "noise": BrownianPath(1), "control": control}
+    assert int(solve(equation, x0, [0.0, 1.0], **settings).accepted.max()) < 60
+
+
 @BOTH
 def test_the_equation_of_a_step_is_solved(solver):
     """x_1 = x_0 + f(t_1, x_1) dt, or half of both slopes, to rounding."""
