@@ -99,6 +99,20 @@ def test_what_is_no_number_of_stages_is_refused(stages):
         SKROCK(stages)
 
 
+@STAGES
+def test_stages_are_asked_at_their_times(stages):
+    """x' = 1 has come to x = t."""
+    seen = []
+
+    def f(t, x):
+        seen.append((float(t), float(x)))
+        return torch.ones_like(x)
+
+    solve(ODE(f), torch.zeros(1, 1, dtype=F64), [0.0, 1.0], solver=SKROCK(stages))
+    assert len(seen) == stages
+    assert all(x == pytest.approx(t, abs=1e-9) for t, x in seen)
+
+
 def test_a_step_costs_its_stages():
     x0 = torch.ones(2, 1, dtype=F64)
     for stages in (1, 4, 9):
