@@ -83,6 +83,7 @@ def test_adaptive_steps_of_each_sample(solver):
         saved = solve(ODE(f), x0, ends, solver=solver, control=TIGHT, save=those)
         assert torch.equal(saved.ts, those)
         torch.testing.assert_close(saved.xs, solution.at(those), rtol=1e-12, atol=0)
+        assert torch.equal(solution.at(torch.as_tensor(those).tolist()), solution.at(those))
 
 
 def bridges(solver, x0=None, **arguments):

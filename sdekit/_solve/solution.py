@@ -159,7 +159,7 @@ class Solution:
     events: Events | None = None
     dense: AbstractDense | None = None
 
-    def at(self, t: float | Tensor) -> Tensor:
+    def at(self, t: float | Sequence[float] | Tensor) -> Tensor:
         """The states at any times of a solve with save="dense": of ordinary equations those of the
         solver's interpolation, of order four for pairs, or of a cubic; of stochastic ones on the
         path, bridged between the steps.
@@ -185,6 +185,8 @@ class Solution:
         """
         if self.dense is None:
             raise ValueError('a solve keeps what is between its steps with save="dense" only')
+        if isinstance(t, Sequence):
+            t = torch.tensor(t, dtype=torch.float64)
         if isinstance(t, Tensor) and t.ndim:
             return torch.stack([self.at(float(time)) for time in t.reshape(-1)])
         x = self.dense.at(float(t), self.x)
