@@ -79,7 +79,8 @@ class Case:
         """The ends, and the evaluations of f and g: with adaptive steps those of the average
         sample.
         """
-        f, g = Counting(self.f), Counting(self.g or state_free)
+        f = Counting(self.f)
+        g = Counting(self.g or state_free)
         if self.g is None:
             equation: sk.AbstractSDE = sk.ODE(f)
         else:

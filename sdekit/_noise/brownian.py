@@ -156,7 +156,8 @@ class BrownianPath(AbstractSeededNoise):
         for first, last, (w, h) in zip(ticks[:-1], ticks[1:], readings, strict=True):
             assert w is not None
             assert h is not None
-            low, high = torch.minimum(first, last), torch.maximum(first, last)
+            low = torch.minimum(first, last)
+            high = torch.maximum(first, last)
             counter = (low * _AREA_STRIDE + high)[None].to(x.device)
             (normal,) = self.draw(key ^ _AREA_SALT, counter, 0, (w.shape[1],) * 2, x)
             normal = normal if bool(first < last) else -normal  # the area of the reversed path

@@ -289,7 +289,9 @@ class WhiteNoise(AbstractSeededNoise):
         for i, j in blocks(start, steps, len(x) * numbers, x.device):
             counters = torch.arange(i, j, device=x.device)
             w: Sequence[Tensor | None] = [None] * (j - i)
-            h, z, a = w, w, w
+            h = w
+            z = w
+            a = w
             if shape is not None:
                 scale = scales[i - start : j - start].reshape(-1, *[1] * (1 + len(shape)))
                 w = self.draw(key, counters, 0, shape, x).mul_(scale).unbind(0)

@@ -133,7 +133,8 @@ class Dense:
         return found
 
     def _within(self, piece: Piece, index: Tensor, rows: Tensor, t: float) -> Tensor:
-        t0, t1 = piece.t0[rows], piece.t1[rows]
+        t0 = piece.t0[rows]
+        t1 = piece.t1[rows]
         theta = (t - t0) / (t1 - t0)
         data = take(piece.data, rows)
         if self.noise is None:

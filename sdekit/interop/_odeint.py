@@ -181,7 +181,8 @@ class _Method:
 
     def steps(self, x0: Tensor, ts: Times, *, event: bool) -> Iterator[Taken]:
         """The steps from the first time to the last, or without an end."""
-        first, last = ts.numbers[0], ts.numbers[-1]
+        first = ts.numbers[0]
+        last = ts.numbers[-1]
         given = options_of(self.name, self.options)
         callback = callback_of(self.func, self.system, self.name)
         if self.name in ADAPTIVE:
@@ -204,7 +205,8 @@ class _Method:
         event: bool,
     ) -> Iterable[Time]:
         """The times of fixed steps."""
-        first, last = ts.numbers[0], ts.numbers[-1]
+        first = ts.numbers[0]
+        last = ts.numbers[-1]
         if event:
             if size is None:
                 raise ValueError(

@@ -178,7 +178,8 @@ def _backward_options(
 
     def of_all(state: tuple[Tensor, ...]) -> Any:  # noqa: ANN401
         rest = () if norm == "seminorm" else state[1 + 2 * parts :]
-        y, a = state[1 : 1 + parts], state[1 + parts : 1 + 2 * parts]
+        y = state[1 : 1 + parts]
+        a = state[1 + parts : 1 + 2 * parts]
         return max(abs(of_state(y)), abs(of_state(a)), *map(rms, rest))
 
     return {**found, "norm": of_all}

@@ -138,6 +138,10 @@ def rms(x: Tensor) -> Tensor:
     return torch.linalg.vector_norm(x) / math.sqrt(max(1, x.numel()))
 
 
+def _say_nothing(name: str, t: Time, x: Tensor, length: Time) -> None:
+    """What is called where there is no callback."""
+
+
 def adaptive_steps(
     system: System,
     x: Tensor,
@@ -161,6 +165,7 @@ def adaptive_steps(
     length = 0.0
     tried = 0
     state: Tree = None
+    say = callback or _say_nothing
     problem = Counted.of(system, x)
     for stop in (*ahead, end):
         if state is None:
@@ -173,19 +178,16 @@ def adaptive_steps(
             if abs(t1) > _LATEST * torch.finfo(x.dtype).max:
                 raise ValueError(f"event_fn(t, y) has not changed its sign up to t = {t:.3g}")
             tried += 1
-            if callback:
-                callback("callback_step", t, x, abs(t1 - t))
+            say("callback_step", t, x, abs(t1 - t))
             step = solver.step(problem, t, t1, x, Increment(), state)
             q = _quotient(control, solver, x, step.x, step.error)
             proposed = abs(t1 - t) * control.factor(q, solver.embedded)
             if (q > 1 and step_length > control.shortest) or math.isinf(q):
-                if callback:
-                    callback("callback_reject_step", t, x, abs(t1 - t))
+                say("callback_reject_step", t, x, abs(t1 - t))
                 _require_hope(control, x, t, step_length, q, tried)
                 length = proposed
                 continue
-            if callback:
-                callback("callback_accept_step", t, x, abs(t1 - t))
+            say("callback_accept_step", t, x, abs(t1 - t))
             length = max(length, proposed) if t1 == stop else proposed
             yield Taken(t, t1, step.x, _dense(solver, problem, t, t1, step.dense))
             t = t1

@@ -169,7 +169,8 @@ class Solve:
     ) -> tuple[list[Tensor], tuple[Tensor, ...]]:
         """The states at ts from x, and the state of the solver there; extra: that at the start."""
         require_pairing(self.problem, self.solver)
-        t0, t1 = self.ts[0], self.ts[-1]
+        t0 = self.ts[0]
+        t1 = self.ts[-1]
         grid = [t0, t1] if self.doubling else steps(t0, t1, self.dt, self.slack)
         taken = of_steps(self.problem, grid, x, self.solver, self.noise)
         state = None if not extra else _ours(self.problem, extra)
@@ -217,7 +218,8 @@ class Call:
         _require(sde, y0, ts)
         start = y0.clone(memory_format=torch.contiguous_format)
         if logqp:
-            sde, names = with_divergence(sde, names), None
+            sde = with_divergence(sde, names)
+            names = None
             start = torch.cat([start, start.new_zeros(len(start), 1)], dim=1)
         if not isinstance(sde, AbstractSDE):
             shape = getattr(bm, "shape", None)

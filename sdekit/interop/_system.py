@@ -40,7 +40,8 @@ class System(AbstractSDE):
             part.numel() * (2 if pair else 1)
             for part, pair in zip(parts, self.complex, strict=True)
         ]
-        self.low, self.high = -math.inf, math.inf
+        self.low = -math.inf
+        self.high = math.inf
 
     def strictly_between(self, t0: float, t1: float, dtype: torch.dtype) -> Self:
         """The same equation on one side of what happens at t0, and of what happens at t1: func

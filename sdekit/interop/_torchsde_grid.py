@@ -118,7 +118,8 @@ def doubled(
     Raises:
         NotFiniteError: for a step that is not finite.
     """
-    t, end = steps.ts[0], steps.ts[-1]
+    t = steps.ts[0]
+    end = steps.ts[-1]
     sign = math.copysign(1.0, end - t)
     problem = steps.problem
     state = steps.init(x) if state is None else state
@@ -148,7 +149,9 @@ def doubled(
             dt = doubling.shortest
             previous = None
         if error <= 1 or (dt <= doubling.shortest and not failure):
-            t, x, state = t1, fine, after
+            t = t1
+            x = fine
+            state = after
             accepted += 1
             yield Reached(accepted, t, x, state)
     problem.require_unchanged()
