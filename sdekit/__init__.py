@@ -12,7 +12,8 @@ Example:
 from typing import TYPE_CHECKING
 
 from sdekit import _solvers, elementary, interop
-from sdekit._computed import computed
+from sdekit._common.computed import computed
+from sdekit._common.names import did_you_mean
 from sdekit._equations.clocked import AbstractClocked, AngleClocked, Clocked
 from sdekit._equations.functions import ODE, SDE
 from sdekit._equations.piecewise import PiecewiseClocked
@@ -23,7 +24,6 @@ from sdekit._grid import geometric, uniform
 from sdekit._likelihood.divergence import AbstractTrace, Exact, Hutchinson
 from sdekit._likelihood.likelihood import Likelihood, log_likelihood
 from sdekit._likelihood.transitions import PathWeights, Transitions, path_weights
-from sdekit._names import did_you_mean
 from sdekit._noise.brownian import BrownianPath
 from sdekit._noise.generator import fresh_seed, normal, uniform01
 from sdekit._noise.white import AbstractNoise, Increment, NoiseQuery, WhiteNoise

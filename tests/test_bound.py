@@ -26,7 +26,7 @@ from sdekit_diffusion import (
     sample,
     variational_bound,
 )
-from sdekit_diffusion._counters import BOUND
+from sdekit_diffusion._common.counters import BOUND
 from sdekit_diffusion._inference.chain import _DRAW_STRIDE
 from sdekit_diffusion._inference.decoder import Levels
 from sdekit_diffusion.metrics import modes

@@ -21,11 +21,11 @@ from sdekit_diffusion import (
     Noised,
     RectifiedFlow,
     ScoreModel,
-    _counters,
     linear_betas,
     sample,
 )
-from sdekit_diffusion._counters import START
+from sdekit_diffusion._common import counters
+from sdekit_diffusion._common.counters import START
 
 N = 2000
 # Kolmogorov's limit: the largest difference of the empirical and the exact distribution function
@@ -163,7 +163,7 @@ def test_the_first_state_is_data_with_noise(sde, by):
 
 
 def test_no_counter_is_used_twice():
-    values = [v for k, v in vars(_counters).items() if k.isupper()]
+    values = [v for k, v in vars(counters).items() if k.isupper()]
     assert len(values) == len(set(values))
     assert max(values) < -1  # the prior's; from 0 on they belong to steps
 

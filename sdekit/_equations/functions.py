@@ -7,8 +7,8 @@ from typing import get_args
 import torch
 from torch import Tensor
 
+from sdekit._common.names import did_you_mean
 from sdekit._equations.sde import AbstractSDE, NoiseType, SDEType
-from sdekit._names import did_you_mean
 from sdekit.calling import checked_output, require_call, require_order
 from sdekit.elementary import Time
 

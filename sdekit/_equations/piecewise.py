@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
-from sdekit._computed import computed
+from sdekit._common.computed import computed
 from sdekit._equations.clocked import on_arrays
 from sdekit._equations.quadrature import Panels, Rule
 from sdekit._equations.sde import AbstractSDE, NoiseType

@@ -10,7 +10,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from sdekit._computed import computed
+from sdekit._common.computed import computed
 from sdekit._equations.derivative import derivative
 from sdekit._equations.sde import AbstractSDE, NoiseType, Slope
 from sdekit.calling import ChangedError, accepts_swapped, checked_call, require_order, require_real

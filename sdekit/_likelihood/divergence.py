@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from sdekit._names import did_you_mean
+from sdekit._common.names import did_you_mean
 from sdekit._noise.generator import PROBES, keys, normal_pairs, signs
 from sdekit.elementary import sum_of_sample
 

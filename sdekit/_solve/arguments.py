@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from sdekit import _solvers
+from sdekit._common.names import did_you_mean
 from sdekit._equations.sde import AbstractSDE
-from sdekit._names import did_you_mean
 from sdekit._noise.white import AbstractNoise
 from sdekit._solve.control import PIDController
 from sdekit._solve.events import Event

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sdekit._names import did_you_mean
+from sdekit._common.names import did_you_mean
 from sdekit._solve.control import PIDController
 from sdekit._solvers import (
     AbstractEmbeddedRungeKutta,

@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sdekit._common.names import did_you_mean
 from sdekit._equations.sde import AbstractSDE, NoiseType
 from sdekit._grid import times
-from sdekit._names import did_you_mean
 from sdekit._noise.brownian import BrownianPath
 from sdekit._noise.white import AbstractNoise, WhiteNoise
 from sdekit._solve.arguments import require_pairing

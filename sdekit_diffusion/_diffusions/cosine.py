@@ -4,8 +4,8 @@ import math
 from dataclasses import dataclass
 
 from sdekit.elementary import Time, atan, reciprocal, sigmoid, sin, sqrt
+from sdekit_diffusion._common.inputs import require_numbers
 from sdekit_diffusion._diffusions.diffusion import AbstractDiffusion
-from sdekit_diffusion._inputs import require_numbers
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from sdekit.elementary import (
     sqrt,
     sum_of_sample,
 )
-from sdekit_diffusion._inputs import available_device
+from sdekit_diffusion._common.inputs import available_device
 
 # Sigma / alpha of the data's standard deviation at the start of a solve, where T is out of reach.
 _START_RATIO = 160.0

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from sdekit.elementary import Time, clip, exp, sqrt
+from sdekit_diffusion._common.inputs import require_numbers
 from sdekit_diffusion._diffusions.diffusion import LARGEST, AbstractExploding
-from sdekit_diffusion._inputs import require_numbers
 
 
 @dataclass(frozen=True)

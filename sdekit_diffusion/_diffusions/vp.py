@@ -5,8 +5,8 @@ from abc import ABC
 from dataclasses import dataclass
 
 from sdekit.elementary import Time, asinh, clip, exp, expm1, softplus, sqrt
+from sdekit_diffusion._common.inputs import require_numbers
 from sdekit_diffusion._diffusions.diffusion import LARGEST, AbstractDiffusion
-from sdekit_diffusion._inputs import require_numbers
 
 
 @dataclass(frozen=True)

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from sdekit import AbstractTrace, Likelihood, fresh_seed, uniform01
-from sdekit_diffusion._counters import DEQUANTISATION
+from sdekit_diffusion._common.counters import DEQUANTISATION
+from sdekit_diffusion._common.inputs import require_tensor
 from sdekit_diffusion._diffusions.diffusion import AbstractDiffusion
 from sdekit_diffusion._inference.code_length import AbstractCodeLength
 from sdekit_diffusion._inference.likelihood import log_likelihood
-from sdekit_diffusion._inputs import require_tensor
 from sdekit_diffusion._models.score_model import as_model
 from sdekit_diffusion._sampling.adaptive import AdaptiveFlow
 from sdekit_diffusion._sampling.arguments import Model

@@ -10,11 +10,11 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from sdekit import fresh_seed
+from sdekit_diffusion._common.inputs import require_event, require_tensor
 from sdekit_diffusion._diffusions.diffusion import AbstractDiffusion
 from sdekit_diffusion._inference.chain import Chain, ChainNoise, Variance, times_of
 from sdekit_diffusion._inference.code_length import AbstractCodeLength
 from sdekit_diffusion._inference.decoder import decoder_of
-from sdekit_diffusion._inputs import require_event, require_tensor
 from sdekit_diffusion._models.evaluating import evaluating
 from sdekit_diffusion._models.in_batches import batches
 from sdekit_diffusion._models.model import AbstractModel

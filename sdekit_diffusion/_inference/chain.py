@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from sdekit import normal
-from sdekit_diffusion._counters import BOUND
+from sdekit_diffusion._common.counters import BOUND
 from sdekit_diffusion._diffusions.diffusion import AbstractDiffusion
 from sdekit_diffusion._inference.decoder import Density, Levels
 from sdekit_diffusion._models.model import AbstractModel

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from sdekit import fresh_seed, normal, uniform01
 from sdekit.elementary import broadcast
-from sdekit_diffusion._counters import CLASSES
+from sdekit_diffusion._common.counters import CLASSES
+from sdekit_diffusion._common.inputs import is_whole, require_event, require_tensor
 from sdekit_diffusion._diffusions.diffusion import AbstractDiffusion
-from sdekit_diffusion._inputs import is_whole, require_event, require_tensor
 from sdekit_diffusion._models.evaluating import evaluating
 from sdekit_diffusion._models.in_batches import batches
 from sdekit_diffusion._models.model import AbstractModel, noise_scale, signal_scale

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from sdekit import AbstractTrace, Likelihood
+from sdekit_diffusion._common.inputs import require_tensor
 from sdekit_diffusion._diffusions.diffusion import AbstractDiffusion
 from sdekit_diffusion._inference.flow_map import FlowMap
-from sdekit_diffusion._inputs import require_tensor
 from sdekit_diffusion._models.evaluating import evaluating
 from sdekit_diffusion._models.score_model import as_model
 from sdekit_diffusion._sampling.adaptive import AdaptiveFlow

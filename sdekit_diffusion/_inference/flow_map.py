@@ -11,7 +11,7 @@ from tqdm.auto import tqdm
 
 import sdekit
 from sdekit import AbstractTrace, Exact, Hutchinson, Likelihood, UnfinishedError
-from sdekit_diffusion._inputs import require_event, require_tensor
+from sdekit_diffusion._common.inputs import require_event, require_tensor
 from sdekit_diffusion._models.evaluating import evaluating
 from sdekit_diffusion._models.in_batches import batches
 from sdekit_diffusion._models.model import AbstractModel

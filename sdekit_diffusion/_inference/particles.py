@@ -9,7 +9,7 @@ from torch import Tensor
 
 from sdekit import NoiseQuery, Transitions, WhiteNoise, normal, uniform01
 from sdekit.elementary import Time, sum_of_sample
-from sdekit_diffusion._counters import RESAMPLING
+from sdekit_diffusion._common.counters import RESAMPLING
 from sdekit_diffusion._inference.weighted import systematic
 from sdekit_diffusion._models.conditioned import AbstractPosterior
 from sdekit_diffusion._sampling.coordinates import Coordinates, Span, Standardised

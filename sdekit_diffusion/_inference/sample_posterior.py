@@ -10,6 +10,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from sdekit import did_you_mean, fresh_seed
+from sdekit_diffusion._common.inputs import available_device, is_whole
 from sdekit_diffusion._diffusions.diffusion import AbstractDiffusion
 from sdekit_diffusion._inference.flow_map import require_differentiable
 from sdekit_diffusion._inference.weighted import WeightedSamples
@@ -19,7 +20,6 @@ from sdekit_diffusion._inference.weighting import (
     Particles,
     PosteriorProblem,
 )
-from sdekit_diffusion._inputs import available_device, is_whole
 from sdekit_diffusion._models.conditioned import DPS, AbstractPosterior, Laplace, MomentMatched
 from sdekit_diffusion._models.covariances import COVARIANCES, AbstractCovariance
 from sdekit_diffusion._models.evaluating import evaluating

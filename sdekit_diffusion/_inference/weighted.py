@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from sdekit import fresh_seed, uniform01
-from sdekit_diffusion._counters import RESAMPLING
+from sdekit_diffusion._common.counters import RESAMPLING
 
 
 @dataclass(frozen=True, eq=False)

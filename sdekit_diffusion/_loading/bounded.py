@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from sdekit_diffusion._inputs import shape_given
+from sdekit_diffusion._common.inputs import shape_given
 
 _CONSTRUCTORS = (torch.empty, torch.zeros, torch.ones, torch.rand, torch.randn, torch.full)
 # As many tensors and numbers as the weights have: constructors make some that they do not keep.

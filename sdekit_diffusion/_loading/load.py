@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from sdekit import did_you_mean
 from sdekit_diffusion import nets
+from sdekit_diffusion._common.inputs import available_device
 from sdekit_diffusion._diffusions.names import DIFFUSIONS
-from sdekit_diffusion._inputs import available_device
 from sdekit_diffusion._loading.bounded import Bounded, shape_from
 from sdekit_diffusion._loading.combined import combined
 from sdekit_diffusion._loading.diffusers import WRAPPER, wrap

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from sdekit import normal
-from sdekit_diffusion._counters import NOISE
+from sdekit_diffusion._common.counters import NOISE
+from sdekit_diffusion._common.inputs import require_event, require_tensor
 from sdekit_diffusion._diffusions.diffusion import AbstractDiffusion
-from sdekit_diffusion._inputs import require_event, require_tensor
 from sdekit_diffusion._models.conventions import Alternative, alternatives
 from sdekit_diffusion._models.evaluating import evaluating
 from sdekit_diffusion._models.model import AbstractModel, noise_scale, signal_scale

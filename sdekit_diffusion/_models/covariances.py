@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from sdekit.elementary import Time, broadcast, scaled, sum_of_sample
-from sdekit_diffusion._inputs import require_tensor
+from sdekit_diffusion._common.inputs import require_tensor
 from sdekit_diffusion._models.model import AbstractModel, noise_scale, signal_scale
 from sdekit_diffusion._models.observation import LinearObservation
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from sdekit import normal
-from sdekit_diffusion._counters import SCALE
+from sdekit_diffusion._common.counters import SCALE
 from sdekit_diffusion._diffusions.diffusion import AbstractDiffusion
 from sdekit_diffusion._models.derived import AbstractDerivedModel
 from sdekit_diffusion._models.evaluating import evaluating

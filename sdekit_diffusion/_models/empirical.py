@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from sdekit.elementary import Time, broadcast
+from sdekit_diffusion._common.inputs import require_tensor
 from sdekit_diffusion._diffusions.diffusion import AbstractDiffusion
-from sdekit_diffusion._inputs import require_tensor
 from sdekit_diffusion._models.mixture import (
     NEGLIGIBLE,
     ROUNDING,

@@ -14,9 +14,9 @@ from torch import Tensor
 
 from sdekit import fresh_seed, normal, uniform01
 from sdekit.elementary import Time, broadcast
-from sdekit_diffusion._counters import COMPONENT, POINT
+from sdekit_diffusion._common.counters import COMPONENT, POINT
+from sdekit_diffusion._common.inputs import require_tensor
 from sdekit_diffusion._diffusions.diffusion import AbstractDiffusion
-from sdekit_diffusion._inputs import require_tensor
 from sdekit_diffusion._models.model import AbstractModel, noise_scale, signal_scale
 from sdekit_diffusion._models.observation import AbstractObservation, LinearObservation
 

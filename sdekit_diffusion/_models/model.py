@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from sdekit.elementary import Time, broadcast, sigmoid, sqrt
+from sdekit_diffusion._common.inputs import require_tensor
 from sdekit_diffusion._diffusions.diffusion import AbstractDiffusion
 from sdekit_diffusion._diffusions.names import diffusion
-from sdekit_diffusion._inputs import require_tensor
 from sdekit_diffusion._models.affine import Affine, NetworkCall
 
 

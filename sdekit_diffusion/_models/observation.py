@@ -12,8 +12,8 @@ from torch import Tensor
 
 from sdekit import computed, fresh_seed, normal
 from sdekit.elementary import sum_of_sample
-from sdekit_diffusion._counters import MEASUREMENT
-from sdekit_diffusion._inputs import require_tensor
+from sdekit_diffusion._common.counters import MEASUREMENT
+from sdekit_diffusion._common.inputs import require_tensor
 from sdekit_diffusion._models.operators import MAX_GRAM, gram, operator_of, require_linear
 
 _ROUNDING = 1e-12  # of the largest number of A A^T: what is not on the diagonal

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from sdekit_diffusion._inputs import require_tensor
+from sdekit_diffusion._common.inputs import require_tensor
 
 _TOLERANCE = 1e-3  # of the size of the results, for maps that must be linear
 MAX_GRAM = 4096  # measurements of which A A^T is computed

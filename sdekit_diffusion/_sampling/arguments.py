@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from sdekit import AbstractNoise, AbstractSolver, Point, did_you_mean
+from sdekit_diffusion._common.inputs import available_device, shape_given
 from sdekit_diffusion._diffusions.diffusion import AbstractDiffusion
-from sdekit_diffusion._inputs import available_device, shape_given
 from sdekit_diffusion._models.model import AbstractModel
 from sdekit_diffusion._sampling.grids import AbstractGrid, Levels
 from sdekit_diffusion._sampling.initial_states import AbstractStart

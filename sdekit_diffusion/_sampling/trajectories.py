@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from sdekit import Point
+from sdekit_diffusion._common.inputs import is_whole
 from sdekit_diffusion._diffusions.diffusion import AbstractDiffusion
-from sdekit_diffusion._inputs import is_whole
 from sdekit_diffusion._models.derived import innermost
 from sdekit_diffusion._models.model import AbstractModel
 from sdekit_diffusion._models.score_model import as_model

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from sdekit import did_you_mean, fresh_seed, normal, uniform01
 from sdekit.elementary import broadcast
-from sdekit_diffusion._counters import NOISE, SHIFT, TIME
-from sdekit_diffusion._inputs import require_tensor
+from sdekit_diffusion._common.counters import NOISE, SHIFT, TIME
+from sdekit_diffusion._common.inputs import require_tensor
 from sdekit_diffusion._models.model import noise_scale, signal_scale
 from sdekit_diffusion._models.score_model import ScoreModel
 from sdekit_diffusion._training.densities import (

@@ -7,7 +7,7 @@ from numbers import Real
 from typing import Any, Literal, Self, get_args
 
 from sdekit import did_you_mean
-from sdekit_diffusion._inputs import is_whole
+from sdekit_diffusion._common.inputs import is_whole
 from sdekit_diffusion._models.prediction import Prediction
 from sdekit_diffusion._training.densities import AbstractDensity, Density
 from sdekit_diffusion._training.loss import density_of, require_density, weight_of

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from sdekit import uniform01
-from sdekit_diffusion._counters import DEQUANTISATION, DROP, FLIP
+from sdekit_diffusion._common.counters import DEQUANTISATION, DROP, FLIP
 from sdekit_diffusion._models.condition_values import dropped
 from sdekit_diffusion._models.score_model import ScoreModel
 from sdekit_diffusion._storage.distributed import world
