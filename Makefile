@@ -88,4 +88,4 @@ docs: setup
 	$(BIN)/sphinx-build -W -b html docs docs/_build/html
 
 clean:
-	rm -rf $(VENV) demo docs/_build docs/_cache docs/gallery .mutants build dist .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) demo docs/_build docs/_cache docs/gallery docs/how_to_guides docs/tutorial_pages .mutants build dist .pytest_cache .ruff_cache .hypothesis

@@ -9,6 +9,7 @@ from docutils.utils.math.latex2mathml import MathError, tex2mathml
 from sphinx.util import logging
 
 sys.path.insert(0, str(Path(__file__).parent))
+sys.path.append(str(Path(__file__).parent / "examples"))  # networks.py, for all galleries
 
 from registered import completed
 
@@ -22,13 +23,19 @@ extensions = [
     "sphinx.ext.napoleon",
     "sphinx_gallery.gen_gallery",
 ]
+# The folder of scripts, and that of the pages which are built from them.
+GALLERIES = {
+    "tutorials": "tutorial_pages",
+    "how_to": "how_to_guides",
+    "examples": "gallery",
+}
 myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 3
 html_math_renderer = "mathml"
 html_theme = "furo"
 html_static_path = ["_static"]
 html_css_files = ["pages.css"]
-exclude_patterns = ["_build", "_cache", "examples"]
+exclude_patterns = ["_build", "_cache", *GALLERIES]
 # The look of pictures is a function, which Sphinx cannot keep between two builds.
 suppress_warnings = ["myst.header", "config.cache"]
 autodoc_typehints = "none"
@@ -50,8 +57,8 @@ def style(gallery_conf, script):
 
 
 sphinx_gallery_conf = {
-    "examples_dirs": "examples",
-    "gallery_dirs": "gallery",
+    "examples_dirs": list(GALLERIES),
+    "gallery_dirs": list(GALLERIES.values()),
     "reset_modules": ("matplotlib", style),
     "within_subsection_order": "FileNameSortKey",
     "download_all_examples": False,
