@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 RUN := demo/digits
+PROSE := $(wildcard *.md docs/*.md docs/*/*.md docs/examples/*.py)
 
 .PHONY: oldest demo test mutants lint types unit format attack bench docs setup clean
 
@@ -25,6 +26,9 @@ lint: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/python tests/measures.py
+	$(BIN)/codespell $(PROSE) sdekit sdekit_diffusion tests benchmarks
+	$(BIN)/python tests/prose.py
+	$(BIN)/proselint check --config docs/proselint.json $(PROSE)
 
 types: setup
 	$(BIN)/pyright --pythonpath $(BIN)/python

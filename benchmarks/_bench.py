@@ -2,9 +2,12 @@
 go.
 """
 
+import datetime
 import json
+import os
 import platform
 import statistics
+import sys
 import time
 from collections.abc import Callable, Mapping
 from importlib.metadata import version
@@ -17,12 +20,16 @@ RESULTS = Path(__file__).parent / "results"
 
 
 def environment(**more: object) -> dict[str, Any]:
-    """Device, dtype, threads, versions; printed and put into every result."""
+    """Command, date, machine, threads, versions; printed and put into every result."""
     names = ("torch", "torchsde", "torchdiffeq", "numpy", "sdekit")
     found = {
+        "command": " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]]),
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "device": "cpu",
         "processor": platform.processor() or platform.machine(),
+        "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
         "versions": {name: version(name) for name in names},
         **more,
     }
@@ -31,7 +38,7 @@ def environment(**more: object) -> dict[str, Any]:
 
 
 def interleaved(cases: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, list[float]]:
-    """Seconds of each case, round by round in one process; the first round is thrown away."""
+    """Seconds of each case, round by round in one process; the first round is discarded."""
     seconds: dict[str, list[float]] = {name: [] for name in cases}
     for _ in range(repeats + 1):
         for name, run in cases.items():

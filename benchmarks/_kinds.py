@@ -68,7 +68,7 @@ def outcome(kind: Kind, folder: Path, sound: Mapping[str, Any]) -> str:
 
 
 def same(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:
-    """Whether all values are equal, tensors bit for bit."""
+    """Whether all values are equal, tensors bit-identical."""
 
     def equal(x: Any, y: Any) -> bool:  # noqa: ANN401 - whatever loaders give
         if isinstance(x, Tensor) and isinstance(y, Tensor):
@@ -288,7 +288,7 @@ def _kinds_of_score_sde() -> list[Kind]:
 
 
 class Fuzz:
-    """A folder with one kind of file, which is damaged, loaded, and mended again."""
+    """A folder with one kind of file, which is damaged, loaded, and repaired."""
 
     def __init__(self, kind: Kind, folder: Path) -> None:
         kind.write(folder)

@@ -227,7 +227,7 @@ def main() -> None:
     for name in sys.argv[1:] or CASES:
         begun = time.perf_counter()
         result[name] = CASES[name]()
-        print(name, result[name], f"{time.perf_counter() - begun:.0f} s: all the same to the bit")
+        print(name, result[name], f"{time.perf_counter() - begun:.0f} s: all bit-identical")
     save("kill", result)
 
 

@@ -63,7 +63,7 @@ OURS: dict[str, AbstractSolver] = {
 SCIPY = ("RK45", "DOP853", "LSODA")
 TORCHDIFFEQ = ("bosh3", "dopri5", "dopri8")
 
-# X at the end and evaluations a sample, by tolerance.
+# X at the end and evaluations per sample, by tolerance.
 Run = Callable[[float], tuple[NDArray[np.float64], float]]
 Curve = list[dict[str, float]]
 
@@ -278,7 +278,7 @@ def compare(sde: AbstractDiffusion, span: tuple[float, float]) -> dict[str, Any]
 
 def show(title: str, result: dict[str, Any]) -> None:
     print(
-        f"\n{title}: evaluations a sample at an RMS error of  (two references differ by "
+        f"\n{title}: evaluations per sample at an RMS error of  (two references differ by "
         f"{result['reference against ours at 1e-12']:.0e})"
     )
     print(f"{'':28s}" + "".join(f"{level:8.0e}" for level in LEVELS))
@@ -311,7 +311,7 @@ def draw(results: dict[str, Any]) -> None:
         place.set_xticks(ticks := (20, 50, 100, 200, 500), map(str, ticks))
         place.xaxis.set_minor_formatter("")
     for place in axes[1]:
-        place.set_xlabel("evaluations a sample")
+        place.set_xlabel("evaluations per sample")
     for place in axes[:, 0]:
         place.set_ylabel("RMS error of x(end)")
     axes[0, 0].legend(fontsize=6, frameon=False)

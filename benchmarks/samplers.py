@@ -3,7 +3,7 @@ against their sampling floor.
 
 Deterministic samplers start from the same x_T and are compared with the probability flow solved to
 1e-12, at 5 to 100 evaluations. The error of a sample is the root mean square over its
-coordinates. Of these are told the mean over samples, which is the strong error of Kloeden and
+coordinates. Of these are printed the mean over samples, which is the strong error of Kloeden and
 Platen, E|x_N - x|; the root mean square, in which one sample in ten thousand that ends in another
 mode outweighs all others; the same over those that end in the mode where they should; and the
 median. Ours is the default, on its focused grid. The others are the samplers of diffusers (its own

@@ -76,8 +76,8 @@ def compared(
 
 
 def same(files: dict[str, np.ndarray[Any, Any]]) -> dict[str, Any]:
-    """Of the results of other launches beside one process's: whether they are the same to the bit,
-    and how far off.
+    """Of the results of other launches beside one process's: whether they are bit-identical, and
+    how far off.
     """
     return {
         name: {

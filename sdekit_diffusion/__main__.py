@@ -80,7 +80,7 @@ def train(
     """
     if resume and overwrite:
         raise ValueError(
-            "--resume goes on with a run and --overwrite begins it anew: give one of them"
+            "--resume continues a run and --overwrite begins it anew: give one of them"
         )
     source = net.with_labels(sdekit_diffusion.data.load(data))
     with process_group(device) as local_device:
@@ -361,7 +361,7 @@ def _print_remaining(records: Sequence[Record], steps: int) -> None:
     """Says how to continue, if not all updates are complete."""
     if records and records[-1].step < steps:
         progress = f"{records[-1].step} of {steps} updates are done"
-        print(f"{progress}; the same command with --resume goes on")
+        print(f"{progress}; the same command with --resume continues it")
 
 
 def _training_summary(model: ScoreModel, source: Dataset, data: str) -> str:
@@ -377,7 +377,7 @@ def _prepare(run: Path, overwrite: bool, resume: bool) -> None:
     """
     if run.is_dir() and any(run.iterdir()) and not (overwrite or resume):
         raise ValueError(
-            f"{run} is not empty; add --resume to go on with a run, --overwrite to write over it, "
+            f"{run} is not empty; add --resume to continue a run, --overwrite to write over it, "
             "or choose another folder"
         )
     run.mkdir(parents=True, exist_ok=True)

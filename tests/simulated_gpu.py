@@ -290,7 +290,7 @@ def _record_reads(func: Any, name: str, args: tuple[Any, ...], kwargs: Mapping[s
 
 
 def _record_copy(args: tuple[Any, ...], kwargs: Mapping[str, Any], on_device: bool) -> None:
-    """A copy across devices waits unless it is told not to."""
+    """A copy across devices waits unless it is asked not to."""
     source = args[1] if len(args) > 1 and isinstance(args[1], Tensor) else args[0]
     waits = not (kwargs.get("non_blocking") or (len(args) > 2 and args[2]))
     if isinstance(source, Held) != on_device and waits:

@@ -48,8 +48,8 @@ PAIRS = [
 
 @pytest.mark.parametrize("solver", PAIRS, ids=str)
 def test_it_follows_the_path_as_the_tolerance_falls(solver):
-    """Medians over samples: some pass close to where modes part. White noise would leave errors of
-    the size of x.
+    """Medians over samples: some pass close to where modes separate. White noise would leave errors
+    of the size of x.
     """
     path, exact = followed()
     errors = []

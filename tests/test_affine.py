@@ -227,7 +227,7 @@ def test_models_that_are_no_such_function_are_asked_as_they_are():
 
 
 class Labels(nn.Module):
-    """Keeps what it is told; with a parameter or without one, or as a function."""
+    """Keeps what it receives; with a parameter or without one, or as a function."""
 
     def __init__(self):
         super().__init__()

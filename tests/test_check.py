@@ -177,7 +177,7 @@ LABELS = {
 
 @functools.cache
 def with_its_label(truth):
-    """The check of a network of `LABELS` that is told what it was trained with."""
+    """The check of a network of `LABELS` that receives what it was trained with."""
     sde, conditioning, t_of, _ = LABELS[truth]
     model = ScoreModel(exact(sde, "noise", t_of), sde, conditioning=conditioning)
     return check_model(model, X, throw=False)

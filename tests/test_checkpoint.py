@@ -625,7 +625,7 @@ def test_a_damaged_checkpoint_is_warned_of_and_the_one_before_is_used(run):
 
 
 def test_a_damaged_checkpoint_takes_no_sound_ones_place(run):
-    """The run goes on from 30, saves at 35 with keep = 1: that one stays, and not 40."""
+    """The run resumes from 30, saves at 35 with keep = 1: that one stays, and not 40."""
 
     def stop(record):
         if record.step == 36:

@@ -615,7 +615,7 @@ def test_less_than_what_was_saved_is_refused(tmp_path):
         path.write_bytes(path.read_bytes().replace(b"(5000,", b"(1000,"))
         with pytest.raises(
             ValueError,
-            match=r"it goes on after its array|the checksum of "
+            match=r"it continues after its array|the checksum of "
             r"arr_0\.npy in it is wrong",
         ):
             load(path)

@@ -140,7 +140,7 @@ def test_the_ends_of_sigma():
 
 
 def test_further_arguments_go_with_their_samples():
-    """class_cond of k-diffusion, or EDM's class_labels: one entry a sample."""
+    """class_cond of k-diffusion, or EDM's class_labels: one entry per sample."""
     seen = []
 
     def labelled(x, sigma, class_cond=None, mapping_cond=None):

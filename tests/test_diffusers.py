@@ -258,7 +258,7 @@ def test_euler_ancestral(scheduled, dtype):
 
 @DTYPES
 def test_heun(scheduler, dtype):
-    """Two calls a step; the last step, by Euler to sigma = 0, is not made."""
+    """Two calls per step; the last step, by Euler to sigma = 0, is not made."""
     case = Case(VESDE(), dtype=dtype)
     made = scheduler(dtype, "heun_discrete", "HeunDiscreteScheduler")
     made.set_timesteps(case.steps + 1)

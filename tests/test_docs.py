@@ -1,5 +1,5 @@
-"""Every Python block of the README, the contributor guide and the docs runs, in order, a namespace
-a page.
+"""Every Python block of the README, the contributor guide and the docs runs, in order, with
+a namespace per page.
 """
 
 import ast

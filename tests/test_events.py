@@ -451,7 +451,7 @@ def test_a_stopped_sample_is_not_solved_beyond():
 
 @pytest.mark.parametrize("kind", ["no event shape", "scalar"])
 def test_shapes_of_states_and_of_noise(kind):
-    """One number a sample; and one Brownian motion for three numbers."""
+    """One number per sample; and one Brownian motion for three numbers."""
     n = 4000
     if kind == "scalar":
         column = torch.tensor([0.3, 0.4, 0.5], dtype=torch.float64)

@@ -1,5 +1,5 @@
-"""A training to its end: that it goes on bit for bit, alone and with others, and what it writes and
-measures.
+"""A training run to its end: that it resumes bit-identical, alone and with others, and what it
+writes and measures.
 """
 
 import dataclasses
@@ -195,7 +195,7 @@ def test_a_run_goes_on_from_its_newest_checkpoint(tmp_path, at):
 
 def test_runs_that_differ_are_refused(tmp_path):
     fit(model(), DATA, RECIPE, folder=tmp_path, log=LOG, progress=False)
-    with pytest.raises(ValueError, match="holds checkpoints of a run; go on with resume=True"):
+    with pytest.raises(ValueError, match="checkpoints of a run; continue it with resume=True"):
         fit(model(), DATA, RECIPE, folder=tmp_path, progress=False)
     with pytest.raises(ValueError, match=r"begun with lr = 0\.002, not 0\.1"):
         fit(
@@ -1132,7 +1132,7 @@ def test_the_command_line_stops_with_a_checkpoint(tmp_path, capsys):
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     assert main(train(run, "--minutes", "1e-9", steps=40)) == 0
     assert (
-        "1 of 40 updates are done; the same command with --resume goes on"
+        "1 of 40 updates are done; the same command with --resume continues it"
         in capsys.readouterr().out
     )
     argv = [sys.executable, "-m", "sdekit_diffusion", *train(run, "--resume", steps=10**6)]
@@ -1176,7 +1176,7 @@ def test_the_command_line_measures_and_goes_on(tmp_path, capsys):
     assert "validation_loss" in found[0]
     assert (tmp_path / "run" / "progress" / "00000020.png").exists()
     assert main(argv) == 2
-    assert "--resume to go on" in capsys.readouterr().err
+    assert "--resume to continue" in capsys.readouterr().err
     assert main([*argv, "--resume"]) == 0
     assert lines(tmp_path / "run") == found
     assert main([*argv, "--resume", "--lr", "0.5"]) == 2

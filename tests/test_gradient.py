@@ -696,7 +696,7 @@ def compiled_steps(solver, kind, time, backend, steps=4):
 TIMES = {
     "floats": lambda t: t,
     "one tensor": lambda t: torch.tensor(t, dtype=torch.float64),
-    "a time a sample": lambda t: torch.full((3,), t, dtype=torch.float64),
+    "a time per sample": lambda t: torch.full((3,), t, dtype=torch.float64),
 }
 ON_GRIDS = (AbstractPlanned, AbstractPredictor, PredictorCorrector)  # times are floats there
 

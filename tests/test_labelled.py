@@ -1,5 +1,5 @@
 """Conditions are part of the data: they stay with their rows, are dropped by seed and number, and a
-run with them resumes to the bit.
+run with them resumes bit-identical.
 """
 
 import math
@@ -336,7 +336,7 @@ def test_data_sets_bring_labels_and_scale():
     other = ScoreModel(nets.UNet(channels=1, width=8), "vp", scale=sd.data.Scale(shift=1.0))
     with pytest.raises(ValueError, match=r"the model is for data of .* and digits has .*leave out"):
         fit(other, data, Recipe(steps=1, batch_size=4), progress=False)
-    # Runs that were begun on the samples alone go on with the data set.
+    # Runs that were begun on the samples alone continue with the data set.
     alone = Shuffled(data.train).fingerprint
     assert source_of(data, ()).fingerprint == alone
     assert source_of(replace(data, labels=None), ["label"]).fingerprint == alone

@@ -142,7 +142,7 @@ INSIDE = [i for i in range(len(OUTLIER)) if i != 7]
     "trace", [Exact(), Hutchinson(4, seed=5), Hutchinson(4, "gaussian", fresh=False)], ids=repr
 )
 def test_a_sample_does_not_know_its_batch(trace):
-    """Alone, in a batch, in pieces, beside an outlier: bit for bit where the model works row by
+    """Alone, in a batch, in pieces, beside an outlier: bit-identical where the model works row by
     row.
     """
 
@@ -350,7 +350,7 @@ def test_a_model_that_autograd_cannot_follow_is_refused():
 
 def test_a_network_that_hides_its_input_is_refused():
     """Also where its output has gradients through its parameters: its divergence would count as 0
-    without a word.
+    silently.
     """
     torch.manual_seed(0)
     inner = nets.MLP((2,), width=8, depth=1).double()

@@ -243,7 +243,7 @@ def trained_from_diffusers(pipeline, run, minutes=None):
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 def test_a_run_from_diffusers_reloads_by_one_argument(diffusers, tmp_path, capsys):
-    """Begun in Python, stopped, gone on with and used from the command line; `load` takes what
+    """Begun in Python, stopped, resumed and used from the command line; `load` takes what
     `from_diffusers` took.
     """
     scheduler = saved_pipeline(diffusers, tmp_path)
@@ -306,7 +306,7 @@ def test_a_folder_of_diffusers_is_trained_under_its_own_scheduler(diffusers, tmp
 
 
 def test_a_model_saved_from_python_is_sampled_from_the_command_line(tmp_path, capsys):
-    """The data have no name there: sampling needs none, and the likelihood and the report are told
+    """The data have no name there: sampling needs none, and the likelihood and the report receive
     one.
     """
     from own_networks import Made

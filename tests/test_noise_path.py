@@ -1,4 +1,4 @@
-"""`sample(noise="path")`: one Brownian path a sample, so that more steps refine the same samples.
+"""`sample(noise="path")`: one Brownian path per sample, so that more steps refine the same samples.
 
 Statistical bounds are 5.5 standard errors with a fixed seed: false alarm below 1e-6 a test.
 """

@@ -205,7 +205,7 @@ def test_a_small_strength_returns_x(method):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_batches_and_parts_are_the_same(method):
-    """Bit for bit; the x of a sample goes with it."""
+    """Bit-identical; the x of a sample goes with it."""
     x = TWO.sample(7, seed=1)
     steps = {} if method in ("ode", "adaptive_sde") else {"steps": 6}
     settings = {"sde": "vp", "method": method, "seed": 3, **steps}

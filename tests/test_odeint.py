@@ -1153,7 +1153,7 @@ def test_what_the_engine_stops_for_is_told_from_other_assertions():
 
 
 def test_gradients_of_the_engine_and_of_its_adjoint():
-    """The adjoint finds the parameters of a network that the drift closes over, or is told them."""
+    """The adjoint finds the parameters of a network in the drift's closure, or receives them."""
     net = Net(-math.inf, math.inf)
     flow = ODE(lambda t, x: net(t, x))
     exact = gradients(odeint, net, Y0, [0.0, 1.3], rtol=1e-9, atol=1e-9)

@@ -298,7 +298,7 @@ def dpmpp_2m_sde(case, eta):
 @pytest.mark.parametrize("eta", [0.3, 0.5, 1.0])
 def test_the_eta_of_on_clock_is_the_square_root_of_that_of_k_diffusion(eta):
     """Normals are those of the steps on either clock, so both noise levels are given the same; eta
-    as it is is far off.
+    without a change is far off.
     """
 
     def clocked(own):

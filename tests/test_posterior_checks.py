@@ -168,5 +168,5 @@ def test_shapes_are_checked(shapes, message):
 
 
 def test_weights_are_checked():
-    with pytest.raises(ValueError, match=r"give one a sample, \(5, 3\)"):
+    with pytest.raises(ValueError, match=r"give one per sample, \(5, 3\)"):
         sbc(torch.zeros(5, 3, 2), torch.zeros(5, 2), torch.zeros(5))

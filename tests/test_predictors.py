@@ -208,7 +208,7 @@ def test_the_corrector_is_the_published_loop_with_norms_of_one_sample(sde, predi
 
 
 def test_pc_has_the_published_ratio_of_signal_to_noise():
-    """0.16, that of Song et al. (2021) for CIFAR-10, and one move a step."""
+    """0.16, that of Song et al. (2021) for CIFAR-10, and one move per step."""
     solver = PredictorCorrector(EulerMaruyama(), Langevin(snr=0.16, steps=1))
     named = sample(MIXTURE, 4, sde="ve", method="pc", steps=STEPS, seed=SEED)
     plain = sample(MIXTURE, 4, sde="ve", method=InTime(solver), steps=STEPS, seed=SEED)

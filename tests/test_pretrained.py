@@ -254,8 +254,8 @@ quiet = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::Future
 
 @quiet
 def test_a_folder_is_the_network_and_its_scheduler(diffusers, folder, tmp_path):
-    """Of a pipeline, or of a network with the scheduler's config beside it: bit for bit what
-    save_pretrained was given.
+    """Of a pipeline, or of a network with the scheduler's config beside it: bit-identical to
+    what save_pretrained was given.
     """
     unet = unet_of(diffusers)
     config = json.loads((folder / "scheduler" / "scheduler_config.json").read_text())

@@ -341,8 +341,8 @@ def rewritten(folder, change):
 
 @pytest.mark.parametrize("weighting", ["plain", "likelihood"])
 def test_runs_of_earlier_versions_go_on(weighting, tmp_path):
-    """Their recipes have a weighting, and no density; they go on with the weighting that they had,
-    also where it was the default.
+    """Their recipes have a weighting, and no density; they continue with the weighting that they
+    had, also where it was the default.
     """
     data = X.float()
     recipe = Recipe(steps=12, batch_size=10, warmup=3, weighting=weighting)

@@ -366,8 +366,8 @@ def test_a_plain_score_and_a_solver_as_method():
 
 @pytest.mark.parametrize("sde", SDES)
 def test_a_given_start(sde):
-    """The prior is N(alpha m, (alpha s)^2 + sigma^2), with the mean and the deviation of the
-    data.
+    """The prior is N(alpha m, (alpha s)^2 + sigma^2), with the mean and the standard deviation
+    of the data.
     """
     mixture = MIXTURES["2"]
     kernel = KERNELS[sde]

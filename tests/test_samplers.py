@@ -228,7 +228,7 @@ def test_evaluations_of_the_start(rule, more, steps, eta):
 @pytest.mark.parametrize("steps", [1, 2, 3, 4, 5])
 @pytest.mark.parametrize("lower_final", [False, True])
 def test_short_solves(name, steps, lower_final):
-    """Fewer steps than values: finite, an evaluation a step besides those of the start, and one
+    """Fewer steps than values: finite, an evaluation per step besides those of the start, and one
     step without a start is DDIM or ancestral sampling, whatever the rule.
     """
     method = replace(

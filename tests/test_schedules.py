@@ -228,15 +228,15 @@ def column(t):
 
 @pytest.mark.parametrize("end", [1e-3, 0.02])
 def test_where_a_solve_ends(end):
-    """At sigma / alpha = end deviations of the data, or at t = 0 where that has more noise."""
+    """At sigma / alpha = end standard deviations of the data, or at t = 0 if that is noisier."""
     for name, sde in DEFAULTS.items():
         least = max(end * MIXTURE.data_std, math.exp(-float(sde.log_snr(0.0))))
         assert math.exp(-span_of(MIXTURE, sde, end)[1]) == pytest.approx(least, rel=1e-9), name
 
 
 def test_where_a_solve_starts():
-    """At T, unless sigma / alpha there is above 1e5 deviations of the data, as where alpha is 0:
-    then at 160.
+    """At T, unless sigma / alpha there is above 1e5 standard deviations of the data, as where alpha
+    is 0: then at 160.
     """
     starts = {}
     for name, sde in DEFAULTS.items():

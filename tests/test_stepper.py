@@ -1,5 +1,5 @@
-"""Solves whose loop is the caller's: bit for bit the points of `integrate` and of `sample`, and
-states that are changed between two steps.
+"""Solves whose loop is the caller's: bit-identical to the points of `integrate` and of `sample`,
+and states that are changed between two steps.
 """
 
 import math

@@ -23,7 +23,7 @@ def _require_elementwise(forward: AbstractSDE) -> None:
     if forward.noise_type not in ("additive", "diagonal"):
         raise TypeError(
             f"the forward equation has {forward.noise_type} noise; reversing is supported for "
-            "additive and diagonal noise, where div(g g^T) is a number a coordinate"
+            "additive and diagonal noise, where div(g g^T) is a number per coordinate"
         )
     if forward.noise_type == "diagonal" and forward.sde_type != "ito":
         raise TypeError(

@@ -76,8 +76,8 @@ class AbstractSDE(ABC):
         """g(t, x), shaped as in the table of the class; a float if it is one number."""
 
     def jacobian(self, t: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-        """f_x of each sample, `(batch, d, d)` with d numbers a sample, and f_t, shaped like x, by d
-        derivatives in reverse mode, at once.
+        """f_x of each sample, `(batch, d, d)` with d numbers per sample, and f_t, shaped like x, by
+        d derivatives in reverse mode, at once.
 
         Raises:
             ValueError: for a drift that autograd does not see, whose derivatives would be 0.

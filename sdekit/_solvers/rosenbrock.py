@@ -107,7 +107,7 @@ class Rodas4(AbstractRosenbrock):
     """Order four with an embedded error of order three, for stiff ordinary equations; L-stable.
 
     Six evaluations, a Jacobian and a factorisation of d x d per step and sample: for up to some
-    hundred numbers a sample. Outputs within a step have order three.
+    hundred numbers per sample. Outputs within a step have order three.
 
     Example:
         >>> stiff = sdekit.ODE(lambda t, x: -1000 * (x - torch.cos(t)))

@@ -235,7 +235,7 @@ def _quotient(
 def _require_hope(
     control: Control, x: Tensor, t: float, length: float, q: float, tried: int
 ) -> None:
-    """Refuses to go on after a rejected step that cannot be shortened, or was the last allowed.
+    """Refuses to continue after a rejected step that cannot be shortened, or was the last allowed.
 
     Raises:
         UnfinishedError: says which.

@@ -121,7 +121,7 @@ def sdeint(
             |g^{-1} (f - h)|^2 / 2 between the times of ts are returned too, `(len(ts) - 1, batch)`:
             the Kullback-Leibler divergence of the paths is their mean.
         extra, extra_solver_state: whether the state of the solver at the end is returned too, which
-            goes on from there: of "reversible_heun" (f, g, z), else ().
+            continues from there: of "reversible_heun" (f, g, z), else ().
 
     Returns:
         the states at ts, `(len(ts), batch, d)`; with logqp or extra the tuples that torchsde

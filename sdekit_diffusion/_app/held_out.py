@@ -63,7 +63,7 @@ class HeldOut:
             f"{numbers['mean']:.4f} ± {numbers['stderr']:.4f} {self.unit} (standard error, over "
             f"{numbers['n']} held-out samples)",
             f"of that error: {', '.join(contributions)}; "
-            f"{self.evaluations:.0f} evaluations a sample",
+            f"{self.evaluations:.0f} evaluations per sample",
         ]
         return lines + (
             [f"{self.failed} samples were given up and are not in the mean"] if self.failed else []

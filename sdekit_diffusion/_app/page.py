@@ -249,7 +249,7 @@ def _likelihood(results: dict[str, Any], labels: bool) -> tuple[str, Card]:
     )
     return (
         f"<h2>Held-out likelihood</h2><p>{text}{given_note}{bound_note} "
-        f"{results['evaluations']:.0f} evaluations a sample.</p>",
+        f"{results['evaluations']:.0f} evaluations per sample.</p>",
         (f"{mean} ± {error}", f"held-out {unit}{' given labels' if labels else ''}; {n} samples"),
     )
 

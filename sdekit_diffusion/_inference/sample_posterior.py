@@ -258,8 +258,8 @@ def _checked(samples: WeightedSamples) -> WeightedSamples:
     if not bool(samples.log_weights.isfinite().any(dim=-1).all()):
         raise ValueError(
             "all weights are 0: y is impossible for all particles, outside the range of a sensor "
-            "or far from what the model has learned; check y, its scale and the covariance of its "
-            "noise, or take more particles"
+            "or far from what the model was trained on; check y, its scale and the covariance of "
+            "its noise, or take more particles"
         )
     if bool(wrong.any()):
         which = f" of {int(wrong.sum())} of {wrong.numel()} observations" if wrong.ndim else ""

@@ -10,8 +10,8 @@ from sdekit_diffusion._diffusions.edm import EDMSDE
 from sdekit_diffusion._models.check import require_denoising
 from sdekit_diffusion._models.score_model import ScoreModel
 
-# The smallest sigma a network is told: at 0 its logarithm is infinite, and the output is multiplied
-# by 0.
+# The smallest sigma that a network receives: at 0 its logarithm is infinite, and the output is
+# multiplied by 0.
 _SMALLEST_SIGMA = 1e-9
 Raw = Literal["edm", "k-diffusion"]
 

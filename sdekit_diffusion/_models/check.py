@@ -155,7 +155,7 @@ def _check(
     require_tensor("x", x)
     if not x.is_floating_point():
         raise TypeError(
-            f"x must be floating, in the range that the model has learned, not {x.dtype}; scale "
+            f"x must be floating, in the range that the model was trained on, not {x.dtype}; scale "
             "it, or use .float()"
         )
     require_event(x, model.shape)

@@ -105,7 +105,7 @@ def read_tensors(folder: str | Path, part: str = WEIGHTS) -> dict[str, Tensor]:
     file = read_config(folder)["files"].get(part)
     if file is None:
         raise CheckpointError(
-            f"{folder} holds no state of a training; give a folder within `{STEPS}`"
+            f"{folder} holds no state of a training run; give a folder within `{STEPS}`"
         )
     path = Path(folder) / Path(str(file["name"])).name
     try:

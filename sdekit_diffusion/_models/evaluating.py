@@ -29,7 +29,7 @@ def evaluating(model: AbstractModel, n: int) -> Iterator[None]:
     for name, value in model.entries().items():
         if len(value) != n:
             raise ValueError(
-                f"{name} has {len(value)} entries for {n} samples; give one entry a sample"
+                f"{name} has {len(value)} entries for {n} samples; give one entry per sample"
             )
     modules = _enter([module for network in model.networks() for module in network.modules()])
     try:

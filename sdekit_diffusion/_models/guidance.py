@@ -271,7 +271,7 @@ def _rows_of_both(
     n: int,
     device: torch.device,
 ) -> list[Any]:
-    """A condition of the n samples of two models, one after the other, if it can be told: in a list
+    """A condition of the n samples of two models, one after the other, if it is known: in a list
     of one, else of none.
     """
     if own is other and is_single(own):

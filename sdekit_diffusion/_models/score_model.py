@@ -316,7 +316,7 @@ class ScoreModel(nn.Module, AbstractModel):
         for name, value in self.entries().items():
             if len(value) != len(point):
                 raise ValueError(
-                    f"{name} has {len(value)} entries for {len(point)} samples; give one entry a "
+                    f"{name} has {len(value)} entries for {len(point)} samples; give one entry per "
                     "sample"
                 )
         dtype = next(self.parameters(), point).dtype

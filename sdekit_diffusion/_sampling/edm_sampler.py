@@ -34,8 +34,8 @@ class Churn(AbstractSolver):
 
     gamma = min(s_churn / N, sqrt(2) - 1) for N steps, with those after the grid, where s_tmin <=
     t_0 <= s_tmax, else 0; t is at most `largest`. Time is the deviation of the noise in x, and
-    decreases. Two evaluations a step and order two, one and order one by Euler; with churn that of
-    the law.
+    decreases. Two evaluations per step and order two, one and order one by Euler; with churn that
+    of the law.
     """
 
     s_churn: float = 0.0

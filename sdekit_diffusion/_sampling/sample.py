@@ -95,7 +95,7 @@ def sample(
         x_T: initial states `(n, *shape)` instead of the prior's, such as latents of `encode`: noise
             of standard deviation sigma_T, not data. A warning is raised where their standard
             deviation or range is not that of such noise; data of more than one sigma_T that spread
-            as the noise does cannot be told from it. n may then be left out.
+            as the noise does cannot be distinguished from it. n may then be left out.
         start: `Noised(x, strength=)` or `Noised(x, level=)`: begin at x with noise of a level below
             the noisy end (SDEdit). n may then be left out.
         end: the noise sigma / alpha at which the solve stops, in units of s. The samples are

@@ -192,7 +192,7 @@ class Shards:
         first: int,
         count: int,
     ) -> Arrays:
-        """The results of one part; a failure is told with the numbers of the samples among all
+        """The results of one part; a failure is reported with the numbers of the samples among all
         n.
         """
         after = first - self.first

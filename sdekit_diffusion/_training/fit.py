@@ -162,8 +162,8 @@ def require_minutes(minutes: float | None, folder: str | Path | None) -> None:
         )
     if minutes is not None and folder is None:
         raise ValueError(
-            "after so many minutes the run ends with a checkpoint to go on from: give its folder= "
-            "too"
+            "after so many minutes the run ends with a checkpoint to continue from: give its "
+            "folder= too"
         )
 
 

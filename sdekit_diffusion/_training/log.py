@@ -57,7 +57,7 @@ class Log:
 
 
 class MetricsFile:
-    """metrics.jsonl in the folder of a run, which goes on after an update: later lines are dropped.
+    """metrics.jsonl in the folder of a run. A run that resumes after an update drops later lines.
 
     Of several processes the first one writes.
 

@@ -296,7 +296,7 @@ class Training(Iterator[Record]):
                     }
         except (KeyError, RuntimeError) as error:
             raise ValueError(
-                f"this state is not of such a training: {str(error).splitlines()[-1].strip()}"
+                f"this state is not of such a training run: {str(error).splitlines()[-1].strip()}"
             ) from error
         self._optimiser.load_state_dict(
             {"state": moments, "param_groups": self._optimiser.state_dict()["param_groups"]}

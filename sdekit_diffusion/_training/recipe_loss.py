@@ -98,7 +98,7 @@ def loss_module(
         except Exception as error:  # whatever compilers raise
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             warnings.warn(
-                f"torch.compile failed ({reason}); training goes on without it",
+                f"torch.compile failed ({reason}); training continues without it",
                 RuntimeWarning,
                 stacklevel=4,
             )

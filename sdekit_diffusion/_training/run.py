@@ -96,7 +96,7 @@ def run_in(
 
 
 class Run:
-    """The folder of a training, begun or gone on with. Of several processes the first one writes.
+    """The folder of a training run, new or resumed. Of several processes the first one writes.
 
     Attributes:
         asked: whether the run is to end before its time, the same for all processes, which call it
@@ -159,13 +159,13 @@ class Run:
         """The checkpoint to resume from, if any; refuses a folder that holds another run."""
         if not resume and checkpoints(self.folder):
             raise ValueError(
-                f"{self.folder} holds checkpoints of a run; go on with resume=True, or choose "
-                "another folder"
+                f"{self.folder} holds checkpoints of a run; continue it with resume=True, or "
+                "choose another folder"
             )
         path = newest(self.folder) if resume else None
         if path is None and (self.folder / CONFIG).exists():
             raise ValueError(
-                f"{self.folder} holds a model, and no checkpoints to go on from; choose another "
+                f"{self.folder} holds a model, and no checkpoints to continue from; choose another "
                 "folder"
             )
         return path
@@ -230,7 +230,7 @@ class Run:
             )
 
     def take(self, record: Record) -> None:
-        """Takes a new update: from now on the run can be interrupted and goes on after it."""
+        """Takes a new update: from now on the run can be interrupted and resumes after it."""
         self._last = record
         self._losses.append(record.loss)
 
@@ -311,7 +311,7 @@ class Run:
                 self.note({})
             self._save_checkpoint()
         if self._saved is None:
-            return f"interrupted at {self.position}; there is no checkpoint to go on from"
+            return f"interrupted at {self.position}; there is no checkpoint to continue from"
         of_update = (
             "" if self._saved == step and self.training.whole else f" of update {self._saved}"
         )
@@ -322,7 +322,7 @@ class Run:
     def advice(self) -> str:
         """How to resume the run, in words."""
         path = checkpoint(self.folder, self._saved or 0)
-        return f"the same call with resume=True, or command with --resume, goes on from {path}"
+        return f"the same call with resume=True, or command with --resume, continues from {path}"
 
     def _save_checkpoint(self) -> None:
         """Saves a checkpoint now; the lines of metrics.jsonl will be those of a run without a

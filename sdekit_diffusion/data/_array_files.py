@@ -36,7 +36,7 @@ def numpy_arrays(path: Path) -> dict[str, Array]:
             if path.suffix == ".npy":
                 array = np.lib.format.read_array(file, allow_pickle=False)
                 if file.read(1):
-                    raise ValueError("it goes on after its array")
+                    raise ValueError("it continues after its array")
                 return {"train": array}
             archive = np.load(file, allow_pickle=False)
             if not isinstance(archive, np.lib.npyio.NpzFile):
