@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 RUN := demo/digits
-PROSE := $(wildcard *.md docs/*.md docs/*/*.md docs/examples/*.py)
+PROSE := $(wildcard *.md docs/*.md docs/examples/*.py docs/how_to/*.py docs/tutorials/*.py)
 
 .PHONY: oldest demo test mutants lint types unit format attack bench docs setup clean
 

@@ -18,7 +18,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 PAGES = ("*.md", "docs/*.md", "docs/**/*.py", "benchmarks/*.py", "sdekit*/**/*.py", "tests/*.py")
-GENERATED = ("_build", "_cache", "gallery", "results")
+GENERATED = ("_build", "_cache", "gallery", "how_to_guides", "tutorial_pages", "results")
 NOT_PROSE = re.compile(
     r"^(`{3,}|~{3,})[^\n]*\n.*?^\1[^\n]*$"  # blocks of code
     r"|^ *(?:>>>|\.\.\.)[^\n]*$"  # examples

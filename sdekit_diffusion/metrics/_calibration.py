@@ -328,7 +328,8 @@ def _checked(
     n, count = samples.shape[:2]
     if log_weights is not None and tuple(log_weights.shape) != (n, count):
         raise ValueError(
-            f"log_weights have shape {tuple(log_weights.shape)}; give one per sample, ({n}, {count})"
+            f"log_weights have shape {tuple(log_weights.shape)}; "
+            f"give one per sample, ({n}, {count})"
         )
     x, theta = pair(samples.flatten(0, 1), truth, ("samples", "truth"))
     if log_weights is None:
