@@ -3,9 +3,10 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 RUN := demo/digits
+PYTHONS ?= python3.11 python3.13 # the oldest and the newest that are supported
 PROSE := $(wildcard *.md docs/*.md docs/examples/*.py docs/how_to/*.py docs/tutorials/*.py)
 
-.PHONY: oldest demo test mutants lint types unit format attack bench docs setup clean
+.PHONY: oldest demo test mutants lint types unit format attack bench docs release setup clean
 
 setup: $(VENV)/.installed
 
@@ -90,6 +91,9 @@ bench: setup ## every number of docs/benchmarks.md; needs a quiet machine
 
 docs: setup
 	$(BIN)/sphinx-build -W -b html docs docs/_build/html
+
+release: setup ## wheel and sdist, each in fresh environments of the oldest and the newest Python
+	$(BIN)/python tests/release.py $(PYTHONS)
 
 clean:
 	rm -rf $(VENV) demo docs/_build docs/_cache docs/gallery docs/how_to_guides docs/tutorial_pages .mutants build dist .pytest_cache .ruff_cache .hypothesis
