@@ -12,6 +12,8 @@ from functools import cache
 import sdekit
 import sdekit_diffusion as sd
 
+import supported
+
 Row = tuple[str, ...]  # the cells
 KINDS = ("additive", "diagonal", "general")
 
@@ -136,6 +138,10 @@ TABLES = {
         r"| `sde=` | class | $\alpha$ | $\sigma$ |": diffusions,
         "| `method=` | equation | solver | evaluations |": methods,
         "| `grid=` | class | steps |": grids,
+    },
+    "support": {
+        f"| {' | '.join(supported.HEAD)} |": supported.support,
+        "| | test | shows |": supported.tests,
     },
     "solvers": {
         "| solver | calculus | additive | diagonal, scalar | general | drift evaluations |": (
