@@ -6,7 +6,7 @@ RUN := demo/digits
 PYTHONS ?= python3.11 python3.13 # the oldest and the newest that are supported
 PROSE := $(wildcard *.md docs/*.md docs/examples/*.py docs/how_to/*.py docs/tutorials/*.py)
 
-.PHONY: oldest demo test mutants lint types unit format attack bench docs release setup clean
+.PHONY: oldest demo test mutants promises outputs support lint types unit format attack bench docs release setup clean
 
 setup: $(VENV)/.installed
 
@@ -39,6 +39,15 @@ unit: setup
 
 mutants: setup ## whether the tests notice mistakes: tests/mutants.toml, about an hour on two cores
 	$(BIN)/python tests/mutants.py
+
+promises: setup ## breaks each promise of tests/promises.toml, shows that a test fails, writes docs/promises.md
+	$(BIN)/python tests/promises.py
+
+support: setup ## what each solver supports, by the lists of the tests
+	$(BIN)/python docs/supported.py
+
+outputs: setup ## renews what the examples of README.md, CONTRIBUTING.md and docs/*.md print
+	$(BIN)/python tests/outputs.py
 
 oldest: ## the tests on the oldest supported dependencies, in an environment of their own
 	$(PYTHON) -m venv .venv-oldest

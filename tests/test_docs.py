@@ -1,5 +1,5 @@
 """Every Python block of the README, the contributor guide and the docs runs, in order, with
-a namespace per page.
+a namespace per page, and prints what stands below it.
 """
 
 import ast
@@ -7,31 +7,48 @@ import dataclasses
 import inspect
 import re
 from fractions import Fraction
-from pathlib import Path
 
 import pytest
+from outputs import PAGES, ROOT, agree, examples, outputs
 from registered import completed, evaluations, solvers, summary
 
 import sdekit
 from sdekit_diffusion import DIFFUSIONS, GRIDS, METHODS, VPSDE, Karras, OnClock, nets
 
-ROOT = Path(__file__).parent.parent
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
-
 
 def blocks(page):
-    text = page.read_text()
-    for match in re.finditer(r"^```python\n(.*?)^```", text, re.S | re.M):
-        yield text[: match.start()].count("\n") + 1, match.group(1)
+    for example in examples(page):
+        yield example.line, example.code
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
-def test_examples_run(page, tmp_path, monkeypatch):
+def test_examples_print_what_stands_below_them(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(nets, "registry", dict(nets.registry))
-    namespace = {"__name__": "example"}
-    for line, code in blocks(page):
-        exec(compile("\n" * line + code, str(page), "exec"), namespace)  # noqa: S102
+    for example, printed in outputs(page):
+        assert agree(printed, example.printed), (
+            f"{page.name}:{example.line} prints\n{printed}\n, not\n{example.printed}\n: if that is "
+            f"right, python tests/outputs.py {page.relative_to(ROOT)}"
+        )
+
+
+@pytest.mark.parametrize(
+    ("stored", "others"),
+    [
+        ("loss 0.0412 of 12", ["loss 0.0414 of 12", "loss 0.0412 of 13", "gain 0.0412 of 12"]),
+        ("6.58e+04", ["6.60e+04", "6.58e+03", "-6.58e+04"]),
+        ("Tsit5() 71", ["Tsit5() 72", "Tsit4() 71", "Tsit5() 71 71", "Tsit5()", ""]),
+        ("", ["0", "None"]),
+        ("tensor([1., 2.])", ["tensor([1., 3.])", "tensor([1., 2., 3.])"]),
+    ],
+)
+def test_another_output_is_noticed(stored, others):
+    assert agree(stored, stored)
+    assert not any(agree(other, stored) for other in others)
+
+
+def test_outputs_may_differ_by_rounding_and_in_lines():
+    assert agree("a 0.0413\n  (1.2341,\n 7)\n", "a 0.0412 (1.2345, 7)")
 
 
 def test_there_are_examples():
@@ -138,6 +155,22 @@ def test_the_page_on_solvers_names_every_solver():
     assert [
         kind for kind in solvers(sdekit.AbstractSolver) if f"`{kind.__name__}" not in page
     ] == []
+
+
+def test_the_page_on_support_has_every_solver_and_no_test_that_is_not_there():
+    page = built("support")
+    found = {row[0].strip("`"): row[1:] for row in rows(page, "solver | noise")}
+    assert list(found) == [kind.__name__ for kind in solvers(sdekit.AbstractSolver)]
+    # What the tests of the contract have to show of every solver, and what needs no argument.
+    assert {cells[2] for cells in found.values()} == {"yes (4)"}
+    for solver in sdekit.all_solvers():
+        cells = found[type(solver).__name__]
+        assert "not tested" not in cells[:-1], solver
+        if not isinstance(solver, sdekit.AbstractPredictor):  # of the flow there is another test
+            assert set(solver.order) <= set(cells[0].replace(",", "").split()), solver
+    for _, name, _ in rows(page, "| test"):
+        file, function = name.strip("`").split("::")
+        assert f"def {function}(" in (ROOT / file).read_text()
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
