@@ -12,18 +12,23 @@ import pytest
 import torch
 
 import sdekit
+import sdekit.plot
 import sdekit_diffusion
+import sdekit_diffusion.plot
 
 IMPORTED = {"torch": torch, "sdekit": sdekit, "sd": sdekit_diffusion}  # what the examples assume
 NAMESPACES = [
     sdekit,
     sdekit.interop,
+    sdekit.plot,
     sdekit_diffusion,
     sdekit_diffusion.data,
     sdekit_diffusion.metrics,
     sdekit_diffusion.nets,
+    sdekit_diffusion.plot,
 ]
 NEEDED = {  # extras that the examples of a module use
+    "sdekit.plot": "matplotlib",
     "sdekit_diffusion._loading.diffusers": "diffusers",
     "sdekit_diffusion.data": "sklearn",
     "sdekit_diffusion.data._huggingface": "datasets",
@@ -31,6 +36,11 @@ NEEDED = {  # extras that the examples of a module use
     "sdekit_diffusion.data._dataset": "sklearn",
     "sdekit_diffusion.metrics._features": "sklearn",
     "sdekit_diffusion.metrics._inception": "torchmetrics",
+    "sdekit_diffusion.plot": "matplotlib",
+    "sdekit_diffusion.plot._curves": "matplotlib",
+    "sdekit_diffusion.plot._density": "matplotlib",
+    "sdekit_diffusion.plot._drawn": "matplotlib",
+    "sdekit_diffusion.plot._solves": "matplotlib",
 }
 REFUSING = ("require", "checked")  # how functions begin that raise for their callers
 LIMIT = 100  # columns

@@ -11,7 +11,9 @@ from pathlib import Path
 import pytest
 
 import sdekit
+import sdekit.plot
 import sdekit_diffusion
+import sdekit_diffusion.plot
 from sdekit import AbstractMultistep, AbstractSolver, PIDController, Tableau, _solvers, all_solvers
 from sdekit_diffusion import data, metrics, nets
 
@@ -124,7 +126,8 @@ def test_the_client_uses_public_names_only():
             if module == "sdekit":
                 assert member is None or member in sdekit.__all__, f"{path}: sdekit.{member}"
             elif module.startswith("sdekit."):
-                assert module in ("sdekit.elementary", "sdekit.calling"), f"{path}: {module}"
+                public = ("sdekit.calling", "sdekit.elementary", "sdekit.plot")
+                assert module in public, f"{path}: {module}"
 
 
 def test_networks_import_torch_only():
@@ -141,7 +144,9 @@ def test_networks_import_torch_only():
                 } or module.startswith("sdekit_diffusion.nets"), f"{path}: {module}"
 
 
-@pytest.mark.parametrize("package", [sdekit, sdekit_diffusion, data, metrics, nets])
+@pytest.mark.parametrize(
+    "package", [sdekit, sdekit_diffusion, data, metrics, nets, sdekit_diffusion.plot]
+)
 def test_public_names_are_those_that_a_package_imports_for_its_users(package):
     """`__all__` has each of them once, and nothing that is not there."""
     found = {
@@ -186,7 +191,9 @@ LATE = """
 import sys
 
 import sdekit
+import sdekit.plot
 import sdekit_diffusion
+import sdekit_diffusion.plot
 
 roots = {name.split(".")[0] for name in sys.modules}
 late = {"PIL", "datasets", "diffusers", "matplotlib", "scipy", "sklearn"}
@@ -233,7 +240,9 @@ def test_other_libraries_are_loaded_when_first_needed():
     assert not ended.returncode, ended.stderr
 
 
-@pytest.mark.parametrize("package", [sdekit, sdekit_diffusion, metrics, data])
+@pytest.mark.parametrize(
+    "package", [sdekit, sdekit_diffusion, metrics, data, sdekit.plot, sdekit_diffusion.plot]
+)
 def test_everything_public_is_documented(package):
     for name in package.__all__:
         item = getattr(package, name)

@@ -1,6 +1,5 @@
 """The pictures of a report."""
 
-import json
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -11,12 +10,14 @@ import torch
 from torch import Tensor
 
 from sdekit import normal
+from sdekit_diffusion import plot
 from sdekit_diffusion._models.model import AbstractModel
 from sdekit_diffusion._models.score_model import ScoreModel
 from sdekit_diffusion._sampling.coordinates import Coordinates
 from sdekit_diffusion._sampling.sample import sample
 from sdekit_diffusion._training.log import METRICS
 from sdekit_diffusion.data import Dataset, Scale
+from sdekit_diffusion.plot._solves import RATIO, ratio, strip
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
 _MAX_ASPECT = 4  # axes that differ by less share one unit
 _BLUE = "#2b6cb0"
 _GREY = "#718096"
-RATIO = "σ/α"  # noqa: RUF001
 
 
 def _axes(width: float, height: float, columns: int = 1) -> "tuple[Figure, list[Axes]]":
@@ -38,6 +38,9 @@ def _axes(width: float, height: float, columns: int = 1) -> "tuple[Figure, list[
     for ax in axes:
         ax.tick_params(length=0, labelsize=7, colors=_GREY)
         ax.spines[:].set_visible(False)
+        ax.set_prop_cycle(color=[_BLUE])
+        for label in (ax.xaxis.label, ax.yaxis.label):
+            label.set(size=8, color=_GREY)
     return figure, axes
 
 
@@ -50,27 +53,13 @@ def _tiles(
     gap: int = 1,
     names: Sequence[str] = (),
 ) -> None:
-    """Images `(n, C, H, W)`, levels or a model's values, row by row in a grid; labels stand over
-    its columns, and names beside its rows.
-    """
-    levels = scale.levels or 2
-    pixels = (
-        (x.double() - scale.low) / (scale.high - scale.low)
-        if x.is_floating_point()
-        else x.double() / (levels - 1)
-    )
-    pixels = pixels.clamp(0, 1)
-    (c, h, w) = pixels.shape[1:]
-    rows = -(-len(x) // columns)
-    canvas = np.ones((rows * (h + gap) - gap, columns * (w + gap) - gap, c))
-    for i, image in enumerate(pixels.numpy()):
-        row = i // columns * (h + gap)
-        column = i % columns * (w + gap)
-        canvas[row : row + h, column : column + w] = np.moveaxis(image, 0, 2)
-    ax.imshow(canvas.repeat(3 // c, axis=2), interpolation="nearest")
-    ax.set_yticks([i * (h + gap) + (h - 1) / 2 for i in range(len(names))], names)
-    ax.xaxis.tick_top()
-    ax.set_xticks([i * (w + gap) + (w - 1) / 2 for i in range(len(labels))], labels)
+    """Images `(n, C, H, W)`, levels or a model's values."""
+    floating = x.is_floating_point()
+    plot.samples(
+        x, columns=columns, headings=labels, names=names, gap=gap, ax=ax,
+        black=scale.low if floating else 0,
+        white=scale.high if floating else (scale.levels or 2) - 1,
+    )  # fmt: skip
 
 
 def scatter(panels: list[tuple[str, Tensor]]) -> "Figure":
@@ -78,7 +67,7 @@ def scatter(panels: list[tuple[str, Tensor]]) -> "Figure":
     frame.
     """
     side = min(11 / len(panels), 3.5)
-    figure, axes = _axes(side * len(panels), side + 0.2, len(panels))
+    figure, axes = _axes(side * len(panels), side + 0.4, len(panels))
     points = [x.reshape(len(x), -1)[:, :2].double().cpu().numpy() for _, x in panels]
     low, high = np.quantile(np.concatenate(points), (0.001, 0.999), axis=0)
     centre = (low + high) / 2
@@ -90,13 +79,10 @@ def scatter(panels: list[tuple[str, Tensor]]) -> "Figure":
     low = centre - half_widths
     high = centre + half_widths
     for i, (ax, flat) in enumerate(zip(axes, points, strict=True)):
-        if flat.shape[1] == 1:
-            ax.hist(flat[:, 0], bins=60, range=(low[0], high[0]), color=_BLUE, density=True)
-        else:
-            ax.scatter(flat[:, 0], flat[:, 1], s=4, alpha=0.6, linewidths=0, color=_BLUE)
-            ax.set(ylim=(low[1], high[1]), box_aspect=1)
-        ax.set(xlim=(low[0], high[0]))
+        plot.samples(flat, limits=list(zip(low, high, strict=True)), ax=ax)
+        ax.set(box_aspect=1 if flat.shape[1] == 2 else None)
         ax.set_title(panels[i][0], fontsize=8)
+        ax.label_outer()
     return figure
 
 
@@ -142,7 +128,8 @@ def forward(model: ScoreModel, source: Dataset, seed: int) -> "Figure":
     if continuous:
         return scatter(_labelled(panels, source))
     figure, (ax,) = _axes(9, 9 * len(x) / 11 * x.shape[2] / x.shape[3] + 0.3)
-    _strip(ax, _labelled(panels, source), source.scale)
+    labels, states = zip(*_labelled(panels, source), strict=True)
+    strip(states, labels, source.scale.low, source.scale.high, ax)
     return figure
 
 
@@ -155,26 +142,18 @@ def denoising(
     """States of a solve at evenly spaced steps, and for images the denoised ones; `drawn` gives the
     model of so many samples where that depends on their number.
     """
-    device = model.place()[1]
     continuous = source.scale.levels is None
     n = 500 if continuous else 8
     given = model if drawn is None else drawn(n)
     solution = sample(given, n, seed=seed, save="all", return_solution=True)
     assert solution.xs is not None
-    states = []
-    denoised = []
-    for i in np.linspace(0, len(solution.ts) - 1, 5 if continuous else 9).round().astype(int):
-        t = float(solution.ts[i])
-        x = solution.xs[i].to(device)
-        alpha, sigma = model.sde.kernel(t)
-        states.append((alpha, sigma, x.cpu()))
-        with torch.no_grad():
-            denoised.append((_format_ratio(sigma / alpha), given.denoise(t, x).cpu()))
     if continuous:
+        chosen = np.linspace(0, len(solution.ts) - 1, 5).round().astype(int)
+        states = [(*model.sde.kernel(float(solution.ts[i])), solution.xs[i].cpu()) for i in chosen]
         return scatter(_labelled(states, source))
-    figure, axes = _axes(11, 5.5 * 8 / 9 * states[0][2].shape[2] / states[0][2].shape[3] + 0.3, 2)
-    _strip(axes[0], _labelled(states, source), source.scale)
-    _strip(axes[1], denoised, source.scale)
+    scale = source.scale
+    figure, axes = _axes(11, 5.5 * 8 / 9 * solution.x.shape[2] / solution.x.shape[3] + 0.3, 2)
+    plot.denoising(given, solution, black=scale.low, white=scale.high, axes=(axes[0], axes[1]))
     return figure
 
 
@@ -184,18 +163,8 @@ def _labelled(
     """States at unit signal plus noise, named by sigma / alpha."""
     prefix = f"{RATIO} = " if source.scale.levels is None else ""
     return [
-        (prefix + _format_ratio(sigma / alpha), x / math.hypot(alpha, sigma))
-        for alpha, sigma, x in panels
+        (prefix + ratio(sigma / alpha), x / math.hypot(alpha, sigma)) for alpha, sigma, x in panels
     ]
-
-
-def _format_ratio(value: float) -> str:
-    return f"{value:.0f}" if value >= 10 else f"{value:.2g}"
-
-
-def _strip(ax: "Axes", panels: list[tuple[str, Tensor]], scale: Scale) -> None:
-    x = torch.stack([x for _, x in panels], dim=1).flatten(0, 1)
-    _tiles(ax, x, scale, len(panels), [label for label, _ in panels])
 
 
 def neighbouring(x: Tensor, nearest: Tensor, scale: Scale) -> "Figure":
@@ -213,29 +182,10 @@ def loss_curve(run: Path) -> "Figure | None":
     """The loss by update, raw and smoothed over a twentieth of the run; None if it was not
     logged.
     """
-    path = run / METRICS
-    if not path.is_file():
+    if not (run / METRICS).is_file():
         return None
-    try:
-        lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-        step, loss = (
-            np.array([line[key] for line in lines], dtype=float) for key in ("step", "loss")
-        )
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(
-            f"{path} is damaged ({error!r}); remove it to have a report without a loss curve"
-        ) from error
-    width = max(1, len(loss) // 20)
-    kernel = np.ones(width)
-    smoothed = np.convolve(loss, kernel, "same") / np.convolve(np.ones(len(loss)), kernel, "same")
     figure, (ax,) = _axes(7, 2.6)
-    ax.plot(step, loss, color=_BLUE, alpha=0.25, linewidth=0.7)
-    ax.plot(step, smoothed, color=_BLUE, linewidth=1.6)
+    plot.loss(run, ax=ax)
     ax.grid(axis="y", color="#e2e8f0", linewidth=0.6)
-    ax.set(yscale="log", xlim=(0, step[-1]))
     ax.tick_params(which="both", length=0, labelsize=7, colors=_GREY)
-    ax.yaxis.set_major_formatter("{x:g}")
-    ax.yaxis.set_minor_formatter("{x:.2g}")
-    ax.set_xlabel("update", fontsize=8, color=_GREY)
-    ax.set_ylabel("loss", fontsize=8, color=_GREY)
     return figure

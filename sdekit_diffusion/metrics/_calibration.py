@@ -94,7 +94,7 @@ class Calibration:
             try:
                 from matplotlib.figure import Figure
             except ImportError as error:
-                raise ImportError("a plot needs matplotlib: pip install 'sdekit[app]'") from error
+                raise ImportError("a plot needs matplotlib: pip install 'sdekit[plot]'") from error
             ax = Figure(figsize=(5, 3.5), layout="constrained").subplots()
         columns = np.sort(self.values.reshape(len(self.values), -1), axis=0)
         share = (np.arange(len(columns)) + 0.5) / len(columns)
