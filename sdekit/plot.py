@@ -172,7 +172,7 @@ def convergence(
         >>> errors = [float((x - x0.neg().exp()).abs()) for x in ends]
         >>> ax = plot.convergence([1 / k for k in counts], errors, label="Heun", order=2)
         >>> [text.get_text() for text in ax.get_legend().get_texts()]
-        ['Heun: slope 2.05, line of slope 2']
+        ['Heun: slope 2.05 (line: 2)']
     """
     h = np.asarray(steps, dtype=float)
     e = np.asarray(errors, dtype=float)
@@ -191,7 +191,7 @@ def convergence(
 
     (points,) = ax.loglog(h, e, "o", markersize=4)
     drawn = slope if order is None else order
-    name = f"{label}: slope {slope:.2f}" + ("" if order is None else f", line of slope {order:g}")
+    name = f"{label}: slope {slope:.2f}" + ("" if order is None else f" (line: {order:g})")
     ends = np.array([h.min(), h.max()])
     line = np.exp(y.mean() + drawn * (np.log(ends) - x.mean()))
     ax.loglog(ends, line, color=points.get_color(), linewidth=0.8, label=name)
@@ -199,5 +199,5 @@ def convergence(
     ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     ax.xaxis.set_major_formatter("{x:g}")
     ax.xaxis.set_minor_formatter(NullFormatter())
-    ax.legend()
+    ax.legend(fontsize="small")
     return ax

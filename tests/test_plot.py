@@ -83,7 +83,7 @@ def test_slopes_of_exact_powers():
     assert convergence(h, h, order=2, ax=ax) is ax
     assert np.allclose(ax.lines[2].get_ydata(), h)
     assert np.allclose(ax.lines[3].get_ydata(), 0.25 * np.array([0.5, 2.0]) ** 2)
-    assert texts(ax) == ["a: slope 1.50", "error: slope 1.00, line of slope 2"]
+    assert texts(ax) == ["a: slope 1.50", "error: slope 1.00 (line: 2)"]
     assert ax.lines[2].get_color() == ax.lines[3].get_color() != ax.lines[0].get_color()
     assert (ax.get_xscale(), ax.get_yscale()) == ("log", "log")
 

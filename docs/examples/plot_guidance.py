@@ -6,15 +6,14 @@ w = 0 is the unconditional model, 1 the conditional one; beyond it samples becom
 more alike. The same noise at each scale, for the digit 8.
 """
 
-import matplotlib.pyplot as plt
 import sdekit_diffusion as sd
 import torch
-from networks import digits, pixels, row
+from networks import digits
+from sdekit_diffusion import plot
 
 model, source = digits()
 x_T = torch.randn(10, 1, 8, 8, generator=torch.Generator().manual_seed(1))
 scales = (0.0, 1.0, 2.0, 4.0)
-fig, axes = plt.subplots(len(scales), 10, figsize=(7, 3.6))
-for w, line in zip(scales, axes, strict=True):
-    guided = sd.Guided(model.given(label=8), w)
-    row(line, pixels(sd.sample(guided, 10, x_T=x_T, steps=30, seed=0), source), f"w = {w:g}")
+eight = model.given(label=8)
+x = [sd.sample(sd.Guided(eight, w), 10, x_T=x_T, steps=30, seed=0) for w in scales]
+plot.samples(torch.cat(x), columns=10, names=[f"w = {w:g}" for w in scales])

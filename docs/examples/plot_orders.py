@@ -9,6 +9,7 @@ half for Euler and Maruyama, one for Milstein, one and a half for SRID2.
 import matplotlib.pyplot as plt
 import sdekit
 import torch
+from sdekit.plot import convergence
 
 gbm = sdekit.SDE(lambda t, x: 0.5 * x, lambda t, x: 0.8 * x)
 n = 2000
@@ -30,9 +31,5 @@ for solver, order in ((sdekit.EulerMaruyama(), 0.5), (sdekit.Milstein(), 1), (sd
         )
         for k in counts
     ]
-    (line,) = ax.loglog([1 / k for k in counts], errors, "o", ms=4)
-    guide = [errors[-1] * (counts[-1] / k) ** order for k in counts]
-    name = f"{type(solver).__name__}, order {order:g}"
-    ax.loglog([1 / k for k in counts], guide, color=line.get_color(), lw=0.8, label=name)
-ax.set(xlabel="step", ylabel="mean error at t = 1")
-ax.legend()
+    convergence([1 / k for k in counts], errors, label=type(solver).__name__, order=order, ax=ax)
+ax.set_ylabel("mean error at t = 1")
