@@ -10,7 +10,14 @@ import torch
 from PIL import Image
 
 import sdekit_diffusion as sd
-from sdekit_diffusion._app import classified, comparison, figures, report
+from sdekit_diffusion._app import (
+    classified,
+    comparison,
+    figures,
+    quality,
+    quality_figures,
+    report,
+)
 from sdekit_diffusion._app.labels import Labels
 from sdekit_diffusion._app.options import QUICK, Guidance, Sampler
 from sdekit_diffusion.data import Scale, load
@@ -56,7 +63,7 @@ def test_the_page_of_images(digits):
     run, _ = digits
     page = (run / "report.html").read_text(encoding="utf-8")
     assert offline(page)
-    assert page.count("data:image/png;base64,") == 5
+    assert page.count("data:image/png;base64,") == 7
     assert "Fréchet" in page
     assert "FID" not in re.sub(r"base64,[A-Za-z0-9+/=]+", "", page)
     for text in (
@@ -67,7 +74,15 @@ def test_the_page_of_images(digits):
         "bits/dim",
     ):
         assert text in page, text
-    for name in ("samples", "neighbours", "denoising", "forward", "loss"):
+    for name in (
+        "samples",
+        "neighbours",
+        "denoising",
+        "forward",
+        "loss",
+        "worst",
+        "histogram",
+    ):
         with Image.open(run / f"{name}.png") as image:
             assert min(image.size) > 100
 
@@ -232,6 +247,93 @@ def test_own_arrays(array, tmp_path):
     assert offline((run / "report.html").read_text(encoding="utf-8"))
 
 
+def test_the_page_says_whether_samples_can_be_distinguished(digits, moons):
+    for (run, numbers), kind in ((digits, "images"), (moons, "data")):
+        page = (run / "report.html").read_text(encoding="utf-8")
+        row = numbers["two_sample"]["rows"]["model"]
+        assert row["distinguishable"]  # it was hardly trained
+        assert f"The samples are distinguishable from held-out {kind} by this test" in page
+        assert f"(p = {row['p_value']:.2g})" in page
+        assert f"Training {kind} are not distinguishable from held-out ones" in page
+        assert f"precision and recall; training {kind}" in page
+    run, numbers = digits
+    page = (run / "report.html").read_text(encoding="utf-8")
+    classes = numbers["frechet"]["classes"]
+    assert f"{classes['confidence']['model']['mean']:.3f}</b>" in page
+    assert [sum(counts) for counts in classes["counts"].values()] == [12, 12]
+    assert "farthest" in numbers
+    run, numbers = moons
+    page = (run / "report.html").read_text(encoding="utf-8")
+    assert "There is no classifier to name the classes" in page
+    assert not (run / "worst.png").exists()
+
+
+def test_known_sets_against_held_out_ones():
+    """Held-out images in the place of samples are like training images; a Gaussian for each class
+    is distinguished, and so are images with noise of half a level, which is one of 32 to the eye.
+    """
+    source = load("digits")
+    rng = np.random.default_rng(0)
+    train = source.train.flatten(1).double().numpy()
+    gaussians = classified._gaussians(train, source.labels.numpy(), 500, rng)
+    noisy = train[500:1000] + rng.normal(0, 0.5, (500, 64))
+    sets = {
+        "train": train[500:1000],
+        "gaussians": gaussians.round().clip(0, 16),
+        "noisy": noisy.round().clip(0, 16),
+    }
+    found = {}
+    for name, x in sets.items():
+        numbers = quality.compared(torch.from_numpy(x).reshape(-1, 1, 8, 8), source, seed=0)
+        found[name] = numbers["rows"]["model"]
+        assert not numbers["rows"]["train"]["distinguishable"]
+        assert numbers["rows"]["train"]["n"] == found[name]["n"] == 500
+    assert [row["distinguishable"] for row in found.values()] == [False, True, True]
+    assert found["gaussians"]["accuracy"] > 0.7 > 0.55 > found["train"]["accuracy"]
+    assert found["gaussians"]["recall"] != found["train"]["recall"] > 0.7
+
+
+def test_training_images_are_rarely_called_distinguishable():
+    """At p < 0.01, in at most three of 20 draws: more have a probability of 4e-5 or less."""
+    source = load("digits")
+    found = [quality.compared(source.train[:100], source, seed)["rows"] for seed in range(20)]
+    assert sum(rows["train"]["distinguishable"] for rows in found) <= 3
+
+
+def test_classes_and_confidence_of_logits():
+    """By hand: two classes of three, one of them never found."""
+    model = np.log(np.array([[0.9, 0.05, 0.05], [0.2, 0.6, 0.2], [0.7, 0.2, 0.1]]))
+    held_out = np.log(np.array([[0.8, 0.1, 0.1], [0.1, 0.8, 0.1]]))
+    found = quality.classes(model, held_out, np.array([3, 5, 7]))
+    assert found["names"] == ["3", "5", "7"]
+    assert found["counts"] == {"model": [2, 1, 0], "held_out": [1, 1, 0]}
+    assert found["confidence"]["model"]["mean"] == pytest.approx((0.9 + 0.6 + 0.7) / 3)
+    assert found["confidence"]["held_out"] == pytest.approx({"mean": 0.8, "stderr": 0})
+    assert found["worst"]["model"]["index"] == [1, 2, 0]
+    assert found["worst"]["model"]["class"] == ["5", "3", "3"]
+    assert found["p_value"] > 0.5
+    missing = quality.classes(np.tile(model[:1], (50, 1)), np.tile(held_out, (25, 1)), np.arange(3))
+    assert missing["p_value"] < 1e-6
+
+
+def test_the_worst_of_images_without_labels(tmp_path):
+    """Those farthest from the training images, in descending order, above the held-out ones."""
+    source = load("digits")
+    x = source.test[:30].clone()
+    x[7] = 16 - x[7]
+    _, nearest = comparison.neighbours(x, source)
+    found = quality.farthest(nearest)
+    assert found["model"]["index"][0] == 7
+    assert found["model"]["distance"] == sorted(found["model"]["distance"], reverse=True)
+    assert found["held_out"]["index"] == np.argsort(-nearest.held_out)[:10].tolist()
+    unlabelled = replace(source, labels=None, test_labels=None)
+    pictures = quality_figures.quality_figures(x, unlabelled, {"farthest": found})
+    assert list(pictures) == ["worst"]
+    figure = pictures["worst"][2]
+    assert np.allclose(figure.axes[0].images[0].get_array()[..., 0], x[7, 0] / 16)
+    assert figure.axes[0].get_title() == f"{found['model']['distance'][0]:.3g}"
+
+
 def known(images, n=500):
     """The rows of the table for images put in the place of the model's samples."""
     source = load("digits")
@@ -254,7 +356,8 @@ def test_copies_have_no_distance_to_the_training_images():
     source = load("digits")
     numbers, found = comparison.neighbours(source.train[:100], source)
     assert (numbers["ratio"], numbers["samples"]) == (0, 0)
-    assert torch.equal(found, source.train[:100])
+    assert torch.equal(found.found, source.train[:100])
+    assert found.distances.max() == 0 < found.held_out.min()
     assert comparison.neighbours(source.test[:100], source)[0]["ratio"] == 1
 
 

@@ -9,6 +9,7 @@ from scipy.special import log_softmax, logsumexp
 from torch import Tensor
 
 from sdekit_diffusion._app.comparison import fitting
+from sdekit_diffusion._app.quality import classes
 from sdekit_diffusion.data import Dataset
 from sdekit_diffusion.metrics import classifier_features, frechet, image_features, mmd
 
@@ -55,21 +56,21 @@ def classified(
     bootstrapped standard errors.
 
     Beside them the unbiased squared MMD of the same features with KID's kernel, and the Inception
-    Score of the classifier. For images with a side of less than 16 pixels the classifier has one
-    hidden layer, otherwise convolutions. Of samples that were given labels, the share in which it
-    finds them.
+    Score of the classifier; and the classes that it finds, with its confidence. For images with a
+    side of less than 16 pixels the classifier has one hidden layer, otherwise convolutions. Of
+    samples that were given labels, the share in which it finds them.
     """
     levels = source.scale.levels
     rng = np.random.default_rng(seed)
-    images, classes = source.reference(min(_TRAINING_IMAGES, fitting(source)))
+    images, image_labels = source.reference(min(_TRAINING_IMAGES, fitting(source)))
     assert levels is not None
-    assert classes is not None
+    assert image_labels is not None
     assert source.test_labels is not None
     train, test, generated = (
         array.flatten(1).double().numpy() for array in (images, source.test, x)
     )
     shape = tuple(x.shape[1:])
-    labels = classes.numpy()
+    labels = image_labels.numpy()
     train_classifier = (
         classifier_features if min(shape[1:]) < _CONVOLUTIONS_FROM else image_features
     )
@@ -84,14 +85,16 @@ def classified(
     rows = _rows(
         {name: features(array) for name, array in scaled_sets.items()}, train_features, rng
     )
-    for name, array in scaled_sets.items():
-        rows[name]["score"] = classes_score(features.logits(array))
+    logits = {name: features.logits(array) for name, array in scaled_sets.items()}
+    for name, array in logits.items():
+        rows[name]["score"] = classes_score(array)
     accuracy = features.accuracy(test.reshape(-1, *shape) / levels, source.test_labels.numpy())
     agreement = {}
     if given is not None:
         agreement["agreement"] = features.accuracy(scaled_sets["model"], given.numpy())
     return agreement | {
         "rows": rows,
+        "classes": classes(logits["model"], logits["real"], features.classes),
         "features": train_features.shape[1],
         "accuracy": accuracy,
         "n_train": len(train),

@@ -1,9 +1,10 @@
 """Samples compared with data: distances with their floors, and nearest training samples."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from sdekit_diffusion.data import Dataset, Scale
@@ -19,9 +20,9 @@ def against_floor(x: Tensor, source: Dataset, seed: int) -> dict[str, Any]:
     scale = source.scale
     n = min(len(x), len(source.test), len(train))
     rng = np.random.default_rng(seed)
-    generated = _comparable(x[:n], scale)
-    test = _comparable(source.test[:n], scale)
-    train_sets = [_comparable(train[rng.permutation(len(train))[:n]], scale) for _ in range(_DRAWS)]
+    generated = comparable(x[:n], scale)
+    test = comparable(source.test[:n], scale)
+    train_sets = [comparable(train[rng.permutation(len(train))[:n]], scale) for _ in range(_DRAWS)]
     rows = {}
     for name, (_, distance) in DISTANCES.items():
         floor = [distance(train_set, test) for train_set in train_sets]
@@ -33,35 +34,45 @@ def against_floor(x: Tensor, source: Dataset, seed: int) -> dict[str, Any]:
     return {"rows": rows, "n": n, "draws": _DRAWS}
 
 
-def neighbours(x: Tensor, source: Dataset) -> tuple[dict[str, Any], Tensor]:
+class Nearest(NamedTuple):
+    """The nearest training sample of each sample `(n, ...)`, and the distances of samples `(n,)`
+    and of held-out data `(m,)` to theirs.
+    """
+
+    found: Tensor
+    distances: NDArray[np.float64]
+    held_out: NDArray[np.float64]
+
+
+def neighbours(x: Tensor, source: Dataset) -> tuple[dict[str, Any], Nearest]:
     """Median distances of samples and of held-out data to their nearest training sample; and the
-    nearest of each sample.
+    nearest of each sample, with all distances.
     """
     test = source.test[: len(x)]
     size = fitting(source)
     train = source.reference(_SEARCH_BLOCKS * size)[0]
-    queries = _comparable(torch.cat([x.to(test.dtype), test]), source.scale)
+    queries = comparable(torch.cat([x.to(test.dtype), test]), source.scale)
     distance = np.full(len(queries), np.inf)
     index = np.zeros(len(queries), dtype=np.int64)
     for i in range(0, len(train), size):  # in blocks that fit into memory as floats
         block_distance, block_index = nearest(
-            queries, _comparable(train[i : i + size], source.scale)
+            queries, comparable(train[i : i + size], source.scale)
         )
         index = np.where(block_distance < distance, i + block_index, index)
         distance = np.minimum(block_distance, distance)
-    generated_median = float(np.median(distance[: len(x)]))
-    held_out_median = float(np.median(distance[len(x) :]))
+    nearest_found = Nearest(train[index[: len(x)]], distance[: len(x)], distance[len(x) :])
+    generated_median = float(np.median(nearest_found.distances))
+    held_out_median = float(np.median(nearest_found.held_out))
     numbers = {
         "ratio": generated_median / held_out_median if held_out_median else float("nan"),
         "samples": generated_median,
         "held_out": held_out_median,
     }
-    return numbers | {"n_samples": len(x), "n_held_out": len(test), "n_train": len(train)}, train[
-        index[: len(x)]
-    ]
+    counts = {"n_samples": len(x), "n_held_out": len(test), "n_train": len(train)}
+    return numbers | counts, nearest_found
 
 
-def _comparable(x: Tensor, scale: Scale) -> Tensor:
+def comparable(x: Tensor, scale: Scale) -> Tensor:
     """Levels of images, and continuous data in a model's scale, in which coordinates have equal
     weight.
     """

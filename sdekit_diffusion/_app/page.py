@@ -6,9 +6,10 @@ from html import escape
 from string import Template
 from typing import Any
 
+from sdekit_diffusion._app.page_quality import quality
+from sdekit_diffusion._app.page_table import Card, table
 from sdekit_diffusion.metrics import DISTANCES
 
-Card = tuple[str, str]  # a headline figure, and what it is
 Picture = tuple[str, str, bytes]  # a heading, a caption, a PNG
 
 _PAGE = Template("""<!doctype html>
@@ -23,15 +24,17 @@ p { margin: .25rem 0 .75rem; max-width: 46rem }
 .quiet, figcaption, th { color: #718096 }
 .quiet { font-size: .9rem }
 figure { margin: .75rem 0 } img { display: block; max-width: 100%; height: auto }
-.cards { display: flex; flex-wrap: wrap; gap: 1rem; margin: 1.5rem 0 0 }
-.card { flex: 1 1 15rem; border: 1px solid #e2e8f0; border-radius: .5rem; padding: .9rem 1.1rem }
+.cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(15rem, 100%), 1fr));
+  gap: 1rem; margin: 1.5rem 0 0 }
+.card { border: 1px solid #e2e8f0; border-radius: .5rem; padding: .9rem 1.1rem }
 .card b { display: block; font-size: 1.5rem; font-weight: 600; font-variant-numeric: tabular-nums }
 .card span { font-size: .85rem }
-table { border-collapse: collapse; margin: .75rem 0; font-size: .92rem;
+.scroll { overflow-x: auto } table { border-collapse: collapse; margin: .75rem 0; font-size: .92rem;
   font-variant-numeric: tabular-nums }
 th, td { text-align: right; padding: .35rem 0 .35rem 2rem; border-bottom: 1px solid #e2e8f0 }
 th { font-weight: 500 }
-th:first-child, td:first-child { text-align: left; padding-left: 0 } tr.ours td { font-weight: 600 }
+th:first-child, td:first-child { text-align: left; padding-left: 0 } td { white-space: nowrap }
+td:first-child { white-space: normal; min-width: 9rem } tr.ours td { font-weight: 600 }
 </style></head><body><main>
 <h1>$title</h1><p class="quiet">$subtitle</p>
 <div class="cards">$cards</div>
@@ -50,7 +53,8 @@ _NAMES = {
 
 def page_of(results: dict[str, Any], pictures: Mapping[str, Picture]) -> str:
     """The HTML page of the results of `write_report`."""
-    distances, cards = _distances(results)
+    verdict, cards = quality(results)
+    distances, nearest = _distances(results)
     likelihood, card = _likelihood(results["likelihood"], results["labels"])
     sections = {
         name: f'<h2>{escape(heading)}</h2><figure><img alt="{escape(heading)}" '
@@ -62,6 +66,9 @@ def page_of(results: dict[str, Any], pictures: Mapping[str, Picture]) -> str:
     order = [
         "samples",
         "classes",
+        verdict,
+        "worst",
+        "histogram",
         "neighbours",
         distances,
         likelihood,
@@ -79,7 +86,7 @@ def page_of(results: dict[str, Any], pictures: Mapping[str, Picture]) -> str:
     body += f'\n<h2>How it was made</h2><div class="quiet">{"".join(provenance)}</div>'
     card_html = "".join(
         f'<div class="card"><b>{value}</b><span class="quiet">{escape(text)}</span></div>'
-        for value, text in [*cards, card]
+        for value, text in [*cards, nearest, card]
     )
     model = results["model"]
     subtitle = (
@@ -101,12 +108,9 @@ def _in_words(value: Any) -> str:  # noqa: ANN401 - JSON
     )
 
 
-def _distances(results: dict[str, Any]) -> tuple[str, list[Card]]:
-    """The section on distances, and its headline figures."""
-    if "frechet" in results:
-        html, card = _frechet(results["frechet"])
-    else:
-        html, card = _floors(results["distances"])
+def _distances(results: dict[str, Any]) -> tuple[str, Card]:
+    """The section on distances, and its headline figure."""
+    html = _frechet(results["frechet"]) if "frechet" in results else _floors(results["distances"])
     if "inception" in results:
         html += _inception(results["inception"])
     text, nearest = _nearest(results["neighbours"])
@@ -117,10 +121,10 @@ def _distances(results: dict[str, Any]) -> tuple[str, list[Card]]:
             "<p>The network takes labels: each sample has that of the held-out sample of the same "
             f"number, at guidance {guidance:g}.</p>"
         )
-    return f"<h2>Distances</h2>{labels}{html}<p>{text}</p>", [card, nearest]
+    return f"<h2>Distances</h2>{labels}{html}<p>{text}</p>", nearest
 
 
-def _frechet(results: dict[str, Any]) -> tuple[str, Card]:
+def _frechet(results: dict[str, Any]) -> str:
     """Distances in the features of a classifier."""
     text = (
         f"Fréchet distances to {results['n_train']} training images, between Gaussian fits to the "
@@ -144,12 +148,7 @@ def _frechet(results: dict[str, Any]) -> tuple[str, Card]:
         "images",
     ]
     cells = [[_NAMES[name], *_cells(row)] for name, row in results["rows"].items()]
-    first = results["rows"]["model"]
-    card = (
-        f"{first['relative']:.4f} ± {first['stderr']:.4f}",
-        f"Fréchet distance, 0 being real and 1 noise; {first['n']} samples",
-    )
-    return f"<p>{text}</p>" + _table(head, cells, 0), card
+    return f"<p>{text}</p>" + table(head, cells, 0)
 
 
 def _cells(row: dict[str, Any]) -> list[str]:
@@ -164,7 +163,7 @@ def _cells(row: dict[str, Any]) -> list[str]:
     ]
 
 
-def _floors(results: dict[str, Any]) -> tuple[str, Card]:
+def _floors(results: dict[str, Any]) -> str:
     """Distances of samples to data, beside those between data and data."""
     n = results["n"]
     text = (
@@ -183,12 +182,7 @@ def _floors(results: dict[str, Any]) -> tuple[str, Card]:
         for name, row in results["rows"].items()
     ]
     head = ["", "samples", "floor", "largest of floor", "points"]
-    name, first = next(iter(results["rows"].items()))
-    card = (
-        f"{first['distance']:.4f}",
-        f"{DISTANCES[name][0]}, floor {first['floor']:.4f}; {n} samples",
-    )
-    return f"<p>{text}</p>" + _table(head, cells), card
+    return f"<p>{text}</p>" + table(head, cells)
 
 
 def _nearest(results: dict[str, Any]) -> tuple[str, Card]:
@@ -223,7 +217,7 @@ def _inception(results: dict[str, Any]) -> str:
         ]
         for name, row in results["rows"].items()
     ]
-    return f"<p>{text}</p>" + _table(["", "FID", "KID", "Inception Score", "images"], cells, 0)
+    return f"<p>{text}</p>" + table(["", "FID", "KID", "Inception Score", "images"], cells, 0)
 
 
 def _likelihood(results: dict[str, Any], labels: bool) -> tuple[str, Card]:
@@ -252,11 +246,3 @@ def _likelihood(results: dict[str, Any], labels: bool) -> tuple[str, Card]:
         f"{results['evaluations']:.0f} evaluations per sample.</p>",
         (f"{mean} ± {error}", f"held-out {unit}{' given labels' if labels else ''}; {n} samples"),
     )
-
-
-def _table(head: list[str], rows: list[list[str]], ours: int = -1) -> str:
-    lines = ["".join(f"<td>{escape(cell)}</td>" for cell in row) for row in rows]
-    body = "".join(
-        f"<tr{' class=ours' if i == ours else ''}>{line}</tr>" for i, line in enumerate(lines)
-    )
-    return f"<table><tr>{''.join(f'<th>{escape(cell)}</th>' for cell in head)}</tr>{body}</table>"

@@ -26,6 +26,8 @@ from sdekit_diffusion._app.held_out import measured, summed
 from sdekit_diffusion._app.labels import Labels, drawn, given, require_guidance, required
 from sdekit_diffusion._app.options import QUICK, Estimate, Guidance, Labelling, Loading, Sampler
 from sdekit_diffusion._app.page import Picture, page_of
+from sdekit_diffusion._app.quality import compared, farthest
+from sdekit_diffusion._app.quality_figures import quality_figures
 from sdekit_diffusion._app.trained import data_of, opened, source_of
 from sdekit_diffusion._loading.load import config_folder
 from sdekit_diffusion._models.checkpoint import read_config, versions
@@ -91,11 +93,15 @@ def write_report(
     results = _about(run, model, source, seed) | {"sampling": sampling}
     results["labels"] = law.labels is not None
     results["likelihood"] = _likelihood(law, source.test[:n], estimate, sampler)
+    results["two_sample"] = compared(x, source, seed)
     results["neighbours"], nearest = neighbours(x, source)
+    results["farthest"] = farthest(nearest)
     results |= distances(x, source, seed, law.classes(n, sampler.first))
     if networks is not None:
         results["inception"] = inception_table(x, source, networks, device, seed)
-    pictures = _save_pictures(run, _make_figures(law, source, x, nearest, sampler, run))
+    figures = _make_figures(law, source, x, nearest.found, sampler, run)
+    figures |= quality_figures(x, source, results)
+    pictures = _save_pictures(run, figures)
     page = run / "report.html" if out is None else Path(out)
     page.parent.mkdir(parents=True, exist_ok=True)
     page.write_text(page_of(results, pictures), encoding="utf-8")

@@ -16,7 +16,16 @@ REPORT = "report.html"
 NUMBERS = "report.json"
 SAMPLES = "samples.npz"
 # Of a report, a file each.
-PICTURES = ("samples", "classes", "neighbours", "denoising", "forward", "loss")
+PICTURES = (
+    "samples",
+    "classes",
+    "worst",
+    "histogram",
+    "neighbours",
+    "denoising",
+    "forward",
+    "loss",
+)
 _PICTURE = re.compile(r"\d{8,}\.png")
 
 

@@ -23,6 +23,7 @@ from sdekit_diffusion.metrics._features import ClassifierFeatures, classifier_fe
 from sdekit_diffusion.metrics._floor import Floor, sampling_floor
 from sdekit_diffusion.metrics._image_features import ImageFeatures, image_features
 from sdekit_diffusion.metrics._inception import InceptionScores, inception_scores
+from sdekit_diffusion.metrics._kernel_test import kernel_c2st
 from sdekit_diffusion.metrics._modes import Modes, modes
 from sdekit_diffusion.metrics._neighbours import PrecisionRecall, nearest, precision_recall
 
@@ -49,6 +50,7 @@ __all__ = [
     "frechet",
     "image_features",
     "inception_scores",
+    "kernel_c2st",
     "mmd",
     "modes",
     "nearest",
