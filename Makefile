@@ -97,6 +97,7 @@ bench: setup ## every number of docs/benchmarks.md; needs a quiet machine
 	$(BIN)/python benchmarks/kill.py
 	$(BIN)/python benchmarks/recipes.py
 	$(BIN)/python benchmarks/distillation.py
+	$(BIN)/python benchmarks/report.py
 
 docs: setup
 	$(BIN)/sphinx-build -W -b html docs docs/_build/html
