@@ -115,7 +115,9 @@ def figures(x: torch.Tensor, source: sd.data.Dataset) -> dict[str, float]:
     }
 
 
-def tests(x: torch.Tensor, source: sd.data.Dataset, features: Callable[[Array], Array]) -> dict:
+def tests(
+    x: torch.Tensor, source: sd.data.Dataset, features: Callable[[Array], Array]
+) -> dict[str, float]:
     """Each test of pixels, and that of the report in features too."""
     a = pixels(x)
     b = pixels(source.test)
@@ -142,14 +144,15 @@ def main() -> None:
     trained(run)
     source = sd.data.load("digits")
     rng = np.random.default_rng(SEED)
-    rows = [rng.permutation(len(source.train))[:SAMPLES] for _ in range(SETS)]
+    train, labels = source.reference(2000)
+    assert labels is not None
+    rows = [rng.permutation(len(train))[:SAMPLES] for _ in range(SETS)]
     sets = {
         "third": drawn(run / "checkpoints" / f"{THIRD:08d}", source),
         "finished": drawn(run, source),
-        "training images": [source.train[index] for index in rows],
+        "training images": [train[index] for index in rows],
     }
-    train, labels = source.reference(2000)
-    features = classifier_features(pixels(train), labels, seed=SEED)
+    features = classifier_features(pixels(train), labels.numpy(), seed=SEED)
     headlines = {name: [figures(x, source) for x in part] for name, part in sets.items()}
     printed(headlines)
     compared = {name: [tests(x, source, features) for x in part] for name, part in sets.items()}

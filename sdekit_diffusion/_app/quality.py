@@ -106,4 +106,5 @@ def _equal_shares(counts: Array) -> float:
     from scipy.stats import chi2_contingency
 
     seen = counts[:, counts.sum(axis=0) > 0]
-    return float(chi2_contingency(seen, correction=False)[1])
+    result: Any = chi2_contingency(seen, correction=False)
+    return float(result.pvalue)
