@@ -64,7 +64,7 @@ sphinx_gallery_conf = {
     "download_all_examples": False,
     "show_signature": False,
     "remove_config_comments": True,
-    "ignore_pattern": r"networks\.py",
+    "ignore_pattern": r"(networks|strip)\.py",
     "plot_gallery": True,
     "abort_on_example_error": True,
     "min_reported_time": 0,
