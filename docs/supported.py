@@ -21,7 +21,7 @@ ROOT = Path(__file__).parent.parent
 Row = tuple[str, ...]  # the cells
 NOISE = ("none", "additive", "diagonal", "scalar", "general")
 UNTESTED = "not tested"
-HEAD = "solver noise time dtypes batch torch.func torch.compile adaptive GPU".split()
+HEAD = "solver noise time dtypes batch vmap compile adaptive GPU".split()
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,7 @@ COVERS = (*ORDERS, SAME, TRANSFORMED, ITERATED, COMPILED, ESTIMATED)
 
 def number(cover: Cover) -> str:
     """How cells refer to a test."""
-    return f"({COVERS.index(cover) + 1})"
+    return str(COVERS.index(cover) + 1)
 
 
 def solvers() -> Iterator[type[sdekit.AbstractSolver]]:
@@ -135,22 +135,23 @@ def noise_and_time(kind: type) -> tuple[str, str]:
     directions: set[int] = set()
     for cover, run in found:
         directions |= {run["direction"]} if "direction" in run else set(cover.directions)
-    covers = " ".join(number(cover) for cover in ORDERS if cover.of(kind))
+    covers = ", ".join(number(cover) for cover in ORDERS if cover.of(kind))
     time = "both" if len(directions) == 2 else "forwards" if 1 in directions else "backwards"
-    return f"{', '.join(sorted(noise, key=NOISE.index))} {covers}", time
+    kinds = "all" if len(noise) == len(NOISE) else ", ".join(sorted(noise, key=NOISE.index))
+    return f"{kinds} ({covers})", time
 
 
 def transformed(kind: type) -> str:
     """Whether torch.func works."""
     if TRANSFORMED.of(kind):
-        return f"yes {number(TRANSFORMED)}"
-    return f"derivatives, no vmap {number(ITERATED)}" if ITERATED.of(kind) else UNTESTED
+        return f"✓ ({number(TRANSFORMED)})"
+    return f"refused ({number(ITERATED)})" if ITERATED.of(kind) else UNTESTED
 
 
 def compiled(kind: type) -> str:
     """Whether a step compiles."""
     if COMPILED.of(kind):
-        return f"yes {number(COMPILED)}"
+        return f"✓ ({number(COMPILED)})"
     return "no: it iterates" if ITERATED.of(kind) else UNTESTED
 
 
@@ -159,14 +160,14 @@ def adaptive(kind: type) -> str:
     for cover in (ESTIMATED, ORDERS[1]):
         runs = cover.of(kind)
         if runs and runs[0]["solver"].embedded is not None:
-            return f"yes {number(cover)}"
+            return f"✓ ({number(cover)})"
     return "no"
 
 
 def support() -> Iterator[tuple[str, Row]]:
     """A row for each solver, and the pattern by which it is found."""
     for kind in solvers():
-        same = f"yes {number(SAME)}" if SAME.of(kind) else UNTESTED
+        same = f"✓ ({number(SAME)})" if SAME.of(kind) else UNTESTED
         cells = (*noise_and_time(kind), same, same, transformed(kind), compiled(kind))
         row = (f"`{kind.__name__}`", *cells, adaptive(kind), UNTESTED)
         yield rf"`{kind.__name__}`", row

@@ -27,7 +27,7 @@ TEXT = """\
 
 Each promise of the README and of these pages is kept by tests. A test that cannot fail proves
 nothing: so each promise is broken on purpose, by a mistake of one line in a copy of the tree, and
-the test named beside the mistake must fail with it and pass without it. The mistakes are in
+the test named below the mistake must fail with it and pass without it. The mistakes are in
 `tests/promises.toml`. `make promises` makes them all and writes this page, in about {minutes}
 minutes on one core; `tests/promises.py TEXT` makes those whose lines contain a text. A test of the
 suite checks that all tests named here exist, and that each mistake still has its place in the code.
@@ -60,6 +60,7 @@ class Break:
 class Promise:
     """What is promised, where, and how it is broken."""
 
+    title: str
     says: str
     where: str
     breaks: list[Break]
@@ -69,7 +70,10 @@ def promises() -> list[Promise]:
     """The table."""
     table = tomllib.loads((ROOT / "tests" / "promises.toml").read_text())
     return [
-        Promise(entry["says"], entry["where"], [_break(entry["says"], b) for b in entry["breaks"]])
+        Promise(
+            *(entry[name] for name in ("title", "says", "where")),
+            [_break(entry["says"], each) for each in entry["breaks"]],
+        )
         for entry in table["promise"]
     ]
 
@@ -85,11 +89,11 @@ def page() -> str:
 
 
 def _section(promise: Promise) -> Iterator[str]:
-    yield f"## {promise.says}\n"
-    yield f"Promised in {promise.where}.\n"
-    yield "| broken on purpose | the test that fails |\n|---|---|"
+    yield f"## {promise.title}\n"
+    yield f"{promise.says} Promised in {promise.where}.\n"
+    yield "Broken on purpose, and the tests that fail:\n"
     for each in promise.breaks:
-        yield f"| {each.mistake} | `{each.test}` |"
+        yield f"- {each.mistake}:\n  `{each.test}`"
     yield ""
 
 
