@@ -1,11 +1,13 @@
 """The fixed-grid loop: both directions, trajectories, failures, memory."""
 
 import math
+import re
 import tracemalloc
 
 import pytest
 import torch
 
+import sdekit
 from sdekit import (
     ODE,
     RK4,
@@ -131,6 +133,21 @@ def test_unsound_pairs_are_refused_before_the_loop(problem, solver, message):
     for call in (solve, integrate):
         with pytest.raises(ValueError, match=message):
             call(problem, ONE, [0.0, 1.0], solver=solver)
+
+
+@pytest.mark.parametrize("calculus", ["ito", "stratonovich"])
+@pytest.mark.parametrize("noise", ["additive", "diagonal", "scalar", "general"])
+def test_a_refused_solver_is_answered_with_solvers_that_apply(noise, calculus):
+    size = 1 if noise == "general" else None
+    shapes = {"additive": lambda t, x: 1.0, "general": lambda t, x: x[..., None]}
+    g = shapes.get(noise, lambda t, x: x)
+    equation = SDE(lambda t, x: -x, g, noise, calculus, size)
+    with pytest.raises(ValueError, match=r"choose .*eta=0") as caught:
+        solve(equation, ONE, [0.0, 1.0], solver=RK4())
+    names = re.findall(r"(\w+)\(\)", str(caught.value))
+    assert len(names) == 2
+    for name in names:
+        assert solve(equation, ONE, [0.0, 0.1], solver=getattr(sdekit, name)()).x.isfinite().all()
 
 
 @pytest.mark.parametrize("x0", [torch.ones(3, 1, dtype=torch.int64), torch.tensor(1.0), [1.0]])

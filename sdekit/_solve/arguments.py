@@ -230,12 +230,28 @@ def require_pairing(problem: AbstractSDE, solver: AbstractSolver) -> None:
     name = type(solver).__name__
     noise = problem.noise_type
     if noise not in solver.order:
+        remedy = _recommended(problem)
+        if set(solver.order) == {"none"}:
+            remedy += ", or an equation without noise (eta=0)"
         raise ValueError(
             f"{name} does not support {noise} noise, only {', '.join(solver.order)}; choose "
-            f"another solver{'' if noise == 'none' else ', or an equation without noise (eta=0)'}"
+            f"{remedy}"
         )
     if noise not in ("none", "additive") and problem.sde_type != solver.sde_type:
         raise ValueError(
             f"{name} solves {solver.sde_type} equations and this one is {problem.sde_type}; choose "
-            "another solver"
+            f"{_recommended(problem)}"
         )
+
+
+def _recommended(problem: AbstractSDE) -> str:
+    """Solvers for the noise and the calculus of an equation, as docs/solvers.md recommends them."""
+    ito = problem.sde_type == "ito"
+    diagonal = "SRID2() or Milstein()" if ito else "SlowRK() or Heun()"
+    return {
+        "none": "RK4(), or Tsit5() with adaptive steps",
+        "additive": "ShARK() or SRA1()",
+        "diagonal": diagonal,
+        "scalar": diagonal,
+        "general": "EulerMaruyama() or Milstein()" if ito else "SPaRK() or Heun()",
+    }[problem.noise_type]
