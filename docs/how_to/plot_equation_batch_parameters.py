@@ -51,9 +51,7 @@ class Pitchfork(sdekit.AbstractSDE):
 
 control = sdekit.PIDController(rtol=1e-6, atol=1e-6)
 start = torch.full_like(r, 0.1)
-solution = sdekit.solve(
-    Pitchfork(r), start, [0.0, 30.0], solver=sdekit.Tsit5(), control=control
-)
+solution = sdekit.solve(Pitchfork(r), start, [0.0, 30.0], solver=sdekit.Tsit5(), control=control)
 print("steps of r = -1, 0.25 and 1.5:", solution.accepted[[0, 300, 599]].tolist())
 
 # %%

@@ -3,8 +3,8 @@ How do I solve an equation with correlated noise?
 =================================================
 
 If g is constant, change the variable: with the Cholesky factor L of the covariance of the noise and
-:math:`x = L z`, the noise of z is additive and independent, and ``ShARK`` applies. If g depends on x,
-give it as a matrix, with ``noise_type="general"``. The example has three coupled oscillating
+:math:`x = L z`, the noise of z is additive and independent, and ``ShARK`` applies. If g depends on
+x, give it as a matrix, with ``noise_type="general"``. The example has three coupled oscillating
 quantities.
 """
 
@@ -48,8 +48,8 @@ print(torch.corrcoef(xs[1].T).round(decimals=2))
 # The matrix as general noise
 # ---------------------------
 # g has the shape ``(batch, 3, m)``, with ``noise_size=m`` Brownian motions, and m may differ from
-# the number of coordinates. Both equations have the same solution on the same path, but a solver for
-# general noise has a lower order here: compare the errors of paths.
+# the number of coordinates. Both equations have the same solution on the same path, but a solver
+# for general noise has a lower order here: compare the errors of paths.
 
 general = sdekit.SDE(f, lambda t, x: L.expand(len(x), 3, 3), "general", noise_size=3)
 fine = sdekit.uniform(0.0, 2.0, 1024)

@@ -23,9 +23,7 @@ x0 = torch.zeros(20000, 1)
 
 def passages(event):
     noise = sdekit.WhiteNoise(0)
-    solution = sdekit.solve(
-        walk, x0, grid, solver=sdekit.EulerMaruyama(), noise=noise, event=event
-    )
+    solution = sdekit.solve(walk, x0, grid, solver=sdekit.EulerMaruyama(), noise=noise, event=event)
     return solution.events.t[0]
 
 

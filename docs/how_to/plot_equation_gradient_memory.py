@@ -73,21 +73,20 @@ ax.legend()
 # ----------------
 # All three differentiate the steps that were made, not the exact solution.
 
-plain, *others = [
-    torch.autograd.grad(loss(36, how), net[0].weight)[0] for how in ways.values()
-]
+plain, *others = [torch.autograd.grad(loss(36, how), net[0].weight)[0] for how in ways.values()]
 for name, other in zip(list(ways)[1:], others, strict=True):
     print(f"{name}: {float((other - plain).norm() / plain.norm()):.1e} from autograd")
 
 # %%
 # Which one
 # ---------
-# - ``Checkpointed()`` takes any solver, gives second derivatives too, and evaluates each step twice.
-#   Within the backward pass it holds the tensors of about :math:`\sqrt n` steps once more.
-# - ``Reversible()`` costs three evaluations per step. Rounding errors grow where the drift contracts
-#   for a long time; if the solve does not return to ``x0``, an error says so.
-# - :func:`sdekit.sdeint_adjoint` and :func:`sdekit.odeint_adjoint` solve the adjoint equation, as in
-#   torchsde and torchdiffeq: constant memory, and a gradient with an error of the order of the steps.
+# - ``Checkpointed()`` takes any solver, gives second derivatives too, and evaluates each step
+#   twice. Within the backward pass it holds the tensors of about :math:`\sqrt n` steps once more.
+# - ``Reversible()`` costs three evaluations per step. Rounding errors grow where the drift
+#   contracts for a long time; if the solve does not return to ``x0``, an error says so.
+# - :func:`sdekit.sdeint_adjoint` and :func:`sdekit.odeint_adjoint` solve the adjoint equation, as
+#   in torchsde and torchdiffeq: constant memory, and a gradient with an error of the order of the
+#   steps.
 # - Adaptive steps and ``save="dense"`` need autograd (``gradient=None``).
 #
 # With large networks the memory is that of the network's activations; with small states the nodes

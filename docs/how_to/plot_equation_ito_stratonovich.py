@@ -1,4 +1,4 @@
-"""
+r"""
 How do I convert an equation between Ito and Stratonovich?
 ==========================================================
 
@@ -53,9 +53,7 @@ ax.legend()
 # ------------------------
 # Subtract the same correction. Then the solvers of Stratonovich equations apply.
 
-back = sdekit.SDE(
-    lambda t, x: ito.f(t, x) - 0.5 * correction(t, x), g, "diagonal", "stratonovich"
-)
+back = sdekit.SDE(lambda t, x: ito.f(t, x) - 0.5 * correction(t, x), g, "diagonal", "stratonovich")
 difference = solved(back, sdekit.SlowRK()).x - reference.x
 print(f"by SlowRK: {float(difference.abs().max()):.1e} from Heun")
 

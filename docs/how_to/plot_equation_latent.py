@@ -4,9 +4,9 @@ How do I train a latent equation, with the KL divergence of paths?
 
 The posterior of a path given noisy data is an equation with the noise of the prior and another
 drift, :math:`f + g u(t, x)`. Train the network u on the evidence lower bound,
-:math:`\mathrm{E}[\log p(y \mid x) + \log w]`, where :func:`sdekit.path_weights` solves the posterior
-and returns log w, whose mean is minus the Kullback-Leibler divergence from the prior. For the linear
-prior of this example the exact posterior is known.
+:math:`\mathrm{E}[\log p(y \mid x) + \log w]`, where :func:`sdekit.path_weights` solves the
+posterior and returns log w, whose mean is minus the Kullback-Leibler divergence from the prior. For
+the linear prior of this example the exact posterior is known.
 """
 
 import matplotlib.pyplot as plt

@@ -72,6 +72,6 @@ ax.set(xlabel="time", ylabel="variance of 2000 samples", title="four steps of Sh
 ax.legend()
 
 # %%
-# On a fixed grid ``save="all"`` keeps the states at the ends of all steps, and is the most accurate
-# choice where the output times are few and the steps can end there. Accuracy between the steps:
+# On a fixed grid ``save="all"`` keeps the states at the ends of all steps. Where g depends on the
+# state, they are more accurate than states between the steps. Orders between the steps:
 # "Between the steps" in :doc:`/solvers`. Reference: :func:`sdekit.solve`, :class:`sdekit.Solution`.

@@ -3,8 +3,8 @@ How do I write a solver of my own?
 ==================================
 
 Write a frozen dataclass with the orders that you promise and one function, ``step``. The loop draws
-the noise, keeps the time and checks the states. The example is the tamed Euler method, which remains
-stable where Euler's steps overshoot.
+the noise, keeps the time and checks the states. The example is the tamed Euler method, which
+remains stable where Euler's steps overshoot.
 """
 
 from dataclasses import dataclass
@@ -85,7 +85,7 @@ for n in (10, 20, 40):
 
 # %%
 # ``problem.diffuse`` adds g dW for every type of noise, so a step does not depend on it. A solver
-# that needs the space-time area of the noise declares ``levy = "H"``; what it remembers from step to
-# step is ``state``. One more solver in the library takes at most 20 lines and two lines of
+# that needs the space-time area of the noise declares ``levy = "H"``; what it remembers from step
+# to step is ``state``. One more solver in the library takes at most 20 lines and two lines of
 # registration, and is then tested with the others: :doc:`/contributing`. Reference:
 # :class:`sdekit.AbstractSolver`, :class:`sdekit.Step`, :class:`sdekit.AbstractRungeKutta`.

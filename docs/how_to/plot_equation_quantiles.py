@@ -25,7 +25,7 @@ ax.plot(solution.ts, x[:, :5], color="0.6", lw=0.5)
 ax.fill_between(solution.ts, low, high, alpha=0.3, label="5 % to 95 %")
 ax.plot(solution.ts, median, label="median")
 ax.plot(solution.ts, x.mean(dim=1), "k--", label="mean")
-ax.set(xlabel="time", ylabel="x", title="gray: five of the 5000 paths")
+ax.set(xlabel="time", ylabel="x", title="grey: five of the 5000 paths")
 ax.legend()
 
 # %%

@@ -54,8 +54,8 @@ axes[1].legend()
 # Is the proposal good?
 # ---------------------
 # The mean of all weights is 1, and few paths must not have all of the weight. Look at the effective
-# number of paths in the event, :math:`(\sum w)^2 / \sum w^2`. A poor proposal gives an estimate that
-# is too small with an error that is too small, too.
+# number of paths in the event, :math:`(\sum w)^2 / \sum w^2`. A poor proposal gives an estimate
+# that is too small with an error that is too small, too.
 
 for strength in (0.6, 0.8, 1.0, 1.2):
     tried = sdekit.SDE(
@@ -70,7 +70,7 @@ for strength in (0.6, 0.8, 1.0, 1.2):
 
 # %%
 # - Weights are exact for the discretised equations, whatever the step: only the steps' own error is
-#   left. Here Euler's steps change this very small probability by more than 10 %, as printed above.
+#   left. Here Euler's steps change this small probability by more than 10 %, as printed above.
 # - Target and proposal must share g, and g must reach all directions.
 # - Divide the weighted average by the mean weight for the average of the target given the event.
 # - Without a proposal, a first passage is an event: :doc:`plot_equation_first_passage`.

@@ -31,9 +31,7 @@ generator = torch.Generator().manual_seed(0)
 normals = torch.randn(n, 1, dtype=torch.float64, generator=generator)
 x0 = groups.repeat(n // 2)[:, None] + spread * normals
 ts = sdekit.uniform(0.0, 1.5, 150)
-there = sdekit.solve(
-    forward, x0, ts, solver=sdekit.ShARK(), noise=sdekit.WhiteNoise(1), save="all"
-)
+there = sdekit.solve(forward, x0, ts, solver=sdekit.ShARK(), noise=sdekit.WhiteNoise(1), save="all")
 back = sdekit.solve(
     sdekit.ReverseSDE(forward, score), there.x, ts.flip(0), solver=sdekit.ShARK(),
     noise=sdekit.WhiteNoise(2), save="all",
@@ -55,8 +53,8 @@ print("share within 0.9 of a group: given {:.3f}, reverse {:.3f}, flow {:.3f}".f
 # ---------------------------
 # At each time the states have the law of the forward process; a path of the reverse equation is not
 # a forward path run backwards. The flow is deterministic: each end has one beginning, and
-# :func:`sdekit.log_likelihood` computes densities with it. ``eta`` of ``ReverseSDE`` is the amount of
-# noise, from 0, the flow, to 1, Anderson's equation, and beyond.
+# :func:`sdekit.log_likelihood` computes densities with it. ``eta`` of ``ReverseSDE`` is the amount
+# of noise, from 0, the flow, to 1, Anderson's equation, and beyond.
 
 for eta in (0.5, 1.0, 1.5):
     equation = sdekit.ReverseSDE(forward, score, eta=eta)
@@ -81,6 +79,6 @@ print(f"with other noise: {float((other - x0).abs().max()):.1f}")
 
 # %%
 # For an Ito equation with diagonal noise a decreasing grid is an Ito equation with respect to the
-# *reversed* path, which is another equation; a Stratonovich equation returns. Where the score is not
-# known, a network learns it: that is a diffusion model, see the package ``sdekit_diffusion``.
+# *reversed* path, which is another equation; a Stratonovich equation returns. Where the score is
+# not known, a network learns it: that is a diffusion model, see the package ``sdekit_diffusion``.
 # Reference: :class:`sdekit.ReverseSDE`, :class:`sdekit.ProbabilityFlow`.

@@ -7,6 +7,8 @@ function of the seed for every grid, so that the difference is the error of the 
 a factor, path by path. No exact solution is needed.
 """
 
+from itertools import pairwise
+
 import matplotlib.pyplot as plt
 import sdekit
 import torch
@@ -23,9 +25,9 @@ def solved(steps, noise, save="last"):
 
 counts = [16, 32, 64, 128, 256]
 ends = [solved(n, path).x for n in (*counts, 512)]
-differences = [float((a - b).square().mean().sqrt()) for a, b in zip(ends, ends[1:], strict=False)]
+differences = [float((a - b).square().mean().sqrt()) for a, b in pairwise(ends)]
 fresh = [solved(n, sdekit.WhiteNoise(seed=0)).x for n in (*counts, 512)]
-useless = [float((a - b).square().mean().sqrt()) for a, b in zip(fresh, fresh[1:], strict=False)]
+useless = [float((a - b).square().mean().sqrt()) for a, b in pairwise(fresh)]
 
 fig, axes = plt.subplots(1, 2, figsize=(9, 3.3))
 for n in (16, 32, 128):
@@ -43,7 +45,7 @@ axes[1].legend()
 # %%
 # For short steps the differences fall with the strong order of the solver, 1.5 for ``SRID2`` with
 # diagonal noise. If they do not fall, something is wrong: an equation that is not smooth, or noise
-# that is not one path, such as the gray line.
+# that is not one path, such as the grey line.
 
 for n, a, b in zip(counts, differences, differences[1:], strict=False):
     order = torch.log2(torch.tensor(a / b))

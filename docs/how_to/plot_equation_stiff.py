@@ -30,8 +30,8 @@ ax.legend()
 # %%
 # With noise
 # ----------
-# The state follows a slow target at a rate of 200 and more. Steps of 0.05 are stable with an
-# implicit solver; explicit ones end in an error that names the step.
+# The state follows a slow target at a rate of 100 to 400. Steps of 0.05 are stable with an implicit
+# solver; explicit ones end in an error that names the step.
 
 
 def follow(t, x):
