@@ -66,6 +66,7 @@ sphinx_gallery_conf = {
     "remove_config_comments": True,
     "ignore_pattern": r"(networks|strip)\.py",
     "plot_gallery": True,
+    "capture_repr": (),  # of the last line of a block: legends, lists of labels
     "abort_on_example_error": True,
     "min_reported_time": 0,
 }
