@@ -11,6 +11,8 @@ from sphinx.util import logging
 sys.path.insert(0, str(Path(__file__).parent))
 sys.path.append(str(Path(__file__).parent / "examples"))  # networks.py, for all galleries
 
+from sdekit_diffusion.__main__ import explore
+
 from registered import completed
 
 logger = logging.getLogger(__name__)
@@ -35,6 +37,7 @@ html_math_renderer = "mathml"
 html_theme = "furo"
 html_static_path = ["_static"]
 html_css_files = ["pages.css"]
+html_js_files = ["interactive.js"]
 exclude_patterns = ["_build", "_cache", *GALLERIES]
 # The look of pictures is a function, which Sphinx cannot keep between two builds.
 suppress_warnings = ["myst.header", "config.cache"]
@@ -118,7 +121,15 @@ def with_all_rows(app, name, source):
     source[0] = completed(name, source[0])
 
 
+def interactive_page(app, error):
+    """The page that docs/interactive.md shows, computed by the command line's function."""
+    page = Path(app.outdir) / "_static" / "three_modes.html"
+    if error is None and app.builder.format == "html" and not page.exists():
+        explore(mixture="three_modes", out=page)
+
+
 def setup(app):
+    app.connect("build-finished", interactive_page)
     app.connect("source-read", with_all_rows)
     app.connect("include-read", at_the_root)
     app.add_html_math_renderer("mathml", (inline_formula, None), (formula, None))

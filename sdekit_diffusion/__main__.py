@@ -1,4 +1,4 @@
-"""The command line: train, sample, likelihood, restore, report."""
+"""The command line: train, sample, likelihood, restore, explore, report."""
 
 import os
 import sys
@@ -7,14 +7,25 @@ from collections.abc import Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 import sdekit_diffusion
 from sdekit_diffusion import Log, Recipe, Record, ScoreModel, Shards
-from sdekit_diffusion._app import held_out, labels, outputs, report, restoring, trained
+from sdekit_diffusion._app import (
+    explored,
+    exploring,
+    held_out,
+    interactive,
+    labels,
+    outputs,
+    report,
+    restoring,
+    trained,
+)
+from sdekit_diffusion._app.exploring import Sliders
 from sdekit_diffusion._app.net_options import Net
 from sdekit_diffusion._app.options import (
     QUICK,
@@ -304,6 +315,67 @@ def restore(
         wait()
 
 
+@with_names
+def explore(
+    run: Path | None = None,
+    /,
+    *,
+    mixture: str | None = None,
+    n: int | None = None,
+    out: Path | None = None,
+    label: tuple[int, ...] = (),
+    sliders: Sliders = Sliders(),  # noqa: B008 - frozen
+    method: str = "default",
+    grid: str | None = None,
+    sde: str | None = None,
+    noise: Literal["white", "path"] = "path",
+    megabytes: float = 3.0,
+    loading: Loading = Loading(),  # noqa: B008 - frozen
+) -> None:
+    """Write an interactive page of a run or an exact mixture: one HTML file, which works offline,
+    with sliders for the time, eta, the number of steps, guidance and the seed.
+
+    Args:
+        run: the folder that train wrote.
+        mixture: instead of a run an exact mixture: two_modes or three_modes; or the exact model of
+            the points of a data set, such as moons.
+        n: the number of samples; as many as fit, at most 300 points or 40 images, unless given.
+        out: the page; explore.html in the folder of the run, or here, unless given.
+        label: of a model with labels, the classes that samples have in turn; all unless given.
+        sliders: what the sliders can be set to.
+        method: as for sample.
+        grid: the grid of the steps: {grids}.
+        sde: the diffusion to sample under: {diffusions}; the model's own unless given, and vp for a
+            mixture.
+        noise: with eta above 0: path, one Brownian path per sample, which more steps refine; or
+            white, other noise for every number of steps, which all methods can use.
+        megabytes: the size that the page must not exceed.
+        loading: how to load the model.
+    """
+    if (run is None) == (mixture is None):
+        raise ValueError("give the folder of a run, or --mixture and a name such as three_modes")
+    out = (run or Path()) / "explore.html" if out is None else out
+    if not out.parent.is_dir():
+        raise ValueError(f"the folder of {out} does not exist; make it, or choose another file")
+    law = (
+        explored.of_run(run, label, loading)
+        if run is not None
+        else explored.of_mixture(mixture or "", label)
+    )
+    sampler = Sampler(method=method, grid=grid, sde=sde or law.sde, noise=noise)
+    completed = sliders.completed(law, method)
+    count = exploring.number_of_samples(law, completed, n, megabytes)
+    start = time.perf_counter()
+    page = interactive.page_of(
+        law, exploring.explored_frames(law, completed, count, sampler), sampler
+    )
+    size = outputs.save_page(out, page, megabytes)
+    print(
+        f"wrote {out}, {size:.1f} MB, {count} samples of {completed.states()} states, in "
+        f"{time.perf_counter() - start:.0f} s"
+    )
+
+
 def summarise(
     run: Path,
     /,
@@ -390,6 +462,7 @@ COMMANDS = {
     "sample": sample,
     "likelihood": likelihood,
     "restore": restore,
+    "explore": explore,
     "report": summarise,
 }
 

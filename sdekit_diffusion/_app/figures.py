@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from sdekit import normal
@@ -62,6 +63,18 @@ def _tiles(
     )  # fmt: skip
 
 
+def frame(points: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """The least and the largest coordinates of a picture of points `(n, d)`."""
+    low, high = np.quantile(points, (0.001, 0.999), axis=0)
+    centre = (low + high) / 2
+    half_widths = np.maximum(0.55 * (high - low), 1e-6 * np.abs(high) + 1e-12)
+    # One unit for both axes if their ranges are similar.
+    half_widths = np.where(
+        half_widths.max() < _MAX_ASPECT * half_widths, half_widths.max(), half_widths
+    )
+    return centre - half_widths, centre + half_widths
+
+
 def scatter(panels: list[tuple[str, Tensor]]) -> "Figure":
     """Points `(n, ...)` by their first two coordinates, or histograms of numbers, all in one
     frame.
@@ -69,15 +82,7 @@ def scatter(panels: list[tuple[str, Tensor]]) -> "Figure":
     side = min(11 / len(panels), 3.5)
     figure, axes = _axes(side * len(panels), side + 0.4, len(panels))
     points = [x.reshape(len(x), -1)[:, :2].double().cpu().numpy() for _, x in panels]
-    low, high = np.quantile(np.concatenate(points), (0.001, 0.999), axis=0)
-    centre = (low + high) / 2
-    half_widths = np.maximum(0.55 * (high - low), 1e-6 * np.abs(high) + 1e-12)
-    # One unit for both axes if their ranges are similar.
-    half_widths = np.where(
-        half_widths.max() < _MAX_ASPECT * half_widths, half_widths.max(), half_widths
-    )
-    low = centre - half_widths
-    high = centre + half_widths
+    low, high = frame(np.concatenate(points))
     for i, (ax, flat) in enumerate(zip(axes, points, strict=True)):
         plot.samples(flat, limits=list(zip(low, high, strict=True)), ax=ax)
         ax.set(box_aspect=1 if flat.shape[1] == 2 else None)

@@ -234,8 +234,7 @@ def of_likelihood(model: ScoreModel, labels: Labels | None, guidance: Guidance) 
 
 def _require_classes(model: ScoreModel, label: Sequence[int], what: str) -> None:
     """Refuses classes that the network is known not to have."""
-    config = getattr(model.net, "config", None)
-    classes = config.get("classes") if isinstance(config, dict) else None
+    classes = _known_classes(model)
     least = min(label)
     largest = max(label)
     if least < 0 or (classes is not None and largest >= classes):
@@ -244,12 +243,29 @@ def _require_classes(model: ScoreModel, label: Sequence[int], what: str) -> None
         raise ValueError(f"{what} {values}; the classes of this model are {known}")
 
 
-def _require_dropped(run: Path, name: str) -> None:
-    """Refuses to use a model without its labels if no training run showed it how."""
+def _known_classes(model: ScoreModel) -> int | None:
+    """The number of classes of a network, None where it does not say."""
+    config = getattr(model.net, "config", None)
+    return config.get("classes") if isinstance(config, dict) else None
+
+
+def all_classes(run: Path, model: ScoreModel) -> tuple[int, ...]:
+    """The classes of a model that was trained with labels; none where their number is unknown."""
+    known = None if _trained_with(run, model) is None else _known_classes(model)
+    return tuple(range(known or 0))
+
+
+def is_dropped(run: Path, name: str) -> bool:
+    """Whether a model may be used without its labels: some were dropped when it was trained."""
     recipe = _notes(run).get("recipe")
     drop = recipe.get("drop") if isinstance(recipe, Mapping) else None
     drop = drop.get(name, 0.0) if isinstance(drop, Mapping) else drop
-    if drop == 0:
+    return drop != 0
+
+
+def _require_dropped(run: Path, name: str) -> None:
+    """Refuses to use a model without its labels if no training run showed it how."""
+    if not is_dropped(run, name):
         raise ValueError(
             "this model was trained with drop = 0 and knows samples with labels only: use it with "
             "labels and without guidance, or train one with --drop 0.1"

@@ -103,6 +103,24 @@ def save_restoration(out: Path, found: Restoration, scale: Scale) -> None:
             np.savez(file, **{name: value.numpy() for name, value in vars(found).items()})
 
 
+def save_page(out: Path, page: str, limit: float) -> float:
+    """Writes a page of at most so many megabytes, and returns its size in them.
+
+    Raises:
+        ValueError: for a page that is larger.
+    """
+    content = page.encode()
+    size = len(content) / 1e6
+    if size > limit:
+        raise ValueError(
+            f"the page would have {size:.1f} MB, more than --megabytes {limit:g}: give a smaller "
+            "--n, fewer values, or more megabytes"
+        )
+    with replace_atomically(out) as temporary:
+        temporary.write_bytes(content)
+    return size
+
+
 def _write_npy(file: IO[bytes], parts: Iterator[Array], n: int, _: Scale) -> None:
     first = next(parts)
     header = {
