@@ -124,7 +124,7 @@ def with_all_rows(app, name, source):
 def interactive_page(app, error):
     """The page that docs/interactive.md shows, computed by the command line's function."""
     page = Path(app.outdir) / "_static" / "three_modes.html"
-    if error is None and app.builder.format == "html" and not page.exists():
+    if error is None and app.builder.format == "html":
         explore(mixture="three_modes", out=page)
 
 

@@ -15,14 +15,15 @@ _WHAT = {
 }
 _CLASSES = {
     "points": " Sample i has class i modulo the number of classes, and the colour of its class.",
-    "images": " A column has the images of one class.",
+    "images": " A column has the images of one class, whose number stands below it.",
 }
 # What to look for at each slider: in points and in images.
 _LOOK_FOR = {
     "time": (
         "From noise at the left to data at the right. At the end the coloured points should "
-        "cover the grey ones, equally densely.",
-        "From noise at the left to data at the right. Outlines appear first, details last.",
+        "cover the grey ones, equally densely, unless guidance is above 1.",
+        "From noise at the left to data at the right. Look for the time from which on one can see "
+        "what the image will be.",
     ),
     "eta": (
         "The noise level of the reverse equation. With 0, the probability flow, paths are smooth; "
@@ -34,7 +35,8 @@ _LOOK_FOR = {
     "steps": (
         "Steps of the solver. Compare the last states with the grey points: with eta above 0 and "
         "few steps they spread too far, with eta = 0 much less.",
-        "Steps of the solver. With few steps images have errors, most of all with eta above 0.",
+        "Steps of the solver. Compare few steps with many, with eta = 0 and above: the less an "
+        "image changes, the smaller its error.",
     ),
     "guidance": (
         "The scale w. With 0 the class has no influence, 1 is the law given the class, and more "
