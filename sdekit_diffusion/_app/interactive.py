@@ -50,8 +50,8 @@ _LOOK_FOR = {
     ),
 }
 _PATH = (
-    "One Brownian path per sample for all numbers of steps: with more steps a sample tends to a "
-    "limit."
+    "One Brownian path per sample for all numbers of steps: samples tend to a limit as the number "
+    "of steps grows."
 )
 
 
