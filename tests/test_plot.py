@@ -213,6 +213,8 @@ def test_denoising_shows_states_and_denoised_images():
     assert np.allclose(shown[3:, :3, 0], ((noise + 1) / 2).clip(0, 1), atol=1e-5)
     headings = [float(label.get_text()) for label in states.get_xticklabels()]
     assert headings == sorted(headings, reverse=True)
+    canvas = plot.denoising(model, solution, sde="vp", count=1, columns=99)[0].images[0]
+    assert canvas.get_array().shape == (2, 9 * 4 - 1, 3)  # all states of eight steps
     own = new_axes(columns=2)
     assert list(plot.denoising(model, solution, sde="vp", axes=tuple(own))) == own
     with pytest.raises(ValueError, match="no diffusion of its own"):

@@ -90,7 +90,7 @@ def denoising(
             `(C, H, W)`.
         sde: the diffusion of the samples; the model's own unless given.
         count: the first so many samples are drawn.
-        columns: the number of states, at evenly spaced steps.
+        columns: the largest number of states, at evenly spaced steps.
         black, white: the values that are black and white.
         axes: two axes to draw on; new ones unless given.
 
@@ -118,6 +118,7 @@ def denoising(
             "(C, H, W) with 1 or 3 channels, points by plot.trajectories"
         )
     kernel = model.under(sde)
+    columns = min(columns, len(solution.ts))
     chosen = np.linspace(0, len(solution.ts) - 1, columns).round().astype(int)
     shown = min(count, len(solution.x))
     states = []
