@@ -66,7 +66,7 @@ for name, gradient in ways.items():
 ax.set(xlabel="steps", ylabel="peak memory in megabytes", xticks=counts,
        xticklabels=counts, yticks=[0.1, 1, 10], ylim=(0.1, 10))  # fmt: skip
 ax.minorticks_off()
-ax.legend()
+ax.legend(loc="center right")
 
 # %%
 # The same numbers

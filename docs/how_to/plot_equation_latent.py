@@ -75,6 +75,7 @@ std = (covariance - covariance @ gain).diagonal().sqrt()
 with torch.no_grad():
     total, xs = bound(4000, 1000)
 print(f"bound {total.mean():.3f}, log p(y) {evidence:.3f}")
+
 # The mean of the weights is p(y) for any u, up to the error of the steps.
 estimate = total.logsumexp(dim=0) - torch.log(torch.tensor(4000.0))
 print(f"log of the mean weight {estimate:.3f}")
@@ -87,7 +88,7 @@ axes[0].legend()
 axes[1].errorbar(times - 0.02, xs.mean(dim=1)[:, 0], xs.std(dim=1)[:, 0], fmt="o", label="trained")
 axes[1].errorbar(times + 0.02, mean, std, fmt="s", label="exact posterior")
 axes[1].plot(times, y, "kx", label="data")
-axes[1].set(xlabel="time", ylabel="x")
+axes[1].set(xlabel="time", ylabel="x", title="bars: one standard deviation")
 axes[1].legend()
 
 # %%

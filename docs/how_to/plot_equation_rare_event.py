@@ -43,7 +43,7 @@ axes[0].set(xlabel="x at t = 1", ylabel="density")
 axes[0].axvline(level, color="k", lw=0.8)
 axes[0].legend()
 share = log_w.exp() / len(log_w)
-axes[1].hist(x[:, 0], bins, weights=share / 0.05, histtype="step", label="weighted")
+axes[1].hist(x[:, 0], bins, weights=share / 0.05, histtype="step", label="weighted ends")
 middle = (bins[1:] + bins[:-1]) / 2
 normal = torch.exp(-0.5 * (middle / std) ** 2) / (std * math.sqrt(2 * math.pi))
 axes[1].semilogy(middle, normal, "k", lw=0.8, label="exact density of the target")

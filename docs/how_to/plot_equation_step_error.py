@@ -33,8 +33,8 @@ fig, axes = plt.subplots(1, 2, figsize=(9, 3.3))
 for n in (16, 32, 128):
     solution = solved(n, path, save="all")
     axes[0].plot(solution.ts, solution.xs[:, 380, 0], ".-", ms=3, lw=0.8, label=f"{n} steps")
-axes[0].set(xlabel="time", ylabel="x", title="one path")
-axes[0].legend(loc="lower left")
+axes[0].set(xlabel="time", ylabel="x", title="one path", ylim=(0.3, None))
+axes[0].legend(loc="lower left", ncols=3)
 axes[1].loglog(counts, differences, "o-", label="BrownianPath")
 axes[1].loglog(counts, useless, "s--", color="0.6", label="WhiteNoise: other noise on each grid")
 axes[1].set(xlabel="steps n", ylabel="difference of n and 2 n steps",
