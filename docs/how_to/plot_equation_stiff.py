@@ -52,12 +52,12 @@ except sdekit.NotFiniteError as error:
 solution = sdekit.solve(
     noisy, start, grid, solver=sdekit.ImplicitEulerMaruyama(), noise=noise, save="all"
 )
-fine = sdekit.uniform(0.0, 3.0, 1500)
+fine = sdekit.uniform(0.0, 3.0, 1000)
 short = sdekit.solve(
     noisy, start, fine, solver=sdekit.EulerMaruyama(), noise=noise, save=solution.ts[1:]
 )
 fig, axes = plt.subplots(1, 2, figsize=(9, 3.3))
-axes[0].plot(short.ts, short.xs.mean(dim=1), lw=2, color="0.7", label="EulerMaruyama, 1500 steps")
+axes[0].plot(short.ts, short.xs.mean(dim=1), lw=2, color="0.7", label="EulerMaruyama, 1000 steps")
 axes[0].plot(solution.ts, solution.xs.mean(dim=1), ".", ms=3, label="implicit, 60 steps")
 axes[0].set(xlabel="time", ylabel="mean of 1000 samples")
 axes[0].legend()
