@@ -1,0 +1,59 @@
+"""
+How do I check whether samples can be told from data?
+=====================================================
+
+Train a classifier to separate both sets: ``sd.metrics.c2st`` returns its accuracy on samples that
+it has not seen, and a p-value. An accuracy of 0.5 is that of a coin: the sets cannot be told apart
+by this classifier at this number of samples.
+"""
+
+import matplotlib.pyplot as plt
+import sdekit_diffusion as sd
+
+law = sd.GaussianMixture([0.3, 0.7], [[-1.0, 0.0], [1.0, 0.5]], [0.02, 0.05])
+data = law.sample(400, seed=0)
+counts = [3, 6, 12, 24]
+tests = []
+for steps in counts:
+    x = sd.sample(law, 400, sde="vp", method="ddim", steps=steps, seed=1)
+    tests.append(sd.metrics.c2st(data, x))
+    print(f"{steps:3} evaluations: {tests[-1].accuracy:.3f}, p = {tests[-1].p_value:.2g}")
+
+fig, ax = plt.subplots(figsize=(5, 3.2))
+ax.plot(counts, [test.accuracy for test in tests], "o-", label="samples of DDIM and data")
+ax.axhspan(0.5 - 2 * tests[0].stderr, 0.5 + 2 * tests[0].stderr, color="0.9", label="a coin")
+ax.set(xlabel="evaluations per sample", ylabel="accuracy of the classifier", ylim=(0.4, 1.02))
+ax.legend()
+
+# %%
+# **How large a difference, and where?** A distance with its sampling floor, the distance between
+# two sets of data, and for a known mixture the errors of each mode in standard errors:
+
+more = law.sample(2000, seed=2)
+floor = sd.metrics.sampling_floor(sd.metrics.energy_distance, more, 400)
+print(f"floor {floor.mean:.3f} ± {floor.std:.3f}")
+for steps in (10, 100):
+    x = sd.sample(law, 400, sde="vp", method="ddim", steps=steps, seed=1)
+    found = sd.metrics.modes(x, law)
+    distance = sd.metrics.energy_distance(x, more[:400])
+    print(f"{steps:3} evaluations: distance {distance:.3f}, worst mode error {found.worst:.1f}")
+
+# %%
+# **Images.** Classify features instead of pixels: ``sd.metrics.image_features(x, labels)`` gives a
+# function to features, and ``sd.metrics.inception_scores`` FID and KID.
+#
+# **Copies.** A model that returns its training data passes every test above.
+# ``sd.metrics.nearest`` gives the distance of each sample to the training set: compare it with
+# that of held-out data.
+
+x = sd.sample(law, 400, sde="vp", steps=50, seed=1)
+held_out = law.sample(400, seed=3)
+for name, points in (("samples", x), ("held-out data", held_out)):
+    distances, _ = sd.metrics.nearest(points, data)
+    print(f"{name}: mean distance to the nearest training sample {distances.mean():.4f}")
+
+# %%
+# **Pitfalls.** A large p-value is not a proof: more samples find smaller differences. Both sets
+# must be new to the classifier and of the same size.
+#
+# Reference: :doc:`metrics </metrics>`.
