@@ -1,10 +1,10 @@
 """
-How do I check whether samples can be told from data?
-=====================================================
+How do I check whether samples differ from data?
+===============================================
 
 Train a classifier to separate both sets: ``sd.metrics.c2st`` returns its accuracy on samples that
-it has not seen, and a p-value. An accuracy of 0.5 is that of a coin: the sets cannot be told apart
-by this classifier at this number of samples.
+it has not seen, and a p-value. An accuracy of 0.5 is that of a coin: the sets cannot be
+distinguished by this classifier at this number of samples.
 """
 
 import matplotlib.pyplot as plt

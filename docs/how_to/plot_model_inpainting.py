@@ -25,7 +25,7 @@ known = torch.ones(1, 8, 8, dtype=torch.bool)
 known[:, :, 4:] = False  # the right half is missing
 
 mask = sd.Mask(known)
-observation = sd.LinearObservation(mask, mask(image)[0], covariance=0.1**2)
+observation = sd.LinearObservation(mask, mask(image)[0], covariance=0.3**2)
 posterior = sd.sample_posterior(model, observation, 512, particles=512, steps=25, seed=0)
 completions = posterior.resampled(6, seed=0)
 
@@ -42,11 +42,11 @@ for ax, name in zip(axes, ("truth", "known", "samples"), strict=False):
 print(f"effective samples {float(posterior.ess):.0f}, families {float(posterior.families):.1f}")
 
 # %%
-# **Mean and deviation** of each pixel say what is known and what is guessed:
+# **Mean and standard deviation** of each pixel say what is known and what is guessed:
 
 inside = float(posterior.std()[known].mean())
 outside = float(posterior.std()[~known].mean())
-print(f"deviation of known pixels {inside:.2f}, of missing ones {outside:.2f}")
+print(f"standard deviation of known pixels {inside:.2f}, of missing ones {outside:.2f}")
 
 # %%
 # **Faster, without weights.** ``sd.RePaint`` replaces the known pixels in every step and returns
@@ -61,7 +61,7 @@ row(axes[0], pixels(torch.cat([damaged, repainted]), data), "RePaint")
 row(axes[1], pixels(torch.cat([damaged, replaced]), data), "Inpainted")
 
 # %%
-# **Pitfalls.** The noise of the observation is part of the question: with a tiny ``covariance``
+# **Pitfalls.** The noise of the observation is part of the question: with a small ``covariance``
 # few particles fit, and the weights degenerate. y has the shape that the mask returns, hence
 # ``mask(image)[0]``. Values are in the model's scale, here from -1 to 1.
 #

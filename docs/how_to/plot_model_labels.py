@@ -14,11 +14,11 @@ import torch
 torch.manual_seed(0)
 centres = torch.tensor([[-1.0, 0.0], [0.0, 1.2], [1.0, 0.0]])
 labels = torch.randint(3, (3000,))
-x = centres[labels] + 0.25 * torch.randn(3000, 2)
+x = centres[labels] + 0.2 * torch.randn(3000, 2)
 
-net = sd.nets.MLP(shape=(2,), width=48, classes=3)
+net = sd.nets.MLP(shape=(2,), width=64, classes=3)
 model = sd.ScoreModel(net, "vp", "velocity", shape=(2,), conditioning="log_snr")
-recipe = sd.Recipe(steps=300, batch_size=128, lr=3e-3, drop=0.1)
+recipe = sd.Recipe(steps=400, batch_size=256, lr=4e-3, ema=0.98, drop=0.25)
 sd.fit(model, (x, labels), recipe, progress=False)
 
 fig, axes = plt.subplots(1, 2, figsize=(7, 3.2), sharex=True, sharey=True)

@@ -33,17 +33,18 @@ net = sd.nets.UNet(channels=images.train.shape[1], width=16)
 shape = tuple(images.train.shape[1:])
 model = sd.ScoreModel(net, "vp", "velocity", shape=shape, conditioning="log_snr")
 run = Path(tempfile.mkdtemp()) / "run"
-records = sd.fit(model, images, sd.Recipe(steps=150, batch_size=32), folder=run, progress=False)
+records = sd.fit(model, images, sd.Recipe(steps=120, batch_size=32), folder=run, progress=False)
 
 model = sd.load(run)
 x = sd.sample(model, 10, steps=20, seed=0)
 samples = model.scale.decode(x)  # bytes again, as in the files
 fig, axes = plt.subplots(2, 10, figsize=(7, 1.8))
-row(axes[0], images.test[:10, 0] / 255, "held-out images")
-row(axes[1], samples[:, 0] / 255, "samples after 150 updates: a real run takes thousands")
+row(axes[0], images.test[:10, 0] / 255, "held-out")
+row(axes[1], samples[:, 0] / 255, "samples")
 
 # %%
-# The data set, and the loss of the first and the last updates:
+# These are samples after 120 updates; a training run for good samples takes thousands. The data
+# set, and the loss of the first and the last updates:
 
 print(tuple(images.train.shape), images.train.dtype, images.scale.levels, "levels")
 losses = torch.stack([record.loss for record in records])

@@ -31,8 +31,8 @@ def projections(x):
     return torch.cat([x[:, 0].sum(1), x[:, 0].sum(2), *diagonals], dim=1)
 
 
-y = projections(image)[0] + 0.3 * torch.randn(46, generator=torch.Generator().manual_seed(0))
-observation = sd.LinearObservation(projections, y, covariance=0.3**2)
+y = projections(image)[0] + 1.0 * torch.randn(46, generator=torch.Generator().manual_seed(0))
+observation = sd.LinearObservation(projections, y, covariance=1.0)
 posterior = sd.sample_posterior(model, observation, 512, particles=512, steps=25, seed=0)
 
 A = projections(torch.eye(64).reshape(64, 1, 8, 8)).T
@@ -52,10 +52,10 @@ def error(x):
 
 
 print(f"least squares {error(least_squares):.3f}, posterior mean {error(posterior.mean()):.3f}")
-print(f"deviation of the posterior {float(posterior.std().square().mean().sqrt()):.3f}")
+print(f"standard deviation of the posterior {float(posterior.std().square().mean().sqrt()):.3f}")
 
 # %%
-# **Check the fit.** Residuals of the samples should have the size of the noise, here 0.3:
+# **Check the fit.** Residuals of the samples should have the size of the noise, here 1:
 
 residuals = projections(posterior.resampled(100, seed=1)) - y
 print(f"root mean square residual {float(residuals.square().mean().sqrt()):.2f}")

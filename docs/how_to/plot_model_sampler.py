@@ -28,13 +28,13 @@ for method in ("default", "unipc", "dpmpp_2m", "ddim"):
     errors = [error(method, steps) for steps in evaluations]
     ax.loglog(evaluations, errors, "o-", ms=3, label=method)
 ax.set(xlabel="evaluations per sample", ylabel="root mean square error")
-ax.set_xticks(evaluations, labels=evaluations)
+ax.set_xticks(evaluations, labels=[str(n) for n in evaluations])
 ax.minorticks_off()
 ax.legend()
 
 # %%
-# Take the smallest number of evaluations whose error you accept. The unit is that of the data,
-# here with a standard deviation of about 1.
+# Each method has its own default grid here. Take the smallest number of evaluations whose error
+# you accept. The unit is that of the data, here with a standard deviation of about 1.
 
 for steps in evaluations:
     print(f"{steps:3} evaluations: error {error('default', steps):.1e}")

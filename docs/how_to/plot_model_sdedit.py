@@ -22,7 +22,7 @@ model, data = digits()  # a network of 8 x 8 digits with labels
 drawing = -torch.ones(1, 1, 8, 8)
 drawing[..., 1:7, 3:5] = 0.9  # a rough bar, with a foot
 drawing[..., 6, 1:7] = 0.9
-strengths = [0.2, 0.4, 0.6, 0.8]
+strengths = [0.1, 0.2, 0.4, 0.8]
 
 fig, axes = plt.subplots(4, 8, figsize=(6, 3.4))
 for line, strength in zip(axes, strengths, strict=True):
@@ -35,7 +35,7 @@ for line, strength in zip(axes, strengths, strict=True):
 
 for strength in strengths:
     start = sd.Noised(drawing, strength=strength)
-    x = sd.sample(model.unconditional(), 40, start=start, method="sde", steps=30, seed=0)
+    x = sd.sample(model.unconditional(), 20, start=start, method="sde", steps=20, seed=0)
     print(f"strength {strength}: {float((x - drawing).square().mean().sqrt()):.2f}")
 
 # %%
@@ -54,8 +54,8 @@ for line, label in zip(axes, (1, 2), strict=True):
 
 for sde in ("vp", "cosine", "ve"):
     start = sd.Noised(drawing, level=1.0)
-    settings = {"sde": sde, "start": start, "method": "sde", "steps": 30, "seed": 0}
-    x = sd.sample(model.unconditional(), 40, **settings)
+    settings = {"sde": sde, "start": start, "method": "sde", "steps": 20, "seed": 0}
+    x = sd.sample(model.unconditional(), 20, **settings)
     print(f"{sde:6} level 1: {float((x - drawing).square().mean().sqrt()):.2f}")
 
 # %%
