@@ -1,6 +1,6 @@
 """
 How do I check whether samples differ from data?
-===============================================
+================================================
 
 Train a classifier to separate both sets: ``sd.metrics.c2st`` returns its accuracy on samples that
 it has not seen, and a p-value. An accuracy of 0.5 is that of a coin: the sets cannot be
@@ -11,17 +11,17 @@ import matplotlib.pyplot as plt
 import sdekit_diffusion as sd
 
 law = sd.GaussianMixture([0.3, 0.7], [[-1.0, 0.0], [1.0, 0.5]], [0.02, 0.05])
-data = law.sample(400, seed=0)
-counts = [3, 6, 12, 24]
+data = law.sample(250, seed=0)
+counts = [3, 8, 24]
 tests = []
 for steps in counts:
-    x = sd.sample(law, 400, sde="vp", method="ddim", steps=steps, seed=1)
+    x = sd.sample(law, 250, sde="vp", method="ddim", steps=steps, seed=1)
     tests.append(sd.metrics.c2st(data, x))
     print(f"{steps:3} evaluations: {tests[-1].accuracy:.3f}, p = {tests[-1].p_value:.2g}")
 
 fig, ax = plt.subplots(figsize=(5, 3.2))
 ax.plot(counts, [test.accuracy for test in tests], "o-", label="samples of DDIM and data")
-ax.axhspan(0.5 - 2 * tests[0].stderr, 0.5 + 2 * tests[0].stderr, color="0.9", label="a coin")
+ax.axhspan(0.5 - 2 * tests[0].stderr, 0.5 + 2 * tests[0].stderr, color="0.9", label="a coin, two standard errors")
 ax.set(xlabel="evaluations per sample", ylabel="accuracy of the classifier", ylim=(0.4, 1.02))
 ax.legend()
 
@@ -30,12 +30,12 @@ ax.legend()
 # two sets of data, and for a known mixture the errors of each mode in standard errors:
 
 more = law.sample(2000, seed=2)
-floor = sd.metrics.sampling_floor(sd.metrics.energy_distance, more, 400)
+floor = sd.metrics.sampling_floor(sd.metrics.energy_distance, more, 250)
 print(f"floor {floor.mean:.3f} ± {floor.std:.3f}")
 for steps in (10, 100):
-    x = sd.sample(law, 400, sde="vp", method="ddim", steps=steps, seed=1)
+    x = sd.sample(law, 250, sde="vp", method="ddim", steps=steps, seed=1)
     found = sd.metrics.modes(x, law)
-    distance = sd.metrics.energy_distance(x, more[:400])
+    distance = sd.metrics.energy_distance(x, more[:250])
     print(f"{steps:3} evaluations: distance {distance:.3f}, worst mode error {found.worst:.1f}")
 
 # %%
@@ -46,8 +46,8 @@ for steps in (10, 100):
 # ``sd.metrics.nearest`` gives the distance of each sample to the training set: compare it with
 # that of held-out data.
 
-x = sd.sample(law, 400, sde="vp", steps=50, seed=1)
-held_out = law.sample(400, seed=3)
+x = sd.sample(law, 250, sde="vp", steps=50, seed=1)
+held_out = law.sample(250, seed=3)
 for name, points in (("samples", x), ("held-out data", held_out)):
     distances, _ = sd.metrics.nearest(points, data)
     print(f"{name}: mean distance to the nearest training sample {distances.mean():.4f}")

@@ -68,7 +68,7 @@ print(sorted(path.name for path in (folder / "checkpoints").iterdir()))
 try:
     sd.fit(new_model(), data + 1, recipe, resume=True, **settings)
 except ValueError as problem:
-    print(problem)
+    print(str(problem).replace(str(folder), "FOLDER"))
 
 # %%
 # **Pitfalls.** At most ``save_every`` updates are repeated after a kill: choose it so that these
