@@ -21,18 +21,20 @@ for steps in counts:
 
 fig, ax = plt.subplots(figsize=(5, 3.2))
 ax.plot(counts, [test.accuracy for test in tests], "o-", label="samples of DDIM and data")
-ax.axhspan(0.5 - 2 * tests[0].stderr, 0.5 + 2 * tests[0].stderr, color="0.9", label="a coin, two standard errors")
+ax.axhspan(0.5 - 2 * tests[0].stderr, 0.5 + 2 * tests[0].stderr, color="0.9", label="a coin")
 ax.set(xlabel="evaluations per sample", ylabel="accuracy of the classifier", ylim=(0.4, 1.02))
 ax.legend()
 
 # %%
+# The band is what a coin gives, within two standard errors.
+#
 # **How large a difference, and where?** A distance with its sampling floor, the distance between
 # two sets of data, and for a known mixture the errors of each mode in standard errors:
 
 more = law.sample(2000, seed=2)
 floor = sd.metrics.sampling_floor(sd.metrics.energy_distance, more, 250)
 print(f"floor {floor.mean:.3f} ± {floor.std:.3f}")
-for steps in (10, 100):
+for steps in (8, 100):
     x = sd.sample(law, 250, sde="vp", method="ddim", steps=steps, seed=1)
     found = sd.metrics.modes(x, law)
     distance = sd.metrics.energy_distance(x, more[:250])
