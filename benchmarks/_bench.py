@@ -1,5 +1,8 @@
 """What all benchmarks share: the machine's particulars, interleaved timings, and where results
 go.
+
+`save` keeps a whole result for oneself, `publish` a small one in docs/results, from which
+`docs/measured.py` makes the tables of the pages.
 """
 
 import datetime
@@ -17,6 +20,7 @@ from typing import Any
 import torch
 
 RESULTS = Path(__file__).parent / "results"
+PUBLISHED = Path(__file__).parent.parent / "docs" / "results"
 
 
 def environment(**more: object) -> dict[str, Any]:
@@ -57,3 +61,11 @@ def save(name: str, result: dict[str, Any]) -> None:
     """Writes results/NAME.json."""
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / f"{name}.json").write_text(json.dumps(result, indent=2) + "\n")
+
+
+def publish(name: str, particulars: dict[str, Any], rows: list[dict[str, Any]]) -> None:
+    """Writes docs/results/NAME.json, a row a line: what `environment` found, and the rows."""
+    PUBLISHED.mkdir(exist_ok=True)
+    lines = ",\n".join(f"    {json.dumps(row)}" for row in rows)
+    text = f'{{\n  "environment": {json.dumps(particulars)},\n  "rows": [\n{lines}\n  ]\n}}\n'
+    (PUBLISHED / f"{name}.json").write_text(text)

@@ -2,7 +2,7 @@
 
 For each kind of equation every solver that takes it is run on finer and finer grids, or with
 smaller and smaller tolerances, and its evaluations of f and g together are interpolated at the
-errors that are asked for. Path: the root mean square over paths at the end, against a fine solve of
+errors in question. Path: the root mean square over paths at the end, against a fine solve of
 the same paths. Mean: that of E cos 2x, path by path, where it is three standard errors or more.
 Printed are the curves, then the table.
 
@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
-from _bench import RESULTS, environment, save
+from _bench import RESULTS, environment, publish, save
 from _problems import columns, drift, elementwise, state_free
 from matplotlib.figure import Figure
 from torch import Tensor
@@ -220,20 +220,19 @@ def evaluations_at(curve: Curve, asked: float) -> float:
     return points[0][0] if points and points[0][1] <= asked else math.nan
 
 
-def table(rows: list[dict[str, Any]]) -> list[str]:
-    """The rows of docs/solvers.md: the solver with the fewest evaluations, and the next."""
-    lines = []
+def table(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The three solvers with the fewest evaluations for each case and each error."""
+    found = []
     for case in CASES:
         for kind in KINDS:
             those = [r for r in rows if (r["case"], r["kind"]) == (case.name, kind)]
             for asked in case.errors:
-                found = [(evaluations_at(r["curve"], asked), r["solver"]) for r in those]
-                best = sorted((n, s) for n, s in found if math.isfinite(n))[:3]
+                counts = [(evaluations_at(r["curve"], asked), r["solver"]) for r in those]
+                best = sorted((round(n), s) for n, s in counts if math.isfinite(n))[:3]
                 if best:
-                    cells = ", ".join(f"`{s}` {n:.0f}".replace(", adaptive`", "`, adaptive,")
-                                      for n, s in best)  # fmt: skip
-                    lines.append(f"| {case.name} | {kind} | {asked:g} | {cells} |")
-    return lines
+                    named = [{"solver": s, "evaluations": n} for n, s in best]
+                    found.append({"case": case.name, "kind": kind, "error": asked, "best": named})
+    return found
 
 
 def draw(rows: list[dict[str, Any]]) -> None:
@@ -254,7 +253,9 @@ def main() -> None:
     result = environment(dtype="torch.float64", seed=1, paths=PATHS, paths_of_means=MANY)
     rows = [row for case in CASES for row in curves(case)]
     save("work_precision", {**result, "rows": rows})
-    print("\n".join(table(rows)))
+    found = table(rows)
+    publish("work_precision", result, found)
+    print("\n".join(map(str, found)))
     draw(rows)
 
 

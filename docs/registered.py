@@ -12,6 +12,7 @@ from functools import cache
 import sdekit
 import sdekit_diffusion as sd
 
+import measured
 import supported
 
 Row = tuple[str, ...]  # the cells
@@ -32,7 +33,7 @@ def completed(page: str, text: str) -> str:
         more = [cells for pattern, cells in rows() if not re.search(pattern, place)]
         table += "".join(f"\n| {' | '.join(cells)} |" for cells in more)
         text = before + found + table + end + after
-    return text
+    return measured.completed(text)
 
 
 def summary(kind: type) -> str:

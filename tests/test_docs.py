@@ -5,9 +5,11 @@ a namespace per page, and prints what stands below it.
 import ast
 import dataclasses
 import inspect
+import json
 import re
 from fractions import Fraction
 
+import measured
 import pytest
 from outputs import PAGES, ROOT, agree, examples, outputs
 from registered import completed, evaluations, solvers, summary
@@ -224,6 +226,40 @@ def test_one_more_of_each_has_a_row_when_the_page_is_built(monkeypatch):
     assert rows(page, "rule | weights")[-1] == ["`Rule(k)`", "A rule.", "1", "2", "3", "4"]
     assert rows(page, "method | c")[-1][:1] == ["`Single`"]
     assert summary(One) == r"x\_1 = a \* \|x\_0\|, one more solver."
+
+
+def test_tables_of_measurements_are_made_from_what_the_commands_wrote():
+    places = {
+        name: page.stem
+        for page in PAGES
+        for name in re.findall(r"^<!-- measured: (\w+) -->$", page.read_text(), re.M)
+    }
+    assert sorted(places) == sorted(path.stem for path in measured.RESULTS.glob("*.json"))
+    assert set(places) <= set(measured.TABLES)
+    for name, page in places.items():
+        result = json.loads((measured.RESULTS / f"{name}.json").read_text())
+        command = result["environment"]["command"]
+        assert (ROOT / command.split()[1]).exists()
+        assert command in built(page)
+        assert "<!-- measured" not in built(page)
+
+
+def test_a_table_of_solvers_is_made_from_their_evaluations():
+    best = [
+        {"solver": "Tsit5, adaptive", "evaluations": 142},
+        {"solver": "RK4", "evaluations": 160},
+    ]
+    row = {"case": "ordinary", "kind": "path", "error": 1e-6, "best": best}
+    line = measured.solvers([row])[-1]
+    assert line == "| ordinary | path | 1e-06 | `Tsit5`, adaptive | 142 | `RK4` 160 |"
+
+
+def test_the_commands_of_the_decisions_exist():
+    page = (ROOT / "docs" / "choosing.md").read_text()
+    scripts = re.findall(r"`(?:python benchmarks/)?(\w+\.py)", page)
+    assert len(scripts) > 20
+    assert [name for name in scripts if not (ROOT / "benchmarks" / name).exists()] == []
+    assert all((ROOT / name).exists() for name in re.findall(r"pytest (tests/\w+\.py)", page))
 
 
 def test_readme_commands_are_targets():
