@@ -639,6 +639,23 @@ def test_a_first_step_is_never_of_length_zero(far):
 # What is refused
 
 
+@pytest.mark.parametrize("rates", [[1.0, 50.0], [1.0, 10.0, 50.0]])
+def test_numbers_of_each_sample_in_a_plain_function_are_explained(rates):
+    rate = torch.tensor(rates, dtype=torch.float64)[:, None]
+    decay = ODE(lambda t, x: -rate * x)
+    control = PIDController(1e-6, 1e-6)
+    with pytest.raises((RuntimeError, ValueError)) as caught:
+        solve(decay, torch.ones_like(rate), [0.0, 1.0], solver=Dopri5(), control=control)
+    assert "rows(index)" in caught.value.__notes__[0]
+
+    def wrong(t, x):
+        raise RuntimeError("of another size")
+
+    with pytest.raises(RuntimeError) as caught:
+        solve(ODE(wrong), torch.ones_like(rate), [0.0, 1.0], solver=Dopri5(), control=control)
+    assert not hasattr(caught.value, "__notes__")  # it is not the choice of samples
+
+
 def test_refusals():
     x0 = torch.zeros(2, 1)
     control = PIDController()

@@ -29,7 +29,8 @@ ax.set(xlabel="r", ylabel="x at t = 30", title="lines: the stable states without
 # With adaptive steps
 # -------------------
 # Samples then have steps of their own and finish at different times, and f is called for some of
-# the rows. Such an equation says in ``rows`` what its parameters are for these.
+# the rows. A plain function with a tensor of all parameters fails there. Such an equation says in
+# ``rows`` what its parameters are for some samples.
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,12 +7,14 @@ device needs is copied there without waiting.
 """
 
 import math
+import re
 from collections.abc import Callable
 from functools import partial
 
 import torch
 from torch import Tensor
 
+from sdekit._equations.sde import AbstractSDE
 from sdekit._noise.white import AbstractNoise, Increment, Reader
 from sdekit._solve.active import ActiveSamples, Move, Results, spread, take, where
 from sdekit._solve.control import PIDController
@@ -72,13 +74,29 @@ class AdaptiveSolve:
     def run(self) -> tuple[Solution, Tensor]:
         """Solves; returns the solution and the times that the samples reached."""
         while len(self.active.index):
-            self._try_steps()
+            try:
+                self._try_steps()
+            except (RuntimeError, ValueError) as error:
+                self._explain(error)
+                raise
         self.problem.require_unchanged()
         seed = None if self.noise is None else self.noise.seed
         solution = self.results.solution(self.outputs, seed)
         if self.search is not None:
             solution = self.search.stopped_solution(solution)
         return solution, self.results.reached.to(self.device)
+
+    def _explain(self, error: Exception) -> None:
+        """Adds to an error of shapes that an equation is called for some of the samples."""
+        total = len(self.results.x)
+        closes_over = type(self.full_problem.problem).rows is AbstractSDE.rows
+        if self.rounds and closes_over and re.search("size|shape", str(error)):
+            error.add_note(
+                f"With adaptive steps f and g are called for some of the {total} samples, such as "
+                "those that have not ended. If f or g uses numbers of each sample, define the "
+                "equation as a subclass of AbstractSDE with a method rows(index), or add them to "
+                "the state."
+            )
 
     def _initial_samples(self, x0: Tensor, ts: list[float]) -> ActiveSamples:
         """The samples before their first steps."""
