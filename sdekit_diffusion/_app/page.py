@@ -34,7 +34,8 @@ figure { margin: .75rem 0 } img { display: block; max-width: 100%; height: auto 
 th, td { text-align: right; padding: .35rem 0 .35rem 2rem; border-bottom: 1px solid #e2e8f0 }
 th { font-weight: 500 }
 th:first-child, td:first-child { text-align: left; padding-left: 0 } td { white-space: nowrap }
-td:first-child { white-space: normal; min-width: 9rem } tr.ours td { font-weight: 600 }
+@media (max-width: 40rem) { th, td { padding-left: 1rem; font-size: .85rem } }
+td:first-child { white-space: normal; min-width: 7rem } tr.ours td { font-weight: 600 }
 </style></head><body><main>
 <h1>$title</h1><p class="quiet">$subtitle</p>
 <div class="cards">$cards</div>
