@@ -20,6 +20,7 @@ from sdekit_diffusion._app import (
 )
 from sdekit_diffusion._app.labels import Labels
 from sdekit_diffusion._app.options import QUICK, Guidance, Sampler
+from sdekit_diffusion._training import clear
 from sdekit_diffusion.data import Scale, load
 from sdekit_diffusion.metrics import DISTANCES
 
@@ -85,6 +86,8 @@ def test_the_page_of_images(digits):
     ):
         with Image.open(run / f"{name}.png") as image:
             assert min(image.size) > 100
+    # `train --overwrite` removes them.
+    assert {path.stem for path in run.glob("*.png")} <= set(clear.PICTURES)
 
 
 def test_the_numbers_of_images(digits):
