@@ -71,16 +71,18 @@ def promises() -> list[Promise]:
     table = tomllib.loads((ROOT / "tests" / "promises.toml").read_text())
     return [
         Promise(
-            *(entry[name] for name in ("title", "says", "where")),
-            [_break(entry["says"], each) for each in entry["breaks"]],
+            title=entry["title"],
+            says=entry["says"],
+            where=entry["where"],
+            breaks=[_break(entry["says"], each) for each in entry["breaks"]],
         )
         for entry in table["promise"]
     ]
 
 
 def _break(says: str, entry: dict[str, str]) -> Break:
-    mistake, test, *change = (entry[name] for name in ("mistake", "test", "old", "new"))
-    return Break(says, mistake, test, Mutant("promises", *change, entry.get("inside", "")))
+    mutant = Mutant("promises", entry["old"], entry["new"], entry.get("inside", ""))
+    return Break(says, entry["mistake"], entry["test"], mutant)
 
 
 def page() -> str:
