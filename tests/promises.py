@@ -22,6 +22,7 @@ from mutants import Mutant, file_of, places
 
 PAGE = ROOT / "docs" / "promises.md"
 LIMIT = 900.0  # seconds for a test
+NO_MISTAKES = ("NameError", "ImportError", "ModuleNotFoundError")  # with which any test would fail
 TEXT = """\
 # Promises, and the tests that fail when they are broken
 
@@ -114,6 +115,8 @@ def failure(each: Break, tree: Path, among: list[Source]) -> str:
     if status not in (0, 1):
         raise RuntimeError(f"pytest ended with status {status}:\n{output}")
     reason = re.search(r"^(?:E  +|FAILED )(.*)", output, re.MULTILINE)
+    if reason and reason[1].startswith(NO_MISTAKES):
+        raise ValueError(f"{each.mutant.new} is no code: {reason[1]}")
     return reason[1] if status and reason else ""
 
 
