@@ -7,10 +7,9 @@ sample is one possible completion. The mask is True where a pixel is known.
 """
 
 # sphinx_gallery_start_ignore
-import pathlib
 import sys
 
-sys.path.append(str(pathlib.Path(__file__).parents[1] / "examples"))  # networks.py
+sys.path.append(sys.path[0] + "/../examples")  # networks.py, where this is run by hand
 # sphinx_gallery_end_ignore
 
 import matplotlib.pyplot as plt

@@ -7,10 +7,9 @@ to ``sd.LinearObservation`` with the noise. The adjoint is found by autograd.
 """
 
 # sphinx_gallery_start_ignore
-import pathlib
 import sys
 
-sys.path.append(str(pathlib.Path(__file__).parents[1] / "examples"))  # networks.py
+sys.path.append(sys.path[0] + "/../examples")  # networks.py, where this is run by hand
 # sphinx_gallery_end_ignore
 
 import matplotlib.pyplot as plt
