@@ -128,7 +128,14 @@ def interactive_page(app, error):
         explore(mixture="three_modes", out=page)
 
 
+def without_pictures(app, config):
+    """A quick build, with -D plot_gallery=0, has no pictures of the gallery to show elsewhere."""
+    if str(config.plot_gallery) in ("0", "False"):
+        config.suppress_warnings.append("image.not_readable")
+
+
 def setup(app):
+    app.connect("config-inited", without_pictures)
     app.connect("build-finished", interactive_page)
     app.connect("source-read", with_all_rows)
     app.connect("include-read", at_the_root)
