@@ -57,6 +57,13 @@ def images(tmp_path_factory):
     )
 
 
+@pytest.mark.parametrize("progress", [True, False])
+def test_the_bar_is_shown_where_it_is_asked_for(progress, tmp_path, capsys):
+    shards = sd.Shards(tmp_path / "numbers", n=4, batch_size=2)
+    shards.fill(lambda first, count: {"x": torch.zeros(count)}, progress=progress)
+    assert bool(capsys.readouterr().err) == progress
+
+
 @pytest.mark.parametrize("rank", [0, 1])
 def test_processes_share_what_is_missing(tmp_path, monkeypatch, rank):
     """Each of two takes every second part of those that are missing."""

@@ -23,7 +23,7 @@ def draw(first, count):
 
 
 shards = sd.Shards(folder, n=20_000, batch_size=5_000, settings={"seed": 0, "steps": 20})
-shards.fill(draw)  # 1,000,000 in the same way
+shards.fill(draw, progress=False)  # 1,000,000 in the same way
 print(sorted(path.name for path in folder.iterdir()))
 
 counts = np.zeros((80, 80))
@@ -51,7 +51,7 @@ def counted(first, count):
     return draw(first, count)
 
 
-shards.fill(counted)
+shards.fill(counted, progress=False)
 print("computed again: samples from", computed)
 
 # %%
@@ -59,7 +59,7 @@ print("computed again: samples from", computed)
 
 other = sd.Shards(folder, n=20_000, batch_size=5_000, settings={"seed": 1, "steps": 20})
 try:
-    other.fill(draw)
+    other.fill(draw, progress=False)
 except ValueError as problem:
     print(str(problem).replace(str(folder), "FOLDER"))
 

@@ -72,7 +72,11 @@ class Shards:
             )
 
     def fill(
-        self, work: Callable[[int, int], Mapping[str, Tensor | NDArray[Any]]], desc: str = "samples"
+        self,
+        work: Callable[[int, int], Mapping[str, Tensor | NDArray[Any]]],
+        desc: str = "samples",
+        *,
+        progress: bool = True,
     ) -> None:
         """Computes the missing results; returns in every process when all are complete.
 
@@ -80,7 +84,8 @@ class Shards:
             work: (first, count) to the results of samples first, ..., first + count - 1, by name,
                 each `(count, ...)`. They must not depend on other samples, as those of
                 `sample(..., first=first)`.
-            desc: the name of the progress bar, which is shown for several parts.
+            desc: the name of the progress bar.
+            progress: show a bar, where there are several parts.
 
         Raises:
             ValueError: when the folder has results with other settings.
@@ -99,7 +104,7 @@ class Shards:
                     total=self.n,
                     desc=desc,
                     unit="sample",
-                    disable=rank() > 0 or len(self._parts()) == 1,
+                    disable=not progress or rank() > 0 or len(self._parts()) == 1,
                 ) as bar:
                     for first, count in missing[rank() :: world()]:
                         self._write(self._path(first, count), self._compute(work, first, count))
