@@ -128,6 +128,15 @@ def test_robertson_and_its_conservation():
     assert int(solution.accepted) < 300
 
 
+def test_a_span_of_which_the_first_step_is_far_below_rounding():
+    """Robertson's reactions to 1e11; the value there is that of Hairer and Wanner's test set."""
+    x0 = torch.tensor([[1.0, 0.0, 0.0]], dtype=F64)
+    control = PIDController(1e-5, 1e-10)
+    solution = solve(ODE(robertson), x0, [0.0, 1e11], solver=Rodas4(), control=control)
+    assert float(solution.x[0, 0]) == pytest.approx(2.083340149701255e-08, rel=3e-3)
+    assert int(solution.rejected) < 10
+
+
 def test_each_sample_has_its_own_steps():
     """Of different stiffness, with the bits that it has alone."""
     equation, x0 = van_der_pol([1.0, 30.0, 1e3])

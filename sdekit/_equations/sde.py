@@ -5,6 +5,7 @@ g = 0.
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Mapping, MutableMapping, Sequence
+from functools import partial
 from typing import Any, Literal, Protocol, Self
 
 import numpy as np
@@ -83,21 +84,49 @@ class AbstractSDE(ABC):
             ValueError: for a drift that autograd does not see, whose derivatives would be 0.
         """
         d = math.prod(x.shape[1:])
-
-        def followed(t: Tensor, x: Tensor) -> Tensor:
-            value = self.drift(t, x)
-            if not value.requires_grad:
-                raise ValueError(
-                    "f(t, x) does not depend on x in a way that autograd can see: remove "
-                    "torch.no_grad() and detach() from it, or take a solver without its Jacobian"
-                )
-            return value
-
         with torch.inference_mode(False), torch.enable_grad():
             basis = torch.eye(d, dtype=x.dtype, device=x.device).reshape(d, 1, *x.shape[1:])
-            found: Any = vjp(followed, t, x)
+            found: Any = vjp(self._followed_drift, t, x)
             by_t, by_x = vmap(found[1])(basis.expand(d, *x.shape))
         return by_x.reshape(d, len(x), d).transpose(0, 1), by_t.T.to(x).reshape(x.shape)
+
+    def jacobian_product(self, t: Tensor, x: Tensor) -> tuple[Callable[[Tensor], Tensor], Tensor]:
+        """The function v -> f_x v of each sample, with v shaped like x, and f_t; without gradients.
+
+        The product is the derivative by u of f_x^T u, whose graph is kept: it does not call f.
+
+        Raises:
+            ValueError: for a drift that autograd does not see, whose derivatives would be 0.
+        """
+        with torch.inference_mode(False), torch.enable_grad():
+            time = t.detach().clone().requires_grad_()
+            point = x.detach().clone().requires_grad_()
+            value = self._followed_drift(time, point)
+            u = torch.zeros_like(value, requires_grad=True)
+            settings = {"allow_unused": True, "materialize_grads": True}
+            by_x, by_t = torch.autograd.grad(value, (point, time), u, create_graph=True, **settings)
+
+        def derivative(of: Tensor, along: Tensor) -> Tensor:
+            if not of.requires_grad:  # it does not depend on u: it is 0
+                return torch.zeros_like(x)
+            (found,) = torch.autograd.grad(of, u, along.to(of), retain_graph=True, **settings)
+            return found
+
+        return partial(derivative, by_x), derivative(by_t, torch.ones_like(time))
+
+    def _followed_drift(self, t: Tensor, x: Tensor) -> Tensor:
+        """The drift, where autograd sees it.
+
+        Raises:
+            ValueError: where it does not.
+        """
+        value = self.drift(t, x)
+        if not value.requires_grad:
+            raise ValueError(
+                "f(t, x) does not depend on x in a way that autograd can see: remove "
+                "torch.no_grad() and detach() from it, or take a solver without its Jacobian"
+            )
+        return value
 
     def advance(self, t: Time, x: Tensor, h: Time, onto: Tensor) -> Tensor:
         """onto + h f(t, x), for solvers that use a drift once."""

@@ -4,7 +4,7 @@ from collections import deque
 from collections.abc import Callable, Hashable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 from weakref import ref
 
 import numpy as np
@@ -27,6 +27,7 @@ from sdekit.elementary import Time, axpy
 
 # The number of last results of a function that are checked: multistep rules remember up to four.
 _REMEMBERED = 4
+Result = TypeVar("Result")
 _Results = deque[tuple[ref[Tensor], int]]  # with the version when it was returned
 
 
@@ -77,11 +78,20 @@ class Counted(AbstractSDE):
         return self._guarded(0, "the drift", self.problem.drift, t, x)
 
     def jacobian(self, t: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+        return self._derivative(self.problem.jacobian, t, x)
+
+    def jacobian_product(self, t: Tensor, x: Tensor) -> tuple[Callable[[Tensor], Tensor], Tensor]:
+        return self._derivative(self.problem.jacobian_product, t, x)
+
+    def _derivative(
+        self, method: Callable[[Tensor, Tensor], Result], t: Tensor, x: Tensor
+    ) -> Result:
+        """What a method of the equation returns that differentiates the drift."""
         with torch.inference_mode(False):
             t = t.clone()
             x = x.clone()
             version = x._version
-            found = self.problem.jacobian(t, x)
+            found = method(t, x)
         if version != x._version:
             raise changed_in_place("the drift")
         return found

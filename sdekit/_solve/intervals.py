@@ -13,6 +13,8 @@ from sdekit._grid import Dyadic
 from sdekit._solve.active import ActiveSamples
 from sdekit._solve.control import PIDController
 
+_ROUNDING = torch.finfo(torch.float64).eps
+
 
 class Interval(NamedTuple):
     """The next interval of each sample; float64, `(batch,)`, on the host.
@@ -51,11 +53,15 @@ class AbstractIntervals(ABC):
 class FreeIntervals(AbstractIntervals):
     """Intervals of any length, for ordinary equations.
 
-    end: the last time. direction: 1 or -1. stretch: the factor by which the last step may be longer
-    than allowed, to avoid a tiny last step; smaller than the factor by which a rejection shortens
-    it. shortest_length: below this a step is too short.
+    In the first half times are counted from the start and then back from the end, so that both ends
+    may be resolved far below the span, as where one of them is 0.
+
+    start, end: the first and the last time. direction: 1 or -1. stretch: the factor by which the
+    last step may be longer than allowed, to avoid a tiny last step; smaller than the factor by
+    which a rejection shortens it. shortest_length: below this a step at time 0 is too short.
     """
 
+    start: Tensor
     end: Tensor
     direction: int
     stretch: float
@@ -65,26 +71,34 @@ class FreeIntervals(AbstractIntervals):
     def of(ts: list[float], control: PIDController) -> "FreeIntervals":
         """Those of a solve with output at ts."""
         stretch = control.safety**-0.9
-        shortest_length = 16 * torch.finfo(torch.float64).eps * max(map(abs, ts))
-        end = torch.tensor(ts[-1], dtype=torch.float64)
-        return FreeIntervals(end, 1 if ts[-1] > ts[0] else -1, stretch, shortest_length)
+        shortest_length = _ROUNDING**1.5 * max(map(abs, ts))
+        start, end = torch.tensor([ts[0], ts[-1]], dtype=torch.float64)
+        return FreeIntervals(start, end, 1 if ts[-1] > ts[0] else -1, stretch, shortest_length)
 
     def after(self, active: ActiveSamples) -> Interval:
         length = torch.where(
             active.remaining <= self.stretch * active.h, active.remaining, active.h
         )
         remaining = active.remaining - length
-        return Interval(torch.add(self.end, remaining, alpha=-self.direction), remaining, length)
+        from_start = torch.add(active.t, length, alpha=self.direction)
+        early = (from_start - self.start).abs() < remaining
+        from_end = torch.add(self.end, remaining, alpha=-self.direction)
+        remaining = torch.where(early, (self.end - from_start).abs(), remaining)
+        return Interval(torch.where(early, from_start, from_end), remaining, length)
 
     def allowed(self, active: ActiveSamples, interval: Interval, factor: Tensor) -> Tensor:
         return interval.length
 
     def too_short(self, active: ActiveSamples, interval: Interval) -> Tensor:
-        return active.h < self.shortest_length
+        return active.h < self._shortest(active)
 
     def may_end(self, active: ActiveSamples) -> bool:
-        smallest = torch.minimum(active.remaining, active.h).add_(active.ended).amin()
-        return float(smallest) <= 2 * self.shortest_length
+        left = torch.minimum(active.remaining, active.h - 2 * self._shortest(active))
+        return float(left.add_(active.ended).amin()) <= 0
+
+    def _shortest(self, active: ActiveSamples) -> Tensor:
+        """What rounding of times leaves to resolve, of each sample."""
+        return (16 * _ROUNDING * active.t.abs()).clamp_(min=self.shortest_length)
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,11 +1,18 @@
 """Linear systems with the Jacobian of the drift of each sample."""
 
+import math
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
+from sdekit._equations.sde import AbstractSDE
+from sdekit._solvers.krylov import gmres
 from sdekit.elementary import Time
 
 Factors = tuple[Tensor, Tensor]
+
+_DIMENSIONS = 200  # the most of GMRES's subspace
 
 
 def per_sample(t: Time, x: Tensor) -> Tensor:
@@ -43,3 +50,69 @@ def solved(factors: Factors, value: Tensor) -> Tensor:
     """The solution of the linear system of each sample, shaped like the right side."""
     right = value.reshape(len(value), -1, 1).to(factors[0])
     return torch.linalg.lu_solve(*factors, right).to(value).reshape(value.shape)
+
+
+def linear_solver(
+    problem: AbstractSDE, t: Tensor, x: Tensor, length: Tensor, *, direct: int, residual: float
+) -> tuple[Callable[[Tensor], Tensor], Tensor]:
+    """The function that solves (1 / length - f_x) k = b for each sample, and f_t.
+
+    For samples of up to `direct` numbers by the factors of the matrix; for larger ones by GMRES,
+    from products with f_x, to a relative residual. The solution of a singular system is not finite,
+    and NaN where GMRES does not converge.
+
+    Raises:
+        ValueError: by the function, for gradients through GMRES.
+    """
+    if math.prod(x.shape[1:]) <= direct:
+        jacobian, rate = problem.jacobian(t, x)
+        factors = factorised(jacobian, length)
+        return lambda value: solved(factors, value), rate
+    by_x, rate = problem.jacobian_product(t, x)
+    return ByProducts(by_x, x, length, direct, residual), rate
+
+
+class ByProducts:
+    """b -> k: GMRES for systems with one matrix, (1 / length - f_x) k = b.
+
+    Residuals are relative to the largest length * b so far: that of an estimate of an error, a
+    small difference, may be all rounding.
+    """
+
+    def __init__(
+        self,
+        by_x: Callable[[Tensor], Tensor],
+        x: Tensor,
+        length: Tensor,
+        direct: int,
+        residual: float,
+    ) -> None:
+        wide = torch.promote_types(x.dtype, torch.float32)
+        self.by_x = by_x
+        self.x = x
+        self.h = length.to(wide)[:, None]
+        self.direct = direct
+        self.residual = max(residual, 8 * torch.finfo(wide).eps)
+        self.largest = torch.zeros_like(self.h[:, 0])
+
+    def __call__(self, value: Tensor) -> Tensor:
+        """The solutions, shaped like the right sides.
+
+        Raises:
+            ValueError: for right sides that need gradients.
+        """
+        if value.requires_grad:
+            raise ValueError(
+                f"samples of more than direct = {self.direct} numbers have linear systems without "
+                "gradients: solve under torch.no_grad(), or set direct to the size of a sample"
+            )
+        right = self.h * value.reshape(len(value), -1).to(self.h)
+        self.largest = torch.maximum(self.largest, torch.linalg.vector_norm(right, dim=1))
+        limit = self.residual * self.largest
+        found = gmres(self._product, right, limit=limit, most=_DIMENSIONS)
+        return found.reshape(value.shape).to(value)
+
+    def _product(self, vector: Tensor) -> Tensor:
+        """(1 - length f_x) v."""
+        product = self.by_x(vector.reshape(self.x.shape).to(self.x))
+        return vector - self.h * product.reshape(vector.shape).to(vector)

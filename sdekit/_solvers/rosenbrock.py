@@ -12,7 +12,7 @@ from torch import Tensor
 from sdekit._equations.sde import AbstractSDE
 from sdekit._noise.white import Increment
 from sdekit._solvers.contract import AbstractSolver, Order, Step, Tree
-from sdekit._solvers.linear_systems import factorised, per_sample, solved
+from sdekit._solvers.linear_systems import linear_solver, per_sample
 from sdekit._solvers.runge_kutta import combine
 from sdekit.elementary import Time, broadcast
 
@@ -38,19 +38,28 @@ class RosenbrockTableau:
     dense: tuple[tuple[float, ...], tuple[float, ...]]
 
 
+@dataclass(frozen=True, eq=False)
 class AbstractRosenbrock(AbstractSolver, ABC):
     """A stiffly accurate Rosenbrock method: with J = f_x and f_t at the beginning of a step,
 
         (1 / (gamma h) - J) k_i = f(t_0 + c_i h, x_0 + sum_j a_ij k_j) + sum_j (c_ij / h) k_j
                                   + h d_i f_t.
 
-    x_1 is the argument of the last f plus the last k, which is the estimate of the error. One
-    Jacobian, by d derivatives at once, and one factorisation a step and sample. f receives t as
-    with adaptive steps, `(batch, 1, ...)`, on grids too. A subclass defines `tableau`, `order` and
-    `embedded`.
+    x_1 is the argument of the last f plus the last k, which is the estimate of the error. f
+    receives t as with adaptive steps, `(batch, 1, ...)`, on grids too. A subclass defines
+    `tableau`, `order` and `embedded`.
+
+    Arguments:
+        direct: samples of up to so many numbers d have one Jacobian, by d derivatives at once, and
+            one factorisation a step. Larger ones have GMRES, without a preconditioner, from
+            products J v, in at most 200 dimensions; a step in which it does not converge is NaN,
+            which adaptive steps repeat with a shorter one. It has no gradients, and each iteration
+            waits for the device.
+        residual: of GMRES, relative to the largest right side of the step so far.
 
     Raises:
-        ValueError: while solving, for a drift that autograd does not see, and with `gradient=`.
+        ValueError: while solving, for a drift that autograd does not see, with `gradient=`, and for
+            gradients of samples of more than `direct` numbers.
 
     Example:
         >>> isinstance(sdekit.Rodas4(), sdekit.AbstractRosenbrock)
@@ -63,6 +72,8 @@ class AbstractRosenbrock(AbstractSolver, ABC):
     differentiates = True
 
     tableau: ClassVar[RosenbrockTableau]
+    direct: int = 2000
+    residual: float = 1e-6
 
     def step(
         self, problem: AbstractSDE, t0: Time, t1: Time, x: Tensor, noise: Increment, state: Tree
@@ -70,9 +81,10 @@ class AbstractRosenbrock(AbstractSolver, ABC):
         tableau = self.tableau
         start = per_sample(t0, x)
         length = per_sample(t1, x) - start
-        jacobian, rate = problem.jacobian(start, x)
+        solved, rate = linear_solver(
+            problem, start, x, tableau.gamma * length, direct=self.direct, residual=self.residual
+        )
         h = broadcast(length, x)
-        factors = factorised(jacobian, tableau.gamma * length)
         increments: list[Tensor] = []
         point = x
         for i, time in enumerate(tableau.times):
@@ -86,7 +98,7 @@ class AbstractRosenbrock(AbstractSolver, ABC):
                 value = value + rest / h
             if tableau.rates[i]:
                 value = value + tableau.rates[i] * h * rate
-            increments.append(solved(factors, value))
+            increments.append(solved(value))
         end = point + increments[-1]
         return Step(end, increments[-1], (x, end, *increments[:-1]))
 
@@ -106,8 +118,9 @@ class AbstractRosenbrock(AbstractSolver, ABC):
 class Rodas4(AbstractRosenbrock):
     """Order four with an embedded error of order three, for stiff ordinary equations; L-stable.
 
-    Six evaluations, a Jacobian and a factorisation of d x d per step and sample: for up to some
-    hundred numbers per sample. Outputs within a step have order three.
+    Six evaluations, a Jacobian and a factorisation of d x d per step and sample of up to 2,000
+    numbers; larger samples have GMRES (`AbstractRosenbrock`). Outputs within a step have order
+    three.
 
     Example:
         >>> stiff = sdekit.ODE(lambda t, x: -1000 * (x - torch.cos(t)))

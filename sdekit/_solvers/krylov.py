@@ -1,0 +1,83 @@
+"""GMRES: linear systems of each sample from products with their matrices alone."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+_BETWEEN = 8  # dimensions between two looks at the residual
+
+
+def gmres(
+    product: Callable[[Tensor], Tensor], right: Tensor, *, limit: Tensor, most: int
+) -> Tensor:
+    """x with |b - A x| <= limit, `(batch,)`, for each sample, `(batch, d)`, from products A v.
+
+    Each sample has a subspace of its own, of at most `most` dimensions, and its solution is that of
+    the dimension in which it converged, so that the others do not matter. A sample that does not
+    converge is NaN.
+
+    References:
+        Saad and Schultz 1986, "GMRES: a generalized minimal residual algorithm for solving
+        nonsymmetric linear systems", SIAM Journal on Scientific and Statistical Computing 7.
+    """
+    most = min(most, right.shape[1])
+    norm = torch.linalg.vector_norm(right, dim=1)
+    basis = right.new_zeros(len(right), most + 1, right.shape[1])
+    basis[:, 0] = _divided(right, norm)
+    hessenberg = right.new_zeros(len(right), most + 1, most)
+    done = (norm <= limit) & norm.isfinite()
+    x = torch.where(done[:, None], 0, torch.full_like(right, torch.nan))
+    done = done | ~norm.isfinite()
+    for k in range(1, most + 1):
+        if bool(done.all()):
+            break
+        column, basis[:, k] = _orthogonalised(product(basis[:, k - 1]), basis[:, :k])
+        hessenberg[:, : k + 1, k - 1] = column
+        if k % _BETWEEN == 0 or k == most:
+            weights, residual = _least_squares(hessenberg[:, : k + 1, :k], norm)
+            converged = ~done & (residual <= limit)
+            found = (basis[:, :k] * weights[:, :, None]).sum(1)
+            x = torch.where(converged[:, None], found, x)
+            done = done | converged
+    return x
+
+
+def _divided(vector: Tensor, norm: Tensor) -> Tensor:
+    """Of length one; 0 where the norm is."""
+    return torch.where((norm > 0)[:, None], vector / norm[:, None], 0)
+
+
+def _orthogonalised(vector: Tensor, basis: Tensor) -> tuple[Tensor, Tensor]:
+    """The coefficients of a vector in a basis `(batch, k, d)` and in the next vector,
+    `(batch, k + 1)`, and that vector; twice, because rounding leaves a part the first time. What is
+    left of a vector of the basis's own space is rounding, and replaced by 0.
+    """
+    rounding = 16 * torch.finfo(vector.dtype).eps * torch.linalg.vector_norm(vector, dim=1)
+    total = torch.zeros_like(basis[:, :, 0])
+    for _ in range(2):
+        part = torch.linalg.vecdot(basis, vector[:, None])
+        vector = vector - (basis * part[:, :, None]).sum(1)
+        total = total + part
+    norm = torch.linalg.vector_norm(vector, dim=1)
+    norm = torch.where(norm > rounding, norm, 0)
+    return torch.cat([total, norm[:, None]], dim=1), _divided(vector, norm)
+
+
+def _least_squares(hessenberg: Tensor, norm: Tensor) -> tuple[Tensor, Tensor]:
+    """The y of each sample that minimises |norm e_1 - H y|, and this residual.
+
+    Where the subspace is exhausted, H has columns of zeros, whose y is 0.
+    """
+    q, r = torch.linalg.qr(hessenberg, mode="complete")
+    projected = q[:, 0] * norm[:, None]
+    k = r.shape[2]
+    diagonal = r.diagonal(dim1=1, dim2=2)
+    empty = diagonal.abs() <= 8 * torch.finfo(r.dtype).eps * diagonal.abs().amax(1, keepdim=True)
+    unit = torch.eye(k, dtype=r.dtype, device=r.device)
+    triangle = torch.where(empty[:, :, None] | empty[:, None], unit, r[:, :k])
+    values = torch.where(empty, 0, projected[:, :k])
+    y = torch.linalg.solve_triangular(triangle, values[:, :, None], upper=True)[:, :, 0]
+    residual = (hessenberg @ y[:, :, None])[:, :, 0]
+    residual[:, 0] -= norm
+    return y, torch.linalg.vector_norm(residual, dim=1)

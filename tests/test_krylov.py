@@ -1,0 +1,165 @@
+"""GMRES, products with Jacobians, and stiff equations of many numbers by them."""
+
+import math
+
+import pytest
+import torch
+
+from sdekit import ODE, PIDController, Rodas4, solve, uniform
+from sdekit._solvers.krylov import gmres
+
+F64 = torch.float64
+
+
+def systems(batch, d, seed=0):
+    """Matrices around 1, and right sides."""
+    generator = torch.Generator().manual_seed(seed)
+    matrices = torch.randn(batch, d, d, generator=generator, dtype=F64) / (2 * math.sqrt(d))
+    return matrices + torch.eye(d, dtype=F64), torch.randn(batch, d, generator=generator, dtype=F64)
+
+
+def solved(matrices, right, **settings):
+    settings = {"limit": 1e-10 * right.norm(dim=1), "most": 60} | settings
+    return gmres(lambda v: (matrices * v[:, None]).sum(-1), right, **settings)
+
+
+@pytest.mark.parametrize("d", [1, 3, 40, 100])
+def test_solutions_and_residuals(d):
+    matrices, right = systems(5, d)
+    x = solved(matrices, right)
+    torch.testing.assert_close(x, torch.linalg.solve(matrices, right), rtol=0, atol=1e-8)
+    residual = torch.linalg.vector_norm((matrices @ x[:, :, None])[:, :, 0] - right, dim=1)
+    assert (residual <= 1.01e-10 * torch.linalg.vector_norm(right, dim=1)).all()
+
+
+def test_orthogonality_over_many_dimensions():
+    """Where one pass of Gram and Schmidt loses it: numbers from 1 to a million."""
+    matrices = torch.diag(torch.logspace(0, 6, 80, dtype=F64))[None]
+    right = torch.ones(1, 80, dtype=F64)
+    x = solved(matrices, right, most=80)
+    torch.testing.assert_close(x[0], 1 / matrices[0].diagonal(), rtol=1e-4, atol=0)
+
+
+def test_a_sample_does_not_depend_on_others():
+    """Although they need different numbers of dimensions."""
+    matrices, right = systems(4, 50)
+    matrices[1] = torch.eye(50, dtype=F64)
+    matrices[2] = torch.diag(torch.logspace(0, 1, 50, dtype=F64))
+    together = solved(matrices, right)
+    for i in range(4):
+        assert torch.equal(solved(matrices[i : i + 1], right[i : i + 1])[0], together[i])
+
+
+def test_subspaces_that_are_exhausted():
+    """The exact solution after one or two dimensions; right sides of 0; the rest goes on."""
+    matrices, right = systems(4, 50)
+    matrices[0] = 3 * torch.eye(50, dtype=F64)
+    matrices[1] = torch.diag(torch.cat([torch.full((25,), 2.0), torch.ones(25)]).double())
+    right[2] = 0
+    x = solved(matrices, right)
+    torch.testing.assert_close(x[0], right[0] / 3)
+    torch.testing.assert_close(x[1], right[1] / matrices[1].diagonal())
+    assert torch.equal(x[2], right[2])
+    torch.testing.assert_close(x[3], torch.linalg.solve(matrices[3], right[3]))
+
+
+def test_systems_without_an_answer():
+    """Singular ones, those that need more dimensions, and right sides that are not finite."""
+    matrices, right = systems(4, 30)
+    matrices[0] = 0
+    matrices[1] = torch.eye(30, dtype=F64).roll(1, 0)  # no residual is smaller before the last
+    right[1] = torch.eye(30, dtype=F64)[0]
+    right[2, 3] = math.inf
+    x = solved(matrices, right, most=20, limit=1e-4 * right.norm(dim=1))
+    assert x[:3].isnan().all()
+    assert x[3].isfinite().all()
+
+
+def reaction(t, x):
+    """Each number with its neighbours, stiff, in a medium that changes in time."""
+    t = torch.as_tensor(t).reshape(-1, *[1] * (x.ndim - 1))
+    flat = x.flatten(1)
+    coupled = 400 * (flat.roll(1, 1) - 2 * flat + flat.roll(-1, 1)) - flat**3
+    return coupled.reshape(x.shape) + torch.cos(3 * t)
+
+
+def start(*event):
+    flat = torch.linspace(-1, 1, 3 * math.prod(event), dtype=F64)
+    return torch.sin(7 * flat).reshape(3, *event)
+
+
+def test_products_are_those_of_the_jacobian():
+    x = start(4, 3)
+    t = torch.tensor([0.1, 0.5, 2.0], dtype=F64)
+    jacobian, rate = ODE(reaction).jacobian(t, x)
+    product, found = ODE(reaction).jacobian_product(t, x)
+    torch.testing.assert_close(found, rate)
+    v = start(4, 3).cos()
+    expected = (jacobian @ v.flatten(1)[:, :, None]).reshape(x.shape)
+    torch.testing.assert_close(product(v), expected)
+
+
+def test_products_of_an_autonomous_linear_drift():
+    """Its rate is 0, although its graph does not depend on t."""
+    product, rate = ODE(lambda t, x: -2 * x).jacobian_product(torch.zeros(3, dtype=F64), start(4))
+    assert torch.equal(product(start(4)), -2 * start(4))
+    assert torch.equal(rate, torch.zeros(3, 4, dtype=F64))
+
+
+@pytest.mark.parametrize("event", [(12,), (2, 6)], ids=str)
+def test_steps_are_those_with_factors(event):
+    """At a tolerance, and backwards on a grid of the non-stiff part."""
+    control = PIDController(1e-3, 1e-3)
+    by_factors, by_products = (
+        solve(ODE(reaction), start(*event), [0.0, 0.3], solver=solver, control=control)
+        for solver in (Rodas4(), Rodas4(direct=11, residual=1e-9))
+    )
+    assert torch.equal(by_factors.accepted, by_products.accepted)
+    torch.testing.assert_close(by_factors.x, by_products.x, rtol=0, atol=1e-8)
+    assert not torch.equal(by_factors.x, by_products.x)
+    grid = uniform(0.001, 0.0, 3)
+    by_factors, by_products = (
+        solve(ODE(reaction), start(*event), grid, solver=solver).x
+        for solver in (Rodas4(direct=12), Rodas4(direct=0, residual=1e-9))
+    )
+    torch.testing.assert_close(by_factors, by_products, rtol=1e-8, atol=1e-8)
+
+
+def test_many_numbers():
+    """Diffusion in 4,000 cells, against its exact modes: a Jacobian would have 128 megabytes."""
+    d = 4000
+    place = torch.arange(d, dtype=F64) * (2 * math.pi / d)
+    x0 = torch.stack([torch.cos(place), torch.cos(40 * place)])
+    rate = 0.1 * d**2
+
+    def diffusion(t, x):
+        return rate * (x.roll(1, 1) - 2 * x + x.roll(-1, 1))
+
+    control = PIDController(1e-3, 1e-3)
+    x = solve(ODE(diffusion), x0, [0.0, 0.002], solver=Rodas4(), control=control).x
+    decay = [math.exp(-0.002 * rate * 2 * (1 - math.cos(2 * math.pi * k / d))) for k in (1, 40)]
+    torch.testing.assert_close(x, x0 * torch.tensor(decay, dtype=F64)[:, None], rtol=0, atol=2e-3)
+
+
+def test_inference_mode():
+    settings = {"solver": Rodas4(direct=0)}
+    plain = solve(ODE(reaction), start(6), uniform(0.0, 0.1, 2), **settings).x
+    with torch.inference_mode():
+        found = solve(ODE(reaction), start(6), uniform(0.0, 0.1, 2), **settings).x
+    torch.testing.assert_close(found, plain)
+
+
+def test_what_has_no_products_is_refused():
+    settings = {"solver": Rodas4(direct=3)}
+
+    def hidden(t, x):
+        with torch.no_grad():
+            return -100 * x
+
+    with pytest.raises(ValueError, match="in a way that autograd can see"):
+        solve(ODE(hidden), start(6), uniform(0.0, 1.0, 20), **settings)
+    with pytest.raises(ValueError, match=r"more than direct = 3 numbers .* without gradients"):
+        solve(ODE(reaction), start(6).requires_grad_(), uniform(0.0, 0.1, 4), **settings)
+    rate = torch.tensor(2.0, dtype=F64, requires_grad=True)
+    with pytest.raises(ValueError, match=r"solve under torch\.no_grad"):
+        solve(ODE(lambda t, x: -rate * x), start(6), uniform(0.0, 0.1, 4), **settings)
