@@ -709,3 +709,14 @@ def test_empty_batches_and_default_noise():
     )
     assert torch.equal(a.x, b.x)
     assert np.isfinite(a.x.numpy()).all()
+
+
+@pytest.mark.parametrize("ends", [(0.0, 1e9), (0.0, -1e9)], ids=["forwards", "backwards"])
+def test_times_near_the_start_are_resolved_far_below_the_span(ends):
+    """A step of 1e-9 of a span of 1e9 ends at 1e-9."""
+    moves = []
+    control = PIDController(1e-3, 1e-3, first=1e-9)
+    solve(ODE(lambda t, x: 0 * x), torch.ones(1, 1, dtype=torch.float64), list(ends),
+          solver=Dopri5(), control=control, callback=moves.append)  # fmt: skip
+    assert float(moves[0].t1) == math.copysign(1e-9, ends[1])
+    assert float(moves[-1].t1) == ends[1]
