@@ -13,6 +13,7 @@ sys.path.append(str(Path(__file__).parent / "examples"))  # networks.py, for all
 
 from sdekit_diffusion.__main__ import explore
 
+from api_pages import write
 from registered import completed
 
 logger = logging.getLogger(__name__)
@@ -23,6 +24,7 @@ extensions = [
     "myst_parser",
     "sphinx.ext.autodoc",
     "sphinx.ext.napoleon",
+    "sphinx.ext.viewcode",
     "sphinx_gallery.gen_gallery",
 ]
 # The folder of scripts, and that of the pages which are built from them.
@@ -41,7 +43,9 @@ html_js_files = ["interactive.js"]
 exclude_patterns = ["_build", "_cache", *GALLERIES]
 # The look of pictures is a function, which Sphinx cannot keep between two builds.
 suppress_warnings = ["myst.header", "config.cache"]
-autodoc_typehints = "none"
+autodoc_typehints = "signature"
+python_use_unqualified_type_names = True
+python_maximum_signature_line_length = 80
 
 
 def style(gallery_conf, script):
@@ -136,6 +140,7 @@ def without_pictures(app, config):
 
 def setup(app):
     app.connect("config-inited", without_pictures)
+    app.connect("builder-inited", lambda app: write())
     app.connect("build-finished", interactive_page)
     app.connect("source-read", with_all_rows)
     app.connect("include-read", at_the_root)

@@ -9,6 +9,7 @@ import json
 import re
 from fractions import Fraction
 
+import api_pages
 import measured
 import pytest
 from outputs import PAGES, ROOT, agree, examples, outputs
@@ -344,3 +345,19 @@ def test_the_table_of_methods_for_ordinary_equations_says_what_the_classes_decla
             implicit = issubclass(solver, sdekit.AbstractRosenbrock)
             assert len(tableau.times if implicit else tableau.a) == int(stages)
     assert len(found) == 7
+
+
+def test_every_public_name_has_a_page_of_the_reference(monkeypatch):
+    monkeypatch.setattr(sdekit, "One", One, raising=False)
+    monkeypatch.setattr(sdekit, "__all__", [*sdekit.__all__, "One"])
+    monkeypatch.setattr(One, "__module__", sdekit.Heun.__module__)
+    for package, modules in api_pages.MODULES.items():
+        groups = api_pages.grouped(package)
+        assert all(groups.values())
+        values = [entry.value for group in groups.values() for entry in group]
+        for module in modules:
+            names = [name for name in module.__all__ if not inspect.ismodule(getattr(module, name))]
+            assert all(any(getattr(module, name) is value for value in values) for name in names)
+    solvers = [entry.name for entry in api_pages.grouped(sdekit)["Solvers"]]
+    assert solvers == sorted(solvers)
+    assert "One" in solvers
