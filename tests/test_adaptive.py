@@ -720,3 +720,10 @@ def test_times_near_the_start_are_resolved_far_below_the_span(ends):
           solver=Dopri5(), control=control, callback=moves.append)  # fmt: skip
     assert float(moves[0].t1) == math.copysign(1e-9, ends[1])
     assert float(moves[-1].t1) == ends[1]
+
+
+def test_tolerances_are_numbers():
+    for given in ({"atol": torch.tensor([1e-3, 1e-6])}, {"rtol": "1e-3"}):
+        (name,) = given
+        with pytest.raises(TypeError, match=f"{name} is a number, the same for all coordinates"):
+            PIDController(**given)

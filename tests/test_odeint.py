@@ -1024,6 +1024,7 @@ def test_a_failure_on_the_way_back_is_said():
         ({"rtol": 0.0, "atol": 0.0}, ValueError, "not both 0"),
         ({"rtol": -1.0}, ValueError, "from 0 on"),
         ({"method": "dopri6"}, ValueError, "method = 'dopri6' is not one of"),
+        ({"method": "rodas4"}, ValueError, r"solve\(\.\.\., solver=Rodas4\(\.\.\.\)\) has it"),
         (
             {"method": "rk4", "options": {"step_size": 0.0}},
             ValueError,

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from numbers import Real
 
 import torch
 from torch import Tensor
@@ -28,6 +29,7 @@ class PIDController:
         max_steps: the most steps per sample, rejected ones included.
 
     Raises:
+        TypeError: for tolerances that are no numbers.
         ValueError: for tolerances that are negative or both zero, factors out of order,
             coefficients out of range, max_steps < 1, or a first step that is not positive.
 
@@ -57,6 +59,13 @@ class PIDController:
     max_steps: int = 100_000
 
     def __post_init__(self) -> None:
+        for name in ("rtol", "atol"):
+            value = getattr(self, name)
+            if not isinstance(value, Real):
+                raise TypeError(
+                    f"{name} is a number, the same for all coordinates, not {value!r:.60}; with "
+                    "tolerances of their own, scale the coordinates or take odeint"
+                )
         if not (self.rtol >= 0 and self.atol >= 0 and 0 < max(self.rtol, self.atol) < math.inf):
             raise ValueError(
                 f"rtol and atol are tolerances, from 0 on and not both 0; not {self.rtol} and "

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sdekit import _solvers
 from sdekit._common.names import did_you_mean
 from sdekit._solve.control import PIDController
 from sdekit._solvers import (
@@ -123,9 +124,11 @@ def require_method(method: str | None) -> None:
         return
     names = dict.fromkeys((*ADAPTIVE, *FIXED, *torchdiffeq_methods()))
     if method not in names:
+        solver = {name.lower(): name for name in _solvers.__all__}.get(str(method).lower())
+        other = f"; solve(..., solver={solver}(...)) has it" if solver else ""
         raise ValueError(
             f"method = {method!r} is not one of "
-            f"{', '.join(names)}{did_you_mean(method, names, _ALIASES)}"
+            f"{', '.join(names)}{other or did_you_mean(method, names, _ALIASES)}"
         )
 
 
