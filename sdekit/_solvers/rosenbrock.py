@@ -3,7 +3,7 @@ no iteration.
 """
 
 from abc import ABC
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
@@ -72,8 +72,8 @@ class AbstractRosenbrock(AbstractSolver, ABC):
     differentiates = True
 
     tableau: ClassVar[RosenbrockTableau]
-    direct: int = 2000
-    residual: float = 1e-6
+    direct: int = field(default=2000, repr=False)
+    residual: float = field(default=1e-6, repr=False)
 
     def step(
         self, problem: AbstractSDE, t0: Time, t1: Time, x: Tensor, noise: Increment, state: Tree
