@@ -7,6 +7,7 @@ import torch
 
 from sdekit import ODE, PIDController, Rodas4, solve, uniform
 from sdekit._solvers.krylov import gmres
+from sdekit._solvers.linear_systems import linear_solver
 
 F64 = torch.float64
 
@@ -33,21 +34,24 @@ def test_solutions_and_residuals(d):
 
 
 def test_orthogonality_over_many_dimensions():
-    """Where one pass of Gram and Schmidt loses it: numbers from 1 to a million."""
+    """Of a matrix with numbers from 1 to a million; its residual is what it was taken for."""
     matrices = torch.diag(torch.logspace(0, 6, 80, dtype=F64))[None]
     right = torch.ones(1, 80, dtype=F64)
     x = solved(matrices, right, most=80)
     torch.testing.assert_close(x[0], 1 / matrices[0].diagonal(), rtol=1e-4, atol=0)
+    assert float((matrices[0] @ x[0] - right[0]).norm()) <= 1.01e-10 * float(right.norm())
 
 
 def test_a_sample_does_not_depend_on_others():
-    """Although they need different numbers of dimensions."""
+    """Although they need, and are asked for, different numbers of dimensions."""
     matrices, right = systems(4, 50)
     matrices[1] = torch.eye(50, dtype=F64)
     matrices[2] = torch.diag(torch.logspace(0, 1, 50, dtype=F64))
-    together = solved(matrices, right)
+    limit = torch.tensor([1e-10, 1e-10, 1e-10, 1e-2], dtype=F64) * right.norm(dim=1)
+    together = solved(matrices, right, limit=limit)
     for i in range(4):
-        assert torch.equal(solved(matrices[i : i + 1], right[i : i + 1])[0], together[i])
+        alone = solved(matrices[i : i + 1], right[i : i + 1], limit=limit[i : i + 1])
+        assert torch.equal(alone[0], together[i])
 
 
 def test_subspaces_that_are_exhausted():
@@ -125,6 +129,18 @@ def test_steps_are_those_with_factors(event):
     torch.testing.assert_close(by_factors, by_products, rtol=1e-8, atol=1e-8)
 
 
+def test_residuals_are_relative_to_the_largest_right_side_of_a_step():
+    """A small one, such as that of an estimate of the error, may be all rounding."""
+    x = start(12)
+    t = torch.zeros(3, dtype=F64)
+    h = torch.full((3,), 0.01, dtype=F64)
+    solve_linear, _ = linear_solver(ODE(reaction), t, x, h, direct=0, residual=1e-6)
+    exact, _ = linear_solver(ODE(reaction), t, x, h, direct=12, residual=1e-6)
+    torch.testing.assert_close(solve_linear(x), exact(x), rtol=0, atol=1e-5 * 0.01)
+    assert torch.equal(solve_linear(1e-7 * x), torch.zeros_like(x))
+    torch.testing.assert_close(solve_linear(1e3 * x), exact(1e3 * x), rtol=0, atol=1e-2 * 0.01)
+
+
 def test_many_numbers():
     """Diffusion in 4,000 cells, against its exact modes: a Jacobian would have 128 megabytes."""
     d = 4000
@@ -158,6 +174,8 @@ def test_what_has_no_products_is_refused():
 
     with pytest.raises(ValueError, match="in a way that autograd can see"):
         solve(ODE(hidden), start(6), uniform(0.0, 1.0, 20), **settings)
+    x0 = start(3).requires_grad_()
+    assert solve(ODE(reaction), x0, uniform(0.0, 0.1, 4), **settings).x.requires_grad
     with pytest.raises(ValueError, match=r"more than direct = 3 numbers .* without gradients"):
         solve(ODE(reaction), start(6).requires_grad_(), uniform(0.0, 0.1, 4), **settings)
     rate = torch.tensor(2.0, dtype=F64, requires_grad=True)

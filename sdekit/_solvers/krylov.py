@@ -50,18 +50,12 @@ def _divided(vector: Tensor, norm: Tensor) -> Tensor:
 
 def _orthogonalised(vector: Tensor, basis: Tensor) -> tuple[Tensor, Tensor]:
     """The coefficients of a vector in a basis `(batch, k, d)` and in the next vector,
-    `(batch, k + 1)`, and that vector; twice, because rounding leaves a part the first time. What is
-    left of a vector of the basis's own space is rounding, and replaced by 0.
+    `(batch, k + 1)`, and that vector, by Gram and Schmidt.
     """
-    rounding = 16 * torch.finfo(vector.dtype).eps * torch.linalg.vector_norm(vector, dim=1)
-    total = torch.zeros_like(basis[:, :, 0])
-    for _ in range(2):
-        part = torch.linalg.vecdot(basis, vector[:, None])
-        vector = vector - (basis * part[:, :, None]).sum(1)
-        total = total + part
-    norm = torch.linalg.vector_norm(vector, dim=1)
-    norm = torch.where(norm > rounding, norm, 0)
-    return torch.cat([total, norm[:, None]], dim=1), _divided(vector, norm)
+    part = torch.linalg.vecdot(basis, vector[:, None])
+    rest = vector - (basis * part[:, :, None]).sum(1)
+    norm = torch.linalg.vector_norm(rest, dim=1)
+    return torch.cat([part, norm[:, None]], dim=1), _divided(rest, norm)
 
 
 def _least_squares(hessenberg: Tensor, norm: Tensor) -> tuple[Tensor, Tensor]:
