@@ -61,7 +61,7 @@ def _orthogonalised(vector: Tensor, basis: Tensor) -> tuple[Tensor, Tensor]:
 def _least_squares(hessenberg: Tensor, norm: Tensor) -> tuple[Tensor, Tensor]:
     """The y of each sample that minimises |norm e_1 - H y|, and this residual.
 
-    Where the subspace is exhausted, H has columns of zeros, whose y is 0.
+    Where the subspace is exhausted, H has columns of zeros, whose y does not matter.
     """
     q, r = torch.linalg.qr(hessenberg, mode="complete")
     projected = q[:, 0] * norm[:, None]
@@ -70,8 +70,7 @@ def _least_squares(hessenberg: Tensor, norm: Tensor) -> tuple[Tensor, Tensor]:
     empty = diagonal.abs() <= 8 * torch.finfo(r.dtype).eps * diagonal.abs().amax(1, keepdim=True)
     unit = torch.eye(k, dtype=r.dtype, device=r.device)
     triangle = torch.where(empty[:, :, None] | empty[:, None], unit, r[:, :k])
-    values = torch.where(empty, 0, projected[:, :k])
-    y = torch.linalg.solve_triangular(triangle, values[:, :, None], upper=True)[:, :, 0]
+    y = torch.linalg.solve_triangular(triangle, projected[:, :k, None], upper=True)[:, :, 0]
     residual = (hessenberg @ y[:, :, None])[:, :, 0]
     residual[:, 0] -= norm
     return y, torch.linalg.vector_norm(residual, dim=1)
