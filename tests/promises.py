@@ -26,18 +26,18 @@ NO_MISTAKES = ("NameError", "ImportError", "ModuleNotFoundError")  # with which 
 TEXT = """\
 # Promises, and the tests that fail when they are broken
 
-Each promise of the README and of these pages is kept by tests. A test that cannot fail proves
-nothing: so each promise is broken on purpose, by a mistake of one line in a copy of the tree, and
-the test named below the mistake must fail with it and pass without it. The mistakes are in
+Tests check the promises of the README and of these pages that are listed here. A test that cannot
+fail proves nothing: so each promise is broken on purpose, by a mistake of one line in a copy of the
+tree, and the test named below the mistake must fail with it and pass without it. The mistakes are in
 `tests/promises.toml`. `make promises` makes them all, one after the other, and writes this page;
 `tests/promises.py TEXT` makes those whose lines contain a text. A test of the suite checks that all
 tests named here exist, and that each mistake still has its place in the code. `make mutants` makes
 hundreds of further mistakes.
 
-Not all that is promised can be kept by a test. Numbers of accuracy and of time are
-[measured](benchmarks.md) by scripts, and nothing was tried on a GPU: `tests/test_cuda.py` is
-skipped where there is none, and host synchronisation is counted on a simulated device. What each
-solver supports is in [a table of its own](support.md).
+Some promises cannot be checked by a test. Numbers of accuracy and of time are
+[measured](benchmarks.md) by scripts. Nothing was tried on a GPU: `tests/test_cuda.py` is skipped
+where there is none, and host synchronisation is counted on a simulated device. What each solver
+supports is in [a table of its own](support.md).
 """
 
 

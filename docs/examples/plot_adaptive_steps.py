@@ -1,9 +1,9 @@
 """
-Steps of each sample
-====================
+Steps per sample
+================
 
 Three orbits of Kepler's problem with different eccentricities in one batch. Each has steps of its
-own: a near passage takes many short ones, and costs the others nothing.
+own: look for the many short steps of a near passage, which the other orbits do not take.
 """
 
 import matplotlib.pyplot as plt

@@ -2,8 +2,9 @@
 A sample does not depend on its batch
 =====================================
 
-Sample i is a function of (seed, i): alone, in a batch of any size, in parts. Elsewhere the noise of
-a sample changes with the batch; the picture has the largest difference of 64 samples.
+Sample i is a function of (seed, i): alone, in a batch of any size, in parts. Look for the largest
+difference of 64 samples on the right, which is 0 or of the size of rounding errors for every size
+of the batch.
 """
 
 import matplotlib.pyplot as plt

@@ -2,8 +2,9 @@
 Bits per dimension
 ==================
 
-The code length of held-out digits, with their labels and without. The first is smaller: a label
-tells something about an image. Dots are images, and the numbers means with their standard errors.
+The code length of held-out digits, with their labels and without. The first is smaller, because a
+label has information about the image. Dots are images, and the numbers means with their standard
+errors.
 """
 
 import matplotlib.pyplot as plt

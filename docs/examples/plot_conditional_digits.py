@@ -2,8 +2,8 @@
 Digits by class
 ===============
 
-A network that was trained with labels, asked for each of them. Samples of a column share their
-noise: look for the slant and the width of a stroke that go with it.
+Samples of a network that was trained with labels, for each label. Samples of a column have the same
+noise: look for the slant and the width of the strokes, which they have in common.
 """
 
 import sdekit_diffusion as sd

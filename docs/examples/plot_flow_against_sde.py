@@ -3,7 +3,8 @@ Probability flow and reverse SDE
 ================================
 
 Both have the same law at every time. The flow is an ordinary equation: its paths are smooth, do not
-cross, and map each noise to one sample. Paths of the SDE are rough, and forget where they began.
+cross, and map each noise to one sample. Paths of the SDE are rough, and their ends hardly depend on
+where they began.
 """
 
 import matplotlib.pyplot as plt

@@ -1,6 +1,6 @@
 """
-Noise and back
-==============
+From data to noise and back
+===========================
 
 A diffusion turns data into noise; its reverse process turns noise into data. Above: the density of
 a mixture of two modes under VP as time goes from 0 to 1, with twenty paths. Below: twenty paths of

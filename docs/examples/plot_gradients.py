@@ -3,7 +3,8 @@ Gradients through a solve
 =========================
 
 Three ways to the same gradient: autograd records every step, `Checkpointed` repeats some, and
-`Reversible` runs the solver backwards. The picture has their differences, relative to the gradient.
+`Reversible` runs the solver backwards. The picture shows their differences, relative to the
+gradient: look for differences of the size of rounding errors.
 """
 
 import matplotlib.pyplot as plt

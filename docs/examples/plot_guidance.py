@@ -2,8 +2,8 @@
 The scale of guidance
 =====================
 
-w = 0 is the unconditional model, 1 the conditional one; beyond it samples become more typical, and
-more alike. The same noise at each scale, for the digit 8.
+w = 0 is the unconditional model, 1 the conditional one; with larger w samples become more typical,
+and more alike. Each column has the same noise at all scales; the digit is 8.
 """
 
 import sdekit_diffusion as sd

@@ -3,7 +3,7 @@ Between two digits
 ==================
 
 The flow maps each image to a latent and back. Points on the great circle between two latents decode
-to images between two digits (Figure 6 of the lecture); a mixture of pixels is shown below.
+to images between two digits; a mixture of pixels is shown below.
 """
 
 import matplotlib.pyplot as plt

@@ -3,8 +3,8 @@ NCSN and NCSNv2
 ===============
 
 Annealed Langevin dynamics with the settings of both papers, on the exact scores of a set of digits
-with noise (Figure 2 of the lecture). The five techniques of the second paper choose the noise
-levels, their number and the step from the data; with the first paper's ten levels moves get lost.
+with noise. The techniques of the second paper choose the noise levels, their number and the step
+from the data. Compare the rows: look for samples that are no digits.
 """
 
 import matplotlib.pyplot as plt

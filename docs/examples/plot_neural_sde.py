@@ -1,6 +1,6 @@
 """
-Learning an equation from paths
-===============================
+Fitting a drift network to a path
+=================================
 
 A network is the drift of an ordinary equation, fitted to a noisy spiral by gradients through the
 solve. `Checkpointed()` would save memory, and `solve` takes stochastic equations in the same way.

@@ -1,9 +1,9 @@
 """
-An equation of one's own
-========================
+An equation as a class
+======================
 
-A stochastic pendulum as a class: what the equation is, and any solver, path and step then follow.
-Friction and noise balance each other, and the energy fluctuates around a constant.
+A stochastic pendulum as a class, which any solver, path and step can use. Friction and noise
+balance each other: look for the energy, which fluctuates around a constant.
 """
 
 import matplotlib.pyplot as plt

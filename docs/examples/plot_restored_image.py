@@ -3,7 +3,8 @@ A restored image and its uncertainty
 ====================================
 
 The upper half of a digit is seen, with noise. Samples of the posterior agree where it is seen and
-differ where it is not; the deviation says where. Several digits can explain the same upper half.
+differ where it is not: look at the standard deviation. Several digits can explain the same upper
+half.
 """
 
 import warnings

@@ -2,8 +2,8 @@
 A stiff equation
 ================
 
-Van der Pol's oscillator with mu = 1000: long rests and sudden jumps. Explicit steps are limited by
-stability where the solution hardly moves; `Rodas4` takes the steps that the solution needs.
+Van der Pol's oscillator with mu = 1000: slow phases and fast jumps. Explicit steps are limited by
+stability where the solution changes slowly; look for the long steps that `Rodas4` takes there.
 """
 
 import matplotlib.pyplot as plt

@@ -58,7 +58,7 @@ for tolerance in (3e-2, 1e-2, 3e-3):
 # %%
 # Pitfalls
 # --------
-# Noise that is drawn anew after a rejected step biases the result, so ``WhiteNoise`` is refused:
+# New noise after a rejected step biases the result, so ``WhiteNoise`` is refused:
 
 try:
     sdekit.solve(
@@ -70,7 +70,7 @@ except TypeError as error:
 
 # %%
 # Where g depends on x, steps that depend on the path leave a small bias, which falls with the
-# tolerance; there, take equal steps unless you need what a grid cannot do (:doc:`/solvers`, which
-# also lists the solvers with an error estimate). A sample that fails raises
+# tolerance; there, prefer a fixed grid (:doc:`/solvers`, which also lists the solvers with an error
+# estimate). A sample that fails raises
 # :class:`sdekit.UnfinishedError`; ``throw=False`` returns the others with a ``status`` per sample.
 # Reference: :class:`sdekit.PIDController`.

@@ -4,7 +4,8 @@ How do I solve many equations with their own parameters at once?
 
 Give each sample its parameter in a tensor of shape ``(batch, 1)``: f and g broadcast against it,
 and one solve has all equations. The example is the bifurcation diagram of
-dx = (r x - x^3) dt + 0.05 dW for 600 values of r.
+dx = (r x - x^3) dt + 0.05 dW for 600 values of r. Look for the points around 0 for negative r, and
+around the two stable states for positive r.
 """
 
 from dataclasses import dataclass
@@ -29,8 +30,8 @@ ax.set(xlabel="r", ylabel="x at t = 30", title="lines: the stable states without
 # With adaptive steps
 # -------------------
 # Samples then have steps of their own and finish at different times, and f is called for some of
-# the rows. A plain function with a tensor of all parameters fails there. Such an equation says in
-# ``rows`` what its parameters are for some samples.
+# the rows. A plain function with a tensor of all parameters fails there. Define ``rows``, which
+# returns the equation of some of the samples.
 
 
 @dataclass(frozen=True, eq=False)

@@ -4,8 +4,9 @@ How do I solve an equation with correlated noise?
 
 If g is constant, change the variable: with the Cholesky factor L of the covariance of the noise and
 :math:`x = L z`, the noise of z is additive and independent, and ``ShARK`` applies. If g depends on
-x, give it as a matrix, with ``noise_type="general"``. The example has three coupled oscillating
-quantities.
+x, give it as a matrix, with ``noise_type="general"``. The example has three coupled quantities.
+Look at the right panel: :math:`x_2` rises with :math:`x_1` and :math:`x_3` falls, as the
+correlations 0.9 and -0.5 require.
 """
 
 import matplotlib.pyplot as plt

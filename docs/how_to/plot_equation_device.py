@@ -4,7 +4,8 @@ How do I solve on a GPU, in another precision, or compiled?
 
 The initial state decides: a solve runs on its device and in its dtype, and the noise of a seed is
 the same on every device and in every dtype, up to rounding. So precisions can be compared path by
-path, as in the picture.
+path. Look at the differences on the right, which are as large as the rounding of each dtype; on the
+left they are too small to be seen.
 """
 
 import matplotlib.pyplot as plt
@@ -68,6 +69,7 @@ with torch.no_grad():
 print(f"largest difference: {float((same - x).abs().max()):.1e}")
 
 # %%
-# On a GPU prefer fixed grids and large batches: a solve on a grid waits for the device only at its
-# end, and adaptive steps read the errors of each round. Many devices or processes:
-# :doc:`/scaling`. Compiled gradients: :doc:`/gradients`. Reference: :func:`sdekit.solve`.
+# No GPU was available for these pages, so that this script has only been run on a CPU. On a GPU
+# prefer fixed grids and large batches: a solve on a grid synchronises with the host only at its
+# end, and adaptive steps do so once per round. Many devices or processes: :doc:`/scaling`. Compiled
+# gradients: :doc:`/gradients`. Reference: :func:`sdekit.solve`.

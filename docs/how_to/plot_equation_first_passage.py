@@ -4,8 +4,8 @@ How do I stop at an event, or find first-passage times?
 
 Pass ``event=Event(g)``, where g(t, x) is one number per sample that is zero at the event. For a
 stochastic equation it finds the first passage of zero in continuous time, between the times of the
-grid too. The example is Brownian motion with drift 1 and a level at 0.8; the exact law of the
-passage times is inverse Gaussian.
+grid too. The example is Brownian motion with drift 1 and a level at 0.8. Look for the agreement of
+the histogram with the exact law of the passage times, which is inverse Gaussian.
 """
 
 import math
@@ -44,8 +44,8 @@ axes[1].plot(paths.events.t[0], paths.events.x[0, :, 0], "k.")
 axes[1].set(xlabel="time", ylabel="x", xlim=(0, 1.2), title="samples stop at the level")
 
 # %%
-# The ends of steps alone see the passage too late
-# ------------------------------------------------
+# Tests at the ends of steps alone are too late
+# ---------------------------------------------
 # ``located=False`` stops a sample at the end of the first step after which the sign of g has
 # changed. Steps of 0.1 then give a mean that is too large. A sample that never passes has NaN.
 
@@ -56,7 +56,7 @@ for name, times in (("Event(g)", found), ("located=False", passages(ends))):
 # %%
 # Any condition
 # -------------
-# With ``located=False`` g may be a truth, such as leaving a disc.
+# With ``located=False`` g may return booleans, such as whether x is outside a disc.
 
 disc = sdekit.Event(lambda t, x: x.norm(dim=1) > 1, located=False)
 plane = sdekit.SDE(lambda t, x: -x, lambda t, x: 1.0, "additive")

@@ -5,7 +5,8 @@ How do I fit the parameters of an equation to data?
 If the data are states at short intervals, maximise the likelihood of the steps:
 :class:`sdekit.Transitions` has the log-density of each step of a solver, with gradients. The
 example fits the rate a, the mean b and the noise s of a square-root process,
-:math:`\mathrm{d}x = a (b - x)\,\mathrm{d}t + s \sqrt{x}\,\mathrm{d}W`, to one path.
+:math:`\mathrm{d}x = a (b - x)\,\mathrm{d}t + s \sqrt{x}\,\mathrm{d}W`, to one path. Look at the
+right panel: the intervals should contain 1, and that of a is the widest.
 """
 
 import matplotlib.pyplot as plt

@@ -5,7 +5,8 @@ How do I get gradients of a long solve in little memory?
 Autograd keeps every step of a solve. ``gradient=Checkpointed()`` keeps about :math:`2 \sqrt n` of
 n steps and repeats the others in the backward pass, for every solver. ``gradient=Reversible()``
 keeps only the end and runs the solver ``ReversibleHeun`` backwards. The gradients are the same. The
-picture has the most bytes that were in memory at once, forward and backward.
+picture shows the peak memory of the forward and the backward pass: look for how it grows with the
+number of steps.
 """
 
 import matplotlib.pyplot as plt
@@ -83,7 +84,7 @@ for name, other in zip(list(ways)[1:], others, strict=True):
 # - ``Checkpointed()`` takes any solver, gives second derivatives too, and evaluates each step
 #   twice. Within the backward pass it holds the tensors of about :math:`\sqrt n` steps once more.
 # - ``Reversible()`` costs three evaluations per step. Rounding errors grow where the drift
-#   contracts for a long time; if the solve does not return to ``x0``, an error says so.
+#   contracts for a long time; if the solve does not return to ``x0``, an error is raised.
 # - :func:`sdekit.sdeint_adjoint` and :func:`sdekit.odeint_adjoint` solve the adjoint equation, as
 #   in torchsde and torchdiffeq: constant memory, and a gradient with an error of the order of the
 #   steps.

@@ -5,7 +5,7 @@ How do I change torchsde or torchdiffeq code to sdekit?
 Change the import: ``sdekit.sdeint``, ``sdeint_adjoint``, ``odeint``, ``odeint_adjoint`` and
 ``odeint_event`` have the arguments, defaults and method names of the originals, and take the same
 equations and Brownian motions. The example solves one equation of torchsde with both, on one
-Brownian motion.
+Brownian motion: look for one line on the other.
 """
 
 import matplotlib.pyplot as plt
@@ -16,7 +16,7 @@ import torchsde
 
 
 class Cycle(torch.nn.Module):
-    """A noisy limit cycle, as torchsde wants it."""
+    """A limit cycle with noise, in the form that torchsde expects."""
 
     noise_type, sde_type = "diagonal", "stratonovich"
 
@@ -55,8 +55,8 @@ ours = sdekit.odeint(field, y0, t, rtol=1e-6, atol=1e-6)
 print(f"largest difference: {float((ours - theirs).abs().max()):.1e}, at tolerance 1e-6")
 
 # %%
-# Then, where it pays, ``solve``
-# ------------------------------
+# Then ``solve``, where you need more
+# -----------------------------------
 # ``interop.from_torchsde`` makes the equation one of sdekit, for all solvers, steps per sample and
 # events. ``solve`` takes the grid itself instead of ``dt``, and returns a solution instead of a
 # tensor.

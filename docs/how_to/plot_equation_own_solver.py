@@ -2,7 +2,7 @@
 How do I write a solver of my own?
 ==================================
 
-Write a frozen dataclass with the orders that you promise and one function, ``step``. The loop draws
+Write a frozen dataclass that declares its orders and has one function, ``step``. The loop draws
 the noise, keeps the time and checks the states. The example is the tamed Euler method, which
 remains stable where Euler's steps overshoot.
 """
@@ -41,8 +41,9 @@ except sdekit.NotFiniteError as error:
 # %%
 # Measure the order
 # -----------------
-# The error of paths against short steps on the same Brownian path falls with the strong order. A
-# smaller slope than promised is usually a mistake in the step.
+# The error of paths against short steps on the same Brownian path falls with the strong order. Look
+# for dots along the line on the right: a smaller slope than declared is usually a mistake in the
+# step.
 
 start = torch.full((200, 1), 1.0, dtype=torch.float64)
 
@@ -65,8 +66,8 @@ axes[1].minorticks_off()
 axes[1].legend()
 
 # %%
-# A Runge-Kutta method is only its table
-# --------------------------------------
+# A Runge-Kutta method is only its tableau
+# ----------------------------------------
 # With the coefficients ``embedded`` of a method of lower order it would have adaptive steps too.
 
 

@@ -2,11 +2,12 @@ r"""
 How do I estimate the probability of a rare event?
 ==================================================
 
-Solve another equation, the proposal, whose drift leads to the event, and weigh its paths:
+Solve another equation, the proposal, whose drift leads to the event, and weight its paths:
 :func:`sdekit.path_weights` returns the log-density of each path under the target over that under
 the proposal. The mean of the weights of the paths in the event is its probability. The example is
 :math:`x_1 > 4` of :math:`\mathrm{d}x = -x\,\mathrm{d}t + \mathrm{d}W`, with a probability of about
-:math:`6 \cdot 10^{-10}`.
+:math:`6 \cdot 10^{-10}`. Look for half of the proposal above the level, and for the agreement of
+the weighted ends with the exact density, far into the tail.
 """
 
 import math
@@ -53,9 +54,9 @@ axes[1].legend()
 # %%
 # Is the proposal good?
 # ---------------------
-# The mean of all weights is 1, and few paths must not have all of the weight. Look at the effective
-# number of paths in the event, :math:`(\sum w)^2 / \sum w^2`. A poor proposal gives an estimate
-# that is too small with an error that is too small, too.
+# The expected weight is 1. If a few paths have nearly all of the weight, the estimate is
+# unreliable: compute the effective number of paths in the event, :math:`(\sum w)^2 / \sum w^2`. A
+# poor proposal often gives an estimate that is too small, with an error that is too small, too.
 
 for strength in (0.6, 0.8, 1.0, 1.2):
     tried = sdekit.SDE(
@@ -71,7 +72,7 @@ for strength in (0.6, 0.8, 1.0, 1.2):
 # %%
 # - Weights are exact for the discretised equations, whatever the step: only the steps' own error is
 #   left. Here Euler's steps change this small probability by more than 10 %, as printed above.
-# - Target and proposal must share g, and g must reach all directions.
+# - Target and proposal must have the same g, and the noise must act in all directions.
 # - Divide the weighted average by the mean weight for the average of the target given the event.
 # - Without a proposal, a first passage is an event: :doc:`plot_equation_first_passage`.
 #

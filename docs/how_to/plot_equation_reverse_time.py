@@ -1,11 +1,12 @@
 r"""
-How do I solve an equation back in time?
-========================================
+How do I solve an equation backwards in time?
+=============================================
 
 There are two different questions. To get the *law* of the forward process at earlier times from
 samples at the end, solve :class:`sdekit.ReverseSDE`, or :class:`sdekit.ProbabilityFlow` without
 noise; both need the score :math:`\nabla \log p_t(x)`. To solve *the same equation* with time
-running backwards, pass a decreasing grid. In the example, x begins in two groups.
+running backwards, pass a decreasing grid. In the example, x begins in two groups: look for the
+paths in reverse time, from right to left, which end in the same groups.
 """
 
 import matplotlib.pyplot as plt
@@ -80,5 +81,6 @@ print(f"with other noise: {float((other - x0).abs().max()):.1f}")
 # %%
 # For an Ito equation with diagonal noise a decreasing grid is an Ito equation with respect to the
 # *reversed* path, which is another equation; a Stratonovich equation returns. Where the score is
-# not known, a network learns it: that is a diffusion model, see the package ``sdekit_diffusion``.
+# not known, a network is trained to approximate it: that is a diffusion model (package
+# ``sdekit_diffusion``).
 # Reference: :class:`sdekit.ReverseSDE`, :class:`sdekit.ProbabilityFlow`.

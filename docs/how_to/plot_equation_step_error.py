@@ -64,7 +64,7 @@ print(f"sampling error of each: {b.std() / 500**0.5:.4f}")
 print(f"sampling error of the difference: {(a - b).std() / 500**0.5:.4f}")
 
 # %%
-# The path lives between its ``knots``, by default 0 and 1. Times are rounded to parts
+# The path is defined between its ``knots``, by default 0 and 1. Times are rounded to parts
 # :math:`2^{-20}` of the distance between knots (``depth=20``); a grid of powers of two is on such
 # times and costs least, and ``path.snap(grid)`` moves another grid there. Instead of the number of
 # steps you can give a tolerance: :doc:`plot_equation_adaptive`. Reference:

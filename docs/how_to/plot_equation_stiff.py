@@ -4,8 +4,8 @@ How do I solve a stiff equation?
 
 An equation is stiff where some rates are far larger than those of the solution, so that explicit
 steps are limited by stability. Take ``Rodas4`` with a tolerance for an ordinary equation, and
-``ImplicitPlaten`` or ``ImplicitEulerMaruyama`` for a stochastic one. The picture has the steps that
-an explicit pair and ``Rodas4`` need as the largest rate k grows.
+``ImplicitPlaten`` or ``ImplicitEulerMaruyama`` for a stochastic one. The picture shows the steps
+that an explicit pair and ``Rodas4`` take: look for how they change as the largest rate k grows.
 """
 
 import matplotlib.pyplot as plt
@@ -33,7 +33,7 @@ ax.legend()
 # With noise
 # ----------
 # The state follows a slow target at a rate of 100 to 400. Steps of 0.05 are stable with an implicit
-# solver; explicit ones end in an error that names the step.
+# solver; with ``EulerMaruyama`` they end in an error that names the step.
 
 
 def follow(t, x):

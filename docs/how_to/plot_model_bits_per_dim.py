@@ -2,8 +2,9 @@
 How do I compute bits per dimension with an error?
 ==================================================
 
-Give ``sd.bits_per_dim`` integer images and the range in which the model sees them. It dequantises
-them, and returns the value of each image, the mean, and the standard error of the mean.
+Give ``sd.bits_per_dim`` integer images and the range of numbers to which the model maps them. It
+dequantises them, and returns the value of each image, the mean, and the standard error of the mean.
+Look for the spread over images, which is much larger than the error of the mean.
 """
 
 # sphinx_gallery_start_ignore
@@ -42,9 +43,8 @@ for tolerance in (1e-2, 1e-3):
 
 # %%
 # **Pitfalls.** ``levels`` is the number of pixel levels, 17 for these digits and 256 for bytes.
-# Floats must be dequantised already. The value is comparable with those of others only for the
-# same images, levels and crop. Take held-out images: those of the training set may have fewer
-# bits.
+# Floats must be dequantised already. Published values are comparable only for the same images,
+# levels and crop. Take held-out images: those of the training set may have fewer bits.
 #
 # Reference: :doc:`likelihoods </likelihood>`. The gallery has :doc:`bits per dimension with and
 # without labels </gallery/plot_bits_per_dim>`.

@@ -1,10 +1,11 @@
 """
-How do I compare two models by what they say of an observation?
-===============================================================
+How do I compare two models by the evidence of an observation?
+==============================================================
 
 ``sd.sample_posterior`` returns log p(y), the evidence, with its standard error.
 ``sd.bayes_factor`` is the difference of two of them, with its error: positive where the first
-model explains y better.
+model explains y better. Look for the samples of each prior near the line: log p(y) is larger where
+more of the prior is there.
 """
 
 import matplotlib.pyplot as plt

@@ -2,9 +2,9 @@
 How do I check whether samples differ from data?
 ================================================
 
-Train a classifier to separate both sets: ``sd.metrics.c2st`` returns its accuracy on samples that
-it has not seen, and a p-value. An accuracy of 0.5 is that of a coin: the sets cannot be
-distinguished by this classifier at this number of samples.
+Train a classifier to separate both sets: ``sd.metrics.c2st`` returns its accuracy on held-out
+samples, and a p-value. An accuracy of 0.5 is chance: the sets cannot be distinguished by this
+classifier at this number of samples.
 """
 
 import matplotlib.pyplot as plt
@@ -21,12 +21,13 @@ for steps in counts:
 
 fig, ax = plt.subplots(figsize=(5, 3.2))
 ax.plot(counts, [test.accuracy for test in tests], "o-", label="samples of DDIM and data")
-ax.axhspan(0.5 - 2 * tests[0].stderr, 0.5 + 2 * tests[0].stderr, color="0.9", label="a coin")
+ax.axhspan(0.5 - 2 * tests[0].stderr, 0.5 + 2 * tests[0].stderr, color="0.9", label="chance")
 ax.set(xlabel="evaluations per sample", ylabel="accuracy of the classifier", ylim=(0.4, 1.02))
 ax.legend()
 
 # %%
-# The band is what a coin gives, within two standard errors.
+# The band is chance, within two standard errors. Look for the number of evaluations from which on
+# the accuracy is within it.
 #
 # **How large a difference, and where?** A distance with its sampling floor, the distance between
 # two sets of data, and for a known mixture the errors of each mode in standard errors:

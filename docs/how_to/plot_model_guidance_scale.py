@@ -3,8 +3,8 @@ How do I choose a guidance scale?
 =================================
 
 Sample at several scales with the same noise, and measure two things: how often samples agree with
-their label, and how varied they are. Guidance trades the second for the first; take the smallest
-scale that agrees well enough.
+their label, and how varied they are. Look for the first, which rises with w, and for the second,
+which falls below that of the data; take the smallest scale that agrees well enough.
 """
 
 # sphinx_gallery_start_ignore

@@ -3,7 +3,8 @@ How do I inpaint an image?
 ==========================
 
 Give the known pixels as an observation through ``sd.Mask``, and draw from the posterior: each
-sample is one possible completion. The mask is True where a pixel is known.
+sample is one possible completion. The mask is True where a pixel is known. Look for the missing
+half, in which the samples differ.
 """
 
 # sphinx_gallery_start_ignore
@@ -41,7 +42,7 @@ for ax, name in zip(axes, ("truth", "known", "samples"), strict=False):
 print(f"effective samples {float(posterior.ess):.0f}, families {float(posterior.families):.1f}")
 
 # %%
-# **Mean and standard deviation** of each pixel say what is known and what is guessed:
+# **The standard deviation** of each pixel measures how uncertain it is:
 
 inside = float(posterior.std()[known].mean())
 outside = float(posterior.std()[~known].mean())

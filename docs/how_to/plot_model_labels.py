@@ -4,7 +4,8 @@ How do I condition on labels?
 
 Build the network with ``classes=``, train on pairs (x, labels), and sample
 ``model.given(label=...)``. A share of the labels is dropped in training, so that the same network
-is also the unconditional model.
+is also the unconditional model. Look for one cluster per label on the left, and all three on the
+right.
 """
 
 import matplotlib.pyplot as plt
@@ -55,7 +56,7 @@ print(f"the most probable label is the true one for {float(agree):.0%} of 50 poi
 # conditions as further arguments of their call.
 #
 # **Pitfalls.** Labels are integers from 0. With ``drop=0`` the unconditional model is not trained,
-# and guidance, which needs it, means nothing. ``sd.sample(model, n)`` without ``given`` is the
-# unconditional model.
+# and guidance, which needs it, is meaningless. ``sd.sample(model, n)`` without ``given`` samples
+# the unconditional model.
 #
 # Reference: :doc:`training </training>`, :doc:`guidance </guidance>`.

@@ -4,7 +4,7 @@ How do I get log p(x) of a point with a confidence interval?
 
 ``sd.log_likelihood`` returns the value and, where the divergence is estimated by random probes,
 its standard error and ``interval``. The log-density is that of the model's probability flow, in
-nats.
+nats. Look for the exact values, most of which are within their intervals.
 """
 
 import matplotlib.pyplot as plt
@@ -54,7 +54,7 @@ print(f"largest change: {float((default - careful).abs().max()):.1e} nats")
 # %%
 # **Pitfalls.** The interval covers the probes, not the solver and not a wrong network. With fewer
 # than four probes it is Student's, and can be too narrow. The value is a density in the units that
-# the model sees: subtract ``model.scale.log_volume(shape)`` for those of the data. For images of
+# the model uses: subtract ``model.scale.log_volume(shape)`` for those of the data. For images of
 # pixel levels use bits per dimension (:doc:`plot_model_bits_per_dim`).
 #
 # Reference: :doc:`likelihoods </likelihood>`.

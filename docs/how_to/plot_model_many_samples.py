@@ -35,8 +35,8 @@ fig.colorbar(picture, label="samples per cell")
 ax.set(xlabel="$x_1$", ylabel="$x_2$", title="20,000 samples, part by part")
 
 # %%
-# **With four processes:** ``torchrun --nproc-per-node 4 script.py``. Of a trained run the command
-# line does all of this: ``torchrun --nproc-per-node 4 -m -- sdekit_diffusion sample RUN --n
+# **With four processes:** ``torchrun --nproc-per-node 4 script.py``. For a training run, the
+# command line does all of this: ``torchrun --nproc-per-node 4 -m -- sdekit_diffusion sample RUN --n
 # 1000000 --out x.npz``.
 #
 # **After a kill** the same script computes what is missing. Here one part is lost:

@@ -4,7 +4,7 @@ How do I write a condition of my own?
 
 A model is its denoiser, so a model made from another is a class with one method, ``predict_data``.
 This one is the law p(x) exp(c x), reweighted by an exponential; every sampler and the likelihood
-take it.
+take it. Look for the right mode, which has more of the samples after the reweighting.
 """
 
 from dataclasses import dataclass
@@ -81,8 +81,8 @@ x = sd.sample(Clipped(model), 1000, sde="vp", steps=30, seed=0, denoise=True)
 print("largest coordinate", float(x.abs().max()))
 
 # %%
-# **Pitfalls.** A network knows only points like those of its training: a large c moves u away from
-# them. For x given an observation y use ``sd.Observation`` and weights, which make approximations
-# exact (:doc:`plot_model_own_operator`).
+# **Pitfalls.** A network is accurate only near the points of its training run: a large c moves u
+# away from them. For x given an observation y use ``sd.Observation`` and weights, which make
+# approximations exact (:doc:`plot_model_own_operator`).
 #
 # Reference: :doc:`posteriors </posteriors>`, :doc:`contributing </contributing>`.

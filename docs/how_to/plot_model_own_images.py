@@ -42,12 +42,12 @@ row(axes[0], images.test[:10, 0] / 255, "held-out")
 row(axes[1], samples[:, 0] / 255, "samples")
 
 # %%
-# These are samples after 120 updates; a training run for good samples takes thousands. The data
+# These are samples after 120 updates; good samples need a longer training run. The data
 # set, and the loss of the first and the last updates:
 
 print(tuple(images.train.shape), images.train.dtype, images.scale.levels, "levels")
 losses = torch.stack([record.loss for record in records])
-print(f"loss {float(losses[:20].mean()):.3f} at first, {float(losses[-20:].mean()):.3f} at last")
+print(f"loss {float(losses[:20].mean()):.3f} at first, {float(losses[-20:].mean()):.3f} at the end")
 
 # %%
 # **Arrays and tensors.** Save integers as ``.npy`` or ``.npz``: they are images, (N, H, W), (N, C,
@@ -65,9 +65,9 @@ sd.fit(other, pixels, recipe, transform=scale.encode, progress=False)
 # **Classes.** Sub-folders, each image in one, are classes: see :doc:`plot_model_labels`. Folders
 # ``train`` and ``test`` are the two sets.
 #
-# **Pitfalls.** All images need the same size and mode (grey or RGB). Train by name or number, not
-# by a normalised float array: floats are taken as continuous data, and bits per dimension then
-# have no meaning. Mirrored copies are made by ``Recipe(flip=True)``. Folders larger than 1 GiB are
+# **Pitfalls.** All images need the same size and mode (grey or RGB). Train on integers and not on a
+# normalised float array: floats are taken as continuous data, and bits per dimension then have no
+# meaning. Mirrored copies are made by ``Recipe(flip=True)``. Folders larger than 1 GiB are
 # read from the disk as they are needed.
 #
 # Reference: :doc:`data </data>`, :doc:`training </training>`, :doc:`networks </networks>`.

@@ -38,8 +38,8 @@ ax.set(xlabel=r"noise $\sigma / \alpha$", ylabel="error / error of a linear gues
 ax.legend()
 
 # %%
-# Above the line the model does not denoise. Without ``throw=False`` the check raises an error.
-# Then the model is like all others:
+# Above the line the model does not denoise. Without ``throw=False`` the check raises an error. A
+# model with the right conventions is used as any other:
 
 samples = sd.sample(right, 1000, steps=50, seed=0)
 print("mean of samples", samples.mean(0).tolist(), "and of the data", x.mean(0).tolist())
@@ -60,8 +60,8 @@ print("difference after loading:", float(same.abs().max()))
 
 # %%
 # **Pitfalls.** Data must be in the range that the network was trained on; ``data_range=(-1, 1)``
-# records it. Two mistakes at once are noticed but not named. A network that mixes the samples of a
-# batch makes samples depend on the batch. The check cannot tell labels that differ by one step of
-# a thousand.
+# records it. Two mistakes at once are detected but not named. A network that mixes the samples of a
+# batch makes samples depend on the batch. The check cannot distinguish labels that differ by one
+# step of a thousand.
 #
 # Reference: :doc:`networks, your own and published ones </networks>`.

@@ -2,8 +2,9 @@
 How do I write a sampler of my own?
 ===================================
 
-Either take the loop into your own hands with ``sd.stepper``, or write a class whose ``run`` solves
-a ``ReverseProblem``. The second is a method like all others, and can be given to ``sd.sample``.
+Either write the loop yourself, with ``sd.stepper``, or write a class whose ``run`` solves a
+``ReverseProblem``. The second is a method like all others, and can be given to ``sd.sample``. Look
+for the distance of each sample from the converged one, which belongs to the same noise.
 """
 
 from dataclasses import dataclass, replace
@@ -66,7 +67,7 @@ print("standard deviation", float(x.std()), "of the law", float(model.data_std))
 # **A solver of sdekit is a method already**: ``method=sdekit.Heun()``, or
 # ``sd.OnClock(sdekit.AdamsBashforth(2))`` on the clock of the log-SNR.
 #
-# **Pitfalls.** A rule of several steps remembers earlier states: after ``with_x`` it still uses
-# what it remembers. Rules of one step, such as ``"ddim"``, remember nothing.
+# **Pitfalls.** A multistep rule keeps values of earlier states, and still uses them after
+# ``with_x``. Single-step methods, such as ``"ddim"``, keep none.
 #
 # Reference: :doc:`samplers </samplers>`, :doc:`contributing </contributing>`.

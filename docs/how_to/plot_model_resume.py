@@ -3,7 +3,8 @@ How do I resume a training run that was killed?
 ===============================================
 
 Give ``sd.fit`` a folder, and call it again with ``resume=True``: it continues from the newest
-valid checkpoint. On the CPU the weights are then those of a run without interruption, bit by bit.
+valid checkpoint. On the CPU the weights are then bit-identical to those of a run without
+interruption. Look for the losses of the resumed run, which lie on the others.
 """
 
 import tempfile
@@ -63,7 +64,7 @@ print(sorted(path.name for path in (folder / "checkpoints").iterdir()))
 # after Ctrl-C, SIGTERM and SIGHUP. So a job of a queue that is stopped and started again needs one
 # command: ``resume=True``, or ``--resume`` on the command line.
 #
-# **The wrong data or recipe are refused**, because the result would be of neither run:
+# **Other data or another recipe are refused**, because the result would belong to neither run:
 
 try:
     sd.fit(new_model(), data + 1, recipe, resume=True, **settings)
@@ -72,7 +73,7 @@ except ValueError as problem:
 
 # %%
 # **Pitfalls.** At most ``save_every`` updates are repeated after a kill: choose it so that these
-# take a few minutes. Without ``resume=True`` a folder with a run in it is refused. A run that used
-# a graphics card agrees up to rounding, not bit by bit.
+# take a few minutes. Without ``resume=True`` a folder with a run in it is refused. Bit-identical
+# weights are promised on the CPU only.
 #
 # Reference: :doc:`training </training>`.

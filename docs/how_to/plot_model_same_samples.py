@@ -48,8 +48,8 @@ for noise in ("white", "path"):
 
 # %%
 # **Pitfalls.** Without ``seed`` each call draws new noise. Networks multiply matrices, and another
-# batch size may round these differently: the samples then agree up to rounding, not bit by bit.
-# Networks that mix the rows of a batch, such as batch normalisation in training mode, would break
-# it; ``sample`` puts networks into evaluation mode.
+# batch size may round these differently: the samples then agree up to rounding.
+# In networks that mix the rows of a batch, such as by batch normalisation in training mode, samples
+# would depend on the batch; ``sample`` puts networks into evaluation mode.
 #
 # Reference: :doc:`samplers </samplers>`, :doc:`many samples, many processes </scaling>`.

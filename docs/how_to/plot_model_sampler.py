@@ -1,6 +1,6 @@
 """
-How do I choose a sampler, and how few evaluations will do?
-===========================================================
+How do I choose a sampler, and how many evaluations are enough?
+===============================================================
 
 Solve the probability flow once with adaptive steps and a small tolerance, and measure the distance
 of each method from that solution, sample by sample, for the same noise ``x_T``. It needs no data

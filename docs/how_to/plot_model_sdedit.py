@@ -2,8 +2,8 @@
 How do I edit an image at a strength?
 =====================================
 
-Start a solve from the image with noise instead of from the prior: ``start=sd.Noised(x,
-strength)``. A small strength keeps the image, 1 forgets it (SDEdit).
+Start a solve from the image with noise instead of from the prior: ``start=sd.Noised(x, strength)``.
+This is SDEdit. Look for what is left of the drawing as the strength increases, from top to bottom.
 """
 
 # sphinx_gallery_start_ignore
@@ -48,7 +48,7 @@ for line, label in zip(axes, (1, 2), strict=True):
     row(line, pixels(torch.cat([drawing, x]), data), f"label {label}")
 
 # %%
-# **The same meaning under every diffusion.** ``strength`` is a share of the diffusion's own time;
+# **The same noise under every diffusion.** ``strength`` is a share of the diffusion's own time;
 # ``level`` is the noise :math:`\sigma / \alpha` in standard deviations of the data.
 
 for sde in ("vp", "cosine", "ve"):

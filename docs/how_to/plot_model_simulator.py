@@ -4,7 +4,8 @@ How do I infer the parameters of a simulator?
 
 Draw parameters from the prior, simulate, and train a network whose context is the simulated data:
 it is then the posterior of the parameters given any observation (simulation-based inference). No
-likelihood is needed.
+likelihood is needed. Look for the true parameters within the samples of the posterior, which is
+much narrower than the prior.
 """
 
 import matplotlib.pyplot as plt
@@ -50,9 +51,9 @@ axes[1].set(xlabel="time", ylabel="x", title="curves of posterior parameters")
 axes[1].legend()
 
 # %%
-# **Is it right?** Draw parameters from the prior, simulate, and sample the posterior of each: the
-# ranks of the true parameters among the samples are uniform if the posteriors are right. A small
-# p-value says that they are not.
+# **Is it correct?** Draw parameters from the prior, simulate, and sample the posterior of each: the
+# ranks of the true parameters among the samples are uniform if the posteriors are correct. A small
+# p-value shows that they are not.
 
 new = 0.5 * torch.randn(100, 2)
 rows = ((simulate(new) - mean) / std).repeat_interleave(50, dim=0)
@@ -67,8 +68,8 @@ print("log p(theta | x):", values.tolist())
 
 # %%
 # **Pitfalls.** Standardise the context. With few simulations stop early, by the loss on held-out
-# pairs. If the prior has edges, reject samples outside it. An observation unlike all simulations
-# gives a posterior that means nothing, and no check of ranks shows this: compare ``simulate`` of
-# the samples with the observation.
+# pairs. If the prior has bounds, reject samples outside them. For an observation unlike all
+# simulations the posterior is meaningless, and no check of ranks shows this: compare ``simulate``
+# of the samples with the observation.
 #
 # Reference: :doc:`simulation-based inference </inference>`, :doc:`metrics </metrics>`.

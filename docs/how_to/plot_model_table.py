@@ -4,7 +4,7 @@ How do I train on a table of numbers?
 
 Save the table as floats, one row per sample, and load it with ``sd.data.load``: the data set has a
 scale that gives each column mean 0 and standard deviation 1. Train on the encoded rows and decode
-the samples.
+the samples. Look for the same range and correlation in both panels.
 """
 
 import tempfile
@@ -36,7 +36,7 @@ axes[0].set_ylabel("weight (kg)")
 
 # %%
 # Compare moments in the units of the table, and both sets by a distance. ``sampling_floor`` is the
-# distance between two sets of real rows: nearer than that is not measurable.
+# distance between two sets of real rows: smaller distances cannot be distinguished from it.
 
 print("mean of the table  ", table.train.mean(0).tolist())
 print("mean of the samples", samples.mean(0).tolist())

@@ -2,16 +2,16 @@
 A stochastic differential equation, from equation to paths, orders and adaptive steps
 ======================================================================================
 
-A population grows until it fills its habitat, and the weather of each year helps or harms it. This
-tutorial solves that equation, refines one path of it, measures how fast errors fall with the step,
-lets every sample choose its own steps, and asks when a population first reaches a given size.
+A population grows up to the carrying capacity of its habitat, with random changes of its growth
+rate. This tutorial solves that equation, refines one path of it, measures how fast errors fall with
+the step, takes steps per sample, and finds when a population first reaches a given size.
 """
 
 # %%
 # The equation
 # ------------
-# The stochastic logistic equation for the size :math:`X` of a population, in units of what the
-# habitat can feed, is
+# The stochastic logistic equation for the size :math:`X` of a population, in units of the carrying
+# capacity, is
 #
 # .. math:: \mathrm{d}X = r X (1 - X)\, \mathrm{d}t + s X\, \mathrm{d}W
 #
@@ -69,8 +69,8 @@ axes[1].legend()
 # ``WhiteNoise`` draws new noise for each grid: with other steps these would be other paths.
 # ``BrownianPath`` is one path per sample, a function of its seed, that every grid reads. A solve
 # with smaller steps is then the same experiment, done more accurately. Look for the path of 64
-# steps, which follows the finest one; with 16 steps the method even leaves the positive numbers,
-# which the equation does not.
+# steps, which follows the finest one; with 16 steps the numerical solution becomes negative, which
+# the exact solution does not.
 
 one = torch.full((1, 1), 0.05, dtype=torch.float64)
 path = sdekit.BrownianPath(seed=1, knots=(0.0, 8.0))
@@ -148,8 +148,8 @@ for ax in axes:
 # ``control=`` every sample has its own time and its own steps, which follow from estimates of the
 # error of each step. Times then have one entry per sample, and so may parameters: here the rates
 # :math:`r` of three populations differ by a factor of 16, in one call. ``callback`` receives every
-# accepted step. Look for the length of the steps: a fast population takes short ones, and its
-# neighbours do not pay for it.
+# accepted step. Look for the length of the steps: a fast population takes short ones, and the
+# others keep their long ones.
 
 rates = torch.tensor([[1.0], [4.0], [16.0]], dtype=torch.float64)
 
@@ -216,12 +216,12 @@ for tolerance in (1e-1, 1e-2, 1e-3):
 # %%
 # Events
 # ------
-# When does a population first reach nine tenths of what its habitat can feed? ``event=`` stops each
-# sample where a function of the state passes zero. A stochastic path may pass and return between
-# two times of a grid; therefore the event is the first passage of the path in continuous time,
-# drawn given both ends of each step. The exact mean time is an integral, which SciPy evaluates.
-# Look for means that agree with it within two standard errors, even with long steps; the first time
-# *of the grid* at which :math:`X` is larger is too late.
+# When does a population first reach 90 % of the carrying capacity? ``event=`` stops each sample
+# where a function of the state passes zero. A stochastic path may pass and return between two times
+# of a grid; therefore the event is the first passage of the path in continuous time, drawn given
+# both ends of each step. The exact mean time is an integral, which SciPy evaluates. Look for means
+# that agree with it within two standard errors, even with long steps; the first time *of the grid*
+# at which :math:`X` is larger is too late.
 
 level = 0.9
 n = 4000

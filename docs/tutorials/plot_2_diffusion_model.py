@@ -30,8 +30,8 @@ row(axes, pixels(data[:12], source), "raw images")
 # %%
 # A model and its training run
 # ----------------------------
-# A diffusion adds noise to data, :math:`x_t = \alpha x_0 + \sigma \varepsilon`, until nothing but
-# noise is left. A network is trained to undo it, at all noise levels. A ``ScoreModel`` holds the
+# A diffusion adds noise to data, :math:`x_t = \alpha x_0 + \sigma \varepsilon`, until almost only
+# noise is left. A network is trained to remove it, at all noise levels. A ``ScoreModel`` holds the
 # network, the diffusion (``"vp"``) and what the output of the network is (here the velocity
 # :math:`v = \alpha \varepsilon - \sigma x_0`). ``fit`` trains it by a ``Recipe``.
 
@@ -42,8 +42,8 @@ recipe = sd.Recipe(steps=60, batch_size=64, seed=0, drop=0.15)
 sd.fit(short, source, recipe, progress=False)
 
 # %%
-# These are 60 updates. With 1,500, which take one or two minutes, the same lines make the network
-# that the following uses; ``docs/examples/networks.py`` trains it once and keeps it.
+# These are 60 updates. The network that is used below has 1,500; ``docs/examples/networks.py``
+# trains it once, in the same way, and stores it.
 
 model, _ = digits()
 
@@ -51,9 +51,9 @@ model, _ = digits()
 # Samples
 # -------
 # ``sample`` solves the reverse equation from noise to data. Sample :math:`i` depends on the seed
-# and on :math:`i` alone. The network was trained with labels, of which a part was hidden from it
+# and on :math:`i` alone. The network was trained with labels, of which 15 % were dropped
 # (``drop=0.15``), so it can draw digits of a given class, or of any. Look for what the longer
-# training run changes, from the first line to the second, and for the classes 0 to 9 in the third.
+# training run changes, from the first row to the second, and for the classes 0 to 9 in the third.
 
 fig, axes = plt.subplots(3, 10, figsize=(7, 2.6))
 labels = torch.arange(10)
@@ -67,11 +67,11 @@ for line, made, title in (
 # %%
 # What the noise levels do
 # ------------------------
-# The log-SNR :math:`l = \log(\alpha / \sigma)` says how much noise a state has. A model is its
+# The log-SNR :math:`l = \log(\alpha / \sigma)` measures how much noise a state has. A model is its
 # *denoiser*: the mean :math:`D` of the images from which a noisy state :math:`u = a x_0 + b
-# \varepsilon`, :math:`a^2 + b^2 = 1`, can come. With much noise it is the mean of all digits; with
-# less noise it decides for the class, then for the shape; with little noise it only removes the
-# rest. The sampler goes through these levels from left to right.
+# \varepsilon`, :math:`a^2 + b^2 = 1`, can come. Look at :math:`D`, from left to right, which is the
+# order of the sampler: with much noise it is the mean of all digits; with less noise it shows the
+# class, then the shape; with little noise only the remaining noise is removed.
 
 levels = [-3.0, -2.0, -1.0, -0.5, 0.0, 0.5, 1.0, 2.0]
 digit = source.scale.encode(source.test[3:4], 0.5).float()
@@ -95,8 +95,9 @@ axes[1, 0].set_ylabel("D")
 # The probability flow, the reverse equation without noise, gives the log-density of every image. In
 # *bits per dimension* it is the number of bits that a code based on the model needs per pixel:
 # smaller is better, and without a model it is :math:`\log_2 17 = 4.09`. Every value has a standard
-# error, from the random estimate of a trace; that of the mean also has the spread over images. Look
-# for what the model finds likely, and what it does not.
+# error, from the random estimate of a trace; that of the mean includes the spread over images. The
+# five most likely images are on the left and the five least likely on the right: look for how they
+# differ.
 
 images = source.test[:60]
 settings = {"low": source.scale.low, "high": source.scale.high, "levels": source.scale.levels}
@@ -144,7 +145,7 @@ for ax, title in zip(axes, titles, strict=True):
 # Saving and loading
 # ------------------
 # ``save`` writes a folder: weights as safetensors, the rest as JSON. ``load`` builds the model
-# again, with its scale; networks of your own are given to it by ``net=``.
+# again, with its scale. For a network of your own, pass it as ``net=``.
 
 with tempfile.TemporaryDirectory() as folder:
     sd.save(model, folder)
