@@ -28,8 +28,8 @@ TEXT = """\
 
 Tests check the promises of the README and of these pages that are listed here. A test that cannot
 fail proves nothing: so each promise is broken on purpose, by a mistake of one line in a copy of the
-tree, and the test named below the mistake must fail with it and pass without it. The mistakes are in
-`tests/promises.toml`. `make promises` makes them all, one after the other, and writes this page;
+tree, and the test named below the mistake must fail with it and pass without it. The mistakes are
+in `tests/promises.toml`. `make promises` makes them all, one after the other, and writes this page;
 `tests/promises.py TEXT` makes those whose lines contain a text. A test of the suite checks that all
 tests named here exist, and that each mistake still has its place in the code. `make mutants` makes
 hundreds of further mistakes.
