@@ -16,4 +16,4 @@ x_T = torch.randn(10, 1, 8, 8, generator=torch.Generator().manual_seed(1))
 scales = (0.0, 1.0, 2.0, 4.0)
 eight = model.given(label=8)
 x = [sd.sample(sd.Guided(eight, w), 10, x_T=x_T, steps=30, seed=0) for w in scales]
-plot.samples(torch.cat(x), columns=10, names=[f"w = {w:g}" for w in scales])
+plot.samples(torch.cat(x), columns=10, names=[f"w = {w:g}" for w in scales], black=1, white=-1)

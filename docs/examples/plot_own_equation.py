@@ -3,7 +3,7 @@ An equation as a class
 ======================
 
 A stochastic pendulum as a class, which any solver, path and step can use. Friction and noise
-balance each other: look for the energy, which fluctuates around a constant.
+balance each other: look for the mean of the energy, which rises to a constant.
 """
 
 import matplotlib.pyplot as plt
