@@ -636,6 +636,16 @@ def test_a_first_step_is_never_of_length_zero(far):
     assert (solution.accepted > 3).all()
 
 
+@pytest.mark.parametrize("ends", [(-1.0, 1.0), (-3.0, 1.0), (-1.0, 3.0), (3.0, -1.0)])
+def test_what_ends_at_a_time_of_zero_within_the_span_is_noticed(ends):
+    """Times are resolved there as at the ends of the span, and not better."""
+    before = ends[0] < 0
+    drift = ODE(lambda t, x: torch.sqrt(-t if before else t) + 0 * x)
+    control = PIDController(max_steps=1000)
+    solution = solve(drift, START, list(ends), solver=Dopri5(), control=control, throw=False)
+    assert (solution.status == Status.NOT_FINITE).all()
+
+
 # What is refused
 
 

@@ -97,8 +97,12 @@ class FreeIntervals(AbstractIntervals):
         return float(left.add_(active.ended).amin()) <= 0
 
     def _shortest(self, active: ActiveSamples) -> Tensor:
-        """What rounding of times leaves to resolve, of each sample."""
-        return (16 * _ROUNDING * active.t.abs()).clamp_(min=self.shortest_length)
+        """What rounding of times leaves to resolve, of each sample: of a time near 0 within the
+        span that of the nearer end, from which it is counted.
+        """
+        counted = torch.minimum((active.t - self.start).abs(), active.remaining)
+        largest = torch.maximum(active.t.abs(), counted)
+        return (16 * _ROUNDING * largest).clamp_(min=self.shortest_length)
 
 
 @dataclass(frozen=True, eq=False)
