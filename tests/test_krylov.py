@@ -176,8 +176,12 @@ def test_what_has_no_products_is_refused():
         solve(ODE(hidden), start(6), uniform(0.0, 1.0, 20), **settings)
     x0 = start(3).requires_grad_()
     assert solve(ODE(reaction), x0, uniform(0.0, 0.1, 4), **settings).x.requires_grad
+    rate = torch.tensor(2.0, dtype=F64, requires_grad=True)
+    detached = ODE(lambda t, x: -rate * x.detach())  # it needs gradients, those of the rate alone
+    for solver in (Rodas4(direct=3), Rodas4()):
+        with pytest.raises(ValueError, match="in a way that autograd can see"), torch.no_grad():
+            solve(detached, start(6), uniform(0.0, 1.0, 20), solver=solver)
     with pytest.raises(ValueError, match=r"more than direct = 3 numbers .* without gradients"):
         solve(ODE(reaction), start(6).requires_grad_(), uniform(0.0, 0.1, 4), **settings)
-    rate = torch.tensor(2.0, dtype=F64, requires_grad=True)
     with pytest.raises(ValueError, match=r"solve under torch\.no_grad"):
         solve(ODE(lambda t, x: -rate * x), start(6), uniform(0.0, 0.1, 4), **settings)

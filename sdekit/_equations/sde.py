@@ -103,13 +103,17 @@ class AbstractSDE(ABC):
             point = x.detach().clone().requires_grad_()
             value = self._followed_drift(time, point)
             u = torch.zeros_like(value, requires_grad=True)
-            settings = {"allow_unused": True, "materialize_grads": True}
-            by_x, by_t = torch.autograd.grad(value, (point, time), u, create_graph=True, **settings)
+            by_x, by_t = torch.autograd.grad(
+                value, (point, time), u, create_graph=True, allow_unused=True
+            )
+        if by_x is None and by_t is None:  # its gradients are those of parameters alone
+            raise _unseen_by_autograd()
+        settings = {"retain_graph": True, "allow_unused": True, "materialize_grads": True}
 
-        def derivative(of: Tensor, along: Tensor) -> Tensor:
-            if not of.requires_grad:  # it does not depend on u: it is 0
+        def derivative(of: Tensor | None, along: Tensor) -> Tensor:
+            if of is None or not of.requires_grad:  # it does not depend on u: it is 0
                 return torch.zeros_like(x)
-            (found,) = torch.autograd.grad(of, u, along.to(of), retain_graph=True, **settings)
+            (found,) = torch.autograd.grad(of, u, along.to(of), **settings)
             return found
 
         return partial(derivative, by_x), derivative(by_t, torch.ones_like(time))
@@ -122,10 +126,7 @@ class AbstractSDE(ABC):
         """
         value = self.drift(t, x)
         if not value.requires_grad:
-            raise ValueError(
-                "f(t, x) does not depend on x in a way that autograd can see: remove "
-                "torch.no_grad() and detach() from it, or take a solver without its Jacobian"
-            )
+            raise _unseen_by_autograd()
         return value
 
     def advance(self, t: Time, x: Tensor, h: Time, onto: Tensor) -> Tensor:
@@ -256,6 +257,13 @@ class AbstractSDE(ABC):
     def between(self, t0: np.ndarray, t1: np.ndarray, c: float) -> np.ndarray:
         """The times a fraction c of the way from t0 to t1, in the variable that rules receive."""
         return t0 + c * (t1 - t0)
+
+
+def _unseen_by_autograd() -> ValueError:
+    return ValueError(
+        "f(t, x) does not depend on x in a way that autograd can see: remove torch.no_grad() and "
+        "detach() from it, or take a solver without its Jacobian"
+    )
 
 
 def _elementwise(g: Time, dw: Tensor, onto: Tensor) -> Tensor:

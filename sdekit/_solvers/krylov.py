@@ -39,7 +39,7 @@ def gmres(
             converged = ~done & (residual <= limit)
             found = (basis[:, :k] * weights[:, :, None]).sum(1)
             x = torch.where(converged[:, None], found, x)
-            done = done | converged
+            done = done | converged | residual.isnan()
     return x
 
 

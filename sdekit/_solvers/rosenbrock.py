@@ -52,10 +52,12 @@ class AbstractRosenbrock(AbstractSolver, ABC):
     Arguments:
         direct: samples of up to so many numbers d have one Jacobian, by d derivatives at once, and
             one factorisation a step. Larger ones have GMRES, without a preconditioner, from
-            products J v, in at most 200 dimensions; a step in which it does not converge is NaN,
-            which adaptive steps repeat with a shorter one. It has no gradients, and each iteration
-            waits for the device.
-        residual: of GMRES, relative to the largest right side of the step so far.
+            products J v, in at most 200 dimensions, for which as many vectors are kept; a step in
+            which it does not converge is NaN, which adaptive steps repeat with a shorter one. It
+            has no gradients, and each iteration waits for the device.
+        residual: of GMRES, relative to the largest right side of the step so far. With tolerances
+            below 1e-8 give at most a hundred times the tolerance: otherwise steps are rejected,
+            and the result is less accurate than asked.
 
     Raises:
         ValueError: while solving, for a drift that autograd does not see, with `gradient=`, and for
