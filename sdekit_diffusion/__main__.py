@@ -42,7 +42,7 @@ from sdekit_diffusion._app.watch import Watch
 from sdekit_diffusion._common.inputs import available_device
 from sdekit_diffusion._storage.distributed import first_to_fail, process_group, rank, wait
 from sdekit_diffusion._storage.shards import digest
-from sdekit_diffusion._training.clear import clear
+from sdekit_diffusion._training.clear import EXPLORE, clear
 from sdekit_diffusion._training.fit import require_minutes
 from sdekit_diffusion._training.history import newest
 from sdekit_diffusion._training.interrupt import number_of, raised
@@ -354,7 +354,9 @@ def explore(
     """
     if (run is None) == (mixture is None):
         raise ValueError("give the folder of a run, or --mixture and a name such as three_modes")
-    out = (run or Path()) / "explore.html" if out is None else out
+    out = (run or Path()) / EXPLORE if out is None else out
+    if out.is_dir():
+        raise ValueError(f"{out} is a folder; give the name of a file, such as {out / EXPLORE}")
     if not out.parent.is_dir():
         raise ValueError(f"the folder of {out} does not exist; make it, or choose another file")
     law = (

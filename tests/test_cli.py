@@ -826,6 +826,7 @@ def test_overwriting_removes_what_the_run_wrote_and_nothing_else(tmp_path, capsy
     assert main(["train", str(run), *argv, "--sample-every", "12", "--save-every", "4"]) == 0
     assert main(["report", str(run), "--samples", "20", "--steps", "3"]) == 0
     assert main(["sample", str(run), "--n", "2", "--steps", "3"]) == 0
+    assert main(["explore", str(run), "--n", "2", "--steps", "2", "--eta", "0"]) == 0
     pictures = {path.stem for path in run.glob("*.png")}
     assert pictures == {"samples", "denoising", "forward", "loss"}  # and of images "neighbours"
     (tmp_path / "archive").mkdir()
@@ -849,7 +850,7 @@ def test_overwriting_removes_what_the_run_wrote_and_nothing_else(tmp_path, capsy
     )
     assert sorted(path.name for path in (tmp_path / "archive" / "00000008").iterdir()) == kept
     assert len(list(run.glob("weights-*.safetensors"))) == 2
-    assert not [*run.glob("report.*"), *run.glob("*.png"), *run.glob("*.npz")]
+    assert not [*run.glob("*.html"), *run.glob("report.*"), *run.glob("*.png"), *run.glob("*.npz")]
     assert [path.name for path in (run / "progress").iterdir()] == ["mine.png"]
     left = sorted(
         str(path.relative_to(run / "checkpoints"))

@@ -166,6 +166,7 @@ def test_a_data_set_and_its_size(tmp_path, capsys):
     (["--mixture", "moons", "--n", "0"], "n is the number of samples"),
     (["--mixture", "moons", "--n", "5000"], "more than --megabytes 3: give fewer values"),
     (["--mixture", "moons", "--out", "none/page.html"], "the folder of none/page.html"),
+    (["--mixture", "moons", "--out", "."], "is a folder; give the name of a file"),
     (["--mixture", "moons", "--method", "heun3"], "heun3"),
     (["--mixture", "moons", "--method", "pc", "--eta", "1"], "one Brownian path is for eta > 0"),
     (["--mixture", "moons", "--guidance", "2"], "moons has none: leave out --guidance"),
@@ -184,6 +185,14 @@ def test_one_coordinate_is_refused(tmp_path):
     sd.save(sd.ScoreModel(net, "vp", shape=(1,)), tmp_path / "run")
     with pytest.raises(ValueError, match="one coordinate"):
         explore(tmp_path / "run")
+
+
+def test_points_of_more_than_two_coordinates_are_named(tmp_path):
+    net = sd.nets.MLP((3,), width=8, depth=1)
+    sd.save(sd.ScoreModel(net, "vp", shape=(3,)), tmp_path / "run")
+    explore(tmp_path / "run", n=2, sliders=Sliders(eta=(0.0,), steps=(2,), seed=(0,)))
+    page = (tmp_path / "run" / "explore.html").read_text(encoding="utf-8")
+    assert "The first two of their 3 coordinates are drawn." in page
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="needs chromium, of Debian's package of that name")

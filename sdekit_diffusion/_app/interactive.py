@@ -1,6 +1,7 @@
 """The interactive page of solves: one HTML file that needs nothing else, offline."""
 
 import json
+import math
 from html import escape
 from importlib.resources import files
 from typing import Any
@@ -65,6 +66,9 @@ def page_of(explored: Explored, frames: dict[str, Any], sampler: Sampler) -> str
     if sampler.noise == "path" and any(frames["axes"]["eta"]) and "steps" in shown:
         items.append(f"<dt>noise</dt><dd>{_PATH}</dd>")
     lead = f"{explored.kind} {_WHAT[kind]}{_CLASSES[kind] if frames['classes'] else ''}"
+    size = math.prod(explored.shape)
+    if kind == "points" and size > 2:
+        lead += f" The first two of their {size} coordinates are drawn."
     made = {"method": sampler.method, "grid": sampler.grid, "diffusion": sampler.sde}
     library = versions()
     notes = [f"{name} {value}" for name, value in made.items() if value is not None]
@@ -75,7 +79,7 @@ def page_of(explored: Explored, frames: dict[str, Any], sampler: Sampler) -> str
         "lead": escape(lead),
         "items": "".join(items),
         "notes": escape(f"{frames['n']} samples; {', '.join(notes)}"),
-        "frames": json.dumps(frames, separators=(",", ":")).replace("</", r"<\/"),
+        "frames": json.dumps(frames, separators=(",", ":"), allow_nan=False).replace("</", r"<\/"),
     }
     page = files("sdekit_diffusion._app").joinpath("interactive.html").read_text(encoding="utf-8")
     for name, text in texts.items():

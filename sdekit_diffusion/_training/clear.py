@@ -14,6 +14,7 @@ from sdekit_diffusion._training.snapshots import remove_snapshots
 PROGRESS = "progress"
 REPORT = "report.html"
 NUMBERS = "report.json"
+EXPLORE = "explore.html"
 SAMPLES = "samples.npz"
 # Of a report, a file each.
 PICTURES = (
@@ -31,7 +32,7 @@ _PICTURE = re.compile(r"\d{8,}\.png")
 
 def clear(run: Path) -> None:
     """Removes an older run's model, checkpoints, snapshots of averages, samples, pictures of its
-    progress and report; all other files stay.
+    progress, report and interactive page; all other files stay.
 
     If the folder has no run, nothing is removed.
 
@@ -48,10 +49,11 @@ def clear(run: Path) -> None:
         report = [run / REPORT, run / NUMBERS, *(run / f"{name}.png" for name in PICTURES)]
         report = report if _is_report(run / NUMBERS) else []
         samples = [run / SAMPLES] if _is_samples(run / SAMPLES) else []
+        pages = [run / EXPLORE] if _is_interactive(run / EXPLORE) else []
         pictures = [
             path for path in (run / PROGRESS).glob("*.png") if _PICTURE.fullmatch(path.name)
         ]
-        for path in [config, *(run / name for name in files), *pictures, *report, *samples]:
+        for path in [config, *(run / name for name in files), *pictures, *report, *samples, *pages]:
             path.unlink(missing_ok=True)
         for path in step_folders(run):
             discard(path)
@@ -65,6 +67,14 @@ def _is_report(path: Path) -> bool:
     except (OSError, ValueError, RecursionError):
         return False
     return isinstance(content, dict) and {"page", "model", "sampling", "likelihood"} <= set(content)
+
+
+def _is_interactive(path: Path) -> bool:
+    """Whether it is a page as `explore` writes it."""
+    try:
+        return '<script type="application/json" id="frames">' in path.read_text(encoding="utf-8")
+    except (OSError, ValueError):
+        return False
 
 
 def _is_samples(path: Path) -> bool:
