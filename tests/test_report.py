@@ -273,7 +273,7 @@ def test_the_page_says_whether_samples_can_be_distinguished(digits, moons):
 
 def test_known_sets_against_held_out_ones():
     """Held-out images in the place of samples are like training images; a Gaussian for each class
-    is distinguished, and so are images with noise of half a level, which is one of 32 to the eye.
+    is distinguished, and so are images with noise of half a level, a thirty-second of the range.
     """
     source = load("digits")
     rng = np.random.default_rng(0)
@@ -297,7 +297,9 @@ def test_known_sets_against_held_out_ones():
 
 
 def test_training_images_are_rarely_called_distinguishable():
-    """At p < 0.01, in at most three of 20 draws: more have a probability of 4e-5 or less."""
+    """At p < 0.01, in at most three of 20 draws of training images: more have a probability of 4e-5
+    for independent draws. Here the held-out images are the same.
+    """
     source = load("digits")
     found = [quality.compared(source.train[:100], source, seed)["rows"] for seed in range(20)]
     assert sum(rows["train"]["distinguishable"] for rows in found) <= 3

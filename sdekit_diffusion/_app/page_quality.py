@@ -58,12 +58,12 @@ def _explanation(numbers: dict[str, Any], kind: str) -> str:
     return (
         f"The test is a classifier two-sample test: kernel ridge regression on {values}, its "
         "accuracy on each sample without that sample, ± the standard deviation for labels in "
-        f"random order. p is the share of {numbers['permutations']} such orders with an accuracy "
-        f"as large. Below {numbers['level']:g} the samples are called distinguishable: of perfect "
-        f"models, one in {1 / numbers['level']:.0f}. A larger number of samples shows smaller "
-        "differences, so compare the accuracy of models with equal numbers. Precision is the share "
-        f"of samples that are within the third-neighbour balls of the held-out {kind}, recall the "
-        "reverse."
+        f"random order. p is the share of {numbers['permutations']} such orders and the true one "
+        f"with an accuracy as large. Below {numbers['level']:g} the samples are called "
+        f"distinguishable: of perfect models, at most one in {1 / numbers['level']:.0f}. A larger "
+        "number of samples shows smaller differences, so compare the accuracy of models with equal "
+        "numbers. Precision is the share of samples that are within the third-neighbour balls of "
+        f"the held-out {kind}, recall the reverse."
     )
 
 
@@ -83,8 +83,9 @@ def _classified(results: dict[str, Any], kind: str) -> tuple[str, list[Card]]:
     }
     text = (
         f"The mean confidence of a classifier of the training images in the class that it finds is "
-        f"{shown['model']} for the samples and {shown['held_out']} for held-out images. The shares "
-        f"of its classes differ between the two with {_p(classes['p_value'])} (chi-squared test)."
+        f"{shown['model']} for the samples and {shown['held_out']} for held-out images. The "
+        "chi-squared test that it finds the classes equally often in both has "
+        f"{_p(classes['p_value'])}."
     )
     return text, [
         (
