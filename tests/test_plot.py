@@ -118,6 +118,8 @@ def test_a_grid_of_images():
     assert [label.get_text() for label in ax.get_yticklabels()] == ["d", "e"]
     levels = torch.tensor([0, 51, 255], dtype=torch.uint8).reshape(1, 3, 1, 1)
     assert np.allclose(plot.samples(levels).images[0].get_array(), [[[0, 0.2, 1]]])
+    mask = torch.tensor([False, True]).reshape(2, 1, 1, 1)
+    assert np.asarray(plot.samples(mask, gap=0).images[0].get_array())[0, :, 0].tolist() == [0, 1]
     shown = plot.samples(torch.tensor([3.0, 9.0]).reshape(2, 1, 1, 1), black=2, white=4, gap=0)
     assert np.asarray(shown.images[0].get_array())[0, :, 0].tolist() == [0.5, 1]
 

@@ -41,7 +41,7 @@ def samples(
         names: of images, texts beside the rows.
         gap: of images, the white pixels between two.
         black, white: of images, the values that are black and white, between which values are
-            clipped; -1 and 1 unless given, or 0 and 255 for integers.
+            clipped; -1 and 1 unless given, 0 and 255 for integers, or 0 and 1 for masks of bool.
         ax: axes to draw on; new ones unless given.
 
     Raises:
@@ -63,9 +63,11 @@ def samples(
     if not bool(values.isfinite().all()):
         raise ValueError("x has NaN or infinite values; leave out those samples")
     if values.ndim == 4 and values.shape[1] in (1, 3):
-        low, high = (-1.0, 1.0) if values.is_floating_point() else (0.0, 255.0)
-        low = low if black is None else black
-        high = high if white is None else white
+        floating = values.is_floating_point()
+        least = -1.0 if floating else 0.0
+        largest = 1.0 if floating or values.dtype == torch.bool else 255.0
+        low = least if black is None else black
+        high = largest if white is None else white
         pixels = ((values.double() - low) / (high - low)).clamp(0, 1)
         return _grid(pixels, columns, headings, names, gap, ax)
     points = values[:, None] if values.ndim == 1 else values
