@@ -165,6 +165,27 @@ def test_inference_mode():
     torch.testing.assert_close(found, plain)
 
 
+class Once(torch.autograd.Function):
+    """-x^2, whose derivative autograd cannot differentiate again."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return -x * x
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, gradient):
+        (x,) = ctx.saved_tensors
+        return -2 * x * gradient
+
+
+def test_a_product_that_would_be_zero_is_refused():
+    product, _ = ODE(lambda t, x: Once.apply(x)).jacobian_product(torch.zeros(3), start(4))
+    with pytest.raises(ValueError, match="cannot be differentiated again"):
+        product(start(4))
+
+
 def test_what_has_no_products_is_refused():
     settings = {"solver": Rodas4(direct=3)}
 

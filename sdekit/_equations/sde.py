@@ -96,7 +96,8 @@ class AbstractSDE(ABC):
         The product is the derivative by u of f_x^T u, whose graph is kept: it does not call f.
 
         Raises:
-            ValueError: for a drift that autograd does not see, whose derivatives would be 0.
+            ValueError: for a drift that autograd does not see, whose derivatives would be 0; by the
+                function, for one whose derivative cannot be differentiated again.
         """
         with torch.inference_mode(False), torch.enable_grad():
             time = t.detach().clone().requires_grad_()
@@ -108,12 +109,19 @@ class AbstractSDE(ABC):
             )
         if by_x is None and by_t is None:  # its gradients are those of parameters alone
             raise _unseen_by_autograd()
-        settings = {"retain_graph": True, "allow_unused": True, "materialize_grads": True}
 
         def derivative(of: Tensor | None, along: Tensor) -> Tensor:
             if of is None or not of.requires_grad:  # it does not depend on u: it is 0
                 return torch.zeros_like(x)
-            (found,) = torch.autograd.grad(of, u, along.to(of), **settings)
+            (found,) = torch.autograd.grad(
+                of, u, along.to(of), retain_graph=True, allow_unused=True
+            )
+            if found is None:
+                raise ValueError(
+                    "f(t, x) has an operation whose derivative cannot be differentiated again, as "
+                    "where it is once_differentiable: set direct to the size of a sample, or take "
+                    "a solver without its Jacobian"
+                )
             return found
 
         return partial(derivative, by_x), derivative(by_t, torch.ones_like(time))
