@@ -27,9 +27,10 @@ def kernel_c2st(a: Samples, b: Samples, *, permutations: int = 999, seed: int = 
     gives the predictions for all samples and all permutations.
 
     Under the hypothesis that both sets have one law, all permutations are equally likely, and
-    P(p <= u) <= u for every u, whatever the law and the number of samples. The cost is that of the
-    inverse of a matrix of all samples, which takes a second for 2000 of them and grows with the
-    cube.
+    P(p <= u) <= u for every u, whatever the law and the number of samples. Sets with the same
+    number of each class, such as samples that were given the labels of held-out ones, are more
+    alike than independent sets: for them p tends to be larger. The cost is that of the inverse of a
+    matrix of all samples, which takes a second for 2000 of them and grows with the cube.
 
     Arguments:
         a, b: samples (N, ...), of the same number and shape. Coordinates count by their scale:
@@ -38,8 +39,9 @@ def kernel_c2st(a: Samples, b: Samples, *, permutations: int = 999, seed: int = 
         seed: of the permutations.
 
     Returns:
-        the accuracy, near 0.5 for one law; its standard deviation over permutations; and p, the
-        share of permutations with an accuracy as large, the given labels among them.
+        the accuracy, for one law near 0.5, and less for few samples; its standard deviation over
+        permutations; and p, the share of permutations with an accuracy as large, the given labels
+        among them.
 
     Raises:
         ValueError: for fewer than two samples, sets of different sizes or shapes, values that are
