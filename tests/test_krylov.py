@@ -157,6 +157,19 @@ def test_many_numbers():
     torch.testing.assert_close(x, x0 * torch.tensor(decay, dtype=F64)[:, None], rtol=0, atol=2e-3)
 
 
+def test_tolerances_that_the_residual_does_not_resolve_are_refused():
+    settings = {"control": PIDController(1e-9, 1e-9)}
+    with pytest.raises(
+        ValueError, match="below 1e-08, what Rodas4 resolves for states of this size"
+    ):
+        solve(ODE(reaction), start(6), [0.0, 1e-3], solver=Rodas4(direct=5), **settings)
+    finer = solve(
+        ODE(reaction), start(6), [0.0, 1e-3], solver=Rodas4(direct=5, residual=1e-7), **settings
+    )
+    direct = solve(ODE(reaction), start(6), [0.0, 1e-3], solver=Rodas4(direct=6), **settings)
+    torch.testing.assert_close(finer.x, direct.x, rtol=0, atol=1e-8)
+
+
 def test_inference_mode():
     settings = {"solver": Rodas4(direct=0)}
     plain = solve(ODE(reaction), start(6), uniform(0.0, 0.1, 2), **settings).x

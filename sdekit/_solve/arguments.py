@@ -188,7 +188,7 @@ def require_adaptive(
 
     Raises:
         ValueError: for a solver without an error estimate, a gradient of fixed grids, or tolerances
-            that the dtype does not resolve.
+            that the dtype or the solver does not resolve.
     """
     if solver.embedded is None or solver.normals:
         raise ValueError(
@@ -201,6 +201,13 @@ def require_adaptive(
             "them"
         )
     control.require_resolved(x.dtype)
+    least = solver.resolution(x)
+    if max(control.rtol, control.atol) < least:
+        raise ValueError(
+            f"rtol = {control.rtol:g} and atol = {control.atol:g} are below {least:g}, what "
+            f"{type(solver).__name__} resolves for states of this size: ask for that or more, or "
+            "change the solver's arguments"
+        )
 
 
 def _adaptive_solvers(problem: AbstractSDE) -> str:

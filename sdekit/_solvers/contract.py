@@ -110,6 +110,10 @@ class AbstractSolver(ABC):
         Times are floats, or `(batch,)` where samples have their own.
         """
 
+    def resolution(self, x: Tensor) -> float:
+        """The least tolerance that steps of states such as x resolve, besides rounding."""
+        return 0.0
+
     def mean_weights(self, t0: float, t1: float) -> Sequence[float]:
         """The weights of a step whose mean is x_0 + sum_j w_j f_j, with f_j the drifts at points of
         the grid up to t_0, the newest first: those of the steps of `Transitions`.

@@ -2,6 +2,7 @@
 no iteration.
 """
 
+import math
 from abc import ABC
 from dataclasses import dataclass, field
 from typing import ClassVar
@@ -55,13 +56,13 @@ class AbstractRosenbrock(AbstractSolver, ABC):
             products J v, in at most 200 dimensions, for which as many vectors are kept; a step in
             which it does not converge is NaN, which adaptive steps repeat with a shorter one. It
             has no gradients, and each iteration waits for the device.
-        residual: of GMRES, relative to the largest right side of the step so far. With tolerances
-            below 1e-8 give at most a hundred times the tolerance: otherwise steps are rejected,
-            and the result is less accurate than asked.
+        residual: of GMRES, relative to the largest right side of the step so far: at most a hundred
+            times the tolerance, because otherwise steps are rejected and results less accurate than
+            asked.
 
     Raises:
-        ValueError: while solving, for a drift that autograd does not see, with `gradient=`, and for
-            gradients of samples of more than `direct` numbers.
+        ValueError: while solving, for a drift that autograd does not see and with `gradient=`; with
+            more than `direct` numbers, for gradients and for tolerances below residual / 100.
 
     Example:
         >>> isinstance(sdekit.Rodas4(), sdekit.AbstractRosenbrock)
@@ -76,6 +77,9 @@ class AbstractRosenbrock(AbstractSolver, ABC):
     tableau: ClassVar[RosenbrockTableau]
     direct: int = field(default=2000, repr=False)
     residual: float = field(default=1e-6, repr=False)
+
+    def resolution(self, x: Tensor) -> float:
+        return self.residual / 100 if math.prod(x.shape[1:]) > self.direct else 0.0
 
     def step(
         self, problem: AbstractSDE, t0: Time, t1: Time, x: Tensor, noise: Increment, state: Tree
