@@ -76,6 +76,7 @@ sphinx_gallery_conf = {
     "capture_repr": (),  # of the last line of a block: legends, lists of labels
     "abort_on_example_error": True,
     "min_reported_time": 0,
+    "write_computation_times": False,  # these pages load scripts from other sites
 }
 
 

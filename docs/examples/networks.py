@@ -1,11 +1,14 @@
-"""The trained networks of the examples: made once, and kept in docs/_cache."""
+"""The trained networks of the examples: made once, and kept in docs/_cache, or in _cache beside a
+copy of this file.
+"""
 
 from pathlib import Path
 
 import sdekit_diffusion as sd
 import torch
 
-CACHE = Path(__file__).parents[1] / "_cache"
+HERE = Path(__file__).resolve().parent
+CACHE = (HERE.parent if HERE.name == "examples" else HERE) / "_cache"
 
 
 def digits():

@@ -4,6 +4,9 @@ Digits by class
 
 Samples of a network that was trained with labels, for each label. Samples of a column have the same
 noise: look for the slant and the width of the strokes, which they have in common.
+
+``networks`` is the file :download:`networks.py </examples/networks.py>`: save it beside the
+script. Its ``digits()`` trains the network when it is first called, for about a minute.
 """
 
 import sdekit_diffusion as sd

@@ -5,6 +5,9 @@ A restored image and its uncertainty
 The upper half of a digit is seen, with noise. Samples of the posterior agree where it is seen and
 differ where it is not: look at the standard deviation. Several digits can explain the same upper
 half.
+
+``networks`` is the file :download:`networks.py </examples/networks.py>`: save it beside the
+script. Its ``digits()`` trains the network when it is first called, for about a minute.
 """
 
 import warnings

@@ -5,6 +5,9 @@ How do I compute bits per dimension with an error?
 Give ``sd.bits_per_dim`` integer images and the range of numbers to which the model maps them. It
 dequantises them, and returns the value of each image, the mean, and the standard error of the mean.
 Look for the spread over images, which is much larger than the error of the mean.
+
+``networks`` is the file :download:`networks.py </examples/networks.py>`: save it beside the
+script. Its ``digits()`` trains the network when it is first called, for about a minute.
 """
 
 # sphinx_gallery_start_ignore

@@ -5,6 +5,9 @@ How do I choose a guidance scale?
 Sample at several scales with the same noise, and measure two things: how often samples agree with
 their label, and how varied they are. Look for the first, which rises with w, and for the second,
 which falls below that of the data; take the smallest scale that agrees well enough.
+
+``networks`` is the file :download:`networks.py </examples/networks.py>`: save it beside the
+script. Its ``digits()`` trains the network when it is first called, for about a minute.
 """
 
 # sphinx_gallery_start_ignore

@@ -5,6 +5,9 @@ How do I inpaint an image?
 Give the known pixels as an observation through ``sd.Mask``, and draw from the posterior: each
 sample is one possible completion. The mask is True where a pixel is known. Look for the missing
 half, in which the samples differ.
+
+``networks`` is the file :download:`networks.py </examples/networks.py>`: save it beside the
+script. Its ``digits()`` trains the network when it is first called, for about a minute.
 """
 
 # sphinx_gallery_start_ignore

@@ -4,6 +4,9 @@ How do I train on my own images?
 
 Put png or jpg images of one size into a folder and give its path to ``sd.data.load``. Build a
 network for their number of channels, and call ``sd.fit`` with a folder for the run.
+
+``networks`` is the file :download:`networks.py </examples/networks.py>`: save it beside the
+script.
 """
 
 # sphinx_gallery_start_ignore

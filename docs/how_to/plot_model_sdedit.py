@@ -4,6 +4,9 @@ How do I edit an image at a strength?
 
 Start a solve from the image with noise instead of from the prior: ``start=sd.Noised(x, strength)``.
 This is SDEdit. Look for what is left of the drawing as the strength increases, from top to bottom.
+
+``networks`` is the file :download:`networks.py </examples/networks.py>`: save it beside the
+script. Its ``digits()`` trains the network when it is first called, for about a minute.
 """
 
 # sphinx_gallery_start_ignore

@@ -5,6 +5,9 @@ A diffusion model, from raw images to likelihood and posterior
 The data are 1,797 images of written digits, 8 x 8 pixels each, which come with scikit-learn. This
 tutorial trains a network on them, draws new digits, measures how well the model describes digits
 that it was not trained on, completes a digit of which only a part is known, and saves the model.
+
+``networks`` is the file :download:`networks.py </examples/networks.py>`: save it beside the
+script. Its ``digits()`` trains the network when it is first called, for about a minute.
 """
 
 # %%
