@@ -360,6 +360,8 @@ def test_what_is_refused():
         Training(model(), (X, ["a"] * N), RECIPE)
     with pytest.raises(ValueError, match="have 3 parts"):
         Training(model(), (X, LABEL, LABEL), RECIPE)
+    with pytest.raises(ValueError, match="samples are given twice"):
+        Training(model(), (X, {"x": X, "label": LABEL}), RECIPE)
     with pytest.raises(ValueError, match="one must be the samples"):
         Training(model(), {"a": X, "b": X}, RECIPE)
     with pytest.raises(ValueError, match="drop has a probability for 'context'"):

@@ -79,6 +79,11 @@ def named(given: Any, names: Sequence[str] | None) -> tuple[Any, dict[str, Any]]
         )
     x, y = given
     if isinstance(y, Mapping):
+        if "x" in y:
+            raise ValueError(
+                "the samples are given twice, alone and as 'x' of the dictionary: name each "
+                "condition as the network does, such as 'label' or 'context'"
+            )
         return _of_mapping({"x": x, **y}, names)
     name = label_name(names)
     if name is None:
