@@ -43,6 +43,7 @@ html_js_files = ["interactive.js"]
 exclude_patterns = ["_build", "_cache", *GALLERIES]
 # The look of pictures is a function, which Sphinx cannot keep between two builds.
 suppress_warnings = ["myst.header", "config.cache"]
+default_role = "literal"  # `x` in docstrings is code
 autodoc_typehints = "signature"
 python_use_unqualified_type_names = True
 python_maximum_signature_line_length = 80
@@ -76,7 +77,6 @@ sphinx_gallery_conf = {
     "capture_repr": (),  # of the last line of a block: legends, lists of labels
     "abort_on_example_error": True,
     "min_reported_time": 0,
-    "write_computation_times": False,  # these pages load scripts from other sites
 }
 
 
@@ -108,12 +108,29 @@ def formula(translator, node):
 
 
 def escape(app, what, name, obj, options, lines):
-    """Docstrings are plain text with formulas: |x| and a * b are not markup; examples are code."""
+    """Docstrings are plain text with formulas and tables: |x| and a * b are not markup; examples
+    are code.
+    """
     example = False
-    for i, line in enumerate(lines):
+    found = []
+    for line in lines:
         example = bool(line.strip()) and (example or line.lstrip().startswith(">>>"))
-        if not example:
-            lines[i] = line.replace("|", r"\|").replace("*", r"\*")
+        if example:
+            found.append(line)
+        elif re.fullmatch(r"\|.*\|", line):
+            found += table_row(line, first=not found or not found[-1].startswith("     - "))
+        else:
+            found.append(line.replace("|", r"\|").replace("*", r"\*"))
+    lines[:] = found
+
+
+def table_row(line, *, first):
+    """A row of a Markdown table, as one of a list-table; the line below its head is none."""
+    if set(line) <= set("|-: "):
+        return []
+    head = [".. list-table::", "   :header-rows: 1", ""] if first else []
+    start, *rest = [cell.strip().replace("*", r"\*") for cell in line.strip("|").split("|")]
+    return [*head, f"   * - {start}", *(f"     - {cell}" for cell in rest)]
 
 
 def at_the_root(app, path, parent, content):
