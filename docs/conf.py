@@ -20,6 +20,7 @@ logger = logging.getLogger(__name__)
 
 project = "sdekit"
 author = "The sdekit authors"
+project_copyright = author
 extensions = [
     "myst_parser",
     "sphinx.ext.autodoc",
@@ -77,6 +78,7 @@ sphinx_gallery_conf = {
     "capture_repr": (),  # of the last line of a block: legends, lists of labels
     "abort_on_example_error": True,
     "min_reported_time": 0,
+    "write_computation_times": False,  # these pages load scripts from other sites
 }
 
 
