@@ -4,16 +4,7 @@ How do I train on my own images?
 
 Put png or jpg images of one size into a folder and give its path to ``sd.data.load``. Build a
 network for their number of channels, and call ``sd.fit`` with a folder for the run.
-
-``networks`` is the file :download:`networks.py </examples/networks.py>`: save it beside the
-script.
 """
-
-# sphinx_gallery_start_ignore
-import sys
-
-sys.path.append(sys.path[0] + "/../examples")  # networks.py, where this is run by hand
-# sphinx_gallery_end_ignore
 
 import tempfile
 from pathlib import Path
@@ -21,8 +12,8 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import sdekit_diffusion as sd
 import torch
-from networks import row
 from PIL import Image
+from sdekit_diffusion import plot
 from sklearn.datasets import load_digits
 
 own = Path(tempfile.mkdtemp())
@@ -40,9 +31,9 @@ records = sd.fit(model, images, sd.Recipe(steps=120, batch_size=32), folder=run,
 model = sd.load(run)
 x = sd.sample(model, 10, steps=20, seed=0)
 samples = model.scale.decode(x)  # bytes again, as in the files
-fig, axes = plt.subplots(2, 10, figsize=(7, 1.8))
-row(axes[0], images.test[:10, 0] / 255, "held-out")
-row(axes[1], samples[:, 0] / 255, "samples")
+fig, axes = plt.subplots(2, 1, figsize=(7, 1.8))
+plot.samples(images.test[:10], columns=10, names=["held-out"], black=255, white=0, ax=axes[0])
+plot.samples(samples, columns=10, names=["samples"], black=255, white=0, ax=axes[1])
 
 # %%
 # These are samples after 120 updates; good samples need a longer training run. The data
