@@ -1,10 +1,11 @@
-"""
-Escapes from a well
-===================
+r"""
+A Langevin equation: escapes from a well
+========================================
 
-A particle in the potential (x^2 - 1)^2 / 4 with noise stays in a well for long times. The time of
-its first passage of 0 is an event; its mean grows as e^{2 V / s^2} with the height V = 1/4 of the
-barrier (Kramers).
+The overdamped Langevin equation :math:`\mathrm{d}x = -U'(x)\,\mathrm{d}t + s\,\mathrm{d}W` of a
+particle in the potential :math:`U(x) = (x^2 - 1)^2 / 4`: the particle stays in a well for long
+times. The time of its first passage of 0 is an event; its mean grows as
+:math:`e^{2 V / s^2}` with the height :math:`V = 1/4` of the barrier (Kramers).
 """
 
 import math

@@ -1,10 +1,14 @@
-"""
+r"""
 Heston's model of a price
 =========================
 
-The variance of the price is itself random: dS = r S dt + sqrt(v) S dW_1,
-dv = kappa (theta - v) dt + xi sqrt(v) dW_2, with correlated noise. Left: five paths of the price.
-Right: the implied volatility of calls, whose smile a model with constant variance does not have.
+The variance of the price is itself random,
+
+.. math:: \mathrm{d}S = r S\,\mathrm{d}t + \sqrt{v}\,S\,\mathrm{d}W_1, \qquad
+   \mathrm{d}v = \kappa (\theta - v)\,\mathrm{d}t + \xi \sqrt{v}\,\mathrm{d}W_2,
+
+with correlation :math:`\rho` of the noises. Left: five paths of the price. Right: the implied
+volatility of calls, whose skew a model with constant variance does not have.
 """
 
 import math

@@ -1,9 +1,10 @@
 """
-Fitting a drift network to a path
-=================================
+A neural ODE, fitted to a path
+==============================
 
-A network is the drift of an ordinary equation, fitted to a noisy spiral by gradients through the
-solve. `Checkpointed()` would save memory, and `solve` takes stochastic equations in the same way.
+A network is the right-hand side of an ordinary equation, fitted to a noisy spiral by gradients
+through the solve. ``Checkpointed()`` would save memory. A network as drift or diffusion coefficient
+of a stochastic equation, a neural SDE, is fitted in the same way.
 """
 
 import matplotlib.pyplot as plt
