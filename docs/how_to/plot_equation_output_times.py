@@ -2,10 +2,10 @@
 How do I get the states at times of my own?
 ===========================================
 
-Pass the times as ``save=``, or pass ``save="dense"`` and evaluate the solution at any time later,
-by ``solution.at(t)``. The steps need not end at these times: the states are on the interpolation of
-the solver. The example is a predator-prey equation in few long steps: look for smooth lines between
-the dots.
+Pass the times as ``save=``, or pass ``save="dense"`` (dense output) and evaluate the solution at
+any time later, by ``solution.at(t)``. The steps need not end at these times: the states are on the
+interpolation of the solver. The example is a predator-prey equation in few long steps: look for
+smooth lines between the dots.
 """
 
 import matplotlib.pyplot as plt
