@@ -127,9 +127,11 @@ def test_betas_may_be_given():
         ),
         ({**BETAS, "beta_end": "0.02"}, r"beta_end must be a positive number .*, not '0.02'"),
         ({"trained_betas": ["a"]}, "trained_betas must be numbers"),
+        ({"num_train_timesteps": 1000, "shift": 3.0}, "flow matching have no betas"),
+        ({**BETAS, "prediction_type": "flow_prediction"}, "flow matching have no betas"),
         (
-            {**BETAS, "prediction_type": "flow_prediction"},
-            "prediction_type = 'flow_prediction' is not one of epsilon",
+            {**BETAS, "prediction_type": "eps"},
+            "prediction_type = 'eps' is not one of epsilon.*did you mean 'epsilon'",
         ),
         ({**BETAS, "rescale_betas_zero_snr": True}, "ends at alpha = 0"),
         ({**BETAS, "timestep_type": "continuous"}, "continuous timesteps"),

@@ -162,6 +162,11 @@ def _conventions(config: Mapping[str, Any]) -> tuple[AbstractDiffusion, Predicti
     # The name of it before diffusers 0.7.
     default = "epsilon" if config.get("predict_epsilon", True) else "sample"
     prediction = config.get("prediction_type", default)
+    if prediction == "flow_prediction" or ("shift" in config and "beta_schedule" not in config):
+        raise ValueError(
+            "schedulers of flow matching have no betas; make the model by ScoreModel(lambda x, t: "
+            "net(x, t).sample, 'flow', 'flow', conditioning=(1000, 0), shape=...)"
+        )
     if prediction not in list(_PREDICTIONS):
         raise ValueError(
             f"prediction_type = {prediction!r} is not one of "
