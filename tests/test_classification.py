@@ -44,8 +44,8 @@ def test_probabilities_of_exact_models(sde):
 
 
 def test_errors_shrink_with_the_draws():
-    few = classify(MODELS, X, sde="vp", draws=4, levels=8)
-    many = classify(MODELS, X, sde="vp", draws=64, levels=8)
+    few = classify(MODELS, X[:50], sde="vp", draws=4, levels=8)
+    many = classify(MODELS, X[:50], sde="vp", draws=64, levels=8)
     ratio = float(few.stderr.mean() / many.stderr.mean())
     assert 3 < ratio < 5.5  # four
 
