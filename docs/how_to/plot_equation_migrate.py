@@ -18,7 +18,8 @@ import torchsde
 class Cycle(torch.nn.Module):
     """A limit cycle with noise, in the form that torchsde expects."""
 
-    noise_type, sde_type = "diagonal", "stratonovich"
+    noise_type = "diagonal"
+    sde_type = "stratonovich"
 
     def f(self, t, y):
         return y @ torch.tensor([[1.0, 3.0], [-3.0, 1.0]]) - y * y.square().sum(1, keepdim=True)
