@@ -107,7 +107,8 @@ class Reversed(sk.interop.TorchsdeBrownian):
         t1 = 1.0 - float(tb)
         shape = tuple(like.shape[1:])
         increment = next(iter(self.path.increments([t0, t1], like, shape, levy=return_U)))
-        w, h = increment.w, increment.h
+        w = increment.w
+        h = increment.h
         assert w is not None
         return w if h is None else (w, (t0 - t1) * (0.5 * w + h))
 

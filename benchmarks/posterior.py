@@ -80,7 +80,8 @@ class Problem:
     def exact(self, n: int, seed: int) -> Tensor:
         """Exact samples: one of the prior, moved by what its y lacks (Matheron's rule)."""
         generator = torch.Generator().manual_seed(seed)
-        a, y = self.observation.operator.matrix, self.observation.y
+        a = self.observation.operator.matrix
+        y = self.observation.y
         k = torch.multinomial(self.responsibilities, n, replacement=True, generator=generator)
         x = self.law.means[k] + torch.randn(n, a.shape[1], generator=generator, dtype=DTYPE)
         eps = self.noise * torch.randn(n, len(y), generator=generator, dtype=DTYPE)

@@ -15,14 +15,16 @@ import sdekit_diffusion as sd
 from networks import digits
 
 model, source = digits()
-images, labels = source.test[:100], source.test_labels[:100]
+images = source.test[:100]
+labels = source.test_labels[:100]
 coarse = sd.AdaptiveFlow(1e-3, 1e-3)
 settings = {"low": -1, "high": 1, "levels": 17, "method": coarse, "seed": 0}
 given = sd.bits_per_dim(model.given(label=labels), images, **settings)
 alone = sd.bits_per_dim(model.unconditional(), images, **settings)
 fig, ax = plt.subplots(figsize=(4.5, 4.5))
 ax.plot(alone.value, given.value, ".", ms=4)
-low, high = float(given.value.min()), float(alone.value.max())
+low = float(given.value.min())
+high = float(alone.value.max())
 ax.plot([low, high], [low, high], color="0.6", lw=0.8)
 ax.set(
     xlabel=f"without labels: {float(alone.mean):.3f} ± {float(alone.mean_stderr):.3f}",

@@ -20,7 +20,11 @@ import torch
 from scipy.optimize import brentq
 from scipy.stats import norm
 
-r, kappa, theta, xi, rho = 0.02, 2.0, 0.04, 0.6, -0.7
+r = 0.02
+kappa = 2.0
+theta = 0.04
+xi = 0.6
+rho = -0.7
 
 
 def drift(t, x):

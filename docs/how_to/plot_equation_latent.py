@@ -66,7 +66,8 @@ for step in range(100):
 # the trained posterior from the exact one. Look for means and standard deviations near the exact
 # ones.
 
-s, t = times[:, None], times[None]
+s = times[:, None]
+t = times[None]
 covariance = 0.5 * (torch.exp(-(s - t).abs()) - torch.exp(-s - t))
 noisy = covariance + error**2 * torch.eye(len(y))
 evidence = torch.distributions.MultivariateNormal(torch.zeros(len(y)), noisy).log_prob(y)

@@ -58,7 +58,8 @@ for n, a, b in zip(counts, differences, differences[1:], strict=False):
 # difference of two averages shows the error of the steps, which is often much smaller than the
 # sampling error of each.
 
-a, b = ends[1].square(), ends[2].square()
+a = ends[1].square()
+b = ends[2].square()
 print(f"E x^2 with 32 and 64 steps: {a.mean():.4f} and {b.mean():.4f}")
 print(f"sampling error of each: {b.std() / 500**0.5:.4f}")
 print(f"sampling error of the difference: {(a - b).std() / 500**0.5:.4f}")

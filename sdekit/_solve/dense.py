@@ -51,7 +51,8 @@ def bridged(
     """(1 - r) x_0 + r x_1 + g(t_0, x_0) . (W(t) - W(t_0) - r (W(t_1) - W(t_0))) at times within a
     step, r their relative position.
     """
-    (t0, t1), (x0, x1) = ends, states
+    t0, t1 = ends
+    x0, x1 = states
     increments = noise.readings([t0, *ts, t1], x0, problem.noise_shape(x0))
     *path, increment = accumulate(i.w for i in increments if i.w is not None)
     g = problem.diffusion(t0, x0)

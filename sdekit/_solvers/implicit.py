@@ -124,7 +124,8 @@ class ImplicitPlaten(AbstractSolver):
         h = end - start
         slope = problem.drift(start, x)
         half = axpy(0.5 * h, slope, x)
-        kick = correction = torch.zeros_like(x)
+        kick = torch.zeros_like(x)
+        correction = torch.zeros_like(x)
         if noise.w is not None:
             kick, correction = _kicks(problem, t0, t1, h, x, axpy(h, slope, x), noise.w)
         base = half + kick + correction
