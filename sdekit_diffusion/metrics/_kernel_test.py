@@ -30,7 +30,7 @@ def kernel_c2st(a: Samples, b: Samples, *, permutations: int = 999, seed: int = 
     P(p <= u) <= u for every u, whatever the law and the number of samples. Sets with the same
     number of each class, such as samples that were given the labels of held-out ones, are more
     alike than independent sets: for them p tends to be larger. The cost is that of the inverse of a
-    matrix of all samples, which takes a second for 2000 of them and grows with the cube.
+    matrix of all samples, which grows with the cube of their number.
 
     Arguments:
         a, b: samples (N, ...), of the same number and shape. Coordinates count by their scale:
