@@ -104,7 +104,8 @@ def distance(found, exact):
 
 def settings_of(method):
     """Numbers of steps with which the method's own bias is a fraction of the limit."""
-    steps = {"ncsn": 60, "ncsnv2": 200, "ddpm": 300}.get(method)
+    steps = {"ncsn": 20, "ncsnv2": 100, "ddpm": 300} | dict.fromkeys([*IN_TIME, "pc"], 400)
+    steps = steps.get(method)
     return {"method": method, "end": END, "seed": 5, "dtype": torch.float64} | (
         {} if steps is None else {"steps": steps}
     )
