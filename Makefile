@@ -6,7 +6,7 @@ RUN := demo/digits
 PYTHONS ?= python3.11 python3.13 # the oldest and the newest that are supported
 PROSE := $(wildcard *.md docs/*.md docs/examples/*.py docs/how_to/*.py docs/tutorials/*.py)
 
-.PHONY: oldest demo test mutants promises outputs support lint types unit format attack bench docs release setup clean
+.PHONY: oldest demo test mutants promises outputs support lint types static unit format attack bench docs release setup clean
 
 setup: $(VENV)/.installed
 
@@ -20,8 +20,10 @@ demo: setup ## train on scikit-learn's digits, sample, evaluate, write demo/digi
 	$(BIN)/sdekit-diffusion train $(RUN) --data digits --weighting plain --steps 2200 --lr 4e-3 --overwrite
 	$(BIN)/sdekit-diffusion report $(RUN)
 
-test: lint ## everything that must pass
-	$(MAKE) --no-print-directory --jobs 2 types unit
+test: setup ## everything that must pass
+	$(MAKE) --no-print-directory --jobs 2 unit static
+
+static: lint types
 
 lint: setup
 	$(BIN)/ruff format --check .
@@ -34,8 +36,8 @@ lint: setup
 types: setup
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
-unit: setup
-	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal --quiet
+unit: setup # compiled modules are kept, for the processes that tests start
+	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest --numprocesses 2 --dist worksteal --quiet
 
 mutants: setup ## whether the tests notice mistakes: tests/mutants.toml, about an hour on two cores
 	$(BIN)/python tests/mutants.py

@@ -149,17 +149,17 @@ def solving() -> Iterator[tuple[str, tuple[int, int], Case]]:
         )
         yield (
             f"{name}, small",
-            (20, 260),
+            (20, 160),
             partial(run, x=small, solver=EulerMaruyama(), noise=noise, gradient=None),
         )
         yield (
             f"{name}, ShARK",
-            (6, 80),
+            (6, 50),
             partial(run, x=small, solver=ShARK(), noise=noise, gradient=None),
         )
         for gradient in (Checkpointed(), Reversible()):
             case = partial(run, x=small, solver=ReversibleHeun(), noise=noise, gradient=gradient)
-            yield f"{name}, {type(gradient).__name__}", (20, 60), case
+            yield f"{name}, {type(gradient).__name__}", (10, 30), case
 
 
 def adaptive() -> Iterator[tuple[str, tuple[int, int], Case]]:
@@ -198,10 +198,10 @@ def adaptive() -> Iterator[tuple[str, tuple[int, int], Case]]:
         per_round = 6  # of Dopri5, whose last stage is the first of the next step
         return int(found.evaluations.max()) // per_round
 
-    yield "ode", (2, 5), flow
+    yield "ode", (2, 4), flow
     yield "adaptive_sde", (1, 2), path
     yield "ShARK, outputs on the way", (1, 2), outputs
-    yield "log_likelihood", (2, 5), likelihood
+    yield "log_likelihood", (2, 4), likelihood
 
 
 def training() -> Iterator[tuple[str, tuple[int, int], Case]]:
@@ -221,13 +221,13 @@ def training() -> Iterator[tuple[str, tuple[int, int], Case]]:
         times = uniform(0.01, 1.0, n - 1)
         variational_bound(model_of(shape=shape), torch.zeros(4, *shape).to(PLACE), times=times)
 
-    yield "fit", (5, 105), partial(run, sde="vp")
+    yield "fit", (5, 55), partial(run, sde="vp")  # past a look at the loss
     yield (
         "fit, likelihood weighting",
-        (5, 20),
+        (5, 12),
         partial(run, sde="subvp", weighting="likelihood", flip=True, accumulate=2),
     )
-    yield "fit, discrete levels", (5, 20), partial(run, sde=DDPM(), discrete=True)
+    yield "fit, discrete levels", (5, 12), partial(run, sde=DDPM(), discrete=True)
     yield "variational_bound", (5, 20), bound
 
 

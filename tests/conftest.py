@@ -1,6 +1,7 @@
 """Tests run on one thread each; pytest-xdist gives every core a process of its own."""
 
 import gc
+import multiprocessing
 import sys
 from collections.abc import Iterator
 
@@ -16,6 +17,16 @@ def _closed() -> Iterator[None]:
     yield
     if "matplotlib.pyplot" in sys.modules:
         sys.modules["matplotlib.pyplot"].close("all")
+
+
+@pytest.fixture(scope="session")
+def context() -> multiprocessing.context.ForkServerContext:
+    """Processes that need not import again what takes long."""
+    found = multiprocessing.get_context("forkserver")
+    found.set_forkserver_preload(
+        ["sdekit_diffusion.__main__", "pytest", "PIL.Image", "sklearn.datasets", "tyro"]
+    )
+    return found
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:

@@ -24,6 +24,13 @@ def model():
     return ScoreModel(nets.MLP(shape=(2,), width=8, depth=1), "vp", shape=(2,))
 
 
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A run that went through, and its records."""
+    run = tmp_path_factory.mktemp("averages") / "run"
+    return run, fit(model(), DATA, RECIPE, folder=run, log=LOG, progress=False)
+
+
 class Tied(nn.Module):
     """Uses a weight twice, and has statistics of its batches."""
 
@@ -98,12 +105,12 @@ def test_combinations_of_averages():
     assert max(errors[2:]) < 3e-3
 
 
-def test_an_average_of_any_width_after_the_run(tmp_path):
+def test_an_average_of_any_width_after_the_run(finished):
     """Against averages that another run of the same weights tracks. The measure is the distance
     of the average from the last weights.
     """
     widths = (0.05, 0.1, 0.03, 0.07, 0.15, 0.2)
-    records = fit(model(), DATA, RECIPE, folder=tmp_path / "run", log=LOG, progress=False)
+    run, records = finished
     same = fit(model(), DATA, Recipe(**{**vars(RECIPE), "widths": ()}), progress=False)
     assert [r.loss for r in records] == [r.loss for r in same]  # averages change nothing
     training = Training(model(), DATA, Recipe(**{**vars(RECIPE), "widths": widths}))
@@ -114,24 +121,23 @@ def test_an_average_of_any_width_after_the_run(tmp_path):
         zip(widths, (1e-5, 1e-5, 0.2, 5e-3, 5e-3, 0.05), strict=True)
     ):
         direct = torch.cat([value.flatten() for value in training.average(1 + i).values()])
-        found = flat(load(tmp_path / "run", width=width))
+        found = flat(load(run, width=width))
         assert (found - direct).norm() < bound * (last - direct).norm(), width
-        assert (found - direct).norm() < 0.2 * (flat(load(tmp_path / "run")) - direct).norm()
+        assert (found - direct).norm() < 0.2 * (flat(load(run)) - direct).norm()
 
 
 class Stop(BaseException):
     """What ends a run too soon."""
 
 
-def test_snapshots_of_a_run_that_was_interrupted(tmp_path):
+def test_snapshots_of_a_run_that_was_interrupted(finished, tmp_path):
     """Bit-identical, also where it stopped after later snapshots than the checkpoint."""
 
     def names(run):
         return sorted(path.name for path in (run / FOLDER).iterdir())
 
-    whole = tmp_path / "whole"
+    whole, _ = finished
     run = tmp_path / "run"
-    fit(model(), DATA, RECIPE, folder=whole, log=LOG, progress=False)
     assert [int(name[:8]) for name in names(whole)] == list(range(8, 201, 8))
 
     def stop(record):
@@ -175,15 +181,15 @@ def test_weights_that_are_used_twice_and_statistics(tmp_path):
     assert not torch.equal(found.net.first.weight, tied.net.first.weight)
 
 
-def test_clearing_a_run_removes_its_snapshots_alone(tmp_path):
+def test_clearing_a_run_removes_its_snapshots_alone(finished, tmp_path):
     run = tmp_path / "run"
-    fit(model(), DATA, RECIPE, folder=run, log=LOG, progress=False)
+    shutil.copytree(finished[0], run)
     kept = tmp_path / "kept"
     shutil.copytree(run / FOLDER, kept)
     (run / FOLDER / "00000008.safetensors").write_text("mine")
     clear(run)
     assert [path.name for path in (run / FOLDER).iterdir()] == ["00000008.safetensors"]
-    fit(model(), DATA, RECIPE, folder=run, log=LOG, progress=False)
+    shutil.copytree(finished[0], run, dirs_exist_ok=True)
     (run / FOLDER / "00000008.safetensors").unlink()
     clear(run)
     assert not (run / FOLDER).exists()

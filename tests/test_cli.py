@@ -16,7 +16,6 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 from safetensors.torch import save as serialised
-from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
 from sdekit_diffusion import (
     DDIM,
@@ -611,6 +610,9 @@ def test_every_option_has_a_description(command):
 @pytest.fixture(scope="module")
 def inception(tmp_path_factory):
     """Weights of the standard network's shapes, at random."""
+    # Not above: it imports torchvision, which takes seconds.
+    from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+
     folder = tmp_path_factory.mktemp("inception")
     torch.save({}, folder / "none.pth")
 

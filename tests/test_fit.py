@@ -8,7 +8,6 @@ import functools
 import importlib.metadata
 import itertools
 import json
-import multiprocessing
 import os
 import random
 import re
@@ -52,14 +51,6 @@ def _versions_are_read_once(monkeypatch):
     """Those of packages, which every checkpoint has in it: a quarter of the time of short runs."""
     path = "sdekit_diffusion._models.checkpoint.version"
     monkeypatch.setattr(path, functools.cache(importlib.metadata.version))
-
-
-@pytest.fixture(scope="module")
-def context():
-    """Processes that need not import torch again, as in test_shards.py."""
-    found = multiprocessing.get_context("forkserver")
-    found.set_forkserver_preload(["sdekit_diffusion.__main__", "pytest", "PIL.Image"])
-    return found
 
 
 def together(target, *arguments):

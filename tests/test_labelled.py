@@ -3,7 +3,6 @@ run with them resumes bit-identical.
 """
 
 import math
-import multiprocessing
 from dataclasses import replace
 
 import pytest
@@ -261,9 +260,8 @@ def labelled_worker(number, folder):
     distributed.destroy_process_group()
 
 
+@pytest.mark.usefixtures("context")
 def test_two_processes_train_as_one(tmp_path):
-    # Processes that need not import torch again, as in test_shards.py.
-    multiprocessing.set_forkserver_preload(["sdekit_diffusion.__main__", "pytest", "PIL.Image"])
     torch.multiprocessing.start_processes(
         labelled_worker, (str(tmp_path),), nprocs=2, start_method="forkserver"
     )

@@ -269,21 +269,12 @@ def test_a_run_from_diffusers_reloads_by_one_argument(diffusers, tmp_path, capsy
     assert equal(load(run, net=unet_of(diffusers)), load(whole, net=unet_of(diffusers)))
     assert main(["sample", str(run), "--n", "3", "--steps", "3", *network]) == 0
     assert np.load(run / "samples.npz")["samples"].shape == (3, 1, 8, 8)
-    argv = [
-        "likelihood",
-        str(run),
-        "--n",
-        "2",
-        "--tolerance",
-        "1e-1",
-        "--probes",
-        "1",
-        "--draws",
-        "1",
-    ]
-    assert main([*argv, "--network", str(tmp_path / "unet")]) == 0
+    rough = ["--tolerance", "1e-1", "--probes", "1", "--draws", "1"]
+    unet = ["--network", str(tmp_path / "unet")]
+    assert main(["likelihood", str(run), "--n", "2", *rough, *unet]) == 0
     assert "bits/dim" in capsys.readouterr().out
-    assert main(["report", str(run), "--samples", "4", "--steps", "2", *network]) == 0
+    few = ["--samples", "4", "--steps", "2"]
+    assert main(["report", str(run), *few, *rough[:4], *network]) == 0
     assert json.loads((run / "report.json").read_text())["model"]["sde"].startswith("DDPM")
     assert "--network" in refused(capsys, "report", run)
 

@@ -169,14 +169,14 @@ def diffusers():
     return pytest.importorskip("diffusers")
 
 
-def unet_of(diffusers):
+def unet_of(diffusers, channels=(16, 32)):
     torch.manual_seed(0)
     return diffusers.UNet2DModel(
         sample_size=8,
         in_channels=1,
         out_channels=1,
         layers_per_block=1,
-        block_out_channels=(16, 32),
+        block_out_channels=channels,
         norm_num_groups=4,
         down_block_types=("DownBlock2D", "AttnDownBlock2D"),
         up_block_types=("AttnUpBlock2D", "UpBlock2D"),
@@ -213,10 +213,10 @@ def test_a_network_of_diffusers_trains_samples_and_has_a_likelihood(diffusers):
     Read by another config it is found out.
     """
     scheduler = diffusers.DDPMScheduler(prediction_type="v_prediction")
-    model = from_diffusers(unet_of(diffusers), scheduler.config, data_std=0.7)
+    model = from_diffusers(unet_of(diffusers, (8, 16)), scheduler.config, data_std=0.7)
     x = data.load("digits").train.float() / 8 - 1
     fit(model, x, Recipe(steps=60, batch_size=16, warmup=20), progress=False)
-    assert check_model(model, x[:32]).score < 0.9
+    assert check_model(model, x[:8]).score < 0.9
     assert 0.5 < sample(model, 8, steps=10, seed=0).std() < 1.0
     noise = torch.rand(2, 1, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
     found = log_likelihood(
@@ -230,9 +230,9 @@ def test_a_network_of_diffusers_trains_samples_and_has_a_likelihood(diffusers):
         match=r"With prediction_type = 'v_prediction' in the "
         r"scheduler's config it is",
     ):
-        from_diffusers(unet, {**config, "prediction_type": "epsilon"}, check=x[:32])
+        from_diffusers(unet, {**config, "prediction_type": "epsilon"}, check=x[:8])
     with pytest.raises(ValueError, match=r"With x moved from \[0, 1\] to \[-1, 1\] it is"):
-        from_diffusers(unet, config, check=(x[:32] + 1) / 2)
+        from_diffusers(unet, config, check=(x[:8] + 1) / 2)
 
 
 @pytest.fixture

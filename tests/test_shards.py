@@ -85,14 +85,6 @@ def expected(points):
     return sd.sample(sd.load(points), 23, steps=6, seed=5, batch_size=4).numpy()
 
 
-@pytest.fixture(scope="module")
-def context():
-    """Processes that need not import torch again."""
-    found = multiprocessing.get_context("forkserver")
-    found.set_forkserver_preload(["sdekit_diffusion.__main__", "pytest", "PIL.Image"])
-    return found
-
-
 def one_of(number, total, port, what, argument, said):
     """One process as torchrun starts it."""
     os.environ |= {
