@@ -43,6 +43,7 @@ from sdekit_diffusion._app.options import QUICK, Estimate, Sampler
 from sdekit_diffusion._app.parsing import _message
 from sdekit_diffusion.data import Dataset, Scale, load
 from sdekit_diffusion.metrics import inception_scores
+from sdekit_diffusion.metrics._inception import outputs, standard_network
 
 TRAIN = ["--steps", "12", "--batch-size", "16", "--warmup", "2"]
 
@@ -610,7 +611,7 @@ def test_every_option_has_a_description(command):
 @pytest.fixture(scope="module")
 def inception(tmp_path_factory):
     """Weights of the standard network's shapes, at random."""
-    # Not above: it imports torchvision, which takes seconds.
+    # Not above, here and below: it imports torchvision, which takes seconds.
     from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
     folder = tmp_path_factory.mktemp("inception")
@@ -678,6 +679,21 @@ def test_a_report_with_inception_scores(digits, inception, tmp_path, monkeypatch
     page = (tmp_path / "r.html").read_text(encoding="utf-8")
     assert "FID, KID and Inception Score against 3 training images" in page
     assert f"<td>{row['fid']:.3f}</td>" in page
+
+
+def test_logits_are_those_of_the_standard_network(inception):
+    """From features that were computed for the Fréchet distance already."""
+    from torchmetrics.image.fid import NoTrainInceptionV3
+
+    path = inception / "random.pth"
+    network, head = standard_network(path, torch.device("cpu"))
+    whole = NoTrainInceptionV3("inception-v3-compat", ["logits_unbiased"], str(path))
+    image = torch.randint(
+        256, (1, 3, 8, 8), generator=torch.Generator().manual_seed(0), dtype=torch.uint8
+    )
+    torch.testing.assert_close(
+        head(outputs(network, image)), outputs(whole, image), rtol=1e-4, atol=1e-4
+    )
 
 
 class Executed:

@@ -11,7 +11,7 @@ from sdekit_diffusion._app.classified import classified
 from sdekit_diffusion._app.comparison import against_floor
 from sdekit_diffusion.data import Dataset
 from sdekit_diffusion.metrics import inception_scores
-from sdekit_diffusion.metrics._inception import Network, outputs, standard_networks
+from sdekit_diffusion.metrics._inception import Network, outputs, standard_network
 
 _MIN_CLASSES = 3  # the fewest for features of a classifier
 _REFERENCE_IMAGES = 10_000  # training images that the standard network's scores compare with
@@ -29,10 +29,11 @@ def distances(x: Tensor, source: Dataset, seed: int, given: Tensor | None = None
     return {"distances": against_floor(x, source, seed)}
 
 
-def inception_networks(
+def inception_network(
     weights: str | Path, source: Dataset, device: torch.device
 ) -> tuple[Network, Network]:
-    """The standard Inception networks, loaded before the samples are drawn.
+    """The standard Inception network, loaded before the samples are drawn: images to features,
+    features to logits.
 
     Raises:
         OSError, ImportError: when the weights, or a library, are not available.
@@ -43,11 +44,15 @@ def inception_networks(
             f"{source.name} holds no images, which the Inception network is for; leave out "
             "inception"
         )
-    return standard_networks(weights, device)
+    return standard_network(weights, device)
 
 
 def inception_table(
-    x: Tensor, source: Dataset, networks: tuple[Network, Network], device: torch.device, seed: int
+    x: Tensor,
+    source: Dataset,
+    inception: tuple[Network, Network],
+    device: torch.device,
+    seed: int,
 ) -> dict[str, Any]:
     """FID, KID and Inception Score of samples, and of as many held-out images, against training
     images.
@@ -59,24 +64,19 @@ def inception_table(
         "model": x,
         "real": source.test[: len(x)],
     }
-    images = {
-        name: coloured(image_set, levels).to(device) for name, image_set in image_sets.items()
-    }
-    network_outputs = {
-        name: [outputs(network, image_set) for network in networks]
-        for name, image_set in images.items()
-    }
-    width = network_outputs["known"][0].shape[1]
-    joined_outputs = {name: torch.cat(pair, dim=1) for name, pair in network_outputs.items()}
-    # Both outputs are computed already: each network selects its own.
-    selections: dict[str, Any] = {
-        "network": lambda joined: joined[:, :width],
-        "classifier": lambda joined: joined[:, width:],
+    network, head = inception
+    features = {
+        name: outputs(network, coloured(image_set, levels).to(device))
+        for name, image_set in image_sets.items()
     }
     rows: dict[str, Any] = {}
     for name in ("model", "real"):
         scores = inception_scores(
-            joined_outputs[name], joined_outputs["known"], seed=seed, **selections
+            features[name],
+            features["known"],
+            network=lambda computed: computed,
+            classifier=head,
+            seed=seed,
         )
         rows[name] = {"n": len(image_sets[name]), **asdict(scores)}
     return {"rows": rows, "n_train": len(image_sets["known"])}

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from sdekit_diffusion._app.comparison import neighbours
-from sdekit_diffusion._app.evaluation import distances, inception_networks, inception_table
+from sdekit_diffusion._app.evaluation import distances, inception_network, inception_table
 from sdekit_diffusion._app.figures import (
     RATIO,
     denoising,
@@ -87,7 +87,7 @@ def write_report(
     model, source, n = _load_inputs(run, samples, data, loading)
     law = _law(run, model, source, guidance, labelling)
     device = model.place()[1]
-    networks = None if inception is None else inception_networks(inception, source, device)
+    network = None if inception is None else inception_network(inception, source, device)
     seed = sampler.seed
     x, sampling = _draw_samples(law, n, sampler)
     results = _about(run, model, source, seed) | {"sampling": sampling}
@@ -97,8 +97,8 @@ def write_report(
     results["neighbours"], nearest = neighbours(x, source)
     results["farthest"] = farthest(nearest)
     results |= distances(x, source, seed, law.classes(n, sampler.first))
-    if networks is not None:
-        results["inception"] = inception_table(x, source, networks, device, seed)
+    if network is not None:
+        results["inception"] = inception_table(x, source, network, device, seed)
     figures = _make_figures(law, source, x, nearest.found, sampler, run)
     figures |= quality_figures(x, source, results)
     pictures = _save_pictures(run, figures)

@@ -8,15 +8,14 @@ from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 Network = Callable[[Tensor], Tensor]
 
-# layers of the standard network
-_FEATURES = "2048"
-_LOGITS = "logits_unbiased"
+_FEATURES = "2048"  # the layer of the standard network
 
 
 @dataclass(frozen=True)
@@ -96,15 +95,19 @@ def inception_scores(
         Improved Techniques for Training GANs, 2016.
     """
     torchmetrics = _torchmetrics()
+    head = None
     if min(len(x), len(reference)) < 2:
         raise ValueError(
             f"there are {len(x)} and {len(reference)} images; scores need two or more of each"
         )
     if network is None:
         _require_standard_images(x, reference)
-        network, logits = standard_networks(weights, x.device)
-        classifier = classifier or logits
+        network, head = standard_network(weights, x.device)
     generated, real = (outputs(network, images, batch_size) for images in (x, reference))
+    if classifier is not None:
+        logits = outputs(classifier, x, batch_size)
+    else:
+        logits = None if head is None else head(generated)
     score_moments = [torch.tensor(torch.nan)] * 2
     with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
         warnings.simplefilter("ignore")  # that features are kept in memory
@@ -117,9 +120,9 @@ def inception_scores(
         for metric in (fid, kid):
             metric.update(real, real=True)
             metric.update(generated, real=False)
-        if classifier is not None:
+        if logits is not None:
             score = torchmetrics.inception.InceptionScore(feature=features, splits=splits)
-            score.update(outputs(classifier, x, batch_size))
+            score.update(logits)
             score_moments = score.compute()
         return InceptionScores(
             *(float(value) for value in (fid.compute(), *kid.compute(), *score_moments))
@@ -155,9 +158,9 @@ def _torchmetrics() -> ModuleType:
         ) from error
 
 
-def standard_networks(weights: str | Path | None, device: torch.device) -> tuple[Network, Network]:
+def standard_network(weights: str | Path | None, device: torch.device) -> tuple[Network, Network]:
     """Inception v3 with the weights that published scores are made with: images to features, and
-    images to logits.
+    features to logits, in float64 and without the bias, as for published scores.
 
     Raises:
         ImportError, OSError: as `inception_scores`.
@@ -166,9 +169,9 @@ def standard_networks(weights: str | Path | None, device: torch.device) -> tuple
     torchmetrics = _torchmetrics()
     if weights is not None:
         _require_tensors(weights)
-    return _standard_network(torchmetrics, _FEATURES, weights, device), _standard_network(
-        torchmetrics, _LOGITS, weights, device
-    )
+    network = _loaded(torchmetrics, weights, device)
+    head = network.fc.weight.detach().double().cpu().T
+    return network, lambda features: features @ head
 
 
 def _require_tensors(weights: str | Path) -> None:
@@ -197,13 +200,12 @@ def _unavailable_weights(error: Exception) -> OSError:
     )
 
 
-def _standard_network(
-    torchmetrics: ModuleType, layer: str, weights: str | Path | None, device: torch.device
-) -> Network:
-    """The standard network up to a layer."""
+def _loaded(torchmetrics: ModuleType, weights: str | Path | None, device: torch.device) -> Any:  # noqa: ANN401 - of torchmetrics, which is loaded when needed
+    """The standard network up to its features, on the device."""
     try:
         path = None if weights is None else str(weights)
-        return torchmetrics.fid.NoTrainInceptionV3("inception-v3-compat", [layer], path).to(device)
+        network = torchmetrics.fid.NoTrainInceptionV3("inception-v3-compat", [_FEATURES], path)
+        return network.to(device)
     except ModuleNotFoundError as error:
         raise ImportError(
             "the standard Inception network needs torch-fidelity: pip install 'sdekit[metrics]'"
