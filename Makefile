@@ -4,6 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 RUN := demo/digits
 PYTHONS ?= python3.11 python3.13 # the oldest and the newest that are supported
+export PYTHONDONTWRITEBYTECODE := # empty: compiled modules are kept, for the processes of tests
 PROSE := $(wildcard *.md docs/*.md docs/examples/*.py docs/how_to/*.py docs/tutorials/*.py)
 
 .PHONY: oldest demo test mutants promises outputs support lint types static unit format attack bench docs release setup clean
@@ -36,8 +37,8 @@ lint: setup
 types: setup
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
-unit: setup # compiled modules are kept, for the processes that tests start
-	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest --numprocesses 2 --dist worksteal --quiet
+unit: setup
+	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal --quiet
 
 mutants: setup ## whether the tests notice mistakes: tests/mutants.toml, about an hour on two cores
 	$(BIN)/python tests/mutants.py
