@@ -281,7 +281,7 @@ def test_a_trained_network_passes_and_its_mistakes_are_named():
     fit(model, MIXTURE.sample(4000, seed=9).float(), Recipe(steps=300), progress=False)
     assert check_model(model.train(), x).score < 0.8
     assert model.net.training
-    for told in ("data", "score", "velocity", "flow"):
+    for told in ("data", "flow"):
         with pytest.raises(ValueError, match="With predicts='noise' it is"):
             check_model(ScoreModel(model.net, "vp", told), x)
     for conditioning in ((999, 0), (-1, 1), "log_snr", "sigma"):

@@ -349,10 +349,10 @@ def test_simulated_transitions_have_the_marginals(sde):
     ids=str,
 )
 def test_simulated_equation_has_the_marginals(sde):
-    """Euler-Maruyama on the SDE's own drift and diffusion; 6 standard errors of 20,000 paths and
+    """Euler-Maruyama on the SDE's own drift and diffusion; 6 standard errors of 8,000 paths and
     the bias of 2,000 steps.
     """
-    n = 20_000
+    n = 8000
     x0 = torch.full((n, 1), 0.7, dtype=torch.float64)
     x = solve(
         sde, x0, uniform(0.0, 0.6 * sde.T, 2000), solver=EulerMaruyama(), noise=WhiteNoise(3)

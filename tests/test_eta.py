@@ -165,9 +165,9 @@ def test_more_steps_refine_the_same_sample(solver):
     """On one path in l, with order one. Where the level jumps within a step, that step has noise
     which is not the path's.
     """
-    steps = [50, 100, 200]
+    steps = [25, 50, 100]
     assert slope(steps, distances(solver, smooth, "path", steps)) == pytest.approx(1, abs=0.15)
-    jumping, white = (distances(solver, between, noise, [200])[0] for noise in ("path", "white"))
+    jumping, white = (distances(solver, between, noise, [100])[0] for noise in ("path", "white"))
     assert jumping < 0.25 * white
 
 

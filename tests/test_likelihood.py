@@ -4,6 +4,7 @@ arithmetic.
 
 import math
 from dataclasses import replace
+from functools import cache
 
 import pytest
 import torch
@@ -683,6 +684,14 @@ def test_a_trained_network_of_images_encodes_and_decodes():
     torch.testing.assert_close(back, x[:2], rtol=0, atol=0.05)
 
 
+VERY_FINE = AdaptiveFlow(1e-8, 1e-8, Dopri8())
+
+
+@cache
+def fine_latents(name):
+    return encode(MIXTURE, X, sde=KERNELS[name], method=VERY_FINE)
+
+
 @pytest.mark.parametrize("accuracy", [1e-2, 1e-4])
 @pytest.mark.parametrize("name", KERNELS)
 def test_an_accuracy_asked_for_is_that_of_every_sample(name, accuracy):
@@ -690,16 +699,13 @@ def test_an_accuracy_asked_for_is_that_of_every_sample(name, accuracy):
     number misses it.
     """
     sde = KERNELS[name]
-    fine = AdaptiveFlow(1e-9, 1e-9, Dopri8())
     method = AdaptiveFlow(accuracy=accuracy)
     scale = float(sde.sigma(sde.T))  # the deviation of x_T; that of the data is 0.8
     latent = encode(MIXTURE, X, sde=sde, method=method)
-    torch.testing.assert_close(
-        latent, encode(MIXTURE, X, sde=sde, method=fine), rtol=0, atol=accuracy * scale
-    )
+    torch.testing.assert_close(latent, fine_latents(name), rtol=0, atol=accuracy * scale)
     back = decode(MIXTURE, latent, sde=sde, method=method)
     torch.testing.assert_close(
-        back, decode(MIXTURE, latent, sde=sde, method=fine), rtol=0, atol=accuracy
+        back, decode(MIXTURE, latent, sde=sde, method=VERY_FINE), rtol=0, atol=accuracy
     )
     torch.testing.assert_close(back, X, rtol=0, atol=accuracy)
     loose = AdaptiveFlow(accuracy, accuracy)
@@ -707,15 +713,13 @@ def test_an_accuracy_asked_for_is_that_of_every_sample(name, accuracy):
     assert missed.abs().max() > accuracy
     alone = [
         sample(MIXTURE, 1, sde=sde, x_T=latent[i : i + 1], method=method, return_solution=True)
-        for i in (0, 7, 30)
+        for i in (0, 30)
     ]
     whole = sample(MIXTURE, len(X), sde=sde, x_T=latent, method=method, return_solution=True)
     torch.testing.assert_close(
-        torch.cat([part.x for part in alone]), whole.x[[0, 7, 30]], rtol=0, atol=1e-10
+        torch.cat([part.x for part in alone]), whole.x[[0, 30]], rtol=0, atol=1e-10
     )
-    assert torch.equal(
-        torch.cat([part.evaluations for part in alone]), whole.evaluations[[0, 7, 30]]
-    )
+    assert torch.equal(torch.cat([part.evaluations for part in alone]), whole.evaluations[[0, 30]])
     assert whole.evaluations.double().mean() < (90 if accuracy == 1e-2 else 180)
 
 

@@ -90,7 +90,7 @@ PROPOSALS = {
 def test_every_proposal_has_the_same_law(proposal):
     law, given = problem(2)
     samples = sample_posterior(
-        law, given, 10 * 64, sde="ve", seed=0, proposal=PROPOSALS[proposal], particles=64, steps=20
+        law, given, 10 * 64, sde="ve", seed=0, proposal=PROPOSALS[proposal], particles=64, steps=15
     )
     require_exact(samples, law, given, 0.05)
 
@@ -127,9 +127,9 @@ def test_the_weights_are_needed():
 
 def test_the_noise_of_y_is_followed():
     """From once to a thousandth of the data's deviation, at the tolerance that is chosen."""
-    for d in (2, 8):
+    for d, ratios in ((2, (1.0, 0.1, 0.01, 0.001)), (8, (1.0, 0.001))):
         law, wide = problem(d)
-        for ratio in (1.0, 0.1, 0.01, 0.001):
+        for ratio in ratios:
             noise = (ratio * law.data_std) ** 2
             given = LinearObservation(wide.operator, wide.y, noise)
             found = sample_posterior(law, given, 100, sde="vp", seed=0, method="flow")
@@ -176,7 +176,7 @@ def test_poisson_counts():
     evidence = (joint.sum() * 12 / 4000).log()
     mean = (joint * x[:, 0]).sum() / joint.sum()
     samples = sample_posterior(
-        law, Observation(counts, log_likelihood), 8 * 64, sde="vp", seed=0, particles=64, steps=40
+        law, Observation(counts, log_likelihood), 8 * 64, sde="vp", seed=0, particles=64, steps=32
     )
     error = float(samples.log_evidence - evidence)
     assert abs(error) < Z * float(samples.log_evidence_stderr) + 0.01
@@ -198,7 +198,7 @@ def test_a_saturating_sensor(y):
     exact = (joint.sum() * 16 / 8000).log()
     mean = float((joint * x[:, 0]).sum() / joint.sum())
     given = Observation(observed, log_likelihood)
-    found = sample_posterior(law, given, 8 * 64, sde="vp", seed=0, particles=64, steps=30)
+    found = sample_posterior(law, given, 8 * 64, sde="vp", seed=0, particles=64, steps=24)
     assert abs(float(found.log_evidence - exact)) < Z * float(found.log_evidence_stderr) + 0.03
     assert found.log_evidence_stderr < 0.08
     assert float(found.mean()) == pytest.approx(mean, abs=0.2)
@@ -223,7 +223,7 @@ def test_a_likelihood_that_is_zero_somewhere():
     )
     prior = lambda law, y: DPS(law, y, zeta=0.0, jacobian=False)  # noqa: E731
     found = sample_posterior(
-        law, above, 16 * 48, sde="vp", seed=0, proposal=prior, particles=48, steps=30
+        law, above, 16 * 48, sde="vp", seed=0, proposal=prior, particles=48, steps=15
     )
     # The integral of N(x; 0, 1) e^{-x^2 / 2} above 0.3: the root of a half times a tail.
     exact = math.log(math.sqrt(0.5) * 0.5 * math.erfc(0.3))
