@@ -160,7 +160,8 @@ def test_evaluations_for_output_are_made_and_counted_where_there_is_output():
 @pytest.mark.parametrize("kind", ["ode", "sde"])
 def test_a_sample_is_the_same_alone(kind, dtype):
     x0 = START.to(dtype)
-    control = PIDController(1e-3, 1e-3)
+    tol = 1e-3 if kind == "ode" else 1e-2
+    control = PIDController(tol, tol)
 
     def run(x0, index):
         if kind == "ode":
@@ -173,6 +174,8 @@ def test_a_sample_is_the_same_alone(kind, dtype):
         )
 
     whole = run(x0, torch.arange(64))
+    assert whole.accepted.unique().numel() > 5
+    assert kind == "ode" or whole.rejected.sum() > 0
     for i in (0, 17, 63):
         alone = run(x0[i : i + 1], torch.tensor([i]))
         assert torch.equal(alone.xs[:, 0], whole.xs[:, i])
@@ -455,7 +458,7 @@ def test_the_first_step_is_neither_far_too_short_nor_too_long():
 @pytest.mark.parametrize("ends", [(0.0, 1.0), (1.0, 0.0)], ids=["forwards", "backwards"])
 def test_adaptive_paths_converge_to_the_solution_on_the_same_path(equation, solver, ends):
     path = BrownianPath(3)
-    exact = solve(equation, LINE, uniform(*ends, 2**11), solver=solver, noise=path).x
+    exact = solve(equation, LINE, uniform(*ends, 2**10), solver=solver, noise=path).x
     errors = []
     for tol in (3e-2, 6e-3, 1.2e-3):
         solution = solve(
@@ -481,7 +484,7 @@ def test_stratonovich_general_noise_with_revisited_times():
     equation = SDE(lambda t, x: -0.5 * x, columns, "general", "stratonovich", noise_size=2)
     x0 = torch.ones(400, 2, dtype=torch.float64)
     path = BrownianPath(3)
-    exact = solve(equation, x0, uniform(0, 1, 2**12), solver=SPaRK(), noise=path).x
+    exact = solve(equation, x0, uniform(0, 1, 2**11), solver=SPaRK(), noise=path).x
     errors = []
     for tol in (1e-1, 1e-2, 1e-3):
         x = solve(
@@ -491,7 +494,7 @@ def test_stratonovich_general_noise_with_revisited_times():
     assert errors[0] > 1.5 * errors[1] > 2.25 * errors[2]
 
 
-@pytest.mark.parametrize("dim", [1, 2, 4, 16])
+@pytest.mark.parametrize("dim", [1, 4, 16])
 def test_the_variance_of_a_reversed_gaussian_has_no_bias_that_tolerances_do_not_remove(dim):
     """VE from sigma 50 to 1e-3, variance 0.25, against a fine grid on the same paths.
 

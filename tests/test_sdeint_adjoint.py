@@ -210,7 +210,7 @@ def test_second_derivatives_of_stratonovich_equations():
 
     def penalty(scale):
         y0 = scale * start()[:2]
-        ys = sdeint_adjoint(sde, y0, TS[[0, 2]], bm=brownian(2, batch=2), dt=1 / 256)
+        ys = sdeint_adjoint(sde, y0, TS[[0, 2]], bm=brownian(2, batch=2), dt=1 / 64)
         (gradient,) = torch.autograd.grad(ys[-1].square().sum(), y0, create_graph=True)
         return gradient.square().sum()
 
