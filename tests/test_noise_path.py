@@ -64,7 +64,7 @@ def test_more_steps_refine_the_same_sample(method):
     sample.
     """
     sde = ("vp", "ve")[list(NOISY).index(method) % 2]
-    steps = [20, 40, 80]
+    steps = [25, 50, 100]
     assert slope(steps, errors(NOISY[method], sde, "path", steps)) == pytest.approx(1, abs=0.15)
     assert min(errors(NOISY[method], sde, "white", [50])) > 0.5
 
