@@ -741,10 +741,7 @@ def test_a_step_compiles_whole(solver, kind, time):
 @pytest.mark.filterwarnings("ignore:Skipping serialization:UserWarning")
 @pytest.mark.skipif(shutil.which("g++") is None, reason="inductor needs a C++ compiler")
 def test_inductor_gives_the_same_numbers(monkeypatch):
-    """Without trying which instructions the processor has, and without compiling the headers ahead:
-    each takes longer than the code of the steps.
-    """
-    monkeypatch.setattr(torch._inductor.config.cpp, "vec_isa_ok", False, raising=False)
+    """Without compiling torch's headers ahead, which takes longer than the code of the steps."""
     ahead = "cpp_cache_precompile_headers"
     monkeypatch.setattr(torch._inductor.config, ahead, False, raising=False)
     for solver in (EulerMaruyama(), ReversibleHeun()):
