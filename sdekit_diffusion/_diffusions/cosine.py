@@ -14,15 +14,15 @@ class CosineVPSDE(AbstractDiffusion):
     at t = 1.
 
     f = -k tan(k (t + s)), g^2 = -2 f, sigma^2 = 1 - alpha^2 = sin(k t) sin(k (2 - t)) / cos(k s)^2.
-    Both coefficients are infinite at t = 1. There the noise and the score contain little
-    information on the data: networks should predict "velocity".
+    f and g are infinite at t = 1. Near it the noise and the score contain little information on the
+    data: networks should predict "velocity".
 
     Arguments:
-        s: the offset of time, which keeps the noise near the data from vanishing too fast.
+        s: the offset of t, without which beta = -2 f would be too small near t = 0.
 
     Raises:
-        TypeError: for parameters that are not numbers.
-        ValueError: for s that is not positive.
+        TypeError: for an s that is not a number.
+        ValueError: for an s that is not positive and finite.
 
     Example:
         >>> alpha, sigma = sd.CosineVPSDE().kernel(0.5)
@@ -42,7 +42,7 @@ class CosineVPSDE(AbstractDiffusion):
 
     @property
     def k(self) -> float:
-        """The angle per unit of time, pi/2 less k s."""
+        """The angle per unit of time, pi / (2 (1 + s)) = pi/2 - k s."""
         return 0.5 * math.pi / (1 + self.s)
 
     def alpha(self, t: Time) -> Time:
@@ -52,8 +52,8 @@ class CosineVPSDE(AbstractDiffusion):
         return sqrt(sin(self.k * t) * sin(self.k * (2 - t))) / math.sin(self.k)
 
     def time(self, l: Time) -> Time:
-        # cos and sin of k s; then those of k (t + s), with which tan(k t) is a quotient of positive
-        # terms.
+        # c and s are the cosine and the sine of k s; cos and sine are those of k (t + s). With them
+        # tan(k t) is a quotient of sums of positive terms, without cancellation.
         c = math.sin(self.k)
         s = math.sin(self.k * self.s)
         cos = c * sqrt(sigmoid(2 * l))

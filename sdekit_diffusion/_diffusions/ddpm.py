@@ -22,7 +22,7 @@ from sdekit_diffusion._diffusions.piecewise import (
 def linear_betas(
     n: int = 1000, beta_min: float = 1e-4, beta_max: float = 0.02
 ) -> tuple[float, ...]:
-    """The linear schedule of DDPM: n numbers at equal distances from beta_min to beta_max.
+    """The linear schedule of DDPM: n equally spaced values from beta_min to beta_max.
 
     Example:
         >>> [round(beta, 4) for beta in sd.linear_betas(3, 0.0001, 0.02)]
@@ -35,7 +35,7 @@ def linear_betas(
 
 
 def cosine_betas(n: int = 1000, s: float = 0.008) -> tuple[float, ...]:
-    """The cosine schedule of DDPM: beta_i = 1 - abar_{i+1} / abar_i, 0.999 at most.
+    """The cosine schedule of DDPM: beta_i = min(1 - abar_i / abar_{i-1}, 0.999) for i = 1 ... n.
 
     abar_i is proportional to cos(pi/2 (i/n + s) / (1 + s))^2.
 
@@ -56,19 +56,21 @@ def cosine_betas(n: int = 1000, s: float = 0.008) -> tuple[float, ...]:
 
 @dataclass(frozen=True)
 class DDPM(AbstractDiffusion):
-    """The chain x_i = sqrt(1 - beta_i) x_{i-1} + sqrt(beta_i) z with a time between its steps: a VP
-    SDE with steps of beta.
+    """The chain x_i = sqrt(1 - beta_i) x_{i-1} + sqrt(beta_i) z in continuous time: a VP SDE whose
+    beta(t) is piecewise constant.
 
-    After i = 1 ... N steps t = i/N and log(alpha) = sum_{j <= i} log(1 - beta_j) / 2, linear in t
-    between; sigma^2 = 1 - alpha^2, g^2 = -2 f. A network that counts steps from 0 to N - 1 is
-    `lambda x, t: net(x, N * t - 1)`.
+    After step i = 1 ... N the time is t = i/N and log(alpha) = sum_{j <= i} log(1 - beta_j) / 2;
+    between the steps log(alpha) is linear in t. sigma^2 = 1 - alpha^2, g^2 = -2 f. A network that
+    counts steps from 0 to N - 1 is passed as `lambda x, t: net(x, N * t - 1)`.
 
     Arguments:
         betas: N numbers between 0 and 1, such as `linear_betas(1000, 1e-4, 0.02)`, the default, or
             `cosine_betas(1000)`.
 
     Raises:
-        ValueError: for fewer than two, or one that is not between 0 and 1.
+        TypeError: for betas that are not numbers.
+        ValueError: for fewer than two betas, for one that is not between 0 and 1, or for betas so
+            small that alpha does not change in float64.
 
     Example:
         >>> model = sd.GaussianMixture([0.5, 0.5], [[-1.0], [1.0]], [0.1, 0.1])
@@ -111,8 +113,8 @@ class DDPM(AbstractDiffusion):
 
     @property
     def levels(self) -> Tensor:
-        """i/N for i = 1 ... N, the times of x_i: q(x_i | x_0) = N(sqrt(abar_i) x_0, (1 - abar_i)
-        I).
+        """i/N for i = 1 ... N, the times of x_i, where
+        q(x_i | x_0) = N(sqrt(abar_i) x_0, (1 - abar_i) I).
         """
         return torch.tensor(self.integral.x[1:], dtype=torch.float64)
 

@@ -24,12 +24,12 @@ from sdekit.elementary import (
 )
 from sdekit_diffusion._common.inputs import available_device
 
-# Sigma / alpha of the data's standard deviation at the start of a solve, where T is out of reach.
+# sigma / alpha, in standard deviations of the data, where solves start if they cannot start at T.
 _START_RATIO = 160.0
 
 
-# The largest such ratio at T that is not: published schedules end at up to 4e4; clocks of solves
-# lose digits.
+# The largest such ratio at T with which solves start at T: published schedules end at up to 4e4,
+# and beyond 1e5 the clocks of solves lose digits.
 _LARGEST_RATIO = 1e5
 
 # |log(alpha / sigma)| that stands for infinity where a diffusion or a network has none.
@@ -40,10 +40,10 @@ LARGEST = 20.0
 class AbstractDiffusion(AbstractSDE):
     """dx = f(t) x dt + g(t) dW on [0, T] with x_t | x_0 ~ N(alpha(t) x_0, sigma(t)^2 I).
 
-    Divided by alpha every such process is Brownian motion run on the clock sigma^2 / alpha^2;
-    diffusions differ in the range of l = log(alpha / sigma) and in l as a function of time. A
-    subclass declares alpha, sigma, the inverse of l, and the coefficients f and g. Times are floats
-    or `(batch,)` tensors.
+    Every such process, divided by alpha, is a Brownian motion in the time sigma^2 / alpha^2.
+    Diffusions differ only in alpha, in the range of l = log(alpha / sigma) and in l as a function
+    of t. A subclass defines `alpha`, `sigma`, `time`, which is the inverse of l(t), and the
+    coefficients `f` and `g`. Times are floats or `(batch,)` tensors.
 
     Raises:
         ValueError: in its methods, for times outside [0, T].
@@ -70,16 +70,16 @@ class AbstractDiffusion(AbstractSDE):
 
     @property
     def T(self) -> float:
-        """The last time, with the most noise; 1 unless a subclass has another."""
+        """The last time, that of the most noise; 1 by default."""
         return 1.0
 
     @abstractmethod
     def alpha(self, t: Time) -> Time:
-        """The factor of x_0 in the mean."""
+        """The factor of x_0 in the mean of x_t."""
 
     @abstractmethod
     def sigma(self, t: Time) -> Time:
-        """The standard deviation of the kernel."""
+        """The standard deviation of x_t given x_0."""
 
     @abstractmethod
     def time(self, l: Time) -> Time:
@@ -87,18 +87,18 @@ class AbstractDiffusion(AbstractSDE):
 
     @abstractmethod
     def f(self, t: Time) -> Time:
-        """The drift's coefficient, d log(alpha) / dt."""
+        """The factor of x in the drift, d log(alpha) / dt."""
 
     @abstractmethod
     def g(self, t: Time) -> Time:
-        """The diffusion's coefficient, g^2 = d sigma^2 / dt - 2 f sigma^2."""
+        """The diffusion coefficient, the root of g^2 = d sigma^2 / dt - 2 f sigma^2."""
 
     def drift(self, t: Time, x: Tensor) -> Tensor:
         """f(t) x."""
         return scaled(self._coefficients(t)[0], x)
 
     def diffusion(self, t: Time, x: Tensor) -> Time:
-        """g(t), ready to multiply x."""
+        """g(t), in a shape that multiplies x."""
         return broadcast(self._coefficients(t)[1], x)
 
     def _coefficients(self, t: Time) -> tuple[Time, Time]:
@@ -130,11 +130,11 @@ class AbstractDiffusion(AbstractSDE):
         return log(self.alpha(t)) - log(self.sigma(t))
 
     def time_within(self, l: Time) -> Time:
-        """`time`, clipped to [0, T], near whose ends rounding may lead outside."""
+        """`time(l)`, clipped to [0, T], since rounding may place it just outside."""
         return clip(self.time(l), 0.0, self.T)
 
     def normalised(self, t: Time, x: Tensor) -> tuple[Time, Tensor]:
-        """The log-SNR l = log(alpha / sigma), and the point as models see it,
+        """The arguments of a model: the log-SNR l = log(alpha / sigma), and the normalised state
         x / sqrt(alpha^2 + sigma^2).
 
         Raises:
@@ -150,15 +150,15 @@ class AbstractDiffusion(AbstractSDE):
         return sqrt(alpha * alpha + sigma * sigma)
 
     def spaced(self, t0: float, t1: float, u: Tensor) -> Tensor:
-        """The times of the own grid of the diffusion between t0 and t1, at u in [0, 1].
+        """Times of the diffusion's own grid, from t0 at u = 0 to t1 at u = 1.
 
-        Equal steps unless a subclass has others.
+        t0 + (t1 - t0) u, equal steps, unless a subclass has others.
         """
         return t0 + (t1 - t0) * u
 
     @property
     def more_noise(self) -> str:
-        """The advice of messages for more noise at T, such as ", larger sigma_max", or ""."""
+        """How to have more noise at T, for messages, such as ", larger sigma_max"; or ""."""
         return f", larger {self.largest}" if self.largest else ""
 
     @property
@@ -174,23 +174,23 @@ class AbstractDiffusion(AbstractSDE):
         )
 
     def latest(self, data_std: float = 1.0) -> float:
-        """The last time of training and the first of solves, where the prior stands for p_t.
+        """The last time of training and the first of solves, at which the prior replaces p_t.
 
-        It is T, unless sigma / alpha there is above 1e5 data_std, or infinite: then it is the time
-        of sigma / alpha = 160 data_std, near that of the published VP, where the data contribute
-        2e-5 to the standard deviation. Beyond, the states hardly change, and networks are hardly
-        trained.
+        It is T, unless sigma / alpha at T is above 1e5 data_std or infinite. Then it is the time
+        at which sigma / alpha = 160 data_std, a value near that of the published VP at T: there the
+        data increase the standard deviation of x_t by a factor of 1 + 2e-5. At later times the
+        states hardly change, and networks are hardly trained.
 
         Arguments:
-            data_std: the root mean square of a coordinate of the data.
+            data_std: the standard deviation of a coordinate of the data, as a root mean square.
         """
         if -float(self.log_snr(self.T)) <= math.log(_LARGEST_RATIO * data_std):
             return self.T
         return max(0.0, float(self.time(-math.log(_START_RATIO * data_std))))
 
     def marginal(self, t: Time, x0: Tensor) -> tuple[Tensor, Time]:
-        """The mean and the standard deviation of x_t given x_0; the latter ready to multiply a
-        tensor shaped like x_0.
+        """The mean and the standard deviation of x_t given x_0; the latter in a shape that
+        multiplies x_0.
 
         Raises:
             ValueError: when t is outside [0, T].
@@ -199,10 +199,10 @@ class AbstractDiffusion(AbstractSDE):
         return x0 * broadcast(self.alpha(t), x0), broadcast(self.sigma(t), x0)
 
     def transition(self, s: Time, t: Time) -> tuple[Time, Time]:
-        """The factor of x_s and the standard deviation of x_t given x_s, s <= t.
+        """The factor of x_s in the mean, and the standard deviation, of x_t given x_s, s <= t.
 
-        The factor is alpha_t/alpha_s, the variance sigma_t^2 - (alpha_t/alpha_s)^2 sigma_s^2, which
-        is sigma_t^2 (1 - e^{2 (l_t - l_s)}).
+        The factor is alpha_t / alpha_s, and the variance
+        sigma_t^2 - (alpha_t / alpha_s)^2 sigma_s^2 = sigma_t^2 (1 - e^{2 (l_t - l_s)}).
 
         Raises:
             ValueError: when s > t, or either is outside [0, T].
@@ -213,7 +213,7 @@ class AbstractDiffusion(AbstractSDE):
             raise ValueError(f"transition(s, t) goes forwards: s <= t; here s = {s} and t = {t}")
         if not isinstance(s, Tensor) and not isinstance(t, Tensor) and s == t:
             return 1.0, 0.0
-        # Where s = t both are infinite at the ends, and alpha may be 0.
+        # Where s = t at an end of [0, T], both log-SNRs may be infinite, and alpha may be 0.
         factor = self.alpha(t) * reciprocal(self.alpha(s))
         log_ratio = self.log_snr(t) - self.log_snr(s)
         if isinstance(log_ratio, Tensor):
@@ -223,10 +223,11 @@ class AbstractDiffusion(AbstractSDE):
         return factor, self.sigma(t) * sqrt(-expm1(2 * log_ratio))
 
     def posterior(self, s: Time, t: Time) -> tuple[Time, Time, Time]:
-        """q(x_s | x_t, x_0) = N(a x_t + b x_0, std^2 I), s <= t, as (a, b, std); sigma(t) > 0.
+        """(a, b, std) of q(x_s | x_t, x_0) = N(a x_t + b x_0, std^2 I), for s <= t, sigma(t) > 0.
 
-        With alpha_ts and sigma_ts of the transition, a = alpha_ts sigma_s^2 / sigma_t^2,
-        b = alpha_s sigma_ts^2 / sigma_t^2 and std = sigma_s sigma_ts / sigma_t.
+        With the factor alpha_ts and the standard deviation sigma_ts of `transition(s, t)`,
+        a = alpha_ts sigma_s^2 / sigma_t^2, b = alpha_s sigma_ts^2 / sigma_t^2 and
+        std = sigma_s sigma_ts / sigma_t.
 
         Raises:
             ValueError: as `transition`.
@@ -257,8 +258,9 @@ class AbstractDiffusion(AbstractSDE):
 
         Arguments:
             shape: `(batch, *event)`.
-            seed, first: sample n depends on (seed, first + n) alone; None takes a new seed.
-            t: the time; T unless given.
+            seed, first: sample n depends only on (seed, first + n); None draws a new seed.
+            t: the time; T by default.
+            dtype, device: those of the samples.
         """
         target_device = None if device is None else available_device(device)
         index = torch.arange(first, first + shape[0], device=target_device)
@@ -268,8 +270,8 @@ class AbstractDiffusion(AbstractSDE):
         )
 
     def log_prior(self, x: Tensor, t: float | None = None) -> Tensor:
-        """log N(x; 0, sigma(t)^2 I) in nats, float64: `(batch, *event)` to `(batch,)`; t is T
-        unless given.
+        """log N(x; 0, sigma(t)^2 I) in nats, float64: `(batch, *event)` to `(batch,)`; t is T by
+        default.
         """
         sigma = float(self.sigma(self.checked(self.T if t is None else t)))
         squares = sum_of_sample((x.to(torch.float64) / sigma).square())
@@ -279,7 +281,10 @@ class AbstractDiffusion(AbstractSDE):
     def checked(self, t: Time) -> Time:
         """t, after a check that it is in [0, T] up to rounding in float32.
 
-        A tensor is read on the host once.
+        The check of a tensor reads it once, which synchronises host and device.
+
+        Raises:
+            ValueError: when t is outside [0, T].
         """
         if isinstance(t, Tensor) and t.numel() and self._reads_times:
             for value in torch.stack(torch.aminmax(t.detach())).cpu():
@@ -287,11 +292,10 @@ class AbstractDiffusion(AbstractSDE):
         return self._require_in_range(t)
 
     def unchecked(self) -> Self:
-        """The same diffusion, equal to this one, without the read of `checked`.
+        """A copy, equal to this diffusion, that does not check times that are tensors.
 
-        For loops that compute the times themselves.
-
-        A read synchronises host and device. Times that are floats are still checked.
+        For loops that compute the times themselves: the check synchronises host and device. Floats
+        are still checked.
         """
         copied = copy.copy(self)
         object.__setattr__(copied, "_reads_times", False)
@@ -303,7 +307,7 @@ class AbstractDiffusion(AbstractSDE):
         return self.unchecked()
 
     def _require_in_range(self, t: Time) -> Time:
-        """t itself; a float is refused outside [0, T]."""
+        """t itself; refuses a float outside [0, T]."""
         if not isinstance(t, Tensor) and not -1e-6 <= t / self.T <= 1 + 1e-6:
             kind = type(self).__name__
             raise ValueError(
@@ -315,8 +319,8 @@ class AbstractDiffusion(AbstractSDE):
 
 @dataclass(frozen=True)
 class AbstractExploding(AbstractDiffusion, ABC):
-    """alpha = 1, hence f = 0 and g^2 = d sigma^2/dt: the data stay as they are and the noise
-    grows.
+    """alpha = 1, hence f = 0 and g^2 = d sigma^2 / dt: the noise grows and the data keep their
+    scale.
     """
 
     def alpha(self, t: Time) -> Time:

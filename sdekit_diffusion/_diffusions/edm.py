@@ -1,4 +1,4 @@
-"""The noise level as time."""
+"""EDM: the noise level as time."""
 
 import math
 from dataclasses import dataclass
@@ -14,22 +14,22 @@ from sdekit_diffusion._diffusions.diffusion import LARGEST, AbstractExploding
 class EDMSDE(AbstractExploding):
     """sigma = t and alpha = 1 on [0, sigma_max]: f = 0, g^2 = 2 t. The noise level is the time.
 
-    Where others take equal steps in t, or draw t uniformly, this one does so in t^(1/7). Its times
-    are on the scale of sigma: condition networks on "log_snr".
+    Where other diffusions take equal steps in t, or draw t uniformly, this one does so in t^(1/7).
+    Times are not in [0, 1] but noise levels: condition networks on "log_snr".
 
     Arguments:
-        sigma_max: the end of time, at least the largest distance between two points of the data.
+        sigma_max: the last time T, at least the largest distance between two points of the data.
 
     Raises:
-        TypeError: for parameters that are not numbers.
-        ValueError: for sigma_max that is not positive.
+        TypeError: for a sigma_max that is not a number.
+        ValueError: for a sigma_max that is not positive and finite.
 
     Example:
         >>> sd.EDMSDE(sigma_max=80.0).kernel(2.0)  # alpha and sigma at t = 2
         (1.0, 2.0)
 
     References:
-        Karras et al. 2022, arXiv 2206.00364, table 1; equation 5 for the steps, with rho = 7.
+        Karras et al. 2022, arXiv 2206.00364, table 1; equation 5, with rho = 7, for the steps.
     """
 
     largest = "sigma_max"
@@ -54,7 +54,7 @@ class EDMSDE(AbstractExploding):
         return t
 
     def time(self, l: Time) -> Time:
-        # An infinite l, of a diffusion with more noise, is a time far beyond T.
+        # An infinite l, of a diffusion with more noise, becomes a time far beyond T.
         return exp(clip(-l, -math.inf, math.log(self.sigma_max) + LARGEST))
 
     def g(self, t: Time) -> Time:

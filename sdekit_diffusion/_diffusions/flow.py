@@ -1,4 +1,4 @@
-"""The straight line of flow matching."""
+"""Rectified flow: the straight line of flow matching."""
 
 from dataclasses import dataclass
 
@@ -11,9 +11,9 @@ class RectifiedFlow(AbstractDiffusion):
     """The straight line from the data to the noise: alpha = 1 - t, sigma = t; f = -1 / (1 - t),
     g^2 = 2 t / (1 - t).
 
-    Its probability flow is dx/dt = E[eps - x_0 | x_t = x], the velocity of flow matching:
-    `predicts="flow"`. Time runs from the data, 0, to the noise, 1, as everywhere here; the other
-    way round in some papers. Both coefficients are infinite at t = 1.
+    Its probability flow is dx/dt = E[eps - x_0 | x_t = x], the velocity of flow matching, which a
+    `ScoreModel` with `predicts="flow"` learns. Time runs from the data at 0 to the noise at 1, as
+    in all diffusions here; some papers reverse it. f and g are infinite at t = 1.
 
     Example:
         >>> sd.RectifiedFlow().kernel(0.25)  # alpha and sigma at t = 0.25

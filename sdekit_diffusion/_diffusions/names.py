@@ -1,5 +1,5 @@
-"""All diffusions by name. `DIFFUSIONS` and `__all__` register a diffusion: the exports of the
-package, the help of the command line and the tests are derived from them.
+"""All diffusions by name. A new one is added to `DIFFUSIONS` and `__all__`, from which the exports
+of the package, the help of the command line and the tests are derived.
 """
 
 from sdekit import did_you_mean
@@ -34,7 +34,7 @@ __all__ = [
     "SubVPSDE",
 ]
 
-# Names of classes and papers.
+# Names of classes, and those in papers, for suggestions in messages.
 _PUBLISHED_NAMES = {
     "vpsde": "vp", "vp_sde": "vp", "vesde": "ve", "ve_sde": "ve", "subvpsde": "subvp",
     "sub_vp": "subvp", "sub_vpsde": "subvp", "sub_vp_sde": "subvp", "cosinevpsde": "cosine",

@@ -22,17 +22,20 @@ from sdekit_diffusion._diffusions.piecewise import (
 
 @dataclass(frozen=True)
 class NCSN(AbstractExploding):
-    """Noise levels with a time between them: alpha = 1, log(sigma) linear between neighbours, the
-    smallest at t = 0.
+    """NCSN's noise levels in continuous time: alpha = 1, and log(sigma) is linear in t between
+    neighbours.
 
-    f = 0, g^2 = d sigma^2/dt. Levels in a geometric progression make it `VESDE(exact=False)`.
+    The smallest level is at t = 0, the largest at t = 1, and all are equally spaced in t. f = 0 and
+    g^2 = d sigma^2 / dt. With levels in a geometric progression it is `VESDE(exact=False)`.
 
     Arguments:
-        sigmas: positive and in order, up or down; such as `sdekit.geometric(50.0, 0.01, 231)`, the
-            default, for 232 levels.
+        sigmas: the noise levels, positive, increasing or decreasing. By default the 232 levels
+            `sdekit.geometric(50.0, 0.01, 231)`.
 
     Raises:
-        ValueError: for fewer than two levels, or levels that are not positive and all different.
+        TypeError: for levels that are not numbers.
+        ValueError: for fewer than two levels, or levels that are not positive, finite, and
+            increasing or decreasing.
 
     Example:
         >>> sde = sd.NCSN([1.0, 0.1, 0.01])
@@ -40,8 +43,8 @@ class NCSN(AbstractExploding):
         [0.01, 0.1, 1.0]
 
     References:
-        Song and Ermon 2019, arXiv 1907.05600; 2020, arXiv 2006.09011, whose levels for CIFAR-10 the
-        default is.
+        Song and Ermon 2019, arXiv 1907.05600; 2020, arXiv 2006.09011, whose levels for CIFAR-10 are
+        the default.
     """
 
     largest = "sigmas"

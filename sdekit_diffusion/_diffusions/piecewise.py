@@ -14,8 +14,8 @@ from sdekit.elementary import Time
 
 @dataclass(frozen=True)
 class PiecewiseLinear:
-    """The increasing function through points (x_i, y_i), linear between neighbours; its outer
-    pieces go on.
+    """The increasing function through points (x_i, y_i), linear between neighbours; the first and
+    the last piece extend beyond the points.
 
     Arguments:
         x, y: at least two strictly increasing numbers each.
@@ -29,7 +29,7 @@ class PiecewiseLinear:
         return y0 + slope * (x - x0)
 
     def slope(self, x: Time) -> Time:
-        """The derivative; at a point that of the piece after it."""
+        """The derivative; at a point (x_i, y_i) that of the piece after it."""
         return self._piece(x)[2]
 
     @cached_property
@@ -43,7 +43,7 @@ class PiecewiseLinear:
 
     @cached_property
     def _pieces(self) -> list[tuple[float, float, float]]:
-        """Where each begins, and its slope."""
+        """(x_i, y_i, slope) of each piece."""
         points = pairwise(zip(self.x, self.y, strict=True))
         return [(x0, y0, (y1 - y0) / (x1 - x0)) for (x0, y0), (x1, y1) in points]
 
@@ -57,16 +57,20 @@ class PiecewiseLinear:
 
 
 def require_increasing(function: PiecewiseLinear, reason: str) -> None:
-    """Refuses a table of a clock that stands still: it has no inverse."""
+    """Refuses a function that is constant on a piece, since it has no inverse.
+
+    Raises:
+        ValueError: with the reason.
+    """
     if not all(a < b for a, b in pairwise(function.y)):
         raise ValueError(f"{reason} in float64; leave these out")
 
 
 def numbers(values: Sequence[float] | Tensor) -> tuple[float, ...]:
-    """As a tuple of floats: two diffusions are equal where these are.
+    """The values as a tuple of floats, by which diffusions are compared.
 
     Raises:
-        TypeError: for values that are no numbers.
+        TypeError: for values that are not numbers.
     """
     try:
         return tuple(torch.as_tensor(values, dtype=torch.float64).flatten().tolist())
@@ -75,7 +79,7 @@ def numbers(values: Sequence[float] | Tensor) -> tuple[float, ...]:
 
 
 def summary(values: Sequence[float] | Tensor) -> str:
-    """All of a few numbers, or how many there are, and the ends."""
+    """The values as text if there are at most six, else their number, first and last."""
     if len(values) <= 6:
         return ", ".join(f"{float(value):g}" for value in values)
     return f"{len(values)} values from {float(values[0]):g} to {float(values[-1]):g}"

@@ -10,18 +10,18 @@ from sdekit_diffusion._diffusions.diffusion import LARGEST, AbstractExploding
 
 @dataclass(frozen=True)
 class VESDE(AbstractExploding):
-    """Variance exploding: f = 0, g^2 = d s^2/dt with s(t) = sigma_min (sigma_max / sigma_min)^t.
+    """Variance exploding: f = 0, g^2 = d s^2 / dt with s(t) = sigma_min (sigma_max / sigma_min)^t.
 
-    alpha = 1; sigma^2 = s(t)^2 - s(0)^2, the exact kernel.
+    alpha = 1 and sigma^2 = s(t)^2 - s(0)^2, the kernel of this SDE, which is 0 at t = 0.
 
     Arguments:
-        sigma_min: below it noise is not resolved.
-        sigma_max: at least the largest distance between two points of the data.
-        exact: False for sigma = s(t), which published checkpoints were trained with.
+        sigma_min: s(0), smaller than the finest details of the data.
+        sigma_max: s(1), at least the largest distance between two points of the data.
+        exact: False for sigma = s(t), with which published checkpoints were trained.
 
     Raises:
         TypeError: for parameters that are not numbers.
-        ValueError: unless 0 < sigma_min < sigma_max.
+        ValueError: unless 0 < sigma_min < sigma_max and both are finite.
 
     Example:
         >>> alpha, sigma = sd.VESDE(sigma_min=0.01, sigma_max=50.0).kernel(1.0)
@@ -52,14 +52,14 @@ class VESDE(AbstractExploding):
         return math.log(self.sigma_max) - math.log(self.sigma_min)
 
     def _level(self, t: Time) -> Time:
-        """s(t), of logarithms: the ratio of its ends may be beyond what floats hold."""
+        """s(t), from logarithms, since sigma_max / sigma_min may overflow."""
         return exp(math.log(self.sigma_min) + self.growth * t)
 
     def sigma(self, t: Time) -> Time:
         return self._level(t) * sqrt(-expm1(-2 * self.growth * t)) if self.exact else self._level(t)
 
     def time(self, l: Time) -> Time:
-        # An infinite l, of a diffusion with less or more noise, is a time far outside [0, T].
+        # An infinite l, of a diffusion with less or more noise, becomes a time far outside [0, T].
         log_ratio = clip(-l - math.log(self.sigma_min), -LARGEST, self.growth + LARGEST)
         return (
             log_ratio / self.growth

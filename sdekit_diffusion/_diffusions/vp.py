@@ -29,7 +29,7 @@ class AbstractLinearBeta(AbstractDiffusion, ABC):
             )
 
     def beta(self, t: Time) -> Time:
-        """The rate of forgetting."""
+        """beta(t), the rate at which the variance of the data decays."""
         return self.beta_min + t * (self.beta_max - self.beta_min)
 
     def integral(self, t: Time) -> Time:
@@ -37,14 +37,14 @@ class AbstractLinearBeta(AbstractDiffusion, ABC):
         return t * (self.beta_min + 0.5 * t * (self.beta_max - self.beta_min))
 
     def inverse(self, integral: Time) -> Time:
-        """The t at which B(t) has a value: the root of a quadratic, in the form that does not
-        cancel.
+        """The t at which B(t) = integral: the root of a quadratic, in the form without
+        cancellation.
         """
-        # An infinite one, of a diffusion with more noise, is a time far beyond T.
+        # An infinite integral, of a diffusion with more noise, becomes a time far beyond T.
         integral = clip(integral, 0.0, float(self.integral(self.T)) + 2 * LARGEST)
         slope = self.beta_max - self.beta_min
         rate = self.beta_min + sqrt(self.beta_min**2 + 2 * slope * integral)
-        return 2 * integral / clip(rate, 1e-37, math.inf)  # 0 for 0 where beta_min is
+        return 2 * integral / clip(rate, 1e-37, math.inf)  # 0, not 0 / 0, where beta_min = 0
 
     def alpha(self, t: Time) -> Time:
         return exp(-0.5 * self.integral(t))
@@ -55,13 +55,14 @@ class AbstractLinearBeta(AbstractDiffusion, ABC):
 
 @dataclass(frozen=True)
 class VPSDE(AbstractLinearBeta):
-    """Variance preserving: g^2 = beta, sigma^2 = 1 - e^{-B}. The limit of DDPM's chain.
+    """Variance preserving: g^2 = beta, sigma^2 = 1 - e^{-B}. The limit of DDPM's chain for small
+    steps.
 
-    beta(t) is linear from beta_min at t = 0 to beta_max at t = 1, B is its integral from 0,
+    beta(t) = beta_min + t (beta_max - beta_min) on [0, 1], B(t) is its integral from 0,
     f = -beta/2 and alpha = e^{-B/2}.
 
     Arguments:
-        beta_min, beta_max: the ends of beta.
+        beta_min, beta_max: beta at t = 0 and at t = 1.
 
     Raises:
         TypeError: for parameters that are not numbers.
@@ -83,11 +84,12 @@ class VPSDE(AbstractLinearBeta):
         return self.inverse(softplus(-2 * l))
 
     def chain(self, s: float, t: float) -> tuple[float, float, float]:
-        """sqrt(1 - beta_i), beta_i and beta_i of DDPM's chain by Song et al., beta_i = beta(t)
-        (t - s).
+        """One step of DDPM's chain from s to t, as Song et al. discretise it, beta_i = beta(t)
+        (t - s): the factor sqrt(1 - beta_i) of x_s, the variance beta_i of x_t given x_s, and
+        beta_i again as the variance of the step back.
 
-        The exact numbers have 1 - e^{-(B(t) - B(s))} for beta_i, and DDPM's smaller variance for
-        the third.
+        The exact values have 1 - e^{-(B(t) - B(s))} for beta_i, and as the third DDPM's smaller
+        variance, that of x_s given x_t and x_0.
 
         Raises:
             ValueError: when beta_i is not between 0 and 1.
@@ -107,12 +109,12 @@ class VPSDE(AbstractLinearBeta):
 
 @dataclass(frozen=True)
 class SubVPSDE(AbstractLinearBeta):
-    """Sub-variance preserving: g^2 = beta (1 - e^{-2B}), sigma = 1 - e^{-B}, below VP's.
+    """Sub-variance preserving: g^2 = beta (1 - e^{-2B}), sigma = 1 - e^{-B}, at most that of VP.
 
     beta, B, f and alpha are those of `VPSDE`.
 
     Arguments:
-        beta_min, beta_max: the ends of beta.
+        beta_min, beta_max: beta at t = 0 and at t = 1.
 
     Raises:
         TypeError, ValueError: as `VPSDE`.
@@ -123,7 +125,7 @@ class SubVPSDE(AbstractLinearBeta):
         1.0
 
     References:
-        Song et al. 2021, arXiv 2011.13456, equation 15.
+        Song et al. 2021, arXiv 2011.13456, equation 12.
     """
 
     def sigma(self, t: Time) -> Time:
