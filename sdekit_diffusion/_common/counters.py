@@ -1,5 +1,6 @@
-"""Which draw of a sample's random stream is which: sdekit keeps the counters from 0 for steps, -1
-for the initial state, and those from -2^20 down for probes. The steps of a chain go up from BOUND.
+"""The counters of a sample's random stream, one for each purpose. sdekit uses those from 0 up for
+steps, -1 for the initial state, and those from -2^20 down for probes. The steps of the chain of a
+variational bound use those from BOUND up.
 """
 
 DEQUANTISATION = -3

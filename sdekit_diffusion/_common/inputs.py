@@ -14,7 +14,7 @@ _LARGEST = 2**31  # numbers in one sample
 
 
 def is_whole(value: object, smallest: int | None = None) -> bool:
-    """Whether a value is a whole number from a least one on; True is not a number."""
+    """Whether a value is a whole number, and not below the smallest; booleans are not numbers."""
     if not isinstance(value, Integral) or isinstance(value, bool):
         return False
     return smallest is None or int(value) >= smallest
@@ -34,7 +34,7 @@ def require_tensor(name: str, value: Any, shape: str = "(batch, *shape)") -> Non
 
 
 def require_numbers(owner: object, *names: str) -> None:
-    """Refuses an object with attributes that are no numbers.
+    """Refuses an object with attributes that are not numbers.
 
     Raises:
         TypeError: names the attribute.

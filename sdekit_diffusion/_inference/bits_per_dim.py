@@ -22,16 +22,17 @@ _DRAW_STRIDE = 1 << 40  # between the indices of two dequantisations
 
 @dataclass(frozen=True, eq=False)
 class BitsPerDim(AbstractCodeLength):
-    """Code lengths and their error: value, stderr, mean, mean_stderr and parts, computed from
-    bits per dimension.
+    """Code lengths in bits per dimension, with their standard errors and the parts of these.
 
     Attributes:
         draws: bits per dimension of every point for every dequantisation, float64,
             `(draws, batch)`.
-        probe_stderr: the standard error that the probes leave in the mean over draws, `(batch,)`.
-        evaluations: of the model, over all draws, `(batch,)`.
-        status: how the solve of each point ended, the worst of its draws, see `sdekit.Status`.
-        probes: of each trace; 0 for exact ones.
+        probe_stderr: the standard error of the mean over the draws that is due to the probes of
+            the traces, `(batch,)`.
+        evaluations: the evaluations of the model for each point, over all draws, `(batch,)`.
+        status: how the solve of each point ended, the worst of its draws, see `sdekit.Status`,
+            `(batch,)`.
+        probes: the number of probes of each trace; 0 for exact traces.
 
     Example:
         >>> model = sd.GaussianMixture([1.0], [[0.0, 0.0]], [0.04])
@@ -56,21 +57,21 @@ class BitsPerDim(AbstractCodeLength):
 
     @property
     def stderr(self) -> Tensor:
-        """The standard deviation of the draws over the root of their number; of one draw,
-        `probe_stderr`.
-
-        The former includes the error due to the probes.
+        """The standard error of `value`, `(batch,)`: the standard deviation of the draws over the
+        square root of their number, which includes the error due to the probes; `probe_stderr`
+        for a single draw.
         """
         n = len(self.draws)
         return self.draws.std(dim=0) / math.sqrt(n) if n > 1 else self.probe_stderr
 
     @property
     def parts(self) -> dict[str, float]:
-        """The parts of `mean_stderr`, standard errors whose squares sum to its square.
+        """The parts of `mean_stderr` by name: standard errors whose squares sum to its square.
 
-        probes: the random traces; NaN for one probe, when it is included in the next part.
-        dequantisation: the noise added to the levels, for several draws; for one draw it is
-        included in data. data: the rest, the differences of the points; NaN for one point.
+        "probes" is due to the random traces; NaN for one probe, whose error is then part of the
+        next. "dequantisation" is due to the noise added to the levels; it is missing for one draw,
+        and then part of "data". "data" is due to the differences between points; NaN for one
+        point.
         """
         points = max(1, self.draws.shape[1])
         n = len(self.draws)
@@ -105,26 +106,29 @@ def bits_per_dim(
     batch_size: int | None = None,
     progress: bool = False,
 ) -> BitsPerDim:
-    """Bits per dimension of data of `levels` levels that the model sees in [low, high]:
+    """Bits per dimension of data with `levels` levels, which are inputs in [low, high] of the
+    model:
 
-        -log p(x) / (d log 2) - log2((high - low) / levels).
+        -log p(x) / (d log 2) - log2((high - low) / levels),
 
-    Integers 0 .. levels - 1 are dequantised here, x = low + (high - low)(k + u) / levels with u
-    uniform on [0, 1), which makes the result an upper bound of the code length of k. Floats are
-    taken as already dequantised.
+    where d is the number of coordinates of a sample. Integers k = 0, ..., levels - 1 are
+    dequantised here: x = low + (high - low)(k + u) / levels with u uniform on [0, 1). The mean
+    over u is then an upper bound of the code length of k. Floats are taken as already dequantised.
 
     Arguments:
         x: integers, or floats in [low, high], `(batch, *shape)`.
-        low, high: the range in which the model was trained.
-        levels: 256 for 8-bit images.
+        low, high: the range of the data on which the model was trained.
+        levels: the number of levels, 256 for 8-bit images.
         draws: the number of dequantisations of each point, each with new probes.
         seed: of the dequantisation; None takes a new one.
+        first: the index of the first point, on which its dequantisation and its probes depend.
         Others as in `log_likelihood`.
 
     Raises:
-        TypeError: when x is no tensor.
-        ValueError: for values outside the range, floats that look quantised, or several draws of
-            floats.
+        TypeError: when x is not a tensor.
+        ValueError: for values outside the range, floats that look quantised, several draws of
+            floats, or an empty range; and as `log_likelihood`.
+        sdekit.UnfinishedError: as `log_likelihood`.
 
     Example:
         >>> model = sd.GaussianMixture([1.0], [[0.0, 0.0]], [0.04])

@@ -1,6 +1,4 @@
-"""The variational bound of the chain that samples step by step, in bits per dimension, term by
-term.
-"""
+"""The variational bound of a chain of Gaussian steps, in bits per dimension, term by term."""
 
 import math
 from dataclasses import dataclass
@@ -24,15 +22,15 @@ from sdekit_diffusion._sampling.arguments import Model
 
 @dataclass(frozen=True, eq=False)
 class VariationalBound(AbstractCodeLength):
-    """-log p(x_0) <= L_0 + L_1 + ... + L_N in bits per dimension, each term an expectation over
-    q(x_i | x_0): value, stderr, mean and mean_stderr, from its terms.
+    """-log p(x_0) <= L_0 + L_1 + ... + L_N in bits per dimension, where each term is an expectation
+    over q(x_1, ..., x_N | x_0).
 
     Attributes:
-        draws: L_0 ... L_{N-1} of every point for every draw of the noise, float64,
-            `(draws, N, batch)`: at 0 the decoder's -log p(x_0 | x_1), at i the divergence of p(x_i
-            | x_{i+1}) from q(x_i | x_{i+1}, x_0).
-        prior: L_N, the divergence of N(0, sigma_N^2 I) from q(x_N | x_0), exact, `(batch,)`.
-        times: of x_1 ... x_N, float64, `(N,)`.
+        draws: L_0, ..., L_{N-1} of every point for every draw of the noise, float64,
+            `(draws, N, batch)`: L_0 = -log p(x_0 | x_1) of the decoder, and
+            L_i = KL(q(x_i | x_{i+1}, x_0) || p(x_i | x_{i+1})).
+        prior: L_N = KL(q(x_N | x_0) || N(0, sigma_N^2 I)), exact, `(batch,)`.
+        times: the times of x_1, ..., x_N, float64, `(N,)`.
 
     Example:
         >>> model = sd.GaussianMixture([1.0], [[0.0, 0.0]], [0.04])
@@ -48,13 +46,13 @@ class VariationalBound(AbstractCodeLength):
 
     @property
     def terms(self) -> Tensor:
-        """L_0 ... L_N of every point, `(N + 1, batch)`: means over the draws, and the prior's."""
+        """L_0, ..., L_N of every point, `(N + 1, batch)`: the means over the draws, and `prior`."""
         return torch.cat([self.draws.mean(dim=0), self.prior[None]])
 
     @property
     def terms_stderr(self) -> Tensor:
-        """The standard errors of `terms`, `(N + 1, batch)`: NaN for a single draw, 0 for the
-        prior's.
+        """The standard errors of `terms`, `(N + 1, batch)`: NaN for a single draw, except that of
+        `prior`, which is 0.
         """
         n = len(self.draws)
         sampled = (
@@ -71,14 +69,16 @@ class VariationalBound(AbstractCodeLength):
 
     @property
     def stderr(self) -> Tensor:
-        """The standard error of `value`, `(batch,)`, from independent draws of the steps; NaN for
-        one draw.
+        """The standard error of `value`, `(batch,)`; the draws of different steps are independent.
+        NaN for one draw.
         """
         return self.terms_stderr.square().sum(dim=0).sqrt()
 
     @property
     def term_means(self) -> tuple[Tensor, Tensor]:
-        """The means of L_0 ... L_N over the points, and their standard errors, `(N + 1,)` each."""
+        """The means of L_0, ..., L_N over the points, and their standard errors, `(N + 1,)` each:
+        NaN for one point.
+        """
         n = len(self.prior)
         spread = (
             self.terms.std(dim=1)
@@ -105,41 +105,45 @@ def variational_bound(
     batch_size: int | None = None,
     progress: bool = False,
 ) -> VariationalBound:
-    """The bound of the chain p(x_s | x_t) = N(a x_t + b D(x_t), v I) down from N(0, sigma_N^2 I),
-    under any diffusion.
+    """The variational bound on the code length of x_0, in bits per dimension, under any diffusion.
 
-    With q(x_s | x_t, x_0) = N(a x_t + b x_0, std^2 I), `AbstractDiffusion.posterior`, a step's term
-    is d/2 (std^2/v - 1 - log(std^2/v)) + b^2 |x_0 - D|^2 / (2 v); one evaluation of the model per
-    step, draw and point.
+    The generative model is the chain of steps p(x_s | x_t) = N(a x_t + b D(x_t), v I) that begins
+    at N(0, sigma_N^2 I); D is the denoiser. The forward process has q(x_s | x_t, x_0) =
+    N(a x_t + b x_0, std^2 I), see `AbstractDiffusion.posterior`. A step then adds, in nats,
 
-    Integers k in 0 ... levels - 1 stand for x_0 = low + (high - low)(k + 1/2) / levels, the middle
-    of the bin that `bits_per_dim` spreads them over, and the decoder gives k the mass that N(D,
-    decoder_std^2) has in its bin, where the outermost bins extend to infinity. Ho et al., whose 256
-    levels run from -1 to 1, have low = -1 - 1/255, high = 1 + 1/255. For floating points the
-    decoder is a density, and the bound one of -log2 p(x) / d.
+        d/2 (std^2/v - 1 - log(std^2/v)) + b^2 |x_0 - D(x_t)|^2 / (2 v),
+
+    with d coordinates per sample. The cost is one evaluation of the model per step, draw and point.
+
+    Integers k in 0, ..., levels - 1 stand for x_0 = low + (high - low)(k + 1/2) / levels, the
+    middle of the bin within which `bits_per_dim` dequantises them. The decoder gives k the
+    probability of its bin under N(D(x_1), decoder_std^2); the outermost bins extend to infinity. Ho
+    et al., whose 256 levels run from -1 to 1, have low = -1 - 1/255 and high = 1 + 1/255. For
+    floats the decoder is a density, and the result is a bound of -log2 p(x) / d.
 
     Arguments:
         model: a `ScoreModel`, a `GaussianMixture`, or a plain score `(x, t)` with sde=.
         x: integers with low, high and levels, or floats without, `(batch, *shape)`.
         low, high, levels: as in `bits_per_dim`.
-        variance: of a step back: "smaller", that of q(x_s | x_t, x_0), or "larger", that of q(x_t |
-            x_s); for `DDPM` beta_i (1 - abar_{i-1}) / (1 - abar_i) and beta_i.
-        decoder_std: sigma at the first of the times unless given: then the variance is beta_1 for
-            `DDPM`.
-        times: of x_1 ... x_N, increasing, sigma > 0; the diffusion's own `levels` unless given. For
-            levels of data the first sigma should be half a bin or more, see the page on
-            likelihoods.
+        variance: v of a reverse step: "smaller", that of q(x_s | x_t, x_0), or "larger", that of
+            q(x_t | x_s); for `DDPM` beta_i (1 - abar_{i-1}) / (1 - abar_i) and beta_i.
+        decoder_std: the standard deviation of the decoder; unless given, sigma at the first of the
+            times, whose square is beta_1 for `DDPM`.
+        times: the times of x_1, ..., x_N, `(N,)`, increasing, with sigma > 0; the diffusion's own
+            `levels` unless given. For quantised data the first sigma should be half a bin or more,
+            see docs/likelihood.md.
         sde: the diffusion; the model's own unless given.
-        draws: of the noise at each step; two or more give each point a standard error.
-        seed, first: the noise of sample i depends on (seed, first + i) and its step alone; None
-            takes a new seed.
+        draws: the number of draws of the noise at each step; two or more give each point a standard
+            error.
+        seed, first: the noise of point i depends only on (seed, first + i), the draw and the step;
+            None takes a new seed.
         batch_size: how many points are evaluated together; all unless given.
         progress: show a bar.
 
     Raises:
-        TypeError: for integers without levels.
-        ValueError: for values out of range, floats with levels, or times that do not increase or
-            are not known.
+        TypeError: when x is not a tensor, or for integers without low, high and levels.
+        ValueError: for values or arguments out of range, floats with levels, times that do not
+            increase, or no times under a diffusion without levels of its own.
 
     Example:
         >>> model = sd.GaussianMixture([1.0], [[0.0, 0.0]], [0.04])
@@ -150,8 +154,8 @@ def variational_bound(
         torch.Size([2])
 
     References:
-        Ho et al. 2020, arXiv 2006.11239, equation 5 and section 3.3; their code has beta~_2 for
-        decoder_std^2.
+        Ho et al. 2020, arXiv 2006.11239, equation 5 and section 3.3; in their code decoder_std^2
+        is the smaller variance of the step from x_2 to x_1.
     """
     require_tensor("x", x)
     model, sde = as_model(model, sde)

@@ -22,11 +22,11 @@ _MAX_STEPS = -BOUND // 2
 
 @dataclass(frozen=True, eq=False)
 class ChainNoise:
-    """The noise of some samples, which depends on the seed, their numbers, the draw and the step.
+    """The noise of some samples, a function of the seed, their indices, the draw and the step.
 
     Attributes:
         seed: the seed.
-        rows: the numbers, `(batch,)`.
+        rows: the indices of the samples, `(batch,)`.
         shape: of one sample.
         dtype: of the noise.
     """
@@ -37,16 +37,14 @@ class ChainNoise:
     dtype: torch.dtype
 
     def at(self, draw: int, step: int) -> Tensor:
-        """`(batch, *shape)`."""
+        """The noise of one draw at one step, `(batch, *shape)`."""
         index = self.rows + draw * _DRAW_STRIDE
         return normal(self.seed, index, self.shape, counter=BOUND + step, dtype=self.dtype)
 
 
 @dataclass(frozen=True)
 class Chain:
-    """The chain over some times of a diffusion, and its terms in nats given x_0 and the model's D,
-    float64, `(batch,)`.
-    """
+    """The chain over some times of a diffusion; its terms are in nats, float64, `(batch,)`."""
 
     sde: AbstractDiffusion
     times: list[float]
@@ -68,7 +66,7 @@ class Chain:
         decoder: Density | Levels,
         update: Callable[[], object],
     ) -> Tensor:
-        """L_0 ... L_{N-1} for one draw of the noise, `(N, batch)`; calls update after each."""
+        """L_0, ..., L_{N-1} for one draw of the noise, `(N, batch)`; calls update after each."""
         terms = x0.new_empty(len(self.times), len(x0))
         for i, t in enumerate(self.times):
             eps = noise.at(draw, i)
@@ -79,7 +77,7 @@ class Chain:
         return terms
 
     def term(self, i: int, x0: Tensor, denoised: Tensor, decoder: Density | Levels) -> Tensor:
-        """L_i."""
+        """L_i, given x_0 and the denoised x_{i+1}."""
         if i == 0:
             std = (
                 float(self.sde.sigma(self.times[0]))
@@ -102,7 +100,7 @@ class Chain:
 
 
 def _sum_coordinates(x: Tensor) -> Tensor:
-    """Over the coordinates of each sample, `(batch,)`."""
+    """The sum over the coordinates of each sample, `(batch,)`."""
     return x.unsqueeze(-1).flatten(1).sum(dim=1)
 
 

@@ -22,9 +22,9 @@ class Classification:
     """p(c | x) for K classes, from independent estimates of log p(x | c).
 
     Attributes:
-        estimates: log p(x | c) up to a constant that all classes share, float64, `(draws, batch,
-            K)`.
-        log_weights: log p(c), `(K,)`.
+        estimates: log p(x | c) in nats, up to a constant that all classes share, float64,
+            `(draws, batch, K)`.
+        log_weights: log p(c), up to a constant, `(K,)`.
 
     Example:
         >>> models = [sd.GaussianMixture([1.0], [[m]], [0.1]) for m in (-1.0, 1.0)]
@@ -48,8 +48,8 @@ class Classification:
 
     @property
     def stderr(self) -> Tensor:
-        """The standard error of p(c | x), `(batch, K)`: by the derivative of the softmax, from the
-        differences between the draws; NaN for one draw.
+        """The standard error of p(c | x), `(batch, K)`, from the spread of the draws and the
+        derivative of the softmax (the delta method); NaN for one draw.
         """
         n = len(self.estimates)
         if n < 2:
@@ -61,7 +61,7 @@ class Classification:
 
     @property
     def label(self) -> Tensor:
-        """The class of the largest p(c | x), `(batch,)`."""
+        """The class with the largest p(c | x), `(batch,)`."""
         return self.probability.argmax(dim=1)
 
 
@@ -78,32 +78,39 @@ def classify(
     first: int = 0,
     batch_size: int | None = None,
 ) -> Classification:
-    """p(c | x) by Bayes' rule, with log p(x | c) from the errors of the denoisers.
+    """p(c | x) by Bayes' rule, with log p(x | c) from the errors of the models' noise predictions.
 
-    With the optimal denoiser of a law, log p(x) = const - int E |eps - eps_c(l, u)|^2 dl over all
-    l = log(alpha / sigma), with u = a x + b eps and a constant that does not depend on the law. The
-    integral runs over the levels of the diffusion; at each all classes receive the same eps and
-    -eps, so that most of the noise cancels. log p(x) is that of x with noise of the last level.
+    For the optimal prediction eps_c of the noise of class c,
 
-    `log_likelihood(model, x)` of each class is an alternative that has no noise in few dimensions,
-    and takes more evaluations.
+        log p(x | c) = const - int E |eps - eps_c(l, u)|^2 dl
+
+    over all l = log(alpha / sigma), with u = a x + b eps, a^2 + b^2 = 1, a / b = e^l, and a
+    constant that does not depend on the class. The integral runs over the noise levels from the
+    largest of the diffusion to `end`, so that p is the density of the data with noise of that last
+    level. At each level all classes receive the same eps and -eps: most of the Monte Carlo error
+    cancels in the differences between classes.
+
+    The alternative `log_likelihood(model, x)` of each class has no Monte Carlo error in few
+    dimensions, where its traces are exact, and takes more evaluations.
 
     Arguments:
         models: one per class, such as `[model.given(label=k) for k in range(10)]`.
         x: points, `(batch, *shape)`, floating, in the scale of the models.
-        log_weights: log p(c), `(K,)`; all equal unless given.
-        sde: the diffusion whose range of levels is used; that of the first model unless given.
-        draws: independent estimates, two or more for a standard error.
-        levels: of each draw, one in each of so many equal parts of the range of l, with two
-            evaluations of each model.
+        log_weights: log p(c), up to a constant, `(K,)`; all equal unless given.
+        sde: the diffusion whose range of noise levels is used; that of the first model unless
+            given.
+        draws: the number of independent estimates, two or more for a standard error.
+        levels: the number of noise levels in each draw: one, at random, in each of so many equal
+            parts of the range of l. Each costs two evaluations of every model.
         end: sigma / alpha of the last level, in units of the standard deviation of the data.
-        seed, first: levels and noise of sample i depend on (seed, first + i) alone; None takes a
+        seed, first: levels and noise of point i depend on (seed, first + i) alone; None takes a
             new seed.
         batch_size: how many points are evaluated together; all unless given.
 
     Raises:
-        TypeError: when x is no floating tensor, or models is one model.
-        ValueError: for fewer than two models, numbers out of range, or another shape.
+        TypeError: when x is not a floating tensor, or models is a single model.
+        ValueError: for fewer than two models, counts that are not whole numbers from 1 on,
+            log_weights of another length, or points of another shape than the models'.
 
     Example:
         >>> models = [sd.GaussianMixture([1.0], [[m]], [0.1]) for m in (-1.0, 1.0)]
@@ -147,9 +154,7 @@ def _estimates(
     draws: int,
     levels: int,
 ) -> Tensor:
-    """- int E |eps - eps_c|^2 dl over a span of levels, for samples of an index: `(draws,
-    batch)`.
-    """
+    """- int E |eps - eps_c|^2 dl over a span of l, for the points of an index, `(draws, batch)`."""
     low, high = span
     width = (high - low) / levels
     total = torch.zeros(draws, len(x), dtype=torch.float64, device=x.device)

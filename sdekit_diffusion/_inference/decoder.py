@@ -22,8 +22,8 @@ class Density:
 
 @dataclass(frozen=True)
 class Levels:
-    """The mass of N(mean, std^2) in bins of equal width from low to high, the outermost going on to
-    infinity.
+    """The probability under N(mean, std^2) of bins of equal width from low to high; the outermost
+    bins extend to infinity.
 
     Attributes:
         low, high: the ends of the range.
@@ -47,8 +47,8 @@ class Levels:
         return self.low + self.width * (x.double() + 0.5)
 
     def negative_log_prob(self, x0: Tensor, mean: Tensor, std: float) -> Tensor:
-        """-log of the mass about each coordinate, right to rounding far out in the tails as
-        well.
+        """-log of the probability of the bin of each coordinate, accurate to rounding in the tails
+        too.
         """
         upper = torch.where(
             x0 > self.high - self.width, math.inf, (x0 + 0.5 * self.width - mean) / std
@@ -56,7 +56,7 @@ class Levels:
         lower = torch.where(
             x0 < self.low + self.width, -math.inf, (x0 - 0.5 * self.width - mean) / std
         )
-        flip = lower > 0  # by symmetry both in the lower tail, where log_ndtr keeps its digits
+        flip = lower > 0  # by symmetry, to the lower tail, where log_ndtr is accurate
         top = torch.special.log_ndtr(torch.where(flip, -lower, upper))
         bottom = torch.special.log_ndtr(torch.where(flip, -upper, lower))
         return -(top + torch.log(-torch.expm1(bottom - top)))

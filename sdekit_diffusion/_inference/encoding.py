@@ -29,14 +29,13 @@ def encode(
 ) -> Tensor:
     """The latent x_T to which the probability flow maps x, `(batch, *shape)`, without gradients.
 
-    `decode` is the inverse.
-
-    Arguments as in `log_likelihood`, whose `latent` it is.
+    `decode` is the inverse. The arguments are those of `log_likelihood`, and the result is the
+    `latent` that it returns.
 
     Raises:
         TypeError, ValueError: as `log_likelihood`.
-        sdekit.UnfinishedError: when some samples do not reach the end; its `solution` has the
-            others.
+        sdekit.UnfinishedError: when the solve of some samples does not reach the end; its
+            `solution` has the others.
 
     Example:
         >>> model = sd.GaussianMixture([0.5, 0.5], [[-1.0], [1.0]], [0.1, 0.1])
@@ -50,7 +49,7 @@ def encode(
 
 
 class _DecodeOptions(TypedDict, total=False):
-    """The options of `decode` but for what it returns."""
+    """The options of `decode` other than `return_likelihood`."""
 
     sde: AbstractDiffusion | str | None
     end: float
@@ -90,14 +89,21 @@ def decode(
     first: int = 0,
     return_likelihood: bool = False,
 ) -> Tensor | tuple[Tensor, Likelihood]:
-    """The x of a given latent x_T, `(batch, *shape)`, by the probability flow: `encode` backwards.
+    """The x to which the probability flow maps a latent x_T, the inverse of `encode`, without
+    gradients.
 
     Arguments:
+        latent: x_T, `(batch, *shape)`.
         return_likelihood: also return the log-density of x, at the cost of its traces.
+        trace, first: as in `log_likelihood`, used with return_likelihood=True only.
         Others as in `log_likelihood`.
 
+    Returns:
+        x, `(batch, *shape)`; with return_likelihood=True a pair of x and a `sdekit.Likelihood`,
+        whose value is log p(x) in nats and whose latent is the given one.
+
     Raises:
-        TypeError, ValueError, sdekit.UnfinishedError: as `log_likelihood`.
+        TypeError, ValueError, sdekit.UnfinishedError: as `encode`.
 
     Example:
         >>> model = sd.GaussianMixture([0.5, 0.5], [[-1.0], [1.0]], [0.1, 0.1])
@@ -135,18 +141,21 @@ def interpolate(
 ) -> Tensor:
     """n points between each sample of a and that of b, both included, `(n, batch, *shape)`.
 
-    The latents are interpolated on the great circle between them (slerp), sin((1 - u) phi)
-    z_a + sin(u phi) z_b over sin(phi), phi their angle, so that the points between are typical of
+    The latents z_a and z_b are interpolated on the great circle between them (slerp),
+
+        (sin((1 - u) phi) z_a + sin(u phi) z_b) / sin(phi),
+
+    with phi the angle between them and u from 0 to 1, so that the points in between are typical of
     the prior, too.
 
     Arguments:
         a, b: data, `(batch, *shape)`.
-        n: the number of points, from 2 on.
+        n: the number of points, both ends included, from 2 on.
         Others as in `log_likelihood`.
 
     Raises:
-        TypeError, ValueError, sdekit.UnfinishedError: as `log_likelihood`; ValueError also for n
-            below 2, or a and b of different shapes.
+        TypeError, ValueError, sdekit.UnfinishedError: as `encode`; ValueError also for n below 2,
+            or a and b of different shapes.
 
     Example:
         >>> model = sd.GaussianMixture([0.5, 0.5], [[-1.0], [1.0]], [0.1, 0.1])
@@ -181,7 +190,7 @@ def slerp(a: Tensor, b: Tensor, u: Tensor) -> Tensor:
     cosine = torch.nn.functional.cosine_similarity(*flat, dim=1).clamp(-1, 1)
     angle = cosine.acos()
     u = u[:, None]
-    # Where the two point the same way, or opposite ways, no circle is known: a straight line.
+    # Parallel or antiparallel latents do not determine a great circle: interpolate linearly.
     collinear = angle.sin() < 1e-6
     parts = [
         torch.where(collinear, v, (v * angle).sin() / torch.where(collinear, 1.0, angle.sin()))

@@ -74,7 +74,8 @@ class FlowMap:
         differentiable: bool = False,
         progress: bool = False,
     ) -> Likelihood:
-        """log_end at the images of x, or the prior's, plus the logarithm of the change of volume.
+        """log_end, or the log-density of the prior, at the images of x, plus the logarithm of the
+        change of volume.
 
         Raises:
             TypeError, ValueError, UnfinishedError: as `log_likelihood` of a model.
@@ -114,7 +115,7 @@ class FlowMap:
         return self._join(parts, trace.probes)
 
     def _points(self, x: object) -> Tensor:
-        """x, in float32 where its precision is half; what cannot be solved is refused."""
+        """x, checked; half precision is converted to float32."""
         require_tensor("x", x)
         assert isinstance(x, Tensor)
         if not isinstance(self.method, AdaptiveFlow):
@@ -125,12 +126,12 @@ class FlowMap:
         return x.to(torch.promote_types(x.dtype, torch.float32)) if x.is_floating_point() else x
 
     def _enter(self, x: Tensor) -> Tensor:
-        """u of x at the first end; integers are as they are: the solve refuses them."""
+        """u of x at the first end; integers are passed on: the solve refuses them."""
         return self.coordinates.enter(self.span, x) if x.is_floating_point() else x
 
     def log_prior(self, model: AbstractModel, like: Tensor) -> Callable[[Tensor], Tensor]:
-        """The log-density of x_T of some samples: the prior's, around D where the model starts
-        there.
+        """The log-density of x_T of some samples: that of the prior, shifted to the denoiser's mean
+        where the model starts there.
         """
         log_prior = partial(self.coordinates.log_prior, self.span)
         if not model.starts_at_mean:
@@ -143,8 +144,8 @@ class FlowMap:
     def _log_density_at_end(
         self, log_end: Callable[[Tensor], Tensor], dimension: int
     ) -> Callable[[Tensor], Tensor]:
-        """log_end as a function of u at the last end, with the change of volume from x to u at both
-        ends: the flow's own divergence is that of u.
+        """log_end as a function of u at the last end, plus the change of volume between x and u at
+        both ends: the divergence that is integrated is that of the flow of u.
         """
         volume = dimension * self.coordinates.log_scaling(self.span)
         return lambda u: log_end(self.coordinates.leave(self.span, u)).to(torch.float64) + volume
@@ -160,7 +161,9 @@ class FlowMap:
 
 
 def require_differentiable(model: AbstractModel, x: Tensor) -> None:
-    """Refuses a model whose output autograd cannot follow: its divergence would count as 0."""
+    """Refuses a model whose output has no gradient with respect to x: its divergence would be taken
+    as 0.
+    """
     if not (len(x) and x.is_floating_point()):
         return
     with torch.inference_mode(False), torch.enable_grad():

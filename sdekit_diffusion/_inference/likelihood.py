@@ -28,29 +28,29 @@ def log_likelihood(
     differentiable: bool = False,
     progress: bool = False,
 ) -> Likelihood:
-    """log p(x) in nats, where p is the law of the probability flow at sigma / alpha = end s.
+    """log p(x) in nats, where p is the density of the probability flow at sigma / alpha = end s.
 
-    s is the standard deviation of the data, and x is in their scale.
+    s is the standard deviation of the data, and x = x_t / alpha is in the scale of the data. Along
+    the flow from x to x_T, with l = log(alpha / sigma), denoiser D and d coordinates per sample,
 
-    log p(x) = log p_T(x_T) + d log(sigma_T / sigma) - integral of alpha tr(dD/dx) dl along the
-    flow, l = log(alpha / sigma).
+        log p(x) = log p_T(x_T) + d log(sigma_T / (end s)) - int_{l_T}^{l} alpha tr(dD/dx_t) dl.
 
-    The linear part is exact. Errors come from the solver's tolerance; from the probes, whose
-    standard error the result contains; and from the prior N(alpha_T mean, (alpha_T^2
-    s^2 + sigma_T^2) I) instead of p_T, which can be replaced by log_prior.
+    The linear part of the flow is exact. Errors come from the solver's tolerance; from the probes,
+    whose standard error is part of the result; and from the use of the prior N(alpha_T mean,
+    (alpha_T^2 s^2 + sigma_T^2) I) for p_T, which log_prior can replace.
 
     Arguments:
         model: a `ScoreModel`, a `GaussianMixture`, or a plain score `(x, t)` with sde=. For a
             network with more arguments, such as labels, pass `model.given(y=labels)`.
         x: floating points, `(batch, *shape)`, in the model's own scale.
         sde: the diffusion; the model's own unless given.
-        trace: `sdekit.Exact()`, the default up to 32 dimensions, or `sdekit.Hutchinson(probes=8)`,
-            the default above.
+        trace: how tr(dD/dx_t) is computed: `sdekit.Exact()`, the default up to 32 dimensions, or
+            `sdekit.Hutchinson(probes=8)`, the default above.
         end: the noise that x is taken to have, in units of the standard deviation s of the data: p
-            is the law of data + end s eps.
-        log_prior: the log-density of x_T, `(batch, *shape)` to `(batch,)`.
+            is the density of data + end s eps, eps standard normal.
+        log_prior: the log-density of x_T in nats, a function from `(batch, *shape)` to `(batch,)`.
         method: the tolerances, the solver and the largest number of steps, such as
-            `AdaptiveFlow(rtol=1e-7, atol=1e-7)`.
+            `AdaptiveFlow(rtol=1e-7, atol=1e-7)`; 1e-5 for both tolerances by default.
         first: the index of the first point, on which its probes depend, besides the seed of
             `trace`.
         batch_size: how many points are solved together; all unless given.
@@ -59,13 +59,17 @@ def log_likelihood(
         progress: show a bar.
 
     Returns:
-        a `sdekit.Likelihood`, by sample: value and stderr in float64; latent, the x_T; evaluations
-        and status. A sample that needs more than `AdaptiveFlow.max_steps` has NaN as its value.
+        a `sdekit.Likelihood` with, per sample, value and stderr in float64, latent (x_T),
+        evaluations and status. The value is NaN for a sample that needs more steps than
+        `AdaptiveFlow.max_steps`.
 
     Raises:
-        TypeError: when x is not floating.
-        sdekit.UnfinishedError: when the model is not finite; it names the samples and the time.
-        ValueError: as `sample`, and for a method with `accuracy`.
+        TypeError: when x is not a floating tensor, or method is not an `AdaptiveFlow`.
+        sdekit.UnfinishedError: when the model returns values that are not finite; it names the
+            samples and the time.
+        ValueError: for an x that is not finite or has another shape than the model's samples, a
+            model whose output has no gradient with respect to x, a method with `accuracy`, a
+            missing diffusion, or an end that leaves nothing to solve.
 
     Example:
         >>> model = sd.GaussianMixture([0.5, 0.5], [[-1.0], [1.0]], [0.1, 0.1])

@@ -18,7 +18,7 @@ from sdekit_diffusion._sampling.method import ReverseProblem
 from sdekit_diffusion._sampling.on_clock import OnClock
 from sdekit_diffusion._sampling.start import centre
 
-_WORSE = 3.0  # nats below the least psi at the start: where psi is 0
+_WORSE = 3.0  # nats below the least log psi at the start: log psi where psi is 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,11 +27,12 @@ class Cloud:
 
     Attributes:
         y: the states on the clock, `(K, *event)`.
-        slopes: the drifts given y and without, `(2, K, *event)`, the newest first.
-        log_psi: log psi at y, `(K,)`; the weights contain it.
-        log_weights: `(K,)`, since the last resampling.
+        slopes: the drifts of the conditioned and of the unconditioned equation, `(2, K, *event)`,
+            at this point and earlier ones, the newest first.
+        log_psi: log psi at the states, `(K,)`; log_weights contain it.
+        log_weights: the log-weights accumulated since the last resampling, `(K,)`.
         log_mean: the logarithm of the product of the mean weights at each resampling.
-        ancestors: the particle at the start from which each descends, `(K,)`.
+        ancestors: the number of the initial particle from which each descends, `(K,)`.
     """
 
     y: Tensor
@@ -42,9 +43,8 @@ class Cloud:
     ancestors: Tensor
 
     def resampled(self, threshold: float, u: Tensor) -> "Cloud":
-        """K particles of equal weight, where the effective size is below a share of K; else itself.
-
-        On the device, which need not be waited for.
+        """K particles of equal weight, where the effective sample size is below a share of K; else
+        the cloud itself. Without host synchronisation.
         """
         k = len(self.y)
         weights = torch.softmax(self.log_weights, dim=0)
@@ -63,8 +63,8 @@ class Cloud:
 
 
 class Both:
-    """The denoisers given y and without, `(2, K, *event)`, as the integrand of an equation; after a
-    call it has the psi of the same evaluation.
+    """The conditioned and the unconditioned denoiser, `(2, K, *event)`, as the integrand of an
+    equation; each call also sets `log_psi`, from the same evaluation.
     """
 
     def __init__(self, posterior: AbstractPosterior, coordinates: Coordinates) -> None:
@@ -83,8 +83,8 @@ class Both:
         return torch.stack([self.coordinates.standard_data(data) for data in both])
 
     def _positive(self, log_psi: Tensor) -> Tensor:
-        """log psi, and a constant where psi is 0, which x may leave later: any positive psi is
-        exact.
+        """log psi, with a constant instead of -inf where psi is 0: p(y | x) may still become
+        positive later, and the weights are exact for any positive psi.
         """
         if self._least is None:  # at the start
             least = torch.where(log_psi.isfinite(), log_psi, math.inf).amin()
@@ -96,11 +96,11 @@ class Both:
 class CloudSolve:
     """How a cloud is solved: the twisted particle filter of a conditioned reverse equation.
 
-    Under the model a step is normal with the mean m, and given y with m_c and the same variance.
-    Each step multiplies the weight by the ratio of both densities and by psi at its end over psi at
-    its beginning, psi being an approximation of p(y | x_t); the last psi is p(y | x). The start has
-    the ratio of the prior's density to its own. So the mean weight is p(y) of the chain, whatever
-    the approximations are.
+    Under the model a step is normal with mean m, and under the conditioned model, which proposes,
+    with mean m_c and the same variance. Each step multiplies the weight by the ratio of both
+    densities and by psi at its end over psi at its beginning; psi approximates p(y | x_t), and the
+    last psi is p(y | x). The initial weight is the density of the prior over that of the proposal.
+    So the expected mean weight is p(y) of the chain, whatever the approximations are.
 
     Attributes:
         posterior: of one observation; per-sample entries are those of all particles.
@@ -158,7 +158,9 @@ class CloudSolve:
         return x, log_weights, cloud.ancestors
 
     def _steps(self, both: Both, u: Tensor) -> tuple[Any, Transitions, Any, Any]:
-        """The equation with both denoisers, its steps, and the ways to u and back."""
+        """The equation with both denoisers, its transitions, and the maps from the clock's states
+        to u and back.
+        """
         problem = ReverseProblem(both.standard, self.coordinates, u, self.span)
         grid = self.method.points(problem)
         equation, solver, times, from_u, to_u, _ = self.method.transformed(problem, grid)
@@ -168,13 +170,13 @@ class CloudSolve:
         return equation, Transitions(equation, ts, solver), to_u, from_u
 
     def _uniform(self, seed: int, number: int, i: int) -> Tensor:
-        """The number in [0, 1) of a resampling, of a cloud."""
+        """The uniform number of the resampling of a cloud before step i."""
         index = torch.tensor([number], device=self.device)
         return uniform01(seed, index, (), counter=RESAMPLING + i)
 
 
 def _require_numbers(x: Tensor, log_weights: Tensor) -> None:
-    """Refuses states or weights that are no numbers; -inf is a weight of 0.
+    """Refuses states or log-weights that are not finite, other than -inf, a weight of 0.
 
     Raises:
         ValueError: says where to look.

@@ -32,9 +32,9 @@ from sdekit_diffusion._sampling.grids import DEFAULT_END
 Proposal = AbstractCovariance | Callable[..., AbstractPosterior] | str
 
 _OTHERS: dict[str, Callable[..., AbstractPosterior]] = {"laplace": Laplace, "dps": DPS}
-_END = 0.1  # of the noise of y: the noise at which a solve ends
+_END = 0.1  # the noise at which a solve ends, in units of the noise of y
 _SMALLEST_END = 1e-6
-_FEW = 10.0  # effective samples below which a warning is raised, or a quarter of them all
+_FEW = 10.0  # effective samples below which a warning is raised, or a quarter of all samples
 _SPREAD = 1.0  # nats, between the evidences of clouds
 _FAMILIES = 4.0  # of one cloud, below which its standard error is above a half
 
@@ -57,49 +57,57 @@ def sample_posterior(
     device: torch.device | str | None = None,
     progress: bool = False,
 ) -> WeightedSamples:
-    """Samples of x given y with weights that make them exact, and log p(y) with its error.
+    """Weighted samples of x given y, whose weights make them exact, and log p(y) with its error.
 
-    An approximate model of x given y proposes, and each sample has the weight w = p / q, the
-    density of the exact law over that of the proposal: the approximation changes the number of
-    effective samples, not what they tend to. By particles the law is that of the reverse process in
-    the given number of steps; by the flow that of the model's probability flow.
+    An approximate model of x given y proposes the samples. Each has the weight w = p / q, the
+    density of the exact law over that of the proposal. So the quality of the approximation changes
+    the effective number of samples, but not the law to which they converge. With particles this law
+    is that of the reverse process in the given number of steps; with "flow" it is that of the
+    model's probability flow.
 
     With y per sample, `(n_y, *measured)`, there are n samples for each of the n_y observations.
 
     Arguments:
-        model: of x, as in `sample`; or a conditioned model, such as `DPS(model, y)`, without
-            observation.
-        observation: y, a `LinearObservation` or an `Observation`.
-        n: the number of samples, for each observation; with particles a multiple of theirs, rounded
-            up.
+        model: the model of x, as in `sample`; or a conditioned model, such as `DPS(model, y)`, and
+            no observation.
+        observation: y and its likelihood p(y | x): a `LinearObservation`, an `Observation`, or a
+            `Joint` of several.
+        n: the number of samples for each observation; with particles it is rounded up to a multiple
+            of their number in a cloud.
         sde: the diffusion to sample under, as in `sample`.
-        method: "particles", clouds that are resampled on the way; "path", the same without
-            resampling; "flow", weights by likelihoods; or an object such as `Particles(...)`.
+        method: "particles", clouds that are resampled on the way (`Particles`); "path", the same
+            without resampling; "flow", weights by likelihoods (`FlowWeights`); or such an object.
         proposal: how the denoiser is conditioned: "isotropic", the default with particles,
-            "jacobian", that of the flow, "diagonal", or a covariance such as `DataCovariance(c)`,
-            see `MomentMatched`; "laplace", the default for observations that are not linear, or
-            "dps"; or a function (model, observation) to a conditioned model.
-        particles, steps: those of `Particles`, unless method is an object that has them.
-        seed, first: cloud i depends on (seed, i) alone. Observation j has the clouds from C (first
-            + j) on, C being their number for each, so that some observations can be continued
-            later.
-        end: as in `sample`; a tenth of the noise of y, in units of the data, where that is less
-            than 1e-3.
+            "jacobian", the default with "flow", "diagonal", or a covariance such as
+            `DataCovariance(c)`, see `MomentMatched`; "laplace", the default for observations that
+            are not linear, or "dps"; or a function of (model, observation) that returns a
+            conditioned model.
+        particles, steps: replace those of `Particles`: the number of particles in a cloud, and of
+            steps.
+        seed, first: cloud i depends on (seed, i) alone. Observation j has the C clouds from number
+            C (first + j) on, where C is the number of clouds per observation; so a later call with
+            first= continues with further observations.
+        end: sigma / alpha at which the solve stops, in units of the standard deviation of the data,
+            as in `sample`. Unless given, a tenth of the noise of y in these units, at most 1e-3 and
+            at least 1e-6.
         shape: of one sample; the model's unless given.
         dtype, device: of the result; those of the model unless given. Half precision is solved in
             float32.
         progress: show a bar.
 
+    Returns:
+        `WeightedSamples`; with several observations each attribute has them as its first dimension.
+
     Raises:
-        TypeError: for arguments of another kind.
+        TypeError: for a method or a proposal that is neither a name nor such an object.
         ValueError: for unknown names, an observation that does not fit or has no noise, numbers out
-            of range, or a missing diffusion.
+            of range, a missing diffusion, particles that are not finite, or weights that are all 0.
 
     Warns:
-        UserWarning: where fewer than 10 samples are effective, log p(y) of the clouds has a
-            standard deviation of more than 1, or the samples of a single cloud descend from
-            effectively fewer than 4 initial particles: then neither samples nor log p(y) are
-            reliable.
+        UserWarning: where the effective sample size is below 10 (or a quarter of fewer than 40
+            samples), log p(y) of the clouds has a standard deviation of more than 1 nat, or the
+            samples of a single cloud effectively descend from fewer than 4 initial particles: then
+            neither the samples nor log p(y) are reliable.
 
     Example:
         >>> law = sd.GaussianMixture([0.5, 0.5], [[-1.0, 0.0], [1.0, 0.0]], [0.1, 0.1])
@@ -150,7 +158,7 @@ def sample_posterior(
 def _weighting(
     method: AbstractWeighting | str, particles: int | None, steps: int | None
 ) -> AbstractWeighting:
-    """The weighting of a name, with numbers that replace its own."""
+    """The weighting of a name, with its numbers of particles and steps replaced by those given."""
     if isinstance(method, str) and method not in POSTERIOR_METHODS:
         raise ValueError(
             f"unknown method {method!r}; choose one of {', '.join(POSTERIOR_METHODS)}, or pass an "
@@ -218,8 +226,8 @@ def _posterior(
 
 
 def _relative_noise(observation: AbstractObservation, std: float) -> float:
-    """The smallest standard deviation of the noise of y, in the units of x, over that of the data;
-    1 where it is larger or not known.
+    """The smallest standard deviation of the noise of y, in the units of x, divided by that of the
+    data; 1 where this ratio is larger or not known.
     """
     if isinstance(observation, Joint):
         return min(_relative_noise(one, std) for one in observation.parts)
@@ -281,10 +289,11 @@ def _checked(samples: WeightedSamples) -> WeightedSamples:
 
 
 def bayes_factor(a: WeightedSamples, b: WeightedSamples) -> tuple[Tensor, Tensor]:
-    """log p(y | model a) - log p(y | model b) in nats, and its standard error.
+    """The logarithm of the Bayes factor, log p(y | model a) - log p(y | model b) in nats, and its
+    standard error, each `()`, or `(n_y,)` for several observations.
 
-    Of two models, or two operators with the same y, by samples with different seeds: their errors
-    are taken as independent.
+    a and b are samples under two models, or two operators, given the same y. Draw them with
+    different seeds: their errors are taken as independent.
 
     Example:
         >>> y = sd.LinearObservation(torch.tensor([[1.0]]), torch.tensor([1.0]), 1.0)

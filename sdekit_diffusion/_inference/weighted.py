@@ -12,21 +12,22 @@ from sdekit_diffusion._common.counters import RESAMPLING
 
 @dataclass(frozen=True, eq=False)
 class WeightedSamples:
-    """Samples whose weights make them those of the exact law, from one or more clouds.
+    """Weighted samples of a posterior, from one or more independent clouds.
 
-    For every function h, sum_i w_i h(x_i) / sum_i w_i tends to its mean under the posterior, and
-    the mean of the w_i to p(y). With several observations each attribute has one entry per
-    observation in front.
+    For every function h, sum_i w_i h(x_i) / sum_i w_i converges to its mean under the posterior,
+    and the mean of the w_i to p(y). With n_y observations all tensors have a further first
+    dimension of this size.
 
     Attributes:
-        x: `(n, *shape)`.
+        x: the samples, `(n, *shape)`.
         log_weights: log w_i, float64, `(n,)`; the mean of the w_i estimates p(y).
-        clouds: how many independent parts the n samples consist of, one after the other.
-        evaluations: of the model, per sample, int64.
-        probe_variance: the mean variance of log w_i due to random probes; 0 without.
+        clouds: the number of independent clouds of equal size, of which the n samples consist, one
+            after the other.
+        evaluations: of the model, per sample, int64, `(n,)`.
+        probe_variance: the mean variance of log w_i due to random probes; 0 without probes.
         seed: of all random numbers.
-        ancestors: for each sample, the number of the particle at the start from which it descends,
-            int64; None where samples are independent.
+        ancestors: for each sample, the number of the initial particle from which it descends,
+            int64, `(n,)`; None where samples are independent.
 
     Example:
         >>> samples = sd.WeightedSamples(torch.zeros(4, 2), torch.zeros(4), clouds=2)
@@ -53,26 +54,27 @@ class WeightedSamples:
 
     @property
     def rows(self) -> tuple[int, ...]:
-        """The number of observations in a tuple, empty where there is one."""
+        """The leading dimensions: `(n_y,)` for several observations, else `()`."""
         return tuple(self.log_weights.shape[:-1])
 
     @property
     def weights(self) -> Tensor:
-        """w_i / sum_j w_j."""
+        """The normalised weights w_i / sum_j w_j, `(n,)`."""
         return torch.softmax(self.log_weights, dim=-1)
 
     @property
     def ess(self) -> Tensor:
-        """The effective sample size (sum w)^2 / sum w^2: how many independent samples of the exact
-        law have about the same error. Samples of one cloud share ancestors, so it is an upper
-        bound.
+        """The effective sample size (sum w)^2 / sum w^2: the number of independent samples of the
+        exact law that give about the same error. It is an upper bound for samples of a cloud that
+        was resampled, since they share ancestors.
         """
         return 1 / self.weights.square().sum(dim=-1)
 
     @property
     def families(self) -> Tensor:
-        """The effective number of families, 1 / sum_f W_f^2, W_f being the weight of all samples
-        that descend from one particle at the start; `ess` where samples are independent.
+        """The effective number of families, 1 / sum_f W_f^2, where W_f is the total normalised
+        weight of the samples that descend from initial particle f; `ess` where samples are
+        independent.
         """
         if self.ancestors is None:
             return self.ess
@@ -85,22 +87,22 @@ class WeightedSamples:
 
     @property
     def log_evidence(self) -> Tensor:
-        """log p(y), the logarithm of the mean weight, in nats."""
+        """The estimate of log p(y) in nats, the logarithm of the mean weight."""
         return torch.logsumexp(self.log_weights, dim=-1) - math.log(self.log_weights.shape[-1])
 
     @property
     def log_evidence_by_cloud(self) -> Tensor:
-        """log p(y) of each cloud alone, `(clouds,)`."""
+        """The estimate of log p(y) from each cloud alone, in nats, `(clouds,)`."""
         parts = self.log_weights.unflatten(-1, (self.clouds, -1))
         return torch.logsumexp(parts, dim=-1) - math.log(parts.shape[-1])
 
     @property
     def log_evidence_stderr(self) -> Tensor:
-        """The standard error of log p(y), from the spread of the clouds, or of the weights where
-        each sample is a cloud; of one cloud from the weights of its families, see `families`.
+        """The standard error of `log_evidence`, in nats: from the spread of the clouds, or of the
+        weights where each sample is a cloud; for a single cloud from its `families`.
 
-        It is that of the mean weight over the mean weight (the delta method), without the error of
-        the steps. NaN for one sample.
+        It is the standard error of the mean weight divided by the mean weight (the delta method),
+        and does not contain the error of the discretisation in time. NaN for one sample.
 
         References:
             Lee and Whiteley 2018, "Variance estimation in the particle filter", without their
@@ -114,8 +116,8 @@ class WeightedSamples:
         return relative.std(dim=-1) / relative.mean(dim=-1) / math.sqrt(self.clouds)
 
     def resampled(self, n: int, *, seed: int | None = None) -> Tensor:
-        """n samples of equal weight, `(n, *shape)`, by systematic resampling; a sample of a large
-        weight occurs several times.
+        """n samples of equal weight, `(n, *shape)`, by systematic resampling: samples of large
+        weight occur several times. The seed None takes a new one.
         """
         seed = fresh_seed() if seed is None else seed
         weights = self.weights.reshape(-1, self.log_weights.shape[-1])
@@ -127,11 +129,11 @@ class WeightedSamples:
         return picked.reshape(*self.rows, n, *flat.shape[2:])
 
     def mean(self) -> Tensor:
-        """The mean of x, weighted."""
+        """The weighted mean of x, `shape`."""
         return self._expected(self.x)
 
     def std(self) -> Tensor:
-        """The standard deviation of each coordinate of x, weighted."""
+        """The weighted standard deviation of each coordinate of x, `shape`."""
         at = len(self.rows)
         mean = self.mean().unsqueeze(at)
         return self._expected((self.x - mean).square()).sqrt()
@@ -143,8 +145,9 @@ class WeightedSamples:
 
 
 def systematic(weights: Tensor, u: Tensor, n: int) -> Tensor:
-    """n indices for each row of weights `(rows, K)`, index k n w_k times, rounded up or down:
-    those of the points (u + j) / n, one u from [0, 1) a row.
+    """Systematic resampling: n indices `(rows, n)` for weights `(rows, K)`. Index k occurs n w_k
+    times, rounded up or down: the indices are those of the quantiles (u + j) / n, with one uniform
+    u, `(rows,)`, per row.
 
     References:
         Kitagawa 1996, "Monte Carlo filter and smoother for non-Gaussian nonlinear state space

@@ -1,4 +1,4 @@
-"""How samples of a conditioned model get the weights that make them exact."""
+"""Methods of weighting the samples of a conditioned model, so that they are exact."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -18,26 +18,29 @@ from sdekit_diffusion._sampling.initial_states import INITIAL_STATE
 from sdekit_diffusion._sampling.on_clock import OnClock
 from sdekit_diffusion._sampling.start import centre
 
-_OTHER_PROBES = 1 << 40  # added to the numbers of samples
-_MAX_PROBE_VARIANCE = 0.3  # nats^2, above which e^{v/2} depends on the law of the probes' noise
+_OTHER_PROBES = 1 << 40  # added to the indices of samples, for independent probes
+_MAX_PROBE_VARIANCE = 0.3  # nats^2; above it e^{v/2} depends on the law of the probes' noise
 _LARGEST_TOLERANCE = 1e-4
-# Of the noise of y, in units of the data; `benchmarks/posterior.py --calibrate` prints the errors.
+# In units of the noise of y; `benchmarks/posterior.py --calibrate` prints the errors.
 _TOLERANCE = 3e-3
 
 
 @dataclass(frozen=True, eq=False)
 class PosteriorProblem:
-    """The posterior of one observation, of which n samples are wanted.
+    """The posterior of one observation, from which an `AbstractWeighting` draws n samples.
 
     Arguments:
-        posterior: the conditioned model; of what it has per sample there is one entry.
-        coordinates, span: where it is solved.
+        posterior: the conditioned model; what it has per sample has one entry.
+        coordinates: the standardised coordinates in which it is solved.
+        span: log(alpha s / sigma) at the noisy end and at the clean end, s being the standard
+            deviation of the data.
         n: the number of samples.
-        seed, number: of their random numbers; observations are numbered.
-        noise: the smallest standard deviation of the noise of y, in units of the data; 1 where it
-            is not known.
+        seed, number: the random numbers depend on the seed and on the number of the observation.
+        noise: the smallest standard deviation of the noise of y, in units of that of the data; 1
+            where it is not known.
         dtype, device: of the states.
-        report: called with the number of samples that are done.
+        report: a function to call with the number of further samples that are complete, for the
+            progress bar.
 
     Example:
         >>> from dataclasses import dataclass
@@ -66,12 +69,12 @@ class PosteriorProblem:
     report: Callable[[int], None] = field(default=lambda count: None)
 
     def of(self, count: int) -> AbstractPosterior:
-        """The conditioned model of as many samples."""
+        """The conditioned model for a batch of so many samples."""
         return self.posterior.rows(torch.zeros(count, dtype=torch.int64, device=self.device))
 
 
 class AbstractWeighting(ABC):
-    """A way to weight the samples of a conditioned model, so that they are those of the exact law.
+    """A method of sampling a posterior with weights that make the samples exact.
 
     Example:
         >>> all(isinstance(way, sd.AbstractWeighting) for way in sd.POSTERIOR_METHODS.values())
@@ -80,30 +83,33 @@ class AbstractWeighting(ABC):
 
     @abstractmethod
     def run(self, problem: PosteriorProblem) -> WeightedSamples:
-        """Samples of one posterior, with their weights."""
+        """n or more samples of one posterior, with their weights."""
 
 
 @dataclass(frozen=True, eq=False)
 class Particles(AbstractWeighting):
-    """Weights by the path: exact for the discretised reverse process of the model, in any
-    dimension, at one evaluation of the model a step.
+    """Weights of whole paths, by a twisted particle filter: exact for the discretised reverse
+    process of the model, in any dimension, with one evaluation of the model per step.
 
-    Each step of a rule with noise is normal, with a known mean, under the model and given y. So the
-    weight of a path is a product of ratios of normal densities, and of p(y | x) at its end. Clouds
-    of particles are resampled on the way, where few of them carry most of the weight, which an
-    approximation psi of p(y | x_t) foresees. What remains is the error of the steps.
+    A step of a solver with noise is normal with a known mean, both under the model and under the
+    conditioned model. So the weight of a path is a product of ratios of normal densities, times
+    p(y | x) at its end. An approximation psi of p(y | x_t) anticipates these weights, and a cloud
+    of particles is resampled where few of them carry most of the weight. The error that remains is
+    that of the discretisation in time.
 
     Arguments:
-        particles: K, in one cloud; n samples are n / K clouds, rounded up, and cloud i depends on
-            (seed, i) alone.
-        steps: of the reverse process; those of the method unless given.
-        threshold: resampling where fewer than this share of the particles are effective; 0 for
-            never: importance sampling of whole paths, each a cloud of its own.
-        method: the rule, its noise (eta > 0) and its grid; of weak order two unless given.
+        particles: the number K of particles in one cloud. n samples take n / K clouds, rounded up,
+            and cloud i depends on (seed, i) alone.
+        steps: the number of steps of the reverse process; that of the method unless given.
+        threshold: a cloud is resampled where its effective sample size is below this share of K; 0
+            for never, which is importance sampling of whole paths: each then counts as a cloud.
+        method: the solver, its noise (a number eta > 0) and its grid; a method of weak order two
+            unless given.
 
     Raises:
         ValueError: for numbers out of range, or a method without noise.
-        TypeError: for a rule of several evaluations per step, see `sdekit.Transitions`.
+        TypeError: while sampling, for a solver with several evaluations per step, see
+            `sdekit.Transitions`.
 
     Example:
         >>> law = sd.GaussianMixture([0.5, 0.5], [[-1.0, 0.0], [1.0, 0.0]], [0.1, 0.1])
@@ -115,7 +121,8 @@ class Particles(AbstractWeighting):
 
     References:
         Wu et al. 2023, "Practical and asymptotically exact conditional sampling in diffusion
-        models", arXiv 2306.17775; here with rules of higher order, clouds, and the last weights.
+        models", arXiv 2306.17775; here with solvers of higher order, independent clouds, and
+        p(y | x) itself in the last weight.
     """
 
     particles: int = 128
@@ -160,21 +167,23 @@ class Particles(AbstractWeighting):
 
 @dataclass(frozen=True, eq=False)
 class FlowWeights(AbstractWeighting):
-    """Weights by the flow, w = p(x) p(y | x) / q(x), with the likelihood p of the model and that of
-    the conditioned flow, q, of which the samples are. Both are exact but for tolerances and probes,
-    whose noise is corrected for.
+    """Weights by likelihoods, w = p(x) p(y | x) / q(x): the samples are drawn by the probability
+    flow of the conditioned model, q is its density, and p that of the flow of the model.
 
-    Each sample costs several hundred evaluations, and derivatives: for few dimensions and accurate
-    evidences.
+    Both densities are exact up to the tolerances and the noise of the probes. That noise, of
+    variance v in log w, would increase the mean of w by the factor e^{v/2}, and is corrected for.
+    Each sample costs several hundred evaluations with their derivatives: for few dimensions, and
+    for an accurate log p(y).
 
     Arguments:
-        method: tolerances and solver; unless given, tolerances that follow the noise of y.
+        method: tolerances and solver; unless given, tolerances of 0.003 times the noise of y, at
+            most 1e-4.
         trace: as in `log_likelihood`.
         batch_size: how many samples are solved together; all unless given.
 
     Raises:
-        ValueError: while sampling, where probes make the logarithms of the weights vary by more
-            than 0.3 nats^2: then the correction e^{v/2} would depend on the law of their noise.
+        ValueError: while sampling, where v is above 0.3 nats^2 on average: the correction e^{v/2}
+            would then depend on the distribution of the noise, which need not be normal.
 
     Example:
         >>> law = sd.GaussianMixture([0.5, 0.5], [[-1.0, 0.0], [1.0, 0.0]], [0.1, 0.1])
@@ -230,7 +239,7 @@ def _method_for(noise: float) -> AdaptiveFlow:
 
 
 def _require_few(variance: Tensor) -> None:
-    """Refuses weights that vary too much with the probes.
+    """Refuses log-weights with too large a variance due to the probes.
 
     Raises:
         ValueError: says what to change.
@@ -249,4 +258,4 @@ POSTERIOR_METHODS: dict[str, AbstractWeighting] = {
     "path": Particles(particles=1024, threshold=0.0),
     "flow": FlowWeights(),
 }
-"""How `sample_posterior` weights samples, by name."""
+"""The weightings of `sample_posterior`, by name."""
