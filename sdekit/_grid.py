@@ -12,7 +12,7 @@ from torch import Tensor
 
 
 def uniform(t0: float, t1: float, steps: int) -> Tensor:
-    """A grid of equal steps from t0 to t1, float64, `(steps + 1,)`, exact ends.
+    """A grid of equal steps that begins and ends with exactly t0 and t1, float64, `(steps + 1,)`.
 
     Raises:
         ValueError: for fewer than one step.
@@ -26,8 +26,8 @@ def uniform(t0: float, t1: float, steps: int) -> Tensor:
 
 
 def geometric(t0: float, t1: float, steps: int) -> Tensor:
-    """A grid from t0 to t1 with a constant ratio t_{i+1} / t_i, float64, `(steps + 1,)`, exact
-    ends.
+    """A grid with a constant ratio t_{i+1} / t_i that begins and ends with exactly t0 and t1,
+    float64, `(steps + 1,)`.
 
     Raises:
         ValueError: unless t0 and t1 are positive and steps >= 1.
@@ -56,7 +56,7 @@ def times(ts: Tensor | Sequence[float]) -> list[float]:
     """A grid as Python floats, checked.
 
     Raises:
-        TypeError: when ts holds something else than numbers.
+        TypeError: when ts holds something other than numbers.
         ValueError: when ts is not one-dimensional, has fewer than two points, is not finite or not
             strictly monotone.
     """
@@ -124,8 +124,8 @@ class Dyadic:
         return _tensor_on(tuple(self.knots), device)
 
     def ticks(self, t: Tensor) -> Tensor:
-        """The tick nearest to a time: cell 2^depth + the tick in the cell. Outside the knots the
-        outer cells are extended.
+        """The tick nearest to a time, int64: cell 2^depth + the tick in the cell. Times outside the
+        knots get ticks as if the first and the last cell went on.
         """
         knots = self.knots_on(t.device)
         cell = (
@@ -156,7 +156,7 @@ class Dyadic:
         self, t: Tensor, h: Tensor, direction: int, unused_bits: Tensor
     ) -> tuple[Tensor, Tensor]:
         """The end of the longest dyadic interval that begins at t and is at most h long, and the
-        length of the shortest.
+        length of the shortest interval there; if even that is longer than h, it is taken.
 
         Dyadic intervals are nested, so a solve that shortens a step still visits the time that it
         had tried before.

@@ -1,7 +1,8 @@
 """Elementary functions of a time, and products of coefficients and states.
 
 A time is a Python float on fixed grids (no tensor, no synchronisation, no promotion), and a
-`(batch,)` tensor where each sample has its own. Closed forms with these functions accept both.
+`(batch,)` tensor where each sample has its own. A closed form written with these functions accepts
+both.
 
 Example:
     >>> from sdekit.elementary import exp, scaled
@@ -63,7 +64,7 @@ def _sigmoid(value: float) -> float:
 
 
 def _sigmoid_of_tensor(value: Tensor) -> Tensor:
-    # Not torch.sigmoid, whose rounding depends on an element's position, as that of logaddexp does.
+    # Not torch.sigmoid: as with logaddexp, its rounding depends on the position of an element.
     negative = value < 0
     small = torch.where(negative, value, -value).exp()
     return torch.where(negative, small, 1.0) / (1 + small)
@@ -92,7 +93,7 @@ def clip(value: float, low: float, high: float) -> float: ...
 @overload
 def clip(value: Tensor, low: float, high: float) -> Tensor: ...
 def clip(value: Time, low: float, high: float) -> Time:
-    """The nearest number from low to high."""
+    """The value limited to [low, high], elementwise for tensors."""
     return value.clamp(low, high) if isinstance(value, Tensor) else min(max(value, low), high)
 
 
@@ -101,8 +102,8 @@ def broadcast(coefficient: float, x: Tensor) -> float: ...
 @overload
 def broadcast(coefficient: Tensor, x: Tensor) -> Tensor: ...
 def broadcast(coefficient: Time, x: Tensor) -> Time:
-    """A coefficient in a form that multiplies a state: a float is unchanged, `(batch,)` becomes
-    `(batch, 1, ...)` in x's dtype and on its device.
+    """A coefficient in a shape that multiplies a state: a float is unchanged, a tensor gets the
+    dtype and the device of x, and `(batch,)` becomes `(batch, 1, ...)`.
 
     Arguments:
         coefficient: a float, a 0-dim tensor or a tensor of shape `(batch,)`.
@@ -115,8 +116,8 @@ def broadcast(coefficient: Time, x: Tensor) -> Time:
 
 
 def axpy(a: Time, x: Tensor, y: Tensor) -> Tensor:
-    """y + a x, in one pass over memory if this rounds all elements in the same way; a is a float or
-    `(batch,)`.
+    """y + a x with a float or `(batch,)` a, in one pass over memory if this rounds all elements in
+    the same way.
 
     In half precision torch's fused sum rounds the last elements of a tensor differently from the
     others, so that a sample would depend on its position in the batch.
@@ -127,10 +128,10 @@ def axpy(a: Time, x: Tensor, y: Tensor) -> Tensor:
 
 
 def scaled(a: Time, x: Tensor) -> Tensor:
-    """a x; a is a float or `(batch,)`.
+    """a x with a float or `(batch,)` a.
 
-    torch converts the float of a product to a tensor, which is slow for a small x; the factor of a
-    sum it does not convert.
+    torch converts the float in a product to a tensor, which is slow for a small x, but not the
+    `alpha` of a sum.
     """
     if isinstance(a, Tensor):
         return x * broadcast(a, x)
@@ -143,10 +144,10 @@ def norm(x: Tensor) -> Tensor:
 
 
 def sum_of_sample(x: Tensor) -> Tensor:
-    """The sum of the numbers of each sample: `(batch, *event)` to `(batch,)`, float64.
+    """The sum over each sample: `(batch, *event)` to `(batch,)`, float64.
 
-    In pieces that torch sums on one thread: with several threads the order of the sum would depend
-    on the number of rows.
+    It is taken in pieces that torch sums on one thread: with several threads the order of summation
+    would depend on the number of rows.
     """
     flat = x.reshape(len(x), math.prod(x.shape[1:]))
     pieces = [piece.sum(dim=1, dtype=torch.float64) for piece in flat.split(_PIECE, dim=1)]

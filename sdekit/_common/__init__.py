@@ -1,1 +1,1 @@
-"""What every module may need: properties that override attributes, and names for messages."""
+"""Properties that override attributes, and suggestions of names for error messages."""

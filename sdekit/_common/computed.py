@@ -7,9 +7,10 @@ Value = TypeVar("Value")
 
 
 def computed(method: Callable[[Any], Value]) -> Value:
-    """A property that overrides an attribute of the base class, such as the order of a solver.
+    """A decorator for a property that overrides an attribute of a base class, such as the order of
+    a solver.
 
-    At run time it is `property`; for type checkers it has the type of its value.
+    At run time it is `property`; to type checkers the attribute has the type of its value.
 
     Example:
         >>> class Base:

@@ -1,4 +1,4 @@
-"""The nearest of known names."""
+"""Which known name a misspelt one is nearest to."""
 
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
@@ -7,9 +7,10 @@ from difflib import get_close_matches
 def did_you_mean(
     given: object, known: Iterable[object], aliases: Mapping[str, str] | None = None
 ) -> str:
-    """The end of a message on an unknown name: "; did you mean 'heun'?", or "" if none is near.
+    """The end of an error message about an unknown name: "; did you mean 'heun'?", or "" if no
+    known name is near.
 
-    A name that is known, but not allowed where it was given, is not suggested.
+    A name that is known, but not allowed where it was given, is not suggested again.
 
     Arguments:
         given: the unknown name.

@@ -1,4 +1,6 @@
-"""Equations whose linear part is already integrated, run on the clock of their own noise."""
+"""Equations whose linear part has been integrated exactly, in the time in which their noise is a
+standard Brownian motion: the clock.
+"""
 
 import math
 from abc import ABC, abstractmethod
@@ -21,10 +23,13 @@ Prepare = Callable[[Sequence[float], Callable[[], Coefficients]], Sequence[Slope
 
 @dataclass(frozen=True, eq=False)
 class AbstractClocked(AbstractSDE, ABC):
-    """dy = F dA(l) + dB with F(l, x), x = y scale(l), in a time tau in which B is a standard
-    Brownian motion:
+    """dy = F(l, x) dA(l) + dB with x = y scale(l), in a time tau in which B is a standard Brownian
+    motion:
 
         dy = F dA/dtau dtau + dB_tau.
+
+    The parameter l increases from noise to data in a diffusion, where it is log(alpha / sigma). tau
+    is the time of the equation, that of a solve's ts.
 
     Arguments:
         integrand: `F(l, x)`, shaped like x; l is a float or `(batch,)`.
@@ -33,12 +38,13 @@ class AbstractClocked(AbstractSDE, ABC):
         own: the time of the published equation as a function of l, such as the t of a diffusion;
             some rules interpolate in it.
         smooth: a monotone function of l in which F is nearly a polynomial.
-        prepare: `prepare(ts, levels)` to a list of functions of y, rate F(l_i, scale_i y), for the
-            times of a grid, as in `slopes` of `AbstractSDE`; `levels()` returns l, scale and rate,
-            float64 tensors. None, or a result None, if this saves nothing.
-        plans: a cache of plans of multistep rules, for equations of one clock, `own` and `smooth`.
+        prepare: `prepare(ts, levels)` returns one function y -> rate F(l_i, scale_i y) per time of
+            the grid ts, see `slopes` of `AbstractSDE`; `levels()` returns l, scale and rate at
+            these times as float64 tensors. None, or the result None, if this saves nothing.
+        plans: a cache of the plans of multistep rules; it may be shared by equations with the same
+            clock, `own` and `smooth`.
         table: the values of `at` at the times of a grid; `tabulated` fills it in.
-        slopes: those at the times of a grid; `tabulated` fills it in.
+        slopes: the functions of `prepare` by their times; `tabulated` fills it in.
 
     Example:
         >>> from sdekit.elementary import scaled
@@ -78,7 +84,7 @@ class AbstractClocked(AbstractSDE, ABC):
         """dA / dtau at l."""
 
     def at(self, t: Time) -> Coefficients:
-        """l, the scale and the rate at a time."""
+        """l, the scale and the rate at a time of the equation."""
         l = self.parameter(t)
         return l, self.scale(l), self.rate(l)
 
@@ -112,14 +118,14 @@ class AbstractClocked(AbstractSDE, ABC):
 
 @dataclass(frozen=True, eq=False)
 class Clocked(AbstractClocked):
-    """dy = F dA(l) + dB_{Q(l)} with F(l, x), x = y scale(l), A(l) = e^{a l}, Q(l) = e^{q l}.
+    """dy = F(l, x) dA(l) + dB_{Q(l)} with x = y scale(l), A(l) = e^{a l}, Q(l) = e^{q l}.
 
-    A semi-linear equation in the variable y that removes its linear part. Its time is its clock:
-    tau = Q(l), in which the noise is a standard Brownian motion, or tau = A(l) without noise, so
-    that any solver applies.
+    This is a semi-linear equation in a variable y in which the linear part is gone. Its time is its
+    clock: tau = Q(l), in which the noise is a standard Brownian motion, or tau = A(l) without
+    noise. So any solver applies.
 
-    Multistep rules interpolate F as a polynomial in l, in `smooth`, or in the published variable,
-    and integrate it against dA.
+    Multistep rules interpolate F as a polynomial in l, in `smooth` or in `own`, and integrate it
+    against dA.
 
     Arguments:
         integrand, scale, own, smooth, prepare, plans: as in `AbstractClocked`.
@@ -186,11 +192,11 @@ class Clocked(AbstractClocked):
 
 @dataclass(frozen=True, eq=False)
 class AngleClocked(AbstractClocked):
-    """dy = F dA(l) with F(l, x), x = y scale(l), A(l) = -arctan(e^{-l} / c), an angle from -pi/2 to
-    0, and no noise.
+    """dy = F(l, x) dA(l) with x = y scale(l) and A(l) = -arctan(e^{-l} / c), an angle from -pi/2 to
+    0; no noise.
 
-    Its time is A, in float64 for tensors. Multistep rules interpolate F as a polynomial in A, which
-    takes the place of l in all rules, or in `smooth`.
+    Its time is A. Multistep rules interpolate F as a polynomial in A, which they use in place of l,
+    in `smooth` or in `own`.
 
     Arguments:
         integrand, scale, own, smooth, prepare, plans: as in `AbstractClocked`.
@@ -219,11 +225,11 @@ class AngleClocked(AbstractClocked):
         return -atan(exp(-l) / self.c)
 
     def parameter(self, t: Time) -> Time:
-        """l at an angle."""
+        """l at an angle, a time of the equation."""
         return -log(self.c * tan(-t))
 
     def rate(self, l: Time) -> float:
-        """1."""
+        """dA / dtau at l, which is 1: the time is A."""
         return 1.0
 
     def quadrature(
@@ -236,5 +242,5 @@ class AngleClocked(AbstractClocked):
 
 
 def on_arrays(function: Callable[[Time], Time]) -> Callable[[np.ndarray], np.ndarray]:
-    """A function of times as a function of arrays."""
+    """A function of floats and tensors as a function of numpy arrays."""
     return lambda l: np.asarray(function(torch.from_numpy(l)))

@@ -1,4 +1,4 @@
-"""Derivatives of functions that act on each coordinate alone."""
+"""Derivatives of elementwise functions."""
 
 from collections.abc import Callable
 

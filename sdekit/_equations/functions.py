@@ -27,7 +27,7 @@ def _as_tensor(t: Time, x: Tensor) -> Tensor:
 
 
 def _call(name: str, function: Callable[[Tensor, Tensor], Tensor], t: Tensor, x: Tensor) -> Tensor:
-    """function(t, x), with an error that says so if it takes other arguments."""
+    """function(t, x), with an error that names the expected arguments if it takes others."""
     try:
         return function(t, x)
     except TypeError:
@@ -53,16 +53,16 @@ class SDE(AbstractSDE):
         g: `g(t, x)`, shaped as the table in `AbstractSDE` says for the noise type; an additive or
             diagonal g may also be a number, or broadcast against x as torch does.
         noise_type: "additive", "diagonal", "scalar" or "general".
-        sde_type: "ito" or "stratonovich".
-        noise_size: m, the number of Brownian motions of general noise.
+        sde_type: the calculus, "ito" or "stratonovich".
+        noise_size: m, the number of Brownian motions; required for general noise, and only there.
 
     Raises:
         ValueError: for an unknown noise type or calculus, noise_size without general noise, or
-            general noise without noise_size; in a solve, for an f or g of another shape.
-        TypeError: for functions of (x, t); in a solve, for an f or g that is not a tensor of real
-            floating numbers.
-        RuntimeError: in a solve, for an f or g that changes t or x in place, or a tensor that it
-            returned before.
+            general noise without noise_size; in a solve, when f or g returns another shape.
+        TypeError: for functions whose arguments are named in the order (x, t); in a solve, when f
+            or g returns anything but a tensor of real floating-point numbers.
+        RuntimeError: in a solve, when f or g changes t, x or a tensor that it returned before in
+            place.
 
     Example:
         >>> gbm = sdekit.SDE(lambda t, x: 0.1 * x, lambda t, x: 0.3 * x, "diagonal")
@@ -126,8 +126,8 @@ class ODE(AbstractSDE):
             their own times.
 
     Raises:
-        TypeError: for a function of (x, t). TypeError, ValueError, RuntimeError: in a solve, as
-            `SDE`.
+        TypeError: for a function whose arguments are named in the order (x, t).
+        TypeError, ValueError, RuntimeError: in a solve, as `SDE`.
 
     Example:
         >>> ode = sdekit.ODE(lambda t, x: -x)

@@ -16,20 +16,20 @@ from sdekit.elementary import Time, axpy, broadcast
 
 @dataclass(frozen=True, eq=False)
 class PiecewiseClocked(AbstractSDE):
-    """dy = F dA(l) + dB_{Q(l)} with F(l, x), x = y scale(l), log A and log Q linear on each step of
-    a grid of l.
+    """dy = F(l, x) dA(l) + dB_{Q(l)} with x = y scale(l), where log A and log Q are linear on each
+    step of a grid of l.
 
-    `Clocked` with exponents that change from step to step. Its time is l, because Q may be constant
-    on a step. The weights of planned rules and the noise of a step, N(0, Q(l_1) - Q(l_0)), are
-    exact; other solvers see a drift and a g that jump between steps.
+    This is `Clocked` with exponents that change from step to step. Its time is l, because Q may be
+    constant on a step. With planned rules, such as `AdamsBashforth`, the weights and the noise of a
+    step, N(0, Q(l_1) - Q(l_0)), are exact; for other solvers the drift and g jump between steps.
 
     Arguments:
         integrand: `F(l, x)`, shaped like x.
         scale: x / y as a function of l.
-        l: the grid, increasing.
-        log_a: log A at its points, increasing.
-        log_q: log Q at its points, not decreasing; steps on which it is constant have no noise.
-        own, smooth: as in `Clocked`.
+        l: the grid, increasing, `(points,)`.
+        log_a: log A at the points of the grid, increasing.
+        log_q: log Q there, not decreasing; steps on which it is constant have no noise.
+        own, smooth: as in `AbstractClocked`.
 
     Raises:
         ValueError: unless l and log_a increase and log_q does not decrease; in a solve with

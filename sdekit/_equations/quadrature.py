@@ -1,5 +1,5 @@
-"""Integrals of interpolating polynomials against dt or against d e^{a l}: what the weights of
-multistep rules are made of.
+"""Integrals of interpolating polynomials against dt or against d e^{a l}, from which the weights of
+multistep rules are computed.
 """
 
 from collections.abc import Callable
@@ -22,10 +22,10 @@ def _identity(l: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True, eq=False)
 class Panels:
-    """Steps of an integral against dA(l), and the nodes of the values that each step may use.
+    """The steps of an integral against dA(l), and the nodes whose values each step may use.
 
-    A(l) = l where rate = 0; else A(l) = e^{rate (l - stop)}, normalised to 1 at the end so that
-    nothing overflows.
+    A(l) = l where rate = 0; else A(l) = e^{rate (l - stop)}, which is 1 at the end of the step so
+    that nothing overflows.
 
     Arguments:
         nodes: `(steps, k)`, distinct in each row; start, stop: `(steps,)`.
@@ -56,8 +56,8 @@ class Panels:
         return np.exp(self.stop.max() - l) if np.any(self.rate) else l
 
     def moments(self, variable: Map = _identity) -> np.ndarray:
-        """The integrals of 1, s, ..., s^{k-1} against dA, `(steps, k)`; s goes from 0 to 1 over the
-        step as a variable does.
+        """The integrals of 1, s, ..., s^{k-1} against dA, `(steps, k)`; s is the given variable,
+        shifted and scaled so that it runs from 0 to 1 over the step.
         """
         if self.k == 1:  # A's increment
             width = self.stop - self.start
@@ -91,7 +91,7 @@ class Panels:
         return self.weights(self.moments(variable), variable)
 
     def _position(self, l: np.ndarray, variable: Map) -> np.ndarray:
-        """s at l, `(steps, n)`."""
+        """The s of `moments` at l, `(steps, n)`."""
         start = variable(self.start)[:, None]
         stop = variable(self.stop)[:, None]
         return (variable(l) - start) / (stop - start)

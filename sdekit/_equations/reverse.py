@@ -89,23 +89,24 @@ class ReverseSDE(AbstractSDE):
     early times.
 
     With s(t, x) = grad log p_t(x) its solution has the forward equation's marginals for every eta:
-    1 is Anderson's equation, 0 the probability flow.
+    eta = 1 is Anderson's equation, eta = 0 the probability flow.
 
     Arguments:
         forward: dx = f dt + g dW, an Ito equation with additive or diagonal noise. For additive
             noise the divergence is 0; for diagonal noise it is d(g_i^2)/dx_i by autograd, where g_i
-            depends on x_i and t only.
-        score: `s(t, x)`, shaped like x. t is a float, or `(batch,)`: `sdekit.elementary` has
-            functions for both.
+            may depend on x_i and t only.
+        score: `s(t, x)`, shaped like x. t is a float or `(batch,)`; the functions of
+            `sdekit.elementary` accept both.
         eta: the noise level, 0 or larger.
-        prepare: the drift at the times of a grid, as functions of x that guard their tensors;
-            empty, or None, if this saves nothing.
-        slopes: those of a grid; `tabulated` fills it in.
+        prepare: a function of the times of a grid that returns `slopes`; None, or an empty result,
+            if this saves nothing.
+        slopes: the drift at the times of a grid, see `AbstractSDE`; `tabulated` fills it in.
 
     Raises:
-        TypeError: when the forward noise is of another kind, or the score takes (x, t); in a solve,
-            when the score is not a tensor of real floating numbers.
-        ValueError: for a negative eta; in a solve, for a score of another shape than x, or
+        TypeError: when the forward noise is of another kind, or the arguments of the score are
+            named in the order (x, t); in a solve, when the score is not a tensor of real
+            floating-point numbers.
+        ValueError: for a negative eta; in a solve, for a score of another shape than x, or for
             predictors with an eta other than 0 and 1.
         RuntimeError: in a solve, when the score changes t or x in place.
 
@@ -178,7 +179,10 @@ class ReverseSDE(AbstractSDE):
 class ProbabilityFlow(AbstractSDE):
     """dx = [f - (div(g g^T) + g g^T s) / 2] dt: the ODE with the marginals of the forward equation.
 
-    Arguments as in `ReverseSDE`.
+    It may be solved in both directions of time.
+
+    Arguments:
+        forward, score: as in `ReverseSDE`.
 
     Raises:
         TypeError, ValueError, RuntimeError: as `ReverseSDE`.

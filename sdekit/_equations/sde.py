@@ -1,4 +1,4 @@
-"""Stochastic differential equations dx = f(t, x) dt + g(t, x) dW, and ordinary ones as their case
+"""Stochastic differential equations dx = f(t, x) dt + g(t, x) dW, and ordinary ones as the case
 g = 0.
 """
 
@@ -21,7 +21,7 @@ SDEType = Literal["ito", "stratonovich"]
 
 
 class Slope(Protocol):
-    """The drift f at some time as a function of x, or onto + h f."""
+    """The drift f at a fixed time as a function of x; onto + h f(x) if h and onto are given."""
 
     def __call__(self, x: Tensor, h: float = 1.0, onto: Tensor | None = None, /) -> Tensor: ...
 
@@ -29,8 +29,9 @@ class Slope(Protocol):
 class AbstractSDE(ABC):
     """dx = f(t, x) dt + g(t, x) dW on states of shape `(batch, *event)`.
 
-    Time is physical and runs in either direction; t is a float on fixed grids and a `(batch,)`
-    tensor where samples have their own times. The noise type says what g is and what shape W has:
+    Time runs in either direction; t is a float on fixed grids and a `(batch,)` tensor where samples
+    have their own times. A subclass defines `noise_type`, `drift` and `diffusion`. The noise type
+    says what g is and what shape W has:
 
     | noise_type | g(t, x) | W |
     |---|---|---|
@@ -45,11 +46,14 @@ class AbstractSDE(ABC):
     `(batch, 1, ...)`, see `sdekit.elementary.broadcast`.
 
     Attributes:
-        slopes: the drift at the times of a grid, as functions of x that guard their tensors;
-            filled in by `tabulated` of equations that have them. With two more arguments h and
-            onto they return onto + h f(x).
-        plans: a cache of the plans of multistep rules on this equation; None for a new plan in each
-            solve.
+        noise_type: "none", "additive", "diagonal", "scalar" or "general".
+        sde_type: the calculus, "ito" or "stratonovich".
+        slopes: the drift at each time of a grid as a function of x, for equations that compute part
+            of it in advance; `tabulated` fills it in. With two more arguments, `(x, h, onto)`,
+            these functions return onto + h f(x). They refuse changes in place themselves, because
+            `solve` does not check them.
+        plans: a cache of the plans of multistep rules on this equation; None makes a new plan in
+            each solve.
 
     Example:
         >>> class DoubleWell(sdekit.AbstractSDE):  # dx = (x - x^3) dt + 0.5 dW
@@ -77,11 +81,12 @@ class AbstractSDE(ABC):
         """g(t, x), shaped as in the table of the class; a float if it is one number."""
 
     def jacobian(self, t: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-        """f_x of each sample, `(batch, d, d)` with d numbers per sample, and f_t, shaped like x, by
-        d derivatives in reverse mode, at once.
+        """f_x of each sample, `(batch, d, d)` for d numbers per sample, and f_t, shaped like x; by
+        d vector-Jacobian products in one batched call. t is `(batch,)`.
 
         Raises:
-            ValueError: for a drift that autograd does not see, whose derivatives would be 0.
+            ValueError: for a drift through which autograd finds no path to x: its derivatives
+                would be 0.
         """
         d = math.prod(x.shape[1:])
         with torch.inference_mode(False), torch.enable_grad():
@@ -91,13 +96,16 @@ class AbstractSDE(ABC):
         return by_x.reshape(d, len(x), d).transpose(0, 1), by_t.T.to(x).reshape(x.shape)
 
     def jacobian_product(self, t: Tensor, x: Tensor) -> tuple[Callable[[Tensor], Tensor], Tensor]:
-        """The function v -> f_x v of each sample, with v shaped like x, and f_t; without gradients.
+        """The function v -> f_x v of each sample, with v shaped like x, and f_t; both without
+        gradients. t is `(batch,)`.
 
-        The product is the derivative by u of f_x^T u, whose graph is kept: it does not call f.
+        The product is the derivative of f_x^T u with respect to u. The graph of f_x^T u is kept, so
+        that the function does not call f.
 
         Raises:
-            ValueError: for a drift that autograd does not see, whose derivatives would be 0; by the
-                function, for one whose derivative cannot be differentiated again.
+            ValueError: for a drift through which autograd finds no path to x: its derivatives
+                would be 0; by the function, for a drift whose derivative cannot be differentiated
+                again.
         """
         with torch.inference_mode(False), torch.enable_grad():
             time = t.detach().clone().requires_grad_()
@@ -127,10 +135,10 @@ class AbstractSDE(ABC):
         return partial(derivative, by_x), derivative(by_t, torch.ones_like(time))
 
     def _followed_drift(self, t: Tensor, x: Tensor) -> Tensor:
-        """The drift, where autograd sees it.
+        """The drift, if autograd has recorded it.
 
         Raises:
-            ValueError: where it does not.
+            ValueError: otherwise.
         """
         value = self.drift(t, x)
         if not value.requires_grad:
@@ -138,42 +146,48 @@ class AbstractSDE(ABC):
         return value
 
     def advance(self, t: Time, x: Tensor, h: Time, onto: Tensor) -> Tensor:
-        """onto + h f(t, x), for solvers that use a drift once."""
+        """onto + h f(t, x), for solvers that use this value of the drift only once."""
         return axpy(h, self.drift(t, x), onto)
 
     def diffuse(self, t: Time, x: Tensor, dw: Tensor | None, onto: Tensor) -> Tensor:
-        """onto + g(t, x) . dw: the method of most solvers, which need not know the noise type.
+        """onto + g(t, x) . dw, for every noise type; dw is shaped like W, or None without noise.
 
-        Others call `diffusion` and `multiply`: an equation that overrides one of these must keep
-        them consistent.
+        Some solvers call `diffusion` and `multiply` instead: an equation that overrides one of the
+        three must keep them consistent.
         """
         return onto if self.noise_type == "none" else self.multiply(self.diffusion(t, x), dw, onto)
 
     def multiply(self, g: Time, dw: Tensor | None, onto: Tensor) -> Tensor:
-        """onto + g . dw for a g already evaluated; the only product of g and the noise."""
+        """onto + g . dw for a g already evaluated; every product of g and noise is made here."""
         return _PRODUCTS[self.noise_type](g, dw, onto)
 
     def kick(self, t0: Time, t1: Time, x: Tensor, dw: Tensor | None) -> Tensor:
         """x + the noise of a whole step, for solvers of additive noise that evaluate g once per
         step.
 
-        g is evaluated in the middle of the step; at its start the variance would have first
-        order only.
+        g is evaluated in the middle of the step; with g at its start the variance would only be
+        accurate to first order.
         """
         return self.diffuse(0.5 * (t0 + t1), x, dw, x)
 
     def physical(self, t: Time, x: Tensor) -> Tensor:
-        """A state in the units of tolerances: x, unless the equation has another variable."""
+        """A state in the units of the tolerances: x itself, unless the equation is solved in
+        another variable.
+        """
         return x
 
     def noise_shape(self, x: Tensor) -> tuple[int, ...] | None:
-        """The event shape of W, or None without noise."""
+        """The shape of W for one sample, or None without noise."""
         if self.noise_type == "none":
             return None
         return () if self.noise_type == "scalar" else tuple(x.shape[1:])
 
     def rows(self, index: Tensor) -> Self:
-        """The same equation for some of the samples; itself if only x is per sample."""
+        """The same equation for some of the samples; itself if nothing but x is per sample.
+
+        index has their rows, int64. Adaptive steps call it, to continue with the samples that have
+        not ended.
+        """
         return self
 
     def tabulated(self, ts: Sequence[float]) -> Self:
@@ -186,8 +200,8 @@ class AbstractSDE(ABC):
     def drifts(
         self, times: Sequence[Tensor], x: Tensor
     ) -> Sequence[Callable[[Tensor], Tensor]] | None:
-        """The drift at each of several times `(batch,)`, the stages of one step, as functions of
-        states like x; what depends on the times alone is computed at once.
+        """The drift at each of several times, those of the stages of a step, each `(batch,)`, as
+        functions of states like x; what depends on the times alone is computed in one call.
 
         None if that saves nothing.
         """
@@ -220,13 +234,13 @@ class AbstractSDE(ABC):
 
     def chain(self, s: float, t: float) -> tuple[float, float, float]:
         """r, v and w of the Markov chain x_t = r x_s + sqrt(v) z that discretises the equation,
-        s < t.
+        s < t, with z ~ N(0, I).
 
-        w is the variance of the step back, which has the mean (x_t + v score) / r.
+        w is the variance of the step back, whose mean is (x_t + v score) / r.
 
-        Here they are exact: r = alpha_t / alpha_s, v = sigma_t^2 - r^2 sigma_s^2, and w = v
-        sigma_s^2 / sigma_t^2 that of q(x_s | x_t, x_0). Equations with a published chain return its
-        numbers.
+        By default they are exact: r = alpha_t / alpha_s, v = sigma_t^2 - r^2 sigma_s^2, and
+        w = v sigma_s^2 / sigma_t^2, the variance of q(x_s | x_t, x_0). Equations with a published
+        chain return its numbers.
 
         Raises:
             TypeError: when the kernel is not known.
@@ -251,14 +265,16 @@ class AbstractSDE(ABC):
     def quadrature(
         self, rule: Rule, nodes: np.ndarray, t0: np.ndarray, t1: np.ndarray
     ) -> np.ndarray:
-        """The weights of the drifts at the nodes in a step from t0 to t1, by a rule.
+        """The weights w_j of a multistep rule, `(steps, k)`: a step from t0 to t1 adds
+        sum_j w_j f_j, with f_j the drifts at the nodes.
 
-        `Panels.exact` integrates the interpolant.
-
-        Here rules receive t; those of `Clocked` receive its parameter and its clock.
+        The rule receives `Panels` in the time t; a `Clocked` equation passes its parameter l and
+        its clock instead.
 
         Arguments:
-            nodes: `(steps, k)` times; t0, t1: `(steps,)`.
+            rule: computes the weights from the panels; `Panels.exact` integrates the interpolant.
+            nodes: times, `(steps, k)`.
+            t0, t1: the ends of the steps, `(steps,)`.
         """
         return rule(Panels(nodes, t0, t1))
 

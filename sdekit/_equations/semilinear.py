@@ -21,15 +21,16 @@ class SemiLinear(AbstractSDE):
 
     Arguments:
         linear: A, a float or a tensor that broadcasts against the event.
-        f: `f(t, x)`, as in `SDE`.
+        f: `f(t, x)`, as in `SDE`: the drift without A x.
         g: `g(t, x)`, as in `SDE`; None without noise.
         noise_type: "none", "additive", "diagonal", "scalar" or "general".
         sde_type: "ito" or "stratonovich".
         noise_size: m, the number of Brownian motions of general noise.
 
     Raises:
-        ValueError: for an unknown noise type, noise without g or g without noise, noise_size
-            without general noise, or general noise without noise_size.
+        ValueError: for an unknown noise type or calculus, noise without g or g without noise,
+            noise_size without general noise, or general noise without noise_size.
+        TypeError, ValueError, RuntimeError: as `SDE`.
 
     Example:
         >>> f, g = lambda t, x: torch.cos(x), lambda t, x: 1.0
@@ -50,8 +51,8 @@ class SemiLinear(AbstractSDE):
     def __post_init__(self) -> None:
         if (self.g is None) != (self.noise_type == "none"):
             raise ValueError(
-                f"noise_type {self.noise_type!r} does not go with g = {self.g}; leave g out for "
-                "'none', only there"
+                f"noise_type {self.noise_type!r} does not fit g = {self.g}; noise needs g, and "
+                "noise_type 'none' has none"
             )
         rest = (
             ODE(self.f)
